@@ -1,0 +1,39 @@
+"""The one vocabulary of axis names; every shape in code, documentation and labelled arrays uses these."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class Axis(StrEnum):
+    """An axis of a captured value, with the letter that docstrings use for it."""
+
+    LAYER = "layer"  # L
+    BATCH = "batch"  # B
+    POS = "pos"  # P, a column of the padded batch
+    HEAD = "head"  # H
+    QUERY = "query"  # Pq
+    KEY = "key"  # Pk
+    D_MODEL = "d_model"  # D
+    D_HEAD = "d_head"  # K
+    D_MLP = "d_mlp"  # M
+    D_VOCAB = "d_vocab"  # V
+
+
+Axes = tuple[Axis, ...]
+
+RESIDUAL: Axes = (Axis.BATCH, Axis.POS, Axis.D_MODEL)
+PER_HEAD: Axes = (Axis.BATCH, Axis.POS, Axis.HEAD, Axis.D_HEAD)
+ATTENTION: Axes = (Axis.BATCH, Axis.HEAD, Axis.QUERY, Axis.KEY)
+HIDDEN: Axes = (Axis.BATCH, Axis.POS, Axis.D_MLP)
+
+POSITIONS = (Axis.POS, Axis.QUERY)
+"""The axis that `pos=` selects along."""
+
+NEURONS = (Axis.D_MODEL, Axis.D_MLP, Axis.D_HEAD)
+"""The axis that `neurons=` selects along."""
+
+
+def position_axis(axes: Axes) -> int:
+    """Which axis of a checkpoint's value runs over positions (queries, for scores and patterns)."""
+    return next(i for i, axis in enumerate(axes) if axis in POSITIONS)
