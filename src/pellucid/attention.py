@@ -1,0 +1,151 @@
+"""Causal multi-head self-attention (Vaswani et al. 2017, arXiv:1706.03762, in GPT-2's form).
+
+Nobody looking inside, it runs through the fused `scaled_dot_product_attention`. Whoever looks at scores or
+pattern gets them computed beside the fused call, which still makes the output; only a replaced value sends
+this layer down the explicit path. Both paths do what transformers' sdpa and eager attention do, operation for
+operation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pellucid.ckpt import Ckpt
+from pellucid.config import TransformerConfig
+from pellucid.parameters import LiveView
+from pellucid.tap import Tap
+
+AttentionWeights = tuple[Tensor, Tensor, Tensor, Tensor]
+"""W_QKV [D, 3D], b_QKV [3D], W_O [H, K, D], b_O [D]."""
+
+
+def affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """x [..., I], weight [I, O], bias [O] -> [..., O], by one `addmm`, as transformers' Conv1D does."""
+    return torch.addmm(bias, x.flatten(0, -2), weight).view(*x.shape[:-1], weight.size(1))
+
+
+@dataclass(frozen=True)
+class Visible:
+    """Which keys each query may attend to: earlier ones and itself, pads left out.
+
+    Args:
+        padding: [B, P], true at real positions; None where there are no pads.
+    """
+
+    padding: Tensor | None = None
+
+    def among(self, queries: int, keys: int, device: torch.device) -> Tensor:
+        """[1 or B, 1, Pq, Pk], true where a query may attend."""
+        causal = torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
+        return causal[None, None] if self.padding is None else causal & self.padding[:, None, None, :]
+
+
+def _head_matrices(part: int) -> LiveView:
+    def view(attention: Attention, stored: Tensor) -> Tensor:
+        d_model, h = stored.size(0), attention.n_head
+        return stored.unflatten(1, (3, h, d_model // h))[:, part].transpose(0, 1)
+
+    return LiveView("W_QKV", view, f"W_{'QKV'[part]} [H, D, K], a live view of the stored W_QKV [D, 3D].")
+
+
+def _head_biases(part: int) -> LiveView:
+    def view(attention: Attention, stored: Tensor) -> Tensor:
+        return stored.unflatten(0, (3, attention.n_head, -1))[part]
+
+    return LiveView("b_QKV", view, f"b_{'QKV'[part]} [H, K], a live view of the stored b_QKV [3D].")
+
+
+class Attention(nn.Module):
+    """q, k, v, scores, pattern, z and what is added to the residual stream, each through its checkpoint.
+
+    Stored: `W_QKV` [D, 3D] with columns q|k|v, each head after head; `b_QKV` [3D]; `W_O` [H, K, D]; `b_O` [D].
+    """
+
+    W_Q, W_K, W_V = _head_matrices(0), _head_matrices(1), _head_matrices(2)
+    b_Q, b_K, b_V = _head_biases(0), _head_biases(1), _head_biases(2)
+
+    def __init__(self, config: TransformerConfig, block: int, weights: AttentionWeights, *, eager: bool) -> None:
+        super().__init__()
+        self.n_head = config.n_head
+        self.scale = config.attention_scale(block)
+        self.attn_pdrop, self.resid_pdrop = config.attn_pdrop, config.resid_pdrop
+        self.eager = eager
+        self.upcast = eager and config.reorder_and_upcast_attn  # transformers' sdpa path ignores the field
+        self.W_QKV, self.b_QKV, self.W_O, self.b_O = (nn.Parameter(tensor) for tensor in weights)
+        self.ckpt_q = Ckpt()
+        self.ckpt_k = Ckpt()
+        self.ckpt_v = Ckpt()
+        self.ckpt_scores = Ckpt()
+        self.ckpt_pattern = Ckpt()
+        self.ckpt_z = Ckpt()
+        self.ckpt_attn_out = Ckpt()
+
+    def forward(
+        self, x: Tensor, visible: Visible | None = None, tap: Tap | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """x [B, P, D] -> (attn_out [B, P, D], pattern [B, H, P, P] or None where nobody looked at it)."""
+        visible = visible or Visible()
+        qkv = affine(x, self.W_QKV, self.b_QKV).unflatten(-1, (3, self.n_head, -1))
+        q = self.ckpt_q(qkv[:, :, 0], tap).transpose(1, 2)
+        k = self.ckpt_k(qkv[:, :, 1], tap).transpose(1, 2)
+        v = self.ckpt_v(qkv[:, :, 2], tap).transpose(1, 2)
+
+        pattern, explicit = self._pattern(q, k, v, visible, tap)
+        if explicit and pattern is not None:
+            z = torch.matmul(F.dropout(pattern, self.attn_pdrop, self.training), v.contiguous())
+        else:
+            z = self._fused(q, k, v, visible)
+        z = self.ckpt_z(z.transpose(1, 2), tap)
+
+        attn_out = affine(z.flatten(2), self.W_O.flatten(0, 1), self.b_O)
+        attn_out = F.dropout(attn_out, self.resid_pdrop, self.training)
+        return self.ckpt_attn_out(attn_out, tap), pattern
+
+    def _fused(self, q: Tensor, k: Tensor, v: Tensor, visible: Visible) -> Tensor:
+        """q, k, v [B, H, P, K] -> z [B, H, P, K]."""
+        queries, keys = q.size(2), k.size(2)
+        mask = None if visible.padding is None else visible.among(queries, keys, q.device)
+        return F.scaled_dot_product_attention(
+            q, k, v,
+            attn_mask=mask,
+            dropout_p=self.attn_pdrop if self.training else 0.0,
+            is_causal=mask is None and queries > 1,
+            scale=self.scale,
+        )  # fmt: skip
+
+    def _pattern(
+        self, q: Tensor, k: Tensor, v: Tensor, visible: Visible, tap: Tap | None
+    ) -> tuple[Tensor | None, bool]:
+        """The pattern [B, H, Pq, Pk] if anybody needs it, and whether the output must be made from it."""
+        explicit = self.eager
+        watched = self.ckpt_scores.is_watched(tap) or self.ckpt_pattern.is_watched(tap)
+        if not (explicit or watched):
+            return None, False
+        scores = self._scores(q, k.contiguous(), visible)
+        if (edited := self.ckpt_scores.replacement(scores, tap)) is not None:
+            scores, explicit = edited, True
+        pattern = F.softmax(scores, dim=-1).type(v.dtype)
+        if (edited := self.ckpt_pattern.replacement(pattern, tap)) is not None:
+            pattern, explicit = edited, True
+        return pattern, explicit
+
+    def _scores(self, q: Tensor, k: Tensor, visible: Visible) -> Tensor:
+        """Scaled and masked scores [B, H, Pq, Pk]; masked entries hold the dtype's minimum."""
+        scores = self._upcast_scores(q, k) if self.upcast else torch.matmul(q, k.transpose(-1, -2)) * self.scale
+        hidden = ~visible.among(q.size(2), k.size(2), q.device)
+        return scores.masked_fill(hidden, torch.finfo(scores.dtype).min)
+
+    def _upcast_scores(self, q: Tensor, k: Tensor) -> Tensor:
+        """Scores in float32 or better with the scale inside the product, as `reorder_and_upcast_attn` asks for."""
+        b, h, queries, d_head = q.shape
+        keys = k.size(2)
+        dtype = torch.promote_types(q.dtype, torch.float32)
+        with torch.autocast(q.device.type, enabled=False):
+            rows = q.reshape(b * h, queries, d_head).to(dtype)
+            columns = k.transpose(-1, -2).reshape(b * h, d_head, keys).to(dtype)
+            empty = torch.empty(b * h, queries, keys, dtype=dtype, device=q.device)
+            return torch.baddbmm(empty, rows, columns, beta=0, alpha=self.scale).view(b, h, queries, keys)

@@ -1,0 +1,146 @@
+"""Checkpoints: the named points that every intermediate value of a forward pass goes through.
+
+A `Ckpt` is a module, so it shows in `print(model)`, native hooks work on it, and what it returns is what the
+model goes on with. `BLOCK` and `AROUND` are the one table of names and shapes; every consumer reads it.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
+
+from pellucid.axes import ATTENTION, HIDDEN, PER_HEAD, RESIDUAL, Axes
+from pellucid.errors import UnknownNameError, nearest
+from pellucid.tap import Tap
+
+BLOCK: dict[str, Axes] = {
+    "resid_pre": RESIDUAL,  # what enters the block
+    "ln1.ckpt_scaled": RESIDUAL,  # (x - mean) / sqrt(var + eps)
+    "ln1.ckpt_normalized": RESIDUAL,  # scaled * w + b
+    "attn.ckpt_q": PER_HEAD,
+    "attn.ckpt_k": PER_HEAD,
+    "attn.ckpt_v": PER_HEAD,
+    "attn.ckpt_scores": ATTENTION,  # q k^T * scale; masked entries hold the dtype's minimum
+    "attn.ckpt_pattern": ATTENTION,  # softmax(scores), before dropout
+    "attn.ckpt_z": PER_HEAD,  # pattern v
+    "attn.ckpt_attn_out": RESIDUAL,  # z W_O + b_O, what is added to the residual stream
+    "resid_mid": RESIDUAL,  # resid_pre + attn_out
+    "ln2.ckpt_scaled": RESIDUAL,
+    "ln2.ckpt_normalized": RESIDUAL,
+    "mlp.ckpt_pre": HIDDEN,  # before the activation function
+    "mlp.ckpt_post": HIDDEN,  # after it
+    "mlp.ckpt_mlp_out": RESIDUAL,  # what is added to the residual stream
+    "resid_post": RESIDUAL,  # resid_mid + mlp_out
+}
+"""The 17 checkpoints of a block, in execution order, with their axes."""
+
+BEFORE: dict[str, Axes] = {"ckpt_embed": RESIDUAL, "ckpt_pos_embed": RESIDUAL}
+AFTER: dict[str, Axes] = {"ln_final.ckpt_scaled": RESIDUAL, "ln_final.ckpt_normalized": RESIDUAL}
+
+
+class Ckpt(nn.Module):
+    """The identity, with a name: the value passes through, and what comes out is what the model goes on with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.name = ""
+
+    def forward(self, value: Tensor, tap: Tap | None = None) -> Tensor:
+        return value if tap is None else tap(self.name, value)
+
+    def is_watched(self, tap: Tap | None) -> bool:
+        """Whether a tap or a native hook would see a value here; if not, it need not be computed."""
+        return bool(
+            (tap is not None and tap.wants(self.name))
+            or self._forward_hooks
+            or self._forward_pre_hooks
+            or torch_module._global_forward_hooks
+            or torch_module._global_forward_pre_hooks
+        )
+
+    def replacement(self, value: Tensor, tap: Tap | None) -> Tensor | None:
+        """Pass on a value that was computed only to be seen.
+
+        Returns:
+            What someone put in its place, or None where it was only looked at: the same tensor came back and
+            nothing was written into it.
+        """
+        unwritten = _witness(value)
+        seen = self(value, tap)
+        return None if seen is value and unwritten() else seen
+
+
+def _witness(value: Tensor) -> functools.partial[bool]:
+    """A question that is answered later: has nothing been written into this tensor since now?"""
+    if value.is_inference():  # inference tensors have no version counter
+        return functools.partial(_same_bytes, value, value.clone())
+    return functools.partial(_same_version, value, value._version)
+
+
+def _same_version(value: Tensor, version: int) -> bool:
+    return value._version == version
+
+
+def _same_bytes(value: Tensor, copy: Tensor) -> bool:
+    return torch.equal(value.view(torch.uint8), copy.view(torch.uint8))
+
+
+def name_checkpoints(root: nn.Module) -> None:
+    """Tell every checkpoint below `root` its dotted name."""
+    for name, module in root.named_modules():
+        if isinstance(module, Ckpt):
+            module.name = name
+
+
+@functools.lru_cache(maxsize=64)
+def all_axes(n_layer: int) -> dict[str, Axes]:
+    """Every checkpoint of a model with this many blocks -> its axes, in execution order."""
+    blocks = {f"blocks.{i}.{name}": axes for i in range(n_layer) for name, axes in BLOCK.items()}
+    return {**BEFORE, **blocks, **AFTER}
+
+
+def all_names(n_layer: int) -> tuple[str, ...]:
+    """Every checkpoint of a model with this many blocks, in execution order: 17 a block and 4 around them."""
+    return tuple(all_axes(n_layer))
+
+
+def select(patterns: str | Iterable[str] | None, known: Sequence[str]) -> tuple[str, ...]:
+    """The known names that match any of the patterns, in the order of `known`.
+
+    In a pattern `*` stays within one dotted part and `**` crosses parts. None selects everything.
+
+    Raises:
+        UnknownNameError: A name that does not exist, or a pattern that matches nothing; with suggestions.
+    """
+    if patterns is None:
+        return tuple(known)
+    chosen: set[str] = set()
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        matched = [name for name in known if name == pattern] or _glob(pattern, known)
+        if not matched:
+            raise unknown_name(pattern, known)
+        chosen.update(matched)
+    return tuple(name for name in known if name in chosen)
+
+
+def unknown_name(name: object, known: Iterable[str]) -> UnknownNameError:
+    """The error for a checkpoint name or pattern that does not exist among `known`."""
+    what = "pattern matches no checkpoint" if "*" in str(name) else "no such checkpoint"
+    return UnknownNameError(
+        f"{what}: {name!r}.",
+        code="unknown-checkpoint",
+        remedy=f"{nearest(str(name), known)} `model.ckpt_names` lists them all.".strip(),
+    )
+
+
+def _glob(pattern: str, known: Sequence[str]) -> list[str]:
+    if not isinstance(pattern, str) or "*" not in pattern:
+        return []
+    parts = re.split(r"(\*\*|\*)", pattern)
+    expression = "".join({"**": ".*", "*": "[^.]*"}.get(part, re.escape(part)) for part in parts)
+    return [name for name in known if re.fullmatch(expression, name)]

@@ -1,0 +1,250 @@
+"""The mathematics of GPT-2 (Radford et al. 2019), top to bottom, every value through its checkpoint.
+
+    x = W_E[ids] + W_pos[positions]
+    for each block:  x = x + attn(ln1(x));  x = x + mlp(ln2(x))
+    logits = ln_final(x) W_U
+
+Modules are built around given tensors, never around fresh ones: a file that is mapped stays mapped, and the
+same constructor serves trained and new weights. Operations and their order are those of transformers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pellucid import nonlinear
+from pellucid.attention import Attention, Visible, affine
+from pellucid.ckpt import Ckpt, name_checkpoints
+from pellucid.config import TransformerConfig
+from pellucid.parameters import LiveView
+from pellucid.tap import Tap
+
+MLPWeights = tuple[Tensor, Tensor, Tensor, Tensor]
+"""W_in [D, M], b_in [M], W_out [M, D], b_out [D]."""
+
+Weights = Mapping[str, Tensor]
+"""Stored parameter name -> tensor; `stored_shapes` lists the names."""
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How the same mathematics is run.
+
+    Args:
+        attention: "auto" fuses every layer that nobody looks inside; "eager" makes every layer explicit.
+        numerics: "exact" performs the reference implementation's operations; "fast" may fuse them.
+    """
+
+    attention: str = "auto"
+    numerics: str = "exact"
+
+
+def stored_shapes(config: TransformerConfig) -> dict[str, tuple[int, ...]]:
+    """Every stored parameter of a model with this configuration -> its shape."""
+    d, m, h = config.n_embd, config.d_mlp, config.n_head
+    shapes: dict[str, tuple[int, ...]] = {
+        "embed.W_E": (config.vocab_size, d),
+        "pos_embed.W_pos": (config.n_positions, d),
+    }
+    for i in range(config.n_layer):
+        block = {
+            "ln1.w": (d,), "ln1.b": (d,),
+            "attn.W_QKV": (d, 3 * d), "attn.b_QKV": (3 * d,), "attn.W_O": (h, config.d_head, d), "attn.b_O": (d,),
+            "ln2.w": (d,), "ln2.b": (d,),
+            "mlp.W_in": (d, m), "mlp.b_in": (m,), "mlp.W_out": (m, d), "mlp.b_out": (d,),
+        }  # fmt: skip
+        shapes.update({f"blocks.{i}.{name}": shape for name, shape in block.items()})
+    shapes.update({"ln_final.w": (d,), "ln_final.b": (d,)})
+    if not config.tie_word_embeddings:
+        shapes["unembed.W_U"] = (d, config.vocab_size)
+    return shapes
+
+
+def fresh_weights(config: TransformerConfig) -> dict[str, Tensor]:
+    """GPT-2's initialisation (Radford et al. 2019, section 2.3): normal matrices, zero biases, unit gains.
+
+    The matrices that write into the residual stream are scaled by 1/sqrt(2 n_layer). Draws from torch's global
+    generator.
+    """
+    weights: dict[str, Tensor] = {}
+    for name, shape in stored_shapes(config).items():
+        kind = name.rsplit(".", 1)[-1]
+        if kind == "w":
+            weights[name] = torch.ones(shape)
+        elif kind.startswith("b"):
+            weights[name] = torch.zeros(shape)
+        elif kind == "W_U":  # stored as [V, D], so that the head's rows are contiguous
+            weights[name] = torch.empty(shape[::-1]).normal_(std=config.initializer_range).t()
+        else:
+            residual = (2 * config.n_layer) ** -0.5 if kind in ("W_O", "W_out") else 1.0
+            weights[name] = torch.empty(shape).normal_(std=config.initializer_range * residual)
+    return weights
+
+
+class Embedding(nn.Module):
+    """Token ids -> rows of `W_E` [V, D]."""
+
+    weight = LiveView("W_E", lambda _, stored: stored, "`W_E`, under the name that other libraries expect.")
+
+    def __init__(self, W_E: Tensor) -> None:
+        super().__init__()
+        self.W_E = nn.Parameter(W_E)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return F.embedding(ids, self.W_E)
+
+
+class PosEmbedding(nn.Module):
+    """Positions -> rows of `W_pos` [n_ctx, D]."""
+
+    def __init__(self, W_pos: Tensor) -> None:
+        super().__init__()
+        self.W_pos = nn.Parameter(W_pos)
+
+    def forward(self, positions: Tensor) -> Tensor:
+        return F.embedding(positions, self.W_pos)
+
+
+class LayerNorm(nn.Module):
+    """(x - mean) / sqrt(var + eps) * w + b over the last axis (Ba et al. 2016, arXiv:1607.06450)."""
+
+    def __init__(self, w: Tensor, b: Tensor, eps: float) -> None:
+        super().__init__()
+        self.w, self.b = nn.Parameter(w), nn.Parameter(b)
+        self.eps = eps
+        self.ckpt_scaled = Ckpt()
+        self.ckpt_normalized = Ckpt()
+
+    def forward(self, x: Tensor, tap: Tap | None = None) -> Tensor:
+        scaled = self.ckpt_scaled.replacement(self._scaled(x), tap) if self.ckpt_scaled.is_watched(tap) else None
+        if scaled is None:
+            normalized = F.layer_norm(x, self.w.shape, self.w, self.b, self.eps)
+        else:
+            normalized = scaled * self.w + self.b
+        return self.ckpt_normalized(normalized, tap)
+
+    def _scaled(self, x: Tensor) -> Tensor:
+        variance, mean = torch.var_mean(x, dim=-1, correction=0, keepdim=True)
+        return (x - mean) / torch.sqrt(variance + self.eps)
+
+
+class MLP(nn.Module):
+    """act(x W_in + b_in) W_out + b_out."""
+
+    def __init__(self, config: TransformerConfig, weights: MLPWeights, *, fast: bool) -> None:
+        super().__init__()
+        self.W_in, self.b_in, self.W_out, self.b_out = (nn.Parameter(tensor) for tensor in weights)
+        self.act = (nonlinear.FAST if fast else nonlinear.EXACT)[config.activation_function]
+        self.resid_pdrop = config.resid_pdrop
+        self.ckpt_pre = Ckpt()
+        self.ckpt_post = Ckpt()
+        self.ckpt_mlp_out = Ckpt()
+
+    def forward(self, x: Tensor, tap: Tap | None = None) -> Tensor:
+        pre = self.ckpt_pre(affine(x, self.W_in, self.b_in), tap)
+        post = self.ckpt_post(self.act(pre), tap)
+        mlp_out = F.dropout(affine(post, self.W_out, self.b_out), self.resid_pdrop, self.training)
+        return self.ckpt_mlp_out(mlp_out, tap)
+
+
+class TransformerBlock(nn.Module):
+    """Attention, then MLP, each reading a normalized copy of the residual stream and adding to it."""
+
+    def __init__(self, config: TransformerConfig, block: int, weights: Weights, execution: Execution) -> None:
+        super().__init__()
+        self.resid_pre = Ckpt()
+        self.ln1 = LayerNorm(weights["ln1.w"], weights["ln1.b"], config.layer_norm_epsilon)
+        self.attn = Attention(
+            config,
+            block,
+            (weights["attn.W_QKV"], weights["attn.b_QKV"], weights["attn.W_O"], weights["attn.b_O"]),
+            eager=execution.attention == "eager",
+        )
+        self.resid_mid = Ckpt()
+        self.ln2 = LayerNorm(weights["ln2.w"], weights["ln2.b"], config.layer_norm_epsilon)
+        self.mlp = MLP(
+            config,
+            (weights["mlp.W_in"], weights["mlp.b_in"], weights["mlp.W_out"], weights["mlp.b_out"]),
+            fast=execution.numerics == "fast",
+        )
+        self.resid_post = Ckpt()
+
+    def forward(self, x: Tensor, visible: Visible | None = None, tap: Tap | None = None) -> Tensor:
+        resid_pre = self.resid_pre(x, tap)
+        attn_out, _ = self.attn(self.ln1(resid_pre, tap), visible, tap)
+        resid_mid = self.resid_mid(attn_out + resid_pre, tap)
+        return self.resid_post(resid_mid + self.mlp(self.ln2(resid_mid, tap), tap), tap)
+
+
+class Unembedding(nn.Module):
+    """Normalized residual stream -> logits, by `W_U` [D, V].
+
+    Tied, it owns no parameter and `W_U` is the transposed live view of `W_E`; untied, `W_U` is a parameter whose
+    memory is that of a [V, D] head.
+    """
+
+    def __init__(self, embed: Embedding, W_U: Tensor | None) -> None:
+        super().__init__()
+        self._embed = (embed,)  # in a tuple, so that the embedding is not registered a second time
+        self.tied = W_U is None
+        if W_U is not None:
+            self.W_U = nn.Parameter(W_U)
+
+    @property
+    def weight(self) -> Tensor:
+        """The head as [V, D], under the name that other libraries expect."""
+        return self._embed[0].W_E if self.tied else self.W_U.t()
+
+    def __getattr__(self, name: str) -> Tensor | nn.Module:
+        if name == "W_U" and self.__dict__.get("tied"):
+            return self._embed[0].W_E.t()
+        return super().__getattr__(name)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight)
+
+
+class Transformer(nn.Module):
+    """GPT-2: ids [B, P] -> logits [B, P, V].
+
+    Args:
+        config: What the model is.
+        weights: Its stored parameters by name, shaped as `stored_shapes` says; used as they are, not copied.
+        execution: How it is run.
+    """
+
+    def __init__(self, config: TransformerConfig, weights: Weights, execution: Execution) -> None:
+        super().__init__()
+        self.config = config
+        self.execution = execution
+        self.embed = Embedding(weights["embed.W_E"])
+        self.pos_embed = PosEmbedding(weights["pos_embed.W_pos"])
+        self.blocks = nn.ModuleList(
+            TransformerBlock(config, i, _under(f"blocks.{i}.", weights), execution) for i in range(config.n_layer)
+        )
+        self.ln_final = LayerNorm(weights["ln_final.w"], weights["ln_final.b"], config.layer_norm_epsilon)
+        self.unembed = Unembedding(self.embed, weights.get("unembed.W_U"))
+        self.ckpt_embed = Ckpt()
+        self.ckpt_pos_embed = Ckpt()
+        name_checkpoints(self)
+
+    def transform(
+        self, ids: Tensor, positions: Tensor, padding: Tensor | None = None, tap: Tap | None = None
+    ) -> Tensor:
+        """ids and positions [B, P] -> logits [B, P, V]; `padding` [B, P] is true at real positions, None without."""
+        embed = self.ckpt_embed(self.embed(ids), tap)
+        pos_embed = self.ckpt_pos_embed(self.pos_embed(positions), tap)
+        residual = F.dropout(embed + pos_embed, self.config.embd_pdrop, self.training)
+        visible = Visible(padding)
+        for block in self.blocks:
+            residual = block(residual, visible, tap)
+        return self.unembed(self.ln_final(residual, tap))
+
+
+def _under(prefix: str, weights: Weights) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
