@@ -1,0 +1,53 @@
+"""pellucid: GPT-2 made of glass. Every intermediate value has a name, and looking never changes the answer."""
+
+from pellucid._version import __version__
+from pellucid.config import TransformerConfig
+from pellucid.errors import (
+    ConfigError,
+    EditError,
+    InputError,
+    MissingExtraError,
+    NotFoundError,
+    PellucidError,
+    PellucidWarning,
+    ShapeError,
+    UnknownNameError,
+    WeightsError,
+)
+from pellucid.model import CkptedTransformer, Estimate, count_parameters, estimate
+from pellucid.open import from_hf, load, to_hf
+from pellucid.parameters import ParameterCount
+from pellucid.run.activations import ActivationCkpts
+from pellucid.run.edit import Edit
+from pellucid.tap import Tap
+from pellucid.tokens import Batch, Tokenizer
+from pellucid.weights.hub import HubOptions
+
+__all__ = [
+    "ActivationCkpts",
+    "Batch",
+    "CkptedTransformer",
+    "ConfigError",
+    "Edit",
+    "EditError",
+    "Estimate",
+    "HubOptions",
+    "InputError",
+    "MissingExtraError",
+    "NotFoundError",
+    "ParameterCount",
+    "PellucidError",
+    "PellucidWarning",
+    "ShapeError",
+    "Tap",
+    "Tokenizer",
+    "TransformerConfig",
+    "UnknownNameError",
+    "WeightsError",
+    "__version__",
+    "count_parameters",
+    "estimate",
+    "from_hf",
+    "load",
+    "to_hf",
+]

@@ -1,0 +1,376 @@
+"""`CkptedTransformer`: the mathematics with the verbs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from pellucid import aliases
+from pellucid.axes import Axis
+from pellucid.ckpt import all_axes, all_names, select, unknown_name
+from pellucid.config import TransformerConfig
+from pellucid.errors import ConfigError, InputError, UnknownNameError, nearest
+from pellucid.parameters import LiveView, ParameterCount, count
+from pellucid.run.activations import ActivationCkpts, Recorder
+from pellucid.run.edit import Edit, EditTap
+from pellucid.run.region import Index, Region
+from pellucid.tap import Chain, StopAfter, Stopped, Tap
+from pellucid.tokens import Batch, Batcher, Inputs, Tokenizer
+from pellucid.transformer import Execution, Transformer, Weights, fresh_weights
+from pellucid.weights import load
+
+Names = aliases.Name | Iterable[aliases.Name] | None
+
+_EXECUTION = {"attention": ("auto", "eager"), "numerics": ("exact", "fast")}
+
+
+class CkptedTransformer(Transformer):
+    """GPT-2 in which every intermediate value passes through a named checkpoint.
+
+    Args:
+        config: What the model is.
+        weights: Stored parameters by name (`pellucid.transformer.stored_shapes`), used without a copy; fresh
+            ones, by GPT-2's initialisation, where None.
+        tokenizer: For text; ids alone work without one.
+        attention: "auto" fuses every layer that nobody looks inside, "eager" makes every layer explicit.
+        numerics: "exact" performs transformers' operations, "fast" may fuse them.
+        provenance: Where the weights came from, and what was assumed on the way.
+
+    Example:
+        >>> import pellucid as pl
+        >>> model = pl.load()
+        >>> logits, ckpts = model.run_with_ckpts("Once upon a time", names=["blocks.*.resid_post"])
+        >>> list(ckpts)[-1], ckpts["blocks.3.resid_post"].shape
+        ('blocks.3.resid_post', torch.Size([1, 4, 256]))
+    """
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        weights: Weights | None = None,
+        *,
+        tokenizer: Tokenizer | None = None,
+        attention: str = "auto",
+        numerics: str = "exact",
+        provenance: dict[str, str] | None = None,
+    ) -> None:
+        for option, given in (("attention", attention), ("numerics", numerics)):
+            if given not in _EXECUTION[option]:
+                raise ConfigError(
+                    f"{option}={given!r}, expected {' or '.join(map(repr, _EXECUTION[option]))}.",
+                    code=f"unknown-{option}",
+                    remedy="Give one of these.",
+                )
+        super().__init__(config, fresh_weights(config) if weights is None else weights, Execution(attention, numerics))
+        self.tokenizer = tokenizer
+        self.provenance = dict(provenance or {})
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        *,
+        device: str | torch.device = "cpu",
+        dtype: str | torch.dtype = "float32",
+        attention: str = "auto",
+        numerics: str = "exact",
+        config: TransformerConfig | None = None,
+        ignore_config: Sequence[str] = (),
+        hub: load.HubOptions | None = None,
+    ) -> CkptedTransformer:
+        """Open a GPT-2: an alias, a hub id, a folder or a file. `pellucid.load` says what each argument means."""
+        options = load.LoadOptions(
+            device=device, dtype=dtype, attention=attention, numerics=numerics, config=config,
+            ignore_config=tuple(ignore_config), hub=hub or load.HubOptions(),
+        )  # fmt: skip
+        return load.load(cls, name, options, Tokenizer.from_folder)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write `config.json`, `model.safetensors` and `tokenizer.json`, which transformers loads exactly.
+
+        A tied embedding is written once. Files are written under temporary names and renamed, so that a kill
+        at any moment leaves the old ones or the new ones.
+        """
+        load.save_pretrained(self, Path(folder))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return self.embed.W_E.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The parameters' dtype."""
+        return self.embed.W_E.dtype
+
+    @property
+    def ckpt_names(self) -> tuple[str, ...]:
+        """Every checkpoint, in execution order."""
+        return all_names(self.config.n_layer)
+
+    def tokenize(self, inputs: Inputs, *, mask: Any = None, padding_side: str = "left") -> Batch:
+        """Make a batch of a string, strings, a tensor of ids or ragged lists of ids.
+
+        Args:
+            inputs: What to run. Nothing is added to it, no beginning-of-text id either.
+            mask: [B, P], 1 at real tokens; only with a tensor of ids.
+            padding_side: Where shorter rows get their pads.
+
+        Raises:
+            InputError: See `pellucid.tokens.Batcher`.
+        """
+        return Batcher(self.config, self.tokenizer, self.device)(inputs, mask, padding_side)
+
+    def forward(self, inputs: Inputs, tap: Tap | None = None) -> Tensor:
+        """Logits [B, P, V] of whatever `tokenize` accepts; `tap` sees, and may replace, every value on the way.
+
+        Under `torch.compile` a tensor of ids [B, P] is taken as it is, without checks and without pads.
+        """
+        if torch.compiler.is_compiling() and isinstance(inputs, Tensor):  # checks would break the graph
+            positions = torch.arange(inputs.size(-1), device=inputs.device).expand_as(inputs)
+            return self.transform(inputs, positions, None, tap)
+        return self._run(self.tokenize(inputs), tap)
+
+    def _run(self, batch: Batch, tap: Tap | None) -> Tensor:
+        return self.transform(batch.ids, batch.positions, batch.mask if batch.padded else None, tap)
+
+    def logprobs(self, inputs: Inputs) -> Tensor:
+        """[B, P-1]: log-probability in nats of each next token given those before it; nan where either is a pad."""
+        batch = self.tokenize(inputs)
+        logits = self._run(batch, None)[:, :-1]
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        chosen = logits.log_softmax(-1).gather(-1, batch.ids[:, 1:, None]).squeeze(-1)
+        return chosen.masked_fill(~(batch.mask[:, 1:] & batch.mask[:, :-1]), torch.nan)
+
+    def loss(self, inputs: Inputs) -> Tensor:
+        """Mean negative log-likelihood of the next tokens in nats, pads left out.
+
+        Raises:
+            InputError: No text has two tokens, so that there is no next token.
+        """
+        batch = self.tokenize(inputs)
+        logprobs = self.logprobs(batch)
+        real = batch.mask[:, 1:] & batch.mask[:, :-1]
+        if not bool(real.any()):
+            raise InputError(
+                "loss: no text has a second token, so that nothing is predicted.",
+                code="nothing-to-predict",
+                remedy="Give texts of two tokens or more.",
+            )
+        return -logprobs[real].mean()
+
+    def run_with_ckpts(
+        self,
+        inputs: Inputs,
+        *,
+        names: Names = None,
+        stop_at: aliases.Name | None = None,
+        edits: Sequence[Edit] = (),
+        pos: Index = None,
+        heads: Index = None,
+        grads: bool = False,
+    ) -> tuple[Tensor | None, ActivationCkpts]:
+        """Run, and capture the values under the given names.
+
+        Looking never changes the answer: the logits are those of the plain run, to the last bit. Captured
+        values are snapshots and carry no gradient.
+
+        Args:
+            inputs: Whatever `tokenize` accepts.
+            names: Names, patterns (`*` within a dotted part, `**` across) or aliases; None captures everything.
+            stop_at: Run no further than this checkpoint, which is included; the logits are then None.
+            edits: Changes on the way, in this order; captures see what the model goes on with.
+            pos: Columns of the batch to keep (queries, for scores and patterns); every axis stays.
+            heads: Heads to keep, where there is a head axis.
+            grads: Hand out tensors on the path of the gradient instead of snapshots. Layers whose scores,
+                pattern or scaled values are asked for then run explicitly and may differ in the last bits.
+
+        Returns:
+            Logits [B, P, V], and the captured values in execution order.
+
+        Raises:
+            UnknownNameError: A name that does not exist, a pattern that matches nothing, or a name that
+                cannot fire because the run stops before it.
+            EditError: An edit that does not fit, or that never fired.
+        """
+        if grads and (pos is not None or heads is not None):
+            raise InputError(
+                "run_with_ckpts: grads=True with pos= or heads=, but a part is not on the path of the gradient.",
+                code="grads-of-a-part",
+                remedy="Capture the whole value and select from its .grad.",
+            )
+        batch = self.tokenize(inputs)
+        recorder = Recorder(self._captured(names, stop_at), self.config.n_layer, Region(pos, heads), grads)
+        edit_tap = EditTap(edits, batch, self.config.n_layer)
+        taps: list[Tap] = [edit_tap, recorder] if edits else [recorder]
+        if stop_at is not None:
+            taps.append(StopAfter(aliases.canonical(stop_at)))
+        with torch.set_grad_enabled(grads):
+            logits = self._run_until_stopped(batch, Chain(taps) if len(taps) > 1 else recorder)
+        edit_tap.check_fired()
+        captured = ActivationCkpts(recorder.values, batch, self.config.n_layer, pos=pos, fired=edit_tap.fired)
+        return logits, captured
+
+    def _run_until_stopped(self, batch: Batch, tap: Tap) -> Tensor | None:
+        try:
+            return self._run(batch, tap)
+        except Stopped:
+            return None
+
+    def _captured(self, names: Names, stop_at: aliases.Name | None) -> frozenset[str]:
+        known = self.ckpt_names
+        patterns = None if names is None else [aliases.canonical(name) for name in _several(names)]
+        if stop_at is None:
+            return frozenset(select(patterns, known))
+        last = aliases.canonical(stop_at)
+        if last not in known:
+            raise unknown_name(last, known)
+        reachable = known[: known.index(last) + 1]
+        late = [p for p in patterns or () if select(p, known) and not _matches(p, reachable)]
+        if late:
+            raise UnknownNameError(
+                f"{late[0]!r} cannot fire: the run stops at {last!r}, before it.",
+                code="checkpoint-after-stop",
+                remedy="Choose a later stop_at, or leave the name out.",
+            )
+        return frozenset(select(patterns, reachable))
+
+    def parameter(self, name: str) -> Tensor:
+        """A parameter, or a live view of one, by its dotted name, such as "blocks.0.attn.W_Q".
+
+        Raises:
+            UnknownNameError: No such parameter.
+        """
+        module, attribute = self._locate(name)
+        return getattr(module, attribute)
+
+    def grad(self, name: str) -> Tensor | None:
+        """The gradient of a parameter or of a live view of one; None before a backward pass.
+
+        The gradient of a tied `unembed.W_U` is that of the shared tensor, from both of its uses.
+        """
+        module, attribute = self._locate(name)
+        if attribute == "W_U" and self.unembed.tied:
+            return None if self.embed.W_E.grad is None else self.embed.W_E.grad.t()
+        view = getattr(type(module), attribute, None)
+        if not isinstance(view, LiveView):
+            return getattr(module, attribute).grad
+        stored = getattr(module, view.stored).grad
+        return None if stored is None else view.view(module, stored)
+
+    @property
+    def parameter_names(self) -> tuple[str, ...]:
+        """Every name that `parameter` takes: stored ones and live views."""
+        names = [name for name, _ in self.named_parameters()]
+        for path, module in self.named_modules():
+            names += [f"{path}.{n}" for n, a in vars(type(module)).items() if isinstance(a, LiveView) and n != "weight"]
+        return (*names, "unembed.W_U") if self.unembed.tied else tuple(names)
+
+    def _locate(self, name: str) -> tuple[nn.Module, str]:
+        if name not in self.parameter_names:
+            raise UnknownNameError(
+                f"no such parameter: {name!r}.",
+                code="unknown-parameter",
+                remedy=f"{nearest(str(name), self.parameter_names)} `model.parameter_names` lists them all.".strip(),
+            )
+        path, attribute = name.rsplit(".", 1)
+        return self.get_submodule(path), attribute
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The module that owns `W_E`."""
+        return self.embed
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The module that gives the logits; tied, its `W_U` is `W_E` transposed."""
+        return self.unembed
+
+
+def _several(names: Names) -> list[aliases.Name]:
+    if names is None:
+        return []
+    return [cast(aliases.Name, names)] if isinstance(names, (str, tuple)) else list(names)
+
+
+def _matches(pattern: str, known: Sequence[str]) -> bool:
+    try:
+        return bool(select(pattern, known))
+    except UnknownNameError:
+        return False
+
+
+def count_parameters(model: nn.Module) -> ParameterCount:
+    """Count the parameters of any module, each number once and each name once, per component.
+
+    Example:
+        >>> import pellucid as pl
+        >>> model = pl.CkptedTransformer(pl.TransformerConfig.from_pretrained("distilgpt2"))
+        >>> counted = pl.count_parameters(model)
+        >>> counted.unique, counted.by_name
+        (81912576, 120509952)
+    """
+    named: list[tuple[str, Tensor]] = list(model.named_parameters(remove_duplicate=False))
+    if not isinstance(model, Transformer):
+        return count(named, lambda name: name.split(".", 1)[0])
+    if model.unembed.tied:
+        named.append(("unembed.W_U", model.embed.W_E))
+    return count(named, _component)
+
+
+def _component(name: str) -> str:
+    parts = name.split(".")
+    part = parts[2] if parts[0] == "blocks" else parts[0]
+    return "ln" if part.startswith("ln") else part
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a capture would take, before running it.
+
+    Attributes:
+        nbytes: Bytes of all captured values.
+        by_name: Bytes of each.
+    """
+
+    nbytes: int
+    by_name: dict[str, int]
+
+    def __repr__(self) -> str:
+        return f"{self.nbytes:,} bytes in {len(self.by_name)} checkpoints"
+
+    def __int__(self) -> int:
+        return self.nbytes
+
+
+def estimate(
+    model: CkptedTransformer, inputs: Inputs, names: Names = None, *, pos: Index = None, heads: Index = None
+) -> Estimate:
+    """How many bytes `run_with_ckpts` with the same arguments would capture; runs nothing.
+
+    Example:
+        >>> import pellucid as pl
+        >>> pl.estimate(pl.load(), "Once upon a time", "blocks.*.resid_post")
+        16,384 bytes in 4 checkpoints
+    """
+    batch = model.tokenize(inputs)
+    rows, columns = batch.shape
+    config = model.config
+    sizes = {
+        Axis.BATCH: rows, Axis.POS: columns, Axis.QUERY: columns, Axis.KEY: columns, Axis.HEAD: config.n_head,
+        Axis.D_MODEL: config.n_embd, Axis.D_HEAD: config.d_head, Axis.D_MLP: config.d_mlp,
+    }  # fmt: skip
+    axes = all_axes(config.n_layer)
+    patterns = None if names is None else [aliases.canonical(name) for name in _several(names)]
+    upcast = model.execution.attention == "eager" and config.reorder_and_upcast_attn
+    by_name: dict[str, int] = {}
+    for name in select(patterns, tuple(axes)):
+        shape = [sizes[axis] for axis in axes[name]]
+        for axis, chosen in Region(pos, heads).indices(name, shape, axes[name], strict=False).items():
+            shape[axis] = len(chosen)
+        dtype = torch.float32 if upcast and name.endswith("ckpt_scores") else model.dtype
+        by_name[name] = torch.Size(shape).numel() * dtype.itemsize
+    return Estimate(sum(by_name.values()), by_name)

@@ -1,0 +1,91 @@
+"""Opening models: `load`, and the way to and from transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from pellucid.config import TransformerConfig
+from pellucid.model import CkptedTransformer
+from pellucid.weights import load as weights
+
+if TYPE_CHECKING:
+    from transformers import GPT2LMHeadModel, GPT2Model
+
+BUNDLED = Path(__file__).parent / "bundled"
+"""The folder of the small model that ships inside the package."""
+
+
+def load(
+    name: str | Path | None = None,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: str | torch.dtype = "float32",
+    attention: str = "auto",
+    numerics: str = "exact",
+    config: TransformerConfig | None = None,
+    ignore_config: Sequence[str] = (),
+    hub: weights.HubOptions | None = None,
+) -> CkptedTransformer:
+    """Open a GPT-2, evaluating.
+
+    Args:
+        name: None for the bundled model, offline; an alias (`gpt2-small`, `gpt2-medium`, `gpt2-large`,
+            `gpt2-xl`, `distilgpt2`); any hub id; a folder; a file.
+        device: Where to put it.
+        dtype: "float32" unless asked; "stored" keeps what the file has; any floating dtype or its name.
+        attention: "auto" fuses every layer that nobody looks inside; "eager" makes every layer explicit.
+        numerics: "exact" performs transformers' operations, equal to the bit; "fast" may fuse them.
+        config: What the model is, for a file that does not say.
+        ignore_config: Fields of the configuration to drop although they are unknown or not implemented.
+        hub: Revision, cache, token and offline switch of the hub.
+
+    Raises:
+        NotFoundError: No such file, folder or repository.
+        WeightsError: Weights that cannot be read or explained.
+        ConfigError: A configuration that cannot be or is not implemented.
+
+    Example:
+        >>> import pellucid as pl
+        >>> pl.load().config.n_layer
+        4
+    """
+    return CkptedTransformer.from_pretrained(
+        BUNDLED if name is None else name,
+        device=device,
+        dtype=dtype,
+        attention=attention,
+        numerics=numerics,
+        config=config,
+        ignore_config=ignore_config,
+        hub=hub,
+    )
+
+
+def from_hf(
+    hf_model: GPT2LMHeadModel | GPT2Model, *, attention: str = "auto", numerics: str = "exact"
+) -> CkptedTransformer:
+    """A copy of a transformers model, which is only read.
+
+    Args:
+        hf_model: A `GPT2LMHeadModel`, or a `GPT2Model`, whose logits are its last hidden state times the
+            transposed embedding.
+        attention: As for `load`.
+        numerics: As for `load`.
+
+    Raises:
+        WeightsError: Another class, or a head that is not a plain matrix.
+    """
+    return weights.from_hf(CkptedTransformer, hf_model, attention=attention, numerics=numerics)
+
+
+def to_hf(model: CkptedTransformer) -> GPT2LMHeadModel:
+    """A transformers model with equal tensors, tied where `model` is.
+
+    Raises:
+        MissingExtraError: transformers is not installed.
+    """
+    return weights.to_hf(model)

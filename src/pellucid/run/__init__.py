@@ -1,0 +1,1 @@
+"""What a run of the model can do besides give logits: record and edit."""

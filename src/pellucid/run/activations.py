@@ -1,0 +1,241 @@
+"""What a run captured: a mapping from checkpoint names to values, with the tokens that made them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from pellucid import aliases
+from pellucid.axes import POSITIONS, Axis
+from pellucid.ckpt import all_axes, unknown_name
+from pellucid.errors import InputError, MissingExtraError, UnknownNameError
+from pellucid.run.region import Index, Region, take
+from pellucid.tokens import Batch
+from pellucid.weights import files, formats
+
+if TYPE_CHECKING:
+    import xarray
+
+    from pellucid.run.edit import Edit
+
+_ABOUT = "pellucid.ckpts"
+"""Under which metadata key a saved file says what its tensors are."""
+
+
+class ActivationCkpts(Mapping[str, Tensor]):
+    """Captured values by checkpoint name, in execution order.
+
+    Names of other libraries are accepted where they denote the same value: `ckpts["blocks.0.attn.hook_pattern"]`,
+    `ckpts["pattern", 0]`, `ckpts["transformer.h.0.mlp"]`.
+
+    Attributes:
+        batch: The ids, mask, positions and strings that made the values.
+        n_layer: Blocks of the model.
+        pos: The columns that were kept, None for all.
+        fired: How often each edit of the run fired.
+
+    Example:
+        >>> import pellucid as pl
+        >>> logits, ckpts = pl.load().run_with_ckpts("Once upon a time", names="blocks.*.attn.ckpt_pattern")
+        >>> ckpts.stack("attn.ckpt_pattern").shape
+        torch.Size([4, 1, 4, 4, 4])
+    """
+
+    def __init__(
+        self,
+        values: Mapping[str, Tensor],
+        batch: Batch,
+        n_layer: int,
+        *,
+        pos: Index = None,
+        fired: Mapping[Edit, int] | None = None,
+    ) -> None:
+        self._values = dict(values)
+        self.batch = batch
+        self.n_layer = n_layer
+        self.pos = pos
+        self.fired: Mapping[Edit, int] = dict(fired or {})
+
+    def __getitem__(self, name: aliases.Name) -> Tensor:
+        wanted = aliases.canonical(name)
+        try:
+            return self._values[wanted]
+        except (KeyError, TypeError):
+            if wanted in all_axes(self.n_layer):
+                raise UnknownNameError(
+                    f"{wanted!r} was not captured in this run.",
+                    code="not-captured",
+                    remedy="Ask for it in names= of run_with_ckpts.",
+                ) from None
+            raise unknown_name(wanted, self._values) from None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __repr__(self) -> str:
+        shapes = "".join(f"\n  {name}  {list(value.shape)}  {value.dtype}" for name, value in self._values.items())
+        return f"ActivationCkpts of {len(self)} checkpoints, {self.nbytes:,} bytes{shapes}"
+
+    def get(  # pyright: ignore[reportIncompatibleMethodOverride] (a mapping's get, with two more keywords)
+        self, key: str, /, default: Any = None, *, layer_name: str | None = None, block: int | None = None
+    ) -> Any:
+        """The value under a name, or `default`.
+
+        Args:
+            key: A name; or the short name of a value, with `layer_name` and `block` saying where.
+            default: What to give where it was not captured.
+            layer_name: "attn", "mlp", "ln1", "ln2" or "ln_final"; None for the residual stream and embeddings.
+            block: Which block.
+        """
+        if layer_name is None and block is None:
+            return super().get(key, default)
+        short = aliases.canonical((key.removeprefix("ckpt_"), block, layer_name))
+        return super().get(short, default)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all captured values."""
+        return sum(value.numel() * value.element_size() for value in self._values.values())
+
+    def stack(self, name: str) -> Tensor:
+        """One checkpoint of every block that has it, [L, ...], such as `stack("attn.ckpt_pattern")`."""
+        return torch.stack([self[full] for full in self._of_blocks(name)])
+
+    def _of_blocks(self, name: str) -> list[str]:
+        template = aliases.canonical(f"blocks.0.{name}").removeprefix("blocks.0.")
+        full = [f"blocks.{i}.{template}" for i in range(self.n_layer) if f"blocks.{i}.{template}" in self._values]
+        if not full:
+            raise unknown_name(name, {n.split(".", 2)[2] for n in self._values if n.startswith("blocks.")})
+        return full
+
+    def to_xarray(self) -> xarray.Dataset:
+        """Labelled arrays, one for each kind of checkpoint, blocks along `layer`; pads are NaN.
+
+        Raises:
+            MissingExtraError: xarray is not installed.
+        """
+        try:
+            import xarray
+        except ImportError as error:
+            raise MissingExtraError(
+                "to_xarray needs xarray, which is not installed.",
+                code="missing-extra",
+                remedy="pip install 'pellucid[stats]'",
+            ) from error
+        axes = all_axes(self.n_layer)
+        arrays: dict[str, Any] = {}
+        for name, value in self._values.items():
+            if not name.startswith("blocks."):
+                arrays[name] = (list(axes[name]), self._without_pads(value, axes[name]))
+                continue
+            kind = name.split(".", 2)[2]
+            if kind not in arrays:
+                full = self._of_blocks(kind)
+                stacked = [self._without_pads(self[n], axes[n]) for n in full]
+                layers = [int(n.split(".")[1]) for n in full]
+                dims = [Axis.LAYER, *axes[name]]
+                arrays[kind] = xarray.DataArray(torch.stack(stacked), dims=dims, coords={Axis.LAYER: layers})
+        return xarray.Dataset(arrays, coords=self._coordinates(axes))
+
+    def _columns(self) -> Tensor:
+        everything = torch.arange(self.batch.ids.size(1))
+        return take(everything, Region(self.pos).indices("batch", everything.shape, (Axis.POS,), strict=True))
+
+    def _without_pads(self, value: Tensor, axes: tuple[Axis, ...]) -> Tensor:
+        value = value.detach().cpu()
+        if not self.batch.padded:
+            return value
+        value = value if value.dtype == torch.float64 else value.float()
+        mask = self.batch.mask.cpu()
+        for axis, kind in enumerate(axes):
+            if kind in (*POSITIONS, Axis.KEY):
+                kept = mask if kind == Axis.KEY else mask[:, self._columns()]
+                shape = [kept.size(0) if i == 0 else kept.size(1) if i == axis else 1 for i in range(len(axes))]
+                value = value.masked_fill(~kept.view(shape), torch.nan)
+        return value
+
+    def _coordinates(self, axes: Mapping[str, tuple[Axis, ...]]) -> dict[str, Any]:
+        labels = [["" if not real else None for real in row] for row in self.batch.mask.cpu().tolist()]
+        for row, strings in zip(labels, self.batch.strings, strict=True):
+            pieces = iter(strings)
+            row[:] = [next(pieces) if label is None else label for label in row]
+        columns = self._columns().tolist()
+        used = {axis for name in self._values for axis in axes[name]}
+        coordinates: dict[str, Any] = {Axis.BATCH: range(len(labels))}
+        for axis in (*POSITIONS, Axis.KEY):
+            if axis in used:
+                kept = list(range(len(labels[0]))) if axis == Axis.KEY else columns
+                coordinates[axis] = kept
+                tokens = [[row[c] for c in kept] for row in labels]
+                coordinates["token" if axis == Axis.POS else f"{axis}_token"] = ([Axis.BATCH, axis], tokens)
+        return coordinates
+
+    def save(self, path: str | Path) -> None:
+        """Write the values and the tokens into one safetensors file."""
+        columns = self._columns().tolist() if self.pos is not None else None
+        about = {"n_layer": self.n_layer, "pos": columns, "strings": self.batch.strings, "names": list(self)}
+        tokens = {f"batch.{name}": getattr(self.batch, name).cpu() for name in ("ids", "mask", "positions")}
+        values = {name: value.detach().cpu().contiguous() for name, value in self._values.items()}
+        write = partial(save_file, {**values, **tokens}, metadata={_ABOUT: json.dumps(about)})
+        files.write_folder(Path(path).parent, {Path(path).name: write})
+
+    @classmethod
+    def load(cls, path: str | Path) -> ActivationCkpts:
+        """Read a file that `save` wrote.
+
+        Raises:
+            InputError: A safetensors file of something else.
+        """
+        tensors = formats.read_file(Path(path)).tensors
+        try:
+            with safe_open(path, framework="pt") as file:
+                about = json.loads((file.metadata() or {})[_ABOUT])
+            ids, mask, positions = (tensors[f"batch.{name}"] for name in ("ids", "mask", "positions"))
+            values = {name: tensors[name] for name in about["names"]}
+            batch = Batch(ids, mask, positions, labels=about["strings"])
+            return cls(values, batch, int(about["n_layer"]), pos=about["pos"])
+        except (KeyError, TypeError, ValueError, SafetensorError) as error:
+            raise InputError(
+                f"{str(path)!r} holds no captured checkpoints ({error!r}).",
+                code="not-ckpts",
+                remedy="Give a file that ActivationCkpts.save wrote.",
+            ) from error
+
+
+@dataclass
+class Recorder:
+    """The tap that captures: snapshots, or with `grads` the very tensors on the path of the gradient."""
+
+    names: frozenset[str]
+    n_layer: int
+    region: Region
+    grads: bool
+    values: dict[str, Tensor] = field(default_factory=dict)
+
+    def wants(self, name: str) -> bool:
+        return name in self.names
+
+    def __call__(self, name: str, value: Tensor) -> Tensor:
+        if self.grads:
+            value = value.view_as(value)  # another tensor than came in: what was computed beside now counts
+        indices = self.region.indices(name, value.shape, all_axes(self.n_layer)[name], strict=False)
+        kept = take(value, indices)
+        if self.grads:
+            if kept.requires_grad:
+                kept.retain_grad()
+        else:
+            kept = kept.detach() if indices else kept.detach().clone(memory_format=torch.contiguous_format)
+        self.values[name] = kept
+        return value

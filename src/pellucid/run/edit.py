@@ -1,0 +1,236 @@
+"""Edits: a checkpoint's value replaced, in whole or in part, while the model runs.
+
+An edit never writes into the model's own tensors: it hands back a new one, which is what the model goes on
+with. Each run counts how often each edit fired; one that never fired is an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pellucid import aliases
+from pellucid.axes import Axes, Axis
+from pellucid.ckpt import all_axes, select
+from pellucid.errors import EditError
+from pellucid.run.activations import ActivationCkpts
+from pellucid.run.region import Index, Region, put, take
+from pellucid.tokens import Batch
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where an edit fires: the checkpoint, its axes, and the batch that runs."""
+
+    name: str
+    axes: Axes
+    batch: Batch
+
+
+Change = Callable[[Tensor, Site], Tensor]
+"""What becomes of the chosen part of a value; the result must broadcast to the part's shape."""
+
+
+@dataclass(frozen=True, eq=False)
+class Edit:
+    """A change at the checkpoints that a pattern of names selects; made by one of the class methods.
+
+    Every class method takes `pos=`, `heads=` and `neurons=` (an index, a slice or several), which limit the
+    change; values that are given have the shape of the limited part, every axis kept, or broadcast to it.
+
+    Example:
+        >>> import pellucid as pl
+        >>> model = pl.load()
+        >>> edit = pl.Edit.zero("blocks.1.attn.ckpt_z", heads=[3])
+        >>> logits, ckpts = model.run_with_ckpts("Once upon a time", names="blocks.1.attn.ckpt_z", edits=[edit])
+        >>> ckpts.fired[edit], float(ckpts["blocks.1.attn.ckpt_z"][:, :, 3].abs().max())
+        (1, 0.0)
+    """
+
+    what: str
+    names: str | Sequence[str]
+    change: Change
+    region: Region
+
+    @classmethod
+    def zero(cls, names: str, *, pos: Index = None, heads: Index = None, neurons: Index = None) -> Edit:
+        """Set to zero."""
+        return cls("zero", names, lambda part, site: torch.zeros_like(part), Region(pos, heads, neurons))
+
+    @classmethod
+    def replace(
+        cls, names: str, value: Tensor | float, *, pos: Index = None, heads: Index = None, neurons: Index = None
+    ) -> Edit:
+        """Put `value` there."""
+        return cls("replace", names, lambda part, site: _like(value, part), Region(pos, heads, neurons))
+
+    @classmethod
+    def add(
+        cls, names: str, value: Tensor | float, *, pos: Index = None, heads: Index = None, neurons: Index = None
+    ) -> Edit:
+        """Add `value`."""
+        return cls("add", names, lambda part, site: part + _like(value, part), Region(pos, heads, neurons))
+
+    @classmethod
+    def scale(
+        cls, names: str, factor: Tensor | float, *, pos: Index = None, heads: Index = None, neurons: Index = None
+    ) -> Edit:
+        """Multiply by `factor`."""
+        return cls("scale", names, lambda part, site: part * _like(factor, part), Region(pos, heads, neurons))
+
+    @classmethod
+    def mean_ablate(
+        cls,
+        names: str,
+        reference: ActivationCkpts | None = None,
+        *,
+        pos: Index = None,
+        heads: Index = None,
+        neurons: Index = None,
+    ) -> Edit:
+        """Replace by the mean over batch and real positions.
+
+        Args:
+            names: A checkpoint or pattern; not scores or patterns, which have no mean over positions.
+            reference: The run whose values are averaged (all of its positions); this very run where None.
+            pos, heads, neurons: The part to replace.
+        """
+        region = Region(pos, heads, neurons)
+
+        def change(part: Tensor, site: Site) -> Tensor:
+            source, batch = (part, site.batch) if reference is None else (reference[site.name], reference.batch)
+            if Axis.QUERY in site.axes:
+                raise EditError(
+                    f"mean_ablate at {site.name}: scores and patterns have no mean over positions.",
+                    code="edit-mean-of-pattern",
+                    remedy="Ablate ckpt_z instead, or replace the pattern by one of your own.",
+                )
+            without_pos = Region(None, heads, neurons) if reference is not None else Region()
+            source = take(source, without_pos.indices(site.name, source.shape, site.axes, strict=True))
+            return _mean(source, batch, region if reference is None else Region(reference.pos)).to(part)
+
+        return cls("mean_ablate", names, change, region)
+
+    @classmethod
+    def patch(
+        cls,
+        names: str,
+        source: ActivationCkpts,
+        *,
+        pos: Index = None,
+        heads: Index = None,
+        neurons: Index = None,
+    ) -> Edit:
+        """Put the value of the same checkpoint of another run there."""
+        region = Region(pos, heads, neurons)
+
+        def change(part: Tensor, site: Site) -> Tensor:
+            value = source[site.name]
+            return _like(take(value, region.indices(site.name, value.shape, site.axes, strict=True)), part)
+
+        return cls("patch", names, change, region)
+
+    @classmethod
+    def apply(
+        cls,
+        names: str,
+        function: Callable[[Tensor], Tensor],
+        *,
+        pos: Index = None,
+        heads: Index = None,
+        neurons: Index = None,
+    ) -> Edit:
+        """Put `function(part)` there; the function must not write into its argument."""
+        return cls("apply", names, lambda part, site: function(part.clone()), Region(pos, heads, neurons))
+
+    def __repr__(self) -> str:
+        limits = {"pos": self.region.pos, "heads": self.region.heads, "neurons": self.region.neurons}
+        shown = "".join(f", {name}={index!r}" for name, index in limits.items() if index is not None)
+        return f"Edit.{self.what}({self.names!r}{shown})"
+
+    def at(self, value: Tensor, site: Site) -> Tensor:
+        """The value that the model goes on with.
+
+        Raises:
+            EditError: What the change gives does not fit the part it goes to.
+        """
+        indices = self.region.indices(site.name, value.shape, site.axes, strict=True)
+        part = take(value, indices)
+        changed = self.change(part, site)
+        if not isinstance(changed, Tensor) or changed.dtype != part.dtype:
+            given = changed.dtype if isinstance(changed, Tensor) else type(changed).__name__
+            raise self._misfit(site, f"{given} given, expected a tensor of {part.dtype}")
+        try:
+            fitted = changed.expand(part.shape)
+        except RuntimeError as error:
+            shown = f"{list(part.shape)} ({', '.join(site.axes)})"
+            raise self._misfit(
+                site, f"shape {list(changed.shape)} given, expected {shown} or what broadcasts to it"
+            ) from error
+        return put(value, indices, fitted)
+
+    def _misfit(self, site: Site, what: str) -> EditError:
+        return EditError(
+            f"{self!r} at {site.name}: {what}.",
+            code="edit-misfit",
+            remedy="Give a value of the shape of the part that is edited, every axis kept.",
+        )
+
+
+class EditTap:
+    """The edits of one run: applies them in the order given and counts."""
+
+    def __init__(self, edits: Sequence[Edit], batch: Batch, n_layer: int) -> None:
+        self._axes = all_axes(n_layer)
+        self._batch = batch
+        self._at: dict[str, list[Edit]] = {}
+        self.fired: dict[Edit, int] = dict.fromkeys(edits, 0)
+        for edit in edits:
+            if not isinstance(edit, Edit):
+                raise EditError(
+                    f"edits: {type(edit).__name__} given, expected pl.Edit.",
+                    code="edit-kind",
+                    remedy="Make edits with pl.Edit.zero, replace, add, scale, mean_ablate, patch or apply.",
+                )
+            for name in select(_canonical(edit.names), tuple(self._axes)):
+                self._at.setdefault(name, []).append(edit)
+
+    def wants(self, name: str) -> bool:
+        return name in self._at
+
+    def __call__(self, name: str, value: Tensor) -> Tensor:
+        for edit in self._at[name]:
+            value = edit.at(value, Site(name, self._axes[name], self._batch))
+            self.fired[edit] += 1
+        return value
+
+    def check_fired(self) -> None:
+        """Raise for the edits that never fired."""
+        silent = [edit for edit, times in self.fired.items() if not times]
+        if silent:
+            raise EditError(
+                f"never fired: {', '.join(map(repr, silent))}.",
+                code="edit-never-fired",
+                remedy="The run stopped before their checkpoints; choose a later stop_at, or leave them out.",
+            )
+
+
+def _canonical(names: str | Sequence[str]) -> list[str]:
+    return [aliases.canonical(name) for name in ([names] if isinstance(names, (str, tuple)) else names)]
+
+
+def _like(value: Tensor | float, part: Tensor) -> Tensor:
+    return value.to(part) if isinstance(value, Tensor) else torch.as_tensor(value, dtype=part.dtype, device=part.device)
+
+
+def _mean(value: Tensor, batch: Batch, region: Region) -> Tensor:
+    """[1, 1, ...]: mean over batch and real positions of a value whose columns are those that `region` chose."""
+    mask = batch.mask
+    if region.pos is not None:
+        columns = Region(region.pos).indices("mean", mask.shape, (Axis.BATCH, Axis.POS), strict=True)
+        mask = take(mask, columns)
+    weight = mask.to(value).reshape(*mask.shape, *[1] * (value.dim() - 2))
+    return (value * weight).sum((0, 1), keepdim=True) / weight.sum()

@@ -1,0 +1,93 @@
+"""Part of a checkpoint's value: some positions, some heads, some neurons."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pellucid.axes import NEURONS, POSITIONS, Axes, Axis
+from pellucid.errors import InputError
+
+Index = int | slice | Iterable[int] | None
+"""Which entries along an axis: one, a slice, several, or all (None). Negative ones count from the end."""
+
+
+@dataclass(frozen=True)
+class Region:
+    """A selection along the axes of a checkpoint's value; every axis stays, also where one entry is chosen.
+
+    Attributes:
+        pos: Columns of the batch, pads counted (queries, for scores and patterns).
+        heads: Attention heads.
+        neurons: Entries of the last axis: d_model, d_mlp or d_head.
+    """
+
+    pos: Index = None
+    heads: Index = None
+    neurons: Index = None
+
+    @property
+    def is_everything(self) -> bool:
+        """Whether nothing is left out."""
+        return self.pos is None and self.heads is None and self.neurons is None
+
+    def indices(self, name: str, shape: Iterable[int], axes: Axes, *, strict: bool) -> dict[int, Tensor]:
+        """Axis number -> chosen entries, for a value of this shape.
+
+        Raises:
+            InputError: An entry that does not exist; with `strict`, an axis that the value does not have.
+        """
+        chosen: dict[int, Tensor] = {}
+        for what, index, candidates in (
+            ("pos", self.pos, POSITIONS), ("heads", self.heads, (Axis.HEAD,)), ("neurons", self.neurons, NEURONS)
+        ):  # fmt: skip
+            if index is None:
+                continue
+            axis = next((i for i, a in enumerate(axes) if a in candidates), None)
+            if axis is not None:
+                chosen[axis] = _entries(index, tuple(shape)[axis], f"{name}: {what}")
+            elif strict:
+                raise InputError(
+                    f"{name}: {what}= was given, but its axes are ({', '.join(axes)}).",
+                    code="no-such-axis",
+                    remedy=f"Leave {what}= out, or choose a checkpoint that has that axis.",
+                )
+        return chosen
+
+
+def take(value: Tensor, indices: dict[int, Tensor]) -> Tensor:
+    """The chosen entries, with every axis kept; a new tensor if anything was left out."""
+    for axis, entries in indices.items():
+        value = value.index_select(axis, entries.to(value.device))
+    return value
+
+
+def put(value: Tensor, indices: dict[int, Tensor], part: Tensor) -> Tensor:
+    """A copy of `value` in which the chosen entries are `part`."""
+    if not indices:
+        return part.expand_as(value).clone()
+    axes = sorted(indices)
+    front = range(len(axes))
+    out = value.clone()
+    grid = torch.meshgrid(*(indices[axis].to(value.device) for axis in axes), indexing="ij")
+    out.movedim(axes, tuple(front))[grid] = part.movedim(axes, tuple(front))
+    return out
+
+
+def _entries(index: Index, size: int, where: str) -> Tensor:
+    if isinstance(index, slice):
+        entries = list(range(size)[index])
+    elif isinstance(index, int):
+        entries = [index]
+    else:
+        entries = [int(i) for i in index or ()]
+    if not entries or any(not -size <= i < size for i in entries):
+        raise InputError(
+            f"{where}={index!r}, expected some of 0 to {size - 1}.",
+            code="index-out-of-range",
+            remedy="Choose entries that exist; negative ones count from the end.",
+        )
+    return torch.tensor([i % size for i in entries])
