@@ -1,7 +1,9 @@
 """pellucid: GPT-2 made of glass. Every intermediate value has a name, and looking never changes the answer."""
 
 from pellucid._version import __version__
+from pellucid.batch import Batch
 from pellucid.config import TransformerConfig
+from pellucid.counting import ParameterCount, count_parameters
 from pellucid.errors import (
     ConfigError,
     EditError,
@@ -14,13 +16,13 @@ from pellucid.errors import (
     UnknownNameError,
     WeightsError,
 )
-from pellucid.model import CkptedTransformer, Estimate, count_parameters, estimate
+from pellucid.estimate import Estimate, estimate
+from pellucid.model import CkptedTransformer
 from pellucid.open import from_hf, load, to_hf
-from pellucid.parameters import ParameterCount
 from pellucid.run.activations import ActivationCkpts
 from pellucid.run.edit import Edit
 from pellucid.tap import Tap
-from pellucid.tokens import Batch, Tokenizer
+from pellucid.tokens import Tokenizer
 from pellucid.weights.hub import HubOptions
 
 __all__ = [

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,16 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from pellucid import aliases
-from pellucid.axes import Axis
-from pellucid.ckpt import all_axes, all_names, select, unknown_name
+from pellucid.batch import Batch, Batcher, Inputs
+from pellucid.ckpt import all_names, select, unknown_name
 from pellucid.config import TransformerConfig
 from pellucid.errors import ConfigError, InputError, UnknownNameError, nearest
-from pellucid.parameters import LiveView, ParameterCount, count
+from pellucid.parameters import LiveView
 from pellucid.run.activations import ActivationCkpts, Recorder
 from pellucid.run.edit import Edit, EditTap
 from pellucid.run.region import Index, Region
 from pellucid.tap import Chain, StopAfter, Stopped, Tap
-from pellucid.tokens import Batch, Batcher, Inputs, Tokenizer
+from pellucid.tokens import Tokenizer
 from pellucid.transformer import Execution, Transformer, Weights, fresh_weights
 from pellucid.weights import load
 
@@ -224,21 +223,20 @@ class CkptedTransformer(Transformer):
 
     def _captured(self, names: Names, stop_at: aliases.Name | None) -> frozenset[str]:
         known = self.ckpt_names
-        patterns = None if names is None else [aliases.canonical(name) for name in _several(names)]
         if stop_at is None:
-            return frozenset(select(patterns, known))
+            return frozenset(selected(names, known))
         last = aliases.canonical(stop_at)
         if last not in known:
             raise unknown_name(last, known)
         reachable = known[: known.index(last) + 1]
-        late = [p for p in patterns or () if select(p, known) and not _matches(p, reachable)]
+        late = [name for name in _several(names) if selected(name, known) and not _reaches(name, reachable)]
         if late:
             raise UnknownNameError(
                 f"{late[0]!r} cannot fire: the run stops at {last!r}, before it.",
                 code="checkpoint-after-stop",
                 remedy="Choose a later stop_at, or leave the name out.",
             )
-        return frozenset(select(patterns, reachable))
+        return frozenset(selected(names, reachable))
 
     def parameter(self, name: str) -> Tensor:
         """A parameter, or a live view of one, by its dotted name, such as "blocks.0.attn.W_Q".
@@ -290,87 +288,19 @@ class CkptedTransformer(Transformer):
         return self.unembed
 
 
+def selected(names: Names, known: Sequence[str]) -> tuple[str, ...]:
+    """The known checkpoints that names, patterns and aliases select, in execution order."""
+    return select(None if names is None else [aliases.canonical(name) for name in _several(names)], known)
+
+
 def _several(names: Names) -> list[aliases.Name]:
     if names is None:
         return []
     return [cast(aliases.Name, names)] if isinstance(names, (str, tuple)) else list(names)
 
 
-def _matches(pattern: str, known: Sequence[str]) -> bool:
+def _reaches(name: aliases.Name, reachable: Sequence[str]) -> bool:
     try:
-        return bool(select(pattern, known))
+        return bool(selected(name, reachable))
     except UnknownNameError:
         return False
-
-
-def count_parameters(model: nn.Module) -> ParameterCount:
-    """Count the parameters of any module, each number once and each name once, per component.
-
-    Example:
-        >>> import pellucid as pl
-        >>> model = pl.CkptedTransformer(pl.TransformerConfig.from_pretrained("distilgpt2"))
-        >>> counted = pl.count_parameters(model)
-        >>> counted.unique, counted.by_name
-        (81912576, 120509952)
-    """
-    named: list[tuple[str, Tensor]] = list(model.named_parameters(remove_duplicate=False))
-    if not isinstance(model, Transformer):
-        return count(named, lambda name: name.split(".", 1)[0])
-    if model.unembed.tied:
-        named.append(("unembed.W_U", model.embed.W_E))
-    return count(named, _component)
-
-
-def _component(name: str) -> str:
-    parts = name.split(".")
-    part = parts[2] if parts[0] == "blocks" else parts[0]
-    return "ln" if part.startswith("ln") else part
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """What a capture would take, before running it.
-
-    Attributes:
-        nbytes: Bytes of all captured values.
-        by_name: Bytes of each.
-    """
-
-    nbytes: int
-    by_name: dict[str, int]
-
-    def __repr__(self) -> str:
-        return f"{self.nbytes:,} bytes in {len(self.by_name)} checkpoints"
-
-    def __int__(self) -> int:
-        return self.nbytes
-
-
-def estimate(
-    model: CkptedTransformer, inputs: Inputs, names: Names = None, *, pos: Index = None, heads: Index = None
-) -> Estimate:
-    """How many bytes `run_with_ckpts` with the same arguments would capture; runs nothing.
-
-    Example:
-        >>> import pellucid as pl
-        >>> pl.estimate(pl.load(), "Once upon a time", "blocks.*.resid_post")
-        16,384 bytes in 4 checkpoints
-    """
-    batch = model.tokenize(inputs)
-    rows, columns = batch.shape
-    config = model.config
-    sizes = {
-        Axis.BATCH: rows, Axis.POS: columns, Axis.QUERY: columns, Axis.KEY: columns, Axis.HEAD: config.n_head,
-        Axis.D_MODEL: config.n_embd, Axis.D_HEAD: config.d_head, Axis.D_MLP: config.d_mlp,
-    }  # fmt: skip
-    axes = all_axes(config.n_layer)
-    patterns = None if names is None else [aliases.canonical(name) for name in _several(names)]
-    upcast = model.execution.attention == "eager" and config.reorder_and_upcast_attn
-    by_name: dict[str, int] = {}
-    for name in select(patterns, tuple(axes)):
-        shape = [sizes[axis] for axis in axes[name]]
-        for axis, chosen in Region(pos, heads).indices(name, shape, axes[name], strict=False).items():
-            shape[axis] = len(chosen)
-        dtype = torch.float32 if upcast and name.endswith("ckpt_scores") else model.dtype
-        by_name[name] = torch.Size(shape).numel() * dtype.itemsize
-    return Estimate(sum(by_name.values()), by_name)

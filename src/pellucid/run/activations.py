@@ -16,10 +16,10 @@ from torch import Tensor
 
 from pellucid import aliases
 from pellucid.axes import POSITIONS, Axis
+from pellucid.batch import Batch
 from pellucid.ckpt import all_axes, unknown_name
 from pellucid.errors import InputError, MissingExtraError, UnknownNameError
 from pellucid.run.region import Index, Region, take
-from pellucid.tokens import Batch
 from pellucid.weights import files, formats
 
 if TYPE_CHECKING:

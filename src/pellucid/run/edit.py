@@ -14,11 +14,11 @@ from torch import Tensor
 
 from pellucid import aliases
 from pellucid.axes import Axes, Axis
+from pellucid.batch import Batch
 from pellucid.ckpt import all_axes, select
 from pellucid.errors import EditError
 from pellucid.run.activations import ActivationCkpts
 from pellucid.run.region import Index, Region, put, take
-from pellucid.tokens import Batch
 
 
 @dataclass(frozen=True)

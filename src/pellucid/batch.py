@@ -1,0 +1,273 @@
+"""Batches: texts of unequal length as one rectangle, in which ids, mask and positions travel together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pellucid.config import TransformerConfig
+from pellucid.errors import InputError, ShapeError
+from pellucid.tokens import Tokenizer
+
+Inputs = Any
+"""What a model takes: a string, strings, ids (a tensor or ragged lists), a mapping with `input_ids`, or a `Batch`."""
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Texts of unequal length as one rectangle.
+
+    Attributes:
+        ids: [B, P] token ids; pads hold the config's pad id, else an end id, else 0.
+        mask: [B, P], true at real positions.
+        positions: [B, P], counted from each text's first real token; 0 at pads.
+        tokenizer: What gives the tokens' texts; ids are shown as digits where there is none.
+        labels: The tokens' texts, where they are known already.
+    """
+
+    ids: Tensor
+    mask: Tensor
+    positions: Tensor
+    tokenizer: Tokenizer | None = field(default=None, repr=False)
+    labels: list[list[str]] | None = field(default=None, repr=False)
+
+    @cached_property
+    def padded(self) -> bool:
+        """Whether any row has pads."""
+        return not bool(self.mask.all())
+
+    @cached_property
+    def strings(self) -> list[list[str]]:
+        """Per row, the text of each real token."""
+        if self.labels is not None:
+            return self.labels
+        rows = [row.tolist() for row in self.rows()]
+        return [[str(i) for i in row] if self.tokenizer is None else self.tokenizer.pieces(row) for row in rows]
+
+    def __len__(self) -> int:
+        return self.ids.size(0)
+
+    @property
+    def shape(self) -> torch.Size:
+        """(B, P)."""
+        return self.ids.shape
+
+    def rows(self) -> Iterator[Tensor]:
+        """Each text's own ids, pads left out."""
+        return (ids[mask] for ids, mask in zip(self.ids, self.mask, strict=True))
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch on another device."""
+        ids, mask, positions = (tensor.to(device) for tensor in (self.ids, self.mask, self.positions))
+        return Batch(ids, mask, positions, self.tokenizer, self.labels)
+
+
+@dataclass(frozen=True)
+class Batcher:
+    """Makes batches for one model: its tokenizer, its vocabulary, its context length, its device."""
+
+    config: TransformerConfig
+    tokenizer: Tokenizer | None
+    device: torch.device
+
+    def __call__(self, inputs: Inputs, mask: Any = None, padding_side: str = "left") -> Batch:
+        """Batch whatever `Inputs` allows.
+
+        Args:
+            inputs: One or several texts or rows of ids.
+            mask: [B, P] of 0 and 1, only with a tensor of ids.
+            padding_side: Where rows shorter than the longest get their pads, "left" or "right".
+
+        Raises:
+            InputError: Nothing to run, ids outside the vocabulary, a text longer than the context, pads without
+                a mask, or an input of another kind.
+        """
+        if isinstance(inputs, Batch):
+            self._check(inputs.ids, inputs.positions)
+            return inputs.to(self.device)
+        if padding_side not in ("left", "right"):
+            raise InputError(
+                f"tokenize: padding_side={padding_side!r}, expected 'left' or 'right'.",
+                code="padding-side",
+                remedy="Give one of the two.",
+            )
+        if isinstance(inputs, Mapping):
+            inputs, mask = _from_mapping(inputs, mask)
+        if isinstance(inputs, np.ndarray):
+            inputs = torch.as_tensor(inputs)
+        if isinstance(inputs, Tensor):
+            ids = _as_rectangle(inputs)
+            if mask is None:
+                self._refuse_unmasked_pads(ids)
+            return self._assemble(ids, _as_mask(mask, ids))
+        if mask is not None:
+            raise InputError(
+                "tokenize: a mask was given with texts or lists, expected it only with a tensor of ids.",
+                code="mask-without-ids",
+                remedy="Leave the mask out: texts and lists are padded and masked here.",
+            )
+        return self._assemble(*_pad(self._rows(inputs), self._pad_id(), left=padding_side == "left"))
+
+    def _rows(self, inputs: Inputs) -> list[Tensor]:
+        if isinstance(inputs, str):
+            inputs = [inputs]
+        if not isinstance(inputs, Sequence):
+            raise InputError(
+                f"tokenize: {type(inputs).__name__} given, expected text, texts, ids or a Batch.",
+                code="input-kind",
+                remedy="Pass a string, a list of strings, a tensor of ids [B, P] or lists of ids.",
+            )
+        if inputs and all(isinstance(item, int) and not isinstance(item, bool) for item in inputs):
+            inputs = [inputs]
+        if not inputs:
+            raise _empty("an empty batch")
+        return [self._row(item, number) for number, item in enumerate(inputs)]
+
+    def _row(self, item: Any, number: int) -> Tensor:
+        if isinstance(item, str):
+            if self.tokenizer is None:
+                raise InputError(
+                    f"tokenize: row {number} is text, but this model has no tokenizer.",
+                    code="no-tokenizer",
+                    remedy="Pass ids, or set model.tokenizer = pl.Tokenizer.from_file('tokenizer.json').",
+                )
+            item = self.tokenizer.encode(item)
+        ids = _integers(item, f"row {number}")
+        if ids.dim() != 1:
+            raise ShapeError(
+                f"tokenize: row {number} has shape {list(ids.shape)}, expected [pos].",
+                code="ids-shape",
+                remedy="Pass a list of rows, each a flat list of ids.",
+            )
+        if ids.numel() == 0:
+            raise _empty(f"row {number} is empty")
+        return ids
+
+    def _assemble(self, ids: Tensor, mask: Tensor) -> Batch:
+        positions = (mask.long().cumsum(-1) - 1).clamp(min=0)
+        self._check(ids, positions)
+        return Batch(ids.to(self.device), mask.to(self.device), positions.to(self.device), self.tokenizer)
+
+    def _check(self, ids: Tensor, positions: Tensor) -> None:
+        low, high = int(ids.min()), int(ids.max())
+        if low < 0 or high >= self.config.vocab_size:
+            raise InputError(
+                f"ids: {low if low < 0 else high} given, expected 0 to {self.config.vocab_size - 1} (vocab_size).",
+                code="id-out-of-range",
+                remedy="Use this model's own tokenizer; ids of another vocabulary mean other text.",
+            )
+        longest = int(positions.max()) + 1
+        if longest > self.config.n_positions:
+            raise InputError(
+                f"ids: a text of {longest} tokens, expected at most {self.config.n_positions} (n_positions).",
+                code="too-long",
+                remedy="Shorten or split the text: GPT-2 has no embedding for later positions.",
+            )
+
+    def _pad_id(self) -> int:
+        candidates = (self.config.pad_token_id, *self.config.end_ids, 0)
+        return next(i for i in candidates if i is not None and 0 <= i < self.config.vocab_size)
+
+    def _refuse_unmasked_pads(self, ids: Tensor) -> None:
+        pad = self.config.pad_token_id
+        if pad is None or not bool((ids == pad).any()):
+            return
+        if pad in (*self.config.end_ids, self.config.bos_token_id) and not _looks_padded(ids == pad):
+            return
+        raise InputError(
+            f"ids: the pad id {pad} occurs, but no mask was given, so that pads would be read as text.",
+            code="pad-without-mask",
+            remedy="Pass mask= (1 at real tokens), or lists of unequal length, which are padded and masked here.",
+        )
+
+
+def _looks_padded(pads: Tensor) -> bool:
+    """Some rows begin (or end) with the pad id and some do not: text ends everywhere or nowhere, padding is uneven."""
+    first, last = pads[:, 0], pads[:, -1]
+    return bool(first.any() != first.all()) or bool(last.any() != last.all())
+
+
+def _from_mapping(inputs: Mapping[str, Any], mask: Any) -> tuple[Tensor, Any]:
+    if "input_ids" not in inputs:
+        raise InputError(
+            f"tokenize: a mapping with {sorted(map(str, inputs))}, expected 'input_ids'.",
+            code="input-kind",
+            remedy="Pass what a transformers tokenizer returns with return_tensors='pt'.",
+        )
+    return torch.as_tensor(inputs["input_ids"]), inputs.get("attention_mask") if mask is None else mask
+
+
+def _integers(given: Any, where: str) -> Tensor:
+    try:
+        ids = torch.as_tensor(given)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"ids: {where} cannot be read as numbers: {error}",
+            code="ids-dtype",
+            remedy="Pass whole numbers.",
+        ) from error
+    if ids.numel() and (ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool):
+        raise ShapeError(
+            f"ids: {where} holds {ids.dtype}, expected whole numbers.",
+            code="ids-dtype",
+            remedy="Pass token ids as integers, such as ids.long().",
+        )
+    return ids.long()
+
+
+def _as_rectangle(given: Tensor) -> Tensor:
+    ids = _integers(given, "the tensor")
+    ids = ids[None] if ids.dim() == 1 else ids
+    if ids.dim() != 2:
+        raise ShapeError(
+            f"ids: shape {list(ids.shape)}, expected [batch, pos] or [pos].",
+            code="ids-shape",
+            remedy="Pass a matrix of ids.",
+        )
+    if ids.numel() == 0:
+        raise _empty(f"ids of shape {list(ids.shape)}")
+    return ids
+
+
+def _as_mask(given: Any, ids: Tensor) -> Tensor:
+    if given is None:
+        return torch.ones_like(ids, dtype=torch.bool)
+    mask = torch.as_tensor(given, device=ids.device)
+    mask = mask[None] if mask.dim() == 1 else mask
+    if mask.shape != ids.shape:
+        raise ShapeError(
+            f"mask: shape {list(mask.shape)}, expected that of the ids, {list(ids.shape)}.",
+            code="mask-shape",
+            remedy="Give one 0 or 1 for each id.",
+        )
+    if not bool(((mask == 0) | (mask == 1)).all()):
+        raise InputError(
+            "mask: other values than 0 and 1.", code="mask-values", remedy="Give 1 at real tokens, else 0."
+        )
+    if not bool(mask.any(-1).all()):
+        raise _empty("a row whose mask is all 0")
+    return mask.bool()
+
+
+def _pad(rows: list[Tensor], pad_id: int, *, left: bool) -> tuple[Tensor, Tensor]:
+    longest = max(len(row) for row in rows)
+    ids = torch.full((len(rows), longest), pad_id)
+    mask = torch.zeros(len(rows), longest, dtype=torch.bool)
+    for number, row in enumerate(rows):
+        at = slice(longest - len(row), longest) if left else slice(0, len(row))
+        ids[number, at], mask[number, at] = row.to(ids.device), True
+    return ids, mask
+
+
+def _empty(what: str) -> InputError:
+    return InputError(
+        f"tokenize: {what}, expected at least one token.",
+        code="empty-text",
+        remedy="Give some text; to start from nothing, pass the beginning-of-text id yourself.",
+    )

@@ -1,0 +1,61 @@
+"""What a capture would take, before it is run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from pellucid.axes import Axis
+from pellucid.batch import Inputs
+from pellucid.ckpt import all_axes
+from pellucid.model import CkptedTransformer, Names, selected
+from pellucid.run.region import Index, Region
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a capture would take, before running it.
+
+    Attributes:
+        nbytes: Bytes of all captured values.
+        by_name: Bytes of each.
+    """
+
+    nbytes: int
+    by_name: dict[str, int]
+
+    def __repr__(self) -> str:
+        return f"{self.nbytes:,} bytes in {len(self.by_name)} checkpoints"
+
+    def __int__(self) -> int:
+        return self.nbytes
+
+
+def estimate(
+    model: CkptedTransformer, inputs: Inputs, names: Names = None, *, pos: Index = None, heads: Index = None
+) -> Estimate:
+    """How many bytes `run_with_ckpts` with the same arguments would capture; runs nothing.
+
+    Example:
+        >>> import pellucid as pl
+        >>> pl.estimate(pl.load(), "Once upon a time", "blocks.*.resid_post")
+        16,384 bytes in 4 checkpoints
+    """
+    batch = model.tokenize(inputs)
+    rows, columns = batch.shape
+    config = model.config
+    sizes = {
+        Axis.BATCH: rows, Axis.POS: columns, Axis.QUERY: columns, Axis.KEY: columns, Axis.HEAD: config.n_head,
+        Axis.D_MODEL: config.n_embd, Axis.D_HEAD: config.d_head, Axis.D_MLP: config.d_mlp,
+    }  # fmt: skip
+    axes = all_axes(config.n_layer)
+    upcast = model.execution.attention == "eager" and config.reorder_and_upcast_attn
+    by_name: dict[str, int] = {}
+    for name in selected(names, model.ckpt_names):
+        shape = [sizes[axis] for axis in axes[name]]
+        for axis, chosen in Region(pos, heads).indices(name, shape, axes[name], strict=False).items():
+            shape[axis] = len(chosen)
+        dtype = torch.float32 if upcast and name.endswith("ckpt_scores") else model.dtype
+        by_name[name] = torch.Size(shape).numel() * dtype.itemsize
+    return Estimate(sum(by_name.values()), by_name)
