@@ -19,6 +19,10 @@ from pellucid.errors import (
 from pellucid.estimate import Estimate, estimate
 from pellucid.model import CkptedTransformer
 from pellucid.open import from_hf, load, to_hf
+from pellucid.prove.alignment import Alignment
+from pellucid.prove.compare import compare
+from pellucid.prove.report import ComparisonReport
+from pellucid.prove.tensors import TensorComparison
 from pellucid.run.activations import ActivationCkpts
 from pellucid.run.edit import Edit
 from pellucid.tap import Tap
@@ -27,8 +31,10 @@ from pellucid.weights.hub import HubOptions
 
 __all__ = [
     "ActivationCkpts",
+    "Alignment",
     "Batch",
     "CkptedTransformer",
+    "ComparisonReport",
     "ConfigError",
     "Edit",
     "EditError",
@@ -42,11 +48,13 @@ __all__ = [
     "PellucidWarning",
     "ShapeError",
     "Tap",
+    "TensorComparison",
     "Tokenizer",
     "TransformerConfig",
     "UnknownNameError",
     "WeightsError",
     "__version__",
+    "compare",
     "count_parameters",
     "estimate",
     "from_hf",

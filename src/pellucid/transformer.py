@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -232,6 +233,10 @@ class Transformer(nn.Module):
         self.ckpt_embed = Ckpt()
         self.ckpt_pos_embed = Ckpt()
         name_checkpoints(self)
+
+    def block(self, i: int) -> TransformerBlock:
+        """Block i, with its own type."""
+        return cast(TransformerBlock, self.blocks[i])
 
     def transform(
         self, ids: Tensor, positions: Tensor, padding: Tensor | None = None, tap: Tap | None = None

@@ -1,0 +1,121 @@
+"""Two tensors, compared as closely as their numbers allow."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor
+
+from pellucid.errors import ShapeError
+
+ATOL, RTOL = 1e-4, 1e-3
+"""What the share of close values means by close; everything else here is exact."""
+
+
+@dataclass(frozen=True)
+class TensorComparison:
+    """How two tensors of one shape differ.
+
+    Attributes:
+        fraction: Share of values within atol=1e-4 and rtol=1e-3 of each other (`torch.isclose`).
+        bit_equal: Whether every bit is the same (so that -0 differs from 0, and a NaN equals its own bits).
+        max_abs: Largest absolute difference; nan where either holds a NaN that the other has not.
+        max_rel: Largest difference relative to the second tensor's value.
+        max_ulp: Largest number of representable values between two numbers, in the coarser dtype of the two.
+        shape: Their shape.
+        dtype: In which they were compared; of two dtypes, the coarser.
+    """
+
+    fraction: float
+    bit_equal: bool
+    max_abs: float
+    max_rel: float
+    max_ulp: int
+    shape: tuple[int, ...]
+    dtype: str
+
+    def __repr__(self) -> str:
+        return f"{self.fraction:.2%} of the values are correct."
+
+    def __bool__(self) -> bool:
+        return self.bit_equal
+
+    def to_dict(self) -> dict[str, object]:
+        """The attributes, for JSON."""
+        return asdict(self)
+
+
+def compare_tensors(a: Tensor, b: Tensor) -> TensorComparison:
+    """Compare two tensors of one shape.
+
+    Args:
+        a: Any floating or integer tensor.
+        b: The one to compare with; of another dtype, both are compared in the coarser one.
+
+    Raises:
+        ShapeError: They have different shapes.
+
+    Example:
+        >>> import torch
+        >>> from pellucid.prove.tensors import compare_tensors
+        >>> one = torch.ones(4)
+        >>> compare_tensors(one, torch.nextafter(one, 2 * one)).max_ulp
+        1
+        >>> compare_tensors(one, one)
+        100.00% of the values are correct.
+    """
+    if a.shape != b.shape:
+        raise ShapeError(
+            f"compare: shapes {list(a.shape)} and {list(b.shape)}, expected equal ones.",
+            code="compare-shapes",
+            remedy="Compare tensors of one shape; a transposed weight is compared after .T.",
+        )
+    a, b = _on_common_ground(a.detach(), b.detach())
+    dtype = str(a.dtype).removeprefix("torch.")
+    if torch.equal(a, b) and _bits(a).equal(_bits(b)):
+        return TensorComparison(1.0, True, 0.0, 0.0, 0, tuple(a.shape), dtype)
+    wide_a, wide_b = a.double(), b.double()
+    same = (wide_a == wide_b) | (wide_a.isnan() & wide_b.isnan())
+    gap = (wide_a - wide_b).abs().masked_fill(same, 0.0)
+    relative = (gap / wide_b.abs()).masked_fill(same, 0.0)
+    close = torch.isclose(a, b, atol=ATOL, rtol=RTOL) if a.is_floating_point() else a == b
+    return TensorComparison(
+        fraction=float(close.double().mean()) if a.numel() else 1.0,
+        bit_equal=_bits(a).equal(_bits(b)),
+        max_abs=_largest(gap),
+        max_rel=_largest(relative),
+        max_ulp=int(_largest((_ordered(a).double() - _ordered(b).double()).abs())) if a.is_floating_point() else 0,
+        shape=tuple(a.shape),
+        dtype=dtype,
+    )
+
+
+def _on_common_ground(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Both on the first one's device and in the coarser of their dtypes."""
+    b = b.to(a.device)
+    if a.dtype == b.dtype:
+        return a.contiguous(), b.contiguous()
+    if a.is_floating_point() and b.is_floating_point():
+        dtype = a.dtype if torch.finfo(a.dtype).eps >= torch.finfo(b.dtype).eps else b.dtype
+    else:
+        dtype = torch.promote_types(a.dtype, b.dtype)
+    return a.to(dtype).contiguous(), b.to(dtype).contiguous()
+
+
+_INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    return tensor.view(torch.uint8) if tensor.dim() else tensor[None].view(torch.uint8)
+
+
+def _ordered(tensor: Tensor) -> Tensor:
+    """Floats as integers in the same order, neighbours one apart; both zeros are 0 (Dawson 2012)."""
+    bits = tensor.view(_INTEGERS[tensor.element_size()]).long()
+    lowest = -(2 ** (8 * tensor.element_size() - 1))
+    return torch.where(bits < 0, lowest - bits, bits)
+
+
+def _largest(values: Tensor) -> float:
+    return float(values.max()) if values.numel() else 0.0
