@@ -23,6 +23,7 @@ from pellucid.prove.alignment import Alignment
 from pellucid.prove.compare import compare
 from pellucid.prove.report import ComparisonReport
 from pellucid.prove.tensors import TensorComparison
+from pellucid.report.page import save_html
 from pellucid.run.activations import ActivationCkpts
 from pellucid.run.edit import Edit
 from pellucid.tap import Tap
@@ -59,5 +60,6 @@ __all__ = [
     "estimate",
     "from_hf",
     "load",
+    "save_html",
     "to_hf",
 ]

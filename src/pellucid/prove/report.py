@@ -7,7 +7,9 @@ from dataclasses import asdict, dataclass
 from typing import Literal
 
 from pellucid.prove.alignment import Alignment
+from pellucid.prove.pages import comparison_page
 from pellucid.prove.tensors import TensorComparison
+from pellucid.report.page import Page
 
 Verdict = Literal["identical", "equivalent", "different", "inconclusive"]
 
@@ -114,6 +116,13 @@ class ComparisonReport:
         if self.first_divergence:
             lines.append(f"first divergence: {self.first_divergence}")
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+
+    def page(self) -> Page:
+        """The report as a page; `pellucid.save_html` writes it."""
+        return comparison_page(self)
+
+    def _repr_html_(self) -> str:
+        return self.page().render(whole=False)
 
     def to_json(self) -> str:
         """Everything but the values, as JSON of format `pellucid.comparison/1`."""
