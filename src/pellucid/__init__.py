@@ -1,65 +1,38 @@
-"""pellucid: GPT-2 made of glass. Every intermediate value has a name, and looking never changes the answer."""
+"""pellucid: GPT-2 made of glass. Every intermediate value has a name, and looking never changes the answer.
 
-from pellucid._version import __version__
-from pellucid.batch import Batch
-from pellucid.config import TransformerConfig
-from pellucid.counting import ParameterCount, count_parameters
-from pellucid.errors import (
-    ConfigError,
-    EditError,
-    InputError,
-    MissingExtraError,
-    NotFoundError,
-    PellucidError,
-    PellucidWarning,
-    ShapeError,
-    UnknownNameError,
-    WeightsError,
-)
-from pellucid.estimate import Estimate, estimate
-from pellucid.model import CkptedTransformer
-from pellucid.open import from_hf, load, to_hf
-from pellucid.prove.alignment import Alignment
-from pellucid.prove.compare import compare
-from pellucid.prove.report import ComparisonReport
-from pellucid.prove.tensors import TensorComparison
-from pellucid.report.page import save_html
-from pellucid.run.activations import ActivationCkpts
-from pellucid.run.edit import Edit
-from pellucid.tap import Tap
-from pellucid.tokens import Tokenizer
-from pellucid.weights.hub import HubOptions
+Public names are listed in `__init__.pyi`, which type checkers and editors read too. They are imported at their
+first use, so that what needs no torch (`pellucid --help`) does not wait for it.
+"""
 
-__all__ = [
-    "ActivationCkpts",
-    "Alignment",
-    "Batch",
-    "CkptedTransformer",
-    "ComparisonReport",
-    "ConfigError",
-    "Edit",
-    "EditError",
-    "Estimate",
-    "HubOptions",
-    "InputError",
-    "MissingExtraError",
-    "NotFoundError",
-    "ParameterCount",
-    "PellucidError",
-    "PellucidWarning",
-    "ShapeError",
-    "Tap",
-    "TensorComparison",
-    "Tokenizer",
-    "TransformerConfig",
-    "UnknownNameError",
-    "WeightsError",
-    "__version__",
-    "compare",
-    "count_parameters",
-    "estimate",
-    "from_hf",
-    "load",
-    "save_html",
-    "to_hf",
-]
+import ast as _ast
+import importlib as _importlib
+from pathlib import Path as _Path
+from typing import Any as _Any
+
+from pellucid._version import __version__  # noqa: F401
+
+_HOMES = {
+    name.name: statement.module
+    for statement in _ast.parse((_Path(__file__).with_suffix(".pyi")).read_text(encoding="utf-8")).body
+    if isinstance(statement, _ast.ImportFrom) and statement.module
+    for name in statement.names
+}
+
+__all__ = sorted([*_HOMES, "__version__"])  # noqa: PLE0605  (the stub lists them)
+
+
+def __getattr__(name: str) -> _Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'pellucid' has no attribute {name!r}")
+    home = _HOMES[name]
+    value = (
+        _importlib.import_module(f"{home}.{name}")
+        if home == __name__
+        else getattr(_importlib.import_module(home), name)
+    )
+    globals()[name] = value  # the next access does not come here
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

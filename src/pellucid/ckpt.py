@@ -51,7 +51,7 @@ class Ckpt(nn.Module):
         self.name = ""
 
     def forward(self, value: Tensor, tap: Tap | None = None) -> Tensor:
-        return value if tap is None else tap(self.name, value)
+        return value if tap is None or not tap.wants(self.name) else tap(self.name, value)
 
     def is_watched(self, tap: Tap | None) -> bool:
         """Whether a tap or a native hook would see a value here; if not, it need not be computed."""

@@ -1,0 +1,55 @@
+"""The public names, each with its home; `__init__.py` reads this list and imports a name at its first use."""
+
+from pellucid.batch import Batch as Batch
+from pellucid.config import TransformerConfig as TransformerConfig
+from pellucid.counting import ParameterCount as ParameterCount
+from pellucid.counting import count_parameters as count_parameters
+from pellucid.errors import (
+    ConfigError as ConfigError,
+)
+from pellucid.errors import (
+    EditError as EditError,
+)
+from pellucid.errors import (
+    InputError as InputError,
+)
+from pellucid.errors import (
+    MissingExtraError as MissingExtraError,
+)
+from pellucid.errors import (
+    NotFoundError as NotFoundError,
+)
+from pellucid.errors import (
+    PellucidError as PellucidError,
+)
+from pellucid.errors import (
+    PellucidWarning as PellucidWarning,
+)
+from pellucid.errors import (
+    ShapeError as ShapeError,
+)
+from pellucid.errors import (
+    UnknownNameError as UnknownNameError,
+)
+from pellucid.errors import (
+    WeightsError as WeightsError,
+)
+from pellucid.estimation import Estimate as Estimate
+from pellucid.estimation import estimate as estimate
+from pellucid.model import CkptedTransformer as CkptedTransformer
+from pellucid.open import from_hf as from_hf
+from pellucid.open import load as load
+from pellucid.open import to_hf as to_hf
+from pellucid.prove.alignment import Alignment as Alignment
+from pellucid.prove.compare import compare as compare
+from pellucid.prove.report import ComparisonReport as ComparisonReport
+from pellucid.prove.tensors import TensorComparison as TensorComparison
+from pellucid.report.page import save_html as save_html
+from pellucid.run.activations import ActivationCkpts as ActivationCkpts
+from pellucid.run.edit import Edit as Edit
+from pellucid.tap import Tap as Tap
+from pellucid.tokens import Tokenizer as Tokenizer
+from pellucid.weights.hub import HubOptions as HubOptions
+
+__version__: str
+__all__: list[str]
