@@ -1,0 +1,142 @@
+"""What loading from disk and copying from a live model share: a model built around checked tensors."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Mapping
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from pellucid.config import TransformerConfig
+from pellucid.errors import PellucidWarning, WeightsError
+from pellucid.weights.importing import Imported
+from pellucid.weights.layouts import HEAD
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
+"""The dtypes that a model may have, by name."""
+
+
+class Model(Protocol):
+    """What loading and saving need of a model."""
+
+    config: TransformerConfig
+    tokenizer: Any
+    provenance: dict[str, str]
+    training: bool
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The stored tensors, the head among them only when it is untied."""
+        ...
+
+    def train(self, mode: bool = True) -> Any:
+        """Switch between training and evaluation."""
+        ...
+
+
+M_co = TypeVar("M_co", bound=Model, covariant=True)
+M = TypeVar("M", bound=Model)
+
+
+class ModelClass(Protocol[M_co]):
+    """What builds a model around tensors, without copying them."""
+
+    def __call__(
+        self,
+        config: TransformerConfig,
+        weights: dict[str, Tensor],
+        *,
+        tokenizer: Any = None,
+        attention: str = "auto",
+        numerics: str = "exact",
+        provenance: dict[str, str] | None = None,
+    ) -> M_co:
+        """A model of this configuration with these stored tensors."""
+        ...
+
+
+def convert(weights: Mapping[str, Tensor], dtype: torch.dtype | None, device: str | torch.device) -> dict[str, Tensor]:
+    """The tensors in one dtype on one device; untouched, not copied, where they are that already.
+
+    Args:
+        weights: Tensors by name.
+        dtype: None for the narrowest dtype that holds all of theirs.
+        device: A torch device.
+
+    Raises:
+        WeightsError: A stored dtype that no model may have, or no such device.
+    """
+    if dtype is None:
+        dtype = functools.reduce(torch.promote_types, (tensor.dtype for tensor in weights.values()))
+        if dtype not in DTYPES.values():
+            raise WeightsError(
+                f"weights: stored as {dtype}, expected one of {', '.join(DTYPES)}.",
+                code="dtype-not-supported",
+                remedy="Pass dtype='float32' to have them converted.",
+            )
+    try:
+        if torch.device(device).type == "meta":
+            raise RuntimeError("the meta device holds no numbers")
+        return separate({name: tensor.to(device=device, dtype=dtype) for name, tensor in weights.items()})
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as problem:
+        raise WeightsError(
+            f"load: device={str(device)!r}: {str(problem).splitlines()[0]}",
+            code="device-not-available",
+            remedy="Pass device='cpu', or the name of a device that torch can use on this machine.",
+        ) from problem
+
+
+def separate(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Each tensor with memory of its own: one that overlaps an earlier one is copied.
+
+    A pickle may hold one storage under several names. As parameters of a model they would change together.
+    """
+    seen_end, separated = 0, dict(weights)
+    for name in sorted(weights, key=lambda name: weights[name].data_ptr()):
+        tensor = weights[name]
+        if tensor.numel() == 0:
+            continue
+        start = tensor.data_ptr()
+        if start < seen_end:
+            separated[name] = tensor.clone(memory_format=torch.preserve_format)
+        seen_end = max(seen_end, start + tensor.numel() * tensor.element_size())
+    return separated
+
+
+def describe(imported: Imported, weights: Mapping[str, Tensor], provenance: dict[str, str]) -> dict[str, str]:
+    """Complete a provenance, and warn of what the reader should know."""
+    remarks = list(imported.remarks)
+    broken = [name for name, tensor in weights.items() if not is_finite(tensor)]
+    if broken:
+        rest = f" and {len(broken) - 8} more" if len(broken) > 8 else ""
+        provenance = {**provenance, "non_finite": ", ".join(broken)}
+        remarks.append(f"not finite numbers (NaN or infinity) in {', '.join(broken[:8])}{rest}")
+    if remarks:
+        provenance = {**provenance, "remarks": "; ".join(remarks)}
+        warnings.warn(f"{provenance.get('source', 'weights')}: {'; '.join(remarks)}.", PellucidWarning, stacklevel=4)
+    return {
+        **provenance,
+        "layout": imported.layout,
+        "dtype": dtype_names(weights),
+        "head": "untied" if HEAD in weights else "tied",
+    }
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether a tensor holds neither NaN nor infinity.
+
+    A sum is one pass without temporaries, and any NaN or infinity spoils it. Only a sum that overflowed or was
+    spoiled needs the closer look.
+    """
+    flat = tensor.detach()
+    wide = torch.float32 if flat.element_size() < 4 else flat.dtype
+    if bool(flat.sum(dtype=wide).isfinite()):
+        return True
+    rows = flat if flat.dim() > 1 else flat[None]
+    return all(bool(row.isfinite().all()) for row in rows)
+
+
+def dtype_names(weights: Mapping[str, Tensor]) -> str:
+    return ", ".join(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in weights.values()}))

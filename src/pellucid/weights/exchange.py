@@ -1,0 +1,185 @@
+"""To and from transformers: live models, and the folder that `save_pretrained` writes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pellucid.config import NEUTRAL, REFUSED, SYNONYMS, TransformerConfig
+from pellucid.errors import MissingExtraError, WeightsError
+from pellucid.weights import files
+from pellucid.weights.building import M, Model, ModelClass, describe, separate
+from pellucid.weights.importing import to_ours
+from pellucid.weights.layouts import HF, from_ours
+
+
+def from_hf(cls: ModelClass[M], hf_model: nn.Module, *, attention: str = "auto", numerics: str = "exact") -> M:
+    """Copy a live transformers model; the model given is only read.
+
+    The tie is taken from memory: tied if the head's weight is the embedding's, whatever the configuration says.
+
+    Args:
+        cls: The model's class.
+        hf_model: A `GPT2LMHeadModel`, or a `GPT2Model`, whose head is then the embedding.
+        attention: Passed to the model.
+        numerics: Passed to the model.
+
+    Returns:
+        A model with equal tensors on the same device, training or evaluating like the one given.
+
+    Raises:
+        WeightsError: Not such a model, or one with tensors or a head that GPT-2 has not.
+        ConfigError: A configuration that is not implemented.
+        MissingExtraError: transformers is not installed.
+    """
+    transformers = _transformers()
+    if not isinstance(hf_model, (transformers.GPT2LMHeadModel, transformers.GPT2Model)):
+        raise WeightsError(
+            f"from_hf: given {type(hf_model).__name__}, expected GPT2LMHeadModel or GPT2Model.",
+            code="hf-wrong-class",
+            remedy="Unwrap it (`.module` of DDP, `._orig_mod` of torch.compile, `.transformer` of a model with a "
+            "head for another task).",
+        )
+    tensors = dict(hf_model.state_dict())
+    config = _config_of(hf_model)
+    if isinstance(hf_model, transformers.GPT2LMHeadModel):
+        tied = _is_tied(hf_model)
+        config = config.replace(tie_word_embeddings=tied)
+        if tied:
+            del tensors["lm_head.weight"]
+    if any(tensor.is_meta for tensor in tensors.values()):
+        raise WeightsError(
+            "from_hf: the model is on the meta device, which holds no numbers.",
+            code="hf-meta",
+            remedy="Load its weights first.",
+        )
+    copies = {name: _copy(tensor) for name, tensor in tensors.items()}
+    imported = to_ours(copies, config)
+    provenance = describe(imported, imported.weights, {"source": f"transformers {type(hf_model).__name__}"})
+    model = cls(imported.config, imported.weights, attention=attention, numerics=numerics, provenance=provenance)
+    model.train(hf_model.training)
+    return model
+
+
+def to_hf(model: Model) -> Any:
+    """A transformers `GPT2LMHeadModel` with copies of the model's tensors, tied where the model is.
+
+    Raises:
+        MissingExtraError: transformers is not installed.
+    """
+    transformers = _transformers()
+    from transformers.utils import logging
+
+    fields = {name: value for name, value in model.config.to_dict().items() if name not in _NOT_FOR_LIVE}
+    config = transformers.GPT2Config.from_dict(fields)
+    tensors = {name: _copy(tensor) for name, tensor in from_ours(model.state_dict(), model.config, HF).items()}
+    first = next(iter(tensors.values()))
+    showed_progress = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        hf = transformers.GPT2LMHeadModel.from_pretrained(
+            None, config=config, state_dict=dict(tensors), dtype=first.dtype
+        )
+    finally:
+        if showed_progress:
+            logging.enable_progress_bar()
+    # from_pretrained gives every tensor one dtype and puts it on the CPU.
+    for name, parameter in hf.named_parameters():
+        parameter.data = tensors[name]
+    return hf.train(model.training)
+
+
+def save_pretrained(model: Model, folder: str | os.PathLike[str]) -> None:
+    """Write `config.json`, `model.safetensors` and, if the model has a tokenizer, `tokenizer.json`.
+
+    Names and bytes are those of transformers' own `save_pretrained`; a tied matrix is written once. Files take
+    their names only when all are complete: whatever happens, each is the old one or the new one.
+
+    Args:
+        model: The model.
+        folder: Made if it does not exist.
+
+    Raises:
+        WeightsError: The folder cannot be written.
+    """
+    tensors = separate(from_ours(model.state_dict(), model.config, HF))
+    tensors = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
+    writers: dict[str, files.Writer] = {
+        "model.safetensors": lambda path: _write_safetensors(tensors, path),
+        "config.json": lambda path: path.write_text(_config_json(model.config, tensors), encoding="utf-8"),
+    }
+    if model.tokenizer is not None:
+        writers["tokenizer.json"] = lambda path: _write_tokenizer(model.tokenizer, path)
+    files.write_folder(Path(folder), writers)
+
+
+_NOT_FOR_LIVE = ("_attn_implementation", "attn_implementation", "_attn_implementation_autoset", "torch_dtype", "dtype")
+
+
+def _transformers() -> Any:
+    try:
+        import transformers
+    except ImportError as problem:
+        raise MissingExtraError(
+            "transformers is not installed.",
+            code="missing-transformers",
+            remedy="pip install 'pellucid[hf]'",
+        ) from problem
+    return transformers
+
+
+def _config_of(hf_model: Any) -> TransformerConfig:
+    """The configuration of a live model; attributes that its class does not read are left out."""
+    given = hf_model.config.to_dict()
+    known = {field.name for field in dataclasses.fields(TransformerConfig)} | {"model_type", "is_causal"}
+    unread = set(given) - known - NEUTRAL - set(REFUSED) - set(SYNONYMS)
+    return TransformerConfig.from_dict(given, ignore=unread)
+
+
+def _is_tied(hf_model: Any) -> bool:
+    head, embedding = hf_model.lm_head, hf_model.transformer.wte
+    if type(head) is not nn.Linear or head.bias is not None:  # pyright: ignore[reportUnnecessaryComparison]
+        raise WeightsError(
+            f"from_hf: the head is {head}, expected a plain Linear without bias.",
+            code="hf-head",
+            remedy="Put a torch.nn.Linear(n_embd, vocab_size, bias=False) in its place; GPT-2 has no other head.",
+        )
+    if head.weight is embedding.weight:
+        return True
+    same_place = head.weight.data_ptr() == embedding.weight.data_ptr() and not head.weight.is_meta
+    return same_place and head.weight.shape == embedding.weight.shape
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    return tensor.detach().clone(memory_format=torch.contiguous_format)
+
+
+def _config_json(config: TransformerConfig, tensors: Mapping[str, Tensor]) -> str:
+    fields = {name: value for name, value in config.to_dict().items() if name != "torch_dtype"}
+    dtype = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
+    fields |= {"architectures": ["GPT2LMHeadModel"], "dtype": dtype}
+    return json.dumps(fields, indent=2, sort_keys=True) + "\n"
+
+
+def _write_safetensors(tensors: dict[str, Tensor], path: Path) -> None:
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        save_file(tensors, path, metadata={"format": "pt"})
+    except SafetensorError as problem:
+        raise OSError(str(problem)) from problem
+
+
+def _write_tokenizer(tokenizer: Any, path: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        tokenizer.save(Path(folder))
+        os.replace(Path(folder) / "tokenizer.json", path)

@@ -1,0 +1,244 @@
+"""One file in, tensors out: safetensors, PyTorch pickles and llm.c binaries.
+
+Every reader maps the file into memory privately: nothing is copied until it is written to, and a write changes
+the process's own page, never the file. A pickle is read by PyTorch's restricted unpickler only, which builds
+tensors and plain containers and calls nothing that the file names. Whatever a damaged file makes a library
+raise leaves here as a `WeightsError`.
+"""
+
+from __future__ import annotations
+
+import math
+import pickle
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pellucid.errors import NotFoundError, WeightsError
+from pellucid.weights.manifests import unreadable
+
+LLMC_MAGIC = 20240326
+_LLMC_HEADER = 256
+_LLMC_DTYPES = {3: torch.float32, 5: torch.bfloat16}
+_LLMC_KINDS = {20240327: "an llm.c debug state", 20240328: "an llm.c tokenizer"}
+
+
+@dataclass(frozen=True)
+class Content:
+    """What one file holds.
+
+    Args:
+        format: `safetensors`, `pickle` or `llm.c`.
+        tensors: Names as the file has them, dense tensors on the CPU, in the file's dtypes.
+        config: Fields in transformers' names, where the file itself has them (llm.c).
+        model_args: nanoGPT's own description of the model, where the file has it.
+    """
+
+    format: str
+    tensors: dict[str, Tensor]
+    config: Mapping[str, Any] | None = None
+    model_args: Mapping[str, Any] | None = None
+
+
+def read_file(path: Path) -> Content:
+    """Read one weights file; its first bytes, not its name, tell the format.
+
+    Raises:
+        NotFoundError: Not there.
+        WeightsError: Unreadable, damaged, unsafe, or of a format that this library does not read.
+    """
+    try:
+        if not path.is_file():
+            raise NotFoundError(
+                f"{path}: {'not a regular file' if path.exists() else 'not there'}.",
+                code="path-not-found",
+                remedy="Give a weights file, or the folder that holds it together with config.json.",
+            )
+        with path.open("rb") as file:
+            start = file.read(12)
+    except OSError as problem:
+        if isinstance(problem, NotFoundError):
+            raise
+        raise unreadable(path, problem) from problem
+    if len(start) < 12:
+        raise WeightsError(
+            f"{path}: {len(start)} bytes, too short to hold weights.",
+            code="file-truncated",
+            remedy="Download or write the file again.",
+        )
+    if start[:4] == b"PK\x03\x04" or (start[:1] == b"\x80" and start[1] in range(2, 6) and start[8:9] != b"{"):
+        return _read_pickle(path, mapped=start[:1] == b"P")
+    if struct.unpack("<i", start[:4])[0] == LLMC_MAGIC:
+        return _read_llmc(path)
+    if start[8:9] == b"{":
+        return Content("safetensors", _read_safetensors(path))
+    raise _unknown_format(path, start)
+
+
+def _unknown_format(path: Path, start: bytes) -> WeightsError:
+    kind = _LLMC_KINDS.get(struct.unpack("<i", start[:4])[0])
+    if start[:4] == b"GGUF":
+        kind = "a GGUF file"
+    if kind is not None:
+        return WeightsError(
+            f"{path}: {kind}, which holds no weights that pellucid reads.",
+            code="format-not-supported",
+            remedy="Give safetensors, a PyTorch .bin or .pt, or an llm.c model .bin.",
+        )
+    return WeightsError(
+        f"{path}: begins with {start[:8].hex(' ')}, expected safetensors, a PyTorch pickle or an llm.c model.",
+        code="format-unknown",
+        remedy="Download the file again (a page of HTML or a Git LFS pointer may have been saved in its place).",
+    )
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    from safetensors import safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    except OSError as problem:
+        raise unreadable(path, problem) from problem
+    # The library's own exception derives from Exception directly, and PyTorch adds RuntimeError, TypeError and
+    # ValueError for headers whose dtypes and offsets cannot be views.
+    except Exception as problem:
+        raise WeightsError(
+            f"{path}: not a sound safetensors file: {problem}.",
+            code="safetensors-damaged",
+            remedy="Download or write the file again; its header and its data do not agree.",
+        ) from problem
+
+
+def _read_pickle(path: Path, *, mapped: bool) -> Content:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except PermissionError as problem:
+        raise unreadable(path, problem) from problem
+    except pickle.UnpicklingError as problem:
+        raise WeightsError(
+            f"{path}: a pickle that would run code, or that is damaged; nothing of it was run. "
+            f"{str(problem).splitlines()[-1] if str(problem) else ''}".strip(),
+            code="pickle-unsafe",
+            remedy="Ask its author for safetensors, or save the bare state dict again: torch.save(model.state_dict(), "
+            "path).",
+        ) from problem
+    # A damaged archive surfaces as RuntimeError, OSError, EOFError, KeyError, struct.error and more.
+    except Exception as problem:
+        raise WeightsError(
+            f"{path}: not a sound PyTorch file: {type(problem).__name__}: {problem}.",
+            code="pickle-damaged",
+            remedy="Download or write the file again.",
+        ) from problem
+    return _unpack(path, content)
+
+
+def _unpack(path: Path, content: Any) -> Content:
+    """The state dict in what was saved: bare, or under `model` (nanoGPT) or `state_dict`."""
+    model_args = None
+    if isinstance(content, Mapping):
+        for key in ("model", "state_dict"):
+            if isinstance(content.get(key), Mapping):
+                model_args = content.get("model_args")
+                content = content[key]
+                break
+    if not isinstance(content, Mapping) or not content:
+        raise WeightsError(
+            f"{path}: holds {type(content).__name__} {'without entries' if content == {} else ''}, "
+            "expected a dict of tensors.",
+            code="pickle-no-state-dict",
+            remedy="Save the state dict: torch.save(model.state_dict(), path).",
+        )
+    wrong = [
+        repr(name) for name, value in content.items() if not isinstance(value, Tensor) or not isinstance(name, str)
+    ]
+    if wrong:
+        raise WeightsError(
+            f"{path}: not tensors: {', '.join(wrong[:8])}{' …' if len(wrong) > 8 else ''}.",
+            code="pickle-no-state-dict",
+            remedy="Save the state dict alone: torch.save(model.state_dict(), path).",
+        )
+    if model_args is not None and not isinstance(model_args, Mapping):
+        raise WeightsError(
+            f"{path}: model_args is {type(model_args).__name__}, expected a dict.",
+            code="pickle-model-args",
+            remedy="Write the checkpoint again with nanoGPT's train.py.",
+        )
+    return Content("pickle", {name: _plain(path, name, value) for name, value in content.items()}, None, model_args)
+
+
+def _plain(path: Path, name: str, tensor: Tensor) -> Tensor:
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
+        raise WeightsError(
+            f"{path}: {name} is {tensor.layout} on {tensor.device}, expected a dense tensor.",
+            code="tensor-not-dense",
+            remedy="Save dense, unquantized tensors.",
+        )
+    return tensor.detach()
+
+
+def _read_llmc(path: Path) -> Content:
+    """llm.c's checkpoint: 256 int32 of header, then each parameter for all layers before the next one.
+
+    Source: `gpt2_write_to_checkpoint` in llm.c's train_gpt2.cu. The vocabulary is padded to a multiple of 128
+    in the file; the padding is no token and is left out here.
+    """
+    size = path.stat().st_size
+    if size < 4 * _LLMC_HEADER:
+        raise _llmc_error(path, f"{size} bytes, shorter than its header", "file-truncated")
+    with path.open("rb") as file:
+        header = struct.unpack(f"<{_LLMC_HEADER}i", file.read(4 * _LLMC_HEADER))
+    version, (positions, vocab, layers, heads, width, padded) = header[1], header[2:8]
+    if version not in _LLMC_DTYPES:
+        raise _llmc_error(path, f"version {version}, expected 3 (float32) or 5 (bfloat16)", "llmc-version")
+    if min(positions, vocab, heads, width) < 1 or layers < 0 or padded < vocab:
+        raise _llmc_error(path, f"impossible sizes in its header: {header[2:8]}", "llmc-header")
+    parts: list[tuple[str, int, tuple[int, ...]]] = [
+        ("wte", 1, (padded, width)),
+        ("wpe", 1, (positions, width)),
+        *((stem, layers, shape) for stem, shape in _llmc_layer(width)),
+        ("lnfw", 1, (width,)),
+        ("lnfb", 1, (width,)),
+    ]
+    dtype = _LLMC_DTYPES[version]
+    expected = 4 * _LLMC_HEADER + dtype.itemsize * sum(count * math.prod(shape) for _, count, shape in parts)
+    if size != expected:
+        raise _llmc_error(path, f"{size} bytes, its header promises {expected}", "file-truncated")
+    storage = torch.UntypedStorage.from_file(str(path), False, size)
+    at = 4 * _LLMC_HEADER // dtype.itemsize
+    tensors: dict[str, Tensor] = {}
+    for stem, count, shape in parts:
+        for layer in range(count):
+            name = stem if stem in ("wte", "wpe", "lnfw", "lnfb") else f"{stem}.{layer}"
+            tensors[name] = torch.empty(0, dtype=dtype).set_(storage, at, shape)  # pyright: ignore[reportCallIssue]
+            at += math.prod(shape)
+    tensors["wte"] = tensors["wte"][:vocab]
+    config = {
+        "vocab_size": vocab, "n_positions": positions, "n_embd": width, "n_layer": layers, "n_head": heads,
+        "activation_function": "gelu_new", "embd_pdrop": 0.0, "attn_pdrop": 0.0, "resid_pdrop": 0.0,
+    }  # fmt: skip
+    return Content("llm.c", tensors, config)
+
+
+def _llmc_layer(width: int) -> list[tuple[str, tuple[int, ...]]]:
+    return [
+        ("ln1w", (width,)), ("ln1b", (width,)),
+        ("qkvw", (3 * width, width)), ("qkvb", (3 * width,)),
+        ("attprojw", (width, width)), ("attprojb", (width,)),
+        ("ln2w", (width,)), ("ln2b", (width,)),
+        ("fcw", (4 * width, width)), ("fcb", (4 * width,)),
+        ("fcprojw", (width, 4 * width)), ("fcprojb", (width,)),
+    ]  # fmt: skip
+
+
+def _llmc_error(path: Path, what: str, code: str) -> WeightsError:
+    return WeightsError(
+        f"{path}: an llm.c model with {what}.",
+        code=code,
+        remedy="Write the checkpoint again with llm.c's train_gpt2, version 3 or 5.",
+    )

@@ -1,0 +1,311 @@
+"""Names become files here; this is the only module that may open a network connection.
+
+A name is an existing file or folder, an alias of a published GPT-2, or the id of a repository on the Hugging
+Face hub. Downloads go through `huggingface_hub`, so its cache, its tokens and its switches
+(`HF_HUB_OFFLINE`, `HF_ENDPOINT`, `HF_HOME`, `HF_TOKEN`) mean here what they mean everywhere. A file appears in
+the cache only when it is complete.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pellucid.errors import ConfigError, NotFoundError, WeightsError, nearest
+from pellucid.weights.manifests import read_index, read_json, unreadable
+
+ALIASES: Mapping[str, str] = {
+    "gpt2": "openai-community/gpt2",
+    "gpt2-small": "openai-community/gpt2",
+    "gpt2-medium": "openai-community/gpt2-medium",
+    "gpt2-large": "openai-community/gpt2-large",
+    "gpt2-xl": "openai-community/gpt2-xl",
+    "distilgpt2": "distilbert/distilgpt2",
+}
+"""Short names of the published models, and their repositories."""
+
+WEIGHT_FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+"""Where a repository keeps its weights, the best first: safe before pickled, one file before many."""
+
+_REPOSITORY_ID = re.compile(r"[A-Za-z0-9_][\w.\-]*(/[\w.\-]+)?")
+_FILE_ENDINGS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".json")
+_OFFLINE_VALUES = ("1", "ON", "YES", "TRUE")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HubOptions:
+    """How to reach the hub; the defaults are `huggingface_hub`'s.
+
+    Args:
+        revision: A branch, tag or commit; the main branch if None.
+        cache_dir: Where downloads are kept; `HF_HOME` decides if None.
+        token: An access token; the one that is logged in if None.
+        offline: Use the cache only. `HF_HUB_OFFLINE=1` in the environment does the same.
+        endpoint: Address of the hub; `HF_ENDPOINT` or the public hub if None.
+    """
+
+    revision: str | None = None
+    cache_dir: str | Path | None = None
+    token: str | None = None
+    offline: bool = False
+    endpoint: str | None = None
+
+    @property
+    def is_offline(self) -> bool:
+        """Whether the network is off limits, by this object or by the environment."""
+        return self.offline or os.environ.get("HF_HUB_OFFLINE", "").upper() in _OFFLINE_VALUES
+
+
+def locate(name: str | os.PathLike[str], options: HubOptions | None = None) -> Path:
+    """The folder or file on this machine that holds the model of this name.
+
+    An existing path is returned as it is. Of a repository, `config.json`, the best weights
+    (`WEIGHT_FILES`) and the tokenizer's files are downloaded, all of one commit, unless they are cached.
+
+    Args:
+        name: A path, an alias (`ALIASES`) or a hub id such as `openai-community/gpt2`.
+        options: How to reach the hub.
+
+    Returns:
+        The path given, or the folder of the downloaded snapshot.
+
+    Raises:
+        NotFoundError: No such path, repository or revision, or one that cannot be looked for now.
+        WeightsError: The hub refused, or the download did not complete.
+    """
+    path = _existing(name)
+    if path is not None:
+        return path
+    repository = _open(os.fspath(name), options or HubOptions())
+    config = repository.require_config()
+    # One commit for every file, even if the branch moves on between two downloads.
+    repository = replace(repository, options=replace(repository.options, revision=config.parent.name))
+    for candidate in WEIGHT_FILES:
+        weights = repository.fetch(candidate)
+        if weights is not None:
+            _fetch_shards(repository, weights)
+            break
+    else:
+        raise NotFoundError(
+            f"{repository.id}: none of {', '.join(WEIGHT_FILES)} {repository.place}.",
+            code="hub-no-weights",
+            remedy="Choose a repository with safetensors or PyTorch weights, or allow the network once to "
+            "complete the cache.",
+        )
+    if repository.fetch("tokenizer.json") is None:
+        repository.fetch("vocab.json")
+        repository.fetch("merges.txt")
+    repository.fetch("tokenizer_config.json")
+    return config.parent
+
+
+def read_config(name: str | os.PathLike[str], options: HubOptions | None = None) -> dict[str, Any]:
+    """The parsed `config.json` of a folder or of a repository; only that file is downloaded.
+
+    Raises:
+        NotFoundError: No such folder or repository, or it has no `config.json`.
+        ConfigError: The file is not a JSON object.
+    """
+    path = _existing(name)
+    if path is None:
+        path = _open(os.fspath(name), options or HubOptions()).require_config()
+    if path.is_dir():
+        path = path / "config.json"
+    if not path.exists():
+        raise NotFoundError(
+            f"{path.parent}: no config.json.",
+            code="config-not-found",
+            remedy="Give the folder that save_pretrained wrote, or pass config= with the facts of the model.",
+        )
+    return read_json(path, ConfigError, "config-not-json")
+
+
+def _existing(name: str | os.PathLike[str]) -> Path | None:
+    """The path of this name if there is one; None for a string that may be the id of a repository."""
+    if not isinstance(name, str | os.PathLike):
+        raise _no_such_name(repr(name))
+    text = os.fspath(name)
+    if not text or "\0" in text:
+        raise _no_such_name(text)
+    try:
+        path = Path(text).expanduser()
+        if path.exists():
+            return path
+    except (OSError, RuntimeError) as problem:
+        if isinstance(problem, PermissionError):
+            raise unreadable(Path(text), problem) from problem
+        raise _no_such_name(text) from problem
+    if not isinstance(name, str):
+        raise _no_such_name(text)
+    return None
+
+
+def _no_such_name(name: str) -> NotFoundError:
+    return NotFoundError(
+        f"{name!r}: no such file or folder, and not the id of a repository.",
+        code="path-not-found",
+        remedy=f"{nearest(name, ALIASES)} Give a path, a hub id such as 'openai-community/gpt2', or one of "
+        f"{', '.join(ALIASES)}.".strip(),
+    )
+
+
+@dataclass(frozen=True)
+class _Repository:
+    """A repository on the hub, and whether the hub answers; if not, the cache is all there is."""
+
+    id: str
+    options: HubOptions
+    reachable: bool
+
+    @property
+    def place(self) -> str:
+        """Where files are looked for, for messages."""
+        if self.reachable:
+            return "on the hub"
+        why = "the network is switched off" if self.options.is_offline else "the hub cannot be reached"
+        return f"in the cache, and {why}"
+
+    def require_config(self) -> Path:
+        """`config.json` in the cache, downloaded if need be."""
+        path = self.fetch("config.json")
+        if path is not None:
+            return path
+        if self.reachable:
+            raise NotFoundError(
+                f"{self.id}: no config.json on the hub.",
+                code="hub-no-config",
+                remedy="Choose a repository that holds a transformers checkpoint of GPT-2.",
+            )
+        if self.options.is_offline:
+            raise NotFoundError(
+                f"{self.id}: no such path here, not {self.place}.",
+                code="hub-offline",
+                remedy="Unset HF_HUB_OFFLINE and offline=, or give a folder that holds the model.",
+            )
+        raise NotFoundError(
+            f"{self.id}: no such path here, not {self.place}.",
+            code="hub-unreachable",
+            remedy=f"{nearest(self.id, ALIASES)} Check the spelling if a path was meant; otherwise check the "
+            "connection, or set HF_ENDPOINT to a mirror.".strip(),
+        )
+
+    def fetch(self, file: str) -> Path | None:
+        """One file in the cache, downloaded if need be; None if the repository has no such file."""
+        import huggingface_hub
+        from huggingface_hub import errors
+
+        try:
+            return Path(
+                huggingface_hub.hf_hub_download(
+                    self.id,
+                    file,
+                    revision=self.options.revision,
+                    cache_dir=self.options.cache_dir,
+                    token=self.options.token,
+                    local_files_only=not self.reachable,
+                    endpoint=self.options.endpoint or os.environ.get("HF_ENDPOINT"),
+                )
+            )
+        except errors.EntryNotFoundError as problem:
+            if self.reachable and isinstance(problem, errors.LocalEntryNotFoundError):
+                raise _explain(problem, self.id, file, self.options) from problem
+            return None
+        # Not only HTTP errors come out of a download: the transport, the cache folder and the validation of
+        # names have their own exceptions, and the transport's class changed between versions of the library.
+        except Exception as problem:
+            raise _explain(problem, self.id, file, self.options) from problem
+
+
+def _open(name: str, options: HubOptions) -> _Repository:
+    """The repository of this name. One request tells whether the hub answers.
+
+    Without it `hf_hub_download` would try for 23 seconds to reach a hub that is not there.
+    """
+    repository = ALIASES.get(name, name)
+    if not _REPOSITORY_ID.fullmatch(repository) or name.endswith(_FILE_ENDINGS) or ".." in name:
+        raise _no_such_name(name)
+    if options.is_offline:
+        return _Repository(repository, options, reachable=False)
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    endpoint = options.endpoint or os.environ.get("HF_ENDPOINT")
+    try:
+        url = huggingface_hub.hf_hub_url(repository, "config.json", revision=options.revision, endpoint=endpoint)
+        huggingface_hub.get_hf_file_metadata(url, token=options.token, endpoint=endpoint)
+    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.HFValidationError) as problem:
+        raise _explain(problem, repository, "config.json", options) from problem
+    except errors.HfHubHTTPError as problem:
+        return _Repository(repository, options, reachable=problem.response.status_code < 500)
+    except Exception:
+        return _Repository(repository, options, reachable=False)
+    return _Repository(repository, options, reachable=True)
+
+
+def _fetch_shards(repository: _Repository, index: Path) -> None:
+    if index.suffix != ".json":
+        return
+    for shard in sorted(set(read_index(index).values())):
+        if repository.fetch(shard) is None:
+            raise NotFoundError(
+                f"{repository.id}: {index.name} names {shard}, which is not {repository.place}.",
+                code="shard-missing",
+                remedy="Choose another revision, or tell the repository's owner that the checkpoint is incomplete.",
+            )
+
+
+def _explain(problem: Exception, repository: str, file: str, options: HubOptions) -> WeightsError:
+    from huggingface_hub import errors
+
+    # Where nothing is cached, the library reports that, and what the hub answered as its cause.
+    if isinstance(problem, errors.LocalEntryNotFoundError) and isinstance(problem.__cause__, errors.HfHubHTTPError):
+        problem = problem.__cause__
+    where = f"{repository}/{file} on the hub"
+    if isinstance(problem, errors.GatedRepoError):
+        return WeightsError(
+            f"{where}: access is restricted.",
+            code="hub-gated",
+            remedy=f"Accept the terms at https://huggingface.co/{repository}, then log in with `hf auth login` or "
+            "pass token=.",
+        )
+    if isinstance(problem, errors.RepositoryNotFoundError):
+        hint = nearest(repository, [*ALIASES, *ALIASES.values()])
+        return NotFoundError(
+            f"{where}: no such repository, or a private one.",
+            code="hub-not-found",
+            remedy=f"{hint} If it is private, log in with `hf auth login` or pass token=.".strip(),
+        )
+    if isinstance(problem, errors.RevisionNotFoundError):
+        return NotFoundError(
+            f"{where}: no revision {options.revision!r}.",
+            code="hub-no-revision",
+            remedy="Give a branch, tag or commit that exists.",
+        )
+    if isinstance(problem, errors.HFValidationError):
+        return _no_such_name(repository)
+    if isinstance(problem, errors.HfHubHTTPError):
+        return WeightsError(
+            f"{where}: the hub answered {problem}.",
+            code="hub-refused",
+            remedy="Wait and try again; if it goes on, check the token and https://status.huggingface.co.",
+        )
+    if isinstance(problem, PermissionError):
+        return WeightsError(
+            f"{where}: the cache cannot be written: {problem}.",
+            code="hub-cache-not-writable",
+            remedy="Pass cache_dir= or set HF_HOME to a folder that you may write.",
+        )
+    return WeightsError(
+        f"{where}: the download did not complete: {type(problem).__name__}: {problem}.",
+        code="hub-interrupted",
+        remedy="Try again; what was already complete is kept, and no half file was left in its place.",
+    )

@@ -1,0 +1,146 @@
+"""Open a model, wherever it comes from, and write it so that transformers opens it too.
+
+The model class is an argument: weights know nothing of the model but the stored names and this protocol.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pellucid.config import TransformerConfig
+from pellucid.errors import ConfigError, WeightsError, nearest
+from pellucid.weights import files, hub
+from pellucid.weights.building import DTYPES, M, ModelClass, convert, describe, dtype_names
+from pellucid.weights.exchange import from_hf, save_pretrained, to_hf
+from pellucid.weights.hub import HubOptions
+from pellucid.weights.importing import to_ours
+from pellucid.weights.layouts import config_of_model_args
+
+__all__ = ["HubOptions", "LoadOptions", "from_hf", "load", "parse_dtype", "save_pretrained", "to_hf"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadOptions:
+    """How to open a model.
+
+    Args:
+        device: Where its tensors go.
+        dtype: `float32`, `float16`, `bfloat16`, `float64`, a torch dtype of these, or `stored` for what the
+            file has (the widest, where it mixes several).
+        config: Instead of the file's own configuration; a mapping replaces single fields of it.
+        ignore_config: Fields of the configuration that may be dropped unread.
+        attention: Passed to the model.
+        numerics: Passed to the model.
+        hub: How to reach the hub.
+    """
+
+    device: str | torch.device = "cpu"
+    dtype: str | torch.dtype = "float32"
+    config: TransformerConfig | Mapping[str, Any] | None = None
+    ignore_config: Collection[str] = ()
+    attention: str = "auto"
+    numerics: str = "exact"
+    hub: HubOptions = field(default_factory=HubOptions)
+
+
+def load(
+    cls: ModelClass[M],
+    name: str | os.PathLike[str],
+    options: LoadOptions | None = None,
+    read_tokenizer: Callable[[Path], Any] | None = None,
+) -> M:
+    """Open a model: a path, an alias or a hub id.
+
+    Tensors that need no conversion stay mapped from the file: nothing is copied until it is written to, and
+    writing changes the model, not the file.
+
+    Args:
+        cls: The model's class.
+        name: See `pellucid.weights.hub.locate`.
+        options: How to open it.
+        read_tokenizer: Reads the tokenizer of a folder, or returns None where there is none.
+
+    Returns:
+        The model, evaluating.
+
+    Raises:
+        NotFoundError: Nothing of this name.
+        ConfigError: A configuration that is missing, impossible, unknown or not implemented.
+        WeightsError: Weights that cannot be read, explained or converted.
+    """
+    options = options or LoadOptions()
+    dtype = parse_dtype(options.dtype)
+    path = hub.locate(name, options.hub)
+    stored = files.read(path, needs_config=not isinstance(options.config, TransformerConfig))
+    config = _config(stored, options)
+    imported = to_ours(stored.tensors, config)
+    provenance = {
+        "source": str(path),
+        "file": stored.path.name,
+        "format": stored.format,
+        "stored_dtype": dtype_names(imported.weights),
+    }
+    if stored.model_args is not None and not _says(options.config, "activation_function"):
+        provenance["activation_function"] = "gelu (erf) assumed: nanoGPT does not record it; pass config= otherwise"
+    weights = convert(imported.weights, dtype, options.device)
+    tokenizer = read_tokenizer(stored.path.parent) if read_tokenizer is not None else None
+    model = cls(
+        imported.config,
+        weights,
+        tokenizer=tokenizer,
+        attention=options.attention,
+        numerics=options.numerics,
+        provenance=describe(imported, weights, provenance),
+    )
+    model.train(False)
+    return model
+
+
+def parse_dtype(given: str | torch.dtype) -> torch.dtype | None:
+    """A torch dtype that a model may have; None for `stored`.
+
+    Raises:
+        WeightsError: Any other.
+    """
+    if given == "stored":
+        return None
+    found = DTYPES.get(given.removeprefix("torch.")) if isinstance(given, str) else given
+    if found not in DTYPES.values():
+        raise WeightsError(
+            f"load: dtype={given!r}, expected one of {', '.join(DTYPES)}, stored.",
+            code="dtype-unknown",
+            remedy=f"{nearest(str(given), [*DTYPES, 'stored'])} transformers' 'auto' is 'stored' here.".strip(),
+        )
+    return found
+
+
+def _says(config: TransformerConfig | Mapping[str, Any] | None, field_name: str) -> bool:
+    return isinstance(config, TransformerConfig) or (config is not None and field_name in config)
+
+
+def _config(stored: files.Stored, options: LoadOptions) -> TransformerConfig:
+    given = options.config
+    if isinstance(given, TransformerConfig):
+        return given
+    if given is not None and not isinstance(given, Mapping):
+        raise ConfigError(
+            f"load: config is {type(given).__name__}, expected a TransformerConfig or a mapping of its fields.",
+            code="config-wrong-type",
+            remedy="Pass config=pl.TransformerConfig(...), or config=pl.TransformerConfig.from_pretrained(name).",
+        )
+    own = stored.config if stored.model_args is None else config_of_model_args(stored.model_args)
+    if own is None and given is None:
+        raise ConfigError(
+            f"{stored.path}: no configuration in the file, and no config.json beside it.",
+            code="config-needed",
+            remedy="Pass config=: the number of heads, the activation and the LayerNorm epsilon cannot be read off "
+            "tensors.",
+        )
+    ignore = (options.ignore_config,) if isinstance(options.ignore_config, str) else options.ignore_config
+    return TransformerConfig.from_dict({**(own or {}), **(given or {})}, ignore=ignore)

@@ -1,0 +1,154 @@
+"""How one stored tensor of ours is made of theirs, and back: each transform undoes itself to the bit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from pellucid.errors import WeightsError
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor of ours goes: its stored name, shape and dtype, and how many heads the model has."""
+
+    name: str
+    shape: Shape
+    dtype: torch.dtype
+    n_head: int
+
+
+class Transform(Protocol):
+    """Theirs to ours and back. `to_ours` copies only where memory must be rearranged."""
+
+    def shapes(self, place: Place) -> tuple[Shape, ...]:
+        """The shapes of their tensors that make the one of ours."""
+        ...
+
+    def to_ours(self, theirs: Sequence[Tensor], place: Place) -> Tensor:
+        """Our tensor, of shape `place.shape`."""
+        ...
+
+    def from_ours(self, ours: Tensor, place: Place) -> tuple[Tensor, ...]:
+        """Their tensors, contiguous."""
+        ...
+
+
+@dataclass(frozen=True)
+class Reshape:
+    """The same numbers in the same order. [D, D] <-> [H, K, D] is one; equal shapes are the simplest.
+
+    Args:
+        merged: Whether their tensor has our first two axes as one.
+    """
+
+    merged: bool = False
+
+    def shapes(self, place: Place) -> tuple[Shape, ...]:
+        shape = place.shape
+        return ((shape[0] * shape[1], *shape[2:]),) if self.merged else (shape,)
+
+    def to_ours(self, theirs: Sequence[Tensor], place: Place) -> Tensor:
+        return theirs[0].contiguous().view(place.shape)
+
+    def from_ours(self, ours: Tensor, place: Place) -> tuple[Tensor, ...]:
+        return (ours.contiguous().view(self.shapes(place)[0]),)
+
+
+@dataclass(frozen=True)
+class Transpose:
+    """`torch.nn.Linear` keeps [out, in] where `Conv1D` and we keep [in, out].
+
+    The copy is worth it: the same product over another memory order may round differently, and an imported
+    model must equal the converted one to the bit.
+    """
+
+    merged: bool = False
+
+    def shapes(self, place: Place) -> tuple[Shape, ...]:
+        rows, columns = Reshape(self.merged).shapes(place)[0]
+        return ((columns, rows),)
+
+    def to_ours(self, theirs: Sequence[Tensor], place: Place) -> Tensor:
+        return theirs[0].t().contiguous().view(place.shape)
+
+    def from_ours(self, ours: Tensor, place: Place) -> tuple[Tensor, ...]:
+        columns, rows = self.shapes(place)[0]
+        return (ours.reshape(rows, columns).t().contiguous(),)
+
+
+@dataclass(frozen=True)
+class Head:
+    """The output head: W_U [D, V] over memory in the order of [V, D], as the embedding's is.
+
+    Args:
+        transposed: Whether their tensor is [V, D] (a Linear's weight), or [D, V] like ours.
+    """
+
+    transposed: bool
+
+    def shapes(self, place: Place) -> tuple[Shape, ...]:
+        width, vocabulary = place.shape
+        return ((vocabulary, width),) if self.transposed else ((width, vocabulary),)
+
+    def to_ours(self, theirs: Sequence[Tensor], place: Place) -> Tensor:
+        rows = theirs[0] if self.transposed else theirs[0].t()
+        return rows.contiguous().t()
+
+    def from_ours(self, ours: Tensor, place: Place) -> tuple[Tensor, ...]:
+        return ((ours.t() if self.transposed else ours).contiguous(),)
+
+
+@dataclass(frozen=True)
+class PerHead:
+    """Queries, keys and values apart and per head <-> one fused tensor, queries first, heads side by side.
+
+    Weights: 3 x [H, D, K] <-> [D, 3D]. Biases: 3 x [H, K] <-> [3D].
+    """
+
+    def shapes(self, place: Place) -> tuple[Shape, ...]:
+        d_head = place.shape[-1] // 3 // place.n_head
+        return ((place.n_head, *place.shape[:-1], d_head),) * 3
+
+    def to_ours(self, theirs: Sequence[Tensor], place: Place) -> Tensor:
+        return torch.cat([part.movedim(0, -2).flatten(-2) for part in theirs], dim=-1)
+
+    def from_ours(self, ours: Tensor, place: Place) -> tuple[Tensor, ...]:
+        parts = ours.chunk(3, dim=-1)
+        return tuple(part.unflatten(-1, (place.n_head, -1)).movedim(-2, 0).contiguous() for part in parts)
+
+
+@dataclass(frozen=True)
+class Zeros:
+    """A bias that a model without biases does not have: adding zero is not adding."""
+
+    def shapes(self, place: Place) -> tuple[Shape, ...]:
+        return ()
+
+    def to_ours(self, theirs: Sequence[Tensor], place: Place) -> Tensor:
+        return torch.zeros(place.shape, dtype=place.dtype)
+
+    def from_ours(self, ours: Tensor, place: Place) -> tuple[Tensor, ...]:
+        if ours.count_nonzero():
+            raise WeightsError(
+                f"{place.name}: not zero, and the layout asked for has no biases.",
+                code="layout-has-no-bias",
+                remedy="Export to a layout with biases, such as 'nanogpt' or 'hf'.",
+            )
+        return ()
+
+
+SAME = Reshape()
+MERGE_HEADS = Reshape(merged=True)
+TRANSPOSE = Transpose()
+TRANSPOSE_MERGE_HEADS = Transpose(merged=True)
+HEAD_ROWS = Head(transposed=True)
+HEAD_COLUMNS = Head(transposed=False)
+PER_HEAD = PerHead()
+ZEROS = Zeros()

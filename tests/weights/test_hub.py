@@ -1,0 +1,329 @@
+"""The hub, as a stand-in on this machine: what is downloaded, what is kept, and how each failure is told."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import save_file
+
+import pellucid as pl
+from pellucid.weights import hub
+from weights.checkpoints import hf_dict, same_logits, small_hf
+
+NEXT_COMMIT = "fedcba0987654321fedcba0987654321fedcba09"
+COMMIT = "1234567890abcdef1234567890abcdef12345678"
+REPOSITORY = "someone/small"
+
+
+class StandIn(ThreadingHTTPServer):
+    """Answers HEAD and GET of /{repository}/resolve/{revision}/{file} as the hub does.
+
+    Attributes:
+        files: What the repository holds.
+        refuse: A function from a file's name to (status, headers), or None to serve it.
+        cut: Names whose body ends in the middle.
+        requests: Method and file of every request so far.
+        main: The commit that the branch is at.
+    """
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.files: dict[str, bytes] = {}
+        self.refuse: Callable[[str], tuple[int, dict[str, str]] | None] = lambda name: None
+        self.cut: set[str] = set()
+        self.requests: list[tuple[str, str]] = []
+        self.main = COMMIT
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: StandIn
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *args: Any) -> None:
+        pass
+
+    def answer(self, status: int, headers: dict[str, str], body: bytes = b"") -> None:
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(body)), **headers}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    def do_HEAD(self) -> None:
+        parts = self.path.split("?")[0].split("/")
+        repository, revision, name = "/".join(parts[1:3]), parts[4] if len(parts) > 4 else "", "/".join(parts[5:])
+        self.server.requests.append((self.command, name))
+        refused = self.server.refuse(name)
+        if refused is not None:
+            self.answer(*refused)
+        elif repository != REPOSITORY or parts[3] != "resolve":
+            self.answer(401, {"X-Error-Code": "RepoNotFound", "X-Error-Message": "Repository not found"})
+        elif revision not in ("main", COMMIT, NEXT_COMMIT):
+            self.answer(404, {"X-Error-Code": "RevisionNotFound", "X-Error-Message": "Invalid rev id"})
+        elif name not in self.server.files:
+            self.answer(404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT})
+        else:
+            self.serve(name, self.server.files[name], self.server.main if revision == "main" else revision)
+
+    do_GET = do_HEAD
+
+    def serve(self, name: str, body: bytes, commit: str) -> None:
+        headers = {
+            "ETag": f'"{hashlib.sha256(body).hexdigest()}"',
+            "X-Repo-Commit": commit,
+            "X-Linked-Size": str(len(body)),
+        }
+        start = int(self.headers.get("Range", "bytes=0-")[len("bytes=") :].split("-")[0])
+        if self.command == "GET" and name in self.server.cut:
+            headers["Content-Length"] = str(len(body) - start)
+            self.answer(200 if not start else 206, headers, body[start : start + max(1, len(body) // 3)])
+            self.close_connection = True
+        else:
+            self.answer(200, headers, body)
+
+
+@pytest.fixture(scope="module")
+def hf() -> Any:
+    return small_hf()
+
+
+@pytest.fixture(scope="module")
+def published(hf: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    folder = tmp_path_factory.mktemp("published")
+    hf.save_pretrained(folder)
+    bundled = Path(pl.__file__).parent / "bundled" / "tokenizer.json"
+    tensors = {name: tensor.contiguous() for name, tensor in hf_dict(hf).items()}
+    names = sorted(tensors)
+    for number, part in enumerate((names[:9], names[9:])):
+        save_file({name: tensors[name] for name in part}, folder / f"shard-{number}.safetensors")
+    weight_map = {name: f"shard-{int(name not in names[:9])}.safetensors" for name in names}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    return {path.name: path.read_bytes() for path in folder.iterdir()} | {"tokenizer.json": bundled.read_bytes()}
+
+
+@pytest.fixture
+def server(published: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
+    for name in ("HF_HUB_OFFLINE", "HF_ENDPOINT", "HF_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    with StandIn() as stand_in:
+        stand_in.files = {name: published[name] for name in ("config.json", "model.safetensors", "tokenizer.json")}
+        thread = threading.Thread(target=stand_in.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield stand_in
+        stand_in.shutdown()
+        thread.join()
+
+
+def options(server: StandIn, cache: Path, **fields: Any) -> hub.HubOptions:
+    return hub.HubOptions(endpoint=server.url, cache_dir=cache, token="secret", **fields)
+
+
+def refused(server: StandIn, cache: Path, name: str = REPOSITORY, **fields: Any) -> pl.WeightsError:
+    with pytest.raises(pl.WeightsError) as caught:
+        hub.locate(name, options(server, cache, **fields))
+    assert caught.value.remedy
+    assert not [path for path in cache.rglob("snapshots/*/*") if path.stat().st_size == 0]
+    return caught.value
+
+
+def test_a_repository_is_downloaded_and_loads(server: StandIn, hf: Any, tmp_path: Path) -> None:
+    model = pl.load(REPOSITORY, hub=options(server, tmp_path))
+    assert same_logits(model, hf)
+    assert model.tokenizer is not None
+    assert COMMIT in model.provenance["source"]
+    folder = hub.locate(REPOSITORY, options(server, tmp_path))
+    assert {path.name for path in folder.iterdir()} == {"config.json", "model.safetensors", "tokenizer.json"}
+
+
+def test_a_cached_repository_costs_no_download_and_needs_no_network(server: StandIn, hf: Any, tmp_path: Path) -> None:
+    folder = hub.locate(REPOSITORY, options(server, tmp_path))
+    server.requests.clear()
+    assert hub.locate(REPOSITORY, options(server, tmp_path)) == folder
+    assert all(method == "HEAD" for method, _ in server.requests)
+    server.requests.clear()
+    assert hub.locate(REPOSITORY, options(server, tmp_path, offline=True)) == folder
+    assert server.requests == []
+    gone = hub.HubOptions(endpoint="http://127.0.0.1:9", cache_dir=tmp_path)
+    assert hub.locate(REPOSITORY, gone) == folder
+
+
+def test_all_files_are_of_one_commit_although_the_branch_moves_on(
+    server: StandIn, hf: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    serve = Handler.serve
+
+    def move_on(self: Handler, name: str, body: bytes, commit: str) -> None:
+        serve(self, name, body, commit)
+        if self.command == "GET":
+            self.server.main = NEXT_COMMIT
+
+    monkeypatch.setattr(Handler, "serve", move_on)
+    model = pl.load(REPOSITORY, hub=options(server, tmp_path))
+    assert server.main == NEXT_COMMIT
+    assert same_logits(model, hf)
+    assert COMMIT in model.provenance["source"]
+    assert [path.name for path in tmp_path.glob("models--*/snapshots/*")] == [COMMIT]
+
+
+def test_read_config_downloads_one_file(server: StandIn, hf: Any, tmp_path: Path) -> None:
+    assert hub.read_config(REPOSITORY, options(server, tmp_path))["n_embd"] == hf.config.n_embd
+    assert {name for _, name in server.requests} == {"config.json"}
+
+
+def test_shards_are_downloaded_when_there_is_no_single_file(
+    server: StandIn, published: dict[str, bytes], hf: Any, tmp_path: Path
+) -> None:
+    del server.files["model.safetensors"]
+    server.files |= {name: data for name, data in published.items() if "shard" in name or "index" in name}
+    assert same_logits(pl.load(REPOSITORY, hub=options(server, tmp_path)), hf)
+    del server.files["shard-1.safetensors"]
+    error = refused(server, tmp_path / "other")
+    assert (error.code, "shard-1.safetensors" in str(error)) == ("shard-missing", True)
+
+
+def test_an_index_that_leaves_the_folder_downloads_nothing_more(server: StandIn, tmp_path: Path) -> None:
+    del server.files["model.safetensors"]
+    server.files["model.safetensors.index.json"] = json.dumps({"weight_map": {"a": "../../evil"}}).encode()
+    assert refused(server, tmp_path).code == "index-unsafe-path"
+    assert not any("evil" in name for _, name in server.requests)
+
+
+def test_the_alias_and_the_endpoint_of_the_environment(
+    server: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", server.url)
+    monkeypatch.setitem(hub.ALIASES, "gpt2-small", REPOSITORY)  # type: ignore[arg-type]
+    folder = hub.locate("gpt2-small", hub.HubOptions(cache_dir=tmp_path))
+    assert folder.name == COMMIT
+    assert server.requests
+
+
+def status(code: int, error: str | None = None) -> Callable[[str], tuple[int, dict[str, str]]]:
+    return lambda name: (code, {} if error is None else {"X-Error-Code": error, "X-Error-Message": error})
+
+
+@pytest.mark.parametrize(
+    ("name", "refuse", "kind", "code"),
+    [
+        ("someone/else", None, pl.NotFoundError, "hub-not-found"),
+        (REPOSITORY, status(403, "GatedRepo"), pl.WeightsError, "hub-gated"),
+        (REPOSITORY, status(401, "RepoNotFound"), pl.NotFoundError, "hub-not-found"),
+        (REPOSITORY, status(404, "EntryNotFound"), pl.NotFoundError, "hub-no-config"),
+        (REPOSITORY, status(403), pl.WeightsError, "hub-refused"),
+        (REPOSITORY, status(418), pl.WeightsError, "hub-refused"),
+        (REPOSITORY, status(500), pl.NotFoundError, "hub-unreachable"),
+    ],
+)
+def test_what_the_hub_refuses(
+    server: StandIn, tmp_path: Path, name: str, refuse: Any, kind: type[pl.WeightsError], code: str
+) -> None:
+    server.refuse = refuse or server.refuse
+    error = refused(server, tmp_path, name)
+    assert isinstance(error, kind)
+    assert error.code == code
+    assert "secret" not in str(error)
+
+
+def test_a_repository_without_weights(server: StandIn, tmp_path: Path) -> None:
+    del server.files["model.safetensors"]
+    assert refused(server, tmp_path).code == "hub-no-weights"
+
+
+def test_an_unknown_revision(server: StandIn, tmp_path: Path) -> None:
+    error = refused(server, tmp_path, revision="v9")
+    assert isinstance(error, pl.NotFoundError)
+    assert (error.code, "v9" in str(error)) == ("hub-no-revision", True)
+
+
+def test_offline_and_not_cached(server: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert refused(server, tmp_path, offline=True).code == "hub-offline"
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert refused(server, tmp_path).code == "hub-offline"
+    with pytest.raises(pl.NotFoundError, match="switched off"):
+        hub.read_config(REPOSITORY, options(server, tmp_path))
+    assert server.requests == []
+
+
+def test_nobody_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    with pytest.raises(pl.NotFoundError, match="cannot be reached") as caught:
+        hub.locate("gpt2-smal", hub.HubOptions(endpoint="http://127.0.0.1:9", cache_dir=tmp_path))
+    assert caught.value.code == "hub-unreachable"
+    assert "gpt2-small" in caught.value.remedy
+
+
+def test_a_connection_cut_midway_leaves_no_half_file(
+    server: StandIn, hf: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("time.sleep", lambda seconds: None)  # the library waits between its attempts
+    server.cut = {"model.safetensors"}
+    error = refused(server, tmp_path)
+    assert error.code == "hub-interrupted"
+    assert not list(tmp_path.rglob("snapshots/*/model.safetensors"))
+    assert not [
+        path for path in tmp_path.rglob("blobs/*") if path.suffix != ".incomplete" and path.stat().st_size > 1e5
+    ]
+    server.cut = set()
+    assert same_logits(pl.load(REPOSITORY, hub=options(server, tmp_path)), hf)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "a/b/c",
+        "./nowhere",
+        "/nowhere",
+        "~/nowhere",
+        "weights.safetensors",
+        "x/ckpt.pt",
+        "a\0b",
+        "a..b",
+        "a b",
+        "-x/y",
+        "http://x/y",
+    ],
+)
+def test_what_cannot_be_a_repository_is_not_looked_for(server: StandIn, tmp_path: Path, name: str) -> None:
+    error = refused(server, tmp_path, name)
+    assert isinstance(error, pl.NotFoundError)
+    assert error.code == "path-not-found"
+    assert server.requests == []
+
+
+def test_a_path_object_is_never_taken_for_a_repository(server: StandIn, tmp_path: Path) -> None:
+    with pytest.raises(pl.NotFoundError) as caught:
+        hub.locate(Path(REPOSITORY), options(server, tmp_path))
+    assert caught.value.code == "path-not-found"
+    assert server.requests == []
+
+
+def test_an_existing_path_is_returned_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "gpt2").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert hub.locate("gpt2") == Path("gpt2")
+    assert hub.locate(tmp_path) == tmp_path
+    assert os.listdir(tmp_path / "gpt2") == []
+
+
+def test_read_config_of_a_folder(tmp_path: Path) -> None:
+    with pytest.raises(pl.NotFoundError) as caught:
+        hub.read_config(tmp_path)
+    assert caught.value.code == "config-not-found"
+    (tmp_path / "config.json").write_text('{"n_embd": 3}')
+    assert hub.read_config(tmp_path) == {"n_embd": 3}
