@@ -18,18 +18,14 @@ _HOMES = {
     for name in statement.names
 }
 
-__all__ = sorted([*_HOMES, "__version__"])  # noqa: PLE0605  (the stub lists them)
+__all__ = sorted([*_HOMES, "__version__"])  # noqa: PLE0605  # pyright: ignore[reportUnsupportedDunderAll]  (the stub lists them)
 
 
 def __getattr__(name: str) -> _Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'pellucid' has no attribute {name!r}")
-    home = _HOMES[name]
-    value = (
-        _importlib.import_module(f"{home}.{name}")
-        if home == __name__
-        else getattr(_importlib.import_module(home), name)
-    )
+    home = _importlib.import_module(_HOMES[name])
+    value = _importlib.import_module(f"{__name__}.{name}") if home.__name__ == __name__ else getattr(home, name)
     globals()[name] = value  # the next access does not come here
     return value
 

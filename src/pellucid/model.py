@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -78,14 +78,14 @@ class CkptedTransformer(Transformer):
         dtype: str | torch.dtype = "float32",
         attention: str = "auto",
         numerics: str = "exact",
-        config: TransformerConfig | None = None,
-        ignore_config: Sequence[str] = (),
+        config: TransformerConfig | Mapping[str, Any] | None = None,
+        ignore_config: Collection[str] = (),
         hub: load.HubOptions | None = None,
     ) -> CkptedTransformer:
         """Open a GPT-2: an alias, a hub id, a folder or a file. `pellucid.load` says what each argument means."""
         options = load.LoadOptions(
             device=device, dtype=dtype, attention=attention, numerics=numerics, config=config,
-            ignore_config=tuple(ignore_config), hub=hub or load.HubOptions(),
+            ignore_config=ignore_config, hub=hub or load.HubOptions(),
         )  # fmt: skip
         return load.load(cls, name, options, Tokenizer.from_folder)
 

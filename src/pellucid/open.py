@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from pellucid.config import TransformerConfig
 from pellucid.model import CkptedTransformer
+from pellucid.tokens import Tokenizer
 from pellucid.weights import load as weights
 
 if TYPE_CHECKING:
@@ -26,8 +27,8 @@ def load(
     dtype: str | torch.dtype = "float32",
     attention: str = "auto",
     numerics: str = "exact",
-    config: TransformerConfig | None = None,
-    ignore_config: Sequence[str] = (),
+    config: TransformerConfig | Mapping[str, Any] | None = None,
+    ignore_config: Collection[str] = (),
     hub: weights.HubOptions | None = None,
 ) -> CkptedTransformer:
     """Open a GPT-2, evaluating.
@@ -39,7 +40,7 @@ def load(
         dtype: "float32" unless asked; "stored" keeps what the file has; any floating dtype or its name.
         attention: "auto" fuses every layer that nobody looks inside; "eager" makes every layer explicit.
         numerics: "exact" performs transformers' operations, equal to the bit; "fast" may fuse them.
-        config: What the model is, for a file that does not say.
+        config: What the model is, for a file that does not say; a mapping replaces single fields of what it says.
         ignore_config: Fields of the configuration to drop although they are unknown or not implemented.
         hub: Revision, cache, token and offline switch of the hub.
 
@@ -53,16 +54,16 @@ def load(
         >>> pl.load().config.n_layer
         4
     """
-    return CkptedTransformer.from_pretrained(
-        BUNDLED if name is None else name,
+    options = weights.LoadOptions(
         device=device,
         dtype=dtype,
         attention=attention,
         numerics=numerics,
         config=config,
         ignore_config=ignore_config,
-        hub=hub,
+        hub=hub or weights.HubOptions(),
     )
+    return weights.load(CkptedTransformer, BUNDLED if name is None else name, options, Tokenizer.from_folder)
 
 
 def from_hf(
