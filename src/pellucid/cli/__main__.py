@@ -1,0 +1,7 @@
+"""`python -m pellucid.cli` is `pellucid`."""
+
+from __future__ import annotations
+
+from pellucid.cli import main
+
+main()

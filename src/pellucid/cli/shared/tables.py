@@ -1,0 +1,96 @@
+"""What verbs show, as rich renderables that also read well without colour."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterable, Sequence
+
+from rich.columns import Columns
+from rich.table import Table
+from rich.text import Text
+
+from pellucid.cli.shared.values import NextToken, Summary
+
+BAR_WIDTH = 30
+_EIGHTHS = " ▏▎▍▌▋▊▉"
+_SHADES = "·░▒▓█"
+
+LEGEND = Text(
+    "P position, Pq query, Pk key, H head, D d_model, K d_head, M d_mlp\n"
+    "norm: length of the vectors along the last axis, on average\n"
+    "scores: without those that the causal mask takes out",
+    style="dim",
+)
+
+
+def heading(text: str, *, first: bool = False) -> Text:
+    """The title of a part, after an empty line unless it is the first."""
+    return Text(text if first else f"\n{text}", style="bold cyan")
+
+
+def visible(token: str) -> str:
+    """A token with its spaces as `·` and its control characters spelled out, so that none acts on a terminal."""
+    return "".join(_visible(character) for character in token)
+
+
+def _visible(character: str) -> str:
+    if character == " ":
+        return "·"
+    if unicodedata.category(character) in ("Cc", "Cf", "Zl", "Zp", "Cs"):
+        return "↵" if character == "\n" else character.encode("unicode_escape", "surrogatepass").decode()
+    return character
+
+
+def token_list(tokens: Sequence[str]) -> Columns:
+    """The tokens in reading order, each after its position, in as many columns as fit."""
+    labels = [Text.assemble((f"{i} ", "dim"), (visible(token), "bold")) for i, token in enumerate(tokens)]
+    return Columns(labels, padding=(0, 2))
+
+
+def bar(share: float, width: int = BAR_WIDTH) -> str:
+    """A bar of `share` (0 to 1) of the width, to an eighth of a column."""
+    whole, eighth = divmod(round(max(0.0, min(share, 1.0)) * width * 8), 8)
+    return "█" * whole + (_EIGHTHS[eighth] if eighth else "")
+
+
+def shade(share: float) -> str:
+    """A character that is the darker, the nearer `share` is to 1; a dot below 1/20, and for nan."""
+    return _SHADES[min(4, 1 + int(share * 4))] if share >= 0.05 else _SHADES[0]
+
+
+def next_tokens(found: Iterable[NextToken]) -> Table:
+    """The likeliest next tokens, a bar each; a full bar is probability 1."""
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(justify="right", no_wrap=True)
+    table.add_column(style="green", no_wrap=True)
+    for one in found:
+        table.add_row(visible(one.token), f"{one.probability:.1%}", bar(one.probability))
+    return table
+
+
+def checkpoints(summaries: Iterable[Summary]) -> Table:
+    """A row for each checkpoint."""
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+    table.add_column("checkpoint", no_wrap=True, overflow="fold", style="cyan")
+    table.add_column("axes", no_wrap=True)
+    for title in ("mean", "std", "min", "max", "norm"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for one in summaries:
+        numbers = (one.mean, one.std, one.min, one.max, one.norm)
+        table.add_row(one.name, one.size, *map(number, numbers))
+    return table
+
+
+def number(value: float) -> str:
+    """A number in at most six characters, to three decimals where they fit."""
+    if value == 0 or 0.0005 <= abs(value) < 99_999:
+        for decimals in (3, 2, 1):
+            if len(text := f"{value:.{decimals}f}") <= 6:
+                return text
+        return f"{value:.0f}"
+    for digits in (1, 0):
+        text = f"{value:.{digits}e}".replace("e+", "e").replace("e0", "e").replace("e-0", "e-")
+        if len(text) <= 6:
+            return text
+    return text

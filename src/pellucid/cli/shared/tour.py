@@ -1,0 +1,133 @@
+"""The pages of `pellucid demo`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from pellucid.cli.shared.tables import heading, next_tokens, number, shade, token_list, visible
+
+if TYPE_CHECKING:
+    from pellucid.cli.demo import PreviousTokenHeads, Proof, Tour
+
+MEANINGS = {
+    "resid_pre": "what enters the block",
+    "ln1.ckpt_scaled": "(x - mean) / deviation",
+    "ln1.ckpt_normalized": "scaled · w + b",
+    "attn.ckpt_q": "queries",
+    "attn.ckpt_k": "keys",
+    "attn.ckpt_v": "values",
+    "attn.ckpt_scores": "q · k, scaled and masked",
+    "attn.ckpt_pattern": "softmax of the scores",
+    "attn.ckpt_z": "pattern · v",
+    "attn.ckpt_attn_out": "what attention adds",
+    "resid_mid": "resid_pre + attn_out",
+    "ln2.ckpt_scaled": "(x - mean) / deviation",
+    "ln2.ckpt_normalized": "scaled · w + b",
+    "mlp.ckpt_pre": "before the activation",
+    "mlp.ckpt_post": "after the activation",
+    "mlp.ckpt_mlp_out": "what the MLP adds",
+    "resid_post": "resid_mid + mlp_out",
+}
+"""What each checkpoint of a block holds, in a few words."""
+
+_CAPTION = Text(
+    "\nOn the right, that head's pattern:\na row for each token, a column for each\ntoken it looks at. Darker is more.",
+    style="dim",
+)
+
+
+def pages(tour: Tour) -> list[RenderableType]:
+    """The whole demo, top to bottom."""
+    layer, head = tour.heads.layer, tour.heads.head
+    return [
+        _title(tour),
+        heading("1  the text, as tokens"),
+        token_list(tour.tokens),
+        heading(f"2  inside block {layer}: every value has a name"),
+        _block_table(tour),
+        heading("3  which head looks back to the token before?"),
+        Text(f"score: the mean of pattern[q, q-1]. Head {head} of block {layer} has the highest.\n"),
+        _side_by_side(Group(_scores_table(tour.heads), _CAPTION), _pattern_picture(tour.heads, tour.tokens)),
+        heading(f"4  what comes after {visible(tour.tokens[-1])}"),
+        next_tokens(tour.next),
+        heading("5  did looking change the answer?"),
+        _proof_line(tour.proof),
+        heading("where to go next"),
+        _next_steps(layer),
+    ]
+
+
+def _title(tour: Tour) -> Text:
+    sizes = tour.sizes
+    facts = (
+        f"the bundled model: {sizes['blocks']} blocks of {sizes['heads']} heads, width {sizes['width']}, "
+        f"{sizes['parameters']:,} parameters"
+    )
+    return Text.assemble(("pellucid", "bold cyan"), (": GPT-2 made of glass\n", "bold"), facts)
+
+
+def _block_table(tour: Tour) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column("checkpoint", style="cyan", no_wrap=True, overflow="fold")
+    table.add_column("axes", no_wrap=True)
+    table.add_column("norm", justify="right", no_wrap=True)
+    table.add_column("what it is", style="dim")
+    for one in tour.checkpoints:
+        table.add_row(one.name, one.size, number(one.norm), MEANINGS.get(one.name.split(".", 2)[2], ""))
+    return table
+
+
+def _scores_table(heads: PreviousTokenHeads) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    table.add_column("", style="dim", no_wrap=True)
+    for head in range(len(heads.scores[0])):
+        table.add_column(f"head {head}", no_wrap=True)
+    for layer, row in enumerate(heads.scores):
+        cells = [_score(score, wins=(layer, head) == (heads.layer, heads.head)) for head, score in enumerate(row)]
+        table.add_row(f"block {layer}", *cells)
+    return table
+
+
+def _score(score: float, *, wins: bool) -> Text:
+    text = f"{shade(score)} {score:.2f}"
+    return Text(f"{text}◀", style="bold green") if wins else Text(text)
+
+
+def _pattern_picture(heads: PreviousTokenHeads, tokens: list[str]) -> Table:
+    table = Table.grid(padding=(0, 1, 0, 0))
+    table.add_column(justify="right", style="dim", no_wrap=True)
+    table.add_column(no_wrap=True)
+    for query, (token, row) in enumerate(zip(tokens, heads.pattern, strict=True)):
+        picture = Text()
+        for weight in row[: query + 1]:
+            picture.append(shade(weight) * 2, style="green" if weight >= 0.05 else "dim")
+        table.add_row(visible(token), picture)
+    return table
+
+
+def _side_by_side(left: RenderableType, right: RenderableType) -> Table:
+    grid = Table.grid(padding=(0, 3, 0, 0))
+    grid.add_row(left, right)
+    return grid
+
+
+def _proof_line(proof: Proof) -> Text:
+    how = f"{proof.numbers:,} logits, {proof.checkpoints} checkpoints captured or none: "
+    if proof.equal:
+        return Text.assemble(how, ("equal to the last bit", "bold green"))
+    return Text.assemble(how, ("DIFFERENT", "bold red"), "; please report this")
+
+
+def _next_steps(layer: int) -> Table:
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(style="bold", overflow="fold")
+    table.add_column(style="dim")
+    table.add_row('pellucid run "your own text"', "every checkpoint of it")
+    table.add_row(f"pellucid run … --names 'blocks.{layer}.attn.*'", "some of them")
+    table.add_row("pellucid run … -m gpt2-small", "another model, from the hub")
+    table.add_row("import pellucid as pl; model = pl.load()", "the same in Python")
+    return table

@@ -1,0 +1,119 @@
+"""`pellucid demo`: what the tour says is computed, and would be different if it were not so."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from typing import Any
+
+import pytest
+import torch
+
+import pellucid as pl
+from pellucid.ckpt import BLOCK
+from pellucid.cli import demo
+from pellucid.cli.shared.tour import MEANINGS
+
+
+@pytest.fixture(scope="module")
+def run(bundled: pl.CkptedTransformer) -> tuple[torch.Tensor, pl.ActivationCkpts]:
+    """The demo's text through the library."""
+    logits, ckpts = bundled.run_with_ckpts(demo.TEXT)
+    assert logits is not None
+    return logits, ckpts
+
+
+def test_json(cli_json: Any, bundled: Any, run: Any) -> None:
+    logits, ckpts = run
+    found = cli_json("demo")
+    assert list(found) == ["text", "tokens", "ids", "sizes", "heads", "checkpoints", "next", "proof"]
+    assert "".join(found["tokens"]) == found["text"] == demo.TEXT
+    assert found["ids"] == bundled.tokenizer.encode(demo.TEXT)
+    assert found["sizes"] == {"blocks": 4, "heads": 4, "width": 256, "parameters": 4273664}
+    assert [one["name"] for one in found["checkpoints"]] == [
+        f"blocks.{found['heads']['layer']}.{name}" for name in BLOCK
+    ]
+    assert found["next"][0]["id"] == int(logits[0, -1].argmax())
+    assert found["proof"] == {"equal": True, "numbers": logits.numel(), "checkpoints": len(ckpts)}
+
+
+def test_the_scores_and_the_winner(cli_json: Any, run: Any) -> None:
+    _, ckpts = run
+    heads = cli_json("demo")["heads"]
+    by_hand = {}
+    for layer, row in enumerate(heads["scores"]):
+        for head, score in enumerate(row):
+            pattern = ckpts[f"blocks.{layer}.attn.ckpt_pattern"][0, head]
+            looks = [float(pattern[query, query - 1]) for query in range(1, len(pattern))]
+            by_hand[layer, head] = sum(looks) / len(looks)
+            assert score == pytest.approx(by_hand[layer, head], rel=1e-5)
+    assert len(by_hand) == 16
+    assert (heads["layer"], heads["head"]) == max(by_hand, key=lambda place: by_hand[place])
+    assert heads["score"] == max(map(max, heads["scores"]))
+    winner = ckpts[f"blocks.{heads['layer']}.attn.ckpt_pattern"][0, heads["head"]]
+    assert heads["pattern"] == winner.tolist()
+
+
+def test_a_head_that_looks_back_is_found() -> None:
+    pattern = torch.full((3, 2, 5, 5), 0.2).tril()
+    pattern[:, :, 0, 0] = 1.0
+    pattern[2, 1] = torch.eye(5).roll(-1, 1)  # each query looks at the key before it
+    pattern[2, 1, 0] = torch.eye(5)[0]
+    pattern[0, 1] = torch.eye(5)  # each at itself: no previous-token head
+    found = demo.previous_token_heads(pattern)
+    assert (found.layer, found.head, found.score) == (2, 1, 1.0)
+    assert found.scores[0][1] == 0.0
+    assert found.scores[1][0] == pytest.approx(0.2)
+
+
+def test_text(cli: Any, cli_json: Any) -> None:
+    found, shown = cli_json("demo"), cli("demo").stdout
+    heads = found["heads"]
+    assert f"Head {heads['head']} of block {heads['layer']} has the highest" in shown
+    lines = shown.splitlines()
+    marked = [line for line in lines if "◀" in line]
+    assert len(marked) == 1
+    assert marked[0].startswith(f"block {heads['layer']} ")
+    assert f"{heads['score']:.2f}◀" in marked[0]
+    for layer, row in enumerate(heads["scores"]):
+        line = next(line for line in lines if line.startswith(f"block {layer} "))
+        assert [word.rstrip("◀") for word in line.split() if "." in word] == [f"{score:.2f}" for score in row]
+    for one in found["checkpoints"]:
+        line = next(line for line in lines if line.startswith(f"{one['name']} "))
+        assert MEANINGS[one["name"].split(".", 2)[2]] in line
+    likeliest = found["next"][0]
+    assert f"{likeliest['token'].replace(' ', '·')} " in shown
+    assert f"{likeliest['probability']:.1%}" in shown
+    assert "equal to the last bit" in shown
+    assert max(map(len, lines)) <= 80
+
+
+def test_every_checkpoint_of_a_block_is_explained() -> None:
+    assert list(MEANINGS) == list(BLOCK)
+
+
+def test_an_answer_that_looking_changes_is_1(cli: Any, cli_json: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    look = pl.CkptedTransformer.run_with_ckpts
+
+    def meddle(self: Any, *args: Any, **kwargs: Any) -> Any:
+        logits, ckpts = look(self, *args, **kwargs)
+        assert logits is not None
+        logits[0, 3, 5] = torch.nextafter(logits[0, 3, 5], torch.tensor(torch.inf))
+        return logits, ckpts
+
+    monkeypatch.setattr(pl.CkptedTransformer, "run_with_ckpts", meddle)
+    result = cli("demo")
+    assert result.exit_code == 1
+    assert "DIFFERENT" in result.stdout
+    assert "equal to the last bit" not in result.stdout
+    assert cli_json("demo", expect=1)["proof"]["equal"] is False
+
+
+def test_as_a_command_in_a_pipe() -> None:
+    began = time.monotonic()
+    done = subprocess.run([sys.executable, "-m", "pellucid.cli", "demo"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "\x1b" not in done.stdout
+    assert "equal to the last bit" in done.stdout
+    assert time.monotonic() - began < 20

@@ -1,0 +1,43 @@
+"""docs/cli.md shows what the commands write, and leaves out no verb, option or exit code."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+from refresh_docs import PAGE, examples, run
+
+from pellucid.cli import VERBS
+from pellucid.cli.shared.failures import Exit
+
+TEXT = PAGE.read_text(encoding="utf-8")
+EXAMPLES = examples(TEXT)
+
+
+def words(output: str) -> str:
+    """The output without its numbers, bars, shades and column widths, which another machine may round otherwise."""
+    return " ".join(re.sub(r"-?\d[\d.,]*(e-?\d+)?%?|[·█▉▊▋▌▍▎▏░▒▓◀]+", "", output).split())
+
+
+@pytest.mark.parametrize(("command", "shown", "exit_code"), EXAMPLES, ids=[command for command, _, _ in EXAMPLES])
+def test_examples_are_real(command: str, shown: str, exit_code: int) -> None:
+    output, code = run(command)
+    assert code == exit_code
+    assert words(shown) == words(output), "python tests/cli/refresh_docs.py"
+
+
+def test_every_verb_has_an_example() -> None:
+    assert {command.split()[0] for command, _, _ in EXAMPLES} | {"doctor"} >= set(VERBS)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_option_is_there(verb: str, cli: Any) -> None:
+    section = TEXT.split(f"## `pellucid {verb}", 1)[1].split("\n## ", 1)[0]
+    options = set(re.findall(r"│ (--[a-z-]+)", cli(verb, "--help").stdout)) - {"--help"}
+    assert options
+    assert options <= set(re.findall(r"`(--[a-z-]+)", section))
+
+
+def test_every_exit_code_is_there() -> None:
+    assert {int(code) for code in re.findall(r"^\| (\d+) \|", TEXT, re.MULTILINE)} == {*map(int, Exit), 2, 130}

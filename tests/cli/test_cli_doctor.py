@@ -1,0 +1,134 @@
+"""`pellucid doctor`: what it says of this installation is so, and a damaged model is noticed."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import shutil
+import socket
+import tomllib
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import pellucid as pl
+from pellucid.cli import doctor
+from pellucid.open import BUNDLED
+
+ROOT = Path(__file__).parents[2]
+NEEDED = ("config.json", "model.safetensors", "tokenizer.json")
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the bundled model, with hashes of its own, in the bundled model's place."""
+    for name in NEEDED:
+        shutil.copyfile(BUNDLED / name, tmp_path / name)
+    lines = [f"{hashlib.sha256((tmp_path / name).read_bytes()).hexdigest()}  {name}\n" for name in NEEDED]
+    (tmp_path / "SHA256SUMS").write_text("".join(lines))
+    monkeypatch.setattr(doctor, "BUNDLED", tmp_path)
+    return tmp_path
+
+
+def test_json(cli_json: Any) -> None:
+    found = cli_json("doctor")
+    assert list(found) == ["pellucid", "python", "platform", "versions", "device", "extras", "bundled"]
+    assert (found["pellucid"], found["python"]) == (pl.__version__, platform.python_version())
+    assert found["versions"]["torch"] == metadata.version("torch")
+    assert found["device"]["cpu_threads"] == torch.get_num_threads()
+    assert len(found["device"]["cuda"]) == torch.cuda.device_count()
+    assert found["bundled"]["folder"] == str(BUNDLED)
+    assert found["bundled"]["intact"] is True
+    states = {one["file"]: (one["state"], one["found"]) for one in found["bundled"]["files"]}
+    for name in NEEDED:
+        assert states[name] == ("intact", hashlib.sha256((BUNDLED / name).read_bytes()).hexdigest())
+
+
+def test_tables_are_those_of_the_project() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    names = [line.split(">=")[0] for line in project["dependencies"]]
+    assert list(doctor.LIBRARIES) == names
+    extras = {k: [line.split(">=")[0] for line in v] for k, v in project["optional-dependencies"].items() if k != "dev"}
+    assert {name: list(libraries) for name, (libraries, _) in doctor.EXTRAS.items()} == extras
+
+
+def test_text(cli: Any) -> None:
+    result = cli("doctor")
+    assert (result.exit_code, result.stderr) == (0, "")
+    for line in (f"torch            {metadata.version('torch')}", "intact: every file is the one that was shipped"):
+        assert line in result.stdout
+    assert max(map(len, result.stdout.splitlines())) <= 80
+
+
+def flip(path: Path) -> None:
+    """Change one bit in the middle."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def empty(path: Path) -> None:
+    """Nothing is left of it."""
+    path.write_bytes(b"")
+
+
+@pytest.mark.parametrize("name", NEEDED)
+@pytest.mark.parametrize(("damage", "state"), [(flip, "changed"), (empty, "changed"), (Path.unlink, "missing")])
+def test_damage_is_1_and_names_the_file(
+    name: str, damage: Callable[[Path], None], state: str, folder: Path, cli: Any, cli_json: Any
+) -> None:
+    assert cli("doctor").exit_code == 0
+    damage(folder / name)
+    found = cli_json("doctor", expect=1)["bundled"]
+    assert found["intact"] is False
+    assert {one["file"]: one["state"] for one in found["files"]} == {**dict.fromkeys(NEEDED, "intact"), name: state}
+    result = cli("doctor")
+    assert (result.exit_code, result.stderr) == (1, "")
+    assert "not intact" in result.stdout
+    assert f"{name} {state}" in " ".join(result.stdout.split())
+
+
+@pytest.mark.parametrize("content", [None, b"", b"\xff\xfe\x00", b"0123  model.safetensors\n", b"a\n" * 1000])
+def test_hashes_that_are_not_there_are_1(content: bytes | None, folder: Path, cli: Any, cli_json: Any) -> None:
+    (folder / "SHA256SUMS").unlink()
+    if content is not None:
+        (folder / "SHA256SUMS").write_bytes(content)
+    files = cli_json("doctor", expect=1)["bundled"]["files"]
+    assert [(one["file"], one["state"]) for one in files] == [(name, "unlisted") for name in NEEDED]
+    assert "SHA256SUMS names none of them" in cli("doctor").stdout
+
+
+def test_a_file_that_the_hashes_name_beyond_the_needed_ones_counts(folder: Path, cli_json: Any) -> None:
+    with (folder / "SHA256SUMS").open("a") as file:
+        file.write(f"{hashlib.sha256(b'').hexdigest().upper()} *card.json\n")
+    assert cli_json("doctor", expect=1)["bundled"]["files"][0]["state"] == "missing"
+    (folder / "card.json").write_bytes(b"")
+    assert cli_json("doctor")["bundled"]["files"][0]["state"] == "intact"
+
+
+def test_a_missing_extra_comes_with_its_command_and_is_no_failure(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def version_of(library: str) -> str | None:
+        return None if library in ("transformers", "matplotlib") else "1.0"
+
+    monkeypatch.setattr(doctor, "version_of", version_of)
+    result = cli("doctor")
+    assert result.exit_code == 0
+    for said in ("missing: transformers", "pip install 'pellucid[hf]'", "missing: matplotlib", "'pellucid[stats]'"):
+        assert said in result.stdout
+
+
+def test_an_absent_library_has_no_version() -> None:
+    assert doctor.version_of("no-such-distribution-anywhere") is None
+
+
+def test_it_uses_no_network(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("a socket was asked for")
+
+    monkeypatch.setattr(socket, "socket", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    assert cli("doctor").exit_code == 0

@@ -1,0 +1,55 @@
+"""Numbers, bars and shades, as the tables show them."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pellucid.cli.shared.screen import _finite
+from pellucid.cli.shared.tables import BAR_WIDTH, bar, number, shade, visible
+
+
+@given(st.floats(-1e38, 1e38))
+def test_a_number_is_short_and_near(value: float) -> None:
+    text = number(value)
+    assert len(text) <= (6 if 1e-9 < abs(value) < 1e9 or value == 0 else 7)
+    small, large = abs(value) < 5e-4, abs(value) >= 1e9  # two digits, or one where the sign or exponent is long
+    expected = pytest.approx(value, rel=0.5, abs=0) if small or large else pytest.approx(value, rel=0.06, abs=5.01e-4)
+    assert float(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.0, "0.000"), (1.0, "1.000"), (-0.0123, "-0.012"), (12.3456, "12.346"), (-12.3456, "-12.35"),
+        (-1234.56, "-1235"), (123456.0, "1.2e5"), (-0.000123, "-1e-4"), (1.5e-7, "1.5e-7"),
+        (float("nan"), "nan"), (float("-inf"), "-inf"),
+    ],
+)  # fmt: skip
+def test_numbers(value: float, text: str) -> None:
+    assert number(value) == text
+
+
+def test_bars_are_as_long_as_the_share() -> None:
+    assert [bar(0.0), bar(1.0), bar(0.5)] == ["", "█" * BAR_WIDTH, "█" * (BAR_WIDTH // 2)]
+    assert bar(2.0) == bar(1.0)
+    lengths = [8 * bar(i / 240).count("█") + "▏▎▍▌▋▊▉".find(bar(i / 240)[-1:] or " ") + 1 for i in range(241)]
+    assert lengths == list(range(241))
+
+
+def test_shades_grow_darker() -> None:
+    shades = [shade(i / 100) for i in range(101)]
+    assert "".join(dict.fromkeys(shades)) == "·░▒▓█"
+    assert (shade(0.049), shade(0.05), shade(0.5), shade(1.0)) == ("·", "░", "▓", "█")
+
+
+def test_tokens_are_visible() -> None:
+    assert visible(" a\n\tb\x1b\u202e\ufffd") == "·a↵\\tb\\x1b\\u202e\ufffd"
+
+
+def test_json_has_no_number_that_json_lacks() -> None:
+    found = _finite({"a": [math.nan, 1.5, (math.inf, 2)], "b": {"c": -math.inf}, "d": "nan"})
+    assert found == {"a": [None, 1.5, [None, 2]], "b": {"c": None}, "d": "nan"}
