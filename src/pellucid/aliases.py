@@ -55,6 +55,7 @@ _MODULES_AROUND = {
 _SHORT = {
     "embed": "ckpt_embed",
     "pos_embed": "ckpt_pos_embed",
+    "attn_scores": "attn.ckpt_scores",
     **{name.rsplit(".", 1)[-1].removeprefix("ckpt_"): name for name in BLOCK if not name.startswith("ln")},
 }
 """The short names of `("pattern", 0)`; layer norms need their third part, `("normalized", 0, "ln1")`."""

@@ -169,7 +169,7 @@ class CkptedTransformer(Transformer):
         *,
         names: Names = None,
         stop_at: aliases.Name | None = None,
-        edits: Sequence[Edit] = (),
+        edits: Edit | Sequence[Edit] = (),
         pos: Index = None,
         heads: Index = None,
         grads: bool = False,
@@ -206,7 +206,7 @@ class CkptedTransformer(Transformer):
         batch = self.tokenize(inputs)
         recorder = Recorder(self._captured(names, stop_at), self.config.n_layer, Region(pos, heads), grads)
         edit_tap = EditTap(edits, batch, self.config.n_layer)
-        taps: list[Tap] = [edit_tap, recorder] if edits else [recorder]
+        taps: list[Tap] = [edit_tap, recorder] if edit_tap.fired else [recorder]
         if stop_at is not None:
             taps.append(StopAfter(aliases.canonical(stop_at)))
         with torch.set_grad_enabled(grads):
@@ -296,7 +296,8 @@ def selected(names: Names, known: Sequence[str]) -> tuple[str, ...]:
 def _several(names: Names) -> list[aliases.Name]:
     if names is None:
         return []
-    return [cast(aliases.Name, names)] if isinstance(names, (str, tuple)) else list(names)
+    single = isinstance(names, str) or (isinstance(names, tuple) and not all(isinstance(part, str) for part in names))
+    return [cast(aliases.Name, names)] if single else list(cast(Iterable[aliases.Name], names))
 
 
 def _reaches(name: aliases.Name, reachable: Sequence[str]) -> bool:

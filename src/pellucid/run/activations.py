@@ -138,15 +138,15 @@ class ActivationCkpts(Mapping[str, Tensor]):
         arrays: dict[str, Any] = {}
         for name, value in self._values.items():
             if not name.startswith("blocks."):
-                arrays[name] = (list(axes[name]), self._without_pads(value, axes[name]))
+                arrays[name] = ([str(axis) for axis in axes[name]], self._without_pads(value, axes[name]))
                 continue
             kind = name.split(".", 2)[2]
             if kind not in arrays:
                 full = self._of_blocks(kind)
                 stacked = [self._without_pads(self[n], axes[n]) for n in full]
                 layers = [int(n.split(".")[1]) for n in full]
-                dims = [Axis.LAYER, *axes[name]]
-                arrays[kind] = xarray.DataArray(torch.stack(stacked), dims=dims, coords={Axis.LAYER: layers})
+                dims = [str(axis) for axis in (Axis.LAYER, *axes[name])]
+                arrays[kind] = xarray.DataArray(torch.stack(stacked), dims=dims, coords={str(Axis.LAYER): layers})
         return xarray.Dataset(arrays, coords=self._coordinates(axes))
 
     def _columns(self) -> Tensor:
@@ -173,13 +173,13 @@ class ActivationCkpts(Mapping[str, Tensor]):
             row[:] = [next(pieces) if label is None else label for label in row]
         columns = self._columns().tolist()
         used = {axis for name in self._values for axis in axes[name]}
-        coordinates: dict[str, Any] = {Axis.BATCH: range(len(labels))}
+        coordinates: dict[str, Any] = {str(Axis.BATCH): range(len(labels))}
         for axis in (*POSITIONS, Axis.KEY):
             if axis in used:
                 kept = list(range(len(labels[0]))) if axis == Axis.KEY else columns
-                coordinates[axis] = kept
+                coordinates[str(axis)] = kept
                 tokens = [[row[c] for c in kept] for row in labels]
-                coordinates["token" if axis == Axis.POS else f"{axis}_token"] = ([Axis.BATCH, axis], tokens)
+                coordinates["token" if axis == Axis.POS else f"{axis}_token"] = ([str(Axis.BATCH), str(axis)], tokens)
         return coordinates
 
     def save(self, path: str | Path) -> None:

@@ -65,21 +65,21 @@ class Edit:
         cls, names: str, value: Tensor | float, *, pos: Index = None, heads: Index = None, neurons: Index = None
     ) -> Edit:
         """Put `value` there."""
-        return cls("replace", names, lambda part, site: _like(value, part), Region(pos, heads, neurons))
+        return cls("replace", names, lambda part, site: _fitting(value, part, site), Region(pos, heads, neurons))
 
     @classmethod
     def add(
         cls, names: str, value: Tensor | float, *, pos: Index = None, heads: Index = None, neurons: Index = None
     ) -> Edit:
         """Add `value`."""
-        return cls("add", names, lambda part, site: part + _like(value, part), Region(pos, heads, neurons))
+        return cls("add", names, lambda part, site: part + _fitting(value, part, site), Region(pos, heads, neurons))
 
     @classmethod
     def scale(
         cls, names: str, factor: Tensor | float, *, pos: Index = None, heads: Index = None, neurons: Index = None
     ) -> Edit:
         """Multiply by `factor`."""
-        return cls("scale", names, lambda part, site: part * _like(factor, part), Region(pos, heads, neurons))
+        return cls("scale", names, lambda part, site: part * _fitting(factor, part, site), Region(pos, heads, neurons))
 
     @classmethod
     def mean_ablate(
@@ -129,7 +129,8 @@ class Edit:
 
         def change(part: Tensor, site: Site) -> Tensor:
             value = source[site.name]
-            return _like(take(value, region.indices(site.name, value.shape, site.axes, strict=True)), part)
+            chosen = take(value, region.indices(site.name, value.shape, site.axes, strict=True))
+            return _fitting(chosen, part, site)
 
         return cls("patch", names, change, region)
 
@@ -183,12 +184,13 @@ class Edit:
 class EditTap:
     """The edits of one run: applies them in the order given and counts."""
 
-    def __init__(self, edits: Sequence[Edit], batch: Batch, n_layer: int) -> None:
+    def __init__(self, edits: Edit | Sequence[Edit], batch: Batch, n_layer: int) -> None:
         self._axes = all_axes(n_layer)
         self._batch = batch
         self._at: dict[str, list[Edit]] = {}
-        self.fired: dict[Edit, int] = dict.fromkeys(edits, 0)
-        for edit in edits:
+        several = [edits] if isinstance(edits, Edit) else list(edits)
+        self.fired: dict[Edit, int] = dict.fromkeys(several, 0)
+        for edit in several:
             if not isinstance(edit, Edit):
                 raise EditError(
                     f"edits: {type(edit).__name__} given, expected pl.Edit.",
@@ -222,8 +224,18 @@ def _canonical(names: str | Sequence[str]) -> list[str]:
     return [aliases.canonical(name) for name in ([names] if isinstance(names, (str, tuple)) else names)]
 
 
-def _like(value: Tensor | float, part: Tensor) -> Tensor:
-    return value.to(part) if isinstance(value, Tensor) else torch.as_tensor(value, dtype=part.dtype, device=part.device)
+def _fitting(value: Tensor | float, part: Tensor, site: Site) -> Tensor:
+    """A given value with the part's shape, dtype and device."""
+    given = value.to(part) if isinstance(value, Tensor) else torch.as_tensor(value).to(part)
+    try:
+        return given.expand(part.shape)
+    except RuntimeError as error:
+        raise EditError(
+            f"edit at {site.name}: shape {list(given.shape)} given, expected {list(part.shape)} "
+            f"({', '.join(site.axes)}) or what broadcasts to it.",
+            code="edit-misfit",
+            remedy="Give a value of the shape of the part that is edited, every axis kept.",
+        ) from error
 
 
 def _mean(value: Tensor, batch: Batch, region: Region) -> Tensor:
