@@ -1,0 +1,241 @@
+"""Run the examples of the documentation, and rewrite the outputs that depend on the bundled model's weights.
+
+    python docs/refresh.py            # outputs, measured tables and the figure
+    python docs/refresh.py --check    # outputs only, change nothing, exit 1 where one is not what the page says
+
+An example that fails is shown, its page is left alone, and the exit code is 1.
+
+What a page holds:
+
+- a `python` block with `>>> ` prompts is a doctest: its output is compared;
+- a `python` block without prompts is run, and the blocks of one page share their names;
+- a `text` block below `<!-- refresh -->` is what the `python` block above it prints; it is rewritten here;
+- a `python` block below `<!-- not run: REASON -->` is only shown.
+"""
+
+# ruff: noqa: T201 (a script that prints)
+
+from __future__ import annotations
+
+import argparse
+import ast
+import contextlib
+import doctest
+import io
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+DOCS = Path(__file__).parent
+ROOT = DOCS.parent
+PAGES = (ROOT / "README.md", *sorted(DOCS.glob("*.md")))
+
+CODES_PAGE = DOCS / "errors.md"
+CODES_BEGIN, CODES_END = "<!-- codes: begin -->", "<!-- codes: end -->"
+
+_FENCE = re.compile(r"^```(\w*)\s*$")
+_COMMENT = re.compile(r"^<!--\s*(.*?)\s*-->$")
+
+
+class WrongExample(AssertionError):  # noqa: N818 (it is the failure of an example)
+    """An example that does not run, or that prints something else than its page says."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block of a page.
+
+    Attributes:
+        language: What stands behind the opening fence.
+        code: The lines between the fences.
+        line: Number of the first of them, from 1.
+        comment: Content of the HTML comment directly above, or "".
+    """
+
+    language: str
+    code: str
+    line: int
+    comment: str
+
+    @property
+    def is_doctest(self) -> bool:
+        """Whether its output stands in it."""
+        return bool(re.search(r"^>>> ", self.code, flags=re.MULTILINE))
+
+    @property
+    def is_shown_only(self) -> bool:
+        """Whether the page says that, and why, it is not run."""
+        return re.match(r"not run: \w+", self.comment) is not None
+
+    @property
+    def is_output(self) -> bool:
+        """Whether it is what the block above prints."""
+        return self.language == "text" and self.comment == "refresh"
+
+
+@dataclass
+class Page:
+    """A page of the documentation, and what its examples print."""
+
+    name: str
+    text: str
+    outputs: dict[Block, str] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, path: Path) -> Page:
+        """Read a page from a file."""
+        return cls(path.name, path.read_text(encoding="utf-8"))
+
+    def blocks(self) -> Iterator[Block]:
+        """Every fenced block, from the top."""
+        lines = self.text.splitlines()
+        start: int | None = None
+        language = ""
+        for number, line in enumerate(lines):
+            if start is None and (match := _FENCE.match(line)):
+                start, language = number, match[1]
+            elif start is not None and line == "```":
+                above = _COMMENT.match(lines[start - 1]) if start else None
+                code = "".join(f"{one}\n" for one in lines[start + 1 : number])
+                yield Block(language, code, start + 2, above[1] if above else "")
+                start = None
+        if start is not None:
+            raise WrongExample(f"{self.name}:{start + 1}: this block is never closed")
+
+    def examples(self) -> list[Block]:
+        """The python blocks that are run."""
+        return [block for block in self.blocks() if block.language == "python" and not block.is_shown_only]
+
+    def run(self) -> None:
+        """Run the examples in one namespace, from the top, and note what refreshed outputs should be.
+
+        Raises:
+            WrongExample: One raises, or a doctest prints something else.
+        """
+        names: dict[str, Any] = {"__name__": "__main__"}
+        printed: str | None = None
+        for block in self.blocks():
+            if block.is_output:
+                if printed is None:
+                    raise WrongExample(f"{self.name}:{block.line}: an output, but no python block above it")
+                self.outputs[block], printed = printed, None
+            elif block.language == "python" and not block.is_shown_only:
+                printed = self._run_doctest(block, names) if block.is_doctest else self._run_plain(block, names)
+
+    def wrong_outputs(self) -> list[str]:
+        """A line for each output that is not what was printed; `run` comes first."""
+        return [
+            f"{self.name}:{block.line}: the page says\n{block.code}but the example prints\n{printed}"
+            for block, printed in self.outputs.items()
+            if block.code != printed
+        ]
+
+    def refreshed(self) -> str:
+        """The text of the page with every output as it was printed."""
+        lines = self.text.splitlines(keepends=True)
+        for block, printed in reversed(self.outputs.items()):
+            height = block.code.count("\n")
+            lines[block.line - 1 : block.line - 1 + height] = [printed]
+        return "".join(lines)
+
+    def _run_plain(self, block: Block, names: dict[str, Any]) -> str:
+        source = "\n" * (block.line - 1) + block.code  # so that a traceback names the page's own line
+        out = io.StringIO()
+        try:
+            with contextlib.redirect_stdout(out):
+                exec(compile(source, self.name, "exec"), names)
+        except Exception as error:
+            raise WrongExample(f"{self.name}:{block.line}: {type(error).__name__}: {error}") from error
+        return "".join(f"{line.rstrip()}\n" for line in out.getvalue().splitlines())
+
+    def _run_doctest(self, block: Block, names: dict[str, Any]) -> str:
+        test = doctest.DocTestParser().get_doctest(block.code, names, self.name, self.name, block.line - 1)
+        said: list[str] = []
+        runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS, verbose=False)
+        runner.run(test, out=said.append, clear_globs=False)
+        names.update(test.globs)
+        if runner.failures:
+            raise WrongExample("".join(said))
+        return ""
+
+
+def codes() -> dict[str, list[str]]:
+    """Error class -> the codes that it is raised with, read off the source."""
+    found: dict[str, set[str]] = {}
+    for path in sorted((ROOT / "src" / "pellucid").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
+                continue
+            for keyword in node.keywords:
+                if keyword.arg == "code" and node.func.id.endswith("Error") and isinstance(keyword.value, ast.Constant):
+                    found.setdefault(node.func.id, set()).add(str(keyword.value.value))
+    return {name: sorted(found[name]) for name in sorted(found)}
+
+
+def with_codes(page: str) -> str:
+    """The page of errors with the table of codes as the source has them."""
+    rows = [f"| `{name}` | {', '.join(f'`{code}`' for code in group)} |" for name, group in codes().items()]
+    table = "\n".join(["| raised as | codes |", "| --- | --- |", *rows])
+    before, after = page.partition(CODES_BEGIN)[0], page.partition(CODES_END)[2]
+    return f"{before}{CODES_BEGIN}\n{table}\n{CODES_END}{after}"
+
+
+@contextlib.contextmanager
+def elsewhere() -> Iterator[None]:
+    """A temporary working directory, with the network switched off for hub look-ups."""
+    here, offline = Path.cwd(), os.environ.get("HF_HUB_OFFLINE")
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        try:
+            yield
+        finally:
+            os.chdir(here)
+            if offline is None:
+                del os.environ["HF_HUB_OFFLINE"]
+            else:
+                os.environ["HF_HUB_OFFLINE"] = offline
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Run the documentation's examples and rewrite their outputs.")
+    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 where an output is not right")
+    parser.add_argument("--outputs-only", action="store_true", help="leave the measured tables and the figure alone")
+    given = parser.parse_args(arguments)
+    wrong = failed = 0
+    for path in PAGES:
+        page = Page.read(path)
+        try:
+            with elsewhere():
+                page.run()
+        except WrongExample as error:
+            failed += 1
+            print(error, file=sys.stderr)
+            continue
+        for line in page.wrong_outputs():
+            wrong += 1
+            print(line, file=sys.stderr)
+        if not given.check and page.refreshed() != page.text:
+            path.write_text(page.refreshed(), encoding="utf-8")
+            print(f"{path.relative_to(ROOT)}: rewritten", file=sys.stderr)
+    errors = CODES_PAGE.read_text(encoding="utf-8")
+    if with_codes(errors) != errors:
+        wrong += 1
+        if given.check:
+            print(f"{CODES_PAGE.name}: the table of codes is not that of the source", file=sys.stderr)
+        else:
+            CODES_PAGE.write_text(with_codes(errors), encoding="utf-8")
+    if not given.check and not given.outputs_only:
+        for script in ("measure_same_model.py", "figures/make.py"):
+            subprocess.run([sys.executable, DOCS / script], check=True)
+    return 1 if failed or (given.check and wrong) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,286 @@
+"""The documentation is true: its examples run, its outputs are what is printed, its links lead somewhere.
+
+`docs/refresh.py` says what a page may hold, and rewrites the outputs that change with the bundled weights.
+"""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import importlib.util
+import pkgutil
+import re
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import pellucid as pl
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+sys.path.insert(0, str(DOCS))
+
+import measure_same_model as same  # noqa: E402
+import refresh  # noqa: E402
+
+PAGES = {path.name: path for path in refresh.PAGES}
+
+WITHOUT_EXAMPLE = {
+    "architecture.md": "it describes the source; there is nothing to type",
+    "cli.md": "its examples are command lines; tests/cli runs them",
+}
+"""Page -> why it has no python block that is run."""
+
+MODULES = [
+    module.name
+    for module in pkgutil.walk_packages(pl.__path__, "pellucid.")
+    if not module.name.endswith(".__main__")  # importing it runs the command line
+]
+
+
+@pytest.fixture(autouse=True)
+def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A working directory of its own, and no network."""
+
+    def refuse(*_: Any) -> None:
+        raise AssertionError("an example of the documentation opened a network connection")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+
+
+def page_of(text: str) -> refresh.Page:
+    """A page that a test makes up."""
+    return refresh.Page("made_up.md", text)
+
+
+# Examples
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_examples_run_and_print_what_the_page_says(name: str) -> None:
+    page = refresh.Page.read(PAGES[name])
+    page.run()
+    assert not page.wrong_outputs(), "\n".join([*page.wrong_outputs(), "python docs/refresh.py rewrites outputs"])
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_every_page_has_an_example(name: str) -> None:
+    has_example = bool(refresh.Page.read(PAGES[name]).examples())
+    assert has_example or WITHOUT_EXAMPLE.get(name), f"{name} has no python block that is run"
+    assert not (has_example and name in WITHOUT_EXAMPLE), f"{name} has an example: take it off the list"
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_python_blocks_are_run_or_say_why_not(name: str) -> None:
+    for block in refresh.Page.read(PAGES[name]).blocks():
+        assert block.language != "pycon", f"{name}:{block.line}: write `python`, which is run"
+        if block.comment.startswith("not run"):
+            assert block.is_shown_only, f"{name}:{block.line}: `not run` without a reason"
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("```python\nassert 1 == 2\n```\n", "made_up.md:2: AssertionError"),
+        ("intro\n\n```python\nx = 1\n```\n\n```python\ny\n```\n", "made_up.md:8: NameError"),
+        ("```python\n>>> 1 + 1\n3\n```\n", "Expected:\n    3\nGot:\n    2"),
+        ("```python\n>>> 1 / 0\n0\n```\n", "ZeroDivisionError"),
+        ("```python\nimport warnings\nwarnings.warn('old')\n```\n", "UserWarning: old"),
+        ("```python\nx = (\n```\n", "SyntaxError"),
+        ("```python\nx = 1\n", "never closed"),
+        ("<!-- refresh -->\n```text\n1\n```\n", "no python block above"),
+        (
+            '```python\nimport socket\nwith socket.socket() as s:\n    s.connect(("127.0.0.1", 9))\n```\n',
+            "network connection",
+        ),
+    ],
+)
+def test_a_wrong_example_is_noticed(text: str, says: str) -> None:
+    with pytest.raises(refresh.WrongExample) as caught:
+        page_of(text).run()
+    assert says in str(caught.value)
+
+
+def test_a_wrong_output_is_noticed_and_rewritten() -> None:
+    text = "```python\nprint(6 * 7)\nprint('x')\n```\n\n<!-- refresh -->\n```text\n41\n```\nafter\n"
+    page = page_of(text)
+    page.run()
+    assert page.wrong_outputs() == ["made_up.md:8: the page says\n41\nbut the example prints\n42\nx\n"]
+    again = page_of(page.refreshed())
+    assert again.text == text.replace("41", "42\nx")
+    again.run()
+    assert not again.wrong_outputs()
+
+
+def test_blocks_of_a_page_share_names_and_pages_do_not() -> None:
+    page = page_of(
+        "```python\na = 1\n```\n\n```python\n>>> a\n1\n>>> b = 2\n```\n\n```python\nassert a + b == 3\n```\n"
+    )
+    page.run()
+    with pytest.raises(refresh.WrongExample, match="NameError"):
+        page_of("```python\na\n```\n").run()
+
+
+def test_a_block_that_is_only_shown_is_not_run() -> None:
+    page = page_of("<!-- not run: needs the network -->\n```python\n1 / 0\n```\n")
+    page.run()
+    assert not page.examples()
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_docstrings(name: str) -> None:
+    module = importlib.import_module(name)
+    tests = [test for test in doctest.DocTestFinder(exclude_empty=True).find(module) if test.examples]
+    for test in tests:
+        said: list[str] = []
+        runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS, verbose=False)
+        runner.run(test, out=said.append)
+        assert not runner.failures, "".join(said)
+
+
+# Links and names
+
+
+def prose(text: str) -> str:
+    """A page without its blocks and inline code."""
+    return re.sub(r"^```.*?^```$|`[^`\n]*`", "", text, flags=re.DOTALL | re.MULTILINE)
+
+
+def links(text: str) -> Iterator[str]:
+    """The relative targets of a page's links and images."""
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(text)):
+        if not re.match(r"[a-z]+:", target):
+            yield target
+
+
+def anchors(text: str) -> set[str]:
+    """What can stand behind `#`: GitHub's form of the headings."""
+    headings = re.findall(
+        r"^#+ +(.+)$", re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE), re.MULTILINE
+    )
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def broken_links(path: Path, text: str) -> list[str]:
+    """Targets that are not there."""
+    broken = []
+    for target in links(text):
+        file, _, anchor = target.partition("#")
+        there = path.parent / file if file else path
+        if there != path and not there.exists():
+            broken.append(target)
+        elif anchor:
+            page = text if there == path else there.read_text(encoding="utf-8")
+            broken += [target] if anchor not in anchors(page) else []
+    return broken
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_links_lead_somewhere(name: str) -> None:
+    assert not broken_links(PAGES[name], PAGES[name].read_text(encoding="utf-8"))
+
+
+def test_a_broken_link_is_noticed() -> None:
+    text = "# A heading\n[a](index.md) [b](nowhere.md) [c](#a-heading) [d](#nowhere) [e](index.md#nowhere) `[f](g)`\n"
+    assert broken_links(DOCS / "made_up.md", text) == ["nowhere.md", "#nowhere", "index.md#nowhere"]
+
+
+def test_every_page_is_in_the_overview_and_the_overview_in_the_readme() -> None:
+    pages = {path.name for path in DOCS.glob("*.md")}
+    assert pages - {"index.md"} == set(links(PAGES["index.md"].read_text(encoding="utf-8")))
+    assert "docs/index.md" in set(links(PAGES["README.md"].read_text(encoding="utf-8")))
+
+
+def test_pages_without_example_exist() -> None:
+    assert set(WITHOUT_EXAMPLE) <= set(PAGES)
+
+
+def test_every_public_name_is_documented() -> None:
+    text = "\n".join(path.read_text(encoding="utf-8") for path in PAGES.values())
+    absent = [name for name in pl.__all__ if not re.search(rf"(?<![\w]){re.escape(name)}(?!\w)", text)]
+    assert not absent, f"in pl.__all__, but on no page: {absent}"
+
+
+def test_every_pl_name_in_the_documentation_exists() -> None:
+    for name, path in PAGES.items():
+        for used in set(re.findall(r"\bpl\.(\w+)", path.read_text(encoding="utf-8"))):
+            assert hasattr(pl, used), f"{name} speaks of pl.{used}"
+
+
+def test_every_checkpoint_and_parameter_is_documented() -> None:
+    checkpoints = (DOCS / "checkpoints.md").read_text(encoding="utf-8")
+    model = pl.load()
+    table = {re.sub(r"^blocks\.\d+\.", "", name) for name in model.ckpt_names}
+    assert len(table) == 17 + 4
+    assert [name for name in table if f"| `{name}` |" not in checkpoints] == []
+    named = (DOCS / "model.md").read_text(encoding="utf-8")
+    assert {name.rsplit(".", 1)[-1] for name in model.parameter_names} <= set(re.findall(r"\w+", named))
+
+
+def test_codes_of_errors_are_those_of_the_source() -> None:
+    page = PAGES["errors.md"].read_text(encoding="utf-8")
+    assert refresh.with_codes(page) == page, "python docs/refresh.py rewrites the table"
+    assert {"unknown-checkpoint", "empty-text"} <= {code for group in refresh.codes().values() for code in group}
+
+
+# The figure
+
+
+def test_the_figure_can_be_drawn_again(tmp_path: Path) -> None:
+    spec = importlib.util.spec_from_file_location("make_figure", DOCS / "figures" / "make.py")
+    assert spec is not None
+    assert spec.loader is not None
+    make = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(make)
+    assert make.main(["--out", str(tmp_path / "glass.png")]) == 0
+    drawn, kept = (path.read_bytes() for path in (tmp_path / "glass.png", DOCS / "figures" / "glass.png"))
+    assert drawn.startswith(b"\x89PNG")
+    assert drawn[16:24] == kept[16:24], "width and height in pixels"
+
+
+# What same_model.md states is measured again
+
+
+@pytest.fixture(scope="module")
+def measured() -> same.Measured:
+    """The tables of same_model.md, by the quick mode of its script."""
+    return same.measure(quick=True)
+
+
+def test_the_table_is_what_is_measured(measured: same.Measured) -> None:
+    stated = same.rows(same.between_markers(PAGES["same_model.md"].read_text(encoding="utf-8")))
+    for key, cells in measured.cells.items():
+        assert [*key, *cells] in stated
+        assert set(cells) <= {"equal", "not run"}
+    claims = [row for row in stated if row[1] in same.ATTENTION]
+    assert len(claims) == len(measured.cells) + 2, "only the model of GPT-2 small's size is left out of the quick mode"
+    assert all(set(row[2:]) <= {"equal", "not run"} for row in claims)
+    assert sum(row.count("not run") for row in claims) == 1 + 2 * 3  # transformers raises; too large for a quick look
+
+
+def test_distances_are_what_is_measured(measured: same.Measured) -> None:
+    stated = same.rows(same.between_markers(PAGES["same_model.md"].read_text(encoding="utf-8")))
+    for run, cells in measured.distances.items():
+        (row,) = [row for row in stated if row[0] == run]
+        for cell, there in zip(cells, row[1:], strict=True):
+            assert (cell == "equal") == (there == "equal"), run
+            if cell != "equal":
+                assert 0.01 < float(cell) / float(there) < 100, run
+
+
+def test_the_table_would_show_a_wrong_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = pl.from_hf
+
+    def wrong(*args: Any, **options: Any) -> pl.CkptedTransformer:
+        model = right(*args, **options)
+        model.blocks[2].ln2.eps *= 10
+        return model
+
+    monkeypatch.setattr(pl, "from_hf", wrong)
+    assert str(same.measure_cell("random, 4 layers", "sdpa", same.DTYPES[0], (7,))) != "equal"
