@@ -95,7 +95,8 @@ def canonical(name: Name) -> str:
     prefix, block, rest = _split(name)
     _refuse(name, rest)
     if block is None:
-        return _MODULES_AROUND.get(rest, name) if prefix == "transformer." or rest in ("wte", "wpe", "ln_f") else name
+        bare = rest in _MODULES_AROUND
+        return _MODULES_AROUND[rest] if bare and prefix in ("", "transformer.") else name
     table = _HOOKS if prefix == "blocks." else _MODULES
     return f"blocks.{block}.{table[rest]}" if rest in table else name
 
@@ -121,6 +122,8 @@ def _refuse(name: str, rest: str) -> None:
 
 
 def _from_tuple(name: Sequence[str | int | None]) -> str:
+    if not 1 <= len(name) <= 3:
+        return str(tuple(name))  # no name of any checkpoint
     kind, block, layer = (*name, None, None)[:3]
     if kind in ("scale", "normalized", "scaled") and block is None:
         layer = layer or "ln_final"

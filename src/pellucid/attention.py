@@ -109,8 +109,9 @@ class Attention(nn.Module):
         """q, k, v [B, H, P, K] -> z [B, H, P, K]."""
         queries, keys = q.size(2), k.size(2)
         mask = None if visible.padding is None else visible.among(queries, keys, q.device)
+        # Contiguous, as they come out of transformers' cache: some kernels round by layout.
         return F.scaled_dot_product_attention(
-            q, k, v,
+            q, k.contiguous(), v.contiguous(),
             attn_mask=mask,
             dropout_p=self.attn_pdrop if self.training else 0.0,
             is_causal=mask is None and queries > 1,

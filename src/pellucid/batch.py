@@ -89,6 +89,7 @@ class Batcher:
                 a mask, or an input of another kind.
         """
         if isinstance(inputs, Batch):
+            _as_mask(inputs.mask, inputs.ids)
             self._check(inputs.ids, inputs.positions)
             return inputs.to(self.device)
         if padding_side not in ("left", "right"):
@@ -100,7 +101,7 @@ class Batcher:
         if isinstance(inputs, Mapping):
             inputs, mask = _from_mapping(inputs, mask)
         if isinstance(inputs, np.ndarray):
-            inputs = torch.as_tensor(inputs)
+            inputs = _integers(inputs, "the array")
         if isinstance(inputs, Tensor):
             ids = _as_rectangle(inputs)
             if mask is None:
@@ -150,7 +151,7 @@ class Batcher:
         return ids
 
     def _assemble(self, ids: Tensor, mask: Tensor) -> Batch:
-        positions = (mask.long().cumsum(-1) - 1).clamp(min=0)
+        positions = (mask.long().cumsum(-1) - 1).masked_fill(~mask, 0)
         self._check(ids, positions)
         return Batch(ids.to(self.device), mask.to(self.device), positions.to(self.device), self.tokenizer)
 
@@ -161,6 +162,12 @@ class Batcher:
                 f"ids: {low if low < 0 else high} given, expected 0 to {self.config.vocab_size - 1} (vocab_size).",
                 code="id-out-of-range",
                 remedy="Use this model's own tokenizer; ids of another vocabulary mean other text.",
+            )
+        if positions.shape != ids.shape or int(positions.min()) < 0:
+            raise ShapeError(
+                f"positions: shape {list(positions.shape)}, expected the ids' {list(ids.shape)}, counted from 0.",
+                code="positions",
+                remedy="Make batches with model.tokenize, which counts positions from each text's first token.",
             )
         longest = int(positions.max()) + 1
         if longest > self.config.n_positions:
@@ -200,7 +207,8 @@ def _from_mapping(inputs: Mapping[str, Any], mask: Any) -> tuple[Tensor, Any]:
             code="input-kind",
             remedy="Pass what a transformers tokenizer returns with return_tensors='pt'.",
         )
-    return torch.as_tensor(inputs["input_ids"]), inputs.get("attention_mask") if mask is None else mask
+    ids = _integers(inputs["input_ids"], "input_ids")
+    return ids, inputs.get("attention_mask") if mask is None else mask
 
 
 def _integers(given: Any, where: str) -> Tensor:
@@ -238,7 +246,12 @@ def _as_rectangle(given: Tensor) -> Tensor:
 def _as_mask(given: Any, ids: Tensor) -> Tensor:
     if given is None:
         return torch.ones_like(ids, dtype=torch.bool)
-    mask = torch.as_tensor(given, device=ids.device)
+    try:
+        mask = torch.as_tensor(given, device=ids.device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"mask: cannot be read as numbers: {error}", code="mask-values", remedy="Give 1 at real tokens, else 0."
+        ) from error
     mask = mask[None] if mask.dim() == 1 else mask
     if mask.shape != ids.shape:
         raise ShapeError(

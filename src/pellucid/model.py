@@ -296,8 +296,10 @@ def selected(names: Names, known: Sequence[str]) -> tuple[str, ...]:
 def _several(names: Names) -> list[aliases.Name]:
     if names is None:
         return []
-    single = isinstance(names, str) or (isinstance(names, tuple) and not all(isinstance(part, str) for part in names))
-    return [cast(aliases.Name, names)] if single else list(cast(Iterable[aliases.Name], names))
+    if isinstance(names, str) or not isinstance(names, Iterable):
+        return [names]
+    one = isinstance(names, tuple) and not all(isinstance(part, str) for part in names)  # ("pattern", 0) is one name
+    return [cast(aliases.Name, names)] if one else list(cast(Iterable[aliases.Name], names))
 
 
 def _reaches(name: aliases.Name, reachable: Sequence[str]) -> bool:

@@ -188,8 +188,7 @@ class EditTap:
         self._axes = all_axes(n_layer)
         self._batch = batch
         self._at: dict[str, list[Edit]] = {}
-        several = [edits] if isinstance(edits, Edit) else list(edits)
-        self.fired: dict[Edit, int] = dict.fromkeys(several, 0)
+        several = [edits] if isinstance(edits, Edit) or not isinstance(edits, Sequence) else list(edits)
         for edit in several:
             if not isinstance(edit, Edit):
                 raise EditError(
@@ -197,6 +196,8 @@ class EditTap:
                     code="edit-kind",
                     remedy="Make edits with pl.Edit.zero, replace, add, scale, mean_ablate, patch or apply.",
                 )
+        self.fired: dict[Edit, int] = dict.fromkeys(several, 0)
+        for edit in several:
             for name in select(_canonical(edit.names), tuple(self._axes)):
                 self._at.setdefault(name, []).append(edit)
 
@@ -226,13 +227,13 @@ def _canonical(names: str | Sequence[str]) -> list[str]:
 
 def _fitting(value: Tensor | float, part: Tensor, site: Site) -> Tensor:
     """A given value with the part's shape, dtype and device."""
-    given = value.to(part) if isinstance(value, Tensor) else torch.as_tensor(value).to(part)
     try:
-        return given.expand(part.shape)
-    except RuntimeError as error:
+        return torch.as_tensor(value, dtype=part.dtype, device=part.device).expand(part.shape)
+    except (TypeError, ValueError, RuntimeError) as error:
+        given = f"shape {list(value.shape)}" if isinstance(value, Tensor) else repr(value)
         raise EditError(
-            f"edit at {site.name}: shape {list(given.shape)} given, expected {list(part.shape)} "
-            f"({', '.join(site.axes)}) or what broadcasts to it.",
+            f"edit at {site.name}: {given} given, expected {list(part.shape)} ({', '.join(site.axes)}) "
+            "or what broadcasts to it.",
             code="edit-misfit",
             remedy="Give a value of the shape of the part that is edited, every axis kept.",
         ) from error

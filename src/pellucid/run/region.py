@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -80,10 +81,9 @@ def put(value: Tensor, indices: dict[int, Tensor], part: Tensor) -> Tensor:
 def _entries(index: Index, size: int, where: str) -> Tensor:
     if isinstance(index, slice):
         entries = list(range(size)[index])
-    elif isinstance(index, int):
-        entries = [index]
     else:
-        entries = [int(i) for i in index or ()]
+        given = list(index) if isinstance(index, Iterable) else [index]
+        entries = [_whole(i, size) for i in given]
     if not entries or any(not -size <= i < size for i in entries):
         raise InputError(
             f"{where}={index!r}, expected some of 0 to {size - 1}.",
@@ -91,3 +91,11 @@ def _entries(index: Index, size: int, where: str) -> Tensor:
             remedy="Choose entries that exist; negative ones count from the end.",
         )
     return torch.tensor([i % size for i in entries])
+
+
+def _whole(i: object, otherwise: int) -> int:
+    """An index as an int, from numpy and torch too; `otherwise`, which is out of range, for what is no index."""
+    try:
+        return otherwise if isinstance(i, bool) else operator.index(i)  # pyright: ignore[reportArgumentType]
+    except TypeError:
+        return otherwise
