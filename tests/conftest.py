@@ -1,0 +1,59 @@
+"""What all tests share: determinism, the models that are built once, and the tokenizer of GPT-2."""
+
+import gzip
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+import pellucid as pl
+
+TESTS = Path(__file__).parent
+sys.path[:0] = [str(TESTS), str(TESTS / "conformance")]
+
+pytest.register_assert_rewrite("checks", "support")
+
+import support  # noqa: E402
+
+# The models of the tests are small: threads would cost more than they give, and starve each other on busy machines.
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> Iterator[None]:
+    """Every test starts from the same state of torch's generator, and leaves the defaults as they were."""
+    torch.manual_seed(0)
+    grad = torch.is_grad_enabled()
+    yield
+    torch.set_grad_enabled(grad)
+
+
+@pytest.fixture(scope="session")
+def glass() -> pl.CkptedTransformer:
+    """The small evaluating model that tests read from; whoever changes a model builds one of their own."""
+    return support.glass()
+
+
+@pytest.fixture(scope="session")
+def glass64() -> pl.CkptedTransformer:
+    """The same model in float64."""
+    return support.glass(dtype=torch.float64)
+
+
+@pytest.fixture(scope="session")
+def gpt2_tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with GPT-2's own vocab.json and merges.txt, unpacked."""
+    folder = tmp_path_factory.mktemp("gpt2_tokenizer")
+    for packed in (TESTS / "data" / "gpt2_tokenizer").glob("*.gz"):
+        (folder / packed.stem).write_bytes(gzip.decompress(packed.read_bytes()))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def gpt2_tokenizer(gpt2_tokenizer_folder: Path) -> pl.Tokenizer:
+    """GPT-2's own tokenizer."""
+    tokenizer = pl.Tokenizer.from_folder(gpt2_tokenizer_folder)
+    assert tokenizer is not None
+    return tokenizer

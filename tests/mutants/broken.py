@@ -1,0 +1,331 @@
+"""Ways to break the library in one place, until the patch is undone; `test_core_mutants` says who must notice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import pellucid as pl
+from pellucid import attention, ckpt, model, nonlinear, transformer
+from pellucid import batch as batches
+from pellucid.run import activations, edit, region
+
+Patch = pytest.MonkeyPatch
+
+
+def replaced(owner: Any, name: str, value: Any) -> Callable[[Patch], None]:
+    return lambda patch: patch.setattr(owner, name, value)
+
+
+def wrapped(owner: Any, name: str, make: Callable[[Any], Any]) -> Callable[[Patch], None]:
+    """`owner.name` replaced by what `make` makes of it."""
+    return lambda patch: patch.setattr(owner, name, make(getattr(owner, name)))
+
+
+def other_epsilon(epsilon: float) -> Callable[[Patch], None]:
+    def make(init: Any) -> Any:
+        return lambda self, w, b, eps: init(self, w, b, epsilon)
+
+    return wrapped(transformer.LayerNorm, "__init__", make)
+
+
+def other_activation(function: Any) -> Callable[[Patch], None]:
+    return lambda patch: patch.setitem(nonlinear.EXACT, "gelu_new", function)
+
+
+def other_scale(scale: Callable[[pl.TransformerConfig, int], float]) -> Callable[[Patch], None]:
+    return replaced(pl.TransformerConfig, "attention_scale", scale)
+
+
+def transposed_projection(patch: Patch) -> None:
+    plain = attention.affine
+
+    def affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        square = weight.size(0) == weight.size(1)
+        return plain(x, weight.t() if square else weight, bias)
+
+    patch.setattr(attention, "affine", affine)
+
+
+def without_biases(patch: Patch) -> None:
+    plain = attention.affine
+    for module in (attention, transformer):
+        patch.setattr(module, "affine", lambda x, weight, bias: plain(x, weight, torch.zeros_like(bias)))
+
+
+def roles(order: tuple[int, int, int]) -> Callable[[Patch], None]:
+    """Queries, keys and values taken from other thirds of the projection."""
+
+    def breaks(patch: Patch) -> None:
+        plain = attention.affine
+
+        def affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+            out = plain(x, weight, bias)
+            thirds = out.chunk(3, -1)
+            return torch.cat([thirds[i] for i in order], -1) if weight.size(1) == 3 * weight.size(0) else out
+
+        patch.setattr(attention, "affine", affine)
+
+    return breaks
+
+
+def heads_split_the_other_way(patch: Patch) -> None:
+    """Columns read as (K, H) instead of (H, K)."""
+    plain = attention.affine
+
+    def affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        out = plain(x, weight, bias)
+        if weight.size(1) != 3 * weight.size(0):
+            return out
+        return out.unflatten(-1, (3, 12, 4)).transpose(-1, -2).flatten(-3)
+
+    patch.setattr(attention, "affine", affine)
+
+
+def causal_off_by(diagonal: int) -> Callable[[Patch], None]:
+    def breaks(patch: Patch) -> None:
+        def fused(self: Any, q: Tensor, k: Tensor, v: Tensor, visible: attention.Visible) -> Tensor:
+            mask = torch.ones(q.size(2), k.size(2), dtype=torch.bool).tril(diagonal)
+            mask[:, 0] = True
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=self.scale)
+
+        patch.setattr(attention.Attention, "_fused", fused)
+
+    return breaks
+
+
+def positions_shifted(patch: Patch) -> None:
+    """Left-padded rows start at position one."""
+
+    def assemble(plain: Any) -> Any:
+        def assembled(self: Any, ids: Tensor, mask: Tensor) -> pl.Batch:
+            batch = plain(self, ids, mask)
+            return replace(batch, positions=batch.positions + (~batch.mask[:, :1]).long())
+
+        return assembled
+
+    wrapped(batches.Batcher, "_assemble", assemble)(patch)
+
+
+def rectangular_positions(patch: Patch) -> None:
+    def assemble(plain: Any) -> Any:
+        def assembled(self: Any, ids: Tensor, mask: Tensor) -> pl.Batch:
+            batch = plain(self, ids, mask)
+            return replace(batch, positions=torch.arange(ids.size(1)).expand_as(ids))
+
+        return assembled
+
+    wrapped(batches.Batcher, "_assemble", assemble)(patch)
+
+
+def pads_seen(patch: Patch) -> None:
+    patch.setattr(
+        pl.CkptedTransformer, "_run", lambda self, batch, tap: self.transform(batch.ids, batch.positions, None, tap)
+    )
+
+
+def untied_head(patch: Patch) -> None:
+    generator = torch.Generator().manual_seed(5)
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        return F.linear(x, torch.randn(self.weight.shape, generator=generator).to(x))
+
+    patch.setattr(transformer.Unembedding, "forward", forward)
+
+
+def no_affine(patch: Patch) -> None:
+    def forward(self: Any, x: Tensor, tap: Any = None) -> Tensor:
+        if self.ckpt_scaled.is_watched(tap):
+            self.ckpt_scaled.replacement(self._scaled(x), tap)
+        return self.ckpt_normalized(F.layer_norm(x, self.w.shape, eps=self.eps), tap)
+
+    patch.setattr(transformer.LayerNorm, "forward", forward)
+
+
+def unbiased_variance(patch: Patch) -> None:
+    def scaled(self: Any, x: Tensor) -> Tensor:
+        variance, mean = torch.var_mean(x, dim=-1, correction=1, keepdim=True)
+        return (x - mean) / torch.sqrt(variance + self.eps)
+
+    patch.setattr(transformer.LayerNorm, "_scaled", scaled)
+
+
+def no_final_norm(patch: Patch) -> None:
+    def init(plain: Any) -> Any:
+        def made(self: Any, *arguments: Any) -> None:
+            plain(self, *arguments)
+            self.ln_final.forward = lambda x, tap=None: self.ln_final.ckpt_normalized(x, tap)
+
+        return made
+
+    wrapped(transformer.Transformer, "__init__", init)(patch)
+
+
+def residual_after_norm(patch: Patch) -> None:
+    """Adds to the normalized stream instead of to the stream."""
+
+    def forward(self: Any, x: Tensor, visible: Any = None, tap: Any = None) -> Tensor:
+        normed = self.ln1(self.resid_pre(x, tap), tap)
+        mid = self.resid_mid(self.attn(normed, visible, tap)[0] + normed, tap)
+        return self.resid_post(mid + self.mlp(self.ln2(mid, tap), tap), tap)
+
+    patch.setattr(transformer.TransformerBlock, "forward", forward)
+
+
+def mlp_beside_attention(patch: Patch) -> None:
+    """Attention and MLP both read what enters the block."""
+
+    def forward(self: Any, x: Tensor, visible: Any = None, tap: Any = None) -> Tensor:
+        x = self.resid_pre(x, tap)
+        mid = self.resid_mid(self.attn(self.ln1(x, tap), visible, tap)[0] + x, tap)
+        return self.resid_post(mid + self.mlp(self.ln2(x, tap), tap), tap)
+
+    patch.setattr(transformer.TransformerBlock, "forward", forward)
+
+
+def pattern_before_the_softmax(patch: Patch) -> None:
+    plain = ckpt.Ckpt.replacement
+    scores: dict[str, Tensor] = {}
+
+    def replacement(self: Any, value: Tensor, tap: Any) -> Tensor | None:
+        if self.name.endswith("ckpt_scores"):
+            scores[self.name.replace("scores", "pattern")] = value
+        if self.name.endswith("ckpt_pattern"):
+            value = scores[self.name]
+        return plain(self, value, tap)
+
+    patch.setattr(ckpt.Ckpt, "replacement", replacement)
+
+
+def drops_what_comes_back(at: str) -> Callable[[Patch], None]:
+    """One kind of checkpoint shows its value, and the model goes on with its own."""
+
+    def breaks(patch: Patch) -> None:
+        plain_call, plain_replacement = ckpt.Ckpt.__call__, ckpt.Ckpt.replacement
+
+        def call(self: Any, value: Tensor, tap: Any = None) -> Tensor:
+            seen = plain_call(self, value, tap)
+            return value if self.name.endswith(at) else seen
+
+        def replacement(self: Any, value: Tensor, tap: Any) -> Tensor | None:
+            instead = plain_replacement(self, value, tap)
+            return None if self.name.endswith(at) else instead
+
+        patch.setattr(ckpt.Ckpt, "__call__", call)
+        patch.setattr(ckpt.Ckpt, "replacement", replacement)
+
+    return breaks
+
+
+def recorder(change: Callable[[Any, str, Tensor], None]) -> Callable[[Patch], None]:
+    """After a value is recorded, `change(recorder, name, value)`."""
+
+    def make(plain: Any) -> Any:
+        def call(self: Any, name: str, value: Tensor) -> Tensor:
+            out = plain(self, name, value)
+            change(self, name, value)
+            return out
+
+        return call
+
+    return wrapped(activations.Recorder, "__call__", make)
+
+
+def keeps_the_live_tensor(self: Any, name: str, value: Tensor) -> None:
+    self.values[name] = value.detach()
+
+
+def draws(self: Any, name: str, value: Tensor) -> None:
+    torch.rand(1)
+
+
+def nudges(self: Any, name: str, value: Tensor) -> None:
+    value.mul_(1.0001)
+
+
+def looking_goes_explicit(patch: Patch) -> None:
+    """A layer that is looked into makes its output from the pattern."""
+    plain = ckpt.Ckpt.replacement
+
+    def replacement(self: Any, value: Tensor, tap: Any) -> Tensor | None:
+        instead = plain(self, value, tap)
+        return value if instead is None and self.is_watched(tap) else instead
+
+    patch.setattr(ckpt.Ckpt, "replacement", replacement)
+
+
+def always_watched(patch: Patch) -> None:
+    patch.setattr(ckpt.Ckpt, "is_watched", lambda self, tap: True)
+
+
+def writes_in_place(patch: Patch) -> None:
+    def put(value: Tensor, indices: dict[int, Tensor], part: Tensor) -> Tensor:
+        where = tuple(indices.get(axis, torch.arange(size)) for axis, size in enumerate(value.shape))
+        value[torch.meshgrid(*where, indexing="ij")] = part
+        return value
+
+    patch.setattr(edit, "put", put)
+
+
+def runs_on(patch: Patch) -> None:
+    """The run goes to its end, and the logits are thrown away."""
+    plain = pl.CkptedTransformer._run
+
+    def until_stopped(self: Any, batch: pl.Batch, tap: Any) -> Tensor | None:
+        stops = isinstance(tap, model.Chain)
+        without_stop = model.Chain([t for t in tap._taps if not isinstance(t, model.StopAfter)]) if stops else tap
+        logits = plain(self, batch, without_stop)
+        return None if stops else logits
+
+    patch.setattr(pl.CkptedTransformer, "_run_until_stopped", until_stopped)
+
+
+def shows_everything(patch: Patch) -> None:
+    def forward(self: Any, value: Tensor, tap: Any = None) -> Tensor:
+        return value if tap is None else tap(self.name, value)
+
+    patch.setattr(ckpt.Ckpt, "forward", forward)
+
+
+def star_crosses_dots(patch: Patch) -> None:
+    plain = ckpt._glob
+    patch.setattr(ckpt, "_glob", lambda pattern, known: plain(pattern.replace("**", "*").replace("*", "**"), known))
+
+
+def other_heads(patch: Patch) -> None:
+    """Heads counted from the end."""
+    plain = region._entries
+    patch.setattr(
+        region,
+        "_entries",
+        lambda index, size, where: (
+            (size - 1 - plain(index, size, where)) % size if "heads" in where else plain(index, size, where)
+        ),
+    )
+
+
+def dropout_while_evaluating(patch: Patch) -> None:
+    plain = attention.Attention._fused
+
+    def fused(self: Any, *tensors: Any) -> Tensor:
+        was, self.training = self.training, True
+        try:
+            return plain(self, *tensors)
+        finally:
+            self.training = was
+
+    patch.setattr(attention.Attention, "_fused", fused)
+
+
+def no_dropout(patch: Patch) -> None:
+    patch.setattr(F, "dropout", lambda x, *_: x)
+    plain = F.scaled_dot_product_attention
+    patch.setattr(
+        F, "scaled_dot_product_attention", lambda *args, **options: plain(*args, **{**options, "dropout_p": 0.0})
+    )

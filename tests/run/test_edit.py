@@ -1,0 +1,408 @@
+"""Every kind of edit, everywhere it can be made, against an independent computation in float64."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import checks
+import pytest
+import torch
+from torch import Tensor
+
+import pellucid as pl
+import support
+from pellucid.axes import Axis
+from pellucid.ckpt import all_axes, all_names
+
+NAMES = all_names(support.SIZES["n_layer"])
+AXES = all_axes(support.SIZES["n_layer"])
+IDS = support.some_ids(2, 11)
+RAGGED = support.ragged_ids(3, 11, 7)
+OF_BLOCK = [name for name in NAMES if name.startswith("blocks.1.")] + [n for n in NAMES if "blocks" not in n]
+
+
+def part_of(name: str, pos: Any = None, heads: Any = None, neurons: Any = None) -> tuple[Any, ...]:
+    """What `pos`, `heads` and `neurons` (slices) choose, as an index of the value."""
+    places: dict[str, Any] = {Axis.POS: pos, Axis.QUERY: pos, Axis.HEAD: heads}
+    places.update(dict.fromkeys((Axis.D_MODEL, Axis.D_MLP, Axis.D_HEAD), neurons))
+    return tuple(places.get(axis) or slice(None) for axis in AXES[name])
+
+
+def with_part(index: tuple[Any, ...], change: Callable[[Tensor], Any]) -> Callable[[Tensor], Tensor]:
+    def changed(value: Tensor) -> Tensor:
+        out = value.clone()
+        out[index] = change(value[index].clone())
+        return out
+
+    return changed
+
+
+Change = Callable[[Tensor, Tensor], Any]
+
+KINDS: dict[str, tuple[Callable[..., pl.Edit], Change]] = {
+    "zero": (lambda name, value, **at: pl.Edit.zero(name, **at), lambda part, value: torch.zeros_like(part)),
+    "replace": (
+        lambda name, value, **at: pl.Edit.replace(name, 0.25, **at),
+        lambda part, value: torch.full_like(part, 0.25),
+    ),
+    "replace by tensor": (pl.Edit.replace, lambda part, value: value),
+    "add": (pl.Edit.add, lambda part, value: part + value),
+    "scale": (lambda name, value, **at: pl.Edit.scale(name, 1.5, **at), lambda part, value: part * 1.5),
+    "apply": (
+        lambda name, value, **at: pl.Edit.apply(name, lambda x: x.flip(-1), **at),
+        lambda part, value: part.flip(-1),
+    ),
+}
+
+SIZES = {"batch": 2, "pos": 11, "query": 11, "key": 11, "head": 4, "d_model": 48, "d_head": 12, "d_mlp": 192}
+
+
+def check_kind(model: pl.CkptedTransformer, kind: str, name: str, index: tuple[Any, ...], **at: Any) -> None:
+    """An edit limited by `at` equals the independent computation in which `index` is changed alike.
+
+    The value that is added or put there is random: layer norms and softmaxes do not see constants.
+    """
+    make, change = KINDS[kind]
+    shape = torch.empty([SIZES[axis] for axis in AXES[name]])[index].shape
+    value = torch.randn(shape, dtype=torch.float64).abs()
+    checks.edits_fit(model, IDS, name, [make(name, value, **at)], with_part(index, lambda part: change(part, value)))
+
+
+def at_scores(kind: str, name: str) -> bool:
+    """Masked scores hold the minimum: 1.5 times it is minus infinity, and test_scores looks at scaling them."""
+    return name.endswith("ckpt_scores") and kind == "scale"
+
+
+@pytest.mark.parametrize(("kind", "name"), [(k, n) for k in KINDS for n in OF_BLOCK if not at_scores(k, n)])
+def test_every_kind_at_every_checkpoint(glass64: pl.CkptedTransformer, kind: str, name: str) -> None:
+    check_kind(glass64, kind, name, part_of(name))
+
+
+@pytest.mark.parametrize(("kind", "name"), [(k, n) for k in KINDS for n in OF_BLOCK if not at_scores(k, n)])
+def test_every_kind_at_positions(glass64: pl.CkptedTransformer, kind: str, name: str) -> None:
+    check_kind(glass64, kind, name, part_of(name, pos=slice(2, 7)), pos=slice(2, 7))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["attn.ckpt_q", "attn.ckpt_k", "attn.ckpt_v", "attn.ckpt_pattern", "attn.ckpt_z"])
+def test_every_kind_at_heads(glass64: pl.CkptedTransformer, kind: str, name: str) -> None:
+    name = f"blocks.1.{name}"
+    check_kind(
+        glass64, kind, name, part_of(name, pos=slice(3, 9, 2), heads=slice(1, 4, 2)), pos=[3, 5, 7], heads=[1, -1]
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "name", ["resid_pre", "ln1.ckpt_scaled", "attn.ckpt_z", "mlp.ckpt_pre", "mlp.ckpt_post", "resid_mid"]
+)
+def test_every_kind_at_neurons(glass64: pl.CkptedTransformer, kind: str, name: str) -> None:
+    name = f"blocks.1.{name}"
+    check_kind(
+        glass64, kind, name, part_of(name, pos=slice(4, 5), neurons=slice(0, 10, 3)), pos=4, neurons=[0, 3, 6, 9]
+    )
+
+
+def test_scores(glass64: pl.CkptedTransformer) -> None:
+    """Scaled by less than one, masked scores stay far below all others."""
+    name = "blocks.1.attn.ckpt_scores"
+    checks.edits_fit(glass64, IDS, name, [pl.Edit.scale(name, 0.5)], lambda scores: scores * 0.5)
+    knock_out = torch.finfo(torch.float64).min
+
+    def change(scores: Tensor) -> Tensor:
+        scores = scores.clone()
+        scores[:, 2, 4:, 1] = knock_out
+        return scores
+
+    checks.edits_fit(glass64, IDS, name, [pl.Edit.apply(name, change)], change)
+
+
+def test_a_pattern_of_ones_own(glass64: pl.CkptedTransformer) -> None:
+    name = "blocks.2.attn.ckpt_pattern"
+    uniform = torch.ones(11, 11, dtype=torch.float64).tril()
+    uniform /= uniform.sum(-1, keepdim=True)
+    checks.edits_fit(
+        glass64,
+        IDS,
+        name,
+        [pl.Edit.replace(name, uniform, heads=0)],
+        with_part((slice(None), slice(0, 1)), uniform.expand_as),
+    )
+
+
+@pytest.mark.parametrize(
+    "name", ["blocks.1.attn.ckpt_pattern", "blocks.1.attn.ckpt_z", "blocks.0.ln1.ckpt_scaled", "ln_final.ckpt_scaled"]
+)
+def test_edits_under_padding(glass64: pl.CkptedTransformer, name: str) -> None:
+    batch = glass64.tokenize(RAGGED)
+    with torch.no_grad():
+        expected, _ = support.by_hand(glass64, batch.ids, {name: lambda value: value * 0.5}, batch.mask)
+    logits, _ = glass64.run_with_ckpts(batch, edits=[pl.Edit.scale(name, 0.5)])
+    assert support.close(logits[batch.mask], expected[batch.mask])
+
+
+@pytest.mark.parametrize("attention", ["auto", "eager"])
+def test_edits_of_what_is_computed_beside_in_both_modes(attention: str) -> None:
+    model = support.glass(dtype=torch.float64, attention=attention, scale_attn_by_inverse_layer_idx=True)
+    for name in ("blocks.2.attn.ckpt_scores", "blocks.2.attn.ckpt_pattern", "blocks.2.ln2.ckpt_scaled"):
+        checks.edits_fit(model, IDS, name, [pl.Edit.scale(name, 0.3)], lambda value: value * 0.3)
+
+
+def test_values_broadcast_to_the_part(glass64: pl.CkptedTransformer) -> None:
+    direction = torch.randn(48, dtype=torch.float64)
+    name = "blocks.1.resid_mid"
+    checks.edits_fit(glass64, IDS, name, [pl.Edit.add(name, direction)], lambda value: value + direction)
+    one = torch.randn(2, 1, 48, dtype=torch.float64)
+    checks.edits_fit(
+        glass64,
+        IDS,
+        name,
+        [pl.Edit.replace(name, one, pos=[2, 4])],
+        with_part((slice(None), slice(2, 5, 2)), lambda part: one),
+    )
+
+
+def test_edits_apply_in_the_order_given(glass64: pl.CkptedTransformer) -> None:
+    name = "blocks.1.resid_mid"
+    add, scale = pl.Edit.add(name, 1.0), pl.Edit.scale(name, 3.0)
+    checks.edits_fit(glass64, IDS, name, [add, scale], lambda value: (value + 1) * 3)
+    checks.edits_fit(glass64, IDS, name, [scale, add], lambda value: value * 3 + 1)
+
+
+def test_captures_see_what_the_model_goes_on_with(glass: pl.CkptedTransformer) -> None:
+    for name in NAMES:
+        _, plain = glass.run_with_ckpts(IDS, names=name)
+        _, edited = glass.run_with_ckpts(IDS, names=name, edits=[pl.Edit.scale(name, 0.5)])
+        assert torch.equal(edited[name], plain[name] * 0.5), name
+
+
+def test_nothing_before_an_edit_changes(glass: pl.CkptedTransformer) -> None:
+    _, plain = glass.run_with_ckpts(IDS)
+    for name in NAMES:
+        _, edited = glass.run_with_ckpts(IDS, edits=[pl.Edit.scale(name, 0.5)])
+        for earlier in NAMES[: NAMES.index(name)]:
+            assert torch.equal(edited[earlier], plain[earlier]), f"an edit at {name} changed {earlier}"
+
+
+def test_fired_counts_checkpoints(glass: pl.CkptedTransformer) -> None:
+    everywhere, once = pl.Edit.scale("blocks.*.resid_mid", 0.5), pl.Edit.zero("blocks.2.attn.ckpt_z", heads=0)
+    _, ckpts = glass.run_with_ckpts(IDS, edits=[everywhere, once])
+    assert ckpts.fired == {everywhere: 3, once: 1}
+    _, ckpts = glass.run_with_ckpts(IDS, edits=[everywhere], stop_at="blocks.1.resid_post")
+    assert ckpts.fired == {everywhere: 2}
+    _, ckpts = glass.run_with_ckpts(IDS)
+    assert ckpts.fired == {}
+
+
+def test_an_edit_that_never_fires_is_an_error(glass: pl.CkptedTransformer) -> None:
+    late = pl.Edit.zero("blocks.2.resid_pre")
+    with pytest.raises(pl.EditError) as caught:
+        glass.run_with_ckpts(IDS, edits=[late], stop_at="blocks.1.resid_post")
+    assert caught.value.code == "edit-never-fired"
+    assert repr(late) in str(caught.value)
+
+
+def test_an_edit_at_the_place_where_the_run_stops_fires(glass: pl.CkptedTransformer) -> None:
+    _, ckpts = glass.run_with_ckpts(IDS, edits=[pl.Edit.zero("blocks.0.resid_post")], stop_at="blocks.0.resid_post")
+    assert not ckpts["blocks.0.resid_post"].any()
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        pl.Edit.replace("blocks.0.resid_pre", torch.ones(47)),
+        pl.Edit.add("blocks.0.attn.ckpt_z", torch.ones(2, 11, 5, 12)),
+        pl.Edit.replace("blocks.0.attn.ckpt_z", torch.ones(2, 11, 4, 12), heads=[1, 2]),
+        pl.Edit.replace("blocks.0.attn.ckpt_pattern", torch.ones(3, 4, 11, 11)),
+        pl.Edit.apply("blocks.0.resid_pre", lambda part: part[:, :-1]),
+        pl.Edit.apply("blocks.0.resid_pre", lambda part: part.double()),
+        pl.Edit.apply("blocks.0.resid_pre", lambda part: None),
+        pl.Edit.scale("blocks.0.resid_pre", torch.ones(3, 2, 11, 48)),
+    ],
+    ids=repr,
+)
+def test_what_does_not_fit_is_an_error(glass: pl.CkptedTransformer, edit: pl.Edit) -> None:
+    plain = glass(IDS)
+    with pytest.raises(pl.EditError) as caught:
+        glass.run_with_ckpts(IDS, edits=[edit])
+    assert caught.value.code == "edit-misfit"
+    assert "blocks.0" in str(caught.value)
+    assert torch.equal(glass(IDS), plain)
+
+
+def test_an_edit_never_writes_into_what_arrives(glass: pl.CkptedTransformer) -> None:
+    for make, _ in KINDS.values():
+        checks.edits_are_pure(glass, IDS, lambda name, make=make: make(name, 0.75, pos=3), OF_BLOCK)
+
+
+def test_a_function_that_writes_into_its_part_is_harmless(glass: pl.CkptedTransformer) -> None:
+    checks.edits_are_pure(glass, IDS, lambda name: pl.Edit.apply(name, lambda part: part.mul_(0.5)), OF_BLOCK)
+
+
+def mean_at(value: Tensor, mask: Tensor) -> Tensor:
+    """Mean over batch and real positions, one entry at a time."""
+    rows = [value[b, p] for b in range(mask.size(0)) for p in range(mask.size(1)) if mask[b, p]]
+    return sum(rows[1:], rows[0]) / len(rows)
+
+
+@pytest.mark.parametrize("name", ["blocks.1.resid_pre", "blocks.1.attn.ckpt_z", "blocks.0.mlp.ckpt_post", "ckpt_embed"])
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_mean_ablation_leaves_pads_out(glass64: pl.CkptedTransformer, name: str, side: str) -> None:
+    batch = glass64.tokenize(RAGGED, padding_side=side)
+
+    def change(value: Tensor) -> Tensor:
+        return mean_at(value, batch.mask).expand_as(value)
+
+    with torch.no_grad():
+        expected, _ = support.by_hand(glass64, batch.ids, {name: change}, batch.mask)
+    logits, _ = glass64.run_with_ckpts(batch, edits=[pl.Edit.mean_ablate(name)])
+    assert support.close(logits[batch.mask], expected[batch.mask])
+
+
+def test_mean_ablation_of_a_part(glass64: pl.CkptedTransformer) -> None:
+    name = "blocks.1.attn.ckpt_z"
+    batch = glass64.tokenize(RAGGED)
+
+    def change(value: Tensor) -> Tensor:
+        out = value.clone()
+        chosen = [4, 10]  # the mean is over the chosen columns of this run
+        out[:, chosen, 2] = mean_at(value[:, chosen], batch.mask[:, chosen])[2]
+        return out
+
+    with torch.no_grad():
+        expected, _ = support.by_hand(glass64, batch.ids, {name: change}, batch.mask)
+    logits, _ = glass64.run_with_ckpts(batch, edits=[pl.Edit.mean_ablate(name, pos=[4, 10], heads=2)])
+    assert support.close(logits[batch.mask], expected[batch.mask])
+
+
+def test_mean_ablation_by_another_run(glass64: pl.CkptedTransformer) -> None:
+    name = "blocks.1.mlp.ckpt_post"
+    other = glass64.tokenize(support.ragged_ids(5, 2, seed=9), padding_side="right")
+    _, reference = glass64.run_with_ckpts(other, names=name)
+
+    def change(value: Tensor) -> Tensor:
+        out = value.clone()
+        out[:, 3:6, 5:8] = mean_at(reference[name], other.mask)[5:8]
+        return out
+
+    edit = pl.Edit.mean_ablate(name, reference, pos=slice(3, 6), neurons=slice(5, 8))
+    checks.edits_fit(glass64, IDS, name, [edit], change)
+
+
+def test_patch_from_another_run(glass64: pl.CkptedTransformer) -> None:
+    other = support.some_ids(2, 11, seed=5)
+    for name in ("blocks.1.resid_mid", "blocks.1.attn.ckpt_pattern", "blocks.0.ln2.ckpt_scaled", "ckpt_embed"):
+        _, source = glass64.run_with_ckpts(other, names=name)
+        edit = pl.Edit.patch(name, source, pos=slice(2, 6))
+        checks.edits_fit(
+            glass64,
+            IDS,
+            name,
+            [edit],
+            with_part(part_of(name, pos=slice(2, 6)), lambda _, s=source, n=name: s[n][part_of(n, pos=slice(2, 6))]),
+        )
+
+
+def test_patching_the_whole_stream_gives_the_other_run(glass: pl.CkptedTransformer) -> None:
+    other = support.some_ids(2, 11, seed=5)
+    expected, source = glass.run_with_ckpts(other)
+    for name in ("blocks.0.resid_pre", "blocks.1.resid_mid", "blocks.2.resid_post", "ln_final.ckpt_normalized"):
+        logits, _ = glass.run_with_ckpts(IDS, names="ckpt_embed", edits=[pl.Edit.patch(name, source)])
+        assert torch.equal(logits, expected), name
+
+
+def test_patching_a_run_with_itself_changes_nothing(glass: pl.CkptedTransformer) -> None:
+    plain, source = glass.run_with_ckpts(IDS)
+    for name in NAMES:
+        logits, _ = glass.run_with_ckpts(IDS, names="ckpt_embed", edits=[pl.Edit.patch(name, source)])
+        # An edit of what is computed beside sends its layer down the explicit path: equal up to rounding.
+        if name.endswith(("ckpt_scores", "ckpt_pattern", "ckpt_scaled")):
+            assert support.close(logits, plain, 1e-5), name
+        else:
+            assert torch.equal(logits, plain), name
+
+
+def test_edits_do_not_touch_the_parameters(glass: pl.CkptedTransformer) -> None:
+    before = {name: p.detach().clone() for name, p in glass.named_parameters()}
+    versions = {name: p._version for name, p in glass.named_parameters()}
+    glass.run_with_ckpts(IDS, edits=[pl.Edit.zero("**.ckpt_z"), pl.Edit.add("ckpt_embed", 1.0)])
+    assert all(torch.equal(p, before[name]) and p._version == versions[name] for name, p in glass.named_parameters())
+
+
+def test_edits_by_other_libraries_names(glass: pl.CkptedTransformer) -> None:
+    expected, _ = glass.run_with_ckpts(IDS, edits=[pl.Edit.zero("blocks.1.attn.ckpt_z", heads=1)])
+    for alias in ("blocks.1.attn.hook_z", ("z", 1)):
+        assert torch.equal(glass.run_with_ckpts(IDS, edits=[pl.Edit.zero(alias, heads=1)])[0], expected)
+
+
+def test_an_edit_twice_in_one_run(glass64: pl.CkptedTransformer) -> None:
+    name = "blocks.1.resid_mid"
+    edit = pl.Edit.scale(name, 2.0)
+    checks.edits_fit(glass64, IDS, name, [edit, edit], lambda value: value * 4)
+
+
+def test_repr_says_what_and_where() -> None:
+    assert (
+        repr(pl.Edit.zero("blocks.1.attn.ckpt_z", pos=2, heads=[3]))
+        == "Edit.zero('blocks.1.attn.ckpt_z', pos=2, heads=[3])"
+    )
+
+
+def test_two_threads_with_two_taps_on_one_model(glass: pl.CkptedTransformer) -> None:
+    alone = [glass.run_with_ckpts(IDS, edits=[pl.Edit.scale("blocks.*.resid_mid", f)])[0] for f in (0.5, 1.0, 2.0)]
+    wrong: list[str] = []
+    barrier = threading.Barrier(3)
+
+    def work(which: int, factor: float) -> None:
+        barrier.wait()
+        for _ in range(10):
+            logits, ckpts = glass.run_with_ckpts(
+                IDS, names=f"blocks.{which}.**", edits=[pl.Edit.scale("blocks.*.resid_mid", factor)]
+            )
+            if not torch.equal(logits, alone[which]) or any(f"blocks.{which}." not in name for name in ckpts):
+                wrong.append(f"thread {which}")
+
+    threads = [threading.Thread(target=work, args=(i, f)) for i, f in enumerate((0.5, 1.0, 2.0))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+@pytest.mark.parametrize(
+    "name", ["ckpt_embed", "blocks.1.attn.ckpt_pattern", "blocks.2.ln2.ckpt_scaled", "ln_final.ckpt_normalized"]
+)
+def test_an_exception_leaves_the_model_as_it_was(glass: pl.CkptedTransformer, name: str) -> None:
+    def fail(part: Tensor) -> Tensor:
+        raise RuntimeError("mine")
+
+    plain = glass(IDS)
+    with pytest.raises(RuntimeError, match="mine"):
+        glass.run_with_ckpts(IDS, edits=[pl.Edit.apply(name, fail)])
+    with pytest.raises(RuntimeError, match="mine"):
+        glass(IDS, support.Watcher({name: fail}))
+    assert torch.equal(glass(IDS), plain)
+    assert torch.is_grad_enabled()
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in glass.modules())
+    assert torch.equal(glass.run_with_ckpts(IDS)[0], plain)
+
+
+def test_a_tap_is_a_plain_argument(glass: pl.CkptedTransformer) -> None:
+    """A tap written by a reader: seen in order, and what it returns is used."""
+    watcher = support.Watcher({"blocks.1.resid_mid": lambda value: value * 0.5})
+    assert isinstance(watcher.wants, Callable)
+    with torch.no_grad():
+        logits = glass(IDS, watcher)
+    edited, _ = glass.run_with_ckpts(IDS, edits=[pl.Edit.scale("blocks.1.resid_mid", 0.5)])
+    assert torch.equal(logits, edited)
+    assert watcher.seen == list(NAMES)
+
+
+def test_a_tap_is_asked_only_for_what_it_wants(glass: pl.CkptedTransformer) -> None:
+    wanted = {"blocks.1.resid_mid", "blocks.0.attn.ckpt_pattern"}
+    watcher = support.Watcher(only=wanted)
+    glass(IDS, watcher)
+    assert set(watcher.seen) == wanted

@@ -1,0 +1,128 @@
+"""Names of other libraries: each denotes the same value, or is refused with the reason."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import pellucid as pl
+import support
+from pellucid.aliases import canonical
+from pellucid.ckpt import all_names
+
+IDS = support.some_ids(2, 9)
+
+MODULES = ["ln_1", "ln_2", "attn", "attn.resid_dropout", "mlp", "mlp.c_fc", "mlp.act", "mlp.dropout", ""]
+
+
+@pytest.mark.parametrize("path", [f"transformer.h.{i}.{part}".rstrip(".") for i in (0, 2) for part in MODULES]
+                         + ["transformer.wte", "transformer.wpe", "transformer.drop", "transformer.ln_f"])  # fmt: skip
+def test_module_paths_denote_the_output_of_that_module(path: str) -> None:
+    """What a native hook of theirs sees at the path equals what our checkpoint holds, to the bit."""
+    ours, hf = support.pair()
+    seen: list[torch.Tensor] = []
+    handle = hf.get_submodule(path).register_forward_hook(
+        lambda m, a, out: seen.append(out[0] if isinstance(out, tuple) else out)
+    )
+    with torch.no_grad():
+        hf(IDS)
+    handle.remove()
+    _, ckpts = ours.run_with_ckpts(IDS)
+    assert torch.equal(ckpts[path], seen[0].expand_as(ckpts[path]))
+    assert ckpts[path.removeprefix("transformer.")] is ckpts[path]
+
+
+@pytest.mark.parametrize(
+    ("alias", "name"),
+    [
+        ("hook_embed", "ckpt_embed"),
+        ("hook_pos_embed", "ckpt_pos_embed"),
+        ("ln_final.hook_normalized", "ln_final.ckpt_normalized"),
+        ("blocks.0.hook_resid_pre", "blocks.0.resid_pre"),
+        ("blocks.0.hook_resid_mid", "blocks.0.resid_mid"),
+        ("blocks.0.hook_resid_post", "blocks.0.resid_post"),
+        ("blocks.0.hook_attn_out", "blocks.0.attn.ckpt_attn_out"),
+        ("blocks.0.hook_mlp_out", "blocks.0.mlp.ckpt_mlp_out"),
+        ("blocks.11.attn.hook_pattern", "blocks.11.attn.ckpt_pattern"),
+        ("blocks.11.attn.hook_attn_scores", "blocks.11.attn.ckpt_scores"),
+        ("blocks.2.mlp.hook_pre", "blocks.2.mlp.ckpt_pre"),
+        ("blocks.2.ln1.hook_normalized", "blocks.2.ln1.ckpt_normalized"),
+        ("blocks.*.attn.hook_z", "blocks.*.attn.ckpt_z"),
+        (("pattern", 0), "blocks.0.attn.ckpt_pattern"),
+        (("q", 3), "blocks.3.attn.ckpt_q"),
+        (("scores", 3), "blocks.3.attn.ckpt_scores"),
+        (("resid_post", 1), "blocks.1.resid_post"),
+        (("mlp_out", 1), "blocks.1.mlp.ckpt_mlp_out"),
+        (("pre", 1, "mlp"), "blocks.1.mlp.ckpt_pre"),
+        (("normalized", 0, "ln1"), "blocks.0.ln1.ckpt_normalized"),
+        (("normalized",), "ln_final.ckpt_normalized"),
+        (("embed",), "ckpt_embed"),
+        ("h.0.mlp", "blocks.0.mlp.ckpt_mlp_out"),
+        ("transformer.h.*.attn", "blocks.*.attn.ckpt_attn_out"),
+    ],
+)
+def test_aliases(alias: str | tuple[str | int, ...], name: str) -> None:
+    assert canonical(alias) == name
+
+
+@pytest.mark.parametrize("name", all_names(2))
+def test_our_own_names_stay_as_they_are(name: str) -> None:
+    assert canonical(name) == name
+
+
+def test_every_checkpoint_has_a_short_form(glass: pl.CkptedTransformer) -> None:
+    _, ckpts = glass.run_with_ckpts(IDS)
+    for name in all_names(3):
+        parts = name.split(".")
+        kind = parts[-1].removeprefix("ckpt_")
+        block = int(parts[1]) if parts[0] == "blocks" else None
+        where = next((p for p in parts if p.startswith("ln")), None)
+        assert ckpts[kind, block, where] is ckpts[name]
+
+
+@pytest.mark.parametrize(
+    "alias",
+    [
+        "blocks.0.ln1.hook_scale", "ln_final.hook_scale", "blocks.1.attn.hook_result", "blocks.1.hook_q_input",
+        "blocks.0.hook_mlp_in", "blocks.0.hook_attn_in", "transformer.h.0.attn.c_attn", "transformer.h.0.attn.c_proj",
+        "transformer.h.0.mlp.c_proj", "transformer.h.0.attn.attn_dropout", "h.0.attn.c_proj", "lm_head", "unembed",
+        "blocks.*.ln2.hook_scale", ("scale", 0, "ln1"), ("scale",),
+    ],
+)  # fmt: skip
+def test_names_of_other_values_are_refused_with_the_reason(alias: str | tuple[str | int, ...]) -> None:
+    with pytest.raises(pl.UnknownNameError) as caught:
+        canonical(alias)
+    assert caught.value.code == "alias-refused"
+    assert "not the same value" in str(caught.value)
+
+
+def test_refused_names_would_be_wrong() -> None:
+    """c_proj is before dropout, attn_out after it: while training they differ, so that no alias is allowed."""
+    hf = support.reference().train()
+    seen: dict[str, torch.Tensor] = {}
+    for part in ("c_proj", "resid_dropout"):
+        hf.transformer.h[0].attn.get_submodule(part).register_forward_hook(
+            lambda m, a, out, part=part: seen.__setitem__(part, out)
+        )
+    torch.manual_seed(0)
+    hf(IDS)
+    assert not torch.equal(seen["c_proj"], seen["resid_dropout"])
+
+
+def test_aliases_work_wherever_a_name_does(glass: pl.CkptedTransformer) -> None:
+    _, plain = glass.run_with_ckpts(IDS)
+    _, by_alias = glass.run_with_ckpts(IDS, names=["blocks.*.attn.hook_z", ("pattern", 1), "transformer.h.2"])
+    assert set(by_alias) == {
+        *(f"blocks.{i}.attn.ckpt_z" for i in range(3)),
+        "blocks.1.attn.ckpt_pattern",
+        "blocks.2.resid_post",
+    }
+    logits, stopped = glass.run_with_ckpts(IDS, names="hook_embed", stop_at="blocks.0.hook_resid_post")
+    assert logits is None
+    assert list(stopped) == ["ckpt_embed"]
+    assert torch.equal(
+        glass.run_with_ckpts(IDS, names=("pattern", 0))[1]["pattern", 0], plain["blocks.0.attn.ckpt_pattern"]
+    )
+    assert pl.estimate(glass, IDS, "blocks.*.hook_resid_post").by_name.keys() == {
+        f"blocks.{i}.resid_post" for i in range(3)
+    }

@@ -1,0 +1,87 @@
+"""Importing pellucid is quiet, offline and cheap."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+import pellucid
+
+PROBE = """
+import json, socket, sys, time
+def refuse(*arguments, **options):
+    raise AssertionError("a socket was opened")
+class Refused(socket.socket):
+    __init__ = refuse
+socket.socket = Refused
+socket.getaddrinfo = refuse
+import torch, safetensors.torch, tokenizers
+before = set(sys.modules)
+start = time.perf_counter()
+import pellucid
+pellucid.CkptedTransformer, pellucid.ActivationCkpts, pellucid.Edit, pellucid.TransformerConfig
+seconds = time.perf_counter() - start
+sys.stderr.flush()
+json.dump({"new": sorted(set(sys.modules) - before), "seconds": seconds}, sys.__stdout__)
+"""
+
+NUMERICAL = {"matplotlib", "xarray", "statsmodels", "pandas", "scipy", "sympy"}
+HEAVY = {"transformers", "huggingface_hub", "typer", "rich", "jinja2", "requests", "httpx", *NUMERICAL}
+
+
+def run(code: str) -> subprocess.CompletedProcess[str]:
+    folder = os.path.dirname(os.path.dirname(pellucid.__file__))
+    path = os.pathsep.join(filter(None, [folder, os.environ.get("PYTHONPATH")]))
+    environment = {**os.environ, "PYTHONPATH": path}
+    command = [sys.executable, "-W", "error", "-c", code]
+    return subprocess.run(command, check=False, capture_output=True, text=True, env=environment, timeout=120)
+
+
+@pytest.fixture(scope="module")
+def probe() -> dict[str, Any]:
+    done = run(PROBE)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == "", "importing wrote to stderr"
+    return json.loads(done.stdout)  # fails if importing printed anything
+
+
+def test_importing_prints_nothing() -> None:
+    done = run("import pellucid")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_importing_the_package_alone_does_not_wait_for_torch() -> None:
+    done = run("import sys, pellucid; assert not {'torch', 'numpy', 'tokenizers'} & set(sys.modules)")
+    assert done.returncode == 0, done.stderr
+
+
+def test_nothing_heavy_is_imported(probe: dict[str, Any]) -> None:
+    heavy = [name for name in probe["new"] if name.split(".")[0] in HEAVY]
+    assert not heavy
+
+
+def test_few_modules_are_imported(probe: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    """The count is what is bounded: time depends on what else the machine does, and is shown only."""
+    ours = [name for name in probe["new"] if name.split(".")[0] == "pellucid"]
+    others = [name for name in probe["new"] if name.split(".")[0] != "pellucid"]
+    with capsys.disabled():
+        sys.stdout.write(
+            f"\nimport pellucid: {probe['seconds']:.3f} s over torch, {len(ours)} + {len(others)} modules\n"
+        )
+    assert len(ours) <= 60
+    assert len(others) <= 40, others
+
+
+def test_the_probe_notices() -> None:
+    """A heavy import, a socket and a print would be seen."""
+    assert run(PROBE.replace("import pellucid\n", "import pellucid, socket; socket.socket()\n")).returncode != 0
+    noisy = run(PROBE.replace("import pellucid\n", "import pellucid; print('hello')\n"))
+    with pytest.raises(json.JSONDecodeError):
+        json.loads(noisy.stdout)
+    heavy = json.loads(run(PROBE.replace("import pellucid\n", "import pellucid, jinja2\n")).stdout)["new"]
+    assert "jinja2" in heavy

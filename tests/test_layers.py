@@ -1,0 +1,186 @@
+"""Imports point downward: `architecture` in one table, read off the source and enforced."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+import pellucid
+
+PACKAGE = Path(pellucid.__file__).parent
+
+LAYERS: dict[str, int] = {
+    "errors": 0, "axes": 0, "config": 0, "config_fields": 0, "ckpt": 0, "tap": 0, "aliases": 0, "_version": 0,
+    "weights.hub": 0, "weights.manifests": 0, "nonlinear": 0, "parameters": 0,
+    "attention": 1, "transformer": 1, "cache": 1,
+    "tokens": 2, "batch": 2, "weights": 2,
+    "run": 3,
+    "measure": 4,
+    "plot": 5, "model": 5, "counting": 5, "estimation": 5,
+    "open": 6, "report": 6, "prove": 6, "ties": 6, "exercises": 6,  # these open what is given as a path
+    "": 7,  # the public names
+    "cli": 8, "__main__": 8,
+}  # fmt: skip
+"""Module or package (the longest that matches) -> layer; a module imports from its own layer or lower ones."""
+
+HEAVY = {"transformers", "matplotlib", "xarray", "statsmodels", "pandas", "scipy", "huggingface_hub"}
+"""Optional or slow: imported where they are used, never at the head of a module."""
+
+
+@dataclass(frozen=True)
+class Import:
+    """One import of our own package or of a heavy one."""
+
+    module: str
+    imports: str
+    line: int
+    in_function: bool
+    for_types_only: bool
+
+
+def imports_of(module: str, source: str) -> Iterator[Import]:
+    """Every import in a module's source, relative ones resolved."""
+    yield from _walk(module, ast.parse(source), in_function=False, for_types_only=False)
+
+
+def _walk(module: str, node: ast.AST, *, in_function: bool, for_types_only: bool) -> Iterator[Import]:
+    for child in ast.iter_child_nodes(node):
+        function = in_function or isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
+        typing = for_types_only or (isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test))
+        if isinstance(child, ast.Import):
+            for alias in child.names:
+                yield Import(module, alias.name, child.lineno, in_function, for_types_only)
+        elif isinstance(child, ast.ImportFrom):
+            if child.level:
+                yield Import(module, "relative", child.lineno, in_function, for_types_only)
+                continue
+            for alias in child.names:
+                yield Import(module, f"{child.module}.{alias.name}", child.lineno, in_function, for_types_only)
+        yield from _walk(module, child, in_function=function, for_types_only=typing)
+
+
+def own(name: str, modules: Iterable[str]) -> str | None:
+    """The module of ours that an imported dotted name leads to, without the package's name; None for others'."""
+    if name != "pellucid" and not name.startswith("pellucid."):
+        return None
+    inner = name.removeprefix("pellucid").removeprefix(".")
+    while inner and inner not in modules:
+        inner = inner.rpartition(".")[0]
+    return inner
+
+
+def layer(module: str) -> int | None:
+    """The layer of a module, by the longest entry of the table that is it or holds it."""
+    if module == "":
+        return LAYERS[""]
+    while module and module not in LAYERS:
+        module = module.rpartition(".")[0]
+    return LAYERS[module] if module else None
+
+
+def violations(sources: Mapping[str, str]) -> list[str]:
+    """What breaks the rules, one line each; `sources` maps modules (without the package's name) to their text."""
+    found: list[str] = []
+    edges: dict[str, set[str]] = {module: set() for module in sources}
+    for module, source in sources.items():
+        if layer(module) is None:
+            found.append(f"{module}: not in the table of layers")
+            continue
+        for at in imports_of(module, source):
+            where = f"{module or '__init__'}:{at.line}"
+            if at.imports == "relative":
+                found.append(f"{where} imports relatively")
+            heavy = at.imports.split(".")[0] in HEAVY
+            if heavy and not at.in_function and not at.for_types_only:
+                found.append(f"{where} imports {at.imports} at the head of the module")
+            target = own(at.imports, sources)
+            if target is None:
+                continue
+            if at.in_function:
+                found.append(f"{where} imports {at.imports} inside a function")
+            if at.for_types_only:
+                continue
+            if (layer(target) or 0) > (layer(module) or 0):
+                found.append(f"{where} imports upward: {target or '__init__'} (layer {layer(target)})")
+            edges[module].add(target)
+    return found + [f"cycle: {' -> '.join(cycle)}" for cycle in cycles(edges)]
+
+
+def cycles(edges: Mapping[str, set[str]]) -> list[list[str]]:
+    """One cycle of imports for each module that a search finds again."""
+    found: list[list[str]] = []
+    done: set[str] = set()
+
+    def visit(module: str, path: list[str]) -> None:
+        if module in path:
+            found.append([*path[path.index(module) :], module])
+        elif module not in done:
+            for target in sorted(edges.get(module, ())):
+                if target != module:
+                    visit(target, [*path, module])
+            done.add(module)
+
+    for module in edges:
+        visit(module, [])
+    return found
+
+
+def sources() -> dict[str, str]:
+    """Every module of the package."""
+    # The public names are listed in the stub beside `__init__.py`, which imports them at their first use.
+    files = {path.relative_to(PACKAGE).with_suffix("").parts: path for path in PACKAGE.rglob("*.py")}
+    return {
+        ".".join(p for p in parts if p != "__init__"): path.read_text(encoding="utf-8") for parts, path in files.items()
+    }
+
+
+def test_imports_point_downward() -> None:
+    assert violations(sources()) == []
+
+
+def test_every_module_is_read() -> None:
+    found = sources()
+    assert {"", "errors", "model", "run.edit", "weights.hub", "weights"} <= set(found)
+    assert len(found) == len(list(PACKAGE.rglob("*.py")))
+
+
+@pytest.mark.parametrize(
+    ("module", "source", "complaint"),
+    [
+        ("errors", "from pellucid.model import CkptedTransformer", "imports upward: model"),
+        ("errors", "import pellucid.model", "imports upward: model"),
+        ("errors", "from pellucid import model", "imports upward: model"),
+        ("errors", "import pellucid", "imports upward: __init__"),
+        ("config", "from pellucid import TransformerConfig", "imports upward: __init__"),
+        ("config", "if True:\n    from pellucid.run.edit import Edit", "imports upward: run.edit"),
+        ("model", "def f():\n    from pellucid.errors import InputError", "inside a function"),
+        ("model", "class A:\n    def f(self):\n        import pellucid.errors", "inside a function"),
+        ("model", "from . import errors", "relatively"),
+        ("model", "import transformers", "at the head"),
+        ("model", "from matplotlib import pyplot", "at the head"),
+        ("ckpt", "from pellucid.tap import Tap", "cycle: ckpt -> tap -> ckpt"),
+        ("somewhere", "", "not in the table"),
+        ("attention", "from pellucid.weights import layouts", "imports upward"),
+    ],
+)
+def test_the_check_notices(module: str, source: str, complaint: str) -> None:
+    package = {"": "", "errors": "", "config": "", "model": "", "run": "", "run.edit": "", "attention": "", "ckpt": "",
+               "tap": "from pellucid.ckpt import Ckpt", "weights": "", "weights.layouts": ""}  # fmt: skip
+    assert violations(package) == []
+    found = violations({**package, module: source})
+    assert any(complaint in line for line in found), found
+
+
+def test_what_is_allowed() -> None:
+    package = {
+        "": "from pellucid.model import CkptedTransformer",
+        "errors": "import json",
+        "model": "from pellucid.errors import InputError\nif TYPE_CHECKING:\n    import xarray",
+        "run": "", "run.edit": "from pellucid.run.activations import ActivationCkpts\ndef f():\n    import xarray",
+        "run.activations": "if TYPE_CHECKING:\n    from pellucid.run.edit import Edit",
+    }  # fmt: skip
+    assert violations(package) == []

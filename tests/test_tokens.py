@@ -1,0 +1,294 @@
+"""GPT-2's tokenizer to the id, and batches in which padding changes nothing."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import checks
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import pellucid as pl
+import support
+
+TEXTS = [
+    "Hello world",
+    "Hello, world!",
+    " leading",
+    "trailing ",
+    "  two  spaces   three",
+    "\n\n\t\ttabs\r\nlines\n",
+    " ",
+    "\t",
+    "\n",
+    "naïve café — “quotes” … ÀÉÎÕÜ ß",
+    "Ελληνικά, Русский, עברית, العربية, हिन्दी",
+    "日本語のテキスト、中文字符，한국어",
+    "a\u0301 e\u0308 \u200b\u200d\ufeff",
+    "🙂👩‍👩‍👧‍👦🏳️‍🌈🇩🇪👍🏽",
+    "it's we'll they've I'd you're I'M DON'T",
+    "3.14159 1,000,000 0x1F 2026-11-21",
+    "def f(x):\n    return x ** 2  # code",
+    "<|endoftext|>",
+    "a<|endoftext|>b",
+    "<|endoftext|><|endoftext|>",
+    "<|endoftext",
+    "�",
+    "\x00\x01\x7f\x80\x9f\xa0\xad",
+    "𝔘𝔫𝔦𝔠𝔬𝔡𝔢 𐍈",
+    "supercalifragilisticexpialidocious" * 3,
+    "ＡＢＣ ①②③ ½ ²",
+    "The quick brown fox jumps over the lazy dog.",
+]
+
+
+PRINTABLE = [33 <= byte <= 126 or 161 <= byte <= 172 or byte >= 174 for byte in range(256)]
+BYTES = [
+    chr(byte) if printable else chr(256 + sum(not p for p in PRINTABLE[:byte]))
+    for byte, printable in enumerate(PRINTABLE)
+]
+"""How GPT-2 writes each byte in its vocabulary: itself if printable, else the next character from U+0100 on."""
+
+
+@pytest.fixture(scope="module")
+def theirs(gpt2_tokenizer_folder: Path) -> Any:
+    from transformers import GPT2Tokenizer
+
+    return GPT2Tokenizer.from_pretrained(gpt2_tokenizer_folder)
+
+
+def test_the_files_are_gpt2s_own(gpt2_tokenizer_folder: Path) -> None:
+    hashes = {
+        "vocab.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
+        "merges.txt": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
+    }
+    for name, expected in hashes.items():
+        assert hashlib.sha256((gpt2_tokenizer_folder / name).read_bytes()).hexdigest() == expected
+
+
+def test_known_ids(gpt2_tokenizer: pl.Tokenizer) -> None:
+    assert gpt2_tokenizer.encode("Hello world") == [15496, 995]
+    assert gpt2_tokenizer.encode("Hello, world!") == [15496, 11, 995, 0]
+    assert gpt2_tokenizer.encode("<|endoftext|>") == [50256]
+    assert gpt2_tokenizer.encode("") == []
+    assert len(gpt2_tokenizer) == 50257
+    assert gpt2_tokenizer.token_id(" world") == 995
+    assert gpt2_tokenizer.pieces([15496, 995]) == ["Hello", " world"]
+
+
+@pytest.mark.parametrize("text", TEXTS, ids=ascii)
+def test_ids_are_transformers_own_and_come_back(gpt2_tokenizer: pl.Tokenizer, theirs: Any, text: str) -> None:
+    ids = gpt2_tokenizer.encode(text)
+    assert ids == theirs(text)["input_ids"]
+    assert gpt2_tokenizer.decode(ids) == text
+
+
+def test_all_256_bytes(gpt2_tokenizer: pl.Tokenizer, theirs: Any) -> None:
+    text = "".join(map(chr, range(256)))
+    assert gpt2_tokenizer.encode(text) == theirs(text)["input_ids"]
+    single = [gpt2_tokenizer.encode(chr(i)) for i in range(128)]
+    assert all(len(ids) == 1 for ids in single)
+    for byte in range(256):  # each byte is a token; those above 127 are no text of their own
+        token = theirs.convert_tokens_to_ids(BYTES[byte])
+        assert gpt2_tokenizer.decode([token]) == (chr(byte) if byte < 128 else "\ufffd")
+        if byte < 128:
+            assert single[byte] == [token]
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(text=st.text(max_size=40))
+def test_any_text(gpt2_tokenizer: pl.Tokenizer, theirs: Any, text: str) -> None:
+    ids = gpt2_tokenizer.encode(text)
+    assert ids == theirs(text)["input_ids"]
+    assert gpt2_tokenizer.decode(ids) == text
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(ids=st.lists(st.integers(0, 50256), max_size=20))
+def test_any_ids(gpt2_tokenizer: pl.Tokenizer, theirs: Any, ids: list[int]) -> None:
+    assert gpt2_tokenizer.decode(ids) == theirs.decode(ids, clean_up_tokenization_spaces=False)
+
+
+def test_it_is_saved_as_one_file(gpt2_tokenizer: pl.Tokenizer, tmp_path: Path) -> None:
+    from transformers import PreTrainedTokenizerFast
+
+    gpt2_tokenizer.save(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["tokenizer.json"]
+    again = pl.Tokenizer.from_folder(tmp_path)
+    in_transformers = PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "tokenizer.json"))
+    for text in TEXTS:
+        assert (
+            again.encode(text)
+            == gpt2_tokenizer.encode(text)
+            == in_transformers(text, add_special_tokens=False)["input_ids"]
+        )
+
+
+def test_a_folder_without_a_tokenizer(tmp_path: Path) -> None:
+    assert pl.Tokenizer.from_folder(tmp_path) is None
+    (tmp_path / "vocab.json").write_text("{}")
+    assert pl.Tokenizer.from_folder(tmp_path) is None
+
+
+@pytest.mark.parametrize("content", ["", "{}", "not json", '{"model": 3}'])
+def test_an_unreadable_tokenizer(tmp_path: Path, content: str) -> None:
+    (tmp_path / "tokenizer.json").write_text(content)
+    with pytest.raises(pl.WeightsError) as caught:
+        pl.Tokenizer.from_folder(tmp_path)
+    assert caught.value.code == "tokenizer-unreadable"
+
+
+@pytest.fixture(scope="module")
+def reader(gpt2_tokenizer: pl.Tokenizer) -> pl.CkptedTransformer:
+    """A small model with GPT-2's vocabulary and tokenizer."""
+    model = support.glass(vocab_size=50257, n_embd=16, n_layer=1, n_head=2, eos_token_id=50256, bos_token_id=50256)
+    model.tokenizer = gpt2_tokenizer
+    return model
+
+
+def test_nothing_is_added_to_a_text(reader: pl.CkptedTransformer) -> None:
+    batch = reader.tokenize("Hello world")
+    assert batch.ids.tolist() == [[15496, 995]]
+    assert batch.positions.tolist() == [[0, 1]]
+    assert batch.mask.tolist() == [[True, True]]
+    assert batch.strings == [["Hello", " world"]]
+    assert not batch.padded
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_texts_of_unequal_length(reader: pl.CkptedTransformer, side: str) -> None:
+    texts = ["Hello world", "The quick brown fox jumps", "a"]
+    batch = reader.tokenize(texts, padding_side=side)
+    rows = [reader.tokenizer.encode(text) for text in texts]
+    assert [row.tolist() for row in batch.rows()] == rows
+    assert batch.strings == [reader.tokenizer.pieces(row) for row in rows]
+    assert set(batch.ids[~batch.mask].tolist()) == {50256}
+    assert not batch.positions[~batch.mask].any()
+    assert (len(batch), batch.shape) == (3, torch.Size([3, 5]))
+    for number, row in enumerate(rows):
+        pads = [False] * (5 - len(row))
+        real = [True] * len(row)
+        assert batch.mask[number].tolist() == (pads + real if side == "left" else real + pads)
+
+
+def test_pads_are_on_the_left_unless_asked(reader: pl.CkptedTransformer) -> None:
+    assert reader.tokenize([[1], [2, 3]]).mask.tolist() == [[False, True], [True, True]]
+
+
+@pytest.mark.parametrize(
+    "given_",
+    [
+        [5, 6, 7],
+        [[5, 6, 7]],
+        (5, 6, 7),
+        ((5, 6, 7),),
+        torch.tensor([5, 6, 7]),
+        torch.tensor([[5, 6, 7]]),
+        torch.tensor([[5, 6, 7]], dtype=torch.int32),
+        torch.tensor([5, 6, 7], dtype=torch.uint8),
+        np.array([5, 6, 7]),
+        np.array([[5, 6, 7]]),
+        [torch.tensor([5, 6, 7])],
+        [np.array([5, 6, 7])],
+        {"input_ids": torch.tensor([[5, 6, 7]])},
+        {"input_ids": [[5, 6, 7]]},
+        {"input_ids": torch.tensor([[5, 6, 7]]), "attention_mask": torch.ones(1, 3)},
+    ],
+    ids=repr,
+)
+def test_forms_of_the_same_ids(glass: pl.CkptedTransformer, given_: Any) -> None:
+    batch = glass.tokenize(given_)
+    assert batch.ids.tolist() == [[5, 6, 7]]
+    assert batch.ids.dtype == torch.long
+    assert batch.strings == [["5", "6", "7"]]
+    assert torch.equal(glass(given_), glass([5, 6, 7]))
+    assert torch.equal(glass(batch), glass([5, 6, 7]))
+
+
+def test_what_transformers_tokenizer_returns(reader: pl.CkptedTransformer, theirs: Any) -> None:
+    theirs.pad_token = "<|endoftext|>"
+    encoded = theirs(["Hello world", "The quick brown fox"], return_tensors="pt", padding=True, padding_side="left")
+    batch = reader.tokenize(encoded)
+    ours = reader.tokenize(["Hello world", "The quick brown fox"])
+    for part in ("ids", "mask", "positions"):
+        assert torch.equal(getattr(batch, part), getattr(ours, part))
+
+
+@pytest.mark.parametrize("vocab_size", [1, 2, 300])
+def test_ids_work_with_any_vocabulary_and_no_tokenizer(vocab_size: int) -> None:
+    model = support.glass(vocab_size=vocab_size)
+    assert model.tokenizer is None
+    assert model([[0], [vocab_size - 1, 0]]).shape == (2, 2, vocab_size)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-12)], ids=str)
+@pytest.mark.parametrize("attention", ["auto", "eager"])
+@pytest.mark.parametrize("lengths", [(1, 2), (3, 11, 7), (64, 1, 30)])
+def test_padding_changes_nothing(
+    side: str, dtype: torch.dtype, tolerance: float, attention: str, lengths: tuple[int, ...]
+) -> None:
+    model = support.glass(dtype=dtype, attention=attention)
+    checks.padding(model, support.ragged_ids(*lengths), side, tolerance)
+
+
+def test_masks_with_holes_and_positions(glass64: pl.CkptedTransformer) -> None:
+    """Positions count real tokens, wherever the pads are."""
+    ids = support.some_ids(1, 7)
+    mask = torch.tensor([[0, 1, 1, 0, 1, 1, 0]])
+    batch = glass64.tokenize(ids, mask=mask)
+    assert batch.positions[batch.mask].tolist() == [0, 1, 2, 3]
+    with torch.no_grad():
+        alone = glass64(ids[mask.bool()][None])
+        assert support.close(glass64(batch)[batch.mask], alone[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.long, torch.float32, torch.uint8], ids=str)
+def test_masks_of_any_dtype(glass: pl.CkptedTransformer, dtype: torch.dtype) -> None:
+    ids = support.some_ids(2, 4)
+    mask = torch.tensor([[0, 1, 1, 1], [1, 1, 1, 1]])
+    assert torch.equal(glass.tokenize(ids, mask=mask.to(dtype)).mask, mask.bool())
+    assert torch.equal(glass.tokenize(ids, mask=mask.tolist()).mask, mask.bool())
+    assert torch.equal(glass.tokenize(ids[0], mask=mask[0]).mask, mask[:1].bool())
+
+
+def test_declared_pads() -> None:
+    """A pad id that also ends texts may occur in them; uneven padding of a batch may not go unmasked."""
+    model = support.glass(eos_token_id=9, pad_token_id=9, bos_token_id=9)
+    assert model.tokenize(torch.tensor([[9, 1, 9, 2]])).mask.all()
+    assert model.tokenize(torch.tensor([[9, 1], [9, 2]])).mask.all(), "every row begins with it"
+    with pytest.raises(pl.InputError, match="pad id 9"):
+        model.tokenize(torch.tensor([[9, 9, 1], [1, 2, 3]]))
+    assert model.tokenize(torch.tensor([[9, 9, 1], [1, 2, 3]]), mask=torch.tensor([[0, 0, 1], [1, 1, 1]])).padded
+    assert model.tokenize([[1], [1, 2]]).ids[0, 0] == 9
+    own = support.glass(eos_token_id=9, pad_token_id=8)
+    with pytest.raises(pl.InputError, match="pad id 8"):
+        own.tokenize(torch.tensor([[1, 8, 2]]))
+    assert own.tokenize([[1], [1, 2]]).ids[0, 0] == 8
+
+
+def test_pad_ids_outside_the_vocabulary_are_not_used() -> None:
+    model = support.glass(pad_token_id=50256, eos_token_id=50256)
+    assert model.tokenize([[1], [1, 2]]).ids[0, 0] == 0
+
+
+def test_the_whole_context_fits(glass: pl.CkptedTransformer) -> None:
+    ids = support.some_ids(1, 64)
+    assert glass(ids).shape == (1, 64, 211)
+    padded = torch.cat([torch.zeros(1, 10, dtype=torch.long), ids], 1)
+    mask = (torch.arange(74) >= 10)[None]
+    batch = glass.tokenize(padded, mask=mask)  # 74 columns, 64 tokens
+    assert support.close(glass(batch)[0, 10:], glass(ids)[0], 1e-5)
+
+
+def test_a_batch_moves(glass: pl.CkptedTransformer) -> None:
+    batch = glass.tokenize([[1], [2, 3]])
+    moved = batch.to("cpu")
+    assert torch.equal(moved.ids, batch.ids)
+    assert moved.strings == batch.strings
+    assert moved.padded
