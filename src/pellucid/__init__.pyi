@@ -1,5 +1,6 @@
 """The public names, each with its home; `__init__.py` reads this list and imports a name at its first use."""
 
+from pellucid import exercises as exercises
 from pellucid.batch import Batch as Batch
 from pellucid.config import TransformerConfig as TransformerConfig
 from pellucid.counting import ParameterCount as ParameterCount
@@ -48,6 +49,45 @@ from pellucid.report.page import save_html as save_html
 from pellucid.run.activations import ActivationCkpts as ActivationCkpts
 from pellucid.run.edit import Edit as Edit
 from pellucid.tap import Tap as Tap
+from pellucid.ties import (
+    AfterReload as AfterReload,
+)
+from pellucid.ties import (
+    HeadChange as HeadChange,
+)
+from pellucid.ties import (
+    HeadFate as HeadFate,
+)
+from pellucid.ties import (
+    Problem as Problem,
+)
+from pellucid.ties import (
+    Saved as Saved,
+)
+from pellucid.ties import (
+    TieAudit as TieAudit,
+)
+from pellucid.ties import (
+    TieGroup as TieGroup,
+)
+from pellucid.ties import (
+    audit_ties as audit_ties,
+)
+from pellucid.ties import (
+    replace_head as replace_head,
+)
+from pellucid.ties import (
+    save_hf as save_hf,
+)
+from pellucid.ties import (
+    tie as tie,
+)
+from pellucid.ties import (
+    ties_report as ties_report,
+)
+from pellucid.ties import (
+    untie as untie,
+)
 from pellucid.tokens import Tokenizer as Tokenizer
 from pellucid.weights.hub import HubOptions as HubOptions
 

@@ -8,9 +8,10 @@ folded) and transformers' module paths (their outputs).
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import cast
 
-from pellucid.ckpt import BLOCK
+from pellucid.ckpt import BLOCK, select
 from pellucid.errors import UnknownNameError
 
 _HOOKS = {
@@ -78,6 +79,28 @@ _REFUSED = {
 
 Name = str | tuple[str | int | None, ...]
 """A checkpoint by its name, an alias of it, or HookedTransformer's tuple form."""
+
+Names = Name | Iterable[Name] | None
+"""One or several names or patterns; None for all."""
+
+
+def several(names: Names) -> list[Name]:
+    """One name or several as a list. A tuple of texts is several; `("pattern", 0)` is one."""
+    if names is None:
+        return []
+    if isinstance(names, str) or not isinstance(names, Iterable):
+        return [names]
+    one = isinstance(names, tuple) and not all(isinstance(part, str) for part in names)
+    return [cast(Name, names)] if one else list(cast(Iterable[Name], names))
+
+
+def selected(names: Names, known: Sequence[str]) -> tuple[str, ...]:
+    """The known checkpoints that names, patterns and aliases select, in execution order; None selects all.
+
+    Raises:
+        UnknownNameError: A name that does not exist, or a pattern that matches nothing.
+    """
+    return select(None if names is None else [canonical(name) for name in several(names)], known)
 
 
 def canonical(name: Name) -> str:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from pellucid.ckpt import Ckpt
 from pellucid.config import TransformerConfig
-from pellucid.parameters import LiveView
+from pellucid.parameters import LiveView, ViewedModule
 from pellucid.tap import Tap
 
 AttentionWeights = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -59,7 +59,7 @@ def _head_biases(part: int) -> LiveView:
     return LiveView("b_QKV", view, f"b_{'QKV'[part]} [H, K], a live view of the stored b_QKV [3D].")
 
 
-class Attention(nn.Module):
+class Attention(ViewedModule):
     """q, k, v, scores, pattern, z and what is added to the residual stream, each through its checkpoint.
 
     Stored: `W_QKV` [D, 3D] with columns q|k|v, each head after head; `b_QKV` [3D]; `W_O` [H, K, D]; `b_O` [D].
@@ -90,20 +90,20 @@ class Attention(nn.Module):
         """x [B, P, D] -> (attn_out [B, P, D], pattern [B, H, P, P] or None where nobody looked at it)."""
         visible = visible or Visible()
         qkv = affine(x, self.W_QKV, self.b_QKV).unflatten(-1, (3, self.n_head, -1))
-        q = self.ckpt_q(qkv[:, :, 0], tap).transpose(1, 2)
-        k = self.ckpt_k(qkv[:, :, 1], tap).transpose(1, 2)
-        v = self.ckpt_v(qkv[:, :, 2], tap).transpose(1, 2)
+        q = self.ckpt_q(qkv[:, :, 0], tap=tap).transpose(1, 2)
+        k = self.ckpt_k(qkv[:, :, 1], tap=tap).transpose(1, 2)
+        v = self.ckpt_v(qkv[:, :, 2], tap=tap).transpose(1, 2)
 
         pattern, explicit = self._pattern(q, k, v, visible, tap)
         if explicit and pattern is not None:
             z = torch.matmul(F.dropout(pattern, self.attn_pdrop, self.training), v.contiguous())
         else:
             z = self._fused(q, k, v, visible)
-        z = self.ckpt_z(z.transpose(1, 2), tap)
+        z = self.ckpt_z(z.transpose(1, 2), tap=tap)
 
         attn_out = affine(z.flatten(2), self.W_O.flatten(0, 1), self.b_O)
         attn_out = F.dropout(attn_out, self.resid_pdrop, self.training)
-        return self.ckpt_attn_out(attn_out, tap), pattern
+        return self.ckpt_attn_out(attn_out, tap=tap), pattern
 
     def _fused(self, q: Tensor, k: Tensor, v: Tensor, visible: Visible) -> Tensor:
         """q, k, v [B, H, P, K] -> z [B, H, P, K]."""

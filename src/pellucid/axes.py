@@ -32,8 +32,3 @@ POSITIONS = (Axis.POS, Axis.QUERY)
 
 NEURONS = (Axis.D_MODEL, Axis.D_MLP, Axis.D_HEAD)
 """The axis that `neurons=` selects along."""
-
-
-def position_axis(axes: Axes) -> int:
-    """Which axis of a checkpoint's value runs over positions (queries, for scores and patterns)."""
-    return next(i for i, axis in enumerate(axes) if axis in POSITIONS)

@@ -89,7 +89,9 @@ class Batcher:
                 a mask, or an input of another kind.
         """
         if isinstance(inputs, Batch):
-            _as_mask(inputs.mask, inputs.ids)
+            if mask is not None:
+                raise _mask_without_ids("a Batch, which has its own")
+            _require_batch(inputs)
             self._check(inputs.ids, inputs.positions)
             return inputs.to(self.device)
         if padding_side not in ("left", "right"):
@@ -108,11 +110,7 @@ class Batcher:
                 self._refuse_unmasked_pads(ids)
             return self._assemble(ids, _as_mask(mask, ids))
         if mask is not None:
-            raise InputError(
-                "tokenize: a mask was given with texts or lists, expected it only with a tensor of ids.",
-                code="mask-without-ids",
-                remedy="Leave the mask out: texts and lists are padded and masked here.",
-            )
+            raise _mask_without_ids("texts or lists, which are padded and masked here")
         return self._assemble(*_pad(self._rows(inputs), self._pad_id(), left=padding_side == "left"))
 
     def _rows(self, inputs: Inputs) -> list[Tensor]:
@@ -195,20 +193,50 @@ class Batcher:
 
 
 def _looks_padded(pads: Tensor) -> bool:
-    """Some rows begin (or end) with the pad id and some do not: text ends everywhere or nowhere, padding is uneven."""
+    """Whether an id that is pad and end of text is padding: twice at an edge, or at the edge of some rows only."""
+    if pads.size(1) > 1 and bool((pads[:, :2].all(1) | pads[:, -2:].all(1)).any()):
+        return True
     first, last = pads[:, 0], pads[:, -1]
     return bool(first.any() != first.all()) or bool(last.any() != last.all())
 
 
-def _from_mapping(inputs: Mapping[str, Any], mask: Any) -> tuple[Tensor, Any]:
-    if "input_ids" not in inputs:
+_IGNORED_KEYS = frozenset({"special_tokens_mask", "offset_mapping", "overflow_to_sample_mapping", "length"})
+"""What a tokenizer may return beside ids and mask that no model reads."""
+
+
+def _from_mapping(inputs: Mapping[str, Any], mask: Any) -> tuple[Any, Any]:
+    others = sorted(set(map(str, inputs)) - {"input_ids", "attention_mask"} - _IGNORED_KEYS)
+    if "input_ids" not in inputs or others:
         raise InputError(
-            f"tokenize: a mapping with {sorted(map(str, inputs))}, expected 'input_ids'.",
+            f"tokenize: a mapping with {sorted(map(str, inputs))}, expected 'input_ids' and 'attention_mask'.",
             code="input-kind",
-            remedy="Pass what a transformers tokenizer returns with return_tensors='pt'.",
+            remedy="Pass what a transformers tokenizer returns; positions follow from the mask here.",
         )
-    ids = _integers(inputs["input_ids"], "input_ids")
-    return ids, inputs.get("attention_mask") if mask is None else mask
+    ids, given = inputs["input_ids"], inputs.get("attention_mask") if mask is None else mask
+    if isinstance(ids, (list, tuple)) and len({len(row) if isinstance(row, (list, tuple)) else -1 for row in ids}) > 1:
+        if given is not None and not all(all(row) for row in given):
+            raise _mask_without_ids("rows of unequal length, which are padded and masked here")
+        return list(ids), None
+    return _integers(ids, "input_ids"), given
+
+
+def _mask_without_ids(what: str) -> InputError:
+    return InputError(
+        f"tokenize: a mask was given with {what}, expected it only with a tensor of ids.",
+        code="mask-without-ids",
+        remedy="Leave the mask out.",
+    )
+
+
+def _require_batch(batch: Batch) -> None:
+    """Refuse a batch that was put together by hand and does not hold together."""
+    if batch.ids.dtype != torch.long or batch.mask.dtype != torch.bool or batch.mask.shape != batch.ids.shape:
+        raise ShapeError(
+            f"Batch: ids {list(batch.ids.shape)} {batch.ids.dtype}, mask {list(batch.mask.shape)} {batch.mask.dtype}, "
+            "expected equal shapes, torch.int64 and torch.bool.",
+            code="mask-shape",
+            remedy="Make batches with model.tokenize.",
+        )
 
 
 def _integers(given: Any, where: str) -> Tensor:
@@ -230,7 +258,7 @@ def _integers(given: Any, where: str) -> Tensor:
 
 
 def _as_rectangle(given: Tensor) -> Tensor:
-    ids = _integers(given, "the tensor")
+    ids = _integers(given, "the tensor").clone()  # a batch does not change when the caller's tensor does
     ids = ids[None] if ids.dim() == 1 else ids
     if ids.dim() != 2:
         raise ShapeError(
@@ -265,7 +293,7 @@ def _as_mask(given: Any, ids: Tensor) -> Tensor:
         )
     if not bool(mask.any(-1).all()):
         raise _empty("a row whose mask is all 0")
-    return mask.bool()
+    return mask.bool().clone()
 
 
 def _pad(rows: list[Tensor], pad_id: int, *, left: bool) -> tuple[Tensor, Tensor]:

@@ -44,7 +44,11 @@ AFTER: dict[str, Axes] = {"ln_final.ckpt_scaled": RESIDUAL, "ln_final.ckpt_norma
 
 
 class Ckpt(nn.Module):
-    """The identity, with a name: the value passes through, and what comes out is what the model goes on with."""
+    """The identity, with a name: the value passes through, and what comes out is what the model goes on with.
+
+    The tap is always passed as a keyword: a native pre-hook that returns the value alone replaces all positional
+    arguments, and must not take the tap with it.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -71,7 +75,7 @@ class Ckpt(nn.Module):
             nothing was written into it.
         """
         unwritten = _witness(value)
-        seen = self(value, tap)
+        seen = self(value, tap=tap)
         return None if seen is value and unwritten() else seen
 
 

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 import torch
 
+from pellucid.aliases import Names, selected
 from pellucid.axes import Axis
 from pellucid.batch import Inputs
 from pellucid.ckpt import all_axes
-from pellucid.model import CkptedTransformer, Names, selected
+from pellucid.model import CkptedTransformer
 from pellucid.run.region import Index, Region
 
 

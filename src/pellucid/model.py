@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pellucid import aliases
+from pellucid.aliases import Names, selected, several
 from pellucid.batch import Batch, Batcher, Inputs
-from pellucid.ckpt import all_names, select, unknown_name
+from pellucid.ckpt import all_names, unknown_name
 from pellucid.config import TransformerConfig
 from pellucid.errors import ConfigError, InputError, UnknownNameError, nearest
 from pellucid.parameters import LiveView
@@ -22,8 +23,6 @@ from pellucid.tap import Chain, StopAfter, Stopped, Tap
 from pellucid.tokens import Tokenizer
 from pellucid.transformer import Execution, Transformer, Weights, fresh_weights
 from pellucid.weights import load
-
-Names = aliases.Name | Iterable[aliases.Name] | None
 
 _EXECUTION = {"attention": ("auto", "eager"), "numerics": ("exact", "fast")}
 
@@ -141,7 +140,7 @@ class CkptedTransformer(Transformer):
     def logprobs(self, inputs: Inputs) -> Tensor:
         """[B, P-1]: log-probability in nats of each next token given those before it; nan where either is a pad."""
         batch = self.tokenize(inputs)
-        logits = self._run(batch, None)[:, :-1]
+        logits = self(batch)[:, :-1]
         logits = logits if logits.dtype == torch.float64 else logits.float()
         chosen = logits.log_softmax(-1).gather(-1, batch.ids[:, 1:, None]).squeeze(-1)
         return chosen.masked_fill(~(batch.mask[:, 1:] & batch.mask[:, :-1]), torch.nan)
@@ -212,24 +211,25 @@ class CkptedTransformer(Transformer):
         with torch.set_grad_enabled(grads):
             logits = self._run_until_stopped(batch, Chain(taps) if len(taps) > 1 else recorder)
         edit_tap.check_fired()
-        captured = ActivationCkpts(recorder.values, batch, self.config.n_layer, pos=pos, fired=edit_tap.fired)
-        return logits, captured
+        recorder.check_fired()
+        part = Region(pos, heads)
+        return logits, ActivationCkpts(recorder.values, batch, self.config.n_layer, part=part, fired=edit_tap.fired)
 
     def _run_until_stopped(self, batch: Batch, tap: Tap) -> Tensor | None:
         try:
-            return self._run(batch, tap)
+            return self(batch, tap=tap)
         except Stopped:
             return None
 
     def _captured(self, names: Names, stop_at: aliases.Name | None) -> frozenset[str]:
-        known = self.ckpt_names
+        known, names = self.ckpt_names, None if names is None else several(names)
         if stop_at is None:
             return frozenset(selected(names, known))
         last = aliases.canonical(stop_at)
         if last not in known:
             raise unknown_name(last, known)
         reachable = known[: known.index(last) + 1]
-        late = [name for name in _several(names) if selected(name, known) and not _reaches(name, reachable)]
+        late = [name for name in names or () if selected(name, known) and not _reaches(name, reachable)]
         if late:
             raise UnknownNameError(
                 f"{late[0]!r} cannot fire: the run stops at {last!r}, before it.",
@@ -286,20 +286,6 @@ class CkptedTransformer(Transformer):
     def get_output_embeddings(self) -> nn.Module:
         """The module that gives the logits; tied, its `W_U` is `W_E` transposed."""
         return self.unembed
-
-
-def selected(names: Names, known: Sequence[str]) -> tuple[str, ...]:
-    """The known checkpoints that names, patterns and aliases select, in execution order."""
-    return select(None if names is None else [aliases.canonical(name) for name in _several(names)], known)
-
-
-def _several(names: Names) -> list[aliases.Name]:
-    if names is None:
-        return []
-    if isinstance(names, str) or not isinstance(names, Iterable):
-        return [names]
-    one = isinstance(names, tuple) and not all(isinstance(part, str) for part in names)  # ("pattern", 0) is one name
-    return [cast(aliases.Name, names)] if one else list(cast(Iterable[aliases.Name], names))
 
 
 def _reaches(name: aliases.Name, reachable: Sequence[str]) -> bool:

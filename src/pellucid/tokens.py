@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import tokenizers
+import torch
+from torch import Tensor
 
 from pellucid.errors import InputError, NotFoundError, WeightsError
 
@@ -65,11 +67,29 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text, with nothing added."""
-        return self._backend.encode(text, add_special_tokens=False).ids
+        try:
+            return self._backend.encode(text, add_special_tokens=False).ids
+        except TypeError as error:  # another type, or half of a surrogate pair
+            raise InputError(
+                f"tokenizer: {type(text).__name__} {text!r:.40}, expected text that UTF-8 can hold.",
+                code="text-kind",
+                remedy="Pass a str; text read with errors='surrogateescape' has to be decoded first.",
+            ) from error
 
-    def decode(self, ids: Iterable[int]) -> str:
-        """The text of ids; bytes that are not UTF-8 come out as U+FFFD."""
-        return self._backend.decode([int(i) for i in ids], skip_special_tokens=False)
+    def decode(self, ids: int | Iterable[int]) -> str:
+        """The text of one id or several; bytes that are not UTF-8 come out as U+FFFD.
+
+        Raises:
+            InputError: A negative id.
+        """
+        wanted = [int(i) for i in (torch.as_tensor(ids).reshape(-1) if isinstance(ids, (int, Tensor)) else ids)]
+        if wanted and min(wanted) < 0:
+            raise InputError(
+                f"tokenizer: id {min(wanted)}, expected 0 to {len(self) - 1}.",
+                code="id-out-of-range",
+                remedy="Decode with the tokenizer that the ids come from.",
+            )
+        return self._backend.decode(wanted, skip_special_tokens=False)
 
     def pieces(self, ids: Iterable[int]) -> list[str]:
         """Each id decoded alone, for labels."""

@@ -22,7 +22,8 @@ from pellucid import nonlinear
 from pellucid.attention import Attention, Visible, affine
 from pellucid.ckpt import Ckpt, name_checkpoints
 from pellucid.config import TransformerConfig
-from pellucid.parameters import LiveView
+from pellucid.errors import WeightsError
+from pellucid.parameters import LiveView, ViewedModule
 from pellucid.tap import Tap
 
 MLPWeights = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -87,7 +88,7 @@ def fresh_weights(config: TransformerConfig) -> dict[str, Tensor]:
     return weights
 
 
-class Embedding(nn.Module):
+class Embedding(ViewedModule):
     """Token ids -> rows of `W_E` [V, D]."""
 
     weight = LiveView("W_E", lambda _, stored: stored, "`W_E`, under the name that other libraries expect.")
@@ -127,7 +128,7 @@ class LayerNorm(nn.Module):
             normalized = F.layer_norm(x, self.w.shape, self.w, self.b, self.eps)
         else:
             normalized = scaled * self.w + self.b
-        return self.ckpt_normalized(normalized, tap)
+        return self.ckpt_normalized(normalized, tap=tap)
 
     def _scaled(self, x: Tensor) -> Tensor:
         variance, mean = torch.var_mean(x, dim=-1, correction=0, keepdim=True)
@@ -147,10 +148,10 @@ class MLP(nn.Module):
         self.ckpt_mlp_out = Ckpt()
 
     def forward(self, x: Tensor, tap: Tap | None = None) -> Tensor:
-        pre = self.ckpt_pre(affine(x, self.W_in, self.b_in), tap)
-        post = self.ckpt_post(self.act(pre), tap)
+        pre = self.ckpt_pre(affine(x, self.W_in, self.b_in), tap=tap)
+        post = self.ckpt_post(self.act(pre), tap=tap)
         mlp_out = F.dropout(affine(post, self.W_out, self.b_out), self.resid_pdrop, self.training)
-        return self.ckpt_mlp_out(mlp_out, tap)
+        return self.ckpt_mlp_out(mlp_out, tap=tap)
 
 
 class TransformerBlock(nn.Module):
@@ -176,10 +177,11 @@ class TransformerBlock(nn.Module):
         self.resid_post = Ckpt()
 
     def forward(self, x: Tensor, visible: Visible | None = None, tap: Tap | None = None) -> Tensor:
-        resid_pre = self.resid_pre(x, tap)
-        attn_out, _ = self.attn(self.ln1(resid_pre, tap), visible, tap)
-        resid_mid = self.resid_mid(attn_out + resid_pre, tap)
-        return self.resid_post(resid_mid + self.mlp(self.ln2(resid_mid, tap), tap), tap)
+        resid_pre = self.resid_pre(x, tap=tap)
+        attn_out, _ = self.attn(self.ln1(resid_pre, tap=tap), visible=visible, tap=tap)
+        resid_mid = self.resid_mid(attn_out + resid_pre, tap=tap)
+        mlp_out = self.mlp(self.ln2(resid_mid, tap=tap), tap=tap)
+        return self.resid_post(resid_mid + mlp_out, tap=tap)
 
 
 class Unembedding(nn.Module):
@@ -201,6 +203,15 @@ class Unembedding(nn.Module):
         """The head as [V, D], under the name that other libraries expect."""
         return self._embed[0].W_E if self.tied else self.W_U.t()
 
+    def __setattr__(self, name: str, value: object) -> None:
+        if name == "weight" or (name == "W_U" and self.__dict__.get("tied")):
+            raise AttributeError(
+                f"unembed.{name} is a live view of the stored parameter "
+                f"{'embed.W_E' if self.__dict__.get('tied') else 'unembed.W_U'}; write into it: "
+                "`with torch.no_grad(): model.unembed.W_U.copy_(value)`"
+            )
+        super().__setattr__(name, value)  # pyright: ignore[reportArgumentType]  (any attribute)
+
     def __getattr__(self, name: str) -> Tensor | nn.Module:
         if name == "W_U" and self.__dict__.get("tied"):
             return self._embed[0].W_E.t()
@@ -221,6 +232,7 @@ class Transformer(nn.Module):
 
     def __init__(self, config: TransformerConfig, weights: Weights, execution: Execution) -> None:
         super().__init__()
+        _check_weights(config, weights)
         self.config = config
         self.execution = execution
         self.embed = Embedding(weights["embed.W_E"])
@@ -234,21 +246,38 @@ class Transformer(nn.Module):
         self.ckpt_pos_embed = Ckpt()
         name_checkpoints(self)
 
-    def block(self, i: int) -> TransformerBlock:
-        """Block i, with its own type."""
-        return cast(TransformerBlock, self.blocks[i])
+    def __setattr__(self, name: str, value: object) -> None:
+        super().__setattr__(name, value)  # pyright: ignore[reportArgumentType]  (any attribute)
+        if name == "embed" and "unembed" in self._modules:  # a new embedding is the tied head, too
+            self.unembed._embed = (cast(Embedding, value),)
 
     def transform(
         self, ids: Tensor, positions: Tensor, padding: Tensor | None = None, tap: Tap | None = None
     ) -> Tensor:
         """ids and positions [B, P] -> logits [B, P, V]; `padding` [B, P] is true at real positions, None without."""
-        embed = self.ckpt_embed(self.embed(ids), tap)
-        pos_embed = self.ckpt_pos_embed(self.pos_embed(positions), tap)
+        embed = self.ckpt_embed(self.embed(ids), tap=tap)
+        pos_embed = self.ckpt_pos_embed(self.pos_embed(positions), tap=tap)
         residual = F.dropout(embed + pos_embed, self.config.embd_pdrop, self.training)
         visible = Visible(padding)
         for block in self.blocks:
-            residual = block(residual, visible, tap)
-        return self.unembed(self.ln_final(residual, tap))
+            residual = block(residual, visible=visible, tap=tap)
+        return self.unembed(self.ln_final(residual, tap=tap))
+
+
+def _check_weights(config: TransformerConfig, weights: Weights) -> None:
+    expected = stored_shapes(config)
+    wrong = [
+        f"{name}: {list(weights[name].shape) if name in weights else 'missing'}, expected {list(shape)}"
+        for name, shape in expected.items()
+        if name not in weights or tuple(weights[name].shape) != shape
+    ]
+    wrong += [f"{name}: not a parameter of this configuration" for name in weights if name not in expected]
+    if wrong:
+        raise WeightsError(
+            f"weights do not fit the configuration: {'; '.join(wrong[:5])}{' …' if len(wrong) > 5 else ''}.",
+            code="weights-misfit",
+            remedy="Give each parameter that pellucid.transformer.stored_shapes(config) lists, in that shape.",
+        )
 
 
 def _under(prefix: str, weights: Weights) -> dict[str, Tensor]:

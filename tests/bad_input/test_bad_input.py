@@ -183,7 +183,7 @@ IDS_AND_TEXT = [
     Bad("an array of objects", "ids-dtype", runs(np.array([["a", None]], dtype=object)), I),
     Bad("an array of text", "ids-dtype", runs(np.array(["a", "b"])), I),
     Bad("a mapping of nonsense", "ids-dtype", runs({"input_ids": ["a", "b"]}), I),
-    Bad("a mapping of ragged ids", "ids-dtype", runs({"input_ids": [[1, 2], [3]]}), I),
+    Bad("a mapping with positions of its own", "input-kind", runs({"input_ids": IDS, "position_ids": IDS}), I),
     Bad("bytes", "ids-dtype", runs(b"ab"), I),
     Bad("a mask of another shape", "mask-shape", masked(torch.ones(2, 6)), pl.ShapeError),
     Bad("a mask of three axes", "mask-shape", masked(torch.ones(1, 2, 7)), pl.ShapeError),

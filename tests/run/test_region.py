@@ -85,10 +85,3 @@ def test_an_axis_that_is_not_there(region: Region, axes: Any) -> None:
         region.indices("here", SHAPES[axes], axes, strict=True)
     assert caught.value.code == "no-such-axis"
     assert region.indices("here", SHAPES[axes], axes, strict=False) == {}
-
-
-def test_is_everything() -> None:
-    assert Region().is_everything
-    assert not Region(pos=0).is_everything
-    assert not Region(heads=0).is_everything
-    assert not Region(neurons=0).is_everything

@@ -40,7 +40,7 @@ class ActivationCkpts(Mapping[str, Tensor]):
     Attributes:
         batch: The ids, mask, positions and strings that made the values.
         n_layer: Blocks of the model.
-        pos: The columns that were kept, None for all.
+        part: The positions and heads that were kept.
         fired: How often each edit of the run fired.
 
     Example:
@@ -56,14 +56,23 @@ class ActivationCkpts(Mapping[str, Tensor]):
         batch: Batch,
         n_layer: int,
         *,
-        pos: Index = None,
+        part: Region | None = None,
         fired: Mapping[Edit, int] | None = None,
     ) -> None:
         self._values = dict(values)
         self.batch = batch
         self.n_layer = n_layer
-        self.pos = pos
+        self.part = part or Region()
         self.fired: Mapping[Edit, int] = dict(fired or {})
+
+    @property
+    def pos(self) -> Index:
+        """The columns that were kept, None for all."""
+        return self.part.pos
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the edits, which hold functions and cannot be pickled."""
+        return {**self.__dict__, "fired": {}}
 
     def __getitem__(self, name: aliases.Name) -> Tensor:
         wanted = aliases.canonical(name)
@@ -151,13 +160,13 @@ class ActivationCkpts(Mapping[str, Tensor]):
 
     def _columns(self) -> Tensor:
         everything = torch.arange(self.batch.ids.size(1))
-        return take(everything, Region(self.pos).indices("batch", everything.shape, (Axis.POS,), strict=True))
+        return take(everything, Region(self.part.pos).indices("batch", everything.shape, (Axis.POS,), strict=True))
 
     def _without_pads(self, value: Tensor, axes: tuple[Axis, ...]) -> Tensor:
         value = value.detach().cpu()
+        value = value if value.dtype == torch.float64 else value.float()  # numpy has no bfloat16
         if not self.batch.padded:
             return value
-        value = value if value.dtype == torch.float64 else value.float()
         mask = self.batch.mask.cpu()
         for axis, kind in enumerate(axes):
             if kind in (*POSITIONS, Axis.KEY):
@@ -184,11 +193,16 @@ class ActivationCkpts(Mapping[str, Tensor]):
 
     def save(self, path: str | Path) -> None:
         """Write the values and the tokens into one safetensors file."""
-        columns = self._columns().tolist() if self.pos is not None else None
-        about = {"n_layer": self.n_layer, "pos": columns, "strings": self.batch.strings, "names": list(self)}
+        about = {
+            "n_layer": self.n_layer,
+            "pos": None if self.part.pos is None else self._columns().tolist(),
+            "heads": _listed(self.part.heads),
+            "strings": self.batch.strings,
+            "names": list(self),
+        }
         tokens = {f"batch.{name}": getattr(self.batch, name).cpu() for name in ("ids", "mask", "positions")}
-        values = {name: value.detach().cpu().contiguous() for name, value in self._values.items()}
-        write = partial(save_file, {**values, **tokens}, metadata={_ABOUT: json.dumps(about)})
+        apart = {n: v.detach().cpu().clone(memory_format=torch.contiguous_format) for n, v in self.items()}
+        write = partial(save_file, {**apart, **tokens}, metadata={_ABOUT: json.dumps(about)})
         files.write_folder(Path(path).parent, {Path(path).name: write})
 
     @classmethod
@@ -205,13 +219,20 @@ class ActivationCkpts(Mapping[str, Tensor]):
             ids, mask, positions = (tensors[f"batch.{name}"] for name in ("ids", "mask", "positions"))
             values = {name: tensors[name] for name in about["names"]}
             batch = Batch(ids, mask, positions, labels=about["strings"])
-            return cls(values, batch, int(about["n_layer"]), pos=about["pos"])
+            if not set(values) <= set(all_axes(int(about["n_layer"]))) or ids.shape != mask.shape:
+                raise ValueError("its names or its tokens do not fit together")
+            return cls(values, batch, int(about["n_layer"]), part=Region(about["pos"], about["heads"]))
         except (KeyError, TypeError, ValueError, SafetensorError) as error:
             raise InputError(
                 f"{str(path)!r} holds no captured checkpoints ({error!r}).",
                 code="not-ckpts",
                 remedy="Give a file that ActivationCkpts.save wrote.",
             ) from error
+
+
+def _listed(index: Index) -> Index:
+    """An index that JSON can hold."""
+    return list(range(*index.indices(index.stop))) if isinstance(index, slice) else index
 
 
 @dataclass
@@ -226,6 +247,16 @@ class Recorder:
 
     def wants(self, name: str) -> bool:
         return name in self.names
+
+    def check_fired(self) -> None:
+        """Raise for names whose value never came by."""
+        silent = [name for name in all_axes(self.n_layer) if name in self.names and name not in self.values]
+        if silent:
+            raise UnknownNameError(
+                f"never fired: {', '.join(silent[:5])}.",
+                code="checkpoint-never-fired",
+                remedy="A hook or a replaced module keeps the value from passing through its checkpoint.",
+            )
 
     def __call__(self, name: str, value: Tensor) -> Tensor:
         if self.grads:

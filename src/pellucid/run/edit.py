@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pellucid import aliases
+from pellucid.aliases import Names, selected
 from pellucid.axes import Axes, Axis
 from pellucid.batch import Batch
-from pellucid.ckpt import all_axes, select
+from pellucid.ckpt import all_axes
 from pellucid.errors import EditError
 from pellucid.run.activations import ActivationCkpts
 from pellucid.run.region import Index, Region, put, take
@@ -23,11 +23,12 @@ from pellucid.run.region import Index, Region, put, take
 
 @dataclass(frozen=True)
 class Site:
-    """Where an edit fires: the checkpoint, its axes, and the batch that runs."""
+    """Where an edit fires: the checkpoint, its axes, the batch that runs, and the whole value's shape."""
 
     name: str
     axes: Axes
     batch: Batch
+    shape: torch.Size
 
 
 Change = Callable[[Tensor, Site], Tensor]
@@ -51,32 +52,32 @@ class Edit:
     """
 
     what: str
-    names: str | Sequence[str]
+    names: Names
     change: Change
     region: Region
 
     @classmethod
-    def zero(cls, names: str, *, pos: Index = None, heads: Index = None, neurons: Index = None) -> Edit:
+    def zero(cls, names: Names, *, pos: Index = None, heads: Index = None, neurons: Index = None) -> Edit:
         """Set to zero."""
         return cls("zero", names, lambda part, site: torch.zeros_like(part), Region(pos, heads, neurons))
 
     @classmethod
     def replace(
-        cls, names: str, value: Tensor | float, *, pos: Index = None, heads: Index = None, neurons: Index = None
+        cls, names: Names, value: Tensor | float, *, pos: Index = None, heads: Index = None, neurons: Index = None
     ) -> Edit:
         """Put `value` there."""
         return cls("replace", names, lambda part, site: _fitting(value, part, site), Region(pos, heads, neurons))
 
     @classmethod
     def add(
-        cls, names: str, value: Tensor | float, *, pos: Index = None, heads: Index = None, neurons: Index = None
+        cls, names: Names, value: Tensor | float, *, pos: Index = None, heads: Index = None, neurons: Index = None
     ) -> Edit:
         """Add `value`."""
         return cls("add", names, lambda part, site: part + _fitting(value, part, site), Region(pos, heads, neurons))
 
     @classmethod
     def scale(
-        cls, names: str, factor: Tensor | float, *, pos: Index = None, heads: Index = None, neurons: Index = None
+        cls, names: Names, factor: Tensor | float, *, pos: Index = None, heads: Index = None, neurons: Index = None
     ) -> Edit:
         """Multiply by `factor`."""
         return cls("scale", names, lambda part, site: part * _fitting(factor, part, site), Region(pos, heads, neurons))
@@ -84,7 +85,7 @@ class Edit:
     @classmethod
     def mean_ablate(
         cls,
-        names: str,
+        names: Names,
         reference: ActivationCkpts | None = None,
         *,
         pos: Index = None,
@@ -99,6 +100,8 @@ class Edit:
             pos, heads, neurons: The part to replace.
         """
         region = Region(pos, heads, neurons)
+        if reference is not None:
+            _require_captured("mean_ablate", reference)
 
         def change(part: Tensor, site: Site) -> Tensor:
             source, batch = (part, site.batch) if reference is None else (reference[site.name], reference.batch)
@@ -108,16 +111,22 @@ class Edit:
                     code="edit-mean-of-pattern",
                     remedy="Ablate ckpt_z instead, or replace the pattern by one of your own.",
                 )
+            if reference is not None and reference.part.heads is not None:
+                raise EditError(
+                    f"mean_ablate at {site.name}: the reference holds some heads only.",
+                    code="edit-misfit",
+                    remedy="Capture all heads in the reference; limit the edit by heads= instead.",
+                )
             without_pos = Region(None, heads, neurons) if reference is not None else Region()
             source = take(source, without_pos.indices(site.name, source.shape, site.axes, strict=True))
-            return _mean(source, batch, region if reference is None else Region(reference.pos)).to(part)
+            return _mean(source, batch, region if reference is None else Region(reference.part.pos)).to(part)
 
         return cls("mean_ablate", names, change, region)
 
     @classmethod
     def patch(
         cls,
-        names: str,
+        names: Names,
         source: ActivationCkpts,
         *,
         pos: Index = None,
@@ -127,8 +136,17 @@ class Edit:
         """Put the value of the same checkpoint of another run there."""
         region = Region(pos, heads, neurons)
 
+        _require_captured("patch", source)
+
         def change(part: Tensor, site: Site) -> Tensor:
             value = source[site.name]
+            if source.part != Region() or value.shape[1:] != site.shape[1:]:
+                raise EditError(
+                    f"patch at {site.name}: the source holds {list(value.shape)}, expected {list(site.shape)} "
+                    f"({', '.join(site.axes)}).",
+                    code="edit-misfit",
+                    remedy="Capture whole values, of a text of the same number of tokens; limit the patch instead.",
+                )
             chosen = take(value, region.indices(site.name, value.shape, site.axes, strict=True))
             return _fitting(chosen, part, site)
 
@@ -137,14 +155,20 @@ class Edit:
     @classmethod
     def apply(
         cls,
-        names: str,
+        names: Names,
         function: Callable[[Tensor], Tensor],
         *,
         pos: Index = None,
         heads: Index = None,
         neurons: Index = None,
     ) -> Edit:
-        """Put `function(part)` there; the function must not write into its argument."""
+        """Put `function(part)` there."""
+        if not callable(function):
+            raise EditError(
+                f"apply: {type(function).__name__} given, expected a function of the part.",
+                code="edit-kind",
+                remedy="Pass a function; Edit.replace takes a value.",
+            )
         return cls("apply", names, lambda part, site: function(part.clone()), Region(pos, heads, neurons))
 
     def __repr__(self) -> str:
@@ -198,7 +222,7 @@ class EditTap:
                 )
         self.fired: dict[Edit, int] = dict.fromkeys(several, 0)
         for edit in several:
-            for name in select(_canonical(edit.names), tuple(self._axes)):
+            for name in _selected(edit, tuple(self._axes)):
                 self._at.setdefault(name, []).append(edit)
 
     def wants(self, name: str) -> bool:
@@ -206,7 +230,7 @@ class EditTap:
 
     def __call__(self, name: str, value: Tensor) -> Tensor:
         for edit in self._at[name]:
-            value = edit.at(value, Site(name, self._axes[name], self._batch))
+            value = edit.at(value, Site(name, self._axes[name], self._batch, value.shape))
             self.fired[edit] += 1
         return value
 
@@ -221,8 +245,22 @@ class EditTap:
             )
 
 
-def _canonical(names: str | Sequence[str]) -> list[str]:
-    return [aliases.canonical(name) for name in ([names] if isinstance(names, (str, tuple)) else names)]
+def _selected(edit: Edit, known: Sequence[str]) -> tuple[str, ...]:
+    chosen = selected(edit.names, known) if edit.names else ()
+    if not chosen:
+        raise EditError(
+            f"{edit!r}: names no checkpoint.", code="edit-kind", remedy="Give the name of a checkpoint, or a pattern."
+        )
+    return chosen
+
+
+def _require_captured(what: str, given: object) -> None:
+    if not isinstance(given, ActivationCkpts):
+        raise EditError(
+            f"{what}: {type(given).__name__} given, expected the captured values of a run.",
+            code="edit-kind",
+            remedy="Pass the ActivationCkpts that run_with_ckpts returned.",
+        )
 
 
 def _fitting(value: Tensor | float, part: Tensor, site: Site) -> Tensor:
@@ -246,4 +284,10 @@ def _mean(value: Tensor, batch: Batch, region: Region) -> Tensor:
         columns = Region(region.pos).indices("mean", mask.shape, (Axis.BATCH, Axis.POS), strict=True)
         mask = take(mask, columns)
     weight = mask.to(value).reshape(*mask.shape, *[1] * (value.dim() - 2))
+    if not bool(mask.any()):
+        raise EditError(
+            "mean_ablate: only pads are chosen, which have no mean.",
+            code="edit-mean-of-pads",
+            remedy="Choose positions where some text has a token.",
+        )
     return (value * weight).sum((0, 1), keepdim=True) / weight.sum()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -30,10 +31,11 @@ class Region:
     heads: Index = None
     neurons: Index = None
 
-    @property
-    def is_everything(self) -> bool:
-        """Whether nothing is left out."""
-        return self.pos is None and self.heads is None and self.neurons is None
+    def __post_init__(self) -> None:
+        for name in ("pos", "heads", "neurons"):
+            index = getattr(self, name)
+            if isinstance(index, Iterator):  # it is read at every checkpoint
+                object.__setattr__(self, name, list(index))
 
     def indices(self, name: str, shape: Iterable[int], axes: Axes, *, strict: bool) -> dict[int, Tensor]:
         """Axis number -> chosen entries, for a value of this shape.
@@ -82,7 +84,8 @@ def _entries(index: Index, size: int, where: str) -> Tensor:
     if isinstance(index, slice):
         entries = list(range(size)[index])
     else:
-        given = list(index) if isinstance(index, Iterable) else [index]
+        read = index.tolist() if isinstance(index, (Tensor, np.ndarray)) else index  # so that booleans stay booleans
+        given = list(read) if isinstance(read, Iterable) else [read]
         entries = [_whole(i, size) for i in given]
     if not entries or any(not -size <= i < size for i in entries):
         raise InputError(

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from pellucid.config import NEUTRAL, REFUSED, SYNONYMS, TransformerConfig
 from pellucid.errors import MissingExtraError, WeightsError
+from pellucid.transformer import stored_shapes
 from pellucid.weights import files
 from pellucid.weights.building import M, Model, ModelClass, describe, separate
 from pellucid.weights.importing import to_ours
@@ -50,6 +51,7 @@ def from_hf(cls: ModelClass[M], hf_model: nn.Module, *, attention: str = "auto",
         )
     tensors = dict(hf_model.state_dict())
     config = _config_of(hf_model)
+    _require_as_configured(hf_model, config)
     if isinstance(hf_model, transformers.GPT2LMHeadModel):
         tied = _is_tied(hf_model)
         config = config.replace(tie_word_embeddings=tied)
@@ -108,9 +110,20 @@ def save_pretrained(model: Model, folder: str | os.PathLike[str]) -> None:
         folder: Made if it does not exist.
 
     Raises:
-        WeightsError: The folder cannot be written.
+        WeightsError: The folder cannot be written, or the parameters are not those of the configuration.
     """
-    tensors = separate(from_ours(model.state_dict(), model.config, HF))
+    state = model.state_dict()
+    expected = stored_shapes(model.config)
+    if {name: tuple(tensor.shape) for name, tensor in state.items()} != expected:
+        differing = sorted(
+            name for name in {*state, *expected} if name not in state or tuple(state[name].shape) != expected.get(name)
+        )
+        raise WeightsError(
+            f"save_pretrained: the parameters are not those of the configuration: {', '.join(differing[:5])}.",
+            code="weights-misfit",
+            remedy="Change model.config together with the parameters; pellucid.tie and untie do both.",
+        )
+    tensors = separate(from_ours(state, model.config, HF))
     tensors = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
     writers: dict[str, files.Writer] = {
         "model.safetensors": lambda path: _write_safetensors(tensors, path),
@@ -142,6 +155,29 @@ def _config_of(hf_model: Any) -> TransformerConfig:
     known = {field.name for field in dataclasses.fields(TransformerConfig)} | {"model_type", "is_causal"}
     unread = set(given) - known - NEUTRAL - set(REFUSED) - set(SYNONYMS)
     return TransformerConfig.from_dict(given, ignore=unread)
+
+
+def _require_as_configured(hf_model: Any, config: TransformerConfig) -> None:
+    """Refuse a live model whose modules were changed after they were built from the configuration."""
+    from transformers.activations import ACT2FN
+
+    base = getattr(hf_model, "transformer", hf_model)
+    activation, eps = type(ACT2FN[config.activation_function]), config.layer_norm_epsilon
+    norms = {"ln_f": base.ln_f}
+    differing: list[str] = []
+    for i, block in enumerate(base.h):
+        norms |= {f"h.{i}.ln_1": block.ln_1, f"h.{i}.ln_2": block.ln_2}
+        if type(block.mlp.act) is not activation:
+            differing.append(f"h.{i}.mlp.act is {type(block.mlp.act).__name__}, not {activation.__name__}")
+        if block.attn.scaling != config.attention_scale(i):
+            differing.append(f"h.{i}.attn.scaling is {block.attn.scaling:g}, not {config.attention_scale(i):g}")
+    differing += [f"{name}.eps is {norm.eps:g}, not {eps:g}" for name, norm in norms.items() if norm.eps != eps]
+    if differing:
+        raise WeightsError(
+            f"from_hf: the model is not what its configuration says: {'; '.join(differing[:3])}.",
+            code="hf-differs-from-config",
+            remedy="Change the configuration and build the model from it, or put the modules back.",
+        )
 
 
 def _is_tied(hf_model: Any) -> bool:
