@@ -1,0 +1,207 @@
+"""`audit_ties`: what is declared, what is live in memory, what is on disk, what is merely equal, and what follows."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from pellucid.errors import InputError
+from pellucid.model import CkptedTransformer
+from pellucid.ties import optimizers, problems
+from pellucid.ties.checkpoint import open_checkpoint
+from pellucid.ties.exchange import overwritten_by_tying
+from pellucid.ties.memory import Named, TieGroup, clusters, count, coverage, equal_groups, group, shared_groups
+from pellucid.ties.optimizers import OptimizerFindings
+from pellucid.ties.ours import predict_ours
+from pellucid.ties.predict import AfterReload, no_save, predict_hf
+from pellucid.ties.problems import Facts, Problem
+from pellucid.ties.subject import Declared, Subject, is_hf, live_subject, state_dict_subject, unwrapped
+from pellucid.ties.text import lines
+from pellucid.weights import hub
+
+
+@dataclass(frozen=True, repr=False)
+class TieAudit:
+    """Everything about the ties of a model, a state dict or a checkpoint.
+
+    Attributes:
+        what: What was audited.
+        groups: Names that share memory or numbers; see `TieGroup.kind`.
+        declared: What class, configuration and transformers' cache say.
+        unique: Numbers in parameters, each in memory once.
+        by_name: The same with a tied tensor counted under each of its names.
+        by_object: The same counted once per Parameter: what `sum(p.numel() for p in model.parameters())` says.
+        bytes_in_memory: Of all tensors, shared ones once.
+        bytes_on_disk: Of a checkpoint, its weights files; of a model, the tensors that saving would write; of a
+            state dict or another module, the storages that `torch.save` would write. None where saving raises.
+        after_reload: What a save and a reload would give.
+        overwritten_by_tying: Names that `tie_weights()` or `resize_token_embeddings()` would overwrite.
+        optimizer: What the optimizer given does with the parameters.
+        problems: What will surprise, each with a remedy.
+    """
+
+    what: str
+    groups: tuple[TieGroup, ...]
+    declared: Declared
+    unique: int
+    by_name: int
+    by_object: int
+    bytes_in_memory: int
+    bytes_on_disk: int | None
+    after_reload: AfterReload
+    overwritten_by_tying: tuple[str, ...] = ()
+    optimizer: OptimizerFindings | None = None
+    problems: tuple[Problem, ...] = ()
+
+    def __repr__(self) -> str:
+        return "\n".join(lines(self))
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON; addresses as hexadecimal text."""
+        content = dataclasses.asdict(self)
+        for one in content["groups"]:
+            one["addresses"] = [f"0x{address:x}" for address in one["addresses"]]
+        return content
+
+    def to_json(self) -> str:
+        """`to_dict` as text."""
+        return json.dumps(self.to_dict(), indent=2) + "\n"
+
+
+def audit_ties(
+    x: nn.Module | Mapping[str, Tensor] | str | PathLike[str],
+    *,
+    optimizer: Optimizer | None = None,
+    tie_word_embeddings: bool | None = None,
+) -> TieAudit:
+    """Find which names share memory, who says that they do, and what a save and a reload would make of it.
+
+    The model is only read: it is not run, nothing is registered, moved or drawn. No file is written. To predict the
+    reload of a transformers model, its class is built once more, on the meta device.
+
+    Args:
+        x: A model of ours, of transformers or any module; a state dict; a weights file (safetensors, `.bin`,
+            `.pt`), an index of shards or a folder; or the alias or hub id of a published one.
+        optimizer: To find what it steps twice, or not at all; only with a model.
+        tie_word_embeddings: What the configuration is to say instead of what it does, to predict
+            `from_pretrained(..., tie_word_embeddings=...)`.
+
+    Raises:
+        InputError: Not one of these.
+        NotFoundError: No such path.
+        WeightsError: A file that cannot be read.
+
+    Example:
+        >>> import pellucid as pl
+        >>> from pellucid.ties import audit_ties
+        >>> audit = audit_ties(pl.load())
+        >>> audit.groups[0].names, audit.by_name - audit.unique, audit.after_reload.survives
+        (('embed.W_E', 'unembed.W_U'), 1048576, True)
+    """
+    if optimizer is not None and not isinstance(x, nn.Module):
+        raise InputError(
+            f"audit_ties: an optimizer with {type(x).__name__}, expected a model.",
+            code="optimizer-without-model",
+            remedy="Give the model whose parameters the optimizer holds.",
+        )
+    if tie_word_embeddings is not None and not (is_hf(unwrapped(x)) or isinstance(x, (str, PathLike))):
+        raise InputError(
+            f"audit_ties: tie_word_embeddings= with {type(x).__name__}, expected what from_pretrained reads or made.",
+            code="override-without-configuration",
+            remedy="Leave it out, or give a checkpoint or a model of transformers.",
+        )
+    if isinstance(x, nn.Module):
+        return _audit_model(unwrapped(x), optimizer, tie_word_embeddings)
+    if isinstance(x, Mapping):
+        subject = state_dict_subject(x)
+        tensors = [one.tensor for one in subject.named]
+        return _audit(subject, no_save("a state dict"), _torch_saved(tensors))
+    if isinstance(x, (str, PathLike)):
+        opened = open_checkpoint(hub.locate(x), tie_word_embeddings)
+        return _audit(opened.subject, opened.after, opened.nbytes)
+    raise InputError(
+        f"audit_ties: given {type(x).__name__}, expected a model, a state dict or a path.",
+        code="not-auditable",
+        remedy="Give the model itself, model.state_dict(), or the path of a checkpoint.",
+    )
+
+
+def ties_report(path: str | PathLike[str]) -> TieAudit:
+    """The audit of a checkpoint: what `pellucid ties PATH` shows."""
+    return audit_ties(path)
+
+
+def _audit_model(model: nn.Module, optimizer: Optimizer | None, tied: bool | None) -> TieAudit:
+    with torch.no_grad():
+        subject = live_subject(model)
+        overwritten: tuple[str, ...] = ()
+        if isinstance(model, CkptedTransformer):
+            after = predict_ours(model)
+        elif subject.kind == "hf":
+            after = predict_hf(model, subject.named, subject.declared, tied)
+            overwritten = overwritten_by_tying(model)
+        else:
+            after = no_save(f"a {type(model).__name__}")
+        on_disk = _torch_saved([one.tensor for one in subject.named]) if subject.kind == "module" else after.written
+        findings = None if optimizer is None else optimizers.look(optimizer, subject.named)
+        return _audit(subject, after, on_disk, overwritten, findings)
+
+
+def _torch_saved(tensors: Sequence[Tensor]) -> int:
+    """Bytes that `torch.save` writes of the storages of tensors, each of them whole and once."""
+    storages = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors if t.layout == torch.strided}
+    return sum(storages.values())
+
+
+def _audit(
+    subject: Subject,
+    after: AfterReload,
+    on_disk: int | None,
+    overwritten: tuple[str, ...] = (),
+    findings: OptimizerFindings | None = None,
+) -> TieAudit:
+    found = clusters(subject.named)
+    declared = _declared_groups(subject)
+    groups = (*shared_groups(found), *equal_groups(found), *declared)
+    parameters = [one for one in subject.named if one.counted]
+    promised = sum(torch.Size(one.shape).numel() * (len(one.names) - 1) for one in declared)
+    by_name = sum(one.tensor.numel() for one in parameters) + promised
+    facts = Facts(subject, found, groups, after, overwritten, findings)
+    return TieAudit(
+        subject.what,
+        groups,
+        subject.declared,
+        sum(count(cluster) for cluster in clusters(parameters)),
+        by_name,
+        sum(tensor.numel() for tensor in subject.trainable) if subject.trainable else by_name,
+        sum(coverage(cluster) for cluster in found),
+        on_disk,
+        after,
+        overwritten,
+        findings,
+        problems.find(facts),
+    )
+
+
+def _declared_groups(subject: Subject) -> list[TieGroup]:
+    """Ties that reading a checkpoint makes of a name that it has and a name that it has not."""
+    if subject.kind != "checkpoint":
+        return []
+    held = {one.name: one.tensor for one in subject.named}
+    pairs = {**(subject.declared.by_class or {}), **(subject.declared.recorded or {})}
+    found: dict[frozenset[str], TieGroup] = {}
+    for target, source in pairs.items():
+        there = source if source in held else target
+        absent = target if source in held else source
+        if there in held and absent not in held:
+            pair = frozenset((there, absent))
+            found[pair] = group([Named(there, held[there]), Named(absent, held[there])], "declared")
+    return list(found.values())

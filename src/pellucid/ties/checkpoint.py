@@ -1,0 +1,156 @@
+"""A checkpoint on disk: what it holds, and what reading it would make of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from pellucid.config import TransformerConfig
+from pellucid.errors import PellucidError
+from pellucid.ties.exchange import Fresh, Refused, fresh, fresh_gpt2, read
+from pellucid.ties.memory import Named
+from pellucid.ties.predict import AfterReload, HeadFate, Loss, sentence, under
+from pellucid.ties.subject import Declared, Subject
+from pellucid.weights import files, hub
+from pellucid.weights.layouts import HF, canonical_names, detect
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint and what it takes.
+
+    Args:
+        subject: What it holds.
+        after: What `from_pretrained` would make of it.
+        nbytes: Of its weights files.
+    """
+
+    subject: Subject
+    after: AfterReload
+    nbytes: int
+
+
+def open_checkpoint(path: Path, tied: bool | None) -> Checkpoint:
+    """Read a checkpoint's names and tensors, mapped from the file, and predict its reading.
+
+    Args:
+        path: A weights file, an index of shards, or a folder.
+        tied: What its configuration is to say instead of what it does.
+
+    Raises:
+        NotFoundError: Nothing there.
+        WeightsError: Weights that cannot be read.
+    """
+    stored = files.read(path, needs_config=False)
+    given = stored.config
+    config = None if given is None else {**given, **({} if tied is None else {"tie_word_embeddings": tied})}
+    weights = _weights_files(stored.path)
+    recorded = _recorded(weights, stored.tensors) if stored.format == "safetensors" else {}
+    says = None if config is None else config.get("tie_word_embeddings", True)
+    declared = Declared(by_config=says if isinstance(says, bool) else None, recorded=recorded or None)
+    named = tuple(Named(name, tensor) for name, tensor in stored.tensors.items())
+    subject = Subject(f"{stored.path} ({stored.format})", "checkpoint", named, declared)
+    after = _predict(stored, config)
+    if after.heads and after.tied_after:
+        subject = replace(subject, declared=replace(declared, by_class=_tie_of(stored.tensors, after.heads[0].name)))
+    return Checkpoint(subject, after, sum(file.stat().st_size for file in weights))
+
+
+def _weights_files(weights: Path) -> list[Path]:
+    if not weights.name.endswith(".index.json"):
+        return [weights]
+    return [weights.parent / shard for shard in sorted(set(hub.read_index(weights).values()))]
+
+
+def _recorded(weights: Sequence[Path], tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """`safetensors.torch.save_model` notes the names that it left out: left out -> kept."""
+    from safetensors import safe_open
+
+    notes: dict[str, str] = {}
+    for file in weights:
+        with safe_open(file, framework="pt") as opened:
+            notes.update(opened.metadata() or {})
+    return {name: kept for name, kept in notes.items() if kept in tensors and name not in tensors}
+
+
+def _tie_of(tensors: Mapping[str, Tensor], head: str) -> dict[str, str]:
+    """The tie that reading this checkpoint makes, under the names that the file has."""
+    embedding = next((name for name in tensors if name.endswith("wte.weight")), "transformer.wte.weight")
+    return {head: embedding}
+
+
+def _predict(stored: files.Stored, config: Mapping[str, Any] | None) -> AfterReload:
+    if config is None:
+        return AfterReload(None, None, "no config.json beside it says what would be built, so nothing can be predicted")
+    if config.get("model_type", "gpt2") != "gpt2":
+        return _predict_other(stored, config)
+    canonical = canonical_names(stored.tensors)
+    tensors = {name: stored.tensors[given[0]] for name, given in canonical.items()}
+    layout = detect(tensors)
+    if layout is not HF or stored.model_args is not None:
+        name = layout.name if layout is not None and stored.model_args is None else "nanogpt" if layout else "unknown"
+        return AfterReload(None, None, f"transformers does not read the layout {name!r}; pellucid.load may")
+    headless = (config.get("architectures") or [""])[0] == "GPT2Model"
+    try:
+        model = fresh_gpt2(TransformerConfig.from_dict(config), headless=headless)
+    except PellucidError as problem:
+        return AfterReload(None, None, f"the configuration is not GPT-2's: {problem.message}")
+    return _reading(tensors, model)
+
+
+def _predict_other(stored: files.Stored, config: Mapping[str, Any]) -> AfterReload:
+    """Of a family that only transformers knows."""
+    kind = f"model_type {config['model_type']!r}"
+    try:
+        import transformers
+    except ImportError:
+        return AfterReload(None, None, f"{kind}: only transformers can say, and it is not installed")
+    cls = getattr(transformers, (config.get("architectures") or [""])[0] or "", None)
+    try:
+        known = transformers.AutoConfig.for_model(**json.loads(json.dumps(dict(config))))
+        model = fresh(cls, known)
+    except Exception as problem:  # an unknown family, a class of the repository's own, fields that do not fit
+        return AfterReload(None, None, f"{kind}: transformers cannot build it: {type(problem).__name__}: {problem}")
+    return _reading(stored.tensors, model)
+
+
+def _reading(tensors: Mapping[str, Tensor], model: Fresh) -> AfterReload:
+    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    try:
+        after = read(tensors, model, None)
+    except Refused as refusal:
+        return AfterReload(False, None, str(refusal), written=size)
+    unread = [name for name in after.unexpected if not _is_mask(name)]
+    random = [name for name, origin in after.origin.items() if origin is None]
+    lost = (
+        *(Loss(name, "dropped", "is in the file, but the class has no such name") for name in unread),
+        *(Loss(name, "random", "is not in the file, so that it is drawn at random") for name in random),
+    )
+    head = model.head
+    tied = None if head is None else head in after.ties or head in after.ties.values()
+    reason = _reason(tensors, model, tied, lost)
+    fates = () if head is None else (HeadFate(head, not under(head, lost), tied, reason),)
+    return AfterReload(not lost, tied, reason, fates, lost, size)
+
+
+def _is_mask(name: str) -> bool:
+    return name.endswith((".attn.bias", ".attn.masked_bias"))  # the causal masks that old checkpoints carry
+
+
+def _reason(tensors: Mapping[str, Tensor], model: Fresh, tied: bool | None, lost: tuple[Loss, ...]) -> str:
+    if lost:
+        return sentence(lost)
+    if model.head is None:
+        return "every tensor is read; the class has no head"
+    if not tied:
+        differ = "; they differ, so both are kept, against the configuration" if model.ties else ""
+        return f"{model.head} and {model.embedding} are both in the file{differ}"
+    present = [name for name in (model.head, model.embedding) if name in tensors]
+    if len(present) == 2:
+        return f"{model.head} and {model.embedding} are both in the file; they are equal, so they are tied"
+    return f"{present[0] if present else model.embedding} is in the file once, and the other is tied to it"

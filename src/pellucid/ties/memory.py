@@ -1,0 +1,216 @@
+"""Which names show the same memory, and which tensors are merely equal.
+
+Memory is compared byte for byte, not storage for storage: tensors mapped from one file share a storage without
+sharing a number, and two slices of one matrix may share a storage, a part of their numbers, or none.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pellucid.weights.importing import same_numbers
+
+_SAMPLES = 64
+
+
+@dataclass(frozen=True, eq=False)
+class Named:
+    """A tensor under one of its names.
+
+    Args:
+        name: The name.
+        tensor: The tensor itself, never a copy.
+        counted: Whether it is a parameter, and not a buffer.
+    """
+
+    name: str
+    tensor: Tensor
+    counted: bool = True
+
+
+@dataclass(frozen=True)
+class TieGroup:
+    """Names of one tensor, or of tensors that share memory or numbers.
+
+    Attributes:
+        names: In the order in which they were found.
+        kind: "same parameter": one object. "same memory": several objects over exactly the same numbers.
+            "overlapping": some of the numbers are shared. "equal": memory of their own, the same numbers.
+            "declared": a checkpoint names it once, and reading it makes the other names.
+        shape: Of the first name.
+        dtype: Of the first name.
+        nbytes: Memory that all names together take.
+        addresses: Where the first number of each name is, the evidence for the kind; 0 where nothing is.
+    """
+
+    names: tuple[str, ...]
+    kind: str
+    shape: tuple[int, ...]
+    dtype: str
+    nbytes: int
+    addresses: tuple[int, ...]
+
+    def __repr__(self) -> str:
+        where = " ".join(f"0x{address:x}" for address in dict.fromkeys(self.addresses))
+        return f"{self.kind}: {' = '.join(self.names)} {list(self.shape)} at {where}"
+
+
+@dataclass(frozen=True)
+class _Place:
+    """The bytes from a tensor's first number to its last; `dense` if the tensor shows all of them."""
+
+    space: tuple[str, int]
+    start: int
+    end: int
+    dense: bool
+
+
+def _place(tensor: Tensor) -> _Place | None:
+    """Where a tensor is; None for one that has no numbers or no strides."""
+    if tensor.layout != torch.strided or tensor.numel() == 0:
+        return None
+    size = tensor.element_size()
+    steps = sum((length - 1) * stride for length, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    if tensor.is_meta:
+        space, start = ("meta", tensor.untyped_storage()._cdata), int(tensor.storage_offset()) * size
+    else:
+        space, start = (str(tensor.device), 0), tensor.data_ptr()
+    span = (steps + 1) * size
+    return _Place(space, start, start + span, tensor.numel() * size == span)
+
+
+def address(tensor: Tensor) -> int:
+    """Where the first number is; 0 for tensors without memory."""
+    return 0 if tensor.is_meta or tensor.layout != torch.strided else tensor.data_ptr()
+
+
+def _touched(tensor: Tensor, start: int) -> Tensor:
+    """The addresses of all bytes that a tensor shows, relative to `start`, sorted."""
+    place, size = _place(tensor), tensor.element_size()
+    assert place is not None, "only placed tensors are compared"
+    at = torch.tensor([place.start - start])
+    for length, stride in zip(tensor.shape, tensor.stride(), strict=True):
+        at = (at[:, None] + torch.arange(length) * stride * size).flatten()
+    return (at[:, None] + torch.arange(size)).flatten().unique()
+
+
+def _overlap(a: Tensor, b: Tensor) -> bool:
+    pa, pb = _place(a), _place(b)
+    if pa is None or pb is None or pa.space != pb.space or pa.start >= pb.end or pb.start >= pa.end:
+        return False
+    if (pa.dense and pb.dense) or (pa == pb and a.stride() == b.stride() and a.shape == b.shape):
+        return True
+    start = min(pa.start, pb.start)
+    return bool(torch.isin(_touched(a, start), _touched(b, start)).any())
+
+
+def clusters(named: Sequence[Named]) -> list[list[Named]]:
+    """Every name in exactly one cluster; names are together if a chain of shared bytes connects them."""
+    placed = [(_place(one.tensor), i) for i, one in enumerate(named)]
+    order = sorted((p.space, p.start, p.end, i) for p, i in placed if p is not None)
+    runs: list[list[int]] = [[i] for p, i in placed if p is None]
+    reach: tuple[tuple[str, int], int] | None = None
+    for space, start, end, i in order:
+        if reach is not None and reach[0] == space and start < reach[1]:
+            runs[-1].append(i)
+            reach = (space, max(reach[1], end))
+        else:
+            runs.append([i])
+            reach = (space, end)
+    found = [part for run in runs for part in _connected([named[i] for i in sorted(run)])]
+    position = {id(one): i for i, one in enumerate(named)}
+    return sorted(found, key=lambda cluster: position[id(cluster[0])])
+
+
+def _connected(run: list[Named]) -> list[list[Named]]:
+    """Split names whose spans touch into those whose bytes do."""
+    places = [_place(one.tensor) for one in run]
+    if len(run) < 2 or all(place is not None and place.dense for place in places):
+        return [run]
+    parts: list[list[Named]] = []
+    for one in run:
+        touching = [part for part in parts if any(_overlap(one.tensor, other.tensor) for other in part)]
+        parts = [part for part in parts if part not in touching] + [[*itertools.chain(*touching), one]]
+    return parts
+
+
+def coverage(cluster: Sequence[Named]) -> int:
+    """How many different bytes the names of a cluster show."""
+    places = [place for one in cluster if (place := _place(one.tensor)) is not None]
+    if not places:
+        return 0
+    if all(place.dense for place in places):
+        covered = reach = 0
+        for place in sorted(places, key=lambda place: place.start):
+            covered += max(0, place.end - max(place.start, reach))
+            reach = max(reach, place.end)
+        return covered
+    start = min(place.start for place in places)
+    tensors = [one.tensor for one in cluster if _place(one.tensor) is not None]
+    return int(torch.cat([_touched(tensor, start) for tensor in tensors]).unique().numel())
+
+
+def count(cluster: Sequence[Named]) -> int:
+    """How many different numbers the names of a cluster show."""
+    return coverage(cluster) // max(one.tensor.element_size() for one in cluster)
+
+
+def shared_groups(found: Iterable[Sequence[Named]]) -> list[TieGroup]:
+    """The clusters of several names, as groups."""
+    return [group(cluster, _kind(cluster)) for cluster in found if len(cluster) > 1]
+
+
+def _kind(cluster: Sequence[Named]) -> str:
+    first = cluster[0].tensor
+    if all(one.tensor is first for one in cluster):
+        return "same parameter" if isinstance(first, torch.nn.Parameter) else "same memory"
+    places = {_place(one.tensor) for one in cluster}
+    same = len(places) == 1 and all(one.tensor.numel() == first.numel() for one in cluster)
+    return "same memory" if same else "overlapping"
+
+
+def group(cluster: Sequence[Named], kind: str) -> TieGroup:
+    """Describe names that belong together."""
+    first = cluster[0].tensor
+    return TieGroup(
+        tuple(one.name for one in cluster),
+        kind,
+        tuple(first.shape),
+        str(first.dtype).removeprefix("torch."),
+        sum(coverage(part) for part in clusters(cluster)),
+        tuple(address(one.tensor) for one in cluster),
+    )
+
+
+def equal_groups(found: Iterable[Sequence[Named]]) -> list[TieGroup]:
+    """Tensors with memory of their own and the same numbers; those of a single number repeated are no news."""
+    alike: dict[tuple[object, ...], list[list[Named]]] = {}
+    for cluster in found:
+        one = cluster[0]
+        if one.tensor.is_meta or one.tensor.layout != torch.strided or one.tensor.numel() < 2:
+            continue
+        same = alike.setdefault(_fingerprint(one.tensor), [])
+        for others in same:
+            if same_numbers(others[0].tensor, one.tensor):
+                others.append(one)
+                break
+        else:
+            same.append([one])
+    together = [others for same in alike.values() for others in same if len(others) > 1]
+    return [group(others, "equal") for others in together if not _is_constant(others[0].tensor)]
+
+
+def _fingerprint(tensor: Tensor) -> tuple[object, ...]:
+    flat = tensor.detach().reshape(-1)
+    samples = flat[torch.arange(min(_SAMPLES, flat.numel())) * (flat.numel() // _SAMPLES or 1)]
+    return (tuple(tensor.shape), tensor.dtype, tensor.device, str(samples.tolist()))
+
+
+def _is_constant(tensor: Tensor) -> bool:
+    flat = tensor.detach().reshape(-1)
+    return bool((flat == flat[0]).all())

@@ -1,0 +1,138 @@
+"""What is audited: names and tensors, what is declared about them, and what it came from."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from pellucid.errors import InputError
+from pellucid.model import CkptedTransformer
+from pellucid.ties.memory import Named
+
+OUR_EMBED, OUR_HEAD = "embed.W_E", "unembed.W_U"
+
+
+@dataclass(frozen=True)
+class Declared:
+    """What others say about ties, each of which may be wrong.
+
+    Attributes:
+        by_class: `_tied_weights_keys`, target -> source; None where a class declares nothing.
+        by_config: `tie_word_embeddings`; None where there is no configuration, or it does not say.
+        by_cache: `all_tied_weights_keys`, what transformers noted when the model was made; None elsewhere.
+        malformed: Modules whose `_tied_weights_keys` is a list, as in transformers 4; version 5 crashes on them.
+        recorded: Names that a safetensors file says it left out -> the name that it kept.
+    """
+
+    by_class: Mapping[str, str] | None = None
+    by_config: bool | None = None
+    by_cache: Mapping[str, str] | None = None
+    malformed: tuple[str, ...] = ()
+    recorded: Mapping[str, str] | None = None
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is audited.
+
+    Args:
+        what: For people.
+        kind: "ours", "hf", "module", "state dict" or "checkpoint".
+        named: Every tensor under every name.
+        declared: What is said about them.
+        trainable: The parameters themselves; empty where there are none.
+    """
+
+    what: str
+    kind: str
+    named: tuple[Named, ...]
+    declared: Declared
+    trainable: tuple[Tensor, ...] = ()
+
+
+def is_hf(x: object) -> bool:
+    """Whether it is a transformers model; asking does not import transformers."""
+    module = sys.modules.get("transformers.modeling_utils")
+    return module is not None and isinstance(x, module.PreTrainedModel)
+
+
+def unwrapped(x: object) -> Any:
+    """The model inside DDP, DataParallel and torch.compile."""
+    while isinstance(x, nn.Module):
+        wrapped = x._modules.get("_orig_mod")
+        if wrapped is None and isinstance(x, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            wrapped = x.module
+        if wrapped is None:
+            break
+        x = wrapped
+    return x
+
+
+def live_subject(model: nn.Module) -> Subject:
+    """Describe a model in memory, which is only read."""
+    named = tuple(_named(model))
+    trainable = tuple(model.parameters())
+    what = type(model).__name__
+    if isinstance(model, CkptedTransformer):
+        declared = Declared(by_config=model.config.tie_word_embeddings)
+        return Subject(f"{what} (pellucid)", "ours", named, declared, trainable)
+    if is_hf(model):
+        return Subject(f"{what} (transformers)", "hf", named, declared_by(model), trainable)
+    return Subject(what, "module", named, Declared(), trainable)
+
+
+def _named(model: nn.Module) -> Iterator[Named]:
+    """Parameters under all of their names, then the buffers that a state dict has."""
+    ours = isinstance(model, CkptedTransformer)
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        # Our head's memory is that of a [V, D] matrix, like the embedding that it is compared with.
+        yield Named(name, parameter.t() if ours and name == OUR_HEAD else parameter)
+    if isinstance(model, CkptedTransformer) and getattr(model.unembed, "tied", False):
+        yield Named(OUR_HEAD, model.embed.W_E)
+    for path, module in model.named_modules(remove_duplicate=False):
+        for name, buffer in module._buffers.items():
+            if buffer is not None and name not in module._non_persistent_buffers_set:
+                yield Named(f"{path}.{name}" if path else name, buffer, counted=False)
+
+
+def declared_by(model: Any) -> Declared:
+    """What a transformers model's classes, configuration and cache say."""
+    by_class: dict[str, str] = {}
+    malformed: list[str] = []
+    for path, module in model.named_modules():
+        keys = getattr(module, "_tied_weights_keys", None)
+        if not keys:
+            continue
+        if isinstance(keys, Mapping):
+            prefix = f"{path}." if path else ""
+            by_class.update({f"{prefix}{target}": f"{prefix}{source}" for target, source in keys.items()})
+        else:
+            malformed.append(path or type(module).__name__)
+    tied = getattr(model.config, "tie_word_embeddings", None)
+    cache = getattr(model, "all_tied_weights_keys", None)
+    return Declared(
+        by_class or None,
+        tied if isinstance(tied, bool) else None,
+        dict(cache) if isinstance(cache, Mapping) else None,
+        tuple(malformed),
+    )
+
+
+def state_dict_subject(tensors: Mapping[Any, Any]) -> Subject:
+    """Describe a state dict.
+
+    Raises:
+        InputError: Something in it is no named tensor.
+    """
+    wrong = [repr(n) for n, t in tensors.items() if not (isinstance(n, str) and isinstance(t, Tensor))]
+    if wrong or not tensors:
+        raise InputError(
+            f"audit_ties: a dict with {', '.join(wrong[:8]) or 'no entries'}, expected names and tensors.",
+            code="not-a-state-dict",
+            remedy="Give model.state_dict(), or the part of the checkpoint that holds it.",
+        )
+    return Subject("state dict", "state dict", tuple(Named(n, t) for n, t in tensors.items()), Declared())

@@ -1,0 +1,206 @@
+"""A predictor with a mistake in it disagrees with the real thing on at least one row; the right one on none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pellucid.ties import audit, audit_ties, exchange, optimizers, predict
+from pellucid.ties.predict import AfterReload
+from ties import cases
+
+Mutate = Callable[[pytest.MonkeyPatch], None]
+
+
+@pytest.fixture(scope="module")
+def reality(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[bool | None, bool | None]]:
+    pytest.importorskip("transformers").logging.set_verbosity(50)
+    return {row: cases.really(cases.changed(row), tmp_path_factory.mktemp("row")) for row in (*cases.ROWS, *cases.MORE)}
+
+
+def disagreements(reality: dict[str, tuple[bool | None, bool | None]]) -> set[str]:
+    found: set[str] = set()
+    for row, real in reality.items():
+        try:
+            after = audit_ties(cases.changed(row)).after_reload
+            agrees = (after.survives, after.tied_after) == real
+        except Exception:  # a mutant may crash
+            agrees = False
+        if not agrees:
+            found.add(row)
+    return found
+
+
+def always(survives: bool | None, tied: bool | None) -> Mutate:
+    def mutate(patch: pytest.MonkeyPatch) -> None:
+        patch.setattr(audit, "predict_hf", lambda *_: AfterReload(survives, tied, "always"))
+
+    return mutate
+
+
+def what_memory_says(patch: pytest.MonkeyPatch) -> None:
+    def naive(model: Any, *_: Any) -> AfterReload:
+        tied = getattr(model.lm_head, "weight", None) is model.transformer.wte.weight
+        return AfterReload(True, tied, "as in memory")
+
+    patch.setattr(audit, "predict_hf", naive)
+
+
+def what_the_configuration_says(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(
+        audit, "predict_hf", lambda model, *_: AfterReload(True, model.config.tie_word_embeddings, "as declared")
+    )
+
+
+def code_is_not_compared(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(predict, "_same_code", lambda a, b: True)
+
+
+def classes_instead_of_code(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(predict, "_same_code", lambda a, b: type(a) is type(b))
+
+
+def any_sequential_is_a_linear(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(
+        predict, "plain_linear", lambda module: next((m for m in module.modules() if hasattr(m, "weight")), None)
+    )
+
+
+def a_bias_has_no_effect(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(predict, "_adds_nothing", lambda linear: True)
+
+
+def a_bias_always_has_an_effect(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(predict, "_adds_nothing", lambda linear: linear.bias is None)
+
+
+def sharing_is_never_refused(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(predict, "written", lambda tensors, potential: dict(tensors))
+
+
+def sharing_is_always_refused(patch: pytest.MonkeyPatch) -> None:
+    right = predict.written
+    patch.setattr(predict, "written", lambda tensors, potential: right(tensors, ()))
+
+
+def any_name_of_a_storage_is_left_out(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(exchange, "_touching", lambda names, tensors: [names])
+
+
+def strides_do_not_matter(patch: pytest.MonkeyPatch) -> None:
+    right = exchange._touching
+    patch.setattr(exchange, "_touching", lambda names, tensors: right(names, {n: torch.empty(1) for n in names}))
+
+
+def equal_tensors_stay_apart(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(exchange, "equal", lambda a, b: False)
+
+
+def all_tensors_are_tied(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(exchange, "equal", lambda a, b: True)
+
+
+def nan_equals_nan(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(exchange, "equal", exchange._same_numbers)
+
+
+def the_cache_instead_of_the_configuration(patch: pytest.MonkeyPatch) -> None:
+    right = exchange.fresh
+
+    def stale(cls: Any, config: Any, tied: bool | None = None) -> exchange.Fresh:
+        return right(cls, config, True)
+
+    patch.setattr(predict, "fresh", stale)
+
+
+def shapes_are_not_compared(patch: pytest.MonkeyPatch) -> None:
+    right = predict.read
+
+    def blind(file: Any, model: exchange.Fresh, dtype: Any) -> exchange.Read:
+        shapes = {name: tuple(file[name].shape) if name in file else shape for name, shape in model.shapes.items()}
+        return right(file, replace(model, shapes=shapes), dtype)
+
+    patch.setattr(predict, "read", blind)
+
+
+def one_dtype_is_another(patch: pytest.MonkeyPatch) -> None:
+    right = predict._Comparison._loss
+
+    def blind(self: Any, name: str) -> Any:
+        loss = right(self, name)
+        return None if loss is not None and loss.code == "dtype" else loss
+
+    patch.setattr(predict._Comparison, "_loss", blind)
+
+
+def random_is_as_good(patch: pytest.MonkeyPatch) -> None:
+    right = predict._Comparison._loss
+
+    def blind(self: Any, name: str) -> Any:
+        loss = right(self, name)
+        return None if loss is not None and loss.code == "random" else loss
+
+    patch.setattr(predict._Comparison, "_loss", blind)
+
+
+def lists_are_dicts(patch: pytest.MonkeyPatch) -> None:
+    right = predict.predict_hf
+
+    def lenient(model: Any, named: Any, declared: Any, tied: bool | None) -> AfterReload:
+        ties = {"lm_head.weight": "transformer.wte.weight"}
+        return right(model, named, replace(declared, malformed=(), by_class=ties), tied)
+
+    patch.setattr(audit, "predict_hf", lenient)
+
+
+MUTANTS: list[Mutate] = [
+    always(True, True), always(True, False), always(False, True), always(False, False), always(None, None),
+    what_memory_says, what_the_configuration_says, code_is_not_compared, classes_instead_of_code,
+    any_sequential_is_a_linear, a_bias_has_no_effect, a_bias_always_has_an_effect, sharing_is_never_refused,
+    sharing_is_always_refused, any_name_of_a_storage_is_left_out, strides_do_not_matter, equal_tensors_stay_apart,
+    all_tensors_are_tied, nan_equals_nan, the_cache_instead_of_the_configuration, shapes_are_not_compared,
+    one_dtype_is_another, random_is_as_good, lists_are_dicts,
+]  # fmt: skip
+
+
+def test_the_predictor_agrees_with_the_real_thing(reality: dict[str, tuple[bool | None, bool | None]]) -> None:
+    assert disagreements(reality) == set()
+
+
+@pytest.mark.parametrize("mutate", MUTANTS, ids=lambda mutate: mutate.__qualname__)
+def test_a_mistaken_predictor_is_caught(
+    mutate: Mutate, reality: dict[str, tuple[bool | None, bool | None]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mutate(monkeypatch)
+    assert disagreements(reality)
+
+
+def by_object(named: Any) -> list[list[Any]]:
+    objects: dict[int, list[Any]] = {}
+    for one in named:
+        objects.setdefault(id(one.tensor), []).append(one)
+    return list(objects.values())
+
+
+def test_an_optimizer_audit_that_goes_by_objects_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """accelerate's find_tied_parameters goes by objects, and finds nothing in two Parameters over one storage."""
+    model = cases.changed("two Parameters over one storage")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    assert audit_ties(model, optimizer=optimizer).optimizer.twice
+    monkeypatch.setattr(optimizers, "clusters", by_object)
+    assert not audit_ties(model, optimizer=optimizer).optimizer.twice
+
+
+def test_real_outputs_depend_on_the_head(tmp_path: Path) -> None:
+    """The measure itself: another head gives outputs that `close` tells apart."""
+    model = cases.small()
+    ids = torch.arange(8)[None]
+    before = model(ids)[0]
+    with torch.no_grad():
+        model.lm_head.weight[3, 3] += 0.01
+    assert not cases.close(before, model(ids)[0])

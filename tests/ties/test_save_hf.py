@@ -1,0 +1,192 @@
+"""`save_hf` saves what comes back as the same model, and otherwise leaves everything as it was."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import pellucid as pl
+from pellucid.ties import audit_ties, reload, save_hf, saving
+from ties import cases
+
+
+@pytest.fixture(autouse=True)
+def _transformers() -> None:
+    pytest.importorskip("transformers")
+
+
+def listing(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("row", [*cases.ROWS, *cases.MORE])
+def test_it_saves_exactly_what_comes_back(row: str, tmp_path: Path) -> None:
+    """Saved if, and only if, the reload computes the same and is tied as the model is."""
+    model = cases.changed(row)
+    survives, tied_after = cases.really(cases.changed(row), tmp_path / "real")
+    tied = getattr(model.lm_head, "weight", None) is not None and any(
+        {"lm_head.weight", "transformer.wte.weight"} <= set(group.names) and group.kind != "equal"
+        for group in audit_ties(model).groups
+    )
+    same = survives is True and tied == tied_after and set(model.state_dict()) == set(cases.small().state_dict())
+    if not same:
+        with pytest.raises(pl.WeightsError, match="nothing was saved") as caught:
+            save_hf(model, tmp_path / "here")
+        assert caught.value.remedy
+        assert not (tmp_path / "here").exists()
+        return
+    saved = save_hf(model, tmp_path / "here")
+    again = type(model).from_pretrained(tmp_path / "here").eval()
+    assert (again.lm_head.weight is again.transformer.wte.weight) == tied == saved.tied
+    ids = torch.arange(8)[None]
+    assert cases.close(model(ids)[0], again(ids)[0])
+    assert saved.outputs
+    assert saved.tensors == len(model.state_dict())
+    assert saved.nbytes == sum(len(content) for content in listing(tmp_path / "here").values())
+    assert sorted(listing(tmp_path)) == sorted(
+        [*(f"here/{name}" for name in saved.files), *(f"real/{n}" for n in listing(tmp_path / "real"))]
+    )
+
+
+def test_what_it_writes_is_what_transformers_writes(tmp_path: Path) -> None:
+    model = cases.small()
+    model.save_pretrained(tmp_path / "theirs")
+    save_hf(model, tmp_path / "ours")
+    assert listing(tmp_path / "ours") == listing(tmp_path / "theirs")
+    pl.load(tmp_path / "ours")
+
+
+def test_a_refusal_keeps_what_was_there(tmp_path: Path) -> None:
+    save_hf(cases.small(), tmp_path / "here")
+    before = listing(tmp_path)
+    with pytest.raises(pl.WeightsError):
+        save_hf(cases.changed("Sequential(Linear)"), tmp_path / "here")
+    assert listing(tmp_path) == before
+
+
+@pytest.mark.parametrize("stage", ["save_pretrained", "from_pretrained", "replace"])
+def test_a_failure_at_any_stage_leaves_nothing(stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = cases.small()
+    save_hf(model, tmp_path / "here")
+    before = listing(tmp_path)
+    with torch.no_grad():
+        model.transformer.wpe.weight.add_(1)
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    if stage == "replace":
+        monkeypatch.setattr(os, "replace", fail)
+    else:
+        monkeypatch.setattr(type(model), stage, fail)
+    with pytest.raises(pl.WeightsError, match="No space left") as caught:
+        save_hf(model, tmp_path / "here")
+    assert caught.value.code == "path-not-writable"
+    monkeypatch.undo()
+    assert listing(tmp_path) == before
+
+
+def test_a_reload_that_differs_is_refused_even_if_it_was_not_predicted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = cases.small()
+    right = type(model).from_pretrained
+
+    def wrong(*args: Any, **options: Any) -> Any:
+        again = right(*args, **options)
+        with torch.no_grad():
+            again.transformer.ln_f.bias[0] += 1e-7
+        return again
+
+    monkeypatch.setattr(type(model), "from_pretrained", wrong)
+    with pytest.raises(pl.WeightsError, match=r"transformer\.ln_f\.bias not the same numbers"):
+        save_hf(model, tmp_path / "here")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_outputs_are_compared_even_where_tensors_agree(tmp_path: Path) -> None:
+    """A hook that steers the model is not saved with it."""
+    model = cases.small()
+    model.transformer.ln_f.register_forward_hook(lambda module, args, out: out * 1.0001)
+    with pytest.raises(pl.WeightsError, match="other outputs"):
+        save_hf(model, tmp_path / "here")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_model_is_left_as_it_is(tmp_path: Path) -> None:
+    model = cases.small().train()
+    model.transformer.h[1].eval()
+    modes = {name: module.training for name, module in model.named_modules()}
+    config, bits = dict(vars(model.config)), torch.get_rng_state()
+    tensors = [(name, id(p), p._version) for name, p in model.named_parameters(remove_duplicate=False)]
+    save_hf(model, tmp_path)
+    assert {name: module.training for name, module in model.named_modules()} == modes
+    assert dict(vars(model.config)) == config
+    assert torch.equal(torch.get_rng_state(), bits)
+    assert [(name, id(p), p._version) for name, p in model.named_parameters(remove_duplicate=False)] == tensors
+
+
+@pytest.mark.parametrize("family", ["headless", "classifier", "bert", "llama, tied"])
+def test_other_classes(family: str, tmp_path: Path) -> None:
+    from ties.test_table import families
+
+    cls, config = families()[family]
+    model = cls(config).eval()
+    saved = save_hf(model, tmp_path)
+    assert saved.outputs
+    assert saved.tensors == len(model.state_dict())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_every_dtype(dtype: torch.dtype, tmp_path: Path) -> None:
+    assert save_hf(cases.small().to(dtype), tmp_path).outputs
+
+
+def test_an_older_sharded_save_is_not_read_instead(tmp_path: Path) -> None:
+    old, new = cases.small(), cases.small(seed=1)
+    old.save_pretrained(tmp_path, max_shard_size="4KB")
+    assert (tmp_path / "model.safetensors.index.json").exists()
+    (tmp_path / "notes.txt").write_text("mine")
+    save_hf(new, tmp_path)
+    assert sorted(path.name for path in tmp_path.glob("*.safetensors*")) == ["model.safetensors"]
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+    again = type(new).from_pretrained(tmp_path)
+    assert torch.equal(again.transformer.wpe.weight, new.transformer.wpe.weight)
+
+
+def test_what_is_no_transformers_model(tmp_path: Path) -> None:
+    for model in (nn.Linear(2, 2), pl.load(), None):
+        with pytest.raises(pl.InputError) as caught:
+            save_hf(model, tmp_path / "here")
+        assert caught.value.code == "not-a-transformers-model"
+    (tmp_path / "file").write_text("")
+    with pytest.raises(pl.WeightsError):
+        save_hf(cases.small(), tmp_path / "file")
+    with pytest.raises(pl.WeightsError):
+        save_hf(cases.small(), tmp_path / "file" / "below")
+
+
+def test_it_says_what_it_did(tmp_path: Path) -> None:
+    text = repr(save_hf(cases.small(), tmp_path))
+    assert "model.safetensors" in text
+    assert "and the outputs equal after a reload, tied" in text
+
+
+def test_a_model_that_cannot_be_run_on_ids_is_compared_by_tensors() -> None:
+    model = cases.small()
+    assert reload.compare(model, model).outputs is True
+    vars(model.config)["vocab_size"] = None
+    assert reload.compare(model, model).outputs is None
+
+
+def test_comparing_finds_broken_ties() -> None:
+    model, other = cases.small(), cases.small()
+    other.lm_head.weight = nn.Parameter(other.lm_head.weight.detach().clone())
+    assert reload.compare(model, other).ties == ("lm_head.weight", "transformer.wte.weight")
+    assert saving._OURS_TO_REPLACE.fullmatch("model-00001-of-00002.safetensors")
+    assert not saving._OURS_TO_REPLACE.fullmatch("adapter_model.safetensors")
