@@ -1,0 +1,245 @@
+"""Second part of the course, with chance: what a function samples, and how often, read off exactly.
+
+`torch.multinomial`, which `Categorical.sample` calls, is told what to draw, once for every place, while it notes
+the probabilities that it was given: the distribution over token ids follows without statistics. A function that
+draws in another way is called many times.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pellucid.exercises.answers import Findings, WrongAnswerError, checked, theirs
+from pellucid.exercises.result import CheckResult
+from pellucid.exercises.scores import as_id
+from pellucid.exercises.watch import Drawn, apart
+
+DRAWS = 4000
+EXACT = 1e-5
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """What is sampled: probabilities [V], and whether they are exact or counted."""
+
+    probabilities: Tensor
+    exact: bool
+
+    def is_(self, expected: Tensor) -> bool:
+        """Whether this is the expected distribution; counted ones within 5 standard deviations."""
+        if self.exact:
+            return apart(self.probabilities, expected) <= EXACT
+        deviation = (expected * (1 - expected) / DRAWS).sqrt()
+        return bool(((self.probabilities - expected).abs() <= 5 * deviation + 1e-12).all())
+
+
+def distribution(draw: Callable[[], Any], size: int, step: str) -> Distribution:
+    """The distribution of what `draw` returns over `size` ids."""
+    first = Drawn(0)
+    with theirs(step), first:
+        as_id(draw(), step)
+    if len(first.weights) != 1 or first.weights[0].size(0) != 1:
+        return Distribution(_counted(draw, size, step), exact=False)
+    weights = first.weights[0][0] / first.weights[0].sum()
+    found = torch.zeros(size, dtype=torch.float64)
+    for place in weights.nonzero().flatten().tolist():
+        with theirs(step), Drawn(place):
+            token = as_id(draw(), step)
+        found[_checked(token, size, step)] += weights[place]
+    return Distribution(found, exact=True)
+
+
+def _counted(draw: Callable[[], Any], size: int, step: str) -> Tensor:
+    with theirs(step):
+        tokens = [_checked(as_id(draw(), step), size, step) for _ in range(DRAWS)]
+    return torch.bincount(torch.tensor(tokens), minlength=size).double() / DRAWS
+
+
+def _checked(token: int, size: int, step: str) -> int:
+    if not 0 <= token < size:
+        raise WrongAnswerError(f"it returns the id {token}, outside the vocabulary of {size}", step, "the chosen id")
+    return token
+
+
+Law = Callable[..., Tensor]
+"""Logits [V] and an option -> probabilities [V]."""
+
+
+def kept(logits: Tensor, keep: Tensor) -> Tensor:
+    """The distribution over the tokens `keep`, renormalised."""
+    return logits.double().masked_fill(~_among(logits, keep), -torch.inf).softmax(-1)
+
+
+def _among(logits: Tensor, keep: Tensor) -> Tensor:
+    return torch.zeros(logits.shape, dtype=torch.bool).index_fill(0, keep, True)
+
+
+def _places(law: Law) -> Law:
+    """The law's probabilities in descending order, at the ids 0, 1, 2 ...: places taken for ids."""
+    return lambda x, *o: law(x, *o).sort(descending=True).values
+
+
+def _ranked(x: Tensor) -> Tensor:
+    return x.argsort(descending=True)
+
+
+def basic(x: Tensor, _: Any = None) -> Tensor:
+    """Softmax."""
+    return x.double().softmax(-1)
+
+
+def top_k(x: Tensor, k: int) -> Tensor:
+    """The k most likely tokens (Fan et al. 2018, arXiv:1805.04833)."""
+    return kept(x, _ranked(x)[:k])
+
+
+def nucleus(x: Tensor, p: float, least: int = 1) -> Tensor:
+    """The fewest most likely tokens that hold a probability of p (Holtzman et al. 2020, arXiv:1904.09751)."""
+    return kept(x, _ranked(x)[: max(least, _below(x, p) + 1)])
+
+
+def nucleus_of_the_course(x: Tensor, p: float, least: int = 1) -> Tensor:
+    """One token fewer: those that together stay below p."""
+    return kept(x, _ranked(x)[: max(least, _below(x, p))])
+
+
+def _below(x: Tensor, p: float) -> int:
+    return int((basic(x).sort(descending=True).values.cumsum(-1) < p).sum())
+
+
+def greedy(x: Tensor, *_: Any) -> Tensor:
+    """All on the most likely token."""
+    return torch.nn.functional.one_hot(x.argmax(), x.numel()).double()
+
+
+ANY: Mapping[str, Law] = {
+    "it always takes the most likely token": greedy,
+    "it samples from all tokens alike": lambda x, *_: torch.full(x.shape, 1 / x.numel(), dtype=torch.float64),
+    "the logits are turned around: unlikely tokens become likely": lambda x, *_: basic(-x),
+    "softmax is applied twice": lambda x, *_: basic(x).softmax(-1),
+    "sigmoid takes the place of softmax": lambda x, *_: x.double().sigmoid() / x.double().sigmoid().sum(),
+}
+BASIC: Mapping[str, Law] = ANY
+TOP_K: Mapping[str, Law] = {
+    "nothing is cut: it samples from all tokens": basic,
+    "it keeps the k least likely tokens": lambda x, k: kept(x, _ranked(x)[-k:]),
+    "it keeps k + 1 tokens": lambda x, k: top_k(x, k + 1),
+    "it keeps k - 1 tokens": lambda x, k: top_k(x, k - 1),
+    "it returns the place among the k, not the token's id": _places(top_k),
+    "it samples from the k tokens alike": lambda x, k: _among(x, _ranked(x)[:k]).double() / k,
+    "logits that are cut are set to 0, which softmax does not ignore":
+        lambda x, k: basic(torch.where(_among(x, _ranked(x)[:k]), x, 0.0)),
+    "it keeps the tokens with the ids below k": lambda x, k: kept(x, torch.arange(k)),
+    **ANY,
+}  # fmt: skip
+TOP_P: Mapping[str, Law] = {
+    "nothing is cut: it samples from all tokens": basic,
+    "it keeps the least likely tokens: probabilities are added up in ascending order":
+        lambda x, p, *_: kept(x, x.argsort()[: _ascending(x, p) + 1]),
+    "it keeps the least likely tokens that stay below p":
+        lambda x, p, *_: kept(x, x.argsort()[: max(1, _ascending(x, p))]),
+    "probabilities are added up unsorted, in the order of the ids":
+        lambda x, p, *_: kept(x, torch.arange(int((basic(x).cumsum(-1) < p).sum()) + 1)),
+    "it keeps the tokens whose own probability is above p":
+        lambda x, p, *_: kept(x, (basic(x) > p).nonzero().flatten()),
+    "it keeps one token more than the nucleus": lambda x, p, *_: kept(x, _ranked(x)[: _below(x, p) + 2]),
+    "it cuts at 1 - p, not at p": lambda x, p, *_: nucleus(x, 1 - p),
+    "it returns the place among the kept tokens, not the token's id": _places(nucleus),
+    "it returns the place among the kept tokens, not the token's id (and keeps one fewer)":
+        _places(nucleus_of_the_course),
+    "it samples from the kept tokens alike": lambda x, p, *_: (nucleus(x, p) > 0).double() / (nucleus(x, p) > 0).sum(),
+    "logits that are cut are set to 0, which softmax does not ignore":
+        lambda x, p, *_: basic(torch.where(nucleus(x, p) > 0, x, 0.0)),
+    **ANY,
+}  # fmt: skip
+
+
+def _ascending(x: Tensor, p: float) -> int:
+    return int((basic(x).sort().values.cumsum(-1) < p).sum())
+
+
+def probes() -> list[Tensor]:
+    """Logits [V] whose order is not that of the ids."""
+    first = torch.tensor([0.05, 0.31, 0.12, 0.08, 0.22, 0.02, 0.2]).log() + 0.7
+    return [first, 1.5 * torch.randn(9, generator=torch.Generator().manual_seed(5))]
+
+
+def check_sample_basic(fn: Callable[..., Any]) -> CheckResult:
+    """Check a `sample_basic(logits) -> int`."""
+    return checked("sampling", lambda found: _check(found, fn, [()], basic, BASIC, "sampling"))
+
+
+def check_top_k(fn: Callable[..., Any]) -> CheckResult:
+    """Check a `sample_top_k(logits, top_k) -> int`."""
+
+    def body(found: Findings) -> None:
+        _check(found, fn, [(3,), (1,), (5,)], top_k, TOP_K, "top-k")
+        found.proved.append("it keeps the k most likely tokens")
+
+    return checked("top-k", body)
+
+
+def check_top_p(fn: Callable[..., Any]) -> CheckResult:
+    """Check a `sample_top_p(logits, top_p, min_tokens_to_keep=1) -> int`; both forms of the nucleus pass."""
+
+    def body(found: Findings) -> None:
+        options = [(0.7,), (0.4,), (0.9,)]
+        try:
+            _check(Findings(), fn, options, nucleus, TOP_P, "top-p")
+            law, words = nucleus, "the nucleus of the paper and of transformers: the fewest tokens that reach p"
+        except WrongAnswerError:
+            _check(found, fn, options, nucleus_of_the_course, TOP_P, "top-p")
+            law, words = nucleus_of_the_course, "the course's reference: one token fewer than the nucleus of the paper"
+            found.note("the course's reference keeps one token fewer than the nucleus of the paper and of transformers")
+        found.proved.append(f"top-p keeps {words}")
+        _check(Findings(), fn, [(0.01,)], law, {}, "top-p, one token at least")
+        found.proved.append("one token is kept however small p is")
+        try:
+            ignored: dict[str, Law] = {"min_tokens_to_keep is not used": lambda x, p, _: law(x, p)}
+            _check(Findings(), fn, [(0.01, 3)], law, ignored, "top-p, min_tokens_to_keep")
+            found.proved.append("min_tokens_to_keep is used")
+        except WrongAnswerError as wrong:
+            if "TypeError" not in wrong.mistake:
+                raise
+            found.note("it takes no min_tokens_to_keep, which the course's has")
+
+    return checked("top-p", body)
+
+
+def _check(
+    found: Findings,
+    fn: Callable[..., Any],
+    options: list[tuple[Any, ...]],
+    right: Law,
+    wrong: Mapping[str, Law],
+    step: str,
+) -> None:
+    drawn: list[tuple[Distribution, Tensor, tuple[Any, ...]]] = []
+    for logits in probes():
+        for option in options:
+            given = logits.clone()
+            drawn.append((distribution(lambda g=given, o=option: fn(g, *o), logits.numel(), step), logits, option))
+            if not torch.equal(given, logits):
+                raise WrongAnswerError("it changes its input in place", step, "the input")
+
+    def same(law: Law) -> bool:
+        return all(one.is_(law(logits, *option)) for one, logits, option in drawn)
+
+    if not same(right):
+        words = next((words for words, law in wrong.items() if same(law)), None)
+        if words is None:
+            one, logits, option = next(d for d in drawn if not d[0].is_(right(d[1], *d[2])))
+            given, expected = (_shown(p) for p in (one.probabilities, right(logits, *option)))
+            words = f"it samples with probabilities {given}, expected {expected}; none of the known mistakes does that"
+        raise WrongAnswerError(words, step, "the probabilities [vocab]")
+    how = "exactly, by deciding every draw" if drawn[0][0].exact else f"within 5 standard deviations of {DRAWS} draws"
+    found.proved.append(f"the probability of every token is right, {how}")
+
+
+def _shown(probabilities: Tensor) -> str:
+    return "[" + ", ".join(f"{p:.3f}" for p in probabilities.tolist()) + "]"

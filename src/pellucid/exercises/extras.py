@@ -1,0 +1,137 @@
+"""What the course asks for beyond the right numbers: dropout modules, the order of initialisation, the device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from pellucid.exercises.answers import Findings, WrongAnswerError, theirs
+from pellucid.exercises.learner import COARSE, copied, parameter
+from pellucid.exercises.watch import apart
+
+_MAY_MIX = ("index", "copy", "_to_copy", "embedding_renorm")
+
+
+class _OneDevice(TorchDispatchMode):
+    """Notices an operation on tensors of two devices; a single number from the CPU is allowed, as on a GPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mixed: str | None = None
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        tensors = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor) and t.dim()]
+        name = func.__name__.split(".")[0]
+        if len({t.device for t in tensors}) > 1 and not any(word in name for word in _MAY_MIX):
+            stray = next(t for t in tensors if t.device.type == "cpu")
+            self.mixed = f"{name} is given a tensor {list(stray.shape)} on the CPU"
+        return func(*args, **(kwargs or {}))
+
+
+def check_device(found: Findings, module: nn.Module, x: Tensor) -> None:
+    """Run on another device (`meta`, which every machine has): tensors that stay behind on the CPU are found.
+
+    Raises:
+        WrongAnswerError: An operation mixes the input's device with the CPU.
+    """
+    watch = _OneDevice()
+    try:
+        with torch.no_grad(), watch:
+            copied(module).float().to("meta")((x.float() if x.is_floating_point() else x).to("meta"))
+    except (Exception, SystemExit):  # reported below if the reason was a second device
+        pass
+    else:
+        if watch.mixed is None:
+            found.proved.append("every tensor that it creates is on the input's device")
+            return
+    if watch.mixed is None:
+        found.note("the device of created tensors was not checked: it does not run on the meta device")
+        return
+    raise WrongAnswerError(
+        f"a tensor is created on the default device, not on the input's: {watch.mixed}; create it with device=x.device",
+        "creating tensors",
+        "output",
+    )
+
+
+def check_dropout(
+    module: nn.Module, dropouts: Sequence[nn.Dropout], x: Tensor, words: str, expected: Tensor | None = None
+) -> None:
+    """Drop everything at one place, in training, and see that it is gone.
+
+    Args:
+        module: Evaluating, with telling values.
+        dropouts: The learner's dropout modules at that place.
+        x: An input.
+        words: What to call the place.
+        expected: The output when everything there is dropped; None for "not the usual one".
+
+    Raises:
+        WrongAnswerError: There is none, or it is not applied there.
+    """
+    if not dropouts:
+        raise WrongAnswerError(f"there is no nn.Dropout {words}; only evaluation is right without", "dropout")
+    every = [one for one in module.modules() if isinstance(one, nn.Dropout)]
+    rates = [one.p for one in every]
+    try:
+        with theirs("dropout", "in training"), torch.no_grad():
+            usual = module.eval()(x)
+            for one in every:
+                one.p = 1.0 if any(one is chosen for chosen in dropouts) else 0.0
+            dropped = module.train()(x)
+    finally:
+        module.eval()
+        for one, rate in zip(every, rates, strict=True):
+            one.p = rate
+    if apart(dropped, usual) <= COARSE:
+        raise WrongAnswerError(f"the nn.Dropout {words} is never applied", "dropout")
+    if expected is not None and apart(dropped, expected) > COARSE:
+        raise WrongAnswerError(f"the nn.Dropout is not applied {words}", "dropout")
+
+
+def check_rate(dropout: nn.Dropout, given: float, words: str) -> None:
+    """See that a dropout has the rate that was given."""
+    if dropout.p != given:
+        raise WrongAnswerError(f"the nn.Dropout {words} has p={dropout.p}, not the dropout={given} given", "dropout")
+
+
+Makers = Mapping[str, Callable[[], nn.Module]]
+
+
+def check_initial_order(
+    found: Findings, build: Callable[[], nn.Module], makers: Makers, orders: Sequence[tuple[str, ...]]
+) -> None:
+    """Under one seed, parameters tell in which order the modules were created.
+
+    Args:
+        found: Where to say so.
+        build: Makes the learner's module.
+        makers: Path -> what makes a module of that kind.
+        orders: Orders of the paths; the first is the right one.
+
+    Raises:
+        WrongAnswerError: The modules are created in another of the orders.
+    """
+    with theirs("constructing"):
+        torch.manual_seed(7)
+        module = build()
+    values = {path: parameter(module, path).weight.detach() for path in makers}
+    for number, order in enumerate(orders):
+        torch.manual_seed(7)
+        fresh = {path: makers[path]().get_parameter("weight").detach() for path in order}
+        if all(torch.equal(fresh[path], values[path]) for path in makers):
+            if number:
+                asked = ", ".join(f"`{path}`" for path in orders[0])
+                made = ", ".join(f"`{path}`" for path in order)
+                raise WrongAnswerError(
+                    f"sub-modules are initialised in the order {made}; the order of use is {asked}", "initialisation"
+                )
+            found.proved.append("sub-modules are initialised in the order of use: under one seed, equal to the bit")
+            return
+    found.note("fresh parameters are not those of torch's default initialisation in the order of use; the numbers "
+               "computed are right, but a test that compares fresh models under one seed would not pass")  # fmt: skip

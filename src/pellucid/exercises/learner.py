@@ -1,0 +1,217 @@
+"""A learner's module: built, its parameters found and given telling values, and run where every mistake shows."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pellucid.exercises.answers import Findings, WrongAnswerError, last_line, theirs
+from pellucid.exercises.mistakes import Mistake, Produce, agrees, confirmed, first_shows, pairs
+from pellucid.exercises.reference import RIGHT, Parameters, Sizes, Stages, Way
+from pellucid.exercises.watch import Undropped, Watch, apart
+
+EXACT, COARSE = 1e-9, 2e-5
+"""Relative differences that rounding stays below in float64, and where something inside runs in float32."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One class of the course.
+
+    Attributes:
+        name: What the learner calls it.
+        build: Sizes -> the learner's module.
+        stages: The right computation, with dials.
+        shapes: Sizes -> every parameter by the name that the course gives it, with its shape.
+        inputs: Sizes -> what to run it on, several shapes.
+        axes: Stage -> its axes.
+        mistakes: What may be wrong.
+    """
+
+    name: str
+    build: Callable[[Sizes], Any]
+    stages: Callable[[Tensor, Parameters, Sizes, Way], Stages]
+    shapes: Callable[[Sizes], Mapping[str, tuple[int, ...]]]
+    inputs: Callable[[Sizes], Sequence[Tensor]]
+    axes: Callable[[str], str]
+    mistakes: Sequence[Mistake]
+
+    def constructed(self, sizes: Sizes) -> nn.Module:
+        """The learner's module, whose parameters have the names and shapes of the course."""
+        with theirs(f"constructing {self.name}"):
+            module = self.build(sizes)
+        if not isinstance(module, nn.Module):
+            given = type(module).__name__
+            raise WrongAnswerError(f"{self.name} is no nn.Module: {given}", f"constructing {self.name}")
+        for name, shape in self.shapes(sizes).items():
+            self._check_parameter(module, name, shape)
+        return module
+
+    def _check_parameter(self, module: nn.Module, name: str, shape: tuple[int, ...]) -> None:
+        owner, _, kind = name.rpartition(".")
+        step = "the parameters"
+        try:
+            value = parameter(module, name)
+        except (AttributeError, IndexError, TypeError, KeyError):
+            raise WrongAnswerError(f"{self.name} has no `{owner}` with a {kind}", step, name) from None
+        if value is None:
+            raise WrongAnswerError(f"`{owner}` has no bias; GPT-2's has one", step, name)
+        if tuple(value.shape) != shape:
+            turned = ", which is this transposed" if len(shape) > 1 and tuple(value.shape) == shape[::-1] else ""
+            words = f"`{name}` has shape {list(value.shape)}, expected {list(shape)}{turned}"
+            raise WrongAnswerError(words, step, name)
+        if not any(value is one for one in module.parameters()):
+            raise WrongAnswerError(
+                f"`{name}` is not among the parameters of {self.name}: keep modules in nn.ModuleList or as attributes, "
+                "not in a plain list",
+                step,
+                name,
+            )
+
+    def parameters(self, module: nn.Module, sizes: Sizes) -> dict[str, Tensor]:
+        """The parameters that the course names, and any others, in float64."""
+        named = {name: parameter(module, name) for name in self.shapes(sizes)}
+        known = {id(value) for value in named.values()}
+        named |= {name: value for name, value in module.named_parameters() if id(value) not in known}
+        return {name: value.detach().clone().double() for name, value in named.items()}
+
+    def check_values(self, found: Findings, sizes: Sizes) -> nn.Module:
+        """Run the learner's module beside the reference; returns it, evaluating, with telling values.
+
+        Raises:
+            WrongAnswerError: With the mistake that reproduces the difference, where one does.
+        """
+        module = self.constructed(sizes).eval()
+        spread(module)
+        named = self.parameters(module, sizes)
+        inputs = list(self.inputs(sizes))
+
+        def produce(way: Way) -> Iterator[Stages]:
+            return (self.stages(x, named, sizes, way) for x in inputs)
+
+        watch, outputs = self._run(module, inputs, [list(s.values())[-1].shape for s in produce(RIGHT)])
+        if agrees(produce(RIGHT), outputs, EXACT):
+            return module
+        if any(output.isnan().any() for output in outputs):
+            found.note("the output holds NaN")
+        self._check_repeatable(module, inputs, produce, outputs)
+        if watch.coarse and agrees(produce(RIGHT), outputs, COARSE):
+            if (mistake := confirmed(self.mistakes, produce, outputs, EXACT)) is None:
+                found.note("right to the rounding of float32: something inside does not follow the input's float64")
+                return module
+            raise self._named(mistake, produce, EXACT)
+        raise self._explained(watch, produce, outputs, [*self.mistakes, *self._heads(named, sizes)])
+
+    def _explained(
+        self, watch: Watch, produce: Produce, outputs: list[Tensor], mistakes: list[Mistake]
+    ) -> WrongAnswerError:
+        """The wrong answer with the mistake that reproduces it, or with what is observed where none does."""
+        for tolerance in (EXACT, COARSE) if watch.coarse else (EXACT,):
+            for several in (mistakes, pairs(mistakes)):
+                if (mistake := confirmed(several, produce, outputs, tolerance)) is not None:
+                    return self._named(mistake, produce, tolerance)
+        stage = watch.first_missing(next(produce(RIGHT)), COARSE if watch.coarse else EXACT)
+        gap = max(apart(o, list(m.values())[-1]) for o, m in zip(outputs, produce(RIGHT), strict=True))
+        return WrongAnswerError(
+            f"the output is wrong (relative difference {gap:.2g}), and none of the known mistakes reproduces it",
+            "not confirmed: look first at what makes this tensor",
+            self.axes(stage),
+        )
+
+    def _named(self, mistake: Mistake, produce: Produce, tolerance: float) -> WrongAnswerError:
+        stage = first_shows(produce, mistake, tolerance) or "output"
+        return WrongAnswerError(mistake.words, mistake.step, self.axes(stage))
+
+    def _heads(self, named: Parameters, sizes: Sizes) -> list[Mistake]:
+        """Unembedding with a parameter that the course does not have."""
+        course = self.shapes(sizes)
+        extra = [n for n in named if _EMBED in course and n not in course and named[n].shape == named[_EMBED].shape]
+        words = "the logits are made with `{}`; the course unembeds with `{}`"
+        return [Mistake(words.format(n, _EMBED), "the unembedding", {"head": n}) for n in extra]
+
+    def _run(self, module: nn.Module, inputs: list[Tensor], shapes: list[torch.Size]) -> tuple[Watch, list[Tensor]]:
+        """Outputs in float64 where the module runs so, and everything computed for the first input."""
+        runs = copied(module).double()
+        try:
+            with torch.no_grad():
+                runs(inputs[0].clone())
+        except (Exception, SystemExit):  # written for float32 only; a real mistake is raised again below
+            runs = module
+        watch, outputs = Watch(), []
+        for x, shape in zip(inputs, shapes, strict=True):
+            given = x.clone() if runs is not module or not x.is_floating_point() else x.float()
+            kept = given.clone()
+            with theirs(f"running {self.name}", f"given {list(x.shape)}"), torch.no_grad():
+                if outputs:
+                    output = runs(given)
+                else:
+                    with watch:
+                        output = runs(given)
+            outputs.append(self._checked_output(output, shape))
+            if not torch.equal(given, kept):
+                raise WrongAnswerError("forward changes its input in place", f"running {self.name}", "the input")
+        watch.coarse |= runs is module
+        return watch, outputs
+
+    def _checked_output(self, output: Any, shape: torch.Size) -> Tensor:
+        step = f"the output of {self.name}"
+        if not isinstance(output, Tensor):
+            raise WrongAnswerError(f"forward returns {type(output).__name__}, expected a tensor", step)
+        if output.shape != shape:
+            words = f"forward returns shape {list(output.shape)}, expected {list(shape)}"
+            raise WrongAnswerError(words, step, "output")
+        return output.detach().clone()
+
+    def _check_repeatable(
+        self, module: nn.Module, inputs: list[Tensor], produce: Produce, outputs: list[Tensor]
+    ) -> None:
+        _, again = self._run(module, inputs, [o.shape for o in outputs])
+        if all(apart(a, b) == 0.0 for a, b in zip(again, outputs, strict=True)):
+            return
+        with Undropped():
+            _, undropped = self._run(module, inputs, [o.shape for o in outputs])
+        words = "two evaluating runs differ: something is drawn at random, or kept from one run to the next"
+        if agrees(produce(RIGHT), undropped, COARSE):
+            words = "dropout is active in evaluation: pass training=self.training, or use nn.Dropout"
+        raise WrongAnswerError(words, "dropout", "output")
+
+
+_EMBED = "token_embedding.weight"
+
+
+def parameter(module: Any, path: str) -> Any:
+    """An attribute by its dotted path, numbers being places in a list."""
+    for part in path.split("."):
+        module = module[int(part)] if part.isdigit() else getattr(module, part)
+    return module
+
+
+def copied(module: nn.Module) -> nn.Module:
+    """A deep copy, or a wrong answer that says why there is none."""
+    with theirs("copying the module"):
+        return copy.deepcopy(module)
+
+
+def spread(module: nn.Module) -> None:
+    """Values under which every parameter matters and no two mistakes look alike."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, value in module.named_parameters():
+            mean, std = (0.0, 0.3) if value.dim() < 2 else (0.0, 1.5 / value.shape[-1] ** 0.5)
+            if value.dim() < 2 and name.endswith("weight"):
+                mean = 1.0
+            value.copy_(torch.empty(value.shape).normal_(mean, std, generator=generator))
+
+
+def check_gradient(found: Findings, module: nn.Module, x: Tensor) -> None:
+    """Note it where the module cannot be trained, usually because of a change in place."""
+    try:
+        with torch.enable_grad():
+            copied(module).float()(x.float() if x.is_floating_point() else x).sum().backward()
+    except (Exception, SystemExit) as error:  # whatever the learner's code raises
+        found.note(f"it cannot be trained as it is: {last_line(error)}")

@@ -1,0 +1,194 @@
+"""The mistakes that are known, as dials of `Way`: what to say, at which step, and what to turn."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from pellucid.exercises.reference import RIGHT, Stages, Way, turned
+from pellucid.exercises.watch import apart
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """A known mistake.
+
+    Attributes:
+        words: What to tell the learner.
+        step: Where it is made.
+        changes: Dials of `Way` that make it.
+    """
+
+    words: str
+    step: str
+    changes: Mapping[str, object]
+
+
+def _several(step: str, *rows: tuple[str, Mapping[str, object]]) -> tuple[Mistake, ...]:
+    return tuple(Mistake(words, step, changes) for words, changes in rows)
+
+
+ATTENTION: tuple[Mistake, ...] = (
+    *_several(
+        "scaling the scores",
+        ("the scores are not divided by sqrt(head_size)", {"scale": "none"}),
+        ("the scores are divided by sqrt(hidden_size), not sqrt(head_size)", {"scale": "hidden"}),
+        ("the scores are divided by sqrt(hidden_size // num_heads): head_size is ignored", {"scale": "default head"}),
+        ("the scores are divided by sqrt(num_heads * head_size), not sqrt(head_size)", {"scale": "columns"}),
+        ("the scores are divided by sqrt(num_heads), not sqrt(head_size)", {"scale": "heads"}),
+        ("the scores are divided by head_size, not by its square root", {"scale": "unrooted"}),
+        ("the scores are multiplied by sqrt(head_size), not divided", {"scale": "multiplied"}),
+        ("the scores are divided by sqrt(seq), not sqrt(head_size)", {"scale": "positions"}),
+    ),
+    *_several(
+        "masking the scores",
+        ("there is no causal mask: every query sees the whole text", {"diagonal": None}),
+        ("the causal mask is off by one: a query sees the next token", {"diagonal": 1}),
+        ("the causal mask is off by one: a query does not see itself", {"diagonal": -1}),
+        ("the causal mask is off by one: a query does not see itself", {"diagonal": -1, "fill": -1e4}),
+        ("the causal mask is off by one: a query does not see itself", {"diagonal": -1, "fill": -1e9}),
+        ("the causal mask is transposed: a query sees itself and what comes later", {"masked": "transposed"}),
+        ("masked scores are set to 0, which softmax does not ignore", {"fill": 0.0}),
+        ("the mask is applied after softmax, so that the rows do not sum to 1", {"masked": "pattern"}),
+        ("the mask is applied after softmax", {"masked": "pattern, renormalised"}),
+        *((f"masked scores are set to {c:g}, which is not far enough below the others", {"fill": c})
+          for c in (-1.0, -10.0, -100.0)),
+    ),
+    *_several(
+        "softmax",
+        ("softmax runs over the queries, not over the keys", {"over": -2}),
+        ("softmax runs over the heads, not over the keys", {"over": 1}),
+        ("softmax runs over the batch, not over the keys", {"over": 0}),
+    ),
+    *_several(
+        "splitting q, k and v",
+        *((f"qkv_proj is read in the order {', '.join(o)}, not q, k, v", {"order": "".join(o)})
+          for o in itertools.permutations("qkv") if "".join(o) != "qkv"),
+        ("each of q, k, v is split as (head_size, num_heads), not (num_heads, head_size)", {"split": "part size head"}),
+        ("q, k, v are interleaved inside each head: they are three whole chunks", {"split": "head part size"}),
+        ("q, k, v are the innermost axis of qkv_proj: they are three whole chunks", {"split": "head size part"}),
+        ("q, k, v are the innermost axis of qkv_proj: they are three whole chunks", {"split": "size head part"}),
+        ("q, k, v lie inside head_size: they are three whole chunks", {"split": "size part head"}),
+        ("(batch, seq, heads * size) is reshaped to (batch, heads, seq, size) without moving axes", {"split": "rows"}),
+        ("qkv_proj's bias is not used", {"qkv_bias": False}),
+    ),
+    *_several(
+        "the weighted sum",
+        ("the pattern weighs k, not v", {"values": "k"}),
+        ("the pattern weighs q, not v", {"values": "q"}),
+        ("the heads are merged as (head_size, num_heads), not (num_heads, head_size)", {"merge": "size head"}),
+        ("the heads are not moved behind the positions before they are merged", {"merge": "not moved"}),
+    ),
+    *_several(
+        "the output projection",
+        ("output_proj is not applied", {"project": "no"}),
+        ("output_proj is applied transposed", {"project": "transposed"}),
+        ("output_proj's bias is not used", {"out_bias": False}),
+    ),
+)  # fmt: skip
+
+BLOCK: tuple[Mistake, ...] = (
+    *_several(
+        "layer norm",
+        *((f"LayerNorm's epsilon is {e:g}, not the one that is given", {"epsilon": e})
+          for e in (1e-5, 1e-6, 1e-8, 1e-3)),
+        ("LayerNorm's epsilon is 0, or as good as 0 (1e-12), not the one that is given", {"epsilon": 0.0}),
+        ("LayerNorm divides by the unbiased standard deviation", {"variance": "unbiased"}),
+        ("LayerNorm's epsilon is outside the square root", {"variance": "outside"}),
+        ("LayerNorm's gain and bias are not used", {"variance": "plain"}),
+        ("RMSNorm takes the place of LayerNorm: the mean is not taken off", {"variance": "rms"}),
+        ("ln1 and ln2 are swapped", {"norms": "swapped"}),
+        ("ln1 is not applied", {"norms": "no ln1"}),
+        ("ln2 is not applied", {"norms": "no ln2"}),
+        ("no LayerNorm is applied in the block", {"norms": "none"}),
+        ("LayerNorm comes after each residual connection (post-LN); GPT-2's comes before attention and MLP",
+         {"norms": "post"}),
+    ),
+    *_several(
+        "the residual connection around attention",
+        ("the input is not added to attention's output", {"first": "missing"}),
+        ("ln1's output, not the block's input, is added to attention's output", {"first": "normalized"}),
+        ("attention's output is not added to the input", {"first": "input only"}),
+    ),
+    *_several(
+        "the residual connection around the MLP",
+        ("what comes out of attention is not added to the MLP's output", {"second": "missing"}),
+        ("ln2's output, not its input, is added to the MLP's output", {"second": "normalized"}),
+        ("the block's input is added to the MLP's output, so that attention reaches the output only through the MLP",
+         {"second": "block input"}),
+    ),
+    *_several(
+        "the MLP",
+        ("the MLP reads the block's input, not what comes out of attention", {"mlp_reads": "block input"}),
+        ("the MLP reads ln1 of the block's input (parallel blocks)", {"mlp_reads": "ln1 of the input"}),
+        ("the activation function is missing: linear2 follows linear1 directly", {"activation": "linear"}),
+        *((f"the activation function is {a}, not the one that is given", {"activation": a})
+          for a in ("gelu", "gelu_new", "relu", "quick_gelu", "silu", "tanh", "sigmoid", "leaky_relu")),
+        ("the activation function is also applied after linear2", {"linear2": False}),
+    ),
+)  # fmt: skip
+
+GPT2: tuple[Mistake, ...] = (
+    *_several(
+        "the embeddings",
+        ("the positions are not embedded", {"positions": "none"}),
+        ("positions start at 1, not at 0", {"offset": 1}),
+        ("every token gets position 0", {"positions": "first"}),
+        ("positions run backwards", {"positions": "reversed"}),
+        ("pos_embedding is given the token ids, not the positions", {"positions": "ids"}),
+        ("the token embedding is multiplied by sqrt(hidden_size)", {"embed_scale": True}),
+    ),
+    *_several(
+        "the blocks",
+        ("the blocks are not applied", {"blocks": "none"}),
+        ("the last block is not applied", {"blocks": "all but the last"}),
+        ("the blocks are applied in reverse", {"blocks": "reversed"}),
+        ("the first block is applied again and again", {"blocks": "first"}),
+    ),
+    *_several("the final layer norm", ("the final LayerNorm is not applied", {"final": "none"})),
+    *_several(
+        "the unembedding",
+        ("softmax is applied: the output should be logits", {"head": "probabilities"}),
+        ("log_softmax is applied: the output should be logits", {"head": "logprobs"}),
+    ),
+)
+
+Produce = Callable[[Way], Iterator[Stages]]
+"""A way -> the stages of every probe, one after the other."""
+
+
+def confirmed(
+    mistakes: Iterable[Mistake], produce: Produce, observed: Sequence[Tensor], tolerance: float
+) -> Mistake | None:
+    """The first mistake that reproduces what was observed in every probe."""
+    for mistake in mistakes:
+        try:
+            if agrees(produce(turned(RIGHT, mistake.changes)), observed, tolerance):
+                return mistake
+        except (RuntimeError, IndexError, KeyError):  # impossible with these shapes
+            continue
+    return None
+
+
+def agrees(made: Iterator[Stages], observed: Sequence[Tensor], tolerance: float) -> bool:
+    """Whether the last stage of every probe is what was observed."""
+    return all(apart(o, list(m.values())[-1]) <= tolerance for o, m in zip(observed, made, strict=True))
+
+
+def pairs(mistakes: Sequence[Mistake]) -> Iterator[Mistake]:
+    """Two mistakes at once."""
+    for a, b in itertools.combinations(mistakes, 2):
+        if not set(a.changes) & set(b.changes):
+            yield Mistake(f"{a.words}; and {b.words}", f"{a.step}, {b.step}", {**a.changes, **b.changes})
+
+
+def first_shows(produce: Produce, mistake: Mistake, tolerance: float) -> str | None:
+    """The first stage in which a mistake makes a difference."""
+    for right, wrong in zip(produce(RIGHT), produce(turned(RIGHT, mistake.changes)), strict=True):
+        for name in right:
+            if name not in wrong or apart(wrong[name], right[name]) > tolerance:
+                return name
+    return None

@@ -1,0 +1,270 @@
+"""The first part of the course: unidirectional attention, one block, and the whole GPT-2."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pellucid.exercises.answers import Findings, WrongAnswerError, checked, misuse
+from pellucid.exercises.extras import check_device, check_dropout, check_initial_order, check_rate
+from pellucid.exercises.learner import Probe, check_gradient, parameter
+from pellucid.exercises.mistakes import ATTENTION, BLOCK, GPT2
+from pellucid.exercises.reference import RIGHT, Sizes, attention, block, gpt2
+from pellucid.exercises.result import CheckResult
+
+DROPOUT = 0.25
+
+
+@dataclass(frozen=True)
+class GPTConfig:
+    """The course's configuration, which a learner's `GPT2` is constructed with."""
+
+    activation_function: str = "gelu"
+    num_layers: int = 12
+    num_heads: int = 12
+    vocab_size: int = 50257
+    hidden_size: int = 768
+    max_position_embeddings: int = 1024
+    dropout: float = 0.1
+    layer_norm_epsilon: float = 1e-05
+
+
+def check_attention(answer: type[nn.Module] | Callable[..., nn.Module]) -> CheckResult:
+    """Check a `UnidirectionalAttention(hidden_size, num_heads, head_size=None, dropout=0.1)`.
+
+    Args:
+        answer: The class, not an instance.
+
+    Raises:
+        InputError: Something that cannot be constructed.
+    """
+    _require_class(answer, "check_attention", "UnidirectionalAttention")
+    plain, wide = Sizes(12, 4, 3), Sizes(12, 3, 5)
+
+    def build(sizes: Sizes) -> Any:
+        return answer(12, 4) if sizes is plain else answer(sizes.hidden, sizes.heads, sizes.head, dropout=DROPOUT)
+
+    probe = Probe("UnidirectionalAttention", build, attention, _attention_shapes, _streams, _axes, ATTENTION)
+
+    def body(found: Findings) -> None:
+        try:
+            module = probe.check_values(found, wide)
+        except WrongAnswerError as wrong:
+            if wrong.step.startswith(("running", "the output")):  # square matrices may show what a shape hides
+                probe.check_values(found, plain)
+            raise
+        found.proved.append("the output is that of causal attention, in float64, for 5 shapes of input")
+        probe.check_values(found, plain)
+        found.proved.append("head_size is taken as given, and defaults to hidden_size // num_heads")
+        x = _streams(wide)[0].float()
+        bias = parameter(module, "output_proj.bias").detach().expand(x.shape)
+        for name, after in (("attn_dropout", bias), ("resid_dropout", torch.zeros(x.shape))):
+            dropouts = [one for one in [getattr(module, name, None)] if isinstance(one, nn.Dropout)]
+            check_dropout(module, dropouts, x, f"`{name}`", after)
+            check_rate(dropouts[0], DROPOUT, f"`{name}`")
+        found.proved.append("attn_dropout drops the pattern and resid_dropout the output, at the rate given")
+        makers = _attention_makers(wide)
+        check_initial_order(found, lambda: build(wide), makers, list(itertools.permutations(makers)))
+        check_device(found, module, x)
+        check_gradient(found, module, x)
+
+    return checked("attention", body)
+
+
+def check_block(answer: type[nn.Module] | Callable[..., nn.Module]) -> CheckResult:
+    """Check a `GPT2Block(hidden_size, num_heads, dropout, layer_norm_epsilon, activation_function)`.
+
+    Args:
+        answer: The class, not an instance.
+
+    Raises:
+        InputError: Something that cannot be constructed.
+    """
+    _require_class(answer, "check_block", "GPT2Block")
+
+    def build(sizes: Sizes) -> Any:
+        return answer(sizes.hidden, sizes.heads, DROPOUT, sizes.epsilon, sizes.activation)
+
+    probe = Probe("GPT2Block", build, block, _block_shapes, _streams, _axes, (*BLOCK, *_inside("attn", ATTENTION)))
+    sizes = Sizes(12, 4, 3, epsilon=0.1)
+
+    def body(found: Findings) -> None:
+        module = probe.check_values(found, sizes)
+        found.proved.append("the output is that of a pre-LN block, in float64, for 5 shapes of input")
+        found.proved.append("the LayerNorms have the epsilon that is given")
+        _check_gelu(found, probe, Sizes(12, 4, 3, epsilon=0.1, activation="gelu"))
+        x = _streams(sizes)[0].float()
+        mlp = [one for name, one in module.named_modules() if isinstance(one, nn.Dropout) and "attn" not in name]
+        named = {name: value.float() for name, value in probe.parameters(module, sizes).items()}
+        check_dropout(module, mlp, x, "behind linear2", block(x, named, sizes, RIGHT)["after attention"])
+        check_rate(mlp[0], DROPOUT, "behind linear2")
+        found.proved.append("dropout follows the MLP, at the rate given")
+        groups = [[f"attn.{name}" for name in ("qkv_proj", "output_proj")], ["linear1"], ["linear2"]]
+        check_initial_order(found, lambda: build(sizes), _block_makers(sizes), _orders(groups))
+        check_device(found, module, x)
+        check_gradient(found, module, x)
+
+    return checked("block", body)
+
+
+def check_gpt2(answer: type[nn.Module] | Callable[..., nn.Module]) -> CheckResult:
+    """Check a `GPT2(config)`, which gets a `GPTConfig` with the course's fields.
+
+    Args:
+        answer: The class, not an instance.
+
+    Raises:
+        InputError: Something that cannot be constructed.
+    """
+    _require_class(answer, "check_gpt2", "GPT2")
+
+    def build(sizes: Sizes) -> Any:
+        return answer(
+            GPTConfig(
+                sizes.activation, sizes.layers, sizes.heads, sizes.vocabulary,
+                sizes.hidden, sizes.positions, DROPOUT, sizes.epsilon,
+            )
+        )  # fmt: skip
+
+    every = (*GPT2, *_inside("in every block", BLOCK), *_inside("in every block, attn", ATTENTION))
+    probe = Probe("GPT2", build, gpt2, _gpt2_shapes, _texts, _axes, every)
+    sizes = Sizes(12, 4, 3, epsilon=0.1, layers=3, vocabulary=29, positions=9)
+
+    def body(found: Findings) -> None:
+        module = probe.check_values(found, sizes)
+        replace(probe, inputs=lambda s: [_text(s, 1, s.positions)]).check_values(found, sizes)
+        found.proved.append("the logits are GPT-2's, in float64, for 5 shapes of input up to the longest text")
+        found.proved.append("the unembedding is the token embedding: no weights of its own")
+        ids = _texts(sizes)[0]
+        early = [m for n, m in module.named_modules() if isinstance(m, nn.Dropout) and not n.startswith("blocks")]
+        check_dropout(module, early, ids, "behind the embeddings")
+        check_rate(early[0], DROPOUT, "behind the embeddings")
+        found.proved.append("dropout follows the embeddings, at the rate given")
+        _check_gpt2_order(found, build)
+        check_device(found, module, ids)
+        check_gradient(found, module, ids)
+
+    return checked("gpt2", body)
+
+
+def _check_gpt2_order(found: Findings, build: Callable[[Sizes], Any]) -> None:
+    """Token embedding, position embedding, blocks; one block is enough to tell."""
+    one = Sizes(12, 4, 3, layers=1, vocabulary=29, positions=9)
+    inside = {f"blocks.0.{name}": make for name, make in _block_makers(one).items()}
+    makers: dict[str, Callable[[], nn.Module]] = {
+        "token_embedding": lambda: nn.Embedding(29, 12),
+        "pos_embedding": lambda: nn.Embedding(9, 12),
+        **inside,
+    }
+    groups = [["token_embedding"], ["pos_embedding"], list(inside)]
+    check_initial_order(found, lambda: build(one), makers, list(_flat(itertools.permutations(groups))))
+
+
+def _check_gelu(found: Findings, probe: Probe, sizes: Sizes) -> None:
+    """Which of the two GELUs it is; both pass, and what lies between them is said."""
+    try:
+        probe.check_values(Findings(), sizes)
+        form, other = "the erf form, which is what the course's nn.GELU() is", "gelu_new"
+    except WrongAnswerError as wrong:
+        if "gelu_new" not in wrong.mistake or ";" in wrong.mistake:
+            raise
+        form, other = "the tanh form, not the course's nn.GELU(), which is the erf form", "gelu"
+    grid = torch.linspace(-6, 6, 4001, dtype=torch.float64)
+    gap = float((nn.functional.gelu(grid) - nn.functional.gelu(grid, approximate="tanh")).abs().max())
+    found.proved.append(f"activation_function is taken as given; its gelu is {form}")
+    trained = "so was GPT-2 trained" if other == "gelu" else "GPT-2's checkpoints were trained with the tanh form"
+    found.note(f"gelu: {form}; {trained}; for one number the two are up to {gap:.1e} apart")
+
+
+def _inside(where: str, mistakes: Sequence[Any]) -> tuple[Any, ...]:
+    return tuple(type(one)(one.words, f"{one.step} ({where})", one.changes) for one in mistakes)
+
+
+def _require_class(answer: Any, check: str, name: str) -> None:
+    if isinstance(answer, nn.Module) or not callable(answer):
+        raise misuse(
+            f"{check}: {type(answer).__name__} given, expected the class {name}.",
+            f"Pass the class itself, as in {check}({name}): it is constructed here with sizes that tell.",
+        )
+
+
+def _streams(sizes: Sizes) -> list[Tensor]:
+    """Inputs [B, P, D]; the last is loud, so that scores are far apart."""
+    generator = torch.Generator().manual_seed(2)
+    drawn = [torch.randn(b, p, sizes.hidden, generator=generator) for b, p in ((2, 5), (1, 1), (3, 4), (1, 9))]
+    return [x.double() for x in (*drawn, 8 * torch.randn(1, 6, sizes.hidden, generator=generator))]
+
+
+def _texts(sizes: Sizes) -> list[Tensor]:
+    """Ids [B, P], one short of the longest text, so that positions that are one too high can be told."""
+    return [_text(sizes, b, p) for b, p in ((2, 5), (1, 1), (3, 4), (1, sizes.positions - 1))]
+
+
+def _text(sizes: Sizes, rows: int, columns: int) -> Tensor:
+    return torch.randint(sizes.vocabulary, (rows, columns), generator=torch.Generator().manual_seed(columns))
+
+
+def _attention_shapes(s: Sizes) -> dict[str, tuple[int, ...]]:
+    inner = s.heads * s.head
+    return {
+        "qkv_proj.weight": (3 * inner, s.hidden), "qkv_proj.bias": (3 * inner,),
+        "output_proj.weight": (s.hidden, inner), "output_proj.bias": (s.hidden,),
+    }  # fmt: skip
+
+
+def _block_shapes(s: Sizes) -> dict[str, tuple[int, ...]]:
+    d = s.hidden
+    return {
+        "ln1.weight": (d,), "ln1.bias": (d,),
+        **{f"attn.{name}": shape for name, shape in _attention_shapes(s).items()},
+        "ln2.weight": (d,), "ln2.bias": (d,),
+        "linear1.weight": (4 * d, d), "linear1.bias": (4 * d,), "linear2.weight": (d, 4 * d), "linear2.bias": (d,),
+    }  # fmt: skip
+
+
+def _gpt2_shapes(s: Sizes) -> dict[str, tuple[int, ...]]:
+    blocks = {f"blocks.{i}.{name}": shape for i in range(s.layers) for name, shape in _block_shapes(s).items()}
+    first = {"token_embedding.weight": (s.vocabulary, s.hidden), "pos_embedding.weight": (s.positions, s.hidden)}
+    return {**first, **blocks, "ln.weight": (s.hidden,), "ln.bias": (s.hidden,)}
+
+
+def _attention_makers(s: Sizes) -> dict[str, Callable[[], nn.Module]]:
+    inner = s.heads * s.head
+    return {
+        "qkv_proj": lambda: nn.Linear(s.hidden, 3 * inner), "output_proj": lambda: nn.Linear(inner, s.hidden),
+    }  # fmt: skip
+
+
+def _block_makers(s: Sizes) -> dict[str, Callable[[], nn.Module]]:
+    inside = {f"attn.{name}": make for name, make in _attention_makers(s).items()}
+    outside: dict[str, Callable[[], nn.Module]] = {
+        "linear1": lambda: nn.Linear(s.hidden, 4 * s.hidden), "linear2": lambda: nn.Linear(4 * s.hidden, s.hidden),
+    }  # fmt: skip
+    return inside | outside
+
+
+def _orders(groups: Sequence[Sequence[str]]) -> list[tuple[str, ...]]:
+    """Every order of the groups, and of what is inside each; the first is the given one."""
+    inner = [list(itertools.permutations(group)) for group in groups]
+    return list(_flat(o for chosen in itertools.product(*inner) for o in itertools.permutations(chosen)))
+
+
+def _flat(orders: Any) -> Any:
+    return (tuple(itertools.chain.from_iterable(order)) for order in orders)
+
+
+_AXES = {
+    "q, k, v": "batch, head, seq, head_size", "scores": "batch, head, query, key", "pattern": "batch, head, query, key",
+    "z": "batch, seq, heads * head_size", "linear1": "batch, seq, 4 * hidden", "activation": "batch, seq, 4 * hidden",
+    "logits": "batch, seq, vocab",
+}  # fmt: skip
+
+
+def _axes(stage: str) -> str:
+    kind = stage.rsplit(": ", 1)[-1].removeprefix("attn ")
+    return f"{stage} [{_AXES.get(kind, 'batch, seq, hidden')}]"

@@ -1,0 +1,215 @@
+"""The course's GPT-2 as plain functions of the learner's own parameters, with a dial for every known mistake.
+
+`Way()` is the right way; a mistake is a `Way` with one dial turned. Every function gives its stages by name, in the
+order in which they are computed (Radford et al. 2019; Vaswani et al. 2017 for attention).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pellucid import nonlinear
+
+Stages = dict[str, Tensor]
+Parameters = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What the course's classes are constructed with.
+
+    Attributes:
+        hidden: Width of the residual stream.
+        heads: How many heads.
+        head: Width of one head; not hidden/heads where it is given.
+        epsilon: Of every LayerNorm.
+        activation: "relu" or "gelu".
+        layers: Blocks.
+        vocabulary: Tokens.
+        positions: Longest text.
+    """
+
+    hidden: int
+    heads: int
+    head: int
+    epsilon: float = 1e-5
+    activation: str = "relu"
+    layers: int = 0
+    vocabulary: int = 0
+    positions: int = 0
+
+
+@dataclass(frozen=True)
+class Way:
+    """How it is computed; the defaults are right, and every other value is a mistake that somebody makes."""
+
+    split: str = "part head size"
+    order: str = "qkv"
+    qkv_bias: bool = True
+    scale: str = "head"
+    diagonal: int | None = 0
+    fill: float = -math.inf
+    masked: str = "scores"
+    over: int = -1
+    values: str = "v"
+    merge: str = "head size"
+    project: str = "yes"
+    out_bias: bool = True
+    norms: str = "pre"
+    epsilon: float | None = None
+    variance: str = "biased"
+    first: str = "added"
+    second: str = "added"
+    mlp_reads: str = "ln2"
+    activation: str | None = None
+    linear2: bool = True
+    offset: int = 0
+    positions: str = "columns"
+    embed_scale: bool = False
+    blocks: str = "all"
+    final: str = "ln"
+    head: str = "tied"
+
+
+def attention(x: Tensor, p: Parameters, sizes: Sizes, way: Way) -> Stages:
+    """x [B, P, D] -> the stages of attention; the last is its output [B, P, D]."""
+    qkv = x @ p["qkv_proj.weight"].T + (p["qkv_proj.bias"] if way.qkv_bias else 0.0)
+    parts = split_heads(qkv, sizes, way)
+    stages = {"q, k, v": torch.stack([parts[letter] for letter in "qkv"])}
+    q, k, v = (parts[letter] for letter in "qkv")
+    scores = q @ k.transpose(-1, -2) * _scale(x, sizes, way)
+    stages["scores"] = scores
+    stages["pattern"] = pattern = _pattern(scores, way)
+    z = pattern @ {"v": v, "k": k, "q": q}[way.values]
+    stages["z"] = z = {
+        "head size": lambda: z.transpose(1, 2).flatten(2),
+        "size head": lambda: z.permute(0, 2, 3, 1).flatten(2),
+        "not moved": lambda: z.reshape(x.size(0), x.size(1), -1),
+    }[way.merge]()
+    weight, bias = p["output_proj.weight"], p["output_proj.bias"] if way.out_bias else 0.0
+    stages["output"] = z if way.project == "no" else z @ (weight if way.project == "transposed" else weight.T) + bias
+    return stages
+
+
+def split_heads(qkv: Tensor, sizes: Sizes, way: Way) -> dict[str, Tensor]:
+    """q, k, v as [B, H, P, K]."""
+    counts = {"part": 3, "head": sizes.heads, "size": sizes.head}
+    if way.split == "rows":  # reshaped to [B, H, P, K] without moving the heads
+        chunks = [part.reshape(qkv.size(0), sizes.heads, qkv.size(1), sizes.head) for part in qkv.chunk(3, -1)]
+        return dict(zip(way.order, chunks, strict=True))
+    names = way.split.split()
+    axes = qkv.unflatten(-1, [counts[name] for name in names])
+    order = [2 + names.index(name) for name in ("part", "head", "size")]
+    moved = axes.permute(order[0], 0, order[1], 1, order[2])
+    return dict(zip(way.order, moved, strict=True))
+
+
+def _scale(x: Tensor, sizes: Sizes, way: Way) -> float:
+    return {
+        "head": sizes.head**-0.5,
+        "none": 1.0,
+        "hidden": sizes.hidden**-0.5,
+        "default head": (sizes.hidden // sizes.heads) ** -0.5,
+        "heads": sizes.heads**-0.5,
+        "columns": (sizes.heads * sizes.head) ** -0.5,
+        "unrooted": 1 / sizes.head,
+        "multiplied": sizes.head**0.5,
+        "positions": x.size(1) ** -0.5,
+    }[way.scale]
+
+
+def _pattern(scores: Tensor, way: Way) -> Tensor:
+    hidden = torch.zeros(scores.shape[-2:], dtype=torch.bool)
+    if way.diagonal is not None:
+        hidden = ~torch.ones_like(hidden).tril(way.diagonal)
+    if way.masked == "transposed":
+        hidden = hidden.T
+    if way.masked == "scores" or way.masked == "transposed":
+        return scores.masked_fill(hidden, way.fill).softmax(way.over)
+    pattern = scores.softmax(way.over).masked_fill(hidden, 0.0)
+    return pattern / pattern.sum(-1, keepdim=True) if way.masked == "pattern, renormalised" else pattern
+
+
+def norm(x: Tensor, p: Parameters, name: str, sizes: Sizes, way: Way) -> Tensor:
+    """LayerNorm over the last axis."""
+    epsilon = sizes.epsilon if way.epsilon is None else way.epsilon
+    centred = x - x.mean(-1, keepdim=True)
+    variance = x.var(-1, keepdim=True, unbiased=way.variance == "unbiased")
+    if way.variance == "rms":
+        centred, variance = x, x.pow(2).mean(-1, keepdim=True)
+    below = variance.sqrt() + epsilon if way.variance == "outside" else (variance + epsilon).sqrt()
+    scaled = centred / below
+    return scaled if way.variance == "plain" else scaled * p[f"{name}.weight"] + p[f"{name}.bias"]
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu, "gelu": F.gelu, "gelu_new": nonlinear.gelu_new, "quick_gelu": nonlinear.quick_gelu,
+    "silu": F.silu, "tanh": torch.tanh, "sigmoid": torch.sigmoid, "linear": nonlinear.linear,
+    "leaky_relu": F.leaky_relu,
+}  # fmt: skip
+
+
+def block(x: Tensor, p: Parameters, sizes: Sizes, way: Way) -> Stages:
+    """x [B, P, D] -> the stages of one block; the last is its output [B, P, D]."""
+
+    def ln(name: str, value: Tensor) -> Tensor:
+        if way.norms == "swapped":
+            name = {"ln1": "ln2", "ln2": "ln1"}[name]
+        return value if way.norms in ("none", f"no {name}") else norm(value, p, name, sizes, way)
+
+    inner = {name.removeprefix("attn."): value for name, value in p.items() if name.startswith("attn.")}
+    stages: Stages = {}
+    stages["ln1"] = read = x if way.norms == "post" else ln("ln1", x)
+    attended = attention(read, inner, sizes, way)
+    stages |= {f"attn {name}": value for name, value in attended.items()}
+    added = {"added": x + attended["output"], "missing": attended["output"], "normalized": read + attended["output"]}
+    mid = added.get(way.first, x)
+    stages["after attention"] = mid = ln("ln1", mid) if way.norms == "post" else mid
+    source = {"ln2": mid, "block input": x, "ln1 of the input": x}[way.mlp_reads]
+    stages["ln2"] = read2 = source if way.norms == "post" else ln("ln1" if "ln1" in way.mlp_reads else "ln2", source)
+    stages["linear1"] = pre = read2 @ p["linear1.weight"].T + p["linear1.bias"]
+    stages["activation"] = post = ACTIVATIONS[way.activation or sizes.activation](pre)
+    stages["linear2"] = out = post @ p["linear2.weight"].T + p["linear2.bias"]
+    out = ACTIVATIONS[sizes.activation](out) if not way.linear2 else out
+    ends = {"added": mid + out, "missing": out, "block input": x + out, "normalized": read2 + out}
+    last = ends[way.second]
+    stages["output"] = ln("ln2", last) if way.norms == "post" else last
+    return stages
+
+
+def gpt2(ids: Tensor, p: Parameters, sizes: Sizes, way: Way) -> Stages:
+    """ids [B, P] -> the stages of GPT-2; the last is its logits [B, P, V]."""
+    table = p["pos_embedding.weight"]
+    stages: Stages = {"token embedding": p["token_embedding.weight"][ids]}
+    x = stages["token embedding"] * (sizes.hidden**0.5 if way.embed_scale else 1.0)
+    places = torch.arange(ids.size(1)) + way.offset
+    places = {"columns": places, "reversed": places.flip(0), "first": places * 0}.get(way.positions, places)
+    stages["pos embedding"] = places = table[ids % sizes.positions if way.positions == "ids" else places]
+    x = x if way.positions == "none" else x + places
+    stages["token + pos"] = x
+    order = list(range(sizes.layers))
+    order = {"all": order, "reversed": order[::-1], "first": order[:1] * sizes.layers}.get(way.blocks, order[:-1])
+    for number, i in enumerate([] if way.blocks == "none" else order):
+        own = {name.removeprefix(f"blocks.{i}."): value for name, value in p.items() if name.startswith(f"blocks.{i}.")}
+        inner = block(x, own, sizes, way)
+        stages |= {f"block {number}: {name}": value for name, value in inner.items()}
+        x = inner["output"]
+    stages["ln"] = last = x if way.final == "none" else norm(x, p, "ln", sizes, way)
+    head = p["token_embedding.weight"] if way.head in ("tied", "probabilities", "logprobs") else p[way.head]
+    logits = last @ head.T
+    logits = {"probabilities": logits.softmax(-1), "logprobs": logits.log_softmax(-1)}.get(way.head, logits)
+    return stages | {"logits": logits}
+
+
+RIGHT = Way()
+
+
+def turned(way: Way, changes: Mapping[str, object]) -> Way:
+    """A way with some dials turned."""
+    return replace(way, **changes)  # pyright: ignore[reportArgumentType] (the dials are named in tables)

@@ -1,0 +1,82 @@
+"""Every tensor that a piece of code computes, whatever it calls them.
+
+A stage of the reference counts as computed when some tensor held the same numbers in any order of the axes, so
+einsum and matmul, (head, query) and (query, head) all look the same, and nothing has to have a certain name.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+
+class Watch(TorchDispatchMode):
+    """Keeps the values of every floating tensor that is computed inside it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._sorted: dict[int, list[Tensor]] = defaultdict(list)
+        self.coarse = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in pytree.tree_leaves(result):
+            if isinstance(tensor, Tensor) and tensor.is_floating_point() and tensor.numel() > 1:
+                self.coarse |= tensor.dtype != torch.float64
+                self._sorted[tensor.numel()].append(tensor.detach().double().flatten().sort().values)
+        return result
+
+    def showed(self, value: Tensor, tolerance: float) -> bool:
+        """Whether some tensor held these numbers."""
+        wanted = value.double().flatten().sort().values
+        return any(apart(seen, wanted) <= tolerance for seen in self._sorted[value.numel()])
+
+    def first_missing(self, stages: Mapping[str, Tensor], tolerance: float) -> str:
+        """The first stage after the last that was computed as the reference does."""
+        names = list(stages)
+        right = [number for number, name in enumerate(names) if self.showed(stages[name], tolerance)]
+        return names[min(right[-1] + 1 if right else 0, len(names) - 1)]
+
+
+class Undropped(TorchDispatchMode):
+    """Makes every dropout the identity: a Bernoulli draw with probability p is p everywhere."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.bernoulli_.float:
+            return args[0].fill_(args[1] if len(args) > 1 else (kwargs or {}).get("p", 0.5))
+        return func(*args, **(kwargs or {}))
+
+
+class Drawn(TorchDispatchMode):
+    """Decides what `torch.multinomial` draws, and keeps the probabilities that it was given."""
+
+    def __init__(self, index: int) -> None:
+        super().__init__()
+        self.index = index
+        self.weights: list[Tensor] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten.multinomial.default:
+            self.weights.append(args[0].detach().double().reshape(-1, args[0].shape[-1]).clone())
+            return result.fill_(min(self.index, args[0].shape[-1] - 1))
+        return result
+
+
+def apart(given: Tensor, expected: Tensor) -> float:
+    """Largest difference relative to the largest expected value; equal infinities and NaN on both sides are equal."""
+    if given.shape != expected.shape:
+        return float("inf")
+    given, expected = given.detach().double(), expected.detach().double()
+    same = (given == expected) | (given.isnan() & expected.isnan())
+    gap = torch.where(same, 0.0, (given - expected).abs())
+    size = expected[expected.isfinite()].abs()
+    largest = float(gap.max()) if gap.numel() else 0.0
+    unit = float(size.max()) if size.numel() else 1.0
+    return float("inf") if largest != largest else largest / (unit or 1.0)

@@ -1,0 +1,122 @@
+"""The whole GPT-2: wrong answers are named, right ones pass; checks leave no trace."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from exercise_solution import variant
+from torch import nn
+
+from pellucid import PellucidError
+from pellucid.exercises import check_attention, check_block, check_gpt2
+
+SCALE = " / self.head_size**0.5  # (batch, head, query, key)"
+
+HEAD = 'return torch.einsum("bsd,vd->bsv", self.ln(h), self.token_embedding.weight)'
+WRONG_GPT2 = {
+    "no positions": ((" + self.pos_embedding(positions)", ""), "not embedded", "token + pos"),
+    "positions from 1": (
+        ("torch.arange(before, before + x.shape[1]", "torch.arange(before + 1, before + 1 + x.shape[1]"),
+        None,
+        None,
+    ),
+    "always position 0": (
+        ("self.pos_embedding(positions)", "self.pos_embedding(positions * 0)"),
+        "gets position 0",
+        "pos embedding",
+    ),
+    "ids as positions": (
+        ("self.pos_embedding(positions)", "self.pos_embedding(x % 9)"),
+        "given the token ids",
+        "pos embedding",
+    ),
+    "scaled embedding": (
+        ("self.token_embedding(x) +", "self.token_embedding(x) * 12**0.5 +"),
+        "multiplied by sqrt",
+        "token + pos",
+    ),
+    "no final norm": (("self.ln(h)", "h"), "final LayerNorm is not", "ln"),
+    "last block skipped": (("in self.blocks:", "in self.blocks[:-1]:"), "last block", "block 2"),
+    "first block only": (("h = block(h, cache)", "h = self.blocks[0](h, cache)"), "again and again", "block 1"),
+    "reversed": (("in self.blocks:", "in reversed(self.blocks):"), "in reverse", "block 0"),
+    "probabilities": ((HEAD, HEAD + ".softmax(-1)"), "softmax is applied", "logits"),
+    "scores unscaled": ((SCALE, ""), "not divided by sqrt(head_size)", "block 0: attn scores"),
+    "blocks in a list": (("self.blocks = nn.ModuleList(", "self.blocks = list("), "plain list", "blocks.0"),
+    "positions on the CPU": ((", device=x.device)\n        h", ")\n        h"), "default device", "output"),
+    "no dropout": (
+        (
+            "self.dropout(self.token_embedding(x) + self.pos_embedding(positions))",
+            "self.token_embedding(x) + self.pos_embedding(positions)",
+        ),
+        "never applied",
+        None,
+    ),
+    "positions first": (
+        ("        self.token_embedding = nn.Embedding(config.vocab_size, config.hidden_size)\n", ""),
+        "no `token_embedding`",
+        None,
+    ),
+    "wide logits": ((HEAD, HEAD + "[..., :-1]"), "returns shape [2, 5, 28], expected [2, 5, 29]", "output"),
+    "a head of its own": (
+        (
+            "        self.ln = nn.LayerNorm(config.hidden_size",
+            "        self.head = nn.Linear(config.hidden_size, "
+            "config.vocab_size, bias=False)\n        self.ln = nn.LayerNorm(config.hidden_size",
+        ),
+        None,
+        None,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", [name for name, row in WRONG_GPT2.items() if row[1]])
+def test_wrong_gpt2s_are_named(name: str) -> None:
+    change, words, tensor = WRONG_GPT2[name]
+    result = check_gpt2(variant(change).GPT2)
+    assert not result
+    assert str(words) in str(result.mistake), result
+    assert tensor is None or str(result.tensor).startswith(tensor), result
+
+
+def test_positions_from_one_run_out_of_the_table_or_are_named() -> None:
+    result = check_gpt2(variant(WRONG_GPT2["positions from 1"][0]).GPT2)
+    assert not result
+    assert "positions start at 1" in str(result.mistake) or "IndexError" in str(result.mistake)
+
+
+def test_a_head_of_its_own_is_named() -> None:
+    untied = variant(WRONG_GPT2["a head of its own"][0], (HEAD, "return self.head(self.ln(h))")).GPT2
+    result = check_gpt2(untied)
+    assert "made with `head.weight`" in str(result.mistake), result
+    assert str(result.tensor).startswith("logits")
+
+
+def test_right_gpt2s_pass() -> None:
+    assert check_gpt2(variant().GPT2)
+    matmul = variant((HEAD, "return self.ln(h) @ self.token_embedding.weight.T"))
+    assert check_gpt2(matmul.GPT2)
+    batched = variant(("self.pos_embedding(positions)", "self.pos_embedding(positions.expand(x.shape))"))
+    assert check_gpt2(batched.GPT2)
+
+
+def test_embeddings_in_another_order_are_named() -> None:
+    token = "        self.token_embedding = nn.Embedding(config.vocab_size, config.hidden_size)\n"
+    pos = "        self.pos_embedding = nn.Embedding(config.max_position_embeddings, config.hidden_size)\n"
+    result = check_gpt2(variant((token + pos, pos + token)).GPT2)
+    assert "in the order `pos_embedding`, `token_embedding`" in str(result.mistake), result
+
+
+@pytest.mark.parametrize("check", [check_attention, check_block, check_gpt2])
+@pytest.mark.parametrize("given", [None, 3, nn.Linear(2, 2)])
+def test_misuse_is_an_error_of_the_library(check: Any, given: Any) -> None:
+    with pytest.raises(PellucidError):
+        check(given)
+
+
+def test_checks_leave_the_generator_and_the_gradient_mode_alone() -> None:
+    before = torch.random.get_rng_state()
+    check_attention(variant().UnidirectionalAttention)
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert torch.is_grad_enabled()

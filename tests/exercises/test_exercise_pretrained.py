@@ -1,0 +1,179 @@
+"""A learner's whole GPT-2 against the bundled model: right, wrongly loaded, wrongly computed; and the notebook."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import socket
+from typing import Any
+
+import pytest
+import torch
+from exercise_notebook import NOTEBOOK, SCRIPT, cells, notebook
+from exercise_solution import variant
+from torch import nn
+
+import pellucid as pl
+from pellucid.exercises import alignment_for, check_pretrained, config_of, load_into
+
+TANH = ("nn.GELU()", "nn.GELU(approximate='tanh')")
+
+
+@pytest.fixture(scope="module")
+def reference() -> pl.CkptedTransformer:
+    """The bundled model."""
+    return pl.load()
+
+
+def loaded(reference: pl.CkptedTransformer, *changes: tuple[str, str]) -> Any:
+    """A variant of the solution with the reference's weights."""
+    model = variant(*changes).GPT2(config_of(reference))
+    load_into(model, reference)
+    return model
+
+
+def test_the_course_s_gelu_passes_and_its_distance_is_told(reference: pl.CkptedTransformer) -> None:
+    model = loaded(reference)
+    result = check_pretrained(model, reference.tokenizer, reference)
+    assert result, result
+    (note,) = [note for note in result.notes if "gelu" in note]
+    ids = torch.tensor([reference.tokenizer.encode("Former President of the United States of America, George")])
+    with torch.no_grad():
+        gap = float((model.eval()(ids) - reference(ids)).abs().max())
+    assert f"{gap:.2g} apart" in note
+    assert gap > 1e-5
+    assert "tanh form (gelu_new)" in note
+
+
+def test_the_tanh_form_passes_without_a_note(reference: pl.CkptedTransformer) -> None:
+    result = check_pretrained(loaded(reference, TANH), reference.tokenizer, reference)
+    assert result, result
+    assert not result.notes
+    assert any("52 of 52 parameters" in text for text in result.proved)
+
+
+def test_fresh_weights_are_replaced_in_a_copy(reference: pl.CkptedTransformer) -> None:
+    model = variant(TANH).GPT2(config_of(reference))
+    before = {name: value.detach().clone() for name, value in model.named_parameters()}
+    result = check_pretrained(model)
+    assert result, result
+    assert any("a copy of it was given them" in note for note in result.notes)
+    assert all(torch.equal(value, before[name]) for name, value in model.named_parameters())
+
+
+def test_convert_fits_the_learner_s_state_dict(reference: pl.CkptedTransformer) -> None:
+    model = variant(TANH).GPT2(config_of(reference))
+    model.load_state_dict(alignment_for(model, reference).convert(reference))
+    assert check_pretrained(model)
+
+
+def _transpose(model: Any) -> None:
+    weight = model.blocks[1].attn.output_proj.weight
+    weight.copy_(weight.T.clone())
+
+
+def _reshape(model: Any) -> None:
+    weight = model.blocks[2].linear1.weight
+    weight.copy_(weight.T.reshape(weight.shape).clone())
+
+
+def _mix_up(model: Any) -> None:
+    model.blocks[0].ln1.weight.copy_(model.blocks[0].ln2.weight)
+
+
+def _forget(model: Any) -> None:
+    model.ln.bias.zero_()
+
+
+WRONG_LOADING = [
+    (_transpose, "`blocks.1.attn.output_proj.weight` holds the transpose"),
+    (_reshape, "`blocks.2.linear1.weight` holds its weights reshaped"),
+    (_mix_up, "`blocks.0.ln1.weight` holds the weights of `blocks.0.ln2.weight`"),
+    (_forget, "`ln.bias` does not hold the reference's weights"),
+]
+
+
+@pytest.mark.parametrize(("spoil", "words"), WRONG_LOADING, ids=[row[1] for row in WRONG_LOADING])
+def test_wrong_loading_is_named(reference: pl.CkptedTransformer, spoil: Any, words: str) -> None:
+    model = loaded(reference, TANH)
+    with torch.no_grad():
+        spoil(model)
+    result = check_pretrained(model, None, reference)
+    assert not result
+    assert words in str(result.mistake), result
+    assert result.step == "loading the weights"
+
+
+WRONG_RUNNING = [
+    ((" / self.head_size**0.5", ""), "blocks.0.attn"),
+    (("self.ln(h)", "h"), "logits"),
+    (("self.linear1(self.ln2(x))", "self.linear1(x)"), "blocks.0"),
+    (("triu(keys - seq + 1)", "triu(keys - seq + 2)"), "blocks.0.attn"),
+    (("self.pos_embedding(positions)", "self.pos_embedding(positions + 1)"), "ckpt_pos_embed"),
+    (("nn.GELU(approximate='tanh')", "nn.SiLU()"), "blocks.0.mlp"),
+    (("eps=config.layer_norm_epsilon", "eps=1e-3"), "ln_final"),
+]
+
+
+class Digits:
+    """A tokenizer of the small model: the lengths of words."""
+
+    def encode(self, text: str) -> list[int]:
+        return [len(word) for word in text.split()]
+
+    def decode(self, ids: list[int]) -> str:
+        return " ".join(map(str, ids))
+
+
+@pytest.mark.parametrize(("change", "where"), WRONG_RUNNING, ids=[row[0][1] or "no scale" for row in WRONG_RUNNING])
+def test_wrong_models_are_named_where_they_first_differ(
+    glass: pl.CkptedTransformer, change: tuple[str, str], where: str
+) -> None:
+    result = check_pretrained(loaded(glass, TANH, change), Digits(), glass)
+    assert not result
+    assert where in str(result.tensor), result
+    assert result.step == "running the model"
+
+
+def test_what_raises_becomes_a_sentence(reference: pl.CkptedTransformer) -> None:
+    result = check_pretrained(loaded(reference, ("for block in self.blocks:", "for block in self.layers:")))
+    assert not result
+    assert "AttributeError" in str(result.mistake)
+
+
+def test_misuse_is_an_error_of_the_library(reference: pl.CkptedTransformer, gpt2_tokenizer: pl.Tokenizer) -> None:
+    model = variant().GPT2(config_of(reference))
+    with pytest.raises(pl.PellucidError):
+        check_pretrained(variant().GPT2)
+    with pytest.raises(pl.PellucidError, match="tokens"):
+        check_pretrained(model, gpt2_tokenizer)
+    with pytest.raises(pl.PellucidError):
+        check_pretrained(model, "tokenizer")
+    with pytest.raises(pl.PellucidError):
+        alignment_for(nn.Linear(2, 2), reference)
+
+
+def test_the_notebook_is_made_from_the_script() -> None:
+    script = SCRIPT.read_text(encoding="utf-8")
+    assert NOTEBOOK.read_text(encoding="utf-8") == notebook(script), "python tests/exercises/exercise_notebook.py"
+    assert "NAME = None" in script
+
+
+def test_the_notebook_runs_offline_and_everything_in_it_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise AssertionError("the notebook opened a network connection")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    code = [
+        "".join(cell["source"]) for cell in json.loads(NOTEBOOK.read_text())["cells"] if cell["cell_type"] == "code"
+    ]
+    assert len(code) == sum(kind == "code" for kind, _ in cells(SCRIPT.read_text(encoding="utf-8")))
+    names: dict[str, Any] = {"__name__": "__main__"}
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        for source in code:
+            exec(compile(source, "build_gpt2_from_scratch.ipynb", "exec"), names)
+    assert "✗" not in printed.getvalue()
+    assert printed.getvalue().count("✓") == 8
+    assert printed.getvalue().splitlines()[-1].startswith("Once upon a time")

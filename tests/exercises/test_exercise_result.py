@@ -1,0 +1,57 @@
+"""What a check hands back: frozen, true or false, printed with a tick or a cross."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from pellucid.exercises import CheckResult
+from pellucid.exercises.result import together
+from pellucid.exercises.watch import Watch, apart
+
+WRONG = CheckResult("attention", False, ("a",), "no <mask>", "masking", "pattern [query, key]", ("n",))
+
+
+def test_it_prints_itself() -> None:
+    assert repr(WRONG).splitlines() == [
+        "✗ attention", "    mistake: no <mask>", "    step: masking", "    first shows in: pattern [query, key]",
+        "    proved: a", "    note: n",
+    ]  # fmt: skip
+    assert str(CheckResult("greedy", True, ("it is",))) == "✓ greedy\n    proved: it is"
+    assert "✗ attention" in WRONG._repr_html_()
+    assert "no &lt;mask&gt;" in WRONG._repr_html_()
+
+
+def test_it_is_frozen_and_true_when_passed() -> None:
+    assert not WRONG
+    assert CheckResult("greedy", True)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        WRONG.passed = True  # type: ignore[misc]
+
+
+def test_several_are_one() -> None:
+    right = CheckResult("greedy", True, ("ties",))
+    assert together("all", [right])
+    both = together("all", [right, WRONG, CheckResult("top-k", False, mistake="other")])
+    assert not both
+    assert both.mistake == "attention: no <mask>"
+    assert both.proved == ("greedy: ties", "attention: a")
+    assert "top-k: other" in both.notes
+
+
+def test_a_stage_is_found_in_any_order_of_axes() -> None:
+    x, y = torch.randn(3, 4, dtype=torch.float64), torch.randn(4, 5, dtype=torch.float64)
+    with Watch() as watch:
+        torch.einsum("ab,bc->ca", x, y)
+    assert watch.showed(x @ y, 1e-12)
+    assert not watch.showed(x @ y + 1e-6, 1e-12)
+
+
+def test_apart() -> None:
+    one = torch.tensor([1.0, float("nan"), float("inf")])
+    assert apart(one, one) == 0.0
+    assert apart(torch.tensor([2.0]), torch.tensor([4.0])) == 0.5
+    assert apart(torch.ones(2), torch.ones(3)) == float("inf")
+    assert apart(torch.tensor([float("nan")]), torch.ones(1)) == float("inf")

@@ -1,0 +1,214 @@
+"""The second part: every function's wrong answers are named, right ones pass however they draw."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from exercise_solution import variant
+from torch import Tensor
+from torch.distributions import Categorical
+
+from pellucid import PellucidError
+from pellucid.exercises import (
+    check_frequency_penalty,
+    check_greedy,
+    check_sample_basic,
+    check_sampling,
+    check_top_k,
+    check_top_p,
+)
+
+SOLUTION = variant()
+
+
+def last_of_ties(logits: Tensor) -> int:
+    return len(logits) - 1 - int(logits.flip(0).argmax())
+
+
+SCORES: list[tuple[str, Callable[..., Any], str]] = [
+    ("greedy", lambda x: int(x.argmin()), "least likely"),
+    ("greedy", lambda x: int(x.abs().argmax()), "largest absolute"),
+    ("greedy", last_of_ties, "of two equally likely tokens, 5 and 8, it takes 8"),
+    ("greedy", lambda x: x.max(), "expected one token id"),
+    ("greedy", lambda x: x.argmax(dim=1), "IndexError"),
+    ("temperature", lambda x, t: x * t, "multiplied"),
+    ("temperature", lambda x, t: x, "not used"),
+    ("temperature", lambda x, t: (x / t).softmax(-1), "is a softmax"),
+    ("temperature", lambda x, t: x.softmax(-1) / t, "before the division"),
+    ("temperature", lambda x, t: x.div_(t), "in place"),
+    ("temperature", lambda x, t: x / t + 0.01, "none of the known mistakes"),
+    ("temperature", lambda x: x, "TypeError"),
+    ("frequency_penalty", lambda i, x, p: x + p * torch.bincount(i, minlength=len(x)), "added, not subtracted"),
+    ("frequency_penalty", lambda i, x, p: x - p * torch.bincount(i), "minlength"),
+    ("frequency_penalty", lambda i, x, p: x - p * (torch.bincount(i, minlength=len(x)) > 0), "presence penalty"),
+    ("frequency_penalty", lambda i, x, p: x - p * torch.bincount(i[-1:], minlength=len(x)), "only the last token"),
+    ("frequency_penalty", lambda i, x, p: x - torch.bincount(i, minlength=len(x)), "freq_penalty is not used"),
+    ("frequency_penalty", lambda i, x, p: x, "the penalty is not used"),
+    ("basic", lambda x: int(x.argmax()), "always takes the most likely"),
+    ("basic", lambda x: int(torch.multinomial(torch.ones(len(x)), 1)), "from all tokens alike"),
+    ("basic", lambda x: int(torch.multinomial(x.softmax(-1).softmax(-1), 1)), "softmax is applied twice"),
+    ("basic", lambda x: int(torch.multinomial((-x).softmax(-1), 1)), "turned around"),
+    ("basic", lambda x: int(torch.multinomial(x, 1)), "RuntimeError"),
+    ("basic", lambda x: int(Categorical(probs=x.sigmoid()).sample()), "sigmoid"),
+    ("top_k", lambda x, k: int(Categorical(logits=x.topk(k).values).sample()), "the place among the k"),
+    ("top_k", lambda x, k: int(Categorical(logits=x).sample()), "nothing is cut"),
+    ("top_k", lambda x, k: SOLUTION.sample_top_k(x, k + 1), "k + 1"),
+    (
+        "top_k",
+        lambda x, k: int(
+            x.topk(k, largest=False).indices[Categorical(logits=x.topk(k, largest=False).values).sample()]
+        ),
+        "least likely",
+    ),
+    ("top_k", lambda x, k: int(x.topk(k).indices[torch.randint(k, ())]), "from the k tokens alike"),
+    (
+        "top_k",
+        lambda x, k: int(Categorical(logits=torch.where(x >= x.topk(k).values[-1], x, 0.0)).sample()),
+        "set to 0",
+    ),
+    ("top_p", lambda x, p, n=1: int(Categorical(logits=x).sample()), "nothing is cut"),
+    ("top_p", lambda x, p, n=1: SOLUTION.sample_top_p(x, 1 - p, n), "at 1 - p"),
+    ("top_p", lambda x, p, n=1: SOLUTION.sample_top_p(x, p), "min_tokens_to_keep is not used"),
+    (
+        "top_p",
+        lambda x, p, n=1: int(
+            torch.multinomial(
+                (x.softmax(-1).cumsum(-1).roll(1).index_fill(0, torch.tensor([0]), 0) < p) * x.softmax(-1), 1
+            )
+        ),
+        "unsorted",
+    ),
+]
+
+
+@pytest.mark.parametrize(("exercise", "fn", "words"), SCORES, ids=[f"{row[0]}: {row[2]}" for row in SCORES])
+def test_wrong_functions_are_named(exercise: str, fn: Callable[..., Any], words: str) -> None:
+    result = check_sampling(fn, exercise=exercise)
+    assert not result
+    assert words in str(result.mistake), result
+
+
+NAMES = ("greedy_search", "apply_temperature", "apply_freq_penalty", "sample_basic", "sample_top_k", "sample_top_p",
+         "sample_next_token", "beam_search")  # fmt: skip
+
+
+def test_right_functions_pass_together() -> None:
+    result = check_sampling(*(getattr(SOLUTION, name) for name in NAMES))
+    assert result, result
+    assert any("exactly, by deciding every draw" in text for text in result.proved)
+    assert any("frequency penalty is not applied, as in the course" in note for note in result.notes)
+    assert any("without a length penalty" in note for note in result.notes)
+
+
+def gumbel(x: Tensor) -> int:
+    return int((x - torch.rand(len(x)).log().neg().log()).argmax())
+
+
+def inverse(x: Tensor) -> int:
+    return int((x.softmax(-1).cumsum(-1) < torch.rand(())).sum().clamp(max=len(x) - 1))
+
+
+@pytest.mark.parametrize("draw", [gumbel, inverse, lambda x: Categorical(logits=x).sample()])
+def test_right_draws_pass_in_any_style(draw: Callable[[Tensor], Any]) -> None:
+    assert check_sample_basic(draw)
+    masked = check_top_k(lambda x, k: draw(x.masked_fill(x < x.topk(k).values[-1], -torch.inf)))
+    assert masked, masked
+
+
+def test_a_tensor_for_an_id_is_noted() -> None:
+    result = check_greedy(lambda logits: logits.argmax())
+    assert result
+    assert any("signature says int" in note for note in result.notes)
+
+
+def course_top_p(logits: Tensor, top_p: float, min_tokens_to_keep: int = 1) -> int:
+    """One token fewer than the paper."""
+    ranked = logits.sort(descending=True)
+    keep = max(min_tokens_to_keep, int((ranked.values.softmax(-1).cumsum(-1) < top_p).sum()))
+    return int(ranked.indices[Categorical(logits=ranked.values[:keep]).sample()])
+
+
+def test_both_nuclei_pass_and_are_told_apart() -> None:
+    paper, course = check_top_p(SOLUTION.sample_top_p), check_top_p(course_top_p)
+    assert paper
+    assert course
+    assert any("of the paper and of transformers: the fewest" in text for text in paper.proved)
+    assert not paper.notes
+    assert any("the course's reference: one token fewer" in text for text in course.proved)
+    assert any("one token fewer than the nucleus of the paper" in note for note in course.notes)
+
+
+def test_top_p_as_transformers_writes_it_passes() -> None:
+    def warper(logits: Tensor, top_p: float, min_tokens_to_keep: int = 1) -> int:
+        ranked = logits.sort()
+        remove = ranked.values.softmax(-1).cumsum(-1) <= 1 - top_p
+        remove[-min_tokens_to_keep:] = False
+        return int(
+            Categorical(logits=logits.masked_fill(remove.scatter(0, ranked.indices, remove), -torch.inf)).sample()
+        )
+
+    assert check_top_p(warper)
+
+
+TEMPERATURE = "    logits = apply_temperature(logits, temperature)\n"
+PENALTY = "    logits = apply_freq_penalty(input_ids, logits, freq_penalty)\n"
+WRONG_NEXT = [
+    (("cache=cache)[0, -1]", "cache=cache)[0, 0]"), "logits of the first position"),
+    (
+        (
+            f"{TEMPERATURE}{PENALTY}",
+            f"{PENALTY}{TEMPERATURE}",
+        ),
+        "penalty comes before the temperature",
+    ),
+    (("    logits = apply_temperature(logits, temperature)\n", ""), "temperature is not used"),
+    (("    logits = apply_freq_penalty(input_ids, logits, freq_penalty)\n", ""), "freq_penalty is not used"),
+    (("    if top_k:\n", "    if False:\n"), "top_k is not used"),
+    (("    if top_p:\n", "    if False:\n"), "top_p is not used"),
+    (
+        ("if temperature == 0:\n        return greedy_search(logits)\n", "if False:\n        return 0\n"),
+        "temperature 0",
+    ),
+    (("model(input_ids[None], cache=cache)[0, -1]", "model(input_ids, cache=cache)[-1]"), "expected [batch, seq]"),
+]
+
+
+@pytest.mark.parametrize(("change", "words"), WRONG_NEXT, ids=[row[1] for row in WRONG_NEXT])
+def test_wrong_next_tokens_are_named(change: tuple[str, str], words: str) -> None:
+    result = check_sampling(variant(change).sample_next_token)
+    assert not result
+    assert words in f"{result.mistake} {result.step}", result
+
+
+def test_a_penalty_at_temperature_zero_is_told() -> None:
+    changed = variant(
+        (
+            "        return greedy_search(logits)\n",
+            "        return greedy_search(apply_freq_penalty(input_ids, logits, freq_penalty))\n",
+        )
+    )
+    result = check_sampling(changed.sample_next_token)
+    assert result
+    assert any("is applied; the course leaves it out" in note for note in result.notes)
+
+
+@pytest.mark.parametrize("given", [(), (3,), (lambda x: x,), (SOLUTION.GPT2,)])
+def test_misuse_is_an_error_of_the_library(given: tuple[Any, ...]) -> None:
+    with pytest.raises(PellucidError):
+        check_sampling(*given)
+
+
+def test_misuse_of_exercise() -> None:
+    with pytest.raises(PellucidError, match="one of greedy"):
+        check_sampling(SOLUTION.greedy_search, exercise="gredy")
+    with pytest.raises(PellucidError):
+        check_sampling(SOLUTION.greedy_search, SOLUTION.sample_basic, exercise="greedy")
+
+
+def test_minlength_is_not_blamed_for_another_error() -> None:
+    result = check_frequency_penalty(lambda ids, logits, penalty: logits - penalty * missing)  # noqa: F821
+    assert "NameError" in str(result.mistake)
+    assert "minlength" not in str(result.mistake)
