@@ -12,13 +12,10 @@ from pellucid.config import TransformerConfig
 from pellucid.model import CkptedTransformer
 from pellucid.tokens import Tokenizer
 from pellucid.weights import load as weights
+from pellucid.weights.hub import BUNDLED
 
 if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel, GPT2Model
-
-BUNDLED = Path(__file__).parent / "bundled"
-"""The folder of the small model that ships inside the package."""
-
 
 def load(
     name: str | Path | None = None,
@@ -34,7 +31,7 @@ def load(
     """Open a GPT-2, evaluating.
 
     Args:
-        name: None for the bundled model, offline; an alias (`gpt2-small`, `gpt2-medium`, `gpt2-large`,
+        name: None or "bundled" for the bundled model, offline; an alias (`gpt2-small`, `gpt2-medium`, `gpt2-large`,
             `gpt2-xl`, `distilgpt2`); any hub id; a folder; a file.
         device: Where to put it.
         dtype: "float32" unless asked; "stored" keeps what the file has; any floating dtype or its name.

@@ -1,43 +1,15 @@
-"""The notebook of the examples, made from its percent-format script.
-
-python tests/exercises/exercise_notebook.py    # writes it
-"""
+"""The notebook of the exercises, and what made it."""
 
 from __future__ import annotations
 
-import json
-import re
+import sys
 from pathlib import Path
-from typing import Any
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SCRIPT = EXAMPLES / "build_gpt2_from_scratch.py"
 NOTEBOOK = SCRIPT.with_suffix(".ipynb")
 
+sys.path.insert(0, str(EXAMPLES))
+from notebooks import cells, notebook  # noqa: E402
 
-def cells(script: str) -> list[tuple[str, str]]:
-    """("markdown" or "code", text) for each cell of a script."""
-    found: list[tuple[str, str]] = []
-    for part in re.split(r"^# %%", script, flags=re.MULTILINE)[1:]:
-        head, _, text = part.partition("\n")
-        if "[markdown]" in head:
-            found.append(("markdown", "\n".join(re.sub("^# ?", "", line) for line in text.strip().splitlines())))
-        else:
-            found.append(("code", text.strip()))
-    return found
-
-
-def notebook(script: str) -> str:
-    """The text of an .ipynb without outputs."""
-    made: list[dict[str, Any]] = []
-    for number, (kind, text) in enumerate(cells(script)):
-        cell: dict[str, Any] = {"cell_type": kind, "id": f"cell-{number}", "metadata": {}}
-        cell |= {"execution_count": None, "outputs": []} if kind == "code" else {}
-        made.append(cell | {"source": text.splitlines(keepends=True)})
-    kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
-    about = {"kernelspec": kernel, "language_info": {"name": "python"}}
-    return json.dumps({"cells": made, "metadata": about, "nbformat": 4, "nbformat_minor": 5}, indent=1) + "\n"
-
-
-if __name__ == "__main__":
-    NOTEBOOK.write_text(notebook(SCRIPT.read_text(encoding="utf-8")), encoding="utf-8")
+__all__ = ["NOTEBOOK", "SCRIPT", "cells", "notebook"]

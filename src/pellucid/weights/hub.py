@@ -28,6 +28,12 @@ ALIASES: Mapping[str, str] = {
 }
 """Short names of the published models, and their repositories."""
 
+BUNDLED_NAME = "bundled"
+"""The name of the small model that ships inside the package."""
+
+BUNDLED = Path(__file__).parents[1] / "bundled"
+"""Its folder."""
+
 WEIGHT_FILES = (
     "model.safetensors",
     "model.safetensors.index.json",
@@ -72,7 +78,7 @@ def locate(name: str | os.PathLike[str], options: HubOptions | None = None) -> P
     (`WEIGHT_FILES`) and the tokenizer's files are downloaded, all of one commit, unless they are cached.
 
     Args:
-        name: A path, an alias (`ALIASES`) or a hub id such as `openai-community/gpt2`.
+        name: A path, an alias (`ALIASES`), `bundled`, or a hub id such as `openai-community/gpt2`.
         options: How to reach the hub.
 
     Returns:
@@ -134,6 +140,8 @@ def _existing(name: str | os.PathLike[str]) -> Path | None:
     if not isinstance(name, str | os.PathLike):
         raise _no_such_name(repr(name))
     text = os.fspath(name)
+    if text == BUNDLED_NAME:
+        return BUNDLED
     if not text or "\0" in text:
         raise _no_such_name(text)
     try:

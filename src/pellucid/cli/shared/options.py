@@ -8,11 +8,11 @@ from typing import Annotated
 import typer
 
 from pellucid.errors import InputError
-from pellucid.weights.hub import ALIASES
+from pellucid.weights.hub import ALIASES, BUNDLED_NAME
 
 
 def aliases(incomplete: str) -> list[str]:
-    return [alias for alias in ALIASES if alias.startswith(incomplete)]
+    return [alias for alias in (BUNDLED_NAME, *ALIASES) if alias.startswith(incomplete)]
 
 
 Model = Annotated[

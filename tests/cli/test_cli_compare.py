@@ -1,0 +1,62 @@
+"""`pellucid compare`: verdicts, exit codes, and the forms of the report."""
+
+import json
+import math
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import pellucid as pl
+from pellucid.cli import app
+from pellucid.open import BUNDLED
+
+
+def run(*words: str) -> tuple[int, str]:
+    result = CliRunner().invoke(app, ["compare", *words], prog_name="pellucid")
+    return result.exit_code, result.stdout
+
+
+@pytest.fixture(scope="module", name="changed")
+def _changed(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The bundled model with one weight one ulp away."""
+    model, folder = pl.load(), tmp_path_factory.mktemp("changed")
+    with torch.no_grad():
+        weight = model.blocks[1].mlp.W_in
+        weight[3, 5] = torch.nextafter(weight[3, 5], torch.tensor(math.inf))
+    model.save_pretrained(folder)
+    return str(folder)
+
+
+def test_the_same_model_through_transformers_is_identical():
+    code, shown = run("bundled", "hf:bundled")
+    assert (code, shown.splitlines()[0]) == (0, "identical")
+
+
+def test_one_ulp_is_different_and_named(changed: str, tmp_path):
+    code, shown = run(str(BUNDLED), changed, "--json", "--html", str(tmp_path / "report.html"))
+    report = json.loads(shown)
+    assert code == 1
+    assert report["verdict"] == "different"
+    assert report["first_divergence"]["where"] == "blocks.1.mlp.W_in"
+    assert "(1 ulp" in report["first_divergence"]["detail"]
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "different" in page
+    assert "blocks.1.mlp.W_in" in page
+
+
+def test_a_summary_for_a_pull_request(changed: str):
+    code, shown = run("bundled", changed, "--markdown")
+    assert code == 1
+    assert shown.startswith("**different**")
+    assert "| `blocks.1.mlp.W_in` |" in shown
+
+
+def test_what_is_not_there_is_exit_3(tmp_path):
+    assert run("bundled", str(tmp_path / "nothing"))[0] == 3
+    assert run("bundled", f"hf:{tmp_path / 'nothing'}")[0] == 3
+
+
+def test_what_transformers_cannot_open_is_exit_4(tmp_path):
+    (tmp_path / "config.json").write_text("{}", encoding="utf-8")
+    assert run("bundled", f"hf:{tmp_path}")[0] == 4
