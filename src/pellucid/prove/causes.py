@@ -1,244 +1,222 @@
-"""Why a stage differs: known mistakes, each confirmed by making it in the reference and finding the difference gone.
+"""Why two programs differ: known mistakes, each confirmed by making it in the reference.
 
-A mistake is a formula for one stage from the reference's own values before it. It is named only if it reproduces
-what the other program computed; where none does, nothing is claimed.
+A mistake is named only if the reference with that mistake in it computes what the other program computed, at the
+point where they first differ. Where none does, nothing is claimed.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from pellucid import nonlinear
-from pellucid.config import TransformerConfig
-from pellucid.model import CkptedTransformer
+from pellucid.prove.alignment import Alignment, Match
+from pellucid.prove.mistakes import Mistake, known_mistakes
+from pellucid.prove.points import LOGITS, ckpt_of
+from pellucid.prove.recipe import Facts, Heads, Ingredients, Recipe, Span, attend_with, right_recipe, run_recipe
+from pellucid.prove.units import HEAD
 
-AGREES = 1e-9
-"""Relative difference in float64 below which a mistake counts as reproduced."""
+BEYOND_ROUNDING = 1e-10
+"""Relative error in float64 that rounding never reaches (it stays near 1e-15) and that every real difference passes."""
 
-Mistakes = Iterator[tuple[str, Callable[[], Tensor]]]
+
+TRIED_ALONE = 4
+"""Up to how many blocks a mistake is tried in each of them alone, where the program does not show which it is."""
+
+ALL_AGREES = "with this in the reference, the logits agree too"
 
 
 @dataclass(frozen=True)
-class Stage:
-    """One checkpoint of the reference, with everything that its value is made from.
+class Evidence:
+    """What two programs computed, in float64, and where they first differ.
 
     Attributes:
-        name: The checkpoint, or "logits".
-        values: The reference's float64 values by checkpoint name.
-        model: The reference, in float64.
+        model: The reference.
+        ids: What was run.
+        expected: The reference's values by checkpoint.
+        observed: The other program's free values by point.
+        point: Where it first differs.
+        agreed: The points before that, which agree.
+        alignment: Which parameter is which.
+        others: The other program's tensors by name.
     """
 
-    name: str
-    values: Mapping[str, Tensor]
-    model: CkptedTransformer
-
-    @property
-    def config(self) -> TransformerConfig:
-        """The reference's configuration."""
-        return self.model.config
-
-    @property
-    def kind(self) -> str:
-        """The name without its block."""
-        return self.name.split(".", 2)[2] if self.name.startswith("blocks.") else self.name
-
-    @property
-    def block(self) -> int:
-        """Which block; the last one for what follows the blocks."""
-        return int(self.name.split(".")[1]) if self.name.startswith("blocks.") else self.config.n_layer - 1
-
-    def value(self, kind: str) -> Tensor:
-        """The reference's value of another checkpoint of the same block."""
-        return self.values[f"blocks.{self.block}.{kind}"]
-
-    def weight(self, name: str) -> Tensor:
-        """A parameter of the same block."""
-        return self.model.parameter(f"blocks.{self.block}.{name}").detach()
+    model: Ingredients
+    ids: Tensor
+    expected: Mapping[str, Tensor]
+    observed: Mapping[str, Tensor]
+    point: str
+    agreed: tuple[str, ...]
+    alignment: Alignment
+    others: Mapping[str, Tensor]
 
 
-def confirmed_cause(stage: Stage, observed: Tensor) -> str | None:
-    """The first known mistake that reproduces `observed` at this stage, in words; None where none does."""
-    for words, formula in _mistakes(stage):
-        try:
-            made = formula()
-        except (RuntimeError, KeyError, IndexError):  # a mistake that is impossible with these shapes or captures
-            continue
-        if made.shape == observed.shape and relative_error(observed, made) < AGREES:
-            return words
-    return None
+@dataclass(frozen=True)
+class Cause:
+    """A confirmed mistake.
+
+    Attributes:
+        words: What it is.
+        extent: Where it was confirmed, in words.
+        harmless: It is rounding, and it explains everything.
+        complete: It explains the logits too.
+    """
+
+    words: str
+    extent: str
+    harmless: bool = False
+    complete: bool = False
+
+
+def confirmed_cause(evidence: Evidence) -> Cause | None:
+    """The first known mistake that reproduces what was observed, and if there is one, all of it; else None."""
+    span = _span(evidence)
+    everything = Span(evidence.ids)
+    partial: Cause | None = None
+    known = [*_specific(evidence), *known_mistakes(evidence.model)]
+    alone = (variant for mistake in known for variant in _alone(mistake, span, evidence.model.config.n_layer))
+    for mistake in itertools.chain(known, alone):
+        where = everything if mistake.recipe.order is not None else span
+        if _reproduces(mistake.recipe, where, evidence, evidence.point):
+            cause = _extent(mistake, evidence)
+            if cause.complete:
+                return cause
+            partial = partial or cause
+    return partial
 
 
 def relative_error(given: Tensor, expected: Tensor) -> float:
-    """Largest difference relative to the largest expected value; entries that hold the dtype's minimum left out."""
-    shown = expected > torch.finfo(expected.dtype).min / 2 if expected.is_floating_point() else expected == expected
-    gap = (given.to(expected) - expected).abs()[shown]
-    size = expected.abs()[shown]
-    if not gap.numel():
-        return 0.0
-    largest = float(gap.max())
-    return largest / (float(size.max()) or 1.0) if math.isfinite(largest) else math.inf
+    """Largest difference relative to the largest expected value; infinite where one is not finite and the other is.
+
+    Masked scores, which hold the dtype's minimum, count only if they are not masked on the other side.
+    """
+    if given.shape[1:2] == (1,) and expected.size(1) > 1 and given.dim() == expected.dim():
+        expected = expected[:, -1:]  # a program that gives the last position's logits only
+    if given.shape != expected.shape:
+        return math.inf
+    given = given.to(expected)
+    same = (given == expected) | (given.isnan() & expected.isnan())
+    gap = (given - expected).abs().masked_fill(same, 0.0)
+    shown = expected.abs()[expected.isfinite() & (expected > torch.finfo(expected.dtype).min / 2)]
+    largest = float(gap.max()) if gap.numel() else 0.0
+    size = float(shown.max()) if shown.numel() else 0.0
+    return largest / (size or 1.0) if math.isfinite(largest) else math.inf
 
 
-def _mistakes(stage: Stage) -> Mistakes:
-    kind = stage.kind
-    if kind == "ckpt_pos_embed":
-        yield from _positions(stage)
-    elif kind.endswith("ckpt_normalized"):
-        yield from _normalization(stage)
-    elif kind in ("attn.ckpt_q", "attn.ckpt_k", "attn.ckpt_v"):
-        yield from _projections(stage)
-    elif kind == "attn.ckpt_z":
-        yield from _attention(stage)
-    elif kind == "attn.ckpt_attn_out":
-        yield from _output(stage)
-    elif kind == "mlp.ckpt_post":
-        pre = stage.value("mlp.ckpt_pre")
-        for name, function in nonlinear.EXACT.items():
-            yield f"activation function {name} instead of {stage.config.activation_function}", lambda f=function: f(pre)
-    elif kind == "resid_mid":
-        yield from _residual(stage)
-    elif kind == "logits":
-        yield from _head(stage)
-
-
-def _positions(stage: Stage) -> Mistakes:
-    table, expected = stage.model.pos_embed.W_pos.detach(), stage.values["ckpt_pos_embed"]
-    length = expected.size(1)
-    for shift in (1, 2, -1):
-        rows = (torch.arange(length) + shift).clamp(min=0)
-        yield f"positions shifted by {shift}", lambda r=rows: table[r].expand_as(expected)
-    yield "position 0 everywhere", lambda: table[0].expand_as(expected)
-
-
-def _normalization(stage: Stage) -> Mistakes:
-    if stage.name.startswith("ln_final"):
-        x, norm = stage.value("resid_post"), stage.model.ln_final
-    else:
-        layer = stage.kind.split(".")[0]
-        x = stage.value("resid_pre" if layer == "ln1" else "resid_mid")
-        block = stage.model.block(stage.block)
-        norm = block.ln1 if layer == "ln1" else block.ln2
-    w, b, eps = norm.w.detach(), norm.b.detach(), norm.eps
-    centred = x - x.mean(-1, keepdim=True)
-    variance = centred.pow(2).mean(-1, keepdim=True)
-    for other in (1e-6, 1e-12, 1e-5, 1e-3, 1e-8, 1e-4, 1e-7, 0.0):
-        yield f"LayerNorm epsilon {other:g} instead of {eps:g}", lambda e=other: centred / (variance + e).sqrt() * w + b
-    unbiased = x.var(-1, keepdim=True, unbiased=True)
-    yield "unbiased variance in LayerNorm", lambda: centred / (unbiased + eps).sqrt() * w + b
-    yield "unbiased variance and epsilon outside the square root", lambda: centred / (unbiased.sqrt() + eps) * w + b
-    yield "LayerNorm epsilon outside the square root", lambda: centred / (variance.sqrt() + eps) * w + b
-    yield "LayerNorm without its gain and bias", lambda: centred / (variance + eps).sqrt()
-    yield "LayerNorm without its bias", lambda: centred / (variance + eps).sqrt() * w
-    yield "RMSNorm instead of LayerNorm", lambda: x / (x.pow(2).mean(-1, keepdim=True) + eps).sqrt() * w + b
-    yield "no LayerNorm here", lambda: x
-
-
-def _projections(stage: Stage) -> Mistakes:
-    x, letter = stage.value("ln1.ckpt_normalized"), stage.kind[-1].upper()
-    for source in "QKV":
-        if source != letter:
-            product = torch.einsum("bpd,hdk->bphk", x, stage.weight(f"attn.W_{source}"))
-            yield (
-                f"{source.lower()} in the place of {letter.lower()}",
-                lambda p=product, s=source: p + stage.weight(f"attn.b_{s}"),
+def _alone(mistake: Mistake, span: Span, n_layer: int) -> Iterator[Mistake]:
+    """The mistake in each block alone, where a span of few blocks does not tell them apart."""
+    blocks = range(max(span.first, 0), min(span.last + 1, n_layer))
+    if mistake.recipe.order is None and 1 < len(blocks) <= TRIED_ALONE:
+        for i in blocks:
+            yield replace(
+                mistake, words=f"{mistake.words}, in block {i} only", recipe=replace(mistake.recipe, blocks=(i,))
             )
-    product = torch.einsum("bpd,hdk->bphk", x, stage.weight(f"attn.W_{letter}"))
-    yield f"no bias on {letter.lower()}", lambda: product
-    yield (
-        "block input not normalized",
-        lambda: (
-            torch.einsum("bpd,hdk->bphk", stage.value("resid_pre"), stage.weight(f"attn.W_{letter}"))
-            + stage.weight(f"attn.b_{letter}")
-        ),
+
+
+def _span(evidence: Evidence) -> Span:
+    """From the last residual stream that is known to agree, to the end of the block where they differ."""
+    n_layer = evidence.model.config.n_layer
+    known = {ckpt_of(point, n_layer) for point in evidence.agreed}
+    where = ckpt_of(evidence.point, n_layer)
+    last = int(where.split(".")[1]) if where.startswith("blocks.") else (0 if "embed" in where else n_layer)
+    if last == n_layer and f"blocks.{n_layer - 1}.resid_post" in known:
+        return Span(evidence.ids, n_layer, n_layer, evidence.expected[f"blocks.{n_layer - 1}.resid_post"])
+    for block in range(min(last, n_layer - 1), -1, -1):
+        entering = f"blocks.{block}.resid_pre"
+        if entering in known or f"blocks.{block - 1}.resid_post" in known:
+            return Span(evidence.ids, block, last, evidence.expected[entering])
+    return Span(evidence.ids, -1, last)
+
+
+def _reproduces(recipe: Recipe, span: Span, evidence: Evidence, point: str) -> bool:
+    try:
+        made = run_recipe(recipe, evidence.model, span).get(point)
+    except (RuntimeError, IndexError):  # a mistake that is impossible with these shapes
+        return False
+    if made is None:
+        return False
+    observed = evidence.observed[point]
+    error = relative_error(observed, made)
+    without = relative_error(observed, evidence.expected[ckpt_of(point, evidence.model.config.n_layer)])
+    return error < BEYOND_ROUNDING and error < 0.01 * without
+
+
+def _extent(mistake: Mistake, evidence: Evidence) -> Cause:
+    """How far a mistake that reproduces the first difference explains the logits too."""
+    everywhere = Span(evidence.ids)
+    where = ckpt_of(evidence.point, evidence.model.config.n_layer)
+    if _reproduces(mistake.recipe, everywhere, evidence, LOGITS):
+        return Cause(mistake.words, ALL_AGREES, mistake.harmless, complete=True)
+    if where.startswith("blocks.") and mistake.recipe.blocks is None:
+        block = int(where.split(".")[1])
+        only = replace(mistake.recipe, blocks=(block,))
+        if _reproduces(only, everywhere, evidence, LOGITS):
+            return Cause(f"{mistake.words}, in block {block} only", ALL_AGREES, complete=True)
+    return Cause(mistake.words, "with this in the reference, this point agrees; more differs later")
+
+
+def _specific(evidence: Evidence) -> Iterator[Mistake]:
+    """Mistakes that the alignment suggests."""
+    right = right_recipe(evidence.model)
+    vocabulary, width = evidence.model.units["embed.W_E"].shape
+    tied = evidence.model.tied
+    for name, tensor in evidence.others.items():
+        if name in evidence.alignment.unexplained and tensor.dim() == 2 and tensor.numel() == vocabulary * width:
+            for head in (tensor.detach(), tensor.detach().T):
+                if head.shape == (vocabulary, width):
+                    words = f"head not tied: {name} is another matrix than the embedding"
+                    yield Mistake(words if tied else f"the head is {name}", replace(right, head=head))
+        if name in evidence.alignment.unexplained and tensor.numel() == vocabulary:
+            bias = tensor.detach().double().flatten()
+            yield Mistake(f"a bias on the head: {name}", replace(right, logits=lambda x, W, b=bias: x @ W.T + b))
+    orders = {i: _head_orders(evidence, i) for i in range(evidence.model.config.n_layer)}
+    if any(len(set(order.values())) > 1 for order in orders.values()):
+        words = "the heads of " + " and ".join(sorted(_odd_ones(orders))) + " stand in another order than the others"
+        yield Mistake(words, replace(right, attend=lambda h, f: _paired_by_place(h, f, orders[f.block])))
+
+
+def _head_orders(evidence: Evidence, block: int) -> dict[str, tuple[int, ...]]:
+    """In which order the program keeps the heads of q, k, v and the output projection."""
+    order = {letter: tuple(range(evidence.model.config.n_head)) for letter in "QKVO"}
+    for match in evidence.alignment.matches:
+        for unit in match.group.units:
+            path, _, letter = unit.rpartition("_")
+            if path == f"blocks.{block}.attn.W" and match.transform.heads and HEAD in match.group.axes:
+                order[letter] = match.transform.heads
+    return order
+
+
+def _odd_ones(orders: Mapping[int, Mapping[str, tuple[int, ...]]]) -> set[str]:
+    names = {"Q": "q", "K": "k", "V": "v", "O": "the output projection"}
+    odd: set[str] = set()
+    for order in orders.values():
+        counts = [list(order.values()).count(given) for given in order.values()]
+        odd |= {names[letter] for letter, count in zip(order, counts, strict=True) if count < max(counts)}
+    return odd or {"q and k", "v and the output projection"}
+
+
+def _paired_by_place(heads: Heads, facts: Facts, order: Mapping[str, tuple[int, ...]]) -> Tensor:
+    """z when each place pairs the heads that stand there, whichever they are."""
+    q, k, v = (part[:, :, list(order[letter])] for letter, part in zip("QKV", heads, strict=True))
+    z = torch.empty_like(v)
+    z[:, :, list(order["O"])] = attend_with((q, k, v), facts.scale, 0)
+    return z
+
+
+def head_of_its_own(evidence: Evidence, changed: Sequence[Match]) -> Cause | None:
+    """Whether the only parameter that differs is a head that should be the embedding, and explains the logits."""
+    kept = {match.group.units for match in evidence.alignment.matches if match.comparison.bit_equal}
+    if len(changed) != 1 or changed[0].group.units != ("embed.W_E",) or ("embed.W_E",) not in kept:
+        return None
+    head = changed[0].transform.undo(
+        evidence.others[changed[0].name].detach(), changed[0].group, changed[0].comparison.shape
     )
-
-
-def _attention(stage: Stage) -> Mistakes:
-    heads = [stage.value(f"attn.ckpt_{letter}").transpose(1, 2) for letter in "qkv"]
-    q, k, v = heads
-    right = stage.config.attention_scale(stage.block)
-    d_head, d_model = stage.config.d_head, stage.config.n_embd
-    for words, scale in (
-        ("no scaling of the scores", 1.0),
-        ("scores scaled by 1/sqrt(d_model)", d_model**-0.5),
-        ("scores scaled by 1/d_head", 1 / d_head),
-        ("scores multiplied by sqrt(d_head)", d_head**0.5),
-        ("scores scaled by 1/sqrt(d_head) where the configuration says otherwise", d_head**-0.5),
-    ):
-        if not math.isclose(scale, right):
-            yield words, lambda s=scale: _attend(q, k, v, s, 0)
-    yield "no causal mask", lambda: _attend(q, k, v, right, None)
-    yield "causal mask off by one: sees the next token", lambda: _attend(q, k, v, right, 1)
-    yield "causal mask off by one: does not see itself", lambda: _attend(q, k, v, right, -1)
-    yield "masked scores set to 0 instead of the minimum", lambda: _attend(q, k, v, right, 0, fill=0.0)
-    yield "softmax over the queries", lambda: _attend(q, k, v, right, 0, over=-2)
-    for order in itertools.permutations(range(3)):
-        if order != (0, 1, 2):
-            taken = "".join("qkv"[i] for i in order)
-            yield (
-                f"q, k, v taken in the order {taken}",
-                lambda o=order: _attend(heads[o[0]], heads[o[1]], heads[o[2]], right, 0),
-            )
-    yield "heads split as (d_head, head)", lambda: _resplit(stage, right)
-
-
-def _attend(
-    q: Tensor, k: Tensor, v: Tensor, scale: float, diagonal: int | None, *, fill: float | None = None, over: int = -1
-) -> Tensor:
-    """Attention by hand, z [B, P, H, K]; `diagonal` is where the causal mask ends, None for no mask."""
-    scores = q @ k.transpose(-1, -2) * scale
-    if diagonal is not None:
-        seen = torch.ones(scores.shape[-2:], dtype=torch.bool).tril(diagonal)
-        scores = scores.masked_fill(~seen, torch.finfo(scores.dtype).min if fill is None else fill)
-    return (scores.softmax(over) @ v).transpose(1, 2)
-
-
-def _resplit(stage: Stage, scale: float) -> Tensor:
-    """z when the columns of q, k and v are read as (d_head, head), and merged back the same way."""
-    shape = stage.value("attn.ckpt_q").shape
-    mixed = [
-        stage.value(f"attn.ckpt_{letter}").flatten(2).unflatten(2, (shape[3], shape[2])).permute(0, 3, 1, 2)
-        for letter in "qkv"
-    ]
-    z = _attend(mixed[0], mixed[1], mixed[2], scale, 0)  # [B, P, H, K]
-    return z.transpose(2, 3).reshape(shape)
-
-
-def _output(stage: Stage) -> Mistakes:
-    z = stage.value("attn.ckpt_z")
-    W, b = stage.weight("attn.W_O").flatten(0, 1), stage.weight("attn.b_O")
-    yield "output projection transposed", lambda: z.flatten(2) @ W.T + b
-    yield "no bias on the output projection", lambda: z.flatten(2) @ W
-    yield "heads merged as (d_head, head)", lambda: z.transpose(2, 3).flatten(2) @ W + b
-    yield (
-        "heads not moved behind positions before they are merged",
-        lambda: z.transpose(1, 2).reshape(*z.shape[:2], -1) @ W + b,
-    )
-
-
-def _residual(stage: Stage) -> Mistakes:
-    x, attn_out = stage.value("resid_pre"), stage.value("attn.ckpt_attn_out")
-    yield "the residual connection around attention is missing", lambda: attn_out
-    yield "attention's output is not added", lambda: x
-    norm = stage.model.block(stage.block).ln1
-    yield (
-        "LayerNorm after the residual connection (post-LN)",
-        lambda: F.layer_norm(x + attn_out, norm.w.shape, norm.w.detach(), norm.b.detach(), norm.eps),
-    )
-
-
-def _head(stage: Stage) -> Mistakes:
-    W_U = stage.model.unembed.W_U.detach()
-    yield "no final LayerNorm", lambda: stage.value("resid_post") @ W_U
-    if not stage.model.unembed.tied:
-        yield (
-            "head tied to the embedding",
-            lambda: stage.values["ln_final.ckpt_normalized"] @ stage.model.embed.W_E.detach().T,
-        )
+    recipe = replace(right_recipe(evidence.model), head=head)
+    if not _reproduces(recipe, Span(evidence.ids), evidence, LOGITS):
+        return None
+    words = f"head not tied: {changed[0].name} is another tensor than the embedding"
+    return Cause(words, "with this in the reference, the logits agree")

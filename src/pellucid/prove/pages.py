@@ -17,18 +17,12 @@ _SMALLEST, _LARGEST = 1e-16, 1.0
 
 def comparison_page(report: ComparisonReport) -> Page:
     """The page of a comparison."""
-    equal = sum(row.bit_equal for row in report.parameters)
-    same = sum(row.bit_equal for row in report.checkpoints)
-    summary = (
-        f"{equal} of {len(report.parameters)} parameters and {same} of {len(report.checkpoints)} checkpoints, "
-        f"the logits among them, are equal to the bit; {len(report.not_covered)} checkpoints are not shown by both."
-    )
     sections: list[Section] = []
     if report.first_divergence is not None:
         sections.append(Text(str(report.first_divergence), "First divergence", set_apart=True))
     sections += [_strip(report.checkpoints), _checkpoint_table(report), _parameter_table(report)]
     sections += [Text(note, "Notes" if number == 0 else "") for number, note in enumerate(report.notes)]
-    return Page("Comparison of two models", report.verdict, bool(report), summary, sections)
+    return Page("Comparison of two models", report.verdict, bool(report), report.summary, sections)
 
 
 def _strip(rows: Sequence[CheckpointRow]) -> HeatStrip:

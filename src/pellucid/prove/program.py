@@ -1,200 +1,256 @@
-"""Any `nn.Module` as named values: the one place in the project that uses torch's own hooks.
+"""A model as named values: the one place in the project that uses torch's own hooks.
 
-Which module gives the value of a checkpoint follows from the parameters that it owns, found by value: the module
-that owns W_in gives `mlp.ckpt_pre`, whatever it is called. A free run records what the program computes. A forced
-run records each value and then replaces it by the reference's, so that every later value shows the program's own
-error there and nothing inherited.
+A free run records what the program computes. A forced run records each value and then replaces it by the
+reference's, so that every later value shows the program's own error there and nothing inherited.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import contextmanager
+import copy
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from pellucid.prove.alignment import Alignment, Match
-from pellucid.prove.units import HEAD, PART
+from pellucid.model import CkptedTransformer
+from pellucid.prove.copies import quietly
+from pellucid.prove.points import LOGITS, Site
 
 Values = Mapping[str, Tensor]
 
+UNTOUCHED = ("ckpt_scaled", "ckpt_scores", "ckpt_pattern")
+"""Checkpoints of ours that are computed beside the fast path: replacing them would change the path."""
+
 
 @dataclass(frozen=True)
-class Site:
-    """Where a program shows the value of one or more checkpoints.
+class Conditions:
+    """How a program is run.
 
     Attributes:
-        module: Name of the module.
-        entering: Whether it is the module's first argument or its result.
-        names: The checkpoints, several where one tensor holds q, k and v.
-        axes: Axes of the last dimension of the program's tensor, such as ("part", "head", "d_head").
-        sizes: Their sizes.
-        heads: Which of the reference's heads comes at each place; None where they are in order.
+        double: float32 that the program asks for is float64.
+        dropout: Whether dropout that evaluation does not switch off stays on.
+        seed: Of torch's generator, for a program that draws random numbers.
     """
 
-    module: str
-    entering: bool
-    names: tuple[str, ...]
-    axes: tuple[str, ...] = ()
-    sizes: tuple[int, ...] = ()
-    heads: tuple[int, ...] | None = None
-
-    def read(self, value: Tensor) -> dict[str, Tensor]:
-        """The program's tensor -> the checkpoints' values in their own shapes."""
-        if not self.axes:
-            return {self.names[0]: value}
-        parts = value.unflatten(-1, self.sizes)
-        wanted = [axis for axis in (PART, HEAD, "d_head") if axis in self.axes]
-        offset = value.dim() - 1
-        order = [offset + self.axes.index(axis) for axis in wanted]
-        parts = parts.permute(*range(offset), *order)
-        if self.heads is not None:
-            places = torch.tensor([self.heads.index(h) for h in range(len(self.heads))], device=value.device)
-            parts = parts.index_select(offset + wanted.index(HEAD), places)
-        if PART not in self.axes:
-            return {self.names[0]: parts}
-        return dict(zip(self.names, parts.unbind(offset), strict=True))
-
-    def write(self, like: Tensor, values: Values) -> Tensor:
-        """The reference's values in the program's layout."""
-        if not self.axes:
-            return values[self.names[0]].to(like).expand(like.shape)
-        parts = torch.stack([values[name] for name in self.names], dim=like.dim() - 1)
-        if PART not in self.axes:
-            parts = parts.squeeze(like.dim() - 1)
-        wanted = [axis for axis in (PART, HEAD, "d_head") if axis in self.axes]
-        offset = like.dim() - 1
-        if self.heads is not None:
-            parts = parts.index_select(offset + wanted.index(HEAD), torch.tensor(self.heads, device=parts.device))
-        order = [offset + wanted.index(axis) for axis in self.axes]
-        return parts.permute(*range(offset), *order).reshape(like.shape).to(like)
+    double: bool = False
+    dropout: bool = True
+    seed: int = 0
 
 
-def sites_of(alignment: Alignment, module: nn.Module, n_layer: int) -> list[Site]:
-    """Where a program shows the checkpoints' values, by the modules that own the parameters."""
-    owners = {unit: match for match in alignment.matches for unit in match.group.units if match.group.layers == 0}
-    known = dict(module.named_modules())
-    sites: list[Site] = []
+class Runnable(Protocol):
+    """A model as named values."""
 
-    def owner(unit: str) -> str | None:
-        match = owners.get(unit)
-        path = match.name.rpartition(".")[0] if match and match.group.head is None else None
-        return path if path is not None and path in known and not list(known[path].children()) else None
-
-    def plain(unit: str, name: str, *, entering: bool = False) -> None:
-        if (path := owner(unit)) is not None:
-            sites.append(Site(path, entering, (name,)))
-
-    plain("embed.W_E", "ckpt_embed")
-    plain("pos_embed.W_pos", "ckpt_pos_embed")
-    for i in range(n_layer):
-        block = f"blocks.{i}."
-        plain(block + "ln1.w", block + "resid_pre", entering=True)
-        plain(block + "ln1.w", block + "ln1.ckpt_normalized")
-        sites += _attention_sites(block, owners, owner)
-        plain(block + "ln2.w", block + "resid_mid", entering=True)
-        plain(block + "ln2.w", block + "ln2.ckpt_normalized")
-        plain(block + "mlp.W_in", block + "mlp.ckpt_pre")
-        plain(block + "mlp.W_out", block + "mlp.ckpt_post", entering=True)
-        plain(block + "mlp.W_out", block + "mlp.ckpt_mlp_out")
-    if n_layer:
-        plain("ln_final.w", f"blocks.{n_layer - 1}.resid_post", entering=True)
-    plain("ln_final.w", "ln_final.ckpt_normalized")
-    return sites
+    def run(self, ids: Tensor, forced: Values | None = None, conditions: Conditions = ...) -> dict[str, Tensor]:
+        """The values of the points that it shows, and "logits" [B, P, V]; those in `forced` are replaced."""
+        ...
 
 
-def _attention_sites(block: str, owners: Mapping[str, Match], owner: Callable[[str], str | None]) -> Iterator[Site]:
-    seen: set[str] = set()
-    for letter in "QKV":
-        unit = f"{block}attn.W_{letter}"
-        if (path := owner(unit)) is not None and path not in seen:
-            seen.add(path)
-            match = owners[unit]
-            names = tuple(f"{block}attn.ckpt_{u[-1].lower()}" for u in match.group.units)
-            yield _per_head(path, match, names, entering=False)
-    unit = f"{block}attn.W_O"
-    if (path := owner(unit)) is not None:
-        yield _per_head(path, owners[unit], (f"{block}attn.ckpt_z",), entering=True)
-        yield Site(path, False, (f"{block}attn.ckpt_attn_out",))
+@dataclass(frozen=True)
+class Glass:
+    """A `CkptedTransformer`, whose checkpoints are all shown."""
+
+    model: CkptedTransformer
+
+    def run(
+        self, ids: Tensor, forced: Values | None = None, conditions: Conditions = Conditions()
+    ) -> dict[str, Tensor]:
+        tap = _ForcingTap({}, forced or {})
+        with quietly(self.model):
+            logits = self.model(ids.to(self.model.device), tap)
+        return {**tap.values, LOGITS: logits}
 
 
-def _per_head(path: str, match: Match, names: tuple[str, ...], *, entering: bool) -> Site:
-    group = match.group
-    counts = {PART: len(group.units), HEAD: 0, "d_head": 0}
-    axes = tuple(axis for axis in match.transform.axes if axis in counts)
-    shape = dict(zip(group.axes, _natural_shape(match), strict=True))
-    return Site(path, entering, names, axes, tuple(shape[axis] for axis in axes), match.transform.heads)
+@dataclass(frozen=True)
+class _ForcingTap:
+    values: dict[str, Tensor]
+    forced: Values
+
+    def wants(self, name: str) -> bool:
+        return True
+
+    def __call__(self, name: str, value: Tensor) -> Tensor:
+        self.values[name] = value.detach().clone()
+        return self.forced[name].to(value) if name in self.forced and not name.endswith(UNTOUCHED) else value
 
 
-def _natural_shape(match: Match) -> tuple[int, ...]:
-    return match.comparison.shape
-
-
+@dataclass
 class Program:
-    """A module that can be run freely or forced, and that is left as it was found.
+    """A module that can be run freely or forced.
 
     Args:
-        module: Anything that maps ids [B, P] to logits, or to a hidden state, as a tensor, tuple or named output.
+        module: A working copy of anything that maps ids [B, P] to logits or to a hidden state.
         sites: Where it shows what.
         head: [V, D], what a program without a head is multiplied with.
+        n_head: How many heads there are, where the program keeps them apart.
     """
 
-    def __init__(self, module: nn.Module, sites: list[Site], head: Tensor) -> None:
-        self.module = module
-        self.sites = sites
-        self.head = head
+    module: nn.Module
+    sites: Sequence[Site]
+    head: Tensor
+    n_head: int
 
-    def run(self, ids: Tensor, replace_by: Values | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-        """Logits [B, P, V] and the values of the checkpoints; forced where the reference's values are given."""
-        values: dict[str, Tensor] = {}
+    def run(
+        self, ids: Tensor, forced: Values | None = None, conditions: Conditions = Conditions()
+    ) -> dict[str, Tensor]:
+        recorder = _Recorder(tuple(ids.shape), forced or {})
         named = dict(self.module.named_modules())
         handles: list[torch.utils.hooks.RemovableHandle] = []
         try:
-            for site in self.sites:
-                hook = _recorder(site, values, replace_by)
-                if site.entering:
-                    handles.append(named[site.module].register_forward_pre_hook(hook))
-                else:
-                    handles.append(named[site.module].register_forward_hook(lambda m, a, out, hook=hook: hook(m, out)))
-            with torch.no_grad(), evaluating(self.module), torch.random.fork_rng(devices=[]):
-                output = self.module(ids)
+            for number, site in enumerate(self.sites):
+                handles.append(recorder.watch(number, site, named[site.module]))
+            device = next((p.device for p in self.module.parameters()), ids.device)
+            with quietly(self.module, double=conditions.double, dropout=conditions.dropout):
+                torch.manual_seed(conditions.seed)
+                output = call(self.module, ids.to(device))
         finally:
             for handle in handles:
                 handle.remove()
-        return self._logits(output), values
+        return {**recorder.values(self.n_head), LOGITS: self._logits(output)}
 
     def _logits(self, output: Any) -> Tensor:
-        found = getattr(output, "logits", None)
-        if found is None:
-            found = output if isinstance(output, Tensor) else output[0]
         vocabulary, width = self.head.shape
-        if found.shape[-1] == width != vocabulary:
-            return nn.functional.linear(found, self.head.to(found))
-        return found
+        hidden = getattr(output, "last_hidden_state", None)
+        found = getattr(output, LOGITS, None)
+        if found is None:
+            found = hidden if hidden is not None else _tensor_of(output, (vocabulary, width))
+        if found.dim() == 2:
+            found = found[None]
+        if found.shape[-1] == width and (width != vocabulary or found is hidden):
+            found = nn.functional.linear(found, self.head.to(found))
+        return found.detach().clone()
 
 
-def _recorder(site: Site, values: dict[str, Tensor], replace_by: Values | None) -> Callable[[nn.Module, Any], Any]:
-    def hook(_: nn.Module, given: Any) -> Any:
-        value = given[0] if isinstance(given, tuple) else given
-        values.update((name, part.detach().clone()) for name, part in site.read(value).items())
-        if replace_by is None or not all(name in replace_by for name in site.names):
-            return None
-        forced = site.write(value, replace_by)
-        return (forced, *given[1:]) if isinstance(given, tuple) else forced
+def call(module: nn.Module, ids: Tensor) -> Any:
+    """Run a module on ids; what else its forward demands is given by name: masks of ones, positions, else None."""
+    required = [
+        parameter
+        for parameter in list(inspect.signature(module.forward).parameters.values())[1:]
+        if parameter.default is parameter.empty
+        and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+    ]
+    more: dict[str, Any] = {}
+    for parameter in required:
+        name = parameter.name.lower()
+        if "mask" in name:
+            more[parameter.name] = torch.ones_like(ids)
+        else:
+            positions = torch.arange(ids.size(1), device=ids.device).expand_as(ids)
+            more[parameter.name] = positions if "pos" in name else None
+    return module(ids, **more)
 
-    return hook
+
+def _tensor_of(output: Any, widths: tuple[int, int]) -> Tensor:
+    """The first tensor in an output whose last axis is the vocabulary, else the model's width."""
+    if isinstance(output, Tensor):
+        return output
+    if isinstance(output, Mapping):
+        if isinstance(output.get(LOGITS), Tensor):
+            return output[LOGITS]
+        output = list(output.values())
+    tensors = [item for item in output if isinstance(item, Tensor) and item.dim() >= 2]
+    for width in widths:
+        for tensor in tensors:
+            if tensor.shape[-1] == width:
+                return tensor
+    raise TypeError(f"no logits in an output of type {type(output).__name__}")
 
 
-@contextmanager
-def evaluating(module: nn.Module) -> Generator[None]:
-    """Every module in evaluation for the time being, each put back to its own mode."""
-    modes = {child: child.training for child in module.modules()}
-    try:
-        module.eval()
-        yield
-    finally:
-        for child, mode in modes.items():
-            child.training = mode
+class _Recorder:
+    """Hooks that keep what each site shows, and put the reference's value in its place where there is one."""
+
+    def __init__(self, shape: tuple[int, ...], forced: Values) -> None:
+        self.shape = shape
+        self.forced = forced
+        self.seen: dict[int, list[dict[str, Tensor]]] = {}
+        self.sites: dict[int, Site] = {}
+
+    def watch(self, number: int, site: Site, module: nn.Module) -> torch.utils.hooks.RemovableHandle:
+        self.sites[number] = site
+
+        def entering(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            if args:
+                return (self._pass(number, site, args[0]), *args[1:]), kwargs
+            first = next(iter(kwargs), None)
+            return (args, kwargs | {first: self._pass(number, site, kwargs[first])}) if first else None
+
+        def leaving(_: nn.Module, args: Any, out: Any) -> Any:
+            return _with_first(out, lambda value: self._pass(number, site, value))
+
+        if site.entering:
+            return module.register_forward_pre_hook(entering, with_kwargs=True)
+        return module.register_forward_hook(leaving)
+
+    def _pass(self, number: int, site: Site, value: Any) -> Any:
+        calls = self.seen.setdefault(number, [])
+        shown = _as_rows(value, self.shape) if isinstance(value, Tensor) else None
+        calls.append({} if shown is None else {p: v.detach().clone() for p, v in site.read(shown).items()})
+        if not calls[-1] or not all(point in self.forced for point in site.points):
+            return value
+        return _like_rows(site.write(self.forced), value, self.shape)
+
+    def values(self, n_head: int) -> dict[str, Tensor]:
+        """Point -> value, from the sites that fired once with a value that can be read; heads put together."""
+        values: dict[str, Tensor] = {}
+        pieces: dict[str, dict[int, Tensor]] = {}
+        for number in sorted(self.seen):
+            site, calls = self.sites[number], self.seen[number]
+            for point, value in calls[0].items() if len(calls) == 1 else ():
+                if site.head is None:
+                    values.setdefault(point, value)
+                else:
+                    pieces.setdefault(point, {})[site.head] = value
+        for point, heads in pieces.items():
+            first = heads[min(heads)]
+            if point.endswith(("q<", "k<", "v<", "qkv<")):
+                values.setdefault(point, first)
+            elif len(heads) == n_head:
+                values.setdefault(point, torch.stack([heads[h] for h in range(n_head)], 2))
+        return values
+
+
+def _with_first(out: Any, change: Callable[[Any], Any]) -> Any:
+    """An output whose first tensor is changed: a tensor, a tuple, a list or a mapping."""
+    if isinstance(out, Tensor):
+        return change(out)
+    if isinstance(out, tuple) and out:
+        items = (change(out[0]), *out[1:])
+        return type(out)(*items) if hasattr(out, "_fields") else items
+    if isinstance(out, list) and out:
+        return [change(out[0]), *out[1:]]
+    if isinstance(out, Mapping) and out:
+        made: Any = copy.copy(out)  # of its own class, such as transformers' outputs
+        first = next(iter(made))
+        made[first] = change(made[first])
+        return made
+    return out
+
+
+def _as_rows(value: Tensor, shape: tuple[int, ...]) -> Tensor | None:
+    """A program's tensor as [B, P, N]; None where its axes are others."""
+    b, p = shape
+    given = tuple(value.shape[:-1])
+    if given == (b, p):
+        return value
+    if given == (p, b):
+        return value.transpose(0, 1)
+    if given == (b * p,):
+        return value.view(b, p, -1) if value.is_contiguous() else value.reshape(b, p, -1)
+    if given in ((p,), (1, p)):
+        return value.expand(b, p, -1)
+    return None
+
+
+def _like_rows(rows: Tensor, value: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """[B, P, N] in the axes of a program's tensor, always as a tensor of its own."""
+    b, p = shape
+    given = tuple(value.shape[:-1])
+    if given == (b, p) or given == (b * p,):
+        made = rows.reshape(value.shape)
+    elif given == (p, b):
+        made = rows.transpose(0, 1)
+    else:
+        made = rows[0] if len(given) == 1 else rows[:1]
+    return made.to(value).clone(memory_format=torch.contiguous_format)

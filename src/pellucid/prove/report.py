@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
-from typing import Literal
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from typing import Any, Literal, Protocol, cast
 
+from pellucid.ckpt import AFTER, BEFORE, BLOCK
 from pellucid.prove.alignment import Alignment
 from pellucid.prove.pages import comparison_page
 from pellucid.prove.tensors import TensorComparison
 from pellucid.report.page import Page
 
 Verdict = Literal["identical", "equivalent", "different", "inconclusive"]
+
+
+class Probe(Protocol):
+    """Measures how small an error would be seen."""
+
+    def measure(self) -> dict[str, float | None]: ...
 
 
 @dataclass(frozen=True)
@@ -92,6 +102,7 @@ class ComparisonReport:
         first_divergence: Where they first differ, if they do.
         alignment: Which parameter is which.
         notes: What the reader should know: common ground, what could not be run, what is unexplained.
+        probe: What measures `sensitivity`.
     """
 
     verdict: Verdict
@@ -101,21 +112,60 @@ class ComparisonReport:
     first_divergence: Divergence | None
     alignment: Alignment
     notes: tuple[str, ...]
+    probe: Probe | None = field(default=None, compare=False)
+
+    @property
+    def coverage(self) -> dict[str, tuple[int, int]]:
+        """Kind of checkpoint, such as "attn.ckpt_q" -> in how many blocks both show it, and of how many."""
+        counts: dict[str, tuple[int, int]] = {}
+        shown = [row.name for row in self.checkpoints if row.name != "logits"]
+        for name in sorted((*shown, *self.not_covered), key=_rank):
+            kind = name.split(".", 2)[2] if name.startswith("blocks.") else name
+            covered, of = counts.get(kind, (0, 0))
+            counts[kind] = (covered + (name in shown), of + 1)
+        return counts
+
+    @cached_property
+    def sensitivity(self) -> dict[str, float | None]:
+        """Kind of parameter -> the smallest relative change of one weight that the runs alone would reveal.
+
+        Found by injecting errors into copies when it is first asked for, with the parameters not compared; None
+        where not even a change by a tenth shows. Empty where nothing was run.
+        """
+        return {} if self.probe is None or not self.checkpoints else self.probe.measure()
 
     def __bool__(self) -> bool:
         return self.verdict in ("identical", "equivalent")
 
-    def __repr__(self) -> str:
+    @property
+    def summary(self) -> str:
+        """How much is equal to the bit, in a sentence."""
         equal = sum(row.bit_equal for row in self.parameters)
         same = sum(row.bit_equal for row in self.checkpoints)
-        covered = len(self.checkpoints)
-        lines = [
-            f"{self.verdict}: {equal} of {len(self.parameters)} parameters and {same} of {covered} checkpoints "
-            f"(logits included) are equal to the bit; {len(self.not_covered)} checkpoints not shown by both.",
-        ]
+        return (
+            f"{equal} of {len(self.parameters)} parameters and {same} of {len(self.checkpoints)} checkpoints "
+            f"(logits included) are equal to the bit; {len(self.not_covered)} checkpoints not shown by both."
+        )
+
+    def __repr__(self) -> str:
+        lines = [f"{self.verdict}: {self.summary}"]
         if self.first_divergence:
             lines.append(f"first divergence: {self.first_divergence}")
+        if self.checkpoints:
+            lines.append("shown by both: " + (", ".join(_coverage_words(self.coverage)) or "the logits alone"))
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+
+    def to_markdown(self) -> str:
+        """A summary that can be pasted into a pull request."""
+        differing = [row for row in self.parameters if not row.bit_equal]
+        lines = [f"**{self.verdict}**: {self.summary}", ""]
+        if self.first_divergence:
+            lines += [f"First divergence: {self.first_divergence}", ""]
+        if differing:
+            lines += ["| parameter | in the other | largest difference |", "|---|---|---|"]
+            lines += [f"| `{row.a}` | `{row.b}` | {row.max_abs:.3g} |" for row in differing]
+            lines.append("")
+        return "\n".join([*lines, *(f"- {note}" for note in self.notes)]).rstrip() + "\n"
 
     def page(self) -> Page:
         """The report as a page; `pellucid.save_html` writes it."""
@@ -124,38 +174,49 @@ class ComparisonReport:
     def _repr_html_(self) -> str:
         return self.page().render(whole=False)
 
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the values, in the form of `pellucid.comparison/1`."""
+        return {
+            "format": "pellucid.comparison/1",
+            "verdict": self.verdict,
+            "parameters": [asdict(row) for row in self.parameters],
+            "checkpoints": [asdict(row) for row in self.checkpoints],
+            "not_covered": self.not_covered,
+            "coverage": self.coverage,
+            "first_divergence": asdict(self.first_divergence) if self.first_divergence else None,
+            "alignment": json.loads(self.alignment.to_json()),
+            "notes": self.notes,
+        }
+
     def to_json(self) -> str:
-        """Everything but the values, as JSON of format `pellucid.comparison/1`."""
-        return json.dumps(
-            {
-                "format": "pellucid.comparison/1",
-                "verdict": self.verdict,
-                "parameters": [asdict(row) for row in self.parameters],
-                "checkpoints": [asdict(row) for row in self.checkpoints],
-                "not_covered": self.not_covered,
-                "first_divergence": asdict(self.first_divergence) if self.first_divergence else None,
-                "alignment": json.loads(self.alignment.to_json()),
-                "notes": self.notes,
-            },
-            indent=1,
-        )
+        """`to_dict` as JSON; numbers that are not finite are null."""
+        return json.dumps(_finite(self.to_dict()), indent=1, allow_nan=False)
 
 
-def parameter_rows(alignment: Alignment) -> tuple[ParameterRow, ...]:
-    """The alignment's matches as rows."""
-    return tuple(
-        ParameterRow(
-            a=" + ".join(match.group.units),
-            b=match.name,
-            transform=match.transform.describe(match.group),
-            max_abs=match.comparison.max_abs,
-            bit_equal=match.comparison.bit_equal,
-            ambiguous=match.ambiguous,
-        )
-        for match in alignment.matches
-    )
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(item) for name, item in cast(dict[str, Any], value).items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in cast(list[Any], value)]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _rank(name: str) -> int:
+    """Where a checkpoint's kind comes in a report: embeddings, the 17 of a block, the end."""
+    kinds = (*BEFORE, *BLOCK, *AFTER)
+    return kinds.index(name.split(".", 2)[2] if name.startswith("blocks.") else name)
+
+
+def _coverage_words(coverage: Mapping[str, tuple[int, int]]) -> list[str]:
+    return [
+        kind.replace("ckpt_", "") + ("" if covered == of else f" ({covered} of {of} blocks)")
+        for kind, (covered, of) in coverage.items()
+        if covered
+    ]
 
 
 def describe_difference(comparison: TensorComparison) -> str:
     """A tensor's difference in words."""
+    if not comparison.max_abs:
+        return "differs in its bits only: zeros of another sign, or NaNs"
     return f"differs by up to {comparison.max_abs:.3g} ({comparison.max_ulp:,} ulp in {comparison.dtype})"

@@ -1,0 +1,248 @@
+"""Finds which tensor of another program is which parameter, from the values and not from the names.
+
+A reference model's parameters are units with named axes. Every tensor of the other program is matched to a
+group of units by the fingerprint of its values, and the transform (axes, heads, parts) is then found and checked
+on every value. Tensors that match nothing exactly are matched to the group that they are closest to, and
+reported with how they differ; equal-valued ones are told apart by their neighbours and marked ambiguous.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Collection, Mapping
+
+import torch
+from torch import Tensor
+
+from pellucid.prove.alignment import Alignment, Match
+from pellucid.prove.buffers import what_buffer
+from pellucid.prove.fingerprint import Fingerprint, fingerprint, total
+from pellucid.prove.tensors import compare_tensors
+from pellucid.prove.units import HEAD, Group, Transform, groups_of, orders
+
+SAMPLE = 509
+"""How many values decide whether a transform is worth checking on all of them; a prime, so that strides vary."""
+
+NEAR = 0.5
+"""Relative distance on the sample below which two tensors count as versions of one another."""
+
+
+def align(
+    units: Mapping[str, Tensor],
+    others: Mapping[str, Tensor],
+    n_layer: int,
+    n_head: int,
+    buffers: Collection[str] = (),
+) -> Alignment:
+    """Explain another program's tensors by a reference's units.
+
+    Args:
+        units: `units_of` the reference.
+        others: The other program's state dict, buffers included; names of one memory are copies of each other.
+        n_layer, n_head: The reference's sizes.
+        buffers: Names that are known to be buffers, so that they need not be explained.
+    """
+    return _Aligner(units, others, n_layer, n_head).run(set(buffers))
+
+
+class _Aligner:
+    def __init__(self, units: Mapping[str, Tensor], others: Mapping[str, Tensor], n_layer: int, n_head: int) -> None:
+        dtypes = {tensor.dtype for tensor in [*units.values(), *others.values()] if tensor.is_floating_point()}
+        coarse = max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
+        self.units = {name: tensor.to("cpu", coarse) for name, tensor in units.items()}
+        self.names, self.others = _by_memory(others, coarse)
+        self.sizes = {name: tensor.numel() for name, tensor in units.items()}
+        self.n_head = n_head
+        self.groups = list(groups_of(self.units, n_layer, n_head))
+        self.place = {unit: number for number, unit in enumerate(units)}
+        self.by_print: dict[Fingerprint, list[Group]] = defaultdict(list)
+        prints, heads = self._prints()
+        for group in self.groups:
+            parts = [prints[unit] if group.head is None else heads[unit][group.head] for unit in group.units]
+            self.by_print[total(parts)].append(group)
+        self.taken: set[tuple[str, int | None]] = set()
+        self.found: dict[str, Match] = {}
+
+    def _prints(self) -> tuple[dict[str, Fingerprint], dict[str, list[Fingerprint]]]:
+        """The fingerprint of every unit, and of each head of those that have heads."""
+        prints: dict[str, Fingerprint] = {}
+        heads: dict[str, list[Fingerprint]] = {}
+        for name, tensor in self.units.items():
+            if ".attn." in name and not name.endswith("b_O"):
+                heads[name] = [fingerprint(head) for head in tensor]
+                prints[name] = total(heads[name])
+            else:
+                prints[name] = fingerprint(tensor)
+        return prints, heads
+
+    def run(self, buffers: set[str]) -> Alignment:
+        known = {name: what for name, tensor in self.others.items() if (what := what_buffer(tensor, name in buffers))}
+        parameters = {name: tensor for name, tensor in self.others.items() if name not in known}
+        uncertain: dict[str, list[Group]] = {}
+        for name, tensor in parameters.items():
+            candidates = [g for g in self.by_print.get(fingerprint(tensor), []) if self._size(g) == tensor.numel()]
+            if len(candidates) == 1:
+                self._accept(name, tensor, candidates[0], ambiguous=False)
+            elif candidates:
+                uncertain[name] = candidates
+        for name, candidates in uncertain.items():
+            free = [group for group in candidates if not self._overlaps(group)]
+            if free:
+                best = min(free, key=lambda group: self._unlikeliness(name, group))
+                self._accept(name, parameters[name], best, ambiguous=True)
+        for free_only in (True, False):  # what is left may be an untied copy of something that is explained already
+            for name, tensor in parameters.items():
+                if name not in self.found:
+                    self._nearest(name, tensor, free_only=free_only)
+        unexplained = [name for name in parameters if name not in self.found]
+        known |= {name: "a buffer of its own" for name in unexplained if name in buffers}
+        covered = self._covered()
+        missing = [unit for unit in self.units if unit not in covered]
+        unneeded = tuple(unit for unit in missing if _changes_nothing(unit, self.units[unit]))
+        return Alignment(
+            matches=tuple(self.found[name] for name in parameters if name in self.found),
+            buffers=known,
+            unexplained=tuple(name for name in unexplained if name not in buffers),
+            missing=tuple(unit for unit in missing if unit not in unneeded),
+            unneeded=unneeded,
+        )
+
+    def _covered(self) -> set[str]:
+        heads: dict[str, set[int]] = defaultdict(set)
+        for unit, head in self.taken:
+            heads[unit] |= set(range(self.n_head)) if head is None else {head}
+        return {unit for unit, present in heads.items() if len(present) == self.n_head}
+
+    def _size(self, group: Group) -> int:
+        return sum(self.sizes[unit] for unit in group.units) // (1 if group.head is None else self.n_head)
+
+    def _overlaps(self, group: Group) -> bool:
+        heads = [group.head, None] if group.head is not None else None
+        return any(u in group.units and (heads is None or h in heads) for u, h in self.taken)
+
+    def _accept(self, name: str, tensor: Tensor, group: Group, *, ambiguous: bool) -> None:
+        natural = group.natural(self.units)
+        transform, _ = _best_transform(group, natural, tensor)
+        if transform is None:
+            return
+        undone = transform.undo(tensor, group, natural.shape)
+        self.found[name] = Match(
+            name, group, transform, tuple(tensor.shape), compare_tensors(natural, undone), ambiguous, self.names[name]
+        )
+        self.taken |= {(unit, group.head) for unit in group.units}
+
+    def _nearest(self, name: str, tensor: Tensor, *, free_only: bool) -> None:
+        """Match a tensor that equals nothing to the group of its size that it is closest to."""
+        scored: list[tuple[float, float, int]] = []
+        for number, group in enumerate(self.groups):
+            if self._size(group) != tensor.numel() or (free_only and self._overlaps(group)):
+                continue
+            transform, distance = _best_transform(group, group.natural(self.units), tensor)
+            if transform is not None and distance < NEAR:
+                scored.append((distance, self._unlikeliness(name, group), number))
+        if scored:
+            self._accept(name, tensor, self.groups[min(scored)[2]], ambiguous=False)
+
+    def _unlikeliness(self, name: str, group: Group) -> float:
+        """How badly a group fits a name's neighbourhood: the modules around it and the order of registration."""
+        owner = name.rpartition(".")[0]
+        siblings = [m for n, m in self.found.items() if n.rpartition(".")[0] == owner]
+        wanted = {_partner(unit) for match in siblings for unit in match.group.units}
+        penalty = 0.0 if wanted and set(group.units) <= wanted else 1.0
+        block = self._block_around(name)
+        penalty += 2.0 if block is not None and not group.units[0].startswith(f"blocks.{block}.") else 0.0
+        kind = {"weight": ".w", "bias": ".b"}.get(name.rpartition(".")[2], "")
+        penalty += 0.5 if kind and kind[1] != group.units[0].rpartition(".")[2][0].lower() else 0.0
+        return penalty + 1e-4 * self._distance(name, group)
+
+    def _distance(self, name: str, group: Group) -> float:
+        """How far the group is from where the tensor registered before it stands in the reference."""
+        before = None
+        for other in self.others:
+            if other == name:
+                break
+            before = self.found.get(other, before)
+        expected = self.place[before.group.units[-1]] + 1 if before is not None else 0
+        return abs(self.place[group.units[0]] - expected)
+
+    def _block_around(self, name: str) -> str | None:
+        """The block that the nearest certain neighbours belong to, by the longest common prefix of dotted names."""
+        parts = name.split(".")
+        for length in range(len(parts) - 1, 0, -1):
+            prefix = ".".join(parts[:length]) + "."
+            blocks = {
+                m.group.units[0].split(".")[1]
+                for n, m in self.found.items()
+                if n.startswith(prefix) and m.group.units[0].startswith("blocks.") and not m.group.layers
+            }
+            if blocks:
+                return blocks.pop() if len(blocks) == 1 else None
+        return None
+
+
+def _by_memory(
+    others: Mapping[str, Tensor], coarse: torch.dtype
+) -> tuple[dict[str, tuple[str, ...]], dict[str, Tensor]]:
+    """First name of each memory -> its other names, and -> the tensor in the common dtype on the CPU."""
+    seen: dict[tuple[object, ...], str] = {}
+    copies: dict[str, tuple[str, ...]] = {}
+    for name, tensor in others.items():
+        memory = tensor.untyped_storage().data_ptr() or id(tensor)
+        first = seen.setdefault((memory, tensor.storage_offset(), tensor.shape, tensor.stride()), name)
+        copies[first] = (*copies[first], name) if first != name else ()
+    kept = {name: others[name].detach() for name in copies}
+    return copies, {n: t.to("cpu", coarse) if t.is_floating_point() else t.cpu() for n, t in kept.items()}
+
+
+def _changes_nothing(unit: str, tensor: Tensor) -> bool:
+    kind = unit.rpartition(".")[2]
+    return (kind.startswith("b") and not bool(tensor.any())) or (kind == "w" and bool((tensor == 1).all()))
+
+
+def _partner(unit: str) -> str:
+    """The unit that belongs in the same module: a matrix's bias, a bias's matrix, a gain's shift."""
+    path, _, kind = unit.rpartition(".")
+    swapped = {"w": "b", "b": "w"}.get(kind) or {"W": "b", "b": "W"}[kind[0]] + kind[1:]
+    return f"{path}.{swapped}"
+
+
+def _best_transform(group: Group, natural: Tensor, tensor: Tensor) -> tuple[Transform | None, float]:
+    """The transform under which a tensor is closest to a group on a sample, and the relative distance there."""
+    best: tuple[Transform | None, float] = (None, float("inf"))
+    where = _sample(natural.shape, group)
+    expected = natural[where].double().nan_to_num()  # [H or 1, SAMPLE]
+    for axes in orders(group, tensor.shape, natural.shape):
+        given = Transform(axes).undo(tensor, group, natural.shape)[where].double().nan_to_num()
+        heads, distance = _match_heads(expected, given)
+        if distance < best[1]:
+            best = Transform(axes, heads), distance
+        if distance == 0.0:
+            break
+    return best
+
+
+def _sample(shape: torch.Size, group: Group) -> tuple[Tensor, ...]:
+    """Index tensors that pick, for every head, the same places along the other axes."""
+    at = group.axes.index(HEAD) if HEAD in group.axes else None
+    others = [size for axis, size in enumerate(shape) if axis != at]
+    count = math.prod(others)
+    places = torch.unravel_index(torch.arange(0, count, max(1, count // SAMPLE)), others) if others else ()
+    rest = iter(places)
+    head = torch.arange(shape[at])[:, None] if at is not None else torch.zeros(1, 1, dtype=torch.long)
+    return tuple(head if axis == at else next(rest)[None, :] for axis in range(len(shape)))
+
+
+def _match_heads(expected: Tensor, given: Tensor) -> tuple[tuple[int, ...] | None, float]:
+    """Which expected head each given head is, None where they are in order; and the relative distance then."""
+    if torch.equal(expected, given):
+        return None, 0.0
+    size = float(expected.norm()) or 1.0
+    in_order = float((expected - given).norm()) / size
+    if len(expected) > 1:
+        gaps = torch.cdist(given, expected, compute_mode="donot_use_mm_for_euclid_dist")
+        order = gaps.argmin(1)
+        permuted = float((expected[order] - given).norm()) / size
+        if len(order.unique()) == len(order) and permuted < in_order:
+            return tuple(order.tolist()), permuted
+    return None, in_order

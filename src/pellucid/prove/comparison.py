@@ -1,0 +1,247 @@
+"""One comparison of a reference with another program, from the alignment of parameters to the verdict."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from pellucid.model import CkptedTransformer
+from pellucid.prove.aligning import align
+from pellucid.prove.alignment import Alignment, Match
+from pellucid.prove.causes import (
+    BEYOND_ROUNDING,
+    Cause,
+    Evidence,
+    confirmed_cause,
+    head_of_its_own,
+    relative_error,
+)
+from pellucid.prove.copies import parameter_dtypes, working_copy
+from pellucid.prove.points import LOGITS, ckpt_of, sites_of
+from pellucid.prove.program import Conditions, Glass, Program, Runnable
+from pellucid.prove.recipe import ingredients_of
+from pellucid.prove.report import CheckpointRow, ComparisonReport, Divergence, describe_difference
+from pellucid.prove.runs import Runs, rows_of, same_bits
+from pellucid.prove.sensitivity import Sensitivity
+from pellucid.prove.units import units_of
+from pellucid.prove.verdict import is_rounding, notes_on, rows_of_parameters, verdict_of
+
+DOUBLE = Conditions(double=True)
+
+
+@dataclass
+class Comparison:
+    """One comparison.
+
+    Args:
+        reference: Made of glass.
+        other: Any module.
+        ids: [B, P], what to run.
+        swapped: Whether the reference is the caller's second side.
+        tensors: What is aligned in the place of the other's state dict.
+    """
+
+    reference: CkptedTransformer
+    other: nn.Module
+    ids: Tensor
+    swapped: bool = False
+    tensors: Mapping[str, Tensor] | None = None
+    notes: list[str] = field(default_factory=list)
+    mixed: bool = False
+    others: dict[str, Tensor] = field(default_factory=dict)
+
+    def report(self) -> ComparisonReport:
+        """Align, run, judge."""
+        self._to_common_ground()
+        alignment = self._align()
+        self.notes += notes_on(alignment)
+        changed = [match for match in alignment.matches if not match.comparison.bit_equal]
+        try:
+            single = self._runs(self.reference, alignment, Conditions())
+        except Exception as error:  # whatever a foreign forward raises
+            self.notes.append(f"the other model did not run on ids {list(self.ids.shape)}: {_words(error)}")
+            return self._finished(alignment, [], first_changed(alignment), explained=False)
+        return self._judge(alignment, single, changed)
+
+    def _to_common_ground(self) -> None:
+        """Both sides as copies in the coarsest dtype among their parameters, if there are several."""
+        dtypes = parameter_dtypes(self.reference) | parameter_dtypes(self.other)
+        self.mixed = len(dtypes) > 1
+        ground = max(dtypes, key=lambda dtype: torch.finfo(dtype).eps) if self.mixed else None
+        if self.mixed:
+            named = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
+            coarse = str(ground).removeprefix("torch.")
+            self.notes.append(f"the dtypes are {named}: both were rounded to {coarse} first, and can be no more than "
+                              "equivalent")  # fmt: skip
+        self.reference, self.other = working_copy(self.reference, ground), working_copy(self.other, ground)
+
+    def _align(self) -> Alignment:
+        config = self.reference.config
+        others = self.tensors if self.tensors is not None else self.other.state_dict(keep_vars=True)
+        buffers = (
+            ()
+            if self.tensors is not None
+            else set(others) - {name for name, _ in self.other.named_parameters(remove_duplicate=False)}
+        )
+        self.others = dict(others)
+        return align(units_of(self.reference), others, config.n_layer, config.n_head, buffers)
+
+    def _runs(self, reference: CkptedTransformer, alignment: Alignment, conditions: Conditions) -> Runs:
+        head = reference.embed.W_E.detach()
+        other = working_copy(self.other, torch.float64) if conditions.double else self.other
+        expected = Glass(reference).run(self.ids)
+        program: Runnable
+        if isinstance(other, CkptedTransformer):
+            program = Glass(other)
+        else:
+            program = Program(other, sites_of(alignment, other), head, reference.config.n_head)
+        return Runs(program, expected, self.ids, reference.config.n_layer, conditions)
+
+    def _judge(self, alignment: Alignment, single: Runs, changed: list[Match]) -> ComparisonReport:
+        """Tell rounding from error by float64, find the first difference, and report."""
+        first = first_changed(alignment)
+        try:
+            double = self._runs(working_copy(self.reference, torch.float64), alignment, DOUBLE)
+            point = double.first_wrong()
+        except Exception as error:  # whatever a foreign forward raises in a dtype that it was not written for
+            self.notes.append(f"rounding could not be told from error: in float64 {_words(error)}")
+            return self._finished(alignment, rows_of(single, None), first, explained=False)
+        rows = rows_of(single, double)
+        self.notes += [f"{p} holds something else than {ckpt_of(p, double.n_layer)}" for p in double.dropped]
+        if first is not None:
+            first = self._of_parameters(alignment, changed, double, first)
+            return self._finished(alignment, rows, first, explained=False)
+        if point is None and not double.undecided:
+            return self._finished(alignment, rows, None, explained=is_rounding(rows))
+        cause = self._cause(self.reference, alignment, double, point or double.undecided[0])
+        if cause is not None and cause.harmless:
+            self.notes.append(f"{cause.words}: {cause.extent}, so that this is rounding")
+            return self._finished(alignment, rows, None, explained=True)
+        if point is None:
+            where = [f"{p} ({ckpt_of(p, double.n_layer)})" for p in double.undecided]
+            self.notes.append(f"nothing here depends on {', '.join(where)}, which differs: try a longer text")
+            return self._finished(alignment, rows, None, explained=False)
+        if all(row.bit_equal for row in rows) and alignment.complete:
+            self.notes.append(f"equal to the bit, but in float64 they differ: {divergence_at(double, point, cause)}")
+            return self._finished(alignment, rows, None, explained=True)
+        return self._finished(alignment, rows, divergence_at(double, point, cause), explained=False)
+
+    def _cause(self, reference: CkptedTransformer, alignment: Alignment, double: Runs, point: str) -> Cause | None:
+        again = double.program.run(self.ids, None, Conditions(double=True, seed=1))
+        if not same_bits(again[LOGITS], double.free[LOGITS]):
+            self.notes.append("the other model draws random numbers: two runs of it differ")
+            calm = Conditions(double=True, dropout=False)
+            if Runs(double.program, double.expected, self.ids, double.n_layer, calm).first_wrong() is None:
+                return Cause("dropout is active although the model evaluates", "without it, the logits agree too")
+            return None
+        return confirmed_cause(self._evidence(reference, alignment, double, _carried_on(point)))
+
+    def _evidence(self, reference: CkptedTransformer, alignment: Alignment, double: Runs, point: str) -> Evidence:
+        points = double.points()
+        before = points[: points.index(point)] if point in points else points
+        agreed = tuple(p for p in before if not double.is_wrong(double.free, p))
+        return Evidence(
+            ingredients_of(reference), self.ids, double.expected, double.free, point, agreed, alignment, self.others
+        )
+
+    def _of_parameters(self, alignment: Alignment, changed: list[Match], double: Runs, first: Divergence) -> Divergence:
+        """The first parameter that differs, and whether the programs are the same apart from the parameters."""
+        evidence = self._evidence(self.reference, alignment, double, LOGITS)
+        if (head := head_of_its_own(evidence, changed)) is not None:
+            return replace(first, cause=f"{head.words}: {head.extent}")
+        adopted = with_their_values(self.reference, changed, self.others)
+        expected = Glass(adopted).run(self.ids)
+        runs = Runs(double.program, expected, self.ids, double.n_layer, DOUBLE)
+        point = runs.first_wrong()
+        if point is None:
+            self.notes.append("with the other model's values in the reference, everything agrees")
+        else:
+            cause = self._cause(adopted, alignment, runs, point)
+            self.notes.append(f"with the other model's values in the reference, they still differ at "
+                              f"{divergence_at(runs, point, cause)}")  # fmt: skip
+        return first
+
+    def _finished(
+        self, alignment: Alignment, rows: list[CheckpointRow], divergence: Divergence | None, *, explained: bool
+    ) -> ComparisonReport:
+        shown = {row.name for row in rows}
+        verdict = verdict_of(alignment, rows, divergence, may_be_identical=not self.mixed, rounding_explains=explained)
+        return ComparisonReport(
+            verdict=verdict if rows or divergence else "inconclusive",
+            parameters=rows_of_parameters(alignment, swapped=self.swapped),
+            checkpoints=tuple(rows),
+            not_covered=tuple(name for name in self.reference.ckpt_names if name not in shown),
+            first_divergence=divergence,
+            alignment=alignment,
+            notes=tuple(self.notes),
+            probe=Sensitivity(self.reference, self.other, self.ids, alignment),
+        )
+
+
+def first_changed(alignment: Alignment) -> Divergence | None:
+    """The first parameter that is not equal to the bit."""
+    changed = next((match for match in alignment.matches if not match.comparison.bit_equal), None)
+    if changed is None:
+        return None
+    head = "" if changed.group.head is None else f"[{changed.group.head}]"
+    where = " + ".join(unit + head for unit in changed.group.units)
+    return Divergence(where, "parameter", f"{changed.name} {describe_difference(changed.comparison)}")
+
+
+def divergence_at(runs: Runs, point: str, cause: Cause | None) -> Divergence:
+    """What a report says of a point that differs."""
+    name = ckpt_of(point, runs.n_layer)
+    expected = runs.expected[name]
+    given = runs.forced.get(point)
+    if given is None or not runs.is_wrong(runs.forced, point):
+        given = runs.free[point]
+    if given.shape != expected.shape and given.shape[1:2] != (1,):
+        return Divergence(name, _what(name), f"shapes {list(expected.shape)} and {list(given.shape)}")
+    expected = expected[:, -given.size(1) :]
+    error = relative_error(given, expected)
+    gap = ~((given - expected).abs() <= BEYOND_ROUNDING * float(expected.abs().max()))
+    positions = gap.flatten(2).any(-1).any(0) if gap.dim() > 2 else gap.any(0)
+    heads = gap.flatten(0, 1).any(-1).any(0) if name.endswith(("_q", "_k", "_v", "_z")) else torch.zeros(0)
+    return Divergence(
+        name,
+        _what(name),
+        f"its own relative error in float64 is {error:.3g}, which is not rounding",
+        None if cause is None else f"{cause.words} ({cause.extent})",
+        tuple(positions.nonzero().flatten().tolist()),
+        tuple(heads.nonzero().flatten().tolist()),
+    )
+
+
+def _carried_on(point: str) -> str:
+    """Where a value that is computed beside the fast path comes to bear."""
+    if point.endswith("ckpt_scaled"):
+        return point.replace("ckpt_scaled", "ckpt_normalized")
+    return re.sub("ckpt_(scores|pattern)$", "ckpt_z", point)
+
+
+def _what(name: str) -> Literal["checkpoint", "logits"]:
+    return "logits" if name == LOGITS else "checkpoint"
+
+
+def with_their_values(
+    model: CkptedTransformer, matches: list[Match], others: Mapping[str, Tensor]
+) -> CkptedTransformer:
+    """A float64 copy of a model in which the units of these matches have the other program's values."""
+    made = copy.deepcopy(model).double()
+    for match in matches:
+        undone = match.transform.undo(others[match.name].detach().double(), match.group, match.comparison.shape)
+        for unit, part in match.group.split(undone).items():
+            with torch.no_grad():
+                target = made.parameter(unit)
+                (target if match.group.head is None else target[match.group.head]).copy_(part)
+    return made
+
+
+def _words(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"

@@ -1,0 +1,254 @@
+"""The known mistakes: each in words, as the recipe of a GPT-2 that makes it."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pellucid import nonlinear
+from pellucid.config import TransformerConfig
+from pellucid.prove import wirings
+from pellucid.prove.recipe import (
+    Facts,
+    Heads,
+    Ingredients,
+    Recipe,
+    Weights,
+    attend_with,
+    layer_norm,
+    merge,
+    project,
+    right_recipe,
+)
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """One mistake.
+
+    Attributes:
+        words: What it is, for a report.
+        recipe: A GPT-2 that makes it.
+        harmless: It is rounding all the same, such as a constant that is stored in float32.
+    """
+
+    words: str
+    recipe: Recipe
+    harmless: bool = False
+
+
+def known_mistakes(model: Ingredients) -> Iterator[Mistake]:
+    """Every mistake that is known, for a reference's sizes; the likely ones first."""
+    right = right_recipe(model)
+    config = model.config
+    yield from _activations(right, config)
+    yield from _scores(right, config)
+    yield from _masks(right)
+    yield from _head_axes(right)
+    yield from _norms(right, config)
+    yield from _projections(right)
+    yield from _outputs(right)
+    yield from _embeddings(right, config)
+    for words, wiring in wirings.WIRINGS.items():
+        yield Mistake(words, replace(right, wiring=wiring))
+    yield from _heads(right, model)
+    yield from _orders(right, config.n_layer)
+
+
+def _activations(right: Recipe, config: TransformerConfig) -> Iterator[Mistake]:
+    for name, function in nonlinear.EXACT.items():
+        if name != config.activation_function:
+            words = f"activation function {name} instead of {config.activation_function}"
+            yield Mistake(words, replace(right, activation=function))
+    yield Mistake("no activation function", replace(right, activation=lambda x: x))
+
+
+def _scores(right: Recipe, config: TransformerConfig) -> Iterator[Mistake]:
+    def attending(make: Callable[[Heads, Facts], Tensor]) -> Recipe:
+        return replace(right, attend=make)
+
+    d_head, d_model = config.d_head, config.n_embd
+    stored = float(torch.tensor(d_head).sqrt()), float(torch.tensor(d_head**-0.5))
+    for scale in (1 / stored[0], stored[1], float(1 / torch.tensor(stored[0])), float(torch.tensor(d_head).rsqrt())):
+        yield Mistake(
+            "the scale of the scores is rounded to float32",
+            attending(lambda h, f, s=scale: attend_with(h, f.scale * d_head**0.5 * s, 0)),
+            harmless=True,
+        )
+    for words, scale in (
+        ("no scaling of the scores", 1.0),
+        ("scores scaled by 1/sqrt(d_model) instead of 1/sqrt(d_head)", d_model**-0.5),
+        ("scores scaled by 1/d_head instead of 1/sqrt(d_head)", 1 / d_head),
+        ("scores scaled by 1/d_model", 1 / d_model),
+        ("scores multiplied by sqrt(d_head) instead of divided", d_head**0.5),
+        ("scores scaled by 1/sqrt(d_head) only", d_head**-0.5),
+        ("scores scaled by 1/sqrt(n_head)", config.n_head**-0.5),
+        ("scores scaled twice", 1 / d_head),
+    ):
+        yield Mistake(words, attending(lambda h, f, s=scale: attend_with(h, s, 0)))
+    yield Mistake(
+        "scores divided by the number of the block", attending(lambda h, f: attend_with(h, f.scale / (f.block + 1), 0))
+    )
+
+
+def _masks(right: Recipe) -> Iterator[Mistake]:
+    def attending(make: Callable[[Heads, Facts], Tensor]) -> Recipe:
+        return replace(right, attend=make)
+
+    yield Mistake("no causal mask", attending(lambda h, f: attend_with(h, f.scale, None)))
+    for words, diagonal in (
+        ("causal mask off by one: sees the next token", 1),
+        ("causal mask off by one: does not see itself", -1),
+    ):
+        yield Mistake(words, attending(lambda h, f, d=diagonal: attend_with(h, f.scale, d)))
+    yield Mistake("causal mask the wrong way round", attending(lambda h, f: _anticausal(h, f.scale)))
+    yield Mistake("masked scores set to 0", attending(lambda h, f: attend_with(h, f.scale, 0, fill=0.0)))
+    yield Mistake(
+        "causal mask off by one: does not see itself", attending(lambda h, f: attend_with(h, f.scale, -1, -math.inf))
+    )
+    for fill in (-1.0, -10.0, -100.0):
+        yield Mistake(
+            f"masked scores set to {fill:g}", attending(lambda h, f, m=fill: attend_with(h, f.scale, 0, fill=m))
+        )
+    yield Mistake("mask after the softmax", attending(lambda h, f: _masked_late(h, f.scale)))
+    yield Mistake("softmax over the queries", attending(lambda h, f: attend_with(h, f.scale, 0, over=-2)))
+    yield Mistake("softmax over the heads", attending(lambda h, f: attend_with(h, f.scale, 0, over=1)))
+    for order in itertools.permutations(range(3)):
+        if order != (0, 1, 2):
+            taken = ", ".join("qkv"[i] for i in order)
+            yield Mistake(
+                f"q, k, v taken in another order: {taken}",
+                attending(lambda h, f, o=order: attend_with((h[o[0]], h[o[1]], h[o[2]]), f.scale, 0)),
+            )
+
+
+def _head_axes(right: Recipe) -> Iterator[Mistake]:
+    splits: dict[str, Callable[[Heads, Facts], Tensor]] = {
+        "": lambda h, f: attend_with(h, f.scale, 0),
+        "heads split as (d_head, head)": wirings.split_other_way,
+        "heads split without moving them before positions": wirings.attend_across_positions,
+    }
+    merges: dict[str, Callable[[Tensor], Tensor]] = {
+        "": lambda z: z,
+        "heads merged as (d_head, head)": wirings.merged_other_way,
+        "heads merged without moving them behind positions": wirings.merged_across_positions,
+    }
+    for (split, attending), (merged, merging) in itertools.product(splits.items(), merges.items()):
+        if split or merged:
+            words = " and ".join(filter(None, (split, merged)))
+            yield Mistake(words, replace(right, attend=lambda h, f, a=attending, m=merging: m(a(h, f))))
+    names = ("part", "head", "d_head")
+    for stored in ((0, 1, 2), (1, 0, 2)):
+        for read in itertools.permutations(range(3)):
+            if read != stored:
+                words = f"q, k, v and heads read as ({', '.join(names[i] for i in read)})"
+                yield Mistake(
+                    f"{words} instead of ({', '.join(names[i] for i in stored)})",
+                    replace(
+                        right,
+                        attend=lambda h, f, s=stored, r=read: attend_with(wirings.reread(h, s, r), f.scale, 0),
+                    ),
+                )
+
+
+def _anticausal(heads: Heads, scale: float) -> Tensor:
+    q, k, v = (part.flip(1) for part in heads)
+    return attend_with((q, k, v), scale, 0).flip(1)
+
+
+def _masked_late(heads: Heads, scale: float) -> Tensor:
+    q, k, v = (part.transpose(1, 2) for part in heads)
+    return ((q @ k.transpose(-1, -2) * scale).softmax(-1).tril() @ v).transpose(1, 2)
+
+
+def _norms(right: Recipe, config: TransformerConfig) -> Iterator[Mistake]:
+    eps = config.layer_norm_epsilon
+    formulas: dict[str, Callable[[Tensor, Tensor, Tensor, float], Tensor]] = {
+        f"LayerNorm epsilon {other:g} instead of {eps:g}": lambda x, w, b, _, e=other: layer_norm(x, w, b, e)
+        for other in (1e-6, 1e-12, 1e-5, 1e-3, 1e-8, 1e-4, 1e-7, 0.0, 1e-2, 1e-1, 1e-9, 1e-10)
+        if other != eps
+    }
+    formulas |= wirings.NORMS
+    everywhere = ("ln1", "ln2", "ln_final")
+    for norms in (everywhere, ("ln1", "ln2"), ("ln1",), ("ln2",), ("ln_final",)):
+        where = "" if norms == everywhere else f" ({' and '.join(norms)} only)"
+        for words, formula in formulas.items():
+            yield Mistake(words + where, replace(right, norm=formula, norms=norms))
+
+
+def _projections(right: Recipe) -> Iterator[Mistake]:
+    for order in itertools.product("QKV", repeat=3):
+        if order != ("Q", "K", "V"):
+            words = f"q, k, v projected by {', '.join(f'W_{letter}' for letter in order)}"
+            words = f"q, k, v in another order: {words}" if len(set(order)) == 3 else words
+
+            def reordered(x: Tensor, w: Weights, o: tuple[str, ...] = order) -> Heads:
+                made = dict(zip("QKV", project(x, w), strict=True))
+                return made[o[0]], made[o[1]], made[o[2]]
+
+            yield Mistake(words, replace(right, project=reordered))
+    for size in (3, 2, 1):
+        for letters in itertools.combinations("QKV", size):
+            named = ", ".join(letter.lower() for letter in letters)
+            yield Mistake(
+                f"projection of {named} transposed",
+                replace(right, project=lambda x, w, c=letters: wirings.transposed(x, w, c)),
+            )
+            yield Mistake(
+                f"no bias on {named}", replace(right, project=lambda x, w, c=letters: wirings.without_bias(x, w, c))
+            )
+
+
+def _outputs(right: Recipe) -> Iterator[Mistake]:
+    def merging(make: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Recipe:
+        return replace(right, merge=make)
+
+    yield Mistake("output projection transposed", merging(lambda z, W, b: z.flatten(2) @ W.flatten(0, 1).T + b))
+    yield Mistake("no bias on the output projection", merging(lambda z, W, b: merge(z, W, torch.zeros_like(b))))
+    yield Mistake("output projection's bias added once per head", merging(lambda z, W, b: merge(z, W, b * z.size(2))))
+    for words, changes in wirings.FEEDS.items():
+        yield Mistake(words, replace(right, feed_in=changes[0], feed_out=changes[1]))
+
+
+def _embeddings(right: Recipe, config: TransformerConfig) -> Iterator[Mistake]:
+    for shift in (1, 2, -1):
+        yield Mistake(
+            f"positions shifted by {shift}",
+            replace(right, positions=lambda n, s=shift: (torch.arange(n) + s) % config.n_positions),
+        )
+    yield Mistake("positions shifted by -1", replace(right, positions=lambda n: (torch.arange(n) - 1).clamp(min=0)))
+    yield Mistake("position 0 everywhere", replace(right, positions=lambda n: torch.zeros(n, dtype=torch.long)))
+    yield Mistake("positions counted from the end", replace(right, positions=lambda n: torch.arange(n).flip(0)))
+    yield Mistake("no position embeddings", replace(right, positions=None))
+    root = math.sqrt(config.n_embd)
+    yield Mistake("token embeddings multiplied by sqrt(d_model)", replace(right, embed=lambda x: x * root))
+    yield Mistake("no token embeddings", replace(right, embed=torch.zeros_like))
+
+
+def _heads(right: Recipe, model: Ingredients) -> Iterator[Mistake]:
+    if not model.tied:
+        yield Mistake("head tied to the embedding", replace(right, head=model.units["embed.W_E"]))
+    root = math.sqrt(model.config.n_embd)
+    yield Mistake("logits multiplied by sqrt(d_model)", replace(right, logits=lambda x, W: x @ W.T * root))
+    yield Mistake("logits divided by sqrt(d_model)", replace(right, logits=lambda x, W: x @ W.T / root))
+    yield Mistake("log-probabilities instead of logits", replace(right, logits=lambda x, W: F.log_softmax(x @ W.T, -1)))
+    yield Mistake("probabilities instead of logits", replace(right, logits=lambda x, W: F.softmax(x @ W.T, -1)))
+
+
+def _orders(right: Recipe, n_layer: int) -> Iterator[Mistake]:
+    blocks = tuple(range(n_layer))
+    if n_layer > 1:
+        yield Mistake("blocks applied from the last to the first", replace(right, order=blocks[::-1]))
+    for i in blocks:
+        yield Mistake(f"block {i} is left out", replace(right, order=blocks[:i] + blocks[i + 1 :]))
+        yield Mistake(f"block {i} is applied twice", replace(right, order=(*blocks[:i], i, *blocks[i:])))
+        yield Mistake(f"block {i} is applied in every place", replace(right, order=(i,) * n_layer))
+    for i in blocks[:-1]:
+        swapped = (*blocks[:i], i + 1, i, *blocks[i + 2 :])
+        yield Mistake(f"blocks {i} and {i + 1} are swapped", replace(right, order=swapped))

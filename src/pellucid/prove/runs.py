@@ -1,0 +1,146 @@
+"""What two programs computed, point by point, and where they first differ."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from pellucid.prove.causes import BEYOND_ROUNDING, relative_error
+from pellucid.prove.points import LOGITS, ckpt_of, in_order
+from pellucid.prove.program import Conditions, Glass, Runnable, Values
+from pellucid.prove.report import CheckpointRow
+
+
+@dataclass
+class Runs:
+    """One dtype: the reference's values, and the other program's when it runs freely and when it is forced.
+
+    Attributes:
+        program: The other program.
+        expected: The reference's values by checkpoint, and "logits".
+        ids: What was run.
+        n_layer: Of the reference.
+        conditions: How.
+        dropped: Points that turned out to hold something else than a checkpoint's value.
+        undecided: Points that differ, but on which nothing depends on these ids, so that their part is not known.
+    """
+
+    program: Runnable
+    expected: Values
+    ids: Tensor
+    n_layer: int
+    conditions: Conditions
+    dropped: list[str] = field(default_factory=list)
+    undecided: list[str] = field(default_factory=list)
+
+    @property
+    def certain(self) -> bool:
+        """Whether the program names its values itself, so that no part is guessed."""
+        return isinstance(self.program, Glass)
+
+    def __post_init__(self) -> None:
+        self.free = self.program.run(self.ids, None, self.conditions)
+        self.forced = self.forced_at(self.points())
+
+    def points(self) -> list[str]:
+        """What the program shows, in the order of a right program, without the logits."""
+        shown = [
+            point for point, value in self.free.items()
+            if point != LOGITS and point not in self.dropped
+            and (expected := self.expected.get(ckpt_of(point, self.n_layer))) is not None
+            and expected.shape == value.shape
+        ]  # fmt: skip
+        return in_order(iter(shown), self.n_layer)
+
+    def forced_at(self, points: list[str]) -> dict[str, Tensor]:
+        """A run in which these points are replaced by the reference's values."""
+        forced = {point: self.expected[ckpt_of(point, self.n_layer)] for point in points}
+        return self.program.run(self.ids, forced, self.conditions)
+
+    def error(self, values: Mapping[str, Tensor], point: str) -> float:
+        """Relative error of a run at a point."""
+        given = values.get(point)
+        return float("inf") if given is None else relative_error(given, self.expected[ckpt_of(point, self.n_layer)])
+
+    def is_wrong(self, values: Mapping[str, Tensor], point: str) -> bool:
+        """Whether a run is off at a point by more than rounding."""
+        return self.error(values, point) > BEYOND_ROUNDING
+
+    def first_wrong(self) -> str | None:
+        """The first point whose own error rounding cannot explain, None where everything agrees.
+
+        Points that do not play the part that their parameters suggest are found out and dropped: forced to the
+        reference's value they do harm, left alone they do none.
+        """
+        if self.is_wrong(self.free, LOGITS):
+            return self._first_to_blame()
+        for point in [point for point in self.points() if self.is_wrong(self.free, point)]:
+            if self.certain:
+                return point
+            if self.is_wrong(self.forced_at([point]), LOGITS):
+                self._drop(point)
+            else:
+                self.undecided.append(point)
+        return None
+
+    def _first_to_blame(self) -> str:
+        while True:
+            points = self.points()
+            wrong = next((point for point in points if self.is_wrong(self.forced, point)), None)
+            if wrong is None:
+                return LOGITS
+            if self.certain or self._is_to_blame(wrong, points):
+                return wrong
+            self._drop(wrong)
+
+    def _is_to_blame(self, point: str, points: list[str]) -> bool:
+        where = ckpt_of(point, self.n_layer)
+        earlier = points[: points.index(point)]
+        later = [other for other in points if other not in earlier and ckpt_of(other, self.n_layer) != where]
+        after = (later or [LOGITS])[0]
+        if self.is_wrong(self.forced_at(earlier), after):
+            return True
+        return not self.is_wrong(self.forced_at([*earlier, point]), after)
+
+    def _drop(self, point: str) -> None:
+        self.dropped.append(point)
+        self.forced = self.forced_at(self.points())
+
+
+def rows_of(single: Runs, double: Runs | None) -> list[CheckpointRow]:
+    """A row per checkpoint, from all the points that hold it, and one for the logits."""
+    left_out = [] if double is None else double.dropped
+    points = [point for point in single.points() if point not in left_out]
+    by_ckpt: dict[str, list[str]] = {}
+    for point in [*points, LOGITS]:
+        by_ckpt.setdefault(ckpt_of(point, single.n_layer), []).append(point)
+    return [_row(name, held, single, double) for name, held in by_ckpt.items()]
+
+
+def _row(name: str, points: list[str], single: Runs, double: Runs | None) -> CheckpointRow:
+    def worst(runs: Runs, values: Mapping[str, Tensor]) -> float:
+        return max(runs.error(values, point) for point in points)
+
+    shown = [single.free[point] for point in points]
+    return CheckpointRow(
+        name,
+        bit_equal=all(same_bits(_part(single.expected[name], value), value) for value in shown),
+        fp32=worst(single, single.free),
+        fp32_local=worst(single, single.forced),
+        fp64=worst(double, double.free) if double is not None else None,
+        fp64_local=worst(double, double.forced) if double is not None else None,
+    )
+
+
+def _part(expected: Tensor, given: Tensor) -> Tensor:
+    return expected[:, -1:] if given.shape[1:2] == (1,) and expected.size(1) > 1 else expected
+
+
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors are of one dtype and shape and equal in every bit: -0 is not 0, a NaN is itself."""
+    if a.dtype != b.dtype or a.shape != b.shape:
+        return False
+    return torch.equal(a.contiguous().view(torch.uint8), b.to(a.device).contiguous().view(torch.uint8))

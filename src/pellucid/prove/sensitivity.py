@@ -1,0 +1,111 @@
+"""How small an error would still be seen: found by injecting it.
+
+With the comparison of parameters switched off, one weight of each kind is changed by a power of ten of itself, on a
+copy, and the smallest power that the checkpoints and the logits reveal is kept.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from pellucid.model import CkptedTransformer
+from pellucid.prove.alignment import Alignment, Match
+from pellucid.prove.causes import BEYOND_ROUNDING, relative_error
+from pellucid.prove.copies import working_copy
+from pellucid.prove.points import LOGITS, sites_of
+from pellucid.prove.program import Conditions, Glass, Program, Runnable
+
+FINEST = 16
+"""Powers of ten that are tried: from 1e-1 to 1e-16, which is float64's own rounding."""
+
+DOUBLE = Conditions(double=True)
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """What has to be kept to measure it later.
+
+    Args:
+        reference, other: The two sides, never written to.
+        ids: What to run.
+        alignment: Which parameter is which.
+    """
+
+    reference: CkptedTransformer
+    other: nn.Module
+    ids: Tensor
+    alignment: Alignment
+
+    def measure(self) -> dict[str, float | None]:
+        """Kind of parameter -> smallest relative change of one weight that is revealed; None where not even 0.1 is."""
+        other = copy.deepcopy(working_copy(self.other, torch.float64))  # memory of its own, to be written to
+        program: Runnable
+        if isinstance(other, CkptedTransformer):
+            program = Glass(other)
+        else:
+            head = self.reference.embed.W_E.detach()
+            program = Program(other, sites_of(self.alignment, other), head, self.reference.config.n_head)
+        tensors = other.state_dict(keep_vars=True)
+        base = program.run(self.ids, None, DOUBLE)
+        found: dict[str, float | None] = {}
+        for kind, (match, unit) in self._one_of_each_kind().items():
+            injection = _Injection(match, unit, tensors[match.name], self.ids)
+            found[kind] = _smallest(injection, program, base, self.ids)
+        return found
+
+    def _one_of_each_kind(self) -> dict[str, tuple[Match, str]]:
+        """A match and a unit in it for each kind, from the block in the middle where there are several."""
+        chosen: dict[str, tuple[Match, str]] = {}
+        middle = f"blocks.{self.reference.config.n_layer // 2}."
+        for match in self.alignment.matches:
+            for unit in match.group.units:
+                kind = unit.split(".", 2)[2] if unit.startswith("blocks.") else unit
+                if kind not in chosen or (unit.startswith(middle) and not chosen[kind][1].startswith(middle)):
+                    chosen[kind] = (match, unit)
+        return chosen
+
+
+@dataclass(frozen=True)
+class _Injection:
+    match: Match
+    unit: str
+    tensor: Tensor
+    ids: Tensor
+
+    def inject(self, size: float) -> None:
+        """Multiply the largest weight of the unit (in a row that the ids use) by 1 + size."""
+        group, transform = self.match.group, self.match.transform
+        natural = transform.undo(self.tensor.detach(), group, self.match.comparison.shape).clone()
+        part = group.split(natural)[self.unit]  # a view of it
+        if self.unit == "embed.W_E":
+            part = part[int(self.ids[0, 0])]
+        elif self.unit == "pos_embed.W_pos":
+            part = part[0]
+        place = torch.unravel_index(part.abs().argmax(), part.shape)
+        part[place] = part[place] * (1 + size) if part[place] != 0 else size
+        with torch.no_grad():
+            self.tensor.copy_(transform.apply(natural, group, self.match.shape))
+
+
+def _smallest(injection: _Injection, program: Runnable, base: Mapping[str, Tensor], ids: Tensor) -> float | None:
+    """By bisection over the powers of ten."""
+    original = injection.tensor.detach().clone()
+    forced = {point: value for point, value in base.items() if point != LOGITS}
+
+    def revealed(power: int) -> bool:
+        injection.inject(10.0**-power)
+        values = program.run(ids, forced, DOUBLE)
+        with torch.no_grad():
+            injection.tensor.copy_(original)
+        return any(relative_error(values[point], base[point]) > BEYOND_ROUNDING for point in base if point in values)
+
+    low, high = 0, FINEST + 1  # revealed at 10^-low (or not at all), not at 10^-high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if revealed(middle) else (low, middle)
+    return 10.0**-low if low else None

@@ -1,0 +1,178 @@
+"""What `compare` is given, opened: which side is the reference, what is compared with it, and on which ids."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pellucid.batch import Inputs
+from pellucid.config import TransformerConfig
+from pellucid.errors import InputError, MissingExtraError, PellucidError, WeightsError
+from pellucid.model import CkptedTransformer
+from pellucid.open import from_hf, load
+from pellucid.tokens import Tokenizer
+from pellucid.weights import hub
+from pellucid.weights.importing import to_ours
+from pellucid.weights.layouts import Layout, canonical_names, detect
+
+Side = nn.Module | Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A reference and what is compared with it.
+
+    Attributes:
+        reference: Made of glass.
+        other: A module or a state dict.
+        swapped: Whether the reference is the second side that the caller gave.
+    """
+
+    reference: CkptedTransformer
+    other: Side
+    swapped: bool = False
+
+
+def opened(side: Any) -> Side:
+    """A module or a state dict, from whatever `compare` takes.
+
+    Raises:
+        InputError: Something else.
+    """
+    if isinstance(side, nn.Module):
+        return side
+    if isinstance(side, (str, Path)):
+        text = str(side)
+        return _from_transformers(text[3:]) if text.startswith("hf:") else load(side)
+    if isinstance(side, Mapping) and side and all(isinstance(value, Tensor) for value in side.values()):
+        return {str(name): value for name, value in side.items()}
+    raise InputError(
+        f"compare: {type(side).__name__} given, expected two tensors, or two models, state dicts, paths or names.",
+        code="compare-kind",
+        remedy="Pass tensors on both sides, or models or state dicts on both sides.",
+    )
+
+
+def _from_transformers(name: str) -> nn.Module:
+    """A model run through transformers, from where `load` would open it."""
+    folder = hub.locate(name)
+    try:
+        import transformers
+    except ImportError as error:
+        raise MissingExtraError(
+            "compare: hf: needs transformers, which is not installed.",
+            code="missing-extra",
+            remedy="pip install 'pellucid[hf]'",
+        ) from error
+    messages = transformers.utils.logging
+    shown = messages.is_progress_bar_enabled()
+    try:
+        messages.disable_progress_bar()  # progress is the caller's to show
+        return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    except (OSError, ValueError) as error:
+        raise WeightsError(
+            f"compare: transformers cannot open {str(folder)!r}: {error}",
+            code="hf-unreadable",
+            remedy="hf: takes a folder or a hub id with config.json and weights; leave hf: out for a single file.",
+        ) from error
+    finally:
+        if shown:
+            messages.enable_progress_bar()
+
+
+def pairs(a: Side, b: Side) -> list[Pair]:
+    """The comparisons that answer whether a and b are the same; two where the reference has to be built.
+
+    Raises:
+        InputError: No side is a GPT-2 that is known.
+    """
+    if isinstance(a, CkptedTransformer):
+        return [Pair(a, b)]
+    if isinstance(b, CkptedTransformer):
+        return [Pair(b, a, swapped=True)]
+    refused: WeightsError | None = None
+    for side, other, swapped in ((a, b, False), (b, a, True)):
+        try:
+            if isinstance(side, nn.Module):
+                reference = _glass_of(side)
+                return [Pair(reference, other, swapped), Pair(reference, side)]
+        except WeightsError as error:
+            refused = error
+    for side, other, swapped in ((a, b, False), (b, a, True)):
+        if not isinstance(side, nn.Module) and (reference := reference_of(side)) is not None:
+            return [Pair(reference, other, swapped)]
+    raise InputError(
+        f"compare: {type(a).__name__} and {type(b).__name__}, expected at least one GPT-2 that is known.",
+        code="compare-unknown-both",
+        remedy="Compare each with a CkptedTransformer or a transformers GPT-2, such as pl.load('folder').",
+    ) from refused
+
+
+def _glass_of(module: nn.Module) -> CkptedTransformer:
+    eager = getattr(getattr(module, "config", None), "_attn_implementation", None) == "eager"
+    return from_hf(module, attention="eager" if eager else "auto")  # pyright: ignore[reportArgumentType] (it refuses)
+
+
+def ids_of(
+    reference: CkptedTransformer, sides: tuple[Side, Side], inputs: Inputs, tokenizer: Tokenizer | None
+) -> Tensor:
+    """The ids [B, P] to run.
+
+    Raises:
+        InputError: Pads, or whatever `CkptedTransformer.tokenize` refuses.
+    """
+    own = (side.tokenizer for side in sides if isinstance(side, CkptedTransformer))
+    found = tokenizer or next((candidate for candidate in own if candidate is not None), None)
+    texts = [inputs] if isinstance(inputs, str) else inputs
+    if found is not None and isinstance(texts, (list, tuple)) and all(isinstance(text, str) for text in texts):
+        inputs = [list(found.encode(text)) for text in texts]
+    batch = reference.tokenize(inputs)
+    if batch.padded:
+        raise InputError(
+            "compare: texts of unequal length, expected rows of one length.",
+            code="compare-pads",
+            remedy="Compare on one text, or on ids [B, P] without pads.",
+        )
+    return batch.ids
+
+
+def reference_of(tensors: Mapping[str, Tensor], config: TransformerConfig | None = None) -> CkptedTransformer | None:
+    """A model of a state dict's weights, where its layout is known.
+
+    The number of heads cannot be read off most layouts; without `config` it is 1 there, which is right for
+    comparing parameters and wrong for running.
+    """
+    theirs = {name: tensors[given[0]] for name, given in canonical_names(tensors).items()}
+    layout = detect(theirs)
+    if layout is None:
+        return None
+    try:
+        imported = to_ours(tensors, config or _sizes(theirs, layout))
+        return CkptedTransformer(imported.config, imported.weights).eval()
+    except (PellucidError, KeyError, IndexError):
+        return None
+
+
+def _sizes(theirs: Mapping[str, Tensor], layout: Layout) -> TransformerConfig:
+    numbers = {int(number) for name in theirs for number in re.findall(r"\.(\d+)\.", f".{name}")}
+    at_least = TransformerConfig(vocab_size=1, n_positions=1, n_embd=1, n_layer=1, n_head=1)
+    names = {row.ours: row.theirs[0] for row in (*layout.rows_of(at_least), layout.head)}
+    embedding = theirs.get(names["embed.W_E"], theirs.get(names["unembed.W_U"]))
+    if embedding is None:
+        raise KeyError(names["embed.W_E"])
+    per_head = [t for name, t in theirs.items() if name.endswith(("attn.W_Q", "attn.W_O")) and t.dim() == 3]
+    return TransformerConfig(
+        vocab_size=embedding.shape[0],
+        n_positions=theirs[names["pos_embed.W_pos"]].shape[0],
+        n_embd=embedding.shape[1],
+        n_layer=max(numbers, default=-1) + 1,
+        n_head=per_head[0].shape[0] if per_head else 1,
+        n_inner=theirs[names["blocks.0.mlp.b_in"]].shape[-1] if numbers else None,
+        tie_word_embeddings=True,  # a head that differs unties it
+    )

@@ -1,0 +1,201 @@
+"""The comparer broken on purpose: each check first passes, then must fail. A proof that cannot fail proves nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from course import course
+from rights import RIGHTS
+
+import pellucid as pl
+import support
+from pellucid.prove import (
+    aligning,
+    causes,
+    comparison,
+    copies,
+    program,
+    runs,
+    sensitivity,
+    tensors,
+    verdict,
+)
+
+Patch = pytest.MonkeyPatch
+SMALL = {"vocab_size": 53, "n_positions": 64, "n_embd": 24, "n_layer": 2, "n_head": 3}
+IDS = support.some_ids(2, 7, 53)
+MODEL = support.glass(**SMALL)
+
+
+def ulp(theirs: str = "blocks.1.linear1.bias") -> Any:
+    made = course(MODEL)
+    with torch.no_grad():
+        flat = made.get_parameter(theirs).view(-1)
+        flat[1] = torch.nextafter(flat[1], torch.tensor(torch.inf))
+    return made
+
+
+def mistake_is_found() -> None:
+    report = pl.compare(MODEL, course(MODEL, "eps 1e-6"), IDS)
+    assert report.verdict == "different"
+    assert report.first_divergence is not None
+    assert "epsilon 1e-06" in (report.first_divergence.cause or "")
+
+
+def later_mistake_is_placed() -> None:
+    report = pl.compare(MODEL, course(MODEL, "erf gelu", only=0), IDS)
+    rows = {row.name: row for row in report.checkpoints}
+    inherited = rows["blocks.1.ln1.ckpt_normalized"]
+    assert inherited.fp64_local is not None
+    assert inherited.fp64 is not None
+    assert inherited.fp64_local < 1e-12 < inherited.fp64
+
+
+def one_ulp_is_found() -> None:
+    report = pl.compare(MODEL, ulp(), IDS)
+    assert report.verdict == "different"
+    assert report.first_divergence is not None
+    assert report.first_divergence.where == "blocks.1.mlp.b_in"
+
+
+def sign_of_zero_is_found() -> None:
+    assert not pl.compare(torch.tensor([0.0, 1.0]), torch.tensor([-0.0, 1.0])).bit_equal
+    assert not runs.same_bits(torch.tensor([0.0]), torch.tensor([-0.0]))
+
+
+def rights_pass() -> None:
+    for name in ("fused", "split", "permuted"):
+        report = pl.compare(MODEL, RIGHTS[name](MODEL), IDS)
+        assert report.verdict == "equivalent", report
+
+
+def inconsistent_heads_are_found() -> None:
+    made = course(MODEL)
+    with torch.no_grad():
+        weight = made.blocks[0].attn.output_proj.weight
+        weight.copy_(weight.view(24, 3, 8).flip(1).reshape(24, 24))
+    report = pl.compare(MODEL, made, IDS)
+    assert report.verdict == "different"
+    assert report.alignment.bit_equal
+
+
+def extra_is_not_passed_over() -> None:
+    made = course(MODEL)
+    made.extra = torch.nn.Parameter(torch.randn(24, 24))
+    assert pl.compare(MODEL, made, IDS).verdict == "inconclusive"
+
+
+def no_false_claim() -> None:
+    made = course(MODEL)
+    made.blocks[0].linear1.register_forward_hook(lambda module, given, out: out * 1.5 + 0.1)
+    found = pl.compare(MODEL, made, IDS).first_divergence
+    assert found is not None
+    assert found.cause is None
+
+
+def identical_is_said() -> None:
+    assert pl.compare(MODEL, pl.to_hf(MODEL), IDS).verdict == "identical"
+
+
+def mode_is_kept() -> None:
+    made = course(MODEL).train()
+    before = torch.get_rng_state()
+    pl.compare(MODEL, made, IDS)
+    assert made.training
+    assert all(child.training for child in made.modules())
+    assert not any(child._forward_hooks or child._forward_pre_hooks for child in made.modules())
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def sensitivity_is_real() -> None:
+    found = pl.compare(MODEL, course(MODEL), IDS).sensitivity
+    assert all(size is not None and 1e-13 < size < 1e-6 for size in found.values())
+
+
+def nothing(*_: Any, **__: Any) -> None: ...
+
+
+def in_order_only(expected: torch.Tensor, given: torch.Tensor) -> tuple[None, float]:
+    return None, float((expected - given).norm())
+
+
+def first_suspicious(self: runs.Runs) -> str | None:
+    return next((point for point in self.points() if self.is_wrong(self.forced, point)), None)
+
+
+def as_it_is(self: Any, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    return func(*args, **(kwargs or {}))
+
+
+def in_its_own_dtype(module: torch.nn.Module, dtype: Any = None) -> torch.nn.Module:
+    return copies.working_copy(module)
+
+
+def itself(module: torch.nn.Module, dtype: Any = None) -> torch.nn.Module:
+    return module.eval()
+
+
+def patched(module: Any, name: str, value: Any) -> Callable[[Patch], None]:
+    return lambda patch: patch.setattr(module, name, value)
+
+
+def everything_is_rounding(patch: Patch) -> None:
+    for module in (runs, causes, verdict):
+        patch.setattr(module, "BEYOND_ROUNDING", 1.0)
+
+
+def everything_aligns(patch: Patch) -> None:
+    right = aligning.compare_tensors
+    patch.setattr(aligning, "compare_tensors", lambda a, b: replace(right(a, a), shape=tuple(a.shape)))
+
+
+def never_forced(patch: Patch) -> None:
+    right = runs.Runs.forced_at
+    patch.setattr(runs.Runs, "forced_at", lambda self, points: right(self, []))
+
+
+def zeros_are_zeros(patch: Patch) -> None:
+    patch.setattr(tensors, "_bits", lambda t: t + 0.0)
+    patch.setattr(runs, "same_bits", torch.equal)
+
+
+MUTANTS: dict[str, tuple[Callable[[Patch], None], Callable[[], None]]] = {
+    "rounding threshold huge": (everything_is_rounding, mistake_is_found),
+    "rounding threshold zero": (lambda p: p.setattr(runs, "BEYOND_ROUNDING", 0.0), rights_pass),
+    "errors are always 0": (patched(runs, "relative_error", lambda given, expected: 0.0), mistake_is_found),
+    "the forced run is not forced": (never_forced, later_mistake_is_placed),
+    "the alignment accepts anything": (everything_aligns, one_ulp_is_found),
+    "nearest is not searched": (patched(aligning._Aligner, "_nearest", nothing), one_ulp_is_found),
+    "the sign of zero is ignored": (zeros_are_zeros, sign_of_zero_is_found),
+    "heads are never found": (patched(aligning, "_match_heads", in_order_only), inconsistent_heads_are_found),
+    "the unexplained is ignored": (patched(pl.Alignment, "complete", True), extra_is_not_passed_over),
+    "any cause is confirmed": (patched(causes, "_reproduces", lambda *_: True), no_false_claim),
+    "no cause is confirmed": (patched(causes, "_reproduces", lambda *_: False), mistake_is_found),
+    "roles are believed": (patched(runs.Runs, "first_wrong", first_suspicious), rights_pass),
+    "float32 stays float32 in float64": (patched(copies._Rewritten, "__torch_function__", as_it_is), rights_pass),
+    "the float64 run is in float32": (patched(comparison, "working_copy", in_its_own_dtype), rights_pass),
+    "no mistakes are known": (patched(causes, "known_mistakes", lambda model: iter(())), mistake_is_found),
+    "checkpoints are not compared to the bit": (patched(runs, "same_bits", lambda a, b: False), identical_is_said),
+    "everything is equal to the bit": (patched(runs, "same_bits", lambda a, b: True), rights_pass),
+    "the caller's modules are run": (patched(comparison, "working_copy", itself), mode_is_kept),
+    "nothing is injected": (patched(sensitivity._Injection, "inject", lambda self, size: None), sensitivity_is_real),
+    "hooks read nothing": (patched(program._Recorder, "values", lambda self, n_head: {}), later_mistake_is_placed),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("check", sorted({check for _, check in MUTANTS.values()}, key=lambda check: check.__name__))
+def test_checks_pass_unbroken(check: Callable[[], None]) -> None:
+    check()
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_mutants_are_noticed(name: str) -> None:
+    breaks, check = MUTANTS[name]
+    with pytest.MonkeyPatch.context() as patch:
+        breaks(patch)
+        with pytest.raises((AssertionError, KeyError)):
+            check()

@@ -1,0 +1,163 @@
+"""Right implementations in other layouts: none is accused, whatever it shows or hides."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from rights import RIGHTS
+
+import pellucid as pl
+import support
+
+SMALL = {"vocab_size": 53, "n_positions": 64, "n_embd": 24, "n_layer": 2, "n_head": 3}
+IDS = support.some_ids(2, 7, 53)
+
+
+@pytest.fixture(scope="module")
+def small() -> pl.CkptedTransformer:
+    return support.glass(**SMALL)
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+@pytest.mark.parametrize("name", RIGHTS)
+def test_right_ones_are_not_accused(name: str, rows: int, small: pl.CkptedTransformer) -> None:
+    made = RIGHTS[name](small)
+    report = pl.compare(small, made, IDS[:rows])
+    assert report, report
+    assert report.first_divergence is None
+    assert report.alignment.complete
+    assert all(row.bit_equal for row in report.parameters)
+    assert all(row.fp64 is not None and row.fp64 < 1e-6 for row in report.checkpoints), report
+
+
+@pytest.mark.parametrize("name", RIGHTS)
+def test_alignment_converts(name: str, small: pl.CkptedTransformer) -> None:
+    """The alignment, kept as JSON, turns another model's weights into the foreign layout."""
+    made = RIGHTS[name](small)
+    alignment = pl.compare(small, made, IDS).alignment
+    other = support.glass(seed=5, **SMALL)
+    made.load_state_dict({**made.state_dict(), **alignment.convert(other)})
+    again = pl.compare(other, made, IDS)
+    assert again, again
+    assert alignment.check(other, made).bit_equal
+    assert not alignment.check(small, made).bit_equal
+
+
+@pytest.mark.parametrize("name", ["course", "nano", "split", "per head", "einsum", "fused"])
+def test_fresh_weights_with_many_equal_values(name: str) -> None:
+    """Zero biases and unit gains: which is which cannot be told from the values, and nobody is accused."""
+    torch.manual_seed(3)
+    fresh = pl.CkptedTransformer(pl.TransformerConfig(**SMALL)).eval()
+    report = pl.compare(fresh, RIGHTS[name](fresh), IDS)
+    assert report, report
+    assert any(row.ambiguous for row in report.parameters)
+
+
+@pytest.mark.parametrize("name", ["course", "permuted", "torch"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_other_dtypes_meet_on_common_ground(name: str, dtype: torch.dtype, small: pl.CkptedTransformer) -> None:
+    report = pl.compare(small, RIGHTS[name](small).to(dtype), IDS)
+    assert report.verdict == "equivalent", report
+    assert any("both were rounded to" in note for note in report.notes)
+
+
+@pytest.mark.parametrize("name", RIGHTS)
+def test_one_token_accuses_nobody(name: str, small: pl.CkptedTransformer) -> None:
+    """With one key every pattern is 1, so that nothing depends on q and k."""
+    report = pl.compare(small, RIGHTS[name](small), IDS[:1, :1])
+    assert report.verdict == ("inconclusive" if name == "fused" else "equivalent"), report
+
+
+@pytest.mark.parametrize("name", RIGHTS)
+def test_a_vocabulary_as_wide_as_the_model(name: str) -> None:
+    square = support.glass(**{**SMALL, "vocab_size": 24})
+    assert pl.compare(square, RIGHTS[name](square), IDS % 24), name
+
+
+def test_edges(small: pl.CkptedTransformer) -> None:
+    empty = support.glass(**{**SMALL, "n_layer": 0})
+    assert pl.compare(empty, RIGHTS["course"](empty), IDS)
+    alone = support.glass(**{**SMALL, "n_layer": 1, "n_head": 1})
+    assert pl.compare(alone, RIGHTS["monolith"](alone), IDS)
+    for options in ({"numerics": "fast"}, {"attention": "eager"}):
+        other = pl.CkptedTransformer(small.config, small.state_dict(), **options).eval()
+        assert pl.compare(small, other, IDS).verdict in ("equivalent", "identical")
+    other = pl.compare(small, support.glass(seed=3, **SMALL), IDS)
+    assert other.verdict == "different"
+    other.to_json()
+    with pytest.raises(pl.InputError) as caught:
+        pl.compare(RIGHTS["course"](small), RIGHTS["course"](small), IDS)
+    assert caught.value.code == "compare-unknown-both"
+
+
+def test_permuted_heads_are_equivalent_and_explained(small: pl.CkptedTransformer) -> None:
+    report = pl.compare(small, RIGHTS["permuted"](small), IDS)
+    assert report.verdict == "equivalent"
+    assert any("another order" in note for note in report.notes)
+
+
+@pytest.mark.parametrize("headless", [False, True])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_transformers(headless: bool, attention: str) -> None:
+    hf = support.reference(headless=headless, attention=attention, **SMALL)
+    ours = pl.from_hf(hf, attention="eager" if attention == "eager" else "auto")
+    for a, b in ((ours, hf), (hf, ours), (hf, copy.deepcopy(hf))):
+        report = pl.compare(a, b, IDS)
+        assert report.verdict == "identical", report
+    assert report.coverage["attn.ckpt_q"] == (2, 2)
+    assert sum(covered for covered, _ in report.coverage.values()) == len(report.checkpoints) - 1
+
+
+def test_untied_and_state_dicts() -> None:
+    hf = support.reference(tie_word_embeddings=False, **SMALL)
+    ours = pl.from_hf(hf)
+    assert pl.compare(ours, hf, IDS).verdict == "identical"
+    assert pl.compare(hf.state_dict(), ours.state_dict()).verdict == "identical"
+    assert pl.compare(ours, hf.state_dict(), IDS).verdict == "identical"
+    changed = {name: tensor.clone() for name, tensor in hf.state_dict().items()}
+    changed["transformer.h.1.mlp.c_fc.bias"][3] += 1e-6
+    report = pl.compare(ours, changed, IDS)
+    assert (report.verdict, report.first_divergence.where) == ("different", "blocks.1.mlp.b_in")
+    assert pl.compare(hf.state_dict(), changed).first_divergence.where == "blocks.1.mlp.b_in"
+
+
+@pytest.mark.parametrize("name", ["course", "per head", "permuted", "stacked"])
+def test_state_dicts_of_unknown_layouts(name: str, small: pl.CkptedTransformer) -> None:
+    theirs = RIGHTS[name](small).state_dict()
+    wanted = "equivalent" if name == "permuted" else "identical"
+    assert pl.compare(small, theirs, IDS).verdict == wanted
+    assert pl.compare(theirs, small.state_dict()).verdict == wanted
+    hf = pl.to_hf(small).state_dict()
+    assert pl.compare(theirs, hf).verdict == wanted
+    assert pl.compare(theirs, dict(theirs)).verdict == "identical"
+    other = {n: t.clone() for n, t in theirs.items()}
+    next(iter(other.values())).view(-1)[0] += 1.0
+    assert pl.compare(theirs, other).verdict == "different"
+
+
+def test_what_cannot_be_compared_is_never_a_pass(small: pl.CkptedTransformer) -> None:
+    class Broken(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = RIGHTS["course"](small)
+
+        def forward(self, ids: Any) -> Any:
+            self.inner(ids)
+            raise ValueError("not today")
+
+    report = pl.compare(small, Broken(), IDS)
+    assert report.verdict == "inconclusive"
+    assert not report
+    assert any("ValueError: not today" in note for note in report.notes)
+
+
+def test_sensitivity_finds_small_errors(small: pl.CkptedTransformer) -> None:
+    hf = pl.to_hf(small)
+    before = {name: tensor.clone() for name, tensor in hf.state_dict().items()}
+    found = pl.compare(small, hf, IDS).sensitivity
+    assert len(found) == 20
+    assert all(size is not None and size <= 1e-7 for size in found.values())
+    assert all(torch.equal(before[name], tensor) for name, tensor in hf.state_dict().items())
