@@ -37,7 +37,7 @@ class Loss:
     Attributes:
         name: In the model, or in the file.
         code: "replaced" (its module is of another class), "dropped" (the class has no such name), "random" (not
-            in the file), "dtype", "overwritten" (other numbers come back) or "not ours".
+            in the file), "dtype" or "overwritten" (other numbers come back).
         happens: In words, after the name.
     """
 

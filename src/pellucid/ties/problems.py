@@ -94,7 +94,6 @@ def _loss(lost: list[Loss], facts: Facts) -> Problem:
         "random": "Save it together with all of the class's tensors.",
         "dtype": "Give every tensor one dtype before saving: model.to(dtype).",
         "overwritten": KEEP_OR_TIE,
-        "not ours": "pl.replace_head(model, head, tie=...) puts a head in its place that is written and read.",
     }
     code, remedy = f"reload-{lost[0].code.replace(' ', '-')}", remedies[lost[0].code]
     if lost[0].code == "random" and set(names) <= heads:
