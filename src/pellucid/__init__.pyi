@@ -50,25 +50,7 @@ from pellucid.run.activations import ActivationCkpts as ActivationCkpts
 from pellucid.run.edit import Edit as Edit
 from pellucid.tap import Tap as Tap
 from pellucid.ties import (
-    AfterReload as AfterReload,
-)
-from pellucid.ties import (
-    HeadChange as HeadChange,
-)
-from pellucid.ties import (
-    HeadFate as HeadFate,
-)
-from pellucid.ties import (
-    Problem as Problem,
-)
-from pellucid.ties import (
-    Saved as Saved,
-)
-from pellucid.ties import (
     TieAudit as TieAudit,
-)
-from pellucid.ties import (
-    TieGroup as TieGroup,
 )
 from pellucid.ties import (
     audit_ties as audit_ties,
@@ -81,9 +63,6 @@ from pellucid.ties import (
 )
 from pellucid.ties import (
     tie as tie,
-)
-from pellucid.ties import (
-    ties_report as ties_report,
 )
 from pellucid.ties import (
     untie as untie,

@@ -17,6 +17,7 @@ from pellucid.weights.hub import BUNDLED
 if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel, GPT2Model
 
+
 def load(
     name: str | Path | None = None,
     *,
