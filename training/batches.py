@@ -34,8 +34,7 @@ STAGES = (
     Stage(until=27.5e6, repeats=0.02, sentences=0.42, tinystories=0.46, lists=COMBINED),
     Stage(until=28.1e6, repeats=0.02, sentences=0.20, tinystories=0.70, lists=COMBINED),
     Stage(until=30.4e6, repeats=0.02, sentences=0.36, tinystories=0.54, lists=CAPITALISED),
-    Stage(until=32.002e6, repeats=0.02, sentences=0.36, tinystories=0.54, lists=ANY_WORDS),
-    Stage(until=math.inf, repeats=0.02, sentences=0.46, tinystories=0.46, lists=ANY_WORDS),
+    Stage(until=math.inf, repeats=0.02, sentences=0.36, tinystories=0.54, lists=ANY_WORDS),
 )
 
 
