@@ -29,6 +29,7 @@ class Batch:
         positions: [B, P], counted from each text's first real token; 0 at pads.
         tokenizer: What gives the tokens' texts; ids are shown as digits where there is none.
         labels: The tokens' texts, where they are known already.
+        checked: The configuration that the batch was made for, which need not be checked again.
     """
 
     ids: Tensor
@@ -36,6 +37,7 @@ class Batch:
     positions: Tensor
     tokenizer: Tokenizer | None = field(default=None, repr=False)
     labels: list[list[str]] | None = field(default=None, repr=False)
+    checked: TransformerConfig | None = field(default=None, repr=False)
 
     @cached_property
     def padded(self) -> bool:
@@ -65,7 +67,7 @@ class Batch:
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""
         ids, mask, positions = (tensor.to(device) for tensor in (self.ids, self.mask, self.positions))
-        return Batch(ids, mask, positions, self.tokenizer, self.labels)
+        return Batch(ids, mask, positions, self.tokenizer, self.labels, self.checked)
 
 
 @dataclass(frozen=True)
@@ -91,8 +93,9 @@ class Batcher:
         if isinstance(inputs, Batch):
             if mask is not None:
                 raise _mask_without_ids("a Batch, which has its own")
-            _require_batch(inputs)
-            self._check(inputs.ids, inputs.positions)
+            if inputs.checked is not self.config:
+                _require_batch(inputs)
+                self._check(inputs.ids, inputs.positions)
             return inputs.to(self.device)
         if padding_side not in ("left", "right"):
             raise InputError(
@@ -151,7 +154,8 @@ class Batcher:
     def _assemble(self, ids: Tensor, mask: Tensor) -> Batch:
         positions = (mask.long().cumsum(-1) - 1).masked_fill(~mask, 0)
         self._check(ids, positions)
-        return Batch(ids.to(self.device), mask.to(self.device), positions.to(self.device), self.tokenizer)
+        made = Batch(ids, mask, positions, self.tokenizer, checked=self.config)
+        return made.to(self.device)
 
     def _check(self, ids: Tensor, positions: Tensor) -> None:
         low, high = int(ids.min()), int(ids.max())

@@ -169,8 +169,9 @@ def _require_as_configured(hf_model: Any, config: TransformerConfig) -> None:
         norms |= {f"h.{i}.ln_1": block.ln_1, f"h.{i}.ln_2": block.ln_2}
         if type(block.mlp.act) is not activation:
             differing.append(f"h.{i}.mlp.act is {type(block.mlp.act).__name__}, not {activation.__name__}")
-        if block.attn.scaling != config.attention_scale(i):
-            differing.append(f"h.{i}.attn.scaling is {block.attn.scaling:g}, not {config.attention_scale(i):g}")
+        scaling = _scaling_as_built(block.attn)
+        if block.attn.scaling != scaling:
+            differing.append(f"h.{i}.attn.scaling is {block.attn.scaling:g}, not {scaling:g}")
     differing += [f"{name}.eps is {norm.eps:g}, not {eps:g}" for name, norm in norms.items() if norm.eps != eps]
     if differing:
         raise WeightsError(
@@ -178,6 +179,12 @@ def _require_as_configured(hf_model: Any, config: TransformerConfig) -> None:
             code="hf-differs-from-config",
             remedy="Change the configuration and build the model from it, or put the modules back.",
         )
+
+
+def _scaling_as_built(attention: Any) -> float:
+    """What transformers' own constructor gives its attention, from the facts that the module keeps."""
+    scaling = attention.head_dim**-0.5 if attention.scale_attn_weights else 1.0
+    return scaling / float(attention.layer_idx + 1) if attention.scale_attn_by_inverse_layer_idx else scaling
 
 
 def _is_tied(hf_model: Any) -> bool:
