@@ -3,19 +3,23 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test check train clean
+.PHONY: demo test check lint train clean
 
 demo: $(READY)
 	@$(BIN)/pellucid demo
 
-test: check
+# Everything that `check` does, and all tests; they start first, types come last because they take longest.
+test: lint
 	$(BIN)/python -m pytest
+	$(BIN)/pyright
 
-check: $(READY)
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
+check: lint
 	$(BIN)/pyright
 	$(BIN)/python -m pytest tests/test_layers.py tests/test_docs.py
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 
 train: $(READY)
 	$(BIN)/python training/train.py --text $(TEXT) --out .training
