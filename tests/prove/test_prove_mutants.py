@@ -131,10 +131,6 @@ def as_it_is(self: Any, func: Any, types: Any, args: Any = (), kwargs: Any = Non
     return func(*args, **(kwargs or {}))
 
 
-def in_its_own_dtype(module: torch.nn.Module, dtype: Any = None) -> torch.nn.Module:
-    return copies.working_copy(module)
-
-
 def itself(module: torch.nn.Module, dtype: Any = None) -> torch.nn.Module:
     return module.eval()
 
@@ -177,7 +173,7 @@ MUTANTS: dict[str, tuple[Callable[[Patch], None], Callable[[], None]]] = {
     "no cause is confirmed": (patched(causes, "_reproduces", lambda *_: False), mistake_is_found),
     "roles are believed": (patched(runs.Runs, "first_wrong", first_suspicious), rights_pass),
     "float32 stays float32 in float64": (patched(copies._Rewritten, "__torch_function__", as_it_is), rights_pass),
-    "the float64 run is in float32": (patched(comparison, "working_copy", in_its_own_dtype), rights_pass),
+    "the float64 run is in float32": (patched(comparison, "DOUBLE", program.Conditions()), rights_pass),
     "no mistakes are known": (patched(causes, "known_mistakes", lambda model: iter(())), mistake_is_found),
     "checkpoints are not compared to the bit": (patched(runs, "same_bits", lambda a, b: False), identical_is_said),
     "everything is equal to the bit": (patched(runs, "same_bits", lambda a, b: True), rights_pass),

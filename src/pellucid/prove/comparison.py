@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pellucid.model import CkptedTransformer
+from pellucid.parameters import LiveView
 from pellucid.prove.aligning import align
 from pellucid.prove.alignment import Alignment, Match
 from pellucid.prove.causes import (
@@ -22,7 +22,7 @@ from pellucid.prove.causes import (
     head_of_its_own,
     relative_error,
 )
-from pellucid.prove.copies import parameter_dtypes, working_copy
+from pellucid.prove.copies import double_copy, own_parameters, parameter_dtypes, working_copy
 from pellucid.prove.points import LOGITS, ckpt_of, sites_of
 from pellucid.prove.program import Conditions, Glass, Program, Runnable
 from pellucid.prove.recipe import ingredients_of
@@ -94,8 +94,8 @@ class Comparison:
 
     def _runs(self, reference: CkptedTransformer, alignment: Alignment, conditions: Conditions) -> Runs:
         head = reference.embed.W_E.detach()
-        other = working_copy(self.other, torch.float64) if conditions.double else self.other
-        expected = Glass(reference).run(self.ids)
+        other = double_copy(self.other) if conditions.double else self.other
+        expected = Glass(reference).run(self.ids, None, conditions)
         program: Runnable
         if isinstance(other, CkptedTransformer):
             program = Glass(other)
@@ -107,7 +107,7 @@ class Comparison:
         """Tell rounding from error by float64, find the first difference, and report."""
         first = first_changed(alignment)
         try:
-            double = self._runs(working_copy(self.reference, torch.float64), alignment, DOUBLE)
+            double = self._runs(self.reference, alignment, DOUBLE)
             point = double.first_wrong()
         except Exception as error:  # whatever a foreign forward raises in a dtype that it was not written for
             self.notes.append(f"rounding could not be told from error: in float64 {_words(error)}")
@@ -156,7 +156,7 @@ class Comparison:
         if (head := head_of_its_own(evidence, changed)) is not None:
             return replace(first, cause=f"{head.words}: {head.extent}")
         adopted = with_their_values(self.reference, changed, self.others)
-        expected = Glass(adopted).run(self.ids)
+        expected = Glass(adopted).run(self.ids, None, DOUBLE)
         runs = Runs(double.program, expected, self.ids, double.n_layer, DOUBLE)
         point = runs.first_wrong()
         if point is None:
@@ -232,15 +232,23 @@ def _what(name: str) -> Literal["checkpoint", "logits"]:
 def with_their_values(
     model: CkptedTransformer, matches: list[Match], others: Mapping[str, Tensor]
 ) -> CkptedTransformer:
-    """A float64 copy of a model in which the units of these matches have the other program's values."""
-    made = copy.deepcopy(model).double()
+    """A working copy of a model in which the units of these matches have the other program's values."""
+    made = working_copy(model)
+    own_parameters(made, [_stored_name(model, unit) for match in matches for unit in match.group.units])
     for match in matches:
-        undone = match.transform.undo(others[match.name].detach().double(), match.group, match.comparison.shape)
+        undone = match.transform.undo(others[match.name].detach(), match.group, match.comparison.shape)
         for unit, part in match.group.split(undone).items():
             with torch.no_grad():
                 target = made.parameter(unit)
                 (target if match.group.head is None else target[match.group.head]).copy_(part)
     return made
+
+
+def _stored_name(model: CkptedTransformer, unit: str) -> str:
+    """The name under which a unit is stored, which for a live view is that of a larger parameter."""
+    path, attribute = unit.rsplit(".", 1)
+    view = getattr(type(model.get_submodule(path)), attribute, None)
+    return f"{path}.{view.stored}" if isinstance(view, LiveView) else unit
 
 
 def _words(error: Exception) -> str:

@@ -1,12 +1,14 @@
 """Copies to run instead of the caller's models, so that nothing of theirs can change, whatever a forward does.
 
-A copy shares the parameters' memory (or holds them in another dtype) and has modes, hooks and buffers of its own.
+A copy shares the parameters' memory (or holds them in another dtype) and has modes, hooks and buffers of its own. A
+float64 run needs no copy of the parameters: each operation converts what it reads, so that no more than one of them
+is in memory twice.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Collection, Generator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -40,6 +42,36 @@ def working_copy(module: M, dtype: torch.dtype | None = None) -> M:
     return (made if dtype is None else made.to(dtype)).eval()
 
 
+def double_copy(module: M) -> M:
+    """A working copy for float64 runs: its buffers are float64, its parameters are converted as they are read."""
+    made = working_copy(module)
+    for child in made.modules():
+        for name, buffer in child.named_buffers(recurse=False):
+            if buffer.is_floating_point():
+                setattr(child, name, buffer.double())
+    return made
+
+
+def own_parameters(module: nn.Module, names: Collection[str], dtype: torch.dtype | None = None) -> None:
+    """Give a working copy its own memory of these parameters, under all of their names, so that it can be written to.
+
+    Args:
+        module: A working copy.
+        names: Names of its state dict; what is no parameter has its own memory already.
+        dtype: Of the new memory; None keeps it.
+    """
+    named = dict(module.named_parameters(remove_duplicate=False))
+    made = {
+        id(named[name]): nn.Parameter(named[name].detach().clone().to(dtype or named[name].dtype), requires_grad=False)
+        for name in names
+        if name in named
+    }
+    for child in module.modules():
+        for name, parameter in list(child.named_parameters(recurse=False, remove_duplicate=False)):
+            if id(parameter) in made:
+                child.register_parameter(name, made[id(parameter)])
+
+
 def parameter_dtypes(module: nn.Module) -> set[torch.dtype]:
     """The floating dtypes of a module's parameters."""
     return {parameter.dtype for parameter in module.parameters() if parameter.is_floating_point()}
@@ -47,28 +79,55 @@ def parameter_dtypes(module: nn.Module) -> set[torch.dtype]:
 
 @contextmanager
 def quietly(module: nn.Module, *, double: bool = False, dropout: bool = True) -> Generator[None]:
-    """Run without gradients and without moving any random state; with `double`, float32 means float64.
+    """Run without gradients and without moving any random state; with `double`, all arithmetic is float64.
 
-    A program that writes `.float()`, `dtype=torch.float32` or a bare `torch.tensor(0.5)` means full precision; in a
-    float64 run that is float64, else the run could not tell rounding from error.
+    A program that writes `.float()`, `dtype=torch.float32`, the dtype of its own weights or a bare `torch.tensor(0.5)`
+    means full precision; in a float64 run that is float64, else the run could not tell rounding from error.
     """
     devices = {parameter.device for parameter in module.parameters() if parameter.device.type == "cuda"}
     default = torch.get_default_dtype()
+    narrow = frozenset({torch.float32, *parameter_dtypes(module)} - {torch.float64}) if double else frozenset()
     with torch.no_grad(), torch.random.fork_rng(devices=list(devices)):
         torch.manual_seed(0)
         try:
             if double:
                 torch.set_default_dtype(torch.float64)
-            with _Rewritten(double=double, dropout=dropout):
+            with _Rewritten(narrow, dropout=dropout):
                 yield
         finally:
             torch.set_default_dtype(default)
 
 
+_VIEWS = frozenset(
+    """
+    __get__ __len__ t transpose swapaxes swapdims permute movedim moveaxis view view_as reshape flatten unflatten ravel
+    __getitem__ __iter__ unbind split chunk tensor_split select narrow unsqueeze squeeze expand expand_as detach size dim
+    ndimension numel nelement stride storage_offset is_contiguous is_floating_point is_complex data_ptr untyped_storage
+    element_size get_device is_inference
+    """.split()  # noqa: SIM905 (names read better without a quote each)
+)
+"""Functions that compute nothing: what they give is converted when something reads it."""
+
+_LOOKUPS = (F.embedding, torch.embedding)
+"""Functions that read a few rows of a large tensor: only those are converted."""
+
+
+_CASTS = {
+    torch.Tensor.float: torch.float32, torch.Tensor.half: torch.float16, torch.Tensor.bfloat16: torch.bfloat16
+}  # fmt: skip
+
+
 class _Rewritten(TorchFunctionMode):
-    def __init__(self, *, double: bool, dropout: bool) -> None:
+    """Changes what a program asks torch for.
+
+    Args:
+        narrow: Floating dtypes that are float64 instead, in tensors and where a dtype is asked for.
+        dropout: Whether dropout stays on.
+    """
+
+    def __init__(self, narrow: frozenset[torch.dtype], *, dropout: bool) -> None:
         super().__init__()
-        self.double = double
+        self.narrow = narrow
         self.dropout = dropout
 
     def __torch_function__(
@@ -81,8 +140,26 @@ class _Rewritten(TorchFunctionMode):
         given = dict(kwargs or {})
         if not self.dropout and func in (F.dropout, torch.dropout):
             return args[0] if args else given["input"]
-        if self.double:
-            func = torch.Tensor.double if func is torch.Tensor.float else func
-            args = tuple(torch.float64 if arg is torch.float32 else arg for arg in args)
-            given = {name: torch.float64 if arg is torch.float32 else arg for name, arg in given.items()}
-        return func(*args, **given)
+        if not self.narrow or (name := getattr(func, "__name__", "")) in _VIEWS:
+            return func(*args, **given)
+        if func in _LOOKUPS:
+            return func(*args, **given).double()
+        func = torch.Tensor.double if _CASTS.get(func) in self.narrow else func
+        written = args[:1] if _writes(name) else ()  # must stay the very tensor
+        return func(*written, *self._wide(args[len(written) :]), **self._wide(given))
+
+    def _wide(self, value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return value.double() if value.dtype in self.narrow else value
+        if isinstance(value, torch.dtype):
+            return torch.float64 if value in self.narrow else value
+        if type(value) in (tuple, list):
+            return type(value)(self._wide(item) for item in value)
+        if type(value) is dict:
+            return {key: self._wide(item) for key, item in value.items()}
+        return value
+
+
+def _writes(name: str) -> bool:
+    """Whether a function of this name writes into its first argument."""
+    return name.endswith("_") and (not name.endswith("__") or name.startswith("__i") or name == "__setitem__")

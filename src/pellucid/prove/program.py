@@ -58,7 +58,7 @@ class Glass:
         self, ids: Tensor, forced: Values | None = None, conditions: Conditions = Conditions()
     ) -> dict[str, Tensor]:
         tap = _ForcingTap({}, forced or {})
-        with quietly(self.model):
+        with quietly(self.model, double=conditions.double):
             logits = self.model(ids.to(self.model.device), tap)
         return {**tap.values, LOGITS: logits}
 

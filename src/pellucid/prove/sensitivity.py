@@ -6,7 +6,6 @@ copy, and the smallest power that the checkpoints and the logits reveal is kept.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from pellucid.model import CkptedTransformer
 from pellucid.prove.alignment import Alignment, Match
 from pellucid.prove.causes import BEYOND_ROUNDING, relative_error
-from pellucid.prove.copies import working_copy
+from pellucid.prove.copies import double_copy, own_parameters
 from pellucid.prove.points import LOGITS, sites_of
 from pellucid.prove.program import Conditions, Glass, Program, Runnable
 
@@ -43,7 +42,9 @@ class Sensitivity:
 
     def measure(self) -> dict[str, float | None]:
         """Kind of parameter -> smallest relative change of one weight that is revealed; None where not even 0.1 is."""
-        other = copy.deepcopy(working_copy(self.other, torch.float64))  # memory of its own, to be written to
+        other = double_copy(self.other)
+        kinds = self._one_of_each_kind()
+        own_parameters(other, [match.name for match, _ in kinds.values()], torch.float64)  # to be written to
         program: Runnable
         if isinstance(other, CkptedTransformer):
             program = Glass(other)
@@ -53,7 +54,7 @@ class Sensitivity:
         tensors = other.state_dict(keep_vars=True)
         base = program.run(self.ids, None, DOUBLE)
         found: dict[str, float | None] = {}
-        for kind, (match, unit) in self._one_of_each_kind().items():
+        for kind, (match, unit) in kinds.items():
             injection = _Injection(match, unit, tensors[match.name], self.ids)
             found[kind] = _smallest(injection, program, base, self.ids)
         return found

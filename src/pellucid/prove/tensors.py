@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 
 import torch
@@ -72,23 +73,34 @@ def compare_tensors(a: Tensor, b: Tensor) -> TensorComparison:
             remedy="Compare tensors of one shape; a transposed weight is compared after .T.",
         )
     a, b = _on_common_ground(a.detach(), b.detach())
-    dtype = str(a.dtype).removeprefix("torch.")
-    if torch.equal(a, b) and _bits(a).equal(_bits(b)):
-        return TensorComparison(1.0, True, 0.0, 0.0, 0, tuple(a.shape), dtype)
+    flat = a.reshape(-1), b.reshape(-1)
+    parts = [_compare_parts(*pair) for pair in zip(*(side.split(_CHUNK) for side in flat), strict=True)]
+    close, gap, relative, ulp = (list(column) for column in zip(*parts, strict=True))
+    return TensorComparison(
+        fraction=sum(close) / a.numel() if a.numel() else 1.0,
+        bit_equal=_bits(a).equal(_bits(b)),
+        max_abs=_largest(gap),
+        max_rel=_largest(relative),
+        max_ulp=max(ulp),
+        shape=tuple(a.shape),
+        dtype=str(a.dtype).removeprefix("torch."),
+    )
+
+
+_CHUNK = 1 << 20  # what is computed on the way stays small beside the tensors
+
+
+def _compare_parts(a: Tensor, b: Tensor) -> tuple[int, float, float, int]:
+    """How many values are close, the largest absolute and relative difference, and the largest in ulps."""
+    if _bits(a).equal(_bits(b)):
+        return a.numel(), 0.0, 0.0, 0
     wide_a, wide_b = a.double(), b.double()
     same = (wide_a == wide_b) | (wide_a.isnan() & wide_b.isnan())
     gap = (wide_a - wide_b).abs().masked_fill(same, 0.0)
     relative = (gap / wide_b.abs()).masked_fill(same, 0.0)
     close = torch.isclose(a, b, atol=ATOL, rtol=RTOL) if a.is_floating_point() else a == b
-    return TensorComparison(
-        fraction=float(close.double().mean()) if a.numel() else 1.0,
-        bit_equal=_bits(a).equal(_bits(b)),
-        max_abs=_largest(gap),
-        max_rel=_largest(relative),
-        max_ulp=int(_largest((_ordered(a).double() - _ordered(b).double()).abs())) if a.is_floating_point() else 0,
-        shape=tuple(a.shape),
-        dtype=dtype,
-    )
+    ulp = int((_ordered(a).double() - _ordered(b).double()).abs().max()) if a.is_floating_point() else 0
+    return int(close.sum()), float(gap.max()), float(relative.max()), ulp
 
 
 def _on_common_ground(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
@@ -117,5 +129,5 @@ def _ordered(tensor: Tensor) -> Tensor:
     return torch.where(bits < 0, lowest - bits, bits)
 
 
-def _largest(values: Tensor) -> float:
-    return float(values.max()) if values.numel() else 0.0
+def _largest(values: list[float]) -> float:
+    return math.nan if any(map(math.isnan, values)) else max(values)
