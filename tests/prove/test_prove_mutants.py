@@ -19,6 +19,7 @@ from pellucid.prove import (
     comparison,
     copies,
     program,
+    recognise,
     runs,
     sensitivity,
     tensors,
@@ -116,6 +117,29 @@ def sensitivity_is_real() -> None:
     assert all(size is not None and 1e-13 < size < 1e-6 for size in found.values())
 
 
+def only_right_ones_are_recognised() -> None:
+    assert recognise.recognised(course(MODEL)) is not None
+    assert recognise.recognised(course(MODEL, "post-LN")) is None
+
+
+def float_buffers_are_precise() -> None:
+    class Buffered(torch.nn.Module):
+        """Keeps what it computes in a buffer on the way."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = course(MODEL)
+            self.register_buffer("room", torch.zeros(*IDS.shape, 53))
+            self.more = torch.zeros(*IDS.shape, 53)
+
+        def forward(self, ids: torch.Tensor) -> Any:
+            self.room[:] = self.inner(ids)
+            self.more[:] = self.room
+            return self.more.clone()
+
+    assert pl.compare(MODEL, Buffered(), IDS).verdict == "equivalent"
+
+
 def nothing(*_: Any, **__: Any) -> None: ...
 
 
@@ -179,6 +203,8 @@ MUTANTS: dict[str, tuple[Callable[[Patch], None], Callable[[], None]]] = {
     "everything is equal to the bit": (patched(runs, "same_bits", lambda a, b: True), rights_pass),
     "the caller's modules are run": (patched(comparison, "working_copy", itself), mode_is_kept),
     "nothing is injected": (patched(sensitivity._Injection, "inject", lambda self, size: None), sensitivity_is_real),
+    "buffers stay float32": (patched(comparison, "double_copy", copies.working_copy), float_buffers_are_precise),
+    "anything is recognised": (patched(recognise, "CLOSE", 1e9), only_right_ones_are_recognised),
     "hooks read nothing": (patched(program._Recorder, "values", lambda self, n_head: {}), later_mistake_is_placed),
 }  # fmt: skip
 

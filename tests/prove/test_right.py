@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from course import course
 from rights import RIGHTS
 
 import pellucid as pl
 import support
+from pellucid.prove.recognise import recognised
 
 SMALL = {"vocab_size": 53, "n_positions": 64, "n_embd": 24, "n_layer": 2, "n_head": 3}
 IDS = support.some_ids(2, 7, 53)
@@ -89,8 +91,54 @@ def test_edges(small: pl.CkptedTransformer) -> None:
     assert other.verdict == "different"
     other.to_json()
     with pytest.raises(pl.InputError) as caught:
-        pl.compare(RIGHTS["course"](small), RIGHTS["course"](small), IDS)
+        pl.compare(RIGHTS["monolith"](small), RIGHTS["monolith"](small), IDS)
     assert caught.value.code == "compare-unknown-both"
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("name", ["course", "nano", "split", "torch"])
+def test_two_modules_of_which_one_is_recognised(name: str, tied: bool, small: pl.CkptedTransformer) -> None:
+    model = small if tied else support.glass(tie_word_embeddings=False, **SMALL)
+    first, second = RIGHTS[name](model), RIGHTS["permuted"](model)
+    for a, b in ((first, second), (second, first)):
+        report = pl.compare(a, b, IDS)
+        assert report, report
+        assert report.alignment.complete
+    report = pl.compare(first, RIGHTS["permuted"](support.glass(seed=4, tie_word_embeddings=tied, **SMALL)), IDS)
+    assert report.verdict == "different"
+
+
+def test_a_recognised_module_with_a_mistake_in_the_other(small: pl.CkptedTransformer) -> None:
+    report = pl.compare(RIGHTS["split"](small), course(small, "eps 1e-6"), IDS)
+    assert report.first_divergence is not None
+    assert "epsilon 1e-06" in (report.first_divergence.cause or "")
+
+
+def test_nothing_is_recognised_in_a_wrong_one(small: pl.CkptedTransformer) -> None:
+    assert recognised(course(small)) is not None
+    for wrong in ("no mask", "post-LN", "positions from 1"):
+        assert recognised(course(small, wrong)) is None, wrong
+    assert recognised(torch.nn.Linear(3, 3)) is None
+
+
+def test_texts_of_unequal_length(small: pl.CkptedTransformer) -> None:
+    rows = support.ragged_ids(5, 9, 2, vocab_size=53)
+    for inputs in (rows, small.tokenize(rows)):
+        for name in ("course", "split", "torch"):
+            report = pl.compare(small, RIGHTS[name](small), inputs)
+            assert report, report
+            assert "unequal length" in report.notes[0]
+    report = pl.compare(small, course(small, "mask sees next"), rows)
+    assert "mask off by one" in str(report.first_divergence)
+    assert 0 in report.first_divergence.positions
+
+
+def test_progress_is_told(small: pl.CkptedTransformer) -> None:
+    told: list[tuple[str, float]] = []
+    pl.compare(small, RIGHTS["course"](small), IDS, progress=lambda what, share: told.append((what, share)))
+    assert [what for what, _ in told] == ["aligning parameters", "running both", "running both in float64",
+                                          "looking for the cause"]  # fmt: skip
+    assert told == sorted(told, key=lambda step: step[1])
 
 
 def test_permuted_heads_are_equivalent_and_explained(small: pl.CkptedTransformer) -> None:

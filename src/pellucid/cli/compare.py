@@ -12,7 +12,7 @@ from rich.text import Text as Words
 import pellucid as pl
 from pellucid.cli.shared import options
 from pellucid.cli.shared.failures import Exit
-from pellucid.cli.shared.screen import progress, show, show_json
+from pellucid.cli.shared.screen import show, show_json, steps
 from pellucid.cli.shared.tables import heading
 
 _HELP = "A folder, a file, an alias or a hub id; hf: before it runs that side through transformers."
@@ -39,8 +39,8 @@ def compare(
     Aligns their parameters by value, compares every checkpoint that both show, and names where they first differ.
     The exit code is 1 unless they are identical or equivalent.
     """
-    with progress(f"comparing {a} and {b}"):
-        report = pl.compare(a, b, inputs=text)
+    with steps(f"{a} and {b}") as shown:
+        report = pl.compare(a, b, inputs=text, progress=shown)
     if html is not None:
         pl.save_html(report, html)
     if as_json:

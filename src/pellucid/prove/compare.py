@@ -6,12 +6,13 @@ that float64 makes vanish is rounding; one that stays is an error, whatever its 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, overload
 
 from torch import Tensor, nn
 
 from pellucid.batch import Inputs
-from pellucid.prove.comparison import Comparison
+from pellucid.prove.comparison import Comparison, Progress, silently
 from pellucid.prove.dicts import compare_dicts, compare_with_dict
 from pellucid.prove.report import ComparisonReport, Verdict
 from pellucid.prove.sides import ids_of, opened, pairs, reference_of
@@ -24,27 +25,35 @@ _SEVERITY: tuple[Verdict, ...] = ("identical", "equivalent", "inconclusive", "di
 @overload
 def compare(a: Tensor, b: Tensor) -> TensorComparison: ...  # pyright: ignore[reportOverlappingOverload] (Any is models)
 @overload
-def compare(a: Any, b: Any, inputs: Inputs = ..., tokenizer: Tokenizer | None = None) -> ComparisonReport: ...
+def compare(
+    a: Any, b: Any, inputs: Inputs = ..., tokenizer: Tokenizer | None = None, *, progress: Progress = ...
+) -> ComparisonReport: ...
 
 
 def compare(
-    a: Any, b: Any, inputs: Inputs = "alpha beta gamma delta epsilon", tokenizer: Tokenizer | None = None
+    a: Any,
+    b: Any,
+    inputs: Inputs = "alpha beta gamma delta epsilon",
+    tokenizer: Tokenizer | None = None,
+    *,
+    progress: Progress = silently,
 ) -> TensorComparison | ComparisonReport:
     """Compare two tensors, or two models.
 
     Args:
         a: A tensor; or a `CkptedTransformer`, a transformers `GPT2Model` or `GPT2LMHeadModel`, any `nn.Module`, a
-            state dict, a path, an alias, a hub id, or "hf:" and one of these three. At least one side must be a
-            GPT-2 that is known, not any module.
+            state dict, a path, an alias, a hub id, or "hf:" and one of these three. Of two modules of other
+            classes one must be recognisable as a GPT-2 by its shapes and by what it computes.
         b: The other.
-        inputs: What to run both on: text, or ids [P] or [B, P] without pads. Not read for two state dicts.
+        inputs: What to run both on: whatever a model takes. Not read for two state dicts.
         tokenizer: For text; else the first side's that has one.
+        progress: Called with what is being done, and the share of the work that is behind.
 
     Returns:
         For tensors, how they differ. For models, a report whose truth value is "identical or equivalent".
 
     Raises:
-        InputError: Neither side is a known GPT-2, or text was given and no side has a tokenizer.
+        InputError: Neither side can be recognised as a GPT-2, or text was given and no side has a tokenizer.
 
     Example:
         >>> import pellucid as pl
@@ -58,12 +67,13 @@ def compare(
     if not isinstance(first, nn.Module) and not isinstance(second, nn.Module):
         return compare_dicts(first, second)
     todo = pairs(first, second)
-    ids = ids_of(todo[0].reference, (first, second), inputs, tokenizer)
+    ids, notes = ids_of(todo[0].reference, (first, second), inputs, tokenizer)
     reports: list[ComparisonReport] = []
     for pair in todo:
         if isinstance(pair.other, nn.Module):
-            reports.append(Comparison(pair.reference, pair.other, ids, pair.swapped).report())
+            reports.append(Comparison(pair.reference, pair.other, ids, pair.swapped, progress=progress).report())
         else:
             runnable = reference_of(pair.other, pair.reference.config)
             reports.append(compare_with_dict(pair, runnable, ids))
-    return max(reports, key=lambda report: _SEVERITY.index(report.verdict))
+    worst = max(reports, key=lambda report: _SEVERITY.index(report.verdict))
+    return replace(worst, notes=(*notes, *worst.notes))

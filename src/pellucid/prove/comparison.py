@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -34,6 +34,13 @@ from pellucid.prove.verdict import is_rounding, notes_on, rows_of_parameters, ve
 
 DOUBLE = Conditions(double=True)
 
+Progress = Callable[[str, float], None]
+"""Called with what is being done, and the share of the work that is behind."""
+
+
+def silently(what: str, share: float) -> None:
+    """Progress that nobody looks at."""
+
 
 @dataclass
 class Comparison:
@@ -45,6 +52,7 @@ class Comparison:
         ids: [B, P], what to run.
         swapped: Whether the reference is the caller's second side.
         tensors: What is aligned in the place of the other's state dict.
+        progress: Told of each step.
     """
 
     reference: CkptedTransformer
@@ -52,16 +60,19 @@ class Comparison:
     ids: Tensor
     swapped: bool = False
     tensors: Mapping[str, Tensor] | None = None
+    progress: Progress = silently
     notes: list[str] = field(default_factory=list)
     mixed: bool = False
     others: dict[str, Tensor] = field(default_factory=dict)
 
     def report(self) -> ComparisonReport:
         """Align, run, judge."""
+        self.progress("aligning parameters", 0.0)
         self._to_common_ground()
         alignment = self._align()
         self.notes += notes_on(alignment)
         changed = [match for match in alignment.matches if not match.comparison.bit_equal]
+        self.progress("running both", 0.3)
         try:
             single = self._runs(self.reference, alignment, Conditions())
         except Exception as error:  # whatever a foreign forward raises
@@ -106,6 +117,7 @@ class Comparison:
     def _judge(self, alignment: Alignment, single: Runs, changed: list[Match]) -> ComparisonReport:
         """Tell rounding from error by float64, find the first difference, and report."""
         first = first_changed(alignment)
+        self.progress("running both in float64", 0.5)
         try:
             double = self._runs(self.reference, alignment, DOUBLE)
             point = double.first_wrong()
@@ -113,6 +125,7 @@ class Comparison:
             self.notes.append(f"rounding could not be told from error: in float64 {_words(error)}")
             return self._finished(alignment, rows_of(single, None), first, explained=False)
         rows = rows_of(single, double)
+        self.progress("looking for the cause", 0.8)
         self.notes += [f"{p} holds something else than {ckpt_of(p, double.n_layer)}" for p in double.dropped]
         if first is not None:
             first = self._of_parameters(alignment, changed, double, first)

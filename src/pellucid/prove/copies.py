@@ -43,12 +43,16 @@ def working_copy(module: M, dtype: torch.dtype | None = None) -> M:
 
 
 def double_copy(module: M) -> M:
-    """A working copy for float64 runs: its buffers are float64, its parameters are converted as they are read."""
+    """A working copy for float64 runs: what it keeps beside its parameters is float64; those are converted when read.
+
+    A program may write into its buffers, and reads there what it wrote; into its parameters it does not write.
+    """
     made = working_copy(module)
     for child in made.modules():
-        for name, buffer in child.named_buffers(recurse=False):
-            if buffer.is_floating_point():
-                setattr(child, name, buffer.double())
+        kept = {**dict(child.named_buffers(recurse=False)), **vars(child)}
+        for name, value in kept.items():
+            if isinstance(value, Tensor) and value.is_floating_point():
+                setattr(child, name, value.double())
     return made
 
 
@@ -101,9 +105,9 @@ def quietly(module: nn.Module, *, double: bool = False, dropout: bool = True) ->
 _VIEWS = frozenset(
     """
     __get__ __len__ t transpose swapaxes swapdims permute movedim moveaxis view view_as reshape flatten unflatten ravel
-    __getitem__ __iter__ unbind split chunk tensor_split select narrow unsqueeze squeeze expand expand_as detach size dim
-    ndimension numel nelement stride storage_offset is_contiguous is_floating_point is_complex data_ptr untyped_storage
-    element_size get_device is_inference
+    __getitem__ __iter__ unbind split chunk tensor_split select narrow unsqueeze squeeze expand expand_as detach size
+    dim ndimension numel nelement stride storage_offset is_contiguous is_floating_point is_complex data_ptr
+    untyped_storage element_size get_device is_inference
     """.split()  # noqa: SIM905 (names read better without a quote each)
 )
 """Functions that compute nothing: what they give is converted when something reads it."""
@@ -140,13 +144,12 @@ class _Rewritten(TorchFunctionMode):
         given = dict(kwargs or {})
         if not self.dropout and func in (F.dropout, torch.dropout):
             return args[0] if args else given["input"]
-        if not self.narrow or (name := getattr(func, "__name__", "")) in _VIEWS:
+        if not self.narrow or getattr(func, "__name__", "") in _VIEWS:
             return func(*args, **given)
         if func in _LOOKUPS:
             return func(*args, **given).double()
         func = torch.Tensor.double if _CASTS.get(func) in self.narrow else func
-        written = args[:1] if _writes(name) else ()  # must stay the very tensor
-        return func(*written, *self._wide(args[len(written) :]), **self._wide(given))
+        return func(*self._wide(args), **self._wide(given))
 
     def _wide(self, value: Any) -> Any:
         if isinstance(value, Tensor):
@@ -158,8 +161,3 @@ class _Rewritten(TorchFunctionMode):
         if type(value) is dict:
             return {key: self._wide(item) for key, item in value.items()}
         return value
-
-
-def _writes(name: str) -> bool:
-    """Whether a function of this name writes into its first argument."""
-    return name.endswith("_") and (not name.endswith("__") or name.startswith("__i") or name == "__setitem__")

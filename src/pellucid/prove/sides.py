@@ -16,6 +16,7 @@ from pellucid.config import TransformerConfig
 from pellucid.errors import InputError, MissingExtraError, PellucidError, WeightsError
 from pellucid.model import CkptedTransformer
 from pellucid.open import from_hf, load
+from pellucid.prove.recognise import recognised
 from pellucid.tokens import Tokenizer
 from pellucid.weights import hub
 from pellucid.weights.importing import to_ours
@@ -96,36 +97,38 @@ def pairs(a: Side, b: Side) -> list[Pair]:
         return [Pair(a, b)]
     if isinstance(b, CkptedTransformer):
         return [Pair(b, a, swapped=True)]
-    refused: WeightsError | None = None
-    for side, other, swapped in ((a, b, False), (b, a, True)):
-        try:
-            if isinstance(side, nn.Module):
-                reference = _glass_of(side)
+    for make in (_glass_of, recognised):
+        for side, other, swapped in ((a, b, False), (b, a, True)):
+            if isinstance(side, nn.Module) and (reference := make(side)) is not None:
                 return [Pair(reference, other, swapped), Pair(reference, side)]
-        except WeightsError as error:
-            refused = error
     for side, other, swapped in ((a, b, False), (b, a, True)):
         if not isinstance(side, nn.Module) and (reference := reference_of(side)) is not None:
             return [Pair(reference, other, swapped)]
     raise InputError(
-        f"compare: {type(a).__name__} and {type(b).__name__}, expected at least one GPT-2 that is known.",
+        f"compare: {type(a).__name__} and {type(b).__name__}, and neither could be recognised as a GPT-2.",
         code="compare-unknown-both",
         remedy="Compare each with a CkptedTransformer or a transformers GPT-2, such as pl.load('folder').",
-    ) from refused
+    )
 
 
-def _glass_of(module: nn.Module) -> CkptedTransformer:
+def _glass_of(module: nn.Module) -> CkptedTransformer | None:
     eager = getattr(getattr(module, "config", None), "_attn_implementation", None) == "eager"
-    return from_hf(module, attention="eager" if eager else "auto")  # pyright: ignore[reportArgumentType] (it refuses)
+    try:
+        return from_hf(module, attention="eager" if eager else "auto")  # pyright: ignore[reportArgumentType]
+    except WeightsError:
+        return None
 
 
 def ids_of(
     reference: CkptedTransformer, sides: tuple[Side, Side], inputs: Inputs, tokenizer: Tokenizer | None
-) -> Tensor:
-    """The ids [B, P] to run.
+) -> tuple[Tensor, tuple[str, ...]]:
+    """The ids [B, P] to run, and what the reader should know of them.
+
+    Not every program takes a mask, so that none is given: shorter texts go on with an id to the length of the longest.
+    What stands before it does not see it, in a right program.
 
     Raises:
-        InputError: Pads, or whatever `CkptedTransformer.tokenize` refuses.
+        InputError: Whatever `CkptedTransformer.tokenize` refuses.
     """
     own = (side.tokenizer for side in sides if isinstance(side, CkptedTransformer))
     found = tokenizer or next((candidate for candidate in own if candidate is not None), None)
@@ -133,13 +136,11 @@ def ids_of(
     if found is not None and isinstance(texts, (list, tuple)) and all(isinstance(text, str) for text in texts):
         inputs = [list(found.encode(text)) for text in texts]
     batch = reference.tokenize(inputs)
-    if batch.padded:
-        raise InputError(
-            "compare: texts of unequal length, expected rows of one length.",
-            code="compare-pads",
-            remedy="Compare on one text, or on ids [B, P] without pads.",
-        )
-    return batch.ids
+    if not batch.padded:
+        return batch.ids, ()
+    filled = reference.tokenize([row.tolist() for row in batch.rows()], padding_side="right")
+    fill = int(filled.ids[~filled.mask][0])
+    return filled.ids, (f"texts of unequal length: the shorter ones go on with id {fill}, on both sides",)
 
 
 def reference_of(tensors: Mapping[str, Tensor], config: TransformerConfig | None = None) -> CkptedTransformer | None:

@@ -6,12 +6,13 @@ import json
 import math
 import os
 import sys
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console, RenderableType
 from rich.measure import Measurement
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -71,6 +72,23 @@ def progress(what: str, *, quiet: bool = False) -> Generator[None, None, None]:
         return
     with console.status(f"{what} …", spinner="dots"):
         yield
+
+
+@contextmanager
+def steps(what: str) -> Generator[Callable[[str, float], None], None, None]:
+    """Show on a terminal's stderr how far something is.
+
+    Yields:
+        What is to be called with each step and the share that is behind.
+    """
+    console = messages()
+    bar = Progress(
+        SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(),
+        console=console, transient=True, disable=not console.is_terminal,
+    )  # fmt: skip
+    with bar:
+        task = bar.add_task(what, total=1.0)
+        yield lambda step, share: bar.update(task, description=f"{what}: {step}", completed=share)
 
 
 def _finite(value: Any) -> Any:
