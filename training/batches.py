@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from tokenizers import Tokenizer
 
-from indirect_object import ANY_WORDS, CAPITALISED, CHAINS, COMBINED, FIRST, TRAINING, Lists
+from indirect_object import ANY_WORDS, CAPITALISED, CHAINS, COMBINED, FIRST, LOOSE, TRAINING, Lists
 from synthetic import SyntheticRows
 
 
@@ -21,6 +21,9 @@ class Stage:
     lists: Lists
 
 
+FIRST_ROUND = 32_002_048
+"""Tokens of the first round; the second starts from its exported weights (`train.py --start`)."""
+
 # Repeats first, to form induction heads; then many sentences, which build on them; then stories.
 STAGES = (
     Stage(until=8e6, repeats=0.30, sentences=0.10, tinystories=0.35, lists=FIRST),
@@ -34,7 +37,8 @@ STAGES = (
     Stage(until=27.5e6, repeats=0.02, sentences=0.42, tinystories=0.46, lists=COMBINED),
     Stage(until=28.1e6, repeats=0.02, sentences=0.20, tinystories=0.70, lists=COMBINED),
     Stage(until=30.4e6, repeats=0.02, sentences=0.36, tinystories=0.54, lists=CAPITALISED),
-    Stage(until=math.inf, repeats=0.02, sentences=0.36, tinystories=0.54, lists=ANY_WORDS),
+    Stage(until=FIRST_ROUND, repeats=0.02, sentences=0.36, tinystories=0.54, lists=ANY_WORDS),
+    Stage(until=math.inf, repeats=0.02, sentences=0.40, tinystories=0.44, lists=LOOSE),
 )
 
 

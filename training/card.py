@@ -48,8 +48,9 @@ On text the model was not trained on, float32 arithmetic on the stored float16 w
   {previous_heads}.
 * Indirect objects (Wang et al. 2022): {io[right]} of {io[sentences]} sentences of the form "When
   Mary and John went to the shop, John gave a drink to", where Mary must get a higher logit than
-  John; both orders of the names. None of their names, openings, actions, places and objects is in
-  a synthetic training sentence. The names do occur in the stories.
+  John; both orders of the names. None of their names is a name in a synthetic training sentence, and
+  none of their openings, actions, places and objects is in one made from a template. The names do occur
+  in the stories.
 
 ## Samples
 
@@ -68,22 +69,32 @@ not picked.
 
 {synthetic:.1%} of the training tokens were synthetic: {repeats:.1%} rows of short segments (random
 tokens or prose) repeated back to back, without which a model of this size and budget forms no
-induction heads, and {sentences:.1%} rows that mix indirect-object sentences made from templates
-with snippets of prose. The rest was prose, TinyStories {tinystories:.1%} of all tokens. Method and
+induction heads, and {sentences:.1%} rows that mix indirect-object sentences, from templates and
+without, with snippets of prose. The rest was prose, TinyStories {tinystories:.1%} of all tokens. Method and
 settings are in `training/README.md`. Versions: {versions}.
 
 The validation texts are disjoint from the training texts. The last checkpoint is shipped; none was
-chosen by its figures. The figures were watched during the run, though, and it was stopped eight times
-to change the mix of what came next, as `training/batches.py` now has it. At 8.6 million tokens the
-model copied repeats but answered no indirect-object sentences, not even those of the training; at
-12.7, 19.7, 23.0, 25.6, 27.8 and 30.3 million it answered those of the training better than the held-out
-ones. They got larger shares, more names, templates and words, and sentences that follow up; nothing was
-taken from the held-out lists, which were fixed before the run. At 16 and 23.0 million TinyStories got
-a larger share, being further from its required loss than the other texts. So the figures are a
-little flattered: the texts and sentences that measure the result also guided the choice of the mix.
-The command repeats the run but for two things: one step at 16 million tokens drew the earlier shares,
-and the run was planned to end at 30 million tokens until 27.8 million, at 31 million until 28.9
-million, so its learning rate began to fall a little earlier.
+chosen by its figures. But the figures were watched, so that they are a little flattered: the texts
+and sentences that measure the result also guided the choice of the mix. Nothing was taken from the
+held-out lists, which were fixed before the first round.
+
+* The first round was stopped eight times to change the mix of what came next, as
+  `training/batches.py` now has it. At 8.6 million tokens the model copied repeats but answered no
+  indirect-object sentences, not even those of the training; at 12.7, 19.7, 23.0, 25.6, 27.8 and 30.3
+  million it answered those of the training better than the held-out ones. They got larger shares,
+  more names, templates and words, and sentences that follow up. At 16 and 23.0 million TinyStories
+  got a larger share, being further from its required loss than the other texts. It ended with
+  71.2 % of the held-out sentences.
+* 4.5 million more tokens with more of the same sentences brought 59.7 % and were given up. The held-out
+  sentences were then looked at by name, order and template: those with held-out names were hard, and
+  those where the first name is the answer. So 60 % of the sentences of the second round have no template:
+  two tokens, in half of them any of the vocabulary but the held-out names, stand among snippets of
+  prose, and which of them comes after a preposition follows only from which was named again. As it
+  stands, this round was run once, to its end.
+
+The commands repeat the run but for two things: one step at 16 million tokens drew the earlier
+shares, and the first round was planned to end at 30 million tokens until 27.8 million, at 31 million until
+28.9 million, so that its learning rate began to fall a little earlier.
 
 ## Sources and licences
 

@@ -17,10 +17,17 @@ import corpus
 import evaluate
 from notice import notice_text
 
-COMMAND = (
+FIRST = (
     "python training/train.py --text ../shared/data/text --out .training \\\n"
-    "    --tokens {tokens} --seed {seed} --export src/pellucid/bundled --notice NOTICE"
+    "    --tokens {tokens} --seed {seed} --export {folder}"
 )
+SECOND = (
+    "python training/train.py --text ../shared/data/text --out .training-2 --start {start} \\\n"
+    "    --tokens {tokens} --seed {seed} --export {folder}"
+)
+BUNDLED = "src/pellucid/bundled --notice NOTICE"
+ROUND_ONE = ".training/round-1"
+"""Where the command of the card puts the weights that the second round starts from."""
 
 
 def export(run: Path, text: Path, folder: Path, notice: Path | None, config: GPT2Config) -> None:
@@ -87,7 +94,8 @@ def training_facts(state: dict[str, Any]) -> dict[str, Any]:
     progress, rows = state["progress"], state["batches"]["rows"]
     whole = sum(rows.values())
     return {
-        "command": COMMAND.format(tokens=progress["planned_tokens"], seed=progress["seed"]),
+        "command": commands(progress),
+        "begun_at": progress["begun_tokens"],
         "seed": progress["seed"],
         "tokens": progress["tokens"],
         "steps": progress["step"],
@@ -95,6 +103,15 @@ def training_facts(state: dict[str, Any]) -> dict[str, Any]:
         "shares": {name: count / whole for name, count in rows.items()},
         "versions": {name: version(name) for name in ("torch", "transformers", "tokenizers")},
     }
+
+
+def commands(progress: dict[str, Any]) -> str:
+    """What to type for the same run; two commands where it started from the weights of an earlier round."""
+    seed, tokens, begun = progress["seed"], progress["planned_tokens"], progress["begun_tokens"]
+    if not begun:
+        return FIRST.format(tokens=tokens, seed=seed, folder=BUNDLED)
+    first = FIRST.format(tokens=round(begun, -6), seed=seed, folder=ROUND_ONE)  # a round ends with a whole batch
+    return first + "\n" + SECOND.format(start=ROUND_ONE, tokens=tokens, seed=seed, folder=BUNDLED)
 
 
 def source_facts(tokens: Path) -> list[dict[str, Any]]:

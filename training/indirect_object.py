@@ -18,7 +18,8 @@ class Lists:
     `{a}` and `{b}` are the two names, `{s}` the subject and `{o}` the other one. Sentences that
     follow up are about the same two; either may be the subject. With `capitalised`, names are also
     any capitalised words of the vocabulary that are not held out; with `lower_case`, places and
-    objects are also any lower-case words that are not.
+    objects are also any lower-case words that are not. `loose` is the share of sentences without a
+    template: the names stand between snippets of prose.
     """
 
     names: tuple[str, ...]
@@ -29,6 +30,7 @@ class Lists:
     follow_ups: tuple[str, ...] = ()
     capitalised: bool = False
     lower_case: bool = False
+    loose: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -246,6 +248,7 @@ COMBINED = replace(
 
 CAPITALISED = replace(COMBINED, capitalised=True)
 ANY_WORDS = replace(CAPITALISED, lower_case=True)
+LOOSE = replace(ANY_WORDS, loose=0.6)
 
 HELD_OUT = Lists(
     names=_words("Ben Lucy Sue Jack Emma Alice Henry Anna George Paul Sara Edward Polly Harry Laura Martin"),

@@ -5,6 +5,7 @@ replaced by the nearest semi-orthogonal matrix, found by five Newton-Schulz step
 """
 
 import re
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -85,10 +86,26 @@ def make_optimizers(model: nn.Module) -> list[torch.optim.Optimizer]:
     return [muon, adamw]
 
 
-def rate_factor(step: int, tokens: int, total: int, warm_up: int = 50, decay: float = 0.35) -> float:
-    """The learning rate over its peak: linear warm-up, constant, linear to zero at the end."""
-    left = (total - tokens) / (decay * total)
-    return max(0.0, min(1.0, (step + 1) / warm_up, left))
+@dataclass(frozen=True)
+class Schedule:
+    """The learning rate over its peak: linear warm-up, constant, linear to zero at the end.
+
+    Args:
+        tokens: Training tokens from the round's beginning to its end.
+        peak: The highest factor.
+        decay: The last share of the tokens, over which the rate falls.
+        warm_up: Steps until the peak.
+    """
+
+    tokens: int
+    peak: float = 1.0
+    decay: float = 0.35
+    warm_up: int = 50
+
+    def factor(self, step: int, tokens: int) -> float:
+        """The factor after so many steps and tokens of the round."""
+        left = (self.tokens - tokens) / (self.decay * self.tokens)
+        return self.peak * max(0.0, min(1.0, (step + 1) / self.warm_up, left))
 
 
 def set_rate(optimizers: list[torch.optim.Optimizer], factor: float) -> None:

@@ -2,8 +2,10 @@
 
 import argparse
 import csv
+import json
 import os
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +13,28 @@ import torch
 
 if TYPE_CHECKING:
     from train import Trainer
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far the training had come when this round began; nowhere, for the first."""
+
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    shares: tuple[tuple[str, float], ...] = ()
+
+    @classmethod
+    def of_export(cls, folder: Path) -> "Progress":
+        """What the card of an exported folder says of its training."""
+        said = json.loads((folder / "card.json").read_text(encoding="utf-8"))["training"]
+        return cls(said["steps"], said["tokens"], said["seconds"], tuple(said["shares"].items()))
+
+    def batches(self, context: int) -> dict[str, dict[str, int]]:
+        """The state in which the batches were left; every row of a source was its next window."""
+        rows = {name: round(share * self.tokens / context) for name, share in self.shares}
+        return {"rows": rows, "taken": {name: n for name, n in rows.items() if name not in ("repeats", "sentences")}}
+
 
 COLUMNS = ("step", "tokens", "loss", "tokens_per_second", "seconds", "ts_valid", "mix_valid")
 
@@ -26,6 +50,7 @@ def save_checkpoint(path: Path, trainer: "Trainer", options: argparse.Namespace)
             "tokens": trainer.tokens,
             "seconds": trainer.seconds,
             "planned_tokens": options.tokens,
+            "begun_tokens": trainer.begun.tokens,
             "seed": options.seed,
         },
         "random": torch.get_rng_state(),

@@ -8,6 +8,7 @@ README.md beside this file says what every part does.
 
 import argparse
 import contextlib
+import shutil
 import signal
 import sys
 import time
@@ -22,8 +23,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 import bpe
 import corpus
 from batches import Batches
-from optimizer import make_optimizers, rate_factor, set_rate
-from run_files import Log, load_checkpoint, save_checkpoint
+from optimizer import Schedule, make_optimizers, set_rate
+from run_files import Log, Progress, load_checkpoint, save_checkpoint
 
 CONTEXT = 256
 SMALL_ROWS, LARGE_ROWS, SMALL_UNTIL = 16, 32, 5_000_000
@@ -57,6 +58,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, default=32_000_000, help="training tokens in all")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=0, help="CPU threads (0: torch's choice)")
+    parser.add_argument("--start", type=Path, help="an exported folder whose weights a second round starts from")
     parser.add_argument("--export", type=Path, help="folder for the finished model")
     parser.add_argument("--notice", type=Path, help="file to write the storybooks' credits to")
     return parser.parse_args()
@@ -69,11 +71,13 @@ class Trainer:
     model: GPT2LMHeadModel
     batches: Batches
     device: torch.device
+    begun: Progress
     step: int = 0
     tokens: int = 0
     seconds: float = 0.0
 
     def __post_init__(self) -> None:
+        self.step, self.tokens, self.seconds = self.begun.step, self.begun.tokens, self.begun.seconds
         self.optimizers = make_optimizers(self.model)
         self._loss = torch.compile(self._plain_loss, dynamic=False)
 
@@ -81,11 +85,17 @@ class Trainer:
         logits = self.model(input_ids=ids[:, :-1], use_cache=False).logits
         return functional.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten())
 
-    def train_step(self, total: int) -> torch.Tensor:
+    def schedule(self, total: int) -> Schedule:
+        """Of this round: a second one only touches up, at a rate that falls from its beginning."""
+        first = self.begun == Progress()
+        tokens = total - self.begun.tokens
+        return Schedule(tokens) if first else Schedule(tokens, peak=0.5, decay=1.0)
+
+    def train_step(self, schedule: Schedule) -> torch.Tensor:
         """One batch and one update; returns the batch's loss in nats a token."""
         rows = SMALL_ROWS if self.tokens < SMALL_UNTIL else LARGE_ROWS
         ids = torch.from_numpy(self.batches.draw(self.step, rows, self.tokens)).to(self.device)
-        set_rate(self.optimizers, rate_factor(self.step, self.tokens, total))
+        set_rate(self.optimizers, schedule.factor(self.step - self.begun.step, self.tokens - self.begun.tokens))
         with torch.autocast(self.device.type, torch.bfloat16):
             loss = self._loss(ids)
         loss.backward()
@@ -115,6 +125,8 @@ def prepare(options: argparse.Namespace) -> tuple[Trainer, dict[str, np.ndarray]
     """Tokenizer, encoded text, model and batches, before any training."""
     options.out.mkdir(parents=True, exist_ok=True)
     documents = corpus.training_documents(options.text)
+    if options.start:
+        shutil.copyfile(options.start / "tokenizer.json", options.out / "tokenizer.json")
     tokenizer = bpe.load_or_train(options.out / "tokenizer.json", documents)
     streams = corpus.prepare(options.text, tokenizer, options.out / "tokens")
     validation = {
@@ -125,7 +137,12 @@ def prepare(options: argparse.Namespace) -> tuple[Trainer, dict[str, np.ndarray]
     device = torch.accelerator.current_accelerator() or torch.device("cpu")
     model = GPT2LMHeadModel(model_config()).to(device)
     batches = Batches(streams, tokenizer, CONTEXT + 1, options.seed)
-    return Trainer(model, batches, device), validation
+    begun = Progress()
+    if options.start:
+        model.load_state_dict(GPT2LMHeadModel.from_pretrained(options.start, dtype=torch.float32).state_dict())
+        begun = Progress.of_export(options.start)
+        batches.restore(begun.batches(CONTEXT))
+    return Trainer(model, batches, device, begun), validation
 
 
 def train(trainer: Trainer, validation: dict[str, np.ndarray], options: argparse.Namespace) -> None:
@@ -141,8 +158,9 @@ def train(trainer: Trainer, validation: dict[str, np.ndarray], options: argparse
     trainer.model.train()
     saved = started = time.monotonic()
     before = trainer.seconds
+    schedule = trainer.schedule(options.tokens)
     while trainer.tokens < options.tokens and not stop:
-        loss = trainer.train_step(options.tokens)
+        loss = trainer.train_step(schedule)
         trainer.seconds = before + time.monotonic() - started
         if trainer.step % 20 == 0:
             checks = trainer.check(validation) if trainer.step % CHECK_EVERY == 0 else {}
