@@ -16,11 +16,11 @@ PACKAGE = Path(pellucid.__file__).parent
 LAYERS: dict[str, int] = {
     "errors": 0, "axes": 0, "config": 0, "config_fields": 0, "ckpt": 0, "tap": 0, "aliases": 0, "_version": 0,
     "weights.hub": 0, "weights.manifests": 0, "nonlinear": 0, "parameters": 0,
-    "attention": 1, "transformer": 1, "cache": 1,
-    "tokens": 2, "batch": 2, "weights": 2,
+    "attention": 1, "transformer": 1,
+    "tokens": 2, "batch": 2, "weights": 2, "cache": 2,
     "run": 3,
     "measure": 4,
-    "plot": 5, "model": 5, "counting": 5, "estimation": 5,
+    "plot": 5, "generating": 4, "model": 5, "counting": 5, "estimation": 5,
     "open": 6, "report": 6, "prove": 6, "ties": 6, "exercises": 6,  # these open what is given as a path
     "": 7,  # the public names
     "cli": 8, "__main__": 8,

@@ -2,6 +2,7 @@
 
 from pellucid import exercises as exercises
 from pellucid.batch import Batch as Batch
+from pellucid.cache import KeyValueCache as KeyValueCache
 from pellucid.config import TransformerConfig as TransformerConfig
 from pellucid.counting import ParameterCount as ParameterCount
 from pellucid.counting import count_parameters as count_parameters
@@ -19,6 +20,9 @@ from pellucid.errors import (
 )
 from pellucid.errors import (
     NotFoundError as NotFoundError,
+)
+from pellucid.errors import (
+    NumericsError as NumericsError,
 )
 from pellucid.errors import (
     PellucidError as PellucidError,
@@ -46,8 +50,12 @@ from pellucid.prove.compare import compare as compare
 from pellucid.prove.report import ComparisonReport as ComparisonReport
 from pellucid.prove.tensors import TensorComparison as TensorComparison
 from pellucid.report.page import save_html as save_html
+from pellucid.run import stages as stages
 from pellucid.run.activations import ActivationCkpts as ActivationCkpts
 from pellucid.run.edit import Edit as Edit
+from pellucid.run.generation import Generation as Generation
+from pellucid.run.generation import Token as Token
+from pellucid.run.sampling import Sampler as Sampler
 from pellucid.tap import Tap as Tap
 from pellucid.ties import (
     TieAudit as TieAudit,

@@ -8,6 +8,7 @@ operation.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +19,9 @@ from pellucid.ckpt import Ckpt
 from pellucid.config import TransformerConfig
 from pellucid.parameters import LiveView, ViewedModule
 from pellucid.tap import Tap
+
+Memory = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""New keys and values [B, H, P, K] -> those of all columns so far."""
 
 AttentionWeights = tuple[Tensor, Tensor, Tensor, Tensor]
 """W_QKV [D, 3D], b_QKV [3D], W_O [H, K, D], b_O [D]."""
@@ -33,7 +37,7 @@ class Visible:
     """Which keys each query may attend to: earlier ones and itself, pads left out.
 
     Args:
-        padding: [B, P], true at real positions; None where there are no pads.
+        padding: [B, Pk], true at real positions; None where there are no pads.
     """
 
     padding: Tensor | None = None
@@ -85,18 +89,23 @@ class Attention(ViewedModule):
         self.ckpt_attn_out = Ckpt()
 
     def forward(
-        self, x: Tensor, visible: Visible | None = None, tap: Tap | None = None
+        self, x: Tensor, visible: Visible | None = None, tap: Tap | None = None, remember: Memory | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """x [B, P, D] -> (attn_out [B, P, D], pattern [B, H, P, P] or None where nobody looked at it)."""
+        """x [B, P, D] -> (attn_out [B, P, D], pattern [B, H, Pq, Pk] or None where nobody looked at it).
+
+        `remember` takes the keys and values of these tokens and gives those of the whole text.
+        """
         visible = visible or Visible()
         qkv = affine(x, self.W_QKV, self.b_QKV).unflatten(-1, (3, self.n_head, -1))
         q = self.ckpt_q(qkv[:, :, 0], tap=tap).transpose(1, 2)
         k = self.ckpt_k(qkv[:, :, 1], tap=tap).transpose(1, 2)
         v = self.ckpt_v(qkv[:, :, 2], tap=tap).transpose(1, 2)
+        # Contiguous, as they come out of transformers' cache: some kernels round by layout.
+        k, v = (k.contiguous(), v.contiguous()) if remember is None else remember(k, v)
 
         pattern, explicit = self._pattern(q, k, v, visible, tap)
         if explicit and pattern is not None:
-            z = torch.matmul(F.dropout(pattern, self.attn_pdrop, self.training), v.contiguous())
+            z = torch.matmul(F.dropout(pattern, self.attn_pdrop, self.training), v)
         else:
             z = self._fused(q, k, v, visible)
         z = self.ckpt_z(z.transpose(1, 2), tap=tap)
@@ -108,10 +117,10 @@ class Attention(ViewedModule):
     def _fused(self, q: Tensor, k: Tensor, v: Tensor, visible: Visible) -> Tensor:
         """q, k, v [B, H, P, K] -> z [B, H, P, K]."""
         queries, keys = q.size(2), k.size(2)
-        mask = None if visible.padding is None else visible.among(queries, keys, q.device)
-        # Contiguous, as they come out of transformers' cache: some kernels round by layout.
+        plain = visible.padding is None and queries in (1, keys)
+        mask = None if plain else visible.among(queries, keys, q.device)
         return F.scaled_dot_product_attention(
-            q, k.contiguous(), v.contiguous(),
+            q, k, v,
             attn_mask=mask,
             dropout_p=self.attn_pdrop if self.training else 0.0,
             is_causal=mask is None and queries > 1,
@@ -126,7 +135,7 @@ class Attention(ViewedModule):
         watched = self.ckpt_scores.is_watched(tap) or self.ckpt_pattern.is_watched(tap)
         if not (explicit or watched):
             return None, False
-        scores = self._scores(q, k.contiguous(), visible)
+        scores = self._scores(q, k, visible)
         if (edited := self.ckpt_scores.replacement(scores, tap)) is not None:
             scores, explicit = edited, True
         pattern = F.softmax(scores, dim=-1).type(v.dtype)

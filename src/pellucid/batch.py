@@ -64,6 +64,14 @@ class Batch:
         """Each text's own ids, pads left out."""
         return (ids[mask] for ids, mask in zip(self.ids, self.mask, strict=True))
 
+    def last_columns(self, values: Tensor) -> Tensor:
+        """[B, P, D] -> [B, 1, D], at each text's last token."""
+        if bool(self.mask[:, -1].all()):
+            return values[:, -1:]
+        columns = torch.arange(self.mask.size(1), device=self.mask.device)
+        last = (self.mask * columns).argmax(1)
+        return values[torch.arange(len(last), device=last.device), last][:, None]
+
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""
         ids, mask, positions = (tensor.to(device) for tensor in (self.ids, self.mask, self.positions))

@@ -6,6 +6,7 @@
     │   └── ShapeError        a tensor of another shape or dtype than the place it goes to
     ├── UnknownNameError      a checkpoint, parameter or pattern of names that does not exist (a KeyError)
     ├── EditError             an edit that cannot be applied, or that never was
+    ├── NumericsError         a computation that gave NaN, or a kernel that cannot be had
     ├── WeightsError          weights that cannot be read, explained or written
     │   └── NotFoundError     a file, folder or repository that is not there (a FileNotFoundError)
     └── MissingExtraError     an optional dependency that is not installed (an ImportError)
@@ -64,6 +65,10 @@ class UnknownNameError(PellucidError, KeyError):
 
 class EditError(PellucidError):
     """An edit that cannot be applied, or that was asked for and never fired."""
+
+
+class NumericsError(PellucidError):
+    """A computation that gave NaN where numbers are needed, or a kernel that cannot be had."""
 
 
 class WeightsError(PellucidError):

@@ -12,22 +12,25 @@ from torch import Tensor, nn
 from pellucid import aliases
 from pellucid.aliases import Names, selected, several
 from pellucid.batch import Batch, Batcher, Inputs
+from pellucid.cache import KeyValueCache, continued
 from pellucid.ckpt import all_names, unknown_name
 from pellucid.config import TransformerConfig
 from pellucid.errors import ConfigError, InputError, UnknownNameError, nearest
+from pellucid.generating import GeneratingTransformer
 from pellucid.parameters import LiveView
 from pellucid.run.activations import ActivationCkpts, Recorder
-from pellucid.run.edit import Edit, EditTap
+from pellucid.run.edit import Edit
+from pellucid.run.edit_tap import EditTap
 from pellucid.run.region import Index, Region
 from pellucid.tap import Chain, StopAfter, Stopped, Tap
 from pellucid.tokens import Tokenizer
-from pellucid.transformer import Execution, Transformer, Weights, fresh_weights
+from pellucid.transformer import Columns, Execution, Run, Weights, fresh_weights
 from pellucid.weights import load
 
 _EXECUTION = {"attention": ("auto", "eager"), "numerics": ("exact", "fast")}
 
 
-class CkptedTransformer(Transformer):
+class CkptedTransformer(GeneratingTransformer):
     """GPT-2 in which every intermediate value passes through a named checkpoint.
 
     Args:
@@ -124,18 +127,43 @@ class CkptedTransformer(Transformer):
         """
         return Batcher(self.config, self.tokenizer, self.device)(inputs, mask, padding_side)
 
-    def forward(self, inputs: Inputs, tap: Tap | None = None) -> Tensor:
+    def forward(self, inputs: Inputs, tap: Tap | None = None, *, cache: KeyValueCache | None = None) -> Tensor:
         """Logits [B, P, V] of whatever `tokenize` accepts; `tap` sees, and may replace, every value on the way.
+
+        With a cache, `inputs` go on where its text ends, and are in it afterwards.
 
         Under `torch.compile` a tensor of ids [B, P] is taken as it is, without checks and without pads.
         """
         if torch.compiler.is_compiling() and isinstance(inputs, Tensor):  # checks would break the graph
             positions = torch.arange(inputs.size(-1), device=inputs.device).expand_as(inputs)
-            return self.transform(inputs, positions, None, tap)
-        return self._run(self.tokenize(inputs), tap)
+            return self.transform(Run(inputs, positions), tap)
+        return self._run(self.tokenize(inputs), tap, cache)
 
-    def _run(self, batch: Batch, tap: Tap | None) -> Tensor:
-        return self.transform(batch.ids, batch.positions, batch.mask if batch.padded else None, tap)
+    def next_token_logits(self, inputs: Inputs, *, cache: KeyValueCache | None = None) -> Tensor:
+        """Logits [B, V] of what follows each text: those of its last token, and no others.
+
+        Example:
+            >>> import torch
+            >>> import pellucid as pl
+            >>> model = pl.load()
+            >>> torch.equal(model.next_token_logits("Once upon a"), model("Once upon a")[:, -1])
+            True
+        """
+        batch = self.tokenize(inputs)
+        return self._run(batch, None, cache, batch.last_columns)[:, 0]
+
+    def _run(
+        self, batch: Batch, tap: Tap | None, cache: KeyValueCache | None = None, columns: Columns | None = None
+    ) -> Tensor:
+        if cache is None:
+            padding = batch.mask if batch.padded else None
+            return self.transform(Run(batch.ids, batch.positions, padding, columns=columns), tap)
+        positions = continued(batch, cache, self.config)
+        cache.open(batch.mask)
+        padding = cache.padding_up_to(cache.length + batch.ids.size(1))
+        logits = self.transform(Run(batch.ids, positions, padding, cache, columns), tap)
+        cache.close(batch.ids.size(1))
+        return logits
 
     def logprobs(self, inputs: Inputs) -> Tensor:
         """[B, P-1]: log-probability in nats of each next token given those before it; nan where either is a pad."""

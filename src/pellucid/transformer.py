@@ -10,21 +10,24 @@ same constructor serves trained and new weights. Operations and their order are 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pellucid import nonlinear
-from pellucid.attention import Attention, Visible, affine
+from pellucid.attention import Attention, Memory, Visible, affine
 from pellucid.ckpt import Ckpt, name_checkpoints
 from pellucid.config import TransformerConfig
 from pellucid.errors import WeightsError
 from pellucid.parameters import LiveView, ViewedModule
 from pellucid.tap import Tap
+
+if TYPE_CHECKING:
+    from pellucid.cache import KeyValueCache
 
 MLPWeights = tuple[Tensor, Tensor, Tensor, Tensor]
 """W_in [D, M], b_in [M], W_out [M, D], b_out [D]."""
@@ -86,6 +89,29 @@ def fresh_weights(config: TransformerConfig) -> dict[str, Tensor]:
             residual = (2 * config.n_layer) ** -0.5 if kind in ("W_O", "W_out") else 1.0
             weights[name] = torch.empty(shape).normal_(std=config.initializer_range * residual)
     return weights
+
+
+Columns = Callable[[Tensor], Tensor]
+"""[B, P, D] -> some of its columns, [B, C, D]."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What goes through the model.
+
+    Args:
+        ids: [B, P].
+        positions: [B, P].
+        padding: [B, columns], true at real positions, those in the cache included; None where there are no pads.
+        cache: Where keys and values of earlier columns are, and where those of these go.
+        columns: Chooses the columns whose logits are wanted; None for all.
+    """
+
+    ids: Tensor
+    positions: Tensor
+    padding: Tensor | None = None
+    cache: KeyValueCache | None = None
+    columns: Columns | None = None
 
 
 class Embedding(ViewedModule):
@@ -176,9 +202,11 @@ class TransformerBlock(nn.Module):
         )
         self.resid_post = Ckpt()
 
-    def forward(self, x: Tensor, visible: Visible | None = None, tap: Tap | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, visible: Visible | None = None, tap: Tap | None = None, remember: Memory | None = None
+    ) -> Tensor:
         resid_pre = self.resid_pre(x, tap=tap)
-        attn_out, _ = self.attn(self.ln1(resid_pre, tap=tap), visible=visible, tap=tap)
+        attn_out, _ = self.attn(self.ln1(resid_pre, tap=tap), visible=visible, tap=tap, remember=remember)
         resid_mid = self.resid_mid(attn_out + resid_pre, tap=tap)
         mlp_out = self.mlp(self.ln2(resid_mid, tap=tap), tap=tap)
         return self.resid_post(resid_mid + mlp_out, tap=tap)
@@ -251,17 +279,17 @@ class Transformer(nn.Module):
         if name == "embed" and "unembed" in self._modules:  # a new embedding is the tied head, too
             self.unembed._embed = (cast(Embedding, value),)
 
-    def transform(
-        self, ids: Tensor, positions: Tensor, padding: Tensor | None = None, tap: Tap | None = None
-    ) -> Tensor:
-        """ids and positions [B, P] -> logits [B, P, V]; `padding` [B, P] is true at real positions, None without."""
-        embed = self.ckpt_embed(self.embed(ids), tap=tap)
-        pos_embed = self.ckpt_pos_embed(self.pos_embed(positions), tap=tap)
+    def transform(self, run: Run, tap: Tap | None = None) -> Tensor:
+        """Tokens -> logits [B, P, V], or those of some columns alone."""
+        embed = self.ckpt_embed(self.embed(run.ids), tap=tap)
+        pos_embed = self.ckpt_pos_embed(self.pos_embed(run.positions), tap=tap)
         residual = F.dropout(embed + pos_embed, self.config.embd_pdrop, self.training)
-        visible = Visible(padding)
-        for block in self.blocks:
-            residual = block(residual, visible=visible, tap=tap)
-        return self.unembed(self.ln_final(residual, tap=tap))
+        visible = Visible(run.padding)
+        for i, block in enumerate(self.blocks):
+            remember = None if run.cache is None else run.cache.writer(i)
+            residual = block(residual, visible=visible, tap=tap, remember=remember)
+        normalized = self.ln_final(residual, tap=tap)
+        return self.unembed(normalized if run.columns is None else run.columns(normalized))
 
 
 def _check_weights(config: TransformerConfig, weights: Weights) -> None:

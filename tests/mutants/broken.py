@@ -15,6 +15,7 @@ import pellucid as pl
 from pellucid import attention, ckpt, model, nonlinear, transformer
 from pellucid import batch as batches
 from pellucid.run import activations, edit, region
+from pellucid.transformer import Run
 
 Patch = pytest.MonkeyPatch
 
@@ -126,7 +127,7 @@ def rectangular_positions(patch: Patch) -> None:
 
 def pads_seen(patch: Patch) -> None:
     patch.setattr(
-        pl.CkptedTransformer, "_run", lambda self, batch, tap: self.transform(batch.ids, batch.positions, None, tap)
+        pl.CkptedTransformer, "_run", lambda self, batch, tap, *_: self.transform(Run(batch.ids, batch.positions), tap)
     )
 
 
@@ -170,7 +171,7 @@ def no_final_norm(patch: Patch) -> None:
 def residual_after_norm(patch: Patch) -> None:
     """Adds to the normalized stream instead of to the stream."""
 
-    def forward(self: Any, x: Tensor, visible: Any = None, tap: Any = None) -> Tensor:
+    def forward(self: Any, x: Tensor, visible: Any = None, tap: Any = None, remember: Any = None) -> Tensor:
         normed = self.ln1(self.resid_pre(x, tap), tap)
         mid = self.resid_mid(self.attn(normed, visible, tap)[0] + normed, tap)
         return self.resid_post(mid + self.mlp(self.ln2(mid, tap), tap), tap)
@@ -181,7 +182,7 @@ def residual_after_norm(patch: Patch) -> None:
 def mlp_beside_attention(patch: Patch) -> None:
     """Attention and MLP both read what enters the block."""
 
-    def forward(self: Any, x: Tensor, visible: Any = None, tap: Any = None) -> Tensor:
+    def forward(self: Any, x: Tensor, visible: Any = None, tap: Any = None, remember: Any = None) -> Tensor:
         x = self.resid_pre(x, tap)
         mid = self.resid_mid(self.attn(self.ln1(x, tap), visible, tap)[0] + x, tap)
         return self.resid_post(mid + self.mlp(self.ln2(x, tap), tap), tap)

@@ -6,16 +6,15 @@ with. Each run counts how often each edit fired; one that never fired is an erro
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from pellucid.aliases import Names, selected
-from pellucid.axes import Axes, Axis
+from pellucid.aliases import Names
+from pellucid.axes import POSITIONS, Axes, Axis
 from pellucid.batch import Batch
-from pellucid.ckpt import all_axes
 from pellucid.errors import EditError
 from pellucid.run.activations import ActivationCkpts
 from pellucid.run.region import Index, Region, put, take
@@ -23,12 +22,28 @@ from pellucid.run.region import Index, Region, put, take
 
 @dataclass(frozen=True)
 class Site:
-    """Where an edit fires: the checkpoint, its axes, the batch that runs, and the whole value's shape."""
+    """Where an edit fires.
+
+    Attributes:
+        name: The checkpoint.
+        axes: Of its value.
+        batch: What runs.
+        shape: Of the whole value.
+        start: The column of the text at which the value begins, where a text is run piece by piece; else None.
+        chosen: Which of the positions that the edit names are in this piece; None for all.
+    """
 
     name: str
     axes: Axes
     batch: Batch
     shape: torch.Size
+    start: int | None = None
+    chosen: list[int] | None = None
+
+    @property
+    def pos_axis(self) -> int:
+        """The axis of positions, of queries for scores and patterns."""
+        return next(i for i, axis in enumerate(self.axes) if axis in POSITIONS)
 
 
 Change = Callable[[Tensor, Site], Tensor]
@@ -55,6 +70,8 @@ class Edit:
     names: Names
     change: Change
     region: Region
+    whole_text: bool = False
+    """Whether the change depends on positions beside those that it changes."""
 
     @classmethod
     def zero(cls, names: Names, *, pos: Index = None, heads: Index = None, neurons: Index = None) -> Edit:
@@ -121,7 +138,7 @@ class Edit:
             source = take(source, without_pos.indices(site.name, source.shape, site.axes, strict=True))
             return _mean(source, batch, region if reference is None else Region(reference.part.pos)).to(part)
 
-        return cls("mean_ablate", names, change, region)
+        return cls("mean_ablate", names, change, region, whole_text=reference is None)
 
     @classmethod
     def patch(
@@ -139,15 +156,19 @@ class Edit:
         _require_captured("patch", source)
 
         def change(part: Tensor, site: Site) -> Tensor:
-            value = source[site.name]
-            if source.part != Region() or value.shape[1:] != site.shape[1:]:
+            value, here = source[site.name], region
+            if site.start is not None:
+                columns = site.shape[site.pos_axis]
+                inside = region.within(site.start, columns)
+                here = replace(region, pos=[site.start + i for i in (range(columns) if inside is None else inside[0])])
+            if source.part != Region() or (site.start is None and value.shape[1:] != site.shape[1:]):
                 raise EditError(
                     f"patch at {site.name}: the source holds {list(value.shape)}, expected {list(site.shape)} "
                     f"({', '.join(site.axes)}).",
                     code="edit-misfit",
                     remedy="Capture whole values, of a text of the same number of tokens; limit the patch instead.",
                 )
-            chosen = take(value, region.indices(site.name, value.shape, site.axes, strict=True))
+            chosen = take(value, here.indices(site.name, value.shape, site.axes, strict=True))
             return _fitting(chosen, part, site)
 
         return cls("patch", names, change, region)
@@ -176,13 +197,20 @@ class Edit:
         shown = "".join(f", {name}={index!r}" for name, index in limits.items() if index is not None)
         return f"Edit.{self.what}({self.names!r}{shown})"
 
-    def at(self, value: Tensor, site: Site) -> Tensor:
-        """The value that the model goes on with.
+    def at(self, value: Tensor, site: Site) -> Tensor | None:
+        """The value that the model goes on with; None where the positions to change are in another piece of the text.
 
         Raises:
             EditError: What the change gives does not fit the part it goes to.
         """
-        indices = self.region.indices(site.name, value.shape, site.axes, strict=True)
+        region = self.region
+        inside = None if site.start is None else region.within(site.start, value.size(site.pos_axis))
+        if inside is not None:
+            columns, places = inside
+            if not columns:
+                return None
+            region, site = replace(region, pos=columns), replace(site, chosen=places)
+        indices = region.indices(site.name, value.shape, site.axes, strict=True)
         part = take(value, indices)
         changed = self.change(part, site)
         if not isinstance(changed, Tensor) or changed.dtype != part.dtype:
@@ -205,55 +233,6 @@ class Edit:
         )
 
 
-class EditTap:
-    """The edits of one run: applies them in the order given and counts."""
-
-    def __init__(self, edits: Edit | Sequence[Edit], batch: Batch, n_layer: int) -> None:
-        self._axes = all_axes(n_layer)
-        self._batch = batch
-        self._at: dict[str, list[Edit]] = {}
-        several = [edits] if isinstance(edits, Edit) or not isinstance(edits, Sequence) else list(edits)
-        for edit in several:
-            if not isinstance(edit, Edit):
-                raise EditError(
-                    f"edits: {type(edit).__name__} given, expected pl.Edit.",
-                    code="edit-kind",
-                    remedy="Make edits with pl.Edit.zero, replace, add, scale, mean_ablate, patch or apply.",
-                )
-        self.fired: dict[Edit, int] = dict.fromkeys(several, 0)
-        for edit in several:
-            for name in _selected(edit, tuple(self._axes)):
-                self._at.setdefault(name, []).append(edit)
-
-    def wants(self, name: str) -> bool:
-        return name in self._at
-
-    def __call__(self, name: str, value: Tensor) -> Tensor:
-        for edit in self._at[name]:
-            value = edit.at(value, Site(name, self._axes[name], self._batch, value.shape))
-            self.fired[edit] += 1
-        return value
-
-    def check_fired(self) -> None:
-        """Raise for the edits that never fired."""
-        silent = [edit for edit, times in self.fired.items() if not times]
-        if silent:
-            raise EditError(
-                f"never fired: {', '.join(map(repr, silent))}.",
-                code="edit-never-fired",
-                remedy="The run stopped before their checkpoints; choose a later stop_at, or leave them out.",
-            )
-
-
-def _selected(edit: Edit, known: Sequence[str]) -> tuple[str, ...]:
-    chosen = selected(edit.names, known) if edit.names else ()
-    if not chosen:
-        raise EditError(
-            f"{edit!r}: names no checkpoint.", code="edit-kind", remedy="Give the name of a checkpoint, or a pattern."
-        )
-    return chosen
-
-
 def _require_captured(what: str, given: object) -> None:
     if not isinstance(given, ActivationCkpts):
         raise EditError(
@@ -265,6 +244,10 @@ def _require_captured(what: str, given: object) -> None:
 
 def _fitting(value: Tensor | float, part: Tensor, site: Site) -> Tensor:
     """A given value with the part's shape, dtype and device."""
+    if isinstance(value, Tensor) and site.chosen is not None:
+        from_right = len(site.axes) - site.pos_axis
+        if value.dim() >= from_right and value.size(-from_right) > part.size(site.pos_axis):
+            value = value.index_select(-from_right, torch.tensor(site.chosen, device=value.device))
     try:
         return torch.as_tensor(value, dtype=part.dtype, device=part.device).expand(part.shape)
     except (TypeError, ValueError, RuntimeError) as error:

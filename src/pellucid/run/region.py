@@ -37,6 +37,27 @@ class Region:
             if isinstance(index, Iterator):  # it is read at every checkpoint
                 object.__setattr__(self, name, list(index))
 
+    def within(self, start: int, columns: int) -> tuple[list[int], list[int]] | None:
+        """Which of the chosen positions lie in the columns from `start` on; None where all columns are chosen.
+
+        Returns:
+            Their columns, counted from `start`, and the place that each has among the positions that were chosen.
+
+        Raises:
+            InputError: Positions counted from the end of a text whose end is not known.
+        """
+        if self.pos is None:
+            return None
+        if isinstance(self.pos, slice):
+            first, last, step = self.pos.start or 0, self.pos.stop, self.pos.step or 1
+            _require_absolute((first, 0 if last is None else last, min(step, 0)), self.pos)
+            wanted = list(range(first, start + columns if last is None else last, step))
+        else:
+            wanted = [self.pos] if isinstance(self.pos, int) else [int(i) for i in self.pos]
+            _require_absolute(wanted, self.pos)
+        inside = [(i - start, place) for place, i in enumerate(wanted) if start <= i < start + columns]
+        return [column for column, _ in inside], [place for _, place in inside]
+
     def indices(self, name: str, shape: Iterable[int], axes: Axes, *, strict: bool) -> dict[int, Tensor]:
         """Axis number -> chosen entries, for a value of this shape.
 
@@ -59,6 +80,15 @@ class Region:
                     remedy=f"Leave {what}= out, or choose a checkpoint that has that axis.",
                 )
         return chosen
+
+
+def _require_absolute(positions: Iterable[int], given: Index) -> None:
+    if any(i < 0 for i in positions):
+        raise InputError(
+            f"pos={given!r}, expected positions counted from the beginning.",
+            code="negative-position",
+            remedy="The text grows while it is generated: count from 0.",
+        )
 
 
 def take(value: Tensor, indices: dict[int, Tensor]) -> Tensor:

@@ -1,0 +1,256 @@
+"""Keys and values of tokens that were run already, so that the tokens after them can be run alone.
+
+Memory for `capacity` columns is laid out once; a run writes its columns behind those that are there. Pads stay in the
+cache as columns that nobody attends to.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from pellucid.batch import Batch
+from pellucid.config import TransformerConfig
+from pellucid.errors import InputError, ShapeError
+from pellucid.weights import files, formats
+
+_CONTENT, _MASK = "keys_and_values", "mask"
+
+
+class KeyValueCache:
+    """Keys and values [L, 2, B, H, capacity, K] of the first `length` columns of a text.
+
+    A model given one writes into it: `model(ids, cache=cache)` runs `ids` as the continuation of what is in the cache.
+
+    Args:
+        config: Of the model that will use it.
+        rows: Texts in the batch.
+        capacity: Columns that fit; the model's context where None.
+        dtype: Of the model.
+        device: Of the model.
+
+    Attributes:
+        content: The keys [:, 0] and values [:, 1] of each block.
+        mask: [B, capacity], true at columns that hold a token, false at pads.
+        length: Columns that are filled.
+
+    Example:
+        >>> import torch
+        >>> import pellucid as pl
+        >>> model = pl.load()
+        >>> cache = pl.KeyValueCache(model.config)
+        >>> with torch.no_grad():
+        ...     _ = model("Once upon a", cache=cache)
+        ...     logits = model(" time", cache=cache)
+        >>> cache.length, logits.shape
+        (4, torch.Size([1, 1, 4096]))
+    """
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        rows: int = 1,
+        capacity: int | None = None,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        columns = config.n_positions if capacity is None else capacity
+        if rows < 1 or columns < 1:
+            raise InputError(
+                f"KeyValueCache: {rows} rows of {columns} columns, expected at least one of each.",
+                code="cache-empty",
+                remedy="Give the number of texts and of tokens that it has to hold.",
+            )
+        shape = (config.n_layer, 2, rows, config.n_head, columns, config.d_head)
+        self.content = torch.empty(shape, dtype=dtype, device=device)
+        self.mask = torch.zeros(rows, columns, dtype=torch.bool, device=device)
+        self.length = 0
+
+    @staticmethod
+    def bytes_needed(config: TransformerConfig, rows: int, capacity: int, dtype: torch.dtype = torch.float32) -> int:
+        """What a cache of these sizes would take, before it is made: 2 L B H K bytes a column, times the dtype's.
+
+        Example:
+            >>> import pellucid as pl
+            >>> config = pl.TransformerConfig.from_pretrained("gpt2-small")
+            >>> pl.KeyValueCache.bytes_needed(config, rows=1, capacity=1024)
+            75498496
+        """
+        keys_and_values = 2 * config.n_layer * config.n_embd * dtype.itemsize
+        return rows * capacity * (keys_and_values + torch.bool.itemsize)
+
+    @property
+    def rows(self) -> int:
+        """Texts in the batch."""
+        return self.content.size(2)
+
+    @property
+    def capacity(self) -> int:
+        """Columns that fit."""
+        return self.content.size(4)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory."""
+        return sum(tensor.numel() * tensor.element_size() for tensor in (self.content, self.mask))
+
+    def padding_up_to(self, columns: int) -> Tensor | None:
+        """[B, columns], true at tokens; None where there are no pads."""
+        kept = self.mask[:, :columns]
+        return None if bool(kept.all()) else kept
+
+    @property
+    def counts(self) -> Tensor:
+        """[B]: tokens of each text, which is the position of the next one."""
+        return self.mask[:, : self.length].sum(1)
+
+    def __repr__(self) -> str:
+        return f"KeyValueCache of {self.rows} x {self.length} of {self.capacity} columns, {self.nbytes:,} bytes"
+
+    def open(self, mask: Tensor) -> None:
+        """Make room for the next columns, of which `mask` [B, P] says which hold tokens.
+
+        Raises:
+            ShapeError: Another number of rows.
+            InputError: They do not fit.
+        """
+        rows, columns = mask.shape
+        if rows != self.rows:
+            raise _wrong_rows(rows, self.rows)
+        if self.length + columns > self.capacity:
+            raise InputError(
+                f"cache: {self.length} + {columns} columns, expected at most {self.capacity} (capacity).",
+                code="cache-full",
+                remedy="Make the cache larger, or rewind it.",
+            )
+        self.mask[:, self.length : self.length + columns] = mask
+
+    def writer(self, block: int) -> partial[tuple[Tensor, Tensor]]:
+        """What one block calls with its new keys and values."""
+        return partial(self._write, block)
+
+    def _write(self, block: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """k, v [B, H, P, K] of the new columns -> those of all columns, [B, H, length + P, K]."""
+        end = self.length + k.size(2)
+        keys, values = self.content[block]
+        keys[:, :, self.length : end] = k
+        values[:, :, self.length : end] = v
+        return keys[:, :, :end], values[:, :, :end]
+
+    def close(self, columns: int) -> None:
+        """Count the new columns, which every block has written."""
+        self.length += columns
+
+    def rewind(self, length: int) -> None:
+        """Forget the columns from `length` on.
+
+        Raises:
+            InputError: A length that it does not have.
+        """
+        if not 0 <= length <= self.length:
+            raise InputError(
+                f"cache: rewind to {length}, expected 0 to {self.length}.",
+                code="cache-rewind",
+                remedy="Rewind to a length that the cache had before.",
+            )
+        self.length = length
+
+    def fork(self, rows: int = 1, capacity: int | None = None) -> KeyValueCache:
+        """A copy that goes its own way, each text `rows` times in a row.
+
+        Args:
+            rows: Copies of each text, next to each other.
+            capacity: Of the copy; the same where None.
+
+        Raises:
+            InputError: It would not hold what is there.
+        """
+        columns = self.capacity if capacity is None else capacity
+        if rows < 1 or columns < max(self.length, 1):
+            raise InputError(
+                f"cache: fork into {rows} rows of {columns} columns, expected at least one of {self.length}.",
+                code="cache-fork",
+                remedy="Give room for what the cache holds.",
+            )
+        made = object.__new__(KeyValueCache)
+        layers, two, texts, heads, _, width = self.content.shape
+        made.content = self.content.new_empty(layers, two, texts * rows, heads, columns, width)
+        made.mask = self.mask.new_zeros(texts * rows, columns)
+        made.length = self.length
+        filled = self.content[..., : self.length, :].repeat_interleave(rows, 2)
+        made.content[..., : self.length, :] = filled
+        made.mask[:, : self.length] = self.mask[:, : self.length].repeat_interleave(rows, 0)
+        return made
+
+    def reorder(self, rows: Tensor) -> None:
+        """Put the texts in another order, in place; `rows` [B] says which one comes where, perhaps several times."""
+        if torch.equal(rows, torch.arange(self.rows, device=rows.device)):
+            return
+        filled = self.content[..., : self.length, :].index_select(2, rows)
+        self.content[..., : self.length, :] = filled
+        self.mask = self.mask.index_select(0, rows)
+
+    def trim(self) -> None:
+        """Give back the memory of the columns that are not filled."""
+        self.content = self.content[..., : max(self.length, 1), :].clone()
+        self.mask = self.mask[:, : max(self.length, 1)].clone()
+
+    def save(self, path: str | Path) -> None:
+        """Write what is filled into one safetensors file, whole or not at all."""
+        tensors = {
+            _CONTENT: self.content[..., : self.length, :].cpu().contiguous(),
+            _MASK: self.mask[:, : self.length].cpu().contiguous(),
+        }
+        files.write_folder(Path(path).parent, {Path(path).name: partial(save_file, tensors)})
+
+    @classmethod
+    def load(cls, path: str | Path, device: torch.device | str = "cpu") -> KeyValueCache:
+        """Read a file that `save` wrote; `fork(capacity=…)` makes room for more.
+
+        Raises:
+            InputError: A file of something else.
+        """
+        tensors = formats.read_file(Path(path)).tensors
+        content, mask = tensors.get(_CONTENT), tensors.get(_MASK)
+        if content is None or mask is None or content.dim() != 6 or mask.shape != (content.size(2), content.size(4)):
+            raise InputError(
+                f"{str(path)!r} holds no keys and values.",
+                code="not-a-cache",
+                remedy="Give a file that KeyValueCache.save wrote.",
+            )
+        made = object.__new__(cls)
+        made.content, made.mask = content.to(device), mask.to(device)
+        made.length = mask.size(1)
+        return made
+
+
+def continued(batch: Batch, cache: KeyValueCache, config: TransformerConfig) -> Tensor:
+    """Positions [B, P] of a batch that goes on where the texts of a cache end; 0 at pads.
+
+    Raises:
+        InputError: A text would be longer than the context.
+    """
+    if len(batch) != cache.rows:
+        raise _wrong_rows(len(batch), cache.rows)
+    positions = (batch.positions + cache.counts[:, None]).masked_fill(~batch.mask, 0)
+    longest = int(positions.max()) + 1
+    if longest > config.n_positions:
+        raise InputError(
+            f"cache: a text of {longest} tokens with what is cached, expected at most {config.n_positions}.",
+            code="too-long",
+            remedy="Rewind the cache, or give fewer tokens: GPT-2 has no embedding for later positions.",
+        )
+    return positions
+
+
+def _wrong_rows(given: int, expected: int) -> ShapeError:
+    return ShapeError(
+        f"cache: {given} rows given, expected {expected}.",
+        code="cache-rows",
+        remedy="Run the batch that the cache was made for, or fork it: cache.fork(rows).",
+    )

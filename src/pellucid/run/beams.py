@@ -1,0 +1,195 @@
+"""Beam search (Graves 2012; length penalty as in Wu et al. 2016, arXiv:1609.08144, without its offset).
+
+The search keeps `width` unfinished texts for each prompt and the best finished ones. Arithmetic and the calls of
+`topk`, which decide between equals, are those of transformers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from pellucid.errors import InputError
+from pellucid.run.decoding import checked, chosen_logprobs
+from pellucid.run.sampling import Context, Sampler
+from pellucid.run.stepping import Stepper
+from pellucid.run.stopping import Stopping
+
+NEVER = -1.0e9
+"""The score of what must not be chosen."""
+
+
+@dataclass(frozen=True)
+class Beams:
+    """How wide the search is and how finished texts are scored.
+
+    Args:
+        width: Unfinished texts kept for each prompt.
+        length_penalty: Scores are sums of log-probabilities over the number of new tokens to this power: above 0
+            favours long texts.
+        early_stopping: True ends when `width` texts are finished; False when no unfinished one can get better at its
+            present length; "never" when none can at any length.
+        returned: Texts given back for each prompt.
+    """
+
+    width: int
+    length_penalty: float = 1.0
+    early_stopping: bool | Literal["never"] = False
+    returned: int = 1
+
+    def __post_init__(self) -> None:
+        if self.returned > self.width:
+            raise InputError(
+                f"generate: num_return_sequences={self.returned} with num_beams={self.width}.",
+                code="return-sequences",
+                remedy="A search gives no more texts than it has beams.",
+            )
+        if self.early_stopping not in (True, False, "never"):
+            raise InputError(
+                f"generate: early_stopping={self.early_stopping!r}, expected True, False or 'never'.",
+                code="early-stopping",
+                remedy="Give one of these.",
+            )
+
+
+@dataclass(frozen=True)
+class Hypotheses:
+    """Texts of each prompt, best first.
+
+    Attributes:
+        ids: [B, W, N], new tokens; what a shorter text does not have is -1.
+        logprobs: [B, W, N], the model's own.
+        scores: [B, W].
+        finished: [B, W].
+    """
+
+    ids: Tensor
+    logprobs: Tensor
+    scores: Tensor
+    finished: Tensor
+
+    @classmethod
+    def none(cls, prompts: int, width: int, length: int, device: torch.device) -> Hypotheses:
+        """Places that are not taken."""
+        shape = (prompts, width)
+        return cls(
+            torch.full((*shape, length), -1, device=device),
+            torch.zeros(*shape, length, device=device),
+            torch.full(shape, NEVER, device=device),
+            torch.zeros(shape, dtype=torch.bool, device=device),
+        )
+
+    def chosen(self, which: Tensor) -> Hypotheses:
+        """Those at `which` [B, W'] of each prompt."""
+        wide = which[..., None].expand(-1, -1, self.ids.size(2))
+        return Hypotheses(
+            self.ids.gather(1, wide), self.logprobs.gather(1, wide), self.scores.gather(1, which),
+            self.finished.gather(1, which),
+        )  # fmt: skip
+
+    def joined(self, other: Hypotheses) -> Hypotheses:
+        """These and others as candidates for the same places."""
+        return Hypotheses(
+            torch.cat([self.ids, other.ids], 1), torch.cat([self.logprobs, other.logprobs], 1),
+            torch.cat([self.scores, other.scores], 1), torch.cat([self.finished, other.finished], 1),
+        )  # fmt: skip
+
+
+@dataclass
+class Search:
+    """One search over all prompts of a batch.
+
+    Args:
+        stepper: Runs prompts times `beams.width` texts.
+        beams: What is kept.
+        sampler: Penalties on log-probabilities; with a temperature above 0, continuations are drawn.
+        stopping: When a text is finished.
+        generator: For draws.
+    """
+
+    stepper: Stepper
+    beams: Beams
+    sampler: Sampler
+    stopping: Stopping
+    generator: torch.Generator | None
+
+    def run(self) -> Hypotheses:
+        """The finished texts of each prompt [B, W], best first."""
+        width, length = self.beams.width, self.stopping.max_new_tokens
+        prompts, device = len(self.stepper.ids) // width, self.stepper.ids.device
+        running = Hypotheses.none(prompts, width, length, device)
+        running.scores[:, 0] = 0.0  # the beams of a prompt are equal at first: go on from one of them
+        finished = Hypotheses.none(prompts, width, length, device)
+        improvable = torch.ones(prompts, 1, dtype=torch.bool, device=device)
+        for logits, step in self._logits():
+            candidates, parents = self._continued(running, logits, step)
+            hits = candidates.finished
+            order = torch.topk(candidates.scores + hits.float() * NEVER, width)[1]
+            running = candidates.chosen(order)
+            running = replace(running, scores=(candidates.scores + hits.float() * NEVER).gather(1, order))
+            finished = self._updated(finished, candidates, improvable, step)
+            improvable = improvable & self._can_improve(running, finished, step + 1)
+            full = finished.finished.all() if self.beams.early_stopping is True else torch.tensor(False)
+            if not bool(improvable.any()) or bool(full) or bool(hits.all()):
+                break
+            self._parents = parents.gather(1, order)
+            self._tokens = running.ids[:, :, step]
+        return finished
+
+    def _logits(self) -> Iterator[tuple[Tensor, int]]:
+        """The logits of each step [B W, V], with the step; after each but the first the beams have moved."""
+        everyone = torch.ones(len(self.stepper.ids), dtype=torch.bool, device=self.stepper.ids.device)
+        yield checked(self.stepper, self.stepper.start, everyone, 0), 0
+        for step in range(1, self.stopping.max_new_tokens):
+            offset = torch.arange(len(self._parents), device=everyone.device)[:, None] * self.beams.width
+            self.stepper.reorder((self._parents + offset).flatten())
+            tokens = self._tokens.flatten()
+            yield checked(self.stepper, lambda tokens=tokens: self.stepper.step(tokens), everyone, step), step
+
+    def _continued(self, running: Hypotheses, logits: Tensor, step: int) -> tuple[Hypotheses, Tensor]:
+        """The best continuations [B, K] of each prompt's beams, and which beam each goes on from."""
+        width, vocabulary, prompts = self.beams.width, logits.size(-1), len(running.ids)
+        ends = self.stopping.end_ids
+        kept = max(2, 1 + len(ends)) * width
+        keep = 1 if self.sampler.is_greedy else max(2, 1 + len(ends))
+        context = Context(self.stepper.ids, self.stepper.mask, step, ends, keep)
+        processed = self.sampler.process(logits.float().log_softmax(-1), context)
+        total = (processed.unflatten(0, (prompts, width)) + running.scores[:, :, None]).flatten(1)
+        if self.sampler.is_greedy:
+            scores, places = torch.topk(total, kept)
+        else:
+            places = torch.multinomial(total.softmax(-1), kept, generator=self.generator)
+            scores = total.gather(1, places)
+        parents, tokens = places // vocabulary, places % vocabulary
+        own = chosen_logprobs(logits.unflatten(0, (prompts, width))[torch.arange(prompts)[:, None], parents], tokens)
+        candidates = running.chosen(parents)
+        candidates.ids[:, :, step], candidates.logprobs[:, :, step] = tokens, own.float()
+        return replace(candidates, scores=scores, finished=self._hits(candidates.ids[:, :, : step + 1])), parents
+
+    def _hits(self, ids: Tensor) -> Tensor:
+        """[B, K]: which texts are finished."""
+        rows = [[self.stopping.reason(tokens) is not None for tokens in texts] for texts in ids.tolist()]
+        return torch.tensor(rows, device=ids.device)
+
+    def _updated(self, finished: Hypotheses, candidates: Hypotheses, improvable: Tensor, step: int) -> Hypotheses:
+        """The best finished texts, with the new ones among the best `width` candidates taken in."""
+        width = self.beams.width
+        taken = candidates.finished & (torch.arange(candidates.finished.size(1), device=improvable.device) < width)
+        scores = candidates.scores / ((step + 1) ** self.beams.length_penalty)
+        full = finished.finished.all(1, keepdim=True) & (self.beams.early_stopping is True)
+        for excluded in (full, ~improvable, ~taken):
+            scores = scores + excluded.float() * NEVER
+        merged = finished.joined(replace(candidates, scores=scores, finished=taken))
+        return merged.chosen(torch.topk(merged.scores, width)[1])
+
+    def _can_improve(self, running: Hypotheses, finished: Hypotheses, length: int) -> Tensor:
+        """[B, 1]: whether the best unfinished text could still come before the worst finished one."""
+        penalty = self.beams.length_penalty
+        best = self.stopping.max_new_tokens if self.beams.early_stopping == "never" and penalty > 0.0 else length
+        possible = running.scores[:, :1] / (best**penalty)
+        worst = torch.where(finished.finished, finished.scores.min(1, keepdim=True)[0], NEVER)
+        return (possible > worst).any(-1, keepdim=True)

@@ -1,0 +1,122 @@
+"""Generation from end to end: from a request to texts, whichever way they are decoded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from pellucid.batch import Batch
+from pellucid.errors import EditError
+from pellucid.run.activations import ActivationCkpts
+from pellucid.run.beams import Beams, Hypotheses, Search
+from pellucid.run.decoding import Step, decode
+from pellucid.run.generation import Generation, Row, Token
+from pellucid.run.request import Request, generator_of, look_at, pad_id
+from pellucid.run.stepping import Stepper
+from pellucid.run.stopping import Stopping
+from pellucid.run.text import TextStream
+from pellucid.transformer import Transformer
+
+
+def generate(model: Transformer, request: Request) -> Generation:
+    """Carry out a request."""
+    if request.stopping.max_new_tokens == 0:
+        return _prompts_alone(request)
+    if request.beams is not None:
+        return _searched(model, request, request.beams)
+    stepper, steps = _started(model, request)
+    ids, logprobs = [], []
+    lengths, reasons = [0] * len(stepper.ids), ["length"] * len(stepper.ids)
+    for number, step in enumerate(steps):
+        ids.append(step.ids)
+        logprobs.append(step.logprobs)
+        for row, active in enumerate(step.active.tolist()):
+            lengths[row] = number + 1 if active else lengths[row]
+            reasons[row] = step.reasons[row] or reasons[row]
+    new, chances = torch.stack(ids, 1), torch.stack(logprobs, 1)
+    prompts = [row for row in request.batch.rows() for _ in range(request.returned)]
+    rows = tuple(
+        Row(prompt, new[i, : lengths[i]], chances[i, : lengths[i]], reasons[i])  # pyright: ignore[reportArgumentType]
+        for i, prompt in enumerate(prompts)
+    )
+    ckpts = _captured(stepper, request, new, lengths)
+    return Generation(rows, request.batch.tokenizer, request.single and request.returned == 1, ckpts)
+
+
+def steps(model: Transformer, request: Request) -> Iterator[Step]:
+    """The steps of a request without beams."""
+    return _started(model, request)[1]
+
+
+def stream(model: Transformer, request: Request) -> Iterator[Token]:
+    """The tokens of a request without beams, as they come: for each step, one of each text that goes on."""
+    texts = [TextStream(request.batch.tokenizer) for _ in range(len(request.batch) * request.returned)]
+    for step in steps(model, request) if request.stopping.max_new_tokens else ():
+        chosen, logprobs = step.ids.tolist(), step.logprobs.tolist()
+        for row, active in enumerate(step.active.tolist()):
+            if active:
+                text, reason = texts[row].push(chosen[row]), step.reasons[row]
+                yield Token(text + (texts[row].finish() if reason else ""), chosen[row], logprobs[row], row, reason)
+
+
+def _started(model: Transformer, request: Request) -> tuple[Stepper, Iterator[Step]]:
+    pace = replace(request.pace, repeats=request.returned)
+    stepper = Stepper(model, request.batch, pace, look_at(request, model.config))
+    generator = generator_of(request.seed, request.batch.ids.device)
+    return stepper, decode(stepper, request.sampler, request.stopping, generator, pad_id(model.config))
+
+
+def _captured(stepper: Stepper, request: Request, new: Tensor, lengths: list[int]) -> ActivationCkpts | None:
+    """What was captured, over the whole texts: their last tokens, which nothing followed, are run for it."""
+    look = stepper.look
+    if look.is_blind:
+        return None
+    with torch.no_grad():
+        stepper.step(new[:, -1])
+    look.edits.check_fired()
+    if not request.names:
+        return None
+    columns = torch.arange(new.size(1), device=new.device)
+    real = columns < torch.tensor(lengths, device=new.device)[:, None]
+    mask = torch.cat([stepper.mask[:, : -new.size(1)], real], 1)
+    positions = (mask.long().cumsum(1) - 1).masked_fill(~mask, 0)
+    batch = Batch(stepper.ids, mask, positions, request.batch.tokenizer)
+    return ActivationCkpts(look.joined(mask.size(1)), batch, look.n_layer, fired=look.edits.fired)
+
+
+def _searched(model: Transformer, request: Request, beams: Beams) -> Generation:
+    if request.names or request.edits:
+        raise EditError(
+            "generate: names= or edits= with num_beams, whose texts change places on the way.",
+            code="look-and-beams",
+            remedy="Run the text that the search found: model.run_with_ckpts(out.ids).",
+        )
+    pace = replace(request.pace, repeats=beams.width)
+    stepper = Stepper(model, request.batch, pace, look_at(request, model.config))
+    generator = generator_of(request.seed, request.batch.ids.device)
+    found = Search(stepper, beams, request.sampler, request.stopping, generator).run()
+    rows = [
+        _row(prompt, found, number, place, request.stopping)
+        for number, prompt in enumerate(request.batch.rows())
+        for place in range(beams.returned)
+    ]
+    return Generation(tuple(rows), request.batch.tokenizer, request.single and beams.returned == 1)
+
+
+def _row(prompt: Tensor, found: Hypotheses, number: int, place: int, stopping: Stopping) -> Row:
+    new = found.ids[number, place]
+    new = new[new >= 0]
+    reason = stopping.reason(new.tolist())
+    assert reason is not None, "a search gives finished texts"
+    return Row(prompt, new, found.logprobs[number, place, : len(new)], reason, float(found.scores[number, place]))
+
+
+def _prompts_alone(request: Request) -> Generation:
+    count = request.beams.returned if request.beams is not None else request.returned
+    rows = tuple(
+        Row(prompt, prompt[:0], prompt[:0].float(), "length") for prompt in request.batch.rows() for _ in range(count)
+    )
+    return Generation(rows, request.batch.tokenizer, request.single and count == 1)

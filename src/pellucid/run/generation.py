@@ -1,0 +1,127 @@
+"""What a generation gives: ids, text, log-probabilities, and why each text ended."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from pellucid.run.activations import ActivationCkpts
+from pellucid.run.stopping import Reason
+from pellucid.tokens import Tokenizer
+
+Ragged = Tensor | list[Tensor]
+"""One tensor where all rows have one length, else a list of rows."""
+
+
+@dataclass(frozen=True)
+class Token:
+    """A token of a stream.
+
+    Attributes:
+        text: What it adds to the text: whole characters, so that it may be empty. `print(token, end="")` prints it.
+        id: Its id.
+        logprob: Its log-probability in nats, in the model's own distribution.
+        row: Which text it belongs to.
+        stopped: Why the text ends with it: "end", "stop" or "length"; None where it goes on.
+    """
+
+    text: str
+    id: int
+    logprob: float
+    row: int = 0
+    stopped: Reason | None = None
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@dataclass(frozen=True)
+class Row:
+    """One generated text: ids of the prompt and of what follows, and the latter's log-probabilities."""
+
+    prompt: Tensor
+    new: Tensor
+    logprobs: Tensor
+    stopped: Reason
+    score: float | None = None
+
+
+@dataclass(frozen=True, repr=False)
+class Generation:
+    """Generated texts, one or several for each prompt.
+
+    Attributes:
+        rows: Each text.
+        tokenizer: For `text`.
+        single: Whether one text was asked for, by one prompt that was not in a list.
+        ckpts: What was captured, over the whole texts; None where nothing was asked for.
+
+    Example:
+        >>> import pellucid as pl
+        >>> out = pl.load().generate("Once upon a time", max_new_tokens=4)
+        >>> out.ids.shape, out.stopped
+        (torch.Size([1, 8]), ['length'])
+    """
+
+    rows: tuple[Row, ...]
+    tokenizer: Tokenizer | None = field(compare=False)
+    single: bool = False
+    ckpts: ActivationCkpts | None = field(default=None, compare=False)
+
+    @property
+    def ids(self) -> Ragged:
+        """Prompt and continuation without pads: [B, P], or a list of rows where they have different lengths."""
+        return _together([torch.cat([row.prompt, row.new]) for row in self.rows])
+
+    @property
+    def new_ids(self) -> Ragged:
+        """The continuations: [B, N], or a list of rows where they have different lengths."""
+        return _together([row.new for row in self.rows])
+
+    @property
+    def logprobs(self) -> Ragged:
+        """Log-probabilities in nats of the new tokens, the model's own, before any sampler; shaped as `new_ids`."""
+        return _together([row.logprobs for row in self.rows])
+
+    @property
+    def stopped(self) -> list[Reason]:
+        """Why each text ended: "end" (an end id), "stop" (a stop string or id) or "length"."""
+        return [row.stopped for row in self.rows]
+
+    @property
+    def scores(self) -> list[float] | None:
+        """Beam search: the sum of each text's log-probabilities over its new tokens to the length penalty."""
+        found = [row.score for row in self.rows if row.score is not None]
+        return found or None
+
+    @property
+    def texts(self) -> list[str]:
+        """Prompt and continuation of each row."""
+        return [_decoded(self.tokenizer, torch.cat([row.prompt, row.new]).tolist()) for row in self.rows]
+
+    @property
+    def text(self) -> str | list[str]:
+        """`texts`, or the text itself where one was asked for."""
+        return self.texts[0] if self.single else self.texts
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __str__(self) -> str:
+        return "\n\n".join(self.texts)
+
+    def __repr__(self) -> str:
+        lines = [f"Generation of {len(self)} text{'s' * (len(self) != 1)}"]
+        lines += [f"  {text!r}  ({row.stopped})" for text, row in zip(self.texts, self.rows, strict=True)]
+        return "\n".join(lines)
+
+
+def _decoded(tokenizer: Tokenizer | None, ids: Sequence[int]) -> str:
+    return " ".join(map(str, ids)) if tokenizer is None else tokenizer.decode(ids)
+
+
+def _together(rows: list[Tensor]) -> Ragged:
+    return torch.stack(rows) if len({len(row) for row in rows}) == 1 else rows

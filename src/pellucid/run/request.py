@@ -1,0 +1,157 @@
+"""What a generation was asked for, checked before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from pellucid.aliases import Names, selected
+from pellucid.batch import Batch
+from pellucid.config import TransformerConfig
+from pellucid.errors import InputError
+from pellucid.run.beams import Beams
+from pellucid.run.edit import Edit
+from pellucid.run.edit_tap import EditTap
+from pellucid.run.sampling import Sampler
+from pellucid.run.stepping import Look, Pace, left_padded
+from pellucid.run.stopping import Stopping
+
+Seed = int | torch.Generator | None
+"""What draws come from: a seed, a generator, or torch's own where None."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """A generation as it was asked for.
+
+    Attributes:
+        batch: The prompts, padded on the left.
+        single: Whether one prompt was given that was not in a list.
+        sampler: How tokens are chosen.
+        stopping: When texts end.
+        seed: Of the draws.
+        returned: Texts for each prompt.
+        beams: The search; None for one token after another.
+        pace: How the text is run.
+        names: What is captured.
+        edits: What is changed.
+    """
+
+    batch: Batch
+    single: bool
+    sampler: Sampler
+    stopping: Stopping
+    seed: Seed
+    returned: int
+    beams: Beams | None
+    pace: Pace
+    names: frozenset[str]
+    edits: Sequence[Edit]
+
+
+def left(batch: Batch) -> Batch:
+    """The same texts with their pads on the left, so that each ends in the last column."""
+    if bool(batch.mask[:, -1].all()):
+        return batch
+    ids, mask = left_padded(list(batch.rows()))
+    positions = (mask.long().cumsum(-1) - 1).masked_fill(~mask, 0)
+    return Batch(ids, mask, positions, batch.tokenizer, None, batch.checked)
+
+
+def pace_of(batch: Batch, stopping: Stopping, config: TransformerConfig, *, cached: bool, overflow: str) -> Pace:
+    """How a text will be run, which must fit into the context unless it slides.
+
+    Raises:
+        InputError: It would not fit, or another overflow.
+    """
+    if overflow not in ("error", "slide"):
+        raise InputError(
+            f"generate: overflow={overflow!r}, expected 'error' or 'slide'.",
+            code="overflow",
+            remedy="Give one of the two.",
+        )
+    columns = batch.ids.size(1) + stopping.max_new_tokens
+    if columns > config.n_positions and overflow == "error":
+        prompt = batch.ids.size(1)
+        raise InputError(
+            f"generate: a prompt of {prompt} tokens and {stopping.max_new_tokens} new ones, expected at most "
+            f"{config.n_positions} together (n_positions).",
+            code="too-long",
+            remedy=f"Ask for at most {config.n_positions - prompt} new tokens, or pass overflow='slide', which goes "
+            "on from the last tokens that fit.",
+        )
+    return Pace(columns, cached, overflow == "slide")
+
+
+def returned_of(num_return_sequences: int, num_beams: int, sampler: Sampler) -> int:
+    """How many texts each prompt gets.
+
+    Raises:
+        InputError: Fewer than one, or several that would be the same.
+    """
+    for name, value in (("num_return_sequences", num_return_sequences), ("num_beams", num_beams)):
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise InputError(
+                f"generate: {name}={value!r}, expected 1 or more.", code="return-sequences", remedy="Give a number."
+            )
+    if num_return_sequences > 1 and num_beams == 1 and sampler.is_greedy:
+        raise InputError(
+            f"generate: num_return_sequences={num_return_sequences}, but greedy decoding gives one text.",
+            code="return-sequences",
+            remedy="Pass a sampler with a temperature, or num_beams.",
+        )
+    return num_return_sequences
+
+
+def look_at(request: Request, config: TransformerConfig) -> Look:
+    """What is captured and changed in a generation.
+
+    Raises:
+        EditError: An edit that cannot be made piece by piece.
+        InputError: Something is looked at in a text that slides.
+    """
+    edits = EditTap(request.edits, request.batch, config.n_layer, start=0)
+    if (request.names or edits.fired) and request.pace.columns > config.n_positions:
+        raise InputError(
+            "generate: names= or edits= with a text that slides, in which a column has no lasting position.",
+            code="look-and-slide",
+            remedy="Generate within the context.",
+        )
+    return Look(request.names, edits, config.n_layer)
+
+
+def names_of(names: Names, known: Sequence[str]) -> frozenset[str]:
+    """The checkpoints to capture; an empty list captures nothing, None everything."""
+    if names is not None and not isinstance(names, str) and not list(names):
+        return frozenset()
+    return frozenset(selected(names, known))
+
+
+def generator_of(seed: Seed, device: torch.device) -> torch.Generator | None:
+    """A generator for draws on this device; None for torch's own.
+
+    Raises:
+        InputError: Another kind of seed.
+    """
+    if seed is None or isinstance(seed, torch.Generator):
+        return seed
+    if not isinstance(seed, int) or isinstance(seed, bool):
+        raise InputError(
+            f"generate: seed={seed!r}, expected a whole number or a torch.Generator.",
+            code="seed",
+            remedy="Leave it out to draw from torch's own generator.",
+        )
+    return torch.Generator(device).manual_seed(seed)
+
+
+def pad_id(config: TransformerConfig) -> int:
+    """What stands where a text has ended: the pad id, else an end id, else 0, as in transformers."""
+    candidates = (config.pad_token_id, *config.end_ids, 0)
+    return next(i for i in candidates if i is not None and 0 <= i < config.vocab_size)
+
+
+def edits_of(edits: Edit | Iterable[Edit]) -> Sequence[Edit]:
+    """One edit or several, as a list."""
+    return [edits] if isinstance(edits, Edit) or not isinstance(edits, Iterable) else list(edits)

@@ -1,0 +1,231 @@
+"""The sampler: from logits to the next token, by penalties, filters and a draw.
+
+Its stages (`pellucid.run.stages`) come in the order of transformers' `generate`, so that equal logits and an equal seed
+give equal tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from pellucid.errors import InputError
+from pellucid.run import stages
+from pellucid.run.stages import Stage
+
+
+@dataclass(frozen=True)
+class Context:
+    """What penalties look at beside the logits.
+
+    Attributes:
+        ids: [B, n], the text so far, prompt included.
+        mask: [B, n], true at real tokens.
+        new: How many of the tokens are generated.
+        end_ids: Tokens that end a text.
+        keep: How many tokens no filter may go below.
+        active: [B], true where the text goes on; None for all.
+    """
+
+    ids: Tensor
+    mask: Tensor
+    new: int = 0
+    end_ids: tuple[int, ...] = ()
+    keep: int = 1
+    active: Tensor | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampler:
+    """How the next token is chosen.
+
+    Args:
+        temperature: 0 takes the likeliest token (the first of equals), after penalties and without filters.
+        top_k: Keep so many; 0 keeps all.
+        top_p: Keep the nucleus of this probability; 1 keeps all.
+        min_p: Keep what is at least so many times as likely as the likeliest; 0 keeps all.
+        typical_p: Keep the typical set of this probability; 1 keeps all.
+        repetition_penalty: Divides the logits of tokens that occurred; 1 does nothing.
+        frequency_penalty: Subtracted for every occurrence; 0 does nothing.
+        presence_penalty: Subtracted from tokens that occurred; 0 does nothing.
+        no_repeat_ngram_size: No sequence of so many tokens comes twice; 0 allows it.
+        suppress_tokens: Tokens that never come.
+        min_new_tokens: Tokens before one that ends the text may come.
+
+    Penalties count the whole text, prompt included, pads left out.
+
+    Raises:
+        InputError: A setting that cannot be.
+
+    Example:
+        >>> import pellucid as pl
+        >>> pl.Sampler(temperature=0.8, top_k=50)
+        Sampler(temperature=0.8, top_k=50)
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    typical_p: float = 1.0
+    repetition_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    no_repeat_ngram_size: int = 0
+    suppress_tokens: tuple[int, ...] = ()
+    min_new_tokens: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "suppress_tokens", tuple(self.suppress_tokens))
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if f.name != "suppress_tokens":
+                _require(f.name, value, isinstance(value, (int, float)) and not math.isnan(value), "a number")
+        _require("temperature", self.temperature, 0 <= self.temperature < math.inf, "0 or more")
+        for name in ("top_p", "typical_p"):
+            _require(name, getattr(self, name), 0 < getattr(self, name) <= 1, "above 0, up to 1")
+        _require("min_p", self.min_p, 0 <= self.min_p <= 1, "from 0 to 1")
+        _require("repetition_penalty", self.repetition_penalty, 0 < self.repetition_penalty < math.inf, "above 0")
+        for name in ("frequency_penalty", "presence_penalty"):
+            _require(name, getattr(self, name), math.isfinite(getattr(self, name)), "a finite number")
+        for name in ("top_k", "no_repeat_ngram_size", "min_new_tokens"):
+            value = getattr(self, name)
+            _require(name, value, isinstance(value, int) and value >= 0, "a whole number, 0 or more")
+        whole = all(isinstance(token, int) and token >= 0 for token in self.suppress_tokens)
+        _require("suppress_tokens", self.suppress_tokens, whole, "token ids")
+
+    def __repr__(self) -> str:
+        changed = (f"{f.name}={getattr(self, f.name)!r}" for f in fields(self) if getattr(self, f.name) != f.default)
+        return f"Sampler({', '.join(changed)})"
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether nothing is drawn."""
+        return self.temperature == 0
+
+    def stages(self, context: Context) -> list[tuple[str, Stage]]:
+        """The stages that do something, by name, in order."""
+        return [*self._penalties(context), *([] if self.is_greedy else self._filters(context.keep))]
+
+    def _penalties(self, context: Context) -> list[tuple[str, Stage]]:
+        def counts(logits: Tensor) -> Tensor:
+            return stages.counts_of(context.ids, context.mask, logits.size(-1))
+
+        size, banned = self.no_repeat_ngram_size, self.suppress_tokens
+        unfinished = context.new < self.min_new_tokens and bool(context.end_ids)
+        candidates: list[tuple[str, bool, Stage]] = [
+            ("repetition_penalty", self.repetition_penalty != 1,
+             lambda logits: stages.repetition(logits, counts(logits), self.repetition_penalty)),
+            ("frequency_penalty", self.frequency_penalty != 0,
+             lambda logits: stages.frequency(logits, counts(logits), self.frequency_penalty)),
+            ("presence_penalty", self.presence_penalty != 0,
+             lambda logits: stages.presence(logits, counts(logits), self.presence_penalty)),
+            ("no_repeat_ngram_size", size > 0,
+             lambda logits: stages.no_repeat_ngrams(logits, context.ids, context.mask, size)),
+            ("min_new_tokens", unfinished, lambda logits: stages.suppress(logits, context.end_ids)),
+            ("suppress_tokens", bool(banned),
+             lambda logits: stages.suppress(logits, _within(banned, logits.size(-1)))),
+        ]  # fmt: skip
+        return [(name, stage) for name, applies, stage in candidates if applies]
+
+    def _filters(self, keep: int) -> list[tuple[str, Stage]]:
+        candidates: list[tuple[str, bool, Stage]] = [
+            ("temperature", self.temperature != 1, lambda logits: stages.temperature(logits, self.temperature)),
+            ("top_k", self.top_k > 0, lambda logits: stages.top_k(logits, self.top_k, keep)),
+            ("top_p", self.top_p < 1, lambda logits: stages.top_p(logits, self.top_p, keep)),
+            ("min_p", self.min_p > 0, lambda logits: stages.min_p(logits, self.min_p, keep)),
+            ("typical_p", self.typical_p < 1, lambda logits: stages.typical_p(logits, self.typical_p, keep)),
+        ]
+        return [(name, stage) for name, applies, stage in candidates if applies]
+
+    def process(self, logits: Tensor, context: Context) -> Tensor:
+        """Logits [B, V] in float32 after every stage.
+
+        Raises:
+            InputError: A stage leaves a text without any token.
+        """
+        for name, stage in self.stages(context):
+            logits = stage(logits)
+            if name not in _KEEPING and _is_empty(logits, context.active):
+                raise InputError(
+                    f"Sampler: after {name} no token is left.",
+                    code="nothing-left",
+                    remedy="Suppress fewer tokens, allow repetitions, or ask for fewer new tokens.",
+                )
+        return logits
+
+    def choose(self, logits: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """[B]: the likeliest token of processed logits, or one drawn from them."""
+        if self.is_greedy:
+            return logits.argmax(-1)
+        return torch.multinomial(logits.softmax(-1), 1, generator=generator).squeeze(1)
+
+    def explain(
+        self, logits: Tensor, ids: Tensor | Sequence[int] = (), *, end_ids: Sequence[int] = (), new: int = 0
+    ) -> dict[str, Tensor]:
+        """The distribution after each stage.
+
+        Args:
+            logits: [V], of one position.
+            ids: The text so far, for penalties.
+            end_ids: Tokens that end a text, for `min_new_tokens`.
+            new: How many tokens of the text are generated, for `min_new_tokens`.
+
+        Returns:
+            "model" and then the name of each stage that does something -> probabilities [V]. With temperature 0 a last
+            one, "temperature", holds the choice.
+
+        Example:
+            >>> import torch
+            >>> import pellucid as pl
+            >>> found = pl.Sampler(temperature=0.5, top_k=2).explain(torch.tensor([2.0, 1.0, 0.0]))
+            >>> {name: [round(p, 2) for p in probabilities.tolist()] for name, probabilities in found.items()}
+            {'model': [0.67, 0.24, 0.09], 'temperature': [0.87, 0.12, 0.02], 'top_k': [0.88, 0.12, 0.0]}
+        """
+        text = torch.as_tensor(ids, dtype=torch.long, device=logits.device).reshape(1, -1)
+        context = Context(text, torch.ones_like(text, dtype=torch.bool), new, tuple(end_ids))
+        current = logits.detach().float().reshape(1, -1)
+        found = {"model": current.softmax(-1)[0]}
+        for name, stage in self.stages(context):
+            current = stage(current)
+            found[name] = current.softmax(-1)[0]
+        if self.is_greedy:
+            found["temperature"] = torch.zeros_like(found["model"]).index_fill_(0, current.argmax(-1), 1.0)
+        return found
+
+
+_KEEPING = ("repetition_penalty", "frequency_penalty", "presence_penalty", "temperature", "top_k", "top_p", "min_p",
+            "typical_p")  # fmt: skip
+"""Stages that cannot take out everything."""
+
+
+def _is_empty(logits: Tensor, active: Tensor | None) -> bool:
+    empty = (logits == -math.inf).all(-1)
+    return bool(empty.any() if active is None else (empty & active).any())
+
+
+def _within(tokens: tuple[int, ...], vocabulary: int) -> list[int]:
+    if outside := [token for token in tokens if token >= vocabulary]:
+        raise InputError(
+            f"Sampler: suppress_tokens holds {outside[0]}, expected ids up to {vocabulary - 1}.",
+            code="id-out-of-range",
+            remedy="Give ids of this model's vocabulary.",
+        )
+    return list(tokens)
+
+
+def _require(name: str, value: object, holds: bool, expected: str) -> None:
+    if not holds or isinstance(value, bool):
+        raise InputError(
+            f"Sampler: {name}={value!r}, expected {expected}.",
+            code="sampler-setting",
+            remedy=f"Give a {name} that is {expected}.",
+        )
+
+
+GREEDY = Sampler(temperature=0)
+"""The likeliest token, always."""

@@ -1,0 +1,246 @@
+"""A text that grows, run piece by piece: the prompt, then each token that was chosen.
+
+With a cache only the new tokens run; what several texts begin with runs once. Without one the whole text runs again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from pellucid.axes import POSITIONS, Axes, Axis
+from pellucid.batch import Batch
+from pellucid.cache import KeyValueCache
+from pellucid.ckpt import all_axes
+from pellucid.errors import NumericsError
+from pellucid.run.activations import Recorder
+from pellucid.run.edit_tap import EditTap
+from pellucid.run.region import Region
+from pellucid.tap import Chain, Tap
+from pellucid.transformer import Run, Transformer
+
+WORTH_SHARING = 8
+"""Tokens that several prompts must begin with before these run once for all."""
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How the text is run.
+
+    Attributes:
+        columns: The most columns that there will be.
+        cached: Whether keys and values are kept.
+        slides: Whether a text longer than the context goes on from its last tokens; else that is refused before.
+        repeats: Copies of each prompt, next to each other.
+    """
+
+    columns: int
+    cached: bool = True
+    slides: bool = False
+    repeats: int = 1
+
+
+@dataclass
+class Look:
+    """What is captured and changed on the way.
+
+    Attributes:
+        names: Checkpoints to capture.
+        edits: Changes, which count columns of the whole text.
+        n_layer: Blocks of the model.
+        pieces: Captured values of each run, by checkpoint.
+    """
+
+    names: frozenset[str]
+    edits: EditTap
+    n_layer: int
+    pieces: dict[str, list[Tensor]] = field(default_factory=dict)
+
+    @property
+    def is_blind(self) -> bool:
+        """Whether nothing is captured or changed."""
+        return not self.names and not self.edits.fired
+
+    def tap(self, start: int) -> tuple[Tap | None, Recorder]:
+        """The tap of one run whose first column is `start`, and what it records."""
+        self.edits.start = start
+        recorder = Recorder(self.names, self.n_layer, Region(), grads=False)
+        taps: list[Tap] = [*([self.edits] if self.edits.fired else []), *([recorder] if self.names else [])]
+        return (Chain(taps) if taps else None), recorder
+
+    def keep(self, recorder: Recorder, columns: int) -> None:
+        """Keep the last `columns` columns of what was recorded."""
+        axes = all_axes(self.n_layer)
+        for name, value in recorder.values.items():
+            axis = pos_axis(axes[name])
+            self.pieces.setdefault(name, []).append(value.narrow(axis, value.size(axis) - columns, columns))
+
+    def joined(self, columns: int) -> dict[str, Tensor]:
+        """Each captured value for the whole text of so many columns, the pieces joined along positions."""
+        axes = all_axes(self.n_layer)
+        return {
+            name: torch.cat([_with_all_keys(piece, name, axes[name], columns) for piece in self.pieces[name]],
+                            dim=pos_axis(axes[name]))
+            for name in axes if name in self.pieces
+        }  # fmt: skip
+
+
+class Stepper:
+    """Runs a growing batch.
+
+    Args:
+        model: Anything made of glass.
+        batch: The prompts.
+        pace: How.
+        look: What is captured and changed.
+
+    Attributes:
+        ids: [B, n], the text so far.
+        mask: [B, n], true at tokens.
+    """
+
+    def __init__(self, model: Transformer, batch: Batch, pace: Pace, look: Look) -> None:
+        self.model, self.pace, self.look = model, pace, look
+        self.prompts = batch
+        self.ids = batch.ids.repeat_interleave(pace.repeats, 0)
+        self.mask = batch.mask.repeat_interleave(pace.repeats, 0)
+        self.cache: KeyValueCache | None = None
+
+    def start(self) -> Tensor:
+        """Run the prompts: logits [B, V] of what follows."""
+        if not self.pace.cached:
+            return self._whole(self.ids.size(1))
+        if self.look.is_blind:
+            self.cache, logits = self._prefilled()
+            return logits.repeat_interleave(self.pace.repeats, 0)
+        self.cache = self._empty(len(self.ids))
+        return self._piece(self.cache, self.ids, self.mask)
+
+    def step(self, ids: Tensor) -> Tensor:
+        """Run one more token [B] of each text: logits [B, V] of what follows."""
+        more = torch.ones_like(self.mask[:, :1])
+        self.ids, self.mask = torch.cat([self.ids, ids[:, None]], 1), torch.cat([self.mask, more], 1)
+        if self.cache is None or self.ids.size(1) > self.model.config.n_positions:
+            return self._whole(1)
+        return self._piece(self.cache, ids[:, None], more)
+
+    def reorder(self, rows: Tensor) -> None:
+        """Go on with other texts of the batch in each place, perhaps with one of them several times."""
+        self.ids, self.mask = self.ids[rows], self.mask[rows]
+        if self.cache is not None:
+            self.cache.reorder(rows)
+
+    def _prefilled(self) -> tuple[KeyValueCache, Tensor]:
+        """Run each different prompt once, and what all begin with once: the cache, and logits [prompts, V]."""
+        batch = self.prompts
+        shared = _common_beginning(batch) if len(batch) > 1 else 0
+        if shared < WORTH_SHARING:
+            cache = self._empty(len(batch))
+            logits = self._run(cache, batch.ids, batch.mask, None)
+        else:
+            alone = self._empty(1)
+            beginning = next(iter(batch.rows()))[None, :shared]
+            self._run(alone, beginning, torch.ones_like(beginning, dtype=torch.bool), None)
+            cache = alone.fork(len(batch))
+            logits = self._run(cache, *left_padded([row[shared:] for row in batch.rows()]), None)
+        return (cache.fork(self.pace.repeats) if self.pace.repeats > 1 else cache), logits
+
+    def _empty(self, rows: int) -> KeyValueCache:
+        weight = self.model.embed.W_E
+        columns = max(1, min(self.pace.columns, self.model.config.n_positions))
+        return KeyValueCache(self.model.config, rows, columns, dtype=weight.dtype, device=weight.device)
+
+    def _piece(self, cache: KeyValueCache, ids: Tensor, mask: Tensor) -> Tensor:
+        tap, recorder = self.look.tap(cache.length)
+        logits = self._run(cache, ids, mask, tap)
+        self.look.keep(recorder, ids.size(1))
+        return logits
+
+    def _run(self, cache: KeyValueCache, ids: Tensor, mask: Tensor, tap: Tap | None) -> Tensor:
+        """Run columns that follow those in the cache: logits [B, V] of the last one."""
+        positions = (cache.counts[:, None] + mask.long().cumsum(1) - 1).masked_fill(~mask, 0)
+        cache.open(mask)
+        run = Run(ids, positions, cache.padding_up_to(cache.length + ids.size(1)), cache, last_column)
+        logits = self.model.transform(run, tap)
+        cache.close(ids.size(1))
+        return logits[:, 0]
+
+    def _whole(self, new: int) -> Tensor:
+        """Run the whole text, of which `new` columns are new: logits [B, V] of the last one."""
+        tap, recorder = self.look.tap(0)
+        logits = self.model.transform(self._window(), tap)
+        self.look.keep(recorder, new)
+        return logits[:, 0]
+
+    def _window(self) -> Run:
+        """The whole text, or its last tokens where it is longer than the context."""
+        context = self.model.config.n_positions
+        ids, mask = self.ids[:, -context:], self.mask[:, -context:]
+        positions = (mask.long().cumsum(1) - 1).masked_fill(~mask, 0)
+        return Run(ids, positions, None if bool(mask.all()) else mask, columns=last_column)
+
+    def nan_error(self, step: int) -> NumericsError:
+        """What to raise for logits that hold NaN: where the first one comes from, found by running once more."""
+        window = self._window()
+        finder = _NanFinder(self.mask[:, -window.ids.size(1) :])
+        self.look.edits.start = 0
+        self.model.transform(window, Chain([self.look.edits, finder]) if self.look.edits.fired else finder)
+        where = finder.found or "the logits alone"
+        return NumericsError(
+            f"generate: the logits of step {step} hold NaN, which comes first at {where}.",
+            code="nan-logits",
+            remedy="Look at the weights and edits there; half precision overflows where float32 does not.",
+        )
+
+
+def last_column(values: Tensor) -> Tensor:
+    """[B, P, D] -> [B, 1, D]."""
+    return values[:, -1:]
+
+
+class _NanFinder:
+    """A tap that remembers the first checkpoint that holds a NaN at a token."""
+
+    def __init__(self, mask: Tensor) -> None:
+        self.mask = mask
+        self.found = ""
+
+    def wants(self, name: str) -> bool:
+        return not self.found and not name.endswith(("ckpt_scaled", "ckpt_scores", "ckpt_pattern"))
+
+    def __call__(self, name: str, value: Tensor) -> Tensor:
+        if bool(value[self.mask].isnan().any()):
+            self.found = name
+        return value
+
+
+def left_padded(rows: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Rows of ids as one rectangle that ends with their last tokens: ids and mask [B, P]."""
+    width = max(map(len, rows))
+    ids, mask = rows[0].new_zeros(len(rows), width), rows[0].new_zeros(len(rows), width, dtype=torch.bool)
+    for number, row in enumerate(rows):
+        ids[number, width - len(row) :], mask[number, width - len(row) :] = row, True
+    return ids, mask
+
+
+def _common_beginning(batch: Batch) -> int:
+    """How many tokens all texts begin with, one of each left out, so that each has something to run."""
+    rows = list(batch.rows())
+    shortest = min(map(len, rows)) - 1
+    heads = torch.stack([row[:shortest] for row in rows])
+    same = (heads == heads[:1]).all(0)
+    return int(same.long().cumprod(0).sum()) if shortest else 0
+
+
+def pos_axis(axes: Axes) -> int:
+    return next(i for i, axis in enumerate(axes) if axis in POSITIONS)
+
+
+def _with_all_keys(piece: Tensor, name: str, axes: Axes, columns: int) -> Tensor:
+    """Scores and patterns of an earlier step, with the keys that came later as what no query attends to."""
+    if Axis.KEY not in axes:
+        return piece
+    fill = torch.finfo(piece.dtype).min if name.endswith("ckpt_scores") else 0.0
+    return torch.nn.functional.pad(piece, (0, columns - piece.size(-1)), value=fill)

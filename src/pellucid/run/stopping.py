@@ -1,0 +1,103 @@
+"""When a generated text ends."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from pellucid.config import TransformerConfig
+from pellucid.errors import InputError
+from pellucid.tokens import Tokenizer
+
+Stop = str | int | Iterable[str | int]
+"""Strings and ids that end a text."""
+
+Reason = Literal["end", "stop", "length"]
+"""An end id, a stop string or id, or as many tokens as were asked for."""
+
+
+@dataclass(frozen=True)
+class Stopping:
+    """What ends a text.
+
+    Attributes:
+        max_new_tokens: At most so many tokens are generated.
+        end_ids: Ids that end a text.
+        stop_ids: Ids that end it because the caller wants it.
+        strings: Texts that end it, wherever in the new text they come.
+        tokenizer: For the strings.
+    """
+
+    max_new_tokens: int
+    end_ids: tuple[int, ...]
+    stop_ids: tuple[int, ...] = ()
+    strings: tuple[str, ...] = ()
+    tokenizer: Tokenizer | None = None
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """Every id that ends a text."""
+        return (*self.end_ids, *self.stop_ids)
+
+    def reason(self, new: Sequence[int]) -> Reason | None:
+        """Why a text ends whose new tokens are these; None if it goes on."""
+        if new and new[-1] in self.end_ids:
+            return "end"
+        if (new and new[-1] in self.stop_ids) or (self.strings and self._holds_a_string(new)):
+            return "stop"
+        return "length" if len(new) >= self.max_new_tokens else None
+
+    def _holds_a_string(self, new: Sequence[int]) -> bool:
+        """Whether the newest token finishes a stop string, which may have begun some tokens earlier."""
+        assert self.tokenizer is not None, "checked when it was made"
+        longest = max(len(text.encode("utf-8", "surrogatepass")) for text in self.strings)
+        recent = self.tokenizer.decode(new[-longest - 4 :])  # a token has a byte at least; four more finish a character
+        return any(text in recent for text in self.strings)
+
+
+def stopping(
+    config: TransformerConfig,
+    tokenizer: Tokenizer | None,
+    max_new_tokens: int,
+    stop: Stop,
+    end_ids: Iterable[int] | None,
+) -> Stopping:
+    """Check what the caller gave; `end_ids` are the configuration's where None.
+
+    Raises:
+        InputError: A length, a string or an id that cannot be.
+    """
+    if not isinstance(max_new_tokens, int) or isinstance(max_new_tokens, bool) or max_new_tokens < 0:
+        raise InputError(
+            f"generate: max_new_tokens={max_new_tokens!r}, expected a whole number, 0 or more.",
+            code="max-new-tokens",
+            remedy="Give the number of tokens to generate; 0 gives the prompt back.",
+        )
+    given = [stop] if isinstance(stop, (str, int)) else list(stop)
+    strings = tuple(item for item in given if isinstance(item, str))
+    ids = tuple(item for item in given if not isinstance(item, str))
+    if "" in strings:
+        raise InputError(
+            "generate: an empty stop string, which every text holds.", code="empty-stop", remedy="Leave it out."
+        )
+    if strings and tokenizer is None:
+        raise InputError(
+            f"generate: the stop string {strings[0]!r}, but this model has no tokenizer.",
+            code="no-tokenizer",
+            remedy="Give stop ids, or set model.tokenizer.",
+        )
+    ends = config.end_ids if end_ids is None else tuple(end_ids)
+    for what, some in (("stop", ids), ("end_ids" if end_ids is not None else "eos_token_id of the config", ends)):
+        _require_ids(what, some, config.vocab_size)
+    return Stopping(max_new_tokens, ends, ids, strings, tokenizer)
+
+
+def _require_ids(what: str, ids: Iterable[object], vocabulary: int) -> None:
+    for token in ids:
+        if not isinstance(token, int) or isinstance(token, bool) or not 0 <= token < vocabulary:
+            raise InputError(
+                f"generate: {what} holds {token!r}, expected ids from 0 to {vocabulary - 1}.",
+                code="id-out-of-range",
+                remedy="Give ids of this model's vocabulary; end_ids=() generates without an end.",
+            )
