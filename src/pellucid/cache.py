@@ -135,12 +135,12 @@ class KeyValueCache:
         return partial(self._write, block)
 
     def _write(self, block: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """k, v [B, H, P, K] of the new columns -> those of all columns, [B, H, length + P, K]."""
+        """k, v [B, H, P, K] of the new columns -> those of all columns, [B, H, length + P, K], in the model's dtype."""
         end = self.length + k.size(2)
         keys, values = self.content[block]
         keys[:, :, self.length : end] = k
         values[:, :, self.length : end] = v
-        return keys[:, :, :end], values[:, :, :end]
+        return keys[:, :, :end].to(k.dtype), values[:, :, :end].to(v.dtype)
 
     def close(self, columns: int) -> None:
         """Count the new columns, which every block has written."""

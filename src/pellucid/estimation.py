@@ -1,4 +1,4 @@
-"""What a capture would take, before it is run."""
+"""What a capture or a generation would take, before it is run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import torch
 from pellucid.aliases import Names, selected
 from pellucid.axes import Axis
 from pellucid.batch import Inputs
+from pellucid.cache import KeyValueCache
 from pellucid.ckpt import all_axes
+from pellucid.fast.prepared import bytes_needed, knows
 from pellucid.model import CkptedTransformer
 from pellucid.run.region import Index, Region
 
@@ -60,3 +62,43 @@ def estimate(
         dtype = torch.float32 if upcast and name.endswith("ckpt_scores") else model.dtype
         by_name[name] = torch.Size(shape).numel() * dtype.itemsize
     return Estimate(sum(by_name.values()), by_name)
+
+
+@dataclass(frozen=True)
+class GenerationMemory:
+    """What a generation would take beside the model.
+
+    Attributes:
+        cache: Bytes of keys and values.
+        prepared: Bytes of the copy of the weights that `numerics="fast"` makes once for a model; else 0.
+    """
+
+    cache: int
+    prepared: int
+
+    def __repr__(self) -> str:
+        return f"{self.cache:,} bytes of keys and values, {self.prepared:,} bytes of prepared weights"
+
+
+def estimate_generation(
+    model: CkptedTransformer, inputs: Inputs, *, max_new_tokens: int = 50, rows_each: int = 1
+) -> GenerationMemory:
+    """How much memory `generate` would take for these prompts; runs nothing.
+
+    Args:
+        model: Whose `generate` is meant.
+        inputs: The prompts.
+        max_new_tokens: As for `generate`.
+        rows_each: Sequences or beams of each prompt.
+
+    Example:
+        >>> import pellucid as pl
+        >>> pl.estimate_generation(pl.load(), "Once upon a time", max_new_tokens=60)
+        524,352 bytes of keys and values, 0 bytes of prepared weights
+    """
+    rows, columns = model.tokenize(inputs).shape
+    fast = model.execution.numerics == "fast" and knows(model.config, model.dtype, model.device)
+    dtype = torch.float32 if fast else model.dtype
+    columns = min(columns + max_new_tokens, model.config.n_positions)
+    cache = KeyValueCache.bytes_needed(model.config, rows * rows_each, columns, dtype)
+    return GenerationMemory(cache, bytes_needed(model) if fast else 0)

@@ -11,6 +11,7 @@ from torch import Tensor
 from pellucid.aliases import Names
 from pellucid.batch import Batch, Inputs
 from pellucid.ckpt import all_names
+from pellucid.fast.prepared import forget
 from pellucid.run.beams import Beams
 from pellucid.run.edit import Edit
 from pellucid.run.generate import generate, stream
@@ -108,10 +109,12 @@ class GeneratingTransformer(Transformer):
         end_ids: Iterable[int] | None = None,
         num_return_sequences: int = 1,
         overflow: str = "error",
+        explain: bool = False,
     ) -> Iterator[Token]:
         """Go on with a text or several, token by token.
 
-        The arguments are those of `generate`, and are checked at once, not at the first token.
+        The arguments are those of `generate`, and are checked at once, not at the first token. With `explain`, each
+        token has the distributions that it was chosen from (`Sampler.explain`).
 
         Yields:
             For every step, a token of each text that goes on. Its text holds whole characters only.
@@ -126,7 +129,15 @@ class GeneratingTransformer(Transformer):
             inputs, chosen, stopping(self.config, self.tokenizer, max_new_tokens, stop, end_ids), overflow, True
         )
         returned = returned_of(num_return_sequences, 1, chosen)
-        return stream(self, replace(request, seed=seed, returned=returned))
+        return stream(self, replace(request, seed=seed, returned=returned), explain=explain)
+
+    def refresh(self) -> None:
+        """Forget what `numerics="fast"` has prepared from the weights, which are then prepared anew.
+
+        A write into a parameter is noticed without this; one that goes around torch's counting (`parameter.data`,
+        numpy, another process) is not.
+        """
+        forget(self)
 
     def _request(self, inputs: Inputs, sampler: Sampler, stopping: Stopping, overflow: str, cached: bool) -> Request:
         batch = left(self.tokenize(inputs))

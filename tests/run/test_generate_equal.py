@@ -12,6 +12,7 @@ import torch
 import pellucid as pl
 import support
 from pellucid.open import BUNDLED
+from pellucid.run import stages
 
 LOGPROB = 1e-5
 """Largest distance of log-probabilities: rounding in float32."""
@@ -79,6 +80,43 @@ def test_every_setting(model: str, setting: str, lengths: tuple[int, ...]) -> No
     wanted = theirs.generate(hf, rows, sampler=SAMPLERS[setting], seed=5, end_ids=ENDS)
     out = ours.generate(rows, max_new_tokens=12, sampler=SAMPLERS[setting], seed=5, end_ids=ENDS)
     same(out, wanted)
+
+
+def processors() -> dict[str, tuple[Any, Any]]:
+    """Stage -> ours on logits and ids, theirs on ids and logits."""
+    import transformers as t
+
+    return {
+        "temperature": (lambda x, ids: stages.temperature(x, 0.7), t.TemperatureLogitsWarper(0.7)),
+        "top_k": (lambda x, ids: stages.top_k(x, 5), t.TopKLogitsWarper(5)),
+        "top_k of two": (lambda x, ids: stages.top_k(x, 1, 2), t.TopKLogitsWarper(1, min_tokens_to_keep=2)),
+        "top_p": (lambda x, ids: stages.top_p(x, 0.9), t.TopPLogitsWarper(0.9)),
+        "top_p of two": (lambda x, ids: stages.top_p(x, 0.01, 2), t.TopPLogitsWarper(0.01, min_tokens_to_keep=2)),
+        "min_p": (lambda x, ids: stages.min_p(x, 0.05), t.MinPLogitsWarper(0.05)),
+        "typical_p": (lambda x, ids: stages.typical_p(x, 0.8), t.TypicalLogitsWarper(0.8)),
+        "repetition": (
+            lambda x, ids: stages.repetition(x, stages.counts_of(ids, torch.ones_like(ids) > 0, x.size(-1)), 1.4),
+            t.RepetitionPenaltyLogitsProcessor(1.4),
+        ),
+        "n-grams": (
+            lambda x, ids: stages.no_repeat_ngrams(x, ids, torch.ones_like(ids) > 0, 2),
+            t.NoRepeatNGramLogitsProcessor(2),
+        ),
+        "suppress": (lambda x, ids: stages.suppress(x, (3, 9)), t.SuppressTokensLogitsProcessor([3, 9])),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("stage", processors())
+def test_stages_are_the_processors_of_transformers(stage: str) -> None:
+    """Equal to the bit, on logits of both signs, with equal values and with some taken out before."""
+    ours, theirs_ = processors()[stage]
+    for seed in range(20):
+        generator = torch.Generator().manual_seed(seed)
+        logits = torch.randn(3, 40, generator=generator) * 3
+        logits = (logits * 2).round() / 2 if seed % 3 == 1 else logits
+        logits[:, 30:] = -torch.inf if seed % 3 == 2 else logits[:, 30:]
+        ids = torch.randint(8, (3, 25), generator=generator)
+        assert torch.equal(ours(logits.clone(), ids), theirs_(ids, logits.clone())), seed
 
 
 @pytest.mark.parametrize("seed", range(4))

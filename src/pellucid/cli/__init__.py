@@ -30,6 +30,7 @@ VERBS = {
     "run": "Run a text and show every value on the way.",
     "compare": "Compare two models to the bit.",
     "ties": "Find shared and doubled weights in a checkpoint.",
+    "generate": "Go on with a text.",
     "doctor": "Check the installation and the bundled model.",
 }
 """The verbs in the order of `--help`, each with its one line."""

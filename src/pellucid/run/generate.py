@@ -15,6 +15,7 @@ from pellucid.run.beams import Beams, Hypotheses, Search
 from pellucid.run.decoding import Step, decode
 from pellucid.run.generation import Generation, Row, Token
 from pellucid.run.request import Request, generator_of, look_at, pad_id
+from pellucid.run.sampling import Sampler
 from pellucid.run.stepping import Stepper
 from pellucid.run.stopping import Stopping
 from pellucid.run.text import TextStream
@@ -46,20 +47,23 @@ def generate(model: Transformer, request: Request) -> Generation:
     return Generation(rows, request.batch.tokenizer, request.single and request.returned == 1, ckpts)
 
 
-def steps(model: Transformer, request: Request) -> Iterator[Step]:
-    """The steps of a request without beams."""
-    return _started(model, request)[1]
-
-
-def stream(model: Transformer, request: Request) -> Iterator[Token]:
+def stream(model: Transformer, request: Request, *, explain: bool = False) -> Iterator[Token]:
     """The tokens of a request without beams, as they come: for each step, one of each text that goes on."""
     texts = [TextStream(request.batch.tokenizer) for _ in range(len(request.batch) * request.returned)]
-    for step in steps(model, request) if request.stopping.max_new_tokens else ():
+    for step in _started(model, request)[1] if request.stopping.max_new_tokens else ():
         chosen, logprobs = step.ids.tolist(), step.logprobs.tolist()
         for row, active in enumerate(step.active.tolist()):
             if active:
                 text, reason = texts[row].push(chosen[row]), step.reasons[row]
-                yield Token(text + (texts[row].finish() if reason else ""), chosen[row], logprobs[row], row, reason)
+                text += texts[row].finish() if reason else ""
+                stages = _explained(request.sampler, step, row) if explain else None
+                yield Token(text, chosen[row], logprobs[row], row, reason, stages)
+
+
+def _explained(sampler: Sampler, step: Step, row: int) -> dict[str, Tensor]:
+    context = step.context
+    ids = context.ids[row][context.mask[row]]
+    return sampler.explain(step.logits[row], ids, end_ids=context.end_ids, new=context.new)
 
 
 def _started(model: Transformer, request: Request) -> tuple[Stepper, Iterator[Step]]:

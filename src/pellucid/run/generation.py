@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -26,6 +26,8 @@ class Token:
         logprob: Its log-probability in nats, in the model's own distribution.
         row: Which text it belongs to.
         stopped: Why the text ends with it: "end", "stop" or "length"; None where it goes on.
+        stages: The distribution that it was chosen from after each stage, as `Sampler.explain` gives it, where that was
+            asked for.
     """
 
     text: str
@@ -33,6 +35,7 @@ class Token:
     logprob: float
     row: int = 0
     stopped: Reason | None = None
+    stages: Mapping[str, Tensor] | None = field(default=None, compare=False, repr=False)
 
     def __str__(self) -> str:
         return self.text

@@ -15,6 +15,7 @@ from pellucid.batch import Batch
 from pellucid.cache import KeyValueCache
 from pellucid.ckpt import all_axes
 from pellucid.errors import NumericsError
+from pellucid.fast.decoder import Decoder, decoder
 from pellucid.run.activations import Recorder
 from pellucid.run.edit_tap import EditTap
 from pellucid.run.region import Region
@@ -107,6 +108,8 @@ class Stepper:
         self.ids = batch.ids.repeat_interleave(pace.repeats, 0)
         self.mask = batch.mask.repeat_interleave(pace.repeats, 0)
         self.cache: KeyValueCache | None = None
+        fast = model.execution.numerics == "fast" and pace.cached and not look.edits.fired
+        self.decoder = decoder(model, len(self.ids)) if fast else None
 
     def start(self) -> Tensor:
         """Run the prompts: logits [B, V] of what follows."""
@@ -124,7 +127,17 @@ class Stepper:
         self.ids, self.mask = torch.cat([self.ids, ids[:, None]], 1), torch.cat([self.mask, more], 1)
         if self.cache is None or self.ids.size(1) > self.model.config.n_positions:
             return self._whole(1)
+        if self.decoder is not None:
+            return self._by_kernels(self.decoder, self.cache, ids)
         return self._piece(self.cache, ids[:, None], more)
+
+    def _by_kernels(self, decoder: Decoder, cache: KeyValueCache, ids: Tensor) -> Tensor:
+        positions = cache.counts
+        cache.open(torch.ones_like(self.mask[:, :1]))
+        logits, values = decoder.step(ids, positions, cache, self.look.names)
+        for name, value in values.items():
+            self.look.pieces[name].append(value.to(self.model.embed.W_E.dtype))
+        return logits
 
     def reorder(self, rows: Tensor) -> None:
         """Go on with other texts of the batch in each place, perhaps with one of them several times."""
@@ -149,8 +162,9 @@ class Stepper:
 
     def _empty(self, rows: int) -> KeyValueCache:
         weight = self.model.embed.W_E
+        dtype = weight.dtype if self.decoder is None else torch.float32
         columns = max(1, min(self.pace.columns, self.model.config.n_positions))
-        return KeyValueCache(self.model.config, rows, columns, dtype=weight.dtype, device=weight.device)
+        return KeyValueCache(self.model.config, rows, columns, dtype=dtype, device=weight.device)
 
     def _piece(self, cache: KeyValueCache, ids: Tensor, mask: Tensor) -> Tensor:
         tap, recorder = self.look.tap(cache.length)

@@ -56,6 +56,17 @@ def show(*parts: RenderableType) -> None:
                 console.print(part, soft_wrap=isinstance(part, Text))  # a path or a name stays in one piece
 
 
+def write(text: str) -> None:
+    """Write a piece of text at once: as it is, but on a terminal no control character of it acts there."""
+    shown = "".join(map(_harmless, text)) if sys.stdout.isatty() else text
+    with _writing():
+        print(shown, end="", flush=True)
+
+
+def _harmless(character: str) -> str:
+    return "\N{REPLACEMENT CHARACTER}" if character not in "\n\t" and not character.isprintable() else character
+
+
 def show_json(content: Mapping[str, Any]) -> None:
     """Write a result for programs: one JSON object, in which numbers that JSON lacks (nan, inf) are null."""
     text = json.dumps(_finite(content), indent=2, allow_nan=False)

@@ -90,7 +90,12 @@ def likeliest(logits: Tensor, tokens: pl.Tokenizer | None, top: int) -> list[Nex
         tokens: The model's tokenizer; ids as digits without one.
         top: How many, at most all.
     """
-    best = logits.double().softmax(-1).topk(min(top, logits.numel()))
+    return most_probable(logits.double().softmax(-1), tokens, top)
+
+
+def most_probable(probabilities: Tensor, tokens: pl.Tokenizer | None, top: int) -> list[NextToken]:
+    """The `top` most probable tokens of a distribution [V]; ids as digits without a tokenizer."""
+    best = probabilities.topk(min(top, probabilities.numel()))
     ids = best.indices.tolist()
     pieces = [str(i) for i in ids] if tokens is None else tokens.pieces(ids)
     found = zip(pieces, ids, best.values.tolist(), strict=True)

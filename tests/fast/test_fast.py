@@ -1,0 +1,314 @@
+"""Decoding by kernels of our own: the same tokens, values within float32 rounding, and what is left to torch."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import pellucid as pl
+import support
+from pellucid.fast import compiled, decoder, prepared
+
+CONFIGS: dict[str, dict[str, Any]] = {
+    "tied": {},
+    "untied": {"tie_word_embeddings": False},
+    "odd": {"n_embd": 30, "n_head": 5, "n_layer": 2, "activation_function": "gelu", "n_inner": 50, "vocab_size": 97},
+    "wide": {"n_embd": 64, "n_head": 4, "n_inner": 64, "vocab_size": 256, "activation_function": "gelu_pytorch_tanh"},
+    "one head": {"n_embd": 16, "n_head": 1, "activation_function": "relu", "scale_attn_weights": False},
+    "heads of one": {"n_embd": 8, "n_head": 8, "n_layer": 1, "activation_function": "silu"},
+    "no blocks": {"n_layer": 0},
+    "quick": {"activation_function": "quick_gelu", "scale_attn_by_inverse_layer_idx": True, "layer_norm_epsilon": 1e-3},
+}  # fmt: skip
+LENGTHS = {"one": (6,), "padded": (9, 2, 5), "nine": (4,) * 9, "many": tuple(range(1, 20))}
+
+ROUNDING = 2e-5
+"""Largest distance of checkpoints, relative to the largest value: sums of float32 in another order."""
+
+
+def fast_of(model: pl.CkptedTransformer, dtype: torch.dtype = torch.float32) -> pl.CkptedTransformer:
+    return pl.CkptedTransformer(model.config, copy.deepcopy(model.state_dict()), numerics="fast").eval().to(dtype)
+
+
+def steps(model: pl.CkptedTransformer, rows: list[list[int]], count: int = 12) -> tuple[Any, list[list[int]]]:
+    out = model.generate(rows, max_new_tokens=count, names=None, end_ids=())
+    return out.ckpts, [row.tolist() for row in out.ids]
+
+
+def distance(a: pl.ActivationCkpts, b: pl.ActivationCkpts) -> dict[str, float]:
+    """Name -> largest distance at real tokens, relative to the largest value."""
+    found: dict[str, float] = {}
+    for name, value in a.items():
+        mask = a.batch.mask
+        if name.endswith(("scores", "pattern")):
+            mask = (mask[:, :, None] & mask[:, None, :]).tril()[:, None].expand_as(value)
+        gap = (value.double() - b[name].double())[mask].abs().max()
+        found[name] = float(gap / value.double()[mask].abs().max().clamp(min=1e-9))
+    return found
+
+
+@pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS)
+@pytest.mark.parametrize("config", CONFIGS)
+def test_every_value_is_that_of_exact_numerics(config: str, lengths: tuple[int, ...]) -> None:
+    exact = support.glass(**CONFIGS[config])
+    rows = support.ragged_ids(*lengths, vocab_size=exact.config.vocab_size)
+    a, ids = steps(exact, rows)
+    b, same = steps(fast_of(exact), rows)
+    assert ids == same
+    far = {name: gap for name, gap in distance(a, b).items() if not gap < ROUNDING}
+    assert not far
+
+
+def test_errors_are_those_of_float32() -> None:
+    """Against float64, the kernels are as near as torch's own float32, within a small factor."""
+    exact, double = support.glass(), support.glass(dtype=torch.float64)
+    rows = support.ragged_ids(7, 3)
+    truth, _ = steps(double, rows)
+    ours = distance(truth, steps(fast_of(exact), rows)[0])
+    torchs = distance(truth, steps(exact, rows)[0])
+    assert max(ours.values()) < 4 * max(torchs.values())
+
+
+@pytest.mark.parametrize("options", [
+    {"num_beams": 3}, {"sampler": pl.Sampler(top_k=20), "seed": 3}, {"num_beams": 2, "num_return_sequences": 2},
+    {"sampler": pl.Sampler(temperature=0.7), "seed": 1, "num_return_sequences": 4}, {"overflow": "slide"},
+], ids=str)  # fmt: skip
+def test_every_way_of_decoding(options: dict[str, Any]) -> None:
+    exact = support.glass()
+    rows = support.ragged_ids(50, 44) if "overflow" in options else support.ragged_ids(6, 3)
+    a, b = (m.generate(rows, max_new_tokens=16, end_ids=(11,), **options) for m in (exact, fast_of(exact)))
+    assert [row.tolist() for row in a.ids] == [row.tolist() for row in b.ids]
+
+
+def test_looking_does_not_change_a_bit() -> None:
+    fast = fast_of(support.glass())
+    free = fast.generate([[1, 2, 3], [4, 5]], max_new_tokens=10)
+    for names in (None, "blocks.*.resid_post", "blocks.1.attn.ckpt_pattern"):
+        seen = fast.generate([[1, 2, 3], [4, 5]], max_new_tokens=10, names=names)
+        assert torch.equal(torch.stack(list(free.logprobs)), torch.stack(list(seen.logprobs)))
+
+
+def test_bfloat16_weights_are_read_as_they_are() -> None:
+    """Weights in bfloat16, sums in float32: as near to float64 on the rounded weights as float32 is."""
+    exact = support.glass()
+    half = fast_of(exact, torch.bfloat16)
+    rounded = {name: tensor.bfloat16().double() for name, tensor in exact.state_dict().items()}
+    truth = pl.CkptedTransformer(exact.config, rounded).eval()
+    ids = support.some_ids(3, 9)
+    cache = pl.KeyValueCache(half.config, 3, 20)
+    runner = decoder.decoder(half, 3)
+    assert runner is not None
+    for column in range(9):
+        cache.open(torch.ones(3, 1, dtype=torch.bool))
+        logits, _ = runner.step(ids[:, column], torch.full((3,), column), cache)
+    with torch.no_grad():
+        expected = truth(ids)[:, -1]
+    assert (logits - expected).abs().max() < 1e-4
+    out = half.generate([[1, 2, 3]], max_new_tokens=5, names="blocks.*.resid_post")
+    assert out.ckpts is not None
+    assert out.ckpts["blocks.0.resid_post"].dtype == torch.bfloat16
+    assert out.ckpts["blocks.0.resid_post"].shape == (1, 8, 48)
+
+
+# The prepared copy
+
+
+def test_a_write_into_a_parameter_is_noticed() -> None:
+    fast = fast_of(support.glass())
+    before = fast.generate([[1, 2, 3]], max_new_tokens=8)
+    assert prepared.prepared(fast) is prepared.prepared(fast)
+    with torch.no_grad():
+        fast.blocks[1].attn.W_O[2].zero_()
+    after = fast.generate([[1, 2, 3]], max_new_tokens=8)
+    exact = pl.CkptedTransformer(fast.config, fast.state_dict()).eval()
+    expected = exact.generate([[1, 2, 3]], max_new_tokens=8)
+    assert (after.logprobs - expected.logprobs).abs().max() < 1e-4
+    assert not torch.equal(before.logprobs, after.logprobs)
+
+
+def test_refresh_after_a_write_that_nobody_counts() -> None:
+    fast = fast_of(support.glass())
+    before = fast.generate([[1, 2, 3]], max_new_tokens=8)
+    fast.blocks[0].mlp.W_out.data.mul_(3.0)
+    fast.refresh()
+    after = fast.generate([[1, 2, 3]], max_new_tokens=8)
+    expected = pl.CkptedTransformer(fast.config, fast.state_dict()).eval().generate([[1, 2, 3]], max_new_tokens=8)
+    assert (after.logprobs - expected.logprobs).abs().max() < 1e-4
+    assert not torch.equal(before.logprobs, after.logprobs)
+
+
+def test_memory_is_stated_beforehand() -> None:
+    fast = fast_of(support.glass())
+    stated = pl.estimate_generation(fast, support.ragged_ids(5, 9), max_new_tokens=7, rows_each=2)
+    assert stated.prepared == prepared.prepared(fast).nbytes == prepared.bytes_needed(fast)
+    assert stated.cache == pl.KeyValueCache.bytes_needed(fast.config, 4, 16)
+    exact = support.glass()
+    assert pl.estimate_generation(exact, [[1]]).prepared == 0
+    pages = [kept for kept in prepared.prepared(fast).kept if isinstance(kept, torch.Tensor)]
+    assert pages[0].numel() == stated.prepared
+
+
+def test_the_copy_goes_with_the_model() -> None:
+    fast = fast_of(support.glass())
+    prepared.prepared(fast)
+    count = len(prepared._PREPARED)
+    again = copy.deepcopy(fast)
+    del fast
+    assert len(prepared._PREPARED) == count - 1
+    again.generate([[1, 2]], max_new_tokens=2)
+
+
+# What is left to torch
+
+
+@pytest.mark.parametrize("change", ["edit", "hook", "training", "rows", "activation", "float64"])
+def test_what_the_kernels_do_not_do(change: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = {"activation_function": "mish"} if change == "activation" else {}
+    fast = fast_of(support.glass(**config, **support.NO_DROPOUT))
+    if change == "float64":
+        fast = fast.double()
+    calls: list[int] = []
+    step = decoder.Decoder.step
+    monkeypatch.setattr(decoder.Decoder, "step", lambda *args: calls.append(1) or step(*args))
+    plain = support.ragged_ids(*([3] * (40 if change == "rows" else 2)))
+    options: dict[str, Any] = {}
+    if change == "edit":
+        options["edits"] = pl.Edit.zero("blocks.0.attn.ckpt_z", heads=0)
+    if change == "hook":
+        seen: list[torch.Size] = []
+        fast.blocks[1].mlp.ckpt_post.register_forward_hook(lambda module, given, out: seen.append(out.shape))
+    if change == "training":
+        fast.train()
+    fast.generate(plain, max_new_tokens=4, **options)
+    assert not calls
+    if change == "hook":
+        assert len(seen) == 4
+    fast_of(support.glass()).generate([[1, 2]], max_new_tokens=3)
+    assert len(calls) == 2
+
+
+# The compiler
+
+
+@pytest.fixture
+def _nothing_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setenv("PELLUCID_CACHE", str(tmp_path / "cache"))
+    compiled.library.cache_clear()
+    yield
+    compiled.library.cache_clear()
+
+
+@pytest.mark.usefixtures("_nothing_built")
+def test_no_compiler_is_an_error_with_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    fast = fast_of(support.glass())
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(pl.NumericsError) as caught:
+        fast.generate([[1, 2]], max_new_tokens=3)
+    assert caught.value.code == "no-compiler"
+    assert "numerics='exact'" in caught.value.remedy
+    monkeypatch.delenv("CXX")
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(pl.NumericsError, match=r"no C\+\+ compiler"):
+        fast.generate([[1, 2]], max_new_tokens=3)
+    support.glass().generate([[1, 2]], max_new_tokens=3)
+
+
+@pytest.mark.usefixtures("_nothing_built")
+def test_a_compiler_that_refuses(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.cpp"
+    broken.write_text("int main( {", encoding="utf-8")
+    monkeypatch.setattr(compiled, "SOURCE", broken)
+    with pytest.raises(pl.NumericsError) as caught:
+        compiled.library()
+    assert caught.value.code == "compiler-failed"
+    assert "error" in caught.value.message
+    assert not list((tmp_path / "cache").rglob("*.so"))
+
+
+@pytest.mark.usefixtures("_nothing_built")
+def test_a_cache_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    monkeypatch.setenv("PELLUCID_CACHE", str(tmp_path / "file"))
+    with pytest.raises(pl.NumericsError) as caught:
+        compiled.library()
+    assert caught.value.code == "kernel-cache"
+
+
+@pytest.mark.usefixtures("_nothing_built")
+def test_it_is_compiled_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    compiled.library()
+    (built,) = (tmp_path / "cache").rglob("*.so")
+    compiled.library.cache_clear()
+    monkeypatch.setattr(compiled, "_build", lambda *_: pytest.fail("compiled again"))
+    compiled.library()
+    assert built.is_file()
+
+
+# Mutants: each check must fail on kernels or preparations that are broken
+
+
+def equal_to_exact(config: str = "tied") -> None:
+    test_every_value_is_that_of_exact_numerics(config, LENGTHS["padded"])
+
+
+def source_with(tmp: Path, old: str, new: str) -> Callable[[pytest.MonkeyPatch], None]:
+    def breaks(patch: pytest.MonkeyPatch) -> None:
+        text = compiled.SOURCE.read_text(encoding="utf-8")
+        assert text.count(old) == 1, "the mutant has nothing to change"
+        broken = tmp / "decode.cpp"
+        broken.write_text(text.replace(old, new), encoding="utf-8")
+        patch.setattr(compiled, "SOURCE", broken)
+
+    return breaks
+
+
+SOURCE_MUTANTS = {  # name -> (what stands in the source, what stands there instead, the configuration that shows it)
+    "every row has the first one's pads": ("mask = cache.mask + size_t(row)", "mask = cache.mask + size_t(0)", "tied"),
+    "the scale is forgotten": ("* scale : hidden", "* 1.0f : hidden", "tied"),
+    "the newest key is forgotten": ("length = cache.length + 1", "length = cache.length", "tied"),
+    "biases are forgotten": ("bias ? load(bias) : Vector{}", "Vector{}", "tied"),
+    "the second half of a block is the first": ("second = load(w + LANES)", "second = load(w)", "odd"),
+    "variance without centring": ("load(x + i) - mean;", "load(x + i);", "tied"),
+    "epsilon is forgotten": ("squares / width + eps", "squares / width", "quick"),
+    "GELU is a sigmoid": ("1.5957691216f * (v + 0.044715f * v * v * v)", "1.702f * v", "tied"),
+    "the erf is coarse": ("1.061405429f", "1.061f", "odd"),
+    "the residual is not added to": ("x[size_t(m) * d + j] += room.out", "x[size_t(m) * d + j] = room.out", "tied"),
+}  # fmt: skip
+
+
+@pytest.mark.usefixtures("_nothing_built")
+@pytest.mark.parametrize("name", SOURCE_MUTANTS)
+def test_broken_kernels_are_noticed(name: str, tmp_path: Path) -> None:
+    old, new, config = SOURCE_MUTANTS[name]
+    with pytest.MonkeyPatch.context() as patch:
+        source_with(tmp_path, old, new)(patch)
+        with pytest.raises(AssertionError):
+            equal_to_exact(config)
+
+
+def never_outdated(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(prepared, "_state", lambda model: ())
+
+
+def never_forgotten(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr("pellucid.generating.forget", lambda model: None)
+
+
+def hooks_are_not_seen(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(decoder, "_is_hooked", lambda model: False)
+
+
+@pytest.mark.parametrize(("breaks", "check"), [
+    (never_outdated, test_a_write_into_a_parameter_is_noticed),
+    (never_forgotten, test_refresh_after_a_write_that_nobody_counts),
+    (hooks_are_not_seen, lambda: test_what_the_kernels_do_not_do("hook", pytest.MonkeyPatch())),
+])  # fmt: skip
+def test_broken_preparations_are_noticed(breaks: Callable[[Any], None], check: Callable[[], None]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        breaks(patch)
+        with pytest.raises(AssertionError):
+            check()
