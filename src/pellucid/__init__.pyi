@@ -1,6 +1,8 @@
 """The public names, each with its home; `__init__.py` reads this list and imports a name at its first use."""
 
 from pellucid import exercises as exercises
+from pellucid import measure as measure
+from pellucid import plot as plot
 from pellucid.batch import Batch as Batch
 from pellucid.cache import KeyValueCache as KeyValueCache
 from pellucid.config import TransformerConfig as TransformerConfig

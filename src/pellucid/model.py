@@ -21,6 +21,7 @@ from pellucid.parameters import LiveView
 from pellucid.run.activations import ActivationCkpts, Recorder
 from pellucid.run.edit import Edit
 from pellucid.run.edit_tap import EditTap
+from pellucid.run.origin import Origin
 from pellucid.run.region import Index, Region
 from pellucid.tap import Chain, StopAfter, Stopped, Tap
 from pellucid.tokens import Tokenizer
@@ -240,8 +241,10 @@ class CkptedTransformer(GeneratingTransformer):
             logits = self._run_until_stopped(batch, Chain(taps) if len(taps) > 1 else recorder)
         edit_tap.check_fired()
         recorder.check_fired()
-        part = Region(pos, heads)
-        return logits, ActivationCkpts(recorder.values, batch, self.config.n_layer, part=part, fired=edit_tap.fired)
+        return logits, ActivationCkpts(
+            recorder.values, batch, self.config.n_layer, part=Region(pos, heads), fired=edit_tap.fired,
+            origin=Origin(self.provenance.get("source", type(self).__name__), self),
+        )  # fmt: skip
 
     def _run_until_stopped(self, batch: Batch, tap: Tap) -> Tensor | None:
         try:

@@ -8,6 +8,14 @@ from typing import Any
 from torch import Tensor, nn
 
 
+def state_of(module: nn.Module) -> tuple[tuple[int, int], ...]:
+    """Where a module's parameters are and how often each was written to; equal as long as nothing changed.
+
+    A write that goes around torch's counting (`parameter.data`, numpy) does not show.
+    """
+    return tuple((parameter.data_ptr(), parameter._version) for parameter in module.parameters())
+
+
 class LiveView:
     """An attribute that shows part of a stored parameter under the field's name.
 

@@ -291,7 +291,7 @@ def test_broken_kernels_are_noticed(name: str, tmp_path: Path) -> None:
 
 
 def never_outdated(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(prepared, "_state", lambda model: ())
+    patch.setattr(prepared, "state_of", lambda model: ())
 
 
 def never_forgotten(patch: pytest.MonkeyPatch) -> None:

@@ -23,20 +23,24 @@ Prompt = Annotated[
 Length = Annotated[int, typer.Option("--max-new-tokens", metavar="N", help="Tokens at most.")]
 Temperature = Annotated[
     float | None,
-    typer.Option("--temperature", metavar="T", help="0 takes the likeliest token.", show_default="0, or 1 with a filter"),
+    typer.Option(
+        "--temperature", metavar="T", help="0 takes the likeliest token.", show_default="0, or 1 with a filter"
+    ),
 ]
 TopK = Annotated[int, typer.Option("--top-k", metavar="K", help="Draw from the K likeliest; 0 from all.")]
 TopP = Annotated[float, typer.Option("--top-p", metavar="P", help="Draw from the likeliest that make up P.")]
 MinP = Annotated[float, typer.Option("--min-p", metavar="P", help="Draw from what is P times as likely as the best.")]
 Repetition = Annotated[float, typer.Option("--repetition-penalty", metavar="X", help="Above 1 against repetition.")]
-Ngrams = Annotated[int, typer.Option("--no-repeat-ngram-size", metavar="N", help="No N tokens come twice; 0: they may.")]
-Seed = Annotated[int | None, typer.Option("--seed", metavar="S", help="Of the draws.", show_default="another each time")]
+Ngrams = Annotated[
+    int, typer.Option("--no-repeat-ngram-size", metavar="N", help="No N tokens come twice; 0: they may.")
+]
+Seed = Annotated[int | None, typer.Option("--seed", metavar="S", help="Of the draws.", show_default="torch's own")]
 Beams = Annotated[int, typer.Option("--num-beams", metavar="N", min=1, help="Above 1, a beam search.")]
-LengthPenalty = Annotated[float, typer.Option("--length-penalty", metavar="X", help="Of the search; above 0 for length.")]
+LengthPenalty = Annotated[float, typer.Option("--length-penalty", metavar="X", help="Of the search, for long texts.")]
 Stops = Annotated[
     list[str] | None, typer.Option("--stop", metavar="TEXT", help="Ends the text. Repeatable.", show_default=False)
 ]
-Explain = Annotated[bool, typer.Option("--explain", help="Show for each token what it was chosen from, stage by stage.")]
+Explain = Annotated[bool, typer.Option("--explain", help="Show what each token was chosen from, stage by stage.")]
 Numerics = Annotated[str, typer.Option("--numerics", metavar="exact|fast", help="fast needs a C++ compiler.")]
 
 CANDIDATES = 5
@@ -114,9 +118,7 @@ def generate(
     with progress(f"opening {model or 'the bundled model'}"):
         opened = pl.load(model, numerics=numerics)
     memory = pl.estimate_generation(opened, text, max_new_tokens=max(max_new_tokens, 0), rows_each=num_beams)
-    written = Written(
-        "bundled" if model is None else model, text, asdict(sampler), seed, memory.cache, memory.prepared
-    )
+    written = Written("bundled" if model is None else model, text, asdict(sampler), seed, memory.cache, memory.prepared)
     if num_beams > 1:
         with progress("searching"):
             out = opened.generate(

@@ -19,6 +19,7 @@ from pellucid.axes import POSITIONS, Axis
 from pellucid.batch import Batch
 from pellucid.ckpt import all_axes, unknown_name
 from pellucid.errors import InputError, MissingExtraError, UnknownNameError
+from pellucid.run.origin import Known, Origin
 from pellucid.run.region import Index, Region, take
 from pellucid.weights import files, formats
 
@@ -58,12 +59,22 @@ class ActivationCkpts(Mapping[str, Tensor]):
         *,
         part: Region | None = None,
         fired: Mapping[Edit, int] | None = None,
+        origin: Origin | Known | None = None,
     ) -> None:
         self._values = dict(values)
         self.batch = batch
         self.n_layer = n_layer
         self.part = part or Region()
         self.fired: Mapping[Edit, int] = dict(fired or {})
+        self._origin = origin
+
+    @property
+    def provenance(self) -> Mapping[str, str]:
+        """`model`, where its weights came from, and `weights`, their SHA-256; empty where it is not known.
+
+        The fingerprint is worked out when it is first asked for.
+        """
+        return {} if self._origin is None else self._origin.facts
 
     @property
     def pos(self) -> Index:
@@ -72,7 +83,7 @@ class ActivationCkpts(Mapping[str, Tensor]):
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the edits, which hold functions and cannot be pickled."""
-        return {**self.__dict__, "fired": {}}
+        return {**self.__dict__, "fired": {}, "_origin": Known(dict(self.provenance))}
 
     def __getitem__(self, name: aliases.Name) -> Tensor:
         wanted = aliases.canonical(name)
@@ -199,6 +210,7 @@ class ActivationCkpts(Mapping[str, Tensor]):
             "heads": _listed(self.part.heads),
             "strings": self.batch.strings,
             "names": list(self),
+            "provenance": dict(self.provenance),
         }
         tokens = {f"batch.{name}": getattr(self.batch, name).cpu() for name in ("ids", "mask", "positions")}
         apart = {n: v.detach().cpu().clone(memory_format=torch.contiguous_format) for n, v in self.items()}
@@ -221,7 +233,8 @@ class ActivationCkpts(Mapping[str, Tensor]):
             batch = Batch(ids, mask, positions, labels=about["strings"])
             if not set(values) <= set(all_axes(int(about["n_layer"]))) or ids.shape != mask.shape:
                 raise ValueError("its names or its tokens do not fit together")
-            return cls(values, batch, int(about["n_layer"]), part=Region(about["pos"], about["heads"]))
+            part, origin = Region(about["pos"], about["heads"]), Known(about.get("provenance", {}))
+            return cls(values, batch, int(about["n_layer"]), part=part, origin=origin)
         except (KeyError, TypeError, ValueError, SafetensorError) as error:
             raise InputError(
                 f"{str(path)!r} holds no captured checkpoints ({error!r}).",

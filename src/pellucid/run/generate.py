@@ -14,6 +14,7 @@ from pellucid.run.activations import ActivationCkpts
 from pellucid.run.beams import Beams, Hypotheses, Search
 from pellucid.run.decoding import Step, decode
 from pellucid.run.generation import Generation, Row, Token
+from pellucid.run.origin import Origin
 from pellucid.run.request import Request, generator_of, look_at, pad_id
 from pellucid.run.sampling import Sampler
 from pellucid.run.stepping import Stepper
@@ -88,7 +89,8 @@ def _captured(stepper: Stepper, request: Request, new: Tensor, lengths: list[int
     mask = torch.cat([stepper.mask[:, : -new.size(1)], real], 1)
     positions = (mask.long().cumsum(1) - 1).masked_fill(~mask, 0)
     batch = Batch(stepper.ids, mask, positions, request.batch.tokenizer)
-    return ActivationCkpts(look.joined(mask.size(1)), batch, look.n_layer, fired=look.edits.fired)
+    origin = Origin(getattr(stepper.model, "provenance", {}).get("source", ""), stepper.model)
+    return ActivationCkpts(look.joined(mask.size(1)), batch, look.n_layer, fired=look.edits.fired, origin=origin)
 
 
 def _searched(model: Transformer, request: Request, beams: Beams) -> Generation:

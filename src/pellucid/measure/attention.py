@@ -1,0 +1,184 @@
+"""What each head does with its attention: how spread it is, how far it reaches, and to which token it goes.
+
+Every score is a mean over texts and over the queries from each text's second token on: the first has only itself to
+attend to, which says nothing about a head.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pellucid.axes import Axis
+from pellucid.config import TransformerConfig
+from pellucid.errors import InputError
+from pellucid.measure.captured import Runs, find
+from pellucid.measure.labelled import Measured, stacked
+from pellucid.run.activations import ActivationCkpts
+
+if TYPE_CHECKING:
+    import xarray
+
+PATTERN = "attn.ckpt_pattern"
+_AT_ONCE = 8
+
+
+def entropy(ckpts: ActivationCkpts) -> xarray.DataArray:
+    """How spread each head's attention is: -sum_k A[q, k] log A[q, k], in nats.
+
+    0 where all attention goes to one token, log n where it is even over n.
+
+    Args:
+        ckpts: A run that captured "blocks.*.attn.ckpt_pattern".
+
+    Returns:
+        [layer, head].
+
+    Raises:
+        UnknownNameError: The patterns were not captured.
+        InputError: No text has a second token.
+
+    Example:
+        >>> import pellucid as pl
+        >>> _, ckpts = pl.load().run_with_ckpts("Once upon a time", names="blocks.*.attn.ckpt_pattern")
+        >>> pl.measure.entropy(ckpts).sizes
+        Frozen({'layer': 4, 'head': 4})
+    """
+    return _score(ckpts, "entropy", "nats", lambda pattern, _: -torch.xlogy(pattern, pattern).sum(-1))
+
+
+def distance(ckpts: ActivationCkpts) -> xarray.DataArray:
+    """How far back each head looks: sum_k A[q, k] (q - k), in tokens.
+
+    Args, returns and raises as for `entropy`.
+
+    Example:
+        >>> import pellucid as pl
+        >>> _, ckpts = pl.load().run_with_ckpts("Once upon a time", names="blocks.*.attn.ckpt_pattern")
+        >>> bool((pl.measure.distance(ckpts) >= 0).all())
+        True
+    """
+    return _score(ckpts, "distance", "tokens", lambda pattern, back: (pattern * back).sum(-1))
+
+
+def previous_token(ckpts: ActivationCkpts) -> xarray.DataArray:
+    """How much of each head's attention goes to the token before: A[q, q - 1].
+
+    Args, returns and raises as for `entropy`.
+
+    Example:
+        >>> import pellucid as pl
+        >>> _, ckpts = pl.load().run_with_ckpts("Once upon a time", names="blocks.*.attn.ckpt_pattern")
+        >>> bool((pl.measure.previous_token(ckpts) <= 1).all())
+        True
+    """
+    return _score(ckpts, "previous_token", "probability", lambda pattern, back: (pattern * (back == 1)).sum(-1))
+
+
+def first_token(ckpts: ActivationCkpts) -> xarray.DataArray:
+    """How much of each head's attention goes to the text's first token: A[q, 0].
+
+    Args, returns and raises as for `entropy`.
+
+    Example:
+        >>> import pellucid as pl
+        >>> _, ckpts = pl.load().run_with_ckpts("Once upon a time", names="blocks.*.attn.ckpt_pattern")
+        >>> bool((pl.measure.first_token(ckpts) <= 1).all())
+        True
+    """
+
+    def to_first(pattern: Tensor, back: Tensor) -> Tensor:
+        return (pattern * (back == back.amax(-1, keepdim=True))).sum(-1)
+
+    return _score(ckpts, "first_token", "probability", to_first)
+
+
+def induction(model: Runs, *, length: int = 50, texts: int = 64, seed: int = 0) -> xarray.DataArray:
+    """How much each head attends to the token that came after an earlier occurrence of the present one.
+
+    Measured as in Olsson et al. (2022, arXiv:2209.11895): on random ids that are repeated once, where nothing else
+    than the repetition can be learned from the text, the mean over the second copy of the attention from a token to
+    the one behind its first occurrence. The end-of-text id stands before the two copies where the model has one.
+
+    Args:
+        model: Whose heads.
+        length: Ids in one copy.
+        texts: How many random sequences to average over.
+        seed: Of the random ids; special ids are not drawn.
+
+    Returns:
+        [layer, head].
+
+    Raises:
+        InputError: Copies of fewer than two ids, or more than the model's context holds.
+
+    Example:
+        >>> import pellucid as pl
+        >>> scores = pl.measure.induction(pl.load(), length=20, texts=4)
+        >>> scores.sizes, bool(scores.max() > 0.5)
+        (Frozen({'layer': 4, 'head': 4}), True)
+    """
+    ids, offset = repeated_ids(model.config, length, texts, seed)
+    queries = torch.arange(offset + length, offset + 2 * length)
+    last = f"blocks.{model.config.n_layer - 1}.{PATTERN}"
+    sums: list[Tensor] = []
+    for rows in ids.split(_AT_ONCE):
+        # An end-of-text id that is the pad id too is text here.
+        batch = {"input_ids": rows, "attention_mask": torch.ones_like(rows)}
+        _, ckpts = model.run_with_ckpts(batch, names=f"blocks.*.{PATTERN}", stop_at=last)
+        values = find(ckpts, PATTERN).float64()
+        followed = [pattern[:, :, queries, queries - length + 1] for pattern in values]
+        sums.append(torch.stack(followed).sum((1, 3)))
+    mean = (torch.stack(sums).sum(0) / (texts * length)).numpy()
+    source = find(ckpts, PATTERN)  # pyright: ignore[reportPossiblyUnboundVariable] (there is at least one sequence)
+    result = Measured(mean, ("layer", "head"), source, "induction", "probability").labelled()
+    del result.attrs["text"]  # it is the last batch's only; seed, texts and length say which texts they were
+    return result.assign_attrs(length=length, texts=texts, seed=seed)
+
+
+def repeated_ids(config: TransformerConfig, length: int, texts: int, seed: int) -> tuple[Tensor, int]:
+    """([texts, offset + 2 length], offset): an end-of-text id where there is one, then random ids twice."""
+    special = {config.bos_token_id, config.pad_token_id, *config.end_ids} - {None}
+    start = next((i for i in (config.bos_token_id, *config.end_ids) if i is not None), None)
+    offset = 0 if start is None else 1
+    if length < 2 or texts < 1 or offset + 2 * length > config.n_positions:
+        raise InputError(
+            f"induction: {texts} texts of two copies of {length} ids, expected at least one text, copies of two ids "
+            f"or more, and at most {config.n_positions} positions.",
+            code="induction-length",
+            remedy=f"Give a length of 2 to {(config.n_positions - offset) // 2}.",
+        )
+    drawn = np.array([i for i in range(config.vocab_size) if i not in special])
+    once = drawn[np.random.default_rng(seed).integers(0, len(drawn), (texts, length))]
+    head = np.full((texts, offset), start if start is not None else 0)
+    return torch.from_numpy(np.concatenate([head, once, once], axis=1)), offset
+
+
+class _Rule(Protocol):
+    def __call__(self, pattern: Tensor, back: Tensor, /) -> Tensor:
+        """[B, H, Pq] of a pattern [B, H, Pq, Pk] and of how far back each key is, [B, 1, Pq, Pk]."""
+        ...
+
+
+def _score(ckpts: ActivationCkpts, name: str, units: str, rule: _Rule) -> xarray.DataArray:
+    """Mean of a rule over texts and queries, [layer, head]."""
+    source = find(ckpts, PATTERN)
+    batch = ckpts.batch
+    keys = batch.positions.cpu().masked_fill(~batch.mask.cpu(), batch.positions.size(1))
+    back = (source.position[:, :, None] - keys[:, None, :])[:, None]
+    counts = (source.position >= 1)[:, None]
+    if not bool(counts.any()):
+        raise InputError(
+            f"{name}: no text has a second token among the queries, so that no head has a choice.",
+            code="nothing-to-attend",
+            remedy="Give texts of two tokens or more.",
+        )
+    means: list[Tensor] = []
+    for pattern in source.float64():
+        each = rule(pattern.nan_to_num(0.0), torch.where(back >= 0, back, 0).double())
+        means.append((each * counts).sum((0, 2)) / counts.sum())
+    dims = (str(Axis.LAYER), str(Axis.HEAD)) if source.whole else (str(Axis.HEAD),)
+    return Measured(stacked(source, means), dims, source, name, units).labelled()

@@ -1,0 +1,166 @@
+"""Which tensors of a run a measure reads, and which of their entries count."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from pellucid import aliases
+from pellucid.axes import ATTENTION, Axes, Axis
+from pellucid.ckpt import AFTER, BEFORE, BLOCK, all_axes, all_names, select, unknown_name
+from pellucid.config import TransformerConfig
+from pellucid.errors import InputError
+from pellucid.run.activations import ActivationCkpts
+from pellucid.run.region import Region, take
+
+AROUND: Mapping[str, Axes] = {**BEFORE, **AFTER}
+
+
+class Runs(Protocol):
+    """What is needed of a model that is run here; a `CkptedTransformer` is one."""
+
+    @property
+    def config(self) -> TransformerConfig:
+        """What the model is."""
+        ...
+
+    def run_with_ckpts(self, inputs: Any, *, names: Any = None, stop_at: Any = None) -> tuple[Any, ActivationCkpts]:
+        """Logits and captured values."""
+        ...
+
+
+@dataclass(frozen=True)
+class Captured:
+    """One kind of checkpoint of a run, block by block.
+
+    Attributes:
+        kind: Its name without the block, such as "attn.ckpt_attn_out".
+        tensors: The raw values, one a block.
+        layers: Which blocks; None where the checkpoint is around them.
+        whole: Whether the values get a layer axis; not for the full name of a single block's checkpoint.
+        axes: Of each tensor.
+        ckpts: The run.
+    """
+
+    kind: str
+    tensors: tuple[Tensor, ...]
+    layers: tuple[int, ...] | None
+    whole: bool
+    axes: Axes
+    ckpts: ActivationCkpts
+
+    @cached_property
+    def columns(self) -> Tensor:
+        """The columns of the batch that were kept, pads counted."""
+        every = torch.arange(self.ckpts.batch.ids.size(1))
+        chosen = Region(self.ckpts.part.pos).indices("batch", every.shape, (Axis.POS,), strict=True)
+        return take(every, chosen)
+
+    @cached_property
+    def position(self) -> Tensor:
+        """[B, P] of the kept columns: counted from each text's own first real token, -1 at pads."""
+        batch = self.ckpts.batch
+        return batch.positions.cpu().masked_fill(~batch.mask.cpu(), -1)[:, self.columns]
+
+    @cached_property
+    def real(self) -> Tensor | None:
+        """Which entries are measured, in a shape that broadcasts to a tensor's; None for all of them."""
+        mask = self.ckpts.batch.mask.cpu()
+        if self.axes == ATTENTION:
+            seen = torch.arange(mask.size(1)) <= self.columns[:, None]
+            return seen & mask[:, None, None, :] & mask[:, None, self.columns, None]
+        if not self.ckpts.batch.padded:
+            return None
+        return mask[:, self.columns].reshape(*mask[:, self.columns].shape, *[1] * (len(self.axes) - 2))
+
+    def float64(self) -> Iterator[Tensor]:
+        """Each block's values in float64 on the CPU, NaN where nothing is measured.
+
+        Raises:
+            InputError: A measured value is not finite.
+        """
+        for number, tensor in enumerate(self.tensors):
+            value = tensor.detach().cpu().double()
+            self.require_finite(value, number)
+            yield value if self.real is None else value.masked_fill(~self.real, torch.nan)
+
+    def require_finite(self, value: Tensor, number: int) -> None:
+        """Refuse values (all of the tensor, or a measure of each [B, P, ...]) that are not finite where they count."""
+        real = self.real
+        if real is not None and self.axes == ATTENTION and value.dim() < len(self.axes):
+            real = real.any(-1)
+        elif real is not None:
+            real = real.reshape(*real.shape[: value.dim()])
+        wrong = ~value.isfinite() if real is None else ~value.isfinite() & real
+        if not bool(wrong.any()):
+            return
+        at = [int(i) for i in wrong.nonzero()[0]]
+        where = ", ".join(f"{axis} {i}" for axis, i in zip(self.axes, at, strict=False))
+        block = "" if self.layers is None else f"blocks.{self.layers[number]}."
+        raise InputError(
+            f"{block}{self.kind}: {float(value[tuple(at)])} at {where}, expected finite numbers.",
+            code="not-finite",
+            remedy="Find the first checkpoint that is not finite; run in float32 if it overflowed in half precision.",
+        )
+
+
+def find(ckpts: ActivationCkpts, name: aliases.Name) -> Captured:
+    """One kind of checkpoint of a run.
+
+    Args:
+        ckpts: What `run_with_ckpts` captured.
+        name: A template over the blocks ("attn.ckpt_attn_out"), a checkpoint around them ("ckpt_embed"), or a full
+            name or pattern of one kind ("blocks.3.resid_post", "blocks.*.resid_post"); aliases are accepted.
+
+    Raises:
+        UnknownNameError: No such checkpoint, or it was not captured.
+        InputError: A pattern of several kinds, or something else than a run.
+    """
+    if not isinstance(ckpts, ActivationCkpts):
+        raise InputError(
+            f"measure: {type(ckpts).__name__} given, expected the captured values of a run.",
+            code="not-ckpts",
+            remedy="Pass the ActivationCkpts that run_with_ckpts returned, and the name of a checkpoint.",
+        )
+    kind, block = resolve(name)
+    if block is None:
+        return Captured(kind, (ckpts[kind],), None, False, AROUND[kind], ckpts)
+    wanted = select(f"blocks.{block}.{kind}", all_names(ckpts.n_layer))
+    held = [full for full in wanted if full in ckpts] or [wanted[0]]
+    tensors = tuple(ckpts[full] for full in held)  # says that it was not captured
+    layers = tuple(int(full.split(".")[1]) for full in held)
+    return Captured(kind, tensors, layers, "*" in block, all_axes(ckpts.n_layer)[held[0]], ckpts)
+
+
+def resolve(name: aliases.Name) -> tuple[str, str | None]:
+    """(kind, block or "*"), or (checkpoint around the blocks, None).
+
+    Raises:
+        UnknownNameError: No such checkpoint.
+        InputError: A pattern of several kinds.
+    """
+    wanted = str(aliases.canonical(name))
+    if wanted in AROUND:
+        return wanted, None
+    full = wanted if wanted.startswith("blocks.") else aliases.canonical(f"blocks.*.{wanted}")
+    _, block, kind = (*full.split(".", 2), "", "")[:3]
+    if kind in BLOCK:
+        return kind, block
+    if "*" in wanted:
+        raise InputError(
+            f"measure: {name!r} may select several kinds of checkpoint, expected one.",
+            code="several-kinds",
+            remedy="Give one kind, such as 'resid_post' or 'blocks.*.resid_post'.",
+        )
+    raise unknown_name(name, [*BLOCK, *AROUND])
+
+
+def capture_pattern(name: aliases.Name) -> str:
+    """What to capture so that `find` finds it."""
+    kind, block = resolve(name)
+    return kind if block is None else f"blocks.{block}.{kind}"

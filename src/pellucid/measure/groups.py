@@ -1,0 +1,182 @@
+"""Numbers in groups: which axes are summed over, which are kept, and where the kept ones get their labels."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pellucid import aliases
+from pellucid.axes import POSITIONS, Axis
+from pellucid.errors import InputError
+from pellucid.extras import need
+from pellucid.measure.labelled import Array, values
+from pellucid.run.activations import ActivationCkpts
+
+if TYPE_CHECKING:
+    import xarray
+
+Source = Any
+"""What is measured: the captured values of a run (with a checkpoint's name), or a labelled array that came of one."""
+
+TEXTS_AND_POSITIONS = (str(Axis.BATCH), *map(str, POSITIONS), str(Axis.KEY))
+"""What measures sum over unless told otherwise, as far as an array has it."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """One array of results: values, units, what it is in words, and its axes behind those of the groups."""
+
+    data: Array
+    units: str
+    words: str
+    dims: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Numbers with the axes that are summed over flattened into the last one.
+
+    Attributes:
+        data: [kept axes..., n], NaN where an entry is missing.
+        dims: Names of the kept axes.
+        coords: Their labels, as xarray takes them.
+        attrs: Provenance, units, and the axes that are summed over.
+    """
+
+    data: Array
+    dims: tuple[str, ...]
+    coords: Mapping[str, Any]
+    attrs: Mapping[str, Any]
+
+    def dataset(self, arrays: Mapping[str, Result]) -> xarray.Dataset:
+        """Results for each group, by name."""
+        xarray = need("xarray", "pellucid.measure")
+        made = {
+            name: ((*self.dims, *one.dims), one.data, {"long_name": one.words, "units": one.units or "1"})
+            for name, one in arrays.items()
+        }
+        attrs = {key: value for key, value in self.attrs.items() if key != "units"}
+        return xarray.Dataset(made, coords=self.coords, attrs=attrs)
+
+    @property
+    def units(self) -> str:
+        """Of the numbers."""
+        return str(self.attrs.get("units", ""))
+
+
+def array_of(source: Source, name: aliases.Name | None, what: str) -> xarray.DataArray:
+    """The labelled array that a measure is asked about.
+
+    Raises:
+        InputError: Neither a run with a name nor a labelled array.
+    """
+    if isinstance(source, ActivationCkpts):
+        if name is not None:
+            return values(source, name)
+    elif isinstance(source, need("xarray", what).DataArray) and name is None:
+        return source.astype(np.float64)
+    wanted = "a checkpoint's name beside the run" if isinstance(source, ActivationCkpts) else "a run or a DataArray"
+    raise InputError(
+        f"{what}: {type(source).__name__} given{'' if name is None else f' with {name!r}'}, expected {wanted}.",
+        code="not-measurable",
+        remedy="Pass the ActivationCkpts of run_with_ckpts and a name, or what norms or values returned, without one.",
+    )
+
+
+def grouped(source: Source, name: aliases.Name | None, over: Collection[str] | None, what: str) -> Groups:
+    """Flatten the axes that are summed over.
+
+    Args:
+        source: What is measured.
+        name: The checkpoint, where `source` is a run.
+        over: The axes to sum over; None for texts and positions. Where positions are kept, they are counted from
+            each text's own first real token.
+        what: The measure, for messages.
+
+    Raises:
+        InputError: An axis that the array does not have, or none at all.
+    """
+    array = array_of(source, name, what)
+    dims = tuple(map(str, array.dims))
+    chosen = tuple(d for d in TEXTS_AND_POSITIONS if d in dims) if over is None else axes_in(over, dims, what)
+    if not chosen:
+        raise InputError(
+            f"{what}: no axis to sum over, expected some of ({', '.join(dims)}).",
+            code="no-such-axis",
+            remedy="Name one or more axes in over=.",
+        )
+    for axis in map(str, POSITIONS):
+        if axis in dims and axis not in chosen and "batch" in chosen and bool(array.isnull().any()):
+            array = aligned(array, axis)
+    kept = tuple(d for d in dims if d not in chosen)
+    coords = {str(n): c for n, c in array.coords.items() if not set(map(str, c.dims)) & set(chosen)}
+    attrs = {**array.attrs, "over": ", ".join(chosen)}
+    return Groups(flattened(array.transpose(*kept, *chosen).values, len(kept)), kept, coords, attrs)
+
+
+def flattened(data: Array, kept: int) -> Array:
+    """All axes behind the first `kept` as one."""
+    return data.reshape(*data.shape[:kept], -1)
+
+
+def axes_in(over: Collection[str], dims: Collection[str], what: str) -> tuple[str, ...]:
+    """The axes named, each of which must be there."""
+    names = [over] if isinstance(over, str) else [str(axis) for axis in over]
+    absent = [axis for axis in names if axis not in dims]
+    if absent:
+        raise InputError(
+            f"{what}: over={absent[0]!r}, but the axes are ({', '.join(dims)}).",
+            code="no-such-axis",
+            remedy="Name axes that are there.",
+        )
+    return tuple(dict.fromkeys(names))
+
+
+def aligned(array: xarray.DataArray, axis: str = "pos") -> xarray.DataArray:
+    """The same numbers with each text's own first real token in column 0, whatever side the pads were on.
+
+    Args:
+        array: What `norms` or `values` returned, with axes batch and pos (or query).
+        axis: "pos" or "query".
+
+    Returns:
+        The same axes; NaN behind the end of each text.
+
+    Raises:
+        InputError: An array without texts or their positions.
+
+    Example:
+        >>> import pellucid as pl
+        >>> _, ckpts = pl.load().run_with_ckpts(["The end", "Once upon a time"], names="ckpt_embed")
+        >>> pl.measure.aligned(pl.measure.norms(ckpts, "ckpt_embed")).token.values.tolist()
+        [['The', ' end', '', ''], ['Once', ' upon', ' a', ' time']]
+    """
+    prefix = "" if axis == Axis.POS else f"{axis}_"
+    label = f"{prefix}position"
+    if label not in array.coords or not {"batch", axis} <= set(array.coords[label].dims):
+        raise InputError(
+            f"aligned: no coordinate {label!r} over (batch, {axis}), which says where each text begins.",
+            code="no-positions",
+            remedy="Pass what norms or values returned, texts and positions whole.",
+        )
+    position = array.coords[label].transpose("batch", axis).values
+    text, column = np.nonzero(position >= 0)
+    at, length = position[text, column], int(position.max()) + 1
+
+    def moved(data: Array, empty: Any) -> Array:
+        out = np.full((*data.shape[:-1], length), empty, dtype=data.dtype)
+        out[..., text, at] = data[..., text, column]
+        return out
+
+    labels = {label: moved(position, -1)}
+    if f"{prefix}token" in array.coords:
+        labels[f"{prefix}token"] = moved(array.coords[f"{prefix}token"].transpose("batch", axis).values, "")
+    coords: dict[str, Any] = {str(n): c for n, c in array.coords.items() if axis not in c.dims}
+    coords |= {axis: range(length), **{n: (("batch", axis), data) for n, data in labels.items()}}
+    last = array.transpose(..., "batch", axis)
+    data = moved(last.values.astype(np.float64), np.nan)
+    made = need("xarray", "aligned").DataArray(data, dims=last.dims, coords=coords, name=array.name, attrs=array.attrs)
+    return made.transpose(*array.dims)

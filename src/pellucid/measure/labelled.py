@@ -1,0 +1,180 @@
+"""Numbers read off a run as labelled float64 arrays, with where they come from.
+
+A missing entry (NaN) is a pad, or a key that its query cannot see, and nothing else: a value that is not finite at a
+real position is an error that says where it is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, SupportsIndex
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pellucid import aliases
+from pellucid._version import __version__
+from pellucid.axes import POSITIONS, Axes, Axis
+from pellucid.batch import Batch
+from pellucid.extras import need
+from pellucid.measure.captured import Captured, find
+from pellucid.run.activations import ActivationCkpts
+
+if TYPE_CHECKING:
+    import xarray
+
+Array = NDArray[Any]
+
+_STREAM = "residual-stream units"
+_UNITS = {
+    **dict.fromkeys(("resid_pre", "resid_mid", "resid_post", "attn.ckpt_attn_out", "mlp.ckpt_mlp_out"), _STREAM),
+    **dict.fromkeys(("ckpt_embed", "ckpt_pos_embed"), _STREAM),
+    **dict.fromkeys(("ln1.ckpt_scaled", "ln2.ckpt_scaled", "ln_final.ckpt_scaled"), "standard deviations"),
+    "attn.ckpt_scores": "nats",  # a difference of scores is a log-ratio of attention weights
+    "attn.ckpt_pattern": "probability",
+}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Numbers read off a checkpoint, before they get labels.
+
+    Attributes:
+        data: float64, NaN where nothing is measured.
+        dims: Names of its axes.
+        source: The checkpoint.
+        name: What the numbers are, such as "norm".
+        units: Of the numbers.
+    """
+
+    data: Array
+    dims: tuple[str, ...]
+    source: Captured
+    name: str
+    units: str
+
+    @property
+    def attrs(self) -> dict[str, str]:
+        """Where the numbers come from."""
+        return {**attributes(self.source), "units": self.units}
+
+    def labelled(self) -> xarray.DataArray:
+        """With coordinates and provenance."""
+        xarray = need("xarray", "pellucid.measure")
+        coords = coordinates(self.source, self.dims)
+        return xarray.DataArray(self.data, dims=self.dims, coords=coords, name=self.name, attrs=self.attrs)
+
+
+def read(ckpts: ActivationCkpts, name: aliases.Name) -> Measured:
+    """The values of a checkpoint themselves, [(L,) B, P, ...]."""
+    source = find(ckpts, name)
+    data = stacked(source, list(source.float64()))
+    dims = dims_of(source, source.axes)
+    return Measured(data, dims, source, source.kind, units(source))
+
+
+def values(ckpts: ActivationCkpts, name: aliases.Name) -> xarray.DataArray:
+    """A checkpoint's values as a labelled array in float64.
+
+    Args:
+        ckpts: What `run_with_ckpts` captured.
+        name: A template over the blocks ("resid_post"), a checkpoint around them ("ckpt_embed"), or one block's
+            ("blocks.3.resid_post").
+
+    Returns:
+        [(layer,) batch, pos, ...], the axes of the checkpoint. Pads are NaN, in scores and patterns also the keys
+        that a query cannot see. Coordinates: the tokens' texts, and `position`, counted from each text's own first
+        real token (-1 at pads).
+
+    Raises:
+        UnknownNameError: No such checkpoint, or it was not captured.
+        InputError: A value at a real position is not finite.
+        MissingExtraError: xarray is not installed.
+
+    Example:
+        >>> import pellucid as pl
+        >>> _, ckpts = pl.load().run_with_ckpts("Once upon a time", names="blocks.*.resid_post")
+        >>> dict(pl.measure.values(ckpts, "resid_post").sizes)
+        {'layer': 4, 'batch': 1, 'pos': 4, 'd_model': 256}
+    """
+    return read(ckpts, name).labelled()
+
+
+def stacked(source: Captured, blocks: list[Tensor]) -> Array:
+    """The blocks' results as one array, with a layer axis where there is to be one."""
+    return torch.stack(blocks).numpy() if source.whole else blocks[0].numpy()
+
+
+def dims_of(source: Captured, axes: Axes) -> tuple[str, ...]:
+    """Names of the axes, the layer first where there is one."""
+    return tuple(str(axis) for axis in ((Axis.LAYER, *axes) if source.whole else axes))
+
+
+def units(source: Captured) -> str:
+    """Of a checkpoint's values."""
+    return _UNITS.get(source.kind, f"units of {source.kind.split('_')[-1]}")
+
+
+def attributes(source: Captured) -> dict[str, str]:
+    """Provenance: checkpoint, version, the text's hash, and what the run says of its model."""
+    given: Mapping[str, Any] = getattr(source.ckpts, "provenance", {})
+    model = {str(key): str(value) for key, value in given.items()}
+    single = source.layers is not None and not source.whole
+    name = f"blocks.{source.layers[0]}.{source.kind}" if single and source.layers else source.kind
+    return {"checkpoint": name, "text": text_hash(source.ckpts.batch), "pellucid": __version__, **model}
+
+
+def text_hash(batch: Batch) -> str:
+    """SHA-256 of the texts' ids, each row preceded by its length; padding changes nothing."""
+    digest = hashlib.sha256()
+    for row in batch.rows():
+        digest.update(np.int64(len(row)).tobytes() + row.cpu().numpy().astype("<i8").tobytes())
+    return digest.hexdigest()
+
+
+def coordinates(source: Captured, dims: tuple[str, ...]) -> dict[str, Any]:
+    """Labels along the axes that are there: blocks, texts, columns, tokens, positions, heads."""
+    coords: dict[str, Any] = {}
+    if source.layers is not None:
+        coords["layer"] = list(source.layers) if source.whole else source.layers[0]
+    if Axis.HEAD in dims and (heads := _heads(source)) is not None:
+        coords["head"] = heads
+    if Axis.BATCH not in dims:
+        return coords
+    coords["batch"] = range(len(source.ckpts.batch))
+    tokens = token_table(source.ckpts.batch)
+    for axis in (*POSITIONS, Axis.KEY):
+        if axis in dims:
+            columns = list(range(tokens.shape[1])) if axis == Axis.KEY else source.columns.tolist()
+            prefix = "" if axis == Axis.POS else f"{axis}_"
+            coords[str(axis)] = columns
+            coords[f"{prefix}token"] = (["batch", str(axis)], tokens[:, columns])
+            if axis != Axis.KEY:
+                coords[f"{prefix}position"] = (["batch", str(axis)], source.position.numpy())
+    return coords
+
+
+def token_table(batch: Batch) -> Array:
+    """[B, P] of the tokens' texts, "" at pads; as objects, because numpy's own strings lose a token's last NUL."""
+    mask = batch.mask.cpu().numpy()
+    table = np.full(mask.shape, "", dtype=object)
+    for row, real, strings in zip(table, mask, batch.strings, strict=True):
+        row[real] = strings
+    return table
+
+
+def _heads(source: Captured) -> list[int] | None:
+    """Numbers of the kept heads; None where they were counted from the end, which only the model could resolve."""
+    axis, kept = source.axes.index(Axis.HEAD), source.ckpts.part.heads
+    count = source.tensors[0].size(axis)
+    if kept is None:
+        return list(range(count))
+    if isinstance(kept, slice):
+        start, stop, step = kept.start or 0, kept.stop or 0, kept.step or 1
+        return [start + step * i for i in range(count)] if min(start, stop, step) >= 0 else None
+    given = [int(kept)] if isinstance(kept, SupportsIndex) else [int(head) for head in kept]
+    return given if len(given) == count and min(given) >= 0 else None

@@ -1,0 +1,287 @@
+"""A series of norms regressed on its own past, for every layer at once."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pellucid.errors import InputError
+from pellucid.extras import need
+from pellucid.measure.basis import Basis, Data
+from pellucid.measure.design import Design, Panel, panel_of
+from pellucid.measure.fit import AutoregressionFit
+from pellucid.measure.labelled import Array
+from pellucid.measure.solve import NOT_FINITE, Solution, solve, solve_by_qr
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import xarray
+
+
+@dataclass(frozen=True)
+class HAC:
+    """Standard errors that allow for heteroskedasticity and autocorrelation (Newey & West 1987, Bartlett's kernel).
+
+    Attributes:
+        maxlags: Lags that enter; floor(4 (n / 100)^(2/9)) (Newey & West 1994) where None.
+    """
+
+    maxlags: int | None = None
+
+
+def autoregression(
+    norms: xarray.DataArray,
+    lags: int = 2,
+    skip: int = 0,
+    *,
+    regressors: Mapping[str, Any] | None = None,
+    cov: str | HAC = "plain",
+) -> AutoregressionFit:
+    """Fit y[t] = const + lag1 y[t-1] + ... + lagp y[t-p] by ordinary least squares, for every layer at once.
+
+    Several texts make one regression for each layer, whose rows never reach from one text into another. t counts
+    from each text's own first real token, whatever side the pads are on, and the first point fitted is
+    t = skip + lags: with skip=1 the first token's norm, which is far from all others in GPT-2, enters nowhere.
+
+    Args:
+        norms: [layer, batch, pos], what `norms` returned. Other axes beside batch and pos (or query), such as head,
+            are further series.
+        lags: How many past values enter; 0 for none.
+        skip: How many first tokens of each text to leave out.
+        regressors: Further columns by name, each an array [batch, pos] or a labelled one over axes of `norms`, taken
+            at t: the logarithm of a token's frequency, `norms.position`, or `norms.shift(layer=1)`.
+        cov: "plain" standard errors, or "HAC" (or HAC(maxlags=...)) for heteroskedasticity- and
+            autocorrelation-consistent ones.
+
+    Returns:
+        Estimates with their tests, which equal those of `statsmodels.OLS` on the same rows. Layers that cannot be
+        fitted (constant, dependent columns, a value that is not finite) are NaN, and `problems` says why.
+
+    Raises:
+        InputError: Texts with too few rows for the parameters, positions that are not adjacent, or no layer that can
+            be fitted.
+
+    Example:
+        >>> import pellucid as pl
+        >>> text = "Once upon a time there was a little cat who lived with her mother in a big house."
+        >>> _, ckpts = pl.load().run_with_ckpts(text, names="blocks.*.attn.ckpt_attn_out")
+        >>> norms = pl.measure.norms(ckpts, "attn.ckpt_attn_out", log=True)
+        >>> fit = pl.measure.autoregression(norms, lags=2, skip=1)
+        >>> fit.params.shape, fit.nobs, list(fit.params)
+        ((4, 3), 16, ['const', 'lag1', 'lag2'])
+    """
+    lags, skip = whole_number("lags", lags), whole_number("skip", skip)
+    if cov not in ("plain", "HAC") and not isinstance(cov, HAC):
+        raise InputError(
+            f"autoregression: cov={cov!r}, expected 'plain', 'HAC' or HAC(maxlags=...).",
+            code="unknown-covariance",
+            remedy="Give one of these.",
+        )
+    data, basis = _prepared(norms, lags, skip, regressors or {})
+    solution = _solved(data.design, data.panel)
+    require_fitted(solution)
+    fit = AutoregressionFit(basis, solution, data=data)
+    if cov == "plain":
+        return fit
+    return fit.robust(cov.maxlags if isinstance(cov, HAC) else None)
+
+
+@dataclass(frozen=True, repr=False)
+class LagSelection:
+    """Information criteria of autoregressions of several orders, all on the same rows.
+
+    Attributes:
+        aic: Akaike's criterion; a row for each layer, a column for each order.
+        bic: Schwarz's criterion.
+        nobs: Rows of every regression.
+    """
+
+    aic: pd.DataFrame
+    bic: pd.DataFrame
+    nobs: int
+
+    @cached_property
+    def best_aic(self) -> pd.Series:
+        """By layer, the order with the lowest AIC."""
+        return _best(self.aic)
+
+    @cached_property
+    def best_bic(self) -> pd.Series:
+        """By layer, the order with the lowest BIC."""
+        return _best(self.bic)
+
+    def __repr__(self) -> str:
+        pandas = need("pandas", "select_lags")
+        best = pandas.DataFrame({"AIC": self.best_aic, "BIC": self.best_bic})
+        return f"lags of the lowest criterion, orders 0 to {self.aic.columns[-1]} on {self.nobs} rows\n{best}"
+
+
+def select_lags(
+    norms: xarray.DataArray, max_lags: int, skip: int = 0, *, regressors: Mapping[str, Any] | None = None
+) -> LagSelection:
+    """Compare the orders 0 to `max_lags` by AIC (Akaike 1974) and BIC (Schwarz 1978).
+
+    Every order is fitted to the same rows, t >= skip + max_lags, because criteria of different data cannot be
+    compared. They are -2 log L + 2 k and -2 log L + k log n, with Gaussian residuals, n rows and k parameters, as
+    statsmodels has them.
+
+    Args:
+        norms: As for `autoregression`.
+        max_lags: The highest order.
+        skip: How many first tokens of each text to leave out.
+        regressors: Further columns, which every order has.
+
+    Returns:
+        `aic` and `bic` by layer and order, and `best_aic`, `best_bic`; 0 lags is the mean alone.
+
+    Raises:
+        InputError: As `autoregression`.
+
+    Example:
+        >>> import pellucid as pl
+        >>> text = "Once upon a time there was a little cat who lived with her mother in a big house."
+        >>> _, ckpts = pl.load().run_with_ckpts(text, names="blocks.*.resid_post")
+        >>> chosen = pl.measure.select_lags(pl.measure.norms(ckpts, "resid_post", log=True), max_lags=3, skip=1)
+        >>> list(chosen.bic), chosen.nobs
+        ([0, 1, 2, 3], 15)
+    """
+    highest = whole_number("max_lags", max_lags)
+    data, basis = _prepared(norms, highest, whole_number("skip", skip), regressors or {})
+    aic: dict[int, Any] = {}
+    bic: dict[int, Any] = {}
+    for order in range(highest + 1):
+        names = (*basis.names[: order + 1], *basis.names[highest + 1 :])
+        same_rows = replace(data.design, lags=order, names=names)
+        fit = AutoregressionFit(replace(basis, lags=order, names=names), _solved(same_rows, data.panel))
+        aic[order], bic[order] = fit.aic, fit.bic
+    pandas = need("pandas", "select_lags")
+    return LagSelection(pandas.DataFrame(aic), pandas.DataFrame(bic), len(data.design.at))
+
+
+def require_rows(rows: int, parameters: int, texts: str, first: int) -> None:
+    """Refuse no more rows than parameters.
+
+    Raises:
+        InputError: That is so.
+    """
+    if rows <= parameters:
+        raise InputError(
+            f"autoregression: {texts} give {rows} rows (t from {first}) for {parameters} parameters, "
+            "expected more rows than parameters.",
+            code="too-short",
+            remedy="Give longer or more texts, fewer lags, or a smaller skip.",
+        )
+
+
+def require_fitted(solution: Solution) -> None:
+    """Refuse a result in which nothing is fitted.
+
+    Raises:
+        InputError: That is so.
+    """
+    if (solution.problems != "").all():
+        raise InputError(
+            f"autoregression: nothing can be fitted: {solution.problems[0]}.",
+            code="not-fitted",
+            remedy="Look at the series and the further regressors; a constant series has no autoregression.",
+        )
+
+
+def _basis(panel: Panel, design: Design, skip: int, attrs: dict[str, Any]) -> Basis:
+    """What a design fits."""
+    lengths = (panel.position >= 0).sum(1)
+    shown = ", ".join(map(str, lengths[:8].tolist())) + (", ..." if len(lengths) > 8 else "")
+    require_rows(len(design.at), len(design.names), f"texts of {shown} tokens", skip + design.lags)
+    texts = len(np.unique(design.text))
+    short = int((lengths > 0).sum()) - texts
+    return Basis(design.lags, skip, design.names, texts, short, panel.dims, panel.shape, panel.coords, attrs)
+
+
+def _prepared(norms: xarray.DataArray, lags: int, skip: int, regressors: Mapping[str, Any]) -> tuple[Data, Basis]:
+    panel = panel_of(norms, "autoregression")
+    taken = {"const", *(f"lag{i}" for i in range(1, lags + 1))} & set(regressors)
+    if taken:
+        raise InputError(
+            f"autoregression: a regressor is called {min(taken)!r}, which is the name of a column of its own.",
+            code="name-taken",
+            remedy="Give it another name.",
+        )
+    extra = {str(name): _regressor(name, given, norms, panel) for name, given in regressors.items()}
+    design = Design.of(panel, lags, skip, extra)
+    return Data(norms, panel, design), _basis(panel, design, skip, dict(norms.attrs))
+
+
+def _regressor(name: str, given: Any, norms: xarray.DataArray, panel: Panel) -> Array:
+    """[S, C], or [1, C] where it is the same for every series."""
+    xarray = need("xarray", "autoregression")
+    texts_and_time = [dim for dim in norms.dims if dim in ("batch", "pos", "query")]
+    one_series = norms.isel(dict.fromkeys(panel.dims, 0), drop=True)
+    try:
+        if not isinstance(given, xarray.DataArray):
+            given = xarray.DataArray(np.asarray(given, dtype=np.float64), dims=texts_and_time)
+        if set(given.dims) - set(norms.dims):
+            raise ValueError(f"its axes are {tuple(given.dims)}")
+        shared = not set(given.dims) & set(panel.dims)
+        template = one_series if shared else norms
+        given, template = xarray.align(given, template, join="exact", copy=False)
+        whole = given.broadcast_like(template).transpose(*(() if shared else panel.dims), ..., *texts_and_time)
+        return whole.values.astype(np.float64).reshape(1 if shared else len(panel.values), -1)
+    except (ValueError, TypeError) as error:
+        raise InputError(
+            f"autoregression: regressor {name!r} does not fit the series {dict(norms.sizes)}: {error}",
+            code="regressor-misfit",
+            remedy="Give an array [batch, pos], or a labelled one over axes and labels of the norms.",
+        ) from error
+
+
+def _solved(design: Design, panel: Panel) -> Solution:
+    """By normal equations, and one by one where these are not accurate enough."""
+    solution = solve(design.cross_products())
+    for series in np.flatnonzero(solution.doubtful):
+        response, matrix = design.matrix(int(series))
+        solution.put(int(series), solve_by_qr(response, matrix[:, 1:]))
+    for series in np.flatnonzero(solution.problems == NOT_FINITE):
+        solution.problems[series] = _not_finite(design, panel, int(series))
+    return solution
+
+
+def _not_finite(design: Design, panel: Panel, series: int) -> str:
+    """Where it is."""
+    response, matrix = design.matrix(series)
+    wrong = ~np.isfinite(np.column_stack([response, matrix[:, 1:]]))
+    if not wrong.any():
+        return "its values are too large to square"
+    row, column = map(int, np.argwhere(wrong)[0])
+    name = "the series" if column <= design.lags else design.names[column]
+    back = column if column <= design.lags else 0
+    t = int(panel.position.ravel()[design.at[row]]) - back
+    return f"{name} is not finite at text {int(design.text[row])}, t = {t}"
+
+
+def _best(criterion: pd.DataFrame) -> pd.Series:
+    some = criterion.notna().any(axis=1)
+    return criterion.fillna(np.inf).idxmin(axis=1).astype("Int64").where(some)
+
+
+def whole_number(name: str, given: Any) -> int:
+    """A count of lags or tokens.
+
+    Raises:
+        InputError: It is none.
+    """
+    try:
+        number = -1 if isinstance(given, bool) else operator.index(given)
+    except TypeError:
+        number = -1
+    if number < 0:
+        raise InputError(
+            f"autoregression: {name}={given!r}, expected a whole number of 0 or more.",
+            code="lags-range",
+            remedy="Give a number such as 2.",
+        )
+    return number

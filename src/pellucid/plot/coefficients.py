@@ -1,0 +1,176 @@
+"""The coefficients of a regression by layer, with their confidence, as in the study of norms from token to token."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from pellucid.axes import Axis
+from pellucid.errors import InputError
+from pellucid.plot.canvas import canvas, extent, layer_axis, legend_above, remember
+from pellucid.plot.extras import pandas
+from pellucid.plot.themes import COLUMN, Colour, Theme
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+MARKERS = "so^Dv<>p"
+"""A shape for each term, so that colour is not needed to tell them apart."""
+
+INTERCEPT = "const"
+
+USUAL = 0.05
+"""The alpha of `conf_int`."""
+
+
+class Fit(Protocol):
+    """What is read of a regression: tables with a row for each layer and a column for each term."""
+
+    @property
+    def params(self) -> Any: ...
+    @property
+    def pvalues(self) -> Any: ...
+    @property
+    def conf_int(self) -> Any: ...
+    def interval(self, level: float) -> Any: ...
+
+
+def autoregression(
+    fit: Fit,
+    *,
+    terms: Sequence[str] | None = None,
+    alpha: float = USUAL,
+    pvalues: Any = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw the coefficients of a regression by layer: a line and a confidence band for each term.
+
+    A filled marker is significant, p < alpha; a hollow one is not. Each term has a marker and a colour of its own.
+
+    Args:
+        fit: What `pl.measure.autoregression` gives, by layer: its `params`, `pvalues`, and `conf_int` or `interval`.
+        terms: Which columns of `params`; all but the intercept by default.
+        alpha: From which p-value on a coefficient counts as not significant; bands hold 1 - alpha.
+        pvalues: A table to take in place of `fit.pvalues`, such as `fit.corrected("holm")`.
+        ax: Axes to draw on; new ones by default.
+
+    Returns:
+        The axes. `pl.plot.data` of them is a table, a row for each layer and term: layer, term, coefficient, low,
+        high, pvalue, significant.
+
+    Raises:
+        InputError: Not such a fit, or not by layer alone; unknown terms, an alpha that is no probability, or no
+            coefficient to draw.
+        MissingExtraError: matplotlib or pandas is not installed.
+
+    Example:
+        >>> import pellucid as pl
+        >>> text = "Once upon a time there was a little cat who lived with her mother in a big house."
+        >>> _, ckpts = pl.load().run_with_ckpts(text, names="blocks.*.attn.ckpt_attn_out")
+        >>> norms = pl.measure.norms(ckpts, "attn.ckpt_attn_out", log=True)
+        >>> ax = pl.plot.autoregression(pl.measure.autoregression(norms, lags=2, skip=1))
+        >>> pl.plot.data(ax).groupby("term").size().to_dict()
+        {'lag1': 4, 'lag2': 4}
+    """
+    table = _table(fit, terms, alpha, pvalues)
+    names = list(dict.fromkeys(table["term"]))
+    index = table.columns[0]
+    layers = table[index].drop_duplicates().tolist()
+    with canvas(ax, (COLUMN, 2.3)) as (axes, look):
+        axes.axhline(0, color=look.ink, linewidth=0.6)
+        size = float(np.clip(0.3 * extent(axes)[0] / len(layers), 1.6, 4.5))
+        many = len(names) > len(look.marks)
+        colours = look.layer_colours(len(names)) if many else look.marks
+        for i, name in enumerate(names):
+            rows = table[table["term"] == name]
+            aside = 0.1 * (i - (len(names) - 1) / 2) if len(rows) == 1 else 0.0
+            _draw_band(axes, rows, colours[i], aside, min(0.2, 0.6 / len(names)))
+            _draw_line(axes, look, rows, aside, (colours[i], MARKERS[i % len(MARKERS)], size))
+        layer_axis(axes.xaxis, layers, index)
+        axes.set_xlim(-0.5, len(layers) - 0.5)
+        axes.set_ylabel("coefficient")
+        columns = 4 if len(names) < 3 else min(len(names), 4)
+        legend_above(axes, columns, _legend(look, names, list(colours), alpha))
+        return remember(axes, table)
+
+
+def _draw_band(axes: Axes, rows: Any, colour: Colour | str, aside: float, alpha: float) -> None:
+    places = np.arange(len(rows)) + aside
+    axes.fill_between(places, rows["low"], rows["high"], color=colour, alpha=alpha, linewidth=0)
+    if len(rows) == 1:  # a band between layers needs two of them
+        axes.vlines(places, rows["low"], rows["high"], color=colour, linewidth=0.8)
+
+
+def _draw_line(axes: Axes, look: Theme, rows: Any, aside: float, drawn_in: tuple[Colour | str, str, float]) -> None:
+    colour, marker, size = drawn_in
+    places = np.arange(len(rows)) + aside
+    axes.plot(places, rows["coefficient"], color=colour, linewidth=0.9)
+    for significant, face in ((True, colour), (False, look.paper)):
+        chosen = (rows["significant"] == significant).to_numpy()
+        axes.plot(
+            places[chosen], rows["coefficient"][chosen], marker=marker, markersize=size, linestyle="none", color=colour,
+            markerfacecolor=face, markeredgecolor=colour, markeredgewidth=0.8, zorder=3,
+        )  # fmt: skip
+
+
+def _legend(look: Theme, names: list[str], colours: list[Any], alpha: float) -> list[Any]:
+    from matplotlib.lines import Line2D
+
+    terms = [
+        Line2D(
+            [], [], color=colours[i], marker=MARKERS[i % len(MARKERS)], markersize=4, linewidth=0.9, label=_spoken(name)
+        )
+        for i, name in enumerate(names)
+    ]
+    kinds = [
+        Line2D([], [], linestyle="none", marker="o", markersize=4, color=look.ink, markerfacecolor=face, label=label)
+        for face, label in ((look.ink, f"p < {alpha:g}"), (look.paper, f"p ≥ {alpha:g}"))
+    ]
+    return [*terms, *kinds]
+
+
+def _spoken(term: str) -> str:
+    """`lag 1` for lag1."""
+    return f"lag {term[3:]}" if term.startswith("lag") and term[3:].isdigit() else term
+
+
+def _table(fit: Fit, terms: Sequence[str] | None, alpha: float, pvalues: Any) -> Any:
+    """A row for each layer and term."""
+    where = "plot.autoregression"
+    try:
+        params, pvalues = fit.params, fit.pvalues if pvalues is None else pvalues
+        known = [str(term) for term in params.columns]
+    except AttributeError as error:
+        raise InputError(
+            f"{where}: {type(fit).__name__} given ({error}), expected tables by layer.",
+            code="not-a-fit",
+            remedy="Pass what pl.measure.autoregression returns.",
+        ) from error
+    if not 0 < alpha < 1:
+        raise InputError(
+            f"{where}: alpha={alpha!r}, expected a probability between 0 and 1.",
+            code="alpha",
+            remedy="0.05 is usual.",
+        )
+    chosen = [term for term in known if term != INTERCEPT] if terms is None else list(terms)
+    unknown = [term for term in chosen if term not in known]
+    if unknown or params.index.nlevels > 1 or not bool(params[chosen].notna().to_numpy().any()):
+        raise InputError(
+            f"{where}: terms {chosen} of a fit of {known} by {list(params.index.names)}, expected some of its terms, "
+            "with coefficients that are not all nan, by layer alone.",
+            code="no-coefficients",
+            remedy="Name the fit's own terms in terms=; of a fit by layer and head choose one head before fitting.",
+        )
+    by = params.index.name or str(Axis.LAYER)
+    bands = fit.conf_int if alpha == USUAL else fit.interval(1 - alpha)
+    tables: list[Any] = []
+    for term in chosen:
+        band = bands[term]
+        columns = {
+            by: params.index, "term": term, "coefficient": params[term], "low": band.iloc[:, 0],
+            "high": band.iloc[:, 1], "pvalue": pvalues[term], "significant": pvalues[term] < alpha,
+        }  # fmt: skip
+        tables.append(pandas().DataFrame(columns))
+    return pandas().concat(tables, ignore_index=True)

@@ -1,0 +1,70 @@
+"""Which model made some values: its name, and a fingerprint of its weights that is worked out when somebody asks."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import nn
+
+from pellucid.parameters import state_of
+
+CHANGED = "unknown: the weights were written to since the run"
+
+_FINGERPRINTS: WeakKeyDictionary[nn.Module, tuple[Any, str]] = WeakKeyDictionary()
+
+
+class Origin:
+    """The model of a run, as it was then.
+
+    The model is held until somebody asks for its fingerprint, which takes a second for a thousand million weights.
+
+    Args:
+        name: Where the weights came from.
+        model: What ran.
+    """
+
+    def __init__(self, name: str, model: nn.Module) -> None:
+        self._name = name
+        self._model: nn.Module | None = model
+        self._state = state_of(model)
+
+    @cached_property
+    def facts(self) -> dict[str, str]:
+        """`model` and `weights`."""
+        model, self._model = self._model, None
+        same = model is not None and state_of(model) == self._state
+        return {"model": self._name, "weights": weights_fingerprint(model) if same else CHANGED}
+
+
+@dataclass(frozen=True)
+class Known:
+    """What a file or a pickle says of the model."""
+
+    facts: dict[str, str]
+
+
+def weights_fingerprint(model: Any) -> str:
+    """SHA-256 of a module's parameters and buffers with their names; "" for what is no module.
+
+    Worked out once for as long as the parameters stay as they are.
+    """
+    if not isinstance(model, nn.Module):
+        return ""
+    state, found = state_of(model), _FINGERPRINTS.get(model)
+    if found is None or found[0] != state:
+        found = _FINGERPRINTS[model] = (state, _digest(model))
+    return found[1]
+
+
+def _digest(model: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        held = tensor.detach().cpu().contiguous()
+        digest.update(f"{name} {held.dtype} {list(held.shape)}".encode())
+        digest.update(held.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()

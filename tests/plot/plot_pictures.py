@@ -1,0 +1,138 @@
+"""The figures that tests keep a picture of, drawn from made-up numbers that no random stream can change.
+
+    python tests/plot/plot_pictures.py [NAME ...]    # draw them again into tests/plot/pictures; then look at each
+
+Names end in the theme. Pictures are as wide as a journal's column, at 100 dots an inch.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import xarray as xr
+from matplotlib.axes import Axes
+
+import pellucid as pl
+
+KEPT = Path(__file__).parent / "pictures"
+DOTS = 100
+
+WORDS = ["Once", " upon", " a", " time", ",", " there", " was", "\n", " $5", " red_ball", "!", " Lily", " and", " mom"]
+
+
+def tokens(count: int) -> list[str]:
+    """Tokens with a space, a line end, and what a formula is written with."""
+    return [WORDS[i % len(WORDS)] for i in range(count)]
+
+
+def waves(*shape: int) -> np.ndarray:
+    """Numbers between -1 and 1 that look drawn at random: the fractions of multiples of an irrational number."""
+    count = int(np.prod(shape))
+    return (2 * np.modf(np.arange(1, count + 1) ** 1.5 * 0.618034)[0] - 1).reshape(shape)
+
+
+def measured(layers: int, positions: int, texts: int = 1, *, log: bool = True) -> xr.DataArray:
+    """Norms by layer as `pl.measure.norms` gives them: growing, skewed, the first token apart."""
+    middle = np.linspace(1.5, 3.5, layers)[:, None, None] + 0.4 * np.sin(np.arange(layers))[:, None, None]
+    width = np.linspace(0.15, 0.5, layers)[:, None, None]
+    values = middle + width * np.arctanh(0.95 * waves(layers, texts, positions)) + 0.3 * width * waves(texts, positions)
+    values[:, :, 0] += 2
+    about = {"checkpoint": "attn.ckpt_attn_out", "units": "log of residual-stream units"}
+    if not log:
+        values, about = np.exp(values), {"checkpoint": "resid_post", "units": "residual-stream units"}
+    coords = {"layer": range(layers), "batch": range(texts), "pos": range(positions)}
+    name = "log_norm" if log else "norm"
+    return xr.DataArray(values, dims=("layer", "batch", "pos"), coords=coords, name=name, attrs=about)
+
+
+def fitted(layers: int, lags: int = 2) -> Any:
+    """A regression by layer as `pl.measure.autoregression` gives it."""
+    index = pd.RangeIndex(layers, name="layer")
+    columns = ["const", *(f"lag{i + 1}" for i in range(lags))]
+    values = [np.sin(np.arange(layers) / 2.5 + i) / (3 + i) + 0.15 for i in range(lags + 1)]
+    params = pd.DataFrame(np.stack(values, 1), index=index, columns=columns)
+    error = 0.08 + 0.04 * np.abs(waves(layers, lags + 1))
+    band = pd.concat({"lower": params - 2 * error, "upper": params + 2 * error}, axis=1).swaplevel(axis=1)
+    pvalues = pd.DataFrame(np.exp(-(np.abs(params / error) ** 2) / 1.3), index=index, columns=columns)
+    return SimpleNamespace(params=params, pvalues=pvalues, conf_int=band)
+
+
+def patterns(layers: int, heads: int, positions: int) -> np.ndarray:
+    """Causal attention [layer, head, query, key]: to the token before, to the first, to itself, and to all."""
+    scores = 2.5 * waves(layers, heads, positions, positions)
+    at = np.arange(positions)
+    for head in range(heads):
+        if head % 4 == 0:
+            scores[:, head, at[1:], at[:-1]] += 7
+        elif head % 4 == 1:
+            scores[:, head, :, 0] += 5
+        elif head % 4 == 2:
+            scores[:, head, at, at] += 3
+    weights = np.where(np.tri(positions, dtype=bool), np.exp(scores), 0.0)
+    return weights / weights.sum(-1, keepdims=True)
+
+
+def scores(layers: int, heads: int) -> np.ndarray:
+    """A score of each head, most near zero."""
+    return np.abs(waves(layers, heads)) ** 4
+
+
+COUNTED = pl.ParameterCount(
+    unique=124_439_808, by_name=163_037_184, bytes=4 * 124_439_808,
+    components={
+        "embed": 38_597_376, "pos_embed": 786_432, "ln": 38_400, "attn": 28_348_416, "mlp": 56_669_184, "unembed": 0,
+    },
+)  # fmt: skip
+"""Of GPT-2 small."""
+
+FIGURES: dict[str, Callable[[], Axes]] = {
+    "norms_4_light": lambda: pl.plot.norms(measured(4, 40)),
+    "norms_12_dark": lambda: pl.plot.norms(measured(12, 1000), skip=1),
+    "norms_48_light": lambda: pl.plot.norms(measured(48, 1000), skip=1),
+    "norms_one_token_dark": lambda: pl.plot.norms(measured(12, 1)),
+    "norm_histograms_4_light": lambda: pl.plot.norm_histograms(measured(4, 200), skip=1),
+    "norm_histograms_12_dark": lambda: pl.plot.norm_histograms(measured(12, 1000), skip=1, density=True),
+    "norm_histograms_48_light": lambda: pl.plot.norm_histograms(measured(48, 1000), skip=1),
+    "ridges_12_light": lambda: pl.plot.ridges(measured(12, 300), skip=1),
+    "ridges_48_dark": lambda: pl.plot.ridges(measured(48, 300), skip=1),
+    "residual_growth_12_light": lambda: pl.plot.residual_growth(measured(12, 40, log=False)),
+    "residual_growth_48_dark": lambda: pl.plot.residual_growth(measured(48, 1000, log=False)),
+    "autoregression_12_light": lambda: pl.plot.autoregression(fitted(12)),
+    "autoregression_48_dark": lambda: pl.plot.autoregression(fitted(48)),
+    "attention_20_light": lambda: pl.plot.attention(patterns(1, 1, 20)[0, 0], tokens=tokens(20)),
+    "attention_1024_dark": lambda: pl.plot.attention(patterns(1, 1, 1024)[0, 0], tokens=tokens(1024)),
+    "attention_1_light": lambda: pl.plot.attention(patterns(1, 1, 1)[0, 0], tokens=tokens(1)),
+    "attention_grid_1x4_light": lambda: pl.plot.attention_grid(patterns(1, 4, 8)[0], tokens=tokens(8)),
+    "attention_grid_4x4_dark": lambda: pl.plot.attention_grid(patterns(4, 4, 8), tokens=tokens(8)),
+    "attention_grid_12x12_light": lambda: pl.plot.attention_grid(patterns(12, 12, 24), tokens=tokens(24)),
+    "head_scores_4_light": lambda: pl.plot.head_scores(scores(4, 4)),
+    "head_scores_12_dark": lambda: pl.plot.head_scores(waves(12, 12) ** 3),
+    "head_scores_48_light": lambda: pl.plot.head_scores(scores(48, 25)),
+    "parameters_light": lambda: pl.plot.parameters(COUNTED),
+    "parameters_dark": lambda: pl.plot.parameters(COUNTED),
+}
+"""Name of the picture -> what draws it."""
+
+
+def draw(name: str, folder: Path) -> Path:
+    """Draw a figure in its theme, whatever matplotlib's settings are here, into a file of the folder."""
+    with mpl.rc_context():
+        mpl.rcdefaults()
+        with pl.plot.theme(name.rsplit("_", 1)[-1]):
+            figure = FIGURES[name]().get_figure()
+        path = folder / f"{name}.png"
+        figure.savefig(path, dpi=DOTS, metadata={"Software": None}, pil_kwargs={"optimize": True})
+    return path
+
+
+if __name__ == "__main__":
+    KEPT.mkdir(exist_ok=True)
+    for wanted in sys.argv[1:] or FIGURES:
+        draw(wanted, KEPT)

@@ -1,0 +1,209 @@
+"""Where figures are drawn: on given axes, on figures that nobody else holds, or on pyplot's; memory, vectors."""
+
+from __future__ import annotations
+
+import gc
+import subprocess
+import sys
+import threading
+import weakref
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import plot_pictures as pictures
+import pytest
+from matplotlib.figure import Figure
+
+import pellucid as pl
+from pellucid.errors import InputError, MissingExtraError
+from pellucid.plot import canvas
+
+ON_AXES = {
+    "norms": lambda ax: pl.plot.norms(pictures.measured(2, 30), ax=ax),
+    "norm_histograms": lambda ax: pl.plot.norm_histograms(pictures.measured(2, 30), ax=ax),
+    "ridges": lambda ax: pl.plot.ridges(pictures.measured(2, 30), ax=ax),
+    "residual_growth": lambda ax: pl.plot.residual_growth(pictures.measured(2, 30), ax=ax),
+    "autoregression": lambda ax: pl.plot.autoregression(pictures.fitted(3), ax=ax),
+    "attention": lambda ax: pl.plot.attention(np.eye(3), ax=ax),
+    "attention_grid": lambda ax: pl.plot.attention_grid(np.stack([np.eye(3)] * 2), ax=ax),
+    "head_scores": lambda ax: pl.plot.head_scores([[0.5, 0.1]], ax=ax),
+    "parameters": lambda ax: pl.plot.parameters(pictures.COUNTED, ax=ax),
+}
+
+
+def python(code: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-W", "error", "-c", code]
+    return subprocess.run(command, check=False, capture_output=True, text=True, timeout=120)
+
+
+def test_every_figure_is_drawn_here() -> None:
+    assert set(ON_AXES) == set(pl.plot.__all__) - {"data", "theme"}
+
+
+@pytest.mark.parametrize("name", ON_AXES)
+def test_given_axes_are_drawn_on_and_returned(name: str) -> None:
+    figure = Figure(figsize=(4, 3))
+    ax = figure.add_subplot()
+    place = ax.get_position().bounds
+    assert ON_AXES[name](ax) is ax
+    figure.draw_without_rendering()
+    assert figure.axes == [ax]
+    assert ax.has_data()
+    assert pl.plot.data(ax) is not None
+    assert ax.get_subplotspec().get_position(figure).bounds == place, "neighbours keep their places"
+
+
+@pytest.mark.parametrize("name", ON_AXES)
+def test_new_axes_have_a_figure_of_their_own(name: str) -> None:
+    one, two = ON_AXES[name](None), ON_AXES[name](None)
+    assert one.get_figure() is not two.get_figure()
+
+
+@pytest.mark.parametrize("name", ON_AXES)
+def test_the_axes_of_subfigures_and_of_mosaics_will_do(name: str) -> None:
+    figure = Figure(layout="constrained")
+    left, right = figure.subfigures(1, 2)
+    ON_AXES[name](left.add_subplot())
+    ON_AXES[name](right.subplot_mosaic("ab;cc")["c"])
+    figure.draw_without_rendering()
+
+
+def test_data_is_of_the_last_drawing_and_goes_with_the_axes() -> None:
+    ax = pl.plot.head_scores([[0.5]])
+    first = weakref.ref(pl.plot.data(ax))
+    pl.plot.head_scores([[0.25]], ax=ax)
+    assert pl.plot.data(ax).item() == 0.25
+    assert first() is None
+    with pytest.raises(InputError, match="nothing of pellucid"):
+        pl.plot.data(Figure().add_subplot())
+
+
+def test_figures_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More than matplotlib allows pyplot to hold, and none is left."""
+    monkeypatch.setattr(canvas, "_uses_pyplot", lambda: False)
+    before = len(canvas._DRAWN)
+    figures = [weakref.ref(pl.plot.head_scores([[0.5]]).get_figure()) for _ in range(25)]
+    gc.collect()
+    assert [figure() for figure in figures] == [None] * 25
+    assert len(canvas._DRAWN) <= before
+    assert plt.get_fignums() == []
+
+
+def test_what_is_kept_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(canvas, "_DRAWN", {})
+    monkeypatch.setattr(canvas, "_uses_pyplot", lambda: False)
+    figure = weakref.ref(pl.plot.head_scores([[0.5]]).get_figure())
+    gc.collect()
+    assert figure() is not None
+
+
+def test_figures_are_pyplots_where_pyplot_is_used() -> None:
+    ax = pl.plot.head_scores([[0.5]])
+    assert plt.gcf() is ax.get_figure()
+    plt.close(ax.get_figure())
+
+
+def test_figures_are_nobodys_where_pyplot_is_not_used() -> None:
+    done = python(
+        "import sys, pellucid as pl\n"
+        "figures = [pl.plot.head_scores([[0.5]]).get_figure() for _ in range(30)]\n"
+        "figures[0].savefig('/dev/null', format='png')\n"
+        "assert 'matplotlib.pyplot' not in sys.modules\n"
+        "import matplotlib.pyplot as plt\n"
+        "assert plt.get_fignums() == []\n"
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("in_notebook", [True, False])
+def test_a_notebook_counts_as_using_pyplot(in_notebook: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    class IPython:
+        @staticmethod
+        def get_ipython() -> object | None:
+            return object() if in_notebook else None
+
+    monkeypatch.delitem(sys.modules, "matplotlib.pyplot", raising=False)
+    monkeypatch.setitem(sys.modules, "IPython", IPython)
+    assert canvas._uses_pyplot() == in_notebook
+
+
+def test_importing_is_cheap() -> None:
+    done = python(
+        "import sys, pellucid.plot\n"
+        "heavy = {'matplotlib', 'xarray', 'pandas', 'scipy', 'statsmodels'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("package", ["matplotlib", "xarray"])
+def test_a_missing_package_says_how_to_get_it(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    for draw in (lambda: pl.plot.attention([[1.0]]), lambda: pl.plot.norms(pictures.measured(2, 3))):
+        with pytest.raises(MissingExtraError) as caught:
+            draw()
+        assert caught.value.code == "missing-extra"
+        assert package in caught.value.message
+        assert "pellucid[stats]" in caught.value.remedy
+    if package == "matplotlib":
+        with pytest.raises(MissingExtraError):
+            pl.plot.theme("dark").__enter__()
+        with pytest.raises(MissingExtraError):
+            pl.plot.parameters(pictures.COUNTED)
+
+
+def test_threads_draw_on_axes_of_their_own_in_themes_of_their_own() -> None:
+    grounds: dict[str, Any] = {}
+    turn = threading.Barrier(2, timeout=60)
+
+    def draw(name: str) -> None:
+        turn.wait()
+        ax = Figure(facecolor="black" if name == "dark" else "white").add_subplot(facecolor="none")
+        for _ in range(5):
+            pl.plot.norms(pictures.measured(2, 20), ax=ax)
+        grounds[name] = pl.plot.data(ax).sizes
+
+    threads = [threading.Thread(target=draw, args=(name,)) for name in ("light", "dark")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert set(grounds) == {"light", "dark"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "norms_12_dark", "norms_48_light", "norm_histograms_12_dark", "norm_histograms_48_light", "ridges_48_dark",
+        "residual_growth_12_light", "autoregression_48_dark", "attention_1024_dark", "attention_grid_12x12_light",
+        "head_scores_48_light", "parameters_light",
+    ],
+)  # fmt: skip
+def test_vectors_are_small_and_what_would_be_large_in_them_is_a_picture(name: str, tmp_path: Path) -> None:
+    with pl.plot.theme(name.rsplit("_", 1)[-1]):
+        figure = pictures.FIGURES[name]().get_figure()
+    path = tmp_path / "figure.svg"
+    figure.savefig(path)
+    text = path.read_text(encoding="utf-8")
+    assert "<path" in text
+    assert len(text) < 600_000
+    pixels = name.startswith(("attention", "head_scores", "norm_histograms_48", "norms_12"))
+    bars = "norm_histograms_12" in name  # its bar of layers
+    assert ("<image" in text) == (pixels or bars)
+
+
+def test_points_as_paths_would_be_large(tmp_path: Path) -> None:
+    ax = pl.plot.norms(pictures.measured(12, 1000))
+    for collection in ax.collections:
+        collection.set_rasterized(False)
+    ax.get_figure().savefig(tmp_path / "figure.svg")
+    assert (tmp_path / "figure.svg").stat().st_size > 600_000
+
+
+def test_an_axes_of_pyplot_will_do() -> None:
+    figure, axes = plt.subplots(1, 2)
+    assert pl.plot.norms(pictures.measured(3, 50), skip=1, ax=axes[0]) is axes[0]
+    assert pl.plot.norm_histograms(pictures.measured(3, 50), skip=1, ax=axes[1]) is axes[1]
+    figure.draw_without_rendering()

@@ -1,0 +1,497 @@
+"""What is drawn is what was measured, and `data` gives it: read back from the figure and computed again by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import plot_pictures as pictures
+import pytest
+import torch
+import xarray as xr
+from matplotlib.collections import PathCollection
+
+import pellucid as pl
+from pellucid.errors import InputError, PellucidError, ShapeError
+from pellucid.plot import all_heads, coefficients, distributions, growth, inputs, one_head, points, scores
+from pellucid.plot.heat import block_size, largest_of_blocks
+
+STORIES = ["Once upon a time there was a cat. She had a red ball.", "The end of it"]
+
+
+@pytest.fixture(scope="module")
+def run() -> pl.ActivationCkpts:
+    """Two texts of unequal length, padded on the left."""
+    names = ["blocks.*.attn.ckpt_attn_out", "blocks.*.attn.ckpt_pattern", "blocks.*.resid_post", "ckpt_embed"]
+    return pl.load().run_with_ckpts(STORIES, names=names)[1]
+
+
+@pytest.fixture(scope="module")
+def norms(run: pl.ActivationCkpts) -> xr.DataArray:
+    return pl.measure.norms(run, "attn.ckpt_attn_out", log=True)
+
+
+def by_hand(run: pl.ActivationCkpts, skip: int) -> list[np.ndarray]:
+    """Per layer the logarithms of the norms, pads and the first tokens of each text left out."""
+    found = []
+    for value in run.stack("attn.ckpt_attn_out"):
+        rows = [row[mask][skip:] for row, mask in zip(value, run.batch.mask, strict=True)]
+        found.append(torch.cat(rows).double().norm(dim=-1).log().numpy())
+    return found
+
+
+# Norms
+
+
+@pytest.mark.parametrize("skip", [0, 1, 3])
+def test_norms_draws_each_real_token_once(run: pl.ActivationCkpts, norms: xr.DataArray, skip: int) -> None:
+    ax = pl.plot.norms(norms, skip=skip)
+    drawn = [c.get_offsets() for c in ax.collections if isinstance(c, PathCollection)]
+    for layer, (offsets, expected) in enumerate(zip(drawn, by_hand(run, skip), strict=True)):
+        assert len(offsets) == len(expected)
+        assert np.allclose(np.sort(offsets[:, 1]), np.sort(expected), rtol=1e-6)  # the model's norms are float32
+        assert np.abs(offsets[:, 0] - layer).max() <= 0.4
+    assert ax.get_ylabel() == "log norm of attn_out"
+    data = pl.plot.data(ax)
+    assert data.dims == norms.dims
+    assert int(data.count()) == sum(map(len, by_hand(run, skip)))
+    xr.testing.assert_equal(data, norms.where(data.notnull()))
+
+
+def test_skip_counts_from_each_text_whatever_side_the_pads_are_on() -> None:
+    values = np.arange(1.0, 13).reshape(1, 2, 6)
+    left, right = values.copy(), values.copy()
+    left[0, 1, :4], right[0, 1, 2:] = np.nan, np.nan
+    for padded, kept in ((left, [12.0]), (right, [8.0])):
+        array = xr.DataArray(padded, dims=("layer", "batch", "pos"))
+        drawn = inputs.by_layer("test", array, 1).values[0].tolist()
+        assert drawn == [2.0, 3.0, 4.0, 5.0, 6.0, *kept]
+        assert inputs.by_layer("test", array[:, 1], 1).values[0].tolist() == kept
+
+
+def test_skip_counts_positions_where_columns_were_chosen() -> None:
+    model = pl.load()
+    _, ckpts = model.run_with_ckpts(STORIES, names="blocks.*.resid_post", pos=slice(2, None))
+    norms = pl.measure.norms(ckpts, "resid_post")
+    data = pl.plot.data(pl.plot.norms(norms, skip=3))
+    assert np.array_equal(data.notnull().values[0], norms.position.values >= 3)
+    assert int(data.isel(layer=0, batch=0).count()) == int(ckpts.batch.mask[0].sum()) - 3
+
+
+def test_points_are_spread_by_density_and_never_into_the_next_layer() -> None:
+    values = np.concatenate([np.zeros(50), np.linspace(-3, 3, 20)])
+    places = points.spread(values)
+    assert np.abs(places).max() < 0.5
+    assert np.ptp(places[:50]) > 0.7
+    assert np.ptp(places[50:52]) < 0.2
+    assert np.array_equal(places, points.spread(values))
+    assert len(set(places[:50].round(6))) == 50
+    assert points.spread(np.zeros(1)).tolist() == [0.0]
+
+
+@pytest.mark.parametrize(("layers", "positions", "points_drawn"), [(12, 1000, True), (48, 1000, False), (48, 20, True)])
+def test_many_points_become_quantiles(layers: int, positions: int, points_drawn: bool) -> None:
+    ax = pl.plot.norms(pictures.measured(layers, positions))
+    drawn = sum(len(c.get_offsets()) for c in ax.collections if isinstance(c, PathCollection))
+    assert (drawn == layers * positions) == points_drawn
+    if not points_drawn:
+        assert 0 < drawn < 0.05 * layers * positions
+        values = pictures.measured(layers, positions).to_numpy()[:, 0]
+        whisker, box = [np.array(c.get_segments())[:, :, 1] for c in ax.collections[:2]]
+        assert np.allclose(whisker.T, np.quantile(values, [0.01, 0.99], axis=1))
+        assert np.allclose(box.T, np.quantile(values, [0.25, 0.75], axis=1))
+
+
+def test_axes_without_layers_and_with_heads_are_pooled() -> None:
+    heads = xr.DataArray(np.random.RandomState(0).rand(3, 2, 5, 4), dims=("layer", "batch", "pos", "head"))
+    assert [len(values) for values in inputs.by_layer("test", heads, 1).values] == [32] * 3
+    ax = pl.plot.norms(heads[0].drop_vars("layer", errors="ignore"))
+    assert ax.get_xlabel() == ""
+    assert list(ax.get_xticks()) == []
+
+
+# Distributions
+
+
+def test_histograms_are_those_of_numpy(norms: xr.DataArray, run: pl.ActivationCkpts) -> None:
+    ax = pl.plot.norm_histograms(norms, skip=1)
+    table = pl.plot.data(ax)
+    for (layer, rows), values, line in zip(table.groupby("layer"), by_hand(run, 1), ax.lines, strict=True):
+        counts, edges = np.histogram(values, bins="fd")
+        assert rows["count"].tolist() == counts.tolist(), layer
+        assert np.allclose(rows["left"], edges[:-1], rtol=1e-6)
+        assert np.allclose(rows["right"], edges[1:], rtol=1e-6)
+        x, y = line.get_data()
+        assert np.allclose(x[1:-1], (edges[1:] + edges[:-1]) / 2, rtol=1e-6)
+        assert list(y[1:-1]) == counts.tolist()
+
+
+def test_a_density_sums_to_one_and_one_far_value_makes_no_thousands_of_bins() -> None:
+    table = pl.plot.data(pl.plot.norm_histograms(pictures.measured(3, 200), density=True))
+    area = (table["density"] * (table["right"] - table["left"])).groupby(table["layer"]).sum()
+    assert np.allclose(area, 1)
+    far = np.append(np.linspace(0, 1, 1000), 1e9)
+    assert len(distributions._edges(far)) == distributions.BINS_AT_MOST + 1
+    assert len(distributions._edges(np.ones(5))) == 2
+
+
+def test_strips_show_each_bin_where_it_is() -> None:
+    values = pictures.measured(20, 300)
+    ax = pl.plot.norm_histograms(values)
+    image = ax.images[0]
+    left, right, bottom, top = image.get_extent()
+    assert (bottom, top) == (-0.5, 19.5)
+    counts, edges = np.histogram(values.to_numpy()[7].ravel(), bins="fd")
+    shown = image.get_array()[7]
+    for at in np.linspace(0.03, 0.97, 9):
+        place = left + at * (right - left)
+        inside = edges[0] <= place <= edges[-1]
+        column = int(at * len(shown))
+        middle = left + (column + 0.5) / len(shown) * (right - left)
+        if inside and np.searchsorted(edges, place) == np.searchsorted(edges, middle):
+            assert shown[column] == counts[np.searchsorted(edges, place) - 1]
+        elif not edges[0] <= middle <= edges[-1]:
+            assert np.ma.is_masked(shown[column]) or np.isnan(shown[column])
+
+
+def test_ridges_are_the_densities_that_measure_gives(norms: xr.DataArray, run: pl.ActivationCkpts) -> None:
+    from scipy.stats import gaussian_kde
+
+    table = pl.plot.data(pl.plot.ridges(norms, skip=1))
+    for (_, rows), values in zip(table.groupby("layer"), by_hand(run, 1), strict=True):
+        low, high = np.quantile(values, [0.25, 0.75])
+        width = 0.9 * min(values.std(ddof=1), (high - low) / 1.34) * len(values) ** -0.2
+        kernel = gaussian_kde(values, bw_method=width / values.std(ddof=1))
+        assert np.allclose(rows["density"], kernel(rows["value"]), rtol=1e-4, atol=1e-6)  # norms are float32
+        assert np.isclose(np.trapezoid(rows["density"], rows["value"]), 1, atol=5e-3)  # 3 bandwidths, 200 places
+
+
+def test_ridges_of_what_does_not_vary_are_spikes() -> None:
+    array = xr.DataArray([[1.0, 1.0], [2.0, 3.0]], dims=("layer", "batch"))
+    table = pl.plot.data(pl.plot.ridges(array))
+    spike = table[table["layer"] == 0]
+    assert spike["value"].iloc[1] == 1.0
+    assert np.isclose(np.trapezoid(spike["density"], spike["value"]), 1)
+
+
+# Growth
+
+
+def test_growth_shows_medians_of_the_others_and_the_first_token(run: pl.ActivationCkpts) -> None:
+    norms = pl.measure.norms(run, "resid_post")
+    ax = pl.plot.residual_growth(norms)
+    lines = {line.get_label(): line.get_ydata() for line in ax.lines}
+    values = run.stack("resid_post").double().norm(dim=-1).numpy()
+    first = run.batch.mask.int().argmax(-1).numpy()
+    firsts = values[:, [0, 1], first]
+    others = np.concatenate([values[:, row, at + 1 :] for row, at in enumerate(first)], axis=1)
+    assert np.allclose(lines["first token"], np.median(firsts, 1), rtol=1e-6)
+    assert np.allclose(lines["median"], np.median(others, 1), rtol=1e-6)
+    assert sum(len(line.get_xdata()) == 4 for line in ax.lines) == others.shape[1] + 2
+    xr.testing.assert_equal(pl.plot.data(ax), norms)
+    without = pl.plot.residual_growth(norms, skip=1)
+    assert "first token" not in without.get_legend_handles_labels()[1]
+    assert ax.get_yscale() == "log"
+    logs = pl.plot.residual_growth(pl.measure.norms(run, "resid_post", log=True))
+    assert logs.get_yscale() == "linear"
+
+
+def test_growth_where_the_first_tokens_were_not_captured() -> None:
+    _, ckpts = pl.load().run_with_ckpts(STORIES, names="blocks.*.resid_post", pos=-1)
+    ax = pl.plot.residual_growth(pl.measure.norms(ckpts, "resid_post"))
+    assert ax.get_legend_handles_labels()[1] == ["a token", "median"]
+
+
+def test_growth_of_many_tokens_is_a_band_of_quantiles() -> None:
+    norms = pictures.measured(5, 300, log=False)
+    ax = pl.plot.residual_growth(norms)
+    values = norms.to_numpy()[:, 0, 1:]
+    low, high = np.quantile(values[3], [0.05, 0.95])
+    band = ax.collections[0].get_paths()[0].vertices
+    at_three = band[band[:, 0] == 3][:, 1]
+    assert np.isclose(at_three.min(), low)
+    assert np.isclose(at_three.max(), high)
+
+
+# Coefficients
+
+
+@pytest.fixture(scope="module")
+def fit(norms: xr.DataArray) -> Any:
+    return pl.measure.autoregression(norms, lags=2, skip=1)
+
+
+def test_coefficients_are_those_of_the_fit(fit: Any) -> None:
+    ax = pl.plot.autoregression(fit)
+    table = pl.plot.data(ax)
+    assert table["term"].unique().tolist() == ["lag1", "lag2"]
+    for term, rows in table.groupby("term"):
+        assert np.array_equal(rows["coefficient"], fit.params[term])
+        assert np.array_equal(rows[["low", "high"]], fit.conf_int[term])
+        assert np.array_equal(rows["significant"], fit.pvalues[term] < 0.05)
+    lines = [line for line in ax.lines if line.get_linestyle() == "-" and len(line.get_xdata()) == 4]
+    for line, term in zip(lines, ("lag1", "lag2"), strict=True):
+        assert np.array_equal(line.get_ydata(), fit.params[term])
+    filled = [
+        point
+        for line in ax.lines
+        if line.get_marker() in "so" and line.get_markerfacecolor() == line.get_color()
+        for point in line.get_ydata()
+    ]
+    assert sorted(filled) == sorted(table["coefficient"][table["significant"]])
+
+
+def test_another_alpha_and_other_pvalues(fit: Any) -> None:
+    table = pl.plot.data(pl.plot.autoregression(fit, alpha=0.2, pvalues=fit.corrected("holm"), terms=["const"]))
+    assert np.array_equal(table["significant"], fit.corrected("holm")["const"] < 0.2)
+    assert np.allclose(table[["low", "high"]], fit.interval(0.8)["const"])
+    made_up = pictures.fitted(3)
+    assert not pl.plot.data(pl.plot.autoregression(made_up, pvalues=made_up.pvalues * 0 + 1))["significant"].any()
+
+
+def test_a_layer_that_could_not_be_fitted_is_a_gap(norms: xr.DataArray) -> None:
+    constant = norms.copy(data=norms.to_numpy().copy())
+    constant[1] = constant[1].where(constant[1].isnull(), 2.0)
+    table = pl.plot.data(pl.plot.autoregression(pl.measure.autoregression(constant, skip=1)))
+    assert table["coefficient"].isna().tolist() == [False, True, False, False] * 2
+    assert not table["significant"][table["coefficient"].isna()].any()
+
+
+# Attention
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        lambda run: run["blocks.2.attn.ckpt_pattern"][0, 1],
+        lambda run: run["blocks.2.attn.ckpt_pattern"][:1, 1:2],
+        lambda run: run["blocks.2.attn.ckpt_pattern"][0, 1].tolist(),
+        lambda run: run["blocks.2.attn.ckpt_pattern"][0, 1].bfloat16().requires_grad_(),
+        lambda run: run.to_xarray()["attn.ckpt_pattern"].sel(layer=2, batch=0, head=1),
+        lambda run: pl.measure.values(run, "attn.ckpt_pattern").sel(layer=2, batch=0, head=1),
+    ],
+)
+def test_a_pattern_in_every_form_is_the_same_picture(run: pl.ActivationCkpts, given: Any) -> None:
+    expected = run["blocks.2.attn.ckpt_pattern"][0, 1].numpy().copy()
+    expected[np.triu_indices(len(expected), 1)] = np.nan
+    ax = pl.plot.attention(given(run))
+    data = pl.plot.data(ax)
+    assert data.dims == ("query", "key")
+    assert np.allclose(data, expected, atol=2**-8, equal_nan=True)  # bfloat16 has 8 bits
+    assert np.array_equal(np.ma.filled(ax.images[0].get_array(), np.nan), data, equal_nan=True)
+
+
+@pytest.mark.parametrize(
+    "read", [lambda run: run.to_xarray()["attn.ckpt_pattern"], lambda run: pl.measure.values(run, "attn.ckpt_pattern")]
+)
+def test_labelled_patterns_bring_their_tokens_and_leave_pads_out(run: pl.ActivationCkpts, read: Any) -> None:
+    ax = pl.plot.attention(read(run).sel(layer=0, batch=1, head=0))
+    expected = ["The", "·end", "·of", "·it"]
+    assert [label.get_text() for label in ax.get_xticklabels()] == expected
+    assert [label.get_text() for label in ax.get_yticklabels()] == expected
+    pattern = run["blocks.0.attn.ckpt_pattern"][1, 0, -4:, -4:].numpy()
+    assert np.allclose(np.nan_to_num(pl.plot.data(ax)), pattern)
+    grid = pl.plot.data(pl.plot.attention_grid(read(run).sel(batch=1)))
+    assert dict(grid.sizes) == {"layer": 4, "head": 4, "query": 4, "key": 4}
+    assert np.allclose(np.nan_to_num(grid), run.stack("attn.ckpt_pattern")[:, 1, :, -4:, -4:])
+
+
+def test_each_head_of_a_grid_stands_in_its_place() -> None:
+    weights = pictures.patterns(3, 4, 6)
+    ax = pl.plot.attention_grid(weights, tokens=pictures.tokens(6))
+    assert len(ax.images) == 12
+    for number, image in enumerate(ax.images):
+        layer, head = divmod(number, 4)
+        left, right, bottom, top = image.get_extent()
+        assert np.allclose((left, right), (1.1 * head, 1.1 * head + 1))
+        assert np.allclose((top, bottom), (1.1 * layer, 1.1 * layer + 1))
+        assert np.allclose(np.nan_to_num(np.ma.filled(image.get_array(), 0)), weights[layer, head])
+
+
+def test_long_texts_merge_into_the_largest_of_their_blocks() -> None:
+    weights = pictures.patterns(1, 1, 500)[0, 0]
+    ax = pl.plot.attention(weights)
+    cells = np.ma.filled(ax.images[0].get_array(), np.nan)
+    assert cells.shape == (250, 250)
+    assert cells[100, 7] == weights[200:202, 14:16].max()
+    assert ax.get_xlim() == (-0.5, 499.5)
+    assert ax.images[0].get_extent() == [-0.5, 499.5, 499.5, -0.5]
+
+
+@pytest.mark.parametrize(
+    ("count", "dots", "block"), [(1, 100, 1), (100, 100, 1), (101, 100, 2), (1024, 1e4, 4), (3, 0, 3)]
+)
+def test_blocks(count: int, dots: float, block: int) -> None:
+    assert block_size(count, dots) == block
+
+
+def test_blocks_of_unequal_size_and_of_nothing() -> None:
+    matrix = np.array([[1.0, np.nan, 3.0], [4.0, np.nan, 2.0], [np.nan, np.nan, np.nan]])
+    assert np.array_equal(largest_of_blocks(matrix, 2), [[4.0, 3.0], [np.nan, np.nan]], equal_nan=True)
+    assert largest_of_blocks(matrix, 1) is matrix
+
+
+def test_attention_that_looks_ahead_is_shown_whole() -> None:
+    both_ways = np.full((3, 3), 1 / 3)
+    assert not np.isnan(pl.plot.data(pl.plot.attention(both_ways))).any()
+
+
+def test_the_last_queries_alone() -> None:
+    weights = pictures.patterns(1, 1, 5)[0, 0]
+    data = pl.plot.data(pl.plot.attention(weights[-2:], tokens=list("abcde")))
+    assert data.query_token.values.tolist() == ["d", "e"]
+    assert np.isnan(data[0, 4])
+    assert int(np.isnan(data).sum()) == 1
+
+
+def test_wide_patterns_are_not_made_wider() -> None:
+    """All patterns of gpt2-small on 1,024 tokens are 604 MB in float32."""
+    weights = torch.full((2, 2, 3, 3), 1 / 3)
+    assert pl.plot.data(pl.plot.attention_grid(weights)).dtype == np.float32
+    assert pl.plot.data(pl.plot.attention_grid(weights.double())).dtype == np.float64
+    assert inputs.as_numbers("test", torch.tensor([2**24 + 1])).tolist() == [2**24 + 1]
+
+
+# Heads and parameters
+
+
+def test_scores_are_drawn_layer_by_head(run: pl.ActivationCkpts) -> None:
+    measured = pl.measure.previous_token(run)
+    ax = pl.plot.head_scores(measured)
+    assert np.array_equal(ax.images[0].get_array(), measured)
+    assert np.array_equal(pl.plot.data(ax), measured)
+    written = {text.get_position(): text.get_text() for text in ax.texts}
+    assert written[2, 3] == f"{measured.sel(layer=3, head=2).item():.2f}"
+    assert pl.plot.data(pl.plot.head_scores(torch.rand(2, 3))).sel(layer=1, head=2).ndim == 0
+
+
+@pytest.mark.parametrize(
+    ("scores", "limits"),
+    [
+        ([[0.1, 0.9]], (0, 1)),
+        ([[0.1, 0.2]], (0, 0.2)),
+        ([[-3.0, 1.0]], (-3, 3)),
+        ([[7.0, np.nan]], (0, 7)),
+        ([[0.0]], (0, 1)),
+    ],
+)
+def test_colours_begin_at_zero(scores: list[list[float]], limits: tuple[float, float]) -> None:
+    assert pl.plot.head_scores(scores).images[0].get_clim() == limits
+
+
+def test_parameters_are_those_counted() -> None:
+    model = pl.load()
+    counted = pl.count_parameters(model)
+    for given in (model, counted):
+        table = pl.plot.data(pl.plot.parameters(given))
+        assert table["unique"].to_dict() == counted.components
+        assert table["tied"].sum() == counted.by_name - counted.unique == table.loc["unembed", "tied"]
+    ax = pl.plot.parameters(counted)
+    assert [bar.get_width() for bar in ax.containers[0]] == list(counted.components.values())
+
+
+def test_numbers_with_several_names_whose_place_is_not_known() -> None:
+    first, second = torch.nn.Linear(3, 3), torch.nn.Linear(3, 3)
+    second.weight = first.weight
+    table = pl.plot.data(pl.plot.parameters(torch.nn.ModuleDict({"a": first, "b": second})))
+    assert table["unique"].to_dict() == {"a": 12, "b": 3, "shared": 0}
+    assert table["tied"].to_dict() == {"a": 0, "b": 0, "shared": 9}
+
+
+# What cannot be drawn
+
+ARRAY = xr.DataArray(np.ones((2, 1, 3)), dims=("layer", "batch", "pos"), coords={"pos": range(3)})
+
+
+@pytest.mark.parametrize(
+    ("draw", "kind", "code", "says"),
+    [
+        (lambda: pl.plot.norms(np.ones((2, 3))), ShapeError, "not-labelled", "ndarray given"),
+        (lambda: pl.plot.norms(ARRAY, skip=3), InputError, "nothing-to-draw", "skip=3"),
+        (lambda: pl.plot.norms(ARRAY * np.nan), InputError, "nothing-to-draw", "layer 0, 1"),
+        (lambda: pl.plot.norms(ARRAY[:0]), InputError, "nothing-to-draw", "there is none"),
+        (lambda: pl.plot.norms(ARRAY, skip=-1), InputError, "skip", "skip=-1"),
+        (lambda: pl.plot.norms(ARRAY, skip=1.0), InputError, "skip", "skip=1.0"),
+        (lambda: pl.plot.norms(ARRAY, skip=True), InputError, "skip", "skip=True"),
+        (lambda: pl.plot.norms(ARRAY[..., 0], skip=1), ShapeError, "no-such-axis", "layer 2, batch 1"),
+        (lambda: pl.plot.norms(ARRAY.where(ARRAY.pos > 0, -np.inf)), InputError, "not-finite", "2 infinite"),
+        (lambda: pl.plot.norm_histograms([1.0]), ShapeError, "not-labelled", "list given"),
+        (lambda: pl.plot.ridges(None), ShapeError, "not-labelled", "NoneType given"),
+        (lambda: pl.plot.residual_growth(ARRAY * 0), InputError, "not-norms", "not above zero"),
+        (lambda: pl.plot.autoregression(ARRAY), InputError, "not-a-fit", "DataArray given"),
+        (lambda: pl.plot.autoregression(pictures.fitted(3), alpha=5), InputError, "alpha", "alpha=5"),
+        (lambda: pl.plot.autoregression(pictures.fitted(3), terms=["lag9"]), InputError, "no-coefficients", "lag9"),
+        (lambda: pl.plot.autoregression(pictures.fitted(3), terms=[]), InputError, "no-coefficients", "terms"),
+        (lambda: pl.plot.attention(np.ones((2, 2, 2))), ShapeError, "pattern-axes", "[2, 2, 2]"),
+        (lambda: pl.plot.attention(np.eye(2), tokens=["a"]), ShapeError, "tokens-length", "1 tokens for 2 keys"),
+        (lambda: pl.plot.attention(np.eye(2), tokens="ab"), ShapeError, "tokens-length", "the string 'ab'"),
+        (lambda: pl.plot.attention(np.eye(2) * -3), InputError, "not-weights", "from -3 to"),
+        (lambda: pl.plot.attention(np.eye(2) * 3), InputError, "not-weights", "to 3 in"),
+        (lambda: pl.plot.attention(np.eye(2) * np.nan), InputError, "not-weights", "from none"),
+        (lambda: pl.plot.attention("text"), ShapeError, "not-numbers", "str"),
+        (lambda: pl.plot.attention([[1.0], [1.0, 2.0]]), ShapeError, "not-numbers", "list"),
+        (lambda: pl.plot.attention(ARRAY), ShapeError, "pattern-axes", "(layer 2"),
+        (lambda: pl.plot.attention_grid(np.ones((2, 2))), ShapeError, "pattern-axes", "[2, 2]"),
+        (lambda: pl.plot.attention_grid(np.ones((1, 2, 1, 2, 2))), ShapeError, "pattern-axes", "[1, 2, 1, 2, 2]"),
+        (lambda: pl.plot.head_scores(np.ones(3)), ShapeError, "score-axes", "3"),
+        (lambda: pl.plot.head_scores(ARRAY), ShapeError, "score-axes", "pos 3"),
+        (lambda: pl.plot.head_scores([[np.nan]]), InputError, "nothing-to-draw", "no numbers"),
+        (lambda: pl.plot.head_scores([[np.inf]]), InputError, "not-finite", "infinite"),
+        (lambda: pl.plot.parameters(3), InputError, "not-counted", "int"),
+        (lambda: pl.plot.parameters(torch.nn.ReLU()), InputError, "not-counted", "no parameters"),
+        (lambda: pl.plot.norms(ARRAY, ax="here"), InputError, "not-axes", "ax=str"),
+        (lambda: pl.plot.data(3), InputError, "nothing-drawn", "int"),
+        (lambda: pl.plot.theme("drak").__enter__(), InputError, "unknown-theme", "'drak'"),
+    ],
+)  # fmt: skip
+def test_refused(draw: Any, kind: type[PellucidError], code: str, says: str) -> None:
+    with pytest.raises(kind) as caught:
+        draw()
+    assert caught.value.code == code
+    assert says in caught.value.message
+    assert caught.value.remedy
+
+
+# What reads the figures notices what breaks them
+
+
+def pads_counted(patch: pytest.MonkeyPatch) -> None:
+    def by_column(where: str, array: xr.DataArray, skip: int) -> xr.DataArray:
+        return array.where(xr.DataArray(np.arange(array.sizes["pos"]), dims="pos") >= skip)
+
+    patch.setattr(inputs, "without_first", by_column)
+
+
+def first_token_among_the_others(patch: pytest.MonkeyPatch) -> None:
+    plain = growth._apart
+    patch.setattr(growth, "_apart", lambda where, layers: (plain(where, layers)[0], layers))
+
+
+def everything_spread(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(points, "spread", lambda values: np.linspace(-0.6, 0.6, len(values)))
+
+
+def test_the_checks_notice(run: pl.ActivationCkpts, norms: xr.DataArray, fit: Any) -> None:
+    cases: list[tuple[Any, Any]] = [
+        (test_skip_counts_from_each_text_whatever_side_the_pads_are_on, pads_counted),
+        (lambda: test_norms_draws_each_real_token_once(run, norms, 1), pads_counted),
+        (lambda: test_norms_draws_each_real_token_once(run, norms, 1), everything_spread),
+        (test_points_are_spread_by_density_and_never_into_the_next_layer, everything_spread),
+        (lambda: test_growth_shows_medians_of_the_others_and_the_first_token(run), first_token_among_the_others),
+        (lambda: test_coefficients_are_those_of_the_fit(fit),
+         lambda patch: patch.setattr(coefficients, "INTERCEPT", "lag1")),
+        (test_each_head_of_a_grid_stands_in_its_place,
+         lambda patch: patch.setattr(all_heads.Plan, "step", property(lambda self: (1.1, 1.2)))),
+        (test_long_texts_merge_into_the_largest_of_their_blocks,
+         lambda patch: patch.setattr(one_head, "largest_of_blocks", lambda m, b: m[::b, ::b])),
+        (lambda: test_scores_are_drawn_layer_by_head(run),
+         lambda patch: patch.setattr(scores, "DIMS", ("head", "layer"))),
+        (lambda: test_colours_begin_at_zero([[0.1, 0.2]], (0, 0.2)),
+         lambda patch: patch.setattr(scores, "_limits", lambda n: (n.min(), n.max()))),
+    ]  # fmt: skip
+    for check, breaks in cases:
+        check()
+        with pytest.MonkeyPatch.context() as patch:
+            breaks(patch)
+            with pytest.raises(AssertionError):
+                check()

@@ -1,0 +1,117 @@
+"""Tokens as labels are what they are: no formula, no missing glyph, nothing invisible; as many as there is room for."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from matplotlib.figure import Figure
+
+import pellucid as pl
+from pellucid.cli.shared import tables
+from pellucid.plot import labels
+
+HARD = ["$x$", " _a_ $", "\\frac{1}{2}$", "中文", "😀", "\n\n", " \t", "a" * 30, "e\u0301", "\ufffd", "مرحبا", "\x00",
+        "<|endoftext|>", "\\$", "$^{2}", "", "\u202eabc", "\ud800", "\U0010ffff", "%s", "{}", "$$"]  # fmt: skip
+"""Tokens that break labels."""
+
+
+@pytest.mark.parametrize(
+    ("token", "shown"),
+    [(" upon", "·upon"), ("\n", "↵"), ("\t", "\\t"), ("$x_1$", "$x_1$"), ("中", "□"), ("\ufffd", "\ufffd"),
+     ("\x1b", "\\x1b"), ("\u202e", "\\u202e"), ("abcdefghijklm", "abcdefghijk…"), ("", ""),
+     ("abcdefghijkl", "abcdefghijkl")],
+)  # fmt: skip
+def test_visible(token: str, shown: str) -> None:
+    assert labels.visible(token) == shown
+
+
+@given(st.text(max_size=labels.LONGEST))
+@settings(max_examples=200, deadline=None)
+def test_tokens_look_as_they_do_on_the_command_line(token: str) -> None:
+    known = labels._characters(tuple(mpl.rcParams["font.family"]))
+    expected = "".join(c if ord(c) in known else labels.NO_GLYPH for c in tables.visible(token))
+    shown = labels.visible(token)
+    assert shown == expected or shown == f"{expected[: labels.LONGEST - 1]}…"
+
+
+def test_every_token_is_drawn_without_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Warnings are errors here; matplotlib also speaks by its logger."""
+    count = len(HARD)
+    with caplog.at_level(logging.WARNING), mpl.rc_context({"text.usetex": False, "axes.formatter.use_mathtext": True}):
+        one = Figure(figsize=(5, 5)).add_subplot()
+        pl.plot.attention(np.tri(count) / np.arange(1, count + 1)[:, None], tokens=HARD, ax=one)
+        all_heads = pl.plot.attention_grid(np.full((2, 2, 3, 3), 1 / 3), tokens=HARD[:3])
+        for suffix in ("png", "svg", "pdf"):
+            one.get_figure().savefig(tmp_path / f"one.{suffix}")
+            all_heads.get_figure().savefig(tmp_path / f"all.{suffix}")
+    assert caplog.records == []
+    shown = [label.get_text() for label in one.get_yticklabels()]
+    assert shown == [labels.visible(token) for token in HARD]
+    assert not any(label.get_parse_math() or label.get_usetex() for label in one.get_yticklabels())
+
+
+def test_a_missing_glyph_and_a_formula_would_warn_or_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(labels, "_characters", lambda families: range(0x110000))
+    with pytest.raises(UserWarning, match="Glyph"):
+        pl.plot.attention([[1.0]], tokens=["中"]).get_figure().draw_without_rendering()
+    ax = pl.plot.attention([[1.0]], tokens=["$\\frac$"])
+    ax.get_figure().draw_without_rendering()
+    for label in ax.get_xticklabels():
+        label.set_parse_math(True)
+    with pytest.raises(ValueError, match="frac"):
+        ax.get_figure().draw_without_rendering()
+
+
+def test_a_font_that_the_reader_has_set_shows_what_dejavu_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Font:
+        def __init__(self, path: str) -> None:
+            self.path = path
+
+        def get_charmap(self) -> dict[int, int]:
+            return {ord("中"): 1} if self.path == "Chinese" else {ord("a"): 1}
+
+    def find(properties: Any, fallback_to_default: bool) -> str:
+        assert not fallback_to_default
+        (family,) = properties.get_family()
+        if family == "Nowhere":
+            raise ValueError
+        return family
+
+    monkeypatch.setattr("matplotlib.font_manager.findfont", find)
+    monkeypatch.setattr("matplotlib.font_manager.get_font", Font)
+    known = labels._characters.__wrapped__(("DejaVu Sans", "Nowhere", "Chinese"))
+    assert known == {ord("中"), ord("a")}
+
+
+@pytest.mark.parametrize(
+    ("count", "room", "step"),
+    [(1, 0, 1), (10, 66, 1), (11, 66, 2), (25, 66, 5), (1024, 150, 50), (1024, 66, 200), (5, 1, 5), (0, 10, 1)],
+)
+def test_as_many_labels_as_fit(count: int, room: float, step: int) -> None:
+    assert labels.step_for(count, room) == step
+
+
+@given(st.integers(1, 5000), st.floats(7, 500))
+@settings(max_examples=200, deadline=None)
+def test_labels_never_take_more_than_the_room(count: int, room: float) -> None:
+    shown = labels.token_labels([str(i) for i in range(count)], room)
+    assert 0 in shown
+    assert len(shown) == 1 or len(shown) * labels.SMALL * labels.LINE <= room
+
+
+def test_some_of_the_tokens_are_labelled_with_their_positions() -> None:
+    assert labels.token_labels(["a", " b", "c"], 100) == {0: "a", 1: "·b", 2: "c"}
+    assert labels.token_labels([" t"] * 20, 40) == {0: "·t 0", 5: "·t 5", 10: "·t 10", 15: "·t 15"}
+
+
+def test_warnings_are_errors_here() -> None:
+    with pytest.raises(UserWarning):
+        warnings.warn("noticed", stacklevel=1)

@@ -1,0 +1,177 @@
+"""Every figure can be read: nothing is cut off, no labels overlap, no legend covers data, no text is too small."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from typing import Any
+
+import plot_pictures as pictures
+import pytest
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from matplotlib.transforms import Bbox
+
+import pellucid as pl
+from pellucid.plot import canvas, coefficients, labels, themes
+
+COLUMN = 3.3
+SMALLEST = 6.0
+"""Points; smaller print is hard to read."""
+
+LONG = 200
+
+
+def on_wide_axes() -> Axes:
+    """A square on axes that are twice as wide."""
+    ax = Figure((COLUMN, 1.8)).add_axes((0.2, 0.4, 0.6, 0.5))
+    return pl.plot.attention(pictures.patterns(1, 1, 40)[0, 0], tokens=pictures.tokens(40), ax=ax)
+
+
+MORE: dict[str, Callable[[], Axes]] = {
+    "attention_2": lambda: pl.plot.attention(pictures.patterns(1, 1, 2)[0, 0], tokens=pictures.tokens(2)),
+    "attention_48": lambda: pl.plot.attention(pictures.patterns(1, 1, 48)[0, 0], tokens=pictures.tokens(48)),
+    "attention_last_query": lambda: pl.plot.attention(pictures.patterns(1, 1, 9)[0, 0, -1:], tokens=pictures.tokens(9)),
+    "attention_wide": on_wide_axes,
+    "attention_grid_1": lambda: pl.plot.attention_grid(pictures.patterns(1, 1, 1), tokens=pictures.tokens(1)),
+    "attention_grid_1x12": lambda: pl.plot.attention_grid(pictures.patterns(1, 12, 10)[0], tokens=pictures.tokens(10)),
+    "attention_grid_long": lambda: pl.plot.attention_grid(pictures.patterns(2, 12, LONG), tokens=pictures.tokens(LONG)),
+    "attention_grid_48x25": lambda: pl.plot.attention_grid(pictures.patterns(48, 25, 8), tokens=pictures.tokens(8)),
+    "autoregression_1": lambda: pl.plot.autoregression(pictures.fitted(1)),
+    "autoregression_5_lags": lambda: pl.plot.autoregression(pictures.fitted(12, 5)),
+    "autoregression_7_lags": lambda: pl.plot.autoregression(pictures.fitted(12, 7)),
+    "head_scores_1": lambda: pl.plot.head_scores([[0.5]]),
+    "norm_histograms_1": lambda: pl.plot.norm_histograms(pictures.measured(1, 1)),
+    "norms_48_few": lambda: pl.plot.norms(pictures.measured(48, 20)),
+    "residual_growth_1": lambda: pl.plot.residual_growth(pictures.measured(12, 1, log=False)),
+    "ridges_1": lambda: pl.plot.ridges(pictures.measured(12, 1)),
+}  # fmt: skip
+
+EVERY = {**pictures.FIGURES, **MORE}
+
+
+def texts(figure: Figure) -> Iterator[Text]:
+    """What is written on a figure and seen: labels of ticks beyond the axes are kept, and not drawn."""
+    beyond: set[Text] = set()
+    for axes in figure.findobj(Axes):
+        for axis in (axes.xaxis, axes.yaxis):
+            low, high = sorted(axis.get_view_interval())
+            room = 1e-9 * (high - low)
+            ticks = [tick for tick in axis.get_major_ticks() if not low - room <= tick.get_loc() <= high + room]
+            beyond |= {label for tick in ticks for label in (tick.label1, tick.label2)}
+    for text in figure.findobj(Text):
+        if text.get_visible() and text.get_text() and text not in beyond:
+            yield text
+
+
+def box(text: Any) -> Bbox:
+    return text.get_window_extent(text.get_figure(root=True).canvas.get_renderer())
+
+
+def cut_off(figure: Figure) -> list[str]:
+    """Texts that reach over the edge by more than a dot."""
+    whole = figure.bbox
+    return [
+        text.get_text()
+        for text in texts(figure)
+        for at in [box(text)]
+        if at.x0 < whole.x0 - 1 or at.y0 < whole.y0 - 1 or at.x1 > whole.x1 + 1 or at.y1 > whole.y1 + 1
+    ]
+
+
+def overlapping(figure: Figure) -> list[tuple[str, str]]:
+    """Neighbours along an axis whose labels share more than a dot."""
+    found = []
+    seen = set(texts(figure))
+    for axes in figure.findobj(Axes):
+        for axis in (axes.xaxis, axes.yaxis):
+            boxes = [(label.get_text(), box(label)) for label in axis.get_ticklabels() if label in seen]
+            for (text, one), (next_text, two) in pairwise(boxes):
+                wide = min(one.x1, two.x1) - max(one.x0, two.x0)
+                high = min(one.y1, two.y1) - max(one.y0, two.y0)
+                if wide > 1 and high > 1:
+                    found.append((text, next_text))
+    return found
+
+
+def covering(figure: Figure) -> list[str]:
+    """Legends that lie on the axes' data."""
+    found = []
+    for axes in figure.axes:
+        legend = axes.get_legend()
+        if legend is not None:
+            found += [text.get_text() for text in legend.get_texts() if box(text).y0 < axes.bbox.y1 - 1]
+    return found
+
+
+def drawn(name: str) -> Figure:
+    """A figure laid out and drawn, at the resolution of print."""
+    with pl.plot.theme("dark" if name.endswith("dark") else "light"):
+        figure = EVERY[name]().get_figure(root=True)
+    assert isinstance(figure, Figure)
+    FigureCanvasAgg(figure).draw()
+    return figure
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_it_can_be_read(name: str) -> None:
+    figure = drawn(name)
+    assert cut_off(figure) == []
+    assert overlapping(figure) == []
+    assert covering(figure) == []
+    assert min(text.get_fontsize() for text in texts(figure)) >= SMALLEST
+    width = round(float(figure.get_size_inches()[0]), 6)
+    assert width == COLUMN or (name.startswith("attention") and width < COLUMN) or name == "attention_grid_48x25"
+    assert width <= 6.9
+
+
+# What reads the layout notices what breaks it
+
+
+def every_label(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(labels, "step_for", lambda *_: 1)
+
+
+def short_figure(patch: pytest.MonkeyPatch) -> None:
+    plain = canvas._new_figure
+
+    def cramped(size: Any) -> Figure:
+        figure = plain(size)
+        figure.set_layout_engine("none")
+        return figure
+
+    patch.setattr(canvas, "_new_figure", cramped)
+
+
+def legend_inside(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(coefficients, "legend_above", lambda ax, columns, handles: ax.legend(handles=handles))
+
+
+@pytest.mark.parametrize(
+    ("check", "name", "breaks"),
+    [
+        (overlapping, "attention_48", every_label),
+        (overlapping, "norms_48_light", every_label),
+        (overlapping, "head_scores_48_light", every_label),
+        (cut_off, "attention_20_light", short_figure),
+        (cut_off, "parameters_light", short_figure),
+        (covering, "autoregression_12_light", legend_inside),
+    ],
+)
+def test_the_check_notices(
+    check: Callable[[Figure], list[Any]],
+    name: str,
+    breaks: Callable[[pytest.MonkeyPatch], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert check(drawn(name)) == []
+    breaks(monkeypatch)
+    assert check(drawn(name))
+
+
+def test_small_print_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(labels, "SMALL", 4.0)
+    assert min(text.get_fontsize() for text in texts(drawn("attention_20_light"))) < SMALLEST
+    assert themes.COLUMN == COLUMN

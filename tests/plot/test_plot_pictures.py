@@ -1,0 +1,225 @@
+"""Every figure is the picture that was looked at and kept, and a picture that could not differ would be noticed.
+
+Drawn by the same matplotlib (which brings its own FreeType) a picture is the same to the last dot. The tolerance is a
+root mean square of half a step of 255 grey levels: room for coordinates that another processor rounds otherwise, and
+less than a tenth of what the least of the mutants below makes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import plot_pictures as pictures
+import pytest
+from matplotlib.testing.compare import compare_images
+
+import pellucid as pl
+from pellucid.plot import (
+    all_heads,
+    breakdown,
+    coefficients,
+    distributions,
+    growth,
+    inputs,
+    one_head,
+    patterns,
+    points,
+    scores,
+    themes,
+)
+
+TOLERANCE = 0.5
+DRAWN_BY = "3.11"
+"""Another matplotlib spaces text otherwise, which moves everything beside it."""
+
+Patch = pytest.MonkeyPatch
+
+same_matplotlib = pytest.mark.skipif(
+    not mpl.__version__.startswith(f"{DRAWN_BY}."), reason=f"pictures were drawn by matplotlib {DRAWN_BY}"
+)
+
+
+def difference(name: str, folder: Path, tolerance: float = TOLERANCE) -> str | None:
+    """What is different, None where nothing is."""
+    drawn = pictures.draw(name, folder)
+    try:
+        return compare_images(str(pictures.KEPT / drawn.name), str(drawn), tolerance)
+    except mpl.testing.exceptions.ImageComparisonFailure as error:  # another size
+        return str(error)
+
+
+@same_matplotlib
+@pytest.mark.parametrize("name", pictures.FIGURES)
+def test_picture(name: str, tmp_path: Path) -> None:
+    assert difference(name, tmp_path) is None
+
+
+def test_every_figure_has_a_picture() -> None:
+    assert {path.stem for path in pictures.KEPT.iterdir()} == set(pictures.FIGURES)
+    for function in set(pl.plot.__all__) - {"data", "theme"}:
+        assert any(name.startswith(f"{function}_") for name in pictures.FIGURES), function
+
+
+def test_pictures_are_small() -> None:
+    assert sum(path.stat().st_size for path in pictures.KEPT.iterdir()) < 600_000
+
+
+def swapped(owner: Any, name: str, make: Callable[[Any], Any]) -> Callable[[Patch], None]:
+    return lambda patch: patch.setattr(owner, name, make(getattr(owner, name)))
+
+
+def first_token_stays(patch: Patch) -> None:
+    patch.setattr(inputs, "without_first", lambda where, array, skip: array)
+
+
+def means_for_medians(patch: Patch) -> None:
+    patch.setattr(
+        inputs.Layers, "quantiles", lambda self, at: np.array([[values.mean() for values in self.values]] * len(at))
+    )
+
+
+def significance_inverted(patch: Patch) -> None:
+    plain = coefficients._table
+
+    def table(*given: Any) -> Any:
+        made = plain(*given)
+        return made.assign(significant=~made["significant"])
+
+    patch.setattr(coefficients, "_table", table)
+
+
+def no_band(patch: Patch) -> None:
+    plain = coefficients._table
+
+    def table(*given: Any) -> Any:
+        made = plain(*given)
+        return made.assign(low=made["coefficient"], high=made["coefficient"])
+
+    patch.setattr(coefficients, "_table", table)
+
+
+def first_token_among_the_others(patch: Patch) -> None:
+    patch.setattr(growth, "_apart", lambda where, layers: (None, layers))
+
+
+def means_for_largest(patch: Patch) -> None:
+    def means(matrix: Any, block: int) -> Any:
+        *front, rows, columns = matrix.shape
+        cut = matrix[..., : rows // block * block, : columns // block * block]
+        return cut.reshape(*front, rows // block, block, columns // block, block).mean((-3, -1))
+
+    patch.setattr(one_head, "largest_of_blocks", means)
+
+
+def read_transposed(owner: Any) -> Callable[[Patch], None]:
+    """Queries and keys swapped, with nothing masked."""
+
+    def breaks(patch: Patch) -> None:
+        plain = owner.read_patterns
+
+        def read(*given: Any) -> Any:
+            array = plain(*given)
+            return array.copy(data=np.nan_to_num(array.to_numpy()).swapaxes(-1, -2))
+
+        patch.setattr(owner, "read_patterns", read)
+
+    return breaks
+
+
+def layers_for_heads(patch: Patch) -> None:
+    plain = all_heads.read_patterns
+
+    def read(*given: Any) -> Any:
+        array = plain(*given)
+        return array.copy(data=array.to_numpy().swapaxes(0, 1))
+
+    patch.setattr(all_heads, "read_patterns", read)
+
+
+def linear_scale(patch: Patch) -> None:
+    from matplotlib.colors import Normalize
+
+    patch.setattr(one_head, "weights_scale", lambda: Normalize(0, 1))
+
+
+def future_is_zero(patch: Patch) -> None:
+    patch.setattr(patterns, "_without_future", lambda array, weights: weights)
+
+
+def tied_numbers_left_out(patch: Patch) -> None:
+    plain = breakdown._table
+    patch.setattr(breakdown, "_table", lambda counted: plain(counted).assign(tied=0))
+
+
+MUTANTS: dict[str, tuple[str, Callable[[Patch], None]]] = {
+    "norms: the first token is not skipped": ("norms_12_dark", first_token_stays),
+    "norms: the mean in place of the median": ("norms_4_light", means_for_medians),
+    "norms: points not spread": ("norms_4_light", swapped(points, "spread", lambda _: np.zeros_like)),
+    "norms: quantiles all alike": ("norms_48_light", means_for_medians),
+    "norms: points where they merge": ("norms_48_light", lambda patch: patch.setattr(points, "CROWDED", 1e9)),
+    "norms: the values shifted": (
+        "norms_one_token_dark", swapped(points, "by_layer", lambda plain: lambda w, a, s: plain(w, a + 0.2, s)),
+    ),
+    "norm_histograms: too few bins": (
+        "norm_histograms_4_light", swapped(distributions, "_edges", lambda plain: lambda v: plain(v)[::2]),
+    ),
+    "norm_histograms: the first token is not skipped": ("norm_histograms_12_dark", first_token_stays),
+    "norm_histograms: strips moved by a bin": (
+        "norm_histograms_48_light",
+        swapped(np, "searchsorted", lambda plain: lambda *a, **o: np.maximum(plain(*a, **o) - 1, 0)),
+    ),
+    "ridges: twice the bandwidth": (
+        "ridges_12_light",
+        swapped(distributions, "distribution", lambda plain: lambda a, **o: plain(a, **{**o, "bandwidth": 0.3})),
+    ),
+    "ridges: layers upside down": (
+        "ridges_48_dark", swapped(distributions, "_densities", lambda plain: lambda layers: plain(layers)[::-1]),
+    ),
+    "residual_growth: the first token among the others": ("residual_growth_12_light", first_token_among_the_others),
+    "residual_growth: a linear axis": (
+        "residual_growth_48_dark", lambda patch: patch.setattr(growth, "_logarithmic", lambda axes: None),
+    ),
+    "autoregression: significance inverted": ("autoregression_12_light", significance_inverted),
+    "autoregression: no band": ("autoregression_48_dark", no_band),
+    "attention: transposed": ("attention_20_light", read_transposed(one_head)),
+    "attention: a linear scale": ("attention_20_light", linear_scale),
+    "attention: means of blocks": ("attention_1024_dark", means_for_largest),
+    "attention: the future drawn as zero": ("attention_20_light", future_is_zero),
+    "attention: the future of a long text": ("attention_1024_dark", future_is_zero),
+    "attention: another weight": (
+        "attention_1_light",
+        swapped(one_head, "read_patterns", lambda plain: lambda *given: plain(*given) * 0.5),
+    ),
+    "attention_grid: transposed": ("attention_grid_1x4_light", read_transposed(all_heads)),
+    "attention_grid: layers for heads": ("attention_grid_4x4_dark", layers_for_heads),
+    "attention_grid: layers for heads, many": ("attention_grid_12x12_light", layers_for_heads),
+    "head_scores: layers for heads": (
+        "head_scores_4_light", swapped(scores, "as_numbers", lambda plain: lambda w, given: plain(w, given).T),
+    ),
+    "head_scores: zero is not in the middle": (
+        "head_scores_12_dark",
+        lambda patch: patch.setattr(scores, "_limits", lambda n: (float(n.min()), float(n.max()) / 2)),
+    ),
+    "head_scores: upside down": (
+        "head_scores_48_light", swapped(scores, "as_numbers", lambda plain: lambda w, given: plain(w, given)[::-1]),
+    ),
+    "parameters: tied numbers left out": ("parameters_light", tied_numbers_left_out),
+    "theme: light for dark": ("parameters_dark", lambda patch: patch.setitem(themes.THEMES, "dark", themes.LIGHT)),
+}  # fmt: skip
+"""What is broken -> a picture that must differ, and how to break it."""
+
+
+@same_matplotlib
+@pytest.mark.parametrize("mutant", MUTANTS)
+def test_mutant_is_noticed(mutant: str, tmp_path: Path, monkeypatch: Patch) -> None:
+    name, breaks = MUTANTS[mutant]
+    breaks(monkeypatch)
+    assert difference(name, tmp_path, 10 * TOLERANCE) is not None
+
+
+def test_every_picture_has_a_mutant() -> None:
+    assert {name for name, _ in MUTANTS.values()} == set(pictures.FIGURES)
