@@ -232,7 +232,7 @@ def main(arguments: list[str] | None = None) -> int:
         else:
             CODES_PAGE.write_text(with_codes(errors), encoding="utf-8")
     if not given.check and not given.outputs_only:
-        for script in ("measure_same_model.py", "figures/make.py"):
+        for script in ("measure_same_model.py", "figures/make.py", "figures/make_plots.py"):
             subprocess.run([sys.executable, DOCS / script], check=True)
     return 1 if failed or (given.check and wrong) else 0
 

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import re
 import subprocess
 import sys
-import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 import pellucid as pl
+from pages import balanced
 from pellucid.ckpt import BLOCK
 from pellucid.cli import demo
+from pellucid.cli.shared import demo_page
 from pellucid.cli.shared.tour import MEANINGS
+from pellucid.report.page import Page
 
 
 @pytest.fixture(scope="module")
@@ -24,10 +29,17 @@ def run(bundled: pl.CkptedTransformer) -> tuple[torch.Tensor, pl.ActivationCkpts
     return logits, ckpts
 
 
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page goes into a folder of the test's own, and is written by the tests that are about it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(demo, "write_page", lambda model, path: path.write_text("a page", encoding="utf-8"))
+
+
 def test_json(cli_json: Any, bundled: Any, run: Any) -> None:
     logits, ckpts = run
     found = cli_json("demo")
-    assert list(found) == ["text", "tokens", "ids", "sizes", "heads", "checkpoints", "next", "proof"]
+    assert list(found) == ["text", "tokens", "ids", "sizes", "heads", "checkpoints", "next", "proof", "page"]
     assert "".join(found["tokens"]) == found["text"] == demo.TEXT
     assert found["ids"] == bundled.tokenizer.encode(demo.TEXT)
     assert found["sizes"] == {"blocks": 4, "heads": 4, "width": 256, "parameters": 4273664}
@@ -110,10 +122,54 @@ def test_an_answer_that_looking_changes_is_1(cli: Any, cli_json: Any, monkeypatc
     assert cli_json("demo", expect=1)["proof"]["equal"] is False
 
 
-def test_as_a_command_in_a_pipe() -> None:
-    began = time.monotonic()
+def test_as_a_command_in_a_pipe(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-m", "pellucid.cli", "demo"], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert "\x1b" not in done.stdout
     assert "equal to the last bit" in done.stdout
-    assert time.monotonic() - began < 20
+    assert done.stdout.endswith("more of it in pellucid-demo.html\n")
+    html = (tmp_path / "pellucid-demo.html").read_text(encoding="utf-8")
+    assert balanced(html)
+    assert not re.search(r"https?://|<script|<link|@import|url\(", html), "it needs no network"
+    for words in (
+        "identical to transformers", "Samples, not picked", "equal to the bit", "What attention adds, by layer",
+        "embed.W_E", "lag1", "Every head",
+    ):  # fmt: skip
+        assert words in html
+    assert html.count("data:image/svg+xml;base64,") == 6
+
+
+def test_the_card_is_the_shipped_one() -> None:
+    sections = list(demo_page.card_sections(demo_page.CARD.read_text(encoding="utf-8")))
+    table = next(section for section in sections if section.kind == "table")
+    card = json.loads((demo_page.CARD.parent / "card.json").read_text(encoding="utf-8"))
+    shown = {row[0]: row[1] for row in table.rows}
+    assert shown["Indirect-object sentences answered right"] == f"{card['figures']['indirect_object']['accuracy']:.3f}"
+    samples = [section.text for section in sections if "Once upon a time" in getattr(section, "text", "")]
+    expected = [" ".join((s["prompt"] + s["text"]).split()) for s in card["figures"]["samples"]]
+    assert [text.replace("> ", "") for text in samples] == expected
+
+
+def test_without_the_extras_the_page_says_so(bundled: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*_: Any) -> Any:
+        raise pl.MissingExtraError("not here", code="missing-extra", remedy="pip")
+
+    monkeypatch.setattr(demo_page.pl, "to_hf", missing)
+    monkeypatch.setattr(demo_page, "_measured", missing)
+    html = demo_page.DemoPage(bundled, demo_page.CARD.read_text(encoding="utf-8")).page().render()
+    assert "pip install &#39;pellucid[hf]&#39;" in html
+    assert "pip install &#39;pellucid[stats]&#39;" in html
+    assert "identical to transformers" not in html
+
+
+def test_a_page_that_cannot_be_written(cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    monkeypatch.setattr(demo, "write_page", lambda model, path: pl.save_html(Empty(), path))
+    result = cli("demo", "--html", "file/page.html")
+    assert result.exit_code == 4
+    assert "path-not-writable" in result.stderr
+
+
+class Empty:
+    def page(self) -> Page:
+        return Page("empty", "", None, "", ())

@@ -1,12 +1,13 @@
 """The page builder: self-contained, escaped, whole."""
 
+import base64
 import re
-from html.parser import HTMLParser
 
 import pytest
 
 import pellucid as pl
-from pellucid.report.page import HeatStrip, Page, Table, Text, save_html
+from pages import balanced
+from pellucid.report.page import HeatStrip, Page, Picture, Table, Text, save_html
 
 PAGE = Page(
     title="A <script>alert(1)</script> title",
@@ -17,6 +18,7 @@ PAGE = Page(
         Text("set apart", "First", set_apart=True),
         Table("Rows", ("a", "b"), [("<b>1</b>", "2"), ("3", "4")], frozenset({1})),
         HeatStrip("Strip", ["row"], ["0", "1"], [[(0.5, "half"), None]], "legend"),
+        Picture("Drawing", "<svg>light</svg>", "<svg>dark</svg>", "a & b", "below"),
     ],
 )
 
@@ -24,33 +26,6 @@ PAGE = Page(
 class Paged:
     def page(self) -> Page:
         return PAGE
-
-
-class Balanced(HTMLParser):
-    """Fails on tags that are closed in another order than they were opened."""
-
-    void = frozenset({"meta", "link", "br", "rect", "img"})
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.open: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: object) -> None:
-        if tag not in self.void:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: object) -> None:
-        pass
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag not in self.void:
-            assert self.open.pop() == tag, tag
-
-
-def balanced(html: str) -> bool:
-    parser = Balanced()
-    parser.feed(html)
-    return not parser.open
 
 
 def test_a_page_is_self_contained_and_well_formed():
@@ -81,6 +56,14 @@ def test_marked_rows_and_cells_are_drawn():
     assert html.count("<rect") == 2
     assert html.count('class="empty"') == 1
     assert "<title>half</title>" in html
+
+
+def test_pictures_are_inside_and_follow_the_theme():
+    html = PAGE.render()
+    inside = [base64.b64decode(part).decode() for part in re.findall(r"base64,([\w+/=]+)", html)]
+    assert inside == ["<svg>dark</svg>", "<svg>light</svg>"]
+    assert re.search(r'<source media="screen and \(prefers-color-scheme: dark\)"', html)
+    assert 'alt="a &amp; b"' in html
 
 
 def test_shades_run_from_dark_to_light():

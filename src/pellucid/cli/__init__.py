@@ -31,6 +31,7 @@ VERBS = {
     "compare": "Compare two models to the bit.",
     "ties": "Find shared and doubled weights in a checkpoint.",
     "generate": "Go on with a text.",
+    "norms": "Measure the norms of a checkpoint's vectors by layer.",
     "doctor": "Check the installation and the bundled model.",
 }
 """The verbs in the order of `--help`, each with its one line."""

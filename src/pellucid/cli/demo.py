@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
 import torch
 import typer
+from rich.text import Text
 from torch import Tensor
 
 import pellucid as pl
 from pellucid.cli.shared import options
+from pellucid.cli.shared.demo_page import write_page
 from pellucid.cli.shared.failures import Exit
 from pellucid.cli.shared.screen import progress, show, show_json
 from pellucid.cli.shared.tour import pages
@@ -71,20 +74,28 @@ class Tour:
         return asdict(self)
 
 
-def demo(as_json: options.Json = False) -> None:
+Html = Annotated[Path, typer.Option("--html", metavar="FILE", help="Where the page goes.")]
+
+
+def demo(html: Html = Path("pellucid-demo.html"), as_json: options.Json = False) -> None:
     """Take a short tour of the bundled model.
 
     Runs one sentence and shows its tokens, the values inside one block, the head that looks back to the token
-    before, and what comes next; and checks that looking did not change the answer.
+    before, and what comes next; and checks that looking did not change the answer. Ends by writing a page with the
+    model's card, the proof that it is the same model as transformers', its ties, norms, a regression and every head.
     """
     with progress("opening the bundled model"):
         model = pl.load()
     with progress("running"):
         tour = take_tour(model, TEXT)
-    if as_json:
-        show_json(tour.to_dict())
-    else:
+    if not as_json:
         show(*pages(tour))
+    with progress("writing the page"):
+        write_page(model, html)
+    if as_json:
+        show_json({**tour.to_dict(), "page": str(html)})
+    else:
+        show(Text.assemble("\nmore of it in ", (str(html), "bold")))
     if not tour.proof.equal:
         raise typer.Exit(Exit.CHECK_FAILED)
 

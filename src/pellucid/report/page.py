@@ -6,6 +6,7 @@ the viridis map (van der Walt and Smith 2015), which is ordered in lightness and
 
 from __future__ import annotations
 
+import base64
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -64,7 +65,31 @@ class HeatStrip:
         return _viridis(shade)
 
 
-Section = Text | Table | HeatStrip
+@dataclass(frozen=True)
+class Picture:
+    """A drawing for each theme, embedded in the page.
+
+    Attributes:
+        title: What is shown.
+        light: SVG, for a light page and for paper.
+        dark: SVG, for a dark page.
+        words: What it shows, for whoever cannot see it.
+        note: Below it.
+    """
+
+    title: str
+    light: str
+    dark: str
+    words: str
+    note: str = ""
+    kind: str = field(default="picture", init=False)
+
+    def source(self, svg: str) -> str:
+        """An SVG as an address that holds it."""
+        return f"data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}"
+
+
+Section = Text | Table | HeatStrip | Picture
 
 
 @dataclass(frozen=True)

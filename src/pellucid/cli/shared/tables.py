@@ -14,6 +14,7 @@ from pellucid.cli.shared.values import NextToken, Summary
 BAR_WIDTH = 30
 _EIGHTHS = " ▏▎▍▌▋▊▉"
 _SHADES = "·░▒▓█"
+_COLUMNS = "▁▂▃▄▅▆▇█"
 
 LEGEND = Text(
     "P position, Pq query, Pk key, H head, D d_model, K d_head, M d_mlp\n"
@@ -56,6 +57,12 @@ def bar(share: float, width: int = BAR_WIDTH) -> str:
 def shade(share: float) -> str:
     """A character that is the darker, the nearer `share` is to 1; a dot below 1/20, and for nan."""
     return _SHADES[min(4, 1 + int(share * 4))] if share >= 0.05 else _SHADES[0]
+
+
+def spark(counts: Sequence[float]) -> str:
+    """Counts as columns of one line, the largest full; what is not 0 shows."""
+    largest = max(counts, default=0) or 1
+    return "".join(" " if not count else _COLUMNS[min(7, int(8 * count / largest))] for count in counts)
 
 
 def next_tokens(found: Iterable[NextToken]) -> Table:

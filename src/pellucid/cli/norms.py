@@ -1,0 +1,251 @@
+"""`pellucid norms`: how long a checkpoint's vectors are, layer by layer, and how they follow from those before."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+import typer
+from rich.table import Table
+from rich.text import Text
+
+import pellucid as pl
+from pellucid.cli.shared import options
+from pellucid.cli.shared.screen import progress, show, show_json
+from pellucid.cli.shared.tables import heading, number, spark
+from pellucid.cli.shared.texts import read_texts, windows
+from pellucid.errors import InputError
+from pellucid.extras import need
+from pellucid.measure.captured import capture_pattern
+from pellucid.weights import files
+
+if TYPE_CHECKING:
+    import xarray
+
+Sources = Annotated[
+    list[str], typer.Argument(metavar="TEXT|FILE...", help="Texts, or files of text; - is standard input.")
+]
+At = Annotated[str, typer.Option("--at", metavar="CHECKPOINT", help="Whose vectors.")]
+Lags = Annotated[
+    int, typer.Option("--lags", metavar="N", min=0, help="Tokens before that a norm is regressed on; 0: none.")
+]
+Skip = Annotated[int, typer.Option("--skip", metavar="N", min=0, help="First tokens of each text to leave out.")]
+Linear = Annotated[bool, typer.Option("--linear", help="The norms themselves instead of their logarithms.")]
+Figure = Annotated[
+    Path | None, typer.Option("--figure", metavar="FILE", help="Draw them: .svg, .pdf, .png.", show_default=False)
+]
+Csv = Annotated[
+    Path | None, typer.Option("--csv", metavar="FILE", help="Write the norm of every token.", show_default=False)
+]
+
+AT_ONCE = 8
+"""Texts in a batch."""
+
+BINS = 24
+"""Columns of a sparkline."""
+
+SIGNIFICANT = 0.05
+
+
+@dataclass(frozen=True)
+class Layer:
+    """The norms of one layer, of the tokens that are not left out.
+
+    Attributes:
+        layer: Its number; 0 for a checkpoint around the blocks.
+        tokens: How many.
+        mean, std, min, max: Of their norms, or of the logarithms.
+        histogram: Counts in `BINS` bins between the lowest and the highest of all layers.
+    """
+
+    layer: int
+    tokens: int
+    mean: float
+    std: float
+    min: float
+    max: float
+    histogram: list[int]
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What was asked for."""
+
+    model: str
+    at: str
+    log: bool
+    skip: int
+    lags: int
+
+
+@dataclass(frozen=True)
+class Measured(Wish):
+    """What is shown.
+
+    Attributes:
+        texts: Tokens of each text.
+        layers: Their norms.
+        regression: A row for each layer and parameter, as `AutoregressionFit.to_dataframe` has them; None without lags.
+        rsquared: Of each layer.
+    """
+
+    texts: list[int]
+    layers: list[Layer]
+    regression: list[dict[str, Any]] | None
+    rsquared: list[float] | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def norms(
+    texts: Sources,
+    model: options.Model = None,
+    at: At = "attn.ckpt_attn_out",
+    lags: Lags = 2,
+    skip: Skip = 1,
+    linear: Linear = False,
+    figure: Figure = None,
+    csv: Csv = None,
+    as_json: options.Json = False,
+) -> None:
+    """Measure the norms of a checkpoint's vectors by layer.
+
+    Shows their distribution, and a regression of each token's norm on those of the tokens before it. The first token
+    is left out, because its norm is far from all others. Texts longer than the context are cut into several.
+    """
+    found = read_texts(texts)
+    with progress(f"opening {model or 'the bundled model'}"):
+        opened = pl.load(model)
+    with progress("running"):
+        values = measure(opened, windows(opened, found), at, log=not linear)
+        fit = pl.measure.autoregression(values, lags=lags, skip=skip) if lags else None
+    if csv is not None:
+        table = values.to_dataframe().dropna().reset_index().to_csv(index=False)
+        files.write_folder(csv.parent, {csv.name: lambda part: part.write_text(table, encoding="utf-8")})
+    if figure is not None:
+        _draw(figure, values, fit, skip)
+    wish = Wish("bundled" if model is None else model, at, not linear, skip, lags)
+    result = _summary(values, fit, wish)
+    if as_json:
+        show_json(result.to_dict())
+    else:
+        _show(result, [path for path in (figure, csv) if path is not None])
+
+
+def measure(model: pl.CkptedTransformer, texts: list[list[int]], at: str, *, log: bool) -> xarray.DataArray:
+    """The norms of any number of texts, [layer, batch, pos], some texts at a time."""
+    parts: list[Any] = []
+    for start in range(0, len(texts), AT_ONCE):
+        batch = model.tokenize(texts[start : start + AT_ONCE], padding_side="right")
+        _, ckpts = model.run_with_ckpts(batch, names=capture_pattern(at))
+        part = pl.measure.norms(ckpts, at, log=log)
+        parts.append(part.assign_coords(batch=part.batch + start))
+    if len(parts) == 1:
+        return parts[0]
+    xarray = need("xarray", "norms")
+    return xarray.concat(
+        parts, dim="batch", join="outer", coords="minimal", compat="override", combine_attrs="drop_conflicts"
+    )
+
+
+def _summary(values: xarray.DataArray, fit: pl.measure.AutoregressionFit | None, wish: Wish) -> Measured:
+    kept = values.where(values.position >= wish.skip)
+    everything = kept.values[~np.isnan(kept.values)]
+    if not len(everything):
+        raise InputError(
+            f"norms: no text has more tokens than the {wish.skip} that are left out.",
+            code="too-short",
+            remedy="Give longer texts, or a smaller --skip.",
+        )
+    edges = np.linspace(everything.min(), everything.max(), BINS + 1)
+    by_layer = kept.values if "layer" in kept.dims else kept.values[None]
+    labels = kept.layer.values.tolist() if "layer" in kept.dims else [0]
+    layers = [_layer(label, row[~np.isnan(row)], edges) for label, row in zip(labels, by_layer, strict=True)]
+    lengths = (values.position.values >= 0).sum(-1).tolist()
+    return Measured(
+        **asdict(wish), texts=lengths, layers=layers,
+        regression=None if fit is None else fit.to_dataframe().to_dict("records"),
+        rsquared=None if fit is None else [float(value) for value in np.atleast_1d(fit.rsquared)],
+    )  # fmt: skip
+
+
+def _layer(label: int, row: Any, edges: Any) -> Layer:
+    histogram = np.histogram(row, bins=edges)[0] if edges[0] < edges[-1] else np.array([len(row)])
+    numbers = (float(f(row)) for f in (np.mean, np.std, np.min, np.max))
+    return Layer(label, len(row), *numbers, histogram=histogram.tolist())
+
+
+def _draw(path: Path, values: xarray.DataArray, fit: pl.measure.AutoregressionFit | None, skip: int) -> None:
+    """Points and histograms, and the coefficients where there are some."""
+    pyplot = need("matplotlib.pyplot", "--figure")
+    kinds = pyplot.Figure().canvas.get_supported_filetypes()
+    kind = path.suffix.lstrip(".").lower()
+    if kind not in kinds:
+        raise InputError(
+            f"--figure {path}: it ends in {path.suffix or 'nothing'!r}, expected one of {', '.join(sorted(kinds))}.",
+            code="figure-format",
+            remedy="Name a file that ends in .svg, .pdf or .png.",
+        )
+    with pl.plot.theme("light"):
+        columns = 2 if fit is None else 3
+        figure, axes = pyplot.subplots(1, columns, figsize=(3.3 * columns, 2.5), layout="constrained")
+        pl.plot.norms(values, skip=skip, ax=axes[0])
+        pl.plot.norm_histograms(values, skip=skip, ax=axes[1])
+        if fit is not None:
+            pl.plot.autoregression(fit, ax=axes[2])
+        files.write_folder(path.parent, {path.name: lambda part: figure.savefig(part, format=kind)})
+        pyplot.close(figure)
+
+
+def _show(result: Measured, written: list[Path]) -> None:
+    what = f"{'log norm' if result.log else 'norm'} of {result.at}"
+    total = sum(result.texts)
+    texts = f"{len(result.texts)} text{'s' * (len(result.texts) != 1)}, {total:,} token{'s' * (total != 1)}"
+    left_out = f", the first {result.skip if result.skip > 1 else ''} of each left out".replace("  ", " ")
+    show(heading(f"{what}: {texts}{left_out * bool(result.skip)}", first=True), _table(result))
+    if result.regression is not None:
+        show(heading(_equation(result.lags)), _coefficients(result))
+        show(Text(f"* p < {SIGNIFICANT:g}, ** p < {SIGNIFICANT:g} corrected over layers (Holm 1979)", style="dim"))
+    for path in written:
+        show(Text.assemble("\nwritten: ", (str(path), "bold")))
+
+
+def _table(result: Measured) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column("layer", justify="right", style="cyan")
+    for title in ("tokens", "mean", "std", "min", "max"):
+        table.add_column(title, justify="right", no_wrap=True)
+    lowest, highest = (number(f(getattr(layer, f.__name__) for layer in result.layers)) for f in (min, max))
+    table.add_column(f"{lowest} {'·' * (BINS - len(lowest) - len(highest) - 2)} {highest}", no_wrap=True, style="green")
+    for layer in result.layers:
+        numbers = map(number, (layer.mean, layer.std, layer.min, layer.max))
+        table.add_row(str(layer.layer), f"{layer.tokens:,}", *numbers, spark(layer.histogram))
+    return table
+
+
+def _equation(lags: int) -> str:
+    terms = " + ".join(f"lag{i} y[t-{i}]" for i in range(1, lags + 1))
+    return f"y[t] = const + {terms}"
+
+
+def _coefficients(result: Measured) -> Table:
+    rows = result.regression or []
+    names = list(dict.fromkeys(row["parameter"] for row in rows))
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column("layer", justify="right", style="cyan")
+    for name in (*names, "R²"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for place, layer in enumerate(result.layers):
+        own = rows[place * len(names) : (place + 1) * len(names)]
+        shown = [_estimate(row) for row in own]
+        table.add_row(str(layer.layer), *shown, number((result.rsquared or [])[place]))
+    return table
+
+
+def _estimate(row: dict[str, Any]) -> Text:
+    stars = "**" if row["p_holm"] < SIGNIFICANT else "*" if row["p"] < SIGNIFICANT else ""
+    return Text.assemble(number(row["estimate"]), (f"{stars:2}", "bold green"))

@@ -1,0 +1,63 @@
+"""Texts that are given as arguments, files or standard input, and their cutting to a model's context."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import pellucid as pl
+from pellucid.cli.shared.options import read_text
+from pellucid.errors import InputError
+
+
+def read_texts(given: Iterable[str]) -> list[str]:
+    """Each argument as a text: a file's, where it names one, else its own.
+
+    Raises:
+        InputError: A file that is not UTF-8 text or cannot be read.
+    """
+    return [_from_file(Path(one)) if _is_file(one) else read_text(one) for one in given]
+
+
+def windows(model: pl.CkptedTransformer, texts: Iterable[str]) -> list[list[int]]:
+    """The ids of the texts, cut where they are longer than the model's context.
+
+    Raises:
+        InputError: An empty text.
+    """
+    size = model.config.n_positions
+    rows = [_ids(model, text) for text in texts]
+    return [ids[start : start + size] for ids in rows for start in range(0, len(ids), size)]
+
+
+def _ids(model: pl.CkptedTransformer, text: str) -> list[int]:
+    if model.tokenizer is None:
+        raise InputError(
+            "norms: text was given, but this model has no tokenizer.",
+            code="no-tokenizer",
+            remedy="Put a tokenizer.json beside the model's weights.",
+        )
+    ids = model.tokenizer.encode(text)
+    if not ids:
+        raise InputError(
+            "norms: an empty text, expected at least one token.", code="empty-text", remedy="Give some text."
+        )
+    return ids
+
+
+def _is_file(given: str) -> bool:
+    try:
+        return Path(given).is_file()
+    except (OSError, ValueError):  # too long for a path, or with a NUL
+        return False
+
+
+def _from_file(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as problem:
+        raise InputError(
+            f"{path}: cannot be read as text: {problem}.",
+            code="text-not-utf8" if isinstance(problem, UnicodeDecodeError) else "text-unreadable",
+            remedy="Give a file of UTF-8 text.",
+        ) from problem

@@ -1,0 +1,132 @@
+"""`pellucid norms`: the numbers are the library's, texts come from arguments and files, what cannot be is refused."""
+
+from __future__ import annotations
+
+import csv
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import pellucid as pl
+from pellucid.cli.shared.tables import spark
+
+TEXT = "Once upon a time there was a little cat who lived with her mother in a big house. She liked to play."
+AT = "attn.ckpt_attn_out"
+
+
+@pytest.fixture(scope="module")
+def norms(bundled: pl.CkptedTransformer) -> Any:
+    return pl.measure.norms(bundled.run_with_ckpts(TEXT, names=f"blocks.*.{AT}")[1], AT, log=True)
+
+
+def test_json_is_what_is_measured(cli_json: Any, norms: Any) -> None:
+    found = cli_json("norms", TEXT)
+    kept = norms[:, 0, 1:].values
+    assert (found["model"], found["at"], found["log"], found["skip"], found["lags"]) == ("bundled", AT, True, 1, 2)
+    assert found["texts"] == [norms.sizes["pos"]]
+    for layer, row in zip(found["layers"], kept, strict=True):
+        stated = [layer[name] for name in ("tokens", "mean", "std", "min", "max")]
+        assert stated == pytest.approx([len(row), row.mean(), row.std(), row.min(), row.max()], rel=1e-9)
+        edges = np.linspace(kept.min(), kept.max(), len(layer["histogram"]) + 1)
+        assert layer["histogram"] == np.histogram(row, edges)[0].tolist()
+    fit = pl.measure.autoregression(norms, lags=2, skip=1)
+    assert [row["estimate"] for row in found["regression"]] == pytest.approx(fit.params.values.ravel(), rel=1e-9)
+    assert [row["p_holm"] for row in found["regression"]] == pytest.approx(fit.corrected("holm").values.ravel())
+    assert found["rsquared"] == pytest.approx(fit.rsquared.values)
+
+
+def test_the_table(cli: Any) -> None:
+    shown = cli("norms", TEXT).stdout
+    assert "log norm of attn.ckpt_attn_out: 1 text" in shown
+    assert "y[t] = const + lag1 y[t-1] + lag2 y[t-2]" in shown
+    assert sum(character in shown for character in "▁▂▃▄▅▆▇█") > 3
+    without = cli("norms", TEXT, "--lags", "0", "--linear", "--skip", "0").stdout
+    assert "y[t]" not in without
+    assert without.startswith("norm of attn.ckpt_attn_out: 1 text, 24 tokens\n")
+
+
+def test_other_checkpoints(cli_json: Any) -> None:
+    assert len(cli_json("norms", TEXT, "--at", "resid_post")["layers"]) == 4
+    assert [layer["layer"] for layer in cli_json("norms", TEXT, "--at", "ln_final.ckpt_normalized")["layers"]] == [0]
+
+
+def test_files_and_long_texts(cli_json: Any, tmp_path: Path, bundled: pl.CkptedTransformer) -> None:
+    long = " ".join([TEXT] * 30)
+    (tmp_path / "long.txt").write_text(long, encoding="utf-8")
+    found = cli_json("norms", str(tmp_path / "long.txt"), TEXT)
+    count = len(bundled.tokenizer.encode(long))
+    assert found["texts"] == [256] * (count // 256) + [count % 256, len(bundled.tokenizer.encode(TEXT))]
+    assert found["layers"][0]["tokens"] == sum(found["texts"]) - len(found["texts"])
+
+
+def test_many_texts_are_measured_as_one(cli_json: Any, bundled: pl.CkptedTransformer) -> None:
+    """Batches of texts of unequal length give what one batch gives."""
+    texts = [" ".join([TEXT] * (1 + i % 3)) for i in range(19)]
+    found = cli_json("norms", *texts)
+    ckpts = bundled.run_with_ckpts(texts, names=f"blocks.*.{AT}")[1]
+    fit = pl.measure.autoregression(pl.measure.norms(ckpts, AT, log=True), lags=2, skip=1)
+    assert [row["estimate"] for row in found["regression"]] == pytest.approx(fit.params.values.ravel(), rel=1e-4)
+
+
+def test_csv(cli: Any, tmp_path: Path, norms: Any) -> None:
+    path = tmp_path / "norms.csv"
+    assert str(path) in cli("norms", TEXT, "--csv", str(path)).stdout
+    rows = list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
+    assert len(rows) == norms.size
+    assert [row["token"] for row in rows[: norms.sizes["pos"]]] == norms.token.values[0].tolist()
+    assert [float(row["log_norm"]) for row in rows] == pytest.approx(norms.values.ravel(), rel=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["svg", "png", "pdf"])
+def test_figure(kind: str, cli: Any, tmp_path: Path) -> None:
+    path = tmp_path / f"norms.{kind}"
+    assert cli("norms", TEXT, "--figure", str(path)).exit_code == 0
+    head = path.read_bytes()[:400]
+    if kind == "png":
+        width, height = struct.unpack(">II", head[16:24])
+        assert width > 3 * height
+    else:
+        assert {"svg": b"<svg", "pdf": b"%PDF"}[kind] in head
+
+
+def test_standard_input(cli: Any) -> None:
+    assert "24 tokens" in cli("norms", "-", stdin=TEXT.encode()).stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        ((""), "empty-text"),
+        (("One",), "too-short"),
+        (("One two three four", "--lags", "3"), "too-short"),
+        (("One", "--lags", "0"), "too-short"),
+        ((TEXT, "--at", "attn.ckpt_atn_out"), "unknown-checkpoint"),
+        ((TEXT, "--at", "attn.ckpt_z"), None),
+        ((TEXT, "--at", "blocks.*.**"), "several-kinds"),
+        ((TEXT, "--csv", "file/norms.csv"), "path-not-writable"),
+        ((TEXT, "--figure", "norms.doc"), "figure-format"),
+        ((TEXT, "--figure", "file/norms.png"), "path-not-writable"),
+        (("latin.txt",), "text-not-utf8"),
+    ],
+)
+def test_bad_input(words: Any, code: str | None, cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
+    before = sorted(tmp_path.iterdir())
+    result = cli("norms", *([words] if isinstance(words, str) else words), "--json")
+    if code is None:
+        assert result.exit_code == 0
+    else:
+        assert (result.exit_code, json.loads(result.stdout)["error"]["code"]) == (4, code)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_spark() -> None:
+    assert spark([0, 1, 4, 8]) == " ▂▅█"
+    assert spark([0, 0]) == "  "
+    assert spark([1, 1000]) == "▁█"
