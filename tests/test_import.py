@@ -30,6 +30,21 @@ sys.stderr.flush()
 json.dump({"new": sorted(set(sys.modules) - before), "seconds": seconds}, sys.__stdout__)
 """
 
+FIRST_CALLS = """
+import json, sys
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+seen = []
+class Watch(TorchDispatchMode):
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if args and isinstance(args[0], torch.Tensor):
+            seen.append([str(func), args[0].numel(), str(args[0].dtype)])
+        return func(*args, **(kwargs or {}))
+with Watch():
+    import pellucid.nonlinear
+json.dump(seen, sys.stdout)
+"""
+
 NUMERICAL = {"matplotlib", "xarray", "statsmodels", "pandas", "scipy", "sympy"}
 HEAVY = {"transformers", "huggingface_hub", "typer", "rich", "jinja2", "requests", "httpx", *NUMERICAL}
 
@@ -85,3 +100,12 @@ def test_the_probe_notices() -> None:
         json.loads(noisy.stdout)
     heavy = json.loads(run(PROBE.replace("import pellucid\n", "import pellucid, jinja2\n")).stdout)["new"]
     assert "jinja2" in heavy
+
+
+def test_importing_the_model_calls_what_mkl_computes_once_in_one_thread() -> None:
+    """Two threads that share MKL's first call of such a function may get half of the digits."""
+    done = run(FIRST_CALLS)
+    assert done.returncode == 0, done.stderr
+    for function in ("tanh", "erf"):
+        for dtype in ("torch.float32", "torch.float64"):
+            assert [f"aten.{function}.default", 1, dtype] in json.loads(done.stdout)
