@@ -32,20 +32,32 @@ def affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return torch.addmm(bias, x.flatten(0, -2), weight).view(*x.shape[:-1], weight.size(1))
 
 
-@dataclass(frozen=True)
+@dataclass
 class Visible:
-    """Which keys each query may attend to: earlier ones and itself, pads left out.
+    """Which keys each query may attend to: earlier ones and itself, pads left out; the same in every block of a run.
 
     Args:
         padding: [B, Pk], true at real positions; None where there are no pads.
     """
 
     padding: Tensor | None = None
+    _seen: Tensor | None = None
+    _hidden: Tensor | None = None
 
     def among(self, queries: int, keys: int, device: torch.device) -> Tensor:
         """[1 or B, 1, Pq, Pk], true where a query may attend."""
-        causal = torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
-        return causal[None, None] if self.padding is None else causal & self.padding[:, None, None, :]
+        if self._seen is None or self._seen.shape[2:] != (queries, keys) or self._seen.device != device:
+            causal = torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
+            self._seen = causal[None, None] if self.padding is None else causal & self.padding[:, None, None, :]
+            self._hidden = None
+        return self._seen
+
+    def hidden(self, queries: int, keys: int, device: torch.device) -> Tensor:
+        """[1 or B, 1, Pq, Pk], true where a query may not attend."""
+        seen = self.among(queries, keys, device)
+        if self._hidden is None:
+            self._hidden = ~seen
+        return self._hidden
 
 
 def _head_matrices(part: int) -> LiveView:
@@ -100,8 +112,8 @@ class Attention(ViewedModule):
         q = self.ckpt_q(qkv[:, :, 0], tap=tap).transpose(1, 2)
         k = self.ckpt_k(qkv[:, :, 1], tap=tap).transpose(1, 2)
         v = self.ckpt_v(qkv[:, :, 2], tap=tap).transpose(1, 2)
-        # Contiguous, as they come out of transformers' cache: some kernels round by layout.
-        k, v = (k.contiguous(), v.contiguous()) if remember is None else remember(k, v)
+        if remember is not None:
+            k, v = remember(k, v)
 
         pattern, explicit = self._pattern(q, k, v, visible, tap)
         if explicit and pattern is not None:
@@ -145,9 +157,8 @@ class Attention(ViewedModule):
 
     def _scores(self, q: Tensor, k: Tensor, visible: Visible) -> Tensor:
         """Scaled and masked scores [B, H, Pq, Pk]; masked entries hold the dtype's minimum."""
-        scores = self._upcast_scores(q, k) if self.upcast else torch.matmul(q, k.transpose(-1, -2)) * self.scale
-        hidden = ~visible.among(q.size(2), k.size(2), q.device)
-        return scores.masked_fill(hidden, torch.finfo(scores.dtype).min)
+        scores = self._upcast_scores(q, k) if self.upcast else torch.matmul(q, k.transpose(-1, -2)).mul_(self.scale)
+        return scores.masked_fill_(visible.hidden(q.size(2), k.size(2), q.device), torch.finfo(scores.dtype).min)
 
     def _upcast_scores(self, q: Tensor, k: Tensor) -> Tensor:
         """Scores in float32 or better with the scale inside the product, as `reorder_and_upcast_attn` asks for."""

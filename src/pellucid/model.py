@@ -17,7 +17,7 @@ from pellucid.ckpt import all_names, unknown_name
 from pellucid.config import TransformerConfig
 from pellucid.errors import ConfigError, InputError, UnknownNameError, nearest
 from pellucid.generating import GeneratingTransformer
-from pellucid.parameters import LiveView
+from pellucid.parameters import LiveView, has_native_hooks
 from pellucid.run.activations import ActivationCkpts, Recorder
 from pellucid.run.edit import Edit
 from pellucid.run.edit_tap import EditTap
@@ -143,12 +143,13 @@ class CkptedTransformer(GeneratingTransformer):
     def next_token_logits(self, inputs: Inputs, *, cache: KeyValueCache | None = None) -> Tensor:
         """Logits [B, V] of what follows each text: those of its last token, and no others.
 
+        They are `forward`'s to within rounding: torch multiplies one row by another kernel than many.
+
         Example:
-            >>> import torch
             >>> import pellucid as pl
             >>> model = pl.load()
-            >>> torch.equal(model.next_token_logits("Once upon a"), model("Once upon a")[:, -1])
-            True
+            >>> model.tokenizer.decode(model.next_token_logits("Once upon a").argmax())
+            ' time'
         """
         batch = self.tokenize(inputs)
         return self._run(batch, None, cache, batch.last_columns)[:, 0]
@@ -232,7 +233,8 @@ class CkptedTransformer(GeneratingTransformer):
                 remedy="Capture the whole value and select from its .grad.",
             )
         batch = self.tokenize(inputs)
-        recorder = Recorder(self._captured(names, stop_at), self.config.n_layer, Region(pos, heads), grads)
+        wanted = self._captured(names, stop_at)
+        recorder = Recorder(wanted, self.config.n_layer, Region(pos, heads), grads, copies=has_native_hooks(self))
         edit_tap = EditTap(edits, batch, self.config.n_layer)
         taps: list[Tap] = [edit_tap, recorder] if edit_tap.fired else [recorder]
         if stop_at is not None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
 
 
 def state_of(module: nn.Module) -> tuple[tuple[int, int], ...]:
@@ -14,6 +15,12 @@ def state_of(module: nn.Module) -> tuple[tuple[int, int], ...]:
     A write that goes around torch's counting (`parameter.data`, numpy) does not show.
     """
     return tuple((parameter.data_ptr(), parameter._version) for parameter in module.parameters())
+
+
+def has_native_hooks(module: nn.Module) -> bool:
+    """Whether torch's forward hooks would run in a module, or in all modules."""
+    everywhere = torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks
+    return bool(everywhere) or any(child._forward_hooks or child._forward_pre_hooks for child in module.modules())
 
 
 class LiveView:

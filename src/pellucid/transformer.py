@@ -157,8 +157,7 @@ class LayerNorm(nn.Module):
         return self.ckpt_normalized(normalized, tap=tap)
 
     def _scaled(self, x: Tensor) -> Tensor:
-        variance, mean = torch.var_mean(x, dim=-1, correction=0, keepdim=True)
-        return (x - mean) / torch.sqrt(variance + self.eps)
+        return F.layer_norm(x, self.w.shape, eps=self.eps)
 
 
 class MLP(nn.Module):

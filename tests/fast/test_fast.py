@@ -299,7 +299,7 @@ def never_forgotten(patch: pytest.MonkeyPatch) -> None:
 
 
 def hooks_are_not_seen(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(decoder, "_is_hooked", lambda model: False)
+    patch.setattr(decoder, "has_native_hooks", lambda model: False)
 
 
 @pytest.mark.parametrize(("breaks", "check"), [

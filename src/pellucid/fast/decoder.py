@@ -13,6 +13,7 @@ from pellucid.cache import KeyValueCache
 from pellucid.ckpt import BLOCK
 from pellucid.fast.compiled import library
 from pellucid.fast.prepared import Prepared, Shape, Weights, knows, padded, prepared
+from pellucid.parameters import has_native_hooks
 from pellucid.transformer import Transformer
 
 MOST_ROWS = 32
@@ -51,13 +52,14 @@ def decoder(model: Transformer, rows: int) -> Decoder | None:
         NumericsError: The kernels cannot be compiled.
     """
     weight = model.embed.W_E
-    if model.training or rows > MOST_ROWS or not knows(model.config, weight.dtype, weight.device) or _is_hooked(model):
+    if (
+        model.training
+        or rows > MOST_ROWS
+        or not knows(model.config, weight.dtype, weight.device)
+        or has_native_hooks(model)
+    ):
         return None
     return Decoder(model, prepared(model))
-
-
-def _is_hooked(model: Transformer) -> bool:
-    return any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
 class Decoder:

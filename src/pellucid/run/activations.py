@@ -250,13 +250,24 @@ def _listed(index: Index) -> Index:
 
 @dataclass
 class Recorder:
-    """The tap that captures: snapshots, or with `grads` the very tensors on the path of the gradient."""
+    """The tap that captures: snapshots, or with `grads` the very tensors on the path of the gradient.
+
+    Args:
+        names: What to keep.
+        n_layer: Blocks of the model.
+        region: Which part of each value.
+        grads: Whether gradients have to reach what is kept.
+        copies: Whether to copy what nobody writes to any more. Nothing in the model writes into a value that it has
+            passed on, so that only native hooks can make copies necessary.
+    """
 
     names: frozenset[str]
     n_layer: int
     region: Region
     grads: bool
+    copies: bool = True
     values: dict[str, Tensor] = field(default_factory=dict)
+    _held: set[int] = field(default_factory=set)
 
     def wants(self, name: str) -> bool:
         return name in self.names
@@ -280,6 +291,15 @@ class Recorder:
             if kept.requires_grad:
                 kept.retain_grad()
         else:
-            kept = kept.detach() if indices else kept.detach().clone(memory_format=torch.contiguous_format)
+            kept = kept.detach() if indices else self._snapshot(kept.detach())
         self.values[name] = kept
+        return value
+
+    def _snapshot(self, value: Tensor) -> Tensor:
+        """The value itself where it is alone in its memory and nothing else that is kept shares it, else a copy."""
+        memory = value.untyped_storage()
+        alone = value.is_contiguous() and memory.nbytes() == value.numel() * value.element_size()
+        if self.copies or not alone or memory.data_ptr() in self._held:
+            return value.clone(memory_format=torch.contiguous_format)
+        self._held.add(memory.data_ptr())
         return value
