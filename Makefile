@@ -2,8 +2,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+BENCH := .venv-bench/bin
+BENCH_READY := .venv-bench/.ready
 
-.PHONY: demo test check lint train clean
+.PHONY: demo test check lint train bench bench-quick clean
 
 demo: $(READY)
 	@$(BIN)/pellucid demo
@@ -24,10 +26,26 @@ lint: $(READY)
 train: $(READY)
 	$(BIN)/python training/train.py --text $(TEXT) --out .training
 
+# Everything, on an idle machine: writes docs/benchmarks.md and docs/benchmarks.json.
+bench: $(BENCH_READY)
+	$(BENCH)/python benchmarks/bench.py
+
+# Three minutes: shows the page and writes nothing.
+bench-quick: $(BENCH_READY)
+	$(BENCH)/python benchmarks/bench.py --quick
+
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $(READY)
 
+# torch first, so that no peer chooses another one.
+$(BENCH_READY): pyproject.toml constraints.txt benchmarks/requirements.txt
+	test -x $(BENCH)/python || $(PYTHON) -m venv .venv-bench
+	$(BENCH)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	$(BENCH)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+		--requirement benchmarks/requirements.txt --editable '.[hf,stats]'
+	touch $(BENCH_READY)
+
 clean:
-	rm -rf .venv build dist
+	rm -rf .venv .venv-bench build dist
