@@ -197,9 +197,9 @@ def measure_distances(length: int = 256) -> dict[str, tuple[str, str]]:
     """Runs that are not claimed to be equal, and those that are, against the plain run of the bundled model."""
     found: dict[str, list[str]] = {}
     for dtype in (torch.float32, torch.float64):
-        plain, eager, fast = (
+        plain, eager, fast, rounded = (
             pl.load(dtype=dtype, **options)
-            for options in ({}, {"attention": "eager"}, {"numerics": "fast"})  # type: ignore[arg-type]
+            for options in ({}, {"attention": "eager"}, {"numerics": "fast"}, {"numerics": "bfloat16"})  # type: ignore[arg-type]
         )
         ids = torch.randint(plain.config.vocab_size, (2, length), generator=torch.Generator().manual_seed(0))
         with torch.no_grad():
@@ -210,6 +210,7 @@ def measure_distances(length: int = 256) -> dict[str, tuple[str, str]]:
                 "`grads=True`, every checkpoint": plain.run_with_ckpts(ids, grads=True)[0],
                 '`attention="eager"`': eager(ids),
                 '`numerics="fast"`': fast(ids),
+                '`numerics="bfloat16"`': rounded(ids),
             }
         for run, logits in runs.items():
             comparison = Comparison()

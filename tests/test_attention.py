@@ -8,7 +8,8 @@ import torch
 
 import pellucid as pl
 import support
-from pellucid.attention import Visible, affine
+from pellucid.attention import Visible
+from pellucid.products import affine
 
 IDS = support.some_ids(2, 9)
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from pellucid.ckpt import Ckpt
 from pellucid.config import TransformerConfig
 from pellucid.parameters import LiveView, ViewedModule
+from pellucid.products import Products
 from pellucid.tap import Tap
 
 Memory = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -25,11 +26,6 @@ Memory = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 AttentionWeights = tuple[Tensor, Tensor, Tensor, Tensor]
 """W_QKV [D, 3D], b_QKV [3D], W_O [H, K, D], b_O [D]."""
-
-
-def affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """x [..., I], weight [I, O], bias [O] -> [..., O], by one `addmm`, as transformers' Conv1D does."""
-    return torch.addmm(bias, x.flatten(0, -2), weight).view(*x.shape[:-1], weight.size(1))
 
 
 @dataclass
@@ -84,8 +80,11 @@ class Attention(ViewedModule):
     W_Q, W_K, W_V = _head_matrices(0), _head_matrices(1), _head_matrices(2)
     b_Q, b_K, b_V = _head_biases(0), _head_biases(1), _head_biases(2)
 
-    def __init__(self, config: TransformerConfig, block: int, weights: AttentionWeights, *, eager: bool) -> None:
+    def __init__(
+        self, config: TransformerConfig, block: int, weights: AttentionWeights, products: Products, *, eager: bool
+    ) -> None:
         super().__init__()
+        self._products = products
         self.n_head = config.n_head
         self.scale = config.attention_scale(block)
         self.attn_pdrop, self.resid_pdrop = config.attn_pdrop, config.resid_pdrop
@@ -108,7 +107,7 @@ class Attention(ViewedModule):
         `remember` takes the keys and values of these tokens and gives those of the whole text.
         """
         visible = visible or Visible()
-        qkv = affine(x, self.W_QKV, self.b_QKV).unflatten(-1, (3, self.n_head, -1))
+        qkv = self._products.affine(x, self.W_QKV, self.b_QKV).unflatten(-1, (3, self.n_head, -1))
         q = self.ckpt_q(qkv[:, :, 0], tap=tap).transpose(1, 2)
         k = self.ckpt_k(qkv[:, :, 1], tap=tap).transpose(1, 2)
         v = self.ckpt_v(qkv[:, :, 2], tap=tap).transpose(1, 2)
@@ -122,7 +121,7 @@ class Attention(ViewedModule):
             z = self._fused(q, k, v, visible)
         z = self.ckpt_z(z.transpose(1, 2), tap=tap)
 
-        attn_out = affine(z.flatten(2), self.W_O.flatten(0, 1), self.b_O)
+        attn_out = self._products.affine(z.flatten(2), self.W_O, self.b_O)
         attn_out = F.dropout(attn_out, self.resid_pdrop, self.training)
         return self.ckpt_attn_out(attn_out, tap=tap), pattern
 

@@ -70,7 +70,7 @@ class GenerationMemory:
 
     Attributes:
         cache: Bytes of keys and values.
-        prepared: Bytes of the copy of the weights that `numerics="fast"` makes once for a model; else 0.
+        prepared: Bytes of the copy of the weights that the kernels of fast numerics make once for a model; else 0.
     """
 
     cache: int
@@ -97,7 +97,7 @@ def estimate_generation(
         524,352 bytes of keys and values, 0 bytes of prepared weights
     """
     rows, columns = model.tokenize(inputs).shape
-    fast = model.execution.numerics == "fast" and knows(model.config, model.dtype, model.device)
+    fast = model.execution.is_fast and knows(model.config, model.dtype, model.device)
     dtype = torch.float32 if fast else model.dtype
     columns = min(columns + max_new_tokens, model.config.n_positions)
     cache = KeyValueCache.bytes_needed(model.config, rows * rows_each, columns, dtype)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from torch import Tensor
 
@@ -132,12 +132,18 @@ class GeneratingTransformer(Transformer):
         return stream(self, replace(request, seed=seed, returned=returned), explain=explain)
 
     def refresh(self) -> None:
-        """Forget what `numerics="fast"` has prepared from the weights, which are then prepared anew.
+        """Forget what fast numerics have prepared from the weights, which are then prepared anew.
 
         A write into a parameter is noticed without this; one that goes around torch's counting (`parameter.data`,
         numpy, another process) is not.
         """
         forget(self)
+        self.products.forget()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """What `to`, `half`, `cuda` … do; it goes around torch's counting."""
+        self.refresh()
+        return super()._apply(fn, recurse)
 
     def _request(self, inputs: Inputs, sampler: Sampler, stopping: Stopping, overflow: str, cached: bool) -> Request:
         batch = left(self.tokenize(inputs))

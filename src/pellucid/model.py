@@ -28,7 +28,7 @@ from pellucid.tokens import Tokenizer
 from pellucid.transformer import Columns, Execution, Run, Weights, fresh_weights
 from pellucid.weights import load
 
-_EXECUTION = {"attention": ("auto", "eager"), "numerics": ("exact", "fast")}
+_EXECUTION = {"attention": ("auto", "eager"), "numerics": ("exact", "fast", "bfloat16")}
 
 
 class CkptedTransformer(GeneratingTransformer):
@@ -40,7 +40,8 @@ class CkptedTransformer(GeneratingTransformer):
             ones, by GPT-2's initialisation, where None.
         tokenizer: For text; ids alone work without one.
         attention: "auto" fuses every layer that nobody looks inside, "eager" makes every layer explicit.
-        numerics: "exact" performs transformers' operations, "fast" may fuse them.
+        numerics: "exact" performs transformers' operations, "fast" may fuse them, "bfloat16" also multiplies by the
+            weights in bfloat16.
         provenance: Where the weights came from, and what was assumed on the way.
 
     Example:

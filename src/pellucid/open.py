@@ -37,7 +37,8 @@ def load(
         device: Where to put it.
         dtype: "float32" unless asked; "stored" keeps what the file has; any floating dtype or its name.
         attention: "auto" fuses every layer that nobody looks inside; "eager" makes every layer explicit.
-        numerics: "exact" performs transformers' operations, equal to the bit; "fast" may fuse them.
+        numerics: "exact" performs transformers' operations, equal to the bit; "fast" may fuse them; "bfloat16"
+            also multiplies by the weights in bfloat16.
         config: What the model is, for a file that does not say; a mapping replaces single fields of what it says.
         ignore_config: Fields of the configuration to drop although they are unknown or not implemented.
         hub: Revision, cache, token and offline switch of the hub.

@@ -19,11 +19,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pellucid import nonlinear
-from pellucid.attention import Attention, Memory, Visible, affine
+from pellucid.attention import Attention, Memory, Visible
 from pellucid.ckpt import Ckpt, name_checkpoints
 from pellucid.config import TransformerConfig
 from pellucid.errors import WeightsError
 from pellucid.parameters import LiveView, ViewedModule
+from pellucid.products import Products, products_of
 from pellucid.tap import Tap
 
 if TYPE_CHECKING:
@@ -42,11 +43,17 @@ class Execution:
 
     Args:
         attention: "auto" fuses every layer that nobody looks inside; "eager" makes every layer explicit.
-        numerics: "exact" performs the reference implementation's operations; "fast" may fuse them.
+        numerics: "exact" performs the reference implementation's operations; "fast" may fuse them; "bfloat16" is fast
+            and multiplies by the weights in bfloat16.
     """
 
     attention: str = "auto"
     numerics: str = "exact"
+
+    @property
+    def is_fast(self) -> bool:
+        """Whether other operations than the reference implementation's may give the values."""
+        return self.numerics != "exact"
 
 
 def stored_shapes(config: TransformerConfig) -> dict[str, tuple[int, ...]]:
@@ -163,8 +170,9 @@ class LayerNorm(nn.Module):
 class MLP(nn.Module):
     """act(x W_in + b_in) W_out + b_out."""
 
-    def __init__(self, config: TransformerConfig, weights: MLPWeights, *, fast: bool) -> None:
+    def __init__(self, config: TransformerConfig, weights: MLPWeights, products: Products, *, fast: bool) -> None:
         super().__init__()
+        self._products = products
         self.W_in, self.b_in, self.W_out, self.b_out = (nn.Parameter(tensor) for tensor in weights)
         self.act = (nonlinear.FAST if fast else nonlinear.EXACT)[config.activation_function]
         self.resid_pdrop = config.resid_pdrop
@@ -173,16 +181,18 @@ class MLP(nn.Module):
         self.ckpt_mlp_out = Ckpt()
 
     def forward(self, x: Tensor, tap: Tap | None = None) -> Tensor:
-        pre = self.ckpt_pre(affine(x, self.W_in, self.b_in), tap=tap)
+        pre = self.ckpt_pre(self._products.affine(x, self.W_in, self.b_in), tap=tap)
         post = self.ckpt_post(self.act(pre), tap=tap)
-        mlp_out = F.dropout(affine(post, self.W_out, self.b_out), self.resid_pdrop, self.training)
+        mlp_out = F.dropout(self._products.affine(post, self.W_out, self.b_out), self.resid_pdrop, self.training)
         return self.ckpt_mlp_out(mlp_out, tap=tap)
 
 
 class TransformerBlock(nn.Module):
     """Attention, then MLP, each reading a normalized copy of the residual stream and adding to it."""
 
-    def __init__(self, config: TransformerConfig, block: int, weights: Weights, execution: Execution) -> None:
+    def __init__(
+        self, config: TransformerConfig, block: int, weights: Weights, products: Products, execution: Execution
+    ) -> None:
         super().__init__()
         self.resid_pre = Ckpt()
         self.ln1 = LayerNorm(weights["ln1.w"], weights["ln1.b"], config.layer_norm_epsilon)
@@ -190,6 +200,7 @@ class TransformerBlock(nn.Module):
             config,
             block,
             (weights["attn.W_QKV"], weights["attn.b_QKV"], weights["attn.W_O"], weights["attn.b_O"]),
+            products,
             eager=execution.attention == "eager",
         )
         self.resid_mid = Ckpt()
@@ -197,7 +208,8 @@ class TransformerBlock(nn.Module):
         self.mlp = MLP(
             config,
             (weights["mlp.W_in"], weights["mlp.b_in"], weights["mlp.W_out"], weights["mlp.b_out"]),
-            fast=execution.numerics == "fast",
+            products,
+            fast=execution.is_fast,
         )
         self.resid_post = Ckpt()
 
@@ -218,8 +230,9 @@ class Unembedding(nn.Module):
     memory is that of a [V, D] head.
     """
 
-    def __init__(self, embed: Embedding, W_U: Tensor | None) -> None:
+    def __init__(self, embed: Embedding, W_U: Tensor | None, products: Products) -> None:
         super().__init__()
+        self._products = products
         self._embed = (embed,)  # in a tuple, so that the embedding is not registered a second time
         self.tied = W_U is None
         if W_U is not None:
@@ -245,7 +258,9 @@ class Unembedding(nn.Module):
         return super().__getattr__(name)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight)
+        if self.tied:
+            return self._products.linear(x, self._embed[0].W_E)
+        return self._products.linear(x, self.W_U, transposed=True)
 
 
 class Transformer(nn.Module):
@@ -262,13 +277,15 @@ class Transformer(nn.Module):
         _check_weights(config, weights)
         self.config = config
         self.execution = execution
+        self.products = products_of(execution.numerics)
         self.embed = Embedding(weights["embed.W_E"])
         self.pos_embed = PosEmbedding(weights["pos_embed.W_pos"])
         self.blocks = nn.ModuleList(
-            TransformerBlock(config, i, _under(f"blocks.{i}.", weights), execution) for i in range(config.n_layer)
+            TransformerBlock(config, i, _under(f"blocks.{i}.", weights), self.products, execution)
+            for i in range(config.n_layer)
         )
         self.ln_final = LayerNorm(weights["ln_final.w"], weights["ln_final.b"], config.layer_norm_epsilon)
-        self.unembed = Unembedding(self.embed, weights.get("unembed.W_U"))
+        self.unembed = Unembedding(self.embed, weights.get("unembed.W_U"), self.products)
         self.ckpt_embed = Ckpt()
         self.ckpt_pos_embed = Ckpt()
         name_checkpoints(self)

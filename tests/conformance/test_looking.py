@@ -32,13 +32,14 @@ heads = st.none() | st.integers(-HEADS, HEADS - 1) | st.lists(st.integers(0, HEA
 few = settings(max_examples=40, deadline=None, derandomize=True)
 
 
-@pytest.fixture(scope="module", params=["auto", "eager", "fast", "bfloat16"])
+@pytest.fixture(scope="module", params=["auto", "eager", "fast", "bfloat16", "rounded products"])
 def model(request: pytest.FixtureRequest) -> pl.CkptedTransformer:
     fields: dict[str, Any] = {
         "auto": {},
         "eager": {"attention": "eager"},
         "fast": {"numerics": "fast"},
         "bfloat16": {"dtype": torch.bfloat16},
+        "rounded products": {"numerics": "bfloat16"},
     }[request.param]
     return support.glass(**fields)
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import pellucid as pl
-from pellucid import attention, ckpt, model, nonlinear, transformer
+from pellucid import attention, ckpt, model, nonlinear, products, transformer
 from pellucid import batch as batches
 from pellucid.run import activations, edit, region
 from pellucid.transformer import Run
@@ -45,40 +45,39 @@ def other_scale(scale: Callable[[pl.TransformerConfig, int], float]) -> Callable
 
 
 def transposed_projection(patch: Patch) -> None:
-    plain = attention.affine
+    plain = products.affine
 
     def affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         square = weight.size(0) == weight.size(1)
         return plain(x, weight.t() if square else weight, bias)
 
-    patch.setattr(attention, "affine", affine)
+    patch.setattr(products, "affine", affine)
 
 
 def without_biases(patch: Patch) -> None:
-    plain = attention.affine
-    for module in (attention, transformer):
-        patch.setattr(module, "affine", lambda x, weight, bias: plain(x, weight, torch.zeros_like(bias)))
+    plain = products.affine
+    patch.setattr(products, "affine", lambda x, weight, bias: plain(x, weight, torch.zeros_like(bias)))
 
 
 def roles(order: tuple[int, int, int]) -> Callable[[Patch], None]:
     """Queries, keys and values taken from other thirds of the projection."""
 
     def breaks(patch: Patch) -> None:
-        plain = attention.affine
+        plain = products.affine
 
         def affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
             out = plain(x, weight, bias)
             thirds = out.chunk(3, -1)
             return torch.cat([thirds[i] for i in order], -1) if weight.size(1) == 3 * weight.size(0) else out
 
-        patch.setattr(attention, "affine", affine)
+        patch.setattr(products, "affine", affine)
 
     return breaks
 
 
 def heads_split_the_other_way(patch: Patch) -> None:
     """Columns read as (K, H) instead of (H, K)."""
-    plain = attention.affine
+    plain = products.affine
 
     def affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         out = plain(x, weight, bias)
@@ -86,7 +85,7 @@ def heads_split_the_other_way(patch: Patch) -> None:
             return out
         return out.unflatten(-1, (3, 12, 4)).transpose(-1, -2).flatten(-3)
 
-    patch.setattr(attention, "affine", affine)
+    patch.setattr(products, "affine", affine)
 
 
 def causal_off_by(diagonal: int) -> Callable[[Patch], None]:

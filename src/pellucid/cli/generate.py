@@ -41,7 +41,9 @@ Stops = Annotated[
     list[str] | None, typer.Option("--stop", metavar="TEXT", help="Ends the text. Repeatable.", show_default=False)
 ]
 Explain = Annotated[bool, typer.Option("--explain", help="Show what each token was chosen from, stage by stage.")]
-Numerics = Annotated[str, typer.Option("--numerics", metavar="exact|fast", help="fast needs a C++ compiler.")]
+Numerics = Annotated[
+    str, typer.Option("--numerics", metavar="exact|fast|bfloat16", help="The last two need a C++ compiler.")
+]
 
 CANDIDATES = 5
 """How many tokens a stage shows."""

@@ -1,1 +1,1 @@
-"""Kernels of our own for decoding with `numerics="fast"`, compiled for the processor when they are first used."""
+"""Kernels of our own for decoding with fast numerics, compiled for the processor when they are first used."""

@@ -42,7 +42,7 @@ def _compiler() -> str:
     found = shutil.which(wanted) if wanted else next(filter(None, map(shutil.which, COMPILERS)), None)
     if found is None:
         raise NumericsError(
-            f"numerics='fast': no C++ compiler ({wanted or ', '.join(COMPILERS)}), which generation needs.",
+            f"fast numerics: no C++ compiler ({wanted or ', '.join(COMPILERS)}), which generation needs.",
             code="no-compiler",
             remedy="Install one (Debian: apt install g++), name it in CXX, or use numerics='exact'.",
         )
@@ -80,14 +80,14 @@ def _build(compiler: str, built: Path) -> None:
             )
             if done.returncode:
                 raise NumericsError(
-                    f"numerics='fast': {compiler} cannot compile {SOURCE.name}: {_first_error(done.stderr)}",
+                    f"fast numerics: {compiler} cannot compile {SOURCE.name}: {_first_error(done.stderr)}",
                     code="compiler-failed",
                     remedy="Name another compiler in CXX, such as g++ 10 or newer, or use numerics='exact'.",
                 )
             os.replace(made, built)
     except OSError as problem:
         raise NumericsError(
-            f"numerics='fast': {built.parent}: cannot be written: {problem.strerror or problem}.",
+            f"fast numerics: {built.parent}: cannot be written: {problem.strerror or problem}.",
             code="kernel-cache",
             remedy="Name a folder that can be written in PELLUCID_CACHE.",
         ) from problem

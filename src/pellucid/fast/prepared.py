@@ -103,7 +103,11 @@ def forget(model: Transformer) -> None:
 
 def bytes_needed(model: Transformer) -> int:
     """What the prepared copy of a model takes."""
-    return sum(_room(tensor) for tensor in _matrices(model))
+    return sum(_room(tensor, _stored_as(model)) for tensor in _matrices(model))
+
+
+def _stored_as(model: Transformer) -> torch.dtype:
+    return torch.bfloat16 if model.execution.numerics == "bfloat16" else model.embed.W_E.dtype
 
 
 def _matrices(model: Transformer) -> Iterator[Tensor]:
@@ -123,8 +127,8 @@ def padded(outputs: int) -> int:
     return -(-outputs // BLOCK) * BLOCK
 
 
-def _room(matrix: Tensor) -> int:
-    return matrix.size(0) * padded(matrix.size(1)) * matrix.element_size()
+def _room(matrix: Tensor, dtype: torch.dtype) -> int:
+    return matrix.size(0) * padded(matrix.size(1)) * dtype.itemsize
 
 
 def _pack(matrix: Tensor, into: Tensor) -> None:
@@ -139,7 +143,7 @@ def _pack(matrix: Tensor, into: Tensor) -> None:
 
 @torch.no_grad()
 def _prepare(model: Transformer) -> Prepared:
-    config, dtype = model.config, model.embed.W_E.dtype
+    config, dtype = model.config, _stored_as(model)
     state, nbytes = state_of(model), bytes_needed(model)
     memory = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
@@ -149,10 +153,10 @@ def _prepare(model: Transformer) -> Prepared:
     places: list[int] = []
     at = 0
     for matrix in _matrices(model):
-        view = flat[at : at + _room(matrix)].view(dtype)
+        view = flat[at : at + _room(matrix, dtype)].view(dtype)
         _pack(matrix, view)
         places.append(view.data_ptr())
-        at += _room(matrix)
+        at += _room(matrix, dtype)
 
     def vector(tensor: Tensor) -> int:
         flat = tensor.detach().float().flatten()

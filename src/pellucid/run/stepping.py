@@ -108,7 +108,7 @@ class Stepper:
         self.ids = batch.ids.repeat_interleave(pace.repeats, 0)
         self.mask = batch.mask.repeat_interleave(pace.repeats, 0)
         self.cache: KeyValueCache | None = None
-        fast = model.execution.numerics == "fast" and pace.cached and not look.edits.fired
+        fast = model.execution.is_fast and pace.cached and not look.edits.fired
         self.decoder = decoder(model, len(self.ids)) if fast else None
 
     def start(self) -> Tensor:

@@ -129,7 +129,7 @@ class OurEnds(Ends):
     def install(self, head: nn.Linear | None, undo: ExitStack) -> None:
         if not self.plain:
             undo.callback(setattr, self.model, "unembed", self.model.unembed)
-            self.model.unembed = Unembedding(self.model.embed, None)
+            self.model.unembed = Unembedding(self.model.embed, None, self.model.products)
         undo.callback(self._set, self.head)
         if head is None:
             self._set(None)

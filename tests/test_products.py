@@ -1,0 +1,208 @@
+"""Products in bfloat16: near enough, really taken, never of weights that were; gradients as under autocast."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+import pellucid as pl
+import support
+from pellucid.products import RoundedProducts, products_of
+from pellucid.run.stepping import Stepper
+
+IDS = support.some_ids(2, 13)
+CONFIGS: dict[str, dict[str, Any]] = {
+    "tied": {},
+    "untied": {"tie_word_embeddings": False},
+    "odd": {"n_embd": 30, "n_head": 5, "n_layer": 2, "activation_function": "gelu", "n_inner": 50, "vocab_size": 97},
+}
+UNIT = 2.0**-8
+"""Largest relative error of rounding to bfloat16, which has 8 significant bits."""
+
+
+def rounded(**fields: Any) -> pl.CkptedTransformer:
+    return support.glass(numerics="bfloat16", **fields)
+
+
+def error(logits: Tensor, truth: Tensor) -> float:
+    return float((logits.double() - truth).square().mean().sqrt())
+
+
+@torch.no_grad()
+def test_a_product_is_that_of_rounded_factors() -> None:
+    x, weight, bias = torch.randn(2, 7, 24), nn.Parameter(torch.randn(24, 40)), torch.randn(40)
+    factors = x.bfloat16().double() @ weight.bfloat16().double()
+    products = RoundedProducts(torch.bfloat16)
+    for product, truth in (
+        (products.affine(x, weight, bias) - bias, factors),
+        (products.affine(x, nn.Parameter(weight.view(4, 6, 40)), bias) - bias, factors),
+        (products.linear(x, nn.Parameter(weight.t().contiguous())), factors),
+        (products.linear(x, weight, transposed=True), factors),
+    ):
+        assert product.dtype == torch.float32
+        assert bool(((product - truth).abs() <= truth.abs() * UNIT + 1e-5).all())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", CONFIGS)
+def test_nearer_to_float64_than_a_model_in_bfloat16_is(name: str) -> None:
+    fields = CONFIGS[name]
+    ids = support.some_ids(2, 13, fields.get("vocab_size", support.SIZES["vocab_size"]))
+    truth = support.glass(dtype=torch.float64, **fields)(ids)
+    ours = error(rounded(**fields)(ids), truth)
+    assert ours < error(support.glass(dtype=torch.bfloat16, **fields)(ids), truth)
+    assert ours > 100 * error(support.glass(**fields)(ids), truth)  # they are taken in bfloat16 indeed
+
+
+def written(model: pl.CkptedTransformer) -> None:
+    model.blocks[1].mlp.W_in.mul_(-1)
+
+
+def by_view(model: pl.CkptedTransformer) -> None:
+    model.blocks[0].attn.W_V.mul_(-1)
+
+
+def loaded(model: pl.CkptedTransformer) -> None:
+    model.load_state_dict(support.glass(seed=3).state_dict())
+
+
+def converted(model: pl.CkptedTransformer) -> None:
+    model.half().float()
+
+
+def exchanged(model: pl.CkptedTransformer) -> None:
+    model.blocks[0].attn.W_O = nn.Parameter(-model.blocks[0].attn.W_O)
+
+
+def behind_torch(model: pl.CkptedTransformer) -> None:
+    model.embed.W_E.data.mul_(-1)
+    model.refresh()
+
+
+WRITES = (written, by_view, loaded, converted, exchanged, behind_torch)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("write", WRITES)
+def test_a_copy_is_never_that_of_weights_that_were(write: Callable[[pl.CkptedTransformer], None]) -> None:
+    model = rounded()
+    before = model(IDS)
+    write(model)
+    fresh = pl.CkptedTransformer(model.config, copy.deepcopy(model.state_dict()), numerics="bfloat16").eval()
+    after = model(IDS)
+    assert torch.equal(after, fresh(IDS))
+    assert not torch.equal(after, before)
+
+
+@torch.no_grad()
+def test_a_copied_model_has_copies_of_its_own() -> None:
+    model = rounded()
+    plain = model(IDS)
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(other(IDS), plain)
+        other.blocks[0].mlp.W_out.zero_()
+        assert not torch.equal(other(IDS), plain)
+        assert torch.equal(model(IDS), plain)
+
+
+def test_copies_are_made_once_and_only_without_gradients() -> None:
+    model = rounded()
+    kept: RoundedProducts = model.products
+    model(IDS).sum().backward()
+    assert not kept._copies
+    with torch.no_grad():
+        model(IDS)
+        copies = {key: kept._copies[key][1] for key in (model.embed.W_E, model.blocks[0].attn.W_O)}
+        model(IDS)
+    assert len(kept._copies) == 4 * model.config.n_layer + 1
+    assert all(kept._copies[key][1] is copy for key, copy in copies.items())
+    assert not products_of("fast").__dict__
+
+
+def test_gradients_are_those_of_the_rounded_products() -> None:
+    model, double = rounded(), support.glass(dtype=torch.float64)
+    for each in (model, double):
+        each.loss(IDS).backward()
+    for (name, ours), (_, true) in zip(model.named_parameters(), double.named_parameters(), strict=True):
+        assert ours.grad is not None, name
+        assert ours.grad.dtype == torch.float32
+        cosine = torch.cosine_similarity(ours.grad.double().flatten(), true.grad.flatten(), 0)
+        assert cosine > 0.999, (name, float(cosine))
+
+
+@torch.no_grad()
+def test_weights_given_for_one_call() -> None:
+    model, other = rounded(), rounded(seed=4)
+    plain = model(IDS)
+    assert torch.equal(functional_call(model, dict(other.named_parameters()), (IDS,)), other(IDS))
+    assert torch.equal(functional_call(model, {k: v.detach() for k, v in other.named_parameters()}, (IDS,)), other(IDS))
+    assert torch.equal(model(IDS), plain)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+@torch.no_grad()
+def test_in_any_dtype(dtype: torch.dtype) -> None:
+    logits = rounded(dtype=dtype)(IDS)
+    assert logits.dtype == dtype
+    assert error(logits, support.glass(dtype=torch.float64)(IDS)) < 0.3
+
+
+def test_generation_reads_weights_of_sixteen_bits() -> None:
+    model, exact = rounded(), support.glass()
+    assert model.blocks[0].mlp.W_in.dtype == torch.float32
+    memory = pl.estimate_generation(model, [[1, 2, 3]]).prepared
+    assert memory * 2 == pl.estimate_generation(support.glass(numerics="fast"), [[1, 2, 3]]).prepared
+    rows = support.ragged_ids(7, 3)
+    out = model.generate(rows, max_new_tokens=8, names=None, end_ids=())
+    _, whole = exact.run_with_ckpts([row.tolist() for row in out.ids])
+    mask = whole.batch.mask
+    for name in ("blocks.0.resid_post", "ln_final.ckpt_normalized"):
+        unit = whole[name][mask].std()
+        gap = (out.ckpts[name] - whole[name])[mask].square().mean().sqrt() / unit
+        assert 1e-4 < gap < 0.1, (name, float(gap))
+
+
+def test_the_kernels_decode(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[int] = []
+    plain = Stepper._by_kernels
+    monkeypatch.setattr(Stepper, "_by_kernels", lambda *args: (steps.append(1), plain(*args))[1])
+    rounded().generate([[1, 2, 3]], max_new_tokens=5, end_ids=())
+    assert len(steps) == 4
+
+
+@pytest.fixture
+def _never_outdated(monkeypatch: pytest.MonkeyPatch) -> None:
+    keep = RoundedProducts._rounded
+
+    def first(self: Any, stored: Tensor) -> Tensor:
+        return self.__dict__.setdefault("first", {}).setdefault(id(stored), keep(self, stored))
+
+    monkeypatch.setattr(RoundedProducts, "_rounded", first)
+
+
+@pytest.fixture
+def _kept_in_conversions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pl.CkptedTransformer, "_apply", nn.Module._apply)
+    monkeypatch.setattr(RoundedProducts, "forget", lambda self: None)
+
+
+@pytest.mark.parametrize(("mutant", "write"), [
+    ("_never_outdated", written), ("_never_outdated", by_view), ("_kept_in_conversions", behind_torch),
+])  # fmt: skip
+def test_outdated_copies_are_noticed(mutant: str, write: Any, request: pytest.FixtureRequest) -> None:
+    request.getfixturevalue(mutant)
+    with pytest.raises(AssertionError):
+        test_a_copy_is_never_that_of_weights_that_were(write)
+
+
+def test_products_that_are_not_rounded_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pellucid.transformer.products_of", lambda numerics: products_of("exact"))
+    with pytest.raises(AssertionError):
+        test_nearer_to_float64_than_a_model_in_bfloat16_is("tied")
