@@ -7,6 +7,7 @@ folded) and transformers' module paths (their outputs).
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable, Sequence
 from typing import cast
@@ -100,7 +101,18 @@ def selected(names: Names, known: Sequence[str]) -> tuple[str, ...]:
     Raises:
         UnknownNameError: A name that does not exist, or a pattern that matches nothing.
     """
-    return select(None if names is None else [canonical(name) for name in several(names)], known)
+    wanted = None if names is None else several(names)
+    if wanted is None or not all(isinstance(name, str) for name in wanted):
+        return _select(wanted, known)
+    return _select_again(tuple(wanted), tuple(known))
+
+
+def _select(names: Iterable[Name] | None, known: Sequence[str]) -> tuple[str, ...]:
+    return select(None if names is None else map(canonical, names), known)
+
+
+_select_again = functools.lru_cache(maxsize=64)(_select)
+"""Remembers: a hundred names take longer to read than a small model takes to run."""
 
 
 def canonical(name: Name) -> str:

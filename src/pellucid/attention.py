@@ -107,22 +107,24 @@ class Attention(ViewedModule):
         `remember` takes the keys and values of these tokens and gives those of the whole text.
         """
         visible = visible or Visible()
-        qkv = self._products.affine(x, self.W_QKV, self.b_QKV).unflatten(-1, (3, self.n_head, -1))
-        q = self.ckpt_q(qkv[:, :, 0], tap=tap).transpose(1, 2)
-        k = self.ckpt_k(qkv[:, :, 1], tap=tap).transpose(1, 2)
-        v = self.ckpt_v(qkv[:, :, 2], tap=tap).transpose(1, 2)
+        qkv = self._products.affine(x, self.W_QKV, self.b_QKV)
+        q, k, v = qkv.view(*x.shape[:-1], 3, self.n_head, -1).unbind(-3)
+        q = self.ckpt_q(q, tap=tap).transpose(1, 2)
+        k = self.ckpt_k(k, tap=tap).transpose(1, 2)
+        v = self.ckpt_v(v, tap=tap).transpose(1, 2)
         if remember is not None:
             k, v = remember(k, v)
 
         pattern, explicit = self._pattern(q, k, v, visible, tap)
         if explicit and pattern is not None:
-            z = torch.matmul(F.dropout(pattern, self.attn_pdrop, self.training), v)
+            z = torch.matmul(F.dropout(pattern, self.attn_pdrop) if self.training else pattern, v)
         else:
             z = self._fused(q, k, v, visible)
         z = self.ckpt_z(z.transpose(1, 2), tap=tap)
 
         attn_out = self._products.affine(z.flatten(2), self.W_O, self.b_O)
-        attn_out = F.dropout(attn_out, self.resid_pdrop, self.training)
+        if self.training:
+            attn_out = F.dropout(attn_out, self.resid_pdrop)
         return self.ckpt_attn_out(attn_out, tap=tap), pattern
 
     def _fused(self, q: Tensor, k: Tensor, v: Tensor, visible: Visible) -> Tensor:

@@ -54,14 +54,21 @@ class Ckpt(nn.Module):
         super().__init__()
         self.name = ""
 
+    def __call__(self, value: Tensor, tap: Tap | None = None) -> Tensor:
+        if self._is_hooked() or self._backward_hooks or self._backward_pre_hooks or _global_backward_hooks():
+            return super().__call__(value, tap=tap)
+        return self.forward(value, tap)
+
     def forward(self, value: Tensor, tap: Tap | None = None) -> Tensor:
         return value if tap is None or not tap.wants(self.name) else tap(self.name, value)
 
     def is_watched(self, tap: Tap | None) -> bool:
         """Whether a tap or a native hook would see a value here; if not, it need not be computed."""
+        return (tap is not None and tap.wants(self.name)) or self._is_hooked()
+
+    def _is_hooked(self) -> bool:
         return bool(
-            (tap is not None and tap.wants(self.name))
-            or self._forward_hooks
+            self._forward_hooks
             or self._forward_pre_hooks
             or torch_module._global_forward_hooks
             or torch_module._global_forward_pre_hooks
@@ -77,6 +84,10 @@ class Ckpt(nn.Module):
         unwritten = _witness(value)
         seen = self(value, tap=tap)
         return None if seen is value and unwritten() else seen
+
+
+def _global_backward_hooks() -> bool:
+    return bool(torch_module._global_backward_hooks or torch_module._global_backward_pre_hooks)
 
 
 def _witness(value: Tensor) -> functools.partial[bool]:
@@ -108,6 +119,7 @@ def all_axes(n_layer: int) -> dict[str, Axes]:
     return {**BEFORE, **blocks, **AFTER}
 
 
+@functools.lru_cache(maxsize=64)
 def all_names(n_layer: int) -> tuple[str, ...]:
     """Every checkpoint of a model with this many blocks, in execution order: 17 a block and 4 around them."""
     return tuple(all_axes(n_layer))
@@ -123,9 +135,9 @@ def select(patterns: str | Iterable[str] | None, known: Sequence[str]) -> tuple[
     """
     if patterns is None:
         return tuple(known)
-    chosen: set[str] = set()
+    names, chosen = frozenset(known), set[str]()
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        matched = [name for name in known if name == pattern] or _glob(pattern, known)
+        matched = [pattern] if isinstance(pattern, str) and pattern in names else _glob(pattern, known)
         if not matched:
             raise unknown_name(pattern, known)
         chosen.update(matched)

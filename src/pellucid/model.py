@@ -17,7 +17,7 @@ from pellucid.ckpt import all_names, unknown_name
 from pellucid.config import TransformerConfig
 from pellucid.errors import ConfigError, InputError, UnknownNameError, nearest
 from pellucid.generating import GeneratingTransformer
-from pellucid.parameters import LiveView, has_native_hooks
+from pellucid.parameters import LiveView, has_native_hooks, state_of, submodules
 from pellucid.run.activations import ActivationCkpts, Recorder
 from pellucid.run.edit import Edit
 from pellucid.run.edit_tap import EditTap
@@ -234,8 +234,8 @@ class CkptedTransformer(GeneratingTransformer):
                 remedy="Capture the whole value and select from its .grad.",
             )
         batch = self.tokenize(inputs)
-        wanted = self._captured(names, stop_at)
-        recorder = Recorder(wanted, self.config.n_layer, Region(pos, heads), grads, copies=has_native_hooks(self))
+        wanted, modules = self._captured(names, stop_at), submodules(self)
+        recorder = Recorder(wanted, self.config.n_layer, Region(pos, heads), grads, copies=has_native_hooks(modules))
         edit_tap = EditTap(edits, batch, self.config.n_layer)
         taps: list[Tap] = [edit_tap, recorder] if edit_tap.fired else [recorder]
         if stop_at is not None:
@@ -246,7 +246,7 @@ class CkptedTransformer(GeneratingTransformer):
         recorder.check_fired()
         return logits, ActivationCkpts(
             recorder.values, batch, self.config.n_layer, part=Region(pos, heads), fired=edit_tap.fired,
-            origin=Origin(self.provenance.get("source", type(self).__name__), self),
+            origin=Origin(self.provenance.get("source", type(self).__name__), self, state_of(modules)),
         )  # fmt: skip
 
     def _run_until_stopped(self, batch: Batch, tap: Tap) -> Tensor | None:

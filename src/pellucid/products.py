@@ -15,7 +15,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 def affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """x [..., I], weight [I, O], bias [O] -> [..., O], by one `addmm`, as transformers' Conv1D does."""
-    return torch.addmm(bias, x.flatten(0, -2), weight).view(*x.shape[:-1], weight.size(1))
+    return torch.addmm(bias, x.reshape(-1, weight.size(0)), weight).view(*x.shape[:-1], -1)
 
 
 class Products:
@@ -23,7 +23,7 @@ class Products:
 
     def affine(self, x: Tensor, stored: Tensor, bias: Tensor) -> Tensor:
         """x [..., I], stored [I, O] or [H, K, O] with I = H K, bias [O] -> [..., O]."""
-        return affine(x, stored.flatten(0, -2), bias)
+        return affine(x, _matrix(stored), bias)
 
     def linear(self, x: Tensor, stored: Tensor, *, transposed: bool = False) -> Tensor:
         """x [..., I], stored [O, I], or [I, O] if it is transposed -> [..., O]."""
@@ -45,14 +45,14 @@ class RoundedProducts(Products):
 
     def __init__(self, dtype: torch.dtype) -> None:
         self.dtype = dtype
-        self._copies = WeakIdKeyDictionary()
+        self._copies: Any = WeakIdKeyDictionary()  # parameter -> (its state, its copy)
 
     def __reduce__(self) -> tuple[Any, ...]:  # a copy of a model, or a pickled one, makes its own
         return type(self), (self.dtype,)
 
     def affine(self, x: Tensor, stored: Tensor, bias: Tensor) -> Tensor:
         rows = x.flatten(0, -2).to(self.dtype)
-        product = torch.mm(rows, self._rounded(stored).flatten(0, -2)).to(x.dtype)
+        product = torch.mm(rows, _matrix(self._rounded(stored))).to(x.dtype)
         return product.add_(bias).view(*x.shape[:-1], -1)
 
     def linear(self, x: Tensor, stored: Tensor, *, transposed: bool = False) -> Tensor:
@@ -64,12 +64,11 @@ class RoundedProducts(Products):
     def _rounded(self, stored: Tensor) -> Tensor:
         if not self._can_keep(stored):
             return stored.to(self.dtype)
-        state, copy = self._copies.get(stored, (None, None))
-        now = (stored.data_ptr(), stored._version)
-        if copy is None or state != now:
-            copy = stored.detach().to(self.dtype)
-            self._copies[stored] = (now, copy)
-        return copy
+        state = (stored.data_ptr(), stored._version)
+        kept = self._copies.get(stored)
+        if kept is None or kept[0] != state:
+            kept = self._copies[stored] = (state, stored.detach().to(self.dtype))
+        return kept[1]
 
     def _can_keep(self, stored: Tensor) -> bool:
         is_traced = torch.compiler.is_compiling() or not isinstance(
@@ -77,6 +76,10 @@ class RoundedProducts(Products):
         )  # torch.func puts others there
         is_differentiated = torch.is_grad_enabled() and stored.requires_grad
         return not (is_traced or is_differentiated or stored.is_inference() or stored.dtype == self.dtype)
+
+
+def _matrix(stored: Tensor) -> Tensor:
+    return stored if stored.dim() == 2 else stored.flatten(0, -2)
 
 
 def products_of(numerics: str) -> Products:

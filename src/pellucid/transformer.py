@@ -183,7 +183,9 @@ class MLP(nn.Module):
     def forward(self, x: Tensor, tap: Tap | None = None) -> Tensor:
         pre = self.ckpt_pre(self._products.affine(x, self.W_in, self.b_in), tap=tap)
         post = self.ckpt_post(self.act(pre), tap=tap)
-        mlp_out = F.dropout(self._products.affine(post, self.W_out, self.b_out), self.resid_pdrop, self.training)
+        mlp_out = self._products.affine(post, self.W_out, self.b_out)
+        if self.training:
+            mlp_out = F.dropout(mlp_out, self.resid_pdrop)
         return self.ckpt_mlp_out(mlp_out, tap=tap)
 
 
@@ -299,7 +301,9 @@ class Transformer(nn.Module):
         """Tokens -> logits [B, P, V], or those of some columns alone."""
         embed = self.ckpt_embed(self.embed(run.ids), tap=tap)
         pos_embed = self.ckpt_pos_embed(self.pos_embed(run.positions), tap=tap)
-        residual = F.dropout(embed + pos_embed, self.config.embd_pdrop, self.training)
+        residual = embed + pos_embed
+        if self.training:
+            residual = F.dropout(residual, self.config.embd_pdrop)
         visible = Visible(run.padding)
         for i, block in enumerate(self.blocks):
             remember = None if run.cache is None else run.cache.writer(i)

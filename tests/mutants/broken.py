@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import pellucid as pl
-from pellucid import attention, ckpt, model, nonlinear, products, transformer
+from pellucid import aliases, attention, ckpt, model, nonlinear, products, transformer
 from pellucid import batch as batches
 from pellucid.run import activations, edit, region
 from pellucid.transformer import Run
@@ -295,6 +295,7 @@ def shows_everything(patch: Patch) -> None:
 
 def star_crosses_dots(patch: Patch) -> None:
     plain = ckpt._glob
+    patch.setattr(aliases, "_select_again", aliases._select)  # remembers nothing
     patch.setattr(ckpt, "_glob", lambda pattern, known: plain(pattern.replace("**", "*").replace("*", "**"), known))
 
 

@@ -13,7 +13,7 @@ from pellucid.cache import KeyValueCache
 from pellucid.ckpt import BLOCK
 from pellucid.fast.compiled import library
 from pellucid.fast.prepared import Prepared, Shape, Weights, knows, padded, prepared
-from pellucid.parameters import has_native_hooks
+from pellucid.parameters import has_native_hooks, submodules
 from pellucid.transformer import Transformer
 
 MOST_ROWS = 32
@@ -56,7 +56,7 @@ def decoder(model: Transformer, rows: int) -> Decoder | None:
         model.training
         or rows > MOST_ROWS
         or not knows(model.config, weight.dtype, weight.device)
-        or has_native_hooks(model)
+        or has_native_hooks(submodules(model))
     ):
         return None
     return Decoder(model, prepared(model))

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from pellucid.config import TransformerConfig
-from pellucid.parameters import state_of
+from pellucid.parameters import state_of, submodules
 from pellucid.transformer import Transformer, TransformerBlock
 
 ACTIVATIONS = {
@@ -90,7 +90,7 @@ def knows(config: TransformerConfig, dtype: torch.dtype, device: torch.device) -
 def prepared(model: Transformer) -> Prepared:
     """The prepared weights of a model, made if there are none or if a parameter was written to since."""
     found = _PREPARED.get(model)
-    if found is None or found.state != state_of(model):
+    if found is None or found.state != state_of(submodules(model)):
         _PREPARED.pop(model, None)  # its memory first
         _PREPARED[model] = found = _prepare(model)
     return found
@@ -144,7 +144,7 @@ def _pack(matrix: Tensor, into: Tensor) -> None:
 @torch.no_grad()
 def _prepare(model: Transformer) -> Prepared:
     config, dtype = model.config, _stored_as(model)
-    state, nbytes = state_of(model), bytes_needed(model)
+    state, nbytes = state_of(submodules(model)), bytes_needed(model)
     memory = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         memory.madvise(mmap.MADV_HUGEPAGE)  # a small page holds few rows: finding pages would take as long as reading

@@ -269,13 +269,16 @@ class Recorder:
     values: dict[str, Tensor] = field(default_factory=dict)
     _held: set[int] = field(default_factory=set)
 
+    def __post_init__(self) -> None:
+        self._everything = self.region.is_everything
+
     def wants(self, name: str) -> bool:
         return name in self.names
 
     def check_fired(self) -> None:
         """Raise for names whose value never came by."""
-        silent = [name for name in all_axes(self.n_layer) if name in self.names and name not in self.values]
-        if silent:
+        if len(self.values) < len(self.names):
+            silent = [name for name in all_axes(self.n_layer) if name in self.names - self.values.keys()]
             raise UnknownNameError(
                 f"never fired: {', '.join(silent[:5])}.",
                 code="checkpoint-never-fired",
@@ -285,21 +288,25 @@ class Recorder:
     def __call__(self, name: str, value: Tensor) -> Tensor:
         if self.grads:
             value = value.view_as(value)  # another tensor than came in: what was computed beside now counts
-        indices = self.region.indices(name, value.shape, all_axes(self.n_layer)[name], strict=False)
-        kept = take(value, indices)
+        kept, is_new = (value, False) if self._everything else self._part(name, value)
         if self.grads:
             if kept.requires_grad:
                 kept.retain_grad()
         else:
-            kept = kept.detach() if indices else self._snapshot(kept.detach())
+            kept = kept.detach() if is_new else self._snapshot(kept.detach())
         self.values[name] = kept
         return value
 
+    def _part(self, name: str, value: Tensor) -> tuple[Tensor, bool]:
+        """The region's part of a value, and whether that is another tensor."""
+        indices = self.region.indices(name, value.shape, all_axes(self.n_layer)[name], strict=False)
+        return take(value, indices), bool(indices)
+
     def _snapshot(self, value: Tensor) -> Tensor:
         """The value itself where it is alone in its memory and nothing else that is kept shares it, else a copy."""
-        memory = value.untyped_storage()
-        alone = value.is_contiguous() and memory.nbytes() == value.numel() * value.element_size()
-        if self.copies or not alone or memory.data_ptr() in self._held:
-            return value.clone(memory_format=torch.contiguous_format)
-        self._held.add(memory.data_ptr())
-        return value
+        if not self.copies and value.untyped_storage().nbytes() == value.nbytes and value.is_contiguous():
+            memory = value.data_ptr()
+            if memory not in self._held:
+                self._held.add(memory)
+                return value
+        return value.clone(memory_format=torch.contiguous_format)

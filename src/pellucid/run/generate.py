@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pellucid.batch import Batch
 from pellucid.errors import EditError
+from pellucid.parameters import state_of, submodules
 from pellucid.run.activations import ActivationCkpts
 from pellucid.run.beams import Beams, Hypotheses, Search
 from pellucid.run.decoding import Step, decode
@@ -89,7 +90,8 @@ def _captured(stepper: Stepper, request: Request, new: Tensor, lengths: list[int
     mask = torch.cat([stepper.mask[:, : -new.size(1)], real], 1)
     positions = (mask.long().cumsum(1) - 1).masked_fill(~mask, 0)
     batch = Batch(stepper.ids, mask, positions, request.batch.tokenizer)
-    origin = Origin(getattr(stepper.model, "provenance", {}).get("source", ""), stepper.model)
+    model = stepper.model
+    origin = Origin(getattr(model, "provenance", {}).get("source", ""), model, state_of(submodules(model)))
     return ActivationCkpts(look.joined(mask.size(1)), batch, look.n_layer, fired=look.edits.fired, origin=origin)
 
 

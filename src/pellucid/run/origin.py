@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
-from pellucid.parameters import state_of
+from pellucid.parameters import state_of, submodules
 
 CHANGED = "unknown: the weights were written to since the run"
 
@@ -26,18 +26,19 @@ class Origin:
     Args:
         name: Where the weights came from.
         model: What ran.
+        state: Of its parameters when it did.
     """
 
-    def __init__(self, name: str, model: nn.Module) -> None:
+    def __init__(self, name: str, model: nn.Module, state: Any) -> None:
         self._name = name
         self._model: nn.Module | None = model
-        self._state = state_of(model)
+        self._state = state
 
     @cached_property
     def facts(self) -> dict[str, str]:
         """`model` and `weights`."""
         model, self._model = self._model, None
-        same = model is not None and state_of(model) == self._state
+        same = model is not None and state_of(submodules(model)) == self._state
         return {"model": self._name, "weights": weights_fingerprint(model) if same else CHANGED}
 
 
@@ -55,7 +56,7 @@ def weights_fingerprint(model: Any) -> str:
     """
     if not isinstance(model, nn.Module):
         return ""
-    state, found = state_of(model), _FINGERPRINTS.get(model)
+    state, found = state_of(submodules(model)), _FINGERPRINTS.get(model)
     if found is None or found[0] != state:
         found = _FINGERPRINTS[model] = (state, _digest(model))
     return found[1]

@@ -37,6 +37,11 @@ class Region:
             if isinstance(index, Iterator):  # it is read at every checkpoint
                 object.__setattr__(self, name, list(index))
 
+    @property
+    def is_everything(self) -> bool:
+        """Whether nothing is left out."""
+        return self.pos is None and self.heads is None and self.neurons is None
+
     def within(self, start: int, columns: int) -> tuple[list[int], list[int]] | None:
         """Which of the chosen positions lie in the columns from `start` on; None where all columns are chosen.
 
