@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.nn.modules import module as torch_module
 
 import pellucid as pl
 from pellucid import ckpt
@@ -168,8 +169,6 @@ def test_is_watched() -> None:
 
 
 def test_global_hooks_see_checkpoints_too(glass: pl.CkptedTransformer) -> None:
-    from torch.nn.modules import module as torch_module
-
     seen: list[str] = []
     handle = torch_module.register_module_forward_hook(
         lambda module, args, out: seen.append(module.name) if isinstance(module, Ckpt) else None
@@ -180,6 +179,43 @@ def test_global_hooks_see_checkpoints_too(glass: pl.CkptedTransformer) -> None:
         handle.remove()
     assert tuple(seen) == all_names(3)
     assert torch.equal(hooked, glass([[1, 2, 3]]))
+
+
+def fires(register: Any) -> bool:
+    """Whether a hook that `register` puts on a checkpoint, or on all modules, runs in a forward and backward pass."""
+    point, seen = named(), []
+    handle = register(point, lambda *_: seen.append(1))
+    try:
+        point(torch.ones(2, requires_grad=True)).sum().backward()
+    finally:
+        handle.remove()
+    quiet = len(seen)
+    point(torch.ones(2, requires_grad=True)).sum().backward()
+    assert len(seen) == quiet
+    return bool(seen)
+
+
+HOOKS = {
+    "forward": lambda point, hook: point.register_forward_hook(hook),
+    "before forward": lambda point, hook: point.register_forward_pre_hook(hook),
+    "backward": lambda point, hook: point.register_full_backward_hook(hook),
+    "before backward": lambda point, hook: point.register_full_backward_pre_hook(hook),
+    "forward everywhere": lambda _, hook: torch_module.register_module_forward_hook(hook),
+    "before forward everywhere": lambda _, hook: torch_module.register_module_forward_pre_hook(hook),
+    "backward everywhere": lambda _, hook: torch_module.register_module_full_backward_hook(hook),
+    "before backward everywhere": lambda _, hook: torch_module.register_module_full_backward_pre_hook(hook),
+}
+
+
+@pytest.mark.parametrize("kind", HOOKS)
+def test_every_native_hook_runs(kind: str) -> None:
+    assert fires(HOOKS[kind])
+
+
+@pytest.mark.parametrize("kind", HOOKS)
+def test_a_call_that_overlooks_hooks_is_noticed(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Ckpt, "__call__", lambda self, value, tap=None: self.forward(value, tap))
+    assert not fires(HOOKS[kind])
 
 
 def test_the_table_is_cached_and_not_shared_by_mistake() -> None:

@@ -135,11 +135,15 @@ def test_modules_work_on_their_own(glass: pl.CkptedTransformer) -> None:
 
 @pytest.mark.parametrize("name", nonlinear.EXACT)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64], ids=str)
-def test_activations_equal_transformers_to_the_bit(name: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("with_grad", [True, False])
+def test_activations_equal_transformers_to_the_bit(name: str, dtype: torch.dtype, with_grad: bool) -> None:
     from transformers.activations import ACT2FN
 
     x = torch.cat([torch.linspace(-12, 12, 4001), torch.tensor([0.0, -0.0, 1e-30, 1e4, -1e4])]).to(dtype)
-    ours, theirs = nonlinear.EXACT[name](x.clone()), ACT2FN[name](x.clone())
+    before = x.clone()
+    with torch.set_grad_enabled(with_grad):
+        ours, theirs = nonlinear.EXACT[name](x), ACT2FN[name](before.clone())
+    assert torch.equal(x, before)
     assert ours.dtype == theirs.dtype
     assert torch.equal(ours.isnan(), theirs.isnan())
     assert torch.equal(ours.nan_to_num(), theirs.nan_to_num())

@@ -39,13 +39,14 @@ class Visible:
     padding: Tensor | None = None
     _seen: Tensor | None = None
     _hidden: Tensor | None = None
+    _added: Tensor | None = None
 
     def among(self, queries: int, keys: int, device: torch.device) -> Tensor:
         """[1 or B, 1, Pq, Pk], true where a query may attend."""
         if self._seen is None or self._seen.shape[2:] != (queries, keys) or self._seen.device != device:
             causal = torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
             self._seen = causal[None, None] if self.padding is None else causal & self.padding[:, None, None, :]
-            self._hidden = None
+            self._hidden = self._added = None
         return self._seen
 
     def hidden(self, queries: int, keys: int, device: torch.device) -> Tensor:
@@ -54,6 +55,13 @@ class Visible:
         if self._hidden is None:
             self._hidden = ~seen
         return self._hidden
+
+    def added(self, queries: int, keys: int, like: Tensor) -> Tensor:
+        """[1 or B, 1, Pq, Pk], 0 where a query may attend, else -inf: what the fused kernel makes of `among`."""
+        seen = self.among(queries, keys, like.device)
+        if self._added is None or self._added.dtype != like.dtype:
+            self._added = torch.where(seen, 0.0, -torch.inf).to(like.dtype)
+        return self._added
 
 
 def _head_matrices(part: int) -> LiveView:
@@ -131,7 +139,7 @@ class Attention(ViewedModule):
         """q, k, v [B, H, P, K] -> z [B, H, P, K]."""
         queries, keys = q.size(2), k.size(2)
         plain = visible.padding is None and queries in (1, keys)
-        mask = None if plain else visible.among(queries, keys, q.device)
+        mask = None if plain else visible.added(queries, keys, q)
         return F.scaled_dot_product_attention(
             q, k, v,
             attn_mask=mask,
