@@ -162,7 +162,7 @@ def main() -> None:
             beside_peers(report, hf, "1x1024", options, fused=True)
     del hf
     for shape in SHAPES if options.device == "cpu" else ():
-        if options.wants("memory") and not (options.quick and shape != "1x128"):
+        if options.wants("memory") and not options.quick:
             memory(report, shape, options)
     if options.wants("torchlens") and not options.quick:
         recorded(report, options)

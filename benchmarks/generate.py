@@ -84,7 +84,7 @@ def check(report: Report, calls: dict[str, Callable[[], Tensor]], models: dict[s
 
 def batch(report: Report, hf: Any, rows: int, options: Options) -> None:
     """Every contender on so many rows."""
-    ids, new = some_ids(f"{rows}x{PROMPT}"), 32 if options.quick else NEW
+    ids, new = some_ids(f"{rows}x{PROMPT}"), 16 if options.quick else NEW
     exact, fast = pl.from_hf(hf), pl.from_hf(hf, numerics="fast")
     halves = copy.deepcopy(hf).bfloat16()
     half = pl.from_hf(halves, numerics="fast")

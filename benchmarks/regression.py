@@ -55,7 +55,7 @@ def one_by_one(values: Numbers) -> Numbers:
 def main() -> None:
     options = arguments(__doc__)
     report = Report("regression", options)
-    count = 1_000 if options.quick else 10_000
+    count = 2_000 if options.quick else 10_000
     values = stable(count, POINTS)
     found = {"statsmodels": one_by_one(values), "pellucid": at_once(values)}
     relative = {name: torch.from_numpy(numbers / found["statsmodels"]) for name, numbers in found.items()}
@@ -63,7 +63,7 @@ def main() -> None:
         relative, within=1e-9, because="normal equations of centred columns lose what their condition number costs"
     )
     calls = {"pellucid": lambda: at_once(values), "statsmodels": lambda: one_by_one(values)}
-    samples = compete(calls, rounds=options.rounds(7, quick=3))
+    samples = compete(calls, rounds=options.rounds(7, quick=1))
     ratio = samples.ratio("statsmodels", "pellucid")
     target = Target(30.0, at_least=True)
     work, shape = f"autoregressions, {LAGS} lags", f"{count}x{POINTS}"

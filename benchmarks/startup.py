@@ -113,7 +113,7 @@ def imports(report: Report, options: Options) -> None:
 def main() -> None:
     options = arguments(__doc__)
     report = Report("startup", options)
-    if options.wants("import"):
+    if options.wants("import") and not options.quick:
         imports(report, options)
     if options.wants("first"):
         first_results(report, options)

@@ -55,20 +55,21 @@ class Ckpt(nn.Module):
         self.name = ""
 
     def __call__(self, value: Tensor, tap: Tap | None = None) -> Tensor:
-        if self._is_hooked() or self._backward_hooks or self._backward_pre_hooks or _global_backward_hooks():
+        if (
+            self._forward_hooks or self._forward_pre_hooks or self._backward_hooks or self._backward_pre_hooks
+            or torch_module._has_any_global_hook()
+        ):  # fmt: skip
             return super().__call__(value, tap=tap)
-        return self.forward(value, tap)
+        return self.forward(value, tap)  # without what torch does around it, which a small model would feel
 
     def forward(self, value: Tensor, tap: Tap | None = None) -> Tensor:
         return value if tap is None or not tap.wants(self.name) else tap(self.name, value)
 
     def is_watched(self, tap: Tap | None) -> bool:
         """Whether a tap or a native hook would see a value here; if not, it need not be computed."""
-        return (tap is not None and tap.wants(self.name)) or self._is_hooked()
-
-    def _is_hooked(self) -> bool:
         return bool(
-            self._forward_hooks
+            (tap is not None and tap.wants(self.name))
+            or self._forward_hooks
             or self._forward_pre_hooks
             or torch_module._global_forward_hooks
             or torch_module._global_forward_pre_hooks
@@ -84,10 +85,6 @@ class Ckpt(nn.Module):
         unwritten = _witness(value)
         seen = self(value, tap=tap)
         return None if seen is value and unwritten() else seen
-
-
-def _global_backward_hooks() -> bool:
-    return bool(torch_module._global_backward_hooks or torch_module._global_backward_pre_hooks)
 
 
 def _witness(value: Tensor) -> functools.partial[bool]:

@@ -156,11 +156,9 @@ class LayerNorm(nn.Module):
         self.ckpt_normalized = Ckpt()
 
     def forward(self, x: Tensor, tap: Tap | None = None) -> Tensor:
+        w, b = self.w, self.b
         scaled = self.ckpt_scaled.replacement(self._scaled(x), tap) if self.ckpt_scaled.is_watched(tap) else None
-        if scaled is None:
-            normalized = F.layer_norm(x, self.w.shape, self.w, self.b, self.eps)
-        else:
-            normalized = scaled * self.w + self.b
+        normalized = F.layer_norm(x, w.shape, w, b, self.eps) if scaled is None else scaled * w + b
         return self.ckpt_normalized(normalized, tap=tap)
 
     def _scaled(self, x: Tensor) -> Tensor:
