@@ -84,11 +84,14 @@ EXACT: dict[str, Activation] = {
 }  # fmt: skip
 """Every activation function without parameters that transformers' GPT-2 accepts."""
 
+
 def quickest_gelu_tanh(x: Tensor) -> Tensor:
     """The tanh form of GELU, by (1 + tanh u) / 2 = sigmoid(2 u) where that is quicker than torch's kernel."""
-    if torch.is_grad_enabled() or x.dtype not in (torch.float32, torch.float64):
+    if x.dtype not in (torch.float32, torch.float64):
         return gelu_tanh(x)
     twice = 2.0 * _SQRT_2_OVER_PI
+    if torch.is_grad_enabled():
+        return torch.sigmoid((torch.square(x) * (0.044715 * twice) + twice) * x) * x
     return torch.square(x).mul_(0.044715 * twice).add_(twice).mul_(x).sigmoid_().mul_(x)
 
 
