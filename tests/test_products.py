@@ -11,9 +11,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.multiprocessing.reductions import StorageWeakRef
 
 import pellucid as pl
 import support
+from pellucid import products
 from pellucid.products import RoundedProducts, products_of
 from pellucid.run.stepping import Stepper
 
@@ -39,12 +41,12 @@ def error(logits: Tensor, truth: Tensor) -> float:
 def test_a_product_is_that_of_rounded_factors() -> None:
     x, weight, bias = torch.randn(2, 7, 24), nn.Parameter(torch.randn(24, 40)), torch.randn(40)
     factors = x.bfloat16().double() @ weight.bfloat16().double()
-    products = RoundedProducts(torch.bfloat16)
+    rounding = RoundedProducts(torch.bfloat16)
     for product, truth in (
-        (products.affine(x, weight, bias) - bias, factors),
-        (products.affine(x, nn.Parameter(weight.view(4, 6, 40)), bias) - bias, factors),
-        (products.linear(x, nn.Parameter(weight.t().contiguous())), factors),
-        (products.linear(x, weight, transposed=True), factors),
+        (rounding.affine(x, weight, bias) - bias, factors),
+        (rounding.affine(x, nn.Parameter(weight.view(4, 6, 40)), bias) - bias, factors),
+        (rounding.linear(x, nn.Parameter(weight.t().contiguous())), factors),
+        (rounding.linear(x, weight, transposed=True), factors),
     ):
         assert product.dtype == torch.float32
         assert bool(((product - truth).abs() <= truth.abs() * UNIT + 1e-5).all())
@@ -86,7 +88,11 @@ def behind_torch(model: pl.CkptedTransformer) -> None:
     model.refresh()
 
 
-WRITES = (written, by_view, loaded, converted, exchanged, behind_torch)
+def put_elsewhere(model: pl.CkptedTransformer) -> None:
+    model.blocks[1].mlp.W_in.data = -model.blocks[1].mlp.W_in.data
+
+
+WRITES = (written, by_view, loaded, converted, exchanged, behind_torch, put_elsewhere)
 
 
 @torch.no_grad()
@@ -99,6 +105,18 @@ def test_a_copy_is_never_that_of_weights_that_were(write: Callable[[pl.CkptedTra
     after = model(IDS)
     assert torch.equal(after, fresh(IDS))
     assert not torch.equal(after, before)
+
+
+@torch.no_grad()
+def test_memory_that_a_copy_is_known_by_is_not_given_out_again() -> None:
+    model = rounded()
+    weight = model.blocks[1].mlp.W_in
+    model(IDS)
+    memory = StorageWeakRef(weight.untyped_storage())
+    weight.data = weight.data.clone()
+    assert not memory.expired()
+    model.refresh()
+    assert memory.expired()
 
 
 @torch.no_grad()
@@ -119,11 +137,11 @@ def test_copies_are_made_once_and_only_without_gradients() -> None:
     assert not kept._copies
     with torch.no_grad():
         model(IDS)
-        copies = {key: kept._copies[key][1] for key in (model.embed.W_E, model.blocks[0].attn.W_O)}
+        copies = {key: kept._copies[key].rounded for key in (model.embed.W_E, model.blocks[0].attn.W_O)}
         model(IDS)
     assert len(kept._copies) == 4 * model.config.n_layer + 1
-    assert all(kept._copies[key][1] is copy for key, copy in copies.items())
-    assert not products_of("fast").__dict__
+    assert all(kept._copies[key].rounded is copy for key, copy in copies.items())
+    assert not products_of(None).__dict__
 
 
 def test_gradients_are_those_of_the_rounded_products() -> None:
@@ -157,8 +175,11 @@ def test_in_any_dtype(dtype: torch.dtype) -> None:
 def test_generation_reads_weights_of_sixteen_bits() -> None:
     model, exact = rounded(), support.glass()
     assert model.blocks[0].mlp.W_in.dtype == torch.float32
-    memory = pl.estimate_generation(model, [[1, 2, 3]]).prepared
-    assert memory * 2 == pl.estimate_generation(support.glass(numerics="fast"), [[1, 2, 3]]).prepared
+    kernels = pl.estimate_generation(support.glass(numerics="fast"), [[1, 2, 3]]).prepared // 2
+    prompt = pl.estimate_generation(model, [[1, 2, 3]]).prepared - kernels
+    with torch.no_grad():
+        model([[1, 2, 3]])
+    assert prompt == sum(copy.rounded.nbytes for copy in model.products._copies.values())
     rows = support.ragged_ids(7, 3)
     out = model.generate(rows, max_new_tokens=8, names=None, end_ids=())
     _, whole = exact.run_with_ckpts([row.tolist() for row in out.ids])
@@ -193,6 +214,19 @@ def _kept_in_conversions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(RoundedProducts, "forget", lambda self: None)
 
 
+def test_a_copy_that_is_known_by_its_place_alone_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Placed:
+        def __init__(self, source: Tensor, version: int, rounded: Tensor) -> None:
+            self.place, self.version, self.rounded = source.data_ptr(), version, rounded
+
+        def is_of(self, stored: Tensor) -> bool:
+            return self.place == stored.data_ptr() and self.version == stored._version
+
+    monkeypatch.setattr(products, "_Copy", Placed)
+    with pytest.raises(AssertionError):
+        test_memory_that_a_copy_is_known_by_is_not_given_out_again()
+
+
 @pytest.mark.parametrize(("mutant", "write"), [
     ("_never_outdated", written), ("_never_outdated", by_view), ("_kept_in_conversions", behind_torch),
 ])  # fmt: skip
@@ -203,6 +237,6 @@ def test_outdated_copies_are_noticed(mutant: str, write: Any, request: pytest.Fi
 
 
 def test_products_that_are_not_rounded_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pellucid.transformer.products_of", lambda numerics: products_of("exact"))
+    monkeypatch.setattr("pellucid.transformer.products_of", lambda rounds_to: products_of(None))
     with pytest.raises(AssertionError):
         test_nearer_to_float64_than_a_model_in_bfloat16_is("tied")

@@ -149,6 +149,18 @@ def test_activations_equal_transformers_to_the_bit(name: str, dtype: torch.dtype
     assert torch.equal(ours.nan_to_num(), theirs.nan_to_num())
 
 
+def test_nothing_is_written_into_a_dtype_that_autocast_chose(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, written = torch.randn(3, 5), []
+    plain = nonlinear._gelu_new_in_place
+    monkeypatch.setattr(nonlinear, "_gelu_new_in_place", lambda x: (written.append(1), plain(x))[1])
+    with torch.no_grad():
+        with torch.autocast("cpu", torch.bfloat16):
+            nonlinear.gelu_new(x)
+        assert not written
+        nonlinear.gelu_new(x)
+    assert written
+
+
 @pytest.mark.parametrize("name", nonlinear.FAST)
 @pytest.mark.parametrize("with_grad", [True, False])
 def test_fast_activations_are_the_same_functions(name: str, with_grad: bool) -> None:

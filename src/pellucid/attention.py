@@ -9,7 +9,7 @@ operation.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +28,7 @@ AttentionWeights = tuple[Tensor, Tensor, Tensor, Tensor]
 """W_QKV [D, 3D], b_QKV [3D], W_O [H, K, D], b_O [D]."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Visible:
     """Which keys each query may attend to: earlier ones and itself, pads left out; the same in every block of a run.
 
@@ -37,9 +37,9 @@ class Visible:
     """
 
     padding: Tensor | None = None
-    _seen: Tensor | None = None
-    _hidden: Tensor | None = None
-    _added: Tensor | None = None
+    _seen: Tensor | None = field(default=None, init=False)
+    _hidden: Tensor | None = field(default=None, init=False)
+    _added: Tensor | None = field(default=None, init=False)
 
     def among(self, queries: int, keys: int, device: torch.device) -> Tensor:
         """[1 or B, 1, Pq, Pk], true where a query may attend."""

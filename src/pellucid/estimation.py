@@ -11,7 +11,7 @@ from pellucid.axes import Axis
 from pellucid.batch import Inputs
 from pellucid.cache import KeyValueCache
 from pellucid.ckpt import all_axes
-from pellucid.fast.prepared import bytes_needed, knows
+from pellucid.fast.prepared import bytes_needed, knows, matrices
 from pellucid.model import CkptedTransformer
 from pellucid.run.region import Index, Region
 
@@ -70,7 +70,8 @@ class GenerationMemory:
 
     Attributes:
         cache: Bytes of keys and values.
-        prepared: Bytes of the copy of the weights that the kernels of fast numerics make once for a model; else 0.
+        prepared: Bytes of the copies of the weights that fast numerics make once for a model: those of the kernels,
+            and with `numerics="bfloat16"` those that the prompt is multiplied by.
     """
 
     cache: int
@@ -101,4 +102,5 @@ def estimate_generation(
     dtype = torch.float32 if fast else model.dtype
     columns = min(columns + max_new_tokens, model.config.n_positions)
     cache = KeyValueCache.bytes_needed(model.config, rows * rows_each, columns, dtype)
-    return GenerationMemory(cache, bytes_needed(model) if fast else 0)
+    prepared = model.products.bytes_needed(matrices(model)) + (bytes_needed(model) if fast else 0)
+    return GenerationMemory(cache, prepared)

@@ -15,7 +15,8 @@ from pellucid.batch import Batch, Batcher, Inputs
 from pellucid.cache import KeyValueCache, continued
 from pellucid.ckpt import all_names, unknown_name
 from pellucid.config import TransformerConfig
-from pellucid.errors import ConfigError, InputError, UnknownNameError, nearest
+from pellucid.errors import InputError, UnknownNameError, nearest
+from pellucid.execution import Execution
 from pellucid.generating import GeneratingTransformer
 from pellucid.parameters import LiveView, has_native_hooks, state_of, submodules
 from pellucid.run.activations import ActivationCkpts, Recorder
@@ -25,10 +26,8 @@ from pellucid.run.origin import Origin
 from pellucid.run.region import Index, Region
 from pellucid.tap import Chain, StopAfter, Stopped, Tap
 from pellucid.tokens import Tokenizer
-from pellucid.transformer import Columns, Execution, Run, Weights, fresh_weights
+from pellucid.transformer import Columns, Run, Weights, fresh_weights
 from pellucid.weights import load
-
-_EXECUTION = {"attention": ("auto", "eager"), "numerics": ("exact", "fast", "bfloat16")}
 
 
 class CkptedTransformer(GeneratingTransformer):
@@ -62,14 +61,8 @@ class CkptedTransformer(GeneratingTransformer):
         numerics: str = "exact",
         provenance: dict[str, str] | None = None,
     ) -> None:
-        for option, given in (("attention", attention), ("numerics", numerics)):
-            if given not in _EXECUTION[option]:
-                raise ConfigError(
-                    f"{option}={given!r}, expected {' or '.join(map(repr, _EXECUTION[option]))}.",
-                    code=f"unknown-{option}",
-                    remedy="Give one of these.",
-                )
-        super().__init__(config, fresh_weights(config) if weights is None else weights, Execution(attention, numerics))
+        execution = Execution(attention, numerics)
+        super().__init__(config, fresh_weights(config) if weights is None else weights, execution)
         self.tokenizer = tokenizer
         self.provenance = dict(provenance or {})
 

@@ -5,6 +5,8 @@ Modules hand over what they store, so that a rounded copy can be kept beside it.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -32,6 +34,10 @@ class Products:
     def forget(self) -> None:
         """Drop what is kept of the matrices."""
 
+    def bytes_needed(self, matrices: Iterable[Tensor]) -> int:
+        """What is kept of these matrices."""
+        return 0
+
 
 class RoundedProducts(Products):
     """Products whose factors and results are rounded to another dtype; biases are added, and values go on, in theirs.
@@ -45,7 +51,7 @@ class RoundedProducts(Products):
 
     def __init__(self, dtype: torch.dtype) -> None:
         self.dtype = dtype
-        self._copies: Any = WeakIdKeyDictionary()  # parameter -> (its state, its copy)
+        self._copies: Any = WeakIdKeyDictionary()  # parameter -> _Copy
 
     def __reduce__(self) -> tuple[Any, ...]:  # a copy of a model, or a pickled one, makes its own
         return type(self), (self.dtype,)
@@ -61,14 +67,17 @@ class RoundedProducts(Products):
     def forget(self) -> None:
         self._copies.clear()
 
+    def bytes_needed(self, matrices: Iterable[Tensor]) -> int:
+        return sum(matrix.numel() * self.dtype.itemsize for matrix in matrices if matrix.dtype != self.dtype)
+
     def _rounded(self, stored: Tensor) -> Tensor:
         if not self._can_keep(stored):
             return stored.to(self.dtype)
-        state = (stored.data_ptr(), stored._version)
         kept = self._copies.get(stored)
-        if kept is None or kept[0] != state:
-            kept = self._copies[stored] = (state, stored.detach().to(self.dtype))
-        return kept[1]
+        if kept is None or not kept.is_of(stored):
+            source = stored.detach()
+            kept = self._copies[stored] = _Copy(source, source._version, source.to(self.dtype))
+        return kept.rounded
 
     def _can_keep(self, stored: Tensor) -> bool:
         is_traced = torch.compiler.is_compiling() or not isinstance(
@@ -78,10 +87,22 @@ class RoundedProducts(Products):
         return not (is_traced or is_differentiated or stored.is_inference() or stored.dtype == self.dtype)
 
 
+@dataclass(frozen=True)
+class _Copy:
+    """A rounded matrix and what it was made from: while that is held, no other can take its place in memory."""
+
+    source: Tensor
+    version: int
+    rounded: Tensor
+
+    def is_of(self, stored: Tensor) -> bool:
+        return self.source.data_ptr() == stored.data_ptr() and self.version == stored._version
+
+
 def _matrix(stored: Tensor) -> Tensor:
     return stored if stored.dim() == 2 else stored.flatten(0, -2)
 
 
-def products_of(numerics: str) -> Products:
-    """The products of a model with these numerics."""
-    return RoundedProducts(torch.bfloat16) if numerics == "bfloat16" else Products()
+def products_of(rounds_to: torch.dtype | None) -> Products:
+    """The products of a model whose matrices are rounded so, or not at all."""
+    return Products() if rounds_to is None else RoundedProducts(rounds_to)

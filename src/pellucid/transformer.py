@@ -23,6 +23,7 @@ from pellucid.attention import Attention, Memory, Visible
 from pellucid.ckpt import Ckpt, name_checkpoints
 from pellucid.config import TransformerConfig
 from pellucid.errors import WeightsError
+from pellucid.execution import Execution
 from pellucid.parameters import LiveView, ViewedModule
 from pellucid.products import Products, products_of
 from pellucid.tap import Tap
@@ -35,25 +36,6 @@ MLPWeights = tuple[Tensor, Tensor, Tensor, Tensor]
 
 Weights = Mapping[str, Tensor]
 """Stored parameter name -> tensor; `stored_shapes` lists the names."""
-
-
-@dataclass(frozen=True)
-class Execution:
-    """How the same mathematics is run.
-
-    Args:
-        attention: "auto" fuses every layer that nobody looks inside; "eager" makes every layer explicit.
-        numerics: "exact" performs the reference implementation's operations; "fast" may fuse them; "bfloat16" is fast
-            and multiplies by the weights in bfloat16.
-    """
-
-    attention: str = "auto"
-    numerics: str = "exact"
-
-    @property
-    def is_fast(self) -> bool:
-        """Whether other operations than the reference implementation's may give the values."""
-        return self.numerics != "exact"
 
 
 def stored_shapes(config: TransformerConfig) -> dict[str, tuple[int, ...]]:
@@ -277,7 +259,7 @@ class Transformer(nn.Module):
         _check_weights(config, weights)
         self.config = config
         self.execution = execution
-        self.products = products_of(execution.numerics)
+        self.products = products_of(execution.rounds_to)
         self.embed = Embedding(weights["embed.W_E"])
         self.pos_embed = PosEmbedding(weights["pos_embed.W_pos"])
         self.blocks = nn.ModuleList(

@@ -290,6 +290,18 @@ def test_broken_kernels_are_noticed(name: str, tmp_path: Path) -> None:
             equal_to_exact(config)
 
 
+def test_a_conversion_drops_what_was_prepared() -> None:
+    model = fast_of(support.glass())
+    model.generate([[1, 2, 3]], max_new_tokens=2)
+    assert model in prepared._PREPARED
+    model.half().float()
+    assert model not in prepared._PREPARED
+
+
+def never_dropped(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(pl.CkptedTransformer, "_apply", torch.nn.Module._apply)
+
+
 def never_outdated(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(prepared, "state_of", lambda model: ())
 
@@ -304,6 +316,7 @@ def hooks_are_not_seen(patch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(("breaks", "check"), [
     (never_outdated, test_a_write_into_a_parameter_is_noticed),
+    (never_dropped, test_a_conversion_drops_what_was_prepared),
     (never_forgotten, test_refresh_after_a_write_that_nobody_counts),
     (hooks_are_not_seen, lambda: test_what_the_kernels_do_not_do("hook", pytest.MonkeyPatch())),
 ])  # fmt: skip

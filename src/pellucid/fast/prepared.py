@@ -103,14 +103,14 @@ def forget(model: Transformer) -> None:
 
 def bytes_needed(model: Transformer) -> int:
     """What the prepared copy of a model takes."""
-    return sum(_room(tensor, _stored_as(model)) for tensor in _matrices(model))
+    return sum(_room(tensor, _stored_as(model)) for tensor in matrices(model))
 
 
 def _stored_as(model: Transformer) -> torch.dtype:
-    return torch.bfloat16 if model.execution.numerics == "bfloat16" else model.embed.W_E.dtype
+    return model.execution.rounds_to or model.embed.W_E.dtype
 
 
-def _matrices(model: Transformer) -> Iterator[Tensor]:
+def matrices(model: Transformer) -> Iterator[Tensor]:
     """Each matrix as [in, out], in the order in which a step reads them."""
     for block in _blocks(model):
         attn, mlp = block.attn, block.mlp
@@ -152,7 +152,7 @@ def _prepare(model: Transformer) -> Prepared:
     kept: list[Any] = [memory, flat]
     places: list[int] = []
     at = 0
-    for matrix in _matrices(model):
+    for matrix in matrices(model):
         view = flat[at : at + _room(matrix, dtype)].view(dtype)
         _pack(matrix, view)
         places.append(view.data_ptr())

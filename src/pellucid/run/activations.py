@@ -278,7 +278,8 @@ class Recorder:
     def check_fired(self) -> None:
         """Raise for names whose value never came by."""
         if len(self.values) < len(self.names):
-            silent = [name for name in all_axes(self.n_layer) if name in self.names - self.values.keys()]
+            missing = self.names - self.values.keys()
+            silent = [name for name in all_axes(self.n_layer) if name in missing]
             raise UnknownNameError(
                 f"never fired: {', '.join(silent[:5])}.",
                 code="checkpoint-never-fired",

@@ -1,0 +1,47 @@
+"""How the same mathematics is run: the caller's two choices, checked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from pellucid.errors import ConfigError
+
+_CHOICES = {"attention": ("auto", "eager"), "numerics": ("exact", "fast", "bfloat16")}
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How a model is run.
+
+    Args:
+        attention: "auto" fuses every layer that nobody looks inside; "eager" makes every layer explicit.
+        numerics: "exact" performs the reference implementation's operations; "fast" may fuse them; "bfloat16" is fast
+            and multiplies by the weights in bfloat16.
+
+    Raises:
+        ConfigError: Another choice.
+    """
+
+    attention: str = "auto"
+    numerics: str = "exact"
+
+    def __post_init__(self) -> None:
+        for option, choices in _CHOICES.items():
+            if getattr(self, option) not in choices:
+                raise ConfigError(
+                    f"{option}={getattr(self, option)!r}, expected {' or '.join(map(repr, choices))}.",
+                    code=f"unknown-{option}",
+                    remedy="Give one of these.",
+                )
+
+    @property
+    def is_fast(self) -> bool:
+        """Whether other operations than the reference implementation's may give the values."""
+        return self.numerics != "exact"
+
+    @property
+    def rounds_to(self) -> torch.dtype | None:
+        """What matrices are rounded to before values are multiplied by them; None where they are not."""
+        return torch.bfloat16 if self.numerics == "bfloat16" else None
