@@ -56,7 +56,7 @@ def beside_plain(report: Report, model: pl.CkptedTransformer, options: Options) 
         plain = Contender(lambda ids=ids: model(ids), lambda out: {"logits": out})
         looks = {"plain forward": plain, "pellucid": capturing(model, ids, names)}
         calls = Admission(report, f"{work} beside a plain forward, {shape}").admit(looks)
-        rounds = options.rounds(21, quick=7) if shape == "1x128" else options.rounds(9, quick=3)
+        rounds = options.rounds(21, quick=5) if shape == "1x128" else options.rounds(9, quick=3)
         samples = compete(calls, rounds=rounds, device=options.device)
         ratio = samples.ratio("pellucid", "plain forward")
         report.add(Row(work, shape, ratio, options.target(limit), against="plain forward"), samples)

@@ -64,7 +64,7 @@ def measured(report: Report, options: Options) -> dict[str, Any]:
             report.fail("scaling", size, f"{free:.1f} GB are free, about {needed:.1f} are needed")
             continue
         try:
-            found[size] = in_fresh_process("scaling", "at", size, options.rounds(7, quick=3), harness.THREADS)
+            found[size] = in_fresh_process("scaling", "at", size, options.rounds(7, quick=2), harness.THREADS)
         except RuntimeError as error:
             report.fail("scaling", size, error)
     return found
