@@ -218,7 +218,7 @@ SLOWER: dict[str, tuple[Any, str, Any, tuple[Callable[[], None], ...]]] = {
         attention.Visible, "hidden", lambda self, *sizes: ~self.among(*sizes), (masks_are_made_once,),
     ),
     "everything captured is copied": (
-        activations.Recorder, "_snapshot", lambda self, value: value.clone(), (residual_capture, everything_captured),
+        activations.Recorder, "_may_hand_out", lambda self, value: False, (residual_capture, everything_captured),
     ),
     "all logits for the last": (
         pl.CkptedTransformer, "next_token_logits", lambda self, ids: self(ids)[:, -1], (last_logits,),

@@ -60,7 +60,8 @@ class Ckpt(nn.Module):
             or torch_module._has_any_global_hook()
         ):  # fmt: skip
             return super().__call__(value, tap=tap)
-        return self.forward(value, tap)  # without what torch does around it, which a small model would feel
+        # without what torch does around it, which a small model would feel
+        return value if tap is None else self.forward(value, tap)
 
     def forward(self, value: Tensor, tap: Tap | None = None) -> Tensor:
         return value if tap is None or not tap.wants(self.name) else tap(self.name, value)
@@ -82,24 +83,19 @@ class Ckpt(nn.Module):
             What someone put in its place, or None where it was only looked at: the same tensor came back and
             nothing was written into it.
         """
-        unwritten = _witness(value)
-        seen = self(value, tap=tap)
-        return None if seen is value and unwritten() else seen
+        if value.is_inference():  # inference tensors have no version counter
+            before = value.clone()
+            seen = self(value, tap=tap)
+            unwritten = _same_bytes(before, value)
+        else:
+            version = value._version
+            seen = self(value, tap=tap)
+            unwritten = value._version == version
+        return None if seen is value and unwritten else seen
 
 
-def _witness(value: Tensor) -> functools.partial[bool]:
-    """A question that is answered later: has nothing been written into this tensor since now?"""
-    if value.is_inference():  # inference tensors have no version counter
-        return functools.partial(_same_bytes, value, value.clone())
-    return functools.partial(_same_version, value, value._version)
-
-
-def _same_version(value: Tensor, version: int) -> bool:
-    return value._version == version
-
-
-def _same_bytes(value: Tensor, copy: Tensor) -> bool:
-    return torch.equal(value.view(torch.uint8), copy.view(torch.uint8))
+def _same_bytes(one: Tensor, other: Tensor) -> bool:
+    return torch.equal(one.view(torch.uint8), other.view(torch.uint8))
 
 
 def name_checkpoints(root: nn.Module) -> None:

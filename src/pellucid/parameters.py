@@ -13,10 +13,11 @@ def submodules(root: nn.Module) -> list[nn.Module]:
     """A module and all below it, each once; a tenth of the time of `modules()`, which every captured run would feel."""
     found, seen = [root], {root}
     for module in found:
-        for child in module._modules.values():
-            if child is not None and child not in seen:
-                seen.add(child)
-                found.append(child)
+        if module._modules:
+            for child in module._modules.values():
+                if child is not None and child not in seen:
+                    seen.add(child)
+                    found.append(child)
     return found
 
 
@@ -25,12 +26,8 @@ def state_of(modules: Iterable[nn.Module]) -> tuple[tuple[int, int], ...]:
 
     A write that goes around torch's counting, such as one into `parameter.data`, is not seen.
     """
-    return tuple(
-        (parameter.data_ptr(), parameter._version)
-        for module in modules
-        for parameter in module._parameters.values()
-        if parameter is not None
-    )
+    parameters = [p for module in modules if module._parameters for p in module._parameters.values() if p is not None]
+    return tuple([(parameter.data_ptr(), parameter._version) for parameter in parameters])
 
 
 def has_native_hooks(modules: Iterable[nn.Module]) -> bool:

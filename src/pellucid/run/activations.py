@@ -271,9 +271,7 @@ class Recorder:
 
     def __post_init__(self) -> None:
         self._everything = self.region.is_everything
-
-    def wants(self, name: str) -> bool:
-        return name in self.names
+        self.wants = self.names.__contains__  # asked at every checkpoint
 
     def check_fired(self) -> None:
         """Raise for names whose value never came by."""
@@ -289,13 +287,15 @@ class Recorder:
     def __call__(self, name: str, value: Tensor) -> Tensor:
         if self.grads:
             value = value.view_as(value)  # another tensor than came in: what was computed beside now counts
-        kept, is_new = (value, False) if self._everything else self._part(name, value)
-        if self.grads:
+            kept = value if self._everything else self._part(name, value)[0]
             if kept.requires_grad:
                 kept.retain_grad()
-        else:
-            kept = kept.detach() if is_new else self._snapshot(kept.detach())
-        self.values[name] = kept
+            self.values[name] = kept
+            return value
+        kept, is_new = (value, False) if self._everything else self._part(name, value)
+        if kept.requires_grad:
+            kept = kept.detach()
+        self.values[name] = kept if is_new or self._may_hand_out(kept) else _copy(kept)
         return value
 
     def _part(self, name: str, value: Tensor) -> tuple[Tensor, bool]:
@@ -303,11 +303,15 @@ class Recorder:
         indices = self.region.indices(name, value.shape, all_axes(self.n_layer)[name], strict=False)
         return take(value, indices), bool(indices)
 
-    def _snapshot(self, value: Tensor) -> Tensor:
-        """The value itself where it is alone in its memory and nothing else that is kept shares it, else a copy."""
-        if not self.copies and value.untyped_storage().nbytes() == value.nbytes and value.is_contiguous():
-            memory = value.data_ptr()
-            if memory not in self._held:
-                self._held.add(memory)
-                return value
-        return value.clone(memory_format=torch.contiguous_format)
+    def _may_hand_out(self, value: Tensor) -> bool:
+        """Whether a value is alone in its memory, nobody writes into it, and nothing else that is kept is the same."""
+        if self.copies or value.untyped_storage().nbytes() != value.nbytes or not value.is_contiguous():
+            return False
+        memory = value.data_ptr()
+        is_first = memory not in self._held
+        self._held.add(memory)
+        return is_first
+
+
+def _copy(value: Tensor) -> Tensor:
+    return value.clone(memory_format=torch.contiguous_format)
