@@ -60,7 +60,6 @@ def test_next_token_logits(glass: pl.CkptedTransformer) -> None:
         batch = glass.tokenize(rows, padding_side=side)
         last = [glass(batch)[i, m.nonzero().max()] for i, m in enumerate(batch.mask)]
         assert (glass.next_token_logits(batch) - torch.stack(last)).abs().max() < 1e-5
-    assert torch.equal(glass.next_token_logits(IDS), glass(IDS)[:, -1])
     cache = fresh(glass)
     glass(IDS[:, :9], cache=cache)
     assert (glass.next_token_logits(IDS[:, 9:], cache=cache) - glass(IDS)[:, -1]).abs().max() < 1e-5

@@ -27,15 +27,20 @@ IDS = support.some_ids(B, P)
 STREAM = B * P * D * 4
 """Bytes of one value of the residual stream."""
 
-KERNELS_A_BLOCK = 17
-"""ln1, qkv, attention, output, sum; ln2, in, 8 of the exact GELU, out, sum."""
+KERNELS_A_BLOCK = 19
+"""ln1, qkv, keys and values laid out, attention, output, sum; ln2, in, 8 of the exact GELU, out, sum."""
 
-BYTES_A_BLOCK = 22 * STREAM
-"""ln1 1, qkv 3, z 1, output 1, sum 1, ln2 1, in 4, two of the GELU 8, out 1, sum 1."""
+BYTES_A_BLOCK = 24 * STREAM
+"""ln1 1, qkv 3, keys and values 2, z 1, output 1, sum 1, ln2 1, in 4, two of the GELU 8, out 1, sum 1."""
 
+FAST_KERNELS_A_BLOCK = 14
+"""ln1, qkv, attention, output, sum; ln2, in, 5 of the fast GELU, out, sum."""
 
-LOOK = 6
-"""Kernels of a pattern beside the fused call: two layouts for the product, the product, scale, mask, softmax."""
+FAST_BYTES_A_BLOCK = 18 * STREAM
+"""ln1 1, qkv 3, z 1, output 1, sum 1, ln2 1, in 4, GELU 4, out 1, sum 1."""
+
+LOOK = 5
+"""Kernels of a pattern beside the fused call: queries laid out, the product, scale, mask, softmax."""
 
 
 class Counter(TorchDispatchMode):
@@ -85,9 +90,9 @@ def model(n_layer: int = 3, **fields: Any) -> pl.CkptedTransformer:
     return support.glass(n_layer=n_layer, **fields)
 
 
-def a_block(run: Callable[[pl.CkptedTransformer], Any], side: int = P) -> Cost:
+def a_block(run: Callable[[pl.CkptedTransformer], Any], side: int = P, **fields: Any) -> Cost:
     """What one more block costs."""
-    deep, shallow = model(3), model(2)
+    deep, shallow = model(3, **fields), model(2, **fields)
     return cost(lambda: run(deep), side) - cost(lambda: run(shallow), side)
 
 
@@ -95,6 +100,13 @@ def plain_forward() -> None:
     block = a_block(lambda glass: glass(IDS))
     assert block.kernels == KERNELS_A_BLOCK
     assert BYTES_A_BLOCK <= block.nbytes <= BYTES_A_BLOCK + STREAM  # the fused kernel keeps a number for each row
+    assert block.squares == 0
+
+
+def fast_forward() -> None:
+    block = a_block(lambda glass: glass(IDS), numerics="fast")
+    assert block.kernels == FAST_KERNELS_A_BLOCK
+    assert FAST_BYTES_A_BLOCK <= block.nbytes <= FAST_BYTES_A_BLOCK + STREAM
     assert block.squares == 0
 
 
@@ -183,7 +195,7 @@ def fast_decoding() -> None:
 
 
 CHECKS = (
-    plain_forward, fewer_than_transformers, masks_are_made_once, residual_capture, everything_captured,
+    plain_forward, fast_forward, fewer_than_transformers, masks_are_made_once, residual_capture, everything_captured,
     everything_but_squares, one_pattern, last_logits, stopping_early, cached_step, fast_decoding,
 )  # fmt: skip
 
@@ -228,12 +240,13 @@ SLOWER: dict[str, tuple[Any, str, Any, tuple[Callable[[], None], ...]]] = {
         pl.KeyValueCache, "_write", copying(pl.KeyValueCache._write), (cached_step,),
     ),
     "no kernels": (stepping, "decoder", lambda model, rows: None, (fast_decoding,)),
+    "the exact GELU in fast numerics": (nonlinear, "FAST", nonlinear.EXACT, (fast_forward,)),
     "contiguous queries": (
         attention.Attention, "_fused",
         lambda self, q, k, v, visible: attention.F.scaled_dot_product_attention(
             q.contiguous(), k.contiguous(), v.contiguous(), is_causal=True
         ),
-        (plain_forward,),
+        (plain_forward, fast_forward),
     ),
 }  # fmt: skip
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from pellucid.ckpt import Ckpt
 from pellucid.config import TransformerConfig
+from pellucid.execution import Execution
 from pellucid.parameters import LiveView, ViewedModule
 from pellucid.products import Products
 from pellucid.tap import Tap
@@ -89,15 +90,15 @@ class Attention(ViewedModule):
     b_Q, b_K, b_V = _head_biases(0), _head_biases(1), _head_biases(2)
 
     def __init__(
-        self, config: TransformerConfig, block: int, weights: AttentionWeights, products: Products, *, eager: bool
+        self, config: TransformerConfig, block: int, weights: AttentionWeights, products: Products, execution: Execution
     ) -> None:
         super().__init__()
         self._products = products
         self.n_head = config.n_head
         self.scale = config.attention_scale(block)
         self.attn_pdrop, self.resid_pdrop = config.attn_pdrop, config.resid_pdrop
-        self.eager = eager
-        self.upcast = eager and config.reorder_and_upcast_attn  # transformers' sdpa path ignores the field
+        self.eager, self.exact = execution.attention == "eager", not execution.is_fast
+        self.upcast = self.eager and config.reorder_and_upcast_attn  # transformers' sdpa path ignores the field
         self.W_QKV, self.b_QKV, self.W_O, self.b_O = (nn.Parameter(tensor) for tensor in weights)
         self.ckpt_q = Ckpt()
         self.ckpt_k = Ckpt()
@@ -122,6 +123,8 @@ class Attention(ViewedModule):
         v = self.ckpt_v(v, tap=tap).transpose(1, 2)
         if remember is not None:
             k, v = remember(k, v)
+        elif self.exact:  # as they come out of transformers' cache: matrix products round by layout on some processors
+            k, v = k.contiguous(), v.contiguous()
 
         pattern, explicit = self._pattern(q, k, v, visible, tap)
         if explicit and pattern is not None:
@@ -130,7 +133,7 @@ class Attention(ViewedModule):
             z = self._fused(q, k, v, visible)
         z = self.ckpt_z(z.transpose(1, 2), tap=tap)
 
-        attn_out = self._products.affine(z.flatten(2), self.W_O, self.b_O)
+        attn_out = self._products.affine(z.flatten(2).contiguous(), self.W_O, self.b_O)
         if self.training:
             attn_out = F.dropout(attn_out, self.resid_pdrop)
         return self.ckpt_attn_out(attn_out, tap=tap), pattern
@@ -153,8 +156,8 @@ class Attention(ViewedModule):
     ) -> tuple[Tensor | None, bool]:
         """The pattern [B, H, Pq, Pk] if anybody needs it, and whether the output must be made from it."""
         explicit = self.eager
-        watched = self.ckpt_scores.is_watched(tap) or self.ckpt_pattern.is_watched(tap)
-        if not (explicit or watched):
+        scores_are_watched = self.ckpt_scores.is_watched(tap)
+        if not (explicit or scores_are_watched or self.ckpt_pattern.is_watched(tap)):
             return None, False
         scores = self._scores(q, k, visible)
         if (edited := self.ckpt_scores.replacement(scores, tap)) is not None:

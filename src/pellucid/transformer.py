@@ -183,7 +183,7 @@ class TransformerBlock(nn.Module):
             block,
             (weights["attn.W_QKV"], weights["attn.b_QKV"], weights["attn.W_O"], weights["attn.b_O"]),
             products,
-            eager=execution.attention == "eager",
+            execution,
         )
         self.resid_mid = Ckpt()
         self.ln2 = LayerNorm(weights["ln2.w"], weights["ln2.b"], config.layer_norm_epsilon)

@@ -34,6 +34,34 @@ class Ops(TorchDispatchMode):
         return sum(any(part in name for part in parts) for name in self.names)
 
 
+class Operands(TorchDispatchMode):
+    """Keeps the shapes and strides of what goes into contractions and normalizations, which may round by layout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        if name.endswith("mm") or name.startswith(("native_layer_norm", "_scaled_dot_product")):
+            tensors = [arg for arg in args if isinstance(arg, Tensor)]
+            self.calls.append(f"{name} of {', '.join(f'{list(t.shape)} by {_strides(t)}' for t in tensors)}")
+        return func(*args, **(kwargs or {}))
+
+
+def _strides(tensor: Tensor) -> list[int]:
+    """Those of the axes along which there is a step to take."""
+    return [stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if size > 1]
+
+
+def operands(run: Callable[[], Any]) -> list[str]:
+    """A line for each contraction and normalization of one run."""
+    kept = Operands()
+    with kept:
+        run()
+    return kept.calls
+
+
 def ops(run: Callable[[], Any]) -> Ops:
     """The operations of one run."""
     counter = Ops()
@@ -100,6 +128,25 @@ def exact(
     lines = differences({**ckpts, "logits": logits}, theirs, mask)
     lines += differences({"plain logits": plain}, {"plain logits": theirs["logits"]}, mask)
     assert not lines, "\n".join(lines)
+
+
+def laid_out_alike(ours: pl.CkptedTransformer, hf: Any, inputs: Any) -> None:
+    """The same contractions as transformers', of operands that lie in memory as its own do.
+
+    Where kernels do not look at the layout, as on some processors, `exact` alone would not see a difference.
+    """
+    batch = ours.tokenize(inputs)
+    padded = {"attention_mask": batch.mask.long(), "position_ids": batch.positions} if batch.padded else {}
+    with torch.no_grad():
+        mine, theirs = operands(lambda: ours(batch)), operands(lambda: hf(batch.ids, **padded))
+    assert any("mm of" in call for call in theirs)
+    assert mine == theirs, "\n".join(f"{a}, reference {b}" for a, b in zip(mine, theirs, strict=False) if a != b)
+
+
+def last_position(ours: pl.CkptedTransformer, hf: Any, ids: Tensor) -> None:
+    """The logits of the last position alone are those that transformers gives when asked for them alone."""
+    with torch.no_grad():
+        assert torch.equal(ours.next_token_logits(ids), hf(ids, logits_to_keep=1).logits[:, 0])
 
 
 def by_hand(model: pl.CkptedTransformer, inputs: Any, tolerance: float = 1e-12) -> None:

@@ -59,6 +59,23 @@ def test_every_length(attention: str, dtype: torch.dtype, rows: int, length: int
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("attention", ATTENTION)
+@pytest.mark.parametrize("length", LENGTHS)
+@pytest.mark.parametrize("rows", [1, 3])
+def test_last_position(attention: str, dtype: torch.dtype, rows: int, length: int) -> None:
+    ours, hf = built(attention, dtype)
+    checks.last_position(ours, hf, support.some_ids(rows, length))
+
+
+@pytest.mark.parametrize("lengths", [(11,), (11, 11, 11), (3, 11, 7), (1, 1)], ids=str)
+@pytest.mark.parametrize("attention", ATTENTION)
+@pytest.mark.parametrize("fields", [*ODD], ids=str)
+def test_operands_lie_in_memory_alike(fields: str, attention: str, lengths: tuple[int, ...]) -> None:
+    ours, hf = support.pair(attention=attention, **ODD[fields])
+    checks.laid_out_alike(ours, hf, support.ragged_ids(*lengths, vocab_size=ours.config.vocab_size))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("attention", ATTENTION)
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("lengths", [(1, 2), (3, 11, 7), (128, 1, 60)])
 def test_padded(attention: str, dtype: torch.dtype, side: str, lengths: tuple[int, ...]) -> None:

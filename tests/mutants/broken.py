@@ -88,6 +88,31 @@ def heads_split_the_other_way(patch: Patch) -> None:
     patch.setattr(products, "affine", affine)
 
 
+def strided_keys(patch: Patch) -> None:
+    """Keys and values as they lie between queries, in one tensor."""
+
+    def make(init: Any) -> Any:
+        def strided(self: Any, *arguments: Any) -> None:
+            init(self, *arguments)
+            self.exact = False
+
+        return strided
+
+    wrapped(attention.Attention, "__init__", make)(patch)
+
+
+def strided_heads(patch: Patch) -> None:
+    """The values of all heads as the explicit path leaves them, head after head."""
+    plain = products.affine
+    patch.setattr(
+        products,
+        "affine",
+        lambda x, weight, bias: plain(
+            x.transpose(1, 2).contiguous().transpose(1, 2) if weight.size(0) == weight.size(1) else x, weight, bias
+        ),
+    )
+
+
 def causal_off_by(diagonal: int) -> Callable[[Patch], None]:
     def breaks(patch: Patch) -> None:
         def fused(self: Any, q: Tensor, k: Tensor, v: Tensor, visible: attention.Visible) -> Tensor:
@@ -195,7 +220,7 @@ def pattern_before_the_softmax(patch: Patch) -> None:
 
     def replacement(self: Any, value: Tensor, tap: Any) -> Tensor | None:
         if self.name.endswith("ckpt_scores"):
-            scores[self.name.replace("scores", "pattern")] = value
+            scores[self.name.replace("scores", "pattern")] = value.clone()  # the softmax may overwrite them
         if self.name.endswith("ckpt_pattern"):
             value = scores[self.name]
         return plain(self, value, tap)

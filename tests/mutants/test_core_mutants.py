@@ -61,6 +61,10 @@ def exact(inputs: Any = None, **fields: Any) -> Callable[[], None]:
     return check
 
 
+def laid_out_alike(**fields: Any) -> Callable[[], None]:
+    return lambda: checks.laid_out_alike(*support.pair(**fields), IDS[:1])
+
+
 def on_glass(check: Callable[..., None], *arguments: Any, **fields: Any) -> Callable[[], None]:
     return lambda: check(support.glass(**fields), *arguments)
 
@@ -119,6 +123,14 @@ MUTANTS = [
     Mutant("q and k swapped, by hand", broken.roles((1, 0, 2)), by_hand),
     Mutant("k and v swapped", broken.roles((0, 2, 1)), exact()),
     Mutant("heads split as (K, H)", broken.heads_split_the_other_way, exact()),
+    Mutant("keys between queries", broken.strided_keys, laid_out_alike()),
+    Mutant("keys between queries, eager", broken.strided_keys, laid_out_alike(attention="eager")),
+    Mutant("head after head", broken.strided_heads, laid_out_alike(attention="eager", n_head=48)),
+    Mutant(
+        "logits of the first position",
+        broken.replaced(pl.Batch, "last_columns", lambda self, values: values[:, :1]),
+        lambda: checks.last_position(*support.pair(), IDS),
+    ),
     Mutant("no 1/sqrt(d_head)", broken.other_scale(lambda self, block: 1.0), exact()),
     Mutant("1/sqrt(d_model)", broken.other_scale(lambda self, block: self.n_embd**-0.5), exact()),
     Mutant(
