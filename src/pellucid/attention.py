@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from pellucid.ckpt import Ckpt
 from pellucid.config import TransformerConfig
 from pellucid.execution import Execution
+from pellucid.nonlinear import may_write_into_results
 from pellucid.parameters import LiveView, ViewedModule
 from pellucid.products import Products
 from pellucid.tap import Tap
@@ -162,7 +163,7 @@ class Attention(ViewedModule):
         scores = self._scores(q, k, visible)
         if (edited := self.ckpt_scores.replacement(scores, tap)) is not None:
             scores, explicit = edited, True
-        pattern = F.softmax(scores, dim=-1).type(v.dtype)
+        pattern = _softmax(scores, in_place=not scores_are_watched).type(v.dtype)
         if (edited := self.ckpt_pattern.replacement(pattern, tap)) is not None:
             pattern, explicit = edited, True
         return pattern, explicit
@@ -182,3 +183,10 @@ class Attention(ViewedModule):
             columns = k.transpose(-1, -2).reshape(b * h, d_head, keys).to(dtype)
             empty = torch.empty(b * h, queries, keys, dtype=dtype, device=q.device)
             return torch.baddbmm(empty, rows, columns, beta=0, alpha=self.scale).view(b, h, queries, keys)
+
+
+def _softmax(scores: Tensor, *, in_place: bool) -> Tensor:
+    """Over the keys. In place it saves the mapping of fresh memory, which takes longer than the softmax itself."""
+    if in_place and scores.device.type == "cpu" and may_write_into_results(scores):
+        return torch.softmax(scores, dim=-1, out=scores)
+    return F.softmax(scores, dim=-1)

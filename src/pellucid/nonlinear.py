@@ -18,13 +18,13 @@ Activation = Callable[[Tensor], Tensor]
 _SQRT_2_OVER_PI = math.sqrt(2.0 / math.pi)
 
 
-def _may_write_into_results(x: Tensor) -> bool:
+def may_write_into_results(x: Tensor) -> bool:
     """Whether nobody needs what an operation gave but the next one: no gradient, and no dtype that autocast chooses."""
     return not torch.is_grad_enabled() and not torch.is_autocast_enabled(x.device.type)
 
 
 def gelu_new(x: Tensor) -> Tensor:
-    if _may_write_into_results(x):
+    if may_write_into_results(x):
         return _gelu_new_in_place(x)
     return 0.5 * x * (1.0 + torch.tanh(_SQRT_2_OVER_PI * (x + 0.044715 * torch.pow(x, 3.0))))
 
@@ -95,9 +95,10 @@ def quickest_gelu_tanh(x: Tensor) -> Tensor:
     if x.dtype not in (torch.float32, torch.float64):
         return gelu_tanh(x)
     twice = 2.0 * _SQRT_2_OVER_PI
-    if _may_write_into_results(x):
-        return torch.square(x).mul_(0.044715 * twice).add_(twice).mul_(x).sigmoid_().mul_(x)
-    return torch.sigmoid((torch.square(x) * (0.044715 * twice) + twice) * x) * x
+    slope = torch.addcmul(x.new_full((), twice), x, x, value=0.044715 * twice)
+    if may_write_into_results(x):
+        return slope.mul_(x).sigmoid_().mul_(x)
+    return torch.sigmoid(slope * x) * x
 
 
 FAST: dict[str, Activation] = {
