@@ -175,6 +175,14 @@ def looking(model: pl.CkptedTransformer, inputs: Any, **options: Any) -> None:
     assert torch.equal(after, torch.get_rng_state()), f"looking at {options} drew random numbers"
 
 
+def pattern_alone(model: pl.CkptedTransformer, inputs: Any) -> None:
+    """Patterns are the same whether their scores are captured or not."""
+    _, alone = model.run_with_ckpts(inputs, names="**.ckpt_pattern")
+    _, beside = model.run_with_ckpts(inputs, names=["**.ckpt_pattern", "**.ckpt_scores"])
+    assert len(alone) == model.config.n_layer
+    assert all(torch.equal(pattern, beside[name]) for name, pattern in alone.items())
+
+
 def training_draws(model: pl.CkptedTransformer, inputs: Any) -> None:
     """In training mode dropout is on, and off while evaluating."""
     model.eval()

@@ -169,11 +169,7 @@ def test_selected_captures_are_snapshots_too(glass: pl.CkptedTransformer) -> Non
 @pytest.mark.parametrize("length", [1, 2, 7, 11, 33])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
 def test_a_pattern_whose_scores_nobody_sees_is_the_same_pattern(dtype: torch.dtype, length: int) -> None:
-    model, ids = support.glass(dtype=dtype), support.some_ids(2, length)
-    _, alone = model.run_with_ckpts(ids, names="**.ckpt_pattern")
-    _, beside = model.run_with_ckpts(ids, names=["**.ckpt_pattern", "**.ckpt_scores"])
-    assert len(alone) == model.config.n_layer
-    assert all(torch.equal(pattern, beside[name]) for name, pattern in alone.items())
+    checks.pattern_alone(support.glass(dtype=dtype), support.some_ids(2, length))
 
 
 def test_captures_carry_no_gradient(glass: pl.CkptedTransformer) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 import pellucid as pl
 import support
-from pellucid import ckpt, nonlinear
+from pellucid import attention, ckpt, nonlinear
 
 Patch = pytest.MonkeyPatch
 RAGGED = support.ragged_ids(3, 11, 7)
@@ -191,6 +191,11 @@ MUTANTS = [
     ),
     Mutant("capture that writes", broken.recorder(broken.nudges), on_glass(checks.looking, IDS)),
     Mutant("capture that goes the explicit way", broken.looking_goes_explicit, on_glass(checks.looking, IDS)),
+    Mutant(
+        "a softmax in place that is another one",
+        broken.replaced(attention, "_softmax", lambda scores, *, in_place: (scores * (1 - in_place / 8)).softmax(-1)),
+        on_glass(checks.pattern_alone, IDS),
+    ),
     Mutant("patterns computed for nobody", broken.always_watched, on_glass(checks.stays_fused, IDS)),
     Mutant("capture that unfuses", broken.looking_goes_explicit, on_glass(checks.stays_fused, IDS)),
     Mutant("edit that writes in place", broken.writes_in_place, edits_are_pure),
