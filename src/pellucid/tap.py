@@ -19,11 +19,11 @@ class Tap(Protocol):
     looks returns the very tensor that it was given; returning another tensor is an edit.
     """
 
-    def wants(self, name: str) -> bool:
+    def wants(self, name: str, /) -> bool:
         """Whether the value under this name matters to the tap."""
         ...
 
-    def __call__(self, name: str, value: Tensor) -> Tensor:
+    def __call__(self, name: str, value: Tensor, /) -> Tensor:
         """Look at the value, or return another one to go on with."""
         ...
 
