@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import pellucid as pl
 import support
@@ -27,6 +28,13 @@ CONFIGS: dict[str, dict[str, Any]] = {
 }
 UNIT = 2.0**-8
 """Largest relative error of rounding to bfloat16, which has 8 significant bits."""
+
+
+@pytest.fixture(autouse=True, params=[True, False], ids=["by bfloat16", "by float32"])
+def multiplies(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Every test on a processor with products in bfloat16 and on one without."""
+    monkeypatch.setattr(products, "cpu_multiplies_bfloat16", lambda: request.param)
+    return request.param
 
 
 def rounded(**fields: Any) -> pl.CkptedTransformer:
@@ -50,6 +58,22 @@ def test_a_product_is_that_of_rounded_factors() -> None:
     ):
         assert product.dtype == torch.float32
         assert bool(((product - truth).abs() <= truth.abs() * UNIT + 1e-5).all())
+
+
+@torch.no_grad()
+def test_products_are_taken_in_what_the_processor_has(multiplies: bool) -> None:
+    taken: list[torch.dtype] = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func.overloadpacket.__name__.endswith("mm"):
+                taken.append(args[-1].dtype)
+            return func(*args, **(kwargs or {}))
+
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        with Watch():
+            rounded(dtype=dtype)(IDS)
+    assert set(taken) == {torch.bfloat16 if multiplies else torch.float32}
 
 
 @torch.no_grad()
@@ -234,6 +258,13 @@ def test_outdated_copies_are_noticed(mutant: str, write: Any, request: pytest.Fi
     request.getfixturevalue(mutant)
     with pytest.raises(AssertionError):
         test_a_copy_is_never_that_of_weights_that_were(write)
+
+
+def test_products_in_what_the_processor_lacks_are_noticed(monkeypatch: pytest.MonkeyPatch, multiplies: bool) -> None:
+    other = torch.float32 if multiplies else torch.bfloat16
+    monkeypatch.setattr(RoundedProducts, "_multiplied_in", lambda self, like: other)
+    with pytest.raises(AssertionError):
+        test_products_are_taken_in_what_the_processor_has(multiplies)
 
 
 def test_products_that_are_not_rounded_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,7 +43,8 @@ class RoundedProducts(Products):
     """Products whose factors and results are rounded to another dtype; biases are added, and values go on, in theirs.
 
     A rounded copy of each matrix is kept, and made anew when the matrix was written to. Where gradients have to reach
-    the matrix it is rounded on the way instead, as under `torch.autocast`.
+    the matrix it is rounded on the way instead, as under `torch.autocast`. A processor for which torch has no such
+    products (they would take fifty times as long) multiplies the rounded factors in float32, which holds them exactly.
 
     Args:
         dtype: What factors are rounded to.
@@ -51,32 +52,40 @@ class RoundedProducts(Products):
 
     def __init__(self, dtype: torch.dtype) -> None:
         self.dtype = dtype
+        self._on_cpu = torch.float32 if dtype == torch.bfloat16 and not cpu_multiplies_bfloat16() else dtype
         self._copies: Any = WeakIdKeyDictionary()  # parameter -> _Copy
 
     def __reduce__(self) -> tuple[Any, ...]:  # a copy of a model, or a pickled one, makes its own
         return type(self), (self.dtype,)
 
     def affine(self, x: Tensor, stored: Tensor, bias: Tensor) -> Tensor:
-        rows = x.flatten(0, -2).to(self.dtype)
-        product = torch.mm(rows, _matrix(self._rounded(stored))).to(x.dtype)
-        return product.add_(bias).view(*x.shape[:-1], -1)
+        product = torch.mm(self._factor(x.flatten(0, -2)), _matrix(self._rounded(stored)))
+        return product.to(self.dtype).to(x.dtype).add_(bias).view(*x.shape[:-1], -1)
 
     def linear(self, x: Tensor, stored: Tensor, *, transposed: bool = False) -> Tensor:
-        return super().linear(x.to(self.dtype), self._rounded(stored), transposed=transposed).to(x.dtype)
+        product = super().linear(self._factor(x), self._rounded(stored), transposed=transposed)
+        return product.to(self.dtype).to(x.dtype)
 
     def forget(self) -> None:
         self._copies.clear()
 
     def bytes_needed(self, matrices: Iterable[Tensor]) -> int:
-        return sum(matrix.numel() * self.dtype.itemsize for matrix in matrices if matrix.dtype != self.dtype)
+        return sum(m.numel() * self._multiplied_in(m).itemsize for m in matrices if m.dtype != self.dtype)
+
+    def _multiplied_in(self, like: Tensor) -> torch.dtype:
+        return self._on_cpu if like.device.type == "cpu" else self.dtype
+
+    def _factor(self, values: Tensor) -> Tensor:
+        """Rounded, in the dtype that products are taken in."""
+        return values.to(self.dtype).to(self._multiplied_in(values))
 
     def _rounded(self, stored: Tensor) -> Tensor:
         if not self._can_keep(stored):
-            return stored.to(self.dtype)
+            return self._factor(stored)
         kept = self._copies.get(stored)
         if kept is None or not kept.is_of(stored):
             source = stored.detach()
-            kept = self._copies[stored] = _Copy(source, source._version, source.to(self.dtype))
+            kept = self._copies[stored] = _Copy(source, source._version, self._factor(source))
         return kept.rounded
 
     def _can_keep(self, stored: Tensor) -> bool:
@@ -106,3 +115,8 @@ def _matrix(stored: Tensor) -> Tensor:
 def products_of(rounds_to: torch.dtype | None) -> Products:
     """The products of a model whose matrices are rounded so, or not at all."""
     return Products() if rounds_to is None else RoundedProducts(rounds_to)
+
+
+def cpu_multiplies_bfloat16() -> bool:
+    """Whether torch has matrix products in bfloat16 for this processor that are meant to be used."""
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
