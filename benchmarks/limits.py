@@ -16,6 +16,8 @@ from report import Report, Row, arguments
 import torch
 from torch import Tensor
 
+from pellucid.products import cpu_multiplies_bfloat16
+
 PRODUCT_SIZES = (1024, 2048, 3072)
 """Sides of square matrices; the best of them is the limit."""
 
@@ -33,6 +35,11 @@ def best_product(dtype: torch.dtype = torch.float32, device: str = "cpu", *, rou
     tried = {size: product(size, dtype, device) for size in PRODUCT_SIZES}
     samples = compete({str(size): call for size, (call, _) in tried.items()}, rounds=rounds, device=device)
     return tried[max(PRODUCT_SIZES, key=lambda size: tried[size][1] / median(samples.seconds[str(size)]))]
+
+
+def multiplies_bfloat16(device: str = "cpu") -> bool:
+    """Whether products in bfloat16 are worth a measurement: without the instructions they take fifty times as long."""
+    return device != "cpu" or cpu_multiplies_bfloat16()
 
 
 def large_pages(nbytes: int) -> Tensor:
@@ -85,7 +92,7 @@ def main() -> None:
     rounds = options.rounds(9, quick=3)
     calls: dict[str, Call] = {}
     work: dict[str, int] = {}
-    for dtype in (torch.float32, torch.bfloat16):
+    for dtype in (torch.float32, *([torch.bfloat16] if multiplies_bfloat16() else [])):
         name = f"{str(dtype).removeprefix('torch.')} product"
         calls[name], work[name] = best_product(dtype, rounds=rounds)
     samples = compete(calls, rounds=rounds)
