@@ -168,14 +168,26 @@ class Page:
 def codes() -> dict[str, list[str]]:
     """Error class -> the codes that it is raised with, read off the source."""
     found: dict[str, set[str]] = {}
-    for path in sorted((ROOT / "src" / "pellucid").rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
-                continue
-            for keyword in node.keywords:
-                if keyword.arg == "code" and node.func.id.endswith("Error") and isinstance(keyword.value, ast.Constant):
-                    found.setdefault(node.func.id, set()).add(str(keyword.value.value))
+    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in sorted((ROOT / "src" / "pellucid").rglob("*.py"))]
+    helpers = {f.name: f for tree in trees for f in ast.walk(tree) if isinstance(f, ast.FunctionDef) and _code_at(f)}
+    for node in (node for tree in trees for node in ast.walk(tree)):
+        if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
+            continue
+        name, given = node.func.id, [keyword.value for keyword in node.keywords if keyword.arg == "code"]
+        if name in helpers:  # the class is an argument, or what it returns
+            given += node.args[_code_at(helpers[name]) :][:1]
+            classes = [a.id for a in (*node.args, helpers[name].returns) if isinstance(a, ast.Name)]
+            name = next((each for each in classes if each.endswith("Error")), name)
+        for value in given:
+            if name.endswith("Error") and isinstance(value, ast.Constant):
+                found.setdefault(name, set()).add(str(value.value))
     return {name: sorted(found[name]) for name in sorted(found)}
+
+
+def _code_at(function: ast.FunctionDef) -> int:
+    """The place of a function's parameter `code`; 0 where it has none."""
+    names = [argument.arg for argument in function.args.args]
+    return names.index("code") if "code" in names else 0
 
 
 def with_codes(page: str) -> str:

@@ -19,7 +19,7 @@ import pellucid as pl
 import support
 from pellucid import attention, nonlinear
 from pellucid.ckpt import Ckpt
-from pellucid.run import activations, stepping
+from pellucid.run import recorder, stepping
 from pellucid.tap import StopAfter
 
 B, P, D, V = 2, 20, support.SIZES["n_embd"], support.SIZES["vocab_size"]
@@ -230,7 +230,7 @@ SLOWER: dict[str, tuple[Any, str, Any, tuple[Callable[[], None], ...]]] = {
         attention.Visible, "hidden", lambda self, *sizes: ~self.among(*sizes), (masks_are_made_once,),
     ),
     "everything captured is copied": (
-        activations.Recorder, "_may_hand_out", lambda self, value: False, (residual_capture, everything_captured),
+        recorder.Recorder, "_may_hand_out", lambda self, value: False, (residual_capture, everything_captured),
     ),
     "all logits for the last": (
         pl.CkptedTransformer, "next_token_logits", lambda self, ids: self(ids)[:, -1], (last_logits,),

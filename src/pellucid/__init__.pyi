@@ -36,6 +36,9 @@ from pellucid.errors import (
     ShapeError as ShapeError,
 )
 from pellucid.errors import (
+    UnknownArgumentError as UnknownArgumentError,
+)
+from pellucid.errors import (
     UnknownNameError as UnknownNameError,
 )
 from pellucid.errors import (

@@ -139,11 +139,13 @@ def select(patterns: str | Iterable[str] | None, known: Sequence[str]) -> tuple[
 
 def unknown_name(name: object, known: Iterable[str]) -> UnknownNameError:
     """The error for a checkpoint name or pattern that does not exist among `known`."""
-    what = "pattern matches no checkpoint" if "*" in str(name) else "no such checkpoint"
+    what, known = "pattern matches no checkpoint" if "*" in str(name) else "no such checkpoint", list(known)
+    ends = [end for end in (f".{name}", f".ckpt_{name}") if any(each.endswith(end) for each in known)]
+    hint = f"Did you mean {f'**{ends[0]}'!r}, one in each block?" if ends else nearest(str(name), known)
     return UnknownNameError(
         f"{what}: {name!r}.",
         code="unknown-checkpoint",
-        remedy=f"{nearest(str(name), known)} `model.ckpt_names` lists them all.".strip(),
+        remedy=f"{hint} `model.ckpt_names` lists them all.".strip(),
     )
 
 

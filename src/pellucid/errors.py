@@ -59,6 +59,10 @@ class ShapeError(InputError):
     """A tensor of another shape or dtype than the place it goes to."""
 
 
+class UnknownArgumentError(InputError, TypeError):
+    """An argument that a call does not take."""
+
+
 class UnknownNameError(PellucidError, KeyError):
     """A checkpoint, parameter or pattern of names that does not exist."""
 

@@ -8,7 +8,8 @@ import torch
 
 from pellucid.errors import ConfigError
 
-_CHOICES = {"attention": ("auto", "eager"), "numerics": ("exact", "fast", "bfloat16")}
+ATTENTION = ("auto", "eager")
+NUMERICS = ("exact", "fast", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -28,13 +29,10 @@ class Execution:
     numerics: str = "exact"
 
     def __post_init__(self) -> None:
-        for option, choices in _CHOICES.items():
-            if getattr(self, option) not in choices:
-                raise ConfigError(
-                    f"{option}={getattr(self, option)!r}, expected {' or '.join(map(repr, choices))}.",
-                    code=f"unknown-{option}",
-                    remedy="Give one of these.",
-                )
+        if self.attention not in ATTENTION:
+            raise _unknown("attention", self.attention, ATTENTION, "unknown-attention")
+        if self.numerics not in NUMERICS:
+            raise _unknown("numerics", self.numerics, NUMERICS, "unknown-numerics")
 
     @property
     def is_fast(self) -> bool:
@@ -45,3 +43,9 @@ class Execution:
     def rounds_to(self) -> torch.dtype | None:
         """What matrices are rounded to before values are multiplied by them; None where they are not."""
         return torch.bfloat16 if self.numerics == "bfloat16" else None
+
+
+def _unknown(option: str, given: object, choices: tuple[str, ...], code: str) -> ConfigError:
+    return ConfigError(
+        f"{option}={given!r}, expected {' or '.join(map(repr, choices))}.", code=code, remedy="Give one of these."
+    )

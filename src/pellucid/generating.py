@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any, Literal, Self
+from typing import Any, Literal, Never, Self
 
 from torch import Tensor
 
@@ -16,7 +16,7 @@ from pellucid.run.beams import Beams
 from pellucid.run.edit import Edit
 from pellucid.run.generate import generate, stream
 from pellucid.run.generation import Generation, Token
-from pellucid.run.request import Request, Seed, edits_of, left, names_of, pace_of, returned_of
+from pellucid.run.request import Request, Seed, edits_of, left, names_of, pace_of, refuse_unknown, returned_of
 from pellucid.run.sampling import GREEDY, Sampler
 from pellucid.run.stopping import Stop, Stopping, stopping
 from pellucid.tokens import Tokenizer
@@ -49,6 +49,7 @@ class GeneratingTransformer(Transformer):
         use_cache: bool = True,
         names: Names = (),
         edits: Edit | Sequence[Edit] = (),
+        **unknown: Never,
     ) -> Generation:
         """Go on with a text or several.
 
@@ -71,6 +72,7 @@ class GeneratingTransformer(Transformer):
             use_cache: Whether keys and values are kept; without, the whole text runs for every token.
             names: Checkpoints to capture at every step; none where empty, all where None.
             edits: Changes on the way; positions are columns of the whole text.
+            unknown: Nothing; whatever comes here is refused, with where it goes.
 
         Returns:
             Ids, text, log-probabilities, why each text ended, and what was captured.
@@ -86,6 +88,7 @@ class GeneratingTransformer(Transformer):
             >>> out.text
             'Once upon a time, there was a little girl named Lily.'
         """
+        refuse_unknown("generate", unknown)
         chosen = sampler or GREEDY
         returned = returned_of(num_return_sequences, num_beams, chosen)
         beams = Beams(num_beams, length_penalty, early_stopping, returned) if num_beams > 1 else None
@@ -110,6 +113,7 @@ class GeneratingTransformer(Transformer):
         num_return_sequences: int = 1,
         overflow: str = "error",
         explain: bool = False,
+        **unknown: Never,
     ) -> Iterator[Token]:
         """Go on with a text or several, token by token.
 
@@ -124,6 +128,7 @@ class GeneratingTransformer(Transformer):
             >>> "".join(token.text for token in pl.load().stream("Once upon a time", max_new_tokens=5))
             ', there was a little'
         """
+        refuse_unknown("stream", unknown)
         chosen = sampler or GREEDY
         request = self._request(
             inputs, chosen, stopping(self.config, self.tokenizer, max_new_tokens, stop, end_ids), overflow, True

@@ -19,10 +19,11 @@ from pellucid.errors import InputError, UnknownNameError, nearest
 from pellucid.execution import Execution
 from pellucid.generating import GeneratingTransformer
 from pellucid.parameters import LiveView, has_native_hooks, state_of, submodules
-from pellucid.run.activations import ActivationCkpts, Recorder
+from pellucid.run.activations import ActivationCkpts
 from pellucid.run.edit import Edit
 from pellucid.run.edit_tap import EditTap
 from pellucid.run.origin import Origin
+from pellucid.run.recorder import Recorder
 from pellucid.run.region import Index, Region
 from pellucid.tap import Chain, StopAfter, Stopped, Tap
 from pellucid.tokens import Tokenizer

@@ -239,6 +239,8 @@ NAMES = [
     Bad("a module as a parameter", "unknown-parameter", lambda model, folder: model.parameter("blocks.0.attn"), U),
     Bad("captured name that is not there", "not-captured",
         lambda model, folder: model.run_with_ckpts(IDS, names="ckpt_embed")[1]["ckpt_pos_embed"], U),
+    Bad("a pattern for a name", "pattern-for-a-name",
+        lambda model, folder: model.run_with_ckpts(IDS)[1]["blocks.*.resid_post"], U),
     Bad("stack of what was not captured", "unknown-checkpoint",
         lambda model, folder: model.run_with_ckpts(IDS, names="ckpt_embed")[1].stack("resid_post"), U),
     Bad("estimate of an unknown name", "unknown-checkpoint",

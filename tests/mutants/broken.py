@@ -14,7 +14,8 @@ from torch import Tensor
 import pellucid as pl
 from pellucid import aliases, attention, ckpt, model, nonlinear, products, transformer
 from pellucid import batch as batches
-from pellucid.run import activations, edit, region
+from pellucid.run import edit, region
+from pellucid.run.recorder import Recorder
 from pellucid.transformer import Run
 
 Patch = pytest.MonkeyPatch
@@ -259,7 +260,7 @@ def recorder(change: Callable[[Any, str, Tensor], None]) -> Callable[[Patch], No
 
         return call
 
-    return wrapped(activations.Recorder, "__call__", make)
+    return wrapped(Recorder, "__call__", make)
 
 
 def keeps_the_live_tensor(self: Any, name: str, value: Tensor) -> None:

@@ -71,6 +71,22 @@ def test_stack(ckpts: pl.ActivationCkpts) -> None:
         ckpts.stack("attn.pattern")
 
 
+def test_a_pattern_through_the_blocks_is_stacked(ckpts: pl.ActivationCkpts) -> None:
+    for pattern in ("blocks.*.attn.ckpt_pattern", "blocks.*.attn.hook_pattern"):
+        assert torch.equal(ckpts.stack(pattern), ckpts.stack("attn.ckpt_pattern"))
+
+
+@pytest.mark.parametrize(("name", "pattern"), [
+    ("pattern", "**.ckpt_pattern"), ("ckpt_z", "**.ckpt_z"), ("resid_mid", "**.resid_mid"),
+    ("mlp.ckpt_pre", "**.mlp.ckpt_pre"),
+])  # fmt: skip
+def test_the_end_of_a_name_suggests_its_pattern(glass: pl.CkptedTransformer, name: str, pattern: str) -> None:
+    with pytest.raises(pl.UnknownNameError) as caught:
+        glass.run_with_ckpts(IDS, names=name)
+    assert repr(pattern) in caught.value.remedy
+    assert len(glass.run_with_ckpts(IDS, names=pattern)[1]) == glass.config.n_layer
+
+
 def test_aliases_are_the_same_values(ckpts: pl.ActivationCkpts) -> None:
     assert ckpts["blocks.0.attn.hook_pattern"] is ckpts["blocks.0.attn.ckpt_pattern"]
     assert ckpts["pattern", 0] is ckpts["blocks.0.attn.ckpt_pattern"]

@@ -340,8 +340,19 @@ def test_prompts_that_cannot_be(glass: pl.CkptedTransformer) -> None:
         assert caught.value.code == code
     with pytest.raises(pl.InputError):
         pl.load().generate("")
-    with pytest.raises(TypeError):
-        glass.generate([[1]], temprature=0.5)
+
+
+@pytest.mark.parametrize(("name", "belongs"), [
+    ("temprature", "help(model.generate)"), ("temperature", "pl.Sampler(temperature"),
+    ("max_length", "max_new_tokens="),
+])  # fmt: skip
+def test_arguments_that_do_not_exist(glass: pl.CkptedTransformer, name: str, belongs: str) -> None:
+    with pytest.raises(TypeError) as caught:
+        glass.generate([[1]], **{name: 1})
+    assert isinstance(caught.value, pl.UnknownArgumentError)
+    assert belongs in caught.value.remedy
+    with pytest.raises(pl.UnknownArgumentError):
+        glass.stream([[1]], **{name: 1})
 
 
 def test_an_end_id_of_the_configuration_outside_the_vocabulary() -> None:

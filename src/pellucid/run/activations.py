@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +17,7 @@ from pellucid import aliases
 from pellucid.axes import POSITIONS, Axis
 from pellucid.batch import Batch
 from pellucid.ckpt import all_axes, unknown_name
-from pellucid.errors import InputError, MissingExtraError, UnknownNameError
+from pellucid.errors import InputError, MissingExtraError, NotFoundError, UnknownNameError
 from pellucid.run.origin import Known, Origin
 from pellucid.run.region import Index, Region, take
 from pellucid.weights import files, formats
@@ -90,6 +89,12 @@ class ActivationCkpts(Mapping[str, Tensor]):
         try:
             return self._values[wanted]
         except (KeyError, TypeError):
+            if "*" in str(wanted):
+                raise UnknownNameError(
+                    f"{wanted!r} is a pattern, expected one name.",
+                    code="pattern-for-a-name",
+                    remedy="`ckpts.stack` takes one value of every block; patterns select in names= of run_with_ckpts.",
+                ) from None
             if wanted in all_axes(self.n_layer):
                 raise UnknownNameError(
                     f"{wanted!r} was not captured in this run.",
@@ -130,8 +135,11 @@ class ActivationCkpts(Mapping[str, Tensor]):
         return sum(value.numel() * value.element_size() for value in self._values.values())
 
     def stack(self, name: str) -> Tensor:
-        """One checkpoint of every block that has it, [L, ...], such as `stack("attn.ckpt_pattern")`."""
-        return torch.stack([self[full] for full in self._of_blocks(name)])
+        """One checkpoint of every block that has it, [L, ...], such as `stack("attn.ckpt_pattern")`.
+
+        Also as a pattern that goes through the blocks, `stack("blocks.*.attn.ckpt_pattern")`.
+        """
+        return torch.stack([self[full] for full in self._of_blocks(name.removeprefix("blocks.*."))])
 
     def _of_blocks(self, name: str) -> list[str]:
         template = aliases.canonical(f"blocks.0.{name}").removeprefix("blocks.0.")
@@ -222,8 +230,15 @@ class ActivationCkpts(Mapping[str, Tensor]):
         """Read a file that `save` wrote.
 
         Raises:
+            NotFoundError: No such file.
             InputError: A safetensors file of something else.
         """
+        if not Path(path).is_file():
+            raise NotFoundError(
+                f"{path}: not there, or no file.",
+                code="path-not-found",
+                remedy="Give a file that ActivationCkpts.save wrote.",
+            )
         tensors = formats.read_file(Path(path)).tensors
         try:
             with safe_open(path, framework="pt") as file:
@@ -246,72 +261,3 @@ class ActivationCkpts(Mapping[str, Tensor]):
 def _listed(index: Index) -> Index:
     """An index that JSON can hold."""
     return list(range(*index.indices(index.stop))) if isinstance(index, slice) else index
-
-
-@dataclass
-class Recorder:
-    """The tap that captures: snapshots, or with `grads` the very tensors on the path of the gradient.
-
-    Args:
-        names: What to keep.
-        n_layer: Blocks of the model.
-        region: Which part of each value.
-        grads: Whether gradients have to reach what is kept.
-        copies: Whether to copy what nobody writes to any more. Nothing in the model writes into a value that it has
-            passed on, so that only native hooks can make copies necessary.
-    """
-
-    names: frozenset[str]
-    n_layer: int
-    region: Region
-    grads: bool
-    copies: bool = True
-    values: dict[str, Tensor] = field(default_factory=dict)
-    _held: set[int] = field(default_factory=set)
-
-    def __post_init__(self) -> None:
-        self._everything = self.region.is_everything
-        self.wants = self.names.__contains__  # asked at every checkpoint
-
-    def check_fired(self) -> None:
-        """Raise for names whose value never came by."""
-        if len(self.values) < len(self.names):
-            missing = self.names - self.values.keys()
-            silent = [name for name in all_axes(self.n_layer) if name in missing]
-            raise UnknownNameError(
-                f"never fired: {', '.join(silent[:5])}.",
-                code="checkpoint-never-fired",
-                remedy="A hook or a replaced module keeps the value from passing through its checkpoint.",
-            )
-
-    def __call__(self, name: str, value: Tensor) -> Tensor:
-        if self.grads:
-            value = value.view_as(value)  # another tensor than came in: what was computed beside now counts
-            kept = value if self._everything else self._part(name, value)[0]
-            if kept.requires_grad:
-                kept.retain_grad()
-            self.values[name] = kept
-            return value
-        kept, is_new = (value, False) if self._everything else self._part(name, value)
-        if kept.requires_grad:
-            kept = kept.detach()
-        self.values[name] = kept if is_new or self._may_hand_out(kept) else _copy(kept)
-        return value
-
-    def _part(self, name: str, value: Tensor) -> tuple[Tensor, bool]:
-        """The region's part of a value, and whether that is another tensor."""
-        indices = self.region.indices(name, value.shape, all_axes(self.n_layer)[name], strict=False)
-        return take(value, indices), bool(indices)
-
-    def _may_hand_out(self, value: Tensor) -> bool:
-        """Whether a value is alone in its memory, nobody writes into it, and nothing else that is kept is the same."""
-        if self.copies or value.untyped_storage().nbytes() != value.nbytes or not value.is_contiguous():
-            return False
-        memory = value.data_ptr()
-        is_first = memory not in self._held
-        self._held.add(memory)
-        return is_first
-
-
-def _copy(value: Tensor) -> Tensor:
-    return value.clone(memory_format=torch.contiguous_format)

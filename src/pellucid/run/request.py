@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 
 from pellucid.aliases import Names, selected
 from pellucid.batch import Batch
 from pellucid.config import TransformerConfig
-from pellucid.errors import InputError
+from pellucid.errors import InputError, UnknownArgumentError
 from pellucid.run.beams import Beams
 from pellucid.run.edit import Edit
 from pellucid.run.edit_tap import EditTap
@@ -150,6 +150,33 @@ def pad_id(config: TransformerConfig) -> int:
     """What stands where a text has ended: the pad id, else an end id, else 0, as in transformers."""
     candidates = (config.pad_token_id, *config.end_ids, 0)
     return next(i for i in candidates if i is not None and 0 <= i < config.vocab_size)
+
+
+_ELSEWHERE = {
+    **{field.name: f"sampler=pl.Sampler({field.name}=...)" for field in fields(Sampler)},
+    "do_sample": "sampler=pl.Sampler()",
+    "max_tokens": "max_new_tokens=",
+    "max_length": "max_new_tokens=",
+    "eos_token_id": "end_ids=",
+    "stop_strings": "stop=",
+    "pos": "names=, and select from what was captured",
+    "heads": "names=, and select from what was captured",
+}
+"""What others call an argument, or where it is no argument -> where it goes here."""
+
+
+def refuse_unknown(verb: str, given: Iterable[str]) -> None:
+    """Refuse arguments that do not exist.
+
+    Raises:
+        UnknownArgumentError: There are any.
+    """
+    for name in given:
+        raise UnknownArgumentError(
+            f"{verb}: {name}= given, which is no argument of it.",
+            code="unknown-argument",
+            remedy=f"Pass {_ELSEWHERE[name]}." if name in _ELSEWHERE else f"`help(model.{verb})` lists them.",
+        )
 
 
 def edits_of(edits: Edit | Iterable[Edit]) -> Sequence[Edit]:

@@ -16,8 +16,8 @@ from pellucid.cache import KeyValueCache
 from pellucid.ckpt import all_axes
 from pellucid.errors import NumericsError
 from pellucid.fast.decoder import Decoder, decoder
-from pellucid.run.activations import Recorder
 from pellucid.run.edit_tap import EditTap
+from pellucid.run.recorder import Recorder
 from pellucid.run.region import Region
 from pellucid.tap import Chain, Tap
 from pellucid.transformer import Run, Transformer

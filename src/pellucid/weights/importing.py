@@ -154,11 +154,20 @@ def _mismatch(layout: Layout, missing: list[str], unexplained: list[str], wrong:
         parts.append(f"unexplained: {_some([f'{name}{_reason(name)}' for name in unexplained])}")
     if wrong:
         parts.append(f"misshapen: {_some(wrong, '; ')}")
-    found = {"missing": missing, "unexplained": unexplained, "misshapen": wrong}
-    kinds = [kind for kind, names in found.items() if names]
+    said = f"weights in the layout {layout.name!r} do not fit the configuration; {'. '.join(parts)}."
+    if len(parts) > 1:
+        return _misfit(said, "weights-do-not-fit")
+    if missing:
+        return _misfit(said, "weights-missing")
+    if unexplained:
+        return _misfit(said, "weights-unexplained")
+    return _misfit(said, "weights-misshapen")
+
+
+def _misfit(said: str, code: str) -> WeightsError:
     return WeightsError(
-        f"weights in the layout {layout.name!r} do not fit the configuration; {'. '.join(parts)}.",
-        code=f"weights-{kinds[0]}" if len(kinds) == 1 else "weights-do-not-fit",
+        said,
+        code=code,
         remedy="Give the configuration that these weights were trained with (sizes, tie_word_embeddings), or a "
         "checkpoint of plain GPT-2.",
     )
