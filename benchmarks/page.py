@@ -1,10 +1,12 @@
 """From the JSON files of a run to `docs/benchmarks.md` and `docs/benchmarks.json`.
 
-    python benchmarks/page.py FOLDER            # writes into docs/
-    python benchmarks/page.py FOLDER --print    # shows the page; what a quick run gives is only ever shown
+    python benchmarks/page.py FOLDER                          # writes into docs/
+    python benchmarks/page.py FOLDER --print                  # shows the page; a quick run is only ever shown
+    python benchmarks/page.py FOLDER --name benchmarks_avx2   # a page for another processor
 
 The prose of a section is the docstring of its script. A target that is missed is listed with the reason that
-`reasons.toml` gives, and with where the time goes; a missed target without a reason says that there is none.
+`reasons.toml` gives, and with where the time goes; a missed target without a reason says that there is none. What else
+the reader of a page should know stands there, too.
 """
 
 from __future__ import annotations
@@ -34,12 +36,15 @@ BUSY = 0.05
 UNITS = {"seconds": "s", "exponent": "", "GB": "GB", "GiB": "GiB", "GFLOP/s": "GFLOP/s", "GB/s": "GB/s"}
 """Kinds of rows that are no ratio -> what stands behind the number."""
 
+PAGE = "benchmarks"
+"""The page that `make bench` writes."""
+
 HEAD = """\
 # Benchmarks
 
 What pellucid costs beside what a user would pick instead, on the same work in one run. `make bench` makes an
 environment with the peers, measures everything on an idle machine and writes this page and
-[benchmarks.json](benchmarks.json), which holds every raw sample. `make bench-quick` takes three minutes and writes
+[{name}.json]({name}.json), which holds every raw sample. `make bench-quick` takes three minutes and writes
 nothing. The scripts are in `benchmarks/`; each also runs alone.
 """
 
@@ -77,21 +82,30 @@ def results(folder: Path) -> dict[str, dict[str, Any]]:
     return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
 
 
-def reasons() -> list[dict[str, str]]:
-    """Why targets are missed: each has "script", parts of "work", "shape", "ours" and "against", and "why"."""
-    return tomllib.loads((HERE / "reasons.toml").read_text(encoding="utf-8")).get("missed", [])
+def reasons(page: str = PAGE) -> list[dict[str, str]]:
+    """Why a page's targets are missed: each has "script", parts of "work", "shape", "ours" and "against", and "why"."""
+    given = tomllib.loads((HERE / "reasons.toml").read_text(encoding="utf-8")).get("missed", [])
+    return [one for one in given if one.get("page", page) == page]
 
 
-def render(found: Mapping[str, Mapping[str, Any]], why: Sequence[Mapping[str, str]]) -> str:
+def notes(page: str) -> list[str]:
+    """What else the reader of a page should know."""
+    given = tomllib.loads((HERE / "reasons.toml").read_text(encoding="utf-8")).get("note", [])
+    return [one["text"] + "\n" for one in given if one["page"] == page]
+
+
+def render(found: Mapping[str, Mapping[str, Any]], why: Sequence[Mapping[str, str]], name: str = PAGE) -> str:
     """The page.
 
     Args:
         found: What `results` gives.
         why: What `reasons` gives.
+        name: Its own, without the ending.
     """
-    parts = [HEAD, RULES]
+    head = HEAD.format(name=name)
+    parts = [head, *notes(name), RULES]
     if not found:
-        return "\n".join([HEAD, NOTHING_YET, RULES])
+        return "\n".join([head, NOTHING_YET, RULES])
     parts += [where(found), *warnings(found)]
     for name, heading in SECTIONS.items():
         if name in found:
@@ -149,12 +163,12 @@ def prose(name: str) -> str:
 def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """A line for each row."""
     lines = [
-        "| work | on | who | beside | | quartiles | target | |",
+        "| work | on | who | beside | who / beside | quartiles | target | |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in rows:
         ratio, kind = row["ratio"], row["kind"]
-        against = row["against"] + (" (peak memory)" if kind == "memory" else "")
+        against = row["against"] + _peak(row)
         target = (
             ""
             if row["target"] is None
@@ -166,6 +180,10 @@ def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         cells = (work, row["shape"], row["ours"], against, number(ratio["median"], kind), quartiles, target, met)
         lines.append("| " + " | ".join(cells) + " |")
     return [*lines, ""]
+
+
+def _peak(row: Mapping[str, Any]) -> str:
+    return " (peak memory)" if row["kind"] == "memory" else ""
 
 
 def number(value: float, kind: str) -> str:
@@ -183,7 +201,7 @@ def misses(name: str, one: Mapping[str, Any], why: Sequence[Mapping[str, str]]) 
         if row["met"] is not False:
             continue
         what = f"{row['work']}, {row['shape']}".rstrip(", ")
-        beside = f" beside {row['against']}" if row["against"] else ""
+        beside = (f" beside {row['against']}" if row["against"] else "") + _peak(row)
         lines.append(f"- **{what}, {row['ours']}{beside}**: {reason(name, row, why) or 'no reason is known yet.'}")
     if not lines:
         return []
@@ -232,17 +250,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("folder", type=Path, help="where the scripts left their JSON")
     parser.add_argument("--print", action="store_true", dest="shown", help="show the page, write nothing")
     parser.add_argument("--docs", type=Path, default=DOCS, help="where the page goes")
+    parser.add_argument("--name", default=PAGE, help="the page, without the ending")
     given = parser.parse_args(arguments)
     found = results(given.folder)
-    page = render(found, reasons())
+    page = render(found, reasons(given.name), given.name)
     if given.shown:
         print(page)
         return 0
     if any(one["quick"] for one in found.values()):
         print("a quick run is no page: use --print", file=sys.stderr)
         return 1
-    (given.docs / "benchmarks.md").write_text(page, encoding="utf-8")
-    (given.docs / "benchmarks.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    (given.docs / f"{given.name}.md").write_text(page, encoding="utf-8")
+    (given.docs / f"{given.name}.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     return 0
 
 

@@ -479,13 +479,49 @@ def test_a_quick_run_is_never_written(tmp_path: Path, capsys: pytest.CaptureFixt
     assert json.loads((tmp_path / "benchmarks.json").read_text(encoding="utf-8")) == {"forward": made_up()}
 
 
-def test_the_committed_page_is_made_from_the_committed_json() -> None:
+@pytest.mark.parametrize("name", [path.stem for path in sorted((ROOT / "docs").glob("benchmarks*.json"))])
+def test_a_committed_page_is_made_from_the_committed_json(name: str) -> None:
     import page
 
-    found = json.loads((ROOT / "docs" / "benchmarks.json").read_text(encoding="utf-8"))
+    found = json.loads((ROOT / "docs" / f"{name}.json").read_text(encoding="utf-8"))
     assert not any(one["quick"] for one in found.values())
-    text = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
-    assert text == page.render(found, page.reasons()), "python benchmarks/page.py FOLDER writes both"
+    text = (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8")
+    assert text == page.render(found, page.reasons(name), name), "python benchmarks/page.py FOLDER writes both"
+    assert "no reason is known yet" not in text
+
+
+def test_reasons_and_notes_belong_to_pages(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import page
+
+    said = """
+        [[missed]]
+        page = "other"
+        script = "forward"
+        why = "of the other"
+        [[missed]]
+        script = "forward"
+        why = "of any"
+        [[note]]
+        page = "other"
+        text = "Look twice."
+    """
+    (tmp_path / "reasons.toml").write_text(said, encoding="utf-8")
+    (tmp_path / "forward.py").write_text('"""Forwards."""', encoding="utf-8")
+    monkeypatch.setattr(page, "HERE", tmp_path)
+    mine, other = (page.render({"forward": made_up()}, page.reasons(n), n) for n in ("benchmarks", "other"))
+    assert "of any" in mine
+    assert "Look twice." not in mine
+    assert "of the other" in other
+    assert "Look twice." in other
+    assert "[other.json](other.json)" in other
+
+
+def test_a_missed_target_says_whether_it_is_memory() -> None:
+    import page
+
+    memory = {**made_up()["rows"][1], "work": "capture", "kind": "memory"}
+    text = page.render({"forward": made_up(rows=[memory])}, [])
+    assert "**capture, 1x8, pellucid beside transformers (peak memory)**" in text
 
 
 def test_a_report_writes_what_the_page_reads(report: Any, harness: Any, tmp_path: Path) -> None:

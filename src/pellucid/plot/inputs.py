@@ -146,5 +146,5 @@ def as_numbers(where: str, given: Any) -> Numbers:
         raise ShapeError(
             f"{where}: {type(given).__name__} cannot be read as a rectangle of numbers ({error}).",
             code="not-numbers",
-            remedy="Pass a tensor, an array, or lists of equal length.",
+            remedy="Pass a tensor, an array, or lists of equal length; of captured values one, as in ckpts[name][0].",
         ) from error
