@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -61,6 +62,17 @@ def one_ulp_is_found() -> None:
     assert report.verdict == "different"
     assert report.first_divergence is not None
     assert report.first_divergence.where == "blocks.1.mlp.b_in"
+
+
+def only_what_differs_is_named() -> None:
+    for unit in ("blocks.1.attn.W_Q", "blocks.0.attn.b_V"):
+        other = copy.deepcopy(MODEL)
+        with torch.no_grad():
+            other.parameter(unit)[1, ..., 2] += 0.1
+        for a, b in ((MODEL, other), (MODEL.state_dict(), other.state_dict()), (MODEL, pl.to_hf(other).state_dict())):
+            report = pl.compare(a, b, IDS) if a is MODEL else pl.compare(a, b)
+            assert report.first_divergence is not None
+            assert report.first_divergence.where == unit
 
 
 def sign_of_zero_is_found() -> None:
@@ -190,6 +202,9 @@ MUTANTS: dict[str, tuple[Callable[[Patch], None], Callable[[], None]]] = {
     "the forced run is not forced": (never_forced, later_mistake_is_placed),
     "the alignment accepts anything": (everything_aligns, one_ulp_is_found),
     "nearest is not searched": (patched(aligning._Aligner, "_nearest", nothing), one_ulp_is_found),
+    "all that shares a tensor is named": (
+        patched(comparison, "same_bits", lambda a, b: False), only_what_differs_is_named
+    ),
     "the sign of zero is ignored": (zeros_are_zeros, sign_of_zero_is_found),
     "heads are never found": (patched(aligning, "_match_heads", in_order_only), inconsistent_heads_are_found),
     "the unexplained is ignored": (patched(pl.Alignment, "complete", True), extra_is_not_passed_over),

@@ -14,6 +14,7 @@ import support
 
 SMALL = {"vocab_size": 53, "n_positions": 16, "n_embd": 24, "n_layer": 2, "n_head": 3}
 IDS = support.some_ids(2, 7, 53)
+WIDTH = 24
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +156,9 @@ def one_ulp(parameter: torch.Tensor, place: tuple[int, ...]) -> None:
     ("theirs", "place", "ours"),
     [
         ("token_embedding.weight", (3, 4), "embed.W_E"),
-        ("blocks.1.attn.qkv_proj.weight", (30, 2), "blocks.1.attn.W_Q + blocks.1.attn.W_K + blocks.1.attn.W_V"),
+        ("blocks.1.attn.qkv_proj.weight", (WIDTH - 1, 2), "blocks.1.attn.W_Q"),
+        ("blocks.1.attn.qkv_proj.weight", (WIDTH, 2), "blocks.1.attn.W_K"),
+        ("blocks.1.attn.qkv_proj.bias", (2 * WIDTH,), "blocks.1.attn.b_V"),
         ("blocks.0.attn.output_proj.weight", (1, 2), "blocks.0.attn.W_O"),
         ("blocks.0.linear2.bias", (5,), "blocks.0.mlp.b_out"),
         ("ln.weight", (0,), "ln_final.w"),

@@ -77,7 +77,9 @@ class Comparison:
             single = self._runs(self.reference, alignment, Conditions())
         except Exception as error:  # whatever a foreign forward raises
             self.notes.append(f"the other model did not run on ids {list(self.ids.shape)}: {_words(error)}")
-            return self._finished(alignment, [], first_changed(alignment), explained=False)
+            return self._finished(
+                alignment, [], first_changed(alignment, units_of(self.reference), self.others), explained=False
+            )
         return self._judge(alignment, single, changed)
 
     def _to_common_ground(self) -> None:
@@ -116,7 +118,7 @@ class Comparison:
 
     def _judge(self, alignment: Alignment, single: Runs, changed: list[Match]) -> ComparisonReport:
         """Tell rounding from error by float64, find the first difference, and report."""
-        first = first_changed(alignment)
+        first = first_changed(alignment, units_of(self.reference), self.others)
         self.progress("running both in float64", 0.5)
         try:
             double = self._runs(self.reference, alignment, DOUBLE)
@@ -197,14 +199,24 @@ class Comparison:
         )
 
 
-def first_changed(alignment: Alignment) -> Divergence | None:
-    """The first parameter that is not equal to the bit."""
+def first_changed(alignment: Alignment, units: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> Divergence | None:
+    """The first parameter that is not equal to the bit; of those that share its tensor, the ones that differ."""
     changed = next((match for match in alignment.matches if not match.comparison.bit_equal), None)
     if changed is None:
         return None
+    undone = changed.transform.undo(others[changed.name].detach(), changed.group, changed.comparison.shape)
+    differing = [
+        unit
+        for unit, part in changed.group.split(undone).items()
+        if not same_bits(_of_head(units[unit], changed.group.head), part)
+    ]
     head = "" if changed.group.head is None else f"[{changed.group.head}]"
-    where = " + ".join(unit + head for unit in changed.group.units)
+    where = " + ".join(unit + head for unit in differing)
     return Divergence(where, "parameter", f"{changed.name} {describe_difference(changed.comparison)}")
+
+
+def _of_head(unit: Tensor, head: int | None) -> Tensor:
+    return unit if head is None else unit[head]
 
 
 def divergence_at(runs: Runs, point: str, cause: Cause | None) -> Divergence:

@@ -79,7 +79,7 @@ def _of_parameters(reference: CkptedTransformer, others: Tensors, *, swapped: bo
     config = reference.config
     alignment = align(units_of(reference), others, config.n_layer, config.n_head)
     dtypes = {tensor.dtype for tensor in (*reference.parameters(), *others.values()) if tensor.is_floating_point()}
-    divergence = first_changed(alignment)
+    divergence = first_changed(alignment, units_of(reference), others)
     verdict = verdict_of(alignment, (), divergence, may_be_identical=len(dtypes) == 1, rounding_explains=False)
     rows = rows_of_parameters(alignment, swapped=swapped)
     notes = (ALONE, *notes_on(alignment))
