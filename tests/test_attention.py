@@ -5,9 +5,11 @@ from __future__ import annotations
 import checks
 import pytest
 import torch
+from torch.func import functional_call, stack_module_state, vmap
 
 import pellucid as pl
 import support
+from pellucid import attention
 from pellucid.attention import Visible
 from pellucid.products import affine
 
@@ -88,8 +90,8 @@ def test_every_position_sees_all_earlier_ones(attention: str) -> None:
 
 
 def test_what_a_pad_holds_changes_nothing() -> None:
-    for attention in ("auto", "eager"):
-        model = support.glass(attention=attention, dtype=torch.float64)
+    for mode in ("auto", "eager"):
+        model = support.glass(attention=mode, dtype=torch.float64)
         for side in ("left", "right"):
             batch = model.tokenize(support.ragged_ids(3, 9), padding_side=side)
             other = pl.Batch(torch.where(batch.mask, batch.ids, 77), batch.mask, batch.positions)
@@ -122,3 +124,29 @@ def test_eager_is_explicit_in_every_layer() -> None:
         found = checks.ops(lambda: model(IDS))
     assert found.count("scaled_dot_product", "_fused_attention") == 0
     assert found.count("softmax") == 3
+
+
+def several_at_once(mode: str) -> None:
+    """Models whose parameters are stacked run as one, by torch.func."""
+    models = [support.glass(seed=seed, dtype=torch.float64, attention=mode) for seed in range(3)]
+    stacked, _ = stack_module_state(models)
+
+    def run(parameters: dict[str, torch.Tensor]) -> torch.Tensor:
+        return functional_call(models[0], parameters, (IDS,))
+
+    with torch.no_grad():
+        together = vmap(run)(stacked)
+        for logits, model in zip(together, models, strict=True):
+            assert support.close(logits, model(IDS), 1e-12)
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@pytest.mark.parametrize("mode", ["auto", "eager"])
+def test_several_models_at_once(mode: str) -> None:
+    several_at_once(mode)
+
+
+def test_writing_into_what_is_transformed_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "_is_transformed", lambda: False)
+    with pytest.raises(RuntimeError, match="atching rule"):
+        several_at_once("eager")

@@ -187,6 +187,11 @@ class Attention(ViewedModule):
 
 def _softmax(scores: Tensor, *, in_place: bool) -> Tensor:
     """Over the keys. In place it saves the mapping of fresh memory, which takes longer than the softmax itself."""
-    if in_place and scores.device.type == "cpu" and may_write_into_results(scores):
+    if in_place and scores.device.type == "cpu" and may_write_into_results(scores) and not _is_transformed():
         return torch.softmax(scores, dim=-1, out=scores)
     return F.softmax(scores, dim=-1)
+
+
+def _is_transformed() -> bool:
+    """Whether torch.compile or torch.func run the operations, which have no rule for a result that is given."""
+    return torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None
