@@ -30,6 +30,13 @@ def _seed() -> Iterator[None]:
     torch.set_grad_enabled(grad)
 
 
+@pytest.fixture(autouse=True)
+def _no_figure_outlives_its_test() -> Iterator[None]:
+    yield
+    if "matplotlib.pyplot" in sys.modules:
+        sys.modules["matplotlib.pyplot"].close("all")
+
+
 @pytest.fixture(scope="session")
 def glass() -> pl.CkptedTransformer:
     """The small evaluating model that tests read from; whoever changes a model builds one of their own."""

@@ -194,4 +194,5 @@ def _softmax(scores: Tensor, *, in_place: bool) -> Tensor:
 
 def _is_transformed() -> bool:
     """Whether torch.compile or torch.func run the operations, which have no rule for a result that is given."""
-    return torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None
+    functorch = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]  (there is no public way to ask)
+    return torch.compiler.is_compiling() or functorch.peek_interpreter_stack() is not None

@@ -1,8 +1,7 @@
-"""Figures are drawn without a screen, from matplotlib's own defaults, and none outlives its test."""
+"""Figures are drawn without a screen, from matplotlib's own defaults."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 
 import pytest
@@ -16,5 +15,3 @@ def _plain_matplotlib() -> Iterator[None]:
         mpl.rcdefaults()
         mpl.use("Agg")
         yield
-    if "matplotlib.pyplot" in sys.modules:
-        sys.modules["matplotlib.pyplot"].close("all")
