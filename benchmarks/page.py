@@ -43,9 +43,9 @@ HEAD = """\
 # Benchmarks
 
 What pellucid costs beside what a user would pick instead, on the same work in one run. `make bench` makes an
-environment with the peers, measures everything on an idle machine and writes this page and
-[{name}.json]({name}.json), which holds every raw sample. `make bench-quick` takes three minutes and writes
-nothing. The scripts are in `benchmarks/`; each also runs alone.
+environment with the peers, measures everything on an idle machine and writes `docs/benchmarks.md`. `make bench-quick`
+takes three minutes and writes nothing. The scripts are in `benchmarks/`; each also runs alone. Every raw sample of this
+page is in [{name}.json]({name}.json).
 """
 
 RULES = """\
@@ -84,14 +84,16 @@ def results(folder: Path) -> dict[str, dict[str, Any]]:
 
 def reasons(page: str = PAGE) -> list[dict[str, str]]:
     """Why a page's targets are missed: each has "script", parts of "work", "shape", "ours" and "against", and "why"."""
-    given = tomllib.loads((HERE / "reasons.toml").read_text(encoding="utf-8")).get("missed", [])
-    return [one for one in given if one.get("page", page) == page]
+    return [one for one in _said("missed") if one.get("page", page) == page]
 
 
 def notes(page: str) -> list[str]:
     """What else the reader of a page should know."""
-    given = tomllib.loads((HERE / "reasons.toml").read_text(encoding="utf-8")).get("note", [])
-    return [one["text"] + "\n" for one in given if one["page"] == page]
+    return [one["text"] + "\n" for one in _said("note") if one["page"] == page]
+
+
+def _said(kind: str) -> list[dict[str, str]]:
+    return tomllib.loads((HERE / "reasons.toml").read_text(encoding="utf-8")).get(kind, [])
 
 
 def render(found: Mapping[str, Mapping[str, Any]], why: Sequence[Mapping[str, str]], name: str = PAGE) -> str:
@@ -107,9 +109,9 @@ def render(found: Mapping[str, Mapping[str, Any]], why: Sequence[Mapping[str, st
     if not found:
         return "\n".join([head, NOTHING_YET, RULES])
     parts += [where(found), *warnings(found)]
-    for name, heading in SECTIONS.items():
-        if name in found:
-            parts.append(section(name, heading, found[name], why))
+    for script, heading in SECTIONS.items():
+        if script in found:
+            parts.append(section(script, heading, found[script], why))
     parts.append(accelerator(found))
     return "\n".join(parts).rstrip() + "\n"
 

@@ -132,21 +132,27 @@ def select(patterns: str | Iterable[str] | None, known: Sequence[str]) -> tuple[
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
         matched = [pattern] if isinstance(pattern, str) and pattern in names else _glob(pattern, known)
         if not matched:
-            raise unknown_name(pattern, known)
+            raise unknown_name(pattern, known, _pattern_for(pattern, known))
         chosen.update(matched)
     return tuple(name for name in known if name in chosen)
 
 
-def unknown_name(name: object, known: Iterable[str]) -> UnknownNameError:
-    """The error for a checkpoint name or pattern that does not exist among `known`."""
-    what, known = "pattern matches no checkpoint" if "*" in str(name) else "no such checkpoint", list(known)
-    ends = [end for end in (f".{name}", f".ckpt_{name}") if any(each.endswith(end) for each in known)]
-    hint = f"Did you mean {f'**{ends[0]}'!r}, one in each block?" if ends else nearest(str(name), known)
+def unknown_name(name: object, known: Iterable[str], hint: str = "") -> UnknownNameError:
+    """The error for a checkpoint name or pattern that does not exist among `known`; `hint` instead of near names."""
+    what = "pattern matches no checkpoint" if "*" in str(name) else "no such checkpoint"
     return UnknownNameError(
         f"{what}: {name!r}.",
         code="unknown-checkpoint",
-        remedy=f"{hint} `model.ckpt_names` lists them all.".strip(),
+        remedy=f"{hint or nearest(str(name), known)} `model.ckpt_names` lists them all.".strip(),
     )
+
+
+def _pattern_for(end: object, known: Sequence[str]) -> str:
+    """A sentence that suggests the pattern of all names that end so, or an empty string."""
+    for pattern in (f"**.{end}", f"**.ckpt_{end}"):
+        if _glob(pattern, known):
+            return f"Did you mean {pattern!r}?"
+    return ""
 
 
 def _glob(pattern: str, known: Sequence[str]) -> list[str]:

@@ -84,6 +84,9 @@ def test_the_end_of_a_name_suggests_its_pattern(glass: pl.CkptedTransformer, nam
     with pytest.raises(pl.UnknownNameError) as caught:
         glass.run_with_ckpts(IDS, names=name)
     assert repr(pattern) in caught.value.remedy
+    with pytest.raises(pl.UnknownNameError) as caught:  # where one name is meant, no pattern is suggested
+        glass.run_with_ckpts(IDS)[1][name]
+    assert "*" not in caught.value.remedy
     assert len(glass.run_with_ckpts(IDS, names=pattern)[1]) == glass.config.n_layer
 
 

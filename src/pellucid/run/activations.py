@@ -233,13 +233,11 @@ class ActivationCkpts(Mapping[str, Tensor]):
             NotFoundError: No such file.
             InputError: A safetensors file of something else.
         """
-        if not Path(path).is_file():
-            raise NotFoundError(
-                f"{path}: not there, or no file.",
-                code="path-not-found",
-                remedy="Give a file that ActivationCkpts.save wrote.",
-            )
-        tensors = formats.read_file(Path(path)).tensors
+        try:
+            tensors = formats.read_file(Path(path)).tensors
+        except NotFoundError as error:
+            remedy = "Give a file that ActivationCkpts.save wrote."
+            raise NotFoundError(error.message, code=error.code, remedy=remedy) from None
         try:
             with safe_open(path, framework="pt") as file:
                 about = json.loads((file.metadata() or {})[_ABOUT])

@@ -159,10 +159,8 @@ _ELSEWHERE = {
     "max_length": "max_new_tokens=",
     "eos_token_id": "end_ids=",
     "stop_strings": "stop=",
-    "pos": "names=, and select from what was captured",
-    "heads": "names=, and select from what was captured",
 }
-"""What others call an argument, or where it is no argument -> where it goes here."""
+"""What others pass to `generate` -> where it goes here."""
 
 
 def refuse_unknown(verb: str, given: Iterable[str]) -> None:
