@@ -147,6 +147,6 @@ def test_several_models_at_once(mode: str) -> None:
 
 
 def test_writing_into_what_is_transformed_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention, "_is_transformed", lambda: False)
+    monkeypatch.setattr(attention, "is_transformed", lambda: False)
     with pytest.raises(RuntimeError, match="atching rule"):
         several_at_once("eager")

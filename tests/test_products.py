@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import pellucid as pl
 import support
 from pellucid import products
+from pellucid.execution import Execution
 from pellucid.products import RoundedProducts, products_of
 from pellucid.run.stepping import Stepper
 
@@ -165,7 +166,7 @@ def test_copies_are_made_once_and_only_without_gradients() -> None:
         model(IDS)
     assert len(kept._copies) == 4 * model.config.n_layer + 1
     assert all(kept._copies[key].rounded is copy for key, copy in copies.items())
-    assert not products_of(None).__dict__
+    assert not products_of(Execution()).__dict__
 
 
 def test_gradients_are_those_of_the_rounded_products() -> None:
@@ -268,6 +269,6 @@ def test_products_in_what_the_processor_lacks_are_noticed(monkeypatch: pytest.Mo
 
 
 def test_products_that_are_not_rounded_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pellucid.transformer.products_of", lambda rounds_to: products_of(None))
+    monkeypatch.setattr("pellucid.transformer.products_of", lambda execution: products_of(Execution()))
     with pytest.raises(AssertionError):
         test_nearer_to_float64_than_a_model_in_bfloat16_is("tied")

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from pellucid.ckpt import Ckpt
 from pellucid.config import TransformerConfig
-from pellucid.execution import Execution
+from pellucid.execution import Execution, is_transformed
 from pellucid.nonlinear import may_write_into_results
 from pellucid.parameters import LiveView, ViewedModule
 from pellucid.products import Products
@@ -187,12 +187,6 @@ class Attention(ViewedModule):
 
 def _softmax(scores: Tensor, *, in_place: bool) -> Tensor:
     """Over the keys. In place it saves the mapping of fresh memory, which takes longer than the softmax itself."""
-    if in_place and scores.device.type == "cpu" and may_write_into_results(scores) and not _is_transformed():
+    if in_place and scores.device.type == "cpu" and may_write_into_results(scores) and not is_transformed():
         return torch.softmax(scores, dim=-1, out=scores)
     return F.softmax(scores, dim=-1)
-
-
-def _is_transformed() -> bool:
-    """Whether torch.compile or torch.func run the operations, which have no rule for a result that is given."""
-    functorch = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]  (there is no public way to ask)
-    return torch.compiler.is_compiling() or functorch.peek_interpreter_stack() is not None

@@ -45,6 +45,16 @@ class Execution:
         return torch.bfloat16 if self.numerics == "bfloat16" else None
 
 
+def is_transformed() -> bool:
+    """Whether torch.compile, torch.func or forward differentiation run what is called, and so must know it."""
+    functorch = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]  (there is no public way to ask)
+    return (
+        torch.compiler.is_compiling()
+        or functorch.peek_interpreter_stack() is not None
+        or torch.autograd.forward_ad._current_level >= 0
+    )
+
+
 def _unknown(option: str, given: object, choices: tuple[str, ...], code: str) -> ConfigError:
     return ConfigError(
         f"{option}={given!r}, expected {' or '.join(map(repr, choices))}.", code=code, remedy="Give one of these."

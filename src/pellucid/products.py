@@ -1,4 +1,4 @@
-"""Products of values and stored matrices: as transformers takes them, or with both factors rounded.
+"""Products of values and stored matrices: as transformers takes them, by the quickest way, or of rounded factors.
 
 Modules hand over what they store, so that a rounded copy can be kept beside it.
 """
@@ -7,12 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
+
+from pellucid.execution import Execution, is_transformed
+
+WIDE = 2**20
+"""Numbers in a matrix from which on oneDNN's product is quicker, its longer call included."""
 
 
 def affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -29,7 +35,11 @@ class Products:
 
     def linear(self, x: Tensor, stored: Tensor, *, transposed: bool = False) -> Tensor:
         """x [..., I], stored [O, I], or [I, O] if it is transposed -> [..., O]."""
-        return F.linear(x, stored.t() if transposed else stored)
+        return self._by_rows(x, stored.t() if transposed else stored)
+
+    def _by_rows(self, x: Tensor, weight: Tensor) -> Tensor:
+        """x [..., I], weight [O, I] -> [..., O]."""
+        return F.linear(x, weight)
 
     def forget(self) -> None:
         """Drop what is kept of the matrices."""
@@ -39,7 +49,19 @@ class Products:
         return 0
 
 
-class RoundedProducts(Products):
+class QuickProducts(Products):
+    """The same products, where the result may be rounded otherwise by whichever library is quicker at them.
+
+    Logits of a wide vocabulary take MKL, which torch asks, about twice as long as oneDNN on processors with AVX2.
+    """
+
+    def _by_rows(self, x: Tensor, weight: Tensor) -> Tensor:
+        if _onednn_is_quicker(x, weight):
+            return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
+        return super()._by_rows(x, weight)
+
+
+class RoundedProducts(QuickProducts):
     """Products whose factors and results are rounded to another dtype; biases are added, and values go on, in theirs.
 
     A rounded copy of each matrix is kept, and made anew when the matrix was written to. Where gradients have to reach
@@ -112,11 +134,32 @@ def _matrix(stored: Tensor) -> Tensor:
     return stored if stored.dim() == 2 else stored.flatten(0, -2)
 
 
-def products_of(rounds_to: torch.dtype | None) -> Products:
-    """The products of a model whose matrices are rounded so, or not at all."""
-    return Products() if rounds_to is None else RoundedProducts(rounds_to)
+def products_of(execution: Execution) -> Products:
+    """The products of a model that is run so."""
+    if execution.rounds_to is not None:
+        return RoundedProducts(execution.rounds_to)
+    return QuickProducts() if execution.is_fast else Products()
 
 
 def cpu_multiplies_bfloat16() -> bool:
     """Whether torch has matrix products in bfloat16 for this processor that are meant to be used."""
     return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+@cache
+def cpu_prefers_onednn() -> bool:
+    """Whether this is a processor on which wide products were seen to take oneDNN less time than MKL."""
+    return torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX2"
+
+
+def _onednn_is_quicker(x: Tensor, weight: Tensor) -> bool:
+    """Whether oneDNN can take the product, for which torch knows no derivatives, and gains by it."""
+    differentiated = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
+    return (
+        cpu_prefers_onednn()
+        and weight.numel() >= WIDE
+        and x.device.type == weight.device.type == "cpu"
+        and x.dtype == weight.dtype == torch.float32
+        and weight.is_contiguous()
+        and not (differentiated or torch.is_autocast_enabled("cpu") or is_transformed())
+    )

@@ -259,7 +259,7 @@ class Transformer(nn.Module):
         _check_weights(config, weights)
         self.config = config
         self.execution = execution
-        self.products = products_of(execution.rounds_to)
+        self.products = products_of(execution)
         self.embed = Embedding(weights["embed.W_E"])
         self.pos_embed = PosEmbedding(weights["pos_embed.W_pos"])
         self.blocks = nn.ModuleList(

@@ -1,0 +1,196 @@
+"""Logits of a wide vocabulary by oneDNN: near enough, where it is quicker, and never where torch must know more."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.autograd.forward_ad as forward
+from torch import Tensor, nn
+from torch.func import functional_call, stack_module_state, vmap
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import pellucid as pl
+import support
+from pellucid import products
+
+IDS = support.some_ids(2, 13)
+IGNORING = pytest.mark.filterwarnings(
+    "ignore:There is a performance drop",  # vmap's
+    "ignore:.*torch.jit.script:DeprecationWarning",  # forward differentiation's own
+    "ignore:.*autograd kernel was not registered:UserWarning",  # what mutants ask for
+)
+
+
+@pytest.fixture(autouse=True)
+def _prefers_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A processor that does, and a vocabulary that is wide enough."""
+    monkeypatch.setattr(products, "cpu_prefers_onednn", torch.backends.mkldnn.is_available)
+    monkeypatch.setattr(products, "WIDE", support.SIZES["vocab_size"] * support.SIZES["n_embd"])
+
+
+class Watch(TorchDispatchMode):
+    """Counts oneDNN's products."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.seen += func.overloadpacket.__name__ == "_linear_pointwise"
+        return func(*args, **(kwargs or {}))
+
+
+def fast(**fields: Any) -> pl.CkptedTransformer:
+    return support.glass(numerics="fast", **fields)
+
+
+def taken(run: Callable[[], Any]) -> int:
+    with Watch() as watch:
+        run()
+    return watch.seen
+
+
+def error(logits: Tensor) -> float:
+    return float((logits.double() - support.glass(dtype=torch.float64)(IDS)).abs().max())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("tied", [True, False])
+def test_as_near_to_float64_as_torch_is(tied: bool) -> None:
+    model = fast(tie_word_embeddings=tied)
+    with Watch() as watch:
+        logits = model(IDS)
+    assert watch.seen == 1
+    exact = support.glass(dtype=torch.float64, tie_word_embeddings=tied)(IDS)
+    plain = support.glass(tie_word_embeddings=tied)(IDS)
+    ours, theirs = ((each.double() - exact).abs() for each in (logits, plain))
+    assert 0 < ours.max() < 4 * theirs.max()
+    assert logits.is_contiguous()
+
+
+@torch.no_grad()
+def test_of_some_positions() -> None:
+    model = fast()
+    for logits in (model.next_token_logits(IDS), model(IDS)[:, -1]):
+        assert support.close(logits, support.glass(dtype=torch.float64).next_token_logits(IDS), 1e-4)
+
+
+@torch.no_grad()
+def test_rounded_factors_multiplied_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "cpu_multiplies_bfloat16", lambda: False)
+    assert taken(lambda: support.glass(numerics="bfloat16")(IDS)) == 1
+
+
+def trained() -> None:
+    model, double = fast(), support.glass(dtype=torch.float64)
+    for each in (model, double):
+        each.loss(IDS).backward()
+    assert model.embed.W_E.grad is not None
+    assert double.embed.W_E.grad is not None
+    assert support.close(model.embed.W_E.grad, double.embed.W_E.grad, 1e-4)
+
+
+def gradients_of_inputs_alone() -> None:
+    def slope(model: pl.CkptedTransformer) -> Tensor:
+        normalized = torch.linspace(-1, 1, support.SIZES["n_embd"], dtype=model.dtype).requires_grad_()
+        model.requires_grad_(False).unembed(normalized[None]).square().sum().backward()
+        assert normalized.grad is not None
+        return normalized.grad
+
+    assert support.close(slope(fast()), slope(support.glass(dtype=torch.float64)), 1e-3)
+
+
+@torch.no_grad()
+def forward_differentiation() -> None:
+    def slope(model: pl.CkptedTransformer) -> Tensor:
+        x = torch.linspace(-1, 1, support.SIZES["n_embd"], dtype=model.dtype)[None]
+        with forward.dual_level():
+            tangent = forward.unpack_dual(model.unembed(forward.make_dual(x, x.cos()))).tangent
+        assert tangent is not None
+        return tangent
+
+    assert support.close(slope(fast()), slope(support.glass(dtype=torch.float64)), 1e-4)
+
+
+@torch.no_grad()
+def several_models_as_one() -> None:
+    models = [fast(seed=seed) for seed in range(3)]
+    stacked, _ = stack_module_state(models)
+
+    def run(parameters: dict[str, Tensor]) -> Tensor:
+        return functional_call(models[0], parameters, (IDS,))
+
+    with Watch() as watch:
+        together = vmap(run)(stacked)
+    assert not watch.seen
+    for logits, model in zip(together, models, strict=True):
+        assert support.close(logits, model(IDS), 1e-4)
+
+
+@torch.no_grad()
+def under_autocast() -> None:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert fast()(IDS).dtype == support.glass()(IDS).dtype == torch.bfloat16
+
+
+@torch.no_grad()
+def other_dtypes() -> None:
+    for dtype in (torch.float64, torch.bfloat16, torch.float16):
+        assert fast(dtype=dtype)(IDS).dtype == dtype
+
+
+@torch.no_grad()
+def narrow_vocabularies() -> None:
+    assert taken(lambda: fast(vocab_size=support.SIZES["vocab_size"] - 1)(IDS)) == 0
+
+
+@torch.no_grad()
+def other_memory_layouts() -> None:
+    model = fast()
+    model.embed.W_E = nn.Parameter(model.embed.W_E.t().contiguous().t())
+    assert taken(lambda: model(IDS)) == 0
+
+
+@torch.no_grad()
+def exact_numerics() -> None:
+    assert taken(lambda: support.glass()(IDS)) == 0
+
+
+ELSEWHERE = (
+    trained, gradients_of_inputs_alone, forward_differentiation, several_models_as_one, under_autocast, other_dtypes,
+    narrow_vocabularies, other_memory_layouts,
+)  # fmt: skip
+
+
+@IGNORING
+@pytest.mark.parametrize("check", [*ELSEWHERE, exact_numerics], ids=lambda check: check.__name__)
+def test_torch_multiplies_where_it_must(check: Callable[[], None]) -> None:
+    check()
+
+
+@torch.no_grad()
+def test_torch_multiplies_where_it_is_quicker(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "cpu_prefers_onednn", lambda: False)
+    assert taken(lambda: fast()(IDS)) == 0
+
+
+@IGNORING
+@pytest.mark.parametrize("check", ELSEWHERE, ids=lambda check: check.__name__)
+def test_a_product_by_onednn_wherever_it_can_be_asked_is_noticed(
+    check: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(products, "_onednn_is_quicker", lambda x, weight: True)
+    with pytest.raises((AssertionError, RuntimeError)):
+        check()
+
+
+def test_rounding_to_bfloat16_on_the_way_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = products.QuickProducts._by_rows
+    monkeypatch.setattr(
+        products.QuickProducts, "_by_rows", lambda self, x, weight: plain(self, x.bfloat16().float(), weight)
+    )
+    with pytest.raises(AssertionError):
+        test_as_near_to_float64_as_torch_is(tied=True)
