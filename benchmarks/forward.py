@@ -22,7 +22,8 @@ from contest import Admission, Contender, Values
 from limits import best_product, multiplies_bfloat16, share
 from models import exact_logits, products, reference, some_ids
 
-SHAPES = ("1x128", "4x512", "1x1024")
+SHORT = "1x128"
+SHAPES = (SHORT, "4x512", "1x1024")
 HALVES = "pellucid, fast, bfloat16 products"
 TARGETS = {"pellucid": 1.00, "pellucid, fast": 0.93, HALVES: 0.65}
 THEIRS, CACHELESS = "transformers", "transformers, use_cache=False"
@@ -60,7 +61,8 @@ def plain(report: Report, hf: Any, shape: str, options: Options) -> None:
     work = "plain forward"
     calls = Admission(report, f"{work}, {shape}").admit(contenders(hf, shape, options.device))
     calls["matrix product"], possible = best_product(device=options.device)
-    samples = compete(calls, rounds=options.rounds(9, quick=3), device=options.device)
+    rounds = options.rounds(31 if shape == SHORT else 9, quick=3)
+    samples = compete(calls, rounds=rounds, device=options.device)
     against = {THEIRS: TARGETS, CACHELESS: dict.fromkeys(["pellucid"])}
     for name in [name for name in calls if name.startswith("pellucid")]:
         for theirs, targets in against.items():
@@ -90,7 +92,7 @@ def last_only(report: Report, hf: Any, shape: str, options: Options) -> None:
     }
     work = "logits of the last position only"
     calls = Admission(report, f"{work}, {shape}").admit(everyone)
-    samples = compete(calls, rounds=options.rounds(11, quick=5), device=options.device)
+    samples = compete(calls, rounds=options.rounds(31, quick=5), device=options.device)
     for against, target in (("pellucid", options.target(0.68)), ("transformers, last position", None)):
         ratio = samples.ratio("pellucid, last position", against)
         report.add(Row(work, shape, ratio, target, ours="pellucid, last position", against=against), samples)
@@ -106,10 +108,10 @@ def main() -> None:
     hf = reference().to(options.device)
     with torch.no_grad():
         for shape in SHAPES:
-            if options.wants(shape) and not (options.quick and shape != "1x128"):
+            if options.wants(shape) and not (options.quick and shape != SHORT):
                 plain(report, hf, shape, options)
         if options.wants("last"):
-            last_only(report, hf, "1x128", options)
+            last_only(report, hf, SHORT, options)
     report.finish()
 
 

@@ -172,6 +172,14 @@ def test_torch_multiplies_where_it_must(check: Callable[[], None]) -> None:
 
 
 @torch.no_grad()
+def test_a_compiled_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = fast(n_layer=1)
+    compiled = torch.compile(model, backend="aot_eager")
+    monkeypatch.setattr(products, "cpu_prefers_onednn", lambda: pytest.fail("asked for another library"))
+    assert support.close(compiled(IDS), support.glass(n_layer=1, dtype=torch.float64)(IDS), 1e-4)
+
+
+@torch.no_grad()
 def test_torch_multiplies_where_it_is_quicker(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(products, "cpu_prefers_onednn", lambda: False)
     assert taken(lambda: fast()(IDS)) == 0

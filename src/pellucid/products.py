@@ -156,10 +156,10 @@ def _onednn_is_quicker(x: Tensor, weight: Tensor) -> bool:
     """Whether oneDNN can take the product, for which torch knows no derivatives, and gains by it."""
     differentiated = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
     return (
-        cpu_prefers_onednn()
+        not (is_transformed() or differentiated or torch.is_autocast_enabled("cpu"))
+        and cpu_prefers_onednn()
         and weight.numel() >= WIDE
         and x.device.type == weight.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
         and weight.is_contiguous()
-        and not (differentiated or torch.is_autocast_enabled("cpu") or is_transformed())
     )
