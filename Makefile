@@ -12,7 +12,7 @@ demo: $(READY)
 
 # Everything that `check` does, and all tests; they start first, types come last because they take longest.
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 	$(BIN)/pyright
 
 check: lint
