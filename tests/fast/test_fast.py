@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import platform
+import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,7 +27,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "no blocks": {"n_layer": 0},
     "quick": {"activation_function": "quick_gelu", "scale_attn_by_inverse_layer_idx": True, "layer_norm_epsilon": 1e-3},
 }  # fmt: skip
-LENGTHS = {"one": (6,), "padded": (9, 2, 5), "nine": (4,) * 9, "many": tuple(range(1, 20))}
+LENGTHS = {"one": (6,), "two": (3, 3), "padded": (9, 2, 5), "nine": (4,) * 9, "many": tuple(range(1, 20))}
 
 LAST_BITS = 1e-6
 """Eight times the spacing of float32: what a value may be off by where torch's own happens to be right."""
@@ -237,6 +240,17 @@ def test_it_is_compiled_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     assert built.is_file()
 
 
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="names processors of one kind")
+@pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is the compiler that says so")
+@pytest.mark.parametrize("processor", ["x86-64", "x86-64-v3", "x86-64-v4"])
+def test_vectors_are_no_wider_than_registers(processor: str) -> None:
+    """Wider ones live in memory: with AVX2, kernels for AVX512 took four times transformers' time."""
+    flags = [flag for flag in compiled.FLAGS if not flag.startswith("-march")]
+    command = ["g++", *flags, f"-march={processor}", "-O0", "-Werror=psabi", "-S", "-o", "-", str(compiled.SOURCE)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 # Mutants: each check must fail on kernels or preparations that are broken
 
 
@@ -259,8 +273,8 @@ SOURCE_MUTANTS = {  # name -> (what stands in the source, what stands there inst
     "every row has the first one's pads": ("mask = cache.mask + size_t(row)", "mask = cache.mask + size_t(0)", "tied"),
     "the scale is forgotten": ("* scale : hidden", "* 1.0f : hidden", "tied"),
     "the newest key is forgotten": ("length = cache.length + 1", "length = cache.length", "tied"),
-    "biases are forgotten": ("bias ? load(bias) : Vector{}", "Vector{}", "tied"),
-    "the second half of a block is the first": ("second = load(w + LANES)", "second = load(w)", "odd"),
+    "biases are forgotten": ("bias ? load(bias + from + n * LANES) : Vector{}", "Vector{}", "tied"),
+    "every part of a block is the first": ("load(row + n * LANES)", "load(row)", "odd"),
     "variance without centring": ("load(x + i) - mean;", "load(x + i);", "tied"),
     "epsilon is forgotten": ("squares / width + eps", "squares / width", "quick"),
     "GELU is a sigmoid": ("1.5957691216f * (v + 0.044715f * v * v * v)", "1.702f * v", "tied"),
@@ -277,6 +291,15 @@ def test_broken_kernels_are_noticed(name: str, tmp_path: Path) -> None:
         source_with(tmp_path, old, new)(patch)
         with pytest.raises(AssertionError):
             near_to_float64(config)
+
+
+@pytest.mark.parametrize(("defined", "processor"), [("__AVX512F__", "x86-64-v3"), ("__AVX__", "x86-64")])
+def test_vectors_that_are_too_wide_are_noticed(
+    defined: str, processor: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source_with(tmp_path, f"defined({defined})", "1")(monkeypatch)
+    with pytest.raises(AssertionError, match="changes the ABI"):
+        test_vectors_are_no_wider_than_registers(processor)
 
 
 def test_a_conversion_drops_what_was_prepared() -> None:

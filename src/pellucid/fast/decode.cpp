@@ -4,7 +4,8 @@
 // weights. Everything is one parallel region: a thread reads its share of every matrix, and barriers stand where a layer
 // needs all of the one before. Sums are in float32, in another order than torch's. `Weight` is float or bfloat16.
 //
-// Vectors are written with the compiler's own extension, which it lowers to what the processor has.
+// Vectors are written with the compiler's own extension, and are as wide as the processor's registers: wider ones would
+// live in memory.
 
 #include <cmath>
 #include <cstdint>
@@ -15,9 +16,21 @@
 
 namespace {
 
-constexpr int LANES = 16;          // floats in a vector
-constexpr int BLOCK = 2 * LANES;   // outputs that are computed side by side; every matrix is padded to whole blocks
-constexpr int ROWS_AT_ONCE = 8;    // rows of the batch that share one pass over a block: their sums fill the registers
+#if defined(__AVX512F__)
+constexpr int LANES = 16;         // floats in a vector
+constexpr int ROWS_AT_ONCE = 8;   // rows of the batch that share one pass over a block: their sums fill the registers
+#elif defined(__AVX__)
+constexpr int LANES = 8;
+constexpr int ROWS_AT_ONCE = 4;
+#else
+constexpr int LANES = 4;
+constexpr int ROWS_AT_ONCE = 4;
+#endif
+constexpr int BLOCK = 32;         // outputs that lie side by side; every matrix is padded to whole blocks
+
+// Vectors of a block that are summed in one pass over it: all of them where the registers hold the sums of so many rows.
+constexpr int vectors_at_once(int rows) { return rows * BLOCK / LANES <= 8 ? BLOCK / LANES : 2; }
+
 typedef float Vector __attribute__((vector_size(LANES * sizeof(float))));
 typedef uint32_t Words __attribute__((vector_size(LANES * sizeof(uint32_t))));
 typedef uint16_t Halves __attribute__((vector_size(LANES * sizeof(uint16_t))));
@@ -111,25 +124,25 @@ void activate(int kind, const float* x, float* out, int n) {
 template <int M, typename Weight>
 inline void block(const Weight* w, int width, const float* bias, const float* x, int x_stride, float* out,
                   int out_stride) {
-    Vector low[M], high[M];
-    for (int m = 0; m < M; ++m) {
-        low[m] = bias ? load(bias) : Vector{};
-        high[m] = bias ? load(bias + LANES) : Vector{};
-    }
-    for (int k = 0; k < width; ++k, w += BLOCK) {
-        const char* later = reinterpret_cast<const char*>(w) + ahead<Weight>;
-        __builtin_prefetch(later, 0, 2);
-        if (sizeof(Weight) == sizeof(float)) __builtin_prefetch(later + LANES * sizeof(float), 0, 2);
-        const Vector first = load(w), second = load(w + LANES);
-        for (int m = 0; m < M; ++m) {
-            const float value = x[m * x_stride + k];
-            low[m] += first * value;
-            high[m] += second * value;
+    constexpr int N = vectors_at_once(M);
+    for (int from = 0; from < BLOCK; from += N * LANES) {
+        Vector sums[M][N];
+        for (int m = 0; m < M; ++m)
+            for (int n = 0; n < N; ++n) sums[m][n] = bias ? load(bias + from + n * LANES) : Vector{};
+        const Weight* row = w + from;
+        for (int k = 0; k < width; ++k, row += BLOCK) {
+            const char* later = reinterpret_cast<const char*>(row) + ahead<Weight>;
+            for (size_t line = 0; line < N * LANES * sizeof(Weight); line += 64) __builtin_prefetch(later + line, 0, 2);
+            Vector weights[N];
+            for (int n = 0; n < N; ++n) weights[n] = load(row + n * LANES);
+            for (int m = 0; m < M; ++m) {
+                const float value = x[m * x_stride + k];
+                for (int n = 0; n < N; ++n) sums[m][n] += weights[n] * value;
+            }
         }
-    }
-    for (int m = 0; m < M; ++m) {
-        std::memcpy(out + size_t(m) * out_stride, &low[m], sizeof(Vector));
-        std::memcpy(out + size_t(m) * out_stride + LANES, &high[m], sizeof(Vector));
+        for (int m = 0; m < M; ++m)
+            for (int n = 0; n < N; ++n)
+                std::memcpy(out + size_t(m) * out_stride + from + n * LANES, &sums[m][n], sizeof(Vector));
     }
 }
 
