@@ -5,6 +5,7 @@ from __future__ import annotations
 import checks
 import pytest
 import torch
+import torch.autograd.forward_ad as forward
 from torch.func import functional_call, stack_module_state, vmap
 
 import pellucid as pl
@@ -146,7 +147,27 @@ def test_several_models_at_once(mode: str) -> None:
     several_at_once(mode)
 
 
+@torch.no_grad()
+def forward_differentiation() -> None:
+    """A tangent through explicit attention is the slope between two near inputs."""
+    attn = support.glass(dtype=torch.float64, attention="eager").blocks[0].attn
+    x = torch.linspace(-1, 1, 5 * support.SIZES["n_embd"], dtype=torch.float64).view(1, 5, -1)
+    with forward.dual_level():
+        tangent = forward.unpack_dual(attn(forward.make_dual(x, x.cos()))[0]).tangent
+    step = 1e-6 * x.cos()
+    assert tangent is not None
+    assert support.close(tangent, (attn(x + step)[0] - attn(x - step)[0]) / 2e-6, 1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
+def test_forward_differentiation() -> None:
+    forward_differentiation()
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
 def test_writing_into_what_is_transformed_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention, "is_transformed", lambda: False)
+    with pytest.raises((AssertionError, RuntimeError)):
+        forward_differentiation()
     with pytest.raises(RuntimeError, match="atching rule"):
         several_at_once("eager")

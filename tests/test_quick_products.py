@@ -53,10 +53,6 @@ def taken(run: Callable[[], Any]) -> int:
     return watch.seen
 
 
-def error(logits: Tensor) -> float:
-    return float((logits.double() - support.glass(dtype=torch.float64)(IDS)).abs().max())
-
-
 @torch.no_grad()
 @pytest.mark.parametrize("tied", [True, False])
 def test_as_near_to_float64_as_torch_is(tied: bool) -> None:
@@ -193,6 +189,12 @@ def test_a_product_by_onednn_wherever_it_can_be_asked_is_noticed(
     monkeypatch.setattr(products, "_onednn_is_quicker", lambda x, weight: True)
     with pytest.raises((AssertionError, RuntimeError)):
         check()
+
+
+def test_quick_products_in_exact_numerics_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pellucid.transformer.products_of", lambda execution: products.QuickProducts())
+    with pytest.raises(AssertionError):
+        exact_numerics()
 
 
 def test_rounding_to_bfloat16_on_the_way_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -146,6 +146,14 @@ inline void block(const Weight* w, int width, const float* bias, const float* x,
     }
 }
 
+// The same for M rows or fewer; none for none.
+template <int M, typename Weight>
+void block_of_few(int rows, const Weight* w, int width, const float* bias, const float* x, int x_stride, float* out,
+                  int out_stride) {
+    if (rows == M) return block<M>(w, width, bias, x, x_stride, out, out_stride);
+    if constexpr (M > 1) block_of_few<M - 1>(rows, w, width, bias, x, x_stride, out, out_stride);
+}
+
 template <typename Weight>
 void block_of_rows(int rows, const Weight* w, int width, const float* bias, const float* x, int x_stride, float* out,
                    int out_stride) {
@@ -154,16 +162,7 @@ void block_of_rows(int rows, const Weight* w, int width, const float* bias, cons
         x += size_t(ROWS_AT_ONCE) * x_stride;
         out += size_t(ROWS_AT_ONCE) * out_stride;
     }
-    switch (rows) {
-        case 1: return block<1>(w, width, bias, x, x_stride, out, out_stride);
-        case 2: return block<2>(w, width, bias, x, x_stride, out, out_stride);
-        case 3: return block<3>(w, width, bias, x, x_stride, out, out_stride);
-        case 4: return block<4>(w, width, bias, x, x_stride, out, out_stride);
-        case 5: return block<5>(w, width, bias, x, x_stride, out, out_stride);
-        case 6: return block<6>(w, width, bias, x, x_stride, out, out_stride);
-        case 7: return block<7>(w, width, bias, x, x_stride, out, out_stride);
-        default: return;
-    }
+    block_of_few<ROWS_AT_ONCE - 1>(rows, w, width, bias, x, x_stride, out, out_stride);
 }
 
 // out [rows, outputs] = x [rows, width] w + bias, for the outputs [from, to), which are whole blocks.
