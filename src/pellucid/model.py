@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from pellucid import aliases
 from pellucid.aliases import Names, selected, several
-from pellucid.batch import Batch, Batcher, Inputs
+from pellucid.batch import Batch, Inputs
+from pellucid.batching import Batcher
 from pellucid.cache import KeyValueCache, continued
 from pellucid.ckpt import all_names, unknown_name
 from pellucid.config import TransformerConfig
@@ -119,7 +120,7 @@ class CkptedTransformer(GeneratingTransformer):
             padding_side: Where shorter rows get their pads.
 
         Raises:
-            InputError: See `pellucid.tokens.Batcher`.
+            InputError: See `pellucid.batching.Batcher`.
         """
         return Batcher(self.config, self.tokenizer, self.device)(inputs, mask, padding_side)
 

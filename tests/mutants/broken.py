@@ -13,7 +13,7 @@ from torch import Tensor
 
 import pellucid as pl
 from pellucid import aliases, attention, ckpt, model, nonlinear, products, transformer
-from pellucid import batch as batches
+from pellucid import batching as batches
 from pellucid.run import edit, region
 from pellucid.run.recorder import Recorder
 from pellucid.transformer import Run
