@@ -217,8 +217,8 @@ def test_generation_reads_weights_of_sixteen_bits() -> None:
 
 def test_the_kernels_decode(monkeypatch: pytest.MonkeyPatch) -> None:
     steps: list[int] = []
-    plain = Stepper._by_kernels
-    monkeypatch.setattr(Stepper, "_by_kernels", lambda *args: (steps.append(1), plain(*args))[1])
+    plain = Stepper._decoded
+    monkeypatch.setattr(Stepper, "_decoded", lambda *args: (steps.append(1), plain(*args))[1])
     rounded().generate([[1, 2, 3]], max_new_tokens=5, end_ids=())
     assert len(steps) == 4
 

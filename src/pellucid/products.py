@@ -43,6 +43,10 @@ class Products:
     def forget(self) -> None:
         """Drop what is kept of the matrices."""
 
+    def kept(self) -> list[object]:
+        """What is kept of the matrices, for whoever goes on reading it after it was dropped here."""
+        return []
+
     def bytes_needed(self, matrices: Iterable[Tensor]) -> int:
         """What is kept of these matrices."""
         return 0
@@ -89,6 +93,9 @@ class RoundedProducts(QuickProducts):
 
     def forget(self) -> None:
         self._copies.clear()
+
+    def kept(self) -> list[object]:
+        return list(self._copies.values())
 
     def bytes_needed(self, matrices: Iterable[Tensor]) -> int:
         return sum(m.numel() * self._multiplied_in(m).itemsize for m in matrices if m.dtype != self.dtype)

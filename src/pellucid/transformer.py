@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -27,9 +27,6 @@ from pellucid.execution import Execution
 from pellucid.parameters import LiveView, ViewedModule
 from pellucid.products import Products, products_of
 from pellucid.tap import Tap
-
-if TYPE_CHECKING:
-    from pellucid.cache import KeyValueCache
 
 MLPWeights = tuple[Tensor, Tensor, Tensor, Tensor]
 """W_in [D, M], b_in [M], W_out [M, D], b_out [D]."""
@@ -84,6 +81,14 @@ Columns = Callable[[Tensor], Tensor]
 """[B, P, D] -> some of its columns, [B, C, D]."""
 
 
+class Remembers(Protocol):
+    """Where keys and values of earlier columns are, such as a `KeyValueCache`."""
+
+    def writer(self, block: int) -> Memory:
+        """What one block calls with its new keys and values."""
+        ...
+
+
 @dataclass(frozen=True)
 class Run:
     """What goes through the model.
@@ -99,7 +104,7 @@ class Run:
     ids: Tensor
     positions: Tensor
     padding: Tensor | None = None
-    cache: KeyValueCache | None = None
+    cache: Remembers | None = None
     columns: Columns | None = None
 
 

@@ -12,6 +12,7 @@ from pellucid.axes import ATTENTION, HIDDEN, PER_HEAD, Axes
 from pellucid.cache import KeyValueCache
 from pellucid.ckpt import BLOCK
 from pellucid.fast.compiled import library
+from pellucid.fast.graphed import GraphDecoder, can_record
 from pellucid.fast.prepared import Prepared, Shape, Weights, knows, padded, prepared
 from pellucid.parameters import has_native_hooks, submodules
 from pellucid.transformer import Transformer
@@ -42,22 +43,26 @@ class Cache(ctypes.Structure):
                 ("length", ctypes.c_int32)]  # fmt: skip
 
 
-def decoder(model: Transformer, rows: int) -> Decoder | None:
-    """What runs the steps of a model; None where torch has to.
+def decoder(model: Transformer, rows: int, *, looks: bool = False) -> Decoder | GraphDecoder | None:
+    """What runs the steps of a model; None where the model has to run itself.
 
-    Torch runs models that are not on the CPU, that have other activation functions or dtypes or native hooks, and
-    batches of more than `MOST_ROWS` rows.
+    It has to where it trains or has native hooks; on the CPU where it has other activation functions or dtypes than
+    the kernels know, or more rows than `MOST_ROWS`; on an accelerator where values are looked at.
+
+    Args:
+        model: What is run.
+        rows: Texts in the batch.
+        looks: Whether values are captured on the way.
 
     Raises:
         NumericsError: The kernels cannot be compiled.
     """
     weight = model.embed.W_E
-    if (
-        model.training
-        or rows > MOST_ROWS
-        or not knows(model.config, weight.dtype, weight.device)
-        or has_native_hooks(submodules(model))
-    ):
+    if model.training or has_native_hooks(submodules(model)):
+        return None
+    if can_record(weight.device):
+        return None if looks else GraphDecoder(model)
+    if rows > MOST_ROWS or not knows(model.config, weight.dtype, weight.device):
         return None
     return Decoder(model, prepared(model))
 
@@ -68,7 +73,12 @@ class Decoder:
     Args:
         model: Whose embeddings are looked up.
         weights: Its other weights.
+
+    Attributes:
+        dtype: Of the keys and values that it reads.
     """
+
+    dtype = torch.float32
 
     def __init__(self, model: Transformer, weights: Prepared) -> None:
         self._model = model

@@ -47,16 +47,19 @@ def decode(
         InputError: A sampler that leaves no token.
     """
     new: list[list[int]] = [[] for _ in stepper.ids]
+    goes_on = [True] * len(new)  # `active`, without asking the device
     active = torch.ones(len(new), dtype=torch.bool, device=stepper.ids.device)
     logits = checked(stepper, stepper.start, active, 0)
     for number in range(stopping.max_new_tokens):
         context = Context(stepper.ids, stepper.mask, number, stopping.end_ids, active=active)
         chosen = sampler.choose(sampler.process(logits.float(), context), generator)
         chosen = torch.where(active, chosen, pad_id)
-        reasons = _extended(new, chosen.tolist(), active.tolist(), stopping)
+        reasons = _extended(new, chosen.tolist(), goes_on, stopping)
         yield Step(chosen, chosen_logprobs(logits, chosen), active, reasons, logits, context)
-        active = active & torch.tensor([reason is None for reason in reasons], device=active.device)
-        if not bool(active.any()):
+        if any(reasons):
+            goes_on = [on and reason is None for on, reason in zip(goes_on, reasons, strict=True)]
+            active = torch.tensor(goes_on, device=active.device)
+        if not any(goes_on):
             return
         logits = checked(stepper, partial(stepper.step, chosen), active, number + 1)
 

@@ -16,6 +16,7 @@ from pellucid.cache import KeyValueCache
 from pellucid.ckpt import all_axes
 from pellucid.errors import NumericsError
 from pellucid.fast.decoder import Decoder, decoder
+from pellucid.fast.graphed import GraphDecoder
 from pellucid.run.edit_tap import EditTap
 from pellucid.run.recorder import Recorder
 from pellucid.run.region import Region
@@ -109,7 +110,7 @@ class Stepper:
         self.mask = batch.mask.repeat_interleave(pace.repeats, 0)
         self.cache: KeyValueCache | None = None
         fast = model.execution.is_fast and pace.cached and not look.edits.fired
-        self.decoder = decoder(model, len(self.ids)) if fast else None
+        self.decoder = decoder(model, len(self.ids), looks=bool(look.names)) if fast else None
 
     def start(self) -> Tensor:
         """Run the prompts: logits [B, V] of what follows."""
@@ -128,10 +129,10 @@ class Stepper:
         if self.cache is None or self.ids.size(1) > self.model.config.n_positions:
             return self._whole(1)
         if self.decoder is not None:
-            return self._by_kernels(self.decoder, self.cache, ids)
+            return self._decoded(self.decoder, self.cache, ids)
         return self._piece(self.cache, ids[:, None], more)
 
-    def _by_kernels(self, decoder: Decoder, cache: KeyValueCache, ids: Tensor) -> Tensor:
+    def _decoded(self, decoder: Decoder | GraphDecoder, cache: KeyValueCache, ids: Tensor) -> Tensor:
         positions = cache.counts
         cache.open(torch.ones_like(self.mask[:, :1]))
         logits, values = decoder.step(ids, positions, cache, self.look.names)
@@ -162,7 +163,7 @@ class Stepper:
 
     def _empty(self, rows: int) -> KeyValueCache:
         weight = self.model.embed.W_E
-        dtype = weight.dtype if self.decoder is None else torch.float32
+        dtype = weight.dtype if self.decoder is None else self.decoder.dtype
         columns = max(1, min(self.pace.columns, self.model.config.n_positions))
         return KeyValueCache(self.model.config, rows, columns, dtype=dtype, device=weight.device)
 

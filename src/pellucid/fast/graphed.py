@@ -1,0 +1,138 @@
+"""One step of decoding on an accelerator, recorded once and replayed: nothing waits for Python to launch it.
+
+A recorded step reads and writes the memory that it was recorded with. So every step attends to all columns that the
+cache has room for, those to come hidden by the mask, and writes at a column whose number lies in memory, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from pellucid.cache import KeyValueCache
+from pellucid.ckpt import Ckpt
+from pellucid.parameters import state_of, submodules
+from pellucid.transformer import Run, Transformer
+
+PATIENCE = 4
+"""Steps that are run before one is recorded: recording takes as long as some of them."""
+
+
+class WholeCache:
+    """A cache of which a step gets all columns, and into which it writes at the column that `column` holds.
+
+    Args:
+        cache: Whose memory it is; what lies in its unfilled columns is overwritten with zeros.
+    """
+
+    def __init__(self, cache: KeyValueCache) -> None:
+        self.column = torch.zeros(1, dtype=torch.long, device=cache.content.device)
+        self.mask = torch.zeros_like(cache.mask)
+        self._content = cache.content
+        self._content[..., cache.length :, :] = 0  # hidden columns count nothing, unless they hold NaN
+
+    def at(self, cache: KeyValueCache) -> None:
+        """Write next behind what the cache holds."""
+        self.column.fill_(cache.length)
+        self.mask.copy_(cache.mask)
+        self.mask[:, cache.length + 1 :] = False
+
+    def writer(self, block: int) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """What one block calls with its new keys and values [B, H, 1, K]."""
+        return partial(self._write, block)
+
+    def _write(self, block: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        keys, values = self._content[block]
+        return keys.index_copy_(2, self.column, k), values.index_copy_(2, self.column, v)
+
+
+class GraphDecoder:
+    """Runs one column after another by the operations of torch.
+
+    Args:
+        model: What is run.
+
+    Attributes:
+        dtype: Of the keys and values that it reads.
+    """
+
+    def __init__(self, model: Transformer) -> None:
+        self.dtype = model.embed.W_E.dtype
+        self._model = model
+        self._owners = [module for module in submodules(model) if not isinstance(module, Ckpt)]
+        self._standing: _Standing | None = None
+
+    def step(
+        self, ids: Tensor, positions: Tensor, cache: KeyValueCache, names: Collection[str] = ()
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Run the next column, which the cache has room for and then holds.
+
+        Args:
+            ids: [B].
+            positions: [B].
+            cache: In `dtype`; its mask says that the column holds tokens.
+            names: None; whoever wants to see values runs the model itself.
+
+        Returns:
+            Logits [B, V], and no values.
+        """
+        assert not names, "a recorded step shows no values"
+        state = (cache.content.data_ptr(), *state_of(self._owners))
+        if self._standing is None or self._standing.state != state:
+            self._standing = _Standing(self._model, cache, state)
+        logits = self._standing.step(ids, positions, cache)
+        cache.close(1)
+        return logits, {}
+
+
+class _Standing:
+    """A step over memory that stays where it is, recorded when it has been run some times.
+
+    Args:
+        model: What is run.
+        cache: What it writes into.
+        state: Where the memory is that it reads.
+    """
+
+    def __init__(self, model: Transformer, cache: KeyValueCache, state: tuple[object, ...]) -> None:
+        self.state = state
+        self._model, self._whole, self._taken = model, WholeCache(cache), 0
+        self._ids, self._positions = (torch.zeros_like(cache.mask[:, :1], dtype=torch.long) for _ in range(2))
+        run = Run(self._ids, self._positions, self._whole.mask, self._whole)
+        self._run = lambda: model.transform(run)[:, 0]
+
+    def step(self, ids: Tensor, positions: Tensor, cache: KeyValueCache) -> Tensor:
+        """Logits [B, V]; see `GraphDecoder.step`."""
+        self._ids.copy_(ids[:, None])
+        self._positions.copy_(positions[:, None])
+        self._whole.at(cache)
+        if self._taken == PATIENCE and can_record(self._ids.device):
+            self._read, self._run = self._model.products.kept(), recorded(self._run, self._ids.device)
+        self._taken += 1
+        return self._run().clone()  # the next step writes over it
+
+
+def can_record(device: torch.device) -> bool:
+    """Whether what runs there can be recorded."""
+    return device.type == "cuda"
+
+
+def recorded(run: Callable[[], Tensor], device: torch.device) -> Callable[[], Tensor]:
+    """Does what `run` does, over the same memory, by replaying its launches; gives the same tensor each time.
+
+    Args:
+        run: Waits for nothing; has been called before, so that what a first call sets up is there.
+        device: Where it runs.
+    """
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.device(device), torch.cuda.graph(graph):
+        out = run()
+
+    def replay() -> Tensor:
+        graph.replay()
+        return out
+
+    return replay

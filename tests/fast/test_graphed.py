@@ -1,0 +1,348 @@
+"""A step of decoding that stays where it is in memory, as an accelerator replays it; here it is run as it is."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import checks
+import pytest
+import torch
+from torch import Tensor
+
+import pellucid as pl
+import support
+from pellucid import batching
+from pellucid.fast import decoder, graphed
+
+WAITS = ("_local_scalar_dense", "nonzero", "is_nonzero", "equal", "unique")
+"""Operations that ask for a number, so that the processor waits for an accelerator."""
+
+LENGTHS = {"one": (6,), "padded": (9, 2, 5), "forty": (4,) * 40}
+Patch = pytest.MonkeyPatch
+
+
+@pytest.fixture(autouse=True)
+def _replays(monkeypatch: Patch) -> None:
+    monkeypatch.setattr(decoder, "can_record", lambda device: True)
+
+
+def fast_of(model: pl.CkptedTransformer, numerics: str = "fast") -> pl.CkptedTransformer:
+    return pl.CkptedTransformer(model.config, copy.deepcopy(model.state_dict()), numerics=numerics).eval()
+
+
+def standing(model: pl.CkptedTransformer, cache: pl.KeyValueCache) -> Callable[[Tensor, Tensor], Tensor]:
+    """Runs the next column of a cache, however it lies."""
+    runner = decoder.decoder(model, cache.rows)
+    assert isinstance(runner, graphed.GraphDecoder)
+
+    def step(ids: Tensor, positions: Tensor) -> Tensor:
+        cache.open(torch.ones(cache.rows, 1, dtype=torch.bool))
+        return runner.step(ids, positions, cache)[0]
+
+    return step
+
+
+@pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS)
+@pytest.mark.parametrize("options", [
+    {}, {"num_beams": 3}, {"sampler": pl.Sampler(top_k=20), "seed": 3}, {"num_beams": 2, "num_return_sequences": 2},
+    {"sampler": pl.Sampler(temperature=0.7), "seed": 1, "num_return_sequences": 4},
+], ids=str)  # fmt: skip
+def test_every_way_of_decoding(options: dict[str, Any], lengths: tuple[int, ...]) -> None:
+    exact = support.glass()
+    rows = support.ragged_ids(*lengths)
+    a, b = (m.generate(rows, max_new_tokens=16, end_ids=(11,), **options) for m in (exact, fast_of(exact)))
+    assert [row.tolist() for row in a.ids] == [row.tolist() for row in b.ids]
+
+
+def test_a_text_that_slides() -> None:
+    exact = support.glass()
+    a, b = (m.generate([[1, 2, 3]], max_new_tokens=80, overflow="slide", end_ids=()) for m in (exact, fast_of(exact)))
+    assert a.ids.tolist() == b.ids.tolist()
+
+
+@pytest.mark.parametrize("fields", [{}, {"tie_word_embeddings": False}, {"activation_function": "mish"}], ids=str)
+def test_logits_are_as_near_to_float64_as_those_of_a_run(fields: dict[str, Any]) -> None:
+    exact, truth = (support.glass(dtype=dtype, **fields) for dtype in (torch.float32, torch.float64))
+    fast, ids = fast_of(exact), support.some_ids(3, 20)
+    with torch.no_grad():
+        step = standing(fast, pl.KeyValueCache(fast.config, 3, 33))
+        for column in range(20):
+            logits = step(ids[:, column], torch.full((3,), column))
+            expected = truth(ids[:, : column + 1])[:, -1]
+            bound = 8 * float((exact(ids[:, : column + 1])[:, -1] - expected).abs().max()) + 1e-6
+            assert float((logits - expected).abs().max()) < bound
+
+
+def test_columns_to_come_count_nothing_whatever_lies_there() -> None:
+    fast = fast_of(support.glass())
+    cache = pl.KeyValueCache(fast.config, 2, 12)
+    cache.content.fill_(torch.nan)
+    with torch.no_grad():
+        step, ids = standing(fast, cache), support.some_ids(2, 5)
+        for column in range(5):
+            logits = step(ids[:, column], torch.full((2,), column))
+        assert support.close(logits, fast(ids)[:, -1], 1e-5)
+        cache.rewind(2)  # what was written there lies in the memory still
+        assert support.close(step(ids[:, 2], torch.full((2,), 2)), fast(ids[:, :3])[:, -1], 1e-5)
+
+
+def test_logits_are_the_callers() -> None:
+    fast = fast_of(support.glass())
+    with torch.no_grad():
+        step = standing(fast, pl.KeyValueCache(fast.config, 1, 8))
+        first = step(torch.tensor([3]), torch.tensor([0]))
+        kept = first.clone()
+        step(torch.tensor([5]), torch.tensor([1]))
+    assert torch.equal(first, kept)
+
+
+@pytest.mark.parametrize("numerics", ["fast", "bfloat16"])
+def test_a_step_asks_for_no_number(numerics: str) -> None:
+    """Whatever it asked for would be that of the step that was recorded."""
+    fast = fast_of(support.glass(), numerics)
+    with torch.no_grad():
+        cache = pl.KeyValueCache(fast.config, 2, 12)
+        made = graphed._Standing(fast, cache, ())
+        made._run()
+        seen = checks.ops(made._run)
+    assert seen.count("mm") == 4 * fast.config.n_layer + 1
+    assert not seen.count(*WAITS)
+
+
+@pytest.mark.parametrize("numerics", ["fast", "bfloat16"])
+def test_a_weight_that_is_written_to_between_steps(numerics: str) -> None:
+    fast = fast_of(support.glass(), numerics)
+    tokens = [_with_a_write(fast_of(fast, numerics), write) for write in (None, "in place", "anew")]
+    assert tokens[0][:12] == tokens[1][:12] == tokens[2][:12]
+    assert tokens[0] != tokens[1]
+    assert tokens[1] == tokens[2]
+
+
+def _with_a_write(model: pl.CkptedTransformer, write: str | None) -> list[int]:
+    found: list[int] = []
+    for token in model.stream([1, 2, 3], max_new_tokens=40, end_ids=()):
+        found.append(token.id)
+        weight = model.blocks[2].mlp.W_out
+        if len(found) == 12 and write == "in place":
+            with torch.no_grad():
+                weight.mul_(-1.0)
+        if len(found) == 12 and write == "anew":
+            weight.data = weight.detach() * -1.0
+            model.refresh()
+    return found
+
+
+def test_a_step_is_made_anew_where_its_memory_changes() -> None:
+    """A replay would go on reading what was there."""
+    fast = fast_of(support.glass())
+    runner = decoder.decoder(fast, 1)
+    assert isinstance(runner, graphed.GraphDecoder)
+    cache, made = pl.KeyValueCache(fast.config, 1, 16), []
+    weight = fast.blocks[1].mlp.W_in
+    changes: list[Callable[[], Any]] = [
+        lambda: None,
+        lambda: weight.mul_(1.5),
+        lambda: setattr(weight, "data", weight.detach().clone()),
+        cache.trim,
+    ]
+    with torch.no_grad():
+        for change in changes:
+            change()
+            cache = cache.fork(capacity=16) if cache.capacity < 16 else cache
+            for _ in range(2):
+                positions = cache.counts
+                cache.open(torch.ones(1, 1, dtype=torch.bool))
+                runner.step(torch.tensor([3]), positions, cache)
+                made.append(runner._standing)
+    assert all(made[i] is made[i + 1] for i in range(0, 8, 2))
+    assert len(set(map(id, made))) == 4
+
+
+def test_a_step_is_recorded_once_it_pays(monkeypatch: Patch) -> None:
+    """Played by a replay that runs what it was given; memory that is read is held as long."""
+    recorded: list[int] = []
+
+    def records(run: Callable[[], Tensor], device: torch.device) -> Callable[[], Tensor]:
+        recorded.append(1)
+        return run
+
+    monkeypatch.setattr(graphed, "recorded", records)
+    monkeypatch.setattr(graphed, "can_record", lambda device: True)
+    fast = fast_of(support.glass(), "bfloat16")
+    fast.generate([[1, 2, 3]], max_new_tokens=4, end_ids=())
+    assert not recorded
+    out = fast.generate([[1, 2, 3]], max_new_tokens=30, end_ids=())
+    assert len(recorded) == 1
+    assert out.ids.shape == (1, 33)
+
+
+def test_values_are_looked_at_in_a_run_of_the_model() -> None:
+    fast = fast_of(support.glass())
+    assert decoder.decoder(fast, 1, looks=True) is None
+    out = fast.generate([[1, 2, 3]], max_new_tokens=5, names="blocks.*.resid_post")
+    assert out.ckpts is not None
+    assert out.ckpts["blocks.0.resid_post"].shape == (1, 8, 48)
+
+
+# Runs that are recorded
+
+
+@pytest.mark.parametrize("rows", [RAGGED := support.ragged_ids(3, 11, 7), [RAGGED[1]]], ids=["padded", "alone"])
+def test_a_prepared_batch_asks_for_no_number(rows: list[list[int]]) -> None:
+    for numerics in ("exact", "fast", "bfloat16"):
+        model = fast_of(support.glass(), numerics)
+        batch = model.tokenize(rows)
+        with torch.no_grad():
+            model(batch)
+            assert not checks.ops(lambda: model(batch)).count(*WAITS)  # noqa: B023 (called at once)
+            assert not checks.ops(lambda: model.run_with_ckpts(batch)).count(*WAITS)  # noqa: B023
+
+
+def test_ids_are_taken_as_they_are_while_a_graph_is_captured(monkeypatch: Patch) -> None:
+    model, ids = support.glass(), support.some_ids(2, 11)
+    with torch.no_grad():
+        expected, last = model(ids), model.next_token_logits(ids)
+        monkeypatch.setattr(batching, "is_recorded", lambda: True)
+        for run in (model, model.run_with_ckpts, model.next_token_logits):
+            assert not checks.ops(lambda: run(ids)).count(*WAITS)  # noqa: B023
+        assert torch.equal(model(ids), expected)
+        assert torch.equal(model.run_with_ckpts(ids)[0], expected)
+        assert torch.equal(model.next_token_logits(ids), last)
+        assert torch.equal(model(ids[0]), model(ids[:1]))
+        assert model.tokenize(ids).ids.data_ptr() == ids.data_ptr(), "a replay would not see what is written there"
+
+
+# Mutants: each check must fail on what is broken
+
+
+def decodes() -> None:
+    test_every_way_of_decoding({}, LENGTHS["padded"])
+
+
+def fits() -> None:
+    test_logits_are_as_near_to_float64_as_those_of_a_run({})
+
+
+def asks_for_nothing() -> None:
+    test_a_step_asks_for_no_number("fast")
+
+
+def prepared_batches_ask_for_nothing() -> None:
+    test_a_prepared_batch_asks_for_no_number(RAGGED)
+
+
+def memory_as_it_lies(patch: Patch) -> None:
+    def init(self: Any, cache: pl.KeyValueCache) -> None:
+        self.column = torch.zeros(1, dtype=torch.long)
+        self.mask, self._content = torch.zeros_like(cache.mask), cache.content
+
+    patch.setattr(graphed.WholeCache, "__init__", init)
+
+
+def hidden_by(change: Callable[[Any, pl.KeyValueCache], None]) -> Callable[[Patch], None]:
+    def breaks(patch: Patch) -> None:
+        plain = graphed.WholeCache.at
+
+        def at(self: Any, cache: pl.KeyValueCache) -> None:
+            plain(self, cache)
+            change(self, cache)
+
+        patch.setattr(graphed.WholeCache, "at", at)
+
+    return breaks
+
+
+def all_columns(whole: Any, cache: pl.KeyValueCache) -> None:
+    whole.mask.fill_(True)
+
+
+def pads_too(whole: Any, cache: pl.KeyValueCache) -> None:
+    whole.mask[:, : cache.length + 1] = True
+
+
+def one_too_late(whole: Any, cache: pl.KeyValueCache) -> None:
+    whole.column.add_(1).clamp_(max=cache.capacity - 1)
+
+
+def always_the_first_position(patch: Patch) -> None:
+    plain = graphed._Standing.step
+    patch.setattr(graphed._Standing, "step", lambda self, ids, positions, cache: plain(self, ids, positions * 0, cache))
+
+
+def never_outdated(patch: Patch) -> None:
+    patch.setattr(graphed, "state_of", lambda modules: ())
+
+
+def asks_for_the_column(patch: Patch) -> None:
+    def write(self: Any, block: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        keys, values = self._content[block]
+        at = int(self.column)
+        keys[:, :, at : at + 1], values[:, :, at : at + 1] = k, v
+        return keys, values
+
+    patch.setattr(graphed.WholeCache, "_write", write)
+
+
+def hands_out_its_own_logits(patch: Patch) -> None:
+    """What a replay writes into is given to the caller."""
+    plain = graphed._Standing.step
+
+    def step(self: Any, *given: Any) -> Tensor:
+        logits = plain(self, *given)
+        self.out = logits if not hasattr(self, "out") else self.out.copy_(logits)
+        return self.out
+
+    patch.setattr(graphed._Standing, "step", step)
+
+
+def records_at_once(patch: Patch) -> None:
+    patch.setattr(graphed, "PATIENCE", 0)
+
+
+def looks_by_replays(patch: Patch) -> None:
+    plain = decoder.decoder
+    patch.setattr(decoder, "decoder", lambda model, rows, **_: plain(model, rows))
+
+
+def asks_about_pads(patch: Patch) -> None:
+    patch.setattr(pl.Batch, "padded", property(lambda self: not bool(self.mask.all())))
+    patch.setattr(pl.Batch, "known", lambda self, *, padded: self)
+
+
+def checks_ids_always(patch: Patch) -> None:
+    patch.setattr(batching.Batcher, "_unchecked", lambda self, ids: self._assemble(ids, torch.ones_like(ids).bool()))
+
+
+def a_test(check: Callable[..., None]) -> Callable[[], None]:
+    """A test that takes a patch, as a check without arguments."""
+
+    def run() -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            check(patch)
+
+    run.__name__ = check.__name__
+    return run
+
+
+@pytest.mark.parametrize(("breaks", "check"), [
+    (memory_as_it_lies, test_columns_to_come_count_nothing_whatever_lies_there),
+    (hidden_by(all_columns), fits),
+    (hidden_by(pads_too), decodes),
+    (hidden_by(one_too_late), fits),
+    (always_the_first_position, fits),
+    (never_outdated, test_a_step_is_made_anew_where_its_memory_changes),
+    (asks_for_the_column, asks_for_nothing),
+    (hands_out_its_own_logits, test_logits_are_the_callers),
+    (records_at_once, a_test(test_a_step_is_recorded_once_it_pays)),
+    (looks_by_replays, test_values_are_looked_at_in_a_run_of_the_model),
+    (asks_about_pads, prepared_batches_ask_for_nothing),
+    (checks_ids_always, a_test(test_ids_are_taken_as_they_are_while_a_graph_is_captured)),
+])  # fmt: skip
+def test_what_is_broken_is_noticed(breaks: Callable[[Patch], None], check: Callable[[], None]) -> None:
+    check()
+    with pytest.MonkeyPatch.context() as patch:
+        breaks(patch)
+        with pytest.raises((AssertionError, RuntimeError)):
+            check()
