@@ -92,7 +92,7 @@ EXACT: dict[str, Activation] = {
 
 def quickest_gelu_tanh(x: Tensor) -> Tensor:
     """The tanh form of GELU, by (1 + tanh u) / 2 = sigmoid(2 u) where that is quicker than torch's kernel."""
-    if x.dtype not in (torch.float32, torch.float64):
+    if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.float64):
         return gelu_tanh(x)
     twice = 2.0 * _SQRT_2_OVER_PI
     slope = torch.addcmul(x.new_full((), twice), x, x, value=0.044715 * twice)
