@@ -2,6 +2,7 @@
 
     python benchmarks/bench.py --out FOLDER     # everything; the page goes into docs/
     python benchmarks/bench.py --quick          # a look within three minutes; writes nothing into docs/
+    python benchmarks/bench.py --device cuda    # on an accelerator alone; the page is docs/benchmarks_cuda.md
 
 A script that fails is named at the end, and the page is then not written.
 """
@@ -19,9 +20,14 @@ from pathlib import Path
 
 import page
 
-SCRIPTS = ("limits", *(name for name in page.SECTIONS if name != "limits"))
-ON_ACCELERATORS = ("forward", "capture")
-"""Scripts that take --device."""
+ON_ACCELERATORS: dict[str, tuple[str, ...]] = {
+    "limits": ("float32",), "forward": ("float32", "bfloat16"), "graphs": ("float32", "bfloat16"),
+    "capture": ("float32", "bfloat16"), "fixed_cost": ("float32",), "generate": ("float32",), "scaling": ("float32",),
+}  # fmt: skip
+"""Scripts that take --device -> the dtypes in which they are run there; `generate` runs both by itself."""
+
+SCRIPTS = ("limits", *(name for name in page.SECTIONS if name not in ("limits", "graphs")))
+"""Scripts that are run on the processor."""
 
 
 def run(name: str, options: Sequence[str], out: Path) -> int:
@@ -34,24 +40,25 @@ def run(name: str, options: Sequence[str], out: Path) -> int:
     return code
 
 
-def run_all(out: Path, *, quick: bool, accelerated: bool) -> list[str]:
+def run_all(out: Path, *, quick: bool, device: str) -> list[str]:
     """Every script; gives the names of those that failed."""
-    todo = [(name, ["--quick"] if quick else []) for name in SCRIPTS]
-    if accelerated:
-        todo += [(name, [*options, "--device", "cuda"]) for name, options in todo if name in ON_ACCELERATORS]
-    return [" ".join([name, *options]) for name, options in todo if run(name, options, out)]
-
-
-def has_accelerator() -> bool:
-    """Whether torch sees one; asked in a process of its own, so that this one stays small."""
-    program = "import sys, torch; sys.exit(0 if torch.cuda.is_available() else 1)"
-    return subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+    if device == "cpu":
+        todo = [(name, []) for name in SCRIPTS]
+    else:
+        todo = [
+            (name, ["--device", device, "--dtype", dtype])
+            for name, dtypes in ON_ACCELERATORS.items()
+            for dtype in dtypes
+        ]
+    more = ["--quick"] if quick else []
+    return [" ".join([name, *options]) for name, options in todo if run(name, [*options, *more], out)]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Run all benchmarks.")
     parser.add_argument("--quick", action="store_true", help="fewer rounds and smaller shapes; writes no page")
     parser.add_argument("--out", type=Path, help="folder for the JSON; a temporary one if left out")
+    parser.add_argument("--device", default="cpu", help="where to measure: cpu, or an accelerator such as cuda")
     given = parser.parse_args(arguments)
     load = os.getloadavg()[0]
     if load > 0.5:
@@ -61,11 +68,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         out.mkdir(parents=True, exist_ok=True)
         for old in out.glob("*.json"):
             old.unlink()
-        failed = run_all(out, quick=given.quick, accelerated=has_accelerator())
+        failed = run_all(out, quick=given.quick, device=given.device)
         if failed:
             print(f"failed: {', '.join(failed)}", file=sys.stderr)
             return 1
-        return page.main([str(out), *(["--print"] if given.quick else [])])
+        name = page.PAGE if given.device == "cpu" else f"{page.PAGE}_{given.device.partition(':')[0]}"
+        return page.main([str(out), "--name", name, *(["--print"] if given.quick else [])])
 
 
 if __name__ == "__main__":

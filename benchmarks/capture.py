@@ -119,7 +119,11 @@ def beside_peers(report: Report, hf: Any, shape: str, options: Options, *, fused
 def peak(contender: str, shape: str, threads: int) -> int:
     """By how much a fresh process grows while it captures everything; runs there."""
     torch.set_num_threads(threads)
-    hf, ids = reference(), some_ids(shape)
+    return growth(contender, reference(), some_ids(shape))
+
+
+def growth(contender: str, hf: Any, ids: Tensor) -> int:
+    """By how much what a contender has in memory grows while it captures everything."""
     with torch.no_grad():
         if contender == LENS:
             run = partial(lens_run, bridge(hf))
@@ -129,17 +133,22 @@ def peak(contender: str, shape: str, threads: int) -> int:
             model, names = pl.from_hf(hf), SHOWN_BY_NNSIGHT if contender == SAME_AS_NNSIGHT else None
             run = lambda tokens: capturing(model, tokens, names).run  # noqa: E731 (as the others are)
         run(ids[:, :2])()  # what a first call sets up is not what capturing takes
-        return peak_bytes(run(ids))
+        return peak_bytes(run(ids), str(ids.device))
 
 
 def memory(report: Report, shape: str, options: Options) -> None:
-    """Peaks of fresh processes; the rows are ratios to each peer."""
+    """Peaks of fresh processes, or of an accelerator's own memory; the rows are ratios to each peer."""
     work, peaks, times = "capture everything", {}, options.rounds(2, quick=1)
+    on_processor = options.device == "cpu"
+    hf, ids = (None, None) if on_processor else (options.placed(reference()), some_ids(shape, device=options.device))
     for name in ("pellucid", SAME_AS_NNSIGHT, LENS, NNSIGHT):
         try:
-            fresh = [in_fresh_process("capture", "peak", name, shape, harness.THREADS) for _ in range(times)]
+            if on_processor:
+                fresh = [in_fresh_process("capture", "peak", name, shape, harness.THREADS) for _ in range(times)]
+            else:
+                fresh = [growth(name, hf, ids)]
             peaks[name] = sorted(fresh)
-        except RuntimeError as error:
+        except Exception as error:
             report.fail(f"{work}, {shape}, memory", name, error)
     report.samples[f"peak bytes, {work}, {shape}"] = peaks
     for ours, against in (("pellucid", LENS), ("pellucid", NNSIGHT), (SAME_AS_NNSIGHT, NNSIGHT)):
@@ -152,7 +161,7 @@ def memory(report: Report, shape: str, options: Options) -> None:
 def main() -> None:
     options = arguments(__doc__)
     report = Report("capture", options)
-    hf = reference().to(options.device)
+    hf = options.placed(reference())
     with torch.no_grad():
         beside_plain(report, pl.from_hf(hf), options)
         for shape in SHAPES:
@@ -161,10 +170,10 @@ def main() -> None:
         if options.wants("scores") and not options.quick:
             beside_peers(report, hf, "1x1024", options, fused=True)
     del hf
-    for shape in SHAPES if options.device == "cpu" else ():
+    for shape in SHAPES:
         if options.wants("memory") and not options.quick:
             memory(report, shape, options)
-    if options.wants("torchlens") and not options.quick:
+    if options.wants("torchlens") and not options.quick and options.device == "cpu":
         recorded(report, options)
     report.finish()
 

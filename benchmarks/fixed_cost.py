@@ -27,8 +27,8 @@ def main() -> None:
     options = arguments(__doc__)
     report = Report("fixed_cost", options)
     with torch.no_grad():
-        hf = reference(**FIELDS)
-        model, ids = pl.from_hf(hf), some_ids(SHAPE, FIELDS["vocab_size"])
+        hf = options.placed(reference(**FIELDS))
+        model, ids = pl.from_hf(hf), some_ids(SHAPE, FIELDS["vocab_size"], options.device)
         passing = [name for name in model.ckpt_names if not name.endswith(COMPUTED)]
         bounds = captured_bounds(model, ids, model.run_with_ckpts(ids)[1])
         lens, module = bridge(hf), traced(eager(hf))
@@ -45,7 +45,7 @@ def main() -> None:
             NNSIGHT: Contender(nnsight_run(module, ids), nnsight_values, bounds),
         }
         calls |= Admission(report, f"capture everything, {SHAPE}").admit(peers, at_least=60)
-        samples = compete(calls, rounds=options.rounds(31, quick=5), at_least=0.1)
+        samples = compete(calls, rounds=options.rounds(31, quick=5), at_least=0.1, device=options.device)
         for work, ours, against, target in (
             ("plain forward", "plain forward", "transformers", 0.7),
             ("capture everything that passes by", "pellucid, what passes by", "plain forward", 1.15),

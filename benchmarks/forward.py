@@ -43,10 +43,10 @@ def contenders(hf: Any, shape: str, device: str) -> dict[str, Contender]:
     found = {
         THEIRS: Contender(lambda: hf(ids), logits_of),
         CACHELESS: Contender(lambda: hf(ids, use_cache=False), logits_of, near),
-        "pellucid": Contender(lambda: exact(ids), logits_of, None if device == "cpu" else near),
+        "pellucid": Contender(lambda: exact(ids), logits_of),
         "pellucid, fast": Contender(lambda: fast(ids), logits_of, near),
     }
-    if not multiplies_bfloat16(device):
+    if not multiplies_bfloat16(device) or exact.dtype == torch.bfloat16:
         return found
     halves, theirs = pl.from_hf(hf, numerics="bfloat16"), copy.deepcopy(hf).bfloat16()(ids).logits
     found[HALVES] = Contender(
@@ -60,7 +60,7 @@ def plain(report: Report, hf: Any, shape: str, options: Options) -> None:
     """One shape: ratios to transformers, and shares of the limit."""
     work = "plain forward"
     calls = Admission(report, f"{work}, {shape}").admit(contenders(hf, shape, options.device))
-    calls["matrix product"], possible = best_product(device=options.device)
+    calls["matrix product"], possible = best_product(options.torch_dtype, options.device)
     rounds = options.rounds(31 if shape == SHORT else 9, quick=3)
     samples = compete(calls, rounds=rounds, device=options.device)
     against = {THEIRS: TARGETS, CACHELESS: dict.fromkeys(["pellucid"])}
@@ -73,7 +73,7 @@ def plain(report: Report, hf: Any, shape: str, options: Options) -> None:
     done = products(pl.from_hf(hf).config, *map(int, shape.split("x")))
     for name in [name for name in calls if name.startswith(("pellucid", THEIRS)) and name != HALVES]:
         reached = share(samples, name, done, "matrix product", possible)
-        report.add(Row(work, shape, reached, ours=name, against="float32 matrix products", kind="share"))
+        report.add(Row(work, shape, reached, ours=name, against=f"{options.dtype} matrix products", kind="share"))
     for name in ("pellucid", "pellucid, fast", HALVES, THEIRS):
         if name in calls:
             report.profile(f"{work}, {shape}, {name}", calls[name])
@@ -105,7 +105,7 @@ def last_only(report: Report, hf: Any, shape: str, options: Options) -> None:
 def main() -> None:
     options = arguments(__doc__)
     report = Report("forward", options)
-    hf = reference().to(options.device)
+    hf = options.placed(reference())
     with torch.no_grad():
         for shape in SHAPES:
             if options.wants(shape) and not (options.quick and shape != SHORT):

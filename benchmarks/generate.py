@@ -84,24 +84,24 @@ def check(report: Report, calls: dict[str, Callable[[], Tensor]], models: dict[s
 
 def batch(report: Report, hf: Any, rows: int, options: Options) -> None:
     """Every contender on so many rows."""
-    ids, new = some_ids(f"{rows}x{PROMPT}"), 16 if options.quick else NEW
+    ids, new = some_ids(f"{rows}x{PROMPT}", device=options.device), 16 if options.quick else NEW
     exact, fast = pl.from_hf(hf), pl.from_hf(hf, numerics="fast")
     halves = copy.deepcopy(hf).bfloat16()
     half = pl.from_hf(halves, numerics="fast")
     calls = {THEIRS: theirs(hf, ids, new), EXACT: ours(exact, ids, new), FAST: ours(fast, ids, new)}
     models = {THEIRS: exact, EXACT: exact, FAST: exact}
-    if rows == 1 and multiplies_bfloat16():
+    if rows == 1 and multiplies_bfloat16(options.device):
         calls |= {THEIRS_HALF: theirs(halves, ids, new), HALF: ours(half, ids, new)}
         models |= {THEIRS_HALF: half, HALF: half}
     check(report, calls, models)
     everyone: dict[str, Call] = dict(calls)
-    read = {name: best_reader(pl.estimate_generation(model, ids, max_new_tokens=new).prepared)[0]
+    read = {name: best_reader(weights_read(model, ids, new), options.device)[0]
             for name, model in ((FAST, fast), (HALF, half)) if name in calls}  # fmt: skip
     read[THEIRS] = read[FAST]  # the same bytes
     first = {THEIRS: theirs(hf, ids, 1), FAST: ours(fast, ids, 1), HALF: ours(half, ids, 1)}
     for name, reading in read.items():
         everyone |= {f"{name}, first token": first[name], f"{LIMIT}, {name}": reading}
-    samples = compete(everyone, rounds=options.rounds(9, quick=2), warm_up=0)
+    samples = compete(everyone, rounds=options.rounds(9, quick=2), warm_up=0, device=options.device)
     shape = f"{rows}x{PROMPT}+{new}"
     for name, target in TARGETS[rows].items():
         if name not in calls:
@@ -123,6 +123,11 @@ def batch(report: Report, hf: Any, rows: int, options: Options) -> None:
         report.profile(f"{shape}, {name}", calls[name])
 
 
+def weights_read(model: pl.CkptedTransformer, ids: Tensor, new: int) -> int:
+    """Bytes that a step reads: those prepared for the kernels, or the weights as they are."""
+    return pl.estimate_generation(model, ids, max_new_tokens=new).prepared or pl.count_parameters(model).bytes
+
+
 def bandwidth(samples: Samples, name: str, steps: int) -> Spread:
     """Weights read a second while decoding, as a share of what reading alone reaches, round by round."""
     whole, first = samples.seconds[name], samples.seconds[f"{name}, first token"]
@@ -134,7 +139,7 @@ def main() -> None:
     options = arguments(__doc__)
     report = Report("generate", options)
     with torch.no_grad():
-        hf = reference()
+        hf = options.placed(reference())
         for rows in (1, 8):
             if options.wants(f"batch {rows}") and not (options.quick and rows == 8):
                 batch(report, hf, rows, options)

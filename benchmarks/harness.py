@@ -145,17 +145,29 @@ def _seconds(call: Call, repeats: int, wait: Call = _nothing) -> float:
         gc.enable()
 
 
-def profile(call: Call, most: int = 8) -> list[tuple[str, float]]:
-    """Where the time of a call goes: torch's operations and their share of it, the largest first."""
+def profile(call: Call, device: str = "cpu", most: int = 8) -> list[tuple[str, float]]:
+    """Where the time of a call goes: torch's operations and their share of it, the largest first.
+
+    On an accelerator it is the time of their kernels; what is left is that of other operations, and of waiting for
+    launches.
+    """
     import torch
 
+    kind = torch.profiler.ProfilerActivity
+    if device == "cpu":
+        kinds, wait, field = [kind.CPU], _nothing, "self_cpu_time_total"
+    else:
+        kinds, wait, field = [kind.CPU, kind.CUDA], torch.cuda.synchronize, "self_device_time_total"
     call()
-    with _silence(), torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
+    wait()
+    with _silence(), torch.profiler.profile(activities=kinds) as seen:
         begin = time.perf_counter()
         call()
+        wait()
         whole = (time.perf_counter() - begin) * 1e6
-    rows = sorted(seen.key_averages(), key=lambda row: -row.self_cpu_time_total)
-    named = [(row.key.removeprefix("aten::"), row.self_cpu_time_total / whole) for row in rows]
+    operations = [row for row in seen.key_averages() if row.device_type == torch.autograd.DeviceType.CPU]
+    rows = sorted(operations, key=lambda row: -getattr(row, field))
+    named = [(row.key.removeprefix("aten::"), getattr(row, field) / whole) for row in rows]
     return [*named[:most], ("everything else", max(0.0, 1.0 - sum(share for _, share in named[:most])))]
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from pellucid.products import cpu_multiplies_bfloat16
 
 PRODUCT_SIZES = (1024, 2048, 3072)
+ON_ACCELERATORS = (4096, 8192)
 """Sides of square matrices; the best of them is the limit."""
 
 
@@ -32,9 +33,10 @@ def product(size: int, dtype: torch.dtype = torch.float32, device: str = "cpu") 
 
 def best_product(dtype: torch.dtype = torch.float32, device: str = "cpu", *, rounds: int = 3) -> tuple[Call, int]:
     """The size with most operations a second, and how many operations it takes."""
-    tried = {size: product(size, dtype, device) for size in PRODUCT_SIZES}
+    sizes = PRODUCT_SIZES if device == "cpu" else ON_ACCELERATORS
+    tried = {size: product(size, dtype, device) for size in sizes}
     samples = compete({str(size): call for size, (call, _) in tried.items()}, rounds=rounds, device=device)
-    return tried[max(PRODUCT_SIZES, key=lambda size: tried[size][1] / median(samples.seconds[str(size)]))]
+    return tried[max(sizes, key=lambda size: tried[size][1] / median(samples.seconds[str(size)]))]
 
 
 def multiplies_bfloat16(device: str = "cpu") -> bool:
@@ -42,8 +44,10 @@ def multiplies_bfloat16(device: str = "cpu") -> bool:
     return device != "cpu" or cpu_multiplies_bfloat16()
 
 
-def large_pages(nbytes: int) -> Tensor:
+def large_pages(nbytes: int, device: str = "cpu") -> Tensor:
     """Float32 numbers in large pages where the system has them, all of them written once."""
+    if device != "cpu":
+        return torch.full((nbytes // 4,), 1e-6, device=device)
     memory = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         memory.madvise(mmap.MADV_HUGEPAGE)
@@ -54,7 +58,7 @@ def large_pages(nbytes: int) -> Tensor:
 def readers(flat: Tensor) -> dict[str, Call]:
     """Ways to read every number once, none of which writes more than a few."""
     rows = flat[: len(flat) // 1024 * 1024].view(-1, 1024)
-    ones, halves = torch.ones(1024), flat.view(2, -1)
+    ones, halves = torch.ones(1024, device=flat.device), flat.view(2, -1)
     return {
         "sum": flat.sum,
         "max": flat.max,
@@ -64,11 +68,11 @@ def readers(flat: Tensor) -> dict[str, Call]:
     }
 
 
-def best_reader(nbytes: int, *, rounds: int = 3) -> tuple[Call, int]:
+def best_reader(nbytes: int, device: str = "cpu", *, rounds: int = 3) -> tuple[Call, int]:
     """The quickest way to read about so many bytes, and how many it reads."""
-    flat = large_pages(-(-nbytes // 4096) * 4096)
+    flat = large_pages(-(-nbytes // 4096) * 4096, device)
     ways = readers(flat)
-    samples = compete(ways, rounds=rounds)
+    samples = compete(ways, rounds=rounds, device=device)
     return ways[samples.fastest(list(ways))], flat.numel() * 4
 
 
@@ -92,19 +96,19 @@ def main() -> None:
     rounds = options.rounds(9, quick=3)
     calls: dict[str, Call] = {}
     work: dict[str, int] = {}
-    for dtype in (torch.float32, *([torch.bfloat16] if multiplies_bfloat16() else [])):
+    for dtype in (torch.float32, *([torch.bfloat16] if multiplies_bfloat16(options.device) else [])):
         name = f"{str(dtype).removeprefix('torch.')} product"
-        calls[name], work[name] = best_product(dtype, rounds=rounds)
-    samples = compete(calls, rounds=rounds)
+        calls[name], work[name] = best_product(dtype, options.device, rounds=rounds)
+    samples = compete(calls, rounds=rounds, device=options.device)
     rates = {name: Spread.of([work[name] / s / 1e9 for s in samples.seconds[name]]) for name in calls}
     for name, rate in rates.items():
         report.add(
             Row(name, f"{round((work[name] / 2) ** (1 / 3))} cubed", rate, kind="GFLOP/s", ours=name, against="")
         )
     for size, nbytes in {"gpt2-small, bfloat16": 247 << 20, "gpt2-small, float32": 494 << 20}.items():
-        flat = large_pages(nbytes >> 12 << 12)
+        flat = large_pages(nbytes >> 12 << 12, options.device)
         ways = readers(flat)
-        read = compete(ways, rounds=rounds)
+        read = compete(ways, rounds=rounds, device=options.device)
         best = read.fastest(list(ways))
         rate = Spread.of([flat.numel() * 4 / s / 1e9 for s in read.seconds[best]])
         report.add(Row("reading", size, rate, kind="GB/s", ours=best, against=""), read)

@@ -30,13 +30,30 @@ def give_back() -> None:
         trim(0)
 
 
-def peak_bytes(call: Callable[[], Any]) -> int:
-    """By how much this process grows, at its highest, while `call` runs; meant for a fresh process."""
+def peak_bytes(call: Callable[[], Any], device: str = "cpu") -> int:
+    """By how much this process grows, at its highest, while `call` runs; meant for a fresh process.
+
+    On an accelerator, by how much the tensors there grow.
+    """
+    if device != "cpu":
+        return _peak_there(call)
     give_back()
     reset_peak()
     before = resident()
     result = call()
     peak = resident("VmHWM")
+    del result
+    return peak - before
+
+
+def _peak_there(call: Callable[[], Any]) -> int:
+    import torch
+
+    gc.collect()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    result = call()
+    peak = torch.cuda.max_memory_allocated()
     del result
     return peak - before
 

@@ -26,7 +26,7 @@ DOCS = HERE.parent / "docs"
 SECTIONS = {
     "forward": "Forward", "capture": "Capture", "fixed_cost": "Fixed cost", "startup": "Start-up",
     "generate": "Generate", "compare": "Compare", "scaling": "Scaling", "regression": "Regressions",
-    "limits": "Limits of the machine",
+    "limits": "Limits of the machine", "graphs": "Captured graphs",
 }  # fmt: skip
 """Script -> heading, in the order of the page."""
 
@@ -126,6 +126,7 @@ def where(found: Mapping[str, Mapping[str, Any]]) -> str:
         "system": f"{first['system']}, Python {first['python']}",
         "versions": ", ".join(f"{name} {version}" for name, version in first["versions"].items()),
         "numpy multiplies with": first["numpy_uses"],
+        **({"accelerator": first["accelerator"]} if first["accelerator"] else {}),
     }
     lines = ["## Where", "", "| | |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in rows.items())]
     return "\n".join([*lines, ""])
@@ -240,11 +241,26 @@ def accelerator(found: Mapping[str, Mapping[str, Any]]) -> str:
     lines = ["## On an accelerator", ""]
     others = {name: one for name, one in found.items() if one["device"] != "cpu"}
     if not others:
-        return "\n".join([*lines, "Not measured: this machine has none.", ""])
-    for one in others.values():
-        lines += [f"{one['environment']['accelerator']}; targets are set for processors only.", ""]
-        lines += table(one["rows"]) + failures(one["failures"])
+        return "\n".join([*lines, "Not measured: this machine has none. [Another one has](benchmarks_cuda.md).", ""])
+    lines += ["Targets are set for processors only. Start-up, compare and regressions were not measured there.", ""]
+    for script, heading in SECTIONS.items():
+        dtypes = {one["dtype"]: one for one in others.values() if one["name"] == script}
+        if dtypes:
+            lines += [f"### {heading}", ""] + ([] if script in found else [prose(script), ""])
+        for dtype, one in sorted(dtypes.items(), reverse=True):
+            lines += [f"In {dtype}:", "", *table(one["rows"]), *profiles(one), *failures(one["failures"])]
     return "\n".join(lines)
+
+
+def profiles(one: Mapping[str, Any]) -> list[str]:
+    """Where the time of an accelerator goes; what its kernels leave is waiting for the processor."""
+    found = one["facts"].get("profiles", {})
+    if not found:
+        return []
+    lines = ["Kernels, by the operation that launched them, as a share of the time of a run:", ""]
+    for key, shares in found.items():
+        lines.append(f"- {key}: " + ", ".join(f"`{op}` {share:.0%}" for op, share in shares))
+    return [*lines, ""]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -71,11 +71,11 @@ def lens_values(out: Any) -> dict[str, Tensor]:
 
 
 def nnsight_run(model: Any, ids: Tensor) -> Call:
-    """The output of every module, and the model's."""
+    """The output of every module, and the model's; left where they are, which on an accelerator it is to be told."""
 
     def run() -> Any:
         with model.trace(ids) as tracer:
-            cache = tracer.cache()
+            cache = tracer.cache(device=ids.device)
         return cache  # noqa: RET504 (nnsight runs the body of a trace itself; it must assign)
 
     return run

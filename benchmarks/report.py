@@ -25,24 +25,42 @@ class Options:
         out: Where the JSON goes; None prints only.
         only: Parts to run, by words that their names contain; empty runs all.
         device: Where the models are; targets are set for a processor.
+        dtype: Of the models' weights.
     """
 
     quick: bool = False
     out: Path | None = None
     only: tuple[str, ...] = ()
     device: str = "cpu"
+    dtype: str = "float32"
 
     def rounds(self, full: int, *, quick: int) -> int:
-        """How many rounds to run."""
-        return quick if self.quick else full
+        """How many rounds to run; an accelerator, which nobody disturbs, needs no more than nine."""
+        return quick if self.quick else full if self.device == "cpu" else min(full, 9)
+
+    def placed(self, module: Any) -> Any:
+        """A module on the device and in the dtype that were asked for."""
+        return module.to(self.device, self.torch_dtype)
+
+    @property
+    def torch_dtype(self) -> Any:
+        """The dtype as torch's."""
+        import torch
+
+        return getattr(torch, self.dtype)
+
+    def stem(self, name: str) -> str:
+        """Of the file that a script of this name writes, with a device and a dtype that are not the usual ones."""
+        kind = self.device.partition(":")[0]
+        return "-".join([name, *([kind] if kind != "cpu" else []), *([self.dtype] if self.dtype != "float32" else [])])
 
     def wants(self, part: str) -> bool:
         """Whether the part of this name was asked for."""
         return not self.only or any(word in part for word in self.only)
 
     def target(self, value: float, *, at_least: bool = False) -> Target | None:
-        """A target, where one is set for this device."""
-        return Target(value, at_least) if self.device == "cpu" else None
+        """A target, where one is set for this device and dtype."""
+        return Target(value, at_least) if (self.device, self.dtype) == ("cpu", "float32") else None
 
 
 def arguments(doc: str | None) -> Options:
@@ -52,8 +70,9 @@ def arguments(doc: str | None) -> Options:
     parser.add_argument("--out", type=Path, help="folder for the JSON; without it the table is printed only")
     parser.add_argument("--only", nargs="*", default=[], metavar="WORD", help="parts whose names contain a word")
     parser.add_argument("--device", default="cpu", help="an accelerator, for the scripts that can use one")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="of the weights")
     given = parser.parse_args()
-    return Options(given.quick, given.out, tuple(given.only), given.device)
+    return Options(given.quick, given.out, tuple(given.only), given.device, given.dtype)
 
 
 @dataclass(frozen=True)
@@ -117,7 +136,8 @@ class Report:
 
     def profile(self, name: str, call: Call, *, python: bool = False) -> None:
         """Keep where the time of a call goes, for the page to show beside a target that is missed."""
-        self.facts.setdefault("profiles", {})[name] = profile_python(call) if python else profile(call)
+        found = profile_python(call) if python else profile(call, self.options.device)
+        self.facts.setdefault("profiles", {})[name] = found
 
     def fail(self, work: str, contender: str, error: BaseException | str) -> None:
         """Keep how a contender failed; the benchmark goes on without it."""
@@ -137,6 +157,7 @@ class Report:
             "name": self.name,
             "quick": self.options.quick,
             "device": self.options.device,
+            "dtype": self.options.dtype,
             "seconds": round(time.perf_counter() - self._begin, 1),
             "environment": {**environment(), "cores_used_by_others": self._load.cores()},
             "rows": [
@@ -147,8 +168,7 @@ class Report:
             "samples": self.samples,
         }
         text = json.dumps(_rounded(content), indent=1) + "\n"
-        device = "" if self.options.device == "cpu" else f"-{self.options.device.partition(':')[0]}"
-        (self.options.out / f"{self.name}{device}.json").write_text(text, encoding="utf-8")
+        (self.options.out / f"{self.options.stem(self.name)}.json").write_text(text, encoding="utf-8")
 
 
 def line(row: Row) -> str:
@@ -198,9 +218,20 @@ def environment() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "python": platform.python_version(),
         "versions": versions,
-        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "accelerator": accelerator(),
         "numpy_uses": numpy_kernels(),
     }
+
+
+def accelerator() -> str | None:
+    """What torch sees, and how it multiplies float32 there."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    gib = torch.cuda.get_device_properties(0).total_memory / 2**30
+    precision = torch.get_float32_matmul_precision()
+    return f"{torch.cuda.get_device_name()}, {gib:.0f} GiB, CUDA {torch.version.cuda}, float32 products: {precision}"
 
 
 def numpy_kernels() -> str:

@@ -25,15 +25,15 @@ SHAPE = "1x128"
 GB = 10**9
 
 
-def at(size: str, rounds: int, threads: int) -> dict[str, Any]:
+def at(size: str, rounds: int, threads: int, device: str = "cpu") -> dict[str, Any]:
     """Samples of every contender at one size, and what the work is; runs in a fresh process."""
     torch.set_num_threads(threads)
     with torch.no_grad():
-        hf, ids = reference(size), some_ids(SHAPE)
+        hf, ids = reference(size).to(device), some_ids(SHAPE, device=device)
         model = pl.from_hf(hf)
         logits = {"transformers": hf(ids).logits, "pellucid": model(ids)}
         harness.require_equal({**logits, "pellucid, looking": model.run_with_ckpts(ids)[0]})
-        limit, possible = best_product()
+        limit, possible = best_product(device=device)
         calls = {
             "transformers": lambda: hf(ids),
             "pellucid": lambda: model(ids),
@@ -41,7 +41,7 @@ def at(size: str, rounds: int, threads: int) -> dict[str, Any]:
             "capture everything": lambda: model.run_with_ckpts(ids),
             "matrix product": limit,
         }
-        seconds = compete(calls, rounds=rounds, warm_up=0).seconds
+        seconds = compete(calls, rounds=rounds, warm_up=0, device=device).seconds
     done = products(model.config, *ids.shape)
     return {"seconds": seconds, "operations": done, "possible": possible}
 
@@ -64,7 +64,8 @@ def measured(report: Report, options: Options) -> dict[str, Any]:
             report.fail("scaling", size, f"{free:.1f} GB are free, about {needed:.1f} are needed")
             continue
         try:
-            found[size] = in_fresh_process("scaling", "at", size, options.rounds(7, quick=2), harness.THREADS)
+            rounds = options.rounds(7, quick=2)
+            found[size] = in_fresh_process("scaling", "at", size, rounds, harness.THREADS, options.device)
         except RuntimeError as error:
             report.fail("scaling", size, error)
     return found

@@ -101,7 +101,7 @@ def test_every_script_has_a_section_and_is_run() -> None:
     import page
 
     runnable = {name for name in SCRIPTS if "def main()" in (BENCHMARKS / f"{name}.py").read_text(encoding="utf-8")}
-    assert runnable == set(page.SECTIONS) == set(bench.SCRIPTS)
+    assert runnable == set(page.SECTIONS) == {*bench.SCRIPTS, *bench.ON_ACCELERATORS}
     assert bench.SCRIPTS[0] == "limits"
 
 
@@ -405,7 +405,7 @@ def made_up(**changes: Any) -> dict[str, Any]:
                    "threads": 2, "system": "Linux", "python": "3.11", "versions": {"torch": "2.13"}, "numpy_uses": "b",
                    "accelerator": None, "cores_used_by_others": 0.01}  # fmt: skip
     return {
-        "name": "forward", "quick": False, "device": "cpu", "seconds": 1.0,
+        "name": "forward", "quick": False, "device": "cpu", "dtype": "float32", "seconds": 1.0,
         "environment": environment | changes.pop("environment", {}),
         "rows": [row("plain forward", 0.954, 1.0, True), row("last only", 0.75, 0.68, False), share],
         "failures": [{"work": "w", "contender": "torchlens", "how": "OSError: gone"}],
@@ -459,9 +459,27 @@ def test_an_accelerator_has_its_own_table() -> None:
     import page
 
     device = made_up(device="cuda", environment={"accelerator": "H"})
-    text = page.render({"forward": made_up(), "forward-cuda": device}, [])
-    assert "H; targets are set for processors only." in text
+    half = made_up(device="cuda", dtype="bfloat16", environment={"accelerator": "H"})
+    text = page.render({"forward": made_up(), "forward-cuda": device, "forward-cuda-bfloat16": half}, [])
+    assert "Targets are set for processors only." in text
     assert "Not measured: this machine has none." not in text
+    assert text.index("## Forward") < text.index("### Forward") < text.index("In float32:") < text.index("In bfloat16:")
+    assert "| accelerator | H |" in page.render({"forward-cuda": device}, [])
+    assert "share of the time of a run:\n\n- last only, 1x8: `addmm` 70%" in text
+
+
+def test_an_accelerator_is_measured_in_both_dtypes(harness: Any, tmp_path: Path) -> None:
+    from report import Options, Report
+
+    for device, dtype, stem in (
+        ("cpu", "float32", "forward"), ("cuda:0", "float32", "forward-cuda"), ("cpu", "bfloat16", "forward-bfloat16"),
+        ("cuda", "bfloat16", "forward-cuda-bfloat16"),
+    ):  # fmt: skip
+        Report("forward", Options(out=tmp_path, device=device, dtype=dtype)).finish()
+        written = json.loads((tmp_path / f"{stem}.json").read_text(encoding="utf-8"))
+        assert (written["name"], written["device"], written["dtype"]) == ("forward", device, dtype)
+    placed = Options(dtype="bfloat16").placed(torch.nn.Linear(2, 2))
+    assert placed.weight.dtype == torch.bfloat16
 
 
 def test_a_quick_run_is_never_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -546,5 +564,8 @@ def test_targets_are_for_processors() -> None:
 
     assert Options().target(1.0) is not None
     assert Options(device="cuda").target(1.0) is None
+    assert Options(dtype="bfloat16").target(1.0) is None
+    assert Options().rounds(31, quick=3) == 31
+    assert Options(device="cuda").rounds(31, quick=3) == 9
     assert Options(only=("wards",)).wants("forwards")
     assert not Options(only=("back",)).wants("forwards")
