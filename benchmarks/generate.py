@@ -25,6 +25,7 @@ from models import reference, some_ids
 
 PROMPT, NEW = 32, 128
 THEIRS, EXACT, FAST = "transformers", "pellucid", "pellucid, fast"
+STATIC = "transformers, static cache, compiled"
 THEIRS_HALF, HALF = "transformers, bfloat16 weights", "pellucid, fast, bfloat16 weights"
 LIMIT = "reading the weights"
 
@@ -32,12 +33,11 @@ TARGETS = {1: {EXACT: 1.0, FAST: 0.5, HALF: 0.35}, 8: {EXACT: 0.8, FAST: 0.5}}
 """Rows -> contender -> time as a share of transformers' in float32."""
 
 
-def theirs(hf: Any, ids: Tensor, new: int) -> Callable[[], Tensor]:
+def theirs(hf: Any, ids: Tensor, new: int, **options: Any) -> Callable[[], Tensor]:
     """transformers' own `generate`, which ends no text early."""
+    said = {"do_sample": False, "max_new_tokens": new, "min_new_tokens": new, "pad_token_id": 0, **options}
     mask = torch.ones_like(ids)
-    return lambda: hf.generate(
-        ids, attention_mask=mask, do_sample=False, max_new_tokens=new, min_new_tokens=new, pad_token_id=0
-    )
+    return lambda: hf.generate(ids, attention_mask=mask, **said)
 
 
 def ours(model: pl.CkptedTransformer, ids: Tensor, new: int) -> Callable[[], Tensor]:
@@ -82,6 +82,18 @@ def check(report: Report, calls: dict[str, Callable[[], Tensor]], models: dict[s
             raise ResultsDifferError(f"{name}: {found:.3g} nats behind the likeliest token; rounding is {bound:.3g}")
 
 
+def with_static_cache(report: Report, hf: Any, ids: Tensor, new: int) -> dict[str, Callable[[], Tensor]]:
+    """What transformers' users turn to on an accelerator: a cache of fixed size, for which `generate` compiles."""
+    run = theirs(hf, ids, new, cache_implementation="static")
+    try:
+        for _ in range(2):
+            run()
+    except Exception as error:
+        report.fail("generate", STATIC, error)
+        return {}
+    return {STATIC: run}
+
+
 def batch(report: Report, hf: Any, rows: int, options: Options) -> None:
     """Every contender on so many rows."""
     ids, new = some_ids(f"{rows}x{PROMPT}", device=options.device), 16 if options.quick else NEW
@@ -93,6 +105,9 @@ def batch(report: Report, hf: Any, rows: int, options: Options) -> None:
     if rows == 1 and multiplies_bfloat16(options.device):
         calls |= {THEIRS_HALF: theirs(halves, ids, new), HALF: ours(half, ids, new)}
         models |= {THEIRS_HALF: half, HALF: half}
+    if rows == 1 and options.device != "cpu":
+        calls |= with_static_cache(report, hf, ids, new)
+        models[STATIC] = exact
     check(report, calls, models)
     everyone: dict[str, Call] = dict(calls)
     read = {name: best_reader(weights_read(model, ids, new), options.device)[0]
@@ -108,8 +123,9 @@ def batch(report: Report, hf: Any, rows: int, options: Options) -> None:
             continue
         ratio = samples.ratio(name, THEIRS)
         report.add(Row("generate", shape, ratio, options.target(target), ours=name), samples)
-    if HALF in calls:
-        report.add(Row("generate", shape, samples.ratio(HALF, THEIRS_HALF), ours=HALF, against=THEIRS_HALF), samples)
+    for name, against in ((HALF, THEIRS_HALF), (STATIC, THEIRS), (FAST, STATIC)):
+        if name in calls and against in calls:
+            report.add(Row("generate", shape, samples.ratio(name, against), ours=name, against=against), samples)
     for name in (FAST, HALF, THEIRS):
         if name in calls:
             target = options.target(0.75, at_least=True) if rows == 1 and name == FAST else None
@@ -119,7 +135,7 @@ def batch(report: Report, hf: Any, rows: int, options: Options) -> None:
             report.add(
                 Row("decode", shape, reached, target, ours=name, against=against, kind="share", note=note), samples
             )
-    for name in (EXACT, FAST, THEIRS):
+    for name in (EXACT, FAST, THEIRS) if options.device == "cpu" else ():  # thousands of kernels take long to count
         report.profile(f"{shape}, {name}", calls[name])
 
 
