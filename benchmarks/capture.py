@@ -3,7 +3,8 @@
 "Everything" is what each library gives when everything is asked for: pellucid 208 checkpoints, TransformerLens its full
 cache (the same values, under several names), nnsight the output of every module (queries, keys and values side by
 side; no scores, no scaled values). Whatever two show is compared before any time is believed. pellucid hands out
-copies; TransformerLens and nnsight hand out the tensors that the model goes on with.
+copies; TransformerLens and nnsight hand out the tensors that the model goes on with. Exact numerics hold themselves to
+the operations of transformers, as the peers do; fast numerics are held to the same distance from a float64 run.
 """
 
 from __future__ import annotations
@@ -23,19 +24,19 @@ from torch import Tensor
 
 import pellucid as pl
 from contest import Admission, Contender, captured_bounds
-from models import bridge, eager, reference, some_ids, traced
+from models import asked_for, bridge, eager, reference, some_ids, traced
 from peers import LENS, NNSIGHT, NNSIGHT_FUSED, SHOWN_BY_NNSIGHT, lens_run, lens_values, nnsight_run, nnsight_values
 
 RESIDUALS = "blocks.*.resid_*"
 INSIDE = ("ckpt_scores", "ckpt_pattern")
 ONE_LAYER = "blocks.5.attn.ckpt_pattern"
 SHAPES = ("1x128", "4x512", "1x1024")
-SAME_AS_NNSIGHT = "pellucid, what nnsight shows"
+SAME_AS_NNSIGHT, FAST = "pellucid, what nnsight shows", "pellucid, fast"
 
 
-def capturing(model: pl.CkptedTransformer, ids: Tensor, names: Any = None) -> Contender:
+def capturing(model: pl.CkptedTransformer, ids: Tensor, names: Any = None, bounds: Any = None) -> Contender:
     """Our capture as a contender."""
-    return Contender(lambda: model.run_with_ckpts(ids, names=names), lambda out: {**out[1], "logits": out[0]})
+    return Contender(lambda: model.run_with_ckpts(ids, names=names), lambda out: {**out[1], "logits": out[0]}, bounds)
 
 
 def outside(model: pl.CkptedTransformer) -> list[str]:
@@ -80,7 +81,8 @@ def beside_peers(report: Report, hf: Any, shape: str, options: Options, *, fused
     logits, ckpts = model.run_with_ckpts(ids, names=names)
     bounds = captured_bounds(model, ids, ckpts, names)
     del logits, ckpts
-    everyone = {"pellucid": capturing(model, ids, names)}
+    fast = pl.from_hf(hf, numerics="fast")
+    everyone = {"pellucid": capturing(model, ids, names), FAST: capturing(fast, ids, names, bounds)}
     if not fused:
         everyone[SAME_AS_NNSIGHT] = capturing(model, ids, SHOWN_BY_NNSIGHT)
     peers: dict[str, Callable[[], Contender]] = {
@@ -100,19 +102,20 @@ def beside_peers(report: Report, hf: Any, shape: str, options: Options, *, fused
     samples = compete(calls, rounds=options.rounds(9, quick=3), device=options.device, warm_up=0)
     rivals = [name for name in calls if name in (LENS, NNSIGHT)]
     if fused:
-        for name in list(calls)[1:]:
-            target = options.target(1.25, at_least=True) if name in rivals else None
-            ratio = samples.ratio(name, "pellucid")
-            report.add(Row(work, shape, ratio, target, ours=name, against="pellucid"), samples)
+        for name in [name for name in calls if name not in ("pellucid", FAST)]:
+            for ours in ("pellucid", FAST):
+                target = options.target(1.25, at_least=True) if name in rivals else None
+                report.add(Row(work, shape, samples.ratio(name, ours), target, ours=name, against=ours), samples)
         return
     fastest = samples.fastest(rivals) if rivals else ""
     for name in rivals:
-        target = options.target(1.0) if name == fastest else None
-        report.add(Row(work, shape, samples.ratio("pellucid", name), target, against=name), samples)
+        for ours in ("pellucid", FAST):
+            target = options.target(1.0) if name == fastest else None
+            report.add(Row(work, shape, samples.ratio(ours, name), target, ours=ours, against=name), samples)
     if NNSIGHT in rivals:
         ratio = samples.ratio(SAME_AS_NNSIGHT, NNSIGHT)
         report.add(Row("capture what nnsight shows, and no more", shape, ratio, against=NNSIGHT), samples)
-    for name in ("pellucid", *rivals):
+    for name in ("pellucid", FAST, *rivals):
         report.profile(f"{work}, {shape}, {name}", calls[name])
 
 
@@ -140,7 +143,7 @@ def memory(report: Report, shape: str, options: Options) -> None:
     """Peaks of fresh processes, or of an accelerator's own memory; the rows are ratios to each peer."""
     work, peaks, times = "capture everything", {}, options.rounds(2, quick=1)
     on_processor = options.device == "cpu"
-    hf, ids = (None, None) if on_processor else (options.placed(reference()), some_ids(shape, device=options.device))
+    hf, ids = (None, None) if on_processor else (asked_for(options), some_ids(shape, device=options.device))
     for name in ("pellucid", SAME_AS_NNSIGHT, LENS, NNSIGHT):
         try:
             if on_processor:
@@ -161,7 +164,7 @@ def memory(report: Report, shape: str, options: Options) -> None:
 def main() -> None:
     options = arguments(__doc__)
     report = Report("capture", options)
-    hf = options.placed(reference())
+    hf = asked_for(options)
     with torch.no_grad():
         beside_plain(report, pl.from_hf(hf), options)
         for shape in SHAPES:

@@ -14,7 +14,7 @@ import torch
 import pellucid as pl
 from capture import INSIDE, capturing
 from contest import Admission, Contender, captured_bounds
-from models import bridge, eager, reference, some_ids, traced
+from models import asked_for, bridge, eager, some_ids, traced
 from peers import LENS, NNSIGHT, lens_run, lens_values, nnsight_run, nnsight_values
 
 FIELDS = {"n_embd": 64, "n_head": 4, "vocab_size": 256, "bos_token_id": 0, "eos_token_id": 0}
@@ -27,7 +27,7 @@ def main() -> None:
     options = arguments(__doc__)
     report = Report("fixed_cost", options)
     with torch.no_grad():
-        hf = options.placed(reference(**FIELDS))
+        hf = asked_for(options, **FIELDS)
         model, ids = pl.from_hf(hf), some_ids(SHAPE, FIELDS["vocab_size"], options.device)
         passing = [name for name in model.ckpt_names if not name.endswith(COMPUTED)]
         bounds = captured_bounds(model, ids, model.run_with_ckpts(ids)[1])

@@ -20,7 +20,7 @@ from torch import Tensor
 import pellucid as pl
 from contest import Admission, Contender, Values
 from limits import best_product, multiplies_bfloat16, share
-from models import exact_logits, products, reference, some_ids
+from models import asked_for, exact_logits, products, some_ids
 
 SHORT = "1x128"
 SHAPES = (SHORT, "4x512", "1x1024")
@@ -60,7 +60,7 @@ def plain(report: Report, hf: Any, shape: str, options: Options) -> None:
     """One shape: ratios to transformers, and shares of the limit."""
     work = "plain forward"
     calls = Admission(report, f"{work}, {shape}").admit(contenders(hf, shape, options.device))
-    calls["matrix product"], possible = best_product(options.torch_dtype, options.device)
+    calls["matrix product"], possible = best_product(getattr(torch, options.dtype), options.device)
     rounds = options.rounds(31 if shape == SHORT else 9, quick=3)
     samples = compete(calls, rounds=rounds, device=options.device)
     against = {THEIRS: TARGETS, CACHELESS: dict.fromkeys(["pellucid"])}
@@ -105,7 +105,7 @@ def last_only(report: Report, hf: Any, shape: str, options: Options) -> None:
 def main() -> None:
     options = arguments(__doc__)
     report = Report("forward", options)
-    hf = options.placed(reference())
+    hf = asked_for(options)
     with torch.no_grad():
         for shape in SHAPES:
             if options.wants(shape) and not (options.quick and shape != SHORT):

@@ -21,7 +21,7 @@ from torch import Tensor
 
 import pellucid as pl
 from limits import best_reader, multiplies_bfloat16
-from models import reference, some_ids
+from models import asked_for, some_ids
 
 PROMPT, NEW = 32, 128
 THEIRS, EXACT, FAST = "transformers", "pellucid", "pellucid, fast"
@@ -155,7 +155,7 @@ def main() -> None:
     options = arguments(__doc__)
     report = Report("generate", options)
     with torch.no_grad():
-        hf = options.placed(reference())
+        hf = asked_for(options)
         for rows in (1, 8):
             if options.wants(f"batch {rows}") and not (options.quick and rows == 8):
                 batch(report, hf, rows, options)

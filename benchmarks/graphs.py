@@ -19,7 +19,7 @@ import torch
 import pellucid as pl
 from contest import Admission, Contender
 from forward import SHAPES, SHORT, THEIRS, logits_of
-from models import exact_logits, reference, some_ids
+from models import asked_for, exact_logits, some_ids
 
 GRAPH = "captured graph"
 EVERYTHING, RESIDUALS = f"pellucid, everything, {GRAPH}", f"pellucid, all residuals, {GRAPH}"
@@ -101,7 +101,7 @@ def main() -> None:
         report.fail("all", "everybody", "graphs are captured on an accelerator; give --device cuda")
         report.finish()
         return
-    hf = options.placed(reference())
+    hf = asked_for(options)
     with torch.no_grad():
         for shape in SHAPES:
             if options.wants(shape) and not (options.quick and shape != SHORT):

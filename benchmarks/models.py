@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import harness  # before torch: it pins the threads
+from report import Options
 
 # isort: split
 import torch
@@ -36,24 +37,32 @@ SIZES: dict[str, dict[str, int]] = {
 """What OpenAI published, and distilgpt2; all with 1024 positions and 50,257 tokens."""
 
 
-def reference(size: str = "gpt2-small", *, attention: str = "sdpa", seed: int = 0, **fields: Any) -> Any:
+def reference(
+    size: str = "gpt2-small", *, attention: str = "sdpa", seed: int = 0, device: str = "cpu", **fields: Any
+) -> Any:
     """An evaluating `GPT2LMHeadModel` of transformers with spread weights.
 
     Args:
         size: A key of `SIZES`.
         attention: "sdpa", transformers' default, or "eager".
-        seed: Of the weights, which are the same for the same seed.
+        seed: Of the weights, which are the same for the same seed and kind of device.
+        device: Where it is made.
         fields: Of the configuration, in place of what the size says.
     """
     from transformers import GPT2Config, GPT2LMHeadModel
     from transformers.initialization import no_init_weights
 
     torch.set_num_threads(harness.THREADS)
-    with no_init_weights():  # they are drawn below
+    with torch.device(device), no_init_weights():  # they are drawn below
         hf = GPT2LMHeadModel(GPT2Config(**{**SIZES[size], **fields}, attn_implementation=attention))
     hf.tie_weights()
     spread(hf, seed)
     return hf.eval()
+
+
+def asked_for(options: Options, **fields: Any) -> Any:
+    """The reference on the device and in the dtype of the command line."""
+    return reference(device=options.device, **fields).to(getattr(torch, options.dtype))
 
 
 def eager(hf: Any) -> Any:

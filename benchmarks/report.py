@@ -38,17 +38,6 @@ class Options:
         """How many rounds to run; an accelerator, which nobody disturbs, needs no more than nine."""
         return quick if self.quick else full if self.device == "cpu" else min(full, 9)
 
-    def placed(self, module: Any) -> Any:
-        """A module on the device and in the dtype that were asked for."""
-        return module.to(self.device, self.torch_dtype)
-
-    @property
-    def torch_dtype(self) -> Any:
-        """The dtype as torch's."""
-        import torch
-
-        return getattr(torch, self.dtype)
-
     def stem(self, name: str) -> str:
         """Of the file that a script of this name writes, with a device and a dtype that are not the usual ones."""
         kind = self.device.partition(":")[0]

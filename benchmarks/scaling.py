@@ -29,7 +29,7 @@ def at(size: str, rounds: int, threads: int, device: str = "cpu") -> dict[str, A
     """Samples of every contender at one size, and what the work is; runs in a fresh process."""
     torch.set_num_threads(threads)
     with torch.no_grad():
-        hf, ids = reference(size).to(device), some_ids(SHAPE, device=device)
+        hf, ids = reference(size, device=device), some_ids(SHAPE, device=device)
         model = pl.from_hf(hf)
         logits = {"transformers": hf(ids).logits, "pellucid": model(ids)}
         harness.require_equal({**logits, "pellucid, looking": model.run_with_ckpts(ids)[0]})

@@ -24,9 +24,10 @@ HF_LONG = {**SIZES, "n_positions": 1024, "n_layer": 2}
 def spread(model: nn.Module, seed: int = 0) -> nn.Module:
     """Weights under which no bug hides: random biases and gains, sharp attention, no near ties. In place.
 
-    Takes ours and transformers' models; the draws are the same for the same names and shapes.
+    Takes ours and transformers' models; the draws are the same for the same names, shapes and kind of device.
     """
-    generator = torch.Generator().manual_seed(seed)
+    device = next(model.parameters()).device
+    generator = torch.Generator(device).manual_seed(seed)
     width = model.config.n_embd
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -42,7 +43,8 @@ def spread(model: nn.Module, seed: int = 0) -> nn.Module:
             else:
                 inputs = parameter.numel() // parameter.shape[-1]
                 mean, std = 0.0, 1.5 / max(inputs, 1) ** 0.5
-            drawn = torch.empty(parameter.shape, dtype=torch.float32).normal_(mean, std, generator=generator)
+            drawn = torch.empty(parameter.shape, dtype=torch.float32, device=device)
+            drawn.normal_(mean, std, generator=generator)
             parameter.copy_(drawn)
     return model
 

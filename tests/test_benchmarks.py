@@ -478,8 +478,17 @@ def test_an_accelerator_is_measured_in_both_dtypes(harness: Any, tmp_path: Path)
         Report("forward", Options(out=tmp_path, device=device, dtype=dtype)).finish()
         written = json.loads((tmp_path / f"{stem}.json").read_text(encoding="utf-8"))
         assert (written["name"], written["device"], written["dtype"]) == ("forward", device, dtype)
-    placed = Options(dtype="bfloat16").placed(torch.nn.Linear(2, 2))
-    assert placed.weight.dtype == torch.bfloat16
+
+
+def test_models_are_made_where_they_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    from models import asked_for, reference
+    from report import Options
+
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
+    fields = {"n_embd": 8, "n_head": 2, "n_layer": 1, "vocab_size": 16, "bos_token_id": 0, "eos_token_id": 0}
+    made, half = reference(**fields), asked_for(Options(dtype="bfloat16"), **fields)
+    assert half.dtype == torch.bfloat16
+    assert torch.equal(made.transformer.wpe.weight.bfloat16(), half.transformer.wpe.weight)
 
 
 def test_a_quick_run_is_never_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
