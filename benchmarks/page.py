@@ -24,9 +24,9 @@ HERE = Path(__file__).resolve().parent
 DOCS = HERE.parent / "docs"
 
 SECTIONS = {
-    "forward": "Forward", "capture": "Capture", "fixed_cost": "Fixed cost", "startup": "Start-up",
-    "generate": "Generate", "compare": "Compare", "scaling": "Scaling", "regression": "Regressions",
-    "limits": "Limits of the machine", "graphs": "Captured graphs",
+    "forward": "Forward", "graphs": "Captured graphs", "capture": "Capture", "fixed_cost": "Fixed cost",
+    "startup": "Start-up", "generate": "Generate", "compare": "Compare", "scaling": "Scaling",
+    "regression": "Regressions", "limits": "Limits of the machine",
 }  # fmt: skip
 """Script -> heading, in the order of the page."""
 

@@ -6,6 +6,7 @@ pytest tests/accelerator
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -339,7 +340,16 @@ def stream_of(model: pl.CkptedTransformer, *, write: bool) -> Any:
         yield token
 
 
-# Opening and keeping
+# What the documentation shows, opening and keeping
+
+
+def test_the_page_runs() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "accelerators.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    assert len(blocks) > 2
+    names: dict[str, Any] = {}
+    for block in blocks:
+        exec(block, names)
 
 
 def test_opening_saving_and_back(tmp_path: Path) -> None:
