@@ -186,6 +186,24 @@ def test_values_are_looked_at_in_a_run_of_the_model() -> None:
     assert out.ckpts["blocks.0.resid_post"].shape == (1, 8, 48)
 
 
+def test_autocast_is_left_to_a_run_of_the_model() -> None:
+    exact = support.glass()
+    fast = fast_of(exact)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert decoder.decoder(fast, 1) is None
+        expected = exact.generate([[1, 2, 3]], max_new_tokens=6, end_ids=())
+        assert fast.generate([[1, 2, 3]], max_new_tokens=6, end_ids=()).ids.tolist() == expected.ids.tolist()
+
+
+def test_autocast_that_begins_between_two_steps() -> None:
+    fast = fast_of(support.glass())
+    stream = fast.stream([1, 2, 3], max_new_tokens=6, end_ids=())
+    tokens = [next(stream).id, next(stream).id]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        tokens += [token.id for token in stream]
+    assert len(tokens) == 6
+
+
 # Runs that are recorded
 
 
@@ -306,6 +324,24 @@ def looks_by_replays(patch: Patch) -> None:
     patch.setattr(decoder, "decoder", lambda model, rows, **_: plain(model, rows))
 
 
+def rounds_by_autocast(patch: Patch) -> None:
+    plain = decoder.decoder
+
+    def chosen(*given: Any, **options: Any) -> Any:
+        with torch.autocast("cpu", enabled=False):
+            return plain(*given, **options)
+
+    patch.setattr(decoder, "decoder", chosen)
+
+
+def writes_as_it_comes(patch: Patch) -> None:
+    def write(self: Any, block: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        keys, values = self._content[block]
+        return keys.index_copy_(2, self.column, k), values.index_copy_(2, self.column, v)
+
+    patch.setattr(graphed.WholeCache, "_write", write)
+
+
 def asks_about_pads(patch: Patch) -> None:
     patch.setattr(pl.Batch, "padded", property(lambda self: not bool(self.mask.all())))
     patch.setattr(pl.Batch, "known", lambda self, *, padded: self)
@@ -337,6 +373,8 @@ def a_test(check: Callable[..., None]) -> Callable[[], None]:
     (hands_out_its_own_logits, test_logits_are_the_callers),
     (records_at_once, a_test(test_a_step_is_recorded_once_it_pays)),
     (looks_by_replays, test_values_are_looked_at_in_a_run_of_the_model),
+    (rounds_by_autocast, test_autocast_is_left_to_a_run_of_the_model),
+    (writes_as_it_comes, test_autocast_that_begins_between_two_steps),
     (asks_about_pads, prepared_batches_ask_for_nothing),
     (checks_ids_always, a_test(test_ids_are_taken_as_they_are_while_a_graph_is_captured)),
 ])  # fmt: skip

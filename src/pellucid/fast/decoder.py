@@ -47,7 +47,7 @@ def decoder(model: Transformer, rows: int, *, looks: bool = False) -> Decoder | 
     """What runs the steps of a model; None where the model has to run itself.
 
     It has to where it trains or has native hooks; on the CPU where it has other activation functions or dtypes than
-    the kernels know, or more rows than `MOST_ROWS`; on an accelerator where values are looked at.
+    the kernels know, or more rows than `MOST_ROWS`; on an accelerator where values are looked at or under autocast.
 
     Args:
         model: What is run.
@@ -60,8 +60,8 @@ def decoder(model: Transformer, rows: int, *, looks: bool = False) -> Decoder | 
     weight = model.embed.W_E
     if model.training or has_native_hooks(submodules(model)):
         return None
-    if can_record(weight.device):
-        return None if looks else GraphDecoder(model)
+    if can_record(weight.device):  # autocast keeps rounded weights of its own, and drops them when it likes
+        return None if looks or torch.is_autocast_enabled(weight.device.type) else GraphDecoder(model)
     if rows > MOST_ROWS or not knows(model.config, weight.dtype, weight.device):
         return None
     return Decoder(model, prepared(model))

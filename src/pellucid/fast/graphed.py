@@ -46,7 +46,9 @@ class WholeCache:
 
     def _write(self, block: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         keys, values = self._content[block]
-        return keys.index_copy_(2, self.column, k), values.index_copy_(2, self.column, v)
+        keys.index_copy_(2, self.column, k.to(keys.dtype))
+        values.index_copy_(2, self.column, v.to(values.dtype))
+        return keys.to(k.dtype), values.to(v.dtype)
 
 
 class GraphDecoder:
@@ -128,7 +130,12 @@ def recorded(run: Callable[[], Tensor], device: torch.device) -> Callable[[], Te
         device: Where it runs.
     """
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.device(device), torch.cuda.graph(graph):
+    with (
+        torch.cuda.device(device),
+        torch.cuda.graph(
+            graph, stream=torch.cuda.Stream(device), capture_error_mode="thread_local"
+        ),  # others may go on
+    ):
         out = run()
 
     def replay() -> Tensor:
