@@ -125,17 +125,15 @@ def can_record(device: torch.device) -> bool:
 def recorded(run: Callable[[], Tensor], device: torch.device) -> Callable[[], Tensor]:
     """Does what `run` does, over the same memory, by replaying its launches; gives the same tensor each time.
 
+    Other threads may go on meanwhile, other devices are left alone.
+
     Args:
         run: Waits for nothing; has been called before, so that what a first call sets up is there.
         device: Where it runs.
     """
     graph = torch.cuda.CUDAGraph()
-    with (
-        torch.cuda.device(device),
-        torch.cuda.graph(
-            graph, stream=torch.cuda.Stream(device), capture_error_mode="thread_local"
-        ),  # others may go on
-    ):
+    stream = torch.cuda.Stream(device)
+    with torch.cuda.device(device), torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
         out = run()
 
     def replay() -> Tensor:
