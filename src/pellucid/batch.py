@@ -36,11 +36,14 @@ class Batch:
     tokenizer: Tokenizer | None = field(default=None, repr=False)
     labels: list[list[str]] | None = field(default=None, repr=False)
     checked: TransformerConfig | None = field(default=None, repr=False)
+    _padded: tuple[bool, int] | None = field(default=None, init=False, repr=False)  # and the writes before
 
-    @cached_property
+    @property
     def padded(self) -> bool:
-        """Whether any row has pads."""
-        return not bool(self.mask.all())
+        """Whether any row has pads; looked up once, and again where the mask was written to."""
+        if self._padded is None or self._padded[1] != self._writes():
+            return self.known(padded=not bool(self.mask.all())).padded
+        return self._padded[0]
 
     @cached_property
     def strings(self) -> list[list[str]]:
@@ -71,12 +74,18 @@ class Batch:
         return values[torch.arange(len(last), device=last.device), last][:, None]
 
     def to(self, device: torch.device | str) -> Batch:
-        """The same batch on another device."""
+        """The same batch on a device; itself where it is there."""
+        if all(tensor.device == torch.device(device) for tensor in (self.ids, self.mask, self.positions)):
+            return self
         ids, mask, positions = (tensor.to(device) for tensor in (self.ids, self.mask, self.positions))
         moved = Batch(ids, mask, positions, self.tokenizer, self.labels, self.checked)
         return moved.known(padded=self.padded)
 
     def known(self, *, padded: bool) -> Batch:
         """This batch, told whether any row has pads: to ask an accelerator is to wait for it."""
-        vars(self)["padded"] = padded
+        object.__setattr__(self, "_padded", (padded, self._writes()))
         return self
+
+    def _writes(self) -> int:
+        """How often the mask was written to; torch does not count that under `torch.inference_mode`."""
+        return 0 if self.mask.is_inference() else self.mask._version

@@ -218,6 +218,14 @@ def test_a_prepared_batch_asks_for_no_number(rows: list[list[int]]) -> None:
             assert not checks.ops(lambda: model.run_with_ckpts(batch)).count(*WAITS)  # noqa: B023
 
 
+def test_a_mask_that_is_written_to_is_looked_at_again() -> None:
+    batch = support.glass().tokenize([RAGGED[1]])
+    assert not batch.padded
+    batch.mask[0, 0] = False
+    assert batch.padded
+    assert not support.glass().tokenize([[1, 2]]).to("meta").padded, "known before it was sent"
+
+
 def test_ids_are_taken_as_they_are_while_a_graph_is_captured(monkeypatch: Patch) -> None:
     model, ids = support.glass(), support.some_ids(2, 11)
     with torch.no_grad():
@@ -347,6 +355,10 @@ def asks_about_pads(patch: Patch) -> None:
     patch.setattr(pl.Batch, "known", lambda self, *, padded: self)
 
 
+def never_looks_again(patch: Patch) -> None:
+    patch.setattr(pl.Batch, "_writes", lambda self: 0)
+
+
 def checks_ids_always(patch: Patch) -> None:
     patch.setattr(batching.Batcher, "_unchecked", lambda self, ids: self._assemble(ids, torch.ones_like(ids).bool()))
 
@@ -376,6 +388,7 @@ def a_test(check: Callable[..., None]) -> Callable[[], None]:
     (rounds_by_autocast, test_autocast_is_left_to_a_run_of_the_model),
     (writes_as_it_comes, test_autocast_that_begins_between_two_steps),
     (asks_about_pads, prepared_batches_ask_for_nothing),
+    (never_looks_again, test_a_mask_that_is_written_to_is_looked_at_again),
     (checks_ids_always, a_test(test_ids_are_taken_as_they_are_while_a_graph_is_captured)),
 ])  # fmt: skip
 def test_what_is_broken_is_noticed(breaks: Callable[[Patch], None], check: Callable[[], None]) -> None:
