@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Run all benchmarks.")
     parser.add_argument("--quick", action="store_true", help="fewer rounds and smaller shapes; writes no page")
     parser.add_argument("--out", type=Path, help="folder for the JSON; a temporary one if left out")
-    parser.add_argument("--device", default="cpu", help="where to measure: cpu, or an accelerator such as cuda")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="where to measure")
     given = parser.parse_args(arguments)
     load = os.getloadavg()[0]
     if load > 0.5:
@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if failed:
             print(f"failed: {', '.join(failed)}", file=sys.stderr)
             return 1
-        name = page.PAGE if given.device == "cpu" else f"{page.PAGE}_{given.device.partition(':')[0]}"
+        name = page.PAGE if given.device == "cpu" else f"{page.PAGE}_{given.device}"
         return page.main([str(out), "--name", name, *(["--print"] if given.quick else [])])
 
 

@@ -60,7 +60,7 @@ RULES = """\
 - Nobody is timed whose results were not compared first: bit for bit, or within eight times our own distance from a
   float64 run, value by value. Fast decoding must choose the likeliest tokens of a float64 run.
 - Weights are random and of true size, spread so that every parameter shows in the results.
-- Memory and start-up are those of fresh processes.
+- Memory and start-up are those of fresh processes; on an accelerator, memory is that of the tensors there.
 
 Looking leaves the logits as they were, whatever it costs:
 

@@ -40,8 +40,7 @@ class Options:
 
     def stem(self, name: str) -> str:
         """Of the file that a script of this name writes, with a device and a dtype that are not the usual ones."""
-        kind = self.device.partition(":")[0]
-        return "-".join([name, *([kind] if kind != "cpu" else []), *([self.dtype] if self.dtype != "float32" else [])])
+        return "-".join([name, *(word for word in (self.device, self.dtype) if word not in ("cpu", "float32"))])
 
     def wants(self, part: str) -> bool:
         """Whether the part of this name was asked for."""
@@ -58,7 +57,7 @@ def arguments(doc: str | None) -> Options:
     parser.add_argument("--quick", action="store_true", help="fewer rounds and smaller shapes")
     parser.add_argument("--out", type=Path, help="folder for the JSON; without it the table is printed only")
     parser.add_argument("--only", nargs="*", default=[], metavar="WORD", help="parts whose names contain a word")
-    parser.add_argument("--device", default="cpu", help="an accelerator, for the scripts that can use one")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="for the scripts that can use both")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="of the weights")
     given = parser.parse_args()
     return Options(given.quick, given.out, tuple(given.only), given.device, given.dtype)

@@ -472,7 +472,7 @@ def test_an_accelerator_is_measured_in_both_dtypes(harness: Any, tmp_path: Path)
     from report import Options, Report
 
     for device, dtype, stem in (
-        ("cpu", "float32", "forward"), ("cuda:0", "float32", "forward-cuda"), ("cpu", "bfloat16", "forward-bfloat16"),
+        ("cpu", "float32", "forward"), ("cuda", "float32", "forward-cuda"), ("cpu", "bfloat16", "forward-bfloat16"),
         ("cuda", "bfloat16", "forward-cuda-bfloat16"),
     ):  # fmt: skip
         Report("forward", Options(out=tmp_path, device=device, dtype=dtype)).finish()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -45,7 +44,7 @@ class Batch:
             return self.known(padded=not bool(self.mask.all())).padded
         return self._padded[0]
 
-    @cached_property
+    @property
     def strings(self) -> list[list[str]]:
         """Per row, the text of each real token."""
         if self.labels is not None:

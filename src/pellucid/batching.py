@@ -42,7 +42,7 @@ class Batcher:
         if isinstance(inputs, Batch):
             if mask is not None:
                 raise _mask_without_ids("a Batch, which has its own")
-            if inputs.checked is not self.config:
+            if inputs.checked is not self.config and inputs.checked != self.config:
                 _require_batch(inputs)
                 self._check(inputs.ids, inputs.positions)
             return inputs.to(self.device)
@@ -57,8 +57,8 @@ class Batcher:
         if isinstance(inputs, np.ndarray):
             inputs = _integers(inputs, "the array")
         if isinstance(inputs, Tensor):
-            if is_recorded():
-                return self._unchecked(inputs)
+            if is_recorded(inputs):
+                return self._unchecked(inputs, mask)
             ids = _as_rectangle(inputs)
             if mask is None:
                 self._refuse_unmasked_pads(ids)
@@ -108,8 +108,14 @@ class Batcher:
         made = Batch(ids, mask, positions, self.tokenizer, checked=self.config)
         return made.to(self.device)
 
-    def _unchecked(self, ids: Tensor) -> Batch:
+    def _unchecked(self, ids: Tensor, mask: Any) -> Batch:
         """Ids [B, P] of whatever will be there when the graph is replayed: checks would look at those of now."""
+        if mask is not None:
+            raise InputError(
+                "tokenize: a mask was given while a CUDA graph is captured, but to look at it is to wait.",
+                code="mask-while-captured",
+                remedy="Make the batch before: batch = model.tokenize(ids, mask=mask).",
+            )
         ids = ids[None] if ids.dim() == 1 else ids
         positions = torch.arange(ids.size(1), device=ids.device).expand_as(ids)
         made = Batch(ids, torch.ones_like(ids, dtype=torch.bool), positions, self.tokenizer, checked=self.config)
@@ -154,9 +160,9 @@ class Batcher:
         )
 
 
-def is_recorded() -> bool:
-    """Whether what runs now is captured into a CUDA graph, whose inputs are filled in later."""
-    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
+def is_recorded(ids: Tensor) -> bool:
+    """Whether what runs on these ids is captured into a CUDA graph, whose inputs are filled in later."""
+    return ids.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
 def _looks_padded(pads: Tensor) -> bool:

@@ -24,10 +24,14 @@ def submodules(root: nn.Module) -> list[nn.Module]:
 def state_of(modules: Iterable[nn.Module]) -> tuple[tuple[int, int], ...]:
     """Where their own parameters are, and how often each was written to: changes with every change of a weight.
 
-    A write that goes around torch's counting, such as one into `parameter.data`, is not seen.
+    A write that goes around torch's counting, such as one into `parameter.data`, is not seen; nor is one into a
+    parameter that was made under `torch.inference_mode`.
     """
     parameters = [p for module in modules if module._parameters for p in module._parameters.values() if p is not None]
-    return tuple([(parameter.data_ptr(), parameter._version) for parameter in parameters])
+    try:
+        return tuple([(parameter.data_ptr(), parameter._version) for parameter in parameters])
+    except RuntimeError:  # raised where torch does not count
+        return tuple([(p.data_ptr(), 0 if p.is_inference() else p._version) for p in parameters])
 
 
 def has_native_hooks(modules: Iterable[nn.Module]) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +139,9 @@ def test_looking(kind: str) -> None:
         for name in ("blocks.1.attn.ckpt_pattern", "blocks.*.ln1.ckpt_scaled", "**.ckpt_z"):
             checks.looking(model, inputs, names=name)
         checks.looking(model, inputs, names="**.ckpt_pattern", pos=[0, -1], heads=1)
+    state = torch.cuda.get_rng_state()
+    model.run_with_ckpts(RAGGED)
+    assert torch.equal(torch.cuda.get_rng_state(), state), "looking draws random numbers"
     checks.snapshots(model, RAGGED)
     checks.snapshots_of_the_past(model, RAGGED)
     checks.stops(model, [RAGGED[1]])
@@ -323,21 +327,35 @@ def test_replayed_steps_give_the_tokens_of_plain_ones(
     assert bool(replays) == ("names" not in options)
 
 
-def test_replays_see_a_weight_that_changes() -> None:
-    model = numerics(glass(), "fast")
-    changed: list[list[int]] = []
-    for write in (False, True):
-        changed.append([token.id for token in stream_of(model, write=write)])
-    assert changed[0][:12] == changed[1][:12]
-    assert changed[0] != changed[1]
+@pytest.mark.parametrize("kind", ["fast", "bfloat16"])
+def test_replays_see_a_weight_that_changes(kind: str) -> None:
+    plain = glass()
+    tokens = [stream_of(numerics(plain, kind), write) for write in ("", "in place", "anew")]
+    assert tokens[0][:12] == tokens[1][:12]
+    assert tokens[0] != tokens[1]
+    assert tokens[1] == tokens[2]
 
 
-def stream_of(model: pl.CkptedTransformer, *, write: bool) -> Any:
-    for number, token in enumerate(model.stream([1, 2, 3], max_new_tokens=40)):
-        if write and number == 11:
+def stream_of(model: pl.CkptedTransformer, write: str) -> list[int]:
+    found: list[int] = []
+    for token in model.stream([1, 2, 3], max_new_tokens=40, end_ids=()):
+        found.append(token.id)
+        weight = model.blocks[2].mlp.W_out
+        if len(found) == 12 and write == "in place":
             with torch.no_grad():
-                model.blocks[2].mlp.W_out.mul_(-1.0)
-        yield token
+                weight.mul_(-1.0)
+        if len(found) == 12 and write == "anew":
+            weight.data = weight.detach() * -1.0
+            model.refresh()
+    return found
+
+
+def test_two_threads_generate() -> None:
+    model = numerics(glass(), "fast")
+    alone = [model.generate([row], max_new_tokens=30, end_ids=()).ids.tolist() for row in RAGGED]
+    with ThreadPoolExecutor(3) as pool:
+        together = list(pool.map(lambda row: model.generate([row], max_new_tokens=30, end_ids=()).ids.tolist(), RAGGED))
+    assert together == alone
 
 
 # What the documentation shows, opening and keeping

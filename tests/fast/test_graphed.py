@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -104,7 +105,7 @@ def test_a_step_asks_for_no_number(numerics: str) -> None:
     fast = fast_of(support.glass(), numerics)
     with torch.no_grad():
         cache = pl.KeyValueCache(fast.config, 2, 12)
-        made = graphed._Standing(fast, cache, ())
+        made = graphed._Standing(fast, cache, (), [])
         made._run()
         seen = checks.ops(made._run)
     assert seen.count("mm") == 4 * fast.config.n_layer + 1
@@ -230,7 +231,7 @@ def test_ids_are_taken_as_they_are_while_a_graph_is_captured(monkeypatch: Patch)
     model, ids = support.glass(), support.some_ids(2, 11)
     with torch.no_grad():
         expected, last = model(ids), model.next_token_logits(ids)
-        monkeypatch.setattr(batching, "is_recorded", lambda: True)
+        monkeypatch.setattr(batching, "is_recorded", lambda ids: True)
         for run in (model, model.run_with_ckpts, model.next_token_logits):
             assert not checks.ops(lambda: run(ids)).count(*WAITS)  # noqa: B023
         assert torch.equal(model(ids), expected)
@@ -238,6 +239,74 @@ def test_ids_are_taken_as_they_are_while_a_graph_is_captured(monkeypatch: Patch)
         assert torch.equal(model.next_token_logits(ids), last)
         assert torch.equal(model(ids[0]), model(ids[:1]))
         assert model.tokenize(ids).ids.data_ptr() == ids.data_ptr(), "a replay would not see what is written there"
+        for masked in (lambda: model.tokenize(ids, mask=torch.ones_like(ids)), lambda: model(_as_mapping(ids))):
+            with pytest.raises(pl.InputError) as caught:
+                masked()
+            assert caught.value.code == "mask-while-captured"
+
+
+def _as_mapping(ids: Tensor) -> dict[str, Tensor]:
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+def test_what_a_recorded_step_reads_stays(monkeypatch: Patch) -> None:
+    """Rounded weights that the model drops are held until the step is made anew."""
+    monkeypatch.setattr(graphed, "recorded", lambda run, device: run)
+    fast = fast_of(support.glass(), "bfloat16")
+    stream = fast.stream([1, 2, 3], max_new_tokens=40, end_ids=())
+    for _ in range(3):
+        next(stream)
+    (first, *_) = fast.products.kept()
+    held = weakref.ref(first)
+    del first
+    fast.refresh()
+    assert held() is not None
+    for _ in range(3):
+        next(stream)
+    assert held() is None
+
+
+def test_autocast_is_not_recorded(monkeypatch: Patch) -> None:
+    recorded: list[int] = []
+    monkeypatch.setattr(graphed, "can_record", lambda device: True)
+    monkeypatch.setattr(graphed, "recorded", lambda run, device: recorded.append(1) or run)
+    stream = fast_of(support.glass()).stream([1, 2, 3], max_new_tokens=60, end_ids=())
+    next(stream)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        for _ in range(12):
+            next(stream)
+    assert not recorded
+    list(stream)
+    assert recorded
+
+
+def test_a_model_made_under_inference_mode() -> None:
+    with torch.inference_mode():
+        fast = fast_of(support.glass())
+        assert fast.embed.W_E.is_inference()
+        out = fast.generate([[1, 2, 3]], max_new_tokens=8, end_ids=())
+        assert out.ids.tolist() == support.glass().generate([[1, 2, 3]], max_new_tokens=8, end_ids=()).ids.tolist()
+        assert fast.run_with_ckpts([[1, 2]], names="ckpt_embed")[1]["ckpt_embed"].shape == (1, 2, 48)
+
+
+def test_a_batch_of_an_equal_configuration_is_not_checked_again() -> None:
+    one, other = support.glass(), support.glass()
+    batch = one.tokenize(RAGGED)
+    assert batch.padded
+    assert other.config is not one.config
+    with torch.no_grad():
+        assert not checks.ops(lambda: other(batch)).count(*WAITS)
+    small = support.glass(vocab_size=50)
+    with pytest.raises(pl.InputError):
+        small(batch)
+
+
+def test_labels_follow_the_ids() -> None:
+    model = support.glass()
+    batch = model.tokenize([[1, 2, 3]])
+    assert batch.strings == [["1", "2", "3"]]
+    batch.ids[0, 1] = 7
+    assert model.run_with_ckpts(batch)[1].batch.strings == [["1", "7", "3"]]
 
 
 # Mutants: each check must fail on what is broken
@@ -294,7 +363,7 @@ def one_too_late(whole: Any, cache: pl.KeyValueCache) -> None:
 
 def always_the_first_position(patch: Patch) -> None:
     plain = graphed._Standing.step
-    patch.setattr(graphed._Standing, "step", lambda self, ids, positions, cache: plain(self, ids, positions * 0, cache))
+    patch.setattr(graphed._Standing, "step", lambda self, ids, at, cache, **_: plain(self, ids, at * 0, cache))
 
 
 def never_outdated(patch: Patch) -> None:
@@ -315,8 +384,8 @@ def hands_out_its_own_logits(patch: Patch) -> None:
     """What a replay writes into is given to the caller."""
     plain = graphed._Standing.step
 
-    def step(self: Any, *given: Any) -> Tensor:
-        logits = plain(self, *given)
+    def step(self: Any, *given: Any, **options: Any) -> Tensor:
+        logits = plain(self, *given, **options)
         self.out = logits if not hasattr(self, "out") else self.out.copy_(logits)
         return self.out
 
@@ -359,8 +428,22 @@ def never_looks_again(patch: Patch) -> None:
     patch.setattr(pl.Batch, "_writes", lambda self: 0)
 
 
+def holds_nothing(patch: Patch) -> None:
+    plain = graphed._Standing.__init__
+    patch.setattr(graphed._Standing, "__init__", lambda self, *given: plain(self, *given[:3], []))
+
+
+def records_autocast(patch: Patch) -> None:
+    plain = graphed._Standing.step
+    patch.setattr(graphed._Standing, "step", lambda self, *given, **_: plain(self, *given))
+
+
+def forgets_what_it_checked(patch: Patch) -> None:
+    patch.setattr(pl.TransformerConfig, "__eq__", lambda self, other: self is other)
+
+
 def checks_ids_always(patch: Patch) -> None:
-    patch.setattr(batching.Batcher, "_unchecked", lambda self, ids: self._assemble(ids, torch.ones_like(ids).bool()))
+    patch.setattr(batching.Batcher, "_unchecked", lambda self, ids, _: self._assemble(ids, torch.ones_like(ids).bool()))
 
 
 def a_test(check: Callable[..., None]) -> Callable[[], None]:
@@ -389,6 +472,9 @@ def a_test(check: Callable[..., None]) -> Callable[[], None]:
     (writes_as_it_comes, test_autocast_that_begins_between_two_steps),
     (asks_about_pads, prepared_batches_ask_for_nothing),
     (never_looks_again, test_a_mask_that_is_written_to_is_looked_at_again),
+    (holds_nothing, a_test(test_what_a_recorded_step_reads_stays)),
+    (records_autocast, a_test(test_autocast_is_not_recorded)),
+    (forgets_what_it_checked, test_a_batch_of_an_equal_configuration_is_not_checked_again),
     (checks_ids_always, a_test(test_ids_are_taken_as_they_are_while_a_graph_is_captured)),
 ])  # fmt: skip
 def test_what_is_broken_is_noticed(breaks: Callable[[Patch], None], check: Callable[[], None]) -> None:

@@ -6,6 +6,7 @@ cache has room for, those to come hidden by the mask, and writes at a column who
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Collection
 from functools import partial
 
@@ -19,6 +20,8 @@ from pellucid.transformer import Run, Transformer
 
 PATIENCE = 4
 """Steps that are run before one is recorded: recording takes as long as some of them."""
+
+_ONE_AT_A_TIME = threading.Lock()
 
 
 class WholeCache:
@@ -82,10 +85,12 @@ class GraphDecoder:
             Logits [B, V], and no values.
         """
         assert not names, "a recorded step shows no values"
-        state = (cache.content.data_ptr(), *state_of(self._owners))
+        kept = self._model.products.kept()
+        rounds = torch.is_autocast_enabled(ids.device.type)
+        state = (rounds, cache.content.data_ptr(), *map(id, kept), *state_of(self._owners))
         if self._standing is None or self._standing.state != state:
-            self._standing = _Standing(self._model, cache, state)
-        logits = self._standing.step(ids, positions, cache)
+            self._standing = _Standing(self._model, cache, state, kept)
+        logits = self._standing.step(ids, positions, cache, may_record=not rounds)
         cache.close(1)
         return logits, {}
 
@@ -96,23 +101,26 @@ class _Standing:
     Args:
         model: What is run.
         cache: What it writes into.
-        state: Where the memory is that it reads.
+        state: Where the memory is that it reads, and what else a recorded step would not notice.
+        reads: What has to stay as long as it is replayed, though the model may drop it.
     """
 
-    def __init__(self, model: Transformer, cache: KeyValueCache, state: tuple[object, ...]) -> None:
-        self.state = state
-        self._model, self._whole, self._taken = model, WholeCache(cache), 0
+    def __init__(
+        self, model: Transformer, cache: KeyValueCache, state: tuple[object, ...], reads: list[object]
+    ) -> None:
+        self.state, self._reads = state, reads
+        self._whole, self._taken = WholeCache(cache), 0
         self._ids, self._positions = (torch.zeros_like(cache.mask[:, :1], dtype=torch.long) for _ in range(2))
         run = Run(self._ids, self._positions, self._whole.mask, self._whole)
         self._run = lambda: model.transform(run)[:, 0]
 
-    def step(self, ids: Tensor, positions: Tensor, cache: KeyValueCache) -> Tensor:
-        """Logits [B, V]; see `GraphDecoder.step`."""
+    def step(self, ids: Tensor, positions: Tensor, cache: KeyValueCache, *, may_record: bool = True) -> Tensor:
+        """Logits [B, V]; see `GraphDecoder.step`. Autocast drops what it rounded when it likes: it is not recorded."""
         self._ids.copy_(ids[:, None])
         self._positions.copy_(positions[:, None])
         self._whole.at(cache)
-        if self._taken == PATIENCE and can_record(self._ids.device):
-            self._read, self._run = self._model.products.kept(), recorded(self._run, self._ids.device)
+        if self._taken == PATIENCE and may_record and can_record(self._ids.device):
+            self._run = recorded(self._run, self._ids.device)
         self._taken += 1
         return self._run().clone()  # the next step writes over it
 
@@ -125,15 +133,15 @@ def can_record(device: torch.device) -> bool:
 def recorded(run: Callable[[], Tensor], device: torch.device) -> Callable[[], Tensor]:
     """Does what `run` does, over the same memory, by replaying its launches; gives the same tensor each time.
 
-    Other threads may go on meanwhile, other devices are left alone.
+    One at a time, as torch captures no two graphs at once.
 
     Args:
         run: Waits for nothing; has been called before, so that what a first call sets up is there.
         device: Where it runs.
     """
     graph = torch.cuda.CUDAGraph()
-    stream = torch.cuda.Stream(device)
-    with torch.cuda.device(device), torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+    capture = torch.cuda.graph(graph, stream=torch.cuda.Stream(device), capture_error_mode="thread_local")
+    with _ONE_AT_A_TIME, torch.cuda.device(device), capture:
         out = run()
 
     def replay() -> Tensor:
