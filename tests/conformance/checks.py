@@ -17,6 +17,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import pellucid as pl
 import support
 
+WAITS = ("_local_scalar_dense", "nonzero", "is_nonzero", "equal", "unique")
+"""Operations that ask for a number, so that the processor waits for an accelerator."""
+
 
 class Ops(TorchDispatchMode):
     """Counts the operations that reach the dispatcher, by name without the overload."""

@@ -14,11 +14,7 @@ from torch import Tensor
 
 import pellucid as pl
 import support
-from pellucid import batching
 from pellucid.fast import decoder, graphed
-
-WAITS = ("_local_scalar_dense", "nonzero", "is_nonzero", "equal", "unique")
-"""Operations that ask for a number, so that the processor waits for an accelerator."""
 
 LENGTHS = {"one": (6,), "padded": (9, 2, 5), "forty": (4,) * 40}
 Patch = pytest.MonkeyPatch
@@ -109,7 +105,7 @@ def test_a_step_asks_for_no_number(numerics: str) -> None:
         made._run()
         seen = checks.ops(made._run)
     assert seen.count("mm") == 4 * fast.config.n_layer + 1
-    assert not seen.count(*WAITS)
+    assert not seen.count(*checks.WAITS)
 
 
 @pytest.mark.parametrize("numerics", ["fast", "bfloat16"])
@@ -205,50 +201,6 @@ def test_autocast_that_begins_between_two_steps() -> None:
     assert len(tokens) == 6
 
 
-# Runs that are recorded
-
-
-@pytest.mark.parametrize("rows", [RAGGED := support.ragged_ids(3, 11, 7), [RAGGED[1]]], ids=["padded", "alone"])
-def test_a_prepared_batch_asks_for_no_number(rows: list[list[int]]) -> None:
-    for numerics in ("exact", "fast", "bfloat16"):
-        model = fast_of(support.glass(), numerics)
-        batch = model.tokenize(rows)
-        with torch.no_grad():
-            model(batch)
-            assert not checks.ops(lambda: model(batch)).count(*WAITS)  # noqa: B023 (called at once)
-            assert not checks.ops(lambda: model.run_with_ckpts(batch)).count(*WAITS)  # noqa: B023
-
-
-def test_a_mask_that_is_written_to_is_looked_at_again() -> None:
-    batch = support.glass().tokenize([RAGGED[1]])
-    assert not batch.padded
-    batch.mask[0, 0] = False
-    assert batch.padded
-    assert not support.glass().tokenize([[1, 2]]).to("meta").padded, "known before it was sent"
-
-
-def test_ids_are_taken_as_they_are_while_a_graph_is_captured(monkeypatch: Patch) -> None:
-    model, ids = support.glass(), support.some_ids(2, 11)
-    with torch.no_grad():
-        expected, last = model(ids), model.next_token_logits(ids)
-        monkeypatch.setattr(batching, "is_recorded", lambda ids: True)
-        for run in (model, model.run_with_ckpts, model.next_token_logits):
-            assert not checks.ops(lambda: run(ids)).count(*WAITS)  # noqa: B023
-        assert torch.equal(model(ids), expected)
-        assert torch.equal(model.run_with_ckpts(ids)[0], expected)
-        assert torch.equal(model.next_token_logits(ids), last)
-        assert torch.equal(model(ids[0]), model(ids[:1]))
-        assert model.tokenize(ids).ids.data_ptr() == ids.data_ptr(), "a replay would not see what is written there"
-        for masked in (lambda: model.tokenize(ids, mask=torch.ones_like(ids)), lambda: model(_as_mapping(ids))):
-            with pytest.raises(pl.InputError) as caught:
-                masked()
-            assert caught.value.code == "mask-while-captured"
-
-
-def _as_mapping(ids: Tensor) -> dict[str, Tensor]:
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-
-
 def test_what_a_recorded_step_reads_stays(monkeypatch: Patch) -> None:
     """Rounded weights that the model drops are held until the step is made anew."""
     monkeypatch.setattr(graphed, "recorded", lambda run, device: run)
@@ -289,26 +241,6 @@ def test_a_model_made_under_inference_mode() -> None:
         assert fast.run_with_ckpts([[1, 2]], names="ckpt_embed")[1]["ckpt_embed"].shape == (1, 2, 48)
 
 
-def test_a_batch_of_an_equal_configuration_is_not_checked_again() -> None:
-    one, other = support.glass(), support.glass()
-    batch = one.tokenize(RAGGED)
-    assert batch.padded
-    assert other.config is not one.config
-    with torch.no_grad():
-        assert not checks.ops(lambda: other(batch)).count(*WAITS)
-    small = support.glass(vocab_size=50)
-    with pytest.raises(pl.InputError):
-        small(batch)
-
-
-def test_labels_follow_the_ids() -> None:
-    model = support.glass()
-    batch = model.tokenize([[1, 2, 3]])
-    assert batch.strings == [["1", "2", "3"]]
-    batch.ids[0, 1] = 7
-    assert model.run_with_ckpts(batch)[1].batch.strings == [["1", "7", "3"]]
-
-
 # Mutants: each check must fail on what is broken
 
 
@@ -322,10 +254,6 @@ def fits() -> None:
 
 def asks_for_nothing() -> None:
     test_a_step_asks_for_no_number("fast")
-
-
-def prepared_batches_ask_for_nothing() -> None:
-    test_a_prepared_batch_asks_for_no_number(RAGGED)
 
 
 def memory_as_it_lies(patch: Patch) -> None:
@@ -419,15 +347,6 @@ def writes_as_it_comes(patch: Patch) -> None:
     patch.setattr(graphed.WholeCache, "_write", write)
 
 
-def asks_about_pads(patch: Patch) -> None:
-    patch.setattr(pl.Batch, "padded", property(lambda self: not bool(self.mask.all())))
-    patch.setattr(pl.Batch, "known", lambda self, *, padded: self)
-
-
-def never_looks_again(patch: Patch) -> None:
-    patch.setattr(pl.Batch, "_writes", lambda self: 0)
-
-
 def holds_nothing(patch: Patch) -> None:
     plain = graphed._Standing.__init__
     patch.setattr(graphed._Standing, "__init__", lambda self, *given: plain(self, *given[:3], []))
@@ -436,14 +355,6 @@ def holds_nothing(patch: Patch) -> None:
 def records_autocast(patch: Patch) -> None:
     plain = graphed._Standing.step
     patch.setattr(graphed._Standing, "step", lambda self, *given, **_: plain(self, *given))
-
-
-def forgets_what_it_checked(patch: Patch) -> None:
-    patch.setattr(pl.TransformerConfig, "__eq__", lambda self, other: self is other)
-
-
-def checks_ids_always(patch: Patch) -> None:
-    patch.setattr(batching.Batcher, "_unchecked", lambda self, ids, _: self._assemble(ids, torch.ones_like(ids).bool()))
 
 
 def a_test(check: Callable[..., None]) -> Callable[[], None]:
@@ -470,12 +381,8 @@ def a_test(check: Callable[..., None]) -> Callable[[], None]:
     (looks_by_replays, test_values_are_looked_at_in_a_run_of_the_model),
     (rounds_by_autocast, test_autocast_is_left_to_a_run_of_the_model),
     (writes_as_it_comes, test_autocast_that_begins_between_two_steps),
-    (asks_about_pads, prepared_batches_ask_for_nothing),
-    (never_looks_again, test_a_mask_that_is_written_to_is_looked_at_again),
     (holds_nothing, a_test(test_what_a_recorded_step_reads_stays)),
     (records_autocast, a_test(test_autocast_is_not_recorded)),
-    (forgets_what_it_checked, test_a_batch_of_an_equal_configuration_is_not_checked_again),
-    (checks_ids_always, a_test(test_ids_are_taken_as_they_are_while_a_graph_is_captured)),
 ])  # fmt: skip
 def test_what_is_broken_is_noticed(breaks: Callable[[Patch], None], check: Callable[[], None]) -> None:
     check()
