@@ -83,7 +83,7 @@ def results(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def reasons(page: str = PAGE) -> list[dict[str, str]]:
-    """Why a page's targets are missed: each has "script", parts of "work", "shape", "ours" and "against", and "why"."""
+    """Why a page's targets are missed: each has "script", "why", and parts of what its rows say."""
     return [one for one in _said("missed") if one.get("page", page) == page]
 
 
@@ -223,7 +223,7 @@ def misses(name: str, one: Mapping[str, Any], why: Sequence[Mapping[str, str]]) 
 def reason(name: str, row: Mapping[str, Any], why: Sequence[Mapping[str, str]]) -> str | None:
     """The first that fits a row: what it does not mention fits everything."""
     for one in why:
-        parts = ("work", "shape", "ours", "against")
+        parts = ("work", "shape", "ours", "against", "kind")
         if one["script"] == name and all(one.get(part, "") in row[part] for part in parts):
             return one["why"]
     return None

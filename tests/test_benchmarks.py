@@ -441,6 +441,7 @@ def test_a_missed_target_is_never_without_a_word() -> None:
         {"shape": "4x512"},
         {"ours": "fast"},
         {"against": "nnsight"},
+        {"kind": "memory"},
     ):
         assert "no reason" in page.render({"forward": made_up()}, [{**why[0], **other}])
 
