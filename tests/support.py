@@ -26,7 +26,7 @@ def spread(model: nn.Module, seed: int = 0) -> nn.Module:
 
     Takes ours and transformers' models; the draws are the same for the same names, shapes and kind of device.
     """
-    device = next(model.parameters()).device
+    device = "cuda" if next(model.parameters()).is_cuda else "cpu"
     generator = torch.Generator(device).manual_seed(seed)
     width = model.config.n_embd
     with torch.no_grad():
