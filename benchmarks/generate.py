@@ -78,8 +78,13 @@ def check(report: Report, calls: dict[str, Callable[[], Tensor]], models: dict[s
         exact = twice[id(models[name])](text)
         bound = 2 * float((models[name](text).double() - exact).abs().max())
         found = behind[f"{name}, batch {rows}"] = regret(exact, text)
-        if not found <= bound:
-            raise ResultsDifferError(f"{name}: {found:.3g} nats behind the likeliest token; rounding is {bound:.3g}")
+        if found <= bound:
+            continue
+        differs = ResultsDifferError(f"{name}: {found:.3g} nats behind the likeliest token; rounding is {bound:.3g}")
+        if name != STATIC:
+            raise differs
+        report.fail("generate", name, differs)  # a peer's way that nobody else is held against is left out
+        del calls[name]
 
 
 def with_static_cache(report: Report, hf: Any, ids: Tensor, new: int) -> dict[str, Callable[[], Tensor]]:

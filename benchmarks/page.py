@@ -253,11 +253,16 @@ def accelerator(found: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def profiles(one: Mapping[str, Any]) -> list[str]:
-    """Where the time of an accelerator goes; what its kernels leave is waiting for the processor."""
+    """Where the time goes; what an accelerator's kernels leave is waiting for the processor."""
     found = one["facts"].get("profiles", {})
     if not found:
         return []
-    lines = ["Kernels, by the operation that launched them, as a share of the time of a run:", ""]
+    what = (
+        "Own time of Python's functions"
+        if one["name"] == "fixed_cost"
+        else "Kernels, by the operation that launched them"
+    )
+    lines = [f"{what}, as a share of the time of a run:", ""]
     for key, shares in found.items():
         lines.append(f"- {key}: " + ", ".join(f"`{op}` {share:.0%}" for op, share in shares))
     return [*lines, ""]

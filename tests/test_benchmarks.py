@@ -278,6 +278,10 @@ def test_texts_that_are_not_greedy_are_refused(small: Any, report: Any, harness:
         fast = {"transformers": right["transformers"], "pellucid, fast": lambda: wrong}
         with pytest.raises(harness.ResultsDifferError, match="nats behind"):
             generate.check(report, fast, dict.fromkeys(fast, model))
+        peer = {"transformers": right["transformers"], generate.STATIC: lambda: wrong}
+        generate.check(report, peer, dict.fromkeys(peer, model))
+    assert list(peer) == ["transformers"], "a peer is left out and named"
+    assert report.failures[0]["contender"] == generate.STATIC
     assert text.shape == (1, 14)
 
 
@@ -466,7 +470,9 @@ def test_an_accelerator_has_its_own_table() -> None:
     assert "Not measured: this machine has none." not in text
     assert text.index("## Forward") < text.index("### Forward") < text.index("In float32:") < text.index("In bfloat16:")
     assert "| accelerator | H |" in page.render({"forward-cuda": device}, [])
-    assert "share of the time of a run:\n\n- last only, 1x8: `addmm` 70%" in text
+    assert "launched them, as a share of the time of a run:\n\n- last only, 1x8: `addmm` 70%" in text
+    fixed = made_up(name="fixed_cost", device="cuda")
+    assert "Python's functions, as a share" in page.render({"fixed_cost-cuda": fixed}, [])
 
 
 def test_an_accelerator_is_measured_in_both_dtypes(harness: Any, tmp_path: Path) -> None:

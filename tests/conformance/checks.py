@@ -366,3 +366,18 @@ def globs(model: pl.CkptedTransformer) -> None:
 
 def _ckpts(model: pl.CkptedTransformer) -> list[Any]:
     return [model.get_submodule(name) for name in model.ckpt_names]
+
+
+def written_to_meanwhile(model: pl.CkptedTransformer, write: str | None) -> list[int]:
+    """Forty greedy tokens; after twelve a weight changes its sign, "in place" or "anew" behind torch's back."""
+    found: list[int] = []
+    for token in model.stream([1, 2, 3], max_new_tokens=40, end_ids=()):
+        found.append(token.id)
+        weight = model.blocks[2].mlp.W_out
+        if len(found) == 12 and write == "in place":
+            with torch.no_grad():
+                weight.mul_(-1.0)
+        if len(found) == 12 and write == "anew":
+            weight.data = weight.detach() * -1.0
+            model.refresh()
+    return found

@@ -111,24 +111,10 @@ def test_a_step_asks_for_no_number(numerics: str) -> None:
 @pytest.mark.parametrize("numerics", ["fast", "bfloat16"])
 def test_a_weight_that_is_written_to_between_steps(numerics: str) -> None:
     fast = fast_of(support.glass(), numerics)
-    tokens = [_with_a_write(fast_of(fast, numerics), write) for write in (None, "in place", "anew")]
+    tokens = [checks.written_to_meanwhile(fast_of(fast, numerics), write) for write in (None, "in place", "anew")]
     assert tokens[0][:12] == tokens[1][:12] == tokens[2][:12]
     assert tokens[0] != tokens[1]
     assert tokens[1] == tokens[2]
-
-
-def _with_a_write(model: pl.CkptedTransformer, write: str | None) -> list[int]:
-    found: list[int] = []
-    for token in model.stream([1, 2, 3], max_new_tokens=40, end_ids=()):
-        found.append(token.id)
-        weight = model.blocks[2].mlp.W_out
-        if len(found) == 12 and write == "in place":
-            with torch.no_grad():
-                weight.mul_(-1.0)
-        if len(found) == 12 and write == "anew":
-            weight.data = weight.detach() * -1.0
-            model.refresh()
-    return found
 
 
 def test_a_step_is_made_anew_where_its_memory_changes() -> None:
