@@ -172,6 +172,7 @@ def test_what_was_captured_goes_on_into_everything_else(tmp_path: Path) -> None:
 # Nothing waits
 
 
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype feature")
 def test_a_prepared_batch_runs_without_waiting() -> None:
     """No number is asked for on the way, so that the processor runs ahead."""
     for kind in ("exact", "fast", "bfloat16"):

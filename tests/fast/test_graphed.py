@@ -14,15 +14,18 @@ from torch import Tensor
 
 import pellucid as pl
 import support
+from pellucid import attention
 from pellucid.fast import decoder, graphed
 
 LENGTHS = {"one": (6,), "padded": (9, 2, 5), "forty": (4,) * 40}
 Patch = pytest.MonkeyPatch
 
 
-@pytest.fixture(autouse=True)
-def _replays(monkeypatch: Patch) -> None:
+@pytest.fixture(autouse=True, params=["fused", "explicit"])
+def _as_on_an_accelerator(request: pytest.FixtureRequest, monkeypatch: Patch) -> None:
+    """Where steps are recorded; one query attends by the fused kernel (half precision) or explicitly (float32)."""
     monkeypatch.setattr(decoder, "can_record", lambda device: True)
+    monkeypatch.setattr(attention, "_fused_takes_keys_in_turn", lambda q: request.param == "explicit")
 
 
 def fast_of(model: pl.CkptedTransformer, numerics: str = "fast") -> pl.CkptedTransformer:
@@ -104,7 +107,7 @@ def test_a_step_asks_for_no_number(numerics: str) -> None:
         made = graphed._Standing(fast, cache, (), [])
         made._run()
         seen = checks.ops(made._run)
-    assert seen.count("mm") == 4 * fast.config.n_layer + 1
+    assert seen.count("mm") - seen.count("bmm") == 4 * fast.config.n_layer + 1
     assert not seen.count(*checks.WAITS)
 
 
@@ -227,6 +230,17 @@ def test_a_model_made_under_inference_mode() -> None:
         assert fast.run_with_ckpts([[1, 2]], names="ckpt_embed")[1]["ckpt_embed"].shape == (1, 2, 48)
 
 
+def test_one_query_of_a_plain_run_attends_so_too() -> None:
+    exact = support.glass()
+    fast, cache = fast_of(exact), pl.KeyValueCache(exact.config, 3)
+    with torch.no_grad():
+        rows = support.ragged_ids(9, 2, 5)
+        fast(rows, cache=cache)
+        found = fast([[7], [8], [9]], cache=cache)
+        truth = exact([[*row, new] for row, new in zip(rows, (7, 8, 9), strict=True)])
+        assert support.close(found[:, -1], truth[:, -1], 1e-5)
+
+
 # Mutants: each check must fail on what is broken
 
 
@@ -343,6 +357,23 @@ def records_autocast(patch: Patch) -> None:
     patch.setattr(graphed._Standing, "step", lambda self, *given, **_: plain(self, *given))
 
 
+def explicitly(change: Callable[..., tuple[Any, ...]]) -> Callable[[Patch], None]:
+    def breaks(patch: Patch) -> None:
+        plain = attention._of_one_query
+        patch.setattr(attention, "_fused_takes_keys_in_turn", lambda q: True)
+        patch.setattr(attention, "_of_one_query", lambda *given: plain(*change(*given)))
+
+    return breaks
+
+
+def attends_to_all(scaled: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> tuple[Any, ...]:
+    return scaled, k, v, None
+
+
+def forgets_the_scale(scaled: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> tuple[Any, ...]:
+    return scaled * k.size(-1) ** 0.5, k, v, mask
+
+
 def a_test(check: Callable[..., None]) -> Callable[[], None]:
     """A test that takes a patch, as a check without arguments."""
 
@@ -369,6 +400,9 @@ def a_test(check: Callable[..., None]) -> Callable[[], None]:
     (writes_as_it_comes, test_autocast_that_begins_between_two_steps),
     (holds_nothing, a_test(test_what_a_recorded_step_reads_stays)),
     (records_autocast, a_test(test_autocast_is_not_recorded)),
+    (explicitly(attends_to_all), fits),
+    (explicitly(attends_to_all), test_one_query_of_a_plain_run_attends_so_too),
+    (explicitly(forgets_the_scale), fits),
 ])  # fmt: skip
 def test_what_is_broken_is_noticed(breaks: Callable[[Patch], None], check: Callable[[], None]) -> None:
     check()
