@@ -144,6 +144,9 @@ def warnings(found: Mapping[str, Mapping[str, Any]]) -> Iterable[str]:
         yield f"**The machine was not idle**: other processes used {worst}. Measure again before believing this.\n"
     if any(one["quick"] for one in found.values()):
         yield "**A quick run**: few rounds, small shapes.\n"
+    unfinished = [name for name, one in found.items() if not one.get("finished", True)]
+    if unfinished:
+        yield f"**Interrupted**: {', '.join(unfinished)}; rows are missing.\n"
     machines = {
         json.dumps([one["environment"][key] for key in ("processor", "threads", "versions")]) for one in found.values()
     }
@@ -192,7 +195,7 @@ def _peak(row: Mapping[str, Any]) -> str:
 def number(value: float, kind: str) -> str:
     """A ratio with two digits behind the point; a share in per cent; a quantity with its unit."""
     if kind == "share":
-        return f"{value:.0%}"
+        return f"{value:.0%}" if value >= 0.1 else f"{value:.1%}"
     digits = f"{value:.2f}" if abs(value) < 10 else f"{value:,.0f}"
     return f"{digits} {UNITS.get(kind, '')}".rstrip()
 

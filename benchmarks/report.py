@@ -117,10 +117,12 @@ class Report:
         self._begin = time.perf_counter()
 
     def add(self, row: Row, samples: Samples | None = None) -> None:
-        """Keep a row, and the samples that it came from."""
+        """Show and keep a row, and the samples that it came from."""
         self.rows.append(row)
         if samples is not None:
             self.samples[f"{row.work}, {row.shape}"] = asdict(samples)
+        print(line(row), flush=True)
+        self._write(finished=False)
 
     def profile(self, name: str, call: Call, *, python: bool = False) -> None:
         """Keep where the time of a call goes, for the page to show beside a target that is missed."""
@@ -135,14 +137,16 @@ class Report:
         print(f"{work}: {contender} failed: {kind}{words}", file=sys.stderr)
 
     def finish(self) -> None:
-        """Print the table and write the JSON."""
-        for row in self.rows:
-            print(line(row))
+        """Write the JSON for the last time; until then it holds what there was when it was interrupted."""
+        self._write(finished=True)
+
+    def _write(self, *, finished: bool) -> None:
         if self.options.out is None:
             return
         self.options.out.mkdir(parents=True, exist_ok=True)
         content = {
             "name": self.name,
+            "finished": finished,
             "quick": self.options.quick,
             "device": self.options.device,
             "dtype": self.options.dtype,

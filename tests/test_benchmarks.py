@@ -458,6 +458,32 @@ def test_the_page_warns() -> None:
     assert "**A quick run**" in page.render({"forward": made_up(quick=True)}, [])
     two = {"forward": made_up(), "capture": made_up(environment={"threads": 1})}
     assert "**Not one run**" in page.render(two, [])
+    halted = page.render({"forward": {**made_up(), "finished": False}}, [])
+    assert "**Interrupted**: forward" in halted
+    assert "Interrupted" not in page.render({"forward": {**made_up(), "finished": True}}, [])
+
+
+def test_what_was_measured_before_an_interruption_stays(
+    report: Any, harness: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import page
+    from report import Row
+
+    samples = harness.Samples({"pellucid": [1.0], "transformers": [2.0]})
+    report.add(Row("plain forward", "1x8", samples.ratio("pellucid", "transformers")), samples)
+    assert "pellucid / transformers: 0.500" in capsys.readouterr().out
+    halted = page.results(tmp_path)["made_up"]
+    assert len(halted["rows"]) == len(halted["samples"]) == 1
+    assert not halted["finished"]
+    report.finish()
+    assert page.results(tmp_path)["made_up"]["finished"]
+    assert not capsys.readouterr().out
+
+
+def test_a_small_share_keeps_its_digits() -> None:
+    import page
+
+    assert [page.number(share, "share") for share in (0.654, 0.0996, 0.0042)] == ["65%", "10.0%", "0.4%"]
 
 
 def test_an_accelerator_has_its_own_table() -> None:
