@@ -41,6 +41,7 @@ class Visible:
     padding: Tensor | None = None
     _seen: Tensor | None = field(default=None, init=False)
     _hidden: Tensor | None = field(default=None, init=False)
+    _ceiling: Tensor | None = field(default=None, init=False)
     _added: Tensor | None = field(default=None, init=False)
 
     def among(self, queries: int, keys: int, device: torch.device) -> Tensor:
@@ -48,7 +49,7 @@ class Visible:
         if self._seen is None or self._seen.shape[2:] != (queries, keys) or self._seen.device != device:
             causal = torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
             self._seen = causal[None, None] if self.padding is None else causal & self.padding[:, None, None, :]
-            self._hidden = self._added = None
+            self._hidden = self._ceiling = self._added = None
         return self._seen
 
     def hidden(self, queries: int, keys: int, device: torch.device) -> Tensor:
@@ -57,6 +58,14 @@ class Visible:
         if self._hidden is None:
             self._hidden = ~seen
         return self._hidden
+
+    def ceiling(self, queries: int, keys: int, like: Tensor) -> Tensor:
+        """[1 or B, 1, Pq, Pk], inf where a query may attend, else the least number of the dtype."""
+        hidden = self.hidden(queries, keys, like.device)
+        if self._ceiling is None or self._ceiling.dtype != like.dtype:
+            self._ceiling = torch.full_like(hidden, torch.inf, dtype=like.dtype)
+            self._ceiling.masked_fill_(hidden, torch.finfo(like.dtype).min)
+        return self._ceiling
 
     def added(self, queries: int, keys: int, like: Tensor) -> Tensor:
         """[1 or B, 1, Pq, Pk], 0 where a query may attend, else -inf: what the fused kernel makes of `among`."""
@@ -173,7 +182,7 @@ class Attention(ViewedModule):
     def _scores(self, q: Tensor, k: Tensor, visible: Visible) -> Tensor:
         """Scaled and masked scores [B, H, Pq, Pk]; masked entries hold the dtype's minimum."""
         scores = self._upcast_scores(q, k) if self.upcast else torch.matmul(q, k.transpose(-1, -2)).mul_(self.scale)
-        return scores.masked_fill_(visible.hidden(q.size(2), k.size(2), q.device), torch.finfo(scores.dtype).min)
+        return _hide(scores, visible)
 
     def _upcast_scores(self, q: Tensor, k: Tensor) -> Tensor:
         """Scores in float32 or better with the scale inside the product, as `reorder_and_upcast_attn` asks for."""
@@ -201,8 +210,25 @@ def _of_one_query(scaled: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> 
     return torch.matmul(F.softmax(scores if mask is None else scores + mask, dim=-1), v)
 
 
+def _hide(scores: Tensor, visible: Visible) -> Tensor:
+    """Write the least number of the dtype wherever a query may not attend.
+
+    A minimum takes a tenth of the time of `masked_fill_` on a processor. It leaves a NaN where it is, as adding a mask
+    does in transformers.
+    """
+    queries, keys = scores.shape[-2:]
+    if _may_be_out(scores):
+        return torch.minimum(scores, visible.ceiling(queries, keys, scores), out=scores)
+    return scores.masked_fill_(visible.hidden(queries, keys, scores.device), torch.finfo(scores.dtype).min)
+
+
+def _may_be_out(scores: Tensor) -> bool:
+    """Whether this is a tensor on the processor that an operation may get as its `out`."""
+    return scores.device.type == "cpu" and may_write_into_results(scores) and not is_transformed()
+
+
 def _softmax(scores: Tensor, *, in_place: bool) -> Tensor:
     """Over the keys. In place it saves the mapping of fresh memory, which takes longer than the softmax itself."""
-    if in_place and scores.device.type == "cpu" and may_write_into_results(scores) and not is_transformed():
+    if in_place and _may_be_out(scores):
         return torch.softmax(scores, dim=-1, out=scores)
     return F.softmax(scores, dim=-1)
