@@ -82,8 +82,8 @@ def test_rounded_factors_multiplied_in_float32(monkeypatch: pytest.MonkeyPatch) 
 
 def trained() -> None:
     model, double = fast(), support.glass(dtype=torch.float64)
-    for each in (model, double):
-        each.loss(IDS).backward()
+    assert taken(lambda: model.loss(IDS).backward()) == 1
+    double.loss(IDS).backward()
     assert model.embed.W_E.grad is not None
     assert double.embed.W_E.grad is not None
     assert support.close(model.embed.W_E.grad, double.embed.W_E.grad, 1e-4)
@@ -155,8 +155,26 @@ def exact_numerics() -> None:
     assert taken(lambda: support.glass()(IDS)) == 0
 
 
+def looking() -> None:
+    """A plain run has gradients unless told otherwise, a run that looks has none unless asked."""
+    model = fast()
+    assert taken(lambda: model(IDS)) == taken(lambda: model.run_with_ckpts(IDS)) == 1  # each rounds in its own way
+    logits = model(IDS)
+    assert logits.requires_grad
+    for grads in (False, True):
+        assert torch.equal(model.run_with_ckpts(IDS, names="blocks.*.resid_post", grads=grads)[0], logits)
+
+
+DIFFERENTIATED = (trained, gradients_of_inputs_alone)
+
+
+@pytest.mark.parametrize("check", [*DIFFERENTIATED, looking], ids=lambda check: check.__name__)
+def test_with_gradients(check: Callable[[], None]) -> None:
+    check()
+
+
 ELSEWHERE = (
-    trained, gradients_of_inputs_alone, forward_differentiation, several_models_as_one, under_autocast, other_dtypes,
+    forward_differentiation, several_models_as_one, under_autocast, other_dtypes,
     narrow_vocabularies, other_memory_layouts,
 )  # fmt: skip
 
@@ -179,6 +197,25 @@ def test_a_compiled_model(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_torch_multiplies_where_it_is_quicker(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(products, "cpu_prefers_onednn", lambda: False)
     assert taken(lambda: fast()(IDS)) == 0
+
+
+@pytest.mark.parametrize("check", DIFFERENTIATED, ids=lambda check: check.__name__)
+def test_a_wrong_derivative_is_noticed(check: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    right = products._ByOneDNN.backward
+    monkeypatch.setattr(
+        products._ByOneDNN, "backward", lambda ctx, *grads: tuple(g if g is None else -g for g in right(ctx, *grads))
+    )
+    with pytest.raises(AssertionError):
+        check()
+
+
+def test_torch_multiplying_whenever_there_are_gradients_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = products._onednn_is_quicker
+    monkeypatch.setattr(
+        products, "_onednn_is_quicker", lambda x, weight: plain(x, weight) and not torch.is_grad_enabled()
+    )
+    with pytest.raises(AssertionError):
+        looking()
 
 
 @IGNORING

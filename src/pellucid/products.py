@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -59,9 +59,33 @@ class QuickProducts(Products):
     """
 
     def _by_rows(self, x: Tensor, weight: Tensor) -> Tensor:
-        if _onednn_is_quicker(x, weight):
-            return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
-        return super()._by_rows(x, weight)
+        if not _onednn_is_quicker(x, weight):
+            return super()._by_rows(x, weight)
+        differentiated = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
+        return cast(Tensor, _ByOneDNN.apply(x, weight)) if differentiated else _by_onednn(x, weight)
+
+
+def _by_onednn(x: Tensor, weight: Tensor) -> Tensor:
+    """x [..., I], weight [O, I] -> [..., O]."""
+    return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
+
+
+class _ByOneDNN(torch.autograd.Function):
+    """The same with its derivatives, which torch does not know."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return _by_onednn(x, weight)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        (grad,), (x, weight) = grads, ctx.saved_tensors
+        for_x, for_weight = ctx.needs_input_grad
+        return (
+            grad @ weight if for_x else None,
+            grad.flatten(0, -2).t() @ x.flatten(0, -2) if for_weight else None,
+        )
 
 
 class RoundedProducts(QuickProducts):
@@ -112,8 +136,9 @@ class RoundedProducts(QuickProducts):
             return self._factor(stored)
         kept = self._copies.get(stored)
         if kept is None or not kept.is_of(stored):
-            source = stored.detach()
-            kept = self._copies[stored] = _Copy(source, source._version, self._factor(source))
+            with torch.inference_mode(False), torch.no_grad():  # a backward pass may read it later
+                source = stored.detach()
+                kept = self._copies[stored] = _Copy(source, source._version, self._factor(source))
         return kept.rounded
 
     def _can_keep(self, stored: Tensor) -> bool:
@@ -158,10 +183,9 @@ def cpu_prefers_onednn() -> bool:
 
 
 def _onednn_is_quicker(x: Tensor, weight: Tensor) -> bool:
-    """Whether oneDNN can take the product, for which torch knows no derivatives, and gains by it."""
-    differentiated = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
+    """Whether oneDNN can take the product, which torch cannot transform, and gains by it."""
     return (
-        not (is_transformed() or differentiated or torch.is_autocast_enabled("cpu"))
+        not (is_transformed() or torch.is_autocast_enabled("cpu"))
         and cpu_prefers_onednn()
         and weight.numel() >= WIDE
         and x.device.type == weight.device.type == "cpu"
