@@ -168,3 +168,34 @@ def test_groups_keep_the_labels_of_what_is_kept() -> None:
     assert groups.dims == ("batch", "pos")
     assert groups.data.shape == (3, 7, 6)
     assert {"token", "position", "batch", "pos"} <= set(groups.coords)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_kept_positions_are_those_of_each_text(side: str) -> None:
+    """Also where the columns that were kept hold no pad."""
+    texts = cases.texts_of([12, 4])
+    whole = pl.measure.values(cases.run_of(texts, "blocks.*.resid_post", side=side), "resid_post")
+    run = cases.run_of(texts, "blocks.*.resid_post", side=side)
+    part = pl.measure.values(run, "resid_post").isel(pos=slice(-2, None) if side == "left" else slice(0, 2))
+    found = pl.measure.moments(part, over=["batch", "d_model"])
+    expected = pl.measure.aligned(whole)
+    for at in found.pos.values.tolist():
+        texts_at = [text for text in range(2) if at in part.position.values[text]]
+        if texts_at:
+            own = expected.isel(batch=texts_at).sel(pos=at).mean(["batch", "d_model"])
+            assert np.allclose(found["mean"].sel(pos=at), own)
+        else:
+            assert (found["count"].sel(pos=at) == 0).all()
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_kept_keys_are_those_of_each_text(side: str) -> None:
+    texts = cases.texts_of([6, 3])
+    found = pl.measure.moments(cases.run_of(texts, side=side), "attn.ckpt_pattern", over="batch")["mean"]
+    alone = [pl.measure.values(cases.run_of([text]), "attn.ckpt_pattern") for text in texts]
+    raw = pl.measure.aligned(pl.measure.values(cases.run_of(texts, side=side), "attn.ckpt_pattern"), "query")
+    keyed = pl.measure.aligned(raw, "key")
+    assert keyed.key_token.values[1].tolist()[3:] == [""] * 3
+    assert found.sizes["key"] == found.sizes["query"] == 6
+    assert np.allclose(found, keyed.mean("batch", skipna=True), equal_nan=True)
+    assert np.allclose(keyed.isel(batch=1, query=slice(3), key=slice(3)).isnull(), alone[1].isel(batch=0).isnull())

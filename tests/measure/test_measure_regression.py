@@ -370,6 +370,51 @@ def test_the_summary_is_statsmodels_own() -> None:
         assert caught.value.code == "no-such-row"
 
 
+def test_regressors_mean_the_same_however_the_axes_stand() -> None:
+    norms = cases.several_texts([20, 14])
+    turned = norms.transpose("pos", "layer", "batch")
+    plain = norms.fillna(0.0).isel(layer=0, drop=True) ** 2
+    for given in (norms.position, plain, plain.values):
+        one, other = (autoregression(each, 1, regressors={"x": given}) for each in (norms, turned))
+        assert np.allclose(one.params, other.params, rtol=1e-10)
+
+
+def test_orders_of_what_cannot_be_fitted() -> None:
+    constant = cases.series(2, 20) * 0 + 1.5
+    with pytest.raises(pl.InputError) as caught:
+        pl.measure.select_lags(constant, 3)
+    assert caught.value.code == "not-fitted"
+
+
+@pytest.mark.parametrize("lags", [2.5, 3.0, True, "2"])
+def test_ljung_box_counts_lags_in_whole_numbers(lags: Any) -> None:
+    with pytest.raises(pl.InputError, match="whole number"):
+        autoregression(cases.series(2, 40), 1).ljung_box(lags)
+
+
+def test_no_regressor_is_called_as_the_response() -> None:
+    norms = cases.series(2, 40)
+    with pytest.raises(pl.InputError) as caught:
+        autoregression(norms, 1, regressors={"y": np.ones((1, 40))})
+    assert caught.value.code == "name-taken"
+
+
+def test_a_gap_is_named() -> None:
+    with pytest.raises(pl.InputError, match="in text 0, position 12 follows position 8"):
+        autoregression(cases.several_texts([20]).isel(pos=[*range(9), 12]), 1)
+
+
+def test_the_robust_summary_of_several_texts_has_the_robust_errors() -> None:
+    fit = autoregression(cases.several_texts([9] * 12), 2, 1).robust(5)
+    rows = [line.split() for line in str(fit.summary(fit.index[0])).splitlines()]
+    shown = {row[0]: float(row[2]) for row in rows if row and row[0] in fit.params}
+    assert shown == pytest.approx(fit.bse.iloc[0].to_dict(), abs=6e-4)
+    across = {"cov_type": "HAC", "cov_kwds": {"maxlags": 5}}
+    table = fit.design(fit.index[0]).reset_index(drop=True)
+    wrong = sm.OLS(table["y"], table.drop(columns="y")).fit(**across)
+    assert shown != pytest.approx(dict(wrong.bse), abs=6e-4), "products of two texts would show"
+
+
 def test_a_short_series_has_a_summary_without_warnings() -> None:
     assert "OLS Regression Results" in str(autoregression(cases.series(1, 9), 1).summary(0))
 

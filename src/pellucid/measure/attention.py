@@ -180,5 +180,4 @@ def _score(ckpts: ActivationCkpts, name: str, units: str, rule: _Rule) -> xarray
     for pattern in source.float64():
         each = rule(pattern.nan_to_num(0.0), torch.where(back >= 0, back, 0).double())
         means.append((each * counts).sum((0, 2)) / counts.sum())
-    dims = (str(Axis.LAYER), str(Axis.HEAD)) if source.whole else (str(Axis.HEAD),)
-    return Measured(stacked(source, means), dims, source, name, units).labelled()
+    return Measured(stacked(source, means), (str(Axis.LAYER), str(Axis.HEAD)), source, name, units).labelled()

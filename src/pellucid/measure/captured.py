@@ -64,8 +64,13 @@ class Captured:
     @cached_property
     def position(self) -> Tensor:
         """[B, P] of the kept columns: counted from each text's own first real token, -1 at pads."""
+        return self.positions[:, self.columns]
+
+    @cached_property
+    def positions(self) -> Tensor:
+        """The same of all columns, [B, P]."""
         batch = self.ckpts.batch
-        return batch.positions.cpu().masked_fill(~batch.mask.cpu(), -1)[:, self.columns]
+        return batch.positions.cpu().masked_fill(~batch.mask.cpu(), -1)
 
     @cached_property
     def real(self) -> Tensor | None:

@@ -95,9 +95,12 @@ def _counted(values: Array) -> Array:
 def require_adjacent(position: Array, what: str) -> None:
     """Refuse columns that were chosen apart: the one before is then not the token before."""
     before, after = position[:, :-1], position[:, 1:]
-    if ((before >= 0) & (after >= 0) & (after != before + 1)).any():
+    apart = np.argwhere((before >= 0) & (after >= 0) & (after != before + 1))
+    if len(apart):
+        text, column = map(int, apart[0])
         raise InputError(
-            f"{what}: positions {position[0].tolist()[:8]}, expected adjacent ones.",
+            f"{what}: in text {text}, position {position[text, column + 1]} follows position {position[text, column]}, "
+            "expected adjacent ones.",
             code="positions-not-adjacent",
             remedy="Capture all positions, or a slice of step 1, in their order.",
         )

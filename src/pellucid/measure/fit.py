@@ -192,13 +192,14 @@ class AutoregressionFit:
             `statistic` and `pvalue` by layer; p is NaN where `lags` leaves no degree of freedom.
 
         Raises:
-            InputError: More lags than the texts have rows.
+            InputError: No whole number of lags, or more than the texts have rows.
         """
         design = self._held("ljung_box").design
         longest = int(np.bincount(design.text).max())
-        if not 1 <= lags < longest:
+        if isinstance(lags, bool) or not isinstance(lags, (int, np.integer)) or not 1 <= lags < longest:
             raise InputError(
-                f"ljung_box: lags={lags}, expected 1 to {longest - 1}: the longest text gives {longest} rows.",
+                f"ljung_box: lags={lags!r}, expected a whole number from 1 to {longest - 1}: the longest text gives "
+                f"{longest} rows.",
                 code="lags-range",
                 remedy="Test fewer lags, or fit longer texts.",
             )
@@ -246,6 +247,9 @@ class AutoregressionFit:
     def summary(self, layer: Any = None) -> Any:
         """statsmodels' own summary of one layer: `OLS(y, X).fit().summary()` on its design matrix.
 
+        Robust standard errors are statsmodels' "HAC", of several texts its "hac-panel" without corrections for few
+        groups: those of `bse`.
+
         Args:
             layer: Its label, a tuple where rows have several; may be left out where there is one row.
 
@@ -260,9 +264,14 @@ class AutoregressionFit:
                 code="not-fitted",
                 remedy="fit.problems says which layers have a fit.",
             )
-        rows = self.design(layer).reset_index(drop=True)
+        table = self.design(layer)
+        texts, rows = table.index.get_level_values("batch").to_numpy(), table.reset_index(drop=True)
         model = need("statsmodels.api", "summary").OLS(rows["y"], rows.drop(columns="y"))
-        robust = {} if self.maxlags is None else {"cov_type": "HAC", "cov_kwds": {"maxlags": self.maxlags}}
+        robust: dict[str, Any] = {}
+        if self.maxlags is not None:
+            panel = {"groups": texts, "use_correction": False, "df_correction": False} if self.basis.texts > 1 else {}
+            kind = "hac-panel" if panel else "HAC"
+            robust = {"cov_type": kind, "cov_kwds": {"maxlags": self.maxlags, **panel}}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # short series make its tests of normality warn; the summary says so itself
             return model.fit(use_t=True, **robust).summary()

@@ -156,7 +156,7 @@ class Statistic(ABC):
         left_out = [axis for axis in running if axis not in chosen]
         if left_out:
             raise InputError(
-                f"{type(self).__name__}: over={list(over)!r} leaves out {left_out[0]!r}, which differs between runs.",
+                f"{type(self).__name__}: over={list(chosen)!r} leaves out {left_out[0]!r}, which differs between runs.",
                 code="no-such-axis",
                 remedy=f"Name at least {', '.join(running)}, or measure in memory.",
             )

@@ -108,13 +108,27 @@ def grouped(source: Source, name: aliases.Name | None, over: Collection[str] | N
             code="no-such-axis",
             remedy="Name one or more axes in over=.",
         )
-    for axis in map(str, POSITIONS):
-        if axis in dims and axis not in chosen and "batch" in chosen and bool(array.isnull().any()):
+    for axis in map(str, (*POSITIONS, Axis.KEY)):
+        if axis in dims and axis not in chosen and "batch" in chosen and _begins_apart(array, axis):
             array = aligned(array, axis)
     kept = tuple(d for d in dims if d not in chosen)
     coords = {str(n): c for n, c in array.coords.items() if not set(map(str, c.dims)) & set(chosen)}
     attrs = {**array.attrs, "over": ", ".join(chosen)}
     return Groups(flattened(array.transpose(*kept, *chosen).values, len(kept)), kept, coords, attrs)
+
+
+def _begins_apart(array: xarray.DataArray, axis: str) -> bool:
+    """Whether a column is not the same position of all texts; where nothing says, whether there are pads."""
+    position = array.coords.get(_position_of(axis))
+    if position is None or not {"batch", axis} <= set(position.dims):
+        return bool(array.isnull().any())
+    columns = position.transpose("batch", axis).values
+    return bool(((columns >= 0) & (columns != columns.max(axis=0))).any())
+
+
+def _position_of(axis: str) -> str:
+    """The coordinate that holds an axis's positions."""
+    return "position" if axis == Axis.POS else f"{axis}_position"
 
 
 def flattened(data: Array, kept: int) -> Array:
@@ -140,7 +154,7 @@ def aligned(array: xarray.DataArray, axis: str = "pos") -> xarray.DataArray:
 
     Args:
         array: What `norms` or `values` returned, with axes batch and pos (or query).
-        axis: "pos" or "query".
+        axis: "pos", "query" or "key".
 
     Returns:
         The same axes; NaN behind the end of each text.
@@ -155,7 +169,7 @@ def aligned(array: xarray.DataArray, axis: str = "pos") -> xarray.DataArray:
         [['The', ' end', '', ''], ['Once', ' upon', ' a', ' time']]
     """
     prefix = "" if axis == Axis.POS else f"{axis}_"
-    label = f"{prefix}position"
+    label = _position_of(axis)
     if label not in array.coords or not {"batch", axis} <= set(array.coords[label].dims):
         raise InputError(
             f"aligned: no coordinate {label!r} over (batch, {axis}), which says where each text begins.",

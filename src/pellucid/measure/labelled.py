@@ -153,8 +153,8 @@ def coordinates(source: Captured, dims: tuple[str, ...]) -> dict[str, Any]:
             prefix = "" if axis == Axis.POS else f"{axis}_"
             coords[str(axis)] = columns
             coords[f"{prefix}token"] = (["batch", str(axis)], tokens[:, columns])
-            if axis != Axis.KEY:
-                coords[f"{prefix}position"] = (["batch", str(axis)], source.position.numpy())
+            positions = source.positions if axis == Axis.KEY else source.position
+            coords[f"{prefix}position"] = (["batch", str(axis)], positions.numpy())
     return coords
 
 

@@ -157,7 +157,9 @@ def select_lags(
     for order in range(highest + 1):
         names = (*basis.names[: order + 1], *basis.names[highest + 1 :])
         same_rows = replace(data.design, lags=order, names=names)
-        fit = AutoregressionFit(replace(basis, lags=order, names=names), _solved(same_rows, data.panel))
+        solution = _solved(same_rows, data.panel)
+        require_fitted(solution)
+        fit = AutoregressionFit(replace(basis, lags=order, names=names), solution)
         aic[order], bic[order] = fit.aic, fit.bic
     pandas = need("pandas", "select_lags")
     return LagSelection(pandas.DataFrame(aic), pandas.DataFrame(bic), len(data.design.at))
@@ -204,7 +206,7 @@ def _basis(panel: Panel, design: Design, skip: int, attrs: dict[str, Any]) -> Ba
 
 def _prepared(norms: xarray.DataArray, lags: int, skip: int, regressors: Mapping[str, Any]) -> tuple[Data, Basis]:
     panel = panel_of(norms, "autoregression")
-    taken = {"const", *(f"lag{i}" for i in range(1, lags + 1))} & set(regressors)
+    taken = {"y", "const", *(f"lag{i}" for i in range(1, lags + 1))} & set(map(str, regressors))
     if taken:
         raise InputError(
             f"autoregression: a regressor is called {min(taken)!r}, which is the name of a column of its own.",
@@ -219,7 +221,7 @@ def _prepared(norms: xarray.DataArray, lags: int, skip: int, regressors: Mapping
 def _regressor(name: str, given: Any, norms: xarray.DataArray, panel: Panel) -> Array:
     """[S, C], or [1, C] where it is the same for every series."""
     xarray = need("xarray", "autoregression")
-    texts_and_time = [dim for dim in norms.dims if dim in ("batch", "pos", "query")]
+    texts_and_time = [dim for dim in ("batch", "pos", "query") if dim in norms.dims]
     one_series = norms.isel(dict.fromkeys(panel.dims, 0), drop=True)
     try:
         if not isinstance(given, xarray.DataArray):

@@ -51,10 +51,6 @@ class CrossProducts:
         mean = self.mean + delta * (other.count / count)
         return CrossProducts(count, mean, self.comoment + other.comoment + between)
 
-    def leading(self, columns: int) -> CrossProducts:
-        """Of the first columns only."""
-        return CrossProducts(self.count, self.mean[:, :columns], self.comoment[:, :columns, :columns])
-
 
 @dataclass
 class Solution:

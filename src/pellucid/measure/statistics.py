@@ -149,8 +149,8 @@ class Covariance(Statistic):
 class Quantiles(Statistic):
     """Quantiles with a stated relative error, from a DDSketch (Masson, Rim & Lee 2019, arXiv:1908.10693).
 
-    Memory grows with the range of the values, not with their number: about 16 log(max / min) / error bytes for each
-    group.
+    Memory grows with the range of the values of all groups, not with their number: about 8 log(max / min) / error bytes
+    for each group.
 
     Args:
         name: A template over the blocks, a checkpoint around them, or one block's.
