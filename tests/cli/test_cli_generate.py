@@ -133,3 +133,13 @@ def test_a_terminal_is_not_steered(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
     verb.write("a\x1b[31mb\nc")
     assert capsys.readouterr().out == "a\N{REPLACEMENT CHARACTER}[31mb\nc"
+
+
+def test_no_new_tokens_are_no_interruption(cli: Any, cli_json: Any) -> None:
+    assert cli_json("generate", PROMPT, "--max-new-tokens", "0")["stopped"] == "length"
+    assert cli("generate", PROMPT, "--max-new-tokens", "0").exit_code == 0
+
+
+def test_a_search_is_not_explained(cli: Any) -> None:
+    result = cli("generate", PROMPT, "--num-beams", "2", "--explain", "--json")
+    assert (result.exit_code, json.loads(result.stdout)["error"]["code"]) == (4, "look-and-beams")

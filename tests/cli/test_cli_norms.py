@@ -54,6 +54,34 @@ def test_other_checkpoints(cli_json: Any) -> None:
     assert [layer["layer"] for layer in cli_json("norms", TEXT, "--at", "ln_final.ckpt_normalized")["layers"]] == [0]
 
 
+@pytest.mark.parametrize("at", ["attn.ckpt_z", "attn.ckpt_pattern"])
+def test_heads_have_rows_of_their_own(at: str, cli: Any, cli_json: Any, bundled: pl.CkptedTransformer) -> None:
+    found = cli_json("norms", TEXT, "--at", at, "--linear")
+    norms = pl.measure.norms(bundled.run_with_ckpts(TEXT, names=f"blocks.*.{at}")[1], at)
+    fit = pl.measure.autoregression(norms, lags=2, skip=1)
+    time = "query" if at.endswith("pattern") else "pos"
+    assert [(row["layer"], row["head"]) for row in found["layers"]] == list(fit.index)
+    assert found["rsquared"] == pytest.approx(fit.rsquared.values)
+    for row in found["layers"]:
+        own = norms.sel(layer=row["layer"], head=row["head"]).isel(batch=0, **{time: slice(1, None)}).values
+        assert [row["tokens"], row["mean"]] == pytest.approx([len(own), own.mean()])
+    lines = [line.split() for line in cli("norms", TEXT, "--at", at, "--linear").stdout.splitlines()]
+    starts = [line[:2] for line in lines if line[:2] == ["3", "1"]]
+    assert ["layer", "head"] in [line[:2] for line in lines]
+    assert len(starts) == 2, "one in each table"
+
+
+def test_one_block_keeps_its_number(cli_json: Any) -> None:
+    found = cli_json("norms", TEXT, "--at", "blocks.3.resid_post")
+    assert [(row["layer"], row["head"]) for row in found["layers"]] == [(3, None)]
+    assert found["layers"][0]["mean"] == cli_json("norms", TEXT, "--at", "resid_post")["layers"][3]["mean"]
+
+
+@pytest.mark.parametrize("at", ["attn.ckpt_z", "attn.ckpt_pattern", "blocks.3.resid_post"])
+def test_figures_of_any_checkpoint(at: str, cli: Any, tmp_path: Path) -> None:
+    assert cli("norms", TEXT, "--at", at, "--linear", "--figure", str(tmp_path / "a.png")).exit_code == 0
+
+
 def test_files_and_long_texts(cli_json: Any, tmp_path: Path, bundled: pl.CkptedTransformer) -> None:
     long = " ".join([TEXT] * 30)
     (tmp_path / "long.txt").write_text(long, encoding="utf-8")

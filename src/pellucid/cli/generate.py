@@ -16,6 +16,7 @@ from pellucid.cli.shared import options
 from pellucid.cli.shared.screen import progress, show, show_json, write
 from pellucid.cli.shared.tables import visible
 from pellucid.cli.shared.values import NextToken, most_probable
+from pellucid.errors import InputError
 
 Prompt = Annotated[
     str, typer.Argument(metavar="PROMPT", help="The text to go on with; - reads it from standard input.")
@@ -122,6 +123,12 @@ def generate(
     memory = pl.estimate_generation(opened, text, max_new_tokens=max(max_new_tokens, 0), rows_each=num_beams)
     written = Written("bundled" if model is None else model, text, asdict(sampler), seed, memory.cache, memory.prepared)
     if num_beams > 1:
+        if explain:
+            raise InputError(
+                f"generate: --explain with --num-beams {num_beams}, whose texts change places on the way.",
+                code="look-and-beams",
+                remedy="Leave one of them out.",
+            )
         with progress("searching"):
             out = opened.generate(
                 text, max_new_tokens=max_new_tokens, sampler=sampler, seed=seed, stop=stop or (), num_beams=num_beams,
@@ -134,10 +141,12 @@ def generate(
         tokens = opened.stream(
             text, max_new_tokens=max_new_tokens, sampler=sampler, seed=seed, stop=stop or (), explain=explain
         )
+        if not max_new_tokens:
+            written.stopped = "length"
         _follow(tokens, written, opened.tokenizer, quiet=as_json)
     if as_json:
         show_json(written.to_dict())
-    if written.stopped == "interrupted" and max_new_tokens:
+    if written.stopped == "interrupted":
         raise typer.Exit(130)
 
 

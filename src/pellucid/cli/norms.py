@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -51,16 +53,18 @@ SIGNIFICANT = 0.05
 
 @dataclass(frozen=True)
 class Layer:
-    """The norms of one layer, of the tokens that are not left out.
+    """The norms of one layer, or of one of its heads, of the tokens that are not left out.
 
     Attributes:
         layer: Its number; 0 for a checkpoint around the blocks.
+        head: Its number; None for a checkpoint without heads.
         tokens: How many.
         mean, std, min, max: Of their norms, or of the logarithms.
         histogram: Counts in `BINS` bins between the lowest and the highest of all layers.
     """
 
     layer: int
+    head: int | None
     tokens: int
     mean: float
     std: float
@@ -86,9 +90,10 @@ class Measured(Wish):
 
     Attributes:
         texts: Tokens of each text.
-        layers: Their norms.
-        regression: A row for each layer and parameter, as `AutoregressionFit.to_dataframe` has them; None without lags.
-        rsquared: Of each layer.
+        layers: The norms of each layer, or of each head of each layer.
+        regression: A row for each of `layers` and parameter, as `AutoregressionFit.to_dataframe` has them; None without
+            lags.
+        rsquared: Of each of `layers`.
     """
 
     texts: list[int]
@@ -153,7 +158,9 @@ def measure(model: pl.CkptedTransformer, texts: list[list[int]], at: str, *, log
 
 
 def _summary(values: xarray.DataArray, fit: pl.measure.AutoregressionFit | None, wish: Wish) -> Measured:
-    kept = values.where(values.position >= wish.skip)
+    time = "query" if "query" in values.dims else "pos"
+    position = values["position" if time == "pos" else "query_position"].transpose("batch", time)
+    kept = values.where(position >= wish.skip)
     everything = kept.values[~np.isnan(kept.values)]
     if not len(everything):
         raise InputError(
@@ -162,10 +169,8 @@ def _summary(values: xarray.DataArray, fit: pl.measure.AutoregressionFit | None,
             remedy="Give longer texts, or a smaller --skip.",
         )
     edges = np.linspace(everything.min(), everything.max(), BINS + 1)
-    by_layer = kept.values if "layer" in kept.dims else kept.values[None]
-    labels = kept.layer.values.tolist() if "layer" in kept.dims else [0]
-    layers = [_layer(label, row[~np.isnan(row)], edges) for label, row in zip(labels, by_layer, strict=True)]
-    lengths = (values.position.values >= 0).sum(-1).tolist()
+    layers = [_layer(label, row[~np.isnan(row)], edges) for label, row in _series(kept)]
+    lengths = (position.values >= 0).sum(-1).tolist()
     return Measured(
         **asdict(wish), texts=lengths, layers=layers,
         regression=None if fit is None else fit.to_dataframe().to_dict("records"),
@@ -173,14 +178,25 @@ def _summary(values: xarray.DataArray, fit: pl.measure.AutoregressionFit | None,
     )  # fmt: skip
 
 
-def _layer(label: int, row: Any, edges: Any) -> Layer:
+def _series(values: xarray.DataArray) -> Iterator[tuple[tuple[int, int | None], Any]]:
+    """((layer, head), its values), in the order of the regression's rows."""
+    layers = np.atleast_1d(values.coords["layer"].values).tolist() if "layer" in values.coords else [0]
+    heads: list[Any] = values.coords["head"].values.tolist() if "head" in values.dims else [None]
+    series = [dim for dim in ("layer", "head") if dim in values.dims]
+    rows = values.transpose(*series, ...).values.reshape(len(layers) * len(heads), -1)
+    return zip(product(layers, heads), rows, strict=True)
+
+
+def _layer(label: tuple[int, int | None], row: Any, edges: Any) -> Layer:
     histogram = np.histogram(row, bins=edges)[0] if edges[0] < edges[-1] else np.array([len(row)])
     numbers = (float(f(row)) for f in (np.mean, np.std, np.min, np.max))
-    return Layer(label, len(row), *numbers, histogram=histogram.tolist())
+    return Layer(*label, len(row), *numbers, histogram=histogram.tolist())
 
 
 def _draw(path: Path, values: xarray.DataArray, fit: pl.measure.AutoregressionFit | None, skip: int) -> None:
-    """Points and histograms, and the coefficients where there are some."""
+    """Points and histograms, and the coefficients where there are some, by layer alone."""
+    if fit is not None and fit.index.nlevels > 1:
+        fit = None
     pyplot = need("matplotlib.pyplot", "--figure")
     kinds = pyplot.Figure().canvas.get_supported_filetypes()
     kind = path.suffix.lstrip(".").lower()
@@ -209,21 +225,37 @@ def _show(result: Measured, written: list[Path]) -> None:
     show(heading(f"{what}: {texts}{left_out * bool(result.skip)}", first=True), _table(result))
     if result.regression is not None:
         show(heading(_equation(result.lags)), _coefficients(result))
-        show(Text(f"* p < {SIGNIFICANT:g}, ** p < {SIGNIFICANT:g} corrected over layers (Holm 1979)", style="dim"))
+        rows = "layers and heads" if _has_heads(result) else "layers"
+        show(Text(f"* p < {SIGNIFICANT:g}, ** p < {SIGNIFICANT:g} corrected over {rows} (Holm 1979)", style="dim"))
     for path in written:
         show(Text.assemble("\nwritten: ", (str(path), "bold")))
 
 
-def _table(result: Measured) -> Table:
+def _labelled_table(result: Measured) -> Table:
+    """With the columns that say which layer, and which head where there are heads."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    table.add_column("layer", justify="right", style="cyan")
+    for title in ("layer", "head") if _has_heads(result) else ("layer",):
+        table.add_column(title, justify="right", style="cyan")
+    return table
+
+
+def _label(layer: Layer) -> list[str]:
+    return [str(number) for number in (layer.layer, layer.head) if number is not None]
+
+
+def _has_heads(result: Measured) -> bool:
+    return result.layers[0].head is not None
+
+
+def _table(result: Measured) -> Table:
+    table = _labelled_table(result)
     for title in ("tokens", "mean", "std", "min", "max"):
         table.add_column(title, justify="right", no_wrap=True)
     lowest, highest = (number(f(getattr(layer, f.__name__) for layer in result.layers)) for f in (min, max))
     table.add_column(f"{lowest} {'·' * (BINS - len(lowest) - len(highest) - 2)} {highest}", no_wrap=True, style="green")
     for layer in result.layers:
         numbers = map(number, (layer.mean, layer.std, layer.min, layer.max))
-        table.add_row(str(layer.layer), f"{layer.tokens:,}", *numbers, spark(layer.histogram))
+        table.add_row(*_label(layer), f"{layer.tokens:,}", *numbers, spark(layer.histogram))
     return table
 
 
@@ -235,14 +267,13 @@ def _equation(lags: int) -> str:
 def _coefficients(result: Measured) -> Table:
     rows = result.regression or []
     names = list(dict.fromkeys(row["parameter"] for row in rows))
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    table.add_column("layer", justify="right", style="cyan")
+    table = _labelled_table(result)
     for name in (*names, "R²"):
         table.add_column(name, justify="right", no_wrap=True)
     for place, layer in enumerate(result.layers):
         own = rows[place * len(names) : (place + 1) * len(names)]
         shown = [_estimate(row) for row in own]
-        table.add_row(str(layer.layer), *shown, number((result.rsquared or [])[place]))
+        table.add_row(*_label(layer), *shown, number((result.rsquared or [])[place]))
     return table
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pellucid.axes import Axis
+from pellucid.axes import POSITIONS, Axis
 from pellucid.errors import InputError, ShapeError
 from pellucid.plot.extras import xarray
 
@@ -101,14 +101,14 @@ def without_first(where: str, array: DataArray, skip: int) -> DataArray:
         )
     if skip == 0:
         return array
-    position = str(Axis.POS)
-    if position not in array.dims:
+    position = next((str(axis) for axis in POSITIONS if axis in array.dims), None)
+    if position is None:
         raise ShapeError(
-            f"{where}: skip={skip} with {sizes(array)}, expected an axis {position!r} to skip along.",
+            f"{where}: skip={skip} with {sizes(array)}, expected an axis 'pos' or 'query' to skip along.",
             code="no-such-axis",
             remedy="Leave skip= out, or give an array that has positions.",
         )
-    counted = array.coords.get("position")
+    counted = array.coords.get("position" if position == Axis.POS else f"{position}_position")
     if counted is None:
         others = [dim for dim in array.dims if dim not in (position, str(Axis.BATCH))]
         counted = array.notnull().any(others).cumsum(position) - 1

@@ -55,9 +55,13 @@ def _is_file(given: str) -> bool:
 def _from_file(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as problem:
+    except UnicodeDecodeError as problem:
         raise InputError(
-            f"{path}: cannot be read as text: {problem}.",
-            code="text-not-utf8" if isinstance(problem, UnicodeDecodeError) else "text-unreadable",
-            remedy="Give a file of UTF-8 text.",
+            f"{path}: cannot be read as text: {problem}.", code="text-not-utf8", remedy="Give a file of UTF-8 text."
+        ) from problem
+    except OSError as problem:
+        raise InputError(
+            f"{path}: cannot be read: {problem.strerror or problem}.",
+            code="text-unreadable",
+            remedy="Give a file that may be read.",
         ) from problem
