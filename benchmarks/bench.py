@@ -66,8 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as folder:
         out = given.out or Path(folder)
         out.mkdir(parents=True, exist_ok=True)
-        for old in out.glob("*.json"):
-            old.unlink()
+        if any(out.glob("*.json")):
+            parser.error(f"--out {out}: it holds results already; give an empty folder")
         failed = run_all(out, quick=given.quick, device=given.device)
         if failed:
             print(f"failed: {', '.join(failed)}", file=sys.stderr)

@@ -2,9 +2,10 @@
 
 "Everything" is what each library gives when everything is asked for: pellucid 208 checkpoints, TransformerLens its full
 cache (the same values, under several names), nnsight the output of every module (queries, keys and values side by
-side; no scores, no scaled values). Whatever two show is compared before any time is believed. pellucid hands out
-copies; TransformerLens and nnsight hand out the tensors that the model goes on with. Exact numerics hold themselves to
-the operations of transformers, as the peers do; fast numerics are held to the same distance from a float64 run.
+side; no scores, no scaled values). Whatever two show is compared before any time is believed. pellucid copies what it
+hands out where the model goes on with the same memory; TransformerLens and nnsight hand out that memory. Exact numerics
+hold themselves to the operations of transformers, as the peers do; fast numerics are held to the same distance from a
+float64 run.
 """
 
 from __future__ import annotations
@@ -119,10 +120,10 @@ def beside_peers(report: Report, hf: Any, shape: str, options: Options, *, fused
         report.profile(f"{work}, {shape}, {name}", calls[name])
 
 
-def peak(contender: str, shape: str, threads: int) -> int:
+def peak(contender: str, shape: str, threads: int, dtype: str) -> int:
     """By how much a fresh process grows while it captures everything; runs there."""
     torch.set_num_threads(threads)
-    return growth(contender, reference(), some_ids(shape))
+    return growth(contender, reference().to(getattr(torch, dtype)), some_ids(shape))
 
 
 def growth(contender: str, hf: Any, ids: Tensor) -> int:
@@ -147,7 +148,8 @@ def memory(report: Report, shape: str, options: Options) -> None:
     for name in ("pellucid", SAME_AS_NNSIGHT, LENS, NNSIGHT):
         try:
             if on_processor:
-                fresh = [in_fresh_process("capture", "peak", name, shape, harness.THREADS) for _ in range(times)]
+                given = ("capture", "peak", name, shape, harness.THREADS, options.dtype)
+                fresh = [in_fresh_process(*given) for _ in range(times)]
             else:
                 fresh = [growth(name, hf, ids)]
             peaks[name] = sorted(fresh)

@@ -16,7 +16,7 @@ from typing import Any
 import harness  # before torch: it pins the threads
 from harness import ResultsDifferError, Samples, Spread, compete, in_fresh_process
 from memory import available_bytes, peak_bytes
-from report import Options, Report, Row, arguments
+from report import FLOAT32, PROCESSOR, Options, Report, Row, arguments
 
 # isort: split
 import torch
@@ -147,7 +147,7 @@ def largest(report: Report, options: Options) -> None:
 
 
 def main() -> None:
-    options = arguments(__doc__)
+    options = arguments(__doc__, PROCESSOR, FLOAT32)
     report = Report("compare", options)
     if options.wants("two"):
         two_models(report, options)

@@ -9,7 +9,7 @@ nothing is explained, R² itself is the last bit of two numbers near one.
 from __future__ import annotations
 
 from harness import compete, require_equal  # before torch and numpy: it pins the threads
-from report import Report, Row, Target, arguments
+from report import FLOAT32, PROCESSOR, Report, Row, Target, arguments
 
 # isort: split
 import numpy as np
@@ -59,7 +59,7 @@ def comparable(numbers: Numbers) -> Numbers:
 
 
 def main() -> None:
-    options = arguments(__doc__)
+    options = arguments(__doc__, PROCESSOR, FLOAT32)
     report = Report("regression", options)
     count = 2_000 if options.quick else 10_000
     values = stable(count, POINTS)

@@ -8,6 +8,7 @@ import os
 import platform
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -51,14 +52,28 @@ class Options:
         return Target(value, at_least) if (self.device, self.dtype) == ("cpu", "float32") else None
 
 
-def arguments(doc: str | None) -> Options:
-    """Read the command line that every benchmark shares."""
+PROCESSOR, FLOAT32 = ("cpu",), ("float32",)
+"""Devices and dtypes of a script that has no choice."""
+
+
+def arguments(
+    doc: str | None,
+    devices: Sequence[str] = ("cpu", "cuda"),
+    dtypes: Sequence[str] = ("float32", "bfloat16", "float16"),
+) -> Options:
+    """Read the command line that every benchmark shares.
+
+    Args:
+        doc: Of the script.
+        devices: Where it can measure.
+        dtypes: What it can measure.
+    """
     parser = argparse.ArgumentParser(description=(doc or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="fewer rounds and smaller shapes")
     parser.add_argument("--out", type=Path, help="folder for the JSON; without it the table is printed only")
     parser.add_argument("--only", nargs="*", default=[], metavar="WORD", help="parts whose names contain a word")
-    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="for the scripts that can use both")
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="of the weights")
+    parser.add_argument("--device", default="cpu", choices=devices, help="where to measure")
+    parser.add_argument("--dtype", default="float32", choices=dtypes, help="of the weights")
     given = parser.parse_args()
     return Options(given.quick, given.out, tuple(given.only), given.device, given.dtype)
 

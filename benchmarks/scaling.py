@@ -11,7 +11,7 @@ from typing import Any
 import harness  # before torch: it pins the threads
 from harness import Samples, compete, in_fresh_process
 from memory import available_bytes
-from report import Options, Report, Row, arguments
+from report import FLOAT32, Options, Report, Row, arguments
 
 # isort: split
 import torch
@@ -72,7 +72,7 @@ def measured(report: Report, options: Options) -> dict[str, Any]:
 
 
 def main() -> None:
-    options = arguments(__doc__)
+    options = arguments(__doc__, dtypes=FLOAT32)
     report = Report("scaling", options)
     found = measured(report, options)
     for size, one in found.items():

@@ -16,7 +16,7 @@ import harness  # before torch: it pins the threads
 from contest import BECAUSE
 from first import LENS, SENTENCE
 from harness import Samples, Spread, alternate, in_fresh_process
-from report import Options, Report, Row, arguments
+from report import FLOAT32, PROCESSOR, Options, Report, Row, arguments
 
 
 def write(path: str) -> int:
@@ -111,7 +111,7 @@ def imports(report: Report, options: Options) -> None:
 
 
 def main() -> None:
-    options = arguments(__doc__)
+    options = arguments(__doc__, PROCESSOR, FLOAT32)
     report = Report("startup", options)
     if options.wants("import") and not options.quick:
         imports(report, options)
