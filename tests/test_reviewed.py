@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import copy
 import pickle
+from pathlib import Path
 
+import checks
+import numpy as np
 import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import pellucid as pl
+import support
+from pellucid.run.text import TextStream
 from pellucid.transformer import Embedding
 
 IDS = torch.tensor([[1, 2, 3, 4, 5, 6]])
@@ -208,3 +213,193 @@ def test_half_a_character_is_refused():
     assert tokenizer.decode(tokenizer.encode("the")[0]) == "the"
     with pytest.raises(pl.InputError):
         tokenizer.decode([-1])
+
+
+# Runs
+
+
+def test_a_compiled_model_goes_on_with_a_cache(model: pl.CkptedTransformer):
+    with torch.no_grad():
+        cache, compiled = pl.KeyValueCache(model.config), torch.compile(model, backend="eager")
+        compiled(IDS[:, :4], cache=cache)
+        assert cache.length == 4
+        assert torch.allclose(compiled(IDS[:, 4:], cache=cache)[:, -1], model(IDS)[:, -1], atol=1e-4)
+
+
+def test_a_run_with_a_cache_carries_gradients_of_its_own_tokens(model: pl.CkptedTransformer):
+    cache = pl.KeyValueCache(model.config)
+    model(IDS[:, :4], cache=cache)
+    logits = model(IDS[:, 4:], cache=cache)
+    logits[0, -1, 7].backward()
+    found = model.grad("blocks.0.mlp.W_in")
+    assert found is not None
+    model.zero_grad()
+
+    def past_is_constant(name: str, value: torch.Tensor) -> torch.Tensor:
+        return torch.cat([value[:, :4].detach(), value[:, 4:]], 1)
+
+    class Tap:
+        def wants(self, name: str) -> bool:
+            return name.endswith(("ckpt_k", "ckpt_v"))
+
+        __call__ = staticmethod(past_is_constant)
+
+    model(IDS, tap=Tap())[0, -1, 7].backward()
+    expected = model.grad("blocks.0.mlp.W_in")
+    assert expected is not None
+    assert found.abs().max() > 0
+    assert torch.allclose(found, expected, rtol=1e-3, atol=1e-5 * float(expected.abs().max()))
+
+
+def test_a_cache_of_another_model_is_refused(model: pl.CkptedTransformer):
+    for fields in ({"n_layer": 3}, {"n_head": 2}, {"n_embd": 32}):
+        other = pl.KeyValueCache(model.config.replace(**fields))
+        with pytest.raises(pl.InputError, match="2 layers, 4 heads of 6") as caught:
+            model(IDS, cache=other)
+        assert caught.value.code == "cache-misfit"
+    with pytest.raises(pl.InputError, match="meta"):
+        model(IDS, cache=pl.KeyValueCache(model.config, device="meta"))
+
+
+def test_nobody_looking_nothing_is_compared_under_inference_mode(model: pl.CkptedTransformer):
+    eager = pl.CkptedTransformer(model.config, model.state_dict(), attention="eager").eval()
+    with torch.inference_mode():
+        eager(IDS)
+        assert not checks.ops(lambda: eager(IDS)).count("equal", "clone")
+
+
+def test_a_backward_hook_on_what_is_computed_for_it(model: pl.CkptedTransformer):
+    seen: list[str] = []
+    for name in ("attn.ckpt_scores", "attn.ckpt_pattern", "ln1.ckpt_scaled", "attn.ckpt_q"):
+        module = model.get_submodule(f"blocks.0.{name}")
+        module.register_full_backward_hook(lambda module, grad_in, grad_out, name=name: seen.append(name))
+    model.loss(IDS).backward()
+    assert sorted(seen) == ["attn.ckpt_pattern", "attn.ckpt_q", "attn.ckpt_scores", "ln1.ckpt_scaled"]
+
+
+def test_rounded_copies_made_under_inference_mode_serve_a_backward_pass(model: pl.CkptedTransformer):
+    rounded = pl.CkptedTransformer(model.config, model.state_dict(), numerics="bfloat16").eval().requires_grad_(False)
+    with torch.inference_mode():
+        rounded(IDS)
+    push = torch.zeros(model.config.n_embd, requires_grad=True)
+    logits, _ = rounded.run_with_ckpts(
+        IDS, names="ckpt_embed", edits=pl.Edit.add("blocks.0.resid_pre", push), grads=True
+    )
+    logits.sum().backward()
+    assert push.grad is not None
+    assert push.grad.abs().max() > 0
+
+
+# Parts and edits
+
+
+def test_names_from_an_iterator_are_read_once(model: pl.CkptedTransformer):
+    names = [f"blocks.{i}.resid_post" for i in range(2)]
+    out = model.generate(IDS, max_new_tokens=2, names=iter(names), end_ids=())
+    assert out.ckpts is not None
+    assert list(out.ckpts) == names
+    edit = pl.Edit.zero(iter(names))
+    for _ in range(2):
+        assert model.run_with_ckpts(IDS, edits=edit)[1].fired[edit] == 2
+
+
+@pytest.mark.parametrize("pos", [torch.tensor([False, True]), [1.7], [True], "1"], ids=str)
+def test_what_is_no_position_is_none_in_a_generation(model: pl.CkptedTransformer, pos: object):
+    edit = pl.Edit.zero("ckpt_embed", pos=pos)
+    with pytest.raises(pl.InputError, match="expected whole numbers") as caught:
+        model.generate(IDS, max_new_tokens=2, edits=edit)
+    assert caught.value.code == "index-out-of-range"
+
+
+@pytest.mark.parametrize("pos", [torch.tensor(2), np.int64(2), torch.tensor([2]), 2], ids=repr)
+def test_a_position_is_one_in_whatever_it_comes(model: pl.CkptedTransformer, pos: object):
+    out = model.generate(
+        IDS, max_new_tokens=2, names="ckpt_embed", edits=pl.Edit.zero("ckpt_embed", pos=pos), end_ids=()
+    )
+    assert out.ckpts is not None
+    assert (out.ckpts["ckpt_embed"] == 0).all(-1)[0].nonzero().flatten().tolist() == [2]
+
+
+def test_a_mean_over_many_tokens_in_half_precision():
+    config = pl.TransformerConfig(vocab_size=50, n_positions=1024, n_embd=24, n_layer=1, n_head=4)
+    model = pl.CkptedTransformer(config).eval().half()
+    with torch.no_grad():
+        model.embed.W_E.fill_(64.0)
+    ids = torch.arange(1024)[None] % 50
+    _, ckpts = model.run_with_ckpts(ids, names="ckpt_embed", edits=pl.Edit.mean_ablate("ckpt_embed"))
+    assert (ckpts["ckpt_embed"] == 64).all()
+
+
+@pytest.mark.parametrize("heads", [
+    slice(1, None), slice(-2, None), slice(0, -1), slice(0, 100), slice(-3, 2), [-1], range(2),
+    torch.tensor([3]), np.int64(2), 0,
+], ids=str)  # fmt: skip
+def test_kept_heads_are_known_wherever_they_go(model: pl.CkptedTransformer, heads: object, tmp_path: Path):
+    _, ckpts = model.run_with_ckpts(IDS, names="blocks.*.attn.ckpt_z", heads=heads)
+    chosen = torch.arange(4)[heads] if isinstance(heads, slice) else torch.arange(4)[torch.as_tensor(heads)]
+    expected = chosen.reshape(-1).tolist()
+    ckpts.save(tmp_path / "some.safetensors")
+    again = pl.ActivationCkpts.load(tmp_path / "some.safetensors")
+    for each in (ckpts, again):
+        assert each.part.heads == expected
+        assert each.to_xarray().coords["head"].values.tolist() == expected
+        assert pl.measure.norms(each, "attn.ckpt_z").coords["head"].values.tolist() == expected
+
+
+# Generation
+
+
+def test_pads_that_no_prompt_needs_take_no_room(model: pl.CkptedTransformer):
+    ids = torch.cat([torch.zeros(1, 200, dtype=torch.long), IDS], 1)
+    padded = model.tokenize(ids[:, -14:], mask=(torch.arange(14) >= 8)[None].long())
+    expected = model.generate(IDS, max_new_tokens=8, end_ids=()).new_ids
+    for overflow in ("error", "slide"):
+        out = model.generate(padded, max_new_tokens=8, end_ids=(), overflow=overflow)
+        assert out.ids.shape == (1, 14)
+        assert torch.equal(out.new_ids, expected)
+
+
+def test_a_stream_refuses_a_seed_at_once(model: pl.CkptedTransformer):
+    with pytest.raises(pl.InputError, match="seed"):
+        model.stream(IDS, max_new_tokens=3, seed="zero")
+
+
+def test_a_stream_of_bytes_that_are_no_character():
+    tokenizer = pl.load().tokenizer
+    assert tokenizer is not None
+    lead, tail = tokenizer.encode("\u00e9")
+    for ids in ([lead] * 3 + [lead, tail], [lead] * 9, [tail] * 5 + [lead, tail], [lead, tail, lead]):
+        text = TextStream(tokenizer)
+        assert "".join([*map(text.push, ids), text.finish()]) == tokenizer.decode(ids), ids
+
+
+def test_masked_scores_of_decoded_columns_hold_the_least_number_of_the_dtype():
+    model = support.glass(numerics="fast", dtype=torch.bfloat16)
+    out = model.generate([[1, 2, 3], [4]], max_new_tokens=3, names="**.ckpt_scores", end_ids=())
+    assert out.ckpts is not None
+    for scores in out.ckpts.values():
+        assert scores.dtype == torch.bfloat16
+        assert torch.isfinite(scores).all()
+
+
+def test_estimates_know_how_many_rows_the_kernels_take():
+    model = support.glass(numerics="fast", dtype=torch.bfloat16)
+    few, many = (pl.estimate_generation(model, [[1, 2]] * rows, max_new_tokens=4) for rows in (32, 33))
+    assert few.prepared
+    assert not many.prepared
+    assert few.cache > many.cache
+    wide = support.glass(attention="eager", reorder_and_upcast_attn=True, dtype=torch.float64)
+    captured = wide.run_with_ckpts([[1, 2, 3]])[1]
+    assert pl.estimate(wide, [[1, 2, 3]]).nbytes == sum(value.nbytes for value in captured.values())
+
+
+# Comparing
+
+
+def test_where_scores_differ(model: pl.CkptedTransformer):
+    unscaled = pl.CkptedTransformer(model.config.replace(scale_attn_weights=False), model.state_dict()).eval()
+    found = pl.compare(model, unscaled, inputs=[IDS[0, :5].tolist()]).first_divergence
+    assert found is not None
+    assert found.where == "blocks.0.attn.ckpt_scores"
+    assert found.positions == (0, 1, 2, 3, 4)
+    assert found.heads == (0, 1, 2, 3)

@@ -25,6 +25,7 @@ class KeyValueCache:
     """Keys and values [L, 2, B, H, capacity, K] of the first `length` columns of a text.
 
     A model given one writes into it: `model(ids, cache=cache)` runs `ids` as the continuation of what is in the cache.
+    It holds numbers alone: a gradient reaches the tokens of the run, and none that were cached before.
 
     Args:
         config: Of the model that will use it.
@@ -136,11 +137,16 @@ class KeyValueCache:
 
     def _write(self, block: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """k, v [B, H, P, K] of the new columns -> those of all columns, [B, H, length + P, K], in the model's dtype."""
-        end = self.length + k.size(2)
-        keys, values = self.content[block]
-        keys[:, :, self.length : end] = k
-        values[:, :, self.length : end] = v
-        return keys[:, :, :end].to(k.dtype), values[:, :, :end].to(v.dtype)
+        keys, values = (self._joined(part, new) for part, new in zip(self.content[block], (k, v), strict=True))
+        return keys, values
+
+    def _joined(self, kept: Tensor, new: Tensor) -> Tensor:
+        """Write new columns into what is kept of a block: all columns, of which only the new ones carry a gradient."""
+        end = self.length + new.size(2)
+        kept[:, :, self.length : end] = new.detach()
+        if torch.is_grad_enabled() and new.requires_grad:
+            return torch.cat([kept[:, :, : self.length].to(new.dtype), new], 2)
+        return kept[:, :, :end].to(new.dtype)
 
     def close(self, columns: int) -> None:
         """Count the new columns, which every block has written."""
@@ -233,10 +239,21 @@ def continued(batch: Batch, cache: KeyValueCache, config: TransformerConfig) -> 
     """Positions [B, P] of a batch that goes on where the texts of a cache end; 0 at pads.
 
     Raises:
-        InputError: A text would be longer than the context.
+        InputError: A text would be longer than the context, or the cache was made for another model or device.
+        ShapeError: Another number of texts.
     """
     if len(batch) != cache.rows:
         raise _wrong_rows(len(batch), cache.rows)
+    layers, _, _, heads, _, width = cache.content.shape
+    made_for = (layers, heads, width, cache.content.device)
+    expected = (config.n_layer, config.n_head, config.d_head, batch.ids.device)
+    if made_for != expected:
+        what = "({} layers, {} heads of {}, on {})"
+        raise InputError(
+            f"cache: one for {what.format(*made_for)}, expected {what.format(*expected)}.",
+            code="cache-misfit",
+            remedy="Make it with KeyValueCache(model.config, rows, dtype=model.dtype, device=model.device).",
+        )
     positions = (batch.positions + cache.counts[:, None]).masked_fill(~batch.mask, 0)
     longest = int(positions.max()) + 1
     if longest > config.n_positions:

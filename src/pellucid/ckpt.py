@@ -55,10 +55,7 @@ class Ckpt(nn.Module):
         self.name = ""
 
     def __call__(self, value: Tensor, tap: Tap | None = None) -> Tensor:
-        if (
-            self._forward_hooks or self._forward_pre_hooks or self._backward_hooks or self._backward_pre_hooks
-            or torch_module._has_any_global_hook()
-        ):  # fmt: skip
+        if self._is_hooked():
             return super().__call__(value, tap=tap)
         # without what torch does around it, which a small model would feel
         return value if tap is None else self.forward(value, tap)
@@ -68,13 +65,13 @@ class Ckpt(nn.Module):
 
     def is_watched(self, tap: Tap | None) -> bool:
         """Whether a tap or a native hook would see a value here; if not, it need not be computed."""
+        return (tap is not None and tap.wants(self.name)) or self._is_hooked()
+
+    def _is_hooked(self) -> bool:
         return bool(
-            (tap is not None and tap.wants(self.name))
-            or self._forward_hooks
-            or self._forward_pre_hooks
-            or torch_module._global_forward_hooks
-            or torch_module._global_forward_pre_hooks
-        )
+            self._forward_hooks or self._forward_pre_hooks or self._backward_hooks or self._backward_pre_hooks
+            or torch_module._has_any_global_hook()
+        )  # fmt: skip
 
     def replacement(self, value: Tensor, tap: Tap | None) -> Tensor | None:
         """Pass on a value that was computed only to be seen.
@@ -83,6 +80,8 @@ class Ckpt(nn.Module):
             What someone put in its place, or None where it was only looked at: the same tensor came back and
             nothing was written into it.
         """
+        if not self.is_watched(tap):
+            return None
         if value.is_inference():  # inference tensors have no version counter
             before = value.clone()
             seen = self(value, tap=tap)

@@ -7,7 +7,7 @@ ACTIVATIONS = (
     "gelu_10", "quick_gelu", "relu", "relu2", "relu6", "silu", "swish", "mish", "tanh", "sigmoid", "linear",
     "leaky_relu", "hardswish", "laplace", "sqrtsoftplus",
 )  # fmt: skip
-"""transformers' names of the activation functions without parameters; `pellucid.transformer` computes them."""
+"""transformers' names of the activation functions without parameters; `pellucid.nonlinear` computes them."""
 
 SYNONYMS = {
     "hidden_size": "n_embd",

@@ -11,6 +11,7 @@ from pellucid.axes import Axis
 from pellucid.batch import Inputs
 from pellucid.cache import KeyValueCache
 from pellucid.ckpt import all_axes
+from pellucid.fast.decoder import MOST_ROWS
 from pellucid.fast.prepared import bytes_needed, knows, matrices
 from pellucid.model import CkptedTransformer
 from pellucid.run.region import Index, Region
@@ -59,7 +60,9 @@ def estimate(
         shape = [sizes[axis] for axis in axes[name]]
         for axis, chosen in Region(pos, heads).indices(name, shape, axes[name], strict=False).items():
             shape[axis] = len(chosen)
-        dtype = torch.float32 if upcast and name.endswith("ckpt_scores") else model.dtype
+        dtype = model.dtype
+        if upcast and name.endswith("ckpt_scores"):
+            dtype = torch.promote_types(dtype, torch.float32)
         by_name[name] = torch.Size(shape).numel() * dtype.itemsize
     return Estimate(sum(by_name.values()), by_name)
 
@@ -98,7 +101,8 @@ def estimate_generation(
         524,352 bytes of keys and values, 0 bytes of prepared weights
     """
     rows, columns = model.tokenize(inputs).shape
-    fast = model.execution.is_fast and knows(model.config, model.dtype, model.device)
+    decodes = knows(model.config, model.dtype, model.device) and rows * rows_each <= MOST_ROWS
+    fast = model.execution.is_fast and decodes
     dtype = torch.float32 if fast else model.dtype
     columns = min(columns + max_new_tokens, model.config.n_positions)
     cache = KeyValueCache.bytes_needed(model.config, rows * rows_each, columns, dtype)

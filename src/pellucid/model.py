@@ -129,9 +129,10 @@ class CkptedTransformer(GeneratingTransformer):
 
         With a cache, `inputs` go on where its text ends, and are in it afterwards.
 
-        Under `torch.compile` a tensor of ids [B, P] is taken as it is, without checks and without pads.
+        Under `torch.compile` a tensor of ids [B, P] is taken as it is, without checks and without pads, unless there is
+        a cache.
         """
-        if torch.compiler.is_compiling() and isinstance(inputs, Tensor):  # checks would break the graph
+        if torch.compiler.is_compiling() and isinstance(inputs, Tensor) and cache is None:  # checks break the graph
             positions = torch.arange(inputs.size(-1), device=inputs.device).expand_as(inputs)
             return self.transform(Run(inputs, positions), tap)
         return self._run(self.tokenize(inputs), tap, cache)
@@ -230,7 +231,8 @@ class CkptedTransformer(GeneratingTransformer):
             )
         batch = self.tokenize(inputs)
         wanted, modules = self._captured(names, stop_at), submodules(self)
-        recorder = Recorder(wanted, self.config.n_layer, Region(pos, heads), grads, copies=has_native_hooks(modules))
+        part = Region(pos, heads).with_heads_of(self.config.n_head)
+        recorder = Recorder(wanted, self.config.n_layer, part, grads, copies=has_native_hooks(modules))
         edit_tap = EditTap(edits, batch, self.config.n_layer)
         taps: list[Tap] = [edit_tap, recorder] if edit_tap.fired else [recorder]
         if stop_at is not None:
@@ -240,7 +242,7 @@ class CkptedTransformer(GeneratingTransformer):
         edit_tap.check_fired()
         recorder.check_fired()
         return logits, ActivationCkpts(
-            recorder.values, batch, self.config.n_layer, part=Region(pos, heads), fired=edit_tap.fired,
+            recorder.values, batch, self.config.n_layer, part=part, fired=edit_tap.fired,
             origin=Origin(self.provenance.get("source", type(self).__name__), self, state_of(modules)),
         )  # fmt: skip
 

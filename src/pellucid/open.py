@@ -35,7 +35,8 @@ def load(
         name: None or "bundled" for the bundled model, offline; an alias (`gpt2-small`, `gpt2-medium`, `gpt2-large`,
             `gpt2-xl`, `distilgpt2`); any hub id; a folder; a file.
         device: Where to put it.
-        dtype: "float32" unless asked; "stored" keeps what the file has; any floating dtype or its name.
+        dtype: "float32" unless asked; "stored" keeps what the file has; else "float64", "float16", "bfloat16" or the
+            torch.dtype.
         attention: "auto" fuses every layer that nobody looks inside; "eager" makes every layer explicit.
         numerics: "exact" performs transformers' operations, equal to the bit; "fast" may fuse them; "bfloat16"
             also multiplies by the weights in bfloat16.

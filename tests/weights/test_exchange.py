@@ -236,7 +236,7 @@ def test_a_failure_before_the_renaming_leaves_the_old_files(
 
     targets = {"replace": (os, "replace"), "fsync": (os, "fsync"), "write_text": (Path, "write_text")}
     if step == "save_file":
-        monkeypatch.setattr("safetensors.torch.save_file", full)
+        monkeypatch.setattr("pellucid.weights.exchange.save_file", full)
     else:
         monkeypatch.setattr(*targets[step], full)
     with pytest.raises(pl.WeightsError, match="No space left") as caught:

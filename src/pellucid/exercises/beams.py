@@ -115,7 +115,7 @@ WRONG: Mapping[str, Callable[[nn.Module], Found]] = {
 }  # fmt: skip
 
 BY_LENGTH: Mapping[str, Callable[[float, int], float]] = {
-    "the number of new tokens": lambda score, length: score / (length - len(PROMPT)),
+    "the number of new tokens, as transformers does by default": lambda score, length: score / (length - len(PROMPT)),
     "the length of the text": lambda score, length: score / length,
 }
 
@@ -144,7 +144,7 @@ def check_beam_search(fn: Callable[..., Any]) -> CheckResult:
 def _explain(found: Findings, given: Found, model: nn.Module) -> None:
     for words, change in BY_LENGTH.items():
         if _same(given, _scored(Search(), change)(model)):
-            found.note(f"scores are divided by {words}, as transformers does by default; the course does not divide")
+            found.note(f"scores are divided by {words}; the course does not divide")
             return
     for words, search in WRONG.items():
         if _same(given, search(model)):

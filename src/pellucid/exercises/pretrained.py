@@ -44,7 +44,7 @@ def alignment_for(my_gpt: nn.Module, reference: CkptedTransformer) -> Alignment:
     is then found from the values. `alignment.convert(units_of(reference))` is a state dict for `my_gpt`.
 
     Raises:
-        WeightsError: The two have other sizes or names.
+        InputError: The two have other sizes or names.
     """
     scratch = copied(my_gpt).float()
     spread(scratch)

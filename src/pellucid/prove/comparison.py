@@ -230,17 +230,38 @@ def divergence_at(runs: Runs, point: str, cause: Cause | None) -> Divergence:
         return Divergence(name, _what(name), f"shapes {list(expected.shape)} and {list(given.shape)}")
     expected = expected[:, -given.size(1) :]
     error = relative_error(given, expected)
-    gap = ~((given - expected).abs() <= BEYOND_ROUNDING * float(expected.abs().max()))
-    positions = gap.flatten(2).any(-1).any(0) if gap.dim() > 2 else gap.any(0)
-    heads = gap.flatten(0, 1).any(-1).any(0) if name.endswith(("_q", "_k", "_v", "_z")) else torch.zeros(0)
+    positions, heads = _places(name, given, expected)
     return Divergence(
         name,
         _what(name),
         f"its own relative error in float64 is {error:.3g}, which is not rounding",
         None if cause is None else f"{cause.words} ({cause.extent})",
-        tuple(positions.nonzero().flatten().tolist()),
-        tuple(heads.nonzero().flatten().tolist()),
+        positions,
+        heads,
     )
+
+
+def _places(name: str, given: Tensor, expected: Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The positions, and the heads where a checkpoint has some, at which two values [B, P, ...] differ.
+
+    Of scores and patterns [B, H, Pq, Pk] the positions are those of queries. What is masked on both sides is equal, and
+    does not count as the largest value.
+    """
+    shown = expected.abs()[expected > torch.finfo(expected.dtype).min / 2]
+    size = float(shown.max()) if shown.numel() else 0.0
+    gap = ~((given - expected).abs() <= BEYOND_ROUNDING * (size or 1.0))
+    if name.endswith(("_scores", "_pattern")):
+        axes = {"position": 2, "head": 1}
+    else:
+        axes = {"position": 1, "head": 2 if name.endswith(("_q", "_k", "_v", "_z")) else None}
+    return _along(gap, axes["position"]), _along(gap, axes["head"])
+
+
+def _along(gap: Tensor, axis: int | None) -> tuple[int, ...]:
+    """Where along an axis anything is set."""
+    if axis is None:
+        return ()
+    return tuple(gap.transpose(0, axis).flatten(1).any(-1).nonzero().flatten().tolist())
 
 
 def _carried_on(point: str) -> str:

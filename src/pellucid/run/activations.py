@@ -202,6 +202,8 @@ class ActivationCkpts(Mapping[str, Tensor]):
         columns = self._columns().tolist()
         used = {axis for name in self._values for axis in axes[name]}
         coordinates: dict[str, Any] = {str(Axis.BATCH): range(len(labels))}
+        if self.part.heads is not None and Axis.HEAD in used:
+            coordinates[str(Axis.HEAD)] = self.part.heads
         for axis in (*POSITIONS, Axis.KEY):
             if axis in used:
                 kept = list(range(len(labels[0]))) if axis == Axis.KEY else columns
@@ -215,7 +217,7 @@ class ActivationCkpts(Mapping[str, Tensor]):
         about = {
             "n_layer": self.n_layer,
             "pos": None if self.part.pos is None else self._columns().tolist(),
-            "heads": _listed(self.part.heads),
+            "heads": self.part.heads,
             "strings": self.batch.strings,
             "names": list(self),
             "provenance": dict(self.provenance),
@@ -254,8 +256,3 @@ class ActivationCkpts(Mapping[str, Tensor]):
                 code="not-ckpts",
                 remedy="Give a file that ActivationCkpts.save wrote.",
             ) from error
-
-
-def _listed(index: Index) -> Index:
-    """An index that JSON can hold."""
-    return list(range(*index.indices(index.stop))) if isinstance(index, slice) else index

@@ -6,7 +6,7 @@ with. Each run counts how often each edit fired; one that never fired is an erro
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -72,6 +72,10 @@ class Edit:
     region: Region
     whole_text: bool = False
     """Whether the change depends on positions beside those that it changes."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.names, Iterator):  # they are read at every run
+            object.__setattr__(self, "names", tuple(self.names))
 
     @classmethod
     def zero(cls, names: Names, *, pos: Index = None, heads: Index = None, neurons: Index = None) -> Edit:
@@ -266,11 +270,12 @@ def _mean(value: Tensor, batch: Batch, region: Region) -> Tensor:
     if region.pos is not None:
         columns = Region(region.pos).indices("mean", mask.shape, (Axis.BATCH, Axis.POS), strict=True)
         mask = take(mask, columns)
-    weight = mask.to(value).reshape(*mask.shape, *[1] * (value.dim() - 2))
+    wide = torch.promote_types(value.dtype, torch.float32)  # a sum over many tokens is beyond half precision
+    weight = mask.to(wide).reshape(*mask.shape, *[1] * (value.dim() - 2))
     if not bool(mask.any()):
         raise EditError(
             "mean_ablate: only pads are chosen, which have no mean.",
             code="edit-mean-of-pads",
             remedy="Choose positions where some text has a token.",
         )
-    return (value * weight).sum((0, 1), keepdim=True) / weight.sum()
+    return ((value * weight).sum((0, 1), keepdim=True) / weight.sum()).to(value.dtype)

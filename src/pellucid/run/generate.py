@@ -50,9 +50,16 @@ def generate(model: Transformer, request: Request) -> Generation:
 
 
 def stream(model: Transformer, request: Request, *, explain: bool = False) -> Iterator[Token]:
-    """The tokens of a request without beams, as they come: for each step, one of each text that goes on."""
+    """The tokens of a request without beams, as they come: for each step, one of each text that goes on.
+
+    What cannot be carried out is refused at once.
+    """
+    return _tokens(_started(model, request)[1] if request.stopping.max_new_tokens else iter(()), request, explain)
+
+
+def _tokens(steps: Iterator[Step], request: Request, explain: bool) -> Iterator[Token]:
     texts = [TextStream(request.batch.tokenizer) for _ in range(len(request.batch) * request.returned)]
-    for step in _started(model, request)[1] if request.stopping.max_new_tokens else ():
+    for step in steps:
         chosen, logprobs = step.ids.tolist(), step.logprobs.tolist()
         for row, active in enumerate(step.active.tolist()):
             if active:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -42,6 +42,14 @@ class Region:
         """Whether nothing is left out."""
         return self.pos is None and self.heads is None and self.neurons is None
 
+    def with_heads_of(self, count: int) -> Region:
+        """The same part, its heads by their numbers among so many.
+
+        Raises:
+            InputError: A head that does not exist.
+        """
+        return self if self.heads is None else replace(self, heads=_entries(self.heads, count, "heads").tolist())
+
     def within(self, start: int, columns: int) -> tuple[list[int], list[int]] | None:
         """Which of the chosen positions lie in the columns from `start` on; None where all columns are chosen.
 
@@ -49,7 +57,7 @@ class Region:
             Their columns, counted from `start`, and the place that each has among the positions that were chosen.
 
         Raises:
-            InputError: Positions counted from the end of a text whose end is not known.
+            InputError: No whole numbers, or positions counted from the end of a text whose end is not known.
         """
         if self.pos is None:
             return None
@@ -58,7 +66,7 @@ class Region:
             _require_absolute((first, 0 if last is None else last, min(step, 0)), self.pos)
             wanted = list(range(first, start + columns if last is None else last, step))
         else:
-            wanted = [self.pos] if isinstance(self.pos, int) else [int(i) for i in self.pos]
+            wanted = _whole_numbers(self.pos)
             _require_absolute(wanted, self.pos)
         inside = [(i - start, place) for place, i in enumerate(wanted) if start <= i < start + columns]
         return [column for column, _ in inside], [place for _, place in inside]
@@ -116,12 +124,7 @@ def put(value: Tensor, indices: dict[int, Tensor], part: Tensor) -> Tensor:
 
 
 def _entries(index: Index, size: int, where: str) -> Tensor:
-    if isinstance(index, slice):
-        entries = list(range(size)[index])
-    else:
-        read = index.tolist() if isinstance(index, (Tensor, np.ndarray)) else index  # so that booleans stay booleans
-        given = list(read) if isinstance(read, Iterable) else [read]
-        entries = [_whole(i, size) for i in given]
+    entries = list(range(size)[index]) if isinstance(index, slice) else [_whole(i, size) for i in _given(index)]
     if not entries or any(not -size <= i < size for i in entries):
         raise InputError(
             f"{where}={index!r}, expected some of 0 to {size - 1}.",
@@ -129,6 +132,31 @@ def _entries(index: Index, size: int, where: str) -> Tensor:
             remedy="Choose entries that exist; negative ones count from the end.",
         )
     return torch.tensor([i % size for i in entries])
+
+
+def _given(index: Index) -> list[object]:
+    """What an index other than a slice names; booleans stay booleans."""
+    read = index.tolist() if isinstance(index, (Tensor, np.ndarray)) else index
+    return list(read) if isinstance(read, Iterable) else [read]
+
+
+def _whole_numbers(index: Index) -> list[int]:
+    """The positions that an index other than a slice names.
+
+    Raises:
+        InputError: Something else is among them.
+    """
+    try:
+        numbers = [operator.index(i) for i in _given(index) if not isinstance(i, bool)]  # pyright: ignore[reportArgumentType]
+    except TypeError:
+        numbers = []
+    if len(numbers) < len(_given(index)):
+        raise InputError(
+            f"pos={index!r}, expected whole numbers.",
+            code="index-out-of-range",
+            remedy="Give the columns by their numbers, from 0.",
+        )
+    return numbers
 
 
 def _whole(i: object, otherwise: int) -> int:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 
 import torch
 
-from pellucid.aliases import Names, selected
+from pellucid.aliases import Names, selected, several
 from pellucid.batch import Batch
 from pellucid.config import TransformerConfig
 from pellucid.errors import InputError, UnknownArgumentError
@@ -52,8 +52,9 @@ class Request:
 
 
 def left(batch: Batch) -> Batch:
-    """The same texts with their pads on the left, so that each ends in the last column."""
-    if bool(batch.mask[:, -1].all()):
+    """The same texts with their pads on the left and no more of them than they need, so that each ends in the last
+    column, and one begins in the first."""
+    if bool(batch.mask[:, -1].all()) and bool(batch.mask[:, 0].any()):
         return batch
     ids, mask = left_padded(list(batch.rows()))
     positions = (mask.long().cumsum(-1) - 1).masked_fill(~mask, 0)
@@ -124,9 +125,8 @@ def look_at(request: Request, config: TransformerConfig) -> Look:
 
 def names_of(names: Names, known: Sequence[str]) -> frozenset[str]:
     """The checkpoints to capture; an empty list captures nothing, None everything."""
-    if names is not None and not isinstance(names, str) and not list(names):
-        return frozenset()
-    return frozenset(selected(names, known))
+    wanted = None if names is None else several(names)
+    return frozenset() if wanted is not None and not wanted else frozenset(selected(wanted, known))
 
 
 def generator_of(seed: Seed, device: torch.device) -> torch.Generator | None:

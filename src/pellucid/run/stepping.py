@@ -137,7 +137,7 @@ class Stepper:
         cache.open(torch.ones_like(self.mask[:, :1]))
         logits, values = decoder.step(ids, positions, cache, self.look.names)
         for name, value in values.items():
-            self.look.pieces[name].append(value.to(self.model.embed.W_E.dtype))
+            self.look.pieces[name].append(_in_dtype(value, self.model.embed.W_E.dtype, name))
         return logits
 
     def reorder(self, rows: Tensor) -> None:
@@ -208,6 +208,13 @@ class Stepper:
             code="nan-logits",
             remedy="Look at the weights and edits there; half precision overflows where float32 does not.",
         )
+
+
+def _in_dtype(value: Tensor, dtype: torch.dtype, name: str) -> Tensor:
+    """A captured value in the model's dtype; what is masked is the least number of that one."""
+    if name.endswith("ckpt_scores"):
+        value = value.clamp(min=torch.finfo(dtype).min)
+    return value.to(dtype)
 
 
 def last_column(values: Tensor) -> Tensor:

@@ -7,10 +7,12 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pellucid.config import NEUTRAL, REFUSED, SYNONYMS, TransformerConfig
@@ -126,7 +128,7 @@ def save_pretrained(model: Model, folder: str | os.PathLike[str]) -> None:
     tensors = separate(from_ours(state, model.config, HF))
     tensors = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
     writers: dict[str, files.Writer] = {
-        "model.safetensors": lambda path: _write_safetensors(tensors, path),
+        "model.safetensors": partial(save_file, tensors, metadata={"format": "pt"}),
         "config.json": lambda path: path.write_text(_config_json(model.config, tensors), encoding="utf-8"),
     }
     if model.tokenizer is not None:
@@ -210,16 +212,6 @@ def _config_json(config: TransformerConfig, tensors: Mapping[str, Tensor]) -> st
     dtype = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
     fields |= {"architectures": ["GPT2LMHeadModel"], "dtype": dtype}
     return json.dumps(fields, indent=2, sort_keys=True) + "\n"
-
-
-def _write_safetensors(tensors: dict[str, Tensor], path: Path) -> None:
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
-    try:
-        save_file(tensors, path, metadata={"format": "pt"})
-    except SafetensorError as problem:
-        raise OSError(str(problem)) from problem
 
 
 def _write_tokenizer(tokenizer: Any, path: Path) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from torch import Tensor
 
 from pellucid.errors import ConfigError, NotFoundError, WeightsError
@@ -173,7 +174,10 @@ def write_folder(folder: Path, writers: Mapping[str, Writer]) -> None:
 def _write_durably(path: Path, write: Writer) -> None:
     with path.open("wb") as file:
         mode = os.fstat(file.fileno()).st_mode
-    write(path)
+    try:
+        write(path)
+    except SafetensorError as problem:  # which may be a full disk
+        raise OSError(str(problem)) from problem
     # safetensors puts a file of its own, readable by the owner only, in this place.
     path.chmod(mode & 0o777)
     _flush(path)
