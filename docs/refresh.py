@@ -169,6 +169,8 @@ def codes() -> dict[str, list[str]]:
     """Error class -> the codes that it is raised with, read off the source."""
     found: dict[str, set[str]] = {}
     trees = [ast.parse(path.read_text(encoding="utf-8")) for path in sorted((ROOT / "src" / "pellucid").rglob("*.py"))]
+    constants = {name.id: node.value for tree in trees for node in tree.body if isinstance(node, ast.Assign)
+                 for name in node.targets if isinstance(name, ast.Name)}  # fmt: skip
     helpers = {f.name: f for tree in trees for f in ast.walk(tree) if isinstance(f, ast.FunctionDef) and _code_at(f)}
     for node in (node for tree in trees for node in ast.walk(tree)):
         if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
@@ -178,7 +180,7 @@ def codes() -> dict[str, list[str]]:
             given += node.args[_code_at(helpers[name]) :][:1]
             classes = [a.id for a in (*node.args, helpers[name].returns) if isinstance(a, ast.Name)]
             name = next((each for each in classes if each.endswith("Error")), name)
-        for value in given:
+        for value in (constants.get(each.id, each) if isinstance(each, ast.Name) else each for each in given):
             if name.endswith("Error") and isinstance(value, ast.Constant):
                 found.setdefault(name, set()).add(str(value.value))
     return {name: sorted(found[name]) for name in sorted(found)}
