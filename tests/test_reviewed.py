@@ -14,6 +14,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 import pellucid as pl
 import support
+from pellucid.prove import sides
 from pellucid.run.text import TextStream
 from pellucid.transformer import Embedding
 
@@ -403,3 +404,32 @@ def test_where_scores_differ(model: pl.CkptedTransformer):
     assert found.where == "blocks.0.attn.ckpt_scores"
     assert found.positions == (0, 1, 2, 3, 4)
     assert found.heads == (0, 1, 2, 3)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "other sizes"])
+def test_transformers_failing_to_open_a_folder_is_bad_input(model: pl.CkptedTransformer, tmp_path: Path, damage: str):
+    model.save_pretrained(tmp_path)
+    weights, config = tmp_path / "model.safetensors", tmp_path / "config.json"
+    if damage == "truncated":
+        weights.write_bytes(weights.read_bytes()[:-100])
+    else:
+        config.write_text(config.read_text().replace('"n_embd": 24', '"n_embd": 32'))
+    with pytest.raises(pl.WeightsError) as caught:
+        pl.compare(f"hf:{tmp_path}", model, inputs=IDS)
+    assert caught.value.code == "hf-unreadable"
+
+
+def test_foreign_modules_are_compared_without_transformers(monkeypatch: pytest.MonkeyPatch):
+    def missing(*_: object, **__: object) -> None:
+        raise pl.MissingExtraError("no transformers.", code="missing-transformers", remedy="Install it.")
+
+    monkeypatch.setattr("pellucid.prove.sides.from_hf", missing)
+    assert sides._glass_of(torch.nn.Linear(2, 2)) is None
+
+
+def test_a_generation_configuration_that_cannot_be_saved(tmp_path: Path):
+    hf = GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=16, bos_token_id=0, eos_token_id=0))
+    hf.generation_config.temperature = 0.7
+    with pytest.raises(pl.WeightsError) as caught:
+        pl.save_hf(hf, tmp_path / "x")
+    assert caught.value.code == "save-raises"

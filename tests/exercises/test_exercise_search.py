@@ -112,6 +112,14 @@ def test_right_caches_pass_in_any_style() -> None:
     assert check_cache(Returned, lambda model: SOLUTION.Cache())
 
 
+def test_a_cache_that_is_returned_without_being_asked_for() -> None:
+    class Always(SOLUTION.GPT2):
+        def forward(self, x: Any, cache: Any = None) -> Any:
+            return super().forward(x, cache=cache), cache
+
+    assert check_cache(Always, lambda model: SOLUTION.Cache())
+
+
 def test_a_cache_that_remembers_is_noticed() -> None:
     shared = SOLUTION.Cache()
     result = check_cache(SOLUTION.GPT2, lambda: shared)

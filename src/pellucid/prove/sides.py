@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from pellucid.batch import Inputs
 from pellucid.config import TransformerConfig
-from pellucid.errors import InputError, MissingExtraError, PellucidError, WeightsError
+from pellucid.errors import ConfigError, InputError, MissingExtraError, PellucidError, WeightsError
 from pellucid.model import CkptedTransformer
 from pellucid.open import from_hf, load
 from pellucid.prove.recognise import recognised
@@ -76,7 +77,7 @@ def _from_transformers(name: str) -> nn.Module:
     try:
         messages.disable_progress_bar()  # progress is the caller's to show
         return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise WeightsError(
             f"compare: transformers cannot open {str(folder)!r}: {error}",
             code="hf-unreadable",
@@ -115,7 +116,7 @@ def _glass_of(module: nn.Module) -> CkptedTransformer | None:
     eager = getattr(getattr(module, "config", None), "_attn_implementation", None) == "eager"
     try:
         return from_hf(module, attention="eager" if eager else "auto")  # pyright: ignore[reportArgumentType]
-    except WeightsError:
+    except (WeightsError, ConfigError, MissingExtraError):  # it may still be recognised by what it computes
         return None
 
 
