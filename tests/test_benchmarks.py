@@ -480,6 +480,26 @@ def test_what_was_measured_before_an_interruption_stays(
     assert not capsys.readouterr().out
 
 
+def test_results_are_not_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import bench
+
+    (tmp_path / "forward.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(SystemExit):
+        bench.main(["--quick", "--out", str(tmp_path)])
+    assert "it holds results already" in capsys.readouterr().err
+    assert (tmp_path / "forward.json").read_text(encoding="utf-8") == "{}"
+
+
+def test_a_script_refuses_what_it_cannot_measure(monkeypatch: pytest.MonkeyPatch) -> None:
+    from report import FLOAT32, PROCESSOR, arguments
+
+    for option in (["--device", "cuda"], ["--dtype", "bfloat16"]):
+        monkeypatch.setattr("sys.argv", ["script", *option])
+        assert arguments("All.") is not None
+        with pytest.raises(SystemExit):
+            arguments("Some.", PROCESSOR, FLOAT32)
+
+
 def test_a_small_share_keeps_its_digits() -> None:
     import page
 

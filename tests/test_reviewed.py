@@ -309,7 +309,7 @@ def test_what_is_no_position_is_none_in_a_generation(model: pl.CkptedTransformer
     edit = pl.Edit.zero("ckpt_embed", pos=pos)
     with pytest.raises(pl.InputError, match="expected whole numbers") as caught:
         model.generate(IDS, max_new_tokens=2, edits=edit)
-    assert caught.value.code == "index-out-of-range"
+    assert caught.value.code == "negative-position"
 
 
 @pytest.mark.parametrize("pos", [torch.tensor(2), np.int64(2), torch.tensor([2]), 2], ids=repr)

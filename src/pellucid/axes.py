@@ -30,5 +30,11 @@ HIDDEN: Axes = (Axis.BATCH, Axis.POS, Axis.D_MLP)
 POSITIONS = (Axis.POS, Axis.QUERY)
 """The axis that `pos=` selects along."""
 
+
+def coordinate(axis: str, what: str) -> str:
+    """The name of what labelled arrays say of an axis's columns: "token", "position"; "query_token", "key_token" …"""
+    return what if axis == Axis.POS else f"{axis}_{what}"
+
+
 NEURONS = (Axis.D_MODEL, Axis.D_MLP, Axis.D_HEAD)
 """The axis that `neurons=` selects along."""

@@ -11,8 +11,8 @@ from pellucid.axes import Axis
 from pellucid.batch import Inputs
 from pellucid.cache import KeyValueCache
 from pellucid.ckpt import all_axes
-from pellucid.fast.decoder import MOST_ROWS
-from pellucid.fast.prepared import bytes_needed, knows, matrices
+from pellucid.fast.decoder import kernels_take
+from pellucid.fast.prepared import bytes_needed, matrices
 from pellucid.model import CkptedTransformer
 from pellucid.run.region import Index, Region
 
@@ -101,8 +101,7 @@ def estimate_generation(
         524,352 bytes of keys and values, 0 bytes of prepared weights
     """
     rows, columns = model.tokenize(inputs).shape
-    decodes = knows(model.config, model.dtype, model.device) and rows * rows_each <= MOST_ROWS
-    fast = model.execution.is_fast and decodes
+    fast = model.execution.is_fast and kernels_take(model, rows * rows_each)
     dtype = torch.float32 if fast else model.dtype
     columns = min(columns + max_new_tokens, model.config.n_positions)
     cache = KeyValueCache.bytes_needed(model.config, rows * rows_each, columns, dtype)

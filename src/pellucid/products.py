@@ -59,24 +59,18 @@ class QuickProducts(Products):
     """
 
     def _by_rows(self, x: Tensor, weight: Tensor) -> Tensor:
-        if not _onednn_is_quicker(x, weight):
-            return super()._by_rows(x, weight)
-        differentiated = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
-        return cast(Tensor, _ByOneDNN.apply(x, weight)) if differentiated else _by_onednn(x, weight)
-
-
-def _by_onednn(x: Tensor, weight: Tensor) -> Tensor:
-    """x [..., I], weight [O, I] -> [..., O]."""
-    return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
+        if _onednn_is_quicker(x, weight):
+            return cast(Tensor, _ByOneDNN.apply(x, weight))
+        return super()._by_rows(x, weight)
 
 
 class _ByOneDNN(torch.autograd.Function):
-    """The same with its derivatives, which torch does not know."""
+    """x [..., I], weight [O, I] -> [..., O], with its derivatives, which torch does not know."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight)
-        return _by_onednn(x, weight)
+        return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None]:

@@ -357,21 +357,17 @@ def records_autocast(patch: Patch) -> None:
     patch.setattr(graphed._Standing, "step", lambda self, *given, **_: plain(self, *given))
 
 
-def explicitly(change: Callable[..., tuple[Any, ...]]) -> Callable[[Patch], None]:
-    def breaks(patch: Patch) -> None:
-        plain = attention._of_one_query
-        patch.setattr(attention, "_fused_takes_keys_in_turn", lambda q: True)
-        patch.setattr(attention, "_of_one_query", lambda *given: plain(*change(*given)))
-
-    return breaks
+def attends_to_all(patch: Patch) -> None:
+    patch.setattr(attention, "_fused_takes_keys_in_turn", lambda q: True)
+    patch.setattr(attention, "_hide", lambda scores, visible: scores)
 
 
-def attends_to_all(scaled: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> tuple[Any, ...]:
-    return scaled, k, v, None
-
-
-def forgets_the_scale(scaled: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> tuple[Any, ...]:
-    return scaled * k.size(-1) ** 0.5, k, v, mask
+def forgets_the_scale(patch: Patch) -> None:
+    plain = attention.Attention._scores
+    patch.setattr(attention, "_fused_takes_keys_in_turn", lambda q: True)
+    patch.setattr(
+        attention.Attention, "_scores", lambda self, q, k, visible: plain(self, q * q.size(-1) ** 0.5, k, visible)
+    )
 
 
 def a_test(check: Callable[..., None]) -> Callable[[], None]:
@@ -400,9 +396,9 @@ def a_test(check: Callable[..., None]) -> Callable[[], None]:
     (writes_as_it_comes, test_autocast_that_begins_between_two_steps),
     (holds_nothing, a_test(test_what_a_recorded_step_reads_stays)),
     (records_autocast, a_test(test_autocast_is_not_recorded)),
-    (explicitly(attends_to_all), fits),
-    (explicitly(attends_to_all), test_one_query_of_a_plain_run_attends_so_too),
-    (explicitly(forgets_the_scale), fits),
+    (attends_to_all, fits),
+    (attends_to_all, test_one_query_of_a_plain_run_attends_so_too),
+    (forgets_the_scale, fits),
 ])  # fmt: skip
 def test_what_is_broken_is_noticed(breaks: Callable[[Patch], None], check: Callable[[], None]) -> None:
     check()

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 import pellucid as pl
+from pellucid.axes import coordinate
 from pellucid.cli.shared import options
 from pellucid.cli.shared.screen import progress, show, show_json
 from pellucid.cli.shared.tables import heading, number, spark
@@ -159,7 +160,7 @@ def measure(model: pl.CkptedTransformer, texts: list[list[int]], at: str, *, log
 
 def _summary(values: xarray.DataArray, fit: pl.measure.AutoregressionFit | None, wish: Wish) -> Measured:
     time = "query" if "query" in values.dims else "pos"
-    position = values["position" if time == "pos" else "query_position"].transpose("batch", time)
+    position = values[coordinate(time, "position")].transpose("batch", time)
     kept = values.where(position >= wish.skip)
     everything = kept.values[~np.isnan(kept.values)]
     if not len(everything):

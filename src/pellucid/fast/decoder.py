@@ -62,9 +62,13 @@ def decoder(model: Transformer, rows: int, *, looks: bool = False) -> Decoder | 
         return None
     if can_record(weight.device):  # autocast keeps rounded weights of its own, and drops them when it likes
         return None if looks or torch.is_autocast_enabled(weight.device.type) else GraphDecoder(model)
-    if rows > MOST_ROWS or not knows(model.config, weight.dtype, weight.device):
-        return None
-    return Decoder(model, prepared(model))
+    return Decoder(model, prepared(model)) if kernels_take(model, rows) else None
+
+
+def kernels_take(model: Transformer, rows: int) -> bool:
+    """Whether the kernels know what this model is made of, and are quicker at so many rows."""
+    weight = model.embed.W_E
+    return rows <= MOST_ROWS and knows(model.config, weight.dtype, weight.device)
 
 
 class Decoder:

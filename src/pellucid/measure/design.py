@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pellucid.axes import POSITIONS
+from pellucid.axes import POSITIONS, coordinate
 from pellucid.errors import InputError
 from pellucid.extras import need
 from pellucid.measure.labelled import Array
@@ -68,8 +68,7 @@ def panel_of(array: xarray.DataArray, what: str) -> Panel:
     shape = ordered.shape[: len(dims)]
     values = np.asarray(ordered.values, dtype=np.float64)
     values = values.reshape(int(np.prod(shape)), values.shape[-2] if texts else 1, values.shape[-1])
-    label = "position" if time[0] == "pos" else f"{time[0]}_position"
-    given = array.coords.get(label)
+    given = array.coords.get(coordinate(time[0], "position"))
     if given is None or set(given.dims) != {*texts, *time}:
         position = _counted(values)
     else:

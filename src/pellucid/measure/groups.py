@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pellucid import aliases
-from pellucid.axes import POSITIONS, Axis
+from pellucid.axes import POSITIONS, Axis, coordinate
 from pellucid.errors import InputError
 from pellucid.extras import need
 from pellucid.measure.labelled import Array, values
@@ -119,16 +119,11 @@ def grouped(source: Source, name: aliases.Name | None, over: Collection[str] | N
 
 def _begins_apart(array: xarray.DataArray, axis: str) -> bool:
     """Whether a column is not the same position of all texts; where nothing says, whether there are pads."""
-    position = array.coords.get(_position_of(axis))
+    position = array.coords.get(coordinate(axis, "position"))
     if position is None or not {"batch", axis} <= set(position.dims):
         return bool(array.isnull().any())
     columns = position.transpose("batch", axis).values
     return bool(((columns >= 0) & (columns != columns.max(axis=0))).any())
-
-
-def _position_of(axis: str) -> str:
-    """The coordinate that holds an axis's positions."""
-    return "position" if axis == Axis.POS else f"{axis}_position"
 
 
 def flattened(data: Array, kept: int) -> Array:
@@ -168,8 +163,7 @@ def aligned(array: xarray.DataArray, axis: str = "pos") -> xarray.DataArray:
         >>> pl.measure.aligned(pl.measure.norms(ckpts, "ckpt_embed")).token.values.tolist()
         [['The', ' end', '', ''], ['Once', ' upon', ' a', ' time']]
     """
-    prefix = "" if axis == Axis.POS else f"{axis}_"
-    label = _position_of(axis)
+    label, tokens = coordinate(axis, "position"), coordinate(axis, "token")
     if label not in array.coords or not {"batch", axis} <= set(array.coords[label].dims):
         raise InputError(
             f"aligned: no coordinate {label!r} over (batch, {axis}), which says where each text begins.",
@@ -186,8 +180,8 @@ def aligned(array: xarray.DataArray, axis: str = "pos") -> xarray.DataArray:
         return out
 
     labels = {label: moved(position, -1)}
-    if f"{prefix}token" in array.coords:
-        labels[f"{prefix}token"] = moved(array.coords[f"{prefix}token"].transpose("batch", axis).values, "")
+    if tokens in array.coords:
+        labels[tokens] = moved(array.coords[tokens].transpose("batch", axis).values, "")
     coords: dict[str, Any] = {str(n): c for n, c in array.coords.items() if axis not in c.dims}
     coords |= {axis: range(length), **{n: (("batch", axis), data) for n, data in labels.items()}}
     last = array.transpose(..., "batch", axis)

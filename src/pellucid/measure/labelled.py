@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, SupportsIndex
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pellucid import aliases
 from pellucid._version import __version__
-from pellucid.axes import POSITIONS, Axes, Axis
+from pellucid.axes import POSITIONS, Axes, Axis, coordinate
 from pellucid.batch import Batch
 from pellucid.extras import need
 from pellucid.measure.captured import Captured, find
@@ -141,8 +141,8 @@ def coordinates(source: Captured, dims: tuple[str, ...]) -> dict[str, Any]:
     coords: dict[str, Any] = {}
     if source.layers is not None:
         coords["layer"] = list(source.layers) if source.whole else source.layers[0]
-    if Axis.HEAD in dims and (heads := _heads(source)) is not None:
-        coords["head"] = heads
+    if Axis.HEAD in dims:
+        coords["head"] = _heads(source)
     if Axis.BATCH not in dims:
         return coords
     coords["batch"] = range(len(source.ckpts.batch))
@@ -150,11 +150,10 @@ def coordinates(source: Captured, dims: tuple[str, ...]) -> dict[str, Any]:
     for axis in (*POSITIONS, Axis.KEY):
         if axis in dims:
             columns = list(range(tokens.shape[1])) if axis == Axis.KEY else source.columns.tolist()
-            prefix = "" if axis == Axis.POS else f"{axis}_"
             coords[str(axis)] = columns
-            coords[f"{prefix}token"] = (["batch", str(axis)], tokens[:, columns])
+            coords[coordinate(axis, "token")] = (["batch", str(axis)], tokens[:, columns])
             positions = source.positions if axis == Axis.KEY else source.position
-            coords[f"{prefix}position"] = (["batch", str(axis)], positions.numpy())
+            coords[coordinate(axis, "position")] = (["batch", str(axis)], positions.numpy())
     return coords
 
 
@@ -167,14 +166,8 @@ def token_table(batch: Batch) -> Array:
     return table
 
 
-def _heads(source: Captured) -> list[int] | None:
-    """Numbers of the kept heads; None where they were counted from the end, which only the model could resolve."""
-    axis, kept = source.axes.index(Axis.HEAD), source.ckpts.part.heads
-    count = source.tensors[0].size(axis)
-    if kept is None:
-        return list(range(count))
-    if isinstance(kept, slice):
-        start, stop, step = kept.start or 0, kept.stop or 0, kept.step or 1
-        return [start + step * i for i in range(count)] if min(start, stop, step) >= 0 else None
-    given = [int(kept)] if isinstance(kept, SupportsIndex) else [int(head) for head in kept]
-    return given if len(given) == count and min(given) >= 0 else None
+def _heads(source: Captured) -> list[int]:
+    """Numbers of the kept heads."""
+    kept = source.ckpts.part.heads
+    every = range(source.tensors[0].size(source.axes.index(Axis.HEAD)))
+    return list(every if kept is None else cast("list[int]", kept))

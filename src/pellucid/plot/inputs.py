@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pellucid.axes import POSITIONS, Axis
+from pellucid.axes import POSITIONS, Axis, coordinate
 from pellucid.errors import InputError, ShapeError
 from pellucid.plot.extras import xarray
 
@@ -108,7 +108,7 @@ def without_first(where: str, array: DataArray, skip: int) -> DataArray:
             code="no-such-axis",
             remedy="Leave skip= out, or give an array that has positions.",
         )
-    counted = array.coords.get("position" if position == Axis.POS else f"{position}_position")
+    counted = array.coords.get(coordinate(position, "position"))
     if counted is None:
         others = [dim for dim in array.dims if dim not in (position, str(Axis.BATCH))]
         counted = array.notnull().any(others).cumsum(position) - 1

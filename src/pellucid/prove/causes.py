@@ -101,10 +101,14 @@ def relative_error(given: Tensor, expected: Tensor) -> float:
     given = given.to(expected)
     same = (given == expected) | (given.isnan() & expected.isnan())
     gap = (given - expected).abs().masked_fill(same, 0.0)
-    shown = expected.abs()[expected.isfinite() & (expected > torch.finfo(expected.dtype).min / 2)]
     largest = float(gap.max()) if gap.numel() else 0.0
-    size = float(shown.max()) if shown.numel() else 0.0
-    return largest / (size or 1.0) if math.isfinite(largest) else math.inf
+    return largest / size_of(expected) if math.isfinite(largest) else math.inf
+
+
+def size_of(values: Tensor) -> float:
+    """The largest magnitude that is finite and not masked; 1 where that is 0."""
+    shown = values.abs()[values.isfinite() & (values > torch.finfo(values.dtype).min / 2)]
+    return (float(shown.max()) if shown.numel() else 0.0) or 1.0
 
 
 def _alone(mistake: Mistake, span: Span, n_layer: int) -> Iterator[Mistake]:

@@ -21,6 +21,7 @@ from pellucid.prove.causes import (
     confirmed_cause,
     head_of_its_own,
     relative_error,
+    size_of,
 )
 from pellucid.prove.copies import double_copy, own_parameters, parameter_dtypes, working_copy
 from pellucid.prove.points import LOGITS, ckpt_of, sites_of
@@ -230,37 +231,28 @@ def divergence_at(runs: Runs, point: str, cause: Cause | None) -> Divergence:
         return Divergence(name, _what(name), f"shapes {list(expected.shape)} and {list(given.shape)}")
     expected = expected[:, -given.size(1) :]
     error = relative_error(given, expected)
-    positions, heads = _places(name, given, expected)
     return Divergence(
         name,
         _what(name),
         f"its own relative error in float64 is {error:.3g}, which is not rounding",
         None if cause is None else f"{cause.words} ({cause.extent})",
-        positions,
-        heads,
+        *_places(name, given, expected),
     )
 
 
 def _places(name: str, given: Tensor, expected: Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The positions, and the heads where a checkpoint has some, at which two values [B, P, ...] differ.
 
-    Of scores and patterns [B, H, Pq, Pk] the positions are those of queries. What is masked on both sides is equal, and
-    does not count as the largest value.
+    Of scores and patterns [B, H, Pq, Pk] the positions are those of queries.
     """
-    shown = expected.abs()[expected > torch.finfo(expected.dtype).min / 2]
-    size = float(shown.max()) if shown.numel() else 0.0
-    gap = ~((given - expected).abs() <= BEYOND_ROUNDING * (size or 1.0))
+    gap = ~((given - expected).abs() <= BEYOND_ROUNDING * size_of(expected))
     if name.endswith(("_scores", "_pattern")):
-        axes = {"position": 2, "head": 1}
-    else:
-        axes = {"position": 1, "head": 2 if name.endswith(("_q", "_k", "_v", "_z")) else None}
-    return _along(gap, axes["position"]), _along(gap, axes["head"])
+        return _along(gap, 2), _along(gap, 1)
+    return _along(gap, 1), _along(gap, 2) if name.endswith(("_q", "_k", "_v", "_z")) else ()
 
 
-def _along(gap: Tensor, axis: int | None) -> tuple[int, ...]:
+def _along(gap: Tensor, axis: int) -> tuple[int, ...]:
     """Where along an axis anything is set."""
-    if axis is None:
-        return ()
     return tuple(gap.transpose(0, axis).flatten(1).any(-1).nonzero().flatten().tolist())
 
 

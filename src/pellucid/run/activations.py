@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pellucid import aliases
-from pellucid.axes import POSITIONS, Axis
+from pellucid.axes import POSITIONS, Axis, coordinate
 from pellucid.batch import Batch
 from pellucid.ckpt import all_axes, unknown_name
 from pellucid.errors import InputError, MissingExtraError, NotFoundError, UnknownNameError
@@ -209,7 +209,7 @@ class ActivationCkpts(Mapping[str, Tensor]):
                 kept = list(range(len(labels[0]))) if axis == Axis.KEY else columns
                 coordinates[str(axis)] = kept
                 tokens = [[row[c] for c in kept] for row in labels]
-                coordinates["token" if axis == Axis.POS else f"{axis}_token"] = ([str(Axis.BATCH), str(axis)], tokens)
+                coordinates[coordinate(axis, "token")] = ([str(Axis.BATCH), str(axis)], tokens)
         return coordinates
 
     def save(self, path: str | Path) -> None:

@@ -66,7 +66,7 @@ class Region:
             _require_absolute((first, 0 if last is None else last, min(step, 0)), self.pos)
             wanted = list(range(first, start + columns if last is None else last, step))
         else:
-            wanted = _whole_numbers(self.pos)
+            wanted = [_whole(i, -1) for i in _given(self.pos)]
             _require_absolute(wanted, self.pos)
         inside = [(i - start, place) for place, i in enumerate(wanted) if start <= i < start + columns]
         return [column for column, _ in inside], [place for _, place in inside]
@@ -98,7 +98,7 @@ class Region:
 def _require_absolute(positions: Iterable[int], given: Index) -> None:
     if any(i < 0 for i in positions):
         raise InputError(
-            f"pos={given!r}, expected positions counted from the beginning.",
+            f"pos={given!r}, expected whole numbers, counted from the beginning.",
             code="negative-position",
             remedy="The text grows while it is generated: count from 0.",
         )
@@ -138,25 +138,6 @@ def _given(index: Index) -> list[object]:
     """What an index other than a slice names; booleans stay booleans."""
     read = index.tolist() if isinstance(index, (Tensor, np.ndarray)) else index
     return list(read) if isinstance(read, Iterable) else [read]
-
-
-def _whole_numbers(index: Index) -> list[int]:
-    """The positions that an index other than a slice names.
-
-    Raises:
-        InputError: Something else is among them.
-    """
-    try:
-        numbers = [operator.index(i) for i in _given(index) if not isinstance(i, bool)]  # pyright: ignore[reportArgumentType]
-    except TypeError:
-        numbers = []
-    if len(numbers) < len(_given(index)):
-        raise InputError(
-            f"pos={index!r}, expected whole numbers.",
-            code="index-out-of-range",
-            remedy="Give the columns by their numbers, from 0.",
-        )
-    return numbers
 
 
 def _whole(i: object, otherwise: int) -> int:

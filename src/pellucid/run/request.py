@@ -52,8 +52,7 @@ class Request:
 
 
 def left(batch: Batch) -> Batch:
-    """The same texts with their pads on the left and no more of them than they need, so that each ends in the last
-    column, and one begins in the first."""
+    """The same texts with their pads on the left: each ends in the last column, and the longest begins in the first."""
     if bool(batch.mask[:, -1].all()) and bool(batch.mask[:, 0].any()):
         return batch
     ids, mask = left_padded(list(batch.rows()))
@@ -125,8 +124,10 @@ def look_at(request: Request, config: TransformerConfig) -> Look:
 
 def names_of(names: Names, known: Sequence[str]) -> frozenset[str]:
     """The checkpoints to capture; an empty list captures nothing, None everything."""
-    wanted = None if names is None else several(names)
-    return frozenset() if wanted is not None and not wanted else frozenset(selected(wanted, known))
+    if names is None:
+        return frozenset(known)
+    wanted = several(names)
+    return frozenset(selected(wanted, known)) if wanted else frozenset()
 
 
 def generator_of(seed: Seed, device: torch.device) -> torch.Generator | None:

@@ -74,7 +74,7 @@ def save_quietly(model: Any, folder: Path) -> None:
         raise WeightsError(
             f"{type(model).__name__}.save_pretrained: {str(problem).splitlines()[0]}",
             code="save-raises",
-            remedy="pl.audit_ties(model).problems says which tensors share memory and what to do.",
+            remedy="Mend what it names; pl.audit_ties(model).problems says which tensors share memory and what to do.",
         ) from problem
     finally:
         vars(model.config).clear()
