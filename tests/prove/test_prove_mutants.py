@@ -19,6 +19,8 @@ from pellucid.prove import (
     causes,
     comparison,
     copies,
+    dicts,
+    naming,
     program,
     recognise,
     runs,
@@ -152,6 +154,44 @@ def float_buffers_are_precise() -> None:
     assert pl.compare(MODEL, Buffered(), IDS).verdict == "equivalent"
 
 
+def exchange_is_found_without_running() -> None:
+    for theirs in (pl.to_hf(MODEL).state_dict(), course(MODEL).state_dict()):
+        gains = [name for name in theirs if name.endswith((".1.ln_1.weight", ".1.ln1.weight", ".1.ln_2.weight",
+                                                           ".1.ln2.weight"))]  # fmt: skip
+        given = {**theirs, gains[0]: theirs[gains[1]], gains[1]: theirs[gains[0]]}
+        assert not pl.compare(MODEL.state_dict(), given)
+
+
+def mistitled_is_found_without_running() -> None:
+    theirs = course(MODEL).state_dict()
+    given = {**theirs, "ln.weight": theirs["ln.bias"], "ln.bias": theirs["ln.weight"]}
+    assert not pl.compare(MODEL.state_dict(), given)
+
+
+def flipped_heads_are_found_without_running() -> None:
+    theirs = course(MODEL).state_dict()
+    name = "blocks.0.attn.output_proj.weight"
+    assert not pl.compare(MODEL.state_dict(), {**theirs, name: theirs[name].view(24, 3, 8).flip(1).reshape(24, 24)})
+
+
+def equal_parameters_are_no_program() -> None:
+    made = course(MODEL)
+    made.register_forward_hook(lambda module, given, out: out.flip(-1))
+    assert pl.compare(MODEL.state_dict(), made).verdict == "inconclusive"
+
+
+def equal_ends_are_no_difference() -> None:
+    config = MODEL.config.replace(tie_word_embeddings=False)
+    head = MODEL.embed.W_E.detach().clone().T
+    untied = pl.CkptedTransformer(config, {**MODEL.state_dict(), "unembed.W_U": head}).eval()
+    assert pl.compare(untied, MODEL, IDS).verdict == "identical"
+
+
+def one_head_is_not_ambiguous() -> None:
+    one = support.glass(**{**SMALL, "n_head": 1})
+    assert not any(match.ambiguous for match in pl.compare(one, course(one), IDS).alignment.matches)
+
+
 def nothing(*_: Any, **__: Any) -> None: ...
 
 
@@ -190,6 +230,21 @@ def never_forced(patch: Patch) -> None:
     patch.setattr(runs.Runs, "forced_at", lambda self, points: right(self, []))
 
 
+def nobody_doubts(patch: Patch) -> None:
+    patch.setattr(dicts, "doubts", lambda *_: ())
+
+
+def known_names_are_not_believed(patch: Patch) -> None:
+    patch.setattr(dicts, "_by_layout", lambda a, b: dicts._best_of_heads(a[1], a[0], b[0], swapped=False))
+    nobody_doubts(patch)
+
+
+def single_heads_are_tried(patch: Patch) -> None:
+    right = aligning.groups_of
+    patch.setattr(aligning, "groups_of", lambda units, layers, heads: (
+        *right(units, layers, heads), *(aligning.Group((unit,), 0) for unit in units if ".W_O" in unit)))  # fmt: skip
+
+
 def zeros_are_zeros(patch: Patch) -> None:
     patch.setattr(tensors, "_bits", lambda t: t + 0.0)
     patch.setattr(runs, "same_bits", torch.equal)
@@ -220,6 +275,17 @@ MUTANTS: dict[str, tuple[Callable[[Patch], None], Callable[[], None]]] = {
     "nothing is injected": (patched(sensitivity._Injection, "inject", lambda self, size: None), sensitivity_is_real),
     "buffers stay float32": (patched(comparison, "double_copy", copies.working_copy), float_buffers_are_precise),
     "anything is recognised": (patched(recognise, "CLOSE", 1e9), only_right_ones_are_recognised),
+    "names of known layouts are not believed": (known_names_are_not_believed, exchange_is_found_without_running),
+    "numbers in names are not read": (patched(naming, "_of_numbers", lambda *_: ()), exchange_is_found_without_running),
+    "weights may be called biases": (patched(naming, "_is_misnamed", lambda _: False),
+                                     mistitled_is_found_without_running),
+    "heads may stand in any order": (patched(naming, "_of_heads", lambda *_: ()),
+                                     flipped_heads_are_found_without_running),
+    "a program is believed unrun": (patched(dicts, "replace", lambda report, **_: report),
+                                    equal_parameters_are_no_program),
+    "ends are always two": (patched(aligning._Aligner, "_is_at_other_end", lambda *_: False),
+                            equal_ends_are_no_difference),
+    "a single head is another group": (single_heads_are_tried, one_head_is_not_ambiguous),
     "hooks read nothing": (patched(program._Recorder, "values", lambda self, n_head: {}), later_mistake_is_placed),
 }  # fmt: skip
 

@@ -99,7 +99,7 @@ class _Aligner:
         known |= {name: "a buffer of its own" for name in unexplained if name in buffers}
         covered = self._covered()
         missing = [unit for unit in self.units if unit not in covered]
-        unneeded = tuple(unit for unit in missing if _changes_nothing(unit, self.units[unit]))
+        unneeded = tuple(u for u in missing if _changes_nothing(u, self.units[u]) or self._is_at_other_end(u, covered))
         return Alignment(
             matches=tuple(self.found[name] for name in parameters if name in self.found),
             buffers=known,
@@ -113,6 +113,11 @@ class _Aligner:
         for unit, head in self.taken:
             heads[unit] |= set(range(self.n_head)) if head is None else {head}
         return {unit for unit, present in heads.items() if len(present) == self.n_head}
+
+    def _is_at_other_end(self, unit: str, covered: set[str]) -> bool:
+        """Whether a unit is one of an untied pair of equal ends, of which the other program has one for both."""
+        ends = {"embed.W_E": "unembed.W_U", "unembed.W_U": "embed.W_E"}
+        return ends.get(unit) in covered and compare_tensors(self.units[unit], self.units[ends[unit]].T).bit_equal
 
     def _size(self, group: Group) -> int:
         return sum(self.sizes[unit] for unit in group.units) // (1 if group.head is None else self.n_head)

@@ -54,7 +54,8 @@ class Alignment:
         buffers: Names of tensors that hold no parameter, with what they are.
         unexplained: Names that match nothing.
         missing: Units of the reference that nothing matches.
-        unneeded: Units that nothing matches and that change nothing: biases of zeros, gains of ones.
+        unneeded: Units that nothing matches and that change nothing: biases of zeros, gains of ones, one of two ends
+            that are untied and equal.
     """
 
     matches: tuple[Match, ...]

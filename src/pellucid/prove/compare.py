@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pellucid.batch import Inputs
 from pellucid.prove.comparison import Comparison, Progress, silently
-from pellucid.prove.dicts import compare_dicts, compare_with_dict
+from pellucid.prove.dicts import compare_dicts, compare_unrecognised, compare_with_dict
 from pellucid.prove.report import ComparisonReport, Verdict
 from pellucid.prove.sides import ids_of, opened, pairs, reference_of
 from pellucid.prove.tensors import TensorComparison, compare_tensors
@@ -67,6 +67,8 @@ def compare(
     if not isinstance(first, nn.Module) and not isinstance(second, nn.Module):
         return compare_dicts(first, second)
     todo = pairs(first, second)
+    if not todo:
+        return compare_unrecognised(first, second)
     ids, notes = ids_of(todo[0].reference, (first, second), inputs, tokenizer)
     reports: list[ComparisonReport] = []
     for pair in todo:

@@ -32,6 +32,7 @@ from pellucid.prove.runs import Runs, rows_of, same_bits
 from pellucid.prove.sensitivity import Sensitivity
 from pellucid.prove.units import units_of
 from pellucid.prove.verdict import is_rounding, notes_on, rows_of_parameters, verdict_of
+from pellucid.weights.layouts import buffers_among
 
 DOUBLE = Conditions(double=True)
 
@@ -99,7 +100,7 @@ class Comparison:
         config = self.reference.config
         others = self.tensors if self.tensors is not None else self.other.state_dict(keep_vars=True)
         buffers = (
-            ()
+            buffers_among(self.tensors, config)
             if self.tensors is not None
             else set(others) - {name for name, _ in self.other.named_parameters(remove_duplicate=False)}
         )
@@ -196,7 +197,7 @@ class Comparison:
             first_divergence=divergence,
             alignment=alignment,
             notes=tuple(self.notes),
-            probe=Sensitivity(self.reference, self.other, self.ids, alignment),
+            probe=Sensitivity(self.reference, self.other, self.ids, alignment if self.tensors is None else None),
         )
 
 

@@ -13,11 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from pellucid.model import CkptedTransformer
+from pellucid.prove.aligning import align
 from pellucid.prove.alignment import Alignment, Match
 from pellucid.prove.causes import BEYOND_ROUNDING, relative_error
 from pellucid.prove.copies import double_copy, own_parameters
 from pellucid.prove.points import LOGITS, sites_of
 from pellucid.prove.program import Conditions, Glass, Program, Runnable
+from pellucid.prove.units import units_of
 
 FINEST = 16
 """Powers of ten that are tried: from 1e-1 to 1e-16, which is float64's own rounding."""
@@ -32,25 +34,28 @@ class Sensitivity:
     Args:
         reference, other: The two sides, never written to.
         ids: What to run.
-        alignment: Which parameter is which.
+        alignment: Which parameter is which; None where the other side's own tensors were not aligned.
     """
 
     reference: CkptedTransformer
     other: nn.Module
     ids: Tensor
-    alignment: Alignment
+    alignment: Alignment | None
 
     def measure(self) -> dict[str, float | None]:
         """Kind of parameter -> smallest relative change of one weight that is revealed; None where not even 0.1 is."""
-        other = double_copy(self.other)
-        kinds = self._one_of_each_kind()
+        other, config = double_copy(self.other), self.reference.config
+        alignment = self.alignment or align(
+            units_of(self.reference), self.other.state_dict(keep_vars=True), config.n_layer, config.n_head
+        )
+        kinds = self._one_of_each_kind(alignment)
         own_parameters(other, [match.name for match, _ in kinds.values()], torch.float64)  # to be written to
         program: Runnable
         if isinstance(other, CkptedTransformer):
             program = Glass(other)
         else:
             head = self.reference.embed.W_E.detach()
-            program = Program(other, sites_of(self.alignment, other), head, self.reference.config.n_head)
+            program = Program(other, sites_of(alignment, other), head, config.n_head)
         tensors = other.state_dict(keep_vars=True)
         base = program.run(self.ids, None, DOUBLE)
         found: dict[str, float | None] = {}
@@ -59,11 +64,11 @@ class Sensitivity:
             found[kind] = _smallest(injection, program, base, self.ids)
         return found
 
-    def _one_of_each_kind(self) -> dict[str, tuple[Match, str]]:
+    def _one_of_each_kind(self, alignment: Alignment) -> dict[str, tuple[Match, str]]:
         """A match and a unit in it for each kind, from the block in the middle where there are several."""
         chosen: dict[str, tuple[Match, str]] = {}
         middle = f"blocks.{self.reference.config.n_layer // 2}."
-        for match in self.alignment.matches:
+        for match in alignment.matches:
             for unit in match.group.units:
                 kind = unit.split(".", 2)[2] if unit.startswith("blocks.") else unit
                 if kind not in chosen or (unit.startswith(middle) and not chosen[kind][1].startswith(middle)):

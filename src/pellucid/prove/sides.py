@@ -91,8 +91,7 @@ def _from_transformers(name: str) -> nn.Module:
 def pairs(a: Side, b: Side) -> list[Pair]:
     """The comparisons that answer whether a and b are the same; two where the reference has to be built.
 
-    Raises:
-        InputError: No side is a GPT-2 that is known.
+    None at all where no side is a program that is known to be a GPT-2's.
     """
     if isinstance(a, CkptedTransformer):
         return [Pair(a, b)]
@@ -102,10 +101,12 @@ def pairs(a: Side, b: Side) -> list[Pair]:
         for side, other, swapped in ((a, b, False), (b, a, True)):
             if isinstance(side, nn.Module) and (reference := make(side)) is not None:
                 return [Pair(reference, other, swapped), Pair(reference, side)]
-    for side, other, swapped in ((a, b, False), (b, a, True)):
-        if not isinstance(side, nn.Module) and (reference := reference_of(side)) is not None:
-            return [Pair(reference, other, swapped)]
-    raise InputError(
+    return []
+
+
+def unknown(a: Side, b: Side) -> InputError:
+    """What is raised where neither side is known to be a GPT-2."""
+    return InputError(
         f"compare: {type(a).__name__} and {type(b).__name__}, and neither could be recognised as a GPT-2.",
         code="compare-unknown-both",
         remedy="Compare each with a CkptedTransformer or a transformers GPT-2, such as pl.load('folder').",
@@ -162,7 +163,7 @@ def reference_of(tensors: Mapping[str, Tensor], config: TransformerConfig | None
 
 
 def _sizes(theirs: Mapping[str, Tensor], layout: Layout) -> TransformerConfig:
-    numbers = {int(number) for name in theirs for number in re.findall(r"\.(\d+)\.", f".{name}")}
+    numbers = {int(number) for name in theirs for number in re.findall(r"\.(\d+)(?:\.|$)", name)}
     at_least = TransformerConfig(vocab_size=1, n_positions=1, n_embd=1, n_layer=1, n_head=1)
     names = {row.ours: row.theirs[0] for row in (*layout.rows_of(at_least), layout.head)}
     embedding = theirs.get(names["embed.W_E"], theirs.get(names["unembed.W_U"]))

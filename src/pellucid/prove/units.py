@@ -110,7 +110,7 @@ def groups_of(units: Mapping[str, Tensor], n_layer: int, n_head: int) -> Iterato
             fused = tuple(f"blocks.{i}.attn.{kind}_{letter}" for letter in letters)
             yield Group(fused)
     for i in range(n_layer):
-        for head in range(n_head):
+        for head in range(n_head) if n_head > 1 else ():  # the only head is the unit
             for name in ("W_Q", "W_K", "W_V", "b_Q", "b_K", "b_V", "W_O"):
                 yield Group((f"blocks.{i}.attn.{name}",), head)
             for kind in "Wb":

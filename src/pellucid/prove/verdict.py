@@ -74,7 +74,7 @@ def notes_on(alignment: Alignment) -> list[str]:
     for what, names in (
         ("unexplained by the reference", alignment.unexplained),
         ("missing, and the reference has them", alignment.missing),
-        ("missing, but zeros or ones that change nothing", alignment.unneeded),
+        ("missing, but zeros, ones or the other end again, which change nothing", alignment.unneeded),
     ):
         if names:
             notes.append(f"{what}: {', '.join(names[:8])}" + (f" and {len(names) - 8} more" if len(names) > 8 else ""))

@@ -221,6 +221,14 @@ def detect(tensors: Mapping[str, Tensor]) -> Layout | None:
     return None
 
 
+def buffers_among(tensors: Mapping[str, Tensor], config: TransformerConfig) -> set[str]:
+    """The names, as given, of what the layout of these tensors drops; none where it is not known."""
+    given = canonical_names(tensors)
+    layout = detect({name: tensors[names[0]] for name, names in given.items()})
+    shapes = {} if layout is None else layout.buffers_of(config)
+    return {names[0] for name, names in given.items() if tuple(tensors[names[0]].shape) == shapes.get(name)}
+
+
 def _detect_gpt2(tensors: Mapping[str, Tensor]) -> Layout:
     # attn.c_proj is square, so its shape tells nothing; c_attn is D by 3D one way and 3D by D the other, and one
     # file keeps all its matrices the same way round.
