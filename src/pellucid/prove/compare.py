@@ -63,13 +63,14 @@ def compare(
     """
     if isinstance(a, Tensor) and isinstance(b, Tensor):
         return compare_tensors(a, b)
-    first, second = opened(a), opened(b)
+    sides = opened(a), opened(b)
+    first, second = (opening.side for opening in sides)
     if not isinstance(first, nn.Module) and not isinstance(second, nn.Module):
         return compare_dicts(first, second)
     todo = pairs(first, second)
     if not todo:
         return compare_unrecognised(first, second)
-    ids, notes = ids_of(todo[0].reference, (first, second), inputs, tokenizer)
+    ids, notes = ids_of(todo[0].reference, inputs, (tokenizer, *(opening.tokenizer for opening in sides)))
     reports: list[ComparisonReport] = []
     for pair in todo:
         if isinstance(pair.other, nn.Module):

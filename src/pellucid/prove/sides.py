@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from pellucid.batch import Inputs
 from pellucid.config import TransformerConfig
 from pellucid.errors import ConfigError, InputError, MissingExtraError, PellucidError, WeightsError
 from pellucid.model import CkptedTransformer
-from pellucid.open import from_hf, load
+from pellucid.open import from_hf, load, to_hf
 from pellucid.prove.recognise import recognised
 from pellucid.tokens import Tokenizer
 from pellucid.weights import hub
@@ -41,19 +41,27 @@ class Pair:
     swapped: bool = False
 
 
-def opened(side: Any) -> Side:
+@dataclass(frozen=True)
+class Opened:
+    """A side and the tokenizer that it came with, if it did."""
+
+    side: Side
+    tokenizer: Tokenizer | None = None
+
+
+def opened(side: Any) -> Opened:
     """A module or a state dict, from whatever `compare` takes.
 
     Raises:
         InputError: Something else.
     """
     if isinstance(side, nn.Module):
-        return side
+        return Opened(side, side.tokenizer if isinstance(side, CkptedTransformer) else None)
     if isinstance(side, (str, Path)):
         text = str(side)
-        return _from_transformers(text[3:]) if text.startswith("hf:") else load(side)
+        return _from_transformers(text[3:]) if text.startswith("hf:") else opened(load(side))
     if isinstance(side, Mapping) and side and all(isinstance(value, Tensor) for value in side.values()):
-        return {str(name): value for name, value in side.items()}
+        return Opened({str(name): value for name, value in side.items()})
     raise InputError(
         f"compare: {type(side).__name__} given, expected two tensors, or two models, state dicts, paths or names.",
         code="compare-kind",
@@ -61,9 +69,15 @@ def opened(side: Any) -> Side:
     )
 
 
-def _from_transformers(name: str) -> nn.Module:
-    """A model run through transformers, from where `load` would open it."""
-    folder = hub.locate(name)
+def _from_transformers(name: str) -> Opened:
+    """A model run through transformers, from where `load` would open it.
+
+    transformers reads folders: of a single file pellucid reads the weights, and they are put into a model of theirs.
+    """
+    found = hub.locate(name)
+    if not found.is_dir():
+        model = load(found)
+        return Opened(to_hf(model), model.tokenizer)
     try:
         import transformers
     except ImportError as error:
@@ -76,12 +90,13 @@ def _from_transformers(name: str) -> nn.Module:
     shown = messages.is_progress_bar_enabled()
     try:
         messages.disable_progress_bar()  # progress is the caller's to show
-        return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        model = transformers.AutoModelForCausalLM.from_pretrained(found, dtype=torch.float32)
+        return Opened(model, Tokenizer.from_folder(found))
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise WeightsError(
-            f"compare: transformers cannot open {str(folder)!r}: {error}",
+            f"compare: transformers cannot open {str(found)!r}: {error}",
             code="hf-unreadable",
-            remedy="hf: takes a folder or a hub id with config.json and weights; leave hf: out for a single file.",
+            remedy="Give a folder or a hub id with config.json and weights that transformers reads.",
         ) from error
     finally:
         if shown:
@@ -122,18 +137,22 @@ def _glass_of(module: nn.Module) -> CkptedTransformer | None:
 
 
 def ids_of(
-    reference: CkptedTransformer, sides: tuple[Side, Side], inputs: Inputs, tokenizer: Tokenizer | None
+    reference: CkptedTransformer, inputs: Inputs, tokenizers: Sequence[Tokenizer | None]
 ) -> tuple[Tensor, tuple[str, ...]]:
     """The ids [B, P] to run, and what the reader should know of them.
 
     Not every program takes a mask, so that none is given: shorter texts go on with an id to the length of the longest.
     What stands before it does not see it, in a right program.
 
+    Args:
+        reference: What has to take the ids.
+        inputs: Whatever a model takes.
+        tokenizers: For text, the first that is there.
+
     Raises:
         InputError: Whatever `CkptedTransformer.tokenize` refuses.
     """
-    own = (side.tokenizer for side in sides if isinstance(side, CkptedTransformer))
-    found = tokenizer or next((candidate for candidate in own if candidate is not None), None)
+    found = next((tokenizer for tokenizer in tokenizers if tokenizer is not None), None)
     texts = [inputs] if isinstance(inputs, str) else inputs
     if found is not None and isinstance(texts, (list, tuple)) and all(isinstance(text, str) for text in texts):
         inputs = [list(found.encode(text)) for text in texts]
