@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -284,3 +285,30 @@ def test_an_optimizer_needs_a_model() -> None:
     model = cases.small()
     with pytest.raises(pl.InputError, match="expected a model"):
         audit_ties(model.state_dict(), optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
+
+
+@pytest.mark.parametrize("touched", [True, False])
+def test_a_generation_configuration_that_cannot_be_saved(touched: bool, tmp_path: Path) -> None:
+    """One that is as it was read is written whatever it says."""
+    model = cases.small()
+    model.generation_config.temperature = -1.0
+    if not touched:
+        model.generation_config._original_object_hash = hash(model.generation_config)
+    audit = audit_ties(model)
+    try:
+        model.save_pretrained(tmp_path)
+        saves = True
+    except ValueError:
+        saves = False
+    assert saves == (not touched)
+    assert audit.after_reload.survives == (None if touched else True)
+    assert [(p.code, "generation_config" in p.remedy) for p in audit.problems] == [("save-raises", True)] * touched
+
+
+def test_ours_in_a_coarser_dtype_says_how_to_read_it(tmp_path: Path) -> None:
+    model = support.glass().bfloat16()
+    assert 'dtype="stored"' in audit_ties(model).after_reload.reason
+    assert 'dtype="stored"' not in audit_ties(support.glass()).after_reload.reason
+    model.save_pretrained(tmp_path)
+    ids = torch.arange(6)[None]
+    assert torch.equal(pl.load(tmp_path, dtype="stored")(ids), model(ids))

@@ -271,3 +271,30 @@ def test_an_audit_of_a_file_leaves_it_alone(tmp_path: Path) -> None:
     before = {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.iterdir()}
     audit_ties(folder)
     assert {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.iterdir()} == before
+
+
+@pytest.mark.parametrize("wrapper", ["module.", "_orig_mod.", ""])
+def test_names_of_a_wrapper_are_not_read(wrapper: str, tmp_path: Path) -> None:
+    """pellucid.load looks below them, transformers does not."""
+    model, folder = saved("nothing", tmp_path)
+    tensors = {f"{wrapper}{name}": tensor.clone() for name, tensor in model.state_dict().items()}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    audit = audit_ties(folder)
+    assert audit.after_reload.survives == reading(folder, model)[0] == (not wrapper)
+    assert ("reload-dropped" in codes(audit)) == bool(wrapper)
+    assert not wrapper or any("inside of the wrapper" in problem.remedy for problem in audit.problems)
+
+
+@pytest.mark.parametrize(
+    "name", ["GPT2ForSequenceClassification", "GPT2DoubleHeadsModel", "GPT2ForTokenClassification"]
+)
+def test_classes_for_other_tasks(name: str, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    cls = getattr(transformers, name)
+    config = transformers.GPT2Config(vocab_size=53, n_positions=16, n_embd=24, n_layer=2, n_head=3, pad_token_id=0)
+    cls(config).save_pretrained(tmp_path)
+    _, info = cls.from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    audit = audit_ties(tmp_path)
+    assert (audit.after_reload.survives, codes(audit)) == (True, [])

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from pellucid.ties import audit, audit_ties, exchange, optimizers, predict
+from pellucid.ties import audit, audit_ties, checkpoint, exchange, optimizers, predict
 from pellucid.ties.predict import AfterReload
-from ties import cases
+from ties import cases, test_audit, test_checkpoints
 
 Mutate = Callable[[pytest.MonkeyPatch], None]
 
@@ -194,6 +195,23 @@ def test_an_optimizer_audit_that_goes_by_objects_is_caught(monkeypatch: pytest.M
     assert audit_ties(model, optimizer=optimizer).optimizer.twice
     monkeypatch.setattr(optimizers, "clusters", by_object)
     assert not audit_ties(model, optimizer=optimizer).optimizer.twice
+
+
+@pytest.mark.parametrize("broken", ["wrappers", "classes", "generation"])
+def test_a_mistaken_prediction_of_a_folder_is_caught(
+    broken: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    if broken == "wrappers":
+        monkeypatch.setattr(checkpoint, "prefixed", lambda name: name.removeprefix("module."))
+        check = partial(test_checkpoints.test_names_of_a_wrapper_are_not_read, "module.", tmp_path)
+    elif broken == "classes":
+        monkeypatch.setattr(checkpoint, "_predict_other", lambda stored, config: AfterReload(False, None, "no"))
+        check = partial(test_checkpoints.test_classes_for_other_tasks, "GPT2DoubleHeadsModel", tmp_path)
+    else:
+        monkeypatch.setattr(predict, "unsaveable_generation", lambda model: None)
+        check = partial(test_audit.test_a_generation_configuration_that_cannot_be_saved, True, tmp_path)
+    with pytest.raises(AssertionError):
+        check()
 
 
 def test_real_outputs_depend_on_the_head(tmp_path: Path) -> None:

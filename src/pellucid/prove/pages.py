@@ -67,7 +67,7 @@ def _parameter_table(report: ComparisonReport) -> Table:
     marked = {number for number, row in enumerate(report.parameters) if not row.bit_equal}
     return Table(
         "Parameters",
-        ("reference", "other", "transform", "largest difference", "equal to the bit"),
+        ("first", "second", "transform", "largest difference", "equal to the bit"),
         [
             (
                 row.a,

@@ -17,7 +17,7 @@ from pellucid.ties.memory import Named
 from pellucid.ties.predict import AfterReload, HeadFate, Loss, sentence, under
 from pellucid.ties.subject import Declared, Subject
 from pellucid.weights import files, hub
-from pellucid.weights.layouts import HF, canonical_names, detect
+from pellucid.weights.layouts import HF, canonical_names, detect, prefixed
 
 
 @dataclass(frozen=True)
@@ -87,25 +87,24 @@ def _tie_of(tensors: Mapping[str, Tensor], head: str) -> dict[str, str]:
 def _predict(stored: files.Stored, config: Mapping[str, Any] | None) -> AfterReload:
     if config is None:
         return AfterReload(None, None, "no config.json beside it says what would be built, so nothing can be predicted")
-    if config.get("model_type", "gpt2") != "gpt2":
+    architecture = (config.get("architectures") or [""])[0]
+    if config.get("model_type", "gpt2") != "gpt2" or architecture not in ("", "GPT2LMHeadModel", "GPT2Model"):
         return _predict_other(stored, config)
-    canonical = canonical_names(stored.tensors)
-    tensors = {name: stored.tensors[given[0]] for name, given in canonical.items()}
-    layout = detect(tensors)
+    layout = detect({name: stored.tensors[given[0]] for name, given in canonical_names(stored.tensors).items()})
     if layout is not HF or stored.model_args is not None:
         name = layout.name if layout is not None and stored.model_args is None else "nanogpt" if layout else "unknown"
         return AfterReload(None, None, f"transformers does not read the layout {name!r}; pellucid.load may")
-    headless = (config.get("architectures") or [""])[0] == "GPT2Model"
     try:
-        model = fresh_gpt2(TransformerConfig.from_dict(config), headless=headless)
+        model = fresh_gpt2(TransformerConfig.from_dict(config), headless=architecture == "GPT2Model")
     except PellucidError as problem:
         return AfterReload(None, None, f"the configuration is not GPT-2's: {problem.message}")
-    return _reading(tensors, model)
+    # Names under "module." or "_orig_mod." stay as they are: transformers does not look below these.
+    return _reading({prefixed(name): tensor for name, tensor in stored.tensors.items()}, model)
 
 
 def _predict_other(stored: files.Stored, config: Mapping[str, Any]) -> AfterReload:
-    """Of a family that only transformers knows."""
-    kind = f"model_type {config['model_type']!r}"
+    """Of a family, or a class for another task, that only transformers knows."""
+    kind = f"model_type {config.get('model_type', 'gpt2')!r}"
     try:
         import transformers
     except ImportError:

@@ -98,6 +98,10 @@ def fresh_gpt2(config: TransformerConfig, *, headless: bool) -> Fresh:
     return Fresh(shapes, ties, head, embedding)
 
 
+GENERATION = "generation_config"
+"""Begins what is said of a generation configuration."""
+
+
 class Refused(Exception):  # noqa: N818 (an answer, not a failure: it never leaves the package)
     """Saving or reading would raise; the text says why."""
 
@@ -132,6 +136,18 @@ def written(tensors: Mapping[str, Tensor], potential: Collection[str]) -> dict[s
         shared = "; ".join(" and ".join(names) for names in undeclared)
         raise Refused(f"save_pretrained raises: {shared} share memory, and the class does not declare it")
     return {name: tensor for name, tensor in tensors.items() if name not in left_out}
+
+
+def unsaveable_generation(model: Any) -> str | None:
+    """Why transformers would not write a model's generation configuration; None where it would, or has none."""
+    config = getattr(model, "generation_config", None)
+    if config is None or not model.can_generate() or getattr(config, "_original_object_hash", None) == hash(config):
+        return None  # one that is as it was read is written whatever it says
+    try:
+        config.validate(strict=True)
+    except ValueError as problem:
+        return f"{GENERATION}: {' '.join(str(problem).split())}"
+    return None
 
 
 def _storage(tensor: Tensor) -> tuple[Any, ...]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from pellucid.model import CkptedTransformer
 from pellucid.ties.predict import AfterReload, HeadFate
 from pellucid.ties.subject import OUR_EMBED, OUR_HEAD
@@ -16,9 +18,11 @@ def predict_ours(model: CkptedTransformer) -> AfterReload:
     if differing:
         return _fate(None, None, f"save_pretrained raises: {differing[0]} is not as the configuration says")
     size = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+    dtype = model.embed.W_E.dtype
+    kept = "" if dtype == torch.float32 else f'; read it with dtype="stored" to compute in {dtype} again'
     if model.config.tie_word_embeddings:
-        return _fate(True, True, f"{OUR_EMBED} is written once, and the head is tied to it", size)
-    return _fate(True, False, f"{OUR_HEAD} and {OUR_EMBED} are both written and read", size)
+        return _fate(True, True, f"{OUR_EMBED} is written once, and the head is tied to it{kept}", size)
+    return _fate(True, False, f"{OUR_HEAD} and {OUR_EMBED} are both written and read{kept}", size)
 
 
 def _fate(survives: bool | None, tied: bool | None, reason: str, size: int | None = None) -> AfterReload:

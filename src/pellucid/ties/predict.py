@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
-from pellucid.ties.exchange import Fresh, Read, Refused, embeddings_of, equal, fresh, read, written
+from pellucid.ties.exchange import (
+    Fresh,
+    Read,
+    Refused,
+    embeddings_of,
+    equal,
+    fresh,
+    read,
+    unsaveable_generation,
+    written,
+)
 from pellucid.ties.memory import Named
 from pellucid.ties.subject import Declared
 
@@ -89,6 +100,8 @@ def predict_hf(model: Any, named: Sequence[Named], declared: Declared, tied: boo
     if declared.malformed:
         reason = f"save_pretrained raises: _tied_weights_keys of {declared.malformed[0]} is a list, expected a dict"
         return _no_reload(reason, head)
+    if (invalid := unsaveable_generation(model)) is not None:
+        return _no_reload(f"save_pretrained raises: {invalid}", head)
     ignored: set[str] = set(getattr(model, "_keys_to_ignore_on_save", None) or ())
     live = {one.name: one.tensor for one in named if one.name not in ignored}
     try:
@@ -233,15 +246,23 @@ def under(head: str, lost: tuple[Loss, ...]) -> tuple[Loss, ...]:
     return tuple(loss for loss in lost if loss.name.startswith(head.rpartition(".")[0] + "."))
 
 
-def sentence(lost: tuple[Loss, ...]) -> str:
+def sentence(lost: Sequence[Loss]) -> str:
     """Losses in words, those of one kind together."""
     kinds: dict[str, list[str]] = {}
     for loss in lost:
         kinds.setdefault(loss.happens, []).append(loss.name)
     return "; ".join(
-        f"{', '.join(names[:4])}{f' and {len(names) - 4} more' if len(names) > 4 else ''} {happens}"
+        f"{', '.join(names[:4])}{f' and {len(names) - 4} more' if len(names) > 4 else ''} "
+        f"{happens if len(names) == 1 else _of_several(happens)}"
         for happens, names in kinds.items()
     )
+
+
+def _of_several(happens: str) -> str:
+    return re.sub(r"\bit is\b", "they are", re.sub(r"^(is|comes)\b", lambda verb: _PLURAL[verb[0]], happens))
+
+
+_PLURAL = {"is": "are", "comes": "come"}
 
 
 def _teller(

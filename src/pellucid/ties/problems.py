@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import torch
 
+from pellucid.ties.exchange import GENERATION
 from pellucid.ties.memory import Named, TieGroup, coverage
 from pellucid.ties.optimizers import REBUILD, OptimizerFindings
-from pellucid.ties.predict import AfterReload, Loss
+from pellucid.ties.predict import AfterReload, Loss, sentence
 from pellucid.ties.subject import Subject
 
 PLAIN_HEAD = "torch.nn.Linear(config.n_embd, config.vocab_size, bias=False)"
@@ -70,7 +71,9 @@ def _reload(facts: Facts) -> Iterator[Problem]:
     if after.survives is None:
         if facts.subject.kind == "checkpoint":
             return
-        if facts.subject.declared.malformed:
+        if GENERATION in after.reason:
+            remedy = "Mend model.generation_config, which is checked when it is saved."
+        elif facts.subject.declared.malformed:
             remedy = "Write it as a dict, {target: source}, as transformers 5 does."
         else:
             remedy = f"Give the class a head that it knows: pl.replace_head(model, {PLAIN_HEAD}, tie=True)."
@@ -83,8 +86,7 @@ def _reload(facts: Facts) -> Iterator[Problem]:
 
 def _loss(lost: list[Loss], facts: Facts) -> Problem:
     names = tuple(loss.name for loss in lost)
-    rest = f" and {len(names) - 4} more" if len(names) > 4 else ""
-    message = f"after a reload: {', '.join(names[:4])}{rest} {lost[0].happens}"
+    message = f"after a reload: {sentence(lost)}"
     heads = {fate.name for fate in facts.after.heads}
     remedies = {
         "replaced": f"Give the class the head that it builds: pl.replace_head(model, {PLAIN_HEAD}, tie=...).",
@@ -96,6 +98,8 @@ def _loss(lost: list[Loss], facts: Facts) -> Problem:
         "overwritten": KEEP_OR_TIE,
     }
     code, remedy = f"reload-{lost[0].code.replace(' ', '-')}", remedies[lost[0].code]
+    if lost[0].code == "dropped" and all(name.startswith(("module.", "_orig_mod.")) for name in names):
+        remedy = "Save the model inside of the wrapper, or open it with pellucid.load, which looks below."
     if lost[0].code == "random" and set(names) <= heads:
         code = "tie-not-in-config"
         remedy = (

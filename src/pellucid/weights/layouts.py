@@ -200,11 +200,13 @@ def canonical_names(names: Iterable[str]) -> dict[str, list[str]]:
     """Names without the wrappers of DDP and torch.compile, and with transformers' prefix -> the names given."""
     canonical: dict[str, list[str]] = {}
     for name in names:
-        bare = re.sub(r"^((module|_orig_mod)\.)+", "", name)
-        if re.match(r"(wte|wpe|ln_f|h\.\d+)\.", bare):
-            bare = f"transformer.{bare}"
-        canonical.setdefault(bare, []).append(name)
+        canonical.setdefault(prefixed(re.sub(r"^((module|_orig_mod)\.)+", "", name)), []).append(name)
     return canonical
+
+
+def prefixed(name: str) -> str:
+    """A name with transformers' prefix, which a model without a head does not write."""
+    return f"transformer.{name}" if re.match(r"(wte|wpe|ln_f|h\.\d+)\.", name) else name
 
 
 def detect(tensors: Mapping[str, Tensor]) -> Layout | None:
