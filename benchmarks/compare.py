@@ -49,8 +49,8 @@ def identical(a: Any, b: Any, ids: Any) -> Any:
 
 def two_models(report: Report, options: Options) -> None:
     """gpt2-small against transformers' with the same weights, 32 tokens."""
-    work, shape = "compare two models", "gpt2-small, 1x32"
-    hf, ids = reference("gpt2-small"), some_ids("1x32")
+    work, shape = "compare two models", f"{options.size}, 1x32"
+    hf, ids = reference(options.size), some_ids("1x32")
     model = pl.from_hf(hf)
     if not options.quick:
         verdicts(hf, model)

@@ -45,7 +45,7 @@ def main() -> None:
             NNSIGHT: Contender(nnsight_run(module, ids), nnsight_values, bounds),
         }
         calls |= Admission(report, f"capture everything, {SHAPE}").admit(peers, at_least=60)
-        samples = compete(calls, rounds=options.rounds(31, quick=5), at_least=0.1, device=options.device)
+        samples = compete(calls, rounds=options.rounds(31, quick=3), at_least=0.1, device=options.device)
         for work, ours, against, target in (
             ("plain forward", "plain forward", "transformers", 0.7),
             ("capture everything that passes by", "pellucid, what passes by", "plain forward", 1.15),

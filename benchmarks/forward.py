@@ -92,7 +92,7 @@ def last_only(report: Report, hf: Any, shape: str, options: Options) -> None:
     }
     work = "logits of the last position only"
     calls = Admission(report, f"{work}, {shape}").admit(everyone)
-    samples = compete(calls, rounds=options.rounds(31, quick=5), device=options.device)
+    samples = compete(calls, rounds=options.rounds(31, quick=3), device=options.device)
     for against, target in (("pellucid", options.target(0.68)), ("transformers, last position", None)):
         ratio = samples.ratio("pellucid, last position", against)
         report.add(Row(work, shape, ratio, target, ours="pellucid, last position", against=against), samples)

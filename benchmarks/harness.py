@@ -108,7 +108,12 @@ def compete(
             call()
         slowest = max(slowest, _seconds(call, 1, wait))
     repeats = max(1, round(at_least / slowest))
-    taken = alternate({name: partial(_seconds, call, repeats, wait) for name, call in calls.items()}, rounds)
+    gc.collect()
+    gc.freeze()  # millions of objects of the libraries, which a collection before each sample need not look at again
+    try:
+        taken = alternate({name: partial(_seconds, call, repeats, wait) for name, call in calls.items()}, rounds)
+    finally:
+        gc.unfreeze()
     return Samples(taken, repeats)
 
 

@@ -31,7 +31,7 @@ def product(size: int, dtype: torch.dtype = torch.float32, device: str = "cpu") 
     return lambda: torch.mm(a, b, out=into), 2 * size**3
 
 
-def best_product(dtype: torch.dtype = torch.float32, device: str = "cpu", *, rounds: int = 3) -> tuple[Call, int]:
+def best_product(dtype: torch.dtype = torch.float32, device: str = "cpu", *, rounds: int = 2) -> tuple[Call, int]:
     """The size with most operations a second, and how many operations it takes."""
     sizes = PRODUCT_SIZES if device == "cpu" else ON_ACCELERATORS
     tried = {size: product(size, dtype, device) for size in sizes}

@@ -62,7 +62,7 @@ def reference(
 
 def asked_for(options: Options, **fields: Any) -> Any:
     """The reference on the device and in the dtype of the command line."""
-    return reference(device=options.device, **fields).to(getattr(torch, options.dtype))
+    return reference(options.size, device=options.device, **fields).to(getattr(torch, options.dtype))
 
 
 def eager(hf: Any) -> Any:

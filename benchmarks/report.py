@@ -22,7 +22,7 @@ class Options:
     """What the command line asked for.
 
     Attributes:
-        quick: Fewer rounds and smaller shapes, for a look.
+        quick: Fewer rounds, smaller shapes and distilgpt2's size, for a look.
         out: Where the JSON goes; None prints only.
         only: Parts to run, by words that their names contain; empty runs all.
         device: Where the models are; targets are set for a processor.
@@ -34,6 +34,11 @@ class Options:
     only: tuple[str, ...] = ()
     device: str = "cpu"
     dtype: str = "float32"
+
+    @property
+    def size(self) -> str:
+        """Of the models that are measured."""
+        return "distilgpt2" if self.quick else "gpt2-small"
 
     def rounds(self, full: int, *, quick: int) -> int:
         """How many rounds to run; an accelerator, which nobody disturbs, needs no more than nine."""
@@ -69,7 +74,7 @@ def arguments(
         dtypes: What it can measure.
     """
     parser = argparse.ArgumentParser(description=(doc or "").splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="fewer rounds and smaller shapes")
+    parser.add_argument("--quick", action="store_true", help="fewer rounds, smaller shapes and models")
     parser.add_argument("--out", type=Path, help="folder for the JSON; without it the table is printed only")
     parser.add_argument("--only", nargs="*", default=[], metavar="WORD", help="parts whose names contain a word")
     parser.add_argument("--device", default="cpu", choices=devices, help="where to measure")
@@ -140,7 +145,9 @@ class Report:
         self._write(finished=False)
 
     def profile(self, name: str, call: Call, *, python: bool = False) -> None:
-        """Keep where the time of a call goes, for the page to show beside a target that is missed."""
+        """Keep where the time of a call goes, for the page to show beside a target that is missed; not in a look."""
+        if self.options.quick:
+            return
         found = profile_python(call) if python else profile(call, self.options.device)
         self.facts.setdefault("profiles", {})[name] = found
 

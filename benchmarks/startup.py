@@ -19,12 +19,12 @@ from harness import Samples, Spread, alternate, in_fresh_process
 from report import FLOAT32, PROCESSOR, Options, Report, Row, arguments
 
 
-def write(path: str) -> int:
-    """gpt2-small as transformers writes it, with its tokenizer; gives the bytes of the weights; in a fresh process."""
+def write(path: str, size: str) -> int:
+    """A model of this size as transformers writes it, with its tokenizer; gives the bytes of the weights; in a fresh process."""
     from models import reference, tokenizer
 
     folder = Path(path)
-    reference().save_pretrained(folder)
+    reference(size).save_pretrained(folder)
     tokenizer().save_pretrained(folder)
     return (folder / "model.safetensors").stat().st_size
 
@@ -52,12 +52,12 @@ def first_results(report: Report, options: Options) -> None:
     """Time and memory until the first logits."""
     import torch
 
-    work, shape = "import, open, logits of a sentence", "gpt2-small"
+    work, shape = "import, open, logits of a sentence", options.size
     with tempfile.TemporaryDirectory() as folder:
-        weights = in_fresh_process("startup", "write", folder)
+        weights = in_fresh_process("startup", "write", folder, options.size)
         answers: dict[str, list[Any]] = {}
         samplers = {}
-        for name in ("pellucid", "transformers", LENS):
+        for name in ("pellucid", "transformers", *(() if options.quick else (LENS,))):
             try:
                 kept: list[Any] = []
                 timed("result", name, folder, keep=kept)  # warms the page cache and byte code
