@@ -20,7 +20,7 @@ from report import FLOAT32, PROCESSOR, Options, Report, Row, arguments
 
 
 def write(path: str, size: str) -> int:
-    """A model of this size as transformers writes it, with its tokenizer; gives the bytes of the weights; in a fresh process."""
+    """A model and its tokenizer, as transformers writes them; gives the bytes of the weights; in a fresh process."""
     from models import reference, tokenizer
 
     folder = Path(path)
