@@ -28,6 +28,7 @@ from pellucid.prove import (
     tensors,
     verdict,
 )
+from pellucid.prove import compare as compare_module
 
 Patch = pytest.MonkeyPatch
 SMALL = {"vocab_size": 53, "n_positions": 64, "n_embd": 24, "n_layer": 2, "n_head": 3}
@@ -154,18 +155,37 @@ def float_buffers_are_precise() -> None:
     assert pl.compare(MODEL, Buffered(), IDS).verdict == "equivalent"
 
 
-def exchange_is_found_without_running() -> None:
-    for theirs in (pl.to_hf(MODEL).state_dict(), course(MODEL).state_dict()):
-        gains = [name for name in theirs if name.endswith((".1.ln_1.weight", ".1.ln1.weight", ".1.ln_2.weight",
-                                                           ".1.ln2.weight"))]  # fmt: skip
-        given = {**theirs, gains[0]: theirs[gains[1]], gains[1]: theirs[gains[0]]}
-        assert not pl.compare(MODEL.state_dict(), given)
+def exchange_is_found_without_running(block: str = "blocks", norm: str = "ln") -> None:
+    theirs = course(MODEL).state_dict() if block == "blocks" else pl.to_hf(MODEL).state_dict()
+    for part in ("weight", "bias"):
+        a, b = (f"{block}.{i}.{norm}1.{part}" for i in range(2))
+        theirs = {**theirs, a: theirs[b], b: theirs[a]}
+    assert not pl.compare(MODEL.state_dict(), theirs)
 
 
-def mistitled_is_found_without_running() -> None:
+def exchange_under_known_names_is_found() -> None:
+    exchange_is_found_without_running("transformer.h", "ln_")
+
+
+def exchange_in_every_block_is_found() -> None:
     theirs = course(MODEL).state_dict()
-    given = {**theirs, "ln.weight": theirs["ln.bias"], "ln.bias": theirs["ln.weight"]}
-    assert not pl.compare(MODEL.state_dict(), given)
+    for i in range(2):
+        a, b = f"blocks.{i}.attn.output_proj.bias", f"blocks.{i}.linear2.bias"
+        theirs = {**theirs, a: theirs[b], b: theirs[a]}
+    assert not pl.compare(MODEL.state_dict(), theirs)
+
+
+def a_second_copy_is_one_too_many() -> None:
+    theirs = course(MODEL).state_dict()
+    assert not pl.compare(MODEL.state_dict(), {**theirs, "gate": theirs["blocks.0.ln1.weight"].clone()})
+
+
+def a_coarse_buffer_coarsens_nothing() -> None:
+    hf = pl.to_hf(MODEL)
+    hf.register_buffer("scratch", torch.ones(3, dtype=torch.bfloat16))
+    with torch.no_grad():
+        hf.transformer.wpe.weight[63, 0] *= 1 + 1e-6
+    assert pl.compare(MODEL, hf, IDS).verdict == "different"
 
 
 def flipped_heads_are_found_without_running() -> None:
@@ -230,13 +250,18 @@ def never_forced(patch: Patch) -> None:
     patch.setattr(runs.Runs, "forced_at", lambda self, points: right(self, []))
 
 
-def nobody_doubts(patch: Patch) -> None:
+def known_names_are_not_believed(patch: Patch) -> None:
+    patch.setattr(dicts, "_by_layout", lambda a, b: dicts._best_of_heads(a[1], a[0], b[0], swapped=False))
     patch.setattr(dicts, "doubts", lambda *_: ())
 
 
-def known_names_are_not_believed(patch: Patch) -> None:
-    patch.setattr(dicts, "_by_layout", lambda a, b: dicts._best_of_heads(a[1], a[0], b[0], swapped=False))
-    nobody_doubts(patch)
+def in_the_coarsest_dtype(patch: Patch) -> None:
+    right = aligning.compare_tensors
+    patch.setattr(aligning, "compare_tensors", lambda a, b: right(a.bfloat16(), b.bfloat16()))
+
+
+def unrecognised_is_compared_alone(patch: Patch) -> None:
+    patch.setattr(compare_module, "compare_unrecognised", lambda a, b: dicts.compare_dicts(a, b.state_dict()))
 
 
 def single_heads_are_tried(patch: Patch) -> None:
@@ -275,14 +300,15 @@ MUTANTS: dict[str, tuple[Callable[[Patch], None], Callable[[], None]]] = {
     "nothing is injected": (patched(sensitivity._Injection, "inject", lambda self, size: None), sensitivity_is_real),
     "buffers stay float32": (patched(comparison, "double_copy", copies.working_copy), float_buffers_are_precise),
     "anything is recognised": (patched(recognise, "CLOSE", 1e9), only_right_ones_are_recognised),
-    "names of known layouts are not believed": (known_names_are_not_believed, exchange_is_found_without_running),
+    "names of known layouts are not believed": (known_names_are_not_believed, exchange_under_known_names_is_found),
+    "a unit may be claimed twice": (patched(aligning._Aligner, "_overlaps", lambda *_: False),
+                                    a_second_copy_is_one_too_many),
+    "all are compared in the coarsest dtype": (in_the_coarsest_dtype, a_coarse_buffer_coarsens_nothing),
     "numbers in names are not read": (patched(naming, "_of_numbers", lambda *_: ()), exchange_is_found_without_running),
-    "weights may be called biases": (patched(naming, "_is_misnamed", lambda _: False),
-                                     mistitled_is_found_without_running),
+    "modules are not looked at": (patched(naming, "_of_modules", lambda _: ()), exchange_in_every_block_is_found),
     "heads may stand in any order": (patched(naming, "_of_heads", lambda *_: ()),
                                      flipped_heads_are_found_without_running),
-    "a program is believed unrun": (patched(dicts, "replace", lambda report, **_: report),
-                                    equal_parameters_are_no_program),
+    "a program is believed unrun": (unrecognised_is_compared_alone, equal_parameters_are_no_program),
     "ends are always two": (patched(aligning._Aligner, "_is_at_other_end", lambda *_: False),
                             equal_ends_are_no_difference),
     "a single head is another group": (single_heads_are_tried, one_head_is_not_ambiguous),

@@ -19,7 +19,7 @@ from pellucid.prove.alignment import Alignment, Match
 from pellucid.prove.buffers import what_buffer
 from pellucid.prove.fingerprint import Fingerprint, fingerprint, total
 from pellucid.prove.tensors import compare_tensors
-from pellucid.prove.units import HEAD, Group, Transform, groups_of, orders
+from pellucid.prove.units import HEAD, Group, Transform, groups_of, orders, partner
 
 SAMPLE = 509
 """How many values decide whether a transform is worth checking on all of them; a prime, so that strides vary."""
@@ -46,10 +46,14 @@ def align(
     return _Aligner(units, others, n_layer, n_head).run(set(buffers))
 
 
+_ENDS = {"embed.W_E": "unembed.W_U", "unembed.W_U": "embed.W_E"}
+
+
 class _Aligner:
     def __init__(self, units: Mapping[str, Tensor], others: Mapping[str, Tensor], n_layer: int, n_head: int) -> None:
         dtypes = {tensor.dtype for tensor in [*units.values(), *others.values()] if tensor.is_floating_point()}
         coarse = max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
+        self.exact = units, others  # what is found among coarse copies is compared as it is given
         self.units = {name: tensor.to("cpu", coarse) for name, tensor in units.items()}
         self.names, self.others = _by_memory(others, coarse)
         self.sizes = {name: tensor.numel() for name, tensor in units.items()}
@@ -82,19 +86,19 @@ class _Aligner:
         uncertain: dict[str, list[Group]] = {}
         for name, tensor in parameters.items():
             candidates = [g for g in self.by_print.get(fingerprint(tensor), []) if self._size(g) == tensor.numel()]
-            if len(candidates) == 1:
+            if len(candidates) == 1 and not self._overlaps(candidates[0]):
                 self._accept(name, tensor, candidates[0], ambiguous=False)
-            elif candidates:
+            elif len(candidates) > 1:
                 uncertain[name] = candidates
         for name, candidates in uncertain.items():
             free = [group for group in candidates if not self._overlaps(group)]
             if free:
                 best = min(free, key=lambda group: self._unlikeliness(name, group))
                 self._accept(name, parameters[name], best, ambiguous=True)
-        for free_only in (True, False):  # what is left may be an untied copy of something that is explained already
+        for again in (False, True):  # what is left may be the other end, untied
             for name, tensor in parameters.items():
                 if name not in self.found:
-                    self._nearest(name, tensor, free_only=free_only)
+                    self._nearest(name, tensor, again=again)
         unexplained = [name for name in parameters if name not in self.found]
         known |= {name: "a buffer of its own" for name in unexplained if name in buffers}
         covered = self._covered()
@@ -116,8 +120,8 @@ class _Aligner:
 
     def _is_at_other_end(self, unit: str, covered: set[str]) -> bool:
         """Whether a unit is one of an untied pair of equal ends, of which the other program has one for both."""
-        ends = {"embed.W_E": "unembed.W_U", "unembed.W_U": "embed.W_E"}
-        return ends.get(unit) in covered and compare_tensors(self.units[unit], self.units[ends[unit]].T).bit_equal
+        units, end = self.exact[0], _ENDS.get(unit)
+        return end in covered and compare_tensors(units[unit], units[end].T).bit_equal
 
     def _size(self, group: Group) -> int:
         return sum(self.sizes[unit] for unit in group.units) // (1 if group.head is None else self.n_head)
@@ -131,17 +135,24 @@ class _Aligner:
         transform, _ = _best_transform(group, natural, tensor)
         if transform is None:
             return
-        undone = transform.undo(tensor, group, natural.shape)
-        self.found[name] = Match(
-            name, group, transform, tuple(tensor.shape), compare_tensors(natural, undone), ambiguous, self.names[name]
-        )
+        units, others = self.exact
+        undone = transform.undo(others[name].detach(), group, natural.shape)
+        compared = compare_tensors(group.natural(units), undone)
+        self.found[name] = Match(name, group, transform, tuple(tensor.shape), compared, ambiguous, self.names[name])
         self.taken |= {(unit, group.head) for unit in group.units}
 
-    def _nearest(self, name: str, tensor: Tensor, *, free_only: bool) -> None:
-        """Match a tensor that equals nothing to the group of its size that it is closest to."""
+    def _nearest(self, name: str, tensor: Tensor, *, again: bool) -> None:
+        """Match a tensor that equals nothing to the group of its size that it is closest to.
+
+        Args:
+            name, tensor: Of the other program.
+            again: Whether an end may be what another tensor is already; nothing else has a second place in a GPT-2.
+        """
         scored: list[tuple[float, float, int]] = []
         for number, group in enumerate(self.groups):
-            if self._size(group) != tensor.numel() or (free_only and self._overlaps(group)):
+            if self._size(group) != tensor.numel():
+                continue
+            if self._overlaps(group) and not (again and group.units[0] in _ENDS):
                 continue
             transform, distance = _best_transform(group, group.natural(self.units), tensor)
             if transform is not None and distance < NEAR:
@@ -153,7 +164,7 @@ class _Aligner:
         """How badly a group fits a name's neighbourhood: the modules around it and the order of registration."""
         owner = name.rpartition(".")[0]
         siblings = [m for n, m in self.found.items() if n.rpartition(".")[0] == owner]
-        wanted = {_partner(unit) for match in siblings for unit in match.group.units}
+        wanted = {partner(unit) for match in siblings for unit in match.group.units}
         penalty = 0.0 if wanted and set(group.units) <= wanted else 1.0
         block = self._block_around(name)
         penalty += 2.0 if block is not None and not group.units[0].startswith(f"blocks.{block}.") else 0.0
@@ -205,13 +216,6 @@ def _changes_nothing(unit: str, tensor: Tensor) -> bool:
     return (kind.startswith("b") and not bool(tensor.any())) or (kind == "w" and bool((tensor == 1).all()))
 
 
-def _partner(unit: str) -> str:
-    """The unit that belongs in the same module: a matrix's bias, a bias's matrix, a gain's shift."""
-    path, _, kind = unit.rpartition(".")
-    swapped = {"w": "b", "b": "w"}.get(kind) or {"W": "b", "b": "W"}[kind[0]] + kind[1:]
-    return f"{path}.{swapped}"
-
-
 def _best_transform(group: Group, natural: Tensor, tensor: Tensor) -> tuple[Transform | None, float]:
     """The transform under which a tensor is closest to a group on a sample, and the relative distance there."""
     best: tuple[Transform | None, float] = (None, float("inf"))
@@ -246,8 +250,11 @@ def _match_heads(expected: Tensor, given: Tensor) -> tuple[tuple[int, ...] | Non
     in_order = float((expected - given).norm()) / size
     if len(expected) > 1:
         gaps = torch.cdist(given, expected, compute_mode="donot_use_mm_for_euclid_dist")
-        order = gaps.argmin(1)
+        order: list[int] = []
+        for gap in gaps:  # the nearest that is left: heads may be equal
+            gap[order] = torch.inf
+            order.append(int(gap.argmin()))
         permuted = float((expected[order] - given).norm()) / size
-        if len(order.unique()) == len(order) and permuted < in_order:
-            return tuple(order.tolist()), permuted
+        if permuted < in_order:
+            return tuple(order), permuted
     return None, in_order

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
+
+from pellucid.config import TransformerConfig
+from pellucid.weights.layouts import buffers_among
 
 
 def what_buffer(tensor: Tensor, known: bool) -> str:
@@ -25,6 +30,16 @@ def what_buffer(tensor: Tensor, known: bool) -> str:
         return ""
     flat = tensor.reshape(-1)
     return "positions" if torch.equal(flat.long(), torch.arange(flat.numel())) else "whole numbers"
+
+
+def known_buffers(tensors: Mapping[str, Tensor], config: TransformerConfig) -> tuple[set[str], set[str]]:
+    """What the layout of a state dict has beside weights: names of what changes nothing, and of what may.
+
+    A mask that is not causal, or a bias of the unembedding, is no matter of form.
+    """
+    names = buffers_among(tensors, config)
+    trivial = {name for name in names if what_buffer(tensors[name], True) or not bool(tensors[name].any())}
+    return trivial, names - trivial
 
 
 def _is_constant(values: Tensor) -> bool:

@@ -15,7 +15,7 @@ from pellucid.batch import Inputs
 from pellucid.prove.comparison import Comparison, Progress, silently
 from pellucid.prove.dicts import compare_dicts, compare_unrecognised, compare_with_dict
 from pellucid.prove.report import ComparisonReport, Verdict
-from pellucid.prove.sides import ids_of, opened, pairs, reference_of
+from pellucid.prove.sides import ids_of, opened, pairs
 from pellucid.prove.tensors import TensorComparison, compare_tensors
 from pellucid.tokens import Tokenizer
 
@@ -76,7 +76,6 @@ def compare(
         if isinstance(pair.other, nn.Module):
             reports.append(Comparison(pair.reference, pair.other, ids, pair.swapped, progress=progress).report())
         else:
-            runnable = reference_of(pair.other, pair.reference.config)
-            reports.append(compare_with_dict(pair, runnable, ids))
+            reports.append(compare_with_dict(pair, ids))
     worst = max(reports, key=lambda report: _SEVERITY.index(report.verdict))
     return replace(worst, notes=(*notes, *worst.notes))

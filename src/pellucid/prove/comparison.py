@@ -14,6 +14,7 @@ from pellucid.model import CkptedTransformer
 from pellucid.parameters import LiveView
 from pellucid.prove.aligning import align
 from pellucid.prove.alignment import Alignment, Match
+from pellucid.prove.buffers import known_buffers
 from pellucid.prove.causes import (
     BEYOND_ROUNDING,
     Cause,
@@ -32,7 +33,6 @@ from pellucid.prove.runs import Runs, rows_of, same_bits
 from pellucid.prove.sensitivity import Sensitivity
 from pellucid.prove.units import units_of
 from pellucid.prove.verdict import is_rounding, notes_on, rows_of_parameters, verdict_of
-from pellucid.weights.layouts import buffers_among
 
 DOUBLE = Conditions(double=True)
 
@@ -70,8 +70,9 @@ class Comparison:
     def report(self) -> ComparisonReport:
         """Align, run, judge."""
         self.progress("aligning parameters", 0.0)
+        alignment = self._align()  # in the dtypes that they have
+        first = first_changed(alignment, units_of(self.reference), self.others)
         self._to_common_ground()
-        alignment = self._align()
         self.notes += notes_on(alignment)
         changed = [match for match in alignment.matches if not match.comparison.bit_equal]
         self.progress("running both", 0.3)
@@ -79,10 +80,8 @@ class Comparison:
             single = self._runs(self.reference, alignment, Conditions())
         except Exception as error:  # whatever a foreign forward raises
             self.notes.append(f"the other model did not run on ids {list(self.ids.shape)}: {_words(error)}")
-            return self._finished(
-                alignment, [], first_changed(alignment, units_of(self.reference), self.others), explained=False
-            )
-        return self._judge(alignment, single, changed)
+            return self._finished(alignment, [], first, explained=False)
+        return self._judge(alignment, single, changed, first)
 
     def _to_common_ground(self) -> None:
         """Both sides as copies in the coarsest dtype among their parameters, if there are several."""
@@ -100,7 +99,7 @@ class Comparison:
         config = self.reference.config
         others = self.tensors if self.tensors is not None else self.other.state_dict(keep_vars=True)
         buffers = (
-            buffers_among(self.tensors, config)
+            known_buffers(self.tensors, config)[0]
             if self.tensors is not None
             else set(others) - {name for name, _ in self.other.named_parameters(remove_duplicate=False)}
         )
@@ -118,9 +117,10 @@ class Comparison:
             program = Program(other, sites_of(alignment, other), head, reference.config.n_head)
         return Runs(program, expected, self.ids, reference.config.n_layer, conditions)
 
-    def _judge(self, alignment: Alignment, single: Runs, changed: list[Match]) -> ComparisonReport:
+    def _judge(
+        self, alignment: Alignment, single: Runs, changed: list[Match], first: Divergence | None
+    ) -> ComparisonReport:
         """Tell rounding from error by float64, find the first difference, and report."""
-        first = first_changed(alignment, units_of(self.reference), self.others)
         self.progress("running both in float64", 0.5)
         try:
             double = self._runs(self.reference, alignment, DOUBLE)

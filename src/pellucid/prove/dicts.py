@@ -16,6 +16,7 @@ from pellucid.errors import InputError
 from pellucid.model import CkptedTransformer
 from pellucid.prove.aligning import align
 from pellucid.prove.alignment import Alignment, Match
+from pellucid.prove.buffers import known_buffers
 from pellucid.prove.comparison import Comparison, first_changed
 from pellucid.prove.naming import doubts
 from pellucid.prove.report import ComparisonReport, Divergence, ParameterRow, describe_difference
@@ -25,25 +26,31 @@ from pellucid.prove.units import HEAD, Group, Transform, axes_of, units_of
 from pellucid.prove.verdict import notes_on, rows_of_parameters, verdict_of
 
 ALONE = "state dicts hold parameters and no program: nothing was run, and the verdict is on the parameters alone"
+BY_NAME = "both layouts are known: parameters of one name were compared"
 BY_VALUE = "one layout is not known: its tensors were found by their values, and only numbers, weights, biases and " \
            "heads in their names could be checked"  # fmt: skip
 Tensors = Mapping[str, Tensor]
 
 
-def compare_with_dict(pair: Pair, runnable: CkptedTransformer | None, ids: Tensor) -> ComparisonReport:
-    """Compare a model with a state dict, which is also run where its layout is known.
+def compare_with_dict(pair: Pair, ids: Tensor) -> ComparisonReport:
+    """Compare a model with a state dict, which is also run where its layout is known and the model's sizes are its own.
 
     Args:
         pair: A reference and a state dict.
-        runnable: The state dict as a model, with the reference's configuration; None where its layout is unknown.
         ids: What to run.
     """
     assert not isinstance(pair.other, torch.nn.Module)
-    if runnable is None:
-        return _by_value(pair.reference, pair.other, swapped=pair.swapped)
-    report = Comparison(pair.reference, runnable, ids, pair.swapped, tensors=pair.other).report()
-    note = "the state dict was run in the layout that its names have, with the reference's configuration"
-    return replace(report, notes=(note, *report.notes))
+    reference, tensors = pair.reference, pair.other
+    runnable = reference_of(tensors, reference.config.replace(tie_word_embeddings=True))  # a head that differs unties
+    if runnable is not None:
+        report = Comparison(reference, runnable, ids, pair.swapped, tensors=tensors).report()
+        note = "the state dict was run in the layout that its names have, with the reference's configuration"
+        return replace(report, notes=(note, *report.notes))
+    known = reference_of(tensors)
+    if known is None:
+        return _by_value(reference, tensors, swapped=pair.swapped)
+    sides = (reference.state_dict(), reference), (tensors, known)
+    return _by_layout(*(reversed(sides) if pair.swapped else sides))
 
 
 def compare_unrecognised(a: Side, b: Side) -> ComparisonReport:
@@ -88,38 +95,49 @@ def compare_dicts(a: Tensors, b: Tensors) -> ComparisonReport:
 
 def _possible_heads(width: int) -> list[int]:
     """Numbers of heads that a width allows, the likeliest first; most layouts do not say how many there are."""
-    return [n for n in dict.fromkeys((width // 64, *range(2, 65))) if n > 1 and width % n == 0]
+    return [n for n in dict.fromkeys((width // 64, *range(2, 65))) if n > 1 and width % n == 0 and width // n >= 4]
+
+
+def _assuming(n_head: int, report: ComparisonReport) -> ComparisonReport:
+    note = f"with {n_head} heads, which the layout does not say"
+    return replace(report, notes=(note, *report.notes)) if report else report
 
 
 def _by_layout(a: tuple[Tensors, CkptedTransformer], b: tuple[Tensors, CkptedTransformer]) -> ComparisonReport:
     """Two state dicts of known layouts: parameter by parameter, under our names."""
-    first, second = a[1], b[1]
-    known = max(first.config.n_head, second.config.n_head)  # 1 where a layout does not say
-    report = _of_named(*_with_heads(a, b, known))
+    known = max(a[1].config.n_head, b[1].config.n_head)  # 1 where a layout does not say
+    first, second = _with_heads(a, known), _with_heads(b, known)
+    report = _of_named(first, second, _beside(a, b))
     if report or known > 1 or not _differ_within_heads(report):
         return report
-    tried = (_of_named(*_with_heads(a, b, n)) for n in _possible_heads(first.config.n_embd))
-    return next((found for found in tried if found), report)
+    for n_head in _possible_heads(first.config.n_embd):
+        found = _of_named(_with_heads(a, n_head), _with_heads(b, n_head), _beside(a, b))
+        if found:
+            return _assuming(n_head, found)
+    return report
 
 
-def _with_heads(
-    a: tuple[Tensors, CkptedTransformer], b: tuple[Tensors, CkptedTransformer], n_head: int
-) -> tuple[CkptedTransformer, CkptedTransformer]:
-    """Both as models of a number of heads; as they are where that does not divide their width."""
-    made = [
-        reference_of(tensors, model.config.replace(n_head=n_head)) if model.config.n_embd % n_head == 0 else None
-        for tensors, model in (a, b)
-    ]
-    return made[0] or a[1], made[1] or b[1]
+def _with_heads(side: tuple[Tensors, CkptedTransformer], n_head: int) -> CkptedTransformer:
+    """A state dict as a model of so many heads; as it is where that does not divide its width."""
+    tensors, model = side
+    if model.config.n_head == n_head or model.config.n_embd % n_head:
+        return model
+    return reference_of(tensors, model.config.replace(n_head=n_head)) or model
+
+
+def _beside(*sides: tuple[Tensors, CkptedTransformer]) -> tuple[str, ...]:
+    """What the state dicts have beside weights that may change what a program computes."""
+    return tuple(sorted(name for tensors, model in sides for name in known_buffers(tensors, model.config)[1]))
 
 
 def _differ_within_heads(report: ComparisonReport) -> bool:
     """Whether nothing but what heads have differs, so that they may stand in another order."""
     changed = [match for match in report.alignment.matches if not match.comparison.bit_equal]
-    return report.alignment.complete and all(HEAD in match.group.axes for match in changed)
+    odd = (*report.alignment.missing, *(unit for match in changed for unit in match.group.units))
+    return bool(odd) and all(HEAD in axes_of(unit) for unit in odd)
 
 
-def _of_named(first: CkptedTransformer, second: CkptedTransformer) -> ComparisonReport:
+def _of_named(first: CkptedTransformer, second: CkptedTransformer, beside: tuple[str, ...]) -> ComparisonReport:
     units, others = units_of(first), units_of(second)
     if not (first.unembed.tied and second.unembed.tied):
         units["unembed.W_U"], others["unembed.W_U"] = first.unembed.W_U.detach(), second.unembed.W_U.detach()
@@ -127,15 +145,11 @@ def _of_named(first: CkptedTransformer, second: CkptedTransformer) -> Comparison
     orders = _head_orders(units, others, shared)
     alignment = Alignment(
         tuple(_named_match(name, units[name], others[name], orders.get(name.rpartition(".")[0])) for name in shared),
-        unexplained=tuple(name for name in others if name not in units),
+        unexplained=(*(name for name in others if name not in units), *beside),
         missing=tuple(name for name in units if name not in others),
     )
     divergence = next(_misfits(units, others), None) or first_changed(alignment, units, others)
-    dtypes = {tensor.dtype for tensor in (*first.parameters(), *second.parameters())}
-    verdict = verdict_of(alignment, (), divergence, may_be_identical=len(dtypes) == 1, rounding_explains=False)
-    rows = rows_of_parameters(alignment, swapped=False)
-    notes = (ALONE, "both layouts are known: parameters of one name were compared", *notes_on(alignment))
-    return ComparisonReport(verdict, rows, (), first.ckpt_names, divergence, alignment, notes)
+    return _report(first, units, others, alignment, divergence, BY_NAME)
 
 
 def _named_match(name: str, unit: Tensor, other: Tensor, order: tuple[int, ...] | None) -> Match:
@@ -162,7 +176,8 @@ def _head_orders(units: Tensors, others: Tensors, names: list[str]) -> dict[str,
     found: dict[str, tuple[int, ...]] = {}
     for layer, held in layers.items():
         expected, given = (torch.cat([side[name].cpu().flatten(1) for name in held], 1) for side in (units, others))
-        expected = expected.to(given.dtype)
+        coarse = max((expected.dtype, given.dtype), key=lambda dtype: torch.finfo(dtype).eps)
+        expected, given = expected.to(coarse), given.to(coarse)
         order: list[int] = []
         for head in given:
             equal = (h for h in range(len(expected)) if h not in order and torch.equal(expected[h], head))
@@ -175,15 +190,15 @@ def _head_orders(units: Tensors, others: Tensors, names: list[str]) -> dict[str,
 def _best_of_heads(
     reference: CkptedTransformer, theirs: Tensors, others: Tensors, *, swapped: bool
 ) -> ComparisonReport:
-    """The comparison under the number of heads that explains most."""
+    """The comparison under a number of heads that explains everything, if there is one."""
     report = _by_value(reference, others, swapped=swapped)
-    for n_head in _possible_heads(reference.config.n_embd) if reference.config.n_head == 1 else ():
-        if report.alignment.bit_equal:
-            break
+    if report.alignment.bit_equal or reference.config.n_head > 1 or not _differ_within_heads(report):
+        return report
+    for n_head in _possible_heads(reference.config.n_embd):
         again = reference_of(theirs, reference.config.replace(n_head=n_head))
-        if again is not None:
-            found = _by_value(again, others, swapped=swapped)
-            report = max(report, found, key=lambda r: (r.alignment.bit_equal, r.alignment.complete))
+        found = report if again is None else _by_value(again, others, swapped=swapped)
+        if found.alignment.bit_equal:
+            return _assuming(n_head, found)
     return report
 
 
@@ -191,14 +206,26 @@ def _by_value(reference: CkptedTransformer, others: Tensors, *, swapped: bool) -
     """A model's parameters and tensors under names that mean nothing: found by value, and the names then checked."""
     config, units = reference.config, units_of(reference)
     alignment = align(units, others, config.n_layer, config.n_head)
-    dtypes = {tensor.dtype for tensor in (*reference.parameters(), *others.values()) if tensor.is_floating_point()}
-    divergence = first_changed(alignment, units, others)
-    verdict = verdict_of(alignment, (), divergence, may_be_identical=len(dtypes) == 1, rounding_explains=False)
-    doubtful = doubts(alignment, units, others) if verdict in ("identical", "equivalent") else ()
+    report = _report(reference, units, others, alignment, first_changed(alignment, units, others), BY_VALUE)
     rows = rows_of_parameters(alignment, swapped=swapped)
-    notes = (ALONE, BY_VALUE, *doubtful, *notes_on(alignment))
+    found = doubts(alignment, units, others) if report else ()
+    verdict = "inconclusive" if found else report.verdict
+    return replace(report, verdict=verdict, parameters=rows, notes=(*found, *report.notes))
+
+
+def _report(
+    reference: CkptedTransformer, units: Tensors, others: Tensors, alignment: Alignment, found: Divergence | None,
+    note: str,
+) -> ComparisonReport:  # fmt: skip
+    same = all(units[u].dtype == others[match.name].dtype for match in alignment.matches for u in match.group.units)
     return ComparisonReport(
-        "inconclusive" if doubtful else verdict, rows, (), reference.ckpt_names, divergence, alignment, notes
+        verdict_of(alignment, (), found, may_be_identical=same, rounding_explains=False),
+        rows_of_parameters(alignment, swapped=False),
+        (),
+        reference.ckpt_names,
+        found,
+        alignment,
+        (ALONE, note, *notes_on(alignment)),
     )
 
 

@@ -1,7 +1,8 @@
 """Whether the names of another program's tensors agree with what their values say that they are.
 
-Where nothing is run, an exchange of two tensors would not show: their values are all there. But numbers in names count
-blocks or stages, a "weight" is no bias, and the heads of a layer stand in one order.
+Where nothing is run, an exchange of two tensors would not show: their values are all there. But a number in a name,
+divided by how many things of that name a block has, is the block's; weight and bias of a module belong together; its
+matrices lie one way round; and the heads of a layer stand in one order.
 """
 
 from __future__ import annotations
@@ -10,15 +11,17 @@ import itertools
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 
 from torch import Tensor
 
 from pellucid.prove.alignment import Alignment, Match
 from pellucid.prove.tensors import compare_tensors
-from pellucid.prove.units import HEAD, Transform
+from pellucid.prove.units import HEAD, Transform, partner
 
 Order = tuple[int, ...] | None
+
+MOST_IN_A_BLOCK = 8
+"""Things of one name that a block may have."""
 
 
 def doubts(alignment: Alignment, units: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> tuple[str, ...]:
@@ -29,64 +32,68 @@ def doubts(alignment: Alignment, units: Mapping[str, Tensor], others: Mapping[st
         units, others: What was aligned.
     """
     certain = [match for match in alignment.matches if not match.ambiguous]
-    place = {unit: number for number, unit in enumerate(units)}
     return (
-        *(f"names and values disagree: {_words(match)}" for match in certain if _is_misnamed(match)),
-        *_of_numbers(certain, place),
+        *(f"names and values disagree: {found}" for found in (*_of_numbers(certain), *_of_modules(certain))),
         *_of_heads(certain, alignment.matches, units, others),
     )
 
 
-def _is_misnamed(match: Match) -> bool:
-    """Whether a weight is called a bias, or a bias a weight."""
-    kind = {"weight": "w", "bias": "b"}.get(match.name.rpartition(".")[2])
-    return kind is not None and any(unit.rpartition(".")[2][0].lower() != kind for unit in match.group.units)
-
-
-def _of_numbers(matches: Sequence[Match], place: Mapping[str, int]) -> Iterator[str]:
-    """Two tensors for every family of names whose numbers count nothing: neither blocks nor stages.
-
-    A family has one beginning, such as "blocks."; in all of its names one and the same number is the block's, or
-    their numbers go through what a block has, and then through what the next one has.
-    """
-    families: dict[str, dict[str, list[Match]]] = defaultdict(lambda: defaultdict(list))
-    for match in sorted(matches, key=_numbers):
-        if _numbers(match):
-            families[re.split(r"\d", match.name)[0]][_pattern(match)].append(match)
-    for patterns in families.values():
-        held = list(patterns.values())
-        if all(_layer(match) < 0 for alike in held for match in alike):
-            continue
-        readings = [partial(_order_disagrees, place=place)]
-        readings += [partial(_block_disagrees, at=at) for at in range(min(len(_numbers(alike[0])) for alike in held))]
-        found = [next((pair for alike in held if (pair := reading(alike))), None) for reading in readings]
-        if None not in found:
-            yield "names and values disagree: " + ", and ".join(map(_words, found[-1] or ()))
-
-
-def _order_disagrees(matches: Sequence[Match], place: Mapping[str, int]) -> tuple[Match, Match] | None:
-    """Two tensors that speak against it that numbers go through a block's tensors, and then through the next one's."""
-    for last, match in itertools.pairwise(matches):
-        if place[last.group.units[0]] > place[match.group.units[0]]:
-            return last, match
-    in_block = {layer: list(held) for layer, held in itertools.groupby(matches, key=_layer) if layer >= 0}
-    for last, held in itertools.pairwise(in_block.values()):
-        if list(map(_kind, last)) != list(map(_kind, held)):
-            return last[-1], held[0]
-    n_layer = 1 + max(int(unit.split(".")[1]) for unit in place if unit.startswith("blocks."))
-    return None if not in_block or len(in_block) == n_layer else (matches[0], matches[-1])
-
-
-def _block_disagrees(matches: Sequence[Match], at: int) -> tuple[Match, Match] | None:
-    """Two tensors that speak against it that the number at this place of their names counts the blocks."""
-    before: dict[tuple[int, ...], Match] = {}
+def _of_numbers(matches: Sequence[Match]) -> Iterator[str]:
+    """The families of names, those with one beginning, in which no number says which block a tensor is of."""
+    families: dict[str, list[Match]] = defaultdict(list)
     for match in matches:
-        others = _numbers(match)[:at] + _numbers(match)[at + 1 :]
-        last = before.get(others)
-        if last is not None and (_kind(last) != _kind(match) or _layer(last) >= _layer(match)):
-            return last, match
-        before[others] = match
-    return None
+        if _numbers(match):
+            families[re.split(r"\d", match.name)[0]].append(match)
+    for family in families.values():
+        inside = [match for match in family if _layer(match) >= 0]
+        beside = {_pattern(match) for match in inside} & {_pattern(match) for match in family if _layer(match) < 0}
+        places = range(min((len(_numbers(match)) for match in inside), default=0))
+        readings = itertools.product(places, range(1, MOST_IN_A_BLOCK + 1))
+        if beside or (inside and not any(_says_the_block(inside, place, each) for place, each in readings)):
+            yield f"no number in {_some(family)} says which block it is of"
+
+
+def _says_the_block(matches: Sequence[Match], place: int, each: int) -> bool:
+    """Whether the number at this place of names, divided by `each`, is the block, and the rest says what it is."""
+    first = min(_numbers(match)[place] - each * _layer(match) for match in matches)
+    kinds: dict[tuple[object, ...], object] = {}
+    rests: dict[tuple[object, ...], int] = {}
+    for match in matches:
+        numbers, kind = _numbers(match), _kind(match)
+        block, rest = divmod(numbers[place] - first, each)
+        name = (_pattern(match), numbers[:place], numbers[place + 1 :])
+        one_to_one = kinds.setdefault((name, rest), kind) == kind and rests.setdefault((name, kind), rest) == rest
+        if block != _layer(match) or not one_to_one:
+            return False
+    return True
+
+
+def _of_modules(matches: Sequence[Match]) -> Iterator[str]:
+    """Weights that are no weights, biases of other weights, and matrices that do not lie as others do."""
+    weights = {match.name.rpartition(".")[0]: match for match in matches if _leaf(match) == "weight"}
+    for match in matches:
+        kind = {"weight": "w", "bias": "b"}.get(_leaf(match))
+        weight = weights.get(match.name.rpartition(".")[0])
+        if kind is not None and any(unit.rpartition(".")[2][0].lower() != kind for unit in match.group.units):
+            yield _words(match)
+        elif kind == "b" and weight is not None and match.group.units != tuple(map(partner, weight.group.units)):
+            yield f"{_words(weight)}, and {_words(match)}"
+    turned = {_is_turned(match): match for match in weights.values() if _is_turned(match) is not None}
+    if len(turned) > 1:
+        yield ", and ".join(map(_words, turned.values()))
+
+
+def _is_turned(match: Match) -> bool | None:
+    """Whether a matrix of a block has its outputs before its inputs; None of what is no such matrix."""
+    axes, kind = match.transform.axes, match.group.units[0].rpartition(".")[2]
+    inputs = {"W_Q": "d_model", "W_K": "d_model", "W_V": "d_model", "W_O": "d_head", "W_in": "d_model"}
+    outputs = {"W_Q": "d_head", "W_K": "d_head", "W_V": "d_head", "W_O": "d_model", "W_in": "d_mlp"}
+    source, target = inputs.get(kind, "d_mlp"), outputs.get(kind, "d_model")
+    return axes.index(target) < axes.index(source) if source in axes and target in axes else None
+
+
+def _leaf(match: Match) -> str:
+    return match.name.rpartition(".")[2]
 
 
 def _pattern(match: Match) -> str:
@@ -146,6 +153,11 @@ def _holds(match: Match, order: Order, units: Mapping[str, Tensor], others: Mapp
         return False
     undone = Transform(match.transform.axes, order).undo(others[match.name].detach(), match.group, natural.shape)
     return compare_tensors(natural, undone).bit_equal
+
+
+def _some(matches: Sequence[Match]) -> str:
+    names = [match.name for match in matches]
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _words(match: Match) -> str:

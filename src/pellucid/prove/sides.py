@@ -90,7 +90,7 @@ def _from_transformers(name: str) -> Opened:
     shown = messages.is_progress_bar_enabled()
     try:
         messages.disable_progress_bar()  # progress is the caller's to show
-        model = transformers.AutoModelForCausalLM.from_pretrained(found, dtype=torch.float32)
+        model = transformers.AutoModelForCausalLM.from_pretrained(found, dtype=torch.float32, trust_remote_code=False)
         return Opened(model, Tokenizer.from_folder(found))
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise WeightsError(
@@ -184,7 +184,7 @@ def reference_of(tensors: Mapping[str, Tensor], config: TransformerConfig | None
 def _sizes(theirs: Mapping[str, Tensor], layout: Layout) -> TransformerConfig:
     numbers = {int(number) for name in theirs for number in re.findall(r"\.(\d+)(?:\.|$)", name)}
     at_least = TransformerConfig(vocab_size=1, n_positions=1, n_embd=1, n_layer=1, n_head=1)
-    names = {row.ours: row.theirs[0] for row in (*layout.rows_of(at_least), layout.head)}
+    names = {row.ours: row.theirs[0] for row in (*layout.rows_of(at_least), layout.head) if row.theirs}
     embedding = theirs.get(names["embed.W_E"], theirs.get(names["unembed.W_U"]))
     if embedding is None:
         raise KeyError(names["embed.W_E"])
@@ -195,6 +195,6 @@ def _sizes(theirs: Mapping[str, Tensor], layout: Layout) -> TransformerConfig:
         n_embd=embedding.shape[1],
         n_layer=max(numbers, default=-1) + 1,
         n_head=per_head[0].shape[0] if per_head else 1,
-        n_inner=theirs[names["blocks.0.mlp.b_in"]].shape[-1] if numbers else None,
+        n_inner=theirs[names["blocks.0.mlp.W_in"]].numel() // embedding.shape[1] if numbers else None,
         tie_word_embeddings=True,  # a head that differs unties it
     )

@@ -47,6 +47,13 @@ def axes_of(unit: str) -> tuple[str, ...]:
     return _AXES["ln." + kind.rsplit(".", 1)[1] if kind.startswith("ln") else kind]
 
 
+def partner(unit: str) -> str:
+    """The unit that belongs in the same module: a matrix's bias, a bias's matrix, a gain's shift."""
+    path, _, kind = unit.rpartition(".")
+    swapped = {"w": "b", "b": "w"}.get(kind) or {"W": "b", "b": "W"}[kind[0]] + kind[1:]
+    return f"{path}.{swapped}"
+
+
 @dataclass(frozen=True)
 class Group:
     """Units that another program may keep in one tensor.

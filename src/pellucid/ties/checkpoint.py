@@ -111,11 +111,12 @@ def _predict_other(stored: files.Stored, config: Mapping[str, Any]) -> AfterRelo
         return AfterReload(None, None, f"{kind}: only transformers can say, and it is not installed")
     cls = getattr(transformers, (config.get("architectures") or [""])[0] or "", None)
     try:
-        known = transformers.AutoConfig.for_model(**json.loads(json.dumps(dict(config))))
+        known = transformers.AutoConfig.for_model(**{"model_type": "gpt2", **json.loads(json.dumps(dict(config)))})
         model = fresh(cls, known)
     except Exception as problem:  # an unknown family, a class of the repository's own, fields that do not fit
         return AfterReload(None, None, f"{kind}: transformers cannot build it: {type(problem).__name__}: {problem}")
-    return _reading(stored.tensors, model)
+    tensors = {n if n in model.shapes else prefixed(n): tensor for n, tensor in stored.tensors.items()}
+    return _reading(tensors, model)
 
 
 def _reading(tensors: Mapping[str, Tensor], model: Fresh) -> AfterReload:

@@ -31,7 +31,7 @@ def _parts(audit: TieAudit) -> Iterator[RenderableType]:
     facts.add_column()
     facts.add_row("parameters", counts(audit))
     facts.add_row("bytes", sizes(audit))
-    facts.add_row("declared", declared(audit.declared))
+    facts.add_row("declared", Text(declared(audit.declared)))
     verdict, style = _VERDICTS[audit.after_reload.survives]
     facts.add_row("after reload", Text.assemble((verdict, style), f": {audit.after_reload.reason}"))
     yield facts
@@ -52,7 +52,7 @@ def _groups(audit: TieAudit) -> Table:
     table.add_column("at", no_wrap=True, style="dim")
     for group in audit.groups[:SHOWN]:
         places = "\n".join(f"0x{address:x}" for address in dict.fromkeys(group.addresses))
-        table.add_row("\n".join(group.names), group.kind, " x ".join(map(str, group.shape)), places)
+        table.add_row(Text("\n".join(group.names)), group.kind, " x ".join(map(str, group.shape)), places)
     if len(audit.groups) > SHOWN:
         table.add_row(f"and {len(audit.groups) - SHOWN} more groups", "", "", "")
     return table
