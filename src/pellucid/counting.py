@@ -19,12 +19,14 @@ class ParameterCount:
         by_name: Each name's numbers, so that a tied tensor counts once for each of its names.
         bytes: Memory of the unique ones.
         components: Unique parameters under each component; a tied tensor belongs to the first that has it.
+        tied: Numbers that a component holds under further names of a tensor, counted before.
     """
 
     unique: int
     by_name: int
     bytes: int
     components: dict[str, int]
+    tied: dict[str, int]
 
     def __repr__(self) -> str:
         parts = ", ".join(f"{name} {count:,}" for name, count in self.components.items())
@@ -41,16 +43,17 @@ def _count(named: list[tuple[str, Tensor]], component: Callable[[str], str]) -> 
     """Count parameters given under all of their names."""
     seen: set[tuple[int, int]] = set()
     unique = size = 0
-    components: dict[str, int] = {}
+    components = {component(name): 0 for name, _ in named}
+    tied = dict(components)
     for name, tensor in named:
-        group = component(name)
-        components.setdefault(group, 0)
-        if tensor.numel() and storage_key(tensor) not in seen:
+        if storage_key(tensor) in seen:
+            tied[component(name)] += tensor.numel()
+        elif tensor.numel():
             seen.add(storage_key(tensor))
             unique += tensor.numel()
             size += tensor.numel() * tensor.element_size()
-            components[group] += tensor.numel()
-    return ParameterCount(unique, sum(tensor.numel() for _, tensor in named), size, components)
+            components[component(name)] += tensor.numel()
+    return ParameterCount(unique, sum(tensor.numel() for _, tensor in named), size, components, tied)
 
 
 def count_parameters(model: nn.Module) -> ParameterCount:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -31,12 +32,17 @@ class Tokenizer:
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> Tokenizer | None:
-        """Read `tokenizer.json`, else `vocab.json` and `merges.txt`; None where the folder has neither."""
+        """Read `tokenizer.json`, else `vocab.json` and `merges.txt`; None where the folder has neither.
+
+        With the latter two goes `added_tokens.json`, where there is one.
+        """
         folder = Path(folder)
         if (folder / "tokenizer.json").is_file():
             return cls.from_file(folder / "tokenizer.json")
         if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
-            return cls.from_vocabulary(folder / "vocab.json", folder / "merges.txt")
+            found = cls.from_vocabulary(folder / "vocab.json", folder / "merges.txt")
+            found._add(folder / "added_tokens.json")
+            return found
         return None
 
     @classmethod
@@ -65,6 +71,19 @@ class Tokenizer:
             backend.add_special_tokens(["<|endoftext|>"])
         return cls(backend)
 
+    def _add(self, path: Path) -> None:
+        """Take in the tokens of an `added_tokens.json`, if it is there."""
+        if not path.is_file():
+            return
+        try:
+            added: dict[str, int] = json.loads(path.read_text(encoding="utf-8"))
+            self._backend.add_tokens(sorted(added, key=added.__getitem__))
+            moved = {name for name, token in added.items() if self._backend.token_to_id(name) != token}
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            raise _unreadable(path, error) from error
+        if moved:
+            raise _unreadable(path, ValueError(f"no place for {', '.join(sorted(moved))} behind the vocabulary"))
+
     def encode(self, text: str) -> list[int]:
         """Ids of a text, with nothing added."""
         try:
@@ -79,13 +98,16 @@ class Tokenizer:
     def decode(self, ids: int | Iterable[int]) -> str:
         """The text of one id or several; bytes that are not UTF-8 come out as U+FFFD.
 
+        Ids behind the vocabulary have no text: a model may have more rows than its tokenizer has tokens.
+
         Raises:
-            InputError: A negative id.
+            InputError: A negative id, or one that no vocabulary has.
         """
         wanted = [int(i) for i in (torch.as_tensor(ids).reshape(-1) if isinstance(ids, (int, Tensor)) else ids)]
-        if wanted and min(wanted) < 0:
+        wrong = next((i for i in wanted if not 0 <= i < 2**32), None)
+        if wrong is not None:
             raise InputError(
-                f"tokenizer: id {min(wanted)}, expected 0 to {len(self) - 1}.",
+                f"tokenizer: id {wrong}, expected 0 to {len(self) - 1}.",
                 code="id-out-of-range",
                 remedy="Decode with the tokenizer that the ids come from.",
             )
@@ -111,8 +133,18 @@ class Tokenizer:
         return ids[0]
 
     def save(self, folder: str | Path) -> None:
-        """Write `tokenizer.json` into a folder."""
-        self._backend.save(str(Path(folder) / "tokenizer.json"))
+        """Write `tokenizer.json` into a folder, which is made; whole or not at all.
+
+        Raises:
+            WeightsError: The folder cannot be written.
+        """
+        from pellucid.weights import files
+
+        files.write_folder(Path(folder), {"tokenizer.json": lambda path: path.write_text(self.to_json(), "utf-8")})
+
+    def to_json(self) -> str:
+        """What `tokenizer.json` holds."""
+        return self._backend.to_str(pretty=True)
 
     def __len__(self) -> int:
         """Size of the vocabulary, special tokens included."""

@@ -89,6 +89,7 @@ COUNTED = pl.ParameterCount(
     components={
         "embed": 38_597_376, "pos_embed": 786_432, "ln": 38_400, "attn": 28_348_416, "mlp": 56_669_184, "unembed": 0,
     },
+    tied={"embed": 0, "pos_embed": 0, "ln": 0, "attn": 0, "mlp": 0, "unembed": 38_597_376},
 )  # fmt: skip
 """Of GPT-2 small."""
 

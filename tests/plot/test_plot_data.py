@@ -390,12 +390,13 @@ def test_parameters_are_those_counted() -> None:
     assert [bar.get_width() for bar in ax.containers[0]] == list(counted.components.values())
 
 
-def test_numbers_with_several_names_whose_place_is_not_known() -> None:
+def test_numbers_with_several_names_stand_where_they_are_held_again() -> None:
     first, second = torch.nn.Linear(3, 3), torch.nn.Linear(3, 3)
     second.weight = first.weight
-    table = pl.plot.data(pl.plot.parameters(torch.nn.ModuleDict({"a": first, "b": second})))
-    assert table["unique"].to_dict() == {"a": 12, "b": 3, "shared": 0}
-    assert table["tied"].to_dict() == {"a": 0, "b": 0, "shared": 9}
+    body = torch.nn.Sequential(first, first)
+    table = pl.plot.data(pl.plot.parameters(torch.nn.ModuleDict({"body": body, "other": second})))
+    assert table["unique"].to_dict() == {"body": 12, "other": 3}
+    assert table["tied"].to_dict() == {"body": 12, "other": 9}
 
 
 # What cannot be drawn

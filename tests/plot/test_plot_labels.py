@@ -102,14 +102,14 @@ def test_as_many_labels_as_fit(count: int, room: float, step: int) -> None:
 @given(st.integers(1, 5000), st.floats(7, 500))
 @settings(max_examples=200, deadline=None)
 def test_labels_never_take_more_than_the_room(count: int, room: float) -> None:
-    shown = labels.token_labels([str(i) for i in range(count)], room)
+    shown = labels.token_labels([str(i) for i in range(count)], range(count), room)
     assert 0 in shown
     assert len(shown) == 1 or len(shown) * labels.SMALL * labels.LINE <= room
 
 
 def test_some_of_the_tokens_are_labelled_with_their_positions() -> None:
-    assert labels.token_labels(["a", " b", "c"], 100) == {0: "a", 1: "·b", 2: "c"}
-    assert labels.token_labels([" t"] * 20, 40) == {0: "·t 0", 5: "·t 5", 10: "·t 10", 15: "·t 15"}
+    assert labels.token_labels(["a", " b", "c"], range(3), 100) == {0: "a", 1: "·b", 2: "c"}
+    assert labels.token_labels([" t"] * 20, range(7, 27), 40) == {0: "·t 7", 5: "·t 12", 10: "·t 17", 15: "·t 22"}
 
 
 def test_warnings_are_errors_here() -> None:

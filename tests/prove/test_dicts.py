@@ -332,8 +332,8 @@ def test_ends_that_are_untied_and_equal(small: pl.CkptedTransformer) -> None:
     ids = torch.arange(8)[None]
     for a, b, verdict in ((small, equal, "identical"), (small, moved, "different"), (equal, moved, "different")):
         hf = pl.to_hf(b)
-        pairs: list[tuple[Any, Any]] = [(a, b), (b, a), (a, hf), (a.state_dict(), b.state_dict()),
-                                        (b.state_dict(), a.state_dict()), (b.state_dict(), a), (b, a.state_dict())]  # fmt: skip
+        held, theirs = a.state_dict(), b.state_dict()
+        pairs: list[tuple[Any, Any]] = [(a, b), (b, a), (a, hf), (held, theirs), (theirs, held), (theirs, a), (b, held)]
         for one, other in pairs:
             assert pl.compare(one, other, ids).verdict == verdict
     assert pl.compare(equal, RIGHTS["course"](small), ids)

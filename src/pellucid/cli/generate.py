@@ -17,6 +17,7 @@ from pellucid.cli.shared.screen import progress, show, show_json, write
 from pellucid.cli.shared.tables import visible
 from pellucid.cli.shared.values import NextToken, most_probable
 from pellucid.errors import InputError
+from pellucid.run.text import TextStream
 
 Prompt = Annotated[
     str, typer.Argument(metavar="PROMPT", help="The text to go on with; - reads it from standard input.")
@@ -136,7 +137,7 @@ def generate(
             )  # fmt: skip
         _take(written, opened, out)
         if not as_json:
-            show(Text(out.texts[0]))
+            write(f"{out.texts[0]}\n")
     else:
         tokens = opened.stream(
             text, max_new_tokens=max_new_tokens, sampler=sampler, seed=seed, stop=stop or (), explain=explain
@@ -171,7 +172,7 @@ def _follow(tokens: Iterator[pl.Token], written: Written, tokenizer: pl.Tokenize
     if not quiet:
         write("\n")
         if explained:
-            show(Text("\n" + written.prompt + "".join(token.text for token in written.tokens)))
+            write(f"\n{written.prompt}{''.join(token.text for token in written.tokens)}\n")
 
 
 def _show(token: Chosen, number: int, tokenizer: pl.Tokenizer | None) -> None:
@@ -182,15 +183,17 @@ def _show(token: Chosen, number: int, tokenizer: pl.Tokenizer | None) -> None:
     title = Text.assemble(f"\n{number}  ", (piece, "bold green"), f"  {math.exp(token.logprob):.1%}")
     table = Table.grid(padding=(0, 2, 0, 0))
     for name, candidates in token.stages.items():
-        shown = [f"{visible(c.token)} {c.probability:.1%}" for c in candidates if c.probability > 0]
+        shown = [Text(f"{visible(c.token)} {c.probability:.1%}") for c in candidates if c.probability > 0]
         table.add_row(Text(f"   {name}", style="dim"), *shown)
     show(title, table)
 
 
 def _take(written: Written, model: pl.CkptedTransformer, out: pl.Generation) -> None:
     """Keep what a search found, whose tokens come all at once."""
-    new = out.rows[0].new.tolist()
-    pieces = [str(i) for i in new] if model.tokenizer is None else model.tokenizer.pieces(new)
+    new, stream = out.rows[0].new.tolist(), TextStream(model.tokenizer)
+    pieces = [stream.push(token) for token in new]
+    if pieces:
+        pieces[-1] += stream.finish()
     written.stopped = out.stopped[0]
     written.tokens = [
         Chosen(i, piece, logprob, None)

@@ -153,9 +153,11 @@ def measure(model: pl.CkptedTransformer, texts: list[list[int]], at: str, *, log
     if len(parts) == 1:
         return parts[0]
     xarray = need("xarray", "norms")
-    return xarray.concat(
+    joined = xarray.concat(
         parts, dim="batch", join="outer", coords="minimal", compat="override", combine_attrs="drop_conflicts"
     )
+    position = coordinate("query" if "query" in joined.dims else "pos", "position")
+    return joined.assign_coords({position: joined[position].fillna(-1).astype(int)})
 
 
 def _summary(values: xarray.DataArray, fit: pl.measure.AutoregressionFit | None, wish: Wish) -> Measured:
@@ -169,7 +171,8 @@ def _summary(values: xarray.DataArray, fit: pl.measure.AutoregressionFit | None,
             code="too-short",
             remedy="Give longer texts, or a smaller --skip.",
         )
-    edges = np.linspace(everything.min(), everything.max(), BINS + 1)
+    around = 0.5 if everything.min() == everything.max() else 0.0
+    edges = np.linspace(everything.min() - around, everything.max() + around, BINS + 1)
     layers = [_layer(label, row[~np.isnan(row)], edges) for label, row in _series(kept)]
     lengths = (position.values >= 0).sum(-1).tolist()
     return Measured(
@@ -189,7 +192,7 @@ def _series(values: xarray.DataArray) -> Iterator[tuple[tuple[int, int | None], 
 
 
 def _layer(label: tuple[int, int | None], row: Any, edges: Any) -> Layer:
-    histogram = np.histogram(row, bins=edges)[0] if edges[0] < edges[-1] else np.array([len(row)])
+    histogram = np.histogram(row, bins=edges)[0]
     numbers = (float(f(row)) for f in (np.mean, np.std, np.min, np.max))
     return Layer(*label, len(row), *numbers, histogram=histogram.tolist())
 

@@ -10,6 +10,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 from pellucid.errors import NumericsError
@@ -32,9 +33,18 @@ def library() -> ctypes.CDLL:
     """
     compiler = _compiler()
     built = _folder() / f"decode-{_fingerprint(compiler)}.so"
-    if not built.is_file():
-        _build(compiler, built)
-    return ctypes.CDLL(str(built))
+    if built.is_file():
+        with suppress(OSError):  # one that was cut off is made again
+            return ctypes.CDLL(str(built))
+    _build(compiler, built)
+    try:
+        return ctypes.CDLL(str(built))
+    except OSError as problem:
+        raise NumericsError(
+            f"fast numerics: {built}: cannot be loaded: {problem}.",
+            code="kernel-cache",
+            remedy="Name a folder in PELLUCID_CACHE from which programs may be run.",
+        ) from problem
 
 
 def _compiler() -> str:
@@ -50,8 +60,15 @@ def _compiler() -> str:
 
 
 def _folder() -> Path:
-    base = os.environ.get("PELLUCID_CACHE") or os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "pellucid"
+    base = os.environ.get("PELLUCID_CACHE") or os.environ.get("XDG_CACHE_HOME")
+    try:
+        return Path(base or Path.home() / ".cache") / "pellucid"
+    except RuntimeError as problem:  # a user without a home
+        raise NumericsError(
+            f"fast numerics: no folder for compiled kernels: {problem}",
+            code="kernel-cache",
+            remedy="Name a folder that can be written in PELLUCID_CACHE.",
+        ) from problem
 
 
 def _fingerprint(compiler: str) -> str:

@@ -11,8 +11,8 @@ import numpy as np
 from pellucid.axes import Axis
 from pellucid.plot.canvas import canvas, colour_bar, extent, remember
 from pellucid.plot.heat import WEIGHT_TICKS, block_size, largest_of_blocks, weights_scale
-from pellucid.plot.labels import is_x, longest, put_tokens, step_for, token_labels
-from pellucid.plot.patterns import HEADS, ONE_HEAD, read_patterns, tokens_of
+from pellucid.plot.labels import is_x, longest, put_tokens, step_for
+from pellucid.plot.patterns import HEADS, ONE_HEAD, labels_along, read_patterns
 from pellucid.plot.themes import COLUMN, PAGE, SMALL
 
 if TYPE_CHECKING:
@@ -49,8 +49,9 @@ def attention_grid(patterns: Any, *, tokens: Sequence[str] | None = None, ax: Ax
 
     Args:
         patterns: Weights [head, query, key] or [layer, head, query, key] as a tensor or an array, such as
-            `ckpts.stack("attn.ckpt_pattern")` of one text; or labelled, as `ckpts.to_xarray()` gives them.
-        tokens: A string for each key; the last of them are the queries.
+            `ckpts.stack("attn.ckpt_pattern")` of one text, numbered from 0; or labelled, as `ckpts.to_xarray()` gives
+            them, which know their numbers where only some layers or heads were captured.
+        tokens: A string for each key; the last of them are the queries, unless the array says which they are.
         ax: Axes to draw on; new ones by default.
 
     Returns:
@@ -124,7 +125,7 @@ class Plan:
             taken = longest(labels[0].values()) + (12 if labels[0] and layered else 0)
             most = max(60.0, 30.0 * max(array.shape[2:]))  # of a few tokens
             side = min((width - taken) / (across + GAP * (across - 1)), TALLEST / len(layers), most)
-            labels = [token_labels(tokens_of(array, dim) or [], side) for dim in ONE_HEAD]
+            labels = [labels_along(array, dim, side) for dim in ONE_HEAD]
             if min(map(len, labels)) < min(TOKENS_AT_LEAST, *array.shape[2:]):
                 labels = [{}, {}]
         known = layers if layered or str(Axis.LAYER) in array.coords else [None]

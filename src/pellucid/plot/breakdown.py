@@ -16,9 +16,6 @@ from pellucid.plot.themes import COLUMN
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-SHARED = "shared"
-"""The row of numbers that have several names, where it is not one component that holds nothing else."""
-
 
 def parameters(counted: ParameterCount | nn.Module, *, ax: Axes | None = None) -> Axes:
     """Draw how many parameters each component has, with those that are tied hatched: they are held elsewhere.
@@ -73,13 +70,8 @@ def parameters(counted: ParameterCount | nn.Module, *, ax: Axes | None = None) -
 
 
 def _table(counted: ParameterCount) -> Any:
-    """A row for each component; what has several names is put where it is held a second time, if that is known."""
-    table = pandas().DataFrame({"unique": counted.components, "tied": 0}).rename_axis("component")
-    tied = counted.by_name - counted.unique
-    nothing_else = [name for name, count in counted.components.items() if count == 0]
-    if tied:
-        table.loc[nothing_else[0] if len(nothing_else) == 1 else SHARED] = [0, tied]
-    return table
+    """A row for each component."""
+    return pandas().DataFrame({"unique": counted.components, "tied": counted.tied}).rename_axis("component")
 
 
 def _text(unique: int, tied: int, everything: int) -> str:

@@ -148,6 +148,12 @@ def _table(fit: Fit, terms: Sequence[str] | None, alpha: float, pvalues: Any) ->
             code="not-a-fit",
             remedy="Pass what pl.measure.autoregression returns.",
         ) from error
+    if list(getattr(pvalues, "columns", [])) != list(params.columns) or not params.index.equals(pvalues.index):
+        raise InputError(
+            f"{where}: pvalues= is {type(pvalues).__name__}, expected a table like the fit's own, with all its terms.",
+            code="not-a-fit",
+            remedy="Pass fit.corrected(...) as it is, and name the terms to draw in terms=.",
+        )
     if not 0 < alpha < 1:
         raise InputError(
             f"{where}: alpha={alpha!r}, expected a probability between 0 and 1.",

@@ -67,11 +67,11 @@ def step_for(count: int, room: float, size: float = SMALL) -> int:
     return max(count, 1)
 
 
-def token_labels(tokens: Sequence[str], room: float) -> dict[int, str]:
-    """Position -> label, with the position in it where only some of the tokens fit along `room` points."""
+def token_labels(tokens: Sequence[str], positions: Sequence[int], room: float) -> dict[int, str]:
+    """Index -> label, with the position in it where only some of the tokens fit along `room` points."""
     step = step_for(len(tokens), room)
     at = range(0, len(tokens), step)
-    return {i: visible(tokens[i]) if step == 1 else f"{visible(tokens[i])} {i}" for i in at}
+    return {i: visible(tokens[i]) if step == 1 else f"{visible(tokens[i])} {positions[i]}" for i in at}
 
 
 def put_tokens(axis: Axis, places: Sequence[float], labels: Sequence[str], *, ticks: bool) -> None:

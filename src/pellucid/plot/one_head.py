@@ -9,8 +9,8 @@ import numpy as np
 
 from pellucid.plot.canvas import canvas, colour_bar, extent, remember
 from pellucid.plot.heat import WEIGHT_TICKS, block_size, frame, largest_of_blocks, weights_scale
-from pellucid.plot.labels import label_numbers, longest, put_tokens, token_labels
-from pellucid.plot.patterns import ONE_HEAD, read_patterns, tokens_of
+from pellucid.plot.labels import label_numbers, longest, put_tokens
+from pellucid.plot.patterns import ONE_HEAD, labels_along, positions_of, read_patterns, tokens_of
 from pellucid.plot.themes import COLUMN
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def attention(pattern: Any, *, tokens: Sequence[str] | None = None, ax: Axes | N
     Args:
         pattern: Weights [query, key] as a tensor, an array or lists; or labelled, as `ckpts.to_xarray()` gives them,
             whose tokens are used and whose pads are left out. Other axes must have one entry.
-        tokens: A string for each key; the last of them are the queries.
+        tokens: A string for each key; the last of them are the queries, unless the array says which they are.
         ax: Axes to draw on; new ones by default.
 
     Returns:
@@ -79,7 +79,7 @@ def attention(pattern: Any, *, tokens: Sequence[str] | None = None, ax: Axes | N
 def _size_of_one(array: DataArray) -> tuple[Size, Size]:
     """Inches of a new figure, and the points that the pattern itself will have of them."""
     rows, columns = array.shape
-    labels = [token_labels(tokens_of(array, dim) or [], 150).values() for dim in ONE_HEAD]
+    labels = [labels_along(array, dim, 150).values() for dim in ONE_HEAD]
     left, below = (longest(of_side) or 12 for of_side in labels)
     width = min(72 * COLUMN - left - 56, max(90, 45 * columns))
     height = width * rows / columns if 0.4 < rows / columns < 2.5 else float(np.clip(12 * rows, 30, width))
@@ -87,10 +87,9 @@ def _size_of_one(array: DataArray) -> tuple[Size, Size]:
 
 
 def _label_side(side: Any, array: DataArray, dim: str, room: float) -> None:
-    tokens = tokens_of(array, dim)
-    if tokens is None:
-        label_numbers(side, array[dim].values.tolist(), room)
+    if tokens_of(array, dim) is None:
+        label_numbers(side, positions_of(array, dim), room)
     else:
-        labels = token_labels(tokens, room)
-        put_tokens(side, list(labels), list(labels.values()), ticks=len(labels) < len(tokens))
+        labels = labels_along(array, dim, room)
+        put_tokens(side, list(labels), list(labels.values()), ticks=len(labels) < array.sizes[dim])
     side.set_label_text(dim)

@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from pellucid.axes import Axis
+from pellucid.axes import Axis, coordinate
 from pellucid.errors import InputError, ShapeError
 from pellucid.plot.extras import xarray
 from pellucid.plot.inputs import Numbers, as_numbers, sizes
+from pellucid.plot.labels import token_labels
 
 if TYPE_CHECKING:
     from xarray import DataArray
@@ -81,18 +83,22 @@ def _bare(where: str, given: Any, dims: tuple[str, ...]) -> DataArray:
     return xarray().DataArray(numbers, dims=dims)
 
 
-def _without_future(array: DataArray, weights: Numbers) -> Numbers:
-    """Weights with nan at keys behind the query, if nothing is there."""
+def _columns(array: DataArray) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Which columns of the text the queries and the keys are: the last ones are queries, where nothing else is said."""
     query, key = ONE_HEAD
     keys = array[key].values if key in array.coords else np.arange(array.sizes[key])
-    last = array.sizes[key] - array.sizes[query]
-    queries = array[query].values if query in array.coords else np.arange(array.sizes[query]) + last
+    return (array[query].values if query in array.coords else keys[len(keys) - array.sizes[query] :]), keys
+
+
+def _without_future(array: DataArray, weights: Numbers) -> Numbers:
+    """Weights with nan at keys behind the query, if nothing is there."""
+    queries, keys = _columns(array)
     future = keys[None, :] > queries[:, None]
     return weights if np.nansum(weights[..., future]) else np.where(future, np.nan, weights)
 
 
 def _with_tokens(where: str, array: DataArray, tokens: Sequence[str] | None) -> DataArray:
-    """The array with `query_token` and `key_token`: those it has, or `tokens`, of which the last are the queries."""
+    """The array with `query_token` and `key_token`: those it has, or `tokens`, one for each key."""
     if tokens is None:
         return array
     query, key = ONE_HEAD
@@ -104,11 +110,34 @@ def _with_tokens(where: str, array: DataArray, tokens: Sequence[str] | None) -> 
             remedy="Pass ckpts.batch.strings[row]; of a padded text draw ckpts.to_xarray(), which leaves pads out.",
         )
     labels = np.array([str(token) for token in tokens], dtype=object)  # numpy's own strings lose a token's last NUL
-    queries = labels[len(labels) - array.sizes[query] :]
-    return array.assign_coords(query_token=(query, queries), key_token=(key, labels))
+    queries, keys = _columns(array)
+    of_queries = dict(zip(keys.tolist(), labels, strict=True))
+    if not set(queries.tolist()) <= set(of_queries):
+        raise ShapeError(
+            f"{where}: queries at columns that are no keys of {sizes(array)}, so that tokens for the keys name none.",
+            code="tokens-length",
+            remedy="Leave tokens= out: ckpts.to_xarray() brings those of queries and keys.",
+        )
+    found = np.array([of_queries[column] for column in queries.tolist()], dtype=object)
+    return array.assign_coords(query_token=(query, found), key_token=(key, labels))
+
+
+def positions_of(array: DataArray, dim: str) -> list[int]:
+    """The positions along `query` or `key`: those that the array has, else its columns."""
+    name = coordinate(dim, "position")
+    if name in array.coords and array[name].ndim == 1:
+        return [int(position) for position in array[name].values]
+    queries, keys = _columns(array)
+    return [int(column) for column in (keys if dim == str(Axis.KEY) else queries)]
+
+
+def labels_along(array: DataArray, dim: str, room: float) -> dict[int, str]:
+    """Index -> label of the tokens along `query` or `key` that fit along `room` points; none where they are unknown."""
+    tokens = tokens_of(array, dim)
+    return {} if tokens is None else token_labels(tokens, positions_of(array, dim), room)
 
 
 def tokens_of(array: DataArray, dim: str) -> list[str] | None:
     """The token strings along `query` or `key`, None where they are not known."""
-    name = f"{dim}_token"
+    name = coordinate(dim, "token")
     return [str(token) for token in array[name].values] if name in array.coords else None

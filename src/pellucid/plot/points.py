@@ -89,7 +89,9 @@ def spread(values: Numbers) -> Numbers:
     place of random numbers, so that neighbours stay apart.
     """
     order = np.argsort(values, kind="stable")
-    counts, edges = np.histogram(values, bins=int(np.clip(len(values) ** 0.5, 1, 40)))
+    bins = int(np.clip(len(values) ** 0.5, 1, 40))
+    told_apart = np.ptp(values) > bins * np.spacing(np.abs(values).max())
+    counts, edges = np.histogram(values, bins=bins if told_apart else 1)
     smooth = np.convolve(np.pad(counts, 1, mode="edge"), [0.25, 0.5, 0.25], mode="valid")
     centres = (edges[1:] + edges[:-1]) / 2
     density = np.interp(values, centres, smooth)

@@ -151,6 +151,9 @@ class ActivationCkpts(Mapping[str, Tensor]):
     def to_xarray(self) -> xarray.Dataset:
         """Labelled arrays, one for each kind of checkpoint, blocks along `layer`; pads are NaN.
 
+        Columns have the coordinates `token` and `position` (of queries and keys `query_token` and so on); a pad's
+        position is -1.
+
         Raises:
             MissingExtraError: xarray is not installed.
         """
@@ -199,6 +202,7 @@ class ActivationCkpts(Mapping[str, Tensor]):
         for row, strings in zip(labels, self.batch.strings, strict=True):
             pieces = iter(strings)
             row[:] = [next(pieces) if label is None else label for label in row]
+        positions = self.batch.positions.masked_fill(~self.batch.mask, -1).cpu()
         columns = self._columns().tolist()
         used = {axis for name in self._values for axis in axes[name]}
         coordinates: dict[str, Any] = {str(Axis.BATCH): range(len(labels))}
@@ -209,7 +213,9 @@ class ActivationCkpts(Mapping[str, Tensor]):
                 kept = list(range(len(labels[0]))) if axis == Axis.KEY else columns
                 coordinates[str(axis)] = kept
                 tokens = [[row[c] for c in kept] for row in labels]
-                coordinates[coordinate(axis, "token")] = ([str(Axis.BATCH), str(axis)], tokens)
+                both = [str(Axis.BATCH), str(axis)]
+                coordinates[coordinate(axis, "token")] = (both, tokens)
+                coordinates[coordinate(axis, "position")] = (both, positions[:, kept])
         return coordinates
 
     def save(self, path: str | Path) -> None:

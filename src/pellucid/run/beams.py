@@ -23,6 +23,10 @@ NEVER = -1.0e9
 """The score of what must not be chosen."""
 
 
+STEEPEST = 100
+"""The power of a length at most, which no context takes beyond what a float64 holds."""
+
+
 @dataclass(frozen=True)
 class Beams:
     """How wide the search is and how finished texts are scored.
@@ -47,6 +51,13 @@ class Beams:
                 f"generate: num_return_sequences={self.returned} with num_beams={self.width}.",
                 code="return-sequences",
                 remedy="A search gives no more texts than it has beams.",
+            )
+        penalty = self.length_penalty
+        if not isinstance(penalty, (int, float)) or not abs(penalty) <= STEEPEST:
+            raise InputError(
+                f"generate: length_penalty={penalty!r}, expected a number from -{STEEPEST} to {STEEPEST}.",
+                code="length-penalty",
+                remedy="1 divides by the length; 0 leaves the sums as they are.",
             )
         if self.early_stopping not in (True, False, "never"):
             raise InputError(

@@ -144,6 +144,10 @@ def generator_of(seed: Seed, device: torch.device) -> torch.Generator | None:
             code="seed",
             remedy="Leave it out to draw from torch's own generator.",
         )
+    if not -(2**63) <= seed < 2**64:
+        raise InputError(
+            f"generate: seed={seed}, expected a number of 64 bits.", code="seed", remedy="Give a smaller number."
+        )
     return torch.Generator(device).manual_seed(seed)
 
 

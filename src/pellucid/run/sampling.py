@@ -7,7 +7,7 @@ give equal tokens.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -80,6 +80,7 @@ class Sampler:
     min_new_tokens: int = 0
 
     def __post_init__(self) -> None:
+        _require("suppress_tokens", self.suppress_tokens, isinstance(self.suppress_tokens, Iterable), "token ids")
         object.__setattr__(self, "suppress_tokens", tuple(self.suppress_tokens))
         for f in fields(self):
             value = getattr(self, f.name)

@@ -10,7 +10,7 @@ from pellucid.config import TransformerConfig
 from pellucid.errors import InputError
 from pellucid.tokens import Tokenizer
 
-Stop = str | int | Iterable[str | int]
+Stop = str | int | Iterable[str | int] | None
 """Strings and ids that end a text."""
 
 Reason = Literal["end", "stop", "length"]
@@ -61,7 +61,7 @@ def stopping(
     tokenizer: Tokenizer | None,
     max_new_tokens: int,
     stop: Stop,
-    end_ids: Iterable[int] | None,
+    end_ids: int | Iterable[int] | None,
 ) -> Stopping:
     """Check what the caller gave; `end_ids` are the configuration's where None.
 
@@ -74,7 +74,7 @@ def stopping(
             code="max-new-tokens",
             remedy="Give the number of tokens to generate; 0 gives the prompt back.",
         )
-    given = [stop] if isinstance(stop, (str, int)) else list(stop)
+    given = [stop] if isinstance(stop, (str, int)) else list(stop or ())
     strings = tuple(item for item in given if isinstance(item, str))
     ids = tuple(item for item in given if not isinstance(item, str))
     if "" in strings:
@@ -87,7 +87,7 @@ def stopping(
             code="no-tokenizer",
             remedy="Give stop ids, or set model.tokenizer.",
         )
-    ends = config.end_ids if end_ids is None else tuple(end_ids)
+    ends = config.end_ids if end_ids is None else (end_ids,) if isinstance(end_ids, int) else tuple(end_ids)
     for what, some in (("stop", ids), ("end_ids" if end_ids is not None else "eos_token_id of the config", ends)):
         _require_ids(what, some, config.vocab_size)
     return Stopping(max_new_tokens, ends, ids, strings, tokenizer)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -132,7 +131,7 @@ def save_pretrained(model: Model, folder: str | os.PathLike[str]) -> None:
         "config.json": lambda path: path.write_text(_config_json(model.config, tensors), encoding="utf-8"),
     }
     if model.tokenizer is not None:
-        writers["tokenizer.json"] = lambda path: _write_tokenizer(model.tokenizer, path)
+        writers["tokenizer.json"] = lambda path: path.write_text(model.tokenizer.to_json(), encoding="utf-8")
     files.write_folder(Path(folder), writers)
 
 
@@ -212,9 +211,3 @@ def _config_json(config: TransformerConfig, tensors: Mapping[str, Tensor]) -> st
     dtype = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
     fields |= {"architectures": ["GPT2LMHeadModel"], "dtype": dtype}
     return json.dumps(fields, indent=2, sort_keys=True) + "\n"
-
-
-def _write_tokenizer(tokenizer: Any, path: Path) -> None:
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        tokenizer.save(Path(folder))
-        os.replace(Path(folder) / "tokenizer.json", path)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import secrets
+import shutil
+import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -150,10 +153,14 @@ def write_folder(folder: Path, writers: Mapping[str, Writer]) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, write in writers.items():
-            temporary[name] = folder / f".{name}.{os.getpid()}.part"
+            temporary[name] = _beside(folder / name)
             _write_durably(temporary[name], write)
         for name, part in temporary.items():
-            os.replace(part, folder / name)
+            if _is_device(folder / name):
+                with part.open("rb") as whole, (folder / name).open("wb") as device:
+                    shutil.copyfileobj(whole, device)
+            else:
+                os.replace(part, folder / name)
         _flush(folder)
     except OSError as problem:
         raise WeightsError(
@@ -169,6 +176,17 @@ def write_folder(folder: Path, writers: Mapping[str, Writer]) -> None:
         for parent in made:
             with suppress(OSError):
                 parent.rmdir()
+
+
+def _is_device(path: Path) -> bool:
+    """Whether a path is no file that can be exchanged: a pipe, a terminal, what is in /dev."""
+    return path.exists() and (not path.is_file() or path.parent == Path("/dev"))
+
+
+def _beside(path: Path) -> Path:
+    """A new name in the same folder; beside a device nothing can be put."""
+    folder = Path(tempfile.gettempdir()) if _is_device(path) else path.parent
+    return folder / f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.part"
 
 
 def _write_durably(path: Path, write: Writer) -> None:

@@ -110,6 +110,7 @@ def locate(name: str | os.PathLike[str], options: HubOptions | None = None) -> P
     if repository.fetch("tokenizer.json") is None:
         repository.fetch("vocab.json")
         repository.fetch("merges.txt")
+        repository.fetch("added_tokens.json")
     repository.fetch("tokenizer_config.json")
     return config.parent
 

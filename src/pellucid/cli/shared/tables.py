@@ -72,7 +72,7 @@ def next_tokens(found: Iterable[NextToken]) -> Table:
     table.add_column(justify="right", no_wrap=True)
     table.add_column(style="green", no_wrap=True)
     for one in found:
-        table.add_row(visible(one.token), f"{one.probability:.1%}", bar(one.probability))
+        table.add_row(Text(visible(one.token)), f"{one.probability:.1%}", bar(one.probability))
     return table
 
 

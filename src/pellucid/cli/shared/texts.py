@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pellucid as pl
 from pellucid.cli.shared.options import read_text
-from pellucid.errors import InputError
+from pellucid.errors import InputError, NotFoundError
+
+SUFFIXES = (".txt", ".md", ".csv", ".json", ".jsonl", ".gz", ".xz")
+"""Ends of names that a text without spaces has only by mistake."""
 
 
 def read_texts(given: Iterable[str]) -> list[str]:
@@ -15,8 +18,9 @@ def read_texts(given: Iterable[str]) -> list[str]:
 
     Raises:
         InputError: A file that is not UTF-8 text or cannot be read.
+        NotFoundError: What is written like a text file's name, and there is none.
     """
-    return [_from_file(Path(one)) if _is_file(one) else read_text(one) for one in given]
+    return [_from_file(Path(one)) if _is_file(one) else read_text(_no_name(one)) for one in given]
 
 
 def windows(model: pl.CkptedTransformer, texts: Iterable[str]) -> list[list[int]]:
@@ -50,6 +54,15 @@ def _is_file(given: str) -> bool:
         return Path(given).is_file()
     except (OSError, ValueError):  # too long for a path, or with a NUL
         return False
+
+
+def _no_name(given: str) -> str:
+    """The text, unless it can only be the name of a file."""
+    if given.endswith(SUFFIXES) and not any(map(str.isspace, given)):
+        raise NotFoundError(
+            f"norms: no file {given!r}.", code="not-found", remedy="Give the path of a text file, or a text."
+        )
+    return given
 
 
 def _from_file(path: Path) -> str:

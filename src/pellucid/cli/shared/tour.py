@@ -105,7 +105,7 @@ def _pattern_picture(heads: PreviousTokenHeads, tokens: list[str]) -> Table:
         picture = Text()
         for weight in row[: query + 1]:
             picture.append(shade(weight) * 2, style="green" if weight >= 0.05 else "dim")
-        table.add_row(visible(token), picture)
+        table.add_row(Text(visible(token)), picture)
     return table
 
 
