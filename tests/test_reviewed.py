@@ -432,4 +432,6 @@ def test_a_generation_configuration_that_cannot_be_saved(tmp_path: Path):
     hf.generation_config.temperature = 0.7
     with pytest.raises(pl.WeightsError) as caught:
         pl.save_hf(hf, tmp_path / "x")
-    assert caught.value.code == "save-raises"
+    assert caught.value.code == "save-would-lose"
+    assert "generation_config" in caught.value.remedy
+    assert not (tmp_path / "x").exists()

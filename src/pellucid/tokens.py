@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pellucid.errors import InputError, NotFoundError, WeightsError
+from pellucid.weights import files
 
 
 class Tokenizer:
@@ -138,8 +139,6 @@ class Tokenizer:
         Raises:
             WeightsError: The folder cannot be written.
         """
-        from pellucid.weights import files
-
         files.write_folder(Path(folder), {"tokenizer.json": lambda path: path.write_text(self.to_json(), "utf-8")})
 
     def to_json(self) -> str:

@@ -67,7 +67,7 @@ def step_for(count: int, room: float, size: float = SMALL) -> int:
     return max(count, 1)
 
 
-def token_labels(tokens: Sequence[str], positions: Sequence[int], room: float) -> dict[int, str]:
+def token_labels(tokens: Sequence[str], positions: Sequence[Any], room: float) -> dict[int, str]:
     """Index -> label, with the position in it where only some of the tokens fit along `room` points."""
     step = step_for(len(tokens), room)
     at = range(0, len(tokens), step)

@@ -122,13 +122,13 @@ def _with_tokens(where: str, array: DataArray, tokens: Sequence[str] | None) -> 
     return array.assign_coords(query_token=(query, found), key_token=(key, labels))
 
 
-def positions_of(array: DataArray, dim: str) -> list[int]:
+def positions_of(array: DataArray, dim: str) -> list[Any]:
     """The positions along `query` or `key`: those that the array has, else its columns."""
     name = coordinate(dim, "position")
     if name in array.coords and array[name].ndim == 1:
-        return [int(position) for position in array[name].values]
+        return array[name].values.tolist()
     queries, keys = _columns(array)
-    return [int(column) for column in (keys if dim == str(Axis.KEY) else queries)]
+    return (keys if dim == str(Axis.KEY) else queries).tolist()
 
 
 def labels_along(array: DataArray, dim: str, room: float) -> dict[int, str]:
