@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +15,18 @@ import pytest
 import tokenizers
 import torch
 import xarray
+from rich.console import Console
 from typer.testing import CliRunner
 
 import pellucid as pl
 import support
-from pellucid.cli import app
+from pellucid.cli import app, norms
 from pellucid.cli import generate as verb
 from pellucid.cli.shared import tables
-from pellucid.cli.shared.screen import show
 from pellucid.cli.shared.values import NextToken
 from pellucid.fast import compiled
+from pellucid.plot import patterns
+from pellucid.run import activations
 from pellucid.run.generation import Generation, Row
 from pellucid.weights import files
 
@@ -114,10 +118,11 @@ def test_beams_give_whole_characters(model: pl.CkptedTransformer):
     assert len(written.tokens) == len(ids)
 
 
-@pytest.mark.parametrize("token", ["[eos]", "[/INST]", "[bold red]x"])
-def test_brackets_are_text(token: str, capsys: pytest.CaptureFixture[str]):
-    show(tables.next_tokens([NextToken(token, 1, 0.5)]))
-    assert token.split(maxsplit=1)[0] in capsys.readouterr().out
+def test_a_table_shows_brackets():
+    for token in ("[eos]", "x[/INST]", "[bold]x"):
+        written = io.StringIO()
+        Console(width=80, file=written).print(tables.next_tokens([NextToken(token, 1, 0.5)]))
+        assert token in written.getvalue()
 
 
 def test_brackets_in_names_of_tensors_are_text(tmp_path: Path):
@@ -186,6 +191,26 @@ def test_ids_that_no_vocabulary_has(model: pl.CkptedTransformer):
 # Files
 
 
+def test_what_is_in_dev_is_written_into():
+    """As a shell's `>(command)` and `/dev/stdout` are given."""
+    read, write = os.pipe()
+    folder = Path("/dev/fd")
+    files.write_folder(folder, {str(write): lambda path: path.write_bytes(b"whole")})
+    os.close(write)
+    with os.fdopen(read, "rb") as pipe:
+        assert pipe.read() == b"whole"
+
+
+def test_equal_norms_have_as_many_bins_as_others():
+    where = ("batch", "pos")
+    values = xarray.DataArray(
+        np.ones((2, 1, 3)), dims=("layer", *where), coords={"layer": [0, 1], "position": (where, [[0, 1, 2]])}
+    )
+    result = norms._summary(values, None, norms.Wish("bundled", "resid_post", False, 0, 0))
+    assert [sum(layer.histogram) for layer in result.layers] == [3, 3]
+    assert {len(layer.histogram) for layer in result.layers} == {norms.BINS}
+
+
 def test_added_tokens_beside_a_vocabulary(tmp_path: Path):
     ids = {character: number for number, character in enumerate("abc")}
     (tmp_path / "vocab.json").write_text(json.dumps(ids))
@@ -215,10 +240,10 @@ def test_a_tokenizer_is_saved_whole_or_refused_by_name(model: pl.CkptedTransform
 def test_a_pipe_is_written_into_and_stays_one(tmp_path: Path):
     pipe, read = tmp_path / "pipe", []
     os.mkfifo(pipe)
-    reader = threading.Thread(target=lambda: read.append(pipe.read_bytes()))
+    reader = threading.Thread(target=lambda: read.append(pipe.read_bytes()), daemon=True)
     reader.start()
     files.write_folder(tmp_path, {"pipe": lambda path: path.write_bytes(b"whole")})
-    reader.join(timeout=10)
+    reader.join(timeout=5)
     assert read == [b"whole"]
     assert pipe.is_fifo()
     assert list(tmp_path.iterdir()) == [pipe]
@@ -277,6 +302,43 @@ def test_code_beside_weights_is_never_run(monkeypatch: pytest.MonkeyPatch, tmp_p
     SMALL.save_pretrained(tmp_path)
     pl.compare(SMALL, f"hf:{tmp_path}", torch.tensor([[1, 2, 3]]))
     assert seen["trust_remote_code"] is False
+
+
+def _named_by_process(path: Path) -> Path:
+    return path.parent / f".{path.name}.{os.getpid()}.part"
+
+
+def _columns_from_the_end(array: Any) -> Any:
+    keys = np.arange(array.sizes["key"])
+    return keys[len(keys) - array.sizes["query"] :], keys
+
+
+MUTANTS: dict[str, tuple[Any, str, Any, Callable[[Path], None]]] = {
+    "queries are the last": (
+        patterns, "_columns", _columns_from_the_end,
+        lambda _: test_tokens_given_for_some_queries_are_theirs(pl.plot.attention, pl.load()),
+    ),
+    "labels count from 0": (
+        patterns, "positions_of", lambda array, dim: list(range(array.sizes[dim])),
+        lambda _: test_labels_of_some_queries_say_their_positions(),
+    ),
+    "columns have no positions": (
+        activations, "coordinate", lambda axis, what: f"{axis}_{what}_",
+        lambda _: test_the_first_tokens_are_not_those_that_were_captured_first(pl.load()),
+    ),
+    "two writers share a name": (files, "_beside", _named_by_process, test_two_writers_of_one_file_leave_one_of_both),
+    "a device is a file": (files, "_is_device", lambda path: False, test_a_pipe_is_written_into_and_stays_one),
+    "cells are markup": (tables, "Text", lambda text: text, lambda _: test_a_table_shows_brackets()),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_mutants_are_noticed(name: str, tmp_path: Path):
+    module, attribute, broken, check = MUTANTS[name]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, attribute, broken)
+        with pytest.raises((AssertionError, KeyError)):
+            check(tmp_path)
 
 
 SMALL = support.glass(vocab_size=53, n_positions=16, n_embd=24, n_layer=2, n_head=3)

@@ -106,12 +106,12 @@ def _assuming(n_head: int, report: ComparisonReport) -> ComparisonReport:
 def _by_layout(a: tuple[Tensors, CkptedTransformer], b: tuple[Tensors, CkptedTransformer]) -> ComparisonReport:
     """Two state dicts of known layouts: parameter by parameter, under our names."""
     known = max(a[1].config.n_head, b[1].config.n_head)  # 1 where a layout does not say
-    first, second = _with_heads(a, known), _with_heads(b, known)
-    report = _of_named(first, second, _beside(a, b))
+    first, second, beside = _with_heads(a, known), _with_heads(b, known), _beside(a, b)
+    report = _of_named(first, second, beside)
     if report or known > 1 or not _differ_within_heads(report):
         return report
     for n_head in _possible_heads(first.config.n_embd):
-        found = _of_named(_with_heads(a, n_head), _with_heads(b, n_head), _beside(a, b))
+        found = _of_named(_with_heads(a, n_head), _with_heads(b, n_head), beside)
         if found:
             return _assuming(n_head, found)
     return report
@@ -142,19 +142,30 @@ def _of_named(first: CkptedTransformer, second: CkptedTransformer, beside: tuple
     if not (first.unembed.tied and second.unembed.tied):
         units["unembed.W_U"], others["unembed.W_U"] = first.unembed.W_U.detach(), second.unembed.W_U.detach()
     shared = [name for name in units if name in others and units[name].shape == others[name].shape]
-    orders = _head_orders(units, others, shared)
+    matches = {name: _named_match(name, units[name], others[name], None) for name in shared}
+    changed = {_owner(name) for name, match in matches.items() if HEAD in match.group.axes and not match.comparison}
+    for layer in changed:
+        held = [name for name, match in matches.items() if _owner(name) == layer and HEAD in match.group.axes]
+        order = _head_order(*(torch.cat([side[name].cpu().flatten(1) for name in held], 1) for side in (units, others)))
+        if order is not None:
+            matches |= {name: _named_match(name, units[name], others[name], order) for name in held}
     alignment = Alignment(
-        tuple(_named_match(name, units[name], others[name], orders.get(name.rpartition(".")[0])) for name in shared),
+        tuple(matches.values()),
         unexplained=(*(name for name in others if name not in units), *beside),
         missing=tuple(name for name in units if name not in others),
     )
-    divergence = next(_misfits(units, others), None) or first_changed(alignment, units, others)
-    return _report(first, units, others, alignment, divergence, BY_NAME)
+    report = _report(first, units, others, alignment, BY_NAME, swapped=False)
+    misfit = next(_misfits(units, others), None)
+    return report if misfit is None else replace(report, verdict="different", first_divergence=misfit)
+
+
+def _owner(name: str) -> str:
+    return name.rpartition(".")[0]
 
 
 def _named_match(name: str, unit: Tensor, other: Tensor, order: tuple[int, ...] | None) -> Match:
     group = Group((name,))
-    transform = Transform(axes_of(name), order if HEAD in group.axes else None)
+    transform = Transform(axes_of(name), order)
     compared = compare_tensors(unit, transform.undo(other, group, unit.shape))
     return Match(name, group, transform, tuple(other.shape), compared)
 
@@ -167,24 +178,18 @@ def _misfits(units: Tensors, others: Tensors) -> Iterator[Divergence]:
             yield Divergence(name, "parameter", f"shapes {list(units[name].shape)} and {list(others[name].shape)}")
 
 
-def _head_orders(units: Tensors, others: Tensors, names: list[str]) -> dict[str, tuple[int, ...]]:
-    """An attention layer -> which of its heads stands at each place, where one order explains all it has."""
-    layers: dict[str, list[str]] = {}
-    for name in names:
-        if HEAD in axes_of(name):
-            layers.setdefault(name.rpartition(".")[0], []).append(name)
-    found: dict[str, tuple[int, ...]] = {}
-    for layer, held in layers.items():
-        expected, given = (torch.cat([side[name].cpu().flatten(1) for name in held], 1) for side in (units, others))
-        coarse = max((expected.dtype, given.dtype), key=lambda dtype: torch.finfo(dtype).eps)
-        expected, given = expected.to(coarse), given.to(coarse)
-        order: list[int] = []
-        for head in given:
-            equal = (h for h in range(len(expected)) if h not in order and torch.equal(expected[h], head))
-            order.append(next(equal, -1))
-        if -1 not in order and order != sorted(order):
-            found[layer] = tuple(order)
-    return found
+def _head_order(expected: Tensor, given: Tensor) -> tuple[int, ...] | None:
+    """Which head stands at each place, of all that heads have [H, N]; None where no other order explains it."""
+    coarse = max((expected.dtype, given.dtype), key=lambda dtype: torch.finfo(dtype).eps)
+    expected, given = expected.to(coarse), given.to(coarse)
+    order: list[int] = []
+    for head in given:
+        equal = (h for h in range(len(expected)) if h not in order and torch.equal(expected[h], head))
+        found = next(equal, None)
+        if found is None:
+            return None
+        order.append(found)
+    return None if order == sorted(order) else tuple(order)
 
 
 def _best_of_heads(
@@ -206,24 +211,22 @@ def _by_value(reference: CkptedTransformer, others: Tensors, *, swapped: bool) -
     """A model's parameters and tensors under names that mean nothing: found by value, and the names then checked."""
     config, units = reference.config, units_of(reference)
     alignment = align(units, others, config.n_layer, config.n_head)
-    report = _report(reference, units, others, alignment, first_changed(alignment, units, others), BY_VALUE)
-    rows = rows_of_parameters(alignment, swapped=swapped)
+    report = _report(reference, units, others, alignment, BY_VALUE, swapped=swapped)
     found = doubts(alignment, units, others) if report else ()
-    verdict = "inconclusive" if found else report.verdict
-    return replace(report, verdict=verdict, parameters=rows, notes=(*found, *report.notes))
+    return replace(report, verdict="inconclusive", notes=(*found, *report.notes)) if found else report
 
 
 def _report(
-    reference: CkptedTransformer, units: Tensors, others: Tensors, alignment: Alignment, found: Divergence | None,
-    note: str,
-) -> ComparisonReport:  # fmt: skip
+    reference: CkptedTransformer, units: Tensors, others: Tensors, alignment: Alignment, note: str, *, swapped: bool
+) -> ComparisonReport:
     same = all(units[u].dtype == others[match.name].dtype for match in alignment.matches for u in match.group.units)
+    changed = first_changed(alignment, units, others)
     return ComparisonReport(
-        verdict_of(alignment, (), found, may_be_identical=same, rounding_explains=False),
-        rows_of_parameters(alignment, swapped=False),
+        verdict_of(alignment, (), changed, may_be_identical=same, rounding_explains=False),
+        rows_of_parameters(alignment, swapped=swapped),
         (),
         reference.ckpt_names,
-        found,
+        changed,
         alignment,
         (ALONE, note, *notes_on(alignment)),
     )

@@ -156,12 +156,13 @@ def write_folder(folder: Path, writers: Mapping[str, Writer]) -> None:
             temporary[name] = _beside(folder / name)
             _write_durably(temporary[name], write)
         for name, part in temporary.items():
-            if _is_device(folder / name):
+            if part.parent == folder:
+                os.replace(part, folder / name)
+            else:
                 with part.open("rb") as whole, (folder / name).open("wb") as device:
                     shutil.copyfileobj(whole, device)
-            else:
-                os.replace(part, folder / name)
-        _flush(folder)
+        if any(part.parent == folder for part in temporary.values()):
+            _flush(folder)
     except OSError as problem:
         raise WeightsError(
             f"{folder}: cannot be written: {problem.strerror or problem}.",
@@ -180,7 +181,7 @@ def write_folder(folder: Path, writers: Mapping[str, Writer]) -> None:
 
 def _is_device(path: Path) -> bool:
     """Whether a path is no file that can be exchanged: a pipe, a terminal, what is in /dev."""
-    return path.exists() and (not path.is_file() or path.parent == Path("/dev"))
+    return path.exists() and not path.is_dir() and (not path.is_file() or path.parent == Path("/dev"))
 
 
 def _beside(path: Path) -> Path:
