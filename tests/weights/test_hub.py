@@ -150,6 +150,16 @@ def test_a_repository_is_downloaded_and_loads(server: StandIn, hf: Any, tmp_path
     assert {path.name for path in folder.iterdir()} == {"config.json", "model.safetensors", "tokenizer.json"}
 
 
+def test_a_vocabulary_is_downloaded_with_its_added_tokens(server: StandIn, tmp_path: Path) -> None:
+    del server.files["tokenizer.json"]
+    server.files["vocab.json"] = json.dumps({"a": 0, "b": 1}).encode()
+    server.files["merges.txt"] = b"#version: 0.2\n"
+    server.files["added_tokens.json"] = json.dumps({"<sep>": 2}).encode()
+    model = pl.load(REPOSITORY, hub=options(server, tmp_path))
+    assert model.tokenizer is not None
+    assert model.tokenizer.encode("a<sep>b") == [0, 2, 1]
+
+
 def test_a_cached_repository_costs_no_download_and_needs_no_network(server: StandIn, hf: Any, tmp_path: Path) -> None:
     folder = hub.locate(REPOSITORY, options(server, tmp_path))
     server.requests.clear()
