@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import checks
 import numpy as np
 import pytest
+import tokenizers
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pellucid as pl
 import support
+from pellucid.run.stopping import Stopping
+from pellucid.run.text import TextStream
 
 TEXTS = [
     "Hello world",
@@ -127,6 +131,95 @@ def test_it_is_saved_as_one_file(gpt2_tokenizer: pl.Tokenizer, tmp_path: Path) -
             == gpt2_tokenizer.encode(text)
             == in_transformers(text, add_special_tokens=False)["input_ids"]
         )
+
+
+def metaspace() -> pl.Tokenizer:
+    """Words that begin with a mark, which is a space but where a text begins."""
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE(*_words("\u2581one \u2581two s . e").values()))
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
+    backend.decoder = tokenizers.decoders.Metaspace()
+    return pl.Tokenizer(backend)
+
+
+def stripping() -> pl.Tokenizer:
+    """The same mark, taken away at the beginning of a text by steps, as SentencePiece's byte fallback has it."""
+    built = metaspace()
+    built._backend.decoder = tokenizers.decoders.Sequence([
+        tokenizers.decoders.Replace("\u2581", " "), tokenizers.decoders.ByteFallback(), tokenizers.decoders.Fuse(),
+        tokenizers.decoders.Strip(" ", 1, 0),
+    ])  # fmt: skip
+    return built
+
+
+def wordpiece() -> pl.Tokenizer:
+    """Words with a space between them, and ends of words that have none."""
+    vocabulary = {word: i for i, word in enumerate(["[UNK]", "one", "two", "##s", "."])}
+    backend = tokenizers.Tokenizer(tokenizers.models.WordPiece(vocabulary, unk_token="[UNK]"))
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+    backend.decoder = tokenizers.decoders.WordPiece()
+    return pl.Tokenizer(backend)
+
+
+def _words(words: str) -> dict[str, Any]:
+    """A vocabulary of these words, and the merges that make them, one character after another."""
+    vocabulary: dict[str, int] = {}
+    merges: dict[tuple[str, str], None] = {}
+    for word in words.split():
+        for end in range(1, len(word) + 1):
+            for part in (word[end - 1], word[:end]):
+                vocabulary.setdefault(part, len(vocabulary))
+            if end > 1:
+                merges[word[: end - 1], word[end - 1]] = None
+    return {"vocab": vocabulary, "merges": list(merges)}
+
+
+SPACED = (metaspace, stripping, wordpiece)
+
+
+@pytest.mark.parametrize("build", SPACED)
+def test_tokens_keep_the_spaces_that_a_text_begins_without(build: Callable[[], pl.Tokenizer]) -> None:
+    tokenizer = build()
+    ids = tokenizer.encode("one twos one.")
+    assert tokenizer.decode(ids) == "one twos one."
+    assert tokenizer.pieces(ids) == [" one", " two", "s", " one", "."]
+    for cut in range(len(ids) + 1):
+        assert tokenizer.decode(ids[:cut]) + tokenizer.decode(ids[cut:], after=ids[:cut]) == "one twos one."
+
+
+@pytest.mark.parametrize("build", SPACED)
+def test_a_stream_keeps_spaces(build: Callable[[], pl.Tokenizer]) -> None:
+    tokenizer = build()
+    ids = tokenizer.encode("one twos one.")
+    for cut in range(len(ids)):
+        stream = TextStream(tokenizer, after=ids[:cut])
+        shown = [stream.push(token) for token in ids[cut:]]
+        assert tokenizer.decode(ids[:cut]) + "".join(shown) + stream.finish() == "one twos one."
+
+
+@pytest.mark.parametrize("build", SPACED)
+def test_texts_grow_by_what_is_streamed(build: Callable[[], pl.Tokenizer]) -> None:
+    tokenizer = build()
+    model = support.glass(vocab_size=len(tokenizer))
+    model.tokenizer = tokenizer
+    prompts = ["one", "twos one."]
+    for options in ({}, {"sampler": pl.Sampler(temperature=3.0), "seed": 1}):
+        out = model.generate(prompts, max_new_tokens=12, end_ids=(), **options)
+        tokens = list(model.stream(prompts, max_new_tokens=12, end_ids=(), **options))
+        for row, prompt in enumerate(prompts):
+            assert prompt + "".join(token.text for token in tokens if token.row == row) == out.texts[row]
+
+
+@pytest.mark.parametrize("build", SPACED)
+def test_texts_stop_at_a_space(build: Callable[[], pl.Tokenizer]) -> None:
+    tokenizer = build()
+    two = tokenizer.encode("one two")[1]
+    stops = Stopping(max_new_tokens=9, end_ids=(), strings=(" two",), tokenizer=tokenizer)
+    assert [stops.reason(ids) for ids in ([two], tokenizer.encode("ones"))] == ["stop", None]
+
+
+def test_tokens_of_gpt2_have_a_text_of_their_own(gpt2_tokenizer: pl.Tokenizer) -> None:
+    every = range(len(gpt2_tokenizer))
+    assert gpt2_tokenizer.pieces(every) == [gpt2_tokenizer.decode([i]) for i in every]
 
 
 def test_a_folder_without_a_tokenizer(tmp_path: Path) -> None:

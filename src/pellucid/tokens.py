@@ -13,9 +13,12 @@ from torch import Tensor
 from pellucid.errors import InputError, NotFoundError, WeightsError
 from pellucid.weights import files
 
+UNFINISHED = "\ufffd"
+"""How bytes are decoded that are no character, or not yet one."""
+
 
 class Tokenizer:
-    """Byte-level BPE (Sennrich et al. 2016; Radford et al. 2019), run by the tokenizers library.
+    """GPT-2's byte-level BPE (Sennrich et al. 2016; Radford et al. 2019), or another, run by the tokenizers library.
 
     Nothing is added to a text: no beginning-of-text id, no padding, no truncation.
 
@@ -96,27 +99,39 @@ class Tokenizer:
                 remedy="Pass a str; text read with errors='surrogateescape' has to be decoded first.",
             ) from error
 
-    def decode(self, ids: int | Iterable[int]) -> str:
+    def decode(self, ids: int | Iterable[int], *, after: Iterable[int] = ()) -> str:
         """The text of one id or several; bytes that are not UTF-8 come out as U+FFFD.
 
         Ids behind the vocabulary have no text: a model may have more rows than its tokenizer has tokens.
 
+        Args:
+            ids: What is decoded.
+            after: Ids that stand before them and are not part of the text. GPT-2's tokens have a text of their own;
+                those of other tokenizers may begin with a space that is dropped where a text begins.
+
         Raises:
             InputError: A negative id, or one that no vocabulary has.
         """
-        wanted = [int(i) for i in (torch.as_tensor(ids).reshape(-1) if isinstance(ids, (int, Tensor)) else ids)]
-        wrong = next((i for i in wanted if not 0 <= i < 2**32), None)
+        own, before = _listed(ids), _listed(after)
+        alone, beginning = self._text(own), self._text(before)
+        if not before or beginning.endswith(UNFINISHED):
+            return alone
+        whole = self._text([*before, *own])
+        return whole.removeprefix(beginning) if whole.startswith(beginning) else alone
+
+    def _text(self, ids: list[int]) -> str:
+        wrong = next((i for i in ids if not 0 <= i < 2**32), None)
         if wrong is not None:
             raise InputError(
                 f"tokenizer: id {wrong}, expected 0 to {len(self) - 1}.",
                 code="id-out-of-range",
                 remedy="Decode with the tokenizer that the ids come from.",
             )
-        return self._backend.decode(wanted, skip_special_tokens=False)
+        return self._backend.decode(ids, skip_special_tokens=False)
 
     def pieces(self, ids: Iterable[int]) -> list[str]:
-        """Each id decoded alone, for labels."""
-        return [self.decode([i]) for i in ids]
+        """Each id alone, as it is within a text, for labels."""
+        return [self.decode([i], after=[i]) for i in ids]
 
     def token_id(self, piece: str) -> int:
         """The id of a text that is exactly one token.
@@ -148,6 +163,10 @@ class Tokenizer:
     def __len__(self) -> int:
         """Size of the vocabulary, special tokens included."""
         return self._backend.get_vocab_size()
+
+
+def _listed(ids: int | Iterable[int]) -> list[int]:
+    return [int(i) for i in (torch.as_tensor(ids).reshape(-1) if isinstance(ids, (int, Tensor)) else ids)]
 
 
 def _unreadable(path: str | Path, error: Exception) -> WeightsError:

@@ -13,6 +13,7 @@ import torch
 
 import pellucid as pl
 import support
+import test_tokens as tokens
 from pellucid import cache
 from pellucid.run import beams, decoding, sampling, stages, stepping, stopping, text
 
@@ -84,6 +85,22 @@ def own_log_probabilities() -> None:
     features.test_log_probabilities_are_the_models_own(support.glass())
 
 
+def spaces() -> None:
+    tokens.test_tokens_keep_the_spaces_that_a_text_begins_without(tokens.metaspace)
+
+
+def streamed_spaces() -> None:
+    tokens.test_a_stream_keeps_spaces(tokens.wordpiece)
+
+
+def spaces_of_generated_texts() -> None:
+    tokens.test_texts_grow_by_what_is_streamed(tokens.stripping)
+
+
+def stopping_spaces() -> None:
+    tokens.test_texts_stop_at_a_space(tokens.metaspace)
+
+
 def nan() -> None:
     features.test_nan_is_traced_to_where_it_begins("blocks.1.mlp.W_in", "blocks.1.mlp.ckpt_pre")
 
@@ -93,7 +110,7 @@ CHECKS = [
     *map(setting, ("top p", "minimum", "suppressed", "all filters")), penalties, searches,
     sampled_searches, generators, caches, common_beginnings, captures, edits, sliding, ends, nan,
     features.test_stop_strings_across_tokens, features.test_a_stream_never_splits_a_character,
-    own_log_probabilities,
+    own_log_probabilities, spaces, streamed_spaces, spaces_of_generated_texts, stopping_spaces,
 ]  # fmt: skip
 
 
@@ -188,6 +205,20 @@ def within_a_token(patch: Patch) -> None:
     patch.setattr(stopping.Stopping, "_holds_a_string", holds)
 
 
+def nothing_stands_before(patch: Patch) -> None:
+    decode = pl.Tokenizer.decode
+
+    def alone(self: pl.Tokenizer, ids: Any, *, after: Any = ()) -> str:
+        return decode(self, ids)
+
+    patch.setattr(pl.Tokenizer, "decode", alone)
+
+
+def prompts_are_not_text(patch: Patch) -> None:
+    begin = text.TextStream.__init__
+    patch.setattr(text.TextStream, "__init__", lambda self, tokenizer, after=(): begin(self, tokenizer))
+
+
 MUTANTS: dict[str, tuple[Callable[[Patch], None], Callable[[], None]]] = {
     "the nucleus leaves out its last token": (
         patched(stages, "top_p", lambda x, p, keep=1: _nucleus(x, p)), stage("top_p")),
@@ -222,6 +253,10 @@ MUTANTS: dict[str, tuple[Callable[[Patch], None], Callable[[], None]]] = {
     "tokens are decoded alone": (
         patched(text.TextStream, "push", lambda self, token: self._tokenizer.decode([token])),
         features.test_a_stream_never_splits_a_character),
+    "spaces are dropped from pieces": (nothing_stands_before, spaces),
+    "spaces are dropped from streams": (nothing_stands_before, streamed_spaces),
+    "a stream begins a text": (prompts_are_not_text, spaces_of_generated_texts),
+    "stop strings begin a text": (nothing_stands_before, stopping_spaces),
     "nan is not looked for": (patched(torch.Tensor, "isnan", lambda self: torch.zeros_like(self).bool()), nan),
 }  # fmt: skip
 

@@ -179,7 +179,7 @@ def _show(token: Chosen, number: int, tokenizer: pl.Tokenizer | None) -> None:
     if token.stages is None:
         write(token.text)
         return
-    piece = visible(str(token.id) if tokenizer is None else tokenizer.decode([token.id]))
+    piece = visible(str(token.id) if tokenizer is None else tokenizer.pieces([token.id])[0])
     title = Text.assemble(f"\n{number}  ", (piece, "bold green"), f"  {math.exp(token.logprob):.1%}")
     table = Table.grid(padding=(0, 2, 0, 0))
     for name, candidates in token.stages.items():
@@ -190,12 +190,12 @@ def _show(token: Chosen, number: int, tokenizer: pl.Tokenizer | None) -> None:
 
 def _take(written: Written, model: pl.CkptedTransformer, out: pl.Generation) -> None:
     """Keep what a search found, whose tokens come all at once."""
-    new, stream = out.rows[0].new.tolist(), TextStream(model.tokenizer)
+    (row,) = out.rows
+    new, stream = row.new.tolist(), TextStream(model.tokenizer, after=row.prompt.tolist())
     pieces = [stream.push(token) for token in new]
     if pieces:
         pieces[-1] += stream.finish()
-    written.stopped = out.stopped[0]
+    written.stopped = row.stopped
     written.tokens = [
-        Chosen(i, piece, logprob, None)
-        for i, piece, logprob in zip(new, pieces, out.rows[0].logprobs.tolist(), strict=True)
+        Chosen(i, piece, logprob, None) for i, piece, logprob in zip(new, pieces, row.logprobs.tolist(), strict=True)
     ]

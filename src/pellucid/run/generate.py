@@ -40,10 +40,9 @@ def generate(model: Transformer, request: Request) -> Generation:
             lengths[row] = number + 1 if active else lengths[row]
             reasons[row] = step.reasons[row] or reasons[row]
     new, chances = torch.stack(ids, 1), torch.stack(logprobs, 1)
-    prompts = [row for row in request.batch.rows() for _ in range(request.returned)]
     rows = tuple(
         Row(prompt, new[i, : lengths[i]], chances[i, : lengths[i]], reasons[i])  # pyright: ignore[reportArgumentType]
-        for i, prompt in enumerate(prompts)
+        for i, prompt in enumerate(_prompts(request))
     )
     ckpts = _captured(stepper, request, new, lengths)
     return Generation(rows, request.batch.tokenizer, request.single and request.returned == 1, ckpts)
@@ -57,8 +56,13 @@ def stream(model: Transformer, request: Request, *, explain: bool = False) -> It
     return _tokens(_started(model, request)[1] if request.stopping.max_new_tokens else iter(()), request, explain)
 
 
+def _prompts(request: Request) -> list[Tensor]:
+    """The prompt of each text that is returned."""
+    return [row for row in request.batch.rows() for _ in range(request.returned)]
+
+
 def _tokens(steps: Iterator[Step], request: Request, explain: bool) -> Iterator[Token]:
-    texts = [TextStream(request.batch.tokenizer) for _ in range(len(request.batch) * request.returned)]
+    texts = [TextStream(request.batch.tokenizer, after=prompt.tolist()) for prompt in _prompts(request)]
     for step in steps:
         chosen, logprobs = step.ids.tolist(), step.logprobs.tolist()
         for row, active in enumerate(step.active.tolist()):

@@ -52,8 +52,9 @@ class Stopping:
         """Whether the newest token finishes a stop string, which may have begun some tokens earlier."""
         assert self.tokenizer is not None, "checked when it was made"
         longest = max(len(text.encode("utf-8", "surrogatepass")) for text in self.strings)
-        recent = self.tokenizer.decode(new[-longest - 4 :])  # a token has a byte at least; four more finish a character
-        return any(text in recent for text in self.strings)
+        recent = new[-longest - 4 :]  # a token has a byte at least; four more finish a character
+        text = self.tokenizer.decode(recent, after=recent[:1])
+        return any(string in text for string in self.strings)
 
 
 def stopping(

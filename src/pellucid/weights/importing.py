@@ -230,7 +230,7 @@ def _head_name(layout: Layout) -> str:
 
 
 def same_numbers(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors of one shape hold the same numbers; a NaN equals the same NaN."""
+    """Whether two tensors of one shape hold the same numbers; a NaN equals the same NaN, 0.0 equals -0.0 as ever."""
     if a.data_ptr() == b.data_ptr() and a.stride() == b.stride():
         return True
     if a.dtype != b.dtype:
