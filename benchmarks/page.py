@@ -2,7 +2,7 @@
 
     python benchmarks/page.py FOLDER                          # writes into docs/
     python benchmarks/page.py FOLDER --print                  # shows the page; a quick run is only ever shown
-    python benchmarks/page.py FOLDER --name benchmarks_avx2   # a page for another processor
+    python benchmarks/page.py FOLDER --name benchmarks_amx    # a page for another processor
 
 The prose of a section is the docstring of its script. A target that is missed is listed with the reason that
 `reasons.toml` gives, and with where the time goes; a missed target without a reason says that there is none. What else
