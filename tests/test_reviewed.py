@@ -156,8 +156,9 @@ def test_what_a_tokenizer_returns_unpadded_is_padded_here(model: pl.CkptedTransf
 
 def test_a_mean_over_pads_alone_is_refused(model: pl.CkptedTransformer):
     batch = model.tokenize(torch.tensor([[0, 1, 2], [0, 3, 4]]), mask=[[0, 1, 1], [0, 1, 1]])
+    _, pads = model.run_with_ckpts(batch, names="blocks.0.resid_post", pos=0)
     with pytest.raises(pl.EditError):
-        model.run_with_ckpts(batch, edits=pl.Edit.mean_ablate("blocks.0.resid_post", pos=0))
+        model.run_with_ckpts(batch, edits=pl.Edit.mean_ablate("blocks.0.resid_post", pads))
 
 
 def test_captures_with_gradients_can_be_saved_and_those_with_edits_pickled(model: pl.CkptedTransformer, tmp_path):

@@ -400,7 +400,7 @@ def test_no_regressor_is_called_as_the_response() -> None:
 
 
 def test_a_gap_is_named() -> None:
-    with pytest.raises(pl.InputError, match="in text 0, position 12 follows position 8"):
+    with pytest.raises(pl.InputError, match=r"in text 0, position 12 \(column 9\) follows position 8 \(column 8\)"):
         autoregression(cases.several_texts([20]).isel(pos=[*range(9), 12]), 1)
 
 

@@ -271,6 +271,17 @@ def test_backward_from_a_checkpoint(glass64: pl.CkptedTransformer) -> None:
         glass64.zero_grad(set_to_none=True)
 
 
+def test_gradients_of_a_frozen_model_begin_at_what_is_captured() -> None:
+    names = ["blocks.1.attn.ckpt_q", "blocks.1.attn.ckpt_v", "blocks.1.mlp.ckpt_pre", "blocks.2.resid_post"]
+    found = []
+    for frozen in (False, True):
+        model = support.glass().requires_grad_(not frozen)
+        logits, ckpts = model.run_with_ckpts(IDS, names=names, grads=True)
+        logits.square().sum().backward()
+        found.append([logits.detach(), *(ckpts[name].grad for name in names)])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
 def test_without_grads_nothing_is_recorded(glass64: pl.CkptedTransformer) -> None:
     logits, ckpts = glass64.run_with_ckpts(IDS)
     assert not logits.requires_grad

@@ -56,6 +56,7 @@ KINDS: dict[str, tuple[Callable[..., pl.Edit], Change]] = {
     ),
 }
 
+SCORES = "blocks.1.attn.ckpt_scores"
 SIZES = {"batch": 2, "pos": 11, "query": 11, "key": 11, "head": 4, "d_model": 48, "d_head": 12, "d_mlp": 192}
 
 
@@ -267,14 +268,51 @@ def test_mean_ablation_of_a_part(glass64: pl.CkptedTransformer) -> None:
 
     def change(value: Tensor) -> Tensor:
         out = value.clone()
-        chosen = [4, 10]  # the mean is over the chosen columns of this run
-        out[:, chosen, 2] = mean_at(value[:, chosen], batch.mask[:, chosen])[2]
+        out[:, [4, 10], 2] = mean_at(value, batch.mask)[2]
         return out
 
     with torch.no_grad():
         expected, _ = support.by_hand(glass64, batch.ids, {name: change}, batch.mask)
     logits, _ = glass64.run_with_ckpts(batch, edits=[pl.Edit.mean_ablate(name, pos=[4, 10], heads=2)])
     assert support.close(logits[batch.mask], expected[batch.mask])
+
+
+def test_mean_ablation_of_one_position_by_this_run_is_that_by_the_same_run(glass: pl.CkptedTransformer) -> None:
+    name = "blocks.1.attn.ckpt_z"
+    plain, reference = glass.run_with_ckpts(IDS[:1], names=name)
+    one, other = (
+        glass.run_with_ckpts(IDS[:1], edits=[pl.Edit.mean_ablate(name, *source, pos=-1)])[0]
+        for source in ((), (reference,))
+    )
+    assert torch.equal(one, other)
+    assert not torch.equal(one, plain)
+
+
+@pytest.mark.parametrize("edit", [pl.Edit.scale(SCORES, 1.5), pl.Edit.add(SCORES, -20.0)], ids=repr)
+def test_scores_of_pads_may_be_edited(edit: pl.Edit) -> None:
+    """What is hidden holds the least number; less than that must not become NaN, which would spread."""
+    model = support.glass()
+    batch = model.tokenize(RAGGED)
+    logits, ckpts = model.run_with_ckpts(batch, names=SCORES, edits=[edit])
+    assert torch.isfinite(ckpts[SCORES]).all()
+    for row, ids in enumerate(RAGGED):
+        alone, _ = model.run_with_ckpts([ids], edits=[edit])
+        assert (logits[row][batch.mask[row]] - alone[0]).abs().max() < 1e-4
+    half = support.glass(dtype=torch.float16)
+    assert torch.isfinite(half.run_with_ckpts(batch, edits=[edit])[0][batch.mask]).all()
+
+
+def test_a_patch_puts_no_pad_at_a_token(glass: pl.CkptedTransformer) -> None:
+    name = "blocks.1.resid_pre"
+    left, right = (glass.tokenize([[1, 2, 3, 4], [5, 6]], padding_side=side) for side in ("left", "right"))
+    _, source = glass.run_with_ckpts(right, names=name)
+    for pos in (None, [2, 3], -1):
+        with pytest.raises(pl.EditError, match="text 1 has a token at the chosen column [023]") as caught:
+            glass.run_with_ckpts(left, edits=[pl.Edit.patch(name, source, pos=pos)])
+        assert caught.value.code == "edit-misfit"
+    _, whole = glass.run_with_ckpts([[7, 8, 9, 10]], names=name)
+    _, ckpts = glass.run_with_ckpts(left, names=name, edits=[pl.Edit.patch(name, whole, pos=-1)])
+    assert torch.equal(ckpts[name][:, -1], whole[name][:, -1].expand(2, -1))
 
 
 def test_mean_ablation_by_another_run(glass64: pl.CkptedTransformer) -> None:

@@ -72,7 +72,7 @@ def panel_of(array: xarray.DataArray, what: str) -> Panel:
     if given is None or set(given.dims) != {*texts, *time}:
         position = _counted(values)
     else:
-        position = given.transpose(*texts, *time).values.reshape(values.shape[1:])
+        position = given.transpose(*texts, *time).fillna(-1).values.astype(np.int64).reshape(values.shape[1:])
     require_adjacent(position, what)
     coords = {dim: array.coords[dim].values for dim in dims if dim in array.coords}
     return Panel(values, position, dims, shape, coords)
@@ -92,17 +92,18 @@ def _counted(values: Array) -> Array:
 
 
 def require_adjacent(position: Array, what: str) -> None:
-    """Refuse columns that were chosen apart: the one before is then not the token before."""
-    before, after = position[:, :-1], position[:, 1:]
-    apart = np.argwhere((before >= 0) & (after >= 0) & (after != before + 1))
-    if len(apart):
-        text, column = map(int, apart[0])
-        raise InputError(
-            f"{what}: in text {text}, position {position[text, column + 1]} follows position {position[text, column]}, "
-            "expected adjacent ones.",
-            code="positions-not-adjacent",
-            remedy="Capture all positions, or a slice of step 1, in their order.",
-        )
+    """Refuse columns that were chosen apart, or that pads stand between: the one before is then not the token before."""
+    for text, row in enumerate(position):
+        columns = np.flatnonzero(row >= 0)
+        apart = np.flatnonzero((np.diff(columns) != 1) | (np.diff(row[columns]) != 1))
+        if len(apart):
+            before, after = columns[apart[0]], columns[apart[0] + 1]
+            raise InputError(
+                f"{what}: in text {text}, position {row[after]} (column {after}) follows position {row[before]} "
+                f"(column {before}), expected adjacent ones.",
+                code="positions-not-adjacent",
+                remedy="Capture all positions, or a slice of step 1, in their order; measure.aligned closes gaps of pads.",
+            )
 
 
 @dataclass(frozen=True)

@@ -77,13 +77,30 @@ def array_of(source: Source, name: aliases.Name | None, what: str) -> xarray.Dat
         if name is not None:
             return values(source, name)
     elif isinstance(source, need("xarray", what).DataArray) and name is None:
-        return source.astype(np.float64)
+        return _finite(source.astype(np.float64), what)
     wanted = "a checkpoint's name beside the run" if isinstance(source, ActivationCkpts) else "a run or a DataArray"
     raise InputError(
         f"{what}: {type(source).__name__} given{'' if name is None else f' with {name!r}'}, expected {wanted}.",
         code="not-measurable",
         remedy="Pass the ActivationCkpts of run_with_ckpts and a name, or what norms or values returned, without one.",
     )
+
+
+def _finite(array: xarray.DataArray, what: str) -> xarray.DataArray:
+    """An array of the caller's, in which NaN is an entry that is missing.
+
+    Raises:
+        InputError: An infinite value.
+    """
+    infinite = np.argwhere(np.isinf(array.values))
+    if len(infinite):
+        at = ", ".join(f"{dim} {int(i)}" for dim, i in zip(array.dims, infinite[0], strict=True))
+        raise InputError(
+            f"{what}: {float(array.values[tuple(infinite[0])])} at {at}, expected finite numbers, or NaN for none.",
+            code="not-finite",
+            remedy="Find where it comes from, or leave it out: array.where(np.isfinite(array)).",
+        )
+    return array
 
 
 def grouped(source: Source, name: aliases.Name | None, over: Collection[str] | None, what: str) -> Groups:
@@ -118,12 +135,17 @@ def grouped(source: Source, name: aliases.Name | None, over: Collection[str] | N
 
 
 def _begins_apart(array: xarray.DataArray, axis: str) -> bool:
-    """Whether a column is not the same position of all texts; where nothing says, whether there are pads."""
+    """Whether a column is not the position of a text that its label says; where nothing says, whether there are pads."""
     position = array.coords.get(coordinate(axis, "position"))
     if position is None or not {"batch", axis} <= set(position.dims):
         return bool(array.isnull().any())
-    columns = position.transpose("batch", axis).values
-    return bool(((columns >= 0) & (columns != columns.max(axis=0))).any())
+    columns = positions_of(position, axis)
+    return bool(((columns >= 0) & (columns != array[axis].values)).any())
+
+
+def positions_of(position: xarray.DataArray, axis: str) -> Array:
+    """[batch, axis] of a coordinate of positions, -1 at pads and where arrays of unequal length were put together."""
+    return position.transpose("batch", axis).fillna(-1).values.astype(np.int64)
 
 
 def flattened(data: Array, kept: int) -> Array:
@@ -170,7 +192,7 @@ def aligned(array: xarray.DataArray, axis: str = "pos") -> xarray.DataArray:
             code="no-positions",
             remedy="Pass what norms or values returned, texts and positions whole.",
         )
-    position = array.coords[label].transpose("batch", axis).values
+    position = positions_of(array.coords[label], axis)
     text, column = np.nonzero(position >= 0)
     at, length = position[text, column], int(position.max()) + 1
 
@@ -181,7 +203,7 @@ def aligned(array: xarray.DataArray, axis: str = "pos") -> xarray.DataArray:
 
     labels = {label: moved(position, -1)}
     if tokens in array.coords:
-        labels[tokens] = moved(array.coords[tokens].transpose("batch", axis).values, "")
+        labels[tokens] = moved(array.coords[tokens].transpose("batch", axis).fillna("").values, "")
     coords: dict[str, Any] = {str(n): c for n, c in array.coords.items() if axis not in c.dims}
     coords |= {axis: range(length), **{n: (("batch", axis), data) for n, data in labels.items()}}
     last = array.transpose(..., "batch", axis)

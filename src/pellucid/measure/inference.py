@@ -80,6 +80,9 @@ def hac_covariance(design: Design, solution: Solution, maxlags: int) -> Array:
     out = np.empty_like(solution.inverse)
     for block, columns, residual in _centred_blocks(design, solution):
         scores = np.stack([residual, *(column * residual for column in columns[1:])], axis=1)
+        size = np.abs(scores).max(2, keepdims=True)  # products of scores would leave the range of numbers before these do
+        size[size == 0] = 1.0
+        scores /= size
         meat = scores @ scores.transpose(0, 2, 1)
         for lag in range(1, maxlags + 1):
             same = design.text[lag:] == design.text[:-lag]
@@ -92,7 +95,8 @@ def hac_covariance(design: Design, solution: Solution, maxlags: int) -> Array:
         shift[:, 0, 1:] = -_means(design, block)
         bread[:, 0, :] = bread[:, :, 0] = 0.0
         bread[:, 0, 0] = 1 / solution.count
-        out[block] = shift @ bread @ meat @ bread @ shift.transpose(0, 2, 1)
+        half = shift @ bread * size.transpose(0, 2, 1)
+        out[block] = half @ meat @ half.transpose(0, 2, 1)
     return out
 
 

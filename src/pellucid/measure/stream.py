@@ -15,7 +15,7 @@ from pellucid.measure.captured import Runs
 from pellucid.measure.gathering import Statistic
 from pellucid.measure.resume import Keeper, Progress, Saving
 from pellucid.run.activations import ActivationCkpts
-from pellucid.run.origin import weights_fingerprint
+from pellucid.run.origin import execution_of, weights_fingerprint
 
 
 @dataclass(frozen=True, repr=False)
@@ -118,7 +118,7 @@ def stream(
         saving = checkpoint if isinstance(checkpoint, Saving) else Saving(checkpoint)
         specs = [statistic.spec for statistic in gathering]
         identity = {"batch_size": batch_size, "statistics": specs, "weights": weights_fingerprint(model)}
-        keeper = Keeper(saving, identity)
+        keeper = Keeper(saving, {**identity, **execution_of(model)})
         done = keeper.load(gathering)
     known = all_names(model.config.n_layer)
     names = select([statistic.captures for statistic in gathering], known)

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -69,7 +69,9 @@ class ActivationCkpts(Mapping[str, Tensor]):
 
     @property
     def provenance(self) -> Mapping[str, str]:
-        """`model`, where its weights came from, and `weights`, their SHA-256; empty where it is not known.
+        """`model`, where its weights came from, `weights`, their SHA-256, `numerics` and `attention`.
+
+        Empty where it is not known.
 
         The fingerprint is worked out when it is first asked for.
         """
@@ -149,7 +151,9 @@ class ActivationCkpts(Mapping[str, Tensor]):
         return full
 
     def to_xarray(self) -> xarray.Dataset:
-        """Labelled arrays, one for each kind of checkpoint, blocks along `layer`; pads are NaN.
+        """Labelled arrays, one for each kind of checkpoint, blocks along `layer`.
+
+        Pads are NaN, and so is a block in which a kind was not captured though another was.
 
         Columns have the coordinates `token` and `position` (of queries and keys `query_token` and so on); a pad's
         position is -1.
@@ -233,6 +237,29 @@ class ActivationCkpts(Mapping[str, Tensor]):
         write = partial(save_file, {**apart, **tokens}, metadata={_ABOUT: json.dumps(about)})
         files.write_folder(Path(path).parent, {Path(path).name: write})
 
+    def _require_one_run(self) -> None:
+        """Refuse values and tokens that no run can have given.
+
+        Raises:
+            ValueError: They do not fit together.
+        """
+        ids, mask, positions = self.batch.ids, self.batch.mask, self.batch.positions
+        if not ids.dim() == 2 or not ids.shape == mask.shape == positions.shape or mask.dtype != torch.bool:
+            raise ValueError("its ids, mask and positions do not fit together")
+        if any(tokens.is_floating_point() for tokens in (ids, positions)):
+            raise ValueError("its ids or positions are no whole numbers")
+        if [len(strings) for strings in self.batch.strings] != mask.sum(1).tolist():
+            raise ValueError("it has other strings than tokens")
+        columns = len(self._columns())
+        sizes = {Axis.BATCH: len(ids), Axis.POS: columns, Axis.QUERY: columns, Axis.KEY: ids.size(1)}
+        if self.part.heads is not None:
+            sizes[Axis.HEAD] = len(cast("list[int]", self.part.heads))
+        axes = all_axes(self.n_layer)
+        for name, value in self.items():
+            fits = len(axes[name]) == value.dim() and value.is_floating_point()
+            if not fits or any(sizes.setdefault(a, n) != n for a, n in zip(axes[name], value.shape, strict=True)):
+                raise ValueError(f"{name} is {value.dtype} {list(value.shape)}, which does not fit the others")
+
     @classmethod
     def load(cls, path: str | Path) -> ActivationCkpts:
         """Read a file that `save` wrote.
@@ -252,10 +279,10 @@ class ActivationCkpts(Mapping[str, Tensor]):
             ids, mask, positions = (tensors[f"batch.{name}"] for name in ("ids", "mask", "positions"))
             values = {name: tensors[name] for name in about["names"]}
             batch = Batch(ids, mask, positions, labels=about["strings"])
-            if not set(values) <= set(all_axes(int(about["n_layer"]))) or ids.shape != mask.shape:
-                raise ValueError("its names or its tokens do not fit together")
-            part, origin = Region(about["pos"], about["heads"]), Known(about.get("provenance", {}))
-            return cls(values, batch, int(about["n_layer"]), part=part, origin=origin)
+            part, origin = Region(about["pos"], about["heads"]), Known(dict(about.get("provenance", {})))
+            read = cls(values, batch, int(about["n_layer"]), part=part, origin=origin)
+            read._require_one_run()
+            return read
         except (KeyError, TypeError, ValueError, SafetensorError) as error:
             raise InputError(
                 f"{str(path)!r} holds no captured checkpoints ({error!r}).",

@@ -28,7 +28,7 @@ class Site:
         name: The checkpoint.
         axes: Of its value.
         batch: What runs.
-        shape: Of the whole value.
+        whole: The whole value, as it was.
         start: The column of the text at which the value begins, where a text is run piece by piece; else None.
         chosen: Which of the positions that the edit names are in this piece; None for all.
     """
@@ -36,7 +36,7 @@ class Site:
     name: str
     axes: Axes
     batch: Batch
-    shape: torch.Size
+    whole: Tensor
     start: int | None = None
     chosen: list[int] | None = None
 
@@ -113,19 +113,17 @@ class Edit:
         heads: Index = None,
         neurons: Index = None,
     ) -> Edit:
-        """Replace by the mean over batch and real positions.
+        """Replace by the mean over batch and all real positions.
 
         Args:
             names: A checkpoint or pattern; not scores or patterns, which have no mean over positions.
-            reference: The run whose values are averaged (all of its positions); this very run where None.
+            reference: The run whose values are averaged; this very run where None.
             pos, heads, neurons: The part to replace.
         """
-        region = Region(pos, heads, neurons)
         if reference is not None:
             _require_captured("mean_ablate", reference)
 
         def change(part: Tensor, site: Site) -> Tensor:
-            source, batch = (part, site.batch) if reference is None else (reference[site.name], reference.batch)
             if Axis.QUERY in site.axes:
                 raise EditError(
                     f"mean_ablate at {site.name}: scores and patterns have no mean over positions.",
@@ -138,11 +136,12 @@ class Edit:
                     code="edit-misfit",
                     remedy="Capture all heads in the reference; limit the edit by heads= instead.",
                 )
-            without_pos = Region(None, heads, neurons) if reference is not None else Region()
-            source = take(source, without_pos.indices(site.name, source.shape, site.axes, strict=True))
-            return _mean(source, batch, region if reference is None else Region(reference.part.pos)).to(part)
+            source = site.whole if reference is None else reference[site.name]
+            source = take(source, Region(None, heads, neurons).indices(site.name, source.shape, site.axes, strict=True))
+            mask = site.batch.mask if reference is None else _kept(reference)
+            return _mean(source, mask).to(part)
 
-        return cls("mean_ablate", names, change, region, whole_text=reference is None)
+        return cls("mean_ablate", names, change, Region(pos, heads, neurons), whole_text=reference is None)
 
     @classmethod
     def patch(
@@ -162,16 +161,18 @@ class Edit:
         def change(part: Tensor, site: Site) -> Tensor:
             value, here = source[site.name], region
             if site.start is not None:
-                columns = site.shape[site.pos_axis]
+                columns = site.whole.size(site.pos_axis)
                 inside = region.within(site.start, columns)
                 here = replace(region, pos=[site.start + i for i in (range(columns) if inside is None else inside[0])])
-            if source.part != Region() or (site.start is None and value.shape[1:] != site.shape[1:]):
+            if source.part != Region() or (site.start is None and value.shape[1:] != site.whole.shape[1:]):
                 raise EditError(
-                    f"patch at {site.name}: the source holds {list(value.shape)}, expected {list(site.shape)} "
+                    f"patch at {site.name}: the source holds {list(value.shape)}, expected {list(site.whole.shape)} "
                     f"({', '.join(site.axes)}).",
                     code="edit-misfit",
                     remedy="Capture whole values, of a text of the same number of tokens; limit the patch instead.",
                 )
+            if site.start is None:
+                _require_tokens(source.batch, site, region)
             chosen = take(value, here.indices(site.name, value.shape, site.axes, strict=True))
             return _fitting(chosen, part, site)
 
@@ -254,7 +255,7 @@ def _fitting(value: Tensor | float, part: Tensor, site: Site) -> Tensor:
             value = value.index_select(-from_right, torch.tensor(site.chosen, device=value.device))
     try:
         return torch.as_tensor(value, dtype=part.dtype, device=part.device).expand(part.shape)
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         given = f"shape {list(value.shape)}" if isinstance(value, Tensor) else repr(value)
         raise EditError(
             f"edit at {site.name}: {given} given, expected {list(part.shape)} ({', '.join(site.axes)}) "
@@ -264,18 +265,35 @@ def _fitting(value: Tensor | float, part: Tensor, site: Site) -> Tensor:
         ) from error
 
 
-def _mean(value: Tensor, batch: Batch, region: Region) -> Tensor:
-    """[1, 1, ...]: mean over batch and real positions of a value whose columns are those that `region` chose."""
-    mask = batch.mask
-    if region.pos is not None:
-        columns = Region(region.pos).indices("mean", mask.shape, (Axis.BATCH, Axis.POS), strict=True)
-        mask = take(mask, columns)
+def _require_tokens(source: Batch, site: Site, region: Region) -> None:
+    """Refuse to put what stands at a pad of one run where another has a token."""
+    given, wanted = (_columns(batch.mask.to(site.whole.device), region.pos) for batch in (source, site.batch))
+    if len(given) in (1, len(wanted)) and bool((wanted & ~given).any()):
+        text, column = (int(i) for i in (wanted & ~given).nonzero()[0])
+        raise EditError(
+            f"patch at {site.name}: text {text} has a token at the chosen column {column} where the source has a pad.",
+            code="edit-misfit",
+            remedy="Pad both runs alike, or choose positions where both have tokens.",
+        )
+
+
+def _kept(reference: ActivationCkpts) -> Tensor:
+    """[B, P], true where a column that was kept holds a token."""
+    return _columns(reference.batch.mask, reference.part.pos)
+
+
+def _columns(mask: Tensor, pos: Index) -> Tensor:
+    return take(mask, Region(pos).indices("mask", mask.shape, (Axis.BATCH, Axis.POS), strict=True))
+
+
+def _mean(value: Tensor, mask: Tensor) -> Tensor:
+    """[1, 1, ...]: mean of a value [B, P, ...] over batch and the positions that `mask` [B, P] holds for real."""
     wide = torch.promote_types(value.dtype, torch.float32)  # a sum over many tokens is beyond half precision
     weight = mask.to(wide).reshape(*mask.shape, *[1] * (value.dim() - 2))
     if not bool(mask.any()):
         raise EditError(
-            "mean_ablate: only pads are chosen, which have no mean.",
+            "mean_ablate: the reference holds only pads, which have no mean.",
             code="edit-mean-of-pads",
-            remedy="Choose positions where some text has a token.",
+            remedy="Capture positions where some text has a token.",
         )
     return ((value * weight).sum((0, 1), keepdim=True) / weight.sum()).to(value.dtype)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from pellucid.aliases import selected
@@ -52,9 +53,10 @@ class EditTap:
 
     def __call__(self, name: str, value: Tensor) -> Tensor:
         for edit in self._at[name]:
-            changed = edit.at(value, Site(name, self._axes[name], self._batch, value.shape, self.start))
+            changed = edit.at(value, Site(name, self._axes[name], self._batch, value, self.start))
             if changed is not None:
-                value = changed
+                # What is hidden holds the least number: below it, in a row of pads, softmax would have nothing left.
+                value = changed.clamp(min=torch.finfo(value.dtype).min) if name.endswith("ckpt_scores") else changed
                 self.fired[edit] += 1
         return value
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
+from pellucid.execution import Execution
 from pellucid.parameters import state_of, submodules
 
 CHANGED = "unknown: the weights were written to since the run"
@@ -33,13 +34,14 @@ class Origin:
         self._name = name
         self._model: nn.Module | None = model
         self._state = state
+        self._execution = execution_of(model)
 
     @cached_property
     def facts(self) -> dict[str, str]:
-        """`model` and `weights`."""
+        """`model` and `weights`, and how it was run."""
         model, self._model = self._model, None
         same = model is not None and state_of(submodules(model)) == self._state
-        return {"model": self._name, "weights": weights_fingerprint(model) if same else CHANGED}
+        return {"model": self._name, "weights": weights_fingerprint(model) if same else CHANGED, **self._execution}
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,12 @@ class Known:
     """What a file or a pickle says of the model."""
 
     facts: dict[str, str]
+
+
+def execution_of(model: Any) -> dict[str, str]:
+    """`numerics` and `attention` of a model, in which runs of the same weights differ; empty where it has none."""
+    execution = getattr(model, "execution", None)
+    return asdict(execution) if isinstance(execution, Execution) else {}
 
 
 def weights_fingerprint(model: Any) -> str:

@@ -51,9 +51,10 @@ class Recorder:
     def __call__(self, name: str, value: Tensor) -> Tensor:
         if self.grads:
             value = value.view_as(value)  # another tensor than came in: what was computed beside now counts
+            if not value.requires_grad:  # of frozen weights: the gradient begins here
+                value.requires_grad_()
             kept = value if self._everything else self._part(name, value)[0]
-            if kept.requires_grad:
-                kept.retain_grad()
+            kept.retain_grad()
             self.values[name] = kept
             return value
         kept, is_new = (value, False) if self._everything else self._part(name, value)
