@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import checks
@@ -15,6 +16,7 @@ import pellucid as pl
 import support
 from pellucid.axes import Axis
 from pellucid.ckpt import all_axes, all_names
+from pellucid.run import edit, edit_tap
 
 NAMES = all_names(support.SIZES["n_layer"])
 AXES = all_axes(support.SIZES["n_layer"])
@@ -307,7 +309,7 @@ def test_a_patch_puts_no_pad_at_a_token(glass: pl.CkptedTransformer) -> None:
     left, right = (glass.tokenize([[1, 2, 3, 4], [5, 6]], padding_side=side) for side in ("left", "right"))
     _, source = glass.run_with_ckpts(right, names=name)
     for pos in (None, [2, 3], -1):
-        with pytest.raises(pl.EditError, match="text 1 has a token at the chosen column [023]") as caught:
+        with pytest.raises(pl.EditError, match=r"text 1 has a token at the chosen column [023]") as caught:
             glass.run_with_ckpts(left, edits=[pl.Edit.patch(name, source, pos=pos)])
         assert caught.value.code == "edit-misfit"
     _, whole = glass.run_with_ckpts([[7, 8, 9, 10]], names=name)
@@ -444,3 +446,32 @@ def test_a_tap_is_asked_only_for_what_it_wants(glass: pl.CkptedTransformer) -> N
     watcher = support.Watcher(only=wanted)
     glass(IDS, watcher)
     assert set(watcher.seen) == wanted
+
+
+class _Boundless:
+    """torch as the tap of edits sees it, with no least number."""
+
+    @staticmethod
+    def finfo(_: torch.dtype) -> Any:
+        return SimpleNamespace(min=-torch.inf)
+
+
+MUTANTS: dict[str, tuple[Any, str, Any, Callable[[], None]]] = {
+    "scores fall below the least": (
+        edit_tap, "torch", _Boundless, lambda: test_scores_of_pads_may_be_edited(pl.Edit.scale(SCORES, 1.5))),
+    "pads are patched in": (
+        edit, "_require_tokens", lambda source, site, region: None,
+        lambda: test_a_patch_puts_no_pad_at_a_token(support.glass())),
+    "means are of what is chosen": (
+        edit, "_mean", lambda value, mask: value,
+        lambda: test_mean_ablation_of_one_position_by_this_run_is_that_by_the_same_run(support.glass())),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_mutants_are_noticed(name: str) -> None:
+    module, attribute, broken, check = MUTANTS[name]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, attribute, broken)
+        with pytest.raises((AssertionError, pl.EditError, pytest.fail.Exception)):
+            check()

@@ -144,10 +144,11 @@ def repeated_ids(config: TransformerConfig, length: int, texts: int, seed: int) 
     special = {config.bos_token_id, config.pad_token_id, *config.end_ids} - {None}
     start = next((i for i in (config.bos_token_id, *config.end_ids) if i is not None), None)
     offset = 0 if start is None else 1
-    if length < 2 or texts < 1 or offset + 2 * length > config.n_positions:
+    whole = all(isinstance(n, (int, np.integer)) and n >= 0 for n in (length, texts, seed))
+    if not whole or length < 2 or texts < 1 or offset + 2 * length > config.n_positions:
         raise InputError(
-            f"induction: {texts} texts of two copies of {length} ids, expected at least one text, copies of two ids "
-            f"or more, and at most {config.n_positions} positions.",
+            f"induction: {texts!r} texts of two copies of {length!r} ids, seed {seed!r}; expected whole numbers, at "
+            f"least one text, copies of two ids or more, and at most {config.n_positions} positions.",
             code="induction-length",
             remedy=f"Give a length of 2 to {(config.n_positions - offset) // 2}.",
         )

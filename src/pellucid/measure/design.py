@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, reduce
@@ -92,7 +93,7 @@ def _counted(values: Array) -> Array:
 
 
 def require_adjacent(position: Array, what: str) -> None:
-    """Refuse columns that were chosen apart, or that pads stand between: the one before is then not the token before."""
+    """Refuse columns that were chosen apart, or with pads between them: the one before is not the token before."""
     for text, row in enumerate(position):
         columns = np.flatnonzero(row >= 0)
         apart = np.flatnonzero((np.diff(columns) != 1) | (np.diff(row[columns]) != 1))
@@ -102,7 +103,7 @@ def require_adjacent(position: Array, what: str) -> None:
                 f"{what}: in text {text}, position {row[after]} (column {after}) follows position {row[before]} "
                 f"(column {before}), expected adjacent ones.",
                 code="positions-not-adjacent",
-                remedy="Capture all positions, or a slice of step 1, in their order; measure.aligned closes gaps of pads.",
+                remedy="Capture all positions, or a slice of step 1, in order; measure.aligned closes gaps of pads.",
             )
 
 
@@ -215,3 +216,22 @@ class Design:
             columns.append(np.broadcast_to(further - centre, response.shape))
             shifts.append(np.broadcast_to(centre, (size, 1)))
         return columns, np.concatenate(shifts, axis=1)
+
+
+def whole_number(name: str, given: Any, what: str = "autoregression") -> int:
+    """A count of lags, tokens or parameters.
+
+    Raises:
+        InputError: It is none.
+    """
+    try:
+        number = -1 if isinstance(given, bool) else operator.index(given)
+    except TypeError:
+        number = -1
+    if number < 0:
+        raise InputError(
+            f"{what}: {name}={given!r}, expected a whole number of 0 or more.",
+            code="lags-range",
+            remedy="Give a number such as 2.",
+        )
+    return number

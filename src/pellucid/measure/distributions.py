@@ -111,18 +111,22 @@ def require_shares(quantiles: Sequence[float], what: str) -> tuple[float, ...]:
     Raises:
         InputError: Others.
     """
-    shares = tuple(map(float, quantiles))
-    wrong = [share for share in shares if not 0 <= share <= 1]
-    if wrong:
+    try:
+        shares = tuple(map(float, quantiles))
+    except (TypeError, ValueError):
+        shares = (np.nan,)
+    if not all(0 <= share <= 1 for share in shares):
         raise InputError(
-            f"{what}: quantiles={wrong[0]}, expected 0 to 1.", code="quantile-range", remedy="Give shares, not %."
+            f"{what}: quantiles={quantiles!r}, expected numbers from 0 to 1.",
+            code="quantile-range",
+            remedy="Give shares, not %, in a list.",
         )
     return shares
 
 
 def _require_bandwidth(given: float | str | None) -> None:
-    known = given in ("silverman", "scott") if isinstance(given, str) else given is None or given > 0
-    if not known:
+    is_width = isinstance(given, (int, float, np.number)) and given > 0
+    if not (is_width or given is None or (isinstance(given, str) and given in ("silverman", "scott"))):
         raise InputError(
             f"distribution: bandwidth={given!r}, expected 'silverman', 'scott', a positive number or None.",
             code="bandwidth",
@@ -154,7 +158,7 @@ def _histogram(row: Array, bins: int | str) -> tuple[Array, Array]:
         )
     try:
         counts, edges = np.histogram(row, bins=bins)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, MemoryError) as error:
         raise InputError(
             f"distribution: bins={bins!r}: {error}",
             code="bins",

@@ -13,6 +13,7 @@ from pellucid.errors import InputError
 from pellucid.extras import need
 from pellucid.measure import fit_tables, inference
 from pellucid.measure.basis import Basis, Data
+from pellucid.measure.design import whole_number
 from pellucid.measure.labelled import Array
 from pellucid.measure.solve import Solution
 
@@ -103,7 +104,7 @@ class AutoregressionFit:
         Raises:
             InputError: A level outside of 0 to 1.
         """
-        if not 0 < level < 1:
+        if not (isinstance(level, (int, float)) and 0 < level < 1):
             raise InputError(
                 f"interval: level={level!r}, expected a share between 0 and 1.",
                 code="level",
@@ -192,7 +193,7 @@ class AutoregressionFit:
             `statistic` and `pvalue` by layer; p is NaN where `lags` leaves no degree of freedom.
 
         Raises:
-            InputError: No whole number of lags, or more than the texts have rows.
+            InputError: No whole numbers, or more lags than the texts have rows.
         """
         design = self._held("ljung_box").design
         longest = int(np.bincount(design.text).max())
@@ -203,9 +204,9 @@ class AutoregressionFit:
                 code="lags-range",
                 remedy="Test fewer lags, or fit longer texts.",
             )
-        found = inference.ljung_box(design, self.solution, lags, self.lags if model_df is None else model_df)
-        pandas = need("pandas", "ljung_box")
-        return pandas.DataFrame(dict(zip(("statistic", "pvalue"), found, strict=True)), index=self.index)
+        used = self.lags if model_df is None else whole_number("model_df", model_df, "ljung_box")
+        statistic, pvalue = inference.ljung_box(design, self.solution, lags, used)
+        return need("pandas", "ljung_box").DataFrame({"statistic": statistic, "pvalue": pvalue}, index=self.index)
 
     def robust(self, maxlags: int | None = None) -> AutoregressionFit:
         """The same fit with standard errors that allow for heteroskedasticity and autocorrelation.

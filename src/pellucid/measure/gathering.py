@@ -90,9 +90,10 @@ class Statistic(ABC):
         Raises:
             InputError: It gathers something else, or from another model.
         """
-        if self.spec != other.spec:
+        if not isinstance(other, Statistic) or self.spec != other.spec:
+            given = other.spec if isinstance(other, Statistic) else type(other).__name__
             raise InputError(
-                f"merge: {other.spec}, expected {self.spec}.",
+                f"merge: {given}, expected {self.spec}.",
                 code="merge-misfit",
                 remedy="Merge statistics that were made with the same arguments.",
             )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -135,7 +135,7 @@ def grouped(source: Source, name: aliases.Name | None, over: Collection[str] | N
 
 
 def _begins_apart(array: xarray.DataArray, axis: str) -> bool:
-    """Whether a column is not the position of a text that its label says; where nothing says, whether there are pads."""
+    """Whether a column is not the position that its label says; where nothing says, whether there are pads."""
     position = array.coords.get(coordinate(axis, "position"))
     if position is None or not {"batch", axis} <= set(position.dims):
         return bool(array.isnull().any())
@@ -155,7 +155,7 @@ def flattened(data: Array, kept: int) -> Array:
 
 def axes_in(over: Collection[str], dims: Collection[str], what: str) -> tuple[str, ...]:
     """The axes named, each of which must be there."""
-    names = [over] if isinstance(over, str) else [str(axis) for axis in over]
+    names = [str(axis) for axis in over] if isinstance(over, Iterable) and not isinstance(over, str) else [str(over)]
     absent = [axis for axis in names if axis not in dims]
     if absent:
         raise InputError(
@@ -185,6 +185,12 @@ def aligned(array: xarray.DataArray, axis: str = "pos") -> xarray.DataArray:
         >>> pl.measure.aligned(pl.measure.norms(ckpts, "ckpt_embed")).token.values.tolist()
         [['The', ' end', '', ''], ['Once', ' upon', ' a', ' time']]
     """
+    if not isinstance(array, need("xarray", "aligned").DataArray):
+        raise InputError(
+            f"aligned: {type(array).__name__} given, expected a labelled array.",
+            code="not-measurable",
+            remedy="Pass what norms or values returned.",
+        )
     label, tokens = coordinate(axis, "position"), coordinate(axis, "token")
     if label not in array.coords or not {"batch", axis} <= set(array.coords[label].dims):
         raise InputError(

@@ -46,7 +46,7 @@ def corrected(p: Array, method: str) -> Array:
     Raises:
         InputError: An unknown method.
     """
-    if method not in CORRECTIONS:
+    if not isinstance(method, str) or method not in CORRECTIONS:
         raise InputError(
             f"corrected: {method!r}, expected one of {', '.join(map(repr, CORRECTIONS))}.",
             code="unknown-correction",
@@ -80,7 +80,7 @@ def hac_covariance(design: Design, solution: Solution, maxlags: int) -> Array:
     out = np.empty_like(solution.inverse)
     for block, columns, residual in _centred_blocks(design, solution):
         scores = np.stack([residual, *(column * residual for column in columns[1:])], axis=1)
-        size = np.abs(scores).max(2, keepdims=True)  # products of scores would leave the range of numbers before these do
+        size = np.abs(scores).max(2, keepdims=True)  # their products would leave the range of numbers before they do
         size[size == 0] = 1.0
         scores /= size
         meat = scores @ scores.transpose(0, 2, 1)

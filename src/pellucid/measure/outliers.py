@@ -55,6 +55,10 @@ def outliers(
         >>> found.share.sum("d_model").round(12).values.tolist()
         [1.0, 1.0, 1.0, 1.0]
     """
+    if not isinstance(threshold, (int, float, np.number)):
+        raise InputError(
+            f"outliers: threshold={threshold!r}, expected a number.", code="level", remedy="Give a score such as 6."
+        )
     array = array_of(source, name, "outliers")
     neurons = [str(axis) for axis in NEURONS if axis in array.dims]
     summed = [axis for axis in TEXTS_AND_POSITIONS if axis in array.dims] if over is None else over

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -13,7 +12,7 @@ import numpy as np
 from pellucid.errors import InputError
 from pellucid.extras import need
 from pellucid.measure.basis import Basis, Data
-from pellucid.measure.design import Design, Panel, panel_of
+from pellucid.measure.design import Design, Panel, panel_of, whole_number
 from pellucid.measure.fit import AutoregressionFit
 from pellucid.measure.labelled import Array
 from pellucid.measure.solve import NOT_FINITE, Solution, solve, solve_by_qr
@@ -82,7 +81,7 @@ def autoregression(
             code="unknown-covariance",
             remedy="Give one of these.",
         )
-    data, basis = _prepared(norms, lags, skip, regressors or {})
+    data, basis = _prepared(norms, lags, skip, {} if regressors is None else regressors)
     solution = _solved(data.design, data.panel)
     require_fitted(solution)
     fit = AutoregressionFit(basis, solution, data=data)
@@ -151,7 +150,7 @@ def select_lags(
         ([0, 1, 2, 3], 15)
     """
     highest = whole_number("max_lags", max_lags)
-    data, basis = _prepared(norms, highest, whole_number("skip", skip), regressors or {})
+    data, basis = _prepared(norms, highest, whole_number("skip", skip), {} if regressors is None else regressors)
     aic: dict[int, Any] = {}
     bic: dict[int, Any] = {}
     for order in range(highest + 1):
@@ -206,6 +205,12 @@ def _basis(panel: Panel, design: Design, skip: int, attrs: dict[str, Any]) -> Ba
 
 def _prepared(norms: xarray.DataArray, lags: int, skip: int, regressors: Mapping[str, Any]) -> tuple[Data, Basis]:
     panel = panel_of(norms, "autoregression")
+    if not isinstance(regressors, Mapping):
+        raise InputError(
+            f"autoregression: regressors={type(regressors).__name__}, expected a dict of names and arrays.",
+            code="regressor-misfit",
+            remedy='Give it a name: regressors={"position": norms.position}.',
+        )
     taken = {"y", "const", *(f"lag{i}" for i in range(1, lags + 1))} & set(map(str, regressors))
     if taken:
         raise InputError(
@@ -268,22 +273,3 @@ def _not_finite(design: Design, panel: Panel, series: int) -> str:
 def _best(criterion: pd.DataFrame) -> pd.Series:
     some = criterion.notna().any(axis=1)
     return criterion.fillna(np.inf).idxmin(axis=1).astype("Int64").where(some)
-
-
-def whole_number(name: str, given: Any) -> int:
-    """A count of lags or tokens.
-
-    Raises:
-        InputError: It is none.
-    """
-    try:
-        number = -1 if isinstance(given, bool) else operator.index(given)
-    except TypeError:
-        number = -1
-    if number < 0:
-        raise InputError(
-            f"autoregression: {name}={given!r}, expected a whole number of 0 or more.",
-            code="lags-range",
-            remedy="Give a number such as 2.",
-        )
-    return number

@@ -10,11 +10,11 @@ import numpy as np
 from pellucid import aliases
 from pellucid.axes import POSITIONS
 from pellucid.measure.basis import Basis
-from pellucid.measure.design import Design, Panel, require_adjacent
+from pellucid.measure.design import Design, Panel, require_adjacent, whole_number
 from pellucid.measure.fit import AutoregressionFit
 from pellucid.measure.gathering import Statistic
 from pellucid.measure.labelled import Array, Measured
-from pellucid.measure.regression import require_fitted, require_rows, whole_number
+from pellucid.measure.regression import require_fitted, require_rows
 from pellucid.measure.solve import CrossProducts, clear, solve
 
 TOO_CLOSE = "its columns are too nearly dependent for sums of products; fit it in memory"

@@ -39,6 +39,15 @@ class Saving:
     every_texts: int = 10_000
     every_seconds: float = 60.0
 
+    def __post_init__(self) -> None:
+        often = all(isinstance(n, (int, float)) and n >= 0 for n in (self.every_texts, self.every_seconds))
+        if not often or not isinstance(self.path, (str, Path)):
+            raise InputError(
+                f"stream: {self!r}, expected a path and numbers of 0 or more.",
+                code="stream-misfit",
+                remedy="Give Saving('stream.safetensors', every_texts=10_000, every_seconds=60).",
+            )
+
 
 @dataclass
 class Progress:

@@ -177,7 +177,7 @@ class Quantiles(Statistic):
         quantiles: Sequence[float] = QUARTILES,
     ) -> None:
         super().__init__(name, of)
-        if not 1e-4 <= error < 1:
+        if not (isinstance(error, (int, float)) and 1e-4 <= error < 1):
             raise InputError(
                 f"Quantiles: error={error!r}, expected at least 0.0001 and less than 1.",
                 code="sketch-error",

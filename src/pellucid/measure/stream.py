@@ -52,9 +52,10 @@ class Streamed(Sequence[Any]):
             InputError: Other statistics, or another model.
         """
         merged = tuple(statistic.fresh() for statistic in self.statistics)
-        if len(self) != len(other):
+        if not isinstance(other, Streamed) or len(self) != len(other):
+            given = f"{len(other)} statistics" if isinstance(other, Streamed) else f"{type(other).__name__} given"
             raise InputError(
-                f"merge: {len(other)} statistics, expected {len(self)}.",
+                f"merge: {given}, expected {len(self)} statistics of a stream.",
                 code="merge-misfit",
                 remedy="Merge streams of the same statistics, in the same order.",
             )

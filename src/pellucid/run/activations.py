@@ -97,7 +97,7 @@ class ActivationCkpts(Mapping[str, Tensor]):
                     code="pattern-for-a-name",
                     remedy="`ckpts.stack` takes one value of every block; patterns select in names= of run_with_ckpts.",
                 ) from None
-            if wanted in all_axes(self.n_layer):
+            if isinstance(wanted, str) and wanted in all_axes(self.n_layer):
                 raise UnknownNameError(
                     f"{wanted!r} was not captured in this run.",
                     code="not-captured",
@@ -141,7 +141,8 @@ class ActivationCkpts(Mapping[str, Tensor]):
 
         Also as a pattern that goes through the blocks, `stack("blocks.*.attn.ckpt_pattern")`.
         """
-        return torch.stack([self[full] for full in self._of_blocks(name.removeprefix("blocks.*."))])
+        template = name.removeprefix("blocks.*.") if isinstance(name, str) else name
+        return torch.stack([self[full] for full in self._of_blocks(template)])
 
     def _of_blocks(self, name: str) -> list[str]:
         template = aliases.canonical(f"blocks.0.{name}").removeprefix("blocks.0.")

@@ -62,6 +62,7 @@ class Region:
         if self.pos is None:
             return None
         if isinstance(self.pos, slice):
+            _require_slice(self.pos, "pos")
             first, last, step = self.pos.start or 0, self.pos.stop, self.pos.step or 1
             _require_absolute((first, 0 if last is None else last, min(step, 0)), self.pos)
             wanted = list(range(first, start + columns if last is None else last, step))
@@ -123,7 +124,19 @@ def put(value: Tensor, indices: dict[int, Tensor], part: Tensor) -> Tensor:
     return out
 
 
+def _require_slice(index: slice, where: str) -> None:
+    """Refuse what Python's own sequences refuse."""
+    try:
+        index.indices(0)
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"{where}={index!r}: {error}.", code="index-out-of-range", remedy="Give whole numbers; a step is not 0."
+        ) from error
+
+
 def _entries(index: Index, size: int, where: str) -> Tensor:
+    if isinstance(index, slice):
+        _require_slice(index, where)
     entries = list(range(size)[index]) if isinstance(index, slice) else [_whole(i, size) for i in _given(index)]
     if not entries or any(not -size <= i < size for i in entries):
         raise InputError(
