@@ -154,7 +154,7 @@ def test_it_is_frozen_hashable_where_it_can_be_and_picklable() -> None:
 def test_derived_facts() -> None:
     config = pl.TransformerConfig(**SIZES)
     assert (config.d_head, config.d_mlp) == (4, 48)
-    assert config.replace(n_inner=0).d_mlp == 0
+    assert config.replace(n_inner=1).d_mlp == 1
     assert config.attention_scale(5) == 0.5
     assert config.replace(scale_attn_by_inverse_layer_idx=True).attention_scale(4) == 0.1
     assert config.replace(scale_attn_weights=False).attention_scale(4) == 1.0

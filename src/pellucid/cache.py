@@ -60,10 +60,16 @@ class KeyValueCache:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
-        columns = config.n_positions if capacity is None else capacity
-        if rows < 1 or columns < 1:
+        if not isinstance(config, TransformerConfig) or not dtype.is_floating_point:
             raise InputError(
-                f"KeyValueCache: {rows} rows of {columns} columns, expected at least one of each.",
+                f"KeyValueCache: {type(config).__name__} and {dtype}, expected a TransformerConfig and floating point.",
+                code="cache-misfit",
+                remedy="Make it with KeyValueCache(model.config, rows, dtype=model.dtype, device=model.device).",
+            )
+        columns = config.n_positions if capacity is None else capacity
+        if not (_is_whole(rows) and _is_whole(columns)) or rows < 1 or columns < 1:
+            raise InputError(
+                f"KeyValueCache: {rows!r} rows of {columns!r} columns, expected at least one of each.",
                 code="cache-empty",
                 remedy="Give the number of texts and of tokens that it has to hold.",
             )
@@ -158,9 +164,9 @@ class KeyValueCache:
         Raises:
             InputError: A length that it does not have.
         """
-        if not 0 <= length <= self.length:
+        if not _is_whole(length) or not 0 <= length <= self.length:
             raise InputError(
-                f"cache: rewind to {length}, expected 0 to {self.length}.",
+                f"cache: rewind to {length!r}, expected 0 to {self.length}.",
                 code="cache-rewind",
                 remedy="Rewind to a length that the cache had before.",
             )
@@ -177,9 +183,9 @@ class KeyValueCache:
             InputError: It would not hold what is there.
         """
         columns = self.capacity if capacity is None else capacity
-        if rows < 1 or columns < max(self.length, 1):
+        if not (_is_whole(rows) and _is_whole(columns)) or rows < 1 or columns < max(self.length, 1):
             raise InputError(
-                f"cache: fork into {rows} rows of {columns} columns, expected at least one of {self.length}.",
+                f"cache: fork into {rows!r} rows of {columns!r} columns, expected at least one of {self.length}.",
                 code="cache-fork",
                 remedy="Give room for what the cache holds.",
             )
@@ -197,8 +203,8 @@ class KeyValueCache:
         """Put the texts in another order, in place; `rows` [B] says which one comes where, perhaps several times."""
         if torch.equal(rows, torch.arange(self.rows, device=rows.device)):
             return
-        filled = self.content[..., : self.length, :].index_select(2, rows)
-        self.content[..., : self.length, :] = filled
+        for block in self.content:  # one after another, so that little more memory is needed
+            block[..., : self.length, :] = block[..., : self.length, :].index_select(1, rows)
         self.mask = self.mask.index_select(0, rows)
 
     def trim(self) -> None:
@@ -223,7 +229,7 @@ class KeyValueCache:
         """
         tensors = formats.read_file(Path(path)).tensors
         content, mask = tensors.get(_CONTENT), tensors.get(_MASK)
-        if content is None or mask is None or content.dim() != 6 or mask.shape != (content.size(2), content.size(4)):
+        if content is None or mask is None or not _are_a_cache(content, mask):
             raise InputError(
                 f"{str(path)!r} holds no keys and values.",
                 code="not-a-cache",
@@ -263,6 +269,16 @@ def continued(batch: Batch, cache: KeyValueCache, config: TransformerConfig) -> 
             remedy="Rewind the cache, or give fewer tokens: GPT-2 has no embedding for later positions.",
         )
     return positions
+
+
+def _is_whole(number: object) -> bool:
+    return isinstance(number, int) and not isinstance(number, bool)
+
+
+def _are_a_cache(content: Tensor, mask: Tensor) -> bool:
+    """Whether these can be keys and values [L, 2, B, H, C, K] and the columns [B, C] that hold a token."""
+    fits = content.dim() == 6 and content.size(1) == 2 and mask.shape == (content.size(2), content.size(4))
+    return fits and content.is_floating_point() and mask.dtype == torch.bool
 
 
 def _wrong_rows(given: int, expected: int) -> ShapeError:

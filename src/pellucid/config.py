@@ -60,7 +60,7 @@ class TransformerConfig:
             _require_count(name, getattr(self, name), at_least=1)
         _require_count("n_layer", self.n_layer, at_least=0)
         if self.n_inner is not None:
-            _require_count("n_inner", self.n_inner, at_least=0)
+            _require_count("n_inner", self.n_inner, at_least=1)
         if self.n_embd % self.n_head:
             raise ConfigError(
                 f"config: n_embd={self.n_embd} is not a multiple of n_head={self.n_head}.",
@@ -73,10 +73,9 @@ class TransformerConfig:
                 code="config-activation",
                 remedy=f"{nearest(str(self.activation_function), ACTIVATIONS)} Implemented: {', '.join(ACTIVATIONS)}.",
             )
-        for name in ("embd_pdrop", "attn_pdrop", "resid_pdrop"):
-            _require_number(name, getattr(self, name), low=0.0, high=1.0)
-        _require_number("layer_norm_epsilon", self.layer_norm_epsilon, low=0.0)
-        _require_number("initializer_range", self.initializer_range, low=0.0)
+        for name, high in _NUMBERS.items():
+            _require_number(name, getattr(self, name), low=0.0, high=high)
+            object.__setattr__(self, name, float(getattr(self, name)))  # transformers refuses whole numbers there
         for name in _FLAGS:
             if not isinstance(getattr(self, name), bool):
                 raise _wrong_type(name, getattr(self, name), "true or false")
@@ -89,7 +88,7 @@ class TransformerConfig:
             object.__setattr__(self, "eos_token_id", tuple(eos))
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
             value = getattr(self, name)
-            for token in value if isinstance(value, (list, tuple)) else [value]:
+            for token in value if name == "eos_token_id" and isinstance(value, (list, tuple)) else [value]:
                 if token is not None and (not isinstance(token, int) or isinstance(token, bool)):
                     raise _wrong_type(name, value, "a token id or null")
 
@@ -129,6 +128,12 @@ class TransformerConfig:
         Raises:
             ConfigError: An impossible, missing, unknown or unimplemented field.
         """
+        if not isinstance(given, Mapping):
+            raise ConfigError(
+                f"config: {type(given).__name__} given, expected the fields of a config.json as a mapping.",
+                code="config-wrong-type",
+                remedy="Give a dict; a transformers configuration gives one by config.to_dict().",
+            )
         given = {name: value for name, value in given.items() if name not in set(ignore)}
         model_type = given.pop("model_type", "gpt2")
         if model_type != "gpt2":
@@ -207,6 +212,9 @@ class TransformerConfig:
 
 
 _SIZES = ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head")
+_NUMBERS = {"embd_pdrop": 1.0, "attn_pdrop": 1.0, "resid_pdrop": 1.0, "layer_norm_epsilon": math.inf,
+            "initializer_range": math.inf}  # fmt: skip
+"""Fields that hold a number from 0 on -> the largest."""
 _FLAGS = ("scale_attn_weights", "scale_attn_by_inverse_layer_idx", "reorder_and_upcast_attn", "tie_word_embeddings")
 
 

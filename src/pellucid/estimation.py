@@ -11,10 +11,12 @@ from pellucid.axes import Axis
 from pellucid.batch import Inputs
 from pellucid.cache import KeyValueCache
 from pellucid.ckpt import all_axes
+from pellucid.errors import InputError
 from pellucid.fast.decoder import kernels_take
 from pellucid.fast.prepared import bytes_needed, matrices
 from pellucid.model import CkptedTransformer
 from pellucid.run.region import Index, Region
+from pellucid.run.stopping import stopping
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,9 @@ class GenerationMemory:
 def estimate_generation(
     model: CkptedTransformer, inputs: Inputs, *, max_new_tokens: int = 50, rows_each: int = 1
 ) -> GenerationMemory:
-    """How much memory `generate` would take for these prompts; runs nothing.
+    """How much memory `generate` would keep for these prompts; runs nothing.
+
+    While the prompts are run, their activations come on top.
 
     Args:
         model: Whose `generate` is meant.
@@ -95,11 +99,21 @@ def estimate_generation(
         max_new_tokens: As for `generate`.
         rows_each: Sequences or beams of each prompt.
 
+    Raises:
+        InputError: Numbers of tokens or rows that cannot be.
+
     Example:
         >>> import pellucid as pl
         >>> pl.estimate_generation(pl.load(), "Once upon a time", max_new_tokens=60)
         524,352 bytes of keys and values, 0 bytes of prepared weights
     """
+    stopping(model.config, model.tokenizer, max_new_tokens, (), ())
+    if not isinstance(rows_each, int) or isinstance(rows_each, bool) or rows_each < 1:
+        raise InputError(
+            f"estimate_generation: rows_each={rows_each!r}, expected a whole number, 1 or more.",
+            code="return-sequences",
+            remedy="Give the number of sequences or beams of each prompt.",
+        )
     rows, columns = model.tokenize(inputs).shape
     fast = model.execution.is_fast and kernels_take(model, rows * rows_each)
     dtype = torch.float32 if fast else model.dtype

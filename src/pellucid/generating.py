@@ -16,8 +16,18 @@ from pellucid.run.beams import Beams
 from pellucid.run.edit import Edit
 from pellucid.run.generate import generate, stream
 from pellucid.run.generation import Generation, Token
-from pellucid.run.request import Request, Seed, edits_of, left, names_of, pace_of, refuse_unknown, returned_of
-from pellucid.run.sampling import GREEDY, Sampler
+from pellucid.run.request import (
+    Request,
+    Seed,
+    edits_of,
+    left,
+    names_of,
+    pace_of,
+    refuse_unknown,
+    returned_of,
+    sampler_of,
+)
+from pellucid.run.sampling import Sampler
 from pellucid.run.stopping import Stop, Stopping, stopping
 from pellucid.tokens import Tokenizer
 from pellucid.transformer import Transformer
@@ -89,7 +99,7 @@ class GeneratingTransformer(Transformer):
             'Once upon a time, there was a little girl named Lily.'
         """
         refuse_unknown("generate", unknown)
-        chosen = sampler or GREEDY
+        chosen = sampler_of(sampler)
         returned = returned_of(num_return_sequences, num_beams, chosen)
         beams = Beams(num_beams, length_penalty, early_stopping, returned) if num_beams > 1 else None
         request = self._request(
@@ -129,7 +139,7 @@ class GeneratingTransformer(Transformer):
             ', there was a little'
         """
         refuse_unknown("stream", unknown)
-        chosen = sampler or GREEDY
+        chosen = sampler_of(sampler)
         request = self._request(
             inputs, chosen, stopping(self.config, self.tokenizer, max_new_tokens, stop, end_ids), overflow, True
         )

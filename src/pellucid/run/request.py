@@ -14,7 +14,7 @@ from pellucid.errors import InputError, UnknownArgumentError
 from pellucid.run.beams import Beams
 from pellucid.run.edit import Edit
 from pellucid.run.edit_tap import EditTap
-from pellucid.run.sampling import Sampler
+from pellucid.run.sampling import GREEDY, Sampler
 from pellucid.run.stepping import Look, Pace, left_padded
 from pellucid.run.stopping import Stopping
 
@@ -83,6 +83,21 @@ def pace_of(batch: Batch, stopping: Stopping, config: TransformerConfig, *, cach
             "on from the last tokens that fit.",
         )
     return Pace(columns, cached, overflow == "slide")
+
+
+def sampler_of(given: Sampler | None) -> Sampler:
+    """How tokens are chosen; the likeliest one where nothing was given.
+
+    Raises:
+        InputError: Something else than a sampler.
+    """
+    if given is not None and not isinstance(given, Sampler):
+        raise InputError(
+            f"generate: sampler={given!r}, expected pl.Sampler or None.",
+            code="sampler-setting",
+            remedy="Give pl.Sampler(temperature=0.8, top_p=0.9), or nothing for the likeliest token.",
+        )
+    return GREEDY if given is None else given
 
 
 def returned_of(num_return_sequences: int, num_beams: int, sampler: Sampler) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, cast
 
 from pellucid.config import TransformerConfig
 from pellucid.errors import InputError
@@ -75,7 +75,7 @@ def stopping(
             code="max-new-tokens",
             remedy="Give the number of tokens to generate; 0 gives the prompt back.",
         )
-    given = [stop] if isinstance(stop, (str, int)) else list(stop or ())
+    given = _several(stop)
     strings = tuple(item for item in given if isinstance(item, str))
     ids = tuple(item for item in given if not isinstance(item, str))
     if "" in strings:
@@ -88,10 +88,18 @@ def stopping(
             code="no-tokenizer",
             remedy="Give stop ids, or set model.tokenizer.",
         )
-    ends = config.end_ids if end_ids is None else (end_ids,) if isinstance(end_ids, int) else tuple(end_ids)
+    ends = config.end_ids if end_ids is None else tuple(_several(end_ids))
     for what, some in (("stop", ids), ("end_ids" if end_ids is not None else "eos_token_id of the config", ends)):
         _require_ids(what, some, config.vocab_size)
     return Stopping(max_new_tokens, ends, ids, strings, tokenizer)
+
+
+def _several(given: object) -> list[Any]:
+    """One or several, as a list."""
+    if given is None:
+        return []
+    is_one = isinstance(given, (str, bytes)) or not isinstance(given, Iterable)
+    return [given] if is_one else list(cast("Iterable[Any]", given))
 
 
 def _require_ids(what: str, ids: Iterable[object], vocabulary: int) -> None:
