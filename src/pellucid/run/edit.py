@@ -171,7 +171,7 @@ class Edit:
                     code="edit-misfit",
                     remedy="Capture whole values, of a text of the same number of tokens; limit the patch instead.",
                 )
-            if site.start is None:
+            if site.start is None and (source.batch.padded or site.batch.padded):
                 _require_tokens(source.batch, site, region)
             chosen = take(value, here.indices(site.name, value.shape, site.axes, strict=True))
             return _fitting(chosen, part, site)
