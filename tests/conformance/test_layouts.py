@@ -343,7 +343,7 @@ CONFIGS = st.builds(
     vocab_size=st.integers(1, 9),
     n_positions=st.integers(1, 5),
     n_layer=st.integers(1, 3),
-    n_inner=st.none() | st.integers(0, 9),
+    n_inner=st.none() | st.integers(1, 9),
     tie_word_embeddings=st.booleans(),
 )
 
