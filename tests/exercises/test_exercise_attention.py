@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import pytest
 import torch
 from exercise_solution import variant
 from torch import nn
 
-from pellucid.exercises import check_attention
+from pellucid.exercises import check_attention, check_block, check_gpt2
 
 SCALE = " / self.head_size**0.5  # (batch, head, query, key)"
 QKV = "self.qkv_proj(x).view(batch, seq, 3, self.num_heads, self.head_size).unbind(2)"
@@ -305,6 +308,26 @@ def test_whatever_a_learner_s_object_does_is_a_result() -> None:
     result = check_attention(Weird)
     assert not result
     assert "RuntimeError: no " in str(result.mistake)
+
+
+@pytest.fixture
+def in_float64() -> Iterator[None]:
+    """Modules are made in float64."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.usefixtures("in_float64")
+@pytest.mark.parametrize(
+    ("check", "name"), [(check_attention, "UnidirectionalAttention"), (check_block, "GPT2Block"), (check_gpt2, "GPT2")]
+)
+def test_right_modules_of_another_dtype_pass(check: Any, name: str) -> None:
+    result = check(getattr(variant(), name))
+    assert result, result
+    assert not any("trained" in note and "gelu" not in note for note in result.notes), result
+    assert any("device" in text for text in result.proved), result
+    assert not check(getattr(variant((SCALE, "")), name))
 
 
 def test_three_mistakes_are_not_guessed() -> None:

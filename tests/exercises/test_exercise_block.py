@@ -85,6 +85,36 @@ WRONG_BLOCK = {
         "the order of use is",
         None,
     ),
+    "one layer norm": (
+        (("self.ln2 = nn.LayerNorm(hidden_size, eps=layer_norm_epsilon)", "self.ln2 = self.ln1"),),
+        "`ln2.weight` and `ln1.weight` are one parameter",
+        "ln2.weight",
+    ),
+    "relu is relu6": ((('"relu": nn.ReLU()', '"relu": nn.ReLU6()'),), "function is relu6, not", "activation"),
+    "always 4 heads": (
+        (
+            (
+                "self.attn = UnidirectionalAttention(hidden_size, num_heads,",
+                "self.attn = UnidirectionalAttention(hidden_size, 4,",
+            ),
+        ),
+        "always 4 heads",
+        "attn q, k, v",
+    ),
+    "always one epsilon": (
+        (
+            (
+                "self.ln1 = nn.LayerNorm(hidden_size, eps=layer_norm_epsilon)",
+                "self.ln1 = nn.LayerNorm(hidden_size, eps=0.1)",
+            ),
+            (
+                "self.ln2 = nn.LayerNorm(hidden_size, eps=layer_norm_epsilon)",
+                "self.ln2 = nn.LayerNorm(hidden_size, eps=0.1)",
+            ),
+        ),
+        "epsilon is 0.1, not the one that is given",
+        "ln1",
+    ),
     "gelu is silu": ((('"gelu": nn.GELU()', '"gelu": nn.SiLU()'),), "function is silu", "activation"),
 }
 
@@ -96,6 +126,11 @@ def test_wrong_blocks_are_named(name: str) -> None:
     assert not result
     assert words in str(result.mistake), result
     assert tensor is None or str(result.tensor).startswith(tensor), result
+
+
+def test_an_epsilon_that_is_not_the_given_one_is_not_proved() -> None:
+    changes, _, _ = WRONG_BLOCK["always one epsilon"]
+    assert not any("epsilon" in text for text in check_block(variant(*changes).GPT2Block).proved)
 
 
 def test_right_blocks_pass_with_either_gelu_and_say_which() -> None:

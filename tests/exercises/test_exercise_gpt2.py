@@ -53,6 +53,26 @@ WRONG_GPT2 = {
         "never applied",
         None,
     ),
+    "always relu": (
+        ("                config.activation_function,\n", "                'relu',\n"),
+        "function is relu, not the one",
+        "block 0: activation",
+    ),
+    "always 4 heads": (
+        ("                config.num_heads,\n", "                4,\n"),
+        "always 4 heads",
+        "block 0: attn q, k, v",
+    ),
+    "always one epsilon": (
+        ("                config.layer_norm_epsilon,\n", "                0.1,\n"),
+        "none of the known",
+        "block 0: ln1",
+    ),
+    "one dropout in the blocks": (
+        ("                config.dropout,\n", "                0.25,\n"),
+        "`blocks.0.attn.attn_dropout` has p=0.25, not the dropout=0.4 given",
+        None,
+    ),
     "positions first": (
         ("        self.token_embedding = nn.Embedding(config.vocab_size, config.hidden_size)\n", ""),
         "no `token_embedding`",
@@ -91,6 +111,28 @@ def test_a_head_of_its_own_is_named() -> None:
     result = check_gpt2(untied)
     assert "made with `head.weight`" in str(result.mistake), result
     assert str(result.tensor).startswith("logits")
+
+
+LAYERS = "for _ in range(config.num_layers)\n        )"
+LN = "        self.ln = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_epsilon)\n"
+OWN_HEAD = "        self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)\n        self.head.weight"
+
+
+def test_layers_that_are_one_module_are_named() -> None:
+    shared = variant((LAYERS, f"{LAYERS}\n        self.blocks = nn.ModuleList([self.blocks[0]] * config.num_layers)"))
+    result = check_gpt2(shared.GPT2)
+    assert "`blocks.1.ln1.weight` and `blocks.0.ln1.weight` are one parameter" in str(result.mistake), result
+    assert not result.proved
+
+
+def test_a_head_on_the_memory_of_the_embedding_is_named_and_one_that_is_the_embedding_passes() -> None:
+    use = (HEAD, "return self.head(self.ln(h))")
+    aliased = variant(use, (LN, f"{LN}{OWN_HEAD}.data = self.token_embedding.weight.data\n")).GPT2
+    result = check_gpt2(aliased)
+    assert "`head.weight` and `token_embedding.weight` are two parameters in one memory" in str(result.mistake), result
+    assert not any("no weights of its own" in text for text in result.proved)
+    tied = variant(use, (LN, f"{LN}{OWN_HEAD} = self.token_embedding.weight\n")).GPT2
+    assert check_gpt2(tied), check_gpt2(tied)
 
 
 def test_right_gpt2s_pass() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import json
 import socket
@@ -53,13 +54,58 @@ def test_the_tanh_form_passes_without_a_note(reference: pl.CkptedTransformer) ->
     assert any("52 of 52 parameters" in text for text in result.proved)
 
 
-def test_fresh_weights_are_replaced_in_a_copy(reference: pl.CkptedTransformer) -> None:
-    model = variant(TANH).GPT2(config_of(reference))
+def _fresh(model: Any) -> None:
+    for module in model.modules():
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+
+
+def _scale(model: Any) -> None:
+    for value in model.parameters():
+        value.mul_(1.01)
+
+
+def _round(model: Any) -> None:
+    model.bfloat16()
+
+
+def _another(model: Any) -> None:
+    for name, value in model.named_parameters():
+        value.add_(0.5 * torch.randn(value.shape, generator=torch.Generator().manual_seed(len(name))))
+
+
+WITHOUT_THE_WEIGHTS = [
+    (_fresh, "`token_embedding.weight` does not hold the reference's weights"),
+    (_scale, "`token_embedding.weight` does not hold the reference's weights"),
+    (_round, "`token_embedding.weight` holds its weights rounded to bfloat16"),
+    (_another, "`token_embedding.weight` does not hold the reference's weights"),
+]
+
+
+@pytest.mark.parametrize(("spoil", "words"), WITHOUT_THE_WEIGHTS, ids=["fresh", "scaled", "bfloat16", "another"])
+def test_other_weights_do_not_pass_and_nothing_is_proved_of_a_copy(
+    reference: pl.CkptedTransformer, spoil: Any, words: str
+) -> None:
+    model = loaded(reference, TANH)
+    with torch.no_grad():
+        spoil(model)
     before = {name: value.detach().clone() for name, value in model.named_parameters()}
     result = check_pretrained(model)
-    assert result, result
-    assert any("a copy of it was given them" in note for note in result.notes)
+    assert not result
+    assert result.step == "loading the weights"
+    assert "none of its matrices holds the reference's weights" in str(result.mistake), result
+    assert words in str(result.mistake), result
+    assert "load_into(my_gpt, reference) loads them" in str(result.mistake), result
+    assert not result.proved
+    assert result.notes == ("a copy of it that is given the reference's weights computes what the reference does",)
     assert all(torch.equal(value, before[name]) for name, value in model.named_parameters())
+
+
+def test_what_is_wrong_beside_the_weights_is_noted(reference: pl.CkptedTransformer) -> None:
+    erf = check_pretrained(variant().GPT2(config_of(reference)))
+    assert any("erf form" in note for note in erf.notes), erf
+    wrong = check_pretrained(variant(TANH, ("self.ln(h)", "h")).GPT2(config_of(reference)))
+    assert any("does not pass either: " in note for note in wrong.notes), wrong
 
 
 def test_convert_fits_the_learner_s_state_dict(reference: pl.CkptedTransformer) -> None:
@@ -152,6 +198,82 @@ def test_misuse_is_an_error_of_the_library(reference: pl.CkptedTransformer, gpt2
         check_pretrained(model, "tokenizer")
     with pytest.raises(pl.PellucidError):
         alignment_for(nn.Linear(2, 2), reference)
+
+
+@pytest.mark.parametrize("function", [alignment_for, load_into])
+def test_what_cannot_be_aligned_is_an_error_of_the_library(reference: pl.CkptedTransformer, function: Any) -> None:
+    solution = variant()
+    for given, words in ((solution.GPT2, "the class GPT2 given, expected a model"), (5, "int given, expected a model")):
+        with pytest.raises(pl.InputError, match=words):
+            function(given, reference)
+    model = solution.GPT2(config_of(reference))
+    with pytest.raises(pl.InputError, match="'gpt2' given, expected a model as the reference"):
+        function(model, "gpt2")
+    model.kept = model.token_embedding.weight * 2
+    with pytest.raises(pl.InputError, match="cannot be copied: your code raised RuntimeError"):
+        function(model, reference)
+
+
+@pytest.mark.parametrize("given", ["gpt2", None, 5])
+def test_sizes_are_those_of_a_model(given: Any) -> None:
+    with pytest.raises(pl.InputError, match="expected a model as the reference"):
+        config_of(given)
+
+
+def test_a_reference_with_a_head_of_its_own_is_refused(glass: pl.CkptedTransformer) -> None:
+    untied = copy.deepcopy(glass)
+    pl.untie(untied)
+    model = variant(TANH).GPT2(config_of(untied))
+    load_into(model, untied)
+    assert check_pretrained(model, Digits(), untied), "a head that equals the embedding can be held"
+    with torch.no_grad():
+        untied.unembed.W_U.mul_(1.5)
+    for refused in (lambda: load_into(model, untied), lambda: check_pretrained(model, Digits(), untied)):
+        with pytest.raises(pl.InputError, match="the reference's head is not tied"):
+            refused()
+
+
+class Encoded:
+    """What a tokenizer's `encode` gives, under `ids` as the tokenizers package has it."""
+
+    def __init__(self, ids: Any) -> None:
+        self.ids = ids
+
+
+class Encoder(Digits):
+    """A tokenizer that encodes every text alike."""
+
+    def __init__(self, encoded: Any) -> None:
+        self.encoded = encoded
+
+    def encode(self, text: str) -> Any:
+        return self.encoded
+
+
+def test_a_tokenizer_of_the_tokenizers_package_is_taken(glass: pl.CkptedTransformer) -> None:
+    assert check_pretrained(loaded(glass, TANH), Encoder(Encoded([6, 9, 2])), glass)
+
+
+def test_a_tokenizer_that_raises_is_an_error_of_the_library(glass: pl.CkptedTransformer) -> None:
+    with pytest.raises(pl.InputError, match="encode does not give a list of ids: TypeError"):
+        check_pretrained(loaded(glass, TANH), Digits, glass)
+
+
+@pytest.mark.parametrize(
+    ("encoded", "words"),
+    [
+        ([], "makes 0 ids of the prompt"),
+        ([1] * 4000, "makes 4000 ids of the prompt"),
+        ([1, -1], "gives id -1"),
+        (torch.tensor([[1, 2, 3]]), "encode does not give a list of ids: "),
+        (None, "encode does not give a list of ids: TypeError"),
+    ],
+)
+def test_what_is_no_list_of_ids_is_an_error_of_the_library(
+    glass: pl.CkptedTransformer, encoded: Any, words: str
+) -> None:
+    with pytest.raises(pl.InputError, match=words):
+        check_pretrained(loaded(glass, TANH), Encoder(encoded), glass)
 
 
 def test_the_notebook_is_made_from_the_script() -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from exercise_solution import variant
@@ -124,6 +126,16 @@ def test_a_tensor_for_an_id_is_noted() -> None:
     assert any("signature says int" in note for note in result.notes)
 
 
+@pytest.mark.parametrize("kind", [np.int32, np.int64, np.float32, float])
+def test_numbers_of_any_kind_are_ids(kind: Any) -> None:
+    assert check_greedy(lambda logits: kind(np.argmax(logits.numpy())))
+
+
+@pytest.mark.parametrize("value", [True, math.nan, math.inf, 1.5, np.float32(1.5), "1", None])
+def test_what_is_no_id_is_named(value: Any) -> None:
+    assert "expected one token id" in str(check_greedy(lambda logits: value).mistake)
+
+
 def course_top_p(logits: Tensor, top_p: float, min_tokens_to_keep: int = 1) -> int:
     """One token fewer than the paper."""
     ranked = logits.sort(descending=True)
@@ -139,6 +151,21 @@ def test_both_nuclei_pass_and_are_told_apart() -> None:
     assert not paper.notes
     assert any("the course's reference: one token fewer" in text for text in course.proved)
     assert any("one token fewer than the nucleus of the paper" in note for note in course.notes)
+
+
+def test_top_p_of_one_keeps_every_token() -> None:
+    def less(logits: Tensor, top_p: float, min_tokens_to_keep: int = 1) -> int:
+        return SOLUTION.sample_top_p(logits, min(top_p, 0.8) if top_p == 1 else top_p, min_tokens_to_keep)
+
+    def raises(logits: Tensor, top_p: float, min_tokens_to_keep: int = 1) -> int:
+        reached = logits.sort(descending=True).values.softmax(-1).cumsum(-1)
+        assert reached[int((reached < top_p).sum() + 1)], "one token more is looked at"
+        return SOLUTION.sample_top_p(logits, top_p, min_tokens_to_keep)
+
+    assert "with p = 1 it does not keep every token" in str(check_top_p(less).mistake)
+    wrong = check_top_p(raises)
+    assert wrong.step == "top-p, p = 1", wrong
+    assert "IndexError" in str(wrong.mistake)
 
 
 def test_top_p_as_transformers_writes_it_passes() -> None:
@@ -173,6 +200,25 @@ WRONG_NEXT = [
         "temperature 0",
     ),
     (("model(input_ids[None], cache=cache)[0, -1]", "model(input_ids, cache=cache)[-1]"), "expected [batch, seq]"),
+]
+
+
+TOP_K, TOP_P = "    if top_k:\n", "    if top_p:\n"
+RAW = "logits = model(input_ids[None], cache=cache)[0, -1]\n"
+WRONG_NEXT += [
+    ((TOP_K, f"    if top_k:\n        {RAW}"), "with top_k, temperature and frequency penalty are not used"),
+    ((TOP_P, f"    if top_p:\n        {RAW}"), "with top_p, temperature and frequency penalty are not used"),
+    (
+        (
+            TEMPERATURE,
+            "    if top_k:\n        logits = logits.masked_fill(logits < logits.topk(top_k).values[-1], -torch.inf)\n"
+            "        top_k = 0\n"
+            "    if top_p:\n        ranked = logits.sort(descending=True)\n"
+            "        cut = ranked.values.softmax(-1).cumsum(-1) - ranked.values.softmax(-1) >= top_p\n"
+            "        logits = logits.index_fill(0, ranked.indices[cut], -torch.inf)\n        top_p = 0\n" + TEMPERATURE,
+        ),
+        "cut before temperature and frequency penalty",
+    ),
 ]
 
 

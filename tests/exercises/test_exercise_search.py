@@ -62,6 +62,37 @@ def test_wrong_beam_searches_are_named(change: tuple[str, str], words: str) -> N
     assert words in str(result.mistake), result
 
 
+ENDS = "            if ids[-1] == tokenizer.eos_token_id:\n"
+LAST = "    return sorted(ended, key=lambda one: one[0], reverse=True)[:num_return_sequences]\n"
+DIVIDED = LAST.replace("sorted(ended,", "sorted([(score / len(ids), ids) for score, ids in ended],")
+WRONG_ENDS = [
+    (((ENDS, "            if False:\n"),), "goes on behind its end token, 0: "),
+    (((ENDS, "            if False:\n"), (LAST, DIVIDED)), "goes on behind its end token, 0: "),
+    ((("                ended.append((score, ids[:-1]))\n", "                continue\n"),),
+     "texts that have ended are missing: [2, 7, 4"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("changes", "words"), WRONG_ENDS, ids=["ignored", "ignored, by length", "thrown away"])
+def test_a_search_that_does_not_end_texts_is_named(changes: Any, words: str) -> None:
+    result = check_sampling(variant(*changes).beam_search)
+    assert not result
+    assert words in str(result.mistake), result
+    assert result.step == "beam search, texts that end"
+
+
+def test_nothing_is_returned_where_all_texts_end() -> None:
+    nothing = LAST.replace("sorted(ended,", "sorted([] if any(0 in ids for _, ids in ended) else ended,")
+    result = check_sampling(variant(("score, ids[:-1]", "score, ids"), (LAST, nothing)).beam_search)
+    assert "texts that have ended are missing" in str(result.mistake), result
+
+
+def test_texts_that_are_padded_with_the_end_token_pass_without_a_claim() -> None:
+    result = check_sampling(variant(("score, ids[:-1]", "score, F.pad(ids, (0, 2))")).beam_search)
+    assert result, result
+    assert any("nothing is claimed" in note for note in result.notes), result
+
+
 def test_other_forms_of_beam_search_are_told_not_failed() -> None:
     kept = check_sampling(variant(("ended.append((score, ids[:-1]))", "ended.append((score, ids))")).beam_search)
     assert kept
@@ -71,6 +102,7 @@ def test_other_forms_of_beam_search_are_told_not_failed() -> None:
     by_length = check_sampling(variant((end, divided.lstrip("\n ") + "\n    " + end)).beam_search)
     assert by_length, by_length
     assert any("divided by the length of the text" in note for note in by_length.notes)
+    assert not any("nothing is claimed" in note for note in by_length.notes), by_length
 
 
 CAT = "k, v = torch.cat([old_k, k], dim=2), torch.cat([old_v, v], dim=2)"

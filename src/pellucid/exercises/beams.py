@@ -17,6 +17,7 @@ from pellucid.exercises.result import CheckResult
 PROMPT = (2, 7, 4)
 RETURNED, BEAMS, NEW, END = 3, 4, 6, 0
 CLOSE = 1e-4
+ENDING = "beam search, texts that end"
 
 Found = list[tuple[float, list[int]]]
 """Scores and ids, the best first."""
@@ -133,10 +134,11 @@ def check_beam_search(fn: Callable[..., Any]) -> CheckResult:
         if not _same(given, Search().run(endless)):
             _explain(found, given, endless)
         found.proved.append(f"the {RETURNED} best of {BEAMS} beams and their scores are right, the best first")
-        if not any("divided" in note for note in found.notes):
+        by_length = any("divided" in note for note in found.notes)
+        if not by_length:
             found.note("scores are sums of log-probabilities without a length penalty, as in the course; transformers "
                        "divides by the length unless length_penalty=0")  # fmt: skip
-            _ending(found, fn)
+        _ending(found, fn, by_length=by_length)
 
     return checked("beam search", body)
 
@@ -157,11 +159,20 @@ def _explain(found: Findings, given: Found, model: nn.Module) -> None:
     )
 
 
-def _ending(found: Findings, fn: Callable[..., Any]) -> None:
-    """With an end token that is reached: the forms that are known pass, and are named."""
+def _ending(found: Findings, fn: Callable[..., Any], *, by_length: bool) -> None:
+    """With an end token that is reached: the forms that are known pass, and are named.
+
+    Raises:
+        WrongAnswerError: A text goes on behind its end token, or texts that have ended are missing.
+    """
     model = Table(seed=8, spread=0.8).eval()
     model.by_token[:, END] += 1.0
     given = _called(fn, model)
+    for _, ids in given:
+        if END in ids and any(token != END for token in ids[ids.index(END) :]):
+            raise WrongAnswerError(f"a text goes on behind its end token, {END}: {ids}", ENDING, "the texts")
+    if by_length:
+        return
     for words, search in {
         "an ended text leaves the beams, without its end token": Search(),
         "an ended text leaves the beams, and keeps its end token (the course's does not)": Search(keeps_end=True),
@@ -171,6 +182,14 @@ def _ending(found: Findings, fn: Callable[..., Any]) -> None:
         if _same(given, search.run(model)):
             found.proved.append(words)
             return
+    score, best = next(one for one in Search(stops=False).run(model) if len(one[1]) < len(PROMPT) + NEW)
+    if all(END not in ids and len(ids) == len(PROMPT) + NEW and total < score for total, ids in given):
+        raise WrongAnswerError(
+            f"texts that have ended are missing: {best} ends there, and its score, {score:.3f}, is above that of all "
+            "that are returned",
+            ENDING,
+            "the texts",
+        )
     found.note("with texts that end, its result is none of the forms that are known; nothing is claimed about that")
 
 

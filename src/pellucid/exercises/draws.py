@@ -199,6 +199,7 @@ def check_top_p(fn: Callable[..., Any]) -> CheckResult:
         found.proved.append(f"top-p keeps {words}")
         _check(Findings(), fn, [(0.01,)], law, {}, "top-p, one token at least")
         found.proved.append("one token is kept however small p is")
+        _check_whole(fn, law)
         try:
             ignored: dict[str, Law] = {"min_tokens_to_keep is not used": lambda x, p, _: law(x, p)}
             _check(Findings(), fn, [(0.01, 3)], law, ignored, "top-p, min_tokens_to_keep")
@@ -209,6 +210,16 @@ def check_top_p(fn: Callable[..., Any]) -> CheckResult:
             found.note("it takes no min_tokens_to_keep, which the course's has")
 
     return checked("top-p", body)
+
+
+def _check_whole(fn: Callable[..., Any], law: Law) -> None:
+    """With p = 1 every token is kept; below 1 by a rounding, the course's form may keep all but the least likely."""
+    step = "top-p, p = 1"
+    for logits in probes():
+        size = logits.numel()
+        drawn = distribution(lambda x=logits: fn(x.clone(), 1.0), size, step)
+        if not drawn.is_(basic(logits)) and (law is nucleus or not drawn.is_(top_k(logits, size - 1))):
+            raise WrongAnswerError("with p = 1 it does not keep every token", step, "the probabilities [vocab]")
 
 
 def _check(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from pellucid.exercises.answers import Findings, WrongAnswerError, last_line, theirs
 from pellucid.exercises.mistakes import Mistake, Produce, agrees, confirmed, first_shows, pairs
 from pellucid.exercises.reference import RIGHT, Parameters, Sizes, Stages, Way
-from pellucid.exercises.watch import Undropped, Watch, apart
+from pellucid.exercises.watch import Marked, Undropped, Watch, apart
 
 EXACT, COARSE = 1e-9, 2e-5
 """Relative differences that rounding stays below in float64, and where something inside runs in float32."""
@@ -31,6 +31,7 @@ class Probe:
         inputs: Sizes -> what to run it on, several shapes.
         axes: Stage -> its axes.
         mistakes: What may be wrong.
+        dropouts: What may be wrong with dropout.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Probe:
     inputs: Callable[[Sizes], Sequence[Tensor]]
     axes: Callable[[str], str]
     mistakes: Sequence[Mistake]
+    dropouts: Sequence[Mistake]
 
     def constructed(self, sizes: Sizes) -> nn.Module:
         """The learner's module, whose parameters have the names and shapes of the course."""
@@ -50,6 +52,7 @@ class Probe:
             raise WrongAnswerError(f"{self.name} is no nn.Module: {given}", f"constructing {self.name}")
         for name, shape in self.shapes(sizes).items():
             self._check_parameter(module, name, shape)
+        self._check_apart(module, sizes)
         return module
 
     def _check_parameter(self, module: nn.Module, name: str, shape: tuple[int, ...]) -> None:
@@ -73,12 +76,30 @@ class Probe:
                 name,
             )
 
+    def _check_apart(self, module: nn.Module, sizes: Sizes) -> None:
+        """See that no two parameters are one, or lie in one memory."""
+        seen: dict[int, tuple[str, Tensor]] = {}
+        for name, value in self._live(module, sizes).items():
+            other, first = seen.setdefault(value.untyped_storage().data_ptr(), (name, value))
+            if other == name:
+                continue
+            words = f"`{name}` and `{other}` are one parameter: construct a module for each"
+            if first is not value:
+                words = (
+                    f"`{name}` and `{other}` are two parameters in one memory, and a change of dtype or device parts "
+                    f"them: give each its own, or use `{other}` itself in both places"
+                )
+            raise WrongAnswerError(words, "the parameters", name)
+
+    def _live(self, module: nn.Module, sizes: Sizes) -> dict[str, Tensor]:
+        """The parameters that the course names, and any others."""
+        named: dict[str, Tensor] = {name: parameter(module, name) for name in self.shapes(sizes)}
+        known = {id(value) for value in named.values()}
+        return named | {name: value for name, value in module.named_parameters() if id(value) not in known}
+
     def parameters(self, module: nn.Module, sizes: Sizes) -> dict[str, Tensor]:
         """The parameters that the course names, and any others, in float64."""
-        named = {name: parameter(module, name) for name in self.shapes(sizes)}
-        known = {id(value) for value in named.values()}
-        named |= {name: value for name, value in module.named_parameters() if id(value) not in known}
-        return {name: value.detach().clone().double() for name, value in named.items()}
+        return {name: value.detach().clone().double() for name, value in self._live(module, sizes).items()}
 
     def check_values(self, found: Findings, sizes: Sizes) -> nn.Module:
         """Run the learner's module beside the reference; returns it, evaluating, with telling values.
@@ -106,6 +127,38 @@ class Probe:
                 return module
             raise self._named(mistake, produce, EXACT)
         raise self._explained(watch, produce, outputs, [*self.mistakes, *self._heads(named, sizes)])
+
+    def check_places(self, found: Findings, sizes: Sizes) -> bool:
+        """See in training that the course's tensors are dropped, at the rate given; false where that cannot be seen.
+
+        Raises:
+            WrongAnswerError: Another tensor is dropped, or at another rate.
+        """
+        module = self.constructed(sizes).train()
+        spread(module)
+        named, inputs = self.parameters(module, sizes), list(self.inputs(sizes))
+
+        def produce(way: Way) -> Iterator[Stages]:
+            return (self.stages(x, named, sizes, replace(way, training=True)) for x in inputs)
+
+        shapes = [list(s.values())[-1].shape for s in produce(RIGHT)]
+        with Marked():
+            watch, outputs = self._run(module, inputs, shapes)
+            _, again = self._run(module, inputs, shapes)
+        tolerance = COARSE if watch.coarse else EXACT
+        if agrees(produce(RIGHT), outputs, tolerance):
+            return True
+        if any(apart(a, b) for a, b in zip(again, outputs, strict=True)):
+            found.note("which tensors are dropped was not checked: it draws in another way than torch's dropout")
+            return False
+        for name, one in module.named_modules():
+            if isinstance(one, nn.Dropout):
+                check_rate(one, sizes.dropout, f"`{name}`")
+        for several in (self.dropouts, pairs(self.dropouts)):
+            if (mistake := confirmed(several, produce, outputs, tolerance)) is not None:
+                raise self._named(mistake, produce, tolerance)
+        words = "in training the output is not that of dropout at the course's places, and no known mistake gives it"
+        raise WrongAnswerError(words, "dropout")
 
     def _explained(
         self, watch: Watch, produce: Produce, outputs: list[Tensor], mistakes: list[Mistake]
@@ -144,7 +197,7 @@ class Probe:
             runs = module
         watch, outputs = Watch(), []
         for x, shape in zip(inputs, shapes, strict=True):
-            given = x.clone() if runs is not module or not x.is_floating_point() else x.float()
+            given = x.clone() if runs is not module else own(module, x).clone()
             kept = given.clone()
             with theirs(f"running {self.name}", f"given {list(x.shape)}"), torch.no_grad():
                 if outputs:
@@ -197,6 +250,18 @@ def copied(module: nn.Module) -> nn.Module:
         return copy.deepcopy(module)
 
 
+def own(module: nn.Module, x: Tensor) -> Tensor:
+    """An input in the dtype of the module's parameters; ids as they are."""
+    dtype = next((value.dtype for value in module.parameters()), x.dtype)
+    return x.to(dtype) if x.is_floating_point() else x
+
+
+def check_rate(dropout: nn.Dropout, given: float, words: str) -> None:
+    """See that a dropout has the rate that was given."""
+    if dropout.p != given:
+        raise WrongAnswerError(f"the nn.Dropout {words} has p={dropout.p}, not the dropout={given} given", "dropout")
+
+
 def spread(module: nn.Module) -> None:
     """Values under which every parameter matters and no two mistakes look alike."""
     generator = torch.Generator().manual_seed(1)
@@ -205,6 +270,8 @@ def spread(module: nn.Module) -> None:
             mean, std = (0.0, 0.3) if value.dim() < 2 else (0.0, 1.5 / value.shape[-1] ** 0.5)
             if value.dim() < 2 and name.endswith("weight"):
                 mean = 1.0
+            if name.endswith("linear1.weight"):  # activations that differ only far from 0 are told apart, too
+                std *= 4
             value.copy_(torch.empty(value.shape).normal_(mean, std, generator=generator))
 
 
@@ -212,6 +279,6 @@ def check_gradient(found: Findings, module: nn.Module, x: Tensor) -> None:
     """Note it where the module cannot be trained, usually because of a change in place."""
     try:
         with torch.enable_grad():
-            copied(module).float()(x.float() if x.is_floating_point() else x).sum().backward()
+            copied(module)(own(module, x)).sum().backward()
     except (Exception, SystemExit) as error:  # whatever the learner's code raises
         found.note(f"it cannot be trained as it is: {last_line(error)}")

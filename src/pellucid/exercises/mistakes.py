@@ -94,7 +94,7 @@ BLOCK: tuple[Mistake, ...] = (
     *_several(
         "layer norm",
         *((f"LayerNorm's epsilon is {e:g}, not the one that is given", {"epsilon": e})
-          for e in (1e-5, 1e-6, 1e-8, 1e-3)),
+          for e in (1e-5, 1e-6, 1e-8, 1e-3, 0.1)),
         ("LayerNorm's epsilon is 0, or as good as 0 (1e-12), not the one that is given", {"epsilon": 0.0}),
         ("LayerNorm divides by the unbiased standard deviation", {"variance": "unbiased"}),
         ("LayerNorm's epsilon is outside the square root", {"variance": "outside"}),
@@ -106,6 +106,10 @@ BLOCK: tuple[Mistake, ...] = (
         ("no LayerNorm is applied in the block", {"norms": "none"}),
         ("LayerNorm comes after each residual connection (post-LN); GPT-2's comes before attention and MLP",
          {"norms": "post"}),
+    ),
+    *_several(
+        "attention",
+        *((f"there are always {n} heads: num_heads is not handed to attention", {"heads": n}) for n in (1, 4, 12)),
     ),
     *_several(
         "the residual connection around attention",
@@ -126,7 +130,8 @@ BLOCK: tuple[Mistake, ...] = (
         ("the MLP reads ln1 of the block's input (parallel blocks)", {"mlp_reads": "ln1 of the input"}),
         ("the activation function is missing: linear2 follows linear1 directly", {"activation": "linear"}),
         *((f"the activation function is {a}, not the one that is given", {"activation": a})
-          for a in ("gelu", "gelu_new", "relu", "quick_gelu", "silu", "tanh", "sigmoid", "leaky_relu")),
+          for a in ("gelu", "gelu_new", "relu", "quick_gelu", "silu", "tanh", "sigmoid", "leaky_relu",
+                    "relu6")),
         ("the activation function is also applied after linear2", {"linear2": False}),
     ),
 )  # fmt: skip
@@ -155,6 +160,35 @@ GPT2: tuple[Mistake, ...] = (
         ("log_softmax is applied: the output should be logits", {"head": "logprobs"}),
     ),
 )
+
+ATTENTION_DROPOUT: tuple[Mistake, ...] = _several(
+    "dropout",
+    ("attn_dropout is applied to v; the course drops the pattern", {"attn_drop": "v"}),
+    ("attn_dropout is applied to z, the weighted sum; the course drops the pattern", {"attn_drop": "z"}),
+    ("the pattern is not dropped", {"attn_drop": "none"}),
+    ("attention's output is not dropped", {"out_drops": 0}),
+    ("attention's output is dropped twice", {"out_drops": 2}),
+)
+
+BLOCK_DROPOUT: tuple[Mistake, ...] = _several(
+    "dropout",
+    ("linear2's output is not dropped", {"mlp_drop": "none"}),
+    ("linear2's output is dropped twice", {"mlp_drop": "twice"}),
+    ("the block's output is dropped; the course drops linear2's, before the residual connection", {"mlp_drop": "sum"}),
+    ("nothing is dropped in attention", {"attn_drop": "none", "out_drops": 0}),
+    ("nothing is dropped", {"attn_drop": "none", "out_drops": 0, "mlp_drop": "none"}),
+)
+
+GPT2_DROPOUT: tuple[Mistake, ...] = _several(
+    "dropout",
+    ("dropout is applied to the token embedding alone; the course drops its sum with the position embedding",
+     {"embed_drop": "tokens"}),
+    ("dropout is applied to the position embedding alone; the course drops its sum with the token embedding",
+     {"embed_drop": "positions"}),
+    ("the two embeddings are dropped one by one; the course drops their sum", {"embed_drop": "each"}),
+    ("dropout is applied before the unembedding; the course drops the sum of the embeddings", {"embed_drop": "ln"}),
+    ("the embeddings are dropped twice", {"embed_drop": "twice"}),
+)  # fmt: skip
 
 Produce = Callable[[Way], Iterator[Stages]]
 """A way -> the stages of every probe, one after the other."""

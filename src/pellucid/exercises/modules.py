@@ -11,13 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from pellucid.exercises.answers import Findings, WrongAnswerError, checked, misuse
-from pellucid.exercises.extras import check_device, check_dropout, check_initial_order, check_rate
-from pellucid.exercises.learner import Probe, check_gradient, parameter
-from pellucid.exercises.mistakes import ATTENTION, BLOCK, GPT2
+from pellucid.exercises.extras import check_device, check_dropout, check_initial_order
+from pellucid.exercises.learner import Probe, check_gradient, check_rate, own, parameter
+from pellucid.exercises.mistakes import ATTENTION, ATTENTION_DROPOUT, BLOCK, BLOCK_DROPOUT, GPT2, GPT2_DROPOUT
 from pellucid.exercises.reference import RIGHT, Sizes, attention, block, gpt2
 from pellucid.exercises.result import CheckResult
-
-DROPOUT = 0.25
 
 
 @dataclass(frozen=True)
@@ -47,9 +45,12 @@ def check_attention(answer: type[nn.Module] | Callable[..., nn.Module]) -> Check
     plain, wide = Sizes(12, 4, 3), Sizes(12, 3, 5)
 
     def build(sizes: Sizes) -> Any:
-        return answer(12, 4) if sizes is plain else answer(sizes.hidden, sizes.heads, sizes.head, dropout=DROPOUT)
+        given = sizes.hidden, sizes.heads, sizes.head
+        return answer(12, 4) if sizes is plain else answer(*given, dropout=sizes.dropout)
 
-    probe = Probe("UnidirectionalAttention", build, attention, _attention_shapes, _streams, _axes, ATTENTION)
+    probe = Probe(
+        "UnidirectionalAttention", build, attention, _attention_shapes, _streams, _axes, ATTENTION, ATTENTION_DROPOUT
+    )
 
     def body(found: Findings) -> None:
         try:
@@ -61,13 +62,14 @@ def check_attention(answer: type[nn.Module] | Callable[..., nn.Module]) -> Check
         found.proved.append("the output is that of causal attention, in float64, for 5 shapes of input")
         probe.check_values(found, plain)
         found.proved.append("head_size is taken as given, and defaults to hidden_size // num_heads")
-        x = _streams(wide)[0].float()
+        x = own(module, _streams(wide)[0])
         bias = parameter(module, "output_proj.bias").detach().expand(x.shape)
-        for name, after in (("attn_dropout", bias), ("resid_dropout", torch.zeros(x.shape))):
+        for name, after in (("attn_dropout", bias), ("resid_dropout", torch.zeros_like(x))):
             dropouts = [one for one in [getattr(module, name, None)] if isinstance(one, nn.Dropout)]
             check_dropout(module, dropouts, x, f"`{name}`", after)
-            check_rate(dropouts[0], DROPOUT, f"`{name}`")
-        found.proved.append("attn_dropout drops the pattern and resid_dropout the output, at the rate given")
+            check_rate(dropouts[0], wide.dropout, f"`{name}`")
+        if probe.check_places(found, replace(wide, dropout=0.4)):
+            found.proved.append("attn_dropout drops the pattern and resid_dropout the output, at the rate given")
         makers = _attention_makers(wide)
         check_initial_order(found, lambda: build(wide), makers, list(itertools.permutations(makers)))
         check_device(found, module, x)
@@ -88,22 +90,27 @@ def check_block(answer: type[nn.Module] | Callable[..., nn.Module]) -> CheckResu
     _require_class(answer, "check_block", "GPT2Block")
 
     def build(sizes: Sizes) -> Any:
-        return answer(sizes.hidden, sizes.heads, DROPOUT, sizes.epsilon, sizes.activation)
+        return answer(sizes.hidden, sizes.heads, sizes.dropout, sizes.epsilon, sizes.activation)
 
-    probe = Probe("GPT2Block", build, block, _block_shapes, _streams, _axes, (*BLOCK, *_inside("attn", ATTENTION)))
+    every = (*BLOCK, *_inside("attn", ATTENTION))
+    dropouts = (*BLOCK_DROPOUT, *_inside("attn", ATTENTION_DROPOUT))
+    probe = Probe("GPT2Block", build, block, _block_shapes, _streams, _axes, every, dropouts)
     sizes = Sizes(12, 4, 3, epsilon=0.1)
+    others = Sizes(12, 3, 4, epsilon=0.03, activation="gelu", dropout=0.4)
 
     def body(found: Findings) -> None:
         module = probe.check_values(found, sizes)
         found.proved.append("the output is that of a pre-LN block, in float64, for 5 shapes of input")
+        gelu = _gelu(probe, others)
         found.proved.append("the LayerNorms have the epsilon that is given")
-        _check_gelu(found, probe, Sizes(12, 4, 3, epsilon=0.1, activation="gelu"))
-        x = _streams(sizes)[0].float()
+        _say_gelu(found, gelu)
+        x = own(module, _streams(sizes)[0])
         mlp = [one for name, one in module.named_modules() if isinstance(one, nn.Dropout) and "attn" not in name]
-        named = {name: value.float() for name, value in probe.parameters(module, sizes).items()}
+        named = {name: value.to(x.dtype) for name, value in probe.parameters(module, sizes).items()}
         check_dropout(module, mlp, x, "behind linear2", block(x, named, sizes, RIGHT)["after attention"])
-        check_rate(mlp[0], DROPOUT, "behind linear2")
-        found.proved.append("dropout follows the MLP, at the rate given")
+        check_rate(mlp[0], sizes.dropout, "behind linear2")
+        if probe.check_places(found, replace(others, activation="relu")):
+            found.proved.append("dropout follows the MLP, at the rate given")
         groups = [[f"attn.{name}" for name in ("qkv_proj", "output_proj")], ["linear1"], ["linear2"]]
         check_initial_order(found, lambda: build(sizes), _block_makers(sizes), _orders(groups))
         check_device(found, module, x)
@@ -127,24 +134,29 @@ def check_gpt2(answer: type[nn.Module] | Callable[..., nn.Module]) -> CheckResul
         return answer(
             GPTConfig(
                 sizes.activation, sizes.layers, sizes.heads, sizes.vocabulary,
-                sizes.hidden, sizes.positions, DROPOUT, sizes.epsilon,
+                sizes.hidden, sizes.positions, sizes.dropout, sizes.epsilon,
             )
         )  # fmt: skip
 
     every = (*GPT2, *_inside("in every block", BLOCK), *_inside("in every block, attn", ATTENTION))
-    probe = Probe("GPT2", build, gpt2, _gpt2_shapes, _texts, _axes, every)
+    inside = (*BLOCK_DROPOUT, *ATTENTION_DROPOUT)
+    dropouts = (*GPT2_DROPOUT, *_inside("in every block", inside))
+    probe = Probe("GPT2", build, gpt2, _gpt2_shapes, _texts, _axes, every, dropouts)
     sizes = Sizes(12, 4, 3, epsilon=0.1, layers=3, vocabulary=29, positions=9)
+    others = Sizes(12, 3, 4, 0.03, "gelu", layers=2, vocabulary=23, positions=7, dropout=0.4)
 
     def body(found: Findings) -> None:
         module = probe.check_values(found, sizes)
         replace(probe, inputs=lambda s: [_text(s, 1, s.positions)]).check_values(found, sizes)
         found.proved.append("the logits are GPT-2's, in float64, for 5 shapes of input up to the longest text")
+        _gelu(probe, others)
         found.proved.append("the unembedding is the token embedding: no weights of its own")
         ids = _texts(sizes)[0]
         early = [m for n, m in module.named_modules() if isinstance(m, nn.Dropout) and not n.startswith("blocks")]
         check_dropout(module, early, ids, "behind the embeddings")
-        check_rate(early[0], DROPOUT, "behind the embeddings")
-        found.proved.append("dropout follows the embeddings, at the rate given")
+        check_rate(early[0], sizes.dropout, "behind the embeddings")
+        if probe.check_places(found, replace(others, activation="relu")):
+            found.proved.append("dropout follows the embeddings, at the rate given")
         _check_gpt2_order(found, build)
         check_device(found, module, ids)
         check_gradient(found, module, ids)
@@ -165,19 +177,26 @@ def _check_gpt2_order(found: Findings, build: Callable[[Sizes], Any]) -> None:
     check_initial_order(found, lambda: build(one), makers, list(_flat(itertools.permutations(groups))))
 
 
-def _check_gelu(found: Findings, probe: Probe, sizes: Sizes) -> None:
-    """Which of the two GELUs it is; both pass, and what lies between them is said."""
+def _gelu(probe: Probe, sizes: Sizes) -> str:
+    """Which of the two GELUs it is, in other sizes than before; both are right."""
     try:
         probe.check_values(Findings(), sizes)
-        form, other = "the erf form, which is what the course's nn.GELU() is", "gelu_new"
     except WrongAnswerError as wrong:
         if "gelu_new" not in wrong.mistake or ";" in wrong.mistake:
             raise
-        form, other = "the tanh form, not the course's nn.GELU(), which is the erf form", "gelu"
+        return "gelu_new"
+    return "gelu"
+
+
+def _say_gelu(found: Findings, kind: str) -> None:
+    """Which of the two GELUs it is, and what lies between them."""
+    form = "the erf form, which is what the course's nn.GELU() is"
+    if kind == "gelu_new":
+        form = "the tanh form, not the course's nn.GELU(), which is the erf form"
     grid = torch.linspace(-6, 6, 4001, dtype=torch.float64)
     gap = float((nn.functional.gelu(grid) - nn.functional.gelu(grid, approximate="tanh")).abs().max())
     found.proved.append(f"activation_function is taken as given; its gelu is {form}")
-    trained = "so was GPT-2 trained" if other == "gelu" else "GPT-2's checkpoints were trained with the tanh form"
+    trained = "so was GPT-2 trained" if kind == "gelu_new" else "GPT-2's checkpoints were trained with the tanh form"
     found.note(f"gelu: {form}; {trained}; for one number the two are up to {gap:.1e} apart")
 
 

@@ -50,6 +50,7 @@ class Options:
 PROBES = (
     Options(), Options(temperature=0.6), Options(freq_penalty=0.4), Options(top_k=3), Options(top_p=0.7),
     Options(temperature=0.6, freq_penalty=0.4), Options(temperature=1.7, freq_penalty=0.9, top_k=4),
+    Options(temperature=1.7, freq_penalty=0.9, top_p=0.7), Options(temperature=0.6, freq_penalty=0.4, top_p=0.9),
 )  # fmt: skip
 
 
@@ -60,14 +61,24 @@ class Variant:
     position: int = -1
     penalty_first: bool = False
     without: str = ""
+    alone: str = ""
+    cut_first: bool = False
     nucleus: Callable[..., Tensor] = nucleus
 
     def law(self, logits: Tensor, o: Options) -> Tensor:
         """Logits [P, V] -> probabilities [V] of the next token."""
-        x, counts = logits[self.position].double(), torch.bincount(IDS, minlength=logits.size(-1))
+        given, counts = logits[self.position].double(), torch.bincount(IDS, minlength=logits.size(-1))
         t = 1.0 if self.without == "temperature" else o.temperature
         penalty = 0.0 if self.without == "freq_penalty" else o.freq_penalty
-        x = (x - penalty * counts) / t if self.penalty_first else x / t - penalty * counts
+        x = (given - penalty * counts) / t if self.penalty_first else given / t - penalty * counts
+        if self.alone and getattr(o, self.alone):
+            x = given
+        if self.cut_first:
+            return basic(x.masked_fill(self._cut(given, o) == 0, -torch.inf))
+        return self._cut(x, o)
+
+    def _cut(self, x: Tensor, o: Options) -> Tensor:
+        """Logits [V] -> probabilities [V], after top-k or top-p."""
         if o.top_k and self.without != "top_k":
             return top_k(x, o.top_k)
         return self.nucleus(x, o.top_p) if o.top_p and self.without != "top_p" else basic(x)
@@ -78,6 +89,9 @@ WRONG: Mapping[str, Variant] = {
     "the logits of the last position but one are used, not of the last": Variant(position=-2),
     "the frequency penalty comes before the temperature; the course's order is the other one":
         Variant(penalty_first=True),
+    "top-k and top-p are cut before temperature and frequency penalty are applied": Variant(cut_first=True),
+    **{f"with {name}, temperature and frequency penalty are not used": Variant(alone=name)
+       for name in ("top_k", "top_p")},
     **{f"{name} is not used": Variant(without=name) for name in ("temperature", "freq_penalty", "top_k", "top_p")},
 }  # fmt: skip
 

@@ -9,16 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pellucid.config import TransformerConfig
 from pellucid.errors import PellucidError
-from pellucid.exercises.answers import Findings, WrongAnswerError, checked, misuse, theirs
-from pellucid.exercises.learner import copied, parameter, spread
-from pellucid.exercises.modules import GPTConfig
+from pellucid.exercises.answers import Findings, WrongAnswerError, checked, last_line, misuse, theirs
+from pellucid.exercises.learner import copied
+from pellucid.exercises.loading import alignment_for, load_into, require_instance, require_reference
 from pellucid.exercises.result import CheckResult
 from pellucid.model import CkptedTransformer
 from pellucid.open import load
-from pellucid.prove.aligning import align
-from pellucid.prove.alignment import Alignment
 from pellucid.prove.compare import compare
 from pellucid.prove.report import ComparisonReport
 from pellucid.prove.units import units_of
@@ -28,62 +25,12 @@ EXPECTED = (" Washington", " Bush")
 TANH = ("gelu_new", "gelu_pytorch_tanh", "gelu_fast", "gelu_accurate", "gelu_python_tanh")
 
 
-def config_of(reference: CkptedTransformer, activation_function: str = "gelu") -> GPTConfig:
-    """The course's configuration of a model with the sizes of a reference."""
-    config = reference.config
-    return GPTConfig(
-        activation_function, config.n_layer, config.n_head, config.vocab_size,
-        config.n_embd, config.n_positions, config.resid_pdrop, config.layer_norm_epsilon,
-    )  # fmt: skip
-
-
-def alignment_for(my_gpt: nn.Module, reference: CkptedTransformer) -> Alignment:
-    """Which parameter of a learner's GPT-2, whatever it holds now, is which of the reference's.
-
-    The names are the course's. A copy is given telling values, and which tensor is which, and how it is laid out,
-    is then found from the values. `alignment.convert(units_of(reference))` is a state dict for `my_gpt`.
-
-    Raises:
-        InputError: The two have other sizes or names.
-    """
-    scratch = copied(my_gpt).float()
-    spread(scratch)
-    try:
-        units = _units(scratch, reference.config)
-    except (AttributeError, IndexError, TypeError, RuntimeError, KeyError) as error:
-        raise misuse(
-            f"alignment_for: the model has not the parameters of the course's GPT2 in these sizes: {error}.",
-            "Construct it with config_of(reference), and see what check_gpt2 says.",
-        ) from error
-    tensors = {name: value.detach() for name, value in scratch.named_parameters(remove_duplicate=False)}
-    found = align(units, tensors, reference.config.n_layer, reference.config.n_head)
-    if not found.complete or not found.bit_equal:
-        alone = ", ".join((*found.unexplained, *found.missing)) or "some values"
-        raise misuse(
-            f"alignment_for: without a counterpart: {alone}.",
-            "See what check_gpt2 says about the model.",
-        )
-    return found
-
-
-def load_into(my_gpt: nn.Module, reference: CkptedTransformer) -> None:
-    """Give a learner's GPT-2 the weights of a reference, by `alignment_for`.
-
-    Raises:
-        PellucidError: The two have other sizes or names.
-    """
-    made = alignment_for(my_gpt, reference).convert(units_of(reference))
-    with torch.no_grad():
-        for name, value in my_gpt.named_parameters(remove_duplicate=False):
-            value.copy_(made[name])
-
-
 def check_pretrained(
     my_gpt: nn.Module, tokenizer: Any = None, reference: CkptedTransformer | str | Path | None = None
 ) -> CheckResult:
     """Check a learner's GPT-2 that holds real weights.
 
-    Where it still holds its fresh ones, a copy of it is given the reference's.
+    Where it holds others, it does not pass; what a copy of it computes with the reference's is then noted.
 
     Args:
         my_gpt: An instance.
@@ -92,26 +39,20 @@ def check_pretrained(
             bundled model.
 
     Raises:
-        InputError: A class instead of an instance, or no tokenizer.
+        InputError: A class instead of an instance, no tokenizer of the reference's, or a reference whose head is not
+            tied.
     """
-    if not isinstance(my_gpt, nn.Module):
-        raise misuse(
-            f"check_pretrained: {type(my_gpt).__name__} given, expected a model.",
-            "Pass an instance of your GPT2 with the weights loaded.",
-        )
+    require_instance("check_pretrained", my_gpt)
     opened = reference if isinstance(reference, CkptedTransformer) else load(reference)
+    require_reference("check_pretrained", opened)
     tokenizer = opened.tokenizer if tokenizer is None else tokenizer
     ids = _prompt(tokenizer, opened)
 
     def body(found: Findings) -> None:
         on_cpu = all(value.device.type == "cpu" for value in my_gpt.parameters())
-        model = _loaded(found, my_gpt if on_cpu else copied(my_gpt).cpu(), opened)
-        with theirs("running the model"), torch.no_grad():
-            logits = copied(model).eval()(ids)
-        if not isinstance(logits, Tensor) or logits.shape != (*ids.shape, opened.config.vocab_size):
-            shape = list(getattr(logits, "shape", ()))
-            raise WrongAnswerError(f"the output is {type(logits).__name__} {shape}, expected logits", "the output")
-        _compare(found, model, opened, ids, logits)
+        model = my_gpt if on_cpu else copied(my_gpt).cpu()
+        _check_weights(found, model, opened, ids)
+        logits = _check_computed(found, model, opened, ids)
         _what_comes_next(found, tokenizer, logits, opened)
 
     return checked("pretrained", body)
@@ -121,79 +62,73 @@ def _prompt(tokenizer: Any, reference: CkptedTransformer) -> Tensor:
     """The prompt as ids [1, P]."""
     if not hasattr(tokenizer, "encode") or not hasattr(tokenizer, "decode"):
         raise misuse("check_pretrained: no tokenizer with encode and decode.", "Pass the checkpoint's tokenizer.")
-    ids = torch.tensor([list(tokenizer.encode(PROMPT))])
-    if int(ids.max()) >= reference.config.vocab_size:
+    try:
+        encoded = tokenizer.encode(PROMPT)
+        ids = [int(i) for i in getattr(encoded, "ids", encoded)]  # those of the tokenizers package come in an Encoding
+    except Exception as error:  # whatever somebody's tokenizer raises
         raise misuse(
-            f"check_pretrained: the tokenizer gives id {int(ids.max())}, the reference knows "
-            f"{reference.config.vocab_size} tokens.",
+            f"check_pretrained: the tokenizer's encode does not give a list of ids: {last_line(error)}.",
+            "Pass the checkpoint's tokenizer.",
+        ) from error
+    known, longest = reference.config.vocab_size, reference.config.n_positions
+    if not 0 < len(ids) <= longest:
+        raise misuse(
+            f"check_pretrained: the tokenizer makes {len(ids)} ids of the prompt, expected 1 to {longest}.",
             "Pass the tokenizer that belongs to the weights.",
         )
-    return ids
+    if not all(0 <= i < known for i in ids):
+        stray = next(i for i in ids if not 0 <= i < known)
+        raise misuse(
+            f"check_pretrained: the tokenizer gives id {stray}, the reference knows {known} tokens.",
+            "Pass the tokenizer that belongs to the weights.",
+        )
+    return torch.tensor([ids])
 
 
-def _units(model: nn.Module, config: TransformerConfig) -> dict[str, Tensor]:
-    """The units of a learner's GPT-2, read by the names of the course."""
+def _check_weights(found: Findings, my_gpt: nn.Module, reference: CkptedTransformer, ids: Tensor) -> None:
+    """See that every parameter holds the reference's values.
 
-    def at(path: str) -> Tensor:
-        return parameter(model, path).detach()
-
-    units = {"embed.W_E": at("token_embedding.weight"), "pos_embed.W_pos": at("pos_embedding.weight")}
-    for i in range(config.n_layer):
-        mine, ours = f"blocks.{i}", f"blocks.{i}"
-        heads = (3, config.n_head, config.d_head)
-        weights = at(f"{mine}.attn.qkv_proj.weight").unflatten(0, heads)
-        biases = at(f"{mine}.attn.qkv_proj.bias").unflatten(0, heads)
-        for part, letter in enumerate("QKV"):
-            units[f"{ours}.attn.W_{letter}"] = weights[part].transpose(1, 2)
-            units[f"{ours}.attn.b_{letter}"] = biases[part]
-        out = at(f"{mine}.attn.output_proj.weight").T
-        units[f"{ours}.attn.W_O"] = out.unflatten(0, heads[1:])
-        units[f"{ours}.attn.b_O"] = at(f"{mine}.attn.output_proj.bias")
-        for linear, kind in (("linear1", "in"), ("linear2", "out")):
-            units[f"{ours}.mlp.W_{kind}"] = at(f"{mine}.{linear}.weight").T
-            units[f"{ours}.mlp.b_{kind}"] = at(f"{mine}.{linear}.bias")
-        for norm in ("ln1", "ln2"):
-            units |= {f"{ours}.{norm}.w": at(f"{mine}.{norm}.weight"), f"{ours}.{norm}.b": at(f"{mine}.{norm}.bias")}
-    units |= {"ln_final.w": at("ln.weight"), "ln_final.b": at("ln.bias")}
-    if not _same_shapes(units, config):
-        raise RuntimeError("other sizes")
-    return units
-
-
-def _same_shapes(units: Mapping[str, Tensor], config: TransformerConfig) -> bool:
-    d, h, k, m = config.n_embd, config.n_head, config.d_head, config.d_mlp
-    first = {
-        "embed.W_E": (config.vocab_size, d), "pos_embed.W_pos": (config.n_positions, d), "blocks.0.attn.W_Q": (h, d, k),
-        "blocks.0.attn.W_O": (h, k, d), "blocks.0.mlp.W_in": (d, m), "ln_final.w": (d,),
-    }  # fmt: skip
-    return all(tuple(units[name].shape) == shape for name, shape in first.items() if name in units)
-
-
-def _loaded(found: Findings, my_gpt: nn.Module, reference: CkptedTransformer) -> nn.Module:
-    """The learner's model once its weights are right; a copy with the reference's where it holds none of them."""
+    Raises:
+        WrongAnswerError: One does not.
+    """
     try:
         wanted = alignment_for(my_gpt, reference).convert(units_of(reference))
     except PellucidError as error:
         found.note(f"weights are compared by value alone, since names or sizes are not the course's: {error.message}")
-        return my_gpt
+        return
     mine = {name: value.detach().cpu() for name, value in my_gpt.named_parameters()}
     held = {name for name, value in mine.items() if torch.equal(value.to(wanted[name]), wanted[name])}
+    if len(held) == len(mine):
+        return
+    name = next(name for name in mine if name not in held)
+    words = f"{_misloaded(name, mine[name], wanted)}; load_into(my_gpt, reference) loads them"
     if all(value.dim() < 2 for name, value in mine.items() if name in held):  # gains and biases may be equal by chance
-        model = copied(my_gpt)
+        words = f"none of its matrices holds the reference's weights: {words}"
+        _note_the_rest(found, my_gpt, reference, ids)
+    raise WrongAnswerError(words, "loading the weights", f"{name} {list(mine[name].shape)}")
+
+
+def _note_the_rest(found: Findings, my_gpt: nn.Module, reference: CkptedTransformer, ids: Tensor) -> None:
+    """Say what the architecture computes with the reference's weights, of which the learner's model holds none."""
+
+    def body(within: Findings) -> None:
+        model = copied(my_gpt).float()
         load_into(model, reference)
-        found.note("it holds none of the reference's weights, so a copy of it was given them")
-        return model
-    for name, value in mine.items():
-        if name not in held:
-            raise WrongAnswerError(
-                _misloaded(name, value, wanted), "loading the weights", f"{name} {list(value.shape)}"
-            )
-    return my_gpt
+        _check_computed(within, model, reference, ids)
+
+    result = checked("a copy", body)
+    said = "computes what the reference does" if result else f"does not pass either: {result.mistake}"
+    found.note(f"a copy of it that is given the reference's weights {said}")
+    for note in result.notes:
+        found.note(note)
 
 
 def _misloaded(name: str, value: Tensor, wanted: Mapping[str, Tensor]) -> str:
     """What is wrong with a parameter's values."""
     right = wanted[name]
+    if value.dtype != right.dtype and torch.equal(value, right.to(value.dtype)):
+        kind = str(value.dtype).removeprefix("torch.")
+        return f"`{name}` holds its weights rounded to {kind}; keep the model in float32"
     if value.dim() == 2 and torch.equal(value.T, right):
         return f"`{name}` holds the transpose of its weights: the checkpoint's Conv1D keeps [in, out], Linear [out, in]"
     for other, tensor in wanted.items():
@@ -204,6 +139,17 @@ def _misloaded(name: str, value: Tensor, wanted: Mapping[str, Tensor]) -> str:
     return (
         f"`{name}` does not hold the reference's weights: it differs by up to {float((value - right).abs().max()):.3g}"
     )
+
+
+def _check_computed(found: Findings, model: nn.Module, reference: CkptedTransformer, ids: Tensor) -> Tensor:
+    """The logits [1, P, V] of the prompt, once they and all on the way to them are the reference's."""
+    with theirs("running the model"), torch.no_grad():
+        logits = copied(model).eval()(ids)
+    if not isinstance(logits, Tensor) or logits.shape != (*ids.shape, reference.config.vocab_size):
+        shape = list(getattr(logits, "shape", ()))
+        raise WrongAnswerError(f"the output is {type(logits).__name__} {shape}, expected logits", "the output")
+    _compare(found, model, reference, ids, logits)
+    return logits
 
 
 def _compare(found: Findings, model: nn.Module, reference: CkptedTransformer, ids: Tensor, logits: Tensor) -> None:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pellucid import nonlinear
+from pellucid.exercises.watch import marked
 
 Stages = dict[str, Tensor]
 Parameters = Mapping[str, Tensor]
@@ -33,6 +34,7 @@ class Sizes:
         layers: Blocks.
         vocabulary: Tokens.
         positions: Longest text.
+        dropout: The rate of every dropout.
     """
 
     hidden: int
@@ -43,6 +45,7 @@ class Sizes:
     layers: int = 0
     vocabulary: int = 0
     positions: int = 0
+    dropout: float = 0.25
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,18 @@ class Way:
     blocks: str = "all"
     final: str = "ln"
     head: str = "tied"
+    heads: int | None = None
+    training: bool = False
+    attn_drop: str = "pattern"
+    out_drops: int = 1
+    mlp_drop: str = "linear2"
+    embed_drop: str = "sum"
+
+    def drop(self, x: Tensor, sizes: Sizes, times: int) -> Tensor:
+        """In training, dropout's stand-in, so many times."""
+        for _ in range(times if self.training else 0):
+            x = marked(x, sizes.dropout)
+        return x
 
 
 def attention(x: Tensor, p: Parameters, sizes: Sizes, way: Way) -> Stages:
@@ -86,14 +101,17 @@ def attention(x: Tensor, p: Parameters, sizes: Sizes, way: Way) -> Stages:
     scores = q @ k.transpose(-1, -2) * _scale(x, sizes, way)
     stages["scores"] = scores
     stages["pattern"] = pattern = _pattern(scores, way)
-    z = pattern @ {"v": v, "k": k, "q": q}[way.values]
+    v = way.drop({"v": v, "k": k, "q": q}[way.values], sizes, way.attn_drop == "v")
+    z = way.drop(pattern, sizes, way.attn_drop == "pattern") @ v
     stages["z"] = z = {
         "head size": lambda: z.transpose(1, 2).flatten(2),
         "size head": lambda: z.permute(0, 2, 3, 1).flatten(2),
         "not moved": lambda: z.reshape(x.size(0), x.size(1), -1),
     }[way.merge]()
+    z = way.drop(z, sizes, way.attn_drop == "z")
     weight, bias = p["output_proj.weight"], p["output_proj.bias"] if way.out_bias else 0.0
-    stages["output"] = z if way.project == "no" else z @ (weight if way.project == "transposed" else weight.T) + bias
+    out = z if way.project == "no" else z @ (weight if way.project == "transposed" else weight.T) + bias
+    stages["output"] = way.drop(out, sizes, way.out_drops)
     return stages
 
 
@@ -151,7 +169,7 @@ def norm(x: Tensor, p: Parameters, name: str, sizes: Sizes, way: Way) -> Tensor:
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu, "gelu": F.gelu, "gelu_new": nonlinear.gelu_new, "quick_gelu": nonlinear.quick_gelu,
     "silu": F.silu, "tanh": torch.tanh, "sigmoid": torch.sigmoid, "linear": nonlinear.linear,
-    "leaky_relu": F.leaky_relu,
+    "leaky_relu": F.leaky_relu, "relu6": F.relu6,
 }  # fmt: skip
 
 
@@ -166,7 +184,8 @@ def block(x: Tensor, p: Parameters, sizes: Sizes, way: Way) -> Stages:
     inner = {name.removeprefix("attn."): value for name, value in p.items() if name.startswith("attn.")}
     stages: Stages = {}
     stages["ln1"] = read = x if way.norms == "post" else ln("ln1", x)
-    attended = attention(read, inner, sizes, way)
+    split = sizes if way.heads is None else replace(sizes, heads=way.heads, head=sizes.hidden // way.heads)
+    attended = attention(read, inner, split, way)
     stages |= {f"attn {name}": value for name, value in attended.items()}
     added = {"added": x + attended["output"], "missing": attended["output"], "normalized": read + attended["output"]}
     mid = added.get(way.first, x)
@@ -177,8 +196,9 @@ def block(x: Tensor, p: Parameters, sizes: Sizes, way: Way) -> Stages:
     stages["activation"] = post = ACTIVATIONS[way.activation or sizes.activation](pre)
     stages["linear2"] = out = post @ p["linear2.weight"].T + p["linear2.bias"]
     out = ACTIVATIONS[sizes.activation](out) if not way.linear2 else out
+    out = way.drop(out, sizes, {"linear2": 1, "twice": 2}.get(way.mlp_drop, 0))
     ends = {"added": mid + out, "missing": out, "block input": x + out, "normalized": read2 + out}
-    last = ends[way.second]
+    last = way.drop(ends[way.second], sizes, way.mlp_drop == "sum")
     stages["output"] = ln("ln2", last) if way.norms == "post" else last
     return stages
 
@@ -186,12 +206,15 @@ def block(x: Tensor, p: Parameters, sizes: Sizes, way: Way) -> Stages:
 def gpt2(ids: Tensor, p: Parameters, sizes: Sizes, way: Way) -> Stages:
     """ids [B, P] -> the stages of GPT-2; the last is its logits [B, P, V]."""
     table = p["pos_embedding.weight"]
-    stages: Stages = {"token embedding": p["token_embedding.weight"][ids]}
+    tokens = way.drop(p["token_embedding.weight"][ids], sizes, way.embed_drop in ("tokens", "each"))
+    stages: Stages = {"token embedding": tokens}
     x = stages["token embedding"] * (sizes.hidden**0.5 if way.embed_scale else 1.0)
     places = torch.arange(ids.size(1)) + way.offset
     places = {"columns": places, "reversed": places.flip(0), "first": places * 0}.get(way.positions, places)
     stages["pos embedding"] = places = table[ids % sizes.positions if way.positions == "ids" else places]
+    places = way.drop(places, sizes, way.embed_drop in ("positions", "each"))
     x = x if way.positions == "none" else x + places
+    x = way.drop(x, sizes, {"sum": 1, "twice": 2}.get(way.embed_drop, 0))
     stages["token + pos"] = x
     order = list(range(sizes.layers))
     order = {"all": order, "reversed": order[::-1], "first": order[:1] * sizes.layers}.get(way.blocks, order[:-1])
@@ -200,7 +223,8 @@ def gpt2(ids: Tensor, p: Parameters, sizes: Sizes, way: Way) -> Stages:
         inner = block(x, own, sizes, way)
         stages |= {f"block {number}: {name}": value for name, value in inner.items()}
         x = inner["output"]
-    stages["ln"] = last = x if way.final == "none" else norm(x, p, "ln", sizes, way)
+    last = x if way.final == "none" else norm(x, p, "ln", sizes, way)
+    stages["ln"] = last = way.drop(last, sizes, way.embed_drop == "ln")
     head = p["token_embedding.weight"] if way.head in ("tied", "probabilities", "logprobs") else p[way.head]
     logits = last @ head.T
     logits = {"probabilities": logits.softmax(-1), "logprobs": logits.log_softmax(-1)}.get(way.head, logits)

@@ -11,7 +11,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -51,6 +53,36 @@ class Undropped(TorchDispatchMode):
         if func is torch.ops.aten.bernoulli_.float:
             return args[0].fill_(args[1] if len(args) > 1 else (kwargs or {}).get("p", 0.5))
         return func(*args, **(kwargs or {}))
+
+
+def marked(x: Tensor, rate: float) -> Tensor:
+    """What stands in for dropout: not linear, so that it shows to which tensor it was applied, and at which rate."""
+    return x + rate * x * x
+
+
+class Marked(TorchFunctionMode):
+    """Makes every dropout in training its stand-in, `marked`; in fused attention, that of the pattern."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = kwargs or {}
+        if func is F.dropout or func is torch.dropout:
+            return self._dropped(dict(zip(("input", "p", "training", "inplace"), args, strict=False)) | given)
+        if func is F.scaled_dot_product_attention:
+            return self._attended(*args, **given)
+        return func(*args, **given)
+
+    def _dropped(self, given: Mapping[str, Any]) -> Tensor:
+        x, training = given["input"], given.get("training", given.get("train", True))
+        result = marked(x, given.get("p", 0.5)) if training else x
+        return x.copy_(result) if given.get("inplace") else result
+
+    def _attended(self, query: Tensor, key: Tensor, value: Tensor, *given: Any, **named: Any) -> Tensor:
+        arguments = dict(zip(("attn_mask", "dropout_p", "is_causal"), given, strict=False)) | named
+        rate = arguments.pop("dropout_p", 0.0)
+        if not rate:
+            return F.scaled_dot_product_attention(query, key, value, **arguments)
+        every = torch.eye(key.size(-2), dtype=key.dtype, device=key.device).expand(*key.shape[:-1], -1)
+        return marked(F.scaled_dot_product_attention(query, key, every, **arguments), rate) @ value
 
 
 class Drawn(TorchDispatchMode):
