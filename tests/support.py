@@ -5,10 +5,8 @@ Default initialisations hide bugs (zero biases, unit gains, scores near zero), s
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor, nn
 
@@ -189,18 +187,3 @@ def close(a: Tensor, b: Tensor, tolerance: float = 1e-12) -> bool:
     a, b = (torch.where(masked | b.isnan(), 0.0, t).detach() for t in (a, b))
     unit = max(1.0, float(b.std(correction=0)))
     return float((a - b).abs().max()) <= tolerance * unit
-
-
-def must_be_noticed(mutant: tuple[Any, str, Any, Callable[..., None]], *given: Any, by: Any = ()) -> None:
-    """Break something, and see its check fail.
-
-    Args:
-        mutant: Module or class, attribute, what stands there instead, and the check.
-        given: To the check.
-        by: Errors, beside a failed check, by which it may show.
-    """
-    module, attribute, broken, check = mutant
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, attribute, broken)
-        with pytest.raises((AssertionError, pytest.fail.Exception, *by)):
-            check(*given)

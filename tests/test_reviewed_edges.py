@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 
 import pellucid as pl
 import support
+from noticed import must_be_noticed
 from pellucid.cli import app, norms
 from pellucid.cli import generate as verb
 from pellucid.cli.shared import tables
@@ -334,7 +335,7 @@ MUTANTS: dict[str, tuple[Any, str, Any, Callable[[Path], None]]] = {
 
 @pytest.mark.parametrize("name", MUTANTS)
 def test_mutants_are_noticed(name: str, tmp_path: Path):
-    support.must_be_noticed(MUTANTS[name], tmp_path, by=[KeyError])
+    must_be_noticed(MUTANTS[name], tmp_path, by=[KeyError])
 
 
 SMALL = support.glass(vocab_size=53, n_positions=16, n_embd=24, n_layer=2, n_head=3)

@@ -14,6 +14,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 import pellucid as pl
 import support
+from noticed import must_be_noticed
 from pellucid import cache, config, generating
 
 MODEL = support.glass()
@@ -99,4 +100,4 @@ MUTANTS: dict[str, tuple[Any, str, Any, Callable[[Path], None]]] = {
 
 @pytest.mark.parametrize("name", MUTANTS)
 def test_mutants_are_noticed(name: str, tmp_path: Path) -> None:
-    support.must_be_noticed(MUTANTS[name], tmp_path, by=[AttributeError, StrictDataclassFieldValidationError])
+    must_be_noticed(MUTANTS[name], tmp_path, by=[AttributeError, StrictDataclassFieldValidationError])

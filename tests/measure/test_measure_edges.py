@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 import pellucid as pl
 import support
+from noticed import must_be_noticed
 from pellucid.measure import design, groups, inference
 
 M = pl.measure
@@ -193,4 +194,4 @@ MUTANTS: dict[str, tuple[Any, str, Any, Callable[[Path], None]]] = {
 
 @pytest.mark.parametrize("name", MUTANTS)
 def test_mutants_are_noticed(name: str, tmp_path: Path) -> None:
-    support.must_be_noticed(MUTANTS[name], tmp_path, by=[RuntimeWarning])
+    must_be_noticed(MUTANTS[name], tmp_path, by=[RuntimeWarning])

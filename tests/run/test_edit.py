@@ -14,6 +14,7 @@ from torch import Tensor
 
 import pellucid as pl
 import support
+from noticed import must_be_noticed
 from pellucid.axes import Axis
 from pellucid.ckpt import all_axes, all_names
 from pellucid.run import edit, edit_tap
@@ -470,4 +471,4 @@ MUTANTS: dict[str, tuple[Any, str, Any, Callable[[], None]]] = {
 
 @pytest.mark.parametrize("name", MUTANTS)
 def test_mutants_are_noticed(name: str) -> None:
-    support.must_be_noticed(MUTANTS[name], by=[pl.EditError])
+    must_be_noticed(MUTANTS[name], by=[pl.EditError])
