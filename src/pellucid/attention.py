@@ -173,7 +173,7 @@ class Attention(ViewedModule):
             return None, False
         scores = self._scores(q, k, visible)
         if (edited := self.ckpt_scores.replacement(scores, tap)) is not None:
-            scores, explicit = edited, True
+            scores, explicit = _bounded(edited), True
         pattern = _softmax(scores, in_place=not scores_are_watched).type(v.dtype)
         if (edited := self.ckpt_pattern.replacement(pattern, tap)) is not None:
             pattern, explicit = edited, True
@@ -214,6 +214,11 @@ def _hide(scores: Tensor, visible: Visible) -> Tensor:
     if _may_be_out(scores):
         return torch.minimum(scores, visible.ceiling(queries, keys, scores), out=scores)
     return scores.masked_fill_(visible.hidden(queries, keys, scores.device), torch.finfo(scores.dtype).min)
+
+
+def _bounded(scores: Tensor) -> Tensor:
+    """Somebody's scores, the least number instead of less: in a row of pads softmax would have nothing left."""
+    return scores.clamp(min=torch.finfo(scores.dtype).min)
 
 
 def _may_be_out(scores: Tensor) -> bool:

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pellucid.batch import Batch
-from pellucid.config import TransformerConfig
+from pellucid.config import TransformerConfig, require_config
 from pellucid.errors import InputError, ShapeError
 from pellucid.weights import files, formats
 
@@ -60,9 +60,10 @@ class KeyValueCache:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
-        if not isinstance(config, TransformerConfig) or not dtype.is_floating_point:
+        require_config(config)
+        if not dtype.is_floating_point:
             raise InputError(
-                f"KeyValueCache: {type(config).__name__} and {dtype}, expected a TransformerConfig and floating point.",
+                f"KeyValueCache: {dtype}, expected floating point.",
                 code="cache-misfit",
                 remedy="Make it with KeyValueCache(model.config, rows, dtype=model.dtype, device=model.device).",
             )

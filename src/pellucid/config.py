@@ -211,6 +211,20 @@ class TransformerConfig:
         return replace(self, **changes)
 
 
+def require_config(given: object) -> None:
+    """See that this is a configuration of this library.
+
+    Raises:
+        ConfigError: It is another.
+    """
+    if not isinstance(given, TransformerConfig):
+        raise ConfigError(
+            f"config: {type(given).__name__} given, expected a TransformerConfig.",
+            code="config-wrong-type",
+            remedy="Read another library's with TransformerConfig.from_dict(config.to_dict()), or open its model.",
+        )
+
+
 _SIZES = ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head")
 _NUMBERS = {"embd_pdrop": 1.0, "attn_pdrop": 1.0, "resid_pdrop": 1.0, "layer_norm_epsilon": math.inf,
             "initializer_range": math.inf}  # fmt: skip

@@ -11,11 +11,11 @@ from pellucid.axes import Axis
 from pellucid.batch import Inputs
 from pellucid.cache import KeyValueCache
 from pellucid.ckpt import all_axes
-from pellucid.errors import InputError
 from pellucid.fast.decoder import kernels_take
 from pellucid.fast.prepared import bytes_needed, matrices
 from pellucid.model import CkptedTransformer
 from pellucid.run.region import Index, Region
+from pellucid.run.request import require_some
 from pellucid.run.stopping import stopping
 
 
@@ -108,12 +108,7 @@ def estimate_generation(
         524,352 bytes of keys and values, 0 bytes of prepared weights
     """
     stopping(model.config, model.tokenizer, max_new_tokens, (), ())
-    if not isinstance(rows_each, int) or isinstance(rows_each, bool) or rows_each < 1:
-        raise InputError(
-            f"estimate_generation: rows_each={rows_each!r}, expected a whole number, 1 or more.",
-            code="return-sequences",
-            remedy="Give the number of sequences or beams of each prompt.",
-        )
+    require_some("rows_each", rows_each)
     rows, columns = model.tokenize(inputs).shape
     fast = model.execution.is_fast and kernels_take(model, rows * rows_each)
     dtype = torch.float32 if fast else model.dtype

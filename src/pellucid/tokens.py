@@ -113,11 +113,10 @@ class Tokenizer:
             InputError: A negative id, or one that no vocabulary has.
         """
         own, before = _listed(ids), _listed(after)
-        alone, beginning = self._text(own), self._text(before)
-        if not before or beginning.endswith(UNFINISHED):
-            return alone
+        beginning = self._text(before) if before else ""
         whole = self._text([*before, *own])
-        return whole.removeprefix(beginning) if whole.startswith(beginning) else alone
+        stands_apart = beginning.endswith(UNFINISHED) or not whole.startswith(beginning)
+        return self._text(own) if stands_apart else whole.removeprefix(beginning)
 
     def _text(self, ids: list[int]) -> str:
         wrong = next((i for i in ids if not 0 <= i < 2**32), None)

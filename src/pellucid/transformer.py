@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from pellucid import nonlinear
 from pellucid.attention import Attention, Memory, Visible
 from pellucid.ckpt import Ckpt, name_checkpoints
-from pellucid.config import TransformerConfig
-from pellucid.errors import ConfigError, WeightsError
+from pellucid.config import TransformerConfig, require_config
+from pellucid.errors import WeightsError
 from pellucid.execution import Execution
 from pellucid.parameters import LiveView, ViewedModule
 from pellucid.products import Products, products_of
@@ -41,12 +41,7 @@ def stored_shapes(config: TransformerConfig) -> dict[str, tuple[int, ...]]:
     Raises:
         ConfigError: No configuration of this library.
     """
-    if not isinstance(config, TransformerConfig):
-        raise ConfigError(
-            f"config: {type(config).__name__} given, expected a TransformerConfig.",
-            code="config-wrong-type",
-            remedy="Read another library's with TransformerConfig.from_dict(config.to_dict()), or open its model.",
-        )
+    require_config(config)
     d, m, h = config.n_embd, config.d_mlp, config.n_head
     shapes: dict[str, tuple[int, ...]] = {
         "embed.W_E": (config.vocab_size, d),

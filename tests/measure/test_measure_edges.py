@@ -187,6 +187,12 @@ MUTANTS: dict[str, tuple[Any, str, Any, Callable[[Path], None]]] = {
                                        lambda _: test_robust_errors_do_not_depend_on_the_unit()),
     "numerics do not matter": (sys.modules["pellucid.measure.stream"], "execution_of", lambda model: {},
                                test_streams_of_other_numerics_neither_resume_nor_merge),
+    "missing positions are positions": (
+        groups,
+        "positions_of",
+        lambda position, *dims: position.transpose(*dims).values,
+        lambda _: test_runs_of_unequal_length_put_together_are_those_of_one_batch(),
+    ),
     "files are believed": (pl.ActivationCkpts, "_require_one_run", lambda self: None,
                            lambda folder: test_files_that_lie("other axes", folder)),
 }  # fmt: skip
@@ -194,4 +200,4 @@ MUTANTS: dict[str, tuple[Any, str, Any, Callable[[Path], None]]] = {
 
 @pytest.mark.parametrize("name", MUTANTS)
 def test_mutants_are_noticed(name: str, tmp_path: Path) -> None:
-    must_be_noticed(MUTANTS[name], tmp_path, by=[RuntimeWarning])
+    must_be_noticed(MUTANTS[name], tmp_path, by=[RuntimeWarning, ValueError])

@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 import pellucid as pl
 import support
+from noticed import must_be_noticed
 from pellucid.ckpt import all_axes, all_names
 
 NAMES = all_names(support.SIZES["n_layer"])
@@ -275,11 +277,18 @@ def test_gradients_of_a_frozen_model_begin_at_what_is_captured() -> None:
     names = ["blocks.1.attn.ckpt_q", "blocks.1.attn.ckpt_v", "blocks.1.mlp.ckpt_pre", "blocks.2.resid_post"]
     found = []
     for frozen in (False, True):
-        model = support.glass().requires_grad_(not frozen)
+        model = support.glass()
+        for parameter in model.parameters():
+            parameter.requires_grad = not frozen
         logits, ckpts = model.run_with_ckpts(IDS, names=names, grads=True)
         logits.square().sum().backward()
         found.append([logits.detach(), *(ckpts[name].grad for name in names)])
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def test_without_a_beginning_there_is_no_gradient() -> None:
+    never = (Tensor, "requires_grad_", lambda self: self, test_gradients_of_a_frozen_model_begin_at_what_is_captured)
+    must_be_noticed(never, by=[RuntimeError, TypeError])
 
 
 def test_without_grads_nothing_is_recorded(glass64: pl.CkptedTransformer) -> None:

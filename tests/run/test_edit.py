@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 import checks
@@ -15,9 +14,10 @@ from torch import Tensor
 import pellucid as pl
 import support
 from noticed import must_be_noticed
+from pellucid import attention
 from pellucid.axes import Axis
 from pellucid.ckpt import all_axes, all_names
-from pellucid.run import edit, edit_tap
+from pellucid.run import edit
 
 NAMES = all_names(support.SIZES["n_layer"])
 AXES = all_axes(support.SIZES["n_layer"])
@@ -296,13 +296,21 @@ def test_scores_of_pads_may_be_edited(edit: pl.Edit) -> None:
     """What is hidden holds the least number; less than that must not become NaN, which would spread."""
     model = support.glass()
     batch = model.tokenize(RAGGED)
-    logits, ckpts = model.run_with_ckpts(batch, names=SCORES, edits=[edit])
-    assert torch.isfinite(ckpts[SCORES]).all()
+    logits, _ = model.run_with_ckpts(batch, edits=[edit])
     for row, ids in enumerate(RAGGED):
         alone, _ = model.run_with_ckpts([ids], edits=[edit])
         assert (logits[row][batch.mask[row]] - alone[0]).abs().max() < 1e-4
     half = support.glass(dtype=torch.float16)
     assert torch.isfinite(half.run_with_ckpts(batch, edits=[edit])[0][batch.mask]).all()
+
+
+def test_scores_of_pads_may_be_hooked() -> None:
+    model = support.glass()
+    batch = model.tokenize(RAGGED)
+    with model.get_submodule(SCORES).register_forward_hook(lambda module, given, scores: scores * 1.5):
+        hooked = model(batch)
+    edited, _ = model.run_with_ckpts(batch, edits=[pl.Edit.scale(SCORES, 1.5)])
+    assert torch.equal(hooked[batch.mask], edited[batch.mask])
 
 
 def test_a_patch_puts_no_pad_at_a_token(glass: pl.CkptedTransformer) -> None:
@@ -449,17 +457,12 @@ def test_a_tap_is_asked_only_for_what_it_wants(glass: pl.CkptedTransformer) -> N
     assert set(watcher.seen) == wanted
 
 
-class _Boundless:
-    """torch as the tap of edits sees it, with no least number."""
-
-    @staticmethod
-    def finfo(_: torch.dtype) -> Any:
-        return SimpleNamespace(min=-torch.inf)
-
-
 MUTANTS: dict[str, tuple[Any, str, Any, Callable[[], None]]] = {
     "scores fall below the least": (
-        edit_tap, "torch", _Boundless, lambda: test_scores_of_pads_may_be_edited(pl.Edit.scale(SCORES, 1.5))),
+        attention, "_bounded", lambda scores: scores,
+        lambda: test_scores_of_pads_may_be_edited(pl.Edit.scale(SCORES, 1.5))),
+    "hooked scores fall below the least": (
+        attention, "_bounded", lambda scores: scores, test_scores_of_pads_may_be_hooked),
     "pads are patched in": (
         edit, "_require_tokens", lambda source, site, region: None,
         lambda: test_a_patch_puts_no_pad_at_a_token(support.glass())),

@@ -76,8 +76,8 @@ def _prompt(tokenizer: Any, reference: CkptedTransformer) -> Tensor:
             f"check_pretrained: the tokenizer makes {len(ids)} ids of the prompt, expected 1 to {longest}.",
             "Pass the tokenizer that belongs to the weights.",
         )
-    if not all(0 <= i < known for i in ids):
-        stray = next(i for i in ids if not 0 <= i < known)
+    stray = next((i for i in ids if not 0 <= i < known), None)
+    if stray is not None:
         raise misuse(
             f"check_pretrained: the tokenizer gives id {stray}, the reference knows {known} tokens.",
             "Pass the tokenizer that belongs to the weights.",

@@ -13,7 +13,7 @@ import numpy as np
 from pellucid.axes import POSITIONS, coordinate
 from pellucid.errors import InputError
 from pellucid.extras import need
-from pellucid.measure.labelled import Array
+from pellucid.measure.labelled import Array, positions_of
 from pellucid.measure.solve import CrossProducts
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def panel_of(array: xarray.DataArray, what: str) -> Panel:
     if given is None or set(given.dims) != {*texts, *time}:
         position = _counted(values)
     else:
-        position = given.transpose(*texts, *time).fillna(-1).values.astype(np.int64).reshape(values.shape[1:])
+        position = positions_of(given, *map(str, texts), *time).reshape(values.shape[1:])
     require_adjacent(position, what)
     coords = {dim: array.coords[dim].values for dim in dims if dim in array.coords}
     return Panel(values, position, dims, shape, coords)

@@ -12,7 +12,7 @@ from pellucid import aliases
 from pellucid.axes import POSITIONS, Axis, coordinate
 from pellucid.errors import InputError
 from pellucid.extras import need
-from pellucid.measure.labelled import Array, values
+from pellucid.measure.labelled import Array, positions_of, values
 from pellucid.run.activations import ActivationCkpts
 
 if TYPE_CHECKING:
@@ -139,13 +139,8 @@ def _begins_apart(array: xarray.DataArray, axis: str) -> bool:
     position = array.coords.get(coordinate(axis, "position"))
     if position is None or not {"batch", axis} <= set(position.dims):
         return bool(array.isnull().any())
-    columns = positions_of(position, axis)
+    columns = positions_of(position, "batch", axis)
     return bool(((columns >= 0) & (columns != array[axis].values)).any())
-
-
-def positions_of(position: xarray.DataArray, axis: str) -> Array:
-    """[batch, axis] of a coordinate of positions, -1 at pads and where arrays of unequal length were put together."""
-    return position.transpose("batch", axis).fillna(-1).values.astype(np.int64)
 
 
 def flattened(data: Array, kept: int) -> Array:
@@ -198,7 +193,7 @@ def aligned(array: xarray.DataArray, axis: str = "pos") -> xarray.DataArray:
             code="no-positions",
             remedy="Pass what norms or values returned, texts and positions whole.",
         )
-    position = positions_of(array.coords[label], axis)
+    position = positions_of(array.coords[label], "batch", axis)
     text, column = np.nonzero(position >= 0)
     at, length = position[text, column], int(position.max()) + 1
 

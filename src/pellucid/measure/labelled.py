@@ -157,6 +157,11 @@ def coordinates(source: Captured, dims: tuple[str, ...]) -> dict[str, Any]:
     return coords
 
 
+def positions_of(position: xarray.DataArray, *dims: str) -> Array:
+    """A coordinate of positions along these axes, -1 at pads and where arrays of unequal length were put together."""
+    return position.transpose(*dims).fillna(-1).values.astype(np.int64)
+
+
 def token_table(batch: Batch) -> Array:
     """[B, P] of the tokens' texts, "" at pads; as objects, because numpy's own strings lose a token's last NUL."""
     mask = batch.mask.cpu().numpy()

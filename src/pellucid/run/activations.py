@@ -141,8 +141,7 @@ class ActivationCkpts(Mapping[str, Tensor]):
 
         Also as a pattern that goes through the blocks, `stack("blocks.*.attn.ckpt_pattern")`.
         """
-        template = name.removeprefix("blocks.*.") if isinstance(name, str) else name
-        return torch.stack([self[full] for full in self._of_blocks(template)])
+        return torch.stack([self[full] for full in self._of_blocks(str(name).removeprefix("blocks.*."))])
 
     def _of_blocks(self, name: str) -> list[str]:
         template = aliases.canonical(f"blocks.0.{name}").removeprefix("blocks.0.")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from pellucid.aliases import selected
@@ -55,8 +54,7 @@ class EditTap:
         for edit in self._at[name]:
             changed = edit.at(value, Site(name, self._axes[name], self._batch, value, self.start))
             if changed is not None:
-                # What is hidden holds the least number: below it, in a row of pads, softmax would have nothing left.
-                value = changed.clamp(min=torch.finfo(value.dtype).min) if name.endswith("ckpt_scores") else changed
+                value = changed
                 self.fired[edit] += 1
         return value
 

@@ -100,17 +100,26 @@ def sampler_of(given: Sampler | None) -> Sampler:
     return GREEDY if given is None else given
 
 
+def require_some(name: str, value: object) -> None:
+    """See that there is one text or more.
+
+    Raises:
+        InputError: Fewer, or no whole number.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise InputError(
+            f"generate: {name}={value!r}, expected 1 or more.", code="return-sequences", remedy="Give a number."
+        )
+
+
 def returned_of(num_return_sequences: int, num_beams: int, sampler: Sampler) -> int:
     """How many texts each prompt gets.
 
     Raises:
         InputError: Fewer than one, or several that would be the same.
     """
-    for name, value in (("num_return_sequences", num_return_sequences), ("num_beams", num_beams)):
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise InputError(
-                f"generate: {name}={value!r}, expected 1 or more.", code="return-sequences", remedy="Give a number."
-            )
+    require_some("num_return_sequences", num_return_sequences)
+    require_some("num_beams", num_beams)
     if num_return_sequences > 1 and num_beams == 1 and sampler.is_greedy:
         raise InputError(
             f"generate: num_return_sequences={num_return_sequences}, but greedy decoding gives one text.",
