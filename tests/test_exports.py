@@ -63,5 +63,9 @@ def test_public_names_are_documented() -> None:
 def test_every_error_is_exported() -> None:
     from pellucid import errors
 
-    classes = {n for n, value in vars(errors).items() if inspect.isclass(value) and value.__module__ == errors.__name__}
+    classes = {
+        n
+        for n, value in vars(errors).items()
+        if inspect.isclass(value) and issubclass(value, Exception) and value.__module__ == errors.__name__
+    }
     assert classes <= set(pl.__all__)

@@ -19,7 +19,12 @@ Each error says where, what was given and what was expected; `code` is stable an
 from __future__ import annotations
 
 import difflib
+import reprlib
+import unicodedata
 from collections.abc import Iterable
+
+LONGEST = 4000
+"""Characters of a message or a remedy: whatever a file says, the reader sees the beginning and the end of it."""
 
 
 class PellucidError(Exception):
@@ -32,10 +37,10 @@ class PellucidError(Exception):
     """
 
     def __init__(self, message: str, *, code: str, remedy: str) -> None:
-        super().__init__(message)
-        self.message = message
+        self.message = printable(message)
         self.code = code
-        self.remedy = remedy
+        self.remedy = printable(remedy)
+        super().__init__(self.message)
 
     def __str__(self) -> str:
         return f"{self.message}\n  remedy: {self.remedy}  [{self.code}]"
@@ -90,6 +95,44 @@ class MissingExtraError(PellucidError, ImportError):
 
 class PellucidWarning(UserWarning):
     """Something that is allowed but that the reader should know, such as weights that hold NaN."""
+
+
+def printable(text: str, longest: int = LONGEST) -> str:
+    """A text that is safe to show: control and direction characters are escaped, and a long middle is left out.
+
+    Names of tensors, fields and files come from checkpoints that strangers wrote. Raw, an escape sequence among them
+    sets the terminal's title or hides a line, and a name of ten million characters fills the screen.
+    """
+    if len(text) > longest:
+        half = (longest - 5) // 2
+        text = f"{text[:half]} ... {text[-half:]}"
+    if text.isprintable():
+        return text
+    return "".join(c if c == "\n" or c.isprintable() or unicodedata.category(c) == "Zs" else _escaped(c) for c in text)
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")
+
+
+class _Brief(reprlib.Repr):
+    """Python's `repr`, bounded in length and depth before it is made, and never raising."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel = 3
+        self.maxstring = self.maxother = self.maxlong = 120
+
+    def repr_int(self, x: int, level: int) -> str:
+        return super().repr_int(x, level) if x.bit_length() < 4096 else f"a whole number of {x.bit_length()} bits"
+
+
+_BRIEF = _Brief()
+
+
+def shown(value: object) -> str:
+    """A bounded `repr` for messages, whatever a file or a caller gave: nested containers and long texts are cut."""
+    return printable(_BRIEF.repr(value))
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

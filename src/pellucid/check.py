@@ -1,0 +1,83 @@
+"""One way each to check an argument.
+
+A number of NumPy's or torch's is a number: `np.int64(3)`, `np.array(3)` and `torch.tensor(3)` are read as 3. A truth
+value is not, although Python's is an `int`: `top_k=True` is a mistake, never 1.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+import operator
+from typing import Any
+
+from pellucid.errors import InputError, PellucidError, shown
+
+
+def as_whole(value: object) -> int | None:
+    """The whole number that a value is, as Python's own; None if it is something else."""
+    if not _is_scalar(value):
+        return None
+    try:
+        return operator.index(value)  # pyright: ignore[reportArgumentType] (what has no index raises)
+    except TypeError:
+        return None
+
+
+def as_number(value: object) -> float | None:
+    """The real number that a value is, whole or not, nan and inf included; None if it is something else."""
+    if not _is_scalar(value):
+        return None
+    if isinstance(value, numbers.Real):
+        return _float(value)
+    if hasattr(value, "dtype") and hasattr(value, "item"):  # an array or a tensor without axes
+        item: Any = value.item()  # pyright: ignore[reportAttributeAccessIssue]
+        return _float(item) if isinstance(item, numbers.Real) and not isinstance(item, bool) else None
+    return None
+
+
+def require_whole(
+    name: str,
+    value: object,
+    *,
+    at_least: int = 0,
+    at_most: int | None = None,
+    error: type[PellucidError] = InputError,
+    code: str = "not-a-whole-number",
+) -> int:
+    """Return a whole number within bounds, as Python's own.
+
+    Args:
+        name: Where it was given, such as "generate: max_new_tokens".
+        value: What was given.
+        at_least: The smallest that is allowed.
+        at_most: The largest that is allowed; None for no bound.
+        error: The class to raise.
+        code: The code to raise it with.
+
+    Raises:
+        PellucidError: Of the class given, if the value is no whole number or lies outside the bounds.
+    """
+    found = as_whole(value)
+    if found is None or found < at_least or (at_most is not None and found > at_most):
+        bounds = f"of {at_least} or more" if at_most is None else f"from {at_least} to {at_most}"
+        raise error(
+            f"{name}={shown(value)}, expected a whole number {bounds}.",
+            code=code,
+            remedy=f"Give a whole number {bounds}.",
+        )
+    return found
+
+
+def _is_scalar(value: object) -> bool:
+    """False for truth values and for anything with an axis."""
+    if isinstance(value, bool) or "bool" in str(getattr(value, "dtype", "")):
+        return False
+    return getattr(value, "ndim", 0) == 0
+
+
+def _float(value: numbers.Real) -> float:
+    try:
+        return float(value)
+    except OverflowError:  # a whole number beyond 1e308
+        return math.inf if operator.gt(value, 0) else -math.inf
