@@ -5,12 +5,19 @@ Default initialisations hide bugs (zero biases, unit gains, scores near zero), s
 
 from __future__ import annotations
 
+from importlib import metadata
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 import pellucid as pl
+
+TRANSFORMERS = tuple(int(part) for part in metadata.version("transformers").split(".")[:2])
+"""Major and minor version of the reference that is installed."""
+
+CACHE_WORD = "cache" if TRANSFORMERS >= (5, 24) else "past_key_values"
+"""What it calls the keys and values that it keeps."""
 
 SIZES: dict[str, Any] = {"vocab_size": 211, "n_positions": 64, "n_embd": 48, "n_layer": 3, "n_head": 4}
 """Of the model that most tests run."""

@@ -38,7 +38,7 @@ def test_steps_equal_those_of_transformers(rows: int, attention: str) -> None:
     ours, hf = support.pair(attention=attention)
     cache, theirs = fresh(ours, rows), DynamicCache(config=hf.config)
     for piece in IDS[:rows].split([6, *[1] * 8], 1):
-        expected = hf(piece, past_key_values=theirs, use_cache=True).logits
+        expected = hf(piece, **{support.CACHE_WORD: theirs}, use_cache=True).logits
         assert torch.equal(ours(piece, cache=cache), expected)
 
 

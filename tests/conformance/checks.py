@@ -80,7 +80,7 @@ def reference_values(
     padded = {} if mask is None else {"attention_mask": mask.long(), "position_ids": positions}
     out = hf(ids, output_hidden_states=True, output_attentions=eager, **padded)
     headless = not hasattr(out, "logits")
-    hidden, layers = out.hidden_states, out.past_key_values.layers
+    hidden, layers = out.hidden_states, out[support.CACHE_WORD].layers
     values = {f"blocks.{i}.resid_pre": state for i, state in enumerate(hidden[:-1])}
     if hidden:  # transformers gives none where there is no block
         values["ln_final.ckpt_normalized"] = hidden[-1]

@@ -12,7 +12,7 @@ import torch
 import pellucid as pl
 import support
 from pellucid.open import BUNDLED
-from pellucid.run import stages
+from pellucid.run import stages, versions
 
 LOGPROB = 1e-5
 """Largest distance of log-probabilities: rounding in float32."""
@@ -175,7 +175,38 @@ def test_beams_with_a_sampler(setting: str, model: str) -> None:
     rows = support.ragged_ids(5, 8, vocab_size=ours.config.vocab_size, seed=6)
     sampler = SAMPLERS[setting]
     wanted = theirs.generate(hf, rows, sampler=sampler, seed=9, end_ids=ENDS, max_new_tokens=9, num_beams=3)
-    same(ours.generate(rows, max_new_tokens=9, sampler=sampler, seed=9, end_ids=ENDS, num_beams=3), wanted)
+    out = ours.generate(rows, max_new_tokens=9, sampler=sampler, seed=9, end_ids=ENDS, num_beams=3)
+    same(out, wanted)
+    assert out.follows == ("transformers {}.{}".format(*support.TRANSFORMERS) if sampler.temperature else None)
+
+
+@pytest.mark.skipif(support.TRANSFORMERS < (5, 24), reason="keeps the order of the draw itself")
+@pytest.mark.parametrize("seed", range(6))
+def test_beams_drawn_in_the_order_of_versions_before_5_24(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, hf = pair("tied")
+    rows = support.ragged_ids(5, 8, seed=seed)
+    given: dict[str, Any] = {"seed": seed, "max_new_tokens": 9, "num_beams": 3, "end_ids": ENDS}
+    newest = theirs.generate(hf, rows, sampler=pl.Sampler(), **given)
+    with monkeypatch.context() as earlier:
+        earlier.setattr(torch.Tensor, "sort", lambda x, **_: (x, torch.arange(x.size(-1)).expand_as(x)))
+        wanted = theirs.generate(hf, rows, sampler=pl.Sampler(), **given)
+    assert wanted.new != newest.new, "the order decides"
+    monkeypatch.setattr(versions.metadata, "version", lambda name: "5.23.0")
+    versions.followed.cache_clear()
+    out = ours.generate(rows, sampler=pl.Sampler(), **given)
+    versions.followed.cache_clear()
+    same(out, wanted)
+    assert out.follows == "transformers 5.23"
+
+
+def test_the_newest_known_version_is_followed_without_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(name: str) -> str:
+        raise versions.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(versions.metadata, "version", absent)
+    versions.followed.cache_clear()
+    assert versions.followed() == versions.NEWEST >= support.TRANSFORMERS
+    versions.followed.cache_clear()
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ The search keeps `width` unfinished texts for each prompt and the best finished 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -18,6 +18,7 @@ from pellucid.run.decoding import checked, chosen_logprobs
 from pellucid.run.sampling import Context, Sampler
 from pellucid.run.stepping import Stepper
 from pellucid.run.stopping import Stopping
+from pellucid.run.versions import SORTED_DRAWS, followed
 
 NEVER = -1.0e9
 """The score of what must not be chosen."""
@@ -38,12 +39,14 @@ class Beams:
         early_stopping: True ends when `width` texts are finished; False when no unfinished one can get better at its
             present length; "never" when none can at any length.
         returned: Texts given back for each prompt.
+        follows: The version of transformers whose order of drawn continuations is kept.
     """
 
     width: int
     length_penalty: float = 1.0
     early_stopping: bool | Literal["never"] = False
     returned: int = 1
+    follows: tuple[int, int] = field(default_factory=followed)
 
     def __post_init__(self) -> None:
         if self.returned > self.width:
@@ -175,6 +178,9 @@ class Search:
         else:
             places = torch.multinomial(total.softmax(-1), kept, generator=self.generator)
             scores = total.gather(1, places)
+            if self.beams.follows >= SORTED_DRAWS:
+                scores, order = scores.sort(-1, descending=True)
+                places = places.gather(1, order)
         parents, tokens = places // vocabulary, places % vocabulary
         own = chosen_logprobs(logits.unflatten(0, (prompts, width))[torch.arange(prompts)[:, None], parents], tokens)
         candidates = running.chosen(parents)

@@ -122,7 +122,9 @@ def _searched(model: Transformer, request: Request, beams: Beams) -> Generation:
         for number, prompt in enumerate(request.batch.rows())
         for place in range(beams.returned)
     ]
-    return Generation(tuple(rows), request.batch.tokenizer, request.single and beams.returned == 1)
+    single = request.single and beams.returned == 1
+    follows = None if request.sampler.is_greedy else "transformers {}.{}".format(*beams.follows)
+    return Generation(tuple(rows), request.batch.tokenizer, single, follows=follows)
 
 
 def _row(prompt: Tensor, found: Hypotheses, number: int, place: int, stopping: Stopping) -> Row:

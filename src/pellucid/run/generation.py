@@ -61,6 +61,8 @@ class Generation:
         tokenizer: For `text`.
         single: Whether one text was asked for, by one prompt that was not in a list.
         ckpts: What was captured, over the whole texts; None where nothing was asked for.
+        follows: The version of transformers that was followed, such as "transformers 5.24", where the ids depend on it
+            (sampled beams); None where all versions give the same.
 
     Example:
         >>> import pellucid as pl
@@ -73,6 +75,7 @@ class Generation:
     tokenizer: Tokenizer | None = field(compare=False)
     single: bool = False
     ckpts: ActivationCkpts | None = field(default=None, compare=False)
+    follows: str | None = None
 
     @property
     def ids(self) -> Ragged:
