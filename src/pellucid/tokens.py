@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -10,8 +9,9 @@ import tokenizers
 import torch
 from torch import Tensor
 
-from pellucid.errors import InputError, NotFoundError, WeightsError
+from pellucid.errors import InputError, WeightsError
 from pellucid.weights import files
+from pellucid.weights.manifests import is_there, read_json, require_regular
 
 UNFINISHED = "\ufffd"
 """How bytes are decoded that are no character, or not yet one."""
@@ -41,9 +41,9 @@ class Tokenizer:
         With the latter two goes `added_tokens.json`, where there is one.
         """
         folder = Path(folder)
-        if (folder / "tokenizer.json").is_file():
+        if is_there(folder / "tokenizer.json"):
             return cls.from_file(folder / "tokenizer.json")
-        if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
+        if is_there(folder / "vocab.json") and is_there(folder / "merges.txt"):
             found = cls.from_vocabulary(folder / "vocab.json", folder / "merges.txt")
             found._add(folder / "added_tokens.json")
             return found
@@ -52,10 +52,7 @@ class Tokenizer:
     @classmethod
     def from_file(cls, path: str | Path) -> Tokenizer:
         """Read a `tokenizer.json`."""
-        if not Path(path).is_file():
-            raise NotFoundError(
-                f"tokenizer: no file {str(path)!r}.", code="not-found", remedy="Give the path of a tokenizer.json."
-            )
+        require_regular(path)
         try:
             return cls(tokenizers.Tokenizer.from_file(str(path)))
         except Exception as error:  # the library raises bare Exception for every unreadable file
@@ -64,6 +61,8 @@ class Tokenizer:
     @classmethod
     def from_vocabulary(cls, vocab: str | Path, merges: str | Path) -> Tokenizer:
         """Read GPT-2's `vocab.json` and `merges.txt`."""
+        require_regular(vocab)
+        require_regular(merges)
         try:
             ids, pairs = tokenizers.models.BPE.read_file(str(vocab), str(merges))
             backend = tokenizers.Tokenizer(tokenizers.models.BPE(ids, pairs))
@@ -77,13 +76,13 @@ class Tokenizer:
 
     def _add(self, path: Path) -> None:
         """Take in the tokens of an `added_tokens.json`, if it is there."""
-        if not path.is_file():
+        if not is_there(path):
             return
+        added = read_json(path, WeightsError, "tokenizer-unreadable")
         try:
-            added: dict[str, int] = json.loads(path.read_text(encoding="utf-8"))
             self._backend.add_tokens(sorted(added, key=added.__getitem__))
             moved = {name for name, token in added.items() if self._backend.token_to_id(name) != token}
-        except (OSError, ValueError, TypeError, AttributeError) as error:
+        except TypeError as error:  # ids that are no numbers
             raise _unreadable(path, error) from error
         if moved:
             raise _unreadable(path, ValueError(f"no place for {', '.join(sorted(moved))} behind the vocabulary"))

@@ -205,7 +205,7 @@ IDS_AND_TEXT = [
         lambda model, folder: model(batch_of(positions=POSITIONS[:, :6])), I),
     Bad("a token that is several", "not-one-token",
         lambda model, folder: model.tokenizer.token_id("ab"), I),
-    Bad("a tokenizer that is not there", "not-found",
+    Bad("a tokenizer that is not there", "path-not-found",
         lambda model, folder: pl.Tokenizer.from_file(folder / "tokenizer.json"), W),
 ]  # fmt: skip
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from pellucid.errors import ConfigError, NotFoundError, WeightsError
 from pellucid.weights import hub
 from pellucid.weights.formats import Content, read_file
-from pellucid.weights.manifests import read_index, read_json, unreadable
+from pellucid.weights.manifests import is_there, read_index, read_json, unreadable
 
 FOLDER_FILES = (*hub.WEIGHT_FILES, "ckpt.pt")
 """Where a folder keeps its weights, the best first; the last is what nanoGPT's train.py writes."""
@@ -81,7 +81,7 @@ def read(path: Path, *, needs_config: bool = True) -> Stored:
 
 def _best_weights(folder: Path) -> Path:
     for name in FOLDER_FILES:
-        if (folder / name).exists():
+        if is_there(folder / name):
             return folder / name
     try:
         others = sorted(entry.name for entry in folder.iterdir())[:8]
@@ -96,11 +96,7 @@ def _best_weights(folder: Path) -> Path:
 
 def _config_beside(weights: Path) -> dict[str, Any] | None:
     path = weights.parent / "config.json"
-    try:
-        present = path.exists()
-    except OSError as problem:
-        raise unreadable(path, problem) from problem
-    return read_json(path, ConfigError, "config-not-json") if present else None
+    return read_json(path, ConfigError, "config-not-json") if is_there(path) else None
 
 
 def _read_shards(index: Path) -> Content:
@@ -108,7 +104,7 @@ def _read_shards(index: Path) -> Content:
     tensors: dict[str, Tensor] = {}
     content: Content | None = None
     for shard in sorted(set(weight_map.values())):
-        if not (index.parent / shard).exists():
+        if not is_there(index.parent / shard):
             raise NotFoundError(
                 f"{index}: names {shard}, which is not in the folder.",
                 code="shard-missing",

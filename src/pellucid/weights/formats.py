@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pellucid.errors import NotFoundError, WeightsError
-from pellucid.weights.manifests import unreadable
+from pellucid.errors import WeightsError
+from pellucid.weights.manifests import require_regular, unreadable
 
 LLMC_MAGIC = 20240326
 _LLMC_HEADER = 256
@@ -52,18 +52,11 @@ def read_file(path: Path) -> Content:
         NotFoundError: Not there.
         WeightsError: Unreadable, damaged, unsafe, or of a format that this library does not read.
     """
+    require_regular(path)
     try:
-        if not path.is_file():
-            raise NotFoundError(
-                f"{path}: {'not a regular file' if path.exists() else 'not there'}.",
-                code="path-not-found",
-                remedy="Give a weights file, or the folder that holds it together with config.json.",
-            )
         with path.open("rb") as file:
             start = file.read(12)
     except OSError as problem:
-        if isinstance(problem, NotFoundError):
-            raise
         raise unreadable(path, problem) from problem
     if len(start) < 12:
         raise WeightsError(

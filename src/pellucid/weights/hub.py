@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pellucid.errors import ConfigError, NotFoundError, WeightsError, nearest
-from pellucid.weights.manifests import read_index, read_json, unreadable
+from pellucid.weights.manifests import is_there, read_index, read_json, unreadable
 
 ALIASES: Mapping[str, str] = {
     "gpt2": "openai-community/gpt2",
@@ -127,7 +127,7 @@ def read_config(name: str | os.PathLike[str], options: HubOptions | None = None)
         path = _open(os.fspath(name), options or HubOptions()).require_config()
     if path.is_dir():
         path = path / "config.json"
-    if not path.exists():
+    if not is_there(path):
         raise NotFoundError(
             f"{path.parent}: no config.json.",
             code="config-not-found",

@@ -1,13 +1,89 @@
-"""The small JSON files beside the weights: `config.json` and the index of a sharded checkpoint."""
+"""Files that strangers wrote: which of them are opened at all, and the small JSON files beside the weights."""
 
 from __future__ import annotations
 
 import json
+import os
 import re
+import stat
 from pathlib import Path
 from typing import Any
 
-from pellucid.errors import ConfigError, NotFoundError, WeightsError
+from pellucid.errors import ConfigError, NotFoundError, WeightsError, shown
+
+LONGEST_TEXT = 2**28
+"""Bytes of a file that is read whole as text: four times the longest index or vocabulary that was ever published."""
+
+
+def is_there(path: str | os.PathLike[str]) -> bool:
+    """Whether a folder has an entry of this name, a link that leads nowhere included: opening it says what is wrong.
+
+    Raises:
+        WeightsError: The folder cannot be looked into, or no file can have this name.
+    """
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except (OSError, ValueError) as problem:
+        raise unreadable(Path(path), problem) from problem
+    return True
+
+
+def require_regular(path: str | os.PathLike[str]) -> None:
+    """See that a path leads to a regular file, before a library is asked to open it.
+
+    A pipe may never be written to, a device such as /dev/zero never ends, and opening a terminal takes it over.
+
+    Raises:
+        NotFoundError: Nothing is there.
+        WeightsError: Something else is there, or it cannot be looked at.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError) as problem:  # ValueError: a null character in the name
+        raise unreadable(Path(path), problem) from problem
+    if not stat.S_ISREG(mode):
+        raise WeightsError(
+            f"{path}: {_kind(mode)}, expected a regular file.",
+            code="path-not-regular",
+            remedy="Give a file. What a pipe or a device delivers has to be written to a file first.",
+        )
+
+
+def _kind(mode: int) -> str:
+    kinds = {
+        "a folder": stat.S_ISDIR, "a pipe": stat.S_ISFIFO, "a socket": stat.S_ISSOCK,
+        "a device": lambda mode: stat.S_ISCHR(mode) or stat.S_ISBLK(mode),
+    }  # fmt: skip
+    return next((name for name, is_one in kinds.items() if is_one(mode)), "no regular file")
+
+
+def read_text(path: str | os.PathLike[str], longest: int = LONGEST_TEXT) -> str:
+    """The text of a regular file in UTF-8.
+
+    Args:
+        path: The file.
+        longest: Bytes; what is longer is refused before it is read.
+
+    Raises:
+        NotFoundError: Nothing is there.
+        WeightsError: No regular file, a longer one, or one that cannot be read.
+        UnicodeDecodeError: Another encoding (a `ValueError`, as bad JSON is).
+    """
+    require_regular(path)
+    try:
+        with open(path, "rb") as file:
+            content = file.read(longest + 1)  # not by its size: files of /proc say 0
+    except OSError as problem:
+        raise unreadable(Path(path), problem) from problem
+    if len(content) > longest:
+        raise WeightsError(
+            f"{path}: longer than {longest} bytes.",
+            code="file-too-long",
+            remedy="Give the file that save_pretrained wrote; no such file is that long.",
+        )
+    return content.decode("utf-8")
 
 
 def read_json(path: Path, error: type[ConfigError | WeightsError], code: str) -> dict[str, Any]:
@@ -18,9 +94,7 @@ def read_json(path: Path, error: type[ConfigError | WeightsError], code: str) ->
         NotFoundError: The file is not there.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as problem:
-        raise unreadable(path, problem) from problem
+        content = json.loads(read_text(path))
     except (ValueError, RecursionError) as problem:
         raise error(
             f"{path}: not JSON: {problem}.", code=code, remedy="Download or write the file again; it is damaged."
@@ -50,19 +124,25 @@ def read_index(path: Path) -> dict[str, str]:
     for tensor, shard in weight_map.items():
         if not isinstance(shard, str) or not re.fullmatch(r"[\w\-][\w.\-]*", shard):
             raise WeightsError(
-                f"{path}: {tensor} is said to be in {shard!r}, expected a file name in the same folder.",
+                f"{path}: {shown(tensor)} is said to be in {shown(shard)}, expected a file name in the same folder.",
                 code="index-unsafe-path",
                 remedy="Do not use this checkpoint unless you trust its author; shard names must be plain file names.",
             )
     return weight_map
 
 
-def unreadable(path: Path, problem: OSError) -> WeightsError:
+def unreadable(path: Path, problem: OSError | ValueError) -> WeightsError:
     """The error to raise for a file that the operating system would not hand over."""
+    if isinstance(problem, FileNotFoundError) and path.is_symlink():
+        return NotFoundError(
+            f"{path}: a link to {os.readlink(path)}, which is not there.",
+            code="path-not-found",
+            remedy="Put the file in its place again, or download the folder anew.",
+        )
     if isinstance(problem, FileNotFoundError):
         return NotFoundError(f"{path}: not there.", code="path-not-found", remedy="Check the spelling of the path.")
     return WeightsError(
-        f"{path}: cannot be read: {problem.strerror or problem}.",
+        f"{path}: cannot be read: {getattr(problem, 'strerror', None) or problem}.",
         code="path-unreadable",
         remedy="Check the permissions of the file and of the folders above it.",
     )
