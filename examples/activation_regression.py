@@ -7,7 +7,6 @@
 # pellucid; for GPT-2 itself, change the line `NAME = "bundled"`.
 
 # %%
-# ruff: noqa: T201 (it prints)
 import matplotlib.pyplot as plt
 import numpy as np
 import statsmodels.api as sm

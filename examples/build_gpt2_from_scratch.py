@@ -6,7 +6,6 @@
 # pellucid; for GPT-2 itself, change the line `NAME = None`.
 
 # %%
-# ruff: noqa: T201 (it prints)
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

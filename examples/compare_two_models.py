@@ -7,7 +7,7 @@
 # GPT-2 itself, change the line `NAME = "bundled"`.
 
 # %%
-# ruff: noqa: T201 (it prints)
+import matplotlib.pyplot as plt
 import torch
 
 import pellucid as pl
@@ -60,14 +60,15 @@ print(theirs.h[0].attn.c_attn.weight.shape, "->", glass.blocks[0].attn.W_Q.shape
 
 # %%
 report = pl.compare(glass, theirs, inputs=tokens.ids)
-print(report)
 assert report.verdict == "identical"
+print(report)
 
 # %% [markdown]
 # ## A difference that is hard to see
 #
 # The same weights, but one LayerNorm of one block has another epsilon. The text that the model writes does not
-# change, and a tolerance of 1e-3 would not notice.
+# change, and a tolerance of 1e-3 would not notice. The last picture shows, on a logarithmic axis, the error at each
+# checkpoint: nothing before the epsilon, something at every point after it.
 
 # %%
 wrong = pl.to_hf(glass).eval()
@@ -82,3 +83,11 @@ report = pl.compare(glass, wrong, inputs=tokens.ids)
 print(report.first_divergence)
 assert report.verdict == "different"
 assert "epsilon" in report.first_divergence.cause
+
+# %%
+rows = [row for row in report.checkpoints if row.fp64 is not None]
+with pl.plot.theme("light") as theme:
+    figure, ax = plt.subplots(figsize=(6, 2.4), layout="constrained")
+    ax.plot(range(len(rows)), [max(row.fp64, 1e-17) for row in rows], ".", color=theme.marks[0])
+    ax.set(yscale="log", xlabel="checkpoint, in execution order", ylabel="relative error in float64")
+    ax.set_title(f"first divergence: {report.first_divergence.where}")

@@ -7,7 +7,8 @@
 # `NAME = "bundled"`.
 
 # %%
-# ruff: noqa: T201 (it prints)
+import textwrap
+
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
@@ -17,6 +18,12 @@ import pellucid as pl
 NAME = "bundled"  # "gpt2-small" for OpenAI's weights (downloads them)
 model = pl.load(NAME)
 PROMPT = "One day, Lily found a"
+
+
+def show(title: str, text: str) -> None:
+    """Print a text under its title, indented."""
+    print(title, textwrap.indent(text, "    "), sep="\n", end="\n\n")
+
 
 # %% [markdown]
 # ## One distribution, stage by stage
@@ -63,7 +70,7 @@ texts = {
     for name, options in METHODS.items()
 }
 for name, out in texts.items():
-    print(f"{name} ({out.logprobs.mean():.2f} nats a token)\n    {out.text!r}\n")
+    show(f"{name} ({out.logprobs.mean():.2f} nats a token)", out.text)
 
 # %% [markdown]
 # ## How likely the model finds each token
@@ -127,7 +134,7 @@ assert likelihood[0] > likelihood[-1]
 # %%
 for options in ({}, {"repetition_penalty": 1.3}, {"frequency_penalty": 0.5}, {"no_repeat_ngram_size": 3}):
     out = model.generate(PROMPT, max_new_tokens=60, end_ids=(), sampler=pl.Sampler(temperature=0, **options))
-    print(options or "plain", f"{distinct_pairs(out.new_ids[0]):.0%} distinct pairs\n    {out.text!r}\n")
+    show(f"{options or 'plain'}: {distinct_pairs(out.new_ids[0]):.0%} distinct pairs", out.text)
 
 # %% [markdown]
 # ## Beam search
@@ -137,7 +144,7 @@ for options in ({}, {"repetition_penalty": 1.3}, {"frequency_penalty": 0.5}, {"n
 # %%
 for width in (1, 2, 4, 8):
     out = model.generate(PROMPT, max_new_tokens=20, num_beams=width, end_ids=())
-    print(f"{width} beams: {float(out.logprobs.sum()):.2f} nats, {out.text!r}")
+    show(f"{width} beams: {float(out.logprobs.sum()):.2f} nats", out.text)
 
 # %% [markdown]
 # ## Inside, while it writes

@@ -7,7 +7,6 @@
 # change the line `NAME = "bundled"`.
 
 # %%
-# ruff: noqa: T201 (it prints)
 import tempfile
 from pathlib import Path
 
@@ -37,6 +36,12 @@ print(glass.unembed.W_U.data_ptr() == glass.embed.W_E.data_ptr(), list(glass.une
 audit = pl.audit_ties(model)
 print(audit.unique, audit.by_name)
 print(audit.after_reload.survives, audit.after_reload.reason)
+
+# %% [markdown]
+# The same as a picture: the hatched bar is the head, whose numbers are the embedding's.
+
+# %%
+ax = pl.plot.parameters(pl.count_parameters(glass))
 
 # %% [markdown]
 # ## Replace the head

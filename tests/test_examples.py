@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import re
 import socket
 import sys
 from pathlib import Path
@@ -22,8 +23,28 @@ QUICK = [path for path in SCRIPTS if path.stem != "build_gpt2_from_scratch"]
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
 def test_the_notebook_is_made_from_its_script(script: Path):
-    made = script.with_suffix(".ipynb").read_text(encoding="utf-8")
-    assert made == notebook(script.read_text(encoding="utf-8")), "run python examples/notebooks.py"
+    kept, made = stored(script)["cells"], notebook(script.read_text(encoding="utf-8"))["cells"]
+    same = [("".join(cell["source"]), cell["cell_type"]) for cell in kept]
+    assert same == [(cell["source"], cell["cell_type"]) for cell in made], "run python examples/notebooks.py"
+
+
+def stored(script: Path) -> dict[str, Any]:
+    """The notebook of a script, as it is in the repository."""
+    return json.loads(script.with_suffix(".ipynb").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+def test_a_reader_sees_what_the_cells_give(script: Path):
+    outputs: list[dict[str, Any]] = []
+    for cell in stored(script)["cells"]:
+        if cell["cell_type"] == "code":
+            source = "".join(cell["source"])
+            pictures = sum("image/png" in output.get("data", {}) for output in cell["outputs"])
+            assert pictures == len(re.findall(r"plt\.subplots\(|^ *ax = pl\.plot\.", source, re.MULTILINE)), source
+            outputs += cell["outputs"]
+    assert any("image/png" in output.get("data", {}) for output in outputs) or script.stem.startswith("build")
+    assert not [output for output in outputs if output.get("name") == "stderr" or output["output_type"] == "error"]
+    assert not re.search(r"/tmp/|/home/|/root/", json.dumps([output.get("text") for output in outputs]))
 
 
 @pytest.mark.parametrize("script", QUICK, ids=lambda path: path.stem)
@@ -33,13 +54,12 @@ def test_every_cell_runs_offline(script: Path, monkeypatch: pytest.MonkeyPatch):
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     names: dict[str, Any] = {"__name__": "__main__"}
-    printed = io.StringIO()
-    made = json.loads(script.with_suffix(".ipynb").read_text(encoding="utf-8"))
-    with contextlib.redirect_stdout(printed):
-        for cell in made["cells"]:
-            if cell["cell_type"] == "code":
+    for cell in stored(script)["cells"]:
+        if cell["cell_type"] == "code":
+            with contextlib.redirect_stdout(io.StringIO()) as printed:
                 exec(compile("".join(cell["source"]), script.name, "exec"), names)
-    assert printed.getvalue()
+            kept = any(output.get("name") == "stdout" for output in cell["outputs"])
+            assert bool(printed.getvalue()) == kept, cell["source"]
 
 
 def test_a_failing_cell_fails():

@@ -116,14 +116,14 @@ def test_axes_without_layers_and_with_heads_are_pooled() -> None:
 def test_histograms_are_those_of_numpy(norms: xr.DataArray, run: pl.ActivationCkpts) -> None:
     ax = pl.plot.norm_histograms(norms, skip=1)
     table = pl.plot.data(ax)
-    for (layer, rows), values, line in zip(table.groupby("layer"), by_hand(run, 1), ax.lines, strict=True):
+    for (layer, rows), values, line in zip(table.groupby("layer"), by_hand(run, 1), ax.patches, strict=True):
         counts, edges = np.histogram(values, bins="fd")
         assert rows["count"].tolist() == counts.tolist(), layer
         assert np.allclose(rows["left"], edges[:-1], rtol=1e-6)
         assert np.allclose(rows["right"], edges[1:], rtol=1e-6)
-        x, y = line.get_data()
-        assert np.allclose(x[1:-1], (edges[1:] + edges[:-1]) / 2, rtol=1e-6)
-        assert list(y[1:-1]) == counts.tolist()
+        drawn = line.get_data()
+        assert np.allclose(drawn.edges, edges, rtol=1e-6)
+        assert drawn.values.tolist() == counts.tolist()
 
 
 def test_a_density_sums_to_one_and_one_far_value_makes_no_thousands_of_bins() -> None:

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+import matplotlib.pyplot as plt
 import numpy as np
+import plot_pictures as pictures
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -115,3 +117,23 @@ def test_some_of_the_tokens_are_labelled_with_their_positions() -> None:
 def test_warnings_are_errors_here() -> None:
     with pytest.raises(UserWarning):
         warnings.warn("noticed", stacklevel=1)
+
+
+def test_a_figure_says_what_it_shows() -> None:
+    """Which layer and head, and of which model, unless the caller's axes have a title."""
+    _, ckpts = pl.load().run_with_ckpts("Once upon a time", names="blocks.*.attn.ckpt_pattern")
+    pattern = ckpts.to_xarray()["attn.ckpt_pattern"].sel(batch=0, layer=2, head=1)
+    assert pl.plot.attention(pattern).get_title("left") == "layer 2, head 1 of bundled"
+    assert pl.plot.attention(ckpts["pattern", 2][0, 1]).get_title("left") == ""
+    axes = plt.figure().add_subplot()
+    axes.set_title("mine")
+    assert pl.plot.attention(pattern, ax=axes).get_title("left") == ""
+    scores = pl.measure.induction(pl.load(), texts=2)
+    assert pl.plot.head_scores(scores).get_title("left") == "bundled"
+
+
+def test_a_title_stands_above_a_legend() -> None:
+    ax = pl.plot.norm_histograms(pictures.measured(4, 60))
+    ax.set_title("a title set afterwards")
+    ax.figure.canvas.draw()
+    assert ax.title.get_window_extent().y0 >= ax.get_legend().get_window_extent().y1

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pellucid.axes import Axis
-from pellucid.plot.canvas import canvas, colour_bar, extent, remember
-from pellucid.plot.heat import WEIGHT_TICKS, block_size, largest_of_blocks, weights_scale
+from pellucid.plot.canvas import canvas, extent, remember
+from pellucid.plot.heat import block_size, largest_of_blocks, weights_bar, weights_scale
 from pellucid.plot.labels import is_x, longest, put_tokens, step_for
 from pellucid.plot.patterns import HEADS, ONE_HEAD, labels_along, read_patterns
 from pellucid.plot.themes import COLUMN, PAGE, SMALL
@@ -86,7 +86,7 @@ def attention_grid(patterns: Any, *, tokens: Sequence[str] | None = None, ax: Ax
         axes.spines[:].set_visible(False)
         _name_patterns(axes, plan)
         _name_sides(axes, plan)
-        colour_bar(axes, image, "attention", WEIGHT_TICKS, after=16 if plan.keys and plan.layered else 6)
+        weights_bar(axes, image, after=16 if plan.keys and plan.layered else 6)
         return remember(axes, array)
 
 

@@ -12,7 +12,7 @@ from pellucid.axes import Axis
 from pellucid.errors import InputError
 from pellucid.plot.extras import matplotlib
 from pellucid.plot.labels import is_x, label_numbers
-from pellucid.plot.themes import Colour, Theme, theme_for
+from pellucid.plot.themes import SMALL, Colour, Theme, drawn_in, theme_for
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -48,7 +48,7 @@ def canvas(ax: Axes | None, size: Size) -> Generator[tuple[Axes, Theme], None, N
     if ax is not None:
         yield ax, look
         return
-    with matplotlib().rc_context(look.rc()):
+    with drawn_in(look):
         yield _new_figure(size).add_subplot(), look
 
 
@@ -134,6 +134,38 @@ def legend_above(ax: Axes, columns: int, handles: Sequence[Any] | None = None) -
     for entry in legend.legend_handles:
         if isinstance(entry, Line2D) and entry.get_alpha() is not None:  # one faint line is hard to see
             entry.set(alpha=0.8, linewidth=0.8)
+    rows = -(-len(entries) // max(columns, 1))
+    _keep_titles_off(ax, (0.6 + 1.7 * rows) * legend.get_texts()[0].get_fontsize())
+
+
+def _keep_titles_off(ax: Axes, points: float) -> None:
+    """Let a title, whenever it is set, stand above the first points over the axes.
+
+    matplotlib puts titles above the axes and what is inset in them, but does not look at legends; so an empty inset
+    stands behind one.
+    """
+    behind = ax.inset_axes((0, 1, 1, points / extent(ax)[1]), zorder=-1)
+    behind.set_axis_off()
+    behind.set_in_layout(False)
+
+
+def say_what(ax: Axes, array: Any) -> None:
+    """A small title that says what a labelled array is of: "layer 2, head 0 of bundled", as far as it knows.
+
+    Axes that have a title keep it.
+    """
+    chosen = [f"{name} {array.coords[name].item()}" for name in SINGLED if _is_one(array, name)]
+    model = str(array.attrs.get("model", "")).rstrip("/\\").replace("\\", "/").rpartition("/")[2]
+    words = " of ".join(filter(None, (", ".join(chosen), model)))
+    if words and not any(ax.get_title(loc=place) for place in ("left", "center", "right")):  # pyright: ignore[reportArgumentType]
+        ax.set_title(words, loc="left", fontsize=SMALL)
+
+
+SINGLED = (str(Axis.LAYER), str(Axis.HEAD))
+
+
+def _is_one(array: Any, name: str) -> bool:
+    return name in array.coords and array.coords[name].size == 1 and array.sizes.get(name, 1) == 1
 
 
 def _columns_that_fit(entries: Sequence[Any], columns: int, room: float) -> int:

@@ -35,7 +35,7 @@ BINS_AT_MOST = 100
 
 
 def norm_histograms(norms: DataArray, *, skip: int = 0, density: bool = False, ax: Axes | None = None) -> Axes:
-    """Draw a histogram of each layer's values, as a line through the middles of its bins.
+    """Draw a histogram of each layer's values, as the outline of its bins.
 
     The width of a layer's bins is that of Freedman and Diaconis (1981, doi:10.1007/BF01025868), twice the
     interquartile range over the cube root of the count, with 100 bins at most. More than 16 layers would hide one
@@ -80,8 +80,7 @@ def norm_histograms(norms: DataArray, *, skip: int = 0, density: bool = False, a
 def _draw_lines(axes: Axes, look: Theme, layers: Layers, bars: Sequence[Bars], height: str) -> None:
     colours = look.layer_colours(len(bars))
     for number, (heights, edges), colour in zip(layers.numbers, bars, colours, strict=True):
-        x = np.concatenate([edges[:1], (edges[1:] + edges[:-1]) / 2, edges[-1:]])
-        axes.plot(x, [0, *heights, 0], color=colour, linewidth=1.0, label=f"layer {number}")
+        axes.stairs(heights, edges, color=colour, linewidth=1.0, label=f"layer {number}")
     axes.set_ylim(bottom=0)
     axes.set(xlabel=layers.label, ylabel=height)
     if len(bars) > LEGEND_AT_MOST:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pellucid.plot.canvas import colour_bar, extent
 from pellucid.plot.inputs import Numbers
 
 if TYPE_CHECKING:
@@ -41,12 +42,21 @@ def frame(axes: Axes, colour: str) -> None:
     axes.spines[:].set_color(colour)
 
 
+def weights_bar(axes: Axes, image: Any, *, after: float = 6) -> None:
+    """The bar of attention weights, which says that its scale is not even where it is long enough to."""
+    long = min(extent(axes)[1], 160) > 80
+    colour_bar(axes, image, WEIGHTS if long else "attention", WEIGHT_TICKS, after=after)
+
+
 def weights_scale() -> Any:
     """From 0 to 1 by the square root, so that weight which is spread over many tokens is seen too."""
     from matplotlib.colors import PowerNorm
 
     return PowerNorm(0.5, 0.0, 1.0)
 
+
+WEIGHTS = "attention, √ scale"
+"""What the bar of attention weights says: its ticks are not evenly spaced."""
 
 WEIGHT_TICKS = (0, 0.05, 0.2, 0.5, 1)
 """Where the bar of attention weights is labelled."""

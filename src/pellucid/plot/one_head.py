@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pellucid.plot.canvas import canvas, colour_bar, extent, remember
-from pellucid.plot.heat import WEIGHT_TICKS, block_size, frame, largest_of_blocks, weights_scale
+from pellucid.plot.canvas import canvas, extent, remember, say_what
+from pellucid.plot.heat import block_size, frame, largest_of_blocks, weights_bar, weights_scale
 from pellucid.plot.labels import label_numbers, longest, put_tokens
 from pellucid.plot.patterns import ONE_HEAD, labels_along, positions_of, read_patterns, tokens_of
 from pellucid.plot.themes import COLUMN
@@ -72,7 +72,8 @@ def attention(pattern: Any, *, tokens: Sequence[str] | None = None, ax: Axes | N
         for dim, side_of, room in zip(ONE_HEAD, (axes.yaxis, axes.xaxis), (height, width), strict=True):
             _label_side(side_of, array, dim, room * ROOM)
         frame(axes, look.soft)
-        colour_bar(axes, image, "attention", WEIGHT_TICKS)
+        weights_bar(axes, image)
+        say_what(axes, array)
         return remember(axes, array)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from pellucid.axes import Axis
 from pellucid.errors import InputError, ShapeError
-from pellucid.plot.canvas import canvas, colour_bar, extent, remember
+from pellucid.plot.canvas import canvas, colour_bar, extent, remember, say_what
 from pellucid.plot.extras import xarray
 from pellucid.plot.heat import frame
 from pellucid.plot.inputs import Numbers, as_numbers, labelled, sizes
@@ -68,6 +68,7 @@ def head_scores(scores: Any, *, ax: Axes | None = None) -> Axes:
         if width / columns >= ROOM_FOR_A_NUMBER and height / rows >= SMALL * 1.3:
             _write(axes, look, numbers, image)
         colour_bar(axes, image, _label(array))
+        say_what(axes, array)
         return remember(axes, array)
 
 

@@ -96,7 +96,7 @@ class Theme:
 LIGHT = Theme(
     "light", ink="#1c1e21", soft="#c4c9ce", paper="#ffffff",
     marks=("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000"), layers=("plasma", 0.0, 0.64),
-    heat=("#eaf0f6", "#b3cfe6", "#6aa6d2", "#2878b5", "#0b3c6f"), signed="RdBu_r",
+    heat=("#dde7f2", "#b3cfe6", "#6aa6d2", "#2878b5", "#0b3c6f"), signed="RdBu_r",
 )  # fmt: skip
 DARK = Theme(
     "dark", ink="#e6e8ea", soft="#4a5057", paper="#16181b",
@@ -138,10 +138,29 @@ def theme(name: str) -> Generator[Theme, None, None]:
     chosen = THEMES[name]
     token = _CURRENT.set(chosen)
     try:
-        with matplotlib().rc_context(chosen.rc()):
+        with drawn_in(chosen):
             yield chosen
     finally:
         _CURRENT.reset(token)
+
+
+@contextmanager
+def drawn_in(look: Theme) -> Generator[None, None, None]:
+    """Give matplotlib a theme's settings for a while.
+
+    `interactive` stays as it is at the end: a notebook's backend turns it on when the first figure is made, which may
+    happen in here, and with the old value put back no later figure would be shown.
+    """
+    library = matplotlib()
+    interactive = library.is_interactive()
+    try:
+        with library.rc_context(look.rc()):
+            try:
+                yield
+            finally:
+                interactive = library.is_interactive()
+    finally:
+        library.interactive(interactive)
 
 
 def theme_for(ax: Axes | None) -> Theme:

@@ -182,7 +182,10 @@ class ActivationCkpts(Mapping[str, Tensor]):
                 layers = [int(n.split(".")[1]) for n in full]
                 dims = [str(axis) for axis in (Axis.LAYER, *axes[name])]
                 arrays[kind] = xarray.DataArray(torch.stack(stacked), dims=dims, coords={str(Axis.LAYER): layers})
-        return xarray.Dataset(arrays, coords=self._coordinates(axes))
+        made = xarray.Dataset(arrays, coords=self._coordinates(axes))
+        for name, array in made.data_vars.items():
+            array.attrs = {"checkpoint": name, "model": "" if self._origin is None else self._origin.name}
+        return made
 
     def _columns(self) -> Tensor:
         everything = torch.arange(self.batch.ids.size(1))
@@ -210,8 +213,9 @@ class ActivationCkpts(Mapping[str, Tensor]):
         columns = self._columns().tolist()
         used = {axis for name in self._values for axis in axes[name]}
         coordinates: dict[str, Any] = {str(Axis.BATCH): range(len(labels))}
-        if self.part.heads is not None and Axis.HEAD in used:
-            coordinates[str(Axis.HEAD)] = self.part.heads
+        if Axis.HEAD in used:
+            every = next(v.size(axes[n].index(Axis.HEAD)) for n, v in self._values.items() if Axis.HEAD in axes[n])
+            coordinates[str(Axis.HEAD)] = range(every) if self.part.heads is None else self.part.heads
         for axis in (*POSITIONS, Axis.KEY):
             if axis in used:
                 kept = list(range(len(labels[0]))) if axis == Axis.KEY else columns

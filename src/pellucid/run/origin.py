@@ -31,7 +31,7 @@ class Origin:
     """
 
     def __init__(self, name: str, model: nn.Module, state: Any) -> None:
-        self._name = name
+        self.name = name
         self._model: nn.Module | None = model
         self._state = state
         self._execution = execution_of(model)
@@ -41,7 +41,7 @@ class Origin:
         """`model` and `weights`, and how it was run."""
         model, self._model = self._model, None
         same = model is not None and state_of(submodules(model)) == self._state
-        return {"model": self._name, "weights": weights_fingerprint(model) if same else CHANGED, **self._execution}
+        return {"model": self.name, "weights": weights_fingerprint(model) if same else CHANGED, **self._execution}
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,11 @@ class Known:
     """What a file or a pickle says of the model."""
 
     facts: dict[str, str]
+
+    @property
+    def name(self) -> str:
+        """Where the weights came from."""
+        return str(self.facts.get("model", ""))
 
 
 def execution_of(model: Any) -> dict[str, str]:
