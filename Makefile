@@ -35,9 +35,10 @@ bench-quick: $(BENCH_READY)
 	$(BENCH)/python benchmarks/bench.py --quick
 
 $(READY): pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
-	touch $(READY)
+	@echo "Setting up .venv: about a minute, 2 GB."
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $(READY)
 
 # torch first, so that no peer chooses another one.
 $(BENCH_READY): pyproject.toml constraints.txt benchmarks/requirements.txt

@@ -32,6 +32,7 @@ PAGES = {path.name: path for path in refresh.PAGES}
 WITHOUT_EXAMPLE = {
     "architecture.md": "it describes the source; there is nothing to type",
     "cli.md": "its examples are command lines; tests/cli runs them",
+    "glossary.md": "it explains words",
 }
 """Page -> why it has no python block that is run."""
 
@@ -193,7 +194,10 @@ def test_a_broken_link_is_noticed() -> None:
 
 def test_every_page_is_in_the_overview_and_the_overview_in_the_readme() -> None:
     pages = {path.name for path in DOCS.glob("*.md")}
-    assert pages - {"index.md"} == set(links(PAGES["index.md"].read_text(encoding="utf-8")))
+    listed = set(links(PAGES["index.md"].read_text(encoding="utf-8")))
+    assert pages - {"index.md"} == {link for link in listed if not link.startswith("../")}
+    notebooks = {f"../examples/{path.name}" for path in (ROOT / "examples").glob("*.ipynb")}
+    assert notebooks <= listed
     assert "docs/index.md" in set(links(PAGES["README.md"].read_text(encoding="utf-8")))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -173,3 +174,15 @@ def test_a_page_that_cannot_be_written(cli: Any, tmp_path: Path, monkeypatch: py
 class Empty:
     def page(self) -> Page:
         return Page("empty", "", None, "", ())
+
+
+def test_what_the_tour_says_to_type_runs_where_it_was_typed(tmp_path: Path) -> None:
+    """As `make demo` calls it: by a path, in a shell that does not find the program by its name."""
+    program = Path(sys.executable).with_name("pellucid")
+    (tmp_path / "env").symlink_to(program.parent)
+    bare = {name: value for name, value in os.environ.items() if name != "PATH"} | {"PATH": "/usr/bin:/bin"}
+    tour = subprocess.run(["env/pellucid", "demo"], cwd=tmp_path, env=bare, capture_output=True, text=True, check=True)
+    line = next(line for line in tour.stdout.splitlines() if 'run "your own text"' in line)
+    command = line.split("  ")[0]
+    assert command == 'env/pellucid run "your own text"'
+    subprocess.run(["sh", "-c", command], cwd=tmp_path, env=bare, check=True, capture_output=True)

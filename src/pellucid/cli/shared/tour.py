@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
@@ -122,12 +125,23 @@ def _proof_line(proof: Proof) -> Text:
     return Text.assemble(how, ("DIFFERENT", "bold red"), "; please report this")
 
 
+def invoked() -> str:
+    """How the reader calls this program: by its name where the shell finds it, else by the path that was typed."""
+    typed = sys.argv[0]
+    found = shutil.which("pellucid")
+    if Path(typed).name.startswith("__main__"):
+        return f"{Path(sys.executable).name} -m pellucid"
+    if found is not None and Path(typed).exists() and Path(found).samefile(typed):
+        return "pellucid"
+    return typed if Path(typed).stem == "pellucid" else "pellucid"
+
+
 def _next_steps(layer: int) -> Table:
     table = Table.grid(padding=(0, 2, 0, 0))
     table.add_column(style="bold", overflow="fold")
     table.add_column(style="dim")
-    table.add_row('pellucid run "your own text"', "every checkpoint of it")
-    table.add_row(f"pellucid run … --names 'blocks.{layer}.attn.*'", "some of them")
-    table.add_row("pellucid run … -m gpt2-small", "another model, from the hub")
+    table.add_row(f'{invoked()} run "your own text"', "every checkpoint of it")
+    table.add_row(f"{invoked()} run … --names 'blocks.{layer}.attn.*'", "some of them")
+    table.add_row(f"{invoked()} run … -m gpt2-small", "another model, from the hub")
     table.add_row("import pellucid as pl; model = pl.load()", "the same in Python")
     return table
