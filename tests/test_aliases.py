@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -57,6 +59,22 @@ def test_module_paths_denote_the_output_of_that_module(path: str) -> None:
         (("normalized", 0, "ln1"), "blocks.0.ln1.ckpt_normalized"),
         (("normalized",), "ln_final.ckpt_normalized"),
         (("embed",), "ckpt_embed"),
+        ("embed", "ckpt_embed"),
+        ("hook_z", "blocks.*.attn.ckpt_z"),
+        ("attn.hook_z", "blocks.*.attn.ckpt_z"),
+        (("pattern",), "blocks.*.attn.ckpt_pattern"),
+        (("pattern", "attn", 0), "blocks.0.attn.ckpt_pattern"),
+        (("pattern", 0, "a"), "blocks.0.attn.ckpt_pattern"),
+        (("resid_pre", 0, "block"), "blocks.0.resid_pre"),
+        (("attn", 3), "blocks.3.attn.ckpt_pattern"),
+        (("attn_logits", 3), "blocks.3.attn.ckpt_scores"),
+        (("mlp_post", 3), "blocks.3.mlp.ckpt_post"),
+        ("pattern3", "blocks.3.attn.ckpt_pattern"),
+        ("resid_post11", "blocks.11.resid_post"),
+        ("normalized0ln1", "blocks.0.ln1.ckpt_normalized"),
+        ("blocks.0.ckpt_resid_pre", "blocks.0.resid_pre"),
+        ("blocks.0.hook_z", "blocks.0.attn.ckpt_z"),
+        ("blocks.0.pattern", "blocks.0.attn.ckpt_pattern"),
         ("h.0.mlp", "blocks.0.mlp.ckpt_mlp_out"),
         ("transformer.h.*.attn", "blocks.*.attn.ckpt_attn_out"),
     ],
@@ -126,3 +144,35 @@ def test_aliases_work_wherever_a_name_does(glass: pl.CkptedTransformer) -> None:
     assert pl.estimate(glass, IDS, "blocks.*.hook_resid_post").by_name.keys() == {
         f"blocks.{i}.resid_post" for i in range(3)
     }
+
+
+def test_negative_blocks_count_from_the_end_everywhere(glass: pl.CkptedTransformer) -> None:
+    _, every = glass.run_with_ckpts(IDS)
+    last = every["blocks.2.resid_post"]
+    for name in ("blocks.-1.resid_post", ("resid_post", -1), "blocks.-1.hook_resid_post", "transformer.h.-1", "h.-1"):
+        assert every[name] is last
+        assert list(glass.run_with_ckpts(IDS, names=name)[1]) == ["blocks.2.resid_post"]
+        assert list(glass.run_with_ckpts(IDS, names="resid_post", stop_at=name)[1])[-1] == "blocks.2.resid_post"
+        edit = pl.Edit.zero(name)
+        assert not glass.run_with_ckpts(IDS, edits=[edit])[1][name].any()
+    assert list(glass.run_with_ckpts(IDS, names="blocks.-3.attn.*")[1]) == [
+        name for name in all_names(3) if name.startswith("blocks.0.attn.")
+    ]
+    norms = pl.measure.norms(every, ("resid_post", -1))
+    assert norms.equals(pl.measure.norms(every, "blocks.2.resid_post"))
+    assert glass.generate(IDS, max_new_tokens=2, names="blocks.-1.resid_post").ckpts is not None
+
+
+@pytest.mark.parametrize("name", [("pattern", 3), ("pattern", -4), "blocks.3.attn.ckpt_pattern", "h.3", "pattern3"])
+def test_a_block_that_does_not_exist_is_told_which_there_are(glass: pl.CkptedTransformer, name: Any) -> None:
+    _, every = glass.run_with_ckpts(IDS)
+    for look in (lambda: every[name], lambda: glass.run_with_ckpts(IDS, names=name), lambda: every.get(name)):
+        with pytest.raises(pl.UnknownNameError) as caught:
+            look()
+        assert "this model has blocks 0 to 2" in caught.value.message
+
+
+def test_a_model_without_blocks_says_so() -> None:
+    with pytest.raises(pl.UnknownNameError) as caught:
+        support.glass(n_layer=0).run_with_ckpts(IDS, names=("pattern", 0))
+    assert "this model has no blocks" in caught.value.message

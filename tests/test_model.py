@@ -186,3 +186,8 @@ def test_estimate_runs_nothing(glass: pl.CkptedTransformer) -> None:
 def test_device_and_dtype(glass: pl.CkptedTransformer) -> None:
     assert glass.device == torch.device("cpu")
     assert glass.dtype == torch.float32
+
+
+def test_from_pretrained_takes_the_word_of_other_libraries() -> None:
+    model = pl.CkptedTransformer.from_pretrained(model_name="bundled", device="cpu")
+    assert torch.equal(model.embed.W_E, pl.load().embed.W_E)

@@ -1,8 +1,10 @@
-"""Other libraries' names for the same values, accepted on the way in.
+"""Every way to say which checkpoint is meant, and the one place that reads it.
 
-An alias is accepted only where it denotes the same value; a name that is close but not the same is refused
-with the reason. Two vocabularies are known: HookedTransformer's hooks (of a model whose weights were not
-folded) and transformers' module paths (their outputs).
+Beside its full name a checkpoint may be given without its block where every block is meant ("attn.ckpt_pattern"), by
+its last part alone ("pattern"), with a block that is counted from the end ("blocks.-1.resid_post"), as a tuple
+(("pattern", 0)), or by another library's name: a hook of HookedTransformer (of a model whose weights were not folded)
+or the path of a transformers module, which stands for its output. A name of another library is accepted only if it
+denotes the same value; one that is close but not the same is refused with the reason.
 """
 
 from __future__ import annotations
@@ -12,31 +14,13 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import cast
 
-from pellucid.ckpt import BLOCK, select
-from pellucid.errors import UnknownNameError
+from pellucid.check import as_whole
+from pellucid.ckpt import AFTER, BEFORE, BLOCK, select, unknown_name
+from pellucid.errors import InputError, UnknownNameError, nearest, shown
 
-_HOOKS = {
-    "hook_resid_pre": "resid_pre",
-    "ln1.hook_normalized": "ln1.ckpt_normalized",
-    "attn.hook_q": "attn.ckpt_q",
-    "attn.hook_k": "attn.ckpt_k",
-    "attn.hook_v": "attn.ckpt_v",
-    "attn.hook_attn_scores": "attn.ckpt_scores",
-    "attn.hook_pattern": "attn.ckpt_pattern",
-    "attn.hook_z": "attn.ckpt_z",
-    "hook_attn_out": "attn.ckpt_attn_out",
-    "hook_resid_mid": "resid_mid",
-    "ln2.hook_normalized": "ln2.ckpt_normalized",
-    "mlp.hook_pre": "mlp.ckpt_pre",
-    "mlp.hook_post": "mlp.ckpt_post",
-    "hook_mlp_out": "mlp.ckpt_mlp_out",
-    "hook_resid_post": "resid_post",
-}
-_HOOKS_AROUND = {
-    "hook_embed": "ckpt_embed",
-    "hook_pos_embed": "ckpt_pos_embed",
-    "ln_final.hook_normalized": "ln_final.ckpt_normalized",
-}
+AROUND = {**BEFORE, **AFTER}
+"""The checkpoints outside the blocks, with their axes."""
+
 _MODULES = {
     "ln_1": "ln1.ckpt_normalized",
     "attn": "attn.ckpt_attn_out",
@@ -54,13 +38,21 @@ _MODULES_AROUND = {
     "drop": "blocks.0.resid_pre",
     "ln_f": "ln_final.ckpt_normalized",
 }
-_SHORT = {
-    "embed": "ckpt_embed",
-    "pos_embed": "ckpt_pos_embed",
-    "attn_scores": "attn.ckpt_scores",
-    **{name.rsplit(".", 1)[-1].removeprefix("ckpt_"): name for name in BLOCK if not name.startswith("ln")},
+
+_OTHER_WORDS = {
+    "attn_scores": "scores",
+    "attn_logits": "scores",
+    "query": "q",
+    "key": "k",
+    "value": "v",
+    "mlp_pre": "pre",
+    "mlp_post": "post",
+    "attn": "pattern",
 }
-"""The short names of `("pattern", 0)`; layer norms need their third part, `("normalized", 0, "ln1")`."""
+"""HookedTransformer's further words for the last part of a name."""
+
+_LAYERS = {"a": "attn", "attention": "attn", "m": "mlp", "b": "", "block": "", "blocks": ""}
+"""HookedTransformer's further words for the part before it."""
 
 _REFUSED = {
     "hook_scale": "it is the divisor sqrt(var + eps); here `ckpt_scaled` holds the quotient",
@@ -79,7 +71,7 @@ _REFUSED = {
 }
 
 Name = str | tuple[str | int | None, ...]
-"""A checkpoint by its name, an alias of it, or HookedTransformer's tuple form."""
+"""A checkpoint by its name, an alias of it, or a tuple such as `("pattern", 0)`."""
 
 Names = Name | Iterable[Name] | None
 """One or several names or patterns; None for all."""
@@ -96,54 +88,153 @@ def several(names: Names) -> list[Name]:
 
 
 def selected(names: Names, known: Sequence[str]) -> tuple[str, ...]:
-    """The known checkpoints that names, patterns and aliases select, in execution order; None selects all.
+    """The checkpoints of a model that names, patterns and aliases select, in execution order; None selects all.
+
+    Args:
+        names: What is wanted. A name without a block means every block.
+        known: All checkpoints of the model.
 
     Raises:
-        UnknownNameError: A name that does not exist, or a pattern that matches nothing.
+        UnknownNameError: A name or block that does not exist, or a pattern that matches nothing.
     """
-    wanted = None if names is None else several(names)
-    if wanted is None or not all(isinstance(name, str) for name in wanted):
+    if names is None:
+        return tuple(known)
+    wanted = several(names)
+    if not all(isinstance(name, str) for name in wanted):
         return _select(wanted, known)
     return _select_again(tuple(wanted), tuple(known))
 
 
-def _select(names: Iterable[Name] | None, known: Sequence[str]) -> tuple[str, ...]:
-    return select(None if names is None else map(canonical, names), known)
+def _select(names: Iterable[Name], known: Sequence[str]) -> tuple[str, ...]:
+    return select([_in_model(canonical(name), known, name) for name in names], known)
 
 
 _select_again = functools.lru_cache(maxsize=64)(_select)
 """Remembers: a hundred names take longer to read than a small model takes to run."""
 
 
+def resolved(name: Name, known: Sequence[str]) -> str:
+    """The one checkpoint of a model that a name or alias denotes.
+
+    Args:
+        name: Which; a name without a block is refused, because it means one checkpoint of every block.
+        known: All checkpoints of the model.
+
+    Raises:
+        UnknownNameError: No such checkpoint, or several.
+    """
+    wanted = canonical(name)
+    full = _in_model(wanted, known, name)
+    if full in known:
+        return full
+    if isinstance(wanted, str) and "*" in wanted:
+        kind = wanted.removeprefix("blocks.*.")
+        if kind in BLOCK and "*" not in str(name):
+            raise UnknownNameError(
+                f"{name!r} is a value of every block, expected the value of one.",
+                code="pattern-for-a-name",
+                remedy=f'Say which block, as in "blocks.0.{kind}"; `ckpts.stack({kind!r})` gives all of them.',
+            )
+        raise UnknownNameError(
+            f"{name!r} is a pattern, expected one name.",
+            code="pattern-for-a-name",
+            remedy="`ckpts.stack` takes one value of every block; patterns select in names= of run_with_ckpts.",
+        )
+    raise unknown_name(name, known, nearest(str(full), known))
+
+
+def kind_and_block(name: Name) -> tuple[str, str | None]:
+    """(name in a block, block or "*") of a name, or (name, None) of a checkpoint outside the blocks.
+
+    Raises:
+        UnknownNameError: No such checkpoint.
+        InputError: A pattern that may select several kinds.
+    """
+    wanted = canonical(name)
+    if wanted in AROUND:
+        return wanted, None
+    _, block, kind = (*str(wanted).split(".", 2), "", "")[:3]
+    if kind in BLOCK and str(wanted).startswith("blocks."):
+        return kind, block
+    if "*" in str(wanted):
+        raise InputError(
+            f"{name!r} may select several kinds of checkpoint, expected one.",
+            code="several-kinds",
+            remedy="Give one kind, such as 'resid_post' or 'blocks.*.resid_post'.",
+        )
+    raise unknown_name(name, [*BLOCK, *AROUND])
+
+
 def canonical(name: Name) -> str:
-    """The checkpoint that a name or alias denotes; names that are not aliases come back as they are.
+    """A name in pellucid's own words; "blocks.*." stands before a name that has no block.
+
+    What no vocabulary holds comes back as it is.
 
     Raises:
         UnknownNameError: A name of another library whose value is not the same as any checkpoint's.
     """
     if isinstance(name, tuple):
         return _from_tuple(name)
-    if not isinstance(name, str):
+    if not isinstance(name, str) or name in AROUND:
         return name
-    if name in _HOOKS_AROUND:
-        return _HOOKS_AROUND[name]
     prefix, block, rest = _split(name)
     _refuse(name, rest)
-    if block is None:
-        bare = rest in _MODULES_AROUND
-        return _MODULES_AROUND[rest] if bare and prefix in ("", "transformer.") else name
-    table = _HOOKS if prefix == "blocks." else _MODULES
-    return f"blocks.{block}.{table[rest]}" if rest in table else name
+    if prefix == "transformer.":
+        if block is None:
+            return _MODULES_AROUND.get(rest, name)
+        return f"blocks.{block}.{_MODULES[rest]}" if rest in _MODULES else name
+    if block is not None:
+        kind = _in_block(rest)
+        return name if kind is None else f"blocks.{block}.{kind}"
+    return _without_block(rest) or _shorthand(rest) or _MODULES_AROUND.get(rest, name)
 
 
 def _split(name: str) -> tuple[str, str | None, str]:
-    """(vocabulary, block index or pattern, rest)."""
+    """(vocabulary, block or pattern, rest)."""
     if match := re.fullmatch(r"blocks\.([^.]+)\.(.+)", name):
         return "blocks.", match[1], match[2]
     if match := re.fullmatch(r"(?:transformer\.)?h\.([^.]+)(?:\.(.+))?", name):
         return "transformer.", match[1], match[2] or ""
     bare = name.removeprefix("transformer.")
     return ("" if bare == name else "transformer."), None, bare
+
+
+def _short(last: str) -> str:
+    """The last part of a name without the prefix that libraries give it."""
+    bare = last.removeprefix("ckpt_") if last.startswith("ckpt_") else last.removeprefix("hook_")
+    return _OTHER_WORDS.get(bare, bare)
+
+
+@functools.lru_cache(maxsize=256)
+def _in_block(given: str) -> str | None:
+    """The checkpoint of a block that "attn.ckpt_z", "attn.hook_z", "hook_z" or "z" means; None if it is not one.
+
+    The part before the last may be left out where only one checkpoint of a block has that last part.
+    """
+    layer, _, last = given.rpartition(".")
+    found = [kind for kind in BLOCK if _short(kind.rpartition(".")[2]) == _short(last)]
+    found = [kind for kind in found if layer in ("", kind.rpartition(".")[0])]
+    return found[0] if len(found) == 1 else None
+
+
+def _without_block(given: str) -> str | None:
+    """The checkpoint that is meant by a name without a block, "blocks.*." before it if blocks have it."""
+    layer, _, last = given.rpartition(".")
+    found = [
+        name for name in AROUND if name.rpartition(".")[0] == layer and _short(name.rpartition(".")[2]) == _short(last)
+    ]
+    if found:
+        return found[0]
+    kind = _in_block(given)
+    return None if kind is None else f"blocks.*.{kind}"
+
+
+def _shorthand(given: str) -> str | None:
+    """HookedTransformer's "pattern3" and "normalized0ln1"."""
+    match = re.fullmatch(r"([a-z_]*[a-z])(\d+)([a-z]\w*)?", given)
+    if match is None or (match[1] not in ("scale", "scaled", "normalized") and _in_block(match[1]) is None):
+        return None
+    return _from_tuple((match[1], int(match[2]), match[3]))
 
 
 def _refuse(name: str, rest: str) -> None:
@@ -156,13 +247,57 @@ def _refuse(name: str, rest: str) -> None:
         )
 
 
-def _from_tuple(name: Sequence[str | int | None]) -> str:
-    if not 1 <= len(name) <= 3:
-        return str(tuple(name))  # no name of any checkpoint
-    kind, block, layer = (*name, None, None)[:3]
-    if kind in ("scale", "normalized", "scaled") and block is None:
-        layer = layer or "ln_final"
-    if kind == "scale":
+def _from_tuple(name: Sequence[object]) -> str:
+    """A checkpoint from (value, block, layer) or (value, layer, block); block and layer may be left out."""
+    kind, *places = name or ("",)
+    block: int | str | None = None
+    layer = ""
+    for part in places:
+        where = "*" if isinstance(part, str) and part == "*" else as_whole(part)
+        if part is None or (isinstance(part, str) and not part):
+            continue
+        if where is not None and block is None:
+            block = where
+        elif isinstance(part, str) and not layer:
+            layer = part
+        else:
+            return str(tuple(name))  # no name of any checkpoint
+    if not isinstance(kind, str):
+        return str(tuple(name))
+    last = kind.removeprefix("ckpt_") if kind.startswith("ckpt_") else kind.removeprefix("hook_")
+    if last in ("scale", "normalized", "scaled") and block is None:
+        layer = layer or "ln_final"  # as in HookedTransformer
+    if last == "scale":
         _refuse(str(tuple(name)), "hook_scale")
-    inner = f"{layer}.ckpt_{kind}" if layer else _SHORT.get(str(kind), str(kind))
-    return inner if block is None else f"blocks.{block}.{inner}"
+    layer = _LAYERS.get(layer, layer)
+    inner = f"{layer}.{last}" if layer else _OTHER_WORDS.get(last, last)
+    if block is None:
+        return _without_block(inner) or canonical(inner)
+    return f"blocks.{block}.{_in_block(inner) or inner}"
+
+
+@functools.lru_cache(maxsize=64)
+def _blocks_of(known: tuple[str, ...]) -> int:
+    return len({name.split(".", 2)[1] for name in known if name.startswith("blocks.")})
+
+
+def _in_model(name: str, known: Sequence[str], given: Name) -> str:
+    """A name whose block is counted from the front.
+
+    Raises:
+        UnknownNameError: The model has no such block.
+    """
+    match = re.fullmatch(r"blocks\.(-?(?:0|[1-9]\d*))\.(.+)", name) if isinstance(name, str) else None
+    if match is None:
+        return name
+    block, count = int(match[1]), _blocks_of(tuple(known))
+    if not -count <= block < count:
+        there = f"blocks 0 to {count - 1}" if count else "no blocks"
+        raise UnknownNameError(
+            f"no such checkpoint: {shown(given)}; this model has {there}.",
+            code="unknown-checkpoint",
+            remedy=f"Give a block from 0 to {count - 1}; negative ones count from the end, so that -1 is the last."
+            if count
+            else "`model.ckpt_names` lists the checkpoints of this model.",
+        )
+    return f"blocks.{block % count}.{match[2]}"

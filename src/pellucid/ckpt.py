@@ -139,10 +139,13 @@ def select(patterns: str | Iterable[str] | None, known: Sequence[str]) -> tuple[
 def unknown_name(name: object, known: Iterable[str], hint: str = "") -> UnknownNameError:
     """The error for a checkpoint name or pattern that does not exist among `known`; `hint` instead of near names."""
     what = "pattern matches no checkpoint" if "*" in str(name) else "no such checkpoint"
+    known = list(known)
+    last_parts = sorted({full.rsplit(".", 1)[-1].removeprefix("ckpt_") for full in known})
+    hint = hint or nearest(str(name), known) or nearest(str(name), last_parts)
     return UnknownNameError(
         f"{what}: {name!r}.",
         code="unknown-checkpoint",
-        remedy=f"{hint or nearest(str(name), known)} `model.ckpt_names` lists them all.".strip(),
+        remedy=f"{hint} `model.ckpt_names` lists them all.".strip(),
     )
 
 

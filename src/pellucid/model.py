@@ -14,7 +14,7 @@ from pellucid.aliases import Names, selected, several
 from pellucid.batch import Batch, Inputs
 from pellucid.batching import Batcher
 from pellucid.cache import KeyValueCache, continued
-from pellucid.ckpt import all_names, unknown_name
+from pellucid.ckpt import all_names
 from pellucid.config import TransformerConfig
 from pellucid.errors import InputError, UnknownNameError, nearest
 from pellucid.execution import Execution
@@ -71,7 +71,7 @@ class CkptedTransformer(GeneratingTransformer):
     @classmethod
     def from_pretrained(
         cls,
-        name: str | Path,
+        model_name: str | Path,
         *,
         device: str | torch.device = "cpu",
         dtype: str | torch.dtype = "float32",
@@ -86,7 +86,7 @@ class CkptedTransformer(GeneratingTransformer):
             device=device, dtype=dtype, attention=attention, numerics=numerics, config=config,
             ignore_config=ignore_config, hub=hub or load.HubOptions(),
         )  # fmt: skip
-        return load.load(cls, name, options, Tokenizer.from_folder)
+        return load.load(cls, model_name, options, Tokenizer.from_folder)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write `config.json`, `model.safetensors` and `tokenizer.json`, which transformers loads exactly.
@@ -230,13 +230,14 @@ class CkptedTransformer(GeneratingTransformer):
                 remedy="Capture the whole value and select from its .grad.",
             )
         batch = self.tokenize(inputs)
-        wanted, modules = self._captured(names, stop_at), submodules(self)
+        last = None if stop_at is None else aliases.resolved(stop_at, self.ckpt_names)
+        wanted, modules = self._captured(names, last), submodules(self)
         part = Region(pos, heads).with_heads_of(self.config.n_head)
         recorder = Recorder(wanted, self.config.n_layer, part, grads, copies=has_native_hooks(modules))
         edit_tap = EditTap(edits, batch, self.config.n_layer)
         taps: list[Tap] = [edit_tap, recorder] if edit_tap.fired else [recorder]
-        if stop_at is not None:
-            taps.append(StopAfter(aliases.canonical(stop_at)))
+        if last is not None:
+            taps.append(StopAfter(last))
         with torch.set_grad_enabled(grads):
             logits = self._run_until_stopped(batch, Chain(taps) if len(taps) > 1 else recorder)
         edit_tap.check_fired()
@@ -252,22 +253,20 @@ class CkptedTransformer(GeneratingTransformer):
         except Stopped:
             return None
 
-    def _captured(self, names: Names, stop_at: aliases.Name | None) -> frozenset[str]:
+    def _captured(self, names: Names, last: str | None) -> frozenset[str]:
+        """What a run that ends at a checkpoint captures; the whole run where None."""
         known, names = self.ckpt_names, None if names is None else several(names)
-        if stop_at is None:
+        if last is None:
             return frozenset(selected(names, known))
-        last = aliases.canonical(stop_at)
-        if last not in known:
-            raise unknown_name(last, known)
-        reachable = known[: known.index(last) + 1]
-        late = [name for name in names or () if selected(name, known) and not _reaches(name, reachable)]
+        reachable = frozenset(known[: known.index(last) + 1])
+        late = [name for name in names or () if reachable.isdisjoint(selected([name], known))]
         if late:
             raise UnknownNameError(
                 f"{late[0]!r} cannot fire: the run stops at {last!r}, before it.",
                 code="checkpoint-after-stop",
                 remedy="Choose a later stop_at, or leave the name out.",
             )
-        return frozenset(selected(names, reachable))
+        return reachable.intersection(selected(names, known))
 
     def parameter(self, name: str) -> Tensor:
         """A parameter, or a live view of one, by its dotted name, such as "blocks.0.attn.W_Q".
@@ -317,10 +316,3 @@ class CkptedTransformer(GeneratingTransformer):
     def get_output_embeddings(self) -> nn.Module:
         """The module that gives the logits; tied, its `W_U` is `W_E` transposed."""
         return self.unembed
-
-
-def _reaches(name: aliases.Name, reachable: Sequence[str]) -> bool:
-    try:
-        return bool(selected(name, reachable))
-    except UnknownNameError:
-        return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -58,9 +59,42 @@ def test_get(ckpts: pl.ActivationCkpts) -> None:
     assert ckpts.get("resid_mid", block=1) is ckpts["blocks.1.resid_mid"]
     assert ckpts.get("blocks.1.resid_mid") is ckpts["blocks.1.resid_mid"]
     assert ckpts.get("ckpt_embed") is ckpts["ckpt_embed"]
-    assert ckpts.get("nothing") is None
-    assert ckpts.get("nothing", 3) == 3
-    assert ckpts.get("pattern", None, layer_name="attn", block=9) is None
+
+
+@pytest.mark.parametrize(("call", "name"), [
+    (lambda ckpts: ckpts.get("pattern", "attn", 0), "blocks.0.attn.ckpt_pattern"),
+    (lambda ckpts: ckpts.get(act_name="pre", layer_name="mlp", block=1), "blocks.1.mlp.ckpt_pre"),
+    (lambda ckpts: ckpts.get("attn_out", "attn", np.int64(1)), "blocks.1.attn.ckpt_attn_out"),
+    (lambda ckpts: ckpts.get("scaled", "ln1", 2), "blocks.2.ln1.ckpt_scaled"),
+    (lambda ckpts: ckpts.get("resid_pre", None, 0), "blocks.0.resid_pre"),
+    (lambda ckpts: ckpts.get("resid_pre", "", 0), "blocks.0.resid_pre"),
+    (lambda ckpts: ckpts.get("resid_post", block=-1), "blocks.2.resid_post"),
+    (lambda ckpts: ckpts.get("embed"), "ckpt_embed"),
+    (lambda ckpts: ckpts.get("pos_embed"), "ckpt_pos_embed"),
+    (lambda ckpts: ckpts.get(("pattern", -3)), "blocks.0.attn.ckpt_pattern"),
+])  # fmt: skip
+def test_get_takes_the_calls_of_dotlmviz(
+    ckpts: pl.ActivationCkpts, call: Callable[[pl.ActivationCkpts], torch.Tensor], name: str
+) -> None:
+    assert call(ckpts) is ckpts[name]
+
+
+def test_get_gives_the_default_only_for_what_exists(glass: pl.CkptedTransformer) -> None:
+    _, some = glass.run_with_ckpts(IDS, names="ckpt_embed")
+    assert some.get("pattern", "attn", 0) is None
+    assert some.get("blocks.0.attn.ckpt_pattern", default=3) == 3
+    for wrong, code in [
+        (lambda: some.get("blocks.0.attn.ckpt_patern", default=3), "unknown-checkpoint"),
+        (lambda: some.get("pattern", "attn", 9, default=3), "unknown-checkpoint"),
+        (lambda: some.get("pattern", "mlp", 0), "unknown-checkpoint"),
+        (lambda: some.get("scale", "ln1", 0), "alias-refused"),
+        (lambda: some.get("pattern", "attn"), "pattern-for-a-name"),
+        (lambda: some.get("ckpt_embed", 3), "layer-name"),
+    ]:
+        with pytest.raises(pl.PellucidError) as caught:
+            wrong()
+        assert caught.value.code == code
+    assert "blocks.0.patern" not in some
 
 
 def test_stack(ckpts: pl.ActivationCkpts) -> None:
@@ -69,8 +103,15 @@ def test_stack(ckpts: pl.ActivationCkpts) -> None:
     for i in range(3):
         assert torch.equal(stacked[i], ckpts[f"blocks.{i}.attn.ckpt_pattern"])
     assert torch.equal(ckpts.stack("attn.hook_pattern"), stacked)
-    with pytest.raises(pl.UnknownNameError):
-        ckpts.stack("attn.pattern")
+    for name in ("pattern", "attn.pattern", "hook_pattern", ("pattern",), ("pattern", None, "attn")):
+        assert torch.equal(ckpts.stack(name), stacked)
+    for name, code in [
+        ("attn.patern", "unknown-checkpoint"), ("embed", "not-of-every-block"), (("pattern", 0), "not-of-every-block"),
+        ("attn.*", "several-kinds"), ("hook_scale", "alias-refused"),
+    ]:  # fmt: skip
+        with pytest.raises(pl.PellucidError) as caught:
+            ckpts.stack(name)
+        assert caught.value.code == code
 
 
 def test_a_pattern_through_the_blocks_is_stacked(ckpts: pl.ActivationCkpts) -> None:
@@ -79,17 +120,27 @@ def test_a_pattern_through_the_blocks_is_stacked(ckpts: pl.ActivationCkpts) -> N
 
 
 @pytest.mark.parametrize(("name", "pattern"), [
-    ("pattern", "**.ckpt_pattern"), ("ckpt_z", "**.ckpt_z"), ("resid_mid", "**.resid_mid"),
-    ("mlp.ckpt_pre", "**.mlp.ckpt_pre"),
+    ("pattern", "**.ckpt_pattern"), ("ckpt_z", "**.ckpt_z"), ("resid_mid", "**.resid_mid"), ("hook_q", "**.ckpt_q"),
+    ("mlp.ckpt_pre", "**.mlp.ckpt_pre"), ("pre", "**.mlp.ckpt_pre"),
 ])  # fmt: skip
-def test_the_end_of_a_name_suggests_its_pattern(glass: pl.CkptedTransformer, name: str, pattern: str) -> None:
+def test_a_name_without_a_block_means_every_block(glass: pl.CkptedTransformer, name: str, pattern: str) -> None:
+    _, every = glass.run_with_ckpts(IDS, names=pattern)
+    assert len(every) == glass.config.n_layer
+    assert list(glass.run_with_ckpts(IDS, names=name)[1]) == list(every)
+    assert pl.estimate(glass, IDS, name).by_name.keys() == every.keys()
+    edit = pl.Edit.scale(name, 0.5)
+    assert glass.run_with_ckpts(IDS, edits=[edit])[1].fired[edit] == glass.config.n_layer
+    with pytest.raises(pl.UnknownNameError) as caught:  # where one value is meant, it is not enough
+        every[name]
+    assert caught.value.code == "pattern-for-a-name"
+    assert name not in every
+
+
+@pytest.mark.parametrize("name", ["normalized", "ckpt_scaled"])
+def test_the_end_of_several_names_suggests_their_pattern(glass: pl.CkptedTransformer, name: str) -> None:
     with pytest.raises(pl.UnknownNameError) as caught:
         glass.run_with_ckpts(IDS, names=name)
-    assert repr(pattern) in caught.value.remedy
-    with pytest.raises(pl.UnknownNameError) as caught:  # where one name is meant, no pattern is suggested
-        glass.run_with_ckpts(IDS)[1][name]
-    assert "*" not in caught.value.remedy
-    assert len(glass.run_with_ckpts(IDS, names=pattern)[1]) == glass.config.n_layer
+    assert f"'**.ckpt_{name.removeprefix('ckpt_')}'" in caught.value.remedy
 
 
 def test_aliases_are_the_same_values(ckpts: pl.ActivationCkpts) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
@@ -12,13 +12,11 @@ from torch import Tensor
 
 from pellucid import aliases
 from pellucid.axes import ATTENTION, Axes, Axis
-from pellucid.ckpt import AFTER, BEFORE, BLOCK, all_axes, all_names, select, unknown_name
+from pellucid.ckpt import all_axes, all_names
 from pellucid.config import TransformerConfig
 from pellucid.errors import InputError
 from pellucid.run.activations import ActivationCkpts
 from pellucid.run.region import Region, take
-
-AROUND: Mapping[str, Axes] = {**BEFORE, **AFTER}
 
 
 class Runs(Protocol):
@@ -132,40 +130,17 @@ def find(ckpts: ActivationCkpts, name: aliases.Name) -> Captured:
             code="not-ckpts",
             remedy="Pass the ActivationCkpts that run_with_ckpts returned, and the name of a checkpoint.",
         )
-    kind, block = resolve(name)
+    kind, block = aliases.kind_and_block(name)
     if block is None:
-        return Captured(kind, (ckpts[kind],), None, False, AROUND[kind], ckpts)
-    wanted = select(f"blocks.{block}.{kind}", all_names(ckpts.n_layer))
+        return Captured(kind, (ckpts[kind],), None, False, aliases.AROUND[kind], ckpts)
+    wanted = aliases.selected(f"blocks.{block}.{kind}", all_names(ckpts.n_layer))
     held = [full for full in wanted if full in ckpts] or [wanted[0]]
     tensors = tuple(ckpts[full] for full in held)  # says that it was not captured
     layers = tuple(int(full.split(".")[1]) for full in held)
     return Captured(kind, tensors, layers, "*" in block, all_axes(ckpts.n_layer)[held[0]], ckpts)
 
 
-def resolve(name: aliases.Name) -> tuple[str, str | None]:
-    """(kind, block or "*"), or (checkpoint around the blocks, None).
-
-    Raises:
-        UnknownNameError: No such checkpoint.
-        InputError: A pattern of several kinds.
-    """
-    wanted = str(aliases.canonical(name))
-    if wanted in AROUND:
-        return wanted, None
-    full = wanted if wanted.startswith("blocks.") else aliases.canonical(f"blocks.*.{wanted}")
-    _, block, kind = (*full.split(".", 2), "", "")[:3]
-    if kind in BLOCK:
-        return kind, block
-    if "*" in wanted:
-        raise InputError(
-            f"measure: {name!r} may select several kinds of checkpoint, expected one.",
-            code="several-kinds",
-            remedy="Give one kind, such as 'resid_post' or 'blocks.*.resid_post'.",
-        )
-    raise unknown_name(name, [*BLOCK, *AROUND])
-
-
 def capture_pattern(name: aliases.Name) -> str:
     """What to capture so that `find` finds it."""
-    kind, block = resolve(name)
+    kind, block = aliases.kind_and_block(name)
     return kind if block is None else f"blocks.{block}.{kind}"

@@ -13,7 +13,7 @@ from pellucid import aliases
 from pellucid.axes import Axis
 from pellucid.ckpt import BLOCK
 from pellucid.errors import InputError
-from pellucid.measure.captured import AROUND, capture_pattern, resolve
+from pellucid.measure.captured import capture_pattern
 from pellucid.measure.groups import TEXTS_AND_POSITIONS, Groups, axes_in, flattened
 from pellucid.measure.labelled import Array, Measured, coordinates, read
 from pellucid.measure.norms import measured_norms
@@ -38,7 +38,7 @@ class Statistic(ABC):
                 code="unknown-of",
                 remedy="Give one of these.",
             )
-        self.kind, self.block = resolve(name)
+        self.kind, self.block = aliases.kind_and_block(name)
         self.of: Of = of
         self.about: dict[str, Any] = {}
 
@@ -50,7 +50,7 @@ class Statistic(ABC):
     @property
     def axes(self) -> tuple[str, ...]:
         """Of what is gathered, without the layer's."""
-        axes = AROUND[self.kind] if self.block is None else BLOCK[self.kind]
+        axes = aliases.AROUND[self.kind] if self.block is None else BLOCK[self.kind]
         return tuple(map(str, axes if self.of == "value" else axes[:-1]))
 
     @property

@@ -9,7 +9,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from pellucid.ckpt import all_names, select
+from pellucid.aliases import selected
+from pellucid.ckpt import all_names
 from pellucid.errors import InputError, PellucidError
 from pellucid.measure.captured import Runs
 from pellucid.measure.gathering import Statistic
@@ -122,7 +123,7 @@ def stream(
         keeper = Keeper(saving, {**identity, **execution_of(model)})
         done = keeper.load(gathering)
     known = all_names(model.config.n_layer)
-    names = select([statistic.captures for statistic in gathering], known)
+    names = selected([statistic.captures for statistic in gathering], known)
     total = len(texts) if isinstance(texts, Sized) else None
     with _bar(total, progress) as advance:
         rest = _passed_over(texts, done)

@@ -16,8 +16,8 @@ from torch import Tensor
 from pellucid import aliases
 from pellucid.axes import POSITIONS, Axis, coordinate
 from pellucid.batch import Batch
-from pellucid.ckpt import all_axes, unknown_name
-from pellucid.errors import InputError, MissingExtraError, NotFoundError, UnknownNameError
+from pellucid.ckpt import all_axes, all_names
+from pellucid.errors import InputError, MissingExtraError, NotFoundError, UnknownNameError, shown
 from pellucid.run.origin import Known, Origin
 from pellucid.run.region import Index, Region, take
 from pellucid.weights import files, formats
@@ -87,23 +87,17 @@ class ActivationCkpts(Mapping[str, Tensor]):
         return {**self.__dict__, "fired": {}, "_origin": Known(dict(self.provenance))}
 
     def __getitem__(self, name: aliases.Name) -> Tensor:
-        wanted = aliases.canonical(name)
+        if isinstance(name, str) and name in self._values:
+            return self._values[name]
+        wanted = aliases.resolved(name, all_names(self.n_layer))
         try:
             return self._values[wanted]
-        except (KeyError, TypeError):
-            if "*" in str(wanted):
-                raise UnknownNameError(
-                    f"{wanted!r} is a pattern, expected one name.",
-                    code="pattern-for-a-name",
-                    remedy="`ckpts.stack` takes one value of every block; patterns select in names= of run_with_ckpts.",
-                ) from None
-            if isinstance(wanted, str) and wanted in all_axes(self.n_layer):
-                raise UnknownNameError(
-                    f"{wanted!r} was not captured in this run.",
-                    code="not-captured",
-                    remedy="Ask for it in names= of run_with_ckpts.",
-                ) from None
-            raise unknown_name(wanted, self._values) from None
+        except KeyError:
+            raise UnknownNameError(
+                f"{wanted!r} was not captured in this run.",
+                code="not-captured",
+                remedy="Ask for it in names= of run_with_ckpts.",
+            ) from None
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._values)
@@ -115,39 +109,78 @@ class ActivationCkpts(Mapping[str, Tensor]):
         shapes = "".join(f"\n  {name}  {list(value.shape)}  {value.dtype}" for name, value in self._values.items())
         return f"ActivationCkpts of {len(self)} checkpoints, {self.nbytes:,} bytes{shapes}"
 
-    def get(  # pyright: ignore[reportIncompatibleMethodOverride] (a mapping's get, with two more keywords)
-        self, key: str, /, default: Any = None, *, layer_name: str | None = None, block: int | None = None
+    def get(  # pyright: ignore[reportIncompatibleMethodOverride] (DoTLMViz's, with a mapping's default)
+        self,
+        act_name: aliases.Name,
+        layer_name: str | None = None,
+        block: int | None = None,
+        *,
+        default: Any = None,
     ) -> Any:
-        """The value under a name, or `default`.
+        """The value under a name, or `default` if this run did not capture it.
 
         Args:
-            key: A name; or the short name of a value, with `layer_name` and `block` saying where.
-            default: What to give where it was not captured.
+            act_name: Any name of a checkpoint; or its last part alone, with `layer_name` and `block` to say where.
             layer_name: "attn", "mlp", "ln1", "ln2" or "ln_final"; None for the residual stream and embeddings.
-            block: Which block.
+            block: Which block; negative ones count from the end.
+            default: What to return for a checkpoint that was not captured.
+
+        Raises:
+            UnknownNameError: No such checkpoint, whether or not a default is given.
+
+        Example:
+            >>> import pellucid as pl
+            >>> _, ckpts = pl.load().run_with_ckpts("Once upon a time")
+            >>> ckpts.get("pattern", "attn", 0).shape, ckpts.get("embed").shape, ckpts.get("resid_post", block=-1).shape
+            (torch.Size([1, 4, 4, 4]), torch.Size([1, 4, 256]), torch.Size([1, 4, 256]))
         """
-        if layer_name is None and block is None:
-            return super().get(key, default)
-        short = aliases.canonical((key.removeprefix("ckpt_"), block, layer_name))
-        return super().get(short, default)
+        if layer_name is not None and not isinstance(layer_name, str):
+            raise InputError(
+                f"ActivationCkpts.get: layer_name={shown(layer_name)}, expected a text such as 'attn'.",
+                code="layer-name",
+                remedy="Give a default by its name: ckpts.get(name, default=...).",
+            )
+        place = layer_name or block is not None
+        wanted = aliases.resolved((act_name, layer_name, block) if place else act_name, all_names(self.n_layer))  # pyright: ignore[reportArgumentType]
+        return self._values.get(wanted, default)
 
     @property
     def nbytes(self) -> int:
         """Bytes of all captured values."""
         return sum(value.numel() * value.element_size() for value in self._values.values())
 
-    def stack(self, name: str) -> Tensor:
-        """One checkpoint of every block that has it, [L, ...], such as `stack("attn.ckpt_pattern")`.
+    def stack(self, name: aliases.Name) -> Tensor:
+        """One checkpoint of every block that captured it, [L, ...].
 
-        Also as a pattern that goes through the blocks, `stack("blocks.*.attn.ckpt_pattern")`.
+        Args:
+            name: Which, without its block: "attn.ckpt_pattern", "pattern", "blocks.*.attn.ckpt_pattern" or an alias.
+
+        Raises:
+            UnknownNameError: No such checkpoint, one outside the blocks or of a single block, or it was not captured.
+
+        Example:
+            >>> import pellucid as pl
+            >>> _, ckpts = pl.load().run_with_ckpts("Once upon a time", names="pattern")
+            >>> ckpts.stack("pattern").shape
+            torch.Size([4, 1, 4, 4, 4])
         """
-        return torch.stack([self[full] for full in self._of_blocks(str(name).removeprefix("blocks.*."))])
+        kind, block = aliases.kind_and_block(name)
+        if block != "*":
+            raise UnknownNameError(
+                f"stack: {name!r} is one value, expected a checkpoint that every block has.",
+                code="not-of-every-block",
+                remedy=f"Leave the block out: ckpts.stack({kind!r})." if block else f"It is ckpts[{kind!r}].",
+            )
+        return torch.stack([self[full] for full in self._of_blocks(kind)])
 
-    def _of_blocks(self, name: str) -> list[str]:
-        template = aliases.canonical(f"blocks.0.{name}").removeprefix("blocks.0.")
-        full = [f"blocks.{i}.{template}" for i in range(self.n_layer) if f"blocks.{i}.{template}" in self._values]
+    def _of_blocks(self, kind: str) -> list[str]:
+        full = [name for i in range(self.n_layer) if (name := f"blocks.{i}.{kind}") in self._values]
         if not full:
-            raise unknown_name(name, {n.split(".", 2)[2] for n in self._values if n.startswith("blocks.")})
+            raise UnknownNameError(
+                f"'blocks.*.{kind}' was not captured in this run.",
+                code="not-captured",
+                remedy="Ask for it in names= of run_with_ckpts.",
+            )
         return full
 
     def to_xarray(self) -> xarray.Dataset:
