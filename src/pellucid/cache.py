@@ -262,7 +262,8 @@ def continued(batch: Batch, cache: KeyValueCache, config: TransformerConfig) -> 
             remedy="Make it with KeyValueCache(model.config, rows, dtype=model.dtype, device=model.device).",
         )
     positions = (batch.positions + cache.counts[:, None]).masked_fill(~batch.mask, 0)
-    longest = int(positions.max()) + 1
+    columns = cache.length + batch.ids.size(1)  # no text is longer, so mostly the device need not be asked
+    longest = columns if columns <= config.n_positions else int(positions.max()) + 1
     if longest > config.n_positions:
         raise InputError(
             f"cache: a text of {longest} tokens with what is cached, expected at most {config.n_positions}.",

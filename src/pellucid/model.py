@@ -28,7 +28,7 @@ from pellucid.run.recorder import Recorder
 from pellucid.run.region import Index, Region
 from pellucid.tap import Chain, StopAfter, Stopped, Tap
 from pellucid.tokens import Tokenizer
-from pellucid.transformer import Columns, Run, Weights, fresh_weights
+from pellucid.transformer import Columns, Run, Weights, fresh_weights, last_column
 from pellucid.weights import load
 
 
@@ -124,18 +124,25 @@ class CkptedTransformer(GeneratingTransformer):
         """
         return Batcher(self.config, self.tokenizer, self.device)(inputs, mask, padding_side)
 
-    def forward(self, inputs: Inputs, tap: Tap | None = None, *, cache: KeyValueCache | None = None) -> Tensor:
+    def forward(
+        self, inputs: Inputs, tap: Tap | None = None, *, cache: KeyValueCache | None = None, last_only: bool = False
+    ) -> Tensor:
         """Logits [B, P, V] of whatever `tokenize` accepts; `tap` sees, and may replace, every value on the way.
 
-        With a cache, `inputs` go on where its text ends, and are in it afterwards.
+        With a cache, `inputs` go on where its text ends, and are in it afterwards. With `last_only`, the logits are
+        [B, 1, V], those of each text's last token.
+
+        Every verb runs the model through this call, so a hook on the model sees each of them. It gets a `Batch` of the
+        tokens that are run, and the rest by keyword.
 
         Under `torch.compile` a tensor of ids [B, P] is taken as it is, without checks and without pads, unless there is
         a cache.
         """
         if torch.compiler.is_compiling() and isinstance(inputs, Tensor) and cache is None:  # checks break the graph
             positions = torch.arange(inputs.size(-1), device=inputs.device).expand_as(inputs)
-            return self.transform(Run(inputs, positions), tap)
-        return self._run(self.tokenize(inputs), tap, cache)
+            return self.transform(Run(inputs, positions, columns=last_column if last_only else None), tap)
+        batch = self.tokenize(inputs)
+        return self._run(batch, tap, cache, batch.last_columns if last_only else None)
 
     def next_token_logits(self, inputs: Inputs, *, cache: KeyValueCache | None = None) -> Tensor:
         """Logits [B, V] of what follows each text: those of its last token, and no others.
@@ -148,8 +155,7 @@ class CkptedTransformer(GeneratingTransformer):
             >>> model.tokenizer.decode(model.next_token_logits("Once upon a").argmax())
             ' time'
         """
-        batch = self.tokenize(inputs)
-        return self._run(batch, None, cache, batch.last_columns)[:, 0]
+        return self(self.tokenize(inputs), cache=cache, last_only=True)[:, 0]
 
     def _run(
         self, batch: Batch, tap: Tap | None, cache: KeyValueCache | None = None, columns: Columns | None = None

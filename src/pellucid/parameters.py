@@ -40,6 +40,15 @@ def has_native_hooks(modules: Iterable[nn.Module]) -> bool:
     return bool(everywhere) or any(module._forward_hooks or module._forward_pre_hooks for module in modules)
 
 
+def runs_as_written(modules: Iterable[nn.Module]) -> bool:
+    """Whether each of these modules runs the forward that this package wrote, neither patched nor replaced."""
+    return all(
+        "forward" not in vars(module)
+        and (isinstance(module, nn.ModuleList) or type(module).forward.__module__.startswith("pellucid."))
+        for module in modules
+    )
+
+
 class LiveView:
     """An attribute that shows part of a stored parameter under the field's name.
 

@@ -86,6 +86,11 @@ Columns = Callable[[Tensor], Tensor]
 """[B, P, D] -> some of its columns, [B, C, D]."""
 
 
+def last_column(values: Tensor) -> Tensor:
+    """[B, P, D] -> [B, 1, D]."""
+    return values[:, -1:]
+
+
 class Remembers(Protocol):
     """Where keys and values of earlier columns are, such as a `KeyValueCache`."""
 

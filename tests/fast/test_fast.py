@@ -16,6 +16,7 @@ import torch
 import pellucid as pl
 import support
 from pellucid.fast import compiled, decoder, prepared
+from pellucid.run import stepping
 
 CONFIGS: dict[str, dict[str, Any]] = {
     "tied": {},
@@ -157,7 +158,10 @@ def test_the_copy_goes_with_the_model() -> None:
 # What is left to torch
 
 
-@pytest.mark.parametrize("change", ["edit", "hook", "training", "rows", "activation", "float64"])
+@pytest.mark.parametrize(
+    "change",
+    ["edit", "hook", "training", "rows", "activation", "float64", "patched", "replaced", "other eps", "other act"],
+)
 def test_what_the_kernels_do_not_do(change: str, monkeypatch: pytest.MonkeyPatch) -> None:
     config = {"activation_function": "mish"} if change == "activation" else {}
     fast = fast_of(support.glass(**config, **support.NO_DROPOUT))
@@ -175,6 +179,16 @@ def test_what_the_kernels_do_not_do(change: str, monkeypatch: pytest.MonkeyPatch
         fast.blocks[1].mlp.ckpt_post.register_forward_hook(lambda module, given, out: seen.append(out.shape))
     if change == "training":
         fast.train()
+    block = fast.blocks[1]
+    if change == "patched":
+        block.mlp.forward = lambda x, tap=None: x * 0.5
+    if change == "replaced":
+        block.attn.ckpt_z = torch.nn.Dropout(0.0)
+        block.attn.forward = lambda x, **_: (x, None)
+    if change == "other eps":
+        block.ln2.eps = 0.5
+    if change == "other act":
+        block.mlp.act = torch.relu
     fast.generate(plain, max_new_tokens=4, **options)
     assert not calls
     if change == "hook":
@@ -323,7 +337,8 @@ def never_forgotten(patch: pytest.MonkeyPatch) -> None:
 
 
 def hooks_are_not_seen(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(decoder, "has_native_hooks", lambda model: False)
+    patch.setattr(decoder, "has_native_hooks", lambda modules: False)
+    patch.setattr(stepping, "has_native_hooks", lambda modules: False)
 
 
 @pytest.mark.parametrize(("breaks", "check"), [

@@ -176,8 +176,8 @@ def window_is_one_short(patch: Patch) -> None:
     patch.setattr(stepping.Stepper, "_window", lambda self: _shorter(right(self)))
 
 
-def _shorter(run: Any) -> Any:
-    return replace(run, ids=run.ids[:, 1:], positions=run.positions[:, :-1], padding=None)
+def _shorter(batch: Any) -> Any:
+    return replace(batch, ids=batch.ids[:, 1:], positions=batch.positions[:, :-1], mask=batch.mask[:, 1:])
 
 
 def longer_ngrams(patch: Patch) -> None:

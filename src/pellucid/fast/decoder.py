@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
+from typing import cast
 
 import torch
 from torch import Tensor
 
+from pellucid import nonlinear
 from pellucid.axes import ATTENTION, HIDDEN, PER_HEAD, Axes
 from pellucid.cache import KeyValueCache
 from pellucid.ckpt import BLOCK
 from pellucid.fast.compiled import library
 from pellucid.fast.graphed import GraphDecoder, can_record
 from pellucid.fast.prepared import Prepared, Shape, Weights, knows, padded, prepared
-from pellucid.parameters import has_native_hooks, submodules
-from pellucid.transformer import Transformer
+from pellucid.parameters import has_native_hooks, runs_as_written, submodules
+from pellucid.transformer import Transformer, TransformerBlock
 
 MOST_ROWS = 32
 """Rows up to which reading the weights is what takes time; beyond, matrix products of torch are quicker."""
@@ -46,8 +48,9 @@ class Cache(ctypes.Structure):
 def decoder(model: Transformer, rows: int, *, looks: bool = False) -> Decoder | GraphDecoder | None:
     """What runs the steps of a model; None where the model has to run itself.
 
-    It has to where it trains or has native hooks; on the CPU where it has other activation functions or dtypes than
-    the kernels know, or more rows than `MOST_ROWS`; on an accelerator where values are looked at or under autocast.
+    It has to where it trains, has native hooks, or was changed since it was built; on the CPU where it has other
+    activation functions or dtypes than the kernels know, or more rows than `MOST_ROWS`; on an accelerator where values
+    are looked at or under autocast.
 
     Args:
         model: What is run.
@@ -57,8 +60,8 @@ def decoder(model: Transformer, rows: int, *, looks: bool = False) -> Decoder | 
     Raises:
         NumericsError: The kernels cannot be compiled.
     """
-    weight = model.embed.W_E
-    if model.training or has_native_hooks(submodules(model)):
+    weight, modules = model.embed.W_E, submodules(model)
+    if model.training or has_native_hooks(modules) or not runs_as_written(modules):
         return None
     if can_record(weight.device):  # autocast keeps rounded weights of its own, and drops them when it likes
         return None if looks or torch.is_autocast_enabled(weight.device.type) else GraphDecoder(model)
@@ -68,7 +71,18 @@ def decoder(model: Transformer, rows: int, *, looks: bool = False) -> Decoder | 
 def kernels_take(model: Transformer, rows: int) -> bool:
     """Whether the kernels know what this model is made of, and are quicker at so many rows."""
     weight = model.embed.W_E
-    return rows <= MOST_ROWS and knows(model.config, weight.dtype, weight.device)
+    return rows <= MOST_ROWS and knows(model.config, weight.dtype, weight.device) and _is_as_configured(model)
+
+
+def _is_as_configured(model: Transformer) -> bool:
+    """Whether the constants that the kernels take from the configuration are those of the modules."""
+    config = model.config
+    blocks = cast("Iterable[TransformerBlock]", model.blocks)
+    norms = [model.ln_final, *(norm for block in blocks for norm in (block.ln1, block.ln2))]
+    return all(norm.eps == config.layer_norm_epsilon for norm in norms) and all(
+        block.mlp.act is nonlinear.FAST[config.activation_function] and block.attn.n_head == config.n_head
+        for block in blocks
+    )
 
 
 class Decoder:

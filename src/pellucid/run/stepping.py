@@ -6,6 +6,7 @@ With a cache only the new tokens run; what several texts begin with runs once. W
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,11 +18,12 @@ from pellucid.ckpt import all_axes
 from pellucid.errors import NumericsError
 from pellucid.fast.decoder import Decoder, decoder
 from pellucid.fast.graphed import GraphDecoder
+from pellucid.parameters import has_native_hooks, submodules
 from pellucid.run.edit_tap import EditTap
 from pellucid.run.recorder import Recorder
 from pellucid.run.region import Region
 from pellucid.tap import Chain, Tap
-from pellucid.transformer import Run, Transformer
+from pellucid.transformer import Transformer
 
 WORTH_SHARING = 8
 """Tokens that several prompts must begin with before these run once for all."""
@@ -111,15 +113,16 @@ class Stepper:
         self.cache: KeyValueCache | None = None
         fast = model.execution.is_fast and pace.cached and not look.edits.fired
         self.decoder = decoder(model, len(self.ids), looks=bool(look.names)) if fast else None
+        self._modules = submodules(model)
 
     def start(self) -> Tensor:
         """Run the prompts: logits [B, V] of what follows."""
         if not self.pace.cached:
             return self._whole(self.ids.size(1))
-        if self.look.is_blind:
+        if self.look.is_blind and not has_native_hooks(self._modules):
             self.cache, logits = self._prefilled()
             return logits.repeat_interleave(self.pace.repeats, 0)
-        self.cache = self._empty(len(self.ids))
+        self.cache = self._empty(len(self.ids))  # all rows and columns at once, as a hook in transformers sees them
         return self._piece(self.cache, self.ids, self.mask)
 
     def step(self, ids: Tensor) -> Tensor:
@@ -128,7 +131,7 @@ class Stepper:
         self.ids, self.mask = torch.cat([self.ids, ids[:, None]], 1), torch.cat([self.mask, more], 1)
         if self.cache is None or self.ids.size(1) > self.model.config.n_positions:
             return self._whole(1)
-        if self.decoder is not None:
+        if self.decoder is not None and not has_native_hooks(self._modules):  # one may have come since the last step
             return self._decoded(self.decoder, self.cache, ids)
         return self._piece(self.cache, ids[:, None], more)
 
@@ -175,33 +178,40 @@ class Stepper:
 
     def _run(self, cache: KeyValueCache, ids: Tensor, mask: Tensor, tap: Tap | None) -> Tensor:
         """Run columns that follow those in the cache: logits [B, V] of the last one."""
-        positions = (cache.counts[:, None] + mask.long().cumsum(1) - 1).masked_fill(~mask, 0)
-        cache.open(mask)
-        run = Run(ids, positions, cache.padding_up_to(cache.length + ids.size(1)), cache, last_column)
-        logits = self.model.transform(run, tap)
-        cache.close(ids.size(1))
-        return logits[:, 0]
+        return self._called(self._batch(ids, mask), tap=tap, cache=cache, last_only=True)[:, 0]
+
+    def _called(self, batch: Batch, **how: Any) -> Tensor:
+        """Run the model with its own hooks.
+
+        Without any it runs uncompiled, even if `model.compile()` was called: each step has another length, which
+        torch would compile anew.
+        """
+        run = self.model if has_native_hooks(self._modules) else self.model.forward
+        return run(batch, **how)
+
+    def _batch(self, ids: Tensor, mask: Tensor) -> Batch:
+        """Columns that the model takes as they are: they were checked when the prompts were."""
+        positions = (mask.long().cumsum(1) - 1).masked_fill(~mask, 0)
+        return Batch(ids, mask, positions, self.prompts.tokenizer, checked=self.model.config)
 
     def _whole(self, new: int) -> Tensor:
         """Run the whole text, of which `new` columns are new: logits [B, V] of the last one."""
         tap, recorder = self.look.tap(0)
-        logits = self.model.transform(self._window(), tap)
+        logits = self._called(self._window(), tap=tap, last_only=True)
         self.look.keep(recorder, new)
         return logits[:, 0]
 
-    def _window(self) -> Run:
+    def _window(self) -> Batch:
         """The whole text, or its last tokens where it is longer than the context."""
         context = self.model.config.n_positions
-        ids, mask = self.ids[:, -context:], self.mask[:, -context:]
-        positions = (mask.long().cumsum(1) - 1).masked_fill(~mask, 0)
-        return Run(ids, positions, None if bool(mask.all()) else mask, columns=last_column)
+        return self._batch(self.ids[:, -context:], self.mask[:, -context:])
 
     def nan_error(self, step: int) -> NumericsError:
         """What to raise for logits that hold NaN: where the first one comes from, found by running once more."""
         window = self._window()
         finder = _NanFinder(self.mask[:, -window.ids.size(1) :])
         self.look.edits.start = 0
-        self.model.transform(window, Chain([self.look.edits, finder]) if self.look.edits.fired else finder)
+        self._called(window, tap=Chain([self.look.edits, finder]) if self.look.edits.fired else finder)
         where = finder.found or "the logits alone"
         return NumericsError(
             f"generate: the logits of step {step} hold NaN, which comes first at {where}.",
@@ -215,11 +225,6 @@ def _in_dtype(value: Tensor, dtype: torch.dtype, name: str) -> Tensor:
     if name.endswith("ckpt_scores"):
         value = value.clamp(min=torch.finfo(dtype).min)
     return value.to(dtype)
-
-
-def last_column(values: Tensor) -> Tensor:
-    """[B, P, D] -> [B, 1, D]."""
-    return values[:, -1:]
 
 
 class _NanFinder:
