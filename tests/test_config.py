@@ -10,12 +10,13 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 import pellucid as pl
 import support
-from pellucid.config_fields import ACTIVATIONS, NEUTRAL, REFUSED, SYNONYMS
+from pellucid.config_fields import ACTIVATIONS, NEUTRAL, SYNONYMS
 
 SIZES = {"vocab_size": 11, "n_positions": 8, "n_embd": 12, "n_layer": 2, "n_head": 3}
 
@@ -53,17 +54,6 @@ def test_neutral_fields_are_kept(name: str) -> None:
     assert config == pl.TransformerConfig.from_dict(SIZES), "a neutral field makes another model of it"
 
 
-@pytest.mark.parametrize("name", sorted(REFUSED))
-def test_refused_fields_are_named_and_can_be_ignored(name: str) -> None:
-    with pytest.raises(pl.ConfigError, match=name) as caught:
-        pl.TransformerConfig.from_dict({**SIZES, name: 2})
-    assert caught.value.code == "config-not-implemented"
-    assert name in caught.value.remedy
-    assert pl.TransformerConfig.from_dict({**SIZES, name: 2}, ignore=[name]) == pl.TransformerConfig.from_dict(SIZES)
-    for harmless in (None, False, {}, []):
-        pl.TransformerConfig.from_dict({**SIZES, name: harmless})
-
-
 @pytest.mark.parametrize(("synonym", "name"), SYNONYMS.items())
 def test_synonyms(synonym: str, name: str) -> None:
     assert getattr(pl.TransformerConfig.from_dict({**SIZES, synonym: 6}), name) == 6, "the synonym wins"
@@ -83,13 +73,27 @@ def test_every_field_of_transformers_own_configuration_is_known() -> None:
         assert theirs == getattr(pl.TransformerConfig(**SIZES), name) or name.endswith("token_id"), (name, value)
 
 
-def test_unknown_fields_need_to_be_ignored_by_name() -> None:
-    with pytest.raises(pl.ConfigError) as caught:
-        pl.TransformerConfig.from_dict({**SIZES, "n_heads": 2, "zzz": 1})
-    assert caught.value.code == "config-unknown-field"
-    assert "'n_heads', 'zzz'" in str(caught.value)
-    assert "n_head" in caught.value.remedy
-    assert pl.TransformerConfig.from_dict({**SIZES, "zzz": 1}, ignore=["zzz"]).vocab_size == 11
+def test_an_argument_that_is_no_field_is_a_spelling_mistake(tmp_path: Path) -> None:
+    """What a file may hold unread is an error where a caller names it, at every door that takes single fields."""
+    pl.load().save_pretrained(tmp_path)
+    for call in (
+        lambda: pl.TransformerConfig.from_pretrained("gpt2-small", n_lyer=3),
+        lambda: pl.TransformerConfig(**SIZES).override(n_lyer=3),
+        lambda: pl.load(tmp_path, config={"n_lyer": 3}),
+    ):
+        with pytest.raises(pl.ConfigError, match="n_lyer") as caught:
+            call()
+        assert caught.value.code == "config-unknown-field"
+        assert "n_layer" in caught.value.remedy
+    assert pl.load(tmp_path, config={"use_cache": False, "n_ctx": 5}).config.neutral["n_ctx"] == 5
+    whole = {**pl.load(tmp_path).config.to_dict(), "n_special": 0}
+    assert pl.load(tmp_path, config=whole).config.unread == ("n_special",)
+
+
+def test_a_missing_size_names_the_field_that_may_be_meant() -> None:
+    with pytest.raises(pl.ConfigError, match="n_embd missing") as caught:
+        pl.TransformerConfig.from_dict({**{k: v for k, v in SIZES.items() if k != "n_embd"}, "n_embed": 12})
+    assert "'n_embed'" in caught.value.remedy
 
 
 def test_the_argument_is_not_changed() -> None:
@@ -97,6 +101,29 @@ def test_the_argument_is_not_changed() -> None:
     before = copy.deepcopy(given)
     pl.TransformerConfig.from_dict(given)
     assert given == before
+
+
+@pytest.mark.parametrize("three", [3, 3.0, np.int64(3), np.float32(3), np.array(3), torch.tensor(3)])
+def test_whole_numbers_of_every_kind_are_read(three: Any) -> None:
+    config = pl.TransformerConfig(**{**SIZES, "n_head": three, "n_inner": three}, eos_token_id=[three, None])
+    assert (config.n_head, config.n_inner, config.eos_token_id) == (3, 3, (3,))
+    assert type(config.n_head) is int
+    assert json.loads(config.to_json())["n_head"] == 3
+
+
+@pytest.mark.parametrize("value", [10**30, 2**63, -1, 0, float("nan"), float("inf"), "3", True, None, [3], 2.5])
+@pytest.mark.parametrize("name", SIZES)
+def test_every_size_is_bounded(name: str, value: Any) -> None:
+    if (name, value) == ("n_layer", 0) and value is not False:
+        assert pl.TransformerConfig(**{**SIZES, name: value}).n_layer == 0
+        return
+    with pytest.raises(pl.ConfigError, match=name) as caught:
+        pl.TransformerConfig(**{**SIZES, name: value})
+    assert caught.value.code in ("config-out-of-range", "config-wrong-type")
+
+
+def test_numpys_truth_values_are_read() -> None:
+    assert pl.TransformerConfig(**SIZES, scale_attn_weights=np.bool_(False)).scale_attn_weights is False  # type: ignore[arg-type]
 
 
 def test_published_sizes() -> None:

@@ -1,8 +1,8 @@
 """The facts that define one GPT-2, frozen, under the names that transformers' `GPT2Config` uses.
 
 A configuration is read before anything is run: fields that change the computation in ways this library
-does not implement are refused by name, fields known to be neutral are kept and written back, and a field
-nobody knows is an error until the caller names it in `ignore`.
+does not implement are refused by name; every other field is kept and written back, and those that transformers' GPT-2
+never reads, so that they cannot change what it computes, are listed (`TransformerConfig.unread`).
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ from __future__ import annotations
 import json
 import math
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from types import MappingProxyType
 from typing import Any
 
-from pellucid.config_fields import ACTIVATIONS, NEUTRAL, PUBLISHED_SIZES, REFUSED, SYNONYMS
-from pellucid.errors import ConfigError, PellucidWarning, nearest
+from pellucid import config_values
+from pellucid.config_fields import ACTIVATIONS, NEUTRAL, PUBLISHED_SIZES, SYNONYMS, variant_of
+from pellucid.errors import ConfigError, PellucidWarning, nearest, shown
 from pellucid.weights import hub
 
 
@@ -56,11 +57,9 @@ class TransformerConfig:
     neutral: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "n_positions", "n_embd", "n_head"):
-            _require_count(name, getattr(self, name), at_least=1)
-        _require_count("n_layer", self.n_layer, at_least=0)
-        if self.n_inner is not None:
-            _require_count("n_inner", self.n_inner, at_least=1)
+        for name in (*_SIZES, "n_inner"):
+            if name != "n_inner" or self.n_inner is not None:
+                self._set(name, config_values.size(name, getattr(self, name)))
         if self.n_embd % self.n_head:
             raise ConfigError(
                 f"config: n_embd={self.n_embd} is not a multiple of n_head={self.n_head}.",
@@ -69,32 +68,33 @@ class TransformerConfig:
             )
         if self.activation_function not in ACTIVATIONS:
             raise ConfigError(
-                f"config: activation_function={self.activation_function!r} is not implemented.",
+                f"config: activation_function={shown(self.activation_function)} is not implemented.",
                 code="config-activation",
                 remedy=f"{nearest(str(self.activation_function), ACTIVATIONS)} Implemented: {', '.join(ACTIVATIONS)}.",
             )
         for name, high in _NUMBERS.items():
-            _require_number(name, getattr(self, name), low=0.0, high=high)
-            object.__setattr__(self, name, float(getattr(self, name)))  # transformers refuses whole numbers there
+            self._set(name, config_values.number(name, getattr(self, name), high))
         for name in _FLAGS:
-            if not isinstance(getattr(self, name), bool):
-                raise _wrong_type(name, getattr(self, name), "true or false")
-        self._check_token_ids()
-        object.__setattr__(self, "neutral", MappingProxyType(dict(self.neutral)))
-
-    def _check_token_ids(self) -> None:
+            self._set(name, config_values.flag(name, getattr(self, name)))
+        for name in ("bos_token_id", "pad_token_id"):
+            self._set(name, config_values.token_id(name, getattr(self, name)))
         eos = self.eos_token_id
-        if isinstance(eos, list):
-            object.__setattr__(self, "eos_token_id", tuple(eos))
-        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-            value = getattr(self, name)
-            for token in value if name == "eos_token_id" and isinstance(value, (list, tuple)) else [value]:
-                if token is not None and (not isinstance(token, int) or isinstance(token, bool)):
-                    raise _wrong_type(name, value, "a token id or null")
+        several = isinstance(eos, (list, tuple))
+        ids = config_values.token_ids("eos_token_id", eos) if several else config_values.token_id("eos_token_id", eos)
+        self._set("eos_token_id", ids)
+        self._set("neutral", MappingProxyType(dict(self.neutral)))
+
+    def _set(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
 
     def __reduce__(self) -> tuple[Any, ...]:
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         return (_from_fields, ({**values, "neutral": dict(self.neutral)},))
+
+    @property
+    def unread(self) -> tuple[str, ...]:
+        """The fields, sorted, that are kept although transformers' GPT-2 never reads them."""
+        return tuple(sorted(name for name in set(self.neutral) - NEUTRAL if variant_of(name) is None))
 
     @property
     def d_head(self) -> int:
@@ -123,10 +123,10 @@ class TransformerConfig:
 
         Args:
             given: The fields, under transformers' names or synonyms.
-            ignore: Fields that may be dropped although this library does not know or does not implement them.
+            ignore: Fields to drop, although they are known to change the computation.
 
         Raises:
-            ConfigError: An impossible, missing, unknown or unimplemented field.
+            ConfigError: An impossible, missing or unimplemented field.
         """
         if not isinstance(given, Mapping):
             raise ConfigError(
@@ -135,44 +135,31 @@ class TransformerConfig:
                 remedy="Give a dict; a transformers configuration gives one by config.to_dict().",
             )
         given = {name: value for name, value in given.items() if name not in set(ignore)}
-        model_type = given.pop("model_type", "gpt2")
-        if model_type != "gpt2":
-            raise ConfigError(
-                f"config: model_type={model_type!r}, expected 'gpt2'.",
-                code="config-model-type",
-                remedy="pellucid reads GPT-2 only. If the weights are a GPT-2 all the same, pass "
-                "ignore_config=['model_type'].",
-            )
+        _refuse_unimplemented(given)
+        given.pop("model_type", None)
         for synonym, name in SYNONYMS.items():
             if synonym in given:
                 given[name] = given.pop(synonym)
-        _refuse_unimplemented(given)
-        known = {f.name for f in fields(cls)} - {"neutral"}
-        neutral = {name: value for name, value in given.items() if name in NEUTRAL}
-        unknown = sorted(set(given) - known - NEUTRAL - set(REFUSED) - {"is_causal"})
-        if unknown:
-            hints = " ".join(filter(None, (nearest(name, known) for name in unknown)))
-            raise ConfigError(
-                f"config: unknown field{'s' if len(unknown) > 1 else ''} {', '.join(map(repr, unknown))}.",
-                code="config-unknown-field",
-                remedy=f"{hints} If the computation does not depend on it, pass ignore_config={unknown!r}.".strip(),
-            )
         missing = [name for name in _SIZES if name not in given]
         if missing:
+            hints = dict.fromkeys(nearest(name, map(str, given)) for name in missing)
             raise ConfigError(
                 f"config: {', '.join(missing)} missing.",
                 code="config-missing-field",
-                remedy="Add the sizes of this checkpoint; pellucid does not guess them.",
+                remedy=f"Add the sizes of this checkpoint; pellucid does not guess them. {' '.join(hints)}".strip(),
             )
-        return cls(**{name: given[name] for name in known if name in given}, neutral=neutral)
+        known = _declared()
+        others = {name: value for name, value in given.items() if name not in known}
+        return cls(**{name: given[name] for name in known if name in given}, neutral=others)
 
     @classmethod
-    def from_pretrained(cls, name: str, **overrides: Any) -> TransformerConfig:
+    def from_pretrained(cls, name: str, *, ignore_config: Collection[str] = (), **overrides: Any) -> TransformerConfig:
         """The configuration of a published model, with some fields replaced.
 
         Args:
             name: An alias (`gpt2-small`, `gpt2-medium`, `gpt2-large`, `gpt2-xl`, `distilgpt2`), whose sizes are
                 built in, so that nothing is downloaded; a folder with a `config.json`; or a hub id.
+            ignore_config: Fields of the file to drop, although they are known to change the computation.
             **overrides: Any field of this class, or one that transformers knows to be neutral.
 
         Raises:
@@ -182,10 +169,15 @@ class TransformerConfig:
         published = _published(name)
         if published is None:
             published = hub.read_config(name)
-        return cls.from_dict(published).override(**overrides)
+        return cls.from_dict(published, ignore=ignore_config).override(**overrides)
 
     def override(self, **overrides: Any) -> TransformerConfig:
-        """This configuration with some fields replaced; checks them like `from_dict`."""
+        """This configuration with some fields replaced; checks them like `from_dict`.
+
+        Raises:
+            ConfigError: A field that does not exist: what a file may hold unread is a spelling mistake here.
+        """
+        refuse_misspelt(overrides, self.neutral)
         if "n_ctx" in overrides and overrides["n_ctx"] != overrides.get("n_positions", self.n_positions):
             warnings.warn(
                 f"n_ctx={overrides['n_ctx']} changes nothing: GPT-2 reads its context length from n_positions "
@@ -225,6 +217,27 @@ def require_config(given: object) -> None:
         )
 
 
+def refuse_misspelt(names: Iterable[str], beside: Iterable[str] = ()) -> None:
+    """See that every field that a caller names exists.
+
+    Args:
+        names: What the caller names.
+        beside: Other fields of the configuration that these replace.
+
+    Raises:
+        ConfigError: A field that neither this library nor transformers knows.
+    """
+    known = {*_declared(), *SYNONYMS, *NEUTRAL, *beside, "model_type"}
+    unknown = sorted(str(name) for name in names if name not in known and variant_of(str(name)) is None)
+    if unknown:
+        hints = " ".join(dict.fromkeys(filter(None, (nearest(name, _declared()) for name in unknown))))
+        raise ConfigError(
+            f"config: no field{'s' if len(unknown) > 1 else ''} {', '.join(map(shown, unknown))}.",
+            code="config-unknown-field",
+            remedy=f"{hints} Leave out what is no field of a GPT-2's configuration.".strip(),
+        )
+
+
 _SIZES = ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head")
 _NUMBERS = {"embd_pdrop": 1.0, "attn_pdrop": 1.0, "resid_pdrop": 1.0, "layer_norm_epsilon": math.inf,
             "initializer_range": math.inf}  # fmt: skip
@@ -232,8 +245,12 @@ _NUMBERS = {"embd_pdrop": 1.0, "attn_pdrop": 1.0, "resid_pdrop": 1.0, "layer_nor
 _FLAGS = ("scale_attn_weights", "scale_attn_by_inverse_layer_idx", "reorder_and_upcast_attn", "tie_word_embeddings")
 
 
+def _declared() -> tuple[str, ...]:
+    return tuple(f.name for f in fields(TransformerConfig) if f.name != "neutral")
+
+
 def _published(name: str) -> dict[str, Any] | None:
-    sizes = PUBLISHED_SIZES.get("gpt2-small" if name == "gpt2" else name)
+    sizes = PUBLISHED_SIZES.get("gpt2-small" if name == "gpt2" else str(name))
     if sizes is None:
         return None
     n_embd, n_layer, n_head = sizes
@@ -247,47 +264,26 @@ def _from_fields(values: dict[str, Any]) -> TransformerConfig:
     return TransformerConfig(**values)
 
 
-def _refuse_unimplemented(given: Mapping[str, Any]) -> None:
-    for name, reason in REFUSED.items():
-        if given.get(name):
-            raise ConfigError(
-                f"config: {name}={given[name]!r}: {reason}.",
-                code="config-not-implemented",
-                remedy=f"Use a plain GPT-2 checkpoint, or pass ignore_config=[{name!r}] if it does not apply.",
-            )
-    if given.get("is_causal", True) is not True:
+def _refuse_unimplemented(given: Mapping[Any, Any]) -> None:
+    wrong = next((name for name in given if not isinstance(name, str)), None)
+    if wrong is not None:
+        raise config_values.wrong_type("a field's name", wrong, "text")
+    model_type = given.get("model_type")
+    if model_type not in (None, "gpt2"):
         raise ConfigError(
-            f"config: is_causal={given['is_causal']!r}: attention over later positions is not implemented.",
+            f"config: model_type={shown(model_type)}, expected 'gpt2'.",
+            code="config-model-type",
+            remedy="pellucid reads GPT-2 only. If the weights are a GPT-2 all the same, pass "
+            "ignore_config=['model_type'].",
+        )
+    known = {*_declared(), *SYNONYMS}
+    found = {name: variant for name in given if name not in known and (variant := variant_of(name)) is not None}
+    refused = {name: found[name].reason for name in found if not found[name].is_harmless(given[name], given)}
+    if refused:
+        said = "; ".join(f"{name}={shown(given[name])}: {reason}" for name, reason in refused.items())
+        raise ConfigError(
+            f"config: {said}.",
             code="config-not-implemented",
-            remedy="Use a causal GPT-2 checkpoint.",
+            remedy=f"Use a plain GPT-2 checkpoint, or pass ignore_config={list(refused)!r} if "
+            f"{'it does' if len(refused) == 1 else 'they do'} not apply.",
         )
-
-
-def _require_count(name: str, value: Any, *, at_least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise _wrong_type(name, value, "a whole number")
-    if value < at_least:
-        raise ConfigError(
-            f"config: {name}={value}, expected at least {at_least}.",
-            code="config-out-of-range",
-            remedy=f"Give a {name} of {at_least} or more.",
-        )
-
-
-def _require_number(name: str, value: Any, *, low: float, high: float = math.inf) -> None:
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
-        raise _wrong_type(name, value, "a number")
-    if not low <= value <= high or math.isinf(value):
-        raise ConfigError(
-            f"config: {name}={value}, expected a finite number from {low} to {high}.",
-            code="config-out-of-range",
-            remedy=f"Give a {name} within that range.",
-        )
-
-
-def _wrong_type(name: str, value: Any, expected: str) -> ConfigError:
-    return ConfigError(
-        f"config: {name}={value!r} ({type(value).__name__}), expected {expected}.",
-        code="config-wrong-type",
-        remedy=f"Give {name} as {expected}.",
-    )

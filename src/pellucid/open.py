@@ -41,7 +41,7 @@ def load(
         numerics: "exact" performs transformers' operations, equal to the bit; "fast" may fuse them; "bfloat16"
             also multiplies by the weights in bfloat16.
         config: What the model is, for a file that does not say; a mapping replaces single fields of what it says.
-        ignore_config: Fields of the configuration to drop although they are unknown or not implemented.
+        ignore_config: Fields of the configuration to drop although they are known to change the computation.
         hub: Revision, cache, token and offline switch of the hub.
 
     Raises:

@@ -111,7 +111,7 @@ CONFIGS = [
     Bad("no positions", "config-out-of-range", config(n_positions=0), C),
     Bad("negative mlp", "config-out-of-range", config(n_inner=-2), C),
     Bad("width as text", "config-wrong-type", config(n_embd="6"), C),
-    Bad("width as a float", "config-wrong-type", config(n_embd=6.0), C),
+    Bad("width as a fraction", "config-wrong-type", config(n_embd=6.5), C),
     Bad("layers as a bool", "config-wrong-type", config(n_layer=True), C),
     Bad("epsilon as text", "config-wrong-type", config(layer_norm_epsilon="1e-5"), C),
     Bad("negative epsilon", "config-out-of-range", config(layer_norm_epsilon=-1e-5), C),
@@ -128,7 +128,8 @@ CONFIGS = [
     Bad("end id as text", "config-wrong-type", config(eos_token_id="5"), C),
     Bad("end id as a bool", "config-wrong-type", config(eos_token_id=True), C),
     Bad("end ids of two kinds", "config-wrong-type", config(eos_token_id=[5, "6"]), C),
-    Bad("unknown field", "config-unknown-field", parsed(n_embed=6), C),
+    Bad("a size under a misspelt name", "config-missing-field", parsed(without="n_embd", n_embed=6), C),
+    Bad("end id that no integer holds", "config-out-of-range", config(eos_token_id=2**63), C),
     Bad("size missing", "config-missing-field", parsed(without="n_head"), C),
     Bad("another model", "config-model-type", parsed(model_type="llama"), C),
     Bad("code of its own", "config-not-implemented", parsed(auto_map={"AutoModel": "x.Y"}), C),
@@ -359,4 +360,4 @@ def test_a_suggestion_names_what_was_meant(model: Model) -> None:
     with pytest.raises(pl.UnknownNameError, match=r"blocks\.0\.attn\.W_Q"):
         model.parameter("blocks.0.attn.WQ")
     with pytest.raises(pl.ConfigError, match="n_embd"):
-        pl.TransformerConfig.from_dict({**GOOD, "n_embed": 3})
+        pl.TransformerConfig.from_pretrained("gpt2-small", n_embed=3)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pellucid.config import TransformerConfig
 from pellucid.errors import PellucidWarning, WeightsError
-from pellucid.weights.importing import Imported
+from pellucid.weights.importing import Imported, listed
 from pellucid.weights.layouts import HEAD
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
@@ -116,6 +116,8 @@ def describe(imported: Imported, weights: Mapping[str, Tensor], provenance: dict
     if remarks:
         provenance = {**provenance, "remarks": "; ".join(remarks)}
         warnings.warn(f"{provenance.get('source', 'weights')}: {'; '.join(remarks)}.", PellucidWarning, stacklevel=4)
+    if imported.config.unread:
+        provenance = {**provenance, "config_unread": listed(imported.config.unread, 100)}
     return {
         **provenance,
         "layout": imported.layout,

@@ -14,7 +14,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from pellucid.config import NEUTRAL, REFUSED, SYNONYMS, TransformerConfig
+from pellucid.config import TransformerConfig
+from pellucid.config_fields import NEUTRAL, REFUSED, SYNONYMS
 from pellucid.errors import MissingExtraError, WeightsError
 from pellucid.transformer import stored_shapes
 from pellucid.weights import files

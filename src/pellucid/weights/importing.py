@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pellucid.config import TransformerConfig
-from pellucid.errors import WeightsError
+from pellucid.errors import WeightsError, printable
 from pellucid.weights.layouts import (
     EMBED,
     HEAD,
@@ -149,11 +149,11 @@ def _their_shapes(rows: Sequence[Row], config: TransformerConfig) -> dict[str, S
 def _mismatch(layout: Layout, missing: list[str], unexplained: list[str], wrong: list[str]) -> WeightsError:
     parts: list[str] = []
     if missing:
-        parts.append(f"missing: {_some(missing)}")
+        parts.append(f"missing: {listed(missing)}")
     if unexplained:
-        parts.append(f"unexplained: {_some([f'{name}{_reason(name)}' for name in unexplained])}")
+        parts.append(f"unexplained: {listed([f'{name}{_reason(name)}' for name in unexplained])}")
     if wrong:
-        parts.append(f"misshapen: {_some(wrong, '; ')}")
+        parts.append(f"misshapen: {listed(wrong, separator='; ')}")
     said = f"weights in the layout {layout.name!r} do not fit the configuration; {'. '.join(parts)}."
     if len(parts) > 1:
         return _misfit(said, "weights-do-not-fit")
@@ -173,9 +173,11 @@ def _misfit(said: str, code: str) -> WeightsError:
     )
 
 
-def _some(items: list[str], separator: str = ", ") -> str:
-    rest = len(items) - 12
-    return separator.join(items[:12]) + (f"{separator}and {rest} more" if rest > 0 else "")
+def listed(items: Sequence[str], most: int = 12, separator: str = ", ") -> str:
+    """Names in one line: no more of them and no longer ones than a reader can take in."""
+    cut = [item if len(item) <= 200 else f"{item[:120]} ... {item[-60:]}" for item in items[:most]]
+    rest = len(items) - most
+    return printable(separator.join(cut) + (f"{separator}and {rest} more" if rest > 0 else ""))
 
 
 def _reason(name: str) -> str:
@@ -186,7 +188,7 @@ def _unknown_layout(tensors: Mapping[str, Tensor]) -> WeightsError:
     names = sorted(tensors)
     return WeightsError(
         f"weights: of no known layout; the first of {len(names)} tensors are "
-        f"{_some([f'{name}{_reason(name)}' for name in names[:6]])}.",
+        f"{listed([f'{name}{_reason(name)}' for name in names[:6]])}.",
         code="layout-unknown",
         remedy=f"Known are {', '.join(LAYOUTS)}. Convert the checkpoint with transformers, or rename its tensors.",
     )

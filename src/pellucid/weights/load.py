@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from pellucid.config import TransformerConfig
+from pellucid.config import TransformerConfig, refuse_misspelt
 from pellucid.errors import ConfigError, WeightsError, nearest
 from pellucid.weights import files, hub
 from pellucid.weights.building import DTYPES, M, ModelClass, convert, describe, dtype_names
@@ -34,7 +34,7 @@ class LoadOptions:
         dtype: `float32`, `float16`, `bfloat16`, `float64`, a torch dtype of these, or `stored` for what the
             file has (the widest, where it mixes several).
         config: Instead of the file's own configuration; a mapping replaces single fields of it.
-        ignore_config: Fields of the configuration that may be dropped unread.
+        ignore_config: Fields of the configuration to drop, although they are known to change the computation.
         attention: Passed to the model.
         numerics: Passed to the model.
         hub: How to reach the hub.
@@ -142,5 +142,7 @@ def _config(stored: files.Stored, options: LoadOptions) -> TransformerConfig:
             remedy="Pass config=: the number of heads, the activation and the LayerNorm epsilon cannot be read off "
             "tensors.",
         )
+    if given is not None and not {"vocab_size", "n_embd", "n_layer"} <= set(given):  # single fields, not a whole one
+        refuse_misspelt(given, own or ())
     ignore = (options.ignore_config,) if isinstance(options.ignore_config, str) else options.ignore_config
     return TransformerConfig.from_dict({**(own or {}), **(given or {})}, ignore=ignore)
