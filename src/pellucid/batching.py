@@ -16,6 +16,7 @@ from torch import Tensor
 from pellucid.batch import Batch, Inputs
 from pellucid.config import TransformerConfig
 from pellucid.errors import InputError, ShapeError
+from pellucid.execution import is_batched
 from pellucid.tokens import Tokenizer
 
 
@@ -57,7 +58,7 @@ class Batcher:
         if isinstance(inputs, np.ndarray):
             inputs = _integers(inputs, "the array")
         if isinstance(inputs, Tensor):
-            if is_recorded(inputs):
+            if not has_numbers(inputs):
                 return self._unchecked(inputs, mask)
             ids = _as_rectangle(inputs)
             if mask is None:
@@ -109,17 +110,22 @@ class Batcher:
         return made.to(self.device)
 
     def _unchecked(self, ids: Tensor, mask: Any) -> Batch:
-        """Ids [B, P] of whatever will be there when the graph is replayed: checks would look at those of now."""
-        if mask is not None:
+        """Ids [B, P] whose numbers cannot be looked at, and so not checked; a mask is taken to hide pads."""
+        if mask is not None and is_recorded(ids):
             raise InputError(
                 "tokenize: a mask was given while a CUDA graph is captured, but to look at it is to wait.",
                 code="mask-while-captured",
                 remedy="Make the batch before: batch = model.tokenize(ids, mask=mask).",
             )
         ids = ids[None] if ids.dim() == 1 else ids
-        positions = torch.arange(ids.size(1), device=ids.device).expand_as(ids)
-        made = Batch(ids, torch.ones_like(ids, dtype=torch.bool), positions, self.tokenizer, checked=self.config)
-        return made.known(padded=False)
+        if mask is None:
+            seen = torch.ones_like(ids, dtype=torch.bool)
+            positions = torch.arange(ids.size(1), device=ids.device).expand_as(ids)
+        else:
+            seen = torch.as_tensor(mask, device=ids.device).reshape(ids.shape).bool()
+            positions = (seen.long().cumsum(-1) - 1).masked_fill(~seen, 0)
+        made = Batch(ids, seen, positions, self.tokenizer, checked=self.config).known(padded=mask is not None)
+        return made if ids.device == self.device else made.to(self.device)
 
     def _check(self, ids: Tensor, positions: Tensor) -> None:
         low, high = int(ids.min()), int(ids.max())
@@ -158,6 +164,15 @@ class Batcher:
             code="pad-without-mask",
             remedy="Pass mask= (1 at real tokens), or lists of unequal length, which are padded and masked here.",
         )
+
+
+def has_numbers(ids: Tensor) -> bool:
+    """Whether the ids can be read now.
+
+    They cannot on the meta device, under `torch.func.vmap`, which runs all samples at once, and while a CUDA graph is
+    captured.
+    """
+    return not (ids.is_meta or is_batched(ids) or is_recorded(ids))
 
 
 def is_recorded(ids: Tensor) -> bool:
@@ -214,7 +229,7 @@ def _require_batch(batch: Batch) -> None:
 
 def _integers(given: Any, where: str) -> Tensor:
     try:
-        ids = torch.as_tensor(given)
+        ids = given if isinstance(given, Tensor) else torch.as_tensor(given, device="cpu")
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(
             f"ids: {where} cannot be read as numbers: {error}",
@@ -271,8 +286,8 @@ def _as_mask(given: Any, ids: Tensor) -> Tensor:
 
 def _pad(rows: list[Tensor], pad_id: int, *, left: bool) -> tuple[Tensor, Tensor]:
     longest = max(len(row) for row in rows)
-    ids = torch.full((len(rows), longest), pad_id)
-    mask = torch.zeros(len(rows), longest, dtype=torch.bool)
+    ids = torch.full((len(rows), longest), pad_id, device="cpu")
+    mask = torch.zeros(len(rows), longest, dtype=torch.bool, device="cpu")
     for number, row in enumerate(rows):
         at = slice(longest - len(row), longest) if left else slice(0, len(row))
         ids[number, at], mask[number, at] = row.to(ids.device), True

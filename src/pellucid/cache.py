@@ -110,7 +110,7 @@ class KeyValueCache:
     def padding_up_to(self, columns: int) -> Tensor | None:
         """[B, columns], true at tokens; None where there are no pads."""
         kept = self.mask[:, :columns]
-        return None if bool(kept.all()) else kept
+        return None if not kept.is_meta and bool(kept.all()) else kept
 
     @property
     def counts(self) -> Tensor:

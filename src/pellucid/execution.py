@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from pellucid.errors import ConfigError
 
@@ -53,6 +56,28 @@ def is_transformed() -> bool:
         or functorch.peek_interpreter_stack() is not None
         or torch.autograd.forward_ad._current_level >= 0
     )
+
+
+@contextmanager
+def ordinary_tensors() -> Generator[None]:
+    """Tensors made inside are ordinary ones: a model opened under `torch.inference_mode` can be trained afterwards.
+
+    They are made on the processor where no device is named, whatever `torch.set_default_device` says, so that their
+    numbers can be looked at.
+    """
+    elsewhere = torch.get_default_device().type != "cpu"
+    with torch.inference_mode(False), torch.no_grad(), torch.device("cpu") if elsewhere else nullcontext():
+        yield
+
+
+def is_batched(tensor: Tensor) -> bool:
+    """Whether `torch.func.vmap` runs several samples as this tensor, at whatever depth of transforms."""
+    functorch = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
+    while functorch.is_functorch_wrapped_tensor(tensor):
+        if functorch.is_batchedtensor(tensor):
+            return True
+        tensor = functorch.get_unwrapped(tensor)
+    return False
 
 
 def _unknown(option: str, given: object, choices: tuple[str, ...], code: str) -> ConfigError:

@@ -12,6 +12,7 @@ from pellucid.aliases import Names
 from pellucid.batch import Batch, Inputs
 from pellucid.ckpt import all_names
 from pellucid.fast.prepared import forget
+from pellucid.parameters import require_numbers
 from pellucid.run.beams import Beams
 from pellucid.run.edit import Edit
 from pellucid.run.generate import generate, stream
@@ -161,6 +162,7 @@ class GeneratingTransformer(Transformer):
         return super()._apply(fn, recurse)
 
     def _request(self, inputs: Inputs, sampler: Sampler, stopping: Stopping, overflow: str, cached: bool) -> Request:
+        require_numbers("generate", [self.embed.W_E])
         batch = left(self.tokenize(inputs))
         pace = pace_of(batch, stopping, self.config, cached=cached, overflow=overflow)
         single = isinstance(inputs, str) or (len(batch) == 1 and _is_flat(inputs))

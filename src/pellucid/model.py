@@ -186,14 +186,15 @@ class CkptedTransformer(GeneratingTransformer):
         """
         batch = self.tokenize(inputs)
         logprobs = self.logprobs(batch)
-        real = batch.mask[:, 1:] & batch.mask[:, :-1]
-        if not bool(real.any()):
+        if batch.padded:
+            logprobs = logprobs[batch.mask[:, 1:] & batch.mask[:, :-1]]
+        if not logprobs.numel():
             raise InputError(
                 "loss: no text has a second token, so that nothing is predicted.",
                 code="nothing-to-predict",
                 remedy="Give texts of two tokens or more.",
             )
-        return -logprobs[real].mean()
+        return -logprobs.mean()
 
     def run_with_ckpts(
         self,

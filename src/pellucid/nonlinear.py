@@ -20,7 +20,7 @@ _SQRT_2_OVER_PI = math.sqrt(2.0 / math.pi)
 
 def may_write_into_results(x: Tensor) -> bool:
     """Whether nobody needs what an operation gave but the next one: no gradient, and no dtype that autocast chooses."""
-    return not torch.is_grad_enabled() and not torch.is_autocast_enabled(x.device.type)
+    return not torch.is_grad_enabled() and (x.is_meta or not torch.is_autocast_enabled(x.device.type))
 
 
 def gelu_new(x: Tensor) -> Tensor:
@@ -119,7 +119,7 @@ def settle() -> None:
     forward pass that differs from all later ones by 1e-4. After a call in one thread it was not seen.
     """
     for dtype in (torch.float32, torch.float64):
-        one = torch.zeros(1, dtype=dtype)
+        one = torch.zeros(1, dtype=dtype, device="cpu")
         torch.tanh(one)
         torch.erf(one)
 

@@ -8,6 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
+from pellucid.errors import WeightsError
+
 
 def submodules(root: nn.Module) -> list[nn.Module]:
     """A module and all below it, each once; a tenth of the time of `modules()`, which every captured run would feel."""
@@ -38,6 +40,20 @@ def has_native_hooks(modules: Iterable[nn.Module]) -> bool:
     """Whether torch's forward hooks would run in one of these modules, or in all that there are."""
     everywhere = torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks
     return bool(everywhere) or any(module._forward_hooks or module._forward_pre_hooks for module in modules)
+
+
+def require_numbers(verb: str, tensors: Iterable[Tensor]) -> None:
+    """Refuse a model on the meta device, where tensors have shapes and no numbers.
+
+    Raises:
+        WeightsError: One of the tensors is there.
+    """
+    if any(tensor.is_meta for tensor in tensors):
+        raise WeightsError(
+            f"{verb}: the model is on the meta device, which holds no numbers.",
+            code="meta-device",
+            remedy="Load its weights first, such as with pl.load(name) or transformers' from_pretrained(name).",
+        )
 
 
 def runs_as_written(modules: Iterable[nn.Module]) -> bool:

@@ -164,7 +164,7 @@ class Tokenizer:
 
 
 def _listed(ids: int | Iterable[int]) -> list[int]:
-    return [int(i) for i in (torch.as_tensor(ids).reshape(-1) if isinstance(ids, (int, Tensor)) else ids)]
+    return [int(i) for i in (torch.as_tensor(ids, device="cpu").reshape(-1) if isinstance(ids, (int, Tensor)) else ids)]
 
 
 def _unreadable(path: str | Path, error: Exception) -> WeightsError:

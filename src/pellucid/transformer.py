@@ -67,19 +67,20 @@ def fresh_weights(config: TransformerConfig) -> dict[str, Tensor]:
     The matrices that write into the residual stream are scaled by 1/sqrt(2 n_layer). Draws from torch's global
     generator.
     """
-    weights: dict[str, Tensor] = {}
-    for name, shape in stored_shapes(config).items():
-        kind = name.rsplit(".", 1)[-1]
-        if kind == "w":
-            weights[name] = torch.ones(shape)
-        elif kind.startswith("b"):
-            weights[name] = torch.zeros(shape)
-        elif kind == "W_U":  # stored as [V, D], so that the head's rows are contiguous
-            weights[name] = torch.empty(shape[::-1]).normal_(std=config.initializer_range).t()
-        else:
-            residual = (2 * config.n_layer) ** -0.5 if kind in ("W_O", "W_out") else 1.0
-            weights[name] = torch.empty(shape).normal_(std=config.initializer_range * residual)
-    return weights
+    with torch.inference_mode(False), torch.no_grad():  # or the model could never be trained
+        return {name: _fresh(name, shape, config) for name, shape in stored_shapes(config).items()}
+
+
+def _fresh(name: str, shape: tuple[int, ...], config: TransformerConfig) -> Tensor:
+    kind = name.rsplit(".", 1)[-1]
+    if kind == "w":
+        return torch.ones(shape)
+    if kind.startswith("b"):
+        return torch.zeros(shape)
+    if kind == "W_U":  # stored as [V, D], so that the head's rows are contiguous
+        return torch.empty(shape[::-1]).normal_(std=config.initializer_range).t()
+    residual = (2 * config.n_layer) ** -0.5 if kind in ("W_O", "W_out") else 1.0
+    return torch.empty(shape).normal_(std=config.initializer_range * residual)
 
 
 Columns = Callable[[Tensor], Tensor]

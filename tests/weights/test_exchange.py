@@ -127,7 +127,7 @@ def _with_adapter() -> Any:
         (lambda: nn.Linear(3, 3), "hf-wrong-class"),
         (lambda: GPT2ForSequenceClassification(small_hf().config), "hf-wrong-class"),
         (lambda: nn.DataParallel(small_hf()), "hf-wrong-class"),
-        (_on_meta, "hf-meta"),
+        (_on_meta, "meta-device"),
         (_with_adapter, "weights-do-not-fit"),
     ],
 )

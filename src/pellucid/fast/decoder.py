@@ -124,7 +124,7 @@ class Decoder:
         config = self._model.config
         embed, pos_embed = self._model.embed(ids).float(), self._model.pos_embed(positions).float()
         residual = embed + pos_embed
-        logits = torch.empty(rows, padded(config.vocab_size))
+        logits = torch.empty(rows, padded(config.vocab_size), device="cpu")
         values = {"ckpt_embed": embed[:, None], "ckpt_pos_embed": pos_embed[:, None]}
         values = {name: value for name, value in values.items() if name in names}
         look = self._look(names, rows, columns, values) if names else None
@@ -147,7 +147,7 @@ class Decoder:
                 PER_HEAD: (rows, 1, config.n_head, config.d_head), HIDDEN: (rows, 1, config.d_mlp),
                 ATTENTION: (rows, config.n_head, 1, columns),
             }.get(axes, (rows, 1, config.n_embd))  # fmt: skip
-            values[name] = torch.empty(shape)
+            values[name] = torch.empty(shape, device="cpu")
             return values[name].data_ptr()
 
         blocks = (BlockLook * config.n_layer)()

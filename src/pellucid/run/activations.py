@@ -221,7 +221,7 @@ class ActivationCkpts(Mapping[str, Tensor]):
         return made
 
     def _columns(self) -> Tensor:
-        everything = torch.arange(self.batch.ids.size(1))
+        everything = torch.arange(self.batch.ids.size(1), device="cpu")
         return take(everything, Region(self.part.pos).indices("batch", everything.shape, (Axis.POS,), strict=True))
 
     def _without_pads(self, value: Tensor, axes: tuple[Axis, ...]) -> Tensor:

@@ -147,8 +147,8 @@ class Search:
             running = replace(running, scores=(candidates.scores + hits.float() * NEVER).gather(1, order))
             finished = self._updated(finished, candidates, improvable, step)
             improvable = improvable & self._can_improve(running, finished, step + 1)
-            full = finished.finished.all() if self.beams.early_stopping is True else torch.tensor(False)
-            if not bool(improvable.any()) or bool(full) or bool(hits.all()):
+            full = self.beams.early_stopping is True and bool(finished.finished.all())
+            if not bool(improvable.any()) or full or bool(hits.all()):
                 break
             self._parents = parents.gather(1, order)
             self._tokens = running.ids[:, :, step]
@@ -182,7 +182,10 @@ class Search:
                 scores, order = scores.sort(-1, descending=True)
                 places = places.gather(1, order)
         parents, tokens = places // vocabulary, places % vocabulary
-        own = chosen_logprobs(logits.unflatten(0, (prompts, width))[torch.arange(prompts)[:, None], parents], tokens)
+        own = chosen_logprobs(
+            logits.unflatten(0, (prompts, width))[torch.arange(prompts, device=parents.device)[:, None], parents],
+            tokens,
+        )
         candidates = running.chosen(parents)
         candidates.ids[:, :, step], candidates.logprobs[:, :, step] = tokens, own.float()
         return replace(candidates, scores=scores, finished=self._hits(candidates.ids[:, :, : step + 1])), parents

@@ -144,7 +144,7 @@ def _entries(index: Index, size: int, where: str) -> Tensor:
             code="index-out-of-range",
             remedy="Choose entries that exist; negative ones count from the end.",
         )
-    return torch.tensor([i % size for i in entries])
+    return torch.tensor([i % size for i in entries], device="cpu")
 
 
 def _given(index: Index) -> list[object]:

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from pellucid.config import TransformerConfig
 from pellucid.config_fields import NEUTRAL, REFUSED, SYNONYMS
 from pellucid.errors import MissingExtraError, WeightsError
+from pellucid.execution import ordinary_tensors
+from pellucid.parameters import require_numbers
 from pellucid.transformer import stored_shapes
 from pellucid.weights import files
 from pellucid.weights.building import M, Model, ModelClass, describe, separate
@@ -24,6 +26,7 @@ from pellucid.weights.importing import to_ours
 from pellucid.weights.layouts import HF, from_ours
 
 
+@ordinary_tensors()
 def from_hf(cls: ModelClass[M], hf_model: nn.Module, *, attention: str = "auto", numerics: str = "exact") -> M:
     """Copy a live transformers model; the model given is only read.
 
@@ -59,12 +62,7 @@ def from_hf(cls: ModelClass[M], hf_model: nn.Module, *, attention: str = "auto",
         config = config.replace(tie_word_embeddings=tied)
         if tied:
             del tensors["lm_head.weight"]
-    if any(tensor.is_meta for tensor in tensors.values()):
-        raise WeightsError(
-            "from_hf: the model is on the meta device, which holds no numbers.",
-            code="hf-meta",
-            remedy="Load its weights first.",
-        )
+    require_numbers("from_hf", tensors.values())
     copies = {name: _copy(tensor) for name, tensor in tensors.items()}
     imported = to_ours(copies, config)
     provenance = describe(imported, imported.weights, {"source": f"transformers {type(hf_model).__name__}"})
@@ -73,6 +71,7 @@ def from_hf(cls: ModelClass[M], hf_model: nn.Module, *, attention: str = "auto",
     return model
 
 
+@ordinary_tensors()
 def to_hf(model: Model) -> Any:
     """A transformers `GPT2LMHeadModel` with copies of the model's tensors, tied where the model is.
 
@@ -80,6 +79,7 @@ def to_hf(model: Model) -> Any:
         MissingExtraError: transformers is not installed.
     """
     transformers = _transformers()
+    require_numbers("to_hf", model.state_dict().values())
     from transformers.utils import logging
 
     fields = {name: value for name, value in model.config.to_dict().items() if name not in _NOT_FOR_LIVE}
@@ -115,6 +115,7 @@ def save_pretrained(model: Model, folder: str | os.PathLike[str]) -> None:
         WeightsError: The folder cannot be written, or the parameters are not those of the configuration.
     """
     state = model.state_dict()
+    require_numbers("save_pretrained", state.values())
     expected = stored_shapes(model.config)
     if {name: tuple(tensor.shape) for name, tensor in state.items()} != expected:
         differing = sorted(

@@ -15,6 +15,7 @@ import torch
 
 from pellucid.config import TransformerConfig, refuse_misspelt
 from pellucid.errors import ConfigError, WeightsError, nearest
+from pellucid.execution import ordinary_tensors
 from pellucid.weights import files, hub
 from pellucid.weights.building import DTYPES, M, ModelClass, convert, describe, dtype_names
 from pellucid.weights.exchange import from_hf, save_pretrained, to_hf
@@ -49,6 +50,7 @@ class LoadOptions:
     hub: HubOptions = field(default_factory=HubOptions)
 
 
+@ordinary_tensors()
 def load(
     cls: ModelClass[M],
     name: str | os.PathLike[str],
