@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import pellucid as pl
-from pellucid.cli import doctor
+from pellucid.cli.work import doctor
 from pellucid.open import BUNDLED
 
 ROOT = Path(__file__).parents[2]
