@@ -58,6 +58,9 @@ class Compare(Wish):
         if self.text is not None and self.ids:
             raise typer.BadParameter("--text and --ids given, expected one of them.")
         parse_ids(self.ids or ())
+        for option, given in (("--config", self.config), ("--dtype", self.dtype)):
+            if any(len(self.of_side(side, given)) > 1 for side in "AB"):
+                raise typer.BadParameter("several given for one side, expected one.", param_hint=option)
 
     def outputs(self) -> dict[str, Path | None]:
         """The page."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +30,7 @@ class Opening:
 
     name: str | None
     config: Path | None = None
-    ignore_config: Sequence[str] = ()
+    ignore_config: Collection[str] = ()
     dtype: str = "float32"
     tokenizer: Path | None = None
 
@@ -41,19 +41,22 @@ class Opening:
                 self.name,
                 dtype=self.dtype,
                 numerics=numerics,
-                config=self.configuration(),
+                config=None if self.config is None else configuration(self.config, self.ignore_config),
                 ignore_config=self.ignore_config,
             )
             if self.tokenizer is not None:
                 model.tokenizer = read_tokenizer(self.tokenizer)
         return model
 
-    def configuration(self) -> pl.TransformerConfig | None:
-        """The configuration that was named."""
-        if self.config is None:
-            return None
-        fields = read_json(self.config, ConfigError, "config-not-json")
-        return pl.TransformerConfig.from_dict(fields, ignore=self.ignore_config)
+
+def configuration(path: Path, ignored: Collection[str]) -> pl.TransformerConfig:
+    """The configuration in a file.
+
+    Raises:
+        ConfigError: It holds none, or one that is not implemented.
+        NotFoundError: It is not there.
+    """
+    return pl.TransformerConfig.from_dict(read_json(path, ConfigError, "config-not-json"), ignore=ignored)
 
 
 def read_tokenizer(path: Path) -> pl.Tokenizer:

@@ -11,9 +11,12 @@ import pellucid as pl
 from pellucid.cli.compare import Compare
 from pellucid.cli.shared.failures import Exit
 from pellucid.cli.shared.layout import Column, Grid
+from pellucid.cli.shared.opening import configuration, read_tokenizer
 from pellucid.cli.shared.options import parse_ids
-from pellucid.cli.shared.screen import show, show_json, steps
+from pellucid.cli.shared.screen import progress, show, show_json, steps
 from pellucid.cli.shared.tables import heading
+from pellucid.prove.sides import opened
+from pellucid.weights.load import LoadOptions
 
 SENTENCE = "Once upon a time, there was a little girl named Lily."
 """What both are run on where nothing else is given."""
@@ -22,8 +25,11 @@ SENTENCE = "Once upon a time, there was a little girl named Lily."
 def compare(wish: Compare) -> None:
     """Compare, show, and fail unless the two are the same."""
     inputs = parse_ids(wish.ids) if wish.ids else SENTENCE if wish.text is None else wish.text
+    tokenizer = None if wish.tokenizer is None else read_tokenizer(wish.tokenizer)
+    with progress(f"opening {wish.a} and {wish.b}"):
+        a, b = (opened(name, _options(wish, side)) for name, side in ((wish.a, "A"), (wish.b, "B")))
     with steps(f"{wish.a} and {wish.b}") as shown:
-        report = pl.compare(wish.a, wish.b, inputs=inputs, progress=shown)
+        report = pl.compare(a, b, inputs=inputs, tokenizer=tokenizer, progress=shown)
     if wish.html is not None:
         pl.save_html(report, wish.html)
     if wish.as_json:
@@ -34,6 +40,15 @@ def compare(wish: Compare) -> None:
         _show(report, wish.html)
     if not report:
         raise typer.Exit(Exit.CHECK_FAILED)
+
+
+def _options(wish: Compare, side: str) -> LoadOptions:
+    config, ignored = wish.of_side(side, wish.config), tuple(wish.of_side(side, wish.ignore_config))
+    return LoadOptions(
+        dtype=next(iter(wish.of_side(side, wish.dtype)), "stored"),
+        config=configuration(Path(config[0]), ignored) if config else None,
+        ignore_config=ignored,
+    )
 
 
 def _show(report: pl.ComparisonReport, html: Path | None) -> None:
