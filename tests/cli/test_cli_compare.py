@@ -81,18 +81,23 @@ def test_each_side_has_options_of_its_own(changed: str, tmp_path: Path):
     alone = tmp_path / "alone.safetensors"
     shutil.copyfile(Path(changed) / "model.safetensors", alone)
     fields = json.loads((Path(changed) / "config.json").read_text(encoding="utf-8"))
-    (tmp_path / "given.json").write_text(json.dumps({**fields, "odd_field": 1}), encoding="utf-8")
+    (tmp_path / "given.json").write_text(json.dumps({**fields, "add_cross_attention": True}), encoding="utf-8")
     words = ["compare", changed, str(alone)]
     for more, code in (
         ([], "config-needed"),
-        (["--config", f"A={tmp_path}/given.json"], "config-unknown-field"),
-        (["--config", f"B={tmp_path}/given.json"], "config-unknown-field"),
-        (["--config", f"B={tmp_path}/given.json", "--ignore-config", "A=odd_field"], "config-unknown-field"),
+        (["--config", f"A={tmp_path}/given.json"], "config-not-implemented"),
+        (["--config", f"B={tmp_path}/given.json"], "config-not-implemented"),
+        (
+            ["--config", f"B={tmp_path}/given.json", "--ignore-config", "A=add_cross_attention"],
+            "config-not-implemented",
+        ),
     ):
         shown = CliRunner().invoke(app, [*words, *more, "--json"], prog_name="pellucid")
         assert json.loads(shown.stdout)["error"]["code"] == code
-    assert run(*words[1:], "--config", f"B={tmp_path}/given.json", "--ignore-config", "B=odd_field")[0] == 0
-    code, shown = run(*words[1:], "--config", f"{tmp_path}/given.json", "--ignore-config", "odd_field", "--json")
+    assert run(*words[1:], "--config", f"B={tmp_path}/given.json", "--ignore-config", "B=add_cross_attention")[0] == 0
+    code, shown = run(
+        *words[1:], "--config", f"{tmp_path}/given.json", "--ignore-config", "add_cross_attention", "--json"
+    )
     assert (code, json.loads(shown)["verdict"]) == (0, "identical")
 
 

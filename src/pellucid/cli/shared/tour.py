@@ -118,8 +118,8 @@ def invoked() -> str:
     """How the reader calls this program: by its name where the shell finds it, else by the path that was typed."""
     typed = sys.argv[0]
     found = shutil.which("pellucid")
-    if Path(typed).name.startswith("__main__"):
-        return f"{Path(sys.executable).name} -m pellucid"
+    if Path(typed).name == "__main__.py" and Path(typed).parent.name in ("pellucid", "cli"):
+        return f"{sys.orig_argv[0]} -m pellucid"
     if found is not None and Path(typed).exists() and Path(found).samefile(typed):
         return "pellucid"
     return typed if Path(typed).stem == "pellucid" else "pellucid"
