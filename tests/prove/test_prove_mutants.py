@@ -212,6 +212,34 @@ def one_head_is_not_ambiguous() -> None:
     assert not any(match.ambiguous for match in pl.compare(one, course(one), IDS).alignment.matches)
 
 
+class Returning(torch.nn.Module):
+    """A program that makes something of another's logits."""
+
+    def __init__(self, inner: torch.nn.Module, change: Callable[[torch.Tensor], Any]) -> None:
+        super().__init__()
+        self.inner, self.change = inner, change
+
+    def forward(self, ids: torch.Tensor) -> Any:
+        out = self.inner(ids)
+        return self.change(out if isinstance(out, torch.Tensor) else out.logits)
+
+
+def infinity_is_noticed() -> None:
+    huge = Returning(course(MODEL), lambda x: x.where(torch.arange(53) != 5, x * 1e30 * 1e30 / 1e30 / 1e30))
+    assert not pl.compare(MODEL, huge, IDS)
+
+
+def a_head_is_demanded() -> None:
+    bare = pl.to_hf(MODEL).eval()
+    bare.lm_head = torch.nn.Identity()
+    assert not pl.compare(MODEL, bare, IDS)
+
+
+def one_position_is_not_all() -> None:
+    report = pl.compare(MODEL, Returning(pl.to_hf(MODEL), lambda x: x[:, -1:]), IDS)
+    assert report.verdict == "equivalent"
+
+
 def nothing(*_: Any, **__: Any) -> None: ...
 
 
@@ -236,7 +264,7 @@ def patched(module: Any, name: str, value: Any) -> Callable[[Patch], None]:
 
 
 def everything_is_rounding(patch: Patch) -> None:
-    for module in (runs, causes, verdict):
+    for module in (runs, causes, verdict, comparison):
         patch.setattr(module, "BEYOND_ROUNDING", 1.0)
 
 
@@ -312,6 +340,11 @@ MUTANTS: dict[str, tuple[Callable[[Patch], None], Callable[[], None]]] = {
     "ends are always two": (patched(aligning._Aligner, "_is_at_other_end", lambda *_: False),
                             equal_ends_are_no_difference),
     "a single head is another group": (single_heads_are_tried, one_head_is_not_ambiguous),
+    "infinities are rounding": (patched(runs, "not_alike", lambda given, expected: torch.zeros(())),
+                                infinity_is_noticed),
+    "hidden states are logits": (patched(program, "is_headless", lambda module: True), a_head_is_demanded),
+    "one position is all": (patched(comparison.Comparison, "seen", property(lambda self: (1, 1), nothing)),
+                            one_position_is_not_all),
     "hooks read nothing": (patched(program._Recorder, "values", lambda self, n_head: {}), later_mistake_is_placed),
 }  # fmt: skip
 

@@ -7,7 +7,6 @@ point where they first differ. Where none does, nothing is claimed.
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -15,14 +14,11 @@ import torch
 from torch import Tensor
 
 from pellucid.prove.alignment import Alignment, Match
+from pellucid.prove.differences import BEYOND_ROUNDING, relative_error
 from pellucid.prove.mistakes import Mistake, known_mistakes
 from pellucid.prove.points import LOGITS, ckpt_of
 from pellucid.prove.recipe import Facts, Heads, Ingredients, Recipe, Span, attend_with, right_recipe, run_recipe
 from pellucid.prove.units import HEAD
-
-BEYOND_ROUNDING = 1e-10
-"""Relative error in float64 that rounding never reaches (it stays near 1e-15) and that every real difference passes."""
-
 
 TRIED_ALONE = 4
 """Up to how many blocks a mistake is tried in each of them alone, where the program does not show which it is."""
@@ -87,28 +83,6 @@ def confirmed_cause(evidence: Evidence) -> Cause | None:
                 return cause
             partial = partial or cause
     return partial
-
-
-def relative_error(given: Tensor, expected: Tensor) -> float:
-    """Largest difference relative to the largest expected value; infinite where one is not finite and the other is.
-
-    Masked scores, which hold the dtype's minimum, count only if they are not masked on the other side.
-    """
-    if given.shape[1:2] == (1,) and expected.size(1) > 1 and given.dim() == expected.dim():
-        expected = expected[:, -1:]  # a program that gives the last position's logits only
-    if given.shape != expected.shape:
-        return math.inf
-    given = given.to(expected)
-    same = (given == expected) | (given.isnan() & expected.isnan())
-    gap = (given - expected).abs().masked_fill(same, 0.0)
-    largest = float(gap.max()) if gap.numel() else 0.0
-    return largest / size_of(expected) if math.isfinite(largest) else math.inf
-
-
-def size_of(values: Tensor) -> float:
-    """The largest magnitude that is finite and not masked; 1 where that is 0."""
-    shown = values.abs()[values.isfinite() & (values > torch.finfo(values.dtype).min / 2)]
-    return (float(shown.max()) if shown.numel() else 0.0) or 1.0
 
 
 def _alone(mistake: Mistake, span: Span, n_layer: int) -> Iterator[Mistake]:

@@ -15,17 +15,11 @@ from pellucid.parameters import LiveView
 from pellucid.prove.aligning import align
 from pellucid.prove.alignment import Alignment, Match
 from pellucid.prove.buffers import known_buffers
-from pellucid.prove.causes import (
-    BEYOND_ROUNDING,
-    Cause,
-    Evidence,
-    confirmed_cause,
-    head_of_its_own,
-    relative_error,
-    size_of,
-)
+from pellucid.prove.causes import Cause, Evidence, confirmed_cause, head_of_its_own
 from pellucid.prove.copies import double_copy, own_parameters, parameter_dtypes, working_copy
-from pellucid.prove.points import LOGITS, ckpt_of, sites_of
+from pellucid.prove.differences import BEYOND_ROUNDING, not_alike, relative_error, shown_part, size_of
+from pellucid.prove.outputs import NoLogitsError
+from pellucid.prove.points import LOGITS, ckpt_of, in_order, sites_of
 from pellucid.prove.program import Conditions, Glass, Program, Runnable
 from pellucid.prove.recipe import ingredients_of
 from pellucid.prove.report import CheckpointRow, ComparisonReport, Divergence, describe_difference
@@ -66,6 +60,8 @@ class Comparison:
     notes: list[str] = field(default_factory=list)
     mixed: bool = False
     others: dict[str, Tensor] = field(default_factory=dict)
+    seen: tuple[int, int] = (0, 0)
+    blind: bool = False
 
     def report(self) -> ComparisonReport:
         """Align, run, judge."""
@@ -78,6 +74,9 @@ class Comparison:
         self.progress("running both", 0.3)
         try:
             single = self._runs(self.reference, alignment, Conditions())
+        except NoLogitsError as error:
+            self.notes.append(f"nothing could be judged: {error}")
+            return self._finished(alignment, [], first, explained=False)
         except Exception as error:  # whatever a foreign forward raises
             self.notes.append(f"the other model did not run on ids {list(self.ids.shape)}: {_words(error)}")
             return self._finished(alignment, [], first, explained=False)
@@ -121,6 +120,7 @@ class Comparison:
         self, alignment: Alignment, single: Runs, changed: list[Match], first: Divergence | None
     ) -> ComparisonReport:
         """Tell rounding from error by float64, find the first difference, and report."""
+        self.seen = single.free[LOGITS].size(1), single.expected[LOGITS].size(1)
         self.progress("running both in float64", 0.5)
         try:
             double = self._runs(self.reference, alignment, DOUBLE)
@@ -130,10 +130,16 @@ class Comparison:
             return self._finished(alignment, rows_of(single, None), first, explained=False)
         rows = rows_of(single, double)
         self.progress("looking for the cause", 0.8)
+        self.blind = not bool((single.expected[LOGITS].isfinite() | double.expected[LOGITS].isfinite()).any())
+        self.notes += ["no logit of the reference is finite, so that equal ones show nothing"] if self.blind else []
         self.notes += [f"{p} holds something else than {ckpt_of(p, double.n_layer)}" for p in double.dropped]
+        self.notes += [*_remarks(double.program), *_positions_note(single)]
         if first is not None:
             first = self._of_parameters(alignment, changed, double, first)
             return self._finished(alignment, rows, first, explained=False)
+        odd = None if self.mixed else single.first_not_alike(double.dropped)
+        if odd is not None and (point is None or is_before(odd, point, double.n_layer)):
+            return self._finished(alignment, rows, not_finite_at(single, odd, wrong=point is not None), explained=False)
         if point is None and not double.undecided:
             return self._finished(alignment, rows, None, explained=is_rounding(rows))
         cause = self._cause(self.reference, alignment, double, point or double.undecided[0])
@@ -188,15 +194,17 @@ class Comparison:
         self, alignment: Alignment, rows: list[CheckpointRow], divergence: Divergence | None, *, explained: bool
     ) -> ComparisonReport:
         shown = {row.name for row in rows}
-        verdict = verdict_of(alignment, rows, divergence, may_be_identical=not self.mixed, rounding_explains=explained)
+        exact = not self.mixed and self.seen[0] == self.seen[1]
+        verdict = verdict_of(alignment, rows, divergence, may_be_identical=exact, rounding_explains=explained)
         return ComparisonReport(
-            verdict=verdict if rows or divergence else "inconclusive",
+            verdict=verdict if (rows and not self.blind) or divergence else "inconclusive",
             parameters=rows_of_parameters(alignment, swapped=self.swapped),
             checkpoints=tuple(rows),
             not_covered=tuple(name for name in self.reference.ckpt_names if name not in shown),
             first_divergence=divergence,
             alignment=alignment,
             notes=tuple(self.notes),
+            logits_seen=self.seen,
             probe=Sensitivity(self.reference, self.other, self.ids, alignment if self.tensors is None else None),
         )
 
@@ -228,25 +236,66 @@ def divergence_at(runs: Runs, point: str, cause: Cause | None) -> Divergence:
     given = runs.forced.get(point)
     if given is None or not runs.is_wrong(runs.forced, point):
         given = runs.free[point]
-    if given.shape != expected.shape and given.shape[1:2] != (1,):
-        return Divergence(name, _what(name), f"shapes {list(expected.shape)} and {list(given.shape)}")
-    expected = expected[:, -given.size(1) :]
+    expected = shown_part(expected, given)
+    words = None if cause is None else f"{cause.words} ({cause.extent})"
+    if given.shape != expected.shape:
+        return Divergence(name, _what(name), f"shapes {list(expected.shape)} and {list(given.shape)}", words)
     error = relative_error(given, expected)
-    return Divergence(
-        name,
-        _what(name),
-        f"its own relative error in float64 is {error:.3g}, which is not rounding",
-        None if cause is None else f"{cause.words} ({cause.extent})",
-        *_places(name, given, expected),
-    )
-
-
-def _places(name: str, given: Tensor, expected: Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The positions, and the heads where a checkpoint has some, at which two values [B, P, ...] differ.
-
-    Of scores and patterns [B, H, Pq, Pk] the positions are those of queries.
-    """
+    detail = f"its own relative error in float64 is {error:.3g}, which is not rounding"
     gap = ~((given - expected).abs() <= BEYOND_ROUNDING * size_of(expected))
+    return Divergence(name, _what(name), detail, words, *_places(name, gap))
+
+
+def not_finite_at(runs: Runs, point: str, *, wrong: bool) -> Divergence:
+    """What a report says of a point at which one side only is finite, in the program's own dtype.
+
+    Args:
+        runs: In that dtype.
+        point: The first such point.
+        wrong: Whether float64 shows an error, too, at a later point.
+    """
+    name = ckpt_of(point, runs.n_layer)
+    given, expected = runs.free[point], shown_part(runs.expected[name], runs.free[point])
+    odd = not_alike(given, expected)
+    theirs, ours = _kind(given[odd]), _kind(expected.to(given.device)[odd])
+    dtype = str(given.dtype).removeprefix("torch.")
+    later = "" if wrong else "; in float64 both agree, so that the arithmetic leaves the range of its dtype"
+    detail = f"{theirs} where the reference has {ours}, at {int(odd.sum())} of {odd.numel()} values in {dtype}{later}"
+    return Divergence(name, _what(name), detail, None, *_places(name, odd))
+
+
+def _kind(values: Tensor) -> str:
+    kinds = {"NaN": values.isnan(), "infinity": values.isinf(), "finite numbers": values.isfinite()}
+    return " and ".join(word for word, where in kinds.items() if bool(where.any()))
+
+
+def is_before(first: str, second: str, n_layer: int) -> bool:
+    """Whether a right program passes one point before another that is not of the same checkpoint."""
+    order = in_order(iter((first, second)), n_layer)
+    return order[0] == first and ckpt_of(first, n_layer) != ckpt_of(second, n_layer)
+
+
+def _remarks(program: Runnable) -> tuple[str, ...]:
+    return tuple(program.remarks) if isinstance(program, Program) else ()
+
+
+def _positions_note(runs: Runs) -> list[str]:
+    """What a program that leaves out positions leaves unseen."""
+    given, expected = runs.free[LOGITS], runs.expected[LOGITS]
+    shown, of = given.size(1), expected.size(1)
+    if shown >= of:
+        return []
+    which = "one position, read as the last" if shown == 1 else f"{shown} positions, read as the first"
+    return [f"the program gives the logits of {which}: of {of} positions it shows no more"]
+
+
+def _places(name: str, gap: Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The positions, and the heads where a checkpoint has some, at which two values differ.
+
+    Args:
+        name: The checkpoint.
+        gap: [B, P, ...], where; of scores and patterns [B, H, Pq, Pk] the positions are those of queries.
+    """
     if name.endswith(("_scores", "_pattern")):
         return _along(gap, 2), _along(gap, 1)
     return _along(gap, 1), _along(gap, 2) if name.endswith(("_q", "_k", "_v", "_z")) else ()

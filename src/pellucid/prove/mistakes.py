@@ -234,6 +234,11 @@ def _embeddings(right: Recipe, config: TransformerConfig) -> Iterator[Mistake]:
 def _heads(right: Recipe, model: Ingredients) -> Iterator[Mistake]:
     if not model.tied:
         yield Mistake("head tied to the embedding", replace(right, head=model.units["embed.W_E"]))
+    yield Mistake("no head: the output is the final normalized residual", replace(right, logits=lambda x, W: x))
+    yield Mistake(
+        "no head and no final LayerNorm: the output is the last residual stream",
+        replace(right, logits=lambda x, W: x, norm=lambda x, w, b, eps: x, norms=("ln_final",)),
+    )
     root = math.sqrt(model.config.n_embd)
     yield Mistake("logits multiplied by sqrt(d_model)", replace(right, logits=lambda x, W: x @ W.T * root))
     yield Mistake("logits divided by sqrt(d_model)", replace(right, logits=lambda x, W: x @ W.T / root))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from pellucid.model import CkptedTransformer
 from pellucid.prove.copies import quietly
+from pellucid.prove.outputs import read_answer
 from pellucid.prove.points import LOGITS, Site
 
 Values = Mapping[str, Tensor]
@@ -85,12 +86,14 @@ class Program:
         sites: Where it shows what.
         head: [V, D], what a program without a head is multiplied with.
         n_head: How many heads there are, where the program keeps them apart.
+        remarks: What its outputs were like, in words, in the order in which it was noticed.
     """
 
     module: nn.Module
     sites: Sequence[Site]
     head: Tensor
     n_head: int
+    remarks: dict[str, None] = field(default_factory=dict)
 
     def run(
         self, ids: Tensor, forced: Values | None = None, conditions: Conditions = Conditions()
@@ -108,19 +111,18 @@ class Program:
         finally:
             for handle in handles:
                 handle.remove()
-        return {**recorder.values(self.n_head), LOGITS: self._logits(output)}
+        return {**recorder.values(self.n_head), LOGITS: self._logits(output, ids)}
 
-    def _logits(self, output: Any) -> Tensor:
-        vocabulary, width = self.head.shape
-        hidden = getattr(output, "last_hidden_state", None)
-        found = getattr(output, LOGITS, None)
-        if found is None:
-            found = hidden if hidden is not None else _tensor_of(output, (vocabulary, width))
-        if found.dim() == 2:
-            found = found[None]
-        if found.shape[-1] == width and (width != vocabulary or found is hidden):
-            found = nn.functional.linear(found, self.head.to(found))
-        return found.detach().clone()
+    def _logits(self, output: Any, ids: Tensor) -> Tensor:
+        b, p = ids.shape
+        answer = read_answer(output, (b, p), self.head, headless=is_headless(self.module))
+        self.remarks |= dict.fromkeys(answer.remarks)
+        return answer.values.detach().clone()
+
+
+def is_headless(module: nn.Module) -> bool:
+    """Whether a module is of transformers' class that gives hidden states, and leaves the head to its caller."""
+    return any(c.__name__ == "GPT2Model" and c.__module__.startswith("transformers.") for c in type(module).__mro__)
 
 
 def call(module: nn.Module, ids: Tensor) -> Any:
@@ -140,22 +142,6 @@ def call(module: nn.Module, ids: Tensor) -> Any:
             positions = torch.arange(ids.size(1), device=ids.device).expand_as(ids)
             more[parameter.name] = positions if "pos" in name else None
     return module(ids, **more)
-
-
-def _tensor_of(output: Any, widths: tuple[int, int]) -> Tensor:
-    """The first tensor in an output whose last axis is the vocabulary, else the model's width."""
-    if isinstance(output, Tensor):
-        return output
-    if isinstance(output, Mapping):
-        if isinstance(output.get(LOGITS), Tensor):
-            return output[LOGITS]
-        output = list(output.values())
-    tensors = [item for item in output if isinstance(item, Tensor) and item.dim() >= 2]
-    for width in widths:
-        for tensor in tensors:
-            if tensor.shape[-1] == width:
-                return tensor
-    raise TypeError(f"no logits in an output of type {type(output).__name__}")
 
 
 class _Recorder:

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from pellucid.config import TransformerConfig
 from pellucid.model import CkptedTransformer
-from pellucid.prove.causes import BEYOND_ROUNDING, relative_error
 from pellucid.prove.copies import double_copy
+from pellucid.prove.differences import BEYOND_ROUNDING, relative_error
 from pellucid.prove.points import LOGITS
 from pellucid.prove.program import Conditions, Glass, Program
 

@@ -102,6 +102,7 @@ class ComparisonReport:
         first_divergence: Where they first differ, if they do.
         alignment: Which parameter is which.
         notes: What the reader should know: common ground, what could not be run, what is unexplained.
+        logits_seen: Of how many positions the program gave logits, and how many positions were run.
         probe: What measures `sensitivity`.
     """
 
@@ -112,17 +113,23 @@ class ComparisonReport:
     first_divergence: Divergence | None
     alignment: Alignment
     notes: tuple[str, ...]
+    logits_seen: tuple[int, int] = (0, 0)
     probe: Probe | None = field(default=None, compare=False)
 
     @property
     def coverage(self) -> dict[str, tuple[int, int]]:
-        """Kind of checkpoint, such as "attn.ckpt_q" -> in how many blocks both show it, and of how many."""
+        """Kind of checkpoint, such as "attn.ckpt_q" -> in how many blocks both show it, and of how many.
+
+        "logits" is there only where a program gives those of some positions: of how many, and of how many that ran.
+        """
         counts: dict[str, tuple[int, int]] = {}
         shown = [row.name for row in self.checkpoints if row.name != "logits"]
         for name in sorted((*shown, *self.not_covered), key=_rank):
             kind = name.split(".", 2)[2] if name.startswith("blocks.") else name
             covered, of = counts.get(kind, (0, 0))
             counts[kind] = (covered + (name in shown), of + 1)
+        if self.logits_seen[0] < self.logits_seen[1]:
+            counts["logits"] = self.logits_seen
         return counts
 
     @cached_property
@@ -209,7 +216,8 @@ def _rank(name: str) -> int:
 
 def _coverage_words(coverage: Mapping[str, tuple[int, int]]) -> list[str]:
     return [
-        kind.replace("ckpt_", "") + ("" if covered == of else f" ({covered} of {of} blocks)")
+        kind.replace("ckpt_", "")
+        + ("" if covered == of else f" ({covered} of {of} {'positions' if kind == 'logits' else 'blocks'})")
         for kind, (covered, of) in coverage.items()
         if covered
     ]

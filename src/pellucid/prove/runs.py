@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from pellucid.prove.causes import BEYOND_ROUNDING, relative_error
+from pellucid.prove.differences import BEYOND_ROUNDING, not_alike, relative_error, shown_part
 from pellucid.prove.points import LOGITS, ckpt_of, in_order
 from pellucid.prove.program import Conditions, Glass, Runnable, Values
 from pellucid.prove.report import CheckpointRow
@@ -86,6 +86,14 @@ class Runs:
                 self.undecided.append(point)
         return None
 
+    def first_not_alike(self, dropped: Collection[str]) -> str | None:
+        """The first point at which one side only is finite; points that hold something else are passed over."""
+        points = [point for point in self.points() if point not in dropped]
+        for point in [*points, LOGITS]:
+            if bool(not_alike(self.free[point], self.expected[ckpt_of(point, self.n_layer)]).any()):
+                return point
+        return None
+
     def _first_to_blame(self) -> str:
         while True:
             points = self.points()
@@ -127,16 +135,12 @@ def _row(name: str, points: list[str], single: Runs, double: Runs | None) -> Che
     shown = [single.free[point] for point in points]
     return CheckpointRow(
         name,
-        bit_equal=all(same_bits(_part(single.expected[name], value), value) for value in shown),
+        bit_equal=all(same_bits(shown_part(single.expected[name], value), value) for value in shown),
         fp32=worst(single, single.free),
         fp32_local=worst(single, single.forced),
         fp64=worst(double, double.free) if double is not None else None,
         fp64_local=worst(double, double.forced) if double is not None else None,
     )
-
-
-def _part(expected: Tensor, given: Tensor) -> Tensor:
-    return expected[:, -1:] if given.shape[1:2] == (1,) and expected.size(1) > 1 else expected
 
 
 def same_bits(a: Tensor, b: Tensor) -> bool:

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from pellucid.model import CkptedTransformer
 from pellucid.prove.aligning import align
 from pellucid.prove.alignment import Alignment, Match
-from pellucid.prove.causes import BEYOND_ROUNDING, relative_error
 from pellucid.prove.copies import double_copy, own_parameters
+from pellucid.prove.differences import BEYOND_ROUNDING, relative_error
 from pellucid.prove.points import LOGITS, sites_of
 from pellucid.prove.program import Conditions, Glass, Program, Runnable
 from pellucid.prove.units import units_of

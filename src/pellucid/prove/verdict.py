@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pellucid.prove.alignment import Alignment
-from pellucid.prove.causes import BEYOND_ROUNDING
+from pellucid.prove.differences import BEYOND_ROUNDING
 from pellucid.prove.report import CheckpointRow, Divergence, ParameterRow, Verdict
 
 

@@ -1,0 +1,206 @@
+"""What programs return: logits in any container and layout are judged, and what is no logits is named."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from course import course
+from torch import Tensor, nn
+
+import pellucid as pl
+import support
+
+SMALL = {"vocab_size": 53, "n_positions": 16, "n_embd": 24, "n_layer": 2, "n_head": 3}
+IDS = support.some_ids(2, 7, 53)
+
+
+@pytest.fixture(scope="module")
+def small() -> pl.CkptedTransformer:
+    return support.glass(**SMALL)
+
+
+class Returning(nn.Module):
+    """A program that makes something of another's output."""
+
+    def __init__(self, inner: nn.Module, change: Callable[[Any], Any]) -> None:
+        super().__init__()
+        self.inner, self.change = inner, change
+
+    def forward(self, ids: Tensor) -> Any:
+        return self.change(self.inner(ids))
+
+
+@dataclass
+class Held:
+    loss: Tensor
+    scores: Tensor
+
+
+LAYOUTS: dict[str, tuple[Callable[[Tensor], Any], str]] = {
+    "positions first": (lambda x: x.transpose(0, 1), "positions before batch rows"),
+    "flat": (lambda x: x.flatten(0, 1), "batch rows and positions in one axis"),
+    "padded": (lambda x: torch.cat([x, torch.full_like(x[..., :11], -torch.inf)], -1), "53 columns are compared"),
+    "tuple": (lambda x: (x.mean(), x), ""),
+    "nested": (lambda x: {"out": [x.mean(), {"scores": x}]}, ""),
+    "dataclass": (lambda x: Held(x.mean(), x), ""),
+}
+
+
+@pytest.mark.parametrize("wrong", ["", "erf gelu"])
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_layouts_are_judged(name: str, wrong: str, small: pl.CkptedTransformer) -> None:
+    change, says = LAYOUTS[name]
+    report = pl.compare(small, Returning(course(small, wrong), change), IDS)
+    assert report.verdict == ("different" if wrong else "equivalent"), report
+    assert says in " ".join(report.notes)
+    assert wrong == "" or "gelu instead of gelu_new" in str(report.first_divergence)
+
+
+@pytest.mark.parametrize(
+    ("change", "seen"), [(lambda x: x[:, -1:], 1), (lambda x: x[:, -1], 1), (lambda x: x[:, :-1], 6)]
+)
+def test_positions_that_are_left_out_are_said(
+    change: Callable[[Tensor], Tensor], seen: int, small: pl.CkptedTransformer
+) -> None:
+    hf = pl.to_hf(small)
+    assert pl.compare(small, hf, IDS).verdict == "identical"
+    assert "logits" not in pl.compare(small, hf, IDS).coverage
+    report = pl.compare(small, Returning(hf, lambda out: change(out.logits)), IDS)
+    assert report.verdict == "equivalent"
+    assert report.coverage["logits"] == (seen, 7)
+    assert "of 7 positions it shows no more" in " ".join(report.notes)
+    assert not pl.compare(small, Returning(hf, lambda out: change(out.logits.roll(1, 1))), IDS)
+    assert not pl.compare(small, Returning(hf, lambda out: out.logits[:, :1]), IDS)  # the first position alone
+
+
+NO_HEAD = "no head: the output is the final normalized residual"
+
+
+@pytest.mark.parametrize("vocabulary", [53, 24])
+@pytest.mark.parametrize("head", [nn.Identity(), nn.Dropout(0.0)])
+def test_a_model_without_its_head_is_no_gpt2(head: nn.Module, vocabulary: int) -> None:
+    model = support.glass(**{**SMALL, "vocab_size": vocabulary})
+    hf = pl.to_hf(model).eval()
+    assert pl.compare(model, hf.transformer, IDS % vocabulary).verdict == "identical"  # its class has no head
+    bare = Returning(hf.transformer, lambda out: out.last_hidden_state)
+    hf.lm_head = head
+    for made in (hf, bare):
+        report = pl.compare(model, made, IDS % vocabulary)
+        assert report.verdict == "different"
+        assert report.first_divergence is not None
+        assert report.first_divergence.where == "logits"
+        assert NO_HEAD in (report.first_divergence.cause or ""), report
+
+
+def test_a_model_without_head_and_last_norm(small: pl.CkptedTransformer) -> None:
+    hf = pl.to_hf(small).eval()
+    hf.transformer.ln_f, hf.lm_head = nn.Identity(), nn.Identity()
+    found = pl.compare(small, hf, IDS).first_divergence
+    assert found is not None
+    assert "the output is the last residual stream" in (found.cause or "")
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda x: x.argmax(-1), "whole numbers (torch.int64 [2, 7]), not logits"),
+        (lambda x: x.mean(), "the output is []"),
+        (lambda x: x.logsumexp(-1), "the output is [2, 7]"),
+        (lambda x: None, "no logits in an output of type NoneType"),
+        (lambda x: "words", "no logits in an output of type str"),
+        (lambda x: x[None], "[1, 2, 7, 53]"),
+    ],
+)
+def test_what_is_no_logits_is_named(change: Callable[[Tensor], Any], says: str, small: pl.CkptedTransformer) -> None:
+    report = pl.compare(small, Returning(course(small), change), IDS)
+    assert report.verdict == "inconclusive"
+    assert says in " ".join(report.notes), report
+    assert "did not run" not in " ".join(report.notes)
+
+
+def test_other_widths_are_different(small: pl.CkptedTransformer) -> None:
+    for change in (lambda x: x[..., :50], lambda x: x[..., :2]):
+        report = pl.compare(small, Returning(course(small), change), IDS)
+        assert report.verdict == "different"
+        assert "shapes [2, 7, 53] and" in str(report.first_divergence)
+
+
+# Numbers that are not finite
+
+
+def sharp(scale: float) -> pl.CkptedTransformer:
+    """A model whose scores are large: exp of them leaves float32, and not float64."""
+    model = support.glass(**SMALL)
+    with torch.no_grad():
+        for block in model.blocks:
+            block.attn.W_QKV[:, :24] *= scale
+    return model
+
+
+def unshifted_softmax(model: pl.CkptedTransformer) -> nn.Module:
+    made = course(model)
+
+    def attention(self: Any, x: Tensor, cache: Any = None) -> Tensor:
+        b, p, width = x.shape
+        q, k, v = self.qkv_proj(x).view(b, p, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        weights = (q @ k.mT * q.size(-1) ** -0.5).exp() * torch.ones(p, p).tril()
+        z = weights / weights.sum(-1, keepdim=True) @ v
+        return self.output_proj(z.transpose(1, 2).reshape(b, p, width))
+
+    made.blocks[0].attn.__class__ = type("Unshifted", (type(made.blocks[0].attn),), {"forward": attention})
+    return made
+
+
+def test_nan_is_no_rounding() -> None:
+    calm, loud = sharp(1.0), sharp(40.0)
+    assert pl.compare(calm, unshifted_softmax(calm), IDS).verdict == "equivalent"
+    assert not unshifted_softmax(loud)(IDS).isfinite().all()
+    report = pl.compare(loud, unshifted_softmax(loud), IDS)
+    assert report.verdict == "different", report
+    found = report.first_divergence
+    assert found is not None
+    assert found.where == "blocks.0.attn.ckpt_z"
+    assert "NaN where the reference has finite numbers" in found.detail
+    assert "in float64 both agree" in found.detail
+
+
+def overflowing(model: pl.CkptedTransformer, value: float) -> nn.Module:
+    """Adds and takes away something that float16 and float32 cannot hold."""
+    inner, places = course(model).to(model.dtype), torch.arange(53)
+    return Returning(inner, lambda x: x.where(places != 5, x * value * value / value / value))
+
+
+def test_infinity_is_no_rounding(small: pl.CkptedTransformer) -> None:
+    report = pl.compare(small, overflowing(small, 1e30), IDS)
+    assert report.verdict == "different", report
+    assert report.first_divergence is not None
+    assert report.first_divergence.where == "logits"
+    assert "infinity where the reference has finite numbers" in report.first_divergence.detail
+    half = support.glass(**SMALL).half()
+    assert pl.compare(half, overflowing(half, 8.0), IDS), "within float16"
+    report = pl.compare(half, overflowing(half, 2e4), IDS)
+    assert report.verdict == "different", report
+
+
+def test_values_that_are_not_finite_on_both_sides() -> None:
+    model = support.glass(**{**SMALL, "tie_word_embeddings": False})
+    with torch.no_grad():
+        model.unembed.W_U[:, 7] = torch.nan
+    hf = pl.to_hf(model)
+    assert pl.compare(model, hf, IDS).verdict == "identical"
+    moved = Returning(hf, lambda out: out.logits.roll(1, -1))
+    assert pl.compare(model, moved, IDS).verdict == "different"
+    with torch.no_grad():
+        model.ln_final.w[0] = torch.nan
+    report = pl.compare(model, pl.to_hf(model), IDS)
+    assert report.verdict == "inconclusive"
+    assert "no logit of the reference is finite" in " ".join(report.notes)
+
+
+def test_masks_of_any_depth_are_no_difference(small: pl.CkptedTransformer) -> None:
+    other = pl.CkptedTransformer(small.config, small.state_dict(), attention="eager").eval()
+    assert pl.compare(small, other, IDS)
