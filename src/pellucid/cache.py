@@ -10,15 +10,14 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
+from pellucid import own_file
 from pellucid.batch import Batch
 from pellucid.config import TransformerConfig, require_config
 from pellucid.errors import InputError, ShapeError
-from pellucid.weights import files, formats
 
-_CONTENT, _MASK = "keys_and_values", "mask"
+_KIND, _CONTENT, _MASK = "pellucid.cache", "keys_and_values", "mask"
 
 
 class KeyValueCache:
@@ -219,23 +218,28 @@ class KeyValueCache:
             _CONTENT: self.content[..., : self.length, :].cpu().contiguous(),
             _MASK: self.mask[:, : self.length].cpu().contiguous(),
         }
-        files.write_folder(Path(path).parent, {Path(path).name: partial(save_file, tensors)})
+        own_file.save(path, _KIND, tensors, {"format": "pellucid.cache/1"})
 
     @classmethod
     def load(cls, path: str | Path, device: torch.device | str = "cpu") -> KeyValueCache:
         """Read a file that `save` wrote; `fork(capacity=…)` makes room for more.
 
         Raises:
-            InputError: A file of something else.
+            NotFoundError: No such file.
+            WeightsError: It cannot be opened.
+            InputError: A file of something else, or a damaged one.
         """
-        tensors = formats.read_file(Path(path)).tensors
-        content, mask = tensors.get(_CONTENT), tensors.get(_MASK)
-        if content is None or mask is None or not _are_a_cache(content, mask):
+        try:
+            _, tensors = own_file.load(path, _KIND)
+            content, mask = tensors[_CONTENT], tensors[_MASK]
+            if not _are_a_cache(content, mask):
+                raise ValueError("its keys, values and mask do not fit together")
+        except (KeyError, ValueError) as problem:
             raise InputError(
-                f"{str(path)!r} holds no keys and values.",
+                f"{str(path)!r} holds no keys and values ({problem!r}).",
                 code="not-a-cache",
                 remedy="Give a file that KeyValueCache.save wrote.",
-            )
+            ) from problem
         made = object.__new__(cls)
         made.content, made.mask = content.to(device), mask.to(device)
         made.length = mask.size(1)

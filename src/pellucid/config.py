@@ -16,7 +16,7 @@ from types import MappingProxyType
 from typing import Any
 
 from pellucid import config_values
-from pellucid.config_fields import ACTIVATIONS, NEUTRAL, PUBLISHED_SIZES, SYNONYMS, variant_of
+from pellucid.config_fields import ACTIVATIONS, NEUTRAL, PUBLISHED_SIZES, SAVE_ID, SYNONYMS, variant_of
 from pellucid.errors import ConfigError, PellucidWarning, nearest, shown
 from pellucid.weights import hub
 
@@ -134,7 +134,7 @@ class TransformerConfig:
                 code="config-wrong-type",
                 remedy="Give a dict; a transformers configuration gives one by config.to_dict().",
             )
-        given = {name: value for name, value in given.items() if name not in set(ignore)}
+        given = {name: value for name, value in given.items() if name not in {*ignore, SAVE_ID}}
         _refuse_unimplemented(given)
         given.pop("model_type", None)
         for synonym, name in SYNONYMS.items():

@@ -9,8 +9,8 @@ import tokenizers
 import torch
 from torch import Tensor
 
+from pellucid import atomic
 from pellucid.errors import InputError, WeightsError
-from pellucid.weights import files
 from pellucid.weights.manifests import is_there, read_json, require_regular
 
 UNFINISHED = "\ufffd"
@@ -152,7 +152,7 @@ class Tokenizer:
         Raises:
             WeightsError: The folder cannot be written.
         """
-        files.write_folder(Path(folder), {"tokenizer.json": lambda path: path.write_text(self.to_json(), "utf-8")})
+        atomic.write_text(Path(folder) / "tokenizer.json", self.to_json())
 
     def to_json(self) -> str:
         """What `tokenizer.json` holds."""

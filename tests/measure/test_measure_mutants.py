@@ -24,12 +24,12 @@ import test_measure_stream as streaming
 import torch
 
 import pellucid as pl
+from pellucid import atomic
 from pellucid.measure.captured import Captured
 from pellucid.measure.design import Design
 from pellucid.measure.gathering import Statistic
 from pellucid.measure.sketch import Sketch
 from pellucid.measure.solve import CrossProducts
-from pellucid.weights import files
 
 Patch = pytest.MonkeyPatch
 Breaks = Callable[[Patch], None]
@@ -398,7 +398,7 @@ def forgets(name: str) -> Breaks:
 
 
 def writes_in_place(folder: Path, writers: Any) -> None:
-    for name, write in writers.items():
+    for name, write in writers:
         write(folder / f"half-{name}")
         (folder / name).write_bytes((folder / f"half-{name}").read_bytes())
 
@@ -418,7 +418,7 @@ STREAMING = [
     Mutant("counts are not written down", forgets("counts"), killed),
     Mutant("sums of products are not written down", forgets("comoment"), killed),
     Mutant("short texts are not written down", forgets("short"), killed),
-    Mutant("a file is overwritten in place", put(files, "write_folder", writes_in_place), killed),
+    Mutant("a file is overwritten in place", put(atomic, "write_folder", writes_in_place), killed),
     Mutant("texts are not looked at again", put("resume", "fingerprint", lambda text: b""), refused),
     Mutant("statistics are not looked at again",
            wrapped("stream", "Keeper", lambda plain: lambda saving, identity: plain(saving, {})), refused),

@@ -32,6 +32,18 @@ ODD: dict[str, dict[str, Any]] = {
 """Configurations in which a transposition or a swapped pair of axes cannot hide."""
 
 
+def stored_bytes(path: Path) -> dict[str, tuple[str, list[int], bytes]]:
+    """What a safetensors file holds, byte by byte: name -> dtype, shape, data."""
+    content = path.read_bytes()
+    start = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:start])
+    return {
+        name: (entry["dtype"], entry["shape"], content[start:][slice(*entry["data_offsets"])])
+        for name, entry in header.items()
+        if name != "__metadata__"
+    }
+
+
 def small_hf(**fields: Any) -> Any:
     """A small transformers model in which every parameter matters."""
     given = {**SMALL, "bos_token_id": 0, "eos_token_id": 0, **fields}

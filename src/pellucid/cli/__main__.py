@@ -1,7 +1,7 @@
-"""`python -m pellucid.cli` is `python -m pellucid`."""
+"""`python -m pellucid.cli` is `pellucid`."""
 
 from __future__ import annotations
 
-from pellucid.__main__ import process
+from pellucid.cli import main
 
-process()
+main()

@@ -17,6 +17,7 @@ from pellucid.measure.captured import capture_pattern
 from pellucid.measure.groups import TEXTS_AND_POSITIONS, Groups, axes_in, flattened
 from pellucid.measure.labelled import Array, Measured, coordinates, read
 from pellucid.measure.norms import measured_norms
+from pellucid.measure.state import read_about, state_array
 from pellucid.run.activations import ActivationCkpts
 
 Of = Literal["value", "norm", "log_norm"]
@@ -124,10 +125,19 @@ class Statistic(ABC):
         return {"about": np.frombuffer(json.dumps(self.about).encode(), dtype=np.uint8), **self._state()}
 
     def load(self, state: Mapping[str, Array]) -> None:
-        """Go on from what `state` gave."""
+        """Go on from what `state` gave.
+
+        Raises:
+            ValueError: Arrays that `state` cannot have given.
+        """
         if state:
-            self.about = json.loads(state["about"].tobytes())
+            self.about = read_about(state_array(state, "about", "u", (None,)))
             self._load(state)
+
+    def _sizes(self, kept: tuple[str, ...]) -> tuple[int | None, ...]:
+        """Along the axes that results have; None where nothing says."""
+        labels = self.about["coords"]
+        return tuple(len(labels[dim]) if isinstance(labels.get(dim), list) else None for dim in kept)
 
     @abstractmethod
     def _state(self) -> dict[str, Array]: ...

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, Self, cast
 
@@ -16,6 +17,7 @@ from pellucid.measure.gathering import Statistic
 from pellucid.measure.labelled import Array, Measured
 from pellucid.measure.regression import require_fitted, require_rows
 from pellucid.measure.solve import CrossProducts, clear, solve
+from pellucid.measure.state import state_array, state_shape
 
 TOO_CLOSE = "its columns are too nearly dependent for sums of products; fit it in memory"
 
@@ -106,7 +108,8 @@ class Autoregression(Statistic):
         return {**counts, "count": np.asarray(held.count), "mean": held.mean, "comoment": held.comoment}
 
     def _load(self, state: Mapping[str, Array]) -> None:
-        self._texts, self._short = int(state["texts"]), int(state["short"])
-        self._shape = tuple(map(int, state["shape"]))
+        self._texts, self._short = (int(state_array(state, key, "i", ())) for key in ("texts", "short"))
+        time = tuple(axis for axis in map(str, POSITIONS) if axis in self.about["dims"])
+        self._shape = state_shape(state, self._sizes(self.kept(self.about["dims"], ("batch", *time))))
         if "count" in state:
-            self._products = CrossProducts(int(state["count"]), state["mean"], state["comoment"])
+            self._products = CrossProducts.of_state(state, math.prod(self._shape), self._lags + 1)

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
-from pellucid.errors import InputError
+from pellucid import own_file
+from pellucid.check import require_whole
+from pellucid.errors import InputError, PellucidError
 from pellucid.measure.gathering import Statistic
 from pellucid.measure.labelled import Array
-from pellucid.weights import files
+from pellucid.weights.manifests import is_there
 
 _ABOUT = "pellucid.stream"
 _FORMAT = "pellucid.stream/1"
@@ -94,11 +95,12 @@ class Keeper:
         """
         arrays: dict[str, Array] = {}
         for number, statistic in enumerate(statistics):
-            arrays |= {f"{number}.{key}": np.asarray(array, order="C") for key, array in statistic.state().items()}
+            state = statistic.state()
+            arrays |= {f"{number}.{key}": np.require(state[key], requirements=["C", "W"]) for key in state}
         about = {"format": _FORMAT, "texts": progress.texts, "digest": progress.digest, **self.identity}
-        path = Path(self.saving.path)
-        write = partial(save_file, arrays, metadata={_ABOUT: json.dumps(about)})
-        files.write_folder(path.parent, {path.name: write})
+        own_file.save(
+            self.saving.path, _ABOUT, {name: torch.from_numpy(array) for name, array in arrays.items()}, about
+        )
         self._texts, self._time = progress.texts, time.monotonic()
 
     def load(self, statistics: Sequence[Statistic]) -> Progress:
@@ -108,9 +110,12 @@ class Keeper:
             InputError: A file of something else, or of another model, other batches or other statistics.
         """
         path = Path(self.saving.path)
-        if not path.exists():
+        if not is_there(path):
             return Progress()
-        about, arrays = _read(path)
+        with _refusing(path):
+            about, tensors = own_file.load(path, _ABOUT)
+            if "format" not in about:
+                raise ValueError("it has no description of a stream")
         expected = {"format": _FORMAT, **json.loads(json.dumps(self.identity))}
         for key, wanted in expected.items():
             if about.get(key) != wanted:
@@ -119,19 +124,20 @@ class Keeper:
                     code="stream-misfit",
                     remedy="Go on with the same model, batch_size and statistics, or give another file.",
                 )
-        for number, statistic in enumerate(statistics):
-            prefix = f"{number}."
-            statistic.load({key.removeprefix(prefix): a for key, a in arrays.items() if key.startswith(prefix)})
-        self._texts = int(about["texts"])
-        return Progress(self._texts, str(about["digest"]))
+        with _refusing(path):
+            for number, statistic in enumerate(statistics):
+                prefix = f"{number}."
+                kept = {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
+                statistic.load({key: tensor.numpy().copy() for key, tensor in kept.items()})
+            self._texts = require_whole("texts", about["texts"], at_most=sys.maxsize)
+            return Progress(self._texts, bytes.fromhex(about["digest"]).hex())
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, Array]]:
+@contextmanager
+def _refusing(path: Path) -> Generator[None]:
     try:
-        with safe_open(path, framework="numpy") as file:
-            about = json.loads((file.metadata() or {})[_ABOUT])
-            return about, {key: cast(Array, file.get_tensor(key)) for key in file.keys()}  # noqa: SIM118 (no mapping)
-    except (OSError, KeyError, ValueError, TypeError, SafetensorError) as error:
+        yield
+    except (KeyError, ValueError, TypeError, PellucidError) as error:
         raise InputError(
             f"stream: {str(path)!r} does not say where a stream got to ({error!r}).",
             code="not-a-stream",

@@ -8,10 +8,15 @@ times |x| from any x in it. Merging adds counts, so it is exact, in any order.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+
 import numpy as np
 
 from pellucid.measure.labelled import Array
+from pellucid.measure.state import state_array
 
+_GREATEST = float(np.finfo(np.float64).max)
 _LEAST = float(np.finfo(np.float64).tiny)
 """Magnitudes below the smallest normal number count as zero."""
 
@@ -99,8 +104,19 @@ class Sketch:
         return {"low": np.asarray(self.low), "counts": self.counts, "zeros": self.zeros, "least": self.least,
                 "greatest": self.greatest}  # fmt: skip
 
-    def load(self, state: dict[str, Array]) -> None:
-        """Go on from what `state` gave."""
-        self.low = int(state["low"])
-        self.counts, self.zeros = state["counts"].copy(), state["zeros"].copy()
-        self.least, self.greatest = state["least"].copy(), state["greatest"].copy()
+    def load(self, state: Mapping[str, Array]) -> None:
+        """Go on from what `state` gave.
+
+        Raises:
+            ValueError: Arrays that `state` cannot have given.
+        """
+        groups = len(self.zeros)
+        counts = state_array(state, "counts", "i", (2, groups, None))
+        low, furthest = state.get("low"), math.log(_GREATEST) / math.log(self._gamma) + 2
+        if low is None or low.shape or low.dtype.kind != "i":
+            raise ValueError("low is not the number of a bucket")
+        if counts.shape[2] and not -furthest <= int(low) <= int(low) + counts.shape[2] <= furthest:
+            raise ValueError("it has buckets of numbers that float64 does not hold")
+        self.low, self.counts = int(low), counts.copy()
+        self.zeros = state_array(state, "zeros", "i", (groups,)).copy()
+        self.least, self.greatest = (state_array(state, key, "f", (groups,)).copy() for key in ("least", "greatest"))

@@ -9,11 +9,13 @@ ratio together exceed `LIMIT`, a series is `doubtful` and has to be solved by QR
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from pellucid.measure.labelled import Array
+from pellucid.measure.state import state_array
 
 LIMIT = 1e6
 """Of the condition number (in the Frobenius norm, which bounds it) times the ratio: 1e6 unit roundoffs are 2e-10."""
@@ -50,6 +52,17 @@ class CrossProducts:
         between = delta[:, :, None] * delta[:, None, :] * (self.count * (other.count / count))
         mean = self.mean + delta * (other.count / count)
         return CrossProducts(count, mean, self.comoment + other.comoment + between)
+
+    @classmethod
+    def of_state(cls, state: Mapping[str, Array], series: int, columns: int) -> CrossProducts:
+        """What a file holds under its fields' names.
+
+        Raises:
+            ValueError: Arrays that no sums can be.
+        """
+        count = int(state_array(state, "count", "i", ()))
+        mean = state_array(state, "mean", "f", (series, columns))
+        return cls(count, mean, state_array(state, "comoment", "f", (series, columns, columns)))
 
 
 @dataclass

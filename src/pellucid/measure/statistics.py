@@ -6,6 +6,7 @@ cancel (Chan, Golub & LeVeque 1983; Pébay 2008): there the order shows in the l
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self, cast
 
@@ -21,6 +22,7 @@ from pellucid.measure.labelled import Array, Measured
 from pellucid.measure.moments import Sums, moments_dataset
 from pellucid.measure.sketch import Sketch
 from pellucid.measure.solve import CrossProducts
+from pellucid.measure.state import state_array, state_shape
 
 if TYPE_CHECKING:
     import xarray
@@ -73,7 +75,8 @@ class Moments(Statistic):
         return {key: np.asarray(value) for key, value in vars(self._gathered()).items()}
 
     def _load(self, state: Mapping[str, Array]) -> None:
-        self._sums = Sums(*(state[key] for key in ("count", "mean", "m2", "m3", "m4")))
+        count = state_array(state, "count", "i", self._sizes(self.kept(self.about["dims"], self._over)))
+        self._sums = Sums(count, *(state_array(state, key, "f", count.shape) for key in ("mean", "m2", "m3", "m4")))
 
 
 class Covariance(Statistic):
@@ -142,8 +145,8 @@ class Covariance(Statistic):
                 "shape": np.asarray(self._shape)}  # fmt: skip
 
     def _load(self, state: Mapping[str, Array]) -> None:
-        self._products = CrossProducts(int(state["count"]), state["mean"], state["comoment"])
-        self._shape = tuple(map(int, state["shape"]))
+        self._shape = state_shape(state, self._sizes(self.kept(self.about["dims"], self.summed(None))))
+        self._products = CrossProducts.of_state(state, math.prod(self._shape[:-1]), self._shape[-1])
 
 
 class Quantiles(Statistic):
@@ -221,7 +224,9 @@ class Quantiles(Statistic):
         return {**self._gathered().state(), "shape": np.asarray(self._shape, dtype=np.int64)}
 
     def _load(self, state: Mapping[str, Array]) -> None:
-        self._started(tuple(map(int, state["shape"]))).load(dict(state))
+        shape = state_shape(state, self._sizes(self.kept(self.about["dims"], self._over)))
+        state_array(state, "zeros", "i", (math.prod(shape),))  # before so many groups are made
+        self._started(shape).load(state)
 
 
 def covariance(ckpts: Any, name: aliases.Name) -> xarray.DataArray:

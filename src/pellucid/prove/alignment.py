@@ -13,11 +13,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from pellucid import atomic
 from pellucid.errors import WeightsError
 from pellucid.prove.tensors import TensorComparison, compare_tensors
 from pellucid.prove.units import Group, Transform, units_of
 from pellucid.transformer import Transformer
-from pellucid.weights import files
 
 FORMAT = "pellucid.alignment/1"
 
@@ -131,8 +131,7 @@ class Alignment:
 
     def save(self, path: str | Path) -> None:
         """Write the JSON, whole or not at all."""
-        text = self.to_json()
-        files.write_folder(Path(path).parent, {Path(path).name: lambda part: part.write_text(text, encoding="utf-8")})
+        atomic.write_text(path, self.to_json())
 
     @classmethod
     def load(cls, path: str | Path) -> Alignment:

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from pellucid import atomic
 from pellucid.errors import InputError
-from pellucid.weights import files
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -151,7 +151,7 @@ def save_html(report: Paged, path: str | Path) -> None:
             remedy="Give a report, such as what pl.compare returns for two models.",
         )
     text = make().render()
-    files.write_folder(Path(path).parent, {Path(path).name: lambda part: part.write_text(text, encoding="utf-8")})
+    atomic.write_text(path, text)
 
 
 _VIRIDIS = ((68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37))

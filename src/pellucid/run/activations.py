@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from pellucid import aliases
+from pellucid import aliases, own_file
 from pellucid.axes import POSITIONS, Axis, coordinate
 from pellucid.batch import Batch
+from pellucid.check import require_whole
 from pellucid.ckpt import all_axes, all_names
-from pellucid.errors import InputError, MissingExtraError, NotFoundError, UnknownNameError, shown
+from pellucid.errors import InputError, MissingExtraError, UnknownNameError, shown
 from pellucid.run.origin import Known, Origin
 from pellucid.run.region import Index, Region, take
-from pellucid.weights import files, formats
 
 if TYPE_CHECKING:
     import xarray
@@ -271,8 +267,7 @@ class ActivationCkpts(Mapping[str, Tensor]):
         }
         tokens = {f"batch.{name}": getattr(self.batch, name).cpu() for name in ("ids", "mask", "positions")}
         apart = {n: v.detach().cpu().clone(memory_format=torch.contiguous_format) for n, v in self.items()}
-        write = partial(save_file, {**apart, **tokens}, metadata={_ABOUT: json.dumps(about)})
-        files.write_folder(Path(path).parent, {Path(path).name: write})
+        own_file.save(path, _ABOUT, {**apart, **tokens}, about)
 
     def _require_one_run(self) -> None:
         """Refuse values and tokens that no run can have given.
@@ -283,7 +278,7 @@ class ActivationCkpts(Mapping[str, Tensor]):
         ids, mask, positions = self.batch.ids, self.batch.mask, self.batch.positions
         if not ids.dim() == 2 or not ids.shape == mask.shape == positions.shape or mask.dtype != torch.bool:
             raise ValueError("its ids, mask and positions do not fit together")
-        if any(tokens.is_floating_point() for tokens in (ids, positions)):
+        if any(tokens.dtype not in (torch.int64, torch.int32, torch.int16) for tokens in (ids, positions)):
             raise ValueError("its ids or positions are no whole numbers")
         if [len(strings) for strings in self.batch.strings] != mask.sum(1).tolist():
             raise ValueError("it has other strings than tokens")
@@ -303,26 +298,50 @@ class ActivationCkpts(Mapping[str, Tensor]):
 
         Raises:
             NotFoundError: No such file.
-            InputError: A safetensors file of something else.
+            WeightsError: It cannot be opened.
+            InputError: A file of something else, or a damaged one.
         """
         try:
-            tensors = formats.read_file(Path(path)).tensors
-        except NotFoundError as error:
-            remedy = "Give a file that ActivationCkpts.save wrote."
-            raise NotFoundError(error.message, code=error.code, remedy=remedy) from None
-        try:
-            with safe_open(path, framework="pt") as file:
-                about = json.loads((file.metadata() or {})[_ABOUT])
+            about, tensors = own_file.load(path, _ABOUT)
             ids, mask, positions = (tensors[f"batch.{name}"] for name in ("ids", "mask", "positions"))
-            values = {name: tensors[name] for name in about["names"]}
-            batch = Batch(ids, mask, positions, labels=about["strings"])
-            part, origin = Region(about["pos"], about["heads"]), Known(dict(about.get("provenance", {})))
-            read = cls(values, batch, int(about["n_layer"]), part=part, origin=origin)
+            names, strings = _texts(about["names"]), [_texts(row) for row in _listed(about["strings"])]
+            provenance = about.get("provenance", {})
+            if not isinstance(provenance, dict) or not all(isinstance(fact, str) for fact in provenance.values()):
+                raise ValueError("its provenance is not texts by name")
+            n_layer = require_whole("n_layer", about["n_layer"], at_most=_MOST_LAYERS)
+            part = Region(_numbers(about["pos"]), _numbers(about["heads"]))
+            read = cls(
+                {name: tensors[name] for name in names},
+                Batch(ids, mask, positions, labels=strings),
+                n_layer,
+                part=part,
+                origin=Known(provenance),
+            )
             read._require_one_run()
             return read
-        except (KeyError, TypeError, ValueError, SafetensorError) as error:
+        except (KeyError, ValueError, InputError) as error:
             raise InputError(
                 f"{str(path)!r} holds no captured checkpoints ({error!r}).",
                 code="not-ckpts",
                 remedy="Give a file that ActivationCkpts.save wrote.",
             ) from error
+
+
+_MOST_LAYERS = 10_000
+"""Far more than any model has: what a damaged file says is believed no further."""
+
+
+def _listed(value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise ValueError(f"{shown(value)}, expected a list")
+    return value
+
+
+def _texts(value: Any) -> list[str]:
+    if not all(isinstance(text, str) for text in _listed(value)):
+        raise ValueError(f"{shown(value)}, expected texts")
+    return value
+
+
+def _numbers(value: Any) -> list[int] | None:
+    return None if value is None else [require_whole("an index", number) for number in _listed(value)]

@@ -16,7 +16,7 @@ from pellucid.ties.exchange import Fresh, Refused, fresh, fresh_gpt2, read
 from pellucid.ties.memory import Named
 from pellucid.ties.predict import AfterReload, HeadFate, Loss, sentence, under
 from pellucid.ties.subject import Declared, Subject
-from pellucid.weights import files, hub
+from pellucid.weights import files
 from pellucid.weights.layouts import HF, canonical_names, detect, prefixed
 
 
@@ -49,7 +49,7 @@ def open_checkpoint(path: Path, tied: bool | None) -> Checkpoint:
     stored = files.read(path, needs_config=False)
     given = stored.config
     config = None if given is None else {**given, **({} if tied is None else {"tie_word_embeddings": tied})}
-    weights = _weights_files(stored.path)
+    weights = files.shards_of(stored.path)
     recorded = _recorded(weights, stored.tensors) if stored.format == "safetensors" else {}
     says = None if config is None else config.get("tie_word_embeddings", True)
     declared = Declared(by_config=says if isinstance(says, bool) else None, recorded=recorded or None)
@@ -59,12 +59,6 @@ def open_checkpoint(path: Path, tied: bool | None) -> Checkpoint:
     if after.heads and after.tied_after:
         subject = replace(subject, declared=replace(declared, by_class=_tie_of(stored.tensors, after.heads[0].name)))
     return Checkpoint(subject, after, sum(file.stat().st_size for file in weights))
-
-
-def _weights_files(weights: Path) -> list[Path]:
-    if not weights.name.endswith(".index.json"):
-        return [weights]
-    return [weights.parent / shard for shard in sorted(set(hub.read_index(weights).values()))]
 
 
 def _recorded(weights: Sequence[Path], tensors: Mapping[str, Tensor]) -> dict[str, str]:

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import os
-import re
-import tempfile
-from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
+from pellucid import atomic
 from pellucid.errors import InputError, WeightsError
 from pellucid.ties import reload
 from pellucid.ties.audit import TieAudit, audit_ties
 from pellucid.ties.subject import is_hf, unwrapped
-from pellucid.weights import files
-
-_OURS_TO_REPLACE = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
-"""What transformers' own saving writes weights as; what of it is left from an earlier save would be read instead."""
+from pellucid.weights import saves
 
 _GRAVE = ("save-raises", "reload-raises", "reload-replaced", "reload-dropped", "reload-random", "reload-dtype",
           "reload-overwritten", "tie-not-in-config", "equal-becomes-tied")  # fmt: skip
@@ -78,22 +74,23 @@ def save_hf(hf_model: Any, folder: str | os.PathLike[str]) -> Saved:
         raise _refusal(audit, audit.after_reload.reason)
     target = Path(folder)
     try:
-        with tempfile.TemporaryDirectory(prefix=".pellucid-", dir=_existing(target)) as beside:
-            reload.save_quietly(model, Path(beside))
-            again = reload.read_again(model, Path(beside))
+        with atomic.temporary_folder(_existing(target)) as beside:
+            reload.save_quietly(model, beside)
+            saves.stamp_folder(beside)
+            again = reload.read_again(model, beside)
             found = reload.compare(model, again)
             if not found.empty:
                 raise _refusal(audit, f"a reload gave another model: {found}")
-            names = sorted(entry.name for entry in Path(beside).iterdir())
-            size = sum((Path(beside) / name).stat().st_size for name in names)
-            files.write_folder(target, {name: _mover(Path(beside) / name) for name in _weights_first(names)})
-    except OSError as problem:
+            names = sorted(entry.name for entry in beside.iterdir())
+            size = sum((beside / name).stat().st_size for name in names)
+            saves.move(beside, target)
+    except (OSError, SafetensorError) as problem:  # the latter, too, may be a full disk
+        reason = problem.strerror if isinstance(problem, OSError) else None
         raise WeightsError(
-            f"{target}: cannot be written: {problem.strerror or problem}.",
+            f"{target}: cannot be written: {reason or problem}.",
             code="path-not-writable",
             remedy="Choose a folder that you may write, with enough free space.",
         ) from problem
-    _remove_outdated(target, names)
     return Saved(
         target, tuple(names), size, len(model.state_dict()), bool(found.outputs), audit.after_reload.tied_after
     )
@@ -111,19 +108,3 @@ def _existing(folder: Path) -> Path:
     """The folder or its closest parent that is there: on the file system that the files will be on."""
     whole = folder.absolute()
     return next(place for place in (whole, *whole.parents) if place.is_dir())
-
-
-def _weights_first(names: list[str]) -> list[str]:
-    """config.json last: a folder without it is not read as a model."""
-    return sorted(names, key=lambda name: (name == "config.json", name))
-
-
-def _mover(source: Path) -> Callable[[Path], None]:
-    return lambda path: os.replace(source, path)
-
-
-def _remove_outdated(folder: Path, written: list[str]) -> None:
-    for entry in folder.iterdir():
-        if _OURS_TO_REPLACE.fullmatch(entry.name) and entry.name not in written:
-            with suppress(OSError):
-                entry.unlink()

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pellucid.config import TransformerConfig
@@ -19,8 +18,9 @@ from pellucid.config_fields import NEUTRAL, REFUSED, SYNONYMS
 from pellucid.errors import MissingExtraError, WeightsError
 from pellucid.execution import ordinary_tensors
 from pellucid.parameters import require_numbers
+from pellucid.tensor_file import write_tensors
 from pellucid.transformer import stored_shapes
-from pellucid.weights import files
+from pellucid.weights import saves
 from pellucid.weights.building import M, Model, ModelClass, describe, separate
 from pellucid.weights.importing import to_ours
 from pellucid.weights.layouts import HF, from_ours
@@ -128,13 +128,12 @@ def save_pretrained(model: Model, folder: str | os.PathLike[str]) -> None:
         )
     tensors = separate(from_ours(state, model.config, HF))
     tensors = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
-    writers: dict[str, files.Writer] = {
-        "model.safetensors": partial(save_file, tensors, metadata={"format": "pt"}),
-        "config.json": lambda path: path.write_text(_config_json(model.config, tensors), encoding="utf-8"),
-    }
+    texts = {"config.json": _config_json(model.config, tensors)}
     if model.tokenizer is not None:
-        writers["tokenizer.json"] = lambda path: path.write_text(model.tokenizer.to_json(), encoding="utf-8")
-    files.write_folder(Path(folder), writers)
+        texts["tokenizer.json"] = model.tokenizer.to_json()
+    texts, metadata = saves.stamp(texts)
+    write = partial(write_tensors, tensors=tensors, metadata={"format": "pt", **metadata})
+    saves.write(Path(folder), [("model.safetensors", write)], texts)
 
 
 _NOT_FOR_LIVE = ("_attn_implementation", "attn_implementation", "_attn_implementation_autoset", "torch_dtype", "dtype")

@@ -1,22 +1,16 @@
-"""A folder or a file on disk, read whole and written so that a reader never sees half of it."""
+"""A model's folder or weights file on disk, read whole."""
 
 from __future__ import annotations
 
-import os
-import secrets
-import shutil
-import tempfile
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
 from torch import Tensor
 
 from pellucid.errors import ConfigError, NotFoundError, WeightsError
-from pellucid.weights import hub
+from pellucid.weights import hub, saves
 from pellucid.weights.formats import Content, read_file
 from pellucid.weights.manifests import is_there, read_index, read_json, unreadable
 
@@ -75,8 +69,17 @@ def read(path: Path, *, needs_config: bool = True) -> Stored:
         raise WeightsError(
             f"{weights}: holds no tensors.", code="no-tensors", remedy="Download or write the file again."
         )
+    if content.format == "safetensors":
+        saves.require_one_save(shards_of(weights), config)
     own = content.config if content.config is not None else config
     return Stored(weights, content.format, content.tensors, own, content.model_args)
+
+
+def shards_of(weights: Path) -> list[Path]:
+    """The files that hold the tensors: those that an index names, or the one file itself."""
+    if not weights.name.endswith(".index.json"):
+        return [weights]
+    return [weights.parent / shard for shard in sorted(set(read_index(weights).values()))]
 
 
 def _best_weights(folder: Path) -> Path:
@@ -125,84 +128,3 @@ def _read_shards(index: Path) -> Content:
         tensors.update(content.tensors)
     assert content is not None, "read_index refuses an empty weight_map"
     return replace(content, tensors=tensors)
-
-
-Writer = Callable[[Path], object]
-"""Writes one complete file at the path it is given."""
-
-
-def write_folder(folder: Path, writers: Mapping[str, Writer]) -> None:
-    """Write files into a folder so that each is, at every moment, the old one or the new one.
-
-    All are written in full under temporary names in the same folder and flushed to the disk; only then do they
-    take their names, in the order given. When anything fails before that, nothing in the folder has changed.
-
-    Args:
-        folder: Made if it does not exist.
-        writers: File name -> what writes it.
-
-    Raises:
-        WeightsError: The folder cannot be written.
-    """
-    temporary: dict[str, Path] = {}
-    made = [parent for parent in (folder, *folder.parents) if not parent.exists()]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, write in writers.items():
-            temporary[name] = _beside(folder / name)
-            _write_durably(temporary[name], write)
-        for name, part in temporary.items():
-            if part.parent == folder:
-                os.replace(part, folder / name)
-            else:
-                with part.open("rb") as whole, (folder / name).open("wb") as device:
-                    shutil.copyfileobj(whole, device)
-        if any(part.parent == folder for part in temporary.values()):
-            _flush(folder)
-    except OSError as problem:
-        raise WeightsError(
-            f"{folder}: cannot be written: {problem.strerror or problem}.",
-            code="path-not-writable",
-            remedy="Choose a folder that you may write, with enough free space.",
-        ) from problem
-    finally:
-        # What is left here was not renamed, or the folder holds something and stays.
-        for left in temporary.values():
-            with suppress(OSError):
-                left.unlink(missing_ok=True)
-        for parent in made:
-            with suppress(OSError):
-                parent.rmdir()
-
-
-def _is_device(path: Path) -> bool:
-    """Whether a path is no file that can be exchanged: a pipe, a terminal, what is in /dev."""
-    return path.exists() and not path.is_dir() and (not path.is_file() or path.parent == Path("/dev"))
-
-
-def _beside(path: Path) -> Path:
-    """A new name in the same folder; beside a device nothing can be put."""
-    folder = Path(tempfile.gettempdir()) if _is_device(path) else path.parent
-    return folder / f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.part"
-
-
-def _write_durably(path: Path, write: Writer) -> None:
-    with path.open("wb") as file:
-        mode = os.fstat(file.fileno()).st_mode
-    try:
-        write(path)
-    except SafetensorError as problem:  # which may be a full disk
-        raise OSError(str(problem)) from problem
-    # safetensors puts a file of its own, readable by the owner only, in this place.
-    path.chmod(mode & 0o777)
-    _flush(path)
-
-
-def _flush(path: Path) -> None:
-    if path.is_dir() and os.name == "nt":
-        return
-    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -16,7 +16,7 @@ import torch
 from pellucid.config import TransformerConfig, refuse_misspelt
 from pellucid.errors import ConfigError, WeightsError, nearest
 from pellucid.execution import ordinary_tensors
-from pellucid.weights import files, hub
+from pellucid.weights import files, hub, saves
 from pellucid.weights.building import DTYPES, M, ModelClass, convert, describe, dtype_names
 from pellucid.weights.exchange import from_hf, save_pretrained, to_hf
 from pellucid.weights.hub import HubOptions
@@ -79,6 +79,16 @@ def load(
     options = options or LoadOptions()
     dtype = parse_dtype(options.dtype)
     path = hub.locate(name, options.hub)
+    return saves.read_whole(path, lambda: _read(cls, path, dtype, options, read_tokenizer))
+
+
+def _read(
+    cls: ModelClass[M],
+    path: Path,
+    dtype: torch.dtype | None,
+    options: LoadOptions,
+    read_tokenizer: Callable[[Path], Any] | None,
+) -> M:
     stored = files.read(path, needs_config=not isinstance(options.config, TransformerConfig))
     config = _config(stored, options)
     imported = to_ours(stored.tensors, config)

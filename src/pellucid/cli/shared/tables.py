@@ -5,9 +5,10 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Iterable, Sequence
 
+from rich.columns import Columns
+from rich.table import Table
 from rich.text import Text
 
-from pellucid.cli.shared.layout import Column, Flow, Grid
 from pellucid.cli.shared.values import NextToken, Summary
 
 BAR_WIDTH = 30
@@ -41,9 +42,10 @@ def _visible(character: str) -> str:
     return character
 
 
-def token_list(tokens: Sequence[str]) -> Flow:
+def token_list(tokens: Sequence[str]) -> Columns:
     """The tokens in reading order, each after its position, in as many columns as fit."""
-    return Flow(Text.assemble((f"{i} ", "dim"), (visible(token), "bold")) for i, token in enumerate(tokens))
+    labels = [Text.assemble((f"{i} ", "dim"), (visible(token), "bold")) for i, token in enumerate(tokens)]
+    return Columns(labels, padding=(0, 2))
 
 
 def bar(share: float, width: int = BAR_WIDTH) -> str:
@@ -63,21 +65,28 @@ def spark(counts: Sequence[float]) -> str:
     return "".join(" " if not count else _COLUMNS[min(7, int(8 * count / largest))] for count in counts)
 
 
-def next_tokens(found: Iterable[NextToken]) -> Grid:
+def next_tokens(found: Iterable[NextToken]) -> Table:
     """The likeliest next tokens, a bar each; a full bar is probability 1."""
-    grid = Grid(Column(style="bold"), Column(right=True), Column(style="green"), heading=None)
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(justify="right", no_wrap=True)
+    table.add_column(style="green", no_wrap=True)
     for one in found:
-        grid.add(visible(one.token), f"{one.probability:.1%}", bar(one.probability))
-    return grid
+        table.add_row(Text(visible(one.token)), f"{one.probability:.1%}", bar(one.probability))
+    return table
 
 
-def checkpoints(summaries: Iterable[Summary]) -> Grid:
+def checkpoints(summaries: Iterable[Summary]) -> Table:
     """A row for each checkpoint."""
-    numbers = [Column(title, right=True) for title in ("mean", "std", "min", "max", "norm")]
-    grid = Grid(Column("checkpoint", label=True, style="cyan"), "axes", *numbers)
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+    table.add_column("checkpoint", no_wrap=True, overflow="fold", style="cyan")
+    table.add_column("axes", no_wrap=True)
+    for title in ("mean", "std", "min", "max", "norm"):
+        table.add_column(title, justify="right", no_wrap=True)
     for one in summaries:
-        grid.add(one.name, one.size, *map(number, (one.mean, one.std, one.min, one.max, one.norm)))
-    return grid
+        numbers = (one.mean, one.std, one.min, one.max, one.norm)
+        table.add_row(one.name, one.size, *map(number, numbers))
+    return table
 
 
 def number(value: float) -> str:

@@ -1,0 +1,245 @@
+"""Files written whole: at every moment, and after a kill, a reader finds the old file or the new one, never half of it.
+
+A file is completed under a temporary name in the folder it belongs to, flushed to the disk, and only then renamed.
+Files that belong together are renamed together, while a lock keeps other savers out. What a killed process left under a
+temporary name is removed by the next save into that folder.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import platform
+import re
+import secrets
+import shutil
+import stat
+import tempfile
+import time
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from pellucid.errors import WeightsError
+
+try:
+    import fcntl
+except ImportError:  # Windows, where two savers at the same time are not kept apart
+    fcntl = None
+
+Writer = Callable[[Path], object]
+"""Writes one complete file at the path it is given."""
+
+LONGEST_WAIT = 60.0
+"""Seconds to wait for another process that is renaming its files, which takes milliseconds."""
+
+OLD = 24 * 3600.0
+"""Seconds after which a temporary file is nobody's, wherever it was made."""
+
+READER_STARTS = 1.0
+"""Seconds that the other end of a pipe may take to open it, when a shell starts both ends at once."""
+
+_HOST = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+_TEMPORARY = re.compile(r"\.pellucid-(?P<host>[0-9a-f]{8})-(?P<pid>\d{1,10})-[0-9a-f]{8}\.part")
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write one UTF-8 file, whole or not at all.
+
+    Raises:
+        WeightsError: It cannot be written.
+    """
+    write_file(path, text_writer(text))
+
+
+def text_writer(text: str) -> Writer:
+    """What writes a text as UTF-8; a lone surrogate, which UTF-8 has not, becomes a question mark."""
+    return lambda part: part.write_bytes(text.encode("utf-8", "replace"))
+
+
+def write_file(path: str | os.PathLike[str], write: Writer) -> None:
+    """Write one file, whole or not at all.
+
+    Raises:
+        WeightsError: It cannot be written.
+    """
+    whole = Path(path)
+    write_folder(whole.parent, [(whole.name, write)])
+
+
+def write_folder(
+    folder: Path, writers: Sequence[tuple[str, Writer]], *, outdated: Callable[[], Iterable[str]] | None = None
+) -> None:
+    """Write files that belong together into a folder.
+
+    All are completed first, under temporary names. Then, while no other saver may rename anything in the folder, they
+    take their names in the order given. When anything fails before that, nothing in the folder has changed. A symbolic
+    link stays one, and what it points to is written; a pipe or a device is written into.
+
+    Args:
+        folder: Made if it does not exist.
+        writers: File names, each with what writes the file; a name may come more than once.
+        outdated: Names of files that shall not outlive this save. It is asked while no other saver is at work, and
+            they are removed just before the last file takes its name.
+
+    Raises:
+        WeightsError: The folder cannot be written.
+    """
+    parts: list[Path] = []
+    made: list[Path] = []
+    try:
+        if "\0" in f"{folder}{''.join(name for name, _ in writers)}":
+            raise OSError(errno.EINVAL, "a path holds no null character")
+        made = [parent for parent in (folder, *folder.parents) if not parent.exists()]
+        folder.mkdir(parents=True, exist_ok=True)
+        places = [_place(folder / name) for name, _ in writers]
+        for parent in {place.parent for place in places if not _is_device(place)}:
+            remove_leftovers(parent)
+        for (_, write), place in zip(writers, places, strict=True):
+            parts.append(_beside(place))
+            parts[-1].touch()
+            write(parts[-1])
+            _flush(parts[-1])
+        with alone(folder):
+            old = [folder / name for name in (outdated() if outdated is not None else ())]
+            for number, (part, place) in enumerate(zip(parts, places, strict=True), start=1):
+                if number == len(parts):
+                    for path in old:
+                        path.unlink(missing_ok=True)
+                _take_place(part, place)
+    except OSError as problem:
+        raise WeightsError(
+            f"{folder}: cannot be written: {problem.strerror or problem}.",
+            code="path-not-writable",
+            remedy="Choose a folder that you may write, with enough free space, and a name that the disk can hold.",
+        ) from problem
+    finally:
+        for left in parts:  # those that were not renamed
+            with suppress(OSError):
+                left.unlink(missing_ok=True)
+        for parent in made:  # a folder that holds something stays
+            with suppress(OSError):
+                parent.rmdir()
+
+
+@contextmanager
+def temporary_folder(near: Path) -> Generator[Path]:
+    """A folder on the same file system, removed at the end, or by the next save there if the process is killed."""
+    remove_leftovers(near)
+    folder = _temporary(near)
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what savers of this library left in a folder when they were killed; what a living one writes stays."""
+    for path in map(folder.joinpath, os.listdir(folder)):
+        name = _TEMPORARY.fullmatch(path.name)
+        if name is None:
+            continue
+        with suppress(OSError):  # another saver may be removing it, too
+            here = name["host"] == _HOST and os.name == "posix"
+            if (here and not _is_running(int(name["pid"]))) or time.time() - path.lstat().st_mtime > OLD:
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return True
+    except (ProcessLookupError, OverflowError):
+        return False
+    return True
+
+
+def _place(path: Path) -> Path:
+    """Where a file is written: what a link points to, there or not."""
+    if _is_device(path) or not path.is_symlink():
+        return path
+    place = Path(os.path.realpath(path))
+    if place.is_symlink():
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+    return place
+
+
+def _is_device(path: Path) -> bool:
+    """Whether a path is no file that can be exchanged: a pipe, a terminal, what is in /dev."""
+    return path.exists() and not path.is_dir() and (not path.is_file() or path.parent == Path("/dev"))
+
+
+def _temporary(folder: Path) -> Path:
+    """A new name, which says whose it is; short, since a name of 250 letters is a name, too."""
+    return folder / f".pellucid-{_HOST}-{os.getpid()}-{secrets.token_hex(4)}.part"
+
+
+def _beside(path: Path) -> Path:
+    """A new name in the same folder; beside a device nothing can be put."""
+    return _temporary(Path(tempfile.gettempdir()) if _is_device(path) else path.parent)
+
+
+def _take_place(part: Path, place: Path) -> None:
+    if not _is_device(place):
+        os.replace(part, place)
+        _flush(place.parent)
+        return
+    with part.open("rb") as whole, os.fdopen(_open_device(place), "wb") as device:
+        shutil.copyfileobj(whole, device)
+
+
+def _open_device(place: Path) -> int:
+    """A handle to write to; a pipe that nobody reads would be waited for without an end, so it is an error."""
+    if not stat.S_ISFIFO(place.stat().st_mode):
+        return os.open(place, os.O_WRONLY)
+    until = time.monotonic() + READER_STARTS
+    while True:
+        try:
+            handle = os.open(place, os.O_WRONLY | os.O_NONBLOCK)
+        except OSError as problem:
+            if problem.errno != errno.ENXIO:
+                raise
+            if time.monotonic() > until:
+                raise OSError(errno.ENXIO, "nobody reads this pipe") from problem
+            time.sleep(0.01)
+            continue
+        os.set_blocking(handle, True)
+        return handle
+
+
+@contextmanager
+def alone(folder: Path) -> Generator[None]:
+    """Keep other savers out of a folder, in this process and in others; where the disk knows no locks, go on."""
+    handle = os.open(folder, os.O_RDONLY) if fcntl is not None else -1
+    try:
+        until = time.monotonic() + LONGEST_WAIT
+        while fcntl is not None:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as problem:
+                if time.monotonic() > until:
+                    raise OSError(errno.EBUSY, "another process has been saving into it for a minute") from problem
+                time.sleep(0.005)
+                continue
+            except OSError:
+                pass
+            break
+        yield
+    finally:
+        if fcntl is not None:
+            with suppress(OSError):
+                fcntl.flock(handle, fcntl.LOCK_UN)  # a forked child may hold the same handle
+            os.close(handle)
+
+
+def _flush(path: Path) -> None:
+    if path.is_dir() and os.name == "nt":
+        return
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
