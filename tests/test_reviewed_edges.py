@@ -14,15 +14,17 @@ import tokenizers
 import torch
 import xarray
 from rich.console import Console
+from rich.text import Text
 from typer.testing import CliRunner
 
 import pellucid as pl
 import support
 from noticed import must_be_noticed
-from pellucid.cli import app, norms
-from pellucid.cli import generate as verb
-from pellucid.cli.shared import tables
+from pellucid.cli import app
+from pellucid.cli.shared import layout, tables
 from pellucid.cli.shared.values import NextToken
+from pellucid.cli.work import generate as verb
+from pellucid.cli.work import norms
 from pellucid.fast import compiled
 from pellucid.plot import patterns
 from pellucid.run import activations
@@ -194,7 +196,7 @@ def test_equal_norms_have_as_many_bins_as_others():
     values = xarray.DataArray(
         np.ones((2, 1, 3)), dims=("layer", *where), coords={"layer": [0, 1], "position": (where, [[0, 1, 2]])}
     )
-    result = norms._summary(values, None, norms.Wish("bundled", "resid_post", False, 0, 0))
+    result = norms._summary(values, None, norms.Asked("bundled", "resid_post", False, 0, 0))
     assert [sum(layer.histogram) for layer in result.layers] == [3, 3]
     assert {len(layer.histogram) for layer in result.layers} == {norms.BINS}
 
@@ -278,7 +280,8 @@ MUTANTS: dict[str, tuple[Any, str, Any, Callable[[Path], None]]] = {
         activations, "coordinate", lambda axis, what: f"{axis}_{what}_",
         lambda _: test_the_first_tokens_are_not_those_that_were_captured_first(pl.load()),
     ),
-    "cells are markup": (tables, "Text", lambda text: text, lambda _: test_a_table_shows_brackets()),
+    "cells are markup": (layout, "printable", lambda cell: Text.from_markup(cell).plain,
+                         lambda _: test_a_table_shows_brackets()),
 }  # fmt: skip
 
 

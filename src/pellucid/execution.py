@@ -73,6 +73,8 @@ def ordinary_tensors() -> Generator[None]:
 def is_batched(tensor: Tensor) -> bool:
     """Whether `torch.func.vmap` runs several samples as this tensor, at whatever depth of transforms."""
     functorch = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
+    if torch.compiler.is_compiling():  # which does not know these functions
+        return False
     while functorch.is_functorch_wrapped_tensor(tensor):
         if functorch.is_batchedtensor(tensor):
             return True

@@ -2,6 +2,8 @@
 
 import json
 import math
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -35,18 +37,18 @@ def test_the_same_model_through_transformers_is_identical():
 
 def test_both_sides_through_transformers_have_their_tokenizer(changed: str):
     assert run("hf:bundled", "hf:bundled")[0] == 0
-    code, shown = run("hf:bundled", f"hf:{changed}")
+    code, shown = run("hf:bundled", f"hf:{changed}", "--dtype", "float32")
     assert (code, shown.splitlines()[0]) == (1, "different")
 
 
 def test_a_file_through_transformers(changed: str):
     code, shown = run("bundled", f"hf:{BUNDLED / 'model.safetensors'}")
     assert (code, shown.splitlines()[0]) == (0, "identical")
-    assert run("bundled", f"hf:{changed}/model.safetensors")[0] == 1
+    assert run("bundled", f"hf:{changed}/model.safetensors", "--dtype", "float32")[0] == 1
 
 
 def test_one_ulp_is_different_and_named(changed: str, tmp_path):
-    code, shown = run(str(BUNDLED), changed, "--json", "--html", str(tmp_path / "report.html"))
+    code, shown = run(str(BUNDLED), changed, "--dtype", "float32", "--json", "--html", str(tmp_path / "report.html"))
     report = json.loads(shown)
     assert code == 1
     assert report["verdict"] == "different"
@@ -58,7 +60,7 @@ def test_one_ulp_is_different_and_named(changed: str, tmp_path):
 
 
 def test_a_summary_for_a_pull_request(changed: str):
-    code, shown = run("bundled", changed, "--markdown")
+    code, shown = run("bundled", changed, "--dtype", "float32", "--markdown")
     assert code == 1
     assert shown.startswith("**different**")
     assert "| `blocks.1.mlp.W_in` |" in shown
@@ -72,3 +74,37 @@ def test_what_is_not_there_is_exit_3(tmp_path):
 def test_what_transformers_cannot_open_is_exit_4(tmp_path):
     (tmp_path / "config.json").write_text("{}", encoding="utf-8")
     assert run("bundled", f"hf:{tmp_path}")[0] == 4
+
+
+def test_each_side_has_options_of_its_own(changed: str, tmp_path: Path):
+    """The file alone says neither its configuration nor its tokenizer."""
+    alone = tmp_path / "alone.safetensors"
+    shutil.copyfile(Path(changed) / "model.safetensors", alone)
+    fields = json.loads((Path(changed) / "config.json").read_text(encoding="utf-8"))
+    (tmp_path / "given.json").write_text(json.dumps({**fields, "add_cross_attention": True}), encoding="utf-8")
+    words = ["compare", changed, str(alone)]
+    for more, code in (
+        ([], "config-needed"),
+        (["--config", f"A={tmp_path}/given.json"], "config-not-implemented"),
+        (["--config", f"B={tmp_path}/given.json"], "config-not-implemented"),
+        (
+            ["--config", f"B={tmp_path}/given.json", "--ignore-config", "A=add_cross_attention"],
+            "config-not-implemented",
+        ),
+    ):
+        shown = CliRunner().invoke(app, [*words, *more, "--json"], prog_name="pellucid")
+        assert json.loads(shown.stdout)["error"]["code"] == code
+    assert run(*words[1:], "--config", f"B={tmp_path}/given.json", "--ignore-config", "B=add_cross_attention")[0] == 0
+    code, shown = run(
+        *words[1:], "--config", f"{tmp_path}/given.json", "--ignore-config", "add_cross_attention", "--json"
+    )
+    assert (code, json.loads(shown)["verdict"]) == (0, "identical")
+
+
+def test_a_side_is_opened_as_it_is_stored(changed: str):
+    """The bundled file holds float16: beside a float32 of it that differs by less, it is rounded alike."""
+    assert run("bundled", changed)[1].splitlines()[0] == "equivalent"
+    assert run("bundled", changed, "--dtype", "A=float32")[1].splitlines()[0] == "different"
+    assert run("bundled", "hf:bundled", "--dtype", "B=float32")[1].splitlines()[0] == "equivalent"
+    assert run("bundled", "hf:bundled", "--dtype", "bfloat16")[1].splitlines()[0] == "identical"
+    assert run("bundled", "bundled", "--dtype", "float32", "--dtype", "float16")[0] == 2

@@ -16,9 +16,9 @@ import torch
 import pellucid as pl
 from pages import balanced
 from pellucid.ckpt import BLOCK
-from pellucid.cli import demo
 from pellucid.cli.shared import demo_page
 from pellucid.cli.shared.tour import MEANINGS
+from pellucid.cli.work import demo
 from pellucid.report.page import Page
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from importlib import import_module
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from refresh_docs import PAGE, examples, run
 
 from pellucid.cli import VERBS
 from pellucid.cli.shared.failures import Exit
+from pellucid.cli.shared.options import ModelWish
 
 TEXT = PAGE.read_text(encoding="utf-8")
 EXAMPLES = examples(TEXT)
@@ -34,6 +36,8 @@ def test_every_verb_has_an_example() -> None:
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_option_is_there(verb: str, cli: Any) -> None:
     section = TEXT.split(f"## `pellucid {verb}", 1)[1].split("\n## ", 1)[0]
+    if issubclass(getattr(import_module(f"pellucid.cli.{verb}"), verb.capitalize()), ModelWish):
+        section += TEXT.split("**The model and its text.**", 1)[1].split("\n## ", 1)[0]
     options = set(re.findall(r"│ (--[a-z-]+)", cli(verb, "--help").stdout)) - {"--help"}
     assert options
     assert options <= set(re.findall(r"`(--[a-z-]+)", section))

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import pellucid as pl
-from pellucid.cli import generate as verb
+from pellucid.cli.work import generate as verb
 
 PROMPT = "Once upon a time"
 

@@ -1,29 +1,36 @@
 """The command line: `pellucid VERB`. `VERBS` is the registry.
 
-A verb is a module of this package that holds a function of the same name, declared for Typer; what verbs share
-is in `shared/`. To add one, write `cli/<verb>.py` and give it a line in `VERBS`: the line that `--help` shows,
-which is also the first line of the function's docstring.
+A verb is two modules of one name. `cli/<verb>.py` declares what can be asked of it: a frozen dataclass, named like
+the verb with a capital, whose fields are Typer's options and whose `MORE` is the rest of its help. `cli/work/<verb>.py`
+holds the function that answers, named like the verb, which is given one of these. What verbs share is in `shared/`. To
+add one, write the two and give it a line in `VERBS`, the first of its help.
 
-A verb's module is imported once the verb is named, not before: `pellucid --help`, `--version` and the completion
-of verbs answer without waiting for torch.
+Declarations import nothing that takes a while, torch least of all, and work is imported once it is to be done: so
+`--help`, `--version`, completion and mistyped options are answered at once.
 """
 
 from __future__ import annotations
 
 import importlib
 import sys
+import traceback
 import warnings
 from collections.abc import Sequence
 from io import TextIOWrapper
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.core import TyperCommand, TyperGroup
+from typer.core import TyperArgument, TyperCommand, TyperGroup
 
+from pellucid import interrupts
 from pellucid._version import __version__
-from pellucid.cli.shared.failures import exit_code, show_failure, show_warning
-from pellucid.cli.shared.screen import progress
+from pellucid.cli.shared.failures import Exit, exit_code, show_failure, show_fault, show_warning
+from pellucid.cli.shared.opening import require_writable
+from pellucid.cli.shared.screen import progress, require_stdout
 from pellucid.errors import PellucidError
+
+if TYPE_CHECKING:
+    from pellucid.cli.shared.options import Wish
 
 VERBS = {
     "demo": "Take a short tour of the bundled model.",
@@ -40,14 +47,42 @@ _SETTINGS = {"help_option_names": ["-h", "--help"]}
 
 
 class Verb(TyperCommand):
-    """A verb whose `PellucidError`s become a message and an exit code; every verb declares `as_json`."""
+    """A verb, whose callback makes what was asked for; it is then answered.
+
+    Every `PellucidError` becomes a message and an exit code, and so does whatever nobody foresaw.
+    """
 
     def invoke(self, ctx: Any) -> Any:
+        as_json = bool(ctx.params.get("as_json"))
         try:
-            return super().invoke(ctx)
+            require_stdout()
+            wish: Wish = super().invoke(ctx)
+            require_writable(wish.outputs())
+            with progress("starting"):
+                answer = getattr(importlib.import_module(f"{__name__}.work.{self.name}"), str(self.name))
+            with interrupts.raised():
+                return answer(wish)
         except PellucidError as error:
-            show_failure(error, as_json=bool(ctx.params.get("as_json")))
+            show_failure(error, as_json=as_json)
             raise typer.Exit(exit_code(error)) from error
+        except typer.BadParameter as error:
+            error.ctx = error.ctx or ctx  # whose usage is shown
+            raise
+        except (KeyboardInterrupt, SystemExit, typer.Exit):
+            raise
+        except BaseException as fault:  # a panic of Rust's is no Exception
+            show_fault(fault, traceback.format_exc(), as_json=as_json)
+            raise typer.Exit(Exit.FAULT) from fault
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """The parameters, without the names of Python's types in the help."""
+        params = super().get_params(ctx)
+        for param in params:
+            if isinstance(param, TyperArgument):
+                param.display_type_rich = lambda ctx: None  # its metavar is shown as its name
+            elif param.metavar is None:
+                param.metavar = ""
+        return params
 
 
 class Verbs(TyperGroup):
@@ -55,24 +90,16 @@ class Verbs(TyperGroup):
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
         name, command, rest = super().resolve_command(ctx, args)
-        if name is None:
-            return name, command, rest
-        with progress("starting", quiet=ctx.resilient_parsing):  # completion parses resiliently
-            return name, load_verb(name), rest
+        return (name, command, rest) if name is None else (name, load_verb(name), rest)
 
 
 def load_verb(name: str) -> Any:
-    """Import a verb's module and make the command of its function."""
-    module = importlib.import_module(f"{__name__}.{name}")
+    """Import a verb's declaration and make the command of it."""
+    wish = getattr(importlib.import_module(f"{__name__}.{name}"), name.capitalize())
+    more = "\n\n".join(" ".join(paragraph.split()) for paragraph in wish.MORE.split("\n\n"))  # for any width
     alone = typer.Typer(add_completion=False)
-    verb = getattr(module, name)
-    alone.command(name, cls=Verb, help=_unwrapped(verb.__doc__), context_settings=_SETTINGS)(verb)
+    alone.command(name, cls=Verb, help=f"{VERBS[name]}\n\n{more}", context_settings=_SETTINGS)(wish)
     return typer.main.get_command(alone)
-
-
-def _unwrapped(docstring: str) -> str:
-    """A docstring with one line for each paragraph, for terminals of any width."""
-    return "\n\n".join(" ".join(paragraph.split()) for paragraph in docstring.split("\n\n"))
 
 
 def _show_version(wanted: bool) -> None:
@@ -96,7 +123,7 @@ def _app() -> typer.Typer:
         no_args_is_help=True,
         context_settings=_SETTINGS,
         epilog="Exit codes: 0 done, 1 a check failed, 2 usage, 3 not found, 4 unreadable or unsupported input, "
-        "130 interrupted.",
+        "70 a fault of pellucid, 130 interrupted.",
     )
     app.callback()(_pellucid)
     for name, line in VERBS.items():

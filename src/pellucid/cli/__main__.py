@@ -1,7 +1,7 @@
-"""`python -m pellucid.cli` is `pellucid`."""
+"""`python -m pellucid.cli` is `python -m pellucid`."""
 
 from __future__ import annotations
 
-from pellucid.cli import main
+from pellucid.__main__ import process
 
-main()
+process()

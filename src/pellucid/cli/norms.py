@@ -1,34 +1,18 @@
-"""`pellucid norms`: how long a checkpoint's vectors are, layer by layer, and how they follow from those before."""
+"""What `pellucid norms` can be asked."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from itertools import product
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
-import numpy as np
 import typer
-from rich.table import Table
-from rich.text import Text
 
-import pellucid as pl
-from pellucid import atomic
-from pellucid.axes import coordinate
-from pellucid.cli.shared import options
-from pellucid.cli.shared.screen import progress, show, show_json
-from pellucid.cli.shared.tables import heading, number, spark
-from pellucid.cli.shared.texts import read_texts, windows
-from pellucid.errors import InputError
-from pellucid.extras import need
-from pellucid.measure.captured import capture_pattern
-
-if TYPE_CHECKING:
-    import xarray
+from pellucid.cli.shared.options import Ids, ModelWish, parse_ids, require_one_source
 
 Sources = Annotated[
-    list[str], typer.Argument(metavar="TEXT|FILE...", help="Texts, or files of text; - is standard input.")
+    list[str] | None,
+    typer.Argument(metavar="TEXT|FILE...", help="Texts, or files of text; - is standard input."),
 ]
 At = Annotated[str, typer.Option("--at", metavar="CHECKPOINT", help="Whose vectors.")]
 Lags = Annotated[
@@ -43,244 +27,29 @@ Csv = Annotated[
     Path | None, typer.Option("--csv", metavar="FILE", help="Write the norm of every token.", show_default=False)
 ]
 
-AT_ONCE = 8
-"""Texts in a batch."""
 
-BINS = 24
-"""Columns of a sparkline."""
+@dataclass(frozen=True, kw_only=True)
+class Norms(ModelWish):
+    """Texts to measure, and what of them."""
 
-SIGNIFICANT = 0.05
-
-
-@dataclass(frozen=True)
-class Layer:
-    """The norms of one layer, or of one of its heads, of the tokens that are not left out.
-
-    Attributes:
-        layer: Its number; 0 for a checkpoint around the blocks.
-        head: Its number; None for a checkpoint without heads.
-        tokens: How many.
-        mean, std, min, max: Of their norms, or of the logarithms.
-        histogram: Counts in `BINS` bins between the lowest and the highest of all layers.
-    """
-
-    layer: int
-    head: int | None
-    tokens: int
-    mean: float
-    std: float
-    min: float
-    max: float
-    histogram: list[int]
-
-
-@dataclass(frozen=True)
-class Wish:
-    """What was asked for."""
-
-    model: str
-    at: str
-    log: bool
-    skip: int
-    lags: int
-
-
-@dataclass(frozen=True)
-class Measured(Wish):
-    """What is shown.
-
-    Attributes:
-        texts: Tokens of each text.
-        layers: The norms of each layer, or of each head of each layer.
-        regression: A row for each of `layers` and parameter, as `AutoregressionFit.to_dataframe` has them; None without
-            lags.
-        rsquared: Of each of `layers`.
-    """
-
-    texts: list[int]
-    layers: list[Layer]
-    regression: list[dict[str, Any]] | None
-    rsquared: list[float] | None
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
-
-
-def norms(
-    texts: Sources,
-    model: options.Model = None,
-    at: At = "attn.ckpt_attn_out",
-    lags: Lags = 2,
-    skip: Skip = 1,
-    linear: Linear = False,
-    figure: Figure = None,
-    csv: Csv = None,
-    as_json: options.Json = False,
-) -> None:
-    """Measure the norms of a checkpoint's vectors by layer.
-
+    MORE = """
     Shows their distribution, and a regression of each token's norm on those of the tokens before it. The first token
     is left out, because its norm is far from all others. Texts longer than the context are cut into several.
     """
-    found = read_texts(texts)
-    with progress(f"opening {model or 'the bundled model'}"):
-        opened = pl.load(model)
-    with progress("running"):
-        values = measure(opened, windows(opened, found), at, log=not linear)
-        fit = pl.measure.autoregression(values, lags=lags, skip=skip) if lags else None
-    if csv is not None:
-        table = values.to_dataframe().dropna().reset_index().to_csv(index=False)
-        atomic.write_text(csv, table)
-    if figure is not None:
-        _draw(figure, values, fit, skip)
-    wish = Wish("bundled" if model is None else model, at, not linear, skip, lags)
-    result = _summary(values, fit, wish)
-    if as_json:
-        show_json(result.to_dict())
-    else:
-        _show(result, [path for path in (figure, csv) if path is not None])
 
+    texts: Sources = None
+    ids: Ids = None
+    at: At = "attn.ckpt_attn_out"
+    lags: Lags = 2
+    skip: Skip = 1
+    linear: Linear = False
+    figure: Figure = None
+    csv: Csv = None
 
-def measure(model: pl.CkptedTransformer, texts: list[list[int]], at: str, *, log: bool) -> xarray.DataArray:
-    """The norms of any number of texts, [layer, batch, pos], some texts at a time."""
-    parts: list[Any] = []
-    for start in range(0, len(texts), AT_ONCE):
-        batch = model.tokenize(texts[start : start + AT_ONCE], padding_side="right")
-        _, ckpts = model.run_with_ckpts(batch, names=capture_pattern(at))
-        part = pl.measure.norms(ckpts, at, log=log)
-        parts.append(part.assign_coords(batch=part.batch + start))
-    if len(parts) == 1:
-        return parts[0]
-    xarray = need("xarray", "norms")
-    joined = xarray.concat(
-        parts, dim="batch", join="outer", coords="minimal", compat="override", combine_attrs="drop_conflicts"
-    )
-    position = coordinate("query" if "query" in joined.dims else "pos", "position")
-    return joined.assign_coords({position: joined[position].fillna(-1).astype(int)})
+    def __post_init__(self) -> None:
+        require_one_source("TEXT or FILE", self.texts, self.ids)
+        parse_ids(self.ids or ())
 
-
-def _summary(values: xarray.DataArray, fit: pl.measure.AutoregressionFit | None, wish: Wish) -> Measured:
-    time = "query" if "query" in values.dims else "pos"
-    position = values[coordinate(time, "position")].transpose("batch", time)
-    kept = values.where(position >= wish.skip)
-    everything = kept.values[~np.isnan(kept.values)]
-    if not len(everything):
-        raise InputError(
-            f"norms: no text has more tokens than the {wish.skip} that are left out.",
-            code="too-short",
-            remedy="Give longer texts, or a smaller --skip.",
-        )
-    around = 0.5 if everything.min() == everything.max() else 0.0
-    edges = np.linspace(everything.min() - around, everything.max() + around, BINS + 1)
-    layers = [_layer(label, row[~np.isnan(row)], edges) for label, row in _series(kept)]
-    lengths = (position.values >= 0).sum(-1).tolist()
-    return Measured(
-        **asdict(wish), texts=lengths, layers=layers,
-        regression=None if fit is None else fit.to_dataframe().to_dict("records"),
-        rsquared=None if fit is None else [float(value) for value in np.atleast_1d(fit.rsquared)],
-    )  # fmt: skip
-
-
-def _series(values: xarray.DataArray) -> Iterator[tuple[tuple[int, int | None], Any]]:
-    """((layer, head), its values), in the order of the regression's rows."""
-    layers = np.atleast_1d(values.coords["layer"].values).tolist() if "layer" in values.coords else [0]
-    heads: list[Any] = values.coords["head"].values.tolist() if "head" in values.dims else [None]
-    series = [dim for dim in ("layer", "head") if dim in values.dims]
-    rows = values.transpose(*series, ...).values.reshape(len(layers) * len(heads), -1)
-    return zip(product(layers, heads), rows, strict=True)
-
-
-def _layer(label: tuple[int, int | None], row: Any, edges: Any) -> Layer:
-    histogram = np.histogram(row, bins=edges)[0]
-    numbers = (float(f(row)) for f in (np.mean, np.std, np.min, np.max))
-    return Layer(*label, len(row), *numbers, histogram=histogram.tolist())
-
-
-def _draw(path: Path, values: xarray.DataArray, fit: pl.measure.AutoregressionFit | None, skip: int) -> None:
-    """Points and histograms, and the coefficients where there are some, by layer alone."""
-    if fit is not None and fit.index.nlevels > 1:
-        fit = None
-    pyplot = need("matplotlib.pyplot", "--figure")
-    kinds = pyplot.Figure().canvas.get_supported_filetypes()
-    kind = path.suffix.lstrip(".").lower()
-    if kind not in kinds:
-        raise InputError(
-            f"--figure {path}: it ends in {path.suffix or 'nothing'!r}, expected one of {', '.join(sorted(kinds))}.",
-            code="figure-format",
-            remedy="Name a file that ends in .svg, .pdf or .png.",
-        )
-    with pl.plot.theme("light"):
-        columns = 2 if fit is None else 3
-        figure, axes = pyplot.subplots(1, columns, figsize=(3.3 * columns, 2.5), layout="constrained")
-        pl.plot.norms(values, skip=skip, ax=axes[0])
-        pl.plot.norm_histograms(values, skip=skip, ax=axes[1])
-        if fit is not None:
-            pl.plot.autoregression(fit, ax=axes[2])
-        atomic.write_file(path, lambda part: figure.savefig(part, format=kind))
-        pyplot.close(figure)
-
-
-def _show(result: Measured, written: list[Path]) -> None:
-    what = f"{'log norm' if result.log else 'norm'} of {result.at}"
-    total = sum(result.texts)
-    texts = f"{len(result.texts)} text{'s' * (len(result.texts) != 1)}, {total:,} token{'s' * (total != 1)}"
-    left_out = f", the first {result.skip if result.skip > 1 else ''} of each left out".replace("  ", " ")
-    show(heading(f"{what}: {texts}{left_out * bool(result.skip)}", first=True), _table(result))
-    if result.regression is not None:
-        show(heading(_equation(result.lags)), _coefficients(result))
-        rows = "layers and heads" if _has_heads(result) else "layers"
-        show(Text(f"* p < {SIGNIFICANT:g}, ** p < {SIGNIFICANT:g} corrected over {rows} (Holm 1979)", style="dim"))
-    for path in written:
-        show(Text.assemble("\nwritten: ", (str(path), "bold")))
-
-
-def _labelled_table(result: Measured) -> Table:
-    """With the columns that say which layer, and which head where there are heads."""
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for title in ("layer", "head") if _has_heads(result) else ("layer",):
-        table.add_column(title, justify="right", style="cyan")
-    return table
-
-
-def _label(layer: Layer) -> list[str]:
-    return [str(number) for number in (layer.layer, layer.head) if number is not None]
-
-
-def _has_heads(result: Measured) -> bool:
-    return result.layers[0].head is not None
-
-
-def _table(result: Measured) -> Table:
-    table = _labelled_table(result)
-    for title in ("tokens", "mean", "std", "min", "max"):
-        table.add_column(title, justify="right", no_wrap=True)
-    lowest, highest = (number(f(getattr(layer, f.__name__) for layer in result.layers)) for f in (min, max))
-    table.add_column(f"{lowest} {'·' * (BINS - len(lowest) - len(highest) - 2)} {highest}", no_wrap=True, style="green")
-    for layer in result.layers:
-        numbers = map(number, (layer.mean, layer.std, layer.min, layer.max))
-        table.add_row(*_label(layer), f"{layer.tokens:,}", *numbers, spark(layer.histogram))
-    return table
-
-
-def _equation(lags: int) -> str:
-    terms = " + ".join(f"lag{i} y[t-{i}]" for i in range(1, lags + 1))
-    return f"y[t] = const + {terms}"
-
-
-def _coefficients(result: Measured) -> Table:
-    rows = result.regression or []
-    names = list(dict.fromkeys(row["parameter"] for row in rows))
-    table = _labelled_table(result)
-    for name in (*names, "R²"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for place, layer in enumerate(result.layers):
-        own = rows[place * len(names) : (place + 1) * len(names)]
-        shown = [_estimate(row) for row in own]
-        table.add_row(*_label(layer), *shown, number((result.rsquared or [])[place]))
-    return table
-
-
-def _estimate(row: dict[str, Any]) -> Text:
-    stars = "**" if row["p_holm"] < SIGNIFICANT else "*" if row["p"] < SIGNIFICANT else ""
-    return Text.assemble(number(row["estimate"]), (f"{stars:2}", "bold green"))
+    def outputs(self) -> dict[str, Path | None]:
+        """The figure and the table."""
+        return {"--figure": self.figure, "--csv": self.csv}

@@ -1,16 +1,13 @@
-"""`pellucid ties`: which names of a checkpoint share memory, and what reading it makes of them."""
+"""What `pellucid ties` can be asked."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated
 
 import typer
 
-from pellucid.cli.shared import options
-from pellucid.cli.shared.failures import Exit
-from pellucid.cli.shared.screen import progress, show, show_json
-from pellucid.ties import ties_report
-from pellucid.ties.rendering import render
+from pellucid.cli.shared.options import Wish, aliases
 
 Path = Annotated[
     str,
@@ -18,22 +15,18 @@ Path = Annotated[
         metavar="PATH",
         help="A weights file, an index of shards or a folder; or an alias or a hub id.",
         show_default=False,
-        autocompletion=options.aliases,
+        autocompletion=aliases,
     ),
 ]
 
 
-def ties(path: Path, as_json: options.Json = False) -> None:
-    """Find shared and doubled weights in a checkpoint.
+@dataclass(frozen=True, kw_only=True)
+class Ties(Wish):
+    """A checkpoint to audit."""
 
+    MORE = """
     Shows which names share memory or numbers, what the configuration says, and what reading the checkpoint makes
     of its head. The exit code is 1 when there are problems.
     """
-    with progress(f"reading {path}"):
-        audit = ties_report(path)
-    if as_json:
-        show_json(audit.to_dict())
-    else:
-        show(render(audit))
-    if audit.problems:
-        raise typer.Exit(Exit.CHECK_FAILED)
+
+    path: Path

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
@@ -22,6 +21,7 @@ from pellucid.tokens import Tokenizer
 from pellucid.weights import hub
 from pellucid.weights.importing import to_ours
 from pellucid.weights.layouts import Layout, canonical_names, detect
+from pellucid.weights.load import LoadOptions, parse_dtype
 
 Side = nn.Module | Mapping[str, Tensor]
 
@@ -49,17 +49,27 @@ class Opened:
     tokenizer: Tokenizer | None = None
 
 
-def opened(side: Any) -> Opened:
+STORED = LoadOptions(dtype="stored")
+"""How a side that is named is opened: in the dtype of its file, since another would be another model."""
+
+
+def opened(side: Any, options: LoadOptions = STORED) -> Opened:
     """A module or a state dict, from whatever `compare` takes.
+
+    Args:
+        side: A module, a state dict, a path or a name; what is opened already stays as it is.
+        options: How to open a path or a name.
 
     Raises:
         InputError: Something else.
     """
+    if isinstance(side, Opened):
+        return side
     if isinstance(side, nn.Module):
         return Opened(side, side.tokenizer if isinstance(side, CkptedTransformer) else None)
     if isinstance(side, (str, Path)):
         text = str(side)
-        return _from_transformers(text[3:]) if text.startswith("hf:") else opened(load(side))
+        return _from_transformers(text[3:], options) if text.startswith("hf:") else opened(_load(side, options))
     if isinstance(side, Mapping) and side and all(isinstance(value, Tensor) for value in side.values()):
         return Opened({str(name): value for name, value in side.items()})
     raise InputError(
@@ -69,15 +79,20 @@ def opened(side: Any) -> Opened:
     )
 
 
-def _from_transformers(name: str) -> Opened:
+def _load(name: str | Path, options: LoadOptions) -> CkptedTransformer:
+    return load(name, dtype=options.dtype, config=options.config, ignore_config=options.ignore_config)
+
+
+def _from_transformers(name: str, options: LoadOptions) -> Opened:
     """A model run through transformers, from where `load` would open it.
 
     transformers reads folders: of a single file pellucid reads the weights, and they are put into a model of theirs.
     """
     found = hub.locate(name)
     if not found.is_dir():
-        model = load(found)
+        model = _load(found, options)
         return Opened(to_hf(model), model.tokenizer)
+    config, dtype = options.config, parse_dtype(options.dtype)
     try:
         import transformers
     except ImportError as error:
@@ -90,7 +105,10 @@ def _from_transformers(name: str) -> Opened:
     shown = messages.is_progress_bar_enabled()
     try:
         messages.disable_progress_bar()  # progress is the caller's to show
-        model = transformers.AutoModelForCausalLM.from_pretrained(found, dtype=torch.float32, trust_remote_code=False)
+        theirs = None if config is None else transformers.GPT2Config.from_dict(_fields(config))
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            found, config=theirs, dtype="auto" if dtype is None else dtype, trust_remote_code=False
+        )
         return Opened(model, Tokenizer.from_folder(found))
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise WeightsError(
@@ -101,6 +119,10 @@ def _from_transformers(name: str) -> Opened:
     finally:
         if shown:
             messages.enable_progress_bar()
+
+
+def _fields(config: TransformerConfig | Mapping[str, Any]) -> dict[str, Any]:
+    return config.to_dict() if isinstance(config, TransformerConfig) else dict(config)
 
 
 def pairs(a: Side, b: Side) -> list[Pair]:

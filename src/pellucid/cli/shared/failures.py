@@ -8,17 +8,18 @@ from typing import TextIO
 
 from rich.text import Text
 
-from pellucid.cli.shared.screen import LOST_OUTPUT, messages, show_json
+from pellucid.cli.shared.screen import LOST_OUTPUT, show_json, tell
 from pellucid.errors import NotFoundError, PellucidError, PellucidWarning
 
 
 class Exit(enum.IntEnum):
-    """What the exit codes mean; usage errors (2) and interruption (130) are Typer's own."""
+    """What the exit codes mean; usage errors (2) are Typer's own, interruption (130) is `pellucid.interrupts`'."""
 
     DONE = 0
     CHECK_FAILED = 1
     NOT_FOUND = 3
     BAD_INPUT = 4
+    FAULT = 70  # EX_SOFTWARE of sysexits.h: an exception that nobody foresaw is no failed check
 
 
 def exit_code(error: PellucidError) -> Exit:
@@ -32,8 +33,15 @@ def show_failure(error: PellucidError, *, as_json: bool) -> None:
         show_json({"error": {"code": error.code, "message": error.message, "remedy": error.remedy}})
         return
     text = Text.assemble(("error: ", "bold red"), (error.message, "red"), "  ", (f"[{error.code}]", "dim"))
-    messages().print(text, soft_wrap=True)
-    messages().print(Text.assemble(("remedy: ", "bold"), error.remedy), soft_wrap=True)
+    tell(text, Text.assemble(("remedy: ", "bold"), error.remedy))
+
+
+def show_fault(fault: BaseException, trace: str, *, as_json: bool) -> None:
+    """Say that pellucid itself went wrong, with what a report of it needs."""
+    words = f"{type(fault).__name__}: {str(fault)[:400] or 'no message'}"
+    remedy = "This is a fault of pellucid: please report it with the command and the lines above."
+    tell(Text(trace.rstrip()))
+    show_failure(PellucidError(words, code="unexpected", remedy=remedy), as_json=as_json)
 
 
 def show_warning(
@@ -46,7 +54,6 @@ def show_warning(
 ) -> None:
     """`warnings.showwarning` that gives pellucid's own warnings without a place in the code."""
     if issubclass(category, PellucidWarning):
-        messages().print(Text.assemble(("warning: ", "bold yellow"), str(message)), soft_wrap=True)
+        tell(Text.assemble(("warning: ", "bold yellow"), str(message)))
     else:
-        plain = warnings.formatwarning(message, category, filename, lineno, line)
-        messages().print(Text(plain), soft_wrap=True, end="")
+        tell(Text(warnings.formatwarning(message, category, filename, lineno, line).rstrip("\n")))

@@ -6,26 +6,32 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from rich.console import Console, RenderableType
-from rich.measure import Measurement
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.segment import Segment
 from rich.text import Text
 
-from pellucid.errors import PellucidError
+from pellucid.cli.shared.layout import shown_in
+from pellucid.errors import PellucidError, printable
 
 LOST_OUTPUT = "stdout-not-writable"
 """The code of the error that stdout itself failed."""
 
-PIPE_WIDTH = 80
-"""Columns for what is not a terminal and does not say (`COLUMNS`)."""
+
+class Screen(Console):
+    """A console on which nothing that a file says acts: control characters are spelled out in whatever is shown."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            text = segment.text if segment.control else printable(segment.text, len(segment.text))
+            yield segment if text == segment.text else Segment(text, segment.style)
 
 
-class Results(Console):
+class Results(Screen):
     """The console on stdout. A reader that leaves early (`| head`) has had enough, which is no failure."""
 
     def on_broken_pipe(self) -> None:
@@ -35,25 +41,37 @@ class Results(Console):
 
 def results() -> Console:
     """A console on stdout as it is now."""
-    console = Results(highlight=False)
-    return console if console.is_terminal or "COLUMNS" in os.environ else Results(highlight=False, width=PIPE_WIDTH)
+    return Results(highlight=False)
 
 
 def messages() -> Console:
     """A console on stderr as it is now."""
-    return Console(stderr=True, highlight=False)
+    return Screen(stderr=True, highlight=False)
 
 
 def show(*parts: RenderableType) -> None:
-    """Write results for people. A table is never cut off in a pipe, where no screen limits it."""
+    """Write results for people."""
     console = results()
     with _writing():
         for part in parts:
-            if isinstance(part, Table) and not console.is_terminal:
-                whole = Measurement.get(console, console.options.update(width=10_000), part).maximum
-                console.print(part, width=max(whole, console.width), crop=False)
-            else:
-                console.print(part, soft_wrap=isinstance(part, Text))  # a path or a name stays in one piece
+            console.print(shown_in(part, console), soft_wrap=True)
+
+
+def tell(*parts: Text) -> None:
+    """Write messages for people."""
+    console = messages()
+    for part in parts:
+        console.print(shown_in(part, console), soft_wrap=True)
+
+
+def require_stdout() -> None:
+    """See that there is a standard output.
+
+    Raises:
+        PellucidError: The shell closed it (`>&-`).
+    """
+    if sys.stdout is None:  # pyright: ignore[reportUnnecessaryComparison]
+        raise _lost("closed")
 
 
 def write(text: str) -> None:
@@ -119,11 +137,15 @@ def _writing() -> Generator[None, None, None]:
         _discard_stdout()
     except OSError as problem:
         _discard_stdout()
-        raise PellucidError(
-            f"standard output: cannot be written: {problem.strerror or problem}.",
-            code=LOST_OUTPUT,
-            remedy="Send it somewhere with enough free space.",
-        ) from problem
+        raise _lost(str(problem.strerror or problem)) from problem
+
+
+def _lost(why: str) -> PellucidError:
+    return PellucidError(
+        f"standard output: cannot be written: {why}.",
+        code=LOST_OUTPUT,
+        remedy="Send it to a terminal, a pipe, or a file on a disk with free space.",
+    )
 
 
 def _discard_stdout() -> None:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Iterable, Sequence
 
-from rich.columns import Columns
-from rich.table import Table
 from rich.text import Text
 
+from pellucid.cli.shared.layout import Column, Flow, Grid
 from pellucid.cli.shared.values import NextToken, Summary
 
 BAR_WIDTH = 30
@@ -42,10 +41,9 @@ def _visible(character: str) -> str:
     return character
 
 
-def token_list(tokens: Sequence[str]) -> Columns:
+def token_list(tokens: Sequence[str]) -> Flow:
     """The tokens in reading order, each after its position, in as many columns as fit."""
-    labels = [Text.assemble((f"{i} ", "dim"), (visible(token), "bold")) for i, token in enumerate(tokens)]
-    return Columns(labels, padding=(0, 2))
+    return Flow(Text.assemble((f"{i} ", "dim"), (visible(token), "bold")) for i, token in enumerate(tokens))
 
 
 def bar(share: float, width: int = BAR_WIDTH) -> str:
@@ -65,28 +63,21 @@ def spark(counts: Sequence[float]) -> str:
     return "".join(" " if not count else _COLUMNS[min(7, int(8 * count / largest))] for count in counts)
 
 
-def next_tokens(found: Iterable[NextToken]) -> Table:
+def next_tokens(found: Iterable[NextToken]) -> Grid:
     """The likeliest next tokens, a bar each; a full bar is probability 1."""
-    table = Table.grid(padding=(0, 2, 0, 0))
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(justify="right", no_wrap=True)
-    table.add_column(style="green", no_wrap=True)
+    grid = Grid(Column(style="bold"), Column(right=True), Column(style="green"), heading=None)
     for one in found:
-        table.add_row(Text(visible(one.token)), f"{one.probability:.1%}", bar(one.probability))
-    return table
+        grid.add(visible(one.token), f"{one.probability:.1%}", bar(one.probability))
+    return grid
 
 
-def checkpoints(summaries: Iterable[Summary]) -> Table:
+def checkpoints(summaries: Iterable[Summary]) -> Grid:
     """A row for each checkpoint."""
-    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
-    table.add_column("checkpoint", no_wrap=True, overflow="fold", style="cyan")
-    table.add_column("axes", no_wrap=True)
-    for title in ("mean", "std", "min", "max", "norm"):
-        table.add_column(title, justify="right", no_wrap=True)
+    numbers = [Column(title, right=True) for title in ("mean", "std", "min", "max", "norm")]
+    grid = Grid(Column("checkpoint", label=True, style="cyan"), "axes", *numbers)
     for one in summaries:
-        numbers = (one.mean, one.std, one.min, one.max, one.norm)
-        table.add_row(one.name, one.size, *map(number, numbers))
-    return table
+        grid.add(one.name, one.size, *map(number, (one.mean, one.std, one.min, one.max, one.norm)))
+    return grid
 
 
 def number(value: float) -> str:

@@ -23,25 +23,17 @@ def read_texts(given: Iterable[str]) -> list[str]:
     return [_from_file(Path(one)) if _is_file(one) else read_text(_no_name(one)) for one in given]
 
 
-def windows(model: pl.CkptedTransformer, texts: Iterable[str]) -> list[list[int]]:
-    """The ids of the texts, cut where they are longer than the model's context.
+def windows(model: pl.CkptedTransformer, rows: Iterable[list[int]]) -> list[list[int]]:
+    """Texts as ids, cut where they are longer than the model's context.
 
     Raises:
         InputError: An empty text.
     """
     size = model.config.n_positions
-    rows = [_ids(model, text) for text in texts]
-    return [ids[start : start + size] for ids in rows for start in range(0, len(ids), size)]
+    return [ids[start : start + size] for ids in map(_some, rows) for start in range(0, len(ids), size)]
 
 
-def _ids(model: pl.CkptedTransformer, text: str) -> list[int]:
-    if model.tokenizer is None:
-        raise InputError(
-            "norms: text was given, but this model has no tokenizer.",
-            code="no-tokenizer",
-            remedy="Put a tokenizer.json beside the model's weights.",
-        )
-    ids = model.tokenizer.encode(text)
+def _some(ids: list[int]) -> list[int]:
     if not ids:
         raise InputError(
             "norms: an empty text, expected at least one token.", code="empty-text", remedy="Give some text."

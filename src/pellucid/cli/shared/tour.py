@@ -7,14 +7,14 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Group, RenderableType
-from rich.table import Table
+from rich.console import RenderableType
 from rich.text import Text
 
+from pellucid.cli.shared.layout import Beside, Column, Grid
 from pellucid.cli.shared.tables import heading, next_tokens, number, shade, token_list, visible
 
 if TYPE_CHECKING:
-    from pellucid.cli.demo import PreviousTokenHeads, Proof, Tour
+    from pellucid.cli.work.demo import PreviousTokenHeads, Proof, Tour
 
 MEANINGS = {
     "resid_pre": "what enters the block",
@@ -54,7 +54,7 @@ def pages(tour: Tour) -> list[RenderableType]:
         _block_table(tour),
         heading("3  which head looks back to the token before?"),
         Text(f"score: the mean of pattern[q, q-1]. Head {head} of block {layer} has the highest.\n"),
-        _side_by_side(Group(_scores_table(tour.heads), _CAPTION), _pattern_picture(tour.heads, tour.tokens)),
+        Beside([_scores_table(tour.heads), _CAPTION], _pattern_picture(tour.heads, tour.tokens)),
         heading(f"4  what comes after {visible(tour.tokens[-1])}"),
         next_tokens(tour.next),
         heading("5  did looking change the answer?"),
@@ -73,26 +73,23 @@ def _title(tour: Tour) -> Text:
     return Text.assemble(("pellucid", "bold cyan"), (": GPT-2 made of glass\n", "bold"), facts)
 
 
-def _block_table(tour: Tour) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    table.add_column("checkpoint", style="cyan", no_wrap=True, overflow="fold")
-    table.add_column("axes", no_wrap=True)
-    table.add_column("norm", justify="right", no_wrap=True)
-    table.add_column("what it is", style="dim")
+def _block_table(tour: Tour) -> Grid:
+    grid = Grid(
+        Column("checkpoint", label=True, style="cyan"), "axes", Column("norm", right=True),
+        Column("what it is", prose=True, style="dim"),
+    )  # fmt: skip
     for one in tour.checkpoints:
-        table.add_row(one.name, one.size, number(one.norm), MEANINGS.get(one.name.split(".", 2)[2], ""))
-    return table
+        grid.add(one.name, one.size, number(one.norm), MEANINGS.get(one.name.split(".", 2)[2], ""))
+    return grid
 
 
-def _scores_table(heads: PreviousTokenHeads) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    table.add_column("", style="dim", no_wrap=True)
-    for head in range(len(heads.scores[0])):
-        table.add_column(f"head {head}", no_wrap=True)
+def _scores_table(heads: PreviousTokenHeads) -> Grid:
+    titles = [f"head {head}" for head in range(len(heads.scores[0]))]
+    grid = Grid(Column(label=True, style="dim"), *titles, heading="dim")
     for layer, row in enumerate(heads.scores):
         cells = [_score(score, wins=(layer, head) == (heads.layer, heads.head)) for head, score in enumerate(row)]
-        table.add_row(f"block {layer}", *cells)
-    return table
+        grid.add(f"block {layer}", *cells)
+    return grid
 
 
 def _score(score: float, *, wins: bool) -> Text:
@@ -100,21 +97,13 @@ def _score(score: float, *, wins: bool) -> Text:
     return Text(f"{text}◀", style="bold green") if wins else Text(text)
 
 
-def _pattern_picture(heads: PreviousTokenHeads, tokens: list[str]) -> Table:
-    table = Table.grid(padding=(0, 1, 0, 0))
-    table.add_column(justify="right", style="dim", no_wrap=True)
-    table.add_column(no_wrap=True)
+def _pattern_picture(heads: PreviousTokenHeads, tokens: list[str]) -> Grid:
+    grid = Grid(Column(right=True, style="dim"), Column(picture=True), heading=None)
     for query, (token, row) in enumerate(zip(tokens, heads.pattern, strict=True)):
         picture = Text()
         for weight in row[: query + 1]:
             picture.append(shade(weight) * 2, style="green" if weight >= 0.05 else "dim")
-        table.add_row(Text(visible(token)), picture)
-    return table
-
-
-def _side_by_side(left: RenderableType, right: RenderableType) -> Table:
-    grid = Table.grid(padding=(0, 3, 0, 0))
-    grid.add_row(left, right)
+        grid.add(visible(token), picture)
     return grid
 
 
@@ -129,19 +118,17 @@ def invoked() -> str:
     """How the reader calls this program: by its name where the shell finds it, else by the path that was typed."""
     typed = sys.argv[0]
     found = shutil.which("pellucid")
-    if Path(typed).name.startswith("__main__"):
-        return f"{Path(sys.executable).name} -m pellucid"
+    if Path(typed).name == "__main__.py" and Path(typed).parent.name in ("pellucid", "cli"):
+        return f"{sys.orig_argv[0]} -m pellucid"
     if found is not None and Path(typed).exists() and Path(found).samefile(typed):
         return "pellucid"
     return typed if Path(typed).stem == "pellucid" else "pellucid"
 
 
-def _next_steps(layer: int) -> Table:
-    table = Table.grid(padding=(0, 2, 0, 0))
-    table.add_column(style="bold", overflow="fold")
-    table.add_column(style="dim")
-    table.add_row(f'{invoked()} run "your own text"', "every checkpoint of it")
-    table.add_row(f"{invoked()} run … --names 'blocks.{layer}.attn.*'", "some of them")
-    table.add_row(f"{invoked()} run … -m gpt2-small", "another model, from the hub")
-    table.add_row("import pellucid as pl; model = pl.load()", "the same in Python")
-    return table
+def _next_steps(layer: int) -> Grid:
+    grid = Grid(Column(label=True, style="bold"), Column(prose=True, style="dim"), heading=None)
+    grid.add(f'{invoked()} run "your own text"', "every checkpoint of it")
+    grid.add(f"{invoked()} run … --names 'blocks.{layer}.attn.*'", "some of them")
+    grid.add(f"{invoked()} run … -m gpt2-small", "another model, from the hub")
+    grid.add("import pellucid as pl; model = pl.load()", "the same in Python")
+    return grid

@@ -1,0 +1,170 @@
+"""`pellucid generate`: a text that goes on, as it is written, and on request how each token was chosen."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import typer
+from rich.text import Text
+
+import pellucid as pl
+from pellucid.cli.generate import Generate
+from pellucid.cli.shared.layout import Column, Grid
+from pellucid.cli.shared.screen import progress, show, show_json, write
+from pellucid.cli.shared.tables import visible
+from pellucid.cli.shared.values import NextToken, most_probable
+from pellucid.errors import InputError
+from pellucid.run.text import TextStream
+
+CANDIDATES = 5
+"""How many tokens a stage shows."""
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """One new token.
+
+    Attributes:
+        id: Its id.
+        text: What it adds, in whole characters.
+        logprob: In nats, the model's own.
+        stages: The likeliest candidates after each stage, where that was asked for.
+    """
+
+    id: int
+    text: str
+    logprob: float
+    stages: dict[str, list[NextToken]] | None
+
+
+@dataclass
+class Written:
+    """What came of a generation, for JSON.
+
+    Attributes:
+        stopped: Why it ended: "end", "stop", "length" or "interrupted".
+    """
+
+    model: str
+    prompt: str
+    sampler: dict[str, Any]
+    seed: int | None
+    cache_bytes: int
+    prepared_bytes: int
+    stopped: str = "interrupted"
+    tokens: list[Chosen] = field(default_factory=list)
+
+    @property
+    def continuation(self) -> str:
+        """What was added."""
+        return "".join(token.text for token in self.tokens)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {**asdict(self), "text": self.prompt + self.continuation}
+
+
+def generate(wish: Generate) -> None:
+    """Go on with a text, and show it as it is written."""
+    if wish.num_beams > 1 and wish.explain:
+        raise InputError(
+            f"generate: --explain with --num-beams {wish.num_beams}, whose texts change places on the way.",
+            code="look-and-beams",
+            remedy="Leave one of them out.",
+        )
+    text = wish.given()
+    sampler = _sampler(wish)
+    model = wish.open(wish.numerics)
+    prompt = wish.row(model, text)
+    memory = pl.estimate_generation(model, prompt, max_new_tokens=max(wish.max_new_tokens, 0), rows_each=wish.num_beams)
+    written = Written(wish.model_name, _words(model, prompt), asdict(sampler), wish.seed, memory.cache, memory.prepared)
+    if wish.num_beams > 1:
+        with progress("searching"):
+            out = model.generate(
+                prompt, max_new_tokens=wish.max_new_tokens, sampler=sampler, seed=wish.seed, stop=wish.stop or (),
+                num_beams=wish.num_beams, length_penalty=wish.length_penalty, overflow=wish.overflow,
+            )  # fmt: skip
+        _take(written, model, out)
+        if not wish.as_json:
+            write(f"{written.prompt}{written.continuation}\n")
+    else:
+        tokens = model.stream(
+            prompt, max_new_tokens=wish.max_new_tokens, sampler=sampler, seed=wish.seed, stop=wish.stop or (),
+            explain=wish.explain, overflow=wish.overflow,
+        )  # fmt: skip
+        if not wish.max_new_tokens:
+            written.stopped = "length"
+        _follow(tokens, written, model.tokenizer, quiet=wish.as_json)
+    if wish.as_json:
+        show_json(written.to_dict())
+    if written.stopped == "interrupted":
+        raise typer.Exit(130)
+
+
+def _sampler(wish: Generate) -> pl.Sampler:
+    filtered = wish.top_k > 0 or wish.top_p < 1 or wish.min_p > 0
+    return pl.Sampler(
+        temperature=float(filtered) if wish.temperature is None else wish.temperature, top_k=wish.top_k,
+        top_p=wish.top_p, min_p=wish.min_p, repetition_penalty=wish.repetition_penalty,
+        no_repeat_ngram_size=wish.no_repeat_ngram_size,
+    )  # fmt: skip
+
+
+def _words(model: pl.CkptedTransformer, prompt: str | list[int]) -> str:
+    """A prompt as text; ids as digits where there is no tokenizer."""
+    if isinstance(prompt, str):
+        return prompt
+    return " ".join(map(str, prompt)) + " " if model.tokenizer is None else model.tokenizer.decode(prompt)
+
+
+def _follow(tokens: Iterator[pl.Token], written: Written, tokenizer: pl.Tokenizer | None, *, quiet: bool) -> None:
+    """Show tokens as they come, and keep them; an interruption ends it."""
+    explained = False
+    if not quiet:
+        write(written.prompt)
+    try:
+        for token in tokens:
+            stages = None
+            if token.stages is not None:
+                explained = True
+                stages = {name: most_probable(p, tokenizer, CANDIDATES) for name, p in token.stages.items()}
+            chosen = Chosen(token.id, token.text, token.logprob, stages)
+            written.tokens.append(chosen)
+            written.stopped = token.stopped or written.stopped
+            if not quiet:
+                _show(chosen, len(written.tokens), tokenizer)
+    except KeyboardInterrupt:
+        pass
+    if not quiet:
+        write("\n")
+        if explained:
+            write(f"\n{written.prompt}{written.continuation}\n")
+
+
+def _show(token: Chosen, number: int, tokenizer: pl.Tokenizer | None) -> None:
+    if token.stages is None:
+        write(token.text)
+        return
+    piece = visible(str(token.id) if tokenizer is None else tokenizer.pieces([token.id])[0])
+    title = Text.assemble(f"\n{number}  ", (piece, "bold green"), f"  {math.exp(token.logprob):.1%}")
+    grid = Grid(Column(label=True, style="dim"), *[""] * CANDIDATES, heading=None)
+    for name, candidates in token.stages.items():
+        shown = [f"{visible(c.token)} {c.probability:.1%}" for c in candidates if c.probability > 0]
+        grid.add(f"   {name}", *shown, *[""] * (CANDIDATES - len(shown)))
+    show(title, grid)
+
+
+def _take(written: Written, model: pl.CkptedTransformer, out: pl.Generation) -> None:
+    """Keep what a search found, whose tokens come all at once."""
+    (row,) = out.rows
+    new, stream = row.new.tolist(), TextStream(model.tokenizer, after=row.prompt.tolist())
+    pieces = [stream.push(token) for token in new]
+    if pieces:
+        pieces[-1] += stream.finish()
+    written.stopped = row.stopped
+    written.tokens = [
+        Chosen(i, piece, logprob, None) for i, piece, logprob in zip(new, pieces, row.logprobs.tolist(), strict=True)
+    ]

@@ -1,0 +1,291 @@
+"""`pellucid norms`: how long a checkpoint's vectors are, layer by layer, and how they follow from those before."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from rich.text import Text
+
+import pellucid as pl
+from pellucid import atomic
+from pellucid.axes import coordinate
+from pellucid.cli.norms import Norms
+from pellucid.cli.shared.layout import Column, Grid
+from pellucid.cli.shared.options import parse_ids, tokens_of
+from pellucid.cli.shared.screen import progress, show, show_json
+from pellucid.cli.shared.tables import heading, number, spark
+from pellucid.cli.shared.texts import read_texts, windows
+from pellucid.errors import InputError
+from pellucid.extras import need
+from pellucid.measure.captured import capture_pattern
+
+if TYPE_CHECKING:
+    import xarray
+
+AT_ONCE = 8
+"""Texts in a batch."""
+
+BINS = 24
+"""Columns of a sparkline."""
+
+SIGNIFICANT = 0.05
+
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
+"""How a cell begins that spreadsheets compute."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """The norms of one layer, or of one of its heads, of the tokens that are not left out.
+
+    Attributes:
+        layer: Its number; 0 for a checkpoint around the blocks.
+        head: Its number; None for a checkpoint without heads.
+        tokens: How many.
+        mean, std, min, max: Of their norms, or of the logarithms.
+        histogram: Counts in `BINS` bins between the lowest and the highest of all layers.
+    """
+
+    layer: int
+    head: int | None
+    tokens: int
+    mean: float
+    std: float
+    min: float
+    max: float
+    histogram: list[int]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What was asked for, for JSON."""
+
+    model: str
+    at: str
+    log: bool
+    skip: int
+    lags: int
+
+
+@dataclass(frozen=True)
+class Measured(Asked):
+    """What is shown.
+
+    Attributes:
+        texts: Tokens of each text.
+        layers: The norms of each layer, or of each head of each layer.
+        regression: A row for each of `layers` and parameter, as `AutoregressionFit.to_dataframe` has them; None without
+            lags.
+        rsquared: Of each of `layers`.
+    """
+
+    texts: list[int]
+    layers: list[Layer]
+    regression: list[dict[str, Any]] | None
+    rsquared: list[float] | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def norms(wish: Norms) -> None:
+    """Measure the norms of texts, show them, and write what was asked for."""
+    if wish.figure is not None:
+        require_format(wish.figure)
+    found = read_texts(wish.texts or ())
+    model = wish.open()
+    with progress("running"):
+        rows = windows(model, [*(tokens_of(model, text) for text in found), *parse_ids(wish.ids or ())])
+        if wish.lags:
+            _require_length(rows, wish)
+        values = measure(model, rows, wish.at, log=not wish.linear)
+        fit = pl.measure.autoregression(values, lags=wish.lags, skip=wish.skip) if wish.lags else None
+    result = _summary(values, fit, Asked(wish.model_name, wish.at, not wish.linear, wish.skip, wish.lags))
+    if wish.csv is not None:
+        table = csv_of(values.to_dataframe().dropna().reset_index())
+        atomic.write_text(wish.csv, table)
+    if wish.figure is not None:
+        _draw(wish.figure, values, fit, wish.skip)
+    if wish.as_json:
+        show_json(result.to_dict())
+    else:
+        _show(result, [path for path in (wish.figure, wish.csv) if path is not None])
+
+
+def _require_length(rows: list[list[int]], wish: Norms) -> None:
+    """See that the texts have more rows for the regression than it has parameters.
+
+    Raises:
+        InputError: They have not, although their norms could be shown.
+    """
+    first, longest = wish.skip + wish.lags, max(map(len, rows))
+    count, parameters = sum(max(0, len(row) - first) for row in rows), wish.lags + 1
+    if count <= parameters and longest > wish.skip:
+        raise InputError(
+            f"norms: the texts have {count} token{'s' * (count != 1)} to regress (from token {first} on), "
+            f"and {parameters} parameters need more.",
+            code="too-short",
+            remedy="Give longer texts, or --lags 0, which shows the norms alone.",
+        )
+
+
+def csv_of(table: Any) -> str:
+    """A table as CSV in which no spreadsheet takes a cell of text for a formula."""
+    texts = table.select_dtypes(include=["object", "string"])
+    return table.assign(**{name: texts[name].map(_no_formula) for name in texts}).to_csv(index=False)
+
+
+def _no_formula(cell: Any) -> Any:
+    """A cell that begins like a formula, behind an apostrophe, as spreadsheets mark text (OWASP, CSV injection)."""
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULA) else cell
+
+
+def measure(model: pl.CkptedTransformer, texts: list[list[int]], at: str, *, log: bool) -> xarray.DataArray:
+    """The norms of any number of texts, [layer, batch, pos], some texts at a time."""
+    parts: list[Any] = []
+    for start in range(0, len(texts), AT_ONCE):
+        batch = model.tokenize(texts[start : start + AT_ONCE], padding_side="right")
+        _, ckpts = model.run_with_ckpts(batch, names=capture_pattern(at))
+        part = pl.measure.norms(ckpts, at, log=log)
+        parts.append(part.assign_coords(batch=part.batch + start))
+    if len(parts) == 1:
+        return parts[0]
+    xarray = need("xarray", "norms")
+    joined = xarray.concat(
+        parts, dim="batch", join="outer", coords="minimal", compat="override", combine_attrs="drop_conflicts"
+    )
+    position = coordinate("query" if "query" in joined.dims else "pos", "position")
+    return joined.assign_coords({position: joined[position].fillna(-1).astype(int)})
+
+
+def _summary(values: xarray.DataArray, fit: pl.measure.AutoregressionFit | None, wish: Asked) -> Measured:
+    time = "query" if "query" in values.dims else "pos"
+    position = values[coordinate(time, "position")].transpose("batch", time)
+    kept = values.where(position >= wish.skip)
+    everything = kept.values[~np.isnan(kept.values)]
+    if not len(everything):
+        raise InputError(
+            f"norms: no text has more tokens than the {wish.skip} that are left out.",
+            code="too-short",
+            remedy="Give longer texts, or a smaller --skip.",
+        )
+    around = 0.5 if everything.min() == everything.max() else 0.0
+    edges = np.linspace(everything.min() - around, everything.max() + around, BINS + 1)
+    layers = [_layer(label, row[~np.isnan(row)], edges) for label, row in _series(kept)]
+    lengths = (position.values >= 0).sum(-1).tolist()
+    return Measured(
+        **asdict(wish), texts=lengths, layers=layers,
+        regression=None if fit is None else fit.to_dataframe().to_dict("records"),
+        rsquared=None if fit is None else [float(value) for value in np.atleast_1d(fit.rsquared)],
+    )  # fmt: skip
+
+
+def _series(values: xarray.DataArray) -> Iterator[tuple[tuple[int, int | None], Any]]:
+    """((layer, head), its values), in the order of the regression's rows."""
+    layers = np.atleast_1d(values.coords["layer"].values).tolist() if "layer" in values.coords else [0]
+    heads: list[Any] = values.coords["head"].values.tolist() if "head" in values.dims else [None]
+    series = [dim for dim in ("layer", "head") if dim in values.dims]
+    rows = values.transpose(*series, ...).values.reshape(len(layers) * len(heads), -1)
+    return zip(product(layers, heads), rows, strict=True)
+
+
+def _layer(label: tuple[int, int | None], row: Any, edges: Any) -> Layer:
+    histogram = np.histogram(row, bins=edges)[0]
+    numbers = (float(f(row)) for f in (np.mean, np.std, np.min, np.max))
+    return Layer(*label, len(row), *numbers, histogram=histogram.tolist())
+
+
+def require_format(path: Path) -> None:
+    """See that a figure's name ends in a format that can be drawn.
+
+    Raises:
+        InputError: It does not.
+    """
+    kinds = need("matplotlib.figure", "--figure").Figure().canvas.get_supported_filetypes()
+    if path.suffix.lstrip(".").lower() not in kinds:
+        raise InputError(
+            f"--figure {path}: it ends in {path.suffix or 'nothing'!r}, expected one of {', '.join(sorted(kinds))}.",
+            code="figure-format",
+            remedy="Name a file that ends in .svg, .pdf or .png.",
+        )
+
+
+def _draw(path: Path, values: xarray.DataArray, fit: pl.measure.AutoregressionFit | None, skip: int) -> None:
+    """Points and histograms, and the coefficients where there are some, by layer alone."""
+    if fit is not None and fit.index.nlevels > 1:
+        fit = None
+    pyplot = need("matplotlib.pyplot", "--figure")
+    with pl.plot.theme("light"):
+        columns = 2 if fit is None else 3
+        figure, axes = pyplot.subplots(1, columns, figsize=(3.3 * columns, 2.5), layout="constrained")
+        pl.plot.norms(values, skip=skip, ax=axes[0])
+        pl.plot.norm_histograms(values, skip=skip, ax=axes[1])
+        if fit is not None:
+            pl.plot.autoregression(fit, ax=axes[2])
+        atomic.write_file(path, lambda part: figure.savefig(part, format=path.suffix[1:].lower()))
+        pyplot.close(figure)
+
+
+def _show(result: Measured, written: list[Path]) -> None:
+    what = f"{'log norm' if result.log else 'norm'} of {result.at}"
+    total = sum(result.texts)
+    texts = f"{len(result.texts)} text{'s' * (len(result.texts) != 1)}, {total:,} token{'s' * (total != 1)}"
+    left_out = f", the first {result.skip if result.skip > 1 else ''} of each left out".replace("  ", " ")
+    show(heading(f"{what}: {texts}{left_out * bool(result.skip)}", first=True), _table(result))
+    if result.regression is not None:
+        show(heading(_equation(result.lags)), _coefficients(result))
+        rows = "layers and heads" if _has_heads(result) else "layers"
+        show(Text(f"* p < {SIGNIFICANT:g}, ** p < {SIGNIFICANT:g} corrected over {rows} (Holm 1979)", style="dim"))
+    for path in written:
+        show(Text.assemble("\nwritten: ", (str(path), "bold")))
+
+
+def _labels(result: Measured) -> list[Column]:
+    """The columns that say which layer, and which head where there are heads."""
+    titles = ("layer", "head") if _has_heads(result) else ("layer",)
+    return [Column(title, right=True, style="cyan", label=True) for title in titles]
+
+
+def _label(layer: Layer) -> list[str]:
+    return [str(number) for number in (layer.layer, layer.head) if number is not None]
+
+
+def _has_heads(result: Measured) -> bool:
+    return result.layers[0].head is not None
+
+
+def _table(result: Measured) -> Grid:
+    lowest, highest = (number(f(getattr(layer, f.__name__) for layer in result.layers)) for f in (min, max))
+    axis = f"{lowest} {'·' * (BINS - len(lowest) - len(highest) - 2)} {highest}"
+    numbers = [Column(title, right=True) for title in ("tokens", "mean", "std", "min", "max")]
+    grid = Grid(*_labels(result), *numbers, Column(axis, picture=True, style="green"))
+    for layer in result.layers:
+        shown = map(number, (layer.mean, layer.std, layer.min, layer.max))
+        grid.add(*_label(layer), f"{layer.tokens:,}", *shown, spark(layer.histogram))
+    return grid
+
+
+def _equation(lags: int) -> str:
+    terms = " + ".join(f"lag{i} y[t-{i}]" for i in range(1, lags + 1))
+    return f"y[t] = const + {terms}"
+
+
+def _coefficients(result: Measured) -> Grid:
+    rows = result.regression or []
+    names = list(dict.fromkeys(row["parameter"] for row in rows))
+    grid = Grid(*_labels(result), *(Column(name, right=True) for name in (*names, "R²")))
+    for place, layer in enumerate(result.layers):
+        own = rows[place * len(names) : (place + 1) * len(names)]
+        grid.add(*_label(layer), *map(_estimate, own), number((result.rsquared or [])[place]))
+    return grid
+
+
+def _estimate(row: dict[str, Any]) -> Text:
+    stars = "**" if row["p_holm"] < SIGNIFICANT else "*" if row["p"] < SIGNIFICANT else ""
+    return Text.assemble(number(row["estimate"]), (f"{stars:2}", "bold green"))

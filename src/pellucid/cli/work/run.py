@@ -1,0 +1,93 @@
+"""`pellucid run`: a text goes through, and every value on the way is on the table."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich.text import Text
+
+import pellucid as pl
+from pellucid.aliases import selected
+from pellucid.cli.run import Run
+from pellucid.cli.shared.screen import progress, show, show_json
+from pellucid.cli.shared.tables import LEGEND, checkpoints, heading, next_tokens, token_list, visible
+from pellucid.cli.shared.values import NextToken, Summary, likeliest, summarize
+
+
+@dataclass(frozen=True)
+class Look:
+    """What one run shows; `text` is None where ids were given and the model has no tokenizer."""
+
+    model: str
+    text: str | None
+    tokens: list[str]
+    ids: list[int]
+    pos: int
+    next: list[NextToken]
+    checkpoints: list[Summary]
+    saved: str | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def run(wish: Run) -> None:
+    """Run a text, or list the names of what could be looked at."""
+    text = None if wish.only_list else wish.given()
+    model = wish.open()
+    if wish.only_list:
+        _list(wish, model)
+        return
+    with progress("running"):
+        logits, ckpts = model.run_with_ckpts(wish.row(model, text), names=wish.names or None, pos=wish.pos)
+        assert logits is not None, "only a run that stops early has no logits"
+        found = likeliest(logits[0, -1 if wish.pos is None else wish.pos], model.tokenizer, wish.top)
+        if wish.save is not None:
+            ckpts.save(wish.save)
+        look = _look(wish, text, ckpts, found)
+    if wish.as_json:
+        show_json(look.to_dict())
+    else:
+        _show(look, model)
+
+
+def _list(wish: Run, model: pl.CkptedTransformer) -> None:
+    names = selected(wish.names or None, model.ckpt_names)
+    if wish.as_json:
+        show_json({"model": wish.model_name, "names": names})
+    else:
+        show(*map(Text, names))
+
+
+def _look(wish: Run, text: str | None, ckpts: pl.ActivationCkpts, found: list[NextToken]) -> Look:
+    batch = ckpts.batch
+    ids = batch.ids[0].tolist()
+    pos = -1 if ckpts.pos is None else ckpts.pos
+    assert isinstance(pos, int), "the option is one position"
+    if text is None and batch.tokenizer is not None:
+        text = batch.tokenizer.decode(ids)
+    return Look(
+        model=wish.model_name,
+        text=text,
+        tokens=batch.strings[0],
+        ids=ids,
+        pos=pos % len(ids),
+        next=found,
+        checkpoints=summarize(ckpts),
+        saved=None if wish.save is None else str(wish.save),
+    )
+
+
+def _show(look: Look, model: pl.CkptedTransformer) -> None:
+    """What comes next stands last, where a screen that scrolls leaves it."""
+    tokens = f"{len(look.tokens)} token{'s' * (len(look.tokens) != 1)}"
+    show(heading(tokens, first=True), token_list(look.tokens))
+    captured = f"{len(look.checkpoints)} of {len(model.ckpt_names)} checkpoints"
+    show(heading(captured), checkpoints(look.checkpoints), LEGEND)
+    if look.saved is not None:
+        show(Text.assemble("\nsaved to ", (look.saved, "bold"), "; pl.ActivationCkpts.load reads it"))
+    if look.next:
+        after = f"next after {look.pos} {visible(look.tokens[look.pos])}"
+        show(heading(after), next_tokens(look.next))

@@ -1,0 +1,55 @@
+"""Ctrl-C in a process that is `pellucid`: exit code 130, at any moment, without a traceback.
+
+Python's own way, an exception at wherever the program happens to be, does not hold while modules are imported: what
+torch's initialisation runs swallows the exception, or aborts the process. Nothing is open then that an exception
+would have to close, so the process simply ends. Only while a verb works is Ctrl-C an exception, which removes what
+is half written. A process that ignores interrupts, such as a shell's background job, and a program that has a handler
+of its own and calls `pellucid.cli.main`, keep what they have.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Generator
+from contextlib import contextmanager
+from types import FrameType
+from typing import NoReturn
+
+INTERRUPTED = 130
+"""The exit code: 128 and the number of the signal, as shells have it."""
+
+
+def leave(signum: int, frame: FrameType | None) -> NoReturn:
+    """End the process at once."""
+    if os.isatty(2):
+        os.write(2, b"\r\x1b[K\x1b[?25h")  # a spinner hid the cursor and stands on this line
+    os._exit(INTERRUPTED)
+
+
+def end_at_once() -> None:
+    """From now on Ctrl-C ends the process, unless somebody else decided what it does."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, leave)
+
+
+@contextmanager
+def raised() -> Generator[None, None, None]:
+    """While the body runs, Ctrl-C raises `KeyboardInterrupt` in it, and once more after it in case it was swallowed."""
+    if signal.getsignal(signal.SIGINT) is not leave:
+        yield
+        return
+    interrupted = False
+
+    def interrupt(signum: int, frame: FrameType | None) -> NoReturn:
+        nonlocal interrupted
+        interrupted = True
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, leave)
+        if interrupted:
+            raise KeyboardInterrupt
