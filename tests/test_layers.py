@@ -18,7 +18,7 @@ LAYERS: dict[str, int] = {
     "extras": 0, "check": 0, "config_values": 0, "interrupts": 0, "atomic": 0, "tensor_file": 0, "own_file": 0,
     "weights.hub": 0, "weights.manifests": 0, "nonlinear": 0, "parameters": 0, "products": 0, "execution": 0,
     "attention": 1, "transformer": 1,
-    "tokens": 2, "batch": 2, "batching": 2, "weights": 2, "cache": 2, "fast": 2,
+    "tokens": 2, "batch": 2, "batching": 2, "ids": 2, "pads": 2, "dialects": 0, "weights": 2, "cache": 2, "fast": 2,
     "run": 3,
     "measure": 4,
     "plot": 5, "generating": 4, "model": 5, "counting": 5, "estimation": 5,

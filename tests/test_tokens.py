@@ -355,7 +355,7 @@ def test_declared_pads() -> None:
     model = support.glass(eos_token_id=9, pad_token_id=9, bos_token_id=9)
     assert model.tokenize(torch.tensor([[9, 1, 9, 2]])).mask.all()
     assert model.tokenize(torch.tensor([[9, 1], [9, 2]])).mask.all(), "every row begins with it"
-    with pytest.raises(pl.InputError, match="pad id 9"):
+    with pytest.raises(pl.InputError, match="the id 9"):
         model.tokenize(torch.tensor([[9, 9, 1], [1, 2, 3]]))
     assert model.tokenize(torch.tensor([[9, 9, 1], [1, 2, 3]]), mask=torch.tensor([[0, 0, 1], [1, 1, 1]])).padded
     assert model.tokenize([[1], [1, 2]]).ids[0, 0] == 9

@@ -8,9 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
 from pellucid.config import TransformerConfig
 from pellucid.tokens import Tokenizer
+
+_MASKS: WeakIdKeyDictionary = WeakIdKeyDictionary()
+"""Ids that are in use -> their mask, so that ids which are passed on without it are known again."""
 
 Inputs = Any
 """What a model takes: a string, strings, ids (a tensor or ragged lists), a mapping with `input_ids`, or a `Batch`."""
@@ -36,6 +40,9 @@ class Batch:
     labels: list[list[str]] | None = field(default=None, repr=False)
     checked: TransformerConfig | None = field(default=None, repr=False)
     _padded: tuple[bool, int] | None = field(default=None, init=False, repr=False)  # and the writes before
+
+    def __post_init__(self) -> None:
+        _MASKS[self.ids] = self.mask
 
     @property
     def padded(self) -> bool:
@@ -88,3 +95,14 @@ class Batch:
     def _writes(self) -> int:
         """How often the mask was written to; torch does not count that under `torch.inference_mode`."""
         return 0 if self.mask.is_inference() else self.mask._version
+
+
+def mask_beside(ids: Tensor) -> Tensor | None:
+    """The mask of the batch that these very ids belong to; None if they are of none."""
+    return _MASKS.get(ids)
+
+
+def without_pads(ids: Tensor) -> Tensor:
+    """These ids, remembered as text throughout, also where an end id looks like a pad."""
+    _MASKS[ids] = torch.ones_like(ids, dtype=torch.bool)
+    return ids

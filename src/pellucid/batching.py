@@ -7,16 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from pellucid.batch import Batch, Inputs
+from pellucid import ids, pads
+from pellucid.batch import Batch, Inputs, mask_beside
 from pellucid.config import TransformerConfig
 from pellucid.errors import InputError, ShapeError
 from pellucid.execution import is_batched
+from pellucid.ids import Table
 from pellucid.tokens import Tokenizer
 
 
@@ -54,34 +55,25 @@ class Batcher:
                 remedy="Give one of the two.",
             )
         if isinstance(inputs, Mapping):
-            inputs, mask = _from_mapping(inputs, mask)
-        if isinstance(inputs, np.ndarray):
-            inputs = _integers(inputs, "the array")
-        if isinstance(inputs, Tensor):
-            if not has_numbers(inputs):
-                return self._unchecked(inputs, mask)
-            ids = _as_rectangle(inputs)
-            if mask is None:
-                self._refuse_unmasked_pads(ids)
-            return self._assemble(ids, _as_mask(mask, ids))
+            inputs, mask = ids.from_mapping(inputs, mask)
+        if isinstance(inputs, Tensor) and not has_numbers(inputs):
+            return self._unchecked(inputs, mask)
+        left = padding_side == "left"
+        if ids.has_text(inputs):
+            if mask is not None:
+                raise _mask_without_ids("texts, which are padded and masked here")
+            return self._assemble(*self._filled(self._rows(cast("Sequence[Any]", inputs)), left=left))
+        read = ids.ids_of(inputs)
         if mask is not None:
-            raise _mask_without_ids("texts or lists, which are padded and masked here")
-        return self._assemble(*_pad(self._rows(inputs), self._pad_id(), left=padding_side == "left"))
+            masks = _masks_of(mask, read)
+            return self._assemble(*self._filled(read, masks, left=left))
+        if isinstance(read, Tensor):
+            self._refuse_unmasked_pads(read, inputs)
+        return self._assemble(*self._filled(read, left=left))
 
-    def _rows(self, inputs: Inputs) -> list[Tensor]:
-        if isinstance(inputs, str):
-            inputs = [inputs]
-        if not isinstance(inputs, Sequence):
-            raise InputError(
-                f"tokenize: {type(inputs).__name__} given, expected text, texts, ids or a Batch.",
-                code="input-kind",
-                remedy="Pass a string, a list of strings, a tensor of ids [B, P] or lists of ids.",
-            )
-        if inputs and all(isinstance(item, int) and not isinstance(item, bool) for item in inputs):
-            inputs = [inputs]
-        if not inputs:
-            raise _empty("an empty batch")
-        return [self._row(item, number) for number, item in enumerate(inputs)]
+    def _rows(self, inputs: str | Sequence[Any]) -> list[Tensor]:
+        """The ids of texts, among which rows of ids may stand."""
+        return [self._row(item, number) for number, item in enumerate([inputs] if isinstance(inputs, str) else inputs)]
 
     def _row(self, item: Any, number: int) -> Tensor:
         if isinstance(item, str):
@@ -92,21 +84,29 @@ class Batcher:
                     remedy="Pass ids, or set model.tokenizer = pl.Tokenizer.from_file('tokenizer.json').",
                 )
             item = self.tokenizer.encode(item)
-        ids = _integers(item, f"row {number}")
-        if ids.dim() != 1:
+        if isinstance(item, Sequence) and not item:
+            raise ids.empty(f"row {number} is empty")
+        found = ids.ids_of(item)
+        if len(found) != 1:
             raise ShapeError(
-                f"tokenize: row {number} has shape {list(ids.shape)}, expected [pos].",
+                f"tokenize: row {number} has {len(found)} rows of its own, expected one text.",
                 code="ids-shape",
-                remedy="Pass a list of rows, each a flat list of ids.",
+                remedy="Pass a matrix of ids, or a list of rows, each a flat list of ids.",
             )
-        if ids.numel() == 0:
-            raise _empty(f"row {number} is empty")
-        return ids
+        return found[0]
 
-    def _assemble(self, ids: Tensor, mask: Tensor) -> Batch:
-        positions = (mask.long().cumsum(-1) - 1).masked_fill(~mask, 0)
-        self._check(ids, positions)
-        made = Batch(ids, mask, positions, self.tokenizer, checked=self.config)
+    def _filled(self, rows: Table, masks: Table | None = None, *, left: bool) -> tuple[Tensor, Tensor]:
+        """Ids and mask [B, P] of rows that may have unequal lengths."""
+        if masks is None:
+            masks = torch.ones_like(rows) if isinstance(rows, Tensor) else [torch.ones_like(row) for row in rows]
+        if isinstance(rows, Tensor) and isinstance(masks, Tensor):
+            return rows, masks.bool()
+        return _pad(list(rows), pad_id(self.config), left=left), _pad(list(masks), 0, left=left).bool()
+
+    def _assemble(self, tokens: Tensor, mask: Tensor) -> Batch:
+        positions = positions_of(mask)
+        self._check(tokens, positions)
+        made = Batch(tokens, mask, positions, self.tokenizer, checked=self.config)
         return made.to(self.device)
 
     def _unchecked(self, ids: Tensor, mask: Any) -> Batch:
@@ -123,7 +123,7 @@ class Batcher:
             positions = torch.arange(ids.size(1), device=ids.device).expand_as(ids)
         else:
             seen = torch.as_tensor(mask, device=ids.device).reshape(ids.shape).bool()
-            positions = (seen.long().cumsum(-1) - 1).masked_fill(~seen, 0)
+            positions = positions_of(seen)
         made = Batch(ids, seen, positions, self.tokenizer, checked=self.config).known(padded=mask is not None)
         return made if ids.device == self.device else made.to(self.device)
 
@@ -149,21 +149,23 @@ class Batcher:
                 remedy="Shorten or split the text: GPT-2 has no embedding for later positions.",
             )
 
-    def _pad_id(self) -> int:
-        candidates = (self.config.pad_token_id, *self.config.end_ids, 0)
-        return next(i for i in candidates if i is not None and 0 <= i < self.config.vocab_size)
-
-    def _refuse_unmasked_pads(self, ids: Tensor) -> None:
-        pad = self.config.pad_token_id
-        if pad is None or not bool((ids == pad).any()):
-            return
-        if pad in (*self.config.end_ids, self.config.bos_token_id) and not _looks_padded(ids == pad):
-            return
-        raise InputError(
-            f"ids: the pad id {pad} occurs, but no mask was given, so that pads would be read as text.",
-            code="pad-without-mask",
-            remedy="Pass mask= (1 at real tokens), or lists of unequal length, which are padded and masked here.",
-        )
+    def _refuse_unmasked_pads(self, rows: Tensor, given: Any) -> None:
+        """Refuse ids [B, P] that hold pads, as far as the ids themselves or a batch of ours can tell."""
+        if isinstance(given, Tensor) and (mask := mask_beside(given)) is not None:
+            if bool(mask.all()):
+                return
+            raise _pads_without_mask("they are the ids of a batch that has pads", "Pass the batch itself", rows)
+        ends = [*self.config.end_ids[:1], getattr(self.tokenizer, "eos_token_id", None)]
+        text = {self.config.bos_token_id, *self.config.end_ids, *ends}
+        declared = [self.config.pad_token_id, getattr(self.tokenizer, "pad_token_id", None)]
+        if found := pads.first_row_with(rows, [pad for pad in declared if pad is not None and pad not in text]):
+            row, pad = found
+            raise _pads_without_mask(f"row {row} holds the pad id {pad}", "Pass mask= (1 at real tokens)", rows)
+        for pad in dict.fromkeys(pad for pad in (*declared, *ends) if pad is not None):
+            row = pads.padded_row(rows, pad)
+            if row is not None:
+                what = f"row {row} is filled up with the id {pad}, which also ends texts"
+                raise _pads_without_mask(what, "Pass mask= (1 at real tokens)", rows)
 
 
 def has_numbers(ids: Tensor) -> bool:
@@ -180,37 +182,29 @@ def is_recorded(ids: Tensor) -> bool:
     return ids.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
-def _looks_padded(pads: Tensor) -> bool:
-    """Whether an id that is pad and end of text is padding: twice at an edge, or at the edge of some rows only."""
-    if pads.size(1) > 1 and bool((pads[:, :2].all(1) | pads[:, -2:].all(1)).any()):
-        return True
-    first, last = pads[:, 0], pads[:, -1]
-    return bool(first.any() != first.all()) or bool(last.any() != last.all())
+def pad_id(config: TransformerConfig) -> int:
+    """What fills up shorter rows, and stands where a text has ended: the pad id, else an end id, else 0."""
+    candidates = (config.pad_token_id, *config.end_ids, 0)
+    return next(i for i in candidates if i is not None and 0 <= i < config.vocab_size)
 
 
-_IGNORED_KEYS = frozenset({"special_tokens_mask", "offset_mapping", "overflow_to_sample_mapping", "length"})
-"""What a tokenizer may return beside ids and mask that no model reads."""
+def positions_of(mask: Tensor) -> Tensor:
+    """[B, P]: places counted from each text's first real token; 0 at pads."""
+    return (mask.long().cumsum(-1) - 1).masked_fill(~mask, 0)
 
 
-def _from_mapping(inputs: Mapping[str, Any], mask: Any) -> tuple[Any, Any]:
-    others = sorted(set(map(str, inputs)) - {"input_ids", "attention_mask"} - _IGNORED_KEYS)
-    if "input_ids" not in inputs or others:
-        raise InputError(
-            f"tokenize: a mapping with {sorted(map(str, inputs))}, expected 'input_ids' and 'attention_mask'.",
-            code="input-kind",
-            remedy="Pass what a transformers tokenizer returns; positions follow from the mask here.",
-        )
-    ids, given = inputs["input_ids"], inputs.get("attention_mask") if mask is None else mask
-    if isinstance(ids, (list, tuple)) and len({len(row) if isinstance(row, (list, tuple)) else -1 for row in ids}) > 1:
-        if given is not None and not all(all(row) for row in given):
-            raise _mask_without_ids("rows of unequal length, which are padded and masked here")
-        return list(ids), None
-    return _integers(ids, "input_ids"), given
+def _pads_without_mask(what: str, remedy: str, rows: Tensor) -> InputError:
+    return InputError(
+        f"ids: {what}, but no mask was given, so that pads would be read as text.",
+        code="pad-without-mask",
+        remedy=f"{remedy}, or lists of unequal length, which are padded and masked here. If all of it is text, pass "
+        f"mask=torch.ones({rows.size(0)}, {rows.size(1)}).",
+    )
 
 
 def _mask_without_ids(what: str) -> InputError:
     return InputError(
-        f"tokenize: a mask was given with {what}, expected it only with a tensor of ids.",
+        f"tokenize: a mask was given with {what}, expected it only with ids.",
         code="mask-without-ids",
         remedy="Leave the mask out.",
     )
@@ -227,76 +221,45 @@ def _require_batch(batch: Batch) -> None:
         )
 
 
-def _integers(given: Any, where: str) -> Tensor:
+def _masks_of(given: Any, rows: Table) -> Table:
+    """The mask, 0 and 1 in the shape of the ids.
+
+    Raises:
+        InputError: Another shape, other values, or a row without a token.
+    """
     try:
-        ids = given if isinstance(given, Tensor) else torch.as_tensor(given, device="cpu")
-    except (TypeError, ValueError, RuntimeError) as error:
+        masks = ids.table(given)
+    except ShapeError as error:
+        raise ShapeError(f"mask: {error.message}", code="mask-shape", remedy="Give one 0 or 1 for each id.") from None
+    except InputError as error:
         raise InputError(
-            f"ids: {where} cannot be read as numbers: {error}",
-            code="ids-dtype",
-            remedy="Pass whole numbers.",
-        ) from error
-    if ids.numel() and (ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool):
+            f"mask: {error.message}", code="mask-values", remedy="Give 1 at real tokens, else 0."
+        ) from None
+    if [len(row) for row in masks] != [len(row) for row in rows]:
         raise ShapeError(
-            f"ids: {where} holds {ids.dtype}, expected whole numbers.",
-            code="ids-dtype",
-            remedy="Pass token ids as integers, such as ids.long().",
-        )
-    return ids.long()
-
-
-def _as_rectangle(given: Tensor) -> Tensor:
-    ids = _integers(given, "the tensor").to("cpu", copy=True)  # a batch does not change when the caller's tensor does
-    ids = ids[None] if ids.dim() == 1 else ids
-    if ids.dim() != 2:
-        raise ShapeError(
-            f"ids: shape {list(ids.shape)}, expected [batch, pos] or [pos].",
-            code="ids-shape",
-            remedy="Pass a matrix of ids.",
-        )
-    if ids.numel() == 0:
-        raise _empty(f"ids of shape {list(ids.shape)}")
-    return ids
-
-
-def _as_mask(given: Any, ids: Tensor) -> Tensor:
-    if given is None:
-        return torch.ones_like(ids, dtype=torch.bool)
-    try:
-        mask = torch.as_tensor(given, device=ids.device)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(
-            f"mask: cannot be read as numbers: {error}", code="mask-values", remedy="Give 1 at real tokens, else 0."
-        ) from error
-    mask = mask[None] if mask.dim() == 1 else mask
-    if mask.shape != ids.shape:
-        raise ShapeError(
-            f"mask: shape {list(mask.shape)}, expected that of the ids, {list(ids.shape)}.",
+            f"mask: {_sizes(masks)}, expected those of the ids, {_sizes(rows)}.",
             code="mask-shape",
             remedy="Give one 0 or 1 for each id.",
         )
-    if not bool(((mask == 0) | (mask == 1)).all()):
-        raise InputError(
-            "mask: other values than 0 and 1.", code="mask-values", remedy="Give 1 at real tokens, else 0."
-        )
-    if not bool(mask.any(-1).all()):
-        raise _empty("a row whose mask is all 0")
-    return mask.bool().clone()
+    for row in [masks] if isinstance(masks, Tensor) else masks:
+        if not bool(((row == 0) | (row == 1)).all()):
+            raise InputError(
+                "mask: other values than 0 and 1.", code="mask-values", remedy="Give 1 at real tokens, else 0."
+            )
+        if not bool(row.bool().any(-1).all()):
+            raise ids.empty("a row whose mask is all 0")
+    return masks
 
 
-def _pad(rows: list[Tensor], pad_id: int, *, left: bool) -> tuple[Tensor, Tensor]:
+def _sizes(rows: Table) -> str:
+    return f"shape {list(rows.shape)}" if isinstance(rows, Tensor) else f"rows of {[len(row) for row in rows]}"
+
+
+def _pad(rows: list[Tensor], fill: int, *, left: bool) -> Tensor:
+    """[B, P]: rows of unequal lengths, filled up."""
     longest = max(len(row) for row in rows)
-    ids = torch.full((len(rows), longest), pad_id, device="cpu")
-    mask = torch.zeros(len(rows), longest, dtype=torch.bool, device="cpu")
+    padded = torch.full((len(rows), longest), fill, device="cpu")
     for number, row in enumerate(rows):
         at = slice(longest - len(row), longest) if left else slice(0, len(row))
-        ids[number, at], mask[number, at] = row.to(ids.device), True
-    return ids, mask
-
-
-def _empty(what: str) -> InputError:
-    return InputError(
-        f"tokenize: {what}, expected at least one token.",
-        code="empty-text",
-        remedy="Give some text; to start from nothing, pass the beginning-of-text id yourself.",
-    )
+        padded[number, at] = row
+    return padded

@@ -4,7 +4,7 @@
     ├── ConfigError           a configuration that cannot be, or that this library does not implement
     ├── InputError            text, ids, masks or positions that a model cannot take
     │   ├── ShapeError        a tensor of another shape or dtype than the place it goes to
-    │   └── UnknownArgumentError  an argument that generate or stream does not take (a TypeError)
+    │   └── UnknownArgumentError  an argument that a call does not take (a TypeError)
     ├── UnknownNameError      a checkpoint, parameter or pattern of names that does not exist (a KeyError)
     ├── EditError             an edit that cannot be applied, or that never was
     ├── NumericsError         a computation that gave NaN, or a kernel that cannot be had

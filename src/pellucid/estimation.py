@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -11,6 +12,7 @@ from pellucid.axes import Axis
 from pellucid.batch import Inputs
 from pellucid.cache import KeyValueCache
 from pellucid.ckpt import all_axes
+from pellucid.dialects import named_arguments
 from pellucid.fast.decoder import kernels_take
 from pellucid.fast.prepared import bytes_needed, matrices
 from pellucid.model import CkptedTransformer
@@ -38,8 +40,15 @@ class Estimate:
         return self.nbytes
 
 
+@named_arguments()
 def estimate(
-    model: CkptedTransformer, inputs: Inputs, names: Names = None, *, pos: Index = None, heads: Index = None
+    model: CkptedTransformer,
+    inputs: Inputs,
+    names: Names = None,
+    *,
+    mask: Any = None,
+    pos: Index = None,
+    heads: Index = None,
 ) -> Estimate:
     """How many bytes `run_with_ckpts` with the same arguments would capture; runs nothing.
 
@@ -48,7 +57,7 @@ def estimate(
         >>> pl.estimate(pl.load(), "Once upon a time", "blocks.*.resid_post")
         16,384 bytes in 4 checkpoints
     """
-    batch = model.tokenize(inputs)
+    batch = model.tokenize(inputs, mask=mask)
     rows, columns = batch.shape
     config = model.config
     sizes = {
@@ -86,8 +95,9 @@ class GenerationMemory:
         return f"{self.cache:,} bytes of keys and values, {self.prepared:,} bytes of prepared weights"
 
 
+@named_arguments()
 def estimate_generation(
-    model: CkptedTransformer, inputs: Inputs, *, max_new_tokens: int = 50, rows_each: int = 1
+    model: CkptedTransformer, inputs: Inputs, *, mask: Any = None, max_new_tokens: int = 50, rows_each: int = 1
 ) -> GenerationMemory:
     """How much memory `generate` would keep for these prompts; runs nothing.
 
@@ -96,6 +106,7 @@ def estimate_generation(
     Args:
         model: Whose `generate` is meant.
         inputs: The prompts.
+        mask: As for `generate`.
         max_new_tokens: As for `generate`.
         rows_each: Sequences or beams of each prompt.
 
@@ -109,7 +120,7 @@ def estimate_generation(
     """
     stopping(model.config, model.tokenizer, max_new_tokens, (), ())
     require_some("rows_each", rows_each)
-    rows, columns = model.tokenize(inputs).shape
+    rows, columns = model.tokenize(inputs, mask=mask).shape
     fast = model.execution.is_fast and kernels_take(model, rows * rows_each)
     dtype = torch.float32 if fast else model.dtype
     columns = min(columns + max_new_tokens, model.config.n_positions)

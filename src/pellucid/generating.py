@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any, Literal, Never, Self
+from typing import Any, Literal, Self
 
 from torch import Tensor
 
+from pellucid import ids
 from pellucid.aliases import Names
 from pellucid.batch import Batch, Inputs
 from pellucid.ckpt import all_names
+from pellucid.dialects import named_arguments
 from pellucid.fast.prepared import forget
 from pellucid.parameters import require_numbers
 from pellucid.run.beams import Beams
@@ -18,13 +20,13 @@ from pellucid.run.edit import Edit
 from pellucid.run.generate import generate, stream
 from pellucid.run.generation import Generation, Token
 from pellucid.run.request import (
+    ELSEWHERE,
     Request,
     Seed,
     edits_of,
     left,
     names_of,
     pace_of,
-    refuse_unknown,
     returned_of,
     sampler_of,
 )
@@ -43,10 +45,12 @@ class GeneratingTransformer(Transformer):
         """Make a batch of whatever a model takes."""
         raise NotImplementedError
 
+    @named_arguments(ELSEWHERE)
     def generate(
         self,
         inputs: Inputs,
         *,
+        mask: Any = None,
         max_new_tokens: int = 50,
         sampler: Sampler | None = None,
         seed: Seed = None,
@@ -60,7 +64,6 @@ class GeneratingTransformer(Transformer):
         use_cache: bool = True,
         names: Names = (),
         edits: Edit | Sequence[Edit] = (),
-        **unknown: Never,
     ) -> Generation:
         """Go on with a text or several.
 
@@ -68,6 +71,7 @@ class GeneratingTransformer(Transformer):
 
         Args:
             inputs: Whatever `tokenize` accepts; texts of unequal length are padded on the left.
+            mask: 1 at real tokens, beside ids that hold pads.
             max_new_tokens: Tokens at most; 0 gives the prompts back.
             sampler: How tokens are chosen; the likeliest one where None.
             seed: Of the draws, a number or a generator; torch's own generator draws where None.
@@ -83,7 +87,6 @@ class GeneratingTransformer(Transformer):
             use_cache: Whether keys and values are kept; without, the whole text runs for every token.
             names: Checkpoints to capture at every step; none where empty, all where None.
             edits: Changes on the way; positions are columns of the whole text.
-            unknown: Nothing; whatever comes here is refused, with where it goes.
 
         Returns:
             Ids, text, log-probabilities, why each text ended, and what was captured.
@@ -99,23 +102,21 @@ class GeneratingTransformer(Transformer):
             >>> out.text
             'Once upon a time, there was a little girl named Lily.'
         """
-        refuse_unknown("generate", unknown)
         chosen = sampler_of(sampler)
         returned = returned_of(num_return_sequences, num_beams, chosen)
         beams = Beams(num_beams, length_penalty, early_stopping, returned) if num_beams > 1 else None
-        request = self._request(
-            inputs, chosen, stopping(self.config, self.tokenizer, max_new_tokens, stop, end_ids), overflow, use_cache
-        )
+        ends = stopping(self.config, self.tokenizer, max_new_tokens, stop, end_ids)
+        request = self._request(self.tokenize(inputs, mask=mask), chosen, ends, overflow, use_cache)
+        request = replace(request, single=ids.is_flat(inputs), seed=seed, returned=returned, beams=beams)
         looked_at = names_of(names, all_names(self.config.n_layer))
-        changed = edits_of(edits)
-        return generate(
-            self, replace(request, seed=seed, returned=returned, beams=beams, names=looked_at, edits=changed)
-        )
+        return generate(self, replace(request, names=looked_at, edits=edits_of(edits)))
 
+    @named_arguments(ELSEWHERE)
     def stream(
         self,
         inputs: Inputs,
         *,
+        mask: Any = None,
         max_new_tokens: int = 50,
         sampler: Sampler | None = None,
         seed: Seed = None,
@@ -124,7 +125,6 @@ class GeneratingTransformer(Transformer):
         num_return_sequences: int = 1,
         overflow: str = "error",
         explain: bool = False,
-        **unknown: Never,
     ) -> Iterator[Token]:
         """Go on with a text or several, token by token.
 
@@ -139,13 +139,11 @@ class GeneratingTransformer(Transformer):
             >>> "".join(token.text for token in pl.load().stream("Once upon a time", max_new_tokens=5))
             ', there was a little'
         """
-        refuse_unknown("stream", unknown)
         chosen = sampler_of(sampler)
-        request = self._request(
-            inputs, chosen, stopping(self.config, self.tokenizer, max_new_tokens, stop, end_ids), overflow, True
-        )
+        ends = stopping(self.config, self.tokenizer, max_new_tokens, stop, end_ids)
+        request = self._request(self.tokenize(inputs, mask=mask), chosen, ends, overflow, True)
         returned = returned_of(num_return_sequences, 1, chosen)
-        return stream(self, replace(request, seed=seed, returned=returned), explain=explain)
+        return stream(self, replace(request, single=ids.is_flat(inputs), seed=seed, returned=returned), explain=explain)
 
     def refresh(self) -> None:
         """Forget what fast numerics have prepared from the weights, which are then prepared anew.
@@ -161,14 +159,8 @@ class GeneratingTransformer(Transformer):
         self.refresh()
         return super()._apply(fn, recurse)
 
-    def _request(self, inputs: Inputs, sampler: Sampler, stopping: Stopping, overflow: str, cached: bool) -> Request:
+    def _request(self, prompts: Batch, sampler: Sampler, stopping: Stopping, overflow: str, cached: bool) -> Request:
         require_numbers("generate", [self.embed.W_E])
-        batch = left(self.tokenize(inputs))
+        batch = left(prompts)
         pace = pace_of(batch, stopping, self.config, cached=cached, overflow=overflow)
-        single = isinstance(inputs, str) or (len(batch) == 1 and _is_flat(inputs))
-        return Request(batch, single, sampler, stopping, None, 1, None, pace, frozenset(), ())
-
-
-def _is_flat(inputs: Inputs) -> bool:
-    """Whether ids were given for one text, without an axis or a list for a batch."""
-    return inputs.dim() == 1 if isinstance(inputs, Tensor) else isinstance(inputs, list) and isinstance(inputs[0], int)
+        return Request(batch, False, sampler, stopping, None, 1, None, pace, frozenset(), ())

@@ -16,6 +16,7 @@ from pellucid.batching import Batcher
 from pellucid.cache import KeyValueCache, continued
 from pellucid.ckpt import all_names
 from pellucid.config import TransformerConfig
+from pellucid.dialects import named_arguments
 from pellucid.errors import InputError, UnknownNameError, nearest
 from pellucid.execution import Execution
 from pellucid.generating import GeneratingTransformer
@@ -111,12 +112,13 @@ class CkptedTransformer(GeneratingTransformer):
         """Every checkpoint, in execution order."""
         return all_names(self.config.n_layer)
 
+    @named_arguments()
     def tokenize(self, inputs: Inputs, *, mask: Any = None, padding_side: str = "left") -> Batch:
         """Make a batch of a string, strings, a tensor of ids or ragged lists of ids.
 
         Args:
             inputs: What to run. Nothing is added to it, no beginning-of-text id either.
-            mask: [B, P], 1 at real tokens; only with a tensor of ids.
+            mask: [B, P], 1 at real tokens and 0 at pads; beside ids, not beside texts.
             padding_side: Where shorter rows get their pads.
 
         Raises:
@@ -124,27 +126,42 @@ class CkptedTransformer(GeneratingTransformer):
         """
         return Batcher(self.config, self.tokenizer, self.device)(inputs, mask, padding_side)
 
+    @named_arguments()
     def forward(
-        self, inputs: Inputs, tap: Tap | None = None, *, cache: KeyValueCache | None = None, last_only: bool = False
+        self,
+        inputs: Inputs,
+        tap: Tap | None = None,
+        *,
+        mask: Any = None,
+        cache: KeyValueCache | None = None,
+        last_only: bool = False,
     ) -> Tensor:
         """Logits [B, P, V] of whatever `tokenize` accepts; `tap` sees, and may replace, every value on the way.
 
-        With a cache, `inputs` go on where its text ends, and are in it afterwards. With `last_only`, the logits are
-        [B, 1, V], those of each text's last token.
+        Beside ids, `mask` [B, P] is 1 at real tokens. With a cache, `inputs` go on where its text ends, and are in it
+        afterwards. With `last_only`, the logits are [B, 1, V], those of each text's last token.
 
         Every verb runs the model through this call, so a hook on the model sees each of them. It gets a `Batch` of the
         tokens that are run, and the rest by keyword.
 
         Under `torch.compile` a tensor of ids [B, P] is taken as it is, without checks and without pads, unless there is
-        a cache.
+        a mask or a cache.
         """
-        if torch.compiler.is_compiling() and isinstance(inputs, Tensor) and cache is None:  # checks break the graph
+        ids_alone = isinstance(inputs, Tensor) and mask is None and cache is None
+        if ids_alone and torch.compiler.is_compiling():  # checks break the graph
             positions = torch.arange(inputs.size(-1), device=inputs.device).expand_as(inputs)
             return self.transform(Run(inputs, positions, columns=last_column if last_only else None), tap)
-        batch = self.tokenize(inputs)
+        if isinstance(tap, Tensor):
+            raise InputError(
+                "forward: a tensor was given as the tap, expected something with `wants`.",
+                code="tap-kind",
+                remedy="Give a mask by its name: model(ids, mask=mask).",
+            )
+        batch = self.tokenize(inputs, mask=mask)
         return self._run(batch, tap, cache, batch.last_columns if last_only else None)
 
-    def next_token_logits(self, inputs: Inputs, *, cache: KeyValueCache | None = None) -> Tensor:
+    @named_arguments()
+    def next_token_logits(self, inputs: Inputs, *, mask: Any = None, cache: KeyValueCache | None = None) -> Tensor:
         """Logits [B, V] of what follows each text: those of its last token, and no others.
 
         They are `forward`'s to within rounding: torch multiplies one row by another kernel than many.
@@ -155,7 +172,7 @@ class CkptedTransformer(GeneratingTransformer):
             >>> model.tokenizer.decode(model.next_token_logits("Once upon a").argmax())
             ' time'
         """
-        return self(self.tokenize(inputs), cache=cache, last_only=True)[:, 0]
+        return self(self.tokenize(inputs, mask=mask), cache=cache, last_only=True)[:, 0]
 
     def _run(
         self, batch: Batch, tap: Tap | None, cache: KeyValueCache | None = None, columns: Columns | None = None
@@ -170,21 +187,23 @@ class CkptedTransformer(GeneratingTransformer):
         cache.close(batch.ids.size(1))
         return logits
 
-    def logprobs(self, inputs: Inputs) -> Tensor:
+    @named_arguments()
+    def logprobs(self, inputs: Inputs, *, mask: Any = None) -> Tensor:
         """[B, P-1]: log-probability in nats of each next token given those before it; nan where either is a pad."""
-        batch = self.tokenize(inputs)
+        batch = self.tokenize(inputs, mask=mask)
         logits = self(batch)[:, :-1]
         logits = logits if logits.dtype == torch.float64 else logits.float()
         chosen = logits.log_softmax(-1).gather(-1, batch.ids[:, 1:, None]).squeeze(-1)
         return chosen.masked_fill(~(batch.mask[:, 1:] & batch.mask[:, :-1]), torch.nan)
 
-    def loss(self, inputs: Inputs) -> Tensor:
+    @named_arguments()
+    def loss(self, inputs: Inputs, *, mask: Any = None) -> Tensor:
         """Mean negative log-likelihood of the next tokens in nats, pads left out.
 
         Raises:
             InputError: No text has two tokens, so that there is no next token.
         """
-        batch = self.tokenize(inputs)
+        batch = self.tokenize(inputs, mask=mask)
         logprobs = self.logprobs(batch)
         if batch.padded:
             logprobs = logprobs[batch.mask[:, 1:] & batch.mask[:, :-1]]
@@ -196,10 +215,12 @@ class CkptedTransformer(GeneratingTransformer):
             )
         return -logprobs.mean()
 
+    @named_arguments()
     def run_with_ckpts(
         self,
         inputs: Inputs,
         *,
+        mask: Any = None,
         names: Names = None,
         stop_at: aliases.Name | None = None,
         edits: Edit | Sequence[Edit] = (),
@@ -214,6 +235,7 @@ class CkptedTransformer(GeneratingTransformer):
 
         Args:
             inputs: Whatever `tokenize` accepts.
+            mask: [B, P], 1 at real tokens, beside ids that hold pads.
             names: Names, patterns (`*` within a dotted part, `**` across) or aliases; None captures everything.
             stop_at: Run no further than this checkpoint, which is included; the logits are then None.
             edits: Changes on the way, in this order; captures see what the model goes on with.
@@ -236,7 +258,7 @@ class CkptedTransformer(GeneratingTransformer):
                 code="grads-of-a-part",
                 remedy="Capture the whole value and select from its .grad.",
             )
-        batch = self.tokenize(inputs)
+        batch = self.tokenize(inputs, mask=mask)
         last = None if stop_at is None else aliases.resolved(stop_at, self.ckpt_names)
         wanted, modules = self._captured(names, last), submodules(self)
         part = Region(pos, heads).with_heads_of(self.config.n_head)

@@ -343,7 +343,7 @@ def test_prompts_that_cannot_be(glass: pl.CkptedTransformer) -> None:
 
 
 @pytest.mark.parametrize(("name", "belongs"), [
-    ("temprature", "help(model.generate)"), ("temperature", "pl.Sampler(temperature"),
+    ("temprature", "sampler=pl.Sampler(temperature=...)"), ("temperature", "pl.Sampler(temperature"),
     ("max_length", "max_new_tokens="),
 ])  # fmt: skip
 def test_arguments_that_do_not_exist(glass: pl.CkptedTransformer, name: str, belongs: str) -> None:

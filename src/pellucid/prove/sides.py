@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from pellucid.batch import Inputs
+from pellucid.batching import Batcher, pad_id
 from pellucid.config import TransformerConfig
 from pellucid.errors import ConfigError, InputError, MissingExtraError, PellucidError, WeightsError
 from pellucid.model import CkptedTransformer
@@ -175,15 +176,15 @@ def ids_of(
         InputError: Whatever `CkptedTransformer.tokenize` refuses.
     """
     found = next((tokenizer for tokenizer in tokenizers if tokenizer is not None), None)
-    texts = [inputs] if isinstance(inputs, str) else inputs
-    if found is not None and isinstance(texts, (list, tuple)) and all(isinstance(text, str) for text in texts):
-        inputs = [list(found.encode(text)) for text in texts]
-    batch = reference.tokenize(inputs)
+    batch = Batcher(reference.config, found, reference.device)(inputs)
     if not batch.padded:
         return batch.ids, ()
-    filled = reference.tokenize([row.tolist() for row in batch.rows()], padding_side="right")
-    fill = int(filled.ids[~filled.mask][0])
-    return filled.ids, (f"texts of unequal length: the shorter ones go on with id {fill}, on both sides",)
+    rows = list(batch.rows())
+    if len({len(row) for row in rows}) == 1:  # every text had as many pads
+        return torch.stack(rows), ()
+    fill = pad_id(reference.config)
+    filled = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=fill)
+    return filled, (f"texts of unequal length: the shorter ones go on with id {fill}, on both sides",)
 
 
 def reference_of(tensors: Mapping[str, Tensor], config: TransformerConfig | None = None) -> CkptedTransformer | None:

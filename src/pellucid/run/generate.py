@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pellucid.batch import Batch
+from pellucid.batching import pad_id
 from pellucid.errors import EditError
 from pellucid.parameters import state_of, submodules
 from pellucid.run.activations import ActivationCkpts
@@ -16,7 +17,7 @@ from pellucid.run.beams import Beams, Hypotheses, Search
 from pellucid.run.decoding import Step, decode
 from pellucid.run.generation import Generation, Row, Token
 from pellucid.run.origin import Origin
-from pellucid.run.request import Request, generator_of, look_at, pad_id
+from pellucid.run.request import Request, generator_of, look_at
 from pellucid.run.sampling import Sampler
 from pellucid.run.stepping import Stepper
 from pellucid.run.stopping import Stopping

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from pellucid.batch import without_pads
 from pellucid.run.activations import ActivationCkpts
 from pellucid.run.stopping import Reason
 from pellucid.tokens import Tokenizer
@@ -80,7 +81,8 @@ class Generation:
     @property
     def ids(self) -> Ragged:
         """Prompt and continuation without pads: [B, P], or a list of rows where they have different lengths."""
-        return _together([torch.cat([row.prompt, row.new]) for row in self.rows])
+        together = _together([torch.cat([row.prompt, row.new]) for row in self.rows])
+        return without_pads(together) if isinstance(together, Tensor) else together
 
     @property
     def new_ids(self) -> Ragged:

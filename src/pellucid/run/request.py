@@ -10,7 +10,8 @@ import torch
 from pellucid.aliases import Names, selected, several
 from pellucid.batch import Batch
 from pellucid.config import TransformerConfig
-from pellucid.errors import InputError, UnknownArgumentError
+from pellucid.dialects import ARGUMENTS
+from pellucid.errors import InputError
 from pellucid.run.beams import Beams
 from pellucid.run.edit import Edit
 from pellucid.run.edit_tap import EditTap
@@ -175,35 +176,17 @@ def generator_of(seed: Seed, device: torch.device) -> torch.Generator | None:
     return torch.Generator(device).manual_seed(seed)
 
 
-def pad_id(config: TransformerConfig) -> int:
-    """What stands where a text has ended: the pad id, else an end id, else 0, as in transformers."""
-    candidates = (config.pad_token_id, *config.end_ids, 0)
-    return next(i for i in candidates if i is not None and 0 <= i < config.vocab_size)
-
-
-_ELSEWHERE = {
-    **{field.name: f"sampler=pl.Sampler({field.name}=...)" for field in fields(Sampler)},
-    "do_sample": "sampler=pl.Sampler()",
-    "max_tokens": "max_new_tokens=",
-    "max_length": "max_new_tokens=",
-    "eos_token_id": "end_ids=",
-    "stop_strings": "stop=",
+ELSEWHERE = {
+    **ARGUMENTS,
+    **{field.name: f"Pass sampler=pl.Sampler({field.name}=...)." for field in fields(Sampler)},
+    "do_sample": "Pass sampler=pl.Sampler().",
+    "max_tokens": "Pass max_new_tokens=.",
+    "max_length": "Pass max_new_tokens=.",
+    "eos_token_id": "Pass end_ids=.",
+    "stop_at_eos": "Pass end_ids=(), which generates without an end.",
+    "stop_strings": "Pass stop=.",
 }
-"""What others pass to `generate` -> where it goes here."""
-
-
-def refuse_unknown(verb: str, given: Iterable[str]) -> None:
-    """Refuse arguments that do not exist.
-
-    Raises:
-        UnknownArgumentError: There are any.
-    """
-    for name in given:
-        raise UnknownArgumentError(
-            f"{verb}: {name}= given, which is no argument of it.",
-            code="unknown-argument",
-            remedy=f"Pass {_ELSEWHERE[name]}." if name in _ELSEWHERE else f"`help(model.{verb})` lists them.",
-        )
+"""What others pass to `generate` -> what to do here."""
 
 
 def edits_of(edits: Edit | Iterable[Edit]) -> Sequence[Edit]:
