@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from pellucid.tensor_file import ALIGNMENT
+
 M = TypeVar("M", bound=nn.Module)
 
 
@@ -25,12 +27,16 @@ def working_copy(module: M, dtype: torch.dtype | None = None) -> M:
 
     Args:
         module: Left as it is.
-        dtype: Of the copy's floating tensors; None keeps the dtypes and shares the parameters' memory.
+        dtype: Of the copy's floating tensors; None keeps the dtypes and shares the parameters' memory, as far as it
+            begins where torch's own memory does.
     """
     memo: dict[int, Any] = {}
+    moved = _Moved()
     for parameter in module.parameters():
         kept = dtype is None or not parameter.is_floating_point() or parameter.dtype == dtype
-        memo[id(parameter)] = parameter if kept else nn.Parameter(parameter.detach().to(dtype), requires_grad=False)
+        held = moved.aligned(parameter.detach()) if kept else parameter.detach().to(dtype)
+        shared = held.data_ptr() == parameter.data_ptr()
+        memo[id(parameter)] = parameter if shared else nn.Parameter(held, requires_grad=False)
     for child in module.modules():
         if getattr(child, "max_norm", None) is not None:  # such an embedding writes into its weight as it runs
             own = [parameter for parameter in child.parameters(recurse=False) if memo[id(parameter)] is parameter]
@@ -40,6 +46,25 @@ def working_copy(module: M, dtype: torch.dtype | None = None) -> M:
                 memo[id(value)] = value.detach()
     made = copy.deepcopy(module, memo)
     return (made if dtype is None else made.to(dtype)).eval()
+
+
+class _Moved:
+    """Tensors in memory that begins on a 64-byte boundary, as torch's own does; ties stay ties.
+
+    torch's products of a single row have other last bits where a matrix begins elsewhere, as in a file that is mapped.
+    """
+
+    def __init__(self) -> None:
+        self._made: dict[Any, Tensor] = {}
+
+    def aligned(self, tensor: Tensor) -> Tensor:
+        """The tensor itself if it lies well, else a copy; of the same memory, the same copy."""
+        if tensor.data_ptr() % ALIGNMENT == 0:
+            return tensor
+        place = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
+        if place not in self._made:
+            self._made[place] = tensor.clone()
+        return self._made[place]
 
 
 def double_copy(module: M) -> M:
