@@ -180,10 +180,10 @@ def ids_of(
     if not batch.padded:
         return batch.ids, ()
     rows = list(batch.rows())
-    if len({len(row) for row in rows}) == 1:  # every text had as many pads
-        return torch.stack(rows), ()
     fill = pad_id(reference.config)
     filled = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=fill)
+    if len({len(row) for row in rows}) == 1:  # every text had as many pads
+        return filled, ()
     return filled, (f"texts of unequal length: the shorter ones go on with id {fill}, on both sides",)
 
 
