@@ -5,7 +5,7 @@ READY := .venv/.ready
 BENCH := .venv-bench/bin
 BENCH_READY := .venv-bench/.ready
 
-.PHONY: demo test check lint train bench bench-quick clean
+.PHONY: demo test test-versions check lint train bench bench-quick clean
 
 demo: $(READY)
 	@$(BIN)/pellucid demo
@@ -14,6 +14,18 @@ demo: $(READY)
 test: lint
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 	$(BIN)/pyright
+
+# What depends on transformers, under each version in an environment of its own; what was seen: docs/versions.md.
+VERSIONS ?= 5.20.0 5.24.0
+VERSIONS_AT ?= .venv-versions
+test-versions: $(VERSIONS:%=test-transformers-%)
+
+test-transformers-%:
+	test -x $(VERSIONS_AT)/$*/bin/python || $(PYTHON) -m venv $(VERSIONS_AT)/$*
+	grep -v '^transformers==' constraints.txt > $(VERSIONS_AT)/$*/constraints.txt
+	$(VERSIONS_AT)/$*/bin/python -m pip install --quiet --disable-pip-version-check \
+		--constraint $(VERSIONS_AT)/$*/constraints.txt transformers==$* --editable '.[dev]'
+	$(VERSIONS_AT)/$*/bin/python -m pytest -q tests/conformance tests/run tests/test_cache.py tests/weights tests/ties
 
 check: lint
 	$(BIN)/pyright
@@ -49,4 +61,4 @@ $(BENCH_READY): pyproject.toml constraints.txt benchmarks/requirements.txt
 	touch $(BENCH_READY)
 
 clean:
-	rm -rf .venv .venv-bench build dist
+	rm -rf .venv .venv-bench $(VERSIONS_AT) build dist
