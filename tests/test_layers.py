@@ -16,6 +16,7 @@ PACKAGE = Path(pellucid.__file__).parent
 LAYERS: dict[str, int] = {
     "errors": 0, "axes": 0, "config": 0, "config_fields": 0, "ckpt": 0, "tap": 0, "aliases": 0, "_version": 0,
     "extras": 0, "check": 0, "config_values": 0, "interrupts": 0, "atomic": 0, "tensor_file": 0, "own_file": 0,
+    "generation_settings": 0,
     "weights.hub": 0, "weights.manifests": 0, "nonlinear": 0, "parameters": 0, "products": 0, "execution": 0,
     "attention": 1, "transformer": 1,
     "tokens": 2, "batch": 2, "batching": 2, "ids": 2, "pads": 2, "dialects": 0, "weights": 2, "cache": 2, "fast": 2,

@@ -48,6 +48,7 @@ from pellucid.estimation import Estimate as Estimate
 from pellucid.estimation import GenerationMemory as GenerationMemory
 from pellucid.estimation import estimate as estimate
 from pellucid.estimation import estimate_generation as estimate_generation
+from pellucid.generation_settings import GenerationSettings as GenerationSettings
 from pellucid.model import CkptedTransformer as CkptedTransformer
 from pellucid.open import from_hf as from_hf
 from pellucid.open import load as load

@@ -13,8 +13,11 @@ from pellucid.aliases import Names
 from pellucid.batch import Batch, Inputs
 from pellucid.ckpt import all_names
 from pellucid.dialects import named_arguments
+from pellucid.errors import ConfigError, shown
 from pellucid.fast.prepared import forget
+from pellucid.generation_settings import GenerationSettings
 from pellucid.parameters import require_numbers
+from pellucid.run.asked import Asked, asked_by, with_what_always_counts
 from pellucid.run.beams import Beams
 from pellucid.run.edit import Edit
 from pellucid.run.generate import generate, stream
@@ -27,11 +30,12 @@ from pellucid.run.request import (
     left,
     names_of,
     pace_of,
+    pad_id_of,
     returned_of,
     sampler_of,
 )
 from pellucid.run.sampling import Sampler
-from pellucid.run.stopping import Stop, Stopping, stopping
+from pellucid.run.stopping import Stop, stopping
 from pellucid.tokens import Tokenizer
 from pellucid.transformer import Transformer
 
@@ -40,6 +44,25 @@ class GeneratingTransformer(Transformer):
     """A GPT-2 that goes on with texts; whoever inherits from it makes batches of them."""
 
     tokenizer: Tokenizer | None
+    _generation: GenerationSettings | None
+
+    @property
+    def generation(self) -> GenerationSettings:
+        """What the model's `generation_config.json` says; without one, what its configuration says.
+
+        Set it to change what ends a text and what `sampler="file"` does; None goes back to the configuration's.
+        """
+        return self._generation or GenerationSettings.of_config(self.config)
+
+    @generation.setter
+    def generation(self, settings: GenerationSettings | None) -> None:
+        if settings is not None and not isinstance(settings, GenerationSettings):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ConfigError(
+                f"generation: {shown(settings)} given, expected pl.GenerationSettings or None.",
+                code="generation-wrong-type",
+                remedy="Give pl.GenerationSettings({'eos_token_id': 0, 'top_p': 0.9}), with transformers' names.",
+            )
+        self._generation = settings
 
     def tokenize(self, inputs: Inputs, *, mask: Any = None, padding_side: str = "left") -> Batch:
         """Make a batch of whatever a model takes."""
@@ -51,15 +74,15 @@ class GeneratingTransformer(Transformer):
         inputs: Inputs,
         *,
         mask: Any = None,
-        max_new_tokens: int = 50,
-        sampler: Sampler | None = None,
+        max_new_tokens: int | None = None,
+        sampler: Sampler | Literal["file"] | None = None,
         seed: Seed = None,
-        stop: Stop = (),
+        stop: Stop = None,
         end_ids: int | Iterable[int] | None = None,
-        num_return_sequences: int = 1,
-        num_beams: int = 1,
-        length_penalty: float = 1.0,
-        early_stopping: bool | Literal["never"] = False,
+        num_return_sequences: int | None = None,
+        num_beams: int | None = None,
+        length_penalty: float | None = None,
+        early_stopping: bool | Literal["never"] | None = None,
         overflow: str = "error",
         use_cache: bool = True,
         names: Names = (),
@@ -72,16 +95,17 @@ class GeneratingTransformer(Transformer):
         Args:
             inputs: Whatever `tokenize` accepts; texts of unequal length are padded on the left.
             mask: 1 at real tokens, beside ids that hold pads.
-            max_new_tokens: Tokens at most; 0 gives the prompts back.
-            sampler: How tokens are chosen; the likeliest one where None.
+            max_new_tokens: Tokens at most, 50 unless given; 0 gives the prompts back.
+            sampler: How tokens are chosen; the likeliest one where None. "file" does what `generation` says
+                (`generation_config.json`), lengths and beams included; what is given here counts before it.
             seed: Of the draws, a number or a generator; torch's own generator draws where None.
             stop: Strings and ids that end a text; they stay in it. A string counts wherever in the new text it comes.
-            end_ids: Ids that end a text; the configuration's where None.
-            num_return_sequences: Texts for each prompt, next to each other.
-            num_beams: Above 1, a beam search so wide.
-            length_penalty: Of the search: scores are divided by the number of new tokens to this power.
-            early_stopping: Of the search: True ends when so many texts are finished, False when none that goes on can
-                get better at its length, "never" when none can at any length.
+            end_ids: Ids that end a text; those of `generation` where None.
+            num_return_sequences: Texts for each prompt, next to each other; 1 unless given.
+            num_beams: Above 1, a beam search so wide; 1 unless given.
+            length_penalty: Of the search: scores are divided by the number of new tokens to this power, 1 unless given.
+            early_stopping: Of the search: True ends when so many texts are finished, False (unless given) when none
+                that goes on can get better at its length, "never" when none can at any length.
             overflow: What happens where the context ends: "error" refuses beforehand, "slide" goes on from the last
                 n_positions tokens, at positions from 0 on, run anew for every token.
             use_cache: Whether keys and values are kept; without, the whole text runs for every token.
@@ -102,14 +126,15 @@ class GeneratingTransformer(Transformer):
             >>> out.text
             'Once upon a time, there was a little girl named Lily.'
         """
-        chosen = sampler_of(sampler)
-        returned = returned_of(num_return_sequences, num_beams, chosen)
-        beams = Beams(num_beams, length_penalty, early_stopping, returned) if num_beams > 1 else None
-        ends = stopping(self.config, self.tokenizer, max_new_tokens, stop, end_ids)
-        request = self._request(self.tokenize(inputs, mask=mask), chosen, ends, overflow, use_cache)
-        request = replace(request, single=ids.is_flat(inputs), seed=seed, returned=returned, beams=beams)
+        prompts = left(self.tokenize(inputs, mask=mask))
+        asked = self._asked(
+            prompts, sampler, max_new_tokens=max_new_tokens, stop=stop, num_return_sequences=num_return_sequences,
+            num_beams=num_beams, length_penalty=length_penalty, early_stopping=early_stopping,
+        )  # fmt: skip
+        request = self._request(inputs, prompts, asked, end_ids, overflow, use_cache)
         looked_at = names_of(names, all_names(self.config.n_layer))
-        return generate(self, replace(request, names=looked_at, edits=edits_of(edits)))
+        changed = edits_of(edits)
+        return generate(self, replace(request, seed=seed, names=looked_at, edits=changed))
 
     @named_arguments(ELSEWHERE)
     def stream(
@@ -117,12 +142,12 @@ class GeneratingTransformer(Transformer):
         inputs: Inputs,
         *,
         mask: Any = None,
-        max_new_tokens: int = 50,
-        sampler: Sampler | None = None,
+        max_new_tokens: int | None = None,
+        sampler: Sampler | Literal["file"] | None = None,
         seed: Seed = None,
-        stop: Stop = (),
+        stop: Stop = None,
         end_ids: int | Iterable[int] | None = None,
-        num_return_sequences: int = 1,
+        num_return_sequences: int | None = None,
         overflow: str = "error",
         explain: bool = False,
     ) -> Iterator[Token]:
@@ -139,11 +164,12 @@ class GeneratingTransformer(Transformer):
             >>> "".join(token.text for token in pl.load().stream("Once upon a time", max_new_tokens=5))
             ', there was a little'
         """
-        chosen = sampler_of(sampler)
-        ends = stopping(self.config, self.tokenizer, max_new_tokens, stop, end_ids)
-        request = self._request(self.tokenize(inputs, mask=mask), chosen, ends, overflow, True)
-        returned = returned_of(num_return_sequences, 1, chosen)
-        return stream(self, replace(request, single=ids.is_flat(inputs), seed=seed, returned=returned), explain=explain)
+        prompts = left(self.tokenize(inputs, mask=mask))
+        asked = self._asked(
+            prompts, sampler, max_new_tokens=max_new_tokens, stop=stop, num_return_sequences=num_return_sequences
+        )
+        request = self._request(inputs, prompts, asked, end_ids, overflow, cached=True)
+        return stream(self, replace(request, seed=seed), explain=explain)
 
     def refresh(self) -> None:
         """Forget what fast numerics have prepared from the weights, which are then prepared anew.
@@ -159,8 +185,29 @@ class GeneratingTransformer(Transformer):
         self.refresh()
         return super()._apply(fn, recurse)
 
-    def _request(self, prompts: Batch, sampler: Sampler, stopping: Stopping, overflow: str, cached: bool) -> Request:
+    def _asked(self, prompts: Batch, sampler: Sampler | Literal["file"] | None, **given: Any) -> Asked:
+        """What the caller gave, with the file's settings behind it if they were asked for."""
+        settings, chosen = self.generation, sampler_of(sampler)
+        if chosen == "file":
+            asked = asked_by(settings, prompts.ids.size(1), self.config.n_positions).with_given(**given)
+        else:
+            asked = Asked().with_given(sampler=chosen, **given)
+        return replace(asked, sampler=with_what_always_counts(asked.sampler, settings))
+
+    def _request(
+        self, inputs: Inputs, prompts: Batch, asked: Asked, end_ids: int | Iterable[int] | None, overflow: str,
+        cached: bool,
+    ) -> Request:  # fmt: skip
         require_numbers("generate", [self.embed.W_E])
-        batch = left(prompts)
-        pace = pace_of(batch, stopping, self.config, cached=cached, overflow=overflow)
-        return Request(batch, False, sampler, stopping, None, 1, None, pace, frozenset(), ())
+        settings, count = self.generation, asked.max_new_tokens
+        by = "end_ids" if end_ids is not None else f"eos_token_id of {settings.source}"
+        ends = settings.end_ids if end_ids is None else end_ids
+        when = stopping(self.config, self.tokenizer, count, asked.stop, ends, by)
+        returned = returned_of(asked.num_return_sequences, asked.num_beams, asked.sampler)
+        beams = None
+        if asked.num_beams > 1:
+            beams = Beams(asked.num_beams, asked.length_penalty, asked.early_stopping, returned)
+        pace = pace_of(prompts, when, self.config, cached=cached, overflow=overflow)
+        single = ids.is_flat(inputs)
+        pad = pad_id_of(settings, self.config.vocab_size)
+        return Request(prompts, single, asked.sampler, when, None, returned, beams, pace, frozenset(), (), pad)

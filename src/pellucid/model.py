@@ -20,6 +20,7 @@ from pellucid.dialects import named_arguments
 from pellucid.errors import InputError, UnknownNameError, nearest
 from pellucid.execution import Execution
 from pellucid.generating import GeneratingTransformer
+from pellucid.generation_settings import GenerationSettings
 from pellucid.parameters import LiveView, has_native_hooks, state_of, submodules
 from pellucid.run.activations import ActivationCkpts
 from pellucid.run.edit import Edit
@@ -45,6 +46,7 @@ class CkptedTransformer(GeneratingTransformer):
         numerics: "exact" performs transformers' operations, "fast" may fuse them, "bfloat16" also multiplies by the
             weights in bfloat16.
         provenance: Where the weights came from, and what was assumed on the way.
+        generation: What a `generation_config.json` says; without one, what the configuration says counts.
 
     Example:
         >>> import pellucid as pl
@@ -63,11 +65,13 @@ class CkptedTransformer(GeneratingTransformer):
         attention: str = "auto",
         numerics: str = "exact",
         provenance: dict[str, str] | None = None,
+        generation: GenerationSettings | None = None,
     ) -> None:
         execution = Execution(attention, numerics)
         super().__init__(config, fresh_weights(config) if weights is None else weights, execution)
         self.tokenizer = tokenizer
         self.provenance = dict(provenance or {})
+        self.generation = generation
 
     @classmethod
     def from_pretrained(

@@ -111,7 +111,7 @@ def test_interrupted(as_json: bool, cli: Any, monkeypatch: pytest.MonkeyPatch) -
         ((PROMPT, "--max-new-tokens", "-1"), "max-new-tokens"),
         ((PROMPT, "--max-new-tokens", "400"), "too-long"),
         ((PROMPT, "--temperature", "-1"), "sampler-setting"),
-        ((PROMPT, "--top-p", "0"), "sampler-setting"),
+        ((PROMPT, "--top-p", "1.5"), "sampler-setting"),
         ((PROMPT, "--stop", ""), "empty-stop"),
         ((PROMPT, "--numerics", "quick"), "unknown-numerics"),
     ],

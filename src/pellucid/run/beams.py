@@ -69,6 +69,25 @@ class Beams:
                 remedy="Give one of these.",
             )
 
+    def require_enough_tokens(self, vocabulary: int, ends: int) -> None:
+        """See that each text has as many continuations as the search looks at.
+
+        Raises:
+            InputError: The vocabulary is smaller.
+        """
+        if vocabulary < continuations(ends):
+            raise InputError(
+                f"generate: num_beams={self.width} and {ends} end ids with {vocabulary} tokens in the vocabulary, "
+                f"expected at least {continuations(ends)}: one that does not end a text must be left.",
+                code="beams-vocabulary",
+                remedy="Pass num_beams=1, or fewer end_ids.",
+            )
+
+
+def continuations(ends: int) -> int:
+    """How many continuations of each text the search looks at: with so many end ids, one at least goes on."""
+    return max(2, 1 + ends)
+
 
 @dataclass(frozen=True)
 class Hypotheses:
@@ -168,9 +187,10 @@ class Search:
         """The best continuations [B, K] of each prompt's beams, and which beam each goes on from."""
         width, vocabulary, prompts = self.beams.width, logits.size(-1), len(running.ids)
         ends = self.stopping.end_ids
-        kept = max(2, 1 + len(ends)) * width
-        keep = 1 if self.sampler.is_greedy else max(2, 1 + len(ends))
-        context = Context(self.stepper.ids, self.stepper.mask, step, ends, keep)
+        kept = continuations(len(ends)) * width
+        keep = 1 if self.sampler.is_greedy else continuations(len(ends))
+        last = step + 1 == self.stopping.max_new_tokens
+        context = Context(self.stepper.ids, self.stepper.mask, step, ends, keep, last=last)
         processed = self.sampler.process(logits.float().log_softmax(-1), context)
         total = (processed.unflatten(0, (prompts, width)) + running.scores[:, :, None]).flatten(1)
         if self.sampler.is_greedy:

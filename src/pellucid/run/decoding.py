@@ -49,9 +49,11 @@ def decode(
     new: list[list[int]] = [[] for _ in stepper.ids]
     goes_on = [True] * len(new)  # `active`, without asking the device
     active = torch.ones(len(new), dtype=torch.bool, device=stepper.ids.device)
+    prompt = stepper.ids.size(1)
     logits = checked(stepper, stepper.start, active, 0)
     for number in range(stopping.max_new_tokens):
-        context = Context(stepper.ids, stepper.mask, number, stopping.end_ids, active=active)
+        last = number + 1 == stopping.max_new_tokens
+        context = Context(stepper.ids, stepper.mask, number, stopping.end_ids, active=active, prompt=prompt, last=last)
         chosen = sampler.choose(sampler.process(logits.float(), context), generator)
         chosen = torch.where(active, chosen, pad_id)
         reasons = _extended(new, chosen.tolist(), goes_on, stopping)

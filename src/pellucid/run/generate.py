@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from pellucid.batch import Batch
-from pellucid.batching import pad_id
-from pellucid.errors import EditError
+from pellucid.errors import EditError, InputError
 from pellucid.parameters import state_of, submodules
 from pellucid.run.activations import ActivationCkpts
 from pellucid.run.beams import Beams, Hypotheses, Search
@@ -54,6 +53,12 @@ def stream(model: Transformer, request: Request, *, explain: bool = False) -> It
 
     What cannot be carried out is refused at once.
     """
+    if request.beams is not None:
+        raise InputError(
+            f"stream: a beam search of {request.beams.width} beams, whose texts are known only at its end.",
+            code="stream-beams",
+            remedy="Call generate; or leave the search out: model.generation = model.generation.without('num_beams').",
+        )
     return _tokens(_started(model, request)[1] if request.stopping.max_new_tokens else iter(()), request, explain)
 
 
@@ -75,16 +80,16 @@ def _tokens(steps: Iterator[Step], request: Request, explain: bool) -> Iterator[
 
 
 def _explained(sampler: Sampler, step: Step, row: int) -> dict[str, Tensor]:
-    context = step.context
-    ids = context.ids[row][context.mask[row]]
-    return sampler.explain(step.logits[row], ids, end_ids=context.end_ids, new=context.new)
+    ids, mask = step.context.ids[row], step.context.mask[row]
+    alone = replace(step.context, ids=ids[mask][None], mask=mask[mask][None], active=None)
+    return sampler.explain_in(alone, step.logits[row])
 
 
 def _started(model: Transformer, request: Request) -> tuple[Stepper, Iterator[Step]]:
     pace = replace(request.pace, repeats=request.returned)
     stepper = Stepper(model, request.batch, pace, look_at(request, model.config))
     generator = generator_of(request.seed, request.batch.ids.device)
-    return stepper, decode(stepper, request.sampler, request.stopping, generator, pad_id(model.config))
+    return stepper, decode(stepper, request.sampler, request.stopping, generator, request.pad_id)
 
 
 def _captured(stepper: Stepper, request: Request, new: Tensor, lengths: list[int]) -> ActivationCkpts | None:
@@ -114,6 +119,7 @@ def _searched(model: Transformer, request: Request, beams: Beams) -> Generation:
             code="look-and-beams",
             remedy="Run the text that the search found: model.run_with_ckpts(out.ids).",
         )
+    beams.require_enough_tokens(model.config.vocab_size, len(request.stopping.end_ids))
     pace = replace(request.pace, repeats=beams.width)
     stepper = Stepper(model, request.batch, pace, look_at(request, model.config))
     generator = generator_of(request.seed, request.batch.ids.device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
+from typing import Literal
 
 import torch
 
@@ -11,11 +12,12 @@ from pellucid.aliases import Names, selected, several
 from pellucid.batch import Batch
 from pellucid.config import TransformerConfig
 from pellucid.dialects import ARGUMENTS
-from pellucid.errors import InputError
+from pellucid.errors import InputError, shown
+from pellucid.generation_settings import GenerationSettings
 from pellucid.run.beams import Beams
 from pellucid.run.edit import Edit
 from pellucid.run.edit_tap import EditTap
-from pellucid.run.sampling import GREEDY, Sampler
+from pellucid.run.sampling import Sampler
 from pellucid.run.stepping import Look, Pace, left_padded
 from pellucid.run.stopping import Stopping
 
@@ -38,6 +40,7 @@ class Request:
         pace: How the text is run.
         names: What is captured.
         edits: What is changed.
+        pad_id: What stands where a text has ended.
     """
 
     batch: Batch
@@ -50,6 +53,7 @@ class Request:
     pace: Pace
     names: frozenset[str]
     edits: Sequence[Edit]
+    pad_id: int = 0
 
 
 def left(batch: Batch) -> Batch:
@@ -86,19 +90,20 @@ def pace_of(batch: Batch, stopping: Stopping, config: TransformerConfig, *, cach
     return Pace(columns, cached, overflow == "slide")
 
 
-def sampler_of(given: Sampler | None) -> Sampler:
-    """How tokens are chosen; the likeliest one where nothing was given.
+def sampler_of(given: Sampler | Literal["file"] | None) -> Sampler | Literal["file"] | None:
+    """How tokens are chosen, as it was given.
 
     Raises:
-        InputError: Something else than a sampler.
+        InputError: Something else than a sampler, "file" or None.
     """
-    if given is not None and not isinstance(given, Sampler):
-        raise InputError(
-            f"generate: sampler={given!r}, expected pl.Sampler or None.",
-            code="sampler-setting",
-            remedy="Give pl.Sampler(temperature=0.8, top_p=0.9), or nothing for the likeliest token.",
-        )
-    return GREEDY if given is None else given
+    if given is None or isinstance(given, Sampler) or given == "file":  # pyright: ignore[reportUnnecessaryComparison]
+        return given
+    raise InputError(
+        f"generate: sampler={shown(given)}, expected pl.Sampler, 'file' or None.",
+        code="sampler-setting",
+        remedy="Give pl.Sampler(temperature=0.8, top_p=0.9), 'file' for the settings of generation_config.json, or "
+        "nothing for the likeliest token.",
+    )
 
 
 def require_some(name: str, value: object) -> None:
@@ -174,6 +179,12 @@ def generator_of(seed: Seed, device: torch.device) -> torch.Generator | None:
             f"generate: seed={seed}, expected a number of 64 bits.", code="seed", remedy="Give a smaller number."
         )
     return torch.Generator(device).manual_seed(seed)
+
+
+def pad_id_of(settings: GenerationSettings, vocabulary: int) -> int:
+    """What stands where a text has ended: the pad id, else an end id, else 0, as in transformers."""
+    candidates = (settings.pad_id, *settings.end_ids, 0)
+    return next(i for i in candidates if i is not None and 0 <= i < vocabulary)
 
 
 ELSEWHERE = {

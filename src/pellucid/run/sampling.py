@@ -29,6 +29,8 @@ class Context:
         end_ids: Tokens that end a text.
         keep: How many tokens no filter may go below.
         active: [B], true where the text goes on; None for all.
+        prompt: Columns of the prompt; None for those of `ids` that are not new.
+        last: Whether no token comes after this one.
     """
 
     ids: Tensor
@@ -37,6 +39,8 @@ class Context:
     end_ids: tuple[int, ...] = ()
     keep: int = 1
     active: Tensor | None = None
+    prompt: int | None = None
+    last: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +50,7 @@ class Sampler:
     Args:
         temperature: 0 takes the likeliest token (the first of equals), after penalties and without filters.
         top_k: Keep so many; 0 keeps all.
-        top_p: Keep the nucleus of this probability; 1 keeps all.
+        top_p: Keep the nucleus of this probability; 1 keeps all, 0 the likeliest.
         min_p: Keep what is at least so many times as likely as the likeliest; 0 keeps all.
         typical_p: Keep the typical set of this probability; 1 keeps all.
         repetition_penalty: Divides the logits of tokens that occurred; 1 does nothing.
@@ -55,6 +59,9 @@ class Sampler:
         no_repeat_ngram_size: No sequence of so many tokens comes twice; 0 allows it.
         suppress_tokens: Tokens that never come.
         min_new_tokens: Tokens before one that ends the text may come.
+        begin_suppress_tokens: Tokens that do not come first.
+        forced_bos_token_id: What comes after a prompt of one token.
+        forced_eos_token_id: What comes last, if the text has not ended before `max_new_tokens`.
 
     Penalties count the whole text, prompt included, pads left out.
 
@@ -78,26 +85,31 @@ class Sampler:
     no_repeat_ngram_size: int = 0
     suppress_tokens: tuple[int, ...] = ()
     min_new_tokens: int = 0
+    begin_suppress_tokens: tuple[int, ...] = ()
+    forced_bos_token_id: tuple[int, ...] = ()
+    forced_eos_token_id: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        _require("suppress_tokens", self.suppress_tokens, isinstance(self.suppress_tokens, Iterable), "token ids")
-        object.__setattr__(self, "suppress_tokens", tuple(self.suppress_tokens))
+        for name in _TOKENS:
+            given = getattr(self, name)
+            several = given if isinstance(given, Iterable) else (given,)
+            object.__setattr__(self, name, tuple(several))
+            whole = all(isinstance(token, int) and token >= 0 for token in getattr(self, name))
+            _require(name, given, whole, "token ids")
         for f in fields(self):
             value = getattr(self, f.name)
-            if f.name != "suppress_tokens":
+            if f.name not in _TOKENS:
                 _require(f.name, value, isinstance(value, (int, float)) and not math.isnan(value), "a number")
         _require("temperature", self.temperature, 0 <= self.temperature < math.inf, "0 or more")
-        for name in ("top_p", "typical_p"):
-            _require(name, getattr(self, name), 0 < getattr(self, name) <= 1, "above 0, up to 1")
-        _require("min_p", self.min_p, 0 <= self.min_p <= 1, "from 0 to 1")
+        for name in ("top_p", "min_p"):
+            _require(name, getattr(self, name), 0 <= getattr(self, name) <= 1, "from 0 to 1")
+        _require("typical_p", self.typical_p, 0 < self.typical_p <= 1, "above 0, up to 1")
         _require("repetition_penalty", self.repetition_penalty, 0 < self.repetition_penalty < math.inf, "above 0")
         for name in ("frequency_penalty", "presence_penalty"):
             _require(name, getattr(self, name), math.isfinite(getattr(self, name)), "a finite number")
         for name in ("top_k", "no_repeat_ngram_size", "min_new_tokens"):
             value = getattr(self, name)
             _require(name, value, isinstance(value, int) and value >= 0, "a whole number, 0 or more")
-        whole = all(isinstance(token, int) and token >= 0 for token in self.suppress_tokens)
-        _require("suppress_tokens", self.suppress_tokens, whole, "token ids")
 
     def __repr__(self) -> str:
         changed = (f"{f.name}={getattr(self, f.name)!r}" for f in fields(self) if getattr(self, f.name) != f.default)
@@ -116,7 +128,10 @@ class Sampler:
         def counts(logits: Tensor) -> Tensor:
             return stages.counts_of(context.ids, context.mask, logits.size(-1))
 
-        size, banned = self.no_repeat_ngram_size, self.suppress_tokens
+        size, banned, banned_first = self.no_repeat_ngram_size, self.suppress_tokens, self.begin_suppress_tokens
+        first, last = self.forced_bos_token_id, self.forced_eos_token_id
+        prompt = context.ids.size(1) - context.new if context.prompt is None else context.prompt
+        begins = 1 if prompt == 1 and first else 0  # how many tokens are new where the text begins, as in transformers
         unfinished = context.new < self.min_new_tokens and bool(context.end_ids)
         candidates: list[tuple[str, bool, Stage]] = [
             ("repetition_penalty", self.repetition_penalty != 1,
@@ -128,8 +143,14 @@ class Sampler:
             ("no_repeat_ngram_size", size > 0,
              lambda logits: stages.no_repeat_ngrams(logits, context.ids, context.mask, size)),
             ("min_new_tokens", unfinished, lambda logits: stages.suppress(logits, context.end_ids)),
+            ("forced_bos_token_id", bool(first) and prompt + context.new == 1,
+             lambda logits: stages.force(logits, _within("forced_bos_token_id", first, logits.size(-1)))),
+            ("forced_eos_token_id", bool(last) and context.last,
+             lambda logits: stages.force(logits, _within("forced_eos_token_id", last, logits.size(-1)))),
             ("suppress_tokens", bool(banned),
-             lambda logits: stages.suppress(logits, _within(banned, logits.size(-1)))),
+             lambda logits: stages.suppress(logits, _within("suppress_tokens", banned, logits.size(-1)))),
+            ("begin_suppress_tokens", bool(banned_first) and context.new == begins,
+             lambda logits: stages.suppress(logits, _within("begin_suppress_tokens", banned_first, logits.size(-1)))),
         ]  # fmt: skip
         return [(name, stage) for name, applies, stage in candidates if applies]
 
@@ -188,7 +209,10 @@ class Sampler:
             {'model': [0.67, 0.24, 0.09], 'temperature': [0.87, 0.12, 0.02], 'top_k': [0.88, 0.12, 0.0]}
         """
         text = torch.as_tensor(ids, dtype=torch.long, device=logits.device).reshape(1, -1)
-        context = Context(text, torch.ones_like(text, dtype=torch.bool), new, tuple(end_ids))
+        return self.explain_in(Context(text, torch.ones_like(text, dtype=torch.bool), new, tuple(end_ids)), logits)
+
+    def explain_in(self, context: Context, logits: Tensor) -> dict[str, Tensor]:
+        """`explain` for logits [V] of one text in the middle of a generation, whose context has that row alone."""
         current = logits.detach().float().reshape(1, -1)
         found = {"model": current.softmax(-1)[0]}
         for name, stage in self.stages(context):
@@ -198,6 +222,8 @@ class Sampler:
             found["temperature"] = torch.zeros_like(found["model"]).index_fill_(0, current.argmax(-1), 1.0)
         return found
 
+
+_TOKENS = ("suppress_tokens", "begin_suppress_tokens", "forced_bos_token_id", "forced_eos_token_id")
 
 _KEEPING = ("repetition_penalty", "frequency_penalty", "presence_penalty", "temperature", "top_k", "top_p", "min_p",
             "typical_p")  # fmt: skip
@@ -209,10 +235,10 @@ def _is_empty(logits: Tensor, active: Tensor | None) -> bool:
     return bool(empty.any() if active is None else (empty & active).any())
 
 
-def _within(tokens: tuple[int, ...], vocabulary: int) -> list[int]:
+def _within(name: str, tokens: tuple[int, ...], vocabulary: int) -> list[int]:
     if outside := [token for token in tokens if token >= vocabulary]:
         raise InputError(
-            f"Sampler: suppress_tokens holds {outside[0]}, expected ids up to {vocabulary - 1}.",
+            f"Sampler: {name} holds {outside[0]}, expected ids up to {vocabulary - 1}.",
             code="id-out-of-range",
             remedy="Give ids of this model's vocabulary.",
         )

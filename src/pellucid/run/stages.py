@@ -60,6 +60,13 @@ def suppress(logits: Tensor, tokens: Sequence[int]) -> Tensor:
     return out
 
 
+def force(logits: Tensor, tokens: Sequence[int]) -> Tensor:
+    """Leave only these tokens, equally likely."""
+    out = torch.full_like(logits, -math.inf)
+    out[..., list(tokens)] = 0.0
+    return out
+
+
 def temperature(logits: Tensor, value: float) -> Tensor:
     """Divide by `value`, above 0: below 1 sharpens, above 1 flattens (Ackley et al. 1985)."""
     return logits / value

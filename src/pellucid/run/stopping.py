@@ -62,9 +62,18 @@ def stopping(
     tokenizer: Tokenizer | None,
     max_new_tokens: int,
     stop: Stop,
-    end_ids: int | Iterable[int] | None,
+    end_ids: int | Iterable[int],
+    given_by: str = "end_ids",
 ) -> Stopping:
-    """Check what the caller gave; `end_ids` are the configuration's where None.
+    """Check what ends a text.
+
+    Args:
+        config: For the vocabulary.
+        tokenizer: For strings.
+        max_new_tokens: Tokens at most.
+        stop: Strings and ids.
+        end_ids: Ids.
+        given_by: Where these come from.
 
     Raises:
         InputError: A length, a string or an id that cannot be.
@@ -88,8 +97,8 @@ def stopping(
             code="no-tokenizer",
             remedy="Give stop ids, or set model.tokenizer.",
         )
-    ends = config.end_ids if end_ids is None else tuple(_several(end_ids))
-    for what, some in (("stop", ids), ("end_ids" if end_ids is not None else "eos_token_id of the config", ends)):
+    ends = tuple(_several(end_ids))
+    for what, some in (("stop", ids), (given_by, ends)):
         _require_ids(what, some, config.vocab_size)
     return Stopping(max_new_tokens, ends, ids, strings, tokenizer)
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pellucid.config import TransformerConfig
 from pellucid.errors import PellucidWarning, WeightsError
+from pellucid.generation_settings import GenerationSettings
 from pellucid.weights.importing import Imported, listed
 from pellucid.weights.layouts import HEAD
 
@@ -26,6 +27,11 @@ class Model(Protocol):
     tokenizer: Any
     provenance: dict[str, str]
     training: bool
+
+    @property
+    def generation(self) -> GenerationSettings:
+        """What its `generation_config.json`, or else its configuration, says."""
+        ...
 
     def state_dict(self) -> dict[str, Tensor]:
         """The stored tensors, the head among them only when it is untied."""
@@ -52,6 +58,7 @@ class ModelClass(Protocol[M_co]):
         attention: str = "auto",
         numerics: str = "exact",
         provenance: dict[str, str] | None = None,
+        generation: GenerationSettings | None = None,
     ) -> M_co:
         """A model of this configuration with these stored tensors."""
         ...

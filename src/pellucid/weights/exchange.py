@@ -13,10 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pellucid import generation_settings
 from pellucid.config import TransformerConfig
 from pellucid.config_fields import NEUTRAL, REFUSED, SYNONYMS
 from pellucid.errors import MissingExtraError, WeightsError
 from pellucid.execution import ordinary_tensors
+from pellucid.generation_settings import GenerationSettings
 from pellucid.parameters import require_numbers
 from pellucid.tensor_file import write_tensors
 from pellucid.transformer import stored_shapes
@@ -66,7 +68,10 @@ def from_hf(cls: ModelClass[M], hf_model: nn.Module, *, attention: str = "auto",
     copies = {name: _copy(tensor) for name, tensor in tensors.items()}
     imported = to_ours(copies, config)
     provenance = describe(imported, imported.weights, {"source": f"transformers {type(hf_model).__name__}"})
-    model = cls(imported.config, imported.weights, attention=attention, numerics=numerics, provenance=provenance)
+    model = cls(
+        imported.config, imported.weights, attention=attention, numerics=numerics, provenance=provenance,
+        generation=_generation_of(hf_model),
+    )  # fmt: skip
     model.train(hf_model.training)
     return model
 
@@ -98,11 +103,12 @@ def to_hf(model: Model) -> Any:
     # from_pretrained gives every tensor one dtype and puts it on the CPU.
     for name, parameter in hf.named_parameters():
         parameter.data = tensors[name]
+    hf.generation_config = _generation_for(model.generation, hf.generation_config)
     return hf.train(model.training)
 
 
 def save_pretrained(model: Model, folder: str | os.PathLike[str]) -> None:
-    """Write `config.json`, `model.safetensors` and, if the model has a tokenizer, `tokenizer.json`.
+    """Write `config.json` and `model.safetensors`, and the tokenizer and generation settings if the model has them.
 
     Names and bytes are those of transformers' own `save_pretrained`; a tied matrix is written once. Files take
     their names only when all are complete: whatever happens, each is the old one or the new one.
@@ -131,6 +137,9 @@ def save_pretrained(model: Model, folder: str | os.PathLike[str]) -> None:
     texts = {"config.json": _config_json(model.config, tensors)}
     if model.tokenizer is not None:
         texts["tokenizer.json"] = model.tokenizer.to_json()
+    beside = Path(folder) / generation_settings.FILE  # another model's would count if it stayed there
+    if model.generation.source == generation_settings.FILE or beside.is_file():
+        texts[generation_settings.FILE] = model.generation.to_json()
     texts, metadata = saves.stamp(texts)
     write = partial(write_tensors, tensors=tensors, metadata={"format": "pt", **metadata})
     saves.write(Path(folder), [("model.safetensors", write)], texts)
@@ -157,6 +166,34 @@ def _config_of(hf_model: Any) -> TransformerConfig:
     known = {field.name for field in dataclasses.fields(TransformerConfig)} | {"model_type", "is_causal"}
     unread = set(given) - known - NEUTRAL - set(REFUSED) - set(SYNONYMS)
     return TransformerConfig.from_dict(given, ignore=unread)
+
+
+def _generation_of(hf_model: Any) -> GenerationSettings | None:
+    """The settings of a live model; None where they are what its configuration says."""
+    from transformers import GenerationConfig
+
+    given = getattr(hf_model, "generation_config", None)
+    if given is None or given == GenerationConfig.from_model_config(hf_model.config):
+        return None
+    passed_over = ("transformers_version", "_from_model_config")
+    said = {name: value for name, value in given.to_dict().items() if value is not None and name not in passed_over}
+    return GenerationSettings(said)
+
+
+def _generation_for(settings: GenerationSettings, of_config: Any) -> Any:
+    """The same settings in transformers' class, which has built those of the configuration already."""
+    from transformers import GenerationConfig
+
+    if settings.source != generation_settings.FILE and not settings.sampling:
+        return of_config
+    try:
+        return GenerationConfig.from_dict(dict(settings.fields))
+    except (ValueError, TypeError) as problem:
+        raise WeightsError(
+            f"to_hf: transformers refuses the generation settings: {str(problem).splitlines()[0]}",
+            code="generation-refused",
+            remedy="Leave the setting out: model.generation = model.generation.without('its name').",
+        ) from problem
 
 
 def _require_as_configured(hf_model: Any, config: TransformerConfig) -> None:

@@ -74,8 +74,8 @@ class HubOptions:
 def locate(name: str | os.PathLike[str], options: HubOptions | None = None) -> Path:
     """The folder or file on this machine that holds the model of this name.
 
-    An existing path is returned as it is. Of a repository, `config.json`, the best weights
-    (`WEIGHT_FILES`) and the tokenizer's files are downloaded, all of one commit, unless they are cached.
+    An existing path is returned as it is. Of a repository, `config.json`, the best weights (`WEIGHT_FILES`),
+    `generation_config.json` and the tokenizer's files are downloaded, all of one commit, unless they are cached.
 
     Args:
         name: A path, an alias (`ALIASES`), `bundled`, or a hub id such as `openai-community/gpt2`.
@@ -112,6 +112,7 @@ def locate(name: str | os.PathLike[str], options: HubOptions | None = None) -> P
         repository.fetch("merges.txt")
         repository.fetch("added_tokens.json")
     repository.fetch("tokenizer_config.json")
+    repository.fetch("generation_config.json")
     return config.parent
 
 

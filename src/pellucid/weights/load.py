@@ -16,6 +16,7 @@ import torch
 from pellucid.config import TransformerConfig, refuse_misspelt
 from pellucid.errors import ConfigError, WeightsError, nearest
 from pellucid.execution import ordinary_tensors
+from pellucid.generation_settings import GenerationSettings
 from pellucid.weights import files, hub, saves
 from pellucid.weights.building import DTYPES, M, ModelClass, convert, describe, dtype_names
 from pellucid.weights.exchange import from_hf, save_pretrained, to_hf
@@ -101,6 +102,9 @@ def _read(
     if stored.model_args is not None and not _says(options.config, "activation_function"):
         provenance["activation_function"] = "gelu (erf) assumed: nanoGPT does not record it; pass config= otherwise"
     weights = convert(imported.weights, dtype, options.device)
+    generation = GenerationSettings.from_folder(stored.path.parent)
+    if generation is not None or GenerationSettings.of_config(imported.config).sampling:
+        provenance["generation"] = (generation or GenerationSettings.of_config(imported.config)).summary()
     tokenizer = read_tokenizer(stored.path.parent) if read_tokenizer is not None else None
     model = cls(
         imported.config,
@@ -109,6 +113,7 @@ def _read(
         attention=options.attention,
         numerics=options.numerics,
         provenance=describe(imported, weights, provenance),
+        generation=generation,
     )
     model.train(False)
     return model
