@@ -226,7 +226,9 @@ print(
 # %% [markdown]
 # ## Beam search
 #
-# The texts with the largest sums of log-probabilities. A text that has ended leaves the beams.
+# The texts with the largest sums of log-probabilities. The continuations of all beams are read from the best one on,
+# until `num_beams` of them go on; each one that ends on the way there is a finished text. Once there are enough
+# finished texts the search is over; if the length runs out first, the best beams take the places that are left.
 
 
 # %%
@@ -235,19 +237,21 @@ def beam_search(model, input_ids, num_return_sequences, num_beams, max_new_token
     for _ in range(max_new_tokens):
         grown = []
         for score, ids in beams:
-            best = F.log_softmax(model(ids[None])[0, -1], -1).topk(2 * num_beams)
+            logprobs = F.log_softmax(model(ids[None])[0, -1], -1)
+            best = logprobs.topk(min(2 * num_beams, len(logprobs)))  # no more of one beam's are ever read
             grown += [(score + float(gain), torch.cat([ids, token[None]])) for gain, token in zip(*best, strict=True)]
         grown.sort(key=lambda one: one[0], reverse=True)
         beams = []
-        for score, ids in grown[: 2 * num_beams]:
+        for score, ids in grown:
             if ids[-1] == tokenizer.eos_token_id:
                 ended.append((score, ids[:-1]))
-            elif len(beams) < num_beams:
+            else:
                 beams.append((score, ids))
+            if len(beams) == num_beams:
+                break
         if len(ended) >= num_return_sequences:
             break
-    else:
-        ended += beams
+    ended += beams[: max(0, num_return_sequences - len(ended))]
     return sorted(ended, key=lambda one: one[0], reverse=True)[:num_return_sequences]
 
 

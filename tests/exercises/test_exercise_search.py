@@ -1,159 +1,286 @@
-"""Beam search and the cache: wrong ones are named, right ones pass in any style."""
+"""Beam search: the published solutions pass and are told apart, wrong ones are named, and the probes can tell."""
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 from exercise_solution import variant
-from torch import Tensor
+from torch import Tensor, nn
 
-from pellucid.exercises import check_cache, check_sampling
+from pellucid.exercises import beam_forms, beam_search, check_beam_search, check_sampling
+from pellucid.exercises.beam_forms import (
+    BEAMS,
+    COURSE,
+    END,
+    ENDINGS,
+    NEW,
+    PROMPT,
+    PUBLISHED,
+    RETURNED,
+    Ending,
+    Found,
+    Search,
+    forms,
+)
+from pellucid.exercises.beam_search import WRONG, WRONG_ENDS, Vocabulary
 
-SOLUTION = variant()
-
-WRONG_BEAMS = [
-    (("F.log_softmax(model(ids[None])[0, -1], -1)", "model(ids[None])[0, -1]"), "logits are added up"),
-    (
-        ("F.log_softmax(model(ids[None])[0, -1], -1)", "model(ids[None])[0, -1].softmax(-1)"),
-        "probabilities are added up",
-    ),
-    (("score + float(gain)", "float(gain)"), "the last token's alone"),
-    ((".topk(2 * num_beams)", ".topk(1)"), "only by its own most likely"),
-    (
-        (
-            "    beams, ended = [(0.0, input_ids)], []\n",
-            "    num_beams = 1\n    beams, ended = [(0.0, input_ids)], []\n",
-        ),
-        "greedy",
-    ),
-    (
-        (
-            "return sorted(ended, key=lambda one: one[0], reverse=True)[:num_return_sequences]",
-            "return sorted(ended, key=lambda one: one[0], reverse=True)[:num_return_sequences][::-1]",
-        ),
-        "worst text comes first",
-    ),
-    (
-        (
-            "return sorted(ended, key=lambda one: one[0], reverse=True)[:num_return_sequences]",
-            "return sorted(ended, key=lambda one: one[0], reverse=True)",
-        ),
-        "all beams are returned",
-    ),
-    (
-        ("return sorted(ended, key=lambda one: one[0], reverse=True)[:num_return_sequences]", "return ended[0]"),
-        "expected a list",
-    ),
-    (
-        (
-            "    for _ in range(max_new_tokens):\n        grown",
-            "    for _ in range(max_new_tokens - 1):\n        grown",
-        ),
-        "no known mistake",
-    ),
-]
+SEEDS = range(50)
 
 
-@pytest.mark.parametrize(("change", "words"), WRONG_BEAMS, ids=[row[1] for row in WRONG_BEAMS])
-def test_wrong_beam_searches_are_named(change: tuple[str, str], words: str) -> None:
-    result = check_sampling(variant(change).beam_search)
-    assert not result
-    assert words in str(result.mistake), result
+def of_the_course(model: Any, prompt: Tensor, returned: int, width: int, new: int, tokenizer: Any) -> Any:
+    """The published solution, as its page describes it: in float32, over the flattened scores of all beams."""
+    ids, scores, done = prompt[None], torch.zeros(1), []
+    for _ in range(new):
+        gains = model(ids)[:, -1].log_softmax(-1)
+        flat = (gains + scores[:, None]).flatten()
+        rows, following = [], []
+        for place in flat.topk(2 * width).indices.tolist():
+            beam, token = divmod(place, gains.size(1))
+            if token == tokenizer.eos_token_id:
+                done.append((flat[place].item(), ids[beam]))
+            else:
+                rows.append(torch.cat([ids[beam], torch.tensor([token])]))
+                following.append(flat[place])
+            if len(rows) == width:
+                break
+        if len(done) >= returned:
+            break
+        ids, scores = torch.stack(rows), torch.stack(following)
+    done += [(scores[i].item(), ids[i]) for i in range(returned - len(done))]
+    return sorted(done, key=lambda one: one[0], reverse=True)[:returned]
 
 
-ENDS = "            if ids[-1] == tokenizer.eos_token_id:\n"
-LAST = "    return sorted(ended, key=lambda one: one[0], reverse=True)[:num_return_sequences]\n"
-DIVIDED = LAST.replace("sorted(ended,", "sorted([(score / len(ids), ids) for score, ids in ended],")
-WRONG_ENDS = [
-    (((ENDS, "            if False:\n"),), "goes on behind its end token, 0: "),
-    (((ENDS, "            if False:\n"), (LAST, DIVIDED)), "goes on behind its end token, 0: "),
-    ((("                ended.append((score, ids[:-1]))\n", "                continue\n"),),
-     "texts that have ended are missing: [2, 7, 4"),
+def of_arena_1(model: Any, prompt: Tensor, returned: int, width: int, new: int, tokenizer: Any) -> Any:
+    """Its successor's: num_beams continuations of each beam, never over early, end tokens stay."""
+    beams, final = [(0.0, prompt.tolist())], []
+    for number in range(new):
+        grown = []
+        for total, ids in beams:
+            best = model(torch.tensor([ids]))[0, -1].log_softmax(-1).topk(width)
+            grown += [(total + gain.item(), [*ids, token.item()]) for gain, token in zip(*best, strict=True)]
+        beams = []
+        for total, ids in sorted(grown, key=lambda one: one[0], reverse=True):
+            (final if ids[-1] == tokenizer.eos_token_id else beams).append((total, ids))
+            if len(beams) == width:
+                break
+        final = sorted(final + (beams if number == new - 1 else []), key=lambda one: one[0], reverse=True)[:width]
+    return final[:returned]
+
+
+def of_arena_3(model: Any, prompt: Tensor, returned: int, width: int, new: int, tokenizer: Any) -> Any:
+    """The one after: an ended text takes the place of a beam, and the texts are not sorted in the end."""
+    ids, sums, final = prompt[None], torch.zeros(1), []
+    for _ in range(new):
+        best = model(ids)[:, -1].log_softmax(-1).topk(width)
+        sums = (sums[:, None] + best.values).flatten()
+        ids = torch.cat([ids.repeat_interleave(width, 0), best.indices.flatten()[:, None]], 1)
+        top = sums.topk(width).indices
+        ids, sums = ids[top], sums[top]
+        over = ids[:, -1] == tokenizer.eos_token_id
+        final += list(zip(sums[over].tolist(), ids[over], strict=True))
+        ids, sums = ids[~over], sums[~over]
+        if len(final) >= returned:
+            return final[:returned]
+    return (final + list(zip(sums.tolist(), ids, strict=True)))[:returned]
+
+
+def equal(given: Any, expected: Found) -> bool:
+    """Whether texts, without their end tokens, and scores are the same."""
+    texts = [([i for i in torch.as_tensor(ids).tolist() if i != END], float(score)) for score, ids in given]
+    return [ids for ids, _ in texts] == [ids for _, ids in expected] and all(
+        abs(score - other) < 1e-4 for (_, score), (other, _) in zip(texts, expected, strict=True)
+    )
+
+
+def called(fn: Any, model: nn.Module) -> Any:
+    return fn(model, torch.tensor(PROMPT), RETURNED, BEAMS, NEW, Vocabulary())
+
+
+ARENA_1, ARENA_3, THEIRS = PUBLISHED.values()
+SOLUTIONS = [
+    (variant().beam_search, COURSE), (of_the_course, COURSE), (of_arena_1, ARENA_1), (of_arena_3, ARENA_3)
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("changes", "words"), WRONG_ENDS, ids=["ignored", "ignored, by length", "thrown away"])
-def test_a_search_that_does_not_end_texts_is_named(changes: Any, words: str) -> None:
+@pytest.mark.parametrize(("fn", "form"), SOLUTIONS, ids=["example", "course", "arena 1", "arena 3"])
+def test_a_published_solution_is_its_form_at_every_seed(fn: Any, form: Search) -> None:
+    for seed, bonus in itertools.product(SEEDS, (0.0, 1.0, 2.0)):
+        model = Ending(seed, bonus, 1.2).model()
+        assert equal(called(fn, model), form.run(model)), (seed, bonus)
+
+
+def test_the_published_solution_passes_with_probes_of_any_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    for seed in SEEDS:
+        monkeypatch.setattr(beam_search, "ENDINGS", (Ending(seed, 1.0, 1.2), Ending(seed, 2.0, 0.8)))
+        monkeypatch.setattr(beam_search, "ENDLESS", (seed,))
+        assert check_beam_search(of_the_course), seed
+
+
+def test_transformers_is_the_form_that_has_its_name() -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.GPT2Config(vocab_size=9, n_positions=16, n_embd=8, n_layer=1, n_head=2)
+    for seed in range(6):
+        torch.manual_seed(seed)
+        model = transformers.GPT2LMHeadModel(config).eval()
+        with torch.no_grad():
+            model.transformer.wte.weight.mul_(60)
+
+        class Logits(nn.Module):
+            def forward(self, x: Tensor, model: Any = model) -> Tensor:
+                return model(x).logits
+
+        with torch.no_grad():
+            found = model.generate(
+                torch.tensor([PROMPT]), attention_mask=torch.ones(1, len(PROMPT)), num_beams=BEAMS,
+                num_return_sequences=RETURNED, max_new_tokens=NEW, do_sample=False, early_stopping=True,
+                length_penalty=0.0, eos_token_id=END, pad_token_id=END,
+            )  # fmt: skip
+            expected = THEIRS.run(Logits())
+        assert [[i for i in row if i != END] for row in found.tolist()] == [ids for _, ids in expected], seed
+
+
+def results(run: Callable[[nn.Module], Found], models: list[Any]) -> list[Any]:
+    return [[(round(score, 3), tuple(ids)) for score, ids in run(model)] for model in models]
+
+
+def test_the_probes_tell_any_two_forms_and_mistakes_apart() -> None:
+    models = [ending.model() for ending in ENDINGS]
+    bases = (COURSE, *PUBLISHED.values())
+    every = {repr(form): results(form.run, models) for form in forms()}
+    wrong = {f"{words}: {base}": results(made(base), models) for words, made in WRONG_ENDS.items() for base in bases}
+    assert len(every) > 100
+    for (a, made), (b, other) in itertools.combinations(every.items(), 2):
+        assert made != other, (a, b)
+    for words, made in wrong.items():
+        assert made not in every.values(), words
+
+
+def test_the_probes_tell_any_two_lengths_and_mistakes_apart() -> None:
+    models = [beam_search.endless(seed) for seed in beam_search.ENDLESS]
+    every = {words: results(run, models) for words, run in WRONG.items()}
+    every |= {str(divides): results(Search(divides=divides).run, models) for divides in (None, "new", "text")}
+    for (a, made), (b, other) in itertools.combinations(every.items(), 2):
+        assert made != other, (a, b)
+
+
+def test_a_probe_that_cannot_tell_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(beam_forms, "ENDINGS", ENDINGS[:1])
+    models = [ending.model() for ending in beam_forms.ENDINGS]
+    made = [results(form.run, models) for form in forms()]
+    assert any(a == b for a, b in itertools.combinations(made, 2))
+
+
+@pytest.mark.parametrize(
+    "form", [form for number, form in enumerate(forms()) if number < 6 or number % 9 == 0], ids=str
+)
+def test_every_form_passes_and_is_told(form: Search) -> None:
+    def answer(model: Any, *_: Any) -> Any:
+        return [(score, torch.tensor(ids)) for score, ids in form.run(model)]
+
+    result = check_beam_search(answer)
+    assert result, result
+    told = [note for note in result.notes if "course" in note and "length penalty" not in note]
+    assert bool(told) == (form != COURSE), result
+    assert any("beams take the places that are left" in text for text in result.proved) == (form == COURSE)
+
+
+def test_where_published_solutions_differ_is_said() -> None:
+    said_of = {
+        of_arena_1: ("ARENA 1.0", "keeps its end token", "however many texts have ended"),
+        of_arena_3: ("ARENA 3", "the place of a beam", "in the order in which they ended"),
+    }
+    for fn, words in said_of.items():
+        said = " ".join(check_beam_search(fn).notes)
+        assert all(word in said for word in words), said
+
+
+LOGPROBS = "F.log_softmax(model(ids[None])[0, -1], -1)"
+TOPK = "logprobs.topk(min(2 * num_beams, len(logprobs)))"
+LAST = "    return sorted(ended, key=lambda one: one[0], reverse=True)[:num_return_sequences]\n"
+FILL = "    ended += beams[: max(0, num_return_sequences - len(ended))]\n"
+STOP = "        if len(ended) >= num_return_sequences:\n            break\n"
+ENDS = "            if ids[-1] == tokenizer.eos_token_id:\n"
+ENDED = "ended.append((score, ids[:-1]))"
+LOOP = "    for _ in range(max_new_tokens):\n        grown"
+WRONG_BEAMS = [
+    (((LOGPROBS, "model(ids[None])[0, -1]"),), "logits are added up"),
+    (((LOGPROBS, "model(ids[None])[0, -1].softmax(-1)"),), "probabilities are added up"),
+    (((LOGPROBS, LOGPROBS.replace("[0, -1]", "[0, 0]")),), "the logits of the first position"),
+    (((LOGPROBS, LOGPROBS.replace("[0, -1]", "[0, -2]")),), "the logits of the last position but one"),
+    ((("score + float(gain)", "float(gain)"),), "the last token's alone"),
+    (((TOPK, "logprobs.topk(1)"),), "only by its own most likely"),
+    (((LOOP, f"    num_beams = 1\n{LOOP}"),), "greedy"),
+    (((LOOP, f"    num_beams = num_return_sequences\n{LOOP}"), (TOPK, "logprobs.topk(8)")), "num_beams is not used"),
+    (((LAST, LAST.rstrip() + "[::-1]\n"),), "worst text comes first"),
+    (((LAST, LAST.replace("[:num_return_sequences]", "[:1]")),), "only the best text is returned"),
+    (((FILL, "    ended += beams\n"), (LAST, LAST.replace("[:num_return_sequences]", ""))), "all beams are returned"),
+    (((LAST, "    return ended[0]\n"),), "expected pairs (score, ids)"),
+    (((LAST, "    return [(s, i, None) for s, i in ended]\n"),),
+     "a list of (float, Tensor [9], NoneType), expected pairs (score, ids)"),
+    (((LAST, "    return [(i, s) for s, i in ended]\n"),),
+     "a list of (Tensor [9], float), expected pairs (score, ids)"),
+    (((LAST, "    return [(s, tokenizer.decode(i)) for s, i in ended]\n"),),
+     "the texts are decoded, expected their ids"),
+    (((LAST, "    return None\n"),), "it returns None, expected a list of (score, ids)"),
+    (((LOOP, LOOP.replace("max_new_tokens", "max_new_tokens - 1")),), "one token too early"),
+    (((LOOP, LOOP.replace("max_new_tokens", "max_new_tokens + 1")),), "one token more than max_new_tokens"),
+    (((LOOP, LOOP.replace("max_new_tokens", "max_new_tokens - 2")),), "no known mistake"),
+    (((ENDS, "            if False:\n"),), "goes on behind its end token, 0: "),
+    (((ENDED, "pass"),), "texts that have ended are thrown away"),
+    (((FILL, ""),), "0 texts are returned, expected 3"),
+    (((ENDED, "ended.append((score - float(F.log_softmax(model(ids[None, :-1])[0, -1], -1)[0]), ids[:-1]))"),),
+     "the end token's own log-probability is not added"),
+    (((TOPK, "logprobs.topk(len(logprobs))"),
+      ("            if len(beams) == num_beams:\n                break\n", ""),
+      (STOP, "        beams = beams[:num_beams]\n" + STOP)), "every end token counts, however unlikely"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("changes", "words"), WRONG_BEAMS, ids=[row[1] for row in WRONG_BEAMS])
+def test_wrong_beam_searches_are_named(changes: Any, words: str) -> None:
     result = check_sampling(variant(*changes).beam_search)
     assert not result
     assert words in str(result.mistake), result
-    assert result.step == "beam search, texts that end"
 
 
-def test_nothing_is_returned_where_all_texts_end() -> None:
+def test_texts_that_have_not_ended_must_not_be_missing() -> None:
+    result = check_sampling(variant((FILL, "    ended = ended or beams\n")).beam_search)
+    assert "texts that have not ended are missing" in str(result.mistake), result
+
+
+def test_what_no_form_gives_does_not_pass() -> None:
     nothing = LAST.replace("sorted(ended,", "sorted([] if any(0 in ids for _, ids in ended) else ended,")
-    result = check_sampling(variant(("score, ids[:-1]", "score, ids"), (LAST, nothing)).beam_search)
-    assert "texts that have ended are missing" in str(result.mistake), result
+    assert not check_sampling(variant((ENDED, "ended.append((score, ids))"), (LAST, nothing)).beam_search)
+    doubled = check_sampling(variant((ENDED, "ended.append((2 * score, ids[:-1]))")).beam_search)
+    assert "expected [" in str(doubled.mistake), doubled
+    assert "neither a known form of beam search nor a known mistake" in str(doubled.mistake)
+    assert doubled.step == "beam search, texts that end"
 
 
-def test_texts_that_are_padded_with_the_end_token_pass_without_a_claim() -> None:
-    result = check_sampling(variant(("score, ids[:-1]", "score, F.pad(ids, (0, 2))")).beam_search)
+def test_end_tokens_that_stay_pass_and_are_told() -> None:
+    for kept in ("ids", "F.pad(ids, (0, 2))"):
+        result = check_sampling(variant((ENDED, f"ended.append((score, {kept}))")).beam_search)
+        assert result, result
+        assert "a text keeps its end token; the course's does not" in result.notes
+
+
+@pytest.mark.parametrize(
+    ("length", "words"), [("len(ids)", "the length of the text"), ("max(1, len(ids) - 3)", "new tokens")]
+)
+def test_scores_by_length_pass_and_are_told(length: str, words: str) -> None:
+    divided = f"    ended = [(score / {length}, ids) for score, ids in ended]\n"
+    result = check_sampling(variant((FILL, FILL + divided)).beam_search)
     assert result, result
-    assert any("nothing is claimed" in note for note in result.notes), result
+    assert any(
+        f"divided by the {words}" in note or f"number of {words}" in note or words in note for note in result.notes
+    )
 
 
-def test_other_forms_of_beam_search_are_told_not_failed() -> None:
-    kept = check_sampling(variant(("ended.append((score, ids[:-1]))", "ended.append((score, ids))")).beam_search)
-    assert kept
-    assert any("keeps its end token" in text for text in kept.proved)
-    end = "return sorted(ended, key=lambda one: one[0], reverse=True)[:num_return_sequences]"
-    divided = "\n    ended = [(score / len(ids), ids) for score, ids in ended]\n    "
-    by_length = check_sampling(variant((end, divided.lstrip("\n ") + "\n    " + end)).beam_search)
-    assert by_length, by_length
-    assert any("divided by the length of the text" in note for note in by_length.notes)
-    assert not any("nothing is claimed" in note for note in by_length.notes), by_length
-
-
-CAT = "k, v = torch.cat([old_k, k], dim=2), torch.cat([old_v, v], dim=2)"
-WRONG_CACHE = [
-    (("torch.arange(before, before + x.shape[1]", "torch.arange(x.shape[1]"), "always gets position 0"),
-    (("cache.length += x.shape[1]", "cache.length += x.shape[1] + (cache.length == 0)"), "one too high"),
-    ((CAT, "pass"), "sees only itself"),
-    (("        self.kept[layer] = k, v\n", "        self.kept.setdefault(layer, (k, v))\n"), "not extended"),
-    (
-        (
-            "        self.kept[layer] = k, v\n",
-            "        self.kept[layer] = (k, v) if layer not in self.kept else (k[:, :, -1:], v[:, :, -1:])\n",
-        ),
-        "overwritten",
-    ),
-    ((CAT, "k, v = torch.cat([old_v, k], dim=2), torch.cat([old_k, v], dim=2)"), "no known mistake"),
-    (("triu(keys - seq + 1)", "triu(1)"), "only the first key"),
-    ((CAT, "k, v = torch.cat([old_k, k], dim=1), torch.cat([old_v, v], dim=1)"), "RuntimeError"),
-]
-
-
-@pytest.mark.parametrize(("change", "words"), WRONG_CACHE, ids=[row[1] for row in WRONG_CACHE])
-def test_wrong_caches_are_named(change: tuple[str, str], words: str) -> None:
-    changed = variant(change)
-    result = check_cache(changed.GPT2, changed.Cache)
-    assert not result
-    assert words in str(result.mistake), result
-
-
-def test_right_caches_pass_in_any_style() -> None:
-    assert check_cache(SOLUTION.GPT2, SOLUTION.Cache)
-    assert check_sampling(SOLUTION.GPT2, make_cache=SOLUTION.Cache)
-
-    class Returned(SOLUTION.GPT2):
-        def forward(self, x: Tensor, cache: Any = None) -> Any:
-            logits = super().forward(x, cache)
-            return logits if cache is None else (logits, cache)
-
-    assert check_cache(Returned, lambda model: SOLUTION.Cache())
-
-
-def test_a_cache_that_is_returned_without_being_asked_for() -> None:
-    class Always(SOLUTION.GPT2):
-        def forward(self, x: Any, cache: Any = None) -> Any:
-            return super().forward(x, cache=cache), cache
-
-    assert check_cache(Always, lambda model: SOLUTION.Cache())
-
-
-def test_a_cache_that_remembers_is_noticed() -> None:
-    shared = SOLUTION.Cache()
-    result = check_cache(SOLUTION.GPT2, lambda: shared)
-    assert not result
-    assert "IndexError" in str(result.mistake) or "remembers" in str(result.mistake), result
+def test_the_score_of_an_end_is_part_of_it() -> None:
+    model = ENDINGS[1].model()
+    assert COURSE.run(model) != replace(COURSE, counts_end=False).run(model)

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from pellucid.exercises.answers import misuse
-from pellucid.exercises.beams import check_beam_search
+from pellucid.exercises.beam_search import check_beam_search
 from pellucid.exercises.cache import check_cache
 from pellucid.exercises.draws import check_sample_basic, check_top_k, check_top_p
 from pellucid.exercises.next_token import check_sample_next_token
