@@ -22,6 +22,19 @@ OUT = "return self.resid_dropout(self.output_proj(z))"
 HEADS = "q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (batch, head, seq, head_size)"
 
 WRONG_ATTENTION = {
+    "minus sign forgotten": (("-1e4", "1e4"), "the minus sign is missing", "pattern"),
+    "inf": (("-1e4", "float('inf')"), "+inf: the minus sign is missing", "pattern"),
+    "times the logarithm of the mask": (
+        (MASK, "scores = scores * (~future).log()"),
+        "the logarithm of the mask",
+        "pattern",
+    ),
+    "times a mask": ((MASK, "scores = scores * (1 - 10001 * future.to(scores))"), "a mask of 1 and -10000", "pattern"),
+    "times -inf": (
+        (MASK, "scores = scores * torch.ones_like(scores).masked_fill(future, float('-inf'))"),
+        "a mask of 1 and -inf",
+        "pattern",
+    ),
     "no scaling": ((SCALE, ""), "not divided by sqrt(head_size)", "scores"),
     "scaled by hidden": ((SCALE, " / x.shape[-1]**0.5"), "divided by sqrt(hidden_size), not", "scores"),
     "scaled by heads": ((SCALE, " / self.num_heads**0.5"), "divided by sqrt(num_heads)", "scores"),
@@ -106,6 +119,17 @@ def test_wrong_attention_is_named(name: str) -> None:
     assert not result
     assert words in str(result.mistake), result
     assert str(result.tensor).startswith(tensor + " ["), result
+    second = check_attention(variant(change).UnidirectionalAttention, hint=2)
+    assert (second.mistake, second.tensor, second.kind) == (None, result.tensor, result.kind)
+    assert second.kind, "every mistake of the table has a kind"
+
+
+def test_what_is_nan_as_a_whole_is_not_given_a_cause() -> None:
+    nan = check_attention(
+        variant((MASK, "scores = scores + (1 - (~future).to(scores)) * float('-inf')")).UnidirectionalAttention
+    )
+    assert "the output holds NaN, and none of the known mistakes" in str(nan.mistake), nan
+    assert str(nan.tensor).startswith("pattern"), nan
 
 
 def test_two_mistakes_at_once_are_both_named() -> None:
@@ -115,10 +139,14 @@ def test_two_mistakes_at_once_are_both_named() -> None:
 
 BEYOND_NUMBERS = {
     "created on the CPU": ((", device=x.device).triu", ").triu"), "default device", "creating tensors"),
-    "no attn_dropout": (("self.attn_dropout(scores.softmax(-1))", "scores.softmax(-1)"), "never applied", "dropout"),
+    "no attn_dropout": (
+        ("self.attn_dropout(scores.softmax(-1))", "scores.softmax(-1)"),
+        "the pattern is not dropped",
+        "dropout",
+    ),
     "dropout on the wrong tensor": (
         ("self.attn_dropout(scores.softmax(-1))", "self.attn_dropout(scores).softmax(-1)"),
-        "not applied `attn_dropout`",
+        "attn_dropout is applied to the scores, before softmax",
         "dropout",
     ),
     "resid_dropout missing": (
@@ -128,7 +156,7 @@ BEYOND_NUMBERS = {
     ),
     "another rate": (
         ("self.attn_dropout = nn.Dropout(dropout)", "self.attn_dropout = nn.Dropout(0.1)"),
-        "p=0.1, not the dropout=0.25",
+        "p=0.1, not the dropout=0.4",
         "dropout",
     ),
     "dropout in evaluation": (
@@ -263,7 +291,8 @@ def test_an_unknown_mistake_is_not_given_a_name() -> None:
     result = check_attention(variant(("scores.softmax(-1)", "scores.softmax(-1) ** 1.5")).UnidirectionalAttention)
     assert not result
     assert "none of the known mistakes" in str(result.mistake)
-    assert "not confirmed" in str(result.step)
+    assert "no cause is confirmed" in str(result.mistake)
+    assert result.step == "the weighted sum"
     assert str(result.tensor).startswith("z ["), result
 
 

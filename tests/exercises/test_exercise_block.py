@@ -10,6 +10,12 @@ from pellucid.exercises import check_block
 SCALE = " / self.head_size**0.5  # (batch, head, query, key)"
 
 WRONG_BLOCK = {
+    "ln1 twice": (
+        (("self.linear1(self.ln2(x))", "self.linear1(self.ln1(x))"),),
+        "ln1 is applied in both places",
+        "ln2",
+    ),
+    "ln2 twice": ((("self.ln1(x), cache", "self.ln2(x), cache"),), "ln2 is applied in both places", "ln1"),
     "post-LN": (
         (
             ("x = x + self.attn(self.ln1(x), cache)", "x = self.ln1(x + self.attn(x, cache))"),

@@ -64,3 +64,14 @@ def test_a_cache_that_remembers_is_noticed() -> None:
     result = check_cache(SOLUTION.GPT2, lambda: shared)
     assert not result
     assert "IndexError" in str(result.mistake) or "remembers" in str(result.mistake), result
+
+
+def test_a_cache_for_whole_texts_is_told_what_the_course_gives() -> None:
+    class Cutting(SOLUTION.GPT2):
+        def forward(self, x: Tensor, cache: Any = None) -> Tensor:
+            done = 0 if cache is None else cache.length
+            return super().forward(x[:, done:].reshape(1, x.shape[1] - done) if done else x, cache)
+
+    result = check_cache(Cutting, SOLUTION.Cache)
+    assert "it expects the whole text each time and cuts off what the cache holds" in str(result.mistake), result
+    assert "one token at a time" in str(result.mistake)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ PATTERN = "self.attn_dropout(scores.softmax(-1))"
 OUTPUT = "self.resid_dropout(self.output_proj(z))"
 MLP = "return x + self.dropout(self.linear2(hidden))"
 SUM = "self.dropout(self.token_embedding(x) + self.pos_embedding(positions))"
+ATTENDED = "x = x + self.attn(self.ln1(x), cache)"
 HEAD = "self.ln(h), self.token_embedding.weight"
 
 NO_PATTERN, NO_OUTPUT = (PATTERN, "scores.softmax(-1)"), (OUTPUT, "self.output_proj(z)")
@@ -30,6 +32,28 @@ WRONG: list[tuple[Any, str, tuple[tuple[str, str], ...], str]] = [
     (check_attention, "UnidirectionalAttention", ON_V, "attn_dropout is applied to v"),
     (check_attention, "UnidirectionalAttention", ON_Z, "attn_dropout is applied to z"),
     (check_attention, "UnidirectionalAttention", TWICE, "attention's output is dropped twice"),
+    (check_attention, "UnidirectionalAttention", ((PATTERN, "self.attn_dropout(scores).softmax(-1)"),),
+     "attn_dropout is applied to the scores, before softmax"),
+    (check_attention, "UnidirectionalAttention",
+     (NO_PATTERN, ("q @ k.transpose(-1, -2) /", "self.attn_dropout(q @ k.transpose(-1, -2)) /")),
+     "attn_dropout is applied to the scores, before they are scaled"),
+    (check_attention, "UnidirectionalAttention",
+     (NO_PATTERN, ("q @ k.transpose(-1, -2) /", "self.attn_dropout(q) @ k.transpose(-1, -2) /")),
+     "attn_dropout is applied to q"),
+    (check_attention, "UnidirectionalAttention",
+     (NO_PATTERN, ("q @ k.transpose(-1, -2) /", "q @ self.attn_dropout(k).transpose(-1, -2) /")),
+     "attn_dropout is applied to k"),
+    (check_attention, "UnidirectionalAttention", ((PATTERN, f"self.attn_dropout({PATTERN})"),),
+     "the pattern is dropped twice"),
+    (check_block, "GPT2Block", ((ATTENDED, "x = x + self.dropout(self.attn(self.ln1(x), cache))"),),
+     "attention's output is dropped twice"),
+    (check_block, "GPT2Block", ((MLP, "return self.dropout(x + self.linear2(hidden))"),),
+     "the block's output is dropped"),
+    (check_block, "GPT2Block", ((MLP, "return x + self.linear2(self.dropout(hidden))"),), "the activation is dropped;"),
+    (check_block, "GPT2Block", ((MLP, "return x + self.dropout(self.linear2(self.dropout(hidden)))"),),
+     "the activation is dropped, too"),
+    (check_gpt2, "GPT2", ((HEAD, "self.dropout(self.ln(h)), self.token_embedding.weight"),),
+     "dropout is applied before the unembedding, too"),
     (check_block, "GPT2Block", ON_V, "attn_dropout is applied to v"),
     (check_block, "GPT2Block", (NO_PATTERN,), "the pattern is not dropped"),
     (check_block, "GPT2Block", (NO_OUTPUT,), "attention's output is not dropped"),
@@ -135,6 +159,32 @@ def test_dropout_by_hand_passes_and_its_place_is_not_claimed() -> None:
     assert result, result
     assert any("which tensors are dropped was not checked" in note for note in result.notes)
     assert not any("drops the pattern" in text for text in result.proved)
+
+
+def test_dropouts_whose_names_are_exchanged_pass_and_are_told() -> None:
+    changed = (PATTERN, PATTERN.replace("attn", "resid")), (OUTPUT, OUTPUT.replace("resid", "attn"))
+    result = check_attention(variant(*changed).UnidirectionalAttention)
+    assert result, result
+    assert any("the two are exchanged" in note for note in result.notes), result
+
+
+def test_dropouts_of_other_names_pass_and_are_told() -> None:
+    text = variant().UnidirectionalAttention
+
+    class Other(text):
+        def __init__(self, *given: Any, **named: Any) -> None:
+            super().__init__(*given, **named)
+            self.first, self.second = self.attn_dropout, self.resid_dropout
+            del self.attn_dropout, self.resid_dropout
+
+        def __getattr__(self, name: str) -> Any:
+            if name in ("attn_dropout", "resid_dropout") and sys._getframe(1).f_code.co_name == "forward":
+                return self.first if name == "attn_dropout" else self.second
+            return super().__getattr__(name)
+
+    result = check_attention(Other)
+    assert result, result
+    assert any("no nn.Dropout `attn_dropout` and `resid_dropout`, as the course calls it" in n for n in result.notes)
 
 
 def test_one_dropout_module_for_all_passes() -> None:

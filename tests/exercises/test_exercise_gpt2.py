@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from typing import Any
 
 import pytest
@@ -10,7 +12,7 @@ from exercise_solution import variant
 from torch import nn
 
 from pellucid import PellucidError
-from pellucid.exercises import check_attention, check_block, check_gpt2
+from pellucid.exercises import GPTConfig, check_attention, check_block, check_gpt2
 
 SCALE = " / self.head_size**0.5  # (batch, head, query, key)"
 
@@ -32,6 +34,28 @@ WRONG_GPT2 = {
         "given the token ids",
         "pos embedding",
     ),
+    "ids as positions, too high": (
+        ("self.pos_embedding(positions)", "self.pos_embedding(x)"),
+        "pos_embedding is given the token ids, not the positions; ids beyond the last position: your code raised "
+        "IndexError",
+        "pos embedding",
+    ),
+    "token embedding of positions": (
+        ("self.pos_embedding(positions)", "self.token_embedding(positions)"),
+        "embedded with token_embedding",
+        "pos embedding",
+    ),
+    "not handed on": (
+        ("            h = block(h, cache)", "            out = block(h, cache)\n        h = out"),
+        "does not hand on its result",
+        "block 0",
+    ),
+    "returned in the loop": (
+        ("            h = block(h, cache)", "            h = block(h, cache)\n            break"),
+        "the loop over the blocks ends, or returns, after one",
+        "block 1",
+    ),
+    "thrown away": (("h = block(h, cache)", "block(h, cache)"), "the blocks are not applied", "block 0"),
     "scaled embedding": (
         ("self.token_embedding(x) +", "self.token_embedding(x) * 12**0.5 +"),
         "multiplied by sqrt",
@@ -98,6 +122,16 @@ def test_wrong_gpt2s_are_named(name: str) -> None:
     assert not result
     assert str(words) in str(result.mistake), result
     assert tensor is None or str(result.tensor).startswith(tensor), result
+
+
+@pytest.mark.parametrize(("field", "here"), [("n_embd", "hidden_size"), ("n_layer", "num_layers"), ("d_modle", None)])
+def test_a_field_that_the_course_does_not_have_is_answered_with_those_it_has(field: str, here: str | None) -> None:
+    old = "        self.token_embedding = nn.Embedding(config.vocab_size, config.hidden_size)\n"
+    result = check_gpt2(variant((old, old.replace("config.hidden_size", f"config.{field}"))).GPT2)
+    said = f"GPTConfig has no {field!r}: " + (f"{field} is called {here} here; " if here else "")
+    assert f"{said}its fields are activation_function, num_layers, num_heads" in str(result.mistake), result
+    assert copy.deepcopy(GPTConfig()) == pickle.loads(pickle.dumps(GPTConfig())) == GPTConfig()
+    assert not hasattr(GPTConfig(), field)
 
 
 def test_positions_from_one_run_out_of_the_table_or_are_named() -> None:

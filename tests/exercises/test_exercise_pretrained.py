@@ -29,7 +29,7 @@ def reference() -> pl.CkptedTransformer:
 
 def loaded(reference: pl.CkptedTransformer, *changes: tuple[str, str]) -> Any:
     """A variant of the solution with the reference's weights."""
-    model = variant(*changes).GPT2(config_of(reference))
+    model = variant(*changes).GPT2(config_of(reference)).eval()
     load_into(model, reference)
     return model
 
@@ -52,6 +52,40 @@ def test_the_tanh_form_passes_without_a_note(reference: pl.CkptedTransformer) ->
     assert result, result
     assert not result.notes
     assert any("52 of 52 parameters" in text for text in result.proved)
+
+
+def test_a_model_in_training_mode_is_told(reference: pl.CkptedTransformer) -> None:
+    result = check_pretrained(loaded(reference, TANH).train(), reference.tokenizer, reference)
+    assert result, result
+    assert any("in training mode: call my_gpt.eval()" in note for note in result.notes), result
+
+
+def test_a_transformers_model_is_a_reference_like_any_other(glass: pl.CkptedTransformer) -> None:
+    pytest.importorskip("transformers")
+    theirs = pl.to_hf(glass).eval()
+    assert config_of(theirs) == config_of(glass)
+    model = variant(TANH).GPT2(config_of(theirs)).eval()
+    shown = repr(load_into(model, theirs))
+    assert check_pretrained(model, Digits(), theirs)
+    assert "token_embedding.weight" in shown
+    assert len(shown) < 900
+    converted = alignment_for(model, theirs).convert(glass)
+    assert all(torch.equal(value, converted[name]) for name, value in model.state_dict().items())
+
+
+def test_weights_go_into_a_model_of_other_names_or_into_none(glass: pl.CkptedTransformer) -> None:
+    pytest.importorskip("transformers")
+    theirs = pl.to_hf(glass).eval()
+    kept = {name: value.clone() for name, value in theirs.state_dict().items()}
+    with torch.no_grad():
+        for value in theirs.parameters():
+            value.add_(1)
+    load_into(theirs, glass)
+    assert all(torch.equal(value, kept[name]) for name, value in theirs.state_dict().items())
+    for block in theirs.transformer.h:
+        block.attn.register_forward_hook(lambda *given: (given[2][0] * 2, *given[2][1:]))
+    with pytest.raises(pl.InputError, match="does not compute what a GPT2"):
+        load_into(theirs, glass)
 
 
 def _fresh(model: Any) -> None:
@@ -109,7 +143,7 @@ def test_what_is_wrong_beside_the_weights_is_noted(reference: pl.CkptedTransform
 
 
 def test_convert_fits_the_learner_s_state_dict(reference: pl.CkptedTransformer) -> None:
-    model = variant(TANH).GPT2(config_of(reference))
+    model = variant(TANH).GPT2(config_of(reference)).eval()
     model.load_state_dict(alignment_for(model, reference).convert(reference))
     assert check_pretrained(model)
 
@@ -278,7 +312,7 @@ def test_what_is_no_list_of_ids_is_an_error_of_the_library(
 
 def test_the_notebook_is_made_from_the_script() -> None:
     script = SCRIPT.read_text(encoding="utf-8")
-    assert NOTEBOOK.read_text(encoding="utf-8") == notebook(script), "python tests/exercises/exercise_notebook.py"
+    assert NOTEBOOK.read_text(encoding="utf-8") == notebook(script), "python examples/notebooks.py"
     assert "NAME = None" in script
 
 

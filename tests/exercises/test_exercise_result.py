@@ -38,7 +38,22 @@ def test_several_are_one() -> None:
     assert not both
     assert both.mistake == "attention: no <mask>"
     assert both.proved == ("greedy: ties", "attention: a")
-    assert "top-k: other" in both.notes
+    assert both.step == "attention: masking"
+    assert repr(both).splitlines()[1:3] == ["    mistake: attention: no <mask>", "    mistake: top-k: other"]
+
+
+def test_a_hint_gives_less_away() -> None:
+    wrong = dataclasses.replace(WRONG, kind="a constant is wrong", line="3: x = 1", others=("top-k: other",))
+    first, second, third = (wrong.hinted(level) for level in (1, 2, 3))
+    assert repr(first).splitlines() == [
+        "✗ attention", "    step: masking", "    first shows in: pattern [query, key]", "    line: 3: x = 1",
+        "    proved: a",
+    ]  # fmt: skip
+    assert repr(second).splitlines()[1] == "    kind: a constant is wrong"
+    assert "no <mask>" not in repr(second)
+    assert third == wrong.hinted(None) == wrong
+    right = CheckResult("greedy", True, ("it is",))
+    assert right.hinted(1) == right
 
 
 def test_a_stage_is_found_in_any_order_of_axes() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -22,12 +23,19 @@ from pellucid.exercises import (
     check_top_k,
     check_top_p,
 )
+from pellucid.exercises.draws import BASIC, TOP_K, TOP_P, probes
 
 SOLUTION = variant()
 
 
 def last_of_ties(logits: Tensor) -> int:
     return len(logits) - 1 - int(logits.flip(0).argmax())
+
+
+def _ids(logits: Tensor, top_p: float) -> Tensor:
+    """The ids of the nucleus, the likeliest first."""
+    ranked = logits.sort(descending=True)
+    return ranked.indices[: int((ranked.values.softmax(-1).cumsum(-1) < top_p).sum()) + 1]
 
 
 SCORES: list[tuple[str, Callable[..., Any], str]] = [
@@ -40,7 +48,6 @@ SCORES: list[tuple[str, Callable[..., Any], str]] = [
     ("temperature", lambda x, t: x, "not used"),
     ("temperature", lambda x, t: (x / t).softmax(-1), "is a softmax"),
     ("temperature", lambda x, t: x.softmax(-1) / t, "before the division"),
-    ("temperature", lambda x, t: x.div_(t), "in place"),
     ("temperature", lambda x, t: x / t + 0.01, "none of the known mistakes"),
     ("temperature", lambda x: x, "TypeError"),
     ("frequency_penalty", lambda i, x, p: x + p * torch.bincount(i, minlength=len(x)), "added, not subtracted"),
@@ -49,6 +56,13 @@ SCORES: list[tuple[str, Callable[..., Any], str]] = [
     ("frequency_penalty", lambda i, x, p: x - p * torch.bincount(i[-1:], minlength=len(x)), "only the last token"),
     ("frequency_penalty", lambda i, x, p: x - torch.bincount(i, minlength=len(x)), "freq_penalty is not used"),
     ("frequency_penalty", lambda i, x, p: x, "the penalty is not used"),
+    (
+        "frequency_penalty",
+        lambda i, x, p: x - p * (torch.bincount(i, minlength=len(x)) - 1).clamp(min=0),
+        "a token that occurs once is not penalised",
+    ),
+    ("frequency_penalty", lambda i, x, p: x - p * (torch.bincount(i, minlength=len(x)) - 1), "once too few"),
+    ("frequency_penalty", lambda i, x, p: x - p * (torch.bincount(i, minlength=len(x)) + 1), "once too often"),
     ("basic", lambda x: int(x.argmax()), "always takes the most likely"),
     ("basic", lambda x: int(torch.multinomial(torch.ones(len(x)), 1)), "from all tokens alike"),
     ("basic", lambda x: int(torch.multinomial(x.softmax(-1).softmax(-1), 1)), "softmax is applied twice"),
@@ -73,6 +87,19 @@ SCORES: list[tuple[str, Callable[..., Any], str]] = [
     ),
     ("top_p", lambda x, p, n=1: int(Categorical(logits=x).sample()), "nothing is cut"),
     ("top_p", lambda x, p, n=1: SOLUTION.sample_top_p(x, 1 - p, n), "at 1 - p"),
+    ("top_p", lambda x, p, n=1: _ids(x, p)[Categorical(logits=x[: len(_ids(x, p))]).sample()], "first of the unsorted"),
+    (
+        "top_p",
+        lambda x, p, n=1: _ids(x, p)[Categorical(logits=x.sort(descending=True).values[_ids(x, p)]).sample()],
+        "the sorted logits are indexed with ids",
+    ),
+    (
+        "top_p",
+        lambda x, p, n=1: Categorical(
+            logits=x.index_fill(0, torch.arange(len(_ids(x, p)), len(x)), -torch.inf)
+        ).sample(),
+        "places among the sorted tokens are taken for ids",
+    ),
     ("top_p", lambda x, p, n=1: SOLUTION.sample_top_p(x, p), "min_tokens_to_keep is not used"),
     (
         "top_p",
@@ -203,11 +230,11 @@ WRONG_NEXT = [
 ]
 
 
-TOP_K, TOP_P = "    if top_k:\n", "    if top_p:\n"
+IF_TOP_K, IF_TOP_P = "    if top_k:\n", "    if top_p:\n"
 RAW = "logits = model(input_ids[None], cache=cache)[0, -1]\n"
 WRONG_NEXT += [
-    ((TOP_K, f"    if top_k:\n        {RAW}"), "with top_k, temperature and frequency penalty are not used"),
-    ((TOP_P, f"    if top_p:\n        {RAW}"), "with top_p, temperature and frequency penalty are not used"),
+    ((IF_TOP_K, f"    if top_k:\n        {RAW}"), "with top_k, temperature and frequency penalty are not used"),
+    ((IF_TOP_P, f"    if top_p:\n        {RAW}"), "with top_p, temperature and frequency penalty are not used"),
     (
         (
             TEMPERATURE,
@@ -252,6 +279,94 @@ def test_misuse_of_exercise() -> None:
         check_sampling(SOLUTION.greedy_search, exercise="gredy")
     with pytest.raises(PellucidError):
         check_sampling(SOLUTION.greedy_search, SOLUTION.sample_basic, exercise="greedy")
+
+
+def test_squeeze_is_blamed_for_what_it_does_and_minlength_is_not() -> None:
+    def squeezed(ids: Tensor, logits: Tensor, penalty: float) -> Tensor:
+        return logits - penalty * torch.bincount(ids.squeeze(), minlength=logits.size(-1))
+
+    result = check_frequency_penalty(squeezed)
+    assert "squeeze() takes its only axis away" in str(result.mistake), result
+    assert "minlength" not in str(result.mistake)
+    both = check_frequency_penalty(lambda ids, x, p: x - p * torch.bincount(ids.squeeze()))
+    assert "minlength" not in str(both.mistake), "two reasons at once: neither alone is one"
+
+
+def subtracted(ids: Tensor, logits: Tensor, penalty: float) -> Tensor:
+    logits -= penalty * torch.bincount(ids, minlength=len(logits))
+    return logits
+
+
+def masked(logits: Tensor, top_k: int) -> int:
+    logits[logits < logits.topk(top_k).values[-1]] = -torch.inf
+    return int(Categorical(logits=logits).sample())
+
+
+@pytest.mark.parametrize(
+    ("exercise", "fn"),
+    [("temperature", lambda x, t: x.div_(t)), ("frequency_penalty", subtracted), ("top_k", masked)],
+)
+def test_logits_changed_in_place_pass_and_are_noted(exercise: str, fn: Callable[..., Any]) -> None:
+    result = check_sampling(fn, exercise=exercise)
+    assert result, result
+    assert any("changes the logits that it is given in place" in note for note in result.notes)
+
+
+def test_a_change_in_place_does_not_hide_the_mistake() -> None:
+    def added(ids: Tensor, logits: Tensor, penalty: float) -> Tensor:
+        logits += penalty * torch.bincount(ids, minlength=len(logits))
+        return logits
+
+    assert "added, not subtracted" in str(check_frequency_penalty(added).mistake)
+    changes = check_frequency_penalty(lambda ids, x, p: subtracted(ids, x, p) + 0 * ids.sub_(1).sum())
+    assert "it changes input_ids in place" in str(changes.mistake)
+
+
+def test_laws_that_are_told_apart_differ() -> None:
+    options = {"top-p": [(0.7,), (0.4,), (0.9,)], "top-k": [(3,), (1,), (5,)], "basic": [()]}
+    for name, laws in (("top-p", TOP_P), ("top-k", TOP_K), ("basic", BASIC)):
+        made = {
+            words: [law(x, *option).round(decimals=6).tolist() for x in probes() for option in options[name]]
+            for words, law in laws.items()
+        }
+        for (a, one), (b, other) in itertools.combinations(made.items(), 2):
+            assert one != other, (name, a, b)
+
+
+def test_what_was_given_is_said_where_code_raises() -> None:
+    def without_least(logits: Tensor, top_p: float, min_tokens_to_keep: int = 1) -> int:
+        ranked = logits.sort(descending=True)
+        keep = int((ranked.values.softmax(-1).cumsum(-1) < top_p).sum())
+        return int(ranked.indices[torch.multinomial(ranked.values[:keep].softmax(-1), 1)])
+
+    result = check_top_p(without_least)
+    assert "given logits [9], top_p=0.7" in str(result.mistake), result
+    assert "ranked.values[:keep]" in str(result.line), result
+
+
+def test_an_array_of_one_number_is_an_id_like_a_tensor() -> None:
+    for one in (lambda x: x.argmax().numpy(), lambda x: x.argmax()[None].numpy(), lambda x: x.argmax()[None]):
+        result = check_greedy(one)
+        assert result, result
+        assert any("signature says int" in note for note in result.notes)
+    assert "expected one token id" in str(check_greedy(lambda x: x.topk(2).indices.numpy()).mistake)
+
+
+@pytest.mark.parametrize("level", [0, 4, "1", 1.5])
+def test_a_hint_of_another_level_is_refused(level: Any) -> None:
+    with pytest.raises(PellucidError, match="expected 1, 2, 3 or None"):
+        check_greedy(SOLUTION.greedy_search, hint=level)
+
+
+def test_what_code_prints_is_told_once() -> None:
+    def loud(logits: Tensor) -> int:
+        print("shape", list(logits.shape))  # noqa: T201 (it is what a learner does)
+        return int(logits.argmax())
+
+    result = check_greedy(loud)
+    assert [note for note in result.notes if "printed" in note] == [
+        "your code printed: 'shape [11]', … (6 lines in all)"
+    ]
 
 
 def test_minlength_is_not_blamed_for_another_error() -> None:

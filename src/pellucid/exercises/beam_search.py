@@ -103,10 +103,11 @@ BY_LENGTH = {
 """`Search.divides` -> how a note says it."""
 
 
-def check_beam_search(fn: Callable[..., Any]) -> CheckResult:
+def check_beam_search(fn: Callable[..., Any], *, hint: int | None = None) -> CheckResult:
     """Check a `beam_search(model, input_ids, num_return_sequences, num_beams, max_new_tokens, tokenizer)`.
 
-    It returns a list of (sum of log-probabilities, ids).
+    It returns a list of (sum of log-probabilities, ids). `hint` says how much of a mistake to give away,
+    as for `CheckResult.hinted`.
     """
 
     def body(found: Findings) -> None:
@@ -119,7 +120,7 @@ def check_beam_search(fn: Callable[..., Any]) -> CheckResult:
                        "divides by the length unless length_penalty=0")  # fmt: skip
         _with_ends(found, fn, divides)
 
-    return checked("beam search", body)
+    return checked("beam search", body, hint)
 
 
 def endless(seed: int) -> Table:

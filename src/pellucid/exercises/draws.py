@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pellucid.exercises.answers import Findings, WrongAnswerError, checked, theirs
 from pellucid.exercises.result import CheckResult
-from pellucid.exercises.scores import as_id
+from pellucid.exercises.scores import as_id, given, note_changes
 from pellucid.exercises.watch import Drawn, apart
 
 DRAWS = 4000
@@ -38,24 +38,24 @@ class Distribution:
         return bool(((self.probabilities - expected).abs() <= 5 * deviation + 1e-12).all())
 
 
-def distribution(draw: Callable[[], Any], size: int, step: str) -> Distribution:
-    """The distribution of what `draw` returns over `size` ids."""
+def distribution(draw: Callable[[], Any], size: int, step: str, doing: str = "") -> Distribution:
+    """The distribution of what `draw` returns over `size` ids; `doing` says what it was given."""
     first = Drawn(0)
-    with theirs(step), first:
+    with theirs(step, doing), first:
         as_id(draw(), step)
     if len(first.weights) != 1 or first.weights[0].size(0) != 1:
-        return Distribution(_counted(draw, size, step), exact=False)
+        return Distribution(_counted(draw, size, step, doing), exact=False)
     weights = first.weights[0][0] / first.weights[0].sum()
     found = torch.zeros(size, dtype=torch.float64)
     for place in weights.nonzero().flatten().tolist():
-        with theirs(step), Drawn(place):
+        with theirs(step, doing), Drawn(place):
             token = as_id(draw(), step)
         found[_checked(token, size, step)] += weights[place]
     return Distribution(found, exact=True)
 
 
-def _counted(draw: Callable[[], Any], size: int, step: str) -> Tensor:
-    with theirs(step):
+def _counted(draw: Callable[[], Any], size: int, step: str, doing: str) -> Tensor:
+    with theirs(step, doing):
         tokens = [_checked(as_id(draw(), step), size, step) for _ in range(DRAWS)]
     return torch.bincount(torch.tensor(tokens), minlength=size).double() / DRAWS
 
@@ -117,6 +117,25 @@ def greedy(x: Tensor, *_: Any) -> Tensor:
     return torch.nn.functional.one_hot(x.argmax(), x.numel()).double()
 
 
+def _cut(law: Callable[[Tensor, int], Tensor], more: int) -> Law:
+    """A law of how many tokens are kept, as a law of p: those that stay below it, and so many more."""
+    return lambda x, p, *_: law(x, max(1, _below(x, p) + more))
+
+
+def _first_ids(x: Tensor, kept_tokens: int) -> Tensor:
+    return kept(x, torch.arange(kept_tokens))
+
+
+def _unsorted_logits(x: Tensor, kept_tokens: int) -> Tensor:
+    ids = _ranked(x)[:kept_tokens]
+    return torch.zeros(x.shape, dtype=torch.float64).index_copy(0, ids, basic(x[:kept_tokens]))
+
+
+def _sorted_by_ids(x: Tensor, kept_tokens: int) -> Tensor:
+    ids = _ranked(x)[:kept_tokens]
+    return torch.zeros(x.shape, dtype=torch.float64).index_copy(0, ids, basic(x.sort(descending=True).values[ids]))
+
+
 ANY: Mapping[str, Law] = {
     "it always takes the most likely token": greedy,
     "it samples from all tokens alike": lambda x, *_: torch.full(x.shape, 1 / x.numel(), dtype=torch.float64),
@@ -155,6 +174,13 @@ TOP_P: Mapping[str, Law] = {
     "it samples from the kept tokens alike": lambda x, p, *_: (nucleus(x, p) > 0).double() / (nucleus(x, p) > 0).sum(),
     "logits that are cut are set to 0, which softmax does not ignore":
         lambda x, p, *_: basic(torch.where(nucleus(x, p) > 0, x, 0.0)),
+    **{words + fewer: _cut(law, more)
+       for more, fewer in ((1, ""), (0, " (and one token fewer is kept)")) for words, law in (
+           ("places among the sorted tokens are taken for ids: the tokens with the first ids are kept", _first_ids),
+           ("the kept tokens get the first of the unsorted logits, not their own", _unsorted_logits),
+           ("the sorted logits are indexed with ids, where places among the sorted are meant", _sorted_by_ids),
+       )},
+    "temperature is used where p is meant: the logits are divided by p": lambda x, p, *_: basic(x / p),
     **ANY,
 }  # fmt: skip
 
@@ -169,47 +195,56 @@ def probes() -> list[Tensor]:
     return [first, 1.5 * torch.randn(9, generator=torch.Generator().manual_seed(5))]
 
 
-def check_sample_basic(fn: Callable[..., Any]) -> CheckResult:
-    """Check a `sample_basic(logits) -> int`."""
-    return checked("sampling", lambda found: _check(found, fn, [()], basic, BASIC, "sampling"))
+def check_sample_basic(fn: Callable[..., Any], *, hint: int | None = None) -> CheckResult:
+    """Check a `sample_basic(logits) -> int`.
+
+    `hint` says how much of a mistake to give away, as for `CheckResult.hinted`.
+    """
+    return checked("sampling", lambda found: _check(found, fn, [()], basic, BASIC, "sampling", ()), hint)
 
 
-def check_top_k(fn: Callable[..., Any]) -> CheckResult:
-    """Check a `sample_top_k(logits, top_k) -> int`."""
+def check_top_k(fn: Callable[..., Any], *, hint: int | None = None) -> CheckResult:
+    """Check a `sample_top_k(logits, top_k) -> int`.
+
+    `hint` says how much of a mistake to give away, as for `CheckResult.hinted`.
+    """
 
     def body(found: Findings) -> None:
-        _check(found, fn, [(3,), (1,), (5,)], top_k, TOP_K, "top-k")
+        _check(found, fn, [(3,), (1,), (5,)], top_k, TOP_K, "top-k", ("top_k",))
         found.proved.append("it keeps the k most likely tokens")
 
-    return checked("top-k", body)
+    return checked("top-k", body, hint)
 
 
-def check_top_p(fn: Callable[..., Any]) -> CheckResult:
-    """Check a `sample_top_p(logits, top_p, min_tokens_to_keep=1) -> int`; both forms of the nucleus pass."""
+def check_top_p(fn: Callable[..., Any], *, hint: int | None = None) -> CheckResult:
+    """Check a `sample_top_p(logits, top_p, min_tokens_to_keep=1) -> int`; both forms of the nucleus pass.
+
+    `hint` says how much of a mistake to give away, as for `CheckResult.hinted`.
+    """
 
     def body(found: Findings) -> None:
-        options = [(0.7,), (0.4,), (0.9,)]
+        options, names = [(0.7,), (0.4,), (0.9,)], ("top_p", "min_tokens_to_keep")
         try:
-            _check(Findings(), fn, options, nucleus, TOP_P, "top-p")
+            _check(found, fn, options, nucleus, TOP_P, "top-p", names)
             law, words = nucleus, "the nucleus of the paper and of transformers: the fewest tokens that reach p"
         except WrongAnswerError:
-            _check(found, fn, options, nucleus_of_the_course, TOP_P, "top-p")
+            _check(found, fn, options, nucleus_of_the_course, TOP_P, "top-p", names)
             law, words = nucleus_of_the_course, "the course's reference: one token fewer than the nucleus of the paper"
             found.note("the course's reference keeps one token fewer than the nucleus of the paper and of transformers")
         found.proved.append(f"top-p keeps {words}")
-        _check(Findings(), fn, [(0.01,)], law, {}, "top-p, one token at least")
+        _check(Findings(), fn, [(0.01,)], law, {}, "top-p, one token at least", names)
         found.proved.append("one token is kept however small p is")
         _check_whole(fn, law)
         try:
             ignored: dict[str, Law] = {"min_tokens_to_keep is not used": lambda x, p, _: law(x, p)}
-            _check(Findings(), fn, [(0.01, 3)], law, ignored, "top-p, min_tokens_to_keep")
+            _check(Findings(), fn, [(0.01, 3)], law, ignored, "top-p, min_tokens_to_keep", names)
             found.proved.append("min_tokens_to_keep is used")
         except WrongAnswerError as wrong:
             if "TypeError" not in wrong.mistake:
                 raise
             found.note("it takes no min_tokens_to_keep, which the course's has")
 
-    return checked("top-p", body)
+    return checked("top-p", body, hint)
 
 
 def _check_whole(fn: Callable[..., Any], law: Law) -> None:
@@ -217,7 +252,7 @@ def _check_whole(fn: Callable[..., Any], law: Law) -> None:
     step = "top-p, p = 1"
     for logits in probes():
         size = logits.numel()
-        drawn = distribution(lambda x=logits: fn(x.clone(), 1.0), size, step)
+        drawn = distribution(lambda x=logits: fn(x.clone(), 1.0), size, step, f"given logits [{size}], top_p=1.0")
         if not drawn.is_(basic(logits)) and (law is nucleus or not drawn.is_(top_k(logits, size - 1))):
             raise WrongAnswerError("with p = 1 it does not keep every token", step, "the probabilities [vocab]")
 
@@ -229,14 +264,20 @@ def _check(
     right: Law,
     wrong: Mapping[str, Law],
     step: str,
+    names: tuple[str, ...],
 ) -> None:
     drawn: list[tuple[Distribution, Tensor, tuple[Any, ...]]] = []
     for logits in probes():
         for option in options:
-            given = logits.clone()
-            drawn.append((distribution(lambda g=given, o=option: fn(g, *o), logits.numel(), step), logits, option))
-            if not torch.equal(given, logits):
-                raise WrongAnswerError("it changes its input in place", step, "the input")
+
+            def draw(x: Tensor = logits, o: tuple[Any, ...] = option) -> Any:
+                given_logits = x.clone()
+                token = fn(given_logits, *o)
+                note_changes(found, step, ("logits",), (given_logits,), (x,))
+                return token
+
+            doing = given(("logits", *names), (logits, *option))
+            drawn.append((distribution(draw, logits.numel(), step, doing), logits, option))
 
     def same(law: Law) -> bool:
         return all(one.is_(law(logits, *option)) for one, logits, option in drawn)
@@ -245,8 +286,10 @@ def _check(
         words = next((words for words, law in wrong.items() if same(law)), None)
         if words is None:
             one, logits, option = next(d for d in drawn if not d[0].is_(right(d[1], *d[2])))
-            given, expected = (_shown(p) for p in (one.probabilities, right(logits, *option)))
-            words = f"it samples with probabilities {given}, expected {expected}; none of the known mistakes does that"
+            sampled, expected = (_shown(p) for p in (one.probabilities, right(logits, *option)))
+            words = (
+                f"it samples with probabilities {sampled}, expected {expected}; none of the known mistakes does that"
+            )
         raise WrongAnswerError(words, step, "the probabilities [vocab]")
     how = "exactly, by deciding every draw" if drawn[0][0].exact else f"within 5 standard deviations of {DRAWS} draws"
     found.proved.append(f"the probability of every token is right, {how}")

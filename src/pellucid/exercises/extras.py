@@ -56,26 +56,25 @@ def check_device(found: Findings, module: nn.Module, x: Tensor) -> None:
         f"a tensor is created on the default device, not on the input's: {watch.mixed}; create it with device=x.device",
         "creating tensors",
         "output",
+        "a tensor is on the wrong device",
     )
 
 
-def check_dropout(
-    module: nn.Module, dropouts: Sequence[nn.Dropout], x: Tensor, words: str, expected: Tensor | None = None
-) -> None:
-    """Drop everything at one place, in training, and see that it is gone.
+def check_applied(module: nn.Module, dropouts: Sequence[nn.Dropout], x: Tensor, words: str) -> Tensor:
+    """Drop everything at one place, in training, and see that it matters.
 
     Args:
         module: Evaluating, with telling values.
         dropouts: The learner's dropout modules at that place.
         x: An input.
         words: What to call the place.
-        expected: The output when everything there is dropped; None for "not the usual one".
+
+    Returns:
+        The output when everything there is dropped.
 
     Raises:
-        WrongAnswerError: There is none, or it is not applied there.
+        WrongAnswerError: They are never applied.
     """
-    if not dropouts:
-        raise WrongAnswerError(f"there is no nn.Dropout {words}; only evaluation is right without", "dropout")
     every = [one for one in module.modules() if isinstance(one, nn.Dropout)]
     rates = [one.p for one in every]
     try:
@@ -89,10 +88,23 @@ def check_dropout(
         for one, rate in zip(every, rates, strict=True):
             one.p = rate
     if apart(dropped, usual) <= COARSE:
-        raise WrongAnswerError(f"the nn.Dropout {words} is never applied", "dropout")
-    if expected is not None and apart(dropped, expected) > COARSE:
-        raise WrongAnswerError(f"the nn.Dropout is not applied {words}", "dropout")
+        raise WrongAnswerError(f"the nn.Dropout {words} is never applied", "dropout", kind=DROPOUT)
+    return dropped
 
+
+def require_dropout(dropouts: Sequence[nn.Dropout], words: str) -> None:
+    """See that there is dropout at a place.
+
+    Raises:
+        WrongAnswerError: There is none.
+    """
+    if not dropouts:
+        raise WrongAnswerError(
+            f"there is no nn.Dropout {words}; only evaluation is right without", "dropout", kind=DROPOUT
+        )
+
+
+DROPOUT = "dropout is missing, or drops another tensor"
 
 Makers = Mapping[str, Callable[[], nn.Module]]
 
@@ -123,7 +135,9 @@ def check_initial_order(
                 asked = ", ".join(f"`{path}`" for path in orders[0])
                 made = ", ".join(f"`{path}`" for path in order)
                 raise WrongAnswerError(
-                    f"sub-modules are initialised in the order {made}; the order of use is {asked}", "initialisation"
+                    f"sub-modules are initialised in the order {made}; the order of use is {asked}",
+                    "initialisation",
+                    kind="an order is wrong",
                 )
             found.proved.append("sub-modules are initialised in the order of use: under one seed, equal to the bit")
             return

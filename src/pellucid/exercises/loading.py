@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pellucid.config import TransformerConfig
-from pellucid.errors import InputError
+from pellucid.errors import InputError, shown
 from pellucid.exercises.answers import WrongAnswerError, misuse
-from pellucid.exercises.learner import copied, parameter, spread
-from pellucid.exercises.modules import GPTConfig
+from pellucid.exercises.learner import copied, spread
+from pellucid.exercises.modules import GPTConfig, live_parameters
+from pellucid.exercises.reference import Sizes
 from pellucid.model import CkptedTransformer
+from pellucid.open import from_hf
 from pellucid.prove.aligning import align
 from pellucid.prove.alignment import Alignment
 from pellucid.prove.units import units_of
 
 
-def config_of(reference: CkptedTransformer, activation_function: str = "gelu") -> GPTConfig:
-    """The course's configuration of a model with the sizes of a reference.
+def config_of(reference: Any, activation_function: str = "gelu") -> GPTConfig:
+    """The course's configuration of a model with the sizes of a reference, pellucid's or transformers'.
 
     Raises:
         InputError: No model.
@@ -35,17 +36,21 @@ def config_of(reference: CkptedTransformer, activation_function: str = "gelu") -
         raise _no_reference("config_of", reference) from error
 
 
-def alignment_for(my_gpt: nn.Module, reference: CkptedTransformer) -> Alignment:
+def alignment_for(my_gpt: nn.Module, reference: Any) -> Alignment:
     """Which parameter of a learner's GPT-2, whatever it holds now, is which of the reference's.
 
     The names are the course's. A copy is given telling values, and which tensor is which, and how it is laid out,
-    is then found from the values. `alignment.convert(units_of(reference))` is a state dict for `my_gpt`.
+    is then found from the values. `alignment.convert(reference)` is a state dict for `my_gpt`.
+
+    Args:
+        my_gpt: An instance.
+        reference: A model of pellucid's or of transformers'.
 
     Raises:
         InputError: The two have other sizes or names, one of them is no model, or the reference's head is not tied.
     """
     require_instance("alignment_for", my_gpt)
-    require_reference("alignment_for", reference)
+    reference = as_reference("alignment_for", reference)
     try:
         scratch = copied(my_gpt).float()
     except WrongAnswerError as wrong:
@@ -56,7 +61,7 @@ def alignment_for(my_gpt: nn.Module, reference: CkptedTransformer) -> Alignment:
     spread(scratch)
     try:
         units = _units(scratch, reference.config)
-    except (AttributeError, IndexError, TypeError, RuntimeError, KeyError) as error:
+    except (WrongAnswerError, AttributeError, IndexError, TypeError, RuntimeError, KeyError) as error:
         raise misuse(
             f"alignment_for: the model has not the parameters of the course's GPT2 in these sizes: {error}.",
             "Construct it with config_of(reference), and see what check_gpt2 says.",
@@ -72,16 +77,23 @@ def alignment_for(my_gpt: nn.Module, reference: CkptedTransformer) -> Alignment:
     return found
 
 
-def load_into(my_gpt: nn.Module, reference: CkptedTransformer) -> None:
-    """Give a learner's GPT-2 the weights of a reference, by `alignment_for`.
+def load_into(my_gpt: nn.Module, reference: Any) -> Alignment:
+    """Give a learner's GPT-2 the weights of a reference, pellucid's or transformers', by `alignment_for`.
+
+    Returns:
+        The alignment, which shows what was loaded.
 
     Raises:
         InputError: As `alignment_for`.
     """
-    made = alignment_for(my_gpt, reference).convert(units_of(reference))
+    require_instance("load_into", my_gpt)
+    units = units_of(as_reference("load_into", reference))
+    alignment = alignment_for(my_gpt, reference)
+    made = alignment.convert(units)
     with torch.no_grad():
         for name, value in my_gpt.named_parameters(remove_duplicate=False):
             value.copy_(made[name])
+    return alignment.check(units, my_gpt)
 
 
 def require_instance(check: str, my_gpt: Any) -> None:
@@ -91,8 +103,14 @@ def require_instance(check: str, my_gpt: Any) -> None:
         raise misuse(f"{check}: {given} given, expected a model.", "Pass an instance: GPT2(config_of(reference)).")
 
 
-def require_reference(check: str, reference: Any) -> None:
-    """See that the course's GPT2 can hold a reference's weights."""
+def as_reference(check: str, reference: Any) -> CkptedTransformer:
+    """A reference whose weights the course's GPT2 can hold; a model of transformers' is copied.
+
+    Raises:
+        InputError: No model, or one whose head is not tied.
+    """
+    if type(reference).__module__.startswith("transformers."):
+        reference = from_hf(reference)
     if not isinstance(reference, CkptedTransformer):
         raise _no_reference(check, reference)
     if not torch.equal(reference.unembed.W_U, reference.embed.W_E.T):
@@ -101,46 +119,42 @@ def require_reference(check: str, reference: Any) -> None:
             "unembeds with its token embedding, so that it cannot hold them.",
             "Take a reference whose head is its embedding, as every GPT-2 of OpenAI's is.",
         )
+    return reference
 
 
 def _no_reference(check: str, given: Any) -> InputError:
-    name = repr(given) if isinstance(given, str) else type(given).__name__
-    return misuse(f"{check}: {name} given, expected a model as the reference.", "Open it with pellucid.load.")
+    name = shown(given) if isinstance(given, str) else type(given).__name__
+    return misuse(
+        f"{check}: {name} given, expected a model as the reference.",
+        "Open a file, a folder or a name with pellucid.load; a model of transformers' is taken as it is.",
+    )
 
 
 def _units(model: nn.Module, config: TransformerConfig) -> dict[str, Tensor]:
-    """The units of a learner's GPT-2, read by the names of the course."""
-
-    def at(path: str) -> Tensor:
-        return parameter(model, path).detach()
-
-    units = {"embed.W_E": at("token_embedding.weight"), "pos_embed.W_pos": at("pos_embedding.weight")}
+    """The units of a learner's GPT-2, whose parameters have the names of the course or others."""
+    sizes = Sizes(
+        config.n_embd, config.n_head, config.d_head, layers=config.n_layer, vocabulary=config.vocab_size,
+        positions=config.n_positions, epsilon=config.layer_norm_epsilon,
+    )  # fmt: skip
+    values = live_parameters(model, sizes)
+    units = {"embed.W_E": values["token_embedding.weight"], "pos_embed.W_pos": values["pos_embedding.weight"]}
     for i in range(config.n_layer):
-        mine, ours = f"blocks.{i}", f"blocks.{i}"
+        here = f"blocks.{i}"
         heads = (3, config.n_head, config.d_head)
-        weights = at(f"{mine}.attn.qkv_proj.weight").unflatten(0, heads)
-        biases = at(f"{mine}.attn.qkv_proj.bias").unflatten(0, heads)
+        weights = values[f"{here}.attn.qkv_proj.weight"].unflatten(0, heads)
+        biases = values[f"{here}.attn.qkv_proj.bias"].unflatten(0, heads)
         for part, letter in enumerate("QKV"):
-            units[f"{ours}.attn.W_{letter}"] = weights[part].transpose(1, 2)
-            units[f"{ours}.attn.b_{letter}"] = biases[part]
-        out = at(f"{mine}.attn.output_proj.weight").T
-        units[f"{ours}.attn.W_O"] = out.unflatten(0, heads[1:])
-        units[f"{ours}.attn.b_O"] = at(f"{mine}.attn.output_proj.bias")
+            units[f"{here}.attn.W_{letter}"] = weights[part].transpose(1, 2)
+            units[f"{here}.attn.b_{letter}"] = biases[part]
+        units[f"{here}.attn.W_O"] = values[f"{here}.attn.output_proj.weight"].T.unflatten(0, heads[1:])
+        units[f"{here}.attn.b_O"] = values[f"{here}.attn.output_proj.bias"]
         for linear, kind in (("linear1", "in"), ("linear2", "out")):
-            units[f"{ours}.mlp.W_{kind}"] = at(f"{mine}.{linear}.weight").T
-            units[f"{ours}.mlp.b_{kind}"] = at(f"{mine}.{linear}.bias")
+            units[f"{here}.mlp.W_{kind}"] = values[f"{here}.{linear}.weight"].T
+            units[f"{here}.mlp.b_{kind}"] = values[f"{here}.{linear}.bias"]
         for norm in ("ln1", "ln2"):
-            units |= {f"{ours}.{norm}.w": at(f"{mine}.{norm}.weight"), f"{ours}.{norm}.b": at(f"{mine}.{norm}.bias")}
-    units |= {"ln_final.w": at("ln.weight"), "ln_final.b": at("ln.bias")}
-    if not _same_shapes(units, config):
-        raise RuntimeError("other sizes")
-    return units
+            units |= {f"{here}.{norm}.{to}": values[f"{here}.{norm}.{kind}"] for to, kind in _NORM}
+    units |= {f"ln_final.{to}": values[f"ln.{kind}"] for to, kind in _NORM}
+    return {name: value.detach() for name, value in units.items()}
 
 
-def _same_shapes(units: Mapping[str, Tensor], config: TransformerConfig) -> bool:
-    d, h, k, m = config.n_embd, config.n_head, config.d_head, config.d_mlp
-    first = {
-        "embed.W_E": (config.vocab_size, d), "pos_embed.W_pos": (config.n_positions, d), "blocks.0.attn.W_Q": (h, d, k),
-        "blocks.0.attn.W_O": (h, k, d), "blocks.0.mlp.W_in": (d, m), "ln_final.w": (d,),
-    }  # fmt: skip
-    return all(tuple(units[name].shape) == shape for name, shape in first.items() if name in units)
+_NORM = (("w", "weight"), ("b", "bias"))

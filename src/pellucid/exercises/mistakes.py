@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
+from pellucid.exercises.answers import NUMBERS
 from pellucid.exercises.reference import RIGHT, Stages, Way, turned
 from pellucid.exercises.watch import apart
 
@@ -25,6 +27,29 @@ class Mistake:
     words: str
     step: str
     changes: Mapping[str, object]
+
+    @property
+    def kind(self) -> str:
+        """What sort of mistake it is, without giving it away."""
+        return "; ".join(dict.fromkeys(KINDS.get(dial, NUMBERS) for dial in self.changes))
+
+
+KINDS = {
+    **dict.fromkeys(("scale", "embed_scale", "fill", "epsilon", "offset", "heads"), "a number is wrong"),
+    **dict.fromkeys(("diagonal", "masked"), "which entries are masked, or when, is wrong"),
+    "over": "an axis is wrong",
+    **dict.fromkeys(("order", "split", "merge"), "axes or parts are in the wrong order"),
+    **dict.fromkeys(("values", "mlp_reads", "positions", "head"), "another tensor is used than should be"),
+    **dict.fromkeys(("qkv_bias", "out_bias", "project"), "a parameter is not used, or not as it should be"),
+    **dict.fromkeys(
+        ("norms", "variance", "final"), "normalisation is missing, at the wrong place or computed otherwise"
+    ),
+    **dict.fromkeys(("first", "second"), "what is added to what is wrong"),
+    **dict.fromkeys(("activation", "linear2"), "the activation function is another, missing or at the wrong place"),
+    "blocks": "which blocks are applied, or in which order, is wrong",
+    **dict.fromkeys(("attn_drop", "out_drops", "mlp_drop", "embed_drop"), "what is dropped, or how often, is wrong"),
+}
+"""Dial of `Way` -> what sort of mistake turning it makes."""
 
 
 def _several(step: str, *rows: tuple[str, Mapping[str, object]]) -> tuple[Mistake, ...]:
@@ -56,6 +81,14 @@ ATTENTION: tuple[Mistake, ...] = (
         ("the mask is applied after softmax", {"masked": "pattern, renormalised"}),
         *((f"masked scores are set to {c:g}, which is not far enough below the others", {"fill": c})
           for c in (-1.0, -10.0, -100.0)),
+        ("masked scores are set to a large positive number: the minus sign is missing", {"fill": 1e4}),
+        ("masked scores are set to +inf: the minus sign is missing", {"fill": math.inf}),
+        ("the scores are multiplied by the logarithm of the mask, which is to be added",
+         {"masked": "times log"}),
+        ("the scores are multiplied by a mask of 1 and -10000, which has to replace or to be added to them",
+         {"masked": "times fill", "fill": -1e4}),
+        ("the scores are multiplied by a mask of 1 and -inf, which has to replace or to be added to them",
+         {"masked": "times fill"}),
     ),
     *_several(
         "softmax",
@@ -101,6 +134,8 @@ BLOCK: tuple[Mistake, ...] = (
         ("LayerNorm's gain and bias are not used", {"variance": "plain"}),
         ("RMSNorm takes the place of LayerNorm: the mean is not taken off", {"variance": "rms"}),
         ("ln1 and ln2 are swapped", {"norms": "swapped"}),
+        ("ln1 is applied in both places, ln2 nowhere", {"norms": "ln1 twice"}),
+        ("ln2 is applied in both places, ln1 nowhere", {"norms": "ln2 twice"}),
         ("ln1 is not applied", {"norms": "no ln1"}),
         ("ln2 is not applied", {"norms": "no ln2"}),
         ("no LayerNorm is applied in the block", {"norms": "none"}),
@@ -144,6 +179,7 @@ GPT2: tuple[Mistake, ...] = (
         ("every token gets position 0", {"positions": "first"}),
         ("positions run backwards", {"positions": "reversed"}),
         ("pos_embedding is given the token ids, not the positions", {"positions": "ids"}),
+        ("the positions are embedded with token_embedding, not with pos_embedding", {"positions": "token table"}),
         ("the token embedding is multiplied by sqrt(hidden_size)", {"embed_scale": True}),
     ),
     *_several(
@@ -152,6 +188,16 @@ GPT2: tuple[Mistake, ...] = (
         ("the last block is not applied", {"blocks": "all but the last"}),
         ("the blocks are applied in reverse", {"blocks": "reversed"}),
         ("the first block is applied again and again", {"blocks": "first"}),
+        (
+            "only the last block is applied, to the embeddings: the loop over the blocks does not hand on its result",
+            {"blocks": "only the last"},
+        ),
+        (
+            "only the first block is applied: the loop over the blocks ends, or returns, after one",
+            {"blocks": "only the first"},
+        ),
+        ("the first block is not applied", {"blocks": "all but the first"}),
+        ("all blocks are applied twice", {"blocks": "twice"}),
     ),
     *_several("the final layer norm", ("the final LayerNorm is not applied", {"final": "none"})),
     *_several(
@@ -165,6 +211,14 @@ ATTENTION_DROPOUT: tuple[Mistake, ...] = _several(
     "dropout",
     ("attn_dropout is applied to v; the course drops the pattern", {"attn_drop": "v"}),
     ("attn_dropout is applied to z, the weighted sum; the course drops the pattern", {"attn_drop": "z"}),
+    ("attn_dropout is applied to the scores, before softmax; the course drops the pattern", {"attn_drop": "scores"}),
+    (
+        "attn_dropout is applied to the scores, before they are scaled; the course drops the pattern",
+        {"attn_drop": "unscaled scores"},
+    ),
+    ("attn_dropout is applied to q; the course drops the pattern", {"attn_drop": "q"}),
+    ("attn_dropout is applied to k; the course drops the pattern", {"attn_drop": "k"}),
+    ("the pattern is dropped twice", {"attn_drop": "twice"}),
     ("the pattern is not dropped", {"attn_drop": "none"}),
     ("attention's output is not dropped", {"out_drops": 0}),
     ("attention's output is dropped twice", {"out_drops": 2}),
@@ -174,6 +228,8 @@ BLOCK_DROPOUT: tuple[Mistake, ...] = _several(
     "dropout",
     ("linear2's output is not dropped", {"mlp_drop": "none"}),
     ("linear2's output is dropped twice", {"mlp_drop": "twice"}),
+    ("the activation is dropped; the course drops linear2's output", {"mlp_drop": "activation"}),
+    ("the activation is dropped, too; the course drops linear2's output alone", {"mlp_drop": "both"}),
     ("the block's output is dropped; the course drops linear2's, before the residual connection", {"mlp_drop": "sum"}),
     ("nothing is dropped in attention", {"attn_drop": "none", "out_drops": 0}),
     ("nothing is dropped", {"attn_drop": "none", "out_drops": 0, "mlp_drop": "none"}),
@@ -187,6 +243,8 @@ GPT2_DROPOUT: tuple[Mistake, ...] = _several(
      {"embed_drop": "positions"}),
     ("the two embeddings are dropped one by one; the course drops their sum", {"embed_drop": "each"}),
     ("dropout is applied before the unembedding; the course drops the sum of the embeddings", {"embed_drop": "ln"}),
+    ("dropout is applied before the unembedding, too; the course drops the sum of the embeddings alone",
+     {"embed_drop": "sum and ln"}),
     ("the embeddings are dropped twice", {"embed_drop": "twice"}),
 )  # fmt: skip
 
@@ -197,7 +255,10 @@ Produce = Callable[[Way], Iterator[Stages]]
 def confirmed(
     mistakes: Iterable[Mistake], produce: Produce, observed: Sequence[Tensor], tolerance: float
 ) -> Mistake | None:
-    """The first mistake that reproduces what was observed in every probe."""
+    """The first mistake that reproduces what was observed in every probe; outputs that are NaN as a whole show none."""
+    spoilt = [output.isnan() for output in observed if output.isnan().any()]
+    if spoilt and all(places.all() for places in spoilt):
+        return None
     for mistake in mistakes:
         try:
             if agrees(produce(turned(RIGHT, mistake.changes)), observed, tolerance):
@@ -212,10 +273,10 @@ def agrees(made: Iterator[Stages], observed: Sequence[Tensor], tolerance: float)
     return all(apart(o, list(m.values())[-1]) <= tolerance for o, m in zip(observed, made, strict=True))
 
 
-def pairs(mistakes: Sequence[Mistake]) -> Iterator[Mistake]:
-    """Two mistakes at once."""
+def pairs(mistakes: Sequence[Mistake], one_of: Collection[Mistake] | None = None) -> Iterator[Mistake]:
+    """Two mistakes at once, at least one of which is among some."""
     for a, b in itertools.combinations(mistakes, 2):
-        if not set(a.changes) & set(b.changes):
+        if not set(a.changes) & set(b.changes) and (one_of is None or a in one_of or b in one_of):
             yield Mistake(f"{a.words}; and {b.words}", f"{a.step}, {b.step}", {**a.changes, **b.changes})
 
 

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, Never
 
 import torch
 from torch import Tensor, nn
 
-from pellucid.exercises.answers import Findings, WrongAnswerError, checked, misuse
-from pellucid.exercises.extras import check_device, check_dropout, check_initial_order
-from pellucid.exercises.learner import Probe, check_gradient, check_rate, own, parameter
+from pellucid.exercises.answers import NAMES, Findings, WrongAnswerError, checked, misuse
+from pellucid.exercises.extras import DROPOUT, check_applied, check_device, check_initial_order, require_dropout
+from pellucid.exercises.learner import COARSE, Probe, check_gradient, copied, own
 from pellucid.exercises.mistakes import ATTENTION, ATTENTION_DROPOUT, BLOCK, BLOCK_DROPOUT, GPT2, GPT2_DROPOUT
+from pellucid.exercises.other_names import namings
 from pellucid.exercises.reference import RIGHT, Sizes, attention, block, gpt2
 from pellucid.exercises.result import CheckResult
+from pellucid.exercises.watch import apart
 
 
 @dataclass(frozen=True)
@@ -31,15 +33,33 @@ class GPTConfig:
     dropout: float = 0.1
     layer_norm_epsilon: float = 1e-05
 
+    def __getattr__(self, name: str) -> Never:  # called for what is no field
+        here = _ELSEWHERE.get(name)
+        known = ", ".join(one.name for one in fields(self))
+        meant = f"{name} is called {here} here; " if here else ""
+        raise AttributeError(f"GPTConfig has no {name!r}: {meant}its fields are {known}", name=name, obj=self)
 
-def check_attention(answer: type[nn.Module] | Callable[..., nn.Module]) -> CheckResult:
+
+_ELSEWHERE = {
+    "n_embd": "hidden_size", "d_model": "hidden_size", "n_head": "num_heads", "n_heads": "num_heads",
+    "num_attention_heads": "num_heads", "n_layer": "num_layers", "n_layers": "num_layers",
+    "num_hidden_layers": "num_layers", "n_positions": "max_position_embeddings", "n_ctx": "max_position_embeddings",
+    "block_size": "max_position_embeddings", "max_seq_len": "max_position_embeddings", "d_vocab": "vocab_size",
+    "resid_pdrop": "dropout", "attn_pdrop": "dropout", "embd_pdrop": "dropout", "layer_norm_eps": "layer_norm_epsilon",
+    "hidden_act": "activation_function", "activation": "activation_function",
+}  # fmt: skip
+"""Field of other libraries' configurations -> the course's."""
+
+
+def check_attention(answer: type[nn.Module] | Callable[..., nn.Module], *, hint: int | None = None) -> CheckResult:
     """Check a `UnidirectionalAttention(hidden_size, num_heads, head_size=None, dropout=0.1)`.
 
     Args:
         answer: The class, not an instance.
+        hint: How much of a mistake to give away, as for `CheckResult.hinted`.
 
     Raises:
-        InputError: Something that cannot be constructed.
+        InputError: Something that cannot be constructed, or another hint.
     """
     _require_class(answer, "check_attention", "UnidirectionalAttention")
     plain, wide = Sizes(12, 4, 3), Sizes(12, 3, 5)
@@ -49,43 +69,99 @@ def check_attention(answer: type[nn.Module] | Callable[..., nn.Module]) -> Check
         return answer(12, 4) if sizes is plain else answer(*given, dropout=sizes.dropout)
 
     probe = Probe(
-        "UnidirectionalAttention", build, attention, _attention_shapes, _streams, _axes, ATTENTION, ATTENTION_DROPOUT
-    )
+        "UnidirectionalAttention", build, attention, _attention_shapes, _streams, _axes, _steps, ATTENTION,
+        ATTENTION_DROPOUT,
+    )  # fmt: skip
 
     def body(found: Findings) -> None:
         try:
             module = probe.check_values(found, wide)
         except WrongAnswerError as wrong:
-            if wrong.step.startswith(("running", "the output")):  # square matrices may show what a shape hides
-                probe.check_values(found, plain)
+            if wrong.step.startswith(("running", "the output of", "the parameters")):  # see _by_default
+                _by_default(found, probe, plain, wrong)
             raise
         found.proved.append("the output is that of causal attention, in float64, for 5 shapes of input")
         probe.check_values(found, plain)
         found.proved.append("head_size is taken as given, and defaults to hidden_size // num_heads")
         x = own(module, _streams(wide)[0])
-        bias = parameter(module, "output_proj.bias").detach().expand(x.shape)
-        for name, after in (("attn_dropout", bias), ("resid_dropout", torch.zeros_like(x))):
-            dropouts = [one for one in [getattr(module, name, None)] if isinstance(one, nn.Dropout)]
-            check_dropout(module, dropouts, x, f"`{name}`", after)
-            check_rate(dropouts[0], wide.dropout, f"`{name}`")
-        if probe.check_places(found, replace(wide, dropout=0.4)):
-            found.proved.append("attn_dropout drops the pattern and resid_dropout the output, at the rate given")
+        _check_attention_dropout(found, probe, module, x, wide)
+        probe.note_names(found, module, wide)
         makers = _attention_makers(wide)
-        check_initial_order(found, lambda: build(wide), makers, list(itertools.permutations(makers)))
+        if probe.has_names(module, wide):
+            check_initial_order(found, lambda: build(wide), makers, list(itertools.permutations(makers)))
         check_device(found, module, x)
         check_gradient(found, module, x)
 
-    return checked("attention", body)
+    return checked("attention", body, hint)
 
 
-def check_block(answer: type[nn.Module] | Callable[..., nn.Module]) -> CheckResult:
+def _by_default(found: Findings, probe: Probe, plain: Sizes, wrong: WrongAnswerError) -> None:
+    """Try heads of the default size, whose square matrices show what another size hides, and say what is right there.
+
+    Raises:
+        WrongAnswerError: Another mistake is named there, or the names are those of no layer of the course.
+    """
+    try:
+        module = probe.check_values(found, plain)
+    except WrongAnswerError as other:
+        if other.kind == wrong.kind == NAMES:
+            return
+        raise
+    found.proved.append("with heads of the default size the output is that of causal attention, in float64")
+    probe.note_names(found, module, plain)
+
+
+def _check_attention_dropout(found: Findings, probe: Probe, module: Any, x: Tensor, sizes: Sizes) -> None:
+    """See that the pattern and the output are dropped.
+
+    Raises:
+        WrongAnswerError: Something else is.
+    """
+    names = ("attn_dropout", "resid_dropout")
+    held = [[one for one in [getattr(module, name, None)] if isinstance(one, nn.Dropout)] for name in names]
+    lacking = [f"`{name}`" for name, dropouts in zip(names, held, strict=True) if not dropouts]
+    if lacking and not any(isinstance(one, nn.MultiheadAttention) for one in module.modules()):
+        require_dropout([one for one in module.modules() if isinstance(one, nn.Dropout)], " and ".join(lacking))
+    try:
+        right = probe.check_places(found, replace(sizes, dropout=0.4))
+    except WrongAnswerError as wrong:
+        if lacking:
+            words = f"{wrong.mistake}; there is no nn.Dropout {' and '.join(lacking)}"
+            raise WrongAnswerError(words, wrong.step, wrong.tensor, wrong.kind, wrong.line) from wrong
+        raise
+    if right:
+        found.proved.append("dropout acts on the pattern and on the output, at the rate given")
+    if lacking:
+        found.note(f"names: there is no nn.Dropout {' and '.join(lacking)}, as the course calls it")
+        return
+    bias = probe.parameters(module, sizes)["output_proj.bias"].to(x).expand(x.shape)
+    expected = [bias, torch.zeros_like(x)]
+    dropped = [check_applied(module, dropouts, x, f"`{name}`") for name, dropouts in zip(names, held, strict=True)]
+    if all(apart(a, b) <= COARSE for a, b in zip(dropped, expected, strict=True)):
+        return
+    if all(apart(a, b) <= COARSE for a, b in zip(dropped, expected[::-1], strict=True)):
+        found.note(
+            "names: `attn_dropout` drops the output and `resid_dropout` the pattern: the two are exchanged, which "
+            "changes nothing at one rate"
+        )
+    elif not right:
+        raise WrongAnswerError(
+            "with p=1 in `attn_dropout` the output is not output_proj's bias, or with p=1 in `resid_dropout` it is not "
+            "0: they drop other tensors",
+            "dropout",
+            kind=DROPOUT,
+        )
+
+
+def check_block(answer: type[nn.Module] | Callable[..., nn.Module], *, hint: int | None = None) -> CheckResult:
     """Check a `GPT2Block(hidden_size, num_heads, dropout, layer_norm_epsilon, activation_function)`.
 
     Args:
         answer: The class, not an instance.
+        hint: How much of a mistake to give away, as for `CheckResult.hinted`.
 
     Raises:
-        InputError: Something that cannot be constructed.
+        InputError: Something that cannot be constructed, or another hint.
     """
     _require_class(answer, "check_block", "GPT2Block")
 
@@ -94,7 +170,7 @@ def check_block(answer: type[nn.Module] | Callable[..., nn.Module]) -> CheckResu
 
     every = (*BLOCK, *_inside("attn", ATTENTION))
     dropouts = (*BLOCK_DROPOUT, *_inside("attn", ATTENTION_DROPOUT))
-    probe = Probe("GPT2Block", build, block, _block_shapes, _streams, _axes, every, dropouts)
+    probe = Probe("GPT2Block", build, block, _block_shapes, _streams, _axes, _steps, every, dropouts)
     sizes = Sizes(12, 4, 3, epsilon=0.1)
     others = Sizes(12, 3, 4, epsilon=0.03, activation="gelu", dropout=0.4)
 
@@ -106,27 +182,35 @@ def check_block(answer: type[nn.Module] | Callable[..., nn.Module]) -> CheckResu
         _say_gelu(found, gelu)
         x = own(module, _streams(sizes)[0])
         mlp = [one for name, one in module.named_modules() if isinstance(one, nn.Dropout) and "attn" not in name]
-        named = {name: value.to(x.dtype) for name, value in probe.parameters(module, sizes).items()}
-        check_dropout(module, mlp, x, "behind linear2", block(x, named, sizes, RIGHT)["after attention"])
-        check_rate(mlp[0], sizes.dropout, "behind linear2")
+        require_dropout(mlp, "behind linear2")
+        without = check_applied(module, mlp, x, "behind linear2")
         if probe.check_places(found, replace(others, activation="relu")):
             found.proved.append("dropout follows the MLP, at the rate given")
+        else:
+            named = {name: value.to(x.dtype) for name, value in probe.parameters(module, sizes).items()}
+            if apart(without, block(x, named, sizes, RIGHT)["after attention"]) > COARSE:
+                raise WrongAnswerError("with p=1 in every nn.Dropout outside attention, the output is not what comes "
+                                       "out of attention: linear2's output is not dropped, or not alone",
+                                       "dropout", kind=DROPOUT)  # fmt: skip
+        probe.note_names(found, module, sizes)
         groups = [[f"attn.{name}" for name in ("qkv_proj", "output_proj")], ["linear1"], ["linear2"]]
-        check_initial_order(found, lambda: build(sizes), _block_makers(sizes), _orders(groups))
+        if probe.has_names(module, sizes):
+            check_initial_order(found, lambda: build(sizes), _block_makers(sizes), _orders(groups))
         check_device(found, module, x)
         check_gradient(found, module, x)
 
-    return checked("block", body)
+    return checked("block", body, hint)
 
 
-def check_gpt2(answer: type[nn.Module] | Callable[..., nn.Module]) -> CheckResult:
+def check_gpt2(answer: type[nn.Module] | Callable[..., nn.Module], *, hint: int | None = None) -> CheckResult:
     """Check a `GPT2(config)`, which gets a `GPTConfig` with the course's fields.
 
     Args:
         answer: The class, not an instance.
+        hint: How much of a mistake to give away, as for `CheckResult.hinted`.
 
     Raises:
-        InputError: Something that cannot be constructed.
+        InputError: Something that cannot be constructed, or another hint.
     """
     _require_class(answer, "check_gpt2", "GPT2")
 
@@ -141,27 +225,49 @@ def check_gpt2(answer: type[nn.Module] | Callable[..., nn.Module]) -> CheckResul
     every = (*GPT2, *_inside("in every block", BLOCK), *_inside("in every block, attn", ATTENTION))
     inside = (*BLOCK_DROPOUT, *ATTENTION_DROPOUT)
     dropouts = (*GPT2_DROPOUT, *_inside("in every block", inside))
-    probe = Probe("GPT2", build, gpt2, _gpt2_shapes, _texts, _axes, every, dropouts)
+    probe = Probe("GPT2", build, gpt2, _gpt2_shapes, _texts, _axes, _steps, every, dropouts)
     sizes = Sizes(12, 4, 3, epsilon=0.1, layers=3, vocabulary=29, positions=9)
     others = Sizes(12, 3, 4, 0.03, "gelu", layers=2, vocabulary=23, positions=7, dropout=0.4)
 
     def body(found: Findings) -> None:
-        module = probe.check_values(found, sizes)
+        module = _check_logits(found, probe, sizes)
         replace(probe, inputs=lambda s: [_text(s, 1, s.positions)]).check_values(found, sizes)
         found.proved.append("the logits are GPT-2's, in float64, for 5 shapes of input up to the longest text")
         _gelu(probe, others)
         found.proved.append("the unembedding is the token embedding: no weights of its own")
         ids = _texts(sizes)[0]
         early = [m for n, m in module.named_modules() if isinstance(m, nn.Dropout) and not n.startswith("blocks")]
-        check_dropout(module, early, ids, "behind the embeddings")
-        check_rate(early[0], sizes.dropout, "behind the embeddings")
+        require_dropout(early, "behind the embeddings")
+        check_applied(module, early, ids, "behind the embeddings")
         if probe.check_places(found, replace(others, activation="relu")):
             found.proved.append("dropout follows the embeddings, at the rate given")
-        _check_gpt2_order(found, build)
+        probe.note_names(found, module, sizes)
+        if probe.has_names(module, sizes):
+            _check_gpt2_order(found, build)
         check_device(found, module, ids)
         check_gradient(found, module, ids)
 
-    return checked("gpt2", body)
+    return checked("gpt2", body, hint)
+
+
+def _check_logits(found: Findings, probe: Probe, sizes: Sizes) -> nn.Module:
+    """Run the module; where ids end behind a table, with ids that are positions, too, which shows what they index.
+
+    Raises:
+        WrongAnswerError: The logits are wrong, or there are none.
+    """
+    try:
+        return probe.check_values(found, sizes)
+    except WrongAnswerError as wrong:
+        if "IndexError" not in wrong.mistake:
+            raise
+        small = replace(probe, inputs=lambda s: [ids % s.positions for ids in _texts(s)])
+        try:
+            small.check_values(found, sizes)
+        except WrongAnswerError as named:
+            raise WrongAnswerError(f"{named.mistake}; ids beyond the last position: {wrong.mistake}", named.step,
+                                   named.tensor, named.kind, wrong.line) from wrong  # fmt: skip
+        raise
 
 
 def _check_gpt2_order(found: Findings, build: Callable[[Sizes], Any]) -> None:
@@ -175,6 +281,45 @@ def _check_gpt2_order(found: Findings, build: Callable[[Sizes], Any]) -> None:
     }
     groups = [["token_embedding"], ["pos_embedding"], list(inside)]
     check_initial_order(found, lambda: build(one), makers, list(_flat(itertools.permutations(groups))))
+
+
+def live_parameters(model: nn.Module, sizes: Sizes) -> dict[str, Tensor]:
+    """The parameters of a GPT-2 by the names of the course, whatever their own.
+
+    Raises:
+        WrongAnswerError: One is not there in these sizes.
+    """
+    shapes = _gpt2_shapes(sizes)
+    held = dict(model.named_parameters(remove_duplicate=False))
+    if all(name in held and tuple(held[name].shape) == shape for name, shape in shapes.items()):
+        return {name: held[name] for name in shapes}
+    found = namings(model, shapes)
+    if not found:
+        lacking = next(n for n, shape in shapes.items() if n not in held or tuple(held[n].shape) != shape)
+        what = f"has the shape {list(held[lacking].shape)}" if lacking in held else "is not there"
+        raise WrongAnswerError(
+            f"`{lacking}` {what}, expected {list(shapes[lacking])}", "the parameters", lacking, NAMES
+        )
+    values = found[0].read(model)
+    if not _computes(model, values, sizes):
+        words = (
+            "its names are not the course's, and it does not compute what a GPT2 with parameters of these shapes does"
+        )
+        raise WrongAnswerError(words, "the parameters", kind=NAMES)
+    return values
+
+
+def _computes(model: nn.Module, values: Mapping[str, Tensor], sizes: Sizes) -> bool:
+    """Whether a model's logits are those of the course's GPT2 with these parameters, under any activation function."""
+    ids = torch.arange(min(4, sizes.positions))[None] % sizes.vocabulary
+    try:
+        with torch.no_grad():
+            output = copied(model).eval()(ids)
+            logits = getattr(output, "logits", output)
+            ways = [replace(sizes, activation=one) for one in ("gelu", "gelu_new", "relu")]
+            return any(apart(logits, gpt2(ids, values, way, RIGHT)["logits"]) <= 1e-3 for way in ways)
+    except (Exception, SystemExit):  # whatever the learner's code raises
+        return False
 
 
 def _gelu(probe: Probe, sizes: Sizes) -> str:
@@ -287,3 +432,20 @@ _AXES = {
 def _axes(stage: str) -> str:
     kind = stage.rsplit(": ", 1)[-1].removeprefix("attn ")
     return f"{stage} [{_AXES.get(kind, 'batch, seq, hidden')}]"
+
+
+_STEPS = {
+    "ln1": "layer norm", "ln2": "layer norm", "q, k, v": "splitting q, k and v", "scores": "scaling the scores",
+    "pattern": "masking the scores, softmax", "z": "the weighted sum", "attn output": "the output projection",
+    "after attention": "the residual connection around attention", "linear1": "the MLP", "activation": "the MLP",
+    "linear2": "the MLP", "output": "the residual connection around the MLP", "token embedding": "the embeddings",
+    "pos embedding": "the embeddings", "token + pos": "the embeddings", "ln": "the final layer norm",
+    "logits": "the unembedding",
+}  # fmt: skip
+"""Stage -> the step that makes it."""
+
+
+def _steps(stage: str) -> str:
+    block, _, inner = stage.rpartition(": ")
+    kind = inner if inner in _STEPS else inner.removeprefix("attn ")
+    return f"{_STEPS[kind]} ({block})" if block else _STEPS[kind]

@@ -96,8 +96,11 @@ WRONG: Mapping[str, Variant] = {
 }  # fmt: skip
 
 
-def check_sample_next_token(fn: Callable[..., Any]) -> CheckResult:
-    """Check a `sample_next_token(model, input_ids, temperature, freq_penalty, top_k, top_p) -> int`."""
+def check_sample_next_token(fn: Callable[..., Any], *, hint: int | None = None) -> CheckResult:
+    """Check a `sample_next_token(model, input_ids, temperature, freq_penalty, top_k, top_p) -> int`.
+
+    `hint` says how much of a mistake to give away, as for `CheckResult.hinted`.
+    """
 
     def body(found: Findings) -> None:
         model, step = Table().eval(), "the next token"
@@ -114,7 +117,7 @@ def check_sample_next_token(fn: Callable[..., Any]) -> CheckResult:
             found.note("its top-p is the course's: one token fewer than the nucleus of the paper and of transformers")
         _at_zero(found, fn, model, logits)
 
-    return checked("sample_next_token", body)
+    return checked("sample_next_token", body, hint)
 
 
 def _variant(seen: list[tuple[Distribution, Options]], logits: Tensor) -> Variant | None:

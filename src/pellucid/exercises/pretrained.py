@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pellucid.errors import PellucidError
 from pellucid.exercises.answers import Findings, WrongAnswerError, checked, last_line, misuse, theirs
 from pellucid.exercises.learner import copied
-from pellucid.exercises.loading import alignment_for, load_into, require_instance, require_reference
+from pellucid.exercises.loading import alignment_for, as_reference, load_into, require_instance
 from pellucid.exercises.result import CheckResult
 from pellucid.model import CkptedTransformer
 from pellucid.open import load
@@ -26,7 +26,7 @@ TANH = ("gelu_new", "gelu_pytorch_tanh", "gelu_fast", "gelu_accurate", "gelu_pyt
 
 
 def check_pretrained(
-    my_gpt: nn.Module, tokenizer: Any = None, reference: CkptedTransformer | str | Path | None = None
+    my_gpt: nn.Module, tokenizer: Any = None, reference: Any = None, *, hint: int | None = None
 ) -> CheckResult:
     """Check a learner's GPT-2 that holds real weights.
 
@@ -35,16 +35,17 @@ def check_pretrained(
     Args:
         my_gpt: An instance.
         tokenizer: With `encode` and `decode`; None for the reference's.
-        reference: A model with the weights that it should hold, or what `pellucid.load` takes; None for the
-            bundled model.
+        reference: A model of pellucid's or of transformers' with the weights that it should hold, or what
+            `pellucid.load` takes; None for the bundled model.
+        hint: How much of a mistake to give away, as for `CheckResult.hinted`.
 
     Raises:
         InputError: A class instead of an instance, no tokenizer of the reference's, or a reference whose head is not
             tied.
     """
     require_instance("check_pretrained", my_gpt)
-    opened = reference if isinstance(reference, CkptedTransformer) else load(reference)
-    require_reference("check_pretrained", opened)
+    named = reference is None or isinstance(reference, (str, Path))
+    opened = as_reference("check_pretrained", load(reference) if named else reference)
     tokenizer = opened.tokenizer if tokenizer is None else tokenizer
     ids = _prompt(tokenizer, opened)
 
@@ -54,8 +55,10 @@ def check_pretrained(
         _check_weights(found, model, opened, ids)
         logits = _check_computed(found, model, opened, ids)
         _what_comes_next(found, tokenizer, logits, opened)
+        if my_gpt.training:
+            found.note("your model is in training mode: call my_gpt.eval() before you sample from it, or dropout acts")
 
-    return checked("pretrained", body)
+    return checked("pretrained", body, hint)
 
 
 def _prompt(tokenizer: Any, reference: CkptedTransformer) -> Tensor:
@@ -144,7 +147,12 @@ def _misloaded(name: str, value: Tensor, wanted: Mapping[str, Tensor]) -> str:
 def _check_computed(found: Findings, model: nn.Module, reference: CkptedTransformer, ids: Tensor) -> Tensor:
     """The logits [1, P, V] of the prompt, once they and all on the way to them are the reference's."""
     with theirs("running the model"), torch.no_grad():
-        logits = copied(model).eval()(ids)
+        output = copied(model).eval()(ids)
+    logits = getattr(output, "logits", output)
+    if logits is not output:
+        found.note(
+            f"it returns {type(output).__name__}, whose logits are compared; the course's GPT2 returns the logits"
+        )
     if not isinstance(logits, Tensor) or logits.shape != (*ids.shape, reference.config.vocab_size):
         shape = list(getattr(logits, "shape", ()))
         raise WrongAnswerError(f"the output is {type(logits).__name__} {shape}, expected logits", "the output")

@@ -98,11 +98,12 @@ def attention(x: Tensor, p: Parameters, sizes: Sizes, way: Way) -> Stages:
     parts = split_heads(qkv, sizes, way)
     stages = {"q, k, v": torch.stack([parts[letter] for letter in "qkv"])}
     q, k, v = (parts[letter] for letter in "qkv")
-    scores = q @ k.transpose(-1, -2) * _scale(x, sizes, way)
+    q, k = way.drop(q, sizes, way.attn_drop == "q"), way.drop(k, sizes, way.attn_drop == "k")
+    scores = way.drop(q @ k.transpose(-1, -2), sizes, way.attn_drop == "unscaled scores") * _scale(x, sizes, way)
     stages["scores"] = scores
-    stages["pattern"] = pattern = _pattern(scores, way)
+    stages["pattern"] = pattern = _pattern(way.drop(scores, sizes, way.attn_drop == "scores"), way)
     v = way.drop({"v": v, "k": k, "q": q}[way.values], sizes, way.attn_drop == "v")
-    z = way.drop(pattern, sizes, way.attn_drop == "pattern") @ v
+    z = way.drop(pattern, sizes, {"pattern": 1, "twice": 2}.get(way.attn_drop, 0)) @ v
     stages["z"] = z = {
         "head size": lambda: z.transpose(1, 2).flatten(2),
         "size head": lambda: z.permute(0, 2, 3, 1).flatten(2),
@@ -148,6 +149,9 @@ def _pattern(scores: Tensor, way: Way) -> Tensor:
         hidden = ~torch.ones_like(hidden).tril(way.diagonal)
     if way.masked == "transposed":
         hidden = hidden.T
+    if way.masked.startswith("times"):
+        factor = torch.ones(hidden.shape, dtype=scores.dtype).masked_fill(hidden, way.fill)
+        return (scores * (factor if way.masked == "times fill" else torch.where(hidden, -math.inf, 0.0))).softmax(-1)
     if way.masked == "scores" or way.masked == "transposed":
         return scores.masked_fill(hidden, way.fill).softmax(way.over)
     pattern = scores.softmax(way.over).masked_fill(hidden, 0.0)
@@ -177,8 +181,9 @@ def block(x: Tensor, p: Parameters, sizes: Sizes, way: Way) -> Stages:
     """x [B, P, D] -> the stages of one block; the last is its output [B, P, D]."""
 
     def ln(name: str, value: Tensor) -> Tensor:
-        if way.norms == "swapped":
-            name = {"ln1": "ln2", "ln2": "ln1"}[name]
+        name = {"swapped": {"ln1": "ln2", "ln2": "ln1"}[name], "ln1 twice": "ln1", "ln2 twice": "ln2"}.get(
+            way.norms, name
+        )
         return value if way.norms in ("none", f"no {name}") else norm(value, p, name, sizes, way)
 
     inner = {name.removeprefix("attn."): value for name, value in p.items() if name.startswith("attn.")}
@@ -194,9 +199,10 @@ def block(x: Tensor, p: Parameters, sizes: Sizes, way: Way) -> Stages:
     stages["ln2"] = read2 = source if way.norms == "post" else ln("ln1" if "ln1" in way.mlp_reads else "ln2", source)
     stages["linear1"] = pre = read2 @ p["linear1.weight"].T + p["linear1.bias"]
     stages["activation"] = post = ACTIVATIONS[way.activation or sizes.activation](pre)
+    post = way.drop(post, sizes, way.mlp_drop in ("activation", "both"))
     stages["linear2"] = out = post @ p["linear2.weight"].T + p["linear2.bias"]
     out = ACTIVATIONS[sizes.activation](out) if not way.linear2 else out
-    out = way.drop(out, sizes, {"linear2": 1, "twice": 2}.get(way.mlp_drop, 0))
+    out = way.drop(out, sizes, {"linear2": 1, "both": 1, "twice": 2}.get(way.mlp_drop, 0))
     ends = {"added": mid + out, "missing": out, "block input": x + out, "normalized": read2 + out}
     last = way.drop(ends[way.second], sizes, way.mlp_drop == "sum")
     stages["output"] = ln("ln2", last) if way.norms == "post" else last
@@ -211,24 +217,32 @@ def gpt2(ids: Tensor, p: Parameters, sizes: Sizes, way: Way) -> Stages:
     x = stages["token embedding"] * (sizes.hidden**0.5 if way.embed_scale else 1.0)
     places = torch.arange(ids.size(1)) + way.offset
     places = {"columns": places, "reversed": places.flip(0), "first": places * 0}.get(way.positions, places)
+    table = p["token_embedding.weight"] if way.positions == "token table" else table
     stages["pos embedding"] = places = table[ids % sizes.positions if way.positions == "ids" else places]
     places = way.drop(places, sizes, way.embed_drop in ("positions", "each"))
     x = x if way.positions == "none" else x + places
-    x = way.drop(x, sizes, {"sum": 1, "twice": 2}.get(way.embed_drop, 0))
+    x = way.drop(x, sizes, {"sum": 1, "sum and ln": 1, "twice": 2}.get(way.embed_drop, 0))
     stages["token + pos"] = x
-    order = list(range(sizes.layers))
-    order = {"all": order, "reversed": order[::-1], "first": order[:1] * sizes.layers}.get(way.blocks, order[:-1])
-    for number, i in enumerate([] if way.blocks == "none" else order):
+    for number, i in enumerate(_order(way.blocks, sizes.layers)):
         own = {name.removeprefix(f"blocks.{i}."): value for name, value in p.items() if name.startswith(f"blocks.{i}.")}
         inner = block(x, own, sizes, way)
         stages |= {f"block {number}: {name}": value for name, value in inner.items()}
         x = inner["output"]
     last = x if way.final == "none" else norm(x, p, "ln", sizes, way)
-    stages["ln"] = last = way.drop(last, sizes, way.embed_drop == "ln")
+    stages["ln"] = last = way.drop(last, sizes, way.embed_drop in ("ln", "sum and ln"))
     head = p["token_embedding.weight"] if way.head in ("tied", "probabilities", "logprobs") else p[way.head]
     logits = last @ head.T
     logits = {"probabilities": logits.softmax(-1), "logprobs": logits.log_softmax(-1)}.get(way.head, logits)
     return stages | {"logits": logits}
+
+
+def _order(blocks: str, layers: int) -> list[int]:
+    """The blocks that are applied, one after the other."""
+    every = list(range(layers))
+    return {
+        "all": every, "reversed": every[::-1], "first": every[:1] * layers, "none": [], "all but the last": every[:-1],
+        "only the first": every[:1], "only the last": every[-1:], "all but the first": every[1:], "twice": every * 2,
+    }[blocks]  # fmt: skip
 
 
 RIGHT = Way()

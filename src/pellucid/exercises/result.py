@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import html
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 
 @dataclass(frozen=True, repr=False)
@@ -19,6 +20,9 @@ class CheckResult:
         step: The step at which it is wrong.
         tensor: The tensor in which it first shows, with its axes.
         notes: What the reader should know: deviations of the course, what could not be checked.
+        kind: What sort of mistake it is, without giving it away.
+        line: The line of your code that makes the mistake, with its number, where it can be told.
+        others: What else is wrong, where several answers were checked together.
 
     Example:
         >>> from pellucid.exercises import CheckResult
@@ -34,12 +38,40 @@ class CheckResult:
     step: str | None = None
     tensor: str | None = None
     notes: tuple[str, ...] = ()
+    kind: str | None = None
+    line: str | None = None
+    others: tuple[str, ...] = ()
 
     def __bool__(self) -> bool:
         return self.passed
 
+    def hinted(self, level: int | None) -> CheckResult:
+        """The same result, giving away less of what is wrong; one that passed stays as it is.
+
+        Args:
+            level: 1 for the place alone (step, tensor, line), 2 for the kind of mistake as well, 3 or None for all.
+
+        Example:
+            >>> from pellucid.exercises import check_greedy
+            >>> check_greedy(lambda logits: int(logits.argmin())).hinted(1)
+            ✗ greedy
+                step: greedy
+                first shows in: the chosen id
+        """
+        if self.passed or level in (None, 3):
+            return self
+        return replace(self, mistake=None, kind=self.kind if level == 2 else None, notes=(), others=())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every attribute, for JSON."""
+        return asdict(self)
+
     def _rows(self) -> list[tuple[str, str]]:
-        rows = [("mistake", self.mistake), ("step", self.step), ("first shows in", self.tensor)]
+        rows = [
+            ("mistake", self.mistake), ("kind", None if self.mistake else self.kind),
+            *(("mistake", text) for text in self.others),
+            ("step", self.step), ("first shows in", self.tensor), ("line", self.line),
+        ]  # fmt: skip
         shown = [(label, text) for label, text in rows if text]
         return [*shown, *(("proved", text) for text in self.proved), *(("note", text) for text in self.notes)]
 
@@ -54,17 +86,21 @@ class CheckResult:
 
 
 def together(check: str, results: Iterable[CheckResult]) -> CheckResult:
-    """Several results as one, which passed if all did; the first mistake is its mistake."""
+    """Several results as one, which passed if all did; the first mistake is its mistake, with its step and line."""
     every = list(results)
     wrong = [result for result in every if not result]
-    first = wrong[0] if wrong else None
-    others = [f"{result.check}: {result.mistake}" for result in wrong[1:]]
-    return CheckResult(
-        check,
-        passed=not wrong,
+    if not wrong:
+        first = CheckResult(check, passed=True)
+    else:
+        first = replace(wrong[0], check=check, mistake=_of(wrong[0], wrong[0].mistake))
+    return replace(
+        first,
         proved=tuple(f"{result.check}: {text}" for result in every for text in result.proved),
-        mistake=f"{first.check}: {first.mistake}" if first is not None else None,
-        step=first.step if first is not None else None,
-        tensor=first.tensor if first is not None else None,
-        notes=(*others, *(f"{result.check}: {text}" for result in every for text in result.notes)),
+        notes=tuple(f"{result.check}: {text}" for result in every for text in result.notes),
+        step=_of(wrong[0], first.step) if wrong else None,
+        others=tuple(f"{result.check}: {result.mistake or result.step}" for result in wrong[1:]),
     )
+
+
+def _of(result: CheckResult, text: str | None) -> str | None:
+    return text and f"{result.check}: {text}"

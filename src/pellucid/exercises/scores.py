@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import math
-import numbers
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from pellucid.exercises.answers import Findings, WrongAnswerError, checked, last_line, theirs
+from pellucid.check import as_number
+from pellucid.errors import shown
+from pellucid.exercises.answers import IN_PLACE, NAMES, RETURNS, Findings, WrongAnswerError, checked, last_line, theirs
 from pellucid.exercises.result import CheckResult
 from pellucid.exercises.watch import apart
 
@@ -21,17 +22,28 @@ Formulas = Mapping[str, Callable[..., Tensor]]
 
 
 def as_id(value: Any, step: str) -> int:
-    """A token id, given as a number or a tensor that holds one."""
-    if isinstance(value, Tensor) and value.numel() == 1:
-        value = value.item()
-    number = float(value) if isinstance(value, numbers.Real) and not isinstance(value, bool) else math.nan
-    if not number.is_integer():
-        raise WrongAnswerError(f"it returns {_shown(value)}, expected one token id", step, "the result")
+    """A token id, given as a number, or as a tensor or an array that holds one."""
+    one = value.reshape(()) if isinstance(value, (Tensor, np.ndarray)) and value.shape in ((), (1,)) else value
+    number = as_number(one)
+    if number is None or not number.is_integer():
+        raise WrongAnswerError(f"it returns {_shown(value)}, expected one token id", step, "the result", RETURNS)
     return int(number)
 
 
 def _shown(value: Any) -> str:
-    return f"a tensor {list(value.shape)}" if isinstance(value, Tensor) else f"{type(value).__name__} {value!r:.60}"
+    if isinstance(value, (Tensor, np.ndarray)) and value.ndim:
+        return f"{'a tensor' if isinstance(value, Tensor) else 'an array'} {list(value.shape)}"
+    return f"{type(value).__name__} {shown(value)}"
+
+
+def given(names: Sequence[str], values: Sequence[Any]) -> str:
+    """What a function was called with, for a message: tensors by their shape, or whole where they are small."""
+    parts = [
+        f"{name} {list(value.shape)}" if isinstance(value, Tensor) and value.numel() > 1
+        else f"{name}={value.tolist() if isinstance(value, Tensor) else value}"
+        for name, value in zip(names, values, strict=False)
+    ]  # fmt: skip
+    return f"given {', '.join(parts)}"
 
 
 def drawn_logits(size: int = 11, seed: int = 0) -> Tensor:
@@ -39,14 +51,17 @@ def drawn_logits(size: int = 11, seed: int = 0) -> Tensor:
     return 2 * torch.randn(size, generator=torch.Generator().manual_seed(seed))
 
 
-def check_greedy(fn: Callable[..., Any]) -> CheckResult:
-    """Check a `greedy_search(logits) -> int`, where ties go to the smallest id."""
+def check_greedy(fn: Callable[..., Any], *, hint: int | None = None) -> CheckResult:
+    """Check a `greedy_search(logits) -> int`, where ties go to the smallest id.
+
+    `hint` says how much of a mistake to give away, as for `CheckResult.hinted`.
+    """
 
     def body(found: Findings) -> None:
         probes = [drawn_logits(seed=seed) for seed in range(4)] + [drawn_logits() - 100.0]
         ids: list[int] = []
         for logits in probes:
-            with theirs("greedy"):
+            with theirs("greedy", given(("logits",), (logits,))):
                 value = fn(logits.clone())
             if not isinstance(value, int):
                 found.note(f"it returns {type(value).__name__}; the course's signature says int")
@@ -65,7 +80,7 @@ def check_greedy(fn: Callable[..., Any]) -> CheckResult:
             raise WrongAnswerError(f"of two equally likely tokens, 5 and 8, it takes {tie}", "greedy, ties")
         found.proved.append("ties go to the smallest id")
 
-    return checked("greedy", body)
+    return checked("greedy", body, hint)
 
 
 def _one_of(given: Sequence[int], right: Sequence[int], wrong: Mapping[str, Sequence[int]], step: str) -> None:
@@ -79,8 +94,11 @@ def _one_of(given: Sequence[int], right: Sequence[int], wrong: Mapping[str, Sequ
     )
 
 
-def check_temperature(fn: Callable[..., Any]) -> CheckResult:
-    """Check an `apply_temperature(logits, temperature) -> logits`."""
+def check_temperature(fn: Callable[..., Any], *, hint: int | None = None) -> CheckResult:
+    """Check an `apply_temperature(logits, temperature) -> logits`.
+
+    `hint` says how much of a mistake to give away, as for `CheckResult.hinted`.
+    """
     wrong: Formulas = {
         "the logits are multiplied by the temperature, not divided": lambda x, t: x * t,
         "the temperature is not used": lambda x, t: x,
@@ -94,14 +112,17 @@ def check_temperature(fn: Callable[..., Any]) -> CheckResult:
 
     def body(found: Findings) -> None:
         probes = [(drawn_logits(seed=i), t) for i, t in enumerate((0.5, 1.0, 3.0, 0.001))]
-        _check_formula(fn, probes, lambda x, t: x / t, wrong, "temperature")
+        _check_formula(found, fn, probes, lambda x, t: x / t, wrong, "temperature", ("logits", "temperature"))
         found.proved.append("the logits are divided by the temperature")
 
-    return checked("temperature", body)
+    return checked("temperature", body, hint)
 
 
-def check_frequency_penalty(fn: Callable[..., Any]) -> CheckResult:
-    """Check an `apply_freq_penalty(input_ids, logits, freq_penalty) -> logits`."""
+def check_frequency_penalty(fn: Callable[..., Any], *, hint: int | None = None) -> CheckResult:
+    """Check an `apply_freq_penalty(input_ids, logits, freq_penalty) -> logits`.
+
+    `hint` says how much of a mistake to give away, as for `CheckResult.hinted`.
+    """
 
     def counts(ids: Tensor, x: Tensor) -> Tensor:
         return torch.bincount(ids, minlength=x.numel()).to(x)
@@ -114,6 +135,13 @@ def check_frequency_penalty(fn: Callable[..., Any]) -> CheckResult:
         "the last token is not counted": lambda ids, x, p: x - p * counts(ids[:-1], x),
         "the first token is not counted": lambda ids, x, p: x - p * counts(ids[1:], x),
         "the counts are divided by the length of the text": lambda ids, x, p: x - p * counts(ids, x) / ids.numel(),
+        "a token that occurs once is not penalised: the penalty is taken once too few":
+            lambda ids, x, p: x - p * (counts(ids, x) - 1).clamp(min=0),
+        "every token is penalised once too few: those that do not occur gain":
+            lambda ids, x, p: x - p * (counts(ids, x) - 1),
+        "every token is penalised once too often: those that do not occur, too":
+            lambda ids, x, p: x - p * (counts(ids, x) + 1),
+        "the penalty is applied twice": lambda ids, x, p: x - 2 * p * counts(ids, x),
         "the penalty is not used": lambda ids, x, p: x,
         "freq_penalty is not used: every occurrence costs 1": lambda ids, x, p: x - counts(ids, x),
         "the logits are divided by the penalty, not lessened by it":
@@ -126,48 +154,62 @@ def check_frequency_penalty(fn: Callable[..., Any]) -> CheckResult:
         probes = [(torch.randint(11, (n,), generator=generator), drawn_logits(seed=n), p)
                   for n, p in ((9, 2.0), (1, 0.7), (30, -0.5))]  # fmt: skip
         probes.append((torch.tensor([1, 2, 2, 10]), drawn_logits(), 1.5))
-        try:
-            for ids, logits, penalty in probes:
-                fn(ids.clone(), logits.clone(), penalty)
-        except (Exception, SystemExit) as error:  # whatever the learner's code raises
-            _minlength(fn, probes, error)
-        _check_formula(fn, probes, lambda ids, x, p: x - p * counts(ids, x), wrong, "frequency penalty")
+        _explain_raised(fn, probes)
+        names = ("input_ids", "logits", "freq_penalty")
+        _check_formula(found, fn, probes, lambda ids, x, p: x - p * counts(ids, x), wrong, "frequency penalty", names)
         found.proved.append("each logit is lessened by the penalty times the token's count")
         found.proved.append("tokens above the largest id of the text are handled")
 
-    return checked("frequency penalty", body)
+    return checked("frequency penalty", body, hint)
 
 
-def _minlength(fn: Callable[..., Any], probes: Sequence[Any], error: BaseException) -> None:
-    """Confirm that it is the counts' length: with the largest id in every text, nothing is raised."""
-    try:
-        for ids, logits, penalty in probes:
-            fn(torch.cat([ids, torch.tensor([logits.numel() - 1])]), logits.clone(), penalty)
-    except (Exception, SystemExit):  # not the only reason
+def _explain_raised(fn: Callable[..., Any], probes: Sequence[tuple[Tensor, Tensor, float]]) -> None:
+    """Name why counting raises, if texts that differ in nothing else do not.
+
+    Raises:
+        WrongAnswerError: A text of one token raises, or one without the largest id of the vocabulary.
+    """
+    raised = [(ids, logits, error) for ids, logits, p in probes if (error := _raised(fn, ids, logits, p)) is not None]
+    if not raised:
         return
-    raise WrongAnswerError(
-        f"the counts are as long as the largest id of the text, not as the vocabulary (bincount's minlength): "
-        f"{last_line(error)}",
-        "counting tokens",
-        "the counts [vocab]",
-    )
+    said = f"{last_line(raised[0][2])}, given input_ids={raised[0][0].tolist()}"
+    if all(len(ids) == 1 and _raised(fn, ids.repeat(2), logits, 1.0) is None for ids, logits, _ in raised):
+        words = "a text of one token raises, two of the same token do not: squeeze() takes its only axis away, too"
+        raise WrongAnswerError(f"{words}: {said}", "counting tokens", "the counts [vocab]", NAMES)
+    highest = [(torch.cat([ids[:-1], torch.tensor([logits.numel() - 1])]), logits) for ids, logits, _ in raised]
+    if all(_raised(fn, ids, logits, 1.0) is None for ids, logits in highest):
+        words = "the counts are as long as the largest id of the text, not as the vocabulary (bincount's minlength)"
+        raise WrongAnswerError(f"{words}: {said}", "counting tokens", "the counts [vocab]", NAMES)
+
+
+def _raised(fn: Callable[..., Any], ids: Tensor, logits: Tensor, penalty: float) -> BaseException | None:
+    try:
+        fn(ids.clone(), logits.clone(), penalty)
+    except (Exception, SystemExit) as error:  # whatever the learner's code raises
+        return error
+    return None
 
 
 def _check_formula(
-    fn: Callable[..., Any], probes: Sequence[tuple[Any, ...]], right: Callable[..., Tensor], wrong: Formulas, step: str
+    found: Findings,
+    fn: Callable[..., Any],
+    probes: Sequence[tuple[Any, ...]],
+    right: Callable[..., Tensor],
+    wrong: Formulas,
+    step: str,
+    names: Sequence[str],
 ) -> None:
     outputs: list[Tensor] = []
     for probe in probes:
-        given = [part.clone() if isinstance(part, Tensor) else part for part in probe]
-        with theirs(step):
-            value = fn(*given)
+        parts = [part.clone() if isinstance(part, Tensor) else part for part in probe]
+        with theirs(step, given(names, probe)):
+            value = fn(*parts)
         expected = right(*probe).shape
         if not isinstance(value, Tensor) or value.shape != expected:
             words = f"it returns {_shown(value)}, expected a tensor {list(expected)}"
-            raise WrongAnswerError(words, step, "the result")
-        if any(isinstance(a, Tensor) and not torch.equal(a, b) for a, b in zip(given, probe, strict=True)):
-            raise WrongAnswerError("it changes its input in place", step, "the input")
-        outputs.append(value)
+            raise WrongAnswerError(words, step, "the result", RETURNS)
+        outputs.append(value.clone())
+        note_changes(found, step, names, parts, probe)
 
     def same(formula: Callable[..., Tensor]) -> bool:
         return all(apart(o, formula(*probe)) <= CLOSE for o, probe in zip(outputs, probes, strict=True))
@@ -183,3 +225,17 @@ def _check_formula(
         step,
         "logits [vocab]",
     )
+
+
+def note_changes(found: Findings, step: str, names: Sequence[str], parts: Sequence[Any], before: Sequence[Any]) -> None:
+    """Note that the logits were changed in place, which the course does not forbid.
+
+    Raises:
+        WrongAnswerError: Another input was changed.
+    """
+    for name, part, kept in zip(names, parts, before, strict=False):
+        if not isinstance(kept, Tensor) or torch.equal(part, kept):
+            continue
+        if name != "logits":
+            raise WrongAnswerError(f"it changes {name} in place", step, "the input", IN_PLACE)
+        found.note("it changes the logits that it is given in place; a caller that uses them again gets other numbers")

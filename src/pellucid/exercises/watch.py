@@ -6,8 +6,8 @@ einsum and matmul, (head, query) and (query, head) all look the same, and nothin
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,13 +17,23 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from pellucid.exercises.answers import current_line, described
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """A tensor that was computed: its numbers in ascending order, and the line of code that did it."""
+
+    numbers: Tensor
+    where: tuple[str, int] | None
+
 
 class Watch(TorchDispatchMode):
-    """Keeps the values of every floating tensor that is computed inside it."""
+    """Keeps the values of every floating tensor that is computed inside it, and the line that computed it."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._sorted: dict[int, list[Tensor]] = defaultdict(list)
+        self._seen: list[_Seen] = []
         self.coarse = False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -31,19 +41,47 @@ class Watch(TorchDispatchMode):
         for tensor in pytree.tree_leaves(result):
             if isinstance(tensor, Tensor) and tensor.is_floating_point() and tensor.numel() > 1:
                 self.coarse |= tensor.dtype != torch.float64
-                self._sorted[tensor.numel()].append(tensor.detach().double().flatten().sort().values)
+                self._seen.append(_Seen(_in_order(tensor), current_line()))
         return result
 
     def showed(self, value: Tensor, tolerance: float) -> bool:
         """Whether some tensor held these numbers."""
-        wanted = value.double().flatten().sort().values
-        return any(apart(seen, wanted) <= tolerance for seen in self._sorted[value.numel()])
+        return any(self._places(value, tolerance))
 
-    def first_missing(self, stages: Mapping[str, Tensor], tolerance: float) -> str:
-        """The first stage after the last that was computed as the reference does."""
+    def _places(self, value: Tensor, tolerance: float) -> Iterable[int]:
+        """Where among all tensors those with these numbers stand, counted from 1."""
+        wanted = _in_order(value)
+        return (
+            number
+            for number, seen in enumerate(self._seen, 1)
+            if seen.numbers.numel() == wanted.numel() and apart(seen.numbers, wanted) <= tolerance
+        )
+
+    def line_of(self, value: Tensor, tolerance: float) -> str | None:
+        """The line of code that first computed these numbers; None if none did, or it cannot be told."""
+        return self._line(next(iter(self._places(value, tolerance)), None))
+
+    def line_after(self, value: Tensor | None, size: int, tolerance: float) -> str | None:
+        """The first line behind the last that computed some numbers which makes a tensor of a size."""
+        start = max(self._places(value, tolerance), default=0) if value is not None else 0
+        sizes = (n for n, seen in enumerate(self._seen, 1) if n > start and seen.numbers.numel() == size)
+        return self._line(next(sizes, None))
+
+    def _line(self, number: int | None) -> str | None:
+        where = self._seen[number - 1].where if number else None
+        return described(*where) if where else None
+
+    def first_missing(self, stages: Mapping[str, Tensor], tolerance: float) -> tuple[str, str | None]:
+        """The first stage after the last that was computed as the reference does, and the line that may make it."""
         names = list(stages)
         right = [number for number, name in enumerate(names) if self.showed(stages[name], tolerance)]
-        return names[min(right[-1] + 1 if right else 0, len(names) - 1)]
+        name = names[min(right[-1] + 1 if right else 0, len(names) - 1)]
+        before = stages[names[right[-1]]] if right else None
+        return name, self.line_after(before, stages[name].numel(), tolerance)
+
+
+def _in_order(tensor: Tensor) -> Tensor:
+    return tensor.detach().double().flatten().sort().values
 
 
 class Undropped(TorchDispatchMode):
@@ -56,8 +94,11 @@ class Undropped(TorchDispatchMode):
 
 
 def marked(x: Tensor, rate: float) -> Tensor:
-    """What stands in for dropout: not linear, so that it shows to which tensor it was applied, and at which rate."""
-    return x + rate * x * x
+    """What stands in for dropout: not linear, so that it shows to which tensor it was applied, and at which rate.
+
+    Signs and magnitudes stay, so that masked scores, which are far below all others or -inf, are still masked.
+    """
+    return x + rate * x * (1 - 1 / (1 + x.abs()))
 
 
 class Marked(TorchFunctionMode):

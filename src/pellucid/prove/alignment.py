@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -14,12 +15,14 @@ from typing import Any
 from torch import Tensor, nn
 
 from pellucid import atomic
-from pellucid.errors import WeightsError
+from pellucid.errors import WeightsError, shown
 from pellucid.prove.tensors import TensorComparison, compare_tensors
 from pellucid.prove.units import Group, Transform, units_of
 from pellucid.transformer import Transformer
 
 FORMAT = "pellucid.alignment/1"
+_ROWS = 6
+"""Matches that an alignment shows of itself."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ class Match:
     copies: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Alignment:
     """Every tensor of the other program, explained or not.
 
@@ -63,6 +66,19 @@ class Alignment:
     unexplained: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
     unneeded: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        equal = sum(match.comparison.bit_equal for match in self.matches)
+        lines = [f"Alignment: {len(self.matches)} parameters are explained, {equal} of them equal to the bit"]
+        about = {"unexplained": self.unexplained, "missing": self.missing, "unneeded": self.unneeded}
+        lines += [f"  {what}: {shown(list(names))}" for what, names in about.items() if names]
+        lines += [
+            f"  {match.name} {list(match.shape)} from {', '.join(match.group.units)}" for match in self.matches[:_ROWS]
+        ]
+        return "\n".join([*lines, *(["  …"] if len(self.matches) > _ROWS else [])])
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{html.escape(repr(self))}</pre>"
 
     @property
     def complete(self) -> bool:
