@@ -140,7 +140,7 @@ def read_config(name: str | os.PathLike[str], options: HubOptions | None = None)
 def _existing(name: str | os.PathLike[str]) -> Path | None:
     """The path of this name if there is one; None for a string that may be the id of a repository."""
     if not isinstance(name, str | os.PathLike):
-        raise _no_such_name(repr(name))
+        raise _no_name(name)
     text = os.fspath(name)
     if text == BUNDLED_NAME:
         return BUNDLED
@@ -157,6 +157,15 @@ def _existing(name: str | os.PathLike[str]) -> Path | None:
     if not isinstance(name, str):
         raise _no_such_name(text)
     return None
+
+
+def _no_name(given: object) -> NotFoundError:
+    """The error for something that names no model, above all for a model of transformers' itself."""
+    return NotFoundError(
+        f"{type(given).__name__} given, expected a path, an alias or the id of a repository.",
+        code="path-not-found",
+        remedy="Pass a model of transformers' to pellucid.from_hf; else give a path or a hub id.",
+    )
 
 
 def _no_such_name(name: str) -> NotFoundError:
