@@ -76,7 +76,7 @@ class CkptedTransformer(GeneratingTransformer):
     @classmethod
     def from_pretrained(
         cls,
-        model_name: str | Path,
+        model_name: str | Path | Mapping[str, Any],
         *,
         device: str | torch.device = "cpu",
         dtype: str | torch.dtype = "float32",

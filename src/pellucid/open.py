@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def load(
-    name: str | Path | None = None,
+    name: str | Path | Mapping[str, Any] | None = None,
     *,
     device: str | torch.device = "cpu",
     dtype: str | torch.dtype = "float32",
@@ -33,7 +33,7 @@ def load(
 
     Args:
         name: None or "bundled" for the bundled model, offline; an alias (`gpt2-small`, `gpt2-medium`, `gpt2-large`,
-            `gpt2-xl`, `distilgpt2`); any hub id; a folder; a file.
+            `gpt2-xl`, `distilgpt2`); any hub id; a folder; a file; or a state dict in memory, whose tensors are copied.
         device: Where to put it.
         dtype: "float32" unless asked; "stored" keeps what the file has; else "float64", "float16", "bfloat16" or the
             torch.dtype.

@@ -316,24 +316,25 @@ def test_our_tensors_are_views_of_theirs_where_nothing_is_rearranged() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "reason"),
+    ("name", "reason", "code"),
     [
-        ("transformer.h.0.crossattention.c_attn.weight", "cross-attention"),
-        ("transformer.h.0.ln_cross_attn.weight", "cross-attention"),
-        ("transformer.h.0.attn.c_attn.lora_A.weight", "adapters"),
-        ("lm_head.bias", "plain linear"),
-        ("score.weight", "another task"),
-        ("v_head.summary.weight", "another task"),
-        ("transformer.h.0.attn.c_attn.qweight", "quantized"),
-        ("something.else", "something.else"),
+        ("transformer.h.0.crossattention.c_attn.weight", "cross-attention", "weights-foreign"),
+        ("transformer.h.0.ln_cross_attn.weight", "cross-attention", "weights-foreign"),
+        ("transformer.h.0.attn.c_attn.lora_A.weight", "adapters", "weights-foreign"),
+        ("transformer.h.0.attn.c_attn.qweight", "quantized", "weights-foreign"),
+        ("transformer.h.0.attn.rotary_emb.inv_freq", "position embeddings", "weights-foreign"),
+        ("lm_head.bias", "plain linear", "weights-unexplained"),
+        ("transformer.h.0.summary.weight", "summary", "weights-unexplained"),
+        ("something.else", "something.else", "weights-unexplained"),
+        ("transformer.h.0.attn.bias", "not the causal one", "weights-unexplained"),
     ],
 )
-def test_foreign_tensors_are_refused_by_name_and_reason(name: str, reason: str) -> None:
+def test_foreign_tensors_are_refused_by_name_and_reason(name: str, reason: str, code: str) -> None:
     hf = small_hf()
     with pytest.raises(pl.WeightsError, match=reason) as caught:
-        to_ours({**hf_dict(hf), name: torch.zeros(3)}, config_of(hf))
+        to_ours({**hf_dict(hf), name: torch.ones(3)}, config_of(hf))
     assert name in str(caught.value)
-    assert caught.value.code == "weights-unexplained"
+    assert caught.value.code == code
 
 
 CONFIGS = st.builds(

@@ -254,7 +254,10 @@ BAD: dict[str, tuple[Callable[[Path], Path], str]] = {
     "integers": (with_tensors(lambda t: t.update({WTE: t[WTE].int()})), "weights-misshapen"),
     "a transposed square": (with_config(n_positions=21), "weights-misshapen"),
     "missing and too many": (with_tensors(lambda t: t.update(x=t.pop(CATTN))), "weights-do-not-fit"),
-    "other names": (with_tensors(lambda t: [t.update({f"x{n}": t.pop(n)}) for n in list(t)]), "layout-unknown"),
+    "other names": (
+        with_tensors(lambda t: [t.update({f"x{i}": t.pop(n)}) for i, n in enumerate(list(t))]),
+        "layout-unknown",
+    ),
     "one name twice": (with_tensors(lambda t: t.update({"wte.weight": t[WTE].clone()})), "weights-ambiguous"),
     "no head": (with_config(tie_word_embeddings=False), "head-missing"),
     # folders and configurations

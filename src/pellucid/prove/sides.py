@@ -21,8 +21,9 @@ from pellucid.prove.recognise import recognised
 from pellucid.tokens import Tokenizer
 from pellucid.weights import hub
 from pellucid.weights.importing import to_ours
-from pellucid.weights.layouts import Layout, canonical_names, detect
+from pellucid.weights.layouts import Layout, detect
 from pellucid.weights.load import LoadOptions, parse_dtype
+from pellucid.weights.prefixes import canonical_names
 
 Side = nn.Module | Mapping[str, Tensor]
 

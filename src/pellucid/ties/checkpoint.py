@@ -17,7 +17,8 @@ from pellucid.ties.memory import Named
 from pellucid.ties.predict import AfterReload, HeadFate, Loss, sentence, under
 from pellucid.ties.subject import Declared, Subject
 from pellucid.weights import files
-from pellucid.weights.layouts import HF, canonical_names, detect, prefixed
+from pellucid.weights.layouts import HF, detect
+from pellucid.weights.prefixes import canonical_names, prefixed
 
 
 @dataclass(frozen=True)

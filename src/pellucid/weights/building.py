@@ -13,8 +13,9 @@ from torch import Tensor
 from pellucid.config import TransformerConfig
 from pellucid.errors import PellucidWarning, WeightsError
 from pellucid.generation_settings import GenerationSettings
-from pellucid.weights.importing import Imported, listed
+from pellucid.weights.importing import Imported
 from pellucid.weights.layouts import HEAD
+from pellucid.weights.leftovers import described, listed
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
 """The dtypes that a model may have, by name."""
@@ -125,6 +126,10 @@ def describe(imported: Imported, weights: Mapping[str, Tensor], provenance: dict
         warnings.warn(f"{provenance.get('source', 'weights')}: {'; '.join(remarks)}.", PellucidWarning, stacklevel=4)
     if imported.config.unread:
         provenance = {**provenance, "config_unread": listed(imported.config.unread, 100)}
+    if imported.left_out:
+        provenance = {**provenance, "left_out": described(imported.left_out)}
+    if imported.filled:
+        provenance = {**provenance, "zeros": f"no such biases in the checkpoint: {listed(imported.filled)}"}
     return {
         **provenance,
         "layout": imported.layout,

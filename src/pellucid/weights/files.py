@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from pellucid.errors import ConfigError, NotFoundError, WeightsError
+from pellucid.errors import ConfigError, NotFoundError, WeightsError, printable
 from pellucid.weights import hub, saves
-from pellucid.weights.formats import Content, read_file
+from pellucid.weights.formats import Content, read_file, unpack
+from pellucid.weights.leftovers import listed
 from pellucid.weights.manifests import is_there, read_index, read_json, unreadable
 
 FOLDER_FILES = (*hub.WEIGHT_FILES, "ckpt.pt")
@@ -28,6 +29,7 @@ class Stored:
         tensors: Under the file's names, in the file's dtypes, mapped privately from the file.
         config: The fields of `config.json` or of the file's own header; None if there are none.
         model_args: nanoGPT's description of the model, where the file has it.
+        notes: What else is to be known of the reading, for the provenance.
     """
 
     path: Path
@@ -35,6 +37,7 @@ class Stored:
     tensors: dict[str, Tensor]
     config: Mapping[str, Any] | None
     model_args: Mapping[str, Any] | None = None
+    notes: Mapping[str, str] = field(default_factory=dict)
 
 
 def read(path: Path, *, needs_config: bool = True) -> Stored:
@@ -72,7 +75,26 @@ def read(path: Path, *, needs_config: bool = True) -> Stored:
     if content.format == "safetensors":
         saves.require_one_save(shards_of(weights), config)
     own = content.config if content.config is not None else config
-    return Stored(weights, content.format, content.tensors, own, content.model_args)
+    return Stored(weights, content.format, content.tensors, own, content.model_args, notes_of(content))
+
+
+def in_memory(tensors: Mapping[str, Any]) -> Stored:
+    """A state dict, or what `torch.load` gave, as if it had been read from a file.
+
+    Its tensors are copied to the processor, so that no later change of theirs reaches the model.
+
+    Raises:
+        WeightsError: No weights in it, or those of several models.
+    """
+    content = unpack("the mapping given", tensors)
+    copies = {name: tensor.to("cpu", copy=True) for name, tensor in content.tensors.items()}
+    return Stored(Path("mapping"), "mapping", copies, None, content.model_args, notes_of(content))
+
+
+def notes_of(content: Content) -> dict[str, str]:
+    """Where in a file the weights were found, and what lies beside them."""
+    notes = {"key": content.key, "beside": listed(content.beside, 20)}
+    return {name: printable(note) for name, note in notes.items() if note}
 
 
 def shards_of(weights: Path) -> list[Path]:

@@ -19,8 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pellucid.errors import WeightsError
+from pellucid.errors import WeightsError, shown
 from pellucid.weights.manifests import require_regular, unreadable
+from pellucid.weights.nested import find_weights
 
 LLMC_MAGIC = 20240326
 _LLMC_HEADER = 256
@@ -37,12 +38,16 @@ class Content:
         tensors: Names as the file has them, dense tensors on the CPU, in the file's dtypes.
         config: Fields in transformers' names, where the file itself has them (llm.c).
         model_args: nanoGPT's own description of the model, where the file has it.
+        key: Where in the file the tensors lie; "" for the whole of it.
+        beside: The keys of what lies beside them.
     """
 
     format: str
     tensors: dict[str, Tensor]
     config: Mapping[str, Any] | None = None
     model_args: Mapping[str, Any] | None = None
+    key: str = ""
+    beside: tuple[str, ...] = ()
 
 
 def read_file(path: Path) -> Content:
@@ -128,49 +133,41 @@ def _read_pickle(path: Path, *, mapped: bool) -> Content:
             code="pickle-damaged",
             remedy="Download or write the file again.",
         ) from problem
-    return _unpack(path, content)
+    return unpack(str(path), content)
 
 
-def _unpack(path: Path, content: Any) -> Content:
-    """The state dict in what was saved: bare, or under `model` (nanoGPT) or `state_dict`."""
-    model_args = None
-    if isinstance(content, Mapping):
-        for key in ("model", "state_dict"):
-            if isinstance(content.get(key), Mapping):
-                model_args = content.get("model_args")
-                content = content[key]
-                break
-    if not isinstance(content, Mapping) or not content:
-        raise WeightsError(
-            f"{path}: holds {type(content).__name__} {'without entries' if content == {} else ''}, "
-            "expected a dict of tensors.",
-            code="pickle-no-state-dict",
-            remedy="Save the state dict: torch.save(model.state_dict(), path).",
-        )
-    wrong = [
-        repr(name) for name, value in content.items() if not isinstance(value, Tensor) or not isinstance(name, str)
-    ]
-    if wrong:
-        raise WeightsError(
-            f"{path}: not tensors: {', '.join(wrong[:8])}{' …' if len(wrong) > 8 else ''}.",
-            code="pickle-no-state-dict",
-            remedy="Save the state dict alone: torch.save(model.state_dict(), path).",
-        )
+def unpack(where: str, content: Any) -> Content:
+    """The weights in what was saved, wherever they lie in it, and nanoGPT's `model_args` beside them.
+
+    Raises:
+        WeightsError: None, several models', or tensors that are not dense.
+    """
+    found = find_weights(where, content)
+    model_args = content.get("model_args") if isinstance(content, Mapping) and found.path else None
     if model_args is not None and not isinstance(model_args, Mapping):
         raise WeightsError(
-            f"{path}: model_args is {type(model_args).__name__}, expected a dict.",
+            f"{where}: model_args is {type(model_args).__name__}, expected a dict.",
             code="pickle-model-args",
             remedy="Write the checkpoint again with nanoGPT's train.py.",
         )
-    return Content("pickle", {name: _plain(path, name, value) for name, value in content.items()}, None, model_args)
+    tensors = {name: _plain(where, name, value) for name, value in found.tensors.items()}
+    return Content("pickle", tensors, None, model_args, ".".join(found.path), found.beside)
 
 
-def _plain(path: Path, name: str, tensor: Tensor) -> Tensor:
-    if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
+def _plain(where: str, name: str, tensor: Tensor) -> Tensor:
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_nested or tensor.is_meta:
+        kind = "nested" if tensor.is_nested else "quantized" if tensor.is_quantized else str(tensor.layout)
         raise WeightsError(
-            f"{path}: {name} is {tensor.layout} on {tensor.device}, expected a dense tensor.",
+            f"{where}: {shown(name)} is {kind} on {tensor.device}, expected a dense tensor with numbers.",
             code="tensor-not-dense",
             remedy="Save dense, unquantized tensors.",
+        )
+    stored = tensor.untyped_storage().nbytes()
+    if tensor.numel() * tensor.element_size() > max(stored, 1):  # stride 0: a few bytes that claim to be a terabyte
+        raise WeightsError(
+            f"{where}: {shown(name)} is {list(tensor.shape)} over {stored} bytes: expanded, not stored.",
+            code="tensor-not-dense",
+            remedy="Save tensors that hold their own numbers: tensor.contiguous().",
         )
     return tensor.detach()
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from pellucid.config import TransformerConfig
-from pellucid.errors import WeightsError, printable
+from pellucid.errors import WeightsError
 from pellucid.weights.layouts import (
     EMBED,
     HEAD,
@@ -19,24 +19,12 @@ from pellucid.weights.layouts import (
     LLMC,
     Layout,
     Row,
-    canonical_names,
     detect,
     our_shapes,
 )
-from pellucid.weights.transforms import Place, Shape
-
-FOREIGN = (
-    (r"cross_?attention|ln_cross_attn|q_attn", "cross-attention is not implemented"),
-    (r"lora_|base_layer", "adapters are not implemented; merge them into the weights first"),
-    (r"^lm_head\.", "the head is not a plain linear map without bias"),
-    (r"^(score|classifier|qa_outputs|multiple_choice_head|v_head|transformer\.score)\b", "a head for another task"),
-    (r"qweight|qzeros|absmax|\.scales$|\.SCB$|quant_state", "the weights are quantized"),
-    (r"^(token_embd|blk\.)", "GGUF's names are not implemented"),
-    (r"^model/", "OpenAI's TensorFlow names are not implemented; transformers 4 converts them"),
-    (r"\.attn\.(masked_)?bias$", "a mask buffer of another shape than n_positions by n_positions"),
-    (r"\.attn\.(mask|IGNORE)$", "a mask buffer of another shape than n_positions by n_positions"),
-)
-"""Why tensors of some names cannot be explained: a pattern and the reason."""
+from pellucid.weights.leftovers import harmless, listed, reason_of, refuse_foreign
+from pellucid.weights.prefixes import beside, canonical_names, prefixes_of
+from pellucid.weights.transforms import ZEROS, Place, Shape
 
 
 @dataclass(frozen=True)
@@ -48,12 +36,16 @@ class Imported:
         config: As given, but with `tie_word_embeddings` as the weights have it.
         layout: Name of the layout that they came in.
         remarks: What the reader should be warned of.
+        left_out: What was found beside the language model -> why the model is the same without it.
+        filled: Biases that the checkpoint has not, in any block, and that are zeros.
     """
 
     weights: dict[str, Tensor]
     config: TransformerConfig
     layout: str
     remarks: tuple[str, ...] = ()
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    filled: tuple[str, ...] = ()
 
 
 def to_ours(tensors: Mapping[str, Tensor], config: TransformerConfig) -> Imported:
@@ -70,14 +62,8 @@ def to_ours(tensors: Mapping[str, Tensor], config: TransformerConfig) -> Importe
         WeightsError: Tensors of no known layout, or unexplained, missing or misshapen ones, all listed; or
             weights that were processed so that they are no longer GPT-2's.
     """
-    canonical = canonical_names(tensors)
-    twice = sorted(name for name, given in canonical.items() if len(given) > 1)
-    if twice:
-        raise WeightsError(
-            f"weights: {', '.join(twice[:8])} given more than once, under different prefixes.",
-            code="weights-ambiguous",
-            remedy="Save the state dict of one model only.",
-        )
+    refuse_foreign(tensors)
+    canonical = _one_model(tensors)
     theirs = {name: tensors[given[0]] for name, given in canonical.items()}
     layout = detect(theirs)
     if layout is None:
@@ -86,12 +72,61 @@ def to_ours(tensors: Mapping[str, Tensor], config: TransformerConfig) -> Importe
         # Before the rows of every block are written out: a configuration may promise a billion of them.
         raise _mismatch(layout, [f"most tensors of {config.n_layer} blocks"], [], [])
     if layout is HOOKED:
-        _refuse_folded_norms(theirs, config)
-    _check(theirs, canonical, config, layout)
+        _refuse_folded(theirs, config)
+    layout, filled = _without_absent_biases(layout, theirs, config)
+    left_out = _check(theirs, canonical, config, layout)
     ours = _transform(theirs, config, layout)
     if layout is HOOKED:
-        _refuse_processed(theirs, ours)
-    return _settle_head(ours, config, layout)
+        _refuse_processed(ours)
+    return replace(_settle_head(ours, config, layout), left_out=left_out, filled=filled)
+
+
+def _one_model(tensors: Mapping[str, Tensor]) -> dict[str, list[str]]:
+    """Canonical names -> the names given, of the one model that these tensors are."""
+    prefixes = prefixes_of(tensors)
+    if len(prefixes) > 1:
+        several = sorted(prefixes)
+        first = next(prefix for prefix in several if prefix)
+        raise WeightsError(
+            f"weights: of {len(several)} models, under the prefixes {listed([repr(p) for p in several])}.",
+            code="weights-ambiguous",
+            remedy=f"Choose one of them, such as pl.load({{name.removeprefix({first!r}): tensor for name, tensor in "
+            f"tensors.items() if name.startswith({first!r})}}, config=...), with tensors = torch.load(path) or "
+            "safetensors.torch.load_file(path).",
+        )
+    canonical = canonical_names(tensors)
+    twice = sorted(name for name, given in canonical.items() if len(given) > 1)
+    if twice:
+        raise WeightsError(
+            f"weights: {listed(twice, 8)} given more than once, under different prefixes.",
+            code="weights-ambiguous",
+            remedy="Save the state dict of one model only.",
+        )
+    return canonical
+
+
+def _without_absent_biases(
+    layout: Layout, theirs: Mapping[str, Tensor], config: TransformerConfig
+) -> tuple[Layout, tuple[str, ...]]:
+    """The layout with zeros for a bias that no block of the checkpoint has; transformers fills in zeros, too.
+
+    A bias that only some blocks lack is missing.
+    """
+
+    def is_absent(row: Row) -> bool:
+        names = (
+            row.theirs if "{i}" not in row.ours else [n for i in range(config.n_layer) for n in row.of_block(i).theirs]
+        )
+        return bool(names) and not any(name in theirs for name in names)
+
+    biases = [row for row in layout.rows if re.search(r"\.b(_\w+)?$", row.ours) and row.theirs]
+    absent = {row.ours for row in biases if is_absent(row)}
+    if "ln_final.b" in absent and not {"blocks.{i}.ln1.b", "blocks.{i}.ln2.b"} <= absent and config.n_layer:
+        absent.discard("ln_final.b")  # one tensor that is lost, and no model without such biases
+    if not absent or layout is HOOKED:
+        return layout, ()
+    rows = tuple(Row((), row.ours, ZEROS) if row.ours in absent else row for row in layout.rows)
+    return replace(layout, rows=rows), tuple(row.ours for row in rows if row.ours in absent)
 
 
 def _transform(theirs: Mapping[str, Tensor], config: TransformerConfig, layout: Layout) -> dict[str, Tensor]:
@@ -107,8 +142,12 @@ def _transform(theirs: Mapping[str, Tensor], config: TransformerConfig, layout: 
 
 def _check(
     theirs: Mapping[str, Tensor], given: Mapping[str, list[str]], config: TransformerConfig, layout: Layout
-) -> None:
-    """Every tensor explained, present, floating and of its shape; else one error with all that is wrong."""
+) -> dict[str, str]:
+    """Every tensor explained, present, floating and of its shape; else one error with all that is wrong.
+
+    Returns:
+        The tensors that are no weights of the language model -> why it is the same without them.
+    """
     rows = [*layout.rows_of(config), layout.head]
     expected = _their_shapes(rows, config)
     optional = set(layout.head.theirs)
@@ -116,9 +155,7 @@ def _check(
         # A tied model may name its one matrix by either end.
         optional = {name for row in rows if row.ours == EMBED for name in row.theirs}
     missing = [name for name in expected if name not in theirs and name not in optional]
-    buffers = layout.buffers_of(config)
-    dropped = {name for name, shape in buffers.items() if name in theirs and tuple(theirs[name].shape) == shape}
-    unexplained = [given[name][0] for name in theirs if name not in expected and name not in dropped]
+    left_out, unexplained = _beside_weights({given[n][0]: t for n, t in theirs.items() if n not in expected}, given)
     wrong = [
         f"{given[name][0]}: given {list(theirs[name].shape)}, expected {list(shape)}"
         for name, shape in expected.items()
@@ -131,6 +168,22 @@ def _check(
     ]
     if missing or unexplained or wrong:
         raise _mismatch(layout, missing, unexplained, wrong)
+    buffers = layout.buffers_of(config)
+    exact = {
+        names[0] for name, names in given.items() if name in theirs and buffers.get(name) == tuple(theirs[name].shape)
+    }
+    return {name: reason for name, reason in left_out.items() if name not in exact}  # a buffer of its layout is no news
+
+
+def _beside_weights(others: Mapping[str, Tensor], given: Mapping[str, list[str]]) -> tuple[dict[str, str], list[str]]:
+    """What may be left out -> why, and the names of what may not."""
+    outside = beside(name for names in given.values() for name in names)
+    left_out: dict[str, str] = {}
+    for name, tensor in others.items():
+        reason = harmless(name, tensor) or ("not under the language model's prefix" if name in outside else None)
+        if reason is not None:
+            left_out[name] = reason
+    return left_out, [name for name in others if name not in left_out]
 
 
 def _their_shapes(rows: Sequence[Row], config: TransformerConfig) -> dict[str, Shape]:
@@ -151,7 +204,7 @@ def _mismatch(layout: Layout, missing: list[str], unexplained: list[str], wrong:
     if missing:
         parts.append(f"missing: {listed(missing)}")
     if unexplained:
-        parts.append(f"unexplained: {listed([f'{name}{_reason(name)}' for name in unexplained])}")
+        parts.append(f"unexplained: {listed([f'{name}{reason_of(name)}' for name in unexplained])}")
     if wrong:
         parts.append(f"misshapen: {listed(wrong, separator='; ')}")
     said = f"weights in the layout {layout.name!r} do not fit the configuration; {'. '.join(parts)}."
@@ -173,22 +226,11 @@ def _misfit(said: str, code: str) -> WeightsError:
     )
 
 
-def listed(items: Sequence[str], most: int = 12, separator: str = ", ") -> str:
-    """Names in one line: no more of them and no longer ones than a reader can take in."""
-    cut = [item if len(item) <= 200 else f"{item[:120]} ... {item[-60:]}" for item in items[:most]]
-    rest = len(items) - most
-    return printable(separator.join(cut) + (f"{separator}and {rest} more" if rest > 0 else ""))
-
-
-def _reason(name: str) -> str:
-    return next((f" ({reason})" for pattern, reason in FOREIGN if re.search(pattern, name)), "")
-
-
 def _unknown_layout(tensors: Mapping[str, Tensor]) -> WeightsError:
     names = sorted(tensors)
     return WeightsError(
         f"weights: of no known layout; the first of {len(names)} tensors are "
-        f"{listed([f'{name}{_reason(name)}' for name in names[:6]])}.",
+        f"{listed([f'{name}{reason_of(name)}' for name in names[:6]])}.",
         code="layout-unknown",
         remedy=f"Known are {', '.join(LAYOUTS)}. Convert the checkpoint with transformers, or rename its tensors.",
     )
@@ -241,21 +283,21 @@ def same_numbers(a: Tensor, b: Tensor) -> bool:
     return torch.equal(a.view(bits), b.view(bits)) or torch.equal(a, b)
 
 
-def _refuse_folded_norms(theirs: Mapping[str, Tensor], config: TransformerConfig) -> None:
+def _refuse_folded(theirs: Mapping[str, Tensor], config: TransformerConfig) -> None:
+    bias = theirs.get("unembed.b_U")
+    if bias is not None and bias.count_nonzero():
+        raise _processed("its unembedding has a bias, which GPT-2 has not")
     norms = [f"blocks.{i}.{norm}.{part}" for i in range(config.n_layer) for norm in ("ln1", "ln2") for part in "wb"]
     absent = [name for name in (*norms, "ln_final.w", "ln_final.b") if name not in theirs]
     if len(absent) == len(norms) + 2:
         raise _processed("its LayerNorms have no gain and bias: they were folded into the matrices after them")
 
 
-def _refuse_processed(theirs: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> None:
+def _refuse_processed(ours: Mapping[str, Tensor]) -> None:
     """TransformerLens' processed weights compute the same logits, but they are other weights.
 
     Folding, centring and the bias of the unembedding leave these traces; a checkpoint has none of them.
     """
-    bias = theirs.get("unembed.b_U")
-    if bias is not None and bias.count_nonzero():
-        raise _processed("its unembedding has a bias, which GPT-2 has not")
     norms = [(name, tensor) for name, tensor in ours.items() if re.search(r"ln(1|2|_final)\.[wb]$", name)]
     trivial = all(bool((tensor == (1 if name.endswith("w") else 0)).all()) for name, tensor in norms)
     biases = any(tensor.count_nonzero() for name, tensor in ours.items() if name.endswith("b_QKV"))

@@ -11,7 +11,7 @@ TransformerLens' components.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from pellucid.config import TransformerConfig
 from pellucid.transformer import stored_shapes
+from pellucid.weights.prefixes import canonical_names
 from pellucid.weights.transforms import (
     HEAD_COLUMNS,
     HEAD_ROWS,
@@ -194,19 +195,6 @@ LAYOUTS: Mapping[str, Layout] = {
     layout.name: layout for layout in (HF, NANOGPT, NANOGPT_WITHOUT_BIAS, LLMC, HOOKED, OWN)
 }
 """Every layout by name."""
-
-
-def canonical_names(names: Iterable[str]) -> dict[str, list[str]]:
-    """Names without the wrappers of DDP and torch.compile, and with transformers' prefix -> the names given."""
-    canonical: dict[str, list[str]] = {}
-    for name in names:
-        canonical.setdefault(prefixed(re.sub(r"^((module|_orig_mod)\.)+", "", name)), []).append(name)
-    return canonical
-
-
-def prefixed(name: str) -> str:
-    """A name with transformers' prefix, which a model without a head does not write."""
-    return f"transformer.{name}" if re.match(r"(wte|wpe|ln_f|h\.\d+)\.", name) else name
 
 
 def detect(tensors: Mapping[str, Tensor]) -> Layout | None:

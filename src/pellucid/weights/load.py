@@ -54,18 +54,18 @@ class LoadOptions:
 @ordinary_tensors()
 def load(
     cls: ModelClass[M],
-    name: str | os.PathLike[str],
+    name: str | os.PathLike[str] | Mapping[str, Any],
     options: LoadOptions | None = None,
     read_tokenizer: Callable[[Path], Any] | None = None,
 ) -> M:
-    """Open a model: a path, an alias or a hub id.
+    """Open a model: a path, an alias, a hub id, or a state dict in memory.
 
     Tensors that need no conversion stay mapped from the file: nothing is copied until it is written to, and
     writing changes the model, not the file.
 
     Args:
         cls: The model's class.
-        name: See `pellucid.weights.hub.locate`.
+        name: See `pellucid.weights.hub.locate`; or tensors by name, which are copied.
         options: How to open it.
         read_tokenizer: Reads the tokenizer of a folder, or returns None where there is none.
 
@@ -78,31 +78,38 @@ def load(
         WeightsError: Weights that cannot be read, explained or converted.
     """
     options = options or LoadOptions()
-    dtype = parse_dtype(options.dtype)
+    parse_dtype(options.dtype)  # before anything is downloaded
+    if isinstance(name, Mapping):
+        return _build(cls, "a state dict in memory", files.in_memory(name), options, None)
     path = hub.locate(name, options.hub)
-    return saves.read_whole(path, lambda: _read(cls, path, dtype, options, read_tokenizer))
+    needs_config = not isinstance(options.config, TransformerConfig)
+
+    def read() -> M:
+        return _build(cls, str(path), files.read(path, needs_config=needs_config), options, read_tokenizer)
+
+    return saves.read_whole(path, read)
 
 
-def _read(
+def _build(
     cls: ModelClass[M],
-    path: Path,
-    dtype: torch.dtype | None,
+    source: str,
+    stored: files.Stored,
     options: LoadOptions,
     read_tokenizer: Callable[[Path], Any] | None,
 ) -> M:
-    stored = files.read(path, needs_config=not isinstance(options.config, TransformerConfig))
     config = _config(stored, options)
     imported = to_ours(stored.tensors, config)
     provenance = {
-        "source": str(path),
+        "source": source,
         "file": stored.path.name,
         "format": stored.format,
+        **stored.notes,
         "stored_dtype": dtype_names(imported.weights),
     }
     if stored.model_args is not None and not _says(options.config, "activation_function"):
         provenance["activation_function"] = "gelu (erf) assumed: nanoGPT does not record it; pass config= otherwise"
-    weights = convert(imported.weights, dtype, options.device)
-    generation = GenerationSettings.from_folder(stored.path.parent)
+    weights = convert(imported.weights, parse_dtype(options.dtype), options.device)
+    generation = None if stored.format == "mapping" else GenerationSettings.from_folder(stored.path.parent)
     if generation is not None or GenerationSettings.of_config(imported.config).sampling:
         provenance["generation"] = (generation or GenerationSettings.of_config(imported.config)).summary()
     tokenizer = read_tokenizer(stored.path.parent) if read_tokenizer is not None else None
@@ -154,7 +161,7 @@ def _config(stored: files.Stored, options: LoadOptions) -> TransformerConfig:
     own = stored.config if stored.model_args is None else config_of_model_args(stored.model_args)
     if own is None and given is None:
         raise ConfigError(
-            f"{stored.path}: no configuration in the file, and no config.json beside it.",
+            f"{stored.path}: no configuration in it, and no config.json beside it.",
             code="config-needed",
             remedy="Pass config=: the number of heads, the activation and the LayerNorm epsilon cannot be read off "
             "tensors.",

@@ -1,0 +1,189 @@
+"""Tensors that are no weight of a GPT-2: what each of them is, and whether the model is the same without it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pellucid.errors import WeightsError, printable
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """Tensors of another kind of checkpoint, told by their names.
+
+    Args:
+        pattern: What the names match.
+        what: The end of the sentence "holds ...".
+        remedy: How to get what this library reads.
+    """
+
+    pattern: str
+    what: str
+    remedy: str
+
+    def has(self, name: str) -> bool:
+        """Whether a tensor's name is one of these."""
+        return re.search(self.pattern, name) is not None
+
+
+_MERGE = (
+    "Merge them with PEFT: model = PeftModel.from_pretrained(base, folder).merge_and_unload(), then save that model."
+)
+_PLAIN = "Use a plain GPT-2 checkpoint."
+_CONVERT = "Convert the checkpoint to a folder of transformers' GPT-2, and open that."
+
+TENSORFLOW_REMEDY = (
+    "transformers 4 converts it (its module convert_gpt2_original_tf_checkpoint_to_pytorch); or open "
+    "openai-community/gpt2, which holds the same weights."
+)
+
+ADAPTERS = Foreign(
+    r"lora_|(^|[._])lora([._]|$)|\.base_layer\.|hada_w|lokr_|\.ia3_|oft_r|vera_lambda|modules_to_save|\.original_module\."
+    r"|prompt_embeddings|prefix_encoder|(^|[._])adapters?([._]|$)",
+    "adapters (PEFT) that are not merged into the weights",
+    _MERGE,
+)
+"""What changes every matrix that it lies beside."""
+
+KINDS = (
+    ADAPTERS,
+    Foreign(
+        r"qweight|qzeros|(^|\.)g_idx$|absmax|quant_map|quant_state|\.SCB$|weight_format$|\.weight_scale|_scale_inv$"
+        r"|zero_point|_packed_params|\.weight_packed$|nested_absmax",
+        "quantized weights (GPTQ, AWQ, bitsandbytes or torch's own)",
+        "Give the checkpoint from before it was quantized; or dequantize it with transformers: "
+        "model = AutoModelForCausalLM.from_pretrained(folder); model.dequantize().save_pretrained(other).",
+    ),
+    Foreign(
+        r"_?flat_param(_\d+)?$|flat_param_",
+        "parts of FSDP, in which the weights lie flattened",
+        "Save the full state dict: FullStateDictConfig in FSDP.state_dict_type, then torch.save.",
+    ),
+    Foreign(
+        r"parametrizations\.|(^|\.)weight_(orig|mask|g|v)$|(^|\.)bias_(orig|mask)$",
+        "weights that are computed from others (torch's parametrizations, pruning or weight norm)",
+        "Make them permanent before saving: torch.nn.utils.prune.remove(module, 'weight'), or "
+        "torch.nn.utils.parametrize.remove_parametrizations(module, 'weight').",
+    ),
+    Foreign(r"cross_?attention|ln_cross_attn|q_attn", "cross-attention, which is not implemented", _PLAIN),
+    Foreign(
+        r"rotary|inv_freq|(^|\.)alibi|(^|\.)slopes$|rel_pos|relative_",
+        "other position embeddings than GPT-2's, which are not implemented",
+        _PLAIN,
+    ),
+    Foreign(r"^(token_embd|blk|output_norm)\.", "GGUF's names", _CONVERT),
+    Foreign(
+        r"^model/|^h\d+/", "the names of OpenAI's TensorFlow release",
+        TENSORFLOW_REMEDY,
+    ),
+    Foreign(
+        r"query_key_value|language_model\.(embedding|encoder|transformer)|word_embeddings\.weight|"
+        r"self_attention\.linear_qkv",
+        "the names of Megatron-LM or GPT-NeoX, whose heads are interleaved",
+        "Convert the checkpoint with transformers' convert_megatron_gpt2_checkpoint.py, and open the result.",
+    ),
+    Foreign(
+        r"\.kernel$|(^|\.)w[tp]e\.embedding$|\.scale$", "Flax's names and order of axes",
+        "transformers 4 converts it: GPT2LMHeadModel.from_pretrained(folder, from_flax=True).save_pretrained(other).",
+    ),
+    Foreign(
+        r"self_attn\.[qkv]_proj|attn\.attention\.|encoder\.layer\.\d+|attention\.self\.|\.attn\.[qkv]_proj|experts\.",
+        "the layers of another architecture than GPT-2", "pellucid reads GPT-2 only.",
+    ),
+)  # fmt: skip
+"""Every kind of checkpoint whose names are known and that is not read."""
+
+_HEADS = re.compile(
+    r"(^|\.)(score|classifier|classification_head|qa_outputs|multiple_choice_head|v_head|value_head|reward_head|"
+    r"reward_model_head|critic_head|regression_head|summary|mc_head|cls_head|rank_head|pooler)\b"
+)
+_BLOCK = re.compile(r"(^|\.)(h|blocks|layers?)\.\d+\.")
+_MASKS = re.compile(
+    r"(^|\.)attn\.(bias|masked_bias|mask|IGNORE|tril|causal_mask)$|(^|\.)(position_ids|causal_mask|mask)$"
+)
+
+
+def kind_of(names: Iterable[str]) -> tuple[Foreign, list[str]] | None:
+    """The first kind of foreign checkpoint that these names belong to, and those names; None for none."""
+    short = [name for name in names if len(name) < 1000]
+    for kind in KINDS:
+        found = [name for name in short if kind.has(name)]
+        if found:
+            return kind, found
+    return None
+
+
+def refuse_foreign(names: Iterable[str]) -> None:
+    """Refuse checkpoints of another kind by what they are.
+
+    Raises:
+        WeightsError: One of `KINDS`.
+    """
+    found = kind_of(names)
+    if found is not None:
+        kind, those = found
+        raise WeightsError(
+            f"weights: hold {kind.what}: {listed(those, 3)}.",
+            code="weights-foreign",
+            remedy=kind.remedy,
+        )
+
+
+def harmless(name: str, tensor: Tensor) -> str | None:
+    """Why a tensor may be left out without changing the language model; None if it may not."""
+    if _HEADS.search(name) and not _BLOCK.search(name):
+        return "a head for another task"
+    if _MASKS.search(name) and is_mask(tensor):
+        return "a causal mask, or positions, which are computed"
+    if name.endswith(("bias", ".b", "b_U")) and not bool(tensor.any()):
+        return "a bias of zeros"
+    return None
+
+
+def is_mask(tensor: Tensor) -> bool:
+    """Whether a tensor is the causal mask, the number that it masks with, or positions from 0 on."""
+    if tensor.dim() == 0:
+        return True
+    flat = tensor.reshape(-1)
+    if bool((flat.double() == torch.arange(flat.numel())).all()):
+        return True
+    square = tensor.reshape(-1, tensor.shape[-1])
+    if square.shape[0] != square.shape[1]:
+        return False
+    lower = torch.ones(square.shape, dtype=torch.bool).tril()
+    if tensor.dtype.is_floating_point and bool((square[lower] == 0).all()):  # added to the scores
+        return bool((square[~lower] <= -1e4).all())
+    return torch.equal(square != 0, lower) and bool((square[lower] == 1).all())
+
+
+def reason_of(name: str) -> str:
+    """What a tensor is known to be, in brackets, for a list of names; "" if its name says nothing."""
+    if name.endswith("lm_head.bias"):
+        return " (the head is not a plain linear map without bias)"
+    if _MASKS.search(name):
+        return " (a mask that is not the causal one)"
+    found = kind_of([name])
+    return "" if found is None else f" ({found[0].what})"
+
+
+def described(left_out: Mapping[str, str]) -> str:
+    """What was left out, and why, in one line: reason by reason."""
+    reasons: dict[str, list[str]] = {}
+    for name, reason in left_out.items():
+        reasons.setdefault(reason, []).append(name)
+    parts = [
+        f"{names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''} ({why})" for why, names in reasons.items()
+    ]
+    return printable("; ".join(parts))
+
+
+def listed(items: Sequence[str], most: int = 12, separator: str = ", ") -> str:
+    """Names in one line: no more of them and no longer ones than a reader can take in."""
+    cut = [item if len(item) <= 200 else f"{item[:120]} ... {item[-60:]}" for item in items[:most]]
+    rest = len(items) - most
+    return printable(separator.join(cut) + (f"{separator}and {rest} more" if rest > 0 else ""))
