@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from pellucid.agreement import require_agreement, require_unchanged
 from pellucid.config import TransformerConfig
 from pellucid.model import CkptedTransformer
 from pellucid.tokens import Tokenizer
@@ -80,7 +81,9 @@ def from_hf(
     Raises:
         WeightsError: Another class, or a head that is not a plain matrix.
     """
-    return weights.from_hf(CkptedTransformer, hf_model, attention=attention, numerics=numerics)
+    model = weights.from_hf(CkptedTransformer, hf_model, attention=attention, numerics=numerics)
+    require_agreement("from_hf", model, hf_model)
+    return model
 
 
 def to_hf(model: CkptedTransformer) -> GPT2LMHeadModel:
@@ -89,4 +92,7 @@ def to_hf(model: CkptedTransformer) -> GPT2LMHeadModel:
     Raises:
         MissingExtraError: transformers is not installed.
     """
-    return weights.to_hf(model)
+    require_unchanged(model)
+    hf_model: GPT2LMHeadModel = weights.to_hf(model)
+    require_agreement("to_hf", model, hf_model)
+    return hf_model

@@ -124,7 +124,7 @@ def _with_adapter() -> Any:
         (lambda: GPT2ForSequenceClassification(small_hf().config), "hf-wrong-class"),
         (lambda: nn.DataParallel(small_hf()), "hf-wrong-class"),
         (_on_meta, "meta-device"),
-        (_with_adapter, "weights-do-not-fit"),
+        (_with_adapter, "hf-part"),
     ],
 )
 def test_other_models_are_refused(given: Any, code: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 from collections.abc import Mapping
@@ -15,14 +14,13 @@ from torch import Tensor, nn
 
 from pellucid import generation_settings
 from pellucid.config import TransformerConfig
-from pellucid.config_fields import NEUTRAL, REFUSED, SYNONYMS
 from pellucid.errors import MissingExtraError, WeightsError
 from pellucid.execution import ordinary_tensors
 from pellucid.generation_settings import GenerationSettings
 from pellucid.parameters import require_numbers
 from pellucid.tensor_file import write_tensors
 from pellucid.transformer import stored_shapes
-from pellucid.weights import saves
+from pellucid.weights import foreign, live, saves
 from pellucid.weights.building import M, Model, ModelClass, describe, separate
 from pellucid.weights.importing import to_ours
 from pellucid.weights.layouts import HF, from_ours
@@ -32,7 +30,9 @@ from pellucid.weights.layouts import HF, from_ours
 def from_hf(cls: ModelClass[M], hf_model: nn.Module, *, attention: str = "auto", numerics: str = "exact") -> M:
     """Copy a live transformers model; the model given is only read.
 
-    The tie is taken from memory: tied if the head's weight is the embedding's, whatever the configuration says.
+    What counts is what the modules compute, whatever the configuration says: the tie is the one in memory, sizes and
+    rates of dropout are those of the modules, a `Linear` in the place of a `Conv1D` is read as the same matrix, and
+    what `torch.compile` wrapped is unwrapped. What cannot be carried over is refused by name.
 
     Args:
         cls: The model's class.
@@ -44,30 +44,28 @@ def from_hf(cls: ModelClass[M], hf_model: nn.Module, *, attention: str = "auto",
         A model with equal tensors on the same device, training or evaluating like the one given.
 
     Raises:
-        WeightsError: Not such a model, or one with tensors or a head that GPT-2 has not.
+        WeightsError: Not such a model, or one that computes something else than GPT-2 with its tensors.
         ConfigError: A configuration that is not implemented.
         MissingExtraError: transformers is not installed.
     """
     transformers = _transformers()
-    if not isinstance(hf_model, (transformers.GPT2LMHeadModel, transformers.GPT2Model)):
+    if not isinstance(foreign.uncompiled(hf_model), (transformers.GPT2LMHeadModel, transformers.GPT2Model)):
         raise WeightsError(
             f"from_hf: given {type(hf_model).__name__}, expected GPT2LMHeadModel or GPT2Model.",
             code="hf-wrong-class",
-            remedy="Unwrap it (`.module` of DDP, `._orig_mod` of torch.compile, `.transformer` of a model with a "
-            "head for another task).",
+            remedy="Unwrap it (`.module` of DDP, `.merge_and_unload()` of PEFT, `.transformer` of a model with a head "
+            "for another task).",
         )
-    tensors = dict(hf_model.state_dict())
-    config = _config_of(hf_model)
-    _require_as_configured(hf_model, config)
-    if isinstance(hf_model, transformers.GPT2LMHeadModel):
-        tied = _is_tied(hf_model)
+    read = live.read(hf_model)
+    config, tensors = read.config, read.tensors
+    if "lm_head.weight" in tensors:
+        tied = _is_tied(tensors["lm_head.weight"], tensors["transformer.wte.weight"])
         config = config.replace(tie_word_embeddings=tied)
         if tied:
             del tensors["lm_head.weight"]
-    require_numbers("from_hf", tensors.values())
-    copies = {name: _copy(tensor) for name, tensor in tensors.items()}
-    imported = to_ours(copies, config)
-    provenance = describe(imported, imported.weights, {"source": f"transformers {type(hf_model).__name__}"})
+    imported = to_ours({name: _copy(tensor) for name, tensor in tensors.items()}, config)
+    source = {"source": f"transformers {type(foreign.uncompiled(hf_model)).__name__}", **read.notes}
+    provenance = describe(imported, imported.weights, source)
     model = cls(
         imported.config, imported.weights, attention=attention, numerics=numerics, provenance=provenance,
         generation=_generation_of(hf_model),
@@ -160,14 +158,6 @@ def _transformers() -> Any:
     return transformers
 
 
-def _config_of(hf_model: Any) -> TransformerConfig:
-    """The configuration of a live model; attributes that its class does not read are left out."""
-    given = hf_model.config.to_dict()
-    known = {field.name for field in dataclasses.fields(TransformerConfig)} | {"model_type", "is_causal"}
-    unread = set(given) - known - NEUTRAL - set(REFUSED) - set(SYNONYMS)
-    return TransformerConfig.from_dict(given, ignore=unread)
-
-
 def _generation_of(hf_model: Any) -> GenerationSettings | None:
     """The settings of a live model; None where they are what its configuration says."""
     from transformers import GenerationConfig
@@ -196,48 +186,11 @@ def _generation_for(settings: GenerationSettings, of_config: Any) -> Any:
         ) from problem
 
 
-def _require_as_configured(hf_model: Any, config: TransformerConfig) -> None:
-    """Refuse a live model whose modules were changed after they were built from the configuration."""
-    from transformers.activations import ACT2FN
-
-    base = getattr(hf_model, "transformer", hf_model)
-    activation, eps = type(ACT2FN[config.activation_function]), config.layer_norm_epsilon
-    norms = {"ln_f": base.ln_f}
-    differing: list[str] = []
-    for i, block in enumerate(base.h):
-        norms |= {f"h.{i}.ln_1": block.ln_1, f"h.{i}.ln_2": block.ln_2}
-        if type(block.mlp.act) is not activation:
-            differing.append(f"h.{i}.mlp.act is {type(block.mlp.act).__name__}, not {activation.__name__}")
-        scaling = _scaling_as_built(block.attn)
-        if block.attn.scaling != scaling:
-            differing.append(f"h.{i}.attn.scaling is {block.attn.scaling:g}, not {scaling:g}")
-    differing += [f"{name}.eps is {norm.eps:g}, not {eps:g}" for name, norm in norms.items() if norm.eps != eps]
-    if differing:
-        raise WeightsError(
-            f"from_hf: the model is not what its configuration says: {'; '.join(differing[:3])}.",
-            code="hf-differs-from-config",
-            remedy="Change the configuration and build the model from it, or put the modules back.",
-        )
-
-
-def _scaling_as_built(attention: Any) -> float:
-    """What transformers' own constructor gives its attention, from the facts that the module keeps."""
-    scaling = attention.head_dim**-0.5 if attention.scale_attn_weights else 1.0
-    return scaling / float(attention.layer_idx + 1) if attention.scale_attn_by_inverse_layer_idx else scaling
-
-
-def _is_tied(hf_model: Any) -> bool:
-    head, embedding = hf_model.lm_head, hf_model.transformer.wte
-    if type(head) is not nn.Linear or head.bias is not None:  # pyright: ignore[reportUnnecessaryComparison]
-        raise WeightsError(
-            f"from_hf: the head is {head}, expected a plain Linear without bias.",
-            code="hf-head",
-            remedy="Put a torch.nn.Linear(n_embd, vocab_size, bias=False) in its place; GPT-2 has no other head.",
-        )
-    if head.weight is embedding.weight:
+def _is_tied(head: Tensor, embedding: Tensor) -> bool:
+    if head is embedding:
         return True
-    same_place = head.weight.data_ptr() == embedding.weight.data_ptr() and not head.weight.is_meta
-    return same_place and head.weight.shape == embedding.weight.shape
+    same_place = head.data_ptr() == embedding.data_ptr()
+    return same_place and (head.shape, head.stride()) == (embedding.shape, embedding.stride())
 
 
 def _copy(tensor: Tensor) -> Tensor:

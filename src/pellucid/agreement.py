@@ -1,0 +1,256 @@
+"""One run of a model of ours and of the transformers model it was made from or into: equal to the bit, or an error.
+
+Inspection knows what people are known to change; this run notices the rest. It costs a few tokens, and touches neither
+model: both are run as copies that share their memory, evaluate, and have no hooks. Like is compared with like, so that
+equal numbers can be expected: both run the same attention with exact numerics, on matrices that lie alike in memory.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from pellucid.batch import Batch
+from pellucid.errors import WeightsError, shown
+from pellucid.model import CkptedTransformer
+from pellucid.parameters import has_native_hooks, runs_as_written
+from pellucid.weights import live
+from pellucid.weights.building import is_finite
+from pellucid.weights.foreign import uncompiled
+
+Direction = Literal["from_hf", "to_hf"]
+
+ROWS, COLUMNS = 2, 6
+"""Of the ids that are run: enough for an attention to look back and for rows to be told apart."""
+
+_ALIGNED = 64
+"""Bytes: where torch's memory begins. Products of one row round otherwise where a matrix lies elsewhere."""
+
+
+@torch.no_grad()
+def require_agreement(direction: Direction, model: CkptedTransformer, hf_model: nn.Module) -> None:
+    """Refuse a pair of which the one does not compute what the other does.
+
+    Args:
+        direction: Which was made from which, for the message.
+        model: Ours.
+        hf_model: A `GPT2LMHeadModel` or `GPT2Model`.
+
+    Raises:
+        WeightsError: They part, at the checkpoint that it names; or transformers' cannot be run.
+    """
+    attention = _attention_of(model)
+    ours, theirs = twin(model, attention), bare_copy(hf_model, "eager" if attention == "eager" else "sdpa")
+    ids = ids_for(model)
+    devices = [model.device] if model.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices), torch.autocast(model.device.type, enabled=False):
+        try:
+            given = theirs(ids)[0]
+        except Exception as error:
+            raise WeightsError(
+                f"{direction}: the transformers model cannot be run: {type(error).__name__}: {error}",
+                code="hf-cannot-run",
+                remedy="Mend it first, so that hf_model(ids) gives logits.",
+            ) from error
+        head = ours.unembed.weight
+        logits = given if isinstance(theirs, _headed()) else nn.functional.linear(given, head)
+        batch = ours.tokenize(ids, mask=torch.ones_like(ids))
+        if _agree(ours(batch), logits):
+            return
+        where = _first_difference(ours, theirs, batch)
+    made, other = ("copy", "transformers model") if direction == "from_hf" else ("transformers model", "model given")
+    raise WeightsError(
+        f"{direction}: the {made} does not compute what the {other} does: they part at {where}.",
+        code="hf-computes-otherwise",
+        remedy=f"Look at what the model does there beside what its classes, constants and tensors say. {live.AS_IT_IS}",
+    )
+
+
+def require_unchanged(model: CkptedTransformer) -> None:
+    """Refuse a model of ours that was changed since it was built, in what a transformers model would not have.
+
+    Raises:
+        WeightsError: A module was replaced or patched, has a hook, or has another constant.
+    """
+    built = CkptedTransformer(
+        model.config,
+        {name: parameter.detach() for name, parameter in model.named_parameters()},
+        attention=model.execution.attention,
+        numerics=model.execution.numerics,
+    )
+    named = dict(model.named_modules())
+    found = [said for path, module in built.named_modules() if (said := _changed(path, named.get(path), module))]
+    if found:
+        rest = f" and {len(found) - 3} more" if len(found) > 3 else ""
+        raise WeightsError(
+            f"to_hf: the model was changed since it was built: {'; '.join(found[:3])}{rest}.",
+            code="changed-model",
+            remedy="Remove hooks (handle.remove()) and patches (del module.forward), and change the configuration "
+            "instead of constants: pl.CkptedTransformer(model.config.replace(...), model.state_dict()).",
+        )
+
+
+def _changed(path: str, module: nn.Module | None, built: nn.Module) -> str:
+    """What a module is, or has, that the same one built anew is not, or has not; empty if there is nothing."""
+    where = path or "the model"
+    if module is None or (path and type(module) is not type(built)):
+        there = "missing" if module is None else type(module).__name__
+        return f"{where} is {there}, expected {type(built).__name__}"
+    if has_native_hooks([module]):
+        return f"{where} has a hook"
+    if not runs_as_written([module]):
+        return f"{where} runs another forward"
+    for name, value in vars(built).items():
+        if isinstance(value, (bool, int, float)) or (callable(value) and not name.startswith("_")):
+            mine = vars(module).get(name)
+            if mine != value and name != "training":
+                return f"{where}.{name} is {_value(mine)}, expected {_value(value)}"
+    return ""
+
+
+def _value(value: object) -> str:
+    return str(getattr(value, "__name__", None) or shown(value))
+
+
+def ids_for(model: CkptedTransformer) -> Tensor:
+    """Ids [B, P] from all over the vocabulary, the same at every call."""
+    columns = min(COLUMNS, model.config.n_positions)
+    ids = torch.arange(ROWS * columns, device=model.device) * 7919 + 1
+    return (ids % model.config.vocab_size).view(ROWS, columns)
+
+
+def _attention_of(model: CkptedTransformer) -> str:
+    """The attention to run: the model's own, but explicit where the fused kernel could hide a NaN of the weights.
+
+    In float64 transformers cannot run its explicit attention with `reorder_and_upcast_attn`.
+    """
+    if not all(is_finite(parameter) for parameter in model.parameters()):
+        return "eager"
+    upcasts = model.config.reorder_and_upcast_attn and model.dtype == torch.float64
+    return "auto" if upcasts else model.execution.attention
+
+
+def twin(model: CkptedTransformer, attention: str) -> CkptedTransformer:
+    """The same parameters in a model built anew, with exact numerics, evaluating, without hooks."""
+    weights = {name: _settled(parameter.detach()) for name, parameter in model.named_parameters()}
+    return CkptedTransformer(model.config, weights, attention=attention).eval()
+
+
+def bare_copy(hf_model: nn.Module, attention: str) -> Any:
+    """A transformers model that shares the memory of another and runs its classes' forwards alone.
+
+    Hooks and compiled code stay behind, matrices that a `Linear` keeps are turned, and the attention is the one asked
+    for.
+    """
+    return _bare(hf_model, "", attention, {})
+
+
+def _bare(module: nn.Module, path: str, attention: str, memo: dict[int, Any]) -> Any:
+    from transformers.pytorch_utils import Conv1D
+
+    module = uncompiled(module)
+    if id(module) in memo:
+        return memo[id(module)]
+    turned = isinstance(module, nn.Linear) and path != "lm_head"
+    made: Any = object.__new__(Conv1D if turned else type(module))
+    memo[id(module)] = made
+    nn.Module.__init__(made)
+    fresh = {*vars(made), "forward", "_compiled_call_impl"}
+    vars(made).update({name: value for name, value in vars(module).items() if name not in fresh})
+    if turned:
+        made.nf, made.nx = module.out_features, module.in_features
+    if "config" in vars(made):
+        made.config = _config(module.config, attention, memo)
+    tensors = {**module._parameters, **live.stored(path, module)}
+    made._parameters = OrderedDict((name, None if t is None else _settled(t)) for name, t in tensors.items())
+    made._buffers = OrderedDict(module._buffers)
+    made._non_persistent_buffers_set = set(module._non_persistent_buffers_set)
+    for name, child in module._modules.items():
+        below = f"{path}.{name}" if path else name
+        made._modules[name] = None if child is None else _bare(child, below, attention, memo)
+    return made.train(False) if not path else made
+
+
+def _config(config: Any, attention: str, memo: dict[int, Any]) -> Any:
+    if id(config) not in memo:
+        memo[id(config)] = made = copy.copy(config)
+        made._attn_implementation = attention
+        made.use_cache, made.return_dict = True, True
+        made.output_attentions = made.output_hidden_states = False
+        made.pad_token_id = None  # transformers warns of ids that may be pads
+    return memo[id(config)]
+
+
+def _settled(tensor: Tensor) -> nn.Parameter:
+    """A parameter that begins where torch's own memory begins, which shares it wherever it does."""
+    data = tensor.detach()
+    return nn.Parameter(data if data.data_ptr() % _ALIGNED == 0 else data.clone(), requires_grad=False)
+
+
+def _agree(ours: Tensor, theirs: Tensor) -> bool:
+    if ours.shape != theirs.shape or ours.dtype != theirs.dtype:
+        return False
+    return bool(((ours == theirs) | (ours.isnan() & theirs.isnan())).all())
+
+
+def _headed() -> type[nn.Module]:
+    from transformers import GPT2LMHeadModel
+
+    return GPT2LMHeadModel
+
+
+def _first_difference(model: CkptedTransformer, hf_model: nn.Module, batch: Batch) -> str:
+    """The first checkpoint at which the two differ."""
+    prefix = "transformer." if isinstance(hf_model, _headed()) else ""
+    theirs: dict[str, Tensor] = {}
+    for path, entering, names in _places(model.config.n_layer, prefix):
+        _keep(hf_model.get_submodule(path), theirs, names, entering=entering)
+    hf_model(batch.ids)
+    _, ours = model.run_with_ckpts(batch)
+    shown = {name: value.flatten(2) for name, value in ours.items() if name in theirs}
+    parted = (name for name, value in shown.items() if not _agree(value, theirs[name].expand_as(value)))
+    return next(parted, "the logits")
+
+
+def _keep(module: nn.Module, values: dict[str, Tensor], names: tuple[str, ...], *, entering: bool) -> None:
+    """Keep what enters or leaves a module, in as many equal parts as there are names."""
+
+    def look(_: nn.Module, given: Any, out: Any = None) -> None:
+        value = given[0] if entering else out
+        values.update(zip(names, value.chunk(len(names), -1), strict=True))
+
+    if entering:
+        module.register_forward_pre_hook(look)
+    else:
+        module.register_forward_hook(look)
+
+
+def _places(n_layer: int, prefix: str) -> Iterator[tuple[str, bool, tuple[str, ...]]]:
+    """Modules of transformers' GPT-2, whether what enters them is meant, and the checkpoints that it shows."""
+    yield f"{prefix}wte", False, ("ckpt_embed",)
+    yield f"{prefix}wpe", False, ("ckpt_pos_embed",)
+    for i in range(n_layer):
+        for path, entering, names in _IN_BLOCK:
+            yield f"{prefix}h.{i}{path}", entering, tuple(f"blocks.{i}.{name}" for name in names)
+    yield f"{prefix}ln_f", False, ("ln_final.ckpt_normalized",)
+
+
+_IN_BLOCK = (
+    (".ln_1", True, ("resid_pre",)),
+    (".ln_1", False, ("ln1.ckpt_normalized",)),
+    (".attn.c_attn", False, ("attn.ckpt_q", "attn.ckpt_k", "attn.ckpt_v")),
+    (".attn.c_proj", True, ("attn.ckpt_z",)),
+    (".attn.c_proj", False, ("attn.ckpt_attn_out",)),
+    (".ln_2", True, ("resid_mid",)),
+    (".ln_2", False, ("ln2.ckpt_normalized",)),
+    (".mlp.c_fc", False, ("mlp.ckpt_pre",)),
+    (".mlp.c_proj", True, ("mlp.ckpt_post",)),
+    (".mlp", False, ("mlp.ckpt_mlp_out",)),
+    ("", False, ("resid_post",)),
+)
+"""Where a block of transformers' GPT-2 shows our checkpoints, in their order."""

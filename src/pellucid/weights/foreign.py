@@ -1,0 +1,206 @@
+"""Whether a module of transformers still runs transformers' own code: class, forward, hooks and tensors."""
+
+from __future__ import annotations
+
+import functools
+import re
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import nn
+from torch.nn.modules import module as torch_module
+
+from pellucid.errors import WeightsError
+
+
+class _Part(Protocol):
+    @property
+    def path(self) -> str: ...
+
+    @property
+    def module(self) -> nn.Module | None: ...
+
+
+def uncompiled(module: nn.Module) -> nn.Module:
+    """The module that `torch.compile` was given, which computes the same."""
+    while type(module).__name__ == "OptimizedModule":
+        module = module._modules["_orig_mod"] or module
+    return module
+
+
+def plain(name: str) -> str:
+    """A parameter's name without what `torch.compile` puts into it."""
+    return name.replace("_orig_mod.", "")
+
+
+def runs_as(module: nn.Module | None, classes: tuple[type[nn.Module], ...]) -> bool:
+    """Whether a module is of one of these classes and is called as that class is; a subclass may add to it."""
+    called = ("forward", "__call__", "_call_impl", "_wrapped_call_impl")
+    return any(
+        isinstance(module, cls) and all(getattr(type(module), name) is getattr(cls, name) for name in called)
+        for cls in classes
+    )
+
+
+def require_own_forwards(parts: Sequence[_Part]) -> None:
+    """Refuse a forward that was put in the place of transformers', in one module or in its class.
+
+    Raises:
+        WeightsError: There is one.
+    """
+    patched = [part.path or "the model" for part in parts if part.module is not None and _is_patched(part.module)]
+    if patched:
+        raise WeightsError(
+            f"from_hf: {', '.join(patched[:3])}{_more(patched)} runs another forward than transformers'.",
+            code="hf-patched-forward",
+            remedy="Undo the patch: `del module.forward` where it sits on the module; accelerate.hooks."
+            "remove_hook_from_module(hf_model, recurse=True) or accelerator.unwrap_model(hf_model) where accelerate "
+            "set it; a new process where a class was patched.",
+        )
+
+
+def _is_patched(module: nn.Module) -> bool:
+    own: Any = vars(module).get("forward")
+    own = getattr(own, "_torchdynamo_orig_callable", own)  # hf_model.forward = torch.compile(hf_model.forward)
+    replaced = own is not None and not (
+        getattr(own, "__self__", None) is module and own.__func__ is type(module).forward
+    )
+    return replaced or not _is_of(type(module).forward, "transformers", "torch")
+
+
+def require_no_hooks(parts: Sequence[_Part]) -> None:
+    """Refuse hooks of the forward pass, which may change what it computes and would not be copied.
+
+    Those that transformers itself installs only look. Hooks of the backward pass stay behind.
+
+    Raises:
+        WeightsError: There is one.
+    """
+    found = [
+        f"{part.path or 'the model'} has the hook {_name(hook)}"
+        for part in parts
+        if part.module is not None
+        for hook in (*part.module._forward_hooks.values(), *part.module._forward_pre_hooks.values())
+        if not _is_of(hook, "transformers") and not _computes_a_tensor(hook)
+    ]
+    everywhere = (*torch_module._global_forward_hooks.values(), *torch_module._global_forward_pre_hooks.values())
+    found += [f"every module has the hook {_name(hook)}" for hook in everywhere if not _is_of(hook, "transformers")]
+    if found:
+        raise WeightsError(
+            f"from_hf: {'; '.join(found[:3])}{_more(found)}, which may change what the model computes.",
+            code="hf-hooks",
+            remedy="Remove hooks first: handle.remove(), or module._forward_hooks.clear() and "
+            "module._forward_pre_hooks.clear(). They work on the copy as well: "
+            "model.blocks[0].register_forward_hook(...).",
+        )
+
+
+def require_own_attention(hf_model: Any) -> None:
+    """Refuse an attention function that is not transformers' own.
+
+    Raises:
+        WeightsError: One that somebody registered or put in the place of another.
+    """
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+    from transformers.models.gpt2 import modeling_gpt2 as gpt2
+
+    modules = [uncompiled(module) for module in hf_model.modules()]
+    configs = [module.config for module in modules if isinstance(module, (gpt2.GPT2Attention, gpt2.GPT2Model))]
+    for name in sorted({str(config._attn_implementation) for config in configs}):
+        eager = gpt2.eager_attention_forward if name == "eager" else None
+        attends, masks = ALL_ATTENTION_FUNCTIONS.get(name, eager), ALL_MASK_ATTENTION_FUNCTIONS.get(name)
+        if not (_is_of(attends, "transformers") and (masks is None or _is_of(masks, "transformers"))):
+            raise WeightsError(
+                f"from_hf: the attention {name!r} is {_name(attends)}, expected transformers' own.",
+                code="hf-attention",
+                remedy="Choose one of transformers' own in a new process: hf_model.set_attn_implementation('sdpa').",
+            )
+
+
+def require_plain_tensors(path: str, module: nn.Module) -> None:
+    """Refuse a weight or a bias that is computed from other tensors: by pruning, a norm or a parametrization.
+
+    Raises:
+        WeightsError: The module has one.
+    """
+    computed = [name for name in ("weight", "bias") if name in _computed(module)]
+    if not computed:
+        return
+    name = computed[0]
+    own = {*module._parameters, *module._buffers}
+    if "parametrizations" in module._modules:
+        call = f"torch.nn.utils.parametrize.remove_parametrizations(module, {name!r})"
+    elif f"{name}_mask" in own:
+        call = f"torch.nn.utils.prune.remove(module, {name!r})"
+    elif f"{name}_g" in own:
+        call = f"torch.nn.utils.remove_weight_norm(module, {name!r})"
+    elif f"{name}_u" in own:
+        call = f"torch.nn.utils.remove_spectral_norm(module, {name!r})"
+    else:
+        call = f"module.{name} = torch.nn.Parameter(tensor)"
+    raise WeightsError(
+        f"from_hf: {path}.{name} is computed from {', '.join(sorted(own - {'weight', 'bias'})) or 'other tensors'}, "
+        "expected a parameter.",
+        code="hf-computed-weight",
+        remedy=f"Settle it first, with module = hf_model.get_submodule({path!r}): {call}.",
+    )
+
+
+def _computed(module: nn.Module) -> set[str]:
+    """Names of tensors that the module has, and that are not its own parameters."""
+    return {
+        name
+        for name in ("weight", "bias")
+        if name not in module._parameters and getattr(module, name, None) is not None
+    }
+
+
+def _computes_a_tensor(hook: object) -> bool:
+    return type(hook).__module__.startswith("torch.nn.utils.")  # see `require_plain_tensors`
+
+
+def remedy(modules: Iterable[nn.Module | None]) -> str:
+    """What to do about modules of classes that are not GPT-2's."""
+    for module in modules:
+        where = f"{type(module).__module__}.{type(module).__name__}"
+        if module is not None and (hasattr(module, "base_layer") or re.search("peft|lora", where, re.IGNORECASE)):
+            return "Merge the adapters into the weights first: hf_model = peft_model.merge_and_unload()."
+        if re.search("bitsandbytes|quant|gptq|awq|hqq|eetq|8bit|4bit", where, re.IGNORECASE):
+            return "Load the model without quantisation, or give its weights back: hf_model.dequantize()."
+    return "Put a module of the expected class there: nothing else is carried over."
+
+
+def _is_of(function: object, *packages: str) -> bool:
+    """Whether a function, and each that it wraps, was written in one of these packages."""
+    folders = tuple(f"{folder}/" for package in packages for folder in _folders(package))
+    chain = [*_wrapped(function)]
+    return bool(chain) and all(file.startswith(folders) for file in chain)
+
+
+def _wrapped(function: Any) -> Iterator[str]:
+    """The files of a function and of those below it."""
+    seen: set[int] = set()
+    while function is not None and id(function) not in seen:
+        seen.add(id(function))
+        if isinstance(function, functools.partial):
+            function = function.func  # pyright: ignore[reportUnknownMemberType]
+            continue
+        code = getattr(function, "__code__", None) or getattr(type(function).__call__, "__code__", None)
+        yield "" if code is None else code.co_filename
+        function = getattr(function, "__wrapped__", None)
+
+
+@functools.cache
+def _folders(package: str) -> tuple[str, ...]:
+    return tuple(str(Path(folder)) for folder in sys.modules[package].__path__)
+
+
+def _name(function: object) -> str:
+    return str(getattr(function, "__qualname__", type(function).__name__))
+
+
+def _more(items: Sequence[object]) -> str:
+    return f" and {len(items) - 3} more" if len(items) > 3 else ""

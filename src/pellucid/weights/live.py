@@ -1,0 +1,340 @@
+"""What a live transformers model computes, read off its modules, or an error that names what cannot be read.
+
+A configuration says how a model was built. People change models afterwards: they replace, patch, hook, prune and
+quantise them, and set constants. So everything that transformers' GPT-2 runs is looked at: the class of each module,
+its forward, its hooks, its constants and its tensors.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pellucid.config import TransformerConfig
+from pellucid.config_fields import NEUTRAL, REFUSED, SYNONYMS
+from pellucid.errors import WeightsError, shown
+from pellucid.parameters import require_numbers
+from pellucid.weights import foreign
+from pellucid.weights.building import DTYPES
+
+Classes = Mapping[str, tuple[type[nn.Module], ...]]
+"""A module's name -> the classes that may stand there; none if any may."""
+
+AS_IT_IS = "pl.compare(reference, hf_model) runs the model as it is and says where it differs."
+
+
+@dataclass(frozen=True)
+class Live:
+    """What was read off a live model.
+
+    Attributes:
+        tensors: Under transformers' names, as its own classes store them; the model's own memory where nothing had to
+            be turned.
+        config: What the modules are; where it differs from the model's configuration, the modules count.
+        notes: What the reader may want to know, by topic.
+    """
+
+    tensors: dict[str, Tensor]
+    config: TransformerConfig
+    notes: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One module that transformers' GPT-2 runs.
+
+    Attributes:
+        path: Its name in the model given; "" for the model itself.
+        module: What is there, None if nothing is.
+        expected: The class that transformers puts there, or others that compute the same; empty if any may be there.
+    """
+
+    path: str
+    module: nn.Module | None
+    expected: tuple[type[nn.Module], ...]
+
+
+def read(hf_model: nn.Module) -> Live:
+    """Read a `GPT2LMHeadModel` or `GPT2Model`.
+
+    Raises:
+        WeightsError: Something in it computes, or may compute, what GPT-2 with these tensors does not.
+        ConfigError: A configuration that is not implemented.
+    """
+    parts = [*parts_of(hf_model)]
+    _require_classes(parts)
+    foreign.require_own_forwards(parts)
+    foreign.require_no_hooks(parts)
+    foreign.require_own_attention(hf_model)
+    named = {part.path: part.module for part in parts if part.module is not None}
+    _require_apart(named)
+    tensors = {
+        f"{path}.{name}": tensor for path, module in named.items() for name, tensor in stored(path, module).items()
+    }
+    require_numbers("from_hf", tensors.values())
+    _require_dense(tensors)
+    said = _config_of(hf_model)
+    config = _with_sizes(said, named, tensors)
+    require_as_configured(named, config)
+    unread = [name for name, _ in hf_model.named_parameters() if foreign.plain(name) not in tensors]
+    other = [size for size in _SIZES if getattr(config, size) != getattr(said, size)]
+    notes = {
+        "left_out": ", ".join(unread),
+        "sizes": ", ".join(f"{size} {getattr(config, size)}, configured {getattr(said, size)}" for size in other),
+    }
+    return Live(tensors, _with_dropout(config, named), {topic: note for topic, note in notes.items() if note})
+
+
+def parts_of(hf_model: nn.Module) -> Iterator[Part]:
+    """Every module that runs, parents first; what stands below something unexpected is left out."""
+    from transformers.models.gpt2 import modeling_gpt2 as gpt2
+    from transformers.pytorch_utils import Conv1D
+
+    matrix, norm, dropout = (Conv1D, nn.Linear), (nn.LayerNorm,), (nn.Dropout, nn.Identity)
+    around: Classes = {
+        "wte": (nn.Embedding,),
+        "wpe": (nn.Embedding,),
+        "drop": dropout,
+        "h": (nn.ModuleList,),
+        "ln_f": norm,
+    }
+    in_block: Classes = {
+        "ln_1": norm, "attn": (gpt2.GPT2Attention,), "attn.c_attn": matrix, "attn.c_proj": matrix,
+        "attn.attn_dropout": dropout, "attn.resid_dropout": dropout, "ln_2": norm, "mlp": (gpt2.GPT2MLP,),
+        "mlp.c_fc": matrix, "mlp.c_proj": matrix, "mlp.act": (), "mlp.dropout": dropout,
+    }  # fmt: skip
+    root = foreign.uncompiled(hf_model)
+    headed = isinstance(root, gpt2.GPT2LMHeadModel)
+    yield Part("", root, (gpt2.GPT2LMHeadModel if headed else gpt2.GPT2Model,))
+    base = root
+    if headed:
+        base = _child(root, "transformer")
+        yield Part("transformer", base, (gpt2.GPT2Model,))
+    if isinstance(base, gpt2.GPT2Model):
+        prefix = "transformer." if headed else ""
+        yield from _below(prefix, base, around)
+        blocks = _child(base, "h")
+        for i, block in enumerate(blocks if isinstance(blocks, nn.ModuleList) else ()):
+            block = foreign.uncompiled(block)  # noqa: PLW2901
+            yield Part(f"{prefix}h.{i}", block, (gpt2.GPT2Block,))
+            if isinstance(block, gpt2.GPT2Block):
+                yield from _below(f"{prefix}h.{i}.", block, in_block)
+    if headed:
+        yield Part("lm_head", _child(root, "lm_head"), (nn.Linear,))
+
+
+def _below(prefix: str, parent: nn.Module, expected: Classes) -> Iterator[Part]:
+    wrong: list[str] = []
+    for path, classes in expected.items():
+        if path.rpartition(".")[0] in wrong:
+            continue
+        module = parent
+        for name in path.split("."):
+            module = _child(module, name)
+        if classes and not isinstance(module, classes):
+            wrong.append(path)
+        yield Part(prefix + path, module, classes)
+
+
+def _child(parent: nn.Module | None, name: str) -> nn.Module | None:
+    child = getattr(parent, name, None)
+    return foreign.uncompiled(child) if isinstance(child, nn.Module) else None
+
+
+def _require_classes(parts: Sequence[Part]) -> None:
+    """Refuse what is not of transformers' class, or of a class with another forward."""
+    wrong = [
+        part
+        for part in parts
+        if part.module is None or (part.expected and not foreign.runs_as(part.module, part.expected))
+    ]
+    head = [part for part in wrong if part.path == "lm_head"]
+    if head and len(wrong) == 1:
+        raise wrong_head(head[0].module)
+    if wrong:
+        raise WeightsError(
+            f"from_hf: {'; '.join(map(_said, wrong[:3]))}{_more(wrong)}.",
+            code="hf-part",
+            remedy=f"{foreign.remedy(part.module for part in wrong)} {AS_IT_IS}",
+        )
+
+
+def _said(part: Part) -> str:
+    expected = part.expected[0].__name__ if part.expected else "a module"
+    if part.module is None:
+        return f"{part.path} is missing, expected {expected}"
+    if isinstance(part.module, part.expected):
+        return f"{part.path or 'the model'} is {type(part.module).__name__}, whose forward is not {expected}'s"
+    return f"{part.path} is {type(part.module).__name__}, expected {expected}"
+
+
+def _more(items: Sequence[object]) -> str:
+    return f" and {len(items) - 3} more" if len(items) > 3 else ""
+
+
+def wrong_head(head: object) -> WeightsError:
+    """The error for an output head that is not a matrix."""
+    return WeightsError(
+        f"from_hf: the head is {head}, expected a plain Linear without bias.",
+        code="hf-head",
+        remedy="Put a torch.nn.Linear(n_embd, vocab_size, bias=False) in its place; GPT-2 has no other head.",
+    )
+
+
+def _require_apart(named: dict[str, nn.Module]) -> None:
+    """Refuse a module that stands in two places: a copy would have two, and the reference's cache has one."""
+    seen: dict[int, str] = {}
+    for path, module in named.items():
+        first = seen.setdefault(id(module), path)
+        if first != path and any(True for _ in module.parameters()):
+            raise WeightsError(
+                f"from_hf: {path} is the same module as {first}, expected one of its own.",
+                code="hf-shared",
+                remedy=f"Give it one: copy.deepcopy(hf_model.{first}), with a layer_idx of its own. {AS_IT_IS}",
+            )
+
+
+def stored(path: str, module: nn.Module) -> dict[str, Tensor]:
+    """The module's own tensors as transformers' classes store them, matrices [in, out].
+
+    A `Linear` in the place of a `Conv1D` keeps its matrix the other way round. What a module leaves out is what adds
+    or changes nothing: a bias of zeros, a gain of ones.
+
+    Raises:
+        WeightsError: A tensor that is computed from others, such as by pruning.
+    """
+    from transformers.pytorch_utils import Conv1D
+
+    if not isinstance(module, (nn.Embedding, nn.LayerNorm, nn.Linear, Conv1D)):
+        return {}
+    foreign.require_plain_tensors(path, module)
+    weight, bias = module._parameters.get("weight"), module._parameters.get("bias")
+    if weight is None:
+        raise WeightsError(
+            f"from_hf: {path}.weight is None, expected a tensor.",
+            code="hf-tensors",
+            remedy=f"hf_model.{path}.weight = torch.nn.Parameter(torch.ones(n_embd)) computes the same.",
+        )
+    if isinstance(module, nn.Embedding) or path == "lm_head":
+        if bias is not None and bias.count_nonzero():
+            raise wrong_head(module)
+        return {"weight": weight}
+    weight = weight.t() if isinstance(module, nn.Linear) else weight
+    return {"weight": weight, "bias": weight.new_zeros(weight.shape[-1]) if bias is None else bias}
+
+
+def _require_dense(tensors: dict[str, Tensor]) -> None:
+    wrong = [
+        f"{name} holds {str(tensor.dtype).removeprefix('torch.')} ({type(tensor).__name__})"
+        for name, tensor in tensors.items()
+        if tensor.dtype not in DTYPES.values()
+        or tensor.layout is not torch.strided
+        or tensor.is_nested
+        or type(tensor) not in (Tensor, nn.Parameter)
+    ]
+    if wrong:
+        raise WeightsError(
+            f"from_hf: {'; '.join(wrong[:3])}{_more(wrong)}, expected dense tensors of {', '.join(DTYPES)}.",
+            code="hf-tensors",
+            remedy="Load the model without quantisation or sharding, or bring its tensors back: hf_model.dequantize() "
+            "of a quantised one, hf_model.float() of another dtype.",
+        )
+    devices = sorted({str(tensor.device) for tensor in tensors.values()})
+    if len(devices) > 1:
+        raise WeightsError(
+            f"from_hf: the model lies on {' and '.join(devices)}, expected one device.",
+            code="hf-tensors",
+            remedy="Bring it together: hf_model.to('cpu').",
+        )
+
+
+def _config_of(hf_model: Any) -> TransformerConfig:
+    """The configuration of a live model; attributes that its class does not read are left out."""
+    given = hf_model.config.to_dict()
+    known = {field.name for field in dataclasses.fields(TransformerConfig)} | {"model_type", "is_causal"}
+    unread = set(given) - known - NEUTRAL - set(REFUSED) - set(SYNONYMS)
+    return TransformerConfig.from_dict(given, ignore=unread)
+
+
+_SIZES = ("vocab_size", "n_positions", "n_layer", "d_mlp")
+
+
+def _with_sizes(
+    config: TransformerConfig, named: dict[str, nn.Module], tensors: dict[str, Tensor]
+) -> TransformerConfig:
+    """The configuration with the sizes that the modules have: a model without its last blocks is a smaller model."""
+    prefix = "transformer." if "transformer" in named else ""
+    sizes = {
+        "vocab_size": tensors[f"{prefix}wte.weight"].shape[0],
+        "n_positions": tensors[f"{prefix}wpe.weight"].shape[0],
+        "n_layer": sum(path.rpartition(".")[0] == f"{prefix}h" for path in named),
+    }
+    first = tensors.get(f"{prefix}h.0.mlp.c_fc.weight")
+    if first is not None and first.shape[-1] != config.d_mlp:
+        sizes["n_inner"] = first.shape[-1]
+    return config.replace(**sizes)
+
+
+def require_as_configured(named: dict[str, nn.Module], config: TransformerConfig) -> None:
+    """Refuse constants that are not those of the configuration, which is what the copy is built from."""
+    from transformers.activations import ACT2FN
+
+    activation = type(ACT2FN[config.activation_function])
+    differing: list[str] = []
+    layers: dict[object, str] = {}
+    for path, module in named.items():
+        expected: dict[str, object] = {}
+        if isinstance(module, nn.LayerNorm):
+            expected = {"eps": config.layer_norm_epsilon}
+        elif isinstance(module, nn.Embedding):
+            expected = {"padding_idx": None, "max_norm": None, "scale_grad_by_freq": False}
+        elif path.endswith(".attn"):
+            expected = {
+                "scaling": config.attention_scale(int(path.split(".")[-2])), "head_dim": config.d_head,
+                "split_size": config.n_embd, "is_causal": True, "is_cross_attention": False,
+                "reorder_and_upcast_attn": config.reorder_and_upcast_attn,
+            }  # fmt: skip
+            layer: object = getattr(module, "layer_idx", None)
+            if layers.setdefault(layer, path) != path:
+                differing.append(
+                    f"{path}.layer_idx is {shown(layer)}, as {layers[layer]}'s, which a cache would mix up"
+                )
+        elif path.endswith(".mlp.act") and type(module) is not activation:
+            differing.append(f"{path} is {type(module).__name__}, not {activation.__name__}")
+        differing += [
+            f"{path}.{name} is {shown(getattr(module, name))}, not {shown(value)}"
+            for name, value in expected.items()
+            if getattr(module, name, value) != value
+        ]
+    if differing:
+        raise WeightsError(
+            f"from_hf: the model is not what its configuration says: {'; '.join(differing[:3])}{_more(differing)}.",
+            code="hf-differs-from-config",
+            remedy="Set these to what the configuration says, or the field of hf_model.config to what they are.",
+        )
+
+
+def _with_dropout(config: TransformerConfig, named: dict[str, nn.Module]) -> TransformerConfig:
+    """The configuration with the rates of the dropouts: many set them to zero in the modules alone."""
+    places = {"embd_pdrop": ("drop",), "attn_pdrop": ("attn_dropout",), "resid_pdrop": ("resid_dropout", "dropout")}
+    trains = named[""].training
+    changed: dict[str, float] = {}
+    for field, names in places.items():
+        rates: dict[float, str] = {}
+        for path, module in named.items():
+            if path.rpartition(".")[2] in names:
+                rates.setdefault(getattr(module, "p", 0.0) if module.training or not trains else 0.0, path)
+        if len(rates) > 1:
+            two = " and ".join(f"{path} drops {rate:g}" for rate, path in [*rates.items()][:2])
+            raise WeightsError(
+                f"from_hf: {two}, expected one rate ({field}).",
+                code="hf-dropout",
+                remedy="Give all of these modules one p and one mode: hf_model.train() or hf_model.eval().",
+            )
+        changed |= dict.fromkeys([field] * len(rates), next(iter(rates), 0.0))
+    return config.replace(**changed)
