@@ -19,11 +19,21 @@ PAGE = Path(__file__).parents[2] / "docs" / "cli.md"
 _BLOCK = re.compile(r"```console\n\$ pellucid (.+)\n((?:.*\n)*?)```\n(?:\n<!-- exit (\d+) -->\n)?")
 
 
+_FILE = re.compile(r"```python\n# (\w+\.py)\n((?:.*\n)*?)```\n")
+
+
+def files(page: str) -> dict[str, str]:
+    """Name -> text of the files that the page shows, for the commands that are given them."""
+    return {match[1]: match[2] for match in _FILE.finditer(page)}
+
+
 def run(command: str) -> tuple[str, int]:
     """What a command line writes (stdout, or stderr where that is empty), and its exit code."""
     here = Path.cwd()
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)  # for what `--save` writes
+        for name, text in files(PAGE.read_text(encoding="utf-8")).items():
+            Path(name).write_text(text, encoding="utf-8")
         try:
             result = CliRunner().invoke(app, shlex.split(command), prog_name="pellucid")
         finally:

@@ -39,6 +39,7 @@ VERBS = {
     "ties": "Find shared and doubled weights in a checkpoint.",
     "generate": "Go on with a text.",
     "norms": "Measure the norms of a checkpoint's vectors by layer.",
+    "check": "Check your answers to the course that builds GPT-2.",
     "doctor": "Check the installation and the bundled model.",
 }
 """The verbs in the order of `--help`, each with its one line."""

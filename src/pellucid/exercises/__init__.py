@@ -14,6 +14,7 @@ from pellucid.exercises.pretrained import check_pretrained
 from pellucid.exercises.result import CheckResult
 from pellucid.exercises.sampling import check_sampling
 from pellucid.exercises.scores import check_frequency_penalty, check_greedy, check_temperature
+from pellucid.exercises.starting import starter
 
 __all__ = [
     "CheckResult",
@@ -35,4 +36,5 @@ __all__ = [
     "check_top_p",
     "config_of",
     "load_into",
+    "starter",
 ]

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, repr=False)
@@ -62,18 +61,17 @@ class CheckResult:
             return self
         return replace(self, mistake=None, kind=self.kind if level == 2 else None, notes=(), others=())
 
-    def to_dict(self) -> dict[str, Any]:
-        """Every attribute, for JSON."""
-        return asdict(self)
-
-    def _rows(self) -> list[tuple[str, str]]:
+    def rows(self) -> list[tuple[str, str]]:
+        """What is wrong and where, each a label and a text; nothing where it passed."""
         rows = [
             ("mistake", self.mistake), ("kind", None if self.mistake else self.kind),
             *(("mistake", text) for text in self.others),
             ("step", self.step), ("first shows in", self.tensor), ("line", self.line),
         ]  # fmt: skip
-        shown = [(label, text) for label, text in rows if text]
-        return [*shown, *(("proved", text) for text in self.proved), *(("note", text) for text in self.notes)]
+        return [(label, text) for label, text in rows if text]
+
+    def _rows(self) -> list[tuple[str, str]]:
+        return [*self.rows(), *(("proved", text) for text in self.proved), *(("note", text) for text in self.notes)]
 
     def __repr__(self) -> str:
         head = f"{'✓' if self.passed else '✗'} {self.check}"

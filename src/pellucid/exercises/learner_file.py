@@ -1,0 +1,219 @@
+"""A learner's whole file: which exercises of the course are in it, and what the check of each says.
+
+The file is the learner's own program, so it is run like one, in a process of its own (`checked_apart`): whatever it
+prints, changes or ends stays there.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import importlib.util
+import io
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pellucid.errors import InputError, NotFoundError, printable, shown
+from pellucid.exercises.answers import last_line
+from pellucid.exercises.cache import check_cache
+from pellucid.exercises.modules import check_attention, check_block, check_gpt2
+from pellucid.exercises.result import CheckResult
+from pellucid.exercises.sampling import CHECKS
+
+Check = Callable[..., CheckResult]
+_CLASSES: Mapping[str, tuple[tuple[str, ...], Check]] = {
+    "attention": (("UnidirectionalAttention",), check_attention),
+    "block": (("GPT2Block",), check_block),
+    "gpt2": (("GPT2",), check_gpt2),
+}
+_CACHE = "cache"
+_MAKERS = ("make_cache", "Cache")
+EXERCISES: Mapping[str, tuple[str, ...]] = {
+    **{key: names for key, (names, _) in _CLASSES.items()},
+    _CACHE: _MAKERS,
+    **{key: names for key, (names, _) in CHECKS.items()},
+}
+"""Exercise -> the names under which it is looked for in a file, the course's first."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One exercise of a file.
+
+    Attributes:
+        exercise: A key of `EXERCISES`.
+        name: What it is called in the file, or would be.
+        state: "right", "wrong" or "open".
+        result: What the check said; None while it is open.
+    """
+
+    exercise: str
+    name: str
+    state: str
+    result: CheckResult | None = None
+
+
+def check_file(path: Path, exercise: str | None = None, hint: int | None = None) -> list[Answer]:
+    """Run a file and check what is in it, in this process.
+
+    Args:
+        path: A Python file.
+        exercise: A key of `EXERCISES`, for one alone; None for all.
+        hint: How much of a mistake to give away, as for `CheckResult.hinted`.
+
+    Raises:
+        NotFoundError: There is no such file.
+        InputError: It is no Python, or it raises while it is run.
+    """
+    source = _source(path)
+    blank = _blank(_parsed(path, source))
+    names = _run(path)
+    wanted = EXERCISES if exercise is None else {exercise: EXERCISES[exercise]}
+    return [_answer(key, known, names, blank, hint) for key, known in wanted.items()]
+
+
+def _answer(
+    key: str, known: Sequence[str], names: Mapping[str, Any], blank: Mapping[str, bool], hint: int | None
+) -> Answer:
+    name = next((one for one in known if one in names), None)
+    needs = name if key != _CACHE else "GPT2"
+    if name is None or blank.get(name, False) or needs not in names or blank.get(str(needs), False):
+        return Answer(key, name or known[0], "open")
+    if key == _CACHE:
+        result = check_cache(names["GPT2"], names[name], hint=hint)
+    else:
+        result = (_CLASSES.get(key) or CHECKS[key])[1](names[name], hint=hint)
+    return Answer(key, name, "right" if result else "wrong", result)
+
+
+def _source(path: Path) -> bytes:
+    if not path.is_file():
+        raise NotFoundError(
+            f"{path}: no such file.",
+            code="path-not-found",
+            remedy="Give the Python file that holds your answers; exercises.starter(path) writes one to begin with.",
+        )
+    if path.suffix == ".ipynb":
+        raise InputError(
+            f"{path}: a notebook, expected a Python file.",
+            code="file-not-python",
+            remedy="Write its cells as a script, for example with `jupyter nbconvert --to script`, and give that.",
+        )
+    return path.read_bytes()
+
+
+def _parsed(path: Path, source: bytes) -> ast.Module:
+    try:
+        return ast.parse(source, str(path))
+    except SyntaxError as error:
+        where = f", line {error.lineno}" if error.lineno else ""
+        text = f": {printable((error.text or '').strip(), 200)}" if error.text else ""
+        said = f"{type(error).__name__}: {error.msg}{text}"
+    except ValueError as error:  # null bytes
+        where, said = "", str(error)
+    raise InputError(f"{path}{where}: {said}.", code="file-not-python", remedy="Correct the line, and check again.")
+
+
+def _blank(module: ast.Module) -> dict[str, bool]:
+    """Name of each function and class of a module -> whether nothing is written in it yet; of a class, in `forward`."""
+    found: dict[str, bool] = {}
+    for node in module.body:
+        if isinstance(node, ast.FunctionDef):
+            found[node.name] = _is_blank(node)
+        elif isinstance(node, ast.ClassDef):
+            methods = [one for one in node.body if isinstance(one, ast.FunctionDef)]
+            forward = [one for one in methods if one.name == "forward"] or methods
+            found[node.name] = all(_is_blank(one) for one in forward) and (bool(methods) or not node.bases)
+    return found
+
+
+def _is_blank(function: ast.FunctionDef) -> bool:
+    return all(
+        isinstance(node, (ast.Pass, ast.Raise, ast.Assert))
+        or (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant))
+        or (isinstance(node, ast.Expr) and ast.unparse(node.value) == "super().__init__()")
+        for node in function.body
+    )
+
+
+def _run(path: Path) -> dict[str, Any]:
+    """The names that a file defines."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise InputError(f"{path}: not a Python file.", code="file-not-python", remedy="Give a file that ends in .py.")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    sys.path.insert(0, str(path.parent))
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:  # whatever the learner's file raises
+        raise InputError(
+            f"{path}: it raises while it is run: {last_line(error)}.",
+            code="file-raises",
+            remedy="Run it with python first; lines that only try things out go below `if __name__ == '__main__':`.",
+        ) from error
+    return dict(vars(module))
+
+
+def checked_apart(path: Path, exercise: str | None = None, hint: int | None = None) -> list[Answer]:
+    """`check_file` in a Python process of its own, which the file can do what it likes with.
+
+    Raises:
+        NotFoundError: There is no such file.
+        InputError: It is no Python, it raises, or it ends the process.
+    """
+    _parsed(path, _source(path))
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "answers.json"
+        asked = json.dumps({"path": str(path.resolve()), "exercise": exercise, "hint": hint, "out": str(out)})
+        code = f"from {__name__} import answer_to; answer_to({asked!r})"
+        ended = subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL, check=False)
+        if not out.exists():
+            raise InputError(
+                f"{path}: the process that ran it ended with code {ended.returncode} and without a result.",
+                code="file-raises",
+                remedy="Run the file with python, and see what ends it.",
+            )
+        said = json.loads(out.read_text(encoding="utf-8"))
+    if "error" in said:
+        raise InputError(said["error"]["message"], code=said["error"]["code"], remedy=said["error"]["remedy"])
+    return [Answer(**(row | {"result": row["result"] and _result(row["result"])})) for row in said["answers"]]
+
+
+def _result(row: Mapping[str, Any]) -> CheckResult:
+    several: dict[str, Any] = {key: tuple(row[key]) for key in ("proved", "notes", "others")}
+    return CheckResult(**{**row, **several})
+
+
+def answer_to(asked: str) -> None:
+    """What the other process does: check, and write the answers, or the error, as JSON."""
+    wish = json.loads(asked)
+    try:
+        answers = check_file(Path(wish["path"]), wish["exercise"], wish["hint"])
+        said: dict[str, Any] = {"answers": [asdict(one) for one in answers]}
+    except InputError as error:
+        said = {"error": {"message": error.message, "code": error.code, "remedy": error.remedy}}
+    Path(wish["out"]).write_text(json.dumps(said), encoding="utf-8")
+
+
+def exercise_named(name: str) -> str:
+    """The key of an exercise, given by its key or by the name of its class or function.
+
+    Raises:
+        InputError: There is none.
+    """
+    found = next((key for key, names in EXERCISES.items() if name in (key, *names)), None)
+    if found is None:
+        raise InputError(
+            f"{shown(name)}: no exercise of the course.",
+            code="unknown-exercise",
+            remedy=f"Give one of {', '.join(EXERCISES)}.",
+        )
+    return found

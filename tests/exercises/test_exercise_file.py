@@ -1,0 +1,134 @@
+"""A learner's whole file: what is right, wrong and open in it; the starter; and the command that checks it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from exercise_notebook import EXAMPLES
+from exercise_solution import classes
+from typer.testing import CliRunner
+
+from pellucid import InputError, NotFoundError
+from pellucid.cli import app
+from pellucid.exercises import starter
+from pellucid.exercises.learner_file import EXERCISES, check_file, checked_apart
+
+CACHE = "\n\ndef make_cache(model):\n    return Cache()\n"
+
+
+@pytest.fixture
+def mine(tmp_path: Path) -> Path:
+    """A file with the complete solution."""
+    path = tmp_path / "my_gpt2.py"
+    path.write_text(classes() + CACHE, encoding="utf-8")
+    return path
+
+
+def states(path: Path, **options: Any) -> dict[str, str]:
+    return {answer.exercise: answer.state for answer in check_file(path, **options)}
+
+
+def check(*args: str) -> Any:
+    return CliRunner().invoke(app, ["check", *args], prog_name="pellucid", catch_exceptions=False)
+
+
+def test_a_complete_file_is_right(mine: Path) -> None:
+    assert states(mine) == dict.fromkeys(EXERCISES, "right")
+
+
+def test_what_is_missing_or_blank_is_open_and_what_is_wrong_is_wrong(mine: Path) -> None:
+    text = mine.read_text(encoding="utf-8")
+    text = text.replace("return int(logits.argmax())", "return int(logits.argmin())")
+    text = text.replace("    return logits / temperature", "    assert temperature > 0\n    pass")
+    mine.write_text(text.replace("def sample_top_k", "def sample_top_kk"), encoding="utf-8")
+    found = states(mine)
+    assert {key for key, state in found.items() if state == "open"} == {"temperature", "top_k"}
+    assert found["greedy"] == "wrong"
+    assert states(mine, exercise="greedy") == {"greedy": "wrong"}
+
+
+def test_the_starter_is_the_example_and_everything_in_it_is_open(tmp_path: Path) -> None:
+    path = tmp_path / "my_gpt2.py"
+    assert starter(path) == path.read_text(encoding="utf-8") == starter()
+    assert starter() == (EXAMPLES / "build_gpt2_starter.py").read_text(encoding="utf-8"), "starter(path) writes it"
+    assert states(path) == dict.fromkeys(EXERCISES, "open")
+    with pytest.raises(InputError, match="may hold answers"):
+        starter(path)
+
+
+def test_the_starter_filled_in_is_right(tmp_path: Path) -> None:
+    path = tmp_path / "my_gpt2.py"
+    path.write_text(starter() + "\n\n" + classes() + CACHE, encoding="utf-8")
+    assert states(path) == dict.fromkeys(EXERCISES, "right"), "what is written later counts"
+
+
+BAD = {
+    "syntax": ("x = 1\ndef f(:\n", "line 2: SyntaxError: invalid syntax: def f(:", "file-not-python"),
+    "indentation": ("def f():\nreturn 1\n", "line 2: IndentationError", "file-not-python"),
+    "null bytes": ("x = 1\0", "null bytes", "file-not-python"),
+    "import": ("import no_such_module_here\n", "No module named 'no_such_module_here'", "file-raises"),
+    "raises": ("def f():\n    1 / 0\n\nf()\n", "ZeroDivisionError: division by zero (f, line 2)", "file-raises"),
+    "exits": ("import sys\nsys.exit(3)\n", "SystemExit: 3", "file-raises"),
+    "ends the process": ("import os\nos._exit(5)\n", "ended with code 5", "file-raises"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_file_that_cannot_be_run_is_an_error_of_its_own(name: str, tmp_path: Path) -> None:
+    text, words, code = BAD[name]
+    path = tmp_path / "my_gpt2.py"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(InputError) as caught:
+        (checked_apart if name in ("ends the process", "raises") else check_file)(path)
+    assert words in caught.value.message
+    assert caught.value.code == code
+
+
+def test_notebooks_and_missing_files_are_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "mine.ipynb").write_text("{}", encoding="utf-8")
+    with pytest.raises(InputError, match="a notebook, expected a Python file"):
+        checked_apart(tmp_path / "mine.ipynb")
+    with pytest.raises(NotFoundError, match="no such file"):
+        checked_apart(tmp_path / "mine.py")
+    with pytest.raises(NotFoundError):
+        checked_apart(tmp_path)
+
+
+GREEDY = "def greedy_search(logits):\n    print('loud')\n    return int(logits.{}())\nprint('louder')\n"
+
+
+def test_the_command_says_what_is_right_wrong_and_open(tmp_path: Path) -> None:
+    path = tmp_path / "my_gpt2.py"
+    path.write_text(GREEDY.format("argmin"), encoding="utf-8")
+    result = check(str(path))
+    assert result.exit_code == 1
+    lines = result.stdout.splitlines()
+    assert lines[0] == f"{path}: 0 right, 1 wrong, 11 open"
+    assert "✗ greedy             greedy_search" in lines
+    assert "    mistake: it takes the least likely token" in lines
+    assert "· beam_search        beam_search" in lines
+    assert "loud" not in result.stdout
+    hinted = check(str(path), "--exercise", "greedy_search", "--hint", "1")
+    assert hinted.exit_code == 1
+    assert "least likely" not in hinted.stdout
+    assert "first shows in: the chosen id" in hinted.stdout
+
+
+def test_the_command_s_json_and_exit_codes(tmp_path: Path) -> None:
+    path = tmp_path / "my_gpt2.py"
+    path.write_text(GREEDY.format("argmax"), encoding="utf-8")
+    right = check(str(path), "--exercise", "greedy", "--json")
+    assert right.exit_code == 0
+    (answer,) = json.loads(right.stdout)["answers"]
+    assert (answer["exercise"], answer["name"], answer["state"]) == ("greedy", "greedy_search", "right")
+    assert "ties go to the smallest id" in answer["result"]["proved"]
+    assert check(str(tmp_path / "none.py")).exit_code == 3
+    path.write_text("def f(:", encoding="utf-8")
+    broken = check(str(path), "--json")
+    assert broken.exit_code == 4
+    assert json.loads(broken.stdout)["error"]["code"] == "file-not-python"
+    assert check(str(path), "--exercise", "gredy").exit_code == 2
+    assert check(str(path), "--hint", "4").exit_code == 2
