@@ -385,3 +385,59 @@ def test_a_batch_moves(glass: pl.CkptedTransformer) -> None:
     assert torch.equal(moved.ids, batch.ids)
     assert moved.strings == batch.strings
     assert moved.padded
+
+
+# Calls of transformers' tokenizers
+
+
+def test_calls_of_transformers_tokenizers(gpt2_tokenizer: pl.Tokenizer, gpt2_tokenizer_folder: Path) -> None:
+    from transformers import GPT2Tokenizer
+
+    folder = gpt2_tokenizer_folder
+    theirs = GPT2Tokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"))
+    text, texts = "Once upon a <|endoftext|> time, é", ["a cat", "the dog"]
+    for ours, reference in ((gpt2_tokenizer(text), theirs(text)), (gpt2_tokenizer(texts), theirs(texts))):
+        assert dict(ours) == {key: reference[key] for key in ours}
+        assert ours.input_ids == reference.input_ids
+    for form in ("pt", "np"):
+        ours, reference = gpt2_tokenizer(texts, return_tensors=form), theirs(texts, return_tensors=form)
+        assert all((ours[key] == reference[key]).all() and ours[key].dtype == reference[key].dtype for key in ours)
+    ids = theirs.encode(text)
+    assert torch.equal(gpt2_tokenizer.encode(text, return_tensors="pt"), theirs.encode(text, return_tensors="pt"))
+    assert gpt2_tokenizer("a", return_tensors="pt").to("cpu").input_ids.shape == (1, 1)
+    for skip in (False, True):
+        assert gpt2_tokenizer.decode(ids, skip_special_tokens=skip) == theirs.decode(ids, skip_special_tokens=skip)
+    rows = [ids, ids[:2]]
+    assert gpt2_tokenizer.batch_decode(rows) == theirs.batch_decode(rows)
+    tokens = theirs.convert_ids_to_tokens(ids)
+    assert gpt2_tokenizer.convert_ids_to_tokens(torch.tensor(ids)) == tokens
+    assert gpt2_tokenizer.convert_ids_to_tokens(ids[0]) == tokens[0]
+    assert gpt2_tokenizer.convert_tokens_to_ids(tokens) == ids
+    assert gpt2_tokenizer.convert_tokens_to_ids(tokens[0]) == ids[0]
+    assert gpt2_tokenizer.get_vocab() == theirs.get_vocab()
+    for name in ("eos_token_id", "bos_token_id", "vocab_size"):
+        assert getattr(gpt2_tokenizer, name) == getattr(theirs, name)
+    assert gpt2_tokenizer.pad_token_id is None
+
+
+def test_what_a_call_of_a_tokenizer_cannot_do_says_who_can(gpt2_tokenizer: pl.Tokenizer) -> None:
+    for wrong, said in [
+        (lambda: gpt2_tokenizer(["a", "a cat sat"], return_tensors="pt"), "model.tokenize(texts)"),
+        (lambda: gpt2_tokenizer(["a", "a cat sat"], padding=True), "model.tokenize(texts)"),
+        (lambda: gpt2_tokenizer("a", truncation=True), "tokenizer.encode(text)[:length]"),
+        (lambda: gpt2_tokenizer("a", return_tensors="tf"), "'pt'"),
+    ]:
+        with pytest.raises(pl.InputError) as caught:
+            wrong()
+        assert said in caught.value.remedy
+    with pytest.raises(AttributeError):
+        getattr(gpt2_tokenizer("a"), "token_type_ids")  # noqa: B009
+    assert gpt2_tokenizer.encode("a cat sat")[:2] == gpt2_tokenizer.encode("a cat"), "the remedy works"
+
+
+def test_a_token_for_padding_alone_betrays_pads() -> None:
+    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "[PAD]": 1}, unk_token="a"))
+    model = support.glass()
+    model.tokenizer = pl.Tokenizer(backend)
+    with pytest.raises(pl.InputError, match="the pad id 1"):
+        model(torch.tensor([[5, 1, 6]]))

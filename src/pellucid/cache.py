@@ -14,8 +14,9 @@ from torch import Tensor
 
 from pellucid import own_file
 from pellucid.batch import Batch
+from pellucid.check import as_whole
 from pellucid.config import TransformerConfig, require_config
-from pellucid.errors import InputError, ShapeError
+from pellucid.errors import InputError, ShapeError, shown
 
 _KIND, _CONTENT, _MASK = "pellucid.cache", "keys_and_values", "mask"
 
@@ -67,15 +68,16 @@ class KeyValueCache:
                 remedy="Make it with KeyValueCache(model.config, rows, dtype=model.dtype, device=model.device).",
             )
         columns = config.n_positions if capacity is None else capacity
-        if not (_is_whole(rows) and _is_whole(columns)) or rows < 1 or columns < 1:
+        texts, room = as_whole(rows), as_whole(columns)
+        if texts is None or room is None or texts < 1 or room < 1:
             raise InputError(
-                f"KeyValueCache: {rows!r} rows of {columns!r} columns, expected at least one of each.",
+                f"KeyValueCache: {shown(rows)} rows of {shown(columns)} columns, expected at least one of each.",
                 code="cache-empty",
                 remedy="Give the number of texts and of tokens that it has to hold.",
             )
-        shape = (config.n_layer, 2, rows, config.n_head, columns, config.d_head)
+        shape = (config.n_layer, 2, texts, config.n_head, room, config.d_head)
         self.content = torch.empty(shape, dtype=dtype, device=device)
-        self.mask = torch.zeros(rows, columns, dtype=torch.bool, device=device)
+        self.mask = torch.zeros(texts, room, dtype=torch.bool, device=device)
         self.length = 0
 
     @staticmethod
@@ -164,13 +166,14 @@ class KeyValueCache:
         Raises:
             InputError: A length that it does not have.
         """
-        if not _is_whole(length) or not 0 <= length <= self.length:
+        kept = as_whole(length)
+        if kept is None or not 0 <= kept <= self.length:
             raise InputError(
-                f"cache: rewind to {length!r}, expected 0 to {self.length}.",
+                f"cache: rewind to {shown(length)}, expected 0 to {self.length}.",
                 code="cache-rewind",
                 remedy="Rewind to a length that the cache had before.",
             )
-        self.length = length
+        self.length = kept
 
     def fork(self, rows: int = 1, capacity: int | None = None) -> KeyValueCache:
         """A copy that goes its own way, each text `rows` times in a row.
@@ -183,20 +186,22 @@ class KeyValueCache:
             InputError: It would not hold what is there.
         """
         columns = self.capacity if capacity is None else capacity
-        if not (_is_whole(rows) and _is_whole(columns)) or rows < 1 or columns < max(self.length, 1):
+        copies, room = as_whole(rows), as_whole(columns)
+        if copies is None or room is None or copies < 1 or room < max(self.length, 1):
             raise InputError(
-                f"cache: fork into {rows!r} rows of {columns!r} columns, expected at least one of {self.length}.",
+                f"cache: fork into {shown(rows)} rows of {shown(columns)} columns, "
+                f"expected at least one of {self.length}.",
                 code="cache-fork",
                 remedy="Give room for what the cache holds.",
             )
         made = object.__new__(KeyValueCache)
         layers, two, texts, heads, _, width = self.content.shape
-        made.content = self.content.new_empty(layers, two, texts * rows, heads, columns, width)
-        made.mask = self.mask.new_zeros(texts * rows, columns)
+        made.content = self.content.new_empty(layers, two, texts * copies, heads, room, width)
+        made.mask = self.mask.new_zeros(texts * copies, room)
         made.length = self.length
-        filled = self.content[..., : self.length, :].repeat_interleave(rows, 2)
+        filled = self.content[..., : self.length, :].repeat_interleave(copies, 2)
         made.content[..., : self.length, :] = filled
-        made.mask[:, : self.length] = self.mask[:, : self.length].repeat_interleave(rows, 0)
+        made.mask[:, : self.length] = self.mask[:, : self.length].repeat_interleave(copies, 0)
         return made
 
     def reorder(self, rows: Tensor) -> None:
@@ -275,10 +280,6 @@ def continued(batch: Batch, cache: KeyValueCache, config: TransformerConfig) -> 
             remedy="Rewind the cache, or give fewer tokens: GPT-2 has no embedding for later positions.",
         )
     return positions
-
-
-def _is_whole(number: object) -> bool:
-    return isinstance(number, int) and not isinstance(number, bool)
 
 
 def _are_a_cache(content: Tensor, mask: Tensor) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import numbers
 import operator
+from collections.abc import Iterable
 from typing import Any
 
 from pellucid.errors import InputError, PellucidError, shown
@@ -34,6 +35,18 @@ def as_number(value: object) -> float | None:
         item: Any = value.item()  # pyright: ignore[reportAttributeAccessIssue]
         return _float(item) if isinstance(item, numbers.Real) and not isinstance(item, bool) else None
     return None
+
+
+def as_python(value: Any) -> Any:
+    """A number of NumPy's or torch's as Python's own, several as a tuple; what is no number stays as it is."""
+    whole = as_whole(value)
+    if whole is not None:
+        return whole
+    number = as_number(value)
+    if number is not None:
+        return number
+    one = isinstance(value, (str, bytes)) or not isinstance(value, Iterable) or getattr(value, "ndim", 1) == 0
+    return value if one else tuple(map(as_python, value))
 
 
 def require_whole(

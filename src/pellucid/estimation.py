@@ -118,12 +118,12 @@ def estimate_generation(
         >>> pl.estimate_generation(pl.load(), "Once upon a time", max_new_tokens=60)
         524,352 bytes of keys and values, 0 bytes of prepared weights
     """
-    stopping(model.config, model.tokenizer, max_new_tokens, (), ())
-    require_some("rows_each", rows_each)
+    most = stopping(model.config, model.tokenizer, max_new_tokens, (), ()).max_new_tokens
+    rows_each = require_some("rows_each", rows_each)
     rows, columns = model.tokenize(inputs, mask=mask).shape
     fast = model.execution.is_fast and kernels_take(model, rows * rows_each)
     dtype = torch.float32 if fast else model.dtype
-    columns = min(columns + max_new_tokens, model.config.n_positions)
+    columns = min(columns + most, model.config.n_positions)
     cache = KeyValueCache.bytes_needed(model.config, rows * rows_each, columns, dtype)
     prepared = model.products.bytes_needed(matrices(model)) + (bytes_needed(model) if fast else 0)
     return GenerationMemory(cache, prepared)

@@ -155,6 +155,8 @@ def _numbers(given: Any, where: str) -> Tensor:
         kinds = set(map(type, given)) if isinstance(given, Sequence) else set[type]()
         if len(kinds) > 1 and kinds & {bool, np.bool_}:
             raise TypeError("truth values among numbers")
+        if np.ndarray in kinds:  # arrays without axes, whose length torch would ask for
+            given = [item.item() if isinstance(item, np.ndarray) else item for item in given]
         return torch.as_tensor(given, device="cpu")
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise InputError(

@@ -2,25 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any, Literal, overload
 
+import numpy as np
 import tokenizers
 import torch
 from torch import Tensor
 
 from pellucid import atomic
-from pellucid.errors import InputError, WeightsError
+from pellucid.check import as_whole
+from pellucid.dialects import named_arguments
+from pellucid.errors import InputError, WeightsError, shown
 from pellucid.weights.manifests import is_there, read_json, require_regular
 
 UNFINISHED = "\ufffd"
 """How bytes are decoded that are no character, or not yet one."""
 
 
+_ENDS = ("<|endoftext|>", "</s>", "<eos>")
+_BEGINNINGS = ("<|endoftext|>", "<s>", "<bos>")
+_PADS = ("<pad>", "<|pad|>", "[PAD]", "<PAD>", "<|padding|>")
+
+ELSEWHERE = {
+    "padding": "Give the texts to the model, model.tokenize(texts), which pads and masks them.",
+    "padding_side": "Give the texts to the model: model.tokenize(texts, padding_side='right').",
+    "truncation": "Cut the ids: tokenizer.encode(text)[:length].",
+    "max_length": "Cut the ids: tokenizer.encode(text)[:length].",
+    "add_special_tokens": "Leave it out; nothing is added to a text.",
+    "return_token_type_ids": "Leave it out; there are none.",
+    "clean_up_tokenization_spaces": "Leave it out; nothing is cleaned up.",
+}
+"""What others pass to a tokenizer -> what to do here."""
+
+
 class Tokenizer:
     """GPT-2's byte-level BPE (Sennrich et al. 2016; Radford et al. 2019), or another, run by the tokenizers library.
 
-    Nothing is added to a text: no beginning-of-text id, no padding, no truncation.
+    Nothing is added to a text: no beginning-of-text id, no padding, no truncation. Calls of transformers' tokenizers
+    that need none of that work too: `tokenizer(text, return_tensors="pt").input_ids`, `eos_token_id`, `batch_decode`.
 
     Example:
         >>> import pellucid as pl
@@ -87,8 +108,46 @@ class Tokenizer:
         if moved:
             raise _unreadable(path, ValueError(f"no place for {', '.join(sorted(moved))} behind the vocabulary"))
 
-    def encode(self, text: str) -> list[int]:
-        """Ids of a text, with nothing added."""
+    @overload
+    def encode(self, text: str, *, return_tensors: None = None) -> list[int]: ...
+    @overload
+    def encode(self, text: str, *, return_tensors: Literal["pt"]) -> Tensor: ...
+    @overload
+    def encode(self, text: str, *, return_tensors: Literal["np"]) -> np.ndarray[Any, Any]: ...
+    @named_arguments(ELSEWHERE)
+    def encode(self, text: str, *, return_tensors: str | None = None) -> Any:
+        """Ids of a text, with nothing added.
+
+        Args:
+            text: One text.
+            return_tensors: None for a list; "pt" or "np" for a tensor or an array [1, P].
+        """
+        return _as_tensors([self._ids(text)], return_tensors) if return_tensors else self._ids(text)
+
+    @named_arguments(ELSEWHERE)
+    def __call__(self, text: str | Sequence[str], *, return_tensors: str | None = None) -> Encoding:
+        """Ids and mask of one text or several, as a transformers tokenizer returns them.
+
+        Args:
+            text: One text or several.
+            return_tensors: None for lists; "pt" or "np" for a tensor or an array [B, P] of texts of equal length.
+
+        Example:
+            >>> import pellucid as pl
+            >>> tokenizer = pl.load().tokenizer
+            >>> tokenizer("Once upon a time", return_tensors="pt").input_ids.shape
+            torch.Size([1, 4])
+        """
+        rows = [self._ids(one) for one in ([text] if isinstance(text, str) else text)]
+        masks = [[1] * len(row) for row in rows]
+        if return_tensors is not None:
+            return Encoding(
+                input_ids=_as_tensors(rows, return_tensors), attention_mask=_as_tensors(masks, return_tensors)
+            )
+        one = isinstance(text, str)
+        return Encoding(input_ids=rows[0] if one else rows, attention_mask=masks[0] if one else masks)
+
+    def _ids(self, text: str) -> list[int]:
         try:
             return self._backend.encode(text, add_special_tokens=False).ids
         except TypeError as error:  # another type, or half of a surrogate pair
@@ -98,7 +157,8 @@ class Tokenizer:
                 remedy="Pass a str; text read with errors='surrogateescape' has to be decoded first.",
             ) from error
 
-    def decode(self, ids: int | Iterable[int], *, after: Iterable[int] = ()) -> str:
+    @named_arguments(ELSEWHERE)
+    def decode(self, ids: int | Iterable[int], *, after: Iterable[int] = (), skip_special_tokens: bool = False) -> str:
         """The text of one id or several; bytes that are not UTF-8 come out as U+FFFD.
 
         Ids behind the vocabulary have no text: a model may have more rows than its tokenizer has tokens.
@@ -107,11 +167,15 @@ class Tokenizer:
             ids: What is decoded.
             after: Ids that stand before them and are not part of the text. GPT-2's tokens have a text of their own;
                 those of other tokenizers may begin with a space that is dropped where a text begins.
+            skip_special_tokens: Whether to leave out tokens such as "<|endoftext|>".
 
         Raises:
             InputError: A negative id, or one that no vocabulary has.
         """
         own, before = _listed(ids), _listed(after)
+        if skip_special_tokens:
+            special = {token for token, added in self._backend.get_added_tokens_decoder().items() if added.special}
+            own = [token for token in own if token not in special]
         beginning = self._text(before) if before else ""
         whole = self._text([*before, *own])
         stands_apart = beginning.endswith(UNFINISHED) or not whole.startswith(beginning)
@@ -126,6 +190,48 @@ class Tokenizer:
                 remedy="Decode with the tokenizer that the ids come from.",
             )
         return self._backend.decode(ids, skip_special_tokens=False)
+
+    def batch_decode(self, rows: Iterable[Any], *, skip_special_tokens: bool = False) -> list[str]:
+        """The text of each row of ids."""
+        return [self.decode(row, skip_special_tokens=skip_special_tokens) for row in rows]
+
+    def convert_ids_to_tokens(self, ids: int | Iterable[int]) -> str | list[str | None] | None:
+        """The vocabulary's own spelling of one id or several, such as "Ġtime"; None behind the vocabulary."""
+        found = [self._backend.id_to_token(token) for token in _listed(ids)]
+        return found[0] if as_whole(ids) is not None else found
+
+    def convert_tokens_to_ids(self, tokens: str | Iterable[str]) -> int | list[int | None] | None:
+        """The ids of tokens in the vocabulary's own spelling; None where there is no such token."""
+        if isinstance(tokens, str):
+            return self._backend.token_to_id(tokens)
+        return [self._backend.token_to_id(token) for token in tokens]
+
+    def get_vocab(self) -> dict[str, int]:
+        """Every token in the vocabulary's own spelling -> its id."""
+        return self._backend.get_vocab()
+
+    @property
+    def vocab_size(self) -> int:
+        """Size of the vocabulary, special tokens included."""
+        return len(self)
+
+    @property
+    def eos_token_id(self) -> int | None:
+        """The id of the token that ends texts, where the vocabulary has one under a usual name."""
+        return self._first(_ENDS)
+
+    @property
+    def bos_token_id(self) -> int | None:
+        """The id of the token that begins texts, where the vocabulary has one under a usual name."""
+        return self._first(_BEGINNINGS)
+
+    @property
+    def pad_token_id(self) -> int | None:
+        """The id of a token for padding alone, where the vocabulary has one under a usual name; GPT-2's has none."""
+        return self._first(_PADS)
+
+    def _first(self, names: Iterable[str]) -> int | None:
+        return next((found for name in names if (found := self._backend.token_to_id(name)) is not None), None)
 
     def pieces(self, ids: Iterable[int]) -> list[str]:
         """Each id alone, as it is within a text, for labels."""
@@ -163,8 +269,52 @@ class Tokenizer:
         return self._backend.get_vocab_size()
 
 
+class Encoding(dict[str, Any]):
+    """What a call of the tokenizer returns: "input_ids" and "attention_mask", also as attributes."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in self:
+            raise AttributeError(f"'Encoding' object has no attribute {name!r}, only {', '.join(self)}")
+        return self[name]
+
+    def to(self, device: torch.device | str) -> Encoding:
+        """The same with its tensors on a device."""
+        return Encoding({key: value.to(device) if isinstance(value, Tensor) else value for key, value in self.items()})
+
+
+def _as_tensors(rows: list[list[int]], form: str) -> Any:
+    """[B, P], a tensor or an array."""
+    if form not in ("pt", "np"):
+        raise InputError(
+            f"tokenizer: return_tensors={form!r}, expected 'pt', 'np' or None.",
+            code="return-tensors",
+            remedy="Give 'pt' for a tensor, 'np' for an array, or nothing for lists.",
+        )
+    if len({len(row) for row in rows}) > 1:
+        raise InputError(
+            f"tokenizer: texts of {[len(row) for row in rows]} tokens are no rectangle.",
+            code="not-a-rectangle",
+            remedy="Give the texts to the model, model.tokenize(texts), which pads and masks them.",
+        )
+    return torch.tensor(rows, dtype=torch.long) if form == "pt" else np.array(rows, dtype=np.int64)
+
+
 def _listed(ids: int | Iterable[int]) -> list[int]:
-    return [int(i) for i in (torch.as_tensor(ids, device="cpu").reshape(-1) if isinstance(ids, (int, Tensor)) else ids)]
+    given = ids.reshape(-1).tolist() if isinstance(ids, (Tensor, np.ndarray)) else ids
+    one = as_whole(given)
+    if one is not None:
+        return [one]
+    several: list[Any] = list(given) if isinstance(given, Iterable) and not isinstance(given, str) else [given]
+    if set(map(type, several)) <= {int}:
+        return several
+    read = [as_whole(token) for token in several]
+    if None in read:
+        raise InputError(
+            f"tokenizer: {shown(several[read.index(None)])} among the ids, expected whole numbers.",
+            code="ids-dtype",
+            remedy="Pass an id, or ids in a list or a tensor; `batch_decode` takes several rows.",
+        )
+    return read  # pyright: ignore[reportReturnType] (None was refused)
 
 
 def _unreadable(path: str | Path, error: Exception) -> WeightsError:

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from pellucid.axes import Axis
+from pellucid.check import as_python, as_whole
 from pellucid.config import TransformerConfig
-from pellucid.errors import InputError
+from pellucid.errors import InputError, shown
 from pellucid.measure.captured import Runs, find
 from pellucid.measure.labelled import Measured, stacked
 from pellucid.run.activations import ActivationCkpts
@@ -121,6 +122,7 @@ def induction(model: Runs, *, length: int = 50, texts: int = 64, seed: int = 0) 
         >>> scores.sizes, bool(scores.max() > 0.5)
         (Frozen({'layer': 4, 'head': 4}), True)
     """
+    length, texts, seed = as_python(length), as_python(texts), as_python(seed)
     ids, offset = repeated_ids(model.config, length, texts, seed)
     queries = torch.arange(offset + length, offset + 2 * length)
     last = f"blocks.{model.config.n_layer - 1}.{PATTERN}"
@@ -144,11 +146,13 @@ def repeated_ids(config: TransformerConfig, length: int, texts: int, seed: int) 
     special = {config.bos_token_id, config.pad_token_id, *config.end_ids} - {None}
     start = next((i for i in (config.bos_token_id, *config.end_ids) if i is not None), None)
     offset = 0 if start is None else 1
-    whole = all(isinstance(n, (int, np.integer)) and n >= 0 for n in (length, texts, seed))
-    if not whole or length < 2 or texts < 1 or offset + 2 * length > config.n_positions:
+    counts = as_whole(length), as_whole(texts), as_whole(seed)
+    fits = None not in counts and length >= 2 and texts >= 1 and seed >= 0
+    if not fits or offset + 2 * length > config.n_positions:
         raise InputError(
-            f"induction: {texts!r} texts of two copies of {length!r} ids, seed {seed!r}; expected whole numbers, at "
-            f"least one text, copies of two ids or more, and at most {config.n_positions} positions.",
+            f"induction: {shown(texts)} texts of two copies of {shown(length)} ids, seed {shown(seed)}; "
+            "expected whole numbers, at least one text, copies of two ids or more, and at "
+            f"most {config.n_positions} positions.",
             code="induction-length",
             remedy=f"Give a length of 2 to {(config.n_positions - offset) // 2}.",
         )

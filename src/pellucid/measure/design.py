@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, reduce
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pellucid.axes import POSITIONS, coordinate
+from pellucid.check import require_whole
 from pellucid.errors import InputError
 from pellucid.extras import need
 from pellucid.measure.labelled import Array, positions_of
@@ -224,14 +224,4 @@ def whole_number(name: str, given: Any, what: str = "autoregression") -> int:
     Raises:
         InputError: It is none.
     """
-    try:
-        number = -1 if isinstance(given, bool) else operator.index(given)
-    except TypeError:
-        number = -1
-    if number < 0:
-        raise InputError(
-            f"{what}: {name}={given!r}, expected a whole number of 0 or more.",
-            code="lags-range",
-            remedy="Give a number such as 2.",
-        )
-    return number
+    return require_whole(f"{what}: {name}", given, code="lags-range")

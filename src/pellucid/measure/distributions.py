@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pellucid import aliases
+from pellucid.check import as_number, as_python
 from pellucid.errors import InputError
 from pellucid.measure.groups import Result, Source, grouped
 from pellucid.measure.labelled import Array
@@ -76,6 +77,7 @@ def distribution(
         >>> shape.bin_count.sum("bin").values.tolist()
         [8.0, 8.0, 8.0, 8.0]
     """
+    bandwidth = as_python(bandwidth)
     shape = _Shape(bins, require_shares(quantiles, "distribution"), bandwidth)
     _require_bandwidth(bandwidth)
     groups = grouped(source, name, over, "distribution")
@@ -125,7 +127,8 @@ def require_shares(quantiles: Sequence[float], what: str) -> tuple[float, ...]:
 
 
 def _require_bandwidth(given: float | str | None) -> None:
-    is_width = isinstance(given, (int, float, np.number)) and given > 0
+    width = as_number(given)
+    is_width = width is not None and width > 0
     if not (is_width or given is None or (isinstance(given, str) and given in ("silverman", "scott"))):
         raise InputError(
             f"distribution: bandwidth={given!r}, expected 'silverman', 'scott', a positive number or None.",

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pellucid.errors import InputError
+from pellucid.check import as_number, as_whole
+from pellucid.errors import InputError, shown
 from pellucid.extras import need
 from pellucid.measure import fit_tables, inference
 from pellucid.measure.basis import Basis, Data
@@ -104,13 +105,14 @@ class AutoregressionFit:
         Raises:
             InputError: A level outside of 0 to 1.
         """
-        if not (isinstance(level, (int, float)) and 0 < level < 1):
+        share = as_number(level)
+        if share is None or not 0 < share < 1:
             raise InputError(
-                f"interval: level={level!r}, expected a share between 0 and 1.",
+                f"interval: level={shown(level)}, expected a share between 0 and 1.",
                 code="level",
                 remedy="Give 0.95 for 95 %.",
             )
-        half = need("scipy.special", "interval").stdtrit(self.df_resid, (1 + level) / 2) * self.bse.to_numpy()
+        half = need("scipy.special", "interval").stdtrit(self.df_resid, (1 + share) / 2) * self.bse.to_numpy()
         both = np.stack([self.solution.params - half, self.solution.params + half], axis=2)
         pandas = need("pandas", "interval")
         columns = pandas.MultiIndex.from_product([self.basis.names, ["lower", "upper"]])
@@ -197,15 +199,16 @@ class AutoregressionFit:
         """
         design = self._held("ljung_box").design
         longest = int(np.bincount(design.text).max())
-        if isinstance(lags, bool) or not isinstance(lags, (int, np.integer)) or not 1 <= lags < longest:
+        tested = as_whole(lags)
+        if tested is None or not 1 <= tested < longest:
             raise InputError(
-                f"ljung_box: lags={lags!r}, expected a whole number from 1 to {longest - 1}: the longest text gives "
-                f"{longest} rows.",
+                f"ljung_box: lags={shown(lags)}, expected a whole number from 1 to {longest - 1}: the longest text "
+                f"gives {longest} rows.",
                 code="lags-range",
                 remedy="Test fewer lags, or fit longer texts.",
             )
         used = self.lags if model_df is None else whole_number("model_df", model_df, "ljung_box")
-        statistic, pvalue = inference.ljung_box(design, self.solution, lags, used)
+        statistic, pvalue = inference.ljung_box(design, self.solution, tested, used)
         return need("pandas", "ljung_box").DataFrame({"statistic": statistic, "pvalue": pvalue}, index=self.index)
 
     def robust(self, maxlags: int | None = None) -> AutoregressionFit:
@@ -220,14 +223,14 @@ class AutoregressionFit:
             InputError: Fewer than 0, or as many as rows; or a fit of streamed sums.
         """
         self._held("a robust covariance")
-        chosen = inference.newey_west_lags(self.nobs) if maxlags is None else maxlags
-        if isinstance(chosen, bool) or not isinstance(chosen, (int, np.integer)) or not 0 <= chosen < self.nobs:
+        chosen = inference.newey_west_lags(self.nobs) if maxlags is None else as_whole(maxlags)
+        if chosen is None or not 0 <= chosen < self.nobs:
             raise InputError(
-                f"HAC: maxlags={maxlags!r}, expected a whole number from 0 to {self.nobs - 1}.",
+                f"HAC: maxlags={shown(maxlags)}, expected a whole number from 0 to {self.nobs - 1}.",
                 code="lags-range",
                 remedy="Leave it out for the rule of Newey and West.",
             )
-        return replace(self, maxlags=int(chosen))
+        return replace(self, maxlags=chosen)
 
     def design(self, layer: Any = None) -> pd.DataFrame:
         """The rows of one layer's regression: the response "y" and a column for each parameter.

@@ -9,7 +9,8 @@ import numpy as np
 
 from pellucid import aliases
 from pellucid.axes import NEURONS
-from pellucid.errors import InputError
+from pellucid.check import as_number
+from pellucid.errors import InputError, shown
 from pellucid.measure.groups import TEXTS_AND_POSITIONS, Groups, Result, Source, array_of, grouped
 
 if TYPE_CHECKING:
@@ -55,9 +56,12 @@ def outliers(
         >>> found.share.sum("d_model").round(12).values.tolist()
         [1.0, 1.0, 1.0, 1.0]
     """
-    if not isinstance(threshold, (int, float, np.number)):
+    score = as_number(threshold)
+    if score is None:
         raise InputError(
-            f"outliers: threshold={threshold!r}, expected a number.", code="level", remedy="Give a score such as 6."
+            f"outliers: threshold={shown(threshold)}, expected a number.",
+            code="level",
+            remedy="Give a score such as 6.",
         )
     array = array_of(source, name, "outliers")
     neurons = [str(axis) for axis in NEURONS if axis in array.dims]
@@ -70,7 +74,7 @@ def outliers(
             remedy="Measure a checkpoint of vectors, such as resid_post, over texts and positions.",
         )
     others = [dim for dim in array.dims if dim != neurons[0]]
-    return _found(grouped(array.transpose(*others, neurons[0]), None, summed, "outliers"), threshold)
+    return _found(grouped(array.transpose(*others, neurons[0]), None, summed, "outliers"), score)
 
 
 def _found(groups: Groups, threshold: float) -> xarray.Dataset:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from pellucid import own_file
-from pellucid.check import require_whole
+from pellucid.check import as_number, require_whole
 from pellucid.errors import InputError, PellucidError
 from pellucid.measure.gathering import Statistic
 from pellucid.measure.labelled import Array
@@ -41,7 +41,8 @@ class Saving:
     every_seconds: float = 60.0
 
     def __post_init__(self) -> None:
-        often = all(isinstance(n, (int, float)) and n >= 0 for n in (self.every_texts, self.every_seconds))
+        numbers = [as_number(n) for n in (self.every_texts, self.every_seconds)]
+        often = all(n is not None and n >= 0 for n in numbers)
         if not often or not isinstance(self.path, (str, Path)):
             raise InputError(
                 f"stream: {self!r}, expected a path and numbers of 0 or more.",

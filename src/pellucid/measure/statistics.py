@@ -14,7 +14,8 @@ import numpy as np
 
 from pellucid import aliases
 from pellucid.axes import NEURONS
-from pellucid.errors import InputError
+from pellucid.check import as_number
+from pellucid.errors import InputError, shown
 from pellucid.measure.distributions import QUARTILES, require_shares
 from pellucid.measure.gathering import Of, Statistic
 from pellucid.measure.groups import Result
@@ -180,13 +181,14 @@ class Quantiles(Statistic):
         quantiles: Sequence[float] = QUARTILES,
     ) -> None:
         super().__init__(name, of)
-        if not (isinstance(error, (int, float)) and 1e-4 <= error < 1):
+        share = as_number(error)
+        if share is None or not 1e-4 <= share < 1:
             raise InputError(
-                f"Quantiles: error={error!r}, expected at least 0.0001 and less than 1.",
+                f"Quantiles: error={shown(error)}, expected at least 0.0001 and less than 1.",
                 code="sketch-error",
                 remedy="Give a relative error such as 0.01.",
             )
-        self._error, self._over, self._wanted = float(error), self.summed(over), require_shares(quantiles, "Quantiles")
+        self._error, self._over, self._wanted = share, self.summed(over), require_shares(quantiles, "Quantiles")
         self._sketch: Sketch | None = None
         self._shape: tuple[int, ...] = ()
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pellucid.aliases import selected
+from pellucid.check import require_whole
 from pellucid.ckpt import all_names
 from pellucid.errors import InputError, PellucidError
 from pellucid.measure.captured import Runs
@@ -113,7 +114,8 @@ def stream(
         >>> gathered.texts, gathered[0]["count"].values.tolist()
         (3, [12, 12, 12, 12])
     """
-    _check(texts, statistics, batch_size)
+    _check(texts, statistics)
+    batch_size = require_whole("stream: batch_size", batch_size, at_least=1, code="batch-size")
     gathering = [statistic.fresh() for statistic in statistics]
     keeper, done = None, Progress()
     if checkpoint is not None:
@@ -148,7 +150,7 @@ def stream(
     return Streamed(tuple(gathering), done.texts, done.digest)
 
 
-def _check(texts: Any, statistics: Any, batch_size: Any) -> None:
+def _check(texts: Any, statistics: Any) -> None:
     if isinstance(texts, str) or not isinstance(texts, Iterable):
         raise InputError(
             f"stream: texts={type(texts).__name__}, expected a list or another iterable of texts.",
@@ -161,12 +163,6 @@ def _check(texts: Any, statistics: Any, batch_size: Any) -> None:
             f"stream: statistics={statistics!r}, expected one or more statistics in a list.",
             code="statistics-kind",
             remedy="Give [pl.measure.Moments('resid_post')], or Covariance, Quantiles or Autoregression.",
-        )
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-        raise InputError(
-            f"stream: batch_size={batch_size!r}, expected a whole number of 1 or more.",
-            code="batch-size",
-            remedy="Give how many texts to run together.",
         )
 
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pellucid.axes import POSITIONS, Axis, coordinate
+from pellucid.check import require_whole
 from pellucid.errors import InputError, ShapeError
 from pellucid.plot.extras import xarray
 
@@ -93,12 +94,7 @@ def without_first(where: str, array: DataArray, skip: int) -> DataArray:
 
     They are counted by the array's coordinate `position`, if it has one (-1 at pads), else by what is not nan.
     """
-    if isinstance(skip, bool) or not isinstance(skip, int) or skip < 0:
-        raise InputError(
-            f"{where}: skip={skip!r}, expected a whole number from 0.",
-            code="skip",
-            remedy="Give how many first tokens of each text to leave out.",
-        )
+    skip = require_whole(f"{where}: skip", skip, code="skip")
     if skip == 0:
         return array
     position = next((str(axis) for axis in POSITIONS if axis in array.dims), None)

@@ -13,7 +13,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from pellucid.errors import InputError
+from pellucid.check import as_number, as_python
+from pellucid.errors import InputError, shown
 from pellucid.run.decoding import checked, chosen_logprobs
 from pellucid.run.sampling import Context, Sampler
 from pellucid.run.stepping import Stepper
@@ -49,6 +50,8 @@ class Beams:
     follows: tuple[int, int] = field(default_factory=followed)
 
     def __post_init__(self) -> None:
+        for name in ("width", "length_penalty"):
+            object.__setattr__(self, name, as_python(getattr(self, name)))
         if self.returned > self.width:
             raise InputError(
                 f"generate: num_return_sequences={self.returned} with num_beams={self.width}.",
@@ -56,9 +59,9 @@ class Beams:
                 remedy="A search gives no more texts than it has beams.",
             )
         penalty = self.length_penalty
-        if not isinstance(penalty, (int, float)) or not abs(penalty) <= STEEPEST:
+        if as_number(penalty) is None or not abs(penalty) <= STEEPEST:
             raise InputError(
-                f"generate: length_penalty={penalty!r}, expected a number from -{STEEPEST} to {STEEPEST}.",
+                f"generate: length_penalty={shown(penalty)}, expected a number from -{STEEPEST} to {STEEPEST}.",
                 code="length-penalty",
                 remedy="1 divides by the length; 0 leaves the sums as they are.",
             )

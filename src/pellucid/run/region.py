@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pellucid.axes import NEURONS, POSITIONS, Axes, Axis
+from pellucid.check import as_whole
 from pellucid.errors import InputError
 
 Index = int | slice | Iterable[int] | None
@@ -154,8 +154,6 @@ def _given(index: Index) -> list[object]:
 
 
 def _whole(i: object, otherwise: int) -> int:
-    """An index as an int, from numpy and torch too; `otherwise`, which is out of range, for what is no index."""
-    try:
-        return otherwise if isinstance(i, bool) else operator.index(i)  # pyright: ignore[reportArgumentType]
-    except TypeError:
-        return otherwise
+    """An index as an int; `otherwise`, which is out of range, for what is no index."""
+    found = as_whole(i)
+    return otherwise if found is None else found

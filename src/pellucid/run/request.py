@@ -10,6 +10,7 @@ import torch
 
 from pellucid.aliases import Names, selected, several
 from pellucid.batch import Batch
+from pellucid.check import as_whole, require_whole
 from pellucid.config import TransformerConfig
 from pellucid.dialects import ARGUMENTS
 from pellucid.errors import InputError, shown
@@ -106,16 +107,13 @@ def sampler_of(given: Sampler | Literal["file"] | None) -> Sampler | Literal["fi
     )
 
 
-def require_some(name: str, value: object) -> None:
-    """See that there is one text or more.
+def require_some(name: str, value: object) -> int:
+    """A number of texts, of which there has to be one or more.
 
     Raises:
         InputError: Fewer, or no whole number.
     """
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise InputError(
-            f"generate: {name}={value!r}, expected 1 or more.", code="return-sequences", remedy="Give a number."
-        )
+    return require_whole(f"generate: {name}", value, at_least=1, code="return-sequences")
 
 
 def returned_of(num_return_sequences: int, num_beams: int, sampler: Sampler) -> int:
@@ -124,15 +122,14 @@ def returned_of(num_return_sequences: int, num_beams: int, sampler: Sampler) -> 
     Raises:
         InputError: Fewer than one, or several that would be the same.
     """
-    require_some("num_return_sequences", num_return_sequences)
-    require_some("num_beams", num_beams)
-    if num_return_sequences > 1 and num_beams == 1 and sampler.is_greedy:
+    returned, beams = require_some("num_return_sequences", num_return_sequences), require_some("num_beams", num_beams)
+    if returned > 1 and beams == 1 and sampler.is_greedy:
         raise InputError(
-            f"generate: num_return_sequences={num_return_sequences}, but greedy decoding gives one text.",
+            f"generate: num_return_sequences={returned}, but greedy decoding gives one text.",
             code="return-sequences",
             remedy="Pass a sampler with a temperature, or num_beams.",
         )
-    return num_return_sequences
+    return returned
 
 
 def look_at(request: Request, config: TransformerConfig) -> Look:
@@ -168,17 +165,20 @@ def generator_of(seed: Seed, device: torch.device) -> torch.Generator | None:
     """
     if seed is None or isinstance(seed, torch.Generator):
         return seed
-    if not isinstance(seed, int) or isinstance(seed, bool):
+    number = as_whole(seed)
+    if number is None:
         raise InputError(
-            f"generate: seed={seed!r}, expected a whole number or a torch.Generator.",
+            f"generate: seed={shown(seed)}, expected a whole number or a torch.Generator.",
             code="seed",
             remedy="Leave it out to draw from torch's own generator.",
         )
-    if not -(2**63) <= seed < 2**64:
+    if not -(2**63) <= number < 2**64:
         raise InputError(
-            f"generate: seed={seed}, expected a number of 64 bits.", code="seed", remedy="Give a smaller number."
+            f"generate: seed={shown(number)}, expected a number of 64 bits.",
+            code="seed",
+            remedy="Give a smaller number.",
         )
-    return torch.Generator(device).manual_seed(seed)
+    return torch.Generator(device).manual_seed(number)
 
 
 def pad_id_of(settings: GenerationSettings, vocabulary: int) -> int:

@@ -7,12 +7,13 @@ give equal tokens.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 
+from pellucid.check import as_number, as_python, as_whole
 from pellucid.errors import InputError
 from pellucid.run import stages
 from pellucid.run.stages import Stage
@@ -90,16 +91,17 @@ class Sampler:
     forced_eos_token_id: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
+        for f in fields(self):
+            object.__setattr__(self, f.name, as_python(getattr(self, f.name)))
         for name in _TOKENS:
             given = getattr(self, name)
-            several = given if isinstance(given, Iterable) else (given,)
-            object.__setattr__(self, name, tuple(several))
-            whole = all(isinstance(token, int) and token >= 0 for token in getattr(self, name))
+            object.__setattr__(self, name, given if isinstance(given, tuple) else (given,))
+            whole = all((token := as_whole(one)) is not None and token >= 0 for one in getattr(self, name))
             _require(name, given, whole, "token ids")
         for f in fields(self):
             value = getattr(self, f.name)
             if f.name not in _TOKENS:
-                _require(f.name, value, isinstance(value, (int, float)) and not math.isnan(value), "a number")
+                _require(f.name, value, as_number(value) is not None and not math.isnan(value), "a number")
         _require("temperature", self.temperature, 0 <= self.temperature < math.inf, "0 or more")
         for name in ("top_p", "min_p"):
             _require(name, getattr(self, name), 0 <= getattr(self, name) <= 1, "from 0 to 1")
@@ -109,7 +111,7 @@ class Sampler:
             _require(name, getattr(self, name), math.isfinite(getattr(self, name)), "a finite number")
         for name in ("top_k", "no_repeat_ngram_size", "min_new_tokens"):
             value = getattr(self, name)
-            _require(name, value, isinstance(value, int) and value >= 0, "a whole number, 0 or more")
+            _require(name, value, as_whole(value) is not None and value >= 0, "a whole number, 0 or more")
 
     def __repr__(self) -> str:
         changed = (f"{f.name}={getattr(self, f.name)!r}" for f in fields(self) if getattr(self, f.name) != f.default)

@@ -6,8 +6,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
+from pellucid.check import as_python, as_whole
 from pellucid.config import TransformerConfig
-from pellucid.errors import InputError
+from pellucid.errors import InputError, shown
 from pellucid.tokens import Tokenizer
 
 Stop = str | int | Iterable[str | int] | None
@@ -78,9 +79,10 @@ def stopping(
     Raises:
         InputError: A length, a string or an id that cannot be.
     """
-    if not isinstance(max_new_tokens, int) or isinstance(max_new_tokens, bool) or max_new_tokens < 0:
+    most = as_whole(max_new_tokens)
+    if most is None or most < 0:
         raise InputError(
-            f"generate: max_new_tokens={max_new_tokens!r}, expected a whole number, 0 or more.",
+            f"generate: max_new_tokens={shown(max_new_tokens)}, expected a whole number, 0 or more.",
             code="max-new-tokens",
             remedy="Give the number of tokens to generate; 0 gives the prompt back.",
         )
@@ -100,22 +102,23 @@ def stopping(
     ends = tuple(_several(end_ids))
     for what, some in (("stop", ids), (given_by, ends)):
         _require_ids(what, some, config.vocab_size)
-    return Stopping(max_new_tokens, ends, ids, strings, tokenizer)
+    return Stopping(most, ends, ids, strings, tokenizer)
 
 
 def _several(given: object) -> list[Any]:
     """One or several, as a list."""
     if given is None:
         return []
-    is_one = isinstance(given, (str, bytes)) or not isinstance(given, Iterable)
+    given = as_python(given)
+    is_one = isinstance(given, (str, bytes)) or not isinstance(given, Iterable) or getattr(given, "ndim", 1) == 0
     return [given] if is_one else list(cast("Iterable[Any]", given))
 
 
 def _require_ids(what: str, ids: Iterable[object], vocabulary: int) -> None:
     for token in ids:
-        if not isinstance(token, int) or isinstance(token, bool) or not 0 <= token < vocabulary:
+        if (whole := as_whole(token)) is None or not 0 <= whole < vocabulary:
             raise InputError(
-                f"generate: {what} holds {token!r}, expected ids from 0 to {vocabulary - 1}.",
+                f"generate: {what} holds {shown(token)}, expected ids from 0 to {vocabulary - 1}.",
                 code="id-out-of-range",
                 remedy="Give ids of this model's vocabulary; end_ids=() generates without an end.",
             )
