@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import test_unwatched
 import torch
 from course import course
 from rights import RIGHTS
@@ -20,12 +21,14 @@ from pellucid.prove import (
     comparison,
     copies,
     dicts,
+    lending,
     naming,
     program,
     recognise,
     runs,
     sensitivity,
     tensors,
+    trial,
     verdict,
 )
 from pellucid.prove import compare as compare_module
@@ -181,11 +184,12 @@ def a_second_copy_is_one_too_many() -> None:
 
 
 def a_coarse_buffer_coarsens_nothing() -> None:
-    hf = pl.to_hf(MODEL)
+    long = support.glass(**{**SMALL, "n_positions": 80})
+    hf = pl.to_hf(long)
     hf.register_buffer("scratch", torch.ones(3, dtype=torch.bfloat16))
     with torch.no_grad():
-        hf.transformer.wpe.weight[63, 0] *= 1 + 1e-6
-    assert pl.compare(MODEL, hf, IDS).verdict == "different"
+        hf.transformer.wpe.weight[79, 0] *= 1 + 1e-6  # where no run looks
+    assert pl.compare(long, hf, IDS).verdict == "different"
 
 
 def flipped_heads_are_found_without_running() -> None:
@@ -240,6 +244,30 @@ def one_position_is_not_all() -> None:
     assert report.verdict == "equivalent"
 
 
+def closures_are_run_right() -> None:
+    made = test_unwatched.Closing(MODEL).train()
+    assert pl.compare(MODEL, made, IDS)
+
+
+def the_unwatched_run_is_judged() -> None:
+    asking = test_unwatched.Depending(course(MODEL), lambda module: not test_unwatched.hooked(module))
+    assert not pl.compare(MODEL, asking, IDS)
+
+
+def windows_are_seen() -> None:
+    assert not pl.compare(MODEL, test_unwatched.windowed(MODEL), IDS)
+
+
+def rows_are_seen() -> None:
+    assert not pl.compare(MODEL, test_unwatched.OverTheBatch(MODEL), IDS[:1])
+
+
+def lists_are_kept() -> None:
+    made = test_unwatched.Lists(MODEL)
+    pl.compare(MODEL, made, IDS)
+    assert made.seen == []
+
+
 def nothing(*_: Any, **__: Any) -> None: ...
 
 
@@ -255,8 +283,15 @@ def as_it_is(self: Any, func: Any, types: Any, args: Any = (), kwargs: Any = Non
     return func(*args, **(kwargs or {}))
 
 
-def itself(module: torch.nn.Module, dtype: Any = None) -> torch.nn.Module:
-    return module.eval()
+def a_copy_runs(patch: Patch) -> None:
+    right = lending.Loan.taken
+    patch.setattr(lending.Loan, "taken", lambda self, **how: right(
+        lending.Loan(copies.working_copy(self.module, self.dtype)), **how))  # fmt: skip
+
+
+def one_row_is_drawn(patch: Patch) -> None:
+    right = comparison.probe_ids
+    patch.setattr(comparison, "probe_ids", lambda *given: right(*given)[:1])
 
 
 def patched(module: Any, name: str, value: Any) -> Callable[[Patch], None]:
@@ -264,7 +299,7 @@ def patched(module: Any, name: str, value: Any) -> Callable[[Patch], None]:
 
 
 def everything_is_rounding(patch: Patch) -> None:
-    for module in (runs, causes, verdict, comparison):
+    for module in (runs, causes, verdict, trial):
         patch.setattr(module, "BEYOND_ROUNDING", 1.0)
 
 
@@ -320,13 +355,18 @@ MUTANTS: dict[str, tuple[Callable[[Patch], None], Callable[[], None]]] = {
     "no cause is confirmed": (patched(causes, "_reproduces", lambda *_: False), mistake_is_found),
     "roles are believed": (patched(runs.Runs, "first_wrong", first_suspicious), rights_pass),
     "float32 stays float32 in float64": (patched(copies._Rewritten, "__torch_function__", as_it_is), rights_pass),
-    "the float64 run is in float32": (patched(comparison, "DOUBLE", program.Conditions()), rights_pass),
+    "the float64 run is in float32": (patched(trial, "DOUBLE", program.Conditions()), rights_pass),
     "no mistakes are known": (patched(causes, "known_mistakes", lambda model: iter(())), mistake_is_found),
     "checkpoints are not compared to the bit": (patched(runs, "same_bits", lambda a, b: False), identical_is_said),
     "everything is equal to the bit": (patched(runs, "same_bits", lambda a, b: True), rights_pass),
-    "the caller's modules are run": (patched(comparison, "working_copy", itself), mode_is_kept),
+    "what was lent is kept": (patched(lending, "_give_back", nothing), mode_is_kept),
+    "a deep copy runs": (a_copy_runs, closures_are_run_right),
+    "nobody runs it unwatched": (patched(trial.Trial, "_judge_unwatched", nothing), the_unwatched_run_is_judged),
+    "no probe is run": (patched(comparison, "probe_ids", nothing), windows_are_seen),
+    "the probe is one row": (one_row_is_drawn, rows_are_seen),
+    "what is drawn upon a list stays": (patched(lending, "_copied", lambda value, memo: value), lists_are_kept),
     "nothing is injected": (patched(sensitivity._Injection, "inject", lambda self, size: None), sensitivity_is_real),
-    "buffers stay float32": (patched(comparison, "double_copy", copies.working_copy), float_buffers_are_precise),
+    "buffers stay float32": (patched(lending, "_in_dtype", lambda value, dtype: value), float_buffers_are_precise),
     "anything is recognised": (patched(recognise, "CLOSE", 1e9), only_right_ones_are_recognised),
     "names of known layouts are not believed": (known_names_are_not_believed, exchange_under_known_names_is_found),
     "a unit may be claimed twice": (patched(aligning._Aligner, "_overlaps", lambda *_: False),

@@ -8,14 +8,19 @@ is in memory twice.
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Callable, Collection, Generator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
+
+from pellucid.prove.lending import is_compiled
 
 from pellucid.tensor_file import ALIGNMENT
 
@@ -121,10 +126,55 @@ def quietly(module: nn.Module, *, double: bool = False, dropout: bool = True) ->
         try:
             if double:
                 torch.set_default_dtype(torch.float64)
-            with _Rewritten(narrow, dropout=dropout):
+            with _Rewritten(narrow, dropout=dropout) if narrow or not dropout else nullcontext():
                 yield
         finally:
             torch.set_default_dtype(default)
+
+
+@contextmanager
+def undisturbed(module: nn.Module, *, double: bool = False) -> Generator[None]:
+    """Run without moving any random state, and without anything that a program could notice.
+
+    With `double`, whose parameters and buffers are expected to be float64, the dtype that operations are asked for is
+    changed below Python: a mode in Python would switch off torch's fused paths.
+    """
+    devices = {parameter.device for parameter in module.parameters() if parameter.device.type == "cuda"}
+    default = torch.get_default_dtype()
+    with torch.random.fork_rng(devices=list(devices)):
+        torch.manual_seed(0)
+        try:
+            if double:
+                torch.set_default_dtype(torch.float64)
+            with _Widened() if double and not any(map(is_compiled, module.modules())) else nullcontext():
+                yield
+        finally:
+            torch.set_default_dtype(default)
+
+
+@contextmanager
+def eagerly() -> Generator[None]:
+    """Run what `torch.compile` wraps without compiling it: hooks inside would compile it again for each run."""
+    with torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext():
+        yield
+
+
+class _Widened(TorchDispatchMode):
+    """Operations that are asked for float32 give float64, and read float32 as float64."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        given = dict(kwargs or {})
+        if any(argument.alias_info is not None for argument in func._schema.arguments):  # views, and writing in place
+            return func(*args, **given)
+        return func(*tree_map(_widened, args), **tree_map(_widened, given))
+
+
+def _widened(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.double() if value.dtype == torch.float32 else value
+    return torch.float64 if value == torch.float32 and isinstance(value, torch.dtype) else value
 
 
 _VIEWS = frozenset(

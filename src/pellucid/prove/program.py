@@ -7,7 +7,6 @@ reference's, so that every later value shows the program's own error there and n
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -16,7 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from pellucid.model import CkptedTransformer
-from pellucid.prove.copies import quietly
+from pellucid.prove.calling import Call, working_call
+from pellucid.prove.copies import eagerly, quietly, undisturbed
+from pellucid.prove.lending import Loan
 from pellucid.prove.outputs import read_answer
 from pellucid.prove.points import LOGITS, Site
 
@@ -79,69 +80,90 @@ class _ForcingTap:
 
 @dataclass
 class Program:
-    """A module that can be run freely or forced.
+    """A module that can be run freely or forced, or without any instrument.
 
     Args:
-        module: A working copy of anything that maps ids [B, P] to logits or to a hidden state.
+        loan: Of anything that maps ids [B, P] to logits.
         sites: Where it shows what.
         head: [V, D], what a program without a head is multiplied with.
         n_head: How many heads there are, where the program keeps them apart.
         remarks: What its outputs were like, in words, in the order in which it was noticed.
+        call: How it wants to be called; found at the first run.
     """
 
-    module: nn.Module
+    loan: Loan
     sites: Sequence[Site]
     head: Tensor
     n_head: int
     remarks: dict[str, None] = field(default_factory=dict)
+    call: Call | None = None
 
     def run(
         self, ids: Tensor, forced: Values | None = None, conditions: Conditions = Conditions()
     ) -> dict[str, Tensor]:
         recorder = _Recorder(tuple(ids.shape), forced or {})
-        named = dict(self.module.named_modules())
-        handles: list[torch.utils.hooks.RemovableHandle] = []
-        try:
+        with self.loan.taken(double=conditions.double) as module, torch.no_grad(), eagerly():
+            named = dict(module.named_modules())
             for number, site in enumerate(self.sites):
-                handles.append(recorder.watch(number, site, named[site.module]))
-            device = next((p.device for p in self.module.parameters()), ids.device)
-            with quietly(self.module, double=conditions.double, dropout=conditions.dropout):
+                recorder.watch(number, site, named[site.module])
+            with quietly(module, double=conditions.double, dropout=conditions.dropout):
                 torch.manual_seed(conditions.seed)
-                output = call(self.module, ids.to(device))
-        finally:
-            for handle in handles:
-                handle.remove()
+                output = self._output(module, ids)
         return {**recorder.values(self.n_head), LOGITS: self._logits(output, ids)}
+
+    def plain(self, ids: Tensor, *, double: bool = False, gradients: bool = False) -> Tensor:
+        """The logits of a run without any instrument, evaluating.
+
+        Args:
+            ids: [B, P].
+            double: Whether parameters and buffers are float64 copies.
+            gradients: Whether gradients are enabled, as they are unless a caller switches them off.
+        """
+        loan = self.loan.doubled() if double else self.loan
+        with (
+            loan.taken(double=double) as module,
+            undisturbed(module, double=double),
+            torch.set_grad_enabled(gradients),
+        ):
+            output = self._output(module, ids)
+        return self._logits(output, ids)
+
+    def _output(self, module: nn.Module, ids: Tensor) -> Any:
+        ids = ids.to(next((parameter.device for parameter in module.parameters()), ids.device))
+        if self.call is None:
+            self.call, output = working_call(module, ids)
+            return output
+        return self.call(module, ids)
 
     def _logits(self, output: Any, ids: Tensor) -> Tensor:
         b, p = ids.shape
-        answer = read_answer(output, (b, p), self.head, headless=is_headless(self.module))
+        answer = read_answer(output, (b, p), self.head, headless=is_headless(self.loan.module))
         self.remarks |= dict.fromkeys(answer.remarks)
         return answer.values.detach().clone()
 
 
+@dataclass(frozen=True)
+class Unwatched:
+    """A program of which nothing but its logits is looked at, in runs without any instrument.
+
+    Args:
+        program: What runs.
+        gradients: Whether gradients are enabled.
+    """
+
+    program: Program
+    gradients: bool = False
+
+    def run(
+        self, ids: Tensor, forced: Values | None = None, conditions: Conditions = Conditions()
+    ) -> dict[str, Tensor]:
+        return {LOGITS: self.program.plain(ids, double=conditions.double, gradients=self.gradients)}
+
+
 def is_headless(module: nn.Module) -> bool:
     """Whether a module is of transformers' class that gives hidden states, and leaves the head to its caller."""
-    return any(c.__name__ == "GPT2Model" and c.__module__.startswith("transformers.") for c in type(module).__mro__)
-
-
-def call(module: nn.Module, ids: Tensor) -> Any:
-    """Run a module on ids; what else its forward demands is given by name: masks of ones, positions, else None."""
-    required = [
-        parameter
-        for parameter in list(inspect.signature(module.forward).parameters.values())[1:]
-        if parameter.default is parameter.empty
-        and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
-    ]
-    more: dict[str, Any] = {}
-    for parameter in required:
-        name = parameter.name.lower()
-        if "mask" in name:
-            more[parameter.name] = torch.ones_like(ids)
-        else:
-            positions = torch.arange(ids.size(1), device=ids.device).expand_as(ids)
-            more[parameter.name] = positions if "pos" in name else None
-    return module(ids, **more)
+    inner = getattr(module, "_orig_mod", module)
+    return any(c.__name__ == "GPT2Model" and c.__module__.startswith("transformers.") for c in type(inner).__mro__)
 
 
 class _Recorder:
@@ -153,7 +175,7 @@ class _Recorder:
         self.seen: dict[int, list[dict[str, Tensor]]] = {}
         self.sites: dict[int, Site] = {}
 
-    def watch(self, number: int, site: Site, module: nn.Module) -> torch.utils.hooks.RemovableHandle:
+    def watch(self, number: int, site: Site, module: nn.Module) -> None:
         self.sites[number] = site
 
         def entering(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -166,8 +188,9 @@ class _Recorder:
             return _with_first(out, lambda value: self._pass(number, site, value))
 
         if site.entering:
-            return module.register_forward_pre_hook(entering, with_kwargs=True)
-        return module.register_forward_hook(leaving)
+            module.register_forward_pre_hook(entering, with_kwargs=True)
+        else:
+            module.register_forward_hook(leaving)
 
     def _pass(self, number: int, site: Site, value: Any) -> Any:
         calls = self.seen.setdefault(number, [])

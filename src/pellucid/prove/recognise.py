@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from pellucid.config import TransformerConfig
 from pellucid.model import CkptedTransformer
-from pellucid.prove.copies import double_copy
 from pellucid.prove.differences import BEYOND_ROUNDING, relative_error
+from pellucid.prove.lending import Loan
 from pellucid.prove.points import LOGITS
 from pellucid.prove.program import Conditions, Glass, Program
 
@@ -47,7 +47,7 @@ def _tried(module: nn.Module, parts: _Parts) -> CkptedTransformer | None:
     fewest = min(len(parts.embedding), len(parts.positions))
     ids = (torch.arange(min(PROBE, fewest))[None] * 7 + 3) % fewest
     try:
-        observed = Program(double_copy(module), (), parts.embedding, 1).run(ids, None, DOUBLE)[LOGITS]
+        observed = Program(Loan(module), (), parts.embedding, 1).run(ids, None, DOUBLE)[LOGITS]
     except Exception:  # whatever a foreign forward raises
         return None
     best, distance = None, CLOSE

@@ -43,7 +43,12 @@ class Runs:
 
     def __post_init__(self) -> None:
         self.free = self.program.run(self.ids, None, self.conditions)
+        self.watched_logits = self.free[LOGITS]
         self.forced = self.forced_at(self.points())
+
+    def judge(self, logits: Tensor) -> None:
+        """Put the logits of a run without instruments in the place of the watched ones."""
+        self.free = {**self.free, LOGITS: logits}
 
     def points(self) -> list[str]:
         """What the program shows, in the order of a right program, without the logits."""

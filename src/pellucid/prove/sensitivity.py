@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from pellucid.model import CkptedTransformer
 from pellucid.prove.aligning import align
 from pellucid.prove.alignment import Alignment, Match
-from pellucid.prove.copies import double_copy, own_parameters
 from pellucid.prove.differences import BEYOND_ROUNDING, relative_error
+from pellucid.prove.lending import Loan, is_scripted
 from pellucid.prove.points import LOGITS, sites_of
-from pellucid.prove.program import Conditions, Glass, Program, Runnable
+from pellucid.prove.program import Conditions, Program, Runnable
 from pellucid.prove.units import units_of
 
 FINEST = 16
@@ -44,23 +44,19 @@ class Sensitivity:
 
     def measure(self) -> dict[str, float | None]:
         """Kind of parameter -> smallest relative change of one weight that is revealed; None where not even 0.1 is."""
-        other, config = double_copy(self.other), self.reference.config
-        alignment = self.alignment or align(
-            units_of(self.reference), self.other.state_dict(keep_vars=True), config.n_layer, config.n_head
-        )
+        if any(map(is_scripted, self.other.modules())):
+            return {}  # nothing can be put into a compiled program
+        config = self.reference.config
+        tensors = self.other.state_dict(keep_vars=True)
+        alignment = self.alignment or align(units_of(self.reference), tensors, config.n_layer, config.n_head)
         kinds = self._one_of_each_kind(alignment)
-        own_parameters(other, [match.name for match, _ in kinds.values()], torch.float64)  # to be written to
-        program: Runnable
-        if isinstance(other, CkptedTransformer):
-            program = Glass(other)
-        else:
-            head = self.reference.embed.W_E.detach()
-            program = Program(other, sites_of(alignment, other), head, config.n_head)
-        tensors = other.state_dict(keep_vars=True)
+        own = {id(tensors[m.name]): _double(tensors[m.name]) for m, _ in kinds.values()}  # to be written to
+        sites, head = sites_of(alignment, self.other), self.reference.embed.W_E.detach()
+        program = Program(Loan(self.other, replaced=own), sites, head, config.n_head)
         base = program.run(self.ids, None, DOUBLE)
         found: dict[str, float | None] = {}
         for kind, (match, unit) in kinds.items():
-            injection = _Injection(match, unit, tensors[match.name], self.ids)
+            injection = _Injection(match, unit, own[id(tensors[match.name])], self.ids)
             found[kind] = _smallest(injection, program, base, self.ids)
         return found
 
@@ -96,6 +92,10 @@ class _Injection:
         part[place] = part[place] * (1 + size) if part[place] != 0 else size
         with torch.no_grad():
             self.tensor.copy_(transform.apply(natural, group, self.match.shape))
+
+
+def _double(tensor: Tensor) -> nn.Parameter:
+    return nn.Parameter(tensor.detach().double().clone(), requires_grad=False)
 
 
 def _smallest(injection: _Injection, program: Runnable, base: Mapping[str, Tensor], ids: Tensor) -> float | None:

@@ -1,0 +1,133 @@
+"""The caller's own modules, lent for a run: what runs is what the caller runs, and all of it comes back as it was.
+
+A deep copy is not always the same program: functions are not copied, so a closure over the caller's modules (minGPT's
+MLP, a wrapped forward) runs those, in the caller's mode and dtype. Here the module objects stay, and their state is a
+copy for the length of a run: modes, hooks, buffers and attributes, and the parameters that something writes into.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+
+class Loan:
+    """A module that can be taken for one run after another, each of which begins with the caller's state.
+
+    Args:
+        module: The caller's.
+        dtype: Of the floating parameters and buffers during a run; None keeps theirs.
+        replaced: Parameters by the id of the caller's in whose place they stand.
+    """
+
+    def __init__(
+        self, module: nn.Module, dtype: torch.dtype | None = None, replaced: Mapping[int, nn.Parameter] | None = None
+    ) -> None:
+        self.module = module
+        self.dtype = dtype
+        other = [parameter for parameter in module.parameters() if self._is_other(parameter)]
+        self.replaced = {**{id(p): _like(p, dtype) for p in other}, **(replaced or {})}
+
+    def _written(self) -> list[nn.Parameter]:
+        """The caller's parameters that something writes into as it evaluates, so that each run has its own."""
+        writing = [c for c in self.module.modules() if getattr(c, "max_norm", None) is not None or _merges(c)]
+        return [parameter for child in writing for parameter in child.parameters(recurse=False)]
+
+    def _is_other(self, tensor: Tensor) -> bool:
+        return self.dtype is not None and tensor.is_floating_point() and tensor.dtype != self.dtype
+
+    def replacing(self, parameters: Mapping[int, nn.Parameter]) -> Loan:
+        """The same with some parameters in the place of the caller's."""
+        return Loan(self.module, self.dtype, {**self.replaced, **parameters})
+
+    def doubled(self) -> Loan:
+        """The same with every parameter in float64."""
+        held = {id(p): self.replaced.get(id(p), p) for p in self.module.parameters() if p.is_floating_point()}
+        made = {key: _like(parameter, torch.float64) for key, parameter in held.items()}
+        return Loan(self.module, torch.float64, made)
+
+    @contextmanager
+    def taken(self, *, double: bool = False) -> Generator[nn.Module]:
+        """The module, evaluating, for a run; afterwards it is what it was, also where the run raised.
+
+        Args:
+            double: Whether what it keeps beside parameters is float64.
+        """
+        if is_scripted(self.module):
+            made = copy.deepcopy(self.module).eval()  # a compiled program is copied whole
+            yield made if self.dtype is None and not double else made.to(torch.float64 if double else self.dtype)
+            return
+        children = [child for child in self.module.modules() if not is_scripted(child)]
+        kept = [(child, dict(vars(child))) for child in children]
+        memo: dict[int, Any] = {id(child): child for child in children}
+        memo |= {id(parameter): parameter for parameter in self.module.parameters()} | self.replaced
+        memo |= {id(parameter): _like(memo[id(parameter)], None) for parameter in self._written()}
+        try:
+            lent = [(vars(child), self._lent(child, state, memo, double=double)) for child, state in kept]
+            for held, state in lent:
+                held.clear()
+                held.update(state)
+            yield self.module.eval()
+        finally:
+            _give_back(kept)
+
+    def _lent(self, child: nn.Module, state: dict[str, Any], memo: dict[int, Any], *, double: bool) -> dict[str, Any]:
+        """A module's state with everything copied that a run can change."""
+        compiled = is_compiled(child)
+        lent = {name: value if compiled and name[:1] != "_" else _copied(value, memo) for name, value in state.items()}
+        dtype = torch.float64 if double else self.dtype
+        if dtype is not None:
+            lent = {name: _in_dtype(value, dtype) for name, value in lent.items()}
+            lent["_buffers"] = {name: _in_dtype(value, dtype) for name, value in lent["_buffers"].items()}
+        return lent
+
+
+def _give_back(kept: list[tuple[nn.Module, dict[str, Any]]]) -> None:
+    for child, state in kept:
+        vars(child).clear()
+        vars(child).update(state)
+
+
+def is_scripted(module: nn.Module) -> bool:
+    """Whether a module is TorchScript, whose state is out of Python's reach and on which no hook can look."""
+    return isinstance(module, torch.jit.ScriptModule)
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Whether `torch.compile` stands between a module and its caller."""
+    return "torch._dynamo" in sys.modules and (hasattr(module, "_orig_mod") or module._compiled_call_impl is not None)
+
+
+def _merges(module: nn.Module) -> bool:
+    """Whether a change of mode may write into parameters, as adapters do that merge themselves to evaluate."""
+    return type(module).train is not nn.Module.train or type(module).eval is not nn.Module.eval
+
+
+def _like(parameter: nn.Parameter, dtype: torch.dtype | None) -> nn.Parameter:
+    kept = dtype if parameter.is_floating_point() else None
+    made = parameter.detach().clone() if kept in (None, parameter.dtype) else parameter.detach().to(kept)
+    return nn.Parameter(made, parameter.requires_grad)
+
+
+def _in_dtype(value: Any, dtype: torch.dtype) -> Any:
+    if isinstance(value, Tensor) and not isinstance(value, nn.Parameter) and value.is_floating_point():
+        return value.to(dtype)
+    return value
+
+
+def _copied(value: Any, memo: dict[int, Any]) -> Any:
+    """A copy; the value itself where it cannot be copied, such as a lock or an open file."""
+    if isinstance(value, Tensor) and not value.is_leaf:  # torch refuses to copy these
+        return memo.setdefault(id(value), value.detach().clone())
+    if type(value) in (dict, list, tuple) and not value:
+        return cast(Any, type(value)())
+    try:
+        return copy.deepcopy(value, memo)
+    except Exception:  # whatever a foreign __deepcopy__ raises
+        return value

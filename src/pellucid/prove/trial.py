@@ -1,0 +1,129 @@
+"""Both programs on one batch of ids: watched, and once more as the caller runs it, with nobody looking.
+
+Looking can change what a program computes: torch's fused encoder layers and attention, compiled modules and patched
+forwards run other code where hooks, modes or gradients are. So the logits that are judged are those of a run without
+any instrument; where they are not the watched run's to the bit, float64 says whether the two are one function.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from pellucid.model import CkptedTransformer
+from pellucid.prove.differences import BEYOND_ROUNDING, relative_error
+from pellucid.prove.lending import is_scripted
+from pellucid.prove.places import is_before
+from pellucid.prove.points import LOGITS
+from pellucid.prove.program import Conditions, Glass, Program, Runnable, Unwatched
+from pellucid.prove.runs import Runs, same_bits
+
+DOUBLE = Conditions(double=True)
+
+LONGEST = 64
+"""Positions of a probe: more than windows and blocks of attention that are met in small programs, and still quick."""
+
+
+@dataclass
+class Trial:
+    """Both programs on one batch of ids.
+
+    Args:
+        reference: A working copy.
+        watched: The other program, as something that shows its values.
+        program: The other program, as the caller runs it.
+        ids: [B, P].
+
+    Attributes:
+        single: The runs in the programs' own dtype.
+        double: The runs in float64; there after `finish`.
+        point: Where an error shows in float64 first, if one does; there after `finish`.
+        settled: Whether float64 could say what the run without instruments computes.
+        notes: What the reader should know.
+    """
+
+    reference: CkptedTransformer
+    watched: Runnable
+    program: Program
+    ids: Tensor
+    settled: bool = True
+    notes: list[str] = field(default_factory=list)
+    point: str | None = None
+
+    def __post_init__(self) -> None:
+        self.plain = self.program.plain(self.ids)  # first: it finds out how the program wants to be called
+        if any(map(is_scripted, self.program.loan.module.modules())):
+            self.watched = Unwatched(self.program)  # TorchScript takes no hooks
+            self.notes.append("TorchScript shows no values on the way: it is judged by its logits")
+        self.single = self._runs(Conditions())
+
+    def _runs(self, conditions: Conditions) -> Runs:
+        expected = Glass(self.reference).run(self.ids, None, conditions)
+        return Runs(self.watched, expected, self.ids, self.reference.config.n_layer, conditions)
+
+    @property
+    def bit_equal(self) -> bool:
+        """Whether the logits are equal to the bit, whether somebody looks or not."""
+        return same_bits(self.plain, self.single.free[LOGITS]) and same_bits(self.plain, self.single.expected[LOGITS])
+
+    def finish(self) -> Trial:
+        """Run in float64, and find the first error there."""
+        self.double = self._runs(DOUBLE)
+        if not same_bits(self.plain, self.single.free[LOGITS]):
+            self._judge_unwatched()
+        self.point = self.double.first_wrong()
+        return self
+
+    def _judge_unwatched(self) -> None:
+        """Put the logits of the run without instruments in the place of those that were watched."""
+        unwatched = Unwatched(self.program)
+        try:
+            precise = unwatched.run(self.ids, None, DOUBLE)[LOGITS]
+        except Exception as error:  # whatever a foreign forward raises in a dtype that it was not written for
+            self.settled = False
+            self.notes.append("without instruments the program's logits are others than in the run that looks on, and "
+                              f"in float64 it does not run so: {type(error).__name__}: {error}")  # fmt: skip
+        else:
+            if relative_error(precise, self.double.free[LOGITS]) <= BEYOND_ROUNDING:
+                self.single.judge(self.plain)
+                self.double.judge(precise)
+                self.notes.append("without instruments the program rounds in another way than in the run that looks "
+                                  "on: its logits are judged by the former")  # fmt: skip
+                return
+            self.watched = unwatched
+            self.single, self.double = self._runs(Conditions()), self._runs(DOUBLE)
+            self.notes.append("without instruments the program computes something else than in the run that looks on "
+                              "(such as torch's fused layers do, or a forward that asks for hooks): it is judged by "
+                              "the logits of the former, and its checkpoints are left out")  # fmt: skip
+
+    def note_gradients(self) -> None:
+        """Say so where the program computes something else with gradients enabled; nothing is judged by that."""
+        with contextlib.suppress(Exception):  # a program that only runs without gradients is run so by its caller
+            if not same_bits(self.program.plain(self.ids, gradients=True), self.plain):
+                double = Unwatched(self.program, gradients=True).run(self.ids, None, DOUBLE)[LOGITS]
+                gap = relative_error(double, self.double.free[LOGITS])
+                if gap > BEYOND_ROUNDING:
+                    self.notes.append(f"with gradients enabled the program computes something else, by {gap:.3g}: the "
+                                      "verdict is on what it computes without them")  # fmt: skip
+
+    def not_finite(self) -> str | None:
+        """The first point at which one side only is finite, unless an error shows before it."""
+        odd = self.single.first_not_alike(self.double.dropped)
+        earlier = odd is not None and (self.point is None or is_before(odd, self.point, self.double.n_layer))
+        return odd if earlier else None
+
+
+def probe_ids(ids: Tensor, vocabulary: int, positions: int) -> Tensor | None:
+    """Two rows of ids at every position up to the 64th; None where the caller's ids [B, P] show as much.
+
+    Two rows show what runs over the batch, and long ones what a window hides.
+    """
+    length = min(positions, LONGEST)
+    if ids.size(0) > 1 and ids.size(1) >= length:
+        return None
+    drawn = torch.randint(vocabulary, (2, length), generator=torch.Generator().manual_seed(0))
+    drawn[0, 0], drawn[1, 0] = 0, vocabulary - 1
+    return drawn.to(ids)
