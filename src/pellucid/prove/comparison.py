@@ -61,6 +61,7 @@ class Comparison:
     others: dict[str, Tensor] = field(default_factory=dict)
     seen: tuple[int, int] = (0, 0)
     blind: bool = False
+    exact: bool = True
 
     def report(self) -> ComparisonReport:
         """Align, run, judge."""
@@ -128,7 +129,9 @@ class Comparison:
         divergence, explained = self._verdict_on(alignment, trial, rows)
         if divergence is None and (probe := self._probed(trial)) is not None:
             self._note(probe)
-            divergence, _ = self._verdict_on(alignment, probe, rows_of(probe.single, probe.double))
+            self.exact = False  # its logits round in another way
+            divergence, also = self._verdict_on(alignment, probe, ())
+            explained = explained and also
             if divergence is not None:
                 rows = rows_of(probe.single, probe.double)
                 divergence = replace(divergence, detail=f"{divergence.detail}; shown on {_probe_words(probe.ids)}, not "
@@ -165,7 +168,7 @@ class Comparison:
             where = [f"{p} ({ckpt_of(p, double.n_layer)})" for p in double.undecided]
             self.notes.append(f"nothing here depends on {', '.join(where)}, which differs: try a longer text")
             return None, False
-        if all(row.bit_equal for row in rows) and alignment.complete:
+        if rows and all(row.bit_equal for row in rows) and alignment.complete:
             self.notes.append(f"equal to the bit, but in float64 they differ: {divergence_at(double, point, cause)}")
             return None, True
         return divergence_at(double, point, cause), False
@@ -225,7 +228,7 @@ class Comparison:
         self, alignment: Alignment, rows: list[CheckpointRow], divergence: Divergence | None, *, explained: bool
     ) -> ComparisonReport:
         shown = {row.name for row in rows}
-        exact = not self.mixed and self.seen[0] == self.seen[1]
+        exact = self.exact and not self.mixed and self.seen[0] == self.seen[1]
         verdict = verdict_of(alignment, rows, divergence, may_be_identical=exact, rounding_explains=explained)
         return ComparisonReport(
             verdict=verdict if (rows and not self.blind) or divergence else "inconclusive",

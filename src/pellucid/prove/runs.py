@@ -35,6 +35,7 @@ class Runs:
     conditions: Conditions
     dropped: list[str] = field(default_factory=list)
     undecided: list[str] = field(default_factory=list)
+    held: Values | None = None
 
     @property
     def certain(self) -> bool:
@@ -44,7 +45,13 @@ class Runs:
     def __post_init__(self) -> None:
         self.free = self.program.run(self.ids, None, self.conditions)
         self.watched_logits = self.free[LOGITS]
-        self.forced = self.forced_at(self.points())
+
+    @property
+    def forced(self) -> Values:
+        """A run in which every point is replaced by the reference's value; made when it is first asked for."""
+        if self.held is None:
+            self.held = self.forced_at(self.points())
+        return self.held
 
     def judge(self, logits: Tensor) -> None:
         """Put the logits of a run without instruments in the place of the watched ones."""
@@ -120,7 +127,7 @@ class Runs:
 
     def _drop(self, point: str) -> None:
         self.dropped.append(point)
-        self.forced = self.forced_at(self.points())
+        self.held = None
 
 
 def rows_of(single: Runs, double: Runs | None) -> list[CheckpointRow]:
