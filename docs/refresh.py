@@ -178,7 +178,10 @@ def codes() -> dict[str, list[str]]:
         name, given = node.func.id, [keyword.value for keyword in node.keywords if keyword.arg == "code"]
         if name in helpers:  # the class is an argument, or what it returns
             given += node.args[_code_at(helpers[name]) :][:1]
-            classes = [a.id for a in (*node.args, helpers[name].returns) if isinstance(a, ast.Name)]
+            given = given or _default_code(helpers[name])
+            named = [keyword.value for keyword in node.keywords if keyword.arg == "error"]
+            defaults = helpers[name].args.kw_defaults
+            classes = [a.id for a in (*named, *node.args, *defaults, helpers[name].returns) if isinstance(a, ast.Name)]
             name = next((each for each in classes if each.endswith("Error")), name)
         for value in (constants.get(each.id, each) if isinstance(each, ast.Name) else each for each in given):
             if name.endswith("Error") and isinstance(value, ast.Constant):
@@ -187,9 +190,14 @@ def codes() -> dict[str, list[str]]:
 
 
 def _code_at(function: ast.FunctionDef) -> int:
-    """The place of a function's parameter `code`; 0 where it has none."""
-    names = [argument.arg for argument in function.args.args]
+    """The place of a function's parameter `code`, behind all others if it is by keyword; 0 where it has none."""
+    names = [argument.arg for argument in (*function.args.args, *function.args.kwonlyargs)]
     return names.index("code") if "code" in names else 0
+
+
+def _default_code(function: ast.FunctionDef) -> list[ast.expr]:
+    by_keyword = zip(function.args.kwonlyargs, function.args.kw_defaults, strict=True)
+    return [default for argument, default in by_keyword if argument.arg == "code" and default is not None]
 
 
 def with_codes(page: str) -> str:

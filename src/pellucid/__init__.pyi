@@ -39,6 +39,9 @@ from pellucid.errors import (
     UnknownArgumentError as UnknownArgumentError,
 )
 from pellucid.errors import (
+    UnknownAttributeError as UnknownAttributeError,
+)
+from pellucid.errors import (
     UnknownNameError as UnknownNameError,
 )
 from pellucid.errors import (

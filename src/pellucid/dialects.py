@@ -11,7 +11,7 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import ParamSpec, TypeVar
 
-from pellucid.errors import UnknownArgumentError, nearest
+from pellucid.errors import UnknownArgumentError, UnknownAttributeError, nearest
 
 Given = ParamSpec("Given")
 Result = TypeVar("Result")
@@ -48,6 +48,99 @@ ARGUMENTS: Mapping[str, str] = {
     "layer": "Name the block in the checkpoint, such as 'blocks.3.resid_post'.",
 }
 """Keyword arguments of other libraries' calls -> what to do here."""
+
+
+_LAYERS = "torch.stack([{} for block in model.blocks])"
+
+MODEL: Mapping[str, str] = {
+    # HookedTransformer
+    "run_with_cache": "model.run_with_ckpts(inputs)",
+    "run_with_hooks": "model.run_with_ckpts(inputs, edits=[pl.Edit.zero('blocks.0.attn.ckpt_z', heads=3)])",
+    "add_hook": "model.get_submodule('blocks.0.resid_mid').register_forward_hook(hook)",
+    "add_perma_hook": "model.get_submodule('blocks.0.resid_mid').register_forward_hook(hook)",
+    "reset_hooks": "handle.remove(), where a hook was registered; run_with_ckpts leaves nothing behind",
+    "remove_all_hook_fns": "handle.remove(), where a hook was registered; run_with_ckpts leaves nothing behind",
+    "hooks": "model.run_with_ckpts(inputs, edits=[pl.Edit.zero('blocks.0.attn.ckpt_z', heads=3)])",
+    "hook_dict": "model.ckpt_names",
+    "hook_points": "model.ckpt_names",
+    "hook_embed": "model.ckpt_embed",
+    "hook_pos_embed": "model.ckpt_pos_embed",
+    "to_tokens": "model.tokenize(text).ids",
+    "to_str_tokens": "model.tokenize(text).strings[0]",
+    "to_string": "model.tokenizer.decode(ids)",
+    "to_single_token": "model.tokenizer.token_id(' cat')",
+    "to_single_str_token": "model.tokenizer.decode(token)",
+    "get_token_position": "model.tokenize(text).ids[0].tolist().index(model.tokenizer.token_id(' cat'))",
+    "cfg": "model.config",
+    "W_E": "model.embed.W_E",
+    "W_pos": "model.pos_embed.W_pos",
+    "W_U": "model.unembed.W_U",
+    "b_U": "no tensor: GPT-2's head has no bias",
+    **{name: _LAYERS.format(f"block.attn.{name}") for name in ("W_Q", "W_K", "W_V", "W_O", "b_Q", "b_K", "b_V", "b_O")},
+    **{name: _LAYERS.format(f"block.mlp.{name}") for name in ("W_in", "W_out", "b_in", "b_out")},
+    "QK": _LAYERS.format("block.attn.W_Q @ block.attn.W_K.mT"),
+    "OV": _LAYERS.format("block.attn.W_V @ block.attn.W_O"),
+    "tokens_to_residual_directions": "model.unembed.W_U[:, tokens]",
+    "loss_fn": "model.loss(inputs)",
+    "fold_layer_norm": "the weights as they are; nothing is folded or centred here",
+    "process_weights_": "the weights as they are; nothing is folded or centred here",
+    # transformers
+    "transformer": "model.blocks, model.embed, model.pos_embed and model.ln_final",
+    "lm_head": "model.unembed",
+    "wte": "model.embed",
+    "wpe": "model.pos_embed",
+    "h": "model.blocks",
+    "ln_f": "model.ln_final",
+    "hidden_states": "model.run_with_ckpts(inputs, names='resid_post')",
+    "attentions": "model.run_with_ckpts(inputs, names='pattern')",
+    "generation_config": "model.generation",
+    "resize_token_embeddings": "transformers' method: pl.to_hf(model).resize_token_embeddings(size), then pl.from_hf",
+    "push_to_hub": "model.save_pretrained('folder')",
+    "num_parameters": "pl.count_parameters(model).unique",
+    "tie_weights": "pl.tie(model)",
+    # nnsight and DoTLMViz
+    "trace": "model.run_with_ckpts(inputs, edits=[pl.Edit.zero('blocks.0.attn.ckpt_z', heads=3)])",
+    "ckpts": "logits, ckpts = model.run_with_ckpts(inputs)",
+    "get_all_checkpoints": "model.ckpt_names",
+}
+"""Attributes of other libraries' models -> what to use here."""
+
+_FINAL = "model.ln_final(ckpts.stack('resid_post'))"
+
+CKPTS: Mapping[str, str] = {
+    "stack_activation": "ckpts.stack('pattern')",
+    "accumulated_resid": "ckpts.stack('resid_pre'), and ckpts['resid_post', -1] for the last",
+    "decompose_resid": "ckpts['embed'], ckpts['pos_embed'], ckpts.stack('attn_out') and ckpts.stack('mlp_out')",
+    "get_full_resid_decomposition": "ckpts['embed'], ckpts['pos_embed'], ckpts.stack('attn_out') and "
+    "ckpts.stack('mlp_out')",
+    "stack_head_results": "torch.einsum('lbphk,lhkd->lbphd', ckpts.stack('z'), "
+    "torch.stack([block.attn.W_O for block in model.blocks]))",
+    "compute_head_results": "torch.einsum('lbphk,lhkd->lbphd', ckpts.stack('z'), "
+    "torch.stack([block.attn.W_O for block in model.blocks]))",
+    "stack_neuron_results": "ckpts['post', 0][..., None] * model.blocks[0].mlp.W_out",
+    "get_neuron_results": "ckpts['post', 0][..., None] * model.blocks[0].mlp.W_out",
+    "logit_attrs": f"model.unembed({_FINAL})[..., token]",
+    "apply_ln_to_stack": _FINAL,
+    "remove_batch_dim": "ckpts[name][0]",
+    "cache_dict": "dict(ckpts)",
+    "model": "the model that made them",
+    "toggle_autodiff": "model.run_with_ckpts(inputs, grads=True)",
+    "hidden_states": "ckpts.stack('resid_post')",
+    "attentions": "ckpts.stack('pattern')",
+}
+"""Attributes of other libraries' captured values -> what to use here."""
+
+
+def unknown_attribute(owner: object, name: str, elsewhere: Mapping[str, str]) -> AttributeError:
+    """The error for an attribute that an object does not have, with what to use instead where that is known."""
+    kind = type(owner).__name__
+    if name not in elsewhere:
+        return AttributeError(f"{kind!r} object has no attribute {name!r}")
+    return UnknownAttributeError(
+        f"{kind!r} object has no attribute {name!r}, which is another library's.",
+        code="unknown-attribute",
+        remedy=f"Use {elsewhere[name]}.",
+    )
 
 
 def refuse_unknown(verb: str, given: Iterable[str], known: Iterable[str], elsewhere: Mapping[str, str]) -> None:

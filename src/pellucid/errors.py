@@ -5,6 +5,7 @@
     ├── InputError            text, ids, masks or positions that a model cannot take
     │   ├── ShapeError        a tensor of another shape or dtype than the place it goes to
     │   └── UnknownArgumentError  an argument that a call does not take (a TypeError)
+    ├── UnknownAttributeError another library's word for something that is called otherwise here (an AttributeError)
     ├── UnknownNameError      a checkpoint, parameter or pattern of names that does not exist (a KeyError)
     ├── EditError             an edit that cannot be applied, or that never was
     ├── NumericsError         a computation that gave NaN, or a kernel that cannot be had
@@ -67,6 +68,10 @@ class ShapeError(InputError):
 
 class UnknownArgumentError(InputError, TypeError):
     """An argument that a call does not take."""
+
+
+class UnknownAttributeError(PellucidError, AttributeError):
+    """An attribute of another library's object that this one does not have."""
 
 
 class UnknownNameError(PellucidError, KeyError):

@@ -16,7 +16,7 @@ from pellucid.batching import Batcher
 from pellucid.cache import KeyValueCache, continued
 from pellucid.ckpt import all_names
 from pellucid.config import TransformerConfig
-from pellucid.dialects import named_arguments
+from pellucid.dialects import MODEL, named_arguments, unknown_attribute
 from pellucid.errors import InputError, UnknownNameError, nearest
 from pellucid.execution import Execution
 from pellucid.generating import GeneratingTransformer
@@ -100,6 +100,13 @@ class CkptedTransformer(GeneratingTransformer):
         at any moment leaves the old ones or the new ones.
         """
         load.save_pretrained(self, Path(folder))
+
+    def __getattr__(self, name: str) -> Any:
+        """What `nn.Module` holds under a name; names of other libraries are answered with the call to use here."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            raise unknown_attribute(self, name, MODEL) from None
 
     @property
     def device(self) -> torch.device:

@@ -14,6 +14,7 @@ from pellucid.axes import POSITIONS, Axis, coordinate
 from pellucid.batch import Batch
 from pellucid.check import require_whole
 from pellucid.ckpt import all_axes, all_names
+from pellucid.dialects import CKPTS, unknown_attribute
 from pellucid.errors import InputError, MissingExtraError, UnknownNameError, shown
 from pellucid.run.origin import Known, Origin
 from pellucid.run.region import Index, Region, take
@@ -94,6 +95,9 @@ class ActivationCkpts(Mapping[str, Tensor]):
                 code="not-captured",
                 remedy="Ask for it in names= of run_with_ckpts.",
             ) from None
+
+    def __getattr__(self, name: str) -> Any:
+        raise unknown_attribute(self, name, CKPTS)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._values)

@@ -15,6 +15,7 @@ from torch import Tensor
 from pellucid.aliases import Names
 from pellucid.axes import POSITIONS, Axes, Axis
 from pellucid.batch import Batch
+from pellucid.dialects import named_arguments
 from pellucid.errors import EditError
 from pellucid.run.activations import ActivationCkpts
 from pellucid.run.region import Index, Region, put, take
@@ -78,11 +79,13 @@ class Edit:
             object.__setattr__(self, "names", tuple(self.names))
 
     @classmethod
+    @named_arguments()
     def zero(cls, names: Names, *, pos: Index = None, heads: Index = None, neurons: Index = None) -> Edit:
         """Set to zero."""
         return cls("zero", names, lambda part, site: torch.zeros_like(part), Region(pos, heads, neurons))
 
     @classmethod
+    @named_arguments()
     def replace(
         cls, names: Names, value: Tensor | float, *, pos: Index = None, heads: Index = None, neurons: Index = None
     ) -> Edit:
@@ -90,6 +93,7 @@ class Edit:
         return cls("replace", names, lambda part, site: _fitting(value, part, site), Region(pos, heads, neurons))
 
     @classmethod
+    @named_arguments()
     def add(
         cls, names: Names, value: Tensor | float, *, pos: Index = None, heads: Index = None, neurons: Index = None
     ) -> Edit:
@@ -97,6 +101,7 @@ class Edit:
         return cls("add", names, lambda part, site: part + _fitting(value, part, site), Region(pos, heads, neurons))
 
     @classmethod
+    @named_arguments()
     def scale(
         cls, names: Names, factor: Tensor | float, *, pos: Index = None, heads: Index = None, neurons: Index = None
     ) -> Edit:
@@ -104,6 +109,7 @@ class Edit:
         return cls("scale", names, lambda part, site: part * _fitting(factor, part, site), Region(pos, heads, neurons))
 
     @classmethod
+    @named_arguments()
     def mean_ablate(
         cls,
         names: Names,
@@ -144,6 +150,7 @@ class Edit:
         return cls("mean_ablate", names, change, Region(pos, heads, neurons), whole_text=reference is None)
 
     @classmethod
+    @named_arguments()
     def patch(
         cls,
         names: Names,
@@ -179,6 +186,7 @@ class Edit:
         return cls("patch", names, change, region)
 
     @classmethod
+    @named_arguments()
     def apply(
         cls,
         names: Names,

@@ -1,0 +1,125 @@
+"""Words of other libraries: an error says what to use here, what it says works, and the documentation says the same."""
+
+from __future__ import annotations
+
+import ast
+import copy
+import pickle
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import pellucid as pl
+import support
+from pellucid.dialects import CKPTS, MODEL
+
+PAGE = Path(__file__).parents[1] / "docs" / "coming_from_hookedtransformer.md"
+ROWS = [(owner, name) for owner, table in (("model", MODEL), ("ckpts", CKPTS)) for name in table]
+
+
+def _names() -> dict[str, Any]:
+    """What the remedies speak of."""
+    model = pl.load()
+    ids = model.tokenize("Once upon a cat").ids
+    with torch.no_grad():
+        _, ckpts = model.run_with_ckpts(ids)
+    return {
+        "pl": pl, "torch": torch, "model": model, "ckpts": ckpts, "inputs": ids, "ids": ids[0], "text": "one cat sat",
+        "token": 5, "tokens": [5, 6], "name": "ckpt_embed", "hook": lambda module, args, out: None,
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def names() -> dict[str, Any]:
+    return _names()
+
+
+@pytest.mark.parametrize(("owner", "name"), ROWS)
+def test_the_attribute_does_not_exist_and_the_error_says_what_does(
+    names: dict[str, Any], owner: str, name: str
+) -> None:
+    assert not hasattr(names[owner], name)
+    assert getattr(names[owner], name, None) is None
+    with pytest.raises(pl.UnknownAttributeError) as caught:
+        getattr(names[owner], name)
+    assert caught.value.code == "unknown-attribute"
+    assert isinstance(caught.value, AttributeError)
+    assert caught.value.remedy.startswith("Use ")
+
+
+PROSE = {"b_U", "fold_layer_norm", "process_weights_", "model", "resize_token_embeddings", "reset_hooks",
+         "remove_all_hook_fns"}  # fmt: skip
+"""Whose remedy is a sentence and no expression."""
+
+
+@pytest.mark.parametrize(("owner", "name"), [row for row in ROWS if row[1] not in PROSE])
+def test_what_the_error_says_works(names: dict[str, Any], owner: str, name: str, tmp_path: Path) -> None:
+    said = (MODEL if owner == "model" else CKPTS)[name]
+    code = re.sub(r" for the last$", "", said).replace(", and ", "; ").replace("'folder'", repr(str(tmp_path)))
+    code = re.sub(r"(\)|\]|embed) and ", r"\1; ", code)
+    parts = [part.strip() for part in code.split(";")]
+    with torch.no_grad():
+        for part in parts:
+            ast.parse(part)
+            exec(part, dict(names))
+
+
+def test_some_of_what_it_says_is_the_same_number(names: dict[str, Any]) -> None:
+    model, ckpts = names["model"], names["ckpts"]
+    with torch.no_grad():
+        results = eval(CKPTS["stack_head_results"], dict(names))
+        for i in range(4):
+            out = results[i].sum(2) + model.blocks[i].attn.b_O
+            assert torch.allclose(out, ckpts["attn_out", i], atol=1e-4)
+        lens = eval(CKPTS["logit_attrs"], dict(names))
+        assert torch.allclose(lens[-1], model(names["inputs"])[..., 5], atol=1e-3)
+        assert eval(MODEL["OV"], dict(names)).shape == (4, 4, 256, 256)
+
+
+def test_other_attributes_are_as_always(names: dict[str, Any]) -> None:
+    for owner in ("model", "ckpts"):
+        with pytest.raises(AttributeError) as caught:
+            getattr(names[owner], "no_such_thing")  # noqa: B009
+        assert not isinstance(caught.value, pl.PellucidError)
+    assert not hasattr(names["model"].blocks[0], "run_with_cache")
+
+
+def test_objects_are_copied_pickled_and_compiled() -> None:
+    model = support.glass()
+    ids = support.some_ids(1, 5)
+    logits, ckpts = model.run_with_ckpts(ids, names="ckpt_embed")
+    for made in (copy.copy(model), copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(made(ids), logits)
+    for made in (copy.copy(ckpts), copy.deepcopy(ckpts), pickle.loads(pickle.dumps(ckpts))):
+        assert torch.equal(made["embed"], ckpts["embed"])
+    assert torch.equal(torch.compile(model, backend="eager", fullgraph=True)(ids), logits)
+
+
+def test_the_page_and_the_errors_name_the_same_calls() -> None:
+    """Each call of the model or the cache on the page that has an error is answered alike there."""
+    page = PAGE.read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(model|cache)\.(\w+)[^`]*`(?:[^|]*)\| ([^|]*)\|$", page, flags=re.M)
+    tables = {"model": MODEL, "cache": CKPTS}
+    answered = [(owner, name, there) for owner, name, there in rows if name in tables[owner]]
+    assert len(answered) >= 14
+    for owner, name, there in answered:
+        ours = re.findall(r"(?:model|ckpts|handle)[.[]\w+|torch.einsum", tables[owner][name])
+        assert any(call in there for call in ours), (name, there)
+    theirs = {name for _, name, _ in rows if not hasattr(pl.CkptedTransformer, name)}
+    assert theirs <= {*MODEL, *CKPTS}, "every row of the page has an error"
+
+
+@pytest.mark.parametrize(("call", "said"), [
+    (lambda: pl.Edit.zero("blocks.0.attn.ckpt_z", head=1), "heads="),  # pyright: ignore[reportCallIssue]
+    (lambda: pl.Edit.zero("ckpt_embed", position=1), "pos="),  # pyright: ignore[reportCallIssue]
+    (lambda: pl.Edit.add("ckpt_embed", 1.0, neuron=1), "neurons="),  # pyright: ignore[reportCallIssue]
+    (lambda: pl.Edit.scale("ckpt_embed", 1.0, hads=1), "heads"),  # pyright: ignore[reportCallIssue]
+    (lambda: pl.Edit.patch("ckpt_embed", None, layer=1), "blocks.3"),  # pyright: ignore[reportCallIssue]
+])  # fmt: skip
+def test_edits_answer_other_words(call: Any, said: str) -> None:
+    with pytest.raises(pl.UnknownArgumentError) as caught:
+        call()
+    assert said in caught.value.remedy
