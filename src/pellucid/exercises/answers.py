@@ -40,7 +40,7 @@ class WrongAnswerError(Exception):
         step: At which step.
         tensor: In which tensor it first shows.
         kind: What sort of mistake it is, without giving it away.
-        line: The line of the learner's code that makes it.
+        line: The line of the learner's code that computes this tensor, or that raised.
     """
 
     def __init__(

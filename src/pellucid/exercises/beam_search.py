@@ -58,6 +58,12 @@ def _scored(search: Search, change: Callable[[float, int], float]) -> Run:
     return lambda model: [(change(score, len(ids)), ids) for score, ids in search.run(model)]
 
 
+def _with_the_prompt(model: nn.Module) -> Found:
+    prompt = torch.tensor([PROMPT])
+    gains = model(prompt)[0].double().log_softmax(-1)[:-1].gather(1, prompt[0, 1:, None])
+    return [(score + float(gains.sum()), ids) for score, ids in COURSE.run(model)]
+
+
 def _every_beam(model: nn.Module) -> Found:
     """All beams, the best first."""
     return replace(COURSE, returned=BEAMS).run(model)
@@ -77,6 +83,7 @@ WRONG: Mapping[str, Run] = {
     "it generates one token more than max_new_tokens": Search(new=NEW + 1).run,
     EVERY_END: Search(reads="all").run,
     "scores are probabilities, not their logarithms": _scored(Search(), lambda score, _: math.exp(score)),
+    "the prompt's own log-probability is part of the scores": _with_the_prompt,
     "scores are negated": _scored(Search(), lambda score, _: -score),
     "the worst text comes first": lambda model: COURSE.run(model)[::-1],
     "the prompt is missing from the texts": lambda model: [(s, ids[len(PROMPT) :]) for s, ids in COURSE.run(model)],

@@ -153,6 +153,8 @@ TOP_K: Mapping[str, Law] = {
     "it samples from the k tokens alike": lambda x, k: _among(x, _ranked(x)[:k]).double() / k,
     "logits that are cut are set to 0, which softmax does not ignore":
         lambda x, k: basic(torch.where(_among(x, _ranked(x)[:k]), x, 0.0)),
+    "softmax is applied twice: before the k are chosen, and to their probabilities":
+        lambda x, k: kept(basic(x), _ranked(x)[:k]),
     "it keeps the tokens with the ids below k": lambda x, k: kept(x, torch.arange(k)),
     **ANY,
 }  # fmt: skip
@@ -180,6 +182,8 @@ TOP_P: Mapping[str, Law] = {
            ("the kept tokens get the first of the unsorted logits, not their own", _unsorted_logits),
            ("the sorted logits are indexed with ids, where places among the sorted are meant", _sorted_by_ids),
        )},
+    "softmax is applied twice: before the tokens are chosen, and to their probabilities":
+        lambda x, p, *_: kept(basic(x), _ranked(x)[: _below(x, p) + 1]),
     "temperature is used where p is meant: the logits are divided by p": lambda x, p, *_: basic(x / p),
     **ANY,
 }  # fmt: skip

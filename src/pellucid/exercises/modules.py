@@ -69,7 +69,7 @@ def check_attention(answer: type[nn.Module] | Callable[..., nn.Module], *, hint:
         return answer(12, 4) if sizes is plain else answer(*given, dropout=sizes.dropout)
 
     probe = Probe(
-        "UnidirectionalAttention", build, attention, _attention_shapes, _streams, _axes, _steps, ATTENTION,
+        "UnidirectionalAttention", build, attention, _attention_shapes, _streams, _axes, _attention_steps, ATTENTION,
         ATTENTION_DROPOUT,
     )  # fmt: skip
 
@@ -440,6 +440,7 @@ _STEPS = {
     "after attention": "the residual connection around attention", "linear1": "the MLP", "activation": "the MLP",
     "linear2": "the MLP", "output": "the residual connection around the MLP", "token embedding": "the embeddings",
     "pos embedding": "the embeddings", "token + pos": "the embeddings", "ln": "the final layer norm",
+    "ln before the blocks": "the final layer norm",
     "logits": "the unembedding",
 }  # fmt: skip
 """Stage -> the step that makes it."""
@@ -449,3 +450,7 @@ def _steps(stage: str) -> str:
     block, _, inner = stage.rpartition(": ")
     kind = inner if inner in _STEPS else inner.removeprefix("attn ")
     return f"{_STEPS[kind]} ({block})" if block else _STEPS[kind]
+
+
+def _attention_steps(stage: str) -> str:
+    return "the output projection" if stage == "output" else _steps(stage)

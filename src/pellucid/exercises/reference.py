@@ -60,6 +60,9 @@ class Way:
     fill: float = -math.inf
     masked: str = "scores"
     over: int = -1
+    normalise: str = "softmax"
+    unbiased: str = ""
+    twice: str = ""
     values: str = "v"
     merge: str = "head size"
     project: str = "yes"
@@ -101,8 +104,9 @@ def attention(x: Tensor, p: Parameters, sizes: Sizes, way: Way) -> Stages:
     q, k = way.drop(q, sizes, way.attn_drop == "q"), way.drop(k, sizes, way.attn_drop == "k")
     scores = way.drop(q @ k.transpose(-1, -2), sizes, way.attn_drop == "unscaled scores") * _scale(x, sizes, way)
     stages["scores"] = scores
-    stages["pattern"] = pattern = _pattern(way.drop(scores, sizes, way.attn_drop == "scores"), way)
-    v = way.drop({"v": v, "k": k, "q": q}[way.values], sizes, way.attn_drop == "v")
+    pattern = _pattern(way.drop(scores, sizes, way.attn_drop == "scores"), way)
+    stages["pattern"] = pattern = pattern.transpose(-1, -2) if way.values == "transposed" else pattern
+    v = way.drop({"k": k, "q": q}.get(way.values, v), sizes, way.attn_drop == "v")
     z = way.drop(pattern, sizes, {"pattern": 1, "twice": 2}.get(way.attn_drop, 0)) @ v
     stages["z"] = z = {
         "head size": lambda: z.transpose(1, 2).flatten(2),
@@ -112,6 +116,7 @@ def attention(x: Tensor, p: Parameters, sizes: Sizes, way: Way) -> Stages:
     z = way.drop(z, sizes, way.attn_drop == "z")
     weight, bias = p["output_proj.weight"], p["output_proj.bias"] if way.out_bias else 0.0
     out = z if way.project == "no" else z @ (weight if way.project == "transposed" else weight.T) + bias
+    out = {"twice": lambda: out @ weight.T + bias, "residual": lambda: out + x}.get(way.project, lambda: out)()
     stages["output"] = way.drop(out, sizes, way.out_drops)
     return stages
 
@@ -153,7 +158,9 @@ def _pattern(scores: Tensor, way: Way) -> Tensor:
         factor = torch.ones(hidden.shape, dtype=scores.dtype).masked_fill(hidden, way.fill)
         return (scores * (factor if way.masked == "times fill" else torch.where(hidden, -math.inf, 0.0))).softmax(-1)
     if way.masked == "scores" or way.masked == "transposed":
-        return scores.masked_fill(hidden, way.fill).softmax(way.over)
+        ready = scores.masked_fill(hidden, way.fill)
+        ways = {"log_softmax": ready.log_softmax, "sigmoid": lambda _: ready.sigmoid(), "none": lambda _: ready}
+        return ways.get(way.normalise, ready.softmax)(way.over)
     pattern = scores.softmax(way.over).masked_fill(hidden, 0.0)
     return pattern / pattern.sum(-1, keepdim=True) if way.masked == "pattern, renormalised" else pattern
 
@@ -192,18 +199,26 @@ def block(x: Tensor, p: Parameters, sizes: Sizes, way: Way) -> Stages:
     split = sizes if way.heads is None else replace(sizes, heads=way.heads, head=sizes.hidden // way.heads)
     attended = attention(read, inner, split, way)
     stages |= {f"attn {name}": value for name, value in attended.items()}
-    added = {"added": x + attended["output"], "missing": attended["output"], "normalized": read + attended["output"]}
+    out = attended["output"]
+    added = {"added": x + out, "missing": out, "normalized": read + out, "twice": 2 * x + out}
     mid = added.get(way.first, x)
     stages["after attention"] = mid = ln("ln1", mid) if way.norms == "post" else mid
     source = {"ln2": mid, "block input": x, "ln1 of the input": x}[way.mlp_reads]
     stages["ln2"] = read2 = source if way.norms == "post" else ln("ln1" if "ln1" in way.mlp_reads else "ln2", source)
-    stages["linear1"] = pre = read2 @ p["linear1.weight"].T + p["linear1.bias"]
+    if way.twice == "ln2":
+        stages["ln2"] = read2 = ln("ln2", read2)
+    stages["linear1"] = pre = read2 @ p["linear1.weight"].T + (0.0 if way.unbiased == "linear1" else p["linear1.bias"])
     stages["activation"] = post = ACTIVATIONS[way.activation or sizes.activation](pre)
+    if way.twice == "activation":
+        stages["activation"] = post = ACTIVATIONS[way.activation or sizes.activation](post)
     post = way.drop(post, sizes, way.mlp_drop in ("activation", "both"))
-    stages["linear2"] = out = post @ p["linear2.weight"].T + p["linear2.bias"]
+    stages["linear2"] = out = post @ p["linear2.weight"].T + (0.0 if way.unbiased == "linear2" else p["linear2.bias"])
     out = ACTIVATIONS[sizes.activation](out) if not way.linear2 else out
     out = way.drop(out, sizes, {"linear2": 1, "both": 1, "twice": 2}.get(way.mlp_drop, 0))
-    ends = {"added": mid + out, "missing": out, "block input": x + out, "normalized": read2 + out}
+    ends = {
+        "added": mid + out, "missing": out, "block input": x + out, "normalized": read2 + out, "twice": 2 * mid + out,
+        "attention alone": attended["output"] + out,
+    }  # fmt: skip
     last = way.drop(ends[way.second], sizes, way.mlp_drop == "sum")
     stages["output"] = ln("ln2", last) if way.norms == "post" else last
     return stages
@@ -220,19 +235,27 @@ def gpt2(ids: Tensor, p: Parameters, sizes: Sizes, way: Way) -> Stages:
     table = p["token_embedding.weight"] if way.positions == "token table" else table
     stages["pos embedding"] = places = table[ids % sizes.positions if way.positions == "ids" else places]
     places = way.drop(places, sizes, way.embed_drop in ("positions", "each"))
-    x = x if way.positions == "none" else x + places
+    x = {"none": x, "at the end": x, "multiplied": x * places}.get(way.positions, x + places)
     x = way.drop(x, sizes, {"sum": 1, "sum and ln": 1, "twice": 2}.get(way.embed_drop, 0))
     stages["token + pos"] = x
+    if way.final == "before the blocks, too":
+        stages["ln before the blocks"] = x = norm(x, p, "ln", sizes, way)
     for number, i in enumerate(_order(way.blocks, sizes.layers)):
         own = {name.removeprefix(f"blocks.{i}."): value for name, value in p.items() if name.startswith(f"blocks.{i}.")}
         inner = block(x, own, sizes, way)
         stages |= {f"block {number}: {name}": value for name, value in inner.items()}
-        x = inner["output"]
+        x = inner["output"] + (x if way.twice == "block input" else 0.0)
+    x = x + places if way.positions == "at the end" else x
     last = x if way.final == "none" else norm(x, p, "ln", sizes, way)
+    last = norm(last, p, "ln", sizes, way) if way.final == "twice" else last
     stages["ln"] = last = way.drop(last, sizes, way.embed_drop in ("ln", "sum and ln"))
-    head = p["token_embedding.weight"] if way.head in ("tied", "probabilities", "logprobs") else p[way.head]
+    head = p.get(way.head, p["token_embedding.weight"])
     logits = last @ head.T
-    logits = {"probabilities": logits.softmax(-1), "logprobs": logits.log_softmax(-1)}.get(way.head, logits)
+    logits = {
+        "scaled": logits / sizes.hidden**0.5,
+        "probabilities": logits.softmax(-1),
+        "logprobs": logits.log_softmax(-1),
+    }.get(way.head, logits)
     return stages | {"logits": logits}
 
 

@@ -20,7 +20,7 @@ class CheckResult:
         tensor: The tensor in which it first shows, with its axes.
         notes: What the reader should know: deviations of the course, what could not be checked.
         kind: What sort of mistake it is, without giving it away.
-        line: The line of your code that makes the mistake, with its number, where it can be told.
+        line: The line of your code that computes this tensor, or that raised, with its number, where it can be told.
         others: What else is wrong, where several answers were checked together.
 
     Example:

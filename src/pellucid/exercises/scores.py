@@ -108,6 +108,8 @@ def check_temperature(fn: Callable[..., Any], *, hint: int | None = None) -> Che
         "the result is a log_softmax: the output should be logits": lambda x, t: (x / t).log_softmax(-1),
         "softmax is applied before the division": lambda x, t: x.softmax(-1) / t,
         "the temperature is subtracted": lambda x, t: x - t,
+        "the division is rounded down (//)": lambda x, t: x // t,
+        "exp is applied: the output should be logits": lambda x, t: (x / t).exp(),
     }
 
     def body(found: Findings) -> None:
