@@ -65,6 +65,7 @@ def test_a_batch_of_an_equal_configuration_is_not_checked_again() -> None:
     assert batch.padded
     assert other.config is not one.config
     with torch.no_grad():
+        other(batch)  # its weights are looked at once
         assert not checks.ops(lambda: other(batch)).count(*checks.WAITS)
     small = support.glass(vocab_size=50)
     with pytest.raises(pl.InputError):

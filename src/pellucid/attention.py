@@ -19,7 +19,7 @@ from pellucid.ckpt import Ckpt
 from pellucid.config import TransformerConfig
 from pellucid.execution import Execution, is_transformed
 from pellucid.nonlinear import may_write_into_results
-from pellucid.parameters import LiveView, ViewedModule
+from pellucid.parameters import LiveView, ViewedModule, is_finite, state_of
 from pellucid.products import Products
 from pellucid.tap import Tap
 
@@ -110,6 +110,8 @@ class Attention(ViewedModule):
         self.eager, self.exact = execution.attention == "eager", not execution.is_fast
         self.upcast = self.eager and config.reorder_and_upcast_attn  # transformers' sdpa path ignores the field
         self.W_QKV, self.b_QKV, self.W_O, self.b_O = (nn.Parameter(tensor) for tensor in weights)
+        self._looked_at: tuple[tuple[int, int], ...] = ()
+        self._finite = True
         self.ckpt_q = Ckpt()
         self.ckpt_k = Ckpt()
         self.ckpt_v = Ckpt()
@@ -126,17 +128,20 @@ class Attention(ViewedModule):
         `remember` takes the keys and values of these tokens and gives those of the whole text.
         """
         visible = visible or Visible()
+        explicit = self.eager or self._holds_nan()
         qkv = self._products.affine(x, self.W_QKV, self.b_QKV)
-        q, k, v = qkv.view(*x.shape[:-1], 3, self.n_head, -1).unbind(-3)
-        q = self.ckpt_q(q, tap=tap).transpose(1, 2)
-        k = self.ckpt_k(k, tap=tap).transpose(1, 2)
+        own_q, own_k, v = qkv.view(*x.shape[:-1], 3, self.n_head, -1).unbind(-3)
+        q, k = self.ckpt_q(own_q, tap=tap), self.ckpt_k(own_k, tap=tap)
+        if q is not own_q or k is not own_k:
+            explicit = explicit or _hold_nan(q, k)
+        q, k = q.transpose(1, 2), k.transpose(1, 2)
         v = self.ckpt_v(v, tap=tap).transpose(1, 2)
         if remember is not None:
             k, v = remember(k, v)
         elif self.exact:  # as they come out of transformers' cache: matrix products round by layout on some processors
             k, v = k.contiguous(), v.contiguous()
 
-        pattern, explicit = self._pattern(q, k, v, visible, tap)
+        pattern, explicit = self._pattern(q, k, v, visible, tap, explicit=explicit)
         if explicit and pattern is not None:
             z = torch.matmul(F.dropout(pattern, self.attn_pdrop) if self.training else pattern, v)
         else:
@@ -147,6 +152,28 @@ class Attention(ViewedModule):
         if self.training:
             attn_out = F.dropout(attn_out, self.resid_pdrop)
         return self.ckpt_attn_out(attn_out, tap=tap), pattern
+
+    def look_again(self) -> None:
+        """Look at the weights once more before the next run, for a write that torch does not count."""
+        self._looked_at = ()
+
+    def _holds_nan(self) -> bool:
+        """Whether the weights of queries and keys hold a NaN or an infinity, so the fused kernel cannot be used.
+
+        If all scores of a query are NaN, torch's fused kernel on a processor (2.13) returns zeros, and the NaN is gone.
+        A NaN in the residual stream stays visible, because the stream goes around attention; one in the values does,
+        because they are summed. So only scores can hide one, and from a finite stream only these weights make such
+        scores. They are looked at when they were written to: one pass over them, and nothing in any other run. An
+        accelerator that trains would have to be waited for at every step, so there they are not.
+        """
+        weight = self.W_QKV
+        if _cannot_be_read(weight) or (weight.is_cuda and self.training):
+            return False
+        state = state_of((self,))
+        if state != self._looked_at:
+            self._finite = is_finite(weight) and is_finite(self.b_QKV)
+            self._looked_at = state
+        return not self._finite
 
     def _fused(self, q: Tensor, k: Tensor, v: Tensor, visible: Visible) -> Tensor:
         """q, k, v [B, H, P, K] -> z [B, H, P, K]."""
@@ -164,10 +191,9 @@ class Attention(ViewedModule):
         )  # fmt: skip
 
     def _pattern(
-        self, q: Tensor, k: Tensor, v: Tensor, visible: Visible, tap: Tap | None
+        self, q: Tensor, k: Tensor, v: Tensor, visible: Visible, tap: Tap | None, *, explicit: bool
     ) -> tuple[Tensor | None, bool]:
         """The pattern [B, H, Pq, Pk] if anybody needs it, and whether the output must be made from it."""
-        explicit = self.eager
         scores_are_watched = self.ckpt_scores.is_watched(tap)
         if not (explicit or scores_are_watched or self.ckpt_pattern.is_watched(tap)):
             return None, False
@@ -194,6 +220,16 @@ class Attention(ViewedModule):
             columns = k.transpose(-1, -2).reshape(b * h, d_head, keys).to(dtype)
             empty = torch.empty(b * h, queries, keys, dtype=dtype, device=q.device)
             return torch.baddbmm(empty, rows, columns, beta=0, alpha=self.scale).view(b, h, queries, keys)
+
+
+def _hold_nan(q: Tensor, k: Tensor) -> bool:
+    """Whether queries or keys that somebody put here would make scores that the fused kernel hides."""
+    return not _cannot_be_read(q) and not (is_finite(q) and is_finite(k))
+
+
+def _cannot_be_read(tensor: Tensor) -> bool:
+    captured = tensor.is_cuda and torch.cuda.is_current_stream_capturing()
+    return tensor.is_meta or captured or is_transformed()
 
 
 def _fused_takes_keys_in_turn(q: Tensor) -> bool:

@@ -10,13 +10,14 @@ from torch import Tensor
 
 from pellucid import ids
 from pellucid.aliases import Names
+from pellucid.attention import Attention
 from pellucid.batch import Batch, Inputs
 from pellucid.ckpt import all_names
 from pellucid.dialects import named_arguments
 from pellucid.errors import ConfigError, shown
 from pellucid.fast.prepared import forget
 from pellucid.generation_settings import GenerationSettings
-from pellucid.parameters import require_numbers
+from pellucid.parameters import require_numbers, submodules
 from pellucid.run.asked import Asked, asked_by, with_what_always_counts
 from pellucid.run.beams import Beams
 from pellucid.run.edit import Edit
@@ -126,7 +127,7 @@ class GeneratingTransformer(Transformer):
             >>> out.text
             'Once upon a time, there was a little girl named Lily.'
         """
-        prompts = left(self.tokenize(inputs, mask=mask))
+        prompts = self._prompts(inputs, mask)
         asked = self._asked(
             prompts, sampler, max_new_tokens=max_new_tokens, stop=stop, num_return_sequences=num_return_sequences,
             num_beams=num_beams, length_penalty=length_penalty, early_stopping=early_stopping,
@@ -164,7 +165,7 @@ class GeneratingTransformer(Transformer):
             >>> "".join(token.text for token in pl.load().stream("Once upon a time", max_new_tokens=5))
             ', there was a little'
         """
-        prompts = left(self.tokenize(inputs, mask=mask))
+        prompts = self._prompts(inputs, mask)
         asked = self._asked(
             prompts, sampler, max_new_tokens=max_new_tokens, stop=stop, num_return_sequences=num_return_sequences
         )
@@ -172,13 +173,16 @@ class GeneratingTransformer(Transformer):
         return stream(self, replace(request, seed=seed), explain=explain)
 
     def refresh(self) -> None:
-        """Forget what fast numerics have prepared from the weights, which are then prepared anew.
+        """Forget what was prepared from the weights or known of them; it is made anew.
 
         A write into a parameter is noticed without this; one that goes around torch's counting (`parameter.data`,
         numpy, another process) is not.
         """
         forget(self)
         self.products.forget()
+        for module in submodules(self):
+            if isinstance(module, Attention):
+                module.look_again()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """What `to`, `half`, `cuda` … do; it goes around torch's counting."""
@@ -194,11 +198,14 @@ class GeneratingTransformer(Transformer):
             asked = Asked().with_given(sampler=chosen, **given)
         return replace(asked, sampler=with_what_always_counts(asked.sampler, settings))
 
+    def _prompts(self, inputs: Inputs, mask: Any) -> Batch:
+        require_numbers("generate", [self.embed.W_E])
+        return left(self.tokenize(inputs, mask=mask))
+
     def _request(
         self, inputs: Inputs, prompts: Batch, asked: Asked, end_ids: int | Iterable[int] | None, overflow: str,
         cached: bool,
     ) -> Request:  # fmt: skip
-        require_numbers("generate", [self.embed.W_E])
         settings, count = self.generation, asked.max_new_tokens
         by = "end_ids" if end_ids is not None else f"eos_token_id of {settings.source}"
         ends = settings.end_ids if end_ids is None else end_ids

@@ -72,6 +72,9 @@ def from_hf(
 ) -> CkptedTransformer:
     """A copy of a transformers model, which is only read.
 
+    A live model is what it computes: its modules count, whatever its configuration says, and what cannot be carried
+    over is refused by name. At the end both are run once on twelve ids, and are equal to the bit.
+
     Args:
         hf_model: A `GPT2LMHeadModel`, or a `GPT2Model`, whose logits are its last hidden state times the
             transposed embedding.
@@ -79,7 +82,15 @@ def from_hf(
         numerics: As for `load`.
 
     Raises:
-        WeightsError: Another class, or a head that is not a plain matrix.
+        WeightsError: Another class; a part, forward, hook, constant or tensor that cannot be carried over; or logits
+            that differ, with the checkpoint at which the two part.
+        ConfigError: A configuration that is not implemented.
+
+    Example:
+        >>> import pellucid as pl
+        >>> hf = pl.to_hf(pl.load())
+        >>> pl.from_hf(hf).config.n_layer
+        4
     """
     model = weights.from_hf(CkptedTransformer, hf_model, attention=attention, numerics=numerics)
     require_agreement("from_hf", model, hf_model)
@@ -89,7 +100,11 @@ def from_hf(
 def to_hf(model: CkptedTransformer) -> GPT2LMHeadModel:
     """A transformers model with equal tensors, tied where `model` is.
 
+    At the end both are run once on twelve ids, and are equal to the bit.
+
     Raises:
+        WeightsError: The model was changed since it was built (hooks, patches, other modules or constants), or logits
+            differ.
         MissingExtraError: transformers is not installed.
     """
     require_unchanged(model)

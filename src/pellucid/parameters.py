@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
@@ -40,6 +41,20 @@ def has_native_hooks(modules: Iterable[nn.Module]) -> bool:
     """Whether torch's forward hooks would run in one of these modules, or in all that there are."""
     everywhere = torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks
     return bool(everywhere) or any(module._forward_hooks or module._forward_pre_hooks for module in modules)
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether a tensor holds neither NaN nor infinity.
+
+    A sum is one pass without temporaries, and any NaN or infinity spoils it. Only a sum that overflowed or was
+    spoiled needs the closer look.
+    """
+    flat = tensor.detach()
+    wide = torch.float32 if flat.element_size() < 4 else flat.dtype
+    if bool(flat.sum(dtype=wide).isfinite()):
+        return True
+    rows = flat if flat.dim() > 1 else flat[None]
+    return all(bool(row.isfinite().all()) for row in rows)
 
 
 def require_numbers(verb: str, tensors: Iterable[Tensor]) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from pellucid.config import TransformerConfig
 from pellucid.errors import PellucidWarning, WeightsError
 from pellucid.generation_settings import GenerationSettings
+from pellucid.parameters import is_finite
 from pellucid.weights.importing import Imported
 from pellucid.weights.layouts import HEAD
 from pellucid.weights.leftovers import described, listed
@@ -136,20 +137,6 @@ def describe(imported: Imported, weights: Mapping[str, Tensor], provenance: dict
         "dtype": dtype_names(weights),
         "head": "untied" if HEAD in weights else "tied",
     }
-
-
-def is_finite(tensor: Tensor) -> bool:
-    """Whether a tensor holds neither NaN nor infinity.
-
-    A sum is one pass without temporaries, and any NaN or infinity spoils it. Only a sum that overflowed or was
-    spoiled needs the closer look.
-    """
-    flat = tensor.detach()
-    wide = torch.float32 if flat.element_size() < 4 else flat.dtype
-    if bool(flat.sum(dtype=wide).isfinite()):
-        return True
-    rows = flat if flat.dim() > 1 else flat[None]
-    return all(bool(row.isfinite().all()) for row in rows)
 
 
 def dtype_names(weights: Mapping[str, Tensor]) -> str:

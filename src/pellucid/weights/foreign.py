@@ -62,12 +62,11 @@ def require_own_forwards(parts: Sequence[_Part]) -> None:
 
 
 def _is_patched(module: nn.Module) -> bool:
-    own: Any = vars(module).get("forward")
+    own: Any = module.forward
     own = getattr(own, "_torchdynamo_orig_callable", own)  # hf_model.forward = torch.compile(hf_model.forward)
-    replaced = own is not None and not (
-        getattr(own, "__self__", None) is module and own.__func__ is type(module).forward
-    )
-    return replaced or not _is_of(type(module).forward, "transformers", "torch")
+    written = type(module).forward
+    is_own = getattr(own, "__self__", None) is module and own.__func__ is written
+    return not (is_own and _is_of(written, "transformers", "torch"))
 
 
 def require_no_hooks(parts: Sequence[_Part]) -> None:

@@ -230,7 +230,7 @@ def stored(path: str, module: nn.Module) -> dict[str, Tensor]:
 
 def _require_dense(tensors: dict[str, Tensor]) -> None:
     wrong = [
-        f"{name} holds {str(tensor.dtype).removeprefix('torch.')} ({type(tensor).__name__})"
+        f"{name} is a {type(tensor).__name__} of {tensor.dtype}, {tensor.layout}"
         for name, tensor in tensors.items()
         if tensor.dtype not in DTYPES.values()
         or tensor.layout is not torch.strided
@@ -255,6 +255,14 @@ def _require_dense(tensors: dict[str, Tensor]) -> None:
 
 def _config_of(hf_model: Any) -> TransformerConfig:
     """The configuration of a live model; attributes that its class does not read are left out."""
+    from transformers import PreTrainedConfig
+
+    if not isinstance(hf_model.config, PreTrainedConfig):
+        raise WeightsError(
+            f"from_hf: hf_model.config is {shown(hf_model.config)}, expected a GPT2Config.",
+            code="hf-part",
+            remedy="hf_model.config = transformers.GPT2Config(...), with the model's sizes.",
+        )
     given = hf_model.config.to_dict()
     known = {field.name for field in dataclasses.fields(TransformerConfig)} | {"model_type", "is_causal"}
     unread = set(given) - known - NEUTRAL - set(REFUSED) - set(SYNONYMS)
