@@ -298,3 +298,41 @@ def test_classes_for_other_tasks(name: str, tmp_path: Path) -> None:
     assert not info["unexpected_keys"]
     audit = audit_ties(tmp_path)
     assert (audit.after_reload.survives, codes(audit)) == (True, [])
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"n_layer": 10**6},
+        {"n_layer": 2**32},
+        {"num_hidden_layers": 10**8},
+        {"model_type": "llama", "num_hidden_layers": 10**7},
+        {"model_type": "llava", "text_config": {"num_hidden_layers": 10**7}},
+    ],
+)
+def test_a_configuration_that_promises_blocks_without_end_is_answered_at_once(
+    fields: dict[str, Any], tmp_path: Path
+) -> None:
+    _, folder = saved("nothing", tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **fields}))
+    after = audit_ties(folder).after_reload
+    assert after.survives is None
+    assert "blocks" in (after.reason or "")
+
+
+@pytest.mark.parametrize("given", [5, {"a": 1}, [1, 2, 3], [], "GPT2LMHeadModel", None, [None]])
+def test_architectures_of_any_kind_are_read(given: Any, tmp_path: Path) -> None:
+    _, folder = saved("nothing", tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "architectures": given}))
+    assert audit_ties(folder).after_reload.survives
+
+
+def test_weights_under_a_key_are_audited_and_not_read_by_transformers(tmp_path: Path) -> None:
+    model, folder = saved("nothing", tmp_path)
+    (folder / "model.safetensors").unlink()
+    torch.save({"net": model.state_dict()}, folder / "pytorch_model.bin")
+    audit = audit_ties(folder)
+    assert audit.after_reload.survives is None
+    assert "'net'" in (audit.after_reload.reason or "")

@@ -239,8 +239,11 @@ BAD: dict[str, tuple[Callable[[Path], Path], str]] = {
     "no tensors": (with_bytes(struct.pack("<Q", 8) + b"{}      "), "no-tensors"),
     "trailing bytes": (lambda at: _append(folder(at)), "safetensors-damaged"),
     # other content in the place of weights
-    "HTML": (with_bytes(b"<!DOCTYPE html><html><body>Not found</body></html>"), "format-unknown"),
-    "a Git LFS pointer": (with_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0"), "format-unknown"),
+    "HTML": (with_bytes(b"<!DOCTYPE html><html><body>Not found</body></html>"), "format-not-supported"),
+    "a Git LFS pointer": (
+        with_bytes(b"version https://git-lfs.github.com/spec/v1\noid 0"),
+        "format-not-supported",
+    ),
     "GGUF": (with_bytes(b"GGUF" + bytes(60)), "format-not-supported"),
     "zeros": (with_bytes(bytes(5000)), "format-unknown"),
     # tensors that do not fit
@@ -297,7 +300,7 @@ BAD: dict[str, tuple[Callable[[Path], Path], str]] = {
     "code in a legacy file": (malicious_pickle, "pickle-unsafe"),
     "code in a bare pickle": (plain_pickle, "pickle-unsafe"),
     "half an archive": (cut_archive, "pickle-damaged"),
-    "an archive of something else": (zip_of_nothing, "pickle-damaged"),
+    "an archive of something else": (zip_of_nothing, "format-not-supported"),
     "a list": (saved([torch.zeros(3)]), "pickle-no-state-dict"),
     "nothing": (saved({}), "pickle-no-state-dict"),
     "numbers among the tensors": (saved({"wte.weight": 3}), "pickle-no-state-dict"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from pellucid.check import as_number
 from pellucid.config import TransformerConfig
 from pellucid.errors import PellucidError
 from pellucid.ties.exchange import Fresh, Refused, fresh, fresh_gpt2, read
@@ -82,19 +84,42 @@ def _tie_of(tensors: Mapping[str, Tensor], head: str) -> dict[str, str]:
 def _predict(stored: files.Stored, config: Mapping[str, Any] | None) -> AfterReload:
     if config is None:
         return AfterReload(None, None, "no config.json beside it says what would be built, so nothing can be predicted")
-    architecture = (config.get("architectures") or [""])[0]
+    blocks, count = _most_blocks(config), len(stored.tensors)
+    if blocks > count:  # before the names of every block are written out
+        return AfterReload(
+            None, None, f"the configuration promises {blocks:.0f} blocks, and the file has {count} tensors"
+        )
+    architecture = _architecture(config)
     if config.get("model_type", "gpt2") != "gpt2" or architecture not in ("", "GPT2LMHeadModel", "GPT2Model"):
         return _predict_other(stored, config)
     layout = detect({name: stored.tensors[given[0]] for name, given in canonical_names(stored.tensors).items()})
     if layout is not HF or stored.model_args is not None:
         name = layout.name if layout is not None and stored.model_args is None else "nanogpt" if layout else "unknown"
         return AfterReload(None, None, f"transformers does not read the layout {name!r}; pellucid.load may")
+    if "key" in stored.notes:
+        return AfterReload(
+            None, None, f"transformers does not look under the key {stored.notes['key']!r}; pellucid.load does"
+        )
     try:
         model = fresh_gpt2(TransformerConfig.from_dict(config), headless=architecture == "GPT2Model")
     except PellucidError as problem:
         return AfterReload(None, None, f"the configuration is not GPT-2's: {problem.message}")
     # Names under "module." or "_orig_mod." stay as they are: transformers does not look below these.
     return _reading({prefixed(name): tensor for name, tensor in stored.tensors.items()}, model)
+
+
+def _most_blocks(config: Mapping[str, Any], depth: int = 0) -> float:
+    """The largest number of blocks that a configuration, or one inside it, promises."""
+    inner = [value for value in config.values() if isinstance(value, dict)] if depth < 5 else []
+    counts = [as_number(value) or 0.0 for name, value in config.items() if re.search(r"(^n_|_|^)layers?$", str(name))]
+    return max([*counts, *(_most_blocks(value, depth + 1) for value in inner)], default=0.0)
+
+
+def _architecture(config: Mapping[str, Any]) -> str:
+    """The class that wrote a checkpoint; "" where the configuration names none."""
+    given = config.get("architectures")
+    first = given[0] if isinstance(given, list) and given else given
+    return first if isinstance(first, str) else ""
 
 
 def _predict_other(stored: files.Stored, config: Mapping[str, Any]) -> AfterReload:
@@ -104,7 +129,7 @@ def _predict_other(stored: files.Stored, config: Mapping[str, Any]) -> AfterRelo
         import transformers
     except ImportError:
         return AfterReload(None, None, f"{kind}: only transformers can say, and it is not installed")
-    cls = getattr(transformers, (config.get("architectures") or [""])[0] or "", None)
+    cls = getattr(transformers, _architecture(config), None)
     try:
         known = transformers.AutoConfig.for_model(**{"model_type": "gpt2", **json.loads(json.dumps(dict(config)))})
         model = fresh(cls, known)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,11 +13,16 @@ from torch import Tensor
 from pellucid.errors import ConfigError, NotFoundError, WeightsError, printable
 from pellucid.weights import hub, saves
 from pellucid.weights.formats import Content, read_file, unpack
+from pellucid.weights.kinds import is_in_parts, no_weights
 from pellucid.weights.leftovers import listed
 from pellucid.weights.manifests import is_there, read_index, read_json, unreadable
 
 FOLDER_FILES = (*hub.WEIGHT_FILES, "ckpt.pt")
 """Where a folder keeps its weights, the best first; the last is what nanoGPT's train.py writes."""
+
+_OTHER_NAMES = re.compile(r"\.(safetensors|bin|pt|pth|ckpt)$")
+_NO_WEIGHTS = re.compile(r"^(training_args|optimizer|scheduler|scaler|rng_state|adapter_|state_\d|\.)|optim_states")
+"""What trainers write beside the weights under the same endings."""
 
 
 @dataclass(frozen=True)
@@ -60,17 +66,17 @@ def read(path: Path, *, needs_config: bool = True) -> Stored:
         raise unreadable(path, problem) from problem
     weights = _best_weights(path) if is_folder else path
     config = _config_beside(weights)
-    if is_folder and needs_config and config is None and weights.name != "ckpt.pt":
+    content = _read_shards(weights) if weights.name.endswith(".index.json") else read_file(weights)
+    if not content.tensors:
+        raise WeightsError(
+            f"{weights}: holds no tensors.", code="no-tensors", remedy="Download or write the file again."
+        )
+    if is_folder and needs_config and config is None and content.config is None and content.model_args is None:
         raise NotFoundError(
             f"{path}: no config.json beside {weights.name}.",
             code="config-not-found",
             remedy="Add the config.json of this checkpoint, or pass config=; the number of heads, among other "
             "things, cannot be read off the tensors.",
-        )
-    content = _read_shards(weights) if weights.name.endswith(".index.json") else read_file(weights)
-    if not content.tensors:
-        raise WeightsError(
-            f"{weights}: holds no tensors.", code="no-tensors", remedy="Download or write the file again."
         )
     if content.format == "safetensors":
         saves.require_one_save(shards_of(weights), config)
@@ -109,14 +115,13 @@ def _best_weights(folder: Path) -> Path:
         if is_there(folder / name):
             return folder / name
     try:
-        others = sorted(entry.name for entry in folder.iterdir())[:8]
+        others = sorted(entry.name for entry in folder.iterdir())
     except OSError as problem:
         raise unreadable(folder, problem) from problem
-    raise NotFoundError(
-        f"{folder}: none of {', '.join(FOLDER_FILES)}; it holds {', '.join(others) or 'nothing'}.",
-        code="weights-not-found",
-        remedy="Give the folder that save_pretrained wrote, or the weights file itself.",
-    )
+    alone = [name for name in others if _OTHER_NAMES.search(name) and not _NO_WEIGHTS.search(name)]
+    if len(alone) == 1 and not is_in_parts(others):
+        return folder / alone[0]
+    raise no_weights(folder, FOLDER_FILES, others, alone)
 
 
 def _config_beside(weights: Path) -> dict[str, Any] | None:

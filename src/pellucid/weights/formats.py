@@ -9,7 +9,6 @@ raise leaves here as a `WeightsError`.
 from __future__ import annotations
 
 import math
-import pickle
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,13 +19,14 @@ import torch
 from torch import Tensor
 
 from pellucid.errors import WeightsError, shown
+from pellucid.weights.kinds import refuse_archive, unknown_format
 from pellucid.weights.manifests import require_regular, unreadable
 from pellucid.weights.nested import find_weights
+from pellucid.weights.pickles import read_pickle
 
 LLMC_MAGIC = 20240326
 _LLMC_HEADER = 256
 _LLMC_DTYPES = {3: torch.float32, 5: torch.bfloat16}
-_LLMC_KINDS = {20240327: "an llm.c debug state", 20240328: "an llm.c tokenizer"}
 
 
 @dataclass(frozen=True)
@@ -70,29 +70,13 @@ def read_file(path: Path) -> Content:
             remedy="Download or write the file again.",
         )
     if start[:4] == b"PK\x03\x04" or (start[:1] == b"\x80" and start[1] in range(2, 6) and start[8:9] != b"{"):
-        return _read_pickle(path, mapped=start[:1] == b"P")
+        refuse_archive(path)
+        return unpack(str(path), read_pickle(path))
     if struct.unpack("<i", start[:4])[0] == LLMC_MAGIC:
         return _read_llmc(path)
     if start[8:9] == b"{":
         return Content("safetensors", _read_safetensors(path))
-    raise _unknown_format(path, start)
-
-
-def _unknown_format(path: Path, start: bytes) -> WeightsError:
-    kind = _LLMC_KINDS.get(struct.unpack("<i", start[:4])[0])
-    if start[:4] == b"GGUF":
-        kind = "a GGUF file"
-    if kind is not None:
-        return WeightsError(
-            f"{path}: {kind}, which holds no weights that pellucid reads.",
-            code="format-not-supported",
-            remedy="Give safetensors, a PyTorch .bin or .pt, or an llm.c model .bin.",
-        )
-    return WeightsError(
-        f"{path}: begins with {start[:8].hex(' ')}, expected safetensors, a PyTorch pickle or an llm.c model.",
-        code="format-unknown",
-        remedy="Download the file again (a page of HTML or a Git LFS pointer may have been saved in its place).",
-    )
+    raise unknown_format(path)
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -113,29 +97,6 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         ) from problem
 
 
-def _read_pickle(path: Path, *, mapped: bool) -> Content:
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    except PermissionError as problem:
-        raise unreadable(path, problem) from problem
-    except pickle.UnpicklingError as problem:
-        raise WeightsError(
-            f"{path}: a pickle that would run code, or that is damaged; nothing of it was run. "
-            f"{str(problem).splitlines()[-1] if str(problem) else ''}".strip(),
-            code="pickle-unsafe",
-            remedy="Ask its author for safetensors, or save the bare state dict again: torch.save(model.state_dict(), "
-            "path).",
-        ) from problem
-    # A damaged archive surfaces as RuntimeError, OSError, EOFError, KeyError, struct.error and more.
-    except Exception as problem:
-        raise WeightsError(
-            f"{path}: not a sound PyTorch file: {type(problem).__name__}: {problem}.",
-            code="pickle-damaged",
-            remedy="Download or write the file again.",
-        ) from problem
-    return unpack(str(path), content)
-
-
 def unpack(where: str, content: Any) -> Content:
     """The weights in what was saved, wherever they lie in it, and nanoGPT's `model_args` beside them.
 
@@ -151,6 +112,7 @@ def unpack(where: str, content: Any) -> Content:
             remedy="Write the checkpoint again with nanoGPT's train.py.",
         )
     tensors = {name: _plain(where, name, value) for name, value in found.tensors.items()}
+    _require_own_numbers(where, tensors)
     return Content("pickle", tensors, None, model_args, ".".join(found.path), found.beside)
 
 
@@ -170,6 +132,18 @@ def _plain(where: str, name: str, tensor: Tensor) -> Tensor:
             remedy="Save tensors that hold their own numbers: tensor.contiguous().",
         )
     return tensor.detach()
+
+
+def _require_own_numbers(where: str, tensors: Mapping[str, Tensor]) -> None:
+    """Refuse names without end for the same few bytes: in a model each of them becomes a parameter of its own."""
+    stored = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors.values()}
+    claimed = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    if claimed > 100 * sum(stored.values()) + 2**28:
+        raise WeightsError(
+            f"{where}: {len(tensors)} tensors of {claimed} bytes together, over {sum(stored.values())} bytes.",
+            code="tensor-not-dense",
+            remedy="Save tensors that hold their own numbers: tensor.clone().",
+        )
 
 
 def _read_llmc(path: Path) -> Content:

@@ -50,15 +50,17 @@ ADAPTERS = Foreign(
 )
 """What changes every matrix that it lies beside."""
 
+QUANTIZED = Foreign(
+    r"qweight|qzeros|(^|\.)g_idx$|absmax|quant_map|quant_state|\.SCB$|weight_format$|\.weight_scale|_scale_inv$"
+    r"|zero_point|_packed_params|\.weight_packed$|nested_absmax",
+    "quantized weights (GPTQ, AWQ, bitsandbytes or torch's own)",
+    "Give the checkpoint from before it was quantized; or dequantize it with transformers: "
+    "model = AutoModelForCausalLM.from_pretrained(folder); model.dequantize().save_pretrained(other).",
+)
+
 KINDS = (
     ADAPTERS,
-    Foreign(
-        r"qweight|qzeros|(^|\.)g_idx$|absmax|quant_map|quant_state|\.SCB$|weight_format$|\.weight_scale|_scale_inv$"
-        r"|zero_point|_packed_params|\.weight_packed$|nested_absmax",
-        "quantized weights (GPTQ, AWQ, bitsandbytes or torch's own)",
-        "Give the checkpoint from before it was quantized; or dequantize it with transformers: "
-        "model = AutoModelForCausalLM.from_pretrained(folder); model.dequantize().save_pretrained(other).",
-    ),
+    QUANTIZED,
     Foreign(
         r"_?flat_param(_\d+)?$|flat_param_",
         "parts of FSDP, in which the weights lie flattened",
@@ -131,6 +133,21 @@ def refuse_foreign(names: Iterable[str]) -> None:
             f"weights: hold {kind.what}: {listed(those, 3)}.",
             code="weights-foreign",
             remedy=kind.remedy,
+        )
+
+
+def refuse_integers(weights: Mapping[str, Tensor]) -> None:
+    """Refuse weights in eight bits or fewer: without their scales they are other numbers.
+
+    Raises:
+        WeightsError: Some are.
+    """
+    found = [name for name, tensor in weights.items() if tensor.dtype in (torch.int8, torch.uint8)]
+    if found:
+        raise WeightsError(
+            f"weights: hold {QUANTIZED.what}: {listed([f'{name} is {weights[name].dtype}' for name in found], 3)}.",
+            code="weights-foreign",
+            remedy=QUANTIZED.remedy,
         )
 
 

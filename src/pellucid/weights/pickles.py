@@ -1,0 +1,217 @@
+"""PyTorch's pickles, examined before they are read: by their opcodes and their archive, without running anything.
+
+What is read then is read by PyTorch's restricted unpickler, which builds tensors and plain containers. It hashes every
+key, so a tuple of tuples of the same tuple, sixty levels deep in 400 bytes, would keep it busy for ever; and it maps an
+archive's entries as they lie, so compressed ones would come out as other numbers.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import pickletools
+import re
+import threading
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+
+from pellucid.errors import WeightsError, shown
+from pellucid.weights.manifests import unreadable
+
+_LEAVES = 1_000_000
+"""Of one tuple; more are no name, no shape and no setting."""
+_LONGEST_PICKLE = 2**28
+_MOST_PICKLES = 5  # of a file in PyTorch's older format: magic number, version, machine, content, storages
+
+_RUNS_CODE = frozenset(
+    """
+    os posix nt subprocess sys builtins __builtin__ shutil socket importlib runpy ctypes pty pdb code codeop pickle
+    marshal types functools operator pathlib io tempfile inspect timeit cProfile profile bdb asyncio multiprocessing
+    threading webbrowser http urllib ftplib smtplib platform pip setuptools pkgutil zipimport site idlelib
+    """.split()  # noqa: SIM905 (names read better without a quote each)
+)
+"""Modules of which no checkpoint needs anything."""
+
+
+def read_pickle(path: Path) -> object:
+    """What a file of `torch.save` or `pickle.dump` holds, mapped from the file where it can be.
+
+    Raises:
+        WeightsError: Damaged, too large when inflated, or something beside tensors and plain containers in it.
+    """
+    try:
+        with path.open("rb") as file:
+            packed = file.read(2) == b"PK"
+            file.seek(0)
+            compressed = packed and _inflates(path, file)
+            needed = {name for stream in _streams(file, packed) for name in _globals(path, stream)}
+    except OSError as problem:
+        raise unreadable(path, problem) from problem
+    try:
+        with _LOCK, torch.serialization.safe_globals(_NUMPY if any(n.startswith("numpy") for n in needed) else []):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=packed and not compressed)
+    except PermissionError as problem:
+        raise unreadable(path, problem) from problem
+    except pickle.UnpicklingError as problem:
+        raise _refusal(path, str(problem), needed) from problem
+    # A damaged archive surfaces as RuntimeError, OSError, EOFError, KeyError, struct.error and more.
+    except Exception as problem:
+        raise WeightsError(
+            f"{path}: not a sound PyTorch file: {type(problem).__name__}: {problem}.",
+            code="pickle-damaged",
+            remedy="Download or write the file again.",
+        ) from problem
+
+
+def _inflates(path: Path, file: BinaryIO) -> bool:
+    """Whether entries of an archive are compressed, so that they cannot be mapped."""
+    try:
+        entries = zipfile.ZipFile(file).infolist()
+    except (zipfile.BadZipFile, ValueError, NotImplementedError, OverflowError):
+        return False  # torch says what is wrong with it
+    compressed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
+    size, inflated = path.stat().st_size, sum(entry.file_size for entry in entries)
+    longest = max((entry.file_size for entry in entries if entry.filename.endswith(".pkl")), default=0)
+    if (compressed and inflated > 100 * size + 2**26) or longest > _LONGEST_PICKLE:
+        raise WeightsError(
+            f"{path}: an archive of {size} bytes that says it inflates to {inflated}.",
+            code="archive-too-large",
+            remedy="Do not use this file unless you trust its author; then save its tensors again with torch.save.",
+        )
+    return compressed
+
+
+def _streams(file: BinaryIO, packed: bool) -> Iterator[BinaryIO]:
+    """The pickles in a file: in an archive the entry of the content, else one after another."""
+    if packed:
+        try:
+            archive = zipfile.ZipFile(file)
+            for name in (name for name in archive.namelist() if name.endswith("data.pkl")):
+                with archive.open(name) as entry:
+                    yield io.BytesIO(entry.read(_LONGEST_PICKLE))
+        except (zipfile.BadZipFile, ValueError, NotImplementedError, OverflowError, EOFError, RuntimeError):
+            return
+        return
+    file.seek(0)
+    for _ in range(_MOST_PICKLES):
+        yield file
+
+
+def _globals(path: Path, stream: BinaryIO) -> set[str]:
+    """The names that one pickle asks for. Its tuples are counted, in arithmetic that runs none of it.
+
+    Raises:
+        WeightsError: A tuple of more leaves than any checkpoint has.
+    """
+    needed: set[str] = set()
+    stack, marks, memo = [0], [0], {}
+    try:
+        for opcode, argument, _ in pickletools.genops(stream):
+            name = opcode.name
+            if name == "GLOBAL":
+                needed.add(str(argument).replace(" ", ".", 1))
+            _count(name, opcode, argument, stack, marks, memo)
+            if stack and stack[-1] > _LEAVES:
+                raise WeightsError(
+                    f"{path}: a pickle with a tuple of more than {_LEAVES} numbers, nested to take for ever.",
+                    code="pickle-unsafe",
+                    remedy="Do not use this file; no checkpoint needs such a tuple.",
+                )
+    except (ValueError, IndexError, KeyError, UnicodeError, OverflowError, EOFError):
+        pass  # not a pickle to its end: what reads it says so
+    return needed
+
+
+def _count(
+    name: str, opcode: pickletools.OpcodeInfo, argument: Any, stack: list[int], marks: list[int], memo: dict[int, int]
+) -> None:
+    """One opcode on a stack that holds for every object how many leaves its tuples have."""
+    if name == "MARK":
+        marks.append(len(stack))
+    elif name in ("GET", "BINGET", "LONG_BINGET"):
+        stack.append(memo.get(int(argument), 1))
+    elif name in ("PUT", "BINPUT", "LONG_BINPUT"):
+        memo[int(argument)] = stack[-1]
+    elif name == "MEMOIZE":
+        memo[len(memo)] = stack[-1]
+    else:
+        before, after = opcode.stack_before, opcode.stack_after
+        start = len(stack) - len(before)
+        if pickletools.markobject in before:
+            start = marks.pop() - before.index(pickletools.markobject)
+        popped = stack[max(start, 0) :]
+        del stack[max(start, 0) :]
+        stack += [1 + sum(popped) if name.startswith("TUPLE") else 1] * len(after)
+
+
+def _refusal(path: Path, said: str, needed: set[str]) -> WeightsError:
+    found = re.search(r"GLOBAL ([\w.]+)", said)
+    culprit = found[1] if found is not None else ""
+    module, _, name = culprit.rpartition(".")
+    if culprit and name[:1].isupper() and module.partition(".")[0] not in _RUNS_CODE:
+        return WeightsError(
+            f"{path}: a pickle with an object of {culprit} beside the weights, whose code is not run here.",
+            code="pickle-unsafe",
+            remedy=f"If you trust the file: import {module}, then, within "
+            f"torch.serialization.safe_globals([{culprit}]), pl.load(torch.load(path), config=...). "
+            "Or ask its author for safetensors.",
+        )
+    if culprit or "Unsupported operand" in said or "reduce" in said or "build" in said.lower() or needed:
+        what = f"calls {culprit}" if culprit else said.splitlines()[-1][:300]
+        return WeightsError(
+            f"{path}: a pickle that would run code; nothing of it was run. It {what}.",
+            code="pickle-unsafe",
+            remedy="Ask its author for safetensors, or save the bare state dict again: torch.save(model.state_dict(), "
+            "path).",
+        )
+    return WeightsError(
+        f"{path}: a damaged pickle: {shown(said)}.", code="pickle-damaged", remedy="Download or write the file again."
+    )
+
+
+class _Dtype:
+    """In the place of `numpy.dtype`: a plain number type and its byte order, nothing else."""
+
+    def __init__(self, kind: object, align: object = False, copy: object = False) -> None:
+        if not (isinstance(kind, str) and re.fullmatch(r"[<>|=]?[biuf][1248]", kind)):
+            raise pickle.UnpicklingError(f"a NumPy type {shown(kind)}, which is no plain number")
+        self.dtype = np.dtype(kind)
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self.dtype = self.dtype.newbyteorder(">" if state[1] == ">" else "<")
+
+
+class _Array:
+    """In the place of `numpy.ndarray`: what is stored of it, as bytes."""
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self.shape, self.dtype, self.raw = state[1], state[2], state[4]
+
+
+def _scalar(dtype: _Dtype, raw: object) -> int | float | bool:
+    """In the place of NumPy's `scalar`."""
+    if not isinstance(dtype, _Dtype) or not isinstance(raw, bytes) or len(raw) != dtype.dtype.itemsize:
+        raise pickle.UnpicklingError("a NumPy number that is none")
+    return np.frombuffer(raw, dtype=dtype.dtype)[0].item()
+
+
+def _reconstruct(*_: object) -> _Array:
+    """In the place of NumPy's `_reconstruct`."""
+    return _Array()
+
+
+_NUMPY: list[Any] = [
+    (_Dtype, "numpy.dtype"),
+    (_Array, "numpy.ndarray"),
+    *((_scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+    *((_reconstruct, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),
+]
+"""Stand-ins for what pickles of NumPy's numbers and arrays name, such as a best loss beside the weights."""
+
+_LOCK = threading.Lock()
+"""PyTorch keeps its list of safe names for the whole process."""
