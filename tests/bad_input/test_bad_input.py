@@ -276,7 +276,7 @@ EDITS = [
     Bad("patch from a run without the value", "not-captured",
         lambda model, folder: model.run_with_ckpts(
             IDS, edits=[EDIT.patch("ckpt_embed", model.run_with_ckpts(IDS, names="ckpt_pos_embed")[1])]), U),
-    Bad("patch from a longer run", "edit-misfit",
+    Bad("patch from a longer run", "patch-of-another-length",
         lambda model, folder: model.run_with_ckpts(
             IDS, edits=[EDIT.patch("ckpt_embed", model.run_with_ckpts(support.some_ids(2, 9))[1])]), E),
 ]  # fmt: skip

@@ -475,3 +475,51 @@ MUTANTS: dict[str, tuple[Any, str, Any, Callable[[], None]]] = {
 @pytest.mark.parametrize("name", MUTANTS)
 def test_mutants_are_noticed(name: str) -> None:
     must_be_noticed(MUTANTS[name], by=[pl.EditError])
+
+
+LONG, SHORT = support.ragged_ids(9, 5)
+
+
+@pytest.mark.parametrize("name", ["resid_pre", "attn.ckpt_z", "attn.ckpt_k", "mlp.ckpt_post", "ln1.ckpt_scaled"])
+def test_a_position_comes_from_a_text_of_another_length(glass64: pl.CkptedTransformer, name: str) -> None:
+    name = f"blocks.1.{name}"
+    for text, other in ((LONG, SHORT), (SHORT, LONG)):
+        _, source = glass64.run_with_ckpts([other], names=name)
+        for pos in (-1, [-1, -2], 2, [0, 3], slice(-3, None)):
+            patch = pl.Edit.patch(name, source, pos=pos)
+            chosen = [pos] if isinstance(pos, int) else pos
+            value = source[name][:, chosen]
+            expected, _ = glass64.run_with_ckpts([text], edits=pl.Edit.replace(name, value, pos=pos))
+            patched, ckpts = glass64.run_with_ckpts([text], edits=patch)
+            assert torch.equal(patched, expected)
+            assert torch.equal(ckpts[name][:, chosen], value)
+
+
+def test_the_remedies_of_a_patch_of_another_length_work(glass64: pl.CkptedTransformer) -> None:
+    _, source = glass64.run_with_ckpts([LONG])
+    name = "blocks.1.resid_pre"
+    with pytest.raises(pl.EditError) as caught:
+        glass64.run_with_ckpts([SHORT], edits=pl.Edit.patch(name, source))
+    assert caught.value.code == "patch-of-another-length"
+    assert "pos=-1" in caught.value.remedy
+    glass64.run_with_ckpts([SHORT], edits=pl.Edit.patch(name, source, pos=-1))
+    with pytest.raises(pl.EditError) as caught:
+        glass64.run_with_ckpts([SHORT], edits=pl.Edit.patch("blocks.1.attn.ckpt_pattern", source, pos=-1))
+    assert "attn.ckpt_z" in caught.value.remedy
+    glass64.run_with_ckpts([SHORT], edits=pl.Edit.patch("blocks.1.attn.ckpt_z", source, pos=-1))
+    _, part = glass64.run_with_ckpts([LONG], pos=-1)
+    with pytest.raises(pl.EditError) as caught:
+        glass64.run_with_ckpts([LONG], edits=pl.Edit.patch(name, part))
+    assert caught.value.code == "patch-of-a-part"
+
+
+def test_a_position_that_the_other_text_does_not_have_is_refused(glass64: pl.CkptedTransformer) -> None:
+    _, source = glass64.run_with_ckpts([SHORT])
+    for pos in (7, -8, slice(2, None)):
+        with pytest.raises(pl.PellucidError):
+            glass64.run_with_ckpts([LONG], edits=pl.Edit.patch("blocks.1.resid_pre", source, pos=pos))
+    batch = glass64.tokenize([[1], [2, 3]])
+    _, padded = glass64.run_with_ckpts(batch)
+    with pytest.raises(pl.EditError):
+        glass64.run_with_ckpts([SHORT, SHORT], edits=pl.Edit.patch("blocks.1.resid_pre", padded, pos=-2))
+    glass64.run_with_ckpts([SHORT, SHORT], edits=pl.Edit.patch("blocks.1.resid_pre", padded, pos=-1))

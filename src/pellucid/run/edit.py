@@ -160,7 +160,14 @@ class Edit:
         heads: Index = None,
         neurons: Index = None,
     ) -> Edit:
-        """Put the value of the same checkpoint of another run there."""
+        """Put the value of the same checkpoint of another run there.
+
+        Args:
+            names: A checkpoint or pattern.
+            source: The other run, whole values. Its texts may have another length if `pos` is given: positions are then
+                chosen in each run by themselves, so that -1 is the last of both.
+            pos, heads, neurons: The part to replace.
+        """
         region = Region(pos, heads, neurons)
 
         _require_captured("patch", source)
@@ -171,13 +178,7 @@ class Edit:
                 columns = site.whole.size(site.pos_axis)
                 inside = region.within(site.start, columns)
                 here = replace(region, pos=[site.start + i for i in (range(columns) if inside is None else inside[0])])
-            if source.part != Region() or (site.start is None and value.shape[1:] != site.whole.shape[1:]):
-                raise EditError(
-                    f"patch at {site.name}: the source holds {list(value.shape)}, expected {list(site.whole.shape)} "
-                    f"({', '.join(site.axes)}).",
-                    code="edit-misfit",
-                    remedy="Capture whole values, of a text of the same number of tokens; limit the patch instead.",
-                )
+            _require_source(source, value, site, region)
             if site.start is None and (source.batch.padded or site.batch.padded):
                 _require_tokens(source.batch, site, region)
             chosen = take(value, here.indices(site.name, value.shape, site.axes, strict=True))
@@ -271,6 +272,35 @@ def _fitting(value: Tensor | float, part: Tensor, site: Site) -> Tensor:
             code="edit-misfit",
             remedy="Give a value of the shape of the part that is edited, every axis kept.",
         ) from error
+
+
+def _require_source(source: ActivationCkpts, value: Tensor, site: Site, region: Region) -> None:
+    """Refuse a source whose values do not fit, but for its number of positions where some of them are chosen."""
+    if source.part != Region():
+        raise EditError(
+            f"patch at {site.name}: the source holds a part of each value, expected whole values.",
+            code="patch-of-a-part",
+            remedy="Capture the source without pos= and heads=; give them to the patch instead.",
+        )
+    if site.start is not None or value.shape[1:] == site.whole.shape[1:]:
+        return
+    lengths = (Axis.BATCH, Axis.KEY, *POSITIONS)
+    pairs = zip(site.axes, value.shape, site.whole.shape, strict=True)
+    same_model = all(given == wanted for axis, given, wanted in pairs if axis not in lengths)
+    keeps_keys = Axis.KEY not in site.axes
+    if same_model and keeps_keys and region.pos is not None:
+        return
+    remedy = "Take the source from a run of the same model."
+    if same_model and keeps_keys:
+        remedy = "Give pos=, such as pos=-1, which is the last position of each run."
+    elif same_model:
+        remedy = "Texts of unequal length have other keys: patch attn.ckpt_z instead, with pos=-1."
+    raise EditError(
+        f"patch at {site.name}: the source holds {list(value.shape)}, expected {list(site.whole.shape)} "
+        f"({', '.join(site.axes)}).",
+        code="patch-of-another-length" if same_model else "edit-misfit",
+        remedy=remedy,
+    )
 
 
 def _require_tokens(source: Batch, site: Site, region: Region) -> None:
