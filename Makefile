@@ -5,7 +5,7 @@ READY := .venv/.ready
 BENCH := .venv-bench/bin
 BENCH_READY := .venv-bench/.ready
 
-.PHONY: demo test test-versions check lint train bench bench-quick clean
+.PHONY: demo test test-all test-versions check lint train bench bench-quick clean
 
 demo: $(READY)
 	@$(BIN)/pellucid demo
@@ -14,6 +14,11 @@ demo: $(READY)
 test: lint
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 	$(BIN)/pyright
+
+# The tests, and what takes longer: twenty thousand damaged files are read, and savers are killed five hundred times.
+test-all: test
+	$(BIN)/python tests/fuzz/campaign.py --files 20000
+	$(BIN)/python tests/fuzz/kills.py --kills 500
 
 # What depends on transformers, under each version in an environment of its own; what was seen: docs/versions.md.
 VERSIONS ?= 5.20.0 5.24.0

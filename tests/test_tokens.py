@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -441,3 +442,25 @@ def test_a_token_for_padding_alone_betrays_pads() -> None:
     model.tokenizer = pl.Tokenizer(backend)
     with pytest.raises(pl.InputError, match="the pad id 1"):
         model(torch.tensor([[5, 1, 6]]))
+
+
+@pytest.mark.parametrize(("said", "reason"), [
+    ({"continuing_subword_prefix": "xxx"}, "out of range"),  # a panic of the library's
+    ({"vocab": {"a": 0, "b": 1}}, "out of range"),
+    ({"vocab": {"a": 0, "b": 1, "ab": 2**31}}, "id 2147483648, expected less than 10,000,000"),
+    ({"vocab": {"a": 0, "b": 1, "ab": 2**40}}, "expected u32"),
+    ({"unk_token": "NO"}, "Unk token `NO` not found"),
+])  # fmt: skip
+def test_a_tokenizer_that_cannot_be_is_an_error_of_ours(said: dict[str, Any], reason: str, tmp_path: Path) -> None:
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE({"a": 0, "b": 1, "ab": 2}, [("a", "b")]))
+    written = json.loads(backend.to_str())
+    written["model"].update(said)
+    (tmp_path / "tokenizer.json").write_text(json.dumps(written))
+
+    def read() -> Any:
+        found = pl.Tokenizer.from_folder(tmp_path)
+        return None if found is None else found.encode("abz")
+
+    with pytest.raises(pl.WeightsError, match=reason) as caught:
+        read()
+    assert caught.value.code == "tokenizer-unreadable"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -14,7 +15,7 @@ from torch import Tensor
 from pellucid import atomic
 from pellucid.check import as_whole
 from pellucid.dialects import named_arguments
-from pellucid.errors import InputError, WeightsError, shown
+from pellucid.errors import InputError, PellucidError, WeightsError, shown
 from pellucid.weights.manifests import is_there, read_json, require_regular
 
 UNFINISHED = "\ufffd"
@@ -74,21 +75,20 @@ class Tokenizer:
     def from_file(cls, path: str | Path) -> Tokenizer:
         """Read a `tokenizer.json`."""
         require_regular(path)
-        try:
-            return cls(tokenizers.Tokenizer.from_file(str(path)))
-        except Exception as error:  # the library raises bare Exception for every unreadable file
-            raise _unreadable(path, error) from error
+        with _library(path):
+            backend = tokenizers.Tokenizer.from_file(str(path))
+        _require_ids(path, backend.get_vocab().values())
+        return cls(backend)
 
     @classmethod
     def from_vocabulary(cls, vocab: str | Path, merges: str | Path) -> Tokenizer:
         """Read GPT-2's `vocab.json` and `merges.txt`."""
         require_regular(vocab)
         require_regular(merges)
-        try:
+        with _library(vocab):
             ids, pairs = tokenizers.models.BPE.read_file(str(vocab), str(merges))
+            _require_ids(vocab, ids.values())
             backend = tokenizers.Tokenizer(tokenizers.models.BPE(ids, pairs))
-        except Exception as error:  # the library raises bare Exception for every unreadable file
-            raise _unreadable(vocab, error) from error
         backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
         backend.decoder = tokenizers.decoders.ByteLevel()
         if "<|endoftext|>" in ids:
@@ -149,7 +149,8 @@ class Tokenizer:
 
     def _ids(self, text: str) -> list[int]:
         try:
-            return self._backend.encode(text, add_special_tokens=False).ids
+            with _library("tokenizer.json"):  # an unknown token that is not in the vocabulary shows here
+                return self._backend.encode(text, add_special_tokens=False).ids
         except TypeError as error:  # another type, or half of a surrogate pair
             raise InputError(
                 f"tokenizer: {type(text).__name__} {text!r:.40}, expected text that UTF-8 can hold.",
@@ -317,7 +318,29 @@ def _listed(ids: int | Iterable[int]) -> list[int]:
     return read  # pyright: ignore[reportReturnType] (None was refused)
 
 
-def _unreadable(path: str | Path, error: Exception) -> WeightsError:
+MOST_IDS = 10_000_000
+"""Forty times the largest vocabulary that was published."""
+
+
+def _require_ids(path: str | Path, ids: Iterable[int]) -> None:
+    """Refuse ids without a bound: to write a vocabulary, the library makes a list of all that lie between two."""
+    largest = max(ids, default=0)
+    if largest >= MOST_IDS:
+        raise _unreadable(path, ValueError(f"id {largest}, expected less than {MOST_IDS:,}"))
+
+
+@contextmanager
+def _library(path: str | Path) -> Generator[None]:
+    """The tokenizers library raises bare `Exception` for what it cannot read, and its panics are not even that."""
+    try:
+        yield
+    except (TypeError, PellucidError, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: str | Path, error: BaseException) -> WeightsError:
     return WeightsError(
         f"tokenizer: {str(path)!r} cannot be read: {error}",
         code="tokenizer-unreadable",

@@ -7,22 +7,27 @@ from __future__ import annotations
 
 import html
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
 from pellucid import atomic
+from pellucid.check import as_number, as_whole
 from pellucid.errors import WeightsError, shown
 from pellucid.prove.tensors import TensorComparison, compare_tensors
-from pellucid.prove.units import Group, Transform, units_of
+from pellucid.prove.units import HEAD, Group, Transform, axes_of, units_of
 from pellucid.transformer import Transformer
+from pellucid.weights.manifests import read_json
 
 FORMAT = "pellucid.alignment/1"
 _ROWS = 6
 """Matches that an alignment shows of itself."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -102,7 +107,8 @@ class Alignment:
         self._require({unit for match in self.matches for unit in match.group.units}, given, "unit")
         out: dict[str, Tensor] = {}
         for match in self.matches:
-            made = match.transform.apply(match.group.natural(given), match.group, match.shape).clone()
+            with _fitting(match):
+                made = match.transform.apply(match.group.natural(given), match.group, match.shape).clone()
             out |= dict.fromkeys((match.name, *match.copies), made)
         return out
 
@@ -154,18 +160,18 @@ class Alignment:
         """Read what `save` wrote.
 
         Raises:
+            NotFoundError: No such file.
             WeightsError: Another file.
         """
+        about = read_json(Path(path), WeightsError, "alignment-unreadable")
         try:
-            about = json.loads(Path(path).read_text(encoding="utf-8"))
             if about["format"] != FORMAT:
-                raise KeyError(about["format"])
-            return cls(
-                tuple(_match_from(row) for row in about["matches"]),
-                about["buffers"],
-                *(tuple(about[name]) for name in ("unexplained", "missing", "unneeded")),
-            )  # fmt: skip
-        except (OSError, ValueError, KeyError, TypeError) as error:
+                raise ValueError(f"format {shown(about['format'])}, expected {FORMAT}")
+            matches = tuple(_match_from(_object(row)) for row in _listed(about["matches"]))
+            buffers = {name: _text(what) for name, what in _object(about["buffers"]).items()}
+            unexplained, missing, unneeded = (_texts(about[name]) for name in ("unexplained", "missing", "unneeded"))
+            return cls(matches, buffers, unexplained, missing, unneeded)
+        except (KeyError, ValueError) as error:
             raise WeightsError(
                 f"{path}: not an alignment ({error!r}).",
                 code="alignment-unreadable",
@@ -174,27 +180,109 @@ class Alignment:
 
 
 def _match_from(row: dict[str, Any]) -> Match:
-    group, transform, comparison = row["group"], row["transform"], row["comparison"]
-    heads = transform["heads"]
+    given, how, comparison = (_object(row[name]) for name in ("group", "transform", "comparison"))
+    head = None if given["head"] is None else _count(given["head"])
+    group = Group(_texts(given["units"]), head, _count(given["layers"]))
+    heads = None if how["heads"] is None else _counts(how["heads"])
+    transform = Transform(_texts(how["axes"]), heads)
+    _require_sound(group, transform)
+    if set(comparison) != {field.name for field in fields(TensorComparison)}:
+        raise ValueError(f"a comparison of {shown(list(comparison))}")
     return Match(
-        name=str(row["name"]),
-        group=Group(tuple(group["units"]), group["head"], int(group["layers"])),
-        transform=Transform(tuple(transform["axes"]), None if heads is None else tuple(heads)),
-        shape=tuple(row["shape"]),
-        comparison=TensorComparison(**(comparison | {"shape": tuple(comparison["shape"])})),
-        ambiguous=bool(row["ambiguous"]),
-        copies=tuple(row["copies"]),
+        name=_text(row["name"]),
+        group=group,
+        transform=transform,
+        shape=_counts(row["shape"]),
+        comparison=TensorComparison(
+            **{name: _number(comparison[name]) for name in ("fraction", "max_abs", "max_rel")},
+            bit_equal=_flag(comparison["bit_equal"]),
+            max_ulp=_count(comparison["max_ulp"]),
+            shape=_counts(comparison["shape"]),
+            dtype=_text(comparison["dtype"]),
+        ),
+        ambiguous=_flag(row["ambiguous"]),
+        copies=_texts(row["copies"]),
     )
 
 
+def _require_sound(group: Group, transform: Transform) -> None:
+    """See that units are some of one kind that exists, and that every axis and head comes once."""
+    try:
+        kinds = {axes_of(unit) for unit in group.units}
+    except (KeyError, IndexError) as problem:
+        raise ValueError(f"no such unit: {shown(group.units)}") from problem
+    if len(kinds) != 1 or (group.layers and len(group.units) % group.layers):
+        raise ValueError(f"no group of units: {shown(group.units)}")
+    if sorted(transform.axes) != sorted(group.axes):
+        raise ValueError(f"the axes {shown(transform.axes)}, expected those of {shown(group.units)}")
+    heads = transform.heads
+    if heads is not None and (HEAD not in group.axes or sorted(heads) != list(range(len(heads)))):
+        raise ValueError(f"heads {shown(heads)}, expected each once")
+
+
+def _object(value: Any) -> dict[str, Any]:
+    return _only(dict, value)
+
+
+def _listed(value: Any) -> list[Any]:
+    return _only(list, value)
+
+
+def _text(value: Any) -> str:
+    return _only(str, value)
+
+
+def _flag(value: Any) -> bool:
+    return _only(bool, value)
+
+
+def _only(kind: type[T], value: Any) -> T:
+    if not isinstance(value, kind):
+        raise ValueError(f"{shown(value)}, expected {kind.__name__}")
+    return value
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    return tuple(_text(text) for text in _listed(value))
+
+
+def _count(value: Any) -> int:
+    found = as_whole(value)
+    if found is None or not 0 <= found < 2**63:
+        raise ValueError(f"{shown(value)}, expected a whole number of 0 or more")
+    return found
+
+
+def _counts(value: Any) -> tuple[int, ...]:
+    return tuple(_count(number) for number in _listed(value))
+
+
+def _number(value: Any) -> float:
+    found = as_number(value)
+    if found is None:
+        raise ValueError(f"{shown(value)}, expected a number")
+    return found
+
+
 def _measured_again(match: Match, units: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> Match:
-    natural = match.group.natural(units)
-    found = [
-        compare_tensors(natural, match.transform.undo(theirs[name].detach(), match.group, natural.shape))
-        for name in (match.name, *match.copies)
-    ]
+    with _fitting(match):
+        natural = match.group.natural(units)
+        undone = [
+            match.transform.undo(theirs[name].detach(), match.group, natural.shape)
+            for name in (match.name, *match.copies)
+        ]
+    found = [compare_tensors(natural, tensor) for tensor in undone]
     worst = next((comparison for comparison in found if not comparison.bit_equal), found[0])
     return replace(match, comparison=worst)
+
+
+@contextmanager
+def _fitting(match: Match) -> Generator[None]:
+    """Heads, layers and sizes may be those of another configuration, at which torch raises."""
+    try:
+        yield
+    except (RuntimeError, IndexError, ValueError) as problem:
+        raise _misfit(f"{match.name} is not made from {shown(match.group.units)} of this model") from problem
 
 
 def _misfit(what: str) -> WeightsError:

@@ -21,7 +21,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 from pellucid.prove.lending import is_compiled
-
 from pellucid.tensor_file import ALIGNMENT
 
 M = TypeVar("M", bound=nn.Module)
