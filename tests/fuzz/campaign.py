@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -67,13 +68,18 @@ class Campaign:
 def run(files: int, seed: str, *, first: int = 0, keep: Path | None = None) -> Campaign:
     """Read damaged files in a process of its own, which is started again where one kills it or never ends."""
     campaign = Campaign()
+    with suppress(KeyboardInterrupt):  # what came of it so far is shown
+        _run(campaign, files, seed, first, keep)
+    return campaign
+
+
+def _run(campaign: Campaign, files: int, seed: str, first: int, keep: Path | None) -> None:
     while first < files:
         with tempfile.TemporaryDirectory() as folder:
             command = [sys.executable, str(WORKER), str(first), str(files), seed, folder]
             environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
             with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment) as worker:
                 first = _follow(worker, campaign, first, Path(folder), keep)
-    return campaign
 
 
 def _follow(worker: Any, campaign: Campaign, first: int, folder: Path, keep: Path | None) -> int:

@@ -261,7 +261,7 @@ KINDS: dict[str, Kind] = {
     "bin, zip": Kind("pytorch_model.bin", _zip, (m.of_archive, m.of_state, m.of_bytes), LOADED),
     "bin, legacy": Kind("pytorch_model.bin", _legacy, (m.of_pickle, m.of_state, m.of_bytes), LOADED),
     "bin index": Kind("pytorch_model.bin.index.json", _bin_shards, TREE, LOADED),
-    "pickle": Kind("raw.bin", _raw, (m.of_pickle, m.of_bytes), LOADED),
+    "pickle": Kind("raw.bin", _raw, (m.of_pickle, m.of_bytes, m.of_key), LOADED),
     "nanoGPT": Kind("weights.pt", _nanogpt, (m.of_archive, m.of_state, m.of_bytes), LOADED),
     "llm.c": Kind("llmc.bin", _llmc, (m.of_numbers, m.of_bytes), LOADED),
     "tokenizer.json": Kind("tokenizer.json", folder_of_model, TREE, (run_model, tokenize)),

@@ -218,6 +218,15 @@ def of_state(content: bytes, random: Random) -> bytes:
     return made.getvalue()
 
 
+def of_key(content: bytes, random: Random) -> bytes:
+    """A pickle of a dict whose key is such a tuple: to put it into the dict is to walk through it."""
+    key = b"K\x01K\x02\x86"
+    for number in range(random.choice((3, 20, 60, 200))):
+        at = bytes([number])
+        key += b"q" + at + b"h" + at + b"\x86"
+    return b"\x80\x02}" + key + b"K\x01s."
+
+
 def nested(depth: int) -> Any:
     """A tuple of two, each the same tuple of two, and so on: small in a file, endless to whoever walks through it."""
     value: Any = (1, 2)

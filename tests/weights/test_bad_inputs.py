@@ -462,3 +462,12 @@ def test_config_written_by_hand_is_read(tmp_path: Path) -> None:
     assert pl.load(result).config.n_embd == 12
     assert pl.load(sharded(lambda honest: honest)(tmp_path / "s")).config.n_embd == 12
     assert pl.load(llmc(lambda data: None)(tmp_path)).config.n_embd == 12
+
+
+def test_a_pickle_that_announces_more_than_memory_holds(tmp_path: Path) -> None:
+    """A text of 2^62 bytes, in a file of thirty."""
+    (tmp_path / "model.bin").write_bytes(b"\x80\x04}\x8d" + (2**62).to_bytes(8, "little") + b"x" * 20)
+    for read in (pl.load, pl.audit_ties):
+        with pytest.raises(pl.WeightsError) as caught:
+            read(tmp_path / "model.bin")
+        assert caught.value.code == "pickle-damaged"

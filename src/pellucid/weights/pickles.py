@@ -122,7 +122,7 @@ def _globals(path: Path, stream: BinaryIO) -> set[str]:
                     code="pickle-unsafe",
                     remedy="Do not use this file; no checkpoint needs such a tuple.",
                 )
-    except (ValueError, IndexError, KeyError, UnicodeError, OverflowError, EOFError):
+    except (ValueError, IndexError, KeyError, UnicodeError, OverflowError, EOFError, MemoryError):
         pass  # not a pickle to its end: what reads it says so
     return needed
 
