@@ -52,7 +52,7 @@ class Batcher:
             raise InputError(
                 f"tokenize: padding_side={padding_side!r}, expected 'left' or 'right'.",
                 code="padding-side",
-                remedy="Give one of the two.",
+                remedy="Give padding_side='left' or padding_side='right'.",
             )
         if isinstance(inputs, Mapping):
             inputs, mask = ids.from_mapping(inputs, mask)

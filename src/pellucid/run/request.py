@@ -76,7 +76,7 @@ def pace_of(batch: Batch, stopping: Stopping, config: TransformerConfig, *, cach
         raise InputError(
             f"generate: overflow={overflow!r}, expected 'error' or 'slide'.",
             code="overflow",
-            remedy="Give one of the two.",
+            remedy="Give overflow='error' or overflow='slide'.",
         )
     columns = batch.ids.size(1) + stopping.max_new_tokens
     if columns > config.n_positions and overflow == "error":

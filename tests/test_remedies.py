@@ -1,0 +1,493 @@
+"""A remedy is followed before it is printed: each error is provoked, what it says is done, and the error is gone.
+
+`REMEDIES` has the cases of each code; a code of the modules in `FOLLOWED` without a case fails a test. To follow those
+of another module, add it to `FOLLOWED`, and its codes to `REMEDIES`.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+import pellucid as pl
+import support
+
+SOURCE = Path(pl.__file__).parent
+
+FOLLOWED = ("aliases", "batching", "cache", "ckpt", "dialects", "ids", "model", "run/activations", "run/edit",
+            "run/edit_tap", "run/region", "run/request", "run/sampling", "run/stopping")  # fmt: skip
+
+EXCUSED = {
+    "mask-while-captured": "needs a GPU; tests/test_batch.py provokes it",
+    "missing-extra": "says what to install; tests/test_import.py provokes it",
+}
+"""Codes whose remedy is not followed here, with the reason."""
+
+Here = SimpleNamespace
+Act = Callable[[Here], Any]
+
+
+@dataclass(frozen=True)
+class Case:
+    """An error and the way out of it.
+
+    Args:
+        wrong: Raises the error.
+        said: What the remedy has to say.
+        right: Does it.
+    """
+
+    wrong: Act
+    said: str
+    right: Act
+
+
+PADDED = torch.tensor([[9, 9, 1], [2, 3, 4]])
+IDS = torch.tensor([[1, 2, 3], [4, 5, 6]])
+EDIT = pl.Edit
+
+
+def _run(here: Here, **more: Any) -> Any:
+    return here.model.run_with_ckpts(IDS, **more)[1]
+
+
+def _generate(here: Here, **more: Any) -> Any:
+    return here.model.generate(IDS, **{"max_new_tokens": 2, **more})
+
+
+def _cached(here: Here, columns: int, capacity: int = 4) -> pl.KeyValueCache:
+    cache = pl.KeyValueCache(here.model.config, capacity=capacity)
+    with torch.no_grad():
+        here.model([[1] * columns], cache=cache)
+    return cache
+
+
+def _apply(what: str, edit: Act) -> Act:
+    return lambda here: _run(here, names=what, edits=edit(here))
+
+
+REMEDIES: dict[str, list[Case]] = {
+    # ids and masks
+    "pad-without-mask": [
+        Case(lambda h: h.model(PADDED), "mask=", lambda h: h.model(PADDED, mask=PADDED != 9)),
+        Case(lambda h: h.model(PADDED), "lists of unequal length", lambda h: h.model([[1], [2, 3, 4]])),
+        Case(lambda h: h.model(PADDED), "mask=torch.ones(2, 3)", lambda h: h.model(PADDED, mask=torch.ones(2, 3))),
+        Case(lambda h: h.model(h.batch.ids), "Pass the batch itself", lambda h: h.model(h.batch)),
+    ],
+    "mask-without-ids": [
+        Case(lambda h: h.told.loss("a cat", mask=[[1, 1]]), "Leave the mask out", lambda h: h.told.loss("a cat"))
+    ],
+    "mask-shape": [
+        Case(lambda h: h.model(IDS, mask=[[1, 1]]), "one 0 or 1 for each id", lambda h: h.model(IDS, mask=IDS > 0)),
+        Case(
+            lambda h: h.model(pl.Batch(IDS, torch.ones(2, 3), IDS)),
+            "model.tokenize",
+            lambda h: h.model(h.model.tokenize(IDS)),
+        ),
+    ],
+    "mask-values": [
+        Case(
+            lambda h: h.model(IDS, mask=IDS), "1 at real tokens, else 0", lambda h: h.model(IDS, mask=(IDS > 0).long())
+        )
+    ],
+    "padding-side": [
+        Case(
+            lambda h: h.model.tokenize(IDS, padding_side="up"),
+            "padding_side='left'",
+            lambda h: h.model.tokenize(IDS, padding_side="left"),
+        )
+    ],
+    "ids-shape": [Case(lambda h: h.model([[[1]], [[2]]]), "list of rows", lambda h: h.model([[1], [2]]))],
+    "id-out-of-range": [
+        Case(lambda h: h.model([[999]]), "this model's own tokenizer", lambda h: h.told("a cat")),
+        Case(lambda h: _generate(h, end_ids=[999]), "end_ids=()", lambda h: _generate(h, end_ids=())),
+        Case(
+            lambda h: _generate(h, sampler=pl.Sampler(suppress_tokens=[999])),
+            "this model's vocabulary",
+            lambda h: _generate(h, sampler=pl.Sampler(suppress_tokens=[99])),
+        ),
+    ],
+    "positions": [
+        Case(
+            lambda h: h.model(pl.Batch(IDS, IDS > 0, IDS - 9)),
+            "model.tokenize",
+            lambda h: h.model(h.model.tokenize(IDS)),
+        )
+    ],
+    "too-long": [
+        Case(lambda h: h.model([[1] * 65]), "split the text", lambda h: [h.model([[1] * n]) for n in (33, 32)]),
+        Case(
+            lambda h: _generate(h, max_new_tokens=62),
+            "at most 61 new tokens",
+            lambda h: _generate(h, max_new_tokens=61),
+        ),
+        Case(
+            lambda h: _generate(h, max_new_tokens=62),
+            "overflow='slide'",
+            lambda h: _generate(h, max_new_tokens=62, overflow="slide"),
+        ),
+        Case(
+            lambda h: h.model([[1, 2]], cache=_cached(h, 63, 90)),
+            "fewer tokens",
+            lambda h: h.model([[1]], cache=_cached(h, 63, 90)),
+        ),
+    ],
+    "no-tokenizer": [
+        Case(lambda h: h.model("a cat"), "Pass ids", lambda h: h.model([[1, 2]])),
+        Case(lambda h: _generate(h, stop="."), "Give stop ids", lambda h: _generate(h, stop=5)),
+    ],
+    "empty-text": [
+        Case(lambda h: h.told(""), "beginning-of-text id", lambda h: h.told([h.told.config.bos_token_id])),
+    ],
+    "input-kind": [
+        Case(lambda h: h.model({1, 2}), "lists of ids", lambda h: h.model([1, 2])),
+        Case(
+            lambda h: h.model({"input_ids": [1], "x": 1}),
+            '{"input_ids": ..., "attention_mask": ...}',
+            lambda h: h.model({"input_ids": [1], "attention_mask": [1]}),
+        ),
+    ],
+    "ids-dtype": [
+        Case(lambda h: h.model(IDS.float()), "ids.long()", lambda h: h.model(IDS.float().long())),
+        Case(lambda h: h.told({"input_ids": ["a cat"]}), "by themselves", lambda h: h.told(["a cat"])),
+        Case(lambda h: h.model([None]), "whole numbers", lambda h: h.model([1])),
+    ],
+    "another-computation": [
+        Case(
+            lambda h: h.model({"input_ids": IDS, "token_type_ids": IDS * 0, "attention_mask": IDS > 0}),
+            "alone",
+            lambda h: h.model({"input_ids": IDS, "attention_mask": IDS > 0}),
+        )
+    ],
+    "tap-kind": [
+        Case(
+            lambda h: h.model(PADDED, PADDED != 9), "model(ids, mask=mask)", lambda h: h.model(PADDED, mask=PADDED != 9)
+        )
+    ],
+    "nothing-to-predict": [Case(lambda h: h.model.loss([[1]]), "two tokens", lambda h: h.model.loss([[1, 2]]))],
+    # names
+    "pattern-for-a-name": [
+        Case(
+            lambda h: _run(h)["pattern"],
+            '"blocks.0.attn.ckpt_pattern"',
+            lambda h: _run(h)["blocks.0.attn.ckpt_pattern"],
+        ),
+        Case(
+            lambda h: _run(h)["pattern"],
+            "ckpts.stack('attn.ckpt_pattern')",
+            lambda h: _run(h).stack("attn.ckpt_pattern"),
+        ),
+        Case(lambda h: _run(h)["**.ckpt_z"], "in names=", lambda h: _run(h, names="**.ckpt_z")),
+    ],
+    "several-kinds": [Case(lambda h: _run(h).stack("attn.*"), "'resid_post'", lambda h: _run(h).stack("resid_post"))],
+    "alias-refused": [
+        Case(
+            lambda h: _run(h, names="blocks.0.ln1.hook_scale"),
+            "that the reason names",
+            lambda h: _run(h, names="blocks.0.ln1.ckpt_scaled"),
+        )
+    ],
+    "unknown-checkpoint": [
+        Case(
+            lambda h: _run(h, names="blocks.9.resid_pre"), "from 0 to 2", lambda h: _run(h, names="blocks.2.resid_pre")
+        ),
+        Case(
+            lambda h: _run(h, names="blocks.0.resid_pro"),
+            "'blocks.0.resid_pre'",
+            lambda h: _run(h, names="blocks.0.resid_pre"),
+        ),
+        Case(
+            lambda h: _run(h, names="normalized"), "'**.ckpt_normalized'", lambda h: _run(h, names="**.ckpt_normalized")
+        ),
+    ],
+    "unknown-attribute": [Case(lambda h: h.model.cfg, "model.config", lambda h: h.model.config)],
+    "unknown-argument": [
+        Case(
+            lambda h: h.model(PADDED, attention_mask=PADDED != 9), "mask=", lambda h: h.model(PADDED, mask=PADDED != 9)
+        )
+    ],
+    "unknown-parameter": [
+        Case(lambda h: h.model.parameter("embed.W_F"), "'embed.W_E'", lambda h: h.model.parameter("embed.W_E"))
+    ],
+    "checkpoint-after-stop": [
+        Case(
+            lambda h: _run(h, names="blocks.2.resid_pre", stop_at="embed"),
+            "a later stop_at",
+            lambda h: _run(h, names="blocks.2.resid_pre", stop_at="blocks.2.resid_pre"),
+        )
+    ],
+    "layer-name": [Case(lambda h: _run(h).get("embed", 3), "default=...", lambda h: _run(h).get("embed", default=3))],
+    "not-of-every-block": [
+        Case(
+            lambda h: _run(h).stack("blocks.0.resid_pre"),
+            "ckpts.stack('resid_pre')",
+            lambda h: _run(h).stack("resid_pre"),
+        ),
+        Case(lambda h: _run(h).stack("embed"), "ckpts['ckpt_embed']", lambda h: _run(h)["ckpt_embed"]),
+    ],
+    "not-captured": [
+        Case(
+            lambda h: _run(h, names="embed")["resid_pre", 0],
+            "names=",
+            lambda h: _run(h, names=["embed", ("resid_pre", 0)])["resid_pre", 0],
+        ),
+        Case(
+            lambda h: _run(h, names="embed").stack("resid_pre"),
+            "names=",
+            lambda h: _run(h, names=["embed", "resid_pre"]).stack("resid_pre"),
+        ),
+    ],
+    "not-ckpts": [
+        Case(
+            lambda h: pl.ActivationCkpts.load(h.weights),
+            "ActivationCkpts.save",
+            lambda h: (_run(h).save(h.folder / "x.safetensors"), pl.ActivationCkpts.load(h.folder / "x.safetensors")),
+        )
+    ],
+    "grads-of-a-part": [Case(lambda h: _run(h, grads=True, pos=0), "whole value", lambda h: _run(h, grads=True))],
+    # edits
+    "edit-kind": [
+        Case(lambda h: _run(h, edits=["zero"]), "pl.Edit.zero", lambda h: _run(h, edits=[EDIT.zero("embed")])),
+        Case(
+            lambda h: _run(h, edits=[EDIT.zero([])]),
+            "the name of a checkpoint",
+            lambda h: _run(h, edits=[EDIT.zero("embed")]),
+        ),
+        Case(lambda h: EDIT.patch("embed", 1), "run_with_ckpts returned", lambda h: EDIT.patch("embed", _run(h))),
+        Case(lambda h: EDIT.apply("embed", 1), "Edit.replace", lambda h: EDIT.replace("embed", 1)),
+    ],
+    "edit-misfit": [
+        Case(
+            _apply("embed", lambda h: EDIT.replace("embed", torch.ones(5))),
+            "every axis kept",
+            _apply("embed", lambda h: EDIT.replace("embed", torch.ones(2, 3, 48))),
+        ),
+        Case(
+            _apply("embed", lambda h: EDIT.apply("embed", lambda part: part[0, 0, :5])),
+            "every axis kept",
+            _apply("embed", lambda h: EDIT.apply("embed", lambda part: part * 2)),
+        ),
+        Case(
+            _apply("z", lambda h: EDIT.mean_ablate("z", _run(h, heads=0), heads=0)),
+            "all heads",
+            _apply("z", lambda h: EDIT.mean_ablate("z", _run(h), heads=0)),
+        ),
+        Case(
+            _apply("embed", lambda h: EDIT.patch("embed", h.model.run_with_ckpts([[1], [2, 3, 4]])[1])),
+            "where both have tokens",
+            _apply("embed", lambda h: EDIT.patch("embed", h.model.run_with_ckpts([[1], [2, 3, 4]])[1], pos=-1)),
+        ),
+    ],
+    "patch-of-another-length": [
+        Case(
+            _apply("embed", lambda h: EDIT.patch("embed", h.model.run_with_ckpts([[1] * 5] * 2)[1])),
+            "pos=-1",
+            _apply("embed", lambda h: EDIT.patch("embed", h.model.run_with_ckpts([[1] * 5] * 2)[1], pos=-1)),
+        ),
+        Case(
+            _apply("embed", lambda h: EDIT.patch("pattern", h.model.run_with_ckpts([[1] * 5] * 2)[1])),
+            "attn.ckpt_z",
+            _apply("embed", lambda h: EDIT.patch("attn.ckpt_z", h.model.run_with_ckpts([[1] * 5] * 2)[1], pos=-1)),
+        ),
+    ],
+    "patch-of-a-part": [
+        Case(
+            _apply("embed", lambda h: EDIT.patch("embed", _run(h, pos=0))),
+            "without pos=",
+            _apply("embed", lambda h: EDIT.patch("embed", _run(h), pos=0)),
+        )
+    ],
+    "edit-mean-of-pads": [
+        Case(
+            _apply(
+                "embed",
+                lambda h: EDIT.mean_ablate(
+                    "embed",
+                    pl.ActivationCkpts(
+                        {"ckpt_embed": torch.zeros(1, 1, 48)}, pl.Batch(IDS[:1, :1], IDS[:1, :1] < 0, IDS[:1, :1]), 3
+                    ),
+                ),
+            ),
+            "some text has a token",
+            _apply("embed", lambda h: EDIT.mean_ablate("embed", _run(h))),
+        )
+    ],
+    "edit-mean-of-pattern": [
+        Case(
+            _apply("embed", lambda h: EDIT.mean_ablate("pattern")),
+            "ckpt_z",
+            _apply("embed", lambda h: EDIT.mean_ablate("attn.ckpt_z")),
+        )
+    ],
+    "edit-never-fired": [
+        Case(
+            lambda h: _run(h, names="embed", stop_at="embed", edits=EDIT.zero("resid_post")),
+            "choose others",
+            lambda h: _run(h, names="embed", stop_at="embed", edits=EDIT.zero("embed")),
+        )
+    ],
+    "edit-needs-the-text": [
+        Case(
+            lambda h: _generate(h, edits=EDIT.mean_ablate("embed")),
+            "Edit.mean_ablate(names, ckpts)",
+            lambda h: _generate(h, edits=EDIT.mean_ablate("embed", _run(h))),
+        )
+    ],
+    "negative-position": [
+        Case(
+            lambda h: _generate(h, edits=EDIT.zero("embed", pos=-1)),
+            "count from 0",
+            lambda h: _generate(h, edits=EDIT.zero("embed", pos=2)),
+        )
+    ],
+    "index-out-of-range": [
+        Case(lambda h: _run(h, pos=3), "that exist", lambda h: _run(h, pos=2)),
+        Case(lambda h: _run(h, pos=slice(0, 2, 0)), "a step is not 0", lambda h: _run(h, pos=slice(0, 2, 1))),
+    ],
+    "no-such-axis": [
+        Case(
+            lambda h: _run(h, edits=EDIT.zero("embed", heads=0)),
+            "Leave heads= out",
+            lambda h: _run(h, edits=EDIT.zero("embed")),
+        )
+    ],
+    # generation
+    "sampler-setting": [
+        Case(
+            lambda h: _generate(h, sampler=0.8),
+            "pl.Sampler(temperature=0.8, top_p=0.9)",
+            lambda h: _generate(h, sampler=pl.Sampler(temperature=0.8, top_p=0.9)),
+        ),
+        Case(lambda h: pl.Sampler(top_p=2), "from 0 to 1", lambda h: pl.Sampler(top_p=1)),
+    ],
+    "return-sequences": [
+        Case(
+            lambda h: _generate(h, num_return_sequences=0),
+            "of 1 or more",
+            lambda h: _generate(h, num_return_sequences=1),
+        ),
+        Case(
+            lambda h: _generate(h, num_return_sequences=2),
+            "num_beams",
+            lambda h: _generate(h, num_return_sequences=2, num_beams=2),
+        ),
+    ],
+    "overflow": [
+        Case(lambda h: _generate(h, overflow="cut"), "overflow='slide'", lambda h: _generate(h, overflow="slide"))
+    ],
+    "look-and-slide": [
+        Case(
+            lambda h: _generate(h, names="embed", max_new_tokens=70, overflow="slide"),
+            "within the context",
+            lambda h: _generate(h, names="embed", max_new_tokens=7),
+        )
+    ],
+    "seed": [
+        Case(lambda h: _generate(h, seed="x"), "Leave it out", _generate),
+        Case(
+            lambda h: _generate(h, sampler=pl.Sampler(), seed=2**70),
+            "smaller",
+            lambda h: _generate(h, sampler=pl.Sampler(), seed=7),
+        ),
+    ],
+    "max-new-tokens": [
+        Case(lambda h: _generate(h, max_new_tokens=-1), "0 gives the prompt", lambda h: _generate(h, max_new_tokens=0))
+    ],
+    "empty-stop": [Case(lambda h: _generate(h, stop=""), "Leave it out", _generate)],
+    "nothing-left": [
+        Case(
+            lambda h: _generate(h, sampler=pl.Sampler(suppress_tokens=range(211))),
+            "Suppress fewer",
+            lambda h: _generate(h, sampler=pl.Sampler(suppress_tokens=range(200))),
+        )
+    ],
+    # caches
+    "cache-rows": [
+        Case(
+            lambda h: h.model(IDS, cache=_cached(h, 1)),
+            "cache.fork(rows)",
+            lambda h: h.model(IDS, cache=_cached(h, 1).fork(2)),
+        )
+    ],
+    "cache-misfit": [
+        Case(
+            lambda h: pl.KeyValueCache(h.model.config, dtype=torch.int8),
+            "dtype=model.dtype",
+            lambda h: pl.KeyValueCache(h.model.config, 1, dtype=h.model.dtype, device=h.model.device),
+        ),
+        Case(
+            lambda h: h.model([[1]], cache=pl.KeyValueCache(h.told.config)),
+            "KeyValueCache(model.config, rows",
+            lambda h: h.model([[1]], cache=pl.KeyValueCache(h.model.config, 1)),
+        ),
+    ],
+    "cache-empty": [
+        Case(
+            lambda h: pl.KeyValueCache(h.model.config, 0),
+            "number of texts",
+            lambda h: pl.KeyValueCache(h.model.config, 1),
+        )
+    ],
+    "cache-full": [
+        Case(lambda h: h.model([[1]], cache=_cached(h, 4)), "larger", lambda h: h.model([[1]], cache=_cached(h, 4, 5)))
+    ],
+    "cache-rewind": [Case(lambda h: _cached(h, 2).rewind(3), "had before", lambda h: _cached(h, 2).rewind(1))],
+    "cache-fork": [Case(lambda h: _cached(h, 3).fork(capacity=2), "room", lambda h: _cached(h, 3).fork(capacity=3))],
+    "not-a-cache": [
+        Case(
+            lambda h: pl.KeyValueCache.load(h.weights),
+            "KeyValueCache.save",
+            lambda h: (
+                _cached(h, 2).save(h.folder / "c.safetensors"),
+                pl.KeyValueCache.load(h.folder / "c.safetensors"),
+            ),
+        )
+    ],
+}
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory: pytest.TempPathFactory) -> Here:
+    folder = tmp_path_factory.mktemp("remedies")
+    model, told = support.glass(eos_token_id=9, bos_token_id=9), pl.load()
+    model.save_pretrained(folder / "model")
+    batch = model.tokenize([[1], [2, 3, 4]])
+    return Here(model=model, told=told, batch=batch, folder=folder, weights=folder / "model" / "model.safetensors")
+
+
+CASES = [(code, number) for code, cases in REMEDIES.items() for number in range(len(cases))]
+
+
+@pytest.mark.parametrize(("code", "number"), CASES)
+def test_the_remedy_works(here: Here, code: str, number: int) -> None:
+    case = REMEDIES[code][number]
+    with pytest.raises(pl.PellucidError) as caught:
+        case.wrong(here)
+    assert caught.value.code == code
+    assert case.said in caught.value.remedy
+    case.right(here)
+
+
+def _codes(module: str) -> Iterator[str]:
+    """The codes that a module raises with; a condition has two."""
+    for node in ast.walk(ast.parse((SOURCE / f"{module}.py").read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call):
+            for keyword in node.keywords:
+                if keyword.arg == "code":
+                    given = keyword.value
+                    branches = [given.body, given.orelse] if isinstance(given, ast.IfExp) else [given]
+                    yield from (str(branch.value) for branch in branches if isinstance(branch, ast.Constant))
+
+
+@pytest.mark.parametrize("module", FOLLOWED)
+def test_every_code_has_a_remedy_that_is_followed(module: str) -> None:
+    codes = set(_codes(module))
+    assert codes
+    assert codes <= {*REMEDIES, *EXCUSED}, f"no remedy is followed for {sorted(codes - {*REMEDIES, *EXCUSED})}"
