@@ -336,6 +336,16 @@ REFUSED: dict[str, Refused] = {
     "forward of a module": Refused(
         tell("transformer.h.0.mlp", forward=lambda x: x * 2), "hf-patched-forward", "h.0.mlp"
     ),
+    "forward is None": Refused(tell("transformer.h.0.mlp", forward=None), "hf-patched-forward", "h.0.mlp"),
+    "no configuration": Refused(tell("", config=None), "hf-part", "config is None"),
+    "sparse": Refused(
+        call("transformer.h.0.mlp.c_fc", lambda m: setattr(m, "weight", nn.Parameter(m.weight.data.to_sparse()))),
+        "hf-tensors",
+        "torch.sparse",
+    ),
+    "attention of no name": Refused(
+        lambda hf: setattr(hf.config, "_attn_implementation_internal", "nonsense"), "hf-attention", "nonsense"
+    ),
     "forward of the model": Refused(tell("", forward=lambda ids, **_: None), "hf-patched-forward", "the model"),
     "accelerate": Refused(accelerated, "hf-patched-forward", "h.0.mlp"),
     "hook on a block": Refused(
@@ -440,6 +450,20 @@ def test_what_computes_something_else_is_refused_by_name(name: str) -> None:
     assert caught.value.code == case.code, str(caught.value)
     assert case.word in caught.value.message
     assert caught.value.remedy
+
+
+def test_a_compiled_model_is_read_as_what_was_compiled() -> None:
+    hf = small_hf()
+    assert same_logits(pl.from_hf(torch.compile(hf, backend="eager")), hf)  # pyright: ignore[reportArgumentType]
+
+
+def test_parameters_that_were_one_are_noted() -> None:
+    hf = small_hf()
+    hf.transformer.h[1].mlp.c_fc.weight = hf.transformer.h[0].mlp.c_fc.weight
+    model = pl.from_hf(hf)
+    assert same_logits(model, hf)
+    assert model.provenance["untied"] == "transformer.h.1.mlp.c_fc.weight from transformer.h.0.mlp.c_fc.weight"
+    assert "untied" not in pl.from_hf(small_hf()).provenance
 
 
 def test_a_base_model_is_read_alike() -> None:

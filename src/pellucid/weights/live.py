@@ -85,9 +85,19 @@ def read(hf_model: nn.Module) -> Live:
     other = [size for size in _SIZES if getattr(config, size) != getattr(said, size)]
     notes = {
         "left_out": ", ".join(unread),
+        "untied": ", ".join(_sharing(tensors)),
         "sizes": ", ".join(f"{size} {getattr(config, size)}, configured {getattr(said, size)}" for size in other),
     }
     return Live(tensors, _with_dropout(config, named), {topic: note for topic, note in notes.items() if note})
+
+
+def _sharing(tensors: dict[str, Tensor]) -> Iterator[str]:
+    """Parameters that are one in the model, and will be two in the copy; the head's tie is kept."""
+    seen: dict[int, str] = {}
+    for name, tensor in tensors.items():
+        first = seen.setdefault(id(tensor), name)
+        if first != name and name != "lm_head.weight":
+            yield f"{name} from {first}"
 
 
 def parts_of(hf_model: nn.Module) -> Iterator[Part]:
