@@ -10,7 +10,7 @@ import torch
 from exercise_solution import variant
 from torch import Tensor
 
-from pellucid.exercises import check_attention, check_block, check_gpt2, learner, mistakes, modules
+from pellucid.exercises import check_attention, check_block, check_gpt2, course_shapes, learner, mistakes, modules
 from pellucid.exercises.mistakes import ATTENTION, BLOCK, GPT2, Mistake
 from pellucid.exercises.reference import RIGHT, Sizes, attention, block, gpt2, turned
 from pellucid.exercises.watch import apart
@@ -82,9 +82,9 @@ def test_every_known_mistake_is_found_when_it_is_made(
 @pytest.mark.parametrize("sizes", [Sizes(12, 4, 3), Sizes(12, 3, 5)])
 def test_mistakes_differ_from_one_another(sizes: Sizes) -> None:
     generator = torch.Generator().manual_seed(0)
-    p = {n: torch.randn(s, generator=generator).double() for n, s in modules._attention_shapes(sizes).items()}
+    p = {n: torch.randn(s, generator=generator).double() for n, s in course_shapes.attention_shapes(sizes).items()}
     x = (
-        torch.cat([modules._streams(sizes)[0]] * 2, 1)[:, :8]
+        torch.cat([course_shapes.streams(sizes)[0]] * 2, 1)[:, :8]
         + 0.1 * torch.randn(2, 8, 12, generator=generator).double()
     )
     outputs: dict[str, Tensor] = {}

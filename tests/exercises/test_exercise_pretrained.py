@@ -92,6 +92,19 @@ def test_weights_go_into_a_model_of_other_names_or_into_none(glass: pl.CkptedTra
         load_into(theirs, glass)
 
 
+def test_a_bias_of_zeros_on_the_head_is_no_mistake_and_another_is_one(glass: pl.CkptedTransformer) -> None:
+    head = 'return torch.einsum("bsd,vd->bsv", self.ln(h), self.token_embedding.weight)'
+    model = loaded(glass, TANH, (head, f"{head} + getattr(self, 'b_U', 0.0)"))
+    model.b_U = nn.Parameter(torch.zeros(glass.config.vocab_size))
+    result = check_pretrained(model, Digits(), glass)
+    assert result, result
+    assert any("`b_U`: all zeros, which change nothing" in note for note in result.notes), result
+    with torch.no_grad():
+        model.b_U[3] = 0.5
+    wrong = check_pretrained(model, Digits(), glass)
+    assert "a bias on the head: b_U" in str(wrong.mistake), wrong
+
+
 def _fresh(model: Any) -> None:
     for module in model.modules():
         if hasattr(module, "reset_parameters"):

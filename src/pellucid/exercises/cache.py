@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from pellucid.exercises.answers import Findings, WrongAnswerError, checked, misuse, theirs
+from pellucid.exercises.course_config import GPTConfig
 from pellucid.exercises.learner import COARSE, EXACT, copied, parameter, spread
-from pellucid.exercises.modules import GPTConfig
 from pellucid.exercises.reference import RIGHT, Parameters, Sizes, norm, split_heads
 from pellucid.exercises.result import CheckResult
 from pellucid.exercises.watch import apart

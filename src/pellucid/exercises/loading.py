@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,10 +11,13 @@ from torch import Tensor, nn
 
 from pellucid.config import TransformerConfig
 from pellucid.errors import InputError, shown
-from pellucid.exercises.answers import WrongAnswerError, misuse
+from pellucid.exercises.answers import NAMES, WrongAnswerError, misuse
+from pellucid.exercises.course_config import GPTConfig
+from pellucid.exercises.course_shapes import gpt2_shapes
 from pellucid.exercises.learner import copied, spread
-from pellucid.exercises.modules import GPTConfig, live_parameters
-from pellucid.exercises.reference import Sizes
+from pellucid.exercises.other_names import namings
+from pellucid.exercises.reference import RIGHT, Sizes, gpt2
+from pellucid.exercises.watch import apart
 from pellucid.model import CkptedTransformer
 from pellucid.open import from_hf
 from pellucid.prove.aligning import align
@@ -136,7 +141,7 @@ def _units(model: nn.Module, config: TransformerConfig) -> dict[str, Tensor]:
         config.n_embd, config.n_head, config.d_head, layers=config.n_layer, vocabulary=config.vocab_size,
         positions=config.n_positions, epsilon=config.layer_norm_epsilon,
     )  # fmt: skip
-    values = live_parameters(model, sizes)
+    values = _live_parameters(model, sizes)
     units = {"embed.W_E": values["token_embedding.weight"], "pos_embed.W_pos": values["pos_embedding.weight"]}
     for i in range(config.n_layer):
         here = f"blocks.{i}"
@@ -158,3 +163,42 @@ def _units(model: nn.Module, config: TransformerConfig) -> dict[str, Tensor]:
 
 
 _NORM = (("w", "weight"), ("b", "bias"))
+
+
+def _live_parameters(model: nn.Module, sizes: Sizes) -> dict[str, Tensor]:
+    """The parameters of a GPT-2 by the names of the course, whatever their own.
+
+    Raises:
+        WrongAnswerError: One is not there in these sizes.
+    """
+    shapes = gpt2_shapes(sizes)
+    held = dict(model.named_parameters(remove_duplicate=False))
+    if all(name in held and tuple(held[name].shape) == shape for name, shape in shapes.items()):
+        return {name: held[name] for name in shapes}
+    found = namings(model, shapes)
+    if not found:
+        lacking = next(n for n, shape in shapes.items() if n not in held or tuple(held[n].shape) != shape)
+        what = f"has the shape {list(held[lacking].shape)}" if lacking in held else "is not there"
+        raise WrongAnswerError(
+            f"`{lacking}` {what}, expected {list(shapes[lacking])}", "the parameters", lacking, NAMES
+        )
+    values = found[0].read(model)
+    if not _computes(model, values, sizes):
+        words = (
+            "its names are not the course's, and it does not compute what a GPT2 with parameters of these shapes does"
+        )
+        raise WrongAnswerError(words, "the parameters", kind=NAMES)
+    return values
+
+
+def _computes(model: nn.Module, values: Mapping[str, Tensor], sizes: Sizes) -> bool:
+    """Whether a model's logits are those of the course's GPT2 with these parameters, under any activation function."""
+    ids = torch.arange(min(4, sizes.positions))[None] % sizes.vocabulary
+    try:
+        with torch.no_grad():
+            output = copied(model).eval()(ids)
+            logits = getattr(output, "logits", output)
+            ways = [replace(sizes, activation=one) for one in ("gelu", "gelu_new", "relu")]
+            return any(apart(logits, gpt2(ids, values, way, RIGHT)["logits"]) <= 1e-3 for way in ways)
+    except (Exception, SystemExit):  # whatever the learner's code raises
+        return False

@@ -3,52 +3,36 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Any, Never
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pellucid.exercises.answers import NAMES, Findings, WrongAnswerError, checked, misuse
+from pellucid.exercises.course_config import GPTConfig
+from pellucid.exercises.course_shapes import (
+    attention_makers,
+    attention_shapes,
+    attention_steps,
+    axes,
+    block_makers,
+    block_shapes,
+    flat,
+    gpt2_shapes,
+    orders,
+    steps,
+    streams,
+    text,
+    texts,
+)
 from pellucid.exercises.extras import DROPOUT, check_applied, check_device, check_initial_order, require_dropout
-from pellucid.exercises.learner import COARSE, Probe, check_gradient, copied, own
+from pellucid.exercises.learner import COARSE, Probe, check_gradient, own
 from pellucid.exercises.mistakes import ATTENTION, ATTENTION_DROPOUT, BLOCK, BLOCK_DROPOUT, GPT2, GPT2_DROPOUT
-from pellucid.exercises.other_names import namings
 from pellucid.exercises.reference import RIGHT, Sizes, attention, block, gpt2
 from pellucid.exercises.result import CheckResult
 from pellucid.exercises.watch import apart
-
-
-@dataclass(frozen=True)
-class GPTConfig:
-    """The course's configuration, which a learner's `GPT2` is constructed with."""
-
-    activation_function: str = "gelu"
-    num_layers: int = 12
-    num_heads: int = 12
-    vocab_size: int = 50257
-    hidden_size: int = 768
-    max_position_embeddings: int = 1024
-    dropout: float = 0.1
-    layer_norm_epsilon: float = 1e-05
-
-    def __getattr__(self, name: str) -> Never:  # called for what is no field
-        here = _ELSEWHERE.get(name)
-        known = ", ".join(one.name for one in fields(self))
-        meant = f"{name} is called {here} here; " if here else ""
-        raise AttributeError(f"GPTConfig has no {name!r}: {meant}its fields are {known}", name=name, obj=self)
-
-
-_ELSEWHERE = {
-    "n_embd": "hidden_size", "d_model": "hidden_size", "n_head": "num_heads", "n_heads": "num_heads",
-    "num_attention_heads": "num_heads", "n_layer": "num_layers", "n_layers": "num_layers",
-    "num_hidden_layers": "num_layers", "n_positions": "max_position_embeddings", "n_ctx": "max_position_embeddings",
-    "block_size": "max_position_embeddings", "max_seq_len": "max_position_embeddings", "d_vocab": "vocab_size",
-    "resid_pdrop": "dropout", "attn_pdrop": "dropout", "embd_pdrop": "dropout", "layer_norm_eps": "layer_norm_epsilon",
-    "hidden_act": "activation_function", "activation": "activation_function",
-}  # fmt: skip
-"""Field of other libraries' configurations -> the course's."""
 
 
 def check_attention(answer: type[nn.Module] | Callable[..., nn.Module], *, hint: int | None = None) -> CheckResult:
@@ -69,7 +53,7 @@ def check_attention(answer: type[nn.Module] | Callable[..., nn.Module], *, hint:
         return answer(12, 4) if sizes is plain else answer(*given, dropout=sizes.dropout)
 
     probe = Probe(
-        "UnidirectionalAttention", build, attention, _attention_shapes, _streams, _axes, _attention_steps, ATTENTION,
+        "UnidirectionalAttention", build, attention, attention_shapes, streams, axes, attention_steps, ATTENTION,
         ATTENTION_DROPOUT,
     )  # fmt: skip
 
@@ -83,10 +67,10 @@ def check_attention(answer: type[nn.Module] | Callable[..., nn.Module], *, hint:
         found.proved.append("the output is that of causal attention, in float64, for 5 shapes of input")
         probe.check_values(found, plain)
         found.proved.append("head_size is taken as given, and defaults to hidden_size // num_heads")
-        x = own(module, _streams(wide)[0])
+        x = own(module, streams(wide)[0])
         _check_attention_dropout(found, probe, module, x, wide)
         probe.note_names(found, module, wide)
-        makers = _attention_makers(wide)
+        makers = attention_makers(wide)
         if probe.has_names(module, wide):
             check_initial_order(found, lambda: build(wide), makers, list(itertools.permutations(makers)))
         check_device(found, module, x)
@@ -170,7 +154,7 @@ def check_block(answer: type[nn.Module] | Callable[..., nn.Module], *, hint: int
 
     every = (*BLOCK, *_inside("attn", ATTENTION))
     dropouts = (*BLOCK_DROPOUT, *_inside("attn", ATTENTION_DROPOUT))
-    probe = Probe("GPT2Block", build, block, _block_shapes, _streams, _axes, _steps, every, dropouts)
+    probe = Probe("GPT2Block", build, block, block_shapes, streams, axes, steps, every, dropouts)
     sizes = Sizes(12, 4, 3, epsilon=0.1)
     others = Sizes(12, 3, 4, epsilon=0.03, activation="gelu", dropout=0.4)
 
@@ -180,7 +164,7 @@ def check_block(answer: type[nn.Module] | Callable[..., nn.Module], *, hint: int
         gelu = _gelu(probe, others)
         found.proved.append("the LayerNorms have the epsilon that is given")
         _say_gelu(found, gelu)
-        x = own(module, _streams(sizes)[0])
+        x = own(module, streams(sizes)[0])
         mlp = [one for name, one in module.named_modules() if isinstance(one, nn.Dropout) and "attn" not in name]
         require_dropout(mlp, "behind linear2")
         without = check_applied(module, mlp, x, "behind linear2")
@@ -195,7 +179,7 @@ def check_block(answer: type[nn.Module] | Callable[..., nn.Module], *, hint: int
         probe.note_names(found, module, sizes)
         groups = [[f"attn.{name}" for name in ("qkv_proj", "output_proj")], ["linear1"], ["linear2"]]
         if probe.has_names(module, sizes):
-            check_initial_order(found, lambda: build(sizes), _block_makers(sizes), _orders(groups))
+            check_initial_order(found, lambda: build(sizes), block_makers(sizes), orders(groups))
         check_device(found, module, x)
         check_gradient(found, module, x)
 
@@ -225,17 +209,17 @@ def check_gpt2(answer: type[nn.Module] | Callable[..., nn.Module], *, hint: int 
     every = (*GPT2, *_inside("in every block", BLOCK), *_inside("in every block, attn", ATTENTION))
     inside = (*BLOCK_DROPOUT, *ATTENTION_DROPOUT)
     dropouts = (*GPT2_DROPOUT, *_inside("in every block", inside))
-    probe = Probe("GPT2", build, gpt2, _gpt2_shapes, _texts, _axes, _steps, every, dropouts)
+    probe = Probe("GPT2", build, gpt2, gpt2_shapes, texts, axes, steps, every, dropouts)
     sizes = Sizes(12, 4, 3, epsilon=0.1, layers=3, vocabulary=29, positions=9)
     others = Sizes(12, 3, 4, 0.03, "gelu", layers=2, vocabulary=23, positions=7, dropout=0.4)
 
     def body(found: Findings) -> None:
         module = _check_logits(found, probe, sizes)
-        replace(probe, inputs=lambda s: [_text(s, 1, s.positions)]).check_values(found, sizes)
+        replace(probe, inputs=lambda s: [text(s, 1, s.positions)]).check_values(found, sizes)
         found.proved.append("the logits are GPT-2's, in float64, for 5 shapes of input up to the longest text")
         _gelu(probe, others)
         found.proved.append("the unembedding is the token embedding: no weights of its own")
-        ids = _texts(sizes)[0]
+        ids = texts(sizes)[0]
         early = [m for n, m in module.named_modules() if isinstance(m, nn.Dropout) and not n.startswith("blocks")]
         require_dropout(early, "behind the embeddings")
         check_applied(module, early, ids, "behind the embeddings")
@@ -261,7 +245,7 @@ def _check_logits(found: Findings, probe: Probe, sizes: Sizes) -> nn.Module:
     except WrongAnswerError as wrong:
         if "IndexError" not in wrong.mistake:
             raise
-        small = replace(probe, inputs=lambda s: [ids % s.positions for ids in _texts(s)])
+        small = replace(probe, inputs=lambda s: [ids % s.positions for ids in texts(s)])
         try:
             small.check_values(found, sizes)
         except WrongAnswerError as named:
@@ -273,53 +257,14 @@ def _check_logits(found: Findings, probe: Probe, sizes: Sizes) -> nn.Module:
 def _check_gpt2_order(found: Findings, build: Callable[[Sizes], Any]) -> None:
     """Token embedding, position embedding, blocks; one block is enough to tell."""
     one = Sizes(12, 4, 3, layers=1, vocabulary=29, positions=9)
-    inside = {f"blocks.0.{name}": make for name, make in _block_makers(one).items()}
+    inside = {f"blocks.0.{name}": make for name, make in block_makers(one).items()}
     makers: dict[str, Callable[[], nn.Module]] = {
         "token_embedding": lambda: nn.Embedding(29, 12),
         "pos_embedding": lambda: nn.Embedding(9, 12),
         **inside,
     }
     groups = [["token_embedding"], ["pos_embedding"], list(inside)]
-    check_initial_order(found, lambda: build(one), makers, list(_flat(itertools.permutations(groups))))
-
-
-def live_parameters(model: nn.Module, sizes: Sizes) -> dict[str, Tensor]:
-    """The parameters of a GPT-2 by the names of the course, whatever their own.
-
-    Raises:
-        WrongAnswerError: One is not there in these sizes.
-    """
-    shapes = _gpt2_shapes(sizes)
-    held = dict(model.named_parameters(remove_duplicate=False))
-    if all(name in held and tuple(held[name].shape) == shape for name, shape in shapes.items()):
-        return {name: held[name] for name in shapes}
-    found = namings(model, shapes)
-    if not found:
-        lacking = next(n for n, shape in shapes.items() if n not in held or tuple(held[n].shape) != shape)
-        what = f"has the shape {list(held[lacking].shape)}" if lacking in held else "is not there"
-        raise WrongAnswerError(
-            f"`{lacking}` {what}, expected {list(shapes[lacking])}", "the parameters", lacking, NAMES
-        )
-    values = found[0].read(model)
-    if not _computes(model, values, sizes):
-        words = (
-            "its names are not the course's, and it does not compute what a GPT2 with parameters of these shapes does"
-        )
-        raise WrongAnswerError(words, "the parameters", kind=NAMES)
-    return values
-
-
-def _computes(model: nn.Module, values: Mapping[str, Tensor], sizes: Sizes) -> bool:
-    """Whether a model's logits are those of the course's GPT2 with these parameters, under any activation function."""
-    ids = torch.arange(min(4, sizes.positions))[None] % sizes.vocabulary
-    try:
-        with torch.no_grad():
-            output = copied(model).eval()(ids)
-            logits = getattr(output, "logits", output)
-            ways = [replace(sizes, activation=one) for one in ("gelu", "gelu_new", "relu")]
-            return any(apart(logits, gpt2(ids, values, way, RIGHT)["logits"]) <= 1e-3 for way in ways)
-    except (Exception, SystemExit):  # whatever the learner's code raises
-        return False
+    check_initial_order(found, lambda: build(one), makers, list(flat(itertools.permutations(groups))))
 
 
 def _gelu(probe: Probe, sizes: Sizes) -> str:
@@ -355,102 +300,3 @@ def _require_class(answer: Any, check: str, name: str) -> None:
             f"{check}: {type(answer).__name__} given, expected the class {name}.",
             f"Pass the class itself, as in {check}({name}): it is constructed here with sizes that tell.",
         )
-
-
-def _streams(sizes: Sizes) -> list[Tensor]:
-    """Inputs [B, P, D]; the last is loud, so that scores are far apart."""
-    generator = torch.Generator().manual_seed(2)
-    drawn = [torch.randn(b, p, sizes.hidden, generator=generator) for b, p in ((2, 5), (1, 1), (3, 4), (1, 9))]
-    return [x.double() for x in (*drawn, 8 * torch.randn(1, 6, sizes.hidden, generator=generator))]
-
-
-def _texts(sizes: Sizes) -> list[Tensor]:
-    """Ids [B, P], one short of the longest text, so that positions that are one too high can be told."""
-    return [_text(sizes, b, p) for b, p in ((2, 5), (1, 1), (3, 4), (1, sizes.positions - 1))]
-
-
-def _text(sizes: Sizes, rows: int, columns: int) -> Tensor:
-    return torch.randint(sizes.vocabulary, (rows, columns), generator=torch.Generator().manual_seed(columns))
-
-
-def _attention_shapes(s: Sizes) -> dict[str, tuple[int, ...]]:
-    inner = s.heads * s.head
-    return {
-        "qkv_proj.weight": (3 * inner, s.hidden), "qkv_proj.bias": (3 * inner,),
-        "output_proj.weight": (s.hidden, inner), "output_proj.bias": (s.hidden,),
-    }  # fmt: skip
-
-
-def _block_shapes(s: Sizes) -> dict[str, tuple[int, ...]]:
-    d = s.hidden
-    return {
-        "ln1.weight": (d,), "ln1.bias": (d,),
-        **{f"attn.{name}": shape for name, shape in _attention_shapes(s).items()},
-        "ln2.weight": (d,), "ln2.bias": (d,),
-        "linear1.weight": (4 * d, d), "linear1.bias": (4 * d,), "linear2.weight": (d, 4 * d), "linear2.bias": (d,),
-    }  # fmt: skip
-
-
-def _gpt2_shapes(s: Sizes) -> dict[str, tuple[int, ...]]:
-    blocks = {f"blocks.{i}.{name}": shape for i in range(s.layers) for name, shape in _block_shapes(s).items()}
-    first = {"token_embedding.weight": (s.vocabulary, s.hidden), "pos_embedding.weight": (s.positions, s.hidden)}
-    return {**first, **blocks, "ln.weight": (s.hidden,), "ln.bias": (s.hidden,)}
-
-
-def _attention_makers(s: Sizes) -> dict[str, Callable[[], nn.Module]]:
-    inner = s.heads * s.head
-    return {
-        "qkv_proj": lambda: nn.Linear(s.hidden, 3 * inner), "output_proj": lambda: nn.Linear(inner, s.hidden),
-    }  # fmt: skip
-
-
-def _block_makers(s: Sizes) -> dict[str, Callable[[], nn.Module]]:
-    inside = {f"attn.{name}": make for name, make in _attention_makers(s).items()}
-    outside: dict[str, Callable[[], nn.Module]] = {
-        "linear1": lambda: nn.Linear(s.hidden, 4 * s.hidden), "linear2": lambda: nn.Linear(4 * s.hidden, s.hidden),
-    }  # fmt: skip
-    return inside | outside
-
-
-def _orders(groups: Sequence[Sequence[str]]) -> list[tuple[str, ...]]:
-    """Every order of the groups, and of what is inside each; the first is the given one."""
-    inner = [list(itertools.permutations(group)) for group in groups]
-    return list(_flat(o for chosen in itertools.product(*inner) for o in itertools.permutations(chosen)))
-
-
-def _flat(orders: Any) -> Any:
-    return (tuple(itertools.chain.from_iterable(order)) for order in orders)
-
-
-_AXES = {
-    "q, k, v": "batch, head, seq, head_size", "scores": "batch, head, query, key", "pattern": "batch, head, query, key",
-    "z": "batch, seq, heads * head_size", "linear1": "batch, seq, 4 * hidden", "activation": "batch, seq, 4 * hidden",
-    "logits": "batch, seq, vocab",
-}  # fmt: skip
-
-
-def _axes(stage: str) -> str:
-    kind = stage.rsplit(": ", 1)[-1].removeprefix("attn ")
-    return f"{stage} [{_AXES.get(kind, 'batch, seq, hidden')}]"
-
-
-_STEPS = {
-    "ln1": "layer norm", "ln2": "layer norm", "q, k, v": "splitting q, k and v", "scores": "scaling the scores",
-    "pattern": "masking the scores, softmax", "z": "the weighted sum", "attn output": "the output projection",
-    "after attention": "the residual connection around attention", "linear1": "the MLP", "activation": "the MLP",
-    "linear2": "the MLP", "output": "the residual connection around the MLP", "token embedding": "the embeddings",
-    "pos embedding": "the embeddings", "token + pos": "the embeddings", "ln": "the final layer norm",
-    "ln before the blocks": "the final layer norm",
-    "logits": "the unembedding",
-}  # fmt: skip
-"""Stage -> the step that makes it."""
-
-
-def _steps(stage: str) -> str:
-    block, _, inner = stage.rpartition(": ")
-    kind = inner if inner in _STEPS else inner.removeprefix("attn ")
-    return f"{_STEPS[kind]} ({block})" if block else _STEPS[kind]
-
-
-def _attention_steps(stage: str) -> str:
-    return "the output projection" if stage == "output" else _steps(stage)
