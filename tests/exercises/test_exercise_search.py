@@ -118,7 +118,9 @@ def test_the_published_solution_passes_with_probes_of_any_seed(monkeypatch: pyte
     for seed in SEEDS:
         monkeypatch.setattr(beam_search, "ENDINGS", (Ending(seed, 1.0, 1.2), Ending(seed, 2.0, 0.8)))
         monkeypatch.setattr(beam_search, "ENDLESS", (seed,))
-        assert check_beam_search(of_the_course), seed
+        result = check_beam_search(of_the_course)
+        assert result, seed
+        assert any(text.startswith("candidates are read until num_beams") for text in result.proved), seed
 
 
 def test_transformers_is_the_form_that_has_its_name() -> None:

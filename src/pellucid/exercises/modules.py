@@ -62,7 +62,7 @@ def check_attention(answer: type[nn.Module] | Callable[..., nn.Module], *, hint:
             module = probe.check_values(found, wide)
         except WrongAnswerError as wrong:
             if wrong.step.startswith(("running", "the output of", "the parameters")):  # see _by_default
-                _by_default(found, probe, plain, wrong)
+                _by_default(found, probe, plain, wide, wrong)
             raise
         found.proved.append("the output is that of causal attention, in float64, for 5 shapes of input")
         probe.check_values(found, plain)
@@ -79,11 +79,12 @@ def check_attention(answer: type[nn.Module] | Callable[..., nn.Module], *, hint:
     return checked("attention", body, hint)
 
 
-def _by_default(found: Findings, probe: Probe, plain: Sizes, wrong: WrongAnswerError) -> None:
+def _by_default(found: Findings, probe: Probe, plain: Sizes, wide: Sizes, wrong: WrongAnswerError) -> None:
     """Try heads of the default size, whose square matrices show what another size hides, and say what is right there.
 
     Raises:
-        WrongAnswerError: Another mistake is named there, or the names are those of no layer of the course.
+        WrongAnswerError: The mistake that is named there, or `wrong` with what it depends on. Where the same names are
+            missing nothing is raised.
     """
     try:
         module = probe.check_values(found, plain)
@@ -93,6 +94,8 @@ def _by_default(found: Findings, probe: Probe, plain: Sizes, wrong: WrongAnswerE
         raise
     found.proved.append("with heads of the default size the output is that of causal attention, in float64")
     probe.note_names(found, module, plain)
+    words = f"with head_size={wide.head}, which is not hidden_size // num_heads, {wrong.mistake}"
+    raise WrongAnswerError(words, wrong.step, wrong.tensor, wrong.kind, wrong.line)
 
 
 def _check_attention_dropout(found: Findings, probe: Probe, module: Any, x: Tensor, sizes: Sizes) -> None:
