@@ -7,7 +7,7 @@ import pytest
 
 import pellucid as pl
 from pages import balanced
-from pellucid.report.page import HeatStrip, Page, Picture, Table, Text, save_html
+from pellucid.report.page import Cell, Folded, Group, HeatStrip, Page, Picture, Table, Text, save_html
 
 PAGE = Page(
     title="A <script>alert(1)</script> title",
@@ -17,9 +17,13 @@ PAGE = Page(
     sections=[
         Text("set apart", "First", set_apart=True),
         Table("Rows", ("a", "b"), [("<b>1</b>", "2"), ("3", "4")], frozenset({1})),
-        HeatStrip("Strip", ["row"], ["0", "1"], [[(0.5, "half"), None]], "legend"),
+        HeatStrip("Strip", ["row"], ["0", "1"], [[Cell("-3", "half", 0.5), None]], (Cell("=", "fine"),), "legend"),
+        Folded(
+            "Long", ("name", "value"), [Group("one", "1 row", [("x", "1")]), Group("b", "", [("y", "2")], open=True)]
+        ),
         Picture("Drawing", "<svg>light</svg>", "<svg>dark</svg>", "a & b", "below"),
     ],
+    facts=[("A", "<one>"), ("B", "two")],
 )
 
 
@@ -53,7 +57,7 @@ def test_what_is_shown_is_escaped():
 def test_marked_rows_and_cells_are_drawn():
     html = PAGE.render()
     assert html.count('<tr class="marked">') == 1
-    assert html.count("<rect") == 2
+    assert html.count("<rect") == 3
     assert html.count('class="empty"') == 1
     assert "<title>half</title>" in html
 
@@ -66,14 +70,43 @@ def test_pictures_are_inside_and_follow_the_theme():
     assert 'alt="a &amp; b"' in html
 
 
-def test_shades_run_from_dark_to_light():
+def lightness(colour: str) -> float:
+    """Relative luminance (WCAG 2.1)."""
+    channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return sum(weight * c for weight, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+def test_shades_run_from_light_to_dark_and_their_signs_can_be_read():
     strip = PAGE.sections[2]
     assert isinstance(strip, HeatStrip)
-    colours = [strip.colour(shade) for shade in (0.0, 0.25, 0.5, 0.75, 1.0)]
-    lightness = [sum(int(c[i : i + 2], 16) for i in (1, 3, 5)) for c in colours]
-    assert lightness == sorted(lightness)
+    shades = [n / 20 for n in range(21)]
+    colours = [strip.colour(shade) for shade in shades]
+    assert [lightness(c) for c in colours] == sorted(map(lightness, colours), reverse=True)
+    for shade in (None, *shades):
+        low, high = sorted((lightness(strip.colour(shade)), lightness(strip.ink(shade))))
+        assert (high + 0.05) / (low + 0.05) >= 3, shade
     assert strip.colour(-1) == colours[0]
     assert strip.colour(2) == colours[-1]
+
+
+def test_rows_are_folded_in_groups_that_can_be_addressed():
+    html = PAGE.render()
+    assert '<details id="long-one">' in html
+    assert '<details id="long-b" open>' in html
+    assert 'id="strip"' in html
+    assert '<a href="#strip">Strip</a>' in html
+
+
+def test_on_a_narrow_screen_each_value_stands_after_its_title():
+    html = PAGE.render()
+    assert '<td data-of="b">2</td>' in html
+    assert "<td>&lt;b&gt;1&lt;/b&gt;</td>" in html, "the first cell heads the row"
+    assert re.search(r"max-width: 40rem.*?content: attr\(data-of\)", html, re.DOTALL)
+
+
+def test_the_facts_are_listed():
+    assert "<dt>A</dt><dd>&lt;one&gt;</dd>" in PAGE.render()
 
 
 def test_a_notebook_gets_only_the_inside():
@@ -89,3 +122,16 @@ def test_save_html_writes_whole_files_and_refuses_what_has_no_page(tmp_path):
         save_html(object(), tmp_path / "other.html")  # type: ignore[arg-type]
     assert caught.value.code == "no-page"
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_a_comparison_links_to_what_it_names():
+    """The first divergence is one click from its row, which is unfolded and marked."""
+    model = pl.load()
+    wrong = pl.CkptedTransformer(model.config.replace(layer_norm_epsilon=1e-6), model.state_dict()).eval()
+    page = pl.compare(model, wrong, inputs="Once upon a time").page()
+    html = page.render()
+    (target,) = re.findall(r'<a href="#([\w-]+)">Show it in the table', html)
+    opened = re.search(rf'<details id="{target}" open>(.*?)</details>', html, re.DOTALL)
+    assert opened is not None
+    assert '<tr class="marked"><td>blocks.0.ln1.ckpt_scaled</td>' in opened[1]
+    assert html.count("<details") == 2 * (model.config.n_layer + 1)

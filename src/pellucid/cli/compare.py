@@ -16,7 +16,8 @@ _ONE_SIDE = "A= or B= before it is for one side alone."
 First = Annotated[str, typer.Argument(metavar="A", help=_HELP, show_default=False, autocompletion=aliases)]
 Second = Annotated[str, typer.Argument(metavar="B", help=_HELP, show_default=False, autocompletion=aliases)]
 Text = Annotated[
-    str | None, typer.Option("--text", metavar="TEXT", help="What to run both on.", show_default="a sentence")
+    str | None,
+    typer.Option("--text", metavar="TEXT", help="What to run both on.", show_default="five words, or drawn ids"),
 ]
 Config = Annotated[
     list[str] | None, typer.Option("--config", metavar="FILE", help=f"{CONFIG} {_ONE_SIDE}", show_default=False)

@@ -12,10 +12,11 @@ from typing import Any, overload
 from torch import Tensor, nn
 
 from pellucid.batch import Inputs
+from pellucid.prove.about import About
 from pellucid.prove.comparison import Comparison, Progress, silently
 from pellucid.prove.dicts import compare_dicts, compare_unrecognised, compare_with_dict
 from pellucid.prove.report import ComparisonReport, Verdict
-from pellucid.prove.sides import ids_of, opened, pairs
+from pellucid.prove.sides import DEFAULT_TEXT, ids_of, opened, pairs
 from pellucid.prove.tensors import TensorComparison, compare_tensors
 from pellucid.tokens import Tokenizer
 
@@ -33,7 +34,7 @@ def compare(
 def compare(
     a: Any,
     b: Any,
-    inputs: Inputs = "alpha beta gamma delta epsilon",
+    inputs: Inputs = DEFAULT_TEXT,
     tokenizer: Tokenizer | None = None,
     *,
     progress: Progress = silently,
@@ -45,12 +46,15 @@ def compare(
             state dict, a path, an alias, a hub id, or "hf:" and one of these three. Of two modules of other
             classes one must be recognisable as a GPT-2 by its shapes and by what it computes.
         b: The other.
-        inputs: What to run both on: whatever a model takes. Not read for two state dicts.
+        inputs: What to run both on: whatever a model takes. Not read for two state dicts. If it is left out and no side
+            has a tokenizer, ids are drawn with a fixed seed.
         tokenizer: For text; else the first side's that has one.
         progress: Called with what is being done, and the share of the work that is behind.
 
     Returns:
         For tensors, how they differ. For models, a report whose truth value is "identical or equivalent".
+
+    What a path or a name stands for is opened in the dtype that it is stored in.
 
     Raises:
         InputError: Neither side can be recognised as a GPT-2, or text was given and no side has a tokenizer.
@@ -65,17 +69,20 @@ def compare(
         return compare_tensors(a, b)
     sides = opened(a), opened(b)
     first, second = (opening.side for opening in sides)
+    about = About(sides[0].name, sides[1].name)
     if not isinstance(first, nn.Module) and not isinstance(second, nn.Module):
-        return compare_dicts(first, second)
+        return replace(compare_dicts(first, second), about=about)
     todo = pairs(first, second)
     if not todo:
-        return compare_unrecognised(first, second)
-    ids, notes = ids_of(todo[0].reference, inputs, (tokenizer, *(opening.tokenizer for opening in sides)))
+        return replace(compare_unrecognised(first, second), about=about)
+    ids, ran, notes = ids_of(todo[0].reference, inputs, tokenizer, sides)
+    lengths = tuple(map(len, ran.ids))
     reports: list[ComparisonReport] = []
     for pair in todo:
         if isinstance(pair.other, nn.Module):
-            reports.append(Comparison(pair.reference, pair.other, ids, pair.swapped, progress=progress).report())
+            made = Comparison(pair.reference, pair.other, ids, pair.swapped, progress=progress, lengths=lengths)
+            reports.append(made.report())
         else:
-            reports.append(compare_with_dict(pair, ids))
+            reports.append(compare_with_dict(pair, ids, lengths))
     worst = max(reports, key=lambda report: _SEVERITY.index(report.verdict))
-    return replace(worst, notes=(*notes, *worst.notes))
+    return replace(worst, notes=(*notes, *worst.notes), about=replace(about, inputs=ran), distance=reports[0].distance)

@@ -15,14 +15,16 @@ from pellucid.prove.aligning import align
 from pellucid.prove.alignment import Alignment, Match
 from pellucid.prove.buffers import known_buffers
 from pellucid.prove.causes import Cause, Evidence, confirmed_cause, head_of_its_own
+from pellucid.prove.changes import Sides, with_changes
 from pellucid.prove.copies import own_parameters, parameter_dtypes, working_copy
+from pellucid.prove.distance import distance_of
 from pellucid.prove.lending import Loan
 from pellucid.prove.outputs import NoLogitsError
 from pellucid.prove.places import divergence_at, not_finite_at, positions_note
 from pellucid.prove.points import LOGITS, ckpt_of, sites_of
 from pellucid.prove.program import Conditions, Glass, Program
 from pellucid.prove.recipe import ingredients_of
-from pellucid.prove.report import CheckpointRow, ComparisonReport, Divergence, describe_difference
+from pellucid.prove.report import CheckpointRow, ComparisonReport, Divergence, describe_difference, relative_changes
 from pellucid.prove.runs import Runs, rows_of, same_bits
 from pellucid.prove.sensitivity import Sensitivity
 from pellucid.prove.trial import DOUBLE, Trial, probe_ids
@@ -48,6 +50,7 @@ class Comparison:
         swapped: Whether the reference is the caller's second side.
         tensors: What is aligned in the place of the other's state dict.
         progress: Told of each step.
+        lengths: How many ids of each row are the caller's; all where it is empty.
     """
 
     reference: CkptedTransformer
@@ -62,12 +65,16 @@ class Comparison:
     seen: tuple[int, int] = (0, 0)
     blind: bool = False
     exact: bool = True
+    lengths: tuple[int, ...] = ()
+    logits: tuple[Tensor, Tensor] | None = None
 
     def report(self) -> ComparisonReport:
         """Align, run, judge."""
         self.progress("aligning parameters", 0.0)
         alignment = self._align()  # in the dtypes that they have
         first = first_changed(alignment, units_of(self.reference), self.others)
+        first, notes = with_changes(first, Sides(units_of(self.reference), self.others, alignment, self.swapped))
+        self.notes += notes
         ground = self._common_ground()
         self.reference = working_copy(self.reference, ground)
         self.notes += notes_on(alignment)
@@ -86,7 +93,13 @@ class Comparison:
         except Exception as error:  # whatever a foreign forward raises
             self.notes.append(f"the other model did not run on ids {list(self.ids.shape)}: {_words(error)}")
             return self._finished(alignment, [], first, explained=False)
+        self.logits = trial.single.expected[LOGITS], trial.plain
         return self._judge(alignment, trial, first)
+
+    def _rows(self) -> list[list[int]]:
+        """The caller's ids, without what fills short rows up."""
+        lengths = self.lengths or [self.ids.size(1)] * self.ids.size(0)
+        return [row[:length] for row, length in zip(self.ids.tolist(), lengths, strict=True)]
 
     def _common_ground(self) -> torch.dtype | None:
         """The coarsest dtype among the parameters of both sides, if there are several."""
@@ -228,17 +241,20 @@ class Comparison:
         self, alignment: Alignment, rows: list[CheckpointRow], divergence: Divergence | None, *, explained: bool
     ) -> ComparisonReport:
         shown = {row.name for row in rows}
+        parameters = rows_of_parameters(alignment, swapped=self.swapped)
         exact = self.exact and not self.mixed and self.seen[0] == self.seen[1]
         verdict = verdict_of(alignment, rows, divergence, may_be_identical=exact, rounding_explains=explained)
         return ComparisonReport(
             verdict=verdict if (rows and not self.blind) or divergence else "inconclusive",
-            parameters=rows_of_parameters(alignment, swapped=self.swapped),
+            parameters=parameters,
             checkpoints=tuple(rows),
             not_covered=tuple(name for name in self.reference.ckpt_names if name not in shown),
             first_divergence=divergence,
             alignment=alignment,
             notes=tuple(self.notes),
             logits_seen=self.seen,
+            distance=distance_of(self.logits, self._rows(), relative_changes(parameters), swapped=self.swapped),
+            reference="B" if self.swapped else "A",
             probe=Sensitivity(self.reference, self.other, self.ids, alignment if self.tensors is None else None),
         )
 

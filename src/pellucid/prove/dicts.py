@@ -17,9 +17,11 @@ from pellucid.model import CkptedTransformer
 from pellucid.prove.aligning import align
 from pellucid.prove.alignment import Alignment, Match
 from pellucid.prove.buffers import known_buffers
+from pellucid.prove.changes import Sides, with_changes
 from pellucid.prove.comparison import Comparison, first_changed
+from pellucid.prove.distance import distance_of
 from pellucid.prove.naming import doubts
-from pellucid.prove.report import ComparisonReport, Divergence, ParameterRow, describe_difference
+from pellucid.prove.report import ComparisonReport, Divergence, ParameterRow, describe_difference, relative_changes
 from pellucid.prove.sides import Pair, Side, reference_of, unknown
 from pellucid.prove.tensors import TensorComparison, compare_tensors
 from pellucid.prove.units import HEAD, Group, Transform, axes_of, units_of
@@ -32,18 +34,19 @@ BY_VALUE = "one layout is not known: its tensors were found by their values, and
 Tensors = Mapping[str, Tensor]
 
 
-def compare_with_dict(pair: Pair, ids: Tensor) -> ComparisonReport:
+def compare_with_dict(pair: Pair, ids: Tensor, lengths: tuple[int, ...] = ()) -> ComparisonReport:
     """Compare a model with a state dict, which is also run where its layout is known and the model's sizes are its own.
 
     Args:
         pair: A reference and a state dict.
         ids: What to run.
+        lengths: How many ids of each row are the caller's; all where it is empty.
     """
     assert not isinstance(pair.other, torch.nn.Module)
     reference, tensors = pair.reference, pair.other
     runnable = reference_of(tensors, reference.config.replace(tie_word_embeddings=True))  # a head that differs unties
     if runnable is not None:
-        report = Comparison(reference, runnable, ids, pair.swapped, tensors=tensors).report()
+        report = Comparison(reference, runnable, ids, pair.swapped, tensors=tensors, lengths=lengths).report()
         note = "the state dict was run in the layout that its names have, with the reference's configuration"
         return replace(report, notes=(note, *report.notes))
     known = reference_of(tensors)
@@ -221,14 +224,17 @@ def _report(
 ) -> ComparisonReport:
     same = all(units[u].dtype == others[match.name].dtype for match in alignment.matches for u in match.group.units)
     changed = first_changed(alignment, units, others)
+    changed, notes = with_changes(changed, Sides(units, others, alignment, swapped))
+    rows = rows_of_parameters(alignment, swapped=swapped)
     return ComparisonReport(
         verdict_of(alignment, (), changed, may_be_identical=same, rounding_explains=False),
-        rows_of_parameters(alignment, swapped=swapped),
+        rows,
         (),
         reference.ckpt_names,
         changed,
         alignment,
-        (ALONE, note, *notes_on(alignment)),
+        (ALONE, note, *notes, *notes_on(alignment)),
+        distance=distance_of(None, (), relative_changes(rows)),
     )
 
 
@@ -237,7 +243,8 @@ def _by_name(a: Tensors, b: Tensors) -> ComparisonReport:
     shapes = [name for name in a if a[name].shape != b[name].shape]
     compared: dict[str, TensorComparison] = {n: compare_tensors(a[n], b[n]) for n in a if n not in shapes}
     rows = tuple(
-        ParameterRow(name, name, "as it is", found.max_abs, found.bit_equal, False) for name, found in compared.items()
+        ParameterRow(name, name, "as it is", found.max_abs, found.bit_equal, False, found.relative)
+        for name, found in compared.items()
     )
     divergence = next(
         (Divergence(n, "parameter", f"{n} {describe_difference(c)}") for n, c in compared.items() if not c.bit_equal),
@@ -249,4 +256,5 @@ def _by_name(a: Tensors, b: Tensors) -> ComparisonReport:
     nothing = Alignment(())
     verdict = verdict_of(nothing, (), divergence, may_be_identical=same_dtypes, rounding_explains=False)
     notes = (ALONE, "their layout is not known: tensors of one name were compared")
-    return ComparisonReport(verdict, rows, (), (), divergence, nothing, notes)
+    distance = distance_of(None, (), relative_changes(rows))
+    return ComparisonReport(verdict, rows, (), (), divergence, nothing, notes, distance=distance)

@@ -1,85 +1,157 @@
-"""A comparison as a page: the verdict, the first divergence, a heat strip of errors, and every row."""
+"""A comparison as a page: what was compared, the verdict, a map of errors, what moved most, and every row."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from pellucid.ckpt import BLOCK
-from pellucid.report.page import HeatStrip, Page, Section, Table, Text
+from pellucid.report.page import Cell, Folded, Group, HeatStrip, Page, Section, Table, Text, anchor
 
 if TYPE_CHECKING:
-    from pellucid.prove.report import CheckpointRow, ComparisonReport
+    from pellucid.prove.report import CheckpointRow, ComparisonReport, ParameterRow
 
-_SMALLEST, _LARGEST = 1e-16, 1.0
+ROUNDING = 1e-10
+"""Relative error in float64 that rounding never reaches."""
+
+CHECKPOINTS, PARAMETERS = "Checkpoints", "Parameters"
+Row = TypeVar("Row")
+
+OUTSIDE = "before and after the blocks"
+MOVED = 12
+"""How many parameters a summary shows, those that changed most."""
 
 
 def comparison_page(report: ComparisonReport) -> Page:
     """The page of a comparison."""
     sections: list[Section] = []
-    if report.first_divergence is not None:
-        sections.append(Text(str(report.first_divergence), "First divergence", set_apart=True))
-    sections += [_strip(report.checkpoints), _checkpoint_table(report), _parameter_table(report)]
+    first = report.first_divergence
+    if first is not None:
+        table = PARAMETERS if first.what == "parameter" else CHECKPOINTS
+        see = anchor(f"{table} {_group_of(first.where)}")
+        sections.append(Text(str(first), "First divergence", set_apart=True, see=see))
     sections += [Text(note, "Notes" if number == 0 else "") for number, note in enumerate(report.notes)]
-    return Page("Comparison of two models", report.verdict, bool(report), report.summary, sections)
+    if moved := report.moved:
+        sections.append(_moved(moved))
+    if report.checkpoints:
+        sections += [_strip(report), _checkpoint_table(report)]
+    sections.append(_parameter_table(report))
+    facts = [*report.about.lines(), *([] if report else [("distance", str(report.distance))])]
+    title = f"{report.a} and {report.b}"
+    return Page(title, report.verdict, bool(report), report.summary, sections, facts)
 
 
-def _strip(rows: Sequence[CheckpointRow]) -> HeatStrip:
-    by_name = {row.name: row for row in rows}
-    blocks = sorted({int(row.name.split(".")[1]) for row in rows if row.name.startswith("blocks.")})
+def _moved(moved: Sequence[ParameterRow]) -> Table:
+    more = f" {len(moved) - MOVED} more changed less." if len(moved) > MOVED else ""
+    return Table(
+        "What changed most",
+        ("parameter", "relative change", "largest difference"),
+        [(row.a, _number(row.relative), _number(row.max_abs)) for row in moved[:MOVED]],
+        note=f"Norm of the difference, relative to the norm of A's tensor.{more}",
+    )
+
+
+def _strip(report: ComparisonReport) -> HeatStrip:
+    by_name = {row.name: row for row in report.checkpoints}
+    blocks = sorted({int(name.split(".")[1]) for name in by_name if name.startswith("blocks.")})
     cells = [[_cell(by_name.get(f"blocks.{block}.{kind}")) for block in blocks] for kind in BLOCK]
     return HeatStrip(
         "Each stage's own error, by block",
         list(BLOCK),
         [str(block) for block in blocks],
         cells,
-        "Relative error of a stage that is given the reference's values, in float64 where that could be run: "
-        "dark is none or 1e-16, yellow is 1. Grey: not shown by both models.",
+        (
+            Cell("=", "equal to the bit"),
+            Cell("≈", "rounding"),
+            *(_error_cell(10.0**power, f"error of 1e{power}") for power in (-9, -6, -3, -1)),
+        ),
+        f"Relative error of a stage that is given {report.reference}'s values, in float64 where that could be run. The "
+        "number is the power of ten. An empty cell is not shown by both models. Point at a cell for its value.",
     )
 
 
-def _cell(row: CheckpointRow | None) -> tuple[float, str] | None:
+def _cell(row: CheckpointRow | None) -> Cell | None:
     if row is None:
         return None
     error = row.fp64_local if row.fp64_local is not None else row.fp32_local if row.fp32_local is not None else row.fp32
-    bounded = min(max(error, _SMALLEST), _LARGEST)
-    shade = math.log(bounded / _SMALLEST) / math.log(_LARGEST / _SMALLEST)
-    return shade, f"{row.name}: {error:.2e}"
+    words = f"{row.name}: {_number(error)}"
+    if error > ROUNDING or math.isnan(error):
+        return _error_cell(error, words)
+    return Cell("=", f"{row.name}: equal to the bit") if row.bit_equal else Cell("≈", f"{words}, which is rounding")
 
 
-def _checkpoint_table(report: ComparisonReport) -> Table:
+def _error_cell(error: float, words: str) -> Cell:
+    if not math.isfinite(error):
+        return Cell("!", words, 1.0)
+    power = math.log10(error)
+    return Cell(f"{math.floor(power)}", words, min(max((power - math.log10(ROUNDING)) / 10, 0.0), 1.0))
+
+
+def _checkpoint_table(report: ComparisonReport) -> Folded:
     first = report.first_divergence
-    marked = {n for n, row in enumerate(report.checkpoints) if first is not None and row.name == first.where}
-    return Table(
-        "Checkpoints",
+    groups = [
+        Group(
+            group,
+            f"{sum(row.bit_equal for row in rows)} of {len(rows)} equal to the bit",
+            [
+                (row.name, _yes(row.bit_equal), *map(_number, (row.fp32, row.fp32_local, row.fp64, row.fp64_local)))
+                for row in rows
+            ],
+            frozenset(n for n, row in enumerate(rows) if first is not None and row.name == first.where),
+            first is not None and any(row.name == first.where for row in rows),
+        )
+        for group, rows in _grouped(report.checkpoints, [row.name for row in report.checkpoints])
+    ]
+    return Folded(
+        CHECKPOINTS,
         ("checkpoint", "equal to the bit", "fp32", "fp32, own", "fp64", "fp64, own"),
-        [
-            (row.name, _yes(row.bit_equal), *map(_number, (row.fp32, row.fp32_local, row.fp64, row.fp64_local)))
-            for row in report.checkpoints
-        ],
-        frozenset(marked),
-        "Largest difference relative to the reference's largest value; own: with the reference's values before it.",
+        groups,
+        f"Largest difference relative to {report.reference}'s largest value, in the models' own dtype (fp32) and in "
+        f"float64; own: with {report.reference}'s values before it.",
     )
 
 
-def _parameter_table(report: ComparisonReport) -> Table:
-    marked = {number for number, row in enumerate(report.parameters) if not row.bit_equal}
-    return Table(
-        "Parameters",
-        ("first", "second", "transform", "largest difference", "equal to the bit"),
-        [
-            (
-                row.a,
-                row.b,
-                row.transform + (" (ambiguous)" if row.ambiguous else ""),
-                _number(row.max_abs),
-                _yes(row.bit_equal),
-            )
-            for row in report.parameters
-        ],
-        frozenset(marked),
-    )
+def _parameter_table(report: ComparisonReport) -> Folded:
+    names = [row.b if report.reference == "B" else row.a for row in report.parameters]
+    first = report.first_divergence
+    where = _group_of(first.where) if first is not None and first.what == "parameter" else None
+    groups = [
+        Group(
+            group,
+            f"{sum(row.bit_equal for row in rows)} of {len(rows)} equal to the bit",
+            [_parameter(row) for row in rows],
+            frozenset(number for number, row in enumerate(rows) if not row.bit_equal),
+            group == where,
+        )
+        for group, rows in _grouped(report.parameters, names)
+    ]
+    columns = ("in A", "in B", "transform", "relative change", "largest difference", "equal to the bit")
+    return Folded(PARAMETERS, columns, groups)
+
+
+def _parameter(row: ParameterRow) -> tuple[str, ...]:
+    transform = row.transform + (" (ambiguous)" if row.ambiguous else "")
+    return row.a, row.b, transform, _number(row.relative), _number(row.max_abs), _yes(row.bit_equal)
+
+
+def _grouped(rows: Sequence[Row], names: Sequence[str]) -> list[tuple[str, list[Row]]]:
+    """The rows of each block, after those of none."""
+    groups: dict[str, list[Row]] = {}
+    for row, name in sorted(zip(rows, names, strict=True), key=lambda pair: _block_of(pair[1])):
+        groups.setdefault(_group_of(name), []).append(row)
+    return list(groups.items())
+
+
+def _group_of(name: str) -> str:
+    block = _block_of(name)
+    return OUTSIDE if block < 0 else f"block {block}"
+
+
+def _block_of(name: str) -> int:
+    """The block of a checkpoint or a parameter; -1 outside of them."""
+    parts = name.split(".")
+    return int(parts[1]) if parts[0] == "blocks" and len(parts) > 1 and parts[1].isdigit() else -1
 
 
 def _yes(value: bool) -> str:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any, Literal, Protocol, cast
 
 from pellucid.ckpt import AFTER, BEFORE, BLOCK
+from pellucid.prove.about import About, RunInputs
 from pellucid.prove.alignment import Alignment
-from pellucid.prove.pages import comparison_page
+from pellucid.prove.distance import Distance
+from pellucid.prove.pages import MOVED, comparison_page
 from pellucid.prove.tensors import TensorComparison
 from pellucid.report.page import Page
 
@@ -35,6 +38,7 @@ class ParameterRow:
         max_abs: Largest difference.
         bit_equal: Whether there is none.
         ambiguous: Whether other units hold the same values.
+        relative: Norm of the difference, relative to the norm of A's tensor (Frobenius).
     """
 
     a: str
@@ -43,6 +47,7 @@ class ParameterRow:
     max_abs: float
     bit_equal: bool
     ambiguous: bool
+    relative: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -103,6 +108,9 @@ class ComparisonReport:
         alignment: Which parameter is which.
         notes: What the reader should know: common ground, what could not be run, what is unexplained.
         logits_seen: Of how many positions the program gave logits, and how many positions were run.
+        about: What was compared, on what, with which versions, and when; `a`, `b`, `inputs` and `versions` are its.
+        distance: How different the two are.
+        reference: Which side errors are relative to, "A" or "B": the one that pellucid runs, or made a model of.
         probe: What measures `sensitivity`.
     """
 
@@ -114,7 +122,30 @@ class ComparisonReport:
     alignment: Alignment
     notes: tuple[str, ...]
     logits_seen: tuple[int, int] = (0, 0)
+    about: About = field(default_factory=About)
+    distance: Distance = field(default_factory=Distance)
+    reference: Literal["A", "B"] = "A"
     probe: Probe | None = field(default=None, compare=False)
+
+    @property
+    def a(self) -> str:
+        """What the first side is called."""
+        return self.about.a
+
+    @property
+    def b(self) -> str:
+        """What the second side is called."""
+        return self.about.b
+
+    @property
+    def inputs(self) -> RunInputs:
+        """What both ran."""
+        return self.about.inputs
+
+    @property
+    def versions(self) -> Mapping[str, str]:
+        """The versions of what computed."""
+        return self.about.versions
 
     @property
     def coverage(self) -> dict[str, tuple[int, int]]:
@@ -146,33 +177,49 @@ class ComparisonReport:
 
     @property
     def summary(self) -> str:
-        """How much is equal to the bit, in a sentence."""
+        """How much is equal to the bit, in a sentence. What only one side has counts as a parameter."""
         equal = sum(row.bit_equal for row in self.parameters)
+        alone = max(len(self.alignment.missing), len(self.alignment.unexplained))
         same = sum(row.bit_equal for row in self.checkpoints)
         return (
-            f"{equal} of {len(self.parameters)} parameters and {same} of {len(self.checkpoints)} checkpoints "
+            f"{equal} of {len(self.parameters) + alone} parameters and {same} of {len(self.checkpoints)} checkpoints "
             f"(logits included) are equal to the bit; {len(self.not_covered)} checkpoints not shown by both."
         )
 
     def __repr__(self) -> str:
-        lines = [f"{self.verdict}: {self.summary}"]
+        lines = [f"{self.verdict}: {self.summary}", *(f"{name}: {what}" for name, what in self.about.lines())]
         if self.first_divergence:
             lines.append(f"first divergence: {self.first_divergence}")
+        if not self:
+            lines.append(f"distance: {self.distance}")
         if self.checkpoints:
             lines.append("shown by both: " + (", ".join(_coverage_words(self.coverage)) or "the logits alone"))
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
 
     def to_markdown(self) -> str:
-        """A summary that can be pasted into a pull request."""
-        differing = [row for row in self.parameters if not row.bit_equal]
+        """A summary that can be pasted into a pull request: what moved most comes first."""
         lines = [f"**{self.verdict}**: {self.summary}", ""]
+        lines += [f"- {name}: {in_markdown(what)}" for name, what in self.about.lines()]
         if self.first_divergence:
-            lines += [f"First divergence: {self.first_divergence}", ""]
-        if differing:
-            lines += ["| parameter | in the other | largest difference |", "|---|---|---|"]
-            lines += [f"| `{row.a}` | `{row.b}` | {row.max_abs:.3g} |" for row in differing]
-            lines.append("")
-        return "\n".join([*lines, *(f"- {note}" for note in self.notes)]).rstrip() + "\n"
+            lines += ["", f"First divergence: {in_markdown(str(self.first_divergence))}"]
+        if not self:
+            lines += ["", f"Distance: {self.distance}."]
+        if moved := self.moved:
+            lines += ["", "| parameter | in the other | relative change | largest difference |", "|---|---|---:|---:|"]
+            lines += [
+                f"| {as_code(row.a)} | {as_code(row.b)} | {row.relative:.2g} | {row.max_abs:.2g} |"
+                for row in moved[:MOVED]
+            ]
+            if len(moved) > MOVED:
+                lines.append(f"| and {len(moved) - MOVED} more that changed less | | | |")
+        notes = [f"- {in_markdown(note)}" for note in self.notes]
+        return "\n".join([*lines, *([""] if notes else []), *notes]).rstrip() + "\n"
+
+    @property
+    def moved(self) -> list[ParameterRow]:
+        """The parameters that are not equal to the bit, the one with the largest relative change first."""
+        changed = [row for row in self.parameters if not row.bit_equal]
+        return sorted(changed, key=lambda row: -row.relative if math.isfinite(row.relative) else -math.inf)
 
     def page(self) -> Page:
         """The report as a page; `pellucid.save_html` writes it."""
@@ -185,7 +232,10 @@ class ComparisonReport:
         """Everything but the values, in the form of `pellucid.comparison/1`."""
         return {
             "format": "pellucid.comparison/1",
+            **self.about.to_dict(),
             "verdict": self.verdict,
+            "distance": self.distance.to_dict(),
+            "reference": self.reference,
             "parameters": [asdict(row) for row in self.parameters],
             "checkpoints": [asdict(row) for row in self.checkpoints],
             "not_covered": self.not_covered,
@@ -223,8 +273,30 @@ def _coverage_words(coverage: Mapping[str, tuple[int, int]]) -> list[str]:
     ]
 
 
+def relative_changes(rows: Iterable[ParameterRow]) -> dict[str, float]:
+    """Name in the first model -> relative change."""
+    return {row.a: row.relative for row in rows}
+
+
 def describe_difference(comparison: TensorComparison) -> str:
-    """A tensor's difference in words."""
+    """A tensor's difference in words. Steps between numbers are counted only where both have one size."""
     if not comparison.max_abs:
         return "differs in its bits only: zeros of another sign, or NaNs"
-    return f"differs by up to {comparison.max_abs:.3g} ({comparison.max_ulp:,} ulp in {comparison.dtype})"
+    words = f"differs by up to {comparison.max_abs:.3g}, by {comparison.relative:.2g} of its norm"
+    if comparison.max_rel >= FAR:
+        return words
+    return f"{words} ({comparison.max_ulp:,} ulp in {comparison.dtype})"
+
+
+FAR = 0.5
+"""Relative difference from which numbers have other exponents or signs, and the steps between them say nothing."""
+
+
+def in_markdown(text: str) -> str:
+    """A text that is shown as it is: names from files are no markup, and end no cell."""
+    return re.sub(r"([\\`*\[\]<>|#]|\b_|_\b)", r"\\\1", " ".join(text.split()))
+
+
+def as_code(name: str) -> str:
+    """The name of a parameter in Markdown."""
+    return f"`{name}`" if re.fullmatch(r"[\w.+\- \[\]]+", name) else in_markdown(name)

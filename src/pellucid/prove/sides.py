@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
@@ -17,6 +18,7 @@ from pellucid.config import TransformerConfig
 from pellucid.errors import ConfigError, InputError, MissingExtraError, PellucidError, WeightsError
 from pellucid.model import CkptedTransformer
 from pellucid.open import from_hf, load, to_hf
+from pellucid.prove.about import SEED, RunInputs, name_of
 from pellucid.prove.recognise import recognised
 from pellucid.tokens import Tokenizer
 from pellucid.weights import hub
@@ -45,10 +47,11 @@ class Pair:
 
 @dataclass(frozen=True)
 class Opened:
-    """A side and the tokenizer that it came with, if it did."""
+    """A side, the tokenizer that it came with, if it did, and what a report calls it."""
 
     side: Side
     tokenizer: Tokenizer | None = None
+    name: str = ""
 
 
 STORED = LoadOptions(dtype="stored")
@@ -68,12 +71,14 @@ def opened(side: Any, options: LoadOptions = STORED) -> Opened:
     if isinstance(side, Opened):
         return side
     if isinstance(side, nn.Module):
-        return Opened(side, side.tokenizer if isinstance(side, CkptedTransformer) else None)
+        return Opened(side, side.tokenizer if isinstance(side, CkptedTransformer) else None, name_of(side))
     if isinstance(side, (str, Path)):
         text = str(side)
-        return _from_transformers(text[3:], options) if text.startswith("hf:") else opened(_load(side, options))
+        if text.startswith("hf:"):
+            return replace(_from_transformers(text[3:], options), name=name_of(side))
+        return replace(opened(_load(side, options)), name=name_of(side))
     if isinstance(side, Mapping) and side and all(isinstance(value, Tensor) for value in side.values()):
-        return Opened({str(name): value for name, value in side.items()})
+        return Opened({str(name): value for name, value in side.items()}, name=name_of(side))
     raise InputError(
         f"compare: {type(side).__name__} given, expected two tensors, or two models, state dicts, paths or names.",
         code="compare-kind",
@@ -161,9 +166,9 @@ def _glass_of(module: nn.Module) -> CkptedTransformer | None:
 
 
 def ids_of(
-    reference: CkptedTransformer, inputs: Inputs, tokenizers: Sequence[Tokenizer | None]
-) -> tuple[Tensor, tuple[str, ...]]:
-    """The ids [B, P] to run, and what the reader should know of them.
+    reference: CkptedTransformer, inputs: Inputs, tokenizer: Tokenizer | None, sides: Sequence[Opened]
+) -> tuple[Tensor, RunInputs, tuple[str, ...]]:
+    """The ids [B, P] to run, what they are, and what the reader should know of them.
 
     Not every program takes a mask, so that none is given: shorter texts go on with an id to the length of the longest.
     What stands before it does not see it, in a right program.
@@ -171,21 +176,46 @@ def ids_of(
     Args:
         reference: What has to take the ids.
         inputs: Whatever a model takes.
-        tokenizers: For text, the first that is there.
+        tokenizer: For text; else the first side's that has one. Without any, ids are drawn in the place of the default.
+        sides: Both.
 
     Raises:
         InputError: Whatever `CkptedTransformer.tokenize` refuses.
     """
+    tokenizers = (tokenizer, *(side.tokenizer for side in sides))
     found = next((tokenizer for tokenizer in tokenizers if tokenizer is not None), None)
+    if found is None and isinstance(inputs, str) and inputs == DEFAULT_TEXT:
+        ids = _drawn(reference, sides)
+        return ids, RunInputs(tuple(map(tuple, ids.tolist())), drawn=True), ()
+    texts = (inputs,) if isinstance(inputs, str) else inputs if isinstance(inputs, (list, tuple)) else ()
+    texts = tuple(text for text in texts if isinstance(text, str))
     batch = Batcher(reference.config, found, reference.device)(inputs)
-    if not batch.padded:
-        return batch.ids, ()
     rows = list(batch.rows())
+    ran = RunInputs(tuple(tuple(row.tolist()) for row in rows), texts if len(texts) == len(rows) else ())
+    if not batch.padded:
+        return batch.ids, ran, ()
     fill = pad_id(reference.config)
     filled = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=fill)
     if len({len(row) for row in rows}) == 1:  # every text had as many pads
-        return filled, ()
-    return filled, (f"texts of unequal length: the shorter ones go on with id {fill}, on both sides",)
+        return filled, ran, ()
+    return filled, ran, (f"texts of unequal length: the shorter ones go on with id {fill}, on both sides",)
+
+
+DEFAULT_TEXT = "alpha beta gamma delta epsilon"
+"""What both sides run where nothing else is given."""
+
+DRAWN = 32
+"""How many ids are drawn at most."""
+
+
+def _drawn(reference: CkptedTransformer, sides: Sequence[Opened]) -> Tensor:
+    """Ids [1, P] that both sides take, none of them a pad's."""
+    config = reference.config
+    sizes = [getattr(getattr(side.side, "config", None), "vocab_size", None) for side in sides]
+    count = min([config.vocab_size, *(size for size in sizes if isinstance(size, int))])
+    known = [i for i in range(count) if i != config.pad_token_id] or [0]
+    places = torch.randint(len(known), (min(config.n_positions, DRAWN),), generator=torch.Generator().manual_seed(SEED))
+    return torch.tensor(known)[places][None].to(reference.device)
 
 
 def reference_of(tensors: Mapping[str, Tensor], config: TransformerConfig | None = None) -> CkptedTransformer | None:

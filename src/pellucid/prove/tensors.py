@@ -26,6 +26,8 @@ class TensorComparison:
         max_ulp: Largest number of representable values between two numbers, in the coarser dtype of the two.
         shape: Their shape.
         dtype: In which they were compared; of two dtypes, the coarser.
+        relative: Norm of the difference (Frobenius), relative to the norm of the first tensor.
+        relative_to_b: The same, relative to the norm of the second.
     """
 
     fraction: float
@@ -35,6 +37,8 @@ class TensorComparison:
     max_ulp: int
     shape: tuple[int, ...]
     dtype: str
+    relative: float = 0.0
+    relative_to_b: float = 0.0
 
     def __repr__(self) -> str:
         return f"{self.fraction:.2%} of the values are correct."
@@ -76,15 +80,31 @@ def compare_tensors(a: Tensor, b: Tensor) -> TensorComparison:
     flat = a.reshape(-1), b.reshape(-1)
     parts = [_compare_parts(*pair) for pair in zip(*(side.split(_CHUNK) for side in flat), strict=True)]
     close, gap, relative, ulp = (list(column) for column in zip(*parts, strict=True))
+    same = _bits(a).equal(_bits(b))
+    by_a, by_b = (0.0, 0.0) if same else _relative(*flat)
     return TensorComparison(
         fraction=sum(close) / a.numel() if a.numel() else 1.0,
-        bit_equal=_bits(a).equal(_bits(b)),
+        bit_equal=same,
         max_abs=_largest(gap),
         max_rel=_largest(relative),
         max_ulp=max(ulp),
         shape=tuple(a.shape),
         dtype=str(a.dtype).removeprefix("torch."),
+        relative=by_a,
+        relative_to_b=by_b,
     )
+
+
+def _relative(a: Tensor, b: Tensor) -> tuple[float, float]:
+    """The norm of the difference of two vectors, relative to the norm of each."""
+    squares = [0.0, 0.0, 0.0]
+    for part_a, part_b in zip(a.split(_CHUNK), b.split(_CHUNK), strict=True):
+        wide = part_a.double(), part_b.double()
+        for place, vector in enumerate((wide[0] - wide[1], *wide)):
+            squares[place] += float(vector.square().sum())
+    gap, *norms = map(math.sqrt, squares)
+    by_a, by_b = (gap / norm if norm else math.inf if gap else 0.0 for norm in norms)
+    return by_a, by_b
 
 
 _CHUNK = 1 << 20  # what is computed on the way stays small beside the tensors

@@ -59,6 +59,7 @@ def rows_of_parameters(alignment: Alignment, *, swapped: bool) -> tuple[Paramete
                 max_abs=match.comparison.max_abs,
                 bit_equal=match.comparison.bit_equal,
                 ambiguous=match.ambiguous,
+                relative=match.comparison.relative_to_b if swapped else match.comparison.relative,
             )
         )
     return tuple(rows)

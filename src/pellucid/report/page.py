@@ -1,13 +1,15 @@
 """A page made of sections, rendered to one self-contained HTML file by Jinja2 templates.
 
-What wants a page has a method `page()` that returns one; `save_html` writes it. Colours of heat strips follow
-the viridis map (van der Walt and Smith 2015), which is ordered in lightness and safe for colour-blind readers.
+What wants a page has a method `page()` that returns one; `save_html` writes it. On a narrow screen every row of a table
+becomes a block, in which each value stands after its column's title. Cells of a map carry a sign besides their colour,
+and the colours of errors run from light to dark, so that colour alone decides nothing.
 """
 
 from __future__ import annotations
 
 import base64
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,11 +23,12 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 @dataclass(frozen=True)
 class Text:
-    """A paragraph, optionally set apart."""
+    """A paragraph, optionally set apart; `see` is the anchor of what it is about."""
 
     text: str
     title: str = ""
     set_apart: bool = False
+    see: str = ""
     kind: str = field(default="text", init=False)
 
 
@@ -42,6 +45,51 @@ class Table:
 
 
 @dataclass(frozen=True)
+class Group:
+    """Some rows of a long table, which can be folded away.
+
+    Attributes:
+        title: What the rows are of; with the table's title it gives the anchor.
+        summary: What they show, in a few words.
+        rows: The rows.
+        marked: Numbers of the rows to draw attention to.
+        open: Whether it is unfolded at first.
+    """
+
+    title: str
+    summary: str
+    rows: Sequence[Sequence[str]]
+    marked: frozenset[int] = frozenset()
+    open: bool = False
+
+
+@dataclass(frozen=True)
+class Folded:
+    """A long table in groups."""
+
+    title: str
+    columns: Sequence[str]
+    groups: Sequence[Group]
+    note: str = ""
+    kind: str = field(default="folded", init=False)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell of a map.
+
+    Attributes:
+        mark: One or two characters in it.
+        words: What it says in full, shown when one points at it.
+        shade: How bad it is, from 0 to 1; None where nothing is wrong.
+    """
+
+    mark: str
+    words: str
+    shade: float | None = None
+
+
+@dataclass(frozen=True)
 class HeatStrip:
     """A grid of cells, one row per quantity and one column per block; None is an empty cell.
 
@@ -49,20 +97,26 @@ class HeatStrip:
         title: What is shown.
         rows: Labels of the rows.
         columns: Labels of the columns.
-        cells: Per row, per column: (shade from 0 to 1, words), or None.
-        legend: What the shades mean.
+        cells: Per row, per column.
+        scale: Cells that explain the signs and colours, with their words.
+        legend: What the cells are.
     """
 
     title: str
     rows: Sequence[str]
     columns: Sequence[str]
-    cells: Sequence[Sequence[tuple[float, str] | None]]
+    cells: Sequence[Sequence[Cell | None]]
+    scale: Sequence[Cell] = ()
     legend: str = ""
     kind: str = field(default="heat", init=False)
 
-    def colour(self, shade: float) -> str:
+    def colour(self, shade: float | None) -> str:
         """The colour of a shade."""
-        return _viridis(shade)
+        return _FINE if shade is None else _of_shade(shade)
+
+    def ink(self, shade: float | None) -> str:
+        """The colour of a sign on it."""
+        return "#1c1e21" if shade is not None and shade < _DARK else "#ffffff"
 
 
 @dataclass(frozen=True)
@@ -89,7 +143,7 @@ class Picture:
         return f"data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}"
 
 
-Section = Text | Table | HeatStrip | Picture
+Section = Text | Table | Folded | HeatStrip | Picture
 
 
 @dataclass(frozen=True)
@@ -102,6 +156,7 @@ class Page:
         good: Whether it is the outcome one hopes for; None where that is open.
         summary: One or two sentences below the verdict.
         sections: In order.
+        facts: What the page is about, each with its name.
     """
 
     title: str
@@ -109,6 +164,7 @@ class Page:
     good: bool | None
     summary: str
     sections: Sequence[Section]
+    facts: Sequence[tuple[str, str]] = ()
 
     def render(self, *, whole: bool = True) -> str:
         """The page as HTML; without `whole`, only what goes inside another page, such as a notebook's."""
@@ -117,6 +173,7 @@ class Page:
         environment = jinja2.Environment(
             loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True
         )
+        environment.filters["anchor"] = anchor
         return environment.get_template("page.html" if whole else "inside.html").render(page=self)
 
 
@@ -154,12 +211,21 @@ def save_html(report: Paged, path: str | Path) -> None:
     atomic.write_text(path, text)
 
 
-_VIRIDIS = ((68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37))
+def anchor(title: str) -> str:
+    """The address of a title within its page, such as "checkpoints-block-3"."""
+    return re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
 
 
-def _viridis(shade: float) -> str:
-    place = min(max(shade, 0.0), 1.0) * (len(_VIRIDIS) - 1)
-    low = min(math.floor(place), len(_VIRIDIS) - 2)
+_FINE = "#1f7a5c"
+_SHADES = ((254, 217, 118), (253, 141, 60), (206, 38, 38), (103, 0, 31))
+"""From a light yellow to a dark red (after ColorBrewer's YlOrRd, Harrower and Brewer 2003)."""
+_DARK = 0.5
+"""The shade from which a white sign is read better than a dark one."""
+
+
+def _of_shade(shade: float) -> str:
+    place = min(max(shade, 0.0), 1.0) * (len(_SHADES) - 1)
+    low = min(math.floor(place), len(_SHADES) - 2)
     part = place - low
-    mixed = (round(a + (b - a) * part) for a, b in zip(_VIRIDIS[low], _VIRIDIS[low + 1], strict=True))
+    mixed = (round(a + (b - a) * part) for a, b in zip(_SHADES[low], _SHADES[low + 1], strict=True))
     return "#" + "".join(f"{channel:02x}" for channel in mixed)

@@ -19,6 +19,8 @@ from pellucid.ties.text import counts, sizes
 AT = "attn.ckpt_attn_out"
 BEGINNING, LENGTH, HEADS = "Once upon a time", 120, 16
 """How the model's story begins, how many tokens follow, and how many of them the picture of the heads shows."""
+RELEASE = "required"
+"""The card's column for those who publish the model."""
 CARD = Path(pl.__file__).parent / "bundled" / "README.md"
 
 
@@ -63,7 +65,9 @@ def card_sections(markdown: str) -> Iterator[Section]:
     rows = [
         [cell.strip() for cell in line.strip("|").split("|")] for line in parts["Figures"].splitlines() if "|" in line
     ]
-    yield Table("Its figures, on text that it was not trained on", tuple(rows[0]), rows[2:])
+    kept = [number for number, title in enumerate(rows[0]) if title != RELEASE]
+    shown = [tuple(row[number] for number in kept) for row in (rows[0], *rows[2:])]
+    yield Table("Its measurements, on text that it was not trained on", shown[0], shown[1:])
     for number, line in enumerate(line for line in parts["Samples"].split("\n\n") if line.startswith(">")):
         yield Text(_paragraph(line.replace("\n>", "\n")).lstrip("> "), "Samples, not picked" if number == 0 else "")
 
@@ -85,7 +89,7 @@ def _ties(audit: pl.TieAudit) -> Iterator[Section]:
         "Which weights are shared, and what saving does to them",
         ("", ""),
         [
-            ("parameters", counts(audit)), ("bytes", sizes(audit)),
+            ("parameters", counts(audit)), ("bytes, opened as float32", sizes(audit)),
             *((f"shared by {len(group.names)} names", ", ".join(group.names)) for group in audit.groups),
             ("after saving and loading", audit.after_reload.reason),
             ("problems", "none" if not audit.problems else "; ".join(p.message for p in audit.problems)),

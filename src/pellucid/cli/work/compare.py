@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import typer
@@ -15,16 +16,15 @@ from pellucid.cli.shared.opening import configuration, read_tokenizer
 from pellucid.cli.shared.options import parse_ids
 from pellucid.cli.shared.screen import progress, show, show_json, steps
 from pellucid.cli.shared.tables import heading
-from pellucid.prove.sides import opened
+from pellucid.prove.pages import MOVED
+from pellucid.prove.report import ParameterRow
+from pellucid.prove.sides import DEFAULT_TEXT, opened
 from pellucid.weights.load import LoadOptions
-
-SENTENCE = "Once upon a time, there was a little girl named Lily."
-"""What both are run on where nothing else is given."""
 
 
 def compare(wish: Compare) -> None:
     """Compare, show, and fail unless the two are the same."""
-    inputs = parse_ids(wish.ids) if wish.ids else SENTENCE if wish.text is None else wish.text
+    inputs = parse_ids(wish.ids) if wish.ids else DEFAULT_TEXT if wish.text is None else wish.text
     tokenizer = None if wish.tokenizer is None else read_tokenizer(wish.tokenizer)
     with progress(f"opening {wish.a} and {wish.b}"):
         a, b = (opened(name, _options(wish, side)) for name, side in ((wish.a, "A"), (wish.b, "B")))
@@ -52,14 +52,50 @@ def _options(wish: Compare, side: str) -> LoadOptions:
 
 
 def _show(report: pl.ComparisonReport, html: Path | None) -> None:
-    show(Words(report.verdict, "bold green" if report else "bold red"), Words(report.summary))
+    show(Words(report.verdict, "bold green" if report else "bold red"), Words(report.summary), _about(report))
     if report.first_divergence is not None:
         show(heading("first divergence"), Words(str(report.first_divergence)))
-    show(heading("checkpoints"), _table(report))
+    if moved := report.moved:
+        show(heading("parameters that changed most"), _moved(moved), Words(RELATIVE, "dim"))
+        if len(moved) > MOVED:
+            show(Words(f"and {len(moved) - MOVED} more that changed less", "dim"))
+    if report.checkpoints:
+        show(heading("checkpoints"), _table(report), Words(_errors(report), "dim"))
     for note in report.notes:
         show(Words(f"note: {note}"))
     if html is not None:
         show(Words.assemble("\nthe whole report is in ", (str(html), "bold")))
+
+
+RELATIVE = "relative: norm of the difference over the norm of A's"
+"""What the columns of parameters are."""
+
+
+def _errors(report: pl.ComparisonReport) -> str:
+    """What the columns of checkpoints are."""
+    return (
+        f"fp32: largest difference relative to {report.reference}'s largest value, in the models' own dtype\n"
+        f"fp64, own: the same in float64, of a stage given {report.reference}'s values; rounding stays below 1e-10"
+    )
+
+
+def _about(report: pl.ComparisonReport) -> Grid:
+    """What was compared, and how different the two are."""
+    grid = Grid(Column(label=True, style="cyan"), Column(prose=True), heading=None)
+    for name, what in report.about.lines():
+        grid.add(name, what)
+    if not report:
+        grid.add("distance", str(report.distance))
+    return grid
+
+
+def _moved(moved: Sequence[ParameterRow]) -> Grid:
+    grid = Grid(
+        Column("parameter", label=True, style="cyan"), *(Column(t, right=True) for t in ("relative", "largest"))
+    )
+    for row in moved[:MOVED]:
+        grid.add(row.a, f"{row.relative:.1e}", f"{row.max_abs:.1e}")
+    return grid
 
 
 def _table(report: pl.ComparisonReport) -> Grid:
