@@ -125,5 +125,6 @@ def probe_ids(ids: Tensor, vocabulary: int, positions: int) -> Tensor | None:
     if ids.size(0) > 1 and ids.size(1) >= length:
         return None
     drawn = torch.randint(vocabulary, (2, length), generator=torch.Generator().manual_seed(0))
-    drawn[0, 0], drawn[1, 0] = 0, vocabulary - 1
+    inside = length // 2  # at an edge, an id that ends texts would be taken for a pad
+    drawn[0, inside], drawn[1, inside] = 0, vocabulary - 1
     return drawn.to(ids)
