@@ -76,6 +76,14 @@ def test_what_a_link_points_to_is_written(tmp_path: Path):
         ("real", b"new"),
     ]
     assert len(list(tmp_path.iterdir())) == 4
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+    for shared in ("blobs", "snapshots"):
+        (tmp_path / shared).mkdir()
+    (tmp_path / "blobs" / "0a").write_bytes(b"of every revision")
+    (tmp_path / "snapshots" / "config.json").symlink_to("../blobs/0a")
+    with pytest.raises(pl.WeightsError, match="a link into the hub's cache"):
+        atomic.write_text(tmp_path / "snapshots" / "config.json", "new")
+    assert (tmp_path / "blobs" / "0a").read_bytes() == b"of every revision"
     (tmp_path / "loop").symlink_to("loop")
     with pytest.raises(pl.WeightsError, match="Too many levels"):
         write(tmp_path, loop=b"new")

@@ -164,6 +164,8 @@ def _place(path: Path) -> Path:
     place = Path(os.path.realpath(path))
     if place.is_symlink():
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+    if place.parent.name == "blobs" and "snapshots" in path.absolute().parts:
+        raise OSError(errno.EPERM, f"{path.name} is a link into the hub's cache, which all revisions share")
     return place
 
 

@@ -6,7 +6,6 @@ import json
 import os
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -124,10 +123,12 @@ def test_what_is_edited_or_exchanged_on_purpose_is_read(tmp_path: Path):
     later = model(1)
     with torch.no_grad():
         later.ln_final.b.fill_(9.0)
-    ONE.save_pretrained(tmp_path)
+    ONE.save_pretrained(tmp_path / "first")
     later.save_pretrained(tmp_path / "later")
-    os.replace(tmp_path / "later" / "model.safetensors", tmp_path / "model.safetensors")
-    assert pl.load(tmp_path).ln_final.b[0].item() == 9.0, "weights of one configuration are exchanged freely"
+    os.replace(tmp_path / "later" / "model.safetensors", tmp_path / "first" / "model.safetensors")
+    assert pl.load(tmp_path / "first").ln_final.b[0].item() == 9.0, (
+        "weights of one configuration and tokenizer are exchanged freely"
+    )
 
 
 def test_the_id_is_no_field_of_the_model(tmp_path: Path):
@@ -276,6 +277,32 @@ def test_the_metadata_of_no_safetensors_file_are_none(tmp_path: Path):
             assert tensor_file.read_metadata(file) == {}
 
 
+def test_a_save_while_a_folder_is_read_is_noticed(tmp_path: Path):
+    """After the weights were read, and before the tokenizer is."""
+    ONE.save_pretrained(tmp_path)
+    plain, left = pl.Tokenizer.from_folder, [TWO.save_pretrained]
+
+    def from_folder(folder: Path) -> Any:
+        while left:
+            left.pop()(folder)
+        return plain(folder)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pl.Tokenizer, "from_folder", from_folder)
+        assert number_in(tmp_path) == 2
+
+
+def test_a_folder_that_is_saved_without_an_end_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    ONE.save_pretrained(tmp_path)
+    draws = iter(range(1000))
+    monkeypatch.setattr(saves, "_state", lambda path: next(draws))  # it changes at every look
+    assert number_in(tmp_path) == 1, "savers are kept out, and the last look counts"
+    monkeypatch.setattr(atomic, "LONGEST_WAIT", 0.0)
+    with atomic.alone(tmp_path), pytest.raises(pl.WeightsError, match="another process has been saving") as caught:
+        pl.load(tmp_path)
+    assert caught.value.code == "path-unreadable"
+
+
 MUTANTS: dict[str, tuple[Any, str, Any, Callable[[Path], None]]] = {
     "mixtures are read": (
         saves, "require_one_save", lambda weights, config: None,
@@ -285,11 +312,8 @@ MUTANTS: dict[str, tuple[Any, str, Any, Callable[[Path], None]]] = {
         saves, "_marked", lambda folder: [],
         lambda folder: test_a_kill_at_every_step_leaves_one_model_or_says_so(by_transformers(1), True, folder),
     ),
-    "savers are not kept apart": (
-        atomic, "alone", lambda folder: nullcontext(), test_savers_at_the_same_time_and_a_reader_among_them,
-    ),
     "a reader does not look again": (
-        saves, "_state", lambda path: {}, test_savers_at_the_same_time_and_a_reader_among_them,
+        saves, "_state", lambda path: {}, test_a_save_while_a_folder_is_read_is_noticed,
     ),
     "a tokenizer stays behind": (
         saves, "_outdated", lambda folder: [], test_what_an_earlier_save_wrote_beside_does_not_stay_behind,

@@ -22,6 +22,7 @@ from pellucid import atomic
 from pellucid.config_fields import SAVE_ID
 from pellucid.errors import PellucidError, WeightsError
 from pellucid.tensor_file import read_metadata, rewrite
+from pellucid.weights.manifests import unreadable
 
 CONFIG = "config.json"
 _BESIDE = "pellucid_files"
@@ -126,6 +127,9 @@ def read_whole(path: Path, read: Callable[[], T]) -> T:
     Args:
         path: The folder, or a file in it.
         read: Reads everything that belongs to the model.
+
+    Raises:
+        WeightsError: The folder cannot be read, or another process has been saving into it for a minute.
     """
     for _ in range(_TRIES):
         before = _state(path)
@@ -137,8 +141,13 @@ def read_whole(path: Path, read: Callable[[], T]) -> T:
             continue
         if _state(path) == before:
             return found
-    with atomic.alone(path if path.is_dir() else path.parent):
-        return read()
+    try:
+        with atomic.alone(path if path.is_dir() else path.parent):
+            return read()
+    except OSError as problem:  # the folder is gone, or its saver never ends
+        if isinstance(problem, PellucidError):
+            raise
+        raise unreadable(path, problem) from problem
 
 
 def _state(path: Path) -> dict[str, tuple[int, int, int]]:
@@ -154,8 +163,11 @@ def _state(path: Path) -> dict[str, tuple[int, int, int]]:
 
 
 def _metadata(path: Path) -> dict[str, str]:
-    with path.open("rb") as file:
-        return read_metadata(file)
+    try:
+        with path.open("rb") as file:
+            return read_metadata(file)
+    except OSError as problem:  # it was there a moment ago
+        raise unreadable(path, problem) from problem
 
 
 def _marked(folder: Path) -> list[tuple[str, atomic.Writer]]:
@@ -178,7 +190,7 @@ def _outdated(folder: Path) -> Iterable[str]:
         if _WEIGHTS.fullmatch(name) and (folder / name).is_file():
             yield name
             if name.endswith(".safetensors"):
-                with suppress(OSError, ValueError, TypeError, RecursionError):
+                with suppress(PellucidError, ValueError, TypeError, RecursionError):
                     recorded.update(json.loads(_metadata(folder / name).get(_BESIDE, "{}")))
     for name, digest in recorded.items():
         path = folder / name
