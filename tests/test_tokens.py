@@ -464,3 +464,47 @@ def test_a_tokenizer_that_cannot_be_is_an_error_of_ours(said: dict[str, Any], re
     with pytest.raises(pl.WeightsError, match=reason) as caught:
         read()
     assert caught.value.code == "tokenizer-unreadable"
+
+
+def test_nanogpts_characters_are_a_tokenizer(tmp_path: Path) -> None:
+    import pickle
+
+    from weights.checkpoints import save_nanogpt, small_hf
+
+    characters = sorted(set("\n hello wörld,∂"))
+    meta = {"vocab_size": len(characters), "stoi": {c: i for i, c in enumerate(characters)},
+            "itos": dict(enumerate(characters))}  # fmt: skip
+    (tmp_path / "meta.pkl").write_bytes(pickle.dumps(meta))
+    save_nanogpt(tmp_path / "ckpt.pt", small_hf(activation_function="gelu"))
+    tokenizer = pl.load(tmp_path).tokenizer
+    assert tokenizer is not None
+    text = "hello\n wörld,  ∂"
+    assert tokenizer.encode(text) == [characters.index(c) for c in text]
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert tokenizer.pieces(tokenizer.encode("w ö")) == ["w", " ", "ö"]
+    assert len(tokenizer) == len(characters)
+    with pytest.raises(pl.InputError, match="'x': not among") as caught:
+        tokenizer.encode("hex")
+    assert caught.value.code == "text-not-encoded"
+
+
+class Touch:
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> Any:
+        return (Path.touch, (self.mark,))
+
+
+@pytest.mark.parametrize("stoi", [{"ab": 0}, {"a": -1}, {"a": 0, "b": 0}, {"a": "0"}, [1], 3, {1: 1}, "run", "damaged"])
+def test_a_meta_pkl_of_something_else_is_refused(stoi: Any, tmp_path: Path) -> None:
+    import pickle
+
+    path, mark = tmp_path / "meta.pkl", tmp_path / "mark"
+    content = pickle.dumps({"stoi": Touch(mark) if stoi == "run" else stoi})
+    path.write_bytes(content[:-3] if stoi == "damaged" else content)
+    with pytest.raises(pl.WeightsError, match=r"meta\.pkl"):
+        pl.Tokenizer.from_folder(tmp_path)
+    assert not mark.exists()
+    path.write_bytes(pickle.dumps({"vocab_size": 3}))
+    assert pl.Tokenizer.from_folder(tmp_path) is None

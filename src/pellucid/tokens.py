@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -17,6 +17,7 @@ from pellucid.check import as_whole
 from pellucid.dialects import named_arguments
 from pellucid.errors import InputError, PellucidError, WeightsError, shown
 from pellucid.weights.manifests import is_there, read_json, require_regular
+from pellucid.weights.pickles import read_plain
 
 UNFINISHED = "\ufffd"
 """How bytes are decoded that are no character, or not yet one."""
@@ -53,14 +54,15 @@ class Tokenizer:
 
     def __init__(self, backend: tokenizers.Tokenizer) -> None:
         self._backend = backend
+        self._characters: frozenset[str] | None = None  # of a tokenizer that knows no others
         self._backend.no_padding()
         self._backend.no_truncation()
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> Tokenizer | None:
-        """Read `tokenizer.json`, else `vocab.json` and `merges.txt`; None where the folder has neither.
+        """Read `tokenizer.json`, else `vocab.json` and `merges.txt`, else nanoGPT's `meta.pkl`; None without any.
 
-        With the latter two goes `added_tokens.json`, where there is one.
+        With `vocab.json` goes `added_tokens.json`, where there is one.
         """
         folder = Path(folder)
         if is_there(folder / "tokenizer.json"):
@@ -69,7 +71,27 @@ class Tokenizer:
             found = cls.from_vocabulary(folder / "vocab.json", folder / "merges.txt")
             found._add(folder / "added_tokens.json")
             return found
-        return None
+        return cls.from_characters(folder / "meta.pkl") if is_there(folder / "meta.pkl") else None
+
+    @classmethod
+    def from_characters(cls, path: str | Path) -> Tokenizer | None:
+        """Read the `meta.pkl` of nanoGPT's character-level data; None for one without characters.
+
+        Raises:
+            WeightsError: Another file, or one that would run code.
+        """
+        content = read_plain(Path(path))
+        characters = content.get("stoi") if isinstance(content, dict) else None
+        if characters is None:
+            return None
+        if not isinstance(characters, dict) or not _is_table(characters):
+            raise _unreadable(path, ValueError("its stoi is no table of single characters and their ids"))
+        backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(dict(characters), unk_token=""))
+        backend.pre_tokenizer = tokenizers.pre_tokenizers.Split(tokenizers.Regex(r"[\s\S]"), "isolated")
+        backend.decoder = tokenizers.decoders.Fuse()
+        found = cls(backend)
+        found._characters = frozenset(characters)
+        return found
 
     @classmethod
     def from_file(cls, path: str | Path) -> Tokenizer:
@@ -148,6 +170,13 @@ class Tokenizer:
         return Encoding(input_ids=rows[0] if one else rows, attention_mask=masks[0] if one else masks)
 
     def _ids(self, text: str) -> list[int]:
+        unknown = set() if self._characters is None else set(text) - self._characters
+        if unknown:
+            raise InputError(
+                f"tokenizer: {', '.join(map(shown, sorted(unknown)[:8]))}: not among its {len(self)} characters.",
+                code="text-not-encoded",
+                remedy="Leave these characters out, or set model.tokenizer to a tokenizer that has them.",
+            )
         try:
             with _library("tokenizer.json"):  # an unknown token that is not in the vocabulary shows here
                 return self._backend.encode(text, add_special_tokens=False).ids
@@ -316,6 +345,12 @@ def _listed(ids: int | Iterable[int]) -> list[int]:
             remedy="Pass an id, or ids in a list or a tensor; `batch_decode` takes several rows.",
         )
     return read  # pyright: ignore[reportReturnType] (None was refused)
+
+
+def _is_table(characters: Mapping[Any, Any]) -> bool:
+    """Whether every key is one character, and every value an id of its own."""
+    ids = {i for i in map(as_whole, characters.values()) if i is not None and 0 <= i < 2**31}
+    return len(ids) == len(characters) and all(isinstance(c, str) and len(c) == 1 for c in characters)
 
 
 MOST_IDS = 10_000_000

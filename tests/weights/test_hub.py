@@ -30,6 +30,7 @@ class StandIn(ThreadingHTTPServer):
         files: What the repository holds.
         refuse: A function from a file's name to (status, headers), or None to serve it.
         cut: Names whose body ends in the middle.
+        etags: What is said of a file's content, where it is not its SHA-256.
         requests: Method and file of every request so far.
         main: The commit that the branch is at.
     """
@@ -41,6 +42,7 @@ class StandIn(ThreadingHTTPServer):
         self.files: dict[str, bytes] = {}
         self.refuse: Callable[[str], tuple[int, dict[str, str]] | None] = lambda name: None
         self.cut: set[str] = set()
+        self.etags: dict[str, str] = {}
         self.requests: list[tuple[str, str]] = []
         self.main = COMMIT
 
@@ -84,7 +86,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def serve(self, name: str, body: bytes, commit: str) -> None:
         headers = {
-            "ETag": f'"{hashlib.sha256(body).hexdigest()}"',
+            "ETag": self.server.etags.get(name, f'"{hashlib.sha256(body).hexdigest()}"'),
             "X-Repo-Commit": commit,
             "X-Linked-Size": str(len(body)),
         }
@@ -337,3 +339,56 @@ def test_read_config_of_a_folder(tmp_path: Path) -> None:
     assert caught.value.code == "config-not-found"
     (tmp_path / "config.json").write_text('{"n_embd": 3}')
     assert hub.read_config(tmp_path) == {"n_embd": 3}
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
+@pytest.mark.parametrize("offline", [True, False])
+def test_a_flipped_bit_in_the_cache_is_noticed_and_the_remedy_works(
+    name: str, offline: bool, server: StandIn, hf: Any, tmp_path: Path
+) -> None:
+    if name == "config.json":  # as git names a file that is stored in the repository itself
+        body = server.files[name]
+        server.etags[name] = hashlib.sha1(b"blob %d\0" % len(body) + body).hexdigest()
+    blob = (hub.locate(REPOSITORY, options(server, tmp_path)) / name).resolve()
+    damaged = bytearray(blob.read_bytes())
+    damaged[-9] ^= 1
+    blob.write_bytes(damaged)
+    with pytest.raises(pl.WeightsError, match="digest") as caught:
+        pl.load(REPOSITORY, hub=options(server, tmp_path, offline=offline))
+    assert caught.value.code == "hub-corrupted"
+    Path(caught.value.remedy.split("'")[1]).unlink()
+    assert same_logits(pl.load(REPOSITORY, hub=options(server, tmp_path)), hf)
+
+
+def test_a_bit_flipped_on_the_way_is_noticed(server: StandIn, tmp_path: Path) -> None:
+    body = bytearray(server.files["model.safetensors"])
+    server.etags["model.safetensors"] = hashlib.sha256(body).hexdigest()
+    body[-9] ^= 1
+    server.files["model.safetensors"] = bytes(body)
+    assert refused(server, tmp_path).code == "hub-corrupted"
+
+
+@pytest.mark.parametrize("etag", ["../../../../evil", "/tmp/evil-of-a-hub", "a/b", "..", ""])
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_name_that_leads_out_of_the_cache_is_refused(etag: str, name: str, server: StandIn, tmp_path: Path) -> None:
+    server.etags[name] = f'"{etag}"'
+    error = refused(server, tmp_path / "a" / "b" / "c")
+    assert error.code == "hub-refused"
+    assert not [path for path in tmp_path.rglob("*") if "evil" in path.name]
+    assert not Path("/tmp/evil-of-a-hub").exists()
+
+
+def test_an_error_of_the_hubs_own_is_tried_once_more(
+    server: StandIn, hf: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    failed: set[str] = set()
+
+    def refuse(name: str) -> tuple[int, dict[str, str]] | None:
+        if name in failed:
+            return None
+        failed.add(name)
+        return 503, {}
+
+    server.refuse = refuse
+    assert same_logits(pl.load(REPOSITORY, hub=options(server, tmp_path)), hf)

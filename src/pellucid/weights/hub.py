@@ -8,15 +8,19 @@ the cache only when it is complete.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from pellucid.errors import ConfigError, NotFoundError, WeightsError, nearest
-from pellucid.weights.manifests import is_there, read_index, read_json, unreadable
+from pellucid.errors import ConfigError, NotFoundError, WeightsError, nearest, shown
+from pellucid.weights.manifests import is_there, read_index, read_json, require_regular, unreadable
+
+T = TypeVar("T")
 
 ALIASES: Mapping[str, str] = {
     "gpt2": "openai-community/gpt2",
@@ -64,6 +68,11 @@ class HubOptions:
     token: str | None = None
     offline: bool = False
     endpoint: str | None = None
+
+    @property
+    def address(self) -> str | None:
+        """Of the hub, by this object or by the environment; None for the public one."""
+        return self.endpoint or os.environ.get("HF_ENDPOINT")
 
     @property
     def is_offline(self) -> bool:
@@ -223,17 +232,21 @@ class _Repository:
         from huggingface_hub import errors
 
         try:
-            return Path(
-                huggingface_hub.hf_hub_download(
+            if self.reachable:
+                self._require_plain_etag(file)
+            found = _again(
+                lambda: huggingface_hub.hf_hub_download(
                     self.id,
                     file,
                     revision=self.options.revision,
                     cache_dir=self.options.cache_dir,
                     token=self.options.token,
                     local_files_only=not self.reachable,
-                    endpoint=self.options.endpoint or os.environ.get("HF_ENDPOINT"),
+                    endpoint=self.options.address,
                 )
             )
+        except WeightsError:
+            raise
         except errors.EntryNotFoundError as problem:
             if self.reachable and isinstance(problem, errors.LocalEntryNotFoundError):
                 raise _explain(problem, self.id, file, self.options) from problem
@@ -242,6 +255,66 @@ class _Repository:
         # names have their own exceptions, and the transport's class changed between versions of the library.
         except Exception as problem:
             raise _explain(problem, self.id, file, self.options) from problem
+        _require_content(Path(found))
+        return Path(found)
+
+    def _require_plain_etag(self, file: str) -> None:
+        """See that the hub names a file's content so that the cache keeps it inside: the name becomes a path there."""
+        import huggingface_hub
+
+        where = self.options.address
+        url = huggingface_hub.hf_hub_url(self.id, file, revision=self.options.revision, endpoint=where)
+        etag = _again(lambda: huggingface_hub.get_hf_file_metadata(url, token=self.options.token, endpoint=where)).etag
+        if etag is not None and not re.fullmatch(r"[\w\-]{1,200}", etag):
+            raise WeightsError(
+                f"{self.id}/{file}: the hub names its content {shown(etag)}, which is no digest.",
+                code="hub-refused",
+                remedy="Do not use this address (HF_ENDPOINT, endpoint=); unset it to reach the public hub.",
+            )
+
+
+def _again(request: Callable[[], T]) -> T:
+    """Ask the hub, and once more after a second if it had an error of its own."""
+    from huggingface_hub import errors
+
+    try:
+        return request()
+    except errors.HfHubHTTPError as problem:
+        if problem.response.status_code < 500:
+            raise
+    except errors.LocalEntryNotFoundError as problem:
+        cause = problem.__cause__
+        if not isinstance(cause, errors.HfHubHTTPError) or cause.response.status_code < 500:
+            raise
+    time.sleep(1)
+    return request()
+
+
+def _require_content(path: Path) -> None:
+    """See that a file of the cache holds what its name says: blobs are called by the digest of their content.
+
+    Raises:
+        WeightsError: A bit was flipped on the way or on the disk.
+    """
+    blob = path.resolve()
+    if not re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", blob.name) or blob.parent.name != "blobs":
+        return
+    require_regular(blob)
+    try:
+        with blob.open("rb") as file:
+            if len(blob.name) == 64:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            else:  # what git calls a file that is stored in the repository itself
+                content = file.read()
+                digest = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+    except OSError as problem:
+        raise unreadable(blob, problem) from problem
+    if digest != blob.name:
+        raise WeightsError(
+            f"{path}: its content is not what the hub has: its digest is {digest}, expected {blob.name}.",
+            code="hub-corrupted",
+            remedy=f"Delete {str(blob)!r} and load again; the file is then downloaded anew.",
+        )
 
 
 def _open(name: str, options: HubOptions) -> _Repository:
@@ -257,10 +330,10 @@ def _open(name: str, options: HubOptions) -> _Repository:
     import huggingface_hub
     from huggingface_hub import errors
 
-    endpoint = options.endpoint or os.environ.get("HF_ENDPOINT")
+    endpoint = options.address
     try:
         url = huggingface_hub.hf_hub_url(repository, "config.json", revision=options.revision, endpoint=endpoint)
-        huggingface_hub.get_hf_file_metadata(url, token=options.token, endpoint=endpoint)
+        _again(lambda: huggingface_hub.get_hf_file_metadata(url, token=options.token, endpoint=endpoint))
     except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.HFValidationError) as problem:
         raise _explain(problem, repository, "config.json", options) from problem
     except errors.HfHubHTTPError as problem:

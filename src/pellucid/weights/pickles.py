@@ -21,11 +21,12 @@ import numpy as np
 import torch
 
 from pellucid.errors import WeightsError, shown
-from pellucid.weights.manifests import unreadable
+from pellucid.weights.manifests import require_regular, unreadable
 
 _LEAVES = 1_000_000
 """Of one tuple; more are no name, no shape and no setting."""
 _LONGEST_PICKLE = 2**28
+_LONGEST_PLAIN = 2**24
 _MOST_PICKLES = 5  # of a file in PyTorch's older format: magic number, version, machine, content, storages
 
 _RUNS_CODE = frozenset(
@@ -66,6 +67,40 @@ def read_pickle(path: Path) -> object:
             code="pickle-damaged",
             remedy="Download or write the file again.",
         ) from problem
+
+
+def read_plain(path: Path) -> object:
+    """What a file of `pickle.dump` holds that consists of Python's own containers, texts and numbers.
+
+    Raises:
+        WeightsError: Another file, or one that names anything to call or to build.
+    """
+    require_regular(path)
+    try:
+        with path.open("rb") as file:
+            content = file.read(_LONGEST_PLAIN + 1)
+        if len(content) > _LONGEST_PLAIN:
+            raise pickle.UnpicklingError(f"longer than {_LONGEST_PLAIN} bytes")
+        _globals(path, io.BytesIO(content))
+        return _Plain(io.BytesIO(content)).load()
+    except OSError as problem:
+        raise unreadable(path, problem) from problem
+    except WeightsError:
+        raise
+    except Exception as problem:  # unpickling raises whatever the bytes make it raise
+        raise WeightsError(
+            f"{path}: not a pickle of plain values: {problem}.",
+            code="pickle-unsafe",
+            remedy="Take the file away, or write it again with pickle.dump of dicts of texts and numbers.",
+        ) from problem
+
+
+class _Plain(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        raise pickle.UnpicklingError(f"it names {module}.{name}, which is not looked up")
+
+    def persistent_load(self, pid: Any) -> Any:
+        raise pickle.UnpicklingError("it refers to something outside")
 
 
 def _inflates(path: Path, file: BinaryIO) -> bool:
