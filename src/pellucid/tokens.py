@@ -170,7 +170,7 @@ class Tokenizer:
         return Encoding(input_ids=rows[0] if one else rows, attention_mask=masks[0] if one else masks)
 
     def _ids(self, text: str) -> list[int]:
-        unknown = set() if self._characters is None else set(text) - self._characters
+        unknown = set(str(text)) - self._characters if self._characters is not None else set[str]()
         if unknown:
             raise InputError(
                 f"tokenizer: {', '.join(map(shown, sorted(unknown)[:8]))}: not among its {len(self)} characters.",
