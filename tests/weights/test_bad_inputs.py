@@ -291,6 +291,7 @@ BAD: dict[str, tuple[Callable[[Path], Path], str]] = {
     "an index that is not JSON": (sharded("not json"), "index-not-json"),
     "an index without a map": (sharded([]), "index-no-weight-map"),
     "an index of nothing": (sharded({}), "index-no-weight-map"),
+    "a shard of 300 letters": (sharded(lambda honest: {**honest, WTE: "a" * 300}), "path-unreadable"),
     "a shard outside": (sharded(lambda honest: {**honest, WTE: "../a.safetensors"}), "index-unsafe-path"),
     "a shard anywhere": (sharded(lambda honest: {**honest, WTE: "/etc/hostname"}), "index-unsafe-path"),
     "a shard that is hidden": (sharded(lambda honest: {**honest, WTE: ".."}), "index-unsafe-path"),

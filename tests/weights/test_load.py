@@ -100,6 +100,16 @@ def test_stored_float8_is_refused_and_can_be_converted(tmp_path: Path) -> None:
     assert torch.equal(pl.load(tmp_path).embed.W_E, tensors["transformer.wte.weight"].float())
 
 
+def test_stored_with_one_float8_among_others_is_refused_too(tmp_path: Path) -> None:
+    hf = small_hf()
+    name = "transformer.h.0.ln_1.bias"
+    save_folder(tmp_path, {**hf_dict(hf), name: hf_dict(hf)[name].to(torch.float8_e4m3fn)}, hf)
+    with pytest.raises(pl.WeightsError) as caught:
+        pl.load(tmp_path, dtype="stored")
+    assert caught.value.code == "dtype-not-supported"
+    assert pl.load(tmp_path).dtype == torch.float32, "as the remedy says"
+
+
 @pytest.mark.parametrize("kind", ["safetensors", "zip", "llm.c"])
 def test_an_edit_in_place_changes_the_model_and_not_the_file(kind: str, tmp_path: Path) -> None:
     hf = small_hf(tie_word_embeddings=kind == "llm.c")

@@ -78,7 +78,11 @@ def convert(weights: Mapping[str, Tensor], dtype: torch.dtype | None, device: st
         WeightsError: A stored dtype that no model may have, or no such device.
     """
     if dtype is None:
-        dtype = functools.reduce(torch.promote_types, (tensor.dtype for tensor in weights.values()))
+        dtypes = sorted({tensor.dtype for tensor in weights.values()}, key=str)
+        try:
+            dtype = functools.reduce(torch.promote_types, dtypes)
+        except RuntimeError:  # eight-bit floats promote to nothing
+            dtype = next(one for one in dtypes if one not in DTYPES.values())
         if dtype not in DTYPES.values():
             raise WeightsError(
                 f"weights: stored as {dtype}, expected one of {', '.join(DTYPES)}.",
