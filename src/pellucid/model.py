@@ -96,8 +96,8 @@ class CkptedTransformer(GeneratingTransformer):
     def save_pretrained(self, folder: str | Path) -> None:
         """Write `config.json`, `model.safetensors` and `tokenizer.json`, which transformers loads exactly.
 
-        A tied embedding is written once. Files are written under temporary names and renamed, so that a kill
-        at any moment leaves the old ones or the new ones.
+        A tied embedding is written once. The folder is saved as one: after a kill it holds the old model, the new one,
+        or files of both that `load` refuses to read together.
         """
         load.save_pretrained(self, Path(folder))
 

@@ -108,8 +108,9 @@ def to_hf(model: Model) -> Any:
 def save_pretrained(model: Model, folder: str | os.PathLike[str]) -> None:
     """Write `config.json` and `model.safetensors`, and the tokenizer and generation settings if the model has them.
 
-    Names and bytes are those of transformers' own `save_pretrained`; a tied matrix is written once. Files take
-    their names only when all are complete: whatever happens, each is the old one or the new one.
+    Names, and the bytes of every tensor, are those of transformers' own `save_pretrained`; a tied matrix is written
+    once. The folder is saved as one (`pellucid.weights.saves`): after a kill it holds the old model, the new one, or
+    files of both that `load` refuses to read together.
 
     Args:
         model: The model.
