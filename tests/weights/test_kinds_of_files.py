@@ -203,6 +203,19 @@ def test_an_object_beside_the_weights_is_named_and_its_remedy_works(tmp_path: Pa
         assert same_logits(pl.load(torch.load(path), config=config), HF)
 
 
+@pytest.mark.parametrize("ours", [True, False])
+def test_a_whole_module_is_named_and_its_remedy_works(ours: bool, tmp_path: Path) -> None:
+    path, other, config = tmp_path / "module.pt", tmp_path / "other.pt", config_of(HF)
+    torch.save(pl.from_hf(HF) if ours else torch.nn.Sequential(torch.nn.Embedding(3, 4)), path)
+    with pytest.raises(pl.WeightsError, match="whole pickled module") as caught:
+        pl.load(path, config=config)
+    call = caught.value.remedy.split("classes: ")[1].split(", then")[0]
+    assert call == "torch.save(torch.load(path, weights_only=False).state_dict(), other)"
+    if ours:
+        torch.save(torch.load(path, weights_only=False).state_dict(), other)
+        assert same_logits(pl.load(other, config=config), HF)
+
+
 class Runs:
     def __reduce__(self) -> tuple[Any, ...]:
         return (__import__("os").system, ("true",))

@@ -188,6 +188,13 @@ def _refusal(path: Path, said: str, needed: set[str]) -> WeightsError:
     found = re.search(r"GLOBAL ([\w.]+)", said)
     culprit = found[1] if found is not None else ""
     module, _, name = culprit.rpartition(".")
+    if any(one.startswith(("torch.nn.modules.", "transformers.models.", "pellucid.model.")) for one in needed):
+        return WeightsError(
+            f"{path}: a whole pickled module, whose code ({culprit or 'its classes'}) is not run here.",
+            code="pickle-unsafe",
+            remedy="If you trust the file, and have the classes: torch.save(torch.load(path, weights_only=False)"
+            ".state_dict(), other), then pl.load(other, config=...). Or ask its author for safetensors.",
+        )
     if culprit and name[:1].isupper() and module.partition(".")[0] not in _RUNS_CODE:
         return WeightsError(
             f"{path}: a pickle with an object of {culprit} beside the weights, whose code is not run here.",
