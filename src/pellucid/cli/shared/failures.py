@@ -8,6 +8,7 @@ from typing import TextIO
 
 from rich.text import Text
 
+from pellucid.cli.shared.remedies import remedy_here
 from pellucid.cli.shared.screen import LOST_OUTPUT, show_json, tell
 from pellucid.errors import NotFoundError, PellucidError, PellucidWarning
 
@@ -29,11 +30,12 @@ def exit_code(error: PellucidError) -> Exit:
 
 def show_failure(error: PellucidError, *, as_json: bool) -> None:
     """Say what went wrong: to people on stderr, to programs as an object on stdout."""
+    remedy = remedy_here(error.code, error.remedy)
     if as_json and error.code != LOST_OUTPUT:
-        show_json({"error": {"code": error.code, "message": error.message, "remedy": error.remedy}})
+        show_json({"error": {"code": error.code, "message": error.message, "remedy": remedy}})
         return
     text = Text.assemble(("error: ", "bold red"), (error.message, "red"), "  ", (f"[{error.code}]", "dim"))
-    tell(text, Text.assemble(("remedy: ", "bold"), error.remedy))
+    tell(text, Text.assemble(("remedy: ", "bold"), remedy))
 
 
 def show_fault(fault: BaseException, trace: str, *, as_json: bool) -> None:

@@ -126,12 +126,13 @@ def _require_length(rows: list[list[int]], wish: Norms) -> None:
     """
     first, longest = wish.skip + wish.lags, max(map(len, rows))
     count, parameters = sum(max(0, len(row) - first) for row in rows), wish.lags + 1
-    if count <= parameters and longest > wish.skip:
+    if count <= parameters:
+        shorter = "--lags 0" if longest > wish.skip else "--lags 0 --skip 0"
         raise InputError(
             f"norms: the texts have {count} token{'s' * (count != 1)} to regress (from token {first} on), "
             f"and {parameters} parameters need more.",
             code="too-short",
-            remedy="Give longer texts, or --lags 0, which shows the norms alone.",
+            remedy=f"Give longer texts, or {shorter}, which shows the norms alone.",
         )
 
 

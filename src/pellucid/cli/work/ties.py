@@ -10,6 +10,7 @@ from rich.text import Text
 
 from pellucid.cli.shared.failures import Exit
 from pellucid.cli.shared.layout import Column, Grid
+from pellucid.cli.shared.remedies import remedy_here
 from pellucid.cli.shared.screen import progress, show, show_json
 from pellucid.cli.ties import Ties
 from pellucid.ties import Problem, TieAudit, ties_report
@@ -66,4 +67,4 @@ def _groups(audit: TieAudit) -> Grid:
 
 def _problem(problem: Problem) -> Iterator[Text]:
     yield Text.assemble(("\nproblem: ", "bold red"), problem.message, "  ", (f"[{problem.code}]", "dim"))
-    yield Text.assemble(("remedy: ", "bold"), problem.remedy)
+    yield Text.assemble(("remedy: ", "bold"), remedy_here(problem.code, problem.remedy))

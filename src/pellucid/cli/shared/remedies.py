@@ -1,0 +1,56 @@
+"""Remedies for whoever types commands: what the library says of arguments, said of options.
+
+An error carries one remedy, in the library's words. Where a verb has an option for it, `WORDS` says so by the error's
+code; what can only be done in Python is said to be done there.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+
+
+def _ignored(found: re.Match[str]) -> str:
+    """`pass ignore_config=['a', 'b']` as options."""
+    return "add " + " ".join(f"--ignore-config {name}" for name in re.findall(r"[\w.]+", found[1]))
+
+
+_CONFIG = (
+    "Give the configuration that these weights were trained with: --config config.json. The number of heads, among "
+    "other things, cannot be read off the tensors."
+)
+_NAMES = "`pellucid run --list` lists them all, with -m for another model than the bundled one."
+
+WORDS: Mapping[str, str | tuple[str, str | Callable[[re.Match[str]], str]]] = {
+    "config-model-type": (r"pass ignore_config=\[(.*?)\]", _ignored),
+    "config-needed": _CONFIG,
+    "config-not-found": _CONFIG,
+    "config-not-implemented": (r"pass ignore_config=\[(.*?)\]", _ignored),
+    "dtype-not-supported": "Add --dtype float32, which converts them.",
+    "empty-text": "Give some text; to start from nothing, add --bos (run, generate).",
+    "hub-cache-not-writable": "Set HF_HOME to a folder that you may write.",
+    "hub-gated": (r" or pass token=", " or set HF_TOKEN"),
+    "hub-not-found": (r" or pass token=", " or set HF_TOKEN"),
+    "hub-offline": "Unset HF_HUB_OFFLINE, or give a folder that holds the model.",
+    "no-tokenizer": "Give the tokenizer: --tokenizer tokenizer.json; or token ids in the text's place: --ids 1,2,3.",
+    "overflow": "Give --overflow error or --overflow slide.",
+    "pad-without-mask": "Give the ids without what fills them up.",
+    "pattern-for-a-name": (r"`ckpts\.stack.*", _NAMES),
+    "sampler-setting": "`pellucid generate --help` says what each option takes.",
+    "too-long": (r"or pass overflow='slide'", "or add --overflow slide"),
+    "unknown-checkpoint": (r"`model\.ckpt_names` lists.*", _NAMES),
+}
+"""Code of an error -> the remedy, or a pattern in the library's remedy and what stands there on the command line."""
+
+PYTHON = re.compile(r"\w=|\bpl\.|\w\(|`\w+\.\w+`")
+"""How remedies look that are Python."""
+
+
+def remedy_here(code: str, remedy: str) -> str:
+    """A remedy as it can be followed on the command line."""
+    words = WORDS.get(code)
+    if isinstance(words, str):
+        return words
+    if words is not None:
+        remedy = re.sub(words[0], words[1], remedy, flags=re.DOTALL)
+    return f"In Python: {remedy}" if PYTHON.search(remedy) else remedy
