@@ -25,7 +25,7 @@ from pellucid.weights import hub
 class TransformerConfig:
     """What a GPT-2 is, apart from its weights.
 
-    The five sizes have no default: they are the checkpoint's to supply. The others default to what
+    The five sizes have no default: they come with the weights. The others default to what
     transformers assumes when a published `config.json` leaves them out.
 
     Example:
@@ -146,7 +146,7 @@ class TransformerConfig:
             raise ConfigError(
                 f"config: {', '.join(missing)} missing.",
                 code="config-missing-field",
-                remedy=f"Add the sizes of this checkpoint; pellucid does not guess them. {' '.join(hints)}".strip(),
+                remedy=f"Add the sizes of this model; pellucid does not guess them. {' '.join(hints)}".strip(),
             )
         known = _declared()
         others = {name: value for name, value in given.items() if name not in known}
@@ -284,6 +284,6 @@ def _refuse_unimplemented(given: Mapping[Any, Any]) -> None:
         raise ConfigError(
             f"config: {said}.",
             code="config-not-implemented",
-            remedy=f"Use a plain GPT-2 checkpoint, or pass ignore_config={list(refused)!r} if "
+            remedy=f"Use the weights of a plain GPT-2, or pass ignore_config={list(refused)!r} if "
             f"{'it does' if len(refused) == 1 else 'they do'} not apply.",
         )

@@ -105,7 +105,7 @@ class PellucidWarning(UserWarning):
 def printable(text: str, longest: int = LONGEST) -> str:
     """A text that is safe to show: control and direction characters are escaped, and a long middle is left out.
 
-    Names of tensors, fields and files come from checkpoints that strangers wrote. Raw, an escape sequence among them
+    Names of tensors, fields and files come from files that strangers wrote. Raw, an escape sequence among them
     sets the terminal's title or hides a line, and a name of ten million characters fills the screen.
     """
     if len(text) > longest:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import pytest
 from refresh_docs import PAGE, examples, run
 
+import pellucid as pl
 from pellucid.cli import VERBS
 from pellucid.cli.shared.failures import Exit
 from pellucid.cli.shared.options import ModelWish
@@ -45,3 +47,11 @@ def test_every_option_is_there(verb: str, cli: Any) -> None:
 
 def test_every_exit_code_is_there() -> None:
     assert {int(code) for code in re.findall(r"^\| (\d+) \|", TEXT, re.MULTILINE)} == {*map(int, Exit), 2, 130}
+
+
+def test_the_digests_on_the_page_are_those_of_the_files_that_ship() -> None:
+    """A reader compares them by eye; the rest of that output depends on the machine."""
+    shown = dict(re.findall(r"^(\S+) +intact +sha256 ([0-9a-f]+)…", TEXT, re.MULTILINE))
+    sums = (Path(pl.__file__).parent / "bundled" / "SHA256SUMS").read_text(encoding="utf-8").split()
+    shipped = dict(zip(sums[1::2], sums[::2], strict=True))
+    assert shown == {name: digest[:16] for name, digest in shipped.items()}

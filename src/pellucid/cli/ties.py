@@ -25,7 +25,7 @@ class Ties(Wish):
     """A checkpoint to audit."""
 
     MORE = """
-    Shows which names share memory or numbers, what the configuration says, and what reading the checkpoint makes
+    Shows which names share memory or numbers, what the configuration says, and what reading the weights makes
     of its head. The exit code is 1 when there are problems.
     """
 

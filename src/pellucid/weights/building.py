@@ -134,7 +134,7 @@ def describe(imported: Imported, weights: Mapping[str, Tensor], provenance: dict
     if imported.left_out:
         provenance = {**provenance, "left_out": described(imported.left_out)}
     if imported.filled:
-        provenance = {**provenance, "zeros": f"no such biases in the checkpoint: {listed(imported.filled)}"}
+        provenance = {**provenance, "zeros": f"no such biases in the weights file: {listed(imported.filled)}"}
     return {
         **provenance,
         "layout": imported.layout,

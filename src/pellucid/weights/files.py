@@ -75,7 +75,7 @@ def read(path: Path, *, needs_config: bool = True) -> Stored:
         raise NotFoundError(
             f"{path}: no config.json beside {weights.name}.",
             code="config-not-found",
-            remedy="Add the config.json of this checkpoint, or pass config=; the number of heads, among other "
+            remedy="Add the config.json of this model, or pass config=; the number of heads, among other "
             "things, cannot be read off the tensors.",
         )
     if content.format == "safetensors":

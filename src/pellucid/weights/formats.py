@@ -109,7 +109,7 @@ def unpack(where: str, content: Any) -> Content:
         raise WeightsError(
             f"{where}: model_args is {type(model_args).__name__}, expected a dict.",
             code="pickle-model-args",
-            remedy="Write the checkpoint again with nanoGPT's train.py.",
+            remedy="Write the file again with nanoGPT's train.py.",
         )
     tensors = {name: _plain(where, name, value) for name, value in found.tensors.items()}
     _require_own_numbers(where, tensors)
@@ -147,7 +147,7 @@ def _require_own_numbers(where: str, tensors: Mapping[str, Tensor]) -> None:
 
 
 def _read_llmc(path: Path) -> Content:
-    """llm.c's checkpoint: 256 int32 of header, then each parameter for all layers before the next one.
+    """llm.c's model file: 256 int32 of header, then each parameter for all layers before the next one.
 
     Source: `gpt2_write_to_checkpoint` in llm.c's train_gpt2.cu. The vocabulary is padded to a multiple of 128
     in the file; the padding is no token and is left out here.
@@ -204,5 +204,5 @@ def _llmc_error(path: Path, what: str, code: str) -> WeightsError:
     return WeightsError(
         f"{path}: an llm.c model with {what}.",
         code=code,
-        remedy="Write the checkpoint again with llm.c's train_gpt2, version 3 or 5.",
+        remedy="Write the file again with llm.c's train_gpt2, version 3 or 5.",
     )

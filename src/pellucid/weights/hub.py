@@ -211,7 +211,7 @@ class _Repository:
             raise NotFoundError(
                 f"{self.id}: no config.json on the hub.",
                 code="hub-no-config",
-                remedy="Choose a repository that holds a transformers checkpoint of GPT-2.",
+                remedy="Choose a repository that holds the weights of a GPT-2 as transformers writes them.",
             )
         if self.options.is_offline:
             raise NotFoundError(
@@ -351,7 +351,7 @@ def _fetch_shards(repository: _Repository, index: Path) -> None:
             raise NotFoundError(
                 f"{repository.id}: {index.name} names {shard}, which is not {repository.place}.",
                 code="shard-missing",
-                remedy="Choose another revision, or tell the repository's owner that the checkpoint is incomplete.",
+                remedy="Choose another revision, or tell the repository's owner that the weights are incomplete.",
             )
 
 

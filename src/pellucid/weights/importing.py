@@ -37,7 +37,7 @@ class Imported:
         layout: Name of the layout that they came in.
         remarks: What the reader should be warned of.
         left_out: What was found beside the language model -> why the model is the same without it.
-        filled: Biases that the checkpoint has not, in any block, and that are zeros.
+        filled: Biases that the file has not, in any block, and that are zeros.
     """
 
     weights: dict[str, Tensor]
@@ -108,7 +108,7 @@ def _one_model(tensors: Mapping[str, Tensor]) -> dict[str, list[str]]:
 def _without_absent_biases(
     layout: Layout, theirs: Mapping[str, Tensor], config: TransformerConfig
 ) -> tuple[Layout, tuple[str, ...]]:
-    """The layout with zeros for a bias that no block of the checkpoint has; transformers fills in zeros, too.
+    """The layout with zeros for a bias that no block of the file has; transformers fills in zeros, too.
 
     A bias that only some blocks lack is missing.
     """
@@ -223,7 +223,7 @@ def _misfit(said: str, code: str) -> WeightsError:
         said,
         code=code,
         remedy="Give the configuration that these weights were trained with (sizes, tie_word_embeddings), or a "
-        "checkpoint of plain GPT-2.",
+        "weights of a plain GPT-2.",
     )
 
 
@@ -233,7 +233,7 @@ def _unknown_layout(tensors: Mapping[str, Tensor]) -> WeightsError:
         f"weights: of no known layout; the first of {len(names)} tensors are "
         f"{listed([f'{name}{reason_of(name)}' for name in names[:6]])}.",
         code="layout-unknown",
-        remedy=f"Known are {', '.join(LAYOUTS)}. Convert the checkpoint with transformers, or rename its tensors.",
+        remedy=f"Known are {', '.join(LAYOUTS)}. Convert the weights with transformers, or rename its tensors.",
     )
 
 
@@ -249,7 +249,7 @@ def _settle_head(ours: dict[str, Tensor], config: TransformerConfig, layout: Lay
             raise WeightsError(
                 f"weights in the layout {layout.name!r}: no {_head_name(layout)}, and tie_word_embeddings is false.",
                 code="head-missing",
-                remedy="Give the checkpoint with its head, or tie_word_embeddings=true if it was trained tied.",
+                remedy="Give the weights with their head, or tie_word_embeddings=true if it was trained tied.",
             )
         return Imported(ours, config, layout.name)
     embedding = ours.get(EMBED)
@@ -297,7 +297,7 @@ def _refuse_folded(theirs: Mapping[str, Tensor], config: TransformerConfig) -> N
 def _refuse_processed(ours: Mapping[str, Tensor]) -> None:
     """TransformerLens' processed weights compute the same logits, but they are other weights.
 
-    Folding, centring and the bias of the unembedding leave these traces; a checkpoint has none of them.
+    Folding, centring and the bias of the unembedding leave these traces; trained weights have none of them.
     """
     norms = [(name, tensor) for name, tensor in ours.items() if re.search(r"ln(1|2|_final)\.[wb]$", name)]
     trivial = all(bool((tensor == (1 if name.endswith("w") else 0)).all()) for name, tensor in norms)

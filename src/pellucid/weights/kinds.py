@@ -18,9 +18,9 @@ _AGAIN = "Download the file itself"
 _FLAX = "transformers 4 converts it: GPT2LMHeadModel.from_pretrained(folder, from_flax=True).save_pretrained(other)."
 _H5 = "transformers 4 converts it: GPT2LMHeadModel.from_pretrained(folder, from_tf=True).save_pretrained(other)."
 _LFS = f"{_AGAIN} in its place: git lfs pull, or hf download with the repository's id."
-_ORIGIN = "Give the checkpoint that it was converted from, as safetensors or .bin."
+_ORIGIN = "Give the weights that it was converted from, as safetensors or .bin."
 _UNPACK = "Unpack it, and give the folder or the weights file that was in it."
-_EXPORT = "It is made for running, not for reading weights: give the checkpoint that it was exported from."
+_EXPORT = "It is made for running, not for reading weights: give the weights that it was exported from."
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ FOLDERS = (
                TENSORFLOW_REMEDY),
     FolderKind(r"^tf_model\.h5$|\.h5$", "weights of TensorFlow or Keras only", _H5),
     FolderKind(r"^flax_model\.msgpack$|\.msgpack$", "weights of Flax only", _FLAX),
-    FolderKind(r"\.gguf$", "GGUF files only", "Give the checkpoint that they were converted from."),
+    FolderKind(r"\.gguf$", "GGUF files only", "Give the weights that they were converted from."),
     FolderKind(r"\.onnx$", "a model of ONNX only", _EXPORT),
     FolderKind(r"^rng_state|^trainer_state\.json$|^optimizer\.(pt|bin)$|^scheduler\.pt$",
                "a trainer's state without its weights", "Give the folder into which the trainer saved the model."),
@@ -190,7 +190,7 @@ def no_weights(folder: Path, expected: Sequence[str], others: Sequence[str], sev
     if steps:
         newest = max(steps, key=lambda name: int(name.rpartition("-")[2]))
         return NotFoundError(
-            f"{folder}: a trainer's folder, with its checkpoints inside: {listed(steps, 8)}.",
+            f"{folder}: a trainer's folder, with saved models inside: {listed(steps, 8)}.",
             code="weights-not-found",
             remedy=f"Give one of them; the newest is {str(folder / newest)!r}.",
         )

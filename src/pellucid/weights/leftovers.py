@@ -14,7 +14,7 @@ from pellucid.errors import WeightsError, printable
 
 @dataclass(frozen=True)
 class Foreign:
-    """Tensors of another kind of checkpoint, told by their names.
+    """Tensors of another kind of model, told by their names.
 
     Args:
         pattern: What the names match.
@@ -34,8 +34,8 @@ class Foreign:
 _MERGE = (
     "Merge them with PEFT: model = PeftModel.from_pretrained(base, folder).merge_and_unload(), then save that model."
 )
-_PLAIN = "Use a plain GPT-2 checkpoint."
-_CONVERT = "Convert the checkpoint to a folder of transformers' GPT-2, and open that."
+_PLAIN = "Use the weights of a plain GPT-2."
+_CONVERT = "Convert the weights to a folder of transformers' GPT-2, and open that."
 
 TENSORFLOW_REMEDY = (
     "transformers 4 converts it (its module convert_gpt2_original_tf_checkpoint_to_pytorch); or open "
@@ -54,7 +54,7 @@ QUANTIZED = Foreign(
     r"qweight|qzeros|(^|\.)g_idx$|absmax|quant_map|quant_state|\.SCB$|weight_format$|\.weight_scale|_scale_inv$"
     r"|zero_point|_packed_params|\.weight_packed$|nested_absmax",
     "quantized weights (GPTQ, AWQ, bitsandbytes or torch's own)",
-    "Give the checkpoint from before it was quantized; or dequantize it with transformers: "
+    "Give the weights from before they were quantized; or dequantize it with transformers: "
     "model = AutoModelForCausalLM.from_pretrained(folder); model.dequantize().save_pretrained(other).",
 )
 
@@ -87,7 +87,7 @@ KINDS = (
         r"query_key_value|language_model\.(embedding|encoder|transformer)|word_embeddings\.weight|"
         r"self_attention\.linear_qkv",
         "the names of Megatron-LM or GPT-NeoX, whose heads are interleaved",
-        "Convert the checkpoint with transformers' convert_megatron_gpt2_checkpoint.py, and open the result.",
+        "Convert the weights with transformers' convert_megatron_gpt2_checkpoint.py, and open the result.",
     ),
     Foreign(
         r"\.kernel$|(^|\.)w[tp]e\.embedding$|\.scale$", "Flax's names and order of axes",
@@ -98,7 +98,7 @@ KINDS = (
         "the layers of another architecture than GPT-2", "pellucid reads GPT-2 only.",
     ),
 )  # fmt: skip
-"""Every kind of checkpoint whose names are known and that is not read."""
+"""Every kind of weights whose names are known and that is not read."""
 
 _HEADS = re.compile(
     r"(^|\.)(score|classifier|classification_head|qa_outputs|multiple_choice_head|v_head|value_head|reward_head|"
@@ -111,7 +111,7 @@ _MASKS = re.compile(
 
 
 def kind_of(names: Iterable[str]) -> tuple[Foreign, list[str]] | None:
-    """The first kind of foreign checkpoint that these names belong to, and those names; None for none."""
+    """The first kind of foreign weights that these names belong to, and those names; None for none."""
     short = [name for name in names if len(name) < 1000]
     for kind in KINDS:
         found = [name for name in short if kind.has(name)]
@@ -121,7 +121,7 @@ def kind_of(names: Iterable[str]) -> tuple[Foreign, list[str]] | None:
 
 
 def refuse_foreign(names: Iterable[str]) -> None:
-    """Refuse checkpoints of another kind by what they are.
+    """Refuse weights of another kind by what they are.
 
     Raises:
         WeightsError: One of `KINDS`.

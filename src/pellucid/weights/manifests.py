@@ -109,7 +109,7 @@ def read_json(path: Path, error: type[ConfigError | WeightsError], code: str) ->
 
 
 def read_index(path: Path) -> dict[str, str]:
-    """The `weight_map` of a sharded checkpoint: parameter name -> file name in the same folder.
+    """The `weight_map` of a sharded model: parameter name -> file name in the same folder.
 
     Raises:
         WeightsError: Not such an index, or a file name that leaves the folder.
@@ -126,7 +126,7 @@ def read_index(path: Path) -> dict[str, str]:
             raise WeightsError(
                 f"{path}: {shown(tensor)} is said to be in {shown(shard)}, expected a file name in the same folder.",
                 code="index-unsafe-path",
-                remedy="Do not use this checkpoint unless you trust its author; shard names must be plain file names.",
+                remedy="Do not use this model unless you trust its author; shard names must be plain file names.",
             )
     return weight_map
 

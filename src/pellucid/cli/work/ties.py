@@ -1,4 +1,4 @@
-"""`pellucid ties`: which names of a checkpoint share memory, and what reading it makes of them."""
+"""`pellucid ties`: which names of a weights file share memory, and what reading it makes of them."""
 
 from __future__ import annotations
 
