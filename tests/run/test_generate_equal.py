@@ -71,11 +71,20 @@ def same(out: pl.Generation, expected: theirs.Theirs) -> None:
         assert (row - torch.tensor(stated)).abs().max() < LOGPROB
 
 
+def skip_where_pads_are_penalized() -> None:
+    """Before 5.23 the repetition penalty of transformers takes pads for tokens that occurred; ours never does."""
+    if support.TRANSFORMERS < (5, 23):
+        pytest.skip("this version penalizes pads")
+
+
 @pytest.mark.parametrize("lengths", PROMPTS.values(), ids=PROMPTS)
 @pytest.mark.parametrize("setting", SAMPLERS)
 @pytest.mark.parametrize("model", MODELS)
 def test_every_setting(model: str, setting: str, lengths: tuple[int, ...]) -> None:
     ours, hf = pair(model)
+    sampler = SAMPLERS[setting]
+    if len(lengths) > 1 and sampler is not None and sampler.repetition_penalty != 1:
+        skip_where_pads_are_penalized()
     rows = support.ragged_ids(*lengths, vocab_size=ours.config.vocab_size, seed=3)
     wanted = theirs.generate(hf, rows, sampler=SAMPLERS[setting], seed=5, end_ids=ENDS)
     out = ours.generate(rows, max_new_tokens=12, sampler=SAMPLERS[setting], seed=5, end_ids=ENDS)
@@ -239,6 +248,7 @@ def test_penalties_that_transformers_lacks(setting: pl.Sampler, lengths: tuple[i
     penalty = setting.repetition_penalty
     repeats = []
     if penalty != 1:
+        skip_where_pads_are_penalized()
         start = torch.tensor(pads)
         repeats = [RepetitionPenaltyLogitsProcessor(penalty, prompt_ignore_length=start)]
     # transformers puts a caller's processors behind its own: n-grams and the minimum come after penalties there too.

@@ -1,8 +1,4 @@
-"""Which version of transformers is followed, where versions generate differently from the same draws.
-
-The drawn continuations of a beam search: from 5.24 on they are sorted by their accumulated log-probability, before that
-they keep the order of the draw. Only the first `num_beams` of them may end a text, so the ids differ.
-"""
+"""Which version of transformers is followed, where versions differ."""
 
 from __future__ import annotations
 
@@ -14,7 +10,13 @@ NEWEST = (5, 24)
 """The newest version that we know, followed where none is installed."""
 
 SORTED_DRAWS = (5, 24)
-"""The first version that sorts the drawn continuations of a beam search."""
+"""The first version that sorts the drawn continuations of a beam search by their accumulated log-probability.
+
+Earlier ones keep the order of the draw. Only the first `num_beams` of them may end a text, so the ids differ.
+"""
+
+WRITES_AS_READ = (5, 23)
+"""The first version that writes a generation configuration back, whatever it says, if it is as it was read."""
 
 
 @functools.cache

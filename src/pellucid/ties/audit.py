@@ -149,7 +149,7 @@ def _audit_model(model: nn.Module, optimizer: Optimizer | None, tied: bool | Non
             after = predict_hf(model, subject.named, subject.declared, tied)
             overwritten = overwritten_by_tying(model)
         else:
-            after = no_save(f"a {type(model).__name__}")
+            after = no_save(f"a {type(model).__name__}", model)
         on_disk = _torch_saved([one.tensor for one in subject.named]) if subject.kind == "module" else after.written
         findings = None if optimizer is None else optimizers.look(optimizer, subject.named)
         return _audit(subject, after, on_disk, overwritten, findings)

@@ -1,7 +1,7 @@
 """What transformers writes of a model and what it makes of a checkpoint, worked out without doing either.
 
 The rules are those of `PreTrainedModel.save_pretrained`, `remove_tied_weights_from_state_dict` and
-`PreTrainedModel.tie_weights` of transformers 5.23; tests/ties holds them against the real thing.
+`PreTrainedModel.tie_weights` of transformers 5.20 to 5.24; tests/ties holds them against the real thing.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from pellucid.config import TransformerConfig
+from pellucid.run.versions import WRITES_AS_READ, followed
 from pellucid.ties.memory import address
 from pellucid.weights.importing import same_numbers
 from pellucid.weights.layouts import EMBED, HF, our_shapes
@@ -102,6 +103,10 @@ GENERATION = "generation_config"
 """Begins what is said of a generation configuration."""
 
 
+NO_TENSOR = "in the state dict is no tensor"
+"""What is said of an entry that cannot be written."""
+
+
 class Refused(Exception):  # noqa: N818 (an answer, not a failure: it never leaves the package)
     """Saving or reading would raise; the text says why."""
 
@@ -138,11 +143,23 @@ def written(tensors: Mapping[str, Tensor], potential: Collection[str]) -> dict[s
     return {name: tensor for name, tensor in tensors.items() if name not in left_out}
 
 
+def unsaveable_state(model: nn.Module) -> str | None:
+    """The names in a model's state dict that are no tensors, such as a quantized head's; None if there are none."""
+    others = [name for name, value in model.state_dict().items() if not isinstance(value, Tensor)]
+    if not others:
+        return None
+    path = others[0].partition("._packed_params")[0]
+    quantized = f", as {path} is quantized" if path != others[0] else ""
+    return f"{others[0]} {NO_TENSOR}{quantized}"
+
+
 def unsaveable_generation(model: Any) -> str | None:
     """Why transformers would not write a model's generation configuration; None where it would, or has none."""
     config = getattr(model, "generation_config", None)
-    if config is None or not model.can_generate() or getattr(config, "_original_object_hash", None) == hash(config):
-        return None  # one that is as it was read is written whatever it says
+    if config is None or not model.can_generate():
+        return None
+    if followed() >= WRITES_AS_READ and getattr(config, "_original_object_hash", None) == hash(config):
+        return None
     try:
         config.validate(strict=True)
     except ValueError as problem:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
 from torch import Tensor, nn
 
+from pellucid.errors import shown
 from pellucid.ties.exchange import (
     Fresh,
     Read,
@@ -18,6 +20,7 @@ from pellucid.ties.exchange import (
     fresh,
     read,
     unsaveable_generation,
+    unsaveable_state,
     written,
 )
 from pellucid.ties.memory import Named
@@ -47,8 +50,9 @@ class Loss:
 
     Attributes:
         name: In the model, or in the file.
-        code: "replaced" (its module is of another class), "dropped" (the class has no such name), "random" (not
-            in the file), "dtype" or "overwritten" (other numbers come back).
+        code: "replaced" (its module is of another class, or its forward is patched), "dropped" (the class has no such
+            name), "random" (not in the file), "dtype" or "overwritten" (other numbers come back), "setting" (an
+            attribute of a module that is built with another value).
         happens: In words, after the name.
     """
 
@@ -100,7 +104,7 @@ def predict_hf(model: Any, named: Sequence[Named], declared: Declared, tied: boo
     if declared.malformed:
         reason = f"save_pretrained raises: _tied_weights_keys of {declared.malformed[0]} is a list, expected a dict"
         return _no_reload(reason, head)
-    if (invalid := unsaveable_generation(model)) is not None:
+    if (invalid := unsaveable_state(model) or unsaveable_generation(model)) is not None:
         return _no_reload(f"save_pretrained raises: {invalid}", head)
     ignored: set[str] = set(getattr(model, "_keys_to_ignore_on_save", None) or ())
     live = {one.name: one.tensor for one in named if one.name not in ignored}
@@ -131,9 +135,14 @@ def _same_fate(head: str | None, survives: bool | None, reason: str) -> tuple[He
     return () if head is None else (HeadFate(head, survives, None, reason),)
 
 
-def no_save(what: str) -> AfterReload:
-    """The fate of what has no `save_pretrained`."""
-    return AfterReload(None, None, f"{what} has no save_pretrained")
+def no_save(what: str, of: object = None) -> AfterReload:
+    """The fate of what has no `save_pretrained` of transformers'."""
+    cls = type(of)
+    if not callable(getattr(cls, "save_pretrained", None)):
+        return AfterReload(None, None, f"{what} has no save_pretrained")
+    if any(base.__module__.partition(".")[0] == "peft" for base in cls.__mro__):
+        return AfterReload(None, None, f"{what} writes the adapter alone, without the model's tensors")
+    return AfterReload(None, None, f"{what} has a save_pretrained of its own, which is not predicted")
 
 
 @dataclass(frozen=True)
@@ -155,7 +164,7 @@ class _Comparison:
             if not any(name.startswith(f"{path}.") for path in replaced):
                 loss = self._loss(name)
                 lost += [] if loss is None else [loss]
-        return tuple(lost)
+        return (*lost, *changed_settings(self.modules, self.model.modules, skip=tuple(replaced)))
 
     def _replaced(self) -> dict[str, nn.Module]:
         """The outermost live modules that compute otherwise than those the class builds in their place."""
@@ -203,7 +212,53 @@ class _Comparison:
 
 
 def _same_code(a: nn.Module, b: nn.Module) -> bool:
-    return type(a) is type(b) or type(a).forward is type(b).forward
+    return (type(a) is type(b) or type(a).forward is type(b).forward) and "forward" not in vars(a)
+
+
+_DESCRIBES = frozenset(
+    """
+    training name_or_path gradient_checkpointing loss_type warnings_issued kernel_config
+    in_features out_features num_embeddings embedding_dim
+    """.split()  # noqa: SIM905 (names read better without a quote each)
+)
+"""Attributes of modules that no output of an evaluating model depends on."""
+
+
+def changed_settings(
+    live: Mapping[str, nn.Module], fresh: Mapping[str, nn.Module], skip: tuple[str, ...] = ()
+) -> Iterator[Loss]:
+    """What modules keep beside tensors, such as an epsilon or a number of heads, and would be built with otherwise.
+
+    Args:
+        live: The modules of a model by path.
+        fresh: Those that its class builds from what its configuration would be after a save.
+        skip: Paths whose modules are not compared, nor what is in them.
+    """
+    for path, module in live.items():
+        other = fresh.get(path)
+        if other is None or any(path == outer or path.startswith(f"{outer}.") for outer in skip):
+            continue
+        before, after = _settings(module), _settings(other)
+        for name in before.keys() & after.keys():
+            if not _alike(before[name], after[name]):
+                happens = f"is {_said(before[name])} and comes back as {_said(after[name])}"
+                yield Loss(f"{path}.{name}" if path else name, "setting", happens)
+
+
+def _settings(module: nn.Module) -> dict[str, Any]:
+    """Its plain public attributes and functions; dropout's rate counts while training only."""
+    skipped = {*_DESCRIBES, *(("p",) if isinstance(module, nn.Dropout) and not module.training else ())}
+    plain = (bool, int, float, str, tuple, list, type(None), FunctionType, BuiltinFunctionType)
+    kept = {name: value for name, value in vars(module).items() if isinstance(value, plain)}
+    return {name: value for name, value in kept.items() if not name.startswith("_") and name not in skipped}
+
+
+def _alike(a: Any, b: Any) -> bool:
+    return a == b or repr(a) == repr(b) or (isinstance(a, FunctionType) and a.__code__ is getattr(b, "__code__", None))
+
+
+def _said(value: Any) -> str:
+    return value.__name__ if callable(value) else shown(value)
 
 
 def plain_linear(module: nn.Module | None) -> nn.Linear | None:
@@ -259,7 +314,7 @@ def sentence(lost: Sequence[Loss]) -> str:
 
 
 def _of_several(happens: str) -> str:
-    return re.sub(r"\bit is\b", "they are", re.sub(r"^(is|comes)\b", lambda verb: _PLURAL[verb[0]], happens))
+    return re.sub(r"\bit is\b", "they are", re.sub(r"^is\b|\bcomes\b", lambda verb: _PLURAL[verb[0]], happens))
 
 
 _PLURAL = {"is": "are", "comes": "come"}

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 import torch
 
-from pellucid.ties.exchange import GENERATION
+from pellucid.ties import remedies
+from pellucid.ties.exchange import GENERATION, NO_TENSOR
 from pellucid.ties.memory import Named, TieGroup, coverage
 from pellucid.ties.optimizers import REBUILD, OptimizerFindings
 from pellucid.ties.predict import AfterReload, Loss, sentence
 from pellucid.ties.subject import Subject
 
-PLAIN_HEAD = "torch.nn.Linear(config.n_embd, config.vocab_size, bias=False)"
 KEEP_OR_TIE = "pl.untie(model) keeps them apart and makes the configuration say so; pl.tie(model) makes them one."
 
 
@@ -73,13 +73,15 @@ def _reload(facts: Facts) -> Iterator[Problem]:
             return
         if GENERATION in after.reason:
             remedy = "Mend model.generation_config, which is checked when it is saved."
+        elif NO_TENSOR in after.reason:
+            remedy = "Save the model as it was before it was quantized, and quantize what is read from there."
         elif facts.subject.declared.malformed:
             remedy = "Write it as a dict, {target: source}, as transformers 5 does."
         else:
-            remedy = f"Give the class a head that it knows: pl.replace_head(model, {PLAIN_HEAD}, tie=True)."
+            remedy = f"Give the class a head that it knows: pl.replace_head(model, {remedies.PLAIN_HEAD}, tie=True)."
         yield Problem("save-raises", after.reason, remedy)
     elif not after.lost:
-        yield Problem("reload-raises", after.reason, "Make the configuration's sizes those of the tensors.")
+        yield Problem("reload-raises", after.reason, remedies.for_sizes(facts.subject))
     for code in dict.fromkeys(loss.code for loss in after.lost):
         yield _loss([loss for loss in after.lost if loss.code == code], facts)
 
@@ -88,16 +90,17 @@ def _loss(lost: list[Loss], facts: Facts) -> Problem:
     names = tuple(loss.name for loss in lost)
     message = f"after a reload: {sentence(lost)}"
     heads = {fate.name for fate in facts.after.heads}
-    remedies = {
-        "replaced": f"Give the class the head that it builds: pl.replace_head(model, {PLAIN_HEAD}, tie=...).",
-        "dropped": "Take it out of the model: GPT-2's head has no bias, and no other tensors."
-        if facts.subject.kind != "checkpoint"
-        else "Read it with the class that wrote it, or write the checkpoint again without this tensor.",
+    head = next((fate.name for fate in facts.after.heads), None)
+    known = {
+        "replaced": remedies.for_replaced(names, facts.subject, head),
+        "dropped": remedies.for_dropped(names, facts.subject, head),
         "random": "Save it together with all of the class's tensors.",
         "dtype": "Give every tensor one dtype before saving: model.to(dtype).",
         "overwritten": KEEP_OR_TIE,
+        "setting": "Change the configuration first and build the model from it: type(model)(config). What no "
+        "configuration says has to be set again after every reload.",
     }
-    code, remedy = f"reload-{lost[0].code.replace(' ', '-')}", remedies[lost[0].code]
+    code, remedy = f"reload-{lost[0].code.replace(' ', '-')}", known[lost[0].code]
     if lost[0].code == "dropped" and all(name.startswith(("module.", "_orig_mod.")) for name in names):
         remedy = "Save the model inside of the wrapper, or open it with pellucid.load, which looks below."
     if lost[0].code == "random" and set(names) <= heads:

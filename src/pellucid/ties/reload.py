@@ -70,7 +70,7 @@ def save_quietly(model: Any, folder: Path) -> None:
     try:
         with quiet():
             model.save_pretrained(folder)
-    except (RuntimeError, ValueError) as problem:  # shared memory; a generation configuration that cannot be
+    except (RuntimeError, ValueError, AttributeError, TypeError) as problem:  # shared memory, what is no tensor, …
         raise WeightsError(
             f"{type(model).__name__}.save_pretrained: {str(problem).splitlines()[0]}",
             code="save-raises",

@@ -17,7 +17,7 @@ from pellucid.ties.subject import is_hf, unwrapped
 from pellucid.weights import saves
 
 _GRAVE = ("save-raises", "reload-raises", "reload-replaced", "reload-dropped", "reload-random", "reload-dtype",
-          "reload-overwritten", "tie-not-in-config", "equal-becomes-tied")  # fmt: skip
+          "reload-overwritten", "reload-setting", "tie-not-in-config", "equal-becomes-tied")  # fmt: skip
 """Problems that keep a reload from being the same model."""
 
 

@@ -73,7 +73,12 @@ def unwrapped(x: object) -> Any:
 
 
 def live_subject(model: nn.Module) -> Subject:
-    """Describe a model in memory, which is only read."""
+    """Describe a model in memory, which is only read.
+
+    Raises:
+        InputError: A module holds itself, so that its names never end.
+    """
+    _require_tree(model, "", {})
     named = tuple(_named(model))
     trainable = tuple(model.parameters())
     what = type(model).__name__
@@ -83,6 +88,18 @@ def live_subject(model: nn.Module) -> Subject:
     if is_hf(model):
         return Subject(f"{what} (transformers)", "hf", named, declared_by(model), trainable)
     return Subject(what, "module", named, Declared(), trainable)
+
+
+def _require_tree(module: nn.Module, path: str, above: dict[nn.Module, str]) -> None:
+    if module in above:
+        raise InputError(
+            f"audit_ties: {path} is {above[module] or 'the model itself'}, which holds it: its names would never end.",
+            code="holds-itself",
+            remedy=f"Take {path} out of the tree; a reference in a tuple, such as self.parent = (parent,), is no part "
+            "of it.",
+        )
+    for name, child in module.named_children():
+        _require_tree(child, f"{path}.{name}" if path else name, {**above, module: path})
 
 
 def _named(model: nn.Module) -> Iterator[Named]:

@@ -1,0 +1,118 @@
+"""Remedies for heads that do not come back, followed as they are printed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+import transformers
+from torch import nn
+
+import pellucid as pl
+from pellucid.ties import audit_ties
+from ties import cases
+
+VOCAB, WIDTH = cases.VOCAB, cases.WIDTH
+
+
+class WithBias(transformers.GPT2LMHeadModel):
+    """What the remedy says: a subclass whose __init__ makes the head."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.lm_head = torch.nn.Linear(config.n_embd, config.vocab_size)
+
+
+def saved(model: Any, folder: Path) -> Path:
+    model.save_pretrained(folder)
+    return folder / "model.safetensors"
+
+
+def code_in(remedy: str) -> str:
+    return remedy.split("`")[1]
+
+
+def configure(folder: Path, **fields: Any) -> None:
+    stated = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**stated, **fields}))
+
+
+def codes(x: Any) -> set[str]:
+    return {problem.code for problem in audit_ties(x).problems}
+
+
+def test_an_embedding_and_a_head_of_different_rows(tmp_path: Path) -> None:
+    path = saved(cases.small(tie_word_embeddings=False), tmp_path)
+    tensors = safetensors.torch.load_file(path)
+    tensors["transformer.wte.weight"] = nn.functional.pad(tensors["transformer.wte.weight"], (0, 0, 0, 4), value=1.0)
+    safetensors.torch.save_file(tensors, path, metadata={"format": "pt"})
+    (problem,) = audit_ties(tmp_path).problems
+    assert f"set vocab_size to {VOCAB + 4}" in problem.remedy
+    exec(code_in(problem.remedy), {"safetensors": safetensors, "torch": torch, "path": path})
+    configure(tmp_path, vocab_size=VOCAB + 4, tie_word_embeddings=False)
+    assert not codes(tmp_path)
+    again = transformers.GPT2LMHeadModel.from_pretrained(tmp_path)
+    assert torch.equal(again.lm_head.weight[:VOCAB], tensors["lm_head.weight"])
+
+
+def test_a_live_embedding_and_head_of_different_rows() -> None:
+    model = cases.small(tie_word_embeddings=False)
+    model.transformer.wte = nn.Embedding(VOCAB + 4, WIDTH)
+    problem = next(p for p in audit_ties(model).problems if p.code == "reload-raises")
+    exec(problem.remedy.split("rows. ")[1].partition(" gives")[0], {"model": model})
+    assert audit_ties(model).after_reload.survives
+
+
+def test_one_size_that_the_configuration_does_not_have(tmp_path: Path) -> None:
+    saved(cases.small(), tmp_path)
+    configure(tmp_path, vocab_size=VOCAB - 1)
+    (problem,) = audit_ties(tmp_path).problems
+    assert f"vocab_size is {VOCAB} then" in problem.remedy
+    configure(tmp_path, vocab_size=VOCAB)
+    assert not codes(tmp_path)
+
+
+def test_a_bias_in_a_file(tmp_path: Path) -> None:
+    model = cases.small(tie_word_embeddings=False)
+    model.lm_head = cases.linear(bias=True)
+    path = saved(model, tmp_path)
+    problem = next(p for p in audit_ties(tmp_path).problems if p.code == "reload-dropped")
+    assert "sets self.lm_head = torch.nn.Linear(config.n_embd, config.vocab_size), which has a bias" in problem.remedy
+    again = WithBias.from_pretrained(tmp_path)
+    assert torch.equal(again.lm_head.bias, model.lm_head.bias)
+    assert audit_ties(again).after_reload.survives
+    assert "delete lm_head.bias from the file" in problem.remedy
+    tensors = safetensors.torch.load_file(path)
+    del tensors["lm_head.bias"]
+    safetensors.torch.save_file(tensors, path, metadata={"format": "pt"})
+    assert not codes(tmp_path)
+
+
+def test_a_live_bias() -> None:
+    model = cases.small(tie_word_embeddings=False)
+    model.lm_head = cases.linear(bias=True)
+    problem = next(p for p in audit_ties(model).problems if p.code == "reload-dropped")
+    exec(problem.remedy.partition("set ")[2].rstrip("."), {"model": model})
+    assert audit_ties(model).after_reload.survives
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_head_in_a_sequential(tied: bool, tmp_path: Path) -> None:
+    model = cases.small(tie_word_embeddings=tied)
+    model.lm_head = nn.Sequential(cases.linear())
+    head = model.lm_head[0].weight.detach().clone()
+    path = saved(model, tmp_path)
+    problem = next(p for p in audit_ties(tmp_path).problems if p.code == "reload-dropped")
+    exec(code_in(problem.remedy), {"safetensors": safetensors, "path": path})
+    configure(tmp_path, tie_word_embeddings=False)
+    assert not codes(tmp_path)
+    assert torch.equal(transformers.GPT2LMHeadModel.from_pretrained(tmp_path).lm_head.weight, head)
+
+    problem = next(p for p in audit_ties(model).problems if p.code == "reload-replaced")
+    eval(problem.remedy.partition(" keeps")[0], {"model": model, "pl": pl})
+    assert audit_ties(model).after_reload.survives
+    assert torch.equal(model.lm_head.weight, head)
