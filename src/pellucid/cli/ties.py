@@ -26,7 +26,8 @@ class Ties(Wish):
 
     MORE = """
     Shows which names share memory or numbers, what the configuration says, and what reading the weights makes
-    of its head. The exit code is 1 when there are problems.
+    of its head. A head that was tied again before the file was written is not in the file, and cannot be seen here:
+    before saving, audit the model itself with pl.audit_ties. The exit code is 1 when there are problems.
     """
 
     path: Path

@@ -87,6 +87,9 @@ def audit_ties(
     The model is only read: it is not run, nothing is registered, moved or drawn. No file is written. To predict the
     reload of a transformers model, its class is built once more, on the meta device.
 
+    A file shows what was written: a head that was tied again before, as `resize_token_embeddings` does where the
+    configuration says tied, is not in it. The audit of the model, before, shows it (`overwritten_by_tying`).
+
     Args:
         x: A model of ours, of transformers or any module; a state dict; a weights file (safetensors, `.bin`,
             `.pt`), an index of shards or a folder; or the alias or hub id of a published one.
