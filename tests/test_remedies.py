@@ -21,8 +21,9 @@ import support
 
 SOURCE = Path(pl.__file__).parent
 
-FOLLOWED = ("aliases", "batching", "cache", "ckpt", "dialects", "ids", "model", "run/activations", "run/edit",
-            "run/edit_tap", "run/region", "run/request", "run/sampling", "run/stopping")  # fmt: skip
+FOLLOWED = ("aliases", "batching", "cache", "ckpt", "dialects", "generation_settings", "ids", "model",
+            "run/activations", "run/asked", "run/beams", "run/edit", "run/edit_tap", "run/generate", "run/region",
+            "run/request", "run/sampling", "run/stopping")  # fmt: skip
 
 EXCUSED = {
     "mask-while-captured": "needs a GPU; tests/test_batch.py provokes it",
@@ -60,6 +61,18 @@ def _run(here: Here, **more: Any) -> Any:
 
 def _generate(here: Here, **more: Any) -> Any:
     return here.model.generate(IDS, **{"max_new_tokens": 2, **more})
+
+
+def _with_file(fields: dict[str, Any]) -> pl.CkptedTransformer:
+    model = support.glass()
+    model.generation = pl.GenerationSettings(fields)
+    return model
+
+
+def _without(name: str, fields: dict[str, Any]) -> pl.CkptedTransformer:
+    model = _with_file(fields)
+    model.generation = model.generation.without(name)
+    return model
 
 
 def _cached(here: Here, columns: int, capacity: int = 4) -> pl.KeyValueCache:
@@ -366,6 +379,65 @@ REMEDIES: dict[str, list[Case]] = {
             lambda h: _generate(h, sampler=pl.Sampler(temperature=0.8, top_p=0.9)),
         ),
         Case(lambda h: pl.Sampler(top_p=2), "from 0 to 1", lambda h: pl.Sampler(top_p=1)),
+    ],
+    "early-stopping": [
+        Case(
+            lambda h: _generate(h, num_beams=2, early_stopping="soon"),
+            "one of these",
+            lambda h: _generate(h, num_beams=2, early_stopping="never"),
+        )
+    ],
+    "length-penalty": [
+        Case(
+            lambda h: _generate(h, num_beams=2, length_penalty=1e9),
+            "1 divides by the length",
+            lambda h: _generate(h, num_beams=2, length_penalty=1),
+        )
+    ],
+    "beams-vocabulary": [
+        Case(
+            lambda h: support.glass(vocab_size=1).generate([0, 0], num_beams=2, max_new_tokens=2, end_ids=()),
+            "num_beams=1",
+            lambda h: support.glass(vocab_size=1).generate([0, 0], num_beams=1, max_new_tokens=2, end_ids=()),
+        ),
+        Case(
+            lambda h: support.glass(vocab_size=2).generate([0, 1], num_beams=2, max_new_tokens=2, end_ids=(0, 1)),
+            "fewer end_ids",
+            lambda h: support.glass(vocab_size=2).generate([0, 1], num_beams=2, max_new_tokens=2, end_ids=0),
+        ),
+    ],
+    "look-and-beams": [
+        Case(
+            lambda h: _generate(h, num_beams=2, names="ckpt_embed"),
+            "model.run_with_ckpts(out.ids)",
+            lambda h: h.model.run_with_ckpts(_generate(h, num_beams=2).ids, names="ckpt_embed"),
+        )
+    ],
+    "stream-beams": [
+        Case(
+            lambda h: _with_file({"num_beams": 2}).stream([1, 2], sampler="file"),
+            "model.generation = model.generation.without('num_beams')",
+            lambda h: list(_without("num_beams", {"num_beams": 2}).stream([1, 2], sampler="file", max_new_tokens=2)),
+        )
+    ],
+    "generation-not-implemented": [
+        Case(
+            lambda h: _with_file({"guidance_scale": 2.0}).generate([1, 2], sampler="file"),
+            "model.generation = model.generation.without('guidance_scale')",
+            lambda h: _without("guidance_scale", {"guidance_scale": 2.0}).generate([1, 2], sampler="file"),
+        )
+    ],
+    "generation-wrong-type": [
+        Case(
+            lambda h: setattr(h.model, "generation", {"eos_token_id": 0}),
+            "pl.GenerationSettings({'eos_token_id': 0, 'top_p': 0.9})",
+            lambda h: _with_file({"eos_token_id": 0, "top_p": 0.9}),
+        ),
+        Case(
+            lambda h: pl.GenerationSettings([("eos_token_id", 0)]),
+            "{'eos_token_id': 0}",
+            lambda h: pl.GenerationSettings({"eos_token_id": 0}),
+        ),
     ],
     "return-sequences": [
         Case(
