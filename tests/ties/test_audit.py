@@ -289,7 +289,8 @@ def test_an_optimizer_needs_a_model() -> None:
 
 @pytest.mark.parametrize("touched", [True, False])
 def test_a_generation_configuration_that_cannot_be_saved(touched: bool, tmp_path: Path) -> None:
-    """One that is as it was read is written whatever it says."""
+    """From 5.23 on, one that is as it was read is written whatever it says."""
+    refused = touched or support.TRANSFORMERS < (5, 23)
     model = cases.small()
     model.generation_config.temperature = -1.0
     if not touched:
@@ -300,9 +301,9 @@ def test_a_generation_configuration_that_cannot_be_saved(touched: bool, tmp_path
         saves = True
     except ValueError:
         saves = False
-    assert saves == (not touched)
-    assert audit.after_reload.survives == (None if touched else True)
-    assert [(p.code, "generation_config" in p.remedy) for p in audit.problems] == [("save-raises", True)] * touched
+    assert saves == (not refused)
+    assert audit.after_reload.survives == (None if refused else True)
+    assert [(p.code, "generation_config" in p.remedy) for p in audit.problems] == [("save-raises", True)] * refused
 
 
 def test_ours_in_a_coarser_dtype_says_how_to_read_it(tmp_path: Path) -> None:
