@@ -95,6 +95,21 @@ def test_a_folder_generates_what_transformers_makes_of_it(part: int, folder: Pat
         assert new(model.generate(rows, sampler="file", seed=number)) == wanted, (number, file)
 
 
+def test_lengths_and_beginnings_are_counted_as_in_transformers(folder: Path) -> None:
+    row = [17, 29, 5]
+    greedy = new(pl.load(write(folder, {})).generate([row], max_new_tokens=6))[0]
+    assert greedy[2] not in greedy[:2]
+    fields = {"min_length": 5, "max_length": 9, "eos_token_id": greedy[2]}
+    wanted = expected(write(folder, fields), [row], [greedy[2]])
+    assert wanted == [greedy[:3]]  # two new tokens make five, so the third may end it
+    assert new(pl.load(folder).generate([row], sampler="file")) == wanted
+    second = new(pl.load(write(folder, {"forced_bos_token_id": 4})).generate([[9]], max_new_tokens=2))[0][1]
+    fields = {"forced_bos_token_id": 4, "begin_suppress_tokens": [second]}  # the text begins behind what is forced
+    wanted = expected(write(folder, fields), [[9]], [], max_new_tokens=4)
+    assert wanted[0][1] != second
+    assert new(pl.load(folder).generate([[9]], max_new_tokens=4)) == wanted
+
+
 def test_what_the_caller_gives_counts_before_the_file(folder: Path) -> None:
     rows = prompts(5, 5, seed=2)
     write(folder, {"do_sample": True, "top_p": 0.8, "num_beams": 3, "max_length": 30, "eos_token_id": 11})
