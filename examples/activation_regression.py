@@ -1,5 +1,5 @@
 # %% [markdown]
-# # Can what attention adds be foreseen?
+# # Can attention's output be predicted?
 #
 # Every attention layer adds a vector to the residual stream of each token. How long is it, and does its length follow
 # from those of the tokens before? This notebook captures the vectors, looks at their norms, and fits a regression of

@@ -89,7 +89,7 @@ class GeneratingTransformer(Transformer):
         names: Names = (),
         edits: Edit | Sequence[Edit] = (),
     ) -> Generation:
-        """Go on with a text or several.
+        """Continue one or more prompts.
 
         With equal settings and an equal seed the ids are those of transformers' `generate`, called with the same rows.
 
@@ -152,7 +152,7 @@ class GeneratingTransformer(Transformer):
         overflow: str = "error",
         explain: bool = False,
     ) -> Iterator[Token]:
-        """Go on with a text or several, token by token.
+        """Continue one or more prompts, token by token.
 
         The arguments are those of `generate`, and are checked at once, not at the first token. With `explain`, each
         token has the distributions that it was chosen from (`Sampler.explain`).

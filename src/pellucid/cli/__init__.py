@@ -37,7 +37,7 @@ VERBS = {
     "run": "Run a text and show every value on the way.",
     "compare": "Compare two models to the bit.",
     "ties": "Find shared and doubled weights in a weights file or folder.",
-    "generate": "Go on with a text.",
+    "generate": "Continue a text.",
     "norms": "Measure the norms of a checkpoint's vectors by layer.",
     "check": "Check your answers to the course that builds GPT-2.",
     "doctor": "Check the installation and the bundled model.",

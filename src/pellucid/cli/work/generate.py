@@ -68,7 +68,7 @@ class Written:
 
 
 def generate(wish: Generate) -> None:
-    """Go on with a text, and show it as it is written."""
+    """Continue a text, and show it as it is written."""
     if wish.num_beams > 1 and wish.explain:
         raise InputError(
             f"generate: --explain with --num-beams {wish.num_beams}, whose texts change places on the way.",
