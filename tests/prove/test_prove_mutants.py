@@ -21,6 +21,7 @@ from pellucid.prove import (
     comparison,
     copies,
     dicts,
+    extras,
     lending,
     naming,
     program,
@@ -105,6 +106,7 @@ def inconsistent_heads_are_found() -> None:
 def extra_is_not_passed_over() -> None:
     made = course(MODEL)
     made.extra = torch.nn.Parameter(torch.randn(24, 24))
+    made.register_forward_hook(lambda module, given, out: out + module.extra.sum() - module.extra.sum())
     assert pl.compare(MODEL, made, IDS).verdict == "inconclusive"
 
 
@@ -362,6 +364,7 @@ MUTANTS: dict[str, tuple[Callable[[Patch], None], Callable[[], None]]] = {
     "what was lent is kept": (patched(lending, "_give_back", nothing), mode_is_kept),
     "a deep copy runs": (a_copy_runs, closures_are_run_right),
     "nobody runs it unwatched": (patched(trial.Trial, "_judge_unwatched", nothing), the_unwatched_run_is_judged),
+    "everything extra is idle": (patched(extras, "_stays", lambda *_: True), extra_is_not_passed_over),
     "no probe is run": (patched(comparison, "probe_ids", nothing), windows_are_seen),
     "the probe is one row": (one_row_is_drawn, rows_are_seen),
     "what is drawn upon a list stays": (patched(lending, "_copied", lambda value, memo: value), lists_are_kept),

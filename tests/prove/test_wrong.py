@@ -233,7 +233,8 @@ def test_heads_permuted_in_one_place_only(which: str, small: pl.CkptedTransforme
 
 def test_extra_parameters_are_not_passed_over(small: pl.CkptedTransformer) -> None:
     made = course(small)
-    made.temperature = torch.nn.Parameter(torch.tensor(1.0))
+    made.temperature = torch.nn.Parameter(torch.tensor(1.7))
+    made.register_forward_hook(lambda module, given, out: out * module.temperature / module.temperature)
     report = pl.compare(small, made, IDS)
     assert report.verdict == "inconclusive"
     assert report.alignment.unexplained == ("temperature",)

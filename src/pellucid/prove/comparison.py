@@ -18,6 +18,7 @@ from pellucid.prove.causes import Cause, Evidence, confirmed_cause, head_of_its_
 from pellucid.prove.changes import Sides, with_changes
 from pellucid.prove.copies import own_parameters, parameter_dtypes, working_copy
 from pellucid.prove.distance import distance_of
+from pellucid.prove.extras import K_BIAS, cropped, without_idle
 from pellucid.prove.lending import Loan
 from pellucid.prove.outputs import NoLogitsError
 from pellucid.prove.places import divergence_at, not_finite_at, positions_note
@@ -67,17 +68,20 @@ class Comparison:
     exact: bool = True
     lengths: tuple[int, ...] = ()
     logits: tuple[Tensor, Tensor] | None = None
+    buffers: set[str] = field(default_factory=set)
 
     def report(self) -> ComparisonReport:
         """Align, run, judge."""
         self.progress("aligning parameters", 0.0)
+        self._crop()
         alignment = self._align()  # in the dtypes that they have
         first = first_changed(alignment, units_of(self.reference), self.others)
         first, notes = with_changes(first, Sides(units_of(self.reference), self.others, alignment, self.swapped))
         self.notes += notes
         ground = self._common_ground()
-        self.reference = working_copy(self.reference, ground)
-        self.notes += notes_on(alignment)
+        self.reference = without_units(
+            working_copy(self.reference, ground), [unit for unit in alignment.missing if unit.endswith(K_BIAS)]
+        )
         self.progress("running both", 0.3)
         program = Program(
             Loan(self.other, ground), sites_of(alignment, self.other), self.reference.embed.W_E.detach(),
@@ -88,13 +92,35 @@ class Comparison:
         try:
             trial = Trial(self.reference, watched, program, self.ids)
         except NoLogitsError as error:
-            self.notes.append(f"nothing could be judged: {error}")
+            self.notes += [*notes_on(alignment), f"nothing could be judged: {error}"]
             return self._finished(alignment, [], first, explained=False)
         except Exception as error:  # whatever a foreign forward raises
-            self.notes.append(f"the other model did not run on ids {list(self.ids.shape)}: {_words(error)}")
+            words = f"the other model did not run on ids {list(self.ids.shape)}: {_words(error)}"
+            self.notes += [*notes_on(alignment), words]
             return self._finished(alignment, [], first, explained=False)
+        alignment = self._without_idle(alignment, program)
+        self.notes += notes_on(alignment)
         self.logits = trial.single.expected[LOGITS], trial.plain
         return self._judge(alignment, trial, first)
+
+    def _crop(self) -> None:
+        """The other's tensors as they evaluate, and tables cut to the rows that both sides have."""
+        if self.tensors is not None:
+            self.others, self.buffers = dict(self.tensors), known_buffers(self.tensors, self.reference.config)[0]
+            return
+        with Loan(self.other).taken() as module:  # as it evaluates: adapters merge themselves there
+            held = dict(module.state_dict(keep_vars=True))
+            self.buffers = set(held) - {name for name, _ in module.named_parameters(remove_duplicate=False)}
+        self.others, positions, notes = cropped(units_of(self.reference), held)
+        self.notes += notes
+        if positions is not None:
+            self.reference = with_positions(self.reference, positions)
+
+    def _without_idle(self, alignment: Alignment, program: Program) -> Alignment:
+        config = self.reference.config
+        probe = probe_ids(self.ids, config.vocab_size, config.n_positions)
+        batches = [self.ids] if probe is None else [self.ids, probe]
+        return without_idle(alignment, program, self.others, batches)
 
     def _rows(self) -> list[list[int]]:
         """The caller's ids, without what fills short rows up."""
@@ -116,13 +142,7 @@ class Comparison:
 
     def _align(self) -> Alignment:
         config = self.reference.config
-        if self.tensors is not None:
-            self.others, buffers = dict(self.tensors), known_buffers(self.tensors, config)[0]
-        else:
-            with Loan(self.other).taken() as module:  # as it evaluates: adapters merge themselves there
-                self.others = dict(module.state_dict(keep_vars=True))
-                buffers = set(self.others) - {name for name, _ in module.named_parameters(remove_duplicate=False)}
-        return align(units_of(self.reference), self.others, config.n_layer, config.n_head, buffers)
+        return align(units_of(self.reference), self.others, config.n_layer, config.n_head, self.buffers)
 
     def _judge(self, alignment: Alignment, trial: Trial, first: Divergence | None) -> ComparisonReport:
         """Tell rounding from error by float64, find the first difference, and report."""
@@ -284,6 +304,24 @@ def _carried_on(point: str) -> str:
     if point.endswith("ckpt_scaled"):
         return point.replace("ckpt_scaled", "ckpt_normalized")
     return re.sub("ckpt_(scores|pattern)$", "ckpt_z", point)
+
+
+def with_positions(model: CkptedTransformer, positions: int) -> CkptedTransformer:
+    """A model with the first positions of another."""
+    table = model.pos_embed.W_pos.detach()[:positions]
+    config = model.config.replace(n_positions=positions)
+    weights = {**model.state_dict(), "pos_embed.W_pos": table}
+    how = model.execution
+    return CkptedTransformer(config, weights, attention=how.attention, numerics=how.numerics).eval()
+
+
+def without_units(model: CkptedTransformer, units: list[str]) -> CkptedTransformer:
+    """A working copy, in which these units become zeros."""
+    own_parameters(model, [_stored_name(model, unit) for unit in units])
+    with torch.no_grad():
+        for unit in units:
+            model.parameter(unit).zero_()
+    return model
 
 
 def with_their_values(

@@ -20,7 +20,6 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
-from pellucid.prove.lending import is_compiled
 from pellucid.tensor_file import ALIGNMENT
 
 M = TypeVar("M", bound=nn.Module)
@@ -35,7 +34,7 @@ def working_copy(module: M, dtype: torch.dtype | None = None) -> M:
             begins where torch's own memory does.
     """
     memo: dict[int, Any] = {}
-    moved = _Moved()
+    moved = Moved()
     for parameter in module.parameters():
         kept = dtype is None or not parameter.is_floating_point() or parameter.dtype == dtype
         held = moved.aligned(parameter.detach()) if kept else parameter.detach().to(dtype)
@@ -52,7 +51,7 @@ def working_copy(module: M, dtype: torch.dtype | None = None) -> M:
     return (made if dtype is None else made.to(dtype)).eval()
 
 
-class _Moved:
+class Moved:
     """Tensors in memory that begins on a 64-byte boundary, as torch's own does; ties stay ties.
 
     torch's products of a single row have other last bits where a matrix begins elsewhere, as in a file that is mapped.
@@ -83,6 +82,16 @@ def double_copy(module: M) -> M:
             if isinstance(value, Tensor) and value.is_floating_point():
                 setattr(child, name, value.double())
     return made
+
+
+def is_scripted(module: nn.Module) -> bool:
+    """Whether a module is TorchScript, whose state is out of Python's reach and on which no hook can look."""
+    return isinstance(module, torch.jit.ScriptModule)
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Whether `torch.compile` stands between a module and its caller."""
+    return "torch._dynamo" in sys.modules and (hasattr(module, "_orig_mod") or module._compiled_call_impl is not None)
 
 
 def own_parameters(module: nn.Module, names: Collection[str], dtype: torch.dtype | None = None) -> None:

@@ -8,13 +8,14 @@ copy for the length of a run: modes, hooks, buffers and attributes, and the para
 from __future__ import annotations
 
 import copy
-import sys
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+
+from pellucid.prove.copies import Moved, is_compiled, is_scripted
 
 
 class Loan:
@@ -31,8 +32,12 @@ class Loan:
     ) -> None:
         self.module = module
         self.dtype = dtype
-        other = [parameter for parameter in module.parameters() if self._is_other(parameter)]
-        self.replaced = {**{id(p): _like(p, dtype) for p in other}, **(replaced or {})}
+        moved, given = Moved(), dict(replaced or {})
+        for parameter in module.parameters():
+            held = parameter.detach().to(dtype) if self._is_other(parameter) else moved.aligned(parameter.detach())
+            if held.data_ptr() != parameter.data_ptr():
+                given.setdefault(id(parameter), nn.Parameter(held, parameter.requires_grad))
+        self.replaced = given
 
     def _written(self) -> list[nn.Parameter]:
         """The caller's parameters that something writes into as it evaluates, so that each run has its own."""
@@ -92,16 +97,6 @@ def _give_back(kept: list[tuple[nn.Module, dict[str, Any]]]) -> None:
     for child, state in kept:
         vars(child).clear()
         vars(child).update(state)
-
-
-def is_scripted(module: nn.Module) -> bool:
-    """Whether a module is TorchScript, whose state is out of Python's reach and on which no hook can look."""
-    return isinstance(module, torch.jit.ScriptModule)
-
-
-def is_compiled(module: nn.Module) -> bool:
-    """Whether `torch.compile` stands between a module and its caller."""
-    return "torch._dynamo" in sys.modules and (hasattr(module, "_orig_mod") or module._compiled_call_impl is not None)
 
 
 def _merges(module: nn.Module) -> bool:

@@ -153,7 +153,31 @@ def sites_of(alignment: Alignment, module: nn.Module) -> list[Site]:
     for path in sorted(dict(module.named_modules()), key=lambda path: -path.count(".") - bool(path)):
         sites += _leaf_sites(path, direct.get(path, []))
         sites += _whole_sites(path, owned.get(path, []), alignment)
+        sites += _named_sites(path, module, owned, sizes)
     return [replace(site, width=_width(site, sizes)) for site in sites]
+
+
+_HANDED = {"q": "q>", "k": "k>", "v": "v>", "z": "O<", "pre": "in>", "post": "out<"}
+"""Names of modules that are handed one value and compute nothing, and the point at which that value stands."""
+
+
+def _named_sites(
+    path: str, module: nn.Module, owned: Mapping[str, list[Match]], sizes: Mapping[str, int]
+) -> Iterator[Site]:
+    """What a module shows that owns nothing and is named after a value, such as `hook_q` or `ckpt_post`.
+
+    Only its name says what it is handed, so a site that turns out to hold something else is dropped as any other is.
+    """
+    around, _, last = path.rpartition(".")
+    kind = _HANDED.get(last.removeprefix("hook_").removeprefix("ckpt_"))
+    here = dict(module.named_modules())[path]
+    if kind is None or any(True for _ in here.children()) or any(True for _ in here.parameters()):
+        return
+    units = {unit for match in owned.get(around, []) if not match.group.layers for unit in match.group.units}
+    prefixes = {unit[: unit.index(".", len("blocks.")) + 1] for unit in units if unit.startswith("blocks.")}
+    if len(prefixes) == 1:
+        axes = () if kind in ("in>", "out<") else (HEAD, "d_head")
+        yield Site(path, False, (prefixes.pop() + kind,), axes, tuple(sizes[axis] for axis in axes))
 
 
 def _width(site: Site, sizes: Mapping[str, int]) -> int:

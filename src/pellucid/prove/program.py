@@ -247,6 +247,8 @@ def _as_rows(value: Tensor, shape: tuple[int, ...]) -> Tensor | None:
         return value.transpose(0, 1)
     if given == (b * p,):
         return value.view(b, p, -1) if value.is_contiguous() else value.reshape(b, p, -1)
+    if given[:2] == (b, p) and value.dim() == 4:  # heads are an axis of their own
+        return value.flatten(2)
     if given in ((p,), (1, p)):
         return value.expand(b, p, -1)
     return None
@@ -256,7 +258,7 @@ def _like_rows(rows: Tensor, value: Tensor, shape: tuple[int, ...]) -> Tensor:
     """[B, P, N] in the axes of a program's tensor, always as a tensor of its own."""
     b, p = shape
     given = tuple(value.shape[:-1])
-    if given == (b, p) or given == (b * p,):
+    if given[:2] == (b, p) or given == (b * p,):
         made = rows.reshape(value.shape)
     elif given == (p, b):
         made = rows.transpose(0, 1)

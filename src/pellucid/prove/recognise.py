@@ -203,8 +203,9 @@ def _readings(module: nn.Module) -> Iterator[_Parts]:
     looked_up = {m.weight.data_ptr() for m in owners.values() if isinstance(m, nn.Embedding)}
     order = sorted(tables, key=lambda name: (tables[name].data_ptr() not in looked_up, "pos" in name.lower()))
     for embedding, positions, *head in itertools.permutations(tables[name] for name in order):
-        if not head or (len(head[0]) == len(embedding) and not torch.equal(head[0], embedding)):
-            yield _Parts(embedding, positions, head[0] if head else None, blocks, norms[0], fused)
+        if not head or len(head[0]) == len(embedding):
+            untied = bool(head) and not torch.equal(head[0], embedding)
+            yield _Parts(embedding, positions, head[0] if untied else None, blocks, norms[0], fused)
 
 
 def _blocks_of(named: Mapping[str, Tensor]) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:

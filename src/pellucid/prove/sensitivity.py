@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from pellucid.model import CkptedTransformer
 from pellucid.prove.aligning import align
 from pellucid.prove.alignment import Alignment, Match
+from pellucid.prove.copies import is_scripted
 from pellucid.prove.differences import BEYOND_ROUNDING, relative_error
-from pellucid.prove.lending import Loan, is_scripted
+from pellucid.prove.lending import Loan
 from pellucid.prove.points import LOGITS, sites_of
 from pellucid.prove.program import Conditions, Program, Runnable
 from pellucid.prove.units import units_of

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from pellucid.model import CkptedTransformer
+from pellucid.prove.copies import is_scripted
 from pellucid.prove.differences import BEYOND_ROUNDING, relative_error
-from pellucid.prove.lending import is_scripted
 from pellucid.prove.places import is_before
 from pellucid.prove.points import LOGITS
 from pellucid.prove.program import Conditions, Glass, Program, Runnable, Unwatched

@@ -75,10 +75,19 @@ def notes_on(alignment: Alignment) -> list[str]:
     for what, names in (
         ("unexplained by the reference", alignment.unexplained),
         ("missing, and the reference has them", alignment.missing),
-        ("missing, but zeros, ones or the other end again, which change nothing", alignment.unneeded),
+        ("missing, which changes nothing (zeros, ones, k's bias or the other end again)", alignment.unneeded),
     ):
         if names:
             notes.append(f"{what}: {', '.join(names[:8])}" + (f" and {len(names) - 8} more" if len(names) > 8 else ""))
+    if hidden := [unit for unit in alignment.unneeded if unit.endswith("attn.b_K")]:
+        notes.append(f"no text can show {hidden[0]} or whether it is there: softmax ignores q · b_K, which is the same "
+                     "for every key")  # fmt: skip
+    ends = [match.name for match in alignment.matches if match.group.units == ("embed.W_E",)]
+    if len(ends) > 1:
+        notes.append(f"ties: {ends[1]} is a tensor of its own, and the reference's head is the embedding; equal now, "
+                     "they part when one is trained")  # fmt: skip
+    if "unembed.W_U" in alignment.unneeded:
+        notes.append("ties: the reference's head is a tensor of its own, and the other program's is its embedding")
     if rearranged(alignment):
         notes.append("heads stand in another order, so that the same numbers are added in another order")
     ambiguous = [match.name for match in alignment.matches if match.ambiguous]
