@@ -111,7 +111,8 @@ class Comparison:
         with Loan(self.other).taken() as module:  # as it evaluates: adapters merge themselves there
             held = dict(module.state_dict(keep_vars=True))
             self.buffers = set(held) - {name for name, _ in module.named_parameters(remove_duplicate=False)}
-        self.others, positions, notes = cropped(units_of(self.reference), held)
+        padded = not isinstance(self.other, CkptedTransformer)  # a model of ours says which vocabulary it has
+        self.others, positions, notes = cropped(units_of(self.reference), held, padded=padded)
         self.notes += notes
         if positions is not None:
             self.reference = with_positions(self.reference, positions)

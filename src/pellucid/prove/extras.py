@@ -82,9 +82,14 @@ def _stays(
 
 
 def cropped(
-    units: Mapping[str, Tensor], others: Mapping[str, Tensor]
+    units: Mapping[str, Tensor], others: Mapping[str, Tensor], *, padded: bool
 ) -> tuple[dict[str, Tensor], int | None, list[str]]:
     """Tables of another length, cut to the rows that both sides have.
+
+    Args:
+        units: The reference's.
+        others: The other program's tensors.
+        padded: Whether its vocabulary may be longer than it says, with rows that no id reaches.
 
     Returns:
         The other program's tensors, of longer tables the first rows; how many positions the reference is to have
@@ -95,7 +100,7 @@ def cropped(
     for name, tensor in others.items():
         if tensor.dim() != 2 or not tensor.is_floating_point() or tuple(tensor.shape) in taken:
             continue
-        for unit in ("pos_embed.W_pos", "embed.W_E", "unembed.W_U"):
+        for unit in ("pos_embed.W_pos", *(("embed.W_E", "unembed.W_U") if padded else ())):
             if unit not in units:
                 continue
             table = units[unit].T if unit == "unembed.W_U" else units[unit]
