@@ -33,6 +33,7 @@ WITHOUT_EXAMPLE = {
     "architecture.md": "it describes the source; there is nothing to type",
     "cli.md": "its examples are command lines; tests/cli runs them",
     "glossary.md": "it explains words",
+    "versions.md": "it lists what was run; there is nothing to type",
 }
 """Page -> why it has no python block that is run."""
 

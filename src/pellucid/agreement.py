@@ -53,7 +53,7 @@ def require_agreement(direction: Direction, model: CkptedTransformer, hf_model: 
             raise WeightsError(
                 f"{direction}: the transformers model cannot be run: {type(error).__name__}: {error}",
                 code="hf-cannot-run",
-                remedy="Mend it first, so that hf_model(ids) gives logits.",
+                remedy="Correct the model first: hf_model(ids) must return logits.",
             ) from error
         head = ours.unembed.weight
         logits = given if isinstance(theirs, _headed()) else nn.functional.linear(given, head)
@@ -63,9 +63,9 @@ def require_agreement(direction: Direction, model: CkptedTransformer, hf_model: 
         where = _first_difference(ours, theirs, batch)
     made, other = ("copy", "transformers model") if direction == "from_hf" else ("transformers model", "model given")
     raise WeightsError(
-        f"{direction}: the {made} does not compute what the {other} does: they part at {where}.",
+        f"{direction}: the {made} does not compute what the {other} does: they first differ at {where}.",
         code="hf-computes-otherwise",
-        remedy=f"Look at what the model does there beside what its classes, constants and tensors say. {live.AS_IT_IS}",
+        remedy=f"Look for what changes the computation there besides classes, constants and tensors. {live.AS_IT_IS}",
     )
 
 

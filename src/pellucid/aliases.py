@@ -296,7 +296,7 @@ def _in_model(name: str, known: Sequence[str], given: Name) -> str:
         raise UnknownNameError(
             f"no such checkpoint: {shown(given)}; this model has {there}.",
             code="unknown-checkpoint",
-            remedy=f"Give a block from 0 to {count - 1}; negative ones count from the end, so that -1 is the last."
+            remedy=f"Give a block from 0 to {count - 1}; negative ones count from the end, so -1 is the last."
             if count
             else "`model.ckpt_names` lists the checkpoints of this model.",
         )

@@ -113,9 +113,9 @@ class Batcher:
         """Ids [B, P] whose numbers cannot be looked at, and so not checked; a mask is taken to hide pads."""
         if mask is not None and is_recorded(ids):
             raise InputError(
-                "tokenize: a mask was given while a CUDA graph is captured, but to look at it is to wait.",
+                "tokenize: a mask was given while a CUDA graph is captured, when its values cannot be checked.",
                 code="mask-while-captured",
-                remedy="Make the batch before: batch = model.tokenize(ids, mask=mask).",
+                remedy="Make the batch before the capture: batch = model.tokenize(ids, mask=mask).",
             )
         ids = ids[None] if ids.dim() == 1 else ids
         if mask is None:
@@ -195,7 +195,7 @@ def positions_of(mask: Tensor) -> Tensor:
 
 def _pads_without_mask(what: str, remedy: str, rows: Tensor) -> InputError:
     return InputError(
-        f"ids: {what}, but no mask was given, so that pads would be read as text.",
+        f"ids: {what}, but no mask was given, so pads would be read as text.",
         code="pad-without-mask",
         remedy=f"{remedy}, or lists of unequal length, which are padded and masked here. If all of it is text, pass "
         f"mask=torch.ones({rows.size(0)}, {rows.size(1)}).",

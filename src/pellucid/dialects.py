@@ -137,7 +137,7 @@ def unknown_attribute(owner: object, name: str, elsewhere: Mapping[str, str]) ->
     if name not in elsewhere:
         return AttributeError(f"{kind!r} object has no attribute {name!r}")
     return UnknownAttributeError(
-        f"{kind!r} object has no attribute {name!r}, which is another library's.",
+        f"{kind!r} object has no attribute {name!r}, which is a name from another library.",
         code="unknown-attribute",
         remedy=f"Use {elsewhere[name]}.",
     )
@@ -159,7 +159,7 @@ def refuse_unknown(verb: str, given: Iterable[str], known: Iterable[str], elsewh
     for name in given:
         if name not in known:
             raise UnknownArgumentError(
-                f"{verb}: {name}= given, which is no argument of it.",
+                f"{verb}: {name}= is not one of its arguments.",
                 code="unknown-argument",
                 remedy=elsewhere.get(name)
                 or nearest(name, known)

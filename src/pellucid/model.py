@@ -220,7 +220,7 @@ class CkptedTransformer(GeneratingTransformer):
             logprobs = logprobs[batch.mask[:, 1:] & batch.mask[:, :-1]]
         if not logprobs.numel():
             raise InputError(
-                "loss: no text has a second token, so that nothing is predicted.",
+                "loss: no text has a second token, so there is nothing to predict.",
                 code="nothing-to-predict",
                 remedy="Give texts of two tokens or more.",
             )

@@ -322,7 +322,7 @@ def _as_tensors(rows: list[list[int]], form: str) -> Any:
         )
     if len({len(row) for row in rows}) > 1:
         raise InputError(
-            f"tokenizer: texts of {[len(row) for row in rows]} tokens are no rectangle.",
+            f"tokenizer: texts of {[len(row) for row in rows]} tokens do not form a rectangle.",
             code="not-a-rectangle",
             remedy="Give the texts to the model, model.tokenize(texts), which pads and masks them.",
         )

@@ -264,7 +264,7 @@ def test_a_tuple_that_would_take_for_ever_is_refused_at_once(where: str, packed:
     else:
         assert replaced in data
         path.write_bytes(data.replace(replaced, tower))
-    with pytest.raises(pl.WeightsError, match="nested to take for ever") as caught:
+    with pytest.raises(pl.WeightsError, match="nested so deeply that reading it would take forever") as caught:
         pl.load(path, config=config_of(HF))
     assert caught.value.code == "pickle-unsafe"
 

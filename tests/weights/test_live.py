@@ -663,7 +663,7 @@ def test_the_run_at_the_end_notices_what_inspection_does_not(
         pl.from_hf(hf)
     assert caught.value.code != "hf-computes-otherwise", "inspection names the change itself"
     monkeypatch.setattr(*inspection, lambda *_: None)
-    with pytest.raises(pl.WeightsError, match=f"they part at {re.escape(where)}") as caught:
+    with pytest.raises(pl.WeightsError, match=f"they first differ at {re.escape(where)}") as caught:
         pl.from_hf(hf)
     assert caught.value.code == "hf-computes-otherwise"
 
@@ -680,7 +680,7 @@ def test_without_the_run_a_changed_model_is_copied_wrongly(monkeypatch: pytest.M
 def test_the_other_way_ends_with_the_same_run(monkeypatch: pytest.MonkeyPatch) -> None:
     model = pl.from_hf(small_hf())
     doubled_mlp(None, monkeypatch)
-    with pytest.raises(pl.WeightsError, match=r"they part at blocks\.0\.mlp\.ckpt_mlp_out") as caught:
+    with pytest.raises(pl.WeightsError, match=r"they first differ at blocks\.0\.mlp\.ckpt_mlp_out") as caught:
         pl.to_hf(model)
     assert caught.value.code == "hf-computes-otherwise"
 

@@ -97,7 +97,7 @@ def test_the_other_remedy_is_to_say_that_they_belong_together(tmp_path: Path):
     config = tmp_path / "config.json"
     TWO.save_pretrained(tmp_path / "two")
     os.replace(tmp_path / "two" / "config.json", config)
-    with pytest.raises(pl.WeightsError, match=r"model\.safetensors and config\.json are of two") as caught:
+    with pytest.raises(pl.WeightsError, match=r"model\.safetensors and config\.json come from two") as caught:
         pl.load(tmp_path)
     for call in (pl.audit_ties, lambda path: pl.load(path / "model.safetensors")):
         with pytest.raises(pl.WeightsError):

@@ -21,7 +21,7 @@ class Demo(Wish):
     model's card, the proof that it is the same model as transformers', its ties, norms, a regression and every head.
     """
 
-    html: Annotated[Path, typer.Option("--html", metavar="FILE", help="Where the page goes.")] = Path(
+    html: Annotated[Path, typer.Option("--html", metavar="FILE", help="The file to write the page to.")] = Path(
         "pellucid-demo.html"
     )
 

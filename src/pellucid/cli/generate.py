@@ -13,7 +13,9 @@ Length = Annotated[int, typer.Option("--max-new-tokens", metavar="N", help="Toke
 Overflow = Annotated[
     str,
     typer.Option(
-        "--overflow", metavar="error|slide", help="Where the context ends: refuse beforehand, or drop the first tokens."
+        "--overflow",
+        metavar="error|slide",
+        help="If the context is too short: refuse beforehand, or drop the first tokens.",
     ),
 ]
 Temperature = Annotated[

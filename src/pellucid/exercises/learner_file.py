@@ -212,7 +212,7 @@ def exercise_named(name: str) -> str:
     found = next((key for key, names in EXERCISES.items() if name in (key, *names)), None)
     if found is None:
         raise InputError(
-            f"{shown(name)}: no exercise of the course.",
+            f"{shown(name)}: not an exercise of the course.",
             code="unknown-exercise",
             remedy=f"Give one of {', '.join(EXERCISES)}.",
         )

@@ -217,7 +217,7 @@ def starter(path: str | Path | None = None) -> str:
         target = Path(path)
         if target.exists():
             raise InputError(
-                f"starter: {target} is there already, and may hold answers.",
+                f"starter: {target} already exists and may hold answers.",
                 code="file-exists",
                 remedy="Give another path.",
             )

@@ -123,7 +123,7 @@ class Keeper:
                 raise InputError(
                     f"stream: {path} was written with {key} {about.get(key)!r}, expected {wanted!r}.",
                     code="stream-misfit",
-                    remedy="Go on with the same model, batch_size and statistics, or give another file.",
+                    remedy="Continue with the same model, batch_size and statistics, or give another file.",
                 )
         with _refusing(path):
             for number, statistic in enumerate(statistics):

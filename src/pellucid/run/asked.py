@@ -74,7 +74,7 @@ def asked_by(settings: GenerationSettings, columns: int, n_positions: int) -> As
         raise InputError(
             f"{settings.source}: {problem.message}",
             code=problem.code,
-            remedy="Mend the file, or set model.generation = pl.GenerationSettings({...}); or pass a pl.Sampler "
+            remedy="Correct the file, or set model.generation = pl.GenerationSettings({...}); or pass a pl.Sampler "
             "instead of sampler='file'.",
         ) from problem
 

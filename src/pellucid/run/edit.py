@@ -165,7 +165,7 @@ class Edit:
         Args:
             names: A checkpoint or pattern.
             source: The other run, whole values. Its texts may have another length if `pos` is given: positions are then
-                chosen in each run by themselves, so that -1 is the last of both.
+                chosen in each run by themselves, so -1 is the last of both.
             pos, heads, neurons: The part to replace.
         """
         region = Region(pos, heads, neurons)

@@ -115,7 +115,7 @@ def _captured(stepper: Stepper, request: Request, new: Tensor, lengths: list[int
 def _searched(model: Transformer, request: Request, beams: Beams) -> Generation:
     if request.names or request.edits:
         raise EditError(
-            "generate: names= or edits= with num_beams, whose texts change places on the way.",
+            "generate: names= and edits= cannot be combined with num_beams: beams are reordered at every step.",
             code="look-and-beams",
             remedy="Run the text that the search found: model.run_with_ckpts(out.ids).",
         )

@@ -140,7 +140,7 @@ def _entries(index: Index, size: int, where: str) -> Tensor:
     entries = list(range(size)[index]) if isinstance(index, slice) else [_whole(i, size) for i in _given(index)]
     if not entries or any(not -size <= i < size for i in entries):
         raise InputError(
-            f"{where}={index!r}, expected some of 0 to {size - 1}.",
+            f"{where}={index!r}, expected indices from 0 to {size - 1}.",
             code="index-out-of-range",
             remedy="Choose entries that exist; negative ones count from the end.",
         )

@@ -144,7 +144,7 @@ class Stepper:
         return logits
 
     def reorder(self, rows: Tensor) -> None:
-        """Go on with other texts of the batch in each place, perhaps with one of them several times."""
+        """Reorder rows in place: new row i is old row `rows[i]`; rows may repeat."""
         self.ids, self.mask = self.ids[rows], self.mask[rows]
         if self.cache is not None:
             self.cache.reorder(rows)

@@ -76,7 +76,7 @@ def read(path: Path, *, needs_config: bool = True) -> Stored:
             f"{path}: no config.json beside {weights.name}.",
             code="config-not-found",
             remedy="Add the config.json of this model, or pass config=; the number of heads, among other "
-            "things, cannot be read off the tensors.",
+            "things, cannot be inferred from the tensors.",
         )
     if content.format == "safetensors":
         saves.require_one_save(shards_of(weights), config)

@@ -55,9 +55,9 @@ def require_own_forwards(parts: Sequence[_Part]) -> None:
         raise WeightsError(
             f"from_hf: {', '.join(patched[:3])}{_more(patched)} runs another forward than transformers'.",
             code="hf-patched-forward",
-            remedy="Undo the patch: `del module.forward` where it sits on the module; accelerate.hooks."
-            "remove_hook_from_module(hf_model, recurse=True) or accelerator.unwrap_model(hf_model) where accelerate "
-            "set it; a new process where a class was patched.",
+            remedy="Undo the patch: `del module.forward` if a module was patched; accelerate.hooks."
+            "remove_hook_from_module(hf_model, recurse=True) or accelerator.unwrap_model(hf_model) if accelerate "
+            "did it; a new process if a class was patched.",
         )
 
 
@@ -144,7 +144,7 @@ def require_plain_tensors(path: str, module: nn.Module) -> None:
         f"from_hf: {path}.{name} is computed from {', '.join(sorted(own - {'weight', 'bias'})) or 'other tensors'}, "
         "expected a parameter.",
         code="hf-computed-weight",
-        remedy=f"Settle it first, with module = hf_model.get_submodule({path!r}): {call}.",
+        remedy=f"Make it permanent first, with module = hf_model.get_submodule({path!r}): {call}.",
     )
 
 

@@ -267,7 +267,7 @@ class _Repository:
         etag = _again(lambda: huggingface_hub.get_hf_file_metadata(url, token=self.options.token, endpoint=where)).etag
         if etag is not None and not re.fullmatch(r"[\w\-]{1,200}", etag):
             raise WeightsError(
-                f"{self.id}/{file}: the hub names its content {shown(etag)}, which is no digest.",
+                f"{self.id}/{file}: the hub gives {shown(etag)} as the digest of its content, which is not a digest.",
                 code="hub-refused",
                 remedy="Do not use this address (HF_ENDPOINT, endpoint=); unset it to reach the public hub.",
             )

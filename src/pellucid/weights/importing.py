@@ -59,8 +59,8 @@ def to_ours(tensors: Mapping[str, Tensor], config: TransformerConfig) -> Importe
         Our tensors: views of theirs where nothing had to be rearranged.
 
     Raises:
-        WeightsError: Tensors of no known layout, or unexplained, missing or misshapen ones, all listed; or
-            weights that were processed so that they are no longer GPT-2's.
+        WeightsError: The layout is not known, or tensors are unexplained, missing or misshapen (all are listed), or
+            the weights were processed and are no longer GPT-2's.
     """
     refuse_foreign(tensors)
     canonical = _one_model(tensors)
@@ -88,7 +88,7 @@ def _one_model(tensors: Mapping[str, Tensor]) -> dict[str, list[str]]:
         several = sorted(prefixes)
         first = next(prefix for prefix in several if prefix)
         raise WeightsError(
-            f"weights: of {len(several)} models, under the prefixes {listed([repr(p) for p in several])}.",
+            f"weights: they belong to {len(several)} models, under the prefixes {listed([repr(p) for p in several])}.",
             code="weights-ambiguous",
             remedy=f"Choose one of them, such as pl.load({{name.removeprefix({first!r}): tensor for name, tensor in "
             f"tensors.items() if name.startswith({first!r})}}, config=...), with tensors = torch.load(path) or "
@@ -222,15 +222,15 @@ def _misfit(said: str, code: str) -> WeightsError:
     return WeightsError(
         said,
         code=code,
-        remedy="Give the configuration that these weights were trained with (sizes, tie_word_embeddings), or a "
-        "weights of a plain GPT-2.",
+        remedy="Give the configuration that these weights were trained with (sizes, tie_word_embeddings), or "
+        "the weights of a plain GPT-2.",
     )
 
 
 def _unknown_layout(tensors: Mapping[str, Tensor]) -> WeightsError:
     names = sorted(tensors)
     return WeightsError(
-        f"weights: of no known layout; the first of {len(names)} tensors are "
+        f"weights: their layout is not known; the first of {len(names)} tensors are "
         f"{listed([f'{name}{reason_of(name)}' for name in names[:6]])}.",
         code="layout-unknown",
         remedy=f"Known are {', '.join(LAYOUTS)}. Convert the weights with transformers, or rename its tensors.",

@@ -114,7 +114,7 @@ def _inflates(path: Path, file: BinaryIO) -> bool:
     longest = max((entry.file_size for entry in entries if entry.filename.endswith(".pkl")), default=0)
     if (compressed and inflated > 100 * size + 2**26) or longest > _LONGEST_PICKLE:
         raise WeightsError(
-            f"{path}: an archive of {size} bytes that says it inflates to {inflated}.",
+            f"{path}: an archive of {size} bytes that claims to expand to {inflated}.",
             code="archive-too-large",
             remedy="Do not use this file unless you trust its author; then save its tensors again with torch.save.",
         )
@@ -153,9 +153,10 @@ def _globals(path: Path, stream: BinaryIO) -> set[str]:
             _count(name, opcode, argument, stack, marks, memo)
             if stack and stack[-1] > _LEAVES:
                 raise WeightsError(
-                    f"{path}: a pickle with a tuple of more than {_LEAVES} numbers, nested to take for ever.",
+                    f"{path}: a pickle with a tuple of more than {_LEAVES} numbers, nested so deeply that reading it "
+                    "would take forever.",
                     code="pickle-unsafe",
-                    remedy="Do not use this file; no checkpoint needs such a tuple.",
+                    remedy="Do not use this file; no weights file needs such a tuple.",
                 )
     except (ValueError, IndexError, KeyError, UnicodeError, OverflowError, EOFError, MemoryError):
         pass  # not a pickle to its end: what reads it says so

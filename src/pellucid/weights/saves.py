@@ -113,10 +113,10 @@ def require_one_save(weights: Iterable[Path], config: Mapping[str, Any] | None) 
     if len(known) > 1:
         names = ", ".join(path.name for path in ids)
         raise WeightsError(
-            f"{next(iter(ids)).parent}: {names} and {CONFIG} are of two different saves: one was interrupted, or files "
-            f"were put together by hand.",
+            f"{next(iter(ids)).parent}: {names} and {CONFIG} come from two different saves: one was interrupted, or "
+            "files were combined by hand.",
             code="saves-mixed",
-            remedy=f"Save the model into this folder again. If these files do belong together, delete the line "
+            remedy=f"Save the model into this folder again. If these files belong together, delete the line "
             f"{SAVE_ID!r} from {CONFIG}.",
         )
 

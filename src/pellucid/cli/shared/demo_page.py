@@ -106,7 +106,7 @@ def _measured(model: pl.CkptedTransformer, story: pl.Generation) -> Iterator[Sec
     whose = f"Of {norms.sizes['pos']} tokens: {BEGINNING!r} and what the model wrote then; the first one is left out."
     yield _picture("What attention adds, by layer", lambda: pl.plot.norms(norms, skip=1), whose)
     yield _picture(
-        "Is a token's norm foreseen by those before it?", lambda: pl.plot.autoregression(fit),
+        "Is a token's norm predicted by those before it?", lambda: pl.plot.autoregression(fit),
         "Coefficients of y[t] = const + lag1 y[t-1] + lag2 y[t-2] with 95 % bands; filled: p < 0.05.",
     )  # fmt: skip
     _, ckpts = model.run_with_ckpts(whole[:, :HEADS], names="blocks.*.attn.ckpt_pattern")

@@ -30,14 +30,14 @@ Ids = Annotated[
     typer.Option(
         "--ids",
         metavar="1,2,3",
-        help="Token ids instead of text; ; between rows, or repeat it.",
+        help="Token ids instead of text; separate rows by ; or repeat the option.",
         show_default=False,
     ),
 ]
 CONFIG, IGNORE_CONFIG, DTYPE = (
     "A config.json to read instead of the model's own.",
-    "A field of the configuration that may be dropped unread. Repeatable.",
-    f"{', '.join(DTYPES)}, or stored: what the file has.",
+    "A field of the configuration to ignore. Repeatable.",
+    f"{', '.join(DTYPES)}, or stored: the dtype of the file.",
 )
 
 
@@ -143,7 +143,7 @@ def parse_ids(given: list[str] | tuple[str, ...]) -> list[list[int]]:
         return [[int(number) for number in row.replace(",", " ").split()] for row in rows]
     except ValueError as error:
         raise typer.BadParameter(
-            f"{given[0]!r}: expected whole numbers such as 1,2,3, and ; between rows.", param_hint="--ids"
+            f"{given[0]!r}: expected whole numbers such as 1,2,3, with ; between rows.", param_hint="--ids"
         ) from error
 
 

@@ -17,7 +17,7 @@ def _ignored(found: re.Match[str]) -> str:
 
 _CONFIG = (
     "Give the configuration that these weights were trained with: --config config.json. The number of heads, among "
-    "other things, cannot be read off the tensors."
+    "other things, cannot be inferred from the tensors."
 )
 _NAMES = "`pellucid run --list` lists them all, with -m for another model than the bundled one."
 

@@ -71,7 +71,8 @@ def generate(wish: Generate) -> None:
     """Continue a text, and show it as it is written."""
     if wish.num_beams > 1 and wish.explain:
         raise InputError(
-            f"generate: --explain with --num-beams {wish.num_beams}, whose texts change places on the way.",
+            f"generate: --explain cannot be combined with --num-beams {wish.num_beams}: "
+            "beams are reordered at every step.",
             code="look-and-beams",
             remedy="Leave one of them out.",
         )
