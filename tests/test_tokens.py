@@ -304,6 +304,40 @@ def test_forms_of_the_same_ids(glass: pl.CkptedTransformer, given_: Any) -> None
     assert torch.equal(glass(batch), glass([5, 6, 7]))
 
 
+@pytest.mark.parametrize(
+    ("kind", "kept"),
+    [
+        ("GPT2Tokenizer", "tokenizer.json"),
+        ("GPT2Tokenizer", "vocab.json"),
+        ("PreTrainedTokenizerFast", "tokenizer.json"),
+    ],
+)
+@pytest.mark.parametrize("space", [True, False])
+def test_a_prefix_space_of_the_folder_counts_where_transformers_reads_it(
+    space: bool, kind: str, kept: str, tmp_path: Path
+) -> None:
+    from transformers import AutoTokenizer
+
+    shipped = pl.load().tokenizer
+    assert shipped is not None
+    stored = json.loads(shipped.to_json())
+    stored["pre_tokenizer"]["add_prefix_space"] = not space
+    if kept == "tokenizer.json":
+        (tmp_path / kept).write_text(json.dumps(stored))
+    else:
+        (tmp_path / kept).write_text(json.dumps(stored["model"]["vocab"]))
+        (tmp_path / "merges.txt").write_text("\n".join(" ".join(pair) for pair in stored["model"]["merges"]))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": kind, "add_prefix_space": space}))
+    ours, theirs = pl.Tokenizer.from_folder(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
+    assert ours is not None
+    for text in ("Once upon a time", " Once", "don't"):
+        assert ours.encode(text) == theirs(text)["input_ids"]
+    ours.save(tmp_path / "again")
+    again = pl.Tokenizer.from_folder(tmp_path / "again")
+    assert again is not None
+    assert again.encode("Once") == ours.encode("Once")
+
+
 def test_what_transformers_tokenizer_returns(reader: pl.CkptedTransformer, theirs: Any) -> None:
     theirs.pad_token = "<|endoftext|>"
     encoded = theirs(["Hello world", "The quick brown fox"], return_tensors="pt", padding=True, padding_side="left")

@@ -25,6 +25,8 @@ UNFINISHED = "\ufffd"
 
 _ENDS = ("<|endoftext|>", "</s>", "<eos>")
 _BEGINNINGS = ("<|endoftext|>", "<s>", "<bos>")
+_AS_STORED = ("PreTrainedTokenizerFast", "TokenizersBackend")
+"""Classes of transformers' that run a `tokenizer.json` as it is, whatever `tokenizer_config.json` says."""
 _PADS = ("<pad>", "<|pad|>", "[PAD]", "<PAD>", "<|padding|>")
 
 ELSEWHERE = {
@@ -62,14 +64,18 @@ class Tokenizer:
     def from_folder(cls, folder: str | Path) -> Tokenizer | None:
         """Read `tokenizer.json`, else `vocab.json` and `merges.txt`, else nanoGPT's `meta.pkl`; None without any.
 
-        With `vocab.json` goes `added_tokens.json`, where there is one.
+        With `vocab.json` goes `added_tokens.json`, and with either the `add_prefix_space` of `tokenizer_config.json`,
+        where there is one.
         """
         folder = Path(folder)
         if is_there(folder / "tokenizer.json"):
-            return cls.from_file(folder / "tokenizer.json")
+            found = cls.from_file(folder / "tokenizer.json")
+            found._configure(folder / "tokenizer_config.json")
+            return found
         if is_there(folder / "vocab.json") and is_there(folder / "merges.txt"):
             found = cls.from_vocabulary(folder / "vocab.json", folder / "merges.txt")
             found._add(folder / "added_tokens.json")
+            found._configure(folder / "tokenizer_config.json")
             return found
         return cls.from_characters(folder / "meta.pkl") if is_there(folder / "meta.pkl") else None
 
@@ -129,6 +135,15 @@ class Tokenizer:
             raise _unreadable(path, error) from error
         if moved:
             raise _unreadable(path, ValueError(f"no place for {', '.join(sorted(moved))} behind the vocabulary"))
+
+    def _configure(self, path: Path) -> None:
+        """Take the `add_prefix_space` of a `tokenizer_config.json`, if it is there and says it: it changes the ids."""
+        said = read_json(path, WeightsError, "tokenizer-unreadable") if is_there(path) else {}
+        space, before = said.get("add_prefix_space"), self._backend.pre_tokenizer
+        reads_it = said.get("tokenizer_class") not in _AS_STORED
+        if isinstance(space, bool) and reads_it and isinstance(before, tokenizers.pre_tokenizers.ByteLevel):
+            before.add_prefix_space = space
+            self._backend.pre_tokenizer = before
 
     @overload
     def encode(self, text: str, *, return_tensors: None = None) -> list[int]: ...

@@ -37,6 +37,7 @@ DOORS: dict[str, Callable[[Path], object]] = {
     "vocab.json": pl.load,
     "merges.txt": pl.load,
     "added_tokens.json": pl.load,
+    "tokenizer_config.json": pl.load,
     "config.json, its sizes alone": lambda folder: pl.TransformerConfig.from_pretrained(str(folder)),
     "config.json, audited": pl.audit_ties,
     "model.safetensors, audited": pl.audit_ties,
