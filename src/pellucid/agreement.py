@@ -33,7 +33,7 @@ _ALIGNED = 64
 
 @torch.no_grad()
 def require_agreement(direction: Direction, model: CkptedTransformer, hf_model: nn.Module) -> None:
-    """Refuse a pair of which the one does not compute what the other does.
+    """Raise an error unless both models compute the same logits, to the bit.
 
     Args:
         direction: Which was made from which, for the message.
@@ -70,7 +70,7 @@ def require_agreement(direction: Direction, model: CkptedTransformer, hf_model: 
 
 
 def require_unchanged(model: CkptedTransformer) -> None:
-    """Refuse a model of ours that was changed since it was built, in what a transformers model would not have.
+    """Refuse a model of ours with changes since it was built that a transformers model would not have.
 
     Raises:
         WeightsError: A module was replaced or patched, has a hook, or has another constant.

@@ -54,7 +54,7 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 
 
 def text_writer(text: str) -> Writer:
-    """What writes a text as UTF-8; a lone surrogate, which UTF-8 has not, becomes a question mark."""
+    """Return a writer of text as UTF-8; a lone surrogate, which UTF-8 cannot encode, becomes a question mark."""
     return lambda part: part.write_bytes(text.encode("utf-8", "replace"))
 
 
@@ -136,7 +136,7 @@ def temporary_folder(near: Path) -> Generator[Path]:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what savers of this library left in a folder when they were killed; what a living one writes stays."""
+    """Remove temporary files that killed savers of this library left in a folder; those of running savers stay."""
     for path in map(folder.joinpath, os.listdir(folder)):
         name = _TEMPORARY.fullmatch(path.name)
         if name is None:
@@ -214,7 +214,7 @@ def _open_device(place: Path) -> int:
 
 @contextmanager
 def alone(folder: Path) -> Generator[None]:
-    """Keep other savers out of a folder, in this process and in others; where the disk knows no locks, go on."""
+    """Lock a folder against other savers, in this process and in others; go on without one if there are no locks."""
     handle = os.open(folder, os.O_RDONLY) if fcntl is not None else -1
     try:
         until = time.monotonic() + LONGEST_WAIT

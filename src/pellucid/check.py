@@ -1,6 +1,6 @@
-"""One way each to check an argument.
+"""Checks of arguments: one function for each kind.
 
-A number of NumPy's or torch's is a number: `np.int64(3)`, `np.array(3)` and `torch.tensor(3)` are read as 3. A truth
+NumPy and torch numbers are numbers: `np.int64(3)`, `np.array(3)` and `torch.tensor(3)` are read as 3. A truth
 value is not, although Python's is an `int`: `top_k=True` is a mistake, never 1.
 """
 

@@ -107,7 +107,7 @@ class GeneratingTransformer(Transformer):
             length_penalty: Of the search: scores are divided by the number of new tokens to this power, 1 unless given.
             early_stopping: Of the search: True ends when so many texts are finished, False (unless given) when none
                 that goes on can get better at its length, "never" when none can at any length.
-            overflow: What happens where the context ends: "error" refuses beforehand, "slide" goes on from the last
+            overflow: What happens when the context is full: "error" refuses beforehand, "slide" continues from the last
                 n_positions tokens, at positions from 0 on, run anew for every token.
             use_cache: Whether keys and values are kept; without, the whole text runs for every token.
             names: Checkpoints to capture at every step; none where empty, all where None.

@@ -1,6 +1,6 @@
 """Ctrl-C in a process that is `pellucid`: exit code 130, at any moment, without a traceback.
 
-Python's own way, an exception at wherever the program happens to be, does not hold while modules are imported: what
+Python raises an exception wherever the program happens to be, which is not reliable while modules are imported: what
 torch's initialisation runs swallows the exception, or aborts the process. Nothing is open then that an exception
 would have to close, so the process simply ends. Only while a verb works is Ctrl-C an exception, which removes what
 is half written. A process that ignores interrupts, such as a shell's background job, and a program that has a handler

@@ -1,4 +1,4 @@
-"""Safetensors files that this library writes: their numbers begin where torch's kernels like them best.
+"""Safetensors files that this library writes: their data are aligned for torch's kernels.
 
 torch multiplies a single row by a float32 matrix with other kernels, and so other last bits, where the matrix does not
 begin on a 16-byte boundary, and tensors are mapped from the file as they lie there. So the header is padded with

@@ -1,4 +1,4 @@
-"""What `pellucid check` can be asked."""
+"""The options of `pellucid check`."""
 
 from __future__ import annotations
 

@@ -156,7 +156,7 @@ def _without_ends(found: Findings, models: Sequence[nn.Module], given: Sequence[
 
 
 def _with_ends(found: Findings, fn: Callable[..., Any], divides: str | None) -> None:
-    """See what becomes of texts that end; whatever differs from the course's way is noted.
+    """Check how ended texts are treated; notes say what differs from the course.
 
     Raises:
         WrongAnswerError: It is a known mistake, or no known form of beam search.

@@ -1,4 +1,4 @@
-"""What the course's classes hold and are given: parameters, inputs that tell, and the names of what is computed."""
+"""The course's classes: their parameters, inputs that reveal mistakes, and the names of what they compute."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a file says that a statistic has gathered, looked at before it is believed."""
+"""Reads a statistic's saved state from a file, and checks it before use."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files and folders that are no weights of a GPT-2 that can be read: what they are, and how to get what can."""
+"""Files and folders that cannot be read as a GPT-2: what they are, and how to get weights that can be read."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def unknown_format(path: Path) -> WeightsError:
 
 
 def refuse_archive(path: Path) -> None:
-    """See that a ZIP archive is one of PyTorch's.
+    """Refuse a ZIP archive that PyTorch did not write.
 
     Raises:
         WeightsError: It is another.

@@ -1,4 +1,4 @@
-"""Tensors that are no weight of a GPT-2: what each of them is, and whether the model is the same without it."""
+"""Tensors that are not weights of a GPT-2: what each of them is, and whether the model computes the same without it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the weights lie in what was saved: a dict of tensors, bare or under any key, with anything beside it.
+"""Finds the weights in a saved object: a dict of tensors, bare or under any key, with anything beside it.
 
 Trainers save their optimizer, step and arguments with the model, each under a key of its own choice. The dict of the
 model is the one that holds names of a GPT-2.

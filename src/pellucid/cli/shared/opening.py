@@ -77,7 +77,7 @@ def read_tokenizer(path: Path) -> pl.Tokenizer:
 
 
 def require_writable(outputs: Mapping[str, Path | None]) -> None:
-    """See that files can be written where a command will write them, before it works for a minute.
+    """Check that output files can be written before the command starts its work.
 
     Args:
         outputs: Option -> file; None where nothing was asked for.
@@ -102,7 +102,7 @@ def require_writable(outputs: Mapping[str, Path | None]) -> None:
 
 
 def _problem(path: Path) -> str | None:
-    """Why a file cannot be put at a path; None where it can."""
+    """Why a file cannot be written at a path; None if it can."""
     try:
         if path.is_dir() or not path.name:
             return "it is a folder, expected the name of a file"

@@ -1,4 +1,4 @@
-"""Remedies for whoever types commands: what the library says of arguments, said of options.
+"""Remedies for the command line: what the library says about arguments, in terms of options.
 
 An error carries one remedy, in the library's words. Where a verb has an option for it, `WORDS` says so by the error's
 code; what can only be done in Python is said to be done there.
@@ -47,7 +47,7 @@ PYTHON = re.compile(r"\w=|\bpl\.|\w\(|`\w+\.\w+`")
 
 
 def remedy_here(code: str, remedy: str) -> str:
-    """A remedy as it can be followed on the command line."""
+    """Return a remedy that can be followed on the command line."""
     words = WORDS.get(code)
     if isinstance(words, str):
         return words

@@ -1,4 +1,4 @@
-"""`pellucid doctor`: is everything there, and is the bundled model the one that was shipped? Offline."""
+"""`pellucid doctor`: checks offline that all parts are installed and the bundled model is as shipped."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class FileCheck:
 
 
 def doctor(wish: Doctor) -> None:
-    """Look, show, and fail where the bundled model is not intact."""
+    """Check, show the result, and fail if the bundled model is not intact."""
     with progress("reading the bundled model"):
         files = check_files(BUNDLED)
     intact = all(check.state == "intact" for check in files)

@@ -1,4 +1,4 @@
-"""`pellucid generate`: a text that goes on, as it is written, and on request how each token was chosen."""
+"""`pellucid generate`: continues a text, shows it as it is written, and on request shows how each token was chosen."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Chosen:
 
 @dataclass
 class Written:
-    """What came of a generation, for JSON.
+    """The result of a generation, for JSON.
 
     Attributes:
         stopped: Why it ended: "end", "stop", "length" or "interrupted".

@@ -119,7 +119,7 @@ def norms(wish: Norms) -> None:
 
 
 def _require_length(rows: list[list[int]], wish: Norms) -> None:
-    """See that the texts have more rows for the regression than it has parameters.
+    """Check that the texts give the regression more rows than it has parameters.
 
     Raises:
         InputError: They have not, although their norms could be shown.
@@ -203,7 +203,7 @@ def _layer(label: tuple[int, int | None], row: Any, edges: Any) -> Layer:
 
 
 def require_format(path: Path) -> None:
-    """See that a figure's name ends in a format that can be drawn.
+    """Check that a figure's name ends in a format that can be written.
 
     Raises:
         InputError: It does not.

@@ -1,4 +1,4 @@
-"""`pellucid run`: a text goes through, and every value on the way is on the table."""
+"""`pellucid run`: runs a text through the model and shows every intermediate value."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ _VERDICTS = {
 
 
 def ties(wish: Ties) -> None:
-    """Audit a checkpoint, and fail where it has problems."""
+    """Audit a weights file or folder, and fail if it has problems."""
     with progress(f"reading {wish.path}"):
         audit = ties_report(wish.path)
     if wish.as_json:
