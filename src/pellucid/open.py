@@ -10,6 +10,7 @@ import torch
 
 from pellucid.agreement import require_agreement, require_unchanged
 from pellucid.config import TransformerConfig
+from pellucid.errors import WeightsError
 from pellucid.model import CkptedTransformer
 from pellucid.tokens import Tokenizer
 from pellucid.weights import load as weights
@@ -103,10 +104,16 @@ def to_hf(model: CkptedTransformer) -> GPT2LMHeadModel:
     At the end both are run once on twelve ids, and are equal to the bit.
 
     Raises:
-        WeightsError: The model was changed since it was built (hooks, patches, other modules or constants), or logits
-            differ.
+        WeightsError: No model of ours, or it was changed since it was built (hooks, patches, other modules or
+            constants), or logits differ.
         MissingExtraError: transformers is not installed.
     """
+    if not isinstance(model, CkptedTransformer):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise WeightsError(
+            f"to_hf: given {type(model).__name__}, expected a CkptedTransformer.",
+            code="hf-wrong-class",
+            remedy="Give what pl.load or pl.from_hf returned; a model of transformers' needs no conversion.",
+        )
     require_unchanged(model)
     hf_model: GPT2LMHeadModel = weights.to_hf(model)
     require_agreement("to_hf", model, hf_model)

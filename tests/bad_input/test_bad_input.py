@@ -293,6 +293,7 @@ FILES = [
         lambda model, folder: pl.ActivationCkpts.load(folder / "run.safetensors"), W),
     Bad("checkpoints of noise", "", unreadable_ckpts, PellucidError),
     Bad("another object for from_hf", "hf-wrong-class", lambda model, folder: pl.from_hf(torch.nn.Linear(2, 2)), W),
+    Bad("another object for to_hf", "hf-wrong-class", lambda model, folder: pl.to_hf(torch.nn.Linear(2, 2)), W),
 ]  # fmt: skip
 
 ALL = CONFIGS + IDS_AND_TEXT + NAMES + EDITS + FILES
