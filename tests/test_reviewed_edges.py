@@ -176,8 +176,9 @@ def test_forms_that_others_take(model: pl.CkptedTransformer):
     assert model.generate("Once upon", max_new_tokens=3, stop=None).texts == plain.texts
     first = int(plain.new_ids[0, 0])
     assert model.generate("Once upon", max_new_tokens=3, end_ids=first).stopped == ["end"]
+    assert pl.Sampler(suppress_tokens=5).suppress_tokens == (5,)  # pyright: ignore[reportArgumentType]
     with pytest.raises(pl.InputError) as caught:
-        pl.Sampler(suppress_tokens=5)  # pyright: ignore[reportArgumentType]
+        pl.Sampler(suppress_tokens="5")  # pyright: ignore[reportArgumentType]
     assert caught.value.code == "sampler-setting"
 
 

@@ -300,6 +300,16 @@ def patched(module: Any, name: str, value: Any) -> Callable[[Patch], None]:
     return lambda patch: patch.setattr(module, name, value)
 
 
+def both(one: Callable[[Patch], None], other: Callable[[Patch], None]) -> Callable[[Patch], None]:
+    """Two guards of one promise, broken together."""
+
+    def breaks(patch: Patch) -> None:
+        one(patch)
+        other(patch)
+
+    return breaks
+
+
 def everything_is_rounding(patch: Patch) -> None:
     for module in (runs, causes, verdict, trial):
         patch.setattr(module, "BEYOND_ROUNDING", 1.0)
@@ -360,7 +370,10 @@ MUTANTS: dict[str, tuple[Callable[[Patch], None], Callable[[], None]]] = {
     "the float64 run is in float32": (patched(trial, "DOUBLE", program.Conditions()), rights_pass),
     "no mistakes are known": (patched(causes, "known_mistakes", lambda model: iter(())), mistake_is_found),
     "checkpoints are not compared to the bit": (patched(runs, "same_bits", lambda a, b: False), identical_is_said),
-    "everything is equal to the bit": (patched(runs, "same_bits", lambda a, b: True), rights_pass),
+    "everything is equal to the bit": (
+        both(patched(runs, "same_bits", lambda a, b: True), patched(trial, "same_bits", lambda a, b: True)),
+        rights_pass,
+    ),
     "what was lent is kept": (patched(lending, "_give_back", nothing), mode_is_kept),
     "a deep copy runs": (a_copy_runs, closures_are_run_right),
     "nobody runs it unwatched": (patched(trial.Trial, "_judge_unwatched", nothing), the_unwatched_run_is_judged),
@@ -386,8 +399,11 @@ MUTANTS: dict[str, tuple[Callable[[Patch], None], Callable[[], None]]] = {
     "infinities are rounding": (patched(runs, "not_alike", lambda given, expected: torch.zeros(())),
                                 infinity_is_noticed),
     "hidden states are logits": (patched(program, "is_headless", lambda module: True), a_head_is_demanded),
-    "one position is all": (patched(comparison.Comparison, "seen", property(lambda self: (1, 1), nothing)),
-                            one_position_is_not_all),
+    "one position is all": (
+        both(patched(comparison.Comparison, "seen", property(lambda self: (1, 1), nothing)),
+             patched(trial.Trial, "bit_equal", property(lambda self: True))),
+        one_position_is_not_all,
+    ),
     "hooks read nothing": (patched(program._Recorder, "values", lambda self, n_head: {}), later_mistake_is_placed),
 }  # fmt: skip
 
