@@ -114,6 +114,17 @@ def test_a_folder_without_weights_is_refused_by_what_it_is(case: str, tmp_path: 
         assert remedy in caught.value.remedy
 
 
+def test_shards_open_when_their_index_is_put_where_the_remedy_says(tmp_path: Path) -> None:
+    HF.save_pretrained(tmp_path, max_shard_size="4KB")
+    (index,) = tmp_path.glob("*.index.json")
+    index.rename(tmp_path / "elsewhere")
+    with pytest.raises(pl.WeightsError) as caught:
+        pl.load(tmp_path)
+    assert "shards without their index" in caught.value.message
+    (tmp_path / "elsewhere").rename(tmp_path / caught.value.remedy.split(": ")[1].rstrip("."))
+    assert same_logits(pl.load(tmp_path), HF)
+
+
 def test_the_newest_checkpoint_of_a_trainer_opens_as_its_remedy_says(tmp_path: Path) -> None:
     for step in (500, 1500):
         HF.save_pretrained(tmp_path / f"checkpoint-{step}")

@@ -166,6 +166,10 @@ def refuse_archive(path: Path) -> None:
         )
 
 
+_SHARD = re.compile(r"-\d+-of-\d+(?=\.)")
+"""What tells the name of a shard from that of a whole."""
+
+
 def is_in_parts(names: Sequence[str]) -> bool:
     """Whether a folder of these files holds an adapter, or a model in parts, of which no file alone is the model."""
     return any(re.search(kind.name, name) for kind in FOLDERS[:3] for name in names)
@@ -180,6 +184,13 @@ def no_weights(folder: Path, expected: Sequence[str], others: Sequence[str], sev
         others: What it holds.
         several: The files in it that may be weights under another name.
     """
+    shard = next((name for name in several if _SHARD.search(name)), None)
+    if shard is not None:
+        return NotFoundError(
+            f"{folder}: shards without their index: {listed(several, 8)}.",
+            code="weights-not-found",
+            remedy=f"Put the index of the same revision beside them: {_SHARD.sub('', shard)}.index.json.",
+        )
     if len(several) > 1 and not is_in_parts(others):
         return NotFoundError(
             f"{folder}: several weights files, none of them under a usual name: {listed(several, 8)}.",
