@@ -319,3 +319,23 @@ def test_a_program_that_takes_no_probe_is_not_accused(small: pl.CkptedTransforme
     report = pl.compare(small, made, IDS)
     assert report.verdict == "equivalent"
     assert "a probe of 2 x 64 ids could not be run" in " ".join(report.notes)
+
+
+class Keeping(nn.Module):
+    """A program that adds what it computed before to what it computes now, as an old cache would."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner, self.before = inner, 0.0
+
+    def forward(self, ids: Tensor) -> Tensor:
+        out = self.inner(ids)
+        given, self.before = out + self.before, 1e-3 * out.detach()
+        return given
+
+
+def test_a_program_that_keeps_something_is_right_only_once(small: pl.CkptedTransformer) -> None:
+    report = pl.compare(small, Keeping(course(small)), IDS)
+    assert report.verdict == "different"
+    assert "second of two runs" in str(report.first_divergence)
+    assert pl.compare(small, course(small), IDS)

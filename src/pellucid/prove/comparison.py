@@ -161,6 +161,8 @@ class Comparison:
             first = self._of_parameters(alignment, trial.double, first)
             return self._finished(alignment, rows, first, explained=False)
         divergence, explained = self._verdict_on(alignment, trial, rows)
+        if divergence is None and (words := trial.unsteady()) is not None:
+            divergence = Divergence(LOGITS, "logits", words)
         if divergence is None and (probe := self._probed(trial)) is not None:
             self._note(probe)
             self.exact = False  # its logits round in another way

@@ -111,13 +111,14 @@ class Program:
                 output = self._output(module, ids)
         return {**recorder.values(self.n_head), LOGITS: self._logits(output, ids)}
 
-    def plain(self, ids: Tensor, *, double: bool = False, gradients: bool = False) -> Tensor:
+    def plain(self, ids: Tensor, *, double: bool = False, gradients: bool = False, times: int = 1) -> Tensor:
         """The logits of a run without any instrument, evaluating.
 
         Args:
             ids: [B, P].
             double: Whether parameters and buffers are float64 copies.
             gradients: Whether gradients are enabled, as they are unless a caller switches them off.
+            times: How many runs follow one another, each on what the one before left; the last one's logits count.
         """
         loan = self.loan.doubled() if double else self.loan
         with (
@@ -125,6 +126,8 @@ class Program:
             undisturbed(module, double=double),
             torch.set_grad_enabled(gradients),
         ):
+            for _ in range(times - 1):
+                self._output(module, ids)
             output = self._output(module, ids)
         return self._logits(output, ids)
 

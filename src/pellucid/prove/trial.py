@@ -109,6 +109,22 @@ class Trial:
                     self.notes.append(f"with gradients enabled the program computes something else, by {gap:.3g}: the "
                                       "verdict is on what it computes without them")  # fmt: skip
 
+    def unsteady(self) -> str | None:
+        """What a second run in a row gives, in words, if that is something else than the first; None if it is not.
+
+        A program that keeps something from one call to the next, such as a cache that nobody emptied, is right once.
+        """
+        try:
+            if same_bits(self.program.plain(self.ids, times=2), self.plain):
+                return None
+            gap = relative_error(*(self.program.plain(self.ids, double=True, times=times) for times in (2, 1)))
+        except Exception as error:  # whatever a foreign forward raises
+            return f"the second of two runs in a row raises {type(error).__name__}: {error}"
+        if gap <= BEYOND_ROUNDING:
+            return None
+        return (f"the second of two runs in a row on the same ids gives other logits, by {gap:.3g}: the program keeps "
+                "something from one call to the next")  # fmt: skip
+
     def not_finite(self) -> str | None:
         """The first point at which one side only is finite, unless an error shows before it."""
         odd = self.single.first_not_alike(self.double.dropped)
