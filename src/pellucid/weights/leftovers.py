@@ -84,8 +84,7 @@ KINDS = (
         TENSORFLOW_REMEDY,
     ),
     Foreign(
-        r"query_key_value|language_model\.(embedding|encoder|transformer)|word_embeddings\.weight|"
-        r"self_attention\.linear_qkv",
+        r"query_key_value|language_model\.(embedding|encoder|transformer)|self_attention\.linear_qkv",
         "the names of Megatron-LM or GPT-NeoX, whose heads are interleaved",
         "Convert the weights with transformers' convert_megatron_gpt2_checkpoint.py, and open the result.",
     ),
