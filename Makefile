@@ -15,8 +15,10 @@ test: lint
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 	$(BIN)/pyright
 
-# The tests, and what takes longer: twenty thousand damaged files are read, and savers are killed five hundred times.
+# The tests, and what takes longer: every pair of a stranger's program and what people do to it, twenty thousand damaged
+# files, and savers that are killed five hundred times.
 test-all: test
+	$(BIN)/python -m pytest -m long --numprocesses auto --maxprocesses 4 --dist worksteal
 	$(BIN)/python tests/fuzz/campaign.py --files 20000
 	$(BIN)/python tests/fuzz/kills.py --kills 500
 
