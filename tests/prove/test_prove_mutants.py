@@ -242,7 +242,8 @@ def a_head_is_demanded() -> None:
 
 
 def one_position_is_not_all() -> None:
-    report = pl.compare(MODEL, Returning(pl.to_hf(MODEL), lambda x: x[:, -1:]), IDS)
+    long = support.some_ids(2, 64, 53)  # as much as a probe shows
+    report = pl.compare(MODEL, Returning(pl.to_hf(MODEL), lambda x: x[:, -1:]), long)
     assert report.verdict == "equivalent"
 
 
@@ -258,6 +259,15 @@ def the_unwatched_run_is_judged() -> None:
 
 def windows_are_seen() -> None:
     assert not pl.compare(MODEL, test_unwatched.windowed(MODEL), IDS)
+
+
+def all_points_are_asked() -> None:
+    made = course(MODEL)
+    made.blocks[0].attn = course(MODEL, "no mask").blocks[0].attn
+    made.blocks[1].mlp = lambda x: 2 * x
+    found = pl.compare(MODEL, Returning(made, lambda x: x), IDS).first_divergence
+    assert found is not None
+    assert "logits agree" not in (found.cause or "")
 
 
 def rows_are_seen() -> None:
@@ -289,6 +299,11 @@ def a_copy_runs(patch: Patch) -> None:
     right = lending.Loan.taken
     patch.setattr(lending.Loan, "taken", lambda self, **how: right(
         lending.Loan(copies.working_copy(self.module, self.dtype)), **how))  # fmt: skip
+
+
+def any_cause_will_do(patch: Patch) -> None:
+    patch.setattr(causes, "_reproduces", lambda *_: True)
+    patch.setattr(causes, "_agree", lambda *_: True)
 
 
 def one_row_is_drawn(patch: Patch) -> None:
@@ -363,7 +378,8 @@ MUTANTS: dict[str, tuple[Callable[[Patch], None], Callable[[], None]]] = {
     "the sign of zero is ignored": (zeros_are_zeros, sign_of_zero_is_found),
     "heads are never found": (patched(aligning, "_match_heads", in_order_only), inconsistent_heads_are_found),
     "the unexplained is ignored": (patched(pl.Alignment, "complete", True), extra_is_not_passed_over),
-    "any cause is confirmed": (patched(causes, "_reproduces", lambda *_: True), no_false_claim),
+    "any cause is confirmed": (any_cause_will_do, no_false_claim),
+    "one point is enough": (patched(causes, "_agree", lambda *_: True), all_points_are_asked),
     "no cause is confirmed": (patched(causes, "_reproduces", lambda *_: False), mistake_is_found),
     "roles are believed": (patched(runs.Runs, "first_wrong", first_suspicious), rights_pass),
     "float32 stays float32 in float64": (patched(copies._Rewritten, "__torch_function__", as_it_is), rights_pass),

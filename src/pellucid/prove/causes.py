@@ -39,6 +39,8 @@ class Evidence:
         agreed: The points before that, which agree.
         alignment: Which parameter is which.
         others: The other program's tensors by name.
+        shown: Every point that the program shows, in order.
+        wrong_blocks: The blocks that show an error of their own.
     """
 
     model: Ingredients
@@ -49,6 +51,8 @@ class Evidence:
     agreed: tuple[str, ...]
     alignment: Alignment
     others: Mapping[str, Tensor]
+    shown: tuple[str, ...] = ()
+    wrong_blocks: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,8 @@ def confirmed_cause(evidence: Evidence) -> Cause | None:
             cause = _extent(mistake, evidence)
             if cause.complete:
                 return cause
-            partial = partial or cause
+            if partial is None and _agree(_made(mistake.recipe, evidence, where), evidence, _until(evidence)):
+                partial = cause
     return partial
 
 
@@ -111,10 +116,7 @@ def _span(evidence: Evidence) -> Span:
 
 
 def _reproduces(recipe: Recipe, span: Span, evidence: Evidence, point: str) -> bool:
-    try:
-        made = run_recipe(recipe, evidence.model, span).get(point)
-    except (RuntimeError, IndexError):  # a mistake that is impossible with these shapes
-        return False
+    made = _made(recipe, evidence, span).get(point)
     if made is None:
         return False
     observed = evidence.observed[point]
@@ -123,17 +125,44 @@ def _reproduces(recipe: Recipe, span: Span, evidence: Evidence, point: str) -> b
     return error < BEYOND_ROUNDING and error < 0.01 * without
 
 
+def _made(recipe: Recipe, evidence: Evidence, span: Span) -> Mapping[str, Tensor]:
+    """What a GPT-2 with a mistake computes; nothing where the mistake is impossible with these shapes."""
+    try:
+        return run_recipe(recipe, evidence.model, span)
+    except (RuntimeError, IndexError):
+        return {}
+
+
+def _agree(made: Mapping[str, Tensor], evidence: Evidence, points: Sequence[str]) -> bool:
+    """Whether what a GPT-2 with a mistake computes is what the program shows, at each of these points."""
+    return all(relative_error(evidence.observed[p], made[p]) < BEYOND_ROUNDING for p in points if p in made)
+
+
+def _until(evidence: Evidence) -> tuple[str, ...]:
+    """The points up to the first that differs, without those that may stand before the mistake."""
+    return tuple(p for p in evidence.shown if p not in evidence.agreed and ckpt_of(p, evidence.model.config.n_layer)
+                 == ckpt_of(evidence.point, evidence.model.config.n_layer))  # fmt: skip
+
+
+def _explains(recipe: Recipe, evidence: Evidence) -> bool:
+    """Whether a mistake accounts for everything: the logits and every point that the program shows."""
+    made = _made(recipe, evidence, Span(evidence.ids))
+    before = {_kind(p) for p in evidence.agreed if not _agree(made, evidence, (p,))}  # shown before the mistake is made
+    return LOGITS in made and _agree(made, evidence, (*(p for p in evidence.shown if _kind(p) not in before), LOGITS))
+
+
+def _kind(point: str) -> str:
+    return point.split(".", 2)[-1] if point.startswith("blocks.") else point
+
+
 def _extent(mistake: Mistake, evidence: Evidence) -> Cause:
-    """How far a mistake that reproduces the first difference explains the logits too."""
-    everywhere = Span(evidence.ids)
-    where = ckpt_of(evidence.point, evidence.model.config.n_layer)
-    if _reproduces(mistake.recipe, everywhere, evidence, LOGITS):
+    """How far a mistake that reproduces the first difference explains all that is shown, logits included."""
+    if _explains(mistake.recipe, evidence):
         return Cause(mistake.words, ALL_AGREES, mistake.harmless, complete=True)
-    if where.startswith("blocks.") and mistake.recipe.blocks is None:
-        block = int(where.split(".")[1])
-        only = replace(mistake.recipe, blocks=(block,))
-        if _reproduces(only, everywhere, evidence, LOGITS):
-            return Cause(f"{mistake.words}, in block {block} only", ALL_AGREES, complete=True)
+    blocks = evidence.wrong_blocks
+    if blocks and mistake.recipe.blocks is None and _explains(replace(mistake.recipe, blocks=blocks), evidence):
+        named = f"block {blocks[0]}" if len(blocks) == 1 else f"blocks {', '.join(map(str, blocks))}"
+        return Cause(f"{mistake.words}, in {named} only", ALL_AGREES, mistake.harmless, complete=True)
     return Cause(mistake.words, "with this in the reference, this point agrees; more differs later")
 
 

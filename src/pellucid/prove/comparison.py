@@ -195,10 +195,13 @@ class Comparison:
         if odd is not None:
             return not_finite_at(trial.single, odd, wrong=point is not None), False
         if point is None and not double.undecided:
-            return None, trial.settled and is_rounding(rows)
+            if double.amplified:
+                self.notes.append("rounding is amplified on its way: the error of every stage alone is rounding")
+            return None, trial.settled and (is_rounding(rows) or double.amplified)
         cause = self._cause(self.reference, alignment, double, point or double.undecided[0])
         if cause is not None and cause.harmless:
-            self.notes.append(f"{cause.words}: {cause.extent}, so that this is rounding")
+            why = "so that this is rounding" if point else "and no text can show it: softmax ignores q · b_K"
+            self.notes.append(f"{cause.words}: {cause.extent}, {why}")
             return None, trial.settled
         if point is None:
             where = [f"{p} ({ckpt_of(p, double.n_layer)})" for p in double.undecided]
@@ -238,9 +241,14 @@ class Comparison:
         points = double.points()
         before = points[: points.index(point)] if point in points else points
         agreed = tuple(p for p in before if not double.is_wrong(double.free, p))
-        return Evidence(
-            ingredients_of(reference), double.ids, double.expected, double.free, point, agreed, alignment, self.others
+        own = (
+            p for p in points if ckpt_of(p, double.n_layer).startswith("blocks.") and double.is_wrong(double.forced, p)
         )
+        blocks = {int(ckpt_of(p, double.n_layer).split(".")[1]) for p in own}
+        return Evidence(
+            ingredients_of(reference), double.ids, double.expected, double.free, point, agreed, alignment, self.others,
+            tuple(points), tuple(sorted(blocks)),
+        )  # fmt: skip
 
     def _of_parameters(self, alignment: Alignment, double: Runs, first: Divergence) -> Divergence:
         """The first parameter that differs, and whether the programs are the same apart from the parameters."""
@@ -248,6 +256,9 @@ class Comparison:
         evidence = self._evidence(self.reference, alignment, double, LOGITS)
         if (head := head_of_its_own(evidence, changed)) is not None:
             return replace(first, cause=f"{head.words}: {head.extent}")
+        if changed and not double.is_wrong(double.free, LOGITS):
+            self.notes.append("other parameters, the same logits: in float64 they agree but for rounding")
+            return first
         adopted = with_their_values(self.reference, changed, self.others)
         expected = Glass(adopted).run(double.ids, None, DOUBLE)
         runs = Runs(double.program, expected, double.ids, double.n_layer, DOUBLE)

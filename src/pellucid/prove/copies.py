@@ -195,6 +195,8 @@ _VIEWS = frozenset(
 )
 """Functions that compute nothing: what they give is converted when something reads it."""
 
+_DROPOUTS = (F.dropout, torch.dropout, F.alpha_dropout, F.feature_alpha_dropout, F.dropout1d, F.dropout2d, F.dropout3d)
+
 _LOOKUPS = (F.embedding, torch.embedding)
 """Functions that read a few rows of a large tensor: only those are converted."""
 
@@ -225,8 +227,11 @@ class _Rewritten(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         given = dict(kwargs or {})
-        if not self.dropout and func in (F.dropout, torch.dropout):
+        if not self.dropout and func in _DROPOUTS:
             return args[0] if args else given["input"]
+        if not self.dropout and func is F.scaled_dot_product_attention:
+            args, given = (*args[:4], 0.0, *args[5:]) if len(args) > 4 else args, given | {"dropout_p": 0.0}
+            given = {name: value for name, value in given.items() if name != "dropout_p" or len(args) <= 4}
         if not self.narrow or getattr(func, "__name__", "") in _VIEWS:
             return func(*args, **given)
         if func in _LOOKUPS:

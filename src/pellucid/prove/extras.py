@@ -109,7 +109,8 @@ def cropped(
             if rows.shape[1] != table.shape[1]:
                 continue
             fewest = min(len(rows), len(table))
-            if float((rows[:fewest].detach() - table[:fewest]).norm()) > NEAR * float(table[:fewest].norm()):
+            ours, theirs = table[:fewest].nan_to_num(), rows[:fewest].detach().nan_to_num()
+            if not float((theirs - ours).norm()) <= NEAR * float(ours.norm()):
                 continue
             if len(rows) > len(table):
                 made[name] = rows[:fewest].T if turned else rows[:fewest]

@@ -35,7 +35,7 @@ class Mistake:
     Attributes:
         words: What it is, for a report.
         recipe: A GPT-2 that makes it.
-        harmless: It is rounding all the same, such as a constant that is stored in float32.
+        harmless: It is rounding all the same, such as a constant that is stored in float32, or no text can show it.
     """
 
     words: str
@@ -62,6 +62,15 @@ def known_mistakes(model: Ingredients) -> Iterator[Mistake]:
 
 
 def _activations(right: Recipe, config: TransformerConfig) -> Iterator[Mistake]:
+    if config.activation_function in TANH:
+        for constant, digits in _CONSTANTS.items():
+            exact = _is_the_same_in_float32(constant)
+            words = f"GELU's constant is {digits} for sqrt(2/pi)"
+            recipe = replace(right, activation=lambda x, c=constant: _gelu(x, c))
+            yield Mistake(words, recipe, harmless=exact)
+            for scale, attended in _rounded_scales(config) if exact else ():
+                both = f"{words}, and the scale of the scores is {scale}"
+                yield Mistake(both, replace(recipe, attend=attended), harmless=True)
     for name, function in nonlinear.EXACT.items():
         if name != config.activation_function:
             words = f"activation function {name} instead of {config.activation_function}"
@@ -69,18 +78,41 @@ def _activations(right: Recipe, config: TransformerConfig) -> Iterator[Mistake]:
     yield Mistake("no activation function", replace(right, activation=lambda x: x))
 
 
+TANH = ("gelu_new", "gelu_pytorch_tanh", "gelu_fast", "gelu_accurate", "gelu_python_tanh")
+_ROOT = math.sqrt(2 / math.pi)
+_CONSTANTS = {
+    float(torch.tensor(_ROOT)): "rounded to float32",
+    **{float(f"{_ROOT:.{digits}g}"): f"{_ROOT:.{digits}g}" for digits in (8, 7, 6, 5, 4, 3, 2, 9)},
+    0.7978845: "0.7978845", 0.79788: "0.79788", math.sqrt(2 / 3.14159): "sqrt(2 / 3.14159)",
+    math.sqrt(2 / 3.1415926): "sqrt(2 / 3.1415926)", math.sqrt(2 / 3.1416): "sqrt(2 / 3.1416)",
+    math.sqrt(2 / 3.14): "sqrt(2 / 3.14)",
+}  # fmt: skip
+"""sqrt(2/pi) as programs write it, and in words."""
+
+
+def _is_the_same_in_float32(constant: float) -> bool:
+    return bool(torch.tensor(constant) == torch.tensor(_ROOT))
+
+
+def _gelu(x: Tensor, constant: float) -> Tensor:
+    return 0.5 * x * (1 + torch.tanh(constant * (x + 0.044715 * x.pow(3))))
+
+
+def _rounded_scales(config: TransformerConfig) -> Iterator[tuple[str, Callable[[Heads, Facts], Tensor]]]:
+    """The scale of the scores, rounded to float32 in the ways in which programs round it."""
+    d_head = config.d_head
+    stored = float(torch.tensor(d_head).sqrt()), float(torch.tensor(d_head**-0.5))
+    for scale in (1 / stored[0], stored[1], float(1 / torch.tensor(stored[0])), float(torch.tensor(d_head).rsqrt())):
+        yield "rounded to float32", lambda h, f, s=scale: attend_with(h, f.scale * d_head**0.5 * s, 0)
+
+
 def _scores(right: Recipe, config: TransformerConfig) -> Iterator[Mistake]:
     def attending(make: Callable[[Heads, Facts], Tensor]) -> Recipe:
         return replace(right, attend=make)
 
     d_head, d_model = config.d_head, config.n_embd
-    stored = float(torch.tensor(d_head).sqrt()), float(torch.tensor(d_head**-0.5))
-    for scale in (1 / stored[0], stored[1], float(1 / torch.tensor(stored[0])), float(torch.tensor(d_head).rsqrt())):
-        yield Mistake(
-            "the scale of the scores is rounded to float32",
-            attending(lambda h, f, s=scale: attend_with(h, f.scale * d_head**0.5 * s, 0)),
-            harmless=True,
-        )
+    for words, rounded in _rounded_scales(config):
+        yield Mistake(f"the scale of the scores is {words}", attending(rounded), harmless=True)
     for words, scale in (
         ("no scaling of the scores", 1.0),
         ("scores scaled by 1/sqrt(d_model) instead of 1/sqrt(d_head)", d_model**-0.5),
@@ -107,6 +139,10 @@ def _masks(right: Recipe) -> Iterator[Mistake]:
         ("causal mask off by one: does not see itself", -1),
     ):
         yield Mistake(words, attending(lambda h, f, d=diagonal: attend_with(h, f.scale, d)))
+    yield Mistake(
+        "causal mask off by one: does not see itself, the first position excepted",
+        attending(lambda h, f: _blind_but_first(h, f.scale)),
+    )
     yield Mistake("causal mask the wrong way round", attending(lambda h, f: _anticausal(h, f.scale)))
     yield Mistake("masked scores set to 0", attending(lambda h, f: attend_with(h, f.scale, 0, fill=0.0)))
     yield Mistake(
@@ -157,6 +193,11 @@ def _head_axes(right: Recipe) -> Iterator[Mistake]:
                 )
 
 
+def _blind_but_first(heads: Heads, scale: float) -> Tensor:
+    blind = attend_with(heads, scale, -1)
+    return torch.cat([heads[2][:, :1], blind[:, 1:]], 1)
+
+
 def _anticausal(heads: Heads, scale: float) -> Tensor:
     q, k, v = (part.flip(1) for part in heads)
     return attend_with((q, k, v), scale, 0).flip(1)
@@ -193,16 +234,15 @@ def _projections(right: Recipe) -> Iterator[Mistake]:
                 return made[o[0]], made[o[1]], made[o[2]]
 
             yield Mistake(words, replace(right, project=reordered))
-    for size in (3, 2, 1):
+    for size in (1, 2, 3):
         for letters in itertools.combinations("QKV", size):
             named = ", ".join(letter.lower() for letter in letters)
             yield Mistake(
                 f"projection of {named} transposed",
                 replace(right, project=lambda x, w, c=letters: wirings.transposed(x, w, c)),
             )
-            yield Mistake(
-                f"no bias on {named}", replace(right, project=lambda x, w, c=letters: wirings.without_bias(x, w, c))
-            )
+            unbiased = replace(right, project=lambda x, w, c=letters: wirings.without_bias(x, w, c))
+            yield Mistake(f"no bias on {named}", unbiased, harmless=letters == ("K",))
 
 
 def _outputs(right: Recipe) -> Iterator[Mistake]:

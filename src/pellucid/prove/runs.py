@@ -25,6 +25,7 @@ class Runs:
         n_layer: Of the reference.
         conditions: How.
         dropped: Points that turned out to hold something else than a checkpoint's value.
+        amplified: Whether something is off by more than rounding, although no stage alone is.
         undecided: Points that differ, but on which nothing depends on these ids, so that their part is not known.
     """
 
@@ -36,6 +37,7 @@ class Runs:
     dropped: list[str] = field(default_factory=list)
     undecided: list[str] = field(default_factory=list)
     held: Values | None = None
+    amplified: bool = False
 
     @property
     def certain(self) -> bool:
@@ -88,11 +90,17 @@ class Runs:
         reference's value they do harm, left alone they do none.
         """
         if self.is_wrong(self.free, LOGITS):
-            return self._first_to_blame()
+            found = self._first_to_blame()
+            if found is not None:
+                return found
+            self.amplified = True
+            return None
         for point in [point for point in self.points() if self.is_wrong(self.free, point)]:
             if self.certain:
                 return point
-            if self.is_wrong(self.forced_at([point]), LOGITS):
+            if not self.is_wrong(self.forced, point):
+                self.amplified = True  # it inherits rounding
+            elif self.is_wrong(self.forced_at([point]), LOGITS):
                 self._drop(point)
             else:
                 self.undecided.append(point)
@@ -106,12 +114,12 @@ class Runs:
                 return point
         return None
 
-    def _first_to_blame(self) -> str:
+    def _first_to_blame(self) -> str | None:
         while True:
             points = self.points()
             wrong = next((point for point in points if self.is_wrong(self.forced, point)), None)
-            if wrong is None:
-                return LOGITS
+            if wrong is None:  # without an error of its own anywhere, what the logits inherit is rounding
+                return LOGITS if self.is_wrong(self.forced, LOGITS) else None
             if self.certain or self._is_to_blame(wrong, points):
                 return wrong
             self._drop(wrong)
