@@ -71,7 +71,9 @@ class CkptedTransformer(GeneratingTransformer):
         super().__init__(config, fresh_weights(config) if weights is None else weights, execution)
         self.tokenizer = tokenizer
         self.provenance = dict(provenance or {})
-        self.generation = generation
+        self._generation = None
+        if generation is not None:
+            self.generation = generation
 
     @classmethod
     def from_pretrained(

@@ -135,7 +135,7 @@ def legend_above(ax: Axes, columns: int, handles: Sequence[Any] | None = None) -
         if isinstance(entry, Line2D) and entry.get_alpha() is not None:  # one faint line is hard to see
             entry.set(alpha=0.8, linewidth=0.8)
     rows = -(-len(entries) // max(columns, 1))
-    _keep_titles_off(ax, (0.6 + 1.7 * rows) * legend.get_texts()[0].get_fontsize())
+    _keep_titles_off(ax, (0.6 + 1.7 * rows) * float(legend.get_texts()[0].get_fontsize()))
 
 
 def _keep_titles_off(ax: Axes, points: float) -> None:
