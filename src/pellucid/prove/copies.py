@@ -70,20 +70,6 @@ class Moved:
         return self._made[place]
 
 
-def double_copy(module: M) -> M:
-    """A working copy for float64 runs: what it keeps beside its parameters is float64; those are converted when read.
-
-    A program may write into its buffers, and reads there what it wrote; into its parameters it does not write.
-    """
-    made = working_copy(module)
-    for child in made.modules():
-        kept = {**dict(child.named_buffers(recurse=False)), **vars(child)}
-        for name, value in kept.items():
-            if isinstance(value, Tensor) and value.is_floating_point():
-                setattr(child, name, value.double())
-    return made
-
-
 def is_scripted(module: nn.Module) -> bool:
     """Whether a module is TorchScript, whose state is out of Python's reach and on which no hook can look."""
     return isinstance(module, torch.jit.ScriptModule)
