@@ -61,7 +61,8 @@ def caches() -> None:
 
 
 def common_beginnings() -> None:
-    features.test_a_common_beginning_runs_once(support.glass(), Patch())
+    with Patch.context() as patch:
+        features.test_a_common_beginning_runs_once(patch)
 
 
 def captures() -> None:
