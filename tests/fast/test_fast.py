@@ -336,6 +336,11 @@ def never_forgotten(patch: pytest.MonkeyPatch) -> None:
     patch.setattr("pellucid.generating.forget", lambda model: None)
 
 
+def a_hook_runs() -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        test_what_the_kernels_do_not_do("hook", patch)
+
+
 def hooks_are_not_seen(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(decoder, "has_native_hooks", lambda modules: False)
     patch.setattr(stepping, "has_native_hooks", lambda modules: False)
@@ -345,7 +350,7 @@ def hooks_are_not_seen(patch: pytest.MonkeyPatch) -> None:
     (never_outdated, test_a_write_into_a_parameter_is_noticed),
     (never_dropped, test_a_conversion_drops_what_was_prepared),
     (never_forgotten, test_refresh_after_a_write_that_nobody_counts),
-    (hooks_are_not_seen, lambda: test_what_the_kernels_do_not_do("hook", pytest.MonkeyPatch())),
+    (hooks_are_not_seen, a_hook_runs),
 ])  # fmt: skip
 def test_broken_preparations_are_noticed(breaks: Callable[[Any], None], check: Callable[[], None]) -> None:
     with pytest.MonkeyPatch.context() as patch:

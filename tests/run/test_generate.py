@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections import OrderedDict
 from typing import Any
 
 import pytest
@@ -49,10 +48,7 @@ def test_a_batch_gives_what_its_rows_give(options: dict[str, Any], glass: pl.Ckp
     assert [r.stopped for r in together.rows] == [r.stopped for r in alone]
 
 
-def test_a_common_beginning_runs_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    glass = support.glass()  # a model of its own, and no hooks of other tests: if a hook looks on, nothing is shared
-    for hooks in ("_global_forward_hooks", "_global_forward_pre_hooks"):
-        monkeypatch.setattr(torch.nn.modules.module, hooks, OrderedDict())
+def test_a_common_beginning_runs_once(glass: pl.CkptedTransformer, monkeypatch: pytest.MonkeyPatch) -> None:
     beginning = support.some_ids(1, 30)[0].tolist()
     rows = [beginning + tail for tail in support.ragged_ids(2, 7, 1)]
     ran: list[int] = []

@@ -62,7 +62,7 @@ def caches() -> None:
 
 def common_beginnings() -> None:
     with Patch.context() as patch:
-        features.test_a_common_beginning_runs_once(patch)
+        features.test_a_common_beginning_runs_once(support.glass(), patch)
 
 
 def captures() -> None:
