@@ -14,6 +14,7 @@ import torch
 
 import pellucid as pl
 import support
+from pellucid import dialects
 from pellucid.dialects import CKPTS, MODEL
 
 PAGE = Path(__file__).parents[1] / "docs" / "coming_from_hookedtransformer.md"
@@ -65,6 +66,43 @@ def test_what_the_error_says_works(names: dict[str, Any], owner: str, name: str,
         for part in parts:
             ast.parse(part)
             exec(part, dict(names))
+
+
+PARTS = {
+    "model.blocks[3]": dialects.BLOCK, "model.blocks[1].attn": dialects.ATTENTION, "model.blocks[0].mlp": dialects.MLP,
+    "model.blocks[2].ln1": dialects.NORM, "model.ln_final": dialects.NORM, "model.pos_embed": dialects.POS_EMBED,
+    "model.unembed": dialects.UNEMBED, "pl": dialects.PACKAGE,
+}  # fmt: skip
+"""Parts of a model, and the package itself, as they are written -> the words that they answer."""
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_part_of_the_model_says_what_to_use(names: dict[str, Any], part: str) -> None:
+    """Its remedy names the very part that was asked: that of block 3 speaks of block 3, and runs as it stands."""
+    for name in PARTS[part]:
+        with pytest.raises(pl.UnknownAttributeError) as caught:
+            getattr(eval(part, dict(names)), name)
+        remedy = caught.value.remedy.removeprefix("Use ").removesuffix(".")
+        assert part in remedy or name in ("hook_result", "head_dim", "b_U", "bias") or part == "pl"
+        if remedy == MODEL["b_U"]:
+            continue
+        given = dict(names) | {"module": names["model"].blocks[0]}
+        for code in remedy.split(";")[0].replace("hook), or ", "hook) and ").split(" and "):
+            eval(code.removesuffix(" of model.run_with_ckpts").removeprefix("edits="), given)
+    with pytest.raises(AttributeError, match="no attribute 'no_such_thing'") as plain:
+        getattr(eval(part, dict(names)), "no_such_thing")  # noqa: B009
+    assert not isinstance(plain.value, pl.PellucidError)
+
+
+def test_without_a_configuration_the_error_says_how_to_make_one() -> None:
+    with pytest.raises(pl.ConfigError) as caught:
+        pl.CkptedTransformer()
+    assert caught.value.code == "config-missing"
+    config = re.search(r"pl\.TransformerConfig\(.*?\)", caught.value.remedy)
+    assert config is not None
+    assert eval(config[0]) == pl.TransformerConfig(
+        vocab_size=50257, n_positions=1024, n_embd=768, n_layer=12, n_head=12
+    )
 
 
 def test_some_of_what_it_says_is_the_same_number(names: dict[str, Any]) -> None:

@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pellucid.ckpt import Ckpt
+from pellucid import dialects
+from pellucid.ckpt import Ckpt, Layer
 from pellucid.config import TransformerConfig
 from pellucid.execution import Execution, is_transformed
 from pellucid.nonlinear import may_write_into_results
@@ -90,12 +91,13 @@ def _head_biases(part: int) -> LiveView:
     return LiveView("b_QKV", view, f"b_{'QKV'[part]} [H, K], a live view of the stored b_QKV [3D].")
 
 
-class Attention(ViewedModule):
+class Attention(ViewedModule, Layer):
     """q, k, v, scores, pattern, z and what is added to the residual stream, each through its checkpoint.
 
     Stored: `W_QKV` [D, 3D] with columns q|k|v, each head after head; `b_QKV` [3D]; `W_O` [H, K, D]; `b_O` [D].
     """
 
+    elsewhere = dialects.ATTENTION
     W_Q, W_K, W_V = _head_matrices(0), _head_matrices(1), _head_matrices(2)
     b_Q, b_K, b_V = _head_biases(0), _head_biases(1), _head_biases(2)
 

@@ -203,18 +203,26 @@ class TransformerConfig:
         return replace(self, **changes)
 
 
-def require_config(given: object) -> None:
-    """See that this is a configuration of this library.
+def require_config(given: object) -> TransformerConfig:
+    """Return what was given if it is a configuration of this library.
 
     Raises:
-        ConfigError: It is another.
+        ConfigError: It is another, or none.
     """
+    if given is None:
+        raise ConfigError(
+            "config: not given, expected a TransformerConfig.",
+            code="config-missing",
+            remedy="Give pl.TransformerConfig(vocab_size=50257, n_positions=1024, n_embd=768, n_layer=12, n_head=12) "
+            "for a fresh GPT-2 small; pl.load() opens a trained model.",
+        )
     if not isinstance(given, TransformerConfig):
         raise ConfigError(
             f"config: {type(given).__name__} given, expected a TransformerConfig.",
             code="config-wrong-type",
             remedy="Read another library's with TransformerConfig.from_dict(config.to_dict()), or open its model.",
         )
+    return given
 
 
 def refuse_misspelt(names: Iterable[str], beside: Iterable[str] = ()) -> None:

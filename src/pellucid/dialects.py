@@ -130,16 +130,88 @@ CKPTS: Mapping[str, str] = {
 }
 """Attributes of other libraries' captured values -> what to use here."""
 
+_NOT_SPLIT = "{{here}}.{}; the input is not split by head here"
 
-def unknown_attribute(owner: object, name: str, elsewhere: Mapping[str, str]) -> AttributeError:
-    """The error for an attribute that an object does not have, with what to use instead where that is known."""
-    kind = type(owner).__name__
+BLOCK: Mapping[str, str] = {
+    "hook_resid_pre": "{here}.resid_pre",
+    "hook_resid_mid": "{here}.resid_mid",
+    "hook_resid_post": "{here}.resid_post",
+    "hook_attn_out": "{here}.attn.ckpt_attn_out",
+    "hook_mlp_out": "{here}.mlp.ckpt_mlp_out",
+    "hook_attn_in": _NOT_SPLIT.format("resid_pre"),
+    "hook_mlp_in": "{here}.resid_mid",
+    **{f"hook_{part}_input": _NOT_SPLIT.format("ln1.ckpt_normalized") for part in "qkv"},
+    "ln_1": "{here}.ln1",
+    "ln_2": "{here}.ln2",
+}
+"""Attributes of other libraries' blocks -> what to use here; `{here}` is the module that was asked."""
+
+ATTENTION: Mapping[str, str] = {
+    **{f"hook_{part}": f"{{here}}.ckpt_{part}" for part in ("q", "k", "v", "z", "pattern")},
+    "hook_attn_scores": "{here}.ckpt_scores",
+    "hook_result": "torch.einsum('bphk,hkd->bphd', ckpts['z', 0], {here}.W_O)",
+    "QK": "{here}.W_Q @ {here}.W_K.mT",
+    "OV": "{here}.W_V @ {here}.W_O",
+    "c_attn": "{here}.W_QKV and {here}.b_QKV",
+    "c_proj": "{here}.W_O and {here}.b_O",
+    "num_heads": "{here}.n_head",
+    "head_dim": "model.config.d_head",
+}
+
+MLP: Mapping[str, str] = {
+    "hook_pre": "{here}.ckpt_pre",
+    "hook_post": "{here}.ckpt_post",
+    "c_fc": "{here}.W_in and {here}.b_in",
+    "c_proj": "{here}.W_out and {here}.b_out",
+}
+
+NORM: Mapping[str, str] = {
+    "hook_scale": "{here}.ckpt_scaled; it holds the quotient, not the divisor",
+    "hook_normalized": "{here}.ckpt_normalized",
+    "weight": "{here}.w",
+    "bias": "{here}.b",
+}
+
+POS_EMBED: Mapping[str, str] = {"weight": "model.pos_embed.W_pos"}
+UNEMBED: Mapping[str, str] = {"b_U": MODEL["b_U"], "bias": MODEL["b_U"]}
+
+_HOOKS = "module.register_forward_hook(hook), or edits=[pl.Edit.zero('embed')] of model.run_with_ckpts"
+
+PACKAGE: Mapping[str, str] = {
+    "HookedTransformer": "pl.load()",
+    "HookedTransformerConfig": "pl.TransformerConfig",
+    "ActivationCache": "pl.ActivationCkpts",
+    "HookPoint": _HOOKS,
+    "Hook": _HOOKS,
+    "Hooks": _HOOKS,
+    "TransformerSampler": "pl.Sampler",
+    "KernelDensityEstimator": "pl.measure.distribution",
+    "GPT2SmallConfig": "pl.TransformerConfig",
+    "GPT2Config": "pl.TransformerConfig",
+    "GPT2LMHeadModel": "pl.load()",
+    "AutoModelForCausalLM": "pl.load()",
+    "AutoTokenizer": "pl.load().tokenizer",
+    "GPT2Tokenizer": "pl.load().tokenizer",
+    "GenerationConfig": "pl.GenerationSettings",
+}
+"""Classes that other libraries have -> what to use of this package."""
+
+
+def unknown_attribute(owner: str, name: str, elsewhere: Mapping[str, str], here: str = "") -> AttributeError:
+    """The error for an attribute that something does not have, with what to use instead where that is known.
+
+    Args:
+        owner: Who was asked, such as "'ActivationCkpts' object".
+        name: The attribute.
+        elsewhere: Words of others -> what to use here.
+        here: How to write the owner in Python, in the place of `{here}`.
+    """
     if name not in elsewhere:
-        return AttributeError(f"{kind!r} object has no attribute {name!r}")
+        return AttributeError(f"{owner} has no attribute {name!r}")
     return UnknownAttributeError(
-        f"{kind!r} object has no attribute {name!r}, which is a name from another library.",
+        f"{owner} has no attribute {name!r}, which is a name from another library.",
         code="unknown-attribute",
-        remedy=f"Use {elsewhere[name]}.",
+        remedy=f"Use {elsewhere[name].replace('{here}', here)}.",
     )
 
 

@@ -15,7 +15,7 @@ from pellucid.batch import Batch, Inputs
 from pellucid.batching import Batcher
 from pellucid.cache import KeyValueCache, continued
 from pellucid.ckpt import all_names
-from pellucid.config import TransformerConfig
+from pellucid.config import TransformerConfig, require_config
 from pellucid.dialects import MODEL, named_arguments, unknown_attribute
 from pellucid.errors import InputError, UnknownNameError, nearest
 from pellucid.execution import Execution
@@ -38,7 +38,7 @@ class CkptedTransformer(GeneratingTransformer):
     """GPT-2 in which every intermediate value passes through a named checkpoint.
 
     Args:
-        config: What the model is.
+        config: What the model is; there is no default, and leaving it out is an error that says so.
         weights: Stored parameters by name (`pellucid.transformer.stored_shapes`), used without a copy; fresh
             ones, by GPT-2's initialisation, where None.
         tokenizer: For text; ids alone work without one.
@@ -58,7 +58,7 @@ class CkptedTransformer(GeneratingTransformer):
 
     def __init__(
         self,
-        config: TransformerConfig,
+        config: TransformerConfig | None = None,
         weights: Weights | None = None,
         *,
         tokenizer: Tokenizer | None = None,
@@ -68,6 +68,7 @@ class CkptedTransformer(GeneratingTransformer):
         generation: GenerationSettings | None = None,
     ) -> None:
         execution = Execution(attention, numerics)
+        config = require_config(config)
         super().__init__(config, fresh_weights(config) if weights is None else weights, execution)
         self.tokenizer = tokenizer
         self.provenance = dict(provenance or {})
@@ -108,7 +109,7 @@ class CkptedTransformer(GeneratingTransformer):
         try:
             return super().__getattr__(name)
         except AttributeError:
-            raise unknown_attribute(self, name, MODEL) from None
+            raise unknown_attribute(f"{type(self).__name__!r} object", name, MODEL) from None
 
     @property
     def device(self) -> torch.device:

@@ -18,9 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pellucid import nonlinear
+from pellucid import dialects, nonlinear
 from pellucid.attention import Attention, Memory, Visible
-from pellucid.ckpt import Ckpt, name_checkpoints
+from pellucid.ckpt import Ckpt, Layer, name_checkpoints
 from pellucid.config import TransformerConfig, require_config
 from pellucid.errors import WeightsError
 from pellucid.execution import Execution
@@ -132,8 +132,10 @@ class Embedding(ViewedModule):
         return F.embedding(ids, self.W_E)
 
 
-class PosEmbedding(nn.Module):
+class PosEmbedding(Layer):
     """Positions -> rows of `W_pos` [n_ctx, D]."""
+
+    elsewhere = dialects.POS_EMBED
 
     def __init__(self, W_pos: Tensor) -> None:
         super().__init__()
@@ -143,8 +145,10 @@ class PosEmbedding(nn.Module):
         return F.embedding(positions, self.W_pos)
 
 
-class LayerNorm(nn.Module):
+class LayerNorm(Layer):
     """(x - mean) / sqrt(var + eps) * w + b over the last axis (Ba et al. 2016, arXiv:1607.06450)."""
+
+    elsewhere = dialects.NORM
 
     def __init__(self, w: Tensor, b: Tensor, eps: float) -> None:
         super().__init__()
@@ -163,8 +167,10 @@ class LayerNorm(nn.Module):
         return F.layer_norm(x, self.w.shape, eps=self.eps)
 
 
-class MLP(nn.Module):
+class MLP(Layer):
     """act(x W_in + b_in) W_out + b_out."""
+
+    elsewhere = dialects.MLP
 
     def __init__(self, config: TransformerConfig, weights: MLPWeights, products: Products, *, fast: bool) -> None:
         super().__init__()
@@ -185,8 +191,10 @@ class MLP(nn.Module):
         return self.ckpt_mlp_out(mlp_out, tap=tap)
 
 
-class TransformerBlock(nn.Module):
+class TransformerBlock(Layer):
     """Attention, then MLP, each reading a normalized copy of the residual stream and adding to it."""
+
+    elsewhere = dialects.BLOCK
 
     def __init__(
         self, config: TransformerConfig, block: int, weights: Weights, products: Products, execution: Execution
@@ -221,12 +229,14 @@ class TransformerBlock(nn.Module):
         return self.resid_post(resid_mid + mlp_out, tap=tap)
 
 
-class Unembedding(nn.Module):
+class Unembedding(Layer):
     """Normalized residual stream -> logits, by `W_U` [D, V].
 
     Tied, it owns no parameter and `W_U` is the transposed live view of `W_E`; untied, `W_U` is a parameter whose
     memory is that of a [V, D] head.
     """
+
+    elsewhere = dialects.UNEMBED
 
     def __init__(self, embed: Embedding, W_U: Tensor | None, products: Products) -> None:
         super().__init__()

@@ -97,7 +97,7 @@ class ActivationCkpts(Mapping[str, Tensor]):
             ) from None
 
     def __getattr__(self, name: str) -> Any:
-        raise unknown_attribute(self, name, CKPTS)
+        raise unknown_attribute("'ActivationCkpts' object", name, CKPTS)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._values)
