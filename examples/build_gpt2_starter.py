@@ -3,7 +3,7 @@
 #
 # Fill in the blanks. Below each one its check says what is right; where something is wrong, `hint=1` gives the place
 # alone, `hint=2` the kind of mistake as well, and without `hint` you are told what it is. As a script, this file is
-# checked as a whole by `pellucid check FILE.py`. One complete solution is in `build_gpt2_from_scratch`.
+# checked as a whole by `pellucid check FILE`. One complete solution is in `build_gpt2_from_scratch`.
 
 # %%
 import torch  # noqa: F401 (your answers use it)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from typer.testing import CliRunner
 from pellucid import InputError, NotFoundError
 from pellucid.cli import app
 from pellucid.exercises import starter
-from pellucid.exercises.learner_file import EXERCISES, check_file, checked_apart
+from pellucid.exercises.learner_file import EXERCISES, check_file
+from pellucid.exercises.own_process import checked_apart
 
 CACHE = "\n\ndef make_cache(model):\n    return Cache()\n"
 
@@ -87,14 +89,91 @@ def test_a_file_that_cannot_be_run_is_an_error_of_its_own(name: str, tmp_path: P
     assert caught.value.code == code
 
 
-def test_notebooks_and_missing_files_are_refused_by_name(tmp_path: Path) -> None:
-    (tmp_path / "mine.ipynb").write_text("{}", encoding="utf-8")
-    with pytest.raises(InputError, match="a notebook, expected a Python file"):
-        checked_apart(tmp_path / "mine.ipynb")
+def test_missing_files_are_not_found(tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match="no such file"):
         checked_apart(tmp_path / "mine.py")
     with pytest.raises(NotFoundError):
         checked_apart(tmp_path)
+
+
+def notebook(path: Path, *cells: str | list[str]) -> Path:
+    """A notebook of these code cells, with one of text between."""
+    code = [{"cell_type": "code", "source": source, "outputs": [], "metadata": {}} for source in cells]
+    path.write_text(json.dumps({"cells": [{"cell_type": "markdown", "source": "x ="}, *code], "nbformat": 4}))
+    return path
+
+
+def test_a_notebook_is_its_code_cells(tmp_path: Path) -> None:
+    """IPython's commands do nothing, cells of other languages are left out, and `display` is there."""
+    path = notebook(
+        tmp_path / "mine.ipynb",
+        ["%matplotlib inline\n", "import torch\n", "!pip install nothing\n", "display(torch)"],
+        "%%bash\nls | wc",
+        "%%time\ndef greedy_search(logits):\n    %time\n    return int(logits.argmax())",
+        "def sample_basic(logits):\n    return int(logits.argmin())",
+    )
+    found = {one.exercise: one for one in checked_apart(path) if one.state != "open"}
+    assert {key: one.state for key, one in found.items()} == {"greedy": "right", "basic": "wrong"}
+
+
+def test_the_starter_notebook_is_open(tmp_path: Path) -> None:
+    assert states(EXAMPLES / "build_gpt2_starter.ipynb") == dict.fromkeys(EXERCISES, "open")
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"cells": [1]}', "x = 1"])
+def test_what_is_no_notebook(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.ipynb"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(InputError, match="not a notebook") as caught:
+        checked_apart(path)
+    assert caught.value.code == "file-not-python"
+
+
+def test_a_notebook_s_lines_are_shown(tmp_path: Path) -> None:
+    path = notebook(tmp_path / "mine.ipynb", "def greedy_search(logits):\n    return logits.no_such_thing()")
+    (answer,) = check_file(path, "greedy")
+    assert answer.result is not None
+    assert answer.result.line == "3: return logits.no_such_thing()"
+
+
+ENDLESS = """
+def greedy_search(logits):
+    return int(logits.argmax())
+
+def apply_temperature(logits, temperature):
+    while True:
+        try:
+            pass
+        except BaseException:
+            pass
+
+def sample_basic(logits):
+    return int(logits.argmin())
+"""
+
+
+def test_what_does_not_end_is_wrong_and_the_others_are_checked(tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(ENDLESS, encoding="utf-8")
+    found = {one.name: one for one in checked_apart(path, time_limit=1) if one.state != "open"}
+    assert {name: one.state for name, one in found.items()} == {
+        "greedy_search": "right", "apply_temperature": "wrong", "sample_basic": "wrong",
+    }  # fmt: skip
+    result = found["apply_temperature"].result
+    assert result is not None
+    assert re.fullmatch(r"it did not end within 1 s \(in apply_temperature, line [678]\)", str(result.mistake)), (
+        result.mistake
+    )
+
+
+def test_a_file_that_does_not_end(tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text("x = 0\nwhile True:\n    x += 1\n", encoding="utf-8")
+    result = check(str(path), "--time-limit", "1", "--json")
+    assert result.exit_code == 1
+    error = json.loads(result.stdout)["error"]
+    assert error["code"] == "file-endless"
+    assert re.search(r"did not end within 1 s \(in <module>, line [23]\)", error["message"])
 
 
 GREEDY = "def greedy_search(logits):\n    print('loud')\n    return int(logits.{}())\nprint('louder')\n"

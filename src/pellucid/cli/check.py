@@ -10,7 +10,9 @@ import typer
 
 from pellucid.cli.shared.options import Wish
 
-File = Annotated[Path, typer.Argument(metavar="FILE.py", help="Your answers to the course.", show_default=False)]
+File = Annotated[
+    Path, typer.Argument(metavar="FILE", help="Your answers to the course: a .py or an .ipynb.", show_default=False)
+]
 Exercise = Annotated[
     str | None,
     typer.Option("--exercise", metavar="NAME", help="One alone: attention, block, … or GPT2Block.", show_default=False),
@@ -22,6 +24,16 @@ Hint = Annotated[
     ),
 ]
 
+Limit = Annotated[
+    int,
+    typer.Option(
+        "--time-limit",
+        metavar="SECONDS",
+        min=1,
+        help="For the file, and for each exercise; what takes longer is wrong.",
+    ),
+]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Check(Wish):
@@ -29,10 +41,12 @@ class Check(Wish):
 
     MORE = """
     Runs the file, which is your own program, in a process of its own, and checks every class and function of the
-    course in it: what is right, what is wrong and where, and what is still open. The exit code is 1 unless all are
+    course in it: what is right, what is wrong and where, and what is still open.
+    Of a notebook, the code cells are run. The exit code is 1 unless all are
     right.
     """
 
     file: File
     exercise: Exercise = None
     hint: Hint = None
+    time_limit: Limit = 300

@@ -1,28 +1,26 @@
 """A learner's whole file: which exercises of the course are in it, and what the check of each says.
 
-The file is the learner's own program, so it is run like one, in a process of its own (`checked_apart`): whatever it
-prints, changes or ends stays there.
+The file is the learner's own program, so it is run like one; `own_process` does so where it cannot do any harm.
 """
 
 from __future__ import annotations
 
 import ast
 import contextlib
-import importlib.util
 import io
-import json
-import subprocess
+import linecache
 import sys
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from pellucid.errors import InputError, NotFoundError, printable, shown
 from pellucid.exercises.answers import last_line
 from pellucid.exercises.cache import check_cache
 from pellucid.exercises.modules import check_attention, check_block, check_gpt2
+from pellucid.exercises.notebook import program
 from pellucid.exercises.result import CheckResult
 from pellucid.exercises.sampling import CHECKS
 
@@ -63,7 +61,7 @@ def check_file(path: Path, exercise: str | None = None, hint: int | None = None)
     """Run a file and check what is in it, in this process.
 
     Args:
-        path: A Python file.
+        path: A Python file, or a notebook.
         exercise: A key of `EXERCISES`, for one alone; None for all.
         hint: How much of a mistake to give away, as for `CheckResult.hinted`.
 
@@ -71,11 +69,17 @@ def check_file(path: Path, exercise: str | None = None, hint: int | None = None)
         NotFoundError: There is no such file.
         InputError: It is no Python, or it raises while it is run.
     """
-    source = _source(path)
-    blank = _blank(_parsed(path, source))
-    names = _run(path)
-    wanted = EXERCISES if exercise is None else {exercise: EXERCISES[exercise]}
-    return [_answer(key, known, names, blank, hint) for key, known in wanted.items()]
+    return list(answers(path, [*EXERCISES] if exercise is None else [exercise], hint, lambda key: None))
+
+
+def answers(path: Path, wanted: Sequence[str], hint: int | None, started: Callable[[str], None]) -> Iterator[Answer]:
+    """The answers to some exercises, each as soon as it is there; `started` is told before each is checked."""
+    source = program_of(path)
+    blank = blank_names(parsed(path, source))
+    names = _run(path, source)
+    for key in wanted:
+        started(key)
+        yield _answer(key, EXERCISES[key], names, blank, hint)
 
 
 def _answer(
@@ -92,23 +96,31 @@ def _answer(
     return Answer(key, name, "right" if result else "wrong", result)
 
 
-def _source(path: Path) -> bytes:
+def program_of(path: Path) -> str | bytes:
     if not path.is_file():
         raise NotFoundError(
             f"{path}: no such file.",
             code="path-not-found",
-            remedy="Give the Python file that holds your answers; exercises.starter(path) writes one to begin with.",
+            remedy="Give the file that holds your answers; exercises.starter(path) writes one to begin with.",
         )
-    if path.suffix == ".ipynb":
+    try:
+        text = path.read_bytes()
+        return program(text) if path.suffix == ".ipynb" else text
+    except ValueError as error:
         raise InputError(
-            f"{path}: a notebook, expected a Python file.",
+            f"{path}: not a notebook: {error}.",
             code="file-not-python",
-            remedy="Write its cells as a script, for example with `jupyter nbconvert --to script`, and give that.",
-        )
-    return path.read_bytes()
+            remedy="Give a Python file, or a notebook as Jupyter saves it.",
+        ) from error
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be read: {error.strerror}.",
+            code="path-unreadable",
+            remedy="Give a file that you may read.",
+        ) from error
 
 
-def _parsed(path: Path, source: bytes) -> ast.Module:
+def parsed(path: Path, source: str | bytes) -> ast.Module:
     try:
         return ast.parse(source, str(path))
     except SyntaxError as error:
@@ -120,7 +132,7 @@ def _parsed(path: Path, source: bytes) -> ast.Module:
     raise InputError(f"{path}{where}: {said}.", code="file-not-python", remedy="Correct the line, and check again.")
 
 
-def _blank(module: ast.Module) -> dict[str, bool]:
+def blank_names(module: ast.Module) -> dict[str, bool]:
     """Name of each function and class of a module -> whether nothing is written in it yet; of a class, in `forward`."""
     found: dict[str, bool] = {}
     for node in module.body:
@@ -142,17 +154,18 @@ def _is_blank(function: ast.FunctionDef) -> bool:
     )
 
 
-def _run(path: Path) -> dict[str, Any]:
-    """The names that a file defines."""
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None:
-        raise InputError(f"{path}: not a Python file.", code="file-not-python", remedy="Give a file that ends in .py.")
-    module = importlib.util.module_from_spec(spec)
+def _run(path: Path, source: str | bytes) -> dict[str, Any]:
+    """The names that a program defines."""
+    module = ModuleType(path.stem)
+    module.__file__ = str(path)
+    if isinstance(source, str):  # a notebook's: lines of it are shown, and Jupyter has one more function
+        linecache.cache[str(path)] = (len(source), None, source.splitlines(keepends=True), str(path))
+        vars(module)["display"] = lambda *_: None
     sys.modules[path.stem] = module
     sys.path.insert(0, str(path.parent))
     try:
         with contextlib.redirect_stdout(io.StringIO()):
-            spec.loader.exec_module(module)
+            exec(compile(source, str(path), "exec"), vars(module))
     except (Exception, SystemExit) as error:  # whatever the learner's file raises
         raise InputError(
             f"{path}: it raises while it is run: {last_line(error)}.",
@@ -160,47 +173,6 @@ def _run(path: Path) -> dict[str, Any]:
             remedy="Run it with python first; lines that only try things out go below `if __name__ == '__main__':`.",
         ) from error
     return dict(vars(module))
-
-
-def checked_apart(path: Path, exercise: str | None = None, hint: int | None = None) -> list[Answer]:
-    """`check_file` in a Python process of its own, which the file can do what it likes with.
-
-    Raises:
-        NotFoundError: There is no such file.
-        InputError: It is no Python, it raises, or it ends the process.
-    """
-    _parsed(path, _source(path))
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "answers.json"
-        asked = json.dumps({"path": str(path.resolve()), "exercise": exercise, "hint": hint, "out": str(out)})
-        code = f"from {__name__} import answer_to; answer_to({asked!r})"
-        ended = subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL, check=False)
-        if not out.exists():
-            raise InputError(
-                f"{path}: the process that ran it ended with code {ended.returncode} and without a result.",
-                code="file-raises",
-                remedy="Run the file with python, and see what ends it.",
-            )
-        said = json.loads(out.read_text(encoding="utf-8"))
-    if "error" in said:
-        raise InputError(said["error"]["message"], code=said["error"]["code"], remedy=said["error"]["remedy"])
-    return [Answer(**(row | {"result": row["result"] and _result(row["result"])})) for row in said["answers"]]
-
-
-def _result(row: Mapping[str, Any]) -> CheckResult:
-    several: dict[str, Any] = {key: tuple(row[key]) for key in ("proved", "notes", "others")}
-    return CheckResult(**{**row, **several})
-
-
-def answer_to(asked: str) -> None:
-    """What the other process does: check, and write the answers, or the error, as JSON."""
-    wish = json.loads(asked)
-    try:
-        answers = check_file(Path(wish["path"]), wish["exercise"], wish["hint"])
-        said: dict[str, Any] = {"answers": [asdict(one) for one in answers]}
-    except InputError as error:
-        said = {"error": {"message": error.message, "code": error.code, "remedy": error.remedy}}
-    Path(wish["out"]).write_text(json.dumps(said), encoding="utf-8")
 
 
 def exercise_named(name: str) -> str:

@@ -10,10 +10,11 @@ import typer
 from rich.text import Text
 
 from pellucid.cli.check import Check
-from pellucid.cli.shared.failures import Exit
+from pellucid.cli.shared.failures import Exit, show_failure
 from pellucid.cli.shared.screen import progress, show, show_json
 from pellucid.errors import InputError
-from pellucid.exercises.learner_file import Answer, checked_apart, exercise_named
+from pellucid.exercises.learner_file import Answer, exercise_named
+from pellucid.exercises.own_process import checked_apart
 
 _MARKS = {"right": ("✓", "green"), "wrong": ("✗", "bold red"), "open": ("·", "dim")}
 
@@ -24,8 +25,14 @@ def check(wish: Check) -> None:
         exercise = None if wish.exercise is None else exercise_named(wish.exercise)
     except InputError as error:
         raise typer.BadParameter(f"{error.message} {error.remedy}", param_hint="--exercise") from error
-    with progress(f"checking {wish.file}"):
-        answers = checked_apart(wish.file, exercise, wish.hint)
+    try:
+        with progress(f"checking {wish.file}"):
+            answers = checked_apart(wish.file, exercise, wish.hint, wish.time_limit)
+    except InputError as error:
+        if error.code != "file-endless":
+            raise
+        show_failure(error, as_json=wish.as_json)
+        raise typer.Exit(Exit.CHECK_FAILED) from error
     if wish.as_json:
         show_json({"file": str(wish.file), "answers": [asdict(one) for one in answers]})
     else:
