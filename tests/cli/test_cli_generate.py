@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -138,6 +139,53 @@ def test_a_terminal_is_not_steered(monkeypatch: pytest.MonkeyPatch, capsys: pyte
 def test_no_new_tokens_are_no_interruption(cli: Any, cli_json: Any) -> None:
     assert cli_json("generate", PROMPT, "--max-new-tokens", "0")["stopped"] == "length"
     assert cli("generate", PROMPT, "--max-new-tokens", "0").exit_code == 0
+
+
+FILE = {"do_sample": True, "temperature": 0.7, "top_p": 0.9, "max_new_tokens": 6, "stop_strings": ["!"]}
+
+
+@pytest.fixture
+def folder(bundled: pl.CkptedTransformer, tmp_path: Path) -> Path:
+    """The bundled model with settings of its own."""
+    bundled.save_pretrained(tmp_path)
+    settle(tmp_path, FILE)
+    return tmp_path
+
+
+def settle(folder: Path, fields: dict[str, Any]) -> None:
+    (folder / "generation_config.json").write_text(json.dumps(fields), encoding="utf-8")
+
+
+def test_the_settings_of_the_file(cli_json: Any, folder: Path) -> None:
+    model = pl.load(folder)
+    words = ("generate", PROMPT, "-m", str(folder), "--sampler", "file", "--seed", "5")
+    found = cli_json(*words)
+    assert found["text"] == model.generate(PROMPT, sampler="file", seed=5).text
+    assert len(found["tokens"]) == 6
+    assert (found["sampler"]["temperature"], found["sampler"]["top_p"]) == (0.7, 0.9)
+    longer = cli_json(*words, "--max-new-tokens", "9", "--stop", "the")
+    assert longer["text"] == model.generate(PROMPT, sampler="file", seed=5, max_new_tokens=9, stop="the").text
+    assert longer["text"] != found["text"]
+
+
+def test_the_beams_of_the_file(cli: Any, cli_json: Any, folder: Path) -> None:
+    settle(folder, {"num_beams": 3, "num_return_sequences": 2, "length_penalty": 0.1, "max_new_tokens": 7})
+    model = pl.load(folder)
+    words = ("generate", PROMPT, "-m", str(folder), "--sampler", "file")
+    best = model.generate(PROMPT, sampler="file", num_return_sequences=1).text
+    assert cli_json(*words)["text"] == best
+    assert cli(*words).stdout == f"{best}\n"
+    plain = model.generate(PROMPT, sampler="file", num_return_sequences=1, num_beams=1).text
+    assert cli_json(*words, "--num-beams", "1")["text"] == plain
+    assert json.loads(cli(*words, "--explain", "--json").stdout)["error"]["code"] == "look-and-beams"
+    assert cli(*words, "--explain", "--num-beams", "1").exit_code == 0
+
+
+@pytest.mark.parametrize("words", [("--sampler", "fil"), ("--sampler", "file", "--top-k", "0")])
+def test_another_source_of_settings_is_misuse(words: tuple[str, ...], cli: Any) -> None:
+    result = cli("generate", PROMPT, *words)
+    assert result.exit_code == 2
+    assert "--sampler" in result.stderr
 
 
 def test_a_search_is_not_explained(cli: Any) -> None:

@@ -9,7 +9,21 @@ import typer
 
 from pellucid.cli.shared.options import TextWish
 
-Length = Annotated[int, typer.Option("--max-new-tokens", metavar="N", help="Tokens at most.")]
+SETTINGS = (
+    "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "no_repeat_ngram_size",
+)  # fmt: skip
+"""The fields of `Generate` that are settings of a sampler, by the sampler's names."""
+
+Length = Annotated[int | None, typer.Option("--max-new-tokens", metavar="N", help="Tokens at most.", show_default="50")]
+Source = Annotated[
+    str | None,
+    typer.Option(
+        "--sampler",
+        metavar="file",
+        help="file: choose tokens, search and end as the model's generation_config.json says.",
+        show_default=False,
+    ),
+]
 Overflow = Annotated[
     str,
     typer.Option(
@@ -24,16 +38,32 @@ Temperature = Annotated[
         "--temperature", metavar="T", help="0 takes the likeliest token.", show_default="0, or 1 with a filter"
     ),
 ]
-TopK = Annotated[int, typer.Option("--top-k", metavar="K", help="Draw from the K likeliest; 0 from all.")]
-TopP = Annotated[float, typer.Option("--top-p", metavar="P", help="Draw from the likeliest that make up P.")]
-MinP = Annotated[float, typer.Option("--min-p", metavar="P", help="Draw from what is P times as likely as the best.")]
-Repetition = Annotated[float, typer.Option("--repetition-penalty", metavar="X", help="Above 1 against repetition.")]
+TopK = Annotated[
+    int | None, typer.Option("--top-k", metavar="K", help="Draw from the K likeliest; 0 from all.", show_default="0")
+]
+TopP = Annotated[
+    float | None, typer.Option("--top-p", metavar="P", help="Draw from the likeliest that make up P.", show_default="1")
+]
+MinP = Annotated[
+    float | None,
+    typer.Option("--min-p", metavar="P", help="Draw from what is P times as likely as the best.", show_default="0"),
+]
+Repetition = Annotated[
+    float | None,
+    typer.Option("--repetition-penalty", metavar="X", help="Above 1 against repetition.", show_default="1"),
+]
 Ngrams = Annotated[
-    int, typer.Option("--no-repeat-ngram-size", metavar="N", help="No N tokens come twice; 0: they may.")
+    int | None,
+    typer.Option("--no-repeat-ngram-size", metavar="N", help="No N tokens come twice; 0: they may.", show_default="0"),
 ]
 Seed = Annotated[int | None, typer.Option("--seed", metavar="S", help="Of the draws.", show_default="torch's own")]
-Beams = Annotated[int, typer.Option("--num-beams", metavar="N", min=1, help="Above 1, a beam search.")]
-LengthPenalty = Annotated[float, typer.Option("--length-penalty", metavar="X", help="Of the search, for long texts.")]
+Beams = Annotated[
+    int | None, typer.Option("--num-beams", metavar="N", min=1, help="Above 1, a beam search.", show_default="1")
+]
+LengthPenalty = Annotated[
+    float | None,
+    typer.Option("--length-penalty", metavar="X", help="Of the search, for long texts.", show_default="1"),
+]
 Stops = Annotated[
     list[str] | None, typer.Option("--stop", metavar="TEXT", help="Ends the text. Repeatable.", show_default=False)
 ]
@@ -49,17 +79,31 @@ class Generate(TextWish):
 
     MORE = "Shows the text as it is written. Ctrl-C ends it, with what was written so far."
 
-    max_new_tokens: Length = 50
+    max_new_tokens: Length = None
     overflow: Overflow = "error"
+    sampler: Source = None
     temperature: Temperature = None
-    top_k: TopK = 0
-    top_p: TopP = 1.0
-    min_p: MinP = 0.0
-    repetition_penalty: Repetition = 1.0
-    no_repeat_ngram_size: Ngrams = 0
+    top_k: TopK = None
+    top_p: TopP = None
+    min_p: MinP = None
+    repetition_penalty: Repetition = None
+    no_repeat_ngram_size: Ngrams = None
     seed: Seed = None
     stop: Stops = None
-    num_beams: Beams = 1
-    length_penalty: LengthPenalty = 1.0
+    num_beams: Beams = None
+    length_penalty: LengthPenalty = None
     explain: Explain = False
     numerics: Numerics = "exact"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.sampler not in (None, "file"):
+            raise typer.BadParameter(f"{self.sampler!r} given, expected file.", param_hint="--sampler")
+        if self.sampler == "file" and self.settings:
+            given = ", ".join(f"--{name.replace('_', '-')}" for name in self.settings)
+            raise typer.BadParameter(f"the file says it; leave out {given}.", param_hint="--sampler file")
+
+    @property
+    def settings(self) -> dict[str, float]:
+        """The settings of a sampler that were given."""
+        return {name: value for name in SETTINGS if (value := getattr(self, name)) is not None}

@@ -17,6 +17,7 @@ from pellucid.cli.shared.screen import progress, show, show_json, write
 from pellucid.cli.shared.tables import visible
 from pellucid.cli.shared.values import NextToken, most_probable
 from pellucid.errors import InputError
+from pellucid.run.asked import Asked, asked_by
 from pellucid.run.text import TextStream
 
 CANDIDATES = 5
@@ -69,34 +70,34 @@ class Written:
 
 def generate(wish: Generate) -> None:
     """Continue a text, and show it as it is written."""
-    if wish.num_beams > 1 and wish.explain:
-        raise InputError(
-            f"generate: --explain cannot be combined with --num-beams {wish.num_beams}: "
-            "beams are reordered at every step.",
-            code="look-and-beams",
-            remedy="Leave one of them out.",
-        )
     text = wish.given()
-    sampler = _sampler(wish)
+    sampler = "file" if wish.sampler == "file" else _sampler(wish.settings)
     model = wish.open(wish.numerics)
     prompt = wish.row(model, text)
-    memory = pl.estimate_generation(model, prompt, max_new_tokens=max(wish.max_new_tokens, 0), rows_each=wish.num_beams)
-    written = Written(wish.model_name, _words(model, prompt), asdict(sampler), wish.seed, memory.cache, memory.prepared)
-    if wish.num_beams > 1:
+    given: dict[str, Any] = {
+        "max_new_tokens": wish.max_new_tokens, "stop": wish.stop, "num_return_sequences": 1,
+        "num_beams": wish.num_beams, "length_penalty": wish.length_penalty,
+    }  # fmt: skip
+    asked = _asked(wish, model, prompt, sampler).with_given(**given)
+    _require_explicable(wish, asked)
+    memory = pl.estimate_generation(
+        model, prompt, max_new_tokens=max(asked.max_new_tokens, 0), rows_each=asked.num_beams
+    )
+    written = Written(
+        wish.model_name, _words(model, prompt), asdict(asked.sampler), wish.seed, memory.cache, memory.prepared
+    )
+    if asked.num_beams > 1:
         with progress("searching"):
-            out = model.generate(
-                prompt, max_new_tokens=wish.max_new_tokens, sampler=sampler, seed=wish.seed, stop=wish.stop or (),
-                num_beams=wish.num_beams, length_penalty=wish.length_penalty, overflow=wish.overflow,
-            )  # fmt: skip
+            out = model.generate(prompt, sampler=sampler, seed=wish.seed, overflow=wish.overflow, **given)
         _take(written, model, out)
         if not wish.as_json:
             write(f"{written.prompt}{written.continuation}\n")
     else:
         tokens = model.stream(
-            prompt, max_new_tokens=wish.max_new_tokens, sampler=sampler, seed=wish.seed, stop=wish.stop or (),
-            explain=wish.explain, overflow=wish.overflow,
+            prompt, sampler=asked.sampler, seed=wish.seed, overflow=wish.overflow, explain=wish.explain,
+            max_new_tokens=asked.max_new_tokens, stop=asked.stop,
         )  # fmt: skip
-        if not wish.max_new_tokens:
+        if not asked.max_new_tokens:
             written.stopped = "length"
         _follow(tokens, written, model.tokenizer, quiet=wish.as_json)
     if wish.as_json:
@@ -105,13 +106,26 @@ def generate(wish: Generate) -> None:
         raise typer.Exit(130)
 
 
-def _sampler(wish: Generate) -> pl.Sampler:
-    filtered = wish.top_k > 0 or wish.top_p < 1 or wish.min_p > 0
-    return pl.Sampler(
-        temperature=float(filtered) if wish.temperature is None else wish.temperature, top_k=wish.top_k,
-        top_p=wish.top_p, min_p=wish.min_p, repetition_penalty=wish.repetition_penalty,
-        no_repeat_ngram_size=wish.no_repeat_ngram_size,
-    )  # fmt: skip
+def _asked(wish: Generate, model: pl.CkptedTransformer, prompt: str | list[int], sampler: Any) -> Asked:
+    """What the file asks for if it is to be followed, else what holds without options."""
+    if wish.sampler != "file":
+        return Asked(sampler=sampler)
+    return asked_by(model.generation, model.tokenize(prompt).ids.size(1), model.config.n_positions)
+
+
+def _require_explicable(wish: Generate, asked: Asked) -> None:
+    if wish.explain and asked.num_beams > 1:
+        raise InputError(
+            f"generate: --explain cannot be combined with a search of {asked.num_beams} beams, which are reordered at "
+            "every step.",
+            code="look-and-beams",
+            remedy="Leave --explain out, or give --num-beams 1.",
+        )
+
+
+def _sampler(settings: dict[str, float]) -> pl.Sampler:
+    filtered = settings.get("top_k", 0) > 0 or settings.get("top_p", 1) < 1 or settings.get("min_p", 0) > 0
+    return pl.Sampler(**{"temperature": float(filtered), **settings})  # pyright: ignore[reportArgumentType]
 
 
 def _words(model: pl.CkptedTransformer, prompt: str | list[int]) -> str:
