@@ -68,3 +68,20 @@ def test_what_is_not_there(run: Run, tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"nonsense and more")
     assert run(str(tmp_path)).exit_code == 4
     assert run().exit_code == 2
+
+
+def test_a_file_without_its_configuration_is_given_one(run: Run, tmp_path: Path) -> None:
+    """The configuration decides the reading: none, its own, and one that does not tie."""
+    support.glass(tie_word_embeddings=True).save_pretrained(tmp_path / "model")
+    alone = (tmp_path / "model" / "model.safetensors").rename(tmp_path / "alone.safetensors")
+    config = tmp_path / "model" / "config.json"
+    assert json.loads(run(str(alone), "--json").stdout)["after_reload"]["survives"] is None
+    tied = run(str(alone), "--config", str(config), "--json")
+    assert (tied.exit_code, json.loads(tied.stdout)["after_reload"]["survives"]) == (0, True)
+    fields = json.loads(config.read_text(encoding="utf-8"))
+    config.write_text(json.dumps({**fields, "tie_word_embeddings": False}), encoding="utf-8")
+    untied = run(str(alone), "--config", str(config), "--json")
+    assert (untied.exit_code, json.loads(untied.stdout)["after_reload"]["survives"]) == (1, False)
+    ignored = run(str(alone), "--config", str(config), "--ignore-config", "tie_word_embeddings", "--json")
+    assert (ignored.exit_code, json.loads(ignored.stdout)["after_reload"]["survives"]) == (0, True)
+    assert run(str(alone), "--config", str(tmp_path / "none.json")).exit_code == 3

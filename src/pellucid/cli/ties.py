@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from pellucid.cli.shared.options import Wish, aliases
+from pellucid.cli.shared.options import CONFIG, IGNORE_CONFIG, Wish, aliases
 
-Path = Annotated[
+Weights = Annotated[
     str,
     typer.Argument(
         metavar="PATH",
@@ -17,6 +18,11 @@ Path = Annotated[
         show_default=False,
         autocompletion=aliases,
     ),
+]
+
+Config = Annotated[Path | None, typer.Option("--config", metavar="FILE", help=CONFIG, show_default=False)]
+IgnoreConfig = Annotated[
+    list[str] | None, typer.Option("--ignore-config", metavar="FIELD", help=IGNORE_CONFIG, show_default=False)
 ]
 
 
@@ -30,4 +36,6 @@ class Ties(Wish):
     before saving, audit the model itself with pl.audit_ties. The exit code is 1 when there are problems.
     """
 
-    path: Path
+    path: Weights
+    config: Config = None
+    ignore_config: IgnoreConfig = None

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from pellucid.errors import InputError
+from pellucid.errors import ConfigError, InputError
 from pellucid.model import CkptedTransformer
 from pellucid.ties import optimizers, problems
 from pellucid.ties.checkpoint import open_checkpoint
@@ -26,6 +27,7 @@ from pellucid.ties.problems import Facts, Problem
 from pellucid.ties.subject import Declared, Subject, is_hf, live_subject, state_dict_subject, unwrapped
 from pellucid.ties.text import lines
 from pellucid.weights import hub
+from pellucid.weights.manifests import read_json
 
 
 @dataclass(frozen=True, repr=False)
@@ -128,7 +130,7 @@ def audit_ties(
         tensors = [one.tensor for one in subject.named]
         return _audit(subject, no_save("a state dict"), _torch_saved(tensors))
     if isinstance(x, (str, PathLike)):
-        opened = open_checkpoint(hub.locate(x), tie_word_embeddings)
+        opened = open_checkpoint(hub.locate(x), tied=tie_word_embeddings)
         return _audit(opened.subject, opened.after, opened.nbytes)
     raise InputError(
         f"audit_ties: given {type(x).__name__}, expected a model, a state dict or a path.",
@@ -137,9 +139,19 @@ def audit_ties(
     )
 
 
-def ties_report(path: str | PathLike[str]) -> TieAudit:
-    """The audit of a checkpoint: what `pellucid ties PATH` shows."""
-    return audit_ties(path)
+def ties_report(
+    path: str | PathLike[str], config: str | PathLike[str] | None = None, ignore_config: Collection[str] = ()
+) -> TieAudit:
+    """The audit of a weights file or folder: what `pellucid ties PATH` shows.
+
+    Args:
+        path: As for `audit_ties`.
+        config: A configuration to read instead of the one beside the weights.
+        ignore_config: Fields of the configuration that are left out of it.
+    """
+    given = None if config is None else read_json(Path(config), ConfigError, "config-not-json")
+    opened = open_checkpoint(hub.locate(path), config=given, ignored=ignore_config)
+    return _audit(opened.subject, opened.after, opened.nbytes)
 
 
 def _audit_model(model: nn.Module, optimizer: Optimizer | None, tied: bool | None) -> TieAudit:

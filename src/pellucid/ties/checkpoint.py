@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -38,20 +38,30 @@ class Checkpoint:
     nbytes: int
 
 
-def open_checkpoint(path: Path, tied: bool | None) -> Checkpoint:
+def open_checkpoint(
+    path: Path,
+    *,
+    tied: bool | None = None,
+    config: Mapping[str, Any] | None = None,
+    ignored: Collection[str] = (),
+) -> Checkpoint:
     """Read a checkpoint's names and tensors, mapped from the file, and predict its reading.
 
     Args:
         path: A weights file, an index of shards, or a folder.
         tied: What its configuration is to say instead of what it does.
+        config: A configuration in the place of its own.
+        ignored: Fields that are left out of the configuration.
 
     Raises:
         NotFoundError: Nothing there.
         WeightsError: Weights that cannot be read.
     """
     stored = files.read(path, needs_config=False)
-    given = stored.config
-    config = None if given is None else {**given, **({} if tied is None else {"tie_word_embeddings": tied})}
+    given = stored.config if config is None else config
+    config = None if given is None else {name: value for name, value in given.items() if name not in ignored}
+    if config is not None and tied is not None:
+        config["tie_word_embeddings"] = tied
     weights = files.shards_of(stored.path)
     recorded = _recorded(weights, stored.tensors) if stored.format == "safetensors" else {}
     says = None if config is None else config.get("tie_word_embeddings", True)

@@ -26,7 +26,7 @@ _VERDICTS = {
 def ties(wish: Ties) -> None:
     """Audit a weights file or folder, and fail if it has problems."""
     with progress(f"reading {wish.path}"):
-        audit = ties_report(wish.path)
+        audit = ties_report(wish.path, config=wish.config, ignore_config=wish.ignore_config or ())
     if wish.as_json:
         show_json(audit.to_dict())
     else:
