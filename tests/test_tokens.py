@@ -119,11 +119,11 @@ def test_any_ids(gpt2_tokenizer: pl.Tokenizer, theirs: Any, ids: list[int]) -> N
     assert gpt2_tokenizer.decode(ids) == theirs.decode(ids, clean_up_tokenization_spaces=False)
 
 
-def test_it_is_saved_as_one_file(gpt2_tokenizer: pl.Tokenizer, tmp_path: Path) -> None:
+def test_tokenizer_json_is_all_of_it(gpt2_tokenizer: pl.Tokenizer, tmp_path: Path) -> None:
     from transformers import PreTrainedTokenizerFast
 
     gpt2_tokenizer.save(tmp_path)
-    assert [p.name for p in tmp_path.iterdir()] == ["tokenizer.json"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["tokenizer.json", "tokenizer_config.json"]
     again = pl.Tokenizer.from_folder(tmp_path)
     in_transformers = PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "tokenizer.json"))
     for text in TEXTS:
@@ -403,6 +403,23 @@ def test_declared_pads() -> None:
 def test_pad_ids_outside_the_vocabulary_are_not_used() -> None:
     model = support.glass(pad_token_id=50256, eos_token_id=50256)
     assert model.tokenize([[1], [1, 2]]).ids[0, 0] == 0
+
+
+def test_rows_are_filled_up_with_the_pad_id_that_counts() -> None:
+    """The tokenizer's, with which transformers pads prompts; else the one that its `generate` pads with."""
+    model = support.glass(pad_token_id=8, eos_token_id=9)
+    rows = [[1], [1, 2]]
+    model.generation = pl.GenerationSettings({"eos_token_id": [6, 7]})
+    assert model.tokenize(rows).ids[0, 0] == 6
+    model.generation = pl.GenerationSettings({"pad_token_id": 5, "eos_token_id": 6})
+    assert model.tokenize(rows).ids[0, 0] == 5
+    with pytest.raises(pl.InputError, match="pad id 5"):
+        model.loss(torch.tensor([[1, 5, 2]]))
+    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "[PAD]": 3}, unk_token="a"))
+    model.tokenizer = pl.Tokenizer(backend)
+    assert model.tokenize(rows).ids[0, 0] == 3
+    padded = model.generate(rows, max_new_tokens=4, end_ids=range(61), sampler=None)
+    assert padded.ids[0][-1] != 3
 
 
 def test_the_whole_context_fits(glass: pl.CkptedTransformer) -> None:

@@ -17,17 +17,28 @@ from pellucid.batch import Batch, Inputs, mask_beside
 from pellucid.config import TransformerConfig
 from pellucid.errors import InputError, ShapeError
 from pellucid.execution import is_batched
+from pellucid.generation_settings import GenerationSettings
 from pellucid.ids import Table
 from pellucid.tokens import Tokenizer
 
 
 @dataclass(frozen=True)
 class Batcher:
-    """Makes batches for one model: its tokenizer, its vocabulary, its context length, its device."""
+    """Makes batches for one model.
+
+    Args:
+        config: Its vocabulary and its context length.
+        tokenizer: For texts.
+        device: Where the batches go.
+        generation: What says which id fills up shorter rows; the configuration says it if None.
+        other_tokenizer: The file of a tokenizer that is not read, with what it is, if the model came with one.
+    """
 
     config: TransformerConfig
     tokenizer: Tokenizer | None
     device: torch.device
+    generation: GenerationSettings | None = None
+    other_tokenizer: str = ""
 
     def __call__(self, inputs: Inputs, mask: Any = None, padding_side: str = "left") -> Batch:
         """Batch whatever `Inputs` allows.
@@ -78,11 +89,7 @@ class Batcher:
     def _row(self, item: Any, number: int) -> Tensor:
         if isinstance(item, str):
             if self.tokenizer is None:
-                raise InputError(
-                    f"tokenize: row {number} is text, but this model has no tokenizer.",
-                    code="no-tokenizer",
-                    remedy="Pass ids, or set model.tokenizer = pl.Tokenizer.from_file('tokenizer.json').",
-                )
+                raise self._no_tokenizer(number)
             item = self.tokenizer.encode(item)
         if isinstance(item, Sequence) and not item:
             raise ids.empty(f"row {number} is empty")
@@ -95,13 +102,36 @@ class Batcher:
             )
         return found[0]
 
+    @property
+    def pad_id(self) -> int:
+        """What fills up shorter rows: the tokenizer's pad id, as in transformers, else what ends them in `generate`."""
+        own = getattr(self.tokenizer, "pad_token_id", None)
+        return pads.pad_id(self._settings(), self.config.vocab_size, own)
+
+    def _settings(self) -> GenerationSettings:
+        return self.generation or GenerationSettings.of_config(self.config)
+
+    def _no_tokenizer(self, row: int) -> InputError:
+        if not self.other_tokenizer:
+            return InputError(
+                f"tokenize: row {row} is text, but this model has no tokenizer.",
+                code="no-tokenizer",
+                remedy="Pass ids, or set model.tokenizer = pl.Tokenizer.from_file('tokenizer.json').",
+            )
+        return InputError(
+            f"tokenize: row {row} is text, but {self.other_tokenizer}, which is not read.",
+            code="no-tokenizer",
+            remedy="Convert it: transformers.AutoTokenizer.from_pretrained(folder).save_pretrained(folder) writes "
+            "tokenizer.json into the model's folder; then load the model again. Or pass ids.",
+        )
+
     def _filled(self, rows: Table, masks: Table | None = None, *, left: bool) -> tuple[Tensor, Tensor]:
         """Ids and mask [B, P] of rows that may have unequal lengths."""
         if masks is None:
             masks = torch.ones_like(rows) if isinstance(rows, Tensor) else [torch.ones_like(row) for row in rows]
         if isinstance(rows, Tensor) and isinstance(masks, Tensor):
             return rows, masks.bool()
-        return _pad(list(rows), pad_id(self.config), left=left), _pad(list(masks), 0, left=left).bool()
+        return _pad(list(rows), self.pad_id, left=left), _pad(list(masks), 0, left=left).bool()
 
     def _assemble(self, tokens: Tensor, mask: Tensor) -> Batch:
         positions = positions_of(mask)
@@ -155,9 +185,10 @@ class Batcher:
             if bool(mask.all()):
                 return
             raise _pads_without_mask("they are the ids of a batch that has pads", "Pass the batch itself", rows)
-        ends = [*self.config.end_ids[:1], getattr(self.tokenizer, "eos_token_id", None)]
-        text = {self.config.bos_token_id, *self.config.end_ids, *ends}
-        declared = [self.config.pad_token_id, getattr(self.tokenizer, "pad_token_id", None)]
+        settings = self._settings()
+        ends = [*self.config.end_ids[:1], *settings.end_ids[:1], getattr(self.tokenizer, "eos_token_id", None)]
+        text = {self.config.bos_token_id, *self.config.end_ids, *settings.end_ids, *ends}
+        declared = [self.config.pad_token_id, settings.pad_id, getattr(self.tokenizer, "pad_token_id", None)]
         if found := pads.first_row_with(rows, [pad for pad in declared if pad is not None and pad not in text]):
             row, pad = found
             raise _pads_without_mask(f"row {row} holds the pad id {pad}", "Pass mask= (1 at real tokens)", rows)
@@ -180,12 +211,6 @@ def has_numbers(ids: Tensor) -> bool:
 def is_recorded(ids: Tensor) -> bool:
     """Whether what runs on these ids is captured into a CUDA graph, whose inputs are filled in later."""
     return ids.is_cuda and torch.cuda.is_current_stream_capturing()
-
-
-def pad_id(config: TransformerConfig) -> int:
-    """What fills up shorter rows, and stands where a text has ended: the pad id, else an end id, else 0."""
-    candidates = (config.pad_token_id, *config.end_ids, 0)
-    return next(i for i in candidates if i is not None and 0 <= i < config.vocab_size)
 
 
 def positions_of(mask: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any, Literal, Self
 
 from torch import Tensor
 
-from pellucid import ids
+from pellucid import ids, pads
 from pellucid.aliases import Names
 from pellucid.attention import Attention
 from pellucid.batch import Batch, Inputs
@@ -31,7 +31,6 @@ from pellucid.run.request import (
     left,
     names_of,
     pace_of,
-    pad_id_of,
     returned_of,
     sampler_of,
 )
@@ -216,5 +215,5 @@ class GeneratingTransformer(Transformer):
             beams = Beams(asked.num_beams, asked.length_penalty, asked.early_stopping, returned)
         pace = pace_of(prompts, when, self.config, cached=cached, overflow=overflow)
         single = ids.is_flat(inputs)
-        pad = pad_id_of(settings, self.config.vocab_size)
+        pad = pads.pad_id(settings, self.config.vocab_size)
         return Request(prompts, single, asked.sampler, when, None, returned, beams, pace, frozenset(), (), pad)

@@ -97,7 +97,7 @@ class CkptedTransformer(GeneratingTransformer):
         return load.load(cls, model_name, options, Tokenizer.from_folder)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write `config.json`, `model.safetensors` and `tokenizer.json`, which transformers loads exactly.
+        """Write `config.json`, `model.safetensors` and the tokenizer's files, which transformers loads exactly.
 
         A tied embedding is written once. The folder is saved as one: after a kill it holds the old model, the new one,
         or files of both that `load` refuses to read together.
@@ -138,7 +138,9 @@ class CkptedTransformer(GeneratingTransformer):
         Raises:
             InputError: See `pellucid.batching.Batcher`.
         """
-        return Batcher(self.config, self.tokenizer, self.device)(inputs, mask, padding_side)
+        other = self.provenance.get("tokenizer", "")
+        batcher = Batcher(self.config, self.tokenizer, self.device, self._generation, other)
+        return batcher(inputs, mask, padding_side)
 
     @named_arguments()
     def forward(

@@ -11,6 +11,20 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from pellucid.generation_settings import GenerationSettings
+
+
+def pad_id(settings: GenerationSettings, vocabulary: int, first: int | None = None) -> int:
+    """What stands where there is no text: the settings' pad id, else an end id, else 0, as in transformers.
+
+    Args:
+        settings: Those of the model.
+        vocabulary: An id outside it is passed over.
+        first: An id that is preferred: the tokenizer's, when it is prompts that are filled up.
+    """
+    candidates = (first, settings.pad_id, *settings.end_ids, 0)
+    return next(i for i in candidates if i is not None and 0 <= i < vocabulary)
+
 
 def padded_row(ids: Tensor, pad: int) -> int | None:
     """The first row of ids [B, P] that was filled up with an id that texts may hold too; None if none was.

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Mapping, Sequence
-from contextlib import contextmanager
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -12,12 +12,11 @@ import tokenizers
 import torch
 from torch import Tensor
 
-from pellucid import atomic
+from pellucid import atomic, tokenizer_files
 from pellucid.check import as_whole
 from pellucid.dialects import named_arguments
-from pellucid.errors import InputError, PellucidError, WeightsError, shown
-from pellucid.weights.manifests import is_there, read_json, require_regular
-from pellucid.weights.pickles import read_plain
+from pellucid.errors import InputError, shown
+from pellucid.weights.manifests import is_there
 
 UNFINISHED = "\ufffd"
 """How bytes are decoded that are no character, or not yet one."""
@@ -25,8 +24,6 @@ UNFINISHED = "\ufffd"
 
 _ENDS = ("<|endoftext|>", "</s>", "<eos>")
 _BEGINNINGS = ("<|endoftext|>", "<s>", "<bos>")
-_AS_STORED = ("PreTrainedTokenizerFast", "TokenizersBackend")
-"""Classes of transformers' that run a `tokenizer.json` as it is, whatever `tokenizer_config.json` says."""
 _PADS = ("<pad>", "<|pad|>", "[PAD]", "<PAD>", "<|padding|>")
 
 ELSEWHERE = {
@@ -54,8 +51,9 @@ class Tokenizer:
         'Once upon a time'
     """
 
-    def __init__(self, backend: tokenizers.Tokenizer) -> None:
+    def __init__(self, backend: tokenizers.Tokenizer, settings: Mapping[str, Any] | None = None) -> None:
         self._backend = backend
+        self._settings = settings  # what a folder says, in the words of tokenizer_config.json; None of no folder
         self._characters: frozenset[str] | None = None  # of a tokenizer that knows no others
         self._backend.no_padding()
         self._backend.no_truncation()
@@ -64,20 +62,17 @@ class Tokenizer:
     def from_folder(cls, folder: str | Path) -> Tokenizer | None:
         """Read `tokenizer.json`, else `vocab.json` and `merges.txt`, else nanoGPT's `meta.pkl`; None without any.
 
-        With `vocab.json` goes `added_tokens.json`, and with either the `add_prefix_space` of `tokenizer_config.json`,
-        where there is one.
+        What a folder says of added and special tokens, and of the space before a text, counts as it does in
+        transformers: `tokenizer_config.json`, or else `special_tokens_map.json` and `added_tokens.json`.
+
+        Raises:
+            WeightsError: A file that cannot be read.
         """
-        folder = Path(folder)
-        if is_there(folder / "tokenizer.json"):
-            found = cls.from_file(folder / "tokenizer.json")
-            found._configure(folder / "tokenizer_config.json")
-            return found
-        if is_there(folder / "vocab.json") and is_there(folder / "merges.txt"):
-            found = cls.from_vocabulary(folder / "vocab.json", folder / "merges.txt")
-            found._add(folder / "added_tokens.json")
-            found._configure(folder / "tokenizer_config.json")
-            return found
-        return cls.from_characters(folder / "meta.pkl") if is_there(folder / "meta.pkl") else None
+        found = tokenizer_files.read_folder(Path(folder))
+        if found is not None:
+            return cls(*found)
+        path = Path(folder) / "meta.pkl"
+        return cls.from_characters(path) if is_there(path) else None
 
     @classmethod
     def from_characters(cls, path: str | Path) -> Tokenizer | None:
@@ -86,64 +81,25 @@ class Tokenizer:
         Raises:
             WeightsError: Another file, or one that would run code.
         """
-        content = read_plain(Path(path))
-        characters = content.get("stoi") if isinstance(content, dict) else None
-        if characters is None:
+        read = tokenizer_files.from_characters(Path(path))
+        if read is None:
             return None
-        if not isinstance(characters, dict) or not _is_table(characters):
-            raise _unreadable(path, ValueError("its stoi is no table of single characters and their ids"))
-        backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(dict(characters), unk_token=""))
-        backend.pre_tokenizer = tokenizers.pre_tokenizers.Split(tokenizers.Regex(r"[\s\S]"), "isolated")
-        backend.decoder = tokenizers.decoders.Fuse()
-        found = cls(backend)
-        found._characters = frozenset(characters)
+        found = cls(read[0])
+        found._characters = read[1]
         return found
 
     @classmethod
     def from_file(cls, path: str | Path) -> Tokenizer:
-        """Read a `tokenizer.json`."""
-        require_regular(path)
-        with _library(path):
-            backend = tokenizers.Tokenizer.from_file(str(path))
-        _require_ids(path, backend.get_vocab().values())
-        return cls(backend)
+        """Read a `tokenizer.json` as it is, without what other files of its folder say."""
+        return cls(tokenizer_files.from_file(path))
 
     @classmethod
     def from_vocabulary(cls, vocab: str | Path, merges: str | Path) -> Tokenizer:
         """Read GPT-2's `vocab.json` and `merges.txt`."""
-        require_regular(vocab)
-        require_regular(merges)
-        with _library(vocab):
-            ids, pairs = tokenizers.models.BPE.read_file(str(vocab), str(merges))
-            _require_ids(vocab, ids.values())
-            backend = tokenizers.Tokenizer(tokenizers.models.BPE(ids, pairs))
-        backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-        backend.decoder = tokenizers.decoders.ByteLevel()
-        if "<|endoftext|>" in ids:
-            backend.add_special_tokens(["<|endoftext|>"])
-        return cls(backend)
-
-    def _add(self, path: Path) -> None:
-        """Take in the tokens of an `added_tokens.json`, if it is there."""
-        if not is_there(path):
-            return
-        added = read_json(path, WeightsError, "tokenizer-unreadable")
-        try:
-            self._backend.add_tokens(sorted(added, key=added.__getitem__))
-            moved = {name for name, token in added.items() if self._backend.token_to_id(name) != token}
-        except TypeError as error:  # ids that are no numbers
-            raise _unreadable(path, error) from error
-        if moved:
-            raise _unreadable(path, ValueError(f"no place for {', '.join(sorted(moved))} behind the vocabulary"))
-
-    def _configure(self, path: Path) -> None:
-        """Take the `add_prefix_space` of a `tokenizer_config.json`, if it is there and says it: it changes the ids."""
-        said = read_json(path, WeightsError, "tokenizer-unreadable") if is_there(path) else {}
-        space, before = said.get("add_prefix_space"), self._backend.pre_tokenizer
-        reads_it = said.get("tokenizer_class") not in _AS_STORED
-        if isinstance(space, bool) and reads_it and isinstance(before, tokenizers.pre_tokenizers.ByteLevel):
-            before.add_prefix_space = space
-            self._backend.pre_tokenizer = before
+        found = cls(tokenizer_files.from_vocabulary(vocab, merges))
+        if found._backend.token_to_id(tokenizer_files.END_OF_TEXT) is not None:
+            found._backend.add_special_tokens([tokenizer_files.END_OF_TEXT])
+        return found
 
     @overload
     def encode(self, text: str, *, return_tensors: None = None) -> list[int]: ...
@@ -192,15 +148,15 @@ class Tokenizer:
                 code="text-not-encoded",
                 remedy="Leave these characters out, or set model.tokenizer to a tokenizer that has them.",
             )
-        try:
-            with _library("tokenizer.json"):  # an unknown token that is not in the vocabulary shows here
+        with tokenizer_files.library("tokenizer.json"):  # an unknown token that is not in the vocabulary shows here
+            try:
                 return self._backend.encode(text, add_special_tokens=False).ids
-        except TypeError as error:  # another type, or half of a surrogate pair
-            raise InputError(
-                f"tokenizer: {type(text).__name__} {text!r:.40}, expected text that UTF-8 can hold.",
-                code="text-kind",
-                remedy="Pass a str; text read with errors='surrogateescape' has to be decoded first.",
-            ) from error
+            except TypeError as error:  # another type, or half of a surrogate pair
+                raise InputError(
+                    f"tokenizer: {type(text).__name__} {text!r:.40}, expected text that UTF-8 can hold.",
+                    code="text-kind",
+                    remedy="Pass a str; text read with errors='surrogateescape' has to be decoded first.",
+                ) from error
 
     @named_arguments(ELSEWHERE)
     def decode(self, ids: int | Iterable[int], *, after: Iterable[int] = (), skip_special_tokens: bool = False) -> str:
@@ -262,20 +218,21 @@ class Tokenizer:
 
     @property
     def eos_token_id(self) -> int | None:
-        """The id of the token that ends texts, where the vocabulary has one under a usual name."""
-        return self._first(_ENDS)
+        """The id of the token that ends texts: the one that the folder names, else one with a usual name."""
+        return self._special("eos_token", _ENDS)
 
     @property
     def bos_token_id(self) -> int | None:
-        """The id of the token that begins texts, where the vocabulary has one under a usual name."""
-        return self._first(_BEGINNINGS)
+        """The id of the token that begins texts: the one that the folder names, else one with a usual name."""
+        return self._special("bos_token", _BEGINNINGS)
 
     @property
     def pad_token_id(self) -> int | None:
-        """The id of a token for padding alone, where the vocabulary has one under a usual name; GPT-2's has none."""
-        return self._first(_PADS)
+        """The id of the token for padding, named by the folder or by a usual name; GPT-2's has none."""
+        return self._special("pad_token", _PADS)
 
-    def _first(self, names: Iterable[str]) -> int | None:
+    def _special(self, name: str, usual: Iterable[str]) -> int | None:
+        names = [self._settings[name]] if self._settings and name in self._settings else usual
         return next((found for name in names if (found := self._backend.token_to_id(name)) is not None), None)
 
     def pieces(self, ids: Iterable[int]) -> list[str]:
@@ -298,12 +255,38 @@ class Tokenizer:
         return ids[0]
 
     def save(self, folder: str | Path) -> None:
-        """Write `tokenizer.json` into a folder, which is made; whole or not at all.
+        """Write `tokenizer.json` and `tokenizer_config.json` into a folder, which is made; both or none.
+
+        transformers reads them as a tokenizer with the same ids and special tokens.
 
         Raises:
             WeightsError: The folder cannot be written.
         """
-        atomic.write_text(Path(folder) / "tokenizer.json", self.to_json())
+        atomic.write_folder(Path(folder), [(name, atomic.text_writer(text)) for name, text in self.files().items()])
+
+    def files(self) -> dict[str, str]:
+        """What `save` writes: the text of each file."""
+        before = self._backend.pre_tokenizer
+        space = isinstance(before, tokenizers.pre_tokenizers.ByteLevel) and before.add_prefix_space
+        settings = {
+            **(self._usual() if self._settings is None else self._settings),
+            "tokenizer_class": "PreTrainedTokenizerFast",  # which runs tokenizer.json as it is
+            "add_prefix_space": space,
+            "clean_up_tokenization_spaces": False,
+            # With these, transformers passes over what another tokenizer left of such tokens in the folder.
+            "added_tokens_decoder": {
+                number: {flag: getattr(token, flag) for flag in tokenizer_files.FLAGS}
+                for number, token in sorted(self._backend.get_added_tokens_decoder().items())
+            },
+        }
+        config = json.dumps(settings, indent=2, sort_keys=True) + "\n"
+        return {"tokenizer.json": self.to_json(), "tokenizer_config.json": config}
+
+    def _usual(self) -> dict[str, str]:
+        """Special tokens under transformers' names: those with a usual name that texts may hold as one token."""
+        added = self._backend.get_added_tokens_decoder()
+        found = {"bos_token": self.bos_token_id, "eos_token": self.eos_token_id, "pad_token": self.pad_token_id}
+        return {name: added[token].content for name, token in found.items() if token in added}
 
     def to_json(self) -> str:
         """What `tokenizer.json` holds."""
@@ -360,39 +343,3 @@ def _listed(ids: int | Iterable[int]) -> list[int]:
             remedy="Pass an id, or ids in a list or a tensor; `batch_decode` takes several rows.",
         )
     return read  # pyright: ignore[reportReturnType] (None was refused)
-
-
-def _is_table(characters: Mapping[Any, Any]) -> bool:
-    """Whether every key is one character, and every value an id of its own."""
-    ids = {i for i in map(as_whole, characters.values()) if i is not None and 0 <= i < 2**31}
-    return len(ids) == len(characters) and all(isinstance(c, str) and len(c) == 1 for c in characters)
-
-
-MOST_IDS = 10_000_000
-"""Forty times the largest vocabulary that was published."""
-
-
-def _require_ids(path: str | Path, ids: Iterable[int]) -> None:
-    """Refuse ids without a bound: to write a vocabulary, the library makes a list of all that lie between two."""
-    largest = max(ids, default=0)
-    if largest >= MOST_IDS:
-        raise _unreadable(path, ValueError(f"id {largest}, expected less than {MOST_IDS:,}"))
-
-
-@contextmanager
-def _library(path: str | Path) -> Generator[None]:
-    """The tokenizers library raises bare `Exception` for what it cannot read, and its panics are not even that."""
-    try:
-        yield
-    except (TypeError, PellucidError, KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException as error:
-        raise _unreadable(path, error) from error
-
-
-def _unreadable(path: str | Path, error: BaseException) -> WeightsError:
-    return WeightsError(
-        f"tokenizer: {str(path)!r} cannot be read: {error}",
-        code="tokenizer-unreadable",
-        remedy="Give a tokenizer.json of the tokenizers library, or GPT-2's vocab.json and merges.txt.",
-    )

@@ -326,7 +326,8 @@ def test_the_tokenizer_of_the_folder_comes_along(tmp_path: Path) -> None:
     bundled.save_pretrained(tmp_path)
     again = pl.load(tmp_path)
     assert again.tokenizer.encode("Once upon a time") == bundled.tokenizer.encode("Once upon a time")
-    assert {path.name for path in tmp_path.iterdir()} == {"config.json", "model.safetensors", "tokenizer.json"}
+    tokenizer = {"tokenizer.json", "tokenizer_config.json"}
+    assert {path.name for path in tmp_path.iterdir()} == {"config.json", "model.safetensors", *tokenizer}
 
 
 def test_the_bundled_model_is_saved_as_it_is(tmp_path: Path) -> None:

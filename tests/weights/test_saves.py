@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -88,7 +89,9 @@ def test_a_kill_at_every_step_leaves_one_model_or_says_so(old: Saver, reads: boo
             old(tmp_path)
     assert set(seen) == {1, 2, None}
     assert number_in(tmp_path) == 2
-    kept = {"config.json", "model.safetensors", "notes.txt"} | ({"tokenizer.json"} if reads else set())
+    kept = {"config.json", "model.safetensors", "notes.txt"} | (
+        {"tokenizer.json", "tokenizer_config.json"} if reads else set()
+    )
     assert kept <= set(names(tmp_path)) <= kept | {"generation_config.json"}
 
 
@@ -155,6 +158,19 @@ def test_what_an_earlier_save_wrote_beside_does_not_stay_behind(tmp_path: Path):
     assert number_in(tmp_path) == 4
 
 
+def test_an_interrupted_save_is_repeated_and_no_old_tokenizer_stays(tmp_path: Path):
+    """Killed after the new weights took their name, with the old tokenizer there, whose record was in the old ones."""
+    ONE.save_pretrained(tmp_path / "old")
+    new = model(2, reads=False)
+    shutil.copytree(tmp_path / "old", tmp_path / "mixed")
+    new.save_pretrained(tmp_path / "mixed")
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(tmp_path / "old" / name, tmp_path / "mixed")
+    assert number_or_error(tmp_path / "mixed") is None
+    new.save_pretrained(tmp_path / "mixed")
+    assert names(tmp_path / "mixed") == ["config.json", "model.safetensors"]
+
+
 def test_shards_of_an_earlier_save_go(tmp_path: Path):
     hf = small_hf()
     hf.save_pretrained(tmp_path, max_shard_size="4KB")
@@ -185,7 +201,7 @@ def test_savers_at_the_same_time_and_a_reader_among_them(tmp_path: Path):
     assert number_in(tmp_path) in (1, 2, 3)
     assert len(seen - {None}) > 1
     assert {"config.json", "model.safetensors"} <= set(names(tmp_path)) <= {
-        "config.json", "model.safetensors", "tokenizer.json"
+        "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"
     }  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from pellucid.batch import Inputs
-from pellucid.batching import Batcher, pad_id
+from pellucid.batching import Batcher
 from pellucid.config import TransformerConfig
 from pellucid.errors import ConfigError, InputError, MissingExtraError, PellucidError, WeightsError
 from pellucid.model import CkptedTransformer
@@ -189,12 +189,13 @@ def ids_of(
         return ids, RunInputs(tuple(map(tuple, ids.tolist())), drawn=True), ()
     texts = (inputs,) if isinstance(inputs, str) else inputs if isinstance(inputs, (list, tuple)) else ()
     texts = tuple(text for text in texts if isinstance(text, str))
-    batch = Batcher(reference.config, found, reference.device)(inputs)
+    batcher = Batcher(reference.config, found, reference.device, reference.generation)
+    batch = batcher(inputs)
     rows = list(batch.rows())
     ran = RunInputs(tuple(tuple(row.tolist()) for row in rows), texts if len(texts) == len(rows) else ())
     if not batch.padded:
         return batch.ids, ran, ()
-    fill = pad_id(reference.config)
+    fill = batcher.pad_id
     filled = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=fill)
     if len({len(row) for row in rows}) == 1:  # every text had as many pads
         return filled, ran, ()

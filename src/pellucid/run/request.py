@@ -14,7 +14,6 @@ from pellucid.check import as_whole, require_whole
 from pellucid.config import TransformerConfig
 from pellucid.dialects import ARGUMENTS
 from pellucid.errors import InputError, shown
-from pellucid.generation_settings import GenerationSettings
 from pellucid.run.beams import Beams
 from pellucid.run.edit import Edit
 from pellucid.run.edit_tap import EditTap
@@ -179,12 +178,6 @@ def generator_of(seed: Seed, device: torch.device) -> torch.Generator | None:
             remedy="Give a smaller number.",
         )
     return torch.Generator(device).manual_seed(number)
-
-
-def pad_id_of(settings: GenerationSettings, vocabulary: int) -> int:
-    """What stands where a text has ended: the pad id, else an end id, else 0, as in transformers."""
-    candidates = (settings.pad_id, *settings.end_ids, 0)
-    return next(i for i in candidates if i is not None and 0 <= i < vocabulary)
 
 
 ELSEWHERE = {

@@ -76,7 +76,7 @@ def save_hf(hf_model: Any, folder: str | os.PathLike[str]) -> Saved:
     try:
         with atomic.temporary_folder(_existing(target)) as beside:
             reload.save_quietly(model, beside)
-            saves.stamp_folder(beside)
+            saves.stamp_folder(beside, target)
             again = reload.read_again(model, beside)
             found = reload.compare(model, again)
             if not found.empty:

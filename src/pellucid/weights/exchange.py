@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from pellucid import generation_settings
 from pellucid.config import TransformerConfig
-from pellucid.errors import MissingExtraError, WeightsError
+from pellucid.errors import MissingExtraError, PellucidWarning, WeightsError
 from pellucid.execution import ordinary_tensors
 from pellucid.generation_settings import GenerationSettings
 from pellucid.parameters import require_numbers
@@ -108,6 +109,8 @@ def to_hf(model: Model) -> Any:
 def save_pretrained(model: Model, folder: str | os.PathLike[str]) -> None:
     """Write `config.json` and `model.safetensors`, and the tokenizer and generation settings if the model has them.
 
+    A tokenizer that cannot be written, because it is an object of the caller's own, is left out with a warning.
+
     Names, and the bytes of every tensor, are those of transformers' own `save_pretrained`; a tied matrix is written
     once. The folder is saved as one (`pellucid.weights.saves`): after a kill it holds the old model, the new one, or
     files of both that `load` refuses to read together.
@@ -134,14 +137,35 @@ def save_pretrained(model: Model, folder: str | os.PathLike[str]) -> None:
     tensors = separate(from_ours(state, model.config, HF))
     tensors = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
     texts = {"config.json": _config_json(model.config, tensors)}
-    if model.tokenizer is not None:
-        texts["tokenizer.json"] = model.tokenizer.to_json()
+    texts |= _tokenizer_files(model.tokenizer)
     beside = Path(folder) / generation_settings.FILE  # another model's would count if it stayed there
     if model.generation.source == generation_settings.FILE or beside.is_file():
         texts[generation_settings.FILE] = model.generation.to_json()
-    texts, metadata = saves.stamp(texts)
+    texts, metadata = saves.stamp(texts, Path(folder))
     write = partial(write_tensors, tensors=tensors, metadata={"format": "pt", **metadata})
     saves.write(Path(folder), [("model.safetensors", write)], texts)
+
+
+@runtime_checkable
+class SavableTokenizer(Protocol):
+    """A tokenizer that can be written as files."""
+
+    def files(self) -> Mapping[str, str]:
+        """The text of each file by its name."""
+        ...
+
+
+def _tokenizer_files(tokenizer: object) -> Mapping[str, str]:
+    if isinstance(tokenizer, SavableTokenizer):
+        return tokenizer.files()
+    if tokenizer is not None:
+        warnings.warn(
+            f"save_pretrained: the tokenizer is not saved: {type(tokenizer).__name__} has no files(), which gives the "
+            "text of each of its files by its name.",
+            PellucidWarning,
+            stacklevel=4,
+        )
+    return {}
 
 
 _NOT_FOR_LIVE = ("_attn_implementation", "attn_implementation", "_attn_implementation_autoset", "torch_dtype", "dtype")

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from pellucid import tokenizer_files
 from pellucid.config import TransformerConfig, refuse_misspelt
 from pellucid.errors import ConfigError, WeightsError, nearest
 from pellucid.execution import ordinary_tensors
@@ -113,6 +114,8 @@ def _build(
     if generation is not None or GenerationSettings.of_config(imported.config).sampling:
         provenance["generation"] = (generation or GenerationSettings.of_config(imported.config)).summary()
     tokenizer = read_tokenizer(stored.path.parent) if read_tokenizer is not None else None
+    if read_tokenizer is not None and tokenizer is None and (other := tokenizer_files.not_read(stored.path.parent)):
+        provenance["tokenizer"] = other
     model = cls(
         imported.config,
         weights,

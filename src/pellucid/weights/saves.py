@@ -35,11 +35,13 @@ _TRIES = 3
 T = TypeVar("T")
 
 
-def stamp(texts: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
+def stamp(texts: Mapping[str, str], folder: Path) -> tuple[dict[str, str], dict[str, str]]:
     """Give the files of one save their common id.
 
     Args:
         texts: File name -> text of everything but the weights, `config.json` among them.
+        folder: Where they go. The record of what an earlier save left there is handed on: after a kill between the
+            weights and the removal of those files, the next save still knows them.
 
     Returns:
         The texts with the id in `config.json`, and the metadata that the weights have to carry.
@@ -48,15 +50,15 @@ def stamp(texts: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
     plain = {**texts, CONFIG: _as_json(fields)}
     digests = {name: _sha256(text.encode("utf-8", "replace")) for name, text in plain.items()}
     found = _sha256(json.dumps(digests, sort_keys=True).encode())[:32]
-    beside = {name: digest for name, digest in digests.items() if name != CONFIG}
+    beside = {**_recorded(folder), **{name: digest for name, digest in digests.items() if name != CONFIG}}
     stamped = {**texts, CONFIG: _as_json({**fields, SAVE_ID: found})}
     return stamped, {SAVE_ID: found, _BESIDE: json.dumps(beside, sort_keys=True)}
 
 
-def stamp_folder(folder: Path) -> None:
+def stamp_folder(folder: Path, target: Path) -> None:
     """Do the same for the files that transformers has written into a folder, and align the numbers of its weights."""
     texts = {entry.name: entry.read_text(encoding="utf-8") for entry in folder.iterdir() if _is_text(entry)}
-    stamped, metadata = stamp(texts)
+    stamped, metadata = stamp(texts, target)
     (folder / CONFIG).write_text(stamped[CONFIG], encoding="utf-8")
     for path in list(folder.glob("*.safetensors")):
         copy = path.with_suffix(".copy")
@@ -185,18 +187,30 @@ def _marked(folder: Path) -> list[tuple[str, atomic.Writer]]:
 
 def _outdated(folder: Path) -> Iterable[str]:
     """What an earlier save left: all of its weights, and what it wrote beside them and nobody changed since."""
+    yield from _weights_in(folder)
+    yield from _recorded(folder)
+
+
+def _weights_in(folder: Path) -> Iterable[str]:
+    with suppress(OSError):  # not there yet, or not a folder, of which writing says so
+        yield from (name for name in os.listdir(folder) if _WEIGHTS.fullmatch(name) and (folder / name).is_file())
+
+
+def _recorded(folder: Path) -> dict[str, str]:
+    """What is still as an earlier save wrote it beside its weights: file name -> SHA-256."""
     recorded: dict[str, str] = {}
-    for name in os.listdir(folder):
-        if _WEIGHTS.fullmatch(name) and (folder / name).is_file():
-            yield name
-            if name.endswith(".safetensors"):
-                with suppress(PellucidError, ValueError, TypeError, RecursionError):
-                    recorded.update(json.loads(_metadata(folder / name).get(_BESIDE, "{}")))
-    for name, digest in recorded.items():
+    for name in _weights_in(folder):
+        if name.endswith(".safetensors"):
+            with suppress(PellucidError, ValueError, TypeError, RecursionError):
+                recorded.update(json.loads(_metadata(folder / name).get(_BESIDE, "{}")))
+
+    def is_unchanged(name: str, digest: str) -> bool:
         path = folder / name
         with suppress(OSError):
-            if path.name == name and path.is_file() and _sha256(path.read_bytes()) == digest:
-                yield name
+            return path.name == name and path.is_file() and _sha256(path.read_bytes()) == digest
+        return False
+
+    return {name: digest for name, digest in recorded.items() if is_unchanged(name, digest)}
 
 
 def _as_json(fields: Mapping[str, Any]) -> str:

@@ -1,0 +1,235 @@
+"""The files of a tokenizer, read as transformers reads them.
+
+Two of its classes matter. `GPT2Tokenizer`, which a GPT-2's folder gets when it names none, takes the vocabulary and the
+merges of a `tokenizer.json` and builds the rest anew: GPT-2's splitting of words, no normalizer, and "<|endoftext|>" as
+the token that begins and ends texts. `PreTrainedTokenizerFast` runs the file as it is. Both then add the tokens that
+`tokenizer_config.json`, or the older `special_tokens_map.json` and `added_tokens.json`, name.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Generator, Iterable, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+from tokenizers import AddedToken
+
+from pellucid.check import as_whole
+from pellucid.errors import PellucidError, WeightsError, shown
+from pellucid.weights.manifests import is_there, read_json, read_text, require_regular
+from pellucid.weights.pickles import read_plain
+
+END_OF_TEXT = "<|endoftext|>"
+SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+"""Special tokens by transformers' names, in the order in which it adds those that a vocabulary lacks."""
+
+FLAGS = ("content", "lstrip", "rstrip", "single_word", "normalized", "special")
+"""What transformers says of an added token."""
+
+_RUN_AS_STORED = ("PreTrainedTokenizerFast", "TokenizersBackend")
+_GPT2 = (None, "GPT2Tokenizer", "GPT2TokenizerFast")
+_KEPT = (
+    *SPECIAL, "extra_special_tokens", "add_prefix_space", "split_special_tokens", "padding_side", "truncation_side",
+    "model_max_length", "chat_template",
+)  # fmt: skip
+"""What of a `tokenizer_config.json` outlives saving; added tokens lie in the `tokenizer.json` that is saved."""
+_VOCABULARIES = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
+"""The names of GPT-2's own files in transformers, and in OpenAI's release."""
+_OTHERS = {
+    "vocab.txt": "the vocabulary of a WordPiece tokenizer, such as BERT's",
+    "spiece.model": "a SentencePiece model",
+    "sentencepiece.bpe.model": "a SentencePiece model",
+    "tokenizer.model": "a SentencePiece model",
+    "vocab.json": "a vocabulary without its merges.txt",
+}
+MOST_IDS = 10_000_000
+"""Forty times the largest vocabulary that was published."""
+
+
+def read_folder(folder: Path) -> tuple[tokenizers.Tokenizer, dict[str, Any]] | None:
+    """The tokenizer in a folder and what its configuration says; None if there are no files of one.
+
+    Raises:
+        WeightsError: A file that cannot be read.
+    """
+    settings = _settings(folder)
+    vocabulary = next((pair for pair in _VOCABULARIES if all(is_there(folder / name) for name in pair)), None)
+    if is_there(folder / "tokenizer.json"):
+        path = folder / "tokenizer.json"
+        require_regular(path)
+        with library(path):
+            text = read_text(path)
+            stored = json.loads(text)
+            wanted = _as_transformers_runs(stored, settings)
+            backend = tokenizers.Tokenizer.from_str(text if wanted is stored else json.dumps(wanted))
+            _require_ids(path, backend.get_vocab().values())
+            padding = backend.padding or {}
+            pads = {"pad_token": padding.get("pad_token"), "padding_side": padding.get("direction")}
+            settings = {**{name: value for name, value in pads.items() if value is not None}, **settings}
+    elif vocabulary is not None:
+        backend = from_vocabulary(*(folder / name for name in vocabulary), space=bool(settings.get("add_prefix_space")))
+    else:
+        return None
+    _add_tokens(folder, backend, settings)
+    return backend, {name: settings[name] for name in _KEPT if settings.get(name) not in (None, [])}
+
+
+def from_file(path: str | Path) -> tokenizers.Tokenizer:
+    """A `tokenizer.json` as it is."""
+    require_regular(path)
+    with library(path):
+        backend = tokenizers.Tokenizer.from_file(str(path))
+    _require_ids(path, backend.get_vocab().values())
+    return backend
+
+
+def from_vocabulary(vocab: str | Path, merges: str | Path, *, space: bool = False) -> tokenizers.Tokenizer:
+    """GPT-2's tokenizer of a `vocab.json` and a `merges.txt`."""
+    require_regular(vocab)
+    require_regular(merges)
+    with library(vocab):
+        ids, pairs = tokenizers.models.BPE.read_file(str(vocab), str(merges))
+        _require_ids(vocab, ids.values())
+        backend = tokenizers.Tokenizer(tokenizers.models.BPE(ids, pairs))
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=space)
+    backend.decoder = tokenizers.decoders.ByteLevel()
+    return backend
+
+
+def from_characters(path: Path) -> tuple[tokenizers.Tokenizer, frozenset[str]] | None:
+    """The tokenizer of nanoGPT's `meta.pkl`, and its characters; None if the file has none."""
+    content = read_plain(path)
+    characters = content.get("stoi") if isinstance(content, dict) else None
+    if characters is None:
+        return None
+    if not isinstance(characters, dict) or not _is_table(characters):
+        raise unreadable(path, ValueError("its stoi is no table of single characters and their ids"))
+    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(dict(characters), unk_token=""))
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.Split(tokenizers.Regex(r"[\s\S]"), "isolated")
+    backend.decoder = tokenizers.decoders.Fuse()
+    return backend, frozenset(characters)
+
+
+def not_read(folder: Path) -> str | None:
+    """The file in a folder that holds a tokenizer of a kind that is not read, with what it is; None for none."""
+    return next((f"{folder / name} is {what}" for name, what in _OTHERS.items() if is_there(folder / name)), None)
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    """`tokenizer_config.json`, with `special_tokens_map.json` where transformers reads that too."""
+    settings = _object(folder / "tokenizer_config.json")
+    if settings.get("tokenizer_class") is None:
+        settings["tokenizer_class"] = _object(folder / "config.json").get("tokenizer_class")
+    if "added_tokens_decoder" not in settings:
+        settings |= _object(folder / "special_tokens_map.json")
+    older = settings.pop("additional_special_tokens", None)
+    extra = settings.get("extra_special_tokens") or older or []
+    settings["extra_special_tokens"] = list(extra.values() if isinstance(extra, dict) else extra)
+    if settings["tokenizer_class"] in _GPT2:
+        settings = {**dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT), **settings}
+    return settings
+
+
+def _object(path: Path) -> dict[str, Any]:
+    return read_json(path, WeightsError, "tokenizer-unreadable") if is_there(path) else {}
+
+
+def _as_transformers_runs(stored: Any, settings: Mapping[str, Any]) -> Any:
+    """What a `tokenizer.json` holds, changed where the class that the folder names does not run it as it is."""
+    model = stored["model"]
+    if settings["tokenizer_class"] in _RUN_AS_STORED or model.get("type", "BPE") != "BPE" or "merges" not in model:
+        return stored
+    if '"ByteLevel"' not in json.dumps([stored.get("pre_tokenizer"), stored.get("decoder")]):
+        return stored
+    rebuilt = dict(stored)
+    off = {"dropout": None, "unk_token": None, "fuse_unk": False, "byte_fallback": False, "ignore_merges": False,
+           "continuing_subword_prefix": None, "end_of_word_suffix": None}  # fmt: skip
+    rebuilt["model"] = {**model, **{name: value for name, value in off.items() if model.get(name)}}
+    rebuilt["normalizer"] = None
+    space = bool(settings.get("add_prefix_space"))
+    rebuilt["pre_tokenizer"] = {
+        "type": "ByteLevel", "add_prefix_space": space, "trim_offsets": True, "use_regex": True,
+    }  # fmt: skip
+    rebuilt["decoder"] = rebuilt["pre_tokenizer"]
+    if "added_tokens_decoder" in settings:
+        rebuilt["added_tokens"] = []
+    return rebuilt
+
+
+def _add_tokens(folder: Path, backend: tokenizers.Tokenizer, settings: dict[str, Any]) -> None:
+    """Take in the tokens that are named beside a vocabulary, in the order in which transformers does."""
+    path = folder / "tokenizer_config.json"
+    with library(path):
+        named = {name: _content(value) for name, value in settings.items() if _is_special(name, value)}
+        special = {*named.values(), *map(_content, settings["extra_special_tokens"])}
+        if "added_tokens_decoder" in settings:
+            added = {int(token): fields for token, fields in settings["added_tokens_decoder"].items()}
+        else:
+            path = folder / "added_tokens.json"
+            added = {token: name for name, token in _object(path).items()}
+        tokens = [_token(added[token], special) for token in sorted(added)]
+        backend.add_tokens(tokens)
+        moved = [shown(str(token)) for token, token_id in zip(tokens, sorted(added), strict=True)
+                 if backend.token_to_id(token.content) != token_id]  # fmt: skip
+        if moved:
+            raise ValueError(f"no place for {', '.join(moved[:8])} behind the vocabulary")
+        rest = sorted(named, key=lambda name: SPECIAL.index(name) if name in SPECIAL else len(SPECIAL))
+        for value in (*(settings[name] for name in rest), *settings["extra_special_tokens"]):
+            known = {token.content for token in backend.get_added_tokens_decoder().values()}
+            if _content(value) not in known:  # one that is known would lose its properties
+                backend.add_tokens([_token(value, special)])
+        backend.encode_special_tokens = settings.get("split_special_tokens") is True
+        settings |= named
+
+
+def _is_special(name: str, value: object) -> bool:
+    return name.endswith("_token") and isinstance(value, (str, dict))
+
+
+def _content(value: Any) -> str:
+    return str(value["content"] if isinstance(value, dict) else value)
+
+
+def _token(value: Any, special: Iterable[str]) -> AddedToken:
+    """A token as a file has it, its text alone or with its properties."""
+    content = _content(value)
+    if not isinstance(value, dict):
+        return AddedToken(content, special=content in special, normalized=content not in special)
+    flags = {name: bool(value[name]) for name in FLAGS[1:] if name in value}
+    return AddedToken(content, **{**flags, "special": content in special or flags.get("special", False)})
+
+
+def _is_table(characters: Mapping[Any, Any]) -> bool:
+    """Whether every key is one character, and every value an id of its own."""
+    ids = {i for i in map(as_whole, characters.values()) if i is not None and 0 <= i < 2**31}
+    return len(ids) == len(characters) and all(isinstance(c, str) and len(c) == 1 for c in characters)
+
+
+def _require_ids(path: str | Path, ids: Iterable[int]) -> None:
+    """Refuse ids without a bound: to write a vocabulary, the library makes a list of all that lie between two."""
+    largest = max(ids, default=0)
+    if largest >= MOST_IDS:
+        raise unreadable(path, ValueError(f"id {largest}, expected less than {MOST_IDS:,}"))
+
+
+@contextmanager
+def library(path: str | Path) -> Generator[None]:
+    """The tokenizers library raises bare `Exception` for what it cannot read, and its panics are not even that."""
+    try:
+        yield
+    except (PellucidError, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        raise unreadable(path, error) from error
+
+
+def unreadable(path: str | Path, error: BaseException) -> WeightsError:
+    """The error for a file of a tokenizer that cannot be read."""
+    return WeightsError(
+        f"tokenizer: {str(path)!r} cannot be read: {error}",
+        code="tokenizer-unreadable",
+        remedy="Give a tokenizer.json of the tokenizers library, or GPT-2's vocab.json and merges.txt.",
+    )
