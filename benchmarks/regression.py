@@ -66,12 +66,12 @@ def main() -> None:
     found = {"statsmodels": comparable(one_by_one(values)), "pellucid": comparable(at_once(values))}
     relative = {name: torch.from_numpy(numbers / found["statsmodels"]) for name, numbers in found.items()}
     report.facts["largest relative difference"] = require_equal(
-        relative, within=1e-9, because="normal equations of centred columns lose what their condition number costs"
+        relative, within=1e-9, because="QR of centred columns and statsmodels' pseudoinverse round differently"
     )
     calls = {"pellucid": lambda: at_once(values), "statsmodels": lambda: one_by_one(values)}
     samples = compete(calls, rounds=options.rounds(7, quick=1))
     ratio = samples.ratio("statsmodels", "pellucid")
-    target = Target(30.0, at_least=True)
+    target = Target(10.0, at_least=True)
     work, shape = f"autoregressions, {LAGS} lags", f"{count}x{POINTS}"
     report.add(Row(work, shape, ratio, target, ours="statsmodels", against="pellucid"), samples)
     report.finish()

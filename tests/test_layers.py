@@ -22,6 +22,7 @@ LAYERS: dict[str, int] = {
     "tokens": 2, "tokenizer_files": 2,
     "batch": 2, "batching": 2, "ids": 2, "pads": 2, "dialects": 0, "weights": 2, "cache": 2, "fast": 2,
     "run": 3,
+    "corpus": 4,
     "measure": 4,
     "plot": 5, "generating": 4, "model": 5, "counting": 5, "estimation": 5,
     "open": 6, "agreement": 6, "report": 6, "prove": 6, "ties": 6, "exercises": 6,  # these open what is given as a path

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import pellucid as pl
-from pellucid.measure.attention import repeated_ids
+from pellucid.measure.head_scores import repeated_ids
 
 TEXTS = cases.texts_of([3, 7, 1, 5])
 SCORES = ["entropy", "distance", "previous_token", "first_token"]

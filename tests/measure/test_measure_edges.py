@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,9 @@ from safetensors.torch import load_file, save_file
 import pellucid as pl
 import support
 from noticed import must_be_noticed
-from pellucid.measure import design, groups, inference
+from pellucid.measure import groups
+from pellucid.measure.regression import rows
+from pellucid.measure.streaming import stream
 
 M = pl.measure
 MODEL = support.glass()
@@ -165,27 +166,18 @@ def test_wrong_arguments_are_errors_of_ours(what: str) -> None:
         WRONG[what]()
 
 
-def _unscaled(right: Callable[..., Any]) -> Callable[..., Any]:
-    def covariance(made: Any, solution: Any, maxlags: int) -> Any:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(np, "abs", np.zeros_like)
-            return right(made, solution, maxlags)
-
-    return covariance
-
-
 MUTANTS: dict[str, tuple[Any, str, Any, Callable[[Path], None]]] = {
     "rows are compared with each other only": (
         groups, "_begins_apart", lambda array, axis: bool(array.isnull().any() and array.sizes["batch"] > 1),
         lambda _: test_kept_positions_count_from_each_text_whoever_else_is_there(),
     ),
-    "gaps are passed over": (design, "require_adjacent", lambda position, what: None,
+    "gaps are passed over": (rows, "require_adjacent", lambda position, what: None,
                              lambda _: test_a_gap_of_pads_is_refused_and_closed()),
     "infinity is a number": (groups, "_finite", lambda array, what: array,
                              lambda _: test_infinite_values_of_an_array_are_refused()),
-    "scores are squared as they are": (inference, "hac_covariance", _unscaled(inference.hac_covariance),
+    "scores are squared as they are": (np, "abs", np.zeros_like,
                                        lambda _: test_robust_errors_do_not_depend_on_the_unit()),
-    "numerics do not matter": (sys.modules["pellucid.measure.stream"], "execution_of", lambda model: {},
+    "numerics do not matter": (stream, "execution_of", lambda model: {},
                                test_streams_of_other_numerics_neither_resume_nor_merge),
     "missing positions are positions": (
         groups,

@@ -264,11 +264,13 @@ def test_corrections_are_statsmodels() -> None:
 
 
 def test_tied_p_values_are_corrected_alike() -> None:
-    from pellucid.measure.inference import corrected
-
-    p = np.array([0.01, 0.04, 0.04, 0.5, 0.001, 0.04, 1.0])
+    values = cases.series(5, 60, seed=3)
+    values = xr.concat([values, values, values.isel(layer=[0])], "layer")
+    fit = autoregression(values, 2, 1)
+    p = fit.pvalues["lag2"]
+    assert len(set(p)) == 5
     for ours, theirs in (("holm", "holm"), ("bh", "fdr_bh")):
-        close(corrected(p[:, None], ours)[:, 0], multipletests(p, method=theirs)[1], rtol=1e-14)
+        close(fit.corrected(ours)["lag2"], multipletests(p, method=theirs)[1], rtol=1e-14)
 
 
 def test_ljung_box_is_statsmodels() -> None:
@@ -287,7 +289,7 @@ def test_ljung_box_is_statsmodels() -> None:
 
 
 def test_ljung_box_of_several_texts_has_no_products_across() -> None:
-    norms = cases.several_texts([20, 14], "left")
+    norms = cases.several_texts([20, 14], "right")
     fit = autoregression(norms, 1, 1)
     residual = [row[~np.isnan(row)] for row in fit.residuals.sel(layer=2).values]
     total = sum(float((r**2).sum()) for r in residual)

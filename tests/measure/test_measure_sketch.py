@@ -7,21 +7,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pellucid.measure.sketch import Sketch
+from pellucid.measure.streaming.sketch import Sketch
 
 SHARES = np.array([0, 0.01, 0.25, 0.5, 0.75, 0.99, 1])
 NUMBERS = st.lists(st.floats(allow_nan=False, allow_infinity=False, width=64), min_size=1, max_size=40)
 
 
 def sketch_of(numbers: np.ndarray, error: float = 0.01) -> Sketch:
-    sketch = Sketch(len(numbers), error)
-    sketch.add(numbers)
-    return sketch
+    return Sketch.of(numbers, error)
 
 
 def assert_within(numbers: np.ndarray, error: float) -> None:
     """As the paper states it: relative to the true one of rank floor(q (n - 1)); below 2.3e-308 it counts as zero."""
-    estimate = sketch_of(numbers[None], error).quantiles(SHARES)[0]
+    estimate = sketch_of(numbers[None], error).quantiles(SHARES, error)[0]
     true = np.quantile(numbers, SHARES, method="lower")
     assert np.all(np.abs(estimate - true) <= error * np.abs(true) + 2.3e-308)
 
@@ -69,41 +67,36 @@ def test_merging_is_exact_in_any_order(parts: list[list[float]], random: object)
     whole = sketch_of(np.array([[x for part in parts for x in part]]))
     shuffled = list(parts)
     random.shuffle(shuffled)  # type: ignore[attr-defined]
-    merged = Sketch(1, 0.01)
+    merged = sketch_of(np.empty((1, 0)))
     for part in shuffled:
-        merged.merge(sketch_of(np.array([part])))
+        merged = merged.merge(sketch_of(np.array([part])))
     assert same(merged, whole)
-    assert np.array_equal(merged.quantiles(SHARES), whole.quantiles(SHARES))
+    assert np.array_equal(merged.quantiles(SHARES, 0.01), whole.quantiles(SHARES, 0.01))
 
 
 def test_merging_leaves_the_other_as_it_was() -> None:
     a, b = sketch_of(np.array([[1.0, 2.0]])), sketch_of(np.array([[1e-5, 1e5]]))
-    before = b.counts.copy()
-    empty = Sketch(1, 0.01)
-    empty.merge(b)
-    empty.merge(a)
-    empty.add(np.array([[3.0]]))
-    assert np.array_equal(b.counts, before)
-    assert b.count.tolist() == [2]
-    assert empty.count.tolist() == [5]
+    before = [part.counts.copy() for part in (a, b)]
+    whole = sketch_of(np.empty((1, 0))).merge(b).merge(a).merge(sketch_of(np.array([[3.0]])))
+    assert all(np.array_equal(part.counts, held) for part, held in zip((a, b), before, strict=True))
+    assert (a.count.tolist(), b.count.tolist(), whole.count.tolist()) == ([2], [2], [5])
 
 
 def test_groups_stay_apart_and_missing_numbers_are_left_out() -> None:
     sketch = sketch_of(np.array([[1.0, np.nan, 5.0], [np.nan, np.nan, np.nan], [-2.0, 0.0, 1e-320]]))
     assert sketch.count.tolist() == [2, 0, 3]
-    found = sketch.quantiles(np.array([0, 1]))
+    found = sketch.quantiles(np.array([0, 1]), 0.01)
     assert np.isnan(found[1]).all()
     assert np.allclose(found[0], [1, 5], rtol=0.01)
     assert np.allclose(found[2], [-2, 0], rtol=0.01)
 
 
 def test_memory_follows_the_range_not_the_number() -> None:
-    sketch = Sketch(1, 0.01)
     draw = np.random.default_rng(0)
-    sketch.add(draw.uniform(1, 1000, (1, 100)))
+    sketch = sketch_of(draw.uniform(1, 1000, (1, 100)))
     sizes = set()
     for _ in range(20):
-        sketch.add(draw.uniform(1, 1000, (1, 1000)))
+        sketch = sketch.merge(sketch_of(draw.uniform(1, 1000, (1, 1000))))
         sizes.add(sketch.counts.nbytes)
     assert max(sizes) <= 2 * 8 * (np.log(1000) / 0.02 + 2)
 
@@ -111,8 +104,6 @@ def test_memory_follows_the_range_not_the_number() -> None:
 def test_a_state_goes_on() -> None:
     numbers = np.random.default_rng(0).standard_normal((2, 300))
     first = sketch_of(numbers[:, :100])
-    again = Sketch(2, 0.01)
-    again.load(first.state())
-    again.add(numbers[:, 100:])
-    assert same(again, sketch_of(numbers))
+    read = Sketch.of_state({name: np.asarray(value) for name, value in vars(first).items()}, 2, 0.01)
+    assert same(read.merge(sketch_of(numbers[:, 100:])), sketch_of(numbers))
     assert first.count.tolist() == [100, 100]

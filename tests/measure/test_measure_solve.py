@@ -1,4 +1,4 @@
-"""Least squares from sums of products: against numpy, against exact arithmetic, and where it must not be trusted."""
+"""Least squares from triangular factors: against numpy, against exact arithmetic, and what it must not fit."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pellucid.measure import design as design_module
-from pellucid.measure.design import Design, Panel
-from pellucid.measure.solve import COLLINEAR, CONSTANT, NOT_FINITE, CrossProducts, Solution, solve, solve_by_qr
+from pellucid.measure.regression import rows
+from pellucid.measure.regression.least_squares import COLLINEAR, CONSTANT, NOT_FINITE, Factor, Solution, solve
+from pellucid.measure.regression.rows import Design, Panel
 
 
 def design_of(values: np.ndarray, lags: int, skip: int = 0) -> Design:
@@ -44,25 +44,23 @@ def exact(response: np.ndarray, matrix: np.ndarray) -> tuple[list[float], list[f
 
 def assert_exact(values: np.ndarray, lags: int, tolerance: float) -> Solution:
     design = design_of(values, lags)
-    solution = solve(design.cross_products())
+    solution = solve(design.factor())
     for series in range(len(values)):
         response, matrix = design.matrix(series)
-        if solution.doubtful[series]:
-            solution.put(series, solve_by_qr(response, matrix[:, 1:]))
         params, diagonal, ssr = exact(response, matrix)
         # The constant is a difference of terms as large as the mean, so its error is measured against these.
         unit = np.maximum(np.abs(params), np.r_[np.abs(response).max(), np.zeros(lags)])
         assert np.all(np.abs(solution.params[series] - params) <= tolerance * unit)
         assert np.allclose(np.diag(solution.inverse[series]), diagonal, rtol=tolerance, atol=0)
         assert solution.ssr[series] == pytest.approx(ssr, rel=tolerance)
+        assert solution.tss[series] == pytest.approx(((response - response.mean()) ** 2).sum(), rel=1e-12)
     return solution
 
 
 def test_the_numbers_are_those_of_exact_arithmetic() -> None:
-    """To 1e-9, what the module promises."""
+    """To 1e-9, what the documentation promises."""
     for mean in (0.0, 4.0, 1e4):
-        solution = assert_exact(cases.series(3, 30, mean=mean).values, 2, 1e-9)
-        assert not solution.doubtful.any()
+        assert_exact(cases.series(3, 30, mean=mean).values, 2, 1e-9)
 
 
 @given(
@@ -80,114 +78,109 @@ def test_and_so_they_are_of_other_series(
 ) -> None:
     """Random walks, and waves with little noise; far from zero too, where subtracting the mean is exact.
 
-    To 1e-9 by sums of products; QR, which takes what they cannot do, is held to what the condition number of the
-    columns leaves of sixteen digits.
+    To 1e-9, or to what the condition number of the columns leaves of sixteen digits.
     """
     noise = np.random.default_rng(seed).standard_normal((1, length))
     values = np.zeros_like(noise)
     for t in range(length):
         values[:, t] = persistence * values[:, t - 1] + noise[:, t]
     values = mean + scale * (values + wave * np.sin(np.arange(length) / 3))
-    design = design_of(values, lags)
-    doubtful = bool(solve(design.cross_products()).doubtful[0])
-    columns = design.matrix(0)[1][:, 1:]
+    columns = design_of(values, lags).matrix(0)[1][:, 1:]
     condition = np.linalg.cond((columns - columns.mean(0)) / columns.std(0))
-    assert_exact(values, lags, max(1e-9, 1e-12 * condition) if doubtful else 1e-9)
+    assert_exact(values, lags, max(1e-9, 1e-12 * condition))
 
 
-def test_nearly_dependent_columns_are_solved_by_qr() -> None:
-    """A smooth curve with a little noise: the condition number of its correlations is about 1e10."""
+def test_nearly_dependent_columns_are_solved() -> None:
+    """A smooth curve with a little noise: sums of products, whose condition number is 1e10, would not determine it."""
     t = np.arange(40.0)
     noise = np.random.default_rng(0).standard_normal((2, 40))
     values = np.sin(t / 300) + 1e-8 * noise
     design = design_of(values, 3)
-    first = solve(design.cross_products())
-    assert first.doubtful.all()
     params, _, ssr = exact(*design.matrix(0))
-    by_qr = solve_by_qr(design.matrix(0)[0], design.matrix(0)[1][:, 1:])
-    # QR's error grows with the square root of that number: 1e5 times the rounding of columns near 1.
-    assert np.allclose(by_qr.params[0], params, rtol=1e-6)
-    assert by_qr.ssr[0] == pytest.approx(ssr, rel=1e-6)
+    found = solve(design.factor())
+    assert found.problems.tolist() == ["", ""]
+    # The error grows with the condition number of the columns: 1e5 times the rounding of columns near 1.
+    assert np.allclose(found.params[0], params, rtol=1e-6)
+    assert found.ssr[0] == pytest.approx(ssr, rel=1e-6)
 
 
 def test_a_perfect_fit_is_not_got_by_subtraction() -> None:
-    """A recurrence without noise: normal equations would leave a residual sum of squares of any sign."""
+    """A recurrence without noise: differences would leave a residual sum of squares of any sign."""
     values = np.empty((1, 60))
     values[0, :2] = 1.0, 0.3
     for t in range(2, 60):
         values[0, t] = 1.6 * values[0, t - 1] - 0.97 * values[0, t - 2] + 0.2
-    design = design_of(values, 2)
-    assert solve(design.cross_products()).doubtful.all()
-    found = solve_by_qr(design.matrix(0)[0], design.matrix(0)[1][:, 1:])
+    found = solve(design_of(values, 2).factor())
     assert np.allclose(found.params[0], [0.2, 1.6, -0.97], rtol=1e-12)
     assert 0 <= found.ssr[0] < 1e-25
 
 
+def test_the_condition_number_is_that_of_the_columns() -> None:
+    for lags in (0, 1, 3):
+        design = design_of(cases.series(3, 30).values, lags)
+        for number, series in zip(solve(design.factor()).condition, range(3), strict=True):
+            assert number == pytest.approx(np.linalg.cond(design.matrix(series)[1]), rel=1e-9)
+
+
 @pytest.mark.parametrize("constant", [0.0, 0.1, 1e9])
 def test_a_constant_series_is_marked(constant: float) -> None:
-    solution = solve(design_of(np.full((1, 20), constant), 2).cross_products())
+    solution = solve(design_of(np.full((1, 20), constant), 2).factor())
     assert solution.problems.tolist() == [CONSTANT]
     assert np.isnan(solution.params).all()
-    assert not solution.doubtful.any()
 
 
 @pytest.mark.parametrize("values", [np.arange(30.0), np.tile([1.0, 2.0], 15), 1e6 + np.arange(30.0) / 3])
 def test_dependent_columns_are_marked(values: np.ndarray) -> None:
     """A straight line, whose lags differ by a constant, and an alternation, whose second lag is the response."""
-    design = design_of(values[None], 2)
-    first = solve(design.cross_products())
-    assert first.doubtful.all()
-    found = solve_by_qr(design.matrix(0)[0], design.matrix(0)[1][:, 1:])
+    found = solve(design_of(values[None], 2).factor())
     assert found.problems.tolist() == [COLLINEAR]
-    assert np.isnan(found.params).all()
-    assert np.isnan(found.ssr).all()
+    for numbers in (found.params, found.inverse, found.ssr, found.tss, found.condition):
+        assert np.isnan(numbers).all()
 
 
 def test_a_constant_regressor_is_marked() -> None:
-    found = solve_by_qr(np.arange(9.0) ** 2, np.column_stack([np.arange(9.0), np.full(9, 0.1)]))
-    assert found.problems.tolist() == [COLLINEAR]
+    columns = np.stack([np.arange(9.0), np.full(9, 0.1), np.arange(9.0) ** 2])
+    assert solve(Factor.of(columns[None])).problems.tolist() == [COLLINEAR]
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 1e200])
 def test_what_is_not_finite_is_marked_and_stays_apart(bad: float) -> None:
     values = cases.series(3, 50).values
     values[1, 20] = bad
-    solution = solve(design_of(values, 2).cross_products())
+    solution = solve(design_of(values, 2).factor())
     assert solution.problems.tolist() == ["", NOT_FINITE, ""]
-    alone = solve(design_of(values[[0, 2]], 2).cross_products())
+    alone = solve(design_of(values[[0, 2]], 2).factor())
     assert np.array_equal(solution.params[[0, 2]], alone.params)
 
 
-def products_of(data: np.ndarray) -> CrossProducts:
-    """[n, K], the plain way."""
-    away = data - data.mean(0)
-    return CrossProducts(len(data), data.mean(0)[None], (away.T @ away)[None])
+def products_of(factor: Factor) -> np.ndarray:
+    """Sums of products of deviations from the mean."""
+    return factor.triangle.transpose(0, 2, 1) @ factor.triangle
 
 
-@given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 9), st.integers(0, 9999))
+@given(st.integers(0, 9), st.integers(1, 9), st.integers(1, 9), st.integers(0, 9999))
 @settings(max_examples=60, deadline=None, derandomize=True)
 def test_merging_gives_the_whole_in_any_order(a: int, b: int, c: int, seed: int) -> None:
-    """To 1e-12 of entries near 1e3 squared."""
+    """To 1e-9 of deviations near 1; a part may have fewer rows than columns, or none."""
     data = np.random.default_rng(seed).normal(1e3, 1, (a + b + c, 3))
-    parts = [products_of(part) for part in np.split(data, [a, a + b])]
-    whole = products_of(data)
+    parts = [Factor.of(part.T[None]) for part in np.split(data, [a, a + b])]
+    away = data - data.mean(0)
     for order in ((0, 1, 2), (2, 0, 1), (1, 2, 0)):
         merged = parts[order[0]].merge(parts[order[1]]).merge(parts[order[2]])
-        assert merged.count == whole.count
-        assert np.allclose(merged.mean, whole.mean, rtol=1e-14)
-        assert np.allclose(merged.comoment, whole.comoment, rtol=1e-9, atol=1e-9)
+        assert merged.count == len(data)
+        assert merged.triangle.shape == (1, 3, 3)
+        assert np.allclose(merged.mean, data.mean(0), rtol=1e-14)
+        assert np.allclose(products_of(merged), away.T @ away, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("block_bytes", [1, 1 << 10, 1 << 30])
-@pytest.mark.parametrize("rows_at_once", [7, 1 << 14])
-def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch, block_bytes: int, rows_at_once: int) -> None:
-    values = cases.series(5, 60).values
-    whole = design_of(values, 3, 2).cross_products()
-    monkeypatch.setattr(design_module, "BLOCK_BYTES", block_bytes)
-    monkeypatch.setattr(design_module, "ROWS_AT_ONCE", rows_at_once)
-    parts = design_of(values, 3, 2).cross_products()
-    assert np.allclose(parts.mean, whole.mean, rtol=1e-14)
-    assert np.allclose(parts.comoment, whole.comoment, rtol=1e-12, atol=1e-12)
+@pytest.mark.parametrize("at_once", [1, 400, 1 << 30])
+def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
+    design = design_of(cases.series(5, 60).values, 3, 2)
+    whole, residuals = design.factor(), design.residuals(solve(design.factor()))
+    monkeypatch.setattr(rows, "AT_ONCE", at_once)
+    assert np.allclose(design.factor().triangle, whole.triangle, rtol=1e-12, atol=1e-12)
+    assert np.allclose(design.factor().mean, whole.mean, rtol=1e-14)
+    assert np.allclose(design.residuals(solve(whole)), residuals, rtol=1e-12, atol=1e-12, equal_nan=True)
 
 
 @given(st.integers(0, 4), st.integers(0, 3), st.lists(st.integers(1, 9), min_size=1, max_size=4))

@@ -5,19 +5,17 @@ Everything is computed in float64. Pads are left out of every number, and positi
 first real token.
 """
 
-from pellucid.measure.attention import distance, entropy, first_token, induction, previous_token
-from pellucid.measure.distributions import distribution
-from pellucid.measure.fit import AutoregressionFit
+from pellucid.corpus.saving import Saving
 from pellucid.measure.groups import aligned
-from pellucid.measure.labelled import values
+from pellucid.measure.head_scores import distance, entropy, first_token, induction, previous_token
+from pellucid.measure.histograms import distribution
+from pellucid.measure.labelled import norms, values
 from pellucid.measure.moments import moments
-from pellucid.measure.norms import norms
 from pellucid.measure.outliers import outliers
-from pellucid.measure.regression import HAC, LagSelection, autoregression, select_lags
-from pellucid.measure.regression_sums import Autoregression
-from pellucid.measure.resume import Saving
-from pellucid.measure.statistics import Covariance, Moments, Quantiles, covariance
-from pellucid.measure.stream import Streamed, stream
+from pellucid.measure.regression.autoregression import HAC, LagSelection, autoregression, select_lags
+from pellucid.measure.regression.fit import AutoregressionFit
+from pellucid.measure.streaming.statistics import Autoregression, Covariance, Moments, Quantiles, covariance
+from pellucid.measure.streaming.stream import Streamed, stream
 
 __all__ = [
     "HAC",

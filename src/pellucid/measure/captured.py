@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -13,23 +12,9 @@ from torch import Tensor
 from pellucid import aliases
 from pellucid.axes import ATTENTION, Axes, Axis
 from pellucid.ckpt import all_axes, all_names
-from pellucid.config import TransformerConfig
 from pellucid.errors import InputError
 from pellucid.run.activations import ActivationCkpts
 from pellucid.run.region import Region, take
-
-
-class Runs(Protocol):
-    """What is needed of a model that is run here; a `CkptedTransformer` is one."""
-
-    @property
-    def config(self) -> TransformerConfig:
-        """What the model is."""
-        ...
-
-    def run_with_ckpts(self, inputs: Any, *, names: Any = None, stop_at: Any = None) -> tuple[Any, ActivationCkpts]:
-        """Logits and captured values."""
-        ...
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,9 @@ from torch import Tensor
 
 from pellucid import aliases
 from pellucid._version import __version__
-from pellucid.axes import POSITIONS, Axes, Axis, coordinate
+from pellucid.axes import ATTENTION, POSITIONS, Axes, Axis, coordinate
 from pellucid.batch import Batch
+from pellucid.errors import InputError
 from pellucid.extras import need
 from pellucid.measure.captured import Captured, find
 from pellucid.run.activations import ActivationCkpts
@@ -40,7 +41,7 @@ _UNITS = {
 
 
 @dataclass(frozen=True)
-class Measured:
+class Reading:
     """Numbers read off a checkpoint, before they get labels.
 
     Attributes:
@@ -69,12 +70,12 @@ class Measured:
         return xarray.DataArray(self.data, dims=self.dims, coords=coords, name=self.name, attrs=self.attrs)
 
 
-def read(ckpts: ActivationCkpts, name: aliases.Name) -> Measured:
+def read(ckpts: ActivationCkpts, name: aliases.Name) -> Reading:
     """The values of a checkpoint themselves, [(L,) B, P, ...]."""
     source = find(ckpts, name)
     data = stacked(source, list(source.float64()))
     dims = dims_of(source, source.axes)
-    return Measured(data, dims, source, source.kind, units(source))
+    return Reading(data, dims, source, source.kind, units(source))
 
 
 def values(ckpts: ActivationCkpts, name: aliases.Name) -> xarray.DataArray:
@@ -102,6 +103,67 @@ def values(ckpts: ActivationCkpts, name: aliases.Name) -> xarray.DataArray:
         {'layer': 4, 'batch': 1, 'pos': 4, 'd_model': 256}
     """
     return read(ckpts, name).labelled()
+
+
+def norms(ckpts: ActivationCkpts, name: aliases.Name, *, log: bool = False) -> xarray.DataArray:
+    """The Euclidean length of a checkpoint's vectors, the square root of the sum of squares over its last axis.
+
+    Computed in float64, whatever the model's dtype.
+
+    Args:
+        ckpts: What `run_with_ckpts` captured.
+        name: A template over the blocks ("attn.ckpt_attn_out"), a checkpoint around them ("ln_final.ckpt_normalized"),
+            or one block's ("blocks.3.resid_post").
+        log: Whether to take the natural logarithm.
+
+    Returns:
+        [layer, batch, pos], without `layer` around the blocks and with `head` where the checkpoint has heads; NaN at
+        pads. For scores and patterns [layer, batch, head, query], over the keys that a query can see. Coordinates and
+        attributes as for `values`.
+
+    Raises:
+        UnknownNameError: No such checkpoint, or it was not captured.
+        InputError: A value is not finite, or `log` meets a vector of zeros.
+        MissingExtraError: xarray is not installed.
+
+    Example:
+        >>> import pellucid as pl
+        >>> _, ckpts = pl.load().run_with_ckpts("Once upon a time", names="blocks.*.attn.ckpt_attn_out")
+        >>> norms = pl.measure.norms(ckpts, "attn.ckpt_attn_out", log=True)
+        >>> norms.dims, norms.token.values.tolist()
+        (('layer', 'batch', 'pos'), [['Once', ' upon', ' a', ' time']])
+    """
+    return read_norms(ckpts, name, log=log).labelled()
+
+
+def read_norms(ckpts: ActivationCkpts, name: aliases.Name, *, log: bool) -> Reading:
+    """Return what `norms` returns, before it gets labels."""
+    source = find(ckpts, name)
+    data = stacked(source, [_lengths(source, number, tensor) for number, tensor in enumerate(source.tensors)])
+    dims = dims_of(source, source.axes[:-1])
+    if not log:
+        return Reading(data, dims, source, "norm", units(source))
+    if (data == 0).any():
+        at = ", ".join(f"{dim} {int(i)}" for dim, i in zip(dims, np.argwhere(data == 0)[0], strict=True))
+        raise InputError(
+            f"norms of {source.kind}: a vector of zeros at {at}, which has no logarithm.",
+            code="log-of-zero",
+            remedy="Take the norms without log=True, or leave out what an edit set to zero.",
+        )
+    return Reading(np.log(data), dims, source, "log_norm", f"log of {units(source)}")
+
+
+def _lengths(source: Captured, number: int, tensor: Tensor) -> Tensor:
+    """[B, P, ...] of one block."""
+    value, real = tensor.detach().cpu(), source.real
+    if real is not None and source.axes == ATTENTION:  # masked scores hold the dtype's minimum, which is no length
+        value = value.masked_fill(~real, 0.0)
+        real = real.any(-1)
+    elif real is not None:
+        real = real.squeeze(-1)
+    length = torch.linalg.vector_norm(value, dim=-1, dtype=torch.float64)
+    source.require_finite(length, number)
+    return length if real is None else length.masked_fill(~real, torch.nan)
 
 
 def stacked(source: Captured, blocks: list[Tensor]) -> Array:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pellucid.axes import Axis
-from pellucid.measure.distributions import distribution
+from pellucid.measure.histograms import distribution
 from pellucid.plot.canvas import canvas, colour_bar, extent, layer_axis, layer_bar, legend_above, remember
 from pellucid.plot.extras import pandas
 from pellucid.plot.inputs import Layers, Numbers, by_layer

@@ -13,14 +13,14 @@ from pellucid.extras import need
 if TYPE_CHECKING:
     import pandas as pd
 
-    from pellucid.measure.fit import AutoregressionFit
+    from pellucid.measure.regression.fit import AutoregressionFit
 
 SHOWN = 24
-"""Rows that a printed fit shows."""
+"""How many rows a printed fit shows."""
 
 
 def tidy(fit: AutoregressionFit) -> pd.DataFrame:
-    """A row for each layer and parameter."""
+    """Return a table with a row for each layer and parameter."""
     names, index = fit.basis.names, fit.index
     pandas = need("pandas", "to_dataframe")
     labels = index.to_frame(index=False).loc[np.repeat(np.arange(len(index)), len(names))]
@@ -36,13 +36,13 @@ def tidy(fit: AutoregressionFit) -> pd.DataFrame:
 
 
 def text(fit: AutoregressionFit) -> str:
-    """For a terminal."""
+    """Return the fit as text, for a terminal."""
     table = _overview(fit).to_string(max_rows=SHOWN, float_format=_short, na_rep="")
     return "\n".join([*_words(fit), table])
 
 
 def page(fit: AutoregressionFit) -> str:
-    """For a notebook."""
+    """Return the fit as HTML, for a notebook."""
     render: Callable[..., str] = _overview(fit).to_html
     words = "".join(f"<p>{html.escape(line)}</p>" for line in _words(fit))
     return words + render(max_rows=SHOWN, float_format=_short, na_rep="", border=0)
@@ -64,4 +64,4 @@ def _words(fit: AutoregressionFit) -> list[str]:
     texts = f"{fit.basis.texts} text{'s' * (fit.basis.texts != 1)}"
     short = f" ({fit.basis.short} more too short)" if fit.basis.short else ""
     first = fit.skip + fit.lags
-    return [fit.basis.words(), f"{fit.nobs} rows of {texts}{short}, t from {first}; standard errors: {errors}"]
+    return [fit.basis.equation(), f"{fit.nobs} rows of {texts}{short}, t from {first}; standard errors: {errors}"]

@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pellucid.errors import InputError
+from pellucid.errors import InputError, shown
 from pellucid.extras import need
-from pellucid.measure.basis import Basis, Data
-from pellucid.measure.design import Design, Panel, panel_of, whole_number
-from pellucid.measure.fit import AutoregressionFit
 from pellucid.measure.labelled import Array
-from pellucid.measure.solve import NOT_FINITE, Solution, solve, solve_by_qr
+from pellucid.measure.regression.fit import AutoregressionFit, Series
+from pellucid.measure.regression.least_squares import NOT_FINITE, Solution, solve
+from pellucid.measure.regression.rows import Basis, Design, Panel, lag_count, panel_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,7 +26,7 @@ class HAC:
     """Standard errors that allow for heteroskedasticity and autocorrelation (Newey & West 1987, Bartlett's kernel).
 
     Attributes:
-        maxlags: Lags that enter; floor(4 (n / 100)^(2/9)) (Newey & West 1994) where None.
+        maxlags: How many lags enter; None for floor(4 (n / 100)^(2/9)) (Newey & West 1994).
     """
 
     maxlags: int | None = None
@@ -48,12 +47,12 @@ def autoregression(
     t = skip + lags: with skip=1 the first token's norm, which is far from all others in GPT-2, enters nowhere.
 
     Args:
-        norms: [layer, batch, pos], what `norms` returned. Other axes beside batch and pos (or query), such as head,
+        norms: What `norms` returned, [layer, batch, pos]. Other axes beside batch and pos (or query), such as head,
             are further series.
         lags: How many past values enter; 0 for none.
         skip: How many first tokens of each text to leave out.
-        regressors: Further columns by name, each an array [batch, pos] or a labelled one over axes of `norms`, taken
-            at t: the logarithm of a token's frequency, `norms.position`, or `norms.shift(layer=1)`.
+        regressors: Further columns by name, each an array [batch, pos] or a labelled one over axes of `norms`. Their
+            values at t enter: the logarithm of a token's frequency, `norms.position`, or `norms.shift(layer=1)`.
         cov: "plain" standard errors, or "HAC" (or HAC(maxlags=...)) for heteroskedasticity- and
             autocorrelation-consistent ones.
 
@@ -62,7 +61,7 @@ def autoregression(
         fitted (constant, dependent columns, a value that is not finite) are NaN, and `problems` says why.
 
     Raises:
-        InputError: Texts with too few rows for the parameters, positions that are not adjacent, or no layer that can
+        InputError: If the texts have too few rows for the parameters, positions are not adjacent, or no layer can
             be fitted.
 
     Example:
@@ -74,17 +73,14 @@ def autoregression(
         >>> fit.params.shape, fit.nobs, list(fit.params)
         ((4, 3), 16, ['const', 'lag1', 'lag2'])
     """
-    lags, skip = whole_number("lags", lags), whole_number("skip", skip)
+    lags, skip = lag_count("lags", lags), lag_count("skip", skip)
     if cov not in ("plain", "HAC") and not isinstance(cov, HAC):
         raise InputError(
-            f"autoregression: cov={cov!r}, expected 'plain', 'HAC' or HAC(maxlags=...).",
+            f"autoregression: cov={shown(cov)}, expected 'plain', 'HAC' or HAC(maxlags=...).",
             code="unknown-covariance",
-            remedy="Give one of these.",
+            remedy="Give cov='plain', cov='HAC' or cov=pl.measure.HAC(maxlags=4).",
         )
-    data, basis = _prepared(norms, lags, skip, {} if regressors is None else regressors)
-    solution = _solved(data.design, data.panel)
-    require_fitted(solution)
-    fit = AutoregressionFit(basis, solution, data=data)
+    fit = _fitted(norms, _design(norms, lags, skip, regressors), skip)
     if cov == "plain":
         return fit
     return fit.robust(cov.maxlags if isinstance(cov, HAC) else None)
@@ -97,7 +93,7 @@ class LagSelection:
     Attributes:
         aic: Akaike's criterion; a row for each layer, a column for each order.
         bic: Schwarz's criterion.
-        nobs: Rows of every regression.
+        nobs: How many rows every regression has.
     """
 
     aic: pd.DataFrame
@@ -106,12 +102,12 @@ class LagSelection:
 
     @cached_property
     def best_aic(self) -> pd.Series:
-        """By layer, the order with the lowest AIC."""
+        """The order with the lowest AIC, by layer."""
         return _best(self.aic)
 
     @cached_property
     def best_bic(self) -> pd.Series:
-        """By layer, the order with the lowest BIC."""
+        """The order with the lowest BIC, by layer."""
         return _best(self.bic)
 
     def __repr__(self) -> str:
@@ -130,16 +126,16 @@ def select_lags(
     statsmodels has them.
 
     Args:
-        norms: As for `autoregression`.
+        norms: The series, as for `autoregression`.
         max_lags: The highest order.
         skip: How many first tokens of each text to leave out.
-        regressors: Further columns, which every order has.
+        regressors: Further columns, as for `autoregression`; every order has them.
 
     Returns:
         `aic` and `bic` by layer and order, and `best_aic`, `best_bic`; 0 lags is the mean alone.
 
     Raises:
-        InputError: As `autoregression`.
+        InputError: As for `autoregression`.
 
     Example:
         >>> import pellucid as pl
@@ -149,27 +145,16 @@ def select_lags(
         >>> list(chosen.bic), chosen.nobs
         ([0, 1, 2, 3], 15)
     """
-    highest = whole_number("max_lags", max_lags)
-    data, basis = _prepared(norms, highest, whole_number("skip", skip), {} if regressors is None else regressors)
-    aic: dict[int, Any] = {}
-    bic: dict[int, Any] = {}
-    for order in range(highest + 1):
-        names = (*basis.names[: order + 1], *basis.names[highest + 1 :])
-        same_rows = replace(data.design, lags=order, names=names)
-        solution = _solved(same_rows, data.panel)
-        require_fitted(solution)
-        fit = AutoregressionFit(replace(basis, lags=order, names=names), solution)
-        aic[order], bic[order] = fit.aic, fit.bic
+    highest, skip = lag_count("max_lags", max_lags), lag_count("skip", skip)
+    same_rows = _design(norms, highest, skip, regressors)
+    fits = {order: _fitted(norms, replace(same_rows, lags=order), skip) for order in range(highest + 1)}
     pandas = need("pandas", "select_lags")
-    return LagSelection(pandas.DataFrame(aic), pandas.DataFrame(bic), len(data.design.at))
+    aic, bic = (pandas.DataFrame({k: getattr(fit, name) for k, fit in fits.items()}) for name in ("aic", "bic"))
+    return LagSelection(aic, bic, len(same_rows.at))
 
 
 def require_rows(rows: int, parameters: int, texts: str, first: int) -> None:
-    """Refuse no more rows than parameters.
-
-    Raises:
-        InputError: That is so.
-    """
+    """Raise `InputError` unless there are more rows than parameters."""
     if rows <= parameters:
         raise InputError(
             f"autoregression: {texts} give {rows} rows (t from {first}) for {parameters} parameters, "
@@ -180,11 +165,7 @@ def require_rows(rows: int, parameters: int, texts: str, first: int) -> None:
 
 
 def require_fitted(solution: Solution) -> None:
-    """Refuse a result in which nothing is fitted.
-
-    Raises:
-        InputError: That is so.
-    """
+    """Raise `InputError` if every series has a problem."""
     if (solution.problems != "").all():
         raise InputError(
             f"autoregression: nothing can be fitted: {solution.problems[0]}.",
@@ -193,38 +174,33 @@ def require_fitted(solution: Solution) -> None:
         )
 
 
-def _basis(panel: Panel, design: Design, skip: int, attrs: dict[str, Any]) -> Basis:
-    """What a design fits."""
-    lengths = (panel.position >= 0).sum(1)
-    shown = ", ".join(map(str, lengths[:8].tolist())) + (", ..." if len(lengths) > 8 else "")
-    require_rows(len(design.at), len(design.names), f"texts of {shown} tokens", skip + design.lags)
-    texts = len(np.unique(design.text))
-    short = int((lengths > 0).sum()) - texts
-    return Basis(design.lags, skip, design.names, texts, short, panel.dims, panel.shape, panel.coords, attrs)
-
-
-def _prepared(norms: xarray.DataArray, lags: int, skip: int, regressors: Mapping[str, Any]) -> tuple[Data, Basis]:
+def _design(norms: xarray.DataArray, lags: int, skip: int, regressors: Mapping[str, Any] | None) -> Design:
+    """Choose the rows and check what was given."""
     panel = panel_of(norms, "autoregression")
-    if not isinstance(regressors, Mapping):
+    given = {} if regressors is None else regressors
+    if not isinstance(given, Mapping):
         raise InputError(
-            f"autoregression: regressors={type(regressors).__name__}, expected a dict of names and arrays.",
+            f"autoregression: regressors={type(given).__name__}, expected a dict of names and arrays.",
             code="regressor-misfit",
             remedy='Give it a name: regressors={"position": norms.position}.',
         )
-    taken = {"y", "const", *(f"lag{i}" for i in range(1, lags + 1))} & set(map(str, regressors))
+    taken = {"y", "const", *(f"lag{i}" for i in range(1, lags + 1))} & set(map(str, given))
     if taken:
         raise InputError(
             f"autoregression: a regressor is called {min(taken)!r}, which is the name of a column of its own.",
             code="name-taken",
             remedy="Give it another name.",
         )
-    extra = {str(name): _regressor(name, given, norms, panel) for name, given in regressors.items()}
+    extra = {str(name): _regressor(name, one, norms, panel) for name, one in given.items()}
     design = Design.of(panel, lags, skip, extra)
-    return Data(norms, panel, design), _basis(panel, design, skip, dict(norms.attrs))
+    lengths = (panel.position >= 0).sum(1)
+    listed = ", ".join(map(str, lengths[:8].tolist())) + (", ..." if len(lengths) > 8 else "")
+    require_rows(len(design.at), len(design.names), f"texts of {listed} tokens", skip + lags)
+    return design
 
 
 def _regressor(name: str, given: Any, norms: xarray.DataArray, panel: Panel) -> Array:
-    """[S, C], or [1, C] where it is the same for every series."""
+    """Return a further regressor as [S, C], or as [1, C] if it is the same for every series."""
     xarray = need("xarray", "autoregression")
     texts_and_time = [dim for dim in ("batch", "pos", "query") if dim in norms.dims]
     one_series = norms.isel(dict.fromkeys(panel.dims, 0), drop=True)
@@ -246,19 +222,21 @@ def _regressor(name: str, given: Any, norms: xarray.DataArray, panel: Panel) -> 
         ) from error
 
 
-def _solved(design: Design, panel: Panel) -> Solution:
-    """By normal equations, and one by one where these are not accurate enough."""
-    solution = solve(design.cross_products())
-    for series in np.flatnonzero(solution.doubtful):
-        response, matrix = design.matrix(int(series))
-        solution.put(int(series), solve_by_qr(response, matrix[:, 1:]))
+def _fitted(norms: xarray.DataArray, design: Design, skip: int) -> AutoregressionFit:
+    """Fit every series, and say where a value is not finite."""
+    solution = solve(design.factor())
     for series in np.flatnonzero(solution.problems == NOT_FINITE):
-        solution.problems[series] = _not_finite(design, panel, int(series))
-    return solution
+        solution.problems[series] = _not_finite(design, int(series))
+    require_fitted(solution)
+    panel, texts = design.panel, len(np.unique(design.text))
+    short = int((panel.position >= 0).any(1).sum()) - texts
+    labels = (panel.dims, panel.shape, panel.coords, dict(norms.attrs))
+    basis = Basis(design.lags, skip, design.names, texts, short, *labels)
+    return AutoregressionFit(basis, solution, series=Series(norms, design))
 
 
-def _not_finite(design: Design, panel: Panel, series: int) -> str:
-    """Where it is."""
+def _not_finite(design: Design, series: int) -> str:
+    """Say which value of a series is not finite."""
     response, matrix = design.matrix(series)
     wrong = ~np.isfinite(np.column_stack([response, matrix[:, 1:]]))
     if not wrong.any():
@@ -266,8 +244,7 @@ def _not_finite(design: Design, panel: Panel, series: int) -> str:
     row, column = map(int, np.argwhere(wrong)[0])
     name = "the series" if column <= design.lags else design.names[column]
     back = column if column <= design.lags else 0
-    t = int(panel.position.ravel()[design.at[row]]) - back
-    return f"{name} is not finite at text {int(design.text[row])}, t = {t}"
+    return f"{name} is not finite at text {int(design.text[row])}, t = {int(design.t[row]) - back}"
 
 
 def _best(criterion: pd.DataFrame) -> pd.Series:

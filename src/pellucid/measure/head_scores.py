@@ -15,9 +15,10 @@ from torch import Tensor
 from pellucid.axes import Axis
 from pellucid.check import as_python, as_whole
 from pellucid.config import TransformerConfig
+from pellucid.corpus.sink import Runnable
 from pellucid.errors import InputError, shown
-from pellucid.measure.captured import Runs, find
-from pellucid.measure.labelled import Measured, stacked
+from pellucid.measure.captured import find
+from pellucid.measure.labelled import Reading, stacked
 from pellucid.run.activations import ActivationCkpts
 
 if TYPE_CHECKING:
@@ -97,10 +98,10 @@ def first_token(ckpts: ActivationCkpts) -> xarray.DataArray:
     return _score(ckpts, "first_token", "probability", to_first)
 
 
-def induction(model: Runs, *, length: int = 50, texts: int = 64, seed: int = 0) -> xarray.DataArray:
+def induction(model: Runnable, *, length: int = 50, texts: int = 64, seed: int = 0) -> xarray.DataArray:
     """How much each head attends to the token that came after an earlier occurrence of the present one.
 
-    Measured as in Olsson et al. (2022, arXiv:2209.11895): on random ids that are repeated once, where nothing else
+    Reading as in Olsson et al. (2022, arXiv:2209.11895): on random ids that are repeated once, where nothing else
     than the repetition can be learned from the text, the mean over the second copy of the attention from a token to
     the one behind its first occurrence. The end-of-text id stands before the two copies where the model has one.
 
@@ -136,7 +137,7 @@ def induction(model: Runs, *, length: int = 50, texts: int = 64, seed: int = 0) 
         sums.append(torch.stack(followed).sum((1, 3)))
     mean = (torch.stack(sums).sum(0) / (texts * length)).numpy()
     source = find(ckpts, PATTERN)  # pyright: ignore[reportPossiblyUnboundVariable] (there is at least one sequence)
-    result = Measured(mean, ("layer", "head"), source, "induction", "probability").labelled()
+    result = Reading(mean, ("layer", "head"), source, "induction", "probability").labelled()
     del result.attrs["text"]  # it is the last batch's only; seed, texts and length say which texts they were
     return result.assign_attrs(length=length, texts=texts, seed=seed)
 
@@ -185,4 +186,4 @@ def _score(ckpts: ActivationCkpts, name: str, units: str, rule: _Rule) -> xarray
     for pattern in source.float64():
         each = rule(pattern.nan_to_num(0.0), torch.where(back >= 0, back, 0).double())
         means.append((each * counts).sum((0, 2)) / counts.sum())
-    return Measured(stacked(source, means), (str(Axis.LAYER), str(Axis.HEAD)), source, name, units).labelled()
+    return Reading(stacked(source, means), (str(Axis.LAYER), str(Axis.HEAD)), source, name, units).labelled()

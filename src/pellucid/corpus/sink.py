@@ -1,0 +1,139 @@
+"""The loop over a corpus, and the sink that takes what each batch gave.
+
+A sink names the checkpoints that it reads, takes the captured values of each batch, and may keep on disk how far it
+got. Gathering statistics is one sink; storing the values themselves is another.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Generator, Iterable, Sized
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+from pellucid.aliases import selected
+from pellucid.ckpt import all_names
+from pellucid.config import TransformerConfig
+from pellucid.corpus.texts import Progress, batches_of, texts_after
+from pellucid.errors import InputError, PellucidError
+from pellucid.run.activations import ActivationCkpts
+
+
+class Runnable(Protocol):
+    """A model as far as it is needed here; a `CkptedTransformer` is one."""
+
+    @property
+    def config(self) -> TransformerConfig:
+        """What the model is."""
+        ...
+
+    def run_with_ckpts(self, inputs: Any, *, names: Any = None, stop_at: Any = None) -> tuple[Any, ActivationCkpts]:
+        """Return logits and captured values."""
+        ...
+
+
+class Sink(ABC):
+    """What is done with each batch of a corpus.
+
+    `feed` calls `resume` once, then `take` and `keep` for each batch, and `keep` once more at the end.
+    """
+
+    @property
+    @abstractmethod
+    def captures(self) -> Collection[str]:
+        """The checkpoints that this sink reads, as names or patterns."""
+
+    @abstractmethod
+    def resume(self) -> Progress:
+        """Return how far the corpus was read before, and go on from there; `Progress()` if it was not."""
+
+    @abstractmethod
+    def take(self, ckpts: ActivationCkpts, texts: range) -> None:
+        """Use the captured values of one batch.
+
+        Args:
+            ckpts: The captured values; their rows are the texts of the batch, in order.
+            texts: The numbers of these texts in the corpus, from 0.
+        """
+
+    @abstractmethod
+    def keep(self, done: Progress, *, last: bool) -> None:
+        """Write down that the corpus was read so far, if it is time or this was the last batch."""
+
+
+def feed(
+    model: Runnable, texts: Iterable[Any], sink: Sink, *, batch_size: int, progress: bool = False, by: str = "stream"
+) -> Progress:
+    """Run texts in batches of their order, each once, and give every batch to a sink.
+
+    Args:
+        model: What to run, as far as the last checkpoint that the sink reads.
+        texts: Texts, or rows of ids; any iterable. Texts that the sink has taken before are passed over.
+        sink: What is done with each batch.
+        batch_size: How many texts run together, 1 or more.
+        progress: Whether to draw a bar with rate and time left on stderr, if that is a terminal.
+        by: The function that the user called, for messages.
+
+    Returns:
+        How far the texts were read.
+
+    Raises:
+        InputError: If there is no text, one is empty or longer than the context, or the first texts are not those
+            that the sink has taken before.
+        UnknownNameError: If there is no such checkpoint.
+    """
+    if isinstance(texts, str) or not isinstance(texts, Iterable):
+        raise InputError(
+            f"{by}: texts={type(texts).__name__}, expected a list or another iterable of texts.",
+            code="texts-kind",
+            remedy="Put a single text into a list.",
+        )
+    names = selected(list(sink.captures), all_names(model.config.n_layer))
+    done = sink.resume()
+    with _bar(len(texts) if isinstance(texts, Sized) else None, progress) as advance:
+        left = texts_after(texts, done)
+        advance(done.texts)
+        for batch in batches_of(left, batch_size):
+            numbers = range(done.texts, done.texts + len(batch))
+            try:
+                ckpts = model.run_with_ckpts(batch, names=names, stop_at=names[-1])[1]
+            except PellucidError as error:
+                where = f"{by}, texts {numbers[0]} to {numbers[-1]}: {error.message}"
+                raise type(error)(where, code=error.code, remedy=error.remedy) from error
+            sink.take(ckpts, numbers)
+            for text in batch:
+                done.add(text)
+            sink.keep(done, last=False)
+            advance(len(batch))
+    if not done.texts:
+        raise InputError(
+            f"{by}: no texts, expected at least one.",
+            code="no-texts",
+            remedy="Mind that a generator that was read before is empty.",
+        )
+    sink.keep(done, last=True)
+    return done
+
+
+@contextmanager
+def _bar(total: int | None, wanted: bool) -> Generator[Callable[[int], None]]:
+    """Draw a bar; what comes back is called with the number of texts that are done."""
+    from rich import progress as rich
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(stderr=True)
+    if not wanted or not console.is_terminal:
+        yield lambda count: None
+        return
+
+    class Rate(rich.ProgressColumn):
+        def render(self, task: Any) -> Text:
+            return Text("" if task.speed is None else f"{task.speed:,.1f} texts/s")
+
+    columns = (
+        rich.TextColumn("texts"), rich.BarColumn(), rich.MofNCompleteColumn(), Rate(), rich.TimeRemainingColumn()
+    )  # fmt: skip
+    with rich.Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("texts", total=total)
+        yield lambda count: bar.advance(task, count)

@@ -1,0 +1,375 @@
+"""The result of an autoregression: estimates and tests by layer, which print themselves."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pellucid.check import as_number, as_whole
+from pellucid.errors import InputError, shown
+from pellucid.extras import need
+from pellucid.measure.labelled import Array
+from pellucid.measure.regression import fit_tables
+from pellucid.measure.regression.least_squares import Solution
+from pellucid.measure.regression.rows import Basis, Design, lag_count
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import xarray
+
+CORRECTIONS = {"holm": "holm", "bh": "fdr_bh"}
+"""Our name of a correction for many tests and statsmodels' name."""
+
+
+@dataclass(frozen=True)
+class Series:
+    """The series that were fitted, and which of their values are rows.
+
+    Attributes:
+        array: The labelled array that was given.
+        design: The rows.
+    """
+
+    array: xarray.DataArray
+    design: Design
+
+
+@dataclass(frozen=True, repr=False)
+class AutoregressionFit:
+    """y[t] = const + lag1 y[t-1] + lag2 y[t-2] + ... + further regressors, by ordinary least squares for every layer.
+
+    Tables have a row for each layer (or layer and head) and a column for each parameter. A layer that could not be
+    fitted has NaN in all of them, and `problems` says why.
+
+    Attributes:
+        basis: What was fitted.
+        solution: Estimates, as plain arrays.
+        maxlags: Lags of the Newey-West covariance; None for plain standard errors.
+        series: The series; None for a fit of a stream, which keeps no series.
+    """
+
+    basis: Basis
+    solution: Solution
+    maxlags: int | None = None
+    series: Series | None = None
+
+    @property
+    def lags(self) -> int:
+        """How many past values enter."""
+        return self.basis.lags
+
+    @property
+    def skip(self) -> int:
+        """How many first tokens of each text were left out."""
+        return self.basis.skip
+
+    @property
+    def nobs(self) -> int:
+        """How many rows each regression has."""
+        return self.solution.count
+
+    @property
+    def df_resid(self) -> int:
+        """How many more rows than parameters there are."""
+        return self.nobs - len(self.basis.names)
+
+    @property
+    def attrs(self) -> dict[str, Any]:
+        """Provenance and units of the series."""
+        return self.basis.attrs
+
+    @cached_property
+    def covariance(self) -> Array:
+        """The covariance of the estimates, [S, k, k], plain or Newey-West."""
+        if self.maxlags is None:
+            return self.solution.inverse * (self.solution.ssr / self.df_resid)[:, None, None]
+        return self._newey_west(self._held("a robust covariance").design, self.maxlags)
+
+    @cached_property
+    def params(self) -> pd.DataFrame:
+        """The estimates."""
+        return self._table(self.solution.params)
+
+    @cached_property
+    def bse(self) -> pd.DataFrame:
+        """The standard errors of the estimates."""
+        return self._table(np.sqrt(np.einsum("skk->sk", self.covariance)))
+
+    @cached_property
+    def tvalues(self) -> pd.DataFrame:
+        """The estimates divided by their standard errors."""
+        return self.params / self.bse
+
+    @cached_property
+    def pvalues(self) -> pd.DataFrame:
+        """Two-sided p-values for each coefficient being 0 (Student's t), uncorrected; see `corrected`."""
+        student = need("scipy.special", "p-values").stdtr
+        return self._table(2 * student(self.df_resid, -np.abs(self.tvalues.to_numpy())))
+
+    @cached_property
+    def conf_int(self) -> pd.DataFrame:
+        """95 % confidence intervals: columns (parameter, "lower") and (parameter, "upper")."""
+        return self.interval(0.95)
+
+    def interval(self, level: float) -> pd.DataFrame:
+        """Return confidence intervals at another level, such as 0.99, in the form of `conf_int`.
+
+        Raises:
+            InputError: If the level is not between 0 and 1.
+        """
+        share = as_number(level)
+        if share is None or not 0 < share < 1:
+            raise InputError(
+                f"interval: level={shown(level)}, expected a share between 0 and 1.",
+                code="level",
+                remedy="Give 0.95 for 95 %.",
+            )
+        half = need("scipy.special", "interval").stdtrit(self.df_resid, (1 + share) / 2) * self.bse.to_numpy()
+        both = np.stack([self.solution.params - half, self.solution.params + half], axis=2)
+        pandas = need("pandas", "interval")
+        columns = pandas.MultiIndex.from_product([self.basis.names, ["lower", "upper"]])
+        return pandas.DataFrame(both.reshape(len(both), -1), index=self.index, columns=columns)
+
+    def corrected(self, method: str = "holm") -> pd.DataFrame:
+        """Correct the p-values for as many tests of each parameter as there are layers (rows).
+
+        Args:
+            method: "holm" (Holm 1979) bounds the chance of any false rejection, "bh" (Benjamini & Hochberg 1995) the
+                expected share of false ones. Rows without a fit do not count as tests.
+
+        Raises:
+            InputError: If the method is unknown.
+        """
+        if not isinstance(method, str) or method not in CORRECTIONS:
+            raise InputError(
+                f"corrected: {shown(method)}, expected one of {', '.join(map(repr, CORRECTIONS))}.",
+                code="unknown-correction",
+                remedy="'holm' bounds the chance of any false rejection, 'bh' the share of false ones.",
+            )
+        correct = need("statsmodels.stats.multitest", "corrected").multipletests
+        p, held = self.pvalues.to_numpy(copy=True), self.solution.problems == ""
+        for column in range(p.shape[1]):
+            p[held, column] = correct(p[held, column], method=CORRECTIONS[method])[1]
+        return self._table(p)
+
+    @cached_property
+    def rsquared(self) -> pd.Series:
+        """The share of the response's variance that is explained."""
+        return self._column(1 - self.solution.ssr / self.solution.tss)
+
+    @cached_property
+    def rsquared_adj(self) -> pd.Series:
+        """The explained share, adjusted for the number of parameters."""
+        return self._column(1 - (1 - self.rsquared.to_numpy()) * (self.nobs - 1) / self.df_resid)
+
+    @cached_property
+    def aic(self) -> pd.Series:
+        """Akaike's criterion (1974), -2 log L + 2 k, with Gaussian residuals and k parameters."""
+        return self._column(self._deviance() + 2 * len(self.basis.names))
+
+    @cached_property
+    def bic(self) -> pd.Series:
+        """Schwarz's criterion (1978), -2 log L + k log n, with Gaussian residuals and k parameters."""
+        return self._column(self._deviance() + np.log(self.nobs) * len(self.basis.names))
+
+    def _deviance(self) -> Array:
+        with np.errstate(divide="ignore"):
+            return self.nobs * (np.log(2 * np.pi * self.solution.ssr / self.nobs) + 1)
+
+    @cached_property
+    def condition(self) -> pd.Series:
+        """The condition number of each design, constant included: largest over smallest singular value."""
+        return self._column(self.solution.condition)
+
+    @cached_property
+    def problems(self) -> pd.Series:
+        """Why a layer could not be fitted, "" if it was."""
+        return self._column(self.solution.problems)
+
+    @cached_property
+    def residuals(self) -> xarray.DataArray:
+        """What is not explained, with the axes of the series; NaN if no row was fitted there."""
+        held = self._held("residuals")
+        whole = held.design.residuals(self.solution)
+        rest = [dim for dim in ("batch", "pos", "query") if dim in held.array.dims]
+        ordered = held.array.transpose(*held.design.panel.dims, *rest)
+        return ordered.copy(data=whole.reshape(ordered.shape)).rename("residual").transpose(*held.array.dims)
+
+    def ljung_box(self, lags: int = 10, model_df: int | None = None) -> pd.DataFrame:
+        """Test whether the residuals are still correlated with their own past (Ljung & Box 1978).
+
+        Q = n (n + 2) sum_l r_l^2 / n_l, with r_l the autocorrelation at lag l and n_l how many products it has: n - l
+        for one text, and fewer for several, because products of two texts do not enter.
+
+        Args:
+            lags: How many autocorrelations are tested together.
+            model_df: The degrees of freedom that the fit has used up; None for the autoregression's lags.
+
+        Returns:
+            `statistic` and `pvalue` by layer; p is NaN if `lags` leaves no degree of freedom.
+
+        Raises:
+            InputError: If one is no whole number, or the texts have no more rows than `lags`.
+        """
+        design = self._held("ljung_box").design
+        longest = int(np.bincount(design.text).max())
+        tested = as_whole(lags)
+        if tested is None or not 1 <= tested < longest:
+            raise InputError(
+                f"ljung_box: lags={shown(lags)}, expected a whole number from 1 to {longest - 1}: the longest text "
+                f"gives {longest} rows.",
+                code="lags-range",
+                remedy="Test fewer lags, or fit longer texts.",
+            )
+        used = self.lags if model_df is None else lag_count("model_df", model_df, "ljung_box")
+        real = np.zeros(design.panel.position.shape, dtype=bool)
+        real.flat[design.at] = True
+        # statsmodels' acorr_ljungbox knows one series only; texts side by side, with zeros between, are as short.
+        residual = np.where(real, design.residuals(self.solution), 0.0)
+        total = np.zeros(len(residual))
+        for lag in range(1, tested + 1):
+            products = (residual[:, :, lag:] * residual[:, :, :-lag]).sum((1, 2))
+            total += (products / (residual**2).sum((1, 2))) ** 2 / (real[:, lag:] & real[:, :-lag]).sum()
+        statistic = self.nobs * (self.nobs + 2) * total
+        chi_square = need("scipy.special", "ljung_box").chdtrc
+        pvalue = chi_square(tested - used, statistic) if tested > used else np.full_like(statistic, np.nan)
+        return need("pandas", "ljung_box").DataFrame({"statistic": statistic, "pvalue": pvalue}, index=self.index)
+
+    def robust(self, maxlags: int | None = None) -> AutoregressionFit:
+        """Return the same fit with standard errors that allow for heteroskedasticity and autocorrelation.
+
+        They are those of Newey & West (1987) with Bartlett's kernel; products of two texts do not enter.
+
+        Args:
+            maxlags: How many lags enter; None for floor(4 (n / 100)^(2/9)), the rule of Newey & West (1994).
+
+        Raises:
+            InputError: If there are fewer than 0 lags or as many as rows, or the fit is of a stream.
+        """
+        self._held("a robust covariance")
+        chosen = int(4 * (self.nobs / 100) ** (2 / 9)) if maxlags is None else as_whole(maxlags)
+        if chosen is None or not 0 <= chosen < self.nobs:
+            raise InputError(
+                f"HAC: maxlags={shown(maxlags)}, expected a whole number from 0 to {self.nobs - 1}.",
+                code="lags-range",
+                remedy="Leave it out for the rule of Newey and West.",
+            )
+        return replace(self, maxlags=chosen)
+
+    def _newey_west(self, design: Design, maxlags: int) -> Array:
+        """Sandwich statsmodels' S_nw_panel between the inverses of X'X."""
+        sandwich = need("statsmodels.stats.sandwich_covariance", "a robust covariance")
+        weights = _bartlett(design)(maxlags)
+        ends = np.flatnonzero(np.diff(design.text, append=-1)) + 1
+        texts = list(zip([0, *ends[:-1]], ends, strict=True))
+        out = np.full_like(self.solution.inverse, np.nan)
+        residual = design.residuals(self.solution).reshape(len(out), -1)[:, design.at]
+        for series in np.flatnonzero(self.solution.problems == ""):
+            scores = design.matrix(int(series))[1] * residual[series, :, None]
+            # Scaled, because products of scores leave the range of float64 before the scores do.
+            size = np.abs(scores).max(0)
+            size[size == 0] = 1.0
+            half = self.solution.inverse[series] * size
+            out[series] = half @ sandwich.S_nw_panel(scores / size, weights, texts) @ half.T
+        return out
+
+    def design(self, layer: Any = None) -> pd.DataFrame:
+        """Return the rows of one layer's regression: the response "y" and a column for each parameter.
+
+        Args:
+            layer: The layer's label, a tuple if rows have several; may be left out if there is one row.
+
+        Returns:
+            A table indexed by text and position of the response.
+        """
+        design, series = self._held("design").design, self._row(layer)
+        y, matrix = design.matrix(series)
+        pandas = need("pandas", "design")
+        index = pandas.MultiIndex.from_arrays([design.text, design.t], names=["batch", "t"])
+        return pandas.DataFrame(np.column_stack([y, matrix]), index=index, columns=["y", *self.basis.names])
+
+    def summary(self, layer: Any = None) -> Any:
+        """Return statsmodels' own summary of one layer: `OLS(y, X).fit().summary()` on its design matrix.
+
+        Robust standard errors are statsmodels' "HAC", of several texts its "hac-panel" without corrections for few
+        groups, as in `bse`.
+
+        Args:
+            layer: The layer's label, a tuple if rows have several; may be left out if there is one row.
+
+        Raises:
+            InputError: If the layer is not there, or could not be fitted.
+            MissingExtraError: If statsmodels is not installed.
+        """
+        series = self._row(layer)
+        if self.solution.problems[series]:
+            raise InputError(
+                f"summary of {layer!r}: {self.solution.problems[series]}.",
+                code="not-fitted",
+                remedy="fit.problems says which layers have a fit.",
+            )
+        design, rows = self._held("summary").design, self.design(layer).reset_index(drop=True)
+        model = need("statsmodels.api", "summary").OLS(rows["y"], rows.drop(columns="y"))
+        robust: dict[str, Any] = {}
+        if self.maxlags is not None:
+            kwds: dict[str, Any] = {"maxlags": self.maxlags}
+            if self.basis.texts > 1:
+                plain = {"use_correction": False, "df_correction": False}
+                kwds |= {"groups": design.text, "weights_func": _bartlett(design), **plain}
+            robust = {"cov_type": "hac-panel" if self.basis.texts > 1 else "HAC", "cov_kwds": kwds}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # short series make its tests of normality warn; the summary says so itself
+            return model.fit(use_t=True, **robust).summary()
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """Return a row for each layer and parameter: estimate, standard error, t, p, corrected p, 95 % interval."""
+        return fit_tables.tidy(self)
+
+    @cached_property
+    def index(self) -> pd.Index:
+        """The labels of the rows of every table."""
+        return self.basis.index()
+
+    def _table(self, numbers: Array) -> pd.DataFrame:
+        return need("pandas", "autoregression").DataFrame(numbers, index=self.index, columns=list(self.basis.names))
+
+    def _column(self, numbers: Array) -> pd.Series:
+        return need("pandas", "autoregression").Series(numbers, index=self.index)
+
+    def _held(self, what: str) -> Series:
+        if self.series is None:
+            raise InputError(
+                f"autoregression: {what} needs the series, but this fit is of a stream, which keeps none.",
+                code="no-series",
+                remedy="Fit norms in memory with pl.measure.autoregression.",
+            )
+        return self.series
+
+    def _row(self, layer: Any) -> int:
+        if layer is None and len(self.index) == 1:
+            return 0
+        try:
+            return {label: row for row, label in enumerate(self.index)}[layer]
+        except (KeyError, TypeError):
+            raise InputError(
+                f"autoregression: row {layer!r}, expected one of {list(self.index)[:8]}.",
+                code="no-such-row",
+                remedy=f"Give a label of ({', '.join(self.basis.dims)}).",
+            ) from None
+
+    def __repr__(self) -> str:
+        return fit_tables.text(self)
+
+    def _repr_html_(self) -> str:
+        return fit_tables.page(self)
+
+
+def _bartlett(design: Design) -> Callable[[int], Array]:
+    """Bartlett's weights, as many as the longest text has rows: statsmodels raises an error if there are more."""
+    weights = need("statsmodels.stats.sandwich_covariance", "a robust covariance").weights_bartlett
+    return lambda maxlags: weights(maxlags)[: int(np.bincount(design.text).max())]

@@ -1,0 +1,238 @@
+"""The rows of a regression of a series on its own past: which values enter, and never across two texts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pellucid.axes import POSITIONS, coordinate
+from pellucid.check import require_whole
+from pellucid.errors import InputError
+from pellucid.extras import need
+from pellucid.measure.labelled import Array, positions_of
+from pellucid.measure.regression.least_squares import Factor, Solution, centred
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import xarray
+
+AT_ONCE = 1 << 16
+"""How many values are factored at once, 512 KB: with their copies they stay in a core's second-level cache."""
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Series of several texts, side by side.
+
+    Attributes:
+        values: The series, [S, B, P].
+        position: [B, P], counted from each text's own first real token; -1 if there is no value.
+        dims: The axes that the S series came from, such as ("layer", "head").
+        shape: The sizes of these axes; their product is S.
+        coords: The labels of these axes.
+    """
+
+    values: Array
+    position: Array
+    dims: tuple[str, ...]
+    shape: tuple[int, ...]
+    coords: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+
+def panel_of(array: xarray.DataArray, what: str) -> Panel:
+    """Read a labelled array: `pos` (or `query`) is time, `batch` the texts, all other axes are series.
+
+    Raises:
+        InputError: If it is no labelled array, has no axis of positions, or its positions are not adjacent.
+    """
+    if not isinstance(array, need("xarray", what).DataArray):
+        raise InputError(
+            f"{what}: {type(array).__name__} given, expected a labelled array with an axis of positions.",
+            code="not-measurable",
+            remedy="Pass what norms returned, or xarray.DataArray(numbers, dims=('layer', 'batch', 'pos')).",
+        )
+    time = [str(axis) for axis in POSITIONS if axis in array.dims]
+    if len(time) != 1:
+        raise InputError(
+            f"{what}: the axes are ({', '.join(map(str, array.dims))}), expected one of positions, pos or query.",
+            code="no-such-axis",
+            remedy="Pass norms, with their positions: (layer, batch, pos).",
+        )
+    texts = [dim for dim in array.dims if dim == "batch"]
+    dims = tuple(str(dim) for dim in array.dims if dim not in (*texts, *time))
+    ordered = array.transpose(*dims, *texts, *time)
+    shape = ordered.shape[: len(dims)]
+    values = np.asarray(ordered.values, dtype=np.float64)
+    values = values.reshape(int(np.prod(shape)), values.shape[-2] if texts else 1, values.shape[-1])
+    given = array.coords.get(coordinate(time[0], "position"))
+    if given is None or set(given.dims) != {*texts, *time}:
+        position = _counted(values)
+    else:
+        position = positions_of(given, *map(str, texts), *time).reshape(values.shape[1:])
+    require_adjacent(position, what)
+    coords = {dim: array.coords[dim].values for dim in dims if dim in array.coords}
+    return Panel(values, position, dims, shape, coords)
+
+
+def _counted(values: Array) -> Array:
+    """Count positions in an array that does not give them: from each text's first value to its last."""
+    texts, columns = values.shape[1:]
+    if not np.isnan(values[:, :, 0]).any() and not np.isnan(values[:, :, -1]).any():
+        return np.broadcast_to(np.arange(columns), (texts, columns))
+    position = np.full((texts, columns), -1)
+    for text, real in enumerate(np.logical_not(np.isnan(values).all(axis=0))):
+        held = np.flatnonzero(real)
+        if len(held):
+            position[text, held[0] : held[-1] + 1] = np.arange(held[-1] + 1 - held[0])
+    return position
+
+
+def require_adjacent(position: Array, what: str) -> None:
+    """Raise `InputError` if a column's left neighbour is not the token before, as pads between columns make it."""
+    for text, row in enumerate(position):
+        columns = np.flatnonzero(row >= 0)
+        apart = np.flatnonzero((np.diff(columns) != 1) | (np.diff(row[columns]) != 1))
+        if len(apart):
+            before, after = columns[apart[0]], columns[apart[0] + 1]
+            raise InputError(
+                f"{what}: in text {text}, position {row[after]} (column {after}) follows position {row[before]} "
+                f"(column {before}), expected adjacent ones.",
+                code="positions-not-adjacent",
+                remedy="Capture all positions, or a slice of step 1, in order; measure.aligned closes gaps of pads.",
+            )
+
+
+@dataclass(frozen=True)
+class Design:
+    """The response, its lags and further regressors, read off a panel on demand.
+
+    Attributes:
+        panel: The series.
+        at: Which cells of a series, all texts in one row of B * P, are responses, in order, [R].
+        lags: How many past values enter.
+        extra: Further regressors by name, each [S, B * P], or [1, B * P] if it is the same for every series.
+    """
+
+    panel: Panel
+    at: Array
+    lags: int
+    extra: Mapping[str, Array] = field(default_factory=dict[str, Array])
+
+    @classmethod
+    def of(cls, panel: Panel, lags: int, skip: int, extra: Mapping[str, Array] | None = None) -> Design:
+        """Take a row wherever a text has values at t >= skip + lags and at the `lags` positions before."""
+        fits = panel.position >= skip + lags
+        # Positions are adjacent, so all lags are there if the earliest is.
+        fits[:, :lags] = False
+        fits[:, lags:] &= panel.position[:, : fits.shape[1] - lags] >= 0
+        return cls(panel, np.flatnonzero(fits.ravel()), lags, extra or {})
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The parameters' names, the constant first."""
+        return ("const", *(f"lag{i}" for i in range(1, self.lags + 1)), *self.extra)
+
+    @property
+    def text(self) -> Array:
+        """The text that each row is of, [R]."""
+        return self.at // self.panel.position.shape[1]
+
+    @property
+    def t(self) -> Array:
+        """The position of each row's response in its text, [R]."""
+        return self.panel.position.ravel()[self.at]
+
+    @cached_property
+    def _flat(self) -> Array:
+        return self.panel.values.reshape(len(self.panel.values), -1)
+
+    def columns(self, series: slice) -> Array:
+        """Return the regressors without the constant and then the response of some series, [s, k, R]."""
+        flat = self._flat[series]
+        past = [flat[:, self.at - lag] for lag in range(1, self.lags + 1)]
+        further = [(one if len(one) == 1 else one[series])[:, self.at] for one in self.extra.values()]
+        response = flat[:, self.at]
+        return np.stack([*past, *(np.broadcast_to(one, response.shape) for one in further), response], axis=1)
+
+    def matrix(self, series: int) -> tuple[Array, Array]:
+        """Return y [R] and X [R, k], the constant first, of one series."""
+        *regressors, response = self.columns(slice(series, series + 1))[0]
+        return response, np.column_stack([np.ones(len(self.at)), *regressors])
+
+    def factor(self) -> Factor:
+        """Factor the columns of every series."""
+        if not len(self.at):
+            return Factor.of(self.columns(slice(None)))
+        parts = [Factor.of(self.columns(block)) for block in self._blocks()]
+        return Factor(len(self.at), *(np.concatenate([getattr(p, k) for p in parts]) for k in ("mean", "triangle")))
+
+    def residuals(self, solution: Solution) -> Array:
+        """Return what is not explained, [S, B, P]: NaN in cells of no row and in series with a problem."""
+        out = np.full(self._flat.shape, np.nan)
+        with np.errstate(invalid="ignore", over="ignore"):
+            for block in self._blocks():
+                away = centred(self.columns(block))[1]
+                out[block, self.at] = away[:, -1] - np.einsum("si,sir->sr", solution.params[block, 1:], away[:, :-1])
+        return out.reshape(self.panel.values.shape)
+
+    def _blocks(self) -> Iterator[slice]:
+        step = max(1, AT_ONCE // (len(self.at) * len(self.names)))
+        for start in range(0, len(self._flat), step):
+            yield slice(start, min(start + step, len(self._flat)))
+
+
+@dataclass(frozen=True)
+class Basis:
+    """What was fitted, whether in memory or over a stream.
+
+    Attributes:
+        lags: How many past values enter.
+        skip: How many first tokens of each text were left out.
+        names: The parameters, the constant first.
+        texts: How many texts gave rows.
+        short: How many texts are too short to give one.
+        dims: The axes that the rows of the tables came from, such as ("layer",).
+        shape: The sizes of these axes.
+        coords: The labels of these axes.
+        attrs: Provenance and units.
+    """
+
+    lags: int
+    skip: int
+    names: tuple[str, ...]
+    texts: int
+    short: int
+    dims: tuple[str, ...]
+    shape: tuple[int, ...]
+    coords: Mapping[str, Any]
+    attrs: dict[str, Any] = field(default_factory=dict[str, Any])
+
+    def equation(self) -> str:
+        """Return the equation with the names of its parameters."""
+        terms = [self.names[0], *(f"{name} y[t-{i}]" for i, name in enumerate(self.names[1 : self.lags + 1], 1))]
+        further = [f"{name} {name}[t]" for name in self.names[self.lags + 1 :]]
+        measured = f"{self.attrs.get('checkpoint', 'series')} ({self.attrs.get('units', 'no units')})"
+        return f"{measured}: y[t] = {' + '.join([*terms, *further])}"
+
+    def index(self) -> pd.Index:
+        """Return the labels of the rows of every table."""
+        pandas = need("pandas", "autoregression")
+        if not self.dims:
+            return pandas.Index([0], name="series")
+        labels = [self.coords.get(dim, range(size)) for dim, size in zip(self.dims, self.shape, strict=True)]
+        if len(labels) == 1:
+            return pandas.Index(labels[0], name=self.dims[0])
+        return pandas.MultiIndex.from_product(labels, names=self.dims)
+
+
+def lag_count(name: str, given: Any, what: str = "autoregression") -> int:
+    """Return a number of lags, tokens or parameters.
+
+    Raises:
+        InputError: If it is no whole number of 0 or more.
+    """
+    return require_whole(f"{what}: {name}", given, code="lags-range")

@@ -1,0 +1,275 @@
+"""What every statistic that is gathered run by run has in common: it takes runs, merges, and keeps its state.
+
+Counts and sketches merge exactly, in any order. Means, sums of powers and factors of products merge by updates that do
+not cancel (Chan, Golub & LeVeque 1983; Pébay 2008): there the order shows in the last digits only.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping
+from typing import Any, Generic, Literal, Protocol, Self, TypeVar, get_args
+
+import numpy as np
+
+from pellucid import aliases
+from pellucid.axes import Axis
+from pellucid.check import as_whole
+from pellucid.ckpt import BLOCK
+from pellucid.errors import InputError, shown
+from pellucid.measure.captured import capture_pattern
+from pellucid.measure.groups import TEXTS_AND_POSITIONS, Groups, axes_in
+from pellucid.measure.labelled import Array, Reading, coordinates, read, read_norms
+from pellucid.run.activations import ActivationCkpts
+
+Of = Literal["value", "norm", "log_norm"]
+"""What is gathered of a checkpoint: its values, the norms of its vectors, or their natural logarithms."""
+
+
+class Mergeable(Protocol):
+    """Numbers gathered from some runs, as a dataclass of arrays."""
+
+    def merge(self, other: Any) -> Any:
+        """Return what both hold together, and leave both as they are."""
+        ...
+
+
+M = TypeVar("M", bound=Mergeable)
+
+
+class Statistic(ABC, Generic[M]):
+    """Something gathered over texts.
+
+    Args:
+        name: A template over the blocks, a checkpoint around them, or one block's.
+        of: Whether to gather the checkpoint's values themselves, the norms of its vectors, or their logarithms.
+        over: The axes to sum over, texts and positions among them; None for these alone.
+    """
+
+    def __init__(self, name: aliases.Name, of: Of = "value", over: Collection[str] | None = None) -> None:
+        if of not in get_args(Of):
+            raise InputError(
+                f"{type(self).__name__}: of={shown(of)}, expected one of {', '.join(map(repr, get_args(Of)))}.",
+                code="unknown-of",
+                remedy="Give of='value', of='norm' or of='log_norm'.",
+            )
+        self.kind, self.block = aliases.kind_and_block(name)
+        self.of: Of = of
+        self.over = self._summed(over)
+        self.about: dict[str, Any] = {}
+        self._held: M | None = None
+        self._shape: tuple[int, ...] = ()
+
+    @property
+    def captures(self) -> str:
+        """The checkpoints to capture, as a pattern of names."""
+        return capture_pattern(self.kind if self.block is None else f"blocks.{self.block}.{self.kind}")
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """The axes of what is gathered, without the layer's."""
+        axes = aliases.AROUND[self.kind] if self.block is None else BLOCK[self.kind]
+        return tuple(map(str, axes if self.of == "value" else axes[:-1]))
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        """What this statistic gathers, in words that JSON can hold; partial results with the same merge."""
+        said = {"statistic": type(self).__name__, "captures": self.captures, "of": self.of, "over": list(self.over)}
+        return {**said, **self._options()}
+
+    def _options(self) -> dict[str, Any]:
+        """Return the statistic's own arguments."""
+        return {}
+
+    def fresh(self) -> Self:
+        """Return the same statistic with nothing gathered."""
+        made = copy.copy(self)
+        made.about, made._held = {}, None
+        return made
+
+    def update(self, ckpts: ActivationCkpts) -> None:
+        """Gather one run.
+
+        Raises:
+            UnknownNameError: If the run did not capture the checkpoint.
+            InputError: If a value is not finite, or the run is of other blocks than those before.
+        """
+        if self.of == "value":
+            reading = read(ckpts, self.captures)
+        else:
+            reading = read_norms(ckpts, self.captures, log=self.of == "log_norm")
+        attrs = {key: value for key, value in reading.attrs.items() if key != "text"}
+        labels = coordinates(reading.source, tuple(d for d in reading.dims if d not in TEXTS_AND_POSITIONS))
+        self._meet({"dims": list(reading.dims), "coords": labels, "attrs": attrs})
+        kept = self.kept
+        order = [reading.dims.index(dim) for dim in (*kept, *(dim for dim in self.over if dim in reading.dims))]
+        data = reading.data.transpose(order)
+        self._shape = data.shape[: len(kept)]
+        self._take(self._gather(data.reshape(-1, *data.shape[len(kept) :]), reading))
+
+    @abstractmethod
+    def _gather(self, data: Array, reading: Reading) -> M:
+        """Return what one run gives.
+
+        Args:
+            data: The numbers, [groups, axes that are summed over...].
+            reading: The same with its source.
+        """
+
+    def _take(self, part: M) -> None:
+        self._held = part if self._held is None else self._held.merge(part)
+
+    def merge(self, other: Self) -> None:
+        """Add what another of the same kind has gathered.
+
+        Raises:
+            InputError: If it gathers something else, or from another model.
+        """
+        if not isinstance(other, Statistic) or self.spec != other.spec:
+            given = other.spec if isinstance(other, Statistic) else type(other).__name__
+            raise InputError(
+                f"merge: {given}, expected {self.spec}.",
+                code="merge-misfit",
+                remedy="Merge statistics that were made with the same arguments.",
+            )
+        if other._held is not None:
+            self._meet(other.about)
+            self._shape = other._shape
+            self._take(other._held)
+
+    def _meet(self, about: dict[str, Any]) -> None:
+        if self.about and self.about != about:
+            raise InputError(
+                f"{type(self).__name__} of {self.captures}: a run of {about}, expected {self.about}.",
+                code="merge-misfit",
+                remedy="Gather runs of one model that captured the same blocks and heads.",
+            )
+        self.about = about
+
+    @abstractmethod
+    def result(self) -> Any:
+        """Return what was gathered, labelled.
+
+        Raises:
+            InputError: If nothing was gathered.
+        """
+
+    def gathered(self) -> M:
+        """Return the numbers gathered so far.
+
+        Raises:
+            InputError: If there are none.
+        """
+        if self._held is None:
+            raise InputError(
+                f"{type(self).__name__} of {self.captures}: no text was gathered, expected at least one.",
+                code="no-texts",
+                remedy="Give it texts first.",
+            )
+        return self._held
+
+    def state(self) -> dict[str, Array]:
+        """Return everything gathered as arrays; empty before the first run."""
+        if self._held is None:
+            return {}
+        numbers = {name: np.asarray(value) for name, value in vars(self._held).items()}
+        labels = {"about": np.frombuffer(json.dumps(self.about).encode(), dtype=np.uint8)}
+        return {**labels, "shape": np.asarray(self._shape, dtype=np.int64), **numbers}
+
+    def load(self, state: Mapping[str, Array]) -> None:
+        """Go on from what `state` gave.
+
+        Raises:
+            ValueError: If `state` cannot have given these arrays.
+        """
+        if not state:
+            return
+        self.about = read_about(state_array(state, "about", "u", (None,)))
+        kept, labels = self.kept, self.about["coords"]
+        shape = tuple(state_array(state, "shape", "i", (len(kept),)).tolist())
+        sizes = [len(labels[dim]) if isinstance(labels.get(dim), list) else None for dim in kept]
+        if any(wanted not in (None, size) for wanted, size in zip(sizes, shape, strict=True)):
+            raise ValueError(f"shape is {list(shape)}, which does not fit the labels")
+        self._shape = shape
+        self._held = self._read(state)
+
+    @abstractmethod
+    def _read(self, state: Mapping[str, Array]) -> M:
+        """Return the numbers that the arrays of a file hold, or raise `ValueError`; `_shape` is known."""
+
+    @property
+    def kept(self) -> tuple[str, ...]:
+        """The axes that the result keeps."""
+        return tuple(dim for dim in self.about["dims"] if dim not in self.over)
+
+    def groups(self) -> Groups:
+        """Return the labels of what is gathered."""
+        kept = self.kept
+        coords = {name: label for name, label in self.about["coords"].items() if name in kept or np.ndim(label) == 0}
+        return Groups(np.empty(0), kept, coords, {**self.about["attrs"], "over": ", ".join(self.over)})
+
+    def _summed(self, over: Collection[str] | None) -> tuple[str, ...]:
+        """Return the axes that are summed over: texts and positions, which differ from run to run, and what is named.
+
+        Raises:
+            InputError: If an axis is not there, or a text or position axis is left out.
+        """
+        running = tuple(axis for axis in TEXTS_AND_POSITIONS if axis in self.axes)
+        if over is None:
+            return running
+        chosen = axes_in(over, (str(Axis.LAYER), *self.axes), type(self).__name__)
+        left_out = [axis for axis in running if axis not in chosen]
+        if left_out:
+            raise InputError(
+                f"{type(self).__name__}: over={list(chosen)!r} leaves out {left_out[0]!r}, which differs between runs.",
+                code="no-such-axis",
+                remedy=f"Name at least {', '.join(running)}, or measure in memory.",
+            )
+        return chosen
+
+
+def state_array(state: Mapping[str, Array], key: str, kind: str, shape: tuple[int | None, ...]) -> Array:
+    """Return one array that a file holds of a statistic.
+
+    Args:
+        state: What the file holds.
+        key: The array's name.
+        kind: Numpy's letter: "i" for counts, none of them negative, "f" for float64, "u" for bytes.
+        shape: The sizes that it must have; None for any size.
+
+    Raises:
+        ValueError: If it is not there, or is something else.
+    """
+    array = state.get(key)
+    fits = array is not None and array.dtype.kind == kind and array.dtype.itemsize == (1 if kind == "u" else 8)
+    if array is None or not fits or array.ndim != len(shape):
+        raise ValueError(f"{key} is not what a statistic keeps")
+    if any(wanted not in (None, size) for wanted, size in zip(shape, array.shape, strict=True)):
+        raise ValueError(f"{key} is {list(array.shape)}, which does not fit the others")
+    if kind == "i" and array.size and int(array.min()) < 0:
+        raise ValueError(f"{key} holds negative counts")
+    return array
+
+
+def read_about(content: Array) -> dict[str, Any]:
+    """Return what a statistic says of its runs: axes, labels and provenance.
+
+    Raises:
+        ValueError: If it says something else.
+    """
+    try:
+        about = json.loads(content.tobytes())
+    except RecursionError as problem:
+        raise ValueError("its labels are nested too deeply") from problem
+    if not isinstance(about, dict) or set(about) != {"dims", "coords", "attrs"}:
+        raise ValueError("its labels are not dims, coords and attrs")
+    dims, coords, attrs = about["dims"], about["coords"], about["attrs"]
+    sound = isinstance(dims, list) and isinstance(coords, dict) and isinstance(attrs, dict)
+    if not sound or not all(isinstance(text, str) for text in (*dims, *attrs.values())):
+        raise ValueError("its labels are not texts")
+    numbers = [number for label in coords.values() for number in (label if isinstance(label, list) else [label])]
+    if any(as_whole(number) is None for number in numbers):
+        raise ValueError("its labels are not numbers of blocks and heads")
+    return about

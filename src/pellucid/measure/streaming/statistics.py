@@ -1,0 +1,294 @@
+"""The statistics that `stream` gathers: moments, covariances, quantiles and autoregressions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pellucid import aliases
+from pellucid.axes import NEURONS
+from pellucid.check import as_number
+from pellucid.errors import InputError, shown
+from pellucid.measure.groups import Result
+from pellucid.measure.histograms import QUARTILES, require_shares
+from pellucid.measure.labelled import Array, Reading
+from pellucid.measure.moments import Sums, moments_dataset
+from pellucid.measure.regression.autoregression import require_fitted, require_rows
+from pellucid.measure.regression.fit import AutoregressionFit
+from pellucid.measure.regression.least_squares import Factor, solve
+from pellucid.measure.regression.rows import Basis, Design, Panel, lag_count, require_adjacent
+from pellucid.measure.streaming.sketch import Sketch
+from pellucid.measure.streaming.statistic import Of, Statistic, state_array
+
+if TYPE_CHECKING:
+    import xarray
+
+
+class Moments(Statistic[Sums]):
+    """Mean, variance, skewness and excess kurtosis; the result is that of `moments`.
+
+    Args:
+        name: A template over the blocks, a checkpoint around them, or one block's.
+        of: "value", "norm" or "log_norm".
+        over: The axes to sum over, texts and positions among them; None for these alone.
+
+    Example:
+        >>> import pellucid as pl
+        >>> statistic = pl.measure.Moments("resid_post", of="norm")
+        >>> gathered = pl.measure.stream(pl.load(), ["One text", "another"], [statistic])
+        >>> gathered[0]["count"].values.tolist()
+        [5, 5, 5, 5]
+    """
+
+    def __init__(self, name: aliases.Name, of: Of = "value", *, over: Collection[str] | None = None) -> None:
+        super().__init__(name, of, over)
+
+    def _gather(self, data: Array, reading: Reading) -> Sums:
+        return Sums.of(data.reshape(len(data), -1))
+
+    def result(self) -> xarray.Dataset:
+        """Return `count`, `mean`, `variance`, `skewness`, `kurtosis` over the axes that are kept."""
+        sums = self.gathered()
+        return moments_dataset(Sums(*(numbers.reshape(self._shape) for numbers in vars(sums).values())), self.groups())
+
+    def _read(self, state: Mapping[str, Array]) -> Sums:
+        size = (math.prod(self._shape),)
+        count = state_array(state, "count", "i", size)
+        return Sums(count, *(state_array(state, key, "f", size) for key in ("mean", "m2", "m3", "m4")))
+
+
+@dataclass(frozen=True)
+class Products:
+    """Sums of products of S groups of D dimensions.
+
+    Two merge by the formula of Chan, Golub & LeVeque (1983), which does not cancel.
+
+    Attributes:
+        count: How many vectors there are.
+        mean: Their means, [S, D].
+        comoment: Sums of products of deviations from the mean, [S, D, D].
+    """
+
+    count: int
+    mean: Array
+    comoment: Array
+
+    @classmethod
+    def of(cls, columns: Array) -> Products:
+        """Sum products of vectors [S, D, n]."""
+        mean = columns.mean(2)
+        away = columns - mean[:, :, None]
+        return cls(columns.shape[2], mean, away @ away.transpose(0, 2, 1))
+
+    def merge(self, other: Products) -> Products:
+        """Return the sums of both together."""
+        count = self.count + other.count
+        apart = other.mean - self.mean
+        between = apart[:, :, None] * apart[:, None, :] * (self.count * (other.count / count))
+        mean = self.mean + apart * (other.count / count)
+        return Products(count, mean, self.comoment + other.comoment + between)
+
+
+class Covariance(Statistic[Products]):
+    """How dimensions vary together over texts and positions; the result is that of `covariance`.
+
+    Args:
+        name: A checkpoint of vectors.
+
+    Example:
+        >>> import pellucid as pl
+        >>> gathered = pl.measure.stream(pl.load(), ["One text", "another"], [pl.measure.Covariance("attn.ckpt_z")])
+        >>> dict(gathered[0].sizes)
+        {'layer': 4, 'head': 4, 'd_head': 64, 'd_head_other': 64}
+    """
+
+    def __init__(self, name: aliases.Name) -> None:
+        super().__init__(name)
+        if self.axes[-1] not in NEURONS:
+            raise InputError(
+                f"Covariance: {self.kind} has the axes ({', '.join(self.axes)}), expected one of "
+                f"{', '.join(NEURONS)} last.",
+                code="no-such-axis",
+                remedy="Choose a checkpoint of vectors, such as resid_post, attn.ckpt_z or mlp.ckpt_post.",
+            )
+
+    def _gather(self, data: Array, reading: Reading) -> Products:
+        columns = data.reshape(-1, self._shape[-1], math.prod(data.shape[1:]))
+        return Products.of(columns[:, :, ~np.isnan(columns[0, 0])])  # pads are the same for all dimensions
+
+    def result(self) -> xarray.DataArray:
+        """Return sums of products of deviations divided by the count, [(layer, head,) D, D_other]."""
+        products, groups = self.gathered(), self.groups()
+        data = (products.comoment / products.count).reshape(*self._shape, self._shape[-1])
+        whole = Result(data, f"({groups.units})^2", "population covariance", (f"{self.axes[-1]}_other",))
+        array = groups.dataset({"covariance": whole})["covariance"]
+        return array.assign_attrs(dict(groups.attrs) | array.attrs | {"count": products.count})
+
+    def _read(self, state: Mapping[str, Array]) -> Products:
+        count, size = int(state_array(state, "count", "i", ())), (math.prod(self._shape[:-1]), self._shape[-1])
+        comoment = state_array(state, "comoment", "f", (*size, size[1]))
+        return Products(count, state_array(state, "mean", "f", size), comoment)
+
+
+class Quantiles(Statistic[Sketch]):
+    """Quantiles with a stated relative error, from a DDSketch (Masson, Rim & Lee 2019, arXiv:1908.10693).
+
+    Memory grows with the range of the values of all groups, not with their number: about 8 log(max / min) / error bytes
+    for each group.
+
+    Args:
+        name: A template over the blocks, a checkpoint around them, or one block's.
+        of: "value", "norm" or "log_norm".
+        error: The largest relative error.
+        over: The axes to sum over, texts and positions among them; None for these alone.
+        quantiles: Which ones, from 0 to 1.
+
+    Example:
+        >>> import pellucid as pl
+        >>> statistic = pl.measure.Quantiles("resid_post", of="norm")
+        >>> gathered = pl.measure.stream(pl.load(), ["One text", "another"], [statistic])
+        >>> gathered[0].sel(quantile=0.5).sizes, gathered[0].relative_error
+        (Frozen({'layer': 4}), 0.01)
+    """
+
+    def __init__(
+        self,
+        name: aliases.Name,
+        of: Of = "value",
+        *,
+        error: float = 0.01,
+        over: Collection[str] | None = None,
+        quantiles: Sequence[float] = QUARTILES,
+    ) -> None:
+        super().__init__(name, of, over)
+        share = as_number(error)
+        if share is None or not 1e-4 <= share < 1:
+            raise InputError(
+                f"Quantiles: error={shown(error)}, expected at least 0.0001 and less than 1.",
+                code="sketch-error",
+                remedy="Give a relative error such as 0.01.",
+            )
+        self._error, self._wanted = share, require_shares(quantiles, "Quantiles")
+
+    def _options(self) -> dict[str, Any]:
+        return {"error": self._error, "quantiles": list(self._wanted)}
+
+    def _gather(self, data: Array, reading: Reading) -> Sketch:
+        return Sketch.of(data.reshape(len(data), -1), self._error)
+
+    def result(self) -> xarray.DataArray:
+        """Return [..., quantile]: of n values in order, the one numbered floor(q (n - 1)), within the error."""
+        found = self.gathered().quantiles(np.asarray(self._wanted), self._error)
+        groups = self.groups()
+        whole = Result(found.reshape(*self._shape, -1), groups.units, "quantile", ("quantile",))
+        array = groups.dataset({"quantile_value": whole})["quantile_value"].assign_coords(quantile=list(self._wanted))
+        return array.assign_attrs(dict(groups.attrs) | array.attrs | {"relative_error": self._error})
+
+    def _read(self, state: Mapping[str, Array]) -> Sketch:
+        return Sketch.of_state(state, math.prod(self._shape), self._error)
+
+
+@dataclass(frozen=True)
+class Pooled(Factor):
+    """The rows of several texts, factored.
+
+    Attributes:
+        texts: How many texts gave rows.
+        short: How many texts are too short to give one.
+    """
+
+    texts: int
+    short: int
+
+    def merge(self, other: Any) -> Pooled:
+        """Return the factor and the counts of both."""
+        both = super().merge(other)
+        counts = self.texts + other.texts, self.short + other.short
+        return Pooled(both.count, both.mean, both.triangle, *counts)
+
+
+class Autoregression(Statistic[Pooled]):
+    """A series of norms regressed on its own past; the result is that of `autoregression` with plain errors.
+
+    The series are not kept, so the result has no residuals, robust errors or statsmodels summary.
+
+    Args:
+        name: A template over the blocks, a checkpoint around them, or one block's.
+        lags: How many past values enter.
+        skip: How many first tokens of each text to leave out.
+        log: Whether to take the natural logarithm of the norms.
+
+    Example:
+        >>> import pellucid as pl
+        >>> statistic = pl.measure.Autoregression("attn.ckpt_attn_out", lags=1, skip=1, log=True)
+        >>> (fit,) = pl.measure.stream(pl.load(), ["Once upon a time there was a cat", "The end of it"], [statistic])
+        >>> fit.nobs, list(fit.params)
+        (8, ['const', 'lag1'])
+    """
+
+    def __init__(self, name: aliases.Name, lags: int = 2, skip: int = 0, *, log: bool = False) -> None:
+        super().__init__(name, "log_norm" if log else "norm")
+        self._lags, self._skip = lag_count("lags", lags), lag_count("skip", skip)
+
+    def _options(self) -> dict[str, Any]:
+        return {"lags": self._lags, "skip": self._skip}
+
+    def _gather(self, data: Array, reading: Reading) -> Pooled:
+        position = reading.source.position.numpy()
+        require_adjacent(position, "Autoregression")
+        design = Design.of(Panel(data, position, self.kept, self._shape), self._lags, self._skip)
+        fitted = len(np.unique(design.text))
+        return Pooled(**vars(design.factor()), texts=fitted, short=len(position) - fitted)
+
+    def result(self) -> AutoregressionFit:
+        """Return estimates and tests by layer.
+
+        Raises:
+            InputError: If there are no more rows than parameters, or no layer can be fitted.
+        """
+        pooled = self.gathered()
+        names = ("const", *(f"lag{i}" for i in range(1, self._lags + 1)))
+        require_rows(pooled.count, len(names), f"{pooled.texts + pooled.short} texts", self._skip + self._lags)
+        solution = solve(pooled)
+        require_fitted(solution)
+        labels = (self.kept, self._shape, self.about["coords"], dict(self.about["attrs"]))
+        basis = Basis(self._lags, self._skip, names, pooled.texts, pooled.short, *labels)
+        return AutoregressionFit(basis, solution)
+
+    def _read(self, state: Mapping[str, Array]) -> Pooled:
+        count, texts, short = (int(state_array(state, key, "i", ())) for key in ("count", "texts", "short"))
+        size = (math.prod(self._shape), self._lags + 1)
+        mean, triangle = (
+            state_array(state, key, "f", shape) for key, shape in (("mean", size), ("triangle", (*size, size[1])))
+        )
+        return Pooled(count, mean, triangle, texts, short)
+
+
+def covariance(ckpts: Any, name: aliases.Name) -> xarray.DataArray:
+    """Return how a checkpoint's dimensions vary together over texts and positions, pads left out.
+
+    With n vectors x and their mean m, it is sum((x - m)(x - m)') / n, in float64, as `numpy.cov` with ddof=0.
+
+    Args:
+        ckpts: What `run_with_ckpts` captured.
+        name: A checkpoint of vectors.
+
+    Returns:
+        [layer, D, D_other], with `head` behind the layer if the checkpoint has heads.
+
+    Raises:
+        InputError: If the checkpoint's last axis is no vector space.
+
+    Example:
+        >>> import pellucid as pl
+        >>> _, ckpts = pl.load().run_with_ckpts("Once upon a time", names="blocks.*.resid_post")
+        >>> dict(pl.measure.covariance(ckpts, "resid_post").sizes)
+        {'layer': 4, 'd_model': 256, 'd_model_other': 256}
+    """
+    gathered = Covariance(name)
+    gathered.update(ckpts)
+    return gathered.result()
