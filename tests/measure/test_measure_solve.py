@@ -18,7 +18,7 @@ from pellucid.measure.regression.rows import Design, Panel
 def design_of(values: np.ndarray, lags: int, skip: int = 0) -> Design:
     """Of one text each, [S, P]."""
     position = np.arange(values.shape[1])[None]
-    return Design.of(Panel(values[:, None], position, ("layer",), (len(values),)), lags, skip)
+    return Design.of(Panel(values[:, None], position), lags, skip)
 
 
 def exact(response: np.ndarray, matrix: np.ndarray) -> tuple[list[float], list[float], float]:
@@ -195,7 +195,7 @@ def test_rows_never_cross_texts(lags: int, skip: int, lengths: list[int]) -> Non
             at = slice(columns - length, columns) if left else slice(0, length)
             position[text, at] = np.arange(length)
             values[0, text, at] = 100 * text + np.arange(length)
-        design = Design.of(Panel(values, position, ("layer",), (1,)), lags, skip)
+        design = Design.of(Panel(values, position), lags, skip)
         response, matrix = design.matrix(0) if len(design.at) else (np.empty(0), np.empty((0, lags + 1)))
         expected = [100 * b + t for b, length in enumerate(lengths) for t in range(skip + lags, length)]
         assert response.tolist() == expected

@@ -1,6 +1,6 @@
 """Captured values as labelled arrays and fitted models: norms, moments, distributions, attention, autoregressions.
 
-What comes back is an `xarray.DataArray` or `Dataset` (with `.to_dataframe()`), or, for regressions, tables by layer.
+Measures return an `xarray.DataArray` or `Dataset` (with `.to_dataframe()`), regressions return tables by layer.
 Everything is computed in float64. Pads are left out of every number, and positions are counted from each text's own
 first real token.
 """

@@ -22,11 +22,11 @@ class Captured:
     """One kind of checkpoint of a run, block by block.
 
     Attributes:
-        kind: Its name without the block, such as "attn.ckpt_attn_out".
-        tensors: The raw values, one a block.
-        layers: Which blocks; None where the checkpoint is around them.
-        whole: Whether the values get a layer axis; not for the full name of a single block's checkpoint.
-        axes: Of each tensor.
+        kind: The checkpoint's name without the block, such as "attn.ckpt_attn_out".
+        tensors: The raw values, one tensor for each block.
+        layers: The numbers of the blocks; None if the checkpoint is around them.
+        whole: Whether the values get a layer axis; the full name of a single block's checkpoint gives none.
+        axes: The axes of each tensor.
         ckpts: The run.
     """
 
@@ -46,12 +46,12 @@ class Captured:
 
     @cached_property
     def position(self) -> Tensor:
-        """[B, P] of the kept columns: counted from each text's own first real token, -1 at pads."""
+        """The positions of the kept columns, [B, P], counted from each text's own first real token; -1 at pads."""
         return self.positions[:, self.columns]
 
     @cached_property
     def positions(self) -> Tensor:
-        """The same of all columns, [B, P]."""
+        """The positions of all columns, [B, P]."""
         batch = self.ckpts.batch
         return batch.positions.cpu().masked_fill(~batch.mask.cpu(), -1)
 
@@ -67,10 +67,10 @@ class Captured:
         return mask[:, self.columns].reshape(*mask[:, self.columns].shape, *[1] * (len(self.axes) - 2))
 
     def float64(self) -> Iterator[Tensor]:
-        """Each block's values in float64 on the CPU, NaN where nothing is measured.
+        """Yield each block's values in float64 on the CPU, NaN where nothing is measured.
 
         Raises:
-            InputError: A measured value is not finite.
+            InputError: If a measured value is not finite.
         """
         for number, tensor in enumerate(self.tensors):
             value = tensor.detach().cpu().double()
@@ -78,7 +78,12 @@ class Captured:
             yield value if self.real is None else value.masked_fill(~self.real, torch.nan)
 
     def require_finite(self, value: Tensor, number: int) -> None:
-        """Refuse values (all of the tensor, or a measure of each [B, P, ...]) that are not finite where they count."""
+        """Raise `InputError` if a measured value is not finite.
+
+        Args:
+            value: A block's values, or one number for each of its vectors.
+            number: Which of the blocks it is.
+        """
         real = self.real
         if real is not None and self.axes == ATTENTION and value.dim() < len(self.axes):
             real = real.any(-1)
@@ -98,7 +103,7 @@ class Captured:
 
 
 def find(ckpts: ActivationCkpts, name: aliases.Name) -> Captured:
-    """One kind of checkpoint of a run.
+    """Return one kind of checkpoint of a run.
 
     Args:
         ckpts: What `run_with_ckpts` captured.
@@ -106,8 +111,8 @@ def find(ckpts: ActivationCkpts, name: aliases.Name) -> Captured:
             name or pattern of one kind ("blocks.3.resid_post", "blocks.*.resid_post"); aliases are accepted.
 
     Raises:
-        UnknownNameError: No such checkpoint, or it was not captured.
-        InputError: A pattern of several kinds, or something else than a run.
+        UnknownNameError: If there is no such checkpoint, or it was not captured.
+        InputError: If a pattern matches several kinds, or `ckpts` is no run.
     """
     if not isinstance(ckpts, ActivationCkpts):
         raise InputError(
@@ -120,12 +125,12 @@ def find(ckpts: ActivationCkpts, name: aliases.Name) -> Captured:
         return Captured(kind, (ckpts[kind],), None, False, aliases.AROUND[kind], ckpts)
     wanted = aliases.selected(f"blocks.{block}.{kind}", all_names(ckpts.n_layer))
     held = [full for full in wanted if full in ckpts] or [wanted[0]]
-    tensors = tuple(ckpts[full] for full in held)  # says that it was not captured
+    tensors = tuple(ckpts[full] for full in held)  # raises UnknownNameError if it was not captured
     layers = tuple(int(full.split(".")[1]) for full in held)
     return Captured(kind, tensors, layers, "*" in block, all_axes(ckpts.n_layer)[held[0]], ckpts)
 
 
 def capture_pattern(name: aliases.Name) -> str:
-    """What to capture so that `find` finds it."""
+    """Return the pattern of names to capture so `find` finds them."""
     kind, block = aliases.kind_and_block(name)
     return kind if block is None else f"blocks.{block}.{kind}"

@@ -1,4 +1,4 @@
-"""Numbers in groups: which axes are summed over, which are kept, and where the kept ones get their labels."""
+"""Numbers in groups: some axes are summed over, the others are kept with their labels."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
     import xarray
 
 Source = Any
-"""What is measured: the captured values of a run (with a checkpoint's name), or a labelled array that came of one."""
+"""What is measured: the captured values of a run (with a checkpoint's name), or a labelled array of such values."""
 
 TEXTS_AND_POSITIONS = (str(Axis.BATCH), *map(str, POSITIONS), str(Axis.KEY))
-"""What measures sum over unless told otherwise, as far as an array has it."""
+"""The axes that measures sum over unless told otherwise, as far as an array has them."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """One array of results: values, units, what it is in words, and its axes behind those of the groups."""
+    """One array of results: values, units, a name in words, and its axes behind those of the groups."""
 
     data: Array
     units: str
@@ -41,8 +41,8 @@ class Groups:
 
     Attributes:
         data: [kept axes..., n], NaN where an entry is missing.
-        dims: Names of the kept axes.
-        coords: Their labels, as xarray takes them.
+        dims: The names of the kept axes.
+        coords: The labels of the kept axes, as xarray takes them.
         attrs: Provenance, units, and the axes that are summed over.
     """
 
@@ -52,7 +52,7 @@ class Groups:
     attrs: Mapping[str, Any]
 
     def dataset(self, arrays: Mapping[str, Result]) -> xarray.Dataset:
-        """Results for each group, by name."""
+        """Return results for each group, by name."""
         xarray = need("xarray", "pellucid.measure")
         made = {
             name: ((*self.dims, *one.dims), one.data, {"long_name": one.words, "units": one.units or "1"})
@@ -63,15 +63,15 @@ class Groups:
 
     @property
     def units(self) -> str:
-        """Of the numbers."""
+        """The units of the numbers."""
         return str(self.attrs.get("units", ""))
 
 
 def array_of(source: Source, name: aliases.Name | None, what: str) -> xarray.DataArray:
-    """The labelled array that a measure is asked about.
+    """Return the labelled array that a measure is asked about.
 
     Raises:
-        InputError: Neither a run with a name nor a labelled array.
+        InputError: If neither a run with a name nor a labelled array was given.
     """
     if isinstance(source, ActivationCkpts):
         if name is not None:
@@ -87,10 +87,10 @@ def array_of(source: Source, name: aliases.Name | None, what: str) -> xarray.Dat
 
 
 def _finite(array: xarray.DataArray, what: str) -> xarray.DataArray:
-    """An array of the caller's, in which NaN is an entry that is missing.
+    """Return an array of the caller's, in which NaN is an entry that is missing.
 
     Raises:
-        InputError: An infinite value.
+        InputError: If a value is infinite.
     """
     infinite = np.argwhere(np.isinf(array.values))
     if len(infinite):
@@ -108,13 +108,13 @@ def grouped(source: Source, name: aliases.Name | None, over: Collection[str] | N
 
     Args:
         source: What is measured.
-        name: The checkpoint, where `source` is a run.
-        over: The axes to sum over; None for texts and positions. Where positions are kept, they are counted from
-            each text's own first real token.
+        name: The checkpoint, if `source` is a run.
+        over: The axes to sum over; None for texts and positions. Positions that are kept are counted from each text's
+            own first real token.
         what: The measure, for messages.
 
     Raises:
-        InputError: An axis that the array does not have, or none at all.
+        InputError: If the array does not have one of the axes, or none was named.
     """
     array = array_of(source, name, what)
     dims = tuple(map(str, array.dims))
@@ -135,7 +135,7 @@ def grouped(source: Source, name: aliases.Name | None, over: Collection[str] | N
 
 
 def _begins_apart(array: xarray.DataArray, axis: str) -> bool:
-    """Whether a column is not the position that its label says; where nothing says, whether there are pads."""
+    """Return whether a column is not the position that its label says; without labels, whether there are pads."""
     position = array.coords.get(coordinate(axis, "position"))
     if position is None or not {"batch", axis} <= set(position.dims):
         return bool(array.isnull().any())
@@ -144,35 +144,39 @@ def _begins_apart(array: xarray.DataArray, axis: str) -> bool:
 
 
 def flattened(data: Array, kept: int) -> Array:
-    """All axes behind the first `kept` as one."""
+    """Join all axes behind the first `kept`."""
     return data.reshape(*data.shape[:kept], -1)
 
 
 def axes_in(over: Collection[str], dims: Collection[str], what: str) -> tuple[str, ...]:
-    """The axes named, each of which must be there."""
+    """Return the axes named.
+
+    Raises:
+        InputError: If one is not there.
+    """
     names = [str(axis) for axis in over] if isinstance(over, Iterable) and not isinstance(over, str) else [str(over)]
     absent = [axis for axis in names if axis not in dims]
     if absent:
         raise InputError(
             f"{what}: over={absent[0]!r}, but the axes are ({', '.join(dims)}).",
             code="no-such-axis",
-            remedy="Name axes that are there.",
+            remedy=f"Name some of {', '.join(dims)}.",
         )
     return tuple(dict.fromkeys(names))
 
 
 def aligned(array: xarray.DataArray, axis: str = "pos") -> xarray.DataArray:
-    """The same numbers with each text's own first real token in column 0, whatever side the pads were on.
+    """Return the same numbers with each text's own first real token in column 0, whatever side the pads were on.
 
     Args:
         array: What `norms` or `values` returned, with axes batch and pos (or query).
         axis: "pos", "query" or "key".
 
     Returns:
-        The same axes; NaN behind the end of each text.
+        An array of the same axes; NaN behind the end of each text.
 
     Raises:
-        InputError: An array without texts or their positions.
+        InputError: If the array has no texts, or does not say their positions.
 
     Example:
         >>> import pellucid as pl

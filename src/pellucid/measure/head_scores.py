@@ -1,4 +1,4 @@
-"""What each head does with its attention: how spread it is, how far it reaches, and to which token it goes.
+"""Scores of heads: how spread their attention is, how far it reaches, and to which token it goes.
 
 Every score is a mean over texts and over the queries from each text's second token on: the first has only itself to
 attend to, which says nothing about a head.
@@ -29,9 +29,9 @@ _AT_ONCE = 8
 
 
 def entropy(ckpts: ActivationCkpts) -> xarray.DataArray:
-    """How spread each head's attention is: -sum_k A[q, k] log A[q, k], in nats.
+    """Compute how spread each head's attention is: -sum_k A[q, k] log A[q, k], in nats.
 
-    0 where all attention goes to one token, log n where it is even over n.
+    It is 0 if all attention goes to one token, and log n if it is even over n.
 
     Args:
         ckpts: A run that captured "blocks.*.attn.ckpt_pattern".
@@ -40,8 +40,8 @@ def entropy(ckpts: ActivationCkpts) -> xarray.DataArray:
         [layer, head].
 
     Raises:
-        UnknownNameError: The patterns were not captured.
-        InputError: No text has a second token.
+        UnknownNameError: If the patterns were not captured.
+        InputError: If no text has a second token.
 
     Example:
         >>> import pellucid as pl
@@ -53,9 +53,9 @@ def entropy(ckpts: ActivationCkpts) -> xarray.DataArray:
 
 
 def distance(ckpts: ActivationCkpts) -> xarray.DataArray:
-    """How far back each head looks: sum_k A[q, k] (q - k), in tokens.
+    """Compute how far back each head looks: sum_k A[q, k] (q - k), in tokens.
 
-    Args, returns and raises as for `entropy`.
+    Arguments, result and errors are those of `entropy`.
 
     Example:
         >>> import pellucid as pl
@@ -67,9 +67,9 @@ def distance(ckpts: ActivationCkpts) -> xarray.DataArray:
 
 
 def previous_token(ckpts: ActivationCkpts) -> xarray.DataArray:
-    """How much of each head's attention goes to the token before: A[q, q - 1].
+    """Compute how much of each head's attention goes to the token before: A[q, q - 1].
 
-    Args, returns and raises as for `entropy`.
+    Arguments, result and errors are those of `entropy`.
 
     Example:
         >>> import pellucid as pl
@@ -81,9 +81,9 @@ def previous_token(ckpts: ActivationCkpts) -> xarray.DataArray:
 
 
 def first_token(ckpts: ActivationCkpts) -> xarray.DataArray:
-    """How much of each head's attention goes to the text's first token: A[q, 0].
+    """Compute how much of each head's attention goes to the text's first token: A[q, 0].
 
-    Args, returns and raises as for `entropy`.
+    Arguments, result and errors are those of `entropy`.
 
     Example:
         >>> import pellucid as pl
@@ -99,23 +99,23 @@ def first_token(ckpts: ActivationCkpts) -> xarray.DataArray:
 
 
 def induction(model: Runnable, *, length: int = 50, texts: int = 64, seed: int = 0) -> xarray.DataArray:
-    """How much each head attends to the token that came after an earlier occurrence of the present one.
+    """Compute how much each head attends to the token that came after an earlier occurrence of the present one.
 
-    Reading as in Olsson et al. (2022, arXiv:2209.11895): on random ids that are repeated once, where nothing else
-    than the repetition can be learned from the text, the mean over the second copy of the attention from a token to
-    the one behind its first occurrence. The end-of-text id stands before the two copies where the model has one.
+    It is measured as in Olsson et al. (2022, arXiv:2209.11895), on random ids that are repeated once, so nothing but
+    the repetition can be learned from the text: the mean over the second copy of the attention from a token to the
+    one behind its first occurrence. The end-of-text id stands before the two copies if the model has one.
 
     Args:
-        model: Whose heads.
-        length: Ids in one copy.
+        model: The model whose heads are scored.
+        length: How many ids one copy has.
         texts: How many random sequences to average over.
-        seed: Of the random ids; special ids are not drawn.
+        seed: The seed of the random ids; special ids are not drawn.
 
     Returns:
         [layer, head].
 
     Raises:
-        InputError: Copies of fewer than two ids, or more than the model's context holds.
+        InputError: If a copy has fewer than two ids, or two are more than the model's context holds.
 
     Example:
         >>> import pellucid as pl
@@ -143,7 +143,7 @@ def induction(model: Runnable, *, length: int = 50, texts: int = 64, seed: int =
 
 
 def repeated_ids(config: TransformerConfig, length: int, texts: int, seed: int) -> tuple[Tensor, int]:
-    """([texts, offset + 2 length], offset): an end-of-text id where there is one, then random ids twice."""
+    """Return ids [texts, offset + 2 length], an end-of-text id if there is one and random ids twice, and the offset."""
     special = {config.bos_token_id, config.pad_token_id, *config.end_ids} - {None}
     start = next((i for i in (config.bos_token_id, *config.end_ids) if i is not None), None)
     offset = 0 if start is None else 1
@@ -165,12 +165,12 @@ def repeated_ids(config: TransformerConfig, length: int, texts: int, seed: int) 
 
 class _Rule(Protocol):
     def __call__(self, pattern: Tensor, back: Tensor, /) -> Tensor:
-        """[B, H, Pq] of a pattern [B, H, Pq, Pk] and of how far back each key is, [B, 1, Pq, Pk]."""
+        """Return scores [B, H, Pq] of a pattern [B, H, Pq, Pk], given how far back each key is, [B, 1, Pq, Pk]."""
         ...
 
 
 def _score(ckpts: ActivationCkpts, name: str, units: str, rule: _Rule) -> xarray.DataArray:
-    """Mean of a rule over texts and queries, [layer, head]."""
+    """Return the mean of a rule over texts and queries, [layer, head]."""
     source = find(ckpts, PATTERN)
     batch = ckpts.batch
     keys = batch.positions.cpu().masked_fill(~batch.mask.cpu(), batch.positions.size(1))
@@ -178,7 +178,7 @@ def _score(ckpts: ActivationCkpts, name: str, units: str, rule: _Rule) -> xarray
     counts = (source.position >= 1)[:, None]
     if not bool(counts.any()):
         raise InputError(
-            f"{name}: no text has a second token among the queries, so that no head has a choice.",
+            f"{name}: no text has a second token among the queries, so no head has a choice.",
             code="nothing-to-attend",
             remedy="Give texts of two tokens or more.",
         )

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pellucid import aliases
 from pellucid.check import as_number, as_python
-from pellucid.errors import InputError
+from pellucid.errors import InputError, shown
+from pellucid.extras import need
 from pellucid.measure.groups import Result, Source, grouped
 from pellucid.measure.labelled import Array
 
@@ -19,19 +19,9 @@ if TYPE_CHECKING:
 
 QUARTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 POINTS = 200
-"""At which the density is given."""
+"""At how many points the density is given."""
 
 MOST_BINS = 10_000
-_CHUNK = 1 << 12  # values at once, so that values times points stay in memory
-
-
-@dataclass(frozen=True)
-class _Shape:
-    """What `distribution` was asked for."""
-
-    bins: int | str
-    quantiles: tuple[float, ...]
-    bandwidth: float | str | None
 
 
 def distribution(
@@ -43,7 +33,7 @@ def distribution(
     quantiles: Sequence[float] = QUARTILES,
     bandwidth: float | str | None = "silverman",
 ) -> xarray.Dataset:
-    """Histogram, quantiles and kernel density of each group of numbers.
+    """Compute histogram, quantiles and kernel density of each group of numbers.
 
     With n values, interquartile range Q and s = sqrt(sum((x - m)^2) / (n - 1)):
 
@@ -56,19 +46,19 @@ def distribution(
     Args:
         source: What `run_with_ckpts` captured, with `name`; or what `norms` or `values` returned, without.
         name: The checkpoint.
-        over: The axes to sum over; batch, pos, query and key, as far as they are there, where None.
-        bins: A rule of `numpy.histogram_bin_edges`, or how many.
-        quantiles: From 0 to 1.
+        over: The axes to sum over; None for batch, pos, query and key, as far as they are there.
+        bins: How many bins, or a rule of `numpy.histogram_bin_edges`.
+        quantiles: Which quantiles, from 0 to 1.
         bandwidth: "silverman", "scott", h itself in the units of the values, or None for no density.
 
     Returns:
         Over the axes that are kept: `count`; `bin_count` (…, bin) between `bin_edge` (…, edge), NaN behind a group's
         last bin; `quantile_value` (…, quantile); `density` (…, point) at `at` (…, point), from 3 h below the least
-        to 3 h above the greatest value, and `bandwidth`. Where nothing varies there is no density (NaN).
+        to 3 h above the greatest value, and `bandwidth`. The density is NaN if nothing varies.
 
     Raises:
-        InputError: An axis that is not there, quantiles outside of 0 to 1, an unknown rule, or a rule that asks
-            for more than 10,000 bins, as outliers make it do.
+        InputError: If an axis is not there, a quantile is outside of 0 to 1, a rule is unknown, or it asks for more
+            than 10,000 bins, as outliers make it do.
 
     Example:
         >>> import pellucid as pl
@@ -77,41 +67,39 @@ def distribution(
         >>> shape.bin_count.sum("bin").values.tolist()
         [8.0, 8.0, 8.0, 8.0]
     """
-    bandwidth = as_python(bandwidth)
-    shape = _Shape(bins, require_shares(quantiles, "distribution"), bandwidth)
+    bandwidth, shares = as_python(bandwidth), require_shares(quantiles, "distribution")
     _require_bandwidth(bandwidth)
     groups = grouped(source, name, over, "distribution")
-    flat = groups.data.reshape(-1, groups.data.shape[-1])
-    rows = [row[~np.isnan(row)] for row in flat]
-    kept = groups.data.shape[:-1]
+    rows = [row[~np.isnan(row)] for row in groups.data.reshape(-1, groups.data.shape[-1])]
+    units = groups.units
 
     def result(columns: Sequence[Array], units: str, words: str, *dims: str) -> Result:
         table = _rectangle(columns)
-        return Result(table.reshape(*kept, *table.shape[1:]), units, words, dims)
+        return Result(table.reshape(*groups.data.shape[:-1], *table.shape[1:]), units, words, dims)
 
-    histograms = [_histogram(row, shape.bins) for row in rows]
-    units = groups.units
+    counts, edges = zip(*(_histogram(row, bins) for row in rows), strict=True)
+    levels = [np.quantile(row, shares) if len(row) else np.full(len(shares), np.nan) for row in rows]
     arrays = {
         "count": result([np.asarray(len(row)) for row in rows], "1", "values"),
-        "bin_count": result([counts for counts, _ in histograms], "1", "values in the bin", "bin"),
-        "bin_edge": result([edges for _, edges in histograms], units, "edge of bins", "edge"),
-        "quantile_value": result([_quantiles(row, shape) for row in rows], units, "quantile", "quantile"),
+        "bin_count": result(counts, "1", "values in the bin", "bin"),
+        "bin_edge": result(edges, units, "edge of bins", "edge"),
+        "quantile_value": result(levels, units, "quantile", "quantile"),
     }
     if bandwidth is not None:
-        widths = [_bandwidth(row, shape.bandwidth) for row in rows]
-        curves = [_density(row, float(h)) for row, h in zip(rows, widths, strict=True)]
-        arrays["at"] = result([at for at, _ in curves], units, "where the density is given", "point")
-        arrays["density"] = result([d for _, d in curves], f"1 / ({units})", "kernel density", "point")
+        widths = [_bandwidth(row, bandwidth) for row in rows]
+        points, densities = zip(*map(_density, rows, widths), strict=True)
+        arrays["at"] = result(points, units, "where the density is given", "point")
+        arrays["density"] = result(densities, f"1 / ({units})", "kernel density", "point")
         arrays["bandwidth"] = result(widths, units, "standard deviation of the kernel")
-    dataset = groups.dataset(arrays).assign_coords(quantile=list(shape.quantiles))
+    dataset = groups.dataset(arrays).assign_coords(quantile=list(shares))
     return dataset.assign_attrs(bins=str(bins), kernel="none" if bandwidth is None else f"Gaussian, {bandwidth}")
 
 
 def require_shares(quantiles: Sequence[float], what: str) -> tuple[float, ...]:
-    """Quantiles as numbers from 0 to 1.
+    """Return quantiles as Python's numbers.
 
     Raises:
-        InputError: Others.
+        InputError: If one is not from 0 to 1.
     """
     try:
         shares = tuple(map(float, quantiles))
@@ -119,7 +107,7 @@ def require_shares(quantiles: Sequence[float], what: str) -> tuple[float, ...]:
         shares = (np.nan,)
     if not all(0 <= share <= 1 for share in shares):
         raise InputError(
-            f"{what}: quantiles={quantiles!r}, expected numbers from 0 to 1.",
+            f"{what}: quantiles={shown(quantiles)}, expected numbers from 0 to 1.",
             code="quantile-range",
             remedy="Give shares, not %, in a list.",
         )
@@ -131,14 +119,14 @@ def _require_bandwidth(given: float | str | None) -> None:
     is_width = width is not None and width > 0
     if not (is_width or given is None or (isinstance(given, str) and given in ("silverman", "scott"))):
         raise InputError(
-            f"distribution: bandwidth={given!r}, expected 'silverman', 'scott', a positive number or None.",
+            f"distribution: bandwidth={shown(given)}, expected 'silverman', 'scott', a positive number or None.",
             code="bandwidth",
-            remedy="Give one of these.",
+            remedy="Give bandwidth='silverman', or a width in the units of the values.",
         )
 
 
 def _rectangle(rows: Sequence[Array]) -> Array:
-    """Rows of unequal length as one table, NaN at their ends."""
+    """Return rows of unequal length as one table, NaN at their ends."""
     if len({row.shape for row in rows}) == 1:
         return np.stack(rows)
     table = np.full((len(rows), max(len(row) for row in rows)), np.nan)
@@ -148,6 +136,7 @@ def _rectangle(rows: Sequence[Array]) -> Array:
 
 
 def _histogram(row: Array, bins: int | str) -> tuple[Array, Array]:
+    """Return the counts and the edges of the bins."""
     if not len(row):
         return np.full(1, np.nan), np.full(2, np.nan)
     low, high = np.quantile(row, [0.25, 0.75])
@@ -163,19 +152,15 @@ def _histogram(row: Array, bins: int | str) -> tuple[Array, Array]:
         counts, edges = np.histogram(row, bins=bins)
     except (ValueError, TypeError, MemoryError) as error:
         raise InputError(
-            f"distribution: bins={bins!r}: {error}",
+            f"distribution: bins={shown(bins)}: {error}",
             code="bins",
             remedy="Give how many, or a rule of numpy.histogram_bin_edges, such as 'fd'.",
         ) from error
     return counts.astype(float), edges
 
 
-def _quantiles(row: Array, shape: _Shape) -> Array:
-    return np.quantile(row, shape.quantiles) if len(row) else np.full(len(shape.quantiles), np.nan)
-
-
-def _bandwidth(row: Array, rule: float | str | None) -> Array:
-    """h, NaN where nothing varies."""
+def _bandwidth(row: Array, rule: float | str) -> Array:
+    """Return the kernel's standard deviation, NaN if nothing varies."""
     if len(row) < 2 or np.ptp(row) == 0:
         return np.asarray(np.nan)
     if not isinstance(rule, str):
@@ -188,13 +173,12 @@ def _bandwidth(row: Array, rule: float | str | None) -> Array:
     return np.asarray(deviation * len(row) ** (-1 / 5))
 
 
-def _density(row: Array, h: float) -> tuple[Array, Array]:
-    """(where, how dense)."""
+def _density(row: Array, width: Array) -> tuple[Array, Array]:
+    """Return points and the density at each."""
+    h = float(width)
     if np.isnan(h):
         return np.full(POINTS, np.nan), np.full(POINTS, np.nan)
     at = np.linspace(row.min() - 3 * h, row.max() + 3 * h, POINTS)
-    total = np.zeros(POINTS)
-    for start in range(0, len(row), _CHUNK):
-        z = (at[:, None] - row[None, start : start + _CHUNK]) / h
-        total += np.exp(-0.5 * z * z).sum(1)
-    return at, total / (len(row) * h * np.sqrt(2 * np.pi))
+    scaled = (row - row.mean()) / h  # in kernel widths, because scipy squares what it is given
+    kernel = need("scipy.stats", "distribution").gaussian_kde(scaled, bw_method=1 / scaled.std(ddof=1))
+    return at, kernel((at - row.mean()) / h) / h

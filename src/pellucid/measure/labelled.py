@@ -1,4 +1,4 @@
-"""Numbers read off a run as labelled float64 arrays, with where they come from.
+"""Values and norms of a run as labelled float64 arrays, with where they come from.
 
 A missing entry (NaN) is a pad, or a key that its query cannot see, and nothing else: a value that is not finite at a
 real position is an error that says where it is.
@@ -45,11 +45,11 @@ class Reading:
     """Numbers read off a checkpoint, before they get labels.
 
     Attributes:
-        data: float64, NaN where nothing is measured.
-        dims: Names of its axes.
+        data: The numbers in float64, NaN where nothing is measured.
+        dims: The names of the axes.
         source: The checkpoint.
         name: What the numbers are, such as "norm".
-        units: Of the numbers.
+        units: The units of the numbers.
     """
 
     data: Array
@@ -64,14 +64,14 @@ class Reading:
         return {**attributes(self.source), "units": self.units}
 
     def labelled(self) -> xarray.DataArray:
-        """With coordinates and provenance."""
+        """Return the numbers with coordinates and provenance."""
         xarray = need("xarray", "pellucid.measure")
         coords = coordinates(self.source, self.dims)
         return xarray.DataArray(self.data, dims=self.dims, coords=coords, name=self.name, attrs=self.attrs)
 
 
 def read(ckpts: ActivationCkpts, name: aliases.Name) -> Reading:
-    """The values of a checkpoint themselves, [(L,) B, P, ...]."""
+    """Return the values of a checkpoint themselves, [(L,) B, P, ...]."""
     source = find(ckpts, name)
     data = stacked(source, list(source.float64()))
     dims = dims_of(source, source.axes)
@@ -79,7 +79,7 @@ def read(ckpts: ActivationCkpts, name: aliases.Name) -> Reading:
 
 
 def values(ckpts: ActivationCkpts, name: aliases.Name) -> xarray.DataArray:
-    """A checkpoint's values as a labelled array in float64.
+    """Return a checkpoint's values as a labelled array in float64.
 
     Args:
         ckpts: What `run_with_ckpts` captured.
@@ -92,9 +92,9 @@ def values(ckpts: ActivationCkpts, name: aliases.Name) -> xarray.DataArray:
         real token (-1 at pads).
 
     Raises:
-        UnknownNameError: No such checkpoint, or it was not captured.
-        InputError: A value at a real position is not finite.
-        MissingExtraError: xarray is not installed.
+        UnknownNameError: If there is no such checkpoint, or it was not captured.
+        InputError: If a value at a real position is not finite.
+        MissingExtraError: If xarray is not installed.
 
     Example:
         >>> import pellucid as pl
@@ -106,9 +106,9 @@ def values(ckpts: ActivationCkpts, name: aliases.Name) -> xarray.DataArray:
 
 
 def norms(ckpts: ActivationCkpts, name: aliases.Name, *, log: bool = False) -> xarray.DataArray:
-    """The Euclidean length of a checkpoint's vectors, the square root of the sum of squares over its last axis.
+    """Return the Euclidean length of a checkpoint's vectors, the root of the sum of squares over its last axis.
 
-    Computed in float64, whatever the model's dtype.
+    It is computed in float64, whatever the model's dtype.
 
     Args:
         ckpts: What `run_with_ckpts` captured.
@@ -117,14 +117,14 @@ def norms(ckpts: ActivationCkpts, name: aliases.Name, *, log: bool = False) -> x
         log: Whether to take the natural logarithm.
 
     Returns:
-        [layer, batch, pos], without `layer` around the blocks and with `head` where the checkpoint has heads; NaN at
+        [layer, batch, pos], without `layer` around the blocks and with `head` if the checkpoint has heads; NaN at
         pads. For scores and patterns [layer, batch, head, query], over the keys that a query can see. Coordinates and
         attributes as for `values`.
 
     Raises:
-        UnknownNameError: No such checkpoint, or it was not captured.
-        InputError: A value is not finite, or `log` meets a vector of zeros.
-        MissingExtraError: xarray is not installed.
+        UnknownNameError: If there is no such checkpoint, or it was not captured.
+        InputError: If a value is not finite, or `log` meets a vector of zeros.
+        MissingExtraError: If xarray is not installed.
 
     Example:
         >>> import pellucid as pl
@@ -154,7 +154,7 @@ def read_norms(ckpts: ActivationCkpts, name: aliases.Name, *, log: bool) -> Read
 
 
 def _lengths(source: Captured, number: int, tensor: Tensor) -> Tensor:
-    """[B, P, ...] of one block."""
+    """Return the lengths of one block's vectors, [B, P, ...]."""
     value, real = tensor.detach().cpu(), source.real
     if real is not None and source.axes == ATTENTION:  # masked scores hold the dtype's minimum, which is no length
         value = value.masked_fill(~real, 0.0)
@@ -167,22 +167,22 @@ def _lengths(source: Captured, number: int, tensor: Tensor) -> Tensor:
 
 
 def stacked(source: Captured, blocks: list[Tensor]) -> Array:
-    """The blocks' results as one array, with a layer axis where there is to be one."""
+    """Return the blocks' results as one array, with a layer axis if there is to be one."""
     return torch.stack(blocks).numpy() if source.whole else blocks[0].numpy()
 
 
 def dims_of(source: Captured, axes: Axes) -> tuple[str, ...]:
-    """Names of the axes, the layer first where there is one."""
+    """Return the names of the axes, the layer first if there is one."""
     return tuple(str(axis) for axis in ((Axis.LAYER, *axes) if source.whole else axes))
 
 
 def units(source: Captured) -> str:
-    """Of a checkpoint's values."""
+    """Return the units of a checkpoint's values."""
     return _UNITS.get(source.kind, f"units of {source.kind.split('_')[-1]}")
 
 
 def attributes(source: Captured) -> dict[str, str]:
-    """Provenance: checkpoint, version, the text's hash, and what the run says of its model."""
+    """Return the provenance: checkpoint, version, the text's hash, and what the run says of its model."""
     given: Mapping[str, Any] = getattr(source.ckpts, "provenance", {})
     model = {str(key): str(value) for key, value in given.items()}
     single = source.layers is not None and not source.whole
@@ -191,7 +191,7 @@ def attributes(source: Captured) -> dict[str, str]:
 
 
 def text_hash(batch: Batch) -> str:
-    """SHA-256 of the texts' ids, each row preceded by its length; padding changes nothing."""
+    """Return the SHA-256 of the texts' ids, each row preceded by its length; padding changes nothing."""
     digest = hashlib.sha256()
     for row in batch.rows():
         digest.update(np.int64(len(row)).tobytes() + row.cpu().numpy().astype("<i8").tobytes())
@@ -199,7 +199,7 @@ def text_hash(batch: Batch) -> str:
 
 
 def coordinates(source: Captured, dims: tuple[str, ...]) -> dict[str, Any]:
-    """Labels along the axes that are there: blocks, texts, columns, tokens, positions, heads."""
+    """Return labels along the axes that are there: blocks, texts, columns, tokens, positions, heads."""
     coords: dict[str, Any] = {}
     if source.layers is not None:
         coords["layer"] = list(source.layers) if source.whole else source.layers[0]
@@ -220,12 +220,12 @@ def coordinates(source: Captured, dims: tuple[str, ...]) -> dict[str, Any]:
 
 
 def positions_of(position: xarray.DataArray, *dims: str) -> Array:
-    """A coordinate of positions along these axes, -1 at pads and where arrays of unequal length were put together."""
+    """Return a coordinate of positions along these axes, -1 at pads and where shorter arrays were filled up."""
     return position.transpose(*dims).fillna(-1).values.astype(np.int64)
 
 
 def token_table(batch: Batch) -> Array:
-    """[B, P] of the tokens' texts, "" at pads; as objects, because numpy's own strings lose a token's last NUL."""
+    """Return the tokens' texts [B, P], "" at pads; as objects, because numpy's strings lose a token's last NUL."""
     mask = batch.mask.cpu().numpy()
     table = np.full(mask.shape, "", dtype=object)
     for row, real, strings in zip(table, mask, batch.strings, strict=True):
@@ -234,7 +234,7 @@ def token_table(batch: Batch) -> Array:
 
 
 def _heads(source: Captured) -> list[int]:
-    """Numbers of the kept heads."""
+    """Return the numbers of the kept heads."""
     kept = source.ckpts.part.heads
     every = range(source.tensors[0].size(source.axes.index(Axis.HEAD)))
     return list(every if kept is None else cast("list[int]", kept))

@@ -18,9 +18,8 @@ if TYPE_CHECKING:
 _ROUNDING = 16 * np.finfo(np.float64).eps
 """A spread below this share of the mean is what rounding leaves of a constant."""
 
-
 AT_ONCE = 1 << 22
-"""Numbers; of more, one group is worked on after the other, which keeps what is made on the way small."""
+"""How many numbers are worked on at once; more are taken group by group, which bounds the temporary arrays."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ class Sums:
 
     @classmethod
     def of(cls, data: Array) -> Sums:
-        """Of the last axis, NaN left out; two passes, with the rounding of the mean taken back."""
+        """Sum over the last axis, NaN left out, in two passes; the rounding of the mean is taken back."""
         if data.ndim > 1 and data.size > AT_ONCE:
             return cls(*(np.stack(rows) for rows in zip(*(vars(cls.of(part)).values() for part in data), strict=True)))
         real = ~np.isnan(data)
@@ -54,7 +53,7 @@ class Sums:
         return cls(count, mean, square.sum(-1), (square * away).sum(-1), (square * square).sum(-1))
 
     def merge(self, other: Sums) -> Sums:
-        """Of both together."""
+        """Return the sums of both together."""
         a, b = self.count.astype(float), other.count.astype(float)
         n = np.maximum(a + b, 1.0)
         d = np.where(self.count == 0, 0.0, np.where(other.count == 0, 0.0, other.mean - self.mean))
@@ -67,7 +66,7 @@ class Sums:
         return Sums(self.count + other.count, mean, m2, m3, m4)
 
     def moments(self) -> dict[str, Array]:
-        """Count, mean, variance, skewness, excess kurtosis; NaN where there is nothing, or nothing varies."""
+        """Return count, mean, variance, skewness, excess kurtosis; NaN if there is nothing, or nothing varies."""
         count = np.where(self.count == 0, np.nan, self.count)
         mean = np.where(self.count == 0, np.nan, self.mean)
         variance = self.m2 / count
@@ -78,7 +77,7 @@ class Sums:
 
 
 def moments(source: Source, name: aliases.Name | None = None, *, over: Collection[str] | None = None) -> xarray.Dataset:
-    """Mean, variance, skewness and excess kurtosis over texts and positions, or over any axes.
+    """Compute mean, variance, skewness and excess kurtosis over texts and positions, or over any axes.
 
     With n values x and mean m, the k-th central moment is m_k = sum((x - m)^k) / n; variance is m_2, skewness
     m_3 / m_2^1.5, excess kurtosis m_4 / m_2^2 - 3 (population moments, as `numpy.var` and `scipy.stats.skew` and
@@ -87,15 +86,15 @@ def moments(source: Source, name: aliases.Name | None = None, *, over: Collectio
     Args:
         source: What `run_with_ckpts` captured, with `name`; or what `norms` or `values` returned, without.
         name: The checkpoint.
-        over: The axes to sum over; batch, pos, query and key, as far as they are there, where None. Positions that
-            are kept are counted from each text's own first real token.
+        over: The axes to sum over; None for batch, pos, query and key, as far as they are there. Positions that are
+            kept are counted from each text's own first real token.
 
     Returns:
-        `count`, `mean`, `variance`, `skewness`, `kurtosis` over the axes that are kept. Where nothing varies,
-        skewness and kurtosis are NaN; where nothing is measured, all but `count` are.
+        `count`, `mean`, `variance`, `skewness`, `kurtosis` over the axes that are kept. Skewness and kurtosis
+        are NaN if nothing varies, and all but `count` if nothing is measured.
 
     Raises:
-        InputError: An axis that is not there.
+        InputError: If an axis is not there.
 
     Example:
         >>> import pellucid as pl
@@ -110,7 +109,7 @@ def moments(source: Source, name: aliases.Name | None = None, *, over: Collectio
 
 
 def moments_dataset(sums: Sums, groups: Groups) -> xarray.Dataset:
-    """Labelled."""
+    """Return the moments with labels."""
     about = {
         "count": ("1", "values"),
         "mean": (groups.units, "mean"),

@@ -27,7 +27,7 @@ def outliers(
     over: Collection[str] | None = None,
     threshold: float = 6.0,
 ) -> xarray.Dataset:
-    """Outlier dimensions, and the share of the squared norm that they carry.
+    """Find outlier dimensions, and the share of the squared norm that they carry.
 
     A few dimensions of the residual stream are many times larger than the rest (Kovaleva et al. 2021,
     arXiv:2105.06990; Timkey & van Schijndel 2021, arXiv:2109.04404; Dettmers et al. 2022, arXiv:2208.07339). With r_d
@@ -38,16 +38,16 @@ def outliers(
     Args:
         source: What `run_with_ckpts` captured, with `name`; or what `values` returned, without.
         name: A checkpoint of vectors.
-        over: The axes to average over; texts and positions where None.
-        threshold: Which score makes an outlier.
+        over: The axes to average over; None for texts and positions.
+        threshold: The score above which a dimension is an outlier.
 
     Returns:
         `rms`, `share`, `score`, `outlier` over the axes that are kept, the dimensions among them; `outlier_count` and
-        `outlier_share` without these. Where at least half of the dimensions are equal there is no score (NaN), and
-        none is an outlier.
+        `outlier_share` without these. If at least half of the dimensions are equal, there is no score (NaN) and no
+        outlier.
 
     Raises:
-        InputError: No axis of dimensions, or an axis that is not there.
+        InputError: If there is no axis of dimensions, or an axis of `over` is not there.
 
     Example:
         >>> import pellucid as pl
@@ -78,7 +78,7 @@ def outliers(
 
 
 def _found(groups: Groups, threshold: float) -> xarray.Dataset:
-    """With the dimensions on the last of the kept axes."""
+    """Score the dimensions, which are the last of the kept axes."""
     real = ~np.isnan(groups.data)
     count = real.sum(-1)
     squares = np.where(real, groups.data, 0.0) ** 2

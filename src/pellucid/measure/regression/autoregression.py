@@ -203,16 +203,16 @@ def _regressor(name: str, given: Any, norms: xarray.DataArray, panel: Panel) -> 
     """Return a further regressor as [S, C], or as [1, C] if it is the same for every series."""
     xarray = need("xarray", "autoregression")
     texts_and_time = [dim for dim in ("batch", "pos", "query") if dim in norms.dims]
-    one_series = norms.isel(dict.fromkeys(panel.dims, 0), drop=True)
     try:
         if not isinstance(given, xarray.DataArray):
             given = xarray.DataArray(np.asarray(given, dtype=np.float64), dims=texts_and_time)
         if set(given.dims) - set(norms.dims):
             raise ValueError(f"its axes are {tuple(given.dims)}")
-        shared = not set(given.dims) & set(panel.dims)
-        template = one_series if shared else norms
+        axes = [dim for dim in norms.dims if dim not in texts_and_time]
+        shared = not set(given.dims) & set(axes)
+        template = norms.isel(dict.fromkeys(axes, 0), drop=True) if shared else norms
         given, template = xarray.align(given, template, join="exact", copy=False)
-        whole = given.broadcast_like(template).transpose(*(() if shared else panel.dims), ..., *texts_and_time)
+        whole = given.broadcast_like(template).transpose(*([] if shared else axes), *texts_and_time)
         return whole.values.astype(np.float64).reshape(1 if shared else len(panel.values), -1)
     except (ValueError, TypeError) as error:
         raise InputError(
@@ -230,8 +230,7 @@ def _fitted(norms: xarray.DataArray, design: Design, skip: int) -> Autoregressio
     require_fitted(solution)
     panel, texts = design.panel, len(np.unique(design.text))
     short = int((panel.position >= 0).any(1).sum()) - texts
-    labels = (panel.dims, panel.shape, panel.coords, dict(norms.attrs))
-    basis = Basis(design.lags, skip, design.names, texts, short, *labels)
+    basis = Basis(design.lags, skip, design.names, texts, short, panel.index, dict(norms.attrs))
     return AutoregressionFit(basis, solution, series=Series(norms, design))
 
 

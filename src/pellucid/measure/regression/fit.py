@@ -196,8 +196,7 @@ class AutoregressionFit:
         """What is not explained, with the axes of the series; NaN if no row was fitted there."""
         held = self._held("residuals")
         whole = held.design.residuals(self.solution)
-        rest = [dim for dim in ("batch", "pos", "query") if dim in held.array.dims]
-        ordered = held.array.transpose(*held.design.panel.dims, *rest)
+        ordered = held.array.transpose(..., *(dim for dim in ("batch", "pos", "query") if dim in held.array.dims))
         return ordered.copy(data=whole.reshape(ordered.shape)).rename("residual").transpose(*held.array.dims)
 
     def ljung_box(self, lags: int = 10, model_df: int | None = None) -> pd.DataFrame:
@@ -330,10 +329,10 @@ class AutoregressionFit:
         """Return a row for each layer and parameter: estimate, standard error, t, p, corrected p, 95 % interval."""
         return fit_tables.tidy(self)
 
-    @cached_property
+    @property
     def index(self) -> pd.Index:
         """The labels of the rows of every table."""
-        return self.basis.index()
+        return self.basis.index
 
     def _table(self, numbers: Array) -> pd.DataFrame:
         return need("pandas", "autoregression").DataFrame(numbers, index=self.index, columns=list(self.basis.names))
@@ -359,7 +358,7 @@ class AutoregressionFit:
             raise InputError(
                 f"autoregression: row {layer!r}, expected one of {list(self.index)[:8]}.",
                 code="no-such-row",
-                remedy=f"Give a label of ({', '.join(self.basis.dims)}).",
+                remedy=f"Give a label of ({', '.join(map(str, self.index.names))}).",
             ) from None
 
     def __repr__(self) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -31,16 +31,22 @@ class Panel:
     Attributes:
         values: The series, [S, B, P].
         position: [B, P], counted from each text's own first real token; -1 if there is no value.
-        dims: The axes that the S series came from, such as ("layer", "head").
-        shape: The sizes of these axes; their product is S.
-        coords: The labels of these axes.
+        index: The labels of the S series (a pandas Index); None if they are not needed.
     """
 
     values: Array
     position: Array
-    dims: tuple[str, ...]
-    shape: tuple[int, ...]
-    coords: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    index: Any = None
+
+
+def index_of(dims: Sequence[str], sizes: Sequence[int], coords: Mapping[Any, Any]) -> pd.Index:
+    """Return the labels of series that came from these axes, 0 if there is no axis."""
+    pandas = need("pandas", "autoregression")
+    if not dims:
+        return pandas.Index([0], name="series")
+    labels = [np.asarray(coords.get(dim, range(size))) for dim, size in zip(dims, sizes, strict=True)]
+    index = pandas.MultiIndex.from_product(labels, names=dims)
+    return index if len(dims) > 1 else index.get_level_values(0)
 
 
 def panel_of(array: xarray.DataArray, what: str) -> Panel:
@@ -74,8 +80,7 @@ def panel_of(array: xarray.DataArray, what: str) -> Panel:
     else:
         position = positions_of(given, *map(str, texts), *time).reshape(values.shape[1:])
     require_adjacent(position, what)
-    coords = {dim: array.coords[dim].values for dim in dims if dim in array.coords}
-    return Panel(values, position, dims, shape, coords)
+    return Panel(values, position, index_of(dims, shape, array.coords))
 
 
 def _counted(values: Array) -> Array:
@@ -195,9 +200,7 @@ class Basis:
         names: The parameters, the constant first.
         texts: How many texts gave rows.
         short: How many texts are too short to give one.
-        dims: The axes that the rows of the tables came from, such as ("layer",).
-        shape: The sizes of these axes.
-        coords: The labels of these axes.
+        index: The labels of the rows of every table.
         attrs: Provenance and units.
     """
 
@@ -206,10 +209,8 @@ class Basis:
     names: tuple[str, ...]
     texts: int
     short: int
-    dims: tuple[str, ...]
-    shape: tuple[int, ...]
-    coords: Mapping[str, Any]
-    attrs: dict[str, Any] = field(default_factory=dict[str, Any])
+    index: pd.Index
+    attrs: dict[str, Any]
 
     def equation(self) -> str:
         """Return the equation with the names of its parameters."""
@@ -217,16 +218,6 @@ class Basis:
         further = [f"{name} {name}[t]" for name in self.names[self.lags + 1 :]]
         measured = f"{self.attrs.get('checkpoint', 'series')} ({self.attrs.get('units', 'no units')})"
         return f"{measured}: y[t] = {' + '.join([*terms, *further])}"
-
-    def index(self) -> pd.Index:
-        """Return the labels of the rows of every table."""
-        pandas = need("pandas", "autoregression")
-        if not self.dims:
-            return pandas.Index([0], name="series")
-        labels = [self.coords.get(dim, range(size)) for dim, size in zip(self.dims, self.shape, strict=True)]
-        if len(labels) == 1:
-            return pandas.Index(labels[0], name=self.dims[0])
-        return pandas.MultiIndex.from_product(labels, names=self.dims)
 
 
 def lag_count(name: str, given: Any, what: str = "autoregression") -> int:

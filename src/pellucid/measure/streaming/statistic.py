@@ -10,7 +10,7 @@ import copy
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
-from typing import Any, Generic, Literal, Protocol, Self, TypeVar, get_args
+from typing import Any, Literal, Self, get_args
 
 import numpy as np
 
@@ -28,19 +28,8 @@ Of = Literal["value", "norm", "log_norm"]
 """What is gathered of a checkpoint: its values, the norms of its vectors, or their natural logarithms."""
 
 
-class Mergeable(Protocol):
-    """Numbers gathered from some runs, as a dataclass of arrays."""
-
-    def merge(self, other: Any) -> Any:
-        """Return what both hold together, and leave both as they are."""
-        ...
-
-
-M = TypeVar("M", bound=Mergeable)
-
-
-class Statistic(ABC, Generic[M]):
-    """Something gathered over texts.
+class Statistic(ABC):
+    """Something gathered over texts: numbers of one run that merge with those of others.
 
     Args:
         name: A template over the blocks, a checkpoint around them, or one block's.
@@ -59,7 +48,7 @@ class Statistic(ABC, Generic[M]):
         self.of: Of = of
         self.over = self._summed(over)
         self.about: dict[str, Any] = {}
-        self._held: M | None = None
+        self._held: Any = None
         self._shape: tuple[int, ...] = ()
 
     @property
@@ -110,15 +99,15 @@ class Statistic(ABC, Generic[M]):
         self._take(self._gather(data.reshape(-1, *data.shape[len(kept) :]), reading))
 
     @abstractmethod
-    def _gather(self, data: Array, reading: Reading) -> M:
-        """Return what one run gives.
+    def _gather(self, data: Array, reading: Reading) -> Any:
+        """Return the numbers of one run: a dataclass of arrays with a method `merge`, which changes neither side.
 
         Args:
             data: The numbers, [groups, axes that are summed over...].
             reading: The same with its source.
         """
 
-    def _take(self, part: M) -> None:
+    def _take(self, part: Any) -> None:
         self._held = part if self._held is None else self._held.merge(part)
 
     def merge(self, other: Self) -> None:
@@ -156,7 +145,7 @@ class Statistic(ABC, Generic[M]):
             InputError: If nothing was gathered.
         """
 
-    def gathered(self) -> M:
+    def gathered(self) -> Any:
         """Return the numbers gathered so far.
 
         Raises:
@@ -196,7 +185,7 @@ class Statistic(ABC, Generic[M]):
         self._held = self._read(state)
 
     @abstractmethod
-    def _read(self, state: Mapping[str, Array]) -> M:
+    def _read(self, state: Mapping[str, Array]) -> Any:
         """Return the numbers that the arrays of a file hold, or raise `ValueError`; `_shape` is known."""
 
     @property

@@ -20,7 +20,7 @@ from pellucid.measure.moments import Sums, moments_dataset
 from pellucid.measure.regression.autoregression import require_fitted, require_rows
 from pellucid.measure.regression.fit import AutoregressionFit
 from pellucid.measure.regression.least_squares import Factor, solve
-from pellucid.measure.regression.rows import Basis, Design, Panel, lag_count, require_adjacent
+from pellucid.measure.regression.rows import Basis, Design, Panel, index_of, lag_count, require_adjacent
 from pellucid.measure.streaming.sketch import Sketch
 from pellucid.measure.streaming.statistic import Of, Statistic, state_array
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import xarray
 
 
-class Moments(Statistic[Sums]):
+class Moments(Statistic):
     """Mean, variance, skewness and excess kurtosis; the result is that of `moments`.
 
     Args:
@@ -93,7 +93,7 @@ class Products:
         return Products(count, mean, self.comoment + other.comoment + between)
 
 
-class Covariance(Statistic[Products]):
+class Covariance(Statistic):
     """How dimensions vary together over texts and positions; the result is that of `covariance`.
 
     Args:
@@ -134,7 +134,7 @@ class Covariance(Statistic[Products]):
         return Products(count, state_array(state, "mean", "f", size), comoment)
 
 
-class Quantiles(Statistic[Sketch]):
+class Quantiles(Statistic):
     """Quantiles with a stated relative error, from a DDSketch (Masson, Rim & Lee 2019, arXiv:1908.10693).
 
     Memory grows with the range of the values of all groups, not with their number: about 8 log(max / min) / error bytes
@@ -211,7 +211,7 @@ class Pooled(Factor):
         return Pooled(both.count, both.mean, both.triangle, *counts)
 
 
-class Autoregression(Statistic[Pooled]):
+class Autoregression(Statistic):
     """A series of norms regressed on its own past; the result is that of `autoregression` with plain errors.
 
     The series are not kept, so the result has no residuals, robust errors or statsmodels summary.
@@ -240,7 +240,7 @@ class Autoregression(Statistic[Pooled]):
     def _gather(self, data: Array, reading: Reading) -> Pooled:
         position = reading.source.position.numpy()
         require_adjacent(position, "Autoregression")
-        design = Design.of(Panel(data, position, self.kept, self._shape), self._lags, self._skip)
+        design = Design.of(Panel(data, position), self._lags, self._skip)
         fitted = len(np.unique(design.text))
         return Pooled(**vars(design.factor()), texts=fitted, short=len(position) - fitted)
 
@@ -255,9 +255,9 @@ class Autoregression(Statistic[Pooled]):
         require_rows(pooled.count, len(names), f"{pooled.texts + pooled.short} texts", self._skip + self._lags)
         solution = solve(pooled)
         require_fitted(solution)
-        labels = (self.kept, self._shape, self.about["coords"], dict(self.about["attrs"]))
-        basis = Basis(self._lags, self._skip, names, pooled.texts, pooled.short, *labels)
-        return AutoregressionFit(basis, solution)
+        index = index_of(self.kept, self._shape, self.about["coords"])
+        counts, attrs = (pooled.texts, pooled.short), dict(self.about["attrs"])
+        return AutoregressionFit(Basis(self._lags, self._skip, names, *counts, index, attrs), solution)
 
     def _read(self, state: Mapping[str, Array]) -> Pooled:
         count, texts, short = (int(state_array(state, key, "i", ())) for key in ("count", "texts", "short"))

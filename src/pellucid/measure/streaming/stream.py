@@ -27,7 +27,7 @@ class Streamed(Sequence[Any]):
         digest: SHA-256 over the texts, in order.
     """
 
-    statistics: tuple[Statistic[Any], ...]
+    statistics: tuple[Statistic, ...]
     texts: int
     digest: str
 
@@ -73,7 +73,7 @@ class Streamed(Sequence[Any]):
 def stream(
     model: Runnable,
     texts: Iterable[Any],
-    statistics: Sequence[Statistic[Any]],
+    statistics: Sequence[Statistic],
     *,
     batch_size: int = 8,
     checkpoint: str | Path | Saving | None = None,
@@ -138,7 +138,7 @@ class Gathering(Sink):
         file: Where they are kept; None for nowhere.
     """
 
-    def __init__(self, statistics: Sequence[Statistic[Any]], file: StateFile | None) -> None:
+    def __init__(self, statistics: Sequence[Statistic], file: StateFile | None) -> None:
         self._statistics, self._file = statistics, file
 
     @property
