@@ -38,6 +38,8 @@ PAGES = (ROOT / "README.md", *sorted(DOCS.glob("*.md")))
 
 CODES_PAGE = DOCS / "errors.md"
 CODES_BEGIN, CODES_END = "<!-- codes: begin -->", "<!-- codes: end -->"
+POINTS_PAGE = DOCS / "checkpoints.md"
+POINTS_BEGIN, POINTS_END = "<!-- points: begin -->", "<!-- points: end -->"
 
 _FENCE = re.compile(r"^```(\w*)\s*$")
 _COMMENT = re.compile(r"^<!--\s*(.*?)\s*-->$")
@@ -208,6 +210,23 @@ def with_codes(page: str) -> str:
     return f"{before}{CODES_BEGIN}\n{table}\n{CODES_END}{after}"
 
 
+def with_points(page: str) -> str:
+    """The page of checkpoints with its tables as GPT-2's schema has them."""
+    import pellucid as pl
+    from pellucid.schema import shape_by_letters
+
+    schema, tables = pl.load().schema, list[str]()
+    for title, points in (("name", schema.before), ("`blocks.i.`", schema.block), ("name", schema.after)):
+        rows = [f"| {title} | shape | value | what it is | unit |", "| --- | --- | --- | --- | --- |"]
+        for point in points:
+            meaning = point.meaning + ("" if point.computed == "always" else "; computed when watched")
+            shape = shape_by_letters(point.axes)
+            rows.append(f"| `{point.name}` | `{shape}` | `{point.equation}` | {meaning} | {point.unit} |")
+        tables.append("\n".join(rows))
+    before, after = page.partition(POINTS_BEGIN)[0], page.partition(POINTS_END)[2]
+    return "\n\n".join([f"{before}{POINTS_BEGIN}", *tables, f"{POINTS_END}{after}"])
+
+
 @contextlib.contextmanager
 def elsewhere() -> Iterator[None]:
     """A temporary working directory, with the network switched off for hub look-ups."""
@@ -246,13 +265,14 @@ def main(arguments: list[str] | None = None) -> int:
         if not given.check and page.refreshed() != page.text:
             path.write_text(page.refreshed(), encoding="utf-8")
             print(f"{path.relative_to(ROOT)}: rewritten", file=sys.stderr)
-    errors = CODES_PAGE.read_text(encoding="utf-8")
-    if with_codes(errors) != errors:
-        wrong += 1
-        if given.check:
-            print(f"{CODES_PAGE.name}: the table of codes is not that of the source", file=sys.stderr)
-        else:
-            CODES_PAGE.write_text(with_codes(errors), encoding="utf-8")
+    for path, made_anew in ((CODES_PAGE, with_codes), (POINTS_PAGE, with_points)):
+        page = path.read_text(encoding="utf-8")
+        if made_anew(page) != page:
+            wrong += 1
+            if given.check:
+                print(f"{path.name}: a table is not that of the source", file=sys.stderr)
+            else:
+                path.write_text(made_anew(page), encoding="utf-8")
     if not given.check and not given.outputs_only:
         for script in ("measure_same_model.py", "figures/make.py", "figures/make_plots.py"):
             subprocess.run([sys.executable, DOCS / script], check=True)

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 import pellucid as pl
+from pellucid.gpt2.schema import of_sizes
+from pellucid.schema import Schema
 
 TRANSFORMERS = tuple(int(part) for part in metadata.version("transformers").split(".")[:2])
 """Major and minor version of the reference that is installed."""
@@ -26,6 +28,11 @@ NO_DROPOUT = {"embd_pdrop": 0.0, "attn_pdrop": 0.0, "resid_pdrop": 0.0}
 
 HF_LONG = {**SIZES, "n_positions": 1024, "n_layer": 2}
 """Of the model that conformance tests run at every length."""
+
+
+def schema(n_layer: int) -> Schema:
+    """What a GPT-2 of so many blocks is, its other sizes left open."""
+    return of_sizes({"layer": n_layer})
 
 
 def spread(model: nn.Module, seed: int = 0) -> nn.Module:

@@ -10,7 +10,6 @@ import torch
 import pellucid as pl
 import support
 from pellucid.aliases import canonical
-from pellucid.ckpt import all_names
 
 IDS = support.some_ids(2, 9)
 
@@ -80,17 +79,17 @@ def test_module_paths_denote_the_output_of_that_module(path: str) -> None:
     ],
 )
 def test_aliases(alias: str | tuple[str | int, ...], name: str) -> None:
-    assert canonical(alias) == name
+    assert canonical(alias, support.schema(3)) == name
 
 
-@pytest.mark.parametrize("name", all_names(2))
+@pytest.mark.parametrize("name", support.schema(2).names)
 def test_our_own_names_stay_as_they_are(name: str) -> None:
-    assert canonical(name) == name
+    assert canonical(name, support.schema(3)) == name
 
 
 def test_every_checkpoint_has_a_short_form(glass: pl.CkptedTransformer) -> None:
     _, ckpts = glass.run_with_ckpts(IDS)
-    for name in all_names(3):
+    for name in support.schema(3).names:
         parts = name.split(".")
         kind = parts[-1].removeprefix("ckpt_")
         block = int(parts[1]) if parts[0] == "blocks" else None
@@ -109,7 +108,7 @@ def test_every_checkpoint_has_a_short_form(glass: pl.CkptedTransformer) -> None:
 )  # fmt: skip
 def test_names_of_other_values_are_refused_with_the_reason(alias: str | tuple[str | int, ...]) -> None:
     with pytest.raises(pl.UnknownNameError) as caught:
-        canonical(alias)
+        canonical(alias, support.schema(3))
     assert caught.value.code == "alias-refused"
     assert "not the same value" in str(caught.value)
 
@@ -156,7 +155,7 @@ def test_negative_blocks_count_from_the_end_everywhere(glass: pl.CkptedTransform
         edit = pl.Edit.zero(name)
         assert not glass.run_with_ckpts(IDS, edits=[edit])[1][name].any()
     assert list(glass.run_with_ckpts(IDS, names="blocks.-3.attn.*")[1]) == [
-        name for name in all_names(3) if name.startswith("blocks.0.attn.")
+        name for name in support.schema(3).names if name.startswith("blocks.0.attn.")
     ]
     norms = pl.measure.norms(every, ("resid_post", -1))
     assert norms.equals(pl.measure.norms(every, "blocks.2.resid_post"))

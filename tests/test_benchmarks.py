@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 import torch
 
+import support
+
 ROOT = Path(__file__).parents[1]
 BENCHMARKS = ROOT / "benchmarks"
 SCRIPTS = sorted(path.stem for path in BENCHMARKS.glob("*.py"))
@@ -256,12 +258,13 @@ def test_scores_are_compared_where_they_are_visible(harness: Any) -> None:
 
 def test_names_of_peers_lead_to_ours() -> None:
     from peers import LENS_AROUND, LENS_NAMES, NNSIGHT_NAMES, SHOWN_BY_NNSIGHT
-    from pellucid.ckpt import AFTER, BEFORE, BLOCK, all_names, select
+    from pellucid.schema import select
 
-    assert set(LENS_NAMES.values()) == set(BLOCK)
-    assert set(LENS_AROUND.values()) == {*BEFORE, *AFTER}
-    assert set(NNSIGHT_NAMES.values()) < set(BLOCK)
-    assert len(select(SHOWN_BY_NNSIGHT, all_names(12))) == 12 * (len(NNSIGHT_NAMES) + 4) + 2
+    known = support.schema(12)
+    assert set(LENS_NAMES.values()) == set(known.in_blocks)
+    assert set(LENS_AROUND.values()) == set(known.around)
+    assert set(NNSIGHT_NAMES.values()) < set(known.in_blocks)
+    assert len(select(SHOWN_BY_NNSIGHT, support.schema(12).names)) == 12 * (len(NNSIGHT_NAMES) + 4) + 2
 
 
 def test_texts_that_are_not_greedy_are_refused(small: Any, report: Any, harness: Any, monkeypatch: Any) -> None:

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from torch.nn.modules import module as torch_module
 
 import pellucid as pl
-from pellucid import ckpt
-from pellucid.ckpt import Ckpt, all_axes, all_names, name_checkpoints, select
+import support
+from pellucid.ckpt import Ckpt, name_checkpoints
+from pellucid.schema import select
 
 # Written out from the public contract, not from the table.
 BLOCK_0 = [
@@ -50,19 +51,19 @@ class Doubling:
 
 
 def test_names_are_those_of_the_contract() -> None:
-    assert list(all_names(1)) == [
+    assert list(support.schema(1).names) == [
         "ckpt_embed",
         "ckpt_pos_embed",
         *BLOCK_0,
         "ln_final.ckpt_scaled",
         "ln_final.ckpt_normalized",
     ]
-    assert len(all_names(12)) == 208
-    assert len(set(all_names(12))) == 208
+    assert len(support.schema(12).names) == 208
+    assert len(set(support.schema(12).names)) == 208
 
 
 def test_axes_are_those_of_the_contract() -> None:
-    axes = all_axes(2)
+    axes = support.schema(2).axes
     assert axes["blocks.1.attn.ckpt_pattern"] == ("batch", "head", "query", "key")
     assert axes["blocks.1.attn.ckpt_q"] == ("batch", "pos", "head", "d_head")
     assert axes["blocks.0.mlp.ckpt_pre"] == ("batch", "pos", "d_mlp")
@@ -83,7 +84,7 @@ def test_axes_are_those_of_the_contract() -> None:
     ],
 )
 def test_patterns(pattern: str, chosen: list[str]) -> None:
-    assert list(select(pattern, all_names(2))) == chosen
+    assert list(select(pattern, support.schema(2).names)) == chosen
 
 
 @pytest.mark.parametrize(
@@ -101,20 +102,20 @@ def test_patterns(pattern: str, chosen: list[str]) -> None:
 )
 def test_patterns_that_match_nothing(pattern: str) -> None:
     with pytest.raises(pl.UnknownNameError) as caught:
-        select(pattern, all_names(2))
+        select(pattern, support.schema(2).names)
     assert caught.value.code == "unknown-checkpoint"
 
 
 def test_order_is_that_of_execution_whatever_is_asked() -> None:
-    assert select(["ln_final.ckpt_scaled", "blocks.1.resid_pre", "ckpt_embed", "ckpt_*"], all_names(2)) == (
+    assert select(["ln_final.ckpt_scaled", "blocks.1.resid_pre", "ckpt_embed", "ckpt_*"], support.schema(2).names) == (
         "ckpt_embed", "ckpt_pos_embed", "blocks.1.resid_pre", "ln_final.ckpt_scaled",
     )  # fmt: skip
-    assert select(None, all_names(2)) == all_names(2)
+    assert select(None, support.schema(2).names) == support.schema(2).names
 
 
-@given(st.sampled_from(all_names(13)))
+@given(st.sampled_from(support.schema(13).names))
 def test_a_name_selects_itself_only(name: str) -> None:
-    assert select(name, all_names(13)) == (name,)
+    assert select(name, support.schema(13).names) == (name,)
 
 
 def named(name: str = "here") -> Ckpt:
@@ -177,7 +178,7 @@ def test_global_hooks_see_checkpoints_too(glass: pl.CkptedTransformer) -> None:
         hooked = glass([[1, 2, 3]])
     finally:
         handle.remove()
-    assert tuple(seen) == all_names(3)
+    assert tuple(seen) == support.schema(3).names
     assert torch.equal(hooked, glass([[1, 2, 3]]))
 
 
@@ -218,6 +219,6 @@ def test_a_call_that_overlooks_hooks_is_noticed(kind: str, monkeypatch: pytest.M
     assert not fires(HOOKS[kind])
 
 
-def test_the_table_is_cached_and_not_shared_by_mistake() -> None:
-    assert all_axes(3) is all_axes(3)
-    assert len(ckpt.BLOCK) == 17
+def test_the_table_is_made_once() -> None:
+    assert support.schema(3) is support.schema(3)
+    assert len(support.schema(3).in_blocks) == 17

@@ -253,7 +253,7 @@ SLOWER: dict[str, tuple[Any, str, Any, tuple[Callable[[], None], ...]]] = {
     "keys and values copied at every step": (
         pl.KeyValueCache, "_write", copying(pl.KeyValueCache._write), (cached_step,),
     ),
-    "no kernels": (stepping, "decoder", lambda model, rows, **_: None, (fast_decoding,)),
+    "no kernels": (stepping, "decoder", lambda model, rows, names: None, (fast_decoding,)),
     "a pattern beside its scores": (
         attention, "_softmax", lambda scores, *, in_place: scores.softmax(-1), (one_pattern,),
     ),

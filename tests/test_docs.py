@@ -234,6 +234,12 @@ def test_codes_of_errors_are_those_of_the_source() -> None:
     assert {"unknown-checkpoint", "empty-text"} <= {code for group in refresh.codes().values() for code in group}
 
 
+def test_the_tables_of_checkpoints_are_those_of_the_schema() -> None:
+    page = PAGES["checkpoints.md"].read_text(encoding="utf-8")
+    assert refresh.with_points(page) == page, "python docs/refresh.py rewrites the tables"
+    assert refresh.with_points(page.replace("| queries |", "| something else |")) == page
+
+
 # The figure
 
 

@@ -14,7 +14,8 @@ import pellucid
 PACKAGE = Path(pellucid.__file__).parent
 
 LAYERS: dict[str, int] = {
-    "errors": 0, "axes": 0, "config": 0, "config_fields": 0, "ckpt": 0, "tap": 0, "aliases": 0, "_version": 0,
+    "errors": 0, "axes": 0, "schema": 0, "config": 0, "config_fields": 0, "ckpt": 0, "tap": 0, "aliases": 0,
+    "gpt2": 0, "families": 1, "_version": 0,
     "extras": 0, "check": 0, "config_values": 0, "interrupts": 0, "atomic": 0, "tensor_file": 0, "own_file": 0,
     "generation_settings": 0,
     "weights.hub": 0, "weights.manifests": 0, "nonlinear": 0, "parameters": 0, "products": 0, "execution": 0,

@@ -324,7 +324,9 @@ REMEDIES: dict[str, list[Case]] = {
                 lambda h: EDIT.mean_ablate(
                     "embed",
                     pl.ActivationCkpts(
-                        {"ckpt_embed": torch.zeros(1, 1, 48)}, pl.Batch(IDS[:1, :1], IDS[:1, :1] < 0, IDS[:1, :1]), 3
+                        {"ckpt_embed": torch.zeros(1, 1, 48)},
+                        pl.Batch(IDS[:1, :1], IDS[:1, :1] < 0, IDS[:1, :1]),
+                        support.schema(3),
                     ),
                 ),
             ),

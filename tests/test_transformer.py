@@ -12,7 +12,7 @@ from torch import nn
 import pellucid as pl
 import support
 from pellucid import nonlinear
-from pellucid.transformer import LayerNorm, fresh_weights, stored_shapes
+from pellucid.transformer import LayerNorm, fresh_weights
 
 TREE = """\
 CkptedTransformer(
@@ -63,11 +63,11 @@ def test_the_printed_tree() -> None:
 
 
 def test_stored_shapes_are_the_parameters(glass: pl.CkptedTransformer) -> None:
-    assert {name: tuple(p.shape) for name, p in glass.named_parameters()} == stored_shapes(glass.config)
+    assert {name: tuple(p.shape) for name, p in glass.named_parameters()} == glass.schema.stored
     untied = support.glass(tie_word_embeddings=False)
-    assert {name: tuple(p.shape) for name, p in untied.named_parameters()} == stored_shapes(untied.config)
-    assert set(stored_shapes(untied.config)) - set(stored_shapes(glass.config)) == {"unembed.W_U"}
-    assert {name: tuple(t.shape) for name, t in fresh_weights(untied.config).items()} == stored_shapes(untied.config)
+    assert {name: tuple(p.shape) for name, p in untied.named_parameters()} == untied.schema.stored
+    assert set(untied.schema.stored) - set(glass.schema.stored) == {"unembed.W_U"}
+    assert {name: tuple(t.shape) for name, t in fresh_weights(untied.config).items()} == untied.schema.stored
 
 
 def test_weights_are_used_as_they_are() -> None:

@@ -15,29 +15,8 @@ from collections.abc import Iterable, Sequence
 from typing import cast
 
 from pellucid.check import as_whole
-from pellucid.ckpt import AFTER, BEFORE, BLOCK, select, unknown_name
 from pellucid.errors import InputError, UnknownNameError, nearest, shown
-
-AROUND = {**BEFORE, **AFTER}
-"""The checkpoints outside the blocks, with their axes."""
-
-_MODULES = {
-    "ln_1": "ln1.ckpt_normalized",
-    "attn": "attn.ckpt_attn_out",
-    "attn.resid_dropout": "attn.ckpt_attn_out",
-    "ln_2": "ln2.ckpt_normalized",
-    "mlp.c_fc": "mlp.ckpt_pre",
-    "mlp.act": "mlp.ckpt_post",
-    "mlp": "mlp.ckpt_mlp_out",
-    "mlp.dropout": "mlp.ckpt_mlp_out",
-    "": "resid_post",
-}
-_MODULES_AROUND = {
-    "wte": "ckpt_embed",
-    "wpe": "ckpt_pos_embed",
-    "drop": "blocks.0.resid_pre",
-    "ln_f": "ln_final.ckpt_normalized",
-}
+from pellucid.schema import Schema, select, unknown_name
 
 _OTHER_WORDS = {
     "attn_scores": "scores",
@@ -53,22 +32,6 @@ _OTHER_WORDS = {
 
 _LAYERS = {"a": "attn", "attention": "attn", "m": "mlp", "b": "", "block": "", "blocks": ""}
 """HookedTransformer's further words for the part before it."""
-
-_REFUSED = {
-    "hook_scale": "it is the divisor sqrt(var + eps); here `ckpt_scaled` holds the quotient",
-    "attn.hook_result": "per-head outputs are not computed; each is ckpt_z[:, :, h] @ W_O[h]",
-    "hook_q_input": "the input is not split by head; it is ln1.ckpt_normalized",
-    "hook_k_input": "the input is not split by head; it is ln1.ckpt_normalized",
-    "hook_v_input": "the input is not split by head; it is ln1.ckpt_normalized",
-    "hook_attn_in": "the input is not split by head; it is resid_pre",
-    "hook_mlp_in": "it is a copy of resid_mid; ask for resid_mid",
-    "attn.c_attn": "its output is q, k and v side by side; ask for attn.ckpt_q, attn.ckpt_k, attn.ckpt_v",
-    "attn.c_proj": "its output is taken before dropout; attn.ckpt_attn_out is what is added to the residual stream",
-    "mlp.c_proj": "its output is taken before dropout; mlp.ckpt_mlp_out is what is added to the residual stream",
-    "attn.attn_dropout": "its output is taken after dropout; attn.ckpt_pattern is the pattern before it",
-    "lm_head": "its output are the logits, which every run returns",
-    "unembed": "its output are the logits, which every run returns",
-}
 
 Name = str | tuple[str | int | None, ...]
 """A checkpoint by its name, an alias of it, or a tuple such as `("pattern", 0)`."""
@@ -87,49 +50,49 @@ def several(names: Names) -> list[Name]:
     return [cast(Name, names)] if one else list(cast(Iterable[Name], names))
 
 
-def selected(names: Names, known: Sequence[str]) -> tuple[str, ...]:
+def selected(names: Names, schema: Schema) -> tuple[str, ...]:
     """The checkpoints of a model that names, patterns and aliases select, in execution order; None selects all.
 
     Args:
         names: What is wanted. A name without a block means every block.
-        known: All checkpoints of the model.
+        schema: Of the model.
 
     Raises:
         UnknownNameError: A name or block that does not exist, or a pattern that matches nothing.
     """
     if names is None:
-        return tuple(known)
+        return schema.names
     wanted = several(names)
     if not all(isinstance(name, str) for name in wanted):
-        return _select(wanted, known)
-    return _select_again(tuple(wanted), tuple(known))
+        return _select(wanted, schema)
+    return _select_again(tuple(wanted), schema)
 
 
-def _select(names: Iterable[Name], known: Sequence[str]) -> tuple[str, ...]:
-    return select([_in_model(canonical(name), known, name) for name in names], known)
+def _select(names: Iterable[Name], schema: Schema) -> tuple[str, ...]:
+    return select([_in_model(canonical(name, schema), schema, name) for name in names], schema.names)
 
 
 _select_again = functools.lru_cache(maxsize=64)(_select)
 """Remembers: a hundred names take longer to read than a small model takes to run."""
 
 
-def resolved(name: Name, known: Sequence[str]) -> str:
+def resolved(name: Name, schema: Schema) -> str:
     """The one checkpoint of a model that a name or alias denotes.
 
     Args:
         name: Which; a name without a block is refused, because it means one checkpoint of every block.
-        known: All checkpoints of the model.
+        schema: Of the model.
 
     Raises:
         UnknownNameError: No such checkpoint, or several.
     """
-    wanted = canonical(name)
-    full = _in_model(wanted, known, name)
-    if full in known:
+    wanted = canonical(name, schema)
+    full = _in_model(wanted, schema, name)
+    if full in schema:
         return full
     if isinstance(wanted, str) and "*" in wanted:
         kind = wanted.removeprefix("blocks.*.")
-        if kind in BLOCK and "*" not in str(name):
+        if kind in schema.in_blocks and "*" not in str(name):
             raise UnknownNameError(
                 f"{name!r} is a value of every block, expected the value of one.",
                 code="pattern-for-a-name",
@@ -140,21 +103,21 @@ def resolved(name: Name, known: Sequence[str]) -> str:
             code="pattern-for-a-name",
             remedy="`ckpts.stack` takes one value of every block; patterns select in names= of run_with_ckpts.",
         )
-    raise unknown_name(name, known, nearest(str(full), known))
+    raise unknown_name(name, schema.names, nearest(str(full), schema.names))
 
 
-def kind_and_block(name: Name) -> tuple[str, str | None]:
+def kind_and_block(name: Name, schema: Schema) -> tuple[str, str | None]:
     """(name in a block, block or "*") of a name, or (name, None) of a checkpoint outside the blocks.
 
     Raises:
         UnknownNameError: No such checkpoint.
         InputError: A pattern that may select several kinds.
     """
-    wanted = canonical(name)
-    if wanted in AROUND:
+    wanted = canonical(name, schema)
+    if wanted in schema.around:
         return wanted, None
     _, block, kind = (*str(wanted).split(".", 2), "", "")[:3]
-    if kind in BLOCK and str(wanted).startswith("blocks."):
+    if kind in schema.in_blocks and str(wanted).startswith("blocks."):
         return kind, block
     if "*" in str(wanted):
         raise InputError(
@@ -162,10 +125,10 @@ def kind_and_block(name: Name) -> tuple[str, str | None]:
             code="several-kinds",
             remedy="Give one kind, such as 'resid_post' or 'blocks.*.resid_post'.",
         )
-    raise unknown_name(name, [*BLOCK, *AROUND])
+    raise unknown_name(name, [*schema.in_blocks, *schema.around])
 
 
-def canonical(name: Name) -> str:
+def canonical(name: Name, schema: Schema) -> str:
     """A name in pellucid's own words; "blocks.*." stands before a name that has no block.
 
     What no vocabulary holds comes back as it is.
@@ -174,19 +137,20 @@ def canonical(name: Name) -> str:
         UnknownNameError: A name of another library whose value is not the same as any checkpoint's.
     """
     if isinstance(name, tuple):
-        return _from_tuple(name)
-    if not isinstance(name, str) or name in AROUND:
+        return _from_tuple(name, schema)
+    if not isinstance(name, str) or name in schema.around:
         return name
     prefix, block, rest = _split(name)
-    _refuse(name, rest)
+    _refuse(name, rest, schema)
+    modules, around = schema.others.modules, schema.others.modules_around
     if prefix == "transformer.":
         if block is None:
-            return _MODULES_AROUND.get(rest, name)
-        return f"blocks.{block}.{_MODULES[rest]}" if rest in _MODULES else name
+            return around.get(rest, name)
+        return f"blocks.{block}.{modules[rest]}" if rest in modules else name
     if block is not None:
-        kind = _in_block(rest)
+        kind = _in_block(rest, schema)
         return name if kind is None else f"blocks.{block}.{kind}"
-    return _without_block(rest) or _shorthand(rest) or _MODULES_AROUND.get(rest, name)
+    return _without_block(rest, schema) or _shorthand(rest, schema) or around.get(rest, name)
 
 
 def _split(name: str) -> tuple[str, str | None, str]:
@@ -206,39 +170,42 @@ def _short(last: str) -> str:
 
 
 @functools.lru_cache(maxsize=256)
-def _in_block(given: str) -> str | None:
+def _in_block(given: str, schema: Schema) -> str | None:
     """The checkpoint of a block that "attn.ckpt_z", "attn.hook_z", "hook_z" or "z" means; None if it is not one.
 
     The part before the last may be left out where only one checkpoint of a block has that last part.
     """
     layer, _, last = given.rpartition(".")
-    found = [kind for kind in BLOCK if _short(kind.rpartition(".")[2]) == _short(last)]
+    found = [kind for kind in schema.in_blocks if _short(kind.rpartition(".")[2]) == _short(last)]
     found = [kind for kind in found if layer in ("", kind.rpartition(".")[0])]
     return found[0] if len(found) == 1 else None
 
 
-def _without_block(given: str) -> str | None:
+def _without_block(given: str, schema: Schema) -> str | None:
     """The checkpoint that is meant by a name without a block, "blocks.*." before it if blocks have it."""
     layer, _, last = given.rpartition(".")
     found = [
-        name for name in AROUND if name.rpartition(".")[0] == layer and _short(name.rpartition(".")[2]) == _short(last)
+        name
+        for name in schema.around
+        if name.rpartition(".")[0] == layer and _short(name.rpartition(".")[2]) == _short(last)
     ]
     if found:
         return found[0]
-    kind = _in_block(given)
+    kind = _in_block(given, schema)
     return None if kind is None else f"blocks.*.{kind}"
 
 
-def _shorthand(given: str) -> str | None:
+def _shorthand(given: str, schema: Schema) -> str | None:
     """HookedTransformer's "pattern3" and "normalized0ln1"."""
     match = re.fullmatch(r"([a-z_]*[a-z])(\d+)([a-z]\w*)?", given)
-    if match is None or (match[1] not in ("scale", "scaled", "normalized") and _in_block(match[1]) is None):
+    if match is None or (match[1] not in ("scale", "scaled", "normalized") and _in_block(match[1], schema) is None):
         return None
-    return _from_tuple((match[1], int(match[2]), match[3]))
+    return _from_tuple((match[1], int(match[2]), match[3]), schema)
 
 
-def _refuse(name: str, rest: str) -> None:
-    reason = _REFUSED.get(rest) or _REFUSED.get(rest.rsplit(".", 1)[-1])
+def _refuse(name: str, rest: str, schema: Schema) -> None:
+    refused = schema.others.refused
+    reason = refused.get(rest) or refused.get(rest.rsplit(".", 1)[-1])
     if reason:
         raise UnknownNameError(
             f"{name!r} is not the same value as any checkpoint: {reason}.",
@@ -247,7 +214,7 @@ def _refuse(name: str, rest: str) -> None:
         )
 
 
-def _from_tuple(name: Sequence[object]) -> str:
+def _from_tuple(name: Sequence[object], schema: Schema) -> str:
     """A checkpoint from (value, block, layer) or (value, layer, block); block and layer may be left out."""
     kind, *places = name or ("",)
     block: int | str | None = None
@@ -268,20 +235,15 @@ def _from_tuple(name: Sequence[object]) -> str:
     if last in ("scale", "normalized", "scaled") and block is None:
         layer = layer or "ln_final"  # as in HookedTransformer
     if last == "scale":
-        _refuse(str(tuple(name)), "hook_scale")
+        _refuse(str(tuple(name)), "hook_scale", schema)
     layer = _LAYERS.get(layer, layer)
     inner = f"{layer}.{last}" if layer else _OTHER_WORDS.get(last, last)
     if block is None:
-        return _without_block(inner) or canonical(inner)
-    return f"blocks.{block}.{_in_block(inner) or inner}"
+        return _without_block(inner, schema) or canonical(inner, schema)
+    return f"blocks.{block}.{_in_block(inner, schema) or inner}"
 
 
-@functools.lru_cache(maxsize=64)
-def _blocks_of(known: tuple[str, ...]) -> int:
-    return len({name.split(".", 2)[1] for name in known if name.startswith("blocks.")})
-
-
-def _in_model(name: str, known: Sequence[str], given: Name) -> str:
+def _in_model(name: str, schema: Schema, given: Name) -> str:
     """A name whose block is counted from the front.
 
     Raises:
@@ -290,7 +252,7 @@ def _in_model(name: str, known: Sequence[str], given: Name) -> str:
     match = re.fullmatch(r"blocks\.(-?(?:0|[1-9]\d*))\.(.+)", name) if isinstance(name, str) else None
     if match is None:
         return name
-    block, count = int(match[1]), _blocks_of(tuple(known))
+    block, count = int(match[1]), schema.n_layer
     if not -count <= block < count:
         there = f"blocks 0 to {count - 1}" if count else "no blocks"
         raise UnknownNameError(

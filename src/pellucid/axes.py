@@ -22,6 +22,12 @@ class Axis(StrEnum):
 
 Axes = tuple[Axis, ...]
 
+LETTERS: dict[str, str] = {
+    Axis.LAYER: "L", Axis.BATCH: "B", Axis.POS: "P", Axis.HEAD: "H", Axis.QUERY: "Pq", Axis.KEY: "Pk",
+    Axis.D_MODEL: "D", Axis.D_HEAD: "K", Axis.D_MLP: "M", Axis.D_VOCAB: "V",
+}  # fmt: skip
+"""Axis -> the letter that docstrings and tables use for it."""
+
 RESIDUAL: Axes = (Axis.BATCH, Axis.POS, Axis.D_MODEL)
 PER_HEAD: Axes = (Axis.BATCH, Axis.POS, Axis.HEAD, Axis.D_HEAD)
 ATTENTION: Axes = (Axis.BATCH, Axis.HEAD, Axis.QUERY, Axis.KEY)

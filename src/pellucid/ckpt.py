@@ -1,48 +1,21 @@
 """Checkpoints: the named points that every intermediate value of a forward pass goes through.
 
 A `Ckpt` is a module, so it shows in `print(model)`, native hooks work on it, and what it returns is what the
-model goes on with. `BLOCK` and `AROUND` are the one table of names and shapes; every consumer reads it.
+model goes on with. A family's `Schema` says which there are.
 """
 
 from __future__ import annotations
 
-import functools
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
-from pellucid.axes import ATTENTION, HIDDEN, PER_HEAD, RESIDUAL, Axes
 from pellucid.dialects import unknown_attribute
-from pellucid.errors import UnknownNameError, nearest
 from pellucid.tap import Tap
-
-BLOCK: dict[str, Axes] = {
-    "resid_pre": RESIDUAL,  # what enters the block
-    "ln1.ckpt_scaled": RESIDUAL,  # (x - mean) / sqrt(var + eps)
-    "ln1.ckpt_normalized": RESIDUAL,  # scaled * w + b
-    "attn.ckpt_q": PER_HEAD,
-    "attn.ckpt_k": PER_HEAD,
-    "attn.ckpt_v": PER_HEAD,
-    "attn.ckpt_scores": ATTENTION,  # q k^T * scale; masked entries hold the dtype's minimum
-    "attn.ckpt_pattern": ATTENTION,  # softmax(scores), before dropout
-    "attn.ckpt_z": PER_HEAD,  # pattern v
-    "attn.ckpt_attn_out": RESIDUAL,  # z W_O + b_O, what is added to the residual stream
-    "resid_mid": RESIDUAL,  # resid_pre + attn_out
-    "ln2.ckpt_scaled": RESIDUAL,
-    "ln2.ckpt_normalized": RESIDUAL,
-    "mlp.ckpt_pre": HIDDEN,  # before the activation function
-    "mlp.ckpt_post": HIDDEN,  # after it
-    "mlp.ckpt_mlp_out": RESIDUAL,  # what is added to the residual stream
-    "resid_post": RESIDUAL,  # resid_mid + mlp_out
-}
-"""The 17 checkpoints of a block, in execution order, with their axes."""
-
-BEFORE: dict[str, Axes] = {"ckpt_embed": RESIDUAL, "ckpt_pos_embed": RESIDUAL}
-AFTER: dict[str, Axes] = {"ln_final.ckpt_scaled": RESIDUAL, "ln_final.ckpt_normalized": RESIDUAL}
 
 
 class Ckpt(nn.Module):
@@ -124,64 +97,3 @@ def name_checkpoints(root: nn.Module) -> None:
     for name, module in root.named_modules():
         if isinstance(module, Ckpt):
             module.name = name
-
-
-@functools.lru_cache(maxsize=64)
-def all_axes(n_layer: int) -> dict[str, Axes]:
-    """Every checkpoint of a model with this many blocks -> its axes, in execution order."""
-    blocks = {f"blocks.{i}.{name}": axes for i in range(n_layer) for name, axes in BLOCK.items()}
-    return {**BEFORE, **blocks, **AFTER}
-
-
-@functools.lru_cache(maxsize=64)
-def all_names(n_layer: int) -> tuple[str, ...]:
-    """Every checkpoint of a model with this many blocks, in execution order: 17 a block and 4 around them."""
-    return tuple(all_axes(n_layer))
-
-
-def select(patterns: str | Iterable[str] | None, known: Sequence[str]) -> tuple[str, ...]:
-    """The known names that match any of the patterns, in the order of `known`.
-
-    In a pattern `*` stays within one dotted part and `**` crosses parts. None selects everything.
-
-    Raises:
-        UnknownNameError: A name that does not exist, or a pattern that matches nothing; with suggestions.
-    """
-    if patterns is None:
-        return tuple(known)
-    names, chosen = frozenset(known), set[str]()
-    for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        matched = [pattern] if isinstance(pattern, str) and pattern in names else _glob(pattern, known)
-        if not matched:
-            raise unknown_name(pattern, known, _pattern_for(pattern, known))
-        chosen.update(matched)
-    return tuple(name for name in known if name in chosen)
-
-
-def unknown_name(name: object, known: Iterable[str], hint: str = "") -> UnknownNameError:
-    """The error for a checkpoint name or pattern that does not exist among `known`; `hint` instead of near names."""
-    what = "pattern matches no checkpoint" if "*" in str(name) else "no such checkpoint"
-    known = list(known)
-    last_parts = sorted({full.rsplit(".", 1)[-1].removeprefix("ckpt_") for full in known})
-    hint = hint or nearest(str(name), known) or nearest(str(name), last_parts)
-    return UnknownNameError(
-        f"{what}: {name!r}.",
-        code="unknown-checkpoint",
-        remedy=f"{hint} `model.ckpt_names` lists them all.".strip(),
-    )
-
-
-def _pattern_for(end: object, known: Sequence[str]) -> str:
-    """A sentence that suggests the pattern of all names that end so, or an empty string."""
-    for pattern in (f"**.{end}", f"**.ckpt_{end}"):
-        if _glob(pattern, known):
-            return f"Did you mean {pattern!r}?"
-    return ""
-
-
-def _glob(pattern: str, known: Sequence[str]) -> list[str]:
-    if not isinstance(pattern, str) or "*" not in pattern:
-        return []
-    parts = re.split(r"(\*\*|\*)", pattern)
-    expression = "".join({"**": ".*", "*": "[^.]*"}.get(part, re.escape(part)) for part in parts)
-    return [name for name in known if re.fullmatch(expression, name)]

@@ -18,6 +18,8 @@ from typing import Any
 from pellucid import config_values
 from pellucid.config_fields import ACTIVATIONS, NEUTRAL, PUBLISHED_SIZES, SAVE_ID, SYNONYMS, variant_of
 from pellucid.errors import ConfigError, PellucidWarning, nearest, shown
+from pellucid.gpt2.schema import schema_of
+from pellucid.schema import Schema
 from pellucid.weights import hub
 
 
@@ -105,6 +107,15 @@ class TransformerConfig:
     def d_mlp(self) -> int:
         """Width of the hidden layer of each MLP, M."""
         return 4 * self.n_embd if self.n_inner is None else self.n_inner
+
+    @property
+    def schema(self) -> Schema:
+        """The checkpoints and parameters of a model with this configuration."""
+        sizes = {
+            "layer": self.n_layer, "head": self.n_head, "d_model": self.n_embd, "d_head": self.d_head,
+            "d_qkv": 3 * self.n_embd, "d_mlp": self.d_mlp, "d_vocab": self.vocab_size, "n_ctx": self.n_positions,
+        }  # fmt: skip
+        return schema_of(tuple(sizes.items()), tied=self.tie_word_embeddings, upcast=self.reorder_and_upcast_attn)
 
     @property
     def end_ids(self) -> tuple[int, ...]:

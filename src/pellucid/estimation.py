@@ -11,7 +11,6 @@ from pellucid.aliases import Names, selected
 from pellucid.axes import Axis
 from pellucid.batch import Inputs
 from pellucid.cache import KeyValueCache
-from pellucid.ckpt import all_axes
 from pellucid.dialects import named_arguments
 from pellucid.fast.decoder import kernels_take
 from pellucid.fast.prepared import bytes_needed, matrices
@@ -59,20 +58,17 @@ def estimate(
     """
     batch = model.tokenize(inputs, mask=mask)
     rows, columns = batch.shape
-    config = model.config
-    sizes = {
-        Axis.BATCH: rows, Axis.POS: columns, Axis.QUERY: columns, Axis.KEY: columns, Axis.HEAD: config.n_head,
-        Axis.D_MODEL: config.n_embd, Axis.D_HEAD: config.d_head, Axis.D_MLP: config.d_mlp,
-    }  # fmt: skip
-    axes = all_axes(config.n_layer)
-    upcast = model.execution.attention == "eager" and config.reorder_and_upcast_attn
+    schema, eager = model.schema, model.execution.attention == "eager"
+    columns_of = {Axis.POS: columns, Axis.QUERY: columns, Axis.KEY: columns}
+    sizes: dict[str, int] = {**schema.sizes, Axis.BATCH: rows, **columns_of}
     by_name: dict[str, int] = {}
-    for name in selected(names, model.ckpt_names):
-        shape = [sizes[axis] for axis in axes[name]]
-        for axis, chosen in Region(pos, heads).indices(name, shape, axes[name], strict=False).items():
+    for name in selected(names, schema):
+        point = schema[name]
+        shape = [sizes[axis] for axis in point.axes]
+        for axis, chosen in Region(pos, heads).indices(name, shape, point.axes, strict=False).items():
             shape[axis] = len(chosen)
         dtype = model.dtype
-        if upcast and name.endswith("ckpt_scores"):
+        if eager and point.upcast:
             dtype = torch.promote_types(dtype, torch.float32)
         by_name[name] = torch.Size(shape).numel() * dtype.itemsize
     return Estimate(sum(by_name.values()), by_name)

@@ -12,7 +12,6 @@ from pellucid import ids, pads
 from pellucid.aliases import Names
 from pellucid.attention import Attention
 from pellucid.batch import Batch, Inputs
-from pellucid.ckpt import all_names
 from pellucid.dialects import named_arguments
 from pellucid.errors import ConfigError, shown
 from pellucid.fast.prepared import forget
@@ -132,7 +131,7 @@ class GeneratingTransformer(Transformer):
             num_beams=num_beams, length_penalty=length_penalty, early_stopping=early_stopping,
         )  # fmt: skip
         request = self._request(inputs, prompts, asked, end_ids, overflow, use_cache)
-        looked_at = names_of(names, all_names(self.config.n_layer))
+        looked_at = names_of(names, self.schema)
         changed = edits_of(edits)
         return generate(self, replace(request, seed=seed, names=looked_at, edits=changed))
 

@@ -14,7 +14,6 @@ from pellucid.aliases import Names, selected, several
 from pellucid.batch import Batch, Inputs
 from pellucid.batching import Batcher
 from pellucid.cache import KeyValueCache, continued
-from pellucid.ckpt import all_names
 from pellucid.config import TransformerConfig, require_config
 from pellucid.dialects import MODEL, named_arguments, unknown_attribute
 from pellucid.errors import InputError, UnknownNameError, nearest
@@ -28,6 +27,7 @@ from pellucid.run.edit_tap import EditTap
 from pellucid.run.origin import Origin
 from pellucid.run.recorder import Recorder
 from pellucid.run.region import Index, Region
+from pellucid.schema import Schema
 from pellucid.tap import Chain, StopAfter, Stopped, Tap
 from pellucid.tokens import Tokenizer
 from pellucid.transformer import Columns, Run, Weights, fresh_weights, last_column
@@ -39,7 +39,7 @@ class CkptedTransformer(GeneratingTransformer):
 
     Args:
         config: What the model is; there is no default, and leaving it out is an error that says so.
-        weights: Stored parameters by name (`pellucid.transformer.stored_shapes`), used without a copy; fresh
+        weights: Stored parameters by name (`config.schema.stored`), used without a copy; fresh
             ones, by GPT-2's initialisation, where None.
         tokenizer: For text; ids alone work without one.
         attention: "auto" fuses every layer that nobody looks inside, "eager" makes every layer explicit.
@@ -124,7 +124,12 @@ class CkptedTransformer(GeneratingTransformer):
     @property
     def ckpt_names(self) -> tuple[str, ...]:
         """Every checkpoint, in execution order."""
-        return all_names(self.config.n_layer)
+        return self.schema.names
+
+    @property
+    def schema(self) -> Schema:
+        """Every checkpoint and parameter with its axes and meaning; it prints as a table."""
+        return self.config.schema
 
     @named_arguments()
     def tokenize(self, inputs: Inputs, *, mask: Any = None, padding_side: str = "left") -> Batch:
@@ -275,11 +280,11 @@ class CkptedTransformer(GeneratingTransformer):
                 remedy="Capture the whole value and select from its .grad.",
             )
         batch = self.tokenize(inputs, mask=mask)
-        last = None if stop_at is None else aliases.resolved(stop_at, self.ckpt_names)
+        last = None if stop_at is None else aliases.resolved(stop_at, self.schema)
         wanted, modules = self._captured(names, last), submodules(self)
         part = Region(pos, heads).with_heads_of(self.config.n_head)
-        recorder = Recorder(wanted, self.config.n_layer, part, grads, copies=has_native_hooks(modules))
-        edit_tap = EditTap(edits, batch, self.config.n_layer)
+        recorder = Recorder(wanted, self.schema, part, grads, copies=has_native_hooks(modules))
+        edit_tap = EditTap(edits, batch, self.schema)
         taps: list[Tap] = [edit_tap, recorder] if edit_tap.fired else [recorder]
         if last is not None:
             taps.append(StopAfter(last))
@@ -288,7 +293,7 @@ class CkptedTransformer(GeneratingTransformer):
         edit_tap.check_fired()
         recorder.check_fired()
         return logits, ActivationCkpts(
-            recorder.values, batch, self.config.n_layer, part=part, fired=edit_tap.fired,
+            recorder.values, batch, self.schema, part=part, fired=edit_tap.fired,
             origin=Origin(self.provenance.get("source", type(self).__name__), self, state_of(modules)),
         )  # fmt: skip
 
@@ -300,18 +305,18 @@ class CkptedTransformer(GeneratingTransformer):
 
     def _captured(self, names: Names, last: str | None) -> frozenset[str]:
         """What a run that ends at a checkpoint captures; the whole run where None."""
-        known, names = self.ckpt_names, None if names is None else several(names)
+        schema, names = self.schema, None if names is None else several(names)
         if last is None:
-            return frozenset(selected(names, known))
-        reachable = frozenset(known[: known.index(last) + 1])
-        late = [name for name in names or () if reachable.isdisjoint(selected([name], known))]
+            return frozenset(selected(names, schema))
+        reachable = frozenset(schema.names[: schema.names.index(last) + 1])
+        late = [name for name in names or () if reachable.isdisjoint(selected([name], schema))]
         if late:
             raise UnknownNameError(
                 f"{late[0]!r} cannot fire: the run stops at {last!r}, before it.",
                 code="checkpoint-after-stop",
                 remedy="Choose a later stop_at, or leave the name out.",
             )
-        return reachable.intersection(selected(names, known))
+        return reachable.intersection(selected(names, schema))
 
     def parameter(self, name: str) -> Tensor:
         """A parameter, or a live view of one, by its dotted name, such as "blocks.0.attn.W_Q".

@@ -26,39 +26,14 @@ from pellucid.errors import WeightsError
 from pellucid.execution import Execution
 from pellucid.parameters import LiveView, ViewedModule
 from pellucid.products import Products, products_of
+from pellucid.schema import Parameter
 from pellucid.tap import Tap
 
 MLPWeights = tuple[Tensor, Tensor, Tensor, Tensor]
 """W_in [D, M], b_in [M], W_out [M, D], b_out [D]."""
 
 Weights = Mapping[str, Tensor]
-"""Stored parameter name -> tensor; `stored_shapes` lists the names."""
-
-
-def stored_shapes(config: TransformerConfig) -> dict[str, tuple[int, ...]]:
-    """Every stored parameter of a model with this configuration -> its shape.
-
-    Raises:
-        ConfigError: No configuration of this library.
-    """
-    require_config(config)
-    d, m, h = config.n_embd, config.d_mlp, config.n_head
-    shapes: dict[str, tuple[int, ...]] = {
-        "embed.W_E": (config.vocab_size, d),
-        "pos_embed.W_pos": (config.n_positions, d),
-    }
-    for i in range(config.n_layer):
-        block = {
-            "ln1.w": (d,), "ln1.b": (d,),
-            "attn.W_QKV": (d, 3 * d), "attn.b_QKV": (3 * d,), "attn.W_O": (h, config.d_head, d), "attn.b_O": (d,),
-            "ln2.w": (d,), "ln2.b": (d,),
-            "mlp.W_in": (d, m), "mlp.b_in": (m,), "mlp.W_out": (m, d), "mlp.b_out": (d,),
-        }  # fmt: skip
-        shapes.update({f"blocks.{i}.{name}": shape for name, shape in block.items()})
-    shapes.update({"ln_final.w": (d,), "ln_final.b": (d,)})
-    if not config.tie_word_embeddings:
-        shapes["unembed.W_U"] = (d, config.vocab_size)
-    return shapes
+"""Stored parameter name -> tensor; `config.schema.stored` lists the names and shapes."""
 
 
 def fresh_weights(config: TransformerConfig) -> dict[str, Tensor]:
@@ -67,20 +42,21 @@ def fresh_weights(config: TransformerConfig) -> dict[str, Tensor]:
     The matrices that write into the residual stream are scaled by 1/sqrt(2 n_layer). Draws from torch's global
     generator.
     """
+    require_config(config)
+    schema = config.schema
     with torch.inference_mode(False), torch.no_grad():  # or the model could never be trained
-        return {name: _fresh(name, shape, config) for name, shape in stored_shapes(config).items()}
+        return {p.name: _fresh(p, schema.shape_of(p), config) for p in schema.parameters if p.is_stored}
 
 
-def _fresh(name: str, shape: tuple[int, ...], config: TransformerConfig) -> Tensor:
-    kind = name.rsplit(".", 1)[-1]
-    if kind == "w":
-        return torch.ones(shape)
-    if kind.startswith("b"):
-        return torch.zeros(shape)
-    if kind == "W_U":  # stored as [V, D], so that the head's rows are contiguous
-        return torch.empty(shape[::-1]).normal_(std=config.initializer_range).t()
-    residual = (2 * config.n_layer) ** -0.5 if kind in ("W_O", "W_out") else 1.0
-    return torch.empty(shape).normal_(std=config.initializer_range * residual)
+def _fresh(parameter: Parameter, shape: tuple[int, ...], config: TransformerConfig) -> Tensor:
+    if parameter.initial in ("ones", "zeros"):
+        return torch.full(shape, float(parameter.initial == "ones"))
+    std = config.initializer_range
+    if parameter.initial == "residual":
+        std *= (2 * config.n_layer) ** -0.5
+    if parameter.name == "unembed.W_U":  # in memory [V, D], as in the reference, whose product reads rows of the head
+        return torch.empty(shape[::-1]).normal_(std=std).t()
+    return torch.empty(shape).normal_(std=std)
 
 
 Columns = Callable[[Tensor], Tensor]
@@ -276,7 +252,7 @@ class Transformer(nn.Module):
 
     Args:
         config: What the model is.
-        weights: Its stored parameters by name, shaped as `stored_shapes` says; used as they are, not copied.
+        weights: Its stored parameters by name, shaped as `config.schema.stored` says; used as they are, not copied.
         execution: How it is run.
     """
 
@@ -319,7 +295,8 @@ class Transformer(nn.Module):
 
 
 def _check_weights(config: TransformerConfig, weights: Weights) -> None:
-    expected = stored_shapes(config)
+    require_config(config)
+    expected = config.schema.stored
     wrong = [
         f"{name}: {list(weights[name].shape) if name in weights else 'missing'}, expected {list(shape)}"
         for name, shape in expected.items()
@@ -330,7 +307,7 @@ def _check_weights(config: TransformerConfig, weights: Weights) -> None:
         raise WeightsError(
             f"weights do not fit the configuration: {'; '.join(wrong[:5])}{' …' if len(wrong) > 5 else ''}.",
             code="weights-misfit",
-            remedy="Give each parameter that pellucid.transformer.stored_shapes(config) lists, in that shape.",
+            remedy="Give each parameter that config.schema.stored lists, in that shape.",
         )
 
 

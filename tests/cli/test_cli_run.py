@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import pellucid as pl
-from pellucid.ckpt import all_axes
+import support
 
 SENTENCE = "Once upon a time there was a tiny bird"
 
@@ -47,7 +47,7 @@ def test_json_is_what_the_model_computes(cli_json: Any, bundled: Any, run: Any) 
 
 def test_json_statistics(cli_json: Any, run: Any) -> None:
     _, ckpts = run
-    axes = all_axes(ckpts.n_layer)
+    axes = support.schema(ckpts.n_layer).axes
     for one in cli_json("run", SENTENCE)["checkpoints"]:
         value = ckpts[one["name"]].double()
         assert one["axes"] == list(map(str, axes[one["name"]]))

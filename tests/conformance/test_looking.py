@@ -13,9 +13,8 @@ from hypothesis import strategies as st
 
 import pellucid as pl
 import support
-from pellucid.ckpt import all_axes, all_names
 
-NAMES = all_names(support.SIZES["n_layer"])
+NAMES = support.schema(support.SIZES["n_layer"]).names
 HEADS = support.SIZES["n_head"]
 COLUMNS = 11
 RAGGED = support.ragged_ids(3, COLUMNS, 7)
@@ -70,7 +69,7 @@ def test_looking_at_everything(model: pl.CkptedTransformer, training: bool) -> N
 def test_a_selection_is_a_slice_of_the_whole(glass: Any, pos: Any, heads: Any) -> None:
     _, whole = glass.run_with_ckpts(RAGGED)
     _, part = glass.run_with_ckpts(RAGGED, pos=pos, heads=heads)
-    for name, axes in all_axes(glass.config.n_layer).items():
+    for name, axes in support.schema(glass.config.n_layer).axes.items():
         expected = whole[name].numpy()
         for axis, kind in enumerate(axes):
             if kind in ("pos", "query") and pos is not None:
@@ -183,7 +182,7 @@ def test_there_are_17_a_block_and_4_more(layers: int) -> None:
     model = support.glass(n_layer=layers)
     _, ckpts = model.run_with_ckpts([[1, 2]])
     assert len(ckpts) == 17 * layers + 4
-    assert tuple(ckpts) == model.ckpt_names == all_names(layers)
+    assert tuple(ckpts) == model.ckpt_names == support.schema(layers).names
 
 
 def test_names_agree_between_modules_table_taps_and_captures(glass: pl.CkptedTransformer) -> None:
@@ -209,7 +208,7 @@ def test_shapes_are_those_of_the_table(glass: pl.CkptedTransformer) -> None:
         "d_mlp": 192,
     }
     _, ckpts = glass.run_with_ckpts(RAGGED)
-    for name, axes in all_axes(3).items():
+    for name, axes in support.schema(3).axes.items():
         assert list(ckpts[name].shape) == [sizes[axis] for axis in axes], name
 
 

@@ -12,8 +12,9 @@ import xarray as xr
 from torch import Tensor
 
 import pellucid as pl
+import support
 from pellucid.axes import ATTENTION, PER_HEAD
-from pellucid.ckpt import all_axes, all_names, select
+from pellucid.schema import select
 
 SIZES = {"d_model": 6, "d_head": 3, "d_mlp": 10, "head": 2}
 LAYERS = 3
@@ -44,7 +45,7 @@ def batch_of(texts: Sequence[Sequence[int]], side: str = "left") -> pl.Batch:
 
 def made_up(name: str, text: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
     """The value of a checkpoint for one text, without pads: random, but always the same for the same text."""
-    axes = all_axes(LAYERS)[name]
+    axes = support.schema(LAYERS).axes[name]
     seed = int.from_bytes(hashlib.sha256(f"{name} {list(text)}".encode()).digest()[:7], "little")
     draw = np.random.default_rng(seed)
     size = len(text)
@@ -68,11 +69,11 @@ def run_of(
     batch = batch_of(texts, side)
     longest = batch.ids.size(1)
     values: dict[str, Tensor] = {}
-    for name in select(names, all_names(LAYERS)):
+    for name in select(names, support.schema(LAYERS).names):
         rows = []
         for row, text in enumerate(texts):
             value, real = made_up(name, text, dtype), batch.mask[row]
-            if all_axes(LAYERS)[name] == ATTENTION:
+            if support.schema(LAYERS).axes[name] == ATTENTION:
                 whole = torch.full((SIZES["head"], longest, longest), 777.0, dtype=dtype)
                 whole[:, real.nonzero(), real.nonzero().T] = value
             else:
@@ -80,7 +81,7 @@ def run_of(
                 whole[real] = value
             rows.append(whole)
         values[name] = torch.stack(rows)
-    return pl.ActivationCkpts(values, batch, LAYERS)
+    return pl.ActivationCkpts(values, batch, support.schema(LAYERS))
 
 
 class Model:
@@ -91,6 +92,7 @@ class Model:
     """
 
     config = CONFIG
+    schema = CONFIG.schema
 
     def __init__(self, kill_at: int | None = None, side: str = "left") -> None:
         self.kill_at = kill_at

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import pellucid as pl
+import support
 from pellucid.measure.head_scores import repeated_ids
 
 TEXTS = cases.texts_of([3, 7, 1, 5])
@@ -130,7 +131,9 @@ class Inducing(cases.Model):
                 patterns[row, :, q, earlier[-1] + 1 if earlier else 0] = 1
         batch = cases.batch_of(ids.tolist())
         return None, pl.ActivationCkpts(
-            {f"blocks.{i}.attn.ckpt_pattern": patterns.clone() for i in range(cases.LAYERS)}, batch, cases.LAYERS
+            {f"blocks.{i}.attn.ckpt_pattern": patterns.clone() for i in range(cases.LAYERS)},
+            batch,
+            support.schema(cases.LAYERS),
         )
 
 

@@ -115,7 +115,9 @@ LIES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "other strings": ({}, {"strings": [["a"], ["b"]]}),
     "one head of four": ({}, {"heads": [0]}),
     "no provenance": ({}, {"provenance": 3}),
-    "one block": ({}, {"n_layer": 1}),
+    "one block": ({}, {"sizes": {"layer": 1}}),
+    "another family": ({}, {"family": "gpt1"}),
+    "no number of blocks": ({}, {"sizes": {"head": 2}}),
     "a column that is not there": ({}, {"pos": [99]}),
 }
 

@@ -12,13 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pellucid as pl
+import support
 from pellucid.axes import ATTENTION
-from pellucid.ckpt import AFTER, BEFORE, BLOCK, all_axes
 from pellucid.measure.labelled import text_hash
 from pellucid.run.origin import Known
 
 TEXTS = cases.texts_of([3, 7, 5])
-KINDS = [*BLOCK, *BEFORE, *AFTER]
+BLOCK = support.schema(1).in_blocks
+KINDS = [*BLOCK, *support.schema(1).around]
 SIDES = ["left", "right"]
 
 
@@ -33,7 +34,7 @@ def expected_norms(kind: str) -> list[list[Any]]:
         rows = []
         for text in TEXTS:
             value = cases.made_up(name, text).double().numpy()
-            if all_axes(cases.LAYERS)[name] == ATTENTION:
+            if support.schema(cases.LAYERS).axes[name] == ATTENTION:
                 seen = np.tril(np.ones(value.shape[-2:]))
                 value = np.where(seen > 0, value, 0.0)
             rows.append(np.sqrt((value**2).sum(-1)))
@@ -60,7 +61,7 @@ def test_norms_are_lengths_of_every_kind(kind: str, side: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_values_are_the_captured_ones(kind: str) -> None:
     values = pl.measure.values(cases.run_of(TEXTS, side="right"), kind)
-    axes = all_axes(cases.LAYERS)[full_names(kind)[0]]
+    axes = support.schema(cases.LAYERS).axes[full_names(kind)[0]]
     assert values.dims == (("layer", *axes) if kind in BLOCK else axes)
     assert values.dtype == np.float64
     for number, name in enumerate(full_names(kind)):

@@ -21,6 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pellucid as pl
+import support
 from pellucid import own_file
 from pellucid.measure import Autoregression, Covariance, Moments, Quantiles, Saving, Streamed, stream
 from pellucid.run.origin import Known
@@ -292,7 +293,7 @@ class Cheap(cases.Model):
             draw = np.random.default_rng([len(self.batches), number])
             values[name] = torch.from_numpy(draw.standard_normal((*batch.ids.shape, 6)))
         self.batches.append(len(inputs))
-        return None, pl.ActivationCkpts(values, batch, cases.LAYERS)
+        return None, pl.ActivationCkpts(values, batch, support.schema(cases.LAYERS))
 
 
 def peak(count: int, file: Path) -> tuple[int, int]:

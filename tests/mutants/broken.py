@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import pellucid as pl
-from pellucid import aliases, attention, ckpt, model, nonlinear, products, transformer
+from pellucid import aliases, attention, ckpt, model, nonlinear, products, schema, transformer
 from pellucid import batching as batches
 from pellucid.run import edit, region
 from pellucid.run.recorder import Recorder
@@ -320,9 +320,9 @@ def shows_everything(patch: Patch) -> None:
 
 
 def star_crosses_dots(patch: Patch) -> None:
-    plain = ckpt._glob
+    plain = schema._glob
     patch.setattr(aliases, "_select_again", aliases._select)  # remembers nothing
-    patch.setattr(ckpt, "_glob", lambda pattern, known: plain(pattern.replace("**", "*").replace("*", "**"), known))
+    patch.setattr(schema, "_glob", lambda pattern, known: plain(pattern.replace("**", "*").replace("*", "**"), known))
 
 
 def other_heads(patch: Patch) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 import pellucid as pl
 import support
-from pellucid import attention, ckpt, nonlinear
+from pellucid import attention, nonlinear
 
 Patch = pytest.MonkeyPatch
 RAGGED = support.ragged_ids(3, 11, 7)
@@ -164,7 +164,7 @@ MUTANTS = [
             broken.drops_what_comes_back(at),
             on_glass(checks.hooks_go_on, IDS, [f"blocks.1.{at}"]),
         )
-        for at in ckpt.BLOCK
+        for at in support.schema(1).in_blocks
     ),
     *(
         Mutant(f"edits at {at} are dropped", broken.drops_what_comes_back(at), edit_counts(at))

@@ -14,9 +14,8 @@ from torch import Tensor
 import pellucid as pl
 import support
 from noticed import must_be_noticed
-from pellucid.ckpt import all_axes, all_names
 
-NAMES = all_names(support.SIZES["n_layer"])
+NAMES = support.schema(support.SIZES["n_layer"]).names
 IDS = support.some_ids(2, 7)
 RAGGED = support.ragged_ids(3, 7, 5)
 
@@ -195,7 +194,7 @@ def test_a_file_of_something_else_is_an_error(tmp_path: Path) -> None:
 
 def test_labelled_arrays(glass: pl.CkptedTransformer, ckpts: pl.ActivationCkpts) -> None:
     dataset = ckpts.to_xarray()
-    axes = all_axes(3)
+    axes = support.schema(3).axes
     mask = ckpts.batch.mask.numpy()
     for kind in ("attn.ckpt_pattern", "resid_pre", "mlp.ckpt_post", "attn.ckpt_z"):
         assert dataset[kind].dims == ("layer", *axes[f"blocks.0.{kind}"])

@@ -16,11 +16,10 @@ import support
 from noticed import must_be_noticed
 from pellucid import attention
 from pellucid.axes import Axis
-from pellucid.ckpt import all_axes, all_names
 from pellucid.run import edit
 
-NAMES = all_names(support.SIZES["n_layer"])
-AXES = all_axes(support.SIZES["n_layer"])
+NAMES = support.schema(support.SIZES["n_layer"]).names
+AXES = support.schema(support.SIZES["n_layer"]).axes
 IDS = support.some_ids(2, 11)
 RAGGED = support.ragged_ids(3, 11, 7)
 OF_BLOCK = [name for name in NAMES if name.startswith("blocks.1.")] + [n for n in NAMES if "blocks" not in n]

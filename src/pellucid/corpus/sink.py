@@ -12,11 +12,11 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 from pellucid.aliases import selected
-from pellucid.ckpt import all_names
 from pellucid.config import TransformerConfig
 from pellucid.corpus.texts import Progress, batches_of, texts_after
 from pellucid.errors import InputError, PellucidError
 from pellucid.run.activations import ActivationCkpts
+from pellucid.schema import Schema
 
 
 class Runnable(Protocol):
@@ -25,6 +25,11 @@ class Runnable(Protocol):
     @property
     def config(self) -> TransformerConfig:
         """What the model is."""
+        ...
+
+    @property
+    def schema(self) -> Schema:
+        """Its checkpoints."""
         ...
 
     def run_with_ckpts(self, inputs: Any, *, names: Any = None, stop_at: Any = None) -> tuple[Any, ActivationCkpts]:
@@ -88,7 +93,7 @@ def feed(
             code="texts-kind",
             remedy="Put a single text into a list.",
         )
-    names = selected(list(sink.captures), all_names(model.config.n_layer))
+    names = selected(list(sink.captures), model.schema)
     done = sink.resume()
     with _bar(len(texts) if isinstance(texts, Sized) else None, progress) as advance:
         left = texts_after(texts, done)

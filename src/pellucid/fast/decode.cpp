@@ -226,15 +226,45 @@ struct Weights {
     const void* head;
 };
 
-// Where checkpoints go, [rows, ...] each; null where nobody looks. Names are those of the 17 of a block.
+// The checkpoints that a step can show: the member of `BlockLook` or `Look`, the name in the family's schema, the axes.
+// `pellucid_shown` hands the table to the caller, who refuses one that does not fit the schema.
+#define RESIDUAL "batch pos d_model"
+#define PER_HEAD "batch pos head d_head"
+#define ATTENTION "batch head query key"
+#define HIDDEN "batch pos d_mlp"
+#define SHOWN_IN_A_BLOCK(SHOWN) \
+    SHOWN(resid_pre, "resid_pre", RESIDUAL) \
+    SHOWN(ln1_scaled, "ln1.ckpt_scaled", RESIDUAL) \
+    SHOWN(ln1_normalized, "ln1.ckpt_normalized", RESIDUAL) \
+    SHOWN(q, "attn.ckpt_q", PER_HEAD) \
+    SHOWN(k, "attn.ckpt_k", PER_HEAD) \
+    SHOWN(v, "attn.ckpt_v", PER_HEAD) \
+    SHOWN(scores, "attn.ckpt_scores", ATTENTION) \
+    SHOWN(pattern, "attn.ckpt_pattern", ATTENTION) \
+    SHOWN(z, "attn.ckpt_z", PER_HEAD) \
+    SHOWN(attn_out, "attn.ckpt_attn_out", RESIDUAL) \
+    SHOWN(resid_mid, "resid_mid", RESIDUAL) \
+    SHOWN(ln2_scaled, "ln2.ckpt_scaled", RESIDUAL) \
+    SHOWN(ln2_normalized, "ln2.ckpt_normalized", RESIDUAL) \
+    SHOWN(pre, "mlp.ckpt_pre", HIDDEN) \
+    SHOWN(post, "mlp.ckpt_post", HIDDEN) \
+    SHOWN(mlp_out, "mlp.ckpt_mlp_out", RESIDUAL) \
+    SHOWN(resid_post, "resid_post", RESIDUAL)
+#define SHOWN_AFTER(SHOWN) \
+    SHOWN(lnf_scaled, "ln_final.ckpt_scaled", RESIDUAL) \
+    SHOWN(lnf_normalized, "ln_final.ckpt_normalized", RESIDUAL)
+
+#define MEMBER(member, name, axes) float* member;
+#define LINE(member, name, axes) name " " axes "\n"
+
+// Where checkpoints go, [rows, ...] each; null where nobody looks.
 struct BlockLook {
-    float *resid_pre, *ln1_scaled, *ln1_normalized, *q, *k, *v, *scores, *pattern, *z, *attn_out, *resid_mid, *ln2_scaled,
-        *ln2_normalized, *pre, *post, *mlp_out, *resid_post;
+    SHOWN_IN_A_BLOCK(MEMBER)
 };
 
 struct Look {
     const BlockLook* blocks;
-    float *lnf_scaled, *lnf_normalized;
+    SHOWN_AFTER(MEMBER)
 };
 
 // Keys and values [n_layer, 2, rows, n_head, capacity, d_head], of which `length` columns are filled.
@@ -422,6 +452,15 @@ private:
 }  // namespace
 
 extern "C" {
+
+// The checkpoints that a step shows, one to a line with its axes: those of a block, an empty line, those after the blocks.
+const char* pellucid_shown() { return SHOWN_IN_A_BLOCK(LINE) "\n" SHOWN_AFTER(LINE); }
+
+// Bytes of Shape, BlockWeights, Weights and Cache, in this order.
+const int32_t* pellucid_sizes() {
+    static const int32_t sizes[] = {sizeof(Shape), sizeof(BlockWeights), sizeof(Weights), sizeof(Cache)};
+    return sizes;
+}
 
 // Runs one column of each row behind the cache's columns. `residual` [rows, d_model] holds the embeddings' sums and is
 // used up; `logits` [rows, padded d_vocab] is written. The caller has set the mask of the new column.

@@ -3,39 +3,29 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 from collections.abc import Collection, Iterable
-from typing import cast
+from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from pellucid import nonlinear
-from pellucid.axes import ATTENTION, HIDDEN, PER_HEAD, Axes
+from pellucid.axes import Axis
 from pellucid.cache import KeyValueCache
-from pellucid.ckpt import BLOCK
+from pellucid.errors import NumericsError
 from pellucid.fast.compiled import library
 from pellucid.fast.graphed import GraphDecoder, can_record
-from pellucid.fast.prepared import Prepared, Shape, Weights, knows, padded, prepared
+from pellucid.fast.prepared import BlockWeights, Prepared, Shape, Weights, knows, padded, prepared
 from pellucid.parameters import has_native_hooks, runs_as_written, submodules
+from pellucid.schema import Schema
 from pellucid.transformer import Transformer, TransformerBlock
 
 MOST_ROWS = 32
 """Rows up to which reading the weights is what takes time; beyond, matrix products of torch are quicker."""
 
 _POINTER = ctypes.c_void_p
-_FIELDS = {name: name.replace("attn.ckpt_", "").replace("mlp.ckpt_", "").replace(".ckpt", "") for name in BLOCK}
-
-
-class BlockLook(ctypes.Structure):
-    """`BlockLook` in decode.cpp: a pointer for each checkpoint of a block, in their order."""
-
-    _fields_ = [(field, _POINTER) for field in _FIELDS.values()]
-
-
-class Look(ctypes.Structure):
-    """`Look` in decode.cpp."""
-
-    _fields_ = [("blocks", ctypes.POINTER(BlockLook)), ("lnf_scaled", _POINTER), ("lnf_normalized", _POINTER)]
 
 
 class Cache(ctypes.Structure):
@@ -45,17 +35,71 @@ class Cache(ctypes.Structure):
                 ("length", ctypes.c_int32)]  # fmt: skip
 
 
-def decoder(model: Transformer, rows: int, *, looks: bool = False) -> Decoder | GraphDecoder | None:
+@dataclass(frozen=True)
+class Shown:
+    """The checkpoints that the kernels can show, as the compiled library names them.
+
+    Attributes:
+        in_blocks: Those of a block, in the order of its pointers.
+        after: Those after the blocks, in the order of theirs.
+    """
+
+    in_blocks: tuple[str, ...]
+    after: tuple[str, ...]
+
+    def has(self, names: Iterable[str]) -> bool:
+        """True if each of these names can be shown; what lies before the blocks is looked up outside the kernels."""
+        kinds = {name.split(".", 2)[2] if name.startswith("blocks.") else name for name in names}
+        return kinds <= {*self.in_blocks, *self.after, *_EMBEDDINGS}
+
+
+_EMBEDDINGS = ("ckpt_embed", "ckpt_pos_embed")
+
+
+@functools.cache
+def shown(schema: Schema) -> Shown:
+    """What the compiled library shows of a family's checkpoints.
+
+    Raises:
+        NumericsError: The library cannot be compiled, or its tables do not fit the schema or the structures here.
+    """
+    compiled = library()
+    compiled.pellucid_shown.restype = ctypes.c_char_p
+    compiled.pellucid_sizes.restype = ctypes.POINTER(ctypes.c_int32 * 4)
+    here = [ctypes.sizeof(structure) for structure in (Shape, BlockWeights, Weights, Cache)]
+    if (there := list(compiled.pellucid_sizes().contents)) != here:
+        raise _misfit(f"its structures have {there} bytes, expected {here}")
+    tables = [
+        dict(line.split(" ", 1) for line in table.splitlines())
+        for table in compiled.pellucid_shown().decode().split("\n\n")
+    ]
+    for table, known in zip(tables, (schema.in_blocks, schema.around), strict=True):
+        for name, axes in table.items():
+            expected = " ".join(known[name].axes) if name in known else "no such checkpoint"
+            if axes != expected:
+                raise _misfit(f"{name} has the axes ({axes}), expected ({expected})")
+    return Shown(*map(tuple, tables))
+
+
+def _misfit(what: str) -> NumericsError:
+    return NumericsError(
+        f"fast numerics: the compiled step does not fit the schema: {what}.",
+        code="kernel-tables",
+        remedy="Bring the tables of fast/decode.cpp in line with gpt2/schema.py, or use numerics='exact'.",
+    )
+
+
+def decoder(model: Transformer, rows: int, names: Collection[str] = ()) -> Decoder | GraphDecoder | None:
     """What runs the steps of a model; None where the model has to run itself.
 
     It has to where it trains, has native hooks, or was changed since it was built; on the CPU where it has other
     activation functions or dtypes than the kernels know, or more rows than `MOST_ROWS`; on an accelerator where values
-    are looked at or under autocast.
+    are looked at or under autocast, or checkpoints are asked for that the kernels do not show.
 
     Args:
         model: What is run.
         rows: Texts in the batch.
-        looks: Whether values are captured on the way.
+        names: Checkpoints that are captured on the way.
 
     Raises:
         NumericsError: The kernels cannot be compiled.
@@ -64,8 +108,10 @@ def decoder(model: Transformer, rows: int, *, looks: bool = False) -> Decoder | 
     if model.training or has_native_hooks(modules) or not runs_as_written(modules):
         return None
     if can_record(weight.device):  # autocast keeps rounded weights of its own, and drops them when it likes
-        return None if looks or torch.is_autocast_enabled(weight.device.type) else GraphDecoder(model)
-    return Decoder(model, prepared(model)) if kernels_take(model, rows) else None
+        return None if names or torch.is_autocast_enabled(weight.device.type) else GraphDecoder(model)
+    if not kernels_take(model, rows) or not (table := shown(model.config.schema)).has(names):
+        return None
+    return Decoder(model, prepared(model), table)
 
 
 def kernels_take(model: Transformer, rows: int) -> bool:
@@ -91,6 +137,7 @@ class Decoder:
     Args:
         model: Whose embeddings are looked up.
         weights: Its other weights.
+        table: What the kernels show.
 
     Attributes:
         dtype: Of the keys and values that it reads.
@@ -98,12 +145,13 @@ class Decoder:
 
     dtype = torch.float32
 
-    def __init__(self, model: Transformer, weights: Prepared) -> None:
+    def __init__(self, model: Transformer, weights: Prepared, table: Shown) -> None:
         self._model = model
+        self._shown = table
         self._weights = weights
         self._run = library().pellucid_step
         self._run.restype = None
-        self._run.argtypes = [ctypes.POINTER(Shape), ctypes.POINTER(Weights), ctypes.POINTER(Look),
+        self._run.argtypes = [ctypes.POINTER(Shape), ctypes.POINTER(Weights), _POINTER,
                               ctypes.POINTER(Cache), _POINTER, _POINTER, ctypes.c_int32]  # fmt: skip
 
     def step(
@@ -136,22 +184,19 @@ class Decoder:
         cache.close(1)
         return logits[:, : config.vocab_size], values
 
-    def _look(self, names: Collection[str], rows: int, columns: int, values: dict[str, Tensor]) -> Look:
-        """Room for the captured values, by name in `values`, and the pointers to it."""
-        config = self._model.config
+    def _look(self, names: Collection[str], rows: int, columns: int, values: dict[str, Tensor]) -> Any:
+        """Room for the captured values, by name in `values`, and the pointers to it, as `Look` in decode.cpp."""
+        schema = self._model.config.schema
+        sizes = {**schema.sizes, Axis.BATCH: rows, Axis.POS: 1, Axis.QUERY: 1, Axis.KEY: columns}
 
-        def room(name: str, axes: Axes) -> int | None:
+        def room(name: str) -> int | None:
             if name not in names:
                 return None
-            shape = {
-                PER_HEAD: (rows, 1, config.n_head, config.d_head), HIDDEN: (rows, 1, config.d_mlp),
-                ATTENTION: (rows, config.n_head, 1, columns),
-            }.get(axes, (rows, 1, config.n_embd))  # fmt: skip
-            values[name] = torch.empty(shape, device="cpu")
+            values[name] = torch.empty([sizes[axis] for axis in schema.axes[name]], device="cpu")
             return values[name].data_ptr()
 
-        blocks = (BlockLook * config.n_layer)()
-        for i in range(config.n_layer):
-            blocks[i] = BlockLook(*(room(f"blocks.{i}.{name}", axes) for name, axes in BLOCK.items()))
-        residual = BLOCK["resid_pre"]
-        return Look(blocks, room("ln_final.ckpt_scaled", residual), room("ln_final.ckpt_normalized", residual))
+        inside = [room(f"blocks.{i}.{name}") for i in range(schema.n_layer) for name in self._shown.in_blocks]
+        blocks = (_POINTER * len(inside))(*inside)
+        look = (_POINTER * (1 + len(self._shown.after)))(ctypes.addressof(blocks), *map(room, self._shown.after))
+        look.blocks = blocks  # pyright: ignore[reportAttributeAccessIssue]  (kept alive as long as the pointers)
+        return look

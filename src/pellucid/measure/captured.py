@@ -9,9 +9,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from pellucid import aliases
+from pellucid import aliases, families
 from pellucid.axes import ATTENTION, Axes, Axis
-from pellucid.ckpt import all_axes, all_names
 from pellucid.errors import InputError
 from pellucid.run.activations import ActivationCkpts
 from pellucid.run.region import Region, take
@@ -120,17 +119,17 @@ def find(ckpts: ActivationCkpts, name: aliases.Name) -> Captured:
             code="not-ckpts",
             remedy="Pass the ActivationCkpts that run_with_ckpts returned, and the name of a checkpoint.",
         )
-    kind, block = aliases.kind_and_block(name)
+    kind, block = aliases.kind_and_block(name, ckpts.schema)
     if block is None:
-        return Captured(kind, (ckpts[kind],), None, False, aliases.AROUND[kind], ckpts)
-    wanted = aliases.selected(f"blocks.{block}.{kind}", all_names(ckpts.n_layer))
+        return Captured(kind, (ckpts[kind],), None, False, ckpts.schema[kind].axes, ckpts)
+    wanted = aliases.selected(f"blocks.{block}.{kind}", ckpts.schema)
     held = [full for full in wanted if full in ckpts] or [wanted[0]]
     tensors = tuple(ckpts[full] for full in held)  # raises UnknownNameError if it was not captured
     layers = tuple(int(full.split(".")[1]) for full in held)
-    return Captured(kind, tensors, layers, "*" in block, all_axes(ckpts.n_layer)[held[0]], ckpts)
+    return Captured(kind, tensors, layers, "*" in block, ckpts.schema.axes[held[0]], ckpts)
 
 
 def capture_pattern(name: aliases.Name) -> str:
     """Return the pattern of names to capture so `find` finds them."""
-    kind, block = aliases.kind_and_block(name)
+    kind, block = families.kind_and_block(name)
     return kind if block is None else f"blocks.{block}.{kind}"

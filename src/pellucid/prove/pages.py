@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, TypeVar
 
-from pellucid.ckpt import BLOCK
+from pellucid.families import schema_of
 from pellucid.report.page import Cell, Folded, Group, HeatStrip, Page, Section, Table, Text, anchor
 
 if TYPE_CHECKING:
@@ -55,10 +55,11 @@ def _moved(moved: Sequence[ParameterRow]) -> Table:
 def _strip(report: ComparisonReport) -> HeatStrip:
     by_name = {row.name: row for row in report.checkpoints}
     blocks = sorted({int(name.split(".")[1]) for name in by_name if name.startswith("blocks.")})
-    cells = [[_cell(by_name.get(f"blocks.{block}.{kind}")) for block in blocks] for kind in BLOCK]
+    kinds = list(schema_of("gpt2", {"layer": 1}).in_blocks)
+    cells = [[_cell(by_name.get(f"blocks.{block}.{kind}")) for block in blocks] for kind in kinds]
     return HeatStrip(
         "Each stage's own error, by block",
-        list(BLOCK),
+        kinds,
         [str(block) for block in blocks],
         cells,
         (

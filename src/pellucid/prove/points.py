@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from pellucid.ckpt import all_names
+from pellucid.families import schema_of
 from pellucid.prove.alignment import Alignment, Match
 from pellucid.prove.units import HEAD, PART
 
@@ -71,7 +71,7 @@ def ckpt_of(point: str, n_layer: int) -> str:
 
 def in_order(points: Iterator[str] | Mapping[str, object], n_layer: int) -> list[str]:
     """Points in the order in which a right program passes them, the logits last."""
-    ranks = {name: rank for rank, name in enumerate((*all_names(n_layer), LOGITS))}
+    ranks = {name: rank for rank, name in enumerate((*schema_of("gpt2", {"layer": n_layer}).names, LOGITS))}
     kinds = {kind: rank for rank, kind in enumerate(("", *IN_BLOCK, "ln_final<", *AROUND))}
     place = {point: (ranks[ckpt_of(point, n_layer)], kinds.get(point.rpartition(".")[2], 0)) for point in points}
     return sorted(place, key=place.__getitem__)

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any, Literal, Protocol, cast
 
-from pellucid.ckpt import AFTER, BEFORE, BLOCK
+from pellucid.families import schema_of
 from pellucid.prove.about import About, RunInputs
 from pellucid.prove.alignment import Alignment
 from pellucid.prove.distance import Distance
@@ -260,7 +260,7 @@ def _finite(value: Any) -> Any:
 
 def _rank(name: str) -> int:
     """Where a checkpoint's kind comes in a report: embeddings, the 17 of a block, the end."""
-    kinds = (*BEFORE, *BLOCK, *AFTER)
+    kinds = schema_of("gpt2", {"layer": 1}).kinds
     return kinds.index(name.split(".", 2)[2] if name.startswith("blocks.") else name)
 
 

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
-from pellucid import aliases, own_file
+from pellucid import aliases, families, own_file
 from pellucid.axes import POSITIONS, Axis, coordinate
 from pellucid.batch import Batch
 from pellucid.check import require_whole
-from pellucid.ckpt import all_axes, all_names
 from pellucid.dialects import CKPTS, unknown_attribute
 from pellucid.errors import InputError, MissingExtraError, UnknownNameError, shown
 from pellucid.run.origin import Known, Origin
 from pellucid.run.region import Index, Region, take
+from pellucid.schema import Schema
 
 if TYPE_CHECKING:
     import xarray
@@ -36,7 +36,7 @@ class ActivationCkpts(Mapping[str, Tensor]):
 
     Attributes:
         batch: The ids, mask, positions and strings that made the values.
-        n_layer: Blocks of the model.
+        schema: Of the model that made the values.
         part: The positions and heads that were kept.
         fired: How often each edit of the run fired.
 
@@ -51,7 +51,7 @@ class ActivationCkpts(Mapping[str, Tensor]):
         self,
         values: Mapping[str, Tensor],
         batch: Batch,
-        n_layer: int,
+        schema: Schema,
         *,
         part: Region | None = None,
         fired: Mapping[Edit, int] | None = None,
@@ -59,7 +59,7 @@ class ActivationCkpts(Mapping[str, Tensor]):
     ) -> None:
         self._values = dict(values)
         self.batch = batch
-        self.n_layer = n_layer
+        self.schema = schema
         self.part = part or Region()
         self.fired: Mapping[Edit, int] = dict(fired or {})
         self._origin = origin
@@ -75,6 +75,11 @@ class ActivationCkpts(Mapping[str, Tensor]):
         return {} if self._origin is None else self._origin.facts
 
     @property
+    def n_layer(self) -> int:
+        """Blocks of the model."""
+        return self.schema.n_layer
+
+    @property
     def pos(self) -> Index:
         """The columns that were kept, None for all."""
         return self.part.pos
@@ -86,7 +91,7 @@ class ActivationCkpts(Mapping[str, Tensor]):
     def __getitem__(self, name: aliases.Name) -> Tensor:
         if isinstance(name, str) and name in self._values:
             return self._values[name]
-        wanted = aliases.resolved(name, all_names(self.n_layer))
+        wanted = aliases.resolved(name, self.schema)
         try:
             return self._values[wanted]
         except KeyError:
@@ -141,7 +146,7 @@ class ActivationCkpts(Mapping[str, Tensor]):
                 remedy="Give a default by its name: ckpts.get(name, default=...).",
             )
         place = layer_name or block is not None
-        wanted = aliases.resolved((act_name, layer_name, block) if place else act_name, all_names(self.n_layer))  # pyright: ignore[reportArgumentType]
+        wanted = aliases.resolved((act_name, layer_name, block) if place else act_name, self.schema)  # pyright: ignore[reportArgumentType]
         return self._values.get(wanted, default)
 
     @property
@@ -164,7 +169,7 @@ class ActivationCkpts(Mapping[str, Tensor]):
             >>> ckpts.stack("pattern").shape
             torch.Size([4, 1, 4, 4, 4])
         """
-        kind, block = aliases.kind_and_block(name)
+        kind, block = aliases.kind_and_block(name, self.schema)
         if block != "*":
             raise UnknownNameError(
                 f"stack: {name!r} is one value, expected a checkpoint that every block has.",
@@ -174,7 +179,7 @@ class ActivationCkpts(Mapping[str, Tensor]):
         return torch.stack([self[full] for full in self._of_blocks(kind)])
 
     def _of_blocks(self, kind: str) -> list[str]:
-        full = [name for i in range(self.n_layer) if (name := f"blocks.{i}.{kind}") in self._values]
+        full = [name for i in range(self.schema.n_layer) if (name := f"blocks.{i}.{kind}") in self._values]
         if not full:
             raise UnknownNameError(
                 f"'blocks.*.{kind}' was not captured in this run.",
@@ -202,7 +207,7 @@ class ActivationCkpts(Mapping[str, Tensor]):
                 code="missing-extra",
                 remedy="pip install 'pellucid[stats]'",
             ) from error
-        axes = all_axes(self.n_layer)
+        axes = self.schema.axes
         arrays: dict[str, Any] = {}
         for name, value in self._values.items():
             if not name.startswith("blocks."):
@@ -262,7 +267,8 @@ class ActivationCkpts(Mapping[str, Tensor]):
     def save(self, path: str | Path) -> None:
         """Write the values and the tokens into one safetensors file."""
         about = {
-            "n_layer": self.n_layer,
+            "family": self.schema.family,
+            "sizes": dict(self.schema.sizes),
             "pos": None if self.part.pos is None else self._columns().tolist(),
             "heads": self.part.heads,
             "strings": self.batch.strings,
@@ -290,7 +296,7 @@ class ActivationCkpts(Mapping[str, Tensor]):
         sizes = {Axis.BATCH: len(ids), Axis.POS: columns, Axis.QUERY: columns, Axis.KEY: ids.size(1)}
         if self.part.heads is not None:
             sizes[Axis.HEAD] = len(cast("list[int]", self.part.heads))
-        axes = all_axes(self.n_layer)
+        axes = self.schema.axes
         for name, value in self.items():
             fits = len(axes[name]) == value.dim() and value.is_floating_point()
             if not fits or any(sizes.setdefault(a, n) != n for a, n in zip(axes[name], value.shape, strict=True)):
@@ -312,12 +318,14 @@ class ActivationCkpts(Mapping[str, Tensor]):
             provenance = about.get("provenance", {})
             if not isinstance(provenance, dict) or not all(isinstance(fact, str) for fact in provenance.values()):
                 raise ValueError("its provenance is not texts by name")
-            n_layer = require_whole("n_layer", about["n_layer"], at_most=_MOST_LAYERS)
+            # files of the first version have the number of GPT-2's blocks alone
+            sizes = _sizes(about.get("sizes", {"layer": about.get("n_layer")}))
+            schema = families.schema_of(str(about.get("family", "gpt2")), sizes)
             part = Region(_numbers(about["pos"]), _numbers(about["heads"]))
             read = cls(
                 {name: tensors[name] for name in names},
                 Batch(ids, mask, positions, labels=strings),
-                n_layer,
+                schema,
                 part=part,
                 origin=Known(provenance),
             )
@@ -345,6 +353,14 @@ def _texts(value: Any) -> list[str]:
     if not all(isinstance(text, str) for text in _listed(value)):
         raise ValueError(f"{shown(value)}, expected texts")
     return value
+
+
+def _sizes(value: Any) -> dict[str, int]:
+    if not isinstance(value, dict) or "layer" not in value:
+        raise ValueError(f"{shown(value)}, expected sizes by axis")
+    sizes = cast("dict[str, Any]", value)
+    most = {"layer": _MOST_LAYERS}
+    return {str(axis): require_whole(axis, size, at_most=most.get(axis)) for axis, size in sizes.items()}
 
 
 def _numbers(value: Any) -> list[int] | None:

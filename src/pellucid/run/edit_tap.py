@@ -8,9 +8,9 @@ from torch import Tensor
 
 from pellucid.aliases import selected
 from pellucid.batch import Batch
-from pellucid.ckpt import all_axes
 from pellucid.errors import EditError
 from pellucid.run.edit import Edit, Site
+from pellucid.schema import Schema
 
 
 class EditTap:
@@ -19,12 +19,12 @@ class EditTap:
     Args:
         edits: One or several.
         batch: What runs.
-        n_layer: Blocks of the model.
+        schema: Of the model.
         start: The first column of what runs, where a text is run piece by piece; positions are then those of the text.
     """
 
-    def __init__(self, edits: Edit | Sequence[Edit], batch: Batch, n_layer: int, start: int | None = None) -> None:
-        self._axes = all_axes(n_layer)
+    def __init__(self, edits: Edit | Sequence[Edit], batch: Batch, schema: Schema, start: int | None = None) -> None:
+        self._axes = schema.axes
         self._batch = batch
         self._at: dict[str, list[Edit]] = {}
         self.start = start
@@ -44,7 +44,7 @@ class EditTap:
                     code="edit-needs-the-text",
                     remedy="Give the reference whose mean is meant: Edit.mean_ablate(names, ckpts).",
                 )
-            for name in _selected(edit, tuple(self._axes)):
+            for name in _selected(edit, schema):
                 self._at.setdefault(name, []).append(edit)
 
     def wants(self, name: str) -> bool:
@@ -69,8 +69,8 @@ class EditTap:
             )
 
 
-def _selected(edit: Edit, known: Sequence[str]) -> tuple[str, ...]:
-    chosen = selected(edit.names, known) if edit.names else ()
+def _selected(edit: Edit, schema: Schema) -> tuple[str, ...]:
+    chosen = selected(edit.names, schema) if edit.names else ()
     if not chosen:
         raise EditError(
             f"{edit!r}: names no checkpoint.", code="edit-kind", remedy="Give the name of a checkpoint, or a pattern."

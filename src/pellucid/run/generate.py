@@ -109,7 +109,7 @@ def _captured(stepper: Stepper, request: Request, new: Tensor, lengths: list[int
     batch = Batch(stepper.ids, mask, positions, request.batch.tokenizer)
     model = stepper.model
     origin = Origin(getattr(model, "provenance", {}).get("source", ""), model, state_of(submodules(model)))
-    return ActivationCkpts(look.joined(mask.size(1)), batch, look.n_layer, fired=look.edits.fired, origin=origin)
+    return ActivationCkpts(look.joined(mask.size(1)), batch, look.schema, fired=look.edits.fired, origin=origin)
 
 
 def _searched(model: Transformer, request: Request, beams: Beams) -> Generation:

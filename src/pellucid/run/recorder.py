@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from pellucid.ckpt import all_axes
 from pellucid.errors import UnknownNameError
 from pellucid.run.region import Region, take
+from pellucid.schema import Schema
 
 
 @dataclass
@@ -18,7 +18,7 @@ class Recorder:
 
     Args:
         names: What to keep.
-        n_layer: Blocks of the model.
+        schema: Of the model.
         region: Which part of each value.
         grads: Whether gradients have to reach what is kept.
         copies: Whether to copy what nobody writes to any more. Nothing in the model writes into a value that it has
@@ -26,7 +26,7 @@ class Recorder:
     """
 
     names: frozenset[str]
-    n_layer: int
+    schema: Schema
     region: Region
     grads: bool
     copies: bool = True
@@ -41,7 +41,7 @@ class Recorder:
         """Raise for names whose value never came by."""
         if len(self.values) < len(self.names):
             missing = self.names - self.values.keys()
-            silent = [name for name in all_axes(self.n_layer) if name in missing]
+            silent = [name for name in self.schema.names if name in missing]
             raise UnknownNameError(
                 f"never fired: {', '.join(silent[:5])}.",
                 code="checkpoint-never-fired",
@@ -65,7 +65,7 @@ class Recorder:
 
     def _part(self, name: str, value: Tensor) -> tuple[Tensor, bool]:
         """The region's part of a value, and whether that is another tensor."""
-        indices = self.region.indices(name, value.shape, all_axes(self.n_layer)[name], strict=False)
+        indices = self.region.indices(name, value.shape, self.schema.axes[name], strict=False)
         return take(value, indices), bool(indices)
 
     def _may_hand_out(self, value: Tensor) -> bool:

@@ -20,6 +20,7 @@ from pellucid.run.edit_tap import EditTap
 from pellucid.run.sampling import Sampler
 from pellucid.run.stepping import Look, Pace, left_padded
 from pellucid.run.stopping import Stopping
+from pellucid.schema import Schema
 
 Seed = int | torch.Generator | None
 """What draws come from: a seed, a generator, or torch's own where None."""
@@ -138,22 +139,23 @@ def look_at(request: Request, config: TransformerConfig) -> Look:
         EditError: An edit that cannot be made piece by piece.
         InputError: Something is looked at in a text that slides.
     """
-    edits = EditTap(request.edits, request.batch, config.n_layer, start=0)
+    schema = config.schema
+    edits = EditTap(request.edits, request.batch, schema, start=0)
     if (request.names or edits.fired) and request.pace.columns > config.n_positions:
         raise InputError(
             "generate: names= or edits= with a text that slides, in which a column has no lasting position.",
             code="look-and-slide",
             remedy="Generate within the context.",
         )
-    return Look(request.names, edits, config.n_layer)
+    return Look(request.names, edits, schema)
 
 
-def names_of(names: Names, known: Sequence[str]) -> frozenset[str]:
+def names_of(names: Names, schema: Schema) -> frozenset[str]:
     """The checkpoints to capture; an empty list captures nothing, None everything."""
     if names is None:
-        return frozenset(known)
+        return frozenset(schema.names)
     wanted = several(names)
-    return frozenset(selected(wanted, known)) if wanted else frozenset()
+    return frozenset(selected(wanted, schema)) if wanted else frozenset()
 
 
 def generator_of(seed: Seed, device: torch.device) -> torch.Generator | None:

@@ -14,7 +14,6 @@ from torch import Tensor
 from pellucid.axes import POSITIONS, Axes, Axis
 from pellucid.batch import Batch
 from pellucid.cache import KeyValueCache
-from pellucid.ckpt import all_axes
 from pellucid.errors import NumericsError
 from pellucid.fast.decoder import Decoder, decoder
 from pellucid.fast.graphed import GraphDecoder
@@ -22,6 +21,7 @@ from pellucid.parameters import has_native_hooks, submodules
 from pellucid.run.edit_tap import EditTap
 from pellucid.run.recorder import Recorder
 from pellucid.run.region import Region
+from pellucid.schema import Point, Schema
 from pellucid.tap import Chain, Tap
 from pellucid.transformer import Transformer
 
@@ -53,13 +53,13 @@ class Look:
     Attributes:
         names: Checkpoints to capture.
         edits: Changes, which count columns of the whole text.
-        n_layer: Blocks of the model.
+        schema: Of the model.
         pieces: Captured values of each run, by checkpoint.
     """
 
     names: frozenset[str]
     edits: EditTap
-    n_layer: int
+    schema: Schema
     pieces: dict[str, list[Tensor]] = field(default_factory=dict)
 
     @property
@@ -70,24 +70,22 @@ class Look:
     def tap(self, start: int) -> tuple[Tap | None, Recorder]:
         """The tap of one run whose first column is `start`, and what it records."""
         self.edits.start = start
-        recorder = Recorder(self.names, self.n_layer, Region(), grads=False)
+        recorder = Recorder(self.names, self.schema, Region(), grads=False)
         taps: list[Tap] = [*([self.edits] if self.edits.fired else []), *([recorder] if self.names else [])]
         return (Chain(taps) if taps else None), recorder
 
     def keep(self, recorder: Recorder, columns: int) -> None:
         """Keep the last `columns` columns of what was recorded."""
-        axes = all_axes(self.n_layer)
         for name, value in recorder.values.items():
-            axis = pos_axis(axes[name])
+            axis = pos_axis(self.schema.axes[name])
             self.pieces.setdefault(name, []).append(value.narrow(axis, value.size(axis) - columns, columns))
 
     def joined(self, columns: int) -> dict[str, Tensor]:
         """Each captured value for the whole text of so many columns, the pieces joined along positions."""
-        axes = all_axes(self.n_layer)
         return {
-            name: torch.cat([_with_all_keys(piece, name, axes[name], columns) for piece in self.pieces[name]],
-                            dim=pos_axis(axes[name]))
-            for name in axes if name in self.pieces
+            name: torch.cat([_with_all_keys(piece, point, columns) for piece in self.pieces[name]],
+                            dim=pos_axis(point.axes))
+            for name, point in self.schema.by_name.items() if name in self.pieces
         }  # fmt: skip
 
 
@@ -112,7 +110,7 @@ class Stepper:
         self.mask = batch.mask.repeat_interleave(pace.repeats, 0)
         self.cache: KeyValueCache | None = None
         fast = model.execution.is_fast and pace.cached and not look.edits.fired
-        self.decoder = decoder(model, len(self.ids), looks=bool(look.names)) if fast else None
+        self.decoder = decoder(model, len(self.ids), look.names) if fast else None
         self._modules = submodules(model)
 
     def start(self) -> Tensor:
@@ -140,7 +138,7 @@ class Stepper:
         cache.open(torch.ones_like(self.mask[:, :1]))
         logits, values = decoder.step(ids, positions, cache, self.look.names)
         for name, value in values.items():
-            self.look.pieces[name].append(_in_dtype(value, self.model.embed.W_E.dtype, name))
+            self.look.pieces[name].append(_in_dtype(value, self.model.embed.W_E.dtype, self.look.schema[name]))
         return logits
 
     def reorder(self, rows: Tensor) -> None:
@@ -209,7 +207,7 @@ class Stepper:
     def nan_error(self, step: int) -> NumericsError:
         """What to raise for logits that hold NaN: where the first one comes from, found by running once more."""
         window = self._window()
-        finder = _NanFinder(self.mask[:, -window.ids.size(1) :])
+        finder = _NanFinder(self.mask[:, -window.ids.size(1) :], self.look.schema)
         self.look.edits.start = 0
         self._called(window, tap=Chain([self.look.edits, finder]) if self.look.edits.fired else finder)
         where = finder.found or "the logits alone"
@@ -220,9 +218,9 @@ class Stepper:
         )
 
 
-def _in_dtype(value: Tensor, dtype: torch.dtype, name: str) -> Tensor:
+def _in_dtype(value: Tensor, dtype: torch.dtype, point: Point) -> Tensor:
     """A captured value in the model's dtype; what is masked is the least number of that one."""
-    if name.endswith("ckpt_scores"):
+    if point.masked:
         value = value.clamp(min=torch.finfo(dtype).min)
     return value.to(dtype)
 
@@ -230,12 +228,13 @@ def _in_dtype(value: Tensor, dtype: torch.dtype, name: str) -> Tensor:
 class _NanFinder:
     """A tap that remembers the first checkpoint that holds a NaN at a token."""
 
-    def __init__(self, mask: Tensor) -> None:
+    def __init__(self, mask: Tensor, schema: Schema) -> None:
         self.mask = mask
+        self.schema = schema
         self.found = ""
 
     def wants(self, name: str) -> bool:
-        return not self.found and not name.endswith(("ckpt_scaled", "ckpt_scores", "ckpt_pattern"))
+        return not self.found and self.schema[name].computed == "always"
 
     def __call__(self, name: str, value: Tensor) -> Tensor:
         if bool(value[self.mask].isnan().any()):
@@ -265,9 +264,9 @@ def pos_axis(axes: Axes) -> int:
     return next(i for i, axis in enumerate(axes) if axis in POSITIONS)
 
 
-def _with_all_keys(piece: Tensor, name: str, axes: Axes, columns: int) -> Tensor:
+def _with_all_keys(piece: Tensor, point: Point, columns: int) -> Tensor:
     """Scores and patterns of an earlier step, with the keys that came later as what no query attends to."""
-    if Axis.KEY not in axes:
+    if Axis.KEY not in point.axes:
         return piece
-    fill = torch.finfo(piece.dtype).min if name.endswith("ckpt_scores") else 0.0
+    fill = torch.finfo(piece.dtype).min if point.masked else 0.0
     return torch.nn.functional.pad(piece, (0, columns - piece.size(-1)), value=fill)

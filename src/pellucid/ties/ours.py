@@ -7,12 +7,11 @@ import torch
 from pellucid.model import CkptedTransformer
 from pellucid.ties.predict import AfterReload, HeadFate, Loss, changed_settings, sentence
 from pellucid.ties.subject import OUR_EMBED, OUR_HEAD
-from pellucid.transformer import stored_shapes
 
 
 def predict_ours(model: CkptedTransformer) -> AfterReload:
     """The fate of a `CkptedTransformer`, whose head is written if the configuration says untied, and only then."""
-    expected = stored_shapes(model.config)
+    expected = model.schema.stored
     stored = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     differing = sorted(name for name in {*stored, *expected} if stored.get(name) != expected.get(name))
     if differing:

@@ -20,7 +20,6 @@ from pellucid.execution import ordinary_tensors
 from pellucid.generation_settings import GenerationSettings
 from pellucid.parameters import require_numbers
 from pellucid.tensor_file import write_tensors
-from pellucid.transformer import stored_shapes
 from pellucid.weights import foreign, live, saves
 from pellucid.weights.building import M, Model, ModelClass, describe, separate
 from pellucid.weights.importing import to_ours
@@ -124,7 +123,7 @@ def save_pretrained(model: Model, folder: str | os.PathLike[str]) -> None:
     """
     state = model.state_dict()
     require_numbers("save_pretrained", state.values())
-    expected = stored_shapes(model.config)
+    expected = model.config.schema.stored
     if {name: tuple(tensor.shape) for name, tensor in state.items()} != expected:
         differing = sorted(
             name for name in {*state, *expected} if name not in state or tuple(state[name].shape) != expected.get(name)

@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 
 from pellucid.config import TransformerConfig
-from pellucid.transformer import stored_shapes
 from pellucid.weights.prefixes import canonical_names
 from pellucid.weights.transforms import (
     HEAD_COLUMNS,
@@ -100,7 +99,7 @@ class Layout:
 
 def our_shapes(config: TransformerConfig) -> dict[str, Shape]:
     """The stored tensors of our model and their shapes; the head's is listed, although a tied model has none."""
-    return {**stored_shapes(config), HEAD: (config.n_embd, config.vocab_size)}
+    return {**config.schema.stored, HEAD: (config.n_embd, config.vocab_size)}
 
 
 def _gpt2(prefix: str, weight: Transform, out: Transform, *, bias: bool = True) -> tuple[Row, ...]:

@@ -16,27 +16,6 @@ from pellucid.cli.shared.tables import heading, next_tokens, number, shade, toke
 if TYPE_CHECKING:
     from pellucid.cli.work.demo import PreviousTokenHeads, Proof, Tour
 
-MEANINGS = {
-    "resid_pre": "what enters the block",
-    "ln1.ckpt_scaled": "(x - mean) / deviation",
-    "ln1.ckpt_normalized": "scaled · w + b",
-    "attn.ckpt_q": "queries",
-    "attn.ckpt_k": "keys",
-    "attn.ckpt_v": "values",
-    "attn.ckpt_scores": "q · k, scaled and masked",
-    "attn.ckpt_pattern": "softmax of the scores",
-    "attn.ckpt_z": "pattern · v",
-    "attn.ckpt_attn_out": "what attention adds",
-    "resid_mid": "resid_pre + attn_out",
-    "ln2.ckpt_scaled": "(x - mean) / deviation",
-    "ln2.ckpt_normalized": "scaled · w + b",
-    "mlp.ckpt_pre": "before the activation",
-    "mlp.ckpt_post": "after the activation",
-    "mlp.ckpt_mlp_out": "what the MLP adds",
-    "resid_post": "resid_mid + mlp_out",
-}
-"""What each checkpoint of a block holds, in a few words."""
-
 _CAPTION = Text(
     "\nOn the right, that head's pattern:\na row for each token, a column for each\ntoken it looks at. Darker is more.",
     style="dim",
@@ -79,7 +58,7 @@ def _block_table(tour: Tour) -> Grid:
         Column("what it is", prose=True, style="dim"),
     )  # fmt: skip
     for one in tour.checkpoints:
-        grid.add(one.name, one.size, number(one.norm), MEANINGS.get(one.name.split(".", 2)[2], ""))
+        grid.add(one.name, one.size, number(one.norm), one.meaning)
     return grid
 
 

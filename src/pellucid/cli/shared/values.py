@@ -9,14 +9,8 @@ import torch
 from torch import Tensor
 
 import pellucid as pl
-from pellucid.axes import Axis
-from pellucid.ckpt import all_axes
-
-LETTERS = {
-    Axis.BATCH: "B", Axis.POS: "P", Axis.HEAD: "H", Axis.QUERY: "Pq", Axis.KEY: "Pk", Axis.D_MODEL: "D",
-    Axis.D_HEAD: "K", Axis.D_MLP: "M",
-}  # fmt: skip
-"""The letters that `pellucid.axes` gives the axes."""
+from pellucid.axes import LETTERS, Axis
+from pellucid.schema import Point
 
 
 @dataclass(frozen=True)
@@ -30,6 +24,7 @@ class Summary:
         dtype: Such as "float32".
         mean, std, min, max: Over all numbers; of scores, over those that the causal mask leaves in.
         norm: Euclidean length of the vectors along the last axis, averaged over the other axes.
+        meaning: What the value is, in a few words.
     """
 
     name: str
@@ -41,6 +36,7 @@ class Summary:
     min: float
     max: float
     norm: float
+    meaning: str
 
     @property
     def size(self) -> str:
@@ -55,21 +51,21 @@ class Summary:
 
 def summarize(ckpts: pl.ActivationCkpts) -> list[Summary]:
     """A summary of each captured value, in execution order."""
-    axes = all_axes(ckpts.n_layer)
-    return [_summary(name, value, tuple(map(str, axes[name]))) for name, value in ckpts.items()]
+    return [_summary(ckpts.schema[name], value) for name, value in ckpts.items()]
 
 
-def _summary(name: str, value: Tensor, axes: tuple[str, ...]) -> Summary:
+def _summary(point: Point, value: Tensor) -> Summary:
     numbers = value.double()
-    if name.endswith("ckpt_scores"):
+    if point.masked:
         masked = value == torch.finfo(value.dtype).min
         counted, vectors = numbers[~masked], numbers.masked_fill(masked, 0.0)
     else:
         counted, vectors = numbers, numbers
     return Summary(
-        name, axes, tuple(value.shape), str(value.dtype).removeprefix("torch."),
+        point.name, tuple(map(str, point.axes)), tuple(value.shape), str(value.dtype).removeprefix("torch."),
         mean=float(counted.mean()), std=float(counted.std(correction=0)),
         min=float(counted.min()), max=float(counted.max()), norm=float(vectors.norm(dim=-1).mean()),
+        meaning=point.meaning,
     )  # fmt: skip
 
 

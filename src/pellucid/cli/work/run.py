@@ -54,7 +54,7 @@ def run(wish: Run) -> None:
 
 
 def _list(wish: Run, model: pl.CkptedTransformer) -> None:
-    names = selected(wish.names or None, model.ckpt_names)
+    names = selected(wish.names or None, model.schema)
     if wish.as_json:
         show_json({"model": wish.model_name, "names": names})
     else:

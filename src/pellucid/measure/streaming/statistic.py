@@ -14,10 +14,9 @@ from typing import Any, Literal, Self, get_args
 
 import numpy as np
 
-from pellucid import aliases
+from pellucid import aliases, families
 from pellucid.axes import Axis
 from pellucid.check import as_whole
-from pellucid.ckpt import BLOCK
 from pellucid.errors import InputError, shown
 from pellucid.measure.captured import capture_pattern
 from pellucid.measure.groups import TEXTS_AND_POSITIONS, Groups, axes_in
@@ -44,7 +43,7 @@ class Statistic(ABC):
                 code="unknown-of",
                 remedy="Give of='value', of='norm' or of='log_norm'.",
             )
-        self.kind, self.block = aliases.kind_and_block(name)
+        self.kind, self.block = families.kind_and_block(name)
         self.of: Of = of
         self.over = self._summed(over)
         self.about: dict[str, Any] = {}
@@ -59,7 +58,7 @@ class Statistic(ABC):
     @property
     def axes(self) -> tuple[str, ...]:
         """The axes of what is gathered, without the layer's."""
-        axes = aliases.AROUND[self.kind] if self.block is None else BLOCK[self.kind]
+        axes = families.axes_of(self.kind)
         return tuple(map(str, axes if self.of == "value" else axes[:-1]))
 
     @property

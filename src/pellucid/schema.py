@@ -1,0 +1,295 @@
+"""`Schema`: what a family of models is, said once. Everything else reads it: names, axes, units, parameters, aliases.
+
+A family builds its schema from a configuration (`pellucid.gpt2.schema`). Its points are the checkpoints, in execution
+order: those before the blocks, those of each block, those after them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from types import MappingProxyType
+from typing import Literal
+
+from pellucid.axes import LETTERS, Axes
+from pellucid.errors import UnknownNameError, nearest
+
+STREAM = "residual-stream units"
+
+
+@dataclass(frozen=True)
+class Point:
+    """A checkpoint: a value of the forward pass that has a name.
+
+    Attributes:
+        name: In a table of blocks, the name without the block ("attn.ckpt_z"); in `Schema.points`, the whole name.
+        axes: Of the value.
+        equation: How it is computed from earlier points and parameters.
+        meaning: What it is, in a few words.
+        unit: Of its numbers; "" if they have none of their own.
+        computed: "always" if it lies on the fast path, "when watched" if it is computed beside it for whoever looks.
+        masked: True if entries that a query may not see hold the dtype's minimum.
+        upcast: True if eager attention computes it in float32 or better.
+        parameters: Which parameters make it, by their names in a block or whole.
+    """
+
+    name: str
+    axes: Axes
+    equation: str
+    meaning: str
+    unit: str = ""
+    computed: Literal["always", "when watched"] = "always"
+    masked: bool = False
+    upcast: bool = False
+    parameters: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A parameter by the field's name.
+
+    Attributes:
+        name: In a table of blocks, the name without the block; in `Schema.parameters`, the whole name.
+        axes: Names of its axes; `Schema.sizes` has their lengths.
+        stored_in: The stored parameter that it is, or that it is a live view of.
+        initial: How a fresh one is drawn: "normal", "residual" (normal, scaled by 1/sqrt(2 n_layer)), "zeros", "ones".
+        transposed: True if its memory is that of the transpose, as the reference stores it.
+    """
+
+    name: str
+    axes: tuple[str, ...]
+    stored_in: str = ""
+    initial: Literal["normal", "residual", "zeros", "ones"] = "normal"
+    transposed: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.stored_in:
+            object.__setattr__(self, "stored_in", self.name)
+
+    @property
+    def is_stored(self) -> bool:
+        """True if the model stores it under this name; False for a live view of another."""
+        return self.stored_in == self.name
+
+
+@dataclass(frozen=True)
+class OtherNames:
+    """What other libraries call the points of a family.
+
+    Attributes:
+        modules: Path of a transformers module in a block -> the point that is its output.
+        modules_around: The same outside the blocks.
+        refused: A name whose value is close to a point's but not the same -> the reason.
+    """
+
+    modules: Mapping[str, str] = field(default_factory=dict)
+    modules_around: Mapping[str, str] = field(default_factory=dict)
+    refused: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Schema:
+    """The points, parameters and sizes of one model.
+
+    Attributes:
+        family: Name of the family, such as "gpt2".
+        sizes: Name of an axis -> its length; "layer" is the number of blocks. A schema read from a file of captures has
+            "layer" alone.
+        before: Points before the blocks.
+        block: Every point that a block of this family may have, in execution order.
+        blocks: Points of each block of the model.
+        after: Points after the blocks.
+        parameters: Stored ones and live views, in the model's order.
+        others: Names of other libraries.
+
+    Example:
+        >>> import pellucid as pl
+        >>> schema = pl.load().schema
+        >>> schema["blocks.3.attn.ckpt_z"].meaning, schema.sizes["d_model"], len(schema.points)
+        ('values mixed by pattern', 256, 72)
+    """
+
+    family: str
+    sizes: Mapping[str, int]
+    before: tuple[Point, ...]
+    block: tuple[Point, ...]
+    blocks: tuple[tuple[Point, ...], ...]
+    after: tuple[Point, ...]
+    parameters: tuple[Parameter, ...]
+    others: OtherNames = OtherNames()
+
+    def __reduce__(self) -> tuple[object, ...]:
+        fields = (self.before, self.block, self.blocks, self.after, self.parameters)
+        others = OtherNames(*map(dict, (self.others.modules, self.others.modules_around, self.others.refused)))
+        return (Schema, (self.family, dict(self.sizes), *fields, others))
+
+    @cached_property
+    def points(self) -> tuple[Point, ...]:
+        """Every checkpoint of the model in execution order, under its whole name."""
+        inside = [replace(p, name=f"blocks.{i}.{p.name}") for i, block in enumerate(self.blocks) for p in block]
+        return (*self.before, *inside, *self.after)
+
+    @cached_property
+    def by_name(self) -> Mapping[str, Point]:
+        """Whole name -> point, in execution order."""
+        return MappingProxyType({point.name: point for point in self.points})
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """Whole names of all checkpoints, in execution order."""
+        return tuple(self.by_name)
+
+    @cached_property
+    def axes(self) -> Mapping[str, Axes]:
+        """Whole name -> axes, in execution order."""
+        return MappingProxyType({name: point.axes for name, point in self.by_name.items()})
+
+    @cached_property
+    def around(self) -> Mapping[str, Point]:
+        """The points outside the blocks."""
+        return MappingProxyType({point.name: point for point in (*self.before, *self.after)})
+
+    @cached_property
+    def in_blocks(self) -> Mapping[str, Point]:
+        """Name in a block -> point, of every kind that a block may have, in execution order."""
+        return MappingProxyType({point.name: point for point in self.block})
+
+    @cached_property
+    def kinds(self) -> tuple[str, ...]:
+        """Names without blocks, in execution order: of points before, in and after the blocks."""
+        return (*(p.name for p in self.before), *self.in_blocks, *(p.name for p in self.after))
+
+    @property
+    def n_layer(self) -> int:
+        """Number of blocks."""
+        return len(self.blocks)
+
+    @cached_property
+    def stored(self) -> Mapping[str, tuple[int, ...]]:
+        """Every stored parameter -> its shape, in the model's order."""
+        return MappingProxyType({p.name: self.shape_of(p) for p in self.parameters if p.is_stored})
+
+    def parameter(self, name: str) -> Parameter:
+        """A parameter by its whole name."""
+        return self._parameters[name]
+
+    @cached_property
+    def _parameters(self) -> dict[str, Parameter]:
+        return {parameter.name: parameter for parameter in self.parameters}
+
+    def names_below(self, place: str) -> tuple[str, ...]:
+        """Names of the points below a module, without its own name: of "blocks.0.attn", "ckpt_q" and so on."""
+        return tuple(self._below["points"].get(place, ()))
+
+    def stored_below(self, place: str) -> dict[str, tuple[int, ...]]:
+        """Names of the stored parameters below a module, without its own name -> their shapes."""
+        prefix = f"{place}." if place else ""
+        return {name: self.stored[prefix + name] for name in self._below["stored"].get(place, ())}
+
+    @cached_property
+    def _below(self) -> dict[str, dict[str, list[str]]]:
+        """The names below each module; made once, because a large model has hundreds of modules."""
+        found: dict[str, dict[str, list[str]]] = {"points": {}, "stored": {}}
+        for what, names in (("points", self.names), ("stored", self.stored)):
+            for name in names:
+                parts = name.split(".")
+                for cut in range(len(parts)):
+                    found[what].setdefault(".".join(parts[:cut]), []).append(".".join(parts[cut:]))
+        return found
+
+    def shape_of(self, parameter: Parameter) -> tuple[int, ...]:
+        """The shape of a parameter."""
+        return tuple(self.sizes[axis] for axis in parameter.axes)
+
+    def __getitem__(self, name: str) -> Point:
+        if name in self.by_name:
+            return self.by_name[name]
+        raise unknown_name(name, self.names)
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and name in self.by_name
+
+    def __len__(self) -> int:
+        return len(self.points)
+
+    def __iter__(self) -> Iterator[Point]:
+        return iter(self.points)
+
+    def __repr__(self) -> str:
+        sizes = ", ".join(f"{axis} {size}" for axis, size in self.sizes.items())
+        rows = [("checkpoint", "shape", "value"), *self._rows()]
+        widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
+        lines = [f"{name:<{widths[0]}}  {shape:<{widths[1]}}  {value}".rstrip() for name, shape, value in rows]
+        return "\n".join([f"{self.family}: {len(self)} checkpoints; {sizes}", *lines])
+
+    def _rows(self) -> Iterator[tuple[str, str, str]]:
+        """Of the printed table: name, axes by letter, equation; blocks that are alike share their rows."""
+
+        def row(point: Point, under: str = "") -> tuple[str, str, str]:
+            return under + point.name, shape_by_letters(point.axes), point.equation
+
+        yield from map(row, self.before)
+        first = 0
+        while first < len(self.blocks):
+            last = first
+            while last + 1 < len(self.blocks) and self.blocks[last + 1] == self.blocks[first]:
+                last += 1
+            yield f"blocks.{first}" if first == last else f"blocks.{first} to blocks.{last}", "", ""
+            yield from (row(point, "  .") for point in self.blocks[first])
+            first = last + 1
+        yield from map(row, self.after)
+
+
+def shape_by_letters(axes: Axes) -> str:
+    """Axes as docstrings write them, such as "[B, P, H, K]"."""
+    return f"[{', '.join(LETTERS[axis] for axis in axes)}]"
+
+
+def select(patterns: str | Iterable[str] | None, known: Sequence[str]) -> tuple[str, ...]:
+    """The known names that match any of the patterns, in the order of `known`.
+
+    In a pattern `*` stays within one dotted part and `**` crosses parts. None selects everything.
+
+    Raises:
+        UnknownNameError: A name that does not exist, or a pattern that matches nothing; with suggestions.
+    """
+    if patterns is None:
+        return tuple(known)
+    names, chosen = frozenset(known), set[str]()
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        matched = [pattern] if isinstance(pattern, str) and pattern in names else _glob(pattern, known)
+        if not matched:
+            raise unknown_name(pattern, known, _pattern_for(pattern, known))
+        chosen.update(matched)
+    return tuple(name for name in known if name in chosen)
+
+
+def unknown_name(name: object, known: Iterable[str], hint: str = "") -> UnknownNameError:
+    """The error for a checkpoint name or pattern that does not exist among `known`; `hint` instead of near names."""
+    what = "pattern matches no checkpoint" if "*" in str(name) else "no such checkpoint"
+    known = list(known)
+    last_parts = sorted({full.rsplit(".", 1)[-1].removeprefix("ckpt_") for full in known})
+    hint = hint or nearest(str(name), known) or nearest(str(name), last_parts)
+    return UnknownNameError(
+        f"{what}: {name!r}.",
+        code="unknown-checkpoint",
+        remedy=f"{hint} `model.ckpt_names` lists them all.".strip(),
+    )
+
+
+def _pattern_for(end: object, known: Sequence[str]) -> str:
+    """A sentence that suggests the pattern of all names that end so, or an empty string."""
+    for pattern in (f"**.{end}", f"**.ckpt_{end}"):
+        if _glob(pattern, known):
+            return f"Did you mean {pattern!r}?"
+    return ""
+
+
+def _glob(pattern: str, known: Sequence[str]) -> list[str]:
+    if not isinstance(pattern, str) or "*" not in pattern:
+        return []
+    parts = re.split(r"(\*\*|\*)", pattern)
+    expression = "".join({"**": ".*", "*": "[^.]*"}.get(part, re.escape(part)) for part in parts)
+    return [name for name in known if re.fullmatch(expression, name)]
