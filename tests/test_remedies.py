@@ -21,7 +21,7 @@ import support
 
 SOURCE = Path(pl.__file__).parent
 
-FOLLOWED = ("aliases", "batching", "cache", "ckpt", "dialects", "generation_settings", "ids", "model",
+FOLLOWED = ("aliases", "batching", "cache", "schema", "dialects", "generation_settings", "ids", "model",
             "run/activations", "run/asked", "run/beams", "run/edit", "run/edit_tap", "run/generate", "run/region",
             "run/request", "run/sampling", "run/stopping")  # fmt: skip
 

@@ -166,7 +166,7 @@ def test_a_step_is_recorded_once_it_pays(monkeypatch: Patch) -> None:
 
 def test_values_are_looked_at_in_a_run_of_the_model() -> None:
     fast = fast_of(support.glass())
-    assert decoder.decoder(fast, 1, looks=True) is None
+    assert decoder.decoder(fast, 1, ["blocks.0.attn.ckpt_z"]) is None
     out = fast.generate([[1, 2, 3]], max_new_tokens=5, names="blocks.*.resid_post")
     assert out.ckpts is not None
     assert out.ckpts["blocks.0.resid_post"].shape == (1, 8, 48)
@@ -326,7 +326,7 @@ def records_at_once(patch: Patch) -> None:
 
 def looks_by_replays(patch: Patch) -> None:
     plain = decoder.decoder
-    patch.setattr(decoder, "decoder", lambda model, rows, **_: plain(model, rows))
+    patch.setattr(decoder, "decoder", lambda model, rows, names=(): plain(model, rows))
 
 
 def rounds_by_autocast(patch: Patch) -> None:
