@@ -27,7 +27,6 @@ import torch
 import pellucid as pl
 from pellucid import atomic, corpus
 from pellucid.measure.captured import Captured
-from pellucid.measure.regression.fit import AutoregressionFit
 from pellucid.measure.regression.least_squares import Factor, Solution
 from pellucid.measure.regression.rows import Design
 from pellucid.measure.streaming.sketch import Sketch
@@ -219,28 +218,21 @@ def without_between(self: Factor, other: Factor) -> Factor:
 
 def one_text(plain: Any) -> Any:
     """The rows of all texts are taken for one text's."""
-    return lambda self, design, maxlags: plain(self, replace(design, panel=joined(design)), maxlags)
 
+    def joined(design: Design, *given: Any) -> Any:
+        values, position = design.panel.values, design.panel.position
+        whole = replace(design.panel, values=values.reshape(len(values), 1, -1), position=position.reshape(1, -1))
+        return plain(replace(design, panel=whole), *given)
 
-def joined(design: Design) -> Any:
-    values, position = design.panel.values, design.panel.position
-    return replace(design.panel, values=values.reshape(len(values), 1, -1), position=position.reshape(1, -1))
-
-
-def across_texts(plain: Any) -> Any:
-    def ljung_box(self: AutoregressionFit, *given: Any) -> Any:
-        series = replace(self.series, design=replace(self.series.design, panel=joined(self.series.design)))
-        return plain(replace(self, series=series), *given)
-
-    return ljung_box
+    return joined
 
 
 def wider_kernel(plain: Any) -> Any:
-    return lambda self, design, maxlags: plain(self, design, maxlags + 1)
+    return lambda design, solution, maxlags: plain(design, solution, maxlags + 1)
 
 
 def all_degrees_of_freedom(plain: Any) -> Any:
-    return lambda self, lags, model_df=None: plain(self, lags, 0)
+    return lambda design, solution, lags, model_df: plain(design, solution, lags, 0)
 
 
 def ddof_in_covariance(plain: Any) -> Any:
@@ -302,19 +294,20 @@ FITTING = [
     Mutant("standard errors without degrees of freedom",
            wrapped("regression.autoregression", "solve", ddof_in_covariance), course),
     Mutant("p-values of a normal distribution", wrapped("regression.fit", "need", normal_instead_of_student), course),
-    Mutant("robust errors across texts", wrapped(AutoregressionFit, "_newey_west", one_text),
+    Mutant("robust errors across texts", wrapped("regression.inference", "newey_west", one_text),
            regression.test_robust_errors_of_several_texts_have_no_products_across),
-    Mutant("another kernel", wrapped(AutoregressionFit, "_newey_west", wider_kernel),
+    Mutant("another kernel", wrapped("regression.inference", "newey_west", wider_kernel),
            lambda: regression.test_robust_errors_are_statsmodels(4)),
-    Mutant("Ljung-Box across texts", wrapped(AutoregressionFit, "ljung_box", across_texts),
+    Mutant("Ljung-Box across texts", wrapped("regression.inference", "ljung_box", one_text),
            regression.test_ljung_box_of_several_texts_has_no_products_across),
-    Mutant("Ljung-Box with all degrees of freedom", wrapped(AutoregressionFit, "ljung_box", all_degrees_of_freedom),
+    Mutant("Ljung-Box with all degrees of freedom",
+           wrapped("regression.inference", "ljung_box", all_degrees_of_freedom),
            regression.test_ljung_box_is_statsmodels),
     Mutant("Holm is Bonferroni",
-           lambda patch: patch.setitem(module("regression.fit").CORRECTIONS, "holm", "bonferroni"),
+           lambda patch: patch.setitem(module("regression.inference").CORRECTIONS, "holm", "bonferroni"),
            regression.test_tied_p_values_are_corrected_alike),
     Mutant("Benjamini-Hochberg is Holm",
-           lambda patch: patch.setitem(module("regression.fit").CORRECTIONS, "bh", "holm"),
+           lambda patch: patch.setitem(module("regression.inference").CORRECTIONS, "bh", "holm"),
            regression.test_corrections_are_statsmodels),
     Mutant("problems are not marked", put("regression.least_squares", "_problems", marks_nothing),
            regression.test_degenerate_layers_are_marked_and_the_others_untouched),

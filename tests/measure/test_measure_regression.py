@@ -417,6 +417,24 @@ def test_the_robust_summary_of_several_texts_has_the_robust_errors() -> None:
     assert shown != pytest.approx(dict(wrong.bse), abs=6e-4), "products of two texts would show"
 
 
+def test_more_lags_than_a_text_has_rows_are_robust_all_the_same() -> None:
+    """The lags without a product add nothing, but the weights are those of all lags."""
+    norms = cases.several_texts([9, 6], "left")
+    fit = autoregression(norms, 1, 1).robust(10)
+    for layer in range(cases.LAYERS):
+        meat = np.zeros((2, 2))
+        for row in texts_of_layer(norms, layer):
+            y, x = stacked([row], 1, 1)
+            scores = (y - x @ fit.params.loc[layer])[:, None] * x
+            for s, t in np.ndindex(len(y), len(y)):
+                meat += (1 - abs(s - t) / 11) * np.outer(scores[s], scores[t])
+        bread = np.linalg.inv((x := stacked(texts_of_layer(norms, layer), 1, 1)[1]).T @ x)
+        close(fit.covariance[layer], bread @ meat @ bread)
+    rows = [line.split() for line in str(fit.summary(0)).splitlines()]
+    shown = {row[0]: float(row[2]) for row in rows if row and row[0] in fit.params}
+    assert shown == pytest.approx(fit.bse.loc[0].to_dict(), abs=6e-4)
+
+
 def test_a_short_series_has_a_summary_without_warnings() -> None:
     assert "OLS Regression Results" in str(autoregression(cases.series(1, 9), 1).summary(0))
 

@@ -18,7 +18,7 @@ from pellucid.config import TransformerConfig
 from pellucid.corpus.sink import Runnable
 from pellucid.errors import InputError, shown
 from pellucid.measure.captured import find
-from pellucid.measure.labelled import Reading, stacked
+from pellucid.measure.labelled import labelled, stacked
 from pellucid.run.activations import ActivationCkpts
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ def induction(model: Runnable, *, length: int = 50, texts: int = 64, seed: int =
         sums.append(torch.stack(followed).sum((1, 3)))
     mean = (torch.stack(sums).sum(0) / (texts * length)).numpy()
     source = find(ckpts, PATTERN)  # pyright: ignore[reportPossiblyUnboundVariable] (there is at least one sequence)
-    result = Reading(mean, ("layer", "head"), source, "induction", "probability").labelled()
+    result = labelled(mean, ("layer", "head"), source, "induction", "probability")
     del result.attrs["text"]  # it is the last batch's only; seed, texts and length say which texts they were
     return result.assign_attrs(length=length, texts=texts, seed=seed)
 
@@ -186,4 +186,4 @@ def _score(ckpts: ActivationCkpts, name: str, units: str, rule: _Rule) -> xarray
     for pattern in source.float64():
         each = rule(pattern.nan_to_num(0.0), torch.where(back >= 0, back, 0).double())
         means.append((each * counts).sum((0, 2)) / counts.sum())
-    return Reading(stacked(source, means), (str(Axis.LAYER), str(Axis.HEAD)), source, name, units).labelled()
+    return labelled(stacked(source, means), (str(Axis.LAYER), str(Axis.HEAD)), source, name, units)

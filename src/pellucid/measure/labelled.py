@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -40,44 +39,6 @@ _UNITS = {
 }
 
 
-@dataclass(frozen=True)
-class Reading:
-    """Numbers read off a checkpoint, before they get labels.
-
-    Attributes:
-        data: The numbers in float64, NaN where nothing is measured.
-        dims: The names of the axes.
-        source: The checkpoint.
-        name: What the numbers are, such as "norm".
-        units: The units of the numbers.
-    """
-
-    data: Array
-    dims: tuple[str, ...]
-    source: Captured
-    name: str
-    units: str
-
-    @property
-    def attrs(self) -> dict[str, str]:
-        """Where the numbers come from."""
-        return {**attributes(self.source), "units": self.units}
-
-    def labelled(self) -> xarray.DataArray:
-        """Return the numbers with coordinates and provenance."""
-        xarray = need("xarray", "pellucid.measure")
-        coords = coordinates(self.source, self.dims)
-        return xarray.DataArray(self.data, dims=self.dims, coords=coords, name=self.name, attrs=self.attrs)
-
-
-def read(ckpts: ActivationCkpts, name: aliases.Name) -> Reading:
-    """Return the values of a checkpoint themselves, [(L,) B, P, ...]."""
-    source = find(ckpts, name)
-    data = stacked(source, list(source.float64()))
-    dims = dims_of(source, source.axes)
-    return Reading(data, dims, source, source.kind, units(source))
-
-
 def values(ckpts: ActivationCkpts, name: aliases.Name) -> xarray.DataArray:
     """Return a checkpoint's values as a labelled array in float64.
 
@@ -102,7 +63,9 @@ def values(ckpts: ActivationCkpts, name: aliases.Name) -> xarray.DataArray:
         >>> dict(pl.measure.values(ckpts, "resid_post").sizes)
         {'layer': 4, 'batch': 1, 'pos': 4, 'd_model': 256}
     """
-    return read(ckpts, name).labelled()
+    source = find(ckpts, name)
+    data = stacked(source, list(source.float64()))
+    return labelled(data, dims_of(source, source.axes), source, source.kind, units(source))
 
 
 def norms(ckpts: ActivationCkpts, name: aliases.Name, *, log: bool = False) -> xarray.DataArray:
@@ -133,16 +96,11 @@ def norms(ckpts: ActivationCkpts, name: aliases.Name, *, log: bool = False) -> x
         >>> norms.dims, norms.token.values.tolist()
         (('layer', 'batch', 'pos'), [['Once', ' upon', ' a', ' time']])
     """
-    return read_norms(ckpts, name, log=log).labelled()
-
-
-def read_norms(ckpts: ActivationCkpts, name: aliases.Name, *, log: bool) -> Reading:
-    """Return what `norms` returns, before it gets labels."""
     source = find(ckpts, name)
     data = stacked(source, [_lengths(source, number, tensor) for number, tensor in enumerate(source.tensors)])
     dims = dims_of(source, source.axes[:-1])
     if not log:
-        return Reading(data, dims, source, "norm", units(source))
+        return labelled(data, dims, source, "norm", units(source))
     if (data == 0).any():
         at = ", ".join(f"{dim} {int(i)}" for dim, i in zip(dims, np.argwhere(data == 0)[0], strict=True))
         raise InputError(
@@ -150,7 +108,7 @@ def read_norms(ckpts: ActivationCkpts, name: aliases.Name, *, log: bool) -> Read
             code="log-of-zero",
             remedy="Take the norms without log=True, or leave out what an edit set to zero.",
         )
-    return Reading(np.log(data), dims, source, "log_norm", f"log of {units(source)}")
+    return labelled(np.log(data), dims, source, "log_norm", f"log of {units(source)}")
 
 
 def _lengths(source: Captured, number: int, tensor: Tensor) -> Tensor:
@@ -164,6 +122,13 @@ def _lengths(source: Captured, number: int, tensor: Tensor) -> Tensor:
     length = torch.linalg.vector_norm(value, dim=-1, dtype=torch.float64)
     source.require_finite(length, number)
     return length if real is None else length.masked_fill(~real, torch.nan)
+
+
+def labelled(data: Array, dims: tuple[str, ...], source: Captured, name: str, unit: str) -> xarray.DataArray:
+    """Return numbers read off a checkpoint, [dims], with coordinates and provenance."""
+    array = need("xarray", "pellucid.measure").DataArray
+    attrs = {**attributes(source), "units": unit}
+    return array(data, dims=dims, coords=coordinates(source, dims), name=name, attrs=attrs)
 
 
 def stacked(source: Captured, blocks: list[Tensor]) -> Array:

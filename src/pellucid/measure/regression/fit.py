@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -14,16 +12,13 @@ from pellucid.check import as_number, as_whole
 from pellucid.errors import InputError, shown
 from pellucid.extras import need
 from pellucid.measure.labelled import Array
-from pellucid.measure.regression import fit_tables
+from pellucid.measure.regression import fit_tables, inference
 from pellucid.measure.regression.least_squares import Solution
 from pellucid.measure.regression.rows import Basis, Design, lag_count
 
 if TYPE_CHECKING:
     import pandas as pd
     import xarray
-
-CORRECTIONS = {"holm": "holm", "bh": "fdr_bh"}
-"""Our name of a correction for many tests and statsmodels' name."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +83,7 @@ class AutoregressionFit:
         """The covariance of the estimates, [S, k, k], plain or Newey-West."""
         if self.maxlags is None:
             return self.solution.inverse * (self.solution.ssr / self.df_resid)[:, None, None]
-        return self._newey_west(self._held("a robust covariance").design, self.maxlags)
+        return inference.newey_west(self._held("a robust covariance").design, self.solution, self.maxlags)
 
     @cached_property
     def params(self) -> pd.DataFrame:
@@ -145,17 +140,7 @@ class AutoregressionFit:
         Raises:
             InputError: If the method is unknown.
         """
-        if not isinstance(method, str) or method not in CORRECTIONS:
-            raise InputError(
-                f"corrected: {shown(method)}, expected one of {', '.join(map(repr, CORRECTIONS))}.",
-                code="unknown-correction",
-                remedy="'holm' bounds the chance of any false rejection, 'bh' the share of false ones.",
-            )
-        correct = need("statsmodels.stats.multitest", "corrected").multipletests
-        p, held = self.pvalues.to_numpy(copy=True), self.solution.problems == ""
-        for column in range(p.shape[1]):
-            p[held, column] = correct(p[held, column], method=CORRECTIONS[method])[1]
-        return self._table(p)
+        return self._table(inference.corrected(self.pvalues.to_numpy(), method))
 
     @cached_property
     def rsquared(self) -> pd.Series:
@@ -226,18 +211,8 @@ class AutoregressionFit:
                 remedy="Test fewer lags, or fit longer texts.",
             )
         used = self.lags if model_df is None else lag_count("model_df", model_df, "ljung_box")
-        real = np.zeros(design.panel.position.shape, dtype=bool)
-        real.flat[design.at] = True
-        # statsmodels' acorr_ljungbox knows one series only; texts side by side, with zeros between, are as short.
-        residual = np.where(real, design.residuals(self.solution), 0.0)
-        total = np.zeros(len(residual))
-        for lag in range(1, tested + 1):
-            products = (residual[:, :, lag:] * residual[:, :, :-lag]).sum((1, 2))
-            total += (products / (residual**2).sum((1, 2))) ** 2 / (real[:, lag:] & real[:, :-lag]).sum()
-        statistic = self.nobs * (self.nobs + 2) * total
-        chi_square = need("scipy.special", "ljung_box").chdtrc
-        pvalue = chi_square(tested - used, statistic) if tested > used else np.full_like(statistic, np.nan)
-        return need("pandas", "ljung_box").DataFrame({"statistic": statistic, "pvalue": pvalue}, index=self.index)
+        columns = inference.ljung_box(design, self.solution, tested, used)
+        return need("pandas", "ljung_box").DataFrame(columns, index=self.index)
 
     def robust(self, maxlags: int | None = None) -> AutoregressionFit:
         """Return the same fit with standard errors that allow for heteroskedasticity and autocorrelation.
@@ -259,23 +234,6 @@ class AutoregressionFit:
                 remedy="Leave it out for the rule of Newey and West.",
             )
         return replace(self, maxlags=chosen)
-
-    def _newey_west(self, design: Design, maxlags: int) -> Array:
-        """Sandwich statsmodels' S_nw_panel between the inverses of X'X."""
-        sandwich = need("statsmodels.stats.sandwich_covariance", "a robust covariance")
-        weights = _bartlett(design)(maxlags)
-        ends = np.flatnonzero(np.diff(design.text, append=-1)) + 1
-        texts = list(zip([0, *ends[:-1]], ends, strict=True))
-        out = np.full_like(self.solution.inverse, np.nan)
-        residual = design.residuals(self.solution).reshape(len(out), -1)[:, design.at]
-        for series in np.flatnonzero(self.solution.problems == ""):
-            scores = design.matrix(int(series))[1] * residual[series, :, None]
-            # Scaled, because products of scores leave the range of float64 before the scores do.
-            size = np.abs(scores).max(0)
-            size[size == 0] = 1.0
-            half = self.solution.inverse[series] * size
-            out[series] = half @ sandwich.S_nw_panel(scores / size, weights, texts) @ half.T
-        return out
 
     def design(self, layer: Any = None) -> pd.DataFrame:
         """Return the rows of one layer's regression: the response "y" and a column for each parameter.
@@ -312,18 +270,8 @@ class AutoregressionFit:
                 code="not-fitted",
                 remedy="fit.problems says which layers have a fit.",
             )
-        design, rows = self._held("summary").design, self.design(layer).reset_index(drop=True)
-        model = need("statsmodels.api", "summary").OLS(rows["y"], rows.drop(columns="y"))
-        robust: dict[str, Any] = {}
-        if self.maxlags is not None:
-            kwds: dict[str, Any] = {"maxlags": self.maxlags}
-            if self.basis.texts > 1:
-                plain = {"use_correction": False, "df_correction": False}
-                kwds |= {"groups": design.text, "weights_func": _bartlett(design), **plain}
-            robust = {"cov_type": "hac-panel" if self.basis.texts > 1 else "HAC", "cov_kwds": kwds}
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # short series make its tests of normality warn; the summary says so itself
-            return model.fit(use_t=True, **robust).summary()
+        rows = self.design(layer).reset_index(drop=True)
+        return inference.summary(rows, self._held("summary").design.text, self.maxlags)
 
     def to_dataframe(self) -> pd.DataFrame:
         """Return a row for each layer and parameter: estimate, standard error, t, p, corrected p, 95 % interval."""
@@ -366,9 +314,3 @@ class AutoregressionFit:
 
     def _repr_html_(self) -> str:
         return fit_tables.page(self)
-
-
-def _bartlett(design: Design) -> Callable[[int], Array]:
-    """Bartlett's weights, as many as the longest text has rows: statsmodels raises an error if there are more."""
-    weights = need("statsmodels.stats.sandwich_covariance", "a robust covariance").weights_bartlett
-    return lambda maxlags: weights(maxlags)[: int(np.bincount(design.text).max())]

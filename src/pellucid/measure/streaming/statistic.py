@@ -10,7 +10,7 @@ import copy
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
-from typing import Any, Literal, Self, get_args
+from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
 import numpy as np
 
@@ -19,9 +19,12 @@ from pellucid.axes import Axis
 from pellucid.check import as_whole
 from pellucid.errors import InputError, shown
 from pellucid.measure.captured import capture_pattern
-from pellucid.measure.groups import TEXTS_AND_POSITIONS, Groups, axes_in
-from pellucid.measure.labelled import Array, Reading, coordinates, read, read_norms
+from pellucid.measure.groups import TEXTS_AND_POSITIONS, Groups, axes_in, grouped
+from pellucid.measure.labelled import Array, norms, values
 from pellucid.run.activations import ActivationCkpts
+
+if TYPE_CHECKING:
+    import xarray
 
 Of = Literal["value", "norm", "log_norm"]
 """What is gathered of a checkpoint: its values, the norms of its vectors, or their natural logarithms."""
@@ -85,25 +88,23 @@ class Statistic(ABC):
             InputError: If a value is not finite, or the run is of other blocks than those before.
         """
         if self.of == "value":
-            reading = read(ckpts, self.captures)
+            array = values(ckpts, self.captures)
         else:
-            reading = read_norms(ckpts, self.captures, log=self.of == "log_norm")
-        attrs = {key: value for key, value in reading.attrs.items() if key != "text"}
-        labels = coordinates(reading.source, tuple(d for d in reading.dims if d not in TEXTS_AND_POSITIONS))
-        self._meet({"dims": list(reading.dims), "coords": labels, "attrs": attrs})
-        kept = self.kept
-        order = [reading.dims.index(dim) for dim in (*kept, *(dim for dim in self.over if dim in reading.dims))]
-        data = reading.data.transpose(order)
-        self._shape = data.shape[: len(kept)]
-        self._take(self._gather(data.reshape(-1, *data.shape[len(kept) :]), reading))
+            array = norms(ckpts, self.captures, log=self.of == "log_norm")
+        groups = grouped(array, None, [dim for dim in self.over if dim in array.dims], type(self).__name__)
+        coords = {name: label.values.tolist() for name, label in groups.coords.items()}
+        attrs = {key: value for key, value in groups.attrs.items() if key != "text"}
+        self._meet({"dims": list(groups.dims), "coords": coords, "attrs": attrs})
+        self._shape = groups.data.shape[:-1]
+        self._take(self._gather(groups.data, array))
 
     @abstractmethod
-    def _gather(self, data: Array, reading: Reading) -> Any:
+    def _gather(self, data: Array, array: xarray.DataArray) -> Any:
         """Return the numbers of one run: a dataclass of arrays with a method `merge`, which changes neither side.
 
         Args:
-            data: The numbers, [groups, axes that are summed over...].
-            reading: The same with its source.
+            data: The axes that are kept, and the others in one, NaN where nothing is measured.
+            array: The same numbers with their labels.
         """
 
     def _take(self, part: Any) -> None:
@@ -175,7 +176,7 @@ class Statistic(ABC):
         if not state:
             return
         self.about = read_about(state_array(state, "about", "u", (None,)))
-        kept, labels = self.kept, self.about["coords"]
+        kept, labels = self.about["dims"], self.about["coords"]
         shape = tuple(state_array(state, "shape", "i", (len(kept),)).tolist())
         sizes = [len(labels[dim]) if isinstance(labels.get(dim), list) else None for dim in kept]
         if any(wanted not in (None, size) for wanted, size in zip(sizes, shape, strict=True)):
@@ -187,16 +188,9 @@ class Statistic(ABC):
     def _read(self, state: Mapping[str, Array]) -> Any:
         """Return the numbers that the arrays of a file hold, or raise `ValueError`; `_shape` is known."""
 
-    @property
-    def kept(self) -> tuple[str, ...]:
-        """The axes that the result keeps."""
-        return tuple(dim for dim in self.about["dims"] if dim not in self.over)
-
     def groups(self) -> Groups:
         """Return the labels of what is gathered."""
-        kept = self.kept
-        coords = {name: label for name, label in self.about["coords"].items() if name in kept or np.ndim(label) == 0}
-        return Groups(np.empty(0), kept, coords, {**self.about["attrs"], "over": ", ".join(self.over)})
+        return Groups(np.empty(0), tuple(self.about["dims"]), self.about["coords"], self.about["attrs"])
 
     def _summed(self, over: Collection[str] | None) -> tuple[str, ...]:
         """Return the axes that are summed over: texts and positions, which differ from run to run, and what is named.

@@ -15,12 +15,12 @@ from pellucid.check import as_number
 from pellucid.errors import InputError, shown
 from pellucid.measure.groups import Result
 from pellucid.measure.histograms import QUARTILES, require_shares
-from pellucid.measure.labelled import Array, Reading
+from pellucid.measure.labelled import Array
 from pellucid.measure.moments import Sums, moments_dataset
 from pellucid.measure.regression.autoregression import require_fitted, require_rows
 from pellucid.measure.regression.fit import AutoregressionFit
 from pellucid.measure.regression.least_squares import Factor, solve
-from pellucid.measure.regression.rows import Basis, Design, Panel, index_of, lag_count, require_adjacent
+from pellucid.measure.regression.rows import Basis, Design, index_of, lag_count, panel_of
 from pellucid.measure.streaming.sketch import Sketch
 from pellucid.measure.streaming.statistic import Of, Statistic, state_array
 
@@ -47,8 +47,8 @@ class Moments(Statistic):
     def __init__(self, name: aliases.Name, of: Of = "value", *, over: Collection[str] | None = None) -> None:
         super().__init__(name, of, over)
 
-    def _gather(self, data: Array, reading: Reading) -> Sums:
-        return Sums.of(data.reshape(len(data), -1))
+    def _gather(self, data: Array, array: xarray.DataArray) -> Sums:
+        return Sums.of(data.reshape(-1, data.shape[-1]))
 
     def result(self) -> xarray.Dataset:
         """Return `count`, `mean`, `variance`, `skewness`, `kurtosis` over the axes that are kept."""
@@ -116,8 +116,8 @@ class Covariance(Statistic):
                 remedy="Choose a checkpoint of vectors, such as resid_post, attn.ckpt_z or mlp.ckpt_post.",
             )
 
-    def _gather(self, data: Array, reading: Reading) -> Products:
-        columns = data.reshape(-1, self._shape[-1], math.prod(data.shape[1:]))
+    def _gather(self, data: Array, array: xarray.DataArray) -> Products:
+        columns = data.reshape(-1, *data.shape[-2:])
         return Products.of(columns[:, :, ~np.isnan(columns[0, 0])])  # pads are the same for all dimensions
 
     def result(self) -> xarray.DataArray:
@@ -177,8 +177,8 @@ class Quantiles(Statistic):
     def _options(self) -> dict[str, Any]:
         return {"error": self._error, "quantiles": list(self._wanted)}
 
-    def _gather(self, data: Array, reading: Reading) -> Sketch:
-        return Sketch.of(data.reshape(len(data), -1), self._error)
+    def _gather(self, data: Array, array: xarray.DataArray) -> Sketch:
+        return Sketch.of(data.reshape(-1, data.shape[-1]), self._error)
 
     def result(self) -> xarray.DataArray:
         """Return [..., quantile]: of n values in order, the one numbered floor(q (n - 1)), within the error."""
@@ -237,12 +237,10 @@ class Autoregression(Statistic):
     def _options(self) -> dict[str, Any]:
         return {"lags": self._lags, "skip": self._skip}
 
-    def _gather(self, data: Array, reading: Reading) -> Pooled:
-        position = reading.source.position.numpy()
-        require_adjacent(position, "Autoregression")
-        design = Design.of(Panel(data, position), self._lags, self._skip)
+    def _gather(self, data: Array, array: xarray.DataArray) -> Pooled:
+        design = Design.of(panel_of(array, "Autoregression"), self._lags, self._skip)
         fitted = len(np.unique(design.text))
-        return Pooled(**vars(design.factor()), texts=fitted, short=len(position) - fitted)
+        return Pooled(**vars(design.factor()), texts=fitted, short=len(design.panel.position) - fitted)
 
     def result(self) -> AutoregressionFit:
         """Return estimates and tests by layer.
@@ -255,7 +253,7 @@ class Autoregression(Statistic):
         require_rows(pooled.count, len(names), f"{pooled.texts + pooled.short} texts", self._skip + self._lags)
         solution = solve(pooled)
         require_fitted(solution)
-        index = index_of(self.kept, self._shape, self.about["coords"])
+        index = index_of(self.about["dims"], self._shape, self.about["coords"])
         counts, attrs = (pooled.texts, pooled.short), dict(self.about["attrs"])
         return AutoregressionFit(Basis(self._lags, self._skip, names, *counts, index, attrs), solution)
 
