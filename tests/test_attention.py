@@ -10,8 +10,8 @@ from torch.func import functional_call, stack_module_state, vmap
 
 import pellucid as pl
 import support
-from pellucid import attention
-from pellucid.attention import Visible
+from pellucid.gpt2 import attention
+from pellucid.gpt2.attention import Visible
 from pellucid.products import affine
 
 IDS = support.some_ids(2, 9)

@@ -16,7 +16,7 @@ import torch
 
 import pellucid as pl
 import support
-from pellucid.config_fields import ACTIVATIONS, NEUTRAL, SYNONYMS
+from pellucid.gpt2.config_fields import ACTIVATIONS, NEUTRAL, SYNONYMS
 
 SIZES = {"vocab_size": 11, "n_positions": 8, "n_embd": 12, "n_layer": 2, "n_head": 3}
 

@@ -19,8 +19,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import pellucid as pl
 import support
-from pellucid import attention, nonlinear
+from pellucid import nonlinear
 from pellucid.ckpt import Ckpt
+from pellucid.gpt2 import attention
 from pellucid.run import recorder, stepping
 from pellucid.tap import StopAfter
 

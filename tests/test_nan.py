@@ -11,7 +11,7 @@ from torch import Tensor
 
 import pellucid as pl
 import support
-from pellucid import attention
+from pellucid.gpt2 import attention
 
 IDS = support.some_ids(2, 5)
 BAD = (torch.nan, torch.inf, -torch.inf)

@@ -248,7 +248,7 @@ def test_views_survive_copies() -> None:
 
 
 def test_a_live_view_on_the_class_is_its_description() -> None:
-    from pellucid.attention import Attention
+    from pellucid.gpt2.attention import Attention
 
     assert isinstance(Attention.W_Q, LiveView)
     assert "live view" in Attention.W_Q.__doc__

@@ -15,7 +15,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 import pellucid as pl
 import support
 from noticed import must_be_noticed
-from pellucid import cache, config, generating
+from pellucid import cache, generating
+from pellucid.gpt2 import config
 
 MODEL = support.glass()
 CACHE = pl.KeyValueCache(MODEL.config, 2)

@@ -12,7 +12,8 @@ from torch import nn
 import pellucid as pl
 import support
 from pellucid import nonlinear
-from pellucid.transformer import LayerNorm, fresh_weights
+from pellucid.gpt2 import LayerNorm
+from pellucid.part import fresh_weights
 
 TREE = """\
 CkptedTransformer(
@@ -67,12 +68,12 @@ def test_stored_shapes_are_the_parameters(glass: pl.CkptedTransformer) -> None:
     untied = support.glass(tie_word_embeddings=False)
     assert {name: tuple(p.shape) for name, p in untied.named_parameters()} == untied.schema.stored
     assert set(untied.schema.stored) - set(glass.schema.stored) == {"unembed.W_U"}
-    assert {name: tuple(t.shape) for name, t in fresh_weights(untied.config).items()} == untied.schema.stored
+    assert {name: tuple(t.shape) for name, t in fresh_weights(untied.schema, 0.02).items()} == untied.schema.stored
 
 
 def test_weights_are_used_as_they_are() -> None:
     config = pl.TransformerConfig(**support.SIZES)
-    weights = fresh_weights(config)
+    weights = fresh_weights(config.schema, config.initializer_range)
     model = pl.CkptedTransformer(config, weights)
     for name, parameter in model.named_parameters():
         assert parameter.data_ptr() == weights[name].data_ptr(), name
@@ -92,7 +93,8 @@ def test_layer_norm() -> None:
         torch.randn(8, dtype=torch.float64),
         torch.randn(8, dtype=torch.float64),
     )
-    norm = LayerNorm(w, b, 0.3)
+    config = pl.TransformerConfig(**{**support.SIZES, "n_embd": 8, "n_head": 2}, layer_norm_epsilon=0.3)
+    norm = LayerNorm(config, {"w": w, "b": b})
     expected = torch.empty_like(x)
     for i in range(2):
         for j in range(3):

@@ -5,7 +5,6 @@ from pellucid import measure as measure
 from pellucid import plot as plot
 from pellucid.batch import Batch as Batch
 from pellucid.cache import KeyValueCache as KeyValueCache
-from pellucid.config import TransformerConfig as TransformerConfig
 from pellucid.counting import ParameterCount as ParameterCount
 from pellucid.counting import count_parameters as count_parameters
 from pellucid.errors import (
@@ -52,6 +51,7 @@ from pellucid.estimation import GenerationMemory as GenerationMemory
 from pellucid.estimation import estimate as estimate
 from pellucid.estimation import estimate_generation as estimate_generation
 from pellucid.generation_settings import GenerationSettings as GenerationSettings
+from pellucid.gpt2.config import TransformerConfig as TransformerConfig
 from pellucid.model import CkptedTransformer as CkptedTransformer
 from pellucid.open import from_hf as from_hf
 from pellucid.open import load as load

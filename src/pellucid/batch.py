@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
-from pellucid.config import TransformerConfig
+from pellucid.gpt2.config import TransformerConfig
 from pellucid.tokens import Tokenizer
 
 _MASKS: WeakIdKeyDictionary = WeakIdKeyDictionary()

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from pellucid import ids, pads
 from pellucid.batch import Batch, Inputs, mask_beside
-from pellucid.config import TransformerConfig
 from pellucid.errors import InputError, ShapeError
 from pellucid.execution import is_batched
 from pellucid.generation_settings import GenerationSettings
+from pellucid.gpt2.config import TransformerConfig
 from pellucid.ids import Table
 from pellucid.tokens import Tokenizer
 

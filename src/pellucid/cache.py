@@ -15,8 +15,8 @@ from torch import Tensor
 from pellucid import own_file
 from pellucid.batch import Batch
 from pellucid.check import as_whole
-from pellucid.config import TransformerConfig, require_config
 from pellucid.errors import InputError, ShapeError, shown
+from pellucid.gpt2.config import TransformerConfig, require_config
 
 _KIND, _CONTENT, _MASK = "pellucid.cache", "keys_and_values", "mask"
 

@@ -6,15 +6,10 @@ model goes on with. A family's `Schema` says which there are.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
-from typing import Any, ClassVar
-
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
-from pellucid.dialects import unknown_attribute
 from pellucid.tap import Tap
 
 
@@ -25,9 +20,9 @@ class Ckpt(nn.Module):
     arguments, and must not take the tap with it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, name: str = "") -> None:
         super().__init__()
-        self.name = ""
+        self.name = name
 
     def __call__(self, value: Tensor, tap: Tap | None = None) -> Tensor:
         if self._is_hooked():
@@ -66,26 +61,6 @@ class Ckpt(nn.Module):
             seen = self(value, tap=tap)
             unwritten = value._version == version
         return None if seen is value and unwritten else seen
-
-
-class Layer(nn.Module):
-    """A part of the model, which answers other libraries' words for what it holds with what to use here."""
-
-    elsewhere: ClassVar[Mapping[str, str]] = {}
-    """Words of others -> what to use here, as in `pellucid.dialects`."""
-
-    def __getattr__(self, name: str) -> Any:
-        """What `nn.Module` holds under a name; not by `super()`, whose further call a small model would feel."""
-        held = self.__dict__
-        for kind in ("_modules", "_parameters", "_buffers"):
-            if kind in held and name in held[kind]:
-                return held[kind][name]
-        raise unknown_attribute(f"{type(self).__name__!r} object", name, self.elsewhere, self._here())
-
-    def _here(self) -> str:
-        """How to write this part in Python, by what its first checkpoint is called."""
-        name = next((one.name for one in self._modules.values() if isinstance(one, Ckpt)), "")
-        return re.sub(r"\.(\d+)", r"[\1]", f"model.{name.rpartition('.')[0]}")
 
 
 def _same_bytes(one: Tensor, other: Tensor) -> bool:

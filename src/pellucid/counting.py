@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from pellucid.transformer import Transformer
+from pellucid.gpt2.model import Transformer
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,10 @@ class Execution:
         return torch.bfloat16 if self.numerics == "bfloat16" else None
 
 
+EXACT = Execution()
+"""The default: fused attention, the reference's operations."""
+
+
 def is_transformed() -> bool:
     """Whether torch.compile, torch.func or forward differentiation run what is called, and so must know it."""
     functorch = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]  (there is no public way to ask)

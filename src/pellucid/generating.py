@@ -10,12 +10,13 @@ from torch import Tensor
 
 from pellucid import ids, pads
 from pellucid.aliases import Names
-from pellucid.attention import Attention
 from pellucid.batch import Batch, Inputs
 from pellucid.dialects import named_arguments
 from pellucid.errors import ConfigError, shown
 from pellucid.fast.prepared import forget
 from pellucid.generation_settings import GenerationSettings
+from pellucid.gpt2.attention import Attention
+from pellucid.gpt2.model import Transformer
 from pellucid.parameters import require_numbers, submodules
 from pellucid.run.asked import Asked, asked_by, with_what_always_counts
 from pellucid.run.beams import Beams
@@ -36,7 +37,6 @@ from pellucid.run.request import (
 from pellucid.run.sampling import Sampler
 from pellucid.run.stopping import Stop, stopping
 from pellucid.tokens import Tokenizer
-from pellucid.transformer import Transformer
 
 
 class GeneratingTransformer(Transformer):

@@ -14,8 +14,8 @@ from types import MappingProxyType
 from typing import Any
 
 from pellucid import config_values
-from pellucid.config import TransformerConfig
 from pellucid.errors import ConfigError, shown
+from pellucid.gpt2.config import TransformerConfig
 from pellucid.weights.manifests import is_there, read_json
 
 FILE = "generation_config.json"

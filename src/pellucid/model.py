@@ -14,13 +14,15 @@ from pellucid.aliases import Names, selected, several
 from pellucid.batch import Batch, Inputs
 from pellucid.batching import Batcher
 from pellucid.cache import KeyValueCache, continued
-from pellucid.config import TransformerConfig, require_config
-from pellucid.dialects import MODEL, named_arguments, unknown_attribute
+from pellucid.dialects import MODEL, named_arguments
 from pellucid.errors import InputError, UnknownNameError, nearest
 from pellucid.execution import Execution
 from pellucid.generating import GeneratingTransformer
 from pellucid.generation_settings import GenerationSettings
+from pellucid.gpt2.config import TransformerConfig, require_config
+from pellucid.gpt2.model import Columns, Run, last_column
 from pellucid.parameters import LiveView, has_native_hooks, state_of, submodules
+from pellucid.part import Weights
 from pellucid.run.activations import ActivationCkpts
 from pellucid.run.edit import Edit
 from pellucid.run.edit_tap import EditTap
@@ -30,7 +32,6 @@ from pellucid.run.region import Index, Region
 from pellucid.schema import Schema
 from pellucid.tap import Chain, StopAfter, Stopped, Tap
 from pellucid.tokens import Tokenizer
-from pellucid.transformer import Columns, Run, Weights, fresh_weights, last_column
 from pellucid.weights import load
 
 
@@ -56,6 +57,8 @@ class CkptedTransformer(GeneratingTransformer):
         ('blocks.3.resid_post', torch.Size([1, 4, 256]))
     """
 
+    elsewhere = MODEL
+
     def __init__(
         self,
         config: TransformerConfig | None = None,
@@ -69,7 +72,7 @@ class CkptedTransformer(GeneratingTransformer):
     ) -> None:
         execution = Execution(attention, numerics)
         config = require_config(config)
-        super().__init__(config, fresh_weights(config) if weights is None else weights, execution)
+        super().__init__(config, weights, execution)
         self.tokenizer = tokenizer
         self.provenance = dict(provenance or {})
         self._generation = None
@@ -103,13 +106,6 @@ class CkptedTransformer(GeneratingTransformer):
         or files of both that `load` refuses to read together.
         """
         load.save_pretrained(self, Path(folder))
-
-    def __getattr__(self, name: str) -> Any:
-        """What `nn.Module` holds under a name; names of other libraries are answered with the call to use here."""
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            raise unknown_attribute(f"{type(self).__name__!r} object", name, MODEL) from None
 
     @property
     def device(self) -> torch.device:

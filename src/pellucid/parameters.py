@@ -104,13 +104,3 @@ class LiveView:
             f"{self._name} is a live view of the stored parameter {self.stored}; write into it: "
             f"`with torch.no_grad(): module.{self._name}.copy_(value)`"
         )
-
-
-class ViewedModule(nn.Module):
-    """A module with live views: assigning to one is refused, whatever is assigned."""
-
-    def __setattr__(self, name: str, value: object) -> None:
-        view = getattr(type(self), name, None)
-        if isinstance(view, LiveView):
-            view.__set__(self, value)
-        super().__setattr__(name, value)  # pyright: ignore[reportArgumentType]  (any attribute)

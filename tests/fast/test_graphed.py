@@ -14,8 +14,8 @@ from torch import Tensor
 
 import pellucid as pl
 import support
-from pellucid import attention
 from pellucid.fast import decoder, graphed
+from pellucid.gpt2 import attention
 
 LENGTHS = {"one": (6,), "padded": (9, 2, 5), "forty": (4,) * 40}
 Patch = pytest.MonkeyPatch

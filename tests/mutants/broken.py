@@ -12,11 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import pellucid as pl
-from pellucid import aliases, attention, ckpt, model, nonlinear, products, schema, transformer
+from pellucid import aliases, ckpt, model, nonlinear, products, schema
 from pellucid import batching as batches
+from pellucid.gpt2 import attention
+from pellucid.gpt2 import model as transformer
+from pellucid.gpt2.model import Run
 from pellucid.run import edit, region
 from pellucid.run.recorder import Recorder
-from pellucid.transformer import Run
 
 Patch = pytest.MonkeyPatch
 

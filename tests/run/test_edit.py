@@ -14,8 +14,8 @@ from torch import Tensor
 import pellucid as pl
 import support
 from noticed import must_be_noticed
-from pellucid import attention
 from pellucid.axes import Axis
+from pellucid.gpt2 import attention
 from pellucid.run import edit
 
 NAMES = support.schema(support.SIZES["n_layer"]).names

@@ -12,9 +12,9 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 from pellucid.aliases import selected
-from pellucid.config import TransformerConfig
 from pellucid.corpus.texts import Progress, batches_of, texts_after
 from pellucid.errors import InputError, PellucidError
+from pellucid.gpt2.config import TransformerConfig
 from pellucid.run.activations import ActivationCkpts
 from pellucid.schema import Schema
 

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pellucid.config import TransformerConfig
 from pellucid.errors import InputError, shown
 from pellucid.exercises.answers import NAMES, WrongAnswerError, misuse
 from pellucid.exercises.course_config import GPTConfig
@@ -18,6 +17,7 @@ from pellucid.exercises.learner import copied, spread
 from pellucid.exercises.other_names import namings
 from pellucid.exercises.reference import RIGHT, Sizes, gpt2
 from pellucid.exercises.watch import apart
+from pellucid.gpt2.config import TransformerConfig
 from pellucid.model import CkptedTransformer
 from pellucid.open import from_hf
 from pellucid.prove.aligning import align

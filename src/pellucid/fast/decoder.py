@@ -18,9 +18,9 @@ from pellucid.errors import NumericsError
 from pellucid.fast.compiled import library
 from pellucid.fast.graphed import GraphDecoder, can_record
 from pellucid.fast.prepared import BlockWeights, Prepared, Shape, Weights, knows, padded, prepared
+from pellucid.gpt2.model import Transformer, TransformerBlock
 from pellucid.parameters import has_native_hooks, runs_as_written, submodules
 from pellucid.schema import Schema
-from pellucid.transformer import Transformer, TransformerBlock
 
 MOST_ROWS = 32
 """Rows up to which reading the weights is what takes time; beyond, matrix products of torch are quicker."""

@@ -15,9 +15,9 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from pellucid.config import TransformerConfig
+from pellucid.gpt2.config import TransformerConfig
+from pellucid.gpt2.model import Transformer, TransformerBlock
 from pellucid.parameters import state_of, submodules
-from pellucid.transformer import Transformer, TransformerBlock
 
 ACTIVATIONS = {
     **dict.fromkeys(("gelu_new", "gelu_fast", "gelu_accurate", "gelu_python_tanh", "gelu_pytorch_tanh"), 0),

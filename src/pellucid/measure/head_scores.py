@@ -14,9 +14,9 @@ from torch import Tensor
 
 from pellucid.axes import Axis
 from pellucid.check import as_python, as_whole
-from pellucid.config import TransformerConfig
 from pellucid.corpus.sink import Runnable
 from pellucid.errors import InputError, shown
+from pellucid.gpt2.config import TransformerConfig
 from pellucid.measure.captured import find
 from pellucid.measure.labelled import labelled, stacked
 from pellucid.run.activations import ActivationCkpts

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from pellucid import atomic
 from pellucid.check import as_number, as_whole
 from pellucid.errors import WeightsError, shown
+from pellucid.gpt2.model import Transformer
 from pellucid.prove.tensors import TensorComparison, compare_tensors
 from pellucid.prove.units import HEAD, Group, Transform, axes_of, units_of
-from pellucid.transformer import Transformer
 from pellucid.weights.manifests import read_json
 
 FORMAT = "pellucid.alignment/1"

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from pellucid.config import TransformerConfig
+from pellucid.gpt2.config import TransformerConfig
 from pellucid.weights.layouts import buffers_among
 
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pellucid import nonlinear
-from pellucid.config import TransformerConfig
+from pellucid.gpt2.config import TransformerConfig
 from pellucid.prove import wirings
 from pellucid.prove.recipe import (
     Facts,

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pellucid import nonlinear
-from pellucid.config import TransformerConfig
+from pellucid.gpt2.config import TransformerConfig
 from pellucid.model import CkptedTransformer
 from pellucid.prove.points import CANONICAL, LOGITS
 from pellucid.prove.units import units_of

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from pellucid.config import TransformerConfig
+from pellucid.gpt2.config import TransformerConfig
 from pellucid.model import CkptedTransformer
 from pellucid.prove.differences import BEYOND_ROUNDING, relative_error
 from pellucid.prove.lending import Loan

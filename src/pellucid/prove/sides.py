@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from pellucid.batch import Inputs
 from pellucid.batching import Batcher
-from pellucid.config import TransformerConfig
 from pellucid.errors import ConfigError, InputError, MissingExtraError, PellucidError, WeightsError
+from pellucid.gpt2.config import TransformerConfig
 from pellucid.model import CkptedTransformer
 from pellucid.open import from_hf, load, to_hf
 from pellucid.prove.about import SEED, RunInputs, name_of

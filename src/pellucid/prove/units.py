@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pellucid.transformer import Transformer
+from pellucid.gpt2.model import Transformer
 
 PART, LAYER, HEAD = "part", "layer", "head"
 

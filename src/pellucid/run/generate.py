@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pellucid.batch import Batch
 from pellucid.errors import EditError, InputError
+from pellucid.gpt2.model import Transformer
 from pellucid.parameters import state_of, submodules
 from pellucid.run.activations import ActivationCkpts
 from pellucid.run.beams import Beams, Hypotheses, Search
@@ -21,7 +22,6 @@ from pellucid.run.sampling import Sampler
 from pellucid.run.stepping import Stepper
 from pellucid.run.stopping import Stopping
 from pellucid.run.text import TextStream
-from pellucid.transformer import Transformer
 
 
 def generate(model: Transformer, request: Request) -> Generation:

@@ -11,9 +11,9 @@ import torch
 from pellucid.aliases import Names, selected, several
 from pellucid.batch import Batch
 from pellucid.check import as_whole, require_whole
-from pellucid.config import TransformerConfig
 from pellucid.dialects import ARGUMENTS
 from pellucid.errors import InputError, shown
+from pellucid.gpt2.config import TransformerConfig
 from pellucid.run.beams import Beams
 from pellucid.run.edit import Edit
 from pellucid.run.edit_tap import EditTap

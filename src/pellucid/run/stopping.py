@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 from pellucid.check import as_python, as_whole
-from pellucid.config import TransformerConfig
 from pellucid.errors import InputError, shown
+from pellucid.gpt2.config import TransformerConfig
 from pellucid.tokens import Tokenizer
 
 Stop = str | int | Iterable[str | int] | None

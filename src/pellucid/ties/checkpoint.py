@@ -12,8 +12,8 @@ from typing import Any
 from torch import Tensor
 
 from pellucid.check import as_number
-from pellucid.config import TransformerConfig
 from pellucid.errors import PellucidError
+from pellucid.gpt2.config import TransformerConfig
 from pellucid.ties.exchange import Fresh, Refused, fresh, fresh_gpt2, read
 from pellucid.ties.memory import Named
 from pellucid.ties.predict import AfterReload, HeadFate, Loss, sentence, under

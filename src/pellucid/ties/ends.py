@@ -9,12 +9,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from pellucid.errors import InputError, WeightsError
+from pellucid.gpt2.model import Unembedding
 from pellucid.model import CkptedTransformer
 from pellucid.ties.exchange import embeddings_of
 from pellucid.ties.memory import address
 from pellucid.ties.predict import has_bias, plain_linear
 from pellucid.ties.subject import OUR_EMBED, OUR_HEAD, declared_by, is_hf, unwrapped
-from pellucid.transformer import Unembedding
 from pellucid.weights.importing import same_numbers
 
 REPLACE = "pl.replace_head(model, torch.nn.Linear({1}, {0}, bias=False), tie=...) puts a head there that is reloaded."

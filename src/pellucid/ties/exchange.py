@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pellucid.config import TransformerConfig
+from pellucid.gpt2.config import TransformerConfig
 from pellucid.run.versions import WRITES_AS_READ, followed
 from pellucid.ties.memory import address
 from pellucid.weights.importing import same_numbers

@@ -10,9 +10,9 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from pellucid.config import TransformerConfig
 from pellucid.errors import PellucidWarning, WeightsError
 from pellucid.generation_settings import GenerationSettings
+from pellucid.gpt2.config import TransformerConfig
 from pellucid.parameters import is_finite
 from pellucid.weights.importing import Imported
 from pellucid.weights.layouts import HEAD

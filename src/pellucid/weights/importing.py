@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from pellucid.config import TransformerConfig
 from pellucid.errors import WeightsError
+from pellucid.gpt2.config import TransformerConfig
 from pellucid.weights.layouts import (
     EMBED,
     HEAD,

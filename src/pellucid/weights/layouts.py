@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pellucid.config import TransformerConfig
+from pellucid.gpt2.config import TransformerConfig
 from pellucid.weights.prefixes import canonical_names
 from pellucid.weights.transforms import (
     HEAD_COLUMNS,

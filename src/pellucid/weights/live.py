@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pellucid.config import TransformerConfig
-from pellucid.config_fields import NEUTRAL, REFUSED, SYNONYMS
 from pellucid.errors import WeightsError, shown
+from pellucid.gpt2.config import TransformerConfig
+from pellucid.gpt2.config_fields import NEUTRAL, REFUSED, SYNONYMS
 from pellucid.parameters import require_numbers
 from pellucid.weights import foreign
 from pellucid.weights.building import DTYPES

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 
 from pellucid import tokenizer_files
-from pellucid.config import TransformerConfig, refuse_misspelt
 from pellucid.errors import ConfigError, WeightsError, nearest
 from pellucid.execution import ordinary_tensors
 from pellucid.generation_settings import GenerationSettings
+from pellucid.gpt2.config import TransformerConfig, refuse_misspelt
 from pellucid.weights import files, hub, saves
 from pellucid.weights.building import DTYPES, M, ModelClass, convert, describe, dtype_names
 from pellucid.weights.exchange import from_hf, save_pretrained, to_hf

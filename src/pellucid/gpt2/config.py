@@ -16,8 +16,8 @@ from types import MappingProxyType
 from typing import Any
 
 from pellucid import config_values
-from pellucid.config_fields import ACTIVATIONS, NEUTRAL, PUBLISHED_SIZES, SAVE_ID, SYNONYMS, variant_of
 from pellucid.errors import ConfigError, PellucidWarning, nearest, shown
+from pellucid.gpt2.config_fields import ACTIVATIONS, NEUTRAL, PUBLISHED_SIZES, SAVE_ID, SYNONYMS, variant_of
 from pellucid.gpt2.schema import schema_of
 from pellucid.schema import Schema
 from pellucid.weights import hub

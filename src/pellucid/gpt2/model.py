@@ -4,60 +4,28 @@
     for each block:  x = x + attn(ln1(x));  x = x + mlp(ln2(x))
     logits = ln_final(x) W_U
 
-Modules are built around given tensors, never around fresh ones: a file that is mapped stays mapped, and the
-same constructor serves trained and new weights. Operations and their order are those of transformers.
+Operations and their order are those of transformers. Each module can be built from a configuration alone and combined
+into other small models; its parameters and checkpoints are those that `schema.py` names below its place.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pellucid import dialects, nonlinear
-from pellucid.attention import Attention, Memory, Visible
-from pellucid.ckpt import Ckpt, Layer, name_checkpoints
-from pellucid.config import TransformerConfig, require_config
-from pellucid.errors import WeightsError
-from pellucid.execution import Execution
-from pellucid.parameters import LiveView, ViewedModule
+from pellucid.ckpt import name_checkpoints
+from pellucid.execution import EXACT, Execution
+from pellucid.gpt2.attention import Attention, Memory, Visible
+from pellucid.gpt2.config import TransformerConfig, require_config
+from pellucid.parameters import LiveView
+from pellucid.part import Part, Weights, given, require_weights, under
 from pellucid.products import Products, products_of
-from pellucid.schema import Parameter
 from pellucid.tap import Tap
-
-MLPWeights = tuple[Tensor, Tensor, Tensor, Tensor]
-"""W_in [D, M], b_in [M], W_out [M, D], b_out [D]."""
-
-Weights = Mapping[str, Tensor]
-"""Stored parameter name -> tensor; `config.schema.stored` lists the names and shapes."""
-
-
-def fresh_weights(config: TransformerConfig) -> dict[str, Tensor]:
-    """GPT-2's initialisation (Radford et al. 2019, section 2.3): normal matrices, zero biases, unit gains.
-
-    The matrices that write into the residual stream are scaled by 1/sqrt(2 n_layer). Draws from torch's global
-    generator.
-    """
-    require_config(config)
-    schema = config.schema
-    with torch.inference_mode(False), torch.no_grad():  # or the model could never be trained
-        return {p.name: _fresh(p, schema.shape_of(p), config) for p in schema.parameters if p.is_stored}
-
-
-def _fresh(parameter: Parameter, shape: tuple[int, ...], config: TransformerConfig) -> Tensor:
-    if parameter.initial in ("ones", "zeros"):
-        return torch.full(shape, float(parameter.initial == "ones"))
-    std = config.initializer_range
-    if parameter.initial == "residual":
-        std *= (2 * config.n_layer) ** -0.5
-    if parameter.name == "unembed.W_U":  # in memory [V, D], as in the reference, whose product reads rows of the head
-        return torch.empty(shape[::-1]).normal_(std=std).t()
-    return torch.empty(shape).normal_(std=std)
-
 
 Columns = Callable[[Tensor], Tensor]
 """[B, P, D] -> some of its columns, [B, C, D]."""
@@ -95,43 +63,56 @@ class Run:
     columns: Columns | None = None
 
 
-class Embedding(ViewedModule):
-    """Token ids -> rows of `W_E` [V, D]."""
+class Embedding(Part):
+    """Token ids -> rows of `W_E` [V, D].
+
+    Args:
+        config: What the model is.
+        weights: `W_E`; fresh if None.
+    """
 
     weight = LiveView("W_E", lambda _, stored: stored, "`W_E`, under the name that other libraries expect.")
 
-    def __init__(self, W_E: Tensor) -> None:
+    def __init__(self, config: TransformerConfig, weights: Weights | None = None) -> None:
         super().__init__()
-        self.W_E = nn.Parameter(W_E)
+        self.take(config.schema, "embed", given(config, "embed", weights))
 
     def forward(self, ids: Tensor) -> Tensor:
         return F.embedding(ids, self.W_E)
 
 
-class PosEmbedding(Layer):
-    """Positions -> rows of `W_pos` [n_ctx, D]."""
+class PosEmbedding(Part):
+    """Positions -> rows of `W_pos` [n_ctx, D].
+
+    Args:
+        config: What the model is.
+        weights: `W_pos`; fresh if None.
+    """
 
     elsewhere = dialects.POS_EMBED
 
-    def __init__(self, W_pos: Tensor) -> None:
+    def __init__(self, config: TransformerConfig, weights: Weights | None = None) -> None:
         super().__init__()
-        self.W_pos = nn.Parameter(W_pos)
+        self.take(config.schema, "pos_embed", given(config, "pos_embed", weights))
 
     def forward(self, positions: Tensor) -> Tensor:
         return F.embedding(positions, self.W_pos)
 
 
-class LayerNorm(Layer):
-    """(x - mean) / sqrt(var + eps) * w + b over the last axis (Ba et al. 2016, arXiv:1607.06450)."""
+class LayerNorm(Part):
+    """(x - mean) / sqrt(var + eps) * w + b over the last axis (Ba et al. 2016, arXiv:1607.06450).
+
+    Args:
+        config: What the model is.
+        weights: `w` [D] and `b` [D]; ones and zeros if None.
+    """
 
     elsewhere = dialects.NORM
 
-    def __init__(self, w: Tensor, b: Tensor, eps: float) -> None:
+    def __init__(self, config: TransformerConfig, weights: Weights | None = None) -> None:
         super().__init__()
-        self.w, self.b = nn.Parameter(w), nn.Parameter(b)
-        self.eps = eps
-        self.ckpt_scaled = Ckpt()
-        self.ckpt_normalized = Ckpt()
+        self.take(config.schema, "ln_final", given(config, "ln_final", weights))
+        self.eps = config.layer_norm_epsilon
 
     def forward(self, x: Tensor, tap: Tap | None = None) -> Tensor:
         w, b = self.w, self.b
@@ -143,20 +124,31 @@ class LayerNorm(Layer):
         return F.layer_norm(x, self.w.shape, eps=self.eps)
 
 
-class MLP(Layer):
-    """act(x W_in + b_in) W_out + b_out."""
+class MLP(Part):
+    """act(x W_in + b_in) W_out + b_out.
+
+    Args:
+        config: What the model is.
+        weights: `W_in` [D, M], `b_in` [M], `W_out` [M, D], `b_out` [D]; fresh if None.
+        execution: How it is run.
+        products: Shared by the modules of a model; its own if None.
+    """
 
     elsewhere = dialects.MLP
 
-    def __init__(self, config: TransformerConfig, weights: MLPWeights, products: Products, *, fast: bool) -> None:
+    def __init__(
+        self,
+        config: TransformerConfig,
+        weights: Weights | None = None,
+        *,
+        execution: Execution = EXACT,
+        products: Products | None = None,
+    ) -> None:
         super().__init__()
-        self._products = products
-        self.W_in, self.b_in, self.W_out, self.b_out = (nn.Parameter(tensor) for tensor in weights)
-        self.act = (nonlinear.FAST if fast else nonlinear.EXACT)[config.activation_function]
+        self._products = products or products_of(execution)
+        self.take(config.schema, "blocks.0.mlp", given(config, "blocks.0.mlp", weights))
+        self.act = (nonlinear.FAST if execution.is_fast else nonlinear.EXACT)[config.activation_function]
         self.resid_pdrop = config.resid_pdrop
-        self.ckpt_pre = Ckpt()
-        self.ckpt_post = Ckpt()
-        self.ckpt_mlp_out = Ckpt()
 
     def forward(self, x: Tensor, tap: Tap | None = None) -> Tensor:
         pre = self.ckpt_pre(self._products.affine(x, self.W_in, self.b_in), tap=tap)
@@ -167,33 +159,37 @@ class MLP(Layer):
         return self.ckpt_mlp_out(mlp_out, tap=tap)
 
 
-class TransformerBlock(Layer):
-    """Attention, then MLP, each reading a normalized copy of the residual stream and adding to it."""
+class TransformerBlock(Part):
+    """Attention, then MLP, each reading a normalized copy of the residual stream and adding to it.
+
+    Args:
+        config: What the model is.
+        weights: Those of its modules, such as `attn.W_O`; fresh if None.
+        block: Number of the block.
+        execution: How it is run.
+        products: Shared by the modules of a model; its own if None.
+    """
 
     elsewhere = dialects.BLOCK
 
     def __init__(
-        self, config: TransformerConfig, block: int, weights: Weights, products: Products, execution: Execution
+        self,
+        config: TransformerConfig,
+        weights: Weights | None = None,
+        *,
+        block: int = 0,
+        execution: Execution = EXACT,
+        products: Products | None = None,
     ) -> None:
         super().__init__()
-        self.resid_pre = Ckpt()
-        self.ln1 = LayerNorm(weights["ln1.w"], weights["ln1.b"], config.layer_norm_epsilon)
-        self.attn = Attention(
-            config,
-            block,
-            (weights["attn.W_QKV"], weights["attn.b_QKV"], weights["attn.W_O"], weights["attn.b_O"]),
-            products,
-            execution,
-        )
-        self.resid_mid = Ckpt()
-        self.ln2 = LayerNorm(weights["ln2.w"], weights["ln2.b"], config.layer_norm_epsilon)
-        self.mlp = MLP(
-            config,
-            (weights["mlp.W_in"], weights["mlp.b_in"], weights["mlp.W_out"], weights["mlp.b_out"]),
-            products,
-            fast=execution.is_fast,
-        )
-        self.resid_post = Ckpt()
+        products = products or products_of(execution)
+        weights = given(config, "blocks.0", weights)
+        self.take(config.schema, "blocks.0", weights)
+        self.ln1 = LayerNorm(config, under("ln1", weights))
+        self.attn = Attention(config, under("attn", weights), block=block, execution=execution, products=products)
+        self.ln2 = LayerNorm(config, under("ln2", weights))
+        self.mlp = MLP(config, under("mlp", weights), execution=execution, products=products)
+        self.order(config.schema, "blocks.0")
 
     def forward(
         self, x: Tensor, visible: Visible | None = None, tap: Tap | None = None, remember: Memory | None = None
@@ -205,7 +201,7 @@ class TransformerBlock(Layer):
         return self.resid_post(resid_mid + mlp_out, tap=tap)
 
 
-class Unembedding(Layer):
+class Unembedding(Part):
     """Normalized residual stream -> logits, by `W_U` [D, V].
 
     Tied, it owns no parameter and `W_U` is the transposed live view of `W_E`; untied, `W_U` is a parameter whose
@@ -236,7 +232,7 @@ class Unembedding(Layer):
             )
         super().__setattr__(name, value)  # pyright: ignore[reportArgumentType]  (any attribute)
 
-    def __getattr__(self, name: str) -> Tensor | nn.Module:
+    def __getattr__(self, name: str) -> Any:
         if name == "W_U" and self.__dict__.get("tied"):
             return self._embed[0].W_E.t()
         return super().__getattr__(name)
@@ -247,31 +243,35 @@ class Unembedding(Layer):
         return self._products.linear(x, self.W_U, transposed=True)
 
 
-class Transformer(nn.Module):
+class Transformer(Part):
     """GPT-2: ids [B, P] -> logits [B, P, V].
 
     Args:
         config: What the model is.
         weights: Its stored parameters by name, shaped as `config.schema.stored` says; used as they are, not copied.
+            Fresh ones, by GPT-2's initialisation (Radford et al. 2019, section 2.3), if None.
         execution: How it is run.
     """
 
-    def __init__(self, config: TransformerConfig, weights: Weights, execution: Execution) -> None:
+    def __init__(self, config: TransformerConfig, weights: Weights | None = None, execution: Execution = EXACT) -> None:
         super().__init__()
-        _check_weights(config, weights)
+        require_config(config)
+        weights = given(config, "", weights)
         self.config = config
         self.execution = execution
         self.products = products_of(execution)
-        self.embed = Embedding(weights["embed.W_E"])
-        self.pos_embed = PosEmbedding(weights["pos_embed.W_pos"])
+        require_weights(config.schema, "", weights)
+        self.embed = Embedding(config, under("embed", weights))
+        self.pos_embed = PosEmbedding(config, under("pos_embed", weights))
         self.blocks = nn.ModuleList(
-            TransformerBlock(config, i, _under(f"blocks.{i}.", weights), self.products, execution)
+            TransformerBlock(
+                config, under(f"blocks.{i}", weights), block=i, execution=execution, products=self.products
+            )
             for i in range(config.n_layer)
         )
-        self.ln_final = LayerNorm(weights["ln_final.w"], weights["ln_final.b"], config.layer_norm_epsilon)
+        self.ln_final = LayerNorm(config, under("ln_final", weights))
         self.unembed = Unembedding(self.embed, weights.get("unembed.W_U"), self.products)
-        self.ckpt_embed = Ckpt()
-        self.ckpt_pos_embed = Ckpt()
+        self.take(config.schema, "", weights)
         name_checkpoints(self)
 
     def __setattr__(self, name: str, value: object) -> None:
@@ -292,24 +292,3 @@ class Transformer(nn.Module):
             residual = block(residual, visible=visible, tap=tap, remember=remember)
         normalized = self.ln_final(residual, tap=tap)
         return self.unembed(normalized if run.columns is None else run.columns(normalized))
-
-
-def _check_weights(config: TransformerConfig, weights: Weights) -> None:
-    require_config(config)
-    expected = config.schema.stored
-    wrong = [
-        f"{name}: {list(weights[name].shape) if name in weights else 'missing'}, expected {list(shape)}"
-        for name, shape in expected.items()
-        if name not in weights or tuple(weights[name].shape) != shape
-    ]
-    wrong += [f"{name}: not a parameter of this configuration" for name in weights if name not in expected]
-    if wrong:
-        raise WeightsError(
-            f"weights do not fit the configuration: {'; '.join(wrong[:5])}{' …' if len(wrong) > 5 else ''}.",
-            code="weights-misfit",
-            remedy="Give each parameter that config.schema.stored lists, in that shape.",
-        )
-
-
-def _under(prefix: str, weights: Weights) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}

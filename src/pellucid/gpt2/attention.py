@@ -13,22 +13,19 @@ from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from pellucid import dialects
-from pellucid.ckpt import Ckpt, Layer
-from pellucid.config import TransformerConfig
-from pellucid.execution import Execution, is_transformed
+from pellucid.execution import EXACT, Execution, is_transformed
+from pellucid.gpt2.config import TransformerConfig
 from pellucid.nonlinear import may_write_into_results
-from pellucid.parameters import LiveView, ViewedModule, is_finite, state_of
-from pellucid.products import Products
+from pellucid.parameters import LiveView, is_finite, state_of
+from pellucid.part import Part, Weights, given
+from pellucid.products import Products, products_of
 from pellucid.tap import Tap
 
 Memory = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """New keys and values [B, H, P, K] -> those of all columns so far."""
-
-AttentionWeights = tuple[Tensor, Tensor, Tensor, Tensor]
-"""W_QKV [D, 3D], b_QKV [3D], W_O [H, K, D], b_O [D]."""
 
 
 @dataclass(eq=False)
@@ -91,36 +88,42 @@ def _head_biases(part: int) -> LiveView:
     return LiveView("b_QKV", view, f"b_{'QKV'[part]} [H, K], a live view of the stored b_QKV [3D].")
 
 
-class Attention(ViewedModule, Layer):
+class Attention(Part):
     """q, k, v, scores, pattern, z and what is added to the residual stream, each through its checkpoint.
 
-    Stored: `W_QKV` [D, 3D] with columns q|k|v, each head after head; `b_QKV` [3D]; `W_O` [H, K, D]; `b_O` [D].
+    Args:
+        config: What the model is.
+        weights: `W_QKV` [D, 3D] with columns q|k|v, each head after head; `b_QKV` [3D]; `W_O` [H, K, D]; `b_O` [D].
+            Fresh ones if None.
+        block: Number of the block, by which some configurations scale the scores.
+        execution: How it is run.
+        products: Shared by the modules of a model; its own if None.
     """
 
     elsewhere = dialects.ATTENTION
+
     W_Q, W_K, W_V = _head_matrices(0), _head_matrices(1), _head_matrices(2)
     b_Q, b_K, b_V = _head_biases(0), _head_biases(1), _head_biases(2)
 
     def __init__(
-        self, config: TransformerConfig, block: int, weights: AttentionWeights, products: Products, execution: Execution
+        self,
+        config: TransformerConfig,
+        weights: Weights | None = None,
+        *,
+        block: int = 0,
+        execution: Execution = EXACT,
+        products: Products | None = None,
     ) -> None:
         super().__init__()
-        self._products = products
+        self._products = products or products_of(execution)
         self.n_head = config.n_head
         self.scale = config.attention_scale(block)
         self.attn_pdrop, self.resid_pdrop = config.attn_pdrop, config.resid_pdrop
         self.eager, self.exact = execution.attention == "eager", not execution.is_fast
         self.upcast = self.eager and config.reorder_and_upcast_attn  # transformers' sdpa path ignores the field
-        self.W_QKV, self.b_QKV, self.W_O, self.b_O = (nn.Parameter(tensor) for tensor in weights)
+        self.take(config.schema, "blocks.0.attn", given(config, "blocks.0.attn", weights))
         self._looked_at: tuple[tuple[int, int], ...] = ()
         self._finite = True
-        self.ckpt_q = Ckpt()
-        self.ckpt_k = Ckpt()
-        self.ckpt_v = Ckpt()
-        self.ckpt_scores = Ckpt()
-        self.ckpt_pattern = Ckpt()
-        self.ckpt_z = Ckpt()
-        self.ckpt_attn_out = Ckpt()
 
     def forward(
         self, x: Tensor, visible: Visible | None = None, tap: Tap | None = None, remember: Memory | None = None

@@ -1,0 +1,145 @@
+"""`Part`: a module of a family, whose parameters and checkpoints are those that the schema names below its place."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from pellucid.ckpt import Ckpt
+from pellucid.dialects import unknown_attribute
+from pellucid.errors import WeightsError
+from pellucid.parameters import LiveView
+from pellucid.schema import Parameter, Schema
+
+Weights = Mapping[str, Tensor]
+"""Stored parameter -> tensor; `config.schema.stored` lists the names and shapes."""
+
+
+class Described(Protocol):
+    """A configuration of any family."""
+
+    @property
+    def schema(self) -> Schema:
+        """What a model with this configuration is."""
+        ...
+
+    @property
+    def initializer_range(self) -> float:
+        """Standard deviation of fresh matrices."""
+        ...
+
+
+class Part(nn.Module):
+    """A module built around given tensors, never around fresh ones, so a file that is mapped stays mapped.
+
+    Its live views cannot be assigned to; writing into them changes the model.
+    """
+
+    elsewhere: ClassVar[Mapping[str, str]] = {}
+    """Other libraries' words for what it holds -> what to use here, as in `pellucid.dialects`."""
+
+    def __getattr__(self, name: str) -> Any:
+        """What `nn.Module` holds under a name; not by `super()`, whose further call a small model would feel."""
+        held = self.__dict__
+        for kind in ("_modules", "_parameters", "_buffers"):
+            if kind in held and name in held[kind]:
+                return held[kind][name]
+        raise unknown_attribute(f"{type(self).__name__!r} object", name, self.elsewhere, self._here())
+
+    def _here(self) -> str:
+        """How to write this part in Python, by what its first checkpoint is called."""
+        name = next((one.name for one in self._modules.values() if isinstance(one, Ckpt)), "")
+        return re.sub(r"\.(\d+)", r"[\1]", f"model.{name.rpartition('.')[0]}")
+
+    def take(self, schema: Schema, place: str, weights: Weights) -> None:
+        """Register the parameters and checkpoints that the schema has directly below a place.
+
+        Args:
+            schema: Of the model.
+            place: The module's name in a model, such as "blocks.0.attn"; "" for the model itself.
+            weights: By their names below the place; used as they are, not copied.
+
+        Raises:
+            WeightsError: A tensor is missing, has another shape, or is no parameter of this place.
+        """
+        require_weights(schema, place, weights)
+        for name in schema.stored_below(place):
+            if "." not in name:
+                self.register_parameter(name, nn.Parameter(weights[name]))
+        for name in schema.names_below(place):
+            if "." not in name:
+                self.add_module(name, Ckpt(f"{place}.{name}" if place else name))
+
+    def order(self, schema: Schema, place: str) -> None:
+        """Put the submodules into execution order, in which `print` shows them."""
+        names = list(dict.fromkeys(name.partition(".")[0] for name in schema.names_below(place)))
+        self._modules = dict(sorted(self._modules.items(), key=lambda item: names.index(item[0])))
+
+    def __setattr__(self, name: str, value: object) -> None:
+        view = getattr(type(self), name, None)
+        if isinstance(view, LiveView):
+            view.__set__(self, value)
+        super().__setattr__(name, value)  # pyright: ignore[reportArgumentType]  (any attribute)
+
+
+def under(place: str, weights: Weights) -> dict[str, Tensor]:
+    """The tensors below a place, by their names there."""
+    prefix = f"{place}."
+    return {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
+
+
+def given(config: Described, place: str, weights: Weights | None) -> Weights:
+    """The weights of a place in a model, fresh ones if none are given."""
+    return fresh_weights(config.schema, config.initializer_range, place) if weights is None else weights
+
+
+def fresh_weights(schema: Schema, std: float, place: str = "") -> dict[str, Tensor]:
+    """Fresh values of the stored parameters below a place, as `Parameter.initial` says, in the schema's order.
+
+    Args:
+        schema: Of the model.
+        std: Standard deviation of the normal ones.
+        place: Where; "" for the whole model.
+    """
+    prefix = f"{place}." if place else ""
+    with torch.inference_mode(False), torch.no_grad():  # or the model could never be trained
+        return {
+            name: _fresh(schema.parameter(prefix + name), shape, std, schema.n_layer)
+            for name, shape in schema.stored_below(place).items()
+        }
+
+
+def _fresh(parameter: Parameter, shape: tuple[int, ...], std: float, n_layer: int) -> Tensor:
+    if parameter.initial in ("ones", "zeros"):
+        return torch.full(shape, float(parameter.initial == "ones"))
+    if parameter.initial == "residual":
+        std *= (2 * n_layer) ** -0.5
+    if parameter.transposed:
+        return torch.empty(shape[::-1]).normal_(std=std).t()
+    return torch.empty(shape).normal_(std=std)
+
+
+def require_weights(schema: Schema, place: str, weights: Weights) -> None:
+    """See that these are the stored parameters of a place in a model, in their shapes.
+
+    Raises:
+        WeightsError: They are not.
+    """
+    expected = schema.stored_below(place)
+    wrong = [
+        f"{name}: {list(weights[name].shape) if name in weights else 'missing'}, expected {list(shape)}"
+        for name, shape in expected.items()
+        if name not in weights or tuple(weights[name].shape) != shape
+    ]
+    wrong += [f"{name}: not a parameter of this configuration" for name in weights if name not in expected]
+    if wrong:
+        raise WeightsError(
+            f"weights do not fit the configuration: {'; '.join(wrong[:5])}{' …' if len(wrong) > 5 else ''}.",
+            code="weights-misfit",
+            remedy="Give each parameter that config.schema.stored lists"
+            f"{f' below {place!r}' if place else ''}, in that shape.",
+        )
