@@ -84,6 +84,32 @@ def test_robust_errors_do_not_depend_on_the_unit() -> None:
         assert np.allclose(scaled / [unit, 1.0], plain, rtol=1e-12, atol=0)
 
 
+@pytest.mark.parametrize("unit", [1e-160, 1e160])
+def test_values_that_float64_cannot_square_are_marked(unit: float) -> None:
+    series = xarray.DataArray(np.random.default_rng(0).normal(size=(2, 1, 60)), dims=("layer", "batch", "pos"))
+    series.values[1] *= unit
+    fit = M.autoregression(series, lags=1)
+    assert fit.problems.tolist() == ["", f"its values are too {'small' if unit < 1 else 'large'} to square"]
+    assert np.array_equal(fit.params.loc[0], M.autoregression(series[:1], lags=1).params.loc[0])
+    assert fit.bse.loc[1].isna().all()
+
+
+def test_an_axis_without_entries_is_an_error_unless_it_is_summed_over() -> None:
+    array = norms([LONG, SHORT])
+    for measure in (
+        M.moments,
+        M.distribution,
+        lambda each: M.autoregression(each, 1),
+        lambda each: M.select_lags(each, 1),
+    ):
+        with pytest.raises(pl.InputError, match="the axis 'layer' has no entry") as caught:
+            measure(array.isel(layer=[]))
+        assert caught.value.code == "empty-axis"
+    for measure in (M.moments, M.distribution):
+        assert measure(array.isel(pos=[]))["count"].values.tolist() == [0, 0, 0]
+    assert M.moments(array.isel(layer=[0]))["count"].values.tolist() == [len(LONG) + len(SHORT)]
+
+
 def test_streams_of_other_numerics_neither_resume_nor_merge(tmp_path: Path) -> None:
     def interrupted(count: int) -> Any:
         for number, text in enumerate([LONG, SHORT, LONG[:5]]):
@@ -138,6 +164,7 @@ ARRAY = norms([LONG, SHORT])
 FIT = M.autoregression(ARRAY, lags=1)
 WRONG: dict[str, Callable[[], Any]] = {
     "a regressor without a name": lambda: M.autoregression(ARRAY, regressors=ARRAY.position),
+    "a covariance of numbers": lambda: M.autoregression(ARRAY, cov=np.ones(3)),
     "a level in words": lambda: FIT.interval("0.95"),
     "methods in a list": lambda: FIT.corrected(["holm"]),
     "degrees of freedom below none": lambda: FIT.ljung_box(3, model_df=-5),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ from pellucid import aliases
 from pellucid.axes import POSITIONS, Axis, coordinate
 from pellucid.errors import InputError
 from pellucid.extras import need
-from pellucid.measure.labelled import Array, positions_of, values
+from pellucid.measure.labelled import Array, positions_of, require_entries, values
 from pellucid.run.activations import ActivationCkpts
 
 if TYPE_CHECKING:
@@ -114,7 +115,7 @@ def grouped(source: Source, name: aliases.Name | None, over: Collection[str] | N
         what: The measure, for messages.
 
     Raises:
-        InputError: If the array does not have one of the axes, or none was named.
+        InputError: If the array does not have one of the axes, none was named, or one that is kept has no entry.
     """
     array = array_of(source, name, what)
     dims = tuple(map(str, array.dims))
@@ -129,6 +130,7 @@ def grouped(source: Source, name: aliases.Name | None, over: Collection[str] | N
         if axis in dims and axis not in chosen and "batch" in chosen and _begins_apart(array, axis):
             array = aligned(array, axis)
     kept = tuple(d for d in dims if d not in chosen)
+    require_entries({dim: array.sizes[dim] for dim in kept}, what)
     coords = {str(n): c for n, c in array.coords.items() if not set(map(str, c.dims)) & set(chosen)}
     attrs = {**array.attrs, "over": ", ".join(chosen)}
     return Groups(flattened(array.transpose(*kept, *chosen).values, len(kept)), kept, coords, attrs)
@@ -145,7 +147,7 @@ def _begins_apart(array: xarray.DataArray, axis: str) -> bool:
 
 def flattened(data: Array, kept: int) -> Array:
     """Join all axes behind the first `kept`."""
-    return data.reshape(*data.shape[:kept], -1)
+    return data.reshape(*data.shape[:kept], math.prod(data.shape[kept:]))
 
 
 def axes_in(over: Collection[str], dims: Collection[str], what: str) -> tuple[str, ...]:

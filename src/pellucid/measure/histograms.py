@@ -70,7 +70,7 @@ def distribution(
     bandwidth, shares = as_python(bandwidth), require_shares(quantiles, "distribution")
     _require_bandwidth(bandwidth)
     groups = grouped(source, name, over, "distribution")
-    rows = [row[~np.isnan(row)] for row in groups.data.reshape(-1, groups.data.shape[-1])]
+    rows = [groups.data[at][~np.isnan(groups.data[at])] for at in np.ndindex(groups.data.shape[:-1])]
     units = groups.units
 
     def result(columns: Sequence[Array], units: str, words: str, *dims: str) -> Result:

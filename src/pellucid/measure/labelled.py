@@ -189,6 +189,17 @@ def positions_of(position: xarray.DataArray, *dims: str) -> Array:
     return position.transpose(*dims).fillna(-1).values.astype(np.int64)
 
 
+def require_entries(sizes: Mapping[Any, int], what: str) -> None:
+    """Raise `InputError` if an axis has no entry."""
+    empty = [dim for dim, size in sizes.items() if not size]
+    if empty:
+        raise InputError(
+            f"{what}: the axis {empty[0]!r} has no entry, expected one or more.",
+            code="empty-axis",
+            remedy=f"Select at least one entry along {empty[0]!r}.",
+        )
+
+
 def token_table(batch: Batch) -> Array:
     """Return the tokens' texts [B, P], "" at pads; as objects, because numpy's strings lose a token's last NUL."""
     mask = batch.mask.cpu().numpy()

@@ -74,7 +74,7 @@ def autoregression(
         ((4, 3), 16, ['const', 'lag1', 'lag2'])
     """
     lags, skip = lag_count("lags", lags), lag_count("skip", skip)
-    if cov not in ("plain", "HAC") and not isinstance(cov, HAC):
+    if not isinstance(cov, HAC) and not (isinstance(cov, str) and cov in ("plain", "HAC")):
         raise InputError(
             f"autoregression: cov={shown(cov)}, expected 'plain', 'HAC' or HAC(maxlags=...).",
             code="unknown-covariance",

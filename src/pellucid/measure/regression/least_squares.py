@@ -20,6 +20,7 @@ _EPS = float(np.finfo(np.float64).eps)
 CONSTANT = "the series is constant"
 COLLINEAR = "the columns of the design are linearly dependent"
 NOT_FINITE = "a value is not finite"
+TOO_SMALL = "its values are too small to square"
 
 
 def centred(columns: Array) -> tuple[Array, Array]:
@@ -111,18 +112,21 @@ def solve(factor: Factor) -> Solution:
     root = np.zeros((len(mean), last + 1, last + 1))
     root[:, 0, 0] = 1 / np.sqrt(n)
     root[:, 1:, 1:] = inner
-    root[:, 0, 1:] = -np.einsum("si,sij->sj", mean[:, :last], inner)
+    root[:, :1, 1:] = -mean[:, None, :last] @ inner
     response = np.concatenate([np.sqrt(n) * mean[:, last:], triangle[:, :last, last]], axis=1)
     spectrum = np.linalg.svd(root, compute_uv=False)
+    with np.errstate(over="ignore"):
+        inverse = root @ root.transpose(0, 2, 1)
+    problems[good & ~np.isfinite(inverse).all((1, 2))] = TOO_SMALL
     numbers = (
-        np.einsum("sij,sj->si", root, response),
-        root @ root.transpose(0, 2, 1),
+        (root @ response[:, :, None])[:, :, 0],
+        inverse,
         triangle[:, last, last] ** 2,
         (triangle[:, :, last] ** 2).sum(1),
         spectrum[:, 0] / spectrum[:, -1],
     )
     for table in numbers:
-        table[~good] = np.nan
+        table[problems != ""] = np.nan
     return Solution(n, *numbers, problems)
 
 

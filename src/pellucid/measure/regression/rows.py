@@ -13,7 +13,7 @@ from pellucid.axes import POSITIONS, coordinate
 from pellucid.check import require_whole
 from pellucid.errors import InputError
 from pellucid.extras import need
-from pellucid.measure.labelled import Array, positions_of
+from pellucid.measure.labelled import Array, positions_of, require_entries
 from pellucid.measure.regression.least_squares import Factor, Solution, centred
 
 if TYPE_CHECKING:
@@ -53,7 +53,8 @@ def panel_of(array: xarray.DataArray, what: str) -> Panel:
     """Read a labelled array: `pos` (or `query`) is time, `batch` the texts, all other axes are series.
 
     Raises:
-        InputError: If it is no labelled array, has no axis of positions, or its positions are not adjacent.
+        InputError: If it is no labelled array, has an axis without entries or none of positions, or its positions are
+            not adjacent.
     """
     if not isinstance(array, need("xarray", what).DataArray):
         raise InputError(
@@ -61,6 +62,7 @@ def panel_of(array: xarray.DataArray, what: str) -> Panel:
             code="not-measurable",
             remedy="Pass what norms returned, or xarray.DataArray(numbers, dims=('layer', 'batch', 'pos')).",
         )
+    require_entries(array.sizes, what)
     time = [str(axis) for axis in POSITIONS if axis in array.dims]
     if len(time) != 1:
         raise InputError(
@@ -85,15 +87,11 @@ def panel_of(array: xarray.DataArray, what: str) -> Panel:
 
 def _counted(values: Array) -> Array:
     """Count positions in an array that does not give them: from each text's first value to its last."""
-    texts, columns = values.shape[1:]
-    if not np.isnan(values[:, :, 0]).any() and not np.isnan(values[:, :, -1]).any():
-        return np.broadcast_to(np.arange(columns), (texts, columns))
-    position = np.full((texts, columns), -1)
-    for text, real in enumerate(np.logical_not(np.isnan(values).all(axis=0))):
-        held = np.flatnonzero(real)
-        if len(held):
-            position[text, held[0] : held[-1] + 1] = np.arange(held[-1] + 1 - held[0])
-    return position
+    columns = np.arange(values.shape[2])
+    real = np.asarray(~np.isnan(values).all(axis=0))
+    first, last = real.argmax(1)[:, None], columns[-1] - real[:, ::-1].argmax(1)[:, None]
+    inside = (first <= columns) & (columns <= last) & real.any(axis=1, keepdims=True)
+    return np.where(inside, columns - first, -1)
 
 
 def require_adjacent(position: Array, what: str) -> None:
@@ -158,10 +156,12 @@ class Design:
     def columns(self, series: slice) -> Array:
         """Return the regressors without the constant and then the response of some series, [s, k, R]."""
         flat = self._flat[series]
-        past = [flat[:, self.at - lag] for lag in range(1, self.lags + 1)]
-        further = [(one if len(one) == 1 else one[series])[:, self.at] for one in self.extra.values()]
-        response = flat[:, self.at]
-        return np.stack([*past, *(np.broadcast_to(one, response.shape) for one in further), response], axis=1)
+        past = [flat.take(self.at - lag, axis=1) for lag in range(1, self.lags + 1)]
+        further = [(one if len(one) == 1 else one[series]).take(self.at, axis=1) for one in self.extra.values()]
+        response = flat.take(self.at, axis=1)
+        columns = np.stack([*past, *(np.broadcast_to(one, response.shape) for one in further), response], axis=1)
+        # NumPy sums in an order that follows memory; in this one a series has the same bits whatever its neighbours.
+        return np.ascontiguousarray(columns)
 
     def matrix(self, series: int) -> tuple[Array, Array]:
         """Return y [R] and X [R, k], the constant first, of one series."""
