@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Collection, Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pellucid.prove.alignment import Alignment, Match
 from pellucid.prove.buffers import what_buffer
@@ -23,6 +23,9 @@ from pellucid.prove.units import HEAD, Group, Transform, groups_of, orders, part
 
 SAMPLE = 509
 """How many values decide whether a transform is worth checking on all of them; a prime, so that strides vary."""
+
+ALONG = 1 - 1e-6
+"""Cosine above which a tensor is a multiple of another."""
 
 NEAR = 0.5
 """Relative distance on the sample below which two tensors count as versions of one another."""
@@ -155,10 +158,24 @@ class _Aligner:
             if self._overlaps(group) and not (again and group.units[0] in _ENDS):
                 continue
             transform, distance = _best_transform(group, group.natural(self.units), tensor)
-            if transform is not None and distance < NEAR:
+            if transform is None:
+                continue
+            if distance < NEAR or (distance < 1.0 and self._is_scaled(tensor, group, transform)):
                 scored.append((distance, self._unlikeliness(name, group), number))
         if scored:
             self._accept(name, tensor, self.groups[min(scored)[2]], ambiguous=False)
+
+    def _is_scaled(self, tensor: Tensor, group: Group, transform: Transform) -> bool:
+        """Whether each part of a tensor is a multiple of its unit, but for rounding."""
+        natural = group.natural(self.units)
+        ours, theirs = group.split(natural), group.split(transform.undo(tensor, group, natural.shape))
+        return all(
+            float(
+                nn.functional.cosine_similarity(ours[unit].flatten().double(), theirs[unit].flatten().double(), dim=0)
+            )
+            > ALONG
+            for unit in ours
+        )
 
     def _unlikeliness(self, name: str, group: Group) -> float:
         """How badly a group fits a name's neighbourhood: the modules around it and the order of registration."""

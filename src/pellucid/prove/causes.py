@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from pellucid.prove.alignment import Alignment, Match
-from pellucid.prove.differences import BEYOND_ROUNDING, relative_error
+from pellucid.prove.changes import in_another_order
+from pellucid.prove.differences import BEYOND_ROUNDING, relative_error, size_of
 from pellucid.prove.mistakes import Mistake, known_mistakes
 from pellucid.prove.points import LOGITS, ckpt_of
 from pellucid.prove.recipe import Facts, Heads, Ingredients, Recipe, Span, attend_with, right_recipe, run_recipe
@@ -77,17 +78,46 @@ def confirmed_cause(evidence: Evidence) -> Cause | None:
     span = _span(evidence)
     everything = Span(evidence.ids)
     partial: Cause | None = None
-    known = [*_specific(evidence), *known_mistakes(evidence.model)]
+    trials = Trials(evidence)
+    known = [*_specific(evidence), *known_mistakes(evidence.model, several_rows=evidence.ids.size(0) > 1)]
     alone = (variant for mistake in known for variant in _alone(mistake, span, evidence.model.config.n_layer))
     for mistake in itertools.chain(known, alone):
         where = everything if mistake.recipe.order is not None else span
-        if _reproduces(mistake.recipe, where, evidence, evidence.point):
+        if trials.may_reproduce(mistake, where) and _reproduces(mistake.recipe, where, evidence, evidence.point):
             cause = _extent(mistake, evidence)
             if cause.complete:
                 return cause
             if partial is None and _agree(_made(mistake.recipe, evidence, where), evidence, _until(evidence)):
                 partial = cause
     return partial
+
+
+COARSE = 1e-4
+"""Relative error that float32 may make of a formula, at most, before a float64 run of it is worth its time."""
+
+SLIGHT = 1e-3
+"""Relative error that a constant's last digit in float32 never comes to."""
+
+
+class Trials:
+    """Refuses mistakes that cannot be it, at a fraction of the cost of trying them."""
+
+    def __init__(self, evidence: Evidence) -> None:
+        self.evidence = evidence
+        self.coarse = evidence.model.coarsely()
+        self.observed = evidence.observed[evidence.point]
+        self.expected = evidence.expected[ckpt_of(evidence.point, evidence.model.config.n_layer)]
+        self.without = relative_error(self.observed, self.expected)
+
+    def may_reproduce(self, mistake: Mistake, span: Span) -> bool:
+        """Whether a mistake, computed in float32, is near enough to what was observed to be computed in float64."""
+        if mistake.slight and self.without > SLIGHT:
+            return False
+        made = _made(mistake.recipe, self.evidence, span, self.coarse).get(self.evidence.point)
+        if made is None:
+            return False
+        error = relative_error(self.observed, made.double())
+        return not error > 0.3 * self.without + COARSE or not bool(made.isfinite().all())
 
 
 def _alone(mistake: Mistake, span: Span, n_layer: int) -> Iterator[Mistake]:
@@ -125,10 +155,16 @@ def _reproduces(recipe: Recipe, span: Span, evidence: Evidence, point: str) -> b
     return error < BEYOND_ROUNDING and error < 0.01 * without
 
 
-def _made(recipe: Recipe, evidence: Evidence, span: Span) -> Mapping[str, Tensor]:
+def _made(recipe: Recipe, evidence: Evidence, span: Span, model: Ingredients | None = None) -> Mapping[str, Tensor]:
     """What a GPT-2 with a mistake computes; nothing where the mistake is impossible with these shapes."""
+    model = evidence.model if model is None else model
+    begins = recipe.first_change(right_recipe(evidence.model), model.config.n_layer)
+    if evidence.point == LOGITS and begins > span.first and span.residual is None:  # before that, nothing is changed
+        last = model.config.n_layer
+        before = f"blocks.{begins}.resid_pre" if begins < last else f"blocks.{last - 1}.resid_post"
+        span = replace(span, first=begins, residual=evidence.expected[before])
     try:
-        return run_recipe(recipe, evidence.model, span)
+        return run_recipe(recipe, model, span)
     except (RuntimeError, IndexError):
         return {}
 
@@ -180,10 +216,60 @@ def _specific(evidence: Evidence) -> Iterator[Mistake]:
         if name in evidence.alignment.unexplained and tensor.numel() == vocabulary:
             bias = tensor.detach().double().flatten()
             yield Mistake(f"a bias on the head: {name}", replace(right, logits=lambda x, W, b=bias: x @ W.T + b))
+    yield from _windows(evidence, right)
+    yield from _exchanged_heads(evidence, right)
     orders = {i: _head_orders(evidence, i) for i in range(evidence.model.config.n_layer)}
     if any(len(set(order.values())) > 1 for order in orders.values()):
         words = "the heads of " + " and ".join(sorted(_odd_ones(orders))) + " stand in another order than the others"
         yield Mistake(words, replace(right, attend=lambda h, f: _paired_by_place(h, f, orders[f.block])))
+
+
+def _windows(evidence: Evidence, right: Recipe) -> Iterator[Mistake]:
+    """Attention to some keys only, as the first position that differs suggests it."""
+    given = evidence.observed[evidence.point]
+    expected = evidence.expected[ckpt_of(evidence.point, evidence.model.config.n_layer)]
+    if given.shape != expected.shape:
+        return
+    gap = (given - expected).abs() > BEYOND_ROUNDING * size_of(expected)
+    first = next(iter(gap.transpose(0, 1).flatten(1).any(-1).nonzero().flatten().tolist()), 0)
+    length = expected.size(1)
+    query, key = torch.arange(length)[:, None], torch.arange(length)
+    seen = {
+        f"attention to the last {first} tokens only": query - key < first,
+        f"attention within blocks of {first} tokens only": query // max(first, 1) == key // max(first, 1),
+        "attention to all but the first token": (key > 0) | (query == 0),
+        f"attention to token {first} and later ones only, from there on": (key >= first) | (query < first),
+    }
+    for words, mask in seen.items() if first > 0 else ():
+        causal = (mask & (key <= query)).to(expected.device)
+        yield Mistake(words, replace(right, attend=lambda h, f, m=causal: attend_with(h, f.scale, m)))
+
+
+def _exchanged_heads(evidence: Evidence, right: Recipe) -> Iterator[Mistake]:
+    """Heads of q, k or v that attend as others, where the program shows z: every pair of heads is tried."""
+    where = ckpt_of(evidence.point, evidence.model.config.n_layer)
+    z = evidence.observed[evidence.point]
+    if not where.endswith("attn.ckpt_z") or z.shape != evidence.expected[where].shape:
+        return
+    attn, block, n_head = where.removesuffix("ckpt_z"), int(where.split(".")[1]), z.size(2)
+    scale, size = evidence.model.config.attention_scale(block), size_of(evidence.expected[where])
+    for number, letter in enumerate("qkv"):
+        order: dict[int, int] = {}
+        for shift in range(n_head):
+            heads = [evidence.expected[f"{attn}ckpt_{c}"] for c in "qkv"]
+            heads[number] = heads[number].roll(-shift, 2)
+            gap = (attend_with((heads[0], heads[1], heads[2]), scale, 0) - z).abs().amax((0, 1, 3)) / size
+            order |= {h: (h + shift) % n_head for h in range(n_head) if gap[h] < BEYOND_ROUNDING and h not in order}
+        taken = tuple(order.get(h, -1) for h in range(n_head))
+        if sorted(taken) == list(range(n_head)) and taken != tuple(range(n_head)):
+            words = f"{in_another_order(taken, 'head')} in {letter}"
+            yield Mistake(words, replace(right, attend=lambda h, f, n=number, o=taken: _taken(h, f, n, o)))
+
+
+def _taken(heads: Heads, facts: Facts, number: int, order: tuple[int, ...]) -> Tensor:
+    """Attention in which one of q, k and v has its heads in another order."""
+    q, k, v = (part[:, :, list(order)] if n == number else part for n, part in enumerate(heads))
+    return attend_with((q, k, v), facts.scale, 0)
 
 
 def _head_orders(evidence: Evidence, block: int) -> dict[str, tuple[int, ...]]:

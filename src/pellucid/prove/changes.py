@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pellucid.prove.alignment import Alignment
 from pellucid.prove.report import Divergence
+from pellucid.prove.units import HEAD, axes_of
 
 HALVES = {torch.float16: "float16", torch.bfloat16: "bfloat16"}
 """What a model is rounded to by those who publish it."""
@@ -49,7 +50,7 @@ def with_changes(first: Divergence | None, sides: Sides) -> tuple[Divergence | N
     words, notes = rounding(sides), additions(sides)
     if first is None:
         return None, [*notes, *([words] if words else [])]
-    return replace(first, cause=words or first.cause), notes
+    return replace(first, cause=words or relations(sides) or first.cause), notes
 
 
 def rounding(sides: Sides) -> str | None:
@@ -74,6 +75,96 @@ def rounding(sides: Sides) -> str | None:
 
 def _is_rounded(whole: Tensor, rounded: Tensor, dtype: torch.dtype) -> bool:
     return torch.equal(whole.to(dtype).double(), rounded.double())
+
+
+def relations(sides: Sides) -> str | None:
+    """What every parameter that differs is of the reference's: in another order, or a multiple; None of any other."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for match in sides.alignment.matches:
+        if match.comparison.bit_equal:
+            continue
+        if match.group.head is not None or match.group.layers:
+            return None
+        undone = match.transform.undo(sides.others[match.name].detach(), match.group, match.comparison.shape)
+        for unit, theirs in match.group.split(undone).items():
+            ours = sides.units[unit]
+            if theirs.dtype == ours.dtype and torch.equal(theirs, ours):
+                continue
+            words = _order(ours, theirs, axes_of(unit)) or _multiple(ours, theirs)
+            if words is None:
+                return None
+            block, name = _placed(unit)
+            found.setdefault(words, {}).setdefault(name, []).append(block)
+    told: dict[tuple[str, str], list[str]] = {}
+    for words, names in found.items():
+        for name, blocks in names.items():
+            told.setdefault((words, _in_blocks(blocks)), []).append(name)
+    return "; ".join(f"{' and '.join(names)}: {words}{where}" for (words, where), names in told.items()) or None
+
+
+def _placed(unit: str) -> tuple[str, str]:
+    """The number of a unit's block, "" outside of them, and its name there."""
+    parts = unit.split(".")
+    return (parts[1], parts[-1]) if parts[0] == "blocks" else ("", parts[-1])
+
+
+def _in_blocks(blocks: list[str]) -> str:
+    return f", in block{'s' * (len(blocks) > 1)} {', '.join(blocks)}" if blocks[0] else ""
+
+
+AXES = {HEAD: "head", "d_mlp": "neuron", "pos": "row", "d_vocab": "row"}
+"""Axes along which a tensor's parts may be exchanged, and what such a part is called."""
+
+
+def _order(ours: Tensor, theirs: Tensor, axes: tuple[str, ...]) -> str | None:
+    """Whether one tensor has the parts of another along one axis in another order, in words."""
+    for axis, word in AXES.items():
+        if axis in axes and theirs.dtype == ours.dtype:
+            at = axes.index(axis)
+            places = {part.numpy().tobytes(): number for number, part in enumerate(_parts(ours, at))}
+            taken = tuple(places.get(part.numpy().tobytes(), -1) for part in _parts(theirs, at))
+            if sorted(taken) == list(range(ours.size(at))) and taken != tuple(sorted(taken)):
+                return in_another_order(taken, word)
+    return None
+
+
+def _parts(tensor: Tensor, axis: int) -> Tensor:
+    return tensor.detach().cpu().movedim(axis, 0).reshape(tensor.size(axis), -1).contiguous().view(torch.uint8)
+
+
+def in_another_order(taken: tuple[int, ...], word: str) -> str:
+    """That parts of something stand in another order, in words.
+
+    Args:
+        taken: Which part stands in each place.
+        word: What a part is called.
+    """
+    moved = [place for place, part in enumerate(taken) if part != place]
+    if len(moved) == 2:
+        return f"{word}s {moved[0]} and {moved[1]} exchanged"
+    return f"{word}s in another order" + (f" ({', '.join(map(str, taken))})" if len(taken) <= SHOWN else "")
+
+
+UNIT = 1e-5
+"""How near 1 a factor is that is no factor but rounding."""
+
+SHOWN = 16
+"""Up to how many places an order is written out."""
+
+
+def _multiple(ours: Tensor, theirs: Tensor) -> str | None:
+    """Whether one tensor is a multiple of another but for rounding, in words."""
+    a, b = ours.detach().double(), theirs.detach().to(ours.device).double()
+    size = float((a * a).sum())
+    factor = float((a * b).sum()) / size if size else 0.0
+    rounding = 2 * torch.finfo(theirs.dtype).eps
+    if (
+        not factor
+        or abs(factor - 1) < UNIT
+        or not bool(((b - factor * a).abs() <= rounding * (factor * a).abs()).all())
+    ):
+        return None
+    return f"{factor:.6g} times the reference's values"
 
 
 def additions(sides: Sides) -> list[str]:

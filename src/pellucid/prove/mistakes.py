@@ -13,7 +13,8 @@ from torch import Tensor
 
 from pellucid import nonlinear
 from pellucid.gpt2.config import TransformerConfig
-from pellucid.prove import wirings
+from pellucid.prove import constants, wirings
+from pellucid.prove.differences import relative_error
 from pellucid.prove.recipe import (
     Facts,
     Heads,
@@ -36,20 +37,28 @@ class Mistake:
         words: What it is, for a report.
         recipe: A GPT-2 that makes it.
         harmless: It is rounding all the same, such as a constant that is stored in float32, or no text can show it.
+        slight: It is rounding, so that it explains no large error.
     """
 
     words: str
     recipe: Recipe
     harmless: bool = False
+    slight: bool = False
 
 
-def known_mistakes(model: Ingredients) -> Iterator[Mistake]:
-    """Every mistake that is known, for a reference's sizes; the likely ones first."""
+def known_mistakes(model: Ingredients, *, several_rows: bool = True) -> Iterator[Mistake]:
+    """Every mistake that is known, for a reference's sizes; the likely ones first.
+
+    Args:
+        model: The reference.
+        several_rows: Whether mistakes can show that mix up the rows of a batch.
+    """
     right = right_recipe(model)
     config = model.config
     yield from _activations(right, config)
     yield from _scores(right, config)
     yield from _masks(right)
+    yield from _rows(right) if several_rows else ()
     yield from _head_axes(right)
     yield from _norms(right, config)
     yield from _projections(right)
@@ -62,48 +71,31 @@ def known_mistakes(model: Ingredients) -> Iterator[Mistake]:
 
 
 def _activations(right: Recipe, config: TransformerConfig) -> Iterator[Mistake]:
-    if config.activation_function in TANH:
-        for constant, digits in _CONSTANTS.items():
-            exact = _is_the_same_in_float32(constant)
-            words = f"GELU's constant is {digits} for sqrt(2/pi)"
-            recipe = replace(right, activation=lambda x, c=constant: _gelu(x, c))
-            yield Mistake(words, recipe, harmless=exact)
-            for scale, attended in _rounded_scales(config) if exact else ():
-                both = f"{words}, and the scale of the scores is {scale}"
-                yield Mistake(both, replace(recipe, attend=attended), harmless=True)
+    for words, function, exact in constants.gelus(config):
+        recipe = replace(right, activation=function)
+        yield Mistake(words, recipe, harmless=exact, slight=exact)
+        for scale in constants.scales(config.d_head) if exact else ():
+            if scale.exact:
+                both = f"{words}, and the scale of the scores is {scale.words}"
+                recipe_of_both = replace(recipe, attend=_scaled(scale.value, config))
+                yield Mistake(both, recipe_of_both, harmless=True, slight=True)
+    own = nonlinear.EXACT[config.activation_function]
     for name, function in nonlinear.EXACT.items():
-        if name != config.activation_function:
+        if relative_error(function(_GRID), own(_GRID)) > SAME:
             words = f"activation function {name} instead of {config.activation_function}"
             yield Mistake(words, replace(right, activation=function))
     yield Mistake("no activation function", replace(right, activation=lambda x: x))
 
 
-TANH = ("gelu_new", "gelu_pytorch_tanh", "gelu_fast", "gelu_accurate", "gelu_python_tanh")
-_ROOT = math.sqrt(2 / math.pi)
-_CONSTANTS = {
-    float(torch.tensor(_ROOT)): "rounded to float32",
-    **{float(f"{_ROOT:.{digits}g}"): f"{_ROOT:.{digits}g}" for digits in (8, 7, 6, 5, 4, 3, 2, 9)},
-    0.7978845: "0.7978845", 0.79788: "0.79788", math.sqrt(2 / 3.14159): "sqrt(2 / 3.14159)",
-    math.sqrt(2 / 3.1415926): "sqrt(2 / 3.1415926)", math.sqrt(2 / 3.1416): "sqrt(2 / 3.1416)",
-    math.sqrt(2 / 3.14): "sqrt(2 / 3.14)",
-}  # fmt: skip
-"""sqrt(2/pi) as programs write it, and in words."""
+_GRID = torch.linspace(-8, 8, 257, dtype=torch.float64)
+
+SAME = 1e-14
+"""Relative difference up to which two formulas are one function: another name is no mistake."""
 
 
-def _is_the_same_in_float32(constant: float) -> bool:
-    return bool(torch.tensor(constant) == torch.tensor(_ROOT))
-
-
-def _gelu(x: Tensor, constant: float) -> Tensor:
-    return 0.5 * x * (1 + torch.tanh(constant * (x + 0.044715 * x.pow(3))))
-
-
-def _rounded_scales(config: TransformerConfig) -> Iterator[tuple[str, Callable[[Heads, Facts], Tensor]]]:
-    """The scale of the scores, rounded to float32 in the ways in which programs round it."""
-    d_head = config.d_head
-    stored = float(torch.tensor(d_head).sqrt()), float(torch.tensor(d_head**-0.5))
-    for scale in (1 / stored[0], stored[1], float(1 / torch.tensor(stored[0])), float(torch.tensor(d_head).rsqrt())):
-        yield "rounded to float32", lambda h, f, s=scale: attend_with(h, f.scale * d_head**0.5 * s, 0)
+def _scaled(scale: float, config: TransformerConfig) -> Callable[[Heads, Facts], Tensor]:
+    """Attention with another number in the place of 1/sqrt(d_head)."""
+    return lambda h, f: attend_with(h, f.scale * config.d_head**0.5 * scale, 0)
 
 
 def _scores(right: Recipe, config: TransformerConfig) -> Iterator[Mistake]:
@@ -111,8 +103,10 @@ def _scores(right: Recipe, config: TransformerConfig) -> Iterator[Mistake]:
         return replace(right, attend=make)
 
     d_head, d_model = config.d_head, config.n_embd
-    for words, rounded in _rounded_scales(config):
-        yield Mistake(f"the scale of the scores is {words}", attending(rounded), harmless=True)
+    for way in constants.scales(d_head):
+        recipe = attending(_scaled(way.value, config))
+        words = f"the scale of the scores is {way.words} for 1/sqrt(d_head)"
+        yield Mistake(words, recipe, harmless=way.exact, slight=way.exact)
     for words, scale in (
         ("no scaling of the scores", 1.0),
         ("scores scaled by 1/sqrt(d_model) instead of 1/sqrt(d_head)", d_model**-0.5),
@@ -148,7 +142,7 @@ def _masks(right: Recipe) -> Iterator[Mistake]:
     yield Mistake(
         "causal mask off by one: does not see itself", attending(lambda h, f: attend_with(h, f.scale, -1, -math.inf))
     )
-    for fill in (-1.0, -10.0, -100.0):
+    for fill in (-1.0, -10.0, -100.0, -1e3, -1e4, -1e5, -1e6, -1e9):
         yield Mistake(
             f"masked scores set to {fill:g}", attending(lambda h, f, m=fill: attend_with(h, f.scale, 0, fill=m))
         )
@@ -162,6 +156,14 @@ def _masks(right: Recipe) -> Iterator[Mistake]:
                 f"q, k, v taken in another order: {taken}",
                 attending(lambda h, f, o=order: attend_with((h[o[0]], h[o[1]], h[o[2]]), f.scale, 0)),
             )
+
+
+def _rows(right: Recipe) -> Iterator[Mistake]:
+    for words, change in wirings.ROWS.items():
+        yield Mistake(words, replace(right, attend=lambda h, f, c=change: attend_with(c(h), f.scale, 0)))
+    for words, diagonal in (("", 0), (", without a mask", None)):
+        attending = lambda h, f, d=diagonal: wirings.across_rows(h, f.scale, d)  # noqa: E731
+        yield Mistake(f"attention over batch rows instead of positions{words}", replace(right, attend=attending))
 
 
 def _head_axes(right: Recipe) -> Iterator[Mistake]:
@@ -257,14 +259,8 @@ def _outputs(right: Recipe) -> Iterator[Mistake]:
 
 
 def _embeddings(right: Recipe, config: TransformerConfig) -> Iterator[Mistake]:
-    for shift in (1, 2, -1):
-        yield Mistake(
-            f"positions shifted by {shift}",
-            replace(right, positions=lambda n, s=shift: (torch.arange(n) + s) % config.n_positions),
-        )
-    yield Mistake("positions shifted by -1", replace(right, positions=lambda n: (torch.arange(n) - 1).clamp(min=0)))
-    yield Mistake("position 0 everywhere", replace(right, positions=lambda n: torch.zeros(n, dtype=torch.long)))
-    yield Mistake("positions counted from the end", replace(right, positions=lambda n: torch.arange(n).flip(0)))
+    for words, rows in wirings.POSITIONS.items():
+        yield Mistake(words, replace(right, positions=lambda ids, r=rows: r(ids) % config.n_positions))
     yield Mistake("no position embeddings", replace(right, positions=None))
     root = math.sqrt(config.n_embd)
     yield Mistake("token embeddings multiplied by sqrt(d_model)", replace(right, embed=lambda x: x * root))

@@ -1,7 +1,8 @@
 """GPT-2 once more, as formulas that can be replaced one by one: the reference with a known mistake put into it.
 
-Everything is float64 and by hand (einsum over the per-head matrices, no fused kernels), so that it shares nothing
-with the model but the parameters. Values are recorded by point (see `pellucid.prove.points`).
+Everything is float64 (float32 where it only refuses) and by hand (einsum over the per-head matrices, no fused
+kernels), so that it shares nothing with the model but the parameters. Values are recorded by point (see
+`pellucid.prove.points`).
 """
 
 from __future__ import annotations
@@ -29,19 +30,24 @@ SMALL = 1 << 20
 
 @dataclass(frozen=True)
 class Ingredients:
-    """The parameters of a reference, converted to float64 as they are asked for, and its configuration."""
+    """The parameters of a reference, converted to a dtype as they are asked for, and its configuration."""
 
     config: TransformerConfig
     units: Mapping[str, Tensor]
     converted: dict[str, Tensor] = field(default_factory=dict)
+    dtype: torch.dtype = torch.float64
 
     def __getitem__(self, name: str) -> Tensor:
         if name in self.converted:
             return self.converted[name]
-        double = self.units[name].double()
-        if double.numel() <= SMALL:
-            self.converted[name] = double
-        return double
+        made = self.units[name].to(self.dtype)
+        if made.numel() <= SMALL:
+            self.converted[name] = made
+        return made
+
+    def coarsely(self) -> Ingredients:
+        """The same in float32, in which formulas are quick and can be refused."""
+        return Ingredients(self.config, self.units, dtype=torch.float32)
 
     @property
     def tied(self) -> bool:
@@ -103,14 +109,27 @@ def attend(heads: Heads, facts: Facts) -> Tensor:
 
 
 def attend_with(
-    heads: Heads, scale: float, diagonal: int | None, fill: float = torch.finfo(torch.float64).min, over: int = -1
+    heads: Heads,
+    scale: float,
+    mask: int | Tensor | None,
+    fill: float | None = None,
+    over: int = -1,
 ) -> Tensor:
-    """Attention by hand, z [B, P, H, K]; `diagonal` is where the causal mask ends, None for no mask."""
+    """Attention by hand, z [B, P, H, K].
+
+    Args:
+        heads: q, k and v.
+        scale: What scores are multiplied by.
+        mask: Where the causal mask ends, as a diagonal; or which keys each query sees [Pq, Pk]; None for no mask.
+        fill: What hidden scores become; None for the least number of their dtype.
+        over: The axis of softmax.
+    """
     q, k, v = (part.transpose(1, 2) for part in heads)
     scores = q @ k.transpose(-1, -2) * scale
-    if diagonal is not None:
-        seen = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril(diagonal)
-        scores = scores.masked_fill(~seen, fill)
+    if isinstance(mask, int):
+        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril(mask)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min if fill is None else fill)
     return (scores.softmax(over) @ v).transpose(1, 2)
 
 
@@ -177,7 +196,7 @@ class Recipe:
     Attributes:
         activation: Of the MLP.
         embed: What becomes of the token embeddings [B, P, D].
-        positions: The rows of W_pos that are read, from their number; None adds no position embeddings.
+        positions: The rows of W_pos that are read for ids [B, P]; None adds no position embeddings.
         norm: LayerNorm, of the norms that `norms` names.
         blocks: Where the changed formulas hold, None for everywhere; other blocks are right.
         order: The blocks in the order in which they are applied; None for all, in order.
@@ -187,7 +206,7 @@ class Recipe:
 
     activation: Callable[[Tensor], Tensor]
     embed: Callable[[Tensor], Tensor] = field(default=lambda x: x)
-    positions: Callable[[int], Tensor] | None = torch.arange
+    positions: Callable[[Tensor], Tensor] | None = field(default=lambda ids: torch.arange(ids.size(1)))
     norm: Callable[[Tensor, Tensor, Tensor, float], Tensor] = layer_norm
     norms: tuple[str, ...] = ("ln1", "ln2", "ln_final")
     project: Callable[[Tensor, Weights], Heads] = project
@@ -200,6 +219,20 @@ class Recipe:
     order: tuple[int, ...] | None = None
     logits: Callable[[Tensor, Tensor], Tensor] = field(default=lambda x, head: x @ head.T)
     head: Tensor | None = None
+
+    def first_change(self, right: Recipe, n_layer: int) -> int:
+        """The first block at which a recipe is another than the right one; -1 for the embeddings, `n_layer` behind."""
+        if self.embed is not right.embed or self.positions is not right.positions:
+            return -1
+        if self.order is not None:
+            return next((i for i, block in enumerate(self.order) if block != i), len(self.order))
+        norms = self.norm is not right.norm and self.norms != ("ln_final",)
+        if norms or any(getattr(self, name) is not getattr(right, name) for name in _OF_BLOCKS):
+            return 0 if self.blocks is None else min(self.blocks, default=n_layer)
+        return n_layer
+
+
+_OF_BLOCKS = ("activation", "project", "attend", "merge", "feed_in", "feed_out", "wiring")
 
 
 def right_recipe(model: Ingredients) -> Recipe:
@@ -228,7 +261,7 @@ def run_recipe(recipe: Recipe, model: Ingredients, span: Span) -> Values:
     """The values of a span by point, checkpoints and "logits" among them."""
     values: Values = {}
     n_layer = model.config.n_layer
-    x = span.residual if span.residual is not None else _embeddings(recipe, model, span.ids, values)
+    x = span.residual.to(model.dtype) if span.residual is not None else _embeddings(recipe, model, span.ids, values)
     order = tuple(range(n_layer)) if recipe.order is None else recipe.order
     for i in order[max(span.first, 0) : span.last + 1]:
         here = recipe if recipe.blocks is None or i in recipe.blocks else right_recipe(model)
@@ -254,11 +287,11 @@ def run_block(recipe: Recipe, model: Ingredients, i: int, x: Tensor, values: Val
 
 
 def _embeddings(recipe: Recipe, model: Ingredients, ids: Tensor, values: Values) -> Tensor:
-    x = recipe.embed(model.units["embed.W_E"][ids].double())
+    x = recipe.embed(model.units["embed.W_E"][ids].to(model.dtype))
     values["embed>"] = values["ckpt_embed"] = x
     if recipe.positions is not None:
-        rows = recipe.positions(ids.size(1)).to(ids.device)
-        positions = model.units["pos_embed.W_pos"][rows].double().expand_as(x)
+        rows = recipe.positions(ids.cpu()).to(ids.device)
+        positions = model.units["pos_embed.W_pos"][rows].to(model.dtype).expand_as(x)
         values["pos>"] = values["ckpt_pos_embed"] = positions
         x = x + positions
     return x
@@ -271,4 +304,4 @@ def _finish(recipe: Recipe, model: Ingredients, x: Tensor, values: Values) -> No
     x = formula(x, weights["ln_final.w"], weights["ln_final.b"], model.config.layer_norm_epsilon)
     values["ln_final>"] = values["ln_final.ckpt_normalized"] = x
     head = model.head if recipe.head is None else recipe.head
-    values[LOGITS] = recipe.logits(x, head.double())
+    values[LOGITS] = recipe.logits(x, head.to(model.dtype))

@@ -7,7 +7,18 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from pellucid.prove.recipe import Facts, Heads, Sublayers, Weights, attend, feed_in, feed_out, layer_norm, project
+from pellucid.prove.recipe import (
+    Facts,
+    Heads,
+    Sublayers,
+    Weights,
+    attend,
+    attend_with,
+    feed_in,
+    feed_out,
+    layer_norm,
+    project,
+)
 
 # How the halves of a block are put together.
 
@@ -248,3 +259,47 @@ FEEDS: dict[str, tuple[Callable[[Tensor, Weights], Tensor], Callable[[Tensor, We
     "W_in transposed": (lambda x, w: x @ w["mlp.W_in"].T + w["mlp.b_in"], feed_out),
     "W_out transposed": (feed_in, lambda x, w: x @ w["mlp.W_out"].T + w["mlp.b_out"]),
 }
+
+
+# How rows of a batch are mixed up, and which positions are read.
+
+
+ROWS: dict[str, Callable[[Heads], Heads]] = {
+    "keys and values of the batch row before": lambda h: (h[0], h[1].roll(1, 0), h[2].roll(1, 0)),
+    "keys of the batch row before": lambda h: (h[0], h[1].roll(1, 0), h[2]),
+    "values of the batch row before": lambda h: (h[0], h[1], h[2].roll(1, 0)),
+    "keys and values of the batch row behind": lambda h: (h[0], h[1].roll(-1, 0), h[2].roll(-1, 0)),
+    "keys of the batch row behind": lambda h: (h[0], h[1].roll(-1, 0), h[2]),
+    "values of the batch row behind": lambda h: (h[0], h[1], h[2].roll(-1, 0)),
+    "keys and values of the first batch row everywhere": lambda h: (
+        h[0],
+        h[1][:1].expand_as(h[1]),
+        h[2][:1].expand_as(h[2]),
+    ),
+}
+"""Attention that looks into another row of the batch."""
+
+
+def across_rows(heads: Heads, scale: float, diagonal: int | None) -> Tensor:
+    """Attention in which the rows of the batch are taken for positions, and positions for rows."""
+    q, k, v = (part.transpose(0, 1) for part in heads)
+    return attend_with((q, k, v), scale, diagonal).transpose(0, 1)
+
+
+def _counted(ids: Tensor) -> Tensor:
+    return torch.arange(ids.size(1))
+
+
+POSITIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "positions shifted by 1": lambda ids: _counted(ids) + 1,
+    "positions shifted by 2": lambda ids: _counted(ids) + 2,
+    "positions shifted by -1, the first from the end of the table": lambda ids: _counted(ids) - 1,
+    "positions shifted by -1": lambda ids: (_counted(ids) - 1).clamp(min=0),
+    "position 0 everywhere": lambda ids: torch.zeros(ids.size(1), dtype=torch.long),
+    "positions counted from the end": lambda ids: _counted(ids).flip(0),
+    "positions run on over the batch": lambda ids: torch.arange(ids.numel()).view(ids.shape),
+    "positions shifted by the number of the batch row": lambda ids: _counted(ids) + torch.arange(len(ids))[:, None],
+    "the number of the batch row for the position": lambda ids: torch.arange(len(ids))[:, None].expand(ids.shape),
+    "token ids taken for positions": lambda ids: ids,
+}
+"""Rows [P] or [B, P] of the table of positions that are read for ids [B, P]."""
