@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from course import course
+from course import course, monolith
 from rights import RIGHTS
 from test_outputs import Returning
 from torch import Tensor
 
 import pellucid as pl
 import support
+from pellucid.prove import runs
+from pellucid.prove.mistakes import known_mistakes
+from pellucid.prove.recipe import ingredients_of
 
 SMALL = {"vocab_size": 53, "n_positions": 16, "n_embd": 24, "n_layer": 3, "n_head": 3}
 IDS = support.some_ids(2, 7, 53)
@@ -83,10 +87,14 @@ def gelu(constant: float) -> Any:
     return lambda x: 0.5 * x * (1 + torch.tanh(constant * (x + 0.044715 * x.pow(3))))
 
 
-def with_gelu(made: Any, constant: float) -> Any:
+def with_activation(made: Any, function: Any) -> Any:
     for block in made.blocks:
-        block.mlp = lambda x, b=block: b.linear2(gelu(constant)(b.linear1(x)))
+        block.mlp = lambda x, b=block: b.linear2(function(b.linear1(x)))
     return made
+
+
+def with_gelu(made: Any, constant: float) -> Any:
+    return with_activation(made, gelu(constant))
 
 
 @pytest.mark.parametrize("constant", [0.79788456, 0.7978846, 0.797884561, 0.7978845608])
@@ -134,7 +142,186 @@ def test_amplified_rounding_accuses_nobody() -> None:
     assert "amplified" in " ".join(report.notes), max(row.fp64 for row in report.checkpoints)
 
 
+def amplifying(n_layer: int = 18) -> pl.CkptedTransformer:
+    """A model that makes float64's rounding larger by five orders of magnitude and more on its way to the logits."""
+    deep = support.glass(vocab_size=53, n_positions=64, n_embd=48, n_layer=n_layer, n_head=4)
+    with torch.no_grad():
+        for block in deep.blocks:
+            block.attn.W_QKV.mul_(8.0)
+            block.ln1.w.mul_(3.0)
+    return deep
+
+
+def test_amplified_rounding_of_a_program_that_shows_only_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    deep, long = amplifying(), support.some_ids(2, 64, 53)  # as much as a probe shows
+    report = pl.compare(deep, monolith(deep), long)
+    assert report.verdict == "equivalent", report
+    gap = report.checkpoints[-1].fp64
+    assert gap is not None
+    assert gap > 1e-10, "float64's rounding alone is as small as ever: this shows nothing"
+    assert "rounding is amplified on its way" in " ".join(report.notes)
+    assert pl.compare(deep, monolith(deep, "erf gelu", only=17), long).verdict == "different"
+    monkeypatch.setattr(runs, "BLURRED", 1e-9)
+    report = pl.compare(deep, monolith(deep), long)
+    assert report.verdict == "inconclusive"
+    assert "too much to tell it from an error" in " ".join(report.notes)
+
+
 def test_two_mistakes_are_not_one(small: pl.CkptedTransformer) -> None:
     made = with_gelu(course(small, "eps 1e-6"), 0.8)
     found = cause_of(pl.compare(small, made, IDS))
     assert found == "" or "more differs later" in found
+
+
+# Windows, rows of a batch, heads
+
+
+def seeing(mask: Any) -> Any:
+    """A forward of the course's attention in which `mask(query, key)` says what is seen."""
+
+    def forward(self: Any, x: Tensor, cache: Any = None) -> Tensor:
+        q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in self.qkv_proj(x).chunk(3, -1))
+        query, key = torch.arange(x.size(1))[:, None], torch.arange(x.size(1))
+        z = F.scaled_dot_product_attention(q, k, v, attn_mask=(key <= query) & mask(query, key))
+        return self.output_proj(z.transpose(1, 2).flatten(2))
+
+    return forward
+
+
+MASKS = {
+    "attention to the last 3 tokens only": lambda q, k: q - k < 3,
+    "attention within blocks of 4 tokens only": lambda q, k: q // 4 == k // 4,
+    "attention to all but the first token": lambda q, k: (k > 0) | (q == 0),
+}
+
+
+@pytest.mark.parametrize("words", MASKS)
+@pytest.mark.parametrize("blocks", [(0, 1, 2), (1,)])
+def test_attention_to_some_tokens(words: str, blocks: tuple[int, ...], small: pl.CkptedTransformer) -> None:
+    found = cause_of(pl.compare(small, with_attention(course(small), seeing(MASKS[words]), blocks), IDS))
+    assert words in found
+    assert ("in block 1 only" in found) == (blocks == (1,))
+    assert "the logits agree too" in found
+
+
+def test_a_window_that_only_a_probe_shows(small: pl.CkptedTransformer) -> None:
+    made = with_attention(course(small), seeing(lambda q, k: q - k < 11))
+    assert "attention to the last 11 tokens only" in cause_of(pl.compare(small, made, IDS))
+
+
+class Placed(torch.nn.Module):
+    """The course's program with positions of its own."""
+
+    def __init__(self, model: pl.CkptedTransformer, rows: Any) -> None:
+        super().__init__()
+        self.inner, self.rows = course(model), rows
+
+    def forward(self, ids: Tensor) -> Tensor:
+        inner = self.inner
+        x = inner.token_embedding(ids) + inner.pos_embedding(self.rows(ids))
+        return inner.ln(inner.blocks(x)) @ inner.token_embedding.weight.T
+
+
+PLACES = {
+    "positions run on over the batch": lambda ids: torch.arange(ids.numel()).view(ids.shape) % 16,
+    "the number of the batch row for the position": lambda ids: torch.arange(len(ids))[:, None].expand(ids.shape),
+    "token ids taken for positions": lambda ids: ids % 16,
+}
+
+
+@pytest.mark.parametrize("words", PLACES)
+def test_positions_of_another_axis(words: str, small: pl.CkptedTransformer) -> None:
+    report = pl.compare(small, Placed(small, PLACES[words]), IDS)
+    assert words in cause_of(report), report
+    assert pl.compare(small, Placed(small, lambda ids: torch.arange(ids.size(1))), IDS)
+
+
+def mixing(change: Any) -> Any:
+    """A forward of the course's attention that does something to q, k and v [B, H, P, K]."""
+
+    def forward(self: Any, x: Tensor, cache: Any = None) -> Tensor:
+        parts = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in self.qkv_proj(x).chunk(3, -1))
+        z = F.scaled_dot_product_attention(*change(*parts), is_causal=True)
+        return self.output_proj(z.transpose(1, 2).flatten(2))
+
+    return forward
+
+
+MIXES = {
+    "keys and values of the batch row before": lambda q, k, v: (q, k.roll(1, 0), v.roll(1, 0)),
+    "heads 0 and 1 exchanged in q (": lambda q, k, v: (q[:, [1, 0, 2]], k, v),
+    "heads in another order (1, 2, 0) in k (": lambda q, k, v: (q, k[:, [1, 2, 0]], v),
+    "heads 1 and 2 exchanged in v, in block 1 only": lambda q, k, v: (q, k, v[:, [0, 2, 1]]),
+}
+
+
+@pytest.mark.parametrize("words", MIXES)
+def test_rows_and_heads_that_are_mixed_up(words: str, small: pl.CkptedTransformer) -> None:
+    blocks = (1,) if "block 1" in words else (0, 1, 2)
+    assert words in cause_of(pl.compare(small, with_attention(course(small), mixing(MIXES[words]), blocks), IDS))
+
+
+def test_heads_exchanged_in_the_parameters_of_q(small: pl.CkptedTransformer) -> None:
+    made = course(small)
+    for parameter in (made.blocks[1].attn.qkv_proj.weight, made.blocks[1].attn.qkv_proj.bias):
+        with torch.no_grad():
+            parameter[:24].copy_(torch.cat([parameter[8:16], parameter[:8], parameter[16:24]]))
+    report = pl.compare(small, made, IDS)
+    assert cause_of(report) == "W_Q and b_Q: heads 0 and 1 exchanged, in block 1"
+    assert "with the other model's values in the reference, everything agrees" in report.notes
+
+
+@pytest.mark.parametrize("n_head", [3, 6])
+def test_a_scale_that_is_folded_into_q(n_head: int) -> None:
+    """Other parameters by definition; with d_head = 4 the factor is exact, with 8 it is rounded to float32."""
+    model = support.glass(**{**SMALL, "n_head": n_head})
+    made, factor = course(model, "no scale"), (24 // n_head) ** -0.5
+    for block in made.blocks:
+        with torch.no_grad():
+            block.attn.qkv_proj.weight[:24] *= factor
+            block.attn.qkv_proj.bias[:24] *= factor
+    large = RIGHTS["split"](model)  # far from the reference's where W_Q is a tensor of its own
+    for layer in large.layers:
+        with torch.no_grad():
+            layer.attention.to_q.weight *= factor
+    assert f"W_Q: {factor:.6g} times" in cause_of(pl.compare(model, large, IDS))
+    report = pl.compare(model, made, IDS)
+    assert cause_of(report) == f"W_Q and b_Q: {factor:.6g} times the reference's values, in blocks 0, 1, 2"
+    nearly = "" if n_head == 6 else "nearly "
+    assert f"other parameters, {nearly}the same logits" in " ".join(report.notes)
+
+
+# Constants
+
+
+def test_the_other_constants_of_gelu(small: pl.CkptedTransformer) -> None:
+    exact = support.glass(**{**SMALL, "activation_function": "gelu"})
+
+    def cubic(c: float) -> Any:
+        return lambda x: 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + c * x**3)))
+
+    def root(c: float) -> Any:
+        return lambda x: 0.5 * x * (1 + torch.erf(x * c))
+
+    for model, function, words in (
+        (small, cubic(0.0447), "GELU's constant is 0.0447 for 0.044715"),
+        (small, cubic(0.44715), "GELU's constant is 0.44715 for 0.044715"),
+        (exact, root(0.7071), "GELU's constant is 0.7071 for 1/sqrt(2)"),
+        (exact, root(1 / 1.4142), "GELU's constant is 1 / 1.4142 for 1/sqrt(2)"),
+    ):
+        assert words in cause_of(pl.compare(model, with_activation(course(model), function), IDS))
+    for model, function in (
+        (small, cubic(float(torch.tensor(0.044715)))),
+        (exact, root(0.70710678)),
+        (exact, root(1 / 1.41421356)),
+    ):
+        report = pl.compare(model, with_activation(course(model), function), IDS)
+        assert report.verdict == "equivalent", report
+        assert "so that this is rounding" in " ".join(report.notes)
+
+
+def test_another_name_for_the_same_function_is_no_cause(small: pl.CkptedTransformer) -> None:
+    words = " ".join(mistake.words for mistake in known_mistakes(ingredients_of(small)))
+    assert "activation function gelu instead" in words
+    assert "gelu_python_tanh instead" not in words
+    assert "gelu_pytorch_tanh instead" not in words

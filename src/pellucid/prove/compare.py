@@ -16,7 +16,7 @@ from pellucid.prove.about import About
 from pellucid.prove.comparison import Comparison, Progress, silently
 from pellucid.prove.dicts import compare_dicts, compare_unrecognised, compare_with_dict
 from pellucid.prove.report import ComparisonReport, Verdict
-from pellucid.prove.sides import DEFAULT_TEXT, ids_of, opened, pairs
+from pellucid.prove.sides import DEFAULT_TEXT, ids_of, opened, pairs, require_values
 from pellucid.prove.tensors import TensorComparison, compare_tensors
 from pellucid.tokens import Tokenizer
 
@@ -57,7 +57,8 @@ def compare(
     What a path or a name stands for is opened in the dtype that it is stored in.
 
     Raises:
-        InputError: Neither side can be recognised as a GPT-2, or text was given and no side has a tokenizer.
+        InputError: Neither side can be recognised as a GPT-2, or text was given and no side has a tokenizer, or a side
+            has tensors without values: on the meta device, or in a lazy module that never ran.
 
     Example:
         >>> import pellucid as pl
@@ -66,9 +67,13 @@ def compare(
         'identical'
     """
     if isinstance(a, Tensor) and isinstance(b, Tensor):
+        require_values(a)
+        require_values(b)
         return compare_tensors(a, b)
     sides = opened(a), opened(b)
     first, second = (opening.side for opening in sides)
+    require_values(first)
+    require_values(second)
     about = About(sides[0].name, sides[1].name)
     if not isinstance(first, nn.Module) and not isinstance(second, nn.Module):
         return replace(compare_dicts(first, second), about=about)

@@ -10,26 +10,28 @@ import torch
 from torch import Tensor, nn
 
 from pellucid.model import CkptedTransformer
-from pellucid.parameters import LiveView
 from pellucid.prove.aligning import align
-from pellucid.prove.alignment import Alignment, Match
+from pellucid.prove.alignment import Alignment
 from pellucid.prove.buffers import known_buffers
 from pellucid.prove.causes import Cause, Evidence, confirmed_cause, head_of_its_own
 from pellucid.prove.changes import Sides, with_changes
-from pellucid.prove.copies import own_parameters, parameter_dtypes, working_copy
+from pellucid.prove.computed import Computed, computed_in, with_computed
+from pellucid.prove.copies import parameter_dtypes, working_copy
 from pellucid.prove.distance import distance_of
 from pellucid.prove.extras import K_BIAS, cropped, without_idle
 from pellucid.prove.lending import Loan
 from pellucid.prove.outputs import NoLogitsError
-from pellucid.prove.places import divergence_at, not_finite_at, positions_note
+from pellucid.prove.places import divergence_at, first_changed, not_finite_at, positions_note
 from pellucid.prove.points import LOGITS, ckpt_of, sites_of
 from pellucid.prove.program import Conditions, Glass, Program
 from pellucid.prove.recipe import ingredients_of
-from pellucid.prove.report import CheckpointRow, ComparisonReport, Divergence, describe_difference, relative_changes
+from pellucid.prove.report import CheckpointRow, ComparisonReport, Divergence, relative_changes
 from pellucid.prove.runs import Runs, rows_of, same_bits
 from pellucid.prove.sensitivity import Sensitivity
+from pellucid.prove.tensors import compare_tensors
 from pellucid.prove.trial import DOUBLE, Trial, probe_ids
 from pellucid.prove.units import units_of
+from pellucid.prove.variants import with_positions, with_their_values, without_units
 from pellucid.prove.verdict import is_rounding, notes_on, rows_of_parameters, verdict_of
 
 Progress = Callable[[str, float], None]
@@ -38,6 +40,10 @@ Progress = Callable[[str, float], None]
 
 def silently(what: str, share: float) -> None:
     """Progress that nobody looks at."""
+
+
+NEARLY = 1e-6
+"""Relative error of the logits up to which parameters that are rounded to float32 may be all that differs."""
 
 
 @dataclass
@@ -69,12 +75,13 @@ class Comparison:
     lengths: tuple[int, ...] = ()
     logits: tuple[Tensor, Tensor] | None = None
     buffers: set[str] = field(default_factory=set)
+    computed: dict[str, Computed] = field(default_factory=dict)
 
     def report(self) -> ComparisonReport:
         """Align, run, judge."""
         self.progress("aligning parameters", 0.0)
         self._crop()
-        alignment = self._align()  # in the dtypes that they have
+        alignment = self._without_rounding(self._align())  # in the dtypes that they have
         first = first_changed(alignment, units_of(self.reference), self.others)
         first, notes = with_changes(first, Sides(units_of(self.reference), self.others, alignment, self.swapped))
         self.notes += notes
@@ -84,8 +91,8 @@ class Comparison:
         )
         self.progress("running both", 0.3)
         program = Program(
-            Loan(self.other, ground), sites_of(alignment, self.other), self.reference.embed.W_E.detach(),
-            self.reference.config.n_head,
+            Loan(self.other, ground, computed={name: self.others[name] for name in self.computed}),
+            sites_of(alignment, self.other), self.reference.embed.W_E.detach(), self.reference.config.n_head,
         )  # fmt: skip
         other = self.other
         watched = Glass(working_copy(other, ground)) if isinstance(other, CkptedTransformer) else program
@@ -111,11 +118,32 @@ class Comparison:
         with Loan(self.other).taken() as module:  # as it evaluates: adapters merge themselves there
             held = dict(module.state_dict(keep_vars=True))
             self.buffers = set(held) - {name for name, _ in module.named_parameters(remove_duplicate=False)}
+            self.computed = computed_in(module)
+            held = with_computed(held, self.computed)
         padded = not isinstance(self.other, CkptedTransformer)  # a model of ours says which vocabulary it has
         self.others, positions, notes = cropped(units_of(self.reference), held, padded=padded)
         self.notes += notes
         if positions is not None:
             self.reference = with_positions(self.reference, positions)
+
+    def _without_rounding(self, alignment: Alignment) -> Alignment:
+        """An alignment in which a weight that is computed from what stands for the reference's is the reference's."""
+        units, matches, said = units_of(self.reference), list(alignment.matches), dict[str, list[str]]()
+        for number, match in enumerate(matches):
+            weight = self.computed.get(match.name)
+            if weight is None:
+                continue
+            natural = match.group.natural(units)
+            wanted, words = match.transform.apply(natural, match.group, match.shape), f"computed ({weight.how})"
+            if not match.comparison.bit_equal and weight.comes_from(wanted):
+                words += " from what stands for the reference's values, but for rounding"
+                self.others[match.name] = wanted
+                matches[number] = replace(match, comparison=compare_tensors(natural, natural))
+            said.setdefault(words, []).append(match.name)
+        for words, names in said.items():
+            more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+            self.notes.append(f"{words}: {', '.join(names[:4])}{more}")
+        return replace(alignment, matches=tuple(matches))
 
     def _without_idle(self, alignment: Alignment, program: Program) -> Alignment:
         config = self.reference.config
@@ -156,14 +184,17 @@ class Comparison:
             return self._finished(alignment, rows_of(trial.single, None), first, explained=False)
         self.progress("looking for the cause", 0.8)
         self._note(trial)
-        rows = rows_of(trial.single, trial.double)
         if first is not None:
-            first = self._of_parameters(alignment, trial.double, first)
-            return self._finished(alignment, rows, first, explained=False)
+            rows = rows_of(trial.single, trial.double)
+            return self._finished(alignment, rows, self._of_parameters(alignment, trial.double, first), explained=False)
+        probe = self._probed(trial) if trial.point is None else None
+        if probe is not None:
+            trial.double.learn(probe.double.dropped)
+        rows = rows_of(trial.single, trial.double)
         divergence, explained = self._verdict_on(alignment, trial, rows)
         if divergence is None and (words := trial.unsteady()) is not None:
             divergence = Divergence(LOGITS, "logits", words)
-        if divergence is None and (probe := self._probed(trial)) is not None:
+        if divergence is None and probe is not None:
             self._note(probe)
             self.exact = False  # its logits round in another way
             divergence, also = self._verdict_on(alignment, probe, ())
@@ -195,9 +226,9 @@ class Comparison:
         if odd is not None:
             return not_finite_at(trial.single, odd, wrong=point is not None), False
         if point is None and not double.undecided:
-            if double.amplified:
-                self.notes.append("rounding is amplified on its way: the error of every stage alone is rounding")
-            return None, trial.settled and (is_rounding(rows) or double.amplified)
+            if (words := double.amplification()) and words not in self.notes:
+                self.notes.append(words)
+            return None, trial.settled and not double.blurred and (is_rounding(rows) or double.amplified)
         cause = self._cause(self.reference, alignment, double, point or double.undecided[0])
         if cause is not None and cause.harmless:
             why = "so that this is rounding" if point else "and no text can show it: softmax ignores q · b_K"
@@ -259,9 +290,14 @@ class Comparison:
         if changed and not double.is_wrong(double.free, LOGITS):
             self.notes.append("other parameters, the same logits: in float64 they agree but for rounding")
             return first
+        gap = double.error(double.free, LOGITS)
+        if gap <= NEARLY:
+            self.notes.append(f"other parameters, nearly the same logits: in float64 they differ by {gap:.1g} of the "
+                              "largest, which rounding parameters to float32 may come to")  # fmt: skip
         adopted = with_their_values(self.reference, changed, self.others)
-        expected = Glass(adopted).run(double.ids, None, DOUBLE)
-        runs = Runs(double.program, expected, double.ids, double.n_layer, DOUBLE)
+        glass = Glass(adopted)
+        expected = glass.run(double.ids, None, DOUBLE)
+        runs = Runs(double.program, expected, double.ids, double.n_layer, DOUBLE, reference=glass)
         point = runs.first_wrong()
         if point is None:
             self.notes.append("with the other model's values in the reference, everything agrees")
@@ -293,71 +329,11 @@ class Comparison:
         )
 
 
-def first_changed(alignment: Alignment, units: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> Divergence | None:
-    """The first parameter that is not equal to the bit; of those that share its tensor, the ones that differ."""
-    changed = next((match for match in alignment.matches if not match.comparison.bit_equal), None)
-    if changed is None:
-        return None
-    undone = changed.transform.undo(others[changed.name].detach(), changed.group, changed.comparison.shape)
-    differing = [
-        unit
-        for unit, part in changed.group.split(undone).items()
-        if not same_bits(_of_head(units[unit], changed.group.head), part)
-    ]
-    head = "" if changed.group.head is None else f"[{changed.group.head}]"
-    where = " + ".join(unit + head for unit in differing)
-    return Divergence(where, "parameter", f"{changed.name} {describe_difference(changed.comparison)}")
-
-
-def _of_head(unit: Tensor, head: int | None) -> Tensor:
-    return unit if head is None else unit[head]
-
-
 def _carried_on(point: str) -> str:
     """Where a value that is computed beside the fast path comes to bear."""
     if point.endswith("ckpt_scaled"):
         return point.replace("ckpt_scaled", "ckpt_normalized")
     return re.sub("ckpt_(scores|pattern)$", "ckpt_z", point)
-
-
-def with_positions(model: CkptedTransformer, positions: int) -> CkptedTransformer:
-    """A model with the first positions of another."""
-    table = model.pos_embed.W_pos.detach()[:positions]
-    config = model.config.replace(n_positions=positions)
-    weights = {**model.state_dict(), "pos_embed.W_pos": table}
-    how = model.execution
-    return CkptedTransformer(config, weights, attention=how.attention, numerics=how.numerics).eval()
-
-
-def without_units(model: CkptedTransformer, units: list[str]) -> CkptedTransformer:
-    """A working copy, in which these units become zeros."""
-    own_parameters(model, [_stored_name(model, unit) for unit in units])
-    with torch.no_grad():
-        for unit in units:
-            model.parameter(unit).zero_()
-    return model
-
-
-def with_their_values(
-    model: CkptedTransformer, matches: list[Match], others: Mapping[str, Tensor]
-) -> CkptedTransformer:
-    """A working copy of a model in which the units of these matches have the other program's values."""
-    made = working_copy(model)
-    own_parameters(made, [_stored_name(model, unit) for match in matches for unit in match.group.units])
-    for match in matches:
-        undone = match.transform.undo(others[match.name].detach(), match.group, match.comparison.shape)
-        for unit, part in match.group.split(undone).items():
-            with torch.no_grad():
-                target = made.parameter(unit)
-                (target if match.group.head is None else target[match.group.head]).copy_(part)
-    return made
-
-
-def _stored_name(model: CkptedTransformer, unit: str) -> str:
-    """The name under which a unit is stored, which for a live view is that of a larger parameter."""
-    path, attribute = unit.rsplit(".", 1)
-    view = getattr(type(model.get_submodule(path)), attribute, None)
-    return f"{path}.{view.stored}" if isinstance(view, LiveView) else unit
 
 
 def _probe_words(ids: Tensor) -> str:

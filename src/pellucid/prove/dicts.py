@@ -18,9 +18,10 @@ from pellucid.prove.aligning import align
 from pellucid.prove.alignment import Alignment, Match
 from pellucid.prove.buffers import known_buffers
 from pellucid.prove.changes import Sides, with_changes
-from pellucid.prove.comparison import Comparison, first_changed
+from pellucid.prove.comparison import Comparison
 from pellucid.prove.distance import distance_of
 from pellucid.prove.naming import doubts
+from pellucid.prove.places import first_changed
 from pellucid.prove.report import ComparisonReport, Divergence, ParameterRow, describe_difference, relative_changes
 from pellucid.prove.sides import Pair, Side, reference_of, unknown
 from pellucid.prove.tensors import TensorComparison, compare_tensors

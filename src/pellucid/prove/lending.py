@@ -15,6 +15,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from pellucid.prove.computed import hold
 from pellucid.prove.copies import Moved, is_compiled, is_scripted
 
 
@@ -25,13 +26,19 @@ class Loan:
         module: The caller's.
         dtype: Of the floating parameters and buffers during a run; None keeps theirs.
         replaced: Parameters by the id of the caller's in whose place they stand.
+        computed: Weights that the module computes, by name: constants in a run in another dtype than the module's own.
     """
 
     def __init__(
-        self, module: nn.Module, dtype: torch.dtype | None = None, replaced: Mapping[int, nn.Parameter] | None = None
+        self,
+        module: nn.Module,
+        dtype: torch.dtype | None = None,
+        replaced: Mapping[int, nn.Parameter] | None = None,
+        computed: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.module = module
         self.dtype = dtype
+        self.computed = dict(computed or {})
         moved, given = Moved(), dict(replaced or {})
         for parameter in module.parameters():
             held = parameter.detach().to(dtype) if self._is_other(parameter) else moved.aligned(parameter.detach())
@@ -49,13 +56,13 @@ class Loan:
 
     def replacing(self, parameters: Mapping[int, nn.Parameter]) -> Loan:
         """The same with some parameters in the place of the caller's."""
-        return Loan(self.module, self.dtype, {**self.replaced, **parameters})
+        return Loan(self.module, self.dtype, {**self.replaced, **parameters}, self.computed)
 
     def doubled(self) -> Loan:
         """The same with every parameter in float64."""
         held = {id(p): self.replaced.get(id(p), p) for p in self.module.parameters() if p.is_floating_point()}
         made = {key: _like(parameter, torch.float64) for key, parameter in held.items()}
-        return Loan(self.module, torch.float64, made)
+        return Loan(self.module, torch.float64, made, self.computed)
 
     @contextmanager
     def taken(self, *, double: bool = False) -> Generator[nn.Module]:
@@ -78,6 +85,9 @@ class Loan:
             for held, state in lent:
                 held.clear()
                 held.update(state)
+            dtype = torch.float64 if double else self.dtype
+            for name, value in self.computed.items() if dtype is not None else ():
+                hold(self.module, name, value.to(dtype))
             yield self.module.eval()
         finally:
             _give_back(kept)

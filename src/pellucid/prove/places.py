@@ -1,16 +1,38 @@
-"""What a report says of the place where two programs first differ."""
+"""What a report says of the place where two programs first differ: a parameter, a checkpoint or the logits."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 from torch import Tensor
 
+from pellucid.prove.alignment import Alignment
 from pellucid.prove.causes import Cause
 from pellucid.prove.differences import BEYOND_ROUNDING, not_alike, relative_error, shown_part, size_of
 from pellucid.prove.points import LOGITS, ckpt_of, in_order
-from pellucid.prove.report import Divergence
-from pellucid.prove.runs import Runs
+from pellucid.prove.report import Divergence, describe_difference
+from pellucid.prove.runs import Runs, same_bits
+
+
+def first_changed(alignment: Alignment, units: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> Divergence | None:
+    """The first parameter that is not equal to the bit; of those that share its tensor, the ones that differ."""
+    changed = next((match for match in alignment.matches if not match.comparison.bit_equal), None)
+    if changed is None:
+        return None
+    undone = changed.transform.undo(others[changed.name].detach(), changed.group, changed.comparison.shape)
+    differing = [
+        unit
+        for unit, part in changed.group.split(undone).items()
+        if not same_bits(_of_head(units[unit], changed.group.head), part)
+    ]
+    head = "" if changed.group.head is None else f"[{changed.group.head}]"
+    where = " + ".join(unit + head for unit in differing)
+    return Divergence(where, "parameter", f"{changed.name} {describe_difference(changed.comparison)}")
+
+
+def _of_head(unit: Tensor, head: int | None) -> Tensor:
+    return unit if head is None else unit[head]
 
 
 def divergence_at(runs: Runs, point: str, cause: Cause | None) -> Divergence:

@@ -35,11 +35,13 @@ class Conditions:
         double: float32 that the program asks for is float64.
         dropout: Whether dropout that evaluation does not switch off stays on.
         seed: Of torch's generator, for a program that draws random numbers.
+        noise: Relative size of random errors that are put on each value of a model of ours, to see what rounding does.
     """
 
     double: bool = False
     dropout: bool = True
     seed: int = 0
+    noise: float = 0.0
 
 
 class Runnable(Protocol):
@@ -59,7 +61,8 @@ class Glass:
     def run(
         self, ids: Tensor, forced: Values | None = None, conditions: Conditions = Conditions()
     ) -> dict[str, Tensor]:
-        tap = _ForcingTap({}, forced or {})
+        generator = torch.Generator().manual_seed(conditions.seed)
+        tap = _ForcingTap({}, forced or {}, conditions.noise, generator)
         with quietly(self.model, double=conditions.double):
             logits = self.model(ids.to(self.model.device), tap)
         return {**tap.values, LOGITS: logits}
@@ -69,13 +72,22 @@ class Glass:
 class _ForcingTap:
     values: dict[str, Tensor]
     forced: Values
+    noise: float
+    generator: torch.Generator
 
     def wants(self, name: str) -> bool:
         return True
 
     def __call__(self, name: str, value: Tensor) -> Tensor:
         self.values[name] = value.detach().clone()
-        return self.forced[name].to(value) if name in self.forced and not name.endswith(UNTOUCHED) else value
+        if name.endswith(UNTOUCHED):
+            return value
+        if name in self.forced:
+            return self.forced[name].to(value)
+        if self.noise:
+            drawn = torch.randn(value.shape, dtype=value.dtype, generator=self.generator)  # on the CPU, on any device
+            return value * (1 + self.noise * drawn.to(value.device))
+        return value
 
 
 @dataclass

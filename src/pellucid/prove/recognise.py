@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from pellucid.gpt2.config import TransformerConfig
 from pellucid.model import CkptedTransformer
+from pellucid.prove.computed import computed_in, with_computed
 from pellucid.prove.differences import BEYOND_ROUNDING, relative_error
 from pellucid.prove.lending import Loan
 from pellucid.prove.points import LOGITS
@@ -189,7 +190,9 @@ def _readings(module: nn.Module) -> Iterator[_Parts]:
     Raises:
         _NotLikeThis: They are not arranged in a way that is known.
     """
-    named = {name: parameter.detach() for name, parameter in module.named_parameters()}
+    with Loan(module).taken() as lent:
+        held, computed = dict(lent.named_parameters()), computed_in(lent)
+    named = {name: tensor.detach() for name, tensor in with_computed(held, computed).items()}
     inside, outside = _blocks_of(named)
     tables = {name: tensor.flatten(0, -2) for name, tensor in outside.items() if tensor.dim() >= 2}
     norms = list(_norms(outside, {size for table in tables.values() for size in table.shape}))

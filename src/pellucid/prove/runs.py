@@ -13,6 +13,19 @@ from pellucid.prove.points import LOGITS, ckpt_of, in_order
 from pellucid.prove.program import Conditions, Glass, Runnable, Values
 from pellucid.prove.report import CheckpointRow
 
+ROUNDING = 2.0**-51
+"""Relative size of the errors that stand for float64's rounding of one checkpoint: two units of its last place."""
+
+DRAWS = 3
+"""How often such errors are drawn; the largest outcome counts."""
+
+MARGIN = 16.0
+"""How much more than such errors rounding may come to: sums are long, and programs add in other orders."""
+
+
+BLURRED = 1e-5
+"""What rounding may come to in float64, relative, before a comparison by logits alone says nothing."""
+
 
 @dataclass
 class Runs:
@@ -27,6 +40,8 @@ class Runs:
         dropped: Points that turned out to hold something else than a checkpoint's value.
         amplified: Whether something is off by more than rounding, although no stage alone is.
         undecided: Points that differ, but on which nothing depends on these ids, so that their part is not known.
+        reference: What gave the expected values, to see what rounding comes to on its way through it; None where that
+            is not asked for.
     """
 
     program: Runnable
@@ -38,6 +53,8 @@ class Runs:
     undecided: list[str] = field(default_factory=list)
     held: Values | None = None
     amplified: bool = False
+    reference: Glass | None = None
+    rounded: dict[str, float] | None = None
 
     @property
     def certain(self) -> bool:
@@ -83,6 +100,30 @@ class Runs:
         """Whether a run is off at a point by more than rounding."""
         return self.error(values, point) > BEYOND_ROUNDING
 
+    def _errs(self, point: str) -> bool:
+        """Whether the forced run is off at a point by more than rounding comes to on its way from the forced values.
+
+        Where that way is long, as in a program that shows nothing but its logits, a model may amplify rounding.
+        """
+        error = self.error(self.forced, point)
+        return error > BEYOND_ROUNDING and error > self.limit(point)
+
+    def limit(self, point: str = LOGITS) -> float:
+        """What rounding may come to at a point, relative: measured by putting it on every value of the reference."""
+        if self.reference is None:
+            return 0.0
+        if self.rounded is None:
+            forced = {name: self.expected[name] for p in self.points() if (name := ckpt_of(p, self.n_layer)) != LOGITS}
+            noisy = [
+                self.reference.run(self.ids, forced, Conditions(double=True, seed=seed, noise=ROUNDING))
+                for seed in range(DRAWS)
+            ]
+            self.rounded = {
+                name: max(relative_error(values[name], expected) for values in noisy)
+                for name, expected in self.expected.items()
+            }
+        return MARGIN * self.rounded[ckpt_of(point, self.n_layer)]
+
     def first_wrong(self) -> str | None:
         """The first point whose own error rounding cannot explain, None where everything agrees.
 
@@ -98,13 +139,34 @@ class Runs:
         for point in [point for point in self.points() if self.is_wrong(self.free, point)]:
             if self.certain:
                 return point
-            if not self.is_wrong(self.forced, point):
+            if not self._errs(point):
                 self.amplified = True  # it inherits rounding
             elif self.is_wrong(self.forced_at([point]), LOGITS):
                 self._drop(point)
             else:
                 self.undecided.append(point)
         return None
+
+    def learn(self, dropped: Collection[str]) -> None:
+        """Drop points of which nothing could be said here, and which other ids showed to hold something else."""
+        self.dropped += [point for point in self.undecided if point in dropped]
+        self.undecided = [point for point in self.undecided if point not in dropped]
+        self.held = self.rounded = None
+
+    @property
+    def blurred(self) -> bool:
+        """Whether rounding is amplified so much that an error of a late stage would be taken for it."""
+        return self.amplified and self.limit() > BLURRED
+
+    def amplification(self) -> str:
+        """What to say of rounding that is amplified; nothing where it is not."""
+        if not self.amplified:
+            return ""
+        words = "rounding is amplified on its way: the error of every stage alone is rounding"
+        if self.limit() <= BEYOND_ROUNDING:
+            return words
+        words += f", which comes to {self.limit() / MARGIN:.1g} of the logits in float64"
+        return words if not self.blurred else f"{words}: too much to tell it from an error"
 
     def first_not_alike(self, dropped: Collection[str]) -> str | None:
         """The first point at which one side only is finite; points that hold something else are passed over."""
@@ -117,9 +179,9 @@ class Runs:
     def _first_to_blame(self) -> str | None:
         while True:
             points = self.points()
-            wrong = next((point for point in points if self.is_wrong(self.forced, point)), None)
+            wrong = next((point for point in points if self._errs(point)), None)
             if wrong is None:  # without an error of its own anywhere, what the logits inherit is rounding
-                return LOGITS if self.is_wrong(self.forced, LOGITS) else None
+                return LOGITS if self._errs(LOGITS) else None
             if self.certain or self._is_to_blame(wrong, points):
                 return wrong
             self._drop(wrong)
@@ -135,7 +197,7 @@ class Runs:
 
     def _drop(self, point: str) -> None:
         self.dropped.append(point)
-        self.held = None
+        self.held = self.rounded = None
 
 
 def rows_of(single: Runs, double: Runs | None) -> list[CheckpointRow]:

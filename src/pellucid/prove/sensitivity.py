@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from pellucid.model import CkptedTransformer
 from pellucid.prove.aligning import align
 from pellucid.prove.alignment import Alignment, Match
+from pellucid.prove.computed import computed_in, with_computed
 from pellucid.prove.copies import is_scripted
 from pellucid.prove.differences import BEYOND_ROUNDING, relative_error
 from pellucid.prove.lending import Loan
@@ -48,12 +49,15 @@ class Sensitivity:
         if any(map(is_scripted, self.other.modules())):
             return {}  # nothing can be put into a compiled program
         config = self.reference.config
-        tensors = self.other.state_dict(keep_vars=True)
+        with Loan(self.other).taken() as module:
+            held, computed = dict(module.state_dict(keep_vars=True)), computed_in(module)
+        tensors = with_computed(held, computed)
         alignment = self.alignment or align(units_of(self.reference), tensors, config.n_layer, config.n_head)
         kinds = self._one_of_each_kind(alignment)
         own = {id(tensors[m.name]): _double(tensors[m.name]) for m, _ in kinds.values()}  # to be written to
         sites, head = sites_of(alignment, self.other), self.reference.embed.W_E.detach()
-        program = Program(Loan(self.other, replaced=own), sites, head, config.n_head)
+        constants = {name: own.get(id(tensors[name]), tensors[name]) for name in computed}
+        program = Program(Loan(self.other, replaced=own, computed=constants), sites, head, config.n_head)
         base = program.run(self.ids, None, DOUBLE)
         found: dict[str, float | None] = {}
         for kind, (match, unit) in kinds.items():

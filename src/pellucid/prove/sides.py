@@ -14,11 +14,12 @@ from torch import Tensor, nn
 
 from pellucid.batch import Inputs
 from pellucid.batching import Batcher
-from pellucid.errors import ConfigError, InputError, MissingExtraError, PellucidError, WeightsError
+from pellucid.errors import ConfigError, InputError, MissingExtraError, PellucidError, WeightsError, shown
 from pellucid.gpt2.config import TransformerConfig
 from pellucid.model import CkptedTransformer
 from pellucid.open import from_hf, load, to_hf
 from pellucid.prove.about import SEED, RunInputs, name_of
+from pellucid.prove.computed import computes
 from pellucid.prove.recognise import recognised
 from pellucid.tokens import Tokenizer
 from pellucid.weights import hub
@@ -86,6 +87,32 @@ def opened(side: Any, options: LoadOptions = STORED) -> Opened:
     )
 
 
+def require_values(side: Tensor | Side) -> None:
+    """Raise `InputError` if a tensor of a side has no values: it lies on the meta device, or waits for a first run."""
+    if isinstance(side, nn.Module):
+        held = {**dict(side.named_parameters()), **dict(side.named_buffers())}
+    else:
+        held = {"the tensor": side} if isinstance(side, Tensor) else dict(side)
+    waiting = [name for name, tensor in held.items() if nn.parameter.is_lazy(tensor)]
+    if waiting:
+        raise InputError(
+            f"compare: {shown(waiting[0])} of {type(side).__name__} has no shape yet: a lazy module makes its "
+            "parameters at its first run.",
+            code="compare-no-values",
+            remedy="Run the model once on a batch of ids, and remove lazy modules that do not run.",
+        )
+    empty = [name for name, tensor in held.items() if tensor.is_meta]
+    if empty:
+        raise InputError(
+            f"compare: {shown(empty[0])} of {type(side).__name__} is on the meta device and has no values"
+            f" ({len(empty)} of {len(held)} tensors are).",
+            code="compare-no-values",
+            remedy="Give it values first: model.to_empty(device='cpu'), then model.load_state_dict(weights)."
+            if isinstance(side, nn.Module)
+            else "Give tensors with values, such as torch.load(file, map_location='cpu') returns.",
+        )
+
+
 def _load(name: str | Path, options: LoadOptions) -> CkptedTransformer:
     return load(name, dtype=options.dtype, config=options.config, ignore_config=options.ignore_config)
 
@@ -141,8 +168,10 @@ def pairs(a: Side, b: Side) -> list[Pair]:
         return [Pair(a, b)]
     if isinstance(b, CkptedTransformer):
         return [Pair(b, a, swapped=True)]
+    orders = [(a, b, False), (b, a, True)]
+    orders.sort(key=lambda order: isinstance(order[0], nn.Module) and computes(order[0]))  # such weights are rounded
     for make in (_glass_of, recognised):
-        for side, other, swapped in ((a, b, False), (b, a, True)):
+        for side, other, swapped in orders:
             if isinstance(side, nn.Module) and (reference := make(side)) is not None:
                 return [Pair(reference, other, swapped), Pair(reference, side)]
     return []

@@ -61,8 +61,9 @@ class Trial:
         self.single = self._runs(Conditions())
 
     def _runs(self, conditions: Conditions) -> Runs:
-        expected = Glass(self.reference).run(self.ids, None, conditions)
-        return Runs(self.watched, expected, self.ids, self.reference.config.n_layer, conditions)
+        glass = Glass(self.reference)
+        expected = glass.run(self.ids, None, conditions)
+        return Runs(self.watched, expected, self.ids, self.reference.config.n_layer, conditions, reference=glass)
 
     @property
     def bit_equal(self) -> bool:
@@ -87,7 +88,7 @@ class Trial:
             self.notes.append("without instruments the program's logits are others than in the run that looks on, and "
                               f"in float64 it does not run so: {type(error).__name__}: {error}")  # fmt: skip
         else:
-            if relative_error(precise, self.double.free[LOGITS]) <= BEYOND_ROUNDING:
+            if relative_error(precise, self.double.free[LOGITS]) <= max(BEYOND_ROUNDING, self.double.limit()):
                 self.single.judge(self.plain)
                 self.double.judge(precise)
                 self.notes.append("without instruments the program rounds in another way than in the run that looks "
@@ -105,7 +106,7 @@ class Trial:
             if not same_bits(self.program.plain(self.ids, gradients=True), self.plain):
                 double = Unwatched(self.program, gradients=True).run(self.ids, None, DOUBLE)[LOGITS]
                 gap = relative_error(double, self.double.free[LOGITS])
-                if gap > BEYOND_ROUNDING:
+                if gap > max(BEYOND_ROUNDING, self.double.limit()):
                     self.notes.append(f"with gradients enabled the program computes something else, by {gap:.3g}: the "
                                       "verdict is on what it computes without them")  # fmt: skip
 

@@ -1,0 +1,169 @@
+"""Checks of layouts, tables, ties, computed weights and amplified rounding: each passes, then must fail when broken."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import test_causes
+import torch
+from course import course, monolith
+from rights import RIGHTS
+from test_extras import Hooked
+from test_outputs import Returning
+from torch import nn
+from torch.nn.utils import parametrizations
+
+import pellucid as pl
+import support
+from pellucid.prove import causes, changes, comparison, computed, outputs, points, program, runs
+from pellucid.prove import compare as compare_module
+
+Patch = pytest.MonkeyPatch
+SMALL = {"vocab_size": 53, "n_positions": 16, "n_embd": 24, "n_layer": 2, "n_head": 3}
+IDS = support.some_ids(2, 7, 53)
+MODEL = support.glass(**SMALL)
+
+
+def positions_first_are_read() -> None:
+    assert pl.compare(MODEL, Returning(course(MODEL), lambda x: x.transpose(0, 1)), IDS)
+
+
+def flat_rows_are_read() -> None:
+    assert pl.compare(MODEL, Returning(course(MODEL), lambda x: x.flatten(0, 1)), IDS)
+
+
+def columns_of_padding_are_left_out() -> None:
+    assert pl.compare(MODEL, Returning(course(MODEL), lambda x: nn.functional.pad(x, (0, 11), value=3.0)), IDS)
+
+
+def with_table(places: int) -> nn.Module:
+    table = torch.cat([MODEL.pos_embed.W_pos.detach(), torch.randn(8, 24)])[:places]
+    weights = {**MODEL.state_dict(), "pos_embed.W_pos": table}
+    return course(pl.CkptedTransformer(MODEL.config.replace(n_positions=places), weights).eval())
+
+
+def longer_tables_are_matched() -> None:
+    assert pl.compare(MODEL, with_table(24), IDS)
+
+
+def shorter_tables_are_matched() -> None:
+    assert pl.compare(MODEL, with_table(10), IDS)
+
+
+def ties_are_said() -> None:
+    hf = pl.to_hf(MODEL)
+    hf.lm_head.weight = nn.Parameter(hf.transformer.wte.weight.detach().clone())
+    assert any("lm_head.weight is a tensor of its own" in note for note in pl.compare(MODEL, hf, IDS).notes)
+
+
+def handed_values_are_shown() -> None:
+    coverage = pl.compare(MODEL, Hooked(MODEL), IDS).coverage
+    assert all(coverage[kind] == (2, 2) for kind in ("attn.ckpt_q", "attn.ckpt_z", "mlp.ckpt_post"))
+
+
+def a_computed_weight_counts() -> None:
+    made = course(MODEL)
+    parametrizations.weight_norm(made.blocks[1].linear1)
+    assert pl.compare(MODEL, made, IDS)
+
+
+def a_step_of_its_size_is_found() -> None:
+    made = course(MODEL)
+    parametrizations.weight_norm(made.blocks[1].linear1)
+    with torch.no_grad():
+        size = made.blocks[1].linear1.parametrizations.weight.original0
+        size[3, 0] = torch.nextafter(size[3, 0], torch.tensor(torch.inf))
+    assert not pl.compare(MODEL, made, IDS)
+
+
+def amplified_rounding_passes() -> None:
+    deep = test_causes.amplifying()
+    assert pl.compare(deep, monolith(deep), support.some_ids(2, 64, 53))
+
+
+def a_mistake_is_named() -> None:
+    found = pl.compare(MODEL, monolith(MODEL, "eps 1e-6"), IDS).first_divergence
+    assert found is not None
+    assert "epsilon 1e-06" in (found.cause or "")
+
+
+def one_token_is_enough() -> None:
+    assert pl.compare(MODEL, RIGHTS["fused"](MODEL), IDS[:1, :1]).verdict == "equivalent"
+
+
+def what_has_no_values_is_refused() -> None:
+    with pytest.raises(Exception, match=r"values|meta|Meta|device") as caught:
+        pl.compare(MODEL, pl.to_hf(MODEL).to("meta"), IDS)
+    assert isinstance(caught.value, pl.errors.InputError)
+
+
+def a_multiple_is_named() -> None:
+    made = course(MODEL)
+    with torch.no_grad():
+        made.blocks[1].linear2.weight.mul_(0.125)
+    found = pl.compare(MODEL, made, IDS).first_divergence
+    assert found is not None
+    assert "0.125 times" in (found.cause or "")
+
+
+def nothing(*_: Any, **__: Any) -> None: ...
+
+
+def patched(module: Any, name: str, value: Any) -> Callable[[Patch], None]:
+    return lambda patch: patch.setattr(module, name, value)
+
+
+def a_wider_head(patch: Patch) -> None:
+    right = program.read_answer
+    patch.setattr(
+        program, "read_answer", lambda given, rows, head, **how: right(given, rows, torch.cat([head, head]), **how)
+    )
+
+
+MUTANTS: dict[str, tuple[Callable[[Patch], None], Callable[[], None]]] = {
+    "positions before rows are viewed, not turned": (
+        patched(outputs, "_in_rows", lambda found, rows: (found.reshape(*rows, -1), "")), positions_first_are_read
+    ),
+    "flat rows are positions first": (
+        patched(outputs, "_in_rows", lambda found, rows: (found.reshape(*rows[::-1], -1).transpose(0, 1), "")),
+        flat_rows_are_read,
+    ),
+    "padding is vocabulary": (a_wider_head, columns_of_padding_are_left_out),
+    "longer tables stay long": (
+        patched(comparison, "cropped", lambda units, others, padded: (dict(others), None, [])),
+        longer_tables_are_matched,
+    ),
+    "shorter tables stay short": (
+        patched(comparison, "with_positions", lambda model, positions: model), shorter_tables_are_matched
+    ),
+    "nothing is said of ties": (patched(comparison, "notes_on", lambda alignment: []), ties_are_said),
+    "names of modules say nothing": (patched(points, "_named_sites", lambda *_: iter(())), handed_values_are_shown),
+    "computed weights are parameters": (patched(comparison, "computed_in", lambda module: {}),
+                                        a_computed_weight_counts),
+    "computed weights are computed again in float64": (patched(computed.Computed, "comes_from", lambda *_: False),
+                                                       a_computed_weight_counts),
+    "any stored tensor will do": (patched(computed.Computed, "comes_from", lambda *_: True),
+                                  a_step_of_its_size_is_found),
+    "rounding is never amplified": (patched(runs.Runs, "limit", lambda self, point="": 0.0), amplified_rounding_passes),
+    "everything is amplified rounding": (patched(runs.Runs, "limit", lambda self, point="": 1e9), a_mistake_is_named),
+    "float32 refuses everything": (patched(causes.Trials, "may_reproduce", lambda *_: False), a_mistake_is_named),
+    "what a probe shows is forgotten": (patched(runs.Runs, "learn", nothing), one_token_is_enough),
+    "anything has values": (patched(compare_module, "require_values", nothing), what_has_no_values_is_refused),
+    "multiples are not looked for": (patched(changes, "relations", nothing), a_multiple_is_named),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("check", sorted({check for _, check in MUTANTS.values()}, key=lambda check: check.__name__))
+def test_checks_pass_unbroken(check: Callable[[], None]) -> None:
+    check()
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_mutants_are_noticed(name: str) -> None:
+    breaks, check = MUTANTS[name]
+    with pytest.MonkeyPatch.context() as patch:
+        breaks(patch)
+        with pytest.raises(AssertionError):
+            check()
