@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from course import course
 from rights import RIGHTS
+from test_causes import with_attention
 
 import pellucid as pl
 import support
@@ -210,3 +212,25 @@ def test_sensitivity_finds_small_errors(small: pl.CkptedTransformer) -> None:
     assert len(found) == 20
     assert all(size is not None and size <= 1e-7 for size in found.values())
     assert all(torch.equal(before[name], tensor) for name, tensor in hf.state_dict().items())
+
+
+@pytest.mark.parametrize("tokens", [1, 7])
+def test_one_part_of_a_fused_module_that_holds_something_else(tokens: int, small: pl.CkptedTransformer) -> None:
+    """The module of q, k and v gives three times q, which the scale of the scores takes back, or does not."""
+
+    def attending(scale: float) -> Any:
+        def forward(self: Any, x: torch.Tensor, cache: Any = None) -> torch.Tensor:
+            q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in self.qkv_proj(x).chunk(3, -1))
+            z = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale * q.size(-1) ** -0.5)
+            return self.output_proj(z.transpose(1, 2).flatten(2))
+
+        return forward
+
+    for scale, verdict in ((1 / 3, "equivalent"), (1 / 2, "different")):
+        made = course(small)
+        for block in made.blocks:
+            block.attn.qkv_proj.register_forward_hook(
+                lambda module, given, out: torch.cat([out[..., :24] * 3, out[..., 24:]], -1)
+            )
+        report = pl.compare(small, with_attention(made, attending(scale), (0, 1)), IDS[:, :tokens])
+        assert report.verdict == verdict, report

@@ -211,9 +211,11 @@ class _Recorder:
         calls = self.seen.setdefault(number, [])
         shown = _as_rows(value, self.shape) if isinstance(value, Tensor) else None
         calls.append({} if shown is None else {p: v.detach().clone() for p, v in site.read(shown).items()})
-        if not calls[-1] or not all(point in self.forced for point in site.points):
-            return value
-        return _like_rows(site.write(self.forced), value, self.shape)
+        own = calls[-1]
+        given = {point: self.forced[point].to(held) for point, held in own.items() if point in self.forced}
+        if not given or (site.head is not None and len(given) < len(site.points)):
+            return value  # of one head alone, what is its own cannot be written among the others
+        return _like_rows(site.write({**own, **given}), value, self.shape)
 
     def values(self, n_head: int) -> dict[str, Tensor]:
         """Point -> value, from the sites that fired once with a value that can be read; heads put together."""
