@@ -106,6 +106,27 @@ def test_usage_is_2_and_on_stderr(cli: Any, args: list[str], said: str) -> None:
     assert f"Usage: pellucid {args[0] if args[0] in VERBS else '[OPTIONS]'}" in result.stderr
 
 
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["runn", "x"], ["run"], ["run", "x", "--top", "-1"], ["run", "x", "--nmaes", "y"], ["compare", "a"],
+        ["run", "x", "--list"], ["check", "x.py", "--exercise", "gredy"], ["generate", "x", "--sampler", "y"],
+    ],
+)  # fmt: skip
+def test_usage_is_an_object_with_json(cli: Any, args: list[str]) -> None:
+    """It says what people are told, whatever is wrong, and wherever --json stands."""
+    for words in ([*args, "--json"], [args[0], "--json", *args[1:]]):
+        result = cli(*words)
+        assert (result.exit_code, result.stderr) == (2, "")
+        error = json.loads(result.stdout)["error"]
+        assert error["code"] == "usage"
+        told = " ".join(cli(*args).stderr.replace("│", "").split())
+        assert " ".join(error["message"].split()) in told
+        command = re.findall(r"`pellucid (.*?) ?--help`", error["remedy"])
+        assert cli(*command[0].split(), "--help").exit_code == 0
+    assert cli("runn", "--", "--json").stdout == ""
+
+
 def test_no_verb_shows_the_help(cli: Any) -> None:
     result = cli()
     assert result.exit_code == 2

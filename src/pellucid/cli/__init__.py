@@ -24,7 +24,7 @@ from typer.core import TyperArgument, TyperCommand, TyperGroup
 
 from pellucid import interrupts
 from pellucid._version import __version__
-from pellucid.cli.shared.failures import Exit, exit_code, show_failure, show_fault, show_warning
+from pellucid.cli.shared.failures import Exit, exit_code, show_failure, show_fault, show_misuse, show_warning, usage
 from pellucid.cli.shared.opening import require_writable
 from pellucid.cli.shared.screen import progress, require_stdout
 from pellucid.errors import PellucidError
@@ -64,16 +64,22 @@ class Verb(TyperCommand):
             with interrupts.raised():
                 return answer(wish)
         except PellucidError as error:
-            show_failure(error, as_json=as_json)
+            show_failure(error, as_json=as_json, verb=str(self.name))
             raise typer.Exit(exit_code(error)) from error
         except typer.BadParameter as error:
             error.ctx = error.ctx or ctx  # whose usage is shown
-            raise
+            if not as_json:
+                raise
+            raise show_misuse(error) from error
         except (KeyboardInterrupt, SystemExit, typer.Exit):
             raise
         except BaseException as fault:  # a panic of Rust's is no Exception
             show_fault(fault, traceback.format_exc(), as_json=as_json)
             raise typer.Exit(Exit.FAULT) from fault
+
+    def make_context(self, info_name: Any, args: list[str], parent: Any = None, **extra: Any) -> Any:
+        with usage(args):
+            return super().make_context(info_name, args, parent, **extra)
 
     def get_params(self, ctx: Any) -> list[Any]:
         """The parameters, without the names of Python's types in the help."""
@@ -89,8 +95,13 @@ class Verb(TyperCommand):
 class Verbs(TyperGroup):
     """The group whose commands are lines of `VERBS` until one of them is named."""
 
+    def make_context(self, info_name: Any, args: list[str], parent: Any = None, **extra: Any) -> Any:
+        with usage(args):
+            return super().make_context(info_name, args, parent, **extra)
+
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
-        name, command, rest = super().resolve_command(ctx, args)
+        with usage(args):
+            name, command, rest = super().resolve_command(ctx, args)
         return (name, command, rest) if name is None else (name, load_verb(name), rest)
 
 

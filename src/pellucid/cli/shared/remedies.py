@@ -19,6 +19,7 @@ _CONFIG = (
     "Give the configuration that these weights were trained with: --config config.json. The number of heads, among "
     "other things, cannot be inferred from the tensors."
 )
+_NOTHING = "Give some text; to start from nothing, add --bos."
 _NAMES = "`pellucid run --list` lists them all, with -m for another model than the bundled one."
 
 WORDS: Mapping[str, str | tuple[str, str | Callable[[re.Match[str]], str]]] = {
@@ -27,7 +28,9 @@ WORDS: Mapping[str, str | tuple[str, str | Callable[[re.Match[str]], str]]] = {
     "config-not-found": _CONFIG,
     "config-not-implemented": (r"pass ignore_config=\[(.*?)\]", _ignored),
     "dtype-not-supported": "Add --dtype float32, which converts them.",
-    "empty-text": "Give some text; to start from nothing, add --bos (run, generate).",
+    "empty-text": "Give some text.",
+    "generate empty-text": _NOTHING,
+    "run empty-text": _NOTHING,
     "hub-cache-not-writable": "Set HF_HOME to a folder that you may write.",
     "hub-gated": (r" or pass token=", " or set HF_TOKEN"),
     "hub-not-found": (r" or pass token=", " or set HF_TOKEN"),
@@ -40,15 +43,15 @@ WORDS: Mapping[str, str | tuple[str, str | Callable[[re.Match[str]], str]]] = {
     "too-long": (r"or pass overflow='slide'", "or add --overflow slide"),
     "unknown-checkpoint": (r"`model\.ckpt_names` lists.*", _NAMES),
 }
-"""Code of an error -> the remedy, or a pattern in the library's remedy and what stands there on the command line."""
+"""Code of an error, perhaps behind a verb -> the remedy, or a pattern in the library's remedy and what replaces it."""
 
 PYTHON = re.compile(r"\w=|\bpl\.|\w\(|`\w+\.\w+`")
 """How remedies look that are Python."""
 
 
-def remedy_here(code: str, remedy: str) -> str:
-    """Return a remedy that can be followed on the command line."""
-    words = WORDS.get(code)
+def remedy_here(code: str, remedy: str, verb: str = "") -> str:
+    """Return a remedy that can be followed on the command line, at a verb."""
+    words = WORDS.get(f"{verb} {code}", WORDS.get(code))
     if isinstance(words, str):
         return words
     if words is not None:
