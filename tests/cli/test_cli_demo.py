@@ -118,13 +118,27 @@ def test_an_answer_that_looking_changes_is_1(cli: Any, cli_json: Any, monkeypatc
     assert cli_json("demo", expect=1)["proof"]["equal"] is False
 
 
-def test_as_a_command_in_a_pipe(tmp_path: Path) -> None:
-    done = subprocess.run([sys.executable, "-m", "pellucid.cli", "demo"], capture_output=True, text=True, check=False)
+BARE = {name: value for name, value in os.environ.items() if name != "PATH"} | {"PATH": "/usr/bin:/bin"}
+"""A shell that does not find the program by its name."""
+
+
+@pytest.fixture(scope="module")
+def toured(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """Where the demo ran as `make demo` calls it, by a path and into a pipe, and what came of it."""
+    folder = tmp_path_factory.mktemp("tour")
+    (folder / "env").symlink_to(Path(sys.executable).parent)
+    return folder, subprocess.run(
+        ["env/pellucid", "demo"], cwd=folder, env=BARE, capture_output=True, text=True, check=False
+    )
+
+
+def test_as_a_command_in_a_pipe(toured: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    folder, done = toured
     assert (done.returncode, done.stderr) == (0, "")
     assert "\x1b" not in done.stdout
     assert "equal to the last bit" in done.stdout
     assert done.stdout.endswith("more of it in pellucid-demo.html\n")
-    html = (tmp_path / "pellucid-demo.html").read_text(encoding="utf-8")
+    html = (folder / "pellucid-demo.html").read_text(encoding="utf-8")
     assert balanced(html)
     assert not re.search(r"https?://|<script|<link|@import|url\(", html), "it needs no network"
     for words in (
@@ -171,13 +185,11 @@ class Empty:
         return Page("empty", "", None, "", ())
 
 
-def test_what_the_tour_says_to_type_runs_where_it_was_typed(tmp_path: Path) -> None:
-    """As `make demo` calls it: by a path, in a shell that does not find the program by its name."""
-    program = Path(sys.executable).with_name("pellucid")
-    (tmp_path / "env").symlink_to(program.parent)
-    bare = {name: value for name, value in os.environ.items() if name != "PATH"} | {"PATH": "/usr/bin:/bin"}
-    tour = subprocess.run(["env/pellucid", "demo"], cwd=tmp_path, env=bare, capture_output=True, text=True, check=True)
+def test_what_the_tour_says_to_type_runs_where_it_was_typed(
+    toured: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
+    folder, tour = toured
     line = next(line for line in tour.stdout.splitlines() if 'run "your own text"' in line)
     command = line.split("  ")[0]
     assert command == 'env/pellucid run "your own text"'
-    subprocess.run(["sh", "-c", command], cwd=tmp_path, env=bare, check=True, capture_output=True)
+    subprocess.run(["sh", "-c", command], cwd=folder, env=BARE, check=True, capture_output=True)
