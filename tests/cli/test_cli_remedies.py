@@ -90,6 +90,14 @@ def test_what_is_python_is_said_to_be() -> None:
     assert remedy_here("no-such-code", "Give a longer text.") == "Give a longer text."
 
 
+def test_a_verb_has_remedies_of_its_own(cli: Any) -> None:
+    """norms has no --bos, and a learner at a shell no exercises.starter."""
+    for words, absent in ((["norms", ""], "--bos"), (["check", "none.py"], "In Python")):
+        error = json.loads(cli(*words, "--json").stdout)["error"]
+        assert absent not in error["remedy"]
+    assert "--bos" in json.loads(cli("run", "", "--json").stdout)["error"]["remedy"]
+
+
 def test_the_names_are_those_of_the_model(cli: Any, cli_json: Any, bundled: pl.CkptedTransformer) -> None:
     assert cli("run", "--list").stdout.splitlines() == list(bundled.ckpt_names)
     found = cli_json("run", "--list", "--names", "*.1.attn.ckpt_z")

@@ -23,6 +23,7 @@ _NOTHING = "Give some text; to start from nothing, add --bos."
 _NAMES = "`pellucid run --list` lists them all, with -m for another model than the bundled one."
 
 WORDS: Mapping[str, str | tuple[str, str | Callable[[re.Match[str]], str]]] = {
+    "check path-not-found": "Give the path of the .py or .ipynb file that holds your answers.",
     "config-model-type": (r"pass ignore_config=\[(.*?)\]", _ignored),
     "config-needed": _CONFIG,
     "config-not-found": _CONFIG,
