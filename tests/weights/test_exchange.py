@@ -134,6 +134,41 @@ def test_other_models_are_refused(given: Any, code: str) -> None:
     assert caught.value.remedy
 
 
+class Holder:
+    """An object that is no module and keeps one, as pipelines do."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+
+
+@pytest.mark.parametrize("around", [nn.DataParallel, nn.Sequential, Holder, GPT2ForSequenceClassification])
+def test_the_model_inside_another_object_is_named(around: Any) -> None:
+    hf = small_hf()
+    given = around(hf.config if around is GPT2ForSequenceClassification else hf)
+    with pytest.raises(pl.WeightsError) as caught:
+        pl.from_hf(given)
+    instruction = caught.value.remedy.partition(": ")[2].partition(". What")[0]
+    model = eval(instruction, {"pl": pl, "hf_model": given})
+    inner = given.transformer if around is GPT2ForSequenceClassification else hf
+    assert same_logits(model, inner) if inner is hf else model.config.n_embd == inner.config.n_embd
+
+
+@pytest.mark.parametrize(
+    ("given", "remedy"),
+    [
+        ("gpt2", "pl.load opens names"), ({"a": torch.ones(1)}, "state dicts"), (Path("x"), "folders"),
+        (pl.load, "GPT-2 of transformers only"), (small_hf, "pl.compare"), (None, "pl.compare"),
+        (type(small_hf()), "GPT2LMHeadModel.from_pretrained(name)"),
+        (pl.CkptedTransformer(pl.TransformerConfig(vocab_size=3, n_positions=2, n_embd=2, n_layer=0, n_head=1)),
+         "copy.deepcopy(model)"),
+    ],
+)  # fmt: skip
+def test_what_is_no_model_of_transformers_is_sent_where_it_belongs(given: Any, remedy: str) -> None:
+    with pytest.raises(pl.WeightsError, match="from_hf: given") as caught:
+        pl.from_hf(given)
+    assert remedy in caught.value.remedy
+
+
 def test_cross_attention_is_refused() -> None:
     hf = GPT2LMHeadModel(GPT2Config(**{**small_hf().config.to_dict(), "add_cross_attention": True}))
     with pytest.raises(pl.ConfigError, match="add_cross_attention"):

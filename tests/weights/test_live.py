@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 from torch.nn.utils import parametrizations, parametrize, prune
 from transformers import GPT2Config, GPT2LMHeadModel
+from transformers.integrations.neftune import neftune_post_forward_hook
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.gpt2 import modeling_gpt2
 from transformers.pytorch_utils import Conv1D
@@ -227,6 +228,29 @@ def zero_head_bias(hf: Any) -> None:
     hf.lm_head = head
 
 
+def acts(name: str, module: nn.Module) -> Callable[[Any], None]:
+    """The activation of a configuration, computed by another class."""
+
+    def change(hf: Any) -> None:
+        hf.config.activation_function = name
+        for block in hf.transformer.h:
+            block.mlp.act = copy.deepcopy(module)
+
+    return change
+
+
+def grafted(hf: Any) -> None:
+    """A block of a model that attends explicitly, in a model that makes no mask for it: it sees later tokens."""
+    other = small_hf(seed=3)
+    other.set_attn_implementation("eager")
+    hf.transformer.h[1] = other.transformer.h[1]
+
+
+def noisy(hf: Any) -> None:
+    hf.transformer.wte.neftune_noise_alpha = 5.0
+    hf.transformer.wte.register_forward_hook(neftune_post_forward_hook)
+
+
 def mixed_dtypes(hf: Any) -> None:
     hf.bfloat16()
     for name, module in hf.named_modules():
@@ -250,6 +274,10 @@ CARRIED: dict[str, Callable[[Any], Any]] = {
     "more tokens": lambda hf: hf.resize_token_embeddings(V + 5, mean_resizing=False),
     "head of other memory": put("lm_head", lambda old: nn.Linear(D, V, bias=False)),
     "a head's bias of zeros": zero_head_bias,
+    "torch's own GELU": acts("gelu", nn.GELU()),
+    "torch's own GELU by tanh": acts("gelu_pytorch_tanh", nn.GELU(approximate="tanh")),
+    "torch's own SiLU": acts("silu", nn.SiLU()),
+    "ReLU in place": acts("relu", nn.ReLU(inplace=True)),
     "dropout taken out": put("transformer.drop", lambda old: nn.Identity()),
     "dropout off": drops(0.0),
     "unused tensors": pad,
@@ -322,6 +350,10 @@ REFUSED: dict[str, Refused] = {
     "activation replaced": Refused(
         put("transformer.h.0.mlp.act", lambda m: nn.ReLU()), "hf-differs-from-config", "ReLU"
     ),
+    "another slope": Refused(acts("leaky_relu", nn.LeakyReLU(0.3)), "hf-differs-from-config", "LeakyReLU"),
+    "another GELU": Refused(acts("gelu", nn.GELU(approximate="tanh")), "hf-differs-from-config", "not gelu"),
+    "activation with a parameter": Refused(acts("relu", nn.PReLU()), "hf-differs-from-config", "PReLU"),
+    "noise in training": Refused(noisy, "hf-hooks", "neftune"),
     "matrix wrapped": Refused(put("transformer.h.0.mlp.c_fc", nn.Sequential), "hf-part", "c_fc is Sequential"),
     "adapter": Refused(put("transformer.h.0.attn.c_attn", AdaptedLinear), "hf-part", "AdaptedLinear"),
     "quantised class": Refused(
@@ -416,6 +448,7 @@ REFUSED: dict[str, Refused] = {
         "h.1 is the same module as transformer.h.0",
     ),
     "dropouts of several rates": Refused(drops(0.5, "mlp.dropout"), "hf-dropout", "resid_pdrop"),
+    "block of a model with other masks": Refused(grafted, "hf-attention", "h.1.attn attends by 'eager'"),
     "attention of one's own": Refused(custom_attention, "hf-attention", "looks_ahead"),
     "int8": Refused(
         lambda hf: setattr(
@@ -450,6 +483,58 @@ def test_what_computes_something_else_is_refused_by_name(name: str) -> None:
     assert caught.value.code == case.code, str(caught.value)
     assert case.word in caught.value.message
     assert caught.value.remedy
+
+
+def test_a_block_of_another_model_is_carried_over_once_the_remedy_was_followed() -> None:
+    hf = small_hf()
+    grafted(hf)
+    with pytest.raises(pl.WeightsError) as caught:
+        pl.from_hf(hf)
+    exec(caught.value.remedy.partition(": ")[2].rstrip("."), {"hf_model": hf})
+    assert same_logits(pl.from_hf(hf), hf)
+    hf.set_attn_implementation("eager")
+    hf.transformer.h[1].attn.config = small_hf().config  # it takes the masks that the model makes
+    assert pl.from_hf(hf).config.n_layer == 2
+
+
+@pytest.mark.parametrize("path", ["transformer.h.1", "transformer.h.1.attn", "transformer.h.1.mlp"])
+def test_a_module_in_two_places_is_carried_over_once_the_remedy_was_followed(path: str) -> None:
+    hf = small_hf()
+    hf.set_submodule(path, hf.get_submodule(path.replace("1", "0")))
+    with pytest.raises(pl.WeightsError, match=f"{path} is the same module") as caught:
+        pl.from_hf(hf)
+    exec(caught.value.remedy.partition(": ")[2].partition(". pl.")[0], {"hf_model": hf, "copy": copy})
+    assert same_logits(pl.from_hf(hf), hf)
+
+
+def test_a_norm_without_gains_is_carried_over_once_the_remedy_was_followed() -> None:
+    hf = small_hf()
+    hf.transformer.h[0].ln_1 = nn.LayerNorm(D, elementwise_affine=False)
+    expected = hf(ids_for(hf)).logits
+    with pytest.raises(pl.WeightsError, match=r"ln_1\.weight is None") as caught:
+        pl.from_hf(hf)
+    exec(caught.value.remedy.partition(" computes")[0], {"hf_model": hf, "torch": torch})
+    assert torch.equal(pl.from_hf(hf)(ids_for(hf)), expected)
+
+
+def test_fields_that_do_not_apply_are_taken_out_as_the_remedy_says() -> None:
+    hf = small_hf()
+    hf.config.mup, hf.config.num_key_value_heads = 1.0, 1
+    with pytest.raises(pl.ConfigError, match="from_hf: config: ") as caught:
+        pl.from_hf(hf)
+    exec(caught.value.remedy.partition(": ")[2].rstrip("."), {"hf_model": hf})
+    assert same_logits(pl.from_hf(hf), hf)
+
+
+def test_a_head_of_another_size_fits_once_the_remedy_was_followed() -> None:
+    hf = small_hf()
+    hf.lm_head = nn.Linear(D, V - 7, bias=False)
+    with pytest.raises(pl.WeightsError, match="from_hf: weights in the layout") as caught:
+        pl.from_hf(hf)
+    exec(caught.value.remedy.partition(" by ")[2].partition(". ")[0], {"hf_model": hf, "n": V})
+    model = pl.from_hf(hf)
+    assert same_logits(model, hf)
+    assert not model.config.tie_word_embeddings
 
 
 def test_a_compiled_model_is_read_as_what_was_compiled() -> None:

@@ -283,6 +283,13 @@ def _from_fields(values: dict[str, Any]) -> TransformerConfig:
     return TransformerConfig(**values)
 
 
+def unimplemented(given: Mapping[str, Any]) -> dict[str, str]:
+    """The fields that make another model of a GPT-2, each with what is not implemented."""
+    known = {*_declared(), *SYNONYMS}
+    found = {name: variant for name in given if name not in known and (variant := variant_of(name)) is not None}
+    return {name: found[name].reason for name in found if not found[name].is_harmless(given[name], given)}
+
+
 def _refuse_unimplemented(given: Mapping[Any, Any]) -> None:
     wrong = next((name for name in given if not isinstance(name, str)), None)
     if wrong is not None:
@@ -295,9 +302,7 @@ def _refuse_unimplemented(given: Mapping[Any, Any]) -> None:
             remedy="pellucid reads GPT-2 only. If the weights are a GPT-2 all the same, pass "
             "ignore_config=['model_type'].",
         )
-    known = {*_declared(), *SYNONYMS}
-    found = {name: variant for name in given if name not in known and (variant := variant_of(name)) is not None}
-    refused = {name: found[name].reason for name in found if not found[name].is_harmless(given[name], given)}
+    refused = unimplemented(given)
     if refused:
         said = "; ".join(f"{name}={shown(given[name])}: {reason}" for name, reason in refused.items())
         raise ConfigError(

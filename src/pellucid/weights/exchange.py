@@ -50,12 +50,7 @@ def from_hf(cls: ModelClass[M], hf_model: nn.Module, *, attention: str = "auto",
     """
     transformers = _transformers()
     if not isinstance(foreign.uncompiled(hf_model), (transformers.GPT2LMHeadModel, transformers.GPT2Model)):
-        raise WeightsError(
-            f"from_hf: given {type(hf_model).__name__}, expected GPT2LMHeadModel or GPT2Model.",
-            code="hf-wrong-class",
-            remedy="Unwrap it (`.module` of DDP, `.merge_and_unload()` of PEFT, `.transformer` of a model with a head "
-            "for another task).",
-        )
+        raise foreign.wrong_class(hf_model)
     read = live.read(hf_model)
     config, tensors = read.config, read.tensors
     if "lm_head.weight" in tensors:
@@ -63,7 +58,15 @@ def from_hf(cls: ModelClass[M], hf_model: nn.Module, *, attention: str = "auto",
         config = config.replace(tie_word_embeddings=tied)
         if tied:
             del tensors["lm_head.weight"]
-    imported = to_ours({name: _copy(tensor) for name, tensor in tensors.items()}, config)
+    try:
+        imported = to_ours({name: _copy(tensor) for name, tensor in tensors.items()}, config)
+    except WeightsError as problem:
+        raise WeightsError(
+            f"from_hf: {problem.message}",
+            code=problem.code,
+            remedy="Give the tensors the sizes of the rest of the model. An untied head gets the embedding's n rows by "
+            "hf_model.config.tie_word_embeddings = False; hf_model.resize_token_embeddings(n). " + live.AS_IT_IS,
+        ) from problem
     source = {"source": f"transformers {type(foreign.uncompiled(hf_model)).__name__}", **read.notes}
     provenance = describe(imported, imported.weights, source)
     model = cls(

@@ -5,14 +5,16 @@ from __future__ import annotations
 import functools
 import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
 from pellucid.errors import WeightsError
+from pellucid.weights.building import DTYPES
 
 
 class _Part(Protocol):
@@ -35,6 +37,35 @@ def plain(name: str) -> str:
     return name.replace("_orig_mod.", "")
 
 
+def more(items: Sequence[object]) -> str:
+    """How many there are beside the three that a message names."""
+    return f" and {len(items) - 3} more" if len(items) > 3 else ""
+
+
+def wrong_class(given: object) -> WeightsError:
+    """The error for what is no GPT-2 of transformers: where it holds one, or what opens it."""
+    from transformers.models.gpt2 import modeling_gpt2 as gpt2
+
+    models = (gpt2.GPT2LMHeadModel, gpt2.GPT2Model)
+    name, inner = type(given).__name__, getattr(given, "model", None)
+    modules = given.named_modules() if isinstance(given, nn.Module) else [("model", inner)]
+    held = next((path for path, module in modules if isinstance(module, models)), None)
+    if isinstance(given, type):
+        name, remedy = f"the class {given.__name__}", f"Make a model of it: {given.__name__}.from_pretrained(name)."
+    elif held is not None:
+        place = held if all(map(str.isidentifier, held.split("."))) else f"get_submodule({held!r})"
+        remedy = f"Give the one that it holds: pl.from_hf(hf_model.{place}). What stands around it is not carried over."
+    elif isinstance(given, (str, Path, Mapping)):
+        remedy = "pl.load opens names, folders, files and state dicts."
+    elif type(given).__module__.startswith("pellucid."):
+        remedy = "It is one of pellucid's already; copy.deepcopy(model) makes another."
+    else:
+        remedy = "pellucid reads GPT-2 of transformers only; pl.compare takes other programs that compute the same."
+    return WeightsError(
+        f"from_hf: given {name}, expected GPT2LMHeadModel or GPT2Model.", code="hf-wrong-class", remedy=remedy
+    )
+
+
 def runs_as(module: nn.Module | None, classes: tuple[type[nn.Module], ...]) -> bool:
     """Whether a module is of one of these classes and is called as that class is; a subclass may add to it."""
     called = ("forward", "__call__", "_call_impl", "_wrapped_call_impl")
@@ -53,7 +84,7 @@ def require_own_forwards(parts: Sequence[_Part]) -> None:
     patched = [part.path or "the model" for part in parts if part.module is not None and _is_patched(part.module)]
     if patched:
         raise WeightsError(
-            f"from_hf: {', '.join(patched[:3])}{_more(patched)} runs another forward than transformers'.",
+            f"from_hf: {', '.join(patched[:3])}{more(patched)} runs another forward than transformers'.",
             code="hf-patched-forward",
             remedy="Undo the patch: `del module.forward` if a module was patched; accelerate.hooks."
             "remove_hook_from_module(hf_model, recurse=True) or accelerator.unwrap_model(hf_model) if accelerate "
@@ -72,7 +103,7 @@ def _is_patched(module: nn.Module) -> bool:
 def require_no_hooks(parts: Sequence[_Part]) -> None:
     """Refuse hooks of the forward pass, which may change what it computes and would not be copied.
 
-    Those that transformers itself installs only look. Hooks of the backward pass stay behind.
+    Those by which transformers looks on are no obstacle. Hooks of the backward pass stay behind.
 
     Raises:
         WeightsError: There is one.
@@ -82,13 +113,13 @@ def require_no_hooks(parts: Sequence[_Part]) -> None:
         for part in parts
         if part.module is not None
         for hook in (*part.module._forward_hooks.values(), *part.module._forward_pre_hooks.values())
-        if not _is_of(hook, "transformers") and not _computes_a_tensor(hook)
+        if not _only_looks(hook) and not _computes_a_tensor(hook)
     ]
     everywhere = (*torch_module._global_forward_hooks.values(), *torch_module._global_forward_pre_hooks.values())
-    found += [f"every module has the hook {_name(hook)}" for hook in everywhere if not _is_of(hook, "transformers")]
+    found += [f"every module has the hook {_name(hook)}" for hook in everywhere if not _only_looks(hook)]
     if found:
         raise WeightsError(
-            f"from_hf: {'; '.join(found[:3])}{_more(found)}, which may change what the model computes.",
+            f"from_hf: {'; '.join(found[:3])}{more(found)}, which may change what the model computes.",
             code="hf-hooks",
             remedy="Remove hooks first: handle.remove(), or module._forward_hooks.clear() and "
             "module._forward_pre_hooks.clear(). They work on the copy as well: "
@@ -96,19 +127,20 @@ def require_no_hooks(parts: Sequence[_Part]) -> None:
         )
 
 
-def require_own_attention(hf_model: Any) -> None:
-    """Refuse an attention function that is not transformers' own.
+def require_own_attention(parts: Sequence[_Part]) -> None:
+    """Refuse an attention function that is not transformers' own, or that gets the masks of another one.
 
     Raises:
-        WeightsError: One that somebody registered or put in the place of another.
+        WeightsError: One that somebody registered or put in the place of another; or blocks of another model.
     """
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
     from transformers.models.gpt2 import modeling_gpt2 as gpt2
 
-    modules = [uncompiled(module) for module in hf_model.modules()]
-    configs = [module.config for module in modules if isinstance(module, (gpt2.GPT2Attention, gpt2.GPT2Model))]
-    for name in sorted({str(config._attn_implementation) for config in configs}):
+    named: dict[str, Any] = {part.path: part.module for part in parts}
+    kinds = (gpt2.GPT2Model, gpt2.GPT2Attention)
+    used = {path: str(m.config._attn_implementation) for path, m in named.items() if isinstance(m, kinds)}
+    for name in sorted(set(used.values())):
         eager = gpt2.eager_attention_forward if name == "eager" else None
         attends, masks = ALL_ATTENTION_FUNCTIONS.get(name, eager), ALL_MASK_ATTENTION_FUNCTIONS.get(name)
         if not (_is_of(attends, "transformers") and (masks is None or _is_of(masks, "transformers"))):
@@ -117,6 +149,46 @@ def require_own_attention(hf_model: Any) -> None:
                 code="hf-attention",
                 remedy="Choose one of transformers' own in a new process: hf_model.set_attn_implementation('sdpa').",
             )
+    base = next(path for path in used if isinstance(named[path], gpt2.GPT2Model))
+    masked = used[base]  # eager attention of a block without the masks that the model makes for it sees later tokens
+    other = [path for path in used if used[path] not in (masked, "sdpa" if masked == "eager" else masked)]
+    if other:
+        raise WeightsError(
+            f"from_hf: {other[0]} attends by {used[other[0]]!r}, but the model makes masks for {masked!r}.",
+            code="hf-attention",
+            remedy=f"Give the block the model's configuration: hf_model.get_submodule({other[0]!r}).config = "
+            "hf_model.config.",
+        )
+
+
+def require_dense(tensors: dict[str, Tensor]) -> None:
+    """Refuse tensors that are no plain matrices of a float dtype on one device.
+
+    Raises:
+        WeightsError: There is one.
+    """
+    wrong = [
+        f"{name} is a {type(tensor).__name__} of {tensor.dtype}, {tensor.layout}"
+        for name, tensor in tensors.items()
+        if tensor.dtype not in DTYPES.values()
+        or tensor.layout is not torch.strided
+        or tensor.is_nested
+        or type(tensor) not in (Tensor, nn.Parameter)
+    ]
+    if wrong:
+        raise WeightsError(
+            f"from_hf: {'; '.join(wrong[:3])}{more(wrong)}, expected dense tensors of {', '.join(DTYPES)}.",
+            code="hf-tensors",
+            remedy="Load the model without quantisation or sharding, or bring its tensors back: hf_model.dequantize() "
+            "of a quantised one, hf_model.float() of another dtype.",
+        )
+    devices = sorted({str(tensor.device) for tensor in tensors.values()})
+    if len(devices) > 1:
+        raise WeightsError(
+            f"from_hf: the model lies on {' and '.join(devices)}, expected one device.",
+            code="hf-tensors",
+            remedy="Bring it together: hf_model.to('cpu').",
+        )
 
 
 def require_plain_tensors(path: str, module: nn.Module) -> None:
@@ -155,6 +227,15 @@ def _computed(module: nn.Module) -> set[str]:
         for name in ("weight", "bias")
         if name not in module._parameters and getattr(module, name, None) is not None
     }
+
+
+def _only_looks(hook: object) -> bool:
+    """Whether transformers made this hook, and not to add noise (NEFTune) or to divide the work."""
+    return _is_of(hook, "transformers") and not _module(hook).startswith("transformers.integrations.")
+
+
+def _module(function: object) -> str:
+    return getattr(function, "__module__", None) or type(function).__module__
 
 
 def _computes_a_tensor(hook: object) -> bool:
@@ -199,7 +280,3 @@ def _folders(package: str) -> tuple[str, ...]:
 
 def _name(function: object) -> str:
     return str(getattr(function, "__qualname__", type(function).__name__))
-
-
-def _more(items: Sequence[object]) -> str:
-    return f" and {len(items) - 3} more" if len(items) > 3 else ""

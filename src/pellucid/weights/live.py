@@ -15,12 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pellucid.errors import WeightsError, shown
-from pellucid.gpt2.config import TransformerConfig
+from pellucid.errors import ConfigError, WeightsError, shown
+from pellucid.gpt2.config import TransformerConfig, unimplemented
 from pellucid.gpt2.config_fields import NEUTRAL, REFUSED, SYNONYMS
 from pellucid.parameters import require_numbers
 from pellucid.weights import foreign
-from pellucid.weights.building import DTYPES
 
 Classes = Mapping[str, tuple[type[nn.Module], ...]]
 """A module's name -> the classes that may stand there; none if any may."""
@@ -70,14 +69,14 @@ def read(hf_model: nn.Module) -> Live:
     _require_classes(parts)
     foreign.require_own_forwards(parts)
     foreign.require_no_hooks(parts)
-    foreign.require_own_attention(hf_model)
+    foreign.require_own_attention(parts)
     named = {part.path: part.module for part in parts if part.module is not None}
     _require_apart(named)
     tensors = {
         f"{path}.{name}": tensor for path, module in named.items() for name, tensor in stored(path, module).items()
     }
     require_numbers("from_hf", tensors.values())
-    _require_dense(tensors)
+    foreign.require_dense(tensors)
     said = _config_of(hf_model)
     config = _with_sizes(said, named, tensors)
     require_as_configured(named, config)
@@ -168,7 +167,7 @@ def _require_classes(parts: Sequence[Part]) -> None:
         raise wrong_head(head[0].module)
     if wrong:
         raise WeightsError(
-            f"from_hf: {'; '.join(map(_said, wrong[:3]))}{_more(wrong)}.",
+            f"from_hf: {'; '.join(map(_said, wrong[:3]))}{foreign.more(wrong)}.",
             code="hf-part",
             remedy=f"{foreign.remedy(part.module for part in wrong)} {AS_IT_IS}",
         )
@@ -181,10 +180,6 @@ def _said(part: Part) -> str:
     if isinstance(part.module, part.expected):
         return f"{part.path or 'the model'} is {type(part.module).__name__}, whose forward is not {expected}'s"
     return f"{part.path} is {type(part.module).__name__}, expected {expected}"
-
-
-def _more(items: Sequence[object]) -> str:
-    return f" and {len(items) - 3} more" if len(items) > 3 else ""
 
 
 def wrong_head(head: object) -> WeightsError:
@@ -205,8 +200,19 @@ def _require_apart(named: dict[str, nn.Module]) -> None:
             raise WeightsError(
                 f"from_hf: {path} is the same module as {first}, expected one of its own.",
                 code="hf-shared",
-                remedy=f"Give it one: copy.deepcopy(hf_model.{first}), with a layer_idx of its own. {AS_IT_IS}",
+                remedy=f"Give it one: {_apart(path, first)}. {AS_IT_IS}",
             )
+
+
+def _apart(path: str, first: str) -> str:
+    """The statements that put a copy of a module in its second place, where a block's attention has its own number."""
+    made = f"hf_model.set_submodule({path!r}, copy.deepcopy(hf_model.get_submodule({first!r})))"
+    block = path.removesuffix(".attn")
+    _, list_, number = block.rpartition("h.")
+    numbered = (
+        f"; hf_model.get_submodule({f'{block}.attn'!r}).layer_idx = {number}" if list_ and number.isdigit() else ""
+    )
+    return made + numbered
 
 
 def stored(path: str, module: nn.Module) -> dict[str, Tensor]:
@@ -228,7 +234,8 @@ def stored(path: str, module: nn.Module) -> dict[str, Tensor]:
         raise WeightsError(
             f"from_hf: {path}.weight is None, expected a tensor.",
             code="hf-tensors",
-            remedy=f"hf_model.{path}.weight = torch.nn.Parameter(torch.ones(n_embd)) computes the same.",
+            remedy=f"hf_model.get_submodule({path!r}).weight = torch.nn.Parameter(torch.ones(hf_model.config.n_embd)) "
+            "computes the same.",
         )
     if isinstance(module, nn.Embedding) or path == "lm_head":
         if bias is not None and bias.count_nonzero():
@@ -236,31 +243,6 @@ def stored(path: str, module: nn.Module) -> dict[str, Tensor]:
         return {"weight": weight}
     weight = weight.t() if isinstance(module, nn.Linear) else weight
     return {"weight": weight, "bias": weight.new_zeros(weight.shape[-1]) if bias is None else bias}
-
-
-def _require_dense(tensors: dict[str, Tensor]) -> None:
-    wrong = [
-        f"{name} is a {type(tensor).__name__} of {tensor.dtype}, {tensor.layout}"
-        for name, tensor in tensors.items()
-        if tensor.dtype not in DTYPES.values()
-        or tensor.layout is not torch.strided
-        or tensor.is_nested
-        or type(tensor) not in (Tensor, nn.Parameter)
-    ]
-    if wrong:
-        raise WeightsError(
-            f"from_hf: {'; '.join(wrong[:3])}{_more(wrong)}, expected dense tensors of {', '.join(DTYPES)}.",
-            code="hf-tensors",
-            remedy="Load the model without quantisation or sharding, or bring its tensors back: hf_model.dequantize() "
-            "of a quantised one, hf_model.float() of another dtype.",
-        )
-    devices = sorted({str(tensor.device) for tensor in tensors.values()})
-    if len(devices) > 1:
-        raise WeightsError(
-            f"from_hf: the model lies on {' and '.join(devices)}, expected one device.",
-            code="hf-tensors",
-            remedy="Bring it together: hf_model.to('cpu').",
-        )
 
 
 def _config_of(hf_model: Any) -> TransformerConfig:
@@ -276,7 +258,15 @@ def _config_of(hf_model: Any) -> TransformerConfig:
     given = hf_model.config.to_dict()
     known = {field.name for field in dataclasses.fields(TransformerConfig)} | {"model_type", "is_causal"}
     unread = set(given) - known - NEUTRAL - set(REFUSED) - set(SYNONYMS)
-    return TransformerConfig.from_dict(given, ignore=unread)
+    try:
+        return TransformerConfig.from_dict(given, ignore=unread)
+    except ConfigError as problem:
+        if problem.code != "config-not-implemented":
+            raise
+        unset = "; ".join(f"hf_model.config.{name} = None" for name in unimplemented(given))
+        raise ConfigError(
+            f"from_hf: {problem.message}", code=problem.code, remedy=f"If it does not apply, take it out: {unset}."
+        ) from problem
 
 
 _SIZES = ("vocab_size", "n_positions", "n_layer", "d_mlp")
@@ -302,7 +292,7 @@ def require_as_configured(named: dict[str, nn.Module], config: TransformerConfig
     """Refuse constants that are not those of the configuration, which is what the copy is built from."""
     from transformers.activations import ACT2FN
 
-    activation = type(ACT2FN[config.activation_function])
+    activation = config.activation_function
     differing: list[str] = []
     layers: dict[object, str] = {}
     for path, module in named.items():
@@ -322,8 +312,8 @@ def require_as_configured(named: dict[str, nn.Module], config: TransformerConfig
                 differing.append(
                     f"{path}.layer_idx is {shown(layer)}, as {layers[layer]}'s, which a cache would mix up"
                 )
-        elif path.endswith(".mlp.act") and type(module) is not activation:
-            differing.append(f"{path} is {type(module).__name__}, not {activation.__name__}")
+        elif path.endswith(".mlp.act") and not _computes_as(module, ACT2FN[activation]):
+            differing.append(f"{path}, {type(module).__name__}, is not {activation}")
         differing += [
             f"{path}.{name} is {shown(getattr(module, name))}, not {shown(value)}"
             for name, value in expected.items()
@@ -331,10 +321,20 @@ def require_as_configured(named: dict[str, nn.Module], config: TransformerConfig
         ]
     if differing:
         raise WeightsError(
-            f"from_hf: the model is not what its configuration says: {'; '.join(differing[:3])}{_more(differing)}.",
+            "from_hf: the model is not what its configuration says: "
+            f"{'; '.join(differing[:3])}{foreign.more(differing)}.",
             code="hf-differs-from-config",
             remedy="Set these to what the configuration says, or the field of hf_model.config to what they are.",
         )
+
+
+def _computes_as(activation: nn.Module, other: nn.Module) -> bool:
+    """Whether two functions of single numbers are one to the bit, such as torch's GELU and transformers' own."""
+    if any(True for _ in activation.parameters()):
+        return False
+    values = torch.linspace(-12.0, 12.0, 4097, dtype=torch.float32, device="cpu")
+    with torch.no_grad():
+        return torch.equal(activation(values.clone()), other(values.clone()))
 
 
 def _with_dropout(config: TransformerConfig, named: dict[str, nn.Module]) -> TransformerConfig:
