@@ -155,6 +155,19 @@ def test_the_copy_goes_with_the_model() -> None:
     again.generate([[1, 2]], max_new_tokens=2)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_kernels_write_into_memory_of_their_own_dtype(dtype: torch.dtype, request: pytest.FixtureRequest) -> None:
+    fast, default = fast_of(support.glass()), torch.get_default_dtype()
+    expected = fast.generate([[1, 2], [3]], max_new_tokens=4, names="resid_post")
+    request.addfinalizer(lambda: torch.set_default_dtype(default))
+    torch.set_default_dtype(dtype)
+    out = fast.generate([[1, 2], [3]], max_new_tokens=4, names="resid_post")
+    assert [row.tolist() for row in out.ids] == [row.tolist() for row in expected.ids]
+    assert out.ckpts is not None
+    assert expected.ckpts is not None
+    assert torch.equal(out.ckpts.stack("resid_post"), expected.ckpts.stack("resid_post"))
+
+
 # What is left to torch
 
 

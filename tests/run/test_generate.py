@@ -64,6 +64,22 @@ def test_a_common_beginning_runs_once(glass: pl.CkptedTransformer, monkeypatch: 
     assert rows_of(shared) == rows_of(glass.generate(rows, max_new_tokens=6))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("options", [{}, {"sampler": DRAWN, "seed": 3}, {"num_beams": 3, "num_return_sequences": 2}])
+def test_the_default_dtype_changes_nothing(
+    dtype: torch.dtype, options: dict[str, Any], glass: pl.CkptedTransformer, request: pytest.FixtureRequest
+) -> None:
+    rows, default = support.ragged_ids(4, 7), torch.get_default_dtype()
+    expected = glass.generate(rows, max_new_tokens=8, **options)
+    request.addfinalizer(lambda: torch.set_default_dtype(default))
+    torch.set_default_dtype(dtype)
+    out = glass.generate(rows, max_new_tokens=8, **options)
+    assert rows_of(out) == rows_of(expected)
+    assert all(torch.equal(one, other) for one, other in zip(out.logprobs, expected.logprobs, strict=True))
+    assert {row.dtype for row in out.logprobs} == {torch.float32}
+    assert out.scores == expected.scores
+
+
 # How texts end
 
 
@@ -331,6 +347,16 @@ def test_settings_that_cannot_be(options: dict[str, Any], code: str, glass: pl.C
         glass.generate([[1, 2, 3]], **{"max_new_tokens": 3, **options})
     assert caught.value.code == code
     assert caught.value.remedy
+
+
+def test_a_search_that_finds_fewer_texts_than_are_asked_for_says_so(glass: pl.CkptedTransformer) -> None:
+    """Everything but one token is ruled out, so the other beams have nothing to continue with."""
+    only = pl.Sampler(temperature=0, forced_eos_token_id=4)
+    assert glass.generate([[1, 2], [3]], max_new_tokens=1, num_beams=2, sampler=only).new_ids[1].tolist() == [4]
+    with pytest.raises(pl.InputError, match="2 beams found 1 of 2 texts for prompt 0") as caught:
+        glass.generate([[1, 2], [3]], max_new_tokens=1, num_beams=2, num_return_sequences=2, sampler=only)
+    assert caught.value.code == "return-sequences"
+    assert "num_return_sequences=" in caught.value.remedy
 
 
 def test_prompts_that_cannot_be(glass: pl.CkptedTransformer) -> None:

@@ -172,7 +172,7 @@ class Decoder:
         config = self._model.config
         embed, pos_embed = self._model.embed(ids).float(), self._model.pos_embed(positions).float()
         residual = embed + pos_embed
-        logits = torch.empty(rows, padded(config.vocab_size), device="cpu")
+        logits = torch.empty(rows, padded(config.vocab_size), dtype=torch.float32, device="cpu")
         values = {"ckpt_embed": embed[:, None], "ckpt_pos_embed": pos_embed[:, None]}
         values = {name: value for name, value in values.items() if name in names}
         look = self._look(names, rows, columns, values) if names else None
@@ -192,7 +192,8 @@ class Decoder:
         def room(name: str) -> int | None:
             if name not in names:
                 return None
-            values[name] = torch.empty([sizes[axis] for axis in schema.axes[name]], device="cpu")
+            shape = [sizes[axis] for axis in schema.axes[name]]
+            values[name] = torch.empty(shape, dtype=torch.float32, device="cpu")
             return values[name].data_ptr()
 
         inside = [room(f"blocks.{i}.{name}") for i in range(schema.n_layer) for name in self._shown.in_blocks]

@@ -86,6 +86,21 @@ class Beams:
                 remedy="Pass num_beams=1, or fewer end_ids.",
             )
 
+    def require_found(self, found: Hypotheses) -> None:
+        """See that the search found as many texts of each prompt as are given back.
+
+        Raises:
+            InputError: The settings left fewer continuations.
+        """
+        fewest, prompt = found.finished.sum(1).min(0)
+        if int(fewest) < self.returned:
+            raise InputError(
+                f"generate: a search of {self.width} beams found {int(fewest)} of {self.returned} texts for prompt "
+                f"{int(prompt)}: the settings leave no other continuation.",
+                code="return-sequences",
+                remedy="Ask for fewer with num_return_sequences=, or for more new tokens, or rule out fewer tokens.",
+            )
+
 
 def continuations(ends: int) -> int:
     """How many continuations of each text the search looks at: with so many end ids, one at least goes on."""
@@ -114,8 +129,8 @@ class Hypotheses:
         shape = (prompts, width)
         return cls(
             torch.full((*shape, length), -1, device=device),
-            torch.zeros(*shape, length, device=device),
-            torch.full(shape, NEVER, device=device),
+            torch.zeros(*shape, length, dtype=torch.float32, device=device),
+            torch.full(shape, NEVER, dtype=torch.float32, device=device),
             torch.zeros(shape, dtype=torch.bool, device=device),
         )
 

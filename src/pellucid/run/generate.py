@@ -124,6 +124,7 @@ def _searched(model: Transformer, request: Request, beams: Beams) -> Generation:
     stepper = Stepper(model, request.batch, pace, look_at(request, model.config))
     generator = generator_of(request.seed, request.batch.ids.device)
     found = Search(stepper, beams, request.sampler, request.stopping, generator).run()
+    beams.require_found(found)
     rows = [
         _row(prompt, found, number, place, request.stopping)
         for number, prompt in enumerate(request.batch.rows())
