@@ -12,7 +12,7 @@ import numpy as np
 from pellucid.errors import InputError, shown
 from pellucid.extras import need
 from pellucid.measure.labelled import Array
-from pellucid.measure.regression.fit import AutoregressionFit, Series
+from pellucid.measure.regression.fit import AutoregressionFit
 from pellucid.measure.regression.least_squares import NOT_FINITE, Solution, solve
 from pellucid.measure.regression.rows import Basis, Design, Panel, lag_count, panel_of
 
@@ -231,7 +231,7 @@ def _fitted(norms: xarray.DataArray, design: Design, skip: int) -> Autoregressio
     panel, texts = design.panel, len(np.unique(design.text))
     short = int((panel.position >= 0).any(1).sum()) - texts
     basis = Basis(design.lags, skip, design.names, texts, short, panel.index, dict(norms.attrs))
-    return AutoregressionFit(basis, solution, series=Series(norms, design))
+    return AutoregressionFit(basis, solution, rows=design, array=norms)
 
 
 def _not_finite(design: Design, series: int) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -21,19 +21,6 @@ if TYPE_CHECKING:
     import xarray
 
 
-@dataclass(frozen=True)
-class Series:
-    """The series that were fitted, and which of their values are rows.
-
-    Attributes:
-        array: The labelled array that was given.
-        design: The rows.
-    """
-
-    array: xarray.DataArray
-    design: Design
-
-
 @dataclass(frozen=True, repr=False)
 class AutoregressionFit:
     """y[t] = const + lag1 y[t-1] + lag2 y[t-2] + ... + further regressors, by ordinary least squares for every layer.
@@ -45,13 +32,15 @@ class AutoregressionFit:
         basis: What was fitted.
         solution: Estimates, as plain arrays.
         maxlags: Lags of the Newey-West covariance; None for plain standard errors.
-        series: The series; None for a fit of a stream, which keeps no series.
+        rows: The rows that were fitted; None for a fit of a stream, which keeps no series.
+        array: The labelled array that they are of.
     """
 
     basis: Basis
     solution: Solution
     maxlags: int | None = None
-    series: Series | None = None
+    rows: Design | None = None
+    array: xarray.DataArray | None = None
 
     @property
     def lags(self) -> int:
@@ -83,7 +72,7 @@ class AutoregressionFit:
         """The covariance of the estimates, [S, k, k], plain or Newey-West."""
         if self.maxlags is None:
             return self.solution.inverse * (self.solution.ssr / self.df_resid)[:, None, None]
-        return inference.newey_west(self._held("a robust covariance").design, self.solution, self.maxlags)
+        return inference.newey_west(self._held("a robust covariance"), self.solution, self.maxlags)
 
     @cached_property
     def params(self) -> pd.DataFrame:
@@ -179,10 +168,9 @@ class AutoregressionFit:
     @cached_property
     def residuals(self) -> xarray.DataArray:
         """What is not explained, with the axes of the series; NaN if no row was fitted there."""
-        held = self._held("residuals")
-        whole = held.design.residuals(self.solution)
-        ordered = held.array.transpose(..., *(dim for dim in ("batch", "pos", "query") if dim in held.array.dims))
-        return ordered.copy(data=whole.reshape(ordered.shape)).rename("residual").transpose(*held.array.dims)
+        whole, array = self._held("residuals").residuals(self.solution), cast("xarray.DataArray", self.array)
+        ordered = array.transpose(..., *(dim for dim in ("batch", "pos", "query") if dim in array.dims))
+        return ordered.copy(data=whole.reshape(ordered.shape)).rename("residual").transpose(*array.dims)
 
     def ljung_box(self, lags: int = 10, model_df: int | None = None) -> pd.DataFrame:
         """Test whether the residuals are still correlated with their own past (Ljung & Box 1978).
@@ -200,7 +188,7 @@ class AutoregressionFit:
         Raises:
             InputError: If one is no whole number, or the texts have no more rows than `lags`.
         """
-        design = self._held("ljung_box").design
+        design = self._held("ljung_box")
         longest = int(np.bincount(design.text).max())
         tested = as_whole(lags)
         if tested is None or not 1 <= tested < longest:
@@ -244,7 +232,7 @@ class AutoregressionFit:
         Returns:
             A table indexed by text and position of the response.
         """
-        design, series = self._held("design").design, self._row(layer)
+        design, series = self._held("design"), self._row(layer)
         y, matrix = design.matrix(series)
         pandas = need("pandas", "design")
         index = pandas.MultiIndex.from_arrays([design.text, design.t], names=["batch", "t"])
@@ -270,8 +258,8 @@ class AutoregressionFit:
                 code="not-fitted",
                 remedy="fit.problems says which layers have a fit.",
             )
-        rows = self.design(layer).reset_index(drop=True)
-        return inference.summary(rows, self._held("summary").design.text, self.maxlags)
+        table = self.design(layer).reset_index(drop=True)
+        return inference.summary(table, self._held("summary").text, self.maxlags)
 
     def to_dataframe(self) -> pd.DataFrame:
         """Return a row for each layer and parameter: estimate, standard error, t, p, corrected p, 95 % interval."""
@@ -288,14 +276,14 @@ class AutoregressionFit:
     def _column(self, numbers: Array) -> pd.Series:
         return need("pandas", "autoregression").Series(numbers, index=self.index)
 
-    def _held(self, what: str) -> Series:
-        if self.series is None:
+    def _held(self, what: str) -> Design:
+        if self.rows is None:
             raise InputError(
                 f"autoregression: {what} needs the series, but this fit is of a stream, which keeps none.",
                 code="no-series",
                 remedy="Fit norms in memory with pl.measure.autoregression.",
             )
-        return self.series
+        return self.rows
 
     def _row(self, layer: Any) -> int:
         if layer is None and len(self.index) == 1:
