@@ -78,7 +78,7 @@ def array_of(source: Source, name: aliases.Name | None, what: str) -> xarray.Dat
         if name is not None:
             return values(source, name)
     elif isinstance(source, need("xarray", what).DataArray) and name is None:
-        return _finite(source.astype(np.float64, copy=False), what)
+        return _finite(source if source.dtype == np.float64 else source.astype(np.float64), what)
     wanted = "a checkpoint's name beside the run" if isinstance(source, ActivationCkpts) else "a run or a DataArray"
     raise InputError(
         f"{what}: {type(source).__name__} given{'' if name is None else f' with {name!r}'}, expected {wanted}.",
