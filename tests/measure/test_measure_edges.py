@@ -99,6 +99,7 @@ def test_an_axis_without_entries_is_an_error_unless_it_is_summed_over() -> None:
     for measure in (
         M.moments,
         M.distribution,
+        M.aligned,
         lambda each: M.autoregression(each, 1),
         lambda each: M.select_lags(each, 1),
     ):

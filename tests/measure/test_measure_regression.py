@@ -501,7 +501,7 @@ DEGENERATE = [
     (lambda: xr.DataArray(np.full((2, 20), np.nan), dims=("layer", "pos")), {}, "too-short"),
     (lambda: cases.series(2, 5), {}, "too-short"),
     (lambda: cases.series(2, 6), {"skip": 1}, "too-short"),
-    (lambda: cases.series(2, 3), {"lags": 9}, "too-short"),
+    *((lambda: cases.series(2, 3), {"lags": lags}, "too-short") for lags in (2, 3, 4, 5, 9)),
     (lambda: cases.several_texts([1, 1, 2]), {}, "too-short"),
     (lambda: cases.several_texts([1]), {}, "too-short"),
     (lambda: cases.series(2, 20), {"lags": -1}, "lags-range"),

@@ -178,7 +178,7 @@ def aligned(array: xarray.DataArray, axis: str = "pos") -> xarray.DataArray:
         An array of the same axes; NaN behind the end of each text.
 
     Raises:
-        InputError: If the array has no texts, or does not say their positions.
+        InputError: If the array has no texts, does not say their positions, or has an axis without entries.
 
     Example:
         >>> import pellucid as pl
@@ -192,6 +192,7 @@ def aligned(array: xarray.DataArray, axis: str = "pos") -> xarray.DataArray:
             code="not-measurable",
             remedy="Pass what norms or values returned.",
         )
+    require_entries(array.sizes, "aligned")
     label, tokens = coordinate(axis, "position"), coordinate(axis, "token")
     if label not in array.coords or not {"batch", axis} <= set(array.coords[label].dims):
         raise InputError(

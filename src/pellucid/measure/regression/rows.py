@@ -131,7 +131,7 @@ class Design:
         fits = panel.position >= skip + lags
         # Positions are adjacent, so all lags are there if the earliest is.
         fits[:, :lags] = False
-        fits[:, lags:] &= panel.position[:, : fits.shape[1] - lags] >= 0
+        fits[:, lags:] &= panel.position[:, : max(0, fits.shape[1] - lags)] >= 0
         return cls(panel, np.flatnonzero(fits.ravel()), lags, extra or {})
 
     @property
