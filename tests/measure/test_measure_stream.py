@@ -474,6 +474,7 @@ def test_a_file_of_the_earlier_format_is_refused_with_the_reason(tmp_path: Path)
     with pytest.raises(pl.InputError, match="of an earlier version, which kept other sums") as caught:
         stream(cases.Model(), TEXTS, statistics(), batch_size=3, checkpoint=file)
     assert caught.value.code == "stream-misfit"
+    assert caught.value.remedy == "Give another file; the texts are then gathered again."
     again = stream(cases.Model(), TEXTS, statistics(), batch_size=3, checkpoint=tmp_path / "another")
     assert again.texts == len(TEXTS)
 

@@ -101,10 +101,11 @@ class StateFile:
         for key, wanted in self._identity.items():
             if about.get(key) != wanted:
                 earlier = " (of an earlier version, which kept other sums)" * (about.get(key) == _EARLIER)
+                remedy = "Continue with the same model, batch_size and statistics, or give another file."
                 raise InputError(
                     f"stream: {path} was written with {key} {about.get(key)!r}{earlier}, expected {wanted!r}.",
                     code="stream-misfit",
-                    remedy="Continue with the same model, batch_size and statistics, or give another file.",
+                    remedy="Give another file; the texts are then gathered again." if key == "format" else remedy,
                 )
         with _refusing(path):
             read({name: tensor.numpy().copy() for name, tensor in tensors.items()})
