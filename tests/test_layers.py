@@ -25,7 +25,7 @@ LAYERS: dict[str, int] = {
     "corpus": 4,
     "measure": 4,
     "plot": 5, "generating": 4, "model": 5, "counting": 5, "estimation": 5,
-    "open": 6, "agreement": 6, "report": 6, "prove": 6, "ties": 6, "exercises": 6,  # these open what is given as a path
+    "open": 6, "agreement": 6, "html": 6, "prove": 6, "ties": 6, "exercises": 6,  # these open what is given as a path
     "": 7,  # the public names
     "cli": 8, "__main__": 8,
 }  # fmt: skip

@@ -52,6 +52,7 @@ from pellucid.estimation import estimate as estimate
 from pellucid.estimation import estimate_generation as estimate_generation
 from pellucid.generation_settings import GenerationSettings as GenerationSettings
 from pellucid.gpt2.config import TransformerConfig as TransformerConfig
+from pellucid.html.page import save_html as save_html
 from pellucid.model import CkptedTransformer as CkptedTransformer
 from pellucid.open import from_hf as from_hf
 from pellucid.open import load as load
@@ -60,7 +61,6 @@ from pellucid.prove.alignment import Alignment as Alignment
 from pellucid.prove.compare import compare as compare
 from pellucid.prove.report import ComparisonReport as ComparisonReport
 from pellucid.prove.tensors import TensorComparison as TensorComparison
-from pellucid.report.page import save_html as save_html
 from pellucid.run import stages as stages
 from pellucid.run.activations import ActivationCkpts as ActivationCkpts
 from pellucid.run.edit import Edit as Edit

@@ -18,7 +18,7 @@ import support
 from pages import balanced
 from pellucid.cli.shared import demo_page
 from pellucid.cli.work import demo
-from pellucid.report.page import Page
+from pellucid.html.page import Page
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from pellucid.families import schema_of
-from pellucid.report.page import Cell, Folded, Group, HeatStrip, Page, Section, Table, Text, anchor
+from pellucid.html.page import Cell, Folded, HeatStrip, Page, PlainTable, RowGroup, Section, Text, anchor
 
 if TYPE_CHECKING:
     from pellucid.prove.report import CheckpointRow, ComparisonReport, ParameterRow
@@ -42,9 +42,9 @@ def comparison_page(report: ComparisonReport) -> Page:
     return Page(title, report.verdict, bool(report), report.summary, sections, facts)
 
 
-def _moved(moved: Sequence[ParameterRow]) -> Table:
+def _moved(moved: Sequence[ParameterRow]) -> PlainTable:
     more = f" {len(moved) - MOVED} more changed less." if len(moved) > MOVED else ""
-    return Table(
+    return PlainTable(
         "What changed most",
         ("parameter", "relative change", "largest difference"),
         [(row.a, _number(row.relative), _number(row.max_abs)) for row in moved[:MOVED]],
@@ -92,7 +92,7 @@ def _error_cell(error: float, words: str) -> Cell:
 def _checkpoint_table(report: ComparisonReport) -> Folded:
     first = report.first_divergence
     groups = [
-        Group(
+        RowGroup(
             group,
             f"{sum(row.bit_equal for row in rows)} of {len(rows)} equal to the bit",
             [
@@ -118,7 +118,7 @@ def _parameter_table(report: ComparisonReport) -> Folded:
     first = report.first_divergence
     where = _group_of(first.where) if first is not None and first.what == "parameter" else None
     groups = [
-        Group(
+        RowGroup(
             group,
             f"{sum(row.bit_equal for row in rows)} of {len(rows)} equal to the bit",
             [_parameter(row) for row in rows],

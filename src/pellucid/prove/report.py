@@ -11,12 +11,12 @@ from functools import cached_property
 from typing import Any, Literal, Protocol, cast
 
 from pellucid.families import schema_of
+from pellucid.html.page import Page
 from pellucid.prove.about import About, RunInputs
 from pellucid.prove.alignment import Alignment
 from pellucid.prove.distance import Distance
 from pellucid.prove.pages import MOVED, comparison_page
 from pellucid.prove.tensors import TensorComparison
-from pellucid.report.page import Page
 
 Verdict = Literal["identical", "equivalent", "different", "inconclusive"]
 

@@ -13,7 +13,7 @@ import torch
 import pellucid as pl
 from pellucid.errors import MissingExtraError
 from pellucid.extras import need
-from pellucid.report.page import Page, Picture, Section, Table, Text
+from pellucid.html.page import Page, Picture, PlainTable, Section, Text
 from pellucid.ties.text import counts, sizes
 
 AT = "attn.ckpt_attn_out"
@@ -67,7 +67,7 @@ def card_sections(markdown: str) -> Iterator[Section]:
     ]
     kept = [number for number, title in enumerate(rows[0]) if title != RELEASE]
     shown = [tuple(row[number] for number in kept) for row in (rows[0], *rows[2:])]
-    yield Table("Its measurements, on text that it was not trained on", shown[0], shown[1:])
+    yield PlainTable("Its measurements, on text that it was not trained on", shown[0], shown[1:])
     for number, line in enumerate(line for line in parts["Samples"].split("\n\n") if line.startswith(">")):
         yield Text(_paragraph(line.replace("\n>", "\n")).lstrip("> "), "Samples, not picked" if number == 0 else "")
 
@@ -85,7 +85,7 @@ def _proof(report: pl.ComparisonReport | None) -> Iterator[Section]:
 
 
 def _ties(audit: pl.TieAudit) -> Iterator[Section]:
-    yield Table(
+    yield PlainTable(
         "Which weights are shared, and what saving does to them",
         ("", ""),
         [

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import pellucid as pl
-from pellucid.report import page
+from pellucid.html import page
 
 SCHEMA = json.loads((page.TEMPLATES.parent / "schemas" / "comparison-1.json").read_text(encoding="utf-8"))
 

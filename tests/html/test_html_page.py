@@ -7,7 +7,7 @@ import pytest
 
 import pellucid as pl
 from pages import balanced
-from pellucid.report.page import Cell, Folded, Group, HeatStrip, Page, Picture, Table, Text, save_html
+from pellucid.html.page import Cell, Folded, HeatStrip, Page, Picture, PlainTable, RowGroup, Text, save_html
 
 PAGE = Page(
     title="A <script>alert(1)</script> title",
@@ -16,10 +16,12 @@ PAGE = Page(
     summary="one & two",
     sections=[
         Text("set apart", "First", set_apart=True),
-        Table("Rows", ("a", "b"), [("<b>1</b>", "2"), ("3", "4")], frozenset({1})),
+        PlainTable("Rows", ("a", "b"), [("<b>1</b>", "2"), ("3", "4")], frozenset({1})),
         HeatStrip("Strip", ["row"], ["0", "1"], [[Cell("-3", "half", 0.5), None]], (Cell("=", "fine"),), "legend"),
         Folded(
-            "Long", ("name", "value"), [Group("one", "1 row", [("x", "1")]), Group("b", "", [("y", "2")], open=True)]
+            "Long",
+            ("name", "value"),
+            [RowGroup("one", "1 row", [("x", "1")]), RowGroup("b", "", [("y", "2")], open=True)],
         ),
         Picture("Drawing", "<svg>light</svg>", "<svg>dark</svg>", "a & b", "below"),
     ],

@@ -33,7 +33,7 @@ class Text:
 
 
 @dataclass(frozen=True)
-class Table:
+class PlainTable:
     """Rows under columns; `marked` numbers the rows to draw attention to."""
 
     title: str
@@ -45,7 +45,7 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Group:
+class RowGroup:
     """Some rows of a long table, which can be folded away.
 
     Attributes:
@@ -69,7 +69,7 @@ class Folded:
 
     title: str
     columns: Sequence[str]
-    groups: Sequence[Group]
+    groups: Sequence[RowGroup]
     note: str = ""
     kind: str = field(default="folded", init=False)
 
@@ -143,7 +143,7 @@ class Picture:
         return f"data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}"
 
 
-Section = Text | Table | Folded | HeatStrip | Picture
+Section = Text | PlainTable | Folded | HeatStrip | Picture
 
 
 @dataclass(frozen=True)
