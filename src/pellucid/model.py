@@ -88,7 +88,7 @@ class CkptedTransformer(GeneratingTransformer):
         dtype: str | torch.dtype = "float32",
         attention: str = "auto",
         numerics: str = "exact",
-        config: TransformerConfig | Mapping[str, Any] | None = None,
+        config: load.Configuration | None = None,
         ignore_config: Collection[str] = (),
         hub: load.HubOptions | None = None,
     ) -> CkptedTransformer:

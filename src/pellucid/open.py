@@ -27,7 +27,7 @@ def load(
     dtype: str | torch.dtype = "float32",
     attention: str = "auto",
     numerics: str = "exact",
-    config: TransformerConfig | Mapping[str, Any] | None = None,
+    config: weights.Configuration | None = None,
     ignore_config: Collection[str] = (),
     hub: weights.HubOptions | None = None,
 ) -> CkptedTransformer:
@@ -42,7 +42,8 @@ def load(
         attention: "auto" fuses every layer that nobody looks inside; "eager" makes every layer explicit.
         numerics: "exact" performs transformers' operations, equal to the bit; "fast" may fuse them; "bfloat16"
             also multiplies by the weights in bfloat16.
-        config: What the model is, for a file that does not say; a mapping replaces single fields of what it says.
+        config: What the model is, for a file that does not say: a configuration of ours or of transformers', or the
+            path of a `config.json`; a mapping replaces single fields of what the file says.
         ignore_config: Fields of the configuration to drop although they are known to change the computation.
         hub: Revision, cache, token and offline switch of the hub.
 

@@ -46,9 +46,9 @@ def magic(number: int) -> bytes:
 
 FILES: dict[str, tuple[bytes, str]] = {
     "tf_model.h5": (b"\x89HDF\r\n\x1a\n" + bytes(60), "TensorFlow or Keras"),
-    "model.ckpt.index": (bytes(range(60)), "TensorFlow checkpoint"),
-    "model.ckpt.data-00000-of-00001": (bytes(range(60)), "TensorFlow checkpoint"),
-    "saved_model.pb": (b"\x08\x01" + bytes(60), "TensorFlow checkpoint"),
+    "model.ckpt.index": (bytes(range(60)), "weights of TensorFlow"),
+    "model.ckpt.data-00000-of-00001": (bytes(range(60)), "weights of TensorFlow"),
+    "saved_model.pb": (b"\x08\x01" + bytes(60), "weights of TensorFlow"),
     "flax_model.msgpack": (b"\x81\xabtransformer" + bytes(60), "Flax"),
     "weights": (b"\x81\xabtransformer" + bytes(60), "Flax"),
     "model.gguf": (b"GGUF" + bytes(60), "GGUF"),
@@ -84,6 +84,25 @@ def test_a_file_that_is_not_read_is_refused_by_what_it_is(name: str, tmp_path: P
         assert said in caught.value.message
         assert caught.value.code == ("format-unknown" if name == "noise" else "format-not-supported")
         assert "Download" not in caught.value.remedy or "pointer" in said or "HTML" in said
+
+
+def test_a_part_of_deepspeed_is_refused_as_one(tmp_path: Path) -> None:
+    """ZeRO-3 leaves empty tensors in the file of each process; the state of the optimizer has no names of a model."""
+    tensors = hf_dict(HF)
+    config = pl.TransformerConfig.from_dict(HF.config.to_dict())
+    empty = {name: torch.empty(0) for name in tensors}
+    part, whole, state = tmp_path / "zero_pp_rank_0.pt", tmp_path / "mp_rank_00.pt", tmp_path / "optim_states.pt"
+    torch.save({"module": empty, "param_shapes": [{"a": torch.Size([2])}], "ds_version": "0.14"}, part)
+    torch.save({"module": tensors, "ds_version": "0.14"}, whole)
+    moments = {0: {"exp_avg": torch.ones(9)}}
+    torch.save({"optimizer_state_dict": {"fp32_flat_groups": [torch.ones(9)], "state": moments}}, state)
+    with pytest.raises(pl.WeightsError, match=r"hold no numbers.*ZeRO-3") as caught:
+        pl.load(part, config=config)
+    assert "zero_to_fp32.py" in caught.value.remedy
+    with pytest.raises(pl.WeightsError, match="state of an optimizer") as caught:
+        pl.load(state, config=config)
+    assert caught.value.code == "weights-foreign"
+    assert same_logits(pl.load(whole, config=config), HF)
 
 
 FOLDERS: dict[str, tuple[tuple[str, ...], str, str]] = {

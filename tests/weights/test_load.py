@@ -300,7 +300,33 @@ def test_single_fields_can_be_replaced(folder: Path) -> None:
     assert model.config.n_embd == 12
 
 
-@pytest.mark.parametrize("config", ["gpt2-small", 3, ["n_head", 3]])
+@pytest.mark.parametrize("door", ["folder", "file", "state dict"])
+def test_a_configuration_of_transformers_or_the_path_of_one_is_taken(door: str, folder: Path, tmp_path: Path) -> None:
+    hf = small_hf()
+    (tmp_path / "elsewhere").mkdir()
+    elsewhere = (folder / "config.json").rename(tmp_path / "elsewhere" / "config.json")
+    opened = {"folder": folder, "file": folder / "model.safetensors", "state dict": hf_dict(hf)}[door]
+    for config in (hf.config, hf.config.to_dict(), elsewhere, str(elsewhere), elsewhere.parent):
+        assert same_logits(pl.load(opened, config=config), hf)
+    other = type(hf.config)(**{**hf.config.to_dict(), "layer_norm_epsilon": 0.1})
+    assert pl.load(opened, config=other).config.layer_norm_epsilon == 0.1
+
+
+def test_an_index_may_give_both_names_of_a_tied_matrix(tmp_path: Path) -> None:
+    hf = small_hf()
+    tensors = {name: tensor for name, tensor in hf_dict(hf).items() if name != "lm_head.weight"}
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, tmp_path / "a.safetensors")
+    weight_map = dict.fromkeys([*tensors, "lm_head.weight"], "a.safetensors")
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    write_config(tmp_path, hf)
+    model = pl.load(tmp_path)
+    assert model.unembed.tied
+    assert same_logits(model, hf)
+    with pytest.raises(pl.WeightsError, match=r"no lm_head\.weight, and tie_word_embeddings is false"):
+        pl.load(tmp_path, config={"tie_word_embeddings": False})
+
+
+@pytest.mark.parametrize("config", [b"gpt2-small", 3, ["n_head", 3]])
 def test_a_configuration_of_another_kind_is_refused(config: Any, folder: Path) -> None:
     with pytest.raises(pl.ConfigError) as caught:
         pl.load(folder, config=config)

@@ -20,6 +20,10 @@ from pellucid.weights.manifests import is_there, read_index, read_json, unreadab
 FOLDER_FILES = (*hub.WEIGHT_FILES, "ckpt.pt")
 """Where a folder keeps its weights, the best first; the last is what nanoGPT's train.py writes."""
 
+_TIED = ("wte.weight", "lm_head.weight")
+"""Names of the matrix that a tied model writes once, although its index may give both; whether one of them is missing
+is known with the configuration."""
+
 _OTHER_NAMES = re.compile(r"\.(safetensors|bin|pt|pth|ckpt)$")
 _NO_WEIGHTS = re.compile(r"^(training_args|optimizer|scheduler|scaler|rng_state|adapter_|state_\d|\.)|optim_states")
 """What trainers write beside the weights under the same endings."""
@@ -141,7 +145,7 @@ def _read_shards(index: Path) -> Content:
                 remedy=f"Download {shard} into {index.parent}.",
             )
         content = read_file(index.parent / shard)
-        promised = {name for name, file in weight_map.items() if file == shard}
+        promised = {name for name, file in weight_map.items() if file == shard and not name.endswith(_TIED)}
         absent, twice = sorted(promised - set(content.tensors)), sorted(set(content.tensors) & set(tensors))
         if absent or twice:
             raise WeightsError(

@@ -22,7 +22,7 @@ from pellucid.weights.layouts import (
     detect,
     our_shapes,
 )
-from pellucid.weights.leftovers import harmless, listed, reason_of, refuse_foreign, refuse_integers
+from pellucid.weights.leftovers import harmless, listed, reason_of, refuse_empty, refuse_foreign, refuse_integers
 from pellucid.weights.prefixes import beside, canonical_names, prefixes_of
 from pellucid.weights.transforms import ZEROS, Place, Shape
 
@@ -166,7 +166,9 @@ def _check(
         for name in expected
         if name in theirs and not theirs[name].is_floating_point()
     ]
-    refuse_integers({given[name][0]: theirs[name] for name in expected if name in theirs})
+    present = {given[name][0]: theirs[name] for name in expected if name in theirs}
+    refuse_integers(present)
+    refuse_empty(present, {given[name][0]: shape for name, shape in expected.items() if name in theirs})
     if missing or unexplained or wrong:
         raise _mismatch(layout, missing, unexplained, wrong)
     buffers = layout.buffers_of(config)

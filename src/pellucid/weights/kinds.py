@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pellucid.errors import NotFoundError, WeightsError
-from pellucid.weights.leftovers import ADAPTERS, TENSORFLOW_REMEDY, listed
+from pellucid.weights.leftovers import ADAPTERS, DEEPSPEED_REMEDY, TENSORFLOW_REMEDY, listed
 from pellucid.weights.manifests import unreadable
 
 READABLE = "Give safetensors, a PyTorch .bin or .pt, or an llm.c model .bin."
@@ -55,7 +55,7 @@ FILES = (
          rb"\s*(<!doctype|<html|<head|<\?xml)"),
     Kind("weights of TensorFlow or Keras (HDF5)", _H5, rb"\x89HDF\r\n\x1a\n", r"\.(h5|keras)$"),
     Kind("weights of Flax (msgpack)", _FLAX, rb"[\x81-\x8f\xde\xdf](..)?[\xa1-\xbf\xd9]", r"\.msgpack$"),
-    Kind("a part of a TensorFlow checkpoint", TENSORFLOW_REMEDY,
+    Kind("a part of weights of TensorFlow", TENSORFLOW_REMEDY,
          name=r"\.(index|meta|data-\d+-of-\d+)$|saved_model\.pb$"),
     Kind("a GGUF file", _ORIGIN, rb"GGUF", r"\.gguf$"),
     Kind("a GGML file", _ORIGIN, rb"lmgg|tjgg|fmgg"),
@@ -101,17 +101,15 @@ _PEFT = "a PEFT adapter, which is a change to another model's weights"
 FOLDERS = (
     FolderKind(r"adapter_(config\.json|model\.(safetensors|bin))$", _PEFT, ADAPTERS.remedy),
     FolderKind(
-        r"\.distcp$|^\.metadata$|^pytorch_model_fsdp", "a distributed checkpoint (FSDP)",
+        r"\.distcp$|^\.metadata$|^pytorch_model_fsdp", "weights in parts, as FSDP saves them",
         "Join its parts: python -m torch.distributed.checkpoint.format_utils dcp_to_torch folder weights.pt, then "
         "pl.load('weights.pt', config=...).",
     ),
     FolderKind(
         r"^zero_to_fp32\.py$|mp_rank_\d+|^global_step\d+$|_optim_states\.pt$|^zero_pp_rank",
-        "a checkpoint of DeepSpeed",
-        "Join its parts with the script that DeepSpeed put beside them: python zero_to_fp32.py folder folder/joined, "
-        "and put config.json there.",
+        "a training state in parts, as DeepSpeed saves it", DEEPSPEED_REMEDY,
     ),
-    FolderKind(r"\.ckpt\.(index|meta|data)|^checkpoint$|^saved_model\.pb$", "a checkpoint of TensorFlow",
+    FolderKind(r"\.ckpt\.(index|meta|data)|^checkpoint$|^saved_model\.pb$", "weights of TensorFlow",
                TENSORFLOW_REMEDY),
     FolderKind(r"^tf_model\.h5$|\.h5$", "weights of TensorFlow or Keras only", _H5),
     FolderKind(r"^flax_model\.msgpack$|\.msgpack$", "weights of Flax only", _FLAX),
@@ -147,7 +145,7 @@ def refuse_archive(path: Path) -> None:
     """
     if path.suffix == ".distcp":
         raise WeightsError(
-            f"{path}: a part of {FOLDERS[1].what}.", code="format-not-supported", remedy=FOLDERS[1].remedy
+            f"{path}: one of several files: {FOLDERS[1].what}.", code="format-not-supported", remedy=FOLDERS[1].remedy
         )
     try:
         names = zipfile.ZipFile(path).namelist()

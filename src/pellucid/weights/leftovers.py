@@ -42,6 +42,11 @@ TENSORFLOW_REMEDY = (
     "openai-community/gpt2, which holds the same weights."
 )
 
+DEEPSPEED_REMEDY = (
+    "Join its parts with the script that DeepSpeed put beside them: python zero_to_fp32.py folder folder/joined, and "
+    "put config.json there."
+)
+
 ADAPTERS = Foreign(
     r"lora_|(^|[._])lora([._]|$)|\.base_layer\.|hada_w|lokr_|\.ia3_|oft_r|vera_lambda|modules_to_save|\.original_module\."
     r"|prompt_embeddings|prefix_encoder|(^|[._])adapters?([._]|$)",
@@ -54,13 +59,17 @@ QUANTIZED = Foreign(
     r"qweight|qzeros|(^|\.)g_idx$|absmax|quant_map|quant_state|\.SCB$|weight_format$|\.weight_scale|_scale_inv$"
     r"|zero_point|_packed_params|\.weight_packed$|nested_absmax",
     "quantized weights (GPTQ, AWQ, bitsandbytes or torch's own)",
-    "Give the weights from before they were quantized; or dequantize it with transformers: "
+    "Give the weights from before they were quantized; or dequantize them with transformers: "
     "model = AutoModelForCausalLM.from_pretrained(folder); model.dequantize().save_pretrained(other).",
 )
 
 KINDS = (
     ADAPTERS,
     QUANTIZED,
+    Foreign(
+        r"(^|\.)fp32_flat_groups|(^|\.)single_partition_of_fp32|^exp_avg(_sq)?$|^state\.\d+\.exp_avg",
+        "the state of an optimizer, without a model", "Give the file of the model that was saved beside it.",
+    ),
     Foreign(
         r"_?flat_param(_\d+)?$|flat_param_",
         "parts of FSDP, in which the weights lie flattened",
@@ -147,6 +156,22 @@ def refuse_integers(weights: Mapping[str, Tensor]) -> None:
             f"weights: hold {QUANTIZED.what}: {listed([f'{name} is {weights[name].dtype}' for name in found], 3)}.",
             code="weights-foreign",
             remedy=QUANTIZED.remedy,
+        )
+
+
+def refuse_empty(weights: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]]) -> None:
+    """Refuse weights without numbers, which a process of ZeRO-3 saves when the numbers lie with all of them.
+
+    Raises:
+        WeightsError: Some are empty that are not in a model of this configuration.
+    """
+    found = [name for name, tensor in weights.items() if tensor.shape == (0,) != expected[name]]
+    if found:
+        raise WeightsError(
+            f"weights: {listed(found, 3)} hold no numbers: this file was saved by one of several processes "
+            "(DeepSpeed's ZeRO-3), and the numbers are in the parts beside it.",
+            code="weights-foreign",
+            remedy=f"{DEEPSPEED_REMEDY} Or save again with stage3_gather_16bit_weights_on_model_save.",
         )
 
 

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
@@ -25,7 +25,19 @@ from pellucid.weights.hub import HubOptions
 from pellucid.weights.importing import to_ours
 from pellucid.weights.layouts import config_of_model_args
 
-__all__ = ["HubOptions", "LoadOptions", "from_hf", "load", "parse_dtype", "save_pretrained", "to_hf"]
+__all__ = ["Configuration", "HubOptions", "LoadOptions", "from_hf", "load", "parse_dtype", "save_pretrained", "to_hf"]
+
+
+@runtime_checkable
+class ForeignConfig(Protocol):
+    """A configuration of transformers'."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Its fields."""
+        ...
+
+
+Configuration = TransformerConfig | Mapping[str, Any] | ForeignConfig | str | os.PathLike[str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +48,8 @@ class LoadOptions:
         device: Where its tensors go.
         dtype: `float32`, `float16`, `bfloat16`, `float64`, a torch dtype of these, or `stored` for what the
             file has (the widest, where it mixes several).
-        config: Instead of the file's own configuration; a mapping replaces single fields of it.
+        config: Instead of the file's own configuration: one of ours or of transformers', or the name of a folder or
+            `config.json` that holds one. A mapping replaces single fields of the file's own.
         ignore_config: Fields of the configuration to drop, although they are known to change the computation.
         attention: Passed to the model.
         numerics: Passed to the model.
@@ -45,7 +58,7 @@ class LoadOptions:
 
     device: str | torch.device = "cpu"
     dtype: str | torch.dtype = "float32"
-    config: TransformerConfig | Mapping[str, Any] | None = None
+    config: Configuration | None = None
     ignore_config: Collection[str] = ()
     attention: str = "auto"
     numerics: str = "exact"
@@ -80,10 +93,11 @@ def load(
     """
     options = options or LoadOptions()
     parse_dtype(options.dtype)  # before anything is downloaded
+    options = replace(options, config=_whole(options))
     if isinstance(name, Mapping):
         return _build(cls, "a state dict in memory", files.in_memory(name), options, None)
     path = hub.locate(name, options.hub)
-    needs_config = not isinstance(options.config, TransformerConfig)
+    needs_config = options.config is None
 
     def read() -> M:
         return _build(cls, str(path), files.read(path, needs_config=needs_config), options, read_tokenizer)
@@ -147,20 +161,35 @@ def parse_dtype(given: str | torch.dtype) -> torch.dtype | None:
     return found
 
 
-def _says(config: TransformerConfig | Mapping[str, Any] | None, field_name: str) -> bool:
-    return isinstance(config, TransformerConfig) or (config is not None and field_name in config)
+def _whole(options: LoadOptions) -> TransformerConfig | Mapping[str, Any] | None:
+    """The configuration that was given: a whole one of ours, or fields that replace single ones."""
+    given = options.config
+    if given is None or isinstance(given, (TransformerConfig, Mapping)):
+        return given
+    if isinstance(given, (str, os.PathLike)):
+        return TransformerConfig.from_pretrained(os.fspath(given), ignore_config=_ignored(options))
+    if isinstance(given, ForeignConfig) and not isinstance(given, type):  # pyright: ignore[reportUnnecessaryIsInstance]
+        return TransformerConfig.from_dict(given.to_dict(), ignore=_ignored(options))
+    raise ConfigError(
+        f"load: config is {type(given).__name__}, expected a TransformerConfig, a mapping of its fields, a "
+        "configuration of transformers', or the path of a config.json.",
+        code="config-wrong-type",
+        remedy="Pass config=pl.TransformerConfig(...), or config='folder/config.json'.",
+    )
+
+
+def _ignored(options: LoadOptions) -> Collection[str]:
+    return (options.ignore_config,) if isinstance(options.ignore_config, str) else options.ignore_config
+
+
+def _says(config: Configuration | None, field_name: str) -> bool:
+    return isinstance(config, TransformerConfig) or (isinstance(config, Mapping) and field_name in config)
 
 
 def _config(stored: files.Stored, options: LoadOptions) -> TransformerConfig:
-    given = options.config
+    given = _whole(options)
     if isinstance(given, TransformerConfig):
         return given
-    if given is not None and not isinstance(given, Mapping):
-        raise ConfigError(
-            f"load: config is {type(given).__name__}, expected a TransformerConfig or a mapping of its fields.",
-            code="config-wrong-type",
-            remedy="Pass config=pl.TransformerConfig(...), or config=pl.TransformerConfig.from_pretrained(name).",
-        )
     own = stored.config if stored.model_args is None else config_of_model_args(stored.model_args)
     if own is None and given is None:
         raise ConfigError(
@@ -171,5 +200,4 @@ def _config(stored: files.Stored, options: LoadOptions) -> TransformerConfig:
         )
     if given is not None and not {"vocab_size", "n_embd", "n_layer"} <= set(given):  # single fields, not a whole one
         refuse_misspelt(given, own or ())
-    ignore = (options.ignore_config,) if isinstance(options.ignore_config, str) else options.ignore_config
-    return TransformerConfig.from_dict({**(own or {}), **(given or {})}, ignore=ignore)
+    return TransformerConfig.from_dict({**(own or {}), **(given or {})}, ignore=_ignored(options))

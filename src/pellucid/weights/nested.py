@@ -19,7 +19,7 @@ from pellucid.weights.leftovers import ADAPTERS, kind_of, listed
 from pellucid.weights.prefixes import prefixes_of
 
 _DEEPEST, _MOST = 12, 200_000
-"""Levels and entries of nested containers that are looked through; no checkpoint has more."""
+"""Levels and entries of nested containers that are looked through; no weights file has more."""
 
 _STATE_OF_TRAINING = ("optim", "grad", "exp_avg", "momentum", "scheduler", "scaler")
 """Beginnings of keys under which the parameters' names stand for something else."""

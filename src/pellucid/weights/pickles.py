@@ -36,7 +36,7 @@ _RUNS_CODE = frozenset(
     threading webbrowser http urllib ftplib smtplib platform pip setuptools pkgutil zipimport site idlelib
     """.split()  # noqa: SIM905 (names read better without a quote each)
 )
-"""Modules of which no checkpoint needs anything."""
+"""Modules of which no weights file needs anything."""
 
 
 def read_pickle(path: Path) -> object:
@@ -141,7 +141,7 @@ def _globals(path: Path, stream: BinaryIO) -> set[str]:
     """The names that one pickle asks for. Its tuples are counted, in arithmetic that runs none of it.
 
     Raises:
-        WeightsError: A tuple of more leaves than any checkpoint has.
+        WeightsError: A tuple of more leaves than any weights file has.
     """
     needed: set[str] = set()
     stack, marks, memo = [0], [0], {}

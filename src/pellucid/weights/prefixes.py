@@ -18,7 +18,7 @@ _WRAPPERS = re.compile(
 
 _OLD = {"gamma": "weight", "beta": "bias"}
 _OLD_NORM = re.compile(r"((?:^|\.)ln_(?:1|2|f)\.)(gamma|beta)$")
-"""TensorFlow's names for a LayerNorm's gain and bias, in checkpoints that were converted long ago."""
+"""TensorFlow's names for a LayerNorm's gain and bias, in weights that were converted long ago."""
 
 _GPT2 = (
     r"(?:wte|wpe)\.weight|ln_f\.(?:weight|bias)"
