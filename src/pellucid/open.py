@@ -10,7 +10,6 @@ import torch
 
 from pellucid.agreement import require_agreement, require_unchanged
 from pellucid.errors import WeightsError
-from pellucid.gpt2.config import TransformerConfig
 from pellucid.model import CkptedTransformer
 from pellucid.tokens import Tokenizer
 from pellucid.weights import load as weights

@@ -70,7 +70,7 @@ def tokenize(folder: Path) -> None:
     ids = tokenizer.encode("one two <sep> three\N{SNOWMAN}")
     tokenizer.decode(ids)
     tokenizer.pieces(ids)
-    tokenizer.to_json()
+    tokenizer.files()
 
 
 def _weights_in(folder: Path) -> Path:
@@ -162,6 +162,22 @@ def _vocabulary(folder: Path) -> None:
     (folder / "vocab.json").write_text(json.dumps(vocabulary))
     (folder / "merges.txt").write_text("#version: 0.2\no n\non e\nt w\ntw o\n")
     (folder / "added_tokens.json").write_text(json.dumps({"<sep>": len(vocabulary)}))
+
+
+def _special_tokens(folder: Path) -> None:
+    _vocabulary(folder)
+    (folder / "added_tokens.json").unlink()
+    named = {"pad_token": {"content": "<pad>", "lstrip": True}, "eos_token": "<|endoftext|>"}
+    (folder / "special_tokens_map.json").write_text(json.dumps({**named, "additional_special_tokens": ["<sep>"]}))
+
+
+def _tokenizer_config(folder: Path) -> None:
+    folder_of_model(folder)
+    token = {"content": "<sep>", "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    said = {"tokenizer_class": "GPT2Tokenizer", "add_prefix_space": True, "added_tokens_decoder": {"14": token},
+            "pad_token": "<sep>", "eos_token": {"__type": "AddedToken", **token}, "extra_special_tokens": ["<sep>"],
+            "split_special_tokens": False, "padding_side": "left", "model_max_length": 20}  # fmt: skip
+    (folder / "tokenizer_config.json").write_text(json.dumps(said))
 
 
 def _shards(folder: Path) -> None:
@@ -268,6 +284,8 @@ KINDS: dict[str, Kind] = {
     "vocab.json": Kind("vocab.json", _vocabulary, TREE, (run_model, tokenize)),
     "merges.txt": Kind("merges.txt", _vocabulary, (m.of_lines, m.of_lines, m.of_bytes), (run_model, tokenize)),
     "added_tokens.json": Kind("added_tokens.json", _vocabulary, TREE, (run_model, tokenize)),
+    "tokenizer_config.json": Kind("tokenizer_config.json", _tokenizer_config, TREE, (run_model, tokenize)),
+    "special_tokens_map.json": Kind("special_tokens_map.json", _special_tokens, TREE, (run_model, tokenize)),
     "captures": Kind("run.safetensors", _captures, own("pellucid.ckpts"), (captured,)),
     "cache": Kind("cache.safetensors", _cache, own("pellucid.cache"), (cached,)),
     "stream": Kind("stream.safetensors", _stream, own("pellucid.stream"), (resumed,)),

@@ -360,6 +360,41 @@ def test_a_flipped_bit_in_the_cache_is_noticed_and_the_remedy_works(
     assert same_logits(pl.load(REPOSITORY, hub=options(server, tmp_path)), hf)
 
 
+def test_the_content_of_the_cache_is_read_once(
+    server: StandIn, hf: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Computing digests is stopped after the first load: the second still opens, and a changed file is noticed."""
+    hub.locate(REPOSITORY, options(server, tmp_path))
+    counted: list[str] = []
+    plain = hashlib.file_digest
+    monkeypatch.setattr(hashlib, "file_digest", lambda *given: (counted.append(given[1]), plain(*given))[1])
+    for offline in (False, True):
+        assert same_logits(pl.load(REPOSITORY, hub=options(server, tmp_path, offline=offline)), hf)
+    assert counted == []
+    blob = (hub.locate(REPOSITORY, options(server, tmp_path)) / "model.safetensors").resolve()
+    blob.write_bytes(blob.read_bytes())
+    assert same_logits(pl.load(REPOSITORY, hub=options(server, tmp_path)), hf)
+    assert counted == ["sha256"]
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_the_hub_is_waited_for_as_long_as_it_asks_but_not_for_ever(
+    status: int, server: StandIn, hf: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited: list[float] = []
+    monkeypatch.setattr("time.sleep", waited.append)
+    answers = iter([(status, {"Retry-After": "7"})])
+    server.refuse = lambda name: next(answers, None)
+    assert same_logits(pl.load(REPOSITORY, hub=options(server, tmp_path / "a")), hf)
+    assert waited[:1] == [7]
+    waited.clear()
+    server.refuse = lambda name: (status, {"Retry-After": "100000"}) if name == "model.safetensors" else None
+    error = refused(server, tmp_path / "b")
+    assert error.code == "hub-refused"
+    assert "asks to wait 100000 seconds" in error.message
+    assert waited == []
+
+
 def test_a_bit_flipped_on_the_way_is_noticed(server: StandIn, tmp_path: Path) -> None:
     body = bytearray(server.files["model.safetensors"])
     server.etags["model.safetensors"] = hashlib.sha256(body).hexdigest()

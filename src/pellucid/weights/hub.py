@@ -8,29 +8,16 @@ the cache only when it is complete.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
-import time
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from pellucid.errors import ConfigError, NotFoundError, WeightsError, nearest, shown
-from pellucid.weights.manifests import is_there, read_index, read_json, require_regular, unreadable
-
-T = TypeVar("T")
-
-ALIASES: Mapping[str, str] = {
-    "gpt2": "openai-community/gpt2",
-    "gpt2-small": "openai-community/gpt2",
-    "gpt2-medium": "openai-community/gpt2-medium",
-    "gpt2-large": "openai-community/gpt2-large",
-    "gpt2-xl": "openai-community/gpt2-xl",
-    "distilgpt2": "distilbert/distilgpt2",
-}
-"""Short names of the published models, and their repositories."""
+from pellucid.weights import blobs
+from pellucid.weights.hub_answers import ALIASES, again, explain, no_such_name
+from pellucid.weights.manifests import is_there, read_index, read_json, unreadable
 
 BUNDLED_NAME = "bundled"
 """The name of the small model that ships inside the package."""
@@ -117,10 +104,12 @@ def locate(name: str | os.PathLike[str], options: HubOptions | None = None) -> P
             "complete the cache.",
         )
     if repository.fetch("tokenizer.json") is None:
-        repository.fetch("vocab.json")
         repository.fetch("merges.txt")
         repository.fetch("added_tokens.json")
+        if repository.fetch("vocab.json") is None:
+            repository.fetch("vocab.txt")  # not read, but named at the first text
     repository.fetch("tokenizer_config.json")
+    repository.fetch("special_tokens_map.json")
     repository.fetch("generation_config.json")
     return config.parent
 
@@ -154,7 +143,7 @@ def _existing(name: str | os.PathLike[str]) -> Path | None:
     if text == BUNDLED_NAME:
         return BUNDLED
     if not text or "\0" in text:
-        raise _no_such_name(text)
+        raise no_such_name(text)
     try:
         path = Path(text).expanduser()
         if path.exists():
@@ -162,9 +151,9 @@ def _existing(name: str | os.PathLike[str]) -> Path | None:
     except (OSError, RuntimeError) as problem:
         if isinstance(problem, PermissionError):
             raise unreadable(Path(text), problem) from problem
-        raise _no_such_name(text) from problem
+        raise no_such_name(text) from problem
     if not isinstance(name, str):
-        raise _no_such_name(text)
+        raise no_such_name(text)
     return None
 
 
@@ -174,15 +163,6 @@ def _no_name(given: object) -> NotFoundError:
         f"{type(given).__name__} given, expected a path, an alias or the id of a repository.",
         code="path-not-found",
         remedy="Pass a model of transformers' to pellucid.from_hf; else give a path or a hub id.",
-    )
-
-
-def _no_such_name(name: str) -> NotFoundError:
-    return NotFoundError(
-        f"{name!r}: no such file or folder, and not the id of a repository.",
-        code="path-not-found",
-        remedy=f"{nearest(name, ALIASES)} Give a path, a hub id such as 'openai-community/gpt2', or one of "
-        f"{', '.join(ALIASES)}.".strip(),
     )
 
 
@@ -234,7 +214,7 @@ class _Repository:
         try:
             if self.reachable:
                 self._require_plain_etag(file)
-            found = _again(
+            found = again(
                 lambda: huggingface_hub.hf_hub_download(
                     self.id,
                     file,
@@ -249,13 +229,13 @@ class _Repository:
             raise
         except errors.EntryNotFoundError as problem:
             if self.reachable and isinstance(problem, errors.LocalEntryNotFoundError):
-                raise _explain(problem, self.id, file, self.options) from problem
+                raise explain(problem, self.id, file, self.options.revision) from problem
             return None
         # Not only HTTP errors come out of a download: the transport, the cache folder and the validation of
         # names have their own exceptions, and the transport's class changed between versions of the library.
         except Exception as problem:
-            raise _explain(problem, self.id, file, self.options) from problem
-        _require_content(Path(found))
+            raise explain(problem, self.id, file, self.options.revision) from problem
+        blobs.require_content(Path(found))
         return Path(found)
 
     def _require_plain_etag(self, file: str) -> None:
@@ -264,57 +244,13 @@ class _Repository:
 
         where = self.options.address
         url = huggingface_hub.hf_hub_url(self.id, file, revision=self.options.revision, endpoint=where)
-        etag = _again(lambda: huggingface_hub.get_hf_file_metadata(url, token=self.options.token, endpoint=where)).etag
+        etag = again(lambda: huggingface_hub.get_hf_file_metadata(url, token=self.options.token, endpoint=where)).etag
         if etag is not None and not re.fullmatch(r"[\w\-]{1,200}", etag):
             raise WeightsError(
                 f"{self.id}/{file}: the hub gives {shown(etag)} as the digest of its content, which is not a digest.",
                 code="hub-refused",
                 remedy="Do not use this address (HF_ENDPOINT, endpoint=); unset it to reach the public hub.",
             )
-
-
-def _again(request: Callable[[], T]) -> T:
-    """Ask the hub, and once more after a second if it had an error of its own."""
-    from huggingface_hub import errors
-
-    try:
-        return request()
-    except errors.HfHubHTTPError as problem:
-        if problem.response.status_code < 500:
-            raise
-    except errors.LocalEntryNotFoundError as problem:
-        cause = problem.__cause__
-        if not isinstance(cause, errors.HfHubHTTPError) or cause.response.status_code < 500:
-            raise
-    time.sleep(1)
-    return request()
-
-
-def _require_content(path: Path) -> None:
-    """See that a file of the cache holds what its name says: blobs are called by the digest of their content.
-
-    Raises:
-        WeightsError: A bit was flipped on the way or on the disk.
-    """
-    blob = path.resolve()
-    if not re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", blob.name) or blob.parent.name != "blobs":
-        return
-    require_regular(blob)
-    try:
-        with blob.open("rb") as file:
-            if len(blob.name) == 64:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-            else:  # what git calls a file that is stored in the repository itself
-                content = file.read()
-                digest = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
-    except OSError as problem:
-        raise unreadable(blob, problem) from problem
-    if digest != blob.name:
-        raise WeightsError(
-            f"{path}: its content is not what the hub has: its digest is {digest}, expected {blob.name}.",
-            code="hub-corrupted",
-            remedy=f"Delete {str(blob)!r} and load again; the file is then downloaded anew.",
-        )
 
 
 def _open(name: str, options: HubOptions) -> _Repository:
@@ -324,7 +260,7 @@ def _open(name: str, options: HubOptions) -> _Repository:
     """
     repository = ALIASES.get(name, name)
     if not _REPOSITORY_ID.fullmatch(repository) or name.endswith(_FILE_ENDINGS) or ".." in name:
-        raise _no_such_name(name)
+        raise no_such_name(name)
     if options.is_offline:
         return _Repository(repository, options, reachable=False)
     import huggingface_hub
@@ -333,9 +269,9 @@ def _open(name: str, options: HubOptions) -> _Repository:
     endpoint = options.address
     try:
         url = huggingface_hub.hf_hub_url(repository, "config.json", revision=options.revision, endpoint=endpoint)
-        _again(lambda: huggingface_hub.get_hf_file_metadata(url, token=options.token, endpoint=endpoint))
+        again(lambda: huggingface_hub.get_hf_file_metadata(url, token=options.token, endpoint=endpoint))
     except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.HFValidationError) as problem:
-        raise _explain(problem, repository, "config.json", options) from problem
+        raise explain(problem, repository, "config.json", options.revision) from problem
     except errors.HfHubHTTPError as problem:
         return _Repository(repository, options, reachable=problem.response.status_code < 500)
     except Exception:
@@ -353,51 +289,3 @@ def _fetch_shards(repository: _Repository, index: Path) -> None:
                 code="shard-missing",
                 remedy="Choose another revision, or tell the repository's owner that the weights are incomplete.",
             )
-
-
-def _explain(problem: Exception, repository: str, file: str, options: HubOptions) -> WeightsError:
-    from huggingface_hub import errors
-
-    # Where nothing is cached, the library reports that, and what the hub answered as its cause.
-    if isinstance(problem, errors.LocalEntryNotFoundError) and isinstance(problem.__cause__, errors.HfHubHTTPError):
-        problem = problem.__cause__
-    where = f"{repository}/{file} on the hub"
-    if isinstance(problem, errors.GatedRepoError):
-        return WeightsError(
-            f"{where}: access is restricted.",
-            code="hub-gated",
-            remedy=f"Accept the terms at https://huggingface.co/{repository}, then log in with `hf auth login` or "
-            "pass token=.",
-        )
-    if isinstance(problem, errors.RepositoryNotFoundError):
-        hint = nearest(repository, [*ALIASES, *ALIASES.values()])
-        return NotFoundError(
-            f"{where}: no such repository, or a private one.",
-            code="hub-not-found",
-            remedy=f"{hint} If it is private, log in with `hf auth login` or pass token=.".strip(),
-        )
-    if isinstance(problem, errors.RevisionNotFoundError):
-        return NotFoundError(
-            f"{where}: no revision {options.revision!r}.",
-            code="hub-no-revision",
-            remedy="Give a branch, tag or commit that exists.",
-        )
-    if isinstance(problem, errors.HFValidationError):
-        return _no_such_name(repository)
-    if isinstance(problem, errors.HfHubHTTPError):
-        return WeightsError(
-            f"{where}: the hub answered {problem}.",
-            code="hub-refused",
-            remedy="Wait and try again; if it goes on, check the token and https://status.huggingface.co.",
-        )
-    if isinstance(problem, PermissionError):
-        return WeightsError(
-            f"{where}: the cache cannot be written: {problem}.",
-            code="hub-cache-not-writable",
-            remedy="Pass cache_dir= or set HF_HOME to a folder that you may write.",
-        )
-    return WeightsError(
-        f"{where}: the download did not complete: {type(problem).__name__}: {problem}.",
-        code="hub-interrupted",
-        remedy="Try again; what was already complete is kept, and no half file was left in its place.",
-    )

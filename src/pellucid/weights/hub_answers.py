@@ -1,0 +1,117 @@
+"""What the hub answers when it does not deliver: asked once more, or told as an error that says what to do."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, TypeVar
+
+from pellucid.errors import NotFoundError, WeightsError, nearest
+
+if TYPE_CHECKING:
+    from huggingface_hub.errors import HfHubHTTPError
+
+T = TypeVar("T")
+
+LONGEST_WAIT = 60
+"""Seconds to wait before asking again, whatever the hub asks for."""
+
+ALIASES: Mapping[str, str] = {
+    "gpt2": "openai-community/gpt2",
+    "gpt2-small": "openai-community/gpt2",
+    "gpt2-medium": "openai-community/gpt2-medium",
+    "gpt2-large": "openai-community/gpt2-large",
+    "gpt2-xl": "openai-community/gpt2-xl",
+    "distilgpt2": "distilbert/distilgpt2",
+}
+"""Short names of the published models, and their repositories."""
+
+
+def again(request: Callable[[], T]) -> T:
+    """Ask the hub, and once more if it had an error of its own or too many requests: after as long as it asks for.
+
+    A hub that asks for more than `LONGEST_WAIT` is not waited for.
+    """
+    from huggingface_hub import errors
+
+    try:
+        return request()
+    except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError) as problem:
+        answer = problem.__cause__ if isinstance(problem, errors.LocalEntryNotFoundError) else problem
+        if not isinstance(answer, errors.HfHubHTTPError):
+            raise
+        wait = _asked_to_wait(answer) or 1
+        if (answer.response.status_code != 429 and answer.response.status_code < 500) or wait > LONGEST_WAIT:
+            raise
+    time.sleep(wait)
+    return request()
+
+
+def _asked_to_wait(problem: HfHubHTTPError) -> int:
+    """The seconds in the answer's `Retry-After`; 0 without one, or with a date."""
+    said = problem.response.headers.get("Retry-After", "").strip()
+    return int(said) if said.isdecimal() and len(said) < 20 else 0
+
+
+def explain(problem: Exception, repository: str, file: str, revision: str | None) -> WeightsError:
+    from huggingface_hub import errors
+
+    # Where nothing is cached, the library reports that, and what the hub answered as its cause.
+    if isinstance(problem, errors.LocalEntryNotFoundError) and isinstance(problem.__cause__, errors.HfHubHTTPError):
+        problem = problem.__cause__
+    where = f"{repository}/{file} on the hub"
+    if isinstance(problem, errors.GatedRepoError):
+        return WeightsError(
+            f"{where}: access is restricted.",
+            code="hub-gated",
+            remedy=f"Accept the terms at https://huggingface.co/{repository}, then log in with `hf auth login` or "
+            "pass token=.",
+        )
+    if isinstance(problem, errors.RepositoryNotFoundError):
+        hint = nearest(repository, [*ALIASES, *ALIASES.values()])
+        return NotFoundError(
+            f"{where}: no such repository, or a private one.",
+            code="hub-not-found",
+            remedy=f"{hint} If it is private, log in with `hf auth login` or pass token=.".strip(),
+        )
+    if isinstance(problem, errors.RevisionNotFoundError):
+        return NotFoundError(
+            f"{where}: no revision {revision!r}.",
+            code="hub-no-revision",
+            remedy="Give a branch, tag or commit that exists.",
+        )
+    if isinstance(problem, errors.HFValidationError):
+        return no_such_name(repository)
+    if isinstance(problem, errors.HfHubHTTPError) and _asked_to_wait(problem) > LONGEST_WAIT:
+        return WeightsError(
+            f"{where}: the hub answered {problem.response.status_code} and asks to wait {_asked_to_wait(problem)} "
+            "seconds.",
+            code="hub-refused",
+            remedy="Try again after that time; what was already complete is kept.",
+        )
+    if isinstance(problem, errors.HfHubHTTPError):
+        return WeightsError(
+            f"{where}: the hub answered {problem}.",
+            code="hub-refused",
+            remedy="Wait and try again; if it goes on, check the token and https://status.huggingface.co.",
+        )
+    if isinstance(problem, PermissionError):
+        return WeightsError(
+            f"{where}: the cache cannot be written: {problem}.",
+            code="hub-cache-not-writable",
+            remedy="Pass cache_dir= or set HF_HOME to a folder that you may write.",
+        )
+    return WeightsError(
+        f"{where}: the download did not complete: {type(problem).__name__}: {problem}.",
+        code="hub-interrupted",
+        remedy="Try again; what was already complete is kept, and no half file was left in its place.",
+    )
+
+
+def no_such_name(name: str) -> NotFoundError:
+    return NotFoundError(
+        f"{name!r}: no such file or folder, and not the id of a repository.",
+        code="path-not-found",
+        remedy=f"{nearest(name, ALIASES)} Give a path, a hub id such as 'openai-community/gpt2', or one of "
+        f"{', '.join(ALIASES)}.".strip(),
+    )
