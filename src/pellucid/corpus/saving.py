@@ -119,7 +119,7 @@ def _refusing(path: Path) -> Generator[None]:
         yield
     except (KeyError, ValueError, TypeError, PellucidError) as error:
         raise InputError(
-            f"stream: {str(path)!r} does not say where a stream got to ({error!r}).",
+            f"stream: {str(path)!r} does not say how far a stream got ({error!r}).",
             code="not-a-stream",
             remedy="Give a file that a stream wrote, or a name that is free.",
         ) from error

@@ -1,4 +1,4 @@
-"""The loop over a corpus, and the sink that takes what each batch gave.
+"""The loop over a corpus, and the sink that takes the captured values of each batch.
 
 A sink names the checkpoints that it reads, takes the captured values of each batch, and may keep on disk how far it
 got. Gathering statistics is one sink; storing the values themselves is another.
@@ -38,7 +38,7 @@ class Runnable(Protocol):
 
 
 class Sink(ABC):
-    """What is done with each batch of a corpus.
+    """A receiver of the batches of a corpus.
 
     `feed` calls `resume` once, then `take` and `keep` for each batch, and `keep` once more at the end.
     """
@@ -74,7 +74,7 @@ def feed(
     Args:
         model: What to run, as far as the last checkpoint that the sink reads.
         texts: Texts, or rows of ids; any iterable. Texts that the sink has taken before are passed over.
-        sink: What is done with each batch.
+        sink: The receiver of every batch.
         batch_size: How many texts run together, 1 or more.
         progress: Whether to draw a bar with rate and time left on stderr, if that is a terminal.
         by: The function that the user called, for messages.

@@ -1,4 +1,4 @@
-"""Which texts were read, in order, so that reading can go on where it ended."""
+"""The texts of a corpus in order: how far they were read, and the batches that they form."""
 
 from __future__ import annotations
 

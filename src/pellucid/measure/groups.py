@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import xarray
 
 Source = Any
-"""What is measured: the captured values of a run (with a checkpoint's name), or a labelled array of such values."""
+"""Measures take the captured values of a run (with a checkpoint's name), or a labelled array of such values."""
 
 TEXTS_AND_POSITIONS = (str(Axis.BATCH), *map(str, POSITIONS), str(Axis.KEY))
 """The axes that measures sum over unless told otherwise, as far as an array has them."""
@@ -108,7 +108,7 @@ def grouped(source: Source, name: aliases.Name | None, over: Collection[str] | N
     """Flatten the axes that are summed over.
 
     Args:
-        source: What is measured.
+        source: The run or the array.
         name: The checkpoint, if `source` is a run.
         over: The axes to sum over; None for texts and positions. Positions that are kept are counted from each text's
             own first real token.

@@ -167,7 +167,7 @@ class AutoregressionFit:
 
     @cached_property
     def residuals(self) -> xarray.DataArray:
-        """What is not explained, with the axes of the series; NaN if no row was fitted there."""
+        """The residuals, with the axes of the series; NaN if no row was fitted there."""
         whole, array = self._held("residuals").residuals(self.solution), cast("xarray.DataArray", self.array)
         ordered = array.transpose(..., *(dim for dim in ("batch", "pos", "query") if dim in array.dims))
         return ordered.copy(data=whole.reshape(ordered.shape)).rename("residual").transpose(*array.dims)

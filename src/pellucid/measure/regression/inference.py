@@ -1,6 +1,6 @@
-"""What statsmodels says of fits that were solved at once: robust covariances, corrections for many tests, summaries.
+"""Inference beyond the plain fit, most of it by statsmodels: robust covariances, corrections, residuals, summaries.
 
-Its functions take one series at a time, which is fast enough for what is asked of a few layers.
+statsmodels takes one series at a time, which is fast enough for questions that are asked of a few layers.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ def centred(columns: Array) -> tuple[Array, Array]:
 
 @dataclass(frozen=True)
 class Factor:
-    """What least squares needs to know of S series with K columns each, the response last.
+    """Means and triangular factors of S series with K columns each, the response last.
 
     Attributes:
         count: How many rows were factored.

@@ -176,7 +176,7 @@ class Design:
         return Factor(len(self.at), *(np.concatenate([getattr(p, k) for p in parts]) for k in ("mean", "triangle")))
 
     def residuals(self, solution: Solution) -> Array:
-        """Return what is not explained, [S, B, P]: NaN in cells of no row and in series with a problem."""
+        """Return the residuals [S, B, P]: NaN in cells of no row and in series with a problem."""
         out = np.full(self._flat.shape, np.nan)
         with np.errstate(invalid="ignore", over="ignore"):
             for block in self._blocks():
@@ -192,7 +192,7 @@ class Design:
 
 @dataclass(frozen=True)
 class Basis:
-    """What was fitted, whether in memory or over a stream.
+    """The regression that was fitted, whether in memory or over a stream.
 
     Attributes:
         lags: How many past values enter.

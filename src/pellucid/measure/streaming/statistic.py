@@ -1,4 +1,4 @@
-"""What every statistic that is gathered run by run has in common: it takes runs, merges, and keeps its state.
+"""The common part of all statistics that are gathered run by run: they take runs, merge, and keep their state.
 
 Counts and sketches merge exactly, in any order. Means, sums of powers and factors of products merge by updates that do
 not cancel (Chan, Golub & LeVeque 1983; Pébay 2008): there the order shows in the last digits only.
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import xarray
 
 Of = Literal["value", "norm", "log_norm"]
-"""What is gathered of a checkpoint: its values, the norms of its vectors, or their natural logarithms."""
+"""A statistic gathers a checkpoint's values, the norms of its vectors, or their natural logarithms."""
 
 
 class Statistic(ABC):

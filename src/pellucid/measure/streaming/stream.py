@@ -19,7 +19,7 @@ from pellucid.run.origin import execution_of, weights_fingerprint
 
 @dataclass(frozen=True, repr=False)
 class Streamed(Sequence[Any]):
-    """What was gathered: a sequence of results, in the order of the statistics.
+    """The results of a stream: a sequence in the order of the statistics.
 
     Attributes:
         statistics: The statistics with everything that they gathered, which merges further.
