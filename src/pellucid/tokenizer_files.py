@@ -127,7 +127,11 @@ def _settings(folder: Path) -> dict[str, Any]:
         settings |= _object(folder / "special_tokens_map.json")
     older = settings.pop("additional_special_tokens", None)
     extra = settings.get("extra_special_tokens") or older or []
-    settings["extra_special_tokens"] = list(extra.values() if isinstance(extra, dict) else extra)
+    with library(folder / "tokenizer_config.json"):
+        settings["extra_special_tokens"] = list(extra.values() if isinstance(extra, dict) else extra)
+        for name in SPECIAL:
+            if settings.get(name) is not None and not _is_special(name, settings[name]):
+                raise TypeError(f"{name} is {shown(settings[name])}, expected a token")
     if settings["tokenizer_class"] in _GPT2:
         settings = {**dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT), **settings}
     return settings

@@ -214,6 +214,14 @@ def test_a_token_that_has_no_place_is_refused(tmp_path: Path) -> None:
     assert caught.value.code == "tokenizer-unreadable"
 
 
+@pytest.mark.parametrize("file", ["tokenizer_config.json", "special_tokens_map.json"])
+@pytest.mark.parametrize("said", [{"eos_token": 5}, {"pad_token": ["<pad>"]}, {"extra_special_tokens": 1.5}])
+def test_a_special_token_that_is_none_is_refused(file: str, said: Folder, tmp_path: Path) -> None:
+    with pytest.raises(pl.WeightsError) as caught:
+        pl.Tokenizer.from_folder(write(tmp_path, {"tokenizer.json": stored(), file: said}))
+    assert caught.value.code == "tokenizer-unreadable"
+
+
 def test_openais_own_names(tmp_path: Path) -> None:
     write(tmp_path, {"encoder.json": VOCABULARY})
     (tmp_path / "vocab.bpe").write_text("#version: 0.2\n" + "\n".join(map(" ".join, MERGES)))
