@@ -61,6 +61,15 @@ def test_weights_that_do_not_fit_are_errors(weights: dict[str, Tensor]) -> None:
     assert "config.schema.stored lists below 'embed'" in caught.value.remedy
 
 
+def test_a_tensor_for_the_configuration_is_an_error_and_its_remedy_works() -> None:
+    W_E = torch.zeros(211, 48)
+    for kind in (Embedding, Attention, MLP, LayerNorm, TransformerBlock):
+        with pytest.raises(pl.ConfigError) as caught:
+            kind(W_E)
+        assert caught.value.code == "config-wrong-type"
+    assert Embedding(CONFIG, weights={"W_E": W_E}).W_E.data_ptr() == W_E.data_ptr()
+
+
 class AttentionOnly(nn.Module):
     """Embeddings, one layer of attention without MLP or norms, and a tied head."""
 

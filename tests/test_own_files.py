@@ -94,7 +94,12 @@ def _metadata(path: Path) -> dict[str, str]:
 
 
 SAYINGS: list[tuple[str, str]] = [
-    *(("captures", f'"n_layer": {value}') for value in ("1e999", "1000000", "-1", "null", '"2"', "true", "[2]")),
+    *(
+        ("captures", f'"sizes": {{"layer": {value}}}')
+        for value in ("1e999", "1000000", "-1", "null", '"2"', "true", "[2]")
+    ),
+    *(("captures", f'"sizes": {value}') for value in ("null", "[2]", '{"head": 3}', '{"layer": 2, "head": "x"}')),
+    ("captures", '"family": "gpt1"'), ("captures", '"family": null'),
     ("captures", '"names": 5'), ("captures", '"names": ["blocks.0.resid_post", 7]'), ("captures", '"strings": "x"'),
     ("captures", '"strings": [[1, 2, 3, 4], ["5", "6"]]'), ("captures", '"pos": [99]'), ("captures", '"heads": ["a"]'),
     ("captures", '"provenance": {"model": []}'), ("captures", '"names": ["blocks.9.resid_post"]'),
@@ -113,6 +118,22 @@ def test_what_no_run_says_is_refused(name: str, saying: str, tmp_path: Path):
     own_file.save(path, kind, tensors, {**about, **json.loads("{" + saying + "}")})
     with pytest.raises(pl.InputError):
         read(path)
+
+
+def test_captures_of_the_first_form_still_open(tmp_path: Path):
+    """They say how many blocks there are, and nothing else of the model."""
+    write, read, _ = FORMATS["captures"]
+    path = tmp_path / "file"
+    write(path)
+    about, tensors = own_file.load(path, "pellucid.ckpts")
+    first = {name: value for name, value in about.items() if name not in ("family", "sizes")}
+    for n_layer, opens in ((2, True), (1, False), ("2", False)):
+        own_file.save(path, "pellucid.ckpts", tensors, {**first, "n_layer": n_layer})
+        if opens:
+            assert read(path).schema.names == MODEL.schema.names
+            continue
+        with pytest.raises(pl.InputError):
+            read(path)
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, "5", "nul", '"x"', "[]"])

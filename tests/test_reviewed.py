@@ -130,7 +130,7 @@ def test_weights_must_fit_the_configuration(model: pl.CkptedTransformer):
 
 
 def test_a_new_embedding_is_the_tied_head_too(model: pl.CkptedTransformer):
-    model.embed = Embedding(torch.zeros(50, 24))
+    model.embed = Embedding(model.config, {"W_E": torch.zeros(50, 24)})
     assert torch.equal(model(IDS), torch.zeros(1, 6, 50))
     assert model.unembed.W_U.data_ptr() == model.embed.W_E.data_ptr()
     assert model.state_dict().keys() == copy.deepcopy(model).state_dict().keys()

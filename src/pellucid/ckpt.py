@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
+from pellucid.execution import is_transformed
 from pellucid.tap import Tap
 
 
@@ -61,6 +62,17 @@ class Ckpt(nn.Module):
             seen = self(value, tap=tap)
             unwritten = value._version == version
         return None if seen is value and unwritten else seen
+
+
+def changed_rows(before: Tensor, after: Tensor) -> Tensor | None:
+    """[B, 1, ...], true for each row of the batch in which a replaced value differs; None if all of them count.
+
+    The other rows go on as if nothing had been replaced, so an edit of one row leaves the bits of the others alone.
+    All count where a gradient has to reach the value, and where the value was written in place.
+    """
+    if after is before or after.shape != before.shape or after.requires_grad or is_transformed():
+        return None
+    return (after != before).flatten(1).any(1).view(-1, *[1] * (before.dim() - 1))
 
 
 def _same_bytes(one: Tensor, other: Tensor) -> bool:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pellucid.ckpt import Ckpt
 from pellucid.dialects import unknown_attribute
-from pellucid.errors import WeightsError
+from pellucid.errors import ConfigError, WeightsError, shown
 from pellucid.parameters import LiveView
 from pellucid.schema import Parameter, Schema
 
@@ -55,17 +55,19 @@ class Part(nn.Module):
         name = next((one.name for one in self._modules.values() if isinstance(one, Ckpt)), "")
         return re.sub(r"\.(\d+)", r"[\1]", f"model.{name.rpartition('.')[0]}")
 
-    def take(self, schema: Schema, place: str, weights: Weights) -> None:
+    def take(self, config: Described, place: str, weights: Weights | None) -> None:
         """Register the parameters and checkpoints that the schema has directly below a place.
 
         Args:
-            schema: Of the model.
+            config: Of the model.
             place: The module's name in a model, such as "blocks.0.attn"; "" for the model itself.
-            weights: By their names below the place; used as they are, not copied.
+            weights: By their names below the place; used as they are, not copied. Fresh ones if None.
 
         Raises:
+            ConfigError: Something else than a configuration was given.
             WeightsError: A tensor is missing, has another shape, or is no parameter of this place.
         """
+        weights, schema = given(config, place, weights), config.schema
         require_weights(schema, place, weights)
         for name in schema.stored_below(place):
             if "." not in name:
@@ -93,7 +95,17 @@ def under(place: str, weights: Weights) -> dict[str, Tensor]:
 
 
 def given(config: Described, place: str, weights: Weights | None) -> Weights:
-    """The weights of a place in a model, fresh ones if none are given."""
+    """The weights of a place in a model, fresh ones if none are given.
+
+    Raises:
+        ConfigError: Something else than a configuration was given.
+    """
+    if not isinstance(getattr(config, "schema", None), Schema):
+        raise ConfigError(
+            f"config: {shown(config)} given, expected the configuration of a model.",
+            code="config-wrong-type",
+            remedy="Give a pl.TransformerConfig first, and tensors as weights={name: tensor}.",
+        )
     return fresh_weights(config.schema, config.initializer_range, place) if weights is None else weights
 
 

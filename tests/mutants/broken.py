@@ -34,7 +34,7 @@ def wrapped(owner: Any, name: str, make: Callable[[Any], Any]) -> Callable[[Patc
 
 def other_epsilon(epsilon: float) -> Callable[[Patch], None]:
     def make(init: Any) -> Any:
-        return lambda self, w, b, eps: init(self, w, b, epsilon)
+        return lambda self, config, weights: init(self, config.replace(layer_norm_epsilon=epsilon), weights)
 
     return wrapped(transformer.LayerNorm, "__init__", make)
 
@@ -95,8 +95,8 @@ def strided_keys(patch: Patch) -> None:
     """Keys and values as they lie between queries, in one tensor."""
 
     def make(init: Any) -> Any:
-        def strided(self: Any, *arguments: Any) -> None:
-            init(self, *arguments)
+        def strided(self: Any, *arguments: Any, **options: Any) -> None:
+            init(self, *arguments, **options)
             self.exact = False
 
         return strided

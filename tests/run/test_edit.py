@@ -25,9 +25,9 @@ RAGGED = support.ragged_ids(3, 11, 7)
 OF_BLOCK = [name for name in NAMES if name.startswith("blocks.1.")] + [n for n in NAMES if "blocks" not in n]
 
 
-def part_of(name: str, pos: Any = None, heads: Any = None, neurons: Any = None) -> tuple[Any, ...]:
-    """What `pos`, `heads` and `neurons` (slices) choose, as an index of the value."""
-    places: dict[str, Any] = {Axis.POS: pos, Axis.QUERY: pos, Axis.HEAD: heads}
+def part_of(name: str, pos: Any = None, heads: Any = None, neurons: Any = None, rows: Any = None) -> tuple[Any, ...]:
+    """What `pos`, `heads`, `neurons` and `rows` (slices) choose, as an index of the value."""
+    places: dict[str, Any] = {Axis.POS: pos, Axis.QUERY: pos, Axis.HEAD: heads, Axis.BATCH: rows}
     places.update(dict.fromkeys((Axis.D_MODEL, Axis.D_MLP, Axis.D_HEAD), neurons))
     return tuple(places.get(axis) or slice(None) for axis in AXES[name])
 
@@ -106,6 +106,65 @@ def test_every_kind_at_neurons(glass64: pl.CkptedTransformer, kind: str, name: s
     check_kind(
         glass64, kind, name, part_of(name, pos=slice(4, 5), neurons=slice(0, 10, 3)), pos=4, neurons=[0, 3, 6, 9]
     )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["resid_pre", "attn.ckpt_pattern", "attn.ckpt_z", "mlp.ckpt_post"])
+def test_every_kind_at_rows(glass64: pl.CkptedTransformer, kind: str, name: str) -> None:
+    name = f"blocks.1.{name}"
+    check_kind(glass64, kind, name, part_of(name, pos=slice(4, 6), rows=slice(1, 2)), pos=[4, 5], rows=-1)
+
+
+EDITS_OF_ROWS = {
+    "zero": lambda rows, source: pl.Edit.zero("blocks.0.attn.ckpt_z", heads=1, rows=rows),
+    "scale": lambda rows, source: pl.Edit.scale("blocks.1.resid_pre", 0.5, pos=-2, rows=rows),
+    "mean": lambda rows, source: pl.Edit.mean_ablate("blocks.1.mlp.ckpt_post", source, rows=rows),
+    "patch": lambda rows, source: pl.Edit.patch("blocks.2.resid_mid", source, pos=3, rows=rows),
+    "apply": lambda rows, source: pl.Edit.apply("blocks.0.attn.ckpt_pattern", lambda p: p.flip(-3), rows=rows),
+}
+
+
+def test_many_edits_share_a_batch(glass: pl.CkptedTransformer) -> None:
+    """Each row of the shared batch is, to the bit, that row of a batch in which every row has its edit."""
+    batch = IDS[:1].repeat(len(EDITS_OF_ROWS), 1)
+    _, source = glass.run_with_ckpts(support.some_ids(1, 11, seed=5))
+    edits = [make([row], source) for row, make in enumerate(EDITS_OF_ROWS.values())]
+    shared, ckpts = glass.run_with_ckpts(batch, edits=edits)
+    assert shared is not None
+    for row, make in enumerate(EDITS_OF_ROWS.values()):
+        alone, its = glass.run_with_ckpts(batch, edits=make(None, source) if row != 3 else make(range(5), source))
+        assert alone is not None
+        assert torch.equal(shared[row], alone[row])
+        assert all(torch.equal(ckpts[name][row], its[name][row]) for name in ckpts)
+    assert len({tuple(row.flatten().tolist()) for row in shared}) == len(EDITS_OF_ROWS)
+    assert [ckpts.fired[edit] for edit in edits] == [1] * 5
+
+
+def test_the_source_of_a_patch_of_rows(glass: pl.CkptedTransformer) -> None:
+    name, batch = "blocks.1.resid_post", support.some_ids(4, 6)
+    _, four = glass.run_with_ckpts(support.some_ids(4, 6, seed=1))
+    _, two = glass.run_with_ckpts(four.batch.ids[[2, 0]])
+    _, one = glass.run_with_ckpts(four.batch.ids[[2]])
+    for source, places in ((four, [2, 0]), (two, [0, 1]), (one, [0, 0])):
+        _, ckpts = glass.run_with_ckpts(batch, names=name, edits=pl.Edit.patch(name, source, rows=[2, 0]))
+        assert torch.equal(ckpts[name][[2, 0]], source[name][places])
+        assert torch.equal(ckpts[name][[1, 3]], glass.run_with_ckpts(batch, names=name)[1][name][[1, 3]])
+    _, three = glass.run_with_ckpts(four.batch.ids[:3])
+    with pytest.raises(pl.EditError, match="3 texts for 2 chosen rows of 4") as caught:
+        glass.run_with_ckpts(batch, edits=pl.Edit.patch(name, three, rows=[2, 0]))
+    assert caught.value.code == "edit-misfit"
+    with pytest.raises(pl.InputError, match="rows=9, expected indices from 0 to 3"):
+        glass.run_with_ckpts(batch, edits=pl.Edit.zero(name, rows=9))
+
+
+def test_rows_of_a_padded_batch_are_patched_where_both_have_tokens(glass: pl.CkptedTransformer) -> None:
+    texts, name = support.ragged_ids(3, 6), "blocks.0.resid_post"
+    _, source = glass.run_with_ckpts(support.ragged_ids(3, 6, seed=4))
+    glass.run_with_ckpts(texts, edits=pl.Edit.patch(name, source, pos=-1, rows=0))
+    _, turned = glass.run_with_ckpts(support.ragged_ids(6, 3, seed=4))
+    glass.run_with_ckpts(texts, edits=pl.Edit.patch(name, turned, pos=0, rows=0))
+    with pytest.raises(pl.EditError, match="a token at the chosen column 0 where the source has a pad"):
+        glass.run_with_ckpts(texts, edits=pl.Edit.patch(name, turned, pos=0, rows=1))
 
 
 def test_scores(glass64: pl.CkptedTransformer) -> None:
@@ -463,8 +522,11 @@ MUTANTS: dict[str, tuple[Any, str, Any, Callable[[], None]]] = {
     "hooked scores fall below the least": (
         attention, "_bounded", lambda scores: scores, test_scores_of_pads_may_be_hooked),
     "pads are patched in": (
-        edit, "_require_tokens", lambda source, site, region: None,
+        edit, "_require_tokens", lambda source, site, rows, region: None,
         lambda: test_a_patch_puts_no_pad_at_a_token(support.glass())),
+    "an edit of one row makes the others explicit": (
+        attention, "changed_rows", lambda before, after: None,
+        lambda: test_many_edits_share_a_batch(support.glass())),
     "means are of what is chosen": (
         edit, "_mean", lambda value, mask: value,
         lambda: test_mean_ablation_of_one_position_by_this_run_is_that_by_the_same_run(support.glass())),

@@ -80,8 +80,8 @@ def drawn(number: int) -> tuple[dict[str, Any], list[list[int]]]:
 
 
 def prompts(*lengths: int, seed: int = 0) -> list[list[int]]:
-    """Random rows without the end id, which would look like padding at an edge."""
-    return [[12 if token == 11 else token for token in row] for row in support.ragged_ids(*lengths, seed=seed)]
+    """Random rows without the end id and the pad ids, which would look like padding at an edge."""
+    return [[{0: 1, 11: 12}.get(token, token) for token in row] for row in support.ragged_ids(*lengths, seed=seed)]
 
 
 @pytest.mark.parametrize("part", range(4))

@@ -8,19 +8,22 @@ operation.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from pellucid import dialects
+from pellucid.ckpt import changed_rows
 from pellucid.execution import EXACT, Execution, is_transformed
 from pellucid.gpt2.config import TransformerConfig
 from pellucid.nonlinear import may_write_into_results
 from pellucid.parameters import LiveView, is_finite, state_of
-from pellucid.part import Part, Weights, given
+from pellucid.part import Part, Weights
 from pellucid.products import Products, products_of
 from pellucid.tap import Tap
 
@@ -115,13 +118,13 @@ class Attention(Part):
         products: Products | None = None,
     ) -> None:
         super().__init__()
+        self.take(config, "blocks.0.attn", weights)
         self._products = products or products_of(execution)
         self.n_head = config.n_head
         self.scale = config.attention_scale(block)
         self.attn_pdrop, self.resid_pdrop = config.attn_pdrop, config.resid_pdrop
         self.eager, self.exact = execution.attention == "eager", not execution.is_fast
         self.upcast = self.eager and config.reorder_and_upcast_attn  # transformers' sdpa path ignores the field
-        self.take(config.schema, "blocks.0.attn", given(config, "blocks.0.attn", weights))
         self._looked_at: tuple[tuple[int, int], ...] = ()
         self._finite = True
 
@@ -146,9 +149,13 @@ class Attention(Part):
         elif self.exact:  # as they come out of transformers' cache: matrix products round by layout on some processors
             k, v = k.contiguous(), v.contiguous()
 
-        pattern, explicit = self._pattern(q, k, v, visible, tap, explicit=explicit)
-        if explicit and pattern is not None:
+        pattern, rows = self._pattern(q, k, v, visible, tap)
+        if pattern is None and explicit:
+            pattern = _softmax(self._scores(q, k, visible), in_place=True).type(v.dtype)
+        if pattern is not None and (explicit or rows is not None):
             z = torch.matmul(F.dropout(pattern, self.attn_pdrop) if self.training else pattern, v)
+            if not explicit and isinstance(rows, Tensor):
+                z = torch.where(rows, z, self._fused(q, k, v, visible))
         else:
             z = self._fused(q, k, v, visible)
         z = self.ckpt_z(z.transpose(1, 2), tap=tap)
@@ -196,19 +203,31 @@ class Attention(Part):
         )  # fmt: skip
 
     def _pattern(
-        self, q: Tensor, k: Tensor, v: Tensor, visible: Visible, tap: Tap | None, *, explicit: bool
-    ) -> tuple[Tensor | None, bool]:
-        """The pattern [B, H, Pq, Pk] if anybody needs it, and whether the output must be made from it."""
+        self, q: Tensor, k: Tensor, v: Tensor, visible: Visible, tap: Tap | None
+    ) -> tuple[Tensor | None, Tensor | Literal["all"] | None]:
+        """Pass scores and pattern through their checkpoints if anybody looks there.
+
+        Returns:
+            The pattern [B, H, Pq, Pk], None if nobody looked; and which rows of the batch must be made from it because
+            a value of theirs was replaced: [B, 1, 1, 1], "all", or None.
+        """
         scores_are_watched = self.ckpt_scores.is_watched(tap)
-        if not (explicit or scores_are_watched or self.ckpt_pattern.is_watched(tap)):
-            return None, False
+        if not (scores_are_watched or self.ckpt_pattern.is_watched(tap)):
+            return None, None
         scores = self._scores(q, k, visible)
+        replaced: list[Tensor | None] = []
         if (edited := self.ckpt_scores.replacement(scores, tap)) is not None:
-            scores, explicit = _bounded(edited), True
+            edited = _bounded(edited)
+            replaced.append(changed_rows(scores, edited))
+            scores = edited
         pattern = _softmax(scores, in_place=not scores_are_watched).type(v.dtype)
         if (edited := self.ckpt_pattern.replacement(pattern, tap)) is not None:
-            pattern, explicit = edited, True
-        return pattern, explicit
+            replaced.append(changed_rows(pattern, edited))
+            pattern = edited
+        rows = [found for found in replaced if found is not None]
+        if not replaced or (len(rows) == len(replaced) and not self.training):
+            return pattern, functools.reduce(torch.logical_or, rows) if rows else None
+        return pattern, "all"  # in training, too: dropout would be drawn twice
 
     def _scores(self, q: Tensor, k: Tensor, visible: Visible) -> Tensor:
         """Scaled and masked scores [B, H, Pq, Pk]; masked entries hold the dtype's minimum."""

@@ -14,11 +14,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pellucid import dialects, nonlinear
-from pellucid.ckpt import name_checkpoints
+from pellucid.ckpt import changed_rows, name_checkpoints
 from pellucid.execution import EXACT, Execution
 from pellucid.gpt2.attention import Attention, Memory, Visible
 from pellucid.gpt2.config import TransformerConfig, require_config
@@ -75,7 +76,7 @@ class Embedding(Part):
 
     def __init__(self, config: TransformerConfig, weights: Weights | None = None) -> None:
         super().__init__()
-        self.take(config.schema, "embed", given(config, "embed", weights))
+        self.take(config, "embed", weights)
 
     def forward(self, ids: Tensor) -> Tensor:
         return F.embedding(ids, self.W_E)
@@ -93,7 +94,7 @@ class PosEmbedding(Part):
 
     def __init__(self, config: TransformerConfig, weights: Weights | None = None) -> None:
         super().__init__()
-        self.take(config.schema, "pos_embed", given(config, "pos_embed", weights))
+        self.take(config, "pos_embed", weights)
 
     def forward(self, positions: Tensor) -> Tensor:
         return F.embedding(positions, self.W_pos)
@@ -111,13 +112,17 @@ class LayerNorm(Part):
 
     def __init__(self, config: TransformerConfig, weights: Weights | None = None) -> None:
         super().__init__()
-        self.take(config.schema, "ln_final", given(config, "ln_final", weights))
+        self.take(config, "ln_final", weights)
         self.eps = config.layer_norm_epsilon
 
     def forward(self, x: Tensor, tap: Tap | None = None) -> Tensor:
         w, b = self.w, self.b
-        scaled = self.ckpt_scaled.replacement(self._scaled(x), tap) if self.ckpt_scaled.is_watched(tap) else None
-        normalized = F.layer_norm(x, w.shape, w, b, self.eps) if scaled is None else scaled * w + b
+        normalized = F.layer_norm(x, w.shape, w, b, self.eps)
+        if self.ckpt_scaled.is_watched(tap):
+            scaled = self._scaled(x)
+            if (edited := self.ckpt_scaled.replacement(scaled, tap)) is not None:
+                rows, explicit = changed_rows(scaled, edited), edited * w + b
+                normalized = explicit if rows is None else torch.where(rows, explicit, normalized)
         return self.ckpt_normalized(normalized, tap=tap)
 
     def _scaled(self, x: Tensor) -> Tensor:
@@ -146,7 +151,7 @@ class MLP(Part):
     ) -> None:
         super().__init__()
         self._products = products or products_of(execution)
-        self.take(config.schema, "blocks.0.mlp", given(config, "blocks.0.mlp", weights))
+        self.take(config, "blocks.0.mlp", weights)
         self.act = (nonlinear.FAST if execution.is_fast else nonlinear.EXACT)[config.activation_function]
         self.resid_pdrop = config.resid_pdrop
 
@@ -184,7 +189,7 @@ class TransformerBlock(Part):
         super().__init__()
         products = products or products_of(execution)
         weights = given(config, "blocks.0", weights)
-        self.take(config.schema, "blocks.0", weights)
+        self.take(config, "blocks.0", weights)
         self.ln1 = LayerNorm(config, under("ln1", weights))
         self.attn = Attention(config, under("attn", weights), block=block, execution=execution, products=products)
         self.ln2 = LayerNorm(config, under("ln2", weights))
@@ -271,7 +276,7 @@ class Transformer(Part):
         )
         self.ln_final = LayerNorm(config, under("ln_final", weights))
         self.unembed = Unembedding(self.embed, weights.get("unembed.W_U"), self.products)
-        self.take(config.schema, "", weights)
+        self.take(config, "", weights)
         name_checkpoints(self)
 
     def __setattr__(self, name: str, value: object) -> None:

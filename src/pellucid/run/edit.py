@@ -55,8 +55,9 @@ Change = Callable[[Tensor, Site], Tensor]
 class Edit:
     """A change at the checkpoints that a pattern of names selects; made by one of the class methods.
 
-    Every class method takes `pos=`, `heads=` and `neurons=` (an index, a slice or several), which limit the
-    change; values that are given have the shape of the limited part, every axis kept, or broadcast to it.
+    Every class method takes `pos=`, `heads=`, `neurons=` and `rows=` (an index, a slice or several), which limit the
+    change; values that are given have the shape of the limited part, every axis kept, or broadcast to it. `rows=` are
+    rows of the batch, so many edits can share one batch, each with a row of its own.
 
     Example:
         >>> import pellucid as pl
@@ -80,33 +81,60 @@ class Edit:
 
     @classmethod
     @named_arguments()
-    def zero(cls, names: Names, *, pos: Index = None, heads: Index = None, neurons: Index = None) -> Edit:
+    def zero(
+        cls, names: Names, *, pos: Index = None, heads: Index = None, neurons: Index = None, rows: Index = None
+    ) -> Edit:
         """Set to zero."""
-        return cls("zero", names, lambda part, site: torch.zeros_like(part), Region(pos, heads, neurons))
+        return cls("zero", names, lambda part, site: torch.zeros_like(part), Region(pos, heads, neurons, rows))
 
     @classmethod
     @named_arguments()
     def replace(
-        cls, names: Names, value: Tensor | float, *, pos: Index = None, heads: Index = None, neurons: Index = None
+        cls,
+        names: Names,
+        value: Tensor | float,
+        *,
+        pos: Index = None,
+        heads: Index = None,
+        neurons: Index = None,
+        rows: Index = None,
     ) -> Edit:
         """Put `value` there."""
-        return cls("replace", names, lambda part, site: _fitting(value, part, site), Region(pos, heads, neurons))
+        return cls("replace", names, lambda part, site: _fitting(value, part, site), Region(pos, heads, neurons, rows))
 
     @classmethod
     @named_arguments()
     def add(
-        cls, names: Names, value: Tensor | float, *, pos: Index = None, heads: Index = None, neurons: Index = None
+        cls,
+        names: Names,
+        value: Tensor | float,
+        *,
+        pos: Index = None,
+        heads: Index = None,
+        neurons: Index = None,
+        rows: Index = None,
     ) -> Edit:
         """Add `value`."""
-        return cls("add", names, lambda part, site: part + _fitting(value, part, site), Region(pos, heads, neurons))
+        return cls(
+            "add", names, lambda part, site: part + _fitting(value, part, site), Region(pos, heads, neurons, rows)
+        )
 
     @classmethod
     @named_arguments()
     def scale(
-        cls, names: Names, factor: Tensor | float, *, pos: Index = None, heads: Index = None, neurons: Index = None
+        cls,
+        names: Names,
+        factor: Tensor | float,
+        *,
+        pos: Index = None,
+        heads: Index = None,
+        neurons: Index = None,
+        rows: Index = None,
     ) -> Edit:
         """Multiply by `factor`."""
-        return cls("scale", names, lambda part, site: part * _fitting(factor, part, site), Region(pos, heads, neurons))
+        return cls(
+            "scale", names, lambda part, site: part * _fitting(factor, part, site), Region(pos, heads, neurons, rows)
+        )
 
     @classmethod
     @named_arguments()
@@ -118,13 +146,14 @@ class Edit:
         pos: Index = None,
         heads: Index = None,
         neurons: Index = None,
+        rows: Index = None,
     ) -> Edit:
         """Replace by the mean over batch and all real positions.
 
         Args:
             names: A checkpoint or pattern; not scores or patterns, which have no mean over positions.
             reference: The run whose values are averaged; this very run where None.
-            pos, heads, neurons: The part to replace.
+            pos, heads, neurons, rows: The part to replace.
         """
         if reference is not None:
             _require_captured("mean_ablate", reference)
@@ -147,7 +176,7 @@ class Edit:
             mask = site.batch.mask if reference is None else _kept(reference)
             return _mean(source, mask).to(part)
 
-        return cls("mean_ablate", names, change, Region(pos, heads, neurons), whole_text=reference is None)
+        return cls("mean_ablate", names, change, Region(pos, heads, neurons, rows), whole_text=reference is None)
 
     @classmethod
     @named_arguments()
@@ -159,16 +188,18 @@ class Edit:
         pos: Index = None,
         heads: Index = None,
         neurons: Index = None,
+        rows: Index = None,
     ) -> Edit:
         """Put the value of the same checkpoint of another run there.
 
         Args:
             names: A checkpoint or pattern.
             source: The other run, whole values. Its texts may have another length if `pos` is given: positions are then
-                chosen in each run by themselves, so -1 is the last of both.
-            pos, heads, neurons: The part to replace.
+                chosen in each run by themselves, so -1 is the last of both. With `rows`, it holds a text for each row
+                of the batch that runs, for each chosen row in their order, or one for all.
+            pos, heads, neurons, rows: The part to replace.
         """
-        region = Region(pos, heads, neurons)
+        region = Region(pos, heads, neurons, rows)
 
         _require_captured("patch", source)
 
@@ -178,9 +209,10 @@ class Edit:
                 columns = site.whole.size(site.pos_axis)
                 inside = region.within(site.start, columns)
                 here = replace(region, pos=[site.start + i for i in (range(columns) if inside is None else inside[0])])
+            here = _of_the_source(here, value, site, region)
             _require_source(source, value, site, region)
             if site.start is None and (source.batch.padded or site.batch.padded):
-                _require_tokens(source.batch, site, region)
+                _require_tokens(source.batch, site, here.rows, region)
             chosen = take(value, here.indices(site.name, value.shape, site.axes, strict=True))
             return _fitting(chosen, part, site)
 
@@ -196,6 +228,7 @@ class Edit:
         pos: Index = None,
         heads: Index = None,
         neurons: Index = None,
+        rows: Index = None,
     ) -> Edit:
         """Put `function(part)` there."""
         if not callable(function):
@@ -204,10 +237,11 @@ class Edit:
                 code="edit-kind",
                 remedy="Pass a function; Edit.replace takes a value.",
             )
-        return cls("apply", names, lambda part, site: function(part.clone()), Region(pos, heads, neurons))
+        return cls("apply", names, lambda part, site: function(part.clone()), Region(pos, heads, neurons, rows))
 
     def __repr__(self) -> str:
-        limits = {"pos": self.region.pos, "heads": self.region.heads, "neurons": self.region.neurons}
+        limits = {"pos": self.region.pos, "heads": self.region.heads, "neurons": self.region.neurons,
+                  "rows": self.region.rows}  # fmt: skip
         shown = "".join(f", {name}={index!r}" for name, index in limits.items() if index is not None)
         return f"Edit.{self.what}({self.names!r}{shown})"
 
@@ -303,9 +337,32 @@ def _require_source(source: ActivationCkpts, value: Tensor, site: Site, region: 
     )
 
 
-def _require_tokens(source: Batch, site: Site, region: Region) -> None:
-    """Refuse to put what stands at a pad of one run where another has a token."""
-    given, wanted = (_columns(batch.mask.to(site.whole.device), region.pos) for batch in (source, site.batch))
+def _of_the_source(here: Region, value: Tensor, site: Site, region: Region) -> Region:
+    """The part to take of a source that may hold a text for each chosen row instead of each row of the batch."""
+    if region.rows is None or value.size(0) == site.whole.size(0):
+        return here
+    chosen = len(Region(rows=region.rows).indices(site.name, site.whole.shape, site.axes, strict=True)[0])
+    if value.size(0) not in (1, chosen):
+        raise EditError(
+            f"patch at {site.name}: the source holds {value.size(0)} texts for {chosen} chosen rows of "
+            f"{site.whole.size(0)}.",
+            code="edit-misfit",
+            remedy="Take the source from a run of the same batch, of a text for each chosen row, or of one text.",
+        )
+    return replace(here, rows=None)
+
+
+def _require_tokens(source: Batch, site: Site, rows: Index, region: Region) -> None:
+    """Refuse to put what stands at a pad of one run where another has a token.
+
+    Args:
+        source: Texts of the other run.
+        site: Where the edit fires.
+        rows: The rows taken of the source.
+        region: What is edited.
+    """
+    given = _columns(source.mask.to(site.whole.device), region.pos, rows)
+    wanted = _columns(site.batch.mask.to(site.whole.device), region.pos, region.rows)
     if len(given) in (1, len(wanted)) and bool((wanted & ~given).any()):
         text, column = (int(i) for i in (wanted & ~given).nonzero()[0])
         raise EditError(
@@ -320,8 +377,8 @@ def _kept(reference: ActivationCkpts) -> Tensor:
     return _columns(reference.batch.mask, reference.part.pos)
 
 
-def _columns(mask: Tensor, pos: Index) -> Tensor:
-    return take(mask, Region(pos).indices("mask", mask.shape, (Axis.BATCH, Axis.POS), strict=True))
+def _columns(mask: Tensor, pos: Index, rows: Index = None) -> Tensor:
+    return take(mask, Region(pos, rows=rows).indices("mask", mask.shape, (Axis.BATCH, Axis.POS), strict=True))
 
 
 def _mean(value: Tensor, mask: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Part of a checkpoint's value: some positions, some heads, some neurons."""
+"""Part of a checkpoint's value: some rows of the batch, some positions, some heads, some neurons."""
 
 from __future__ import annotations
 
@@ -25,14 +25,16 @@ class Region:
         pos: Columns of the batch, pads counted (queries, for scores and patterns).
         heads: Attention heads.
         neurons: Entries of the last axis: d_model, d_mlp or d_head.
+        rows: Rows of the batch.
     """
 
     pos: Index = None
     heads: Index = None
     neurons: Index = None
+    rows: Index = None
 
     def __post_init__(self) -> None:
-        for name in ("pos", "heads", "neurons"):
+        for name in ("pos", "heads", "neurons", "rows"):
             index = getattr(self, name)
             if isinstance(index, Iterator):  # it is read at every checkpoint
                 object.__setattr__(self, name, list(index))
@@ -40,7 +42,7 @@ class Region:
     @property
     def is_everything(self) -> bool:
         """Whether nothing is left out."""
-        return self.pos is None and self.heads is None and self.neurons is None
+        return self.pos is None and self.heads is None and self.neurons is None and self.rows is None
 
     def with_heads_of(self, count: int) -> Region:
         """The same part, its heads by their numbers among so many.
@@ -80,7 +82,8 @@ class Region:
         """
         chosen: dict[int, Tensor] = {}
         for what, index, candidates in (
-            ("pos", self.pos, POSITIONS), ("heads", self.heads, (Axis.HEAD,)), ("neurons", self.neurons, NEURONS)
+            ("rows", self.rows, (Axis.BATCH,)), ("pos", self.pos, POSITIONS), ("heads", self.heads, (Axis.HEAD,)),
+            ("neurons", self.neurons, NEURONS),
         ):  # fmt: skip
             if index is None:
                 continue
