@@ -133,7 +133,9 @@ def test_it_is_the_identity() -> None:
 def test_what_a_tap_returns_goes_on() -> None:
     value = torch.ones(2)
     assert named()(value, Doubling("here")).tolist() == [2, 2]
-    assert named().replacement(value, Doubling("here")).tolist() == [2, 2]
+    replaced = named().replacement(value, Doubling("here"))
+    assert replaced is not None
+    assert replaced.value.tolist() == [2, 2]
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.enable_grad, torch.inference_mode])
@@ -151,6 +153,30 @@ def test_replacement_tells_looks_from_edits(mode: Any) -> None:
             handle = point.register_forward_hook(hook if what != "writes" else _adds_one)
             assert (point.replacement(value, None) is not None) == edits, what
             handle.remove()
+
+
+def test_replacement_knows_which_rows_differ() -> None:
+    hooks: dict[str, tuple[Any, list[bool] | None]] = {
+        "one row": (lambda module, args, out: out + torch.tensor([[0.0], [1.0], [0.0]]), [False, True, False]),
+        "NaN": (lambda module, args, out: out.index_fill(0, torch.tensor([2]), torch.nan), [False, False, True]),
+        "all rows": (lambda module, args, out: out * 2, None),
+        "written and copied": (lambda module, args, out: out.add_(torch.tensor([[0.0], [1.0], [0.0]])).clone(), None),
+    }
+    for mode in (torch.no_grad, torch.inference_mode):
+        for what, (hook, rows) in hooks.items():
+            with mode():
+                point, value = named(), torch.ones(3, 2)
+                handle = point.register_forward_hook(hook)
+                replaced = point.replacement(value, None)
+                handle.remove()
+            assert replaced is not None
+            assert (None if replaced.rows is None else replaced.rows.flatten().tolist()) == rows, what
+    with torch.enable_grad():  # a gradient has to reach every row
+        point, value = named(), torch.ones(3, 2, requires_grad=True) * 1
+        point.register_forward_hook(hooks["one row"][0])
+        replaced = point.replacement(value, None)
+        assert replaced is not None
+        assert replaced.rows is None
 
 
 def _adds_one(module: Any, args: Any, out: torch.Tensor) -> None:

@@ -6,6 +6,8 @@ model goes on with. A family's `Schema` says which there are.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
@@ -44,7 +46,7 @@ class Ckpt(nn.Module):
             or torch_module._has_any_global_hook()
         )  # fmt: skip
 
-    def replacement(self, value: Tensor, tap: Tap | None) -> Tensor | None:
+    def replacement(self, value: Tensor, tap: Tap | None) -> Replaced | None:
         """Pass on a value that was computed only to be seen.
 
         Returns:
@@ -61,18 +63,32 @@ class Ckpt(nn.Module):
             version = value._version
             seen = self(value, tap=tap)
             unwritten = value._version == version
-        return None if seen is value and unwritten else seen
+        if seen is value and unwritten:
+            return None
+        return Replaced(seen, _changed_rows(value, seen) if unwritten else None)
 
 
-def changed_rows(before: Tensor, after: Tensor) -> Tensor | None:
-    """[B, 1, ...], true for each row of the batch in which a replaced value differs; None if all of them count.
+class Replaced(NamedTuple):
+    """What someone put in a value's place.
 
-    The other rows go on as if nothing had been replaced, so an edit of one row leaves the bits of the others alone.
-    All count where a gradient has to reach the value, and where the value was written in place.
+    Attributes:
+        value: It.
+        rows: [B, 1, ...], true for the rows of the batch in which it differs; None if all of them count. The other rows
+            go on as if nothing had been replaced, so an edit of one row leaves the bits of the others alone.
     """
-    if after is before or after.shape != before.shape or after.requires_grad or is_transformed():
+
+    value: Tensor
+    rows: Tensor | None
+
+
+def _changed_rows(before: Tensor, after: Tensor) -> Tensor | None:
+    """See `Replaced.rows`. All rows count where a gradient has to reach the value."""
+    if after.shape != before.shape or after.requires_grad or is_transformed() or before.dim() < 2 or len(before) < 2:
         return None
-    return (after != before).flatten(1).any(1).view(-1, *[1] * (before.dim() - 1))
+    rows = (after != before).flatten(1).any(1)
+    if not rows.is_cuda and bool(rows.all()):  # an accelerator would have to be waited for
+        return None
+    return rows.view(-1, *[1] * (before.dim() - 1))
 
 
 def _same_bytes(one: Tensor, other: Tensor) -> bool:

@@ -10,18 +10,18 @@ import torch
 from torch import Tensor, nn
 
 from pellucid import aliases
-from pellucid.aliases import Names, selected, several
+from pellucid.aliases import Names
 from pellucid.batch import Batch, Inputs
 from pellucid.batching import Batcher
 from pellucid.cache import KeyValueCache, continued
 from pellucid.dialects import MODEL, named_arguments
-from pellucid.errors import InputError, UnknownNameError, nearest
+from pellucid.errors import InputError
 from pellucid.execution import Execution
 from pellucid.generating import GeneratingTransformer
 from pellucid.generation_settings import GenerationSettings
 from pellucid.gpt2.config import TransformerConfig, require_config
-from pellucid.gpt2.model import Columns, Run, last_column
-from pellucid.parameters import LiveView, has_native_hooks, state_of, submodules
+from pellucid.gpt2.model import Run, last_column
+from pellucid.parameters import has_native_hooks, state_of, submodules
 from pellucid.part import Weights
 from pellucid.run.activations import ActivationCkpts
 from pellucid.run.edit import Edit
@@ -29,6 +29,7 @@ from pellucid.run.edit_tap import EditTap
 from pellucid.run.origin import Origin
 from pellucid.run.recorder import Recorder
 from pellucid.run.region import Index, Region
+from pellucid.run.span import Start, beginning, captured
 from pellucid.schema import Schema
 from pellucid.tap import Chain, StopAfter, Stopped, Tap
 from pellucid.tokens import Tokenizer
@@ -152,11 +153,14 @@ class CkptedTransformer(GeneratingTransformer):
         mask: Any = None,
         cache: KeyValueCache | None = None,
         last_only: bool = False,
+        start_at: Start | None = None,
     ) -> Tensor:
         """Logits [B, P, V] of whatever `tokenize` accepts; `tap` sees, and may replace, every value on the way.
 
         Beside ids, `mask` [B, P] is 1 at real tokens. With a cache, `inputs` go on where its text ends, and are in it
         afterwards. With `last_only`, the logits are [B, 1, V], those of each text's last token.
+
+        With `start_at=("blocks.4.resid_pre", value)`, the run begins at that block with that value [B, P, D].
 
         Every verb runs the model through this call, so a hook on the model sees each of them. It gets a `Batch` of the
         tokens that are run, and the rest by keyword.
@@ -175,7 +179,65 @@ class CkptedTransformer(GeneratingTransformer):
                 remedy="Give a mask by its name: model(ids, mask=mask).",
             )
         batch = self.tokenize(inputs, mask=mask)
-        return self._run(batch, tap, cache, batch.last_columns if last_only else None)
+        columns = batch.last_columns if last_only else None
+        if cache is None:
+            padding, start = batch.mask if batch.padded else None, None
+            if start_at is not None:
+                start = beginning(start_at, self.schema, batch, self.embed.W_E)[1]
+            return self.transform(Run(batch.ids, batch.positions, padding, columns=columns, start=start), tap)
+        if start_at is not None:
+            raise InputError(
+                "forward: start_at= with a cache, which needs the keys and values of every block.",
+                code="start-with-cache",
+                remedy="Leave the cache out.",
+            )
+        positions = continued(batch, cache, self.config)
+        cache.open(batch.mask)
+        padding = cache.padding_up_to(cache.length + batch.ids.size(1))
+        logits = self.transform(Run(batch.ids, positions, padding, cache, columns), tap)
+        cache.close(batch.ids.size(1))
+        return logits
+
+    @named_arguments()
+    def run(
+        self,
+        inputs: Inputs,
+        *,
+        mask: Any = None,
+        start_at: Start | None = None,
+        edits: Edit | Sequence[Edit] = (),
+        last_only: bool = False,
+    ) -> Tensor:
+        """Run, perhaps from a block on and with edits.
+
+        Args:
+            inputs: Whatever `tokenize` accepts.
+            mask: [B, P], 1 at real tokens, beside ids that hold pads.
+            start_at: `("blocks.4.resid_pre", value)`: the run begins at that block with that value [B, P, D].
+            edits: Changes on the way, in this order.
+            last_only: Return the logits of each text's last token alone.
+
+        Returns:
+            Logits [B, P, V], or [B, 1, V] with `last_only`.
+
+        Raises:
+            InputError: A place where no run can start, or a value that does not fit the batch.
+            EditError: An edit that does not fit, or that never fired.
+
+        Example:
+            >>> import pellucid as pl
+            >>> model = pl.load()
+            >>> logits, ckpts = model.run_with_ckpts("Once upon a time", names="blocks.2.resid_pre")
+            >>> again = model.run("Once upon a time", start_at=("blocks.2.resid_pre", ckpts["blocks.2.resid_pre"]))
+            >>> bool((again == logits).all())
+            True
+        """
+        batch = self.tokenize(inputs, mask=mask)
+        edit_tap = EditTap(edits, batch, self.schema)
+        tap = edit_tap if edit_tap.fired else None
+        logits = self(batch, tap=tap, last_only=last_only, start_at=start_at)
+        edit_tap.check_fired()
+        return logits
 
     @named_arguments()
     def next_token_logits(self, inputs: Inputs, *, mask: Any = None, cache: KeyValueCache | None = None) -> Tensor:
@@ -190,19 +252,6 @@ class CkptedTransformer(GeneratingTransformer):
             ' time'
         """
         return self(self.tokenize(inputs, mask=mask), cache=cache, last_only=True)[:, 0]
-
-    def _run(
-        self, batch: Batch, tap: Tap | None, cache: KeyValueCache | None = None, columns: Columns | None = None
-    ) -> Tensor:
-        if cache is None:
-            padding = batch.mask if batch.padded else None
-            return self.transform(Run(batch.ids, batch.positions, padding, columns=columns), tap)
-        positions = continued(batch, cache, self.config)
-        cache.open(batch.mask)
-        padding = cache.padding_up_to(cache.length + batch.ids.size(1))
-        logits = self.transform(Run(batch.ids, positions, padding, cache, columns), tap)
-        cache.close(batch.ids.size(1))
-        return logits
 
     @named_arguments()
     def logprobs(self, inputs: Inputs, *, mask: Any = None) -> Tensor:
@@ -240,6 +289,7 @@ class CkptedTransformer(GeneratingTransformer):
         mask: Any = None,
         names: Names = None,
         stop_at: aliases.Name | None = None,
+        start_at: Start | None = None,
         edits: Edit | Sequence[Edit] = (),
         pos: Index = None,
         heads: Index = None,
@@ -255,6 +305,8 @@ class CkptedTransformer(GeneratingTransformer):
             mask: [B, P], 1 at real tokens, beside ids that hold pads.
             names: Names, patterns (`*` within a dotted part, `**` across) or aliases; None captures everything.
             stop_at: Run no further than this checkpoint, which is included; the logits are then None.
+            start_at: Begin at a block with a value [B, P, D]: `("blocks.4.resid_pre", value)`. Names mean what comes
+                from there on.
             edits: Changes on the way, in this order; captures see what the model goes on with.
             pos: Columns of the batch to keep (queries, for scores and patterns); every axis stays.
             heads: Heads to keep, where there is a head axis.
@@ -266,7 +318,7 @@ class CkptedTransformer(GeneratingTransformer):
 
         Raises:
             UnknownNameError: A name that does not exist, a pattern that matches nothing, or a name that
-                cannot fire because the run stops before it.
+                cannot fire because the run stops before it or starts after it.
             EditError: An edit that does not fit, or that never fired.
         """
         if grads and (pos is not None or heads is not None):
@@ -277,7 +329,8 @@ class CkptedTransformer(GeneratingTransformer):
             )
         batch = self.tokenize(inputs, mask=mask)
         last = None if stop_at is None else aliases.resolved(stop_at, self.schema)
-        wanted, modules = self._captured(names, last), submodules(self)
+        first = None if start_at is None else beginning(start_at, self.schema, batch, self.embed.W_E)[0]
+        wanted, modules = captured(names, self.schema, first, last), submodules(self)
         part = Region(pos, heads).with_heads_of(self.config.n_head)
         recorder = Recorder(wanted, self.schema, part, grads, copies=has_native_hooks(modules))
         edit_tap = EditTap(edits, batch, self.schema)
@@ -285,7 +338,7 @@ class CkptedTransformer(GeneratingTransformer):
         if last is not None:
             taps.append(StopAfter(last))
         with torch.set_grad_enabled(grads):
-            logits = self._run_until_stopped(batch, Chain(taps) if len(taps) > 1 else recorder)
+            logits = self._run_until_stopped(batch, Chain(taps) if len(taps) > 1 else recorder, start_at)
         edit_tap.check_fired()
         recorder.check_fired()
         return logits, ActivationCkpts(
@@ -293,67 +346,11 @@ class CkptedTransformer(GeneratingTransformer):
             origin=Origin(self.provenance.get("source", type(self).__name__), self, state_of(modules)),
         )  # fmt: skip
 
-    def _run_until_stopped(self, batch: Batch, tap: Tap) -> Tensor | None:
+    def _run_until_stopped(self, batch: Batch, tap: Tap, start_at: Start | None) -> Tensor | None:
         try:
-            return self(batch, tap=tap)
+            return self(batch, tap=tap) if start_at is None else self(batch, tap=tap, start_at=start_at)
         except Stopped:
             return None
-
-    def _captured(self, names: Names, last: str | None) -> frozenset[str]:
-        """What a run that ends at a checkpoint captures; the whole run where None."""
-        schema, names = self.schema, None if names is None else several(names)
-        if last is None:
-            return frozenset(selected(names, schema))
-        reachable = frozenset(schema.names[: schema.names.index(last) + 1])
-        late = [name for name in names or () if reachable.isdisjoint(selected([name], schema))]
-        if late:
-            raise UnknownNameError(
-                f"{late[0]!r} cannot fire: the run stops at {last!r}, before it.",
-                code="checkpoint-after-stop",
-                remedy="Choose a later stop_at, or leave the name out.",
-            )
-        return reachable.intersection(selected(names, schema))
-
-    def parameter(self, name: str) -> Tensor:
-        """A parameter, or a live view of one, by its dotted name, such as "blocks.0.attn.W_Q".
-
-        Raises:
-            UnknownNameError: No such parameter.
-        """
-        module, attribute = self._locate(name)
-        return getattr(module, attribute)
-
-    def grad(self, name: str) -> Tensor | None:
-        """The gradient of a parameter or of a live view of one; None before a backward pass.
-
-        The gradient of a tied `unembed.W_U` is that of the shared tensor, from both of its uses.
-        """
-        module, attribute = self._locate(name)
-        if attribute == "W_U" and self.unembed.tied:
-            return None if self.embed.W_E.grad is None else self.embed.W_E.grad.t()
-        view = getattr(type(module), attribute, None)
-        if not isinstance(view, LiveView):
-            return getattr(module, attribute).grad
-        stored = getattr(module, view.stored).grad
-        return None if stored is None else view.view(module, stored)
-
-    @property
-    def parameter_names(self) -> tuple[str, ...]:
-        """Every name that `parameter` takes: stored ones and live views."""
-        names = [name for name, _ in self.named_parameters()]
-        for path, module in self.named_modules():
-            names += [f"{path}.{n}" for n, a in vars(type(module)).items() if isinstance(a, LiveView) and n != "weight"]
-        return (*names, "unembed.W_U") if self.unembed.tied else tuple(names)
-
-    def _locate(self, name: str) -> tuple[nn.Module, str]:
-        if name not in self.parameter_names:
-            raise UnknownNameError(
-                f"no such parameter: {name!r}.",
-                code="unknown-parameter",
-                remedy=f"{nearest(str(name), self.parameter_names)} `model.parameter_names` lists them all.".strip(),
-            )
-        path, attribute = name.rsplit(".", 1)
-        return self.get_submodule(path), attribute
 
     def get_input_embeddings(self) -> nn.Module:
         """The module that owns `W_E`."""

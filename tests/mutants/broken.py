@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -16,7 +17,6 @@ from pellucid import aliases, ckpt, model, nonlinear, products, schema
 from pellucid import batching as batches
 from pellucid.gpt2 import attention
 from pellucid.gpt2 import model as transformer
-from pellucid.gpt2.model import Run
 from pellucid.run import edit, region
 from pellucid.run.recorder import Recorder
 
@@ -153,9 +153,12 @@ def rectangular_positions(patch: Patch) -> None:
 
 
 def pads_seen(patch: Patch) -> None:
+    """A run that knows of no pads."""
+    plain = transformer.Transformer.transform
     patch.setattr(
-        pl.CkptedTransformer, "_run", lambda self, batch, tap, *_: self.transform(Run(batch.ids, batch.positions), tap)
-    )
+        transformer.Transformer, "transform",
+        lambda self, run, tap=None: plain(self, dataclasses.replace(run, padding=None), tap),
+    )  # fmt: skip
 
 
 def untied_head(patch: Patch) -> None:
@@ -221,7 +224,7 @@ def pattern_before_the_softmax(patch: Patch) -> None:
     plain = ckpt.Ckpt.replacement
     scores: dict[str, Tensor] = {}
 
-    def replacement(self: Any, value: Tensor, tap: Any) -> Tensor | None:
+    def replacement(self: Any, value: Tensor, tap: Any) -> Any:
         if self.name.endswith("ckpt_scores"):
             scores[self.name.replace("scores", "pattern")] = value.clone()  # the softmax may overwrite them
         if self.name.endswith("ckpt_pattern"):
@@ -241,7 +244,7 @@ def drops_what_comes_back(at: str) -> Callable[[Patch], None]:
             seen = plain_call(self, value, tap)
             return value if self.name.endswith(at) else seen
 
-        def replacement(self: Any, value: Tensor, tap: Any) -> Tensor | None:
+        def replacement(self: Any, value: Tensor, tap: Any) -> Any:
             instead = plain_replacement(self, value, tap)
             return None if self.name.endswith(at) else instead
 
@@ -281,9 +284,9 @@ def looking_goes_explicit(patch: Patch) -> None:
     """A layer that is looked into makes its output from the pattern."""
     plain = ckpt.Ckpt.replacement
 
-    def replacement(self: Any, value: Tensor, tap: Any) -> Tensor | None:
+    def replacement(self: Any, value: Tensor, tap: Any) -> Any:
         instead = plain(self, value, tap)
-        return value if instead is None and self.is_watched(tap) else instead
+        return ckpt.Replaced(value, None) if instead is None and self.is_watched(tap) else instead
 
     patch.setattr(ckpt.Ckpt, "replacement", replacement)
 
@@ -303,12 +306,11 @@ def writes_in_place(patch: Patch) -> None:
 
 def runs_on(patch: Patch) -> None:
     """The run goes to its end, and the logits are thrown away."""
-    plain = pl.CkptedTransformer._run
 
-    def until_stopped(self: Any, batch: pl.Batch, tap: Any) -> Tensor | None:
+    def until_stopped(self: Any, batch: pl.Batch, tap: Any, start_at: Any) -> Tensor | None:
         stops = isinstance(tap, model.Chain)
         without_stop = model.Chain([t for t in tap._taps if not isinstance(t, model.StopAfter)]) if stops else tap
-        logits = plain(self, batch, without_stop)
+        logits = self(batch, tap=without_stop)
         return None if stops else logits
 
     patch.setattr(pl.CkptedTransformer, "_run_until_stopped", until_stopped)

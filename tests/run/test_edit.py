@@ -14,6 +14,7 @@ from torch import Tensor
 import pellucid as pl
 import support
 from noticed import must_be_noticed
+from pellucid import ckpt
 from pellucid.axes import Axis
 from pellucid.gpt2 import attention
 from pellucid.run import edit
@@ -121,6 +122,8 @@ EDITS_OF_ROWS = {
     "mean": lambda rows, source: pl.Edit.mean_ablate("blocks.1.mlp.ckpt_post", source, rows=rows),
     "patch": lambda rows, source: pl.Edit.patch("blocks.2.resid_mid", source, pos=3, rows=rows),
     "apply": lambda rows, source: pl.Edit.apply("blocks.0.attn.ckpt_pattern", lambda p: p.flip(-3), rows=rows),
+    "scores": lambda rows, source: pl.Edit.scale("blocks.1.attn.ckpt_scores", 0.5, rows=rows),
+    "scaled": lambda rows, source: pl.Edit.add("blocks.2.ln2.ckpt_scaled", 0.5, rows=rows),
 }
 
 
@@ -132,12 +135,12 @@ def test_many_edits_share_a_batch(glass: pl.CkptedTransformer) -> None:
     shared, ckpts = glass.run_with_ckpts(batch, edits=edits)
     assert shared is not None
     for row, make in enumerate(EDITS_OF_ROWS.values()):
-        alone, its = glass.run_with_ckpts(batch, edits=make(None, source) if row != 3 else make(range(5), source))
+        alone, its = glass.run_with_ckpts(batch, edits=make(None, source) if row != 3 else make(range(7), source))
         assert alone is not None
         assert torch.equal(shared[row], alone[row])
         assert all(torch.equal(ckpts[name][row], its[name][row]) for name in ckpts)
     assert len({tuple(row.flatten().tolist()) for row in shared}) == len(EDITS_OF_ROWS)
-    assert [ckpts.fired[edit] for edit in edits] == [1] * 5
+    assert [ckpts.fired[edit] for edit in edits] == [1] * 7
 
 
 def test_the_source_of_a_patch_of_rows(glass: pl.CkptedTransformer) -> None:
@@ -525,7 +528,7 @@ MUTANTS: dict[str, tuple[Any, str, Any, Callable[[], None]]] = {
         edit, "_require_tokens", lambda source, site, rows, region: None,
         lambda: test_a_patch_puts_no_pad_at_a_token(support.glass())),
     "an edit of one row makes the others explicit": (
-        attention, "changed_rows", lambda before, after: None,
+        ckpt, "_changed_rows", lambda before, after: None,
         lambda: test_many_edits_share_a_batch(support.glass())),
     "means are of what is chosen": (
         edit, "_mean", lambda value, mask: value,

@@ -18,7 +18,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pellucid import dialects
-from pellucid.ckpt import changed_rows
 from pellucid.execution import EXACT, Execution, is_transformed
 from pellucid.gpt2.config import TransformerConfig
 from pellucid.nonlinear import may_write_into_results
@@ -217,13 +216,12 @@ class Attention(Part):
         scores = self._scores(q, k, visible)
         replaced: list[Tensor | None] = []
         if (edited := self.ckpt_scores.replacement(scores, tap)) is not None:
-            edited = _bounded(edited)
-            replaced.append(changed_rows(scores, edited))
-            scores = edited
+            scores = _bounded(edited.value)
+            replaced.append(edited.rows)
         pattern = _softmax(scores, in_place=not scores_are_watched).type(v.dtype)
         if (edited := self.ckpt_pattern.replacement(pattern, tap)) is not None:
-            replaced.append(changed_rows(pattern, edited))
-            pattern = edited
+            pattern = edited.value
+            replaced.append(edited.rows)
         rows = [found for found in replaced if found is not None]
         if not replaced or (len(rows) == len(replaced) and not self.training):
             return pattern, functools.reduce(torch.logical_or, rows) if rows else None

@@ -19,7 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pellucid import dialects, nonlinear
-from pellucid.ckpt import changed_rows, name_checkpoints
+from pellucid.ckpt import name_checkpoints
+from pellucid.errors import UnknownNameError, nearest
 from pellucid.execution import EXACT, Execution
 from pellucid.gpt2.attention import Attention, Memory, Visible
 from pellucid.gpt2.config import TransformerConfig, require_config
@@ -55,6 +56,7 @@ class Run:
         padding: [B, columns], true at real positions, those in the cache included; None where there are no pads.
         cache: Where keys and values of earlier columns are, and where those of these go.
         columns: Chooses the columns whose logits are wanted; None for all.
+        start: The first block that runs and what enters it [B, P, D]; None begins with the embeddings.
     """
 
     ids: Tensor
@@ -62,6 +64,7 @@ class Run:
     padding: Tensor | None = None
     cache: Remembers | None = None
     columns: Columns | None = None
+    start: tuple[int, Tensor] | None = None
 
 
 class Embedding(Part):
@@ -117,12 +120,13 @@ class LayerNorm(Part):
 
     def forward(self, x: Tensor, tap: Tap | None = None) -> Tensor:
         w, b = self.w, self.b
-        normalized = F.layer_norm(x, w.shape, w, b, self.eps)
-        if self.ckpt_scaled.is_watched(tap):
-            scaled = self._scaled(x)
-            if (edited := self.ckpt_scaled.replacement(scaled, tap)) is not None:
-                rows, explicit = changed_rows(scaled, edited), edited * w + b
-                normalized = explicit if rows is None else torch.where(rows, explicit, normalized)
+        edited = self.ckpt_scaled.replacement(self._scaled(x), tap) if self.ckpt_scaled.is_watched(tap) else None
+        if edited is None:
+            normalized = F.layer_norm(x, w.shape, w, b, self.eps)
+        else:
+            normalized = edited.value * w + b
+            if edited.rows is not None:
+                normalized = torch.where(edited.rows, normalized, F.layer_norm(x, w.shape, w, b, self.eps))
         return self.ckpt_normalized(normalized, tap=tap)
 
     def _scaled(self, x: Tensor) -> Tensor:
@@ -286,14 +290,60 @@ class Transformer(Part):
 
     def transform(self, run: Run, tap: Tap | None = None) -> Tensor:
         """Tokens -> logits [B, P, V], or those of some columns alone."""
-        embed = self.ckpt_embed(self.embed(run.ids), tap=tap)
-        pos_embed = self.ckpt_pos_embed(self.pos_embed(run.positions), tap=tap)
-        residual = embed + pos_embed
-        if self.training:
-            residual = F.dropout(residual, self.config.embd_pdrop)
+        first, residual = (0, self._embedded(run, tap)) if run.start is None else run.start
         visible = Visible(run.padding)
         for i, block in enumerate(self.blocks):
+            if i < first:
+                continue
             remember = None if run.cache is None else run.cache.writer(i)
             residual = block(residual, visible=visible, tap=tap, remember=remember)
         normalized = self.ln_final(residual, tap=tap)
         return self.unembed(normalized if run.columns is None else run.columns(normalized))
+
+    def _embedded(self, run: Run, tap: Tap | None) -> Tensor:
+        """What enters the first block [B, P, D]."""
+        embed = self.ckpt_embed(self.embed(run.ids), tap=tap)
+        pos_embed = self.ckpt_pos_embed(self.pos_embed(run.positions), tap=tap)
+        residual = embed + pos_embed
+        return F.dropout(residual, self.config.embd_pdrop) if self.training else residual
+
+    def parameter(self, name: str) -> Tensor:
+        """A parameter, or a live view of one, by its dotted name, such as "blocks.0.attn.W_Q".
+
+        Raises:
+            UnknownNameError: No such parameter.
+        """
+        module, attribute = self._locate(name)
+        return getattr(module, attribute)
+
+    def grad(self, name: str) -> Tensor | None:
+        """The gradient of a parameter or of a live view of one; None before a backward pass.
+
+        The gradient of a tied `unembed.W_U` is that of the shared tensor, from both of its uses.
+        """
+        module, attribute = self._locate(name)
+        if attribute == "W_U" and self.unembed.tied:
+            return None if self.embed.W_E.grad is None else self.embed.W_E.grad.t()
+        view = getattr(type(module), attribute, None)
+        if not isinstance(view, LiveView):
+            return getattr(module, attribute).grad
+        stored = getattr(module, view.stored).grad
+        return None if stored is None else view.view(module, stored)
+
+    @property
+    def parameter_names(self) -> tuple[str, ...]:
+        """Every name that `parameter` takes: stored ones and live views."""
+        names = [name for name, _ in self.named_parameters()]
+        for path, module in self.named_modules():
+            names += [f"{path}.{n}" for n, a in vars(type(module)).items() if isinstance(a, LiveView) and n != "weight"]
+        return (*names, "unembed.W_U") if self.unembed.tied else tuple(names)
+
+    def _locate(self, name: str) -> tuple[nn.Module, str]:
+        if name not in self.parameter_names:
+            raise UnknownNameError(
+                f"no such parameter: {name!r}.",
+                code="unknown-parameter",
+                remedy=f"{nearest(str(name), self.parameter_names)} `model.parameter_names` lists them all.".strip(),
+            )
+        path, attribute = name.rsplit(".", 1)
+        return self.get_submodule(path), attribute

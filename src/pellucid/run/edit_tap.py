@@ -65,7 +65,8 @@ class EditTap:
             raise EditError(
                 f"never fired: {', '.join(map(repr, silent))}.",
                 code="edit-never-fired",
-                remedy="The run stopped before their checkpoints or positions; choose others, or leave them out.",
+                remedy="The run stopped before their checkpoints or positions, or started after them; choose others, "
+                "or leave them out.",
             )
 
 
