@@ -23,7 +23,7 @@ SOURCE = Path(pl.__file__).parent
 
 FOLLOWED = ("aliases", "batching", "cache", "schema", "dialects", "generation_settings", "ids", "model",
             "run/activations", "run/asked", "run/beams", "run/edit", "run/edit_tap", "run/generate", "run/region",
-            "run/request", "run/sampling", "run/stopping")  # fmt: skip
+            "run/request", "run/sampling", "run/span", "run/stopping")  # fmt: skip
 
 EXCUSED = {
     "mask-while-captured": "needs a GPU; tests/test_batch.py provokes it",
@@ -234,6 +234,41 @@ REMEDIES: dict[str, list[Case]] = {
             lambda h: _run(h, names="blocks.2.resid_pre", stop_at="embed"),
             "a later stop_at",
             lambda h: _run(h, names="blocks.2.resid_pre", stop_at="blocks.2.resid_pre"),
+        )
+    ],
+    "checkpoint-before-start": [
+        Case(
+            lambda h: _run(h, names="blocks.0.resid_post", start_at=("blocks.1.resid_pre", _run(h)["resid_pre", 1])),
+            "an earlier start_at",
+            lambda h: _run(h, names="blocks.0.resid_post", start_at=("blocks.0.resid_pre", _run(h)["resid_pre", 0])),
+        )
+    ],
+    "start-at": [
+        Case(
+            lambda h: _run(h, start_at=("blocks.1.resid_post", _run(h)["resid_post", 1])),
+            "what leaves block 3 enters block 4",
+            lambda h: _run(h, start_at=("blocks.2.resid_pre", _run(h)["resid_post", 1])),
+        ),
+        Case(
+            lambda h: _run(h, start_at="blocks.1.resid_pre"),
+            "start_at=('blocks.4.resid_pre', value)",
+            lambda h: _run(h, start_at=("blocks.1.resid_pre", _run(h)["resid_pre", 1])),
+        ),
+    ],
+    "start-value": [
+        Case(
+            lambda h: _run(h, start_at=("blocks.1.resid_pre", _run(h)["resid_pre", 1][:, 1:])),
+            "such as a captured resid_pre",
+            lambda h: _run(h, start_at=("blocks.1.resid_pre", _run(h)["resid_pre", 1])),
+        )
+    ],
+    "start-with-cache": [
+        Case(
+            lambda h: h.model(
+                IDS, start_at=("blocks.1.resid_pre", _run(h)["resid_pre", 1]), cache=pl.KeyValueCache(h.model.config, 2)
+            ),
+            "Leave the cache out",
+            lambda h: h.model(IDS, start_at=("blocks.1.resid_pre", _run(h)["resid_pre", 1])),
         )
     ],
     "layer-name": [Case(lambda h: _run(h).get("embed", 3), "default=...", lambda h: _run(h).get("embed", default=3))],
