@@ -190,8 +190,7 @@ def test_vectors_are_small_and_what_would_be_large_in_them_is_a_picture(name: st
     assert "<path" in text
     assert len(text) < 600_000
     pixels = name.startswith(("attention", "head_scores", "norm_histograms_48", "norms_12"))
-    bars = "norm_histograms_12" in name  # its bar of layers
-    assert ("<image" in text) == (pixels or bars)
+    assert ("<image" in text) == pixels
 
 
 def test_points_as_paths_would_be_large(tmp_path: Path) -> None:

@@ -13,8 +13,7 @@ from matplotlib.collections import PathCollection
 
 import pellucid as pl
 from pellucid.errors import InputError, PellucidError, ShapeError
-from pellucid.plot import all_heads, coefficients, distributions, growth, inputs, one_head, points, scores
-from pellucid.plot.heat import block_size, largest_of_blocks
+from pellucid.plot import grids, heatmaps, inputs, layers, summaries
 
 STORIES = ["Once upon a time there was a cat. She had a red ball.", "The end of it"]
 
@@ -80,13 +79,13 @@ def test_skip_counts_positions_where_columns_were_chosen() -> None:
 
 def test_points_are_spread_by_density_and_never_into_the_next_layer() -> None:
     values = np.concatenate([np.zeros(50), np.linspace(-3, 3, 20)])
-    places = points.spread(values)
+    places = layers.spread(values)
     assert np.abs(places).max() < 0.5
     assert np.ptp(places[:50]) > 0.7
     assert np.ptp(places[50:52]) < 0.2
-    assert np.array_equal(places, points.spread(values))
+    assert np.array_equal(places, layers.spread(values))
     assert len(set(places[:50].round(6))) == 50
-    assert points.spread(np.zeros(1)).tolist() == [0.0]
+    assert layers.spread(np.zeros(1)).tolist() == [0.0]
 
 
 @pytest.mark.parametrize(("layers", "positions", "points_drawn"), [(12, 1000, True), (48, 1000, False), (48, 20, True)])
@@ -131,27 +130,21 @@ def test_a_density_sums_to_one_and_one_far_value_makes_no_thousands_of_bins() ->
     area = (table["density"] * (table["right"] - table["left"])).groupby(table["layer"]).sum()
     assert np.allclose(area, 1)
     far = np.append(np.linspace(0, 1, 1000), 1e9)
-    assert len(distributions._edges(far)) == distributions.BINS_AT_MOST + 1
-    assert len(distributions._edges(np.ones(5))) == 2
+    assert len(layers._edges(far)) == layers.BINS_AT_MOST + 1
+    assert len(layers._edges(np.ones(5))) == 2
 
 
 def test_strips_show_each_bin_where_it_is() -> None:
     values = pictures.measured(20, 300)
-    ax = pl.plot.norm_histograms(values)
-    image = ax.images[0]
-    left, right, bottom, top = image.get_extent()
-    assert (bottom, top) == (-0.5, 19.5)
-    counts, edges = np.histogram(values.to_numpy()[7].ravel(), bins="fd")
-    shown = image.get_array()[7]
-    for at in np.linspace(0.03, 0.97, 9):
-        place = left + at * (right - left)
-        inside = edges[0] <= place <= edges[-1]
-        column = int(at * len(shown))
-        middle = left + (column + 0.5) / len(shown) * (right - left)
-        if inside and np.searchsorted(edges, place) == np.searchsorted(edges, middle):
-            assert shown[column] == counts[np.searchsorted(edges, place) - 1]
-        elif not edges[0] <= middle <= edges[-1]:
-            assert np.ma.is_masked(shown[column]) or np.isnan(shown[column])
+    strips = pl.plot.norm_histograms(values).collections
+    assert len(strips) == 20
+    for layer, strip in enumerate(strips):
+        counts, edges = np.histogram(values.to_numpy()[layer].ravel(), bins="fd")
+        corners = strip.get_coordinates()
+        assert np.array_equal(corners[0, :, 0], edges)
+        assert corners[:, 0, 1].tolist() == [layer - 0.5, layer + 0.5]
+        assert strip.get_array().ravel().tolist() == counts.tolist()
+        assert strip.get_clim() == strips[0].get_clim(), "one colour means one count"
 
 
 def test_ridges_are_the_densities_that_measure_gives(norms: xr.DataArray, run: pl.ActivationCkpts) -> None:
@@ -322,13 +315,13 @@ def test_long_texts_merge_into_the_largest_of_their_blocks() -> None:
     ("count", "dots", "block"), [(1, 100, 1), (100, 100, 1), (101, 100, 2), (1024, 1e4, 4), (3, 0, 3)]
 )
 def test_blocks(count: int, dots: float, block: int) -> None:
-    assert block_size(count, dots) == block
+    assert heatmaps.block_size(count, dots) == block
 
 
 def test_blocks_of_unequal_size_and_of_nothing() -> None:
     matrix = np.array([[1.0, np.nan, 3.0], [4.0, np.nan, 2.0], [np.nan, np.nan, np.nan]])
-    assert np.array_equal(largest_of_blocks(matrix, 2), [[4.0, 3.0], [np.nan, np.nan]], equal_nan=True)
-    assert largest_of_blocks(matrix, 1) is matrix
+    assert np.array_equal(heatmaps.largest_of_blocks(matrix, 2), [[4.0, 3.0], [np.nan, np.nan]], equal_nan=True)
+    assert heatmaps.largest_of_blocks(matrix, 1) is matrix
 
 
 def test_attention_that_looks_ahead_is_shown_whole() -> None:
@@ -464,12 +457,12 @@ def pads_counted(patch: pytest.MonkeyPatch) -> None:
 
 
 def first_token_among_the_others(patch: pytest.MonkeyPatch) -> None:
-    plain = growth._apart
-    patch.setattr(growth, "_apart", lambda where, layers: (plain(where, layers)[0], layers))
+    plain = layers._apart
+    patch.setattr(layers, "_apart", lambda where, layers: (plain(where, layers)[0], layers))
 
 
 def everything_spread(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(points, "spread", lambda values: np.linspace(-0.6, 0.6, len(values)))
+    patch.setattr(layers, "spread", lambda values: np.linspace(-0.6, 0.6, len(values)))
 
 
 def test_the_checks_notice(run: pl.ActivationCkpts, norms: xr.DataArray, fit: Any) -> None:
@@ -480,15 +473,15 @@ def test_the_checks_notice(run: pl.ActivationCkpts, norms: xr.DataArray, fit: An
         (test_points_are_spread_by_density_and_never_into_the_next_layer, everything_spread),
         (lambda: test_growth_shows_medians_of_the_others_and_the_first_token(run), first_token_among_the_others),
         (lambda: test_coefficients_are_those_of_the_fit(fit),
-         lambda patch: patch.setattr(coefficients, "INTERCEPT", "lag1")),
+         lambda patch: patch.setattr(summaries, "INTERCEPT", "lag1")),
         (test_each_head_of_a_grid_stands_in_its_place,
-         lambda patch: patch.setattr(all_heads.Plan, "step", property(lambda self: (1.1, 1.2)))),
+         lambda patch: patch.setattr(grids.Plan, "down", property(lambda self: 1.2))),
         (test_long_texts_merge_into_the_largest_of_their_blocks,
-         lambda patch: patch.setattr(one_head, "largest_of_blocks", lambda m, b: m[::b, ::b])),
+         lambda patch: patch.setattr(heatmaps, "largest_of_blocks", lambda m, b: m[::b, ::b])),
         (lambda: test_scores_are_drawn_layer_by_head(run),
-         lambda patch: patch.setattr(scores, "DIMS", ("head", "layer"))),
+         lambda patch: patch.setattr(heatmaps, "SCORES", ("head", "layer"))),
         (lambda: test_colours_begin_at_zero([[0.1, 0.2]], (0, 0.2)),
-         lambda patch: patch.setattr(scores, "_limits", lambda n: (n.min(), n.max()))),
+         lambda patch: patch.setattr(heatmaps, "_limits", lambda n: (n.min(), n.max()))),
     ]  # fmt: skip
     for check, breaks in cases:
         check()

@@ -12,7 +12,7 @@ import plot_pictures as pictures
 import pytest
 
 import pellucid as pl
-from pellucid.plot import points
+from pellucid.plot import layers as by_layer
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGE = (DOCS / "plot.md").read_text(encoding="utf-8")
@@ -63,8 +63,8 @@ def test_every_function_is_shown() -> None:
 def test_points_merge_where_the_page_says(layers: int, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
     assert re.search(rf"\b{most:,}\b", PAGE)
     kinds: list[str] = []
-    monkeypatch.setattr(points, "_points", lambda *_: kinds.append("points"))
-    monkeypatch.setattr(points, "_quantile_bars", lambda *_: kinds.append("quantiles"))
+    monkeypatch.setattr(by_layer, "_points", lambda *_: kinds.append("points"))
+    monkeypatch.setattr(by_layer, "_quantile_bars", lambda *_: kinds.append("quantiles"))
     for count in (most, most + most // 10):
         pl.plot.norms(pictures.measured(layers, count))
     assert kinds == ["points", "quantiles"]

@@ -15,7 +15,7 @@ from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
 import pellucid as pl
-from pellucid.plot import canvas, coefficients, labels, themes
+from pellucid.plot import canvas, labels, summaries, themes
 
 COLUMN = 3.3
 SMALLEST = 6.0
@@ -146,7 +146,7 @@ def short_figure(patch: pytest.MonkeyPatch) -> None:
 
 
 def legend_inside(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(coefficients, "legend_above", lambda ax, columns, handles: ax.legend(handles=handles))
+    patch.setattr(summaries, "legend_above", lambda ax, handles, columns: ax.legend(handles=handles))
 
 
 @pytest.mark.parametrize(

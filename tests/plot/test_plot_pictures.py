@@ -19,16 +19,12 @@ from matplotlib.testing.compare import compare_images
 
 import pellucid as pl
 from pellucid.plot import (
-    all_heads,
-    breakdown,
-    coefficients,
-    distributions,
-    growth,
+    grids,
+    heatmaps,
     inputs,
-    one_head,
+    layers,
     patterns,
-    points,
-    scores,
+    summaries,
     themes,
 )
 
@@ -83,27 +79,27 @@ def means_for_medians(patch: Patch) -> None:
 
 
 def significance_inverted(patch: Patch) -> None:
-    plain = coefficients._table
+    plain = summaries._table
 
     def table(*given: Any) -> Any:
         made = plain(*given)
         return made.assign(significant=~made["significant"])
 
-    patch.setattr(coefficients, "_table", table)
+    patch.setattr(summaries, "_table", table)
 
 
 def no_band(patch: Patch) -> None:
-    plain = coefficients._table
+    plain = summaries._table
 
     def table(*given: Any) -> Any:
         made = plain(*given)
         return made.assign(low=made["coefficient"], high=made["coefficient"])
 
-    patch.setattr(coefficients, "_table", table)
+    patch.setattr(summaries, "_table", table)
 
 
 def first_token_among_the_others(patch: Patch) -> None:
-    patch.setattr(growth, "_apart", lambda where, layers: (None, layers))
+    patch.setattr(layers, "_apart", lambda where, layers: (None, layers))
 
 
 def means_for_largest(patch: Patch) -> None:
@@ -112,7 +108,7 @@ def means_for_largest(patch: Patch) -> None:
         cut = matrix[..., : rows // block * block, : columns // block * block]
         return cut.reshape(*front, rows // block, block, columns // block, block).mean((-3, -1))
 
-    patch.setattr(one_head, "largest_of_blocks", means)
+    patch.setattr(heatmaps, "largest_of_blocks", means)
 
 
 def read_transposed(owner: Any) -> Callable[[Patch], None]:
@@ -131,19 +127,20 @@ def read_transposed(owner: Any) -> Callable[[Patch], None]:
 
 
 def layers_for_heads(patch: Patch) -> None:
-    plain = all_heads.read_patterns
+    plain = grids.read_patterns
 
     def read(*given: Any) -> Any:
         array = plain(*given)
         return array.copy(data=array.to_numpy().swapaxes(0, 1))
 
-    patch.setattr(all_heads, "read_patterns", read)
+    patch.setattr(grids, "read_patterns", read)
 
 
 def linear_scale(patch: Patch) -> None:
     from matplotlib.colors import Normalize
 
-    patch.setattr(one_head, "weights_scale", lambda: Normalize(0, 1))
+    plain = heatmaps.weights_style
+    patch.setattr(heatmaps, "weights_style", lambda look: {**plain(look), "norm": Normalize(0, 1)})
 
 
 def future_is_zero(patch: Patch) -> None:
@@ -151,61 +148,61 @@ def future_is_zero(patch: Patch) -> None:
 
 
 def tied_numbers_left_out(patch: Patch) -> None:
-    plain = breakdown._table
-    patch.setattr(breakdown, "_table", lambda counted: plain(counted).assign(tied=0))
+    plain = summaries._components
+    patch.setattr(summaries, "_components", lambda counted: plain(counted).assign(tied=0))
 
 
 MUTANTS: dict[str, tuple[str, Callable[[Patch], None]]] = {
     "norms: the first token is not skipped": ("norms_12_dark", first_token_stays),
     "norms: the mean in place of the median": ("norms_4_light", means_for_medians),
-    "norms: points not spread": ("norms_4_light", swapped(points, "spread", lambda _: np.zeros_like)),
+    "norms: points not spread": ("norms_4_light", swapped(layers, "spread", lambda _: np.zeros_like)),
     "norms: quantiles all alike": ("norms_48_light", means_for_medians),
-    "norms: points where they merge": ("norms_48_light", lambda patch: patch.setattr(points, "CROWDED", 1e9)),
+    "norms: points where they merge": ("norms_48_light", lambda patch: patch.setattr(layers, "CROWDED", 1e9)),
     "norms: the values shifted": (
-        "norms_one_token_dark", swapped(points, "by_layer", lambda plain: lambda w, a, s: plain(w, a + 0.2, s)),
+        "norms_one_token_dark", swapped(layers, "by_layer", lambda plain: lambda w, a, s: plain(w, a + 0.2, s)),
     ),
     "norm_histograms: too few bins": (
-        "norm_histograms_4_light", swapped(distributions, "_edges", lambda plain: lambda v: plain(v)[::2]),
+        "norm_histograms_4_light", swapped(layers, "_edges", lambda plain: lambda v: plain(v)[::2]),
     ),
     "norm_histograms: the first token is not skipped": ("norm_histograms_12_dark", first_token_stays),
     "norm_histograms: strips moved by a bin": (
         "norm_histograms_48_light",
-        swapped(np, "searchsorted", lambda plain: lambda *a, **o: np.maximum(plain(*a, **o) - 1, 0)),
+        swapped(np, "histogram", lambda plain: lambda *a, **o: (np.roll(plain(*a, **o)[0], 1), plain(*a, **o)[1])),
     ),
     "ridges: twice the bandwidth": (
         "ridges_12_light",
-        swapped(distributions, "distribution", lambda plain: lambda a, **o: plain(a, **{**o, "bandwidth": 0.3})),
+        swapped(layers, "distribution", lambda plain: lambda a, **o: plain(a, **{**o, "bandwidth": 0.3})),
     ),
     "ridges: layers upside down": (
-        "ridges_48_dark", swapped(distributions, "_densities", lambda plain: lambda layers: plain(layers)[::-1]),
+        "ridges_48_dark", swapped(layers, "_densities", lambda plain: lambda layers: plain(layers)[::-1]),
     ),
     "residual_growth: the first token among the others": ("residual_growth_12_light", first_token_among_the_others),
     "residual_growth: a linear axis": (
-        "residual_growth_48_dark", lambda patch: patch.setattr(growth, "_logarithmic", lambda axes: None),
+        "residual_growth_48_dark", lambda patch: patch.setattr(layers, "_logarithmic", lambda axes: None),
     ),
     "autoregression: significance inverted": ("autoregression_12_light", significance_inverted),
     "autoregression: no band": ("autoregression_48_dark", no_band),
-    "attention: transposed": ("attention_20_light", read_transposed(one_head)),
+    "attention: transposed": ("attention_20_light", read_transposed(heatmaps)),
     "attention: a linear scale": ("attention_20_light", linear_scale),
     "attention: means of blocks": ("attention_1024_dark", means_for_largest),
     "attention: the future drawn as zero": ("attention_20_light", future_is_zero),
     "attention: the future of a long text": ("attention_1024_dark", future_is_zero),
     "attention: another weight": (
         "attention_1_light",
-        swapped(one_head, "read_patterns", lambda plain: lambda *given: plain(*given) * 0.5),
+        swapped(heatmaps, "read_patterns", lambda plain: lambda *given: plain(*given) * 0.5),
     ),
-    "attention_grid: transposed": ("attention_grid_1x4_light", read_transposed(all_heads)),
+    "attention_grid: transposed": ("attention_grid_1x4_light", read_transposed(grids)),
     "attention_grid: layers for heads": ("attention_grid_4x4_dark", layers_for_heads),
     "attention_grid: layers for heads, many": ("attention_grid_12x12_light", layers_for_heads),
     "head_scores: layers for heads": (
-        "head_scores_4_light", swapped(scores, "as_numbers", lambda plain: lambda w, given: plain(w, given).T),
+        "head_scores_4_light", swapped(heatmaps, "as_numbers", lambda plain: lambda w, given: plain(w, given).T),
     ),
     "head_scores: zero is not in the middle": (
         "head_scores_12_dark",
-        lambda patch: patch.setattr(scores, "_limits", lambda n: (float(n.min()), float(n.max()) / 2)),
+        lambda patch: patch.setattr(heatmaps, "_limits", lambda n: (float(n.min()), float(n.max()) / 2)),
     ),
     "head_scores: upside down": (
-        "head_scores_48_light", swapped(scores, "as_numbers", lambda plain: lambda w, given: plain(w, given)[::-1]),
+        "head_scores_48_light", swapped(heatmaps, "as_numbers", lambda plain: lambda w, given: plain(w, given)[::-1]),
     ),
     "parameters: tied numbers left out": ("parameters_light", tied_numbers_left_out),
     "theme: light for dark": ("parameters_dark", lambda patch: patch.setitem(themes.THEMES, "dark", themes.LIGHT)),

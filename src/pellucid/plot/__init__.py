@@ -5,15 +5,11 @@ readers tell apart; `data(ax)` gives the numbers behind one. They need matplotli
 which is imported when the first is drawn.
 """
 
-from pellucid.plot.all_heads import attention_grid
-from pellucid.plot.breakdown import parameters
 from pellucid.plot.canvas import data
-from pellucid.plot.coefficients import autoregression
-from pellucid.plot.distributions import norm_histograms, ridges
-from pellucid.plot.growth import residual_growth
-from pellucid.plot.one_head import attention
-from pellucid.plot.points import norms
-from pellucid.plot.scores import head_scores
+from pellucid.plot.grids import attention_grid
+from pellucid.plot.heatmaps import attention, head_scores
+from pellucid.plot.layers import norm_histograms, norms, residual_growth, ridges
+from pellucid.plot.summaries import autoregression, parameters
 from pellucid.plot.themes import theme
 
 __all__ = [

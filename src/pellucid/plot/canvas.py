@@ -1,4 +1,4 @@
-"""Where a figure is drawn: on the axes that are given or on a new figure, and what is remembered of it."""
+"""Where a figure is drawn: on given axes or on a new figure; and what stands around its axes."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from weakref import WeakKeyDictionary
 
 from pellucid.axes import Axis
 from pellucid.errors import InputError
-from pellucid.plot.extras import matplotlib
-from pellucid.plot.labels import is_x, label_numbers
-from pellucid.plot.themes import SMALL, Colour, Theme, drawn_in, theme_for
+from pellucid.plot.labels import longest, put_numbers
+from pellucid.plot.themes import SMALL, Colour, Theme, drawn_in, matplotlib, theme_for
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,20 +21,20 @@ if TYPE_CHECKING:
 Size = tuple[float, float]
 """Width and height, in inches."""
 
-HANDLE = 2.1
-"""Of a legend's text size: the width of a sample of the line, and the space behind it."""
+HANDLE, BETWEEN = 2.1, 1.2
+"""Widths in a legend, relative to its text: of a sample line with the space behind it, and between columns."""
 
-BETWEEN = 1.2
-"""Of a legend's text size: the space between columns."""
+BAR_AT_MOST = 160.0
+"""Points: a longer colour bar is no easier to read."""
 
 _DRAWN: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
 
 
 @contextmanager
 def canvas(ax: Axes | None, size: Size) -> Generator[tuple[Axes, Theme], None, None]:
-    """The axes to draw on, and their theme: those given as they are, or the only ones of a new figure.
+    """Give the axes to draw on, and their theme: the given ones as they are, or those of a new figure.
 
-    A new figure belongs to pyplot where the program or the notebook uses pyplot, so that it is shown as any other;
+    A new figure belongs to pyplot where the program or the notebook uses pyplot, so it is shown like any other;
     elsewhere it is a plain `Figure`, which nobody else holds.
     """
     if ax is not None and not hasattr(ax, "transData"):
@@ -70,7 +69,7 @@ def _uses_pyplot() -> bool:
 
 
 def data(ax: Axes) -> Any:
-    """The numbers behind a figure: what a function of this module drew last on these axes.
+    """Return the numbers behind a figure: what a function of this module drew last on these axes.
 
     Args:
         ax: Axes that such a function returned.
@@ -104,7 +103,7 @@ def remember(ax: Axes, drawn: Any) -> Axes:
 
 
 def extent(ax: Axes) -> Size:
-    """Width and height of the axes in points, before a layout has moved them: about 0.8 of a new figure's."""
+    """Return the axes' width and height in points, before a layout has moved them: about 0.8 of a new figure's."""
     box = ax.get_window_extent()
     dots = ax.get_figure(root=True).dpi  # pyright: ignore[reportOptionalMemberAccess]
     return 72 * box.width / dots, 72 * box.height / dots
@@ -115,100 +114,83 @@ def layer_axis(side: Side, numbers: Sequence[Any], name: str = str(Axis.LAYER)) 
     if list(numbers) == [""]:
         side.set_ticks([])
         return
-    width, height = extent(side.axes)
-    label_numbers(side, numbers, width if is_x(side) else height)
+    put_numbers(side, numbers, extent(side.axes)[side is side.axes.yaxis])
     side.set_label_text(name)
 
 
-def legend_above(ax: Axes, columns: int, handles: Sequence[Any] | None = None) -> None:
-    """A legend above the axes, where no data is, in as many columns as fit; read row by row, as text is."""
+def legend_above(ax: Axes, handles: Sequence[Any] | None = None, columns: int = 4) -> None:
+    """Put a legend above the axes, where no data is, in as many columns as fit; it is read row by row, as text is."""
+    from matplotlib.font_manager import FontProperties
     from matplotlib.lines import Line2D
 
     entries = list(ax.get_legend_handles_labels()[0] if handles is None else handles)
-    columns = _columns_that_fit(entries, columns, 1.1 * extent(ax)[0])
+    size = FontProperties(size=matplotlib().rcParams["legend.fontsize"]).get_size_in_points()
+    widths = [longest([entry.get_label()], size) + (HANDLE + BETWEEN) * size for entry in entries]
+    columns = min(columns, len(entries))
+    # a layout cannot shrink a legend that is too wide
+    while columns > 1 and sum(max(widths[start::columns]) for start in range(columns)) > 1.25 * extent(ax)[0]:
+        columns -= 1
     legend = ax.legend(
-        handles=[entry for column in range(columns) for entry in entries[column::columns]], ncols=columns,
+        handles=[entry for start in range(columns) for entry in entries[start::columns]], ncols=columns,
         loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2, borderpad=0.2, frameon=False,
         handlelength=HANDLE - 0.5, handletextpad=0.5, columnspacing=BETWEEN,
     )  # fmt: skip
     for entry in legend.legend_handles:
         if isinstance(entry, Line2D) and entry.get_alpha() is not None:  # one faint line is hard to see
             entry.set(alpha=0.8, linewidth=0.8)
-    rows = -(-len(entries) // max(columns, 1))
-    _keep_titles_off(ax, (0.6 + 1.7 * rows) * float(legend.get_texts()[0].get_fontsize()))
-
-
-def _keep_titles_off(ax: Axes, points: float) -> None:
-    """Let a title, whenever it is set, stand above the first points over the axes.
-
-    matplotlib puts titles above the axes and what is inset in them, but does not look at legends; so an empty inset
-    stands behind one.
-    """
-    behind = ax.inset_axes((0, 1, 1, points / extent(ax)[1]), zorder=-1)
+    # matplotlib puts titles above the axes and what is inset in them, but does not look at legends; an empty inset
+    # behind the legend keeps a title off it, even one that is set later
+    rows = -(-len(entries) // columns)
+    behind = ax.inset_axes((0, 1, 1, (0.6 + 1.7 * rows) * size / extent(ax)[1]), zorder=-1)
     behind.set_axis_off()
     behind.set_in_layout(False)
 
 
 def say_what(ax: Axes, array: Any) -> None:
-    """A small title that says what a labelled array is of: "layer 2, head 0 of bundled", as far as it knows.
+    """Set a small title that says what an array is of, as far as it knows: "layer 2, head 0 of bundled".
 
     Axes that have a title keep it.
     """
-    chosen = [f"{name} {array.coords[name].item()}" for name in SINGLED if _is_one(array, name)]
+    single = [name for name in (str(Axis.LAYER), str(Axis.HEAD)) if name in array.coords and array[name].size == 1]
     model = str(array.attrs.get("model", "")).rstrip("/\\").replace("\\", "/").rpartition("/")[2]
-    words = " of ".join(filter(None, (", ".join(chosen), model)))
+    words = " of ".join(filter(None, (", ".join(f"{name} {array[name].item()}" for name in single), model)))
     if words and not any(ax.get_title(loc=place) for place in ("left", "center", "right")):  # pyright: ignore[reportArgumentType]
         ax.set_title(words, loc="left", fontsize=SMALL)
 
 
-SINGLED = (str(Axis.LAYER), str(Axis.HEAD))
+def colour_bar(
+    ax: Axes,
+    mappable: Any,
+    label: str,
+    ticks: Sequence[float] | None = None,
+    *,
+    height: float | None = None,
+    after: float = 6,
+) -> Any:
+    """Draw a narrow colour bar in a place of its own, `after` points beside the axes, which keep theirs.
 
+    `height` is that of the axes in points, if it is known better than by their `extent`.
+    """
+    from matplotlib.transforms import Affine2D, ScaledTranslation, blended_transform_factory
 
-def _is_one(array: Any, name: str) -> bool:
-    return name in array.coords and array.coords[name].size == 1 and array.sizes.get(name, 1) == 1
-
-
-def _columns_that_fit(entries: Sequence[Any], columns: int, room: float) -> int:
-    """At most `columns`, and no more than take `room` points; a layout cannot shrink a legend that is too wide."""
-    from matplotlib.font_manager import FontProperties
-    from matplotlib.textpath import TextPath
-
-    size = FontProperties(size=matplotlib().rcParams["legend.fontsize"]).get_size_in_points()
-    widths = [TextPath((0, 0), entry.get_label(), size=size).get_extents().width + HANDLE * size for entry in entries]
-    for count in range(min(columns, len(entries)), 1, -1):
-        taken = sum(max(widths[column::count]) for column in range(count)) + (count - 1) * BETWEEN * size
-        if taken <= room:
-            return count
-    return 1
-
-
-def layer_bar(ax: Axes, look: Theme, layers: Sequence[Any], colours: Sequence[Colour]) -> None:
-    """A narrow bar beside the axes that says which colour is which layer."""
-    from matplotlib.colors import ListedColormap
-
-    beside = ax.inset_axes((1.03, 0, 0.03, 1))
-    beside.imshow([[i] for i in range(len(layers))], cmap=ListedColormap(list(colours)), aspect="auto", origin="lower")
-    step = -(-len(layers) // 12)
-    at = range(0, len(layers), step)
-    beside.set_yticks(list(at), [str(layers[i]) for i in at])
-    beside.set_xticks([])
-    beside.yaxis.tick_right()
-    beside.yaxis.set_label_position("right")
-    beside.set_ylabel("layer")
-    beside.tick_params(length=0, pad=2)
-    beside.spines[:].set_visible(False)
-
-
-def colour_bar(ax: Axes, mappable: Any, label: str, ticks: Sequence[float] | None = None, *, after: float = 6) -> Any:
-    """A narrow colour bar in a place of its own, some points beside the axes, which keep theirs."""
-    width, height = extent(ax)
-    part = min(1.0, 160 / height)
-    beside = ax.inset_axes((1 + after / width, 1 - part, 6 / width, part))
-    if ticks is not None and height < 60:
-        ticks = ticks[::2]
+    part = min(1.0, BAR_AT_MOST / (height or extent(ax)[1]))
+    # sideways in points from the right edge, wherever a layout will put it; upwards in parts of the axes
+    inches = ax.figure.dpi_scale_trans
+    sideways = Affine2D().scale(1 / 72) + inches + ScaledTranslation(1, 0, ax.transAxes)  # pyright: ignore[reportArgumentType]
+    beside = ax.inset_axes((after, 1 - part, 6, part), transform=blended_transform_factory(sideways, ax.transAxes))
     bar = ax.get_figure(root=True).colorbar(mappable, cax=beside, ticks=ticks, format=None if ticks is None else "%g")  # pyright: ignore[reportOptionalMemberAccess]
     bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue]
     bar.set_label(label)
     bar.ax.minorticks_off()
     bar.ax.tick_params(length=0, pad=3)  # a tick would read as a minus
     return bar
+
+
+def layer_bar(ax: Axes, layers: Sequence[Any], colours: Sequence[Colour]) -> None:
+    """Draw a narrow bar beside the axes that says which colour is which layer."""
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import ListedColormap, Normalize
+
+    shades = ScalarMappable(Normalize(-0.5, len(layers) - 0.5), ListedColormap(list(colours)))
+    bar = colour_bar(ax, shades, str(Axis.LAYER), range(len(layers)))
+    put_numbers(bar.ax.yaxis, layers, min(extent(ax)[1], BAR_AT_MOST))

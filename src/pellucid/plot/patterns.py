@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from pellucid.axes import Axis, coordinate
 from pellucid.errors import InputError, ShapeError
-from pellucid.plot.extras import xarray
 from pellucid.plot.inputs import Numbers, as_numbers, sizes
 from pellucid.plot.labels import token_labels
+from pellucid.plot.themes import xarray
 
 if TYPE_CHECKING:
     from xarray import DataArray

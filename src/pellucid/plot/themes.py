@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from pellucid.errors import InputError, nearest
-from pellucid.plot.extras import matplotlib
+from pellucid.extras import need
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,6 +34,21 @@ SMALL = 6.0
 """Points: the size of what is repeated, such as tokens along an axis."""
 
 Colour = tuple[float, float, float, float]
+
+
+def matplotlib() -> Any:
+    """Import matplotlib at its first use."""
+    return need("matplotlib", "pellucid.plot")
+
+
+def pandas() -> Any:
+    """Import pandas, which xarray brings."""
+    return need("pandas", "pellucid.plot")
+
+
+def xarray() -> Any:
+    """Import xarray at its first use."""
+    return need("xarray", "pellucid.plot")
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The coefficients of a regression by layer, with their confidence, as in the study of norms from token to token."""
+"""What sums a thing up: the coefficients of a regression by layer, the parameters of each part of a model."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+from torch import nn
 
 from pellucid.axes import Axis
+from pellucid.counting import ParameterCount, count_parameters
 from pellucid.errors import InputError
 from pellucid.plot.canvas import canvas, extent, layer_axis, legend_above, remember
-from pellucid.plot.extras import pandas
-from pellucid.plot.themes import COLUMN, Colour, Theme
+from pellucid.plot.labels import longest
+from pellucid.plot.themes import COLUMN, Colour, Theme, matplotlib, pandas
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -91,8 +93,8 @@ def autoregression(
         layer_axis(axes.xaxis, layers, index)
         axes.set_xlim(-0.5, len(layers) - 0.5)
         axes.set_ylabel("coefficient")
-        columns = 4 if len(names) < 3 else min(len(names), 4)
-        legend_above(axes, columns, _legend(look, names, list(colours), alpha))
+        # of three terms and more, what filled and hollow mean begins a row of its own
+        legend_above(axes, _legend(look, names, list(colours), alpha), 3 if len(names) == 3 else 4)
         return remember(axes, table)
 
 
@@ -132,12 +134,12 @@ def _legend(look: Theme, names: list[str], colours: list[Any], alpha: float) -> 
 
 
 def _spoken(term: str) -> str:
-    """`lag 1` for lag1."""
+    """Return `lag 1` for lag1."""
     return f"lag {term[3:]}" if term.startswith("lag") and term[3:].isdigit() else term
 
 
 def _table(fit: Fit, terms: Sequence[str] | None, alpha: float, pvalues: Any) -> Any:
-    """A row for each layer and term."""
+    """Return a row for each layer and term."""
     where = "plot.autoregression"
     try:
         params, pvalues = fit.params, fit.pvalues if pvalues is None else pvalues
@@ -180,3 +182,80 @@ def _table(fit: Fit, terms: Sequence[str] | None, alpha: float, pvalues: Any) ->
         }  # fmt: skip
         tables.append(pandas().DataFrame(columns))
     return pandas().concat(tables, ignore_index=True)
+
+
+def parameters(counted: ParameterCount | nn.Module, *, ax: Axes | None = None) -> Axes:
+    """Draw how many parameters each component has, with those that are tied hatched: they are held elsewhere.
+
+    Args:
+        counted: What `pl.count_parameters` gives, or a model to count.
+        ax: Axes to draw on; new ones by default.
+
+    Returns:
+        The axes. `pl.plot.data` of them is a table, a row for each component: `unique` numbers and `tied` ones.
+
+    Raises:
+        InputError: Something else, or a model without parameters.
+        MissingExtraError: matplotlib or pandas is not installed.
+
+    Example:
+        >>> import pellucid as pl
+        >>> ax = pl.plot.parameters(pl.load())
+        >>> table = pl.plot.data(ax)
+        >>> table.loc["unembed", "tied"] == table.loc["embed", "unique"]
+        np.True_
+    """
+    if isinstance(counted, nn.Module):
+        counted = count_parameters(counted)
+    if not isinstance(counted, ParameterCount) or counted.unique == 0:
+        given = "no parameters" if isinstance(counted, ParameterCount) else type(counted).__name__
+        raise InputError(
+            f"plot.parameters: {given}, expected a ParameterCount or a model.",
+            code="not-counted",
+            remedy="Pass pl.count_parameters(model).",
+        )
+    table = _components(counted)
+    with canvas(ax, (COLUMN, 0.4 + 0.2 * len(table))) as (axes, look):
+        places = range(len(table))
+        axes.barh(places, table["unique"], color=look.marks[0], height=0.7)
+        tied = axes.barh(
+            places, table["tied"], left=table["unique"], height=0.7, facecolor=look.paper, edgecolor=look.marks[0],
+            hatch="/////", linewidth=0.6,
+        )  # fmt: skip
+        texts = [_text(unique, again, counted.unique) for unique, again in table.to_numpy()]
+        axes.bar_label(tied, texts, padding=3)
+        ends = table.sum(axis=1).tolist()
+        axes.set_xlim(0, _end_of_axis(ends, texts, extent(axes)[0]))
+        axes.set_ylim(len(table) - 0.5, -0.5)
+        axes.set_yticks(list(places), list(table.index))
+        axes.set_xticks([])
+        axes.set_xlabel(f"parameters: {_short(counted.unique)} in memory", loc="left")
+        axes.tick_params(length=0)
+        axes.spines[["top", "right", "bottom"]].set_visible(False)
+        return remember(axes, table)
+
+
+def _components(counted: ParameterCount) -> Any:
+    """Return a row for each component."""
+    return pandas().DataFrame({"unique": counted.components, "tied": counted.tied}).rename_axis("component")
+
+
+def _text(unique: int, tied: int, everything: int) -> str:
+    part = unique / everything
+    share = f"{_short(unique)}, {'<1%' if part < 0.005 else f'{part:.0%}'}" if unique else ""
+    return ", ".join(text for text in (share, f"{_short(tied)} tied, counted once" if tied else "") if text)
+
+
+def _end_of_axis(ends: Sequence[float], texts: Sequence[str], room: float) -> float:
+    """Return how many parameters end the axis, so that each bar and the text behind it fit into `room` points."""
+    size = matplotlib().font_manager.FontProperties().get_size_in_points()
+    behind = [min(3 + longest([text], size), 0.7 * room) for text in texts]
+    return max(end * room / (room - taken) for end, taken in zip(ends, behind, strict=True))
+
+
+def _short(count: float) -> str:
+    """Return a count in three digits: 38.6 M."""
+    for size, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if count >= 0.9995 * size:
+            return f"{count / size:#.3g}".rstrip(".") + unit
+    return f"{count:.0f}"

@@ -1,0 +1,212 @@
+"""The attention patterns of all heads side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pellucid.axes import Axis
+from pellucid.plot.canvas import canvas, extent, remember
+from pellucid.plot.heatmaps import BAR, block_size, show_weights, weights_bar, weights_style
+from pellucid.plot.labels import longest, put_numbers, put_tokens
+from pellucid.plot.patterns import HEADS, ONE_HEAD, labels_along, read_patterns
+from pellucid.plot.themes import COLUMN, PAGE, SMALL
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from xarray import DataArray
+
+    from pellucid.plot.canvas import Size
+
+GAP = 0.1
+"""Between two patterns, as a part of a pattern's side."""
+
+NAME = 11.0
+"""Points: the height of a name above a pattern."""
+
+TALLEST = 620.0
+"""Points: the height that all patterns take at most."""
+
+TOKENS_AT_LEAST = 3
+"""Labels beside one pattern; if fewer fit there are none."""
+
+HEADS_IN_A_COLUMN = 12
+"""Heads of a row that a journal's column holds; more take both columns."""
+
+
+def attention_grid(patterns: Any, *, tokens: Sequence[str] | None = None, ax: Axes | None = None) -> Axes:
+    """Draw the attention patterns of all heads side by side: those of one layer, or a row for each layer.
+
+    One layer's heads are wrapped into rows and each is named; of several layers each is a row and each head a
+    column. Colours, merging and labels are those of `attention`; tokens are named along the left and lower edge if
+    three or more of them fit beside one pattern.
+
+    Args:
+        patterns: Weights [head, query, key] or [layer, head, query, key] as a tensor or an array, such as
+            `ckpts.stack("attn.ckpt_pattern")` of one text, numbered from 0; or labelled, as `ckpts.to_xarray()` gives
+            them, which know their numbers where only some layers or heads were captured.
+        tokens: A string for each key; the last of them are the queries, unless the array says which they are.
+        ax: Axes to draw on; new ones by default.
+
+    Returns:
+        The axes, one for all patterns. `pl.plot.data` of them is the labelled array (layer, head, query, key).
+
+    Raises:
+        ShapeError: Other axes, or another number of tokens.
+        InputError: Values that are no attention weights.
+        MissingExtraError: matplotlib or xarray is not installed.
+
+    Example:
+        >>> import pellucid as pl
+        >>> _, ckpts = pl.load().run_with_ckpts("Once upon a time", names="blocks.*.attn.ckpt_pattern")
+        >>> ax = pl.plot.attention_grid(ckpts.stack("attn.ckpt_pattern"), tokens=ckpts.batch.strings[0])
+        >>> dict(pl.plot.data(ax).sizes)
+        {'layer': 4, 'head': 4, 'query': 4, 'key': 4}
+    """
+    array = read_patterns("plot.attention_grid", patterns, tokens, HEADS)
+    with canvas(ax, Plan.of(array, COLUMN).size) as (axes, look):
+        plan = Plan.of(array, COLUMN if ax is None else extent(axes)[0] / 72)
+        weights, style = array.to_numpy(), weights_style(look)
+        block = block_size(max(weights.shape[2:]), plan.side * axes.figure.dpi / 72)
+        image: Any = None
+        for layer, head, left, top in plan:
+            image = show_weights(axes, weights[layer, head], block, (left, top, 1, 1), style)
+        axes.set(xlim=(0, plan.width), ylim=(plan.height, 0))
+        axes.spines[:].set_visible(False)
+        if plan.layered:
+            _name_rows_and_columns(axes, plan)
+        else:
+            for layer, head, left, top in plan:
+                name = plan.name(layer, head)
+                axes.annotate(name, (left, top), (0, 1), textcoords="offset points", va="bottom", fontsize=SMALL)
+        _name_tokens(axes, plan)
+        weights_bar(axes, image, plan.height * plan.side, after=plan.beside)
+        return remember(axes, array)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Where each pattern stands, in units of a pattern's side, and what is written beside it.
+
+    Attributes:
+        layers: Numbers of the layers; one None if it is not known.
+        heads: Numbers of the heads.
+        positions: Queries and keys of a pattern.
+        across: Patterns in a row.
+        side: Points of a pattern's side.
+        labels: Position -> label, of the tokens that fit beside a pattern and below one.
+    """
+
+    layers: list[Any]
+    heads: list[Any]
+    positions: tuple[int, int]
+    across: int
+    side: float = 0.0
+    labels: tuple[dict[int, str], dict[int, str]] = ({}, {})
+
+    @classmethod
+    def of(cls, array: DataArray, width: float) -> Plan:
+        """Return the plan for a figure of this width in inches; over a dozen heads in a row take both columns."""
+        layers, heads = (array[dim].values.tolist() for dim in HEADS[:2])
+        layered = len(layers) > 1
+        across = len(heads) if layered or len(heads) <= 3 else int(np.ceil(len(heads) ** 0.5))
+        width = PAGE if across > HEADS_IN_A_COLUMN and width == COLUMN else width
+        known = layers if layered or str(Axis.LAYER) in array.coords else [None]
+        plan = cls(known, heads, (array.shape[2], array.shape[3]), across)
+        for _ in range(2):  # labels take room, and how many fit depends on the room
+            room = (72 * width - plan.around) / plan.width
+            side = min(room, TALLEST / len(layers), max(60.0, 30.0 * max(plan.positions)))  # the last: of a few tokens
+            queries, keys = (labels_along(array, dim, side) for dim in ONE_HEAD)
+            fit = min(len(queries), len(keys)) >= min(TOKENS_AT_LEAST, *plan.positions)
+            plan = cls(known, heads, plan.positions, across, side, (queries, keys) if fit else ({}, {}))
+        return plan
+
+    @property
+    def layered(self) -> bool:
+        """True if each row is a layer."""
+        return len(self.layers) > 1
+
+    @property
+    def down(self) -> float:
+        """From one row to the next; there are names between those of one layer."""
+        return 1 + (GAP if self.layered else NAME / self.side)
+
+    @property
+    def rows(self) -> int:
+        """Rows of patterns."""
+        return len(self.layers) if self.layered else -(-len(self.heads) // self.across)
+
+    @property
+    def width(self) -> float:
+        """Width of all patterns together."""
+        return self.across * (1 + GAP) - GAP
+
+    @property
+    def height(self) -> float:
+        """Height of all patterns together."""
+        return (self.rows - 1) * self.down + 1
+
+    @property
+    def beside(self) -> float:
+        """Points between the patterns and the colour bar, which the names of layers take if tokens are at the left."""
+        if not self.layered or not self.labels[0]:
+            return 6.0
+        return longest([f"{Axis.LAYER} {number}" for number in self.layers]) + 10
+
+    @property
+    def around(self) -> float:
+        """Points that all else takes of the width."""
+        return BAR + longest(self.labels[0].values()) + self.beside
+
+    @property
+    def size(self) -> Size:
+        """Inches of a new figure."""
+        below = longest(self.labels[1].values()) + 20 + (0 if self.layered and not self.labels[1] else NAME)
+        return (self.width * self.side + self.around) / 72, (self.height * self.side + below) / 72
+
+    def __iter__(self) -> Iterator[tuple[int, int, float, float]]:
+        """Give layer, head, and the upper left corner of each pattern."""
+        for layer in range(len(self.layers)):
+            for head in range(len(self.heads)):
+                row, column = (layer, head) if self.layered else divmod(head, self.across)
+                yield layer, head, column * (1 + GAP), row * self.down
+
+    def name(self, layer: int, head: int) -> str:
+        """Return what stands above a pattern of one layer."""
+        if self.layers[layer] is None:
+            return f"head {self.heads[head]}"
+        long = f"layer {self.layers[layer]}, head {self.heads[head]}"
+        return long if longest([long]) < self.side else f"{self.layers[layer]}.{self.heads[head]}"
+
+
+def _name_rows_and_columns(axes: Axes, plan: Plan) -> None:
+    """Write heads above their columns and layers beside their rows, at the right if tokens are at the left."""
+    tokens = bool(plan.labels[0])
+    above, beside = axes.secondary_xaxis("top"), axes.secondary_yaxis("right" if tokens else "left")
+    for along, side, dim, numbers, step in (
+        (above, above.xaxis, HEADS[1], plan.heads, 1 + GAP), (beside, beside.yaxis, HEADS[0], plan.layers, plan.down),
+    ):  # fmt: skip
+        spelled = [f"{dim} {number}" for number in numbers]
+        whole = tokens and (along is beside or longest(spelled) < plan.side)
+        places = [i * step + 0.5 for i in range(len(numbers))]
+        along.set_ticks([])
+        along.tick_params(length=0, pad=1.5, labelsize=SMALL, labelcolor=axes.xaxis.label.get_color())
+        put_numbers(side, spelled if whole else numbers, plan.side * step * len(numbers), places)
+        along.spines[:].set_visible(False)
+        side.set_label_text("" if whole else dim, color=axes.xaxis.label.get_color())
+
+
+def _name_tokens(axes: Axes, plan: Plan) -> None:
+    """Write tokens, or ticks without them, along the left and lower edge."""
+    columns = range(min(plan.across, len(plan.heads)))
+    for side, name, labels, count, starts in zip(
+        (axes.yaxis, axes.xaxis), ONE_HEAD, plan.labels, plan.positions,
+        ([row * plan.down for row in range(plan.rows)], [column * (1 + GAP) for column in columns]), strict=True,
+    ):  # fmt: skip
+        places = [start + (position + 0.5) / count for start in starts for position in labels]
+        put_tokens(side, places, list(labels.values()) * len(starts), ticks=len(labels) < count)
+        if labels or not plan.layered:
+            side.set_label_text(name)

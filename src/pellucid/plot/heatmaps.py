@@ -1,0 +1,258 @@
+"""Matrices as pictures: the attention pattern of one head, and a score for each head."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pellucid.axes import Axis
+from pellucid.errors import InputError, ShapeError
+from pellucid.plot.canvas import BAR_AT_MOST, canvas, colour_bar, extent, remember, say_what
+from pellucid.plot.inputs import Numbers, as_numbers, labelled, sizes
+from pellucid.plot.labels import longest, put_numbers, put_tokens
+from pellucid.plot.patterns import ONE_HEAD, labels_along, positions_of, read_patterns, tokens_of
+from pellucid.plot.themes import COLUMN, SMALL, Theme, luminance, xarray
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from xarray import DataArray
+
+    from pellucid.plot.canvas import Size
+
+ROOM = 0.92
+"""The part of the estimated side along which tokens are put: layouts move axes a little."""
+
+BAR = 56.0
+"""Points: what the colour bar and the names of the axes take of the width of attention patterns."""
+
+BESIDE, BELOW = 70.0, 32.0
+"""Points that the bar and the labels of a figure of scores take of its width and height."""
+
+ROOM_FOR_A_NUMBER = 19.0
+"""Points of a cell's width in which its number is written."""
+
+CELLS_AT_MOST = 256
+"""Rows or columns of a picture; more are merged."""
+
+SCORES = (str(Axis.LAYER), str(Axis.HEAD))
+
+
+def attention(pattern: Any, *, tokens: Sequence[str] | None = None, ax: Axes | None = None) -> Axes:
+    """Draw the attention pattern of one head: a row for each query, a column for each key.
+
+    Colours follow the square root of the weight, so that weight which is spread over many tokens is seen too. Keys
+    that the causal mask hides are paper. Of a long text every few tokens are labelled, with their positions, and
+    neighbours merge into cells that show the largest of their weights, at most 256 a side.
+
+    Args:
+        pattern: Weights [query, key] as a tensor, an array or lists; or labelled, as `ckpts.to_xarray()` gives them,
+            whose tokens are used and whose pads are left out. Other axes must have one entry.
+        tokens: A string for each key; the last of them are the queries, unless the array says which they are.
+        ax: Axes to draw on; new ones by default.
+
+    Returns:
+        The axes. `pl.plot.data` of them is the labelled pattern (query, key), nan behind the query.
+
+    Raises:
+        ShapeError: Other axes, or another number of tokens.
+        InputError: Values that are no attention weights.
+        MissingExtraError: matplotlib or xarray is not installed.
+
+    Example:
+        >>> import pellucid as pl
+        >>> _, ckpts = pl.load().run_with_ckpts("Once upon a time", names="blocks.2.attn.ckpt_pattern")
+        >>> pattern = ckpts["blocks.2.attn.ckpt_pattern"][0, 0]
+        >>> ax = pl.plot.attention(pattern, tokens=ckpts.batch.strings[0])
+        >>> [label.get_text() for label in ax.get_yticklabels()]
+        ['Once', '·upon', '·a', '·time']
+    """
+    array = read_patterns("plot.attention", pattern, tokens, ONE_HEAD)
+    rows, columns = array.shape
+    size, side = _size_of_one(array)
+    with canvas(ax, size) as (axes, look):
+        square = _is_square(array)
+        width, height = extent(axes) if ax is not None else side
+        if square:  # cells are, and the rest of the axes stays empty
+            cell = min(width / columns, height / rows)
+            width, height = cell * columns, cell * rows
+        block = block_size(max(rows, columns), max(width, height) * axes.figure.dpi / 72)
+        image = show_weights(axes, array.to_numpy(), block, (-0.5, -0.5, columns, rows), weights_style(look))
+        axes.set(xlim=(-0.5, columns - 0.5), ylim=(rows - 0.5, -0.5), aspect="equal" if square else "auto")
+        for dim, side_of, room in zip(ONE_HEAD, (axes.yaxis, axes.xaxis), (height, width), strict=True):
+            _label_side(side_of, array, dim, room * ROOM)
+        _frame(axes, look.soft)
+        weights_bar(axes, image, height)
+        say_what(axes, array)
+        return remember(axes, array)
+
+
+def _is_square(array: DataArray) -> bool:
+    """True if queries and keys are about as many, so that a pattern can be drawn in square cells."""
+    return 0.4 < array.shape[0] / array.shape[1] < 2.5
+
+
+def _size_of_one(array: DataArray) -> tuple[Size, Size]:
+    """Return the inches of a new figure, and the points that the pattern itself will have of them."""
+    rows, columns = array.shape
+    labels = [labels_along(array, dim, 150).values() for dim in ONE_HEAD]
+    left, below = (longest(of_side) or 18 for of_side in labels)
+    width = min(72 * COLUMN - left - BAR, max(90, 45 * columns))
+    height = width * rows / columns if _is_square(array) else float(np.clip(12 * rows, 30, width))
+    return ((width + left + BAR) / 72, (height + below + 22) / 72), (width, height)
+
+
+def _label_side(side: Any, array: DataArray, dim: str, room: float) -> None:
+    if tokens_of(array, dim) is None:
+        put_numbers(side, positions_of(array, dim), room)
+    else:
+        labels = labels_along(array, dim, room)
+        put_tokens(side, list(labels), list(labels.values()), ticks=len(labels) < array.sizes[dim])
+    side.set_label_text(dim)
+
+
+def weights_style(look: Theme) -> dict[str, Any]:
+    """Return how weights are coloured: by their square root, so that weight spread over many tokens is seen too."""
+    from matplotlib.colors import PowerNorm
+
+    return {"cmap": look.heat_map(), "norm": PowerNorm(0.5, 0.0, 1.0), "interpolation": "nearest"}
+
+
+def show_weights(
+    axes: Axes, weights: Numbers, block: int, place: tuple[float, float, float, float], style: dict[str, Any]
+) -> Any:
+    """Draw one pattern [query, key], merged into blocks: the place is left, top, width and height in data units."""
+    left, top, width, height = place
+    cells = largest_of_blocks(weights, block)
+    right = left + width * cells.shape[1] * block / weights.shape[1]  # the last block may reach beyond the pattern
+    bottom = top + height * cells.shape[0] * block / weights.shape[0]
+    return axes.imshow(cells, extent=(left, right, bottom, top), **style)
+
+
+def block_size(count: int, dots: float) -> int:
+    """Return how many neighbours merge into one cell, so that a cell takes at least one of `dots` dots."""
+    return -(-count // max(1, min(CELLS_AT_MOST, int(dots))))
+
+
+def largest_of_blocks(matrix: Numbers, block: int) -> Numbers:
+    """Return [q, k] with blocks of neighbours merged into their largest; nan where a block holds nothing else.
+
+    The largest, not the mean: a head that looks at the token before is a line one cell wide, and must stay one.
+    """
+    if block == 1:
+        return matrix
+    padded = np.pad(matrix, [(0, -size % block) for size in matrix.shape], constant_values=np.nan)
+    blocks = padded.reshape(padded.shape[0] // block, block, padded.shape[1] // block, block)
+    merged = np.where(np.isnan(blocks), -np.inf, blocks).max((1, 3))
+    return np.where(np.isneginf(merged), np.nan, merged)
+
+
+def weights_bar(axes: Axes, image: Any, height: float, *, after: float = 6) -> None:
+    """Draw the bar of attention weights, which says that its scale is not even if it is long enough to."""
+    ticks = (0, 0.05, 0.2, 0.5, 1) if height >= 60 else (0, 0.2, 1)
+    label = "attention, √ scale" if height > BAR_AT_MOST / 2 else "attention"
+    colour_bar(axes, image, label, ticks, height=height, after=after)
+
+
+def _frame(axes: Axes, colour: str) -> None:
+    """Draw a thin frame on all four sides, since pictures begin near the paper."""
+    axes.spines[:].set_visible(True)
+    axes.spines[:].set_color(colour)
+
+
+def head_scores(scores: Any, *, ax: Axes | None = None) -> Axes:
+    """Draw a score of every head as a heat map: a row for each layer, a column for each head.
+
+    Colours begin at zero; of scores on both sides of zero, they go as far to either side. Where cells are wide
+    enough their numbers are written in them. A head without a score (nan) is paper.
+
+    Args:
+        scores: (layer, head), labelled, as the measures of attention in `pl.measure` give them, or an array.
+        ax: Axes to draw on; new ones by default.
+
+    Returns:
+        The axes. `pl.plot.data` of them is the labelled array (layer, head).
+
+    Raises:
+        ShapeError: Other axes.
+        InputError: Infinite values, or no scores.
+        MissingExtraError: matplotlib or xarray is not installed.
+
+    Example:
+        >>> import pellucid as pl
+        >>> _, ckpts = pl.load().run_with_ckpts("Once upon a time", names="blocks.*.attn.ckpt_pattern")
+        >>> first = ckpts.stack("attn.ckpt_pattern")[:, 0, :, :, 0].mean(-1)  # weight on the first token
+        >>> ax = pl.plot.head_scores(first)
+        >>> ax.get_xlabel(), ax.get_ylabel()
+        ('head', 'layer')
+    """
+    array = _read_scores(scores)
+    rows, columns = array.shape
+    cell = (72 * COLUMN - BESIDE) / columns
+    height = float(np.clip(rows * min(cell, 22), 24, 320))
+    with canvas(ax, (COLUMN, (height + BELOW) / 72)) as (axes, look):
+        width, height = (72 * COLUMN - BESIDE, height) if ax is None else extent(axes)
+        numbers = array.to_numpy()
+        low, high = _limits(numbers)
+        image = axes.imshow(numbers, cmap=look.heat_map(signed=low < 0), vmin=low, vmax=high, aspect="auto")
+        for dim, side, room in zip(SCORES, (axes.yaxis, axes.xaxis), (height, width), strict=True):
+            put_numbers(side, array[dim].values.tolist(), room)
+            side.set_label_text(dim)
+        axes.tick_params(length=0)
+        _frame(axes, look.soft)
+        if width / columns >= ROOM_FOR_A_NUMBER and height / rows >= SMALL * 1.3:
+            _write_numbers(axes, look, numbers, image)
+        colour_bar(axes, image, _with_units(array))
+        say_what(axes, array)
+        return remember(axes, array)
+
+
+def _read_scores(scores: Any) -> DataArray:
+    where = "plot.head_scores"
+    array = scores
+    if not isinstance(scores, xarray().DataArray):
+        numbers = as_numbers(where, scores)
+        array = xarray().DataArray(numbers, dims=SCORES if numbers.ndim == 2 else None, name="score")
+    array = array.squeeze([dim for dim, size in array.sizes.items() if size == 1 and dim not in SCORES])
+    if set(array.dims) != set(SCORES):
+        raise ShapeError(
+            f"{where}: axes {sizes(array)}, expected (layer, head).",
+            code="score-axes",
+            remedy="Take the mean over, or choose one entry of, each other axis: scores.mean('batch').",
+        )
+    array = labelled(where, array.transpose(*SCORES))
+    if not bool(array.notnull().any()):
+        raise InputError(
+            f"{where}: no numbers in {sizes(array)}, expected at least one.",
+            code="nothing-to-draw",
+            remedy="Measure a longer text.",
+        )
+    named = {dim: range(array.sizes[dim]) for dim in SCORES if dim not in array.coords}
+    return array.assign_coords(named)
+
+
+def _with_units(array: DataArray) -> str:
+    """Return what an array says of its values, such as `entropy (nats)`."""
+    units = str(array.attrs.get("units", "1"))
+    name = str(array.attrs.get("long_name") or array.name or "score").replace("_", " ")
+    return name if units in ("1", "", "probability") else f"{name} ({units})"
+
+
+def _limits(numbers: Numbers) -> tuple[float, float]:
+    """Return the colours' limits: from zero to the largest, or to 1 if that is near; as far to both sides of zero."""
+    low, high = float(np.nanmin(numbers)), float(np.nanmax(numbers))
+    if low < 0:
+        return -max(-low, high), max(-low, high)
+    return 0.0, 1.0 if 0.5 < high <= 1 else high or 1.0
+
+
+def _write_numbers(axes: Axes, look: Theme, numbers: Numbers, image: Any) -> None:
+    """Write each cell's number, in ink or paper, whichever contrasts more with its colour (WCAG 2.1)."""
+    decimals = 2 if np.nanmax(np.abs(numbers)) < 10 else 0 if np.nanmax(np.abs(numbers)) >= 100 else 1
+    for (row, column), number in np.ndenumerate(numbers):
+        if not np.isnan(number):
+            ground = luminance(image.to_rgba(number))
+            ink, paper = (abs(np.log((luminance(c) + 0.05) / (ground + 0.05))) for c in (look.ink, look.paper))
+            colour = look.ink if ink >= paper else look.paper
+            axes.text(column, row, f"{number:.{decimals}f}", color=colour, fontsize=SMALL, ha="center", va="center")
