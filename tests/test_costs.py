@@ -21,8 +21,9 @@ import pellucid as pl
 import support
 from pellucid import nonlinear
 from pellucid.ckpt import Ckpt
+from pellucid.generate import stepper as stepping
 from pellucid.gpt2 import attention
-from pellucid.run import recorder, stepping
+from pellucid.run import recorder
 from pellucid.tap import StopAfter
 
 B, P, D, V = 2, 20, support.SIZES["n_embd"], support.SIZES["vocab_size"]

@@ -12,7 +12,7 @@ import torch
 import pellucid as pl
 import support
 from noticed import must_be_noticed
-from pellucid.run import sampling
+from pellucid.generate import sampler as sampling
 
 IDS = [[1, 2, 3]]
 Model = pl.CkptedTransformer

@@ -18,8 +18,8 @@ import pellucid as pl
 import support
 from pellucid import products
 from pellucid.execution import Execution
+from pellucid.generate.stepper import Stepper
 from pellucid.products import RoundedProducts, products_of
-from pellucid.run.stepping import Stepper
 
 IDS = support.some_ids(2, 13)
 CONFIGS: dict[str, dict[str, Any]] = {

@@ -14,9 +14,9 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 import pellucid as pl
 import support
+from pellucid.generate.generation import TextStream
 from pellucid.gpt2.model import Embedding
 from pellucid.prove import sides
-from pellucid.run.text import TextStream
 
 IDS = torch.tensor([[1, 2, 3, 4, 5, 6]])
 

@@ -26,9 +26,9 @@ from pellucid.cli.shared.values import NextToken
 from pellucid.cli.work import generate as verb
 from pellucid.cli.work import norms
 from pellucid.fast import compiled
+from pellucid.generate.generation import Generation, Row
 from pellucid.plot import patterns
 from pellucid.run import activations
-from pellucid.run.generation import Generation, Row
 
 TEXT = "Lily had a red ball. One day, the red ball"
 

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 
 import pellucid as pl
 import support
-from pellucid.run.stopping import Stopping
-from pellucid.run.text import TextStream
+from pellucid.generate.generation import TextStream
+from pellucid.generate.stopping import Stopping
 
 TEXTS = [
     "Hello world",

@@ -50,6 +50,10 @@ from pellucid.estimation import Estimate as Estimate
 from pellucid.estimation import GenerationMemory as GenerationMemory
 from pellucid.estimation import estimate as estimate
 from pellucid.estimation import estimate_generation as estimate_generation
+from pellucid.generate import stages as stages
+from pellucid.generate.generation import Generation as Generation
+from pellucid.generate.generation import Token as Token
+from pellucid.generate.sampler import Sampler as Sampler
 from pellucid.generation_settings import GenerationSettings as GenerationSettings
 from pellucid.gpt2.config import TransformerConfig as TransformerConfig
 from pellucid.html.page import save_html as save_html
@@ -61,12 +65,8 @@ from pellucid.prove.alignment import Alignment as Alignment
 from pellucid.prove.compare import compare as compare
 from pellucid.prove.report import ComparisonReport as ComparisonReport
 from pellucid.prove.tensors import TensorComparison as TensorComparison
-from pellucid.run import stages as stages
 from pellucid.run.activations import ActivationCkpts as ActivationCkpts
 from pellucid.run.edit import Edit as Edit
-from pellucid.run.generation import Generation as Generation
-from pellucid.run.generation import Token as Token
-from pellucid.run.sampling import Sampler as Sampler
 from pellucid.tap import Tap as Tap
 from pellucid.ties import (
     TieAudit as TieAudit,

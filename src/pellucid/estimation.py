@@ -14,10 +14,10 @@ from pellucid.cache import KeyValueCache
 from pellucid.dialects import named_arguments
 from pellucid.fast.decoder import kernels_take
 from pellucid.fast.prepared import bytes_needed, matrices
+from pellucid.generate.request import require_some
+from pellucid.generate.stopping import stopping
 from pellucid.model import CkptedTransformer
 from pellucid.run.region import Index, Region
-from pellucid.run.request import require_some
-from pellucid.run.stopping import stopping
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from pellucid.cache import KeyValueCache, continued
 from pellucid.dialects import MODEL, named_arguments
 from pellucid.errors import InputError
 from pellucid.execution import Execution
-from pellucid.generating import GeneratingTransformer
+from pellucid.generate.verbs import GeneratingTransformer
 from pellucid.generation_settings import GenerationSettings
 from pellucid.gpt2.config import TransformerConfig, require_config
 from pellucid.gpt2.model import Run, last_column

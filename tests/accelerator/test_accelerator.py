@@ -320,7 +320,7 @@ def test_replayed_steps_give_the_tokens_of_plain_ones(
     for rows in (RAGGED, [RAGGED[1]]):
         replayed = model.generate(rows, **asked)
         with monkeypatch.context() as patch:
-            patch.setattr("pellucid.run.stepping.decoder", lambda *a, **k: None)
+            patch.setattr("pellucid.generate.stepper.decoder", lambda *a, **k: None)
             plain_steps = model.generate(rows, **asked)
         assert [row.tolist() for row in replayed.ids] == [row.tolist() for row in plain_steps.ids]
         a, b = (torch.nan_to_num(torch.stack(list(out.logprobs))) for out in (replayed, plain_steps))

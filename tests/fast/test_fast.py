@@ -16,7 +16,7 @@ import torch
 import pellucid as pl
 import support
 from pellucid.fast import compiled, decoder, prepared
-from pellucid.run import stepping
+from pellucid.generate import stepper as stepping
 
 CONFIGS: dict[str, dict[str, Any]] = {
     "tied": {},
@@ -346,7 +346,7 @@ def never_outdated(patch: pytest.MonkeyPatch) -> None:
 
 
 def never_forgotten(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr("pellucid.generating.forget", lambda model: None)
+    patch.setattr("pellucid.generate.verbs.forget", lambda model: None)
 
 
 def a_hook_runs() -> None:

@@ -10,7 +10,7 @@ import torch
 
 import pellucid as pl
 import support
-from pellucid.run import stepping
+from pellucid.generate import stepper as stepping
 
 DRAWN = pl.Sampler(temperature=1.2, top_k=30)
 
@@ -154,7 +154,7 @@ def test_a_stream_never_splits_a_character() -> None:
     model = pl.load()
     pieces = model.tokenizer.encode("snow ☃ é 漢字 👩‍👩‍👧 end")
     assert any("\ufffd" in model.tokenizer.decode([piece]) for piece in pieces), "characters of several tokens"
-    from pellucid.run.text import TextStream
+    from pellucid.generate.generation import TextStream
 
     for cut in range(1, len(pieces) + 1):
         stream = TextStream(model.tokenizer)
@@ -165,7 +165,7 @@ def test_a_stream_never_splits_a_character() -> None:
 
 def test_bytes_that_are_no_character_do_not_stop_a_stream() -> None:
     model = pl.load()
-    from pellucid.run.text import TextStream
+    from pellucid.generate.generation import TextStream
 
     lone = model.tokenizer.encode("é")[:1]
     ids = [*lone, *lone, *model.tokenizer.encode(" and more text"), *lone]

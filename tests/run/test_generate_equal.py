@@ -11,8 +11,9 @@ import torch
 
 import pellucid as pl
 import support
+from pellucid.generate import stages
 from pellucid.open import BUNDLED
-from pellucid.run import stages, versions
+from pellucid.run import versions
 
 LOGPROB = 1e-5
 """Largest distance of log-probabilities: rounding in float32."""

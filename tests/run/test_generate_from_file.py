@@ -17,7 +17,7 @@ import torch
 import pellucid as pl
 import support
 from pellucid import generation_settings as settings
-from pellucid.run import asked
+from pellucid.generate import file_settings as asked
 
 ENDS = [11, 40]
 VOCABULARY = support.SIZES["vocab_size"]

@@ -15,7 +15,7 @@ import pellucid as pl
 import support
 import test_tokens as tokens
 from pellucid import cache
-from pellucid.run import beams, decoding, sampling, stages, stepping, stopping, text
+from pellucid.generate import beams, generation, loop, sampler, stages, stepper, stopping
 
 Patch = pytest.MonkeyPatch
 
@@ -120,8 +120,8 @@ def patched(module: Any, name: str, value: Any) -> Callable[[Patch], None]:
 
 
 def reversed_filters(patch: Patch) -> None:
-    filters = sampling.Sampler._filters
-    patch.setattr(sampling.Sampler, "_filters", lambda self, keep: filters(self, keep)[::-1])
+    filters = sampler.Sampler._filters
+    patch.setattr(sampler.Sampler, "_filters", lambda self, keep: filters(self, keep)[::-1])
 
 
 def unrewound(patch: Patch) -> None:
@@ -135,17 +135,17 @@ def pads_count(patch: Patch) -> None:
 
 
 def finished_rows_do_not_draw(patch: Patch) -> None:
-    right = sampling.Sampler.choose
+    right = sampler.Sampler.choose
 
     def choose(self: Any, logits: Any, generator: Any = None) -> Any:
         return torch.cat([right(self, row[None], generator) for row in logits.flip(0)]).flip(0)
 
-    patch.setattr(sampling.Sampler, "choose", choose)
+    patch.setattr(sampler.Sampler, "choose", choose)
 
 
 def draws_twice(patch: Patch) -> None:
-    right = sampling.Sampler.choose
-    patch.setattr(sampling.Sampler, "choose", lambda self, x, g=None: (right(self, x, g), right(self, x, g))[1])
+    right = sampler.Sampler.choose
+    patch.setattr(sampler.Sampler, "choose", lambda self, x, g=None: (right(self, x, g), right(self, x, g))[1])
 
 
 def scored_by_whole_length(patch: Patch) -> None:
@@ -154,17 +154,17 @@ def scored_by_whole_length(patch: Patch) -> None:
 
 
 def never_reordered(patch: Patch) -> None:
-    patch.setattr(stepping.Stepper, "reorder", lambda self, rows: None)
+    patch.setattr(stepper.Stepper, "reorder", lambda self, rows: None)
 
 
 def logprobs_after_the_sampler(patch: Patch) -> None:
-    right = decoding.chosen_logprobs
-    patch.setattr(decoding, "chosen_logprobs", lambda logits, chosen: right(logits / 3, chosen))
+    right = loop.chosen_logprobs
+    patch.setattr(loop, "chosen_logprobs", lambda logits, chosen: right(logits / 3, chosen))
 
 
 def pieces_begin_at_0(patch: Patch) -> None:
-    right = stepping.Look.tap
-    patch.setattr(stepping.Look, "tap", lambda self, start: right(self, 0))
+    right = stepper.Look.tap
+    patch.setattr(stepper.Look, "tap", lambda self, start: right(self, 0))
 
 
 def keys_are_not_filled(patch: Patch) -> None:
@@ -173,8 +173,8 @@ def keys_are_not_filled(patch: Patch) -> None:
 
 
 def window_is_one_short(patch: Patch) -> None:
-    right = stepping.Stepper._window
-    patch.setattr(stepping.Stepper, "_window", lambda self: _shorter(right(self)))
+    right = stepper.Stepper._window
+    patch.setattr(stepper.Stepper, "_window", lambda self: _shorter(right(self)))
 
 
 def _shorter(batch: Any) -> Any:
@@ -216,8 +216,8 @@ def nothing_stands_before(patch: Patch) -> None:
 
 
 def prompts_are_not_text(patch: Patch) -> None:
-    begin = text.TextStream.__init__
-    patch.setattr(text.TextStream, "__init__", lambda self, tokenizer, after=(): begin(self, tokenizer))
+    begin = generation.TextStream.__init__
+    patch.setattr(generation.TextStream, "__init__", lambda self, tokenizer, after=(): begin(self, tokenizer))
 
 
 MUTANTS: dict[str, tuple[Callable[[Patch], None], Callable[[], None]]] = {
@@ -244,7 +244,7 @@ MUTANTS: dict[str, tuple[Callable[[Patch], None], Callable[[], None]]] = {
     "sampled beams never finish": (nothing_hits, sampled_searches),
     "positions restart": (unrewound, caches),
     "the common beginning is one too long": (
-        patched(stepping, "_common_beginning", lambda batch: 31), common_beginnings),
+        patched(stepper, "_common_beginning", lambda batch: 31), common_beginnings),
     "log-probabilities are the sampler's": (logprobs_after_the_sampler, own_log_probabilities),
     "edits count from each piece": (pieces_begin_at_0, edits),
     "later keys are attended to": (keys_are_not_filled, captures),
@@ -252,7 +252,7 @@ MUTANTS: dict[str, tuple[Callable[[Patch], None], Callable[[], None]]] = {
     "no text ends before the others": (never_before_the_end, ends),
     "stop strings within a token only": (within_a_token, features.test_stop_strings_across_tokens),
     "tokens are decoded alone": (
-        patched(text.TextStream, "push", lambda self, token: self._tokenizer.decode([token])),
+        patched(generation.TextStream, "push", lambda self, token: self._tokenizer.decode([token])),
         features.test_a_stream_never_splits_a_character),
     "spaces are dropped from pieces": (nothing_stands_before, spaces),
     "spaces are dropped from streams": (nothing_stands_before, streamed_spaces),

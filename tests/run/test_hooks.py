@@ -13,7 +13,7 @@ from torch.nn.modules import module as torch_module
 
 import pellucid as pl
 import support
-from pellucid.run import stepping
+from pellucid.generate import stepper as stepping
 
 ROWS = support.ragged_ids(5, 3)
 FORCED = 7
@@ -192,7 +192,7 @@ def test_backward_hooks_on_the_model_see_the_gradient_of_the_logits(small: pl.Ck
 
 def _prompts_run_once(self: Any) -> Tensor:
     self.cache, logits = self._prefilled()
-    return logits.repeat_interleave(self.pace.repeats, 0)
+    return logits.repeat_interleave(self.plan.repeats, 0)
 
 
 @pytest.mark.parametrize(

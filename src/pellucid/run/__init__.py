@@ -1,5 +1,1 @@
-"""What a run of the model can do besides give logits: record, edit and generate."""
-
-from pellucid.run import stages
-
-__all__ = ["stages"]
+"""One run of the model: capture, edit, start and stop in the middle."""

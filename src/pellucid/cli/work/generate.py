@@ -17,8 +17,8 @@ from pellucid.cli.shared.screen import progress, show, show_json, write
 from pellucid.cli.shared.tables import visible
 from pellucid.cli.shared.values import NextToken, most_probable
 from pellucid.errors import InputError
-from pellucid.run.asked import Asked, asked_by
-from pellucid.run.text import TextStream
+from pellucid.generate.file_settings import Asked, asked_by
+from pellucid.generate.generation import TextStream
 
 CANDIDATES = 5
 """How many tokens a stage shows."""

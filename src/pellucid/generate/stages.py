@@ -1,7 +1,7 @@
 """Stages between logits and a choice: each takes logits [B, V] to logits [B, V] and can be called alone.
 
 What a stage takes out becomes -inf. Each computes what transformers' processor of the same purpose does, operation for
-operation. `pellucid.run.sampling.Sampler` puts them in order.
+operation. `pellucid.generate.sampler.Sampler` puts them in order.
 """
 
 from __future__ import annotations

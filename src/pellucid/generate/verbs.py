@@ -14,28 +14,28 @@ from pellucid.batch import Batch, Inputs
 from pellucid.dialects import named_arguments
 from pellucid.errors import ConfigError, shown
 from pellucid.fast.prepared import forget
-from pellucid.generation_settings import GenerationSettings
-from pellucid.gpt2.attention import Attention
-from pellucid.gpt2.model import Transformer
-from pellucid.parameters import require_numbers, submodules
-from pellucid.run.asked import Asked, asked_by, with_what_always_counts
-from pellucid.run.beams import Beams
-from pellucid.run.edit import Edit
-from pellucid.run.generate import generate, stream
-from pellucid.run.generation import Generation, Token
-from pellucid.run.request import (
+from pellucid.generate.beams import Beams
+from pellucid.generate.file_settings import Asked, asked_by, with_what_always_counts
+from pellucid.generate.generation import Generation, Token
+from pellucid.generate.loop import generate, stream
+from pellucid.generate.request import (
     ELSEWHERE,
     Request,
     Seed,
     edits_of,
     left,
     names_of,
-    pace_of,
+    plan_of,
     returned_of,
     sampler_of,
 )
-from pellucid.run.sampling import Sampler
-from pellucid.run.stopping import Stop, stopping
+from pellucid.generate.sampler import Sampler
+from pellucid.generate.stopping import Stop, stopping
+from pellucid.generation_settings import GenerationSettings
+from pellucid.gpt2.attention import Attention
+from pellucid.gpt2.model import Transformer
+from pellucid.parameters import require_numbers, submodules
+from pellucid.run.edit import Edit
 from pellucid.tokens import Tokenizer
 
 
@@ -212,7 +212,7 @@ class GeneratingTransformer(Transformer):
         beams = None
         if asked.num_beams > 1:
             beams = Beams(asked.num_beams, asked.length_penalty, asked.early_stopping, returned)
-        pace = pace_of(prompts, when, self.config, cached=cached, overflow=overflow)
+        plan = plan_of(prompts, when, self.config, cached=cached, overflow=overflow)
         single = ids.is_flat(inputs)
         pad = pads.pad_id(settings, self.config.vocab_size)
-        return Request(prompts, single, asked.sampler, when, None, returned, beams, pace, frozenset(), (), pad)
+        return Request(prompts, single, asked.sampler, when, None, returned, beams, plan, frozenset(), (), pad)

@@ -1,6 +1,6 @@
 """The sampler: from logits to the next token, by penalties, filters and a draw.
 
-Its stages (`pellucid.run.stages`) come in the order of transformers' `generate`, so that equal logits and an equal seed
+Its stages (`pellucid.generate.stages`) come in the order of transformers' `generate`, so equal logits and an equal seed
 give equal tokens.
 """
 
@@ -15,8 +15,8 @@ from torch import Tensor
 
 from pellucid.check import as_number, as_python, as_whole
 from pellucid.errors import InputError
-from pellucid.run import stages
-from pellucid.run.stages import Stage
+from pellucid.generate import stages
+from pellucid.generate.stages import Stage
 
 
 @dataclass(frozen=True)

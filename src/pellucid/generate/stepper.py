@@ -5,6 +5,7 @@ With a cache only the new tokens run; what several texts begin with runs once. W
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,7 +31,7 @@ WORTH_SHARING = 8
 
 
 @dataclass(frozen=True)
-class Pace:
+class RunPlan:
     """How the text is run.
 
     Attributes:
@@ -95,7 +96,7 @@ class Stepper:
     Args:
         model: Anything made of glass.
         batch: The prompts.
-        pace: How.
+        plan: How.
         look: What is captured and changed.
 
     Attributes:
@@ -103,23 +104,23 @@ class Stepper:
         mask: [B, n], true at tokens.
     """
 
-    def __init__(self, model: Transformer, batch: Batch, pace: Pace, look: Look) -> None:
-        self.model, self.pace, self.look = model, pace, look
+    def __init__(self, model: Transformer, batch: Batch, plan: RunPlan, look: Look) -> None:
+        self.model, self.plan, self.look = model, plan, look
         self.prompts = batch
-        self.ids = batch.ids.repeat_interleave(pace.repeats, 0)
-        self.mask = batch.mask.repeat_interleave(pace.repeats, 0)
+        self.ids = batch.ids.repeat_interleave(plan.repeats, 0)
+        self.mask = batch.mask.repeat_interleave(plan.repeats, 0)
         self.cache: KeyValueCache | None = None
-        fast = model.execution.is_fast and pace.cached and not look.edits.fired
+        fast = model.execution.is_fast and plan.cached and not look.edits.fired
         self.decoder = decoder(model, len(self.ids), look.names) if fast else None
         self._modules = submodules(model)
 
     def start(self) -> Tensor:
         """Run the prompts: logits [B, V] of what follows."""
-        if not self.pace.cached:
+        if not self.plan.cached:
             return self._whole(self.ids.size(1))
         if self.look.is_blind and not has_native_hooks(self._modules):
             self.cache, logits = self._prefilled()
-            return logits.repeat_interleave(self.pace.repeats, 0)
+            return logits.repeat_interleave(self.plan.repeats, 0)
         self.cache = self._empty(len(self.ids))  # all rows and columns at once, as a hook in transformers sees them
         return self._piece(self.cache, self.ids, self.mask)
 
@@ -160,12 +161,12 @@ class Stepper:
             self._run(alone, beginning, torch.ones_like(beginning, dtype=torch.bool), None)
             cache = alone.fork(len(batch))
             logits = self._run(cache, *left_padded([row[shared:] for row in batch.rows()]), None)
-        return (cache.fork(self.pace.repeats) if self.pace.repeats > 1 else cache), logits
+        return (cache.fork(self.plan.repeats) if self.plan.repeats > 1 else cache), logits
 
     def _empty(self, rows: int) -> KeyValueCache:
         weight = self.model.embed.W_E
         dtype = weight.dtype if self.decoder is None else self.decoder.dtype
-        columns = max(1, min(self.pace.columns, self.model.config.n_positions))
+        columns = max(1, min(self.plan.columns, self.model.config.n_positions))
         return KeyValueCache(self.model.config, rows, columns, dtype=dtype, device=weight.device)
 
     def _piece(self, cache: KeyValueCache, ids: Tensor, mask: Tensor) -> Tensor:
@@ -240,6 +241,26 @@ class _NanFinder:
         if bool(value[self.mask].isnan().any()):
             self.found = name
         return value
+
+
+def checked(stepper: Stepper, run: Callable[[], Tensor], active: Tensor, step: int) -> Tensor:
+    """The logits [B, V] of a run, without NaN where a text goes on.
+
+    Raises:
+        NumericsError: There is one.
+    """
+    with torch.no_grad():
+        logits = run()
+        suspicious = bool(logits.sum().isnan())  # one pass; infinities of both signs look like this too
+        if suspicious and bool((logits.isnan().any(-1) & active).any()):
+            raise stepper.nan_error(step)
+    return logits
+
+
+def chosen_logprobs(logits: Tensor, chosen: Tensor) -> Tensor:
+    """[..., V] and [...] -> [...]: log-probabilities, in float32 or better."""
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    return logits.log_softmax(-1).gather(-1, chosen[..., None]).squeeze(-1)
 
 
 def left_padded(rows: list[Tensor]) -> tuple[Tensor, Tensor]:

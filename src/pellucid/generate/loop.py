@@ -1,27 +1,82 @@
-"""Generation from end to end: from a request to texts, whichever way they are decoded."""
+"""Generation: run the text, choose a token for each row, see which texts end, and again until none goes on.
+
+`steps` is the loop itself. `generate` collects what it yields, `stream` hands it out token by token; a beam search
+(`beams.py`) has a loop of its own. How the text is run, with a cache or without, is the `Stepper`'s business.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from pellucid.batch import Batch
 from pellucid.errors import EditError, InputError
+from pellucid.generate.beams import Beams, Hypotheses, Search
+from pellucid.generate.generation import Generation, Row, TextStream, Token
+from pellucid.generate.request import Request, generator_of, look_at
+from pellucid.generate.sampler import Context, Sampler
+from pellucid.generate.stepper import Stepper, checked, chosen_logprobs
+from pellucid.generate.stopping import Reason, Stopping
 from pellucid.gpt2.model import Transformer
 from pellucid.parameters import state_of, submodules
 from pellucid.run.activations import ActivationCkpts
-from pellucid.run.beams import Beams, Hypotheses, Search
-from pellucid.run.decoding import Step, decode
-from pellucid.run.generation import Generation, Row, Token
 from pellucid.run.origin import Origin
-from pellucid.run.request import Request, generator_of, look_at
-from pellucid.run.sampling import Sampler
-from pellucid.run.stepping import Stepper
-from pellucid.run.stopping import Stopping
-from pellucid.run.text import TextStream
+
+
+@dataclass(frozen=True)
+class Step:
+    """One token of each text.
+
+    Attributes:
+        ids: [B]; a pad where a text has ended.
+        logprobs: [B], of the model's own distribution.
+        active: [B], true where the text had not ended before.
+        reasons: Why a text ends with this token; None where it goes on or had ended.
+        logits: [B, V], the model's own.
+        context: What the sampler's penalties looked at.
+    """
+
+    ids: Tensor
+    logprobs: Tensor
+    active: Tensor
+    reasons: tuple[Reason | None, ...]
+    logits: Tensor
+    context: Context
+
+
+def steps(
+    stepper: Stepper, sampler: Sampler, stopping: Stopping, generator: torch.Generator | None, pad_id: int
+) -> Iterator[Step]:
+    """Yield one token of each text after another, until all texts have ended.
+
+    As in transformers, texts that have ended go on as pads until all have, and a draw is made for each of them.
+
+    Raises:
+        NumericsError: Logits that hold NaN.
+        InputError: A sampler that leaves no token.
+    """
+    new: list[list[int]] = [[] for _ in stepper.ids]
+    goes_on = [True] * len(new)  # `active`, without asking the device
+    active = torch.ones(len(new), dtype=torch.bool, device=stepper.ids.device)
+    prompt = stepper.ids.size(1)
+    logits = checked(stepper, stepper.start, active, 0)
+    for number in range(stopping.max_new_tokens):
+        last = number + 1 == stopping.max_new_tokens
+        context = Context(stepper.ids, stepper.mask, number, stopping.end_ids, active=active, prompt=prompt, last=last)
+        chosen = sampler.choose(sampler.process(logits.float(), context), generator)
+        chosen = torch.where(active, chosen, pad_id)
+        reasons = _extended(new, chosen.tolist(), goes_on, stopping)
+        yield Step(chosen, chosen_logprobs(logits, chosen), active, reasons, logits, context)
+        if any(reasons):
+            goes_on = [on and reason is None for on, reason in zip(goes_on, reasons, strict=True)]
+            active = torch.tensor(goes_on, device=active.device)
+        if not any(goes_on):
+            return
+        logits = checked(stepper, partial(stepper.step, chosen), active, number + 1)
 
 
 def generate(model: Transformer, request: Request) -> Generation:
@@ -30,10 +85,10 @@ def generate(model: Transformer, request: Request) -> Generation:
         return _prompts_alone(request)
     if request.beams is not None:
         return _searched(model, request, request.beams)
-    stepper, steps = _started(model, request)
+    stepper, going = _started(model, request)
     ids, logprobs = [], []
     lengths, reasons = [0] * len(stepper.ids), ["length"] * len(stepper.ids)
-    for number, step in enumerate(steps):
+    for number, step in enumerate(going):
         ids.append(step.ids)
         logprobs.append(step.logprobs)
         for row, active in enumerate(step.active.tolist()):
@@ -67,9 +122,9 @@ def _prompts(request: Request) -> list[Tensor]:
     return [row for row in request.batch.rows() for _ in range(request.returned)]
 
 
-def _tokens(steps: Iterator[Step], request: Request, explain: bool) -> Iterator[Token]:
+def _tokens(going: Iterator[Step], request: Request, explain: bool) -> Iterator[Token]:
     texts = [TextStream(request.batch.tokenizer, after=prompt.tolist()) for prompt in _prompts(request)]
-    for step in steps:
+    for step in going:
         chosen, logprobs = step.ids.tolist(), step.logprobs.tolist()
         for row, active in enumerate(step.active.tolist()):
             if active:
@@ -86,10 +141,10 @@ def _explained(sampler: Sampler, step: Step, row: int) -> dict[str, Tensor]:
 
 
 def _started(model: Transformer, request: Request) -> tuple[Stepper, Iterator[Step]]:
-    pace = replace(request.pace, repeats=request.returned)
-    stepper = Stepper(model, request.batch, pace, look_at(request, model.config))
+    plan = replace(request.plan, repeats=request.returned)
+    stepper = Stepper(model, request.batch, plan, look_at(request, model.config))
     generator = generator_of(request.seed, request.batch.ids.device)
-    return stepper, decode(stepper, request.sampler, request.stopping, generator, request.pad_id)
+    return stepper, steps(stepper, request.sampler, request.stopping, generator, request.pad_id)
 
 
 def _captured(stepper: Stepper, request: Request, new: Tensor, lengths: list[int]) -> ActivationCkpts | None:
@@ -120,8 +175,8 @@ def _searched(model: Transformer, request: Request, beams: Beams) -> Generation:
             remedy="Run the text that the search found: model.run_with_ckpts(out.ids).",
         )
     beams.require_enough_tokens(model.config.vocab_size, len(request.stopping.end_ids))
-    pace = replace(request.pace, repeats=beams.width)
-    stepper = Stepper(model, request.batch, pace, look_at(request, model.config))
+    plan = replace(request.plan, repeats=beams.width)
+    stepper = Stepper(model, request.batch, plan, look_at(request, model.config))
     generator = generator_of(request.seed, request.batch.ids.device)
     found = Search(stepper, beams, request.sampler, request.stopping, generator).run()
     beams.require_found(found)
@@ -149,3 +204,15 @@ def _prompts_alone(request: Request) -> Generation:
         Row(prompt, prompt[:0], prompt[:0].float(), "length") for prompt in request.batch.rows() for _ in range(count)
     )
     return Generation(rows, request.batch.tokenizer, request.single and count == 1)
+
+
+def _extended(
+    new: list[list[int]], chosen: list[int], active: list[bool], stopping: Stopping
+) -> tuple[Reason | None, ...]:
+    """Append the tokens to the texts that go on; why each of them ends now, if it does."""
+    reasons: list[Reason | None] = []
+    for tokens, token, goes_on in zip(new, chosen, active, strict=True):
+        if goes_on:
+            tokens.append(token)
+        reasons.append(stopping.reason(tokens) if goes_on else None)
+    return tuple(reasons)

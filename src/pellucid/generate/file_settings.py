@@ -7,9 +7,9 @@ from typing import Any, Literal
 
 from pellucid.check import as_number, require_whole
 from pellucid.errors import InputError, shown
+from pellucid.generate.sampler import GREEDY, Sampler
+from pellucid.generate.stopping import Stop
 from pellucid.generation_settings import GenerationSettings
-from pellucid.run.sampling import GREEDY, Sampler
-from pellucid.run.stopping import Stop
 
 MOST = 2**16
 """Beams or texts that a file may ask for: rows of a batch are made of them before anything runs."""

@@ -13,13 +13,13 @@ from pellucid.batch import Batch
 from pellucid.check import as_whole, require_whole
 from pellucid.dialects import ARGUMENTS
 from pellucid.errors import InputError, shown
+from pellucid.generate.beams import Beams
+from pellucid.generate.sampler import Sampler
+from pellucid.generate.stepper import Look, RunPlan, left_padded
+from pellucid.generate.stopping import Stopping
 from pellucid.gpt2.config import TransformerConfig
-from pellucid.run.beams import Beams
 from pellucid.run.edit import Edit
 from pellucid.run.edit_tap import EditTap
-from pellucid.run.sampling import Sampler
-from pellucid.run.stepping import Look, Pace, left_padded
-from pellucid.run.stopping import Stopping
 from pellucid.schema import Schema
 
 Seed = int | torch.Generator | None
@@ -38,7 +38,7 @@ class Request:
         seed: Of the draws.
         returned: Texts for each prompt.
         beams: The search; None for one token after another.
-        pace: How the text is run.
+        plan: How the text is run.
         names: What is captured.
         edits: What is changed.
         pad_id: What stands where a text has ended.
@@ -51,7 +51,7 @@ class Request:
     seed: Seed
     returned: int
     beams: Beams | None
-    pace: Pace
+    plan: RunPlan
     names: frozenset[str]
     edits: Sequence[Edit]
     pad_id: int = 0
@@ -66,7 +66,7 @@ def left(batch: Batch) -> Batch:
     return Batch(ids, mask, positions, batch.tokenizer, None, batch.checked)
 
 
-def pace_of(batch: Batch, stopping: Stopping, config: TransformerConfig, *, cached: bool, overflow: str) -> Pace:
+def plan_of(batch: Batch, stopping: Stopping, config: TransformerConfig, *, cached: bool, overflow: str) -> RunPlan:
     """How a text will be run, which must fit into the context unless it slides.
 
     Raises:
@@ -88,7 +88,7 @@ def pace_of(batch: Batch, stopping: Stopping, config: TransformerConfig, *, cach
             remedy=f"Ask for at most {config.n_positions - prompt} new tokens, or pass overflow='slide', which goes "
             "on from the last tokens that fit.",
         )
-    return Pace(columns, cached, overflow == "slide")
+    return RunPlan(columns, cached, overflow == "slide")
 
 
 def sampler_of(given: Sampler | Literal["file"] | None) -> Sampler | Literal["file"] | None:
@@ -141,7 +141,7 @@ def look_at(request: Request, config: TransformerConfig) -> Look:
     """
     schema = config.schema
     edits = EditTap(request.edits, request.batch, schema, start=0)
-    if (request.names or edits.fired) and request.pace.columns > config.n_positions:
+    if (request.names or edits.fired) and request.plan.columns > config.n_positions:
         raise InputError(
             "generate: names= or edits= with a text that slides, in which a column has no lasting position.",
             code="look-and-slide",

@@ -15,10 +15,9 @@ from torch import Tensor
 
 from pellucid.check import as_number, as_python
 from pellucid.errors import InputError, shown
-from pellucid.run.decoding import checked, chosen_logprobs
-from pellucid.run.sampling import Context, Sampler
-from pellucid.run.stepping import Stepper
-from pellucid.run.stopping import Stopping
+from pellucid.generate.sampler import Context, Sampler
+from pellucid.generate.stepper import Stepper, checked, chosen_logprobs
+from pellucid.generate.stopping import Stopping
 from pellucid.run.versions import SORTED_DRAWS, followed
 
 NEVER = -1.0e9

@@ -1,0 +1,1 @@
+"""Continue texts: the loop, samplers, beams, and what they give."""
