@@ -16,7 +16,7 @@ from report import Report, Row, arguments
 import torch
 from torch import Tensor
 
-from pellucid.products import cpu_multiplies_bfloat16
+from pellucid.numerics.products import cpu_multiplies_bfloat16
 
 PRODUCT_SIZES = (1024, 2048, 3072)
 ON_ACCELERATORS = (4096, 8192)

@@ -12,7 +12,7 @@ import pellucid as pl
 import support
 from pellucid.gpt2 import attention
 from pellucid.gpt2.attention import Visible
-from pellucid.products import affine
+from pellucid.numerics.products import affine
 
 IDS = support.some_ids(2, 9)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import pellucid as pl
 import support
-from pellucid import batching
+from pellucid.text import batching
 
 RAGGED = support.ragged_ids(3, 11, 7)
 Patch = pytest.MonkeyPatch

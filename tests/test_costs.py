@@ -19,10 +19,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import pellucid as pl
 import support
-from pellucid import nonlinear
 from pellucid.ckpt import Ckpt
 from pellucid.generate import stepper as stepping
 from pellucid.gpt2 import attention
+from pellucid.numerics import nonlinear
 from pellucid.run import recorder
 from pellucid.tap import StopAfter
 

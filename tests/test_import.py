@@ -41,7 +41,7 @@ class Watch(TorchDispatchMode):
             seen.append([str(func), args[0].numel(), str(args[0].dtype)])
         return func(*args, **(kwargs or {}))
 with Watch():
-    import pellucid.nonlinear
+    import pellucid.numerics.nonlinear
 json.dump(seen, sys.stdout)
 """
 

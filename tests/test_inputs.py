@@ -13,8 +13,8 @@ from torch import Tensor
 import pellucid as pl
 import support
 from noticed import must_be_noticed
-from pellucid import ids as ids_module
-from pellucid import pads
+from pellucid.text import ids as ids_module
+from pellucid.text import pads
 
 END = 9
 PADDED = torch.tensor([[END, END, 5, 6], [7, 8, 1, 2]])

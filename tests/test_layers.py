@@ -14,18 +14,15 @@ import pellucid
 PACKAGE = Path(pellucid.__file__).parent
 
 LAYERS: dict[str, int] = {
-    "errors": 0, "axes": 0, "schema": 0, "ckpt": 0, "tap": 0, "aliases": 0,
-    "part": 0, "gpt2": 1, "families": 1, "_version": 0,
+    "errors": 0, "axes": 0, "schema": 0, "ckpt": 0, "tap": 0, "aliases": 0, "part": 0, "parameters": 0, "_version": 0,
     "extras": 0, "check": 0, "config_values": 0, "interrupts": 0, "atomic": 0, "tensor_file": 0, "own_file": 0,
-    "generation_settings": 1,
-    "weights.hub": 0, "weights.hub_answers": 0, "weights.blobs": 0,
-    "weights.manifests": 0, "nonlinear": 0, "parameters": 0, "products": 0, "execution": 0,
-    "tokens": 2, "tokenizer_files": 2,
-    "batch": 2, "batching": 2, "ids": 2, "pads": 2, "dialects": 0, "weights": 2, "cache": 2, "fast": 2,
-    "run": 3, "generate": 4,
-    "corpus": 4,
-    "measure": 4,
-    "plot": 5, "model": 5, "counting": 5, "estimation": 5,
+    "dialects": 0, "numerics": 0,
+    "weights.hub": 0, "weights.hub_answers": 0, "weights.blobs": 0, "weights.manifests": 0,
+    "gpt2": 1, "families": 1, "generation_settings": 1,
+    "text": 2, "weights": 2, "run.cache": 2, "fast": 2,
+    "run": 3,
+    "generate": 4, "corpus": 4, "measure": 4,
+    "plot": 5, "run.model": 5, "run.cost": 5, "run.counting": 5,
     "open": 6, "agreement": 6, "html": 6, "prove": 6, "ties": 6, "exercises": 6,  # these open what is given as a path
     "": 7,  # the public names
     "cli": 8, "__main__": 8,
@@ -149,31 +146,31 @@ def test_imports_point_downward() -> None:
 
 def test_every_module_is_read() -> None:
     found = sources()
-    assert {"", "errors", "model", "run.edit", "weights.hub", "weights"} <= set(found)
+    assert {"", "errors", "run.model", "run.edit", "weights.hub", "weights"} <= set(found)
     assert len(found) == len(list(PACKAGE.rglob("*.py")))
 
 
 @pytest.mark.parametrize(
     ("module", "source", "complaint"),
     [
-        ("errors", "from pellucid.model import CkptedTransformer", "imports upward: model"),
-        ("errors", "import pellucid.model", "imports upward: model"),
-        ("errors", "from pellucid import model", "imports upward: model"),
+        ("errors", "from pellucid.run.model import CkptedTransformer", "imports upward: run.model"),
+        ("errors", "import pellucid.run.model", "imports upward: run.model"),
+        ("errors", "from pellucid.run import model", "imports upward: run.model"),
         ("errors", "import pellucid", "imports upward: __init__"),
         ("schema", "from pellucid import TransformerConfig", "imports upward: __init__"),
         ("schema", "if True:\n    from pellucid.run.edit import Edit", "imports upward: run.edit"),
-        ("model", "def f():\n    from pellucid.errors import InputError", "inside a function"),
-        ("model", "class A:\n    def f(self):\n        import pellucid.errors", "inside a function"),
-        ("model", "from . import errors", "relatively"),
-        ("model", "import transformers", "at the head"),
-        ("model", "from matplotlib import pyplot", "at the head"),
+        ("run.model", "def f():\n    from pellucid.errors import InputError", "inside a function"),
+        ("run.model", "class A:\n    def f(self):\n        import pellucid.errors", "inside a function"),
+        ("run.model", "from . import errors", "relatively"),
+        ("run.model", "import transformers", "at the head"),
+        ("run.model", "from matplotlib import pyplot", "at the head"),
         ("ckpt", "from pellucid.tap import Tap", "cycle: ckpt -> tap -> ckpt"),
         ("somewhere", "", "not in the table"),
         ("gpt2.attention", "from pellucid.weights import layouts", "imports upward"),
     ],
 )
 def test_the_check_notices(module: str, source: str, complaint: str) -> None:
-    package = {"": "", "errors": "", "schema": "", "model": "", "run": "", "run.edit": "", "gpt2.attention": "",
+    package = {"": "", "errors": "", "schema": "", "run.model": "", "run": "", "run.edit": "", "gpt2.attention": "",
                "ckpt": "", "tap": "from pellucid.ckpt import Ckpt", "weights": "", "weights.layouts": ""}  # fmt: skip
     assert violations(package) == []
     found = violations({**package, module: source})
@@ -182,9 +179,9 @@ def test_the_check_notices(module: str, source: str, complaint: str) -> None:
 
 def test_what_is_allowed() -> None:
     package = {
-        "": "from pellucid.model import CkptedTransformer",
+        "": "from pellucid.run.model import CkptedTransformer",
         "errors": "import json",
-        "model": "from pellucid.errors import InputError\nif TYPE_CHECKING:\n    import xarray",
+        "run.model": "from pellucid.errors import InputError\nif TYPE_CHECKING:\n    import xarray",
         "run": "", "run.edit": "from pellucid.run.activations import ActivationCkpts\ndef f():\n    import xarray",
         "run.activations": "if TYPE_CHECKING:\n    from pellucid.run.edit import Edit",
     }  # fmt: skip

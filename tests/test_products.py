@@ -16,10 +16,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import pellucid as pl
 import support
-from pellucid import products
-from pellucid.execution import Execution
 from pellucid.generate.stepper import Stepper
-from pellucid.products import RoundedProducts, products_of
+from pellucid.numerics import products
+from pellucid.numerics.execution import Execution
+from pellucid.numerics.products import RoundedProducts, products_of
 
 IDS = support.some_ids(2, 13)
 CONFIGS: dict[str, dict[str, Any]] = {

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import pellucid as pl
 import support
-from pellucid import products
+from pellucid.numerics import products
 
 IDS = support.some_ids(2, 13)
 IGNORING = pytest.mark.filterwarnings(

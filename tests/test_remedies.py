@@ -21,9 +21,10 @@ import support
 
 SOURCE = Path(pl.__file__).parent
 
-FOLLOWED = ("aliases", "batching", "cache", "schema", "dialects", "generation_settings", "ids", "model",
-            "run/activations", "run/asked", "run/beams", "run/edit", "run/edit_tap", "run/generate", "run/region",
-            "run/request", "run/sampling", "run/span", "run/stopping")  # fmt: skip
+FOLLOWED = ("aliases", "text/batching", "run/cache", "schema", "dialects", "generation_settings", "text/ids",
+            "run/model", "run/activations",
+            "generate/file_settings", "generate/beams", "run/edit", "run/edit_tap", "generate/loop",
+            "run/region", "generate/request", "generate/sampler", "run/span", "generate/stopping")  # fmt: skip
 
 EXCUSED = {
     "mask-while-captured": "needs a GPU; tests/test_batch.py provokes it",

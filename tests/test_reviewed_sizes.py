@@ -15,9 +15,9 @@ from transformers import GPT2Config, GPT2LMHeadModel
 import pellucid as pl
 import support
 from noticed import must_be_noticed
-from pellucid import cache
 from pellucid.generate import verbs as generating
 from pellucid.gpt2 import config
+from pellucid.run import cache
 
 MODEL = support.glass()
 CACHE = pl.KeyValueCache(MODEL.config, 2)

@@ -11,8 +11,8 @@ from torch import nn
 
 import pellucid as pl
 import support
-from pellucid import nonlinear
 from pellucid.gpt2 import LayerNorm
+from pellucid.numerics import nonlinear
 from pellucid.part import fresh_weights
 
 TREE = """\

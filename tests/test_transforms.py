@@ -14,7 +14,7 @@ from torch.func import functional_call, grad, vmap
 
 import pellucid as pl
 import support
-from pellucid import batching
+from pellucid.text import batching
 
 IDS = support.some_ids(3, 6)
 

@@ -3,10 +3,6 @@
 from pellucid import exercises as exercises
 from pellucid import measure as measure
 from pellucid import plot as plot
-from pellucid.batch import Batch as Batch
-from pellucid.cache import KeyValueCache as KeyValueCache
-from pellucid.counting import ParameterCount as ParameterCount
-from pellucid.counting import count_parameters as count_parameters
 from pellucid.errors import (
     ConfigError as ConfigError,
 )
@@ -46,10 +42,6 @@ from pellucid.errors import (
 from pellucid.errors import (
     WeightsError as WeightsError,
 )
-from pellucid.estimation import Estimate as Estimate
-from pellucid.estimation import GenerationMemory as GenerationMemory
-from pellucid.estimation import estimate as estimate
-from pellucid.estimation import estimate_generation as estimate_generation
 from pellucid.generate import stages as stages
 from pellucid.generate.generation import Generation as Generation
 from pellucid.generate.generation import Token as Token
@@ -57,7 +49,6 @@ from pellucid.generate.sampler import Sampler as Sampler
 from pellucid.generation_settings import GenerationSettings as GenerationSettings
 from pellucid.gpt2.config import TransformerConfig as TransformerConfig
 from pellucid.html.page import save_html as save_html
-from pellucid.model import CkptedTransformer as CkptedTransformer
 from pellucid.open import from_hf as from_hf
 from pellucid.open import load as load
 from pellucid.open import to_hf as to_hf
@@ -66,8 +57,18 @@ from pellucid.prove.compare import compare as compare
 from pellucid.prove.report import ComparisonReport as ComparisonReport
 from pellucid.prove.tensors import TensorComparison as TensorComparison
 from pellucid.run.activations import ActivationCkpts as ActivationCkpts
+from pellucid.run.cache import KeyValueCache as KeyValueCache
+from pellucid.run.cost import Estimate as Estimate
+from pellucid.run.cost import GenerationMemory as GenerationMemory
+from pellucid.run.cost import estimate as estimate
+from pellucid.run.cost import estimate_generation as estimate_generation
+from pellucid.run.counting import ParameterCount as ParameterCount
+from pellucid.run.counting import count_parameters as count_parameters
 from pellucid.run.edit import Edit as Edit
+from pellucid.run.model import CkptedTransformer as CkptedTransformer
 from pellucid.tap import Tap as Tap
+from pellucid.text.batch import Batch as Batch
+from pellucid.text.tokenizer import Tokenizer as Tokenizer
 from pellucid.ties import (
     TieAudit as TieAudit,
 )
@@ -86,7 +87,6 @@ from pellucid.ties import (
 from pellucid.ties import (
     untie as untie,
 )
-from pellucid.tokens import Tokenizer as Tokenizer
 from pellucid.weights.hub import HubOptions as HubOptions
 
 __version__: str

@@ -15,10 +15,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from pellucid.batch import Batch
 from pellucid.errors import WeightsError, shown
-from pellucid.model import CkptedTransformer
 from pellucid.parameters import has_native_hooks, is_finite, runs_as_written
+from pellucid.run.model import CkptedTransformer
+from pellucid.text.batch import Batch
 from pellucid.weights import live
 from pellucid.weights.foreign import uncompiled
 

@@ -10,8 +10,8 @@ import torch
 
 from pellucid.agreement import require_agreement, require_unchanged
 from pellucid.errors import WeightsError
-from pellucid.model import CkptedTransformer
-from pellucid.tokens import Tokenizer
+from pellucid.run.model import CkptedTransformer
+from pellucid.text.tokenizer import Tokenizer
 from pellucid.weights import load as weights
 from pellucid.weights.hub import BUNDLED
 

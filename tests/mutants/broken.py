@@ -13,12 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import pellucid as pl
-from pellucid import aliases, ckpt, model, nonlinear, products, schema
-from pellucid import batching as batches
+from pellucid import aliases, ckpt, schema
 from pellucid.gpt2 import attention
 from pellucid.gpt2 import model as transformer
-from pellucid.run import edit, region
+from pellucid.numerics import nonlinear, products
+from pellucid.run import edit, model, region
 from pellucid.run.recorder import Recorder
+from pellucid.text import batching as batches
 
 Patch = pytest.MonkeyPatch
 

@@ -19,8 +19,8 @@ from torch import Tensor
 
 import pellucid as pl
 import support
-from pellucid import nonlinear
 from pellucid.gpt2 import attention
+from pellucid.numerics import nonlinear
 
 Patch = pytest.MonkeyPatch
 RAGGED = support.ragged_ids(3, 11, 7)

@@ -14,8 +14,8 @@ import torch
 import pellucid as pl
 import support
 import test_tokens as tokens
-from pellucid import cache
 from pellucid.generate import beams, generation, loop, sampler, stages, stepper, stopping
+from pellucid.run import cache
 
 Patch = pytest.MonkeyPatch
 

@@ -18,11 +18,11 @@ from pellucid.exercises.other_names import namings
 from pellucid.exercises.reference import RIGHT, Sizes, gpt2
 from pellucid.exercises.watch import apart
 from pellucid.gpt2.config import TransformerConfig
-from pellucid.model import CkptedTransformer
 from pellucid.open import from_hf
 from pellucid.prove.aligning import align
 from pellucid.prove.alignment import Alignment
 from pellucid.prove.units import units_of
+from pellucid.run.model import CkptedTransformer
 
 
 def config_of(reference: Any, activation_function: str = "gelu") -> GPTConfig:

@@ -14,11 +14,11 @@ from pellucid.exercises.answers import Findings, WrongAnswerError, checked, last
 from pellucid.exercises.learner import copied
 from pellucid.exercises.loading import alignment_for, as_reference, load_into, require_instance
 from pellucid.exercises.result import CheckResult
-from pellucid.model import CkptedTransformer
 from pellucid.open import load
 from pellucid.prove.compare import compare
 from pellucid.prove.report import ComparisonReport
 from pellucid.prove.units import units_of
+from pellucid.run.model import CkptedTransformer
 
 PROMPT = "Former President of the United States of America, George"
 EXPECTED = (" Washington", " Bush")

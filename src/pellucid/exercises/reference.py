@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pellucid import nonlinear
 from pellucid.exercises.watch import marked
+from pellucid.numerics import nonlinear
 
 Stages = dict[str, Tensor]
 Parameters = Mapping[str, Tensor]

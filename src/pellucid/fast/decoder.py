@@ -11,15 +11,15 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from pellucid import nonlinear
 from pellucid.axes import Axis
-from pellucid.cache import KeyValueCache
 from pellucid.errors import NumericsError
 from pellucid.fast.compiled import library
 from pellucid.fast.graphed import GraphDecoder, can_record
 from pellucid.fast.prepared import BlockWeights, Prepared, Shape, Weights, knows, padded, prepared
 from pellucid.gpt2.model import Transformer, TransformerBlock
+from pellucid.numerics import nonlinear
 from pellucid.parameters import has_native_hooks, runs_as_written, submodules
+from pellucid.run.cache import KeyValueCache
 from pellucid.schema import Schema
 
 MOST_ROWS = 32

@@ -13,10 +13,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from pellucid.cache import KeyValueCache
 from pellucid.ckpt import Ckpt
 from pellucid.gpt2.model import Run, Transformer
 from pellucid.parameters import state_of, submodules
+from pellucid.run.cache import KeyValueCache
 
 PATIENCE = 4
 """Steps that are run before one is recorded: recording takes as long as some of them."""

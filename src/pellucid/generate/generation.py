@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from pellucid.batch import without_pads
 from pellucid.generate.stopping import Reason
 from pellucid.run.activations import ActivationCkpts
-from pellucid.tokens import UNFINISHED, Tokenizer
+from pellucid.text.batch import without_pads
+from pellucid.text.tokenizer import UNFINISHED, Tokenizer
 
 Ragged = Tensor | list[Tensor]
 """One tensor where all rows have one length, else a list of rows."""

@@ -13,7 +13,6 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from pellucid.batch import Batch
 from pellucid.errors import EditError, InputError
 from pellucid.generate.beams import Beams, Hypotheses, Search
 from pellucid.generate.generation import Generation, Row, TextStream, Token
@@ -25,6 +24,7 @@ from pellucid.gpt2.model import Transformer
 from pellucid.parameters import state_of, submodules
 from pellucid.run.activations import ActivationCkpts
 from pellucid.run.origin import Origin
+from pellucid.text.batch import Batch
 
 
 @dataclass(frozen=True)

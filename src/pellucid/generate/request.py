@@ -9,7 +9,6 @@ from typing import Literal
 import torch
 
 from pellucid.aliases import Names, selected, several
-from pellucid.batch import Batch
 from pellucid.check import as_whole, require_whole
 from pellucid.dialects import ARGUMENTS
 from pellucid.errors import InputError, shown
@@ -21,6 +20,7 @@ from pellucid.gpt2.config import TransformerConfig
 from pellucid.run.edit import Edit
 from pellucid.run.edit_tap import EditTap
 from pellucid.schema import Schema
+from pellucid.text.batch import Batch
 
 Seed = int | torch.Generator | None
 """What draws come from: a seed, a generator, or torch's own where None."""

@@ -13,18 +13,18 @@ import torch
 from torch import Tensor
 
 from pellucid.axes import POSITIONS, Axes, Axis
-from pellucid.batch import Batch
-from pellucid.cache import KeyValueCache
 from pellucid.errors import NumericsError
 from pellucid.fast.decoder import Decoder, decoder
 from pellucid.fast.graphed import GraphDecoder
 from pellucid.gpt2.model import Transformer
 from pellucid.parameters import has_native_hooks, submodules
+from pellucid.run.cache import KeyValueCache
 from pellucid.run.edit_tap import EditTap
 from pellucid.run.recorder import Recorder
 from pellucid.run.region import Region
 from pellucid.schema import Point, Schema
 from pellucid.tap import Chain, Tap
+from pellucid.text.batch import Batch
 
 WORTH_SHARING = 8
 """Tokens that several prompts must begin with before these run once for all."""

@@ -9,7 +9,7 @@ from typing import Any, Literal, cast
 from pellucid.check import as_python, as_whole
 from pellucid.errors import InputError, shown
 from pellucid.gpt2.config import TransformerConfig
-from pellucid.tokens import Tokenizer
+from pellucid.text.tokenizer import Tokenizer
 
 Stop = str | int | Iterable[str | int] | None
 """Strings and ids that end a text."""

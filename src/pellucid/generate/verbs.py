@@ -8,9 +8,7 @@ from typing import Any, Literal, Self
 
 from torch import Tensor
 
-from pellucid import ids, pads
 from pellucid.aliases import Names
-from pellucid.batch import Batch, Inputs
 from pellucid.dialects import named_arguments
 from pellucid.errors import ConfigError, shown
 from pellucid.fast.prepared import forget
@@ -36,7 +34,9 @@ from pellucid.gpt2.attention import Attention
 from pellucid.gpt2.model import Transformer
 from pellucid.parameters import require_numbers, submodules
 from pellucid.run.edit import Edit
-from pellucid.tokens import Tokenizer
+from pellucid.text import ids, pads
+from pellucid.text.batch import Batch, Inputs
+from pellucid.text.tokenizer import Tokenizer
 
 
 class GeneratingTransformer(Transformer):

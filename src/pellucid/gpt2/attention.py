@@ -18,12 +18,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pellucid import dialects
-from pellucid.execution import EXACT, Execution, is_transformed
 from pellucid.gpt2.config import TransformerConfig
-from pellucid.nonlinear import may_write_into_results
+from pellucid.numerics.execution import EXACT, Execution, is_transformed
+from pellucid.numerics.nonlinear import may_write_into_results
+from pellucid.numerics.products import Products, products_of
 from pellucid.parameters import LiveView, is_finite, state_of
 from pellucid.part import Part, Weights
-from pellucid.products import Products, products_of
 from pellucid.tap import Tap
 
 Memory = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]

@@ -12,7 +12,7 @@ ACTIVATIONS = (
     "gelu_10", "quick_gelu", "relu", "relu2", "relu6", "silu", "swish", "mish", "tanh", "sigmoid", "linear",
     "leaky_relu", "hardswish", "laplace", "sqrtsoftplus",
 )  # fmt: skip
-"""transformers' names of the activation functions without parameters; `pellucid.nonlinear` computes them."""
+"""transformers' names of the activation functions without parameters; `pellucid.numerics.nonlinear` computes them."""
 
 SAVE_ID = "pellucid_save"
 """The field of a `config.json` by which a save is known; see `pellucid.weights.saves`."""

@@ -18,15 +18,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pellucid import dialects, nonlinear
+from pellucid import dialects
 from pellucid.ckpt import name_checkpoints
 from pellucid.errors import UnknownNameError, nearest
-from pellucid.execution import EXACT, Execution
 from pellucid.gpt2.attention import Attention, Memory, Visible
 from pellucid.gpt2.config import TransformerConfig, require_config
+from pellucid.numerics import nonlinear
+from pellucid.numerics.execution import EXACT, Execution
+from pellucid.numerics.products import Products, products_of
 from pellucid.parameters import LiveView
 from pellucid.part import Part, Weights, given, require_weights, under
-from pellucid.products import Products, products_of
 from pellucid.tap import Tap
 
 Columns = Callable[[Tensor], Tensor]

@@ -18,11 +18,11 @@ from torch import Tensor
 from pellucid import aliases
 from pellucid._version import __version__
 from pellucid.axes import ATTENTION, POSITIONS, Axes, Axis, coordinate
-from pellucid.batch import Batch
 from pellucid.errors import InputError
 from pellucid.extras import need
 from pellucid.measure.captured import Captured, find
 from pellucid.run.activations import ActivationCkpts
+from pellucid.text.batch import Batch
 
 if TYPE_CHECKING:
     import xarray

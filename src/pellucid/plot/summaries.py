@@ -9,11 +9,11 @@ import numpy as np
 from torch import nn
 
 from pellucid.axes import Axis
-from pellucid.counting import ParameterCount, count_parameters
 from pellucid.errors import InputError
 from pellucid.plot.canvas import canvas, extent, layer_axis, legend_above, remember
 from pellucid.plot.labels import longest
 from pellucid.plot.themes import COLUMN, Colour, Theme, matplotlib, pandas
+from pellucid.run.counting import ParameterCount, count_parameters
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

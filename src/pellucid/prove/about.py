@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pellucid._version import __version__
 from pellucid.errors import printable
-from pellucid.model import CkptedTransformer
+from pellucid.run.model import CkptedTransformer
 
 
 @dataclass(frozen=True)

@@ -11,14 +11,14 @@ from typing import Any, overload
 
 from torch import Tensor, nn
 
-from pellucid.batch import Inputs
 from pellucid.prove.about import About
 from pellucid.prove.comparison import Comparison, Progress, silently
 from pellucid.prove.dicts import compare_dicts, compare_unrecognised, compare_with_dict
 from pellucid.prove.report import ComparisonReport, Verdict
 from pellucid.prove.sides import DEFAULT_TEXT, ids_of, opened, pairs, require_values
 from pellucid.prove.tensors import TensorComparison, compare_tensors
-from pellucid.tokens import Tokenizer
+from pellucid.text.batch import Inputs
+from pellucid.text.tokenizer import Tokenizer
 
 _SEVERITY: tuple[Verdict, ...] = ("identical", "equivalent", "inconclusive", "different")
 

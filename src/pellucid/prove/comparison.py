@@ -9,7 +9,6 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-from pellucid.model import CkptedTransformer
 from pellucid.prove.aligning import align
 from pellucid.prove.alignment import Alignment
 from pellucid.prove.buffers import known_buffers
@@ -33,6 +32,7 @@ from pellucid.prove.trial import DOUBLE, Trial, probe_ids
 from pellucid.prove.units import units_of
 from pellucid.prove.variants import with_positions, with_their_values, without_units
 from pellucid.prove.verdict import is_rounding, notes_on, rows_of_parameters, verdict_of
+from pellucid.run.model import CkptedTransformer
 
 Progress = Callable[[str, float], None]
 """Called with what is being done, and the share of the work that is behind."""

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from pellucid.errors import InputError
-from pellucid.model import CkptedTransformer
 from pellucid.prove.aligning import align
 from pellucid.prove.alignment import Alignment, Match
 from pellucid.prove.buffers import known_buffers
@@ -27,6 +26,7 @@ from pellucid.prove.sides import Pair, Side, reference_of, unknown
 from pellucid.prove.tensors import TensorComparison, compare_tensors
 from pellucid.prove.units import HEAD, Group, Transform, axes_of, units_of
 from pellucid.prove.verdict import notes_on, rows_of_parameters, verdict_of
+from pellucid.run.model import CkptedTransformer
 
 ALONE = "state dicts hold parameters and no program: nothing was run, and the verdict is on the parameters alone"
 BY_NAME = "both layouts are known: parameters of one name were compared"

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pellucid import nonlinear
 from pellucid.gpt2.config import TransformerConfig
+from pellucid.numerics import nonlinear
 from pellucid.prove import constants, wirings
 from pellucid.prove.differences import relative_error
 from pellucid.prove.recipe import (

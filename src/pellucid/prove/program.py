@@ -14,12 +14,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from pellucid.model import CkptedTransformer
 from pellucid.prove.calling import Call, working_call
 from pellucid.prove.copies import eagerly, quietly, undisturbed
 from pellucid.prove.lending import Loan
 from pellucid.prove.outputs import read_answer
 from pellucid.prove.points import LOGITS, Site
+from pellucid.run.model import CkptedTransformer
 
 Values = Mapping[str, Tensor]
 

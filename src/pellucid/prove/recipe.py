@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from pellucid import nonlinear
 from pellucid.gpt2.config import TransformerConfig
-from pellucid.model import CkptedTransformer
+from pellucid.numerics import nonlinear
 from pellucid.prove.points import CANONICAL, LOGITS
 from pellucid.prove.units import units_of
+from pellucid.run.model import CkptedTransformer
 
 Values = dict[str, Tensor]
 Heads = tuple[Tensor, Tensor, Tensor]

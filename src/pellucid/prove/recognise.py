@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from pellucid.gpt2.config import TransformerConfig
-from pellucid.model import CkptedTransformer
 from pellucid.prove.computed import computed_in, with_computed
 from pellucid.prove.differences import BEYOND_ROUNDING, relative_error
 from pellucid.prove.lending import Loan
 from pellucid.prove.points import LOGITS
 from pellucid.prove.program import Conditions, Glass, Program
+from pellucid.run.model import CkptedTransformer
 
 DOUBLE = Conditions(double=True)
 

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from pellucid.model import CkptedTransformer
 from pellucid.prove.aligning import align
 from pellucid.prove.alignment import Alignment, Match
 from pellucid.prove.computed import computed_in, with_computed
@@ -22,6 +21,7 @@ from pellucid.prove.lending import Loan
 from pellucid.prove.points import LOGITS, sites_of
 from pellucid.prove.program import Conditions, Program, Runnable
 from pellucid.prove.units import units_of
+from pellucid.run.model import CkptedTransformer
 
 FINEST = 16
 """Powers of ten that are tried: from 1e-1 to 1e-16, which is float64's own rounding."""

@@ -12,16 +12,16 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from pellucid.batch import Inputs
-from pellucid.batching import Batcher
 from pellucid.errors import ConfigError, InputError, MissingExtraError, PellucidError, WeightsError, shown
 from pellucid.gpt2.config import TransformerConfig
-from pellucid.model import CkptedTransformer
 from pellucid.open import from_hf, load, to_hf
 from pellucid.prove.about import SEED, RunInputs, name_of
 from pellucid.prove.computed import computes
 from pellucid.prove.recognise import recognised
-from pellucid.tokens import Tokenizer
+from pellucid.run.model import CkptedTransformer
+from pellucid.text.batch import Inputs
+from pellucid.text.batching import Batcher
+from pellucid.text.tokenizer import Tokenizer
 from pellucid.weights import hub
 from pellucid.weights.importing import to_ours
 from pellucid.weights.layouts import Layout, detect

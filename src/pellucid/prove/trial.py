@@ -13,13 +13,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from pellucid.model import CkptedTransformer
 from pellucid.prove.copies import is_scripted
 from pellucid.prove.differences import BEYOND_ROUNDING, relative_error
 from pellucid.prove.places import is_before
 from pellucid.prove.points import LOGITS
 from pellucid.prove.program import Conditions, Glass, Program, Runnable, Unwatched
 from pellucid.prove.runs import Runs, same_bits
+from pellucid.run.model import CkptedTransformer
 
 DOUBLE = Conditions(double=True)
 

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from pellucid.model import CkptedTransformer
 from pellucid.parameters import LiveView
 from pellucid.prove.alignment import Match
 from pellucid.prove.copies import own_parameters, working_copy
+from pellucid.run.model import CkptedTransformer
 
 
 def with_positions(model: CkptedTransformer, positions: int) -> CkptedTransformer:

@@ -11,13 +11,13 @@ from torch import Tensor
 
 from pellucid import aliases, families, own_file
 from pellucid.axes import POSITIONS, Axis, coordinate
-from pellucid.batch import Batch
 from pellucid.check import require_whole
 from pellucid.dialects import CKPTS, unknown_attribute
 from pellucid.errors import InputError, MissingExtraError, UnknownNameError, shown
 from pellucid.run.origin import Known, Origin
 from pellucid.run.region import Index, Region, take
 from pellucid.schema import Schema
+from pellucid.text.batch import Batch
 
 if TYPE_CHECKING:
     import xarray

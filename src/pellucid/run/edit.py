@@ -14,11 +14,11 @@ from torch import Tensor
 
 from pellucid.aliases import Names
 from pellucid.axes import POSITIONS, Axes, Axis
-from pellucid.batch import Batch
 from pellucid.dialects import named_arguments
 from pellucid.errors import EditError
 from pellucid.run.activations import ActivationCkpts
 from pellucid.run.region import Index, Region, put, take
+from pellucid.text.batch import Batch
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from pellucid.aliases import selected
-from pellucid.batch import Batch
 from pellucid.errors import EditError
 from pellucid.run.edit import Edit, Site
 from pellucid.schema import Schema
+from pellucid.text.batch import Batch
 
 
 class EditTap:

@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
-from pellucid.execution import Execution
+from pellucid.numerics.execution import Execution
 from pellucid.parameters import state_of, submodules
 
 CHANGED = "unknown: the weights were written to since the run"

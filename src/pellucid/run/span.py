@@ -6,9 +6,9 @@ from torch import Tensor
 
 from pellucid import aliases
 from pellucid.aliases import Names, selected, several
-from pellucid.batch import Batch
 from pellucid.errors import InputError, ShapeError, UnknownNameError, shown
 from pellucid.schema import Schema
+from pellucid.text.batch import Batch
 
 Start = tuple[aliases.Name, Tensor]
 """The name of a block's `resid_pre`, and the value [B, P, D] that enters there."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pellucid.errors import ConfigError, InputError
-from pellucid.model import CkptedTransformer
+from pellucid.run.model import CkptedTransformer
 from pellucid.ties import optimizers, problems
 from pellucid.ties.checkpoint import open_checkpoint
 from pellucid.ties.exchange import overwritten_by_tying

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pellucid.errors import InputError, WeightsError
 from pellucid.gpt2.model import Unembedding
-from pellucid.model import CkptedTransformer
+from pellucid.run.model import CkptedTransformer
 from pellucid.ties.exchange import embeddings_of
 from pellucid.ties.memory import address
 from pellucid.ties.predict import has_bias, plain_linear

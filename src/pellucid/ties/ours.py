@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from pellucid.model import CkptedTransformer
+from pellucid.run.model import CkptedTransformer
 from pellucid.ties.predict import AfterReload, HeadFate, Loss, changed_settings, sentence
 from pellucid.ties.subject import OUR_EMBED, OUR_HEAD
 

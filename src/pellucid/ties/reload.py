@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pellucid.errors import PellucidWarning, WeightsError
-from pellucid.model import CkptedTransformer
+from pellucid.run.model import CkptedTransformer
 from pellucid.ties.memory import Named, clusters
 from pellucid.weights.importing import same_numbers
 

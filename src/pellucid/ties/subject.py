@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from pellucid.errors import InputError
-from pellucid.model import CkptedTransformer
+from pellucid.run.model import CkptedTransformer
 from pellucid.ties.memory import Named
 
 OUR_EMBED, OUR_HEAD = "embed.W_E", "unembed.W_U"

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from pellucid import generation_settings
 from pellucid.errors import MissingExtraError, PellucidWarning, WeightsError
-from pellucid.execution import ordinary_tensors
 from pellucid.generation_settings import GenerationSettings
 from pellucid.gpt2.config import TransformerConfig
+from pellucid.numerics.execution import ordinary_tensors
 from pellucid.parameters import require_numbers
 from pellucid.tensor_file import write_tensors
 from pellucid.weights import foreign, live, saves

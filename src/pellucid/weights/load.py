@@ -13,11 +13,11 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 
-from pellucid import tokenizer_files
 from pellucid.errors import ConfigError, WeightsError, nearest
-from pellucid.execution import ordinary_tensors
 from pellucid.generation_settings import GenerationSettings
 from pellucid.gpt2.config import TransformerConfig, refuse_misspelt
+from pellucid.numerics.execution import ordinary_tensors
+from pellucid.text import tokenizer_files
 from pellucid.weights import files, hub, saves
 from pellucid.weights.building import DTYPES, M, ModelClass, convert, describe, dtype_names
 from pellucid.weights.exchange import from_hf, save_pretrained, to_hf

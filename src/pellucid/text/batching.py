@@ -12,14 +12,14 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from pellucid import ids, pads
-from pellucid.batch import Batch, Inputs, mask_beside
 from pellucid.errors import InputError, ShapeError
-from pellucid.execution import is_batched
 from pellucid.generation_settings import GenerationSettings
 from pellucid.gpt2.config import TransformerConfig
-from pellucid.ids import Table
-from pellucid.tokens import Tokenizer
+from pellucid.numerics.execution import is_batched
+from pellucid.text import ids, pads
+from pellucid.text.batch import Batch, Inputs, mask_beside
+from pellucid.text.ids import Table
+from pellucid.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)

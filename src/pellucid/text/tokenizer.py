@@ -12,10 +12,11 @@ import tokenizers
 import torch
 from torch import Tensor
 
-from pellucid import atomic, tokenizer_files
+from pellucid import atomic
 from pellucid.check import as_whole
 from pellucid.dialects import named_arguments
 from pellucid.errors import InputError, shown
+from pellucid.text import tokenizer_files
 from pellucid.weights.manifests import is_there
 
 UNFINISHED = "\ufffd"

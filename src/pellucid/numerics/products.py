@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
-from pellucid.execution import Execution, is_transformed
+from pellucid.numerics.execution import Execution, is_transformed
 
 WIDE = 2**20
 """Numbers in a matrix from which on oneDNN's product is quicker, its longer call included."""

@@ -9,15 +9,15 @@ import torch
 
 from pellucid.aliases import Names, selected
 from pellucid.axes import Axis
-from pellucid.batch import Inputs
-from pellucid.cache import KeyValueCache
 from pellucid.dialects import named_arguments
 from pellucid.fast.decoder import kernels_take
 from pellucid.fast.prepared import bytes_needed, matrices
 from pellucid.generate.request import require_some
 from pellucid.generate.stopping import stopping
-from pellucid.model import CkptedTransformer
+from pellucid.run.cache import KeyValueCache
+from pellucid.run.model import CkptedTransformer
 from pellucid.run.region import Index, Region
+from pellucid.text.batch import Inputs
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from pellucid.gpt2.config import TransformerConfig
-from pellucid.tokens import Tokenizer
+from pellucid.text.tokenizer import Tokenizer
 
 _MASKS: WeakIdKeyDictionary = WeakIdKeyDictionary()
 """Ids that are in use -> their mask, so that ids which are passed on without it are known again."""

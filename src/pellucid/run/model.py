@@ -11,19 +11,17 @@ from torch import Tensor, nn
 
 from pellucid import aliases
 from pellucid.aliases import Names
-from pellucid.batch import Batch, Inputs
-from pellucid.batching import Batcher
-from pellucid.cache import KeyValueCache, continued
 from pellucid.dialects import MODEL, named_arguments
 from pellucid.errors import InputError
-from pellucid.execution import Execution
 from pellucid.generate.verbs import GeneratingTransformer
 from pellucid.generation_settings import GenerationSettings
 from pellucid.gpt2.config import TransformerConfig, require_config
 from pellucid.gpt2.model import Run, last_column
+from pellucid.numerics.execution import Execution
 from pellucid.parameters import has_native_hooks, state_of, submodules
 from pellucid.part import Weights
 from pellucid.run.activations import ActivationCkpts
+from pellucid.run.cache import KeyValueCache, continued
 from pellucid.run.edit import Edit
 from pellucid.run.edit_tap import EditTap
 from pellucid.run.origin import Origin
@@ -32,7 +30,9 @@ from pellucid.run.region import Index, Region
 from pellucid.run.span import Start, beginning, captured
 from pellucid.schema import Schema
 from pellucid.tap import Chain, StopAfter, Stopped, Tap
-from pellucid.tokens import Tokenizer
+from pellucid.text.batch import Batch, Inputs
+from pellucid.text.batching import Batcher
+from pellucid.text.tokenizer import Tokenizer
 from pellucid.weights import load
 
 
@@ -138,7 +138,7 @@ class CkptedTransformer(GeneratingTransformer):
             padding_side: Where shorter rows get their pads.
 
         Raises:
-            InputError: See `pellucid.batching.Batcher`.
+            InputError: See `pellucid.text.batching.Batcher`.
         """
         other = self.provenance.get("tokenizer", "")
         batcher = Batcher(self.config, self.tokenizer, self.device, self._generation, other)

@@ -1,0 +1,1 @@
+"""Texts to ids and back; ids, mask and positions together."""
