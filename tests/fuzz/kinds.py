@@ -287,7 +287,7 @@ KINDS: dict[str, Kind] = {
     "tokenizer_config.json": Kind("tokenizer_config.json", _tokenizer_config, TREE, (run_model, tokenize)),
     "special_tokens_map.json": Kind("special_tokens_map.json", _special_tokens, TREE, (run_model, tokenize)),
     "captures": Kind("run.safetensors", _captures, own("pellucid.ckpts"), (captured,)),
-    "cache": Kind("cache.safetensors", _cache, own("pellucid.run.cache"), (cached,)),
+    "cache": Kind("cache.safetensors", _cache, own("pellucid.cache"), (cached,)),
     "stream": Kind("stream.safetensors", _stream, own("pellucid.stream"), (resumed,)),
     "alignment": Kind("alignment.json", _alignment, TREE, (aligned,)),
 }  # fmt: skip

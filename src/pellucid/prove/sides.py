@@ -25,7 +25,7 @@ from pellucid.text.tokenizer import Tokenizer
 from pellucid.weights import hub
 from pellucid.weights.importing import to_ours
 from pellucid.weights.layouts import Layout, detect
-from pellucid.weights.load import LoadOptions, parse_dtype
+from pellucid.weights.load import LoadOptions, parse_dtype, whole_config
 from pellucid.weights.prefixes import canonical_names
 
 Side = nn.Module | Mapping[str, Tensor]
@@ -126,7 +126,7 @@ def _from_transformers(name: str, options: LoadOptions) -> Opened:
     if not found.is_dir():
         model = _load(found, options)
         return Opened(to_hf(model), model.tokenizer)
-    config, dtype = options.config, parse_dtype(options.dtype)
+    config, dtype = whole_config(options), parse_dtype(options.dtype)
     try:
         import transformers
     except ImportError as error:
@@ -139,7 +139,8 @@ def _from_transformers(name: str, options: LoadOptions) -> Opened:
     shown = messages.is_progress_bar_enabled()
     try:
         messages.disable_progress_bar()  # progress is the caller's to show
-        theirs = None if config is None else transformers.GPT2Config.from_dict(_fields(config))
+        fields = config.to_dict() if isinstance(config, TransformerConfig) else config
+        theirs = None if fields is None else transformers.GPT2Config.from_dict(dict(fields))
         model = transformers.AutoModelForCausalLM.from_pretrained(
             found, config=theirs, dtype="auto" if dtype is None else dtype, trust_remote_code=False
         )
@@ -153,10 +154,6 @@ def _from_transformers(name: str, options: LoadOptions) -> Opened:
     finally:
         if shown:
             messages.enable_progress_bar()
-
-
-def _fields(config: TransformerConfig | Mapping[str, Any]) -> dict[str, Any]:
-    return config.to_dict() if isinstance(config, TransformerConfig) else dict(config)
 
 
 def pairs(a: Side, b: Side) -> list[Pair]:

@@ -18,7 +18,7 @@ from pellucid.errors import InputError, ShapeError, shown
 from pellucid.gpt2.config import TransformerConfig, require_config
 from pellucid.text.batch import Batch
 
-_KIND, _CONTENT, _MASK = "pellucid.run.cache", "keys_and_values", "mask"
+_KIND, _CONTENT, _MASK = "pellucid.cache", "keys_and_values", "mask"
 
 
 class KeyValueCache:

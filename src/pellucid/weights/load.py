@@ -25,7 +25,8 @@ from pellucid.weights.hub import HubOptions
 from pellucid.weights.importing import to_ours
 from pellucid.weights.layouts import config_of_model_args
 
-__all__ = ["Configuration", "HubOptions", "LoadOptions", "from_hf", "load", "parse_dtype", "save_pretrained", "to_hf"]
+__all__ = ["Configuration", "HubOptions", "LoadOptions", "from_hf", "load", "parse_dtype", "save_pretrained", "to_hf",
+           "whole_config"]  # fmt: skip
 
 
 @runtime_checkable
@@ -93,7 +94,7 @@ def load(
     """
     options = options or LoadOptions()
     parse_dtype(options.dtype)  # before anything is downloaded
-    options = replace(options, config=_whole(options))
+    options = replace(options, config=whole_config(options))
     if isinstance(name, Mapping):
         return _build(cls, "a state dict in memory", files.in_memory(name), options, None)
     path = hub.locate(name, options.hub)
@@ -161,7 +162,7 @@ def parse_dtype(given: str | torch.dtype) -> torch.dtype | None:
     return found
 
 
-def _whole(options: LoadOptions) -> TransformerConfig | Mapping[str, Any] | None:
+def whole_config(options: LoadOptions) -> TransformerConfig | Mapping[str, Any] | None:
     """The configuration that was given: a whole one of ours, or fields that replace single ones."""
     given = options.config
     if given is None or isinstance(given, (TransformerConfig, Mapping)):
@@ -187,7 +188,7 @@ def _says(config: Configuration | None, field_name: str) -> bool:
 
 
 def _config(stored: files.Stored, options: LoadOptions) -> TransformerConfig:
-    given = _whole(options)
+    given = whole_config(options)
     if isinstance(given, TransformerConfig):
         return given
     own = stored.config if stored.model_args is None else config_of_model_args(stored.model_args)

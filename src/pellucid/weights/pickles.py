@@ -189,7 +189,7 @@ def _refusal(path: Path, said: str, needed: set[str]) -> WeightsError:
     found = re.search(r"GLOBAL ([\w.]+)", said)
     culprit = found[1] if found is not None else ""
     module, _, name = culprit.rpartition(".")
-    if any(one.startswith(("torch.nn.modules.", "transformers.models.", "pellucid.run.model.")) for one in needed):
+    if any(one.startswith(("torch.nn.modules.", "transformers.models.", "pellucid.")) for one in needed):
         return WeightsError(
             f"{path}: a whole pickled module, whose code ({culprit or 'its classes'}) is not run here.",
             code="pickle-unsafe",
