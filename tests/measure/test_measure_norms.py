@@ -89,6 +89,18 @@ def test_logarithm_is_natural() -> None:
     assert list(log.to_dataframe().columns) == ["token", "position", "log_norm"]
 
 
+def test_units_and_meanings_are_those_of_the_schema() -> None:
+    run = cases.run_of(TEXTS)
+    arrays = run.to_xarray()
+    points = {**run.schema.around, **run.schema.in_blocks}
+    assert set(arrays) == set(points)
+    for kind, point in points.items():
+        assert (arrays[kind].units, arrays[kind].meaning) == (point.unit, point.meaning)
+        assert pl.measure.values(run, kind).units == (point.unit or f"units of {kind.rsplit('_', 1)[-1]}")
+    assert pl.measure.values(run, "attn.ckpt_q").units == "units of q"
+    assert pl.measure.values(run, "attn.ckpt_scores").units == "nats"
+
+
 def test_labels() -> None:
     norms = pl.measure.norms(cases.run_of(TEXTS), "attn.ckpt_z")
     assert norms.dims == ("layer", "batch", "pos", "head")

@@ -29,15 +29,6 @@ if TYPE_CHECKING:
 
 Array = NDArray[Any]
 
-_STREAM = "residual-stream units"
-_UNITS = {
-    **dict.fromkeys(("resid_pre", "resid_mid", "resid_post", "attn.ckpt_attn_out", "mlp.ckpt_mlp_out"), _STREAM),
-    **dict.fromkeys(("ckpt_embed", "ckpt_pos_embed"), _STREAM),
-    **dict.fromkeys(("ln1.ckpt_scaled", "ln2.ckpt_scaled", "ln_final.ckpt_scaled"), "standard deviations"),
-    "attn.ckpt_scores": "nats",  # a difference of scores is a log-ratio of attention weights
-    "attn.ckpt_pattern": "probability",
-}
-
 
 def values(ckpts: ActivationCkpts, name: aliases.Name) -> xarray.DataArray:
     """Return a checkpoint's values as a labelled array in float64.
@@ -142,8 +133,10 @@ def dims_of(source: Captured, axes: Axes) -> tuple[str, ...]:
 
 
 def units(source: Captured) -> str:
-    """Return the units of a checkpoint's values."""
-    return _UNITS.get(source.kind, f"units of {source.kind.split('_')[-1]}")
+    """Return the units of a checkpoint's values, as the schema says them; those of q are "units of q"."""
+    schema = source.ckpts.schema
+    point = schema.around.get(source.kind) or schema.in_blocks[source.kind]
+    return point.unit or f"units of {point.name.rpartition('_')[2]}"
 
 
 def attributes(source: Captured) -> dict[str, str]:

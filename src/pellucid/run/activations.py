@@ -194,7 +194,7 @@ class ActivationCkpts(Mapping[str, Tensor]):
         Pads are NaN, and so is a block in which a kind was not captured though another was.
 
         Columns have the coordinates `token` and `position` (of queries and keys `query_token` and so on); a pad's
-        position is -1.
+        position is -1. Attributes say the checkpoint, its `units` and `meaning` (from the schema), and the model.
 
         Raises:
             MissingExtraError: xarray is not installed.
@@ -221,8 +221,11 @@ class ActivationCkpts(Mapping[str, Tensor]):
                 dims = [str(axis) for axis in (Axis.LAYER, *axes[name])]
                 arrays[kind] = xarray.DataArray(torch.stack(stacked), dims=dims, coords={str(Axis.LAYER): layers})
         made = xarray.Dataset(arrays, coords=self._coordinates(axes))
-        for name, array in made.data_vars.items():
-            array.attrs = {"checkpoint": name, "model": "" if self._origin is None else self._origin.name}
+        origin = "" if self._origin is None else self._origin.name
+        for kind, point in {**self.schema.in_blocks, **self.schema.around}.items():
+            if kind in made:
+                said = {"units": point.unit, "meaning": point.meaning}
+                made[kind].attrs = {"checkpoint": kind, **said, "model": origin}
         return made
 
     def _columns(self) -> Tensor:
