@@ -302,3 +302,10 @@ def _only_runs(ids: Tensor, pad: int) -> int | None:
 ])  # fmt: skip
 def test_what_is_broken_is_noticed(mutant: Any) -> None:
     must_be_noticed(mutant, by=(pl.InputError,) if mutant[3] is accepts_texts else ())
+
+
+@pytest.mark.parametrize("ids", [[2**63], [[1, 2], [10**30, 2]], [-(10**30)]])
+def test_ids_of_more_than_64_bits_are_told_in_plain_words(ids: Any, glass: pl.CkptedTransformer) -> None:
+    with pytest.raises(pl.InputError, match="64 bits cannot hold one of them") as caught:
+        glass(ids)
+    assert caught.value.code == "ids-dtype"

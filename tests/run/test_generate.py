@@ -330,6 +330,7 @@ def test_sliding(cached: bool, glass: pl.CkptedTransformer) -> None:
         ({"end_ids": [-1]}, "id-out-of-range"),
         ({"overflow": "wrap"}, "overflow"),
         ({"num_beams": 0}, "return-sequences"),
+        ({"num_beams": 2**16 + 1}, "return-sequences"),
         ({"num_return_sequences": 0}, "return-sequences"),
         ({"num_return_sequences": 2}, "return-sequences"),
         ({"num_beams": 2, "num_return_sequences": 3}, "return-sequences"),

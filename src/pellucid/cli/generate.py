@@ -29,7 +29,7 @@ Overflow = Annotated[
     typer.Option(
         "--overflow",
         metavar="error|slide",
-        help="If the context is too short: refuse beforehand, or drop the first tokens.",
+        help="If the context is too short: refuse beforehand, or drop the first tokens and go on to the last of N.",
     ),
 ]
 Temperature = Annotated[

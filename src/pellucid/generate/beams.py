@@ -23,6 +23,8 @@ from pellucid.run.versions import SORTED_DRAWS, followed
 NEVER = -1.0e9
 """The score of what must not be chosen."""
 
+MOST = 2**16
+"""Beams that may be asked for, and texts by a file: rows of a batch are made of them before anything runs."""
 
 STEEPEST = 100
 """The power of a length at most, which no context takes beyond what a float64 holds."""

@@ -7,12 +7,10 @@ from typing import Any, Literal
 
 from pellucid.check import as_number, require_whole
 from pellucid.errors import InputError, shown
+from pellucid.generate.beams import MOST
 from pellucid.generate.sampler import GREEDY, Sampler
 from pellucid.generate.stopping import Stop
 from pellucid.generation_settings import GenerationSettings
-
-MOST = 2**16
-"""Beams or texts that a file may ask for: rows of a batch are made of them before anything runs."""
 
 WITHOUT_A_FILE = 20
 """New tokens, at most, where neither the caller nor the file gives a length: transformers' default."""

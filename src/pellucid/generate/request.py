@@ -12,7 +12,7 @@ from pellucid.aliases import Names, selected, several
 from pellucid.check import as_whole, require_whole
 from pellucid.dialects import ARGUMENTS
 from pellucid.errors import InputError, shown
-from pellucid.generate.beams import Beams
+from pellucid.generate.beams import MOST, Beams
 from pellucid.generate.sampler import Sampler
 from pellucid.generate.stepper import Look, RunPlan, left_padded
 from pellucid.generate.stopping import Stopping
@@ -107,13 +107,13 @@ def sampler_of(given: Sampler | Literal["file"] | None) -> Sampler | Literal["fi
     )
 
 
-def require_some(name: str, value: object) -> int:
+def require_some(name: str, value: object, at_most: int | None = None) -> int:
     """A number of texts, of which there has to be one or more.
 
     Raises:
-        InputError: Fewer, or no whole number.
+        InputError: Fewer, more than are allowed, or no whole number.
     """
-    return require_whole(f"generate: {name}", value, at_least=1, code="return-sequences")
+    return require_whole(f"generate: {name}", value, at_least=1, at_most=at_most, code="return-sequences")
 
 
 def returned_of(num_return_sequences: int, num_beams: int, sampler: Sampler) -> int:
@@ -122,7 +122,8 @@ def returned_of(num_return_sequences: int, num_beams: int, sampler: Sampler) -> 
     Raises:
         InputError: Fewer than one, or several that would be the same.
     """
-    returned, beams = require_some("num_return_sequences", num_return_sequences), require_some("num_beams", num_beams)
+    returned = require_some("num_return_sequences", num_return_sequences)
+    beams = require_some("num_beams", num_beams, at_most=MOST)
     if returned > 1 and beams == 1 and sampler.is_greedy:
         raise InputError(
             f"generate: num_return_sequences={returned}, but greedy decoding gives one text.",

@@ -157,12 +157,14 @@ def _numbers(given: Any, where: str) -> Tensor:
             raise TypeError("truth values among numbers")
         if np.ndarray in kinds:  # arrays without axes, whose length torch would ask for
             given = [item.item() if isinstance(item, np.ndarray) else item for item in given]
+        if isinstance(given, Sequence) and any(type(item) is int and item.bit_length() > 63 for item in given):
+            raise OverflowError("64 bits cannot hold one of them")  # torch's words would name its own types
         return torch.as_tensor(given, device="cpu")
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise InputError(
             f"ids: {where} cannot be read as numbers: {error}",
             code="ids-dtype",
-            remedy="Pass whole numbers.",
+            remedy="Pass the ids of this model's own tokenizer, which are whole numbers.",
         ) from error
 
 

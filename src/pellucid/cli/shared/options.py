@@ -178,7 +178,8 @@ def beginning_of_text(model: "pl.CkptedTransformer") -> int:
 
 
 def read_text(given: str) -> str:
-    """The text that an argument means: itself, or for `-` standard input without its last line break.
+    """The text that an argument means: itself, or for `-` standard input without its last line break;
+    its line breaks are read as a file's are, whatever system wrote them.
 
     Raises:
         InputError: It is not UTF-8, or there is no standard input.
@@ -190,7 +191,8 @@ def read_text(given: str) -> str:
             raise InputError(
                 "standard input: closed, expected a text.", code="stdin-closed", remedy="Pipe a text in, or give TEXT."
             )
-        return sys.stdin.buffer.read().decode("utf-8").removesuffix("\n").removesuffix("\r")
+        text = sys.stdin.buffer.read().decode("utf-8")
+        return text.replace("\r\n", "\n").replace("\r", "\n").removesuffix("\n")  # as a file's are read
     except UnicodeDecodeError as error:
         where = "standard input" if given == "-" else "TEXT"
         raise InputError(
