@@ -15,6 +15,7 @@ sys.path[:0] = [str(TESTS), str(TESTS / "conformance")]
 
 pytest.register_assert_rewrite("checks", "support")
 
+import following  # noqa: E402
 import support  # noqa: E402
 
 # The models of the tests are small: threads would cost more than they give, and starve each other on busy machines.
@@ -28,6 +29,18 @@ def _seed() -> Iterator[None]:
     grad = torch.is_grad_enabled()
     yield
     torch.set_grad_enabled(grad)
+
+
+@pytest.fixture(autouse=True)
+def _a_remedy_that_is_followed_was_met(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A test that says which remedy it follows has to meet the error."""
+    codes = {code for mark in request.node.iter_markers("remedy") for code in mark.args}
+    if not codes:
+        yield
+        return
+    with pytest.MonkeyPatch.context() as patch, following.codes_met(patch) as met:
+        yield
+    assert codes <= met, f"never met: {sorted(codes - met)}"
 
 
 @pytest.fixture(autouse=True)

@@ -9,8 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 import pellucid as pl
+from following import Typed, typed
+from pellucid.cli.shared.options import read_text
 from pellucid.cli.shared.remedies import PYTHON, WORDS, remedy_here
 from pellucid.open import BUNDLED
 
@@ -32,11 +36,24 @@ def _folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "odd.json").write_text(json.dumps(odd), encoding="utf-8")
     (folder / "type.json").write_text(json.dumps({**fields, "model_type": "gpt9"}), encoding="utf-8")
     shutil.copyfile(BUNDLED / "config.json", folder / "config.json.txt")
+    (folder / "nobos.json").write_text(json.dumps({**fields, "bos_token_id": None}), encoding="utf-8")
+    (folder / "untied.json").write_text(json.dumps({**fields, "tie_word_embeddings": False}), encoding="utf-8")
+    told = {"narrow": {"num_beams": 0}, "guided": {"guidance_scale": 2.0}, "endless": {"eos_token_id": 9999}}
+    for name, asked in told.items():
+        shutil.copytree(BUNDLED, folder / name)
+        (folder / name / "generation_config.json").write_text(json.dumps(asked), encoding="utf-8")
+    (folder / "letters.txt").write_text(TEXT * 9, encoding="utf-8")
+    (folder / "latin.txt").write_bytes((TEXT * 9 + "é").encode("latin1"))
+    (folder / "eighth").mkdir()
+    shutil.copyfile(BUNDLED / "config.json", folder / "eighth" / "config.json")
+    tensors = load_file(BUNDLED / "model.safetensors")
+    eighth = {name: tensor.to(torch.float8_e4m3fn) for name, tensor in tensors.items()}
+    save_file(eighth, folder / "eighth" / "model.safetensors")
     return folder
 
 
 C, T = str(BUNDLED / "config.json"), str(BUNDLED / "tokenizer.json")
-FOLLOWED = [
+FOLLOWED: list[Typed] = [
     ("no-tokenizer", ["run", TEXT, "-m", "plain"], ["run", TEXT, "-m", "plain", "--tokenizer", T]),
     ("no-tokenizer", ["run", TEXT, "-m", "plain"], ["run", "-m", "plain", "--ids", "1,2,3"]),
     ("no-tokenizer", ["generate", TEXT, "-m", "plain"], ["generate", "-m", "plain", "--ids", "1,2,3"]),
@@ -60,14 +77,45 @@ FOLLOWED = [
     ("unknown-checkpoint", ["run", TEXT, "--names", "pattren"], ["run", "--list"]),
     ("too-short", ["norms", "Hi"], ["norms", "Hi", "--lags", "0", "--skip", "0"]),
     ("too-short", ["norms", "Hi Lily"], ["norms", "Hi Lily", "--lags", "0"]),
+    ("path-not-found", ["run", TEXT, "--tokenizer", "plain"], ["run", TEXT, "--tokenizer", T]),
+    ("path-not-found", ["norms", "letter.txt"], ["norms", "letters.txt"]),
+    ("path-not-found", ["run", TEXT, "-m", "./plian"], ["run", TEXT, "-m", str(BUNDLED)]),
+    ("text-not-utf8", ["norms", "latin.txt"], ["norms", "letters.txt"]),
+    ("text-not-utf8", ["run", "caf\udce9"], ["run", "café"]),
+    ("no-bos", ["run", TEXT, "--bos", "--config", "nobos.json"], ["run", TEXT, "--config", "nobos.json"]),
+    ("no-bos", ["run", TEXT, "--bos", "--config", "nobos.json"], ["run", "--ids", "0,1", "--config", "nobos.json"]),
+    ("figure-format", ["norms", TEXT * 9, "--figure", "a.doc"], ["norms", TEXT * 9, "--figure", "a.svg"]),
+    ("path-not-writable", ["norms", TEXT * 9, "--figure", "plain"], ["norms", TEXT * 9, "--figure", "plain/a.svg"]),
+    ("look-and-beams", ["generate", TEXT, "--explain", "--num-beams", "2"],
+     ["generate", TEXT, "--explain", "--num-beams", "1"]),
+    ("return-sequences", ["generate", TEXT, "--num-beams", "100000"], ["generate", TEXT, "--num-beams", "2"]),
+    ("sampler-setting", ["generate", TEXT, "--top-p", "2"], ["generate", TEXT, "--top-p", "0.9"]),
+    ("max-new-tokens", ["generate", TEXT, "--max-new-tokens", "-1"], ["generate", TEXT, "--max-new-tokens", "0"]),
+    ("config-unknown-field", ["run", TEXT, "--ignore-config", "nonsense"], ["run", TEXT]),
+    ("config-not-json", ["run", TEXT, "--config", "letters.txt"], ["run", TEXT, "--config", C]),
+    ("dtype-unknown", ["run", TEXT, "--dtype", "float23"], ["run", TEXT, "--dtype", "float32"]),
+    ("dtype-not-supported", ["run", "-m", "eighth", "--ids", "1,2", "--dtype", "stored"],
+     ["run", "-m", "eighth", "--ids", "1,2", "--dtype", "float32"]),
+    ("id-out-of-range", ["run", "--ids", "9999"], ["run", "--ids", "999"]),
+    ("ids-dtype", ["run", "--ids", str(10**30)], ["run", "--ids", "10"]),
+    ("return-sequences", ["generate", TEXT, "-m", "narrow", "--sampler", "file"], ["generate", TEXT, "-m", "narrow"]),
+    ("generation-not-implemented", ["generate", TEXT, "-m", "guided", "--sampler", "file"],
+     ["generate", TEXT, "-m", "guided"]),
+    ("id-out-of-range", ["generate", TEXT, "-m", "endless"], ["generate", TEXT, "-m", "guided"]),
+    ("no-compiler", ["generate", TEXT, "--numerics", "fast"], ["generate", TEXT, "--numerics", "exact"]),
+    ("head-missing", ["run", "-m", "plain", "--ids", "1,2", "--config", "untied.json"],
+     ["run", "-m", "plain", "--ids", "1,2", "--config", C]),
+    ("empty-stop", ["generate", TEXT, "--stop", ""], ["generate", TEXT]),
+    ("unknown-numerics", ["generate", TEXT, "--numerics", "quick"], ["generate", TEXT, "--numerics", "exact"]),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("code", "before", "after"), FOLLOWED, ids=lambda value: " ".join(value)[:40])
+@pytest.mark.parametrize(("code", "before", "after"), typed(FOLLOWED))
 def test_remedies_are_followed(
     code: str, before: list[str], after: list[str], cli: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(folder)
+    monkeypatch.setenv("CXX", "no-such-compiler")
     failed = cli(*before, "--json")
     error = json.loads(failed.stdout)["error"]
     assert error["code"] == code
@@ -76,6 +124,54 @@ def test_remedies_are_followed(
     assert not PYTHON.search(error["remedy"])
     assert error["remedy"] in " ".join(cli(*before).stderr.split())
     assert cli(*after, "--json").exit_code == 0
+
+
+def test_names_of_files_are_no_python() -> None:
+    assert remedy_here("weights-not-found", "Give one of them, such as 'a/epoch=3.ckpt'.").startswith("Give one")
+    assert remedy_here("hub-refused", "Do not use this address (HF_ENDPOINT, endpoint=).") == (
+        "Do not use this address (HF_ENDPOINT)."
+    )
+
+
+@pytest.mark.remedy("text-unreadable")
+def test_a_file_that_may_be_read_again_is_read(cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "text.txt").write_text(TEXT * 9, encoding="utf-8")
+
+    def denied(self: Path, *_: Any, **__: Any) -> str:
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_text", denied)
+        error = json.loads(cli("norms", str(tmp_path / "text.txt"), "--json").stdout)["error"]
+    assert (error["code"], error["remedy"]) == ("text-unreadable", "Give a file that may be read.")
+    assert cli("norms", str(tmp_path / "text.txt")).exit_code == 0
+
+
+@pytest.mark.remedy("stdin-closed")
+def test_a_text_is_given_where_nothing_can_be_piped_in(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("sys.stdin", None)
+        with pytest.raises(pl.InputError, match="closed") as caught:
+            read_text("-")
+    assert caught.value.remedy == "Pipe a text in, or give TEXT."
+    assert cli("run", "-", stdin=TEXT.encode()).stdout == cli("run", TEXT).stdout
+
+
+@pytest.mark.remedy("file-endless")
+def test_a_file_that_takes_long_gets_more_time(cli: Any, tmp_path: Path) -> None:
+    file = tmp_path / "answers.py"
+    file.write_text("import time\ntime.sleep(2)\n", encoding="utf-8")
+    command = ["check", str(file), "--exercise", "basic", "--time-limit"]
+    error = json.loads(cli(*command, "1", "--json").stdout)["error"]
+    assert error["code"] == "file-endless"
+    assert "give --time-limit more seconds" in error["remedy"]
+    file.write_text("import time\nif __name__ == '__main__':\n    time.sleep(9)\n", encoding="utf-8")
+    assert "error" not in json.loads(cli(*command, "60", "--json").stdout)
+
+
+def test_line_breaks_of_every_system_are_read_alike(cli: Any) -> None:
+    one, other = (cli("run", "-", "--json", stdin=text) for text in (b"One\r\nday\r\n", b"One\nday"))
+    assert one.stdout == other.stdout
 
 
 def test_options_in_remedies_exist(cli: Any) -> None:

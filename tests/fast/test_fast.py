@@ -221,6 +221,7 @@ def _nothing_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     compiled.library.cache_clear()
 
 
+@pytest.mark.remedy("no-compiler")
 @pytest.mark.usefixtures("_nothing_built")
 def test_no_compiler_is_an_error_with_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     fast = fast_of(support.glass())
@@ -234,6 +235,23 @@ def test_no_compiler_is_an_error_with_a_remedy(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(pl.NumericsError, match=r"no C\+\+ compiler"):
         fast.generate([[1, 2]], max_new_tokens=3)
     support.glass().generate([[1, 2]], max_new_tokens=3)
+    monkeypatch.undo()
+    monkeypatch.setenv("CXX", "g++")
+    fast.generate([[1, 2]], max_new_tokens=3)
+
+
+@pytest.mark.remedy("compiler-failed")
+@pytest.mark.usefixtures("_nothing_built")
+def test_another_compiler_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    old = tmp_path / "old-compiler"
+    old.write_text("#!/bin/sh\necho 'error: too old' >&2\nexit 1\n")
+    old.chmod(0o755)
+    monkeypatch.setenv("CXX", str(old))
+    with pytest.raises(pl.NumericsError) as caught:
+        compiled.library()
+    assert "in CXX, such as g++" in caught.value.remedy
+    monkeypatch.setenv("CXX", "g++")
+    compiled.library()
 
 
 @pytest.mark.usefixtures("_nothing_built")
@@ -248,6 +266,7 @@ def test_a_compiler_that_refuses(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     assert not list((tmp_path / "cache").rglob("*.so"))
 
 
+@pytest.mark.remedy("kernel-cache")
 @pytest.mark.usefixtures("_nothing_built")
 def test_a_cache_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("", encoding="utf-8")
@@ -255,6 +274,9 @@ def test_a_cache_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch, tmp_pat
     with pytest.raises(pl.NumericsError) as caught:
         compiled.library()
     assert caught.value.code == "kernel-cache"
+    assert "in PELLUCID_CACHE" in caught.value.remedy
+    monkeypatch.setenv("PELLUCID_CACHE", str(tmp_path / "folder"))
+    compiled.library()
 
 
 @pytest.mark.usefixtures("_nothing_built")

@@ -97,6 +97,7 @@ def test_a_foreign_head_of_ours_is_replaced_or_kept(tied: bool, monkeypatch: pyt
     assert (change.optimizer, is_tied(model)) == ("valid", tied)
 
 
+@pytest.mark.remedy("head-not-plain")
 def test_the_head_of_the_second_question() -> None:
     """A Sequential cannot be saved; its Linear can."""
     model = cases.small()

@@ -91,6 +91,7 @@ def test_an_optimizer_with_groups() -> None:
     assert [id(p) for p in optimizer.param_groups[1]["params"]] == [id(slow[0]), id(model.lm_head.weight)]
 
 
+@pytest.mark.remedy("stepped-twice")
 def test_double_stepping_is_found() -> None:
     """Two Parameters over one storage: a step of 0.1 times the gradient is taken twice."""
     model = cases.changed("two Parameters over one storage")

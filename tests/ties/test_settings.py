@@ -88,6 +88,7 @@ def test_dropout_counts_while_training() -> None:
     assert [loss.name for loss in audit_ties(model).after_reload.lost] == ["transformer.drop.p"]
 
 
+@pytest.mark.remedy("reload-setting")
 def test_the_remedy_for_a_changed_configuration(tmp_path: Path) -> None:
     model = cases.small()
     model.config.layer_norm_epsilon = 0.3
@@ -155,6 +156,7 @@ def test_other_ways_to_save_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> N
     assert audit_ties(nn.Linear(2, 2)).after_reload.reason == "a Linear has no save_pretrained"
 
 
+@pytest.mark.remedy("holds-itself")
 def test_a_module_that_holds_itself() -> None:
     model = nn.Sequential(nn.Linear(2, 2))
     model.parts = nn.ModuleDict({"parent": model})

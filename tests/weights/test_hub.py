@@ -7,6 +7,7 @@ import json
 import os
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ class StandIn(ThreadingHTTPServer):
         cut: Names whose body ends in the middle.
         etags: What is said of a file's content, where it is not its SHA-256.
         requests: Method and file of every request so far.
+        token: What the last request was signed with.
         main: The commit that the branch is at.
     """
 
@@ -44,6 +46,7 @@ class StandIn(ThreadingHTTPServer):
         self.cut: set[str] = set()
         self.etags: dict[str, str] = {}
         self.requests: list[tuple[str, str]] = []
+        self.token: str | None = None
         self.main = COMMIT
 
     @property
@@ -70,6 +73,7 @@ class Handler(BaseHTTPRequestHandler):
         parts = self.path.split("?")[0].split("/")
         repository, revision, name = "/".join(parts[1:3]), parts[4] if len(parts) > 4 else "", "/".join(parts[5:])
         self.server.requests.append((self.command, name))
+        self.server.token = self.headers.get("Authorization")
         refused = self.server.refuse(name)
         if refused is not None:
             self.answer(*refused)
@@ -279,6 +283,7 @@ def test_nobody_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert "gpt2-small" in caught.value.remedy
 
 
+@pytest.mark.remedy("hub-interrupted")
 def test_a_connection_cut_midway_leaves_no_half_file(
     server: StandIn, hf: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -333,6 +338,7 @@ def test_an_existing_path_is_returned_as_it_is(tmp_path: Path, monkeypatch: pyte
     assert os.listdir(tmp_path / "gpt2") == []
 
 
+@pytest.mark.remedy("config-not-found")
 def test_read_config_of_a_folder(tmp_path: Path) -> None:
     with pytest.raises(pl.NotFoundError) as caught:
         hub.read_config(tmp_path)
@@ -341,6 +347,7 @@ def test_read_config_of_a_folder(tmp_path: Path) -> None:
     assert hub.read_config(tmp_path) == {"n_embd": 3}
 
 
+@pytest.mark.remedy("hub-corrupted")
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
 @pytest.mark.parametrize("offline", [True, False])
 def test_a_flipped_bit_in_the_cache_is_noticed_and_the_remedy_works(
@@ -427,3 +434,99 @@ def test_an_error_of_the_hubs_own_is_tried_once_more(
 
     server.refuse = refuse
     assert same_logits(pl.load(REPOSITORY, hub=options(server, tmp_path)), hf)
+
+
+# Remedies, followed
+
+
+def known_only(server: StandIn, error: str, code: int) -> None:
+    """The repository is shown to those who send the token alone."""
+    server.refuse = lambda name: None if server.token == "Bearer secret" else status(code, error)(name)
+
+
+@pytest.mark.parametrize(
+    ("error", "answer", "code", "said"),
+    [
+        pytest.param("RepoNotFound", 401, "hub-not-found", "pass token=", marks=pytest.mark.remedy("hub-not-found")),
+        pytest.param("GatedRepo", 403, "hub-gated", "pass token=", marks=pytest.mark.remedy("hub-gated")),
+    ],
+)
+def test_a_token_opens_what_is_closed(
+    error: str, answer: int, code: str, said: str, server: StandIn, hf: Any, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    known_only(server, error, answer)
+    without = replace(options(server, tmp_path), token=None)
+    with pytest.raises(pl.WeightsError) as caught:
+        hub.locate(REPOSITORY, without)
+    assert (caught.value.code, said in caught.value.remedy) == (code, True)
+    assert same_logits(pl.load(REPOSITORY, hub=options(server, tmp_path)), hf)
+    monkeypatch.setenv("HF_TOKEN", "secret")  # what the command line says
+    assert same_logits(pl.load(REPOSITORY, hub=replace(without, cache_dir=tmp_path / "other")), hf)
+
+
+@pytest.mark.remedy("hub-no-weights")
+def test_a_cache_without_weights_is_completed_once_the_network_is_allowed(
+    server: StandIn, hf: Any, tmp_path: Path
+) -> None:
+    weights = server.files.pop("model.safetensors")
+    assert "allow the network once" in refused(server, tmp_path).remedy
+    server.files["model.safetensors"] = weights
+    assert same_logits(pl.load(REPOSITORY, hub=options(server, tmp_path)), hf)
+
+
+@pytest.mark.remedy("hub-no-config")
+def test_a_repository_of_something_else(server: StandIn, hf: Any, tmp_path: Path) -> None:
+    server.refuse = status(404, "EntryNotFound")
+    assert "as transformers writes them" in refused(server, tmp_path).remedy
+    server.refuse = lambda name: None
+    assert same_logits(pl.load(REPOSITORY, hub=options(server, tmp_path)), hf)
+
+
+@pytest.mark.remedy("hub-no-revision")
+def test_a_revision_that_exists(server: StandIn, hf: Any, tmp_path: Path) -> None:
+    assert "that exists" in refused(server, tmp_path, revision="v9").remedy
+    for revision in ("main", COMMIT):
+        assert same_logits(pl.load(REPOSITORY, hub=options(server, tmp_path, revision=revision)), hf)
+
+
+@pytest.mark.remedy("hub-refused")
+def test_another_try_helps(server: StandIn, hf: Any, tmp_path: Path) -> None:
+    server.refuse = status(403)
+    assert "try again" in refused(server, tmp_path).remedy
+    server.refuse = lambda name: None
+    assert same_logits(pl.load(REPOSITORY, hub=options(server, tmp_path)), hf)
+
+
+@pytest.mark.remedy("hub-offline")
+def test_the_network_is_allowed_again(
+    server: StandIn, hf: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert "Unset HF_HUB_OFFLINE" in refused(server, tmp_path).remedy
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    assert same_logits(pl.load(REPOSITORY, hub=options(server, tmp_path)), hf)
+    hf.save_pretrained(tmp_path / "folder")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert same_logits(pl.load(tmp_path / "folder"), hf)
+
+
+@pytest.mark.remedy("hub-unreachable")
+def test_a_mirror_is_asked_where_the_hub_is_not_reached(
+    server: StandIn, hf: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(pl.NotFoundError) as caught:
+        hub.locate(REPOSITORY, hub.HubOptions(endpoint="http://127.0.0.1:9", cache_dir=tmp_path))
+    assert "set HF_ENDPOINT to a mirror" in caught.value.remedy
+    monkeypatch.setenv("HF_ENDPOINT", server.url)
+    assert same_logits(pl.load(REPOSITORY, hub=hub.HubOptions(cache_dir=tmp_path)), hf)
+
+
+@pytest.mark.remedy("hub-cache-not-writable")
+def test_another_cache_is_written(server: StandIn, hf: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(pl.WeightsError) as caught:
+        hub.locate(REPOSITORY, options(server, tmp_path / "file"))
+    assert caught.value.code == "hub-cache-not-writable"
+    assert "Pass cache_dir=" in caught.value.remedy
+    assert same_logits(pl.load(REPOSITORY, hub=options(server, tmp_path / "folder")), hf)

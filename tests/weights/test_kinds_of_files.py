@@ -133,6 +133,7 @@ def test_a_folder_without_weights_is_refused_by_what_it_is(case: str, tmp_path: 
         assert remedy in caught.value.remedy
 
 
+@pytest.mark.remedy("weights-not-found")
 def test_shards_open_when_their_index_is_put_where_the_remedy_says(tmp_path: Path) -> None:
     HF.save_pretrained(tmp_path, max_shard_size="4KB")
     (index,) = tmp_path.glob("*.index.json")
@@ -144,6 +145,7 @@ def test_shards_open_when_their_index_is_put_where_the_remedy_says(tmp_path: Pat
     assert same_logits(pl.load(tmp_path), HF)
 
 
+@pytest.mark.remedy("weights-not-found")
 def test_the_newest_checkpoint_of_a_trainer_opens_as_its_remedy_says(tmp_path: Path) -> None:
     for step in (500, 1500):
         HF.save_pretrained(tmp_path / f"checkpoint-{step}")
@@ -222,6 +224,7 @@ def test_other_objects_of_numpys_are_refused(what: Any, tmp_path: Path) -> None:
     assert caught.value.code == "pickle-unsafe"
 
 
+@pytest.mark.remedy("pickle-unsafe")
 def test_an_object_beside_the_weights_is_named_and_its_remedy_works(tmp_path: Path) -> None:
     path, config = tmp_path / "weights.pt", config_of(HF)
     torch.save({"model": hf_dict(HF), "args": argparse.Namespace(lr=1e-3)}, path)
@@ -233,6 +236,7 @@ def test_an_object_beside_the_weights_is_named_and_its_remedy_works(tmp_path: Pa
         assert same_logits(pl.load(torch.load(path), config=config), HF)
 
 
+@pytest.mark.remedy("pickle-unsafe")
 @pytest.mark.parametrize("ours", [True, False])
 def test_a_whole_module_is_named_and_its_remedy_works(ours: bool, tmp_path: Path) -> None:
     path, other, config = tmp_path / "module.pt", tmp_path / "other.pt", config_of(HF)

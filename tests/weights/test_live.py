@@ -485,6 +485,7 @@ def test_what_computes_something_else_is_refused_by_name(name: str) -> None:
     assert caught.value.remedy
 
 
+@pytest.mark.remedy("hf-attention")
 def test_a_block_of_another_model_is_carried_over_once_the_remedy_was_followed() -> None:
     hf = small_hf()
     grafted(hf)
@@ -497,6 +498,7 @@ def test_a_block_of_another_model_is_carried_over_once_the_remedy_was_followed()
     assert pl.from_hf(hf).config.n_layer == 2
 
 
+@pytest.mark.remedy("hf-shared")
 @pytest.mark.parametrize("path", ["transformer.h.1", "transformer.h.1.attn", "transformer.h.1.mlp"])
 def test_a_module_in_two_places_is_carried_over_once_the_remedy_was_followed(path: str) -> None:
     hf = small_hf()
@@ -507,6 +509,7 @@ def test_a_module_in_two_places_is_carried_over_once_the_remedy_was_followed(pat
     assert same_logits(pl.from_hf(hf), hf)
 
 
+@pytest.mark.remedy("hf-tensors")
 def test_a_norm_without_gains_is_carried_over_once_the_remedy_was_followed() -> None:
     hf = small_hf()
     hf.transformer.h[0].ln_1 = nn.LayerNorm(D, elementwise_affine=False)
@@ -517,6 +520,7 @@ def test_a_norm_without_gains_is_carried_over_once_the_remedy_was_followed() -> 
     assert torch.equal(pl.from_hf(hf)(ids_for(hf)), expected)
 
 
+@pytest.mark.remedy("config-not-implemented")
 def test_fields_that_do_not_apply_are_taken_out_as_the_remedy_says() -> None:
     hf = small_hf()
     hf.config.mup, hf.config.num_key_value_heads = 1.0, 1
@@ -526,6 +530,7 @@ def test_fields_that_do_not_apply_are_taken_out_as_the_remedy_says() -> None:
     assert same_logits(pl.from_hf(hf), hf)
 
 
+@pytest.mark.remedy("weights-misshapen")
 def test_a_head_of_another_size_fits_once_the_remedy_was_followed() -> None:
     hf = small_hf()
     hf.lm_head = nn.Linear(D, V - 7, bias=False)
@@ -697,9 +702,16 @@ CHANGED_AT = {
     "parametrized": "transformer.wte", "hook on a block": "transformer.h.0.mlp", "pre-hook": "transformer.ln_f",
 }  # fmt: skip
 FOLLOWED = (
-    *CHANGED_AT, "forward of a module", "accelerate", "norm taken out", "head taken out", "no gains",
-    "epsilon of the configuration", "padding index", "a block twice", "dropouts of several rates",
+    *sorted({*CHANGED_AT} - {"pruned", "hook on a block"}), "no gains", "padding index", "a block twice",
     "attention of one's own",
+    pytest.param("pruned", marks=pytest.mark.remedy("hf-computed-weight")),
+    pytest.param("hook on a block", marks=pytest.mark.remedy("hf-hooks")),
+    pytest.param("forward of a module", marks=pytest.mark.remedy("hf-patched-forward")),
+    pytest.param("accelerate", marks=pytest.mark.remedy("hf-patched-forward")),
+    pytest.param("norm taken out", marks=pytest.mark.remedy("hf-part")),
+    pytest.param("head taken out", marks=pytest.mark.remedy("hf-head")),
+    pytest.param("epsilon of the configuration", marks=pytest.mark.remedy("hf-differs-from-config")),
+    pytest.param("dropouts of several rates", marks=pytest.mark.remedy("hf-dropout")),
 )  # fmt: skip
 
 

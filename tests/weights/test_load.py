@@ -100,6 +100,7 @@ def test_stored_float8_is_refused_and_can_be_converted(tmp_path: Path) -> None:
     assert torch.equal(pl.load(tmp_path).embed.W_E, tensors["transformer.wte.weight"].float())
 
 
+@pytest.mark.remedy("dtype-not-supported")
 def test_stored_with_one_float8_among_others_is_refused_too(tmp_path: Path) -> None:
     hf = small_hf()
     name = "transformer.h.0.ln_1.bias"
@@ -345,6 +346,10 @@ def test_ignored_fields(tmp_path: Path) -> None:
     save_folder(tmp_path, hf_dict(hf), hf, multi_query=True)
     assert same_logits(pl.load(tmp_path, ignore_config=["multi_query"]), hf)
     assert same_logits(pl.load(tmp_path, ignore_config="multi_query"), hf)
+    assert same_logits(pl.load(tmp_path, ignore_config=["multi_query", "rotary_dim"]), hf)
+    with pytest.raises(pl.ConfigError, match="no field 'multi_qery'") as caught:
+        pl.load(tmp_path, ignore_config=["multi_query", "multi_qery"])
+    assert caught.value.code == "config-unknown-field"
 
 
 def test_the_tokenizer_of_the_folder_comes_along(tmp_path: Path) -> None:

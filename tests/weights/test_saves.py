@@ -95,6 +95,7 @@ def test_a_kill_at_every_step_leaves_one_model_or_says_so(old: Saver, reads: boo
     assert kept <= set(names(tmp_path)) <= kept | {"generation_config.json"}
 
 
+@pytest.mark.remedy("saves-mixed")
 def test_the_other_remedy_is_to_say_that_they_belong_together(tmp_path: Path):
     model(1, reads=False).save_pretrained(tmp_path)
     config = tmp_path / "config.json"

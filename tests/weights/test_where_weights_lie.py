@@ -220,6 +220,7 @@ def test_what_is_not_one_model_is_refused_by_name(case: str, door: str, tmp_path
     assert said in str(caught.value)
 
 
+@pytest.mark.remedy("weights-ambiguous")
 def test_the_remedies_for_several_models_choose_one(tmp_path: Path) -> None:
     path, config = tmp_path / "weights.pt", config_of(HF)
     scope = {"pl": pl, "torch": torch, "path": path, "config": config}

@@ -114,7 +114,7 @@ def feed(
         raise InputError(
             f"{by}: no texts, expected at least one.",
             code="no-texts",
-            remedy="Mind that a generator that was read before is empty.",
+            remedy="Give one or more; a generator that was read before is empty, so make it again.",
         )
     sink.keep(done, last=True)
     return done

@@ -57,14 +57,14 @@ class Beams:
             raise InputError(
                 f"generate: num_return_sequences={self.returned} with num_beams={self.width}.",
                 code="return-sequences",
-                remedy="A search gives no more texts than it has beams.",
+                remedy=f"Ask for at most {self.width} texts, or search with num_beams={self.returned}.",
             )
         penalty = self.length_penalty
         if as_number(penalty) is None or not abs(penalty) <= STEEPEST:
             raise InputError(
                 f"generate: length_penalty={shown(penalty)}, expected a number from -{STEEPEST} to {STEEPEST}.",
                 code="length-penalty",
-                remedy="1 divides by the length; 0 leaves the sums as they are.",
+                remedy="Give 1 to divide by the length, or 0 to leave the sums as they are.",
             )
         if self.early_stopping not in (True, False, "never"):
             raise InputError(

@@ -72,7 +72,8 @@ class TransformerConfig:
             raise ConfigError(
                 f"config: activation_function={shown(self.activation_function)} is not implemented.",
                 code="config-activation",
-                remedy=f"{nearest(str(self.activation_function), ACTIVATIONS)} Implemented: {', '.join(ACTIVATIONS)}.",
+                remedy=f"{nearest(str(self.activation_function), ACTIVATIONS)} "
+                f"Give one of {', '.join(ACTIVATIONS)}.".strip(),
             )
         for name, high in _NUMBERS.items():
             self._set(name, config_values.number(name, getattr(self, name), high))
@@ -137,7 +138,7 @@ class TransformerConfig:
             ignore: Fields to drop, although they are known to change the computation.
 
         Raises:
-            ConfigError: An impossible, missing or unimplemented field.
+            ConfigError: An impossible, missing or unimplemented field; or one to ignore that there is not.
         """
         if not isinstance(given, Mapping):
             raise ConfigError(
@@ -145,6 +146,7 @@ class TransformerConfig:
                 code="config-wrong-type",
                 remedy="Give a dict; a transformers configuration gives one by config.to_dict().",
             )
+        refuse_misspelt(ignore, map(str, given))
         given = {name: value for name, value in given.items() if name not in {*ignore, SAVE_ID}}
         _refuse_unimplemented(given)
         given.pop("model_type", None)

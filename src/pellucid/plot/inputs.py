@@ -84,7 +84,7 @@ def labelled(where: str, array: DataArray) -> DataArray:
         raise InputError(
             f"{where}: {infinite} infinite values in {sizes(array)}, expected finite ones, or nan at pads.",
             code="not-finite",
-            remedy="The logarithm of a norm of zero is infinite: look at the norms themselves (log=False).",
+            remedy="Draw the norms themselves (log=False): the logarithm of a norm of zero is infinite.",
         )
     return numbers
 

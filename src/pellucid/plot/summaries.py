@@ -160,7 +160,7 @@ def _table(fit: Fit, terms: Sequence[str] | None, alpha: float, pvalues: Any) ->
         raise InputError(
             f"{where}: alpha={alpha!r}, expected a probability between 0 and 1.",
             code="alpha",
-            remedy="0.05 is usual.",
+            remedy="Give a probability such as 0.05.",
         )
     chosen = [term for term in known if term != INTERCEPT] if terms is None else list(terms)
     unknown = [term for term in chosen if term not in known]

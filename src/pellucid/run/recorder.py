@@ -45,7 +45,8 @@ class Recorder:
             raise UnknownNameError(
                 f"never fired: {', '.join(silent[:5])}.",
                 code="checkpoint-never-fired",
-                remedy="A hook or a replaced module keeps the value from passing through its checkpoint.",
+                remedy="Remove the hook or the replaced module that keeps the value from passing through its "
+                "checkpoint, or leave the name out.",
             )
 
     def __call__(self, name: str, value: Tensor) -> Tensor:

@@ -251,7 +251,7 @@ class Tokenizer:
             raise InputError(
                 f"tokenizer: {piece!r} is {len(ids)} tokens, expected one.",
                 code="not-one-token",
-                remedy="Mind the leading space: ' word' and 'word' are different tokens.",
+                remedy="Give one token; with its leading space, ' word', it is another one than 'word'.",
             )
         return ids[0]
 

@@ -168,7 +168,8 @@ class _Operation:
                 raise WeightsError(
                     f"{type(self.model).__name__}: a reload gave another model: {found}. The change was undone.",
                     code="reload-differs",
-                    remedy="pl.audit_ties(model).problems says what else keeps it from being saved.",
+                    remedy="Look at pl.audit_ties(model).problems, which says what else keeps it from being "
+                    "saved, and do that first.",
                 )
         self.undo.pop_all()
         return HeadChange(self.ends.tied, given_up, status, note, True if verify else None)

@@ -95,7 +95,7 @@ def read_again(model: Any, folder: Path) -> Any:
         raise WeightsError(
             f"{type(model).__name__}.from_pretrained: {str(problem).splitlines()[0]}",
             code="reload-raises",
-            remedy="pl.audit_ties(model).after_reload says why.",
+            remedy="Look at pl.audit_ties(model): after_reload says why, and problems what to do.",
         ) from problem
     return again.to(model.device)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, TypeVar
@@ -25,6 +26,12 @@ ALIASES: Mapping[str, str] = {
     "distilgpt2": "distilbert/distilgpt2",
 }
 """Short names of the published models, and their repositories."""
+
+_OF_THE_DISK = frozenset({
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOSPC, errno.EDQUOT,
+    errno.ENAMETOOLONG,
+})  # fmt: skip
+"""Errors of the operating system that another try does not help: the cache cannot be written where it is."""
 
 
 def again(request: Callable[[], T]) -> T:
@@ -95,11 +102,11 @@ def explain(problem: Exception, repository: str, file: str, revision: str | None
             code="hub-refused",
             remedy="Wait and try again; if it goes on, check the token and https://status.huggingface.co.",
         )
-    if isinstance(problem, PermissionError):
+    if isinstance(problem, OSError) and problem.errno in _OF_THE_DISK:
         return WeightsError(
             f"{where}: the cache cannot be written: {problem}.",
             code="hub-cache-not-writable",
-            remedy="Pass cache_dir= or set HF_HOME to a folder that you may write.",
+            remedy="Pass cache_dir= or set HF_HOME to a folder that you may write, on a disk with free space.",
         )
     return WeightsError(
         f"{where}: the download did not complete: {type(problem).__name__}: {problem}.",

@@ -65,7 +65,7 @@ FILES = (
     Kind("an llm.c data file (tokens)", f"It holds a text. {READABLE}", _magic(20240520) + b"|" + _magic(20240801)),
     Kind("an llm.c debug state", f"It holds one run. {READABLE}", _magic(20240327)),
     Kind("an llm.c tokenizer", f"It holds no weights. {READABLE}", _magic(20240328)),
-    Kind("an llm.c model of Llama", "pellucid reads GPT-2 only.", _magic(20240803)),
+    Kind("an llm.c model of Llama", "Give the weights of a GPT-2; no other is read.", _magic(20240803)),
     Kind("an array of NumPy", READABLE, rb"\x93NUMPY"),
     Kind("a compressed file (gzip, bzip2, xz or zstd)", _UNPACK, rb"\x1f\x8b|BZh|\xfd7zXZ|\x28\xb5\x2f\xfd"),
     Kind("an archive (7z or RAR)", _UNPACK, rb"7z\xbc\xaf\x27\x1c|Rar!"),

@@ -103,7 +103,7 @@ KINDS = (
     ),
     Foreign(
         r"self_attn\.[qkv]_proj|attn\.attention\.|encoder\.layer\.\d+|attention\.self\.|\.attn\.[qkv]_proj|experts\.",
-        "the layers of another architecture than GPT-2", "pellucid reads GPT-2 only.",
+        "the layers of another architecture than GPT-2", "Give the weights of a GPT-2; no other is read.",
     ),
 )  # fmt: skip
 """Every kind of weights whose names are known and that is not read."""

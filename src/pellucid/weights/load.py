@@ -157,7 +157,8 @@ def parse_dtype(given: str | torch.dtype) -> torch.dtype | None:
         raise WeightsError(
             f"load: dtype={given!r}, expected one of {', '.join(DTYPES)}, stored.",
             code="dtype-unknown",
-            remedy=f"{nearest(str(given), [*DTYPES, 'stored'])} transformers' 'auto' is 'stored' here.".strip(),
+            remedy=f"{nearest(str(given), [*DTYPES, 'stored'])} Give one of these; transformers' 'auto' is 'stored' "
+            "here.".strip(),
         )
     return found
 

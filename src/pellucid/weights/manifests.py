@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -144,5 +145,15 @@ def unreadable(path: Path, problem: OSError | ValueError) -> WeightsError:
     return WeightsError(
         f"{path}: cannot be read: {getattr(problem, 'strerror', None) or problem}.",
         code="path-unreadable",
-        remedy="Check the permissions of the file and of the folders above it.",
+        remedy=_BY_CAUSE.get(
+            getattr(problem, "errno", None) or 0, "Check the permissions of the file and of its folders."
+        ),
     )
+
+
+_BY_CAUSE = {
+    errno.ENAMETOOLONG: "Give the file a shorter name.",
+    errno.ELOOP: "Put the file in the place of the link, which leads to itself.",
+    errno.EIO: "Copy the file to another disk; this one does not read it.",
+}
+"""What to do about the causes that are no permissions."""

@@ -70,7 +70,7 @@ def read_tokenizer(path: Path) -> pl.Tokenizer:
     if found is None:
         raise NotFoundError(
             f"--tokenizer {path}: a folder without tokenizer.json, and without vocab.json and merges.txt.",
-            code="not-found",
+            code="path-not-found",
             remedy="Give the path of a tokenizer.json.",
         )
     return found

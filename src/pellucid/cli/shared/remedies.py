@@ -20,26 +20,45 @@ _CONFIG = (
     "other things, cannot be inferred from the tensors."
 )
 _NOTHING = "Give some text; to start from nothing, add --bos."
+_OF_THE_FILE = "Correct generation_config.json, or leave --sampler file out."
 _NAMES = "`pellucid run --list` lists them all, with -m for another model than the bundled one."
 
 WORDS: Mapping[str, str | tuple[str, str | Callable[[re.Match[str]], str]]] = {
+    "beams-vocabulary": "Give --num-beams 1.",
     "check path-not-found": "Give the path of the .py or .ipynb file that holds your answers.",
     "config-model-type": (r"pass ignore_config=\[(.*?)\]", _ignored),
     "config-needed": _CONFIG,
     "config-not-found": _CONFIG,
     "config-not-implemented": (r"pass ignore_config=\[(.*?)\]", _ignored),
+    "compiler-failed": (r"or use numerics='exact'", "or give --numerics exact"),
     "dtype-not-supported": "Add --dtype float32, which converts them.",
     "empty-text": "Give some text.",
     "generate empty-text": _NOTHING,
-    "run empty-text": _NOTHING,
-    "hub-cache-not-writable": "Set HF_HOME to a folder that you may write.",
+    "generation-not-implemented": _OF_THE_FILE,
+    "head-missing": (
+        r"or tie_word_embeddings=true",
+        "or by --config a config.json in which tie_word_embeddings is true",
+    ),
+    "hub-cache-not-writable": "Set HF_HOME to a folder that you may write, on a disk with free space.",
     "hub-gated": (r" or pass token=", " or set HF_TOKEN"),
     "hub-not-found": (r" or pass token=", " or set HF_TOKEN"),
+    "hub-refused": (r", endpoint=", ""),
     "hub-offline": "Unset HF_HUB_OFFLINE, or give a folder that holds the model.",
+    "id-out-of-range": (
+        r"; end_ids=\(\) generates without an end",
+        " as eos_token_id in generation_config.json or config.json",
+    ),
+    "kernel-tables": (r"or use numerics='exact'", "or give --numerics exact"),
+    "no-compiler": (r"or use numerics='exact'", "or give --numerics exact"),
     "no-tokenizer": "Give the tokenizer: --tokenizer tokenizer.json; or token ids in the text's place: --ids 1,2,3.",
     "overflow": "Give --overflow error or --overflow slide.",
     "pad-without-mask": "Give the ids without what fills them up.",
     "pattern-for-a-name": (r"`ckpts\.stack.*", _NAMES),
+    "return-sequences": (
+        r"Ask for fewer with num_return_sequences=, or for more new tokens",
+        "Give fewer --num-beams, or more --max-new-tokens",
+    ),
+    "run empty-text": _NOTHING,
     "sampler-setting": "`pellucid generate --help` says what each option takes.",
     "too-long": (r"or pass overflow='slide'", "or add --overflow slide"),
     "unknown-checkpoint": (r"`model\.ckpt_names` lists.*", _NAMES),
@@ -49,12 +68,18 @@ WORDS: Mapping[str, str | tuple[str, str | Callable[[re.Match[str]], str]]] = {
 PYTHON = re.compile(r"\w=|\bpl\.|\w\(|`\w+\.\w+`")
 """How remedies look that are Python."""
 
+FILE = re.compile(r"Correct the file, or set model\.generation")
+"""How the remedies of a file's settings look, whose codes are those of the arguments."""
+
+_QUOTED = re.compile(r"'[^']*'")
+"""Names of files, in which anything may stand."""
+
 
 def remedy_here(code: str, remedy: str, verb: str = "") -> str:
     """Return a remedy that can be followed on the command line, at a verb."""
-    words = WORDS.get(f"{verb} {code}", WORDS.get(code))
+    words = _OF_THE_FILE if FILE.search(remedy) else WORDS.get(f"{verb} {code}", WORDS.get(code))
     if isinstance(words, str):
         return words
     if words is not None:
         remedy = re.sub(words[0], words[1], remedy, flags=re.DOTALL)
-    return f"In Python: {remedy}" if PYTHON.search(remedy) else remedy
+    return f"In Python: {remedy}" if PYTHON.search(_QUOTED.sub("", remedy)) else remedy

@@ -52,7 +52,7 @@ def _no_name(given: str) -> str:
     """The text, unless it can only be the name of a file."""
     if given.endswith(SUFFIXES) and not any(map(str.isspace, given)):
         raise NotFoundError(
-            f"norms: no file {given!r}.", code="not-found", remedy="Give the path of a text file, or a text."
+            f"norms: no file {given!r}.", code="path-not-found", remedy="Give the path of a text file, or a text."
         )
     return given
 

@@ -256,7 +256,7 @@ class AutoregressionFit:
             raise InputError(
                 f"summary of {layer!r}: {self.solution.problems[series]}.",
                 code="not-fitted",
-                remedy="fit.problems says which layers have a fit.",
+                remedy="Choose a layer that has a fit; fit.problems is empty there.",
             )
         table = self.design(layer).reset_index(drop=True)
         return inference.summary(table, self._held("summary").text, self.maxlags)

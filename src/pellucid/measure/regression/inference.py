@@ -34,7 +34,7 @@ def corrected(p: Array, method: str) -> Array:
         raise InputError(
             f"corrected: {shown(method)}, expected one of {', '.join(map(repr, CORRECTIONS))}.",
             code="unknown-correction",
-            remedy="'holm' bounds the chance of any false rejection, 'bh' the share of false ones.",
+            remedy="Give 'holm' to bound the chance of any false rejection, or 'bh' to bound the share of false ones.",
         )
     correct = need("statsmodels.stats.multitest", "corrected").multipletests
     out = np.full_like(p, np.nan)

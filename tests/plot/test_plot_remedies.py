@@ -1,0 +1,165 @@
+"""Remedies of figures, followed."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import xarray as xr
+
+import pellucid as pl
+import support
+from following import Case, follow, params
+
+pytest.importorskip("matplotlib")
+P = pl.plot
+Here = SimpleNamespace
+ONES = xr.DataArray(np.ones((2, 1, 3)), dims=("layer", "batch", "pos"))
+
+
+REMEDIES: dict[str, list[Case]] = {
+    "not-counted": [
+        Case(
+            lambda h: P.parameters(3),
+            "pl.count_parameters(model)",
+            lambda h: P.parameters(pl.count_parameters(h.model)),
+        )
+    ],
+    "not-axes": [
+        Case(
+            lambda h: P.norms(h.norms, ax="here"),
+            "pyplot.subplots",
+            lambda h: P.norms(h.norms, ax=__import__("matplotlib.pyplot").pyplot.subplots()[1]),
+        ),
+        Case(lambda h: P.norms(h.norms, ax="here"), "leave ax= out", lambda h: P.norms(h.norms)),
+    ],
+    "nothing-drawn": [
+        Case(lambda h: P.data(3), "that a function of pellucid.plot returned", lambda h: P.data(P.norms(h.norms)))
+    ],
+    "not-a-fit": [
+        Case(
+            lambda h: P.autoregression(h.norms),
+            "pl.measure.autoregression",
+            lambda h: P.autoregression(pl.measure.autoregression(h.norms, 1)),
+        ),
+        Case(
+            lambda h: P.autoregression(h.fit, pvalues=3),
+            "fit.corrected(...)",
+            lambda h: P.autoregression(h.fit, pvalues=h.fit.corrected("bh"), terms=["lag1"]),
+        ),
+    ],
+    "alpha": [Case(lambda h: P.autoregression(h.fit, alpha=5), "0.05", lambda h: P.autoregression(h.fit, alpha=0.05))],
+    "no-coefficients": [
+        Case(
+            lambda h: P.autoregression(h.fit, terms=["lag9"]),
+            "in terms=",
+            lambda h: P.autoregression(h.fit, terms=["lag1"]),
+        ),
+        Case(
+            lambda h: P.autoregression(pl.measure.autoregression(h.by_head, 1)),
+            "choose one head before fitting",
+            lambda h: P.autoregression(pl.measure.autoregression(h.by_head.sel(head=0), 1)),
+        ),
+    ],
+    "not-norms": [Case(lambda h: P.residual_growth(ONES * 0), "Pass norms", lambda h: P.residual_growth(h.norms))],
+    "skip": [Case(lambda h: P.norms(ONES, skip=-1), "0 or more", lambda h: P.norms(ONES, skip=0))],
+    "nothing-to-draw": [
+        Case(lambda h: P.norms(ONES, skip=3), "a smaller skip=", lambda h: P.norms(ONES, skip=2)),
+        Case(
+            lambda h: P.head_scores([[np.nan]]),
+            "a longer text",
+            lambda h: P.head_scores(pl.measure.previous_token(h.run)),
+        ),
+    ],
+    "not-labelled": [
+        Case(
+            lambda h: P.norms(np.ones((2, 1, 3))),
+            "xarray.DataArray(values, dims=('layer', 'batch', 'pos'))",
+            lambda h: P.norms(xr.DataArray(np.ones((2, 1, 3)), dims=("layer", "batch", "pos"))),
+        )
+    ],
+    "not-finite": [
+        Case(
+            lambda h: P.norms(ONES * -np.inf),
+            "(log=False)",
+            lambda h: P.norms(pl.measure.norms(h.run, "resid_post", log=False)),
+        )
+    ],
+    "no-such-axis": [Case(lambda h: P.norms(ONES[..., 0], skip=1), "Leave skip= out", lambda h: P.norms(ONES[..., 0]))],
+    "not-numbers": [
+        Case(
+            lambda h: P.attention([[1.0], [0.5, 0.5]]),
+            "lists of equal length",
+            lambda h: P.attention([[1.0, 0], [0.5, 0.5]]),
+        ),
+        Case(
+            lambda h: P.attention(h.run),
+            "ckpts[name][0]",
+            lambda h: P.attention_grid(h.run["blocks.0.attn.ckpt_pattern"][0][None]),
+        ),
+    ],
+    "not-weights": [
+        Case(
+            lambda h: P.attention(h.run["blocks.0.attn.ckpt_scores"][0, 0]),
+            "attn.ckpt_pattern",
+            lambda h: P.attention(h.run["blocks.0.attn.ckpt_pattern"][0, 0]),
+        )
+    ],
+    "pattern-axes": [
+        Case(
+            lambda h: P.attention(h.run["blocks.0.attn.ckpt_pattern"]),
+            "as in pattern[0, 3]",
+            lambda h: P.attention(h.run["blocks.0.attn.ckpt_pattern"][0, 3]),
+        ),
+        Case(
+            lambda h: P.attention_grid(h.patterns),
+            "array.sel(batch=0)",
+            lambda h: P.attention_grid(h.patterns.sel(batch=0)),
+        ),
+    ],
+    "tokens-length": [
+        Case(
+            lambda h: P.attention(h.run["blocks.0.attn.ckpt_pattern"][0, 0], tokens=["a"]),
+            "ckpts.batch.strings[row]",
+            lambda h: P.attention(h.run["blocks.0.attn.ckpt_pattern"][0, 0], tokens=h.run.batch.strings[0]),
+        ),
+        Case(
+            lambda h: P.attention(h.patterns[0, 0, 0, :, :1], tokens=["a"]),
+            "Leave tokens= out",
+            lambda h: P.attention(h.patterns[0, 0, 0, :, :1]),
+        ),
+    ],
+    "score-axes": [
+        Case(
+            lambda h: P.head_scores(h.by_text), "scores.mean('batch')", lambda h: P.head_scores(h.by_text.mean("batch"))
+        )
+    ],
+    "unknown-theme": [
+        Case(lambda h: P.theme("drak").__enter__(), "'dark'", lambda h: P.theme("dark").__enter__()),
+        Case(lambda h: P.theme("~").__enter__(), "Give one of these", lambda h: P.theme("light").__enter__()),
+    ],
+}
+
+
+@pytest.fixture(scope="module")
+def here() -> Here:
+    model = pl.load()
+    run = model.run_with_ckpts("Once upon a time there was a cat who had a hat.")[1]
+    norms, by_head = (pl.measure.norms(run, kind) for kind in ("resid_post", "attn.ckpt_z"))
+    scores = pl.measure.previous_token(run)
+    both = model.run_with_ckpts(["Once upon a time", "One day"], names="**.ckpt_pattern")[1]
+    return Here(
+        model=support.glass(),
+        run=run,
+        norms=norms,
+        by_head=by_head,
+        fit=pl.measure.autoregression(norms, 1),
+        patterns=both.to_xarray()["attn.ckpt_pattern"],
+        by_text=xr.concat([scores, scores], "batch"),
+    )
+
+
+@pytest.mark.parametrize(("code", "case"), params(REMEDIES))
+def test_the_remedy_works(here: Here, code: str, case: Case) -> None:
+    follow(code, case, here)
