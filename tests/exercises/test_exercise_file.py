@@ -166,6 +166,7 @@ def test_what_does_not_end_is_wrong_and_the_others_are_checked(tmp_path: Path) -
     )
 
 
+@pytest.mark.remedy("file-endless")
 def test_a_file_that_does_not_end(tmp_path: Path) -> None:
     path = tmp_path / "mine.py"
     path.write_text("x = 0\nwhile True:\n    x += 1\n", encoding="utf-8")
@@ -174,6 +175,9 @@ def test_a_file_that_does_not_end(tmp_path: Path) -> None:
     error = json.loads(result.stdout)["error"]
     assert error["code"] == "file-endless"
     assert re.search(r"did not end within 1 s \(in <module>, line [23]\)", error["message"])
+    assert "below `if __name__ == '__main__':`" in error["remedy"]
+    path.write_text("if __name__ == '__main__':\n    while True:\n        pass\n", encoding="utf-8")
+    assert "error" not in json.loads(check(str(path), "--exercise", "basic", "--json").stdout)
 
 
 GREEDY = "def greedy_search(logits):\n    print('loud')\n    return int(logits.{}())\nprint('louder')\n"
