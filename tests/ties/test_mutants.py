@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-from pellucid.ties import audit, audit_ties, checkpoint, exchange, optimizers, predict
+from pellucid.ties import audit, audit_ties, optimizers, predict, standins, stored
 from pellucid.ties.predict import AfterReload
+from pellucid.weights.importing import same_numbers
 from ties import cases, test_audit, test_checkpoints
 
 Mutate = Callable[[pytest.MonkeyPatch], None]
@@ -81,80 +82,60 @@ def a_bias_always_has_an_effect(patch: pytest.MonkeyPatch) -> None:
 
 
 def sharing_is_never_refused(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(predict, "written", lambda tensors, potential: dict(tensors))
+    patch.setattr(predict, "written", lambda model, declared: dict(model.state_dict()))
 
 
-def sharing_is_always_refused(patch: pytest.MonkeyPatch) -> None:
-    right = predict.written
-    patch.setattr(predict, "written", lambda tensors, potential: right(tensors, ()))
+def declarations_do_not_count(patch: pytest.MonkeyPatch) -> None:
+    import transformers.modeling_utils
 
-
-def any_name_of_a_storage_is_left_out(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(exchange, "_touching", lambda names, tensors: [names])
-
-
-def strides_do_not_matter(patch: pytest.MonkeyPatch) -> None:
-    right = exchange._touching
-    patch.setattr(exchange, "_touching", lambda names, tensors: right(names, {n: torch.empty(1) for n in names}))
+    patch.setattr(transformers.modeling_utils, "_get_tied_weight_keys", lambda model: [])
 
 
 def equal_tensors_stay_apart(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(exchange, "equal", lambda a, b: False)
+    patch.setattr(standins, "alike", lambda named, equal: [[one] for one in named])
 
 
 def all_tensors_are_tied(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(exchange, "equal", lambda a, b: True)
+    patch.setattr(standins, "alike", lambda named, equal: [list(named)])
 
 
 def nan_equals_nan(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(exchange, "equal", exchange._same_numbers)
+    right = standins.alike
+    patch.setattr(standins, "alike", lambda named, equal: right(named, same_numbers))
 
 
 def the_cache_instead_of_the_configuration(patch: pytest.MonkeyPatch) -> None:
-    right = exchange.fresh
+    right = standins.saved_configuration
 
-    def stale(cls: Any, config: Any, tied: bool | None = None) -> exchange.Fresh:
-        return right(cls, config, True)
+    def stale(model: Any) -> Any:
+        config = right(model)
+        config.tie_word_embeddings = True
+        return config
 
-    patch.setattr(predict, "fresh", stale)
-
-
-def shapes_are_not_compared(patch: pytest.MonkeyPatch) -> None:
-    right = predict.read
-
-    def blind(file: Any, model: exchange.Fresh, dtype: Any) -> exchange.Read:
-        shapes = {name: tuple(file[name].shape) if name in file else shape for name, shape in model.shapes.items()}
-        return right(file, replace(model, shapes=shapes), dtype)
-
-    patch.setattr(predict, "read", blind)
+    patch.setattr(predict, "saved_configuration", stale)
 
 
-def one_dtype_is_another(patch: pytest.MonkeyPatch) -> None:
-    right = predict._Comparison._loss
+def a_loss_of_a_kind_is_none(code: str) -> Mutate:
+    def mutate(patch: pytest.MonkeyPatch) -> None:
+        right = predict._Comparison._loss
 
-    def blind(self: Any, name: str) -> Any:
-        loss = right(self, name)
-        return None if loss is not None and loss.code == "dtype" else loss
+        def blind(self: Any, name: str) -> Any:
+            loss = right(self, name)
+            return None if loss is not None and loss.code == code else loss
 
-    patch.setattr(predict._Comparison, "_loss", blind)
+        patch.setattr(predict._Comparison, "_loss", blind)
 
-
-def random_is_as_good(patch: pytest.MonkeyPatch) -> None:
-    right = predict._Comparison._loss
-
-    def blind(self: Any, name: str) -> Any:
-        loss = right(self, name)
-        return None if loss is not None and loss.code == "random" else loss
-
-    patch.setattr(predict._Comparison, "_loss", blind)
+    return mutate
 
 
 def lists_are_dicts(patch: pytest.MonkeyPatch) -> None:
     right = predict.predict_hf
 
-    def lenient(model: Any, named: Any, declared: Any, tied: bool | None) -> AfterReload:
-        ties = {"lm_head.weight": "transformer.wte.weight"}
-        return right(model, named, replace(declared, malformed=(), by_class=ties), tied)
+    def lenient(model: Any, *given: Any) -> AfterReload:
+        keys, model._tied_weights_keys = model._tied_weights_keys, type(model)._tied_weights_keys
+        after = right(model, *given)
+        model._tied_weights_keys = keys
+        return after
 
     patch.setattr(audit, "predict_hf", lenient)
 
@@ -163,9 +144,9 @@ MUTANTS: list[Mutate] = [
     always(True, True), always(True, False), always(False, True), always(False, False), always(None, None),
     what_memory_says, what_the_configuration_says, code_is_not_compared, classes_instead_of_code,
     any_sequential_is_a_linear, a_bias_has_no_effect, a_bias_always_has_an_effect, sharing_is_never_refused,
-    sharing_is_always_refused, any_name_of_a_storage_is_left_out, strides_do_not_matter, equal_tensors_stay_apart,
-    all_tensors_are_tied, nan_equals_nan, the_cache_instead_of_the_configuration, shapes_are_not_compared,
-    one_dtype_is_another, random_is_as_good, lists_are_dicts,
+    declarations_do_not_count, equal_tensors_stay_apart, all_tensors_are_tied, nan_equals_nan,
+    the_cache_instead_of_the_configuration, a_loss_of_a_kind_is_none("dtype"),
+    a_loss_of_a_kind_is_none("random"), lists_are_dicts,
 ]  # fmt: skip
 
 
@@ -202,13 +183,13 @@ def test_a_mistaken_prediction_of_a_folder_is_caught(
     broken: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     if broken == "wrappers":
-        monkeypatch.setattr(checkpoint, "prefixed", lambda name: name.removeprefix("module."))
+        monkeypatch.setattr(stored, "prefixed", lambda name: name.removeprefix("module."))
         check = partial(test_checkpoints.test_names_of_a_wrapper_are_not_read, "module.", tmp_path)
     elif broken == "classes":
-        monkeypatch.setattr(checkpoint, "_predict_other", lambda stored, config: AfterReload(False, None, "no"))
+        monkeypatch.setattr(stored, "_read_other", lambda stored, config: AfterReload(False, None, "no"))
         check = partial(test_checkpoints.test_classes_for_other_tasks, "GPT2DoubleHeadsModel", tmp_path)
     else:
-        monkeypatch.setattr(predict, "unsaveable_generation", lambda model: None)
+        monkeypatch.setattr(predict, "saved_configuration", lambda model: copy.deepcopy(model.config))
         check = partial(test_audit.test_a_generation_configuration_that_cannot_be_saved, True, tmp_path)
     with pytest.raises(AssertionError):
         check()

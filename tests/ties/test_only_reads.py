@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import tempfile
 from typing import Any
 
 import pytest
 import torch
 
+import pellucid as pl
 from pellucid.ties import audit_ties
 from ties import cases
 
@@ -37,14 +39,61 @@ def test_an_audit_only_reads(row: str) -> None:
     assert all(torch.equal(a.nan_to_num(), tensors[name].nan_to_num()) for name, a in model.state_dict().items())
 
 
-def test_an_audit_writes_nothing(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The prediction does not perform the save."""
+def test_an_audit_writes_no_tensor_and_leaves_no_file(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The save is performed on the configurations alone: a large model is not written to be audited."""
+    import safetensors.torch
     import transformers
 
     monkeypatch.chdir(tmp_path)
-    for name in ("save_pretrained", "from_pretrained"):
-        monkeypatch.setattr(transformers.PreTrainedModel, name, lambda *_, **__: pytest.fail("performed"))
-    monkeypatch.setattr(torch, "save", lambda *_, **__: pytest.fail("saved"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(transformers.PreTrainedModel, "save_pretrained", lambda *_, **__: pytest.fail("performed"))
+    for module in (torch, safetensors.torch):
+        for name in ("save", "save_file"):
+            if hasattr(module, name):
+                monkeypatch.setattr(module, name, lambda *_, **__: pytest.fail("saved"))
     for row in cases.ROWS:
         audit_ties(cases.changed(row))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_reload_takes_no_memory_for_the_tensors() -> None:
+    """What `from_pretrained` is given holds one number for each tensor, however many it stands for."""
+    model = cases.small()
+    given: list[int] = []
+
+    class Watched(type(model)):
+        @classmethod
+        def from_pretrained(cls, *args: Any, state_dict: Any, **options: Any) -> Any:
+            given.extend(tensor.untyped_storage().nbytes() for tensor in state_dict.values())
+            return super().from_pretrained(*args, state_dict=state_dict, **options)
+
+    model.__class__ = Watched
+    assert audit_ties(model).after_reload.survives
+    assert len(given) == len(model.state_dict()) - 1
+    assert set(given) == {4}
+
+
+def test_a_class_that_draws_past_the_guards_draws_into_stand_ins() -> None:
+    """Its reload loses the embedding; the audit says so, and the model keeps it."""
+    base = type(cases.small())
+
+    class Careless(base):
+        def _init_weights(self, module: Any) -> None:
+            self.transformer.wte.weight.data.normal_()
+
+    model = cases.small()
+    model.__class__ = Careless
+    model.config.tie_word_embeddings = False  # the head is missing, and is drawn
+    before = model.transformer.wte.weight.detach().clone()
+    lost = [loss.name for loss in audit_ties(model).after_reload.lost]
+    assert {"transformer.wte.weight", "lm_head.weight"} <= set(lost)
+    assert torch.equal(model.transformer.wte.weight, before)
+
+
+def test_a_temporary_folder_that_cannot_be_made(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
+    with pytest.raises(pl.WeightsError, match="No such file or directory") as caught:
+        audit_ties(cases.small())
+    assert "TMPDIR" in caught.value.remedy
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # what the remedy says
+    assert audit_ties(cases.small()).after_reload.survives

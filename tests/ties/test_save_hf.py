@@ -92,7 +92,9 @@ def test_a_failure_at_any_stage_leaves_nothing(stage: str, tmp_path: Path, monke
     if stage == "replace":
         monkeypatch.setattr(os, "replace", fail)
     else:
-        monkeypatch.setattr(type(model), stage, fail)
+        right = getattr(type(model), stage)
+        # Reading without a folder is how it is predicted.
+        monkeypatch.setattr(type(model), stage, lambda *a, **o: right(*a, **o) if a == (None,) else fail())
     with pytest.raises(pl.WeightsError, match="No space left") as caught:
         save_hf(model, tmp_path / "here")
     assert caught.value.code == "path-not-writable"
@@ -108,6 +110,8 @@ def test_a_reload_that_differs_is_refused_even_if_it_was_not_predicted(
 
     def wrong(*args: Any, **options: Any) -> Any:
         again = right(*args, **options)
+        if args == (None,):  # which is how it is predicted
+            return again
         with torch.no_grad():
             again.transformer.ln_f.bias[0] += 1e-7
         return again

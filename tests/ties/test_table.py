@@ -131,6 +131,12 @@ def test_other_classes(family: str, tmp_path: Path) -> None:
     assert (after.survives, after.tied_after) == cases.really(model, tmp_path)
 
 
+def test_tensors_of_other_sizes_are_named_with_both() -> None:
+    after = audit_ties(cases.changed("a head of another vocabulary")).after_reload
+    said = f"lm_head.weight is [{cases.VOCAB + 2}, {cases.WIDTH}] in the file"
+    assert after.reason == f"from_pretrained raises: {said} and [{cases.VOCAB}, {cases.WIDTH}] in the model"
+
+
 def test_each_head_has_its_fate() -> None:
     model = cases.changed("Linear with a bias")
     (fate,) = audit_ties(model).after_reload.heads

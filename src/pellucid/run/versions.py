@@ -15,9 +15,6 @@ SORTED_DRAWS = (5, 24)
 Earlier ones keep the order of the draw. Only the first `num_beams` of them may end a text, so the ids differ.
 """
 
-WRITES_AS_READ = (5, 23)
-"""The first version that writes a generation configuration back, whatever it says, if it is as it was read."""
-
 
 @functools.cache
 def followed() -> tuple[int, int]:

@@ -17,13 +17,11 @@ from torch.optim import Optimizer
 from pellucid.errors import ConfigError, InputError
 from pellucid.run.model import CkptedTransformer
 from pellucid.ties import optimizers, problems
-from pellucid.ties.checkpoint import open_checkpoint
-from pellucid.ties.exchange import overwritten_by_tying
 from pellucid.ties.memory import Named, TieGroup, clusters, count, coverage, equal_groups, group, shared_groups
 from pellucid.ties.optimizers import OptimizerFindings
-from pellucid.ties.ours import predict_ours
-from pellucid.ties.predict import AfterReload, no_save, predict_hf
+from pellucid.ties.predict import AfterReload, no_save, overwritten_by_tying, predict_hf, predict_ours
 from pellucid.ties.problems import Facts, Problem
+from pellucid.ties.stored import open_stored
 from pellucid.ties.subject import Declared, Subject, is_hf, live_subject, state_dict_subject, unwrapped
 from pellucid.ties.text import lines
 from pellucid.weights import hub
@@ -86,8 +84,9 @@ def audit_ties(
 ) -> TieAudit:
     """Find which names share memory, who says that they do, and what a save and a reload would make of it.
 
-    The model is only read: it is not run, nothing is registered, moved or drawn. No file is written. To predict the
-    reload of a transformers model, its class is built once more, on the meta device.
+    The model is only read: it is not run, nothing is registered, moved or drawn. To know what a reload gives, a
+    transformers model's configuration is saved in a temporary folder, and its class reads stand-ins for the tensors,
+    which take no memory.
 
     A file shows what was written: a head that was tied again before, as `resize_token_embeddings` does where the
     configuration says tied, is not in it. The audit of the model, before, shows it (`overwritten_by_tying`).
@@ -130,7 +129,7 @@ def audit_ties(
         tensors = [one.tensor for one in subject.named]
         return _audit(subject, no_save("a state dict"), _torch_saved(tensors))
     if isinstance(x, (str, PathLike)):
-        opened = open_checkpoint(hub.locate(x), tied=tie_word_embeddings)
+        opened = open_stored(hub.locate(x), tied=tie_word_embeddings)
         return _audit(opened.subject, opened.after, opened.nbytes)
     raise InputError(
         f"audit_ties: given {type(x).__name__}, expected a model, a state dict or a path.",
@@ -150,7 +149,7 @@ def ties_report(
         ignore_config: Fields of the configuration that are left out of it.
     """
     given = None if config is None else read_json(Path(config), ConfigError, "config-not-json")
-    opened = open_checkpoint(hub.locate(path), config=given, ignored=ignore_config)
+    opened = open_stored(hub.locate(path), config=given, ignored=ignore_config)
     return _audit(opened.subject, opened.after, opened.nbytes)
 
 

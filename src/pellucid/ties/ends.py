@@ -11,10 +11,9 @@ from torch import Tensor, nn
 from pellucid.errors import InputError, WeightsError
 from pellucid.gpt2.model import Unembedding
 from pellucid.run.model import CkptedTransformer
-from pellucid.ties.exchange import embeddings_of
 from pellucid.ties.memory import address
 from pellucid.ties.predict import has_bias, plain_linear
-from pellucid.ties.subject import OUR_EMBED, OUR_HEAD, declared_by, is_hf, unwrapped
+from pellucid.ties.subject import OUR_EMBED, OUR_HEAD, declared_by, is_hf, unwrapped, weight_names
 from pellucid.weights.importing import same_numbers
 
 REPLACE = "pl.replace_head(model, torch.nn.Linear({1}, {0}, bias=False), tie=...) puts a head there that is reloaded."
@@ -78,7 +77,7 @@ def ends_of(model: nn.Module) -> Ends:
     inner = unwrapped(model)
     if isinstance(inner, CkptedTransformer):
         return OurEnds(inner)
-    head, embedding = embeddings_of(inner) if is_hf(inner) else (None, None)
+    head, embedding = weight_names(inner) if is_hf(inner) else (None, None)
     if head is None or embedding is None:
         raise InputError(
             f"{type(inner).__name__}: no output head that could be tied to an embedding.",

@@ -7,7 +7,7 @@ sharing a number, and two slices of one matrix may share a storage, a part of th
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -189,26 +189,34 @@ def group(cluster: Sequence[Named], kind: str) -> TieGroup:
 
 def equal_groups(found: Iterable[Sequence[Named]]) -> list[TieGroup]:
     """Tensors with memory of their own and the same numbers; those of a single number repeated are no news."""
-    alike: dict[tuple[object, ...], list[list[Named]]] = {}
-    for cluster in found:
-        one = cluster[0]
-        if one.tensor.is_meta or one.tensor.layout != torch.strided or one.tensor.numel() < 2:
-            continue
-        same = alike.setdefault(_fingerprint(one.tensor), [])
+    together = [others for others in alike([cluster[0] for cluster in found], same_numbers) if len(others) > 1]
+    return [group(others, "equal") for others in together if not _is_constant(others[0].tensor)]
+
+
+def alike(named: Iterable[Named], equal: Callable[[Tensor, Tensor], bool]) -> list[list[Named]]:
+    """Every name in exactly one list, together with those whose tensors are equal to its own.
+
+    Tensors without numbers to compare (on the meta device, sparse, of fewer than two numbers) are equal to no other.
+    """
+    # Whole tensors are compared only if a few of their numbers agree: a model has hundreds of one shape.
+    by_sample: dict[object, list[list[Named]]] = {}
+    for one in named:
+        tensor = one.tensor.detach()
+        comparable = not tensor.is_meta and tensor.layout == torch.strided and tensor.numel() > 1
+        same = by_sample.setdefault(_sample(tensor) if comparable else object(), [])
         for others in same:
-            if same_numbers(others[0].tensor, one.tensor):
+            if equal(others[0].tensor, tensor):
                 others.append(one)
                 break
         else:
             same.append([one])
-    together = [others for same in alike.values() for others in same if len(others) > 1]
-    return [group(others, "equal") for others in together if not _is_constant(others[0].tensor)]
+    return [others for same in by_sample.values() for others in same]
 
 
-def _fingerprint(tensor: Tensor) -> tuple[object, ...]:
-    flat = tensor.detach().reshape(-1)
-    samples = flat[torch.arange(min(_SAMPLES, flat.numel())) * (flat.numel() // _SAMPLES or 1)]
-    return (tuple(tensor.shape), tensor.dtype, tensor.device, str(samples.tolist()))
+def _sample(tensor: Tensor) -> tuple[object, ...]:
+    flat = tensor.reshape(-1)
+    few = flat[torch.arange(min(_SAMPLES, flat.numel())) * (flat.numel() // _SAMPLES or 1)]
+    return (tuple(tensor.shape), tensor.dtype, tensor.device, str((few + 0).tolist()))  # 0 turns -0.0 into 0.0
 
 
 def _is_constant(tensor: Tensor) -> bool:

@@ -1,30 +1,22 @@
-"""What a save and a reload would do to a model and to each of its heads, without performing either."""
+"""What a save and a reload do to a model and to each of its heads: the live model held against what comes back."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from pellucid.errors import shown
-from pellucid.ties.exchange import (
-    Fresh,
-    Read,
-    Refused,
-    embeddings_of,
-    equal,
-    fresh,
-    read,
-    unsaveable_generation,
-    unsaveable_state,
-    written,
-)
+from pellucid.model import CkptedTransformer
 from pellucid.ties.memory import Named
-from pellucid.ties.subject import Declared
+from pellucid.ties.standins import Refused, Reread, reread, saved_configuration, written
+from pellucid.ties.subject import OUR_EMBED, OUR_HEAD, Declared, weight_names
+from pellucid.weights.importing import same_numbers
 
 
 @dataclass(frozen=True)
@@ -92,7 +84,7 @@ class AfterReload:
 
 
 def predict_hf(model: Any, named: Sequence[Named], declared: Declared, tied: bool | None = None) -> AfterReload:
-    """The fate of a transformers model.
+    """The fate of a transformers model, whose class saves and reads stand-ins for its tensors.
 
     Args:
         model: Only read.
@@ -100,35 +92,42 @@ def predict_hf(model: Any, named: Sequence[Named], declared: Declared, tied: boo
         declared: What its class says.
         tied: What the configuration is to say instead of what it does.
     """
-    head, _ = embeddings_of(model)
-    if declared.malformed:
-        reason = f"save_pretrained raises: _tied_weights_keys of {declared.malformed[0]} is a list, expected a dict"
-        return _no_reload(reason, head)
-    if (invalid := unsaveable_state(model) or unsaveable_generation(model)) is not None:
-        return _no_reload(f"save_pretrained raises: {invalid}", head)
-    ignored: set[str] = set(getattr(model, "_keys_to_ignore_on_save", None) or ())
-    live = {one.name: one.tensor for one in named if one.name not in ignored}
+    head, _ = weight_names(model)
     try:
-        file = written(live, declared.by_class or ())
+        file, config = written(model, declared), saved_configuration(model)
     except Refused as refusal:
-        return _no_reload(str(refusal), head)
+        return AfterReload(None, None, str(refusal), _same_fate(head, None, str(refusal)))
     size = sum(tensor.numel() * tensor.element_size() for tensor in file.values())
+    if tied is not None:
+        config.tie_word_embeddings = tied
     try:
-        model_after = fresh(type(model), model.config, tied)
-    except Exception as problem:  # whatever a class raises that needs more than its configuration
-        reason = f"from_pretrained raises: {type(model).__name__}(config): {type(problem).__name__}: {problem}"
+        again = reread(type(model), config, file)
+    except Exception as problem:  # whatever a class raises, such as one that needs more than its configuration
+        said = f"from_pretrained raises: {type(problem).__name__}: {problem}"
+        reason = str(problem) if isinstance(problem, Refused) else said
         return AfterReload(False, None, reason, _same_fate(head, False, reason), (), size)
-    try:
-        after = read(file, model_after, model.dtype)
-    except Refused as refusal:
-        return AfterReload(False, None, str(refusal), _same_fate(head, False, str(refusal)), (), size)
-    modules = dict(model.named_modules(remove_duplicate=False))
-    lost = _Comparison(live, file, after, model_after, modules, model.dtype).lost()
-    return _verdict(live, file, after, model_after, lost, size)
+    live = {one.name: one.tensor for one in named}
+    comparison = _Comparison(live, file, again, dict(model.named_modules(remove_duplicate=False)))
+    return _verdict(comparison, comparison.lost(), size)
 
 
-def _no_reload(reason: str, head: str | None) -> AfterReload:
-    return AfterReload(None, None, reason, _same_fate(head, None, reason))
+def predict_ours(model: CkptedTransformer) -> AfterReload:
+    """The fate of a `CkptedTransformer`, whose head is written if the configuration says untied, and only then."""
+    expected = model.schema.stored
+    stored = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    differing = sorted(name for name in {*stored, *expected} if stored.get(name) != expected.get(name))
+    if differing:
+        reason = f"save_pretrained raises: {differing[0]} is not as the configuration says"
+        return AfterReload(None, None, reason, _same_fate(OUR_HEAD, None, reason))
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        again = CkptedTransformer(model.config)
+    lost = tuple(changed_settings(dict(model.named_modules()), dict(again.named_modules())))
+    tied, dtype = model.config.tie_word_embeddings, model.embed.W_E.dtype
+    kept = "" if dtype == torch.float32 else f'; read it with dtype="stored" to compute in {dtype} again'
+    once = f"{OUR_EMBED} is written once, and the head is tied to it{kept}"
+    reason = sentence(lost) or (once if tied else f"{OUR_HEAD} and {OUR_EMBED} are both written and read{kept}")
+    size = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+    return AfterReload(not lost, tied, reason, (HeadFate(OUR_HEAD, not lost, tied, reason),), lost, size)
 
 
 def _same_fate(head: str | None, survives: bool | None, reason: str) -> tuple[HeadFate, ...]:
@@ -147,68 +146,72 @@ def no_save(what: str, of: object = None) -> AfterReload:
 
 @dataclass(frozen=True)
 class _Comparison:
-    """A live model and what would come back, name by name."""
+    """A live model and what comes back of it, name by name."""
 
     live: Mapping[str, Tensor]
     file: Mapping[str, Tensor]
-    after: Read
-    model: Fresh
+    again: Reread
     modules: Mapping[str, nn.Module]
-    dtype: Any
 
     def lost(self) -> tuple[Loss, ...]:
         """What comes back with other numbers, or not at all."""
-        replaced = self._replaced()
-        lost = [loss for path, module in replaced.items() for loss in self._lost_under(path, module)]
-        for name in (*self.live, *(name for name in self.model.shapes if name not in self.live)):
+        replaced, built = self._replaced(), self.again.modules
+        lost = [loss for path in replaced for loss in self._lost_under(path, self.modules[path], built[path])]
+        for name in (*self.live, *(name for name in self.again.source if name not in self.live)):
             if not any(name.startswith(f"{path}.") for path in replaced):
                 loss = self._loss(name)
                 lost += [] if loss is None else [loss]
-        return (*lost, *changed_settings(self.modules, self.model.modules, skip=tuple(replaced)))
+        return (*lost, *changed_settings(self.modules, built, skip=tuple(replaced)))
 
-    def _replaced(self) -> dict[str, nn.Module]:
+    def _replaced(self) -> list[str]:
         """The outermost live modules that compute otherwise than those the class builds in their place."""
-        found: dict[str, nn.Module] = {}
+        built = self.again.modules
+        found: list[str] = []
         for path, module in self.modules.items():
-            other = self.model.modules.get(path)
             inside = any(path.startswith(f"{outer}.") for outer in found)
-            if path and not inside and other is not None and not _same_code(module, other):
-                found[path] = module
+            if path and not inside and path in built and not _same_code(module, built[path]):
+                found.append(path)
         return found
 
-    def _lost_under(self, path: str, module: nn.Module) -> list[Loss]:
-        other = type(self.model.modules[path]).__name__
+    def _lost_under(self, path: str, module: nn.Module, other: nn.Module) -> list[Loss]:
         names = [name for name in self.live if name.startswith(f"{path}.")] or [f"{path}.weight"]
-        gone = f"is lost: the class builds a {other} in the place of this {type(module).__name__}"
+        built = type(other).__name__
+        gone = f"is lost: the class builds a {built} in the place of this {type(module).__name__}"
         linear, weight = plain_linear(module), f"{path}.weight"
-        if linear is not None and other == "Linear" and weight in self.after.origin:
-            source = self.after.origin[weight]
+        if linear is not None and built == "Linear" and weight in self.again.source:
+            source = self.again.source[weight]
             if source is None:
                 gone += ", with random numbers"
-            elif equal(linear.weight, self.file[source]) and _adds_nothing(linear):
+            elif _equal(linear.weight, self.file[source]) and _adds_nothing(linear):
                 return []
-            elif weight in self.after.ties:
-                gone += f", tied to {self.after.ties[weight]}"
+            elif weight in self.again.tied and weight in self.again.ties:
+                gone += f", tied to {self.again.ties[weight]}"
         return [Loss(name, "replaced", gone) for name in names]
 
     def _loss(self, name: str) -> Loss | None:
         """What goes wrong with a name; None if nothing does."""
-        if name not in self.after.origin:
+        if name not in self.again.source:
             linear = plain_linear(self.modules.get(name.removesuffix(".bias"))) if name.endswith(".bias") else None
             if linear is not None and _adds_nothing(linear):
                 return None
             return Loss(name, "dropped", "is written, but the class has no such name, so that it is dropped")
-        source = self.after.origin[name]
+        source = self.again.source[name]
         if source is None:
             return Loss(name, "random", "is not in the file, so that it is drawn at random")
         if name not in self.live:
             return None  # a name that the class has besides, with numbers from the file
         before, now = self.live[name], self.file[source]
-        if before.is_floating_point() and before.dtype != self.dtype:
-            return Loss(name, "dtype", f"is {before.dtype} and comes back as {self.dtype}")
-        if before is now or before.data_ptr() == now.data_ptr() != 0 or equal(before, now):
+        dtype = self.again.model.state_dict()[name].dtype
+        if before.dtype != dtype:
+            return Loss(name, "dtype", f"is {before.dtype} and comes back as {dtype}")
+        if before is now or before.data_ptr() == now.data_ptr() != 0 or _equal(before, now):
             return None
         return Loss(name, "overwritten", f"comes back as {source}")
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    alike = a.shape == b.shape and a.dtype == b.dtype and a.device == b.device and not a.is_meta
+    return alike and same_numbers(a, b)
 
 
 def _same_code(a: nn.Module, b: nn.Module) -> bool:
@@ -238,10 +241,10 @@ def changed_settings(
         other = fresh.get(path)
         if other is None or any(path == outer or path.startswith(f"{outer}.") for outer in skip):
             continue
-        before, after = _settings(module), _settings(other)
-        for name in before.keys() & after.keys():
-            if not _alike(before[name], after[name]):
-                happens = f"is {_said(before[name])} and comes back as {_said(after[name])}"
+        after = vars(other)
+        for name, before in _settings(module).items():
+            if name in after and not _alike(before, after[name]):
+                happens = f"is {_said(before)} and comes back as {_said(after[name])}"
                 yield Loss(f"{path}.{name}" if path else name, "setting", happens)
 
 
@@ -280,20 +283,35 @@ def _adds_nothing(linear: nn.Linear) -> bool:
     return bias is None or (bias.dtype == linear.weight.dtype and not bool(bias.count_nonzero()))
 
 
-def _verdict(
-    live: Mapping[str, Tensor], file: Mapping[str, Tensor], after: Read, model: Fresh, lost: tuple[Loss, ...], size: int
-) -> AfterReload:
-    heads = [name for name in dict.fromkeys((model.head, *model.ties)) if name is not None]
-    tell = _teller(live, file, after, model)
+def _verdict(compared: _Comparison, lost: tuple[Loss, ...], size: int) -> AfterReload:
+    again = compared.again
+    heads = [name for name in dict.fromkeys((again.head, *again.ties)) if name is not None]
     fates: list[HeadFate] = []
     for name in heads:
         mine = under(name, lost)
-        fates.append(HeadFate(name, not mine, name in after.ties or name in after.ties.values(), tell(name, mine)))
-    first = next((fate for fate in fates if fate.name == model.head), None)
+        fates.append(HeadFate(name, not mine, name in again.tied, sentence(mine) or _kept(name, compared)))
+    first = next((fate for fate in fates if fate.name == again.head), None)
     elsewhere = tuple(loss for loss in lost if not any(loss in under(head, lost) for head in heads))
     said = [fate.reason for fate in fates] + ([sentence(elsewhere)] if elsewhere else [])
     reason = "; ".join(said) or "every tensor is written and read"
     return AfterReload(not lost, first.tied_after if first else None, reason, tuple(fates), lost, size)
+
+
+def _kept(name: str, compared: _Comparison) -> str:
+    """How a head that loses nothing comes back."""
+    live, file, source = compared.live, compared.file, compared.again.ties.get(name)
+    if source is None:
+        return f"{name} is written and read as it is"
+    if name not in compared.again.tied:
+        return f"{name} and {source} are both written; they differ, so both are kept, against the configuration"
+    if name in file and source in file:
+        return f"{name} and {source} are both written; they are equal, so {name} is tied to it without a word"
+    if name in live and source in live and live[name] is not live[source]:
+        as_ = source if source in file else name
+        return f"two tensors over one memory are written once, as {as_}, and come back as one"
+    if source not in file:
+        return f"{name} alone is in the file, and {source} is tied to it"
+    return f"{source} is written once, and {name} is tied to {source}"
 
 
 def under(head: str, lost: tuple[Loss, ...]) -> tuple[Loss, ...]:
@@ -320,26 +338,12 @@ def _of_several(happens: str) -> str:
 _PLURAL = {"is": "are", "comes": "come"}
 
 
-def _teller(
-    live: Mapping[str, Tensor], file: Mapping[str, Tensor], after: Read, model: Fresh
-) -> Callable[[str, tuple[Loss, ...]], str]:
-    def tell(name: str, lost: tuple[Loss, ...]) -> str:
-        if lost:
-            return sentence(lost)
-        source = after.ties.get(name)
-        follower = next((target for target, of in after.ties.items() if of == name), None)
-        if source is None and follower is not None:
-            return f"{name} alone is in the file, and {follower} is tied to it"
-        if source is None:
-            declared = model.ties.get(name)
-            if declared is None:
-                return f"{name} is written and read as it is"
-            return f"{name} and {declared} are both written; they differ, so both are kept, against the configuration"
-        if name in file and source in file:
-            return f"{name} and {source} are both written; they are equal, so {name} is tied to it without a word"
-        written_as = source if source in file else name
-        if name in live and source in live and live[name] is not live[source]:
-            return f"two tensors over one memory are written once, as {written_as}, and come back as one"
-        return f"{written_as} is written once, and {name} is tied to {source}"
-
-    return tell
+def overwritten_by_tying(model: Any) -> tuple[str, ...]:
+    """The names whose own tensor `tie_weights()` or `resize_token_embeddings(...)` would replace, as things are."""
+    try:
+        pairs = model.get_expanded_tied_weights_keys(all_submodels=True).items()
+    except (AttributeError, ValueError):  # a list from transformers 4, or patterns that fit nothing
+        return ()
+    live = dict(model.named_parameters(remove_duplicate=False))
+    both = [(target, live[target], live[source]) for target, source in pairs if target in live and source in live]
+    return tuple(target for target, a, b in both if a is not b and not _equal(a, b))

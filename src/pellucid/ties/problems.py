@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 
 from pellucid.ties import remedies
-from pellucid.ties.exchange import GENERATION, NO_TENSOR
 from pellucid.ties.memory import Named, TieGroup, coverage
 from pellucid.ties.optimizers import REBUILD, OptimizerFindings
 from pellucid.ties.predict import AfterReload, Loss, sentence
+from pellucid.ties.standins import GENERATION, NO_TENSOR
 from pellucid.ties.subject import Subject
 
 KEEP_OR_TIE = "pl.untie(model) keeps them apart and makes the configuration say so; pl.tie(model) makes them one."

@@ -139,6 +139,19 @@ def declared_by(model: Any) -> Declared:
     )
 
 
+def weight_names(model: Any) -> tuple[str | None, str | None]:
+    """The names of a transformers model's output and input embedding weights; None if there is none."""
+    return (_weight_name(model, "get_output_embeddings"), _weight_name(model, "get_input_embeddings"))
+
+
+def _weight_name(model: Any, getter: str) -> str | None:
+    try:
+        module = getattr(model, getter)()
+    except (AttributeError, NotImplementedError):
+        return None
+    return next((f"{path}.weight" for path, other in model.named_modules() if other is module and path), None)
+
+
 def state_dict_subject(tensors: Mapping[Any, Any]) -> Subject:
     """Describe a state dict.
 

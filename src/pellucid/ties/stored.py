@@ -1,4 +1,4 @@
-"""A checkpoint on disk: what it holds, and what reading it would make of it."""
+"""Weights on disk: what their files hold, and what reading them makes of it."""
 
 from __future__ import annotations
 
@@ -9,23 +9,25 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from pellucid.check import as_number
 from pellucid.errors import PellucidError
 from pellucid.gpt2.config import TransformerConfig
-from pellucid.ties.exchange import Fresh, Refused, fresh, fresh_gpt2, read
 from pellucid.ties.memory import Named
 from pellucid.ties.predict import AfterReload, HeadFate, Loss, sentence, under
+from pellucid.ties.standins import Refused, reread
 from pellucid.ties.subject import Declared, Subject
 from pellucid.weights import files
-from pellucid.weights.layouts import HF, detect
+from pellucid.weights.layouts import EMBED, HF, detect, our_shapes
 from pellucid.weights.prefixes import canonical_names, prefixed
+from pellucid.weights.transforms import Place
 
 
 @dataclass(frozen=True)
-class Checkpoint:
-    """A checkpoint and what it takes.
+class StoredModel:
+    """A weights file or folder and what reading it gives.
 
     Args:
         subject: What it holds.
@@ -38,14 +40,14 @@ class Checkpoint:
     nbytes: int
 
 
-def open_checkpoint(
+def open_stored(
     path: Path,
     *,
     tied: bool | None = None,
     config: Mapping[str, Any] | None = None,
     ignored: Collection[str] = (),
-) -> Checkpoint:
-    """Read a checkpoint's names and tensors, mapped from the file, and predict its reading.
+) -> StoredModel:
+    """Map the names and tensors of weights files, and find what `from_pretrained` makes of them.
 
     Args:
         path: A weights file, an index of shards, or a folder.
@@ -71,7 +73,7 @@ def open_checkpoint(
     after = _predict(stored, config)
     if after.heads and after.tied_after:
         subject = replace(subject, declared=replace(declared, by_class=_tie_of(stored.tensors, after.heads[0].name)))
-    return Checkpoint(subject, after, sum(file.stat().st_size for file in weights))
+    return StoredModel(subject, after, sum(file.stat().st_size for file in weights))
 
 
 def _recorded(weights: Sequence[Path], tensors: Mapping[str, Tensor]) -> dict[str, str]:
@@ -101,7 +103,7 @@ def _predict(stored: files.Stored, config: Mapping[str, Any] | None) -> AfterRel
         )
     architecture = _architecture(config)
     if config.get("model_type", "gpt2") != "gpt2" or architecture not in ("", "GPT2LMHeadModel", "GPT2Model"):
-        return _predict_other(stored, config)
+        return _read_other(stored, config)
     layout = detect({name: stored.tensors[given[0]] for name, given in canonical_names(stored.tensors).items()})
     if layout is not HF or stored.model_args is not None:
         name = layout.name if layout is not None and stored.model_args is None else "nanogpt" if layout else "unknown"
@@ -111,11 +113,12 @@ def _predict(stored: files.Stored, config: Mapping[str, Any] | None) -> AfterRel
             None, None, f"transformers does not look under the key {stored.notes['key']!r}; pellucid.load does"
         )
     try:
-        model = fresh_gpt2(TransformerConfig.from_dict(config), headless=architecture == "GPT2Model")
+        gpt2 = TransformerConfig.from_dict(config)
     except PellucidError as problem:
         return AfterReload(None, None, f"the configuration is not GPT-2's: {problem.message}")
     # Names under "module." or "_orig_mod." stay as they are: transformers does not look below these.
-    return _reading({prefixed(name): tensor for name, tensor in stored.tensors.items()}, model)
+    tensors = {prefixed(name): tensor for name, tensor in stored.tensors.items()}
+    return _read_gpt2(tensors, gpt2, headless=architecture == "GPT2Model")
 
 
 def _most_blocks(config: Mapping[str, Any], depth: int = 0) -> float:
@@ -132,8 +135,45 @@ def _architecture(config: Mapping[str, Any]) -> str:
     return first if isinstance(first, str) else ""
 
 
-def _predict_other(stored: files.Stored, config: Mapping[str, Any]) -> AfterReload:
-    """Of a family, or a class for another task, that only transformers knows."""
+def _read_gpt2(tensors: Mapping[str, Tensor], config: TransformerConfig, *, headless: bool) -> AfterReload:
+    """GPT-2, by our own table of its names: `pellucid ties` works without transformers, and without its import."""
+    ours = our_shapes(config)
+    rows = [*HF.rows_of(config), *([] if headless else [HF.head])]
+    shapes = {
+        name: tuple(shape)
+        for row in rows
+        for name, shape in zip(
+            row.theirs,
+            row.transform.shapes(Place(row.ours, ours[row.ours], torch.float32, config.n_head)),
+            strict=True,
+        )
+    }
+    wrong = [
+        f"{name} is {list(tensor.shape)} in the file and {list(shapes[name])} in the model"
+        for name, tensor in tensors.items()
+        if tuple(tensor.shape) != shapes.get(name, tuple(tensor.shape))
+    ]
+    if wrong:
+        return AfterReload(False, None, f"from_pretrained raises: {'; '.join(wrong)}", written=_size(tensors))
+    missing = [name for name in shapes if name not in tensors]
+    embedding = next(row.theirs[0] for row in HF.rows_of(config) if row.ours == EMBED)
+    head = None if headless else HF.head.theirs[0]
+    ends = {embedding, head}
+    tied = head is not None and config.tie_word_embeddings
+    if tied and ends <= tensors.keys():
+        tied = torch.equal(tensors[embedding], tensors[HF.head.theirs[0]])
+    elif tied and len(ends & tensors.keys()) == 1:
+        missing = [name for name in missing if name not in ends]
+    dropped = [name for name in tensors if name not in shapes and not name.endswith(_MASKS)]
+    return _reading(tensors, dropped, missing, _End(head, embedding, tied, config.tie_word_embeddings))
+
+
+_MASKS = (".attn.bias", ".attn.masked_bias")
+"""The causal masks that old files carry, which the class does not read."""
+
+
+def _read_other(stored: files.Stored, config: Mapping[str, Any]) -> AfterReload:
+    """Another family, or a class for another task, which transformers reads itself."""
     kind = f"model_type {config.get('model_type', 'gpt2')!r}"
     try:
         import transformers
@@ -142,45 +182,49 @@ def _predict_other(stored: files.Stored, config: Mapping[str, Any]) -> AfterRelo
     cls = getattr(transformers, _architecture(config), None)
     try:
         known = transformers.AutoConfig.for_model(**{"model_type": "gpt2", **json.loads(json.dumps(dict(config)))})
-        model = fresh(cls, known)
+        again = reread(cls, known, stored.tensors)
+    except Refused as refusal:
+        return AfterReload(False, None, str(refusal), written=_size(stored.tensors))
     except Exception as problem:  # an unknown family, a class of the repository's own, fields that do not fit
         return AfterReload(None, None, f"{kind}: transformers cannot build it: {type(problem).__name__}: {problem}")
-    tensors = {n if n in model.shapes else prefixed(n): tensor for n, tensor in stored.tensors.items()}
-    return _reading(tensors, model)
+    missing = [name for name, source in again.source.items() if source is None]
+    end = _End(again.head, again.embedding, again.head in again.tied, bool(again.ties))
+    return _reading(stored.tensors, again.unread, missing, end)
 
 
-def _reading(tensors: Mapping[str, Tensor], model: Fresh) -> AfterReload:
-    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-    try:
-        after = read(tensors, model, None)
-    except Refused as refusal:
-        return AfterReload(False, None, str(refusal), written=size)
-    unread = [name for name in after.unexpected if not _is_mask(name)]
-    random = [name for name, origin in after.origin.items() if origin is None]
+@dataclass(frozen=True)
+class _End:
+    """The head that reading gives: its name, the embedding's, whether they are one tensor, and ought to be."""
+
+    head: str | None
+    embedding: str | None
+    tied: bool
+    declared: bool
+
+
+def _reading(tensors: Mapping[str, Tensor], dropped: Sequence[str], missing: Sequence[str], end: _End) -> AfterReload:
     lost = (
-        *(Loss(name, "dropped", "is in the file, but the class has no such name") for name in unread),
-        *(Loss(name, "random", "is not in the file, so that it is drawn at random") for name in random),
+        *(Loss(name, "dropped", "is in the file, but the class has no such name") for name in dropped),
+        *(Loss(name, "random", "is not in the file, so that it is drawn at random") for name in missing),
     )
-    head = model.head
-    tied = None if head is None else head in after.ties or head in after.ties.values()
-    reason = _reason(tensors, model, tied, lost)
-    fates = () if head is None else (HeadFate(head, not under(head, lost), tied, reason),)
-    return AfterReload(not lost, tied, reason, fates, lost, size)
+    reason = sentence(lost) or _reason(tensors, end)
+    if end.head is None:
+        return AfterReload(not lost, None, reason, (), lost, _size(tensors))
+    fate = HeadFate(end.head, not under(end.head, lost), end.tied, reason)
+    return AfterReload(not lost, end.tied, reason, (fate,), lost, _size(tensors))
 
 
-def _is_mask(name: str) -> bool:
-    return name.endswith((".attn.bias", ".attn.masked_bias"))  # the causal masks that old checkpoints carry
-
-
-def _reason(tensors: Mapping[str, Tensor], model: Fresh, tied: bool | None, lost: tuple[Loss, ...]) -> str:
-    if lost:
-        return sentence(lost)
-    if model.head is None:
+def _reason(tensors: Mapping[str, Tensor], end: _End) -> str:
+    if end.head is None:
         return "every tensor is read; the class has no head"
-    if not tied:
-        differ = "; they differ, so both are kept, against the configuration" if model.ties else ""
-        return f"{model.head} and {model.embedding} are both in the file{differ}"
-    present = [name for name in (model.head, model.embedding) if name in tensors]
+    if not end.tied:
+        differ = "; they differ, so both are kept, against the configuration" if end.declared else ""
+        return f"{end.head} and {end.embedding} are both in the file{differ}"
+    present = [name for name in (end.head, end.embedding) if name in tensors]
     if len(present) == 2:
-        return f"{model.head} and {model.embedding} are both in the file; they are equal, so they are tied"
-    return f"{present[0] if present else model.embedding} is in the file once, and the other is tied to it"
+        return f"{end.head} and {end.embedding} are both in the file; they are equal, so they are tied"
+    return f"{present[0] if present else end.embedding} is in the file once, and the other is tied to it"
+
+
+def _size(tensors: Mapping[str, Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
