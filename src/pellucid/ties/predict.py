@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pellucid.errors import shown
-from pellucid.model import CkptedTransformer
+from pellucid.run.model import CkptedTransformer
 from pellucid.ties.memory import Named
 from pellucid.ties.standins import Refused, Reread, reread, saved_configuration, written
 from pellucid.ties.subject import OUR_EMBED, OUR_HEAD, Declared, weight_names
