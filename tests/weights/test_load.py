@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import pellucid as pl
+import support
 from pellucid.weights import building, load
 from pellucid.weights.layouts import our_shapes
 from weights.checkpoints import (
@@ -384,3 +385,13 @@ def test_loading_draws_no_random_numbers(folder: Path) -> None:
     model = pl.load(folder)
     assert torch.equal(torch.get_rng_state(), before)
     assert model(ids_for(small_hf())).shape == (2, 7, 61)
+
+
+def test_a_byte_order_mark_before_a_configuration_or_an_index_is_no_damage(tmp_path: Path) -> None:
+    model = support.glass()
+    pl.to_hf(model).save_pretrained(tmp_path, max_shard_size="20kB")
+    for name in ("config.json", "model.safetensors.index.json", "generation_config.json"):
+        path = tmp_path / name
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
+    ids = support.some_ids(1, 5)
+    assert torch.equal(pl.load(tmp_path)(ids), model(ids))
