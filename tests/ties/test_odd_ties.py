@@ -13,6 +13,7 @@ import transformers
 from torch import nn
 
 from pellucid.ties import audit_ties
+from pellucid.weights.importing import same_numbers
 from ties import cases
 
 VOCAB, WIDTH = cases.VOCAB, cases.WIDTH
@@ -188,3 +189,17 @@ def test_an_odd_tie_is_predicted_as_it_reloads(case: str, tmp_path: Path) -> Non
     after = audit_ties(model).after_reload
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert (after.survives, after.tied_after) == cases.really(model, tmp_path)
+
+
+def test_float8_copies_are_compared_and_differences_seen() -> None:
+    """torch neither adds float8 nor takes it in `torch.equal`."""
+    values = torch.linspace(-2, 2, 12).reshape(3, 4).to(torch.float8_e4m3fn)
+    other = values.clone()
+    other[0, 0] = 1.5
+    zeros = torch.zeros(3, 4).to(torch.float8_e4m3fn)
+    audit = audit_ties({"a": values, "b": values.clone(), "c": other})
+    assert len(audit.groups) == 1
+    assert "equal: a = b [3, 4]" in str(audit)
+    assert same_numbers(values, values.clone())
+    assert not same_numbers(values, other)
+    assert same_numbers(zeros, (-torch.zeros(3, 4)).to(torch.float8_e4m3fn))

@@ -216,6 +216,8 @@ def alike(named: Iterable[Named], equal: Callable[[Tensor, Tensor], bool]) -> li
 def _sample(tensor: Tensor) -> tuple[object, ...]:
     flat = tensor.reshape(-1)
     few = flat[torch.arange(min(_SAMPLES, flat.numel())) * (flat.numel() // _SAMPLES or 1)]
+    if few.is_floating_point():
+        few = few.double()  # torch does not add float8
     return (tuple(tensor.shape), tensor.dtype, tensor.device, str((few + 0).tolist()))  # 0 turns -0.0 into 0.0
 
 
