@@ -84,7 +84,7 @@ def read_text(path: str | os.PathLike[str], longest: int = LONGEST_TEXT) -> str:
             code="file-too-long",
             remedy="Give the file that save_pretrained wrote; no such file is that long.",
         )
-    return content.decode("utf-8-sig")  # an editor may have put a byte-order mark before it
+    return content.decode("utf-8").removeprefix("\ufeff")  # an editor may have put a byte-order mark before it
 
 
 def read_json(path: Path, error: type[ConfigError | WeightsError], code: str) -> dict[str, Any]:
