@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import pellucid as pl
 import support
+from pellucid.ckpt import Ckpt, name_checkpoints
 from pellucid.gpt2 import MLP, Attention, Embedding, LayerNorm, PosEmbedding, Transformer, TransformerBlock
 
 CONFIG = pl.TransformerConfig(**support.SIZES)
@@ -61,6 +62,7 @@ def test_weights_that_do_not_fit_are_errors(weights: dict[str, Tensor]) -> None:
     assert "config.schema.stored lists below 'embed'" in caught.value.remedy
 
 
+@pytest.mark.remedy("config-wrong-type")
 def test_a_tensor_for_the_configuration_is_an_error_and_its_remedy_works() -> None:
     W_E = torch.zeros(211, 48)
     for kind in (Embedding, Attention, MLP, LayerNorm, TransformerBlock):
@@ -68,6 +70,28 @@ def test_a_tensor_for_the_configuration_is_an_error_and_its_remedy_works() -> No
             kind(W_E)
         assert caught.value.code == "config-wrong-type"
     assert Embedding(CONFIG, weights={"W_E": W_E}).W_E.data_ptr() == W_E.data_ptr()
+
+
+@pytest.mark.remedy("config-no-blocks")
+def test_a_block_needs_a_model_that_has_blocks() -> None:
+    empty = CONFIG.override(n_layer=0)
+    for kind in (Attention, MLP, TransformerBlock):
+        with pytest.raises(pl.ConfigError) as caught:
+            kind(empty)
+        assert caught.value.code == "config-no-blocks"
+        kind(eval("config.override(n_layer=1)", {"config": empty}))
+    assert "config.override(n_layer=1)" in caught.value.remedy
+
+
+def test_every_checkpoint_has_a_name_of_its_own() -> None:
+    """Alone, in a model of one's own, and after it was told where it is."""
+    block = TransformerBlock(CONFIG, block=2)
+    names = [module.name for module in block.modules() if isinstance(module, Ckpt)]
+    assert names == [name for name in CONFIG.schema.names if name.startswith("blocks.2.")]
+    assert Attention(CONFIG, block=1).ckpt_z.name == "blocks.1.attn.ckpt_z"
+    two = nn.ModuleDict({"first": Attention(CONFIG), "second": Attention(CONFIG)})
+    name_checkpoints(two)
+    assert [two[key].ckpt_z.name for key in two] == ["first.ckpt_z", "second.ckpt_z"]
 
 
 class AttentionOnly(nn.Module):

@@ -50,8 +50,8 @@ class Ckpt(nn.Module):
         """Pass on a value that was computed only to be seen.
 
         Returns:
-            What someone put in its place, or None where it was only looked at: the same tensor came back and
-            nothing was written into it.
+            What someone put in its place; None if it was only looked at, so the same tensor came back and nothing was
+            written into it.
         """
         if not self.is_watched(tap):
             return None
@@ -72,7 +72,7 @@ class Replaced(NamedTuple):
     """What someone put in a value's place.
 
     Attributes:
-        value: It.
+        value: What the model goes on with.
         rows: [B, 1, ...], true for the rows of the batch in which it differs; None if all of them count. The other rows
             go on as if nothing had been replaced, so an edit of one row leaves the bits of the others alone.
     """
@@ -95,8 +95,13 @@ def _same_bytes(one: Tensor, other: Tensor) -> bool:
     return torch.equal(one.view(torch.uint8), other.view(torch.uint8))
 
 
-def name_checkpoints(root: nn.Module) -> None:
-    """Tell every checkpoint below `root` its dotted name."""
-    for name, module in root.named_modules():
+def name_checkpoints(root: nn.Module, place: str = "") -> None:
+    """Tell every checkpoint below a module its dotted name, by which taps know it.
+
+    Args:
+        root: The module, such as a model of your own that is built from several blocks.
+        place: What stands before the names, such as "blocks.3"; "" for nothing.
+    """
+    for name, module in root.named_modules(prefix=place):
         if isinstance(module, Ckpt):
             module.name = name

@@ -59,7 +59,7 @@ class Part(nn.Module):
         """Register the parameters and checkpoints that the schema has directly below a place.
 
         Args:
-            config: Of the model.
+            config: The model's configuration.
             place: The module's name in a model, such as "blocks.0.attn"; "" for the model itself.
             weights: By their names below the place; used as they are, not copied. Fresh ones if None.
 
@@ -68,6 +68,12 @@ class Part(nn.Module):
             WeightsError: A tensor is missing, has another shape, or is no parameter of this place.
         """
         weights, schema = given(config, place, weights), config.schema
+        if place.startswith("blocks.") and not schema.n_layer:
+            raise ConfigError(
+                f"config: no blocks (n_layer=0), expected a block for {type(self).__name__}.",
+                code="config-no-blocks",
+                remedy="Give a configuration with n_layer=1 or more: config.override(n_layer=1).",
+            )
         require_weights(schema, place, weights)
         for name in schema.stored_below(place):
             if "." not in name:
@@ -113,7 +119,7 @@ def fresh_weights(schema: Schema, std: float, place: str = "") -> dict[str, Tens
     """Fresh values of the stored parameters below a place, as `Parameter.initial` says, in the schema's order.
 
     Args:
-        schema: Of the model.
+        schema: The model's schema.
         std: Standard deviation of the normal ones.
         place: Where; "" for the whole model.
     """

@@ -143,6 +143,19 @@ def test_many_edits_share_a_batch(glass: pl.CkptedTransformer) -> None:
     assert [ckpts.fired[edit] for edit in edits] == [1] * 7
 
 
+@pytest.mark.parametrize("numerics", ["exact", "fast"])
+def test_rows_are_edited_while_texts_are_generated(numerics: str) -> None:
+    glass, name = support.glass(numerics=numerics), "blocks.1.resid_post"
+    prompts = support.some_ids(3, 5)
+    plain = glass.generate(prompts, max_new_tokens=5, names=name)
+    edited = glass.generate(prompts, max_new_tokens=5, names=name, edits=pl.Edit.replace(name, 0.25, rows=1))
+    assert plain.ckpts is not None
+    assert edited.ckpts is not None
+    assert bool((edited.ckpts[name][1] == 0.25).all())
+    assert torch.equal(torch.as_tensor(edited.ids)[[0, 2]], torch.as_tensor(plain.ids)[[0, 2]])
+    assert torch.allclose(edited.ckpts[name][[0, 2]], plain.ckpts[name][[0, 2]], atol=1e-4)
+
+
 def test_the_source_of_a_patch_of_rows(glass: pl.CkptedTransformer) -> None:
     name, batch = "blocks.1.resid_post", support.some_ids(4, 6)
     _, four = glass.run_with_ckpts(support.some_ids(4, 6, seed=1))

@@ -81,6 +81,20 @@ def test_it_stops_where_it_is_told_to(glass: pl.CkptedTransformer, stream: Any) 
     ]
 
 
+def test_a_compiled_model_starts_there_too(stream: Any) -> None:
+    """Under torch.compile a tensor of ids is taken as it is, which must not lose where the run begins."""
+    glass, ids = support.glass(), support.some_ids(2, 6)
+    value = glass.run_with_ckpts(ids)[1]["blocks.2.resid_pre"] * 0.5
+    with torch.no_grad():
+        wanted = glass(ids, start_at=("blocks.2.resid_pre", value))
+        compiled = torch.compile(glass, backend="eager")
+        assert torch.equal(compiled(ids, start_at=("blocks.2.resid_pre", value)), wanted)
+        assert not torch.equal(compiled(ids), wanted)
+        for name in ("blocks.-1.resid_pre", "blocks.2.resid_post", ("resid_pre", 2)):
+            with pytest.raises(Exception, match=r"expected a name such as 'blocks\.4\.resid_pre'"):
+                torch.compile(glass, backend="eager")(ids, start_at=(name, value))
+
+
 def test_gradients_reach_the_stream(glass64: pl.CkptedTransformer) -> None:
     """The gradient of the loss with respect to what enters block 2 is that of the whole run."""
     logits, ckpts = glass64.run_with_ckpts(RAGGED, names="blocks.2.resid_pre", grads=True)

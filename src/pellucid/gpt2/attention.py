@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pellucid import dialects
+from pellucid.ckpt import name_checkpoints
 from pellucid.gpt2.config import TransformerConfig
 from pellucid.numerics.execution import EXACT, Execution, is_transformed
 from pellucid.numerics.nonlinear import may_write_into_results
@@ -35,7 +36,7 @@ class Visible:
     """Which keys each query may attend to: earlier ones and itself, pads left out; the same in every block of a run.
 
     Args:
-        padding: [B, Pk], true at real positions; None where there are no pads.
+        padding: [B, Pk], true at real positions; None if there are no pads.
     """
 
     padding: Tensor | None = None
@@ -126,11 +127,12 @@ class Attention(Part):
         self.upcast = self.eager and config.reorder_and_upcast_attn  # transformers' sdpa path ignores the field
         self._looked_at: tuple[tuple[int, int], ...] = ()
         self._finite = True
+        name_checkpoints(self, f"blocks.{block}.attn")
 
     def forward(
         self, x: Tensor, visible: Visible | None = None, tap: Tap | None = None, remember: Memory | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """x [B, P, D] -> (attn_out [B, P, D], pattern [B, H, Pq, Pk] or None where nobody looked at it).
+        """x [B, P, D] -> (attn_out [B, P, D], pattern [B, H, Pq, Pk] or None if nobody looked at it).
 
         `remember` takes the keys and values of these tokens and gives those of the whole text.
         """

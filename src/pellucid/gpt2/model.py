@@ -54,7 +54,7 @@ class Run:
     Args:
         ids: [B, P].
         positions: [B, P].
-        padding: [B, columns], true at real positions, those in the cache included; None where there are no pads.
+        padding: [B, columns], true at real positions, those in the cache included; None if there are no pads.
         cache: Where keys and values of earlier columns are, and where those of these go.
         columns: Chooses the columns whose logits are wanted; None for all.
         start: The first block that runs and what enters it [B, P, D]; None begins with the embeddings.
@@ -200,6 +200,7 @@ class TransformerBlock(Part):
         self.ln2 = LayerNorm(config, under("ln2", weights))
         self.mlp = MLP(config, under("mlp", weights), execution=execution, products=products)
         self.order(config.schema, "blocks.0")
+        name_checkpoints(self, f"blocks.{block}")
 
     def forward(
         self, x: Tensor, visible: Visible | None = None, tap: Tap | None = None, remember: Memory | None = None

@@ -36,7 +36,7 @@ class ActivationCkpts(Mapping[str, Tensor]):
 
     Attributes:
         batch: The ids, mask, positions and strings that made the values.
-        schema: Of the model that made the values.
+        schema: The schema of the model that made the values.
         part: The positions and heads that were kept.
         fired: How often each edit of the run fired.
 
@@ -342,7 +342,7 @@ class ActivationCkpts(Mapping[str, Tensor]):
             ) from error
 
 
-_MOST_LAYERS = 10_000
+_MOST_LAYERS = 1_000
 """Far more than any model has: what a damaged file says is believed no further."""
 
 

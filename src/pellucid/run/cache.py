@@ -28,11 +28,11 @@ class KeyValueCache:
     It holds numbers alone: a gradient reaches the tokens of the run, and none that were cached before.
 
     Args:
-        config: Of the model that will use it.
+        config: The configuration of the model that will use it.
         rows: Texts in the batch.
-        capacity: Columns that fit; the model's context where None.
-        dtype: Of the model.
-        device: Of the model.
+        capacity: Columns that fit; the model's context if None.
+        dtype: The model's dtype.
+        device: The model's device.
 
     Attributes:
         content: The keys [:, 0] and values [:, 1] of each block.
@@ -109,7 +109,7 @@ class KeyValueCache:
         return sum(tensor.numel() * tensor.element_size() for tensor in (self.content, self.mask))
 
     def padding_up_to(self, columns: int) -> Tensor | None:
-        """[B, columns], true at tokens; None where there are no pads."""
+        """[B, columns], true at tokens; None if there are no pads."""
         kept = self.mask[:, :columns]
         return None if not kept.is_meta and bool(kept.all()) else kept
 
@@ -180,7 +180,7 @@ class KeyValueCache:
 
         Args:
             rows: Copies of each text, next to each other.
-            capacity: Of the copy; the same where None.
+            capacity: The copy's capacity; the same if None.
 
         Raises:
             InputError: It would not hold what is there.

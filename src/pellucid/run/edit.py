@@ -27,7 +27,7 @@ class Site:
 
     Attributes:
         name: The checkpoint.
-        axes: Of its value.
+        axes: The axes of its value.
         batch: What runs.
         whole: The whole value, as it was.
         start: The column of the text at which the value begins, where a text is run piece by piece; else None.
@@ -152,7 +152,7 @@ class Edit:
 
         Args:
             names: A checkpoint or pattern; not scores or patterns, which have no mean over positions.
-            reference: The run whose values are averaged; this very run where None.
+            reference: The run whose values are averaged; this very run if None.
             pos, heads, neurons, rows: The part to replace.
         """
         if reference is not None:
@@ -246,7 +246,7 @@ class Edit:
         return f"Edit.{self.what}({self.names!r}{shown})"
 
     def at(self, value: Tensor, site: Site) -> Tensor | None:
-        """The value that the model goes on with; None where the positions to change are in another piece of the text.
+        """The value that the model goes on with; None if the positions to change are in another piece of the text.
 
         Raises:
             EditError: What the change gives does not fit the part it goes to.

@@ -19,7 +19,7 @@ class EditTap:
     Args:
         edits: One or several.
         batch: What runs.
-        schema: Of the model.
+        schema: The model's schema.
         start: The first column of what runs, where a text is run piece by piece; positions are then those of the text.
     """
 

@@ -27,7 +27,7 @@ from pellucid.run.edit_tap import EditTap
 from pellucid.run.origin import Origin
 from pellucid.run.recorder import Recorder
 from pellucid.run.region import Index, Region
-from pellucid.run.span import Start, beginning, captured
+from pellucid.run.span import Start, beginning, captured, unchecked_beginning
 from pellucid.schema import Schema
 from pellucid.tap import Chain, StopAfter, Stopped, Tap
 from pellucid.text.batch import Batch, Inputs
@@ -42,7 +42,7 @@ class CkptedTransformer(GeneratingTransformer):
     Args:
         config: What the model is; there is no default, and leaving it out is an error that says so.
         weights: Stored parameters by name (`config.schema.stored`), used without a copy; fresh
-            ones, by GPT-2's initialisation, where None.
+            ones, by GPT-2's initialisation, if None.
         tokenizer: For text; ids alone work without one.
         attention: "auto" fuses every layer that nobody looks inside, "eager" makes every layer explicit.
         numerics: "exact" performs transformers' operations, "fast" may fuse them, "bfloat16" also multiplies by the
@@ -166,12 +166,13 @@ class CkptedTransformer(GeneratingTransformer):
         tokens that are run, and the rest by keyword.
 
         Under `torch.compile` a tensor of ids [B, P] is taken as it is, without checks and without pads, unless there is
-        a mask or a cache.
+        a mask or a cache; a start is then given as "blocks.4.resid_pre" and no other name of it.
         """
         ids_alone = isinstance(inputs, Tensor) and mask is None and cache is None
         if ids_alone and torch.compiler.is_compiling():  # checks break the graph
             positions = torch.arange(inputs.size(-1), device=inputs.device).expand_as(inputs)
-            return self.transform(Run(inputs, positions, columns=last_column if last_only else None), tap)
+            start = None if start_at is None else unchecked_beginning(start_at)
+            return self.transform(Run(inputs, positions, columns=last_column if last_only else None, start=start), tap)
         if isinstance(tap, Tensor):
             raise InputError(
                 "forward: a tensor was given as the tap, expected something with `wants`.",
@@ -329,7 +330,10 @@ class CkptedTransformer(GeneratingTransformer):
             )
         batch = self.tokenize(inputs, mask=mask)
         last = None if stop_at is None else aliases.resolved(stop_at, self.schema)
-        first = None if start_at is None else beginning(start_at, self.schema, batch, self.embed.W_E)[0]
+        first = None
+        if start_at is not None:
+            first, (_, value) = beginning(start_at, self.schema, batch, self.embed.W_E)
+            start_at = (first, value)  # already where the model is
         wanted, modules = captured(names, self.schema, first, last), submodules(self)
         part = Region(pos, heads).with_heads_of(self.config.n_head)
         recorder = Recorder(wanted, self.schema, part, grads, copies=has_native_hooks(modules))

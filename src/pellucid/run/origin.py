@@ -27,7 +27,7 @@ class Origin:
     Args:
         name: Where the weights came from.
         model: What ran.
-        state: Of its parameters when it did.
+        state: The state of its parameters when it did.
     """
 
     def __init__(self, name: str, model: nn.Module, state: Any) -> None:

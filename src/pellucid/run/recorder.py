@@ -18,7 +18,7 @@ class Recorder:
 
     Args:
         names: What to keep.
-        schema: Of the model.
+        schema: The model's schema.
         region: Which part of each value.
         grads: Whether gradients have to reach what is kept.
         copies: Whether to copy what nobody writes to any more. Nothing in the model writes into a value that it has

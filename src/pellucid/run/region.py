@@ -53,7 +53,7 @@ class Region:
         return self if self.heads is None else replace(self, heads=_entries(self.heads, count, "heads").tolist())
 
     def within(self, start: int, columns: int) -> tuple[list[int], list[int]] | None:
-        """Which of the chosen positions lie in the columns from `start` on; None where all columns are chosen.
+        """Which of the chosen positions lie in the columns from `start` on; None if all columns are chosen.
 
         Returns:
             Their columns, counted from `start`, and the place that each has among the positions that were chosen.

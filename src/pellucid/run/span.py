@@ -19,7 +19,7 @@ def beginning(start_at: Start, schema: Schema, batch: Batch, like: Tensor) -> tu
 
     Args:
         start_at: What the caller gave.
-        schema: Of the model.
+        schema: The model's schema.
         batch: What runs.
         like: A tensor of the model's dtype and device.
 
@@ -55,12 +55,28 @@ def beginning(start_at: Start, schema: Schema, batch: Batch, like: Tensor) -> tu
     return name, (int(block), value.to(device=like.device, dtype=like.dtype))
 
 
+def unchecked_beginning(start_at: Start) -> tuple[int, Tensor]:
+    """Read `start_at=` while torch.compile traces the call, which cannot trace the reader of all names.
+
+    Raises:
+        InputError: Another name than "blocks.4.resid_pre".
+    """
+    parts = start_at[0].split(".") if isinstance(start_at[0], str) else []
+    if len(parts) != 3 or parts[0] != "blocks" or not parts[1].isdigit() or parts[2] != "resid_pre":
+        raise InputError(
+            f"start_at: {start_at[0]!r} in a compiled call, expected a name such as 'blocks.4.resid_pre'.",
+            code="start-at",
+            remedy="Give start_at=('blocks.4.resid_pre', value) with a value [B, P, D].",
+        )
+    return int(parts[1]), start_at[1]
+
+
 def captured(names: Names, schema: Schema, first: str | None, last: str | None) -> frozenset[str]:
     """The checkpoints that a run captures.
 
     Args:
         names: What the caller asked for; None for all that the run reaches.
-        schema: Of the model.
+        schema: The model's schema.
         first: Where the run starts; None for the embeddings.
         last: Where it stops; None for the logits.
 
