@@ -25,7 +25,7 @@ from pellucid.weights.foreign import uncompiled
 Direction = Literal["from_hf", "to_hf"]
 
 ROWS, COLUMNS = 2, 6
-"""Of the ids that are run: enough for an attention to look back and for rows to be told apart."""
+"""The shape of the ids that are run: enough for an attention to look back and for rows to be told apart."""
 
 _ALIGNED = 64
 """Bytes: where torch's memory begins. Products of one row round otherwise where a matrix lies elsewhere."""

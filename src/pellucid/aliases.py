@@ -55,7 +55,7 @@ def selected(names: Names, schema: Schema) -> tuple[str, ...]:
 
     Args:
         names: What is wanted. A name without a block means every block.
-        schema: Of the model.
+        schema: The model's schema.
 
     Raises:
         UnknownNameError: A name or block that does not exist, or a pattern that matches nothing.
@@ -81,7 +81,7 @@ def resolved(name: Name, schema: Schema) -> str:
 
     Args:
         name: Which; a name without a block is refused, because it means one checkpoint of every block.
-        schema: Of the model.
+        schema: The model's schema.
 
     Raises:
         UnknownNameError: No such checkpoint, or several.

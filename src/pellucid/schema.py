@@ -25,10 +25,10 @@ class Point:
 
     Attributes:
         name: In a table of blocks, the name without the block ("attn.ckpt_z"); in `Schema.points`, the whole name.
-        axes: Of the value.
+        axes: The value's axes.
         equation: How it is computed from earlier points and parameters.
         meaning: What it is, in a few words.
-        unit: Of its numbers; "" if they have none of their own.
+        unit: The unit of its numbers; "" if they have none of their own.
         computed: "always" if it lies on the fast path, "when watched" if it is computed beside it for whoever looks.
         masked: True if entries that a query may not see hold the dtype's minimum.
         upcast: True if eager attention computes it in float32 or better.
@@ -225,7 +225,7 @@ class Schema:
         return "\n".join([f"{self.family}: {len(self)} checkpoints; {sizes}", *lines])
 
     def _rows(self) -> Iterator[tuple[str, str, str]]:
-        """Of the printed table: name, axes by letter, equation; blocks that are alike share their rows."""
+        """The rows of the printed table: name, axes by letter, equation; blocks that are alike share their rows."""
 
         def row(point: Point, under: str = "") -> tuple[str, str, str]:
             return under + point.name, shape_by_letters(point.axes), point.equation

@@ -175,7 +175,7 @@ class Ending:
     """A model of random numbers in which the end token is likely enough to be reached.
 
     Attributes:
-        seed: Of the numbers.
+        seed: The seed of the numbers.
         bonus: What is added to the end token's logits.
         spread: The standard deviation of the logits.
     """

@@ -26,7 +26,7 @@ class Cached:
     """One token at a time after the prompt; the defaults are right.
 
     Attributes:
-        position: Of the new token, as a function of how many came before.
+        position: The position of the new token, as a function of how many came before.
         keeps: Which of the earlier keys and values the new token sees, as a function of how many there are.
         swapped: Whether keys and values change places in the cache.
     """
@@ -159,7 +159,7 @@ def _model(answer: Any) -> nn.Module:
 
 
 def _logits(output: Any) -> Any:
-    """Of an answer that gives a cache beside them, too."""
+    """The logits of an answer, also of one that gives a cache beside them."""
     return output[0] if isinstance(output, tuple) else output
 
 

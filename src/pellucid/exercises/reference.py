@@ -29,7 +29,7 @@ class Sizes:
         hidden: Width of the residual stream.
         heads: How many heads.
         head: Width of one head; not hidden/heads where it is given.
-        epsilon: Of every LayerNorm.
+        epsilon: The epsilon of every LayerNorm.
         activation: "relu" or "gelu".
         layers: Blocks.
         vocabulary: Tokens.

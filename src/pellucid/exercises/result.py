@@ -15,7 +15,7 @@ class CheckResult:
         check: What was checked, such as "attention".
         passed: Whether the answer is right.
         proved: What was shown to hold, one sentence each, also where a later step failed.
-        mistake: What is wrong, in words; None where nothing is.
+        mistake: What is wrong, in words; None if nothing is.
         step: The step at which it is wrong.
         tensor: The tensor in which it first shows, with its axes.
         notes: What the reader should know: deviations of the course, what could not be checked.

@@ -90,7 +90,7 @@ def _misfit(what: str) -> NumericsError:
 
 
 def decoder(model: Transformer, rows: int, names: Collection[str] = ()) -> Decoder | GraphDecoder | None:
-    """What runs the steps of a model; None where the model has to run itself.
+    """What runs the steps of a model; None if the model has to run itself.
 
     It has to where it trains, has native hooks, or was changed since it was built; on the CPU where it has other
     activation functions or dtypes than the kernels know, or more rows than `MOST_ROWS`; on an accelerator where values
@@ -140,7 +140,7 @@ class Decoder:
         table: What the kernels show.
 
     Attributes:
-        dtype: Of the keys and values that it reads.
+        dtype: The dtype of the keys and values that it reads.
     """
 
     dtype = torch.float32

@@ -61,7 +61,7 @@ class GraphDecoder:
         model: What is run.
 
     Attributes:
-        dtype: Of the keys and values that it reads.
+        dtype: The dtype of the keys and values that it reads.
     """
 
     def __init__(self, model: Transformer) -> None:

@@ -67,7 +67,7 @@ class Prepared:
     Attributes:
         shape: Sizes and constants.
         weights: Pointers into `memory` and `vectors`.
-        state: Of the parameters when they were copied.
+        state: The state of the parameters when they were copied.
         nbytes: Memory of the copy.
         kept: What the pointers point to.
     """

@@ -40,8 +40,8 @@ def asked_by(settings: GenerationSettings, columns: int, n_positions: int) -> As
     """What `transformers` would do with these settings if its `generate` were called without arguments.
 
     Args:
-        settings: Of the file.
-        columns: Of the prompts, pads included: `max_length` and `min_length` count them.
+        settings: What the file says.
+        columns: How many columns the prompts have, pads included: `max_length` and `min_length` count them.
         n_positions: The context.
 
     Raises:

@@ -26,7 +26,7 @@ class Token:
         id: Its id.
         logprob: Its log-probability in nats, in the model's own distribution.
         row: Which text it belongs to.
-        stopped: Why the text ends with it: "end", "stop" or "length"; None where it goes on.
+        stopped: Why the text ends with it: "end", "stop" or "length"; None if it goes on.
         stages: The distribution that it was chosen from after each stage, as `Sampler.explain` gives it, where that was
             asked for.
     """
@@ -43,7 +43,7 @@ class Token:
 
 
 _MOST_BYTES = 4
-"""Of a character in UTF-8, so that no more tokens can be waiting for its last one."""
+"""A character has at most so many bytes in UTF-8, so no more tokens can wait for its last one."""
 
 
 class TextStream:
@@ -114,9 +114,9 @@ class Generation:
         rows: Each text.
         tokenizer: For `text`.
         single: Whether one text was asked for, by one prompt that was not in a list.
-        ckpts: What was captured, over the whole texts; None where nothing was asked for.
+        ckpts: What was captured, over the whole texts; None if nothing was asked for.
         follows: The version of transformers that was followed, such as "transformers 5.24", where the ids depend on it
-            (sampled beams); None where all versions give the same.
+            (sampled beams); None if all versions give the same.
 
     Example:
         >>> import pellucid as pl

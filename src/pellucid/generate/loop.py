@@ -35,7 +35,7 @@ class Step:
         ids: [B]; a pad where a text has ended.
         logprobs: [B], of the model's own distribution.
         active: [B], true where the text had not ended before.
-        reasons: Why a text ends with this token; None where it goes on or had ended.
+        reasons: Why a text ends with this token; None if it goes on or had ended.
         logits: [B, V], the model's own.
         context: What the sampler's penalties looked at.
     """

@@ -23,7 +23,7 @@ from pellucid.schema import Schema
 from pellucid.text.batch import Batch
 
 Seed = int | torch.Generator | None
-"""What draws come from: a seed, a generator, or torch's own where None."""
+"""What draws come from: a seed, a generator, or torch's own if None."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Request:
         single: Whether one prompt was given that was not in a list.
         sampler: How tokens are chosen.
         stopping: When texts end.
-        seed: Of the draws.
+        seed: The seed of the draws.
         returned: Texts for each prompt.
         beams: The search; None for one token after another.
         plan: How the text is run.

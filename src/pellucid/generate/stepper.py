@@ -54,7 +54,7 @@ class Look:
     Attributes:
         names: Checkpoints to capture.
         edits: Changes, which count columns of the whole text.
-        schema: Of the model.
+        schema: The model's schema.
         pieces: Captured values of each run, by checkpoint.
     """
 

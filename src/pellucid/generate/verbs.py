@@ -95,20 +95,20 @@ class GeneratingTransformer(Transformer):
             inputs: Whatever `tokenize` accepts; texts of unequal length are padded on the left.
             mask: 1 at real tokens, beside ids that hold pads.
             max_new_tokens: Tokens at most, 50 unless given; 0 gives the prompts back.
-            sampler: How tokens are chosen; the likeliest one where None. "file" does what `generation` says
+            sampler: How tokens are chosen; the likeliest one if None. "file" does what `generation` says
                 (`generation_config.json`), lengths and beams included; what is given here counts before it.
-            seed: Of the draws, a number or a generator; torch's own generator draws where None.
+            seed: The seed of the draws, a number or a generator; torch's own generator draws if None.
             stop: Strings and ids that end a text; they stay in it. A string counts wherever in the new text it comes.
-            end_ids: Ids that end a text; those of `generation` where None.
+            end_ids: Ids that end a text; those of `generation` if None.
             num_return_sequences: Texts for each prompt, next to each other; 1 unless given.
             num_beams: Above 1, a beam search so wide; 1 unless given.
-            length_penalty: Of the search: scores are divided by the number of new tokens to this power, 1 unless given.
-            early_stopping: Of the search: True ends when so many texts are finished, False (unless given) when none
+            length_penalty: In a search, scores are divided by the number of new tokens to this power, 1 unless given.
+            early_stopping: In a search, True ends when so many texts are finished, False (unless given) when none
                 that goes on can get better at its length, "never" when none can at any length.
             overflow: What happens when the context is full: "error" refuses beforehand, "slide" continues from the last
                 n_positions tokens, at positions from 0 on, run anew for every token.
             use_cache: Whether keys and values are kept; without, the whole text runs for every token.
-            names: Checkpoints to capture at every step; none where empty, all where None.
+            names: Checkpoints to capture at every step; none if empty, all if None.
             edits: Changes on the way; positions are columns of the whole text.
 
         Returns:

@@ -81,7 +81,7 @@ class Cell:
     Attributes:
         mark: One or two characters in it.
         words: What it says in full, shown when one points at it.
-        shade: How bad it is, from 0 to 1; None where nothing is wrong.
+        shade: How bad it is, from 0 to 1; None if nothing is wrong.
     """
 
     mark: str
@@ -151,9 +151,9 @@ class Page:
     """A report.
 
     Attributes:
-        title: Of the page.
+        title: The page's title.
         verdict: The outcome in a word or two.
-        good: Whether it is the outcome one hopes for; None where that is open.
+        good: Whether it is the outcome one hopes for; None if that is open.
         summary: One or two sentences below the verdict.
         sections: In order.
         facts: What the page is about, each with its name.

@@ -44,7 +44,7 @@ class Execution:
 
     @property
     def rounds_to(self) -> torch.dtype | None:
-        """What matrices are rounded to before values are multiplied by them; None where they are not."""
+        """What matrices are rounded to before values are multiplied by them; None if they are not."""
         return torch.bfloat16 if self.numerics == "bfloat16" else None
 
 

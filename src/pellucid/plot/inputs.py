@@ -26,7 +26,7 @@ class Layers:
     """The values of each layer, what was left out (pads and what `skip` skips) taken away.
 
     Attributes:
-        numbers: Of the layers; one empty text where the array has no layer axis.
+        numbers: The layers' numbers; one empty text if the array has no layer axis.
         values: Per layer, all its values.
         array: The array with nan where a value was left out.
         label: What the values are.

@@ -28,7 +28,7 @@ RASTER = 2000
 """Points beyond which they are one picture inside of vector output, which stays small."""
 
 BINS_AT_MOST = 100
-"""Of a histogram: one value far away from all others would ask for any number."""
+"""The most bins of a histogram: one value far away from all others would ask for any number."""
 
 LEGEND_AT_MOST, OUTLINES_AT_MOST = 4, 16
 """Layers of histograms that a legend names, more get a bar; and that are outlines, more become a row each."""

@@ -138,6 +138,6 @@ def labels_along(array: DataArray, dim: str, room: float) -> dict[int, str]:
 
 
 def tokens_of(array: DataArray, dim: str) -> list[str] | None:
-    """The token strings along `query` or `key`, None where they are not known."""
+    """The token strings along `query` or `key`, None if they are not known."""
     name = coordinate(dim, "token")
     return [str(token) for token in array[name].values] if name in array.coords else None

@@ -48,7 +48,7 @@ class RunInputs:
 
 
 SEED = 0
-"""Of the ids that are drawn."""
+"""The seed of the ids that are drawn."""
 
 
 def versions() -> dict[str, str]:
@@ -74,7 +74,7 @@ class About:
     Attributes:
         a, b: What the two sides are called: the path or name that was given, else what they are.
         inputs: What both ran.
-        versions: Of pellucid, Python, torch and transformers.
+        versions: The versions of pellucid, Python, torch and transformers.
         date: When it was made, in UTC.
     """
 

@@ -148,7 +148,7 @@ class _Aligner:
         """Match a tensor that equals nothing to the group of its size that it is closest to.
 
         Args:
-            name, tensor: Of the other program.
+            name, tensor: A tensor of the other program, and its name there.
             again: Whether an end may be what another tensor is already; nothing else has a second place in a GPT-2.
         """
         scored: list[tuple[float, float, int]] = []
@@ -260,7 +260,7 @@ def _sample(shape: torch.Size, group: Group) -> tuple[Tensor, ...]:
 
 
 def _match_heads(expected: Tensor, given: Tensor) -> tuple[tuple[int, ...] | None, float]:
-    """Which expected head each given head is, None where they are in order; and the relative distance then."""
+    """Which expected head each given head is, None if they are in order; and the relative distance then."""
     if torch.equal(expected, given):
         return None, 0.0
     size = float(expected.norm()) or 1.0

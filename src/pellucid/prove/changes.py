@@ -56,7 +56,7 @@ def with_changes(first: Divergence | None, sides: Sides) -> tuple[Divergence | N
 def rounding(sides: Sides) -> str | None:
     """Whether one side's values are the other's, rounded to half precision or as they are in another dtype; in words.
 
-    None where they are the same in one dtype, or differ otherwise.
+    None if they are the same in one dtype, or differ otherwise.
     """
     dtypes = {(a.dtype, b.dtype) for a, b in sides.pairs() if a.is_floating_point() and b.is_floating_point()}
     mixed = [pair for pair in dtypes if pair[0] != pair[1]]

@@ -244,7 +244,7 @@ class Comparison:
         return divergence_at(double, point, cause), False
 
     def _probed(self, trial: Trial) -> Trial | None:
-        """A trial on ids of our own, longer than the caller's and in two rows; None where it shows nothing more."""
+        """A trial on ids of our own, longer than the caller's and in two rows; None if it shows nothing more."""
         config = self.reference.config
         ids = probe_ids(self.ids, config.vocab_size, config.n_positions)
         if ids is None:

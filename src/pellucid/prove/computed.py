@@ -27,7 +27,7 @@ class Computed:
         value: What is computed, evaluating.
         how: What computes it, in words.
         stored: The tensors that it is computed from, without what the computation keeps for itself.
-        undo: From a weight to such tensors; None where the computation does not say.
+        undo: From a weight to such tensors; None if the computation does not say.
     """
 
     name: str

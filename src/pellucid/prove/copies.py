@@ -30,8 +30,8 @@ def working_copy(module: M, dtype: torch.dtype | None = None) -> M:
 
     Args:
         module: Left as it is.
-        dtype: Of the copy's floating tensors; None keeps the dtypes and shares the parameters' memory, as far as it
-            begins where torch's own memory does.
+        dtype: The dtype of the copy's floating tensors; None keeps the dtypes and shares the parameters'
+            memory, as far as it begins where torch's own memory does.
     """
     memo: dict[int, Any] = {}
     moved = Moved()
@@ -86,7 +86,7 @@ def own_parameters(module: nn.Module, names: Collection[str], dtype: torch.dtype
     Args:
         module: A working copy.
         names: Names of its state dict; what is no parameter has its own memory already.
-        dtype: Of the new memory; None keeps it.
+        dtype: The dtype of the new memory; None keeps it.
     """
     named = dict(module.named_parameters(remove_duplicate=False))
     made = {

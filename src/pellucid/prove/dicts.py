@@ -183,7 +183,7 @@ def _misfits(units: Tensors, others: Tensors) -> Iterator[Divergence]:
 
 
 def _head_order(expected: Tensor, given: Tensor) -> tuple[int, ...] | None:
-    """Which head stands at each place, of all that heads have [H, N]; None where no other order explains it."""
+    """Which head stands at each place, of all that heads have [H, N]; None if no other order explains it."""
     coarse = max((expected.dtype, given.dtype), key=lambda dtype: torch.finfo(dtype).eps)
     expected, given = expected.to(coarse), given.to(coarse)
     order: list[int] = []

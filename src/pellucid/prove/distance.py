@@ -52,7 +52,7 @@ def distance_of(
     """Measure it.
 
     Args:
-        logits: A's and B's, [B, P, V]; None where nothing was run. Where one has more columns, those of both count.
+        logits: A's and B's, [B, P, V]; None if nothing was run. Where one has more columns, those of both count.
         rows: The ids of each row, of which the logits' rows may be a continuation.
         parameters: Name -> relative change.
         swapped: Whether the first logits are B's.

@@ -30,7 +30,7 @@ def without_idle(
     """An alignment whose unexplained tensors are those that may change something.
 
     Args:
-        alignment: Of the program.
+        alignment: The program's alignment.
         program: As the caller runs it.
         others: Its tensors by name.
         batches: Ids [B, P] on which other values must leave the logits as they are.

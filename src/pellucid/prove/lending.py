@@ -24,7 +24,7 @@ class Loan:
 
     Args:
         module: The caller's.
-        dtype: Of the floating parameters and buffers during a run; None keeps theirs.
+        dtype: The dtype of the floating parameters and buffers during a run; None keeps theirs.
         replaced: Parameters by the id of the caller's in whose place they stand.
         computed: Weights that the module computes, by name: constants in a run in another dtype than the module's own.
     """

@@ -28,7 +28,7 @@ def doubts(alignment: Alignment, units: Mapping[str, Tensor], others: Mapping[st
     """What speaks against an alignment that was found by value, in words; nothing where the names agree with it.
 
     Args:
-        alignment: Of tensors that equal the units.
+        alignment: The alignment of the tensors that equal the units.
         units, others: What was aligned.
     """
     certain = [match for match in alignment.matches if not match.ambiguous]

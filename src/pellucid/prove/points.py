@@ -87,7 +87,7 @@ class Site:
         points: What is shown; several where one tensor holds q, k and v.
         axes: Axes of the last dimension of the program's tensor, such as ("part", "head", "d_head").
         sizes: Their sizes.
-        heads: Which of the reference's heads comes at each place; None where they are in order.
+        heads: Which of the reference's heads comes at each place; None if they are in order.
         head: Which head this is, where the program keeps heads apart.
         width: Size of the last dimension; another one is refused.
     """

@@ -34,7 +34,7 @@ class Conditions:
     Attributes:
         double: float32 that the program asks for is float64.
         dropout: Whether dropout that evaluation does not switch off stays on.
-        seed: Of torch's generator, for a program that draws random numbers.
+        seed: The seed of torch's generator, for a program that draws random numbers.
         noise: Relative size of random errors that are put on each value of a model of ours, to see what rounding does.
     """
 
@@ -95,7 +95,7 @@ class Program:
     """A module that can be run freely or forced, or without any instrument.
 
     Args:
-        loan: Of anything that maps ids [B, P] to logits.
+        loan: A loan of anything that maps ids [B, P] to logits.
         sites: Where it shows what.
         head: [V, D], what a program without a head is multiplied with.
         n_head: How many heads there are, where the program keeps them apart.
@@ -255,7 +255,7 @@ def _with_first(out: Any, change: Callable[[Any], Any]) -> Any:
 
 
 def _as_rows(value: Tensor, shape: tuple[int, ...]) -> Tensor | None:
-    """A program's tensor as [B, P, N]; None where its axes are others."""
+    """A program's tensor as [B, P, N]; None if its axes are others."""
     b, p = shape
     given = tuple(value.shape[:-1])
     if given == (b, p):

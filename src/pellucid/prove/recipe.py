@@ -194,7 +194,7 @@ class Recipe:
     """A GPT-2 as formulas; `dataclasses.replace` puts a mistake in the place of one of them.
 
     Attributes:
-        activation: Of the MLP.
+        activation: The MLP's activation function.
         embed: What becomes of the token embeddings [B, P, D].
         positions: The rows of W_pos that are read for ids [B, P]; None adds no position embeddings.
         norm: LayerNorm, of the norms that `norms` names.

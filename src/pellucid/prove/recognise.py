@@ -37,7 +37,7 @@ _HEAD_ATTRIBUTES = ("n_head", "num_heads", "n_heads", "num_attention_heads", "he
 
 
 def recognised(module: nn.Module) -> CkptedTransformer | None:
-    """The GPT-2 that a module is, made of glass; None where no proposal computes what it computes."""
+    """The GPT-2 that a module is, made of glass; None if no proposal computes what it computes."""
     try:
         return next((model for parts in _readings(module) if (model := _tried(module, parts)) is not None), None)
     except _NotLikeThis:
@@ -101,8 +101,8 @@ class _Proposal:
 
     Attributes:
         n_head: Heads.
-        activation: Of the MLP.
-        epsilon: Of the norms.
+        activation: The MLP's activation function.
+        epsilon: The epsilon of the norms.
         columns: The order in which the columns of q|k|v nest, slowest first.
         rows: The order in which the rows of the output projection nest.
     """
@@ -277,7 +277,7 @@ def _in_order(names: list[str]) -> list[str]:
 
 
 def _is_turned(held: list[Tensor]) -> bool | None:
-    """Whether a matrix is kept as [out, in], by its bias; None where it is square or has none."""
+    """Whether a matrix is kept as [out, in], by its bias; None if it is square or has none."""
     matrix, *bias = sorted(held, key=lambda tensor: -tensor.dim())
     return bias[0].numel() == matrix.size(0) if bias and matrix.size(0) != matrix.size(1) else None
 

@@ -58,8 +58,8 @@ class CheckpointRow:
         name: The checkpoint, or "logits".
         bit_equal: Whether the free float32 runs agree to the bit.
         fp32: Error of the free run in the models' own dtype: local and inherited together.
-        fp32_local: Error when every value before it is the reference's; None where that could not be run.
-        fp64: As fp32, both models in float64; None where they could not be run so.
+        fp32_local: Error when every value before it is the reference's; None if that could not be run.
+        fp64: As fp32, both models in float64; None if they could not be run so.
         fp64_local: As fp32_local, both models in float64.
     """
 
@@ -79,7 +79,7 @@ class Divergence:
         where: A parameter's or a checkpoint's name.
         what: "parameter", "checkpoint" or "logits".
         detail: Evidence in words, with numbers.
-        cause: The mistake that reproduces the difference, None where none was confirmed.
+        cause: The mistake that reproduces the difference, None if none was confirmed.
         positions: Positions where it shows.
         heads: Heads where it shows.
     """
@@ -107,7 +107,7 @@ class ComparisonReport:
         first_divergence: Where they first differ, if they do.
         alignment: Which parameter is which.
         notes: What the reader should know: common ground, what could not be run, what is unexplained.
-        logits_seen: Of how many positions the program gave logits, and how many positions were run.
+        logits_seen: How many positions the program gave logits of, and how many positions were run.
         about: What was compared, on what, with which versions, and when; `a`, `b`, `inputs` and `versions` are its.
         distance: How different the two are.
         reference: Which side errors are relative to, "A" or "B": the one that pellucid runs, or made a model of.

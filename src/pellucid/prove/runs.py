@@ -35,12 +35,12 @@ class Runs:
         program: The other program.
         expected: The reference's values by checkpoint, and "logits".
         ids: What was run.
-        n_layer: Of the reference.
+        n_layer: The number of the reference's blocks.
         conditions: How.
         dropped: Points that turned out to hold something else than a checkpoint's value.
         amplified: Whether something is off by more than rounding, although no stage alone is.
         undecided: Points that differ, but on which nothing depends on these ids, so that their part is not known.
-        reference: What gave the expected values, to see what rounding comes to on its way through it; None where that
+        reference: What gave the expected values, to see what rounding comes to on its way through it; None if that
             is not asked for.
     """
 
@@ -125,7 +125,7 @@ class Runs:
         return MARGIN * self.rounded[ckpt_of(point, self.n_layer)]
 
     def first_wrong(self) -> str | None:
-        """The first point whose own error rounding cannot explain, None where everything agrees.
+        """The first point whose own error rounding cannot explain, None if everything agrees.
 
         Points that do not play the part that their parameters suggest are found out and dropped: forced to the
         reference's value they do harm, left alone they do none.

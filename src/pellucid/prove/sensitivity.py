@@ -36,7 +36,7 @@ class Sensitivity:
     Args:
         reference, other: The two sides, never written to.
         ids: What to run.
-        alignment: Which parameter is which; None where the other side's own tensors were not aligned.
+        alignment: Which parameter is which; None if the other side's own tensors were not aligned.
     """
 
     reference: CkptedTransformer
@@ -45,7 +45,7 @@ class Sensitivity:
     alignment: Alignment | None
 
     def measure(self) -> dict[str, float | None]:
-        """Kind of parameter -> smallest relative change of one weight that is revealed; None where not even 0.1 is."""
+        """Kind of parameter -> smallest relative change of one weight that is revealed; None if not even 0.1 is."""
         if any(map(is_scripted, self.other.modules())):
             return {}  # nothing can be put into a compiled program
         config = self.reference.config

@@ -134,7 +134,7 @@ class Trial:
 
 
 def probe_ids(ids: Tensor, vocabulary: int, positions: int) -> Tensor | None:
-    """Two rows of ids at every position up to the 64th; None where the caller's ids [B, P] show as much.
+    """Two rows of ids at every position up to the 64th; None if the caller's ids [B, P] show as much.
 
     Two rows show what runs over the batch, and long ones what a window hides.
     """

@@ -136,7 +136,7 @@ class Transform:
 
     Attributes:
         axes: The group's axes in the order in which the tensor has them.
-        heads: Which of the group's heads comes at each place; None where they are in order.
+        heads: Which of the group's heads comes at each place; None if they are in order.
     """
 
     axes: tuple[str, ...]

@@ -203,7 +203,7 @@ class Tokenizer:
         return found[0] if as_whole(ids) is not None else found
 
     def convert_tokens_to_ids(self, tokens: str | Iterable[str]) -> int | list[int | None] | None:
-        """The ids of tokens in the vocabulary's own spelling; None where there is no such token."""
+        """The ids of tokens in the vocabulary's own spelling; None if there is no such token."""
         if isinstance(tokens, str):
             return self._backend.token_to_id(tokens)
         return [self._backend.token_to_id(token) for token in tokens]

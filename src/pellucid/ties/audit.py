@@ -39,9 +39,9 @@ class TieAudit:
         unique: Numbers in parameters, each in memory once.
         by_name: The same with a tied tensor counted under each of its names.
         by_object: The same counted once per Parameter: what `sum(p.numel() for p in model.parameters())` says.
-        bytes_in_memory: Of all tensors, shared ones once.
-        bytes_on_disk: Of a checkpoint, its weights files; of a model, the tensors that saving would write; of a
-            state dict or another module, the storages that `torch.save` would write. None where saving raises.
+        bytes_in_memory: The bytes of all tensors, shared ones once.
+        bytes_on_disk: The bytes of a saved model's weights files; of a model, the tensors that saving would write; of a
+            state dict or another module, the storages that `torch.save` would write. None if saving raises.
         after_reload: What a save and a reload would give.
         overwritten_by_tying: Names that `tie_weights()` or `resize_token_embeddings()` would overwrite.
         optimizer: What the optimizer given does with the parameters.

@@ -51,7 +51,7 @@ def tie(model: nn.Module, *, optimizer: Optimizer | None = None, verify: bool = 
     A head that has numbers of its own gives them up; the result says so.
 
     Args:
-        model: Of ours, or of transformers with a plain head.
+        model: One of ours, or one of transformers with a plain head.
         optimizer: Changed in place so that it stays valid, where that is possible.
         verify: Save into a temporary folder, reload and compare; a difference undoes the change and raises.
 
@@ -106,7 +106,7 @@ def replace_head(
     """Put another head in, so that a save and a reload keep it.
 
     Args:
-        model: Of ours or of transformers; whatever its head is now.
+        model: One of ours or of transformers, whatever its head is now.
         head: A `torch.nn.Linear(n_embd, vocab_size, bias=False)`. A transformers model gets this module, a model
             of ours a copy of its matrix.
         tie: Whether the new head is to be the embedding, and its own numbers are given up; otherwise they are

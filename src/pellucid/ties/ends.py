@@ -33,7 +33,7 @@ class Ends(ABC):
     @property
     @abstractmethod
     def head(self) -> nn.Parameter | None:
-        """The head's own parameter, whatever its order of axes; None where it owns none."""
+        """The head's own parameter, whatever its order of axes; None if it owns none."""
 
     @property
     @abstractmethod
@@ -88,7 +88,7 @@ def ends_of(model: nn.Module) -> Ends:
 
 
 class OurEnds(Ends):
-    """Of a `CkptedTransformer`: tied, its head owns no parameter."""
+    """The ends of a `CkptedTransformer`: if they are tied, its head owns no parameter."""
 
     embed_name, head_name = OUR_EMBED, OUR_HEAD
 
@@ -149,7 +149,7 @@ class OurEnds(Ends):
 
 
 class HfEnds(Ends):
-    """Of a transformers model: tied, its head holds the embedding's own parameter."""
+    """The ends of a transformers model: if they are tied, its head holds the embedding's own parameter."""
 
     def __init__(self, model: Any, head: str, embedding: str) -> None:
         self.model = model

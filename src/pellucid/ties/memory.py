@@ -42,8 +42,8 @@ class TieGroup:
         kind: "same parameter": one object. "same memory": several objects over exactly the same numbers.
             "overlapping": some of the numbers are shared. "equal": memory of their own, the same numbers.
             "declared": a checkpoint names it once, and reading it makes the other names.
-        shape: Of the first name.
-        dtype: Of the first name.
+        shape: The shape of the first name's tensor.
+        dtype: The dtype of the first name's tensor.
         nbytes: Memory that all names together take.
         addresses: Where the first number of each name is, the evidence for the kind; 0 where nothing is.
     """

@@ -25,7 +25,7 @@ class HeadFate:
 
     Attributes:
         name: Its weight.
-        survives: Whether it computes the same afterwards; None where saving raises.
+        survives: Whether it computes the same afterwards; None if saving raises.
         tied_after: Whether its weight is then another tensor's, the embedding's as a rule.
         reason: In words.
     """
@@ -58,13 +58,13 @@ class AfterReload:
     """What `save_pretrained` and then `from_pretrained` of the same class would give back.
 
     Attributes:
-        survives: Whether it would compute the same outputs: True, False, or None where there is nothing to reload,
+        survives: Whether it would compute the same outputs: True, False, or None if there is nothing to reload,
             because saving raises or because there is no `save_pretrained`.
         tied_after: Whether its head would be its embedding; None without a head or a reloaded model.
         reason: In words.
         heads: The same for each head.
         lost: The names that come back with other numbers or not at all.
-        written: Bytes of the tensors that would be written; None where saving raises.
+        written: Bytes of the tensors that would be written; None if saving raises.
     """
 
     survives: bool | None

@@ -28,7 +28,7 @@ class Saved:
     Attributes:
         folder: Where.
         files: Their names.
-        nbytes: Of all of them.
+        nbytes: The bytes of all of them.
         tensors: How many names were compared, to the bit.
         outputs: Whether outputs were compared, too; a model that does not run on ids alone is not run.
         tied: Whether the reloaded head was the embedding; None without a head.

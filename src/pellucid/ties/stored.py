@@ -32,7 +32,7 @@ class StoredModel:
     Args:
         subject: What it holds.
         after: What `from_pretrained` would make of it.
-        nbytes: Of its weights files.
+        nbytes: The bytes of its weights files.
     """
 
     subject: Subject

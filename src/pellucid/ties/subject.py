@@ -21,8 +21,8 @@ class Declared:
     """What others say about ties, each of which may be wrong.
 
     Attributes:
-        by_class: `_tied_weights_keys`, target -> source; None where a class declares nothing.
-        by_config: `tie_word_embeddings`; None where there is no configuration, or it does not say.
+        by_class: `_tied_weights_keys`, target -> source; None if a class declares nothing.
+        by_config: `tie_word_embeddings`; None if there is no configuration, or it does not say.
         by_cache: `all_tied_weights_keys`, what transformers noted when the model was made; None elsewhere.
         malformed: Modules whose `_tied_weights_keys` is a list, as in transformers 4; version 5 crashes on them.
         recorded: Names that a safetensors file says it left out -> the name that it kept.

@@ -186,7 +186,7 @@ def _transformers() -> Any:
 
 
 def _generation_of(hf_model: Any) -> GenerationSettings | None:
-    """The settings of a live model; None where they are what its configuration says."""
+    """The settings of a live model; None if they are what its configuration says."""
     from transformers import GenerationConfig
 
     given = getattr(hf_model, "generation_config", None)

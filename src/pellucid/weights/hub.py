@@ -58,7 +58,7 @@ class HubOptions:
 
     @property
     def address(self) -> str | None:
-        """Of the hub, by this object or by the environment; None for the public one."""
+        """The hub's address, given here or by the environment; None for the public one."""
         return self.endpoint or os.environ.get("HF_ENDPOINT")
 
     @property

@@ -82,7 +82,7 @@ def load(
         cls: The model's class.
         name: See `pellucid.weights.hub.locate`; or tensors by name, which are copied.
         options: How to open it.
-        read_tokenizer: Reads the tokenizer of a folder, or returns None where there is none.
+        read_tokenizer: Reads the tokenizer of a folder, or returns None if there is none.
 
     Returns:
         The model, evaluating.

@@ -24,7 +24,7 @@ from pellucid.errors import WeightsError, shown
 from pellucid.weights.manifests import require_regular, unreadable
 
 _LEAVES = 1_000_000
-"""Of one tuple; more are no name, no shape and no setting."""
+"""The most items of one tuple; more are no name, no shape and no setting."""
 _LONGEST_PICKLE = 2**28
 _LONGEST_PLAIN = 2**24
 _MOST_PICKLES = 5  # of a file in PyTorch's older format: magic number, version, machine, content, storages

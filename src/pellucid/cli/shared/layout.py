@@ -33,7 +33,7 @@ class Column:
     Attributes:
         title: Its heading; it goes before each value where a row becomes a block.
         right: Whether its values end at one place, as numbers do.
-        style: Of its values.
+        style: How its values are styled.
         label: Whether it says what the row is about, and so heads the block.
         prose: Whether its values may be broken between words.
         picture: Whether its values are drawn under the heading, column by column.

@@ -80,7 +80,7 @@ def require_writable(outputs: Mapping[str, Path | None]) -> None:
     """Check that output files can be written before the command starts its work.
 
     Args:
-        outputs: Option -> file; None where nothing was asked for.
+        outputs: Option -> file; None if nothing was asked for.
 
     Raises:
         WeightsError: A folder, a place below a file, one that may not be written, or one place for two files.

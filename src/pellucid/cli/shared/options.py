@@ -109,7 +109,7 @@ class TextWish(ModelWish):
             raise typer.BadParameter("several rows given, expected one.", param_hint="--ids")
 
     def given(self) -> str | None:
-        """The text, read; None where ids were given."""
+        """The text, read; None if ids were given."""
         return read_text(self.text[0]) if self.text else None
 
     def row(self, model: "pl.CkptedTransformer", text: str | None) -> str | list[int]:

@@ -47,7 +47,7 @@ class Layer:
         layer: Its number; 0 for a checkpoint around the blocks.
         head: Its number; None for a checkpoint without heads.
         tokens: How many.
-        mean, std, min, max: Of their norms, or of the logarithms.
+        mean, std, min, max: Statistics of their norms, or of the logarithms.
         histogram: Counts in `BINS` bins between the lowest and the highest of all layers.
     """
 
@@ -81,7 +81,7 @@ class Measured(Asked):
         layers: The norms of each layer, or of each head of each layer.
         regression: A row for each of `layers` and parameter, as `AutoregressionFit.to_dataframe` has them; None without
             lags.
-        rsquared: Of each of `layers`.
+        rsquared: The R² of each of `layers`.
     """
 
     texts: list[int]

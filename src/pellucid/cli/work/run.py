@@ -17,7 +17,7 @@ from pellucid.cli.shared.values import NextToken, Summary, likeliest, summarize
 
 @dataclass(frozen=True)
 class Look:
-    """What one run shows; `text` is None where ids were given and the model has no tokenizer."""
+    """What one run shows; `text` is None if ids were given and the model has no tokenizer."""
 
     model: str
     text: str | None
