@@ -171,3 +171,13 @@ def test_writing_into_what_is_transformed_is_noticed(monkeypatch: pytest.MonkeyP
         forward_differentiation()
     with pytest.raises(RuntimeError, match="atching rule"):
         several_at_once("eager")
+
+
+def test_one_compilation_serves_every_length() -> None:
+    """From the second length on torch.compile hands over symbols, which the fused kernel does not take for a flag."""
+    model = support.glass()
+    with torch.no_grad():
+        compiled = torch.compile(model, backend="eager", fullgraph=True)
+        for columns in (5, 7, 9, 1, 2):
+            ids = support.some_ids(2, columns)
+            assert torch.equal(compiled(ids), model(ids)), columns

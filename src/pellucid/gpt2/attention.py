@@ -195,11 +195,14 @@ class Attention(Part):
             return torch.matmul(_softmax(self._scores(q, k, visible), in_place=True), v)
         plain = visible.padding is None and queries in (1, keys)
         mask = None if plain else visible.added(queries, keys, q)
+        causal = False
+        if mask is None and queries > 1:  # a branch: compiled for any length, the comparison alone would be a symbol
+            causal = True
         return F.scaled_dot_product_attention(
             q, k, v,
             attn_mask=mask,
             dropout_p=self.attn_pdrop if self.training else 0.0,
-            is_causal=mask is None and queries > 1,
+            is_causal=causal,
             scale=self.scale,
         )  # fmt: skip
 
