@@ -50,6 +50,14 @@ def _no_figure_outlives_its_test() -> Iterator[None]:
         sys.modules["matplotlib.pyplot"].close("all")
 
 
+@pytest.fixture(autouse=True)
+def _no_compilation_outlives_its_test() -> Iterator[None]:
+    """Torch compiles one function only so often in a process, for whatever model, and then runs it as it is."""
+    yield
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()
+
+
 @pytest.fixture(scope="session")
 def glass() -> pl.CkptedTransformer:
     """The small evaluating model that tests read from; whoever changes a model builds one of their own."""
