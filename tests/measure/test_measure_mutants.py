@@ -26,11 +26,11 @@ import torch
 
 import pellucid as pl
 from pellucid import atomic, corpus
-from pellucid.measure.captured import Captured
-from pellucid.measure.regression.least_squares import Factor, Solution
-from pellucid.measure.regression.rows import Design
-from pellucid.measure.streaming.sketch import Sketch
-from pellucid.measure.streaming.statistic import Statistic
+from pellucid.measure.labelled import Captured
+from pellucid.measure.least_squares import Factor, Solution
+from pellucid.measure.series import Design
+from pellucid.measure.sketch import Sketch
+from pellucid.measure.stream import Statistic
 
 Patch = pytest.MonkeyPatch
 Breaks = Callable[[Patch], None]
@@ -97,9 +97,17 @@ def masked_scores_are_numbers(patch: Patch) -> None:
 
 def columns_instead_of_positions(patch: Patch) -> None:
     def position(self: Captured) -> torch.Tensor:
-        return torch.arange(self.ckpts.batch.ids.size(1)).expand(self.ckpts.batch.ids.shape)[:, self.columns]
+        return torch.arange(self.ckpts.batch.ids.size(1)).expand(self.ckpts.batch.ids.shape)[:, self.ckpts.columns]
 
     patch.setattr(Captured, "position", property(position))
+
+
+def labelled_by_column(plain: Any) -> Any:
+    def coordinates(self: pl.ActivationCkpts, dims: Any) -> dict[str, Any]:
+        labels = plain(self, dims)
+        return labels | {"position": (["batch", "pos"], 0 * labels["position"][1] + labels["pos"])}
+
+    return coordinates
 
 
 def one_norm(plain: Any) -> Any:
@@ -115,7 +123,7 @@ READING = [
            lambda: norms.test_norms_are_lengths_of_every_kind("resid_post", "left")),
     Mutant("masked scores are measured", masked_scores_are_numbers,
            lambda: norms.test_norms_are_lengths_of_every_kind("attn.ckpt_scores", "right")),
-    Mutant("positions are columns", columns_instead_of_positions, norms.test_labels),
+    Mutant("positions are columns", wrapped(pl.ActivationCkpts, "coordinates", labelled_by_column), norms.test_labels),
     Mutant("another norm", wrapped(torch.linalg, "vector_norm", one_norm),
            lambda: norms.test_norms_are_lengths_of_every_kind("attn.ckpt_z", "left")),
     Mutant("norms in half precision", wrapped(torch.linalg, "vector_norm", norm_in_its_own_dtype),
@@ -170,10 +178,10 @@ DESCRIBING = [
     Mutant("bins by another rule", wrapped(np, "histogram", lambda plain: lambda row, bins: plain(row, bins="sturges")),
            distributions.test_histograms_are_numpys_with_the_rule_of_freedman_and_diaconis),
     Mutant("bandwidth from the deviation alone",
-           put("histograms", "_bandwidth", lambda row, rule: np.asarray(0.9 * row.std(ddof=1) * len(row) ** -0.2)),
+           put("distributions", "_bandwidth", lambda row, rule: np.asarray(0.9 * row.std(ddof=1) * len(row) ** -0.2)),
            distributions.test_the_bandwidth_is_stated),
     Mutant("density without its constant",
-           wrapped("histograms", "_density", lambda plain: lambda row, h: (plain(row, h)[0], plain(row, h)[1] * h)),
+           wrapped("distributions", "_density", lambda plain: lambda row, h: (plain(row, h)[0], plain(row, h)[1] * h)),
            distributions.test_densities_are_scipys),
     Mutant("outliers by the mean", wrapped(np, "median", lambda plain: np.mean),
            distributions.test_a_planted_outlier_dimension_is_found_with_its_share),
@@ -253,7 +261,7 @@ def normal_instead_of_student(plain: Any) -> Any:
 
 def other_rows_for_each_order(patch: Patch) -> None:
     """Every order is fitted to as many rows as it can have."""
-    plain = module("regression.autoregression").replace
+    plain = module("autoregression").replace
 
     def replaced(thing: Any, **changes: Any) -> Any:
         changed = plain(thing, **changes)
@@ -262,7 +270,7 @@ def other_rows_for_each_order(patch: Patch) -> None:
             return plain(changed, at=np.r_[np.arange(begin, thing.at[0]), thing.at])
         return changed
 
-    patch.setattr(module("regression.autoregression"), "replace", replaced)
+    patch.setattr(module("autoregression"), "replace", replaced)
 
 
 def uncentred(columns: Any) -> Any:
@@ -292,30 +300,30 @@ FITTING = [
     Mutant("columns are not centred", put(Factor, "of", uncentred),
            one(solving.test_and_so_they_are_of_other_series, 0, 20, 2, -1e4, 1.0, 0.0, 0.0)),
     Mutant("standard errors without degrees of freedom",
-           wrapped("regression.autoregression", "solve", ddof_in_covariance), course),
-    Mutant("p-values of a normal distribution", wrapped("regression.fit", "need", normal_instead_of_student), course),
-    Mutant("robust errors across texts", wrapped("regression.inference", "newey_west", one_text),
+           wrapped("autoregression", "solve", ddof_in_covariance), course),
+    Mutant("p-values of a normal distribution", wrapped("fit", "need", normal_instead_of_student), course),
+    Mutant("robust errors across texts", wrapped("fit", "newey_west", one_text),
            regression.test_robust_errors_of_several_texts_have_no_products_across),
-    Mutant("another kernel", wrapped("regression.inference", "newey_west", wider_kernel),
+    Mutant("another kernel", wrapped("fit", "newey_west", wider_kernel),
            lambda: regression.test_robust_errors_are_statsmodels(4)),
-    Mutant("Ljung-Box across texts", wrapped("regression.inference", "ljung_box", one_text),
+    Mutant("Ljung-Box across texts", wrapped("fit", "ljung_box", one_text),
            regression.test_ljung_box_of_several_texts_has_no_products_across),
     Mutant("Ljung-Box with all degrees of freedom",
-           wrapped("regression.inference", "ljung_box", all_degrees_of_freedom),
+           wrapped("fit", "ljung_box", all_degrees_of_freedom),
            regression.test_ljung_box_is_statsmodels),
     Mutant("Holm is Bonferroni",
-           lambda patch: patch.setitem(module("regression.inference").CORRECTIONS, "holm", "bonferroni"),
+           lambda patch: patch.setitem(module("fit").CORRECTIONS, "holm", "bonferroni"),
            regression.test_tied_p_values_are_corrected_alike),
     Mutant("Benjamini-Hochberg is Holm",
-           lambda patch: patch.setitem(module("regression.inference").CORRECTIONS, "bh", "holm"),
+           lambda patch: patch.setitem(module("fit").CORRECTIONS, "bh", "holm"),
            regression.test_corrections_are_statsmodels),
-    Mutant("problems are not marked", put("regression.least_squares", "_problems", marks_nothing),
+    Mutant("problems are not marked", put("least_squares", "_problems", marks_nothing),
            regression.test_degenerate_layers_are_marked_and_the_others_untouched),
     Mutant("orders on their own rows", other_rows_for_each_order, regression.test_lags_are_selected_on_the_same_rows),
-    Mutant("dependent columns are believed", put("regression.least_squares", "_EPS", 0.0),
+    Mutant("dependent columns are believed", put("least_squares", "_EPS", 0.0),
            lambda: solving.test_dependent_columns_are_marked(np.arange(30.0))),
     Mutant("a constant series is fitted",
-           put("regression.least_squares", "is_constant", lambda ss, mean, n: np.zeros(np.shape(ss), bool)),
+           put("least_squares", "is_constant", lambda ss, mean, n: np.zeros(np.shape(ss), bool)),
            lambda: solving.test_a_constant_series_is_marked(0.1)),
 ]  # fmt: skip
 
@@ -387,7 +395,7 @@ def writes_in_place(folder: Path, writers: Any) -> None:
 killed = in_folder(streaming.test_a_killed_stream_goes_on_to_the_same_bits, 3, 1)
 refused = in_folder(streaming.test_a_file_of_another_stream_is_refused)
 STREAMING = [
-    Mutant("buckets a twentieth too wide", wrapped("streaming.sketch", "gamma", wider_buckets),
+    Mutant("buckets a twentieth too wide", wrapped("sketch", "gamma", wider_buckets),
            lambda: sketch.test_the_error_is_as_stated_on_many_numbers(0.02)),
     Mutant("estimates off the middle", wrapped(Sketch, "quantiles", estimate_at_the_edge),
            lambda: sketch.test_the_error_is_as_stated_on_many_numbers(0.02)),
@@ -402,7 +410,7 @@ STREAMING = [
     Mutant("a file is overwritten in place", put(atomic, "write_folder", writes_in_place), killed),
     Mutant("texts are not looked at again", put(corpus.texts, "fingerprint", lambda text: b""), refused),
     Mutant("statistics are not looked at again",
-           wrapped("streaming.stream", "StateFile", lambda plain: lambda saving, identity: plain(saving, {})), refused),
+           wrapped("stream", "StateFile", lambda plain: lambda saving, identity: plain(saving, {})), refused),
     Mutant("progress is always drawn",
            wrapped(corpus.sink, "_bar", lambda plain: lambda total, wanted: plain(total, True)),
            lambda: with_capture(streaming.test_nothing_is_drawn_unless_wanted_and_on_a_terminal, False, True)),

@@ -123,6 +123,7 @@ def test_a_token_that_is_a_nul_is_not_taken_for_a_pad() -> None:
     norms = pl.measure.norms(run, "resid_post")
     assert norms.token.values.tolist() == [["", "\0"], ["a\0", "b"]]
     assert pl.measure.aligned(norms).token.values.tolist() == [["\0", ""], ["a\0", "b"]]
+    assert run.to_xarray().token.values.tolist() == [["", "\0"], ["a\0", "b"]]
 
 
 def test_one_block_by_its_full_name_and_other_names_for_the_same() -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import measure_cases as cases
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pellucid.measure.streaming.sketch import Sketch
+import pellucid as pl
+from pellucid.measure.sketch import Sketch
 
 SHARES = np.array([0, 0.01, 0.25, 0.5, 0.75, 0.99, 1])
 NUMBERS = st.lists(st.floats(allow_nan=False, allow_infinity=False, width=64), min_size=1, max_size=40)
@@ -102,8 +104,33 @@ def test_memory_follows_the_range_not_the_number() -> None:
 
 
 def test_a_state_goes_on() -> None:
-    numbers = np.random.default_rng(0).standard_normal((2, 300))
-    first = sketch_of(numbers[:, :100])
-    read = Sketch.of_state({name: np.asarray(value) for name, value in vars(first).items()}, 2, 0.01)
-    assert same(read.merge(sketch_of(numbers[:, 100:])), sketch_of(numbers))
-    assert first.count.tolist() == [100, 100]
+    runs = [cases.run_of(texts) for texts in (cases.texts_of([9, 4]), cases.texts_of([12], seed=1))]
+    first, again, whole = (pl.measure.Quantiles("resid_post") for _ in range(3))
+    first.update(runs[0])
+    again.load(first.state())
+    for statistic, rest in ((again, runs[1:]), (whole, runs)):
+        for run in rest:
+            statistic.update(run)
+    assert again.result().identical(whole.result())
+    assert same(again.gathered(), whole.gathered())
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("low", np.asarray(-(10**6))),
+        ("low", np.asarray(0.0)),
+        ("counts", np.zeros((2, 1, 3), dtype=np.int64)),
+        ("zeros", np.full(3 * 6, -1)),
+        ("least", np.zeros(18, dtype=np.float32)),
+        ("shape", np.asarray([2, 6])),
+        ("about", np.zeros(3, dtype=np.int8)),
+    ],
+)
+def test_a_state_that_no_sketch_has_is_refused(name: str, value: np.ndarray) -> None:
+    gathered = pl.measure.Quantiles("resid_post")
+    gathered.update(cases.run_of(cases.texts_of([9])))
+    with pytest.raises(
+        ValueError, match="it has buckets" if value.ndim == 0 and value < 0 else f"^{name} is|^{name} h"
+    ):
+        pl.measure.Quantiles("resid_post").load({**gathered.state(), name: value})

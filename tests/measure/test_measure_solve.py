@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pellucid.measure.regression import rows
-from pellucid.measure.regression.least_squares import COLLINEAR, CONSTANT, NOT_FINITE, Factor, Solution, solve
-from pellucid.measure.regression.rows import Design, Panel
+from pellucid.measure import series as rows
+from pellucid.measure.least_squares import COLLINEAR, CONSTANT, NOT_FINITE, Factor, Solution, solve
+from pellucid.measure.series import Design, Panel
 
 
 def design_of(values: np.ndarray, lags: int, skip: int = 0) -> Design:

@@ -6,16 +6,15 @@ first real token.
 """
 
 from pellucid.corpus.saving import Saving
+from pellucid.measure.autoregression import HAC, LagSelection, autoregression, select_lags
+from pellucid.measure.distributions import distribution, outliers
+from pellucid.measure.fit import AutoregressionFit
 from pellucid.measure.groups import aligned
 from pellucid.measure.head_scores import distance, entropy, first_token, induction, previous_token
-from pellucid.measure.histograms import distribution
 from pellucid.measure.labelled import norms, values
 from pellucid.measure.moments import moments
-from pellucid.measure.outliers import outliers
-from pellucid.measure.regression.autoregression import HAC, LagSelection, autoregression, select_lags
-from pellucid.measure.regression.fit import AutoregressionFit
-from pellucid.measure.streaming.statistics import Autoregression, Covariance, Moments, Quantiles, covariance
-from pellucid.measure.streaming.stream import Streamed, stream
+from pellucid.measure.statistics import Autoregression, Covariance, Moments, Quantiles, covariance
+from pellucid.measure.stream import Streamed, stream
 
 __all__ = [
     "HAC",

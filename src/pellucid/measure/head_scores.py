@@ -17,8 +17,7 @@ from pellucid.check import as_python, as_whole
 from pellucid.corpus.sink import Runnable
 from pellucid.errors import InputError, shown
 from pellucid.gpt2.config import TransformerConfig
-from pellucid.measure.captured import find
-from pellucid.measure.labelled import labelled, stacked
+from pellucid.measure.labelled import find
 from pellucid.run.activations import ActivationCkpts
 
 if TYPE_CHECKING:
@@ -127,18 +126,17 @@ def induction(model: Runnable, *, length: int = 50, texts: int = 64, seed: int =
     ids, offset = repeated_ids(model.config, length, texts, seed)
     queries = torch.arange(offset + length, offset + 2 * length)
     last = f"blocks.{model.config.n_layer - 1}.{PATTERN}"
-    sums: list[Tensor] = []
-    for rows in ids.split(_AT_ONCE):
+
+    def followed(rows: Tensor) -> xarray.DataArray:
         # An end-of-text id that is the pad id too is text here.
         batch = {"input_ids": rows, "attention_mask": torch.ones_like(rows)}
-        _, ckpts = model.run_with_ckpts(batch, names=f"blocks.*.{PATTERN}", stop_at=last)
-        values = find(ckpts, PATTERN).float64()
-        followed = [pattern[:, :, queries, queries - length + 1] for pattern in values]
-        sums.append(torch.stack(followed).sum((1, 3)))
-    mean = (torch.stack(sums).sum(0) / (texts * length)).numpy()
-    source = find(ckpts, PATTERN)  # pyright: ignore[reportPossiblyUnboundVariable] (there is at least one sequence)
-    result = labelled(mean, ("layer", "head"), source, "induction", "probability")
-    del result.attrs["text"]  # it is the last batch's only; seed, texts and length say which texts they were
+        source = find(model.run_with_ckpts(batch, names=f"blocks.*.{PATTERN}", stop_at=last)[1], PATTERN)
+        sums = (pattern[:, :, queries, queries - length + 1].sum((0, 2)) for pattern in source.float64())
+        return source.array(sums, (Axis.HEAD,), "induction", "probability")
+
+    parts = [followed(rows) for rows in ids.split(_AT_ONCE)]
+    result = parts[0].copy(data=sum(part.values for part in parts) / (texts * length))
+    del result.attrs["text"]  # it is the first batch's only; seed, texts and length say which texts they were
     return result.assign_attrs(length=length, texts=texts, seed=seed)
 
 
@@ -182,8 +180,7 @@ def _score(ckpts: ActivationCkpts, name: str, units: str, rule: _Rule) -> xarray
             code="nothing-to-attend",
             remedy="Give texts of two tokens or more.",
         )
-    means: list[Tensor] = []
-    for pattern in source.float64():
-        each = rule(pattern.nan_to_num(0.0), torch.where(back >= 0, back, 0).double())
-        means.append((each * counts).sum((0, 2)) / counts.sum())
-    return labelled(stacked(source, means), (str(Axis.LAYER), str(Axis.HEAD)), source, name, units)
+    back = torch.where(back >= 0, back, 0).double()
+    each = (rule(pattern.nan_to_num(0.0), back) for pattern in source.float64())
+    means = ((score * counts).sum((0, 2)) / counts.sum() for score in each)
+    return source.array(means, (Axis.HEAD,), name, units)

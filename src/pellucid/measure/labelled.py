@@ -7,20 +7,21 @@ real position is an error that says where it is.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pellucid import aliases
+from pellucid import aliases, families
 from pellucid._version import __version__
-from pellucid.axes import ATTENTION, POSITIONS, Axes, Axis, coordinate
+from pellucid.axes import ATTENTION, Axes, Axis
 from pellucid.errors import InputError
 from pellucid.extras import need
-from pellucid.measure.captured import Captured, find
 from pellucid.run.activations import ActivationCkpts
 from pellucid.text.batch import Batch
 
@@ -55,8 +56,7 @@ def values(ckpts: ActivationCkpts, name: aliases.Name) -> xarray.DataArray:
         {'layer': 4, 'batch': 1, 'pos': 4, 'd_model': 256}
     """
     source = find(ckpts, name)
-    data = stacked(source, list(source.float64()))
-    return labelled(data, dims_of(source, source.axes), source, source.kind, units(source))
+    return source.array(source.float64(), source.axes, source.kind, source.units)
 
 
 def norms(ckpts: ActivationCkpts, name: aliases.Name, *, log: bool = False) -> xarray.DataArray:
@@ -88,64 +88,169 @@ def norms(ckpts: ActivationCkpts, name: aliases.Name, *, log: bool = False) -> x
         (('layer', 'batch', 'pos'), [['Once', ' upon', ' a', ' time']])
     """
     source = find(ckpts, name)
-    data = stacked(source, [_lengths(source, number, tensor) for number, tensor in enumerate(source.tensors)])
-    dims = dims_of(source, source.axes[:-1])
+    lengths = source.array(source.lengths(), source.axes[:-1], "norm", source.units)
     if not log:
-        return labelled(data, dims, source, "norm", units(source))
-    if (data == 0).any():
-        at = ", ".join(f"{dim} {int(i)}" for dim, i in zip(dims, np.argwhere(data == 0)[0], strict=True))
+        return lengths
+    zeros = np.argwhere(lengths.values == 0)
+    if len(zeros):
+        at = ", ".join(f"{dim} {int(i)}" for dim, i in zip(lengths.dims, zeros[0], strict=True))
         raise InputError(
             f"norms of {source.kind}: a vector of zeros at {at}, which has no logarithm.",
             code="log-of-zero",
             remedy="Take the norms without log=True, or leave out what an edit set to zero.",
         )
-    return labelled(np.log(data), dims, source, "log_norm", f"log of {units(source)}")
+    logs = lengths.copy(data=np.log(lengths.values)).rename("log_norm")
+    return logs.assign_attrs(units=f"log of {source.units}")
 
 
-def _lengths(source: Captured, number: int, tensor: Tensor) -> Tensor:
-    """Return the lengths of one block's vectors, [B, P, ...]."""
-    value, real = tensor.detach().cpu(), source.real
-    if real is not None and source.axes == ATTENTION:  # masked scores hold the dtype's minimum, which is no length
-        value = value.masked_fill(~real, 0.0)
-        real = real.any(-1)
-    elif real is not None:
-        real = real.squeeze(-1)
-    length = torch.linalg.vector_norm(value, dim=-1, dtype=torch.float64)
-    source.require_finite(length, number)
-    return length if real is None else length.masked_fill(~real, torch.nan)
+@dataclass(frozen=True)
+class Captured:
+    """One kind of checkpoint of a run, block by block.
+
+    Attributes:
+        kind: The checkpoint's name without the block, such as "attn.ckpt_attn_out".
+        tensors: The raw values, one tensor for each block.
+        layers: The numbers of the blocks; None if the checkpoint is around them.
+        whole: Whether the values get a layer axis; the full name of a single block's checkpoint gives none.
+        axes: The axes of each tensor.
+        ckpts: The run.
+    """
+
+    kind: str
+    tensors: tuple[Tensor, ...]
+    layers: tuple[int, ...] | None
+    whole: bool
+    axes: Axes
+    ckpts: ActivationCkpts
+
+    @cached_property
+    def position(self) -> Tensor:
+        """The positions of the kept columns, [B, P], counted from each text's own first real token; -1 at pads."""
+        batch = self.ckpts.batch
+        return batch.positions.cpu().masked_fill(~batch.mask.cpu(), -1)[:, self.ckpts.columns]
+
+    @cached_property
+    def real(self) -> Tensor | None:
+        """Which entries are measured, in a shape that broadcasts to a tensor's; None for all of them."""
+        mask, columns = self.ckpts.batch.mask.cpu(), self.ckpts.columns
+        if self.axes == ATTENTION:
+            seen = torch.arange(mask.size(1)) <= columns[:, None]
+            return seen & mask[:, None, None, :] & mask[:, None, columns, None]
+        if not self.ckpts.batch.padded:
+            return None
+        kept = mask[:, columns]
+        return kept.reshape(*kept.shape, *[1] * (len(self.axes) - 2))
+
+    def float64(self) -> Iterator[Tensor]:
+        """Yield each block's values in float64 on the CPU, NaN where nothing is measured.
+
+        Raises:
+            InputError: If a measured value is not finite.
+        """
+        for number, tensor in enumerate(self.tensors):
+            value = tensor.detach().cpu().double()
+            self.require_finite(value, number)
+            yield value if self.real is None else value.masked_fill(~self.real, torch.nan)
+
+    def require_finite(self, value: Tensor, number: int) -> None:
+        """Raise `InputError` if a measured value is not finite.
+
+        Args:
+            value: A block's values, or one number for each of its vectors.
+            number: Which of the blocks it is.
+        """
+        real = self.real
+        if real is not None and self.axes == ATTENTION and value.dim() < len(self.axes):
+            real = real.any(-1)
+        elif real is not None:
+            real = real.reshape(*real.shape[: value.dim()])
+        wrong = ~value.isfinite() if real is None else ~value.isfinite() & real
+        if not bool(wrong.any()):
+            return
+        at = [int(i) for i in wrong.nonzero()[0]]
+        where = ", ".join(f"{axis} {i}" for axis, i in zip(self.axes, at, strict=False))
+        block = "" if self.layers is None else f"blocks.{self.layers[number]}."
+        raise InputError(
+            f"{block}{self.kind}: {float(value[tuple(at)])} at {where}, expected finite numbers.",
+            code="not-finite",
+            remedy="Find the first checkpoint that is not finite; run in float32 if it overflowed in half precision.",
+        )
+
+    def lengths(self) -> Iterator[Tensor]:
+        """Yield the lengths of each block's vectors, in float64 on the CPU, NaN where nothing is measured.
+
+        Raises:
+            InputError: If a length that is measured is not finite.
+        """
+        real = self.real
+        masked = real if self.axes == ATTENTION else None  # masked scores hold the dtype's minimum, which is no length
+        if real is not None:
+            real = real.any(-1) if self.axes == ATTENTION else real.squeeze(-1)
+        for number, tensor in enumerate(self.tensors):
+            value = tensor.detach().cpu()
+            value = value if masked is None else value.masked_fill(~masked, 0.0)
+            length = torch.linalg.vector_norm(value, dim=-1, dtype=torch.float64)
+            self.require_finite(length, number)
+            yield length if real is None else length.masked_fill(~real, torch.nan)
+
+    def array(self, blocks: Iterable[Tensor], axes: Axes, name: str, unit: str) -> xarray.DataArray:
+        """Return numbers of each block, [axes], as one array with coordinates and provenance."""
+        every = list(blocks)
+        data = torch.stack(every).numpy() if self.whole else every[0].numpy()
+        dims = tuple(map(str, (Axis.LAYER, *axes) if self.whole else axes))
+        coords = self.ckpts.coordinates(dims)
+        if self.layers is not None:
+            coords[str(Axis.LAYER)] = list(self.layers) if self.whole else self.layers[0]
+        attrs = {**self.attributes(), "units": unit}
+        return need("xarray", "pellucid.measure").DataArray(data, dims=dims, coords=coords, name=name, attrs=attrs)
+
+    @property
+    def units(self) -> str:
+        """The units of the values, as the schema says them; those of q are "units of q"."""
+        schema = self.ckpts.schema
+        point = schema.around.get(self.kind) or schema.in_blocks[self.kind]
+        return point.unit or f"units of {point.name.rpartition('_')[2]}"
+
+    def attributes(self) -> dict[str, str]:
+        """Return the provenance: checkpoint, version, the text's hash, and what the run says of its model."""
+        model = {str(key): str(value) for key, value in self.ckpts.provenance.items()}
+        single = self.layers is not None and not self.whole
+        name = f"blocks.{self.layers[0]}.{self.kind}" if single and self.layers else self.kind
+        return {"checkpoint": name, "text": text_hash(self.ckpts.batch), "pellucid": __version__, **model}
 
 
-def labelled(data: Array, dims: tuple[str, ...], source: Captured, name: str, unit: str) -> xarray.DataArray:
-    """Return numbers read off a checkpoint, [dims], with coordinates and provenance."""
-    array = need("xarray", "pellucid.measure").DataArray
-    attrs = {**attributes(source), "units": unit}
-    return array(data, dims=dims, coords=coordinates(source, dims), name=name, attrs=attrs)
+def find(ckpts: ActivationCkpts, name: aliases.Name) -> Captured:
+    """Return one kind of checkpoint of a run.
+
+    Args:
+        ckpts: What `run_with_ckpts` captured.
+        name: A template over the blocks ("attn.ckpt_attn_out"), a checkpoint around them ("ckpt_embed"), or a full
+            name or pattern of one kind ("blocks.3.resid_post", "blocks.*.resid_post"); aliases are accepted.
+
+    Raises:
+        UnknownNameError: If there is no such checkpoint, or it was not captured.
+        InputError: If a pattern matches several kinds, or `ckpts` is no run.
+    """
+    if not isinstance(ckpts, ActivationCkpts):
+        raise InputError(
+            f"measure: {type(ckpts).__name__} given, expected the captured values of a run.",
+            code="not-ckpts",
+            remedy="Pass the ActivationCkpts that run_with_ckpts returned, and the name of a checkpoint.",
+        )
+    kind, block = aliases.kind_and_block(name, ckpts.schema)
+    if block is None:
+        return Captured(kind, (ckpts[kind],), None, False, ckpts.schema[kind].axes, ckpts)
+    wanted = aliases.selected(f"blocks.{block}.{kind}", ckpts.schema)
+    held = [full for full in wanted if full in ckpts] or [wanted[0]]
+    tensors = tuple(ckpts[full] for full in held)  # raises UnknownNameError if it was not captured
+    layers = tuple(int(full.split(".")[1]) for full in held)
+    return Captured(kind, tensors, layers, "*" in block, ckpts.schema.axes[held[0]], ckpts)
 
 
-def stacked(source: Captured, blocks: list[Tensor]) -> Array:
-    """Return the blocks' results as one array, with a layer axis if there is to be one."""
-    return torch.stack(blocks).numpy() if source.whole else blocks[0].numpy()
-
-
-def dims_of(source: Captured, axes: Axes) -> tuple[str, ...]:
-    """Return the names of the axes, the layer first if there is one."""
-    return tuple(str(axis) for axis in ((Axis.LAYER, *axes) if source.whole else axes))
-
-
-def units(source: Captured) -> str:
-    """Return the units of a checkpoint's values, as the schema says them; those of q are "units of q"."""
-    schema = source.ckpts.schema
-    point = schema.around.get(source.kind) or schema.in_blocks[source.kind]
-    return point.unit or f"units of {point.name.rpartition('_')[2]}"
-
-
-def attributes(source: Captured) -> dict[str, str]:
-    """Return the provenance: checkpoint, version, the text's hash, and what the run says of its model."""
-    given: Mapping[str, Any] = getattr(source.ckpts, "provenance", {})
-    model = {str(key): str(value) for key, value in given.items()}
-    single = source.layers is not None and not source.whole
-    name = f"blocks.{source.layers[0]}.{source.kind}" if single and source.layers else source.kind
-    return {"checkpoint": name, "text": text_hash(source.ckpts.batch), "pellucid": __version__, **model}
+def capture_pattern(name: aliases.Name) -> str:
+    """Return the pattern of names to capture so `find` finds them."""
+    kind, block = families.kind_and_block(name)
+    return kind if block is None else f"blocks.{block}.{kind}"
 
 
 def text_hash(batch: Batch) -> str:
@@ -154,27 +259,6 @@ def text_hash(batch: Batch) -> str:
     for row in batch.rows():
         digest.update(np.int64(len(row)).tobytes() + row.cpu().numpy().astype("<i8").tobytes())
     return digest.hexdigest()
-
-
-def coordinates(source: Captured, dims: tuple[str, ...]) -> dict[str, Any]:
-    """Return labels along the axes that are there: blocks, texts, columns, tokens, positions, heads."""
-    coords: dict[str, Any] = {}
-    if source.layers is not None:
-        coords["layer"] = list(source.layers) if source.whole else source.layers[0]
-    if Axis.HEAD in dims:
-        coords["head"] = _heads(source)
-    if Axis.BATCH not in dims:
-        return coords
-    coords["batch"] = range(len(source.ckpts.batch))
-    tokens = token_table(source.ckpts.batch)
-    for axis in (*POSITIONS, Axis.KEY):
-        if axis in dims:
-            columns = list(range(tokens.shape[1])) if axis == Axis.KEY else source.columns.tolist()
-            coords[str(axis)] = columns
-            coords[coordinate(axis, "token")] = (["batch", str(axis)], tokens[:, columns])
-            positions = source.positions if axis == Axis.KEY else source.position
-            coords[coordinate(axis, "position")] = (["batch", str(axis)], positions.numpy())
-    return coords
 
 
 def positions_of(position: xarray.DataArray, *dims: str) -> Array:
@@ -191,19 +275,3 @@ def require_entries(sizes: Mapping[Any, int], what: str) -> None:
             code="empty-axis",
             remedy=f"Select at least one entry along {empty[0]!r}.",
         )
-
-
-def token_table(batch: Batch) -> Array:
-    """Return the tokens' texts [B, P], "" at pads; as objects, because numpy's strings lose a token's last NUL."""
-    mask = batch.mask.cpu().numpy()
-    table = np.full(mask.shape, "", dtype=object)
-    for row, real, strings in zip(table, mask, batch.strings, strict=True):
-        row[real] = strings
-    return table
-
-
-def _heads(source: Captured) -> list[int]:
-    """Return the numbers of the kept heads."""
-    kept = source.ckpts.part.heads
-    every = range(source.tensors[0].size(source.axes.index(Axis.HEAD)))
-    return list(every if kept is None else cast("list[int]", kept))

@@ -9,7 +9,7 @@ import numpy as np
 
 from pellucid.axes import Axis
 from pellucid.errors import InputError
-from pellucid.measure.histograms import distribution
+from pellucid.measure.distributions import distribution
 from pellucid.plot.canvas import canvas, colour_bar, extent, layer_axis, layer_bar, legend_above, remember
 from pellucid.plot.inputs import Layers, Numbers, by_layer, is_log, sizes, without_first
 from pellucid.plot.themes import COLUMN, Theme, pandas

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -220,7 +221,8 @@ class ActivationCkpts(Mapping[str, Tensor]):
                 layers = [int(n.split(".")[1]) for n in full]
                 dims = [str(axis) for axis in (Axis.LAYER, *axes[name])]
                 arrays[kind] = xarray.DataArray(torch.stack(stacked), dims=dims, coords={str(Axis.LAYER): layers})
-        made = xarray.Dataset(arrays, coords=self._coordinates(axes))
+        used = {axis for name in self._values for axis in axes[name]}
+        made = xarray.Dataset(arrays, coords=self.coordinates({Axis.BATCH, *used}))
         origin = "" if self._origin is None else self._origin.name
         for kind, point in {**self.schema.in_blocks, **self.schema.around}.items():
             if kind in made:
@@ -228,7 +230,9 @@ class ActivationCkpts(Mapping[str, Tensor]):
                 made[kind].attrs = {"checkpoint": kind, **said, "model": origin}
         return made
 
-    def _columns(self) -> Tensor:
+    @property
+    def columns(self) -> Tensor:
+        """The columns of the batch that were kept, pads counted."""
         everything = torch.arange(self.batch.ids.size(1), device="cpu")
         return take(everything, Region(self.part.pos).indices("batch", everything.shape, (Axis.POS,), strict=True))
 
@@ -240,39 +244,52 @@ class ActivationCkpts(Mapping[str, Tensor]):
         mask = self.batch.mask.cpu()
         for axis, kind in enumerate(axes):
             if kind in (*POSITIONS, Axis.KEY):
-                kept = mask if kind == Axis.KEY else mask[:, self._columns()]
+                kept = mask if kind == Axis.KEY else mask[:, self.columns]
                 shape = [kept.size(0) if i == 0 else kept.size(1) if i == axis else 1 for i in range(len(axes))]
                 value = value.masked_fill(~kept.view(shape), torch.nan)
         return value
 
-    def _coordinates(self, axes: Mapping[str, tuple[Axis, ...]]) -> dict[str, Any]:
-        labels = [["" if not real else None for real in row] for row in self.batch.mask.cpu().tolist()]
-        for row, strings in zip(labels, self.batch.strings, strict=True):
-            pieces = iter(strings)
-            row[:] = [next(pieces) if label is None else label for label in row]
-        positions = self.batch.positions.masked_fill(~self.batch.mask, -1).cpu()
-        columns = self._columns().tolist()
-        used = {axis for name in self._values for axis in axes[name]}
-        coordinates: dict[str, Any] = {str(Axis.BATCH): range(len(labels))}
-        if Axis.HEAD in used:
+    def coordinates(self, dims: Collection[str]) -> dict[str, Any]:
+        """Return the labels of these axes, as xarray takes them: rows, heads, columns with their tokens and positions.
+
+        A pad's token is "" and its position -1.
+
+        Args:
+            dims: The axes to label, such as ("batch", "pos", "head").
+
+        Example:
+            >>> import pellucid as pl
+            >>> _, ckpts = pl.load().run_with_ckpts("Once upon a time", names="ckpt_embed")
+            >>> ckpts.coordinates(["batch", "pos"])["token"][1].tolist()
+            [['Once', ' upon', ' a', ' time']]
+        """
+        labels: dict[str, Any] = {}
+        if Axis.HEAD in dims:
+            axes = self.schema.axes
             every = next(v.size(axes[n].index(Axis.HEAD)) for n, v in self._values.items() if Axis.HEAD in axes[n])
-            coordinates[str(Axis.HEAD)] = range(every) if self.part.heads is None else self.part.heads
+            labels[str(Axis.HEAD)] = range(every) if self.part.heads is None else self.part.heads
+        if Axis.BATCH not in dims:
+            return labels
+        labels[str(Axis.BATCH)] = range(len(self.batch))
+        mask = self.batch.mask.cpu()
+        tokens = np.full(mask.shape, "", dtype=object)  # numpy's own strings lose a token's last NUL
+        for row, real, strings in zip(tokens, mask.numpy(), self.batch.strings, strict=True):
+            row[real] = strings
+        positions = self.batch.positions.cpu().masked_fill(~mask, -1).numpy()
         for axis in (*POSITIONS, Axis.KEY):
-            if axis in used:
-                kept = list(range(len(labels[0]))) if axis == Axis.KEY else columns
-                coordinates[str(axis)] = kept
-                tokens = [[row[c] for c in kept] for row in labels]
-                both = [str(Axis.BATCH), str(axis)]
-                coordinates[coordinate(axis, "token")] = (both, tokens)
-                coordinates[coordinate(axis, "position")] = (both, positions[:, kept])
-        return coordinates
+            if axis in dims:
+                kept = list(range(mask.size(1))) if axis == Axis.KEY else self.columns.tolist()
+                labels[str(axis)] = kept
+                labels[coordinate(axis, "token")] = ([str(Axis.BATCH), str(axis)], tokens[:, kept])
+                labels[coordinate(axis, "position")] = ([str(Axis.BATCH), str(axis)], positions[:, kept])
+        return labels
 
     def save(self, path: str | Path) -> None:
         """Write the values and the tokens into one safetensors file."""
         about = {
             "family": self.schema.family,
             "sizes": dict(self.schema.sizes),
-            "pos": None if self.part.pos is None else self._columns().tolist(),
+            "pos": None if self.part.pos is None else self.columns.tolist(),
             "heads": self.part.heads,
             "strings": self.batch.strings,
             "names": list(self),
@@ -295,7 +312,7 @@ class ActivationCkpts(Mapping[str, Tensor]):
             raise ValueError("its ids or positions are no whole numbers")
         if [len(strings) for strings in self.batch.strings] != mask.sum(1).tolist():
             raise ValueError("it has other strings than tokens")
-        columns = len(self._columns())
+        columns = len(self.columns)
         sizes = {Axis.BATCH: len(ids), Axis.POS: columns, Axis.QUERY: columns, Axis.KEY: ids.size(1)}
         if self.part.heads is not None:
             sizes[Axis.HEAD] = len(cast("list[int]", self.part.heads))

@@ -22,7 +22,7 @@ from pellucid.cli.shared.tables import heading, number, spark
 from pellucid.cli.shared.texts import read_texts, windows
 from pellucid.errors import InputError
 from pellucid.extras import need
-from pellucid.measure.captured import capture_pattern
+from pellucid.measure.labelled import capture_pattern
 
 if TYPE_CHECKING:
     import xarray

@@ -11,10 +11,10 @@ import numpy as np
 
 from pellucid.errors import InputError, shown
 from pellucid.extras import need
+from pellucid.measure.fit import AutoregressionFit
 from pellucid.measure.labelled import Array
-from pellucid.measure.regression.fit import AutoregressionFit
-from pellucid.measure.regression.least_squares import NOT_FINITE, Solution, solve
-from pellucid.measure.regression.rows import Basis, Design, Panel, lag_count, panel_of
+from pellucid.measure.least_squares import NOT_FINITE, Solution, solve
+from pellucid.measure.series import Basis, Design, Panel, lag_count, panel_of
 
 if TYPE_CHECKING:
     import pandas as pd

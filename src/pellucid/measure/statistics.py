@@ -13,16 +13,16 @@ from pellucid import aliases
 from pellucid.axes import NEURONS
 from pellucid.check import as_number
 from pellucid.errors import InputError, shown
+from pellucid.measure.autoregression import require_fitted, require_rows
+from pellucid.measure.distributions import QUARTILES, require_shares
+from pellucid.measure.fit import AutoregressionFit
 from pellucid.measure.groups import Result
-from pellucid.measure.histograms import QUARTILES, require_shares
 from pellucid.measure.labelled import Array
+from pellucid.measure.least_squares import Factor, solve
 from pellucid.measure.moments import Sums, moments_dataset
-from pellucid.measure.regression.autoregression import require_fitted, require_rows
-from pellucid.measure.regression.fit import AutoregressionFit
-from pellucid.measure.regression.least_squares import Factor, solve
-from pellucid.measure.regression.rows import Basis, Design, index_of, lag_count, panel_of
-from pellucid.measure.streaming.sketch import Sketch
-from pellucid.measure.streaming.statistic import Of, Statistic, state_array
+from pellucid.measure.series import Basis, Design, index_of, lag_count, panel_of
+from pellucid.measure.sketch import Sketch, require_buckets
+from pellucid.measure.stream import Layout, Of, Statistic
 
 if TYPE_CHECKING:
     import xarray
@@ -44,6 +44,8 @@ class Moments(Statistic):
         [5, 5, 5, 5]
     """
 
+    _part = Sums
+
     def __init__(self, name: aliases.Name, of: Of = "value", *, over: Collection[str] | None = None) -> None:
         super().__init__(name, of, over)
 
@@ -55,14 +57,13 @@ class Moments(Statistic):
         sums = self.gathered()
         return moments_dataset(Sums(*(numbers.reshape(self._shape) for numbers in vars(sums).values())), self.groups())
 
-    def _read(self, state: Mapping[str, Array]) -> Sums:
+    def _layout(self) -> Layout:
         size = (math.prod(self._shape),)
-        count = state_array(state, "count", "i", size)
-        return Sums(count, *(state_array(state, key, "f", size) for key in ("mean", "m2", "m3", "m4")))
+        return {"count": ("i", size), **dict.fromkeys(("mean", "m2", "m3", "m4"), ("f", size))}
 
 
 @dataclass(frozen=True)
-class Products:
+class Comoments:
     """Sums of products of S groups of D dimensions.
 
     Two merge by the formula of Chan, Golub & LeVeque (1983), which does not cancel.
@@ -78,19 +79,19 @@ class Products:
     comoment: Array
 
     @classmethod
-    def of(cls, columns: Array) -> Products:
+    def of(cls, columns: Array) -> Comoments:
         """Sum products of vectors [S, D, n]."""
         mean = columns.mean(2)
         away = columns - mean[:, :, None]
         return cls(columns.shape[2], mean, away @ away.transpose(0, 2, 1))
 
-    def merge(self, other: Products) -> Products:
+    def merge(self, other: Comoments) -> Comoments:
         """Return the sums of both together."""
         count = self.count + other.count
         apart = other.mean - self.mean
         between = apart[:, :, None] * apart[:, None, :] * (self.count * (other.count / count))
         mean = self.mean + apart * (other.count / count)
-        return Products(count, mean, self.comoment + other.comoment + between)
+        return Comoments(count, mean, self.comoment + other.comoment + between)
 
 
 class Covariance(Statistic):
@@ -106,19 +107,20 @@ class Covariance(Statistic):
         {'layer': 4, 'head': 4, 'd_head': 64, 'd_head_other': 64}
     """
 
+    _part = Comoments
+
     def __init__(self, name: aliases.Name) -> None:
         super().__init__(name)
         if self.axes[-1] not in NEURONS:
             raise InputError(
-                f"Covariance: {self.kind} has the axes ({', '.join(self.axes)}), expected one of "
-                f"{', '.join(NEURONS)} last.",
+                f"Covariance: {name} has the axes ({', '.join(self.axes)}), expected one of {', '.join(NEURONS)} last.",
                 code="no-such-axis",
                 remedy="Choose a checkpoint of vectors, such as resid_post, attn.ckpt_z or mlp.ckpt_post.",
             )
 
-    def _gather(self, data: Array, array: xarray.DataArray) -> Products:
+    def _gather(self, data: Array, array: xarray.DataArray) -> Comoments:
         columns = data.reshape(-1, *data.shape[-2:])
-        return Products.of(columns[:, :, ~np.isnan(columns[0, 0])])  # pads are the same for all dimensions
+        return Comoments.of(columns[:, :, ~np.isnan(columns[0, 0])])  # pads are the same for all dimensions
 
     def result(self) -> xarray.DataArray:
         """Return sums of products of deviations divided by the count, [(layer, head,) D, D_other]."""
@@ -128,10 +130,9 @@ class Covariance(Statistic):
         array = groups.dataset({"covariance": whole})["covariance"]
         return array.assign_attrs(dict(groups.attrs) | array.attrs | {"count": products.count})
 
-    def _read(self, state: Mapping[str, Array]) -> Products:
-        count, size = int(state_array(state, "count", "i", ())), (math.prod(self._shape[:-1]), self._shape[-1])
-        comoment = state_array(state, "comoment", "f", (*size, size[1]))
-        return Products(count, state_array(state, "mean", "f", size), comoment)
+    def _layout(self) -> Layout:
+        size = (math.prod(self._shape[:-1]), self._shape[-1])
+        return {"count": ("i", ()), "mean": ("f", size), "comoment": ("f", (*size, size[1]))}
 
 
 class Quantiles(Statistic):
@@ -154,6 +155,8 @@ class Quantiles(Statistic):
         >>> gathered[0].sel(quantile=0.5).sizes, gathered[0].relative_error
         (Frozen({'layer': 4}), 0.01)
     """
+
+    _part = Sketch
 
     def __init__(
         self,
@@ -188,8 +191,15 @@ class Quantiles(Statistic):
         array = groups.dataset({"quantile_value": whole})["quantile_value"].assign_coords(quantile=list(self._wanted))
         return array.assign_attrs(dict(groups.attrs) | array.attrs | {"relative_error": self._error})
 
-    def _read(self, state: Mapping[str, Array]) -> Sketch:
-        return Sketch.of_state(state, math.prod(self._shape), self._error)
+    def _layout(self) -> Layout:
+        size = (math.prod(self._shape),)
+        extremes = {"least": ("f", size), "greatest": ("f", size)}
+        return {"low": ("z", ()), "counts": ("i", (2, *size, None)), "zeros": ("i", size), **extremes}
+
+    def load(self, state: Mapping[str, Array]) -> None:
+        super().load(state)
+        if self._held is not None:
+            require_buckets(self._held, self._error)
 
 
 @dataclass(frozen=True)
@@ -230,6 +240,8 @@ class Autoregression(Statistic):
         (8, ['const', 'lag1'])
     """
 
+    _part = Pooled
+
     def __init__(self, name: aliases.Name, lags: int = 2, skip: int = 0, *, log: bool = False) -> None:
         super().__init__(name, "log_norm" if log else "norm")
         self._lags, self._skip = lag_count("lags", lags), lag_count("skip", skip)
@@ -257,13 +269,10 @@ class Autoregression(Statistic):
         counts, attrs = (pooled.texts, pooled.short), dict(self.about["attrs"])
         return AutoregressionFit(Basis(self._lags, self._skip, names, *counts, index, attrs), solution)
 
-    def _read(self, state: Mapping[str, Array]) -> Pooled:
-        count, texts, short = (int(state_array(state, key, "i", ())) for key in ("count", "texts", "short"))
+    def _layout(self) -> Layout:
         size = (math.prod(self._shape), self._lags + 1)
-        mean, triangle = (
-            state_array(state, key, "f", shape) for key, shape in (("mean", size), ("triangle", (*size, size[1])))
-        )
-        return Pooled(count, mean, triangle, texts, short)
+        counts = dict.fromkeys(("count", "texts", "short"), ("i", ()))
+        return {**counts, "mean": ("f", size), "triangle": ("f", (*size, size[1]))}
 
 
 def covariance(ckpts: Any, name: aliases.Name) -> xarray.DataArray:

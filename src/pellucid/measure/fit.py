@@ -1,24 +1,35 @@
-"""The result of an autoregression: estimates and tests by layer, which print themselves."""
+"""The result of an autoregression: estimates and tests by layer, which print themselves.
+
+statsmodels does what is asked of a few layers: robust covariances, corrections and summaries, one series at a time.
+"""
 
 from __future__ import annotations
 
+import html
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from pellucid.check import as_number, as_whole
+from pellucid.check import as_number, as_whole, require_whole
 from pellucid.errors import InputError, shown
 from pellucid.extras import need
 from pellucid.measure.labelled import Array
-from pellucid.measure.regression import fit_tables, inference
-from pellucid.measure.regression.least_squares import Solution
-from pellucid.measure.regression.rows import Basis, Design, lag_count
+from pellucid.measure.least_squares import Solution
+from pellucid.measure.series import Basis, Design
 
 if TYPE_CHECKING:
     import pandas as pd
     import xarray
+
+CORRECTIONS = {"holm": "holm", "bh": "fdr_bh"}
+"""The names of corrections for many tests, here and in statsmodels."""
+
+SHOWN = 24
+"""How many rows a printed fit shows."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -72,7 +83,7 @@ class AutoregressionFit:
         """The covariance of the estimates, [S, k, k], plain or Newey-West."""
         if self.maxlags is None:
             return self.solution.inverse * (self.solution.ssr / self.df_resid)[:, None, None]
-        return inference.newey_west(self._held("a robust covariance"), self.solution, self.maxlags)
+        return newey_west(self._held("a robust covariance"), self.solution, self.maxlags)
 
     @cached_property
     def params(self) -> pd.DataFrame:
@@ -129,7 +140,17 @@ class AutoregressionFit:
         Raises:
             InputError: If the method is unknown.
         """
-        return self._table(inference.corrected(self.pvalues.to_numpy(), method))
+        if not isinstance(method, str) or method not in CORRECTIONS:
+            raise InputError(
+                f"corrected: {shown(method)}, expected one of {', '.join(map(repr, CORRECTIONS))}.",
+                code="unknown-correction",
+                remedy="Give 'holm' to bound the chance of any false rejection, or 'bh' for the share of false ones.",
+            )
+        correct = need("statsmodels.stats.multitest", "corrected").multipletests
+        columns = {name: p[p.notna()] for name, p in self.pvalues.items()}
+        adjusted = {name: correct(p, method=CORRECTIONS[method])[1] for name, p in columns.items()}
+        table = need("pandas", "corrected").DataFrame(adjusted, index=self.index[self.problems == ""])
+        return table.reindex(self.index)
 
     @cached_property
     def rsquared(self) -> pd.Series:
@@ -198,8 +219,9 @@ class AutoregressionFit:
                 code="lags-range",
                 remedy="Test fewer lags, or fit longer texts.",
             )
-        used = self.lags if model_df is None else lag_count("model_df", model_df, "ljung_box")
-        columns = inference.ljung_box(design, self.solution, tested, used)
+        given = self.lags if model_df is None else model_df
+        used = require_whole("ljung_box: model_df", given, code="lags-range")
+        columns = ljung_box(design, self.solution, tested, used)
         return need("pandas", "ljung_box").DataFrame(columns, index=self.index)
 
     def robust(self, maxlags: int | None = None) -> AutoregressionFit:
@@ -258,12 +280,21 @@ class AutoregressionFit:
                 code="not-fitted",
                 remedy="Choose a layer that has a fit; fit.problems is empty there.",
             )
-        table = self.design(layer).reset_index(drop=True)
-        return inference.summary(table, self._held("summary").text, self.maxlags)
+        rows = self.design(layer).reset_index(drop=True)
+        return _by_statsmodels(rows["y"], rows.drop(columns="y"), self._held("summary").text, self.maxlags).summary()
 
     def to_dataframe(self) -> pd.DataFrame:
         """Return a row for each layer and parameter: estimate, standard error, t, p, corrected p, 95 % interval."""
-        return fit_tables.tidy(self)
+        pandas, width = need("pandas", "to_dataframe"), len(self.basis.names)
+        labels = self.index.to_frame(index=False).loc[np.repeat(np.arange(len(self.index)), width)]
+        columns = {
+            "estimate": self.params, "std_error": self.bse, "t": self.tvalues, "p": self.pvalues,
+            "p_holm": self.corrected("holm"), "p_bh": self.corrected("bh"),
+        }  # fmt: skip
+        lower, upper = self.conf_int.to_numpy().reshape(-1, 2).T
+        numbers = {name: table.to_numpy().ravel() for name, table in columns.items()}
+        frame = {"parameter": list(self.basis.names) * len(self.index), **numbers, "lower": lower, "upper": upper}
+        return pandas.concat([labels.reset_index(drop=True), pandas.DataFrame(frame)], axis=1)
 
     @property
     def index(self) -> pd.Index:
@@ -297,8 +328,75 @@ class AutoregressionFit:
                 remedy=f"Give a label of ({', '.join(map(str, self.index.names))}).",
             ) from None
 
+    def _words(self) -> list[str]:
+        errors = "plain" if self.maxlags is None else f"Newey-West, {self.maxlags} lags"
+        texts = f"{self.basis.texts} text{'s' * (self.basis.texts != 1)}"
+        short = f" ({self.basis.short} more too short)" if self.basis.short else ""
+        rows = f"{self.nobs} rows of {texts}{short}, t from {self.skip + self.lags}; standard errors: {errors}"
+        return [self.basis.equation(), rows]
+
+    def _overview(self) -> pd.DataFrame:
+        p = self.pvalues.rename(columns=lambda name: f"p({name})")
+        overview = need("pandas", "autoregression").concat([self.params, p, self.rsquared.rename("R2")], axis=1)
+        return overview if not (self.problems != "").any() else overview.assign(problem=self.problems)
+
     def __repr__(self) -> str:
-        return fit_tables.text(self)
+        table = self._overview().to_string(max_rows=SHOWN, float_format="{:.4g}".format, na_rep="")
+        return "\n".join([*self._words(), table])
 
     def _repr_html_(self) -> str:
-        return fit_tables.page(self)
+        render: Callable[..., str] = self._overview().to_html
+        words = "".join(f"<p>{html.escape(line)}</p>" for line in self._words())
+        return words + render(max_rows=SHOWN, float_format="{:.4g}".format, na_rep="", border=0)
+
+
+def newey_west(design: Design, solution: Solution, maxlags: int) -> Array:
+    """Return the covariance [S, k, k] of Newey & West (1987) with Bartlett's kernel, without products of two texts."""
+    out = np.full_like(solution.inverse, np.nan)
+    for series in np.flatnonzero(solution.problems == ""):
+        y, x = design.matrix(int(series))
+        # In units of their own size, because products of scores leave the range of float64 before the scores do.
+        size_y, size_x = np.abs(y).max(), np.abs(x).max(0)
+        fitted = _by_statsmodels(y / size_y, x / size_x, design.text, maxlags)
+        out[series] = fitted.cov_params() * np.outer(size_y / size_x, size_y / size_x)
+    return out
+
+
+def ljung_box(design: Design, solution: Solution, lags: int, model_df: int) -> dict[str, Array]:
+    """Return Q and its p-value [S] of Ljung & Box (1978), by name.
+
+    Products of two texts do not enter; statsmodels' `acorr_ljungbox` knows one text only, for which n_l is n - l.
+    """
+    real = np.zeros(design.panel.position.shape, dtype=bool)
+    real.flat[design.at] = True
+    residual = np.where(real, design.residuals(solution), 0.0)
+    total = np.zeros(len(residual))
+    for lag in range(1, lags + 1):
+        correlation = (residual[:, :, lag:] * residual[:, :, :-lag]).sum((1, 2)) / (residual**2).sum((1, 2))
+        total += correlation**2 / (real[:, lag:] & real[:, :-lag]).sum()
+    statistic = solution.count * (solution.count + 2) * total
+    tail = need("scipy.special", "ljung_box").chdtrc
+    return {"statistic": statistic, "pvalue": tail(lags - model_df if lags > model_df else np.nan, statistic)}
+
+
+def _by_statsmodels(y: Any, x: Any, text: Array, maxlags: int | None) -> Any:
+    """Return statsmodels' results of one series.
+
+    Args:
+        y: The response.
+        x: The regressors, the constant among them.
+        text: Which text each row is of.
+        maxlags: Lags of a robust covariance; None for a plain one.
+    """
+    model = need("statsmodels.api", "summary").OLS(y, x)
+    robust: dict[str, Any] = {}
+    if maxlags is not None:
+        bartlett = need("statsmodels.stats.sandwich_covariance", "a robust covariance").weights_bartlett
+        rows = int(np.bincount(text).max())  # statsmodels refuses weights of lags at which there is no product
+        several = {"groups": text, "use_correction": False, "df_correction": False}
+        kind, options = ("hac-panel", several) if len(np.unique(text)) > 1 else ("HAC", {})
+        options = {**options, "maxlags": maxlags, "weights_func": lambda lags: bartlett(lags)[:rows]}
+        robust = {"cov_type": kind, "cov_kwds": options}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # short series make its tests of normality warn; the summary says so itself
+        return model.fit(use_t=True, **robust)

@@ -9,13 +9,11 @@ times |x| from any x in it. Merging adds counts, so it is exact, in any order.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from pellucid.measure.labelled import Array
-from pellucid.measure.streaming.statistic import state_array
 
 _GREATEST = float(np.finfo(np.float64).max)
 _LEAST = float(np.finfo(np.float64).tiny)
@@ -90,24 +88,15 @@ class Sketch:
             out[group] = np.clip(found, self.least[group], self.greatest[group])
         return out
 
-    @classmethod
-    def of_state(cls, state: Mapping[str, Array], groups: int, error: float) -> Sketch:
-        """Read a sketch from the arrays of a file.
-
-        Raises:
-            ValueError: If no sketch has such arrays.
-        """
-        counts = state_array(state, "counts", "i", (2, groups, None))
-        low, furthest = state.get("low"), math.log(_GREATEST) / math.log(gamma(error)) + 2
-        if low is None or low.shape or low.dtype.kind != "i":
-            raise ValueError("low is not the number of a bucket")
-        if counts.shape[2] and not -furthest <= int(low) <= int(low) + counts.shape[2] <= furthest:
-            raise ValueError("it has buckets of numbers that float64 does not hold")
-        zeros = state_array(state, "zeros", "i", (groups,))
-        return cls(int(low), counts, zeros, *(state_array(state, key, "f", (groups,)) for key in ("least", "greatest")))
-
 
 def gamma(error: float) -> float:
     """Return the ratio of a bucket's edges."""
     lowered = error * (1 - 1e-9)  # leaves room for the logarithm's rounding
     return (1 + lowered) / (1 - lowered)
+
+
+def require_buckets(sketch: Sketch, error: float) -> None:
+    """Raise `ValueError` if a sketch has buckets of numbers that float64 does not hold."""
+    furthest, size = math.log(_GREATEST) / math.log(gamma(error)) + 2, sketch.counts.shape[2]
+    if size and not -furthest <= sketch.low <= sketch.low + size <= furthest:
+        raise ValueError("it has buckets of numbers that float64 does not hold")
