@@ -3,15 +3,15 @@
 from pellucid.ties.audit import TieAudit, audit_ties, ties_report
 from pellucid.ties.change import HeadChange, replace_head, tie, untie
 from pellucid.ties.memory import TieGroup
-from pellucid.ties.predict import AfterReload, HeadFate
+from pellucid.ties.predict import AfterReload, ReloadedHead
 from pellucid.ties.problems import Problem
 from pellucid.ties.saving import Saved, save_hf
 
 __all__ = [
     "AfterReload",
     "HeadChange",
-    "HeadFate",
     "Problem",
+    "ReloadedHead",
     "Saved",
     "TieAudit",
     "TieGroup",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -16,16 +16,17 @@ from torch.optim import Optimizer
 
 from pellucid.errors import ConfigError, InputError
 from pellucid.run.model import CkptedTransformer
-from pellucid.ties import optimizers, problems
 from pellucid.ties.memory import Named, TieGroup, clusters, count, coverage, equal_groups, group, shared_groups
-from pellucid.ties.optimizers import OptimizerFindings
+from pellucid.ties.optimizers import OptimizerFindings, compare_optimizer
 from pellucid.ties.predict import AfterReload, no_save, overwritten_by_tying, predict_hf, predict_ours
-from pellucid.ties.problems import Facts, Problem
+from pellucid.ties.problems import Problem, find
 from pellucid.ties.stored import open_stored
 from pellucid.ties.subject import Declared, Subject, is_hf, live_subject, state_dict_subject, unwrapped
-from pellucid.ties.text import lines
 from pellucid.weights import hub
 from pellucid.weights.manifests import read_json
+
+SHOWN_GROUPS = 12
+"""How many groups are shown; a result has all of them."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -62,7 +63,33 @@ class TieAudit:
     problems: tuple[Problem, ...] = ()
 
     def __repr__(self) -> str:
-        return "\n".join(lines(self))
+        return "\n".join(self._lines())
+
+    def _lines(self) -> Iterator[str]:
+        yield f"ties of {self.what}"
+        yield from (f"  {label}: {said}" for label, said in self.facts().items())
+        yield from (f"  {group!r}" for group in self.groups[:SHOWN_GROUPS])
+        if len(self.groups) > SHOWN_GROUPS:
+            yield f"  and {len(self.groups) - SHOWN_GROUPS} more groups"
+        if not self.groups:
+            yield "  no names share memory or numbers"
+        yield f"  {self.after_reload!r}"
+        for problem in self.problems:
+            yield f"  problem: {problem.message}"
+            yield f"    remedy: {problem.remedy}  [{problem.code}]"
+        if not self.problems:
+            yield "  no problems"
+
+    def facts(self) -> dict[str, str]:
+        """Counts, sizes and declarations in words, by their labels."""
+        counts = f"{self.unique:,} unique, {self.by_name:,} by name"
+        by_object = "" if self.by_object in (self.unique, self.by_name) else f", {self.by_object:,} by Parameter"
+        disk = "not to be saved" if self.bytes_on_disk is None else f"{self.bytes_on_disk:,} on disk"
+        return {
+            "parameters": counts + by_object,
+            "bytes": f"{self.bytes_in_memory:,} in memory, {disk}",
+            "declared": str(self.declared),
+        }
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON; addresses as hexadecimal text."""
@@ -165,7 +192,7 @@ def _audit_model(model: nn.Module, optimizer: Optimizer | None, tied: bool | Non
         else:
             after = no_save(f"a {type(model).__name__}", model)
         on_disk = _torch_saved([one.tensor for one in subject.named]) if subject.kind == "module" else after.written
-        findings = None if optimizer is None else optimizers.look(optimizer, subject.named)
+        findings = None if optimizer is None else compare_optimizer(optimizer, subject.named)
         return _audit(subject, after, on_disk, overwritten, findings)
 
 
@@ -184,25 +211,23 @@ def _audit(
 ) -> TieAudit:
     found = clusters(subject.named)
     declared = _declared_groups(subject)
-    groups = (*shared_groups(found), *equal_groups(found), *declared)
     parameters = [one for one in subject.named if one.counted]
     promised = sum(torch.Size(one.shape).numel() * (len(one.names) - 1) for one in declared)
     by_name = sum(one.tensor.numel() for one in parameters) + promised
-    facts = Facts(subject, found, groups, after, overwritten, findings)
-    return TieAudit(
-        subject.what,
-        groups,
-        subject.declared,
-        sum(count(cluster) for cluster in clusters(parameters)),
-        by_name,
-        sum(tensor.numel() for tensor in subject.trainable) if subject.trainable else by_name,
-        sum(coverage(cluster) for cluster in found),
-        on_disk,
-        after,
-        overwritten,
-        findings,
-        problems.find(facts),
+    audit = TieAudit(
+        what=subject.what,
+        groups=(*shared_groups(found), *equal_groups(found), *declared),
+        declared=subject.declared,
+        unique=sum(count(cluster) for cluster in clusters(parameters)),
+        by_name=by_name,
+        by_object=sum(tensor.numel() for tensor in subject.trainable) if subject.trainable else by_name,
+        bytes_in_memory=sum(coverage(cluster) for cluster in found),
+        bytes_on_disk=on_disk,
+        after_reload=after,
+        overwritten_by_tying=overwritten,
+        optimizer=findings,
     )
+    return dataclasses.replace(audit, problems=find(audit, subject, found))
 
 
 def _declared_groups(subject: Subject) -> list[TieGroup]:

@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from types import TracebackType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from pellucid.errors import ShapeError, WeightsError
-from pellucid.ties import optimizers, reload
-from pellucid.ties.ends import Ends, ends_of, same_place
-from pellucid.ties.predict import has_bias, plain_linear
-from pellucid.ties.subject import live_subject, unwrapped
+from pellucid.errors import InputError, ShapeError, WeightsError
+from pellucid.run.model import CkptedTransformer
+from pellucid.ties import saving
+from pellucid.ties.memory import Named, address
+from pellucid.ties.optimizers import renew
+from pellucid.ties.subject import (
+    OUR_EMBED,
+    OUR_HEAD,
+    built,
+    declared_by,
+    is_hf,
+    plain_linear,
+    remember,
+    unwrapped,
+    weight_names,
+)  # fmt: skip
 from pellucid.weights.importing import same_numbers
 
 
@@ -27,7 +39,7 @@ class HeadChange:
         given_up: What the model no longer has the numbers of: its old head, or the head given.
         optimizer: "none given", "valid" (it steps every parameter that it did, and the new ones, once), or
             "rebuild" (it must be made again; `note` says why).
-        note: About the optimizer, in words; empty where there is nothing to say.
+        note: About the optimizer, in words; empty if there is nothing to say.
         verified: Whether a save and a reload gave the same model; None if that was not asked for.
     """
 
@@ -52,7 +64,7 @@ def tie(model: nn.Module, *, optimizer: Optimizer | None = None, verify: bool = 
 
     Args:
         model: One of ours, or one of transformers with a plain head.
-        optimizer: Changed in place so that it stays valid, where that is possible.
+        optimizer: Changed in place so that it stays valid, if that is possible.
         verify: Save into a temporary folder, reload and compare; a difference undoes the change and raises.
 
     Raises:
@@ -68,15 +80,15 @@ def tie(model: nn.Module, *, optimizer: Optimizer | None = None, verify: bool = 
         >>> tie(model, verify=True)
         tied; optimizer: none given; verified by a reload
     """
-    ends = ends_of(model)
-    rows = ends.head_rows()
-    if rows.shape != ends.embedding.shape:
-        raise _misfit(ends, rows, "tie")
-    lost = () if same_place(rows, ends.embedding) or same_numbers(rows, ends.embedding) else (ends.head_name,)
-    with _Operation(model, ends, optimizer) as operation:
-        ends.declare(True, operation.undo)
-        ends.install(None, operation.undo)
-        return operation.done(lost, verify=verify)
+    head = _head_of(model)
+    rows = head.require_rows()
+    if rows.shape != head.embedding.shape:
+        raise _misfit(head, rows, "tie")
+    lost = () if _same_place(rows, head.embedding) or same_numbers(rows, head.embedding) else (head.name,)
+    with _changing(head, optimizer) as renewed:
+        head.declare(True)
+        head.install(None)
+        return renewed(lost, verify)
 
 
 def untie(model: nn.Module, *, optimizer: Optimizer | None = None, verify: bool = False) -> HeadChange:
@@ -91,13 +103,16 @@ def untie(model: nn.Module, *, optimizer: Optimizer | None = None, verify: bool 
         InputError: A model without a head.
         WeightsError: A head that is not plain, or a reload that gave another model.
     """
-    ends = ends_of(model)
-    rows = ends.head_rows()
-    with _Operation(model, ends, optimizer) as operation:
-        ends.declare(False, operation.undo)
-        if same_place(rows, ends.embedding):
-            ends.install(_linear(rows.detach().clone(), ends.embedding.requires_grad), operation.undo)
-        return operation.done((), verify=verify)
+    head = _head_of(model)
+    rows = head.require_rows()
+    with _changing(head, optimizer) as renewed:
+        head.declare(False)
+        if _same_place(rows, head.embedding):
+            with torch.device("meta"):
+                own = nn.Linear(rows.shape[1], rows.shape[0], bias=False)
+            own.weight = nn.Parameter(rows.detach().clone(), requires_grad=head.embedding.requires_grad)
+            head.install(own)
+        return renewed((), verify)
 
 
 def replace_head(
@@ -128,102 +143,215 @@ def replace_head(
         >>> pl.count_parameters(model).unique
         5322240
     """
-    ends = ends_of(model)
-    _check(head, ends)
-    lost = () if ends.shares else (ends.head_name,)
-    if tie and not same_numbers(head.weight.detach(), ends.embedding.detach()):
+    old = _head_of(model)
+    _check(head, old)
+    rows, embedding = old.rows, old.embedding
+    kept = rows is not None and (old.tied or same_numbers(rows.detach(), embedding.detach()))
+    lost = () if kept else (old.name,)
+    if tie and not same_numbers(head.weight.detach(), embedding.detach()):
         lost = (*lost, "the head given")
-    with _Operation(model, ends, optimizer) as operation:
-        if not tie and same_place(head.weight, ends.embedding):
-            operation.undo.callback(setattr, head, "weight", head.weight)
+    with _changing(old, optimizer, head) as renewed:
+        if not tie and _same_place(head.weight, embedding):
             head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=head.weight.requires_grad)
-        ends.declare(tie, operation.undo)
-        ends.install(head, operation.undo)
+        old.declare(tie)
+        old.install(head)
         if tie:
-            ends.install(None, operation.undo)
-        return operation.done(lost, verify=verify)
+            old.install(None)
+        return renewed(lost, verify)
 
 
-class _Operation:
-    """A change that is undone, optimizer included, unless it ends in `done`."""
+@contextmanager
+def _changing(
+    head: _Head, optimizer: Optimizer | None, *others: nn.Module
+) -> Generator[Callable[[tuple[str, ...], bool], HeadChange]]:
+    """Put back the model, its configuration, the optimizer and other modules if the change inside raises.
 
-    def __init__(self, model: nn.Module, ends: Ends, optimizer: Optimizer | None) -> None:
-        self.model, self.ends, self.optimizer = unwrapped(model), ends, optimizer
-        self.undo = ExitStack()
-        self._before = list(self.model.parameters())
-        self._head = [self._head_now()]
+    Yields:
+        What brings the optimizer up to date and verifies: it takes what was given up, and whether to verify.
+    """
+    model = head.model
+    modules = [*model.modules(), *others]
+    boxes = [vars(module) for module in modules] + [module._parameters for module in modules]
+    boxes += [module._modules for module in modules] + ([vars(model.config)] if is_hf(model) else [])
+    boxes += [] if optimizer is None else [optimizer.state, *optimizer.param_groups]
+    put_back = remember(boxes)
+    before = list(model.parameters())
+    own = head.embedding if head.own is None else head.own
 
-    def __enter__(self) -> _Operation:
-        return self
+    def renewed(given_up: tuple[str, ...], verify: bool) -> HeadChange:
+        status, note = "none given", ""
+        if optimizer is not None:
+            now = Named(head.name, head.embedding if head.own is None else head.own)
+            note = renew(optimizer, model, before, own, now, head.embedding)
+            status = "rebuild" if note else "valid"
+        if verify and (different := saving.reload_differs(model)):
+            raise WeightsError(
+                f"{type(model).__name__}: a reload gave another model: {different}. The change was undone.",
+                code="reload-differs",
+                remedy="Look at pl.audit_ties(model).problems, which says what else keeps it from being saved, and do "
+                "that first.",
+            )
+        return HeadChange(head.tied, given_up, status, note, True if verify else None)
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.undo.close()  # nothing is left to undo after `done`
-
-    def done(self, given_up: tuple[str, ...], *, verify: bool) -> HeadChange:
-        """Bring the optimizer up to date, verify, and keep the change."""
-        status, note = self._renew()
-        if verify:
-            found = reload.reloads(self.model)
-            if not found.empty:
-                raise WeightsError(
-                    f"{type(self.model).__name__}: a reload gave another model: {found}. The change was undone.",
-                    code="reload-differs",
-                    remedy="Look at pl.audit_ties(model).problems, which says what else keeps it from being "
-                    "saved, and do that first.",
-                )
-        self.undo.pop_all()
-        return HeadChange(self.ends.tied, given_up, status, note, True if verify else None)
-
-    def _head_now(self) -> Tensor:
-        return self.ends.embedding if self.ends.head is None else self.ends.head
-
-    def _renew(self) -> tuple[str, str]:
-        """The optimizer's state in one word, and why."""
-        optimizer, now = self.optimizer, list(self.model.parameters())
-        if optimizer is None:
-            return ("none given", "")
-        old, new = _without(self._before, now), _without(now, self._before)
-        if (old or new) and not optimizers.can_edit(optimizer):
-            return ("rebuild", f"{type(optimizer).__name__} was left as it is; {optimizers.REBUILD}")
-        trained = optimizers.holds(optimizer, [*old, *self._head])
-        self.undo.callback(optimizers.exchange(optimizer, old, new if trained else [], self.ends.embedding))
-        found = optimizers.look(optimizer, live_subject(self.model).named)
-        # What else it does not step is the caller's choice.
-        gone = trained and not optimizers.holds(optimizer, [self._head_now()])
-        missed = (self.ends.head_name,) if gone else ()
-        wrong = optimizers.sentence(optimizers.OptimizerFindings(found.twice, found.stale, missed))
-        return ("valid", "") if wrong is None else ("rebuild", f"it {wrong}; {optimizers.REBUILD}")
+    try:
+        yield renewed
+    except BaseException:
+        put_back()
+        raise
 
 
-def _without(some: list[nn.Parameter], others: list[nn.Parameter]) -> list[Tensor]:
-    known = {id(other) for other in others}
-    return [one for one in some if id(one) not in known]
+class _Head:
+    """The output head of a transformers model; if it is tied, it holds the embedding's own parameter."""
+
+    def __init__(self, model: Any, name: str, embedding_name: str) -> None:
+        self.model, self.name, self.embedding_name = model, name, embedding_name
+
+    @property
+    def embedding(self) -> nn.Parameter:
+        """The embedding that the head may be, [V, D]."""
+        return self.model.get_input_embeddings().weight
+
+    @property
+    def own(self) -> nn.Parameter | None:
+        """The head's own parameter, whatever its order of axes; None if it owns none."""
+        linear = plain_linear(self.model.get_output_embeddings())
+        return None if linear is None else linear._parameters["weight"]
+
+    @property
+    def rows(self) -> Tensor | None:
+        """The head as [V, D]; None if it is no linear map."""
+        return self.own
+
+    @property
+    def tied(self) -> bool:
+        """Whether the head is the embedding, as one object."""
+        return self.own is self.embedding
+
+    def unexpected(self) -> str | None:
+        """What the head is instead of a plain linear map without bias, and what was expected; None if it is plain."""
+        module = self.model.get_output_embeddings()
+        plain = plain_linear(module) is module and _has_no_bias(module)
+        return None if plain else f"{module}, expected a Linear without bias"
+
+    def require_rows(self) -> Tensor:
+        """The head as [V, D].
+
+        Raises:
+            WeightsError: It is no plain linear map without bias.
+        """
+        unexpected, rows = self.unexpected(), self.rows
+        if unexpected is not None or rows is None:
+            vocab, width = self.embedding.shape
+            raise WeightsError(
+                f"{self.name.rpartition('.')[0]} is {unexpected}.",
+                code="head-not-plain",
+                remedy=f"pl.replace_head(model, torch.nn.Linear({width}, {vocab}, bias=False), tie=...) puts a head "
+                "there that is reloaded.",
+            )
+        return rows
+
+    def install(self, head: nn.Linear | None) -> None:
+        """Make the head this `Linear`'s matrix; None makes it the embedding."""
+        if head is None:
+            self.model.get_output_embeddings().weight = self.embedding
+        else:
+            self.model.set_output_embeddings(head)
+
+    def declare(self, tied: bool) -> None:
+        """Make configuration and caches say whether the head is tied.
+
+        Raises:
+            WeightsError: The class does not know of such a tie.
+        """
+        pairs = declared_by(self.model).by_class or {}
+        if tied and pairs.get(self.name) != self.embedding_name:
+            raise WeightsError(
+                f"{type(self.model).__name__} does not declare that {self.name} may be {self.embedding_name}, "
+                "so it could not be saved.",
+                code="tie-not-declared",
+                remedy=f"Declare it in the class: _tied_weights_keys = {{{self.name!r}: {self.embedding_name!r}}}.",
+            )
+        self.model.config.tie_word_embeddings = tied
+        self.model.all_tied_weights_keys = self.model.get_expanded_tied_weights_keys(all_submodels=True)
 
 
-def _linear(rows: Tensor, requires_grad: bool) -> nn.Linear:
-    with torch.device("meta"):
-        linear = nn.Linear(rows.shape[1], rows.shape[0], bias=False)
-    linear.weight = nn.Parameter(rows, requires_grad=requires_grad)
-    return linear
+class _OurHead(_Head):
+    """The output head of a `CkptedTransformer`; if it is tied, it owns no parameter."""
+
+    def __init__(self, model: CkptedTransformer) -> None:
+        super().__init__(model, OUR_HEAD, OUR_EMBED)
+        self.kind = type(built(model).unembed)  # of the head that the model was built with
+
+    @property
+    def own(self) -> nn.Parameter | None:
+        return self.model.unembed._parameters.get("W_U")
+
+    @property
+    def rows(self) -> Tensor | None:
+        return None if self.unexpected() else self.model.unembed.weight
+
+    @property
+    def tied(self) -> bool:
+        return not self.unexpected() and self.model.unembed.tied
+
+    def unexpected(self) -> str | None:
+        given = type(self.model.unembed)
+        return None if given is self.kind else f"a {given.__name__}, expected the one that the model was built with"
+
+    def install(self, head: nn.Linear | None) -> None:
+        if self.unexpected():
+            self.model.unembed = self.kind(self.model.embed, None, self.model.products)
+        unembed = self.model.unembed
+        unembed._parameters.pop("W_U", None)
+        unembed.tied = head is None
+        if head is not None:
+            rows = head.weight.detach().clone()  # a copy, because the Linear given stays the caller's
+            unembed.W_U = nn.Parameter(rows.t(), requires_grad=head.weight.requires_grad)
+
+    def declare(self, tied: bool) -> None:
+        self.model.config = self.model.config.replace(tie_word_embeddings=tied)
 
 
-def _check(head: nn.Linear, ends: Ends) -> None:
-    if plain_linear(head) is not head or has_bias(head):
+def _head_of(model: nn.Module) -> _Head:
+    inner = unwrapped(model)
+    if isinstance(inner, CkptedTransformer):
+        return _OurHead(inner)
+    head, embedding = weight_names(inner) if is_hf(inner) else (None, None)
+    if head is None or embedding is None:
+        raise InputError(
+            f"{type(inner).__name__}: no output head that could be tied to an embedding.",
+            code="no-head",
+            remedy="Give a model of pellucid, or one of transformers with get_output_embeddings().",
+        )
+    return _Head(inner, head, embedding)
+
+
+def _same_place(a: Tensor, b: Tensor) -> bool:
+    """Whether two matrices show the same numbers of the same memory."""
+    return a is b or (address(a) == address(b) != 0 and a.shape == b.shape and a.stride() == b.stride())
+
+
+def _has_no_bias(linear: nn.Linear) -> bool:
+    return linear._parameters.get("bias") is None  # `linear.bias` is annotated as a Tensor, never None
+
+
+def _check(head: nn.Linear, old: _Head) -> None:
+    if plain_linear(head) is not head or not _has_no_bias(head):
         raise WeightsError(
             f"replace_head: given {head}, expected a torch.nn.Linear without bias: a reload loses anything else.",
             code="head-not-plain",
             remedy="Give the Linear itself (head[0] of a Sequential), made with bias=False.",
         )
-    there = ends.embedding
+    there = old.embedding
     if head.weight.shape != there.shape or head.weight.dtype != there.dtype or head.weight.device != there.device:
-        raise _misfit(ends, head.weight, "replace_head")
+        raise _misfit(old, head.weight, "replace_head")
 
 
-def _misfit(ends: Ends, rows: Tensor, verb: str) -> ShapeError:
-    there = ends.embedding
+def _misfit(head: _Head, rows: Tensor, verb: str) -> ShapeError:
+    there = head.embedding
     return ShapeError(
-        f"{verb}: the head is {list(rows.shape)} {rows.dtype} on {rows.device}, expected what {ends.embed_name} is: "
-        f"{list(there.shape)} {there.dtype} on {there.device}.",
+        f"{verb}: the head is {list(rows.shape)} {rows.dtype} on {rows.device}, expected what {head.embedding_name} "
+        f"is: {list(there.shape)} {there.dtype} on {there.device}.",
         code="head-shape",
         remedy="Make it torch.nn.Linear(n_embd, vocab_size, bias=False) and move it with .to(model.device, "
         "model.dtype); resize the embedding first if the vocabulary is to change.",

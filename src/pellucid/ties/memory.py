@@ -9,8 +9,11 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.lib.stride_tricks import as_strided
 from torch import Tensor
 
 from pellucid.weights.importing import same_numbers
@@ -70,17 +73,19 @@ class _Place:
     dense: bool
 
 
+def _first_byte(tensor: Tensor) -> int:
+    """The address of the first number; within the storage if that has no memory."""
+    return int(tensor.storage_offset()) * tensor.element_size() if tensor.is_meta else tensor.data_ptr()
+
+
 def _place(tensor: Tensor) -> _Place | None:
     """Where a tensor is; None for one that has no numbers or no strides."""
     if tensor.layout != torch.strided or tensor.numel() == 0:
         return None
     size = tensor.element_size()
     steps = sum((length - 1) * stride for length, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    if tensor.is_meta:
-        space, start = ("meta", tensor.untyped_storage()._cdata), int(tensor.storage_offset()) * size
-    else:
-        space, start = (str(tensor.device), 0), tensor.data_ptr()
-    span = (steps + 1) * size
+    space = ("meta", tensor.untyped_storage()._cdata) if tensor.is_meta else (str(tensor.device), 0)
+    start, span = _first_byte(tensor), (steps + 1) * size
     return _Place(space, start, start + span, tensor.numel() * size == span)
 
 
@@ -89,14 +94,14 @@ def address(tensor: Tensor) -> int:
     return 0 if tensor.is_meta or tensor.layout != torch.strided else tensor.data_ptr()
 
 
-def _touched(tensor: Tensor, start: int) -> Tensor:
-    """The addresses of all bytes that a tensor shows, relative to `start`, sorted."""
-    place, size = _place(tensor), tensor.element_size()
-    assert place is not None, "only placed tensors are compared"
-    at = torch.tensor([place.start - start])
-    for length, stride in zip(tensor.shape, tensor.stride(), strict=True):
-        at = (at[:, None] + torch.arange(length) * stride * size).flatten()
-    return (at[:, None] + torch.arange(size)).flatten().unique()
+Marks = np.ndarray[Any, np.dtype[np.bool_]]
+
+
+def _marks_of(tensor: Tensor, marks: Marks, start: int) -> Marks:
+    """The part of `marks`, one for each byte from `start` on, that stands for the bytes a tensor shows."""
+    size = tensor.element_size()
+    strides = (*(stride * size for stride in tensor.stride()), 1)
+    return as_strided(marks[_first_byte(tensor) - start :], (*tensor.shape, size), strides)
 
 
 def _overlap(a: Tensor, b: Tensor) -> bool:
@@ -106,7 +111,9 @@ def _overlap(a: Tensor, b: Tensor) -> bool:
     if (pa.dense and pb.dense) or (pa == pb and a.stride() == b.stride() and a.shape == b.shape):
         return True
     start = min(pa.start, pb.start)
-    return bool(torch.isin(_touched(a, start), _touched(b, start)).any())
+    marks = np.zeros(max(pa.end, pb.end) - start, dtype=np.bool_)
+    _marks_of(a, marks, start)[...] = True
+    return bool(_marks_of(b, marks, start).any())
 
 
 def clusters(named: Sequence[Named]) -> list[list[Named]]:
@@ -141,18 +148,16 @@ def _connected(run: list[Named]) -> list[list[Named]]:
 
 def coverage(cluster: Sequence[Named]) -> int:
     """How many different bytes the names of a cluster show."""
-    places = [place for one in cluster if (place := _place(one.tensor)) is not None]
-    if not places:
+    placed = [(place, one.tensor) for one in cluster if (place := _place(one.tensor)) is not None]
+    if not placed:
         return 0
-    if all(place.dense for place in places):
-        covered = reach = 0
-        for place in sorted(places, key=lambda place: place.start):
-            covered += max(0, place.end - max(place.start, reach))
-            reach = max(reach, place.end)
-        return covered
-    start = min(place.start for place in places)
-    tensors = [one.tensor for one in cluster if _place(one.tensor) is not None]
-    return int(torch.cat([_touched(tensor, start) for tensor in tensors]).unique().numel())
+    start, end = min(place.start for place, _ in placed), max(place.end for place, _ in placed)
+    if any(place.dense and (place.start, place.end) == (start, end) for place, _ in placed):
+        return end - start
+    marks = np.zeros(end - start, dtype=np.bool_)
+    for _, tensor in placed:
+        _marks_of(tensor, marks, start)[...] = True
+    return int(marks.sum())
 
 
 def count(cluster: Sequence[Named]) -> int:

@@ -1,17 +1,20 @@
-"""An optimizer and a model whose parameters change: what it would step twice, what it misses, how it is kept valid."""
+"""An optimizer and a model whose parameters change: what it steps twice, what it misses, how it is kept valid."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 
 from pellucid.ties.memory import Named, clusters
+from pellucid.ties.subject import live_subject
+
+REBUILD = "rebuild it: optimizer = type(optimizer)(model.parameters(), ...)"
 
 
 @dataclass(frozen=True)
@@ -28,66 +31,88 @@ class OptimizerFindings:
     stale: tuple[tuple[int, ...], ...]
     missed: tuple[str, ...]
 
+    def said(self) -> Iterator[tuple[str, str, tuple[str, ...]]]:
+        """Each of them: the code of the problem, what is the case, the names that it is about."""
+        for names in self.twice:
+            yield "stepped-twice", f"the optimizer steps {' = '.join(names)} more than once in each step", names
+        if self.stale:
+            shapes = ", ".join(str(list(shape)) for shape in self.stale)
+            text = f"the optimizer steps tensors that the model does not have (any more), of shapes {shapes}"
+            yield "optimizer-stale", text, ()
+        if self.missed:
+            text = f"the optimizer does not step {', '.join(self.missed[:4])}, which is trainable"
+            yield "optimizer-misses", text, self.missed
 
-def look(optimizer: Optimizer, named: Sequence[Named]) -> OptimizerFindings:
-    """Compare what an optimizer holds with the parameters of a model."""
+
+def compare_optimizer(optimizer: Optimizer, named: Sequence[Named]) -> OptimizerFindings:
+    """Compare what an optimizer holds with the parameters of a model, by their memory."""
     held = [tensor for group in optimizer.param_groups for tensor in group["params"]]
-    names = {f"\0{i}": tensor for i, tensor in enumerate(held)}
-    together = clusters([*named, *(Named(key, tensor) for key, tensor in names.items())])
+    steps = [Named("", tensor) for tensor in held]
     twice: list[tuple[str, ...]] = []
     stale: list[tuple[int, ...]] = []
     missed: list[str] = []
-    for cluster in together:
-        known = [one for one in cluster if one.name not in names]
-        steps = [one for one in cluster if one.name in names]
-        if len(steps) > 1:
-            twice.append(tuple(one.name for one in known) or (f"{len(steps)} tensors that the model does not have",))
-        elif steps and not known:
-            stale.append(tuple(steps[0].tensor.shape))
-        elif not steps and any(one.counted and one.tensor.requires_grad for one in known):
+    for cluster in clusters([*named, *steps]):
+        known = [one for one in cluster if one.name]
+        times = len(cluster) - len(known)
+        if times > 1:
+            twice.append(tuple(one.name for one in known) or (f"{times} tensors that the model does not have",))
+        elif times and not known:
+            stale.append(tuple(cluster[0].tensor.shape))
+        elif not times and any(one.counted and one.tensor.requires_grad for one in known):
             missed.append(known[0].name)
     return OptimizerFindings(tuple(twice), tuple(stale), tuple(missed))
 
 
-REBUILD = "rebuild it: optimizer = type(optimizer)(model.parameters(), ...)"
-
-
-def can_edit(optimizer: Optimizer) -> bool:
-    """Whether parameters may be exchanged in its groups: PyTorch's own, which keep their state by parameter."""
-    return type(optimizer).__module__.startswith("torch.optim") and not isinstance(optimizer, LBFGS)
-
-
-def holds(optimizer: Optimizer, tensors: Sequence[Tensor]) -> bool:
-    """Whether any of these is in its groups."""
-    return any(_group_of(optimizer, tensor) is not None for tensor in tensors)
-
-
-def exchange(optimizer: Optimizer, old: Sequence[Tensor], new: Sequence[Tensor], like: Tensor) -> Callable[[], None]:
-    """Take parameters out of the groups, put others in, and return what undoes both.
+def renew(
+    optimizer: Optimizer, model: nn.Module, before: Sequence[Tensor], old: Tensor, head: Named, like: Tensor
+) -> str:
+    """Bring an optimizer up to date after a change of a model's head.
 
     Args:
-        optimizer: One that `can_edit` allows.
+        optimizer: Changed in place if it is one of PyTorch's own that keep their state by parameter.
+        model: As it is now.
+        before: The parameters that it had.
+        old: The parameter that was the head's, or the embedding's if the head had none.
+        head: The same now, under the head's name.
+        like: The embedding.
+
+    Returns:
+        Why the optimizer must be made again; empty if it is valid.
+    """
+    now = list(model.parameters())
+    gone, new = _without(before, now), _without(now, before)
+    if (gone or new) and (not type(optimizer).__module__.startswith("torch.optim") or isinstance(optimizer, LBFGS)):
+        return f"{type(optimizer).__name__} was left as it is; {REBUILD}"
+    trained = any(_group_of(optimizer, tensor) is not None for tensor in (*gone, old))
+    _exchange(optimizer, gone, new if trained else [], like)
+    found = compare_optimizer(optimizer, live_subject(model).named)
+    missed = (head.name,) if trained and _group_of(optimizer, head.tensor) is None else ()
+    # What else it does not step is the caller's choice.
+    wrong = "; ".join(text for _, text, _ in OptimizerFindings(found.twice, found.stale, missed).said())
+    return f"{wrong}; {REBUILD}" if wrong else ""
+
+
+def _without(some: Sequence[Tensor], others: Sequence[Tensor]) -> list[Tensor]:
+    known = {id(other) for other in others}
+    return [one for one in some if id(one) not in known]
+
+
+def _exchange(optimizer: Optimizer, old: Sequence[Tensor], new: Sequence[Tensor], like: Tensor) -> None:
+    """Take parameters out of an optimizer's groups, and put others in.
+
+    Args:
+        optimizer: Changed in place.
         old: What leaves, with its state.
         new: What enters, with a copy of the state of `like` if it has its numbers.
         like: The parameter in whose group the new ones belong; if it is in none, that of an old one.
     """
-    groups = [list(group["params"]) for group in optimizer.param_groups]
-    state = dict(optimizer.state)
-
-    def undo() -> None:
-        for group, before in zip(optimizer.param_groups, groups, strict=True):
-            group["params"][:] = before
-        optimizer.state.clear()
-        optimizer.state.update(state)
-
     home = next((g for tensor in (like, *old) if (g := _group_of(optimizer, tensor)) is not None), None)
-    leaving = {id(tensor) for tensor in old}
     for group in optimizer.param_groups:
-        group["params"][:] = [tensor for tensor in group["params"] if id(tensor) not in leaving]
+        group["params"] = _without(group["params"], old)
     for tensor in old:
         optimizer.state.pop(tensor, None)
     if home is None:
-        return undo
+        return
     for tensor in new:
         home["params"].append(tensor)
         # Our W_U is [D, V] over the memory of [V, D]; its state is laid out likewise.
@@ -96,7 +121,6 @@ def exchange(optimizer: Optimizer, old: Sequence[Tensor], new: Sequence[Tensor],
         if rows.shape == like.shape and torch.equal(rows, like) and like in optimizer.state:
             inherited = optimizer.state[like]
             optimizer.state[tensor] = {key: _copied(value, like, turned) for key, value in inherited.items()}
-    return undo
 
 
 def _copied(value: Any, like: Tensor, turned: bool) -> Any:
@@ -107,14 +131,3 @@ def _copied(value: Any, like: Tensor, turned: bool) -> Any:
 
 def _group_of(optimizer: Optimizer, tensor: Tensor) -> dict[str, Any] | None:
     return next((g for g in optimizer.param_groups if any(held is tensor for held in g["params"])), None)
-
-
-def sentence(findings: OptimizerFindings) -> str | None:
-    """What is wrong, or None."""
-    parts: Mapping[str, object] = {
-        "steps twice": [" = ".join(names) for names in findings.twice],
-        "steps tensors that the model does not have, of shapes": [list(shape) for shape in findings.stale],
-        "does not step": list(findings.missed[:4]),
-    }
-    said = [f"{what} {str(which).strip('[]')}" for what, which in parts.items() if which]
-    return "; ".join(said) or None

@@ -1,4 +1,4 @@
-"""What a save and a reload do to a model and to each of its heads: the live model held against what comes back."""
+"""What a save and a reload make of a model and of each of its heads: the live model beside what comes back."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from pellucid.errors import shown
 from pellucid.run.model import CkptedTransformer
 from pellucid.ties.memory import Named
 from pellucid.ties.standins import Refused, Reread, reread, saved_configuration, written
-from pellucid.ties.subject import OUR_EMBED, OUR_HEAD, Declared, weight_names
+from pellucid.ties.subject import OUR_EMBED, OUR_HEAD, Declared, built, plain_linear, weight_names
 from pellucid.weights.importing import same_numbers
 
 
 @dataclass(frozen=True)
-class HeadFate:
-    """What happens to one head.
+class ReloadedHead:
+    """What a reload makes of one head.
 
     Attributes:
         name: Its weight.
         survives: Whether it computes the same afterwards; None if saving raises.
         tied_after: Whether its weight is then another tensor's, the embedding's as a rule.
-        reason: In words.
+        reason: Why, in words.
     """
 
     name: str
@@ -70,7 +70,7 @@ class AfterReload:
     survives: bool | None
     tied_after: bool | None
     reason: str
-    heads: tuple[HeadFate, ...] = ()
+    heads: tuple[ReloadedHead, ...] = ()
     lost: tuple[Loss, ...] = ()
     written: int | None = None
 
@@ -84,7 +84,7 @@ class AfterReload:
 
 
 def predict_hf(model: Any, named: Sequence[Named], declared: Declared, tied: bool | None = None) -> AfterReload:
-    """The fate of a transformers model, whose class saves and reads stand-ins for its tensors.
+    """Predict the reload of a transformers model, whose class saves and reads stand-ins for its tensors.
 
     Args:
         model: Only read.
@@ -96,52 +96,116 @@ def predict_hf(model: Any, named: Sequence[Named], declared: Declared, tied: boo
     try:
         file, config = written(model, declared), saved_configuration(model)
     except Refused as refusal:
-        return AfterReload(None, None, str(refusal), _same_fate(head, None, str(refusal)))
-    size = sum(tensor.numel() * tensor.element_size() for tensor in file.values())
+        return _failed(None, str(refusal), head)
     if tied is not None:
         config.tie_word_embeddings = tied
     try:
         again = reread(type(model), config, file)
     except Exception as problem:  # whatever a class raises, such as one that needs more than its configuration
         said = f"from_pretrained raises: {type(problem).__name__}: {problem}"
-        reason = str(problem) if isinstance(problem, Refused) else said
-        return AfterReload(False, None, reason, _same_fate(head, False, reason), (), size)
+        return _failed(False, str(problem) if isinstance(problem, Refused) else said, head, size_of(file))
     live = {one.name: one.tensor for one in named}
-    comparison = _Comparison(live, file, again, dict(model.named_modules(remove_duplicate=False)))
-    return _verdict(comparison, comparison.lost(), size)
+    lost = _Comparison(live, file, again, dict(model.named_modules(remove_duplicate=False))).lost()
+    return after_reload(again, file, lost, live)
 
 
 def predict_ours(model: CkptedTransformer) -> AfterReload:
-    """The fate of a `CkptedTransformer`, whose head is written if the configuration says untied, and only then."""
-    expected = model.schema.stored
-    stored = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    """Predict the reload of a `CkptedTransformer`, whose head is written only if the configuration says untied."""
+    expected, state = model.schema.stored, model.state_dict()
+    stored = {name: tuple(tensor.shape) for name, tensor in state.items()}
     differing = sorted(name for name in {*stored, *expected} if stored.get(name) != expected.get(name))
     if differing:
-        reason = f"save_pretrained raises: {differing[0]} is not as the configuration says"
-        return AfterReload(None, None, reason, _same_fate(OUR_HEAD, None, reason))
-    with torch.random.fork_rng(devices=[]), torch.device("meta"):
-        again = CkptedTransformer(model.config)
-    lost = tuple(changed_settings(dict(model.named_modules()), dict(again.named_modules())))
+        return _failed(None, f"save_pretrained raises: {differing[0]} is not as the configuration says", OUR_HEAD)
+    lost = tuple(changed_settings(dict(model.named_modules()), dict(built(model).named_modules())))
     tied, dtype = model.config.tie_word_embeddings, model.embed.W_E.dtype
     kept = "" if dtype == torch.float32 else f'; read it with dtype="stored" to compute in {dtype} again'
     once = f"{OUR_EMBED} is written once, and the head is tied to it{kept}"
     reason = sentence(lost) or (once if tied else f"{OUR_HEAD} and {OUR_EMBED} are both written and read{kept}")
-    size = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
-    return AfterReload(not lost, tied, reason, (HeadFate(OUR_HEAD, not lost, tied, reason),), lost, size)
+    head = ReloadedHead(OUR_HEAD, not lost, tied, reason)
+    return AfterReload(not lost, tied, reason, (head,), lost, size_of(state))
 
 
-def _same_fate(head: str | None, survives: bool | None, reason: str) -> tuple[HeadFate, ...]:
-    return () if head is None else (HeadFate(head, survives, None, reason),)
+def _failed(survives: bool | None, reason: str, head: str | None, size: int | None = None) -> AfterReload:
+    """Saving (None) or reading (False) raises."""
+    heads = () if head is None else (ReloadedHead(head, survives, None, reason),)
+    return AfterReload(survives, None, reason, heads, (), size)
 
 
 def no_save(what: str, of: object = None) -> AfterReload:
-    """The fate of what has no `save_pretrained` of transformers'."""
+    """Say that something has no `save_pretrained` of transformers, so nothing is predicted."""
     cls = type(of)
     if not callable(getattr(cls, "save_pretrained", None)):
         return AfterReload(None, None, f"{what} has no save_pretrained")
     if any(base.__module__.partition(".")[0] == "peft" for base in cls.__mro__):
         return AfterReload(None, None, f"{what} writes the adapter alone, without the model's tensors")
     return AfterReload(None, None, f"{what} has a save_pretrained of its own, which is not predicted")
+
+
+def size_of(tensors: Mapping[str, Tensor]) -> int:
+    """Bytes of all tensors."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+
+
+def after_reload(
+    again: Reread, file: Mapping[str, Tensor], lost: tuple[Loss, ...], live: Mapping[str, Tensor] | None = None
+) -> AfterReload:
+    """Put what is lost, and how each head comes back, into a verdict and words.
+
+    Args:
+        again: What reading gives.
+        file: The tensors that are written.
+        lost: The names that do not come back as they were.
+        live: The tensors of the model that is saved; None if only its files are known.
+    """
+    heads: list[ReloadedHead] = []
+    for name in dict.fromkeys((again.head, *again.ties)):
+        if name is not None:
+            reason = sentence(_of_head(name, lost)) or _kept(name, again, file, live or {})
+            heads.append(ReloadedHead(name, not _of_head(name, lost), name in again.tied, reason))
+    first = next((head for head in heads if head.name == again.head), None)
+    elsewhere = [loss for loss in lost if not any(loss in _of_head(head.name, lost) for head in heads)]
+    said = [head.reason for head in heads] + ([sentence(elsewhere)] if elsewhere else [])
+    reason = "; ".join(dict.fromkeys(said)) or "every tensor is stored and read"
+    return AfterReload(not lost, first.tied_after if first else None, reason, tuple(heads), lost, size_of(file))
+
+
+def _kept(name: str, again: Reread, file: Mapping[str, Tensor], live: Mapping[str, Tensor]) -> str:
+    """How a head that loses nothing comes back."""
+    source = again.ties.get(name)
+    if source is None:
+        return f"{name} is stored and read as it is"
+    if name not in again.tied:
+        return f"{name} and {source} are both stored; they differ, so both are kept, against the configuration"
+    if name in file and source in file:
+        return f"{name} and {source} are both stored; they are equal, so {name} is tied to {source} without a message"
+    if name in live and source in live and live[name] is not live[source]:
+        as_ = source if source in file else name
+        return f"two tensors over one memory are stored once, as {as_}, and come back as one"
+    if name in file:
+        return f"{name} alone is stored, and {source} is tied to it"
+    return f"{source} is stored once, and {name} is tied to it"
+
+
+def _of_head(head: str, lost: Sequence[Loss]) -> list[Loss]:
+    """The losses in the module of a head's weight."""
+    return [loss for loss in lost if loss.name.startswith(head.rpartition(".")[0] + ".")]
+
+
+def sentence(lost: Sequence[Loss]) -> str:
+    """Losses in words, those of one kind together."""
+    kinds: dict[str, list[str]] = {}
+    for loss in lost:
+        kinds.setdefault(loss.happens, []).append(loss.name)
+    return "; ".join(
+        f"{', '.join(names[:4])}{f' and {len(names) - 4} more' if len(names) > 4 else ''} "
+        f"{happens if len(names) == 1 else _of_several(happens)}"
+        for happens, names in kinds.items()
+    )
+
+
+def _of_several(happens: str) -> str:
+    plural = {"is": "are", "comes": "come"}
+    return re.sub(r"\bit is\b", "they are", re.sub(r"^is\b|\bcomes\b", lambda verb: plural[verb[0]], happens))
 
 
 @dataclass(frozen=True)
@@ -155,30 +219,21 @@ class _Comparison:
 
     def lost(self) -> tuple[Loss, ...]:
         """What comes back with other numbers, or not at all."""
-        replaced, built = self._replaced(), self.again.modules
-        lost = [loss for path in replaced for loss in self._lost_under(path, self.modules[path], built[path])]
-        for name in (*self.live, *(name for name in self.again.source if name not in self.live)):
+        fresh = self.again.modules
+        replaced = _outermost(path for path, module in self.modules.items() if _computes_otherwise(module, fresh, path))
+        lost = [loss for path in replaced for loss in self._lost_under(path, self.modules[path], fresh[path])]
+        for name in dict.fromkeys((*self.live, *self.again.source)):
             if not any(name.startswith(f"{path}.") for path in replaced):
                 loss = self._loss(name)
                 lost += [] if loss is None else [loss]
-        return (*lost, *changed_settings(self.modules, built, skip=tuple(replaced)))
-
-    def _replaced(self) -> list[str]:
-        """The outermost live modules that compute otherwise than those the class builds in their place."""
-        built = self.again.modules
-        found: list[str] = []
-        for path, module in self.modules.items():
-            inside = any(path.startswith(f"{outer}.") for outer in found)
-            if path and not inside and path in built and not _same_code(module, built[path]):
-                found.append(path)
-        return found
+        return (*lost, *changed_settings(self.modules, fresh, skip=replaced))
 
     def _lost_under(self, path: str, module: nn.Module, other: nn.Module) -> list[Loss]:
         names = [name for name in self.live if name.startswith(f"{path}.")] or [f"{path}.weight"]
-        built = type(other).__name__
-        gone = f"is lost: the class builds a {built} in the place of this {type(module).__name__}"
+        kind = type(other).__name__
+        gone = f"is lost: the class builds a {kind} in the place of this {type(module).__name__}"
         linear, weight = plain_linear(module), f"{path}.weight"
-        if linear is not None and built == "Linear" and weight in self.again.source:
+        if linear is not None and kind == "Linear" and weight in self.again.source:
             source = self.again.source[weight]
             if source is None:
                 gone += ", with random numbers"
@@ -200,8 +255,7 @@ class _Comparison:
             return Loss(name, "random", "is not in the file, so that it is drawn at random")
         if name not in self.live:
             return None  # a name that the class has besides, with numbers from the file
-        before, now = self.live[name], self.file[source]
-        dtype = self.again.model.state_dict()[name].dtype
+        before, now, dtype = self.live[name], self.file[source], self.again.dtypes[name]
         if before.dtype != dtype:
             return Loss(name, "dtype", f"is {before.dtype} and comes back as {dtype}")
         if before is now or before.data_ptr() == now.data_ptr() != 0 or _equal(before, now):
@@ -209,13 +263,33 @@ class _Comparison:
         return Loss(name, "overwritten", f"comes back as {source}")
 
 
+def _outermost(paths: Iterator[str]) -> list[str]:
+    """Those paths that are in no other one; an outer module comes before what is in it."""
+    found: list[str] = []
+    for path in paths:
+        if not any(path.startswith(f"{outer}.") for outer in found):
+            found.append(path)
+    return found
+
+
+def _computes_otherwise(module: nn.Module, fresh: Mapping[str, nn.Module], path: str) -> bool:
+    """Whether the class builds a module with other code at the path of this one; the model itself is of the class."""
+    return path != "" and path in fresh and not _same_code(module, fresh[path])
+
+
+def _same_code(a: nn.Module, b: nn.Module) -> bool:
+    return (type(a) is type(b) or type(a).forward is type(b).forward) and "forward" not in vars(a)
+
+
 def _equal(a: Tensor, b: Tensor) -> bool:
     alike = a.shape == b.shape and a.dtype == b.dtype and a.device == b.device and not a.is_meta
     return alike and same_numbers(a, b)
 
 
-def _same_code(a: nn.Module, b: nn.Module) -> bool:
-    return (type(a) is type(b) or type(a).forward is type(b).forward) and "forward" not in vars(a)
+def _adds_nothing(linear: nn.Linear) -> bool:
+    """Whether a `Linear` computes the same without its bias."""
+    bias = linear._parameters.get("bias")
+    return bias is None or (bias.dtype == linear.weight.dtype and not bool(bias.count_nonzero()))
 
 
 _DESCRIBES = frozenset(
@@ -228,7 +302,7 @@ _DESCRIBES = frozenset(
 
 
 def changed_settings(
-    live: Mapping[str, nn.Module], fresh: Mapping[str, nn.Module], skip: tuple[str, ...] = ()
+    live: Mapping[str, nn.Module], fresh: Mapping[str, nn.Module], skip: Sequence[str] = ()
 ) -> Iterator[Loss]:
     """What modules keep beside tensors, such as an epsilon or a number of heads, and would be built with otherwise.
 
@@ -238,10 +312,9 @@ def changed_settings(
         skip: Paths whose modules are not compared, nor what is in them.
     """
     for path, module in live.items():
-        other = fresh.get(path)
-        if other is None or any(path == outer or path.startswith(f"{outer}.") for outer in skip):
+        if path not in fresh or any(path == outer or path.startswith(f"{outer}.") for outer in skip):
             continue
-        after = vars(other)
+        after = vars(fresh[path])
         for name, before in _settings(module).items():
             if name in after and not _alike(before, after[name]):
                 happens = f"is {_said(before)} and comes back as {_said(after[name])}"
@@ -262,80 +335,6 @@ def _alike(a: Any, b: Any) -> bool:
 
 def _said(value: Any) -> str:
     return value.__name__ if callable(value) else shown(value)
-
-
-def plain_linear(module: nn.Module | None) -> nn.Linear | None:
-    """The `Linear` that a module computes and nothing else, through any number of `Sequential`s around it."""
-    while type(module) is nn.Sequential:
-        inner = [child for child in module if type(child) is not nn.Identity]
-        module = inner[0] if len(inner) == 1 else None
-    return module if isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward else None
-
-
-def has_bias(linear: nn.Linear) -> bool:
-    """Whether a `Linear` was made with a bias, which its annotation does not let one ask."""
-    return linear._parameters.get("bias") is not None
-
-
-def _adds_nothing(linear: nn.Linear) -> bool:
-    """Whether a `Linear` computes the same without its bias."""
-    bias = linear._parameters.get("bias")
-    return bias is None or (bias.dtype == linear.weight.dtype and not bool(bias.count_nonzero()))
-
-
-def _verdict(compared: _Comparison, lost: tuple[Loss, ...], size: int) -> AfterReload:
-    again = compared.again
-    heads = [name for name in dict.fromkeys((again.head, *again.ties)) if name is not None]
-    fates: list[HeadFate] = []
-    for name in heads:
-        mine = under(name, lost)
-        fates.append(HeadFate(name, not mine, name in again.tied, sentence(mine) or _kept(name, compared)))
-    first = next((fate for fate in fates if fate.name == again.head), None)
-    elsewhere = tuple(loss for loss in lost if not any(loss in under(head, lost) for head in heads))
-    said = [fate.reason for fate in fates] + ([sentence(elsewhere)] if elsewhere else [])
-    reason = "; ".join(said) or "every tensor is written and read"
-    return AfterReload(not lost, first.tied_after if first else None, reason, tuple(fates), lost, size)
-
-
-def _kept(name: str, compared: _Comparison) -> str:
-    """How a head that loses nothing comes back."""
-    live, file, source = compared.live, compared.file, compared.again.ties.get(name)
-    if source is None:
-        return f"{name} is written and read as it is"
-    if name not in compared.again.tied:
-        return f"{name} and {source} are both written; they differ, so both are kept, against the configuration"
-    if name in file and source in file:
-        return f"{name} and {source} are both written; they are equal, so {name} is tied to it without a word"
-    if name in live and source in live and live[name] is not live[source]:
-        as_ = source if source in file else name
-        return f"two tensors over one memory are written once, as {as_}, and come back as one"
-    if source not in file:
-        return f"{name} alone is in the file, and {source} is tied to it"
-    return f"{source} is written once, and {name} is tied to {source}"
-
-
-def under(head: str, lost: tuple[Loss, ...]) -> tuple[Loss, ...]:
-    """The losses in the module of a head's weight."""
-    return tuple(loss for loss in lost if loss.name.startswith(head.rpartition(".")[0] + "."))
-
-
-def sentence(lost: Sequence[Loss]) -> str:
-    """Losses in words, those of one kind together."""
-    kinds: dict[str, list[str]] = {}
-    for loss in lost:
-        kinds.setdefault(loss.happens, []).append(loss.name)
-    return "; ".join(
-        f"{', '.join(names[:4])}{f' and {len(names) - 4} more' if len(names) > 4 else ''} "
-        f"{happens if len(names) == 1 else _of_several(happens)}"
-        for happens, names in kinds.items()
-    )
-
-
-def _of_several(happens: str) -> str:
-    return re.sub(r"\bit is\b", "they are", re.sub(r"^is\b|\bcomes\b", lambda verb: _PLURAL[verb[0]], happens))
-
-
-_PLURAL = {"is": "are", "comes": "come"}
 
 
 def overwritten_by_tying(model: Any) -> tuple[str, ...]:

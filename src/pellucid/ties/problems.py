@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
-from pellucid.ties import remedies
-from pellucid.ties.memory import Named, TieGroup, coverage
-from pellucid.ties.optimizers import REBUILD, OptimizerFindings
-from pellucid.ties.predict import AfterReload, Loss, sentence
+from pellucid.ties.memory import Named, coverage
+from pellucid.ties.optimizers import REBUILD
+from pellucid.ties.predict import Loss, sentence
 from pellucid.ties.standins import GENERATION, NO_TENSOR
 from pellucid.ties.subject import Subject
 
-KEEP_OR_TIE = "pl.untie(model) keeps them apart and makes the configuration say so; pl.tie(model) makes them one."
+if TYPE_CHECKING:
+    from pellucid.ties.audit import TieAudit
+
+_KEEP_OR_TIE = "pl.untie(model) keeps them apart and makes the configuration say so; pl.tie(model) makes them one."
+_PLAIN_HEAD = "torch.nn.Linear(config.n_embd, config.vocab_size, bias=False)"
+_EDIT = "t = safetensors.torch.load_file(path); {}; safetensors.torch.save_file(t, path, metadata={{'format': 'pt'}})"
+"""How to change a weights file, `path`, from Python."""
 
 
 @dataclass(frozen=True)
@@ -37,209 +44,233 @@ class Problem:
         return f"{self.message}\n  remedy: {self.remedy}  [{self.code}]"
 
 
-@dataclass(frozen=True)
-class Facts:
-    """What the rules look at.
+def find(audit: TieAudit, subject: Subject, found: Sequence[Sequence[Named]]) -> tuple[Problem, ...]:
+    """Every problem, the gravest first.
 
     Args:
-        subject: What is audited.
+        audit: All of it but the problems.
+        subject: What was audited.
         found: Its names, clustered by memory.
-        groups: Those that share something.
-        after: What a reload gives.
-        overwritten: What `tie_weights()` would replace.
-        optimizer: What the optimizer does; None without one.
     """
-
-    subject: Subject
-    found: Sequence[Sequence[Named]]
-    groups: Sequence[TieGroup]
-    after: AfterReload
-    overwritten: tuple[str, ...] = ()
-    optimizer: OptimizerFindings | None = None
+    rules = (_reload(audit, subject), _declared_only(audit), _equal(audit, subject), _cache(audit),
+             _memory(audit, subject), _part_of_more(subject, found), _stored(audit, subject),
+             _optimizer(audit))  # fmt: skip
+    return tuple(problem for rule in rules for problem in rule)
 
 
-def find(facts: Facts) -> tuple[Problem, ...]:
-    """Every problem, the gravest first."""
-    rules = (_reload, _declared_only, _equal, _cache, _memory, _stored, _optimizer)
-    return tuple(problem for rule in rules for problem in rule(facts))
-
-
-def _reload(facts: Facts) -> Iterator[Problem]:
-    after = facts.after
-    if facts.subject.kind not in ("hf", "ours", "checkpoint") or after.survives is True:
+def _reload(audit: TieAudit, subject: Subject) -> Iterator[Problem]:
+    after = audit.after_reload
+    if subject.kind not in ("hf", "ours", "checkpoint") or after.survives is True:
         return
     if after.survives is None:
-        if facts.subject.kind == "checkpoint":
+        if subject.kind == "checkpoint":
             return
         if GENERATION in after.reason:
             remedy = "Mend model.generation_config, which is checked when it is saved."
         elif NO_TENSOR in after.reason:
             remedy = "Save the model as it was before it was quantized, and quantize what is read from there."
-        elif facts.subject.declared.malformed:
+        elif subject.declared.malformed:
             remedy = "Write it as a dict, {target: source}, as transformers 5 does."
         else:
-            remedy = f"Give the class a head that it knows: pl.replace_head(model, {remedies.PLAIN_HEAD}, tie=True)."
+            remedy = f"Give the class a head that it knows: pl.replace_head(model, {_PLAIN_HEAD}, tie=True)."
         yield Problem("save-raises", after.reason, remedy)
     elif not after.lost:
-        yield Problem("reload-raises", after.reason, remedies.for_sizes(facts.subject))
+        yield Problem("reload-raises", after.reason, _fit_sizes(subject))
     for code in dict.fromkeys(loss.code for loss in after.lost):
-        yield _loss([loss for loss in after.lost if loss.code == code], facts)
+        yield _loss([loss for loss in after.lost if loss.code == code], audit, subject)
 
 
-def _loss(lost: list[Loss], facts: Facts) -> Problem:
+def _loss(lost: Sequence[Loss], audit: TieAudit, subject: Subject) -> Problem:
     names = tuple(loss.name for loss in lost)
-    message = f"after a reload: {sentence(lost)}"
-    heads = {fate.name for fate in facts.after.heads}
-    head = next((fate.name for fate in facts.after.heads), None)
-    known = {
-        "replaced": remedies.for_replaced(names, facts.subject, head),
-        "dropped": remedies.for_dropped(names, facts.subject, head),
-        "random": "Save it together with all of the class's tensors.",
-        "dtype": "Give every tensor one dtype before saving: model.to(dtype).",
-        "overwritten": KEEP_OR_TIE,
-        "setting": "Change the configuration first and build the model from it: type(model)(config). What no "
-        "configuration says has to be set again after every reload.",
-    }
-    code, remedy = f"reload-{lost[0].code.replace(' ', '-')}", known[lost[0].code]
-    if lost[0].code == "dropped" and all(name.startswith(("module.", "_orig_mod.")) for name in names):
-        remedy = "Save the model inside of the wrapper, or open it with pellucid.load, which looks below."
-    if lost[0].code == "random" and set(names) <= heads:
+    heads = [head.name for head in audit.after_reload.heads]
+    code = lost[0].code
+    if code == "random" and set(names) <= set(heads):
         code = "tie-not-in-config"
         remedy = (
             'Write "tie_word_embeddings": true into config.json, or read it without the override.'
-            if facts.subject.kind == "checkpoint"
+            if subject.kind == "checkpoint"
             else "pl.tie(model) makes the configuration say tied; pl.untie(model) gives the head memory of its own."
         )
-    return Problem(code, message, remedy, names)
+        return Problem(code, f"after a reload: {sentence(lost)}", remedy, names)
+    place = (heads[0] if heads else "lm_head.weight").rpartition(".")[0]
+    if code == "replaced":
+        remedy = _rebuild_or_replace(names, subject, place, bool(heads))
+    elif code == "dropped":
+        remedy = _keep_or_give_up(names, subject, place)
+    else:
+        remedy = {
+            "random": "Save it together with all of the class's tensors.",
+            "dtype": "Give every tensor one dtype before saving: model.to(dtype).",
+            "overwritten": _KEEP_OR_TIE,
+            "setting": "Change the configuration first and build the model from it: type(model)(config). What no "
+            "configuration says has to be set again after every reload.",
+        }[code]
+    return Problem(f"reload-{code}", f"after a reload: {sentence(lost)}", remedy, names)
 
 
-def _declared_only(facts: Facts) -> Iterator[Problem]:
-    for name in facts.overwritten:
-        yield Problem(
-            "tied-by-config-only",
-            f"the configuration says tied, but {name} has numbers of its own: tie_weights() and "
-            "resize_token_embeddings() overwrite it, even without a change of size",
-            KEEP_OR_TIE,
-            (name,),
+def _fit_sizes(subject: Subject) -> str:
+    """What to do if tensors do not fit the configuration."""
+    tensors = {one.name: one.tensor for one in subject.named}
+    rows = {name: t.size(0) for name, t in tensors.items() if name.endswith(("wte.weight", "lm_head.weight"))}
+    if len(set(rows.values())) < 2:
+        fits = f" vocab_size is {next(iter(rows.values()))} then." if rows and subject.kind == "checkpoint" else ""
+        return f"Make the configuration's sizes those of the tensors.{fits}"
+    most, least = max(rows.values()), min(rows.values())
+    said = " and ".join(f"{name} has {count} rows" for name, count in rows.items())
+    if subject.kind == "hf":
+        return f"No vocab_size fits both: {said}. model.resize_token_embeddings({most}) gives both {most}."
+    name = next(name for name in rows if rows[name] == least)
+    longer = f"t[{name!r}] = torch.nn.functional.pad(t[{name!r}], (0, 0, 0, {most - least}))"
+    return (
+        f"No vocab_size fits both: {said}. Fill up {name} with {most - least} rows of zeros, in Python by "
+        f"`{_EDIT.format(longer)}`, and set vocab_size to {most} and tie_word_embeddings to false in config.json."
+    )
+
+
+def _keep_or_give_up(names: Sequence[str], subject: Subject, place: str) -> str:
+    """What to do about tensors that the class has no name for; `place` is the module of the head."""
+    checkpoint = subject.kind == "checkpoint"
+    if all(name.startswith(("module.", "_orig_mod.")) for name in names):
+        return "Save the model inside of the wrapper, or open it with pellucid.load, which looks below."
+    if set(names) == {f"{place}.bias"}:
+        give_up = f"delete {names[0]} from the file" if checkpoint else f"set model.{names[0]} = None"
+        return (
+            f"To keep it, {'read' if checkpoint else 'save and read'} the model with a subclass of its class whose "
+            f"__init__ sets self.{place} = torch.nn.Linear(config.n_embd, config.vocab_size), which has a bias. "
+            f"To give it up, {give_up}."
         )
+    if not checkpoint:
+        return (
+            "To keep them, save and read the model with a subclass of its class whose __init__ makes them. To give "
+            "them up, take them out of the model."
+        )
+    inside = [name for name in names if name.startswith(f"{place}.")]
+    if not inside:
+        return "Read it with the class that wrote it, or delete these names from the file."
+    rename, renamed = "", _only_matrix(inside, {one.name: one.tensor for one in subject.named})
+    if renamed is not None:
+        edit = _EDIT.format(f"t[{f'{place}.weight'!r}] = t.pop({renamed!r})")
+        rename = (
+            f" It is a plain head inside, so it may be renamed instead, in Python by `{edit}`, with "
+            "tie_word_embeddings false in config.json."
+        )
+    return (
+        f"To keep it, read the file with a subclass of the class whose __init__ sets self.{place} to the modules "
+        f"that were saved. Before another save, pl.replace_head(model, {_PLAIN_HEAD}, tie=False) puts a head there "
+        f"that GPT2LMHeadModel knows.{rename}"
+    )
 
 
-def _equal(facts: Facts) -> Iterator[Problem]:
-    tied = {fate.name for fate in facts.after.heads if fate.tied_after}
-    shared = {name for group in facts.groups if group.kind != "equal" for name in group.names}
-    for group in facts.groups:
+def _rebuild_or_replace(names: Sequence[str], subject: Subject, place: str, has_head: bool) -> str:
+    """What to do about modules that the class builds otherwise."""
+    kept = _only_matrix(names, {one.name: one.tensor for one in subject.named})
+    if kept is not None and kept.startswith(f"{place}."):
+        inner = kept.rpartition(".")[0]
+        return (
+            f"pl.replace_head(model, model.get_submodule({inner!r}), tie=False) keeps its matrix in a head that the "
+            "class builds; a subclass whose __init__ makes this head keeps all of it."
+        )
+    if has_head and any(name.startswith(f"{place}.") for name in names):
+        return (
+            f"To keep it, save and read the model with a subclass of its class whose __init__ makes this head. To give "
+            f"it up, pl.replace_head(model, {_PLAIN_HEAD}, tie=...) puts one there that the class builds."
+        )
+    return "Save and read the model with a subclass of its class whose __init__ makes these modules."
+
+
+def _only_matrix(names: Sequence[str], tensors: Mapping[str, Tensor]) -> str | None:
+    """The one name among these, if it is the weight of a plain head."""
+    return names[0] if len(names) == 1 and names[0] in tensors and tensors[names[0]].dim() == 2 else None
+
+
+def _declared_only(audit: TieAudit) -> Iterator[Problem]:
+    for name in audit.overwritten_by_tying:
+        text = (
+            f"the configuration says tied, but {name} has numbers of its own: tie_weights() and "
+            "resize_token_embeddings() overwrite it, even without a change of size"
+        )
+        yield Problem("tied-by-config-only", text, _KEEP_OR_TIE, (name,))
+
+
+def _equal(audit: TieAudit, subject: Subject) -> Iterator[Problem]:
+    tied = {head.name for head in audit.after_reload.heads if head.tied_after}
+    shared = {name for group in audit.groups if group.kind != "equal" for name in group.names}
+    for group in audit.groups:
         if group.kind != "equal" or not tied & set(group.names) or tied & set(group.names) & shared:
             continue
         pair = " and ".join(group.names)
-        if facts.subject.kind == "checkpoint":
-            yield Problem(
-                "stored-twice",
-                f"{pair} are equal and tied when read, but the file holds the numbers {len(group.names)} times",
-                "Write it again with save_pretrained or pl.save_hf, which write a tied tensor once.",
-                group.names,
-            )
-        elif facts.subject.kind == "hf":
-            yield Problem(
-                "equal-becomes-tied",
-                f"{pair} are equal, in memory of their own: a reload ties them, and training then moves both",
-                KEEP_OR_TIE,
-                group.names,
-            )
+        if subject.kind == "checkpoint":
+            text = f"{pair} are equal and tied when read, but the file holds the numbers {len(group.names)} times"
+            remedy = "Write it again with save_pretrained or pl.save_hf, which write a tied tensor once."
+            yield Problem("stored-twice", text, remedy, group.names)
+        elif subject.kind == "hf":
+            text = f"{pair} are equal, in memory of their own: a reload ties them, and training then moves both"
+            yield Problem("equal-becomes-tied", text, _KEEP_OR_TIE, group.names)
 
 
-def _cache(facts: Facts) -> Iterator[Problem]:
-    cache = facts.subject.declared.by_cache or {}
-    together = [set(group.names) for group in facts.groups if group.kind in ("same parameter", "same memory")]
-    stale = [
-        t for t, s in cache.items() if t not in facts.overwritten and not any({t, s} <= names for names in together)
-    ]
+def _cache(audit: TieAudit) -> Iterator[Problem]:
+    together = [set(group.names) for group in audit.groups if group.kind in ("same parameter", "same memory")]
+    stale = tuple(
+        target
+        for target, source in (audit.declared.by_cache or {}).items()
+        if target not in audit.overwritten_by_tying and not any({target, source} <= names for names in together)
+    )
     if stale:
-        yield Problem(
-            "cache-stale",
-            f"all_tied_weights_keys still lists {', '.join(stale)}, which is tied to nothing now",
-            "pl.tie, pl.untie and pl.replace_head renew it; device maps and loading reports read it.",
-            tuple(stale),
-        )
+        text = f"all_tied_weights_keys still lists {', '.join(stale)}, which is tied to nothing now"
+        remedy = "pl.tie, pl.untie and pl.replace_head renew it; device maps and loading reports read it."
+        yield Problem("cache-stale", text, remedy, stale)
 
 
-def _memory(facts: Facts) -> Iterator[Problem]:
-    by_name = {one.name: one.tensor for one in facts.subject.named}
-    parameters = {id(tensor) for tensor in facts.subject.trainable}
-    for group in facts.groups:
+def _memory(audit: TieAudit, subject: Subject) -> Iterator[Problem]:
+    by_name = {one.name: one.tensor for one in subject.named}
+    for group in audit.groups:
         names = " and ".join(group.names)
         # Our head is audited as a view; its parameter is another object than the embedding in any case.
         objects = {id(by_name[name]) for name in group.names if name in by_name}
-        if group.kind == "same memory" and parameters and len(objects) > 1:
-            yield Problem(
-                "two-parameters",
-                f"{names} are different Parameters over the same memory: counted twice, and stepped twice",
-                "pl.tie(model) makes them one Parameter; in other modules assign one to the other.",
-                group.names,
-            )
+        if group.kind == "same memory" and subject.trainable and len(objects) > 1:
+            text = f"{names} are different Parameters over the same memory: counted twice, and stepped twice"
+            remedy = "pl.tie(model) makes them one Parameter; in other modules assign one to the other."
+            yield Problem("two-parameters", text, remedy, group.names)
         elif group.kind == "overlapping":
-            yield Problem(
-                "overlapping-views",
-                f"{names} share some of their numbers: a write to one changes the other, and safetensors refuses them",
-                "Give each memory of its own: tensor.clone().",
-                group.names,
-            )
-    if facts.subject.kind in ("module", "state dict", "checkpoint"):
-        yield from _part_of_more(facts)
+            text = f"{names} share some numbers: a write to one changes the other, and safetensors refuses them"
+            yield Problem("overlapping-views", text, "Give each memory of its own: tensor.clone().", group.names)
 
 
-def _part_of_more(facts: Facts) -> Iterator[Problem]:
+def _part_of_more(subject: Subject, found: Sequence[Sequence[Named]]) -> Iterator[Problem]:
+    if subject.kind not in ("module", "state dict", "checkpoint") or "safetensors" in subject.what:
+        return
     storages: dict[int, tuple[int, list[str], int]] = {}
-    for cluster in facts.found:
+    for cluster in found:
         first = cluster[0].tensor
-        if first.layout != torch.strided or first.is_meta or "safetensors" in facts.subject.what:
-            continue
-        storage = first.untyped_storage()
-        size, names, covered = storages.get(storage._cdata, (storage.nbytes(), [], 0))
-        storages[storage._cdata] = (size, [*names, *(one.name for one in cluster)], covered + coverage(cluster))
+        if first.layout == torch.strided and not first.is_meta:
+            storage = first.untyped_storage()
+            size, names, covered = storages.get(storage._cdata, (storage.nbytes(), [], 0))
+            storages[storage._cdata] = (size, [*names, *(one.name for one in cluster)], covered + coverage(cluster))
     for size, names, covered in storages.values():
         if 2 * covered < size:
-            yield Problem(
-                "part-of-more",
-                f"{', '.join(names[:4])} shows {covered:,} bytes of a storage of {size:,}: torch.save writes all of it",
-                "Save tensor.clone() instead of the view.",
-                tuple(names),
-            )
+            text = f"{', '.join(names[:4])} shows {covered:,} bytes of a storage of {size:,}: torch.save writes all"
+            yield Problem("part-of-more", text, "Save tensor.clone() instead of the view.", tuple(names))
 
 
-def _stored(facts: Facts) -> Iterator[Problem]:
-    if facts.subject.kind != "checkpoint":
-        return
-    names = {one.name for one in facts.subject.named}
-    for fate in facts.after.heads:
-        tied_to = (facts.subject.declared.by_class or {}).get(fate.name)
-        if fate.name in names and fate.tied_after and tied_to not in names:
-            yield Problem(
-                "embedding-not-stored",
-                f"{fate.name} is in the file and the embedding is not: a GPT2Model without a head draws it at random",
-                "Write it again with save_pretrained, which keeps the embedding's name.",
-                (fate.name,),
-            )
-        if fate.tied_after is False and facts.after.survives and facts.subject.declared.by_config:
-            yield Problem(
-                "tied-by-config-only",
-                f"config.json says tied, but {fate.name} has numbers of its own: both are kept, tie_weights() loses it",
-                'Write "tie_word_embeddings": false into config.json.',
-                (fate.name,),
-            )
+def _stored(audit: TieAudit, subject: Subject) -> Iterator[Problem]:
+    names = {one.name for one in subject.named}
+    for head in audit.after_reload.heads if subject.kind == "checkpoint" else ():
+        tied_to = (subject.declared.by_class or {}).get(head.name)
+        if head.name in names and head.tied_after and tied_to is not None and tied_to not in names:
+            text = f"{head.name} is in the file and the embedding is not: a GPT2Model without a head draws it at random"
+            remedy = "Write it again with save_pretrained, which keeps the embedding's name."
+            yield Problem("embedding-not-stored", text, remedy, (head.name,))
+        if head.tied_after is False and audit.after_reload.survives and subject.declared.by_config:
+            text = f"config.json says tied, but {head.name} has numbers of its own: tie_weights() would lose them"
+            remedy = 'Write "tie_word_embeddings": false into config.json.'
+            yield Problem("tied-by-config-only", text, remedy, (head.name,))
 
 
-def _optimizer(facts: Facts) -> Iterator[Problem]:
-    findings = facts.optimizer
-    if findings is None:
-        return
-    for names in findings.twice:
-        text = f"the optimizer steps {' = '.join(names)} more than once in each step"
-        yield Problem("stepped-twice", text, f"Hold one Parameter for it, pl.tie(model), and {REBUILD}.", names)
-    if findings.stale:
-        shapes = ", ".join(str(list(shape)) for shape in findings.stale)
-        text = f"the optimizer steps tensors that the model does not have (any more), of shapes {shapes}"
-        yield Problem("optimizer-stale", text, f"{REBUILD[0].upper()}{REBUILD[1:]}.")
-    if findings.missed:
-        text = f"the optimizer does not step {', '.join(findings.missed[:4])}, which is trainable"
-        remedy = f"If it is to be trained, {REBUILD}; if not, set requires_grad=False."
-        yield Problem("optimizer-misses", text, remedy, findings.missed)
+def _optimizer(audit: TieAudit) -> Iterator[Problem]:
+    remedies = {
+        "stepped-twice": f"Hold one Parameter for it, pl.tie(model), and {REBUILD}.",
+        "optimizer-stale": f"{REBUILD[0].upper()}{REBUILD[1:]}.",
+        "optimizer-misses": f"If it is to be trained, {REBUILD}; if not, set requires_grad=False.",
+    }
+    for code, text, names in audit.optimizer.said() if audit.optimizer else ():
+        yield Problem(code, text, remedies[code], names)

@@ -1,24 +1,35 @@
-"""`save_hf`: a transformers checkpoint that is known to come back as the model that was saved."""
+"""Save, reload and compare: `save_hf` keeps only a checkpoint that comes back as the model that was saved."""
 
 from __future__ import annotations
 
 import os
+import tempfile
+import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
+from torch import Tensor, nn
 
 from pellucid import atomic
-from pellucid.errors import InputError, WeightsError
-from pellucid.ties import reload
+from pellucid.errors import InputError, PellucidWarning, WeightsError
+from pellucid.run.model import CkptedTransformer
 from pellucid.ties.audit import TieAudit, audit_ties
-from pellucid.ties.subject import is_hf, unwrapped
+from pellucid.ties.memory import Named, clusters
+from pellucid.ties.standins import quiet
+from pellucid.ties.subject import is_hf, remember, unwrapped
 from pellucid.weights import saves
+from pellucid.weights.importing import same_numbers
 
 _GRAVE = ("save-raises", "reload-raises", "reload-replaced", "reload-dropped", "reload-random", "reload-dtype",
           "reload-overwritten", "reload-setting", "tie-not-in-config", "equal-becomes-tied")  # fmt: skip
 """Problems that keep a reload from being the same model."""
+
+_COLUMNS = 8
+"""How many tokens both models are run on."""
 
 
 @dataclass(frozen=True)
@@ -75,12 +86,11 @@ def save_hf(hf_model: Any, folder: str | os.PathLike[str]) -> Saved:
     target = Path(folder)
     try:
         with atomic.temporary_folder(_existing(target)) as beside:
-            reload.save_quietly(model, beside)
+            _save_quietly(model, beside)
             saves.stamp_folder(beside, target)
-            again = reload.read_again(model, beside)
-            found = reload.compare(model, again)
-            if not found.empty:
-                raise _refusal(audit, f"a reload gave another model: {found}")
+            different, outputs = _compare(model, _read_again(model, beside))
+            if different:
+                raise _refusal(audit, f"a reload gave another model: {different}")
             names = sorted(entry.name for entry in beside.iterdir())
             size = sum((beside / name).stat().st_size for name in names)
             saves.move(beside, target)
@@ -91,9 +101,7 @@ def save_hf(hf_model: Any, folder: str | os.PathLike[str]) -> Saved:
             code="path-not-writable",
             remedy="Choose a folder that you may write, with enough free space.",
         ) from problem
-    return Saved(
-        target, tuple(names), size, len(model.state_dict()), bool(found.outputs), audit.after_reload.tied_after
-    )
+    return Saved(target, tuple(names), size, len(model.state_dict()), outputs, audit.after_reload.tied_after)
 
 
 def _refusal(audit: TieAudit, what: str) -> WeightsError:
@@ -108,3 +116,106 @@ def _existing(folder: Path) -> Path:
     """The folder or its closest parent that is there: on the file system that the files will be on."""
     whole = folder.absolute()
     return next(place for place in (whole, *whole.parents) if place.is_dir())
+
+
+def reload_differs(model: nn.Module) -> str:
+    """Save a model of ours or of transformers into a temporary folder, reload it, and say what differs, if anything."""
+    with tempfile.TemporaryDirectory(prefix="pellucid-") as folder:
+        if not isinstance(model, CkptedTransformer):
+            _save_quietly(model, Path(folder))
+            return _compare(model, _read_again(model, Path(folder)))[0]
+        model.save_pretrained(folder)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", PellucidWarning)  # of NaN and the like, which the model has already
+            again = CkptedTransformer.from_pretrained(folder, dtype="stored", device=model.device)
+        return _different_tensors(model, again)
+
+
+def _save_quietly(model: Any, folder: Path) -> None:
+    """transformers' `save_pretrained`, without its progress bar, leaving the configuration as it was."""
+    put_back = remember([vars(model.config)])
+    try:
+        with quiet():
+            model.save_pretrained(folder)
+    except (RuntimeError, ValueError, AttributeError, TypeError) as problem:  # shared memory, what is no tensor, …
+        raise WeightsError(
+            f"{type(model).__name__}.save_pretrained: {str(problem).splitlines()[0]}",
+            code="save-raises",
+            remedy="Mend what it names; pl.audit_ties(model).problems says which tensors share memory and what to do.",
+        ) from problem
+    finally:
+        put_back()
+
+
+def _read_again(model: Any, folder: Path) -> Any:
+    """The same class from a folder, on the same device, with the same attention."""
+    attention = getattr(model.config, "_attn_implementation", None)
+    try:
+        with quiet():
+            again = type(model).from_pretrained(folder, attn_implementation=attention, local_files_only=True)
+    except (RuntimeError, ValueError, TypeError) as problem:
+        raise WeightsError(
+            f"{type(model).__name__}.from_pretrained: {str(problem).splitlines()[0]}",
+            code="reload-raises",
+            remedy="Look at pl.audit_ties(model): after_reload says why, and problems what to do.",
+        ) from problem
+    return again.to(model.device)
+
+
+def _compare(model: Any, again: Any) -> tuple[str, bool]:
+    """What differs between a transformers model and its reload, and whether outputs were compared."""
+    different = _different_tensors(model, again)
+    outputs = None if different else _same_outputs(model, again)
+    return different or ("other outputs" if outputs is False else ""), bool(outputs)
+
+
+def _different_tensors(model: nn.Module, again: nn.Module) -> str:
+    """Which names have other numbers, dtypes or shapes, or share memory on one side only; empty if none do."""
+    before, after = model.state_dict(), again.state_dict()
+    names = dict.fromkeys((*before, *after))
+    other = [name for name in names if not _same(before.get(name), after.get(name))]
+    tied, tied_after = _together(before), _together(after)
+    apart = sorted(
+        name
+        for name in names
+        if [one.name for one in tied.get(name, ())] != [one.name for one in tied_after.get(name, ())]
+    )
+    parts = [f"{', '.join(other[:4])} not the same numbers"] if other else []
+    parts += [f"{', '.join(apart[:4])} not tied as before"] if apart else []
+    return "; ".join(parts)
+
+
+def _same(a: Tensor | None, b: Tensor | None) -> bool:
+    return a is not None and b is not None and a.dtype == b.dtype and a.shape == b.shape and same_numbers(a, b)
+
+
+def _together(tensors: Mapping[str, Tensor]) -> dict[str, list[Named]]:
+    """Each name with all names that share memory with it, itself included."""
+    found = clusters([Named(name, tensor) for name, tensor in tensors.items()])
+    return {one.name: cluster for cluster in found for one in cluster}
+
+
+def _same_outputs(model: Any, again: Any) -> bool | None:
+    """Run both on the tensors of the first, so not even the alignment of memory differs; None if it takes other inputs.
+
+    Only the outputs' first tensor, the logits or the last hidden state, is compared. Every module's mode is put
+    back; no random numbers are drawn.
+    """
+    vocabulary = getattr(model.config, "vocab_size", None)
+    if not isinstance(vocabulary, int):
+        return None
+    ids = (torch.arange(_COLUMNS, device=model.device) % vocabulary)[None]
+    tensors = {name: together[0].tensor for name, together in _together(model.state_dict()).items()}
+    modes = {module: module.training for module in model.modules()}
+    try:
+        # Warnings of padding or of dummy inputs concern both alike.
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                first = model.eval()(input_ids=ids)[0]
+            except (RuntimeError, ValueError, TypeError, IndexError):
+                return None
+            return _same(first, torch.func.functional_call(again.eval(), tensors, (), {"input_ids": ids})[0])
+    finally:
+        for module, training in modes.items():
+            module.training = training

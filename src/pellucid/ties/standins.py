@@ -11,8 +11,9 @@ from __future__ import annotations
 import copy
 import tempfile
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -20,7 +21,6 @@ from torch import Tensor, nn
 
 from pellucid.errors import WeightsError
 from pellucid.ties.memory import Named, alike, clusters
-from pellucid.ties.reload import quiet
 from pellucid.ties.subject import Declared, weight_names
 
 GENERATION = "generation_config"
@@ -38,28 +38,39 @@ class Reread:
     """What `from_pretrained` made of tensors.
 
     Args:
-        model: The model that it built; its tensors are stand-ins.
-        source: Each name of its state dict -> the name in the file that its numbers come from; None if they were
-            drawn at random.
-        ties: Target -> source, as class and configuration declare them.
+        source: Each name of the model's state dict -> the name in the file that its numbers come from; None if they
+            were drawn at random.
         unread: The names in the file whose numbers came to no name.
+        ties: Target -> source, as class and configuration declare them.
         tied: The names that share their Parameter with another name.
         head: The name of the output head's weight; None without a head.
-        embedding: The name of the input embedding's weight.
+        dtypes: The dtype of each name.
+        modules: The model's modules by path, a shared one under each of its paths.
     """
 
-    model: Any
     source: Mapping[str, str | None]
     unread: tuple[str, ...]
     ties: Mapping[str, str]
     tied: frozenset[str]
     head: str | None
-    embedding: str | None
+    dtypes: Mapping[str, torch.dtype] = field(default_factory=dict)
+    modules: Mapping[str, nn.Module] = field(default_factory=dict)
 
-    @property
-    def modules(self) -> dict[str, nn.Module]:
-        """Its modules by path, a shared one under each of its paths."""
-        return dict(self.model.named_modules(remove_duplicate=False))
+
+@contextmanager
+def quiet() -> Generator[None]:
+    """transformers without progress bars and loading reports: what they would say is compared instead."""
+    from transformers.utils import logging
+
+    bars, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity(50)  # CRITICAL
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def written(model: Any, declared: Declared) -> dict[str, Tensor]:
@@ -160,7 +171,9 @@ def reread(cls: Any, config: Any, tensors: Mapping[str, Tensor]) -> Reread:
     ties = dict(getattr(model, "all_tied_weights_keys", None) or {})
     arrived = {held.get(name) for name in source.values() if name is not None}
     unread = tuple(name for name in given if name not in source and held.get(name) not in arrived)
-    return Reread(model, source, unread, ties, tied, *weight_names(model))
+    dtypes = {name: tensor.dtype for name, tensor in state.items()}
+    modules = dict(model.named_modules(remove_duplicate=False))
+    return Reread(source, unread, ties, tied, weight_names(model)[0], dtypes, modules)
 
 
 def _read(cls: Any, config: Any, tensors: Mapping[str, Tensor]) -> Any:

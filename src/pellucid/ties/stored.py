@@ -16,8 +16,8 @@ from pellucid.check import as_number
 from pellucid.errors import PellucidError
 from pellucid.gpt2.config import TransformerConfig
 from pellucid.ties.memory import Named
-from pellucid.ties.predict import AfterReload, HeadFate, Loss, sentence, under
-from pellucid.ties.standins import Refused, reread
+from pellucid.ties.predict import AfterReload, Loss, after_reload, size_of
+from pellucid.ties.standins import Refused, Reread, reread
 from pellucid.ties.subject import Declared, Subject
 from pellucid.weights import files
 from pellucid.weights.layouts import EMBED, HF, detect, our_shapes
@@ -71,8 +71,9 @@ def open_stored(
     named = tuple(Named(name, tensor) for name, tensor in stored.tensors.items())
     subject = Subject(f"{stored.path} ({stored.format})", "checkpoint", named, declared)
     after = _predict(stored, config)
-    if after.heads and after.tied_after:
-        subject = replace(subject, declared=replace(declared, by_class=_tie_of(stored.tensors, after.heads[0].name)))
+    if after.heads and after.tied_after:  # the tie that reading makes, under the names that the file has
+        embedding = next((name for name in stored.tensors if name.endswith("wte.weight")), "transformer.wte.weight")
+        subject = replace(subject, declared=replace(declared, by_class={after.heads[0].name: embedding}))
     return StoredModel(subject, after, sum(file.stat().st_size for file in weights))
 
 
@@ -85,12 +86,6 @@ def _recorded(weights: Sequence[Path], tensors: Mapping[str, Tensor]) -> dict[st
         with safe_open(file, framework="pt") as opened:
             notes.update(opened.metadata() or {})
     return {name: kept for name, kept in notes.items() if kept in tensors and name not in tensors}
-
-
-def _tie_of(tensors: Mapping[str, Tensor], head: str) -> dict[str, str]:
-    """The tie that reading this checkpoint makes, under the names that the file has."""
-    embedding = next((name for name in tensors if name.endswith("wte.weight")), "transformer.wte.weight")
-    return {head: embedding}
 
 
 def _predict(stored: files.Stored, config: Mapping[str, Any] | None) -> AfterReload:
@@ -138,10 +133,9 @@ def _architecture(config: Mapping[str, Any]) -> str:
 def _read_gpt2(tensors: Mapping[str, Tensor], config: TransformerConfig, *, headless: bool) -> AfterReload:
     """GPT-2, by our own table of its names: `pellucid ties` works without transformers, and without its import."""
     ours = our_shapes(config)
-    rows = [*HF.rows_of(config), *([] if headless else [HF.head])]
     shapes = {
         name: tuple(shape)
-        for row in rows
+        for row in [*HF.rows_of(config), *([] if headless else [HF.head])]
         for name, shape in zip(
             row.theirs,
             row.transform.shapes(Place(row.ours, ours[row.ours], torch.float32, config.n_head)),
@@ -154,22 +148,20 @@ def _read_gpt2(tensors: Mapping[str, Tensor], config: TransformerConfig, *, head
         if tuple(tensor.shape) != shapes.get(name, tuple(tensor.shape))
     ]
     if wrong:
-        return AfterReload(False, None, f"from_pretrained raises: {'; '.join(wrong)}", written=_size(tensors))
-    missing = [name for name in shapes if name not in tensors]
-    embedding = next(row.theirs[0] for row in HF.rows_of(config) if row.ours == EMBED)
-    head = None if headless else HF.head.theirs[0]
-    ends = {embedding, head}
-    tied = head is not None and config.tie_word_embeddings
-    if tied and ends <= tensors.keys():
-        tied = torch.equal(tensors[embedding], tensors[HF.head.theirs[0]])
-    elif tied and len(ends & tensors.keys()) == 1:
-        missing = [name for name in missing if name not in ends]
-    dropped = [name for name in tensors if name not in shapes and not name.endswith(_MASKS)]
-    return _reading(tensors, dropped, missing, _End(head, embedding, tied, config.tie_word_embeddings))
-
-
-_MASKS = (".attn.bias", ".attn.masked_bias")
-"""The causal masks that old files carry, which the class does not read."""
+        reason = f"from_pretrained raises: {'; '.join(wrong)}"
+        return AfterReload(False, None, reason, written=size_of(tensors))
+    source = {name: name if name in tensors else None for name in shapes}
+    head, embedding = HF.head.theirs[0], next(row.theirs[0] for row in HF.rows if row.ours == EMBED)
+    ties, tied = {}, frozenset[str]()
+    if not headless and config.tie_word_embeddings:
+        ties, pair = {head: embedding}, frozenset((head, embedding))
+        stored = [name for name in pair if name in tensors]
+        if len(stored) == 1:
+            source.update(dict.fromkeys(pair, stored[0]))
+        tied = pair if len(stored) < 2 or torch.equal(tensors[embedding], tensors[head]) else tied
+    # The causal masks that old files carry are not read either, but they are no weights.
+    unread = tuple(n for n in tensors if n not in shapes and not n.endswith((".attn.bias", ".attn.masked_bias")))
+    return _reading(Reread(source, unread, ties, tied, None if headless else head), tensors)
 
 
 def _read_other(stored: files.Stored, config: Mapping[str, Any]) -> AfterReload:
@@ -182,49 +174,17 @@ def _read_other(stored: files.Stored, config: Mapping[str, Any]) -> AfterReload:
     cls = getattr(transformers, _architecture(config), None)
     try:
         known = transformers.AutoConfig.for_model(**{"model_type": "gpt2", **json.loads(json.dumps(dict(config)))})
-        again = reread(cls, known, stored.tensors)
+        return _reading(reread(cls, known, stored.tensors), stored.tensors)
     except Refused as refusal:
-        return AfterReload(False, None, str(refusal), written=_size(stored.tensors))
+        return AfterReload(False, None, str(refusal), written=size_of(stored.tensors))
     except Exception as problem:  # an unknown family, a class of the repository's own, fields that do not fit
         return AfterReload(None, None, f"{kind}: transformers cannot build it: {type(problem).__name__}: {problem}")
+
+
+def _reading(again: Reread, file: Mapping[str, Tensor]) -> AfterReload:
     missing = [name for name, source in again.source.items() if source is None]
-    end = _End(again.head, again.embedding, again.head in again.tied, bool(again.ties))
-    return _reading(stored.tensors, again.unread, missing, end)
-
-
-@dataclass(frozen=True)
-class _End:
-    """The head that reading gives: its name, the embedding's, whether they are one tensor, and ought to be."""
-
-    head: str | None
-    embedding: str | None
-    tied: bool
-    declared: bool
-
-
-def _reading(tensors: Mapping[str, Tensor], dropped: Sequence[str], missing: Sequence[str], end: _End) -> AfterReload:
     lost = (
-        *(Loss(name, "dropped", "is in the file, but the class has no such name") for name in dropped),
+        *(Loss(name, "dropped", "is in the file, but the class has no such name") for name in again.unread),
         *(Loss(name, "random", "is not in the file, so that it is drawn at random") for name in missing),
     )
-    reason = sentence(lost) or _reason(tensors, end)
-    if end.head is None:
-        return AfterReload(not lost, None, reason, (), lost, _size(tensors))
-    fate = HeadFate(end.head, not under(end.head, lost), end.tied, reason)
-    return AfterReload(not lost, end.tied, reason, (fate,), lost, _size(tensors))
-
-
-def _reason(tensors: Mapping[str, Tensor], end: _End) -> str:
-    if end.head is None:
-        return "every tensor is read; the class has no head"
-    if not end.tied:
-        differ = "; they differ, so both are kept, against the configuration" if end.declared else ""
-        return f"{end.head} and {end.embedding} are both in the file{differ}"
-    present = [name for name in (end.head, end.embedding) if name in tensors]
-    if len(present) == 2:
-        return f"{end.head} and {end.embedding} are both in the file; they are equal, so they are tied"
-    return f"{present[0] if present else end.embedding} is in the file once, and the other is tied to it"
-
-
-def _size(tensors: Mapping[str, Tensor]) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    return after_reload(again, file, lost)

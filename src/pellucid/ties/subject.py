@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from pellucid.errors import InputError
@@ -33,6 +34,18 @@ class Declared:
     by_cache: Mapping[str, str] | None = None
     malformed: tuple[str, ...] = ()
     recorded: Mapping[str, str] | None = None
+
+    def __str__(self) -> str:
+        said = {"class": _pairs(self.by_class)} if self.by_class is not None else {}
+        said |= {"class": f"a list in {', '.join(self.malformed)}"} if self.malformed else {}
+        said |= {"configuration": "tied" if self.by_config else "untied"} if self.by_config is not None else {}
+        said |= {"cache": _pairs(self.by_cache)} if self.by_cache is not None else {}
+        said |= {"file": _pairs(self.recorded)} if self.recorded else {}
+        return "; ".join(f"{who}: {what}" for who, what in said.items()) or "nothing"
+
+
+def _pairs(ties: Mapping[str, str]) -> str:
+    return ", ".join(f"{target} = {source}" for target, source in ties.items()) or "none"
 
 
 @dataclass(frozen=True)
@@ -70,6 +83,32 @@ def unwrapped(x: object) -> Any:
             break
         x = wrapped
     return x
+
+
+def plain_linear(module: nn.Module | None) -> nn.Linear | None:
+    """The `Linear` that a module computes and nothing else, through any number of `Sequential`s around it."""
+    while type(module) is nn.Sequential:
+        inner = [child for child in module if type(child) is not nn.Identity]
+        module = inner[0] if len(inner) == 1 else None
+    return module if isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward else None
+
+
+def built(model: CkptedTransformer) -> CkptedTransformer:
+    """What the configuration of a model builds, without numbers."""
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        return CkptedTransformer(model.config)
+
+
+def remember(boxes: Iterable[dict[Any, Any]]) -> Callable[[], None]:
+    """Note what dicts hold, such as the attributes of modules, and return what puts it back."""
+    noted = [(box, dict(box)) for box in boxes]
+
+    def put_back() -> None:
+        for box, content in noted:
+            box.clear()
+            box.update(content)
+
+    return put_back
 
 
 def live_subject(model: nn.Module) -> Subject:

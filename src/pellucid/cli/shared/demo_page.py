@@ -14,7 +14,6 @@ import pellucid as pl
 from pellucid.errors import MissingExtraError
 from pellucid.extras import need
 from pellucid.html.page import Page, Picture, PlainTable, Section, Text
-from pellucid.ties.text import counts, sizes
 
 AT = "attn.ckpt_attn_out"
 BEGINNING, LENGTH, HEADS = "Once upon a time", 120, 16
@@ -85,11 +84,12 @@ def _proof(report: pl.ComparisonReport | None) -> Iterator[Section]:
 
 
 def _ties(audit: pl.TieAudit) -> Iterator[Section]:
+    facts = audit.facts()
     yield PlainTable(
         "Which weights are shared, and what saving does to them",
         ("", ""),
         [
-            ("parameters", counts(audit)), ("bytes, opened as float32", sizes(audit)),
+            ("parameters", facts["parameters"]), ("bytes, opened as float32", facts["bytes"]),
             *((f"shared by {len(group.names)} names", ", ".join(group.names)) for group in audit.groups),
             ("after saving and loading", audit.after_reload.reason),
             ("problems", "none" if not audit.problems else "; ".join(p.message for p in audit.problems)),

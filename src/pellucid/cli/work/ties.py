@@ -14,7 +14,7 @@ from pellucid.cli.shared.remedies import remedy_here
 from pellucid.cli.shared.screen import progress, show, show_json
 from pellucid.cli.ties import Ties
 from pellucid.ties import Problem, TieAudit, ties_report
-from pellucid.ties.text import SHOWN, counts, declared, sizes
+from pellucid.ties.audit import SHOWN_GROUPS
 
 _VERDICTS = {
     True: ("the same model", "green"),
@@ -39,9 +39,8 @@ def _parts(audit: TieAudit) -> Iterator[RenderableType]:
     """The whole audit, top to bottom."""
     yield Text(audit.what, style="bold")
     facts = Grid(Column(label=True, style="cyan"), Column(prose=True), heading=None)
-    facts.add("parameters", counts(audit))
-    facts.add("bytes", sizes(audit))
-    facts.add("declared", declared(audit.declared))
+    for label, said in audit.facts().items():
+        facts.add(label, said)
     verdict, style = _VERDICTS[audit.after_reload.survives]
     facts.add("after reload", Text.assemble((verdict, style), f": {audit.after_reload.reason}"))
     yield facts
@@ -57,11 +56,11 @@ def _parts(audit: TieAudit) -> Iterator[RenderableType]:
 def _groups(audit: TieAudit) -> Grid:
     """A line for each name; where in memory they are is another place in every run, and says nothing here."""
     grid = Grid(Column("names", label=True, style="cyan"), "kind", "shape")
-    for group in audit.groups[:SHOWN]:
+    for group in audit.groups[:SHOWN_GROUPS]:
         for number, name in enumerate(group.names):
             grid.add(name, *("", "") if number else (group.kind, " x ".join(map(str, group.shape))))
-    if len(audit.groups) > SHOWN:
-        grid.add(f"and {len(audit.groups) - SHOWN} more groups", "", "")
+    if len(audit.groups) > SHOWN_GROUPS:
+        grid.add(f"and {len(audit.groups) - SHOWN_GROUPS} more groups", "", "")
     return grid
 
 
