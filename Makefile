@@ -32,7 +32,7 @@ test-transformers-%:
 	grep -v '^transformers==' constraints.txt > $(VERSIONS_AT)/$*/constraints.txt
 	$(VERSIONS_AT)/$*/bin/python -m pip install --quiet --disable-pip-version-check \
 		--constraint $(VERSIONS_AT)/$*/constraints.txt transformers==$* --editable '.[dev]'
-	$(VERSIONS_AT)/$*/bin/python -m pytest -q tests/conformance tests/run tests/test_cache.py tests/weights tests/ties
+	$(VERSIONS_AT)/$*/bin/python -m pytest -q tests/conformance tests/run tests/generate tests/weights tests/ties
 
 check: lint
 	$(BIN)/pyright

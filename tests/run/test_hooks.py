@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import hf_generation
 import pytest
 import torch
 from torch import Tensor
@@ -13,6 +12,7 @@ from torch.nn.modules import module as torch_module
 
 import pellucid as pl
 import support
+from generate import hf_generation
 from pellucid.generate import stepper as stepping
 
 ROWS = support.ragged_ids(5, 3)

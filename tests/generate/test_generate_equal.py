@@ -5,12 +5,12 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-import hf_generation as theirs
 import pytest
 import torch
 
 import pellucid as pl
 import support
+from generate import hf_generation as theirs
 from pellucid.generate import stages
 from pellucid.open import BUNDLED
 from pellucid.run import versions

@@ -13,9 +13,9 @@ import torch
 
 import pellucid as pl
 import support
-import test_tokens as tokens
 from pellucid.generate import beams, generation, loop, sampler, stages, stepper, stopping
 from pellucid.run import cache
+from text import test_tokens as tokens
 
 Patch = pytest.MonkeyPatch
 

@@ -10,12 +10,12 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import hf_generation as theirs
 import pytest
 import torch
 
 import pellucid as pl
 import support
+from generate import hf_generation as theirs
 from pellucid import generation_settings as settings
 from pellucid.generate import file_settings as asked
 
