@@ -235,6 +235,16 @@ def state(here: Here, **changes: Any) -> None:
     pl.CkptedTransformer(model.config, weights)
 
 
+def resized(**sizes: int) -> Callable[[Here], None]:
+    """Open what was refused with the sizes that the remedy gives."""
+    return lambda here: opens(here.folder / "model", config=sizes)
+
+
+def one_shard(here: Here) -> None:
+    sharded(here)
+    pl.load(next((here.folder / "shards").glob("*-00001-of-*")))
+
+
 def renamed(tensors: dict[str, Any]) -> None:
     tensors["surplus"] = tensors.pop("transformer.h.1.ln_1.weight")
 
@@ -301,8 +311,11 @@ REMEDIES: dict[str, list[Case]] = {
         Case(lambda h: with_config(h, n_layer=3), "trained with", again),
         Case(lambda h: with_tensors(h, lambda t: t.pop(WTE)), "a plain GPT-2", again),
     ],
-    "weights-unexplained": [Case(lambda h: with_config(h, n_layer=1), "trained with", again)],
-    "weights-misshapen": [Case(lambda h: with_config(h, n_positions=21), "sizes", again)],
+    "weights-unexplained": [Case(lambda h: with_config(h, n_layer=1), "{'n_layer': 2}", resized(n_layer=2))],
+    "weights-misshapen": [
+        Case(lambda h: with_config(h, n_positions=21), "{'n_positions': 20}", resized(n_positions=20))
+    ],
+    "shard-alone": [Case(one_shard, "their index", sharded)],
     "weights-do-not-fit": [Case(lambda h: with_tensors(h, renamed), "trained with", again)],
     "head-missing": [
         Case(lambda h: with_config(h, tie_word_embeddings=False), "tie_word_embeddings=true",

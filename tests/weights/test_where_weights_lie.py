@@ -163,7 +163,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str, str]] = {
         lambda: {**under("policy."), **under("reference.", other())}, "weights-ambiguous", "'reference.'",
     ),
     "one behind a prefix beside one without": (lambda: {**hf_dict(HF), **under("ema.")}, "weights-ambiguous", "'ema.'"),
-    "adapter that is not merged": (lambda: {**unmerged(), **lora()}, "weights-foreign", "base_layer"),
+    "adapter that is not merged": (lambda: {**unmerged(), **lora()}, "weights-foreign", "lora_A"),
     "adapter alone": (lambda: under("base_model.model.", lora()), "weights-foreign", "adapters"),
     "adapter beside the model": (lambda: {"model": hf_dict(HF), "adapter": lora()}, "weights-foreign", "adapters"),
     "adapter under a name of its own": (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +23,7 @@ from pellucid.text.batching import Batcher
 from pellucid.text.tokenizer import Tokenizer
 from pellucid.weights import hub
 from pellucid.weights.importing import to_ours
-from pellucid.weights.layouts import Layout, detect
+from pellucid.weights.layouts import detect, sizes_of
 from pellucid.weights.load import LoadOptions, parse_dtype, whole_config
 from pellucid.weights.prefixes import canonical_names
 
@@ -256,26 +255,7 @@ def reference_of(tensors: Mapping[str, Tensor], config: TransformerConfig | None
     if layout is None:
         return None
     try:
-        imported = to_ours(tensors, config or _sizes(theirs, layout))
+        imported = to_ours(tensors, config or TransformerConfig(**sizes_of(theirs, layout)))
         return CkptedTransformer(imported.config, imported.weights).eval()
     except (PellucidError, KeyError, IndexError):
         return None
-
-
-def _sizes(theirs: Mapping[str, Tensor], layout: Layout) -> TransformerConfig:
-    numbers = {int(number) for name in theirs for number in re.findall(r"\.(\d+)(?:\.|$)", name)}
-    at_least = TransformerConfig(vocab_size=1, n_positions=1, n_embd=1, n_layer=1, n_head=1)
-    names = {row.ours: row.theirs[0] for row in (*layout.rows_of(at_least), layout.head) if row.theirs}
-    embedding = theirs.get(names["embed.W_E"], theirs.get(names["unembed.W_U"]))
-    if embedding is None:
-        raise KeyError(names["embed.W_E"])
-    per_head = [t for name, t in theirs.items() if name.endswith(("attn.W_Q", "attn.W_O")) and t.dim() == 3]
-    return TransformerConfig(
-        vocab_size=embedding.shape[0],
-        n_positions=theirs[names["pos_embed.W_pos"]].shape[0],
-        n_embd=embedding.shape[1],
-        n_layer=max(numbers, default=-1) + 1,
-        n_head=per_head[0].shape[0] if per_head else 1,
-        n_inner=theirs[names["blocks.0.mlp.W_in"]].numel() // embedding.shape[1] if numbers else None,
-        tie_word_embeddings=True,  # a head that differs unties it
-    )

@@ -81,7 +81,7 @@ def from_file(path: str | Path) -> tokenizers.Tokenizer:
     """A `tokenizer.json` as it is."""
     require_regular(path)
     with library(path):
-        backend = tokenizers.Tokenizer.from_file(str(path))
+        backend = tokenizers.Tokenizer.from_str(read_text(path))
     _require_ids(path, backend.get_vocab().values())
     return backend
 
@@ -90,13 +90,21 @@ def from_vocabulary(vocab: str | Path, merges: str | Path, *, space: bool = Fals
     """GPT-2's tokenizer of a `vocab.json` and a `merges.txt`."""
     require_regular(vocab)
     require_regular(merges)
+    with library(merges):
+        lines = [line.removesuffix("\r") for line in read_text(merges).split("\n")]
+        pairs = [_pair(line) for line in lines[: None if lines[-1] else -1] if not line.startswith("#version")]
     with library(vocab):
-        ids, pairs = tokenizers.models.BPE.read_file(str(vocab), str(merges))
+        ids = json.loads(read_text(vocab))
         _require_ids(vocab, ids.values())
         backend = tokenizers.Tokenizer(tokenizers.models.BPE(ids, pairs))
     backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=space)
     backend.decoder = tokenizers.decoders.ByteLevel()
     return backend
+
+
+def _pair(line: str) -> tuple[str, str]:
+    first, second = line.split(" ")
+    return first, second
 
 
 def from_characters(path: Path) -> tuple[tokenizers.Tokenizer, frozenset[str]] | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,7 +12,7 @@ from torch import Tensor
 from pellucid.errors import ConfigError, NotFoundError, WeightsError, printable
 from pellucid.weights import hub, saves
 from pellucid.weights.formats import Content, read_file, unpack
-from pellucid.weights.kinds import is_in_parts, no_weights
+from pellucid.weights.kinds import no_weights, only_weights
 from pellucid.weights.leftovers import listed
 from pellucid.weights.manifests import is_there, read_index, read_json, unreadable
 
@@ -23,10 +22,6 @@ FOLDER_FILES = (*hub.WEIGHT_FILES, "ckpt.pt")
 _TIED = ("wte.weight", "lm_head.weight")
 """Names of the matrix that a tied model writes once, although its index may give both; whether one of them is missing
 is known with the configuration."""
-
-_OTHER_NAMES = re.compile(r"\.(safetensors|bin|pt|pth|ckpt)$")
-_NO_WEIGHTS = re.compile(r"^(training_args|optimizer|scheduler|scaler|rng_state|adapter_|state_\d|\.)|optim_states")
-"""What trainers write beside the weights under the same endings."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +35,7 @@ class Stored:
         config: The fields of `config.json` or of the file's own header; None if there are none.
         model_args: nanoGPT's description of the model, where the file has it.
         notes: What else is to be known of the reading, for the provenance.
+        how: How to get the tensors in Python, for remedies.
     """
 
     path: Path
@@ -48,6 +44,7 @@ class Stored:
     config: Mapping[str, Any] | None
     model_args: Mapping[str, Any] | None = None
     notes: Mapping[str, str] = field(default_factory=dict)
+    how: str = ""
 
 
 def read(path: Path, *, needs_config: bool = True) -> Stored:
@@ -85,7 +82,7 @@ def read(path: Path, *, needs_config: bool = True) -> Stored:
     if content.format == "safetensors":
         saves.require_one_save(shards_of(weights), config)
     own = content.config if content.config is not None else config
-    return Stored(weights, content.format, content.tensors, own, content.model_args, notes_of(content))
+    return Stored(weights, content.format, content.tensors, own, content.model_args, notes_of(content), content.how)
 
 
 def in_memory(tensors: Mapping[str, Any]) -> Stored:
@@ -96,9 +93,9 @@ def in_memory(tensors: Mapping[str, Any]) -> Stored:
     Raises:
         WeightsError: No weights in it, or those of several models.
     """
-    content = unpack("the mapping given", tensors)
+    content = unpack("the mapping given", tensors, "mapping")
     copies = {name: tensor.to("cpu", copy=True) for name, tensor in content.tensors.items()}
-    return Stored(Path("mapping"), "mapping", copies, None, content.model_args, notes_of(content))
+    return Stored(Path("mapping"), "mapping", copies, None, content.model_args, notes_of(content), content.how)
 
 
 def notes_of(content: Content) -> dict[str, str]:
@@ -122,8 +119,8 @@ def _best_weights(folder: Path) -> Path:
         others = sorted(entry.name for entry in folder.iterdir())
     except OSError as problem:
         raise unreadable(folder, problem) from problem
-    alone = [name for name in others if _OTHER_NAMES.search(name) and not _NO_WEIGHTS.search(name)]
-    if len(alone) == 1 and not is_in_parts(others):
+    alone = only_weights(folder, others)
+    if len(alone) == 1:
         return folder / alone[0]
     raise no_weights(folder, FOLDER_FILES, others, alone)
 
@@ -158,4 +155,16 @@ def _read_shards(index: Path) -> Content:
             )
         tensors.update(content.tensors)
     assert content is not None, "read_index refuses an empty weight_map"
-    return replace(content, tensors=tensors)
+    read, ending = _READERS.get(content.format, ("", ""))
+    how = (
+        f"{{name: tensor for shard in pathlib.Path({str(index.parent)!r}).glob('*-of-*.{ending}') "
+        f"for name, tensor in {read}(shard).items()}}"
+    )
+    return replace(content, tensors=tensors, how=how)
+
+
+_READERS = {
+    "safetensors": ("safetensors.torch.load_file", "safetensors"),
+    "pickle": ("torch.load", "bin"),
+}
+"""Other libraries' functions that read a shard, and how its name ends."""

@@ -40,6 +40,7 @@ class Content:
         model_args: nanoGPT's own description of the model, where the file has it.
         key: Where in the file the tensors lie; "" for the whole of it.
         beside: The keys of what lies beside them.
+        how: How to get the tensors in Python, for remedies.
     """
 
     format: str
@@ -48,6 +49,7 @@ class Content:
     model_args: Mapping[str, Any] | None = None
     key: str = ""
     beside: tuple[str, ...] = ()
+    how: str = ""
 
 
 def read_file(path: Path) -> Content:
@@ -71,11 +73,11 @@ def read_file(path: Path) -> Content:
         )
     if start[:4] == b"PK\x03\x04" or (start[:1] == b"\x80" and start[1] in range(2, 6) and start[8:9] != b"{"):
         refuse_archive(path)
-        return unpack(str(path), read_pickle(path))
+        return unpack(str(path), read_pickle(path), f"torch.load({str(path)!r})")
     if struct.unpack("<i", start[:4])[0] == LLMC_MAGIC:
         return _read_llmc(path)
     if start[8:9] == b"{":
-        return Content("safetensors", _read_safetensors(path))
+        return Content("safetensors", _read_safetensors(path), how=f"safetensors.torch.load_file({str(path)!r})")
     raise unknown_format(path)
 
 
@@ -97,8 +99,13 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         ) from problem
 
 
-def unpack(where: str, content: Any) -> Content:
+def unpack(where: str, content: Any, how: str) -> Content:
     """The weights in what was saved, wherever they lie in it, and nanoGPT's `model_args` beside them.
+
+    Args:
+        where: For messages: the file.
+        content: What was saved.
+        how: How to get it in Python, for remedies.
 
     Raises:
         WeightsError: None, several models', or tensors that are not dense.
@@ -113,7 +120,8 @@ def unpack(where: str, content: Any) -> Content:
         )
     tensors = {name: _plain(where, name, value) for name, value in found.tensors.items()}
     _require_own_numbers(where, tensors)
-    return Content("pickle", tensors, None, model_args, ".".join(found.path), found.beside)
+    keys = "".join(f"[{key if key.isdecimal() else repr(key)}]" for key in found.path)
+    return Content("pickle", tensors, None, model_args, ".".join(found.path), found.beside, how + keys)
 
 
 def _plain(where: str, name: str, tensor: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from pellucid.errors import WeightsError
+from pellucid.errors import ConfigError, WeightsError
 from pellucid.gpt2.config import TransformerConfig
 from pellucid.weights.layouts import (
     EMBED,
@@ -21,8 +21,9 @@ from pellucid.weights.layouts import (
     Row,
     detect,
     our_shapes,
+    sizes_of,
 )
-from pellucid.weights.leftovers import harmless, listed, reason_of, refuse_empty, refuse_foreign, refuse_integers
+from pellucid.weights.leftovers import harmless, listed, reason_of, refuse_empty, refuse_foreign, refuse_numbers
 from pellucid.weights.prefixes import beside, canonical_names, prefixes_of
 from pellucid.weights.transforms import ZEROS, Place, Shape
 
@@ -48,12 +49,13 @@ class Imported:
     filled: tuple[str, ...] = ()
 
 
-def to_ours(tensors: Mapping[str, Tensor], config: TransformerConfig) -> Imported:
+def to_ours(tensors: Mapping[str, Tensor], config: TransformerConfig, how: str = "model.state_dict()") -> Imported:
     """Import a state dict of any known layout.
 
     Args:
         tensors: Their tensors, dense, on any device; never written to.
         config: What the tensors are checked against.
+        how: How to get these tensors in Python, for remedies.
 
     Returns:
         Our tensors: views of theirs where nothing had to be rearranged.
@@ -63,25 +65,32 @@ def to_ours(tensors: Mapping[str, Tensor], config: TransformerConfig) -> Importe
             the weights were processed and are no longer GPT-2's.
     """
     refuse_foreign(tensors)
-    canonical = _one_model(tensors)
+    canonical = _one_model(tensors, how)
     theirs = {name: tensors[given[0]] for name, given in canonical.items()}
     layout = detect(theirs)
     if layout is None:
         raise _unknown_layout(tensors)
     if config.n_layer > len(theirs):
         # Before the rows of every block are written out: a configuration may promise a billion of them.
-        raise _mismatch(layout, [f"most tensors of {config.n_layer} blocks"], [], [])
+        raise _mismatch(
+            layout, [f"most tensors of {config.n_layer} blocks"], [], [], _sizes_remedy(theirs, config, layout)
+        )
     if layout is HOOKED:
         _refuse_folded(theirs, config)
     layout, filled = _without_absent_biases(layout, theirs, config)
-    left_out = _check(theirs, canonical, config, layout)
+    left_out = _check(theirs, canonical, config, layout, how)
     ours = _transform(theirs, config, layout)
     if layout is HOOKED:
         _refuse_processed(ours)
-    return replace(_settle_head(ours, config, layout), left_out=left_out, filled=filled)
+    imported = _settle_head(ours, config, layout)
+    beneath = [name for name in tensors if ".base_layer." in name]
+    remarks = (
+        [f"names such as {beneath[0]} are those of a model beneath adapters, which are not here"] if beneath else []
+    )
+    return replace(imported, remarks=(*imported.remarks, *remarks), left_out=left_out, filled=filled)
 
 
-def _one_model(tensors: Mapping[str, Tensor]) -> dict[str, list[str]]:
+def _one_model(tensors: Mapping[str, Tensor], how: str) -> dict[str, list[str]]:
     """Canonical names -> the names given, of the one model that these tensors are."""
     prefixes = prefixes_of(tensors)
     if len(prefixes) > 1:
@@ -91,8 +100,7 @@ def _one_model(tensors: Mapping[str, Tensor]) -> dict[str, list[str]]:
             f"weights: they belong to {len(several)} models, under the prefixes {listed([repr(p) for p in several])}.",
             code="weights-ambiguous",
             remedy=f"Choose one of them, such as pl.load({{name.removeprefix({first!r}): tensor for name, tensor in "
-            f"tensors.items() if name.startswith({first!r})}}, config=...), with tensors = torch.load(path) or "
-            "safetensors.torch.load_file(path).",
+            f"tensors.items() if name.startswith({first!r})}}, config=...), with tensors = {how}.",
         )
     canonical = canonical_names(tensors)
     twice = sorted(name for name, given in canonical.items() if len(given) > 1)
@@ -141,41 +149,51 @@ def _transform(theirs: Mapping[str, Tensor], config: TransformerConfig, layout: 
 
 
 def _check(
-    theirs: Mapping[str, Tensor], given: Mapping[str, list[str]], config: TransformerConfig, layout: Layout
+    theirs: Mapping[str, Tensor], given: Mapping[str, list[str]], config: TransformerConfig, layout: Layout, how: str
 ) -> dict[str, str]:
     """Every tensor explained, present, floating and of its shape; else one error with all that is wrong.
 
     Returns:
         The tensors that are no weights of the language model -> why it is the same without them.
     """
-    rows = [*layout.rows_of(config), layout.head]
+    expected = _their_shapes(_rows(layout, config), config)
+    missing, wrong = _misfits(theirs, given, config, layout)
+    left_out, unexplained = _beside_weights({given[n][0]: t for n, t in theirs.items() if n not in expected}, given)
+    present = {given[name][0]: theirs[name] for name in expected if name in theirs}
+    refuse_numbers(present, how)
+    refuse_empty(present, {given[name][0]: shape for name, shape in expected.items() if name in theirs})
+    if missing or unexplained or wrong:
+        only_unexplained = not (missing or wrong or prefixes_of(unexplained))
+        remedy = _without(unexplained, how) if only_unexplained else _sizes_remedy(theirs, config, layout)
+        raise _mismatch(layout, missing, unexplained, wrong, remedy)
+    buffers = layout.buffers_of(config)
+    exact = {
+        names[0] for name, names in given.items() if name in theirs and buffers.get(name) == tuple(theirs[name].shape)
+    }
+    return {name: reason for name, reason in left_out.items() if name not in exact}  # a buffer of its layout is no news
+
+
+def _misfits(
+    theirs: Mapping[str, Tensor], given: Mapping[str, Sequence[str]], config: TransformerConfig, layout: Layout
+) -> tuple[list[str], list[str]]:
+    """The weights that are not there, and what is said of those of another shape."""
+    rows = _rows(layout, config)
     expected = _their_shapes(rows, config)
     optional = set(layout.head.theirs)
     if config.tie_word_embeddings and optional <= set(theirs):
         # A tied model may name its one matrix by either end.
         optional = {name for row in rows if row.ours == EMBED for name in row.theirs}
     missing = [name for name in expected if name not in theirs and name not in optional]
-    left_out, unexplained = _beside_weights({given[n][0]: t for n, t in theirs.items() if n not in expected}, given)
     wrong = [
         f"{given[name][0]}: given {list(theirs[name].shape)}, expected {list(shape)}"
         for name, shape in expected.items()
         if name in theirs and tuple(theirs[name].shape) != shape
     ]
-    wrong += [
-        f"{given[name][0]}: given {theirs[name].dtype}, expected floating point"
-        for name in expected
-        if name in theirs and not theirs[name].is_floating_point()
-    ]
-    present = {given[name][0]: theirs[name] for name in expected if name in theirs}
-    refuse_integers(present)
-    refuse_empty(present, {given[name][0]: shape for name, shape in expected.items() if name in theirs})
-    if missing or unexplained or wrong:
-        raise _mismatch(layout, missing, unexplained, wrong)
-    buffers = layout.buffers_of(config)
-    exact = {
-        names[0] for name, names in given.items() if name in theirs and buffers.get(name) == tuple(theirs[name].shape)
-    }
-    return {name: reason for name, reason in left_out.items() if name not in exact}  # a buffer of its layout is no news
+    return missing, wrong
+
+
+def _rows(layout: Layout, config: TransformerConfig) -> list[Row]:
+    return [*layout.rows_of(config), layout.head]
 
 
 def _beside_weights(others: Mapping[str, Tensor], given: Mapping[str, list[str]]) -> tuple[dict[str, str], list[str]]:
@@ -202,30 +220,54 @@ def _their_shapes(rows: Sequence[Row], config: TransformerConfig) -> dict[str, S
     }
 
 
-def _mismatch(layout: Layout, missing: list[str], unexplained: list[str], wrong: list[str]) -> WeightsError:
-    parts: list[str] = []
-    if missing:
-        parts.append(f"missing: {listed(missing)}")
-    if unexplained:
-        parts.append(f"unexplained: {listed([f'{name}{reason_of(name)}' for name in unexplained])}")
-    if wrong:
-        parts.append(f"misshapen: {listed(wrong, separator='; ')}")
-    said = f"weights in the layout {layout.name!r} do not fit the configuration; {'. '.join(parts)}."
-    if len(parts) > 1:
-        return _misfit(said, "weights-do-not-fit")
-    if missing:
-        return _misfit(said, "weights-missing")
-    if unexplained:
-        return _misfit(said, "weights-unexplained")
-    return _misfit(said, "weights-misshapen")
-
-
-def _misfit(said: str, code: str) -> WeightsError:
+def _mismatch(
+    layout: Layout, missing: list[str], unexplained: list[str], wrong: list[str], remedy: str
+) -> WeightsError:
+    found = {
+        "weights-missing": ("missing: ", listed(missing)),
+        "weights-unexplained": ("unexplained: ", listed([f"{name}{reason_of(name)}" for name in unexplained])),
+        "weights-misshapen": ("misshapen: ", listed(wrong, separator="; ")),
+    }
+    parts = {code: kind + what for code, (kind, what) in found.items() if what}
     return WeightsError(
-        said,
-        code=code,
-        remedy="Give the configuration that these weights were trained with (sizes, tie_word_embeddings), or "
-        "the weights of a plain GPT-2.",
+        f"weights in the layout {layout.name!r} do not fit the configuration; {'. '.join(parts.values())}.",
+        code="weights-do-not-fit" if len(parts) > 1 else next(iter(parts)),
+        remedy=remedy,
+    )
+
+
+def _sizes_remedy(theirs: Mapping[str, Tensor], config: TransformerConfig, layout: Layout) -> str:
+    """The sizes that the weights show, if with these they fit."""
+    try:
+        sizes = sizes_of(theirs, layout)
+        sizes["n_head"] = config.n_head
+        differing = {name: size for name, size in sizes.items() if size != _size(config, name)}
+        fits = differing and not any(_misfits(theirs, {n: [n] for n in theirs}, config.replace(**differing), layout))
+    except (ConfigError, KeyError, IndexError):
+        fits, differing = False, {}
+    if fits:
+        return f"Pass config={differing}, which these weights fit; or the configuration that they were trained with."
+    return (
+        "Give the configuration that these weights were trained with (sizes, tie_word_embeddings), or the weights of "
+        "a plain GPT-2."
+    )
+
+
+def _size(config: TransformerConfig, name: str) -> int:
+    return config.d_mlp if name == "n_inner" else getattr(config, name)
+
+
+_MOST_NAMED = 12
+"""Tensors that a remedy names; what holds more of its own is not a plain GPT-2's weights."""
+
+
+def _without(unexplained: list[str], how: str) -> str:
+    if len(unexplained) > _MOST_NAMED or any(len(name) > 200 for name in unexplained):
+        return "Give the weights of a plain GPT-2; this one computes with more than these."
+    names = ", ".join(map(repr, unexplained))
+    return (
+        "If nothing is computed with them, leave them out: pl.load({name: tensor for name, tensor in tensors.items() "
+        f"if name not in ({names},)}}, config=...), with tensors = {how}."
     )
 
 

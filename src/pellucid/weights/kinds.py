@@ -6,81 +6,71 @@ import re
 import struct
 import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from pellucid.errors import NotFoundError, WeightsError
-from pellucid.weights.leftovers import ADAPTERS, DEEPSPEED_REMEDY, TENSORFLOW_REMEDY, listed
-from pellucid.weights.manifests import unreadable
+from pellucid.weights.leftovers import ADAPTERS, DEEPSPEED_REMEDY, MEGATRON_REMEDY, TENSORFLOW_REMEDY, listed
+from pellucid.weights.manifests import STAND_INS, Kind, is_there, require_regular, unreadable
+
+_WEIGHTS = re.compile(r"\.(safetensors|bin|pt|pth|ckpt)$")
+_NO_WEIGHTS = re.compile(r"^(training_args|optimizer|scheduler|scaler|rng_state|adapter_|state_\d|\.)|optim_states")
+"""What trainers write beside the weights under the same endings."""
 
 READABLE = "Give safetensors, a PyTorch .bin or .pt, or an llm.c model .bin."
-_AGAIN = "Download the file itself"
 _FLAX = "transformers 4 converts it: GPT2LMHeadModel.from_pretrained(folder, from_flax=True).save_pretrained(other)."
 _H5 = "transformers 4 converts it: GPT2LMHeadModel.from_pretrained(folder, from_tf=True).save_pretrained(other)."
-_LFS = f"{_AGAIN} in its place: git lfs pull, or hf download with the repository's id."
+_NPZ = "Read them with NumPy: pl.load(dict(numpy.load(path)), config=...)."
 _ORIGIN = "Give the weights that it was converted from, as safetensors or .bin."
 _UNPACK = "Unpack it, and give the folder or the weights file that was in it."
 _EXPORT = "It is made for running, not for reading weights: give the weights that it was exported from."
-
-
-@dataclass(frozen=True)
-class Kind:
-    """A kind of file that is not read.
-
-    Args:
-        what: What it is, as the end of "the file is ...".
-        remedy: How to get what this library reads.
-        start: What its first bytes match.
-        name: What its name matches.
-    """
-
-    what: str
-    remedy: str
-    start: bytes = rb"(?!)"
-    name: str = "(?!)"
-
-    def has(self, name: str, start: bytes) -> bool:
-        """Whether a file is of this kind."""
-        return re.match(self.start, start, re.DOTALL | re.IGNORECASE) is not None or bool(re.search(self.name, name))
 
 
 def _magic(number: int) -> bytes:
     return re.escape(struct.pack("<i", number))
 
 
-FILES = (
-    Kind("a Git LFS pointer, which stands for the file", _LFS, rb"version https://git-lfs|version https://hawser"),
-    Kind("a pointer of git-annex, which stands for the file", f"{_AGAIN}: git annex get.", rb"/annex/objects/"),
-    Kind("a page of HTML or XML, not the file", f"{_AGAIN}: the address led to a page about it, or to a login.",
-         rb"\s*(<!doctype|<html|<head|<\?xml)"),
+_FILES = (
+    *STAND_INS,
     Kind("weights of TensorFlow or Keras (HDF5)", _H5, rb"\x89HDF\r\n\x1a\n", r"\.(h5|keras)$"),
     Kind("weights of Flax (msgpack)", _FLAX, rb"[\x81-\x8f\xde\xdf](..)?[\xa1-\xbf\xd9]", r"\.msgpack$"),
     Kind("a part of weights of TensorFlow", TENSORFLOW_REMEDY,
-         name=r"\.(index|meta|data-\d+-of-\d+)$|saved_model\.pb$"),
+         name=r"\.(index|meta|data-\d+-of-\d+)$|saved_model\.pb$|^checkpoint$"),
     Kind("a GGUF file", _ORIGIN, rb"GGUF", r"\.gguf$"),
     Kind("a GGML file", _ORIGIN, rb"lmgg|tjgg|fmgg"),
-    Kind("a model of ONNX", _EXPORT, name=r"\.onnx(_data)?$"),
+    Kind("a model of ONNX", _EXPORT, rb"\x08[\x03-\x20]\x12.(pytorch|onnx|tf2onnx|keras|skl2onnx)",
+         r"\.onnx([._]data)?$"),
+    Kind("a model of OpenVINO", _EXPORT, name=r"^openvino.*\.(bin|xml)$"),
     Kind("a model of Core ML", _EXPORT, name=r"\.ml(model|package)$"),
     Kind("a model of TensorFlow Lite", _EXPORT, rb"....TFL3", r"\.tflite$"),
-    Kind("an llm.c data file (tokens)", f"It holds a text. {READABLE}", _magic(20240520) + b"|" + _magic(20240801)),
     Kind("an llm.c debug state", f"It holds one run. {READABLE}", _magic(20240327)),
-    Kind("an llm.c tokenizer", f"It holds no weights. {READABLE}", _magic(20240328)),
     Kind("an llm.c model of Llama", "Give the weights of a GPT-2; no other is read.", _magic(20240803)),
+    Kind("arrays of NumPy (.npz)", _NPZ, name=r"\.npz$"),
     Kind("an array of NumPy", READABLE, rb"\x93NUMPY"),
-    Kind("a compressed file (gzip, bzip2, xz or zstd)", _UNPACK, rb"\x1f\x8b|BZh|\xfd7zXZ|\x28\xb5\x2f\xfd"),
+    Kind("a file of PyTorch's in the format before version 0.1.10 (tar)", "If you trust it, write it again: "
+         "torch.save(torch.load(path, weights_only=False), other), then pl.load(other, config=...).",
+         rb"(\./)?(sys_info|pickle|storages|tensors)\0.*ustar"),
+    Kind("a compressed file (gzip, bzip2, xz, zlib or zstd)", _UNPACK,
+         rb"\x1f\x8b|BZh|\xfd7zXZ|\x28\xb5\x2f\xfd|x[\x01\x5e\x9c\xda]"),
     Kind("an archive (7z or RAR)", _UNPACK, rb"7z\xbc\xaf\x27\x1c|Rar!"),
     Kind("an archive (tar)", _UNPACK, rb".{257}ustar"),
     Kind("a pickle of protocol 0 or 1, which is not read", "Save it again with torch.save.",
          rb"\(dp|\(lp|c[\w.]+\n[\w.]+\n|\}q|\]q|\(i"),
+)  # fmt: skip
+"""Weights, and what stands for them, told by their first bytes, else by their names; the first that fits."""
+
+_OTHERS = (
+    Kind("an llm.c data file (tokens)", f"It holds a text. {READABLE}", _magic(20240520) + b"|" + _magic(20240801)),
+    Kind("an llm.c tokenizer", f"It holds no weights. {READABLE}", _magic(20240328)),
     Kind("JSON text, without weights", "Give the folder that the file is in, or the weights file.", rb"\s*[{\[]"),
     Kind("a picture, a document or a data set", READABLE, rb"%PDF|\x89PNG|\xff\xd8\xff|PAR1|ARROW1|SQLite format"),
     Kind("text, without weights", READABLE, rb"[\t\n\r -~]{200}"),
 )  # fmt: skip
-"""Told by their first bytes, else by their names; the first that fits."""
+"""What lies beside weights."""
 
-ENTRIES = (
+_ENTRIES = (
     Kind("a program of TorchScript", _EXPORT, name=r"(^|/)constants\.pkl$"),
-    Kind("arrays of NumPy (.npz)", READABLE, name=r"\.npy$"),
+    Kind("a program of torch.export", _EXPORT, name=r"(^|/)(archive_format|serialized_exported_program\.json)$"),
+    Kind("arrays of NumPy (.npz)", _NPZ, name=r"\.npy$"),
     Kind("a model of Keras", _H5, name=r"\.weights\.h5$"),
     Kind("a model of Core ML", _EXPORT, name=r"(^|/)Manifest\.json$"),
     Kind("an archive of a model's folder", _UNPACK, name=r"(safetensors|\.bin|config\.json|\.pt|\.pth)$"),
@@ -88,53 +78,49 @@ ENTRIES = (
 """ZIP archives that are no file of PyTorch's, told by the names of their entries."""
 
 
-@dataclass(frozen=True)
-class FolderKind:
-    """A kind of folder that is not read, told by what is in it."""
-
-    name: str
-    what: str
-    remedy: str
-
-
-_PEFT = "a PEFT adapter, which is a change to another model's weights"
-FOLDERS = (
-    FolderKind(r"adapter_(config\.json|model\.(safetensors|bin))$", _PEFT, ADAPTERS.remedy),
-    FolderKind(
-        r"\.distcp$|^\.metadata$|^pytorch_model_fsdp", "weights in parts, as FSDP saves them",
-        "Join its parts: python -m torch.distributed.checkpoint.format_utils dcp_to_torch folder weights.pt, then "
-        "pl.load('weights.pt', config=...).",
-    ),
-    FolderKind(
-        r"^zero_to_fp32\.py$|mp_rank_\d+|^global_step\d+$|_optim_states\.pt$|^zero_pp_rank",
-        "a training state in parts, as DeepSpeed saves it", DEEPSPEED_REMEDY,
-    ),
-    FolderKind(r"\.ckpt\.(index|meta|data)|^checkpoint$|^saved_model\.pb$", "weights of TensorFlow",
-               TENSORFLOW_REMEDY),
-    FolderKind(r"^tf_model\.h5$|\.h5$", "weights of TensorFlow or Keras only", _H5),
-    FolderKind(r"^flax_model\.msgpack$|\.msgpack$", "weights of Flax only", _FLAX),
-    FolderKind(r"\.gguf$", "GGUF files only", "Give the weights that they were converted from."),
-    FolderKind(r"\.onnx$", "a model of ONNX only", _EXPORT),
-    FolderKind(r"^rng_state|^trainer_state\.json$|^optimizer\.(pt|bin)$|^scheduler\.pt$",
-               "a trainer's state without its weights", "Give the folder into which the trainer saved the model."),
+_FSDP = Kind(
+    "weights in parts, as FSDP saves them",
+    "Join its parts: python -m torch.distributed.checkpoint.format_utils dcp_to_torch folder weights.pt, then "
+    "pl.load('weights.pt', config=...).",
+    name=r"\.distcp$|^\.metadata$|^pytorch_model_fsdp",
+)
+_PARTS = (
+    Kind("a PEFT adapter, which is a change to another model's weights", ADAPTERS.remedy,
+         name=r"adapter_(config\.json|model\.(safetensors|bin))$"),
+    _FSDP,
+    Kind("a training state in parts, as DeepSpeed saves it", DEEPSPEED_REMEDY,
+         name=r"^zero_to_fp32\.py$|^mp_rank_\d+_model_states|^global_step\d+$|_optim_states\.pt$|^zero_pp_rank"),
+    Kind("weights as Megatron-LM saves them, with interleaved heads", MEGATRON_REMEDY,
+         name=r"^latest_checkpointed_iteration\.txt$|^iter_\d{7}$|^mp_rank_\d+(_\d+)?$|^model_(optim_)?rng\.pt$"),
+    Kind("weights in parts, as Orbax saves them", "Restore them with Orbax, and save them with safetensors.flax "
+         "under transformers' names.", name=r"^_CHECKPOINT_METADATA$|^manifest\.ocdbt$|^_METADATA$"),
 )  # fmt: skip
+"""Folders of which no file alone is the model, told by what is in them."""
+
+_STATE = Kind("a trainer's state without its weights", "Give the folder into which the trainer saved the model.",
+              name=r"^rng_state|^trainer_state\.json$|^optimizer\.(pt|bin)$|^scheduler\.pt$")  # fmt: skip
 
 
 def unknown_format(path: Path) -> WeightsError:
     """The error for a file that is not read, with what it is."""
-    try:
-        with path.open("rb") as file:
-            start = file.read(512)
-    except OSError as problem:
-        return unreadable(path, problem)
-    kind = next((kind for kind in FILES if kind.has(path.name, start)), None)
+    start = _start(path)
+    kind = next((kind for kind in (*_FILES, *_OTHERS) if kind.has(path.name, start)), None)
     if kind is not None:
-        return WeightsError(f"{path}: {kind.what}.", code="format-not-supported", remedy=kind.remedy)
+        return kind.refused(path)
     return WeightsError(
         f"{path}: begins with {start[:8].hex(' ')}, expected safetensors, a PyTorch pickle or an llm.c model.",
         code="format-unknown",
         remedy=READABLE,
     )
+
+
+def _start(path: Path) -> bytes:
+    require_regular(path)
+    try:
+        with path.open("rb") as file:
+            return file.read(512)
+    except OSError as problem:
+        raise unreadable(path, problem) from problem
 
 
 def refuse_archive(path: Path) -> None:
@@ -144,18 +130,15 @@ def refuse_archive(path: Path) -> None:
         WeightsError: It is another.
     """
     if path.suffix == ".distcp":
-        raise WeightsError(
-            f"{path}: one of several files: {FOLDERS[1].what}.", code="format-not-supported", remedy=FOLDERS[1].remedy
-        )
+        raise _FSDP.refused(f"{path}: one of several files")
     try:
         names = zipfile.ZipFile(path).namelist()
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, OverflowError):
         return  # no archive, or a damaged one, of which its reader says so
-    script = ENTRIES[0]
     is_torch = any(re.search(r"(^|/)data\.pkl$", name) for name in names)
-    for kind in (script,) if is_torch else ENTRIES:
+    for kind in _ENTRIES[:2] if is_torch else _ENTRIES:
         if any(kind.has(name, b"") for name in names):
-            raise WeightsError(f"{path}: {kind.what}.", code="format-not-supported", remedy=kind.remedy)
+            raise kind.refused(path)
     if not is_torch:
         raise WeightsError(
             f"{path}: an archive without weights; it holds {listed(names, 8) or 'nothing'}.",
@@ -164,13 +147,35 @@ def refuse_archive(path: Path) -> None:
         )
 
 
-_SHARD = re.compile(r"-\d+-of-\d+(?=\.)")
+_SHARD = re.compile(r"-\d+-of-(\d+)(?=\.)")
 """What tells the name of a shard from that of a whole."""
 
 
-def is_in_parts(names: Sequence[str]) -> bool:
-    """Whether a folder of these files holds an adapter, or a model in parts, of which no file alone is the model."""
-    return any(re.search(kind.name, name) for kind in FOLDERS[:3] for name in names)
+def only_weights(folder: Path, names: Sequence[str]) -> list[str]:
+    """Those of a folder's files that may be a model's weights, by their first bytes and by what lies beside them."""
+    if any(kind.has(name, b"") for kind in _PARTS for name in names):
+        return []
+    return [
+        name
+        for name in names
+        if _WEIGHTS.search(name)
+        and not _NO_WEIGHTS.search(name)
+        and not any(kind.has(name, _start(folder / name)) for kind in (*_FILES, *_OTHERS))
+    ]
+
+
+def require_whole(path: Path) -> None:
+    """Refuse one of several shards.
+
+    Raises:
+        WeightsError: The file's name says that it is one, and their index lies beside it.
+    """
+    shard = _SHARD.search(path.name)
+    index = path.with_name(f"{_SHARD.sub('', path.name)}.index.json")
+    if shard is not None and int(shard[1]) > 1 and is_there(index):
+        raise WeightsError(
+            f"{path}: one of {int(shard[1])} shards.", code="shard-alone", remedy=f"Give their index, {str(index)!r}."
+        )
 
 
 def no_weights(folder: Path, expected: Sequence[str], others: Sequence[str], several: Sequence[str]) -> WeightsError:
@@ -189,23 +194,36 @@ def no_weights(folder: Path, expected: Sequence[str], others: Sequence[str], sev
             code="weights-not-found",
             remedy=f"Put the index of the same revision beside them: {_SHARD.sub('', shard)}.index.json.",
         )
-    if len(several) > 1 and not is_in_parts(others):
+    if len(several) > 1:
         return NotFoundError(
             f"{folder}: several weights files, none of them under a usual name: {listed(several, 8)}.",
             code="weights-not-found",
             remedy=f"Give one of them, such as {str(folder / several[-1])!r}.",
         )
-    steps = [name for name in others if re.fullmatch(r"checkpoint-\d+", name)]
+    steps = {int(name.rpartition("-")[2]): name for name in others if re.fullmatch(r"checkpoint-\d+", name)}
     if steps:
-        newest = max(steps, key=lambda name: int(name.rpartition("-")[2]))
         return NotFoundError(
-            f"{folder}: a trainer's folder, with saved models inside: {listed(steps, 8)}.",
+            f"{folder}: a trainer's folder, with saved models inside: {listed(list(steps.values()), 8)}.",
             code="weights-not-found",
-            remedy=f"Give one of them; the newest is {str(folder / newest)!r}.",
+            remedy=f"Give one of them; the newest is {str(folder / steps[max(steps)])!r}.",
         )
-    kind = next((kind for kind in FOLDERS if any(re.search(kind.name, name) for name in others)), None)
+    snapshots = sorted((folder / "snapshots").glob("*/"), key=lambda snapshot: snapshot.stat().st_mtime)
+    if snapshots:
+        return NotFoundError(
+            f"{folder}: what the hub's cache keeps of a repository.",
+            code="weights-not-found",
+            remedy=f"Give a snapshot; the newest is {str(snapshots[-1])!r}.",
+        )
+    kind = next((kind for kind in _PARTS if any(kind.has(name, b"") for name in others)), None)
     if kind is not None:
-        return WeightsError(f"{folder}: {kind.what}.", code="format-not-supported", remedy=kind.remedy)
+        return kind.refused(folder)
+    for path in (folder / name for name in others if (folder / name).is_file()):
+        start = _start(path)
+        kind = next((kind for kind in _FILES if kind.has(path.name, start)), None)
+        if kind is not None:
+            return kind.refused(path)
+    if any(_STATE.has(name, b"") for name in others):
+        return _STATE.refused(folder)
     return NotFoundError(
         f"{folder}: none of {', '.join(expected)}; it holds {listed(sorted(others), 8) or 'nothing'}.",
         code="weights-not-found",

@@ -210,6 +210,29 @@ def detect(tensors: Mapping[str, Tensor]) -> Layout | None:
     return None
 
 
+def sizes_of(theirs: Mapping[str, Tensor], layout: Layout) -> dict[str, Any]:
+    """The sizes of a model that its tensors, under canonical names, show; the number of heads is 1 where none shows it.
+
+    Raises:
+        KeyError: The embedding, the positions or the first block is not there.
+    """
+    numbers = {int(number) for name in theirs for number in re.findall(r"\.(\d+)(?:\.|$)", name)}
+    names = {row.ours: row.theirs[0] for row in (*layout.rows, layout.head) if row.theirs}
+    embedding = theirs[names[EMBED]] if names[EMBED] in theirs else theirs[names[HEAD]]
+    width = embedding.shape[1]
+    per_head = [t for name, t in theirs.items() if name.endswith(("attn.W_Q", "attn.W_O")) and t.dim() == 3]
+    sizes = {
+        "vocab_size": embedding.shape[0],
+        "n_positions": len(theirs[names["pos_embed.W_pos"]]),
+        "n_embd": width,
+        "n_layer": max(numbers, default=-1) + 1,
+        "n_head": len(per_head[0]) if per_head else 1,
+    }
+    if numbers:
+        sizes["n_inner"] = theirs[names["blocks.{i}.mlp.W_in"].replace("{i}", "0")].numel() // width
+    return sizes
+
+
 def buffers_among(tensors: Mapping[str, Tensor], config: TransformerConfig) -> set[str]:
     """The names, as given, of what the layout of these tensors drops; none where it is not known."""
     given = canonical_names(tensors)

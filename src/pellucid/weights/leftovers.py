@@ -47,9 +47,13 @@ DEEPSPEED_REMEDY = (
     "put config.json there."
 )
 
+MEGATRON_REMEDY = (
+    "transformers 4 converts them (its script convert_megatron_gpt2_checkpoint.py); open the folder that it writes."
+)
+
 ADAPTERS = Foreign(
-    r"lora_|(^|[._])lora([._]|$)|\.base_layer\.|hada_w|lokr_|\.ia3_|oft_r|vera_lambda|modules_to_save|\.original_module\."
-    r"|prompt_embeddings|prefix_encoder|(^|[._])adapters?([._]|$)",
+    r"lora_|(^|[._])lora([._]|$)|hada_w|lokr_|\.ia3_|b?oft_[rs]|vera_lambda|hra_u|fourierft_|ln_tuning_|shira_"
+    r"|modules_to_save|\.original_module\.|prompt_embeddings|prefix_encoder|(^|[._])adapters?([._]|$)",
     "adapters (PEFT) that are not merged into the weights",
     _MERGE,
 )
@@ -95,7 +99,7 @@ KINDS = (
     Foreign(
         r"query_key_value|language_model\.(embedding|encoder|transformer)|self_attention\.linear_qkv",
         "the names of Megatron-LM or GPT-NeoX, whose heads are interleaved",
-        "Convert the weights with transformers' convert_megatron_gpt2_checkpoint.py, and open the result.",
+        MEGATRON_REMEDY,
     ),
     Foreign(
         r"\.kernel$|(^|\.)w[tp]e\.embedding$|\.scale$", "Flax's names and order of axes",
@@ -144,18 +148,26 @@ def refuse_foreign(names: Iterable[str]) -> None:
         )
 
 
-def refuse_integers(weights: Mapping[str, Tensor]) -> None:
-    """Refuse weights in eight bits or fewer: without their scales they are other numbers.
+def refuse_numbers(weights: Mapping[str, Tensor], how: str) -> None:
+    """Refuse weights that are no real floating-point numbers: in eight bits and without their scales they are others.
+
+    Args:
+        weights: Under the names given.
+        how: How to get all tensors in Python, for the remedy.
 
     Raises:
         WeightsError: Some are.
     """
-    found = [name for name, tensor in weights.items() if tensor.dtype in (torch.int8, torch.uint8)]
-    if found:
+    others = {name: tensor.dtype for name, tensor in weights.items() if not tensor.is_floating_point()}
+    said = listed([f"{name} is {dtype}" for name, dtype in others.items()], 3)
+    if any(dtype in (torch.int8, torch.uint8) for dtype in others.values()):
+        raise WeightsError(f"weights: hold {QUANTIZED.what}: {said}.", code="weights-foreign", remedy=QUANTIZED.remedy)
+    if others:
         raise WeightsError(
-            f"weights: hold {QUANTIZED.what}: {listed([f'{name} is {weights[name].dtype}' for name in found], 3)}.",
-            code="weights-foreign",
-            remedy=QUANTIZED.remedy,
+            f"weights: {said}, expected floating point.",
+            code="weights-misshapen",
+            remedy="If these are the numbers themselves, convert them: pl.load({name: tensor.real.float() for name, "
+            f"tensor in tensors.items()}}, config=...), with tensors = {how}.",
         )
 
 
@@ -181,6 +193,10 @@ def harmless(name: str, tensor: Tensor) -> str | None:
         return "a head for another task"
     if _MASKS.search(name) and is_mask(tensor):
         return "a causal mask, or positions, which are computed"
+    if tensor.numel() == 0:
+        return "no numbers"
+    if tensor.dim() == 0 and not (tensor.is_floating_point() or tensor.is_complex()):
+        return "a whole number, such as a count of steps"
     if name.endswith(("bias", ".b", "b_U")) and not bool(tensor.any()):
         return "a bias of zeros"
     return None

@@ -23,6 +23,7 @@ from pellucid.weights.building import DTYPES, M, ModelClass, convert, describe, 
 from pellucid.weights.exchange import from_hf, save_pretrained, to_hf
 from pellucid.weights.hub import HubOptions
 from pellucid.weights.importing import to_ours
+from pellucid.weights.kinds import require_whole
 from pellucid.weights.layouts import config_of_model_args
 
 __all__ = ["Configuration", "HubOptions", "LoadOptions", "from_hf", "load", "parse_dtype", "save_pretrained", "to_hf",
@@ -98,6 +99,7 @@ def load(
     if isinstance(name, Mapping):
         return _build(cls, "a state dict in memory", files.in_memory(name), options, None)
     path = hub.locate(name, options.hub)
+    require_whole(path)
     needs_config = options.config is None
 
     def read() -> M:
@@ -114,7 +116,7 @@ def _build(
     read_tokenizer: Callable[[Path], Any] | None,
 ) -> M:
     config = _config(stored, options)
-    imported = to_ours(stored.tensors, config)
+    imported = to_ours(stored.tensors, config, stored.how)
     provenance = {
         "source": source,
         "file": stored.path.name,

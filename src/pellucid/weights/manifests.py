@@ -7,6 +7,7 @@ import json
 import os
 import re
 import stat
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,45 @@ from pellucid.errors import ConfigError, NotFoundError, WeightsError, shown
 
 LONGEST_TEXT = 2**28
 """Bytes of a file that is read whole as text: four times the longest index or vocabulary that was ever published."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of file that is not read.
+
+    Args:
+        what: What it is, as the end of "the file is ...".
+        remedy: How to get what this library reads.
+        start: What its first bytes match.
+        name: What its name matches.
+    """
+
+    what: str
+    remedy: str
+    start: bytes = rb"(?!)"
+    name: str = "(?!)"
+
+    def has(self, name: str, start: bytes) -> bool:
+        """Whether a file is of this kind."""
+        return re.match(self.start, start, re.DOTALL | re.IGNORECASE) is not None or bool(re.search(self.name, name))
+
+    def refused(self, place: object) -> WeightsError:
+        """The error for a file of this kind, or for a folder that has no other."""
+        return WeightsError(f"{place}: {self.what}.", code="format-not-supported", remedy=self.remedy)
+
+
+_AGAIN = "Download the file itself"
+STAND_INS = (
+    Kind(
+        "a Git LFS pointer, which stands for the file",
+        f"{_AGAIN} in its place: git lfs pull, or hf download with the repository's id.",
+        rb"version https://git-lfs|version https://hawser",
+    ),
+    Kind("a pointer of git-annex, which stands for the file", f"{_AGAIN}: git annex get.", rb"/annex/objects/"),
+    Kind("a page of HTML or XML, not the file", f"{_AGAIN}: the address led to a page about it, or to a login.",
+         rb"\s*(<!doctype|<html|<head|<\?xml)"),
+)  # fmt: skip
+"""What is found in the place of files that were not downloaded."""
 
 
 def is_there(path: str | os.PathLike[str]) -> bool:
@@ -61,7 +101,7 @@ def _kind(mode: int) -> str:
 
 
 def read_text(path: str | os.PathLike[str], longest: int = LONGEST_TEXT) -> str:
-    """The text of a regular file in UTF-8.
+    """The text of a regular file in UTF-8, or in UTF-16 with its mark.
 
     Args:
         path: The file.
@@ -69,7 +109,7 @@ def read_text(path: str | os.PathLike[str], longest: int = LONGEST_TEXT) -> str:
 
     Raises:
         NotFoundError: Nothing is there.
-        WeightsError: No regular file, a longer one, or one that cannot be read.
+        WeightsError: No regular file, a longer one, one that cannot be read, or one of `STAND_INS`.
         UnicodeDecodeError: Another encoding (a `ValueError`, as bad JSON is).
     """
     require_regular(path)
@@ -84,7 +124,10 @@ def read_text(path: str | os.PathLike[str], longest: int = LONGEST_TEXT) -> str:
             code="file-too-long",
             remedy="Give the file that save_pretrained wrote; no such file is that long.",
         )
-    return content.decode("utf-8").removeprefix("\ufeff")  # an editor may have put a byte-order mark before it
+    if (stand_in := next((kind for kind in STAND_INS if kind.has("", content[:512])), None)) is not None:
+        raise stand_in.refused(path)
+    # An editor or a shell of Windows may have put a byte-order mark before it.
+    return content.decode("utf_16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf_8_sig")
 
 
 def read_json(path: Path, error: type[ConfigError | WeightsError], code: str) -> dict[str, Any]:

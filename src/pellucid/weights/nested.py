@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pellucid.errors import WeightsError, shown
 from pellucid.weights.leftovers import ADAPTERS, kind_of, listed
+from pellucid.weights.pickles import as_tensor
 from pellucid.weights.prefixes import prefixes_of
 
 _DEEPEST, _MOST = 12, 200_000
@@ -80,7 +81,8 @@ def _dicts_of(content: object) -> Iterator[tuple[tuple[str, ...], dict[str, Tens
         seen.add(id(value))
         entries = _entries(value)
         if isinstance(value, Mapping):
-            yield path, {name: t for name, t in entries.items() if isinstance(t, Tensor) and isinstance(name, str)}
+            named = {name: as_tensor(value) for name, value in entries.items() if isinstance(name, str)}
+            yield path, {name: tensor for name, tensor in named.items() if tensor is not None}
         waiting += [((*path, str(key)), e) for key, e in entries.items() if isinstance(e, (Mapping, list, tuple))]
 
 

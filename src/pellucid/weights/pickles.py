@@ -23,6 +23,8 @@ import torch
 from pellucid.errors import WeightsError, shown
 from pellucid.weights.manifests import require_regular, unreadable
 
+_MAGIC = pickle.dumps(torch.serialization.MAGIC_NUMBER, protocol=2)
+"""How a file in PyTorch's older format begins."""
 _LEAVES = 1_000_000
 """The most items of one tuple; more are no name, no shape and no setting."""
 _LONGEST_PICKLE = 2**28
@@ -32,7 +34,7 @@ _MOST_PICKLES = 5  # of a file in PyTorch's older format: magic number, version,
 _RUNS_CODE = frozenset(
     """
     os posix nt subprocess sys builtins __builtin__ shutil socket importlib runpy ctypes pty pdb code codeop pickle
-    marshal types functools operator pathlib io tempfile inspect timeit cProfile profile bdb asyncio multiprocessing
+    marshal types functools operator io tempfile inspect timeit cProfile profile bdb asyncio multiprocessing
     threading webbrowser http urllib ftplib smtplib platform pip setuptools pkgutil zipimport site idlelib
     """.split()  # noqa: SIM905 (names read better without a quote each)
 )
@@ -47,12 +49,26 @@ def read_pickle(path: Path) -> object:
     """
     try:
         with path.open("rb") as file:
-            packed = file.read(2) == b"PK"
+            start = file.read(len(_MAGIC))
+            packed = start[:2] == b"PK"
             file.seek(0)
             compressed = packed and _inflates(path, file)
             needed = {name for stream in _streams(file, packed) for name in _globals(path, stream)}
+            file.seek(-1, io.SEEK_END)
+            is_dump = start[:1] == b"\x80" and start != _MAGIC and file.read() == pickle.STOP
     except OSError as problem:
         raise unreadable(path, problem) from problem
+    if is_dump:
+        runs = next((name for name in needed if name.partition(".")[0] in _RUNS_CODE), None)
+        if runs is not None:
+            raise _refusal(path, f"GLOBAL {runs}", needed)
+        raise WeightsError(
+            f"{path}: a pickle that pickle.dump wrote, not torch.save: its tensors are read by code that it names, "
+            "which is not run here.",
+            code="pickle-unsafe",
+            remedy="If you trust the file: pl.load(pickle.load(open(path, 'rb')), config=...). Or ask its author for "
+            "safetensors.",
+        )
     try:
         with _LOCK, torch.serialization.safe_globals(_NUMPY if any(n.startswith("numpy") for n in needed) else []):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=packed and not compressed)
@@ -144,12 +160,17 @@ def _globals(path: Path, stream: BinaryIO) -> set[str]:
         WeightsError: A tuple of more leaves than any weights file has.
     """
     needed: set[str] = set()
+    texts = ["", ""]
     stack, marks, memo = [0], [0], {}
     try:
         for opcode, argument, _ in pickletools.genops(stream):
             name = opcode.name
             if name == "GLOBAL":
                 needed.add(str(argument).replace(" ", ".", 1))
+            elif name == "STACK_GLOBAL":
+                needed.add(".".join(texts[-2:]))
+            elif isinstance(argument, str):
+                texts.append(argument)
             _count(name, opcode, argument, stack, marks, memo)
             if stack and stack[-1] > _LEAVES:
                 raise WeightsError(
@@ -185,18 +206,22 @@ def _count(
         stack += [1 + sum(popped) if name.startswith("TUPLE") else 1] * len(after)
 
 
+_LOWER = ("datetime.datetime", "datetime.date", "datetime.timedelta")
+"""Classes of values whose names look like functions'."""
+
+
 def _refusal(path: Path, said: str, needed: set[str]) -> WeightsError:
     found = re.search(r"GLOBAL ([\w.]+)", said)
     culprit = found[1] if found is not None else ""
     module, _, name = culprit.rpartition(".")
-    if any(one.startswith(("torch.nn.modules.", "transformers.models.", "pellucid.")) for one in needed):
+    if any(re.match(r"torch\.nn\.modules\.|transformers\..*\.modeling_|pellucid\.", one) for one in needed):
         return WeightsError(
             f"{path}: a whole pickled module, whose code ({culprit or 'its classes'}) is not run here.",
             code="pickle-unsafe",
             remedy="If you trust the file, and have the classes: torch.save(torch.load(path, weights_only=False)"
             ".state_dict(), other), then pl.load(other, config=...). Or ask its author for safetensors.",
         )
-    if culprit and name[:1].isupper() and module.partition(".")[0] not in _RUNS_CODE:
+    if culprit and (name[:1].isupper() or culprit in _LOWER) and module.partition(".")[0] not in _RUNS_CODE:
         return WeightsError(
             f"{path}: a pickle with an object of {culprit} beside the weights, whose code is not run here.",
             code="pickle-unsafe",
@@ -204,8 +229,8 @@ def _refusal(path: Path, said: str, needed: set[str]) -> WeightsError:
             f"torch.serialization.safe_globals([{culprit}]), pl.load(torch.load(path), config=...). "
             "Or ask its author for safetensors.",
         )
-    if culprit or "Unsupported operand" in said or "reduce" in said or "build" in said.lower() or needed:
-        what = f"calls {culprit}" if culprit else said.splitlines()[-1][:300]
+    if needed:
+        what = f"calls {culprit}" if culprit else "calls what a pickle of tensors does not"
         return WeightsError(
             f"{path}: a pickle that would run code; nothing of it was run. It {what}.",
             code="pickle-unsafe",
@@ -233,7 +258,22 @@ class _Array:
     """In the place of `numpy.ndarray`: what is stored of it, as bytes."""
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
-        self.shape, self.dtype, self.raw = state[1], state[2], state[4]
+        _, self.shape, self.dtype, self.by_column, self.raw = state
+
+    def __array__(self, *_: Any, **__: Any) -> np.ndarray[Any, Any]:
+        flat = np.frombuffer(self.raw, self.dtype.dtype)
+        return flat.reshape(self.shape, order="F" if self.by_column else "C")
+
+
+def as_tensor(value: object) -> torch.Tensor | None:
+    """A tensor, or an array of NumPy's as one; None for anything else, and for arrays of anything but numbers."""
+    if not isinstance(value, (np.ndarray, _Array)):
+        return value if isinstance(value, torch.Tensor) else None
+    try:
+        array = np.asarray(value)
+        return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), order="C"))
+    except (TypeError, ValueError, AttributeError):
+        return None
 
 
 def _scalar(dtype: _Dtype, raw: object) -> int | float | bool:

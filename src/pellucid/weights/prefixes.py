@@ -12,9 +12,10 @@ from collections import Counter
 from collections.abc import Iterable
 
 _WRAPPERS = re.compile(
-    r"(?:^|(?<=\.))(?:module|_module|_orig_mod|_forward_module|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
+    r"(?:^|(?<=\.))(?:module|_module|_orig_mod|_forward_module|_fsdp_wrapped_module|_checkpoint_wrapped_module"
+    r"|base_layer)\."
 )
-"""DDP, DataParallel and DeepSpeed; Opacus; torch.compile; Fabric; FSDP; activation checkpointing."""
+"""DDP, DataParallel and DeepSpeed; Opacus; torch.compile; Fabric; FSDP; activation checkpointing; PEFT."""
 
 _OLD = {"gamma": "weight", "beta": "bias"}
 _OLD_NORM = re.compile(r"((?:^|\.)ln_(?:1|2|f)\.)(gamma|beta)$")
@@ -74,4 +75,4 @@ def beside(names: Iterable[str]) -> set[str]:
     names = list(names)
     found = prefixes_of(names)
     prefix = next(iter(found)) if len(found) == 1 else ""
-    return {name for name in names if not unwrapped(name).startswith(prefix) and unwrapped(name) != "lm_head.weight"}
+    return {name for name in names if not unwrapped(name).startswith((prefix, "lm_head."))}
