@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
 import measure_cases as cases
@@ -14,9 +13,9 @@ from hypothesis import strategies as st
 from scipy import stats
 
 import pellucid as pl
+from pellucid.measure import sums as merging
 from pellucid.measure.groups import grouped
-
-Sums = importlib.import_module("pellucid.measure.moments").Sums  # the package's attribute of this name is a function
+from pellucid.measure.sums import Sums
 
 TEXTS = cases.texts_of([3, 7, 5])
 OVERS: list[Any] = [None, ["batch", "pos"], "d_model", ["pos", "layer"], ["layer", "batch", "pos", "d_model"]]
@@ -129,7 +128,7 @@ def test_a_shift_moves_the_mean_only(numbers: list[float], shift: float) -> None
 def test_groups_one_after_the_other_are_the_groups_together(monkeypatch: pytest.MonkeyPatch) -> None:
     data = np.random.default_rng(0).normal(size=(3, 4, 50))
     whole = Sums.of(data)
-    monkeypatch.setattr(importlib.import_module("pellucid.measure.moments"), "AT_ONCE", 10)
+    monkeypatch.setattr(merging, "AT_ONCE", 10)
     parts = Sums.of(data)
     assert all(np.array_equal(a, b) for a, b in zip(vars(whole).values(), vars(parts).values(), strict=True))
 

@@ -29,8 +29,8 @@ from pellucid import atomic, corpus
 from pellucid.measure.labelled import Captured
 from pellucid.measure.least_squares import Factor, Solution
 from pellucid.measure.series import Design
-from pellucid.measure.sketch import Sketch
-from pellucid.measure.stream import Statistic
+from pellucid.measure.statistic import Statistic
+from pellucid.measure.sums import Sketch
 
 Patch = pytest.MonkeyPatch
 Breaks = Callable[[Patch], None]
@@ -171,7 +171,7 @@ DESCRIBING = [
     Mutant("variance with n - 1", wrapped(SUMS, "moments", sample_variance),
            lambda: moments.test_moments_are_those_of_scipy(None, "left")),
     Mutant("powers in one pass", put(SUMS, "of", classmethod(one_pass)), moments.test_a_large_mean_does_not_cancel),
-    Mutant("a constant has a skewness", put("moments", "_ROUNDING", -1.0),
+    Mutant("a constant has a skewness", put("sums", "_ROUNDING", -1.0),
            moments.test_rounding_of_a_constant_is_no_variation),
     Mutant("positions are not aligned", put("groups", "aligned", lambda array, axis="pos": array),
            moments.test_positions_that_are_kept_are_counted_from_each_texts_first_token),
@@ -302,14 +302,14 @@ FITTING = [
     Mutant("standard errors without degrees of freedom",
            wrapped("autoregression", "solve", ddof_in_covariance), course),
     Mutant("p-values of a normal distribution", wrapped("fit", "need", normal_instead_of_student), course),
-    Mutant("robust errors across texts", wrapped("fit", "newey_west", one_text),
+    Mutant("robust errors across texts", wrapped(Design, "newey_west", one_text),
            regression.test_robust_errors_of_several_texts_have_no_products_across),
-    Mutant("another kernel", wrapped("fit", "newey_west", wider_kernel),
+    Mutant("another kernel", wrapped(Design, "newey_west", wider_kernel),
            lambda: regression.test_robust_errors_are_statsmodels(4)),
-    Mutant("Ljung-Box across texts", wrapped("fit", "ljung_box", one_text),
+    Mutant("Ljung-Box across texts", wrapped(Design, "ljung_box", one_text),
            regression.test_ljung_box_of_several_texts_has_no_products_across),
     Mutant("Ljung-Box with all degrees of freedom",
-           wrapped("fit", "ljung_box", all_degrees_of_freedom),
+           wrapped(Design, "ljung_box", all_degrees_of_freedom),
            regression.test_ljung_box_is_statsmodels),
     Mutant("Holm is Bonferroni",
            lambda patch: patch.setitem(module("fit").CORRECTIONS, "holm", "bonferroni"),
@@ -395,7 +395,7 @@ def writes_in_place(folder: Path, writers: Any) -> None:
 killed = in_folder(streaming.test_a_killed_stream_goes_on_to_the_same_bits, 3, 1)
 refused = in_folder(streaming.test_a_file_of_another_stream_is_refused)
 STREAMING = [
-    Mutant("buckets a twentieth too wide", wrapped("sketch", "gamma", wider_buckets),
+    Mutant("buckets a twentieth too wide", wrapped("sums", "gamma", wider_buckets),
            lambda: sketch.test_the_error_is_as_stated_on_many_numbers(0.02)),
     Mutant("estimates off the middle", wrapped(Sketch, "quantiles", estimate_at_the_edge),
            lambda: sketch.test_the_error_is_as_stated_on_many_numbers(0.02)),

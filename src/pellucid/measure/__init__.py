@@ -7,12 +7,11 @@ first real token.
 
 from pellucid.corpus.saving import Saving
 from pellucid.measure.autoregression import HAC, LagSelection, autoregression, select_lags
-from pellucid.measure.distributions import distribution, outliers
+from pellucid.measure.distributions import distribution, moments, outliers
 from pellucid.measure.fit import AutoregressionFit
 from pellucid.measure.groups import aligned
 from pellucid.measure.head_scores import distance, entropy, first_token, induction, previous_token
 from pellucid.measure.labelled import norms, values
-from pellucid.measure.moments import moments
 from pellucid.measure.statistics import Autoregression, Covariance, Moments, Quantiles, covariance
 from pellucid.measure.stream import Streamed, stream
 

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pellucid.check import require_whole
 from pellucid.errors import InputError, shown
 from pellucid.extras import need
 from pellucid.measure.fit import AutoregressionFit
 from pellucid.measure.labelled import Array
-from pellucid.measure.least_squares import NOT_FINITE, Solution, solve
-from pellucid.measure.series import Basis, Design, Panel, lag_count, panel_of
+from pellucid.measure.least_squares import NOT_FINITE, Factor, solve
+from pellucid.measure.series import Basis, Design, Panel, panel_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -73,7 +74,8 @@ def autoregression(
         >>> fit.params.shape, fit.nobs, list(fit.params)
         ((4, 3), 16, ['const', 'lag1', 'lag2'])
     """
-    lags, skip = lag_count("lags", lags), lag_count("skip", skip)
+    lags = require_whole("autoregression: lags", lags, code="lags-range")
+    skip = require_whole("autoregression: skip", skip, code="lags-range")
     if not isinstance(cov, HAC) and not (isinstance(cov, str) and cov in ("plain", "HAC")):
         raise InputError(
             f"autoregression: cov={shown(cov)}, expected 'plain', 'HAC' or HAC(maxlags=...).",
@@ -145,7 +147,8 @@ def select_lags(
         >>> list(chosen.bic), chosen.nobs
         ([0, 1, 2, 3], 15)
     """
-    highest, skip = lag_count("max_lags", max_lags), lag_count("skip", skip)
+    highest = require_whole("select_lags: max_lags", max_lags, code="lags-range")
+    skip = require_whole("select_lags: skip", skip, code="lags-range")
     same_rows = _design(norms, highest, skip, regressors)
     fits = {order: _fitted(norms, replace(same_rows, lags=order), skip) for order in range(highest + 1)}
     pandas = need("pandas", "select_lags")
@@ -153,25 +156,39 @@ def select_lags(
     return LagSelection(aic, bic, len(same_rows.at))
 
 
-def require_rows(rows: int, parameters: int, texts: str, first: int) -> None:
-    """Raise `InputError` unless there are more rows than parameters."""
-    if rows <= parameters:
+def fitted(
+    factor: Factor, basis: Basis, texts: str, rows: Design | None = None, array: xarray.DataArray | None = None
+) -> AutoregressionFit:
+    """Solve every series.
+
+    Args:
+        factor: The triangular factors of the series.
+        basis: What is fitted.
+        texts: The texts, for messages.
+        rows: The rows; None if they were not kept.
+        array: The labelled array that they are of.
+
+    Raises:
+        InputError: Unless there are more rows than parameters and a series that can be fitted.
+    """
+    if factor.count <= len(basis.names):
         raise InputError(
-            f"autoregression: {texts} give {rows} rows (t from {first}) for {parameters} parameters, "
-            "expected more rows than parameters.",
+            f"autoregression: {texts} give {factor.count} rows (t from {basis.skip + basis.lags}) for "
+            f"{len(basis.names)} parameters, expected more rows than parameters.",
             code="too-short",
             remedy="Give longer or more texts, fewer lags, or a smaller skip.",
         )
-
-
-def require_fitted(solution: Solution) -> None:
-    """Raise `InputError` if every series has a problem."""
+    solution = solve(factor)
+    if rows is not None:
+        for series in np.flatnonzero(solution.problems == NOT_FINITE):
+            solution.problems[series] = _not_finite(rows, int(series))
     if (solution.problems != "").all():
         raise InputError(
             f"autoregression: nothing can be fitted: {solution.problems[0]}.",
             code="not-fitted",
             remedy="Look at the series and the further regressors; a constant series has no autoregression.",
         )
+    return AutoregressionFit(basis, solution, rows=rows, array=array)
 
 
 def _design(norms: xarray.DataArray, lags: int, skip: int, regressors: Mapping[str, Any] | None) -> Design:
@@ -192,11 +209,7 @@ def _design(norms: xarray.DataArray, lags: int, skip: int, regressors: Mapping[s
             remedy="Give it another name.",
         )
     extra = {str(name): _regressor(name, one, norms, panel) for name, one in given.items()}
-    design = Design.of(panel, lags, skip, extra)
-    lengths = (panel.position >= 0).sum(1)
-    listed = ", ".join(map(str, lengths[:8].tolist())) + (", ..." if len(lengths) > 8 else "")
-    require_rows(len(design.at), len(design.names), f"texts of {listed} tokens", skip + lags)
-    return design
+    return Design.of(panel, lags, skip, extra)
 
 
 def _regressor(name: str, given: Any, norms: xarray.DataArray, panel: Panel) -> Array:
@@ -223,15 +236,13 @@ def _regressor(name: str, given: Any, norms: xarray.DataArray, panel: Panel) -> 
 
 
 def _fitted(norms: xarray.DataArray, design: Design, skip: int) -> AutoregressionFit:
-    """Fit every series, and say where a value is not finite."""
-    solution = solve(design.factor())
-    for series in np.flatnonzero(solution.problems == NOT_FINITE):
-        solution.problems[series] = _not_finite(design, int(series))
-    require_fitted(solution)
-    panel, texts = design.panel, len(np.unique(design.text))
-    short = int((panel.position >= 0).any(1).sum()) - texts
-    basis = Basis(design.lags, skip, design.names, texts, short, panel.index, dict(norms.attrs))
-    return AutoregressionFit(basis, solution, rows=design, array=norms)
+    """Fit every series in memory."""
+    lengths = (design.panel.position >= 0).sum(1)
+    listed = ", ".join(map(str, lengths[:8].tolist())) + (", ..." if len(lengths) > 8 else "")
+    texts = len(np.unique(design.text))
+    short = int((lengths > 0).sum()) - texts
+    basis = Basis(design.lags, skip, design.names, texts, short, design.panel.index, dict(norms.attrs))
+    return fitted(design.factor(), basis, f"texts of {listed} tokens", design, norms)
 
 
 def _not_finite(design: Design, series: int) -> str:

@@ -1,4 +1,4 @@
-"""How numbers are distributed: histogram, quantiles, kernel density; and dimensions that lie apart from the others."""
+"""How numbers are distributed: moments, histogram, quantiles, kernel density, and dimensions that lie apart."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from pellucid.errors import InputError, shown
 from pellucid.extras import need
 from pellucid.measure.groups import TEXTS_AND_POSITIONS, Groups, Result, Source, array_of, grouped
 from pellucid.measure.labelled import Array
+from pellucid.measure.sums import Sums
 
 if TYPE_CHECKING:
     import xarray
@@ -26,6 +27,50 @@ MOST_BINS = 10_000
 
 _NORMAL = 1.4826
 """A normal distribution's standard deviation, as a multiple of its median absolute deviation."""
+
+
+def moments(source: Source, name: aliases.Name | None = None, *, over: Collection[str] | None = None) -> xarray.Dataset:
+    """Compute mean, variance, skewness and excess kurtosis over texts and positions, or over any axes.
+
+    With n values x and mean m, the k-th central moment is m_k = sum((x - m)^k) / n; variance is m_2, skewness
+    m_3 / m_2^1.5, excess kurtosis m_4 / m_2^2 - 3 (population moments, as `numpy.var` and `scipy.stats.skew` and
+    `kurtosis` give by default). Pads are left out.
+
+    Args:
+        source: What `run_with_ckpts` captured, with `name`; or what `norms` or `values` returned, without.
+        name: The checkpoint.
+        over: The axes to sum over; None for batch, pos, query and key, as far as they are there. Positions that are
+            kept are counted from each text's own first real token.
+
+    Returns:
+        `count`, `mean`, `variance`, `skewness`, `kurtosis` over the axes that are kept. Skewness and kurtosis
+        are NaN if nothing varies, and all but `count` if nothing is measured.
+
+    Raises:
+        InputError: If an axis is not there.
+
+    Example:
+        >>> import pellucid as pl
+        >>> _, ckpts = pl.load().run_with_ckpts("Once upon a time", names="blocks.*.resid_post")
+        >>> pl.measure.moments(pl.measure.norms(ckpts, "resid_post")).sizes
+        Frozen({'layer': 4})
+        >>> pl.measure.moments(ckpts, "resid_post", over=["batch", "pos", "d_model"])["count"].values.tolist()
+        [1024, 1024, 1024, 1024]
+    """
+    groups = grouped(source, name, over, "moments")
+    return moments_dataset(Sums.of(groups.data), groups)
+
+
+def moments_dataset(sums: Sums, groups: Groups) -> xarray.Dataset:
+    """Return the moments with labels."""
+    about = {
+        "count": ("1", "values"),
+        "mean": (groups.units, "mean"),
+        "variance": (f"({groups.units})^2", "population variance"),
+        "skewness": ("1", "skewness"),
+        "kurtosis": ("1", "excess kurtosis"),
+    }
+    return groups.dataset({name: Result(data, *about[name]) for name, data in sums.moments().items()})
 
 
 def distribution(

@@ -6,7 +6,6 @@ statsmodels does what is asked of a few layers: robust covariances, corrections 
 from __future__ import annotations
 
 import html
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -83,7 +82,7 @@ class AutoregressionFit:
         """The covariance of the estimates, [S, k, k], plain or Newey-West."""
         if self.maxlags is None:
             return self.solution.inverse * (self.solution.ssr / self.df_resid)[:, None, None]
-        return newey_west(self._held("a robust covariance"), self.solution, self.maxlags)
+        return self._held("a robust covariance").newey_west(self.solution, self.maxlags)
 
     @cached_property
     def params(self) -> pd.DataFrame:
@@ -221,7 +220,7 @@ class AutoregressionFit:
             )
         given = self.lags if model_df is None else model_df
         used = require_whole("ljung_box: model_df", given, code="lags-range")
-        columns = ljung_box(design, self.solution, tested, used)
+        columns = design.ljung_box(self.solution, tested, used)
         return need("pandas", "ljung_box").DataFrame(columns, index=self.index)
 
     def robust(self, maxlags: int | None = None) -> AutoregressionFit:
@@ -281,7 +280,7 @@ class AutoregressionFit:
                 remedy="Choose a layer that has a fit; fit.problems is empty there.",
             )
         rows = self.design(layer).reset_index(drop=True)
-        return _by_statsmodels(rows["y"], rows.drop(columns="y"), self._held("summary").text, self.maxlags).summary()
+        return self._held("summary").by_statsmodels(rows["y"], rows.drop(columns="y"), self.maxlags).summary()
 
     def to_dataframe(self) -> pd.DataFrame:
         """Return a row for each layer and parameter: estimate, standard error, t, p, corrected p, 95 % interval."""
@@ -348,55 +347,3 @@ class AutoregressionFit:
         render: Callable[..., str] = self._overview().to_html
         words = "".join(f"<p>{html.escape(line)}</p>" for line in self._words())
         return words + render(max_rows=SHOWN, float_format="{:.4g}".format, na_rep="", border=0)
-
-
-def newey_west(design: Design, solution: Solution, maxlags: int) -> Array:
-    """Return the covariance [S, k, k] of Newey & West (1987) with Bartlett's kernel, without products of two texts."""
-    out = np.full_like(solution.inverse, np.nan)
-    for series in np.flatnonzero(solution.problems == ""):
-        y, x = design.matrix(int(series))
-        # In units of their own size, because products of scores leave the range of float64 before the scores do.
-        size_y, size_x = np.abs(y).max(), np.abs(x).max(0)
-        fitted = _by_statsmodels(y / size_y, x / size_x, design.text, maxlags)
-        out[series] = fitted.cov_params() * np.outer(size_y / size_x, size_y / size_x)
-    return out
-
-
-def ljung_box(design: Design, solution: Solution, lags: int, model_df: int) -> dict[str, Array]:
-    """Return Q and its p-value [S] of Ljung & Box (1978), by name.
-
-    Products of two texts do not enter; statsmodels' `acorr_ljungbox` knows one text only, for which n_l is n - l.
-    """
-    real = np.zeros(design.panel.position.shape, dtype=bool)
-    real.flat[design.at] = True
-    residual = np.where(real, design.residuals(solution), 0.0)
-    total = np.zeros(len(residual))
-    for lag in range(1, lags + 1):
-        correlation = (residual[:, :, lag:] * residual[:, :, :-lag]).sum((1, 2)) / (residual**2).sum((1, 2))
-        total += correlation**2 / (real[:, lag:] & real[:, :-lag]).sum()
-    statistic = solution.count * (solution.count + 2) * total
-    tail = need("scipy.special", "ljung_box").chdtrc
-    return {"statistic": statistic, "pvalue": tail(lags - model_df if lags > model_df else np.nan, statistic)}
-
-
-def _by_statsmodels(y: Any, x: Any, text: Array, maxlags: int | None) -> Any:
-    """Return statsmodels' results of one series.
-
-    Args:
-        y: The response.
-        x: The regressors, the constant among them.
-        text: Which text each row is of.
-        maxlags: Lags of a robust covariance; None for a plain one.
-    """
-    model = need("statsmodels.api", "summary").OLS(y, x)
-    robust: dict[str, Any] = {}
-    if maxlags is not None:
-        bartlett = need("statsmodels.stats.sandwich_covariance", "a robust covariance").weights_bartlett
-        rows = int(np.bincount(text).max())  # statsmodels refuses weights of lags at which there is no product
-        several = {"groups": text, "use_correction": False, "df_correction": False}
-        kind, options = ("hac-panel", several) if len(np.unique(text)) > 1 else ("HAC", {})
-        options = {**options, "maxlags": maxlags, "weights_func": lambda lags: bartlett(lags)[:rows]}
-        robust = {"cov_type": kind, "cov_kwds": options}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # short series make its tests of normality warn; the summary says so itself
-        return model.fit(use_t=True, **robust)

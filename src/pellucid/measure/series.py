@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -10,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pellucid.axes import POSITIONS, coordinate
-from pellucid.check import require_whole
 from pellucid.errors import InputError
 from pellucid.extras import need
 from pellucid.measure.labelled import Array, positions_of, require_entries
@@ -184,6 +184,54 @@ class Design:
                 out[block, self.at] = away[:, -1] - np.einsum("si,sir->sr", solution.params[block, 1:], away[:, :-1])
         return out.reshape(self.panel.values.shape)
 
+    def by_statsmodels(self, y: Any, x: Any, maxlags: int | None) -> Any:
+        """Return statsmodels' results of one series on these rows.
+
+        Args:
+            y: The response.
+            x: The regressors, the constant among them.
+            maxlags: Lags of a robust covariance, without products of two texts; None for a plain one.
+        """
+        model = need("statsmodels.api", "summary").OLS(y, x)
+        robust: dict[str, Any] = {}
+        if maxlags is not None:
+            bartlett = need("statsmodels.stats.sandwich_covariance", "a robust covariance").weights_bartlett
+            rows = int(np.bincount(self.text).max())  # statsmodels refuses weights of lags at which there is no product
+            several = {"groups": self.text, "use_correction": False, "df_correction": False}
+            kind, options = ("hac-panel", several) if len(np.unique(self.text)) > 1 else ("HAC", {})
+            options = {**options, "maxlags": maxlags, "weights_func": lambda lags: bartlett(lags)[:rows]}
+            robust = {"cov_type": kind, "cov_kwds": options}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a short series makes its tests of normality warn; the summary says so too
+            return model.fit(use_t=True, **robust)
+
+    def newey_west(self, solution: Solution, maxlags: int) -> Array:
+        """Return the covariances [S, k, k] of Newey & West (1987) with Bartlett's kernel, by statsmodels."""
+        out = np.full_like(solution.inverse, np.nan)
+        for series in np.flatnonzero(solution.problems == ""):
+            y, x = self.matrix(int(series))
+            # In units of their own size, because products of scores leave the range of float64 before the scores do.
+            size_y, size_x = np.abs(y).max(), np.abs(x).max(0)
+            fitted = self.by_statsmodels(y / size_y, x / size_x, maxlags)
+            out[series] = fitted.cov_params() * np.outer(size_y / size_x, size_y / size_x)
+        return out
+
+    def ljung_box(self, solution: Solution, lags: int, model_df: int) -> dict[str, Array]:
+        """Return Q and its p-value [S] of Ljung & Box (1978), by name.
+
+        Products of two texts do not enter; statsmodels' `acorr_ljungbox` knows one text only, for which n_l is n - l.
+        """
+        real = np.zeros(self.panel.position.shape, dtype=bool)
+        real.flat[self.at] = True
+        residual = np.where(real, self.residuals(solution), 0.0)
+        total = np.zeros(len(residual))
+        for lag in range(1, lags + 1):
+            correlation = (residual[:, :, lag:] * residual[:, :, :-lag]).sum((1, 2)) / (residual**2).sum((1, 2))
+            total += correlation**2 / (real[:, lag:] & real[:, :-lag]).sum()
+        statistic = solution.count * (solution.count + 2) * total
+        tail = need("scipy.special", "ljung_box").chdtrc
+        return {"statistic": statistic, "pvalue": tail(lags - model_df if lags > model_df else np.nan, statistic)}
+
     def _blocks(self) -> Iterator[slice]:
         step = max(1, AT_ONCE // (len(self.at) * len(self.names)))
         for start in range(0, len(self._flat), step):
@@ -218,12 +266,3 @@ class Basis:
         further = [f"{name} {name}[t]" for name in self.names[self.lags + 1 :]]
         measured = f"{self.attrs.get('checkpoint', 'series')} ({self.attrs.get('units', 'no units')})"
         return f"{measured}: y[t] = {' + '.join([*terms, *further])}"
-
-
-def lag_count(name: str, given: Any, what: str = "autoregression") -> int:
-    """Return a number of lags, tokens or parameters.
-
-    Raises:
-        InputError: If it is no whole number of 0 or more.
-    """
-    return require_whole(f"{what}: {name}", given, code="lags-range")

@@ -11,18 +11,17 @@ import numpy as np
 
 from pellucid import aliases
 from pellucid.axes import NEURONS
-from pellucid.check import as_number
+from pellucid.check import as_number, require_whole
 from pellucid.errors import InputError, shown
-from pellucid.measure.autoregression import require_fitted, require_rows
-from pellucid.measure.distributions import QUARTILES, require_shares
+from pellucid.measure.autoregression import fitted
+from pellucid.measure.distributions import QUARTILES, moments_dataset, require_shares
 from pellucid.measure.fit import AutoregressionFit
 from pellucid.measure.groups import Result
 from pellucid.measure.labelled import Array
-from pellucid.measure.least_squares import Factor, solve
-from pellucid.measure.moments import Sums, moments_dataset
-from pellucid.measure.series import Basis, Design, index_of, lag_count, panel_of
-from pellucid.measure.sketch import Sketch, require_buckets
-from pellucid.measure.stream import Layout, Of, Statistic
+from pellucid.measure.least_squares import Factor
+from pellucid.measure.series import Basis, Design, index_of, panel_of
+from pellucid.measure.statistic import Layout, Of, Statistic
+from pellucid.measure.sums import Comoments, Sketch, Sums, require_buckets
 
 if TYPE_CHECKING:
     import xarray
@@ -60,38 +59,6 @@ class Moments(Statistic):
     def _layout(self) -> Layout:
         size = (math.prod(self._shape),)
         return {"count": ("i", size), **dict.fromkeys(("mean", "m2", "m3", "m4"), ("f", size))}
-
-
-@dataclass(frozen=True)
-class Comoments:
-    """Sums of products of S groups of D dimensions.
-
-    Two merge by the formula of Chan, Golub & LeVeque (1983), which does not cancel.
-
-    Attributes:
-        count: How many vectors there are.
-        mean: Their means, [S, D].
-        comoment: Sums of products of deviations from the mean, [S, D, D].
-    """
-
-    count: int
-    mean: Array
-    comoment: Array
-
-    @classmethod
-    def of(cls, columns: Array) -> Comoments:
-        """Sum products of vectors [S, D, n]."""
-        mean = columns.mean(2)
-        away = columns - mean[:, :, None]
-        return cls(columns.shape[2], mean, away @ away.transpose(0, 2, 1))
-
-    def merge(self, other: Comoments) -> Comoments:
-        """Return the sums of both together."""
-        count = self.count + other.count
-        apart = other.mean - self.mean
-        between = apart[:, :, None] * apart[:, None, :] * (self.count * (other.count / count))
-        mean = self.mean + apart * (other.count / count)
-        return Comoments(count, mean, self.comoment + other.comoment + between)
 
 
 class Covariance(Statistic):
@@ -244,15 +211,16 @@ class Autoregression(Statistic):
 
     def __init__(self, name: aliases.Name, lags: int = 2, skip: int = 0, *, log: bool = False) -> None:
         super().__init__(name, "log_norm" if log else "norm")
-        self._lags, self._skip = lag_count("lags", lags), lag_count("skip", skip)
+        self._lags = require_whole("Autoregression: lags", lags, code="lags-range")
+        self._skip = require_whole("Autoregression: skip", skip, code="lags-range")
 
     def _options(self) -> dict[str, Any]:
         return {"lags": self._lags, "skip": self._skip}
 
     def _gather(self, data: Array, array: xarray.DataArray) -> Pooled:
         design = Design.of(panel_of(array, "Autoregression"), self._lags, self._skip)
-        fitted = len(np.unique(design.text))
-        return Pooled(**vars(design.factor()), texts=fitted, short=len(design.panel.position) - fitted)
+        texts = len(np.unique(design.text))
+        return Pooled(**vars(design.factor()), texts=texts, short=len(design.panel.position) - texts)
 
     def result(self) -> AutoregressionFit:
         """Return estimates and tests by layer.
@@ -262,12 +230,9 @@ class Autoregression(Statistic):
         """
         pooled = self.gathered()
         names = ("const", *(f"lag{i}" for i in range(1, self._lags + 1)))
-        require_rows(pooled.count, len(names), f"{pooled.texts + pooled.short} texts", self._skip + self._lags)
-        solution = solve(pooled)
-        require_fitted(solution)
         index = index_of(self.about["dims"], self._shape, self.about["coords"])
         counts, attrs = (pooled.texts, pooled.short), dict(self.about["attrs"])
-        return AutoregressionFit(Basis(self._lags, self._skip, names, *counts, index, attrs), solution)
+        return fitted(pooled, Basis(self._lags, self._skip, names, *counts, index, attrs), f"{sum(counts)} texts")
 
     def _layout(self) -> Layout:
         size = (math.prod(self._shape), self._lags + 1)

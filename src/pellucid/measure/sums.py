@@ -1,7 +1,8 @@
-"""Quantiles of any number of values in little memory, with a stated error: DDSketch, for many groups at once.
+"""Numbers that merge: sums of powers, sums of products, and counts in buckets, for many groups at once.
 
-Masson, Rim & Lee (2019), "DDSketch: a fast and fully-mergeable quantile sketch with relative-error guarantees",
-arXiv:1908.10693. Values are counted in buckets whose edges are powers of gamma = (1 + error) / (1 - error); the
+Sums merge by the formulas of Chan, Golub & LeVeque (1983) and, for the third and fourth power, Pébay (2008, Sandia
+report SAND2008-6212), which do not cancel. Quantiles come from a DDSketch (Masson, Rim & Lee 2019,
+arXiv:1908.10693): values are counted in buckets whose edges are powers of gamma = (1 + error) / (1 - error); the
 estimate for bucket i, which holds gamma^(i-1) < |x| <= gamma^i, is 2 gamma^i / (gamma + 1), no further than `error`
 times |x| from any x in it. Merging adds counts, so it is exact, in any order.
 """
@@ -15,9 +16,95 @@ import numpy as np
 
 from pellucid.measure.labelled import Array
 
+_ROUNDING = 16 * np.finfo(np.float64).eps
+"""A spread below this share of the mean is what rounding leaves of a constant."""
+
+AT_ONCE = 1 << 22
+"""How many numbers are worked on at once; more are taken group by group, which bounds the temporary arrays."""
+
 _GREATEST = float(np.finfo(np.float64).max)
 _LEAST = float(np.finfo(np.float64).tiny)
 """Magnitudes below the smallest normal number count as zero."""
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Count, mean, and sums of the second to fourth power of deviations from the mean, for each group."""
+
+    count: Array
+    mean: Array
+    m2: Array
+    m3: Array
+    m4: Array
+
+    @classmethod
+    def of(cls, data: Array) -> Sums:
+        """Sum over the last axis, NaN left out, in two passes; the rounding of the mean is taken back."""
+        if data.ndim > 1 and data.size > AT_ONCE:
+            return cls(*(np.stack(rows) for rows in zip(*(vars(cls.of(part)).values() for part in data), strict=True)))
+        real = ~np.isnan(data)
+        count = real.sum(-1)
+        some = np.maximum(count, 1)
+        mean = np.where(real, data, 0.0).sum(-1) / some
+        away = np.where(real, data - mean[..., None], 0.0)
+        correction = away.sum(-1) / some
+        mean = mean + correction
+        away = np.where(real, away - correction[..., None], 0.0)
+        square = away * away
+        return cls(count, mean, square.sum(-1), (square * away).sum(-1), (square * square).sum(-1))
+
+    def merge(self, other: Sums) -> Sums:
+        """Return the sums of both together."""
+        a, b = self.count.astype(float), other.count.astype(float)
+        n = np.maximum(a + b, 1.0)
+        d = np.where(self.count == 0, 0.0, np.where(other.count == 0, 0.0, other.mean - self.mean))
+        mean = np.where(self.count == 0, other.mean, self.mean + d * b / n)
+        m2 = self.m2 + other.m2 + d**2 * a * b / n
+        m3 = self.m3 + other.m3 + d**3 * a * b * (a - b) / n**2 + 3 * d * (a * other.m2 - b * self.m2) / n
+        fourth = d**4 * a * b * (a**2 - a * b + b**2) / n**3
+        second = 6 * d**2 * (a**2 * other.m2 + b**2 * self.m2) / n**2
+        m4 = self.m4 + other.m4 + fourth + second + 4 * d * (a * other.m3 - b * self.m3) / n
+        return Sums(self.count + other.count, mean, m2, m3, m4)
+
+    def moments(self) -> dict[str, Array]:
+        """Return count, mean, variance, skewness, excess kurtosis; NaN if there is nothing, or nothing varies."""
+        count = np.where(self.count == 0, np.nan, self.count)
+        mean = np.where(self.count == 0, np.nan, self.mean)
+        variance = self.m2 / count
+        spread = np.where(np.sqrt(variance) <= _ROUNDING * np.abs(mean), np.nan, np.sqrt(variance))
+        spread = np.where(spread == 0, np.nan, spread)
+        skewness, kurtosis = self.m3 / count / spread**3, self.m4 / count / spread**4 - 3
+        return {"count": self.count, "mean": mean, "variance": variance, "skewness": skewness, "kurtosis": kurtosis}
+
+
+@dataclass(frozen=True)
+class Comoments:
+    """Sums of products of S groups of D dimensions.
+
+    Attributes:
+        count: How many vectors there are.
+        mean: Their means, [S, D].
+        comoment: Sums of products of deviations from the mean, [S, D, D].
+    """
+
+    count: int
+    mean: Array
+    comoment: Array
+
+    @classmethod
+    def of(cls, columns: Array) -> Comoments:
+        """Sum products of vectors [S, D, n]."""
+        mean = columns.mean(2)
+        away = columns - mean[:, :, None]
+        return cls(columns.shape[2], mean, away @ away.transpose(0, 2, 1))
+
+    def merge(self, other: Comoments) -> Comoments:
+        """Return the sums of both together."""
+        count = self.count + other.count
+        apart = other.mean - self.mean
+        between = apart[:, :, None] * apart[:, None, :] * (self.count * (other.count / count))
+        mean = self.mean + apart * (other.count / count)
+        return Comoments(count, mean, self.comoment + other.comoment + between)
 
 
 @dataclass(frozen=True)
