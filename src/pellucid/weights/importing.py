@@ -223,17 +223,20 @@ def _their_shapes(rows: Sequence[Row], config: TransformerConfig) -> dict[str, S
 def _mismatch(
     layout: Layout, missing: list[str], unexplained: list[str], wrong: list[str], remedy: str
 ) -> WeightsError:
-    found = {
-        "weights-missing": ("missing: ", listed(missing)),
-        "weights-unexplained": ("unexplained: ", listed([f"{name}{reason_of(name)}" for name in unexplained])),
-        "weights-misshapen": ("misshapen: ", listed(wrong, separator="; ")),
-    }
-    parts = {code: kind + what for code, (kind, what) in found.items() if what}
-    return WeightsError(
-        f"weights in the layout {layout.name!r} do not fit the configuration; {'. '.join(parts.values())}.",
-        code="weights-do-not-fit" if len(parts) > 1 else next(iter(parts)),
-        remedy=remedy,
-    )
+    parts = [
+        f"missing: {listed(missing)}" if missing else "",
+        f"unexplained: {listed([f'{name}{reason_of(name)}' for name in unexplained])}" if unexplained else "",
+        f"misshapen: {listed(wrong, separator='; ')}" if wrong else "",
+    ]
+    parts = [part for part in parts if part]
+    said = f"weights in the layout {layout.name!r} do not fit the configuration; {'. '.join(parts)}."
+    if len(parts) > 1:
+        return WeightsError(said, code="weights-do-not-fit", remedy=remedy)
+    if missing:
+        return WeightsError(said, code="weights-missing", remedy=remedy)
+    if unexplained:
+        return WeightsError(said, code="weights-unexplained", remedy=remedy)
+    return WeightsError(said, code="weights-misshapen", remedy=remedy)
 
 
 def _sizes_remedy(theirs: Mapping[str, Tensor], config: TransformerConfig, layout: Layout) -> str:
