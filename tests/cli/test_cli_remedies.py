@@ -39,7 +39,12 @@ def _folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copyfile(BUNDLED / "config.json", folder / "config.json.txt")
     (folder / "nobos.json").write_text(json.dumps({**fields, "bos_token_id": None}), encoding="utf-8")
     (folder / "untied.json").write_text(json.dumps({**fields, "tie_word_embeddings": False}), encoding="utf-8")
-    told = {"narrow": {"num_beams": 0}, "guided": {"guidance_scale": 2.0}, "endless": {"eos_token_id": 9999}}
+    told = {
+        "narrow": {"num_beams": 0},
+        "guided": {"guidance_scale": 2.0},
+        "endless": {"eos_token_id": 9999},
+        "short": {"max_length": 2},
+    }
     for name, asked in told.items():
         shutil.copytree(BUNDLED, folder / name)
         (folder / name / "generation_config.json").write_text(json.dumps(asked), encoding="utf-8")
@@ -48,6 +53,11 @@ def _folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "eighth").mkdir()
     shutil.copyfile(BUNDLED / "config.json", folder / "eighth" / "config.json")
     tensors = load_file(BUNDLED / "model.safetensors")
+    zero = {name: tensor * ("attn.c_proj" not in name) for name, tensor in tensors.items()}
+    for name in ("config.json", "tokenizer.json"):
+        (folder / "zero").mkdir(exist_ok=True)
+        shutil.copyfile(BUNDLED / name, folder / "zero" / name)
+    save_file(zero, folder / "zero" / "model.safetensors")
     eighth = {name: tensor.to(torch.float8_e4m3fn) for name, tensor in tensors.items()}
     save_file(eighth, folder / "eighth" / "model.safetensors")
     return folder
@@ -78,6 +88,12 @@ FOLLOWED: list[Typed] = [
     ("unknown-checkpoint", ["run", TEXT, "--names", "pattren"], ["run", "--list"]),
     ("too-short", ["norms", "Hi"], ["norms", "Hi", "--lags", "0", "--skip", "0"]),
     ("too-short", ["norms", "Hi Lily"], ["norms", "Hi Lily", "--lags", "0"]),
+    ("log-of-zero", ["norms", TEXT * 9, "-m", "zero", "--lags", "0"],
+     ["norms", TEXT * 9, "-m", "zero", "--lags", "0", "--linear"]),
+    ("not-fitted", ["norms", TEXT * 9, "-m", "zero", "--linear"],
+     ["norms", TEXT * 9, "-m", "zero", "--linear", "--lags", "0"]),
+    ("max-new-tokens", ["generate", TEXT, "-m", "short", "--sampler", "file"],
+     ["generate", TEXT, "-m", "short"]),
     ("path-not-found", ["run", TEXT, "--tokenizer", "plain"], ["run", TEXT, "--tokenizer", T]),
     ("path-not-found", ["norms", "letter.txt"], ["norms", "letters.txt"]),
     ("path-not-found", ["run", TEXT, "-m", "./plian"], ["run", TEXT, "-m", str(BUNDLED)]),
