@@ -70,6 +70,18 @@ def glass64() -> pl.CkptedTransformer:
     return support.glass(dtype=torch.float64)
 
 
+@pytest.fixture
+def tiny() -> pl.CkptedTransformer:
+    """A model of two small blocks, each test's own to change."""
+    return support.glass(vocab_size=50, n_positions=16, n_embd=24, n_layer=2)
+
+
+@pytest.fixture(scope="session")
+def bundled() -> pl.CkptedTransformer:
+    """The bundled model; read only."""
+    return pl.load()
+
+
 @pytest.fixture(scope="session")
 def gpt2_tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with GPT-2's own vocab.json and merges.txt, unpacked."""

@@ -24,6 +24,9 @@ CACHE_WORD = "cache" if TRANSFORMERS >= (5, 24) else "past_key_values"
 SIZES: dict[str, Any] = {"vocab_size": 211, "n_positions": 64, "n_embd": 48, "n_layer": 3, "n_head": 4}
 """Of the model that most tests run."""
 
+ROW = torch.tensor([[1, 2, 3, 4, 5, 6]])
+"""Six ids, one row."""
+
 NO_DROPOUT = {"embd_pdrop": 0.0, "attn_pdrop": 0.0, "resid_pdrop": 0.0}
 
 HF_LONG = {**SIZES, "n_positions": 1024, "n_layer": 2}

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-import pellucid as pl
 from pellucid.cli import app
 
 Run = Callable[..., Result]
@@ -40,9 +39,3 @@ def cli_json(cli: Run) -> Callable[..., dict[str, Any]]:
         return json.loads(result.stdout)
 
     return run
-
-
-@pytest.fixture(scope="session")
-def bundled() -> pl.CkptedTransformer:
-    """The bundled model; read only."""
-    return pl.load()

@@ -12,6 +12,7 @@ import torch
 
 import pellucid as pl
 from pellucid.cli.work import generate as verb
+from pellucid.generate.generation import Generation, Row
 
 PROMPT = "Once upon a time"
 
@@ -191,3 +192,21 @@ def test_another_source_of_settings_is_misuse(words: tuple[str, ...], cli: Any) 
 def test_a_search_is_not_explained(cli: Any) -> None:
     result = cli("generate", PROMPT, "--num-beams", "2", "--explain", "--json")
     assert (result.exit_code, json.loads(result.stdout)["error"]["code"]) == (4, "look-and-beams")
+
+
+def test_beams_give_whole_characters(cli_json: Any, bundled: pl.CkptedTransformer, monkeypatch: pytest.MonkeyPatch):
+    assert bundled.tokenizer is not None
+    ids = torch.tensor(bundled.tokenizer.encode("☃é"))
+    assert len(ids) > 2
+    prompt = torch.tensor(bundled.tokenizer.encode("a"))
+    found = Generation((Row(prompt, ids, torch.zeros(len(ids)), "length"),), bundled.tokenizer, True)
+    monkeypatch.setattr(pl.CkptedTransformer, "generate", lambda *_, **__: found)
+    written = cli_json("generate", "a", "--num-beams", "2")
+    assert written["text"] == "a☃é"
+    assert [token["id"] for token in written["tokens"]] == ids.tolist()
+    assert "".join(token["text"] for token in written["tokens"]) == "☃é"
+
+
+def test_beams_write_text_as_it_is(cli: Any):
+    result = cli("generate", "a\tb", "--num-beams", "2", "--max-new-tokens", "1")
+    assert result.stdout.startswith("a\tb")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import json
 import struct
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import pellucid as pl
 from pellucid.cli.shared.tables import spark
@@ -158,3 +160,31 @@ def test_spark() -> None:
     assert spark([0, 1, 4, 8]) == " ▂▅█"
     assert spark([0, 0]) == "  "
     assert spark([1, 1000]) == "▁█"
+
+
+def test_a_misspelt_file_is_not_measured_as_text(cli: Any, tmp_path: Path):
+    assert cli("norms", str(tmp_path / "alice.txt")).exit_code == 3
+
+
+def test_positions_in_tables_are_whole_numbers(cli: Any, tmp_path: Path):
+    text = "Lily had a red ball. One day, the red ball"
+    texts = [text] * 8 + [text + " rolled away."]
+    assert cli("norms", *texts, "--csv", str(tmp_path / "n.csv")).exit_code == 0
+    head, first, *_ = (tmp_path / "n.csv").read_text().splitlines()
+    assert first.split(",")[head.split(",").index("position")].isdigit()
+
+
+def test_equal_norms_have_as_many_bins_as_others(cli_json: Any, bundled: pl.CkptedTransformer, tmp_path: Path):
+    equal = copy.deepcopy(bundled)
+    with torch.no_grad():
+        for name, parameter in equal.named_parameters():
+            parameter.fill_(name == "embed.W_E")
+    equal.save_pretrained(tmp_path)
+    options = ("--lags", "0", "--linear", "--skip", "0")
+    others, found = (
+        cli_json("norms", TEXT, *options, *where) for where in ((), ("--at", "resid_post", "--model", str(tmp_path)))
+    )
+    assert {layer["std"] for layer in found["layers"]} == {0.0}
+    for layer, other in zip(found["layers"], others["layers"], strict=True):
+        assert sum(layer["histogram"]) == layer["tokens"] == other["tokens"]
+        assert len(layer["histogram"]) == len(other["histogram"])

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import math
+from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
+from rich.text import Text
 
+from noticed import must_be_noticed
+from pellucid.cli.shared import layout, tables
 from pellucid.cli.shared.screen import _finite
 from pellucid.cli.shared.tables import BAR_WIDTH, bar, number, shade, visible
+from pellucid.cli.shared.values import NextToken
 
 
 @given(st.floats(-1e38, 1e38))
@@ -53,3 +62,26 @@ def test_tokens_are_visible() -> None:
 def test_json_has_no_number_that_json_lacks() -> None:
     found = _finite({"a": [math.nan, 1.5, (math.inf, 2)], "b": {"c": -math.inf}, "d": "nan"})
     assert found == {"a": [None, 1.5, [None, 2]], "b": {"c": None}, "d": "nan"}
+
+
+def test_a_table_shows_brackets():
+    for token in ("[eos]", "x[/INST]", "[bold]x"):
+        written = io.StringIO()
+        Console(width=80, file=written).print(tables.next_tokens([NextToken(token, 1, 0.5)]))
+        assert token in written.getvalue()
+
+
+def test_brackets_in_names_of_tensors_are_text(cli: Any, tmp_path: Path):
+    from safetensors.torch import save_file
+
+    path = tmp_path / "odd.safetensors"
+    save_file({name: torch.arange(16.0).view(4, 4) for name in ("x[/b]", "y[red]")}, path)
+    result = cli("ties", str(path))
+    assert result.exit_code in (0, 1), result.output
+    assert "x[/b]" in result.stdout
+    assert "y[red]" in result.stdout
+
+
+def test_cells_that_are_markup_are_noticed() -> None:
+    as_markup = (layout, "printable", lambda cell: Text.from_markup(cell).plain, test_a_table_shows_brackets)
+    must_be_noticed(as_markup)

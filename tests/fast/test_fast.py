@@ -392,3 +392,33 @@ def test_broken_preparations_are_noticed(breaks: Callable[[Any], None], check: C
         breaks(patch)
         with pytest.raises(AssertionError):
             check()
+
+
+def test_masked_scores_of_decoded_columns_hold_the_least_number_of_the_dtype():
+    model = support.glass(numerics="fast", dtype=torch.bfloat16)
+    out = model.generate([[1, 2, 3], [4]], max_new_tokens=3, names="**.ckpt_scores", end_ids=())
+    assert out.ckpts is not None
+    for scores in out.ckpts.values():
+        assert scores.dtype == torch.bfloat16
+        assert torch.isfinite(scores).all()
+
+
+def test_compiled_kernels_that_were_cut_off_are_made_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setenv("PELLUCID_CACHE", str(tmp_path))
+    built = tmp_path / "pellucid" / f"decode-{compiled._fingerprint(compiled._compiler())}.so"
+    built.parent.mkdir()
+    built.write_bytes(b"cut off")
+    assert compiled.library.__wrapped__()
+    assert built.stat().st_size > 1000
+
+
+def test_no_home_for_compiled_kernels(monkeypatch: pytest.MonkeyPatch):
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in ("PELLUCID_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, "home", homeless)
+    with pytest.raises(pl.NumericsError) as caught:
+        compiled.library.__wrapped__()
+    assert caught.value.code == "kernel-cache"

@@ -181,3 +181,10 @@ def test_one_compilation_serves_every_length() -> None:
         for columns in (5, 7, 9, 1, 2):
             ids = support.some_ids(2, columns)
             assert torch.equal(compiled(ids), model(ids)), columns
+
+
+def test_nobody_looking_nothing_is_compared_under_inference_mode(tiny: pl.CkptedTransformer):
+    eager = pl.CkptedTransformer(tiny.config, tiny.state_dict(), attention="eager").eval()
+    with torch.inference_mode():
+        eager(support.ROW)
+        assert not checks.ops(lambda: eager(support.ROW)).count("equal", "clone")

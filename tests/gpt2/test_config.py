@@ -7,12 +7,14 @@ import dataclasses
 import json
 import pickle
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from transformers import GPT2Config, GPT2LMHeadModel
 
 import pellucid as pl
 import support
@@ -233,3 +235,29 @@ def test_the_list_of_activations_is_transformers_own_without_parameters() -> Non
 
     stateless = {name for name in ACT2FN if name not in ("prelu", "xielu")}
     assert set(ACTIVATIONS) == {name for name in stateless if parameters(name) == 0}
+
+
+@pytest.mark.parametrize("name", ["layer_norm_epsilon", "initializer_range", "embd_pdrop", "attn_pdrop", "resid_pdrop"])
+def test_whole_numbers_are_written_as_transformers_reads_them(name: str, tmp_path: Path) -> None:
+    model = pl.CkptedTransformer(pl.TransformerConfig(**{**SIZES, name: 1})).eval()
+    model.save_pretrained(tmp_path)
+    again = GPT2LMHeadModel.from_pretrained(tmp_path)
+    assert getattr(again.config, name) == 1.0
+    ids = torch.tensor([[1, 2, 3]])
+    assert torch.equal(again.eval()(ids).logits, model(ids))
+    assert torch.equal(pl.to_hf(model)(ids).logits, model(ids))
+
+
+WRONG: dict[str, Callable[[], Any]] = {
+    "several beginnings": lambda: pl.TransformerConfig(**SIZES, bos_token_id=[1]),
+    "several pads": lambda: pl.TransformerConfig(**SIZES, pad_token_id=(1, 2)),
+    "an MLP of no width": lambda: pl.TransformerConfig(**SIZES, n_inner=0),
+    "another library's configuration": lambda: pl.CkptedTransformer(GPT2Config(**SIZES)),
+    "another library's configuration as fields": lambda: pl.TransformerConfig.from_dict(GPT2Config(**SIZES)),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_what_is_no_configuration_is_refused(what: str) -> None:
+    with pytest.raises(pl.PellucidError):
+        WRONG[what]()

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import math
 
-import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 import pellucid as pl
 import support
 from pellucid.gpt2 import LayerNorm
-from pellucid.numerics import nonlinear
 from pellucid.part import fresh_weights
 
 TREE = """\
@@ -133,60 +130,6 @@ def test_modules_work_on_their_own(glass: pl.CkptedTransformer) -> None:
             x = block(x)
             assert torch.equal(again, x)
         assert torch.equal(glass.unembed(glass.ln_final(x)), glass(ids))
-
-
-@pytest.mark.parametrize("name", nonlinear.EXACT)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64], ids=str)
-@pytest.mark.parametrize("with_grad", [True, False])
-def test_activations_equal_transformers_to_the_bit(name: str, dtype: torch.dtype, with_grad: bool) -> None:
-    from transformers.activations import ACT2FN
-
-    x = torch.cat([torch.linspace(-12, 12, 4001), torch.tensor([0.0, -0.0, 1e-30, 1e4, -1e4])]).to(dtype)
-    before = x.clone()
-    with torch.set_grad_enabled(with_grad):
-        ours, theirs = nonlinear.EXACT[name](x), ACT2FN[name](before.clone())
-    assert torch.equal(x, before)
-    assert ours.dtype == theirs.dtype
-    assert torch.equal(ours.isnan(), theirs.isnan())
-    assert torch.equal(ours.nan_to_num(), theirs.nan_to_num())
-
-
-def test_nothing_is_written_into_a_dtype_that_autocast_chose(monkeypatch: pytest.MonkeyPatch) -> None:
-    x, written = torch.randn(3, 5), []
-    plain = nonlinear._gelu_new_in_place
-    monkeypatch.setattr(nonlinear, "_gelu_new_in_place", lambda x: (written.append(1), plain(x))[1])
-    with torch.no_grad():
-        with torch.autocast("cpu", torch.bfloat16):
-            nonlinear.gelu_new(x)
-        assert not written
-        nonlinear.gelu_new(x)
-    assert written
-
-
-@pytest.mark.parametrize("name", nonlinear.FAST)
-@pytest.mark.parametrize("with_grad", [True, False])
-def test_fast_activations_are_the_same_functions(name: str, with_grad: bool) -> None:
-    x = torch.linspace(-12, 12, 4001, dtype=torch.float64)
-    before = x.clone()
-    with torch.set_grad_enabled(with_grad):
-        exact, fast = nonlinear.EXACT[name](x), nonlinear.FAST[name](x)
-    assert torch.equal(x, before)
-    # gelu_fast rounds sqrt(2 / pi) to ten digits.
-    assert torch.allclose(exact, fast, rtol=0, atol=1e-9 if name == "gelu_fast" else 1e-14)
-
-
-def test_the_two_gelus_are_two_functions() -> None:
-    x = torch.linspace(-3, 3, 101)
-    assert float((nonlinear.EXACT["gelu_new"](x) - F.gelu(x)).abs().max()) > 1e-4
-
-
-def test_fast_stays_close_to_exact() -> None:
-    ids = support.some_ids(2, 11)
-    for dtype, tolerance in ((torch.float32, 1e-5), (torch.float64, 1e-12)):
-        with torch.no_grad():
-            assert support.close(
-                support.glass(numerics="fast", dtype=dtype)(ids), support.glass(dtype=dtype)(ids), tolerance
-            )
 
 
 def test_it_is_an_ordinary_module(glass: pl.CkptedTransformer) -> None:

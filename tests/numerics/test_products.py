@@ -272,3 +272,16 @@ def test_products_that_are_not_rounded_are_noticed(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("pellucid.gpt2.model.products_of", lambda execution: products_of(Execution()))
     with pytest.raises(AssertionError):
         test_nearer_to_float64_than_a_model_in_bfloat16_is("tied")
+
+
+def test_rounded_copies_made_under_inference_mode_serve_a_backward_pass(tiny: pl.CkptedTransformer):
+    rounded = pl.CkptedTransformer(tiny.config, tiny.state_dict(), numerics="bfloat16").eval().requires_grad_(False)
+    with torch.inference_mode():
+        rounded(support.ROW)
+    push = torch.zeros(tiny.config.n_embd, requires_grad=True)
+    logits, _ = rounded.run_with_ckpts(
+        support.ROW, names="ckpt_embed", edits=pl.Edit.add("blocks.0.resid_pre", push), grads=True
+    )
+    logits.sum().backward()
+    assert push.grad is not None
+    assert push.grad.abs().max() > 0

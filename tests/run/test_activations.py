@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from noticed import must_be_noticed
 NAMES = support.schema(support.SIZES["n_layer"]).names
 IDS = support.some_ids(2, 7)
 RAGGED = support.ragged_ids(3, 7, 5)
+
+TEXT = "Lily had a red ball. One day, the red ball"
 
 
 @pytest.fixture(scope="module")
@@ -367,3 +370,49 @@ def test_a_run_without_grads_ignores_the_callers_mode(glass: pl.CkptedTransforme
         logits, ckpts = glass.run_with_ckpts(IDS, names="ckpt_embed", grads=True)
     assert logits.requires_grad
     assert ckpts["ckpt_embed"].requires_grad
+
+
+def test_names_may_be_a_generator(tiny: pl.CkptedTransformer):
+    _, ckpts = tiny.run_with_ckpts(support.ROW, names=(n for n in ["ckpt_embed"]), stop_at="blocks.0.resid_mid")
+    assert list(ckpts) == ["ckpt_embed"]
+
+
+def test_captures_with_gradients_can_be_saved_and_those_with_edits_pickled(tiny: pl.CkptedTransformer, tmp_path):
+    _, ckpts = tiny.run_with_ckpts(support.ROW, grads=True)
+    ckpts.save(tmp_path / "ckpts.safetensors")
+    assert pl.ActivationCkpts.load(tmp_path / "ckpts.safetensors").keys() == ckpts.keys()
+    _, edited = tiny.run_with_ckpts(support.ROW, edits=pl.Edit.zero("ckpt_embed"))
+    assert torch.equal(pickle.loads(pickle.dumps(edited))["resid_post", 1], edited["resid_post", 1])
+
+
+def test_bfloat16_is_labelled(tiny: pl.CkptedTransformer):
+    _, ckpts = tiny.bfloat16().run_with_ckpts(support.ROW, names="blocks.*.resid_post")
+    assert ckpts.to_xarray().resid_post.dims == ("layer", "batch", "pos", "d_model")
+
+
+@pytest.mark.parametrize("heads", [
+    slice(1, None), slice(-2, None), slice(0, -1), slice(0, 100), slice(-3, 2), [-1], range(2),
+    torch.tensor([3]), np.int64(2), 0,
+], ids=str)  # fmt: skip
+def test_kept_heads_are_known_wherever_they_go(tiny: pl.CkptedTransformer, heads: object, tmp_path: Path):
+    _, ckpts = tiny.run_with_ckpts(support.ROW, names="blocks.*.attn.ckpt_z", heads=heads)
+    chosen = torch.arange(4)[heads] if isinstance(heads, slice) else torch.arange(4)[torch.as_tensor(heads)]
+    expected = chosen.reshape(-1).tolist()
+    ckpts.save(tmp_path / "some.safetensors")
+    again = pl.ActivationCkpts.load(tmp_path / "some.safetensors")
+    for each in (ckpts, again):
+        assert each.part.heads == expected
+        assert each.to_xarray().coords["head"].values.tolist() == expected
+        assert pl.measure.norms(each, "attn.ckpt_z").coords["head"].values.tolist() == expected
+
+
+@pytest.mark.parametrize("axis", ["pos", "query"])
+def test_labelled_captures_know_positions(axis: str, bundled: pl.CkptedTransformer):
+    name = {"pos": "blocks.*.resid_post", "query": "blocks.*.attn.ckpt_pattern"}[axis]
+    for texts, wanted in (([TEXT], [4, 5, 6, 7]), ([TEXT, "Lily"], None)):
+        _, ckpts = bundled.run_with_ckpts(texts, names=name, pos=slice(4, 8))
+        array = next(iter(ckpts.to_xarray().values()))
+        positions = array["position" if axis == "pos" else "query_position"]
+        expected = ckpts.batch.positions.masked_fill(~ckpts.batch.mask, -1)[:, 4:8].tolist()
+        assert positions.values.tolist() == expected
+        assert wanted is None or expected == [wanted]

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from transformers import DynamicCache
 
 import pellucid as pl
 import support
+from noticed import must_be_noticed
 
 IDS = support.some_ids(3, 14)
 
@@ -148,3 +152,67 @@ def test_what_does_not_fit(glass: pl.CkptedTransformer) -> None:
     with pytest.raises(pl.InputError, match="0 rows of 5 columns"):
         pl.KeyValueCache(glass.config, 0, 5)
     assert cache.length == 60
+
+
+def test_a_compiled_model_goes_on_with_a_cache(tiny: pl.CkptedTransformer):
+    with torch.no_grad():
+        cache, compiled = pl.KeyValueCache(tiny.config), torch.compile(tiny, backend="eager")
+        compiled(support.ROW[:, :4], cache=cache)
+        assert cache.length == 4
+        assert torch.allclose(compiled(support.ROW[:, 4:], cache=cache)[:, -1], tiny(support.ROW)[:, -1], atol=1e-4)
+
+
+def test_a_cache_of_another_model_is_refused(tiny: pl.CkptedTransformer):
+    for fields in ({"n_layer": 3}, {"n_head": 2}, {"n_embd": 32}):
+        other = pl.KeyValueCache(tiny.config.replace(**fields))
+        with pytest.raises(pl.InputError, match="2 layers, 4 heads of 6") as caught:
+            tiny(support.ROW, cache=other)
+        assert caught.value.code == "cache-misfit"
+    with pytest.raises(pl.InputError, match="meta"):
+        tiny(support.ROW, cache=pl.KeyValueCache(tiny.config, device="meta"))
+
+
+def test_an_estimate_holds_while_beams_change_places() -> None:
+    cache = pl.KeyValueCache(support.glass().config, 8)
+    cache.content.normal_()
+    cache.length = cache.capacity
+    expected = cache.content[:, :, torch.arange(7, -1, -1)].clone()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as seen:
+        cache.reorder(torch.arange(7, -1, -1))
+    assert torch.equal(cache.content, expected)
+    largest = max(abs(event.cpu_memory_usage) for event in seen.events())
+    assert 0 < largest <= 1.1 * cache.content[0].nbytes
+
+
+def _lying(folder: Path, content: torch.Tensor, mask: torch.Tensor) -> pl.KeyValueCache:
+    save_file({"keys_and_values": content, "mask": mask}, folder / "cache.safetensors")
+    return pl.KeyValueCache.load(folder / "cache.safetensors")
+
+
+def _cache(**fields: Any) -> pl.KeyValueCache:
+    return pl.KeyValueCache(support.glass(n_layer=1).config, **fields)
+
+
+WRONG: dict[str, Callable[[Path], Any]] = {
+    "of three parts": lambda folder: _lying(folder, torch.zeros(3, 3, 1, 4, 2, 12), torch.ones(1, 2).bool()),
+    "whose mask holds numbers": lambda folder: _lying(folder, torch.zeros(3, 2, 1, 4, 2, 12), torch.ones(1, 2)),
+    "of whole numbers": lambda _: _cache(dtype=torch.int64),
+    "of a model": lambda _: pl.KeyValueCache(support.glass(n_layer=1)),
+    "of half a row": lambda _: _cache(rows=1.5),
+    "half a column back": lambda _: _cache().rewind(0.5),
+    "forked in words": lambda _: _cache().fork("a"),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_what_is_no_cache_is_refused(what: str, tmp_path: Path) -> None:
+    with pytest.raises(pl.PellucidError):
+        WRONG[what](tmp_path)
+
+
+def _all_at_once(self: pl.KeyValueCache, rows: torch.Tensor) -> None:
+    self.content.copy_(self.content.index_select(2, rows))
+
+
+def test_copying_a_cache_whole_is_noticed() -> None:
+    must_be_noticed((pl.KeyValueCache, "reorder", _all_at_once, test_an_estimate_holds_while_beams_change_places))

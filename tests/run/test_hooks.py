@@ -216,3 +216,37 @@ def test_a_generation_that_passes_hooks_over_is_noticed(
     monkeypatch.setattr(stepping.Stepper, name, broken)
     with pytest.raises(AssertionError):
         check()
+
+
+def test_a_pre_hook_that_returns_the_value_takes_neither_tap_nor_mask(tiny: pl.CkptedTransformer):
+    padded = tiny.tokenize([[1, 2, 3], [4]])
+    plain, count = tiny(padded), len(tiny.ckpt_names)
+    for module in tiny.modules():
+        if module is not tiny and module is not tiny.blocks:
+            module.register_forward_pre_hook(lambda _, args: args[0])
+    assert torch.equal(tiny(padded)[padded.mask], plain[padded.mask])
+    assert len(tiny.run_with_ckpts(padded)[1]) == count
+    assert tiny.run_with_ckpts(support.ROW, stop_at="blocks.0.resid_mid")[0] is None
+
+
+def test_a_name_that_never_fires_is_an_error(tiny: pl.CkptedTransformer):
+    tiny.blocks[0].resid_mid = torch.nn.Identity()
+    tiny.blocks[0].resid_mid.forward = lambda value, tap=None: value
+    with pytest.raises(pl.UnknownNameError) as caught:
+        tiny.run_with_ckpts(support.ROW, names="blocks.0.resid_mid")
+    assert caught.value.code == "checkpoint-never-fired"
+
+
+def test_hooks_on_the_model_see_every_run(tiny: pl.CkptedTransformer):
+    tiny.register_forward_hook(lambda *_: torch.zeros(1, 6, 50))
+    assert not tiny.run_with_ckpts(support.ROW)[0].any()
+    assert torch.allclose(tiny.logprobs(support.ROW), -torch.tensor(50.0).log())
+
+
+def test_a_backward_hook_on_what_is_computed_for_it(tiny: pl.CkptedTransformer):
+    seen: list[str] = []
+    for name in ("attn.ckpt_scores", "attn.ckpt_pattern", "ln1.ckpt_scaled", "attn.ckpt_q"):
+        module = tiny.get_submodule(f"blocks.0.{name}")
+        module.register_full_backward_hook(lambda module, grad_in, grad_out, name=name: seen.append(name))
+    tiny.loss(support.ROW).backward()
+    assert sorted(seen) == ["attn.ckpt_pattern", "attn.ckpt_q", "attn.ckpt_scores", "ln1.ckpt_scaled"]

@@ -191,3 +191,28 @@ def test_device_and_dtype(glass: pl.CkptedTransformer) -> None:
 def test_from_pretrained_takes_the_word_of_other_libraries() -> None:
     model = pl.CkptedTransformer.from_pretrained(model_name="bundled", device="cpu")
     assert torch.equal(model.embed.W_E, pl.load().embed.W_E)
+
+
+def test_a_run_with_a_cache_carries_gradients_of_its_own_tokens(tiny: pl.CkptedTransformer):
+    cache = pl.KeyValueCache(tiny.config)
+    tiny(support.ROW[:, :4], cache=cache)
+    logits = tiny(support.ROW[:, 4:], cache=cache)
+    logits[0, -1, 7].backward()
+    found = tiny.grad("blocks.0.mlp.W_in")
+    assert found is not None
+    tiny.zero_grad()
+
+    def past_is_constant(name: str, value: torch.Tensor) -> torch.Tensor:
+        return torch.cat([value[:, :4].detach(), value[:, 4:]], 1)
+
+    class Tap:
+        def wants(self, name: str) -> bool:
+            return name.endswith(("ckpt_k", "ckpt_v"))
+
+        __call__ = staticmethod(past_is_constant)
+
+    tiny(support.ROW, tap=Tap())[0, -1, 7].backward()
+    expected = tiny.grad("blocks.0.mlp.W_in")
+    assert expected is not None
+    assert found.abs().max() > 0
+    assert torch.allclose(found, expected, rtol=1e-3, atol=1e-5 * float(expected.abs().max()))

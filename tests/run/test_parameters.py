@@ -13,6 +13,7 @@ from torch import nn
 
 import pellucid as pl
 import support
+from pellucid.gpt2 import Embedding
 from pellucid.parameters import LiveView
 
 IDS = support.some_ids(2, 9)
@@ -299,3 +300,33 @@ def test_counts_of_any_module() -> None:
     assert pl.count_parameters(module).unique == 28
     module.again = module[0]
     assert (pl.count_parameters(module).unique, pl.count_parameters(module).by_name) == (28, 44)
+
+
+def test_views_refuse_assignment(tiny: pl.CkptedTransformer):
+    for module, name in (
+        (tiny.unembed, "W_U"), (tiny.unembed, "weight"), (tiny.embed, "weight"), (tiny.blocks[0].attn, "W_Q")
+    ):  # fmt: skip
+        for value in (torch.zeros(2), torch.nn.Parameter(torch.zeros(2))):
+            with pytest.raises(AttributeError, match="live view"):
+                setattr(module, name, value)
+
+
+def test_weights_must_fit_the_configuration(tiny: pl.CkptedTransformer):
+    weights = tiny.state_dict()
+    for wrong in (
+        {**weights, "unembed.W_U": torch.zeros(24, 50)},
+        {name: tensor[:1] for name, tensor in weights.items()},
+        {},
+    ):
+        with pytest.raises(pl.WeightsError) as caught:
+            pl.CkptedTransformer(tiny.config, wrong)
+        assert caught.value.code == "weights-misfit"
+    with pytest.raises(pl.WeightsError):
+        pl.CkptedTransformer(tiny.config.replace(tie_word_embeddings=False), weights)
+
+
+def test_a_new_embedding_is_the_tied_head_too(tiny: pl.CkptedTransformer):
+    tiny.embed = Embedding(tiny.config, {"W_E": torch.zeros(50, 24)})
+    assert torch.equal(tiny(support.ROW), torch.zeros(1, 6, 50))
+    assert tiny.unembed.W_U.data_ptr() == tiny.embed.W_E.data_ptr()
+    assert tiny.state_dict().keys() == copy.deepcopy(tiny).state_dict().keys()

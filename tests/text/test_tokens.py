@@ -559,3 +559,46 @@ def test_a_meta_pkl_of_something_else_is_refused(stoi: Any, tmp_path: Path) -> N
     assert not mark.exists()
     path.write_bytes(pickle.dumps({"vocab_size": 3}))
     assert pl.Tokenizer.from_folder(tmp_path) is None
+
+
+def test_half_a_character_is_refused():
+    tokenizer = pl.load().tokenizer
+    for text in ("\ud800", None, 3):
+        with pytest.raises(pl.InputError):
+            tokenizer.encode(text)
+    assert tokenizer.decode(tokenizer.encode("the")[0]) == "the"
+    with pytest.raises(pl.InputError):
+        tokenizer.decode([-1])
+
+
+def test_ids_that_no_vocabulary_has(bundled: pl.CkptedTransformer):
+    assert bundled.tokenizer is not None
+    assert bundled.tokenizer.decode([5000]) == ""
+    with pytest.raises(pl.InputError):
+        bundled.tokenizer.decode([2**40])
+
+
+def test_added_tokens_beside_a_vocabulary(tmp_path: Path):
+    ids = {character: number for number, character in enumerate("abc")}
+    (tmp_path / "vocab.json").write_text(json.dumps(ids))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n")
+    (tmp_path / "added_tokens.json").write_text(json.dumps({"<sep>": 3, "<cls>": 4}))
+    found = pl.Tokenizer.from_folder(tmp_path)
+    assert found is not None
+    assert found.encode("a<sep>b<cls>") == [0, 3, 1, 4]
+    for wrong in ({"<sep>": 7}, ["<sep>"]):
+        (tmp_path / "added_tokens.json").write_text(json.dumps(wrong))
+        with pytest.raises(pl.WeightsError) as caught:
+            pl.Tokenizer.from_folder(tmp_path)
+        assert caught.value.code == "tokenizer-unreadable"
+
+
+def test_a_tokenizer_is_saved_whole_or_refused_by_name(bundled: pl.CkptedTransformer, tmp_path: Path):
+    assert bundled.tokenizer is not None
+    bundled.tokenizer.save(tmp_path / "new" / "folder")
+    again = tokenizers.Tokenizer.from_file(str(tmp_path / "new" / "folder" / "tokenizer.json"))
+    assert again.encode("Lily had a red ball.").ids == bundled.tokenizer.encode("Lily had a red ball.")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(pl.WeightsError) as caught:
+        bundled.tokenizer.save(tmp_path / "file")
+    assert caught.value.code == "path-not-writable"

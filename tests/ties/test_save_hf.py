@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel
 
 import pellucid as pl
 from pellucid.ties import audit_ties, save_hf
@@ -214,3 +215,13 @@ def test_comparing_finds_broken_ties(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(type(model), "from_pretrained", untied)
     with pytest.raises(pl.WeightsError, match=r"lm_head\.weight, transformer\.wte\.weight not tied as before"):
         save_hf(model, tmp_path)
+
+
+def test_a_generation_configuration_that_cannot_be_saved(tmp_path: Path):
+    hf = GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=16, bos_token_id=0, eos_token_id=0))
+    hf.generation_config.temperature = 0.7
+    with pytest.raises(pl.WeightsError) as caught:
+        pl.save_hf(hf, tmp_path / "x")
+    assert caught.value.code == "save-would-lose"
+    assert "generation_config" in caught.value.remedy
+    assert not (tmp_path / "x").exists()

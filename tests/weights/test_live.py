@@ -862,3 +862,18 @@ def test_the_run_copies_only_what_does_not_lie_where_torch_allocates() -> None:
     assert copied == ["transformer.h.0.mlp.c_fc.weight"]
     assert torch.equal(own[copied[0]], odd)
     assert same_logits(pl.from_hf(hf), hf)
+
+
+@pytest.mark.parametrize("change", ["act", "eps", "scaling"])
+def test_a_copy_is_of_what_runs_not_of_what_the_configuration_says(change: str):
+    hf = GPT2LMHeadModel(GPT2Config(vocab_size=50, n_positions=16, n_embd=24, n_layer=2, n_head=4))
+    block = hf.transformer.h[1]
+    if change == "act":
+        block.mlp.act = torch.nn.ReLU()
+    elif change == "eps":
+        block.ln_2.eps = 0.1
+    else:
+        block.attn.scaling = 1.0
+    with pytest.raises(pl.WeightsError) as caught:
+        pl.from_hf(hf)
+    assert caught.value.code == "hf-differs-from-config"

@@ -341,3 +341,10 @@ MUTANTS: dict[str, tuple[Any, str, Any, Callable[[Path], None]]] = {
 @pytest.mark.parametrize("name", MUTANTS)
 def test_mutants_are_noticed(name: str, tmp_path: Path):
     must_be_noticed(MUTANTS[name], tmp_path, by=[pl.PellucidError])
+
+
+def test_a_tie_that_the_configuration_denies_is_not_saved(tiny: pl.CkptedTransformer, tmp_path):
+    tiny.config = tiny.config.replace(tie_word_embeddings=False)
+    with pytest.raises(pl.WeightsError):
+        tiny.save_pretrained(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
