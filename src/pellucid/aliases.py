@@ -252,7 +252,7 @@ def _in_model(name: str, schema: Schema, given: Name) -> str:
     match = re.fullmatch(r"blocks\.(-?(?:0|[1-9]\d*))\.(.+)", name) if isinstance(name, str) else None
     if match is None:
         return name
-    block, count = int(match[1]), schema.n_layer
+    block, count = int(match[1]), len(schema.blocks)
     if not -count <= block < count:
         there = f"blocks 0 to {count - 1}" if count else "no blocks"
         raise UnknownNameError(

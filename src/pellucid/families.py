@@ -2,15 +2,73 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Collection, Mapping
+from typing import Any
 
 from pellucid import aliases
-from pellucid.errors import UnknownNameError
-from pellucid.gpt2 import schema as gpt2
+from pellucid.config import Config
+from pellucid.errors import ConfigError, UnknownNameError
+from pellucid.family import Family
+from pellucid.gpt2.family import GPT2
 from pellucid.schema import Schema
+from pellucid.weights import hub
 
-SCHEMAS: dict[str, Callable[[Mapping[str, int]], Schema]] = {"gpt2": gpt2.of_sizes}
-"""Name of a family -> what makes its schema from sizes."""
+FAMILIES: tuple[Family, ...] = (GPT2,)
+
+
+def family_of(config: object) -> Family:
+    """The family of a configuration.
+
+    Raises:
+        ConfigError: It is another library's, or none.
+    """
+    for family in FAMILIES:
+        if isinstance(config, family.config):
+            return family
+    expected = " or ".join(family.config.__name__ for family in FAMILIES)
+    if config is None:
+        raise ConfigError(
+            f"config: not given, expected a {expected}.",
+            code="config-missing",
+            remedy="Give pl.TransformerConfig(vocab_size=50257, n_positions=1024, n_embd=768, n_layer=12, n_head=12) "
+            "for a fresh GPT-2 small; pl.load() opens a trained model.",
+        )
+    raise ConfigError(
+        f"config: {type(config).__name__} given, expected a {expected}.",
+        code="config-wrong-type",
+        remedy="Read another library's with TransformerConfig.from_dict(config.to_dict()), or open its model.",
+    )
+
+
+def config_of(
+    own: Mapping[str, Any], given: Mapping[str, Any] | None = None, *, ignore: Collection[str] = ()
+) -> Config:
+    """Read a Hugging Face `config.json` of any family, already parsed.
+
+    Args:
+        own: What the file says.
+        given: Fields that count before it.
+        ignore: Fields to drop, although they are known to change the computation.
+
+    Raises:
+        ConfigError: A model of no family, or a configuration that its family refuses.
+    """
+    model_type = {**own, **(given or {})}.get("model_type")
+    family = next((one for one in FAMILIES if one.name == model_type), FAMILIES[0])  # which says why it refuses
+    if given is None:
+        return family.config.from_dict(own, ignore=ignore)
+    return family.config.changed(own, given, ignore=ignore)
+
+
+def config_named(name: str, *, ignore: Collection[str] = ()) -> Config:
+    """The configuration of a published model, of a folder or of a hub id.
+
+    Raises:
+        ConfigError: It cannot be read.
+        NotFoundError: No such folder or repository.
+    """
+    published = (family.published(name) for family in FAMILIES)
+    return config_of(next(filter(None, published), None) or hub.read_config(name), ignore=ignore)
 
 
 def schema_of(family: str, sizes: Mapping[str, int]) -> Schema:
@@ -19,9 +77,10 @@ def schema_of(family: str, sizes: Mapping[str, int]) -> Schema:
     Raises:
         ValueError: No such family.
     """
-    if family not in SCHEMAS:
-        raise ValueError(f"family {family!r}, expected one of {', '.join(SCHEMAS)}")
-    return SCHEMAS[family](sizes)
+    for known in FAMILIES:
+        if known.name == family:
+            return known.schema_of(sizes)
+    raise ValueError(f"family {family!r}, expected one of {', '.join(known.name for known in FAMILIES)}")
 
 
 def kind_and_block(name: aliases.Name) -> tuple[str, str | None]:
@@ -30,7 +89,7 @@ def kind_and_block(name: aliases.Name) -> tuple[str, str | None]:
     Raises:
         UnknownNameError: No family knows it.
     """
-    known = [make({"layer": 1}) for make in SCHEMAS.values()]
+    known = [family.schema_of({"layer": 1}) for family in FAMILIES]
     for schema in known[:-1]:
         try:
             return aliases.kind_and_block(name, schema)
@@ -41,8 +100,8 @@ def kind_and_block(name: aliases.Name) -> tuple[str, str | None]:
 
 def axes_of(kind: str) -> tuple[str, ...]:
     """The axes of a kind of checkpoint, such as "attn.ckpt_z", in the first family that has it."""
-    for make in SCHEMAS.values():
-        schema = make({"layer": 1})
+    for family in FAMILIES:
+        schema = family.schema_of({"layer": 1})
         if found := schema.in_blocks.get(kind) or schema.around.get(kind):
             return found.axes
     raise KeyError(kind)

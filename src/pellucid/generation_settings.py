@@ -14,8 +14,8 @@ from types import MappingProxyType
 from typing import Any
 
 from pellucid import config_values
+from pellucid.config import Config
 from pellucid.errors import ConfigError, shown
-from pellucid.gpt2.config import TransformerConfig
 from pellucid.weights.manifests import is_there, read_json
 
 FILE = "generation_config.json"
@@ -98,7 +98,7 @@ class GenerationSettings:
         return cls(read_json(path, ConfigError, "generation-not-json")) if is_there(path) else None
 
     @classmethod
-    def of_config(cls, config: TransformerConfig) -> GenerationSettings:
+    def of_config(cls, config: Config) -> GenerationSettings:
         """What transformers takes from `config.json` if there is no `generation_config.json`."""
         old = {name: config.neutral[name] for name in config.neutral if name in _KNOWN - NEUTRAL}
         ends = list(config.eos_token_id) if isinstance(config.eos_token_id, tuple) else config.eos_token_id

@@ -4,33 +4,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from pellucid.ckpt import Ckpt
+from pellucid.config import Config, require_schema
 from pellucid.dialects import unknown_attribute
-from pellucid.errors import ConfigError, WeightsError, shown
+from pellucid.errors import ConfigError, WeightsError
 from pellucid.parameters import LiveView
 from pellucid.schema import Parameter, Schema
 
 Weights = Mapping[str, Tensor]
 """Stored parameter -> tensor; `config.schema.stored` lists the names and shapes."""
-
-
-class Described(Protocol):
-    """A configuration of any family."""
-
-    @property
-    def schema(self) -> Schema:
-        """What a model with this configuration is."""
-        ...
-
-    @property
-    def initializer_range(self) -> float:
-        """Standard deviation of fresh matrices."""
-        ...
 
 
 class Part(nn.Module):
@@ -55,7 +42,7 @@ class Part(nn.Module):
         name = next((one.name for one in self._modules.values() if isinstance(one, Ckpt)), "")
         return re.sub(r"\.(\d+)", r"[\1]", f"model.{name.rpartition('.')[0]}")
 
-    def take(self, config: Described, place: str, weights: Weights | None) -> None:
+    def take(self, config: Config, place: str, weights: Weights | None) -> None:
         """Register the parameters and checkpoints that the schema has directly below a place.
 
         Args:
@@ -68,7 +55,7 @@ class Part(nn.Module):
             WeightsError: A tensor is missing, has another shape, or is no parameter of this place.
         """
         weights, schema = given(config, place, weights), config.schema
-        if place.startswith("blocks.") and not schema.n_layer:
+        if place.startswith("blocks.") and not schema.blocks:
             raise ConfigError(
                 f"config: no blocks (n_layer=0), expected a block for {type(self).__name__}.",
                 code="config-no-blocks",
@@ -81,6 +68,9 @@ class Part(nn.Module):
         for name in schema.names_below(place):
             if "." not in name:
                 self.add_module(name, Ckpt(f"{place}.{name}" if place else name))
+
+    def look_again(self) -> None:
+        """Forget what is known of the parameters' numbers."""
 
     def order(self, schema: Schema, place: str) -> None:
         """Put the submodules into execution order, in which `print` shows them."""
@@ -100,19 +90,14 @@ def under(place: str, weights: Weights) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
 
 
-def given(config: Described, place: str, weights: Weights | None) -> Weights:
+def given(config: Config, place: str, weights: Weights | None) -> Weights:
     """The weights of a place in a model, fresh ones if none are given.
 
     Raises:
         ConfigError: Something else than a configuration was given.
     """
-    if not isinstance(getattr(config, "schema", None), Schema):
-        raise ConfigError(
-            f"config: {shown(config)} given, expected the configuration of a model.",
-            code="config-wrong-type",
-            remedy="Give a pl.TransformerConfig first, and tensors as weights={name: tensor}.",
-        )
-    return fresh_weights(config.schema, config.initializer_range, place) if weights is None else weights
+    schema = require_schema(config)
+    return fresh_weights(schema, config.initializer_range, place) if weights is None else weights
 
 
 def fresh_weights(schema: Schema, std: float, place: str = "") -> dict[str, Tensor]:
@@ -126,7 +111,7 @@ def fresh_weights(schema: Schema, std: float, place: str = "") -> dict[str, Tens
     prefix = f"{place}." if place else ""
     with torch.inference_mode(False), torch.no_grad():  # or the model could never be trained
         return {
-            name: _fresh(schema.parameter(prefix + name), shape, std, schema.n_layer)
+            name: _fresh(schema.parameter(prefix + name), shape, std, len(schema.blocks))
             for name, shape in schema.stored_below(place).items()
         }
 

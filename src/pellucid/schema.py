@@ -162,9 +162,9 @@ class Schema:
         return (*(p.name for p in self.before), *self.in_blocks, *(p.name for p in self.after))
 
     @property
-    def n_layer(self) -> int:
-        """Number of blocks."""
-        return len(self.blocks)
+    def is_tied(self) -> bool:
+        """Whether the head is the embedding."""
+        return not self.parameter("unembed.W_U").is_stored
 
     @cached_property
     def stored(self) -> Mapping[str, tuple[int, ...]]:

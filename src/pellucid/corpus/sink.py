@@ -12,9 +12,9 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 from pellucid.aliases import selected
+from pellucid.config import Config
 from pellucid.corpus.texts import Progress, batches_of, texts_after
 from pellucid.errors import InputError, PellucidError
-from pellucid.gpt2.config import TransformerConfig
 from pellucid.run.activations import ActivationCkpts
 from pellucid.schema import Schema
 
@@ -23,7 +23,7 @@ class Runnable(Protocol):
     """A model as far as it is needed here; a `CkptedTransformer` is one."""
 
     @property
-    def config(self) -> TransformerConfig:
+    def config(self) -> Config:
         """What the model is."""
         ...
 

@@ -16,7 +16,8 @@ from pellucid.errors import NumericsError
 from pellucid.fast.compiled import library
 from pellucid.fast.graphed import GraphDecoder, can_record
 from pellucid.fast.prepared import BlockWeights, Prepared, Shape, Weights, knows, padded, prepared
-from pellucid.gpt2.model import Transformer, TransformerBlock
+from pellucid.gpt2.model import TransformerBlock
+from pellucid.network import Network
 from pellucid.numerics import nonlinear
 from pellucid.parameters import has_native_hooks, runs_as_written, submodules
 from pellucid.run.cache import KeyValueCache
@@ -89,7 +90,7 @@ def _misfit(what: str) -> NumericsError:
     )
 
 
-def decoder(model: Transformer, rows: int, names: Collection[str] = ()) -> Decoder | GraphDecoder | None:
+def decoder(model: Network, rows: int, names: Collection[str] = ()) -> Decoder | GraphDecoder | None:
     """What runs the steps of a model; None if the model has to run itself.
 
     It has to where it trains, has native hooks, or was changed since it was built; on the CPU where it has other
@@ -114,13 +115,13 @@ def decoder(model: Transformer, rows: int, names: Collection[str] = ()) -> Decod
     return Decoder(model, prepared(model), table)
 
 
-def kernels_take(model: Transformer, rows: int) -> bool:
+def kernels_take(model: Network, rows: int) -> bool:
     """Whether the kernels know what this model is made of, and are quicker at so many rows."""
     weight = model.embed.W_E
     return rows <= MOST_ROWS and knows(model.config, weight.dtype, weight.device) and _is_as_configured(model)
 
 
-def _is_as_configured(model: Transformer) -> bool:
+def _is_as_configured(model: Network) -> bool:
     """Whether the constants that the kernels take from the configuration are those of the modules."""
     config = model.config
     blocks = cast("Iterable[TransformerBlock]", model.blocks)
@@ -145,7 +146,7 @@ class Decoder:
 
     dtype = torch.float32
 
-    def __init__(self, model: Transformer, weights: Prepared, table: Shown) -> None:
+    def __init__(self, model: Network, weights: Prepared, table: Shown) -> None:
         self._model = model
         self._shown = table
         self._weights = weights
@@ -196,7 +197,7 @@ class Decoder:
             values[name] = torch.empty(shape, dtype=torch.float32, device="cpu")
             return values[name].data_ptr()
 
-        inside = [room(f"blocks.{i}.{name}") for i in range(schema.n_layer) for name in self._shown.in_blocks]
+        inside = [room(f"blocks.{i}.{name}") for i in range(len(schema.blocks)) for name in self._shown.in_blocks]
         blocks = (_POINTER * len(inside))(*inside)
         look = (_POINTER * (1 + len(self._shown.after)))(ctypes.addressof(blocks), *map(room, self._shown.after))
         look.blocks = blocks  # pyright: ignore[reportAttributeAccessIssue]  (kept alive as long as the pointers)

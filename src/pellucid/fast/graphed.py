@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pellucid.ckpt import Ckpt
-from pellucid.gpt2.model import Run, Transformer
+from pellucid.network import Network, Run
 from pellucid.parameters import state_of, submodules
 from pellucid.run.cache import KeyValueCache
 
@@ -64,7 +64,7 @@ class GraphDecoder:
         dtype: The dtype of the keys and values that it reads.
     """
 
-    def __init__(self, model: Transformer) -> None:
+    def __init__(self, model: Network) -> None:
         self.dtype = model.embed.W_E.dtype
         self._model = model
         self._owners = [module for module in submodules(model) if not isinstance(module, Ckpt)]
@@ -105,9 +105,7 @@ class _Standing:
         reads: What has to stay as long as it is replayed, though the model may drop it.
     """
 
-    def __init__(
-        self, model: Transformer, cache: KeyValueCache, state: tuple[object, ...], reads: list[object]
-    ) -> None:
+    def __init__(self, model: Network, cache: KeyValueCache, state: tuple[object, ...], reads: list[object]) -> None:
         self.state, self._reads = state, reads
         self._whole, self._taken = WholeCache(cache), 0
         self._ids, self._positions = (torch.zeros_like(cache.mask[:, :1], dtype=torch.long) for _ in range(2))

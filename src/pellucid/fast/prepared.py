@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from pellucid.gpt2.config import TransformerConfig
-from pellucid.gpt2.model import Transformer, TransformerBlock
+from pellucid.gpt2.model import TransformerBlock
+from pellucid.network import Network
 from pellucid.parameters import state_of, submodules
 
 ACTIVATIONS = {
@@ -79,7 +80,7 @@ class Prepared:
     kept: list[Any] = field(repr=False)
 
 
-_PREPARED: WeakKeyDictionary[Transformer, Prepared] = WeakKeyDictionary()
+_PREPARED: WeakKeyDictionary[Network, Prepared] = WeakKeyDictionary()
 
 
 def knows(config: TransformerConfig, dtype: torch.dtype, device: torch.device) -> bool:
@@ -87,7 +88,7 @@ def knows(config: TransformerConfig, dtype: torch.dtype, device: torch.device) -
     return config.activation_function in ACTIVATIONS and dtype in DTYPES and device.type == "cpu"
 
 
-def prepared(model: Transformer) -> Prepared:
+def prepared(model: Network) -> Prepared:
     """The prepared weights of a model, made if there are none or if a parameter was written to since."""
     found = _PREPARED.get(model)
     if found is None or found.state != state_of(submodules(model)):
@@ -96,21 +97,21 @@ def prepared(model: Transformer) -> Prepared:
     return found
 
 
-def forget(model: Transformer) -> None:
+def forget(model: Network) -> None:
     """Drop the prepared weights of a model."""
     _PREPARED.pop(model, None)
 
 
-def bytes_needed(model: Transformer) -> int:
+def bytes_needed(model: Network) -> int:
     """What the prepared copy of a model takes."""
     return sum(_room(tensor, _stored_as(model)) for tensor in matrices(model))
 
 
-def _stored_as(model: Transformer) -> torch.dtype:
+def _stored_as(model: Network) -> torch.dtype:
     return model.execution.rounds_to or model.embed.W_E.dtype
 
 
-def matrices(model: Transformer) -> Iterator[Tensor]:
+def matrices(model: Network) -> Iterator[Tensor]:
     """Each matrix as [in, out], in the order in which a step reads them."""
     for block in _blocks(model):
         attn, mlp = block.attn, block.mlp
@@ -118,7 +119,7 @@ def matrices(model: Transformer) -> Iterator[Tensor]:
     yield model.unembed.weight.T
 
 
-def _blocks(model: Transformer) -> Iterable[TransformerBlock]:
+def _blocks(model: Network) -> Iterable[TransformerBlock]:
     return cast("Iterable[TransformerBlock]", model.blocks)
 
 
@@ -142,7 +143,7 @@ def _pack(matrix: Tensor, into: Tensor) -> None:
 
 
 @torch.no_grad()
-def _prepare(model: Transformer) -> Prepared:
+def _prepare(model: Network) -> Prepared:
     config, dtype = model.config, _stored_as(model)
     state, nbytes = state_of(submodules(model)), bytes_needed(model)
     memory = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)

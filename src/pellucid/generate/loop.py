@@ -20,7 +20,7 @@ from pellucid.generate.request import Request, generator_of, look_at
 from pellucid.generate.sampler import Context, Sampler
 from pellucid.generate.stepper import Stepper, checked, chosen_logprobs
 from pellucid.generate.stopping import Reason, Stopping
-from pellucid.gpt2.model import Transformer
+from pellucid.network import Network
 from pellucid.parameters import state_of, submodules
 from pellucid.run.activations import ActivationCkpts
 from pellucid.run.origin import Origin
@@ -79,7 +79,7 @@ def steps(
         logits = checked(stepper, partial(stepper.step, chosen), active, number + 1)
 
 
-def generate(model: Transformer, request: Request) -> Generation:
+def generate(model: Network, request: Request) -> Generation:
     """Carry out a request."""
     if request.stopping.max_new_tokens == 0:
         return _prompts_alone(request)
@@ -103,7 +103,7 @@ def generate(model: Transformer, request: Request) -> Generation:
     return Generation(rows, request.batch.tokenizer, request.single and request.returned == 1, ckpts)
 
 
-def stream(model: Transformer, request: Request, *, explain: bool = False) -> Iterator[Token]:
+def stream(model: Network, request: Request, *, explain: bool = False) -> Iterator[Token]:
     """The tokens of a request without beams, as they come: for each step, one of each text that goes on.
 
     What cannot be carried out is refused at once.
@@ -140,9 +140,9 @@ def _explained(sampler: Sampler, step: Step, row: int) -> dict[str, Tensor]:
     return sampler.explain_in(alone, step.logits[row])
 
 
-def _started(model: Transformer, request: Request) -> tuple[Stepper, Iterator[Step]]:
+def _started(model: Network, request: Request) -> tuple[Stepper, Iterator[Step]]:
     plan = replace(request.plan, repeats=request.returned)
-    stepper = Stepper(model, request.batch, plan, look_at(request, model.config))
+    stepper = Stepper(model, request.batch, plan, look_at(request, model.schema))
     generator = generator_of(request.seed, request.batch.ids.device)
     return stepper, steps(stepper, request.sampler, request.stopping, generator, request.pad_id)
 
@@ -167,16 +167,16 @@ def _captured(stepper: Stepper, request: Request, new: Tensor, lengths: list[int
     return ActivationCkpts(look.joined(mask.size(1)), batch, look.schema, fired=look.edits.fired, origin=origin)
 
 
-def _searched(model: Transformer, request: Request, beams: Beams) -> Generation:
+def _searched(model: Network, request: Request, beams: Beams) -> Generation:
     if request.names or request.edits:
         raise EditError(
             "generate: names= and edits= cannot be combined with num_beams: beams are reordered at every step.",
             code="look-and-beams",
             remedy="Run the text that the search found: model.run_with_ckpts(out.ids).",
         )
-    beams.require_enough_tokens(model.config.vocab_size, len(request.stopping.end_ids))
+    beams.require_enough_tokens(model.schema.sizes["d_vocab"], len(request.stopping.end_ids))
     plan = replace(request.plan, repeats=beams.width)
-    stepper = Stepper(model, request.batch, plan, look_at(request, model.config))
+    stepper = Stepper(model, request.batch, plan, look_at(request, model.schema))
     generator = generator_of(request.seed, request.batch.ids.device)
     found = Search(stepper, beams, request.sampler, request.stopping, generator).run()
     beams.require_found(found)

@@ -16,7 +16,6 @@ from pellucid.generate.beams import MOST, Beams
 from pellucid.generate.sampler import Sampler
 from pellucid.generate.stepper import Look, RunPlan, left_padded
 from pellucid.generate.stopping import Stopping
-from pellucid.gpt2.config import TransformerConfig
 from pellucid.run.edit import Edit
 from pellucid.run.edit_tap import EditTap
 from pellucid.schema import Schema
@@ -66,7 +65,7 @@ def left(batch: Batch) -> Batch:
     return Batch(ids, mask, positions, batch.tokenizer, None, batch.checked)
 
 
-def plan_of(batch: Batch, stopping: Stopping, config: TransformerConfig, *, cached: bool, overflow: str) -> RunPlan:
+def plan_of(batch: Batch, stopping: Stopping, schema: Schema, *, cached: bool, overflow: str) -> RunPlan:
     """How a text will be run, which must fit into the context unless it slides.
 
     Raises:
@@ -79,14 +78,15 @@ def plan_of(batch: Batch, stopping: Stopping, config: TransformerConfig, *, cach
             remedy="Give overflow='error' or overflow='slide'.",
         )
     columns = batch.ids.size(1) + stopping.max_new_tokens
-    if columns > config.n_positions and overflow == "error":
+    context = schema.sizes["n_ctx"]
+    if columns > context and overflow == "error":
         prompt = batch.ids.size(1)
         raise InputError(
             f"generate: a prompt of {prompt} tokens and {stopping.max_new_tokens} new ones, expected at most "
-            f"{config.n_positions} together (n_positions).",
+            f"{context} together (n_positions).",
             code="too-long",
-            remedy=f"Ask for at most {config.n_positions - prompt} new tokens, or pass overflow='slide', which goes "
-            "on from the last tokens that fit.",
+            remedy=f"Ask for at most {context - prompt} new tokens, or pass overflow='slide', which goes on "
+            "from the last tokens that fit.",
         )
     return RunPlan(columns, cached, overflow == "slide")
 
@@ -133,16 +133,15 @@ def returned_of(num_return_sequences: int, num_beams: int, sampler: Sampler) -> 
     return returned
 
 
-def look_at(request: Request, config: TransformerConfig) -> Look:
+def look_at(request: Request, schema: Schema) -> Look:
     """What is captured and changed in a generation.
 
     Raises:
         EditError: An edit that cannot be made piece by piece.
         InputError: Something is looked at in a text that slides.
     """
-    schema = config.schema
     edits = EditTap(request.edits, request.batch, schema, start=0)
-    if (request.names or edits.fired) and request.plan.columns > config.n_positions:
+    if (request.names or edits.fired) and request.plan.columns > schema.sizes["n_ctx"]:
         raise InputError(
             "generate: names= or edits= with a text that slides, in which a column has no lasting position.",
             code="look-and-slide",

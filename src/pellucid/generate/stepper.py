@@ -16,7 +16,7 @@ from pellucid.axes import POSITIONS, Axes, Axis
 from pellucid.errors import NumericsError
 from pellucid.fast.decoder import Decoder, decoder
 from pellucid.fast.graphed import GraphDecoder
-from pellucid.gpt2.model import Transformer
+from pellucid.network import Network
 from pellucid.parameters import has_native_hooks, submodules
 from pellucid.run.cache import KeyValueCache
 from pellucid.run.edit_tap import EditTap
@@ -104,7 +104,7 @@ class Stepper:
         mask: [B, n], true at tokens.
     """
 
-    def __init__(self, model: Transformer, batch: Batch, plan: RunPlan, look: Look) -> None:
+    def __init__(self, model: Network, batch: Batch, plan: RunPlan, look: Look) -> None:
         self.model, self.plan, self.look = model, plan, look
         self.prompts = batch
         self.ids = batch.ids.repeat_interleave(plan.repeats, 0)
@@ -128,7 +128,7 @@ class Stepper:
         """Run one more token [B] of each text: logits [B, V] of what follows."""
         more = torch.ones_like(self.mask[:, :1])
         self.ids, self.mask = torch.cat([self.ids, ids[:, None]], 1), torch.cat([self.mask, more], 1)
-        if self.cache is None or self.ids.size(1) > self.model.config.n_positions:
+        if self.cache is None or self.ids.size(1) > self.model.schema.sizes["n_ctx"]:
             return self._whole(1)
         if self.decoder is not None and not has_native_hooks(self._modules):  # one may have come since the last step
             return self._decoded(self.decoder, self.cache, ids)
@@ -166,7 +166,7 @@ class Stepper:
     def _empty(self, rows: int) -> KeyValueCache:
         weight = self.model.embed.W_E
         dtype = weight.dtype if self.decoder is None else self.decoder.dtype
-        columns = max(1, min(self.plan.columns, self.model.config.n_positions))
+        columns = max(1, min(self.plan.columns, self.model.schema.sizes["n_ctx"]))
         return KeyValueCache(self.model.config, rows, columns, dtype=dtype, device=weight.device)
 
     def _piece(self, cache: KeyValueCache, ids: Tensor, mask: Tensor) -> Tensor:
@@ -202,7 +202,7 @@ class Stepper:
 
     def _window(self) -> Batch:
         """The whole text, or its last tokens where it is longer than the context."""
-        context = self.model.config.n_positions
+        context = self.model.schema.sizes["n_ctx"]
         return self._batch(self.ids[:, -context:], self.mask[:, -context:])
 
     def nan_error(self, step: int) -> NumericsError:

@@ -8,7 +8,7 @@ from typing import Any, Literal, cast
 
 from pellucid.check import as_python, as_whole
 from pellucid.errors import InputError, shown
-from pellucid.gpt2.config import TransformerConfig
+from pellucid.schema import Schema
 from pellucid.text.tokenizer import Tokenizer
 
 Stop = str | int | Iterable[str | int] | None
@@ -59,7 +59,7 @@ class Stopping:
 
 
 def stopping(
-    config: TransformerConfig,
+    schema: Schema,
     tokenizer: Tokenizer | None,
     max_new_tokens: int,
     stop: Stop,
@@ -69,7 +69,7 @@ def stopping(
     """Check what ends a text.
 
     Args:
-        config: For the vocabulary.
+        schema: For the vocabulary.
         tokenizer: For strings.
         max_new_tokens: Tokens at most.
         stop: Strings and ids.
@@ -101,7 +101,7 @@ def stopping(
         )
     ends = tuple(_several(end_ids))
     for what, some in (("stop", ids), (given_by, ends)):
-        _require_ids(what, some, config.vocab_size)
+        _require_ids(what, some, schema.sizes["d_vocab"])
     return Stopping(most, ends, ids, strings, tokenizer)
 
 

@@ -30,17 +30,17 @@ from pellucid.generate.request import (
 from pellucid.generate.sampler import Sampler
 from pellucid.generate.stopping import Stop, stopping
 from pellucid.generation_settings import GenerationSettings
-from pellucid.gpt2.attention import Attention
-from pellucid.gpt2.model import Transformer
+from pellucid.network import Network
 from pellucid.parameters import require_numbers, submodules
+from pellucid.part import Part
 from pellucid.run.edit import Edit
 from pellucid.text import ids, pads
 from pellucid.text.batch import Batch, Inputs
 from pellucid.text.tokenizer import Tokenizer
 
 
-class GeneratingTransformer(Transformer):
-    """A GPT-2 that goes on with texts; whoever inherits from it makes batches of them."""
+class GeneratingTransformer(Network):
+    """A model that goes on with texts; whoever inherits from it makes batches of them."""
 
     tokenizer: Tokenizer | None
     _generation: GenerationSettings | None
@@ -179,7 +179,7 @@ class GeneratingTransformer(Transformer):
         forget(self)
         self.products.forget()
         for module in submodules(self):
-            if isinstance(module, Attention):
+            if isinstance(module, Part):
                 module.look_again()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
@@ -191,7 +191,7 @@ class GeneratingTransformer(Transformer):
         """What the caller gave, with the file's settings behind it if they were asked for."""
         settings, chosen = self.generation, sampler_of(sampler)
         if chosen == "file":
-            asked = asked_by(settings, prompts.ids.size(1), self.config.n_positions).with_given(**given)
+            asked = asked_by(settings, prompts.ids.size(1), self.schema.sizes["n_ctx"]).with_given(**given)
         else:
             asked = Asked().with_given(sampler=chosen, **given)
         return replace(asked, sampler=with_what_always_counts(asked.sampler, settings))
@@ -207,12 +207,12 @@ class GeneratingTransformer(Transformer):
         settings, count = self.generation, asked.max_new_tokens
         by = "end_ids" if end_ids is not None else f"eos_token_id of {settings.source}"
         ends = settings.end_ids if end_ids is None else end_ids
-        when = stopping(self.config, self.tokenizer, count, asked.stop, ends, by)
+        when = stopping(self.schema, self.tokenizer, count, asked.stop, ends, by)
         returned = returned_of(asked.num_return_sequences, asked.num_beams, asked.sampler)
         beams = None
         if asked.num_beams > 1:
             beams = Beams(asked.num_beams, asked.length_penalty, asked.early_stopping, returned)
-        plan = plan_of(prompts, when, self.config, cached=cached, overflow=overflow)
+        plan = plan_of(prompts, when, self.schema, cached=cached, overflow=overflow)
         single = ids.is_flat(inputs)
-        pad = pads.pad_id(settings, self.config.vocab_size)
+        pad = pads.pad_id(settings, self.schema.sizes["d_vocab"])
         return Request(prompts, single, asked.sampler, when, None, returned, beams, plan, frozenset(), (), pad)

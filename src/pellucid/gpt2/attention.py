@@ -9,7 +9,6 @@ operation.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -20,15 +19,13 @@ from torch import Tensor
 from pellucid import dialects
 from pellucid.ckpt import name_checkpoints
 from pellucid.gpt2.config import TransformerConfig
+from pellucid.network import Memory
 from pellucid.numerics.execution import EXACT, Execution, is_transformed
 from pellucid.numerics.nonlinear import may_write_into_results
 from pellucid.numerics.products import Products, products_of
 from pellucid.parameters import LiveView, is_finite, state_of
 from pellucid.part import Part, Weights
 from pellucid.tap import Tap
-
-Memory = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""New keys and values [B, H, P, K] -> those of all columns so far."""
 
 
 @dataclass(eq=False)

@@ -12,8 +12,9 @@ import math
 import warnings
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Self
 
 from pellucid import config_values
 from pellucid.errors import ConfigError, PellucidWarning, nearest, shown
@@ -109,14 +110,27 @@ class TransformerConfig:
         """Width of the hidden layer of each MLP, M."""
         return 4 * self.n_embd if self.n_inner is None else self.n_inner
 
+    @cached_property
+    def _sizes(self) -> Mapping[str, int]:
+        return MappingProxyType({
+            "layer": self.n_layer, "head": self.n_head, "d_model": self.n_embd, "d_head": self.d_head,
+            "d_qkv": 3 * self.n_embd, "d_mlp": self.d_mlp, "d_vocab": self.vocab_size, "n_ctx": self.n_positions,
+        })  # fmt: skip
+
+    @property
+    def sizes(self) -> Mapping[str, int]:
+        """Name of an axis -> its length; "layer" is the number of blocks, "n_ctx" that of positions."""
+        return self._sizes
+
     @property
     def schema(self) -> Schema:
         """The checkpoints and parameters of a model with this configuration."""
-        sizes = {
-            "layer": self.n_layer, "head": self.n_head, "d_model": self.n_embd, "d_head": self.d_head,
-            "d_qkv": 3 * self.n_embd, "d_mlp": self.d_mlp, "d_vocab": self.vocab_size, "n_ctx": self.n_positions,
-        }  # fmt: skip
-        return schema_of(tuple(sizes.items()), tied=self.tie_word_embeddings, upcast=self.reorder_and_upcast_attn)
+        return self._schema
+
+    @cached_property
+    def _schema(self) -> Schema:
+        sizes = tuple(self.sizes.items())
+        return schema_of(sizes, tied=self.tie_word_embeddings, upcast=self.reorder_and_upcast_attn)
 
     @property
     def end_ids(self) -> tuple[int, ...]:
@@ -130,7 +144,7 @@ class TransformerConfig:
         return scale / float(block + 1) if self.scale_attn_by_inverse_layer_idx else scale
 
     @classmethod
-    def from_dict(cls, given: Mapping[str, Any], *, ignore: Collection[str] = ()) -> TransformerConfig:
+    def from_dict(cls, given: Mapping[str, Any], *, ignore: Collection[str] = ()) -> Self:
         """Read a Hugging Face `config.json`, already parsed.
 
         Args:
@@ -166,6 +180,22 @@ class TransformerConfig:
         return cls(**{name: given[name] for name in known if name in given}, neutral=others)
 
     @classmethod
+    def changed(cls, own: Mapping[str, Any], given: Mapping[str, Any], *, ignore: Collection[str] = ()) -> Self:
+        """Read a file's configuration of which the caller gives some fields, or all.
+
+        Args:
+            own: What the file says.
+            given: What counts before it; a spelling mistake is an error here unless this is a whole configuration.
+            ignore: As in `from_dict`.
+
+        Raises:
+            ConfigError: As in `from_dict`; or a field that does not exist.
+        """
+        if not {"vocab_size", "n_embd", "n_layer"} <= set(given):
+            refuse_misspelt(given, own)
+        return cls.from_dict({**own, **given}, ignore=ignore)
+
+    @classmethod
     def from_pretrained(cls, name: str, *, ignore_config: Collection[str] = (), **overrides: Any) -> TransformerConfig:
         """The configuration of a published model, with some fields replaced.
 
@@ -179,9 +209,7 @@ class TransformerConfig:
             ConfigError: An override that does not exist or cannot be.
             NotFoundError: No such folder or repository.
         """
-        published = _published(name)
-        if published is None:
-            published = hub.read_config(name)
+        published = published_fields(name) or hub.read_config(name)
         return cls.from_dict(published, ignore=ignore_config).override(**overrides)
 
     def override(self, **overrides: Any) -> TransformerConfig:
@@ -216,28 +244,6 @@ class TransformerConfig:
         return replace(self, **changes)
 
 
-def require_config(given: object) -> TransformerConfig:
-    """Return what was given if it is a configuration of this library.
-
-    Raises:
-        ConfigError: It is another, or none.
-    """
-    if given is None:
-        raise ConfigError(
-            "config: not given, expected a TransformerConfig.",
-            code="config-missing",
-            remedy="Give pl.TransformerConfig(vocab_size=50257, n_positions=1024, n_embd=768, n_layer=12, n_head=12) "
-            "for a fresh GPT-2 small; pl.load() opens a trained model.",
-        )
-    if not isinstance(given, TransformerConfig):
-        raise ConfigError(
-            f"config: {type(given).__name__} given, expected a TransformerConfig.",
-            code="config-wrong-type",
-            remedy="Read another library's with TransformerConfig.from_dict(config.to_dict()), or open its model.",
-        )
-    return given
-
-
 def refuse_misspelt(names: Iterable[str], beside: Iterable[str] = ()) -> None:
     """See that every field that a caller names exists.
 
@@ -270,7 +276,8 @@ def _declared() -> tuple[str, ...]:
     return tuple(f.name for f in fields(TransformerConfig) if f.name != "neutral")
 
 
-def _published(name: str) -> dict[str, Any] | None:
+def published_fields(name: str) -> dict[str, Any] | None:
+    """The fields of a published model's configuration; None if this is not the name of one."""
     sizes = PUBLISHED_SIZES.get("gpt2-small" if name == "gpt2" else str(name))
     if sizes is None:
         return None

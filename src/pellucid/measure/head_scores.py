@@ -14,9 +14,9 @@ from torch import Tensor
 
 from pellucid.axes import Axis
 from pellucid.check import as_python, as_whole
+from pellucid.config import Config
 from pellucid.corpus.sink import Runnable
 from pellucid.errors import InputError, shown
-from pellucid.gpt2.config import TransformerConfig
 from pellucid.measure.labelled import find
 from pellucid.run.activations import ActivationCkpts
 
@@ -125,7 +125,7 @@ def induction(model: Runnable, *, length: int = 50, texts: int = 64, seed: int =
     length, texts, seed = as_python(length), as_python(texts), as_python(seed)
     ids, offset = repeated_ids(model.config, length, texts, seed)
     queries = torch.arange(offset + length, offset + 2 * length)
-    last = f"blocks.{model.config.n_layer - 1}.{PATTERN}"
+    last = f"blocks.{len(model.config.schema.blocks) - 1}.{PATTERN}"
 
     def followed(rows: Tensor) -> xarray.DataArray:
         # An end-of-text id that is the pad id too is text here.
@@ -140,22 +140,23 @@ def induction(model: Runnable, *, length: int = 50, texts: int = 64, seed: int =
     return result.assign_attrs(length=length, texts=texts, seed=seed)
 
 
-def repeated_ids(config: TransformerConfig, length: int, texts: int, seed: int) -> tuple[Tensor, int]:
+def repeated_ids(config: Config, length: int, texts: int, seed: int) -> tuple[Tensor, int]:
     """Return ids [texts, offset + 2 length], an end-of-text id if there is one and random ids twice, and the offset."""
     special = {config.bos_token_id, config.pad_token_id, *config.end_ids} - {None}
     start = next((i for i in (config.bos_token_id, *config.end_ids) if i is not None), None)
     offset = 0 if start is None else 1
+    context, vocabulary = config.sizes["n_ctx"], config.sizes["d_vocab"]
     counts = as_whole(length), as_whole(texts), as_whole(seed)
     fits = None not in counts and length >= 2 and texts >= 1 and seed >= 0
-    if not fits or offset + 2 * length > config.n_positions:
+    if not fits or offset + 2 * length > context:
         raise InputError(
             f"induction: {shown(texts)} texts of two copies of {shown(length)} ids, seed {shown(seed)}; "
             "expected whole numbers, at least one text, copies of two ids or more, and at "
-            f"most {config.n_positions} positions.",
+            f"most {context} positions.",
             code="induction-length",
-            remedy=f"Give a length of 2 to {(config.n_positions - offset) // 2}.",
+            remedy=f"Give a length of 2 to {(context - offset) // 2}.",
         )
-    drawn = np.array([i for i in range(config.vocab_size) if i not in special])
+    drawn = np.array([i for i in range(vocabulary) if i not in special])
     once = drawn[np.random.default_rng(seed).integers(0, len(drawn), (texts, length))]
     head = np.full((texts, offset), start if start is not None else 0)
     return torch.from_numpy(np.concatenate([head, once, once], axis=1)), offset

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from pellucid import atomic
 from pellucid.check import as_number, as_whole
 from pellucid.errors import WeightsError, shown
-from pellucid.gpt2.model import Transformer
+from pellucid.network import Network
 from pellucid.prove.tensors import TensorComparison, compare_tensors
 from pellucid.prove.units import HEAD, Group, Transform, axes_of, units_of
 from pellucid.weights.manifests import read_json
@@ -95,7 +95,7 @@ class Alignment:
         """Whether everything is explained and every value is the same."""
         return self.complete and all(match.comparison.bit_equal for match in self.matches)
 
-    def convert(self, units: Mapping[str, Tensor] | Transformer) -> dict[str, Tensor]:
+    def convert(self, units: Mapping[str, Tensor] | Network) -> dict[str, Tensor]:
         """A state dict for the other program, made from a model or its units (`pellucid.prove.units.units_of`).
 
         Buffers are not in it: load it with `strict=False`.
@@ -103,7 +103,7 @@ class Alignment:
         Raises:
             WeightsError: A unit that the alignment needs is not there.
         """
-        given = units_of(units) if isinstance(units, Transformer) else units
+        given = units_of(units) if isinstance(units, Network) else units
         self._require({unit for match in self.matches for unit in match.group.units}, given, "unit")
         out: dict[str, Tensor] = {}
         for match in self.matches:
@@ -112,7 +112,7 @@ class Alignment:
             out |= dict.fromkeys((match.name, *match.copies), made)
         return out
 
-    def check(self, units: Mapping[str, Tensor] | Transformer, others: Mapping[str, Tensor] | nn.Module) -> Alignment:
+    def check(self, units: Mapping[str, Tensor] | Network, others: Mapping[str, Tensor] | nn.Module) -> Alignment:
         """The same mapping with the differences that it has now; nothing is searched for.
 
         Args:
@@ -122,7 +122,7 @@ class Alignment:
         Raises:
             WeightsError: A tensor that the alignment names is not there, or has another shape.
         """
-        given = units_of(units) if isinstance(units, Transformer) else units
+        given = units_of(units) if isinstance(units, Network) else units
         theirs = others.state_dict(keep_vars=True) if isinstance(others, nn.Module) else others
         self._require({unit for match in self.matches for unit in match.group.units}, given, "unit")
         self._require({name for match in self.matches for name in (match.name, *match.copies)}, theirs, "tensor")

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from pellucid.errors import ConfigError, InputError, MissingExtraError, PellucidError, WeightsError, shown
 from pellucid.gpt2.config import TransformerConfig
+from pellucid.gpt2.layouts import sizes_of
 from pellucid.open import from_hf, load, to_hf
 from pellucid.prove.about import SEED, RunInputs, name_of
 from pellucid.prove.computed import computes
@@ -23,7 +24,7 @@ from pellucid.text.batching import Batcher
 from pellucid.text.tokenizer import Tokenizer
 from pellucid.weights import hub
 from pellucid.weights.importing import to_ours
-from pellucid.weights.layouts import detect, sizes_of
+from pellucid.weights.layouts import detect
 from pellucid.weights.load import LoadOptions, parse_dtype, whole_config
 from pellucid.weights.prefixes import canonical_names
 
@@ -138,7 +139,7 @@ def _from_transformers(name: str, options: LoadOptions) -> Opened:
     shown = messages.is_progress_bar_enabled()
     try:
         messages.disable_progress_bar()  # progress is the caller's to show
-        fields = config.to_dict() if isinstance(config, TransformerConfig) else config
+        fields = config if config is None or isinstance(config, Mapping) else config.to_dict()
         theirs = None if fields is None else transformers.GPT2Config.from_dict(dict(fields))
         model = transformers.AutoModelForCausalLM.from_pretrained(
             found, config=theirs, dtype="auto" if dtype is None else dtype, trust_remote_code=False

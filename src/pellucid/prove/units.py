@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pellucid.gpt2.model import Transformer
+from pellucid.network import Network
 
 PART, LAYER, HEAD = "part", "layer", "head"
 
@@ -96,7 +96,7 @@ class Group:
         return dict(zip(self.units, flat, strict=True))
 
 
-def units_of(model: Transformer) -> dict[str, Tensor]:
+def units_of(model: Network) -> dict[str, Tensor]:
     """Contract name -> live view, for every parameter of a model; a tied head is not a unit of its own."""
     tensors = {"embed.W_E": model.embed.W_E, "pos_embed.W_pos": model.pos_embed.W_pos}
     for i, block in enumerate(model.blocks):

@@ -78,7 +78,7 @@ class ActivationCkpts(Mapping[str, Tensor]):
     @property
     def n_layer(self) -> int:
         """Blocks of the model."""
-        return self.schema.n_layer
+        return len(self.schema.blocks)
 
     @property
     def pos(self) -> Index:
@@ -180,7 +180,7 @@ class ActivationCkpts(Mapping[str, Tensor]):
         return torch.stack([self[full] for full in self._of_blocks(kind)])
 
     def _of_blocks(self, kind: str) -> list[str]:
-        full = [name for i in range(self.schema.n_layer) if (name := f"blocks.{i}.{kind}") in self._values]
+        full = [name for i in range(len(self.schema.blocks)) if (name := f"blocks.{i}.{kind}") in self._values]
         if not full:
             raise UnknownNameError(
                 f"'blocks.*.{kind}' was not captured in this run.",

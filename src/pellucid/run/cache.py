@@ -14,8 +14,8 @@ from torch import Tensor
 
 from pellucid import own_file
 from pellucid.check import as_whole
+from pellucid.config import Config, require_schema
 from pellucid.errors import InputError, ShapeError, shown
-from pellucid.gpt2.config import TransformerConfig, require_config
 from pellucid.text.batch import Batch
 
 _KIND, _CONTENT, _MASK = "pellucid.cache", "keys_and_values", "mask"
@@ -53,21 +53,21 @@ class KeyValueCache:
 
     def __init__(
         self,
-        config: TransformerConfig,
+        config: Config,
         rows: int = 1,
         capacity: int | None = None,
         *,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
-        require_config(config)
+        sizes = require_schema(config).sizes
         if not dtype.is_floating_point:
             raise InputError(
                 f"KeyValueCache: {dtype}, expected floating point.",
                 code="cache-misfit",
                 remedy="Make it with KeyValueCache(model.config, rows, dtype=model.dtype, device=model.device).",
             )
-        columns = config.n_positions if capacity is None else capacity
+        columns = sizes["n_ctx"] if capacity is None else capacity
         texts, room = as_whole(rows), as_whole(columns)
         if texts is None or room is None or texts < 1 or room < 1:
             raise InputError(
@@ -75,13 +75,13 @@ class KeyValueCache:
                 code="cache-empty",
                 remedy="Give the number of texts and of tokens that it has to hold.",
             )
-        shape = (config.n_layer, 2, texts, config.n_head, room, config.d_head)
+        shape = (sizes["layer"], 2, texts, sizes["head"], room, sizes["d_head"])
         self.content = torch.empty(shape, dtype=dtype, device=device)
         self.mask = torch.zeros(texts, room, dtype=torch.bool, device=device)
         self.length = 0
 
     @staticmethod
-    def bytes_needed(config: TransformerConfig, rows: int, capacity: int, dtype: torch.dtype = torch.float32) -> int:
+    def bytes_needed(config: Config, rows: int, capacity: int, dtype: torch.dtype = torch.float32) -> int:
         """What a cache of these sizes would take, before it is made: 2 L B H K bytes a column, times the dtype's.
 
         Example:
@@ -90,7 +90,8 @@ class KeyValueCache:
             >>> pl.KeyValueCache.bytes_needed(config, rows=1, capacity=1024)
             75498496
         """
-        keys_and_values = 2 * config.n_layer * config.n_embd * dtype.itemsize
+        sizes = require_schema(config).sizes
+        keys_and_values = 2 * sizes["layer"] * sizes["head"] * sizes["d_head"] * dtype.itemsize
         return rows * capacity * (keys_and_values + torch.bool.itemsize)
 
     @property
@@ -251,7 +252,7 @@ class KeyValueCache:
         return made
 
 
-def continued(batch: Batch, cache: KeyValueCache, config: TransformerConfig) -> Tensor:
+def continued(batch: Batch, cache: KeyValueCache, config: Config) -> Tensor:
     """Positions [B, P] of a batch that goes on where the texts of a cache end; 0 at pads.
 
     Raises:
@@ -260,9 +261,10 @@ def continued(batch: Batch, cache: KeyValueCache, config: TransformerConfig) -> 
     """
     if len(batch) != cache.rows:
         raise _wrong_rows(len(batch), cache.rows)
+    sizes = config.sizes
     layers, _, _, heads, _, width = cache.content.shape
     made_for = (layers, heads, width, cache.content.device)
-    expected = (config.n_layer, config.n_head, config.d_head, batch.ids.device)
+    expected = (sizes["layer"], sizes["head"], sizes["d_head"], batch.ids.device)
     if made_for != expected:
         what = "({} layers, {} heads of {}, on {})"
         raise InputError(
@@ -272,10 +274,10 @@ def continued(batch: Batch, cache: KeyValueCache, config: TransformerConfig) -> 
         )
     positions = (batch.positions + cache.counts[:, None]).masked_fill(~batch.mask, 0)
     columns = cache.length + batch.ids.size(1)  # no text is longer, so mostly the device need not be asked
-    longest = columns if columns <= config.n_positions else int(positions.max()) + 1
-    if longest > config.n_positions:
+    longest = columns if columns <= sizes["n_ctx"] else int(positions.max()) + 1
+    if longest > sizes["n_ctx"]:
         raise InputError(
-            f"cache: a text of {longest} tokens with what is cached, expected at most {config.n_positions}.",
+            f"cache: a text of {longest} tokens with what is cached, expected at most {sizes['n_ctx']}.",
             code="too-long",
             remedy="Rewind the cache, or give fewer tokens: GPT-2 has no embedding for later positions.",
         )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from pellucid.gpt2.model import Transformer
+from pellucid.network import Network
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def count_parameters(model: nn.Module) -> ParameterCount:
         (81912576, 120509952)
     """
     named: list[tuple[str, Tensor]] = list(model.named_parameters(remove_duplicate=False))
-    if not isinstance(model, Transformer):
+    if not isinstance(model, Network):
         return _count(named, lambda name: name.split(".", 1)[0])
     if model.unembed.tied:
         named.append(("unembed.W_U", model.embed.W_E))

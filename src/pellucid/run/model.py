@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from pellucid import aliases
 from pellucid.aliases import Names
+from pellucid.config import Config
 from pellucid.dialects import MODEL, named_arguments
 from pellucid.errors import InputError
+from pellucid.families import family_of
 from pellucid.generate.verbs import GeneratingTransformer
 from pellucid.generation_settings import GenerationSettings
-from pellucid.gpt2.config import TransformerConfig, require_config
-from pellucid.gpt2.model import Run, last_column
+from pellucid.network import Run, last_column
 from pellucid.numerics.execution import Execution
 from pellucid.parameters import has_native_hooks, state_of, submodules
 from pellucid.part import Weights
@@ -28,7 +29,6 @@ from pellucid.run.origin import Origin
 from pellucid.run.recorder import Recorder
 from pellucid.run.region import Index, Region
 from pellucid.run.span import Start, beginning, captured, unchecked_beginning
-from pellucid.schema import Schema
 from pellucid.tap import Chain, StopAfter, Stopped, Tap
 from pellucid.text.batch import Batch, Inputs
 from pellucid.text.batching import Batcher
@@ -62,7 +62,7 @@ class CkptedTransformer(GeneratingTransformer):
 
     def __init__(
         self,
-        config: TransformerConfig | None = None,
+        config: Config | None = None,
         weights: Weights | None = None,
         *,
         tokenizer: Tokenizer | None = None,
@@ -72,8 +72,9 @@ class CkptedTransformer(GeneratingTransformer):
         generation: GenerationSettings | None = None,
     ) -> None:
         execution = Execution(attention, numerics)
-        config = require_config(config)
-        super().__init__(config, weights, execution)
+        family = family_of(config)
+        super().__init__(cast(Config, config), execution)
+        family.build(self, config, weights)
         self.tokenizer = tokenizer
         self.provenance = dict(provenance or {})
         self._generation = None
@@ -123,10 +124,9 @@ class CkptedTransformer(GeneratingTransformer):
         """Every checkpoint, in execution order."""
         return self.schema.names
 
-    @property
-    def schema(self) -> Schema:
-        """Every checkpoint and parameter with its axes and meaning; it prints as a table."""
-        return self.config.schema
+    def transform(self, run: Run, tap: Tap | None = None) -> Tensor:
+        """Tokens -> logits [B, P, V], or those of some columns alone."""
+        return family_of(self.config).transform(self, run, tap)
 
     @named_arguments()
     def tokenize(self, inputs: Inputs, *, mask: Any = None, padding_side: str = "left") -> Batch:
@@ -335,7 +335,7 @@ class CkptedTransformer(GeneratingTransformer):
             first, (_, value) = beginning(start_at, self.schema, batch, self.embed.W_E)
             start_at = (first, value)  # already where the model is
         wanted, modules = captured(names, self.schema, first, last), submodules(self)
-        part = Region(pos, heads).with_heads_of(self.config.n_head)
+        part = Region(pos, heads).with_heads_of(self.schema.sizes["head"])
         recorder = Recorder(wanted, self.schema, part, grads, copies=has_native_hooks(modules))
         edit_tap = EditTap(edits, batch, self.schema)
         taps: list[Tap] = [edit_tap, recorder] if edit_tap.fired else [recorder]

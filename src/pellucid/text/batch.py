@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
-from pellucid.gpt2.config import TransformerConfig
+from pellucid.config import Config
 from pellucid.text.tokenizer import Tokenizer
 
 _MASKS: WeakIdKeyDictionary = WeakIdKeyDictionary()
@@ -38,7 +38,7 @@ class Batch:
     positions: Tensor
     tokenizer: Tokenizer | None = field(default=None, repr=False)
     labels: list[list[str]] | None = field(default=None, repr=False)
-    checked: TransformerConfig | None = field(default=None, repr=False)
+    checked: Config | None = field(default=None, repr=False)
     _padded: tuple[bool, int] | None = field(default=None, init=False, repr=False)  # and the writes before
 
     def __post_init__(self) -> None:

@@ -12,9 +12,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from pellucid.config import Config
 from pellucid.errors import InputError, ShapeError
 from pellucid.generation_settings import GenerationSettings
-from pellucid.gpt2.config import TransformerConfig
 from pellucid.numerics.execution import is_batched
 from pellucid.text import ids, pads
 from pellucid.text.batch import Batch, Inputs, mask_beside
@@ -34,7 +34,7 @@ class Batcher:
         other_tokenizer: The file of a tokenizer that is not read, with what it is, if the model came with one.
     """
 
-    config: TransformerConfig
+    config: Config
     tokenizer: Tokenizer | None
     device: torch.device
     generation: GenerationSettings | None = None
@@ -106,7 +106,7 @@ class Batcher:
     def pad_id(self) -> int:
         """What fills up shorter rows: the tokenizer's pad id, as in transformers, else what ends them in `generate`."""
         own = getattr(self.tokenizer, "pad_token_id", None)
-        return pads.pad_id(self._settings(), self.config.vocab_size, own)
+        return pads.pad_id(self._settings(), self.config.sizes["d_vocab"], own)
 
     def _settings(self) -> GenerationSettings:
         return self.generation or GenerationSettings.of_config(self.config)
@@ -159,9 +159,10 @@ class Batcher:
 
     def _check(self, ids: Tensor, positions: Tensor) -> None:
         low, high = int(ids.min()), int(ids.max())
-        if low < 0 or high >= self.config.vocab_size:
+        sizes = self.config.sizes
+        if low < 0 or high >= sizes["d_vocab"]:
             raise InputError(
-                f"ids: {low if low < 0 else high} given, expected 0 to {self.config.vocab_size - 1} (vocab_size).",
+                f"ids: {low if low < 0 else high} given, expected 0 to {sizes['d_vocab'] - 1} (vocab_size).",
                 code="id-out-of-range",
                 remedy="Use this model's own tokenizer; ids of another vocabulary mean other text.",
             )
@@ -172,9 +173,9 @@ class Batcher:
                 remedy="Make batches with model.tokenize, which counts positions from each text's first token.",
             )
         longest = int(positions.max()) + 1
-        if longest > self.config.n_positions:
+        if longest > sizes["n_ctx"]:
             raise InputError(
-                f"ids: a text of {longest} tokens, expected at most {self.config.n_positions} (n_positions).",
+                f"ids: a text of {longest} tokens, expected at most {sizes['n_ctx']} (n_positions).",
                 code="too-long",
                 remedy="Shorten or split the text: GPT-2 has no embedding for later positions.",
             )

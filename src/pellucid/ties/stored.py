@@ -13,16 +13,17 @@ import torch
 from torch import Tensor
 
 from pellucid.check import as_number
+from pellucid.config import Config
 from pellucid.errors import PellucidError
-from pellucid.gpt2.config import TransformerConfig
+from pellucid.families import config_of, family_of
+from pellucid.layout import EMBED, Place
 from pellucid.ties.memory import Named
 from pellucid.ties.predict import AfterReload, Loss, after_reload, size_of
 from pellucid.ties.standins import Refused, Reread, reread
 from pellucid.ties.subject import Declared, Subject
 from pellucid.weights import files
-from pellucid.weights.layouts import EMBED, HF, detect, our_shapes
+from pellucid.weights.layouts import detect, our_shapes
 from pellucid.weights.prefixes import canonical_names, prefixed
-from pellucid.weights.transforms import Place
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ def _predict(stored: files.Stored, config: Mapping[str, Any] | None) -> AfterRel
     if config.get("model_type", "gpt2") != "gpt2" or architecture not in ("", "GPT2LMHeadModel", "GPT2Model"):
         return _read_other(stored, config)
     layout = detect({name: stored.tensors[given[0]] for name, given in canonical_names(stored.tensors).items()})
-    if layout is not HF or stored.model_args is not None:
+    if layout is None or layout.name != "hf" or stored.model_args is not None:
         name = layout.name if layout is not None and stored.model_args is None else "nanogpt" if layout else "unknown"
         return AfterReload(None, None, f"transformers does not read the layout {name!r}; pellucid.load may")
     if "key" in stored.notes:
@@ -108,7 +109,7 @@ def _predict(stored: files.Stored, config: Mapping[str, Any] | None) -> AfterRel
             None, None, f"transformers does not look under the key {stored.notes['key']!r}; pellucid.load does"
         )
     try:
-        gpt2 = TransformerConfig.from_dict(config)
+        gpt2 = config_of(config)
     except PellucidError as problem:
         return AfterReload(None, None, f"the configuration is not GPT-2's: {problem.message}")
     # Names under "module." or "_orig_mod." stay as they are: transformers does not look below these.
@@ -130,15 +131,16 @@ def _architecture(config: Mapping[str, Any]) -> str:
     return first if isinstance(first, str) else ""
 
 
-def _read_gpt2(tensors: Mapping[str, Tensor], config: TransformerConfig, *, headless: bool) -> AfterReload:
+def _read_gpt2(tensors: Mapping[str, Tensor], config: Config, *, headless: bool) -> AfterReload:
     """GPT-2, by our own table of its names: `pellucid ties` works without transformers, and without its import."""
-    ours = our_shapes(config)
+    ours = our_shapes(config.schema)
+    hf = family_of(config).layouts[0]
     shapes = {
         name: tuple(shape)
-        for row in [*HF.rows_of(config), *([] if headless else [HF.head])]
+        for row in [*hf.rows_of(config.schema), *([] if headless else [hf.head])]
         for name, shape in zip(
             row.theirs,
-            row.transform.shapes(Place(row.ours, ours[row.ours], torch.float32, config.n_head)),
+            row.transform.shapes(Place(row.ours, ours[row.ours], torch.float32, config.sizes["head"])),
             strict=True,
         )
     }
@@ -151,7 +153,7 @@ def _read_gpt2(tensors: Mapping[str, Tensor], config: TransformerConfig, *, head
         reason = f"from_pretrained raises: {'; '.join(wrong)}"
         return AfterReload(False, None, reason, written=size_of(tensors))
     source = {name: name if name in tensors else None for name in shapes}
-    head, embedding = HF.head.theirs[0], next(row.theirs[0] for row in HF.rows if row.ours == EMBED)
+    head, embedding = hf.head.theirs[0], next(row.theirs[0] for row in hf.rows if row.ours == EMBED)
     ties, tied = {}, frozenset[str]()
     if not headless and config.tie_word_embeddings:
         ties, pair = {head: embedding}, frozenset((head, embedding))

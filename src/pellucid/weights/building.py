@@ -10,12 +10,12 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from pellucid.config import Config
 from pellucid.errors import PellucidWarning, WeightsError
 from pellucid.generation_settings import GenerationSettings
-from pellucid.gpt2.config import TransformerConfig
+from pellucid.layout import HEAD
 from pellucid.parameters import is_finite
 from pellucid.weights.importing import Imported
-from pellucid.weights.layouts import HEAD
 from pellucid.weights.leftovers import described, listed
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
@@ -25,7 +25,7 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 class Model(Protocol):
     """What loading and saving need of a model."""
 
-    config: TransformerConfig
+    config: Config
     tokenizer: Any
     provenance: dict[str, str]
     training: bool
@@ -53,7 +53,7 @@ class ModelClass(Protocol[M_co]):
 
     def __call__(
         self,
-        config: TransformerConfig,
+        config: Config,
         weights: dict[str, Tensor],
         *,
         tokenizer: Any = None,

@@ -14,16 +14,16 @@ import torch
 from torch import Tensor, nn
 
 from pellucid import generation_settings
+from pellucid.config import Config
 from pellucid.errors import MissingExtraError, PellucidWarning, WeightsError
 from pellucid.generation_settings import GenerationSettings
-from pellucid.gpt2.config import TransformerConfig
 from pellucid.numerics.execution import ordinary_tensors
 from pellucid.parameters import require_numbers
 from pellucid.tensor_file import write_tensors
 from pellucid.weights import foreign, live, saves
 from pellucid.weights.building import M, Model, ModelClass, describe, separate
 from pellucid.weights.importing import to_ours
-from pellucid.weights.layouts import HF, from_ours
+from pellucid.weights.layouts import from_ours
 
 
 @ordinary_tensors()
@@ -90,7 +90,7 @@ def to_hf(model: Model) -> Any:
 
     fields = {name: value for name, value in model.config.to_dict().items() if name not in _NOT_FOR_LIVE}
     config = transformers.GPT2Config.from_dict(fields)
-    tensors = {name: _copy(tensor) for name, tensor in from_ours(model.state_dict(), model.config, HF).items()}
+    tensors = {name: _copy(tensor) for name, tensor in from_ours(model.state_dict(), model.config).items()}
     first = next(iter(tensors.values()))
     showed_progress = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
@@ -136,7 +136,7 @@ def save_pretrained(model: Model, folder: str | os.PathLike[str]) -> None:
             code="weights-misfit",
             remedy="Change model.config together with the parameters; pellucid.tie and untie do both.",
         )
-    tensors = separate(from_ours(state, model.config, HF))
+    tensors = separate(from_ours(state, model.config))
     tensors = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
     texts = {"config.json": _config_json(model.config, tensors)}
     texts |= _tokenizer_files(model.tokenizer)
@@ -224,7 +224,7 @@ def _copy(tensor: Tensor) -> Tensor:
     return tensor.detach().clone(memory_format=torch.contiguous_format)
 
 
-def _config_json(config: TransformerConfig, tensors: Mapping[str, Tensor]) -> str:
+def _config_json(config: Config, tensors: Mapping[str, Tensor]) -> str:
     fields = {name: value for name, value in config.to_dict().items() if name != "torch_dtype"}
     dtype = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
     fields |= {"architectures": ["GPT2LMHeadModel"], "dtype": dtype}

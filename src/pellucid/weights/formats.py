@@ -214,3 +214,24 @@ def _llmc_error(path: Path, what: str, code: str) -> WeightsError:
         code=code,
         remedy="Write the file again with llm.c's train_gpt2, version 3 or 5.",
     )
+
+
+def config_of_model_args(model_args: Mapping[str, Any]) -> dict[str, Any]:
+    """nanoGPT's `model_args` in transformers' names.
+
+    Its MLP has used `nn.GELU()`, which is the exact (erf) one, since 2023; earlier versions had tanh's.
+    """
+    dropout = model_args.get("dropout", 0.0)
+    renamed = {"block_size": "n_positions"}
+    sizes = {
+        renamed.get(name, name): model_args[name]
+        for name in ("vocab_size", "block_size", "n_embd", "n_layer", "n_head")
+        if name in model_args
+    }
+    return {
+        **sizes,
+        "activation_function": "gelu",
+        "embd_pdrop": dropout,
+        "attn_pdrop": dropout,
+        "resid_pdrop": dropout,
+    }

@@ -9,23 +9,14 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from pellucid.config import Config
 from pellucid.errors import ConfigError, WeightsError
-from pellucid.gpt2.config import TransformerConfig
-from pellucid.weights.layouts import (
-    EMBED,
-    HEAD,
-    HOOKED,
-    LAYOUTS,
-    LLMC,
-    Layout,
-    Row,
-    detect,
-    our_shapes,
-    sizes_of,
-)
+from pellucid.families import family_of
+from pellucid.layout import EMBED, HEAD, ZEROS, Layout, Place, Row, Shape
+from pellucid.schema import Schema
+from pellucid.weights.layouts import LAYOUTS, detect, our_shapes
 from pellucid.weights.leftovers import harmless, listed, reason_of, refuse_empty, refuse_foreign, refuse_numbers
 from pellucid.weights.prefixes import beside, canonical_names, prefixes_of
-from pellucid.weights.transforms import ZEROS, Place, Shape
 
 
 @dataclass(frozen=True)
@@ -42,14 +33,14 @@ class Imported:
     """
 
     weights: dict[str, Tensor]
-    config: TransformerConfig
+    config: Config
     layout: str
     remarks: tuple[str, ...] = ()
     left_out: Mapping[str, str] = field(default_factory=dict)
     filled: tuple[str, ...] = ()
 
 
-def to_ours(tensors: Mapping[str, Tensor], config: TransformerConfig, how: str = "model.state_dict()") -> Imported:
+def to_ours(tensors: Mapping[str, Tensor], config: Config, how: str = "model.state_dict()") -> Imported:
     """Import a state dict of any known layout.
 
     Args:
@@ -70,18 +61,19 @@ def to_ours(tensors: Mapping[str, Tensor], config: TransformerConfig, how: str =
     layout = detect(theirs)
     if layout is None:
         raise _unknown_layout(tensors)
-    if config.n_layer > len(theirs):
+    if config.sizes["layer"] > len(theirs):
         # Before the rows of every block are written out: a configuration may promise a billion of them.
         raise _mismatch(
-            layout, [f"most tensors of {config.n_layer} blocks"], [], [], _sizes_remedy(theirs, config, layout)
+            layout, [f"most tensors of {config.sizes['layer']} blocks"], [], [], _sizes_remedy(theirs, config, layout)
         )
-    if layout is HOOKED:
-        _refuse_folded(theirs, config)
-    layout, filled = _without_absent_biases(layout, theirs, config)
+    schema = config.schema
+    if layout.refuse_theirs is not None:
+        layout.refuse_theirs(theirs, schema)
+    layout, filled = _without_absent_biases(layout, theirs, schema)
     left_out = _check(theirs, canonical, config, layout, how)
-    ours = _transform(theirs, config, layout)
-    if layout is HOOKED:
-        _refuse_processed(ours)
+    ours = _transform(theirs, schema, layout)
+    if layout.refuse_ours is not None:
+        layout.refuse_ours(ours)
     imported = _settle_head(ours, config, layout)
     beneath = [name for name in tensors if ".base_layer." in name]
     remarks = (
@@ -114,7 +106,7 @@ def _one_model(tensors: Mapping[str, Tensor], how: str) -> dict[str, list[str]]:
 
 
 def _without_absent_biases(
-    layout: Layout, theirs: Mapping[str, Tensor], config: TransformerConfig
+    layout: Layout, theirs: Mapping[str, Tensor], schema: Schema
 ) -> tuple[Layout, tuple[str, ...]]:
     """The layout with zeros for a bias that no block of the file has; transformers fills in zeros, too.
 
@@ -122,41 +114,40 @@ def _without_absent_biases(
     """
 
     def is_absent(row: Row) -> bool:
-        names = (
-            row.theirs if "{i}" not in row.ours else [n for i in range(config.n_layer) for n in row.of_block(i).theirs]
-        )
+        rows = [row.of_block(i) for i in range(len(schema.blocks))] if "{i}" in row.ours else [row]
+        names = [name for one in rows for name in one.theirs]
         return bool(names) and not any(name in theirs for name in names)
 
     biases = [row for row in layout.rows if re.search(r"\.b(_\w+)?$", row.ours) and row.theirs]
     absent = {row.ours for row in biases if is_absent(row)}
-    if "ln_final.b" in absent and not {"blocks.{i}.ln1.b", "blocks.{i}.ln2.b"} <= absent and config.n_layer:
+    if "ln_final.b" in absent and not {"blocks.{i}.ln1.b", "blocks.{i}.ln2.b"} <= absent and schema.blocks:
         absent.discard("ln_final.b")  # one tensor that is lost, and no model without such biases
-    if not absent or layout is HOOKED:
+    if not absent or layout.has_biases:
         return layout, ()
     rows = tuple(Row((), row.ours, ZEROS) if row.ours in absent else row for row in layout.rows)
     return replace(layout, rows=rows), tuple(row.ours for row in rows if row.ours in absent)
 
 
-def _transform(theirs: Mapping[str, Tensor], config: TransformerConfig, layout: Layout) -> dict[str, Tensor]:
-    shapes = our_shapes(config)
+def _transform(theirs: Mapping[str, Tensor], schema: Schema, layout: Layout) -> dict[str, Tensor]:
+    shapes = our_shapes(schema)
     dtype = next(tensor.dtype for tensor in theirs.values() if tensor.is_floating_point())
     ours: dict[str, Tensor] = {}
-    for row in (*layout.rows_of(config), layout.head):
+    for row in (*layout.rows_of(schema), layout.head):
         if all(name in theirs for name in row.theirs):
-            target = Place(row.ours, shapes[row.ours], dtype, config.n_head)
+            target = Place(row.ours, shapes[row.ours], dtype, schema.sizes["head"])
             ours[row.ours] = row.transform.to_ours([theirs[name] for name in row.theirs], target)
     return ours
 
 
 def _check(
-    theirs: Mapping[str, Tensor], given: Mapping[str, list[str]], config: TransformerConfig, layout: Layout, how: str
+    theirs: Mapping[str, Tensor], given: Mapping[str, list[str]], config: Config, layout: Layout, how: str
 ) -> dict[str, str]:
     """Every tensor explained, present, floating and of its shape; else one error with all that is wrong.
 
     Returns:
         The tensors that are no weights of the language model -> why it is the same without them.
     """
-    expected = _their_shapes(_rows(layout, config), config)
+    expected = _their_shapes(layout, config.schema)
     missing, wrong = _misfits(theirs, given, config, layout)
     left_out, unexplained = _beside_weights({given[n][0]: t for n, t in theirs.items() if n not in expected}, given)
     present = {given[name][0]: theirs[name] for name in expected if name in theirs}
@@ -166,7 +157,7 @@ def _check(
         only_unexplained = not (missing or wrong or prefixes_of(unexplained))
         remedy = _without(unexplained, how) if only_unexplained else _sizes_remedy(theirs, config, layout)
         raise _mismatch(layout, missing, unexplained, wrong, remedy)
-    buffers = layout.buffers_of(config)
+    buffers = layout.buffers_of(config.schema)
     exact = {
         names[0] for name, names in given.items() if name in theirs and buffers.get(name) == tuple(theirs[name].shape)
     }
@@ -174,15 +165,14 @@ def _check(
 
 
 def _misfits(
-    theirs: Mapping[str, Tensor], given: Mapping[str, Sequence[str]], config: TransformerConfig, layout: Layout
+    theirs: Mapping[str, Tensor], given: Mapping[str, Sequence[str]], config: Config, layout: Layout
 ) -> tuple[list[str], list[str]]:
     """The weights that are not there, and what is said of those of another shape."""
-    rows = _rows(layout, config)
-    expected = _their_shapes(rows, config)
+    expected = _their_shapes(layout, config.schema)
     optional = set(layout.head.theirs)
     if config.tie_word_embeddings and optional <= set(theirs):
         # A tied model may name its one matrix by either end.
-        optional = {name for row in rows if row.ours == EMBED for name in row.theirs}
+        optional = {name for row in layout.rows if row.ours == EMBED for name in row.theirs}
     missing = [name for name in expected if name not in theirs and name not in optional]
     wrong = [
         f"{given[name][0]}: given {list(theirs[name].shape)}, expected {list(shape)}"
@@ -190,10 +180,6 @@ def _misfits(
         if name in theirs and tuple(theirs[name].shape) != shape
     ]
     return missing, wrong
-
-
-def _rows(layout: Layout, config: TransformerConfig) -> list[Row]:
-    return [*layout.rows_of(config), layout.head]
 
 
 def _beside_weights(others: Mapping[str, Tensor], given: Mapping[str, list[str]]) -> tuple[dict[str, str], list[str]]:
@@ -207,14 +193,14 @@ def _beside_weights(others: Mapping[str, Tensor], given: Mapping[str, list[str]]
     return left_out, [name for name in others if name not in left_out]
 
 
-def _their_shapes(rows: Sequence[Row], config: TransformerConfig) -> dict[str, Shape]:
-    ours = our_shapes(config)
+def _their_shapes(layout: Layout, schema: Schema) -> dict[str, Shape]:
+    ours = our_shapes(schema)
     return {
         name: shape
-        for row in rows
+        for row in (*layout.rows_of(schema), layout.head)
         for name, shape in zip(
             row.theirs,
-            row.transform.shapes(Place(row.ours, ours[row.ours], torch.float32, config.n_head)),
+            row.transform.shapes(Place(row.ours, ours[row.ours], torch.float32, schema.sizes["head"])),
             strict=True,
         )
     }
@@ -239,12 +225,10 @@ def _mismatch(
     return WeightsError(said, code="weights-misshapen", remedy=remedy)
 
 
-def _sizes_remedy(theirs: Mapping[str, Tensor], config: TransformerConfig, layout: Layout) -> str:
+def _sizes_remedy(theirs: Mapping[str, Tensor], config: Config, layout: Layout) -> str:
     """The sizes that the weights show, if with these they fit."""
     try:
-        sizes = sizes_of(theirs, layout)
-        sizes["n_head"] = config.n_head
-        differing = {name: size for name, size in sizes.items() if size != _size(config, name)}
+        differing = family_of(config).differing(theirs, layout, config)
         fits = differing and not any(_misfits(theirs, {n: [n] for n in theirs}, config.replace(**differing), layout))
     except (ConfigError, KeyError, IndexError):
         fits, differing = False, {}
@@ -254,10 +238,6 @@ def _sizes_remedy(theirs: Mapping[str, Tensor], config: TransformerConfig, layou
         "Give the configuration that these weights were trained with (sizes, tie_word_embeddings), or the weights of "
         "a plain GPT-2."
     )
-
-
-def _size(config: TransformerConfig, name: str) -> int:
-    return config.d_mlp if name == "n_inner" else getattr(config, name)
 
 
 _MOST_NAMED = 12
@@ -284,7 +264,7 @@ def _unknown_layout(tensors: Mapping[str, Tensor]) -> WeightsError:
     )
 
 
-def _settle_head(ours: dict[str, Tensor], config: TransformerConfig, layout: Layout) -> Imported:
+def _settle_head(ours: dict[str, Tensor], config: Config, layout: Layout) -> Imported:
     """Tied, untied, or declared tied and different: what transformers 5.23 does, except that it warns only.
 
     A head that an untied configuration promises and the file lacks, which it would draw at random, was refused
@@ -318,7 +298,7 @@ def _settle_head(ours: dict[str, Tensor], config: TransformerConfig, layout: Lay
 
 
 def _head_name(layout: Layout) -> str:
-    return "lm_head.weight" if layout is LLMC else layout.head.theirs[0]
+    return layout.head_name or layout.head.theirs[0]
 
 
 def same_numbers(a: Tensor, b: Tensor) -> bool:
@@ -333,44 +313,3 @@ def same_numbers(a: Tensor, b: Tensor) -> bool:
     if a.is_floating_point() and a.element_size() == 1:
         a, b = a.float(), b.float()  # exact; torch.equal does not take float8
     return torch.equal(a, b)
-
-
-def _refuse_folded(theirs: Mapping[str, Tensor], config: TransformerConfig) -> None:
-    bias = theirs.get("unembed.b_U")
-    if bias is not None and bias.count_nonzero():
-        raise _processed("its unembedding has a bias, which GPT-2 has not")
-    norms = [f"blocks.{i}.{norm}.{part}" for i in range(config.n_layer) for norm in ("ln1", "ln2") for part in "wb"]
-    absent = [name for name in (*norms, "ln_final.w", "ln_final.b") if name not in theirs]
-    if len(absent) == len(norms) + 2:
-        raise _processed("its LayerNorms have no gain and bias: they were folded into the matrices after them")
-
-
-def _refuse_processed(ours: Mapping[str, Tensor]) -> None:
-    """TransformerLens' processed weights compute the same logits, but they are other weights.
-
-    Folding, centring and the bias of the unembedding leave these traces; trained weights have none of them.
-    """
-    norms = [(name, tensor) for name, tensor in ours.items() if re.search(r"ln(1|2|_final)\.[wb]$", name)]
-    trivial = all(bool((tensor == (1 if name.endswith("w") else 0)).all()) for name, tensor in norms)
-    biases = any(tensor.count_nonzero() for name, tensor in ours.items() if name.endswith("b_QKV"))
-    if trivial and biases:
-        raise _processed("its LayerNorms all have gain 1 and bias 0: they were folded into the matrices after them")
-    head = ours.get(HEAD)
-    for name, tensor, axis in ((EMBED, ours.get(EMBED), 1), (HEAD, head, 1)):
-        if tensor is not None and _is_centred(tensor, axis):
-            raise _processed(f"{name} has mean zero along its last axis: it was centred")
-
-
-def _is_centred(tensor: Tensor, axis: int) -> bool:
-    if tensor.shape[axis] < 4:
-        return False
-    scale = float(tensor.float().abs().mean())
-    return scale > 0 and float(tensor.float().mean(axis).abs().max()) < 1e-5 * scale
-
-
-def _processed(reason: str) -> WeightsError:
-    return WeightsError(
-        f"weights in the layout {HOOKED.name!r} were processed: {reason}.",
-        code="layout-processed",
-        remedy="Load the model with TransformerLens' from_pretrained_no_processing and save its state dict.",
-    )

@@ -13,18 +13,19 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 
+from pellucid.config import Config
 from pellucid.errors import ConfigError, WeightsError, nearest
+from pellucid.families import FAMILIES, config_named, config_of
 from pellucid.generation_settings import GenerationSettings
-from pellucid.gpt2.config import TransformerConfig, refuse_misspelt
 from pellucid.numerics.execution import ordinary_tensors
 from pellucid.text import tokenizer_files
 from pellucid.weights import files, hub, saves
 from pellucid.weights.building import DTYPES, M, ModelClass, convert, describe, dtype_names
 from pellucid.weights.exchange import from_hf, save_pretrained, to_hf
+from pellucid.weights.formats import config_of_model_args
 from pellucid.weights.hub import HubOptions
 from pellucid.weights.importing import to_ours
 from pellucid.weights.kinds import require_whole
-from pellucid.weights.layouts import config_of_model_args
 
 __all__ = ["Configuration", "HubOptions", "LoadOptions", "from_hf", "load", "parse_dtype", "save_pretrained", "to_hf",
            "whole_config"]  # fmt: skip
@@ -39,7 +40,7 @@ class ForeignConfig(Protocol):
         ...
 
 
-Configuration = TransformerConfig | Mapping[str, Any] | ForeignConfig | str | os.PathLike[str]
+Configuration = Config | Mapping[str, Any] | ForeignConfig | str | os.PathLike[str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,15 +166,15 @@ def parse_dtype(given: str | torch.dtype) -> torch.dtype | None:
     return found
 
 
-def whole_config(options: LoadOptions) -> TransformerConfig | Mapping[str, Any] | None:
+def whole_config(options: LoadOptions) -> Config | Mapping[str, Any] | None:
     """The configuration that was given: a whole one of ours, or fields that replace single ones."""
     given = options.config
-    if given is None or isinstance(given, (TransformerConfig, Mapping)):
-        return given
+    if given is None or isinstance(given, Mapping) or _is_ours(given):
+        return given  # pyright: ignore[reportReturnType]
     if isinstance(given, (str, os.PathLike)):
-        return TransformerConfig.from_pretrained(os.fspath(given), ignore_config=_ignored(options))
+        return config_named(os.fspath(given), ignore=_ignored(options))
     if isinstance(given, ForeignConfig) and not isinstance(given, type):  # pyright: ignore[reportUnnecessaryIsInstance]
-        return TransformerConfig.from_dict(given.to_dict(), ignore=_ignored(options))
+        return config_of(given.to_dict(), ignore=_ignored(options))
     raise ConfigError(
         f"load: config is {type(given).__name__}, expected a TransformerConfig, a mapping of its fields, a "
         "configuration of transformers', or the path of a config.json.",
@@ -182,17 +183,21 @@ def whole_config(options: LoadOptions) -> TransformerConfig | Mapping[str, Any] 
     )
 
 
+def _is_ours(config: object) -> bool:
+    return isinstance(config, tuple(family.config for family in FAMILIES))
+
+
 def _ignored(options: LoadOptions) -> Collection[str]:
     return (options.ignore_config,) if isinstance(options.ignore_config, str) else options.ignore_config
 
 
 def _says(config: Configuration | None, field_name: str) -> bool:
-    return isinstance(config, TransformerConfig) or (isinstance(config, Mapping) and field_name in config)
+    return _is_ours(config) or (isinstance(config, Mapping) and field_name in config)
 
 
-def _config(stored: files.Stored, options: LoadOptions) -> TransformerConfig:
+def _config(stored: files.Stored, options: LoadOptions) -> Config:
     given = whole_config(options)
-    if isinstance(given, TransformerConfig):
+    if given is not None and not isinstance(given, Mapping):
         return given
     own = stored.config if stored.model_args is None else config_of_model_args(stored.model_args)
     if own is None and given is None:
@@ -202,6 +207,4 @@ def _config(stored: files.Stored, options: LoadOptions) -> TransformerConfig:
             remedy="Pass config=: the number of heads, the activation and the LayerNorm epsilon cannot be read off "
             "tensors.",
         )
-    if given is not None and not {"vocab_size", "n_embd", "n_layer"} <= set(given):  # single fields, not a whole one
-        refuse_misspelt(given, own or ())
-    return TransformerConfig.from_dict({**(own or {}), **(given or {})}, ignore=_ignored(options))
+    return config_of(own or {}, given, ignore=_ignored(options))

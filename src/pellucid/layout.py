@@ -1,8 +1,12 @@
-"""How one stored tensor of ours is made of theirs, and back: each transform undoes itself to the bit."""
+"""`Layout`: how other people store the tensors of a model, one table read both ways.
+
+A row says which of their tensors, under which transform, is which of ours. Read forwards the table imports, read
+backwards it exports; each transform undoes itself to the bit.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -10,6 +14,9 @@ import torch
 from torch import Tensor
 
 from pellucid.errors import WeightsError
+from pellucid.schema import Schema
+
+EMBED, HEAD = "embed.W_E", "unembed.W_U"
 
 Shape = tuple[int, ...]
 
@@ -152,3 +159,71 @@ HEAD_ROWS = Head(transposed=True)
 HEAD_COLUMNS = Head(transposed=False)
 PER_HEAD = PerHead()
 ZEROS = Zeros()
+
+
+@dataclass(frozen=True)
+class Row:
+    """Their names, our name (`{i}` stands for the block in both) and what takes the one to the other."""
+
+    theirs: tuple[str, ...]
+    ours: str
+    transform: Transform = SAME
+
+    def of_block(self, i: int) -> Row:
+        """This row for one block."""
+        number = str(i)
+        return Row(
+            tuple(name.replace("{i}", number) for name in self.theirs),
+            self.ours.replace("{i}", number),
+            self.transform,
+        )
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """A tensor of theirs that is no weight; `n` in its shape stands for n_positions, `v` for vocab_size."""
+
+    name: str
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One way to store the models of a family.
+
+    Args:
+        name: For messages, provenance and `from_ours`.
+        rows: Every weight but the output head.
+        head: The output head.
+        buffers: What is recognised, by exact name and shape, and dropped.
+        head_name: What messages call the head; its own name if "".
+        has_biases: True if the biases of its rows are always there.
+        refuse_theirs: Refuses tensors of theirs that no longer are the plain model's.
+        refuse_ours: The same, of ours that were made of them.
+    """
+
+    name: str
+    rows: tuple[Row, ...]
+    head: Row
+    buffers: tuple[Buffer, ...] = ()
+    head_name: str = ""
+    has_biases: bool = False
+    refuse_theirs: Callable[[Mapping[str, Tensor], Schema], None] | None = None
+    refuse_ours: Callable[[Mapping[str, Tensor]], None] | None = None
+
+    def rows_of(self, schema: Schema) -> Iterator[Row]:
+        """The rows for every block of a model."""
+        for row in self.rows:
+            if "{i}" in row.ours:
+                yield from (row.of_block(i) for i in range(len(schema.blocks)))
+            else:
+                yield row
+
+    def buffers_of(self, schema: Schema) -> dict[str, Shape]:
+        """The shapes of the buffers that may be there, by name."""
+        sizes = {"n": schema.sizes["n_ctx"], "v": schema.sizes["d_vocab"]}
+        return {
+            buffer.name.replace("{i}", str(i)): tuple(sizes.get(str(axis), axis) for axis in buffer.shape)  # type: ignore[misc]
+            for buffer in self.buffers
+            for i in range(len(schema.blocks) if "{i}" in buffer.name else 1)
+        }

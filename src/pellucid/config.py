@@ -1,0 +1,91 @@
+"""`Config`: what the configuration of every family answers. Sizes are in its schema, under neutral names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol, Self
+
+from pellucid.errors import ConfigError, shown
+from pellucid.schema import Schema
+
+
+class Config(Protocol):
+    """The configuration of a model of any family. Token ids have the names that transformers gives them everywhere."""
+
+    @property
+    def schema(self) -> Schema:
+        """The checkpoints, parameters and sizes of a model with this configuration."""
+        ...
+
+    @property
+    def sizes(self) -> Mapping[str, int]:
+        """Those of the schema, which need not be made for them: a file may promise a billion blocks."""
+        ...
+
+    @property
+    def initializer_range(self) -> float:
+        """Standard deviation of fresh matrices."""
+        ...
+
+    @property
+    def bos_token_id(self) -> int | None:
+        """The id that begins a text."""
+        ...
+
+    @property
+    def eos_token_id(self) -> int | tuple[int, ...] | None:
+        """The id or ids that end a text, as the file says."""
+        ...
+
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """The ids that end a text."""
+        ...
+
+    @property
+    def pad_token_id(self) -> int | None:
+        """The id that fills up shorter rows."""
+        ...
+
+    @property
+    def neutral(self) -> Mapping[str, Any]:
+        """Fields that change nothing that the model computes, kept for whoever saves it."""
+        ...
+
+    @property
+    def unread(self) -> tuple[str, ...]:
+        """Those of them that transformers' class never reads."""
+        ...
+
+    @property
+    def tie_word_embeddings(self) -> bool:
+        """Whether the head is the embedding."""
+        ...
+
+    def replace(self, **changes: Any) -> Self:
+        """This configuration with fields replaced, such as `tie_word_embeddings`."""
+        ...
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields of a Hugging Face `config.json` that describes this model."""
+        ...
+
+    def to_json(self) -> str:
+        """`to_dict` as the text of a `config.json`."""
+        ...
+
+
+def require_schema(config: object) -> Schema:
+    """The schema of a configuration.
+
+    Raises:
+        ConfigError: Something else than a configuration was given.
+    """
+    schema = getattr(config, "schema", None)
+    if not isinstance(schema, Schema):
+        raise ConfigError(
+            f"config: {shown(config)} given, expected the configuration of a model.",
+            code="config-wrong-type",
+            remedy="Give a pl.TransformerConfig first, and tensors as weights={name: tensor}.",
+        )
+    return schema

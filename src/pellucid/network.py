@@ -1,0 +1,202 @@
+"""`Network`: what the models of all families have in common. A family says which modules there are and how they run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol, cast
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pellucid import dialects
+from pellucid.config import Config
+from pellucid.errors import UnknownNameError, nearest
+from pellucid.numerics.execution import EXACT, Execution
+from pellucid.numerics.products import Products, products_of
+from pellucid.parameters import LiveView
+from pellucid.part import Part, Weights
+from pellucid.schema import Schema
+from pellucid.tap import Tap
+
+Columns = Callable[[Tensor], Tensor]
+"""[B, P, D] -> some of its columns, [B, C, D]."""
+
+Memory = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""New keys and values [B, H, P, K] -> those of all columns so far."""
+
+
+def last_column(values: Tensor) -> Tensor:
+    """[B, P, D] -> [B, 1, D]."""
+    return values[:, -1:]
+
+
+class Remembers(Protocol):
+    """Where keys and values of earlier columns are, such as a `KeyValueCache`."""
+
+    def writer(self, block: int) -> Memory:
+        """What one block calls with its new keys and values."""
+        ...
+
+
+@dataclass(frozen=True)
+class Run:
+    """What goes through the model.
+
+    Args:
+        ids: [B, P].
+        positions: [B, P].
+        padding: [B, columns], true at real positions, those in the cache included; None if there are no pads.
+        cache: Where keys and values of earlier columns are, and where those of these go.
+        columns: Chooses the columns whose logits are wanted; None for all.
+        start: The first block that runs and what enters it [B, P, D]; None begins with the embeddings.
+    """
+
+    ids: Tensor
+    positions: Tensor
+    padding: Tensor | None = None
+    cache: Remembers | None = None
+    columns: Columns | None = None
+    start: tuple[int, Tensor] | None = None
+
+
+class Embedding(Part):
+    """Token ids -> rows of `W_E` [V, D].
+
+    Args:
+        config: What the model is.
+        weights: `W_E`; fresh if None.
+    """
+
+    weight = LiveView("W_E", lambda _, stored: stored, "`W_E`, under the name that other libraries expect.")
+
+    def __init__(self, config: Config, weights: Weights | None = None) -> None:
+        super().__init__()
+        self.take(config, "embed", weights)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return F.embedding(ids, self.W_E)
+
+
+class Unembedding(Part):
+    """Normalized residual stream -> logits, by `W_U` [D, V].
+
+    Tied, it owns no parameter and `W_U` is the transposed live view of `W_E`; untied, `W_U` is a parameter whose
+    memory is that of a [V, D] head.
+    """
+
+    elsewhere = dialects.UNEMBED
+
+    def __init__(self, embed: Embedding, W_U: Tensor | None, products: Products) -> None:
+        super().__init__()
+        self._products = products
+        self._embed = (embed,)  # in a tuple, so that the embedding is not registered a second time
+        self.tied = W_U is None
+        if W_U is not None:
+            self.W_U = nn.Parameter(W_U)
+
+    @property
+    def weight(self) -> Tensor:
+        """The head as [V, D], under the name that other libraries expect."""
+        return self._embed[0].W_E if self.tied else self.W_U.t()
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if name == "weight" or (name == "W_U" and self.__dict__.get("tied")):
+            raise AttributeError(
+                f"unembed.{name} is a live view of the stored parameter "
+                f"{'embed.W_E' if self.__dict__.get('tied') else 'unembed.W_U'}; write into it: "
+                "`with torch.no_grad(): model.unembed.W_U.copy_(value)`"
+            )
+        super().__setattr__(name, value)  # pyright: ignore[reportArgumentType]  (any attribute)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "W_U" and self.__dict__.get("tied"):
+            return self._embed[0].W_E.t()
+        return super().__getattr__(name)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.tied:
+            return self._products.linear(x, self._embed[0].W_E)
+        return self._products.linear(x, self.W_U, transposed=True)
+
+
+class Network(Part):
+    """Ids [B, P] -> logits [B, P, V]; a family gives it its modules and the run through them.
+
+    Args:
+        config: What the model is.
+        execution: How it is run.
+
+    Attributes:
+        embed: Token embeddings.
+        blocks: The blocks.
+        unembed: The head.
+        products: The matrix products that its modules share.
+    """
+
+    config: Any
+    """A `Config`, and whatever else its family's has."""
+    embed: Embedding
+    blocks: nn.ModuleList
+    unembed: Unembedding
+
+    def __init__(self, config: Config, execution: Execution = EXACT) -> None:
+        super().__init__()
+        self.config = config
+        self.execution = execution
+        self.products = products_of(execution)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        super().__setattr__(name, value)  # pyright: ignore[reportArgumentType]  (any attribute)
+        if name == "embed" and "unembed" in self._modules:  # a new embedding is the tied head, too
+            self.unembed._embed = (cast(Embedding, value),)
+
+    def transform(self, run: Run, tap: Tap | None = None) -> Tensor:
+        """Tokens -> logits [B, P, V], or those of some columns alone."""
+        raise NotImplementedError
+
+    @property
+    def schema(self) -> Schema:
+        """Every checkpoint and parameter with its axes and meaning; it prints as a table."""
+        return self.config.schema
+
+    def parameter(self, name: str) -> Tensor:
+        """A parameter, or a live view of one, by its dotted name, such as "blocks.0.attn.W_Q".
+
+        Raises:
+            UnknownNameError: No such parameter.
+        """
+        module, attribute = self._locate(name)
+        return getattr(module, attribute)
+
+    def grad(self, name: str) -> Tensor | None:
+        """The gradient of a parameter or of a live view of one; None before a backward pass.
+
+        The gradient of a tied `unembed.W_U` is that of the shared tensor, from both of its uses.
+        """
+        module, attribute = self._locate(name)
+        if attribute == "W_U" and self.unembed.tied:
+            return None if self.embed.W_E.grad is None else self.embed.W_E.grad.t()
+        view = getattr(type(module), attribute, None)
+        if not isinstance(view, LiveView):
+            return getattr(module, attribute).grad
+        stored = getattr(module, view.stored).grad
+        return None if stored is None else view.view(module, stored)
+
+    @property
+    def parameter_names(self) -> tuple[str, ...]:
+        """Every name that `parameter` takes: stored ones and live views."""
+        names = [name for name, _ in self.named_parameters()]
+        for path, module in self.named_modules():
+            names += [f"{path}.{n}" for n, a in vars(type(module)).items() if isinstance(a, LiveView) and n != "weight"]
+        return (*names, "unembed.W_U") if self.unembed.tied else tuple(names)
+
+    def _locate(self, name: str) -> tuple[nn.Module, str]:
+        if name not in self.parameter_names:
+            raise UnknownNameError(
+                f"no such parameter: {name!r}.",
+                code="unknown-parameter",
+                remedy=f"{nearest(str(name), self.parameter_names)} `model.parameter_names` lists them all.".strip(),
+            )
+        path, attribute = name.rsplit(".", 1)
+        return self.get_submodule(path), attribute
