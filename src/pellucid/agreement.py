@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from pellucid.errors import WeightsError, shown
+from pellucid.families import family_of
+from pellucid.family import InTransformers
 from pellucid.parameters import has_native_hooks, is_finite, runs_as_written
 from pellucid.run.model import CkptedTransformer
 from pellucid.text.batch import Batch
-from pellucid.weights import live
-from pellucid.weights.foreign import uncompiled
+from pellucid.weights.foreign import AS_IT_IS, uncompiled
 
 Direction = Literal["from_hf", "to_hf"]
 
@@ -38,13 +38,14 @@ def require_agreement(direction: Direction, model: CkptedTransformer, hf_model: 
     Args:
         direction: Which was made from which, for the message.
         model: Ours.
-        hf_model: A `GPT2LMHeadModel` or `GPT2Model`.
+        hf_model: Transformers', with or without a head.
 
     Raises:
         WeightsError: They part, at the checkpoint that it names; or transformers' cannot be run.
     """
     attention = _attention_of(model)
-    ours, theirs = twin(model, attention), bare_copy(hf_model, "eager" if attention == "eager" else "sdpa")
+    here = family_of(model.config).in_transformers
+    ours, theirs = twin(model, attention), bare_copy(hf_model, here, "eager" if attention == "eager" else "sdpa")
     ids = ids_for(model)
     with torch.autocast(model.device.type, enabled=False):  # nothing that evaluates draws random numbers
         try:
@@ -56,16 +57,16 @@ def require_agreement(direction: Direction, model: CkptedTransformer, hf_model: 
                 remedy="Correct the model first: hf_model(ids) must return logits.",
             ) from error
         head = ours.unembed.weight
-        logits = given if isinstance(theirs, _headed()) else nn.functional.linear(given, head)
+        logits = given if _has_head(theirs, here) else nn.functional.linear(given, head)
         batch = ours.tokenize(ids, mask=torch.ones_like(ids))
         if _agree(ours(batch), logits):
             return
-        where = _first_difference(ours, theirs, batch)
+        where = _first_difference(ours, theirs, here, batch)
     made, other = ("copy", "transformers model") if direction == "from_hf" else ("transformers model", "model given")
     raise WeightsError(
         f"{direction}: the {made} does not compute what the {other} does: they first differ at {where}.",
         code="hf-computes-otherwise",
-        remedy=f"Look for what changes the computation there besides classes, constants and tensors. {live.AS_IT_IS}",
+        remedy=f"Look for what changes the computation there besides classes, constants and tensors. {AS_IT_IS}",
     )
 
 
@@ -117,9 +118,9 @@ def _value(value: object) -> str:
 
 def ids_for(model: CkptedTransformer) -> Tensor:
     """Ids [B, P] from all over the vocabulary, the same at every call."""
-    columns = min(COLUMNS, model.config.n_positions)
+    columns = min(COLUMNS, model.schema.sizes["n_ctx"])
     ids = torch.arange(ROWS * columns, device=model.device) * 7919 + 1
-    return (ids % model.config.vocab_size).view(ROWS, columns)
+    return (ids % model.schema.sizes["d_vocab"]).view(ROWS, columns)
 
 
 def _attention_of(model: CkptedTransformer) -> str:
@@ -129,7 +130,7 @@ def _attention_of(model: CkptedTransformer) -> str:
     """
     if not all(is_finite(parameter) for parameter in model.parameters()):
         return "eager"
-    upcasts = model.config.reorder_and_upcast_attn and model.dtype == torch.float64
+    upcasts = any(point.upcast for point in model.schema.block) and model.dtype == torch.float64
     return "auto" if upcasts else model.execution.attention
 
 
@@ -139,22 +140,22 @@ def twin(model: CkptedTransformer, attention: str) -> CkptedTransformer:
     return CkptedTransformer(model.config, weights, attention=attention).eval()
 
 
-def bare_copy(hf_model: nn.Module, attention: str) -> Any:
+def bare_copy(hf_model: nn.Module, here: InTransformers, attention: str) -> Any:
     """A transformers model that shares the memory of another and runs its classes' forwards alone.
 
     Hooks and compiled code stay behind, matrices that a `Linear` keeps are turned, and the attention is the one asked
     for.
     """
-    return _bare(hf_model, "", attention, {})
+    return _bare(hf_model, "", here, attention, {})
 
 
-def _bare(module: nn.Module, path: str, attention: str, memo: dict[int, Any]) -> Any:
+def _bare(module: nn.Module, path: str, here: InTransformers, attention: str, memo: dict[int, Any]) -> Any:
     from transformers.pytorch_utils import Conv1D
 
     module = uncompiled(module)
     if id(module) in memo:
         return memo[id(module)]
-    turned = isinstance(module, nn.Linear) and path != "lm_head"
+    turned = here.turned(path, module)
     made: Any = object.__new__(Conv1D if turned else type(module))
     memo[id(module)] = made
     nn.Module.__init__(made)
@@ -164,13 +165,13 @@ def _bare(module: nn.Module, path: str, attention: str, memo: dict[int, Any]) ->
         made.nf, made.nx = module.out_features, module.in_features
     if "config" in vars(made):
         made.config = _config(module.config, attention, memo)
-    tensors = {**module._parameters, **live.stored(path, module)}
+    tensors = {**module._parameters, **here.stored(path, module)}
     made._parameters = OrderedDict((name, None if t is None else _settled(t)) for name, t in tensors.items())
     made._buffers = OrderedDict(module._buffers)
     made._non_persistent_buffers_set = set(module._non_persistent_buffers_set)
     for name, child in module._modules.items():
         below = f"{path}.{name}" if path else name
-        made._modules[name] = None if child is None else _bare(child, below, attention, memo)
+        made._modules[name] = None if child is None else _bare(child, below, here, attention, memo)
     return made.train(False) if not path else made
 
 
@@ -196,22 +197,22 @@ def _agree(ours: Tensor, theirs: Tensor) -> bool:
     return bool(((ours == theirs) | (ours.isnan() & theirs.isnan())).all())
 
 
-def _headed() -> type[nn.Module]:
-    from transformers import GPT2LMHeadModel
+def _has_head(hf_model: nn.Module, here: InTransformers) -> bool:
+    import transformers
 
-    return GPT2LMHeadModel
+    return isinstance(hf_model, getattr(transformers, here.model))
 
 
-def _first_difference(model: CkptedTransformer, hf_model: nn.Module, batch: Batch) -> str:
+def _first_difference(model: CkptedTransformer, hf_model: Any, here: InTransformers, batch: Batch) -> str:
     """The first checkpoint at which the two differ."""
-    prefix = "transformer." if isinstance(hf_model, _headed()) else ""
+    base = hf_model.base_model if _has_head(hf_model, here) else hf_model
     theirs: dict[str, Tensor] = {}
-    for path, entering, names in _places(model.config.n_layer, prefix):
-        _keep(hf_model.get_submodule(path), theirs, names, entering=entering)
+    for path, entering, names in here.shown(len(model.schema.blocks)):
+        _keep(base.get_submodule(path), theirs, names, entering=entering)
     hf_model(batch.ids)
     _, ours = model.run_with_ckpts(batch)
-    shown = {name: value.flatten(2) for name, value in ours.items() if name in theirs}
-    parted = (name for name, value in shown.items() if not _agree(value, theirs[name].expand_as(value)))
+    seen = {name: value.flatten(2) for name, value in ours.items() if name in theirs}
+    parted = (name for name, value in seen.items() if not _agree(value, theirs[name].expand_as(value)))
     return next(parted, "the logits")
 
 
@@ -226,29 +227,3 @@ def _keep(module: nn.Module, values: dict[str, Tensor], names: tuple[str, ...], 
         module.register_forward_pre_hook(look)
     else:
         module.register_forward_hook(look)
-
-
-def _places(n_layer: int, prefix: str) -> Iterator[tuple[str, bool, tuple[str, ...]]]:
-    """Modules of transformers' GPT-2, whether what enters them is meant, and the checkpoints that it shows."""
-    yield f"{prefix}wte", False, ("ckpt_embed",)
-    yield f"{prefix}wpe", False, ("ckpt_pos_embed",)
-    for i in range(n_layer):
-        for path, entering, names in _IN_BLOCK:
-            yield f"{prefix}h.{i}{path}", entering, tuple(f"blocks.{i}.{name}" for name in names)
-    yield f"{prefix}ln_f", False, ("ln_final.ckpt_normalized",)
-
-
-_IN_BLOCK = (
-    (".ln_1", True, ("resid_pre",)),
-    (".ln_1", False, ("ln1.ckpt_normalized",)),
-    (".attn.c_attn", False, ("attn.ckpt_q", "attn.ckpt_k", "attn.ckpt_v")),
-    (".attn.c_proj", True, ("attn.ckpt_z",)),
-    (".attn.c_proj", False, ("attn.ckpt_attn_out",)),
-    (".ln_2", True, ("resid_mid",)),
-    (".ln_2", False, ("ln2.ckpt_normalized",)),
-    (".mlp.c_fc", False, ("mlp.ckpt_pre",)),
-    (".mlp.c_proj", True, ("mlp.ckpt_post",)),
-    (".mlp", False, ("mlp.ckpt_mlp_out",)),
-    ("", False, ("resid_post",)),
-)
-"""Where a block of transformers' GPT-2 shows our checkpoints, in their order."""

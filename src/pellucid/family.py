@@ -2,17 +2,70 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from pellucid.layout import Layout
 from pellucid.network import Network, Run
 from pellucid.part import Weights
 from pellucid.schema import Schema
 from pellucid.tap import Tap
+
+
+@dataclass(frozen=True)
+class Live:
+    """What was read off a live model of transformers.
+
+    Attributes:
+        tensors: Under transformers' names, as its own classes store them; the model's own memory where nothing had to
+            be turned. The head is among them unless it is the embedding.
+        config: What the modules are; where it differs from the model's configuration, the modules count.
+        notes: What the reader may want to know, by topic.
+    """
+
+    tensors: dict[str, Tensor]
+    config: Any
+    notes: dict[str, str]
+
+
+@dataclass(frozen=True)
+class InTransformers:
+    """What transformers calls a family.
+
+    Attributes:
+        config: The class of its configurations.
+        model: The class of its models.
+        base: The class of its models without a head.
+        read: Reads a live one, or refuses by name what cannot be carried over.
+        stored: The tensors of one of its modules, by its path, as transformers' own classes store them.
+        turned: Whether a module, by its path, keeps the matrix of a `Conv1D` the other way round, as a `Linear`.
+        shown: Where a model without a head and of so many blocks shows our checkpoints, in their order.
+    """
+
+    config: str
+    model: str
+    base: str
+    read: Callable[[nn.Module], Live]
+    stored: Callable[[str, nn.Module], dict[str, Tensor]]
+    turned: Callable[[str, nn.Module], bool]
+    shown: Callable[[int], Iterable[Shown]]
+
+
+class Shown(NamedTuple):
+    """Where a module of transformers shows checkpoints of ours.
+
+    Attributes:
+        path: The module, below the model without its head.
+        entering: True if what enters it is meant, else what leaves it.
+        names: The checkpoints; several if the value holds them side by side along its last axis.
+    """
+
+    path: str
+    entering: bool
+    names: tuple[str, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,6 +80,7 @@ class Family:
         schema_of: The schema of a model of which only sizes are known.
         published: The fields of a published model's configuration by its name; None for no such name.
         layouts: How its weights are stored by others, transformers' first.
+        in_transformers: What transformers calls it.
         layout_of: Which of them tensors under canonical names have; None for none.
         differing: Fields of a configuration, with the sizes that tensors in a layout show instead.
     """
@@ -38,5 +92,6 @@ class Family:
     schema_of: Callable[[Mapping[str, int]], Schema]
     published: Callable[[str], dict[str, Any] | None]
     layouts: tuple[Layout, ...]
+    in_transformers: InTransformers
     layout_of: Callable[[Mapping[str, Tensor]], Layout | None]
     differing: Callable[[Mapping[str, Tensor], Layout, Any], dict[str, Any]]

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import pellucid as pl
-from pellucid import aliases, ckpt, schema
+from pellucid import aliases, ckpt, network, schema
 from pellucid.gpt2 import attention
 from pellucid.gpt2 import model as transformer
 from pellucid.numerics import nonlinear, products
@@ -155,9 +155,9 @@ def rectangular_positions(patch: Patch) -> None:
 
 def pads_seen(patch: Patch) -> None:
     """A run that knows of no pads."""
-    plain = transformer.Transformer.transform
+    plain = pl.CkptedTransformer.transform
     patch.setattr(
-        transformer.Transformer, "transform",
+        pl.CkptedTransformer, "transform",
         lambda self, run, tap=None: plain(self, dataclasses.replace(run, padding=None), tap),
     )  # fmt: skip
 
@@ -168,7 +168,7 @@ def untied_head(patch: Patch) -> None:
     def forward(self: Any, x: Tensor) -> Tensor:
         return F.linear(x, torch.randn(self.weight.shape, generator=generator).to(x))
 
-    patch.setattr(transformer.Unembedding, "forward", forward)
+    patch.setattr(network.Unembedding, "forward", forward)
 
 
 def no_affine(patch: Patch) -> None:
@@ -190,13 +190,13 @@ def unbiased_variance(patch: Patch) -> None:
 
 def no_final_norm(patch: Patch) -> None:
     def init(plain: Any) -> Any:
-        def made(self: Any, *arguments: Any) -> None:
-            plain(self, *arguments)
+        def made(self: Any, *arguments: Any, **options: Any) -> None:
+            plain(self, *arguments, **options)
             self.ln_final.forward = lambda x, tap=None: self.ln_final.ckpt_normalized(x, tap)
 
         return made
 
-    wrapped(transformer.Transformer, "__init__", init)(patch)
+    wrapped(pl.CkptedTransformer, "__init__", init)(patch)
 
 
 def residual_after_norm(patch: Patch) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from pellucid.family import Family
-from pellucid.gpt2 import layouts, model, schema
+from pellucid.family import Family, InTransformers
+from pellucid.gpt2 import layouts, live, model, schema
 from pellucid.gpt2.config import TransformerConfig, published_fields
 
 GPT2 = Family(
@@ -13,6 +13,15 @@ GPT2 = Family(
     transform=model.transform,
     schema_of=schema.of_sizes,
     published=published_fields,
+    in_transformers=InTransformers(
+        config="GPT2Config",
+        model="GPT2LMHeadModel",
+        base="GPT2Model",
+        read=live.read,
+        stored=live.stored,
+        turned=live.turned,
+        shown=live.shown_by,
+    ),
     layouts=layouts.LAYOUTS,
     layout_of=layouts.detect,
     differing=layouts.differing,

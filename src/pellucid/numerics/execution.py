@@ -11,6 +11,9 @@ from torch import Tensor
 
 from pellucid.errors import ConfigError
 
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
+"""The dtypes that a model may have, by name."""
+
 ATTENTION = ("auto", "eager")
 NUMERICS = ("exact", "fast", "bfloat16")
 

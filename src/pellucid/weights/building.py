@@ -14,12 +14,10 @@ from pellucid.config import Config
 from pellucid.errors import PellucidWarning, WeightsError
 from pellucid.generation_settings import GenerationSettings
 from pellucid.layout import HEAD
+from pellucid.numerics.execution import DTYPES
 from pellucid.parameters import is_finite
 from pellucid.weights.importing import Imported
 from pellucid.weights.leftovers import described, listed
-
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
-"""The dtypes that a model may have, by name."""
 
 
 class Model(Protocol):

@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from pellucid import generation_settings
 from pellucid.config import Config
 from pellucid.errors import MissingExtraError, PellucidWarning, WeightsError
+from pellucid.families import FAMILIES, family_of
 from pellucid.generation_settings import GenerationSettings
 from pellucid.numerics.execution import ordinary_tensors
 from pellucid.parameters import require_numbers
 from pellucid.tensor_file import write_tensors
-from pellucid.weights import foreign, live, saves
+from pellucid.weights import foreign, saves
 from pellucid.weights.building import M, Model, ModelClass, describe, separate
 from pellucid.weights.importing import to_ours
 from pellucid.weights.layouts import from_ours
@@ -49,25 +50,24 @@ def from_hf(cls: ModelClass[M], hf_model: nn.Module, *, attention: str = "auto",
         MissingExtraError: transformers is not installed.
     """
     transformers = _transformers()
-    if not isinstance(foreign.uncompiled(hf_model), (transformers.GPT2LMHeadModel, transformers.GPT2Model)):
-        raise foreign.wrong_class(hf_model)
-    read = live.read(hf_model)
-    config, tensors = read.config, read.tensors
-    if "lm_head.weight" in tensors:
-        tied = _is_tied(tensors["lm_head.weight"], tensors["transformer.wte.weight"])
-        config = config.replace(tie_word_embeddings=tied)
-        if tied:
-            del tensors["lm_head.weight"]
+    given = foreign.uncompiled(hf_model)
+    for family in FAMILIES:
+        here = family.in_transformers
+        if isinstance(given, (getattr(transformers, here.model), getattr(transformers, here.base))):
+            read = here.read(hf_model)
+            break
+    else:
+        raise foreign.wrong_class(hf_model, [family.in_transformers for family in FAMILIES])
     try:
-        imported = to_ours({name: _copy(tensor) for name, tensor in tensors.items()}, config)
+        imported = to_ours({name: _copy(tensor) for name, tensor in read.tensors.items()}, read.config)
     except WeightsError as problem:
         raise WeightsError(
             f"from_hf: {problem.message}",
             code=problem.code,
             remedy="Give the tensors the sizes of the rest of the model. An untied head gets the embedding's n rows by "
-            "hf_model.config.tie_word_embeddings = False; hf_model.resize_token_embeddings(n). " + live.AS_IT_IS,
+            "hf_model.config.tie_word_embeddings = False; hf_model.resize_token_embeddings(n). " + foreign.AS_IT_IS,
         ) from problem
-    source = {"source": f"transformers {type(foreign.uncompiled(hf_model)).__name__}", **read.notes}
+    source = {"source": f"transformers {type(given).__name__}", **read.notes}
     provenance = describe(imported, imported.weights, source)
     model = cls(
         imported.config, imported.weights, attention=attention, numerics=numerics, provenance=provenance,
@@ -89,13 +89,14 @@ def to_hf(model: Model) -> Any:
     from transformers.utils import logging
 
     fields = {name: value for name, value in model.config.to_dict().items() if name not in _NOT_FOR_LIVE}
-    config = transformers.GPT2Config.from_dict(fields)
+    here = family_of(model.config).in_transformers
+    config = getattr(transformers, here.config).from_dict(fields)
     tensors = {name: _copy(tensor) for name, tensor in from_ours(model.state_dict(), model.config).items()}
     first = next(iter(tensors.values()))
     showed_progress = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        hf = transformers.GPT2LMHeadModel.from_pretrained(
+        hf = getattr(transformers, here.model).from_pretrained(
             None, config=config, state_dict=dict(tensors), dtype=first.dtype
         )
     finally:
@@ -213,13 +214,6 @@ def _generation_for(settings: GenerationSettings, of_config: Any) -> Any:
         ) from problem
 
 
-def _is_tied(head: Tensor, embedding: Tensor) -> bool:
-    if head is embedding:
-        return True
-    same_place = head.data_ptr() == embedding.data_ptr()
-    return same_place and (head.shape, head.stride()) == (embedding.shape, embedding.stride())
-
-
 def _copy(tensor: Tensor) -> Tensor:
     return tensor.detach().clone(memory_format=torch.contiguous_format)
 
@@ -227,5 +221,5 @@ def _copy(tensor: Tensor) -> Tensor:
 def _config_json(config: Config, tensors: Mapping[str, Tensor]) -> str:
     fields = {name: value for name, value in config.to_dict().items() if name != "torch_dtype"}
     dtype = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
-    fields |= {"architectures": ["GPT2LMHeadModel"], "dtype": dtype}
+    fields |= {"architectures": [family_of(config).in_transformers.model], "dtype": dtype}
     return json.dumps(fields, indent=2, sort_keys=True) + "\n"

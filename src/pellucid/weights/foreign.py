@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,7 +14,10 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
 from pellucid.errors import WeightsError
-from pellucid.weights.building import DTYPES
+from pellucid.family import InTransformers
+from pellucid.numerics.execution import DTYPES
+
+AS_IT_IS = "pl.compare(reference, hf_model) runs the model as it is and says where it differs."
 
 
 class _Part(Protocol):
@@ -42,11 +45,12 @@ def more(items: Sequence[object]) -> str:
     return f" and {len(items) - 3} more" if len(items) > 3 else ""
 
 
-def wrong_class(given: object) -> WeightsError:
-    """The error for what is no GPT-2 of transformers: where it holds one, or what opens it."""
-    from transformers.models.gpt2 import modeling_gpt2 as gpt2
+def wrong_class(given: object, families: Sequence[InTransformers]) -> WeightsError:
+    """The error for what is no model of a known family of transformers: where it holds one, or what opens it."""
+    import transformers
 
-    models = (gpt2.GPT2LMHeadModel, gpt2.GPT2Model)
+    names = [name for family in families for name in (family.model, family.base)]
+    models = tuple(getattr(transformers, name) for name in names)
     name, inner = type(given).__name__, getattr(given, "model", None)
     modules = given.named_modules() if isinstance(given, nn.Module) else [("model", inner)]
     held = next((path for path, module in modules if isinstance(module, models)), None)
@@ -60,10 +64,8 @@ def wrong_class(given: object) -> WeightsError:
     elif type(given).__module__.startswith("pellucid."):
         remedy = "It is one of pellucid's already; copy.deepcopy(model) makes another."
     else:
-        remedy = "pellucid reads GPT-2 of transformers only; pl.compare takes other programs that compute the same."
-    return WeightsError(
-        f"from_hf: given {name}, expected GPT2LMHeadModel or GPT2Model.", code="hf-wrong-class", remedy=remedy
-    )
+        remedy = "pellucid reads these of transformers only; pl.compare takes other programs that compute the same."
+    return WeightsError(f"from_hf: given {name}, expected {' or '.join(names)}.", code="hf-wrong-class", remedy=remedy)
 
 
 def runs_as(module: nn.Module | None, classes: tuple[type[nn.Module], ...]) -> bool:
@@ -127,30 +129,36 @@ def require_no_hooks(parts: Sequence[_Part]) -> None:
         )
 
 
-def require_own_attention(parts: Sequence[_Part]) -> None:
+def require_own_attention(
+    parts: Sequence[_Part], base: type[nn.Module], attention: type[nn.Module], eager: Callable[..., Any]
+) -> None:
     """Refuse an attention function that is not transformers' own, or that gets the masks of another one.
+
+    Args:
+        parts: Every module that runs.
+        base: The class that makes the masks.
+        attention: The class that attends.
+        eager: What it attends by if it is told to be eager.
 
     Raises:
         WeightsError: One that somebody registered or put in the place of another; or blocks of another model.
     """
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-    from transformers.models.gpt2 import modeling_gpt2 as gpt2
 
-    named: dict[str, Any] = {part.path: part.module for part in parts}
-    kinds = (gpt2.GPT2Model, gpt2.GPT2Attention)
-    used = {path: str(m.config._attn_implementation) for path, m in named.items() if isinstance(m, kinds)}
+    named: dict[str, Any] = {part.path: part.module for part in parts if isinstance(part.module, (base, attention))}
+    used = {path: str(module.config._attn_implementation) for path, module in named.items()}
     for name in sorted(set(used.values())):
-        eager = gpt2.eager_attention_forward if name == "eager" else None
-        attends, masks = ALL_ATTENTION_FUNCTIONS.get(name, eager), ALL_MASK_ATTENTION_FUNCTIONS.get(name)
+        known = eager if name == "eager" else None
+        attends, masks = ALL_ATTENTION_FUNCTIONS.get(name, known), ALL_MASK_ATTENTION_FUNCTIONS.get(name)
         if not (_is_of(attends, "transformers") and (masks is None or _is_of(masks, "transformers"))):
             raise WeightsError(
                 f"from_hf: the attention {name!r} is {_name(attends)}, expected transformers' own.",
                 code="hf-attention",
                 remedy="Choose one of transformers' own in a new process: hf_model.set_attn_implementation('sdpa').",
             )
-    base = next(path for path in used if isinstance(named[path], gpt2.GPT2Model))
-    masked = used[base]  # eager attention of a block without the masks that the model makes for it sees later tokens
+    # Eager attention of a block without the masks that the model makes for it sees later tokens.
+    masked = used[next(path for path in used if isinstance(named[path], base))]
     other = [path for path in used if used[path] not in (masked, "sdpa" if masked == "eager" else masked)]
     if other:
         raise WeightsError(

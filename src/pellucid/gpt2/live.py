@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from pellucid.errors import ConfigError, WeightsError, shown
+from pellucid.family import Live, Shown
 from pellucid.gpt2.config import TransformerConfig, unimplemented
 from pellucid.gpt2.config_fields import NEUTRAL, REFUSED, SYNONYMS
 from pellucid.parameters import require_numbers
@@ -23,24 +24,6 @@ from pellucid.weights import foreign
 
 Classes = Mapping[str, tuple[type[nn.Module], ...]]
 """A module's name -> the classes that may stand there; none if any may."""
-
-AS_IT_IS = "pl.compare(reference, hf_model) runs the model as it is and says where it differs."
-
-
-@dataclass(frozen=True)
-class Live:
-    """What was read off a live model.
-
-    Attributes:
-        tensors: Under transformers' names, as its own classes store them; the model's own memory where nothing had to
-            be turned.
-        config: What the modules are; where it differs from the model's configuration, the modules count.
-        notes: What the reader may want to know, by topic.
-    """
-
-    tensors: dict[str, Tensor]
-    config: TransformerConfig
-    notes: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -59,17 +42,19 @@ class Part:
 
 
 def read(hf_model: nn.Module) -> Live:
-    """Read a `GPT2LMHeadModel` or `GPT2Model`.
+    """Read a `GPT2LMHeadModel` or `GPT2Model`; without a head, it is the embedding.
 
     Raises:
         WeightsError: Something in it computes, or may compute, what GPT-2 with these tensors does not.
         ConfigError: A configuration that is not implemented.
     """
+    from transformers.models.gpt2.modeling_gpt2 import GPT2Attention, GPT2Model, eager_attention_forward
+
     parts = [*parts_of(hf_model)]
     _require_classes(parts)
     foreign.require_own_forwards(parts)
     foreign.require_no_hooks(parts)
-    foreign.require_own_attention(parts)
+    foreign.require_own_attention(parts, GPT2Model, GPT2Attention, eager_attention_forward)
     named = {part.path: part.module for part in parts if part.module is not None}
     _require_apart(named)
     tensors = {
@@ -87,6 +72,11 @@ def read(hf_model: nn.Module) -> Live:
         "untied": ", ".join(_sharing(tensors)),
         "sizes": ", ".join(f"{size} {getattr(config, size)}, configured {getattr(said, size)}" for size in other),
     }
+    if "lm_head.weight" in tensors:
+        tied = _is_tied(tensors["lm_head.weight"], tensors["transformer.wte.weight"])
+        config = config.replace(tie_word_embeddings=tied)
+        if tied:
+            del tensors["lm_head.weight"]
     return Live(tensors, _with_dropout(config, named), {topic: note for topic, note in notes.items() if note})
 
 
@@ -169,7 +159,7 @@ def _require_classes(parts: Sequence[Part]) -> None:
         raise WeightsError(
             f"from_hf: {'; '.join(map(_said, wrong[:3]))}{foreign.more(wrong)}.",
             code="hf-part",
-            remedy=f"{foreign.remedy(part.module for part in wrong)} {AS_IT_IS}",
+            remedy=f"{foreign.remedy(part.module for part in wrong)} {foreign.AS_IT_IS}",
         )
 
 
@@ -200,7 +190,7 @@ def _require_apart(named: dict[str, nn.Module]) -> None:
             raise WeightsError(
                 f"from_hf: {path} is the same module as {first}, expected one of its own.",
                 code="hf-shared",
-                remedy=f"Give it one: {_apart(path, first)}. {AS_IT_IS}",
+                remedy=f"Give it one: {_apart(path, first)}. {foreign.AS_IT_IS}",
             )
 
 
@@ -356,3 +346,41 @@ def _with_dropout(config: TransformerConfig, named: dict[str, nn.Module]) -> Tra
             )
         changed |= dict.fromkeys([field] * len(rates), next(iter(rates), 0.0))
     return config.replace(**changed)
+
+
+def _is_tied(head: Tensor, embedding: Tensor) -> bool:
+    if head is embedding:
+        return True
+    same_place = head.data_ptr() == embedding.data_ptr()
+    return same_place and (head.shape, head.stride()) == (embedding.shape, embedding.stride())
+
+
+def turned(path: str, module: nn.Module) -> bool:
+    """Whether a module keeps the matrix of a `Conv1D` the other way round."""
+    return isinstance(module, nn.Linear) and path != "lm_head"
+
+
+def shown_by(n_layer: int) -> Iterator[Shown]:
+    """Where a `GPT2Model` shows our checkpoints, in their order."""
+    yield Shown("wte", False, ("ckpt_embed",))
+    yield Shown("wpe", False, ("ckpt_pos_embed",))
+    for i in range(n_layer):
+        for path, entering, names in _IN_BLOCK:
+            yield Shown(f"h.{i}{path}", entering, tuple(f"blocks.{i}.{name}" for name in names))
+    yield Shown("ln_f", False, ("ln_final.ckpt_normalized",))
+
+
+_IN_BLOCK = (
+    (".ln_1", True, ("resid_pre",)),
+    (".ln_1", False, ("ln1.ckpt_normalized",)),
+    (".attn.c_attn", False, ("attn.ckpt_q", "attn.ckpt_k", "attn.ckpt_v")),
+    (".attn.c_proj", True, ("attn.ckpt_z",)),
+    (".attn.c_proj", False, ("attn.ckpt_attn_out",)),
+    (".ln_2", True, ("resid_mid",)),
+    (".ln_2", False, ("ln2.ckpt_normalized",)),
+    (".mlp.c_fc", False, ("mlp.ckpt_pre",)),
+    (".mlp.c_proj", True, ("mlp.ckpt_post",)),
+    (".mlp", False, ("mlp.ckpt_mlp_out",)),
+    ("", False, ("resid_post",)),
+)
+"""Where a block of transformers' GPT-2 shows our checkpoints, in their order."""
