@@ -183,9 +183,9 @@ def _tokenizer_config(folder: Path) -> None:
 def _shards(folder: Path) -> None:
     tensors = MODEL.state_dict()
     from pellucid.tensor_file import write_tensors
-    from pellucid.weights.layouts import HF, from_ours
+    from pellucid.weights.layouts import from_ours
 
-    tensors = {n: t.contiguous() for n, t in from_ours(tensors, MODEL.config, HF).items()}
+    tensors = {n: t.contiguous() for n, t in from_ours(tensors, MODEL.config, "hf").items()}
     names = sorted(tensors)
     halves = {"model-00001-of-00002.safetensors": names[::2], "model-00002-of-00002.safetensors": names[1::2]}
     for file, held in halves.items():
