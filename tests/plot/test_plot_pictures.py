@@ -23,7 +23,6 @@ from pellucid.plot import (
     heatmaps,
     inputs,
     layers,
-    patterns,
     summaries,
     themes,
 )
@@ -144,7 +143,7 @@ def linear_scale(patch: Patch) -> None:
 
 
 def future_is_zero(patch: Patch) -> None:
-    patch.setattr(patterns, "_without_future", lambda array, weights: weights)
+    patch.setattr(inputs, "_without_future", lambda array, weights: weights)
 
 
 def tied_numbers_left_out(patch: Patch) -> None:
@@ -178,7 +177,7 @@ MUTANTS: dict[str, tuple[str, Callable[[Patch], None]]] = {
     ),
     "residual_growth: the first token among the others": ("residual_growth_12_light", first_token_among_the_others),
     "residual_growth: a linear axis": (
-        "residual_growth_48_dark", lambda patch: patch.setattr(layers, "_logarithmic", lambda axes: None),
+        "residual_growth_48_dark", lambda patch: patch.setattr(layers, "logarithmic", lambda axes: None),
     ),
     "autoregression: significance inverted": ("autoregression_12_light", significance_inverted),
     "autoregression: no band": ("autoregression_48_dark", no_band),

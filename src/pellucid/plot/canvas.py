@@ -118,6 +118,18 @@ def layer_axis(side: Side, numbers: Sequence[Any], name: str = str(Axis.LAYER)) 
     side.set_label_text(name)
 
 
+def logarithmic(axes: Axes) -> None:
+    """Make the axis logarithmic, with plain numbers at 1, 2 and 5 times powers of ten."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    digits = (1.0,) if high / low > 1e4 else (1.0, 2.0, 5.0) if high / low > 4 else (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0)
+    axes.yaxis.set_major_locator(LogLocator(subs=digits))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
 def legend_above(ax: Axes, handles: Sequence[Any] | None = None, columns: int = 4) -> None:
     """Put a legend above the axes, where no data is, in as many columns as fit; it is read row by row, as text is."""
     from matplotlib.font_manager import FontProperties

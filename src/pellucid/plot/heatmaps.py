@@ -10,9 +10,18 @@ import numpy as np
 from pellucid.axes import Axis
 from pellucid.errors import InputError, ShapeError
 from pellucid.plot.canvas import BAR_AT_MOST, canvas, colour_bar, extent, remember, say_what
-from pellucid.plot.inputs import Numbers, as_numbers, labelled, sizes
+from pellucid.plot.inputs import (
+    ONE_HEAD,
+    Numbers,
+    as_numbers,
+    labelled,
+    labels_along,
+    positions_of,
+    read_patterns,
+    sizes,
+    tokens_of,
+)  # fmt: skip
 from pellucid.plot.labels import longest, put_numbers, put_tokens
-from pellucid.plot.patterns import ONE_HEAD, labels_along, positions_of, read_patterns, tokens_of
 from pellucid.plot.themes import COLUMN, SMALL, Theme, luminance, xarray
 
 if TYPE_CHECKING:

@@ -9,8 +9,9 @@ import numpy as np
 
 from pellucid.axes import Axis
 from pellucid.errors import InputError
+from pellucid.extras import need
 from pellucid.measure.distributions import distribution
-from pellucid.plot.canvas import canvas, colour_bar, extent, layer_axis, layer_bar, legend_above, remember
+from pellucid.plot.canvas import canvas, colour_bar, extent, layer_axis, layer_bar, legend_above, logarithmic, remember
 from pellucid.plot.inputs import Layers, Numbers, by_layer, is_log, sizes, without_first
 from pellucid.plot.themes import COLUMN, Theme, pandas
 
@@ -112,15 +113,9 @@ def spread(values: Numbers) -> Numbers:
     centres = (edges[1:] + edges[:-1]) / 2
     density = np.interp(values, centres, smooth)
     places = np.empty(len(values))
-    places[order] = _van_der_corput(len(values)) - 0.5
+    numbers = need("scipy.stats.qmc", "pellucid.plot").Halton(1, scramble=False)  # of one dimension: van der Corput's
+    places[order] = numbers.random(len(values) + 1)[1:, 0] - 0.5
     return places * density / density.max()
-
-
-def _van_der_corput(count: int) -> Numbers:
-    """Return the first numbers of the sequence in base 2: the bits of 1, 2, 3 ... behind the point, backwards."""
-    numbers = np.arange(1, count + 1)
-    bits = np.arange(count.bit_length())
-    return ((numbers[:, None] >> bits & 1) / 2.0 ** (bits + 1)).sum(1)
 
 
 def _quantile_bars(axes: Axes, look: Theme, layers: Layers, slot: float) -> None:
@@ -321,7 +316,7 @@ def residual_growth(norms: DataArray, *, skip: int = 0, ax: Axes | None = None) 
             medians = first.quantiles([0.5])[0]
             axes.plot(medians, color=look.marks[1], linewidth=1.4, linestyle="--", label="first token", zorder=4)
         if not logarithms:
-            _logarithmic(axes)
+            logarithmic(axes)
         layer_axis(axes.xaxis, layers.numbers)
         axes.set_ylabel(layers.label)
         axes.grid(axis="y", color=look.soft, linewidth=0.4, alpha=0.6)
@@ -352,15 +347,3 @@ def _draw_tokens(axes: Axes, look: Theme, layers: Layers) -> None:
     medians = layers.quantiles([0.5])[0]
     marker = "o" if len(places) == 1 else ""
     axes.plot(places, medians, color=colour, linewidth=1.8, marker=marker, label="median", zorder=3)
-
-
-def _logarithmic(axes: Axes) -> None:
-    """Make the axis logarithmic, with plain numbers at 1, 2 and 5 times powers of ten."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
-
-    axes.set_yscale("log")
-    low, high = axes.get_ylim()
-    digits = (1.0,) if high / low > 1e4 else (1.0, 2.0, 5.0) if high / low > 4 else (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0)
-    axes.yaxis.set_major_locator(LogLocator(subs=digits))
-    axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
