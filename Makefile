@@ -5,7 +5,7 @@ READY := .venv/.ready
 BENCH := .venv-bench/bin
 BENCH_READY := .venv-bench/.ready
 
-.PHONY: demo test test-all test-versions check lint train bench bench-quick clean
+.PHONY: demo test test-all test-versions check types pages lint train bench bench-quick clean
 
 demo: $(READY)
 	@$(BIN)/pellucid demo
@@ -34,8 +34,14 @@ test-transformers-%:
 		--constraint $(VERSIONS_AT)/$*/constraints.txt transformers==$* --editable '.[dev]'
 	$(VERSIONS_AT)/$*/bin/python -m pytest -q tests/conformance tests/run tests/generate tests/weights tests/ties
 
+# Types and pages are checked at the same time: each takes one processor.
 check: lint
+	@$(MAKE) --no-print-directory --jobs 2 types pages
+
+types: $(READY)
 	$(BIN)/pyright
+
+pages: $(READY)
 	$(BIN)/python -m pytest tests/test_layers.py tests/test_docs.py
 
 lint: $(READY)

@@ -51,6 +51,14 @@ def _no_figure_outlives_its_test() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
+def _the_process_stays_as_it_was() -> Iterator[None]:
+    """A learner's file brings its folder to the path of modules, and the command line a hook for errors."""
+    path, hook = list(sys.path), sys.excepthook
+    yield
+    sys.path[:], sys.excepthook = path, hook
+
+
+@pytest.fixture(autouse=True)
 def _no_compilation_outlives_its_test() -> Iterator[None]:
     """Torch compiles one function only so often in a process, for whatever model, and then runs it as it is."""
     yield

@@ -64,16 +64,19 @@ def load(folder: Path) -> tuple[PreTrainedModel, Tokenizer]:
     return model.eval(), Tokenizer.from_file(str(folder / "tokenizer.json"))
 
 
-def all_figures(model: PreTrainedModel, tokenizer: Tokenizer, texts: Path) -> dict[str, Any]:
+def all_figures(
+    model: PreTrainedModel, tokenizer: Tokenizer, texts: Path, validation: tuple[str, ...] = VALIDATION
+) -> dict[str, Any]:
     """Every figure of the card.
 
     Args:
         model: As `load` returns it.
         tokenizer: The tokenizer exported with it.
         texts: Folder with ts_valid.txt.xz and mix_valid.txt.xz.
+        validation: Those of them whose losses are computed.
     """
     figures: dict[str, Any] = {"parameters": sum(p.numel() for p in model.parameters())}
-    for name in VALIDATION:
+    for name in validation:
         figures[name] = text_loss(model, tokenizer, read_documents(texts / f"{name}.txt.xz"))
     stream = encode_documents(tokenizer, read_documents(texts / "mix_valid.txt.xz"))
     return figures | {

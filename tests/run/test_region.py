@@ -85,3 +85,96 @@ def test_an_axis_that_is_not_there(region: Region, axes: Any) -> None:
         region.indices("here", SHAPES[axes], axes, strict=True)
     assert caught.value.code == "no-such-axis"
     assert region.indices("here", SHAPES[axes], axes, strict=False) == {}
+
+
+ROWS = (3, 5, 4)
+
+
+def chosen(region: Region) -> dict[int, list[int]]:
+    found = region.indices("here", ROWS, RESIDUAL, strict=True)
+    return {axis: entries.tolist() for axis, entries in found.items()}
+
+
+def test_rows_positions_and_neurons_are_axes_of_their_own() -> None:
+    assert chosen(Region()) == {}
+    assert chosen(Region(pos=-1, neurons=[0, -1], rows=slice(1, None))) == {0: [1, 2], 1: [4], 2: [0, 3]}
+
+
+@pytest.mark.parametrize(
+    "index", [2, np.int64(2), torch.tensor(2), [2], (2,), torch.tensor([2]), np.array([2]), range(2, 3), slice(2, 3)]
+)
+def test_an_index_is_one_in_whatever_it_comes(index: Any) -> None:
+    assert chosen(Region(pos=index)) == {1: [2]}
+    assert Region(pos=index).within(0, 5) == ([2], [0])
+
+
+@pytest.mark.parametrize("index", [True, [True], torch.tensor([True]), np.array([False]), 1.5, [1.5], "1"], ids=repr)
+def test_what_is_no_index(index: Any) -> None:
+    with pytest.raises(pl.InputError) as caught:
+        chosen(Region(pos=index))
+    assert caught.value.code == "index-out-of-range"
+    with pytest.raises(pl.InputError) as caught:
+        Region(pos=index).within(0, 5)
+    assert caught.value.code == "negative-position"
+
+
+@pytest.mark.parametrize("index", [slice(0, 4, 0), slice("a", None), slice(0, 1.5)], ids=repr)
+def test_slices_that_python_refuses(index: slice) -> None:
+    for ask in (lambda: chosen(Region(pos=index)), lambda: Region(pos=index).within(0, 5)):
+        with pytest.raises(pl.InputError, match="Give whole numbers; a step is not 0") as caught:
+            ask()
+        assert caught.value.code == "index-out-of-range"
+        assert caught.value.__cause__ is not None
+
+
+@pytest.mark.parametrize("what", ["pos", "heads", "neurons", "rows"])
+def test_what_is_read_once_is_read_when_it_is_given(what: str) -> None:
+    region = Region(**{what: iter([1, 0])})
+    assert getattr(region, what) == [1, 0]
+    assert not region.is_everything
+
+
+def test_everything_is_chosen_where_nothing_is_said() -> None:
+    assert Region().is_everything
+    assert not Region(pos=slice(None)).is_everything
+
+
+def test_heads_by_their_numbers() -> None:
+    assert Region(heads=slice(-2, None), pos=1).with_heads_of(5) == Region(heads=[3, 4], pos=1)
+    assert Region(pos=1).with_heads_of(5) == Region(pos=1)
+    with pytest.raises(pl.InputError, match=r"heads=5, expected indices from 0 to 4\.") as caught:
+        Region(heads=5).with_heads_of(5)
+    assert caught.value.code == "index-out-of-range"
+
+
+@pytest.mark.parametrize(
+    ("pos", "start", "columns", "expected"),
+    [
+        (None, 3, 4, None), (2, 3, 4, ([], [])),
+        ([3, 6], 3, 4, ([0, 3], [0, 1])), ([0, 7, 4, 3], 3, 4, ([1, 0], [2, 3])),
+        (slice(None), 3, 4, ([0, 1, 2, 3], [3, 4, 5, 6])), (slice(2, 5), 3, 4, ([0, 1], [1, 2])),
+        (slice(1, None, 2), 3, 4, ([0, 2], [1, 2])), (slice(0, 0), 3, 4, ([], [])), (slice(5, None), 0, 4, ([], [])),
+    ],
+)  # fmt: skip
+def test_positions_within_some_columns(pos: Any, start: int, columns: int, expected: Any) -> None:
+    assert Region(pos=pos).within(start, columns) == expected
+
+
+@pytest.mark.parametrize("pos", [-1, [0, -1], slice(-1, None), slice(0, -1), slice(4, 0, -1)], ids=repr)
+def test_positions_from_an_end_that_is_not_known(pos: Any) -> None:
+    with pytest.raises(pl.InputError, match="count from 0") as caught:
+        Region(pos=pos).within(0, 5)
+    assert caught.value.code == "negative-position"
+
+
+def test_nothing_is_taken_by_a_copy_and_put_by_one() -> None:
+    value, part = torch.arange(6).reshape(1, 2, 3), torch.tensor(7)
+    assert take(value, {}) is value
+    out = put(value, {}, part)
+    assert torch.equal(out, torch.full((1, 2, 3), 7))
+    out[0, 0, 0] = 1
+    assert part == 7
+    with pytest.raises(pl.InputError) as caught:
+        Region(neurons=0).indices("here", SHAPES[ATTENTION], ATTENTION, strict=True)
+    assert "here: neurons= was given" in str(caught.value)
+    assert "Leave neurons= out" in caught.value.remedy

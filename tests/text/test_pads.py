@@ -106,3 +106,38 @@ def _only_runs(ids: Tensor, pad: int) -> int | None:
 ])  # fmt: skip
 def test_what_is_broken_is_noticed(broken: Callable[..., int | None], check: Callable[[], None]) -> None:
     must_be_noticed((pads, "padded_row", broken, check), by=[pl.InputError] if check is accepts_texts else [])
+
+
+def settings(pad: int | None = None, *ends: int) -> pl.GenerationSettings:
+    return pl.GenerationSettings({"pad_token_id": pad, "eos_token_id": list(ends)})
+
+
+@pytest.mark.parametrize(
+    ("given", "vocabulary", "first", "expected"),
+    [
+        (settings(), 10, None, 0), (settings(3, 4), 10, None, 3), (settings(None, 4, 5), 10, None, 4),
+        (settings(3, 4), 10, 2, 2), (settings(3, 4), 10, 0, 0), (settings(10, 4), 10, 11, 4), (settings(9), 10, -1, 9),
+        (settings(0, 4), 10, None, 0), (settings(-1, 10), 10, None, 0),
+    ],
+)  # fmt: skip
+def test_what_stands_where_there_is_no_text(
+    given: pl.GenerationSettings, vocabulary: int, first: int | None, expected: int
+) -> None:
+    assert pads.pad_id(given, vocabulary, first) == expected
+
+
+def test_the_first_row_that_was_filled_up_is_named() -> None:
+    assert pads.padded_row(torch.tensor([[1, 2, 3], [E, 4, 5], [E, 6, 7]]), E) == 1
+    assert pads.padded_row(torch.tensor([[1, 2, 3], [4, 5, 6], [7, 8, E]]), E) == 2
+    assert pads.padded_row(torch.tensor([[E, 1, E, E], [E, 2, 3, 4]]), E) == 0
+    assert pads.padded_row(torch.tensor([[E, 1, 2], [E, 3, 4]]), E) is None
+    assert pads.padded_row(torch.tensor([[E], [1]]), E) is None
+    assert pads.padded_row(torch.tensor([[E, 1], [2, 3]]), E) == 0, "of two columns one may be a pad"
+
+
+def test_the_first_id_that_occurs_at_all_is_named() -> None:
+    ids = torch.tensor([[1, 2], [3, 4], [2, 3]])
+    assert pads.first_row_with(ids, [7, 3, 1]) == (1, 3)
+    assert pads.first_row_with(ids, [2]) == (0, 2)
+    assert pads.first_row_with(ids, [7]) is None
+    assert pads.first_row_with(ids, []) is None
