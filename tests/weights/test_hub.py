@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -16,7 +17,7 @@ import pytest
 from safetensors.torch import save_file
 
 import pellucid as pl
-from pellucid.weights import hub
+from pellucid.weights import hub, hub_answers
 from weights.checkpoints import hf_dict, same_logits, small_hf
 
 NEXT_COMMIT = "fedcba0987654321fedcba0987654321fedcba09"
@@ -31,6 +32,7 @@ class StandIn(ThreadingHTTPServer):
         files: What the repository holds.
         refuse: A function from a file's name to (status, headers), or None to serve it.
         cut: Names whose body ends in the middle.
+        pace: Bytes of a body at a time, and the seconds after each; all at once if None.
         etags: What is said of a file's content, where it is not its SHA-256.
         requests: Method and file of every request so far.
         token: What the last request was signed with.
@@ -44,6 +46,8 @@ class StandIn(ThreadingHTTPServer):
         self.files: dict[str, bytes] = {}
         self.refuse: Callable[[str], tuple[int, dict[str, str]] | None] = lambda name: None
         self.cut: set[str] = set()
+        self.pace: tuple[int, float] | None = None
+        self.closing = threading.Event()
         self.etags: dict[str, str] = {}
         self.requests: list[tuple[str, str]] = []
         self.token: str | None = None
@@ -67,7 +71,12 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         if self.command == "GET":
-            self.wfile.write(body)
+            size, wait = self.server.pace or (len(body) or 1, 0.0)
+            for start in range(0, len(body), size):
+                self.wfile.write(body[start : start + size])
+                self.server.closing.wait(wait)
+                if self.server.closing.is_set():
+                    return
 
     def do_HEAD(self) -> None:
         parts = self.path.split("?")[0].split("/")
@@ -131,6 +140,7 @@ def server(published: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> Iter
         thread = threading.Thread(target=stand_in.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         yield stand_in
+        stand_in.closing.set()
         stand_in.shutdown()
         thread.join()
 
@@ -296,6 +306,21 @@ def test_a_connection_cut_midway_leaves_no_half_file(
         path for path in tmp_path.rglob("blobs/*") if path.suffix != ".incomplete" and path.stat().st_size > 1e5
     ]
     server.cut = set()
+    assert same_logits(pl.load(REPOSITORY, hub=options(server, tmp_path)), hf)
+
+
+@pytest.mark.remedy("hub-interrupted")
+def test_a_server_that_drips_is_left_and_a_slow_line_is_not(
+    server: StandIn, hf: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each byte comes before the library's own limit; what counts is how much comes in a while."""
+    monkeypatch.setattr(hub_answers, "PATIENCE", 0.2)
+    server.pace = (1, 0.02)
+    error = refused(server, tmp_path)
+    assert error.code == "hub-interrupted"
+    assert re.search(r"/config\.json: the download did not complete: \d+ bytes came in 0 seconds", error.message)
+    assert not list(tmp_path.rglob("snapshots/*/config.json"))
+    server.pace = (4000, 0.02)  # a wait for every 4,000 bytes, many times as long as the patience in all
     assert same_logits(pl.load(REPOSITORY, hub=options(server, tmp_path)), hf)
 
 

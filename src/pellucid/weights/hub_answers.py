@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import errno
 import time
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pellucid.errors import NotFoundError, WeightsError, nearest
 
@@ -16,6 +17,12 @@ T = TypeVar("T")
 
 LONGEST_WAIT = 60
 """Seconds to wait before asking again, whatever the hub asks for."""
+
+PATIENCE = 30.0
+"""Seconds of waiting after which a body must have come at `SLOWEST` at least; the library bounds single waits only."""
+
+SLOWEST = 100.0
+"""Bytes a second, a fiftieth of what the slowest mobile line carries."""
 
 ALIASES: Mapping[str, str] = {
     "gpt2": "openai-community/gpt2",
@@ -42,7 +49,8 @@ def again(request: Callable[[], T]) -> T:
     from huggingface_hub import errors
 
     try:
-        return request()
+        with _steady():
+            return request()
     except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError) as problem:
         answer = problem.__cause__ if isinstance(problem, errors.LocalEntryNotFoundError) else problem
         if not isinstance(answer, errors.HfHubHTTPError):
@@ -51,7 +59,54 @@ def again(request: Callable[[], T]) -> T:
         if (answer.response.status_code != 429 and answer.response.status_code < 500) or wait > LONGEST_WAIT:
             raise
     time.sleep(wait)
-    return request()
+    with _steady():
+        return request()
+
+
+@contextmanager
+def _steady() -> Iterator[None]:
+    """Watch the bodies of the library's answers; without it a server that sends a byte a second is read for ever."""
+    import huggingface_hub
+
+    hooks = huggingface_hub.get_session().event_hooks["response"]
+    hooks.append(_watch)
+    try:
+        yield
+    finally:
+        hooks.remove(_watch)
+
+
+def _watch(response: Any) -> None:
+    """Put a measured reading in the place of a response's own.
+
+    Raises, when read:
+        WeightsError: Fewer than `SLOWEST` bytes a second came in `PATIENCE` seconds of waiting.
+    """
+    plain = response.iter_raw
+
+    def iter_raw(chunk_size: int | None = None) -> Iterator[bytes]:
+        parts, waited, count = plain(chunk_size), 0.0, 0
+        while True:
+            began = time.monotonic()
+            part = next(parts, None)
+            waited += time.monotonic() - began
+            if part is None:
+                return
+            count += len(part)
+            if waited > PATIENCE:
+                if count < SLOWEST * waited:
+                    raise WeightsError(
+                        f"{response.url}: the download did not complete: {count} bytes came in {waited:.0f} seconds.",
+                        code="hub-interrupted",
+                        remedy=_ONCE_MORE,
+                    )
+                waited, count = 0.0, 0
+            yield part
+
+    response.iter_raw = iter_raw
+
+
+_ONCE_MORE = "Try again; what was already complete is kept, and no half file was left in its place."
 
 
 def _asked_to_wait(problem: HfHubHTTPError) -> int:
@@ -111,7 +166,7 @@ def explain(problem: Exception, repository: str, file: str, revision: str | None
     return WeightsError(
         f"{where}: the download did not complete: {type(problem).__name__}: {problem}.",
         code="hub-interrupted",
-        remedy="Try again; what was already complete is kept, and no half file was left in its place.",
+        remedy=_ONCE_MORE,
     )
 
 
