@@ -175,3 +175,19 @@ def test_a_model_without_blocks_says_so() -> None:
     with pytest.raises(pl.UnknownNameError) as caught:
         support.glass(n_layer=0).run_with_ckpts(IDS, names=("pattern", 0))
     assert "this model has no blocks" in caught.value.message
+
+
+@pytest.mark.parametrize("path", ["attn", "mlp"])
+def test_the_path_of_a_module_is_its_output_whoever_wrote_the_path(path: str, glass: pl.CkptedTransformer) -> None:
+    _, ckpts = glass.run_with_ckpts(IDS)
+    for block in ("0", "-1"):
+        assert torch.equal(ckpts[f"blocks.{block}.{path}"], ckpts[f"h.{block}.{path}"])
+    assert torch.equal(ckpts["attn", 0], ckpts["blocks.0.attn.ckpt_pattern"])  # HookedTransformer's word for a pattern
+
+
+def test_an_argument_of_others_is_told_what_to_pass(glass: pl.CkptedTransformer) -> None:
+    _, ckpts = glass.run_with_ckpts(IDS)
+    with pytest.raises(pl.UnknownArgumentError) as caught:
+        ckpts.get("pattern", layer=0)  # pyright: ignore[reportCallIssue]
+    assert "block=" in caught.value.remedy
+    assert torch.equal(ckpts.get("pattern", block=0), ckpts["pattern", 0])

@@ -51,8 +51,9 @@ def test_the_attribute_does_not_exist_and_the_error_says_what_does(
     assert caught.value.remedy.startswith("Use ")
 
 
-PROSE = {"b_U", "fold_layer_norm", "process_weights_", "model", "resize_token_embeddings", "reset_hooks",
-         "remove_all_hook_fns"}  # fmt: skip
+PROSE = {"b_U", "fold_layer_norm", "fold_value_biases", "process_weights_", "center_unembed", "center_writing_weights",
+         "refactor_factored_attn_matrices", "load_and_process_state_dict", "model", "resize_token_embeddings",
+         "reset_hooks", "remove_all_hook_fns"}  # fmt: skip
 """Whose remedy is a sentence and no expression."""
 
 

@@ -148,7 +148,7 @@ def canonical(name: Name, schema: Schema) -> str:
             return around.get(rest, name)
         return f"blocks.{block}.{modules[rest]}" if rest in modules else name
     if block is not None:
-        kind = _in_block(rest, schema)
+        kind = modules.get(rest) or _in_block(rest, schema)  # "blocks.0.attn" is a module, which gives attn_out
         return name if kind is None else f"blocks.{block}.{kind}"
     return _without_block(rest, schema) or _shorthand(rest, schema) or around.get(rest, name)
 

@@ -49,6 +49,14 @@ ARGUMENTS: Mapping[str, str] = {
 }
 """Keyword arguments of other libraries' calls -> what to do here."""
 
+PLACES: Mapping[str, str] = {
+    **dict.fromkeys(
+        ("layer", "layer_idx", "layer_index", "block_idx"), "Pass block=, counted from 0, or from the end by -1."
+    ),
+    **dict.fromkeys(("name", "activation", "names"), "Pass the name first, such as ckpts.get('pattern', 'attn', 0)."),
+    "layer_type": "Pass layer_name=, such as 'attn'.",
+}
+"""What other libraries call the places of a captured value -> what to do in `ActivationCkpts.get`."""
 
 _LAYERS = "torch.stack([{} for block in model.blocks])"
 
@@ -82,8 +90,37 @@ MODEL: Mapping[str, str] = {
     "OV": _LAYERS.format("block.attn.W_V @ block.attn.W_O"),
     "tokens_to_residual_directions": "model.unembed.W_U[:, tokens]",
     "loss_fn": "model.loss(inputs)",
-    "fold_layer_norm": "the weights as they are; nothing is folded or centred here",
-    "process_weights_": "the weights as they are; nothing is folded or centred here",
+    **dict.fromkeys(
+        (
+            "fold_layer_norm",
+            "fold_value_biases",
+            "process_weights_",
+            "center_unembed",
+            "center_writing_weights",
+            "refactor_factored_attn_matrices",
+            "load_and_process_state_dict",
+        ),
+        "the weights as they are; nothing is folded or centred here",
+    ),
+    "set_use_attn_result": "torch.einsum('bphk,hkd->bphd', ckpts['z', 0], model.blocks[0].attn.W_O)",
+    "set_use_split_qkv_input": "pl.Edit.zero('blocks.0.attn.ckpt_q', heads=3)",
+    "set_use_attn_in": "pl.Edit.zero('blocks.0.attn.ckpt_q', heads=3)",
+    "set_use_hook_mlp_in": "pl.Edit.zero('blocks.0.resid_mid')",
+    "accumulated_bias": "sum(block.attn.b_O + block.mlp.b_out for block in model.blocks)",
+    "all_head_labels": "[(block, head) for block in range(len(model.blocks)) for head in range(model.config.n_head)]",
+    "input_to_embed": "model.run_with_ckpts(inputs, names=['embed', 'pos_embed'])",
+    "get_residual": "model.run_with_ckpts(inputs, names='resid_pre')",
+    "mod_dict": "dict(model.named_modules())",
+    "add_caching_hooks": "model.run_with_ckpts(inputs)",
+    "get_caching_hooks": "model.run_with_ckpts(inputs)",
+    "cache_all": "model.run_with_ckpts(inputs)",
+    "cache_some": "model.run_with_ckpts(inputs, names='pattern')",
+    "check_hooks_to_add": "model.ckpt_names",
+    "generate_stream": "model.stream(inputs)",
+    "sample_datapoint": "model.tokenize(text)",
+    "load_sample_training_dataset": "model.tokenize(text)",
+    "set_tokenizer": "model.tokenizer = pl.load().tokenizer",
+    "cuda_device": "model.device",
     # transformers
     "transformer": "model.blocks, model.embed, model.pos_embed and model.ln_final",
     "lm_head": "model.unembed",
@@ -98,7 +135,22 @@ MODEL: Mapping[str, str] = {
     "push_to_hub": "model.save_pretrained('folder')",
     "num_parameters": "pl.count_parameters(model).unique",
     "tie_weights": "pl.tie(model)",
+    "base_model": "model.blocks, model.embed, model.pos_embed and model.ln_final",
+    "get_memory_footprint": "pl.count_parameters(model).bytes",
+    "save_model": "model.save_pretrained('folder')",
+    "compute_transition_scores": "model.generate(inputs).logprobs",
+    "beam_search": "model.generate(inputs, num_beams=4)",
+    "greedy_search": "model.generate(inputs)",
+    "contrastive_search": "model.generate(inputs)",
+    "sample": "model.generate(inputs, sampler=pl.Sampler())",
+    "init_weights": "pl.CkptedTransformer(model.config)",
+    # nanoGPT
+    "configure_optimizers": "torch.optim.AdamW(model.parameters())",
+    "get_num_params": "pl.count_parameters(model).unique",
     # nnsight and DoTLMViz
+    "session": "model.run_with_ckpts(inputs)",
+    "edit": "model.run_with_ckpts(inputs, edits=[pl.Edit.zero('blocks.0.attn.ckpt_z', heads=3)])",
+    "scan": "pl.estimate(model, text)",
     "trace": "model.run_with_ckpts(inputs, edits=[pl.Edit.zero('blocks.0.attn.ckpt_z', heads=3)])",
     "ckpts": "logits, ckpts = model.run_with_ckpts(inputs)",
     "get_all_checkpoints": "model.ckpt_names",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -13,6 +13,7 @@ from pellucid.errors import WeightsError
 from pellucid.run.model import CkptedTransformer
 from pellucid.text.tokenizer import Tokenizer
 from pellucid.weights import load as weights
+from pellucid.weights.foreign import uncompiled
 from pellucid.weights.hub import BUNDLED
 
 if TYPE_CHECKING:
@@ -108,6 +109,7 @@ def to_hf(model: CkptedTransformer) -> GPT2LMHeadModel:
             constants), or logits differ.
         MissingExtraError: transformers is not installed.
     """
+    model = cast(CkptedTransformer, uncompiled(model))
     if not isinstance(model, CkptedTransformer):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise WeightsError(
             f"to_hf: given {type(model).__name__}, expected a CkptedTransformer.",

@@ -441,3 +441,10 @@ def test_right_padded_and_masked_prompts(glass: pl.CkptedTransformer) -> None:
     ids = torch.tensor([rows[0], [0, 0, 0, *rows[1]]])
     batch = glass.tokenize(ids, mask=torch.tensor([[1] * 6, [0, 0, 0, 1, 1, 1]]))
     assert rows_of(glass.generate(batch, max_new_tokens=5)) == expected
+
+
+def test_more_texts_than_any_memory_holds_are_refused(glass: pl.CkptedTransformer) -> None:
+    with pytest.raises(pl.InputError) as caught:
+        glass.generate([[1, 2]], max_new_tokens=1, sampler=pl.Sampler(), seed=0, num_return_sequences=10**12)
+    assert caught.value.code == "return-sequences"
+    assert "65536" in str(caught.value)

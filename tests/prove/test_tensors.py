@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import pellucid as pl
+import support
 from pellucid.prove.aligning import align
 from pellucid.prove.fingerprint import fingerprint
 from pellucid.prove.units import units_of
@@ -91,3 +92,23 @@ def test_a_nan_and_a_sign_of_zero_are_values_too(glass: pl.CkptedTransformer) ->
     assert align(units, theirs, 3, 4).bit_equal
     units["blocks.1.mlp.b_in"][0], theirs["blocks.1.mlp.b_in"][0] = 0.0, -0.0
     assert not align(units, theirs, 3, 4).bit_equal
+
+
+def test_a_default_device_without_numbers_changes_no_verdict() -> None:
+    model = support.glass()
+    ids = torch.tensor([[1, 2, 3]])
+    torch.set_default_device("meta")
+    try:
+        report = pl.compare(model, model, inputs=ids)
+        assert torch.get_default_device().type == "meta"
+    finally:
+        torch.set_default_device(None)
+    assert report.verdict == "identical"
+
+
+def test_a_divergence_names_a_parameter_once() -> None:
+    model, other = support.glass(), support.glass()
+    with torch.no_grad():
+        other.blocks[0].mlp.W_in[0, 0] += 0.5
+    for pair in ((model, other), (model.state_dict(), other.state_dict())):
+        assert str(pl.compare(*pair, inputs=torch.tensor([[1, 2]])).first_divergence).count("blocks.0.mlp.W_in") == 1

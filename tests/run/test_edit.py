@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -600,3 +601,24 @@ def test_a_position_that_the_other_text_does_not_have_is_refused(glass64: pl.Ckp
     with pytest.raises(pl.EditError):
         glass64.run_with_ckpts([SHORT, SHORT], edits=pl.Edit.patch("blocks.1.resid_pre", padded, pos=-2))
     glass64.run_with_ckpts([SHORT, SHORT], edits=pl.Edit.patch("blocks.1.resid_pre", padded, pos=-1))
+
+
+def doubled(part: Tensor) -> Tensor:
+    return 2 * part
+
+
+@pytest.mark.parametrize("kind", ["zero", "replace", "add", "scale", "mean_ablate", "mean of a run", "patch", "apply"])
+def test_an_edit_that_was_pickled_does_the_same(kind: str, glass: pl.CkptedTransformer) -> None:
+    ids = torch.tensor([[3, 1, 4, 1, 5]])
+    _, other = glass.run_with_ckpts(ids.flip(1))
+    edit = {
+        "zero": pl.Edit.zero("z", heads=[1]), "replace": pl.Edit.replace("resid_mid", 0.5, pos=-1),
+        "add": pl.Edit.add("resid_mid", torch.ones(glass.config.n_embd)), "scale": pl.Edit.scale("z", 0.5, heads=[0]),
+        "mean_ablate": pl.Edit.mean_ablate("z"), "mean of a run": pl.Edit.mean_ablate("z", other, heads=[1]),
+        "patch": pl.Edit.patch("resid_mid", other, pos=[-1]), "apply": pl.Edit.apply("resid_mid", doubled),
+    }[kind]  # fmt: skip
+    again = pickle.loads(pickle.dumps(edit))
+    expected = glass.run_with_ckpts(ids, edits=[edit])[0]
+    assert torch.equal(glass.run_with_ckpts(ids, edits=[again])[0], expected)
+    assert not torch.equal(glass(ids), expected)
+    assert repr(again) == repr(edit)

@@ -290,3 +290,9 @@ def test_a_file_in_the_place_of_the_folder(tmp_path: Path) -> None:
 def test_there_is_no_tokenizer_file_without_a_tokenizer(saved: Path) -> None:
     assert set(contents(saved)) == {"config.json", "model.safetensors"}
     assert "lm_head.weight" not in hf_dict(GPT2LMHeadModel.from_pretrained(saved))
+
+
+def test_a_compiled_model_is_converted_as_it_was() -> None:
+    model = pl.from_hf(small_hf())
+    compiled = torch.compile(model, backend="eager")
+    assert same_logits(model, pl.to_hf(compiled))  # pyright: ignore[reportArgumentType]

@@ -122,7 +122,7 @@ def returned_of(num_return_sequences: int, num_beams: int, sampler: Sampler) -> 
     Raises:
         InputError: Fewer than one, or several that would be the same.
     """
-    returned = require_some("num_return_sequences", num_return_sequences)
+    returned = require_some("num_return_sequences", num_return_sequences, at_most=MOST)
     beams = require_some("num_beams", num_beams, at_most=MOST)
     if returned > 1 and beams == 1 and sampler.is_greedy:
         raise InputError(

@@ -11,6 +11,7 @@ from typing import Any, overload
 
 from torch import Tensor, nn
 
+from pellucid.numerics.execution import ordinary_tensors
 from pellucid.prove.about import About
 from pellucid.prove.comparison import Comparison, Progress, silently
 from pellucid.prove.dicts import compare_dicts, compare_unrecognised, compare_with_dict
@@ -31,6 +32,7 @@ def compare(
 ) -> ComparisonReport: ...
 
 
+@ordinary_tensors()
 def compare(
     a: Any,
     b: Any,

@@ -248,7 +248,7 @@ def _by_name(a: Tensors, b: Tensors) -> ComparisonReport:
         for name, found in compared.items()
     )
     divergence = next(
-        (Divergence(n, "parameter", f"{n} {describe_difference(c)}") for n, c in compared.items() if not c.bit_equal),
+        (Divergence(n, "parameter", describe_difference(c)) for n, c in compared.items() if not c.bit_equal),
         Divergence(shapes[0], "parameter", f"shapes {list(a[shapes[0]].shape)} and {list(b[shapes[0]].shape)}")
         if shapes
         else None,

@@ -28,7 +28,8 @@ def first_changed(alignment: Alignment, units: Mapping[str, Tensor], others: Map
     ]
     head = "" if changed.group.head is None else f"[{changed.group.head}]"
     where = " + ".join(unit + head for unit in differing)
-    return Divergence(where, "parameter", f"{changed.name} {describe_difference(changed.comparison)}")
+    theirs = "" if changed.name == where else f"{changed.name} "
+    return Divergence(where, "parameter", theirs + describe_difference(changed.comparison))
 
 
 def _of_head(unit: Tensor, head: int | None) -> Tensor:

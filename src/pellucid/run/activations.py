@@ -13,7 +13,7 @@ from torch import Tensor
 from pellucid import aliases, families, own_file
 from pellucid.axes import POSITIONS, Axis, coordinate
 from pellucid.check import require_whole
-from pellucid.dialects import CKPTS, unknown_attribute
+from pellucid.dialects import CKPTS, PLACES, named_arguments, unknown_attribute
 from pellucid.errors import InputError, MissingExtraError, UnknownNameError, shown
 from pellucid.run.origin import Known, Origin
 from pellucid.run.region import Index, Region, take
@@ -115,6 +115,7 @@ class ActivationCkpts(Mapping[str, Tensor]):
         shapes = "".join(f"\n  {name}  {list(value.shape)}  {value.dtype}" for name, value in self._values.items())
         return f"ActivationCkpts of {len(self)} checkpoints, {self.nbytes:,} bytes{shapes}"
 
+    @named_arguments(PLACES)
     def get(  # pyright: ignore[reportIncompatibleMethodOverride] (DoTLMViz's, with a mapping's default)
         self,
         act_name: aliases.Name,

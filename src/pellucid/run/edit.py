@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -85,7 +86,7 @@ class Edit:
         cls, names: Names, *, pos: Index = None, heads: Index = None, neurons: Index = None, rows: Index = None
     ) -> Edit:
         """Set to zero."""
-        return cls("zero", names, lambda part, site: torch.zeros_like(part), Region(pos, heads, neurons, rows))
+        return cls("zero", names, _zero, Region(pos, heads, neurons, rows))
 
     @classmethod
     @named_arguments()
@@ -100,7 +101,7 @@ class Edit:
         rows: Index = None,
     ) -> Edit:
         """Put `value` there."""
-        return cls("replace", names, lambda part, site: _fitting(value, part, site), Region(pos, heads, neurons, rows))
+        return cls("replace", names, partial(_fitting, value), Region(pos, heads, neurons, rows))
 
     @classmethod
     @named_arguments()
@@ -115,9 +116,7 @@ class Edit:
         rows: Index = None,
     ) -> Edit:
         """Add `value`."""
-        return cls(
-            "add", names, lambda part, site: part + _fitting(value, part, site), Region(pos, heads, neurons, rows)
-        )
+        return cls("add", names, partial(_added, value), Region(pos, heads, neurons, rows))
 
     @classmethod
     @named_arguments()
@@ -132,9 +131,7 @@ class Edit:
         rows: Index = None,
     ) -> Edit:
         """Multiply by `factor`."""
-        return cls(
-            "scale", names, lambda part, site: part * _fitting(factor, part, site), Region(pos, heads, neurons, rows)
-        )
+        return cls("scale", names, partial(_scaled, factor), Region(pos, heads, neurons, rows))
 
     @classmethod
     @named_arguments()
@@ -157,26 +154,9 @@ class Edit:
         """
         if reference is not None:
             _require_captured("mean_ablate", reference)
-
-        def change(part: Tensor, site: Site) -> Tensor:
-            if Axis.QUERY in site.axes:
-                raise EditError(
-                    f"mean_ablate at {site.name}: scores and patterns have no mean over positions.",
-                    code="edit-mean-of-pattern",
-                    remedy="Ablate ckpt_z instead, or replace the pattern by one of your own.",
-                )
-            if reference is not None and reference.part.heads is not None:
-                raise EditError(
-                    f"mean_ablate at {site.name}: the reference holds some heads only.",
-                    code="edit-misfit",
-                    remedy="Capture all heads in the reference; limit the edit by heads= instead.",
-                )
-            source = site.whole if reference is None else reference[site.name]
-            source = take(source, Region(None, heads, neurons).indices(site.name, source.shape, site.axes, strict=True))
-            mask = site.batch.mask if reference is None else _kept(reference)
-            return _mean(source, mask).to(part)
-
-        return cls("mean_ablate", names, change, Region(pos, heads, neurons, rows), whole_text=reference is None)
+        region = Region(pos, heads, neurons, rows)
+        change = partial(_averaged, reference, region)
+        return cls("mean_ablate", names, change, region, whole_text=reference is None)
 
     @classmethod
     @named_arguments()
@@ -199,24 +179,9 @@ class Edit:
                 of the batch that runs, for each chosen row in their order, or one for all.
             pos, heads, neurons, rows: The part to replace.
         """
-        region = Region(pos, heads, neurons, rows)
-
         _require_captured("patch", source)
-
-        def change(part: Tensor, site: Site) -> Tensor:
-            value, here = source[site.name], region
-            if site.start is not None:
-                columns = site.whole.size(site.pos_axis)
-                inside = region.within(site.start, columns)
-                here = replace(region, pos=[site.start + i for i in (range(columns) if inside is None else inside[0])])
-            here = _of_the_source(here, value, site, region)
-            _require_source(source, value, site, region)
-            if site.start is None and (source.batch.padded or site.batch.padded):
-                _require_tokens(source.batch, site, here.rows, region)
-            chosen = take(value, here.indices(site.name, value.shape, site.axes, strict=True))
-            return _fitting(chosen, part, site)
-
-        return cls("patch", names, change, region)
+        region = Region(pos, heads, neurons, rows)
+        return cls("patch", names, partial(_patched, source, region), region)
 
     @classmethod
     @named_arguments()
@@ -237,7 +202,7 @@ class Edit:
                 code="edit-kind",
                 remedy="Pass a function; Edit.replace takes a value.",
             )
-        return cls("apply", names, lambda part, site: function(part.clone()), Region(pos, heads, neurons, rows))
+        return cls("apply", names, partial(_applied, function), Region(pos, heads, neurons, rows))
 
     def __repr__(self) -> str:
         limits = {"pos": self.region.pos, "heads": self.region.heads, "neurons": self.region.neurons,
@@ -279,6 +244,58 @@ class Edit:
             code="edit-misfit",
             remedy="Give a value of the shape of the part that is edited, every axis kept.",
         )
+
+
+# What the edits do; functions of the module, so that an edit can be pickled and sent to another process.
+
+
+def _zero(part: Tensor, site: Site) -> Tensor:
+    return torch.zeros_like(part)
+
+
+def _added(value: Tensor | float, part: Tensor, site: Site) -> Tensor:
+    return part + _fitting(value, part, site)
+
+
+def _scaled(factor: Tensor | float, part: Tensor, site: Site) -> Tensor:
+    return part * _fitting(factor, part, site)
+
+
+def _applied(function: Callable[[Tensor], Tensor], part: Tensor, site: Site) -> Tensor:
+    return function(part.clone())
+
+
+def _averaged(reference: ActivationCkpts | None, within: Region, part: Tensor, site: Site) -> Tensor:
+    if Axis.QUERY in site.axes:
+        raise EditError(
+            f"mean_ablate at {site.name}: scores and patterns have no mean over positions.",
+            code="edit-mean-of-pattern",
+            remedy="Ablate ckpt_z instead, or replace the pattern by one of your own.",
+        )
+    if reference is not None and reference.part.heads is not None:
+        raise EditError(
+            f"mean_ablate at {site.name}: the reference holds some heads only.",
+            code="edit-misfit",
+            remedy="Capture all heads in the reference; limit the edit by heads= instead.",
+        )
+    source = site.whole if reference is None else reference[site.name]
+    source = take(source, replace(within, pos=None, rows=None).indices(site.name, source.shape, site.axes, strict=True))
+    mask = site.batch.mask if reference is None else _kept(reference)
+    return _mean(source, mask).to(part)
+
+
+def _patched(source: ActivationCkpts, region: Region, part: Tensor, site: Site) -> Tensor:
+    value, here = source[site.name], region
+    if site.start is not None:
+        columns = site.whole.size(site.pos_axis)
+        inside = region.within(site.start, columns)
+        here = replace(region, pos=[site.start + i for i in (range(columns) if inside is None else inside[0])])
+    here = _of_the_source(here, value, site, region)
+    _require_source(source, value, site, region)
+    if site.start is None and (source.batch.padded or site.batch.padded):
+        _require_tokens(source.batch, site, here.rows, region)
+    chosen = take(value, here.indices(site.name, value.shape, site.axes, strict=True))
+    return _fitting(chosen, part, site)
 
 
 def _require_captured(what: str, given: object) -> None:

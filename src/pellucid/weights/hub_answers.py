@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -64,7 +64,7 @@ def again(request: Callable[[], T]) -> T:
 
 
 @contextmanager
-def _steady() -> Iterator[None]:
+def _steady() -> Generator[None]:
     """Watch the bodies of the library's answers; without it a server that sends a byte a second is read for ever."""
     import huggingface_hub
 
