@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,12 +12,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import pellucid as pl
-from pellucid import aliases, ckpt, network, schema
+from pellucid import ckpt, network
+from pellucid.axes import Axis
 from pellucid.gpt2 import attention
 from pellucid.gpt2 import model as transformer
 from pellucid.numerics import nonlinear, products
-from pellucid.run import edit, model, region
+from pellucid.run import edit
 from pellucid.run.recorder import Recorder
+from pellucid.run.region import Region
+from pellucid.tap import StopAfter
 from pellucid.text import batching as batches
 
 Patch = pytest.MonkeyPatch
@@ -117,40 +119,41 @@ def strided_heads(patch: Patch) -> None:
     )
 
 
+def fused(change: Callable[[Tensor, Tensor], dict[str, Any]]) -> Callable[[Patch], None]:
+    """Our attention's calls of torch's fused kernel, and nobody else's, get options of `change(queries, keys)` too."""
+
+    def make(forward: Any) -> Any:
+        def attend(self: Any, *given: Any, **options: Any) -> Any:
+            plain = F.scaled_dot_product_attention
+
+            def call(q: Tensor, k: Tensor, v: Tensor, **how: Any) -> Tensor:
+                return plain(q, k, v, **{**how, **change(q, k)})
+
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(F, "scaled_dot_product_attention", call)
+                return forward(self, *given, **options)
+
+        return attend
+
+    return wrapped(attention.Attention, "forward", make)
+
+
 def causal_off_by(diagonal: int) -> Callable[[Patch], None]:
-    def breaks(patch: Patch) -> None:
-        def fused(self: Any, q: Tensor, k: Tensor, v: Tensor, visible: attention.Visible) -> Tensor:
-            mask = torch.ones(q.size(2), k.size(2), dtype=torch.bool).tril(diagonal)
-            mask[:, 0] = True
-            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=self.scale)
+    def options(q: Tensor, k: Tensor) -> dict[str, Any]:
+        mask = torch.ones(q.size(2), k.size(2), dtype=torch.bool).tril(diagonal)
+        mask[:, 0] = True
+        return {"attn_mask": mask, "is_causal": False}
 
-        patch.setattr(attention.Attention, "_fused", fused)
-
-    return breaks
+    return fused(options)
 
 
 def positions_shifted(patch: Patch) -> None:
     """Left-padded rows start at position one."""
-
-    def assemble(plain: Any) -> Any:
-        def assembled(self: Any, ids: Tensor, mask: Tensor) -> pl.Batch:
-            batch = plain(self, ids, mask)
-            return replace(batch, positions=batch.positions + (~batch.mask[:, :1]).long())
-
-        return assembled
-
-    wrapped(batches.Batcher, "_assemble", assemble)(patch)
+    wrapped(batches, "positions_of", lambda plain: lambda mask: plain(mask) + (~mask[:, :1]).long())(patch)
 
 
 def rectangular_positions(patch: Patch) -> None:
-    def assemble(plain: Any) -> Any:
-        def assembled(self: Any, ids: Tensor, mask: Tensor) -> pl.Batch:
-            batch = plain(self, ids, mask)
-            return replace(batch, positions=torch.arange(ids.size(1)).expand_as(ids))
-
-        return assembled
-
-    wrapped(batches.Batcher, "_assemble", assemble)(patch)
+    patch.setattr(batches, "positions_of", lambda mask: torch.arange(mask.size(1)).expand_as(mask))
 
 
 def pads_seen(patch: Patch) -> None:
@@ -174,18 +177,20 @@ def untied_head(patch: Patch) -> None:
 def no_affine(patch: Patch) -> None:
     def forward(self: Any, x: Tensor, tap: Any = None) -> Tensor:
         if self.ckpt_scaled.is_watched(tap):
-            self.ckpt_scaled.replacement(self._scaled(x), tap)
+            self.ckpt_scaled.replacement(F.layer_norm(x, self.w.shape, eps=self.eps), tap)
         return self.ckpt_normalized(F.layer_norm(x, self.w.shape, eps=self.eps), tap)
 
     patch.setattr(transformer.LayerNorm, "forward", forward)
 
 
 def unbiased_variance(patch: Patch) -> None:
-    def scaled(self: Any, x: Tensor) -> Tensor:
-        variance, mean = torch.var_mean(x, dim=-1, correction=1, keepdim=True)
-        return (x - mean) / torch.sqrt(variance + self.eps)
+    def forward(self: Any, x: Tensor, tap: Any = None) -> Tensor:
+        if self.ckpt_scaled.is_watched(tap):
+            variance, mean = torch.var_mean(x, dim=-1, correction=1, keepdim=True)
+            self.ckpt_scaled.replacement((x - mean) / torch.sqrt(variance + self.eps), tap)
+        return self.ckpt_normalized(F.layer_norm(x, self.w.shape, self.w, self.b, self.eps), tap)
 
-    patch.setattr(transformer.LayerNorm, "_scaled", scaled)
+    patch.setattr(transformer.LayerNorm, "forward", forward)
 
 
 def no_final_norm(patch: Patch) -> None:
@@ -308,13 +313,15 @@ def writes_in_place(patch: Patch) -> None:
 def runs_on(patch: Patch) -> None:
     """The run goes to its end, and the logits are thrown away."""
 
-    def until_stopped(self: Any, batch: pl.Batch, tap: Any, start_at: Any) -> Tensor | None:
-        stops = isinstance(tap, model.Chain)
-        without_stop = model.Chain([t for t in tap._taps if not isinstance(t, model.StopAfter)]) if stops else tap
-        logits = self(batch, tap=without_stop)
-        return None if stops else logits
+    def make(plain: Any) -> Any:
+        def run(self: Any, *given: Any, stop_at: str | None = None, **options: Any) -> Any:
+            logits, ckpts = plain(self, *given, stop_at=stop_at, **options)
+            return None if stop_at else logits, ckpts
 
-    patch.setattr(pl.CkptedTransformer, "_run_until_stopped", until_stopped)
+        return run
+
+    patch.setattr(StopAfter, "__call__", lambda self, name, value: value)
+    wrapped(pl.CkptedTransformer, "run_with_ckpts", make)(patch)
 
 
 def shows_everything(patch: Patch) -> None:
@@ -325,34 +332,34 @@ def shows_everything(patch: Patch) -> None:
 
 
 def star_crosses_dots(patch: Patch) -> None:
-    plain = schema._glob
-    patch.setattr(aliases, "_select_again", aliases._select)  # remembers nothing
-    patch.setattr(schema, "_glob", lambda pattern, known: plain(pattern.replace("**", "*").replace("*", "**"), known))
+    def make(plain: Any) -> Any:
+        return lambda self, batch, names: plain(self, batch, names=names.replace("**", "*").replace("*", "**"))
+
+    wrapped(pl.CkptedTransformer, "run_with_ckpts", make)(patch)
 
 
 def other_heads(patch: Patch) -> None:
     """Heads counted from the end."""
-    plain = region._entries
-    patch.setattr(
-        region,
-        "_entries",
-        lambda index, size, where: (
-            (size - 1 - plain(index, size, where)) % size if "heads" in where else plain(index, size, where)
-        ),
-    )
+
+    def make(plain: Any) -> Any:
+        def indices(self: Any, name: str, shape: Any, axes: Any, *, strict: bool) -> dict[int, Tensor]:
+            found = plain(self, name, shape, axes, strict=strict)
+            return {i: shape[i] - 1 - chosen if axes[i] is Axis.HEAD else chosen for i, chosen in found.items()}
+
+        return indices
+
+    wrapped(Region, "indices", make)(patch)
 
 
 def dropout_while_evaluating(patch: Patch) -> None:
-    plain = attention.Attention._fused
+    fused(lambda q, k: {"dropout_p": 0.1})(patch)
 
-    def fused(self: Any, *tensors: Any) -> Tensor:
-        was, self.training = self.training, True
-        try:
-            return plain(self, *tensors)
-        finally:
-            self.training = was
 
-    patch.setattr(attention.Attention, "_fused", fused)
+def another_softmax_in_place(patch: Patch) -> None:
+    plain = torch.softmax
+    patch.setattr(
+        torch, "softmax", lambda scores, dim, out=None: plain(scores * (1 if out is None else 7 / 8), dim, out=out)
+    )
 
 
 def no_dropout(patch: Patch) -> None:

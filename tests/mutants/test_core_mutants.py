@@ -19,7 +19,6 @@ from torch import Tensor
 
 import pellucid as pl
 import support
-from pellucid.gpt2 import attention
 from pellucid.numerics import nonlinear
 
 Patch = pytest.MonkeyPatch
@@ -196,7 +195,7 @@ MUTANTS = [
     Mutant("capture that goes the explicit way", broken.looking_goes_explicit, on_glass(checks.looking, IDS)),
     Mutant(
         "a softmax in place that is another one",
-        broken.replaced(attention, "_softmax", lambda scores, *, in_place: (scores * (1 - in_place / 8)).softmax(-1)),
+        broken.another_softmax_in_place,
         on_glass(checks.pattern_alone, IDS),
     ),
     Mutant("patterns computed for nobody", broken.always_watched, on_glass(checks.stays_fused, IDS)),
