@@ -23,7 +23,8 @@ import matplotlib
 matplotlib.use("Agg")
 import torch, pellucid as pl, support
 from pellucid.cli.shared.values import summarize
-from pellucid.fast.decoder import Decoder, decoder
+from pellucid.fast.decoder import decoder
+from pellucid.gpt2.kernels import Decoder
 
 ids = support.some_ids(2, 6)
 model, fast = support.glass(), support.glass(numerics="fast")

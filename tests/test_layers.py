@@ -19,6 +19,7 @@ LAYERS: dict[str, int] = {
     "dialects": 0, "numerics": 0, "config": 0, "network": 0, "family": 0, "layout": 0,
     "weights.hub": 0, "weights.hub_answers": 0, "weights.blobs": 0, "weights.manifests": 0, "weights.foreign": 0,
     "gpt2": 1, "families": 1, "generation_settings": 1,
+    "fast.compiled": 0,
     "text": 2, "weights": 2, "run.cache": 2, "fast": 2,
     "run": 3,
     "generate": 4, "corpus": 4, "measure": 4,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from pellucid.layout import Layout
@@ -68,6 +69,49 @@ class Shown(NamedTuple):
     names: tuple[str, ...]
 
 
+class StepDecoder(Protocol):
+    """Runs a text one column after another.
+
+    Attributes:
+        dtype: The dtype of the keys and values that it reads.
+    """
+
+    dtype: torch.dtype
+
+    def step(
+        self, ids: Tensor, positions: Tensor, cache: Any, names: Collection[str] = ()
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Run the next column, which the cache has room for and then holds.
+
+        Args:
+            ids: [B].
+            positions: [B].
+            cache: A `KeyValueCache` in `dtype`; its mask says that the column holds tokens.
+            names: Checkpoints to give.
+
+        Returns:
+            Logits [B, V], and the captured values with one position each.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """Compiled decoding of a family.
+
+    Attributes:
+        take: Whether the kernels compute what a model computes.
+        decoder: What runs its steps; None if one of the checkpoints cannot be shown.
+        bytes_needed: Memory of the weights that are prepared for it.
+        forget: Drops them.
+    """
+
+    take: Callable[[Network], bool]
+    decoder: Callable[[Network, Collection[str]], StepDecoder | None]
+    bytes_needed: Callable[[Network], int]
+    forget: Callable[[Network], None]
+
+
 @dataclass(frozen=True, eq=False)
 class Family:
     """A kind of model; `pellucid.families` has a line for each.
@@ -82,6 +126,8 @@ class Family:
         layouts: How its weights are stored by others, transformers' first.
         in_transformers: What transformers calls it.
         layout_of: Which of them tensors under canonical names have; None for none.
+        matrices: The matrices that a run multiplies by, as [in, out], in the order in which it reads them.
+        kernels: Compiled decoding; None if there is none.
         differing: Fields of a configuration, with the sizes that tensors in a layout show instead.
     """
 
@@ -94,4 +140,6 @@ class Family:
     layouts: tuple[Layout, ...]
     in_transformers: InTransformers
     layout_of: Callable[[Mapping[str, Tensor]], Layout | None]
+    matrices: Callable[[Network], Iterable[Tensor]]
+    kernels: Kernels | None
     differing: Callable[[Mapping[str, Tensor], Layout, Any], dict[str, Any]]

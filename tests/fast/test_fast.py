@@ -15,8 +15,9 @@ import torch
 
 import pellucid as pl
 import support
-from pellucid.fast import compiled, decoder, prepared
+from pellucid.fast import compiled, decoder
 from pellucid.generate import stepper as stepping
+from pellucid.gpt2 import kernels, packed
 
 CONFIGS: dict[str, dict[str, Any]] = {
     "tied": {},
@@ -113,7 +114,7 @@ def test_bfloat16_weights_are_read_as_they_are() -> None:
 def test_a_write_into_a_parameter_is_noticed() -> None:
     fast = fast_of(support.glass())
     before = fast.generate([[1, 2, 3]], max_new_tokens=8)
-    assert prepared.prepared(fast) is prepared.prepared(fast)
+    assert packed.prepared(fast) is packed.prepared(fast)
     with torch.no_grad():
         fast.blocks[1].attn.W_O[2].zero_()
     after = fast.generate([[1, 2, 3]], max_new_tokens=8)
@@ -137,21 +138,21 @@ def test_refresh_after_a_write_that_nobody_counts() -> None:
 def test_memory_is_stated_beforehand() -> None:
     fast = fast_of(support.glass())
     stated = pl.estimate_generation(fast, support.ragged_ids(5, 9), max_new_tokens=7, rows_each=2)
-    assert stated.prepared == prepared.prepared(fast).nbytes == prepared.bytes_needed(fast)
+    assert stated.prepared == packed.prepared(fast).nbytes == packed.bytes_needed(fast)
     assert stated.cache == pl.KeyValueCache.bytes_needed(fast.config, 4, 16)
     exact = support.glass()
     assert pl.estimate_generation(exact, [[1]]).prepared == 0
-    pages = [kept for kept in prepared.prepared(fast).kept if isinstance(kept, torch.Tensor)]
+    pages = [kept for kept in packed.prepared(fast).kept if isinstance(kept, torch.Tensor)]
     assert pages[0].numel() == stated.prepared
 
 
 def test_the_copy_goes_with_the_model() -> None:
     fast = fast_of(support.glass())
-    prepared.prepared(fast)
-    count = len(prepared._PREPARED)
+    packed.prepared(fast)
+    count = len(packed._PREPARED)
     again = copy.deepcopy(fast)
     del fast
-    assert len(prepared._PREPARED) == count - 1
+    assert len(packed._PREPARED) == count - 1
     again.generate([[1, 2]], max_new_tokens=2)
 
 
@@ -181,8 +182,8 @@ def test_what_the_kernels_do_not_do(change: str, monkeypatch: pytest.MonkeyPatch
     if change == "float64":
         fast = fast.double()
     calls: list[int] = []
-    step = decoder.Decoder.step
-    monkeypatch.setattr(decoder.Decoder, "step", lambda *args: calls.append(1) or step(*args))
+    step = kernels.Decoder.step
+    monkeypatch.setattr(kernels.Decoder, "step", lambda *args: calls.append(1) or step(*args))
     plain = support.ragged_ids(*([3] * (40 if change == "rows" else 2)))
     options: dict[str, Any] = {}
     if change == "edit":
@@ -248,19 +249,19 @@ def test_another_compiler_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     old.chmod(0o755)
     monkeypatch.setenv("CXX", str(old))
     with pytest.raises(pl.NumericsError) as caught:
-        compiled.library()
+        compiled.library(kernels.SOURCE)
     assert "in CXX, such as g++" in caught.value.remedy
     monkeypatch.setenv("CXX", "g++")
-    compiled.library()
+    compiled.library(kernels.SOURCE)
 
 
 @pytest.mark.usefixtures("_nothing_built")
 def test_a_compiler_that_refuses(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     broken = tmp_path / "broken.cpp"
     broken.write_text("int main( {", encoding="utf-8")
-    monkeypatch.setattr(compiled, "SOURCE", broken)
+    monkeypatch.setattr(kernels, "SOURCE", broken)
     with pytest.raises(pl.NumericsError) as caught:
-        compiled.library()
+        compiled.library(kernels.SOURCE)
     assert caught.value.code == "compiler-failed"
     assert "error" in caught.value.message
     assert not list((tmp_path / "cache").rglob("*.so"))
@@ -272,20 +273,20 @@ def test_a_cache_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch, tmp_pat
     (tmp_path / "file").write_text("", encoding="utf-8")
     monkeypatch.setenv("PELLUCID_CACHE", str(tmp_path / "file"))
     with pytest.raises(pl.NumericsError) as caught:
-        compiled.library()
+        compiled.library(kernels.SOURCE)
     assert caught.value.code == "kernel-cache"
     assert "in PELLUCID_CACHE" in caught.value.remedy
     monkeypatch.setenv("PELLUCID_CACHE", str(tmp_path / "folder"))
-    compiled.library()
+    compiled.library(kernels.SOURCE)
 
 
 @pytest.mark.usefixtures("_nothing_built")
 def test_it_is_compiled_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    compiled.library()
+    compiled.library(kernels.SOURCE)
     (built,) = (tmp_path / "cache").rglob("*.so")
     compiled.library.cache_clear()
     monkeypatch.setattr(compiled, "_build", lambda *_: pytest.fail("compiled again"))
-    compiled.library()
+    compiled.library(kernels.SOURCE)
     assert built.is_file()
 
 
@@ -295,7 +296,7 @@ def test_it_is_compiled_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
 def test_vectors_are_no_wider_than_registers(processor: str) -> None:
     """Wider ones live in memory: with AVX2, kernels for AVX512 took four times transformers' time."""
     flags = [flag for flag in compiled.FLAGS if not flag.startswith("-march")]
-    command = ["g++", *flags, f"-march={processor}", "-O0", "-Werror=psabi", "-S", "-o", "-", str(compiled.SOURCE)]
+    command = ["g++", *flags, f"-march={processor}", "-O0", "-Werror=psabi", "-S", "-o", "-", str(kernels.SOURCE)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
@@ -309,11 +310,11 @@ def near_to_float64(config: str = "tied") -> None:
 
 def source_with(tmp: Path, old: str, new: str) -> Callable[[pytest.MonkeyPatch], None]:
     def breaks(patch: pytest.MonkeyPatch) -> None:
-        text = compiled.SOURCE.read_text(encoding="utf-8")
+        text = kernels.SOURCE.read_text(encoding="utf-8")
         assert text.count(old) == 1, "the mutant has nothing to change"
         broken = tmp / "decode.cpp"
         broken.write_text(text.replace(old, new), encoding="utf-8")
-        patch.setattr(compiled, "SOURCE", broken)
+        patch.setattr(kernels, "SOURCE", broken)
         quicker = tuple("-O1" if flag.startswith("-O") else flag for flag in compiled.FLAGS)  # to compile, not to run
         patch.setattr(compiled, "FLAGS", quicker)
 
@@ -356,9 +357,9 @@ def test_vectors_that_are_too_wide_are_noticed(
 def test_a_conversion_drops_what_was_prepared() -> None:
     model = fast_of(support.glass())
     model.generate([[1, 2, 3]], max_new_tokens=2)
-    assert model in prepared._PREPARED
+    assert model in packed._PREPARED
     model.half().float()
-    assert model not in prepared._PREPARED
+    assert model not in packed._PREPARED
 
 
 def never_dropped(patch: pytest.MonkeyPatch) -> None:
@@ -366,7 +367,7 @@ def never_dropped(patch: pytest.MonkeyPatch) -> None:
 
 
 def never_outdated(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(prepared, "state_of", lambda model: ())
+    patch.setattr(packed, "state_of", lambda model: ())
 
 
 def never_forgotten(patch: pytest.MonkeyPatch) -> None:
@@ -407,10 +408,10 @@ def test_masked_scores_of_decoded_columns_hold_the_least_number_of_the_dtype():
 
 def test_compiled_kernels_that_were_cut_off_are_made_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setenv("PELLUCID_CACHE", str(tmp_path))
-    built = tmp_path / "pellucid" / f"decode-{compiled._fingerprint(compiled._compiler())}.so"
+    built = tmp_path / "pellucid" / f"decode-{compiled._fingerprint(kernels.SOURCE, compiled._compiler())}.so"
     built.parent.mkdir()
     built.write_bytes(b"cut off")
-    assert compiled.library.__wrapped__()
+    assert compiled.library.__wrapped__(kernels.SOURCE)
     assert built.stat().st_size > 1000
 
 
@@ -422,5 +423,5 @@ def test_no_home_for_compiled_kernels(monkeypatch: pytest.MonkeyPatch):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(Path, "home", homeless)
     with pytest.raises(pl.NumericsError) as caught:
-        compiled.library.__wrapped__()
+        compiled.library.__wrapped__(kernels.SOURCE)
     assert caught.value.code == "kernel-cache"

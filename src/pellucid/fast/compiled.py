@@ -1,4 +1,4 @@
-"""The C++ of this package, compiled once for each processor and compiler, and kept in the user's cache."""
+"""The C++ of a family's kernels, compiled once for each processor and compiler, and kept in the user's cache."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from pathlib import Path
 
 from pellucid.errors import NumericsError
 
-SOURCE = Path(__file__).with_name("decode.cpp")
 FLAGS = (
     "-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-fPIC",
     "-fopenmp", "-shared",
@@ -25,18 +24,18 @@ COMPILERS = ("c++", "g++", "clang++")
 
 
 @functools.cache
-def library() -> ctypes.CDLL:
-    """The compiled kernels.
+def library(source: Path) -> ctypes.CDLL:
+    """The compiled kernels in a file.
 
     Raises:
         NumericsError: There is no compiler, or it refuses.
     """
     compiler = _compiler()
-    built = _folder() / f"decode-{_fingerprint(compiler)}.so"
+    built = _folder() / f"{source.stem}-{_fingerprint(source, compiler)}.so"
     if built.is_file():
         with suppress(OSError):  # one that was cut off is made again
             return ctypes.CDLL(str(built))
-    _build(compiler, built)
+    _build(source, compiler, built)
     try:
         return ctypes.CDLL(str(built))
     except OSError as problem:
@@ -71,10 +70,10 @@ def _folder() -> Path:
         ) from problem
 
 
-def _fingerprint(compiler: str) -> str:
+def _fingerprint(source: Path, compiler: str) -> str:
     """What the result depends on: source, flags, compiler, and the processor that `-march=native` stands for."""
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout
-    parts = (SOURCE.read_text(encoding="utf-8"), " ".join(FLAGS), compiler, version, _processor())
+    parts = (source.read_text(encoding="utf-8"), " ".join(FLAGS), compiler, version, _processor())
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
@@ -85,7 +84,7 @@ def _processor() -> str:
     return "\n".join([platform.machine(), platform.processor(), *wanted[:2]])
 
 
-def _build(compiler: str, built: Path) -> None:
+def _build(source: Path, compiler: str, built: Path) -> None:
     """Compile beside the place where the result goes, so that it is there whole or not at all."""
     flags = [*FLAGS, *([WIDE] if platform.machine() in ("x86_64", "AMD64") else [])]
     try:
@@ -93,11 +92,11 @@ def _build(compiler: str, built: Path) -> None:
         with tempfile.TemporaryDirectory(dir=built.parent) as folder:
             made = Path(folder) / built.name
             done = subprocess.run(
-                [compiler, *flags, str(SOURCE), "-o", str(made)], capture_output=True, text=True, check=False
+                [compiler, *flags, str(source), "-o", str(made)], capture_output=True, text=True, check=False
             )
             if done.returncode:
                 raise NumericsError(
-                    f"fast numerics: {compiler} cannot compile {SOURCE.name}: {_first_error(done.stderr)}",
+                    f"fast numerics: {compiler} cannot compile {source.name}: {_first_error(done.stderr)}",
                     code="compiler-failed",
                     remedy="Name another compiler in CXX, such as g++ 10 or newer, or use numerics='exact'.",
                 )

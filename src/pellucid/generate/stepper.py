@@ -14,8 +14,8 @@ from torch import Tensor
 
 from pellucid.axes import POSITIONS, Axes, Axis
 from pellucid.errors import NumericsError
-from pellucid.fast.decoder import Decoder, decoder
-from pellucid.fast.graphed import GraphDecoder
+from pellucid.family import StepDecoder
+from pellucid.fast.decoder import decoder
 from pellucid.network import Network
 from pellucid.parameters import has_native_hooks, submodules
 from pellucid.run.cache import KeyValueCache
@@ -134,7 +134,7 @@ class Stepper:
             return self._decoded(self.decoder, self.cache, ids)
         return self._piece(self.cache, ids[:, None], more)
 
-    def _decoded(self, decoder: Decoder | GraphDecoder, cache: KeyValueCache, ids: Tensor) -> Tensor:
+    def _decoded(self, decoder: StepDecoder, cache: KeyValueCache, ids: Tensor) -> Tensor:
         positions = cache.counts
         cache.open(torch.ones_like(self.mask[:, :1]))
         logits, values = decoder.step(ids, positions, cache, self.look.names)

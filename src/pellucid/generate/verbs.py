@@ -11,7 +11,7 @@ from torch import Tensor
 from pellucid.aliases import Names
 from pellucid.dialects import named_arguments
 from pellucid.errors import ConfigError, shown
-from pellucid.fast.prepared import forget
+from pellucid.fast.decoder import forget
 from pellucid.generate.beams import Beams
 from pellucid.generate.file_settings import Asked, asked_by, with_what_always_counts
 from pellucid.generate.generation import Generation, Token

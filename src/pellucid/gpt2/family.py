@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from pellucid.family import Family, InTransformers
-from pellucid.gpt2 import layouts, live, model, schema
+from pellucid.family import Family, InTransformers, Kernels
+from pellucid.gpt2 import kernels, layouts, live, model, packed, schema
 from pellucid.gpt2.config import TransformerConfig, published_fields
 
 GPT2 = Family(
@@ -23,6 +23,8 @@ GPT2 = Family(
         shown=live.shown_by,
     ),
     layouts=layouts.LAYOUTS,
+    matrices=packed.matrices,
+    kernels=Kernels(kernels.take, kernels.decoder, packed.bytes_needed, packed.forget),
     layout_of=layouts.detect,
     differing=layouts.differing,
 )

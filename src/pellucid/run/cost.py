@@ -10,8 +10,8 @@ import torch
 from pellucid.aliases import Names, selected
 from pellucid.axes import Axis
 from pellucid.dialects import named_arguments
+from pellucid.families import family_of
 from pellucid.fast.decoder import kernels_take
-from pellucid.fast.prepared import bytes_needed, matrices
 from pellucid.generate.request import require_some
 from pellucid.generate.stopping import stopping
 from pellucid.run.cache import KeyValueCache
@@ -114,12 +114,15 @@ def estimate_generation(
         >>> pl.estimate_generation(pl.load(), "Once upon a time", max_new_tokens=60)
         524,352 bytes of keys and values, 0 bytes of prepared weights
     """
-    most = stopping(model.config, model.tokenizer, max_new_tokens, (), ()).max_new_tokens
+    most = stopping(model.schema, model.tokenizer, max_new_tokens, (), ()).max_new_tokens
     rows_each = require_some("rows_each", rows_each)
     rows, columns = model.tokenize(inputs, mask=mask).shape
     fast = model.execution.is_fast and kernels_take(model, rows * rows_each)
     dtype = torch.float32 if fast else model.dtype
-    columns = min(columns + most, model.config.n_positions)
+    columns = min(columns + most, model.schema.sizes["n_ctx"])
     cache = KeyValueCache.bytes_needed(model.config, rows * rows_each, columns, dtype)
-    prepared = model.products.bytes_needed(matrices(model)) + (bytes_needed(model) if fast else 0)
+    family = family_of(model.config)
+    prepared = model.products.bytes_needed(family.matrices(model))
+    if fast and family.kernels is not None:
+        prepared += family.kernels.bytes_needed(model)
     return GenerationMemory(cache, prepared)
