@@ -12,8 +12,7 @@ import pellucid as pl
 import support
 from noticed import must_be_noticed
 from pellucid import corpus
-from pellucid.corpus.sink import Sink, feed
-from pellucid.corpus.texts import Progress
+from pellucid.corpus.sink import Progress, Sink, feed
 
 TEXTS = support.ragged_ids(5, 2, 7, 3, 1)
 NAME = "blocks.1.resid_post"
@@ -128,8 +127,8 @@ MUTANTS = {
         corpus.sink, "texts_after", lambda texts, done: iter(texts),
         test_an_interrupted_sink_goes_on_with_the_next_text,
     ),
-    "batches in another order": (
-        corpus.sink, "batches_of", lambda texts, size: reversed(list(corpus.texts.batches_of(texts, size))),
+    "texts in another order": (
+        corpus.sink, "texts_after", lambda texts, done: reversed(list(texts)),
         test_a_sink_of_values_gets_every_text_once_in_order,
     ),
 }  # fmt: skip

@@ -6,20 +6,24 @@ got. Gathering statistics is one sink; storing the values themselves is another.
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Generator, Iterable, Sized
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sized
 from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Protocol
+
+import torch
 
 from pellucid.aliases import selected
 from pellucid.config import Config
-from pellucid.corpus.texts import Progress, batches_of, texts_after
 from pellucid.errors import InputError, PellucidError
 from pellucid.run.activations import ActivationCkpts
 from pellucid.schema import Schema
 
 
-class Runnable(Protocol):
+class CapturingModel(Protocol):
     """A model as far as it is needed here; a `CkptedTransformer` is one."""
 
     @property
@@ -35,6 +39,24 @@ class Runnable(Protocol):
     def run_with_ckpts(self, inputs: Any, *, names: Any = None, stop_at: Any = None) -> tuple[Any, ActivationCkpts]:
         """Return logits and captured values."""
         ...
+
+
+@dataclass
+class Progress:
+    """How far a corpus was read.
+
+    Attributes:
+        texts: How many texts were read.
+        digest: SHA-256 over these texts, in order, which tells them from other texts.
+    """
+
+    texts: int = 0
+    digest: str = hashlib.sha256().hexdigest()
+
+    def add(self, text: Any) -> None:
+        """Count one more text."""
+        self.texts += 1
+        self.digest = hashlib.sha256(bytes.fromhex(self.digest) + fingerprint(text)).hexdigest()
 
 
 class Sink(ABC):
@@ -67,7 +89,13 @@ class Sink(ABC):
 
 
 def feed(
-    model: Runnable, texts: Iterable[Any], sink: Sink, *, batch_size: int, progress: bool = False, by: str = "stream"
+    model: CapturingModel,
+    texts: Iterable[Any],
+    sink: Sink,
+    *,
+    batch_size: int,
+    progress: bool = False,
+    by: str = "stream",
 ) -> Progress:
     """Run texts in batches of their order, each once, and give every batch to a sink.
 
@@ -98,7 +126,7 @@ def feed(
     with _bar(len(texts) if isinstance(texts, Sized) else None, progress) as advance:
         left = texts_after(texts, done)
         advance(done.texts)
-        for batch in batches_of(left, batch_size):
+        while batch := list(islice(left, batch_size)):  # the last one is perhaps shorter
             numbers = range(done.texts, done.texts + len(batch))
             try:
                 ckpts = model.run_with_ckpts(batch, names=names, stop_at=names[-1])[1]
@@ -118,6 +146,32 @@ def feed(
         )
     sink.keep(done, last=True)
     return done
+
+
+def fingerprint(text: Any) -> bytes:
+    """Return the SHA-256 of a text or of its ids."""
+    if isinstance(text, str):
+        return hashlib.sha256(b"text" + text.encode("utf-8", "surrogatepass")).digest()
+    return hashlib.sha256(b"ids" + torch.as_tensor(text).cpu().numpy().astype("<i8").tobytes()).digest()
+
+
+def texts_after(texts: Iterable[Any], done: Progress) -> Iterator[Any]:
+    """Return the texts that were not read yet.
+
+    Raises:
+        InputError: If the first texts are not those that were read.
+    """
+    left = iter(texts)
+    seen = Progress()
+    for text in islice(left, done.texts):
+        seen.add(text)
+    if seen != done:
+        raise InputError(
+            f"stream: the first {done.texts} texts are not those that the file was made of ({seen.texts} given).",
+            code="stream-misfit",
+            remedy="Give the same texts in the same order, or another file.",
+        )
+    return left
 
 
 @contextmanager

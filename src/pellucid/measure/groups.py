@@ -13,7 +13,7 @@ from pellucid import aliases
 from pellucid.axes import POSITIONS, Axis, coordinate
 from pellucid.errors import InputError
 from pellucid.extras import need
-from pellucid.measure.labelled import Array, positions_of, require_entries, values
+from pellucid.measure.labelled import Array, first_place, positions_of, require_entries, values
 from pellucid.run.activations import ActivationCkpts
 
 if TYPE_CHECKING:
@@ -93,11 +93,11 @@ def _finite(array: xarray.DataArray, what: str) -> xarray.DataArray:
     Raises:
         InputError: If a value is infinite.
     """
-    infinite = np.argwhere(np.isinf(array.values))
-    if len(infinite):
-        at = ", ".join(f"{dim} {int(i)}" for dim, i in zip(array.dims, infinite[0], strict=True))
+    infinite = np.isinf(array.values)
+    if infinite.any():
+        at, where = first_place(array.dims, infinite)
         raise InputError(
-            f"{what}: {float(array.values[tuple(infinite[0])])} at {at}, expected finite numbers, or NaN for none.",
+            f"{what}: {float(array.values[at])} at {where}, expected finite numbers, or NaN for none.",
             code="not-finite",
             remedy="Find where it comes from, or leave it out: array.where(np.isfinite(array)).",
         )
@@ -133,7 +133,8 @@ def grouped(source: Source, name: aliases.Name | None, over: Collection[str] | N
     require_entries({dim: array.sizes[dim] for dim in kept}, what)
     coords = {str(n): c for n, c in array.coords.items() if not set(map(str, c.dims)) & set(chosen)}
     attrs = {**array.attrs, "over": ", ".join(chosen)}
-    return Groups(flattened(array.transpose(*kept, *chosen).values, len(kept)), kept, coords, attrs)
+    data = array.transpose(*kept, *chosen).values
+    return Groups(data.reshape(*data.shape[: len(kept)], math.prod(data.shape[len(kept) :])), kept, coords, attrs)
 
 
 def _begins_apart(array: xarray.DataArray, axis: str) -> bool:
@@ -143,11 +144,6 @@ def _begins_apart(array: xarray.DataArray, axis: str) -> bool:
         return bool(array.isnull().any())
     columns = positions_of(position, "batch", axis)
     return bool(((columns >= 0) & (columns != array[axis].values)).any())
-
-
-def flattened(data: Array, kept: int) -> Array:
-    """Join all axes behind the first `kept`."""
-    return data.reshape(*data.shape[:kept], math.prod(data.shape[kept:]))
 
 
 def axes_in(over: Collection[str], dims: Collection[str], what: str) -> tuple[str, ...]:

@@ -6,7 +6,8 @@ attend to, which says nothing about a head.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 from pellucid.axes import Axis
 from pellucid.check import as_python, as_whole
 from pellucid.config import Config
-from pellucid.corpus.sink import Runnable
+from pellucid.corpus.sink import CapturingModel
 from pellucid.errors import InputError, shown
 from pellucid.measure.labelled import find
 from pellucid.run.activations import ActivationCkpts
@@ -97,7 +98,7 @@ def first_token(ckpts: ActivationCkpts) -> xarray.DataArray:
     return _score(ckpts, "first_token", "probability", to_first)
 
 
-def induction(model: Runnable, *, length: int = 50, texts: int = 64, seed: int = 0) -> xarray.DataArray:
+def induction(model: CapturingModel, *, length: int = 50, texts: int = 64, seed: int = 0) -> xarray.DataArray:
     """Compute how much each head attends to the token that came after an earlier occurrence of the present one.
 
     It is measured as in Olsson et al. (2022, arXiv:2209.11895), on random ids that are repeated once, so nothing but
@@ -162,10 +163,8 @@ def repeated_ids(config: Config, length: int, texts: int, seed: int) -> tuple[Te
     return torch.from_numpy(np.concatenate([head, once, once], axis=1)), offset
 
 
-class _Rule(Protocol):
-    def __call__(self, pattern: Tensor, back: Tensor, /) -> Tensor:
-        """Return scores [B, H, Pq] of a pattern [B, H, Pq, Pk], given how far back each key is, [B, 1, Pq, Pk]."""
-        ...
+_Rule = Callable[[Tensor, Tensor], Tensor]
+"""Scores [B, H, Pq] of a pattern [B, H, Pq, Pk], given how far back each key is, [B, 1, Pq, Pk]."""
 
 
 def _score(ckpts: ActivationCkpts, name: str, units: str, rule: _Rule) -> xarray.DataArray:

@@ -7,7 +7,7 @@ real position is an error that says where it is.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -91,9 +91,9 @@ def norms(ckpts: ActivationCkpts, name: aliases.Name, *, log: bool = False) -> x
     lengths = source.array(source.lengths(), source.axes[:-1], "norm", source.units)
     if not log:
         return lengths
-    zeros = np.argwhere(lengths.values == 0)
-    if len(zeros):
-        at = ", ".join(f"{dim} {int(i)}" for dim, i in zip(lengths.dims, zeros[0], strict=True))
+    zeros = lengths.values == 0
+    if zeros.any():
+        at = first_place(lengths.dims, zeros)[1]
         raise InputError(
             f"norms of {source.kind}: a vector of zeros at {at}, which has no logarithm.",
             code="log-of-zero",
@@ -167,11 +167,10 @@ class Captured:
         wrong = ~value.isfinite() if real is None else ~value.isfinite() & real
         if not bool(wrong.any()):
             return
-        at = [int(i) for i in wrong.nonzero()[0]]
-        where = ", ".join(f"{axis} {i}" for axis, i in zip(self.axes, at, strict=False))
+        at, where = first_place(self.axes[: wrong.dim()], wrong.numpy())
         block = "" if self.layers is None else f"blocks.{self.layers[number]}."
         raise InputError(
-            f"{block}{self.kind}: {float(value[tuple(at)])} at {where}, expected finite numbers.",
+            f"{block}{self.kind}: {float(value[at])} at {where}, expected finite numbers.",
             code="not-finite",
             remedy="Find the first checkpoint that is not finite; run in float32 if it overflowed in half precision.",
         )
@@ -259,6 +258,12 @@ def text_hash(batch: Batch) -> str:
     for row in batch.rows():
         digest.update(np.int64(len(row)).tobytes() + row.cpu().numpy().astype("<i8").tobytes())
     return digest.hexdigest()
+
+
+def first_place(dims: Sequence[Any], wrong: Array) -> tuple[tuple[int, ...], str]:
+    """Return the first place at which something is wrong, as an index and in words: "layer 1, batch 0"."""
+    at = tuple(map(int, np.argwhere(wrong)[0]))
+    return at, ", ".join(f"{dim} {i}" for dim, i in zip(dims, at, strict=True))
 
 
 def positions_of(position: xarray.DataArray, *dims: str) -> Array:

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from pellucid.check import require_whole
-from pellucid.corpus.saving import Arrays, Saving, StateFile
-from pellucid.corpus.sink import Runnable, Sink, feed
-from pellucid.corpus.texts import Progress
+from pellucid.corpus.sink import CapturingModel, Progress, Sink, feed
+from pellucid.corpus.state_file import Arrays, Saving, StateFile
 from pellucid.errors import InputError, shown
 from pellucid.measure.statistic import Statistic
 from pellucid.run.activations import ActivationCkpts
@@ -71,7 +70,7 @@ class Streamed(Sequence[Any]):
 
 
 def stream(
-    model: Runnable,
+    model: CapturingModel,
     texts: Iterable[Any],
     statistics: Sequence[Statistic],
     *,

@@ -78,7 +78,7 @@ def data(ax: Axes) -> Any:
         A labelled array (xarray) or a table (pandas), as the function's documentation says.
 
     Raises:
-        InputError: Nothing of this module was drawn on them.
+        InputError: If nothing of this module was drawn on them.
 
     Example:
         >>> import pellucid as pl

@@ -47,7 +47,7 @@ def attention_grid(patterns: Any, *, tokens: Sequence[str] | None = None, ax: Ax
     Args:
         patterns: Weights [head, query, key] or [layer, head, query, key] as a tensor or an array, such as
             `ckpts.stack("attn.ckpt_pattern")` of one text, numbered from 0; or labelled, as `ckpts.to_xarray()` gives
-            them, which know their numbers where only some layers or heads were captured.
+            them, which know their numbers if only some layers or heads were captured.
         tokens: A string for each key; the last of them are the queries, unless the array says which they are.
         ax: Axes to draw on; new ones by default.
 
@@ -55,9 +55,9 @@ def attention_grid(patterns: Any, *, tokens: Sequence[str] | None = None, ax: Ax
         The axes, one for all patterns. `pl.plot.data` of them is the labelled array (layer, head, query, key).
 
     Raises:
-        ShapeError: Other axes, or another number of tokens.
-        InputError: Values that are no attention weights.
-        MissingExtraError: matplotlib or xarray is not installed.
+        ShapeError: If it has other axes, or there is another number of tokens.
+        InputError: If the values are no attention weights.
+        MissingExtraError: If matplotlib or xarray is not installed.
 
     Example:
         >>> import pellucid as pl

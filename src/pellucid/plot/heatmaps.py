@@ -51,7 +51,7 @@ SCORES = (str(Axis.LAYER), str(Axis.HEAD))
 def attention(pattern: Any, *, tokens: Sequence[str] | None = None, ax: Axes | None = None) -> Axes:
     """Draw the attention pattern of one head: a row for each query, a column for each key.
 
-    Colours follow the square root of the weight, so that weight which is spread over many tokens is seen too. Keys
+    Colours follow the square root of the weight, so weight that is spread over many tokens is seen too. Keys
     that the causal mask hides are paper. Of a long text every few tokens are labelled, with their positions, and
     neighbours merge into cells that show the largest of their weights, at most 256 a side.
 
@@ -65,9 +65,9 @@ def attention(pattern: Any, *, tokens: Sequence[str] | None = None, ax: Axes | N
         The axes. `pl.plot.data` of them is the labelled pattern (query, key), nan behind the query.
 
     Raises:
-        ShapeError: Other axes, or another number of tokens.
-        InputError: Values that are no attention weights.
-        MissingExtraError: matplotlib or xarray is not installed.
+        ShapeError: If it has other axes, or there is another number of tokens.
+        InputError: If the values are no attention weights.
+        MissingExtraError: If matplotlib or xarray is not installed.
 
     Example:
         >>> import pellucid as pl
@@ -98,7 +98,7 @@ def attention(pattern: Any, *, tokens: Sequence[str] | None = None, ax: Axes | N
 
 
 def _is_square(array: DataArray) -> bool:
-    """True if queries and keys are about as many, so that a pattern can be drawn in square cells."""
+    """Return True if queries and keys are about as many, so a pattern can be drawn in square cells."""
     return 0.4 < array.shape[0] / array.shape[1] < 2.5
 
 
@@ -122,7 +122,7 @@ def _label_side(side: Any, array: DataArray, dim: str, room: float) -> None:
 
 
 def weights_style(look: Theme) -> dict[str, Any]:
-    """Return how weights are coloured: by their square root, so that weight spread over many tokens is seen too."""
+    """Return how weights are coloured: by their square root, so weight spread over many tokens is seen too."""
     from matplotlib.colors import PowerNorm
 
     return {"cmap": look.heat_map(), "norm": PowerNorm(0.5, 0.0, 1.0), "interpolation": "nearest"}
@@ -140,7 +140,7 @@ def show_weights(
 
 
 def block_size(count: int, dots: float) -> int:
-    """Return how many neighbours merge into one cell, so that a cell takes at least one of `dots` dots."""
+    """Return how many neighbours merge into one cell, so a cell takes at least one of `dots` dots."""
     return -(-count // max(1, min(CELLS_AT_MOST, int(dots))))
 
 
@@ -184,9 +184,9 @@ def head_scores(scores: Any, *, ax: Axes | None = None) -> Axes:
         The axes. `pl.plot.data` of them is the labelled array (layer, head).
 
     Raises:
-        ShapeError: Other axes.
-        InputError: Infinite values, or no scores.
-        MissingExtraError: matplotlib or xarray is not installed.
+        ShapeError: If it has other axes.
+        InputError: If a value is infinite, or there is no score.
+        MissingExtraError: If matplotlib or xarray is not installed.
 
     Example:
         >>> import pellucid as pl

@@ -30,7 +30,7 @@ ROUNDING = 0.01
 
 @dataclass(frozen=True)
 class Layers:
-    """The values of each layer, what was left out (pads and what `skip` skips) taken away.
+    """The values of each layer, without pads and without what `skip` leaves out.
 
     Attributes:
         numbers: The layers' numbers; one empty text if the array has no layer axis.
@@ -50,7 +50,7 @@ class Layers:
         return max(map(len, self.values))
 
     def quantiles(self, at: Sequence[float]) -> Numbers:
-        """[len(at), L]: quantiles of each layer."""
+        """Return the quantiles of each layer, [len(at), L]."""
         return np.stack([np.quantile(values, at) for values in self.values], axis=1)
 
 
@@ -58,8 +58,8 @@ def by_layer(where: str, array: DataArray, skip: int = 0) -> Layers:
     """Sort a labelled array by layer; whatever other axes it has are pooled.
 
     Raises:
-        ShapeError: Not a labelled array, or no axis to skip along.
-        InputError: A value that is infinite, a negative skip, or nothing left to draw.
+        ShapeError: If it is no labelled array, or has no axis to skip along.
+        InputError: If a value is infinite, `skip` is negative, or nothing is left to draw.
     """
     array = without_first(where, labelled(where, array), skip)
     layer = str(Axis.LAYER)
@@ -78,7 +78,7 @@ def by_layer(where: str, array: DataArray, skip: int = 0) -> Layers:
 
 
 def labelled(where: str, array: DataArray) -> DataArray:
-    """The array in float64, nan where a value is missing; infinite values are refused."""
+    """Return an array in float64, nan where a value is missing; refuse infinite values."""
     if not isinstance(array, xarray().DataArray):
         raise ShapeError(
             f"{where}: {type(array).__name__} given, expected an xarray.DataArray with a layer axis.",
@@ -97,7 +97,7 @@ def labelled(where: str, array: DataArray) -> DataArray:
 
 
 def without_first(where: str, array: DataArray, skip: int) -> DataArray:
-    """The array with nan at the first `skip` real positions of each text, wherever its pads are.
+    """Return an array with nan at the first `skip` real positions of each text, wherever its pads are.
 
     They are counted by the array's coordinate `position`, if it has one (-1 at pads), else by what is not nan.
     """
@@ -119,12 +119,12 @@ def without_first(where: str, array: DataArray, skip: int) -> DataArray:
 
 
 def sizes(array: DataArray) -> str:
-    """The axes of an array with their lengths, for messages."""
+    """Return the axes of an array with their lengths, for messages."""
     return "(" + ", ".join(f"{dim} {size}" for dim, size in array.sizes.items()) + ")"
 
 
 def quantity(array: DataArray) -> str:
-    """What an array holds, for an axis: `log norm of attn_out`."""
+    """Return what an array holds, for an axis: `log norm of attn_out`."""
     name = str(array.attrs.get("long_name") or array.name or "value").replace("_", " ")
     if is_log(array) and not name.startswith("log"):
         name = f"log {name}"
@@ -133,12 +133,12 @@ def quantity(array: DataArray) -> str:
 
 
 def is_log(array: DataArray) -> bool:
-    """Whether an array says that its values are logarithms."""
+    """Return True if an array says that its values are logarithms."""
     return str(array.attrs.get("units", "")).startswith("log")
 
 
 def as_numbers(where: str, given: Any) -> Numbers:
-    """An array of numbers from lists, numpy or torch: in float32 where they are no wider, else in float64."""
+    """Return an array of numbers from lists, numpy or torch, in float32 if they are no wider, else in float64."""
     try:
         if isinstance(given, Tensor):  # which hands out neither gradients nor bfloat16
             narrow = given.is_floating_point() and given.element_size() <= 4
@@ -154,11 +154,11 @@ def as_numbers(where: str, given: Any) -> Numbers:
 
 
 def read_patterns(where: str, given: Any, tokens: Sequence[str] | None, dims: tuple[str, ...]) -> DataArray:
-    """Weights with these axes, nan where the causal mask lets none be, and with the tokens as coordinates.
+    """Return weights with these axes, nan at keys that the causal mask hides, and with the tokens as coordinates.
 
     Raises:
-        ShapeError: Other axes, or another number of tokens than keys.
-        InputError: Values that are no attention weights.
+        ShapeError: If it has other axes, or there are not as many tokens as keys.
+        InputError: If the values are no attention weights.
     """
     array = _labelled(where, given, dims) if isinstance(given, xarray().DataArray) else _bare(where, given, dims)
     array = array if array.dtype == np.float32 else array.astype(np.float64)
@@ -213,21 +213,21 @@ def _bare(where: str, given: Any, dims: tuple[str, ...]) -> DataArray:
 
 
 def _columns(array: DataArray) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Which columns of the text the queries and the keys are: the last ones are queries, where nothing else is said."""
+    """Return which columns of the text are queries and keys; the last ones are queries if the array does not say."""
     query, key = ONE_HEAD
     keys = array[key].values if key in array.coords else np.arange(array.sizes[key])
     return (array[query].values if query in array.coords else keys[len(keys) - array.sizes[query] :]), keys
 
 
 def _without_future(array: DataArray, weights: Numbers) -> Numbers:
-    """Weights with nan at keys behind the query, if nothing is there."""
+    """Return weights with nan at keys behind the query, unless a weight is there."""
     queries, keys = _columns(array)
     future = keys[None, :] > queries[:, None]
     return weights if np.nansum(weights[..., future]) else np.where(future, np.nan, weights)
 
 
 def _with_tokens(where: str, array: DataArray, tokens: Sequence[str] | None) -> DataArray:
-    """The array with `query_token` and `key_token`: those it has, or `tokens`, one for each key."""
+    """Return an array with `query_token` and `key_token`: those that it has, or `tokens`, one for each key."""
     if tokens is None:
         return array
     query, key = ONE_HEAD
@@ -252,7 +252,7 @@ def _with_tokens(where: str, array: DataArray, tokens: Sequence[str] | None) -> 
 
 
 def positions_of(array: DataArray, dim: str) -> list[Any]:
-    """The positions along `query` or `key`: those that the array has, else its columns."""
+    """Return the positions along `query` or `key`: those that the array has, else its columns."""
     name = coordinate(dim, "position")
     if name in array.coords and array[name].ndim == 1:
         return array[name].values.tolist()
@@ -261,12 +261,12 @@ def positions_of(array: DataArray, dim: str) -> list[Any]:
 
 
 def labels_along(array: DataArray, dim: str, room: float) -> dict[int, str]:
-    """Index -> label of the tokens along `query` or `key` that fit along `room` points; none where they are unknown."""
+    """Return index -> label of the tokens that fit along `room` points of an axis; none if they are unknown."""
     tokens = tokens_of(array, dim)
     return {} if tokens is None else token_labels(tokens, positions_of(array, dim), room)
 
 
 def tokens_of(array: DataArray, dim: str) -> list[str] | None:
-    """The token strings along `query` or `key`, None if they are not known."""
+    """Return the token strings along `query` or `key`, None if they are not known."""
     name = coordinate(dim, "token")
     return [str(token) for token in array[name].values] if name in array.coords else None

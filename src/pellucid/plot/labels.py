@@ -57,7 +57,7 @@ def _characters(families: tuple[str, ...]) -> frozenset[int]:
 
 
 def step_for(count: int, room: float, size: float = SMALL * LINE) -> int:
-    """Every how many of `count` labels can be shown along `room` points; 1, 2 or 5 times a power of ten."""
+    """Return n if every n-th of `count` labels fits along `room` points; n is 1, 2 or 5 times a power of ten."""
     for step in (digit * 10**power for power in range(10) for digit in (1, 2, 5)):
         if -(-count // step) * size <= room:
             return step
@@ -65,7 +65,7 @@ def step_for(count: int, room: float, size: float = SMALL * LINE) -> int:
 
 
 def token_labels(tokens: Sequence[str], positions: Sequence[Any], room: float) -> dict[int, str]:
-    """Index -> label, with the position in it where only some of the tokens fit along `room` points."""
+    """Return index -> label; it holds the position if only some of the tokens fit along `room` points."""
     step = step_for(len(tokens), room)
     at = range(0, len(tokens), step)
     return {i: visible(tokens[i]) if step == 1 else f"{visible(tokens[i])} {positions[i]}" for i in at}

@@ -42,7 +42,7 @@ Bars = tuple[Numbers, Numbers]
 
 
 def norms(norms: DataArray, *, skip: int = 0, ax: Axes | None = None) -> Axes:
-    """Draw the norm of every token, layer by layer: a point each, spread sideways where there are many alike.
+    """Draw the norm of every token, layer by layer: a point each, spread sideways if many are alike.
 
     A short line is the median. Where points would merge, at a column's width beyond about 1,100 values of each of 12
     layers or 70 of each of 48, a layer is drawn as its quantiles: a bar over the middle half, a line from the 1st to
@@ -58,9 +58,9 @@ def norms(norms: DataArray, *, skip: int = 0, ax: Axes | None = None) -> Axes:
         The axes. `pl.plot.data` of them is the array, nan where a value was left out.
 
     Raises:
-        ShapeError: Not a labelled array.
-        InputError: Infinite values, or none left to draw.
-        MissingExtraError: matplotlib or xarray is not installed.
+        ShapeError: If it is no labelled array.
+        InputError: If a value is infinite, or none is left to draw.
+        MissingExtraError: If matplotlib or xarray is not installed.
 
     Example:
         >>> import numpy as np, xarray, pellucid as pl
@@ -95,7 +95,7 @@ def _points(axes: Axes, look: Theme, layers: Layers, slot: float) -> None:
         return
     medians = layers.quantiles([0.5])[0]
     places = np.arange(len(medians))
-    for colour, width in ((look.paper, 2.2), (look.ink, 1.2)):  # a rim, so that it shows on points of any colour
+    for colour, width in ((look.paper, 2.2), (look.ink, 1.2)):  # a rim, so it shows on points of any colour
         axes.hlines(medians, places - 0.3, places + 0.3, color=colour, linewidth=width)
 
 
@@ -103,7 +103,7 @@ def spread(values: Numbers) -> Numbers:
     """Return sideways places within -0.5 and 0.5, as wide as values are dense; the same for the same values.
 
     A sina plot (Sidiropoulos et al. 2018, doi:10.1080/10618600.2017.1366914) with the van der Corput sequence in
-    place of random numbers, so that neighbours stay apart.
+    place of random numbers, so neighbours stay apart.
     """
     order = np.argsort(values, kind="stable")
     bins = int(np.clip(len(values) ** 0.5, 1, 40))
@@ -144,16 +144,16 @@ def norm_histograms(norms: DataArray, *, skip: int = 0, density: bool = False, a
         norms: Labelled values with an axis `layer`, such as `pl.measure.norms(...)`, (layer, batch, pos); nan at
             pads. Other axes are pooled.
         skip: First tokens of each text to leave out.
-        density: Divide counts by their number and the width of the bins, so that layers of unequal bins compare.
+        density: Divide counts by their number and the width of the bins, so layers of unequal bins compare.
         ax: Axes to draw on; new ones by default.
 
     Returns:
         The axes. `pl.plot.data` of them is a table with a row for each bin: layer, left, right, count (or density).
 
     Raises:
-        ShapeError: Not a labelled array.
-        InputError: Infinite values, or none left to draw.
-        MissingExtraError: matplotlib or xarray is not installed.
+        ShapeError: If it is no labelled array.
+        InputError: If a value is infinite, or none is left to draw.
+        MissingExtraError: If matplotlib or xarray is not installed.
 
     Example:
         >>> import numpy as np, xarray, pellucid as pl
@@ -219,16 +219,16 @@ def ridges(array: DataArray, *, skip: int = 0, ax: Axes | None = None) -> Axes:
 
     Args:
         array: Labelled values with an axis `layer`; nan at pads. Other axes are pooled.
-        skip: First tokens of each text to leave out, where there is an axis `pos`.
+        skip: First tokens of each text to leave out, if there is an axis `pos`.
         ax: Axes to draw on; new ones by default, higher for more layers.
 
     Returns:
         The axes. `pl.plot.data` of them is a table: layer, value, density.
 
     Raises:
-        ShapeError: Not a labelled array.
-        InputError: Infinite values, or none left to draw.
-        MissingExtraError: matplotlib or xarray is not installed.
+        ShapeError: If it is no labelled array.
+        InputError: If a value is infinite, or none is left to draw.
+        MissingExtraError: If matplotlib or xarray is not installed.
 
     Example:
         >>> import numpy as np, xarray, pellucid as pl
@@ -288,9 +288,9 @@ def residual_growth(norms: DataArray, *, skip: int = 0, ax: Axes | None = None) 
         The axes. `pl.plot.data` of them is the array, nan where a value was left out.
 
     Raises:
-        ShapeError: Not a labelled array.
-        InputError: Infinite values, norms that are not above zero, or none left to draw.
-        MissingExtraError: matplotlib or xarray is not installed.
+        ShapeError: If it is no labelled array.
+        InputError: If a value is infinite or not above zero, or none is left to draw.
+        MissingExtraError: If matplotlib or xarray is not installed.
 
     Example:
         >>> import numpy as np, xarray, pellucid as pl

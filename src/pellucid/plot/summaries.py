@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 MARKERS = "so^Dv<>p"
-"""A shape for each term, so that colour is not needed to tell them apart."""
+"""A shape for each term, so colour is not needed to tell them apart."""
 
 INTERCEPT = "const"
 
@@ -63,9 +63,9 @@ def autoregression(
         high, pvalue, significant.
 
     Raises:
-        InputError: Not such a fit, or not by layer alone; unknown terms, an alpha that is no probability, or no
-            coefficient to draw.
-        MissingExtraError: matplotlib or pandas is not installed.
+        InputError: If it is no such fit or not by layer alone, a term is unknown, alpha is no probability, or no
+            coefficient can be drawn.
+        MissingExtraError: If matplotlib or pandas is not installed.
 
     Example:
         >>> import pellucid as pl
@@ -195,8 +195,8 @@ def parameters(counted: ParameterCount | nn.Module, *, ax: Axes | None = None) -
         The axes. `pl.plot.data` of them is a table, a row for each component: `unique` numbers and `tied` ones.
 
     Raises:
-        InputError: Something else, or a model without parameters.
-        MissingExtraError: matplotlib or pandas is not installed.
+        InputError: If something else is given, or the model has no parameters.
+        MissingExtraError: If matplotlib or pandas is not installed.
 
     Example:
         >>> import pellucid as pl
@@ -247,7 +247,7 @@ def _text(unique: int, tied: int, everything: int) -> str:
 
 
 def _end_of_axis(ends: Sequence[float], texts: Sequence[str], room: float) -> float:
-    """Return how many parameters end the axis, so that each bar and the text behind it fit into `room` points."""
+    """Return how many parameters end the axis, so each bar and the text behind it fit into `room` points."""
     size = matplotlib().font_manager.FontProperties().get_size_in_points()
     behind = [min(3 + longest([text], size), 0.7 * room) for text in texts]
     return max(end * room / (room - taken) for end, taken in zip(ends, behind, strict=True))

@@ -2,7 +2,7 @@
 
 Categories take the palette of Okabe and Ito (2008, jfly.uni-koeln.de/color); layers take the part of plasma (van der
 Walt and Smith 2015) that stands out from the paper; heat maps are ordered in lightness and begin near the paper, but
-not on it, so that a weight of zero is told from a place where no weight can be. Whatever carries data has at least
+not on it, so a weight of zero is told from a place where no weight can be. Whatever carries data has at least
 the contrast of 3 to 1 with the paper that the Web Content Accessibility Guidelines 2.1 ask of graphics (1.4.11).
 """
 
@@ -76,13 +76,13 @@ class Theme:
     signed: str
 
     def layer_colours(self, count: int) -> list[Colour]:
-        """A colour for each of `count` layers, the first and the last as far apart as they can be."""
+        """Return a colour for each of `count` layers, the first and the last as far apart as they can be."""
         name, low, high = self.layers
         colours = matplotlib().colormaps[name]
         return [colours(low + (high - low) * i / max(count - 1, 1)) for i in range(count)]
 
     def heat_map(self, *, signed: bool = False) -> Colormap:
-        """The colour map for magnitudes, or for values on both sides of zero; what is nan is left clear."""
+        """Return the colour map for magnitudes, or for values on both sides of zero; what is nan is left clear."""
         if signed:
             return matplotlib().colormaps[self.signed].with_extremes(bad="none")
         from matplotlib.colors import LinearSegmentedColormap
@@ -90,7 +90,7 @@ class Theme:
         return LinearSegmentedColormap.from_list(f"pellucid-{self.name}", self.heat).with_extremes(bad="none")
 
     def rc(self) -> dict[str, Any]:
-        """matplotlib's settings; fonts that the reader has set come after DejaVu Sans, for what it lacks."""
+        """Return matplotlib's settings; fonts that the reader has set come after DejaVu Sans, for what it lacks."""
         families = list(matplotlib().rcParams["font.family"])
         fallbacks = [name for name in families if name not in ("DejaVu Sans", "sans-serif")]
         return {
@@ -128,14 +128,14 @@ def theme(name: str) -> Generator[Theme, None, None]:
     """Draw what follows in a theme; matplotlib's settings are as before when the block ends.
 
     Figures and axes made inside, by matplotlib itself too, take the theme. Outside of a block a new figure is light,
-    or dark where matplotlib's own settings have a dark ground, and axes that are given keep their look.
+    or dark if matplotlib's own settings have a dark ground, and axes that are given keep their look.
 
     Args:
         name: "light" or "dark".
 
     Raises:
-        InputError: Another name.
-        MissingExtraError: matplotlib is not installed.
+        InputError: If there is no such theme.
+        MissingExtraError: If matplotlib is not installed.
 
     Example:
         >>> import pellucid as pl
@@ -179,7 +179,7 @@ def drawn_in(look: Theme) -> Generator[None, None, None]:
 
 
 def theme_for(ax: Axes | None) -> Theme:
-    """The theme that is set, else the one that suits the ground of the axes or of matplotlib's settings."""
+    """Return the theme that is set, else the one that suits the ground of the axes or of matplotlib's settings."""
     chosen = _CURRENT.get()
     if chosen is not None:
         return chosen
@@ -195,7 +195,7 @@ def theme_for(ax: Axes | None) -> Theme:
 
 
 def luminance(colour: Any) -> float:
-    """The relative luminance of a colour, 0 for black and 1 for white (WCAG 2.1)."""
+    """Return the relative luminance of a colour, 0 for black and 1 for white (WCAG 2.1)."""
     from matplotlib.colors import to_rgb
 
     channels = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(colour)]

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from pellucid import own_file
 from pellucid.check import as_number, require_whole
-from pellucid.corpus.texts import Progress
+from pellucid.corpus.sink import Progress
 from pellucid.errors import InputError, PellucidError
 from pellucid.weights.manifests import is_there
 
