@@ -188,3 +188,18 @@ def test_equal_norms_have_as_many_bins_as_others(cli_json: Any, bundled: pl.Ckpt
     for layer, other in zip(found["layers"], others["layers"], strict=True):
         assert sum(layer["histogram"]) == layer["tokens"] == other["tokens"]
         assert len(layer["histogram"]) == len(other["histogram"])
+
+
+def test_a_token_has_its_place_in_its_own_text(cli: Any, tmp_path: Path) -> None:
+    """Texts of unequal length run together, in batches and padded; each token is numbered from its text's first."""
+    texts = [" ".join([TEXT] * (1 + i % 3)) for i in range(9)]
+    tables = {name: tmp_path / f"{name}.csv" for name in ("together", "alone")}
+    assert cli("norms", *texts, "--csv", str(tables["together"])).exit_code == 0
+    assert cli("norms", texts[0], "--csv", str(tables["alone"])).exit_code == 0
+    together, alone = (list(csv.DictReader(path.read_text(encoding="utf-8").splitlines())) for path in tables.values())
+    first = [row for row in together if row["batch"] == "0"]
+    for name in ("layer", "pos", "position", "token"):
+        assert [row[name] for row in first] == [row[name] for row in alone]
+    assert [float(row["log_norm"]) for row in first] == pytest.approx(
+        [float(row["log_norm"]) for row in alone], abs=1e-5
+    )

@@ -70,9 +70,9 @@ class Sink(ABC):
     def captures(self) -> Collection[str]:
         """The checkpoints that this sink reads, as names or patterns."""
 
-    @abstractmethod
     def resume(self) -> Progress:
-        """Return how far the corpus was read before, and go on from there; `Progress()` if it was not."""
+        """Return how far the corpus was read before, and go on from there; not at all unless a sink says otherwise."""
+        return Progress()
 
     @abstractmethod
     def take(self, ckpts: ActivationCkpts, texts: range) -> None:
@@ -83,9 +83,8 @@ class Sink(ABC):
             texts: The numbers of these texts in the corpus, from 0.
         """
 
-    @abstractmethod
-    def keep(self, done: Progress, *, last: bool) -> None:
-        """Write down that the corpus was read so far, if it is time or this was the last batch."""
+    def keep(self, done: Progress, *, last: bool) -> None:  # noqa: B027 (a sink need not keep anything)
+        """Write down that the corpus was read so far, if it is time or this was the last batch; not by itself."""
 
 
 def feed(

@@ -20,6 +20,7 @@ from pellucid.cli.shared.options import parse_ids, tokens_of
 from pellucid.cli.shared.screen import progress, show, show_json
 from pellucid.cli.shared.tables import heading, number, spark
 from pellucid.cli.shared.texts import read_texts, windows
+from pellucid.corpus.sink import Sink, feed
 from pellucid.errors import InputError
 from pellucid.extras import need
 from pellucid.measure.labelled import capture_pattern
@@ -60,21 +61,15 @@ class Layer:
     max: float
     histogram: list[int]
 
-
-@dataclass(frozen=True)
-class Asked:
-    """What was asked for, for JSON."""
-
-    model: str
-    at: str
-    log: bool
-    skip: int
-    lags: int
+    @property
+    def label(self) -> list[str]:
+        """Layer, and head if there are heads."""
+        return [str(number) for number in (self.layer, self.head) if number is not None]
 
 
 @dataclass(frozen=True)
-class Measured(Asked):
-    """What is shown.
+class Measured:
+    """What was asked for, and what is shown.
 
     Attributes:
         texts: Tokens of each text.
@@ -84,6 +79,11 @@ class Measured(Asked):
         rsquared: The R² of each of `layers`.
     """
 
+    model: str
+    at: str
+    log: bool
+    skip: int
+    lags: int
     texts: list[int]
     layers: list[Layer]
     regression: list[dict[str, Any]] | None
@@ -104,12 +104,15 @@ def norms(wish: Norms) -> None:
         rows = windows(model, [*(tokens_of(model, text) for text in found), *parse_ids(wish.ids or ())])
         if wish.lags:
             _require_length(rows, wish)
-        values = measure(model, rows, wish.at, log=not wish.linear)
+        gathered = _Gathered(wish.at, log=not wish.linear)
+        feed(model, rows, gathered, batch_size=AT_ONCE, by="norms")
+        values = gathered.norms()
         fit = pl.measure.autoregression(values, lags=wish.lags, skip=wish.skip) if wish.lags else None
-    result = _summary(values, fit, Asked(wish.model_name, wish.at, not wish.linear, wish.skip, wish.lags))
+    result = _summary(values, fit, wish)
     if wish.csv is not None:
-        table = csv_of(values.to_dataframe().dropna().reset_index())
-        atomic.write_text(wish.csv, table)
+        table = values.to_dataframe().dropna().reset_index()
+        # Shorter texts have pads before them: a token's place is that in its text.
+        atomic.write_text(wish.csv, csv_of(table.assign(**{_time(values): table[_position(values)]})))
     if wish.figure is not None:
         _draw(wish.figure, values, fit, wish.skip)
     if wish.as_json:
@@ -147,27 +150,42 @@ def _no_formula(cell: Any) -> Any:
     return f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULA) else cell
 
 
-def measure(model: pl.CkptedTransformer, texts: list[list[int]], at: str, *, log: bool) -> xarray.DataArray:
-    """The norms of any number of texts, [layer, batch, pos], some texts at a time."""
-    parts: list[Any] = []
-    for start in range(0, len(texts), AT_ONCE):
-        batch = model.tokenize(texts[start : start + AT_ONCE], padding_side="right")
-        _, ckpts = model.run_with_ckpts(batch, names=capture_pattern(at))
-        part = pl.measure.norms(ckpts, at, log=log)
-        parts.append(part.assign_coords(batch=part.batch + start))
-    if len(parts) == 1:
-        return parts[0]
-    xarray = need("xarray", "norms")
-    joined = xarray.concat(
-        parts, dim="batch", join="outer", coords="minimal", compat="override", combine_attrs="drop_conflicts"
-    )
-    position = coordinate("query" if "query" in joined.dims else "pos", "position")
-    return joined.assign_coords({position: joined[position].fillna(-1).astype(int)})
+class _Gathered(Sink):
+    """The norms of all texts at once, kept in memory."""
+
+    def __init__(self, at: str, *, log: bool) -> None:
+        self.at, self.log = at, log
+        self.parts: list[xarray.DataArray] = []
+
+    @property
+    def captures(self) -> list[str]:
+        return [capture_pattern(self.at)]
+
+    def take(self, ckpts: pl.ActivationCkpts, texts: range) -> None:
+        self.parts.append(pl.measure.norms(ckpts, self.at, log=self.log).assign_coords(batch=list(texts)))
+
+    def norms(self) -> xarray.DataArray:
+        """The norms [layer, batch, pos], with the positions of each text, -1 at pads."""
+        if len(self.parts) == 1:
+            return self.parts[0]
+        joined = need("xarray", "norms").concat(
+            self.parts, dim="batch", join="outer", coords="minimal", compat="override", combine_attrs="drop_conflicts"
+        )
+        position = _position(joined)
+        return joined.assign_coords({position: joined[position].fillna(-1).astype(int)})
 
 
-def _summary(values: xarray.DataArray, fit: pl.measure.AutoregressionFit | None, wish: Asked) -> Measured:
-    time = "query" if "query" in values.dims else "pos"
-    position = values[coordinate(time, "position")].transpose("batch", time)
+def _time(values: xarray.DataArray) -> str:
+    return "query" if "query" in values.dims else "pos"
+
+
+def _position(values: xarray.DataArray) -> str:
+    """The coordinate that counts the tokens of each text."""
+    return coordinate(_time(values), "position")
+
+
+def _summary(values: xarray.DataArray, fit: pl.measure.AutoregressionFit | None, wish: Norms) -> Measured:
+    position = values[_position(values)].transpose("batch", _time(values))
     kept = values.where(position >= wish.skip)
     everything = kept.values[~np.isnan(kept.values)]
     if not len(everything):
@@ -181,7 +199,7 @@ def _summary(values: xarray.DataArray, fit: pl.measure.AutoregressionFit | None,
     layers = [_layer(label, row[~np.isnan(row)], edges) for label, row in _series(kept)]
     lengths = (position.values >= 0).sum(-1).tolist()
     return Measured(
-        **asdict(wish), texts=lengths, layers=layers,
+        wish.model_name, wish.at, not wish.linear, wish.skip, wish.lags, texts=lengths, layers=layers,
         regression=None if fit is None else fit.to_dataframe().to_dict("records"),
         rsquared=None if fit is None else [float(value) for value in np.atleast_1d(fit.rsquared)],
     )  # fmt: skip
@@ -248,13 +266,9 @@ def _show(result: Measured, written: list[Path]) -> None:
 
 
 def _labels(result: Measured) -> list[Column]:
-    """The columns that say which layer, and which head where there are heads."""
+    """The columns that say which layer, and which head if there are heads."""
     titles = ("layer", "head") if _has_heads(result) else ("layer",)
     return [Column(title, right=True, style="cyan", label=True) for title in titles]
-
-
-def _label(layer: Layer) -> list[str]:
-    return [str(number) for number in (layer.layer, layer.head) if number is not None]
 
 
 def _has_heads(result: Measured) -> bool:
@@ -268,7 +282,7 @@ def _table(result: Measured) -> Grid:
     grid = Grid(*_labels(result), *numbers, Column(axis, picture=True, style="green"))
     for layer in result.layers:
         shown = map(number, (layer.mean, layer.std, layer.min, layer.max))
-        grid.add(*_label(layer), f"{layer.tokens:,}", *shown, spark(layer.histogram))
+        grid.add(*layer.label, f"{layer.tokens:,}", *shown, spark(layer.histogram))
     return grid
 
 
@@ -283,7 +297,7 @@ def _coefficients(result: Measured) -> Grid:
     grid = Grid(*_labels(result), *(Column(name, right=True) for name in (*names, "R²")))
     for place, layer in enumerate(result.layers):
         own = rows[place * len(names) : (place + 1) * len(names)]
-        grid.add(*_label(layer), *map(_estimate, own), number((result.rsquared or [])[place]))
+        grid.add(*layer.label, *map(_estimate, own), number((result.rsquared or [])[place]))
     return grid
 
 
