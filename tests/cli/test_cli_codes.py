@@ -21,35 +21,41 @@ from following import SOURCE
 from pellucid.cli import VERBS
 from pellucid.cli.shared.remedies import PYTHON, WORDS, remedy_here
 
-Site = tuple[str, str, str]
-"""Module, code and remedy."""
+Site = tuple[str, str]
+"""Code and remedy."""
 
 NO_VERB = {
     "needs an edit, a cache, a start or a tap, which no verb has":
-        "run/edit run/edit_tap run/region run/cache run/span run/model:tap-kind",
-    "indexes what was captured, or asks for a parameter": "run/activations parameters gpt2/model:unknown-parameter",
+        "cache-misfit cache-rows edit-kind edit-misfit edit-needs-the-text no-such-axis patch-of-a-part "
+        "patch-of-another-length start-at tap-kind",
+    "indexes what was captured, or asks for a parameter":
+        "layer-name meta-device not-captured not-of-every-block unknown-parameter",
     "takes a model, modules or a configuration made in Python":
-        "part gpt2/config:config-missing gpt2/config:config-wrong-type agreement open ties/change ties/saving "
-        "weights/exchange weights/foreign weights/live weights/load:config-wrong-type prove/sides",
+        "changed-model compare-no-values compare-unknown-both config-missing config-no-blocks config-wrong-type "
+        "device-not-available generation-refused generation-wrong-type head-not-plain head-shape hf-attention "
+        "hf-cannot-run hf-computed-weight hf-dropout hf-head hf-hooks hf-part hf-patched-forward hf-tensors "
+        "hf-wrong-class no-head reload-differs reload-raises save-raises save-would-lose",
     "takes tensors, arrays, figures or settings made in Python":
-        "ties/audit:not-auditable ties/subject text/tokenizer text/ids text/batching html/page plot/canvas "
-        "plot/heatmaps plot/patterns plot/summaries plot/inputs:not-labelled plot/inputs:no-such-axis "
-        "measure/autoregression measure/groups measure/series measure/distributions generate/verbs weights/building",
-    "gathers statistics of a stream": "measure/stream measure/fit corpus/saving",
-    "is said by the verb before it gets there":
-        "generate/loop generate/beams generate/file_settings:max-new-tokens plot/inputs:not-finite "
-        "plot/inputs:nothing-to-draw",
-    "is reached by check alone, which has its own words for it": "exercises/learner_file",
+        "bandwidth ids-dtype mask-while-captured no-coefficients no-page not-a-fit not-a-rectangle not-a-state-dict "
+        "not-auditable not-axes not-counted not-labelled not-measurable padding-side pattern-axes regressor-misfit "
+        "score-axes text-kind tokens-length too-many-bins unknown-covariance",
+    "gathers statistics of a stream": "no-series statistics-kind stream-misfit unknown-of",
+    "is said by the verb in its own words before it gets there":
+        "look-and-beams max-new-tokens not-finite nothing-to-draw return-sequences stream-beams path-not-found",
 }  # fmt: skip
-"""Why no verb gets to these modules, or to this code of a module."""
+"""Why what says a remedy in Python is reached by no verb: codes, of whose other remedies the verbs may print."""
 
 ONLY_PYTHON = {
-    "pickle-no-state-dict": "the file has to be written anew", "pickle-unsafe": "the file has to be written anew",
-    "tensor-not-dense": "the file has to be written anew", "weights-ambiguous": "one of several models is chosen",
-    "weights-foreign": "the file has to be converted", "format-not-supported": "the file has to be converted",
-    "ties/problems": "the model is changed or saved anew; what a line in config.json mends is no Python",
+    "the file has to be written anew, or converted":
+        "format-not-supported pickle-no-state-dict pickle-unsafe tensor-not-dense weights-ambiguous weights-foreign "
+        "weights-misshapen",
+    "the model has to be changed, or saved anew":
+        "cache-stale equal-becomes-tied overlapping-views part-of-more reload-x stored-twice tie-not-in-config "
+        "tied-by-config-only two-parameters …",
 }  # fmt: skip
-"""Codes that verbs reach, or modules, whose remedies nobody can follow at a shell; "In Python:" stands before them."""
+"""Why nobody can follow a remedy at a shell, although a verb prints it; "In Python:" stands before it."""
+
+EXCUSED = {code for table in (NO_VERB, ONLY_PYTHON) for codes in table.values() for code in codes.split()}
 
 
 def texts_of(node: ast.AST, named: Mapping[str, list[ast.expr]], depth: int = 0) -> list[str]:
@@ -78,7 +84,7 @@ def texts_of(node: ast.AST, named: Mapping[str, list[ast.expr]], depth: int = 0)
     return ["…"]
 
 
-def sites_in(module: str, source: str) -> Iterator[Site]:
+def sites_in(source: str) -> Iterator[Site]:
     """Every remedy of a module, with its code."""
     tree = ast.parse(source)
     functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
@@ -95,8 +101,8 @@ def sites_in(module: str, source: str) -> Iterator[Site]:
             given |= {"code": code, "remedy": node.args[-1]}
         if "remedy" in given:
             named = {**assigned(tree.body), **assigned(list(ast.walk(inside.get(id(node), ast.Pass()))))}
-            codes = texts_of(given.get("code", ast.Constant("…")), named)
-            yield from ((module, *pair) for pair in product(codes, texts_of(given["remedy"], named)))
+            codes = texts_of(given.get("code", ast.Constant("x")), named)
+            yield from product(codes, texts_of(given["remedy"], named))
 
 
 def assigned(nodes: Sequence[ast.AST]) -> dict[str, list[ast.expr]]:
@@ -111,30 +117,22 @@ def assigned(nodes: Sequence[ast.AST]) -> dict[str, list[ast.expr]]:
 @cache
 def sites() -> frozenset[Site]:
     """Every remedy of the source."""
-    files = {path.relative_to(SOURCE).with_suffix("").as_posix(): path for path in SOURCE.rglob("*.py")}
-    return frozenset(site for name, path in files.items() for site in sites_in(name, path.read_text(encoding="utf-8")))
-
-
-def excuse(module: str, code: str) -> str | None:
-    """Which entry of the tables excuses a place that speaks Python."""
-    excused = {entry for entries in NO_VERB.values() for entry in entries.split()}
-    return next((entry for entry in (f"{module}:{code}", module, code) if entry in {*excused, *ONLY_PYTHON}), None)
+    files = SOURCE.rglob("*.py")
+    return frozenset(site for path in files for site in sites_in(path.read_text(encoding="utf-8")))
 
 
 def test_the_source_has_the_remedies_that_are_looked_for() -> None:
     assert len(sites()) > 350
-    known = {code for _, code, _ in sites()}
+    known = {code for code, _ in sites()}
     assert {"unknown-checkpoint", "stored-twice", "weights-foreign", "too-long", "dtype-unknown"} <= known
     source = "def f(x):\n    raise E('m', code='a-b', remedy=f'Give {x}, ' + ('pl.f' if x else 'more'))"
-    assert set(sites_in("m", source)) == {("m", "a-b", f"Give x, {end}") for end in ("pl.f", "more")}
+    assert set(sites_in(source)) == {("a-b", f"Give x, {end}") for end in ("pl.f", "more")}
 
 
 def test_what_a_verb_can_reach_is_no_python() -> None:
-    spoken = {(module, code, words) for module, code, remedy in sites() if (words := _python(code, remedy))}
-    assert sorted(site for site in spoken if excuse(*site[:2]) is None) == []
-    used = {excuse(module, code) for module, code, _ in spoken}
-    tables = {entry for entries in NO_VERB.values() for entry in entries.split()} | set(ONLY_PYTHON)
-    assert sorted(tables - used) == [], "excuses that nothing needs"
+    spoken = {(code, words) for code, remedy in sites() if (words := _python(code, remedy))}
+    assert sorted(words for code, words in spoken if code not in EXCUSED) == []
+    assert sorted(EXCUSED - {code for code, _ in spoken}) == [], "excuses that nothing needs"
 
 
 def _python(code: str, remedy: str) -> str | None:
