@@ -58,14 +58,41 @@ class FileCheck:
 def doctor(wish: Doctor) -> None:
     """Check, show the result, and fail if the bundled model is not intact."""
     with progress("reading the bundled model"):
-        files = check_files(BUNDLED)
-    intact = all(check.state == "intact" for check in files)
+        found = _found()
     if wish.as_json:
-        show_json(_as_dict(files, intact=intact))
+        show_json(found)
     else:
-        _show(files, intact=intact)
-    if not intact:
+        _show(found)
+    if not found["bundled"]["intact"]:
         raise typer.Exit(Exit.CHECK_FAILED)
+
+
+def _found() -> dict[str, Any]:
+    """All that is shown, as programs get it."""
+    files = [vars(check) for check in check_files(BUNDLED)]
+    intact = all(file["state"] == "intact" for file in files)
+    return {
+        "pellucid": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "versions": {library: version_of(library) for library in LIBRARIES},
+        "device": {
+            "cpu_cores": os.cpu_count(),
+            "cpu_threads": torch.get_num_threads(),
+            "cuda": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+            "mps": torch.backends.mps.is_available(),
+        },
+        "extras": [_extra(name, *what) for name, what in EXTRAS.items()],
+        "bundled": {"folder": str(BUNDLED), "intact": intact, "files": files},
+    }
+
+
+def _extra(name: str, libraries: tuple[str, ...], purpose: str) -> dict[str, Any]:
+    """The versions of what an extra installs, what is missing, and how to add it."""
+    versions = {library: version_of(library) for library in libraries}
+    missing = [library for library, version in versions.items() if version is None]
+    install = f"pip install 'pellucid[{name}]'"
+    return {"name": name, "versions": versions, "missing": missing, "for": purpose, "install": install}
 
 
 def check_files(folder: Path) -> list[FileCheck]:
@@ -103,95 +130,36 @@ def version_of(library: str) -> str | None:
         return None
 
 
-def extras() -> list[dict[str, Any]]:
-    """Each extra with the versions of what it installs, what is missing, and how to add it."""
-    return [
-        {
-            "name": name,
-            "versions": (versions := {library: version_of(library) for library in libraries}),
-            "missing": [library for library, version in versions.items() if version is None],
-            "for": purpose,
-            "install": f"pip install 'pellucid[{name}]'",
-        }
-        for name, (libraries, purpose) in EXTRAS.items()
-    ]
+def _show(found: dict[str, Any]) -> None:
+    def grid(*columns: Column) -> Grid:
+        return Grid(Column(label=True, style="cyan"), *columns, heading=None)
 
-
-def device() -> dict[str, Any]:
-    """What torch can compute on."""
-    cards = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return {
-        "cpu_cores": os.cpu_count(),
-        "cpu_threads": torch.get_num_threads(),
-        "cuda": cards,
-        "mps": torch.backends.mps.is_available(),
-    }
-
-
-def _as_dict(files: list[FileCheck], *, intact: bool) -> dict[str, Any]:
-    return {
-        "pellucid": __version__,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "versions": {library: version_of(library) for library in LIBRARIES},
-        "device": device(),
-        "extras": extras(),
-        "bundled": {"folder": str(BUNDLED), "intact": intact, "files": [vars(check) for check in files]},
-    }
-
-
-def _show(files: list[FileCheck], *, intact: bool) -> None:
-    show(heading("versions", first=True), _versions_table())
-    show(heading("device"), _device_line())
-    show(heading("extras"), _extras_table())
-    show(heading("bundled model"), _files_table(files), _verdict(files, intact=intact))
-
-
-def _grid(*columns: Column) -> Grid:
-    return Grid(Column(label=True, style="cyan"), *columns, heading=None)
-
-
-def _versions_table() -> Grid:
-    grid = _grid(Column())
-    known = {"pellucid": __version__, "python": platform.python_version()}
-    for name, version in {**known, **{library: version_of(library) for library in LIBRARIES}}.items():
-        grid.add(name, version or Text("not installed", style="red"))
-    return grid
-
-
-def _device_line() -> Text:
-    found = device()
-    cards = ", ".join(found["cuda"]) or "none"
-    threads = f"{found['cpu_threads']} thread{'s' * (found['cpu_threads'] != 1)}"
-    cpu = f"cpu: {threads} on {found['cpu_cores']} cores"
-    return Text(f"{cpu}   cuda: {cards}   mps: {'yes' if found['mps'] else 'none'}")
-
-
-def _extras_table() -> Grid:
-    grid = _grid(Column(prose=True))
-    for extra in extras():
+    versions, extras, files = grid(Column()), grid(Column(prose=True)), grid(Column(), Column(style="dim"))
+    for name, version in {name: found[name] for name in ("pellucid", "python")}.items() | found["versions"].items():
+        versions.add(name, version or Text("not installed", style="red"))
+    device = found["device"]
+    cpu = f"cpu: {device['cpu_threads']} thread{'s' * (device['cpu_threads'] != 1)} on {device['cpu_cores']} cores"
+    others = f"cuda: {', '.join(device['cuda']) or 'none'}   mps: {'yes' if device['mps'] else 'none'}"
+    for extra in found["extras"]:
         if extra["missing"]:
             lack = Text(f"missing: {', '.join(extra['missing'])}", style="yellow")
-            grid.add(extra["name"], lack + Text(f", for {extra['for']}"))
-            grid.add("", Text(extra["install"], style="bold"))
+            extras.add(extra["name"], lack + Text(f", for {extra['for']}"))
+            extras.add("", Text(extra["install"], style="bold"))
         else:
-            grid.add(extra["name"], "  ".join(f"{name} {version}" for name, version in extra["versions"].items()))
-    return grid
+            extras.add(extra["name"], "  ".join(f"{name} {version}" for name, version in extra["versions"].items()))
+    for file in found["bundled"]["files"]:
+        hashes = f"sha256 {file['found'][:16]}…" if file["found"] else ""
+        if file["state"] == "changed":
+            hashes += f", expected {file['expected'][:16]}…"
+        style = "green" if file["state"] == "intact" else "bold red"
+        files.add(file["file"], Text(file["state"], style=style), hashes)
+    show(heading("versions", first=True), versions, heading("device"), Text(f"{cpu}   {others}"))
+    show(heading("extras"), extras, heading("bundled model"), files, _verdict(found["bundled"]))
 
 
-def _files_table(files: list[FileCheck]) -> Grid:
-    grid = _grid(Column(), Column(style="dim"))
-    for check in files:
-        good = check.state == "intact"
-        hashes = f"sha256 {check.found[:16]}…" if check.found else ""
-        if check.state == "changed":
-            hashes += f", expected {(check.expected or '')[:16]}…"
-        grid.add(check.file, Text(check.state, style="green" if good else "bold red"), hashes)
-    return grid
-
-
-def _verdict(files: list[FileCheck], *, intact: bool) -> Text:
-    if intact:
+def _verdict(bundled: dict[str, Any]) -> Text:
+    if bundled["intact"]:
         return Text("intact: every file is the one that was shipped", style="green")
-    cause = f"{SUMS} names none of them; " if all(check.expected is None for check in files) else ""
+    unlisted = all(file["expected"] is None for file in bundled["files"])
+    cause = f"{SUMS} names none of them; " if unlisted else ""
     return Text(f"not intact: {cause}reinstall with `pip install --force-reinstall pellucid`", style="bold red")
