@@ -14,10 +14,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from huggingface_hub.errors import StrictDataclassFieldValidationError
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import pellucid as pl
 import support
+from noticed import must_be_noticed
 from pellucid.gpt2.config_fields import ACTIVATIONS, NEUTRAL, SYNONYMS
 
 SIZES = {"vocab_size": 11, "n_positions": 8, "n_embd": 12, "n_layer": 2, "n_head": 3}
@@ -246,6 +248,15 @@ def test_whole_numbers_are_written_as_transformers_reads_them(name: str, tmp_pat
     ids = torch.tensor([[1, 2, 3]])
     assert torch.equal(again.eval()(ids).logits, model(ids))
     assert torch.equal(pl.to_hf(model)(ids).logits, model(ids))
+
+
+def test_whole_numbers_that_are_written_as_they_were_given_are_noticed(tmp_path: Path) -> None:
+    plain = pl.TransformerConfig.to_dict
+    as_given = (
+        pl.TransformerConfig, "to_dict", lambda self: {**plain(self), "layer_norm_epsilon": 1},
+        test_whole_numbers_are_written_as_transformers_reads_them,
+    )  # fmt: skip
+    must_be_noticed(as_given, "layer_norm_epsilon", tmp_path, by=[StrictDataclassFieldValidationError])
 
 
 WRONG: dict[str, Callable[[], Any]] = {

@@ -135,9 +135,16 @@ def test_the_first_row_that_was_filled_up_is_named() -> None:
     assert pads.padded_row(torch.tensor([[E, 1], [2, 3]]), E) == 0, "of two columns one may be a pad"
 
 
+def test_runs_inside_a_row_are_counted_one_by_one() -> None:
+    assert pads.padded_row(torch.tensor([[E, E, 1, E, 2, E, 3], [1, 2, 3, 4, 5, 6, 7]]), E) == 0
+    assert pads.padded_row(torch.tensor([[E, E, E, 1, E, 2, E, E, E, 3]]), E) is None
+    assert pads.padded_row(torch.tensor([[1, 2, 3, 4, 5, E, E, 6, E], [1, 2, 3, 4, 5, 6, 7, 8, 1]]), E) is None
+
+
 def test_the_first_id_that_occurs_at_all_is_named() -> None:
     ids = torch.tensor([[1, 2], [3, 4], [2, 3]])
     assert pads.first_row_with(ids, [7, 3, 1]) == (1, 3)
     assert pads.first_row_with(ids, [2]) == (0, 2)
+    assert pads.first_row_with(torch.tensor([[1, 5], [3, 4]]), [3]) == (1, 3)
     assert pads.first_row_with(ids, [7]) is None
     assert pads.first_row_with(ids, []) is None
