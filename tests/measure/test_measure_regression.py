@@ -247,6 +247,17 @@ def test_robust_errors_of_several_texts_have_no_products_across() -> None:
         close(fit.covariance[layer], bread @ meat @ bread)
 
 
+@pytest.mark.parametrize("mean", [1e3, 2.0**23, 2.0**40])
+def test_robust_errors_are_right_far_from_zero(mean: float) -> None:
+    """A mean moves the constant alone: its error is that of the old constant less the slope times the mean."""
+    near = cases.series(2, 40, mean=0.0)
+    near.values[:] = np.round(near.values * 2.0**10) / 2.0**10  # so the mean is added without rounding
+    plain, moved = (autoregression(series, 1, cov=HAC(2)) for series in (near, near + mean))
+    close(moved.bse["lag1"], plain.bse["lag1"], rtol=1e-12)
+    back = np.array([[1.0, -mean], [0.0, 1.0]])
+    close(moved.covariance, back @ plain.covariance @ back.T, rtol=1e-9)
+
+
 def test_corrections_are_statsmodels() -> None:
     fit = autoregression(cases.series(30, 60, seed=3), 2, 1)
     for ours, theirs in (("holm", "holm"), ("bh", "fdr_bh")):

@@ -209,11 +209,15 @@ class Design:
         """Return the covariances [S, k, k] of Newey & West (1987) with Bartlett's kernel, by statsmodels."""
         out = np.full_like(solution.inverse, np.nan)
         for series in np.flatnonzero(solution.problems == ""):
-            y, x = self.matrix(int(series))
-            # In units of their own size, because products of scores leave the range of float64 before the scores do.
-            size_y, size_x = np.abs(y).max(), np.abs(x).max(0)
-            fitted = self.by_statsmodels(y / size_y, x / size_x, maxlags)
-            out[series] = fitted.cov_params() * np.outer(size_y / size_x, size_y / size_x)
+            # Columns are centred, because far from zero all digits of the scores would be those of the mean; and in
+            # units of their own size, because products of scores leave the range of float64 before the scores do.
+            (mean,), (away,) = centred(self.columns(slice(series, series + 1)))
+            size = np.abs(away).max(1)
+            scaled = away / size[:, None]
+            fitted = self.by_statsmodels(scaled[-1], np.column_stack([np.ones(len(self.at)), *scaled[:-1]]), maxlags)
+            back = np.diag(size[-1] / np.append(1.0, size[:-1]))
+            back[0] -= np.append(0.0, mean[:-1]) @ back  # the constant is the mean less the slopes times the means
+            out[series] = back @ fitted.cov_params() @ back.T
         return out
 
     def ljung_box(self, solution: Solution, lags: int, model_df: int) -> dict[str, Array]:
