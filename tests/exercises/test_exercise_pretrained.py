@@ -92,6 +92,27 @@ def test_weights_go_into_a_model_of_other_names_or_into_none(glass: pl.CkptedTra
         load_into(theirs, glass)
 
 
+def test_weights_go_into_a_model_whose_head_has_a_bias_of_zeros(reference: pl.CkptedTransformer) -> None:
+    course = variant().GPT2
+
+    class WithBias(course):  # type: ignore[misc, valid-type]
+        def __init__(self, config: Any, value: float = 0.0) -> None:
+            super().__init__(config)
+            self.head_bias = torch.nn.Parameter(torch.full((reference.config.vocab_size,), value))
+
+        def forward(self, *given: Any, **named: Any) -> Any:
+            found = super().forward(*given, **named)
+            return (found[0] + self.head_bias, *found[1:]) if isinstance(found, tuple) else found + self.head_bias
+
+    model = WithBias(config_of(reference)).eval()
+    assert load_into(model, reference).complete
+    assert not model.head_bias.any()
+    result = check_pretrained(model, reference.tokenizer, reference)
+    assert result, result
+    with pytest.raises(pl.InputError, match="without a counterpart: head_bias"):
+        load_into(WithBias(config_of(reference), 0.5), reference)
+
+
 def test_a_bias_of_zeros_on_the_head_is_no_mistake_and_another_is_one(glass: pl.CkptedTransformer) -> None:
     head = 'return torch.einsum("bsd,vd->bsv", self.ln(h), self.token_embedding.weight)'
     model = loaded(glass, TANH, (head, f"{head} + getattr(self, 'b_U', 0.0)"))

@@ -45,7 +45,8 @@ def alignment_for(my_gpt: nn.Module, reference: Any) -> Alignment:
     """Which parameter of a learner's GPT-2, whatever it holds now, is which of the reference's.
 
     The names are the course's. A copy is given telling values, and which tensor is which, and how it is laid out,
-    is then found from the values. `alignment.convert(reference)` is a state dict for `my_gpt`.
+    is then found from the values. `alignment.convert(reference)` is a state dict for `my_gpt`, without the bias of
+    zeros that its head may have.
 
     Args:
         my_gpt: An instance.
@@ -73,6 +74,15 @@ def alignment_for(my_gpt: nn.Module, reference: Any) -> Alignment:
         ) from error
     tensors = {name: value.detach() for name, value in scratch.named_parameters(remove_duplicate=False)}
     found = align(units, tensors, reference.config.n_layer, reference.config.n_head)
+    own = dict(my_gpt.named_parameters(remove_duplicate=False))
+    idle = [
+        name for name in found.unexplained if own[name].shape == (reference.config.vocab_size,) and not own[name].any()
+    ]
+    found = replace(
+        found,
+        buffers={**found.buffers, **dict.fromkeys(idle, "zeros for every token, which stay as they are")},
+        unexplained=tuple(name for name in found.unexplained if name not in idle),
+    )
     if not found.complete or not found.bit_equal:
         alone = ", ".join((*found.unexplained, *found.missing)) or "some values"
         raise misuse(
@@ -97,7 +107,8 @@ def load_into(my_gpt: nn.Module, reference: Any) -> Alignment:
     made = alignment.convert(units)
     with torch.no_grad():
         for name, value in my_gpt.named_parameters(remove_duplicate=False):
-            value.copy_(made[name])
+            if name not in alignment.buffers:
+                value.copy_(made[name])
     return alignment.check(units, my_gpt)
 
 

@@ -99,7 +99,7 @@ def _check_weights(found: Findings, my_gpt: nn.Module, reference: CkptedTransfor
     except PellucidError as error:
         found.note(f"weights are compared by value alone, since names or sizes are not the course's: {error.message}")
         return
-    mine = {name: value.detach().cpu() for name, value in my_gpt.named_parameters()}
+    mine = {name: value.detach().cpu() for name, value in my_gpt.named_parameters() if name in wanted}
     held = {name for name, value in mine.items() if torch.equal(value.to(wanted[name]), wanted[name])}
     if len(held) == len(mine):
         return
