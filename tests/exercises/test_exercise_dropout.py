@@ -11,9 +11,10 @@ from exercise_solution import variant
 from torch import Tensor, nn
 
 from pellucid.exercises import check_attention, check_block, check_gpt2, course_shapes
-from pellucid.exercises.mistakes import ATTENTION_DROPOUT, BLOCK_DROPOUT, GPT2_DROPOUT
-from pellucid.exercises.reference import RIGHT, Sizes, gpt2, turned
+from pellucid.exercises.reference import RIGHT, gpt2, training, turned
 from pellucid.exercises.watch import Marked, apart, marked
+from pellucid.gpt2.formulas import Sizes
+from pellucid.gpt2.mistakes import ATTENTION_DROPOUT, BLOCK_DROPOUT, GPT2_DROPOUT
 
 PATTERN = "self.attn_dropout(scores.softmax(-1))"
 OUTPUT = "self.resid_dropout(self.output_proj(z))"
@@ -93,7 +94,7 @@ def test_dropout_at_another_place_or_rate_is_named(
 
 def test_every_mistake_of_the_tables_is_made_above() -> None:
     for one in (*ATTENTION_DROPOUT, *BLOCK_DROPOUT, *GPT2_DROPOUT):
-        assert any(one.words.startswith(words) or words in one.words for *_, words in WRONG), one.words
+        assert any(words in one.learner for *_, words in WRONG), one.learner
 
 
 def test_a_place_that_no_table_has_is_not_given_a_name() -> None:
@@ -203,7 +204,7 @@ def test_mistakes_differ_from_one_another_and_from_what_is_right() -> None:
     p = {n: torch.randn(s, generator=generator).double() for n, s in course_shapes.gpt2_shapes(sizes).items()}
     ids = course_shapes.texts(sizes)[0]
     rows = [{}, *(one.changes for one in (*ATTENTION_DROPOUT, *BLOCK_DROPOUT, *GPT2_DROPOUT))]
-    made = [gpt2(ids, p, sizes, turned(RIGHT, {**row, "training": True}))["logits"] for row in rows]
+    made = [gpt2(ids, p, sizes, training(turned(RIGHT, row), sizes))["logits"] for row in rows]
     for number, one in enumerate(made):
         assert all(apart(one, other) > 1e-9 for other in made[:number]), rows[number]
     still = gpt2(ids, p, sizes, RIGHT)["logits"]

@@ -10,10 +10,12 @@ import torch
 from exercise_solution import variant
 from torch import Tensor
 
-from pellucid.exercises import check_attention, check_block, check_gpt2, course_shapes, learner, mistakes, modules
-from pellucid.exercises.mistakes import ATTENTION, BLOCK, GPT2, Mistake
-from pellucid.exercises.reference import RIGHT, Sizes, attention, block, gpt2, turned
+from pellucid.exercises import check_attention, check_block, check_gpt2, course_shapes, learner, modules, reference
+from pellucid.exercises.reference import RIGHT, attention, block, gpt2, turned
 from pellucid.exercises.watch import apart
+from pellucid.gpt2.formulas import Sizes
+from pellucid.gpt2.mistake import HIDDEN, NUMBER, Mistake, together
+from pellucid.gpt2.mistakes import ATTENTION, BLOCK, GPT2
 
 SAME_HERE = (
     "the mask is applied after softmax",
@@ -24,7 +26,7 @@ SAME_HERE = (
 
 
 def made(cls: type, stages: Callable[..., Any], sizes_of: Callable[[Any], Sizes], mistake: Mistake) -> type:
-    """The solution's class, except that its evaluating forward is the reference with a dial turned."""
+    """The solution's class, except that its evaluating forward is the reference with a part replaced."""
 
     class Wrong(cls):
         def __init__(self, *given: Any, **named: Any) -> None:
@@ -55,17 +57,17 @@ def _of_gpt2(given: Any) -> Sizes:
                  c.vocab_size, c.max_position_embeddings)  # fmt: skip
 
 
-RELU = {"activation": "relu"}
+RELU = "the activation function is relu, not the one that is given"
 """The probe's own activation function: made there, it is right."""
 
 CASES = [
     *(("UnidirectionalAttention", check_attention, attention, _of_attention, one) for one in ATTENTION),
-    *(("GPT2Block", check_block, block, _of_block, one) for one in BLOCK if one.changes != RELU),
+    *(("GPT2Block", check_block, block, _of_block, one) for one in BLOCK if one.learner != RELU),
     *(("GPT2", check_gpt2, gpt2, _of_gpt2, one) for one in GPT2),
 ]
 
 
-IDS = [f"{row[0]} {dict(row[4].changes)}" for row in CASES]
+IDS = [f"{row[0]}: {row[4].learner}" for row in CASES]
 
 
 @pytest.mark.parametrize(("name", "check", "stages", "sizes_of", "mistake"), CASES, ids=IDS)
@@ -74,9 +76,21 @@ def test_every_known_mistake_is_found_when_it_is_made(
 ) -> None:
     result = check(made(getattr(variant(), name), stages, sizes_of, mistake))
     assert not result
-    assert result.mistake == mistake.words, result
+    assert result.mistake == mistake.learner, result
     assert result.tensor
     assert mistake.step in str(result.step)
+
+
+def test_two_mistakes_in_one_layer_norm_are_both_named() -> None:
+    words = ("LayerNorm's epsilon is 1e-05,", "LayerNorm divides by the unbiased standard deviation")
+    one, other = (next(row for row in BLOCK if row.learner.startswith(start)) for start in words)
+    result = check_block(made(variant().GPT2Block, block, _of_block, together(one, other)))
+    assert all(start in str(result.mistake) for start in words), result
+
+
+def test_a_hint_names_each_kind_once() -> None:
+    both = together(Mistake({}, kind=f"{HIDDEN}; {NUMBER}"), Mistake({}, kind=NUMBER))
+    assert both.kind == f"{HIDDEN}; {NUMBER}"
 
 
 @pytest.mark.parametrize("sizes", [Sizes(12, 4, 3), Sizes(12, 3, 5)])
@@ -90,7 +104,7 @@ def test_mistakes_differ_from_one_another(sizes: Sizes) -> None:
     outputs: dict[str, Tensor] = {}
     for one in ATTENTION:
         try:
-            outputs[one.words] = list(attention(x, p, sizes, turned(RIGHT, one.changes)).values())[-1]
+            outputs[one.learner] = list(attention(x, p, sizes, turned(RIGHT, one.changes)).values())[-1]
         except RuntimeError:
             continue
     right = list(attention(x, p, sizes, RIGHT).values())[-1]
@@ -108,7 +122,7 @@ def test_without_the_tables_nothing_is_claimed(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_wrong_reference_fails_right_answers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(learner, "RIGHT", turned(RIGHT, {"scale": "none"}))
+    monkeypatch.setattr(learner, "RIGHT", turned(RIGHT, {"scale": lambda q, weights: 1.0}))
     assert not check_attention(variant().UnidirectionalAttention)
 
 
@@ -116,5 +130,5 @@ def test_a_cause_that_does_not_reproduce_is_not_claimed(monkeypatch: pytest.Monk
     almost = variant((" / self.head_size**0.5", " * 1.0001"))  # as good as unscaled, but not quite
     result = check_attention(almost.UnidirectionalAttention)
     assert "none of the known mistakes" in str(result.mistake)
-    monkeypatch.setattr(mistakes, "apart", lambda *_: 0.0)
+    monkeypatch.setattr(reference, "apart", lambda *_: 0.0)
     assert "none of the known mistakes" not in str(check_attention(almost.UnidirectionalAttention).mistake)

@@ -15,9 +15,10 @@ from torch import Tensor
 
 import pellucid as pl
 import support
+from pellucid.gpt2.formulas import Sizes, Weights
+from pellucid.gpt2.mistakes import known_mistakes
 from pellucid.prove import runs
-from pellucid.prove.mistakes import known_mistakes
-from pellucid.prove.recipe import ingredients_of
+from pellucid.prove.units import units_of
 
 SMALL = {"vocab_size": 53, "n_positions": 16, "n_embd": 24, "n_layer": 3, "n_head": 3}
 IDS = support.some_ids(2, 7, 53)
@@ -321,7 +322,8 @@ def test_the_other_constants_of_gelu(small: pl.CkptedTransformer) -> None:
 
 
 def test_another_name_for_the_same_function_is_no_cause(small: pl.CkptedTransformer) -> None:
-    words = " ".join(mistake.words for mistake in known_mistakes(ingredients_of(small)))
+    weights = Weights(Sizes.of(small.config), units_of(small))
+    words = " ".join(mistake.report for mistake in known_mistakes(weights))
     assert "activation function gelu instead" in words
     assert "gelu_python_tanh instead" not in words
     assert "gelu_pytorch_tanh instead" not in words

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from pellucid.exercises.answers import Findings, WrongAnswerError, checked, misuse, theirs
 from pellucid.exercises.course_config import GPTConfig
 from pellucid.exercises.learner import COARSE, EXACT, copied, parameter, spread
-from pellucid.exercises.reference import RIGHT, Parameters, Sizes, norm, split_heads
+from pellucid.exercises.reference import Parameters, split_heads
 from pellucid.exercises.result import CheckResult
 from pellucid.exercises.watch import apart
+from pellucid.gpt2.formulas import Sizes, layer_norm
 
 PREFILL, LENGTH = 4, 9
 SIZES = Sizes(12, 4, 3, layers=2, vocabulary=29, positions=16)
@@ -46,13 +47,13 @@ class Cached:
             x = (p["token_embedding.weight"][token] + p["pos_embedding.weight"][at])[None, None]
             for i in range(SIZES.layers):
                 x = self._block(x, _of_block(p, i), cache[i], prompt=prompt)
-            rows.append((norm(x, p, "ln", SIZES, RIGHT) @ p["token_embedding.weight"].T)[0, 0])
+            rows.append((_norm(x, p, "ln") @ p["token_embedding.weight"].T)[0, 0])
         return torch.stack(rows[PREFILL:])
 
     def _block(self, x: Tensor, p: Parameters, cache: list[tuple[Tensor, Tensor]], *, prompt: bool) -> Tensor:
-        read = norm(x, p, "ln1", SIZES, RIGHT)
-        parts = split_heads(read @ p["attn.qkv_proj.weight"].T + p["attn.qkv_proj.bias"], SIZES, RIGHT)
-        q, k, v = (parts[letter][0, :, 0] for letter in "qkv")  # [H, K]
+        read = _norm(x, p, "ln1")
+        parts = split_heads(read @ p["attn.qkv_proj.weight"].T + p["attn.qkv_proj.bias"], SIZES)
+        q, k, v = (part[0, 0] for part in parts)  # [H, K]
         earlier = cache if prompt else [cache[i] for i in self.keeps(len(cache))]
         if self.swapped and not prompt:
             earlier = [(value, key) for key, value in earlier]
@@ -62,8 +63,12 @@ class Cached:
         z = torch.einsum("hp,phk->hk", pattern, values).flatten()
         x = x + z @ p["attn.output_proj.weight"].T + p["attn.output_proj.bias"]
         cache.append((k, v))
-        pre = norm(x, p, "ln2", SIZES, RIGHT) @ p["linear1.weight"].T + p["linear1.bias"]
+        pre = _norm(x, p, "ln2") @ p["linear1.weight"].T + p["linear1.bias"]
         return x + pre.relu() @ p["linear2.weight"].T + p["linear2.bias"]
+
+
+def _norm(x: Tensor, p: Parameters, name: str) -> Tensor:
+    return layer_norm(x, p[f"{name}.weight"], p[f"{name}.bias"], SIZES.epsilon)
 
 
 def _of_block(p: Parameters, i: int) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pellucid.exercises.reference import Sizes
+from pellucid.gpt2.formulas import Sizes
 
 
 def streams(sizes: Sizes) -> list[Tensor]:
@@ -103,7 +103,6 @@ _STEPS = {
     "after attention": "the residual connection around attention", "linear1": "the MLP", "activation": "the MLP",
     "linear2": "the MLP", "output": "the residual connection around the MLP", "token embedding": "the embeddings",
     "pos embedding": "the embeddings", "token + pos": "the embeddings", "ln": "the final layer norm",
-    "ln before the blocks": "the final layer norm",
     "logits": "the unembedding",
 }  # fmt: skip
 """Stage -> the step that makes it."""

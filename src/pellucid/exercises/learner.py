@@ -5,17 +5,30 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pellucid.exercises.answers import IN_PLACE, NAMES, NUMBERS, RETURNS, Findings, WrongAnswerError, last_line, theirs
-from pellucid.exercises.mistakes import Mistake, Produce, agrees, confirmed, first_shows, pairs
 from pellucid.exercises.other_names import Naming, namings
-from pellucid.exercises.reference import RIGHT, Parameters, Sizes, Stages, Way, turned
+from pellucid.exercises.reference import (
+    RIGHT,
+    Parameters,
+    Produce,
+    Stages,
+    agrees,
+    confirmed,
+    first_shows,
+    pairs,
+    training,
+    turned,
+)
 from pellucid.exercises.watch import Marked, Undropped, Watch, apart
+from pellucid.gpt2.formulas import Sizes
+from pellucid.gpt2.mistake import OTHER_TENSOR, Mistake
+from pellucid.gpt2.parts import Parts
 
 EXACT, COARSE = 1e-9, 2e-5
 """Relative differences that rounding stays below in float64, and where something inside runs in float32."""
@@ -28,7 +41,7 @@ class Probe:
     Attributes:
         name: What the learner calls it.
         build: Sizes -> the learner's module.
-        stages: The right computation, with dials.
+        stages: The right computation, whose parts can be replaced.
         shapes: Sizes -> every parameter by the name that the course gives it, with its shape.
         inputs: Sizes -> what to run it on, several shapes.
         axes: Stage -> its axes.
@@ -39,7 +52,7 @@ class Probe:
 
     name: str
     build: Callable[[Sizes], Any]
-    stages: Callable[[Tensor, Parameters, Sizes, Way], Stages]
+    stages: Callable[[Tensor, Parameters, Sizes, Parts], Stages]
     shapes: Callable[[Sizes], Mapping[str, tuple[int, ...]]]
     inputs: Callable[[Sizes], Sequence[Tensor]]
     axes: Callable[[str], str]
@@ -159,8 +172,8 @@ class Probe:
         named = self.parameters(module, sizes)
         inputs = list(self.inputs(sizes))
 
-        def produce(way: Way) -> Iterator[Stages]:
-            return (self.stages(x, named, sizes, way) for x in inputs)
+        def produce(parts: Parts) -> Iterator[Stages]:
+            return (self.stages(x, named, sizes, parts) for x in inputs)
 
         watch, outputs = self._run(module, inputs, [list(s.values())[-1].shape for s in produce(RIGHT)])
         if agrees(produce(RIGHT), outputs, EXACT):
@@ -183,8 +196,8 @@ class Probe:
         spread(module)
         named, inputs = self.parameters(module, sizes), list(self.inputs(sizes))
 
-        def produce(way: Way) -> Iterator[Stages]:
-            return (self.stages(x, named, sizes, replace(way, training=True)) for x in inputs)
+        def produce(parts: Parts) -> Iterator[Stages]:
+            return (self.stages(x, named, sizes, training(parts, sizes)) for x in inputs)
 
         shapes = [list(s.values())[-1].shape for s in produce(RIGHT)]
         with Marked():
@@ -229,14 +242,16 @@ class Probe:
         stage = first_shows(produce, mistake, tolerance) or "output"
         made = next(produce(turned(RIGHT, mistake.changes))).get(stage)
         line = None if made is None else watch.line_of(made, tolerance)
-        return WrongAnswerError(mistake.words, mistake.step, self.axes(stage), mistake.kind, line)
+        return WrongAnswerError(mistake.learner, mistake.step, self.axes(stage), mistake.kind, line)
 
     def _heads(self, named: Parameters, sizes: Sizes) -> list[Mistake]:
         """Unembedding with a parameter that the course does not have."""
         course = self.shapes(sizes)
         extra = [n for n in named if _EMBED in course and n not in course and named[n].shape == named[_EMBED].shape]
         words = "the logits are made with `{}`; the course unembeds with `{}`"
-        return [Mistake(words.format(n, _EMBED), "the unembedding", {"head": n}) for n in extra]
+        return [
+            Mistake({"head": named[n]}, "", words.format(n, _EMBED), "the unembedding", OTHER_TENSOR) for n in extra
+        ]
 
     def _run(self, module: nn.Module, inputs: list[Tensor], shapes: list[torch.Size]) -> tuple[Watch, list[Tensor]]:
         """Outputs in float64 where the module runs so, and everything computed for the first input."""

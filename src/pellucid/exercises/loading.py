@@ -15,9 +15,10 @@ from pellucid.exercises.course_config import GPTConfig
 from pellucid.exercises.course_shapes import gpt2_shapes
 from pellucid.exercises.learner import copied, spread
 from pellucid.exercises.other_names import namings
-from pellucid.exercises.reference import RIGHT, Sizes, gpt2
+from pellucid.exercises.reference import RIGHT, gpt2
 from pellucid.exercises.watch import apart
 from pellucid.gpt2.config import TransformerConfig
+from pellucid.gpt2.formulas import Sizes
 from pellucid.open import from_hf
 from pellucid.prove.aligning import align
 from pellucid.prove.alignment import Alignment

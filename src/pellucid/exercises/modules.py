@@ -29,10 +29,12 @@ from pellucid.exercises.course_shapes import (
 )
 from pellucid.exercises.extras import DROPOUT, check_applied, check_device, check_initial_order, require_dropout
 from pellucid.exercises.learner import COARSE, Probe, check_gradient, own
-from pellucid.exercises.mistakes import ATTENTION, ATTENTION_DROPOUT, BLOCK, BLOCK_DROPOUT, GPT2, GPT2_DROPOUT
-from pellucid.exercises.reference import RIGHT, Sizes, attention, block, gpt2
+from pellucid.exercises.reference import RIGHT, attention, block, gpt2
 from pellucid.exercises.result import CheckResult
 from pellucid.exercises.watch import apart
+from pellucid.gpt2.formulas import Sizes
+from pellucid.gpt2.mistake import Mistake
+from pellucid.gpt2.mistakes import ATTENTION, ATTENTION_DROPOUT, BLOCK, BLOCK_DROPOUT, GPT2, GPT2_DROPOUT
 
 
 def check_attention(answer: type[nn.Module] | Callable[..., nn.Module], *, hint: int | None = None) -> CheckResult:
@@ -293,8 +295,8 @@ def _say_gelu(found: Findings, kind: str) -> None:
     found.note(f"gelu: {form}; {trained}; for one number the two are up to {gap:.1e} apart")
 
 
-def _inside(where: str, mistakes: Sequence[Any]) -> tuple[Any, ...]:
-    return tuple(type(one)(one.words, f"{one.step} ({where})", one.changes) for one in mistakes)
+def _inside(where: str, mistakes: Sequence[Mistake]) -> tuple[Mistake, ...]:
+    return tuple(replace(one, step=f"{one.step} ({where})") for one in mistakes)
 
 
 def _require_class(answer: Any, check: str, name: str) -> None:

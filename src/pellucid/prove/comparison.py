@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
+from pellucid.gpt2.formulas import Sizes, Weights
 from pellucid.prove.aligning import align
 from pellucid.prove.alignment import Alignment
 from pellucid.prove.buffers import known_buffers
@@ -23,7 +24,6 @@ from pellucid.prove.outputs import NoLogitsError
 from pellucid.prove.places import divergence_at, first_changed, not_finite_at, positions_note
 from pellucid.prove.points import LOGITS, ckpt_of, sites_of
 from pellucid.prove.program import Conditions, Glass, Program
-from pellucid.prove.recipe import ingredients_of
 from pellucid.prove.report import CheckpointRow, ComparisonReport, Divergence, relative_changes
 from pellucid.prove.runs import Runs, rows_of, same_bits
 from pellucid.prove.sensitivity import Sensitivity
@@ -277,7 +277,8 @@ class Comparison:
         )
         blocks = {int(ckpt_of(p, double.n_layer).split(".")[1]) for p in own}
         return Evidence(
-            ingredients_of(reference), double.ids, double.expected, double.free, point, agreed, alignment, self.others,
+            Weights(Sizes.of(reference.config), units_of(reference)), double.ids, double.expected, double.free, point,
+            agreed, alignment, self.others,
             tuple(points), tuple(sorted(blocks)),
         )  # fmt: skip
 

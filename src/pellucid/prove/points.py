@@ -15,10 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from pellucid.families import schema_of
+from pellucid.gpt2.parts import LOGITS
 from pellucid.prove.alignment import Alignment, Match
 from pellucid.prove.units import HEAD, PART
-
-LOGITS = "logits"
 
 IN_BLOCK: dict[str, str] = {
     "block<": "resid_pre", "ln1<": "resid_pre", "ln1>": "ln1.ckpt_normalized",
@@ -34,12 +33,12 @@ IN_BLOCK: dict[str, str] = {
 
 AROUND: dict[str, str] = {"embed>": "ckpt_embed", "pos>": "ckpt_pos_embed", "ln_final>": "ln_final.ckpt_normalized"}
 
-CANONICAL = {
-    "resid_pre": "ln1<", "ln1.ckpt_normalized": "ln1>", "attn.ckpt_q": "q>", "attn.ckpt_k": "k>", "attn.ckpt_v": "v>",
-    "attn.ckpt_z": "O<", "attn.ckpt_attn_out": "O>", "resid_mid": "ln2<", "ln2.ckpt_normalized": "ln2>",
-    "mlp.ckpt_pre": "in>", "mlp.ckpt_post": "out<", "mlp.ckpt_mlp_out": "out>", "resid_post": "block>",
+CHECKPOINT_AT = {
+    "ln1<": "resid_pre", "ln1>": "ln1.ckpt_normalized", "q>": "attn.ckpt_q", "k>": "attn.ckpt_k", "v>": "attn.ckpt_v",
+    "O<": "attn.ckpt_z", "O>": "attn.ckpt_attn_out", "ln2<": "resid_mid", "ln2>": "ln2.ckpt_normalized",
+    "in>": "mlp.ckpt_pre", "out<": "mlp.ckpt_post", "out>": "mlp.ckpt_mlp_out", "block>": "resid_post",
 }  # fmt: skip
-"""Checkpoint -> the point that stands for it where a program of ours shows checkpoints themselves."""
+"""The point that stands for a checkpoint where a program of ours shows checkpoints themselves."""
 
 _ROLES: dict[frozenset[str], tuple[str, str]] = {
     frozenset({"ln1.w"}): ("ln1<", "ln1>"),
@@ -67,6 +66,18 @@ def ckpt_of(point: str, n_layer: int) -> str:
         _, block, kind = point.split(".", 2)
         return f"blocks.{block}.{IN_BLOCK.get(kind, kind)}"
     return AROUND.get(point, point)
+
+
+def with_checkpoints(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Values by point, and by the checkpoints that they stand for."""
+    found = dict(values)
+    for point, value in values.items():
+        prefix, _, kind = point.rpartition(".") if point.startswith("blocks.") else ("", "", point)
+        if kind in AROUND:
+            found[AROUND[kind]] = value
+        elif kind in CHECKPOINT_AT:
+            found[f"{prefix}.{CHECKPOINT_AT[kind]}"] = value
+    return found
 
 
 def in_order(points: Iterator[str] | Mapping[str, object], n_layer: int) -> list[str]:

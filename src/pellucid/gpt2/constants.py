@@ -9,8 +9,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pellucid.gpt2.config import TransformerConfig
-
 TANH = ("gelu_new", "gelu_pytorch_tanh", "gelu_fast", "gelu_accurate", "gelu_python_tanh")
 ERF = ("gelu", "gelu_python")
 
@@ -64,9 +62,9 @@ class Formula(NamedTuple):
     exact: bool
 
 
-def gelus(config: TransformerConfig) -> Iterator[Formula]:
-    """A configuration's GELU with other constants."""
-    if config.activation_function in TANH:
+def gelus(activation: str) -> Iterator[Formula]:
+    """A GELU, by its name, with other constants."""
+    if activation in TANH:
         roots = written(ROOT, {math.sqrt(2 / pi): f"sqrt(2 / {words})" for words, pi in _PIS.items()})
         cubics = written(CUBIC, {value: f"{value:g}" for value in _MISTYPED})
         for way in roots:
@@ -77,7 +75,7 @@ def gelus(config: TransformerConfig) -> Iterator[Formula]:
             for cubic in (way for way in cubics if way.exact):
                 words = f"GELU's constants are {root.words} for sqrt(2/pi) and {cubic.words} for 0.044715"
                 yield Formula(words, _tanh(root.value, cubic.value), True)
-    if config.activation_function in ERF:
+    if activation in ERF:
         for way in (*written(math.sqrt(0.5)), *inverses(math.sqrt(2))):
             yield Formula(f"GELU's constant is {way.words} for 1/sqrt(2)", _erf(way.value), way.exact)
 

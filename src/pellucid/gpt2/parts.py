@@ -1,0 +1,283 @@
+"""A plain GPT-2 whose parts can be replaced: the reference with a mistake in it.
+
+It serves two callers. A comparison of models tries known mistakes in it to find the cause of a difference, and the
+exercises judge a learner's code by it. Everything is computed in float64 (in float32 only to refuse a mistake quickly)
+and by hand, without fused kernels, so it shares nothing with the model except the parameters.
+
+Values are recorded by point: "ln1<" is what enters ln1, "ln1>" what leaves it (see `pellucid.prove.points`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from pellucid.gpt2.formulas import (
+    Heads,
+    Norm,
+    Sizes,
+    Weights,
+    activate,
+    causal,
+    counted,
+    feed_in,
+    feed_out,
+    layer_norm,
+    project,
+    project_out,
+    softmax,
+)
+
+Values = dict[str, Tensor]
+
+LOGITS = "logits"
+
+
+def pre_norm(block: Block, x: Tensor) -> Tensor:
+    """GPT-2's block: LayerNorm before attention and before the MLP."""
+    parts = block.parts
+    read = block.norm(parts.norm_before_attention, x)
+    mid = block.record("mid", parts.add_attention(x, read, block.attention(read)))
+    read = block.norm(parts.norm_before_mlp, parts.mlp_reads(x, mid))
+    out = block.mlp(read)
+    return parts.dropped("sum", parts.add_mlp(x, mid, read, out))
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The parts of a GPT-2; `dataclasses.replace` puts a mistake in the place of some of them.
+
+    Attributes:
+        tokens: From the token embeddings [B, P, D].
+        positions: The rows [P] or [B, P] of the table that are read for ids [B, P].
+        table: The table that they are read from.
+        combine: From token and position embeddings to the first residual stream.
+        norm_before_blocks: LayerNorms that are applied to it, in turn.
+        ln1, ln2, ln_final: The formula of each LayerNorm.
+        epsilon: The epsilon of every LayerNorm; None for the model's.
+        norm_before_attention, norm_before_mlp, norm_before_head: LayerNorms that are applied there, in turn.
+        project: From attention's input to q, k and v.
+        split: How q, k and v are divided into heads.
+        taken: Which of the three is used as q, which as k and which as v.
+        scale, mask, fill, pattern: From scores [B, H, Pq, Pk] to the pattern.
+        mix: From the pattern and q, k, v [B, H, P, K] to z [B, H, P, K].
+        merge: How the heads z [B, P, H, K] are put together, to [B, P, H * K].
+        out: The output projection; it is given attention's input, too.
+        feed_in, activation, feed_out: The MLP.
+        mlp_reads: What the MLP's LayerNorm reads, of the block's input and the residual stream after attention.
+        add_attention: From the block's input, attention's input and its output.
+        add_mlp: From the block's input, the residual stream after attention, the MLP's input and its output.
+        wiring: How a block puts all of this together.
+        blocks: Where replaced parts hold; None for everywhere. Other blocks are right.
+        order: The blocks in the order in which they are applied, for their number.
+        ending: From the last residual stream and the position embeddings.
+        logits: From the last LayerNorm's output and the head [V, D].
+        head: The head [V, D]; None for the model's.
+        drop: Dropout; None in evaluation.
+        attention_drops, output_drops, mlp_drops, embedding_drops: Where it acts, in training.
+    """
+
+    tokens: Callable[[Tensor, Sizes], Tensor] = field(default=lambda x, sizes: x)
+    positions: Callable[[Tensor, Sizes], Tensor] = counted
+    table: str = "pos_embed.W_pos"
+    combine: Callable[[Tensor, Tensor], Tensor] = torch.add
+    norm_before_blocks: tuple[str, ...] = ()
+    ln1: Norm = layer_norm
+    ln2: Norm = layer_norm
+    ln_final: Norm = layer_norm
+    epsilon: float | None = None
+    norm_before_attention: tuple[str, ...] = ("ln1",)
+    norm_before_mlp: tuple[str, ...] = ("ln2",)
+    norm_before_head: tuple[str, ...] = ("ln_final",)
+    project: Callable[[Tensor, Weights], Heads] = project
+    split: Callable[[Heads, Weights], Heads] = field(default=lambda heads, weights: heads)
+    taken: tuple[int, ...] = (0, 1, 2)
+    scale: Callable[[Tensor, Weights], float] = field(default=lambda q, weights: weights.scale(q))
+    mask: Callable[[Tensor], Tensor] = causal
+    fill: float | None = None
+    pattern: Callable[[Tensor, Tensor, float | None], Tensor] = softmax
+    mix: Callable[[Tensor, Heads], Tensor] = field(default=lambda pattern, heads: pattern @ heads[2])
+    merge: Callable[[Tensor, Weights], Tensor] = field(default=lambda z, weights: z.flatten(2))
+    out: Callable[[Tensor, Tensor, Weights], Tensor] = project_out
+    feed_in: Callable[[Tensor, Weights], Tensor] = feed_in
+    activation: Callable[[Tensor, Sizes], Tensor] = activate
+    feed_out: Callable[[Tensor, Weights], Tensor] = feed_out
+    mlp_reads: Callable[[Tensor, Tensor], Tensor] = field(default=lambda x, mid: mid)
+    add_attention: Callable[[Tensor, Tensor, Tensor], Tensor] = field(default=lambda x, read, out: x + out)
+    add_mlp: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor] = field(default=lambda x, mid, read, out: mid + out)
+    wiring: Callable[[Block, Tensor], Tensor] = pre_norm
+    blocks: tuple[int, ...] | None = None
+    order: Callable[[int], Sequence[int]] = range
+    ending: Callable[[Tensor, Tensor], Tensor] = field(default=lambda x, positions: x)
+    logits: Callable[[Tensor, Tensor], Tensor] = field(default=lambda x, head: x @ head.T)
+    head: Tensor | None = None
+    drop: Callable[[Tensor], Tensor] | None = None
+    attention_drops: tuple[str, ...] = ("pattern",)
+    output_drops: tuple[str, ...] = ("attention",)
+    mlp_drops: tuple[str, ...] = ("mlp",)
+    embedding_drops: tuple[str, ...] = ("embeddings",)
+
+    def dropped(self, place: str, x: Tensor) -> Tensor:
+        """In training, x after dropout, as often as it acts at this place."""
+        if self.drop is not None:
+            places = (*self.attention_drops, *self.output_drops, *self.mlp_drops, *self.embedding_drops)
+            for _ in range(places.count(place)):
+                x = self.drop(x)
+        return x
+
+    def first_change(self, n_layer: int) -> int:
+        """The first block that is computed otherwise; -1 for the embeddings, `n_layer` for what follows the blocks."""
+        changed = {name for name, right in vars(RIGHT).items() if getattr(self, name) is not right}
+        if changed & _BEFORE:
+            return -1
+        order = self.order(n_layer)
+        moved = next((i for i, block in enumerate(order) if block != i), len(order))
+        inside = changed - _BEHIND - {"order", "blocks"}
+        first = (0 if self.blocks is None else min(self.blocks, default=n_layer)) if inside else n_layer
+        return min(moved, first)
+
+
+RIGHT = Parts()
+"""GPT-2 without a mistake."""
+
+_BEFORE = {"tokens", "positions", "table", "combine", "norm_before_blocks", "embedding_drops"}
+_BEHIND = {"ln_final", "norm_before_head", "ending", "logits", "head"}
+
+
+@dataclass(frozen=True)
+class Block:
+    """The halves of one block, each recording what it computes; `Parts.wiring` puts them together."""
+
+    parts: Parts
+    weights: Weights
+    record: Callable[[str, Tensor], Tensor]
+
+    def norm(self, names: tuple[str, ...], x: Tensor) -> Tensor:
+        """LayerNorms, one after the other."""
+        return _normalised(self.parts, self.weights, names, x, self.record)
+
+    def attention(self, x: Tensor) -> Tensor:
+        """Attention to x [B, P, D]."""
+        parts, weights, record = self.parts, self.weights, self.record
+        for point in ("attn<", "qkv<", "q<", "k<", "v<"):
+            record(point, x)
+        heads = parts.project(x, weights)
+        for letter, part in zip("qkv", heads, strict=True):
+            record(f"{letter}>", part)
+        split = parts.split(heads, weights)
+        q, k, v = (split[number].transpose(1, 2) for number in parts.taken)
+        for letter, part in zip("qkv", (q, k, v), strict=True):
+            record(f"{letter} by head", part)
+        q, k, v = parts.dropped("q", q), parts.dropped("k", k), parts.dropped("v", v)
+        scores = parts.dropped("unscaled scores", q @ k.transpose(-1, -2)) * parts.scale(q, weights)
+        scores = parts.dropped("scores", record("scores", scores))
+        pattern = record("pattern", parts.pattern(scores, parts.mask(scores), parts.fill))
+        z = parts.mix(parts.dropped("pattern", pattern), (q, k, v)).transpose(1, 2)
+        z = record("z", parts.merge(z, weights))
+        record("O<", z.unflatten(2, (-1, weights.sizes.head)))
+        out = parts.dropped("attention", parts.out(parts.dropped("z", z), x, weights))
+        record("O>", out)
+        return record("attn>", out)
+
+    def mlp(self, x: Tensor) -> Tensor:
+        """The MLP of x [B, P, D]."""
+        parts, weights, record = self.parts, self.weights, self.record
+        record("mlp<", x)
+        record("in<", x)
+        pre = record("in>", parts.feed_in(x, weights))
+        post = record("out<", parts.activation(pre, weights.sizes))
+        out = record("out>", parts.feed_out(parts.dropped("activation", post), weights))
+        return record("mlp>", parts.dropped("mlp", out))
+
+
+@dataclass(frozen=True)
+class Span:
+    """Part of a model: from the embeddings or the input of a block, to the end of a block or the logits.
+
+    Attributes:
+        ids: [B, P].
+        first: The first block; -1 begins with the embeddings.
+        last: The last block; `n_layer` ends with the logits.
+        residual: What enters the first block, where it is not the embeddings' sum.
+        step: The logits of every so many-th token are computed; 1 for all.
+        by_place: Name a block's values by its place in the order of blocks instead of its own number.
+    """
+
+    ids: Tensor
+    first: int = -1
+    last: int = 1 << 30
+    residual: Tensor | None = None
+    step: int = 1
+    by_place: bool = False
+
+
+def run_parts(parts: Parts, weights: Weights, span: Span) -> Values:
+    """The values of a span by point, "logits" among them."""
+    values: Values = {}
+    n_layer = weights.sizes.layers
+    positions = torch.zeros((), dtype=weights.dtype, device=span.ids.device)
+    if span.residual is not None:
+        x = span.residual.to(weights.dtype)
+    else:
+        x, positions = _embeddings(parts, weights, span.ids, values)
+    for place, i in enumerate(parts.order(n_layer)[max(span.first, 0) : span.last + 1]):
+        here = parts if parts.blocks is None or i in parts.blocks else RIGHT
+        x, inside = run_block(here, weights.of_block(i), x)
+        prefix = f"blocks.{place if span.by_place else i}."
+        values |= {prefix + kind: value for kind, value in inside.items()}
+    if span.last >= n_layer:
+        _finish(parts, weights, parts.ending(x, positions), values, span.step)
+    return values
+
+
+def run_block(parts: Parts, weights: Weights, x: Tensor) -> tuple[Tensor, Values]:
+    """What leaves a block, and the values in it by point, without the block's name."""
+    values: Values = {"block<": x}
+    x = values["block>"] = parts.wiring(Block(parts, weights, recorder(values)), x)
+    return x, values
+
+
+def recorder(values: Values) -> Callable[[str, Tensor], Tensor]:
+    """A function that keeps a value under a name and returns it."""
+
+    def record(name: str, value: Tensor) -> Tensor:
+        values[name] = value
+        return value
+
+    return record
+
+
+def _normalised(
+    parts: Parts, weights: Weights, names: tuple[str, ...], x: Tensor, record: Callable[[str, Tensor], Tensor]
+) -> Tensor:
+    epsilon = weights.sizes.epsilon if parts.epsilon is None else parts.epsilon
+    for name in names:
+        formula: Norm = getattr(parts, name)
+        record(f"{name}<", x)
+        x = record(f"{name}>", formula(x, weights[f"{name}.w"], weights[f"{name}.b"], epsilon))
+    return x
+
+
+def _embeddings(parts: Parts, weights: Weights, ids: Tensor, values: Values) -> tuple[Tensor, Tensor]:
+    """The first residual stream, and the position embeddings."""
+    tokens = parts.dropped("tokens", weights.tensors["embed.W_E"][ids].to(weights.dtype))
+    values["looked up"] = tokens
+    values["embed>"] = tokens = parts.tokens(tokens, weights.sizes)
+    rows = parts.positions(ids.cpu(), weights.sizes).to(ids.device)
+    positions = weights.tensors[parts.table][rows].to(weights.dtype).expand_as(tokens)
+    values["pos>"] = positions
+    positions = parts.dropped("positions", positions)
+    x = parts.dropped("embeddings", parts.combine(tokens, positions))
+    values["embedded"] = x
+    return _normalised(parts, weights, parts.norm_before_blocks, x, recorder({})), positions
+
+
+def _finish(parts: Parts, weights: Weights, x: Tensor, values: Values, step: int) -> None:
+    values["ln_final<"] = x
+    x = _normalised(parts, weights, parts.norm_before_head, x, recorder(values))
+    x = values["read by the head"] = parts.dropped("ln_final", x)
+    head = (weights.head if parts.head is None else parts.head)[::step]
+    values[LOGITS] = parts.logits(x, head.to(weights.dtype))
