@@ -474,7 +474,7 @@ REMEDIES: dict[str, list[Case]] = {
     "return-sequences": [
         Case(
             lambda h: _generate(h, num_return_sequences=0),
-            "of 1 or more",
+            "from 1 to 65536",
             lambda h: _generate(h, num_return_sequences=1),
         ),
         Case(
