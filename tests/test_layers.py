@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import pellucid
+from pellucid.config import Config
 
 PACKAGE = Path(pellucid.__file__).parent
 
@@ -187,3 +189,52 @@ def test_what_is_allowed() -> None:
         "run.activations": "if TYPE_CHECKING:\n    from pellucid.run.edit import Edit",
     }  # fmt: skip
     assert violations(package) == []
+
+
+MAY_KNOW_GPT2 = ("gpt2", "exercises", "prove")
+"""Rooms that may: the family's own; the course's exercises, which are GPT-2's by nature; and prove, whose catalogue of
+mistakes is GPT-2's."""
+
+REGISTRATION = ("families", "pellucid.gpt2.family.GPT2")
+
+OF_GPT2 = {field.name for field in dataclasses.fields(pellucid.TransformerConfig)} - {
+    name for name in vars(Config) if not name.startswith("_")
+}  # fmt: skip
+"""Fields of GPT-2's configuration that the configurations of other families need not have."""
+
+
+def knowledge_of_gpt2(module: str, source: str) -> list[str]:
+    """Where a module imports from the family, or reads a field of its configuration."""
+    if module.split(".", maxsplit=1)[0] in MAY_KNOW_GPT2:
+        return []
+    found = [
+        f"{module}:{at.line} imports {at.imports}"
+        for at in imports_of(module, source)
+        if at.imports.startswith("pellucid.gpt2") and (module, at.imports) != REGISTRATION
+    ]
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Attribute) and node.attr in OF_GPT2:
+            of = node.value.attr if isinstance(node.value, ast.Attribute) else getattr(node.value, "id", "")
+            if of == "config":
+                found.append(f"{module}:{node.lineno} reads config.{node.attr}")
+    return found
+
+
+def test_only_the_family_knows_gpt2() -> None:
+    assert [line for module, source in sources().items() for line in knowledge_of_gpt2(module, source)] == []
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("run.model", "from pellucid.gpt2.config import TransformerConfig"),
+        ("weights.load", "from pellucid import gpt2\nfrom pellucid.gpt2 import layouts"),
+        ("families", "from pellucid.gpt2.config import TransformerConfig"),
+        ("text.batching", "def check(self):\n    return self.config.n_positions"),
+        ("measure.head_scores", "last = model.config.n_layer - 1"),
+        ("run.cache", "def f(config):\n    return config.n_head"),
+    ],
+)
+def test_knowledge_of_gpt2_is_noticed(module: str, source: str) -> None:
+    assert knowledge_of_gpt2(module, source)
+    assert knowledge_of_gpt2("gpt2.model", source) == []

@@ -9,6 +9,8 @@ from typing import Any
 from pellucid.check import as_number, as_whole
 from pellucid.errors import ConfigError, shown
 
+SAVE_ID = "pellucid_save"
+"""The field of a `config.json` by which a save is known; see `pellucid.weights.saves`."""
 LARGEST = 2**63 - 1
 """What torch counts with."""
 

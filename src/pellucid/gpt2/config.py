@@ -18,7 +18,7 @@ from typing import Any, Self
 
 from pellucid import config_values
 from pellucid.errors import ConfigError, PellucidWarning, nearest, shown
-from pellucid.gpt2.config_fields import ACTIVATIONS, NEUTRAL, PUBLISHED_SIZES, SAVE_ID, SYNONYMS, variant_of
+from pellucid.gpt2.config_fields import ACTIVATIONS, NEUTRAL, PUBLISHED_SIZES, SYNONYMS, variant_of
 from pellucid.gpt2.schema import schema_of
 from pellucid.schema import Schema
 from pellucid.weights import hub
@@ -161,7 +161,7 @@ class TransformerConfig:
                 remedy="Give a dict; a transformers configuration gives one by config.to_dict().",
             )
         refuse_misspelt(ignore, map(str, given))
-        given = {name: value for name, value in given.items() if name not in {*ignore, SAVE_ID}}
+        given = {name: value for name, value in given.items() if name not in {*ignore, config_values.SAVE_ID}}
         _refuse_unimplemented(given)
         given.pop("model_type", None)
         for synonym, name in SYNONYMS.items():

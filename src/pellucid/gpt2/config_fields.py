@@ -14,9 +14,6 @@ ACTIVATIONS = (
 )  # fmt: skip
 """transformers' names of the activation functions without parameters; `pellucid.numerics.nonlinear` computes them."""
 
-SAVE_ID = "pellucid_save"
-"""The field of a `config.json` by which a save is known; see `pellucid.weights.saves`."""
-
 SYNONYMS = {
     "hidden_size": "n_embd",
     "num_hidden_layers": "n_layer",

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pellucid import atomic
+from pellucid.config_values import SAVE_ID
 from pellucid.errors import PellucidError, WeightsError
-from pellucid.gpt2.config_fields import SAVE_ID
 from pellucid.tensor_file import read_metadata, rewrite
 from pellucid.weights.manifests import unreadable
 

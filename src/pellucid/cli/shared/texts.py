@@ -29,7 +29,7 @@ def windows(model: pl.CkptedTransformer, rows: Iterable[list[int]]) -> list[list
     Raises:
         InputError: An empty text.
     """
-    size = model.config.n_positions
+    size = model.schema.sizes["n_ctx"]
     return [ids[start : start + size] for ids in map(_some, rows) for start in range(0, len(ids), size)]
 
 

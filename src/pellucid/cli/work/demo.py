@@ -99,13 +99,13 @@ def take_tour(model: pl.CkptedTransformer, text: str) -> Tour:
     assert logits is not None, "only a run that stops early has no logits"
     heads = previous_token_heads(ckpts.stack("attn.ckpt_pattern")[:, 0])
     block = [summary for summary in summarize(ckpts) if summary.name.startswith(f"blocks.{heads.layer}.")]
-    config = model.config
+    sizes = model.schema.sizes
     return Tour(
         text=text,
         tokens=ckpts.batch.strings[0],
         ids=ckpts.batch.ids[0].tolist(),
         sizes={
-            "blocks": config.n_layer, "heads": config.n_head, "width": config.n_embd,
+            "blocks": sizes["layer"], "heads": sizes["head"], "width": sizes["d_model"],
             "parameters": pl.count_parameters(model).unique,
         },
         heads=heads,

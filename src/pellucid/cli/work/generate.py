@@ -110,7 +110,7 @@ def _asked(wish: Generate, model: pl.CkptedTransformer, prompt: str | list[int],
     """What the file asks for if it is to be followed, else what holds without options."""
     if wish.sampler != "file":
         return Asked(sampler=sampler)
-    return asked_by(model.generation, model.tokenize(prompt).ids.size(1), model.config.n_positions)
+    return asked_by(model.generation, model.tokenize(prompt).ids.size(1), model.schema.sizes["n_ctx"])
 
 
 def _require_explicable(wish: Generate, asked: Asked) -> None:
