@@ -28,6 +28,8 @@ def _path(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "HF_HUB_OFFLINE", "TOKENIZERS_PARALLELISM"):
         monkeypatch.setenv(name, "1")
     monkeypatch.syspath_prepend(str(BENCHMARKS))
+    for name in SCRIPTS:  # a folder of tests may have the same name
+        monkeypatch.delitem(sys.modules, name, raising=False)
     before = set(sys.modules)
     yield
     for name in set(sys.modules) - before:

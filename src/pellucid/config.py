@@ -82,7 +82,7 @@ def require_schema(config: object) -> Schema:
         ConfigError: Something else than a configuration was given.
     """
     schema = getattr(config, "schema", None)
-    if not isinstance(schema, Schema):
+    if not isinstance(schema, Schema) or not isinstance(getattr(config, "sizes", None), Mapping):  # or it is a model
         raise ConfigError(
             f"config: {shown(config)} given, expected the configuration of a model.",
             code="config-wrong-type",

@@ -115,11 +115,18 @@ def test_no_texts_are_an_error_and_nothing_is_kept() -> None:
     assert (caught.value.code, sink.calls) == ("no-texts", [])
 
 
-@pytest.mark.parametrize("missing", ["captures", "resume", "take", "keep"])
+@pytest.mark.parametrize("missing", ["captures", "take"])
 def test_a_sink_without_one_of_its_parts_cannot_be_made(missing: str) -> None:
     parts = {name: part for name, part in vars(Values).items() if name != missing}
     with pytest.raises(TypeError, match=missing):
         type("Partial", (Sink,), parts)()
+
+
+def test_a_sink_need_not_keep_anything() -> None:
+    parts = {name: part for name, part in vars(Values).items() if name not in ("resume", "keep")}
+    sink = type("Forgetful", (Sink,), parts)()
+    feed(support.glass(), [[1, 2], [3]], sink, batch_size=1)
+    assert len(sink.calls) == 2
 
 
 MUTANTS = {
