@@ -10,7 +10,7 @@ import torch
 from exercise_solution import variant
 from torch import Tensor, nn
 
-from pellucid.exercises import check_attention, check_block, check_gpt2, course_shapes
+from pellucid.exercises import check_attention, check_block, check_gpt2, course
 from pellucid.exercises.reference import RIGHT, gpt2, training, turned
 from pellucid.exercises.watch import Marked, apart, marked
 from pellucid.gpt2.formulas import Sizes
@@ -201,8 +201,8 @@ def test_one_dropout_module_for_all_passes() -> None:
 def test_mistakes_differ_from_one_another_and_from_what_is_right() -> None:
     sizes = Sizes(12, 3, 4, layers=2, vocabulary=23, positions=7)
     generator = torch.Generator().manual_seed(0)
-    p = {n: torch.randn(s, generator=generator).double() for n, s in course_shapes.gpt2_shapes(sizes).items()}
-    ids = course_shapes.texts(sizes)[0]
+    p = {n: torch.randn(s, generator=generator).double() for n, s in course.gpt2_shapes(sizes).items()}
+    ids = course.texts(sizes)[0]
     rows = [{}, *(one.changes for one in (*ATTENTION_DROPOUT, *BLOCK_DROPOUT, *GPT2_DROPOUT))]
     made = [gpt2(ids, p, sizes, training(turned(RIGHT, row), sizes))["logits"] for row in rows]
     for number, one in enumerate(made):

@@ -10,7 +10,7 @@ import torch
 from exercise_solution import variant
 from torch import Tensor
 
-from pellucid.exercises import check_attention, check_block, check_gpt2, course_shapes, learner, modules, reference
+from pellucid.exercises import check_attention, check_block, check_gpt2, course, learner, modules, reference
 from pellucid.exercises.reference import RIGHT, attention, block, gpt2, turned
 from pellucid.exercises.watch import apart
 from pellucid.gpt2.formulas import Sizes
@@ -96,11 +96,8 @@ def test_a_hint_names_each_kind_once() -> None:
 @pytest.mark.parametrize("sizes", [Sizes(12, 4, 3), Sizes(12, 3, 5)])
 def test_mistakes_differ_from_one_another(sizes: Sizes) -> None:
     generator = torch.Generator().manual_seed(0)
-    p = {n: torch.randn(s, generator=generator).double() for n, s in course_shapes.attention_shapes(sizes).items()}
-    x = (
-        torch.cat([course_shapes.streams(sizes)[0]] * 2, 1)[:, :8]
-        + 0.1 * torch.randn(2, 8, 12, generator=generator).double()
-    )
+    p = {n: torch.randn(s, generator=generator).double() for n, s in course.attention_shapes(sizes).items()}
+    x = torch.cat([course.streams(sizes)[0]] * 2, 1)[:, :8] + 0.1 * torch.randn(2, 8, 12, generator=generator).double()
     outputs: dict[str, Tensor] = {}
     for one in ATTENTION:
         try:

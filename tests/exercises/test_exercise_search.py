@@ -22,9 +22,9 @@ from pellucid.exercises.beam_forms import (
     PROMPT,
     PUBLISHED,
     RETURNED,
+    BeamForm,
     Ending,
     Found,
-    Search,
     forms,
 )
 from pellucid.exercises.beam_search import WRONG, WRONG_ENDS, Vocabulary
@@ -108,7 +108,7 @@ SOLUTIONS = [
 
 
 @pytest.mark.parametrize(("fn", "form"), SOLUTIONS, ids=["example", "course", "arena 1", "arena 3"])
-def test_a_published_solution_is_its_form_at_every_seed(fn: Any, form: Search) -> None:
+def test_a_published_solution_is_its_form_at_every_seed(fn: Any, form: BeamForm) -> None:
     for seed, bonus in itertools.product(SEEDS, (0.0, 1.0, 2.0)):
         model = Ending(seed, bonus, 1.2).model()
         assert equal(called(fn, model), form.run(model)), (seed, bonus)
@@ -165,7 +165,7 @@ def test_the_probes_tell_any_two_forms_and_mistakes_apart() -> None:
 def test_the_probes_tell_any_two_lengths_and_mistakes_apart() -> None:
     models = [beam_search.endless(seed) for seed in beam_search.ENDLESS]
     every = {words: results(run, models) for words, run in WRONG.items()}
-    every |= {str(divides): results(Search(divides=divides).run, models) for divides in (None, "new", "text")}
+    every |= {str(divides): results(BeamForm(divides=divides).run, models) for divides in (None, "new", "text")}
     for (a, made), (b, other) in itertools.combinations(every.items(), 2):
         assert made != other, (a, b)
 
@@ -180,7 +180,7 @@ def test_a_probe_that_cannot_tell_is_noticed(monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize(
     "form", [form for number, form in enumerate(forms()) if number < 6 or number % 9 == 0], ids=str
 )
-def test_every_form_passes_and_is_told(form: Search) -> None:
+def test_every_form_passes_and_is_told(form: BeamForm) -> None:
     def answer(model: Any, *_: Any) -> Any:
         return [(score, torch.tensor(ids)) for score, ids in form.run(model)]
 

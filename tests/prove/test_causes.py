@@ -15,7 +15,7 @@ from torch import Tensor
 
 import pellucid as pl
 import support
-from pellucid.gpt2.formulas import Sizes, Weights
+from pellucid.gpt2.formulas import PlainWeights, Sizes
 from pellucid.gpt2.mistakes import known_mistakes
 from pellucid.prove import runs
 from pellucid.prove.units import units_of
@@ -322,7 +322,7 @@ def test_the_other_constants_of_gelu(small: pl.CkptedTransformer) -> None:
 
 
 def test_another_name_for_the_same_function_is_no_cause(small: pl.CkptedTransformer) -> None:
-    weights = Weights(Sizes.of(small.config), units_of(small))
+    weights = PlainWeights(Sizes.of(small.config), units_of(small))
     words = " ".join(mistake.report for mistake in known_mistakes(weights))
     assert "activation function gelu instead" in words
     assert "gelu_python_tanh instead" not in words

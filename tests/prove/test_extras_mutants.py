@@ -17,7 +17,7 @@ from torch.nn.utils import parametrizations
 
 import pellucid as pl
 import support
-from pellucid.prove import causes, changes, comparison, computed, outputs, points, program, runs
+from pellucid.prove import calling, causes, changes, comparison, computed, points, program, runs
 from pellucid.prove import compare as compare_module
 
 Patch = pytest.MonkeyPatch
@@ -124,10 +124,10 @@ def a_wider_head(patch: Patch) -> None:
 
 MUTANTS: dict[str, tuple[Callable[[Patch], None], Callable[[], None]]] = {
     "positions before rows are viewed, not turned": (
-        patched(outputs, "_in_rows", lambda found, rows: (found.reshape(*rows, -1), "")), positions_first_are_read
+        patched(calling, "_in_rows", lambda found, rows: (found.reshape(*rows, -1), "")), positions_first_are_read
     ),
     "flat rows are positions first": (
-        patched(outputs, "_in_rows", lambda found, rows: (found.reshape(*rows[::-1], -1).transpose(0, 1), "")),
+        patched(calling, "_in_rows", lambda found, rows: (found.reshape(*rows[::-1], -1).transpose(0, 1), "")),
         flat_rows_are_read,
     ),
     "padding is vocabulary": (a_wider_head, columns_of_padding_are_left_out),

@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 import pellucid as pl
 import support
 from pellucid.prove.aligning import align
-from pellucid.prove.units import HEAD, PART, Group, Transform, units_of
+from pellucid.prove.units import HEAD, PART, Group, GroupTransform, units_of
 
 SIZES = {"vocab_size": 31, "n_positions": 11, "n_embd": 12, "n_layer": 2, "n_head": 3, "n_inner": 20}
 
 
 @st.composite
-def layouts(draw: Any) -> tuple[int, dict[str, tuple[Group, Transform, tuple[int, ...]]]]:
+def layouts(draw: Any) -> tuple[int, dict[str, tuple[Group, GroupTransform, tuple[int, ...]]]]:
     """A seed, and name -> (units, transform, shape): fused, split, permuted, nested at will."""
     h = SIZES["n_head"]
     groups: list[tuple[Group, tuple[int, ...] | None]] = []
@@ -53,7 +53,7 @@ def layouts(draw: Any) -> tuple[int, dict[str, tuple[Group, Transform, tuple[int
         shape = tuple(torch.Size(sizes[a:b]).numel() for a, b in itertools.pairwise([0, *cuts, len(sizes)]))
         depth = draw(st.integers(0, 2))
         name = ".".join([f"part{draw(st.integers(0, 3))}" for _ in range(depth)] + [f"t{number}"])
-        made[name] = (group, Transform(axes, heads if HEAD in group.axes else None), shape)
+        made[name] = (group, GroupTransform(axes, heads if HEAD in group.axes else None), shape)
     return draw(st.integers(0, 1000)), made
 
 

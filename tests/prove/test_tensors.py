@@ -13,7 +13,7 @@ from torch import Tensor
 import pellucid as pl
 import support
 from pellucid.prove.aligning import align
-from pellucid.prove.fingerprint import fingerprint
+from pellucid.prove.tensors import fingerprint
 from pellucid.prove.units import units_of
 
 

@@ -6,7 +6,7 @@ wrong answer; it returns a `CheckResult`, which prints itself.
 
 from pellucid.exercises.beam_search import check_beam_search
 from pellucid.exercises.cache import check_cache
-from pellucid.exercises.course_config import GPTConfig
+from pellucid.exercises.course import GPTConfig
 from pellucid.exercises.draws import check_sample_basic, check_top_k, check_top_p
 from pellucid.exercises.loading import alignment_for, config_of, load_into
 from pellucid.exercises.modules import check_attention, check_block, check_gpt2

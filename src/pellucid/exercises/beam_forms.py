@@ -43,7 +43,7 @@ FILLS = {
 
 
 @dataclass(frozen=True)
-class Search:
+class BeamForm:
     """One form of beam search; the defaults are the course's.
 
     Attributes:
@@ -136,17 +136,17 @@ class Search:
         return score / max(1, length + (ended and self.end_has_length)) if self.divides else score
 
 
-COURSE = Search()
+COURSE = BeamForm()
 PUBLISHED = {
-    "ARENA 1.0's published solution": Search(per_beam=BEAMS, stops=None, fills="best"),
-    "ARENA 3's published solution": Search(reads="best", sorts=False),
+    "ARENA 1.0's published solution": BeamForm(per_beam=BEAMS, stops=None, fills="best"),
+    "ARENA 3's published solution": BeamForm(reads="best", sorts=False),
     "transformers with early_stopping=True and length_penalty=0":
-        Search(reads="ends among the best", stops=BEAMS, fills="best"),
+        BeamForm(reads="ends among the best", stops=BEAMS, fills="best"),
 }  # fmt: skip
 """Other forms that are published -> where."""
 
 
-def forms(divides: str | None = None) -> Iterator[Search]:
+def forms(divides: str | None = None) -> Iterator[BeamForm]:
     """Every form that counts as beam search, the course's and the published ones first; no two are the same search.
 
     Args:
@@ -154,12 +154,12 @@ def forms(divides: str | None = None) -> Iterator[Search]:
     """
     first = (COURSE, *PUBLISHED.values())
     product = itertools.product((None, BEAMS), READS, (RETURNED, BEAMS, None), FILLS, (False, True), (True, False))
-    every = (Search(per_beam=p, reads=r, stops=s, fills=f, at_once=o, sorts=t) for p, r, s, f, o, t in product)
+    every = (BeamForm(per_beam=p, reads=r, stops=s, fills=f, at_once=o, sorts=t) for p, r, s, f, o, t in product)
     for form in (*first, *(form for form in every if form not in first and not _told_otherwise(form))):
         yield from (replace(form, divides=divides, end_has_length=e) for e in ((True, False) if divides else (True,)))
 
 
-def _told_otherwise(form: Search) -> bool:
+def _told_otherwise(form: BeamForm) -> bool:
     """Whether another form is the same search, or none: a mistake."""
     if form.reads == "all" and form.per_beam is None:  # every beam ends in every step
         return True

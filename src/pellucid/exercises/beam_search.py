@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from pellucid.errors import shown
-from pellucid.exercises.answers import Findings, WrongAnswerError, checked, theirs
 from pellucid.exercises.beam_forms import (
     BEAMS,
     COURSE,
@@ -24,12 +23,12 @@ from pellucid.exercises.beam_forms import (
     READS,
     RETURNED,
     TOKENS,
+    BeamForm,
     Found,
-    Search,
     forms,
 )
 from pellucid.exercises.next_token import Table
-from pellucid.exercises.result import CheckResult
+from pellucid.exercises.result import CheckResult, Findings, WrongAnswerError, checked, theirs
 
 CLOSE = 1e-4
 STEP, ENDING = "beam search", "beam search, texts that end"
@@ -54,7 +53,7 @@ class Vocabulary:
         return [int(word) for word in text.split()]
 
 
-def _scored(search: Search, change: Callable[[float, int], float]) -> Run:
+def _scored(search: BeamForm, change: Callable[[float, int], float]) -> Run:
     return lambda model: [(change(score, len(ids)), ids) for score, ids in search.run(model)]
 
 
@@ -72,19 +71,19 @@ def _every_beam(model: nn.Module) -> Found:
 EVERY_END = ("every end token counts, however unlikely it is, since the candidates are read to the end; they are read "
              "until num_beams of them continue")  # fmt: skip
 WRONG: Mapping[str, Run] = {
-    "logits are added up, not log-probabilities": Search(adds="logits").run,
-    "probabilities are added up, not log-probabilities": Search(adds="probabilities").run,
-    "the score is the last token's alone: log-probabilities are not added up": Search(last_only=True).run,
-    "each beam is continued only by its own most likely token: this is greedy search": Search(per_beam=1).run,
-    "num_beams is not used: as many beams as texts to return are kept": Search(width=RETURNED).run,
-    "the logits of the first position are used, not of the last": Search(position=0).run,
-    "the logits of the last position but one are used, not of the last": Search(position=-2).run,
-    "it stops one token too early: max_new_tokens tokens are to be generated": Search(new=NEW - 1).run,
-    "it generates one token more than max_new_tokens": Search(new=NEW + 1).run,
-    EVERY_END: Search(reads="all").run,
-    "scores are probabilities, not their logarithms": _scored(Search(), lambda score, _: math.exp(score)),
+    "logits are added up, not log-probabilities": BeamForm(adds="logits").run,
+    "probabilities are added up, not log-probabilities": BeamForm(adds="probabilities").run,
+    "the score is the last token's alone: log-probabilities are not added up": BeamForm(last_only=True).run,
+    "each beam is continued only by its own most likely token: this is greedy search": BeamForm(per_beam=1).run,
+    "num_beams is not used: as many beams as texts to return are kept": BeamForm(width=RETURNED).run,
+    "the logits of the first position are used, not of the last": BeamForm(position=0).run,
+    "the logits of the last position but one are used, not of the last": BeamForm(position=-2).run,
+    "it stops one token too early: max_new_tokens tokens are to be generated": BeamForm(new=NEW - 1).run,
+    "it generates one token more than max_new_tokens": BeamForm(new=NEW + 1).run,
+    EVERY_END: BeamForm(reads="all").run,
+    "scores are probabilities, not their logarithms": _scored(BeamForm(), lambda score, _: math.exp(score)),
     "the prompt's own log-probability is part of the scores": _with_the_prompt,
-    "scores are negated": _scored(Search(), lambda score, _: -score),
+    "scores are negated": _scored(BeamForm(), lambda score, _: -score),
     "the worst text comes first": lambda model: COURSE.run(model)[::-1],
     "the prompt is missing from the texts": lambda model: [(s, ids[len(PROMPT) :]) for s, ids in COURSE.run(model)],
     "only the best text is returned, not num_return_sequences": lambda model: COURSE.run(model)[:1],
@@ -93,7 +92,7 @@ WRONG: Mapping[str, Run] = {
 }  # fmt: skip
 """Mistakes that show without any end -> the search that makes them."""
 
-WRONG_ENDS: Mapping[str, Callable[[Search], Run]] = {
+WRONG_ENDS: Mapping[str, Callable[[BeamForm], Run]] = {
     EVERY_END: lambda form: replace(form, per_beam=None, reads="all").run,
     "the end token's own log-probability is not added to the score": lambda form: replace(form, counts_end=False).run,
     "texts that have ended are thrown away":
@@ -146,7 +145,7 @@ def _without_ends(found: Findings, models: Sequence[nn.Module], given: Sequence[
     if _same(given, COURSE.run, models):
         return None
     for divides, words in BY_LENGTH.items():
-        if _same(given, Search(divides=divides).run, models):
+        if _same(given, BeamForm(divides=divides).run, models):
             found.note(f"scores are divided by {words}; the course does not divide")
             return divides
     for words, search in WRONG.items():
@@ -186,7 +185,7 @@ def _with_ends(found: Findings, fn: Callable[..., Any], divides: str | None) -> 
         found.note(text)
 
 
-def _differences(form: Search) -> list[str]:
+def _differences(form: BeamForm) -> list[str]:
     """Where a form is not the course's, one sentence each."""
     out: list[str] = []
     if form.per_beam is not None:

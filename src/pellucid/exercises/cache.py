@@ -10,11 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pellucid.exercises.answers import Findings, WrongAnswerError, checked, misuse, theirs
-from pellucid.exercises.course_config import GPTConfig
+from pellucid.exercises.course import GPTConfig
 from pellucid.exercises.learner import COARSE, EXACT, copied, parameter, spread
 from pellucid.exercises.reference import Parameters, split_heads
-from pellucid.exercises.result import CheckResult
+from pellucid.exercises.result import CheckResult, Findings, WrongAnswerError, checked, misuse, theirs
 from pellucid.exercises.watch import apart
 from pellucid.gpt2.formulas import Sizes, layer_norm
 

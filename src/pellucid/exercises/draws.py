@@ -14,8 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pellucid.exercises.answers import Findings, WrongAnswerError, checked, theirs
-from pellucid.exercises.result import CheckResult
+from pellucid.exercises.result import CheckResult, Findings, WrongAnswerError, checked, theirs
 from pellucid.exercises.scores import as_id, given, note_changes
 from pellucid.exercises.watch import Drawn, apart
 

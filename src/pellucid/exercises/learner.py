@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pellucid.exercises.answers import IN_PLACE, NAMES, NUMBERS, RETURNS, Findings, WrongAnswerError, last_line, theirs
 from pellucid.exercises.other_names import Naming, namings
 from pellucid.exercises.reference import (
     RIGHT,
@@ -25,6 +24,7 @@ from pellucid.exercises.reference import (
     training,
     turned,
 )
+from pellucid.exercises.result import IN_PLACE, NAMES, NUMBERS, RETURNS, Findings, WrongAnswerError, last_line, theirs
 from pellucid.exercises.watch import Marked, Undropped, Watch, apart
 from pellucid.gpt2.formulas import Sizes
 from pellucid.gpt2.mistake import OTHER_TENSOR, Mistake
@@ -35,7 +35,7 @@ EXACT, COARSE = 1e-9, 2e-5
 
 
 @dataclass(frozen=True)
-class Probe:
+class ModuleProbe:
     """One class of the course.
 
     Attributes:

@@ -1,4 +1,4 @@
-"""A learner's whole file: which exercises of the course are in it, and what the check of each says.
+"""A learner's whole file, or the code cells of a notebook: which exercises are in it, and what the check of each says.
 
 The file is the learner's own program, so it is run like one; `own_process` does so where it cannot do any harm.
 """
@@ -8,7 +8,9 @@ from __future__ import annotations
 import ast
 import contextlib
 import io
+import json
 import linecache
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,11 +19,9 @@ from types import ModuleType
 from typing import Any
 
 from pellucid.errors import InputError, NotFoundError, printable, shown
-from pellucid.exercises.answers import last_line
 from pellucid.exercises.cache import check_cache
 from pellucid.exercises.modules import check_attention, check_block, check_gpt2
-from pellucid.exercises.notebook import program
-from pellucid.exercises.result import CheckResult
+from pellucid.exercises.result import CheckResult, last_line
 from pellucid.exercises.sampling import CHECKS
 
 Check = Callable[..., CheckResult]
@@ -189,3 +189,42 @@ def exercise_named(name: str) -> str:
             remedy=f"Give one of {', '.join(EXERCISES)}.",
         )
     return found
+
+
+_OF_PYTHON = frozenset({"time", "timeit", "capture", "prun", "debug"})
+"""Cell magics behind which Python follows."""
+
+_MAGIC = re.compile(r"(\s*)[%!?].*")
+
+
+def program(text: str | bytes) -> str:
+    """The code cells, one after another; IPython's own commands (`%matplotlib inline`, `!pip …`) do nothing.
+
+    Args:
+        text: An .ipynb file.
+
+    Raises:
+        ValueError: No notebook.
+
+    Example:
+        >>> cells = [{"cell_type": "markdown", "source": "# Mine"}, {"cell_type": "code", "source": ["x = 1"]}]
+        >>> program(json.dumps({"cells": cells}))
+        '# %%\\nx = 1\\n'
+    """
+    found = json.loads(text)
+    cells = found.get("cells") if isinstance(found, dict) else None
+    if not isinstance(cells, list) or not all(isinstance(cell, dict) for cell in cells):
+        raise ValueError("a JSON object with a list of cells was expected")
+    return "".join(f"# %%\n{_python(cell)}\n" for cell in cells if cell.get("cell_type") == "code")
+
+
+def _python(cell: dict[str, Any]) -> str:
+    source = cell.get("source", "")
+    text = "".join(map(str, source)) if isinstance(source, list) else str(source)
+    try:
+        ast.parse(text)
+    except (SyntaxError, ValueError):
+        if text.startswith("%%") and re.split(r"\W", text[2:], maxsplit=1)[0] not in _OF_PYTHON:
+            return ""
+        return "\n".join(_MAGIC.sub(r"\1pass", line) if _MAGIC.fullmatch(line) else line for line in text.split("\n"))
+    return text

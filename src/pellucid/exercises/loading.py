@@ -10,12 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from pellucid.errors import InputError, shown
-from pellucid.exercises.answers import NAMES, WrongAnswerError, misuse
-from pellucid.exercises.course_config import GPTConfig
-from pellucid.exercises.course_shapes import gpt2_shapes
+from pellucid.exercises.course import GPTConfig, gpt2_shapes
 from pellucid.exercises.learner import copied, spread
 from pellucid.exercises.other_names import namings
 from pellucid.exercises.reference import RIGHT, gpt2
+from pellucid.exercises.result import NAMES, WrongAnswerError, misuse
 from pellucid.exercises.watch import apart
 from pellucid.gpt2.config import TransformerConfig
 from pellucid.gpt2.formulas import Sizes

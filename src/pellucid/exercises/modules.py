@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pellucid.exercises.answers import NAMES, Findings, WrongAnswerError, checked, misuse
-from pellucid.exercises.course_config import GPTConfig
-from pellucid.exercises.course_shapes import (
+from pellucid.exercises.beyond_numbers import DROPOUT, check_applied, check_device, check_initial_order, require_dropout
+from pellucid.exercises.course import (
+    GPTConfig,
     attention_makers,
     attention_shapes,
     attention_steps,
@@ -27,10 +27,9 @@ from pellucid.exercises.course_shapes import (
     text,
     texts,
 )
-from pellucid.exercises.extras import DROPOUT, check_applied, check_device, check_initial_order, require_dropout
-from pellucid.exercises.learner import COARSE, Probe, check_gradient, own
+from pellucid.exercises.learner import COARSE, ModuleProbe, check_gradient, own
 from pellucid.exercises.reference import RIGHT, attention, block, gpt2
-from pellucid.exercises.result import CheckResult
+from pellucid.exercises.result import NAMES, CheckResult, Findings, WrongAnswerError, checked, misuse
 from pellucid.exercises.watch import apart
 from pellucid.gpt2.formulas import Sizes
 from pellucid.gpt2.mistake import Mistake
@@ -54,7 +53,7 @@ def check_attention(answer: type[nn.Module] | Callable[..., nn.Module], *, hint:
         given = sizes.hidden, sizes.heads, sizes.head
         return answer(12, 4) if sizes is plain else answer(*given, dropout=sizes.dropout)
 
-    probe = Probe(
+    probe = ModuleProbe(
         "UnidirectionalAttention", build, attention, attention_shapes, streams, axes, attention_steps, ATTENTION,
         ATTENTION_DROPOUT,
     )  # fmt: skip
@@ -81,7 +80,7 @@ def check_attention(answer: type[nn.Module] | Callable[..., nn.Module], *, hint:
     return checked("attention", body, hint)
 
 
-def _by_default(found: Findings, probe: Probe, plain: Sizes, wide: Sizes, wrong: WrongAnswerError) -> None:
+def _by_default(found: Findings, probe: ModuleProbe, plain: Sizes, wide: Sizes, wrong: WrongAnswerError) -> None:
     """Try heads of the default size, whose square matrices show what another size hides, and say what is right there.
 
     Raises:
@@ -100,7 +99,7 @@ def _by_default(found: Findings, probe: Probe, plain: Sizes, wide: Sizes, wrong:
     raise WrongAnswerError(words, wrong.step, wrong.tensor, wrong.kind, wrong.line)
 
 
-def _check_attention_dropout(found: Findings, probe: Probe, module: Any, x: Tensor, sizes: Sizes) -> None:
+def _check_attention_dropout(found: Findings, probe: ModuleProbe, module: Any, x: Tensor, sizes: Sizes) -> None:
     """See that the pattern and the output are dropped.
 
     Raises:
@@ -159,7 +158,7 @@ def check_block(answer: type[nn.Module] | Callable[..., nn.Module], *, hint: int
 
     every = (*BLOCK, *_inside("attn", ATTENTION))
     dropouts = (*BLOCK_DROPOUT, *_inside("attn", ATTENTION_DROPOUT))
-    probe = Probe("GPT2Block", build, block, block_shapes, streams, axes, steps, every, dropouts)
+    probe = ModuleProbe("GPT2Block", build, block, block_shapes, streams, axes, steps, every, dropouts)
     sizes = Sizes(12, 4, 3, epsilon=0.1)
     others = Sizes(12, 3, 4, epsilon=0.03, activation="gelu", dropout=0.4)
 
@@ -214,7 +213,7 @@ def check_gpt2(answer: type[nn.Module] | Callable[..., nn.Module], *, hint: int 
     every = (*GPT2, *_inside("in every block", BLOCK), *_inside("in every block, attn", ATTENTION))
     inside = (*BLOCK_DROPOUT, *ATTENTION_DROPOUT)
     dropouts = (*GPT2_DROPOUT, *_inside("in every block", inside))
-    probe = Probe("GPT2", build, gpt2, gpt2_shapes, texts, axes, steps, every, dropouts)
+    probe = ModuleProbe("GPT2", build, gpt2, gpt2_shapes, texts, axes, steps, every, dropouts)
     sizes = Sizes(12, 4, 3, epsilon=0.1, layers=3, vocabulary=29, positions=9)
     others = Sizes(12, 3, 4, 0.03, "gelu", layers=2, vocabulary=23, positions=7, dropout=0.4)
 
@@ -239,7 +238,7 @@ def check_gpt2(answer: type[nn.Module] | Callable[..., nn.Module], *, hint: int 
     return checked("gpt2", body, hint)
 
 
-def _check_logits(found: Findings, probe: Probe, sizes: Sizes) -> nn.Module:
+def _check_logits(found: Findings, probe: ModuleProbe, sizes: Sizes) -> nn.Module:
     """Run the module; where ids end behind a table, with ids that are positions, too, which shows what they index.
 
     Raises:
@@ -272,7 +271,7 @@ def _check_gpt2_order(found: Findings, build: Callable[[Sizes], Any]) -> None:
     check_initial_order(found, lambda: build(one), makers, list(flat(itertools.permutations(groups))))
 
 
-def _gelu(probe: Probe, sizes: Sizes) -> str:
+def _gelu(probe: ModuleProbe, sizes: Sizes) -> str:
     """Which of the two GELUs it is, in other sizes than before; both are right."""
     try:
         probe.check_values(Findings(), sizes)

@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pellucid.exercises.answers import Findings, WrongAnswerError, checked, theirs
 from pellucid.exercises.draws import Distribution, basic, distribution, greedy, nucleus, nucleus_of_the_course, top_k
-from pellucid.exercises.result import CheckResult
+from pellucid.exercises.result import CheckResult, Findings, WrongAnswerError, checked, theirs
 from pellucid.exercises.scores import as_id
 
 SIZE = 9
@@ -55,7 +54,7 @@ PROBES = (
 
 
 @dataclass(frozen=True)
-class Variant:
+class TokenChoice:
     """How it is put together; the defaults are the course's way."""
 
     position: int = -1
@@ -84,15 +83,15 @@ class Variant:
         return self.nucleus(x, o.top_p) if o.top_p and self.without != "top_p" else basic(x)
 
 
-WRONG: Mapping[str, Variant] = {
-    "the logits of the first position are used, not of the last": Variant(position=0),
-    "the logits of the last position but one are used, not of the last": Variant(position=-2),
+WRONG: Mapping[str, TokenChoice] = {
+    "the logits of the first position are used, not of the last": TokenChoice(position=0),
+    "the logits of the last position but one are used, not of the last": TokenChoice(position=-2),
     "the frequency penalty comes before the temperature; the course's order is the other one":
-        Variant(penalty_first=True),
-    "top-k and top-p are cut before temperature and frequency penalty are applied": Variant(cut_first=True),
-    **{f"with {name}, temperature and frequency penalty are not used": Variant(alone=name)
+        TokenChoice(penalty_first=True),
+    "top-k and top-p are cut before temperature and frequency penalty are applied": TokenChoice(cut_first=True),
+    **{f"with {name}, temperature and frequency penalty are not used": TokenChoice(alone=name)
        for name in ("top_k", "top_p")},
-    **{f"{name} is not used": Variant(without=name) for name in ("temperature", "freq_penalty", "top_k", "top_p")},
+    **{f"{name} is not used": TokenChoice(without=name) for name in ("temperature", "freq_penalty", "top_k", "top_p")},
 }  # fmt: skip
 
 
@@ -109,7 +108,7 @@ def check_sample_next_token(fn: Callable[..., Any], *, hint: int | None = None) 
         variant = _variant(seen, logits)
         if variant is None:
             wrong = next((words for words, one in WRONG.items() if _same(seen, logits, one) is not None), None)
-            bad = next(o for one, o in seen if not one.is_(Variant().law(logits, o)))
+            bad = next(o for one, o in seen if not one.is_(TokenChoice().law(logits, o)))
             words = wrong or f"it is wrong with {bad.given() or 'the defaults'}; no known mistake gives that"
             raise WrongAnswerError(words, step, "the probabilities [vocab]")
         found.proved.append("temperature, then frequency penalty, then top-k or top-p, at the last position")
@@ -120,11 +119,11 @@ def check_sample_next_token(fn: Callable[..., Any], *, hint: int | None = None) 
     return checked("sample_next_token", body, hint)
 
 
-def _variant(seen: list[tuple[Distribution, Options]], logits: Tensor) -> Variant | None:
-    return _same(seen, logits, Variant())
+def _variant(seen: list[tuple[Distribution, Options]], logits: Tensor) -> TokenChoice | None:
+    return _same(seen, logits, TokenChoice())
 
 
-def _same(seen: list[tuple[Distribution, Options]], logits: Tensor, variant: Variant) -> Variant | None:
+def _same(seen: list[tuple[Distribution, Options]], logits: Tensor, variant: TokenChoice) -> TokenChoice | None:
     for form in (nucleus, nucleus_of_the_course):
         tried = replace(variant, nucleus=form)
         if all(one.is_(tried.law(logits, o)) for one, o in seen):

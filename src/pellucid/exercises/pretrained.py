@@ -10,10 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from pellucid.errors import PellucidError
-from pellucid.exercises.answers import Findings, WrongAnswerError, checked, last_line, misuse, theirs
 from pellucid.exercises.learner import copied
 from pellucid.exercises.loading import alignment_for, as_reference, load_into, require_instance
-from pellucid.exercises.result import CheckResult
+from pellucid.exercises.result import CheckResult, Findings, WrongAnswerError, checked, last_line, misuse, theirs
 from pellucid.open import load
 from pellucid.prove.compare import compare
 from pellucid.prove.report import ComparisonReport

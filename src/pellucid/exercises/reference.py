@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pellucid.exercises.watch import apart, marked
 from pellucid.gpt2 import parts as plain
-from pellucid.gpt2.formulas import Sizes, Weights
+from pellucid.gpt2.formulas import PlainWeights, Sizes
 from pellucid.gpt2.mistake import Mistake, together
 from pellucid.gpt2.parts import LOGITS, Block, Parts, Span, Values, recorder, run_block, run_parts
 
@@ -68,8 +68,8 @@ def gpt2(ids: Tensor, p: Parameters, sizes: Sizes, parts: Parts) -> Stages:
     return {**stages, "ln": values["read by the head"], "logits": values[LOGITS]}
 
 
-def _weights(tensors: Mapping[str, Tensor], sizes: Sizes) -> Weights:
-    return Weights(sizes, tensors, next(iter(tensors.values())).dtype)
+def _weights(tensors: Mapping[str, Tensor], sizes: Sizes) -> PlainWeights:
+    return PlainWeights(sizes, tensors, next(iter(tensors.values())).dtype)
 
 
 def split_heads(qkv: Tensor, sizes: Sizes, axis: int = -1) -> tuple[Tensor, ...]:

@@ -7,12 +7,11 @@ from typing import Any
 
 from torch import nn
 
-from pellucid.exercises.answers import misuse
 from pellucid.exercises.beam_search import check_beam_search
 from pellucid.exercises.cache import check_cache
 from pellucid.exercises.draws import check_sample_basic, check_top_k, check_top_p
 from pellucid.exercises.next_token import check_sample_next_token
-from pellucid.exercises.result import CheckResult, together
+from pellucid.exercises.result import CheckResult, misuse, together
 from pellucid.exercises.scores import check_frequency_penalty, check_greedy, check_temperature
 
 CHECKS: Mapping[str, tuple[tuple[str, ...], Callable[..., CheckResult]]] = {

@@ -11,8 +11,17 @@ from torch import Tensor
 
 from pellucid.check import as_number
 from pellucid.errors import shown
-from pellucid.exercises.answers import IN_PLACE, NAMES, RETURNS, Findings, WrongAnswerError, checked, last_line, theirs
-from pellucid.exercises.result import CheckResult
+from pellucid.exercises.result import (
+    IN_PLACE,
+    NAMES,
+    RETURNS,
+    CheckResult,
+    Findings,
+    WrongAnswerError,
+    checked,
+    last_line,
+    theirs,
+)
 from pellucid.exercises.watch import apart
 
 CLOSE = 1e-6

@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pellucid.exercises.answers import current_line, described
+from pellucid.exercises.result import current_line, described
 
 
 @dataclass(frozen=True)

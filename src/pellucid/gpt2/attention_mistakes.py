@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pellucid.gpt2.constants import scales
-from pellucid.gpt2.formulas import Heads, Sizes, Weights, masked, project, project_out, rounded, visible
+from pellucid.gpt2.formulas import Heads, PlainWeights, Sizes, masked, project, project_out, rounded, visible
 from pellucid.gpt2.mistake import AXIS, FUNCTION, HIDDEN, NUMBER, ORDERED, OTHER_TENSOR, UNUSED, Mistake
 
 # The scale of the scores
@@ -190,29 +190,29 @@ ROWS = (
 # How the columns are divided into heads, and the heads put together
 
 
-def _split_other_way(heads: Heads, weights: Weights) -> Heads:
+def _split_other_way(heads: Heads, weights: PlainWeights) -> Heads:
     q, k, v = (part.flatten(2).unflatten(2, (part.size(3), part.size(2))).transpose(2, 3) for part in heads)
     return q, k, v
 
 
-def _split_across_positions(heads: Heads, weights: Weights) -> Heads:
+def _split_across_positions(heads: Heads, weights: PlainWeights) -> Heads:
     b, p, h, k = heads[0].shape
     query, key, value = (part.reshape(b, h, p, k).transpose(1, 2) for part in heads)
     return query, key, value
 
 
-def _merged_other_way(z: Tensor, weights: Weights) -> Tensor:
+def _merged_other_way(z: Tensor, weights: PlainWeights) -> Tensor:
     return z.transpose(2, 3).flatten(2)
 
 
-def _merged_across_positions(z: Tensor, weights: Weights) -> Tensor:
+def _merged_across_positions(z: Tensor, weights: PlainWeights) -> Tensor:
     return z.transpose(1, 2).reshape(z.size(0), z.size(1), -1)
 
 
-def _reread(stored: Sequence[int], read: Sequence[int]) -> Callable[[Heads, Weights], Heads]:
+def _reread(stored: Sequence[int], read: Sequence[int]) -> Callable[[Heads, PlainWeights], Heads]:
     """One tensor of q, k and v whose axes (part, head, d_head) stand in one order, read in another."""
 
-    def split(heads: Heads, weights: Weights) -> Heads:
+    def split(heads: Heads, weights: PlainWeights) -> Heads:
         together = torch.stack(heads, 2)  # [B, P, 3, H, K]
         sizes = together.shape[2:]
         flat = together.permute(0, 1, *(2 + axis for axis in stored)).flatten(2)
@@ -273,7 +273,7 @@ MIXING = (
 
 
 def _always(heads: int) -> Mistake:
-    def split(parts: Heads, weights: Weights) -> Heads:
+    def split(parts: Heads, weights: PlainWeights) -> Heads:
         q, k, v = (part.flatten(2).unflatten(2, (heads, -1)) for part in parts)
         return q, k, v
 
@@ -287,10 +287,10 @@ HEADS = tuple(map(_always, (1, 4, 12)))
 # The projections
 
 
-def _transposed(letters: Sequence[str]) -> Callable[[Tensor, Weights], Heads]:
+def _transposed(letters: Sequence[str]) -> Callable[[Tensor, PlainWeights], Heads]:
     """Some of the square matrices W_Q, W_K, W_V [D, HK] used the other way round."""
 
-    def projected(x: Tensor, weights: Weights) -> Heads:
+    def projected(x: Tensor, weights: PlainWeights) -> Heads:
         made: list[Tensor] = []
         for letter, right in zip("QKV", project(x, weights), strict=True):
             turned = x @ weights[f"attn.W_{letter}"].transpose(0, 1).flatten(1).T
@@ -301,8 +301,8 @@ def _transposed(letters: Sequence[str]) -> Callable[[Tensor, Weights], Heads]:
     return projected
 
 
-def _without_bias(letters: Sequence[str]) -> Callable[[Tensor, Weights], Heads]:
-    def projected(x: Tensor, weights: Weights) -> Heads:
+def _without_bias(letters: Sequence[str]) -> Callable[[Tensor, PlainWeights], Heads]:
+    def projected(x: Tensor, weights: PlainWeights) -> Heads:
         q, k, v = (part - weights[f"attn.b_{letter}"] if letter in letters else part
                    for letter, part in zip("QKV", project(x, weights), strict=True))  # fmt: skip
         return q, k, v
@@ -310,8 +310,8 @@ def _without_bias(letters: Sequence[str]) -> Callable[[Tensor, Weights], Heads]:
     return projected
 
 
-def _projected_by(order: Sequence[str]) -> Callable[[Tensor, Weights], Heads]:
-    def projected(x: Tensor, weights: Weights) -> Heads:
+def _projected_by(order: Sequence[str]) -> Callable[[Tensor, PlainWeights], Heads]:
+    def projected(x: Tensor, weights: PlainWeights) -> Heads:
         made = dict(zip("QKV", project(x, weights), strict=True))
         return made[order[0]], made[order[1]], made[order[2]]
 
@@ -336,7 +336,9 @@ def _projections() -> Iterator[Mistake]:
 PROJECTIONS = tuple(_projections())
 
 
-def _out(change: Callable[[Tensor, Tensor, Weights], Tensor], report: str, learner: str, kind: str = UNUSED) -> Mistake:
+def _out(
+    change: Callable[[Tensor, Tensor, PlainWeights], Tensor], report: str, learner: str, kind: str = UNUSED
+) -> Mistake:
     return Mistake({"out": change}, report, learner, "the output projection", kind)
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pellucid.gpt2.constants import gelus, scales
-from pellucid.gpt2.formulas import Norm, Sizes, Weights, activate, feed_out, layer_norm, rounded
+from pellucid.gpt2.formulas import Norm, PlainWeights, Sizes, activate, feed_out, layer_norm, rounded
 from pellucid.gpt2.mistake import ACTIVATED, ADDED, NORMALISED, NUMBER, OTHER_TENSOR, TWICE, UNUSED, Mistake
 from pellucid.gpt2.parts import Block
 from pellucid.numerics import nonlinear
@@ -129,11 +129,11 @@ def _named(name: str) -> Callable[[Tensor, Sizes], Tensor]:
     return lambda x, sizes: nonlinear.EXACT[name](x)
 
 
-def _unbiased_in(x: Tensor, w: Weights) -> Tensor:
+def _unbiased_in(x: Tensor, w: PlainWeights) -> Tensor:
     return x @ w["mlp.W_in"]
 
 
-def _unbiased_out(x: Tensor, w: Weights) -> Tensor:
+def _unbiased_out(x: Tensor, w: PlainWeights) -> Tensor:
     return x @ w["mlp.W_out"]
 
 

@@ -18,7 +18,7 @@ _PIS = {"3.14159": 3.14159, "3.1415926": 3.1415926, "3.1416": 3.1416, "3.14": 3.
 _MISTYPED = (0.44715, 0.0044715, 0.04715, 0.044175, 0.47715, 0.04471)
 
 
-class Written(NamedTuple):
+class Constant(NamedTuple):
     """A constant as a program writes it.
 
     Attributes:
@@ -32,7 +32,7 @@ class Written(NamedTuple):
     exact: bool
 
 
-def written(right: float, more: dict[float, str] | None = None) -> list[Written]:
+def written(right: float, more: dict[float, str] | None = None) -> list[Constant]:
     """The ways in which a constant is written that are not the constant itself, the finest first."""
     found = {float(torch.tensor(right)): "rounded to float32"}
     for digits in (8, 7, 6, 5, 4, 3, 2, 9):
@@ -41,7 +41,9 @@ def written(right: float, more: dict[float, str] | None = None) -> list[Written]
         cut = math.floor(right * 10**digits) / 10**digits
         found.setdefault(cut, f"{cut:.{digits}g}")
     found |= {value: words for value, words in (more or {}).items() if value not in found}
-    return [Written(value, words, is_same(value, right)) for value, words in found.items() if value not in (right, 0.0)]
+    return [
+        Constant(value, words, is_same(value, right)) for value, words in found.items() if value not in (right, 0.0)
+    ]
 
 
 def is_same(value: float, right: float) -> bool:
@@ -49,9 +51,9 @@ def is_same(value: float, right: float) -> bool:
     return bool(torch.tensor(value) == torch.tensor(right))
 
 
-def inverses(right: float) -> list[Written]:
+def inverses(right: float) -> list[Constant]:
     """The ways in which 1 / constant is written by writing the constant."""
-    return [Written(1 / way.value, f"1 / {way.words}", is_same(1 / way.value, 1 / right)) for way in written(right)]
+    return [Constant(1 / way.value, f"1 / {way.words}", is_same(1 / way.value, 1 / right)) for way in written(right)]
 
 
 class Formula(NamedTuple):
@@ -88,9 +90,9 @@ def _erf(root: float) -> Callable[[Tensor], Tensor]:
     return lambda x: 0.5 * x * (1 + torch.erf(x * root))
 
 
-def scales(d_head: int) -> Iterator[Written]:
+def scales(d_head: int) -> Iterator[Constant]:
     """1/sqrt(d_head) as programs round it."""
     stored = float(torch.tensor(d_head).sqrt()), float(torch.tensor(d_head**-0.5))
     in_float32 = (1 / stored[0], stored[1], float(1 / torch.tensor(stored[0])), float(torch.tensor(d_head).rsqrt()))
-    yield from (Written(value, "rounded to float32", True) for value in in_float32 if value != d_head**-0.5)
+    yield from (Constant(value, "rounded to float32", True) for value in in_float32 if value != d_head**-0.5)
     yield from (way for way in (*written(d_head**-0.5), *inverses(d_head**0.5)) if way.value not in in_float32)

@@ -62,7 +62,7 @@ class Sizes:
 
 
 @dataclass(frozen=True)
-class Weights:
+class PlainWeights:
     """Parameters by the field's names (W_Q [H, D, K] and so on), converted as they are asked for.
 
     Attributes:
@@ -91,13 +91,13 @@ class Weights:
         """What this block's scores are multiplied by, for q [B, H, P, K]."""
         return self.sizes.scales[self.block] if self.sizes.scales else q.size(-1) ** -0.5
 
-    def of_block(self, block: int) -> Weights:
+    def of_block(self, block: int) -> PlainWeights:
         """The parameters of one block, by their names in it."""
         return replace(self, block=block)
 
-    def coarsely(self) -> Weights:
+    def coarsely(self) -> PlainWeights:
         """The same in float32, in which a mistake is quickly computed and refused."""
-        return Weights(self.sizes, self.tensors, torch.float32)
+        return PlainWeights(self.sizes, self.tensors, torch.float32)
 
     @property
     def tied(self) -> bool:
@@ -116,7 +116,7 @@ def layer_norm(x: Tensor, w: Tensor, b: Tensor, eps: float) -> Tensor:
     return centred / (centred.pow(2).mean(-1, keepdim=True) + eps).sqrt() * w + b
 
 
-def project(x: Tensor, weights: Weights) -> Heads:
+def project(x: Tensor, weights: PlainWeights) -> Heads:
     """q, k and v of x [B, P, D]."""
     q, k, v = (
         torch.einsum("bpd,hdk->bphk", x, weights[f"attn.W_{letter}"]) + weights[f"attn.b_{letter}"] for letter in "QKV"
@@ -144,12 +144,12 @@ def softmax(scores: Tensor, mask: Tensor, fill: float | None) -> Tensor:
     return masked(scores, mask, fill).softmax(-1)
 
 
-def project_out(z: Tensor, x: Tensor, weights: Weights) -> Tensor:
+def project_out(z: Tensor, x: Tensor, weights: PlainWeights) -> Tensor:
     """The output of attention to x [B, P, D], from merged heads z [B, P, H * K]."""
     return z @ weights["attn.W_O"].flatten(0, 1) + weights["attn.b_O"]
 
 
-def feed_in(x: Tensor, weights: Weights) -> Tensor:
+def feed_in(x: Tensor, weights: PlainWeights) -> Tensor:
     """The MLP's values before the activation function."""
     return x @ weights["mlp.W_in"] + weights["mlp.b_in"]
 
@@ -159,7 +159,7 @@ def activate(x: Tensor, sizes: Sizes) -> Tensor:
     return nonlinear.EXACT[sizes.activation](x)
 
 
-def feed_out(x: Tensor, weights: Weights) -> Tensor:
+def feed_out(x: Tensor, weights: PlainWeights) -> Tensor:
     """The MLP's output."""
     return x @ weights["mlp.W_out"] + weights["mlp.b_out"]
 
@@ -169,6 +169,6 @@ def counted(ids: Tensor, sizes: Sizes) -> Tensor:
     return torch.arange(ids.size(1))
 
 
-def rounded(value: float) -> Callable[[Tensor, Weights], float]:
+def rounded(value: float) -> Callable[[Tensor, PlainWeights], float]:
     """Scores multiplied by another number in the place of 1/sqrt(d_head)."""
     return lambda q, w: w.scale(q) * w.sizes.head**0.5 * value

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pellucid.gpt2 import attention_mistakes as attention
 from pellucid.gpt2 import block_mistakes as block
-from pellucid.gpt2.formulas import Weights
+from pellucid.gpt2.formulas import PlainWeights
 from pellucid.gpt2.mistake import BLOCKS, DROPPED, NORMALISED, NUMBER, OTHER_TENSOR, TWICE, Mistake
 from pellucid.gpt2.parts import pre_norm
 
@@ -123,14 +123,14 @@ HEAD = tuple(replace(row, step="the unembedding", kind=OTHER_TENSOR) if row.lear
 ))  # fmt: skip
 
 
-def heads(weights: Weights) -> Iterator[Mistake]:
+def heads(weights: PlainWeights) -> Iterator[Mistake]:
     """Other heads than the model's."""
     if not weights.tied:
         yield Mistake({"head": weights.tensors["embed.W_E"]}, "head tied to the embedding")
     yield from HEAD
 
 
-def known_mistakes(weights: Weights, *, several_rows: bool = True) -> Iterator[Mistake]:
+def known_mistakes(weights: PlainWeights, *, several_rows: bool = True) -> Iterator[Mistake]:
     """Every mistake that a comparison tries, for a reference's sizes; the likely ones first.
 
     Args:

@@ -18,8 +18,8 @@ from torch import Tensor
 from pellucid.gpt2.formulas import (
     Heads,
     Norm,
+    PlainWeights,
     Sizes,
-    Weights,
     activate,
     causal,
     counted,
@@ -92,19 +92,19 @@ class Parts:
     norm_before_attention: tuple[str, ...] = ("ln1",)
     norm_before_mlp: tuple[str, ...] = ("ln2",)
     norm_before_head: tuple[str, ...] = ("ln_final",)
-    project: Callable[[Tensor, Weights], Heads] = project
-    split: Callable[[Heads, Weights], Heads] = field(default=lambda heads, weights: heads)
+    project: Callable[[Tensor, PlainWeights], Heads] = project
+    split: Callable[[Heads, PlainWeights], Heads] = field(default=lambda heads, weights: heads)
     taken: tuple[int, ...] = (0, 1, 2)
-    scale: Callable[[Tensor, Weights], float] = field(default=lambda q, weights: weights.scale(q))
+    scale: Callable[[Tensor, PlainWeights], float] = field(default=lambda q, weights: weights.scale(q))
     mask: Callable[[Tensor], Tensor] = causal
     fill: float | None = None
     pattern: Callable[[Tensor, Tensor, float | None], Tensor] = softmax
     mix: Callable[[Tensor, Heads], Tensor] = field(default=lambda pattern, heads: pattern @ heads[2])
-    merge: Callable[[Tensor, Weights], Tensor] = field(default=lambda z, weights: z.flatten(2))
-    out: Callable[[Tensor, Tensor, Weights], Tensor] = project_out
-    feed_in: Callable[[Tensor, Weights], Tensor] = feed_in
+    merge: Callable[[Tensor, PlainWeights], Tensor] = field(default=lambda z, weights: z.flatten(2))
+    out: Callable[[Tensor, Tensor, PlainWeights], Tensor] = project_out
+    feed_in: Callable[[Tensor, PlainWeights], Tensor] = feed_in
     activation: Callable[[Tensor, Sizes], Tensor] = activate
-    feed_out: Callable[[Tensor, Weights], Tensor] = feed_out
+    feed_out: Callable[[Tensor, PlainWeights], Tensor] = feed_out
     mlp_reads: Callable[[Tensor, Tensor], Tensor] = field(default=lambda x, mid: mid)
     add_attention: Callable[[Tensor, Tensor, Tensor], Tensor] = field(default=lambda x, read, out: x + out)
     add_mlp: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor] = field(default=lambda x, mid, read, out: mid + out)
@@ -152,7 +152,7 @@ class Block:
     """The halves of one block, each recording what it computes; `Parts.wiring` puts them together."""
 
     parts: Parts
-    weights: Weights
+    weights: PlainWeights
     record: Callable[[str, Tensor], Tensor]
 
     def norm(self, names: tuple[str, ...], x: Tensor) -> Tensor:
@@ -214,7 +214,7 @@ class Span:
     by_place: bool = False
 
 
-def run_parts(parts: Parts, weights: Weights, span: Span) -> Values:
+def run_parts(parts: Parts, weights: PlainWeights, span: Span) -> Values:
     """The values of a span by point, "logits" among them."""
     values: Values = {}
     n_layer = weights.sizes.layers
@@ -233,7 +233,7 @@ def run_parts(parts: Parts, weights: Weights, span: Span) -> Values:
     return values
 
 
-def run_block(parts: Parts, weights: Weights, x: Tensor) -> tuple[Tensor, Values]:
+def run_block(parts: Parts, weights: PlainWeights, x: Tensor) -> tuple[Tensor, Values]:
     """What leaves a block, and the values in it by point, without the block's name."""
     values: Values = {"block<": x}
     x = values["block>"] = parts.wiring(Block(parts, weights, recorder(values)), x)
@@ -251,7 +251,7 @@ def recorder(values: Values) -> Callable[[str, Tensor], Tensor]:
 
 
 def _normalised(
-    parts: Parts, weights: Weights, names: tuple[str, ...], x: Tensor, record: Callable[[str, Tensor], Tensor]
+    parts: Parts, weights: PlainWeights, names: tuple[str, ...], x: Tensor, record: Callable[[str, Tensor], Tensor]
 ) -> Tensor:
     epsilon = weights.sizes.epsilon if parts.epsilon is None else parts.epsilon
     for name in names:
@@ -261,7 +261,7 @@ def _normalised(
     return x
 
 
-def _embeddings(parts: Parts, weights: Weights, ids: Tensor, values: Values) -> tuple[Tensor, Tensor]:
+def _embeddings(parts: Parts, weights: PlainWeights, ids: Tensor, values: Values) -> tuple[Tensor, Tensor]:
     """The first residual stream, and the position embeddings."""
     tokens = parts.dropped("tokens", weights.tensors["embed.W_E"][ids].to(weights.dtype))
     values["looked up"] = tokens
@@ -275,7 +275,7 @@ def _embeddings(parts: Parts, weights: Weights, ids: Tensor, values: Values) -> 
     return _normalised(parts, weights, parts.norm_before_blocks, x, recorder({})), positions
 
 
-def _finish(parts: Parts, weights: Weights, x: Tensor, values: Values, step: int) -> None:
+def _finish(parts: Parts, weights: PlainWeights, x: Tensor, values: Values, step: int) -> None:
     values["ln_final<"] = x
     x = _normalised(parts, weights, parts.norm_before_head, x, recorder(values))
     x = values["read by the head"] = parts.dropped("ln_final", x)

@@ -16,10 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from pellucid.prove.alignment import Alignment, Match
-from pellucid.prove.buffers import what_buffer
-from pellucid.prove.fingerprint import Fingerprint, fingerprint, total
-from pellucid.prove.tensors import compare_tensors
-from pellucid.prove.units import HEAD, Group, Transform, groups_of, orders, partner
+from pellucid.prove.tensors import Fingerprint, compare_tensors, fingerprint, total, what_buffer
+from pellucid.prove.units import HEAD, Group, GroupTransform, groups_of, orders, partner
 
 SAMPLE = 509
 """How many values decide whether a transform is worth checking on all of them; a prime, so that strides vary."""
@@ -165,7 +163,7 @@ class _Aligner:
         if scored:
             self._accept(name, tensor, self.groups[min(scored)[2]], ambiguous=False)
 
-    def _is_scaled(self, tensor: Tensor, group: Group, transform: Transform) -> bool:
+    def _is_scaled(self, tensor: Tensor, group: Group, transform: GroupTransform) -> bool:
         """Whether each part of a tensor is a multiple of its unit, but for rounding."""
         natural = group.natural(self.units)
         ours, theirs = group.split(natural), group.split(transform.undo(tensor, group, natural.shape))
@@ -233,16 +231,16 @@ def _changes_nothing(unit: str, tensor: Tensor) -> bool:
     return (kind.startswith("b") and not bool(tensor.any())) or (kind == "w" and bool((tensor == 1).all()))
 
 
-def _best_transform(group: Group, natural: Tensor, tensor: Tensor) -> tuple[Transform | None, float]:
+def _best_transform(group: Group, natural: Tensor, tensor: Tensor) -> tuple[GroupTransform | None, float]:
     """The transform under which a tensor is closest to a group on a sample, and the relative distance there."""
-    best: tuple[Transform | None, float] = (None, float("inf"))
+    best: tuple[GroupTransform | None, float] = (None, float("inf"))
     where = _sample(natural.shape, group)
     expected = natural[where].double().nan_to_num()  # [H or 1, SAMPLE]
     for axes in orders(group, tensor.shape, natural.shape):
-        given = Transform(axes).undo(tensor, group, natural.shape)[where].double().nan_to_num()
+        given = GroupTransform(axes).undo(tensor, group, natural.shape)[where].double().nan_to_num()
         heads, distance = _match_heads(expected, given)
         if distance < best[1]:
-            best = Transform(axes, heads), distance
+            best = GroupTransform(axes, heads), distance
         if distance == 0.0:
             break
     return best

@@ -20,7 +20,7 @@ from pellucid.check import as_number, as_whole
 from pellucid.errors import WeightsError, shown
 from pellucid.network import Network
 from pellucid.prove.tensors import TensorComparison, compare_tensors
-from pellucid.prove.units import HEAD, Group, Transform, axes_of, units_of
+from pellucid.prove.units import HEAD, Group, GroupTransform, axes_of, units_of
 from pellucid.weights.manifests import read_json
 
 FORMAT = "pellucid.alignment/1"
@@ -46,7 +46,7 @@ class Match:
 
     name: str
     group: Group
-    transform: Transform
+    transform: GroupTransform
     shape: tuple[int, ...]
     comparison: TensorComparison
     ambiguous: bool = False
@@ -184,7 +184,7 @@ def _match_from(row: dict[str, Any]) -> Match:
     head = None if given["head"] is None else _count(given["head"])
     group = Group(_texts(given["units"]), head, _count(given["layers"]))
     heads = None if how["heads"] is None else _counts(how["heads"])
-    transform = Transform(_texts(how["axes"]), heads)
+    transform = GroupTransform(_texts(how["axes"]), heads)
     _require_sound(group, transform)
     if set(comparison) != {field.name for field in fields(TensorComparison)}:
         raise ValueError(f"a comparison of {shown(list(comparison))}")
@@ -205,7 +205,7 @@ def _match_from(row: dict[str, Any]) -> Match:
     )
 
 
-def _require_sound(group: Group, transform: Transform) -> None:
+def _require_sound(group: Group, transform: GroupTransform) -> None:
     """See that units are some of one kind that exists, and that every axis and head comes once."""
     try:
         kinds = {axes_of(unit) for unit in group.units}

@@ -1,13 +1,17 @@
-"""How a program wants to be called: ids alone, by name, in a mapping, with masks and positions beside them."""
+"""How a program wants to be called, and what it returns, read as logits in whatever container, layout and width."""
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+
+from pellucid.prove.points import LOGITS
 
 Call = Callable[[nn.Module, Tensor], Any]
 
@@ -66,3 +70,107 @@ def _parameters(module: nn.Module) -> list[inspect.Parameter]:
         return list(inspect.signature(module.forward).parameters.values())
     except (TypeError, ValueError):  # what is not Python has no signature
         return []
+
+
+DEEPEST = 3
+"""How deep containers may hold each other: a tuple of mappings of tensors, and no more."""
+
+
+class NoLogitsError(Exception):
+    """What a program returned cannot be read as logits; the message says what it is."""
+
+
+@dataclass(frozen=True)
+class FoundLogits:
+    """Logits that a program returned.
+
+    Attributes:
+        values: [B, P, V]; [B, 1, V] of the last position alone; another width where the output has no logits' width.
+        remarks: How they came, in words, where that is not [B, P, V].
+    """
+
+    values: Tensor
+    remarks: tuple[str, ...] = ()
+
+
+def read_answer(output: Any, rows: tuple[int, int], head: Tensor, *, headless: bool = False) -> FoundLogits:
+    """Read a program's output as logits.
+
+    Args:
+        output: A tensor, or a tuple, list, mapping or dataclass that holds one.
+        rows: B and P of the ids that were run.
+        head: [V, D], what a hidden state of a program without a head is multiplied with.
+        headless: Whether the program's class is known to have no head, so that its hidden state is what it gives.
+
+    Raises:
+        NoLogitsError: There is no tensor of numbers, or none with positions and a vocabulary.
+    """
+    vocabulary, width = head.shape
+    if headless:
+        hidden = getattr(output, "last_hidden_state", None)
+        hidden = hidden if isinstance(hidden, Tensor) else _chosen(output, (width,))
+        return FoundLogits(nn.functional.linear(hidden, head.to(hidden)))
+    found = _chosen(output, (vocabulary, width))
+    if not found.is_floating_point():
+        raise NoLogitsError(f"the output is whole numbers ({found.dtype} {list(found.shape)}), not logits")
+    if found.dim() < 3 and (found.dim() == 0 or (found.shape[-1] < vocabulary and found.shape[-1] != width)):
+        expected = f"logits of ids {list(rows)} are {[*rows, vocabulary]}"
+        raise NoLogitsError(f"the output is {list(found.shape)}, and {expected}")
+    values, remark = _in_rows(found, rows)
+    remarks = [remark] if remark else []
+    if values.shape[-1] > vocabulary and values.shape[-1] != width:
+        remarks.append(f"the logits are {values.shape[-1]} wide: the vocabulary's {vocabulary} columns are compared, "
+                       "the others are padding")  # fmt: skip
+        values = values[..., :vocabulary]
+    return FoundLogits(values, tuple(remarks))
+
+
+def _in_rows(found: Tensor, rows: tuple[int, int]) -> tuple[Tensor, str]:
+    """A tensor as [B, P, N], and a word on the layout that it had."""
+    b, p = rows
+    outer = tuple(found.shape[:-1])
+    if outer == (b, p) or (len(outer) == 2 and outer[0] == b and outer != (p, b)):
+        return found, ""
+    if outer == (p, b):
+        return found.transpose(0, 1), "the logits came with positions before batch rows"
+    if outer == (b * p,):
+        return found.unflatten(0, (b, p)), "the logits came with batch rows and positions in one axis"
+    if outer == (b,):
+        return found[:, None], "the logits came without an axis of positions"
+    if outer == () and b == 1:
+        return found[None, None], "the logits came as a vector"
+    raise NoLogitsError(f"an output {list(found.shape)} for ids {[b, p]} is not logits of positions")
+
+
+def _chosen(output: Any, widths: tuple[int, ...]) -> Tensor:
+    """The tensor that holds the logits: one of that name, else the first of one of these widths, else the widest."""
+    if isinstance(output, Tensor):
+        return output
+    named = output.get(LOGITS) if isinstance(output, Mapping) else getattr(output, LOGITS, None)
+    if isinstance(named, Tensor):
+        return named
+    tensors = [tensor for tensor in _tensors(output, DEEPEST) if tensor.dim() >= 1]
+    for width in widths:
+        for tensor in tensors:
+            if tensor.shape[-1] == width and tensor.is_floating_point():
+                return tensor
+    if not tensors:
+        raise NoLogitsError(f"no logits in an output of type {type(output).__name__}")
+    return max(tensors, key=lambda tensor: (tensor.is_floating_point(), tensor.dim() in (2, 3), tensor.shape[-1]))
+
+
+def _tensors(output: Any, deep: int) -> Iterator[Tensor]:
+    if isinstance(output, Tensor):
+        yield output
+    elif deep:
+        yield from (tensor for item in _items(output) for tensor in _tensors(item, deep - 1))
+
+
+def _items(output: Any) -> list[Any]:
+    if isinstance(output, Mapping):
+        return list(cast(Mapping[Any, Any], output).values())
+    if isinstance(output, (tuple, list)):
+        return list(cast("list[Any]", output))
+    if dataclasses.is_dataclass(output):
+        return [getattr(output, field.name) for field in dataclasses.fields(output)]
+    return list(vars(output).values()) if hasattr(output, "__dict__") else []

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from pellucid.gpt2.formulas import Heads, Weights, causal, softmax
+from pellucid.gpt2.formulas import Heads, PlainWeights, causal, softmax
 from pellucid.gpt2.mistake import Mistake
 from pellucid.gpt2.mistakes import known_mistakes
 from pellucid.gpt2.parts import RIGHT, Parts, Span, run_parts
@@ -46,7 +46,7 @@ class Evidence:
         wrong_blocks: The blocks that show an error of their own.
     """
 
-    model: Weights
+    model: PlainWeights
     ids: Tensor
     expected: Mapping[str, Tensor]
     observed: Mapping[str, Tensor]
@@ -167,7 +167,7 @@ def _reproduces(parts: Parts, span: Span, evidence: Evidence, point: str) -> boo
     return error < BEYOND_ROUNDING and error < 0.01 * without
 
 
-def _made(parts: Parts, evidence: Evidence, span: Span, model: Weights | None = None) -> Mapping[str, Tensor]:
+def _made(parts: Parts, evidence: Evidence, span: Span, model: PlainWeights | None = None) -> Mapping[str, Tensor]:
     """What a GPT-2 with a mistake computes; nothing where the mistake is impossible with these shapes."""
     model = evidence.model if model is None else model
     begins = parts.first_change(model.sizes.layers)
@@ -280,7 +280,7 @@ def _exchanged_heads(evidence: Evidence) -> Iterator[Mistake]:
             yield Mistake({"split": lambda h, _, n=number, o=taken: _taken(h, n, o)}, words)
 
 
-def _attended(heads: Sequence[Tensor], weights: Weights) -> Tensor:
+def _attended(heads: Sequence[Tensor], weights: PlainWeights) -> Tensor:
     """z [B, P, H, K] of q, k and v."""
     q, k, v = (part.transpose(1, 2) for part in heads)
     scores = q @ k.mT * weights.scale(q)

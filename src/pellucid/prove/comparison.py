@@ -9,28 +9,26 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-from pellucid.gpt2.formulas import Sizes, Weights
+from pellucid.gpt2.formulas import PlainWeights, Sizes
 from pellucid.prove.aligning import align
 from pellucid.prove.alignment import Alignment
-from pellucid.prove.buffers import known_buffers
+from pellucid.prove.calling import NoLogitsError
 from pellucid.prove.causes import Cause, Evidence, confirmed_cause, head_of_its_own
 from pellucid.prove.changes import Sides, with_changes
 from pellucid.prove.computed import Computed, computed_in, with_computed
-from pellucid.prove.copies import parameter_dtypes, working_copy
-from pellucid.prove.distance import distance_of
-from pellucid.prove.extras import K_BIAS, cropped, without_idle
+from pellucid.prove.copies import parameter_dtypes, with_positions, with_their_values, without_units, working_copy
+from pellucid.prove.differences import distance_of
+from pellucid.prove.idle_tensors import K_BIAS, cropped, without_idle
 from pellucid.prove.lending import Loan
-from pellucid.prove.outputs import NoLogitsError
 from pellucid.prove.places import divergence_at, first_changed, not_finite_at, positions_note
 from pellucid.prove.points import LOGITS, ckpt_of, sites_of
 from pellucid.prove.program import Conditions, Glass, Program
 from pellucid.prove.report import CheckpointRow, ComparisonReport, Divergence, relative_changes
 from pellucid.prove.runs import Runs, rows_of, same_bits
 from pellucid.prove.sensitivity import Sensitivity
-from pellucid.prove.tensors import compare_tensors
+from pellucid.prove.tensors import compare_tensors, known_buffers
 from pellucid.prove.trial import DOUBLE, Trial, probe_ids
 from pellucid.prove.units import units_of
-from pellucid.prove.variants import with_positions, with_their_values, without_units
 from pellucid.prove.verdict import is_rounding, notes_on, rows_of_parameters, verdict_of
 from pellucid.run.model import CkptedTransformer
 
@@ -277,9 +275,8 @@ class Comparison:
         )
         blocks = {int(ckpt_of(p, double.n_layer).split(".")[1]) for p in own}
         return Evidence(
-            Weights(Sizes.of(reference.config), units_of(reference)), double.ids, double.expected, double.free, point,
-            agreed, alignment, self.others,
-            tuple(points), tuple(sorted(blocks)),
+            PlainWeights(Sizes.of(reference.config), units_of(reference)), double.ids, double.expected, double.free,
+            point, agreed, alignment, self.others, tuple(points), tuple(sorted(blocks)),
         )  # fmt: skip
 
     def _of_parameters(self, alignment: Alignment, double: Runs, first: Divergence) -> Divergence:

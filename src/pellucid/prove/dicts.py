@@ -15,17 +15,15 @@ from torch import Tensor
 from pellucid.errors import InputError
 from pellucid.prove.aligning import align
 from pellucid.prove.alignment import Alignment, Match
-from pellucid.prove.buffers import known_buffers
 from pellucid.prove.changes import Sides, with_changes
 from pellucid.prove.comparison import Comparison
-from pellucid.prove.distance import distance_of
-from pellucid.prove.naming import doubts
+from pellucid.prove.differences import distance_of
 from pellucid.prove.places import first_changed
 from pellucid.prove.report import ComparisonReport, Divergence, ParameterRow, describe_difference, relative_changes
 from pellucid.prove.sides import Pair, Side, reference_of, unknown
-from pellucid.prove.tensors import TensorComparison, compare_tensors
-from pellucid.prove.units import HEAD, Group, Transform, axes_of, units_of
-from pellucid.prove.verdict import notes_on, rows_of_parameters, verdict_of
+from pellucid.prove.tensors import TensorComparison, compare_tensors, known_buffers
+from pellucid.prove.units import HEAD, Group, GroupTransform, axes_of, units_of
+from pellucid.prove.verdict import doubts, notes_on, rows_of_parameters, verdict_of
 from pellucid.run.model import CkptedTransformer
 
 ALONE = "state dicts hold parameters and no program: nothing was run, and the verdict is on the parameters alone"
@@ -169,7 +167,7 @@ def _owner(name: str) -> str:
 
 def _named_match(name: str, unit: Tensor, other: Tensor, order: tuple[int, ...] | None) -> Match:
     group = Group((name,))
-    transform = Transform(axes_of(name), order)
+    transform = GroupTransform(axes_of(name), order)
     compared = compare_tensors(unit, transform.undo(other, group, unit.shape))
     return Match(name, group, transform, tuple(other.shape), compared)
 

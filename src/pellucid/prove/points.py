@@ -89,7 +89,7 @@ def in_order(points: Iterator[str] | Mapping[str, object], n_layer: int) -> list
 
 
 @dataclass(frozen=True)
-class Site:
+class ModuleSite:
     """Where a program shows one or more points.
 
     Attributes:
@@ -146,7 +146,7 @@ class Site:
         return [axis for axis in (PART, HEAD, "d_head") if axis in self.axes]
 
 
-def sites_of(alignment: Alignment, module: nn.Module) -> list[Site]:
+def sites_of(alignment: Alignment, module: nn.Module) -> list[ModuleSite]:
     """Where a module shows which points; the innermost module comes first where several show the same."""
     owned: dict[str, list[Match]] = {}
     direct: dict[str, list[Match]] = {}
@@ -160,7 +160,7 @@ def sites_of(alignment: Alignment, module: nn.Module) -> list[Site]:
                     break
                 owner = owner.rpartition(".")[0]
     sizes = {axis: size for m in alignment.matches for axis, size in zip(m.group.axes, m.comparison.shape, strict=True)}
-    sites: list[Site] = []
+    sites: list[ModuleSite] = []
     for path in sorted(dict(module.named_modules()), key=lambda path: -path.count(".") - bool(path)):
         sites += _leaf_sites(path, direct.get(path, []))
         sites += _whole_sites(path, owned.get(path, []), alignment)
@@ -174,7 +174,7 @@ _HANDED = {"q": "q>", "k": "k>", "v": "v>", "z": "O<", "pre": "in>", "post": "ou
 
 def _named_sites(
     path: str, module: nn.Module, owned: Mapping[str, list[Match]], sizes: Mapping[str, int]
-) -> Iterator[Site]:
+) -> Iterator[ModuleSite]:
     """What a module shows that owns nothing and is named after a value, such as `hook_q` or `ckpt_post`.
 
     Only its name says what it is handed, so a site that turns out to hold something else is dropped as any other is.
@@ -188,44 +188,44 @@ def _named_sites(
     prefixes = {unit[: unit.index(".", len("blocks.")) + 1] for unit in units if unit.startswith("blocks.")}
     if len(prefixes) == 1:
         axes = () if kind in ("in>", "out<") else (HEAD, "d_head")
-        yield Site(path, False, (prefixes.pop() + kind,), axes, tuple(sizes[axis] for axis in axes))
+        yield ModuleSite(path, False, (prefixes.pop() + kind,), axes, tuple(sizes[axis] for axis in axes))
 
 
-def _width(site: Site, sizes: Mapping[str, int]) -> int:
+def _width(site: ModuleSite, sizes: Mapping[str, int]) -> int:
     if site.axes:
         return math.prod(site.sizes)
     return sizes.get("d_mlp" if site.points[0].endswith(("in>", "out<")) else "d_model", 0)
 
 
-def _leaf_sites(path: str, matches: list[Match]) -> Iterator[Site]:
+def _leaf_sites(path: str, matches: list[Match]) -> Iterator[ModuleSite]:
     """What a module shows that owns one matrix or gain, and perhaps its bias."""
     weights = [match for match in matches if not _is_bias(match)]
     if len(weights) != 1 or weights[0].group.layers:
         return
     match, units = weights[0], weights[0].group.units
     if units == ("embed.W_E",):
-        yield Site(path, False, ("embed>",))
+        yield ModuleSite(path, False, ("embed>",))
     elif units == ("pos_embed.W_pos",):
-        yield Site(path, False, ("pos>",))
+        yield ModuleSite(path, False, ("pos>",))
     elif units == ("ln_final.w",):
-        yield Site(path, True, ("ln_final<",))
-        yield Site(path, False, ("ln_final>",))
+        yield ModuleSite(path, True, ("ln_final<",))
+        yield ModuleSite(path, False, ("ln_final>",))
     elif units[0].startswith("blocks."):
         prefix = units[0][: units[0].index(".", len("blocks.")) + 1]
         kinds = [unit.removeprefix(prefix) for unit in units]
         if kinds[0] in ("attn.W_Q", "attn.W_K", "attn.W_V"):
             letters = [kind[-1].lower() for kind in kinds]
             entering = "qkv" if len(letters) > 1 else letters[0]
-            yield Site(path, True, (f"{prefix}{entering}<",))
+            yield ModuleSite(path, True, (f"{prefix}{entering}<",))
             yield _per_head(path, match, tuple(f"{prefix}{letter}>" for letter in letters), entering=False)
         elif role := _ROLES.get(frozenset(kinds)):
             into = (prefix + role[0],)
-            yield _per_head(path, match, into, entering=True) if role[0] == "O<" else Site(path, True, into)
+            yield _per_head(path, match, into, entering=True) if role[0] == "O<" else ModuleSite(path, True, into)
             if match.group.head is None:
-                yield Site(path, False, (prefix + role[1],))
+                yield ModuleSite(path, False, (prefix + role[1],))
 
 
-def _whole_sites(path: str, matches: list[Match], alignment: Alignment) -> Iterator[Site]:
+def _whole_sites(path: str, matches: list[Match], alignment: Alignment) -> Iterator[ModuleSite]:
     """What a module shows that owns a whole attention, MLP or block, in however many tensors."""
     units = {unit for match in matches if not _is_bias(match) for unit in match.group.units}
     inside = {match.name for match in matches}
@@ -237,15 +237,15 @@ def _whole_sites(path: str, matches: list[Match], alignment: Alignment) -> Itera
     prefix = prefixes.pop()
     kinds = frozenset(unit.removeprefix(prefix) for unit in units)
     for kind in _WHOLES.get(kinds, ()):
-        yield Site(path, kind.endswith("<"), (prefix + kind,))
+        yield ModuleSite(path, kind.endswith("<"), (prefix + kind,))
 
 
 def _is_bias(match: Match) -> bool:
     return match.group.units[0].rpartition(".")[2].startswith("b")
 
 
-def _per_head(path: str, match: Match, points: tuple[str, ...], *, entering: bool) -> Site:
+def _per_head(path: str, match: Match, points: tuple[str, ...], *, entering: bool) -> ModuleSite:
     group, transform = match.group, match.transform
     axes = tuple(axis for axis in transform.axes if axis in (PART, HEAD, "d_head"))
     shape = dict(zip(group.axes, match.comparison.shape, strict=True))
-    return Site(path, entering, points, axes, tuple(shape[a] for a in axes), transform.heads, group.head)
+    return ModuleSite(path, entering, points, axes, tuple(shape[a] for a in axes), transform.heads, group.head)

@@ -14,11 +14,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from pellucid.prove.calling import Call, working_call
+from pellucid.prove.calling import Call, read_answer, working_call
 from pellucid.prove.copies import eagerly, quietly, undisturbed
 from pellucid.prove.lending import Loan
-from pellucid.prove.outputs import read_answer
-from pellucid.prove.points import LOGITS, Site
+from pellucid.prove.points import LOGITS, ModuleSite
 from pellucid.run.model import CkptedTransformer
 
 Values = Mapping[str, Tensor]
@@ -44,7 +43,7 @@ class Conditions:
     noise: float = 0.0
 
 
-class Runnable(Protocol):
+class WatchedModel(Protocol):
     """A model as named values."""
 
     def run(self, ids: Tensor, forced: Values | None = None, conditions: Conditions = ...) -> dict[str, Tensor]:
@@ -104,7 +103,7 @@ class Program:
     """
 
     loan: Loan
-    sites: Sequence[Site]
+    sites: Sequence[ModuleSite]
     head: Tensor
     n_head: int
     remarks: dict[str, None] = field(default_factory=dict)
@@ -188,9 +187,9 @@ class _Recorder:
         self.shape = shape
         self.forced = forced
         self.seen: dict[int, list[dict[str, Tensor]]] = {}
-        self.sites: dict[int, Site] = {}
+        self.sites: dict[int, ModuleSite] = {}
 
-    def watch(self, number: int, site: Site, module: nn.Module) -> None:
+    def watch(self, number: int, site: ModuleSite, module: nn.Module) -> None:
         self.sites[number] = site
 
         def entering(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -207,7 +206,7 @@ class _Recorder:
         else:
             module.register_forward_hook(leaving)
 
-    def _pass(self, number: int, site: Site, value: Any) -> Any:
+    def _pass(self, number: int, site: ModuleSite, value: Any) -> Any:
         calls = self.seen.setdefault(number, [])
         shown = _as_rows(value, self.shape) if isinstance(value, Tensor) else None
         calls.append({} if shown is None else {p: v.detach().clone() for p, v in site.read(shown).items()})

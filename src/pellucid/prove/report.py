@@ -14,14 +14,14 @@ from pellucid.families import schema_of
 from pellucid.html.page import Page
 from pellucid.prove.about import About, RunInputs
 from pellucid.prove.alignment import Alignment
-from pellucid.prove.distance import Distance
+from pellucid.prove.differences import Distance
 from pellucid.prove.pages import MOVED, comparison_page
 from pellucid.prove.tensors import TensorComparison
 
 Verdict = Literal["identical", "equivalent", "different", "inconclusive"]
 
 
-class Probe(Protocol):
+class SensitivityProbe(Protocol):
     """Measures how small an error would be seen."""
 
     def measure(self) -> dict[str, float | None]: ...
@@ -125,7 +125,7 @@ class ComparisonReport:
     about: About = field(default_factory=About)
     distance: Distance = field(default_factory=Distance)
     reference: Literal["A", "B"] = "A"
-    probe: Probe | None = field(default=None, compare=False)
+    probe: SensitivityProbe | None = field(default=None, compare=False)
 
     @property
     def a(self) -> str:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pellucid.prove.differences import BEYOND_ROUNDING, not_alike, relative_error, shown_part
 from pellucid.prove.points import LOGITS, ckpt_of, in_order
-from pellucid.prove.program import Conditions, Glass, Runnable, Values
+from pellucid.prove.program import Conditions, Glass, Values, WatchedModel
 from pellucid.prove.report import CheckpointRow
 
 ROUNDING = 2.0**-51
@@ -44,7 +44,7 @@ class Runs:
             is not asked for.
     """
 
-    program: Runnable
+    program: WatchedModel
     expected: Values
     ids: Tensor
     n_layer: int

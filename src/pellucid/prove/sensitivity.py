@@ -19,7 +19,7 @@ from pellucid.prove.copies import is_scripted
 from pellucid.prove.differences import BEYOND_ROUNDING, relative_error
 from pellucid.prove.lending import Loan
 from pellucid.prove.points import LOGITS, sites_of
-from pellucid.prove.program import Conditions, Program, Runnable
+from pellucid.prove.program import Conditions, Program, WatchedModel
 from pellucid.prove.units import units_of
 from pellucid.run.model import CkptedTransformer
 
@@ -103,7 +103,7 @@ def _double(tensor: Tensor) -> nn.Parameter:
     return nn.Parameter(tensor.detach().double().clone(), requires_grad=False)
 
 
-def _smallest(injection: _Injection, program: Runnable, base: Mapping[str, Tensor], ids: Tensor) -> float | None:
+def _smallest(injection: _Injection, program: WatchedModel, base: Mapping[str, Tensor], ids: Tensor) -> float | None:
     """By bisection over the powers of ten."""
     original = injection.tensor.detach().clone()
     forced = {point: value for point, value in base.items() if point != LOGITS}

@@ -1,14 +1,17 @@
-"""Two tensors, compared as closely as their numbers allow."""
+"""Tensors of another program: fingerprints that ignore order, what is compared, and those that hold no parameter."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor
 
 from pellucid.errors import ShapeError
+from pellucid.gpt2.config import TransformerConfig
+from pellucid.weights.layouts import buffers_among
 
 ATOL, RTOL = 1e-4, 1e-3
 """What the share of close values means by close; everything else here is exact."""
@@ -135,7 +138,7 @@ def _on_common_ground(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     return a.to(dtype).contiguous(), b.to(dtype).contiguous()
 
 
-_INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def _bits(tensor: Tensor) -> Tensor:
@@ -151,3 +154,65 @@ def _ordered(tensor: Tensor) -> Tensor:
 
 def _largest(values: list[float]) -> float:
     return math.nan if any(map(math.isnan, values)) else max(values)
+
+
+_IN_CACHE = 1 << 18
+"""Values that are summed at a time, so that they stay in the cache."""
+
+Fingerprint = tuple[int, int]
+
+
+def fingerprint(tensor: Tensor) -> Fingerprint:
+    """The order-free fingerprint of a tensor's bits."""
+    flat = tensor.detach().reshape(-1)
+    first = second = 0
+    for chunk in flat.view(_INTEGERS[flat.element_size()]).split(_IN_CACHE):
+        bits = chunk.long()
+        first += int(bits.sum())
+        second += int(bits.mul_(bits).sum())
+    return _wrap(first), _wrap(second)
+
+
+def total(fingerprints: Iterable[Fingerprint]) -> Fingerprint:
+    """The fingerprint of several tensors together."""
+    pairs = list(fingerprints)
+    return _wrap(sum(first for first, _ in pairs)), _wrap(sum(second for _, second in pairs))
+
+
+def _wrap(value: int) -> int:
+    return value % (1 << 64)
+
+
+def what_buffer(tensor: Tensor, known: bool) -> str:
+    """What a tensor is that holds no parameter, in words; an empty string where it may be one.
+
+    Args:
+        tensor: Any.
+        known: Whether the program says that it is a buffer.
+    """
+    if tensor.numel() <= 1 and (known or not tensor.is_floating_point()):
+        return "a single value"
+    if tensor.dim() >= 2 and tensor.shape[-1] == tensor.shape[-2] and tensor.numel() == tensor.shape[-1] ** 2:
+        square = tensor.reshape(tensor.shape[-2:])
+        causal = torch.ones(square.shape, dtype=torch.bool).tril()
+        inside, outside = square[causal], square[~causal]
+        if outside.numel() and _is_constant(inside) and _is_constant(outside) and inside[0] != outside[0]:
+            return "a causal mask"
+    if tensor.is_floating_point():
+        return ""
+    flat = tensor.reshape(-1)
+    return "positions" if torch.equal(flat.long(), torch.arange(flat.numel())) else "whole numbers"
+
+
+def known_buffers(tensors: Mapping[str, Tensor], config: TransformerConfig) -> tuple[set[str], set[str]]:
+    """What the layout of a state dict has beside weights: names of what changes nothing, and of what may.
+
+    A mask that is not causal, or a bias of the unembedding, is no matter of form.
+    """
+    names = buffers_among(tensors, config)
+    trivial = {name for name in names if what_buffer(tensors[name], True) or not bool(tensors[name].any())}
+    return trivial, names - trivial
+
+
+def _is_constant(values: Tensor) -> bool:
+    return bool((values == values[0]).all())

@@ -17,7 +17,7 @@ from pellucid.prove.copies import is_scripted
 from pellucid.prove.differences import BEYOND_ROUNDING, relative_error
 from pellucid.prove.places import is_before
 from pellucid.prove.points import LOGITS
-from pellucid.prove.program import Conditions, Glass, Program, Runnable, Unwatched
+from pellucid.prove.program import Conditions, Glass, Program, Unwatched, WatchedModel
 from pellucid.prove.runs import Runs, same_bits
 from pellucid.run.model import CkptedTransformer
 
@@ -46,7 +46,7 @@ class Trial:
     """
 
     reference: CkptedTransformer
-    watched: Runnable
+    watched: WatchedModel
     program: Program
     ids: Tensor
     settled: bool = True

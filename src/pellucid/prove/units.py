@@ -131,7 +131,7 @@ def groups_of(units: Mapping[str, Tensor], n_layer: int, n_head: int) -> Iterato
 
 
 @dataclass(frozen=True)
-class Transform:
+class GroupTransform:
     """How a tensor is made from a group: parts and heads in another order, axes permuted, then reshaped.
 
     Attributes:

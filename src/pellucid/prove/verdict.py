@@ -1,12 +1,24 @@
-"""From evidence to words: the verdict, its notes and the rows of parameters."""
+"""From evidence to words: the verdict, its notes, the rows of parameters, and what the names of tensors say against it.
+
+Where nothing is run, an exchange of two tensors would not show: their values are all there. But a number in a name,
+divided by how many things of that name a block has, is the block's; weight and bias of a module belong together; its
+matrices lie one way round; and the heads of a layer stand in one order.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 
-from pellucid.prove.alignment import Alignment
+from torch import Tensor
+
+from pellucid.prove.alignment import Alignment, Match
 from pellucid.prove.differences import BEYOND_ROUNDING
 from pellucid.prove.report import CheckpointRow, Divergence, ParameterRow, Verdict
+from pellucid.prove.tensors import compare_tensors
+from pellucid.prove.units import HEAD, GroupTransform, partner
 
 
 def verdict_of(
@@ -95,3 +107,149 @@ def notes_on(alignment: Alignment) -> list[str]:
         notes.append(f"equal-valued, told apart by their neighbours: {', '.join(ambiguous[:4])}"
                      + (f" and {len(ambiguous) - 4} more" if len(ambiguous) > 4 else ""))  # fmt: skip
     return notes
+
+
+Order = tuple[int, ...] | None
+
+MOST_IN_A_BLOCK = 8
+"""Things of one name that a block may have."""
+
+
+def doubts(alignment: Alignment, units: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """What speaks against an alignment that was found by value, in words; nothing where the names agree with it.
+
+    Args:
+        alignment: The alignment of the tensors that equal the units.
+        units, others: What was aligned.
+    """
+    certain = [match for match in alignment.matches if not match.ambiguous]
+    return (
+        *(f"names and values disagree: {found}" for found in (*_of_numbers(certain), *_of_modules(certain))),
+        *_of_heads(certain, alignment.matches, units, others),
+    )
+
+
+def _of_numbers(matches: Sequence[Match]) -> Iterator[str]:
+    """The families of names, those with one beginning, in which no number says which block a tensor is of."""
+    families: dict[str, list[Match]] = defaultdict(list)
+    for match in matches:
+        if _numbers(match):
+            families[re.split(r"\d", match.name)[0]].append(match)
+    for family in families.values():
+        inside = [match for match in family if _layer(match) >= 0]
+        beside = {_pattern(match) for match in inside} & {_pattern(match) for match in family if _layer(match) < 0}
+        places = range(min((len(_numbers(match)) for match in inside), default=0))
+        readings = itertools.product(places, range(1, MOST_IN_A_BLOCK + 1))
+        if beside or (inside and not any(_says_the_block(inside, place, each) for place, each in readings)):
+            yield f"no number in {_some(family)} says which block it is of"
+
+
+def _says_the_block(matches: Sequence[Match], place: int, each: int) -> bool:
+    """Whether the number at this place of names, divided by `each`, is the block, and the rest says what it is."""
+    first = min(_numbers(match)[place] - each * _layer(match) for match in matches)
+    kinds: dict[tuple[object, ...], object] = {}
+    rests: dict[tuple[object, ...], int] = {}
+    for match in matches:
+        numbers, kind = _numbers(match), _kind(match)
+        block, rest = divmod(numbers[place] - first, each)
+        name = (_pattern(match), numbers[:place], numbers[place + 1 :])
+        one_to_one = kinds.setdefault((name, rest), kind) == kind and rests.setdefault((name, kind), rest) == rest
+        if block != _layer(match) or not one_to_one:
+            return False
+    return True
+
+
+def _of_modules(matches: Sequence[Match]) -> Iterator[str]:
+    """Weights that are no weights, biases of other weights, and matrices that do not lie as others do."""
+    weights = {match.name.rpartition(".")[0]: match for match in matches if _leaf(match) == "weight"}
+    for match in matches:
+        kind = {"weight": "w", "bias": "b"}.get(_leaf(match))
+        weight = weights.get(match.name.rpartition(".")[0])
+        if kind is not None and any(unit.rpartition(".")[2][0].lower() != kind for unit in match.group.units):
+            yield _words(match)
+        elif kind == "b" and weight is not None and match.group.units != tuple(map(partner, weight.group.units)):
+            yield f"{_words(weight)}, and {_words(match)}"
+    turned = {_is_turned(match): match for match in weights.values() if _is_turned(match) is not None}
+    if len(turned) > 1:
+        yield ", and ".join(map(_words, turned.values()))
+
+
+def _is_turned(match: Match) -> bool | None:
+    """Whether a matrix of a block has its outputs before its inputs; None of what is no such matrix."""
+    axes, kind = match.transform.axes, match.group.units[0].rpartition(".")[2]
+    inputs = {"W_Q": "d_model", "W_K": "d_model", "W_V": "d_model", "W_O": "d_head", "W_in": "d_model"}
+    outputs = {"W_Q": "d_head", "W_K": "d_head", "W_V": "d_head", "W_O": "d_model", "W_in": "d_mlp"}
+    source, target = inputs.get(kind, "d_mlp"), outputs.get(kind, "d_model")
+    return axes.index(target) < axes.index(source) if source in axes and target in axes else None
+
+
+def _leaf(match: Match) -> str:
+    return match.name.rpartition(".")[2]
+
+
+def _pattern(match: Match) -> str:
+    return re.sub(r"\d+", "#", match.name)
+
+
+def _numbers(match: Match) -> tuple[int, ...]:
+    return tuple(int(number) for number in re.findall(r"\d+", match.name))
+
+
+def _layer(match: Match) -> int:
+    """The block that a tensor is of; -1 outside of them and for tensors of all blocks."""
+    unit = match.group.units[0]
+    return int(unit.split(".")[1]) if unit.startswith("blocks.") and not match.group.layers else -1
+
+
+def _kind(match: Match) -> tuple[object, ...]:
+    """What a tensor is, whichever block and head it is of, and how it is laid out."""
+    kinds = tuple(unit.split(".", 2)[2] if unit.startswith("blocks.") else unit for unit in match.group.units)
+    return kinds, match.group.head is None, match.transform.axes
+
+
+def _of_heads(
+    certain: Sequence[Match], matches: Sequence[Match], units: Mapping[str, Tensor], others: Mapping[str, Tensor]
+) -> Iterator[str]:
+    """The layers in which no one order of heads explains all that they have."""
+    together: dict[int, list[Match]] = defaultdict(list)
+    apart: dict[int, set[Order]] = defaultdict(set)
+    for match in matches:
+        if HEAD in match.group.axes:
+            together[_layer(match)].append(match)
+    for layer, rows in _one_by_one(certain):
+        heads = tuple(match.group.head or 0 for match in sorted(rows, key=_numbers))
+        apart[layer].add(None if list(heads) == sorted(heads) else heads)
+    for layer in {**together, **apart}:
+        tried = {match.transform.heads for match in together[layer]} | apart[layer]
+        if not any(
+            apart[layer] <= {order} and all(_holds(match, order, units, others) for match in together[layer])
+            for order in tried
+        ):
+            yield f"the heads of {'all blocks' if layer < 0 else f'blocks.{layer}'} stand in more than one order"
+
+
+def _one_by_one(matches: Sequence[Match]) -> Iterator[tuple[int, list[Match]]]:
+    """A layer and the tensors of one name in it, where they hold a head each."""
+    rows: dict[tuple[int, str], list[Match]] = defaultdict(list)
+    for match in matches:
+        if match.group.head is not None:
+            rows[_layer(match), _pattern(match)].append(match)
+    most = max(map(len, rows.values()), default=0)
+    yield from ((layer, held) for (layer, _), held in rows.items() if len(held) == most)
+
+
+def _holds(match: Match, order: Order, units: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> bool:
+    natural = match.group.natural(units)
+    if order is not None and len(order) != natural.shape[match.group.axes.index(HEAD)]:
+        return False
+    undone = GroupTransform(match.transform.axes, order).undo(others[match.name].detach(), match.group, natural.shape)
+    return compare_tensors(natural, undone).bit_equal
+
+
+def _some(matches: Sequence[Match]) -> str:
+    names = [match.name for match in matches]
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _words(match: Match) -> str:
+    return f"{match.name} holds {' + '.join(match.group.units)} ({match.transform.describe(match.group)})"

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pellucid.exercises.answers import Findings, WrongAnswerError, theirs
 from pellucid.exercises.learner import COARSE, copied, own, parameter
+from pellucid.exercises.result import Findings, WrongAnswerError, theirs
 from pellucid.exercises.watch import apart
 
 _MAY_MIX = ("index", "copy", "_to_copy", "embedding_renorm")
