@@ -95,7 +95,7 @@ def require_unchanged(model: CkptedTransformer) -> None:
 
 
 def _changed(path: str, module: nn.Module | None, built: nn.Module) -> str:
-    """What a module is, or has, that the same one built anew is not, or has not; empty if there is nothing."""
+    """How a module differs from one that was just built; empty if it does not."""
     where = path or "the model"
     if module is None or (path and type(module) is not type(built)):
         there = "missing" if module is None else type(module).__name__
@@ -135,7 +135,7 @@ def _attention_of(model: CkptedTransformer) -> str:
 
 
 def twin(model: CkptedTransformer, attention: str) -> CkptedTransformer:
-    """The same parameters in a model built anew, with exact numerics, evaluating, without hooks."""
+    """A new model with the same parameters and exact numerics, evaluating, without hooks."""
     weights = {name: _settled(parameter.detach()) for name, parameter in model.named_parameters()}
     return CkptedTransformer(model.config, weights, attention=attention).eval()
 

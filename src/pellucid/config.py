@@ -1,4 +1,4 @@
-"""`Config`: what the configuration of every family answers. Sizes are in its schema, under neutral names."""
+"""`Config`: what the configuration of every family answers. Its sizes have neutral names, such as "d_model"."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Config(Protocol):
 
     @property
     def sizes(self) -> Mapping[str, int]:
-        """Those of the schema, which need not be made for them: a file may promise a billion blocks."""
+        """The schema's sizes, without the schema being built for them: a file may promise a billion blocks."""
         ...
 
     @property
@@ -70,10 +70,6 @@ class Config(Protocol):
         """The fields of a Hugging Face `config.json` that describes this model."""
         ...
 
-    def to_json(self) -> str:
-        """`to_dict` as the text of a `config.json`."""
-        ...
-
 
 def require_schema(config: object) -> Schema:
     """The schema of a configuration.
@@ -81,8 +77,8 @@ def require_schema(config: object) -> Schema:
     Raises:
         ConfigError: Something else than a configuration was given.
     """
-    schema = getattr(config, "schema", None)
-    if not isinstance(schema, Schema) or not isinstance(getattr(config, "sizes", None), Mapping):  # or it is a model
+    schema, sizes = getattr(config, "schema", None), getattr(config, "sizes", None)  # a model has a schema alone
+    if not isinstance(schema, Schema) or not isinstance(sizes, Mapping):
         raise ConfigError(
             f"config: {shown(config)} given, expected the configuration of a model.",
             code="config-wrong-type",

@@ -104,6 +104,21 @@ WRONG_ATTENTION = {
         "output_proj's bias",
         "output",
     ),
+    "output transposed without its bias": (
+        ("self.output_proj(z)", "z @ self.output_proj.weight"),
+        "output_proj is applied transposed, and its bias is not used",
+        "output",
+    ),
+    "output twice without its bias": (
+        ("self.output_proj(z)", "z @ self.output_proj.weight.T @ self.output_proj.weight.T"),
+        "output_proj is applied twice, and its bias is not used",
+        "output",
+    ),
+    "mask after a softmax over queries": (
+        (MASK + "\n        " + PATTERN, "pattern = scores.softmax(-2).masked_fill(future, 0)"),
+        "after softmax, which runs over the queries",
+        "pattern",
+    ),
     "no qkv bias": (
         ("self.qkv_proj(x).view", "nn.functional.linear(x, self.qkv_proj.weight).view"),
         "qkv_proj's bias",

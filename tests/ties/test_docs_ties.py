@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,11 @@ PAGE = Path(__file__).parents[2] / "docs" / "ties.md"
 
 
 def test_the_page_runs_and_prints_what_it_says(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest
 ) -> None:
-    pytest.importorskip("transformers").logging.set_verbosity(50)
+    messages = pytest.importorskip("transformers").logging
+    request.addfinalizer(partial(messages.set_verbosity, messages.get_verbosity()))
+    messages.set_verbosity(50)
     monkeypatch.chdir(tmp_path)
     for name in ties.__all__:
         monkeypatch.setattr(pl, name, getattr(ties, name), raising=False)

@@ -251,7 +251,7 @@ def check_top_p(fn: Callable[..., Any], *, hint: int | None = None) -> CheckResu
 
 
 def _check_whole(fn: Callable[..., Any], law: Law) -> None:
-    """With p = 1 every token is kept; below 1 by a rounding, the course's form may keep all but the least likely."""
+    """Every token is kept at p = 1; just below 1, the course's form may keep all but the least likely."""
     step = "top-p, p = 1"
     for logits in probes():
         size = logits.numel()

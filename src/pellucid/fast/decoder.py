@@ -7,7 +7,7 @@ from collections.abc import Collection
 import torch
 
 from pellucid.families import family_of
-from pellucid.family import StepDecoder
+from pellucid.family import Kernels, StepDecoder
 from pellucid.fast.graphed import GraphDecoder, can_record
 from pellucid.network import Network
 from pellucid.parameters import has_native_hooks, runs_as_written, submodules
@@ -36,14 +36,14 @@ def decoder(model: Network, rows: int, names: Collection[str] = ()) -> StepDecod
         return None
     if can_record(weight.device):  # autocast keeps rounded weights of its own, and drops them when it likes
         return None if names or torch.is_autocast_enabled(weight.device.type) else GraphDecoder(model)
-    kernels = family_of(model.config).kernels
-    return kernels.decoder(model, names) if kernels is not None and kernels_take(model, rows) else None
+    kernels = kernels_for(model, rows)
+    return None if kernels is None else kernels.decoder(model, names)
 
 
-def kernels_take(model: Network, rows: int) -> bool:
-    """Whether its family's kernels know what this model is made of, and are quicker at so many rows."""
+def kernels_for(model: Network, rows: int) -> Kernels | None:
+    """Its family's kernels, if they know what this model is made of and are quicker at so many rows."""
     kernels = family_of(model.config).kernels
-    return kernels is not None and rows <= MOST_ROWS and kernels.take(model)
+    return kernels if kernels is not None and rows <= MOST_ROWS and kernels.take(model) else None
 
 
 def forget(model: Network) -> None:

@@ -73,17 +73,7 @@ class GraphDecoder:
     def step(
         self, ids: Tensor, positions: Tensor, cache: KeyValueCache, names: Collection[str] = ()
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Run the next column, which the cache has room for and then holds.
-
-        Args:
-            ids: [B].
-            positions: [B].
-            cache: In `dtype`; its mask says that the column holds tokens.
-            names: None; whoever wants to see values runs the model itself.
-
-        Returns:
-            Logits [B, V], and no values.
-        """
+        """Run the next column: see `pellucid.family.StepDecoder.step`; no values are given, so no names may be."""
         assert not names, "a recorded step shows no values"
         kept = self._model.products.kept()
         rounds = torch.is_autocast_enabled(ids.device.type)

@@ -183,7 +183,7 @@ class Stepper:
         """Run the model with its own hooks.
 
         Without any it runs uncompiled, even if `model.compile()` was called: each step has another length, which
-        torch would compile anew.
+        torch would compile again.
         """
         run = self.model if has_native_hooks(self._modules) else self.model.forward
         return run(batch, **how)

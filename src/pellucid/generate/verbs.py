@@ -106,7 +106,7 @@ class GeneratingTransformer(Network):
             early_stopping: In a search, True ends when so many texts are finished, False (unless given) when none
                 that goes on can get better at its length, "never" when none can at any length.
             overflow: What happens when the context is full: "error" refuses beforehand, "slide" continues from the last
-                n_positions tokens, at positions from 0 on, run anew for every token.
+                n_positions tokens, at positions from 0 on, run again for every token.
             use_cache: Whether keys and values are kept; without, the whole text runs for every token.
             names: Checkpoints to capture at every step; none if empty, all if None.
             edits: Changes on the way; positions are columns of the whole text.
@@ -171,7 +171,7 @@ class GeneratingTransformer(Network):
         return stream(self, replace(request, seed=seed), explain=explain)
 
     def refresh(self) -> None:
-        """Forget what was prepared from the weights or known of them; it is made anew.
+        """Forget what was prepared from the weights or known of them; it is made again.
 
         A write into a parameter is noticed without this; one that goes around torch's counting (`parameter.data`,
         numpy, another process) is not.

@@ -53,10 +53,14 @@ SCALES = (
 # The mask
 
 
-def _mask(change: Callable[[Tensor], Tensor], report: str = "", learner: str = "", **more: Any) -> Mistake:
+def _mask(
+    change: Callable[[Tensor], Tensor], report: str = "", learner: str = "", fill: float | None = None
+) -> Mistake:
     """Keys that each query sees: `change` is given a mask that hides nothing."""
-    kind = f"{HIDDEN}; {NUMBER}" if more else HIDDEN
-    return Mistake({"mask": lambda scores: change(visible(scores)), **more}, report, learner, _MASKING, kind)
+    changes: dict[str, Any] = {"mask": lambda scores: change(visible(scores))}
+    if fill is None:
+        return Mistake(changes, report, learner, _MASKING, HIDDEN)
+    return Mistake({**changes, "fill": fill}, report, learner, _MASKING, f"{HIDDEN}; {NUMBER}")
 
 
 def _fill(value: float, report: str = "", learner: str = "") -> Mistake:
@@ -112,6 +116,8 @@ MASKS = (
     _fill(math.inf, "", "masked scores are set to +inf: the minus sign is missing"),
     _pattern(_masked_late, "mask after the softmax",
              "the mask is applied after softmax, so that the rows do not sum to 1", HIDDEN),
+    _pattern(lambda s, m, f: s.softmax(-2) * m, "",
+             "the mask is applied after softmax, which runs over the queries, not over the keys", f"{HIDDEN}; {AXIS}"),
     _pattern(_masked_late_and_renormalised, "", "the mask is applied after softmax", HIDDEN),
     _pattern(_times(-math.inf, 0.0), "",
              "the scores are multiplied by the logarithm of the mask, which is to be added", HIDDEN),
@@ -351,6 +357,10 @@ OUTPUTS = (
          "the input is added to the output: that is the block's part, not attention's"),
     _out(lambda z, x, w: z @ w["attn.W_O"].flatten(0, 1), "no bias on the output projection",
          "output_proj's bias is not used"),
+    _out(lambda z, x, w: z @ w["attn.W_O"].flatten(0, 1).T, "",
+         "output_proj is applied transposed, and its bias is not used"),
+    _out(lambda z, x, w: z @ w["attn.W_O"].flatten(0, 1) @ w["attn.W_O"].flatten(0, 1), "",
+         "output_proj is applied twice, and its bias is not used"),
     _out(lambda z, x, w: project_out(z, x, w) + w["attn.b_O"] * (w.sizes.heads - 1),
          "output projection's bias added once per head", ""),
 )  # fmt: skip

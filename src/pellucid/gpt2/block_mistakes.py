@@ -172,7 +172,7 @@ def _mlp_first(block: Block, x: Tensor) -> Tensor:
 
 
 def _only_out(*values: Tensor) -> Tensor:
-    """Of what a residual connection could add, the output alone."""
+    """The output alone, without what the residual connection adds."""
     return values[-1]
 
 

@@ -143,17 +143,7 @@ class Decoder:
     def step(
         self, ids: Tensor, positions: Tensor, cache: KeyValueCache, names: Collection[str] = ()
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Run the next column, which the cache has room for and then holds.
-
-        Args:
-            ids: [B].
-            positions: [B].
-            cache: In float32; its mask says that the column holds tokens.
-            names: Checkpoints to give.
-
-        Returns:
-            Logits [B, V] in float32, and the captured values with one position each.
-        """
+        """Run the next column: see `pellucid.family.StepDecoder.step`; everything is in float32."""
         rows, columns = len(ids), cache.length + 1
         config = self._model.config
         embed, pos_embed = self._model.embed(ids).float(), self._model.pos_embed(positions).float()

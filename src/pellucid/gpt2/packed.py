@@ -1,6 +1,6 @@
 """A model's weights as the kernels read them: each matrix in blocks of outputs, one behind the other, in large pages.
 
-It is a copy: once more the memory of the matrices. It is made anew when a parameter has been written to.
+It is a copy, which takes the memory of the matrices once more. It is made again when a parameter was written to.
 """
 
 from __future__ import annotations

@@ -85,7 +85,7 @@ class _ByOneDNN(torch.autograd.Function):
 class RoundedProducts(QuickProducts):
     """Products whose factors and results are rounded to another dtype; biases are added, and values go on, in theirs.
 
-    A rounded copy of each matrix is kept, and made anew when the matrix was written to. Where gradients have to reach
+    A rounded copy of each matrix is kept, and made again when the matrix was written to. Where gradients have to reach
     the matrix it is rounded on the way instead, as under `torch.autocast`. A processor for which torch has no such
     products (they would take fifty times as long) multiplies the rounded factors in float32, which holds them exactly.
 

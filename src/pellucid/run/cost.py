@@ -11,7 +11,7 @@ from pellucid.aliases import Names, selected
 from pellucid.axes import Axis
 from pellucid.dialects import named_arguments
 from pellucid.families import family_of
-from pellucid.fast.decoder import kernels_take
+from pellucid.fast.decoder import kernels_for
 from pellucid.generate.request import require_some
 from pellucid.generate.stopping import stopping
 from pellucid.run.cache import KeyValueCache
@@ -117,12 +117,11 @@ def estimate_generation(
     most = stopping(model.schema, model.tokenizer, max_new_tokens, (), ()).max_new_tokens
     rows_each = require_some("rows_each", rows_each)
     rows, columns = model.tokenize(inputs, mask=mask).shape
-    fast = model.execution.is_fast and kernels_take(model, rows * rows_each)
-    dtype = torch.float32 if fast else model.dtype
+    kernels = kernels_for(model, rows * rows_each) if model.execution.is_fast else None
+    dtype = model.dtype if kernels is None else torch.float32
     columns = min(columns + most, model.schema.sizes["n_ctx"])
     cache = KeyValueCache.bytes_needed(model.config, rows * rows_each, columns, dtype)
-    family = family_of(model.config)
-    prepared = model.products.bytes_needed(family.matrices(model))
-    if fast and family.kernels is not None:
-        prepared += family.kernels.bytes_needed(model)
+    prepared = model.products.bytes_needed(family_of(model.config).matrices(model))
+    if kernels is not None:
+        prepared += kernels.bytes_needed(model)
     return GenerationMemory(cache, prepared)

@@ -1,7 +1,7 @@
 """The files of a tokenizer, read as transformers reads them.
 
 Two of its classes matter. `GPT2Tokenizer`, which a GPT-2's folder gets when it names none, takes the vocabulary and the
-merges of a `tokenizer.json` and builds the rest anew: GPT-2's splitting of words, no normalizer, and "<|endoftext|>" as
+merges of a `tokenizer.json` and adds the rest: GPT-2's splitting of words, no normalizer, and "<|endoftext|>" as
 the token that begins and ends texts. `PreTrainedTokenizerFast` runs the file as it is. Both then add the tokens that
 `tokenizer_config.json`, or the older `special_tokens_map.json` and `added_tokens.json`, name.
 """

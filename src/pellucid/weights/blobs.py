@@ -40,7 +40,7 @@ def require_content(path: Path) -> None:
         raise WeightsError(
             f"{path}: its content is not what the hub has: its digest is {digest}, expected {blob.name}.",
             code="hub-corrupted",
-            remedy=f"Delete {str(blob)!r} and load again; the file is then downloaded anew.",
+            remedy=f"Delete {str(blob)!r} and load again; the file is then downloaded again.",
         )
     _remember(blob)
 

@@ -181,7 +181,7 @@ def unreadable(path: Path, problem: OSError | ValueError) -> WeightsError:
         return NotFoundError(
             f"{path}: a link to {os.readlink(path)}, which is not there.",
             code="path-not-found",
-            remedy="Put the file in its place again, or download the folder anew.",
+            remedy="Put the file in its place again, or download the folder again.",
         )
     if isinstance(problem, FileNotFoundError):
         return NotFoundError(f"{path}: not there.", code="path-not-found", remedy="Check the spelling of the path.")
