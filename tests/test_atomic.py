@@ -103,6 +103,36 @@ def test_every_name_that_the_disk_holds(name: str, fits: bool, tmp_path: Path):
     assert list(tmp_path.iterdir()) == []
 
 
+SAVERS: dict[str, Callable[[pl.CkptedTransformer, Path], object]] = {
+    "save_pretrained": lambda model, path: model.save_pretrained(path),
+    "the tokenizer": lambda model, path: model.tokenizer.save(path),
+    "save_hf": lambda model, path: pl.save_hf(pl.to_hf(model), path),
+    "captures": lambda model, path: model.run_with_ckpts("One day")[1].save(path),
+    "a cache": lambda model, path: pl.KeyValueCache(model.config).save(path),
+    "an alignment": lambda model, path: pl.compare(model, model, inputs=[[1, 2, 3]]).alignment.save(path),
+    "a starter": lambda model, path: pl.exercises.starter(path),
+}
+
+
+@pytest.mark.parametrize("save", SAVERS.values(), ids=SAVERS)
+def test_a_folder_that_may_not_be_looked_into(
+    save: Callable[..., object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    model, plain = pl.load(), os.stat
+
+    def denied(path: Any, **options: Any) -> os.stat_result:
+        if isinstance(path, (str, Path)) and str(path).startswith(f"{tmp_path}/"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return plain(path, **options)
+
+    monkeypatch.setattr(os, "stat", denied)
+    with pytest.raises(pl.WeightsError, match="cannot be written: Permission denied") as caught:
+        save(model, tmp_path / "it")
+    assert caught.value.code == "path-not-writable"
+    monkeypatch.undo()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_full_disk_leaves_what_was_there(tmp_path: Path):
     write(tmp_path, first=b"old", second=b"old")
     with files_of_at_most(1000), pytest.raises(pl.WeightsError, match="File too large"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from pellucid import atomic
@@ -215,7 +216,7 @@ def starter(path: str | Path | None = None) -> str:
     """
     if path is not None:
         target = Path(path)
-        if target.exists():
+        if os.path.lexists(target):  # in a folder that may not be looked into nothing is; writing says so
             raise InputError(
                 f"starter: {target} already exists and may hold answers.",
                 code="file-exists",

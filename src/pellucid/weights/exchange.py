@@ -141,8 +141,9 @@ def save_pretrained(model: Model, folder: str | os.PathLike[str]) -> None:
     tensors = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
     texts = {"config.json": _config_json(model.config, tensors)}
     texts |= _tokenizer_files(model.tokenizer)
-    beside = Path(folder) / generation_settings.FILE  # another model's would count if it stayed there
-    if model.generation.source == generation_settings.FILE or beside.is_file():
+    # Another model's file would count if it stayed there. A folder that may not be looked into has none.
+    is_beside = os.path.isfile(Path(folder) / generation_settings.FILE)
+    if model.generation.source == generation_settings.FILE or is_beside:
         texts[generation_settings.FILE] = model.generation.to_json()
     texts, metadata = saves.stamp(texts, Path(folder))
     write = partial(write_tensors, tensors=tensors, metadata={"format": "pt", **metadata})
