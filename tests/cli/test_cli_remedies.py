@@ -42,7 +42,6 @@ def _folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     told = {
         "narrow": {"num_beams": 0},
         "guided": {"guidance_scale": 2.0},
-        "endless": {"eos_token_id": 9999},
         "short": {"max_length": 2},
     }
     for name, asked in told.items():
@@ -118,7 +117,6 @@ FOLLOWED: list[Typed] = [
     ("return-sequences", ["generate", TEXT, "-m", "narrow", "--sampler", "file"], ["generate", TEXT, "-m", "narrow"]),
     ("generation-not-implemented", ["generate", TEXT, "-m", "guided", "--sampler", "file"],
      ["generate", TEXT, "-m", "guided"]),
-    ("id-out-of-range", ["generate", TEXT, "-m", "endless"], ["generate", TEXT, "-m", "guided"]),
     ("no-compiler", ["generate", TEXT, "--numerics", "fast"], ["generate", TEXT, "--numerics", "exact"]),
     ("head-missing", ["run", "-m", "plain", "--ids", "1,2", "--config", "untied.json"],
      ["run", "-m", "plain", "--ids", "1,2", "--config", C]),

@@ -382,13 +382,6 @@ def test_arguments_that_do_not_exist(glass: pl.CkptedTransformer, name: str, bel
         glass.stream([[1]], **{name: 1})
 
 
-def test_an_end_id_of_the_configuration_outside_the_vocabulary() -> None:
-    model = support.glass(eos_token_id=5000)
-    with pytest.raises(pl.InputError, match="eos_token_id of the config holds 5000"):
-        model.generate([[1, 2]], max_new_tokens=2)
-    model.generate([[1, 2]], max_new_tokens=2, end_ids=())
-
-
 @pytest.mark.parametrize(("site", "name"), [
     ("blocks.1.mlp.W_in", "blocks.1.mlp.ckpt_pre"), ("ln_final.b", "ln_final.ckpt_normalized"),
     ("blocks.2.attn.b_V", "blocks.2.attn.ckpt_v"), ("embed.W_E", "ckpt_embed"),

@@ -204,8 +204,7 @@ def test_what_is_not_implemented_is_named(name: str, folder: Path) -> None:
         ({"min_length": -2}, "min_length=-2"),
         ({"early_stopping": "sometimes", "num_beams": 2}, "early_stopping='sometimes'"),
         ({"eos_token_id": "end"}, "eos_token_id='end'"),
-        ({"eos_token_id": 5000}, "eos_token_id of generation_config.json holds 5000"),
-        ({"suppress_tokens": [5000]}, "suppress_tokens holds 5000"),
+        ({"forced_eos_token_id": 5000}, "forced_eos_token_id holds 5000"),
     ],
 )
 def test_settings_that_cannot_be(fields: dict[str, Any], said: str, folder: Path) -> None:
@@ -215,6 +214,30 @@ def test_settings_that_cannot_be(fields: dict[str, Any], said: str, folder: Path
     assert said in caught.value.message
     model.generation = model.generation.without(*fields)
     model.generate([[1, 2, 3]], sampler="file", max_new_tokens=2)
+
+
+OUTSIDE = [
+    {"eos_token_id": 50256},
+    {"eos_token_id": [11, 50256], "num_beams": 3},
+    {"eos_token_id": [11, 50256, -1], "num_beams": 3, "do_sample": True, "num_return_sequences": 2},
+    {"eos_token_id": [11, 50256, -1], "min_new_tokens": 5, "suppress_tokens": [5000, 3, -1]},
+    {"eos_token_id": 11, "begin_suppress_tokens": [5000, 40]},
+]
+
+
+@pytest.mark.parametrize("fields", OUTSIDE, ids=str)
+def test_ids_outside_the_vocabulary_never_come(fields: dict[str, Any], folder: Path) -> None:
+    """GPT2Config's own end id is 50256, whatever the size of the vocabulary."""
+    ends = fields["eos_token_id"]
+    write(folder, fields, eos_token_id=50256)
+    rows, ends = [[1, 2, 3], [4, 5, 6]], ends if isinstance(ends, list) else [ends]
+    ours = pl.load(folder).generate(rows, sampler="file", max_new_tokens=8, seed=2)
+    if fields.get("num_return_sequences"):
+        rows = [row for row in rows for _ in range(2)]
+    assert new(ours) == expected(folder, [[1, 2, 3], [4, 5, 6]], ends, seed=2, max_new_tokens=8)
+    write(folder, None, eos_token_id=50256)
+    plain = pl.load(folder).generate(rows, max_new_tokens=8)
+    assert new(plain) == expected(folder, rows, [], max_new_tokens=8)
 
 
 def test_a_file_that_is_no_object(folder: Path) -> None:

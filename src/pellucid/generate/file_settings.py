@@ -77,9 +77,15 @@ def asked_by(settings: GenerationSettings, columns: int, n_positions: int) -> As
         ) from problem
 
 
-def with_what_always_counts(sampler: Sampler, settings: GenerationSettings) -> Sampler:
-    """A sampler that also keeps to the tokens that a file suppresses and forces; its own forced ones stay."""
-    suppressed = {name: (*getattr(sampler, name), *settings.ids(name)) for name in _SUPPRESSED}
+def with_what_always_counts(sampler: Sampler, settings: GenerationSettings, vocabulary: int) -> Sampler:
+    """A sampler that also keeps to the tokens that a file suppresses and forces; its own forced ones stay.
+
+    What a file suppresses outside the vocabulary is suppressed already.
+    """
+    suppressed = {
+        name: (*getattr(sampler, name), *(token for token in settings.ids(name) if 0 <= token < vocabulary))
+        for name in _SUPPRESSED
+    }
     forced = {name: getattr(sampler, name) or settings.ids(name) for name in _FORCED}
     return replace(sampler, **suppressed, **forced)
 

@@ -64,7 +64,6 @@ def stopping(
     max_new_tokens: int,
     stop: Stop,
     end_ids: int | Iterable[int],
-    given_by: str = "end_ids",
 ) -> Stopping:
     """Check what ends a text.
 
@@ -74,7 +73,6 @@ def stopping(
         max_new_tokens: Tokens at most.
         stop: Strings and ids.
         end_ids: Ids.
-        given_by: Where these come from.
 
     Raises:
         InputError: A length, a string or an id that cannot be.
@@ -100,7 +98,7 @@ def stopping(
             remedy="Give stop ids, or set model.tokenizer.",
         )
     ends = tuple(_several(end_ids))
-    for what, some in (("stop", ids), (given_by, ends)):
+    for what, some in (("stop", ids), ("end_ids", ends)):
         _require_ids(what, some, schema.sizes["d_vocab"])
     return Stopping(most, ends, ids, strings, tokenizer)
 

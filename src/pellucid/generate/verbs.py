@@ -194,7 +194,7 @@ class GeneratingTransformer(Network):
             asked = asked_by(settings, prompts.ids.size(1), self.schema.sizes["n_ctx"]).with_given(**given)
         else:
             asked = Asked().with_given(sampler=chosen, **given)
-        return replace(asked, sampler=with_what_always_counts(asked.sampler, settings))
+        return replace(asked, sampler=with_what_always_counts(asked.sampler, settings, self.schema.sizes["d_vocab"]))
 
     def _prompts(self, inputs: Inputs, mask: Any) -> Batch:
         require_numbers("generate", [self.embed.W_E])
@@ -205,9 +205,9 @@ class GeneratingTransformer(Network):
         cached: bool,
     ) -> Request:  # fmt: skip
         settings, count = self.generation, asked.max_new_tokens
-        by = "end_ids" if end_ids is not None else f"eos_token_id of {settings.source}"
-        ends = settings.end_ids if end_ids is None else end_ids
-        when = stopping(self.schema, self.tokenizer, count, asked.stop, ends, by)
+        when = stopping(self.schema, self.tokenizer, count, asked.stop, () if end_ids is None else end_ids)
+        if end_ids is None:  # as in transformers, these may lie outside the vocabulary: then no text ends with them
+            when = replace(when, end_ids=settings.end_ids)
         returned = returned_of(asked.num_return_sequences, asked.num_beams, asked.sampler)
         beams = None
         if asked.num_beams > 1:

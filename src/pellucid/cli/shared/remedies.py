@@ -44,10 +44,6 @@ WORDS: Mapping[str, str | tuple[str, str | Callable[[re.Match[str]], str]]] = {
     "hub-not-found": (r" or pass token=", " or set HF_TOKEN"),
     "hub-refused": (r", endpoint=", ""),
     "hub-offline": "Unset HF_HUB_OFFLINE, or give a folder that holds the model.",
-    "id-out-of-range": (
-        r"; end_ids=\(\) generates without an end",
-        " as eos_token_id in generation_config.json or config.json",
-    ),
     "kernel-tables": (r"or use numerics='exact'", "or give --numerics exact"),
     "log-of-zero": "Add --linear, which measures the norms themselves.",
     "no-compiler": (r"or use numerics='exact'", "or give --numerics exact"),
