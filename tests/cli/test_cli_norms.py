@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import csv
 import json
+import os
 import struct
 from pathlib import Path
 from typing import Any
@@ -127,6 +128,17 @@ def test_standard_input(cli: Any) -> None:
     assert "24 tokens" in cli("norms", "-", stdin=TEXT.encode()).stdout
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+@pytest.mark.parametrize("ending", ["\n", "\r\n", "\r"])
+def test_a_text_of_any_system_is_the_same(encoding: str, ending: str, cli: Any, tmp_path: Path) -> None:
+    content = (TEXT + "\n").replace("\n", ending).encode(encoding)
+    (tmp_path / "text.txt").write_bytes(content)
+    expected = json.loads(cli("norms", "-", "--json", stdin=f"{TEXT}\n\n".encode()).stdout)
+    assert json.loads(cli("norms", str(tmp_path / "text.txt"), "--json").stdout) == expected
+    piped = cli("norms", "-", "--json", stdin=f"{TEXT}\n\n".replace("\n", ending).encode(encoding))
+    assert json.loads(piped.stdout) == expected
+
+
 @pytest.mark.parametrize(
     ("words", "code"),
     [
@@ -141,12 +153,19 @@ def test_standard_input(cli: Any) -> None:
         ((TEXT, "--figure", "norms.doc"), "figure-format"),
         ((TEXT, "--figure", "file/norms.png"), "path-not-writable"),
         (("latin.txt",), "text-not-utf8"),
+        (("folder",), "path-not-regular"),
+        (("pipe",), "path-not-regular"),
+        (("/dev/null",), "path-not-regular"),
+        (("loop",), "path-unreadable"),
     ],
 )
 def test_bad_input(words: Any, code: str | None, cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("", encoding="utf-8")
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "loop").symlink_to("loop")
+    os.mkfifo(tmp_path / "pipe")
     before = sorted(tmp_path.iterdir())
     result = cli("norms", *([words] if isinstance(words, str) else words), "--json")
     if code is None:

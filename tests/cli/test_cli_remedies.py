@@ -155,7 +155,6 @@ def test_names_of_files_are_no_python() -> None:
     )
 
 
-@pytest.mark.remedy("text-unreadable")
 def test_a_file_that_may_be_read_again_is_read(cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "text.txt").write_text(TEXT * 9, encoding="utf-8")
 
@@ -163,9 +162,12 @@ def test_a_file_that_may_be_read_again_is_read(cli: Any, tmp_path: Path, monkeyp
         raise PermissionError(13, "Permission denied")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "read_text", denied)
+        patch.setattr(Path, "read_bytes", denied)
         error = json.loads(cli("norms", str(tmp_path / "text.txt"), "--json").stdout)["error"]
-    assert (error["code"], error["remedy"]) == ("text-unreadable", "Give a file that may be read.")
+    assert (error["code"], error["remedy"]) == (
+        "path-unreadable",
+        "Check the permissions of the file and of its folders.",
+    )
     assert cli("norms", str(tmp_path / "text.txt")).exit_code == 0
 
 

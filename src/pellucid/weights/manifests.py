@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import errno
 import json
 import os
@@ -101,7 +102,7 @@ def _kind(mode: int) -> str:
 
 
 def read_text(path: str | os.PathLike[str], longest: int = LONGEST_TEXT) -> str:
-    """The text of a regular file in UTF-8, or in UTF-16 with its mark.
+    """The text of a regular file in UTF-8, or in UTF-16 or UTF-32 with its mark.
 
     Args:
         path: The file.
@@ -126,8 +127,22 @@ def read_text(path: str | os.PathLike[str], longest: int = LONGEST_TEXT) -> str:
         )
     if (stand_in := next((kind for kind in STAND_INS if kind.has("", content[:512])), None)) is not None:
         raise stand_in.refused(path)
-    # An editor or a shell of Windows may have put a byte-order mark before it.
-    return content.decode("utf_16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf_8_sig")
+    return decoded(content)
+
+
+def decoded(content: bytes) -> str:
+    """A text in UTF-8, or in what its byte-order mark says, as editors and shells of Windows put before it.
+
+    Raises:
+        UnicodeDecodeError: Another encoding.
+    """
+    return content.decode(next((name for mark, name in _MARKS if content.startswith(mark)), "utf_8_sig"))
+
+
+_MARKS = (
+    (codecs.BOM_UTF32_LE, "utf_32"), (codecs.BOM_UTF32_BE, "utf_32"),  # the first begins with UTF-16's
+    (codecs.BOM_UTF16_LE, "utf_16"), (codecs.BOM_UTF16_BE, "utf_16"),
+)  # fmt: skip
 
 
 def read_json(path: Path, error: type[ConfigError | WeightsError], code: str) -> dict[str, Any]:

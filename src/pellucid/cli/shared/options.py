@@ -14,6 +14,7 @@ import pellucid as pl
 from pellucid.cli.shared.opening import DTYPES, Opening
 from pellucid.errors import InputError
 from pellucid.weights.hub import ALIASES, BUNDLED_NAME
+from pellucid.weights.manifests import decoded
 
 
 def aliases(incomplete: str) -> list[str]:
@@ -178,25 +179,38 @@ def beginning_of_text(model: "pl.CkptedTransformer") -> int:
 
 
 def read_text(given: str) -> str:
-    """The text that an argument means: itself, or for `-` standard input without its last line break;
-    its line breaks are read as a file's are, whatever system wrote them.
+    """The text that an argument means: itself, or for `-` standard input without its last line break.
 
     Raises:
         InputError: It is not UTF-8, or there is no standard input.
     """
-    try:
-        if given != "-":
+    if given != "-":
+        try:
             return given.encode("utf-8", "surrogateescape").decode("utf-8")
-        if sys.stdin is None:  # pyright: ignore[reportUnnecessaryComparison]  (closed by the shell: `<&-`)
-            raise InputError(
-                "standard input: closed, expected a text.", code="stdin-closed", remedy="Pipe a text in, or give TEXT."
-            )
-        text = sys.stdin.buffer.read().decode("utf-8")
-        return text.replace("\r\n", "\n").replace("\r", "\n").removesuffix("\n")  # as a file's are read
-    except UnicodeDecodeError as error:
-        where = "standard input" if given == "-" else "TEXT"
+        except UnicodeDecodeError as error:
+            raise _not_utf8("TEXT", error) from error
+    if sys.stdin is None:  # pyright: ignore[reportUnnecessaryComparison]  (closed by the shell: `<&-`)
         raise InputError(
-            f"{where}: byte {error.start} is 0x{error.object[error.start]:02x}, expected UTF-8.",
-            code="text-not-utf8",
-            remedy="Convert the text first, for example with `iconv -f LATIN1 -t UTF-8`.",
-        ) from error
+            "standard input: closed, expected a text.", code="stdin-closed", remedy="Pipe a text in, or give TEXT."
+        )
+    return text_of(sys.stdin.buffer.read(), "standard input").removesuffix("\n")
+
+
+def text_of(content: bytes, where: object) -> str:
+    """A text whose bytes came from outside, with the line breaks of Unix, whatever system wrote it.
+
+    Raises:
+        InputError: It is not UTF-8, nor what a byte-order mark before it says.
+    """
+    try:
+        return decoded(content).replace("\r\n", "\n").replace("\r", "\n")
+    except UnicodeDecodeError as error:
+        raise _not_utf8(where, error) from error
+
+
+def _not_utf8(where: object, error: UnicodeDecodeError) -> InputError:
+    return InputError(
+        f"{where}: byte {error.start} is 0x{error.object[error.start]:02x}, expected UTF-8.",
+        code="text-not-utf8",
+        remedy="Convert the text first, for example with `iconv -f LATIN1 -t UTF-8`.",
+    )

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
 import pellucid as pl
-from pellucid.cli.shared.options import read_text
+from pellucid.cli.shared.options import read_text, text_of
 from pellucid.errors import InputError, NotFoundError
+from pellucid.weights.manifests import require_regular, unreadable
 
 SUFFIXES = (".txt", ".md", ".csv", ".json", ".jsonl", ".gz", ".xz")
 """Ends of names that a text without spaces has only by mistake."""
 
 
 def read_texts(given: Iterable[str]) -> list[str]:
-    """Each argument as a text: a file's, where it names one, else its own.
+    """Each argument as a text: a file's, if something of this name is there, else its own.
 
     Raises:
-        InputError: A file that is not UTF-8 text or cannot be read.
+        InputError: A file that is not UTF-8 text.
+        WeightsError: What is no regular file, such as a folder, or cannot be read.
         NotFoundError: What is written like a text file's name, and there is none.
     """
-    return [_from_file(Path(one)) if _is_file(one) else read_text(_no_name(one)) for one in given]
+    return [_from_file(Path(one)) if os.path.lexists(one) else read_text(_no_name(one)) for one in given]
 
 
 def windows(model: pl.CkptedTransformer, rows: Iterable[list[int]]) -> list[list[int]]:
@@ -41,13 +44,6 @@ def _some(ids: list[int]) -> list[int]:
     return ids
 
 
-def _is_file(given: str) -> bool:
-    try:
-        return Path(given).is_file()
-    except (OSError, ValueError):  # too long for a path, or with a NUL
-        return False
-
-
 def _no_name(given: str) -> str:
     """The text, unless it can only be the name of a file."""
     if given.endswith(SUFFIXES) and not any(map(str.isspace, given)):
@@ -58,15 +54,9 @@ def _no_name(given: str) -> str:
 
 
 def _from_file(path: Path) -> str:
+    require_regular(path)
     try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as problem:
-        raise InputError(
-            f"{path}: cannot be read as text: {problem}.", code="text-not-utf8", remedy="Give a file of UTF-8 text."
-        ) from problem
+        content = path.read_bytes()
     except OSError as problem:
-        raise InputError(
-            f"{path}: cannot be read: {problem.strerror or problem}.",
-            code="text-unreadable",
-            remedy="Give a file that may be read.",
-        ) from problem
+        raise unreadable(path, problem) from problem
+    return text_of(content, path)
