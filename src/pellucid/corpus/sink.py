@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sized
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Iterator, Sized
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Protocol
@@ -17,6 +16,7 @@ from typing import Any, Protocol
 import torch
 
 from pellucid.aliases import selected
+from pellucid.bar import bar
 from pellucid.config import Config
 from pellucid.errors import InputError, PellucidError
 from pellucid.run.activations import ActivationCkpts
@@ -122,7 +122,7 @@ def feed(
         )
     names = selected(list(sink.captures), model.schema)
     done = sink.resume()
-    with _bar(len(texts) if isinstance(texts, Sized) else None, progress) as advance:
+    with bar("texts", len(texts) if isinstance(texts, Sized) else None, wanted=progress) as advance:
         left = texts_after(texts, done)
         advance(done.texts)
         while batch := list(islice(left, batch_size)):  # the last one is perhaps shorter
@@ -171,27 +171,3 @@ def texts_after(texts: Iterable[Any], done: Progress) -> Iterator[Any]:
             remedy="Give the same texts in the same order, or another file.",
         )
     return left
-
-
-@contextmanager
-def _bar(total: int | None, wanted: bool) -> Generator[Callable[[int], None]]:
-    """Draw a bar; what comes back is called with the number of texts that are done."""
-    from rich import progress as rich
-    from rich.console import Console
-    from rich.text import Text
-
-    console = Console(stderr=True)
-    if not wanted or not console.is_terminal:
-        yield lambda count: None
-        return
-
-    class Rate(rich.ProgressColumn):
-        def render(self, task: Any) -> Text:
-            return Text("" if task.speed is None else f"{task.speed:,.1f} texts/s")
-
-    columns = (
-        rich.TextColumn("texts"), rich.BarColumn(), rich.MofNCompleteColumn(), Rate(), rich.TimeRemainingColumn()
-    )  # fmt: skip
-    with rich.Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("texts", total=total)
-        yield lambda count: bar.advance(task, count)
