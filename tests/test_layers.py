@@ -18,15 +18,16 @@ PACKAGE = Path(pellucid.__file__).parent
 LAYERS: dict[str, int] = {
     "errors": 0, "axes": 0, "schema": 0, "ckpt": 0, "tap": 0, "aliases": 0, "part": 0, "parameters": 0, "_version": 0,
     "extras": 0, "check": 0, "config_values": 0, "interrupts": 0, "atomic": 0, "tensor_file": 0, "own_file": 0,
-    "dialects": 0, "numerics": 0, "config": 0, "network": 0, "family": 0, "layout": 0,
+    "dialects": 0, "numerics": 0, "bar": 0, "config": 0, "network": 0, "family": 0, "layout": 0,
     "weights.hub": 0, "weights.hub_answers": 0, "weights.blobs": 0, "weights.manifests": 0, "weights.foreign": 0,
     "gpt2": 1, "families": 1, "generation_settings": 1,
     "fast.compiled": 0,
     "text": 2, "weights": 2, "run.cache": 2, "fast": 2,
-    "run": 3,
+    "run": 3, "metrics": 3,
     "generate": 4, "corpus": 4, "measure": 4,
     "plot": 5, "run.model": 5, "run.cost": 5, "run.counting": 5,
     "open": 6, "agreement": 6, "html": 6, "prove": 6, "ties": 6, "exercises": 6,  # these open what is given as a path
+    "patching": 6,
     "": 7,  # the public names
     "cli": 8, "__main__": 8,
 }  # fmt: skip

@@ -2,6 +2,8 @@
 
 from pellucid import exercises as exercises
 from pellucid import measure as measure
+from pellucid import metrics as metrics
+from pellucid import patching as patching
 from pellucid import plot as plot
 from pellucid.errors import (
     ConfigError as ConfigError,

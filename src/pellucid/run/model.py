@@ -165,9 +165,13 @@ class CkptedTransformer(GeneratingTransformer):
         Every verb runs the model through this call, so a hook on the model sees each of them. It gets a `Batch` of the
         tokens that are run, and the rest by keyword.
 
+        A `pellucid.network.Run` is run as it is.
+
         Under `torch.compile` a tensor of ids [B, P] is taken as it is, without checks and without pads, unless there is
         a mask or a cache; a start is then given as "blocks.4.resid_pre" and no other name of it.
         """
+        if isinstance(inputs, Run):
+            return self.transform(inputs, tap)
         ids_alone = isinstance(inputs, Tensor) and mask is None and cache is None
         if ids_alone and torch.compiler.is_compiling():  # checks break the graph
             positions = torch.arange(inputs.size(-1), device=inputs.device).expand_as(inputs)

@@ -1,0 +1,287 @@
+"""The cells of a sweep: every combination of block, head, position and neuron that is patched by itself."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from pellucid import aliases
+from pellucid.axes import NEURONS, POSITIONS, Axis
+from pellucid.errors import InputError, ShapeError, shown
+from pellucid.patching.roles import Columns, Roles
+from pellucid.run.region import Index, Region
+from pellucid.schema import Schema
+from pellucid.text.batch import Batch
+
+OVER = ("layer", "head", "pos", "neuron")
+"""What a sweep can go over, beside several checkpoints."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One combination.
+
+    Attributes:
+        at: Its place in the result, an index for each axis.
+        names: The checkpoints that are replaced.
+        columns: Where; None for everywhere.
+        heads: Which heads; None for all.
+        neurons: Which entries of the last axis; None for all.
+    """
+
+    at: tuple[int, ...]
+    names: tuple[str, ...]
+    columns: Columns | None
+    heads: tuple[int, ...] | None
+    neurons: tuple[int, ...] | None
+
+
+@dataclass(frozen=True)
+class Part:
+    """What the caller limits every patch to; None is everything."""
+
+    pos: Index = None
+    heads: Index = None
+    neurons: Index = None
+
+
+class Cells:
+    """The cells of one sweep.
+
+    Args:
+        schema: The model's schema.
+        names: One checkpoint or several, each with or without its block.
+        over: The axes, of `OVER`.
+        base: The texts whose run is changed.
+        source: The texts whose values are put in; the base's own if they are values of another kind.
+        part: What every patch is limited to.
+        roles: Which columns of the two belong together; None if they are the same.
+
+    Attributes:
+        dims: The axes of the result, "checkpoint" first if several were given.
+        coords: Labels along them.
+
+    Raises:
+        InputError: An axis that a checkpoint does not have, or texts of unequal length without roles.
+        UnknownNameError: No such checkpoint.
+    """
+
+    def __init__(
+        self, schema: Schema, names: Any, over: Sequence[str], base: Batch, source: Batch,
+        part: Part = Part(), roles: Roles | None = None,
+    ) -> None:  # fmt: skip
+        self._schema, self._base, self._source, self._part = schema, base, source, part
+        several = not isinstance(names, str) and not (isinstance(names, tuple) and not _all_texts(names))
+        given = list(names) if several else [names]
+        self.over = _require_over(over)
+        self._kinds = {_label(name, schema): self._by_layer(name) for name in given}
+        self._roles = roles
+        if roles is not None and part.pos is not None:
+            raise InputError(
+                "pos= with align=, which both say where.",
+                code="sweep-part",
+                remedy="Leave pos= out, or give align= the roles that are wanted alone.",
+            )
+        self._require_axes()
+        self._places = self._columns()
+        axes: dict[str, Sequence[Any]] = {"checkpoint": list(self._kinds)} if several else {}
+        axes |= {axis: self._labels(axis) for axis in self.over}
+        self.dims, self._labels_of = tuple(axes), axes
+        self.shape = tuple(map(len, axes.values()))
+
+    @property
+    def coords(self) -> dict[str, Any]:
+        """Labels along the axes; those of positions have the tokens too if there is one text."""
+        labels: dict[str, Any] = dict(self._labels_of)
+        if "pos" in labels and self._roles is None and len(self._base) == 1:
+            for what, batch in (("token", self._base), ("source_token", self._source)):
+                real = iter(batch.strings[0])
+                tokens = [next(real) if kept else "" for kept in batch.mask[0].tolist()]
+                columns = labels["pos"]
+                if what == "token" or batch.shape == self._base.shape:
+                    labels[what] = ("pos", [tokens[column] for column in columns])
+        return labels
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every checkpoint that is replaced in some cell."""
+        return tuple(dict.fromkeys(name for by_layer in self._kinds.values() for name in by_layer.values()))
+
+    def __iter__(self) -> Iterator[Cell]:
+        """Every cell that exists: of several checkpoints, one may lack a block or a head that another has."""
+        for at in itertools.product(*(range(size) for size in self.shape)):
+            chosen = dict(zip(self.dims, at, strict=True))
+            by_layer = list(self._kinds.values())[chosen.get("checkpoint", 0)]
+            layer = None if "layer" not in chosen else self._labels_of["layer"][chosen["layer"]]
+            names = tuple(by_layer.values()) if layer is None else (by_layer[layer],) if layer in by_layer else ()
+            heads, neurons = self._chosen("head", chosen), self._chosen("neuron", chosen)
+            if not names or any(not self._has(name, heads, neurons) for name in names):
+                continue
+            columns = self._places[chosen["pos"]] if "pos" in chosen else self._everywhere
+            if columns is None or len(columns.rows):
+                yield Cell(at, names, columns, heads, neurons)
+
+    def _by_layer(self, name: aliases.Name) -> dict[int, str]:
+        """Block -> whole name; -1 stands for outside the blocks."""
+        kind, block = aliases.kind_and_block(name, self._schema)
+        if block is None:
+            return {-1: kind}
+        found = aliases.selected(f"blocks.{block}.{kind}", self._schema)
+        return {int(full.split(".")[1]): full for full in found}
+
+    def _require_axes(self) -> None:
+        """Refuse an axis or a part that a checkpoint does not have."""
+        wanted = {"head": (Axis.HEAD,), "pos": POSITIONS, "neuron": NEURONS}
+        limited = {"head": self._part.heads, "pos": self._part.pos, "neuron": self._part.neurons}
+        for label, by_layer in self._kinds.items():
+            axes = self._schema[next(iter(by_layer.values()))].axes
+            for axis, candidates in wanted.items():
+                if (axis in self.over or limited[axis] is not None) and not set(candidates) & set(axes):
+                    raise InputError(
+                        f"{label}: {axis!r} was asked for, but its axes are ({', '.join(axes)}).",
+                        code="no-such-axis",
+                        remedy="Choose a checkpoint that has that axis, or leave it out.",
+                    )
+            if "layer" in self.over and -1 in by_layer:
+                raise InputError(
+                    f"{label}: 'layer' was asked for, but it is outside the blocks.",
+                    code="no-such-axis",
+                    remedy="Leave 'layer' out of over=, or choose a checkpoint of every block.",
+                )
+
+    def _columns(self) -> list[Columns]:
+        """For each position that is patched by itself, or for the one part that is, where it is in both batches."""
+        base, source, part = self._base, self._source, self._part
+        keyed = any(Axis.KEY in self._schema[n].axes for by_layer in self._kinds.values() for n in by_layer.values())
+        self._everywhere: Columns | None = None
+        unequal = base.shape != source.shape or not torch.equal(base.mask, source.mask)
+        if len(base) != len(source):
+            raise ShapeError(
+                f"{len(base)} texts given beside {len(source)}, expected as many of the one as of the other.",
+                code="texts-misfit",
+                remedy="Give a corrupted text for each clean one.",
+            )
+        if keyed and base.shape[1] != source.shape[1]:
+            raise InputError(
+                f"scores and patterns of {base.shape[1]} keys cannot take those of {source.shape[1]}.",
+                code="texts-misfit",
+                remedy="Patch attn.ckpt_z instead, or give texts of equal length.",
+            )
+        if self._roles is not None:
+            places = self._roles.columns(source, base)
+            self._positions: Sequence[Any] = self._roles.names
+            self._everywhere = _joined(places)
+            return places
+        negative = part.pos is not None and all(i < 0 for i in _listed(part.pos, base))
+        if unequal and not negative:
+            raise ShapeError(
+                f"texts of {_lengths(base)} tokens and of {_lengths(source)}: which belong together is not known.",
+                code="texts-of-unequal-length",
+                remedy="Give align=pl.patching.align(model, clean, corrupted), or pos=-1 to patch the last one.",
+            )
+        into, taken = (_chosen_columns(part.pos, batch) for batch in (base, source))
+        self._positions = into
+        places = [_at(base, source, one, other) for one, other in zip(into, taken, strict=True)]
+        if part.pos is not None:
+            self._everywhere = _joined(places)
+        return places
+
+    def _labels(self, axis: str) -> Sequence[Any]:
+        if axis == "layer":
+            return sorted({layer for by_layer in self._kinds.values() for layer in by_layer})
+        if axis == "pos":
+            return list(self._positions)
+        sizes = [self._size(name, axis) for by_layer in self._kinds.values() for name in by_layer.values()]
+        limit = self._part.heads if axis == "head" else self._part.neurons
+        return list(range(max(sizes))) if limit is None else _entries(limit, max(sizes), f"{axis}s")
+
+    def _size(self, name: str, axis: str) -> int:
+        """How many heads or neurons a checkpoint has."""
+        return next(self._schema.sizes[a] for a in self._schema[name].axes if a in _KINDS[axis])
+
+    def _chosen(self, axis: str, chosen: Mapping[str, int]) -> tuple[int, ...] | None:
+        """The heads or neurons of a cell; None for all."""
+        if axis in chosen:
+            return (self._labels_of[axis][chosen[axis]],)
+        limit = self._part.heads if axis == "head" else self._part.neurons
+        if limit is None:
+            return None
+        sizes = [self._size(name, axis) for by_layer in self._kinds.values() for name in by_layer.values()]
+        return tuple(_entries(limit, min(sizes), f"{axis}s"))
+
+    def _has(self, name: str, heads: tuple[int, ...] | None, neurons: tuple[int, ...] | None) -> bool:
+        return all(
+            entries is None or max(entries) < self._size(name, axis)
+            for axis, entries in (("head", heads), ("neuron", neurons))
+        )
+
+
+_KINDS = {"head": (Axis.HEAD,), "neuron": NEURONS}
+
+
+def _label(name: aliases.Name, schema: Schema) -> str:
+    kind, block = aliases.kind_and_block(name, schema)
+    return kind if block in (None, "*") else f"blocks.{block}.{kind}"
+
+
+def _all_texts(names: tuple[Any, ...]) -> bool:
+    return all(isinstance(name, (str, tuple)) for name in names)
+
+
+def _require_over(over: Sequence[str]) -> tuple[str, ...]:
+    given = (over,) if isinstance(over, str) else tuple(over)
+    if len(set(given)) < len(given) or any(axis not in OVER for axis in given):
+        raise InputError(
+            f"over={shown(over)}, expected some of {', '.join(OVER)}, each once.",
+            code="sweep-over",
+            remedy="Give over=('layer', 'pos'), for example; () patches each value whole.",
+        )
+    return given
+
+
+def _entries(index: Index, size: int, what: str) -> list[int]:
+    return Region(heads=index).indices(what, (size,), (Axis.HEAD,), strict=True)[0].tolist()
+
+
+def _listed(pos: Index, batch: Batch) -> list[int]:
+    """The positions as they were given; all are 0 or more for a slice."""
+    if isinstance(pos, slice):
+        return [0]
+    return [pos] if isinstance(pos, int) else [int(i) for i in pos or ()]
+
+
+def _chosen_columns(pos: Index, batch: Batch) -> list[int]:
+    columns = batch.shape[1]
+    if pos is None:
+        return list(range(columns))
+    return Region(pos).indices("pos", (columns,), (Axis.POS,), strict=True)[0].tolist()
+
+
+def _at(base: Batch, source: Batch, into: int, taken: int) -> Columns:
+    """One column of every text that has a token there.
+
+    Raises:
+        InputError: The source has a pad where the base has a token.
+    """
+    rows = base.mask[:, into].cpu().nonzero().flatten()
+    if not bool(source.mask[:, taken].cpu()[rows].all()):
+        raise InputError(
+            f"column {into}: a text has a token there where its source has a pad.",
+            code="texts-of-unequal-length",
+            remedy="Give align=pl.patching.align(model, clean, corrupted).",
+        )
+    return Columns(rows, torch.full_like(rows, into), torch.full_like(rows, taken))
+
+
+def _joined(places: Sequence[Columns]) -> Columns:
+    rows, into, taken = (torch.cat([getattr(place, name) for place in places]) for name in ("rows", "into", "taken"))
+    return Columns(rows, into, taken)
+
+
+def _lengths(batch: Batch) -> str:
+    lengths = sorted(set(batch.mask.sum(1).tolist()))
+    return str(lengths[0]) if len(lengths) == 1 else f"{lengths[0]} to {lengths[-1]}"

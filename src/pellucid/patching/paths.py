@@ -1,0 +1,234 @@
+"""Path patching: what one part tells another directly, with everything that stands between them held fixed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from torch import Tensor
+
+from pellucid import aliases
+from pellucid.axes import Axis
+from pellucid.dialects import named_arguments
+from pellucid.errors import InputError, shown
+from pellucid.metrics import Metric
+from pellucid.patching.cells import Cell, Cells, Part
+from pellucid.patching.memory import require_room
+from pellucid.patching.reruns import Base, Put, Trial, block_of
+from pellucid.patching.roles import Roles
+from pellucid.patching.sweeps import Direction, Pair, results
+from pellucid.run.model import CkptedTransformer
+from pellucid.schema import Schema
+from pellucid.text.batch import Inputs
+
+if TYPE_CHECKING:
+    import xarray
+
+Z, MLP_OUT = "attn.ckpt_z", "mlp.ckpt_mlp_out"
+
+Place = tuple[aliases.Name, Mapping[str, Any]]
+"""A checkpoint, and which part of it: {"layer": 9, "head": 9, "pos": -1, "neuron": 3}, each optional."""
+
+
+@named_arguments()
+def path(
+    model: CkptedTransformer,
+    clean: Inputs,
+    corrupted: Inputs,
+    *,
+    senders: Place | Sequence[Place],
+    receivers: Place | Sequence[Place] | Literal["logits"],
+    metric: Metric,
+    through: Literal["mlps", "none"] = "mlps",
+    over: Sequence[str] = (),
+    direction: Direction = "denoise",
+    per_text: bool = False,
+    align: Roles | None = None,
+    max_bytes: int | None = None,
+    progress: bool = False,
+) -> xarray.DataArray:
+    """Patch what senders tell receivers directly (Wang et al. 2022, arXiv:2211.00593, section 3.1 and appendix B).
+
+    There are two runs of the base texts. In the first, the senders take the values of the other texts, and every head
+    that holds no sender keeps its z of the base run; LayerNorms recompute, with the statistics of that run, and so do
+    MLPs unless `through` says otherwise. In the second, the receivers take what they got in the first, and everything
+    after them recomputes. The second is measured; the first if the receivers are the logits.
+
+    Args:
+        model: What runs.
+        clean: Texts whose values the senders take.
+        corrupted: As many texts, which are the base.
+        senders: A checkpoint and the part of it, such as ("attn.ckpt_z", {"layer": 5, "head": 5}), or a list of these.
+        receivers: The same, such as ("attn.ckpt_q", {"layer": 9, "head": 9}); "logits" for the direct effect.
+        metric: What to read off the run.
+        through: "mlps" lets the MLPs between recompute; "none" keeps their outputs of the base run.
+        over: Axes along which to go over the one sender, such as ("layer", "head") of ("attn.ckpt_z", {}).
+        direction: "denoise" changes the corrupted runs; "noise" the clean ones, as the paper does.
+        per_text, align, max_bytes, progress: See `sweep`.
+
+    Returns:
+        [*over, batch] in the metric's unit; NaN for a sender after every receiver. Attributes: `clean` and
+        `corrupted`, the metric of the two plain runs.
+
+    Raises:
+        InputError: A sender that does not come before a receiver, a part that does not exist, or texts that do not fit.
+        NumericsError: A metric that is not finite on a plain run.
+
+    Example:
+        >>> import pellucid as pl
+        >>> clean, corrupted = "Tom has a ball. Tom likes the", "Tom has a cat. Tom likes the"
+        >>> direct = pl.patching.path(
+        ...     pl.load(), clean, corrupted, senders=("attn.ckpt_z", {}), receivers="logits", over=("layer", "head"),
+        ...     metric=pl.metrics.logit_difference(" ball", " cat"))
+        >>> direct.sizes
+        Frozen({'layer': 4, 'head': 4})
+    """
+    if through not in ("mlps", "none"):
+        raise InputError(
+            f"path: through={shown(through)}, expected 'mlps' or 'none'.",
+            code="path-through",
+            remedy="Give through='mlps' to let the MLPs between recompute, 'none' to keep their outputs.",
+        )
+    pair, schema = Pair.of(model, clean, corrupted, direction, align), model.schema
+    sent = [_cells(place, schema, pair, over) for place in _several(senders, "senders")]
+    if over and len(sent) > 1:
+        raise InputError(
+            f"path: over={shown(over)} with {len(sent)} senders, expected one.",
+            code="path-place",
+            remedy="Give one sender, whose other axes are gone over.",
+        )
+    own = Pair(pair.base, pair.base, pair.into, None)
+    got = [] if receivers == "logits" else [_cells(p, schema, own) for p in _several(receivers, "receivers")]
+    kept = tuple(
+        f"blocks.{i}.{kind}" for i in range(len(schema.blocks)) for kind in (Z, MLP_OUT)[: 1 + (through == "none")]
+    )
+    names = tuple(dict.fromkeys(name for cells in sent for name in cells.names))
+    room = require_room(model, pair.base, pair.source, (*names, *kept), max_bytes)
+    run = Base(model, pair.base, metric, kept, of=f"the {pair.into} run", max_bytes=room)
+    logits, source = model.run_with_ckpts(pair.source, names=names)
+    plain = pair.measured(run, metric, logits)
+    paths = _Paths(schema, {name: run.values[name] for name in kept}, source, [next(iter(c)) for c in got])
+    sets = [[cell] for cell in sent[0]] if over else [[next(iter(cells)) for cells in sent]]
+    todo = [cells for cells in sets if paths.leads(cells, strict=not over)]
+    trials = [paths.first(cells) for cells in todo]
+    if got:
+        captured = dict(run.captured(trials, paths.names))
+        trials = [paths.second(captured[number]) for number in range(len(trials))]
+    found = results(run, sent[0], [(c[0], t) for c, t in zip(todo, trials, strict=True)], progress=progress)
+    about = {"senders": shown(senders), "receivers": shown(receivers), "through": through, "direction": direction}
+    return found.labelled("path", {**about, "metric": repr(metric), **plain}, per_text=per_text)
+
+
+@dataclass(frozen=True)
+class _Paths:
+    """The two runs of each path.
+
+    Args:
+        schema: The model's schema.
+        base: Values of the base run that are kept in the first: every z, and MLP outputs if they are kept, too.
+        source: Values that senders take.
+        receivers: Where what was sent is put; none for the logits.
+    """
+
+    schema: Schema
+    base: Mapping[str, Tensor]
+    source: Mapping[str, Tensor]
+    receivers: Sequence[Cell]
+
+    @property
+    def names(self) -> list[str]:
+        """The receivers' checkpoints in execution order."""
+        order = self.schema.names
+        return sorted({name for cell in self.receivers for name in cell.names}, key=order.index)
+
+    def leads(self, senders: Sequence[Cell], *, strict: bool) -> bool:
+        """Whether every sender comes before a receiver, and every receiver after a sender.
+
+        Raises:
+            InputError: Not so, and it is `strict`.
+        """
+        if not self.receivers:
+            return True
+        order = self.schema.names.index
+        sent = {name: order(name) for cell in senders for name in cell.names}
+        received = {name: order(name) for name in self.names}
+        late = [name for name, at in sent.items() if at >= max(received.values())]
+        early = [name for name, at in received.items() if at <= min(sent.values())]
+        if (late or early) and strict:
+            words = f"{late[0]} is a sender" if late else f"{early[0]} is a receiver"
+            other = "comes before no receiver" if late else "comes after no sender"
+            raise InputError(
+                f"path: {words} and {other}.",
+                code="path-order",
+                remedy="Senders come before receivers in `model.ckpt_names`; exchange them, or leave this one out.",
+            )
+        return not late
+
+    def first(self, senders: Sequence[Cell]) -> Trial:
+        """The run in which the senders speak and no other head listens."""
+        begin = min(block_of(name, self.schema) for cell in senders for name in cell.names)
+        held = [
+            put
+            for name, value in self.base.items()
+            if block_of(name, self.schema) >= begin and (put := self._held(name, value, senders)) is not None
+        ]
+        spoken = [
+            Put(name, self.source[name], cell.columns, cell.heads, cell.neurons)
+            for cell in senders for name in cell.names
+        ]  # fmt: skip
+        return Trial((*held, *spoken), whole=True)
+
+    def second(self, captured: Mapping[str, Tensor]) -> Trial:
+        """The run in which the receivers have what they got."""
+        return Trial(tuple(
+            Put(name, captured[name], cell.columns, cell.heads, cell.neurons)
+            for cell in self.receivers for name in cell.names
+        ))  # fmt: skip
+
+    def _held(self, name: str, value: Tensor, senders: Sequence[Cell]) -> Put | None:
+        """What is kept of the base run: all but the heads, or the MLP, that hold a sender."""
+        module = name.rpartition(".")[0] + "."
+        inside = [(n, cell) for cell in senders for n in cell.names if n.startswith(module)]
+        if name.endswith(MLP_OUT):
+            return None if inside else Put(name, value)
+        free: set[int] = set()
+        for sender, cell in inside:
+            if Axis.HEAD in self.schema[sender].axes:
+                free |= self._heads_of(sender, cell, value.size(2))
+        kept = [head for head in range(value.size(2)) if head not in free]
+        return Put(name, value, heads=kept) if kept else None
+
+    def _heads_of(self, sender: str, cell: Cell, heads: int) -> set[int]:
+        """The heads that a sender is part of: with grouped heads, all of its group."""
+        if cell.heads is None:
+            return set(range(heads))
+        axis = self.schema[sender].axes.index(Axis.HEAD)
+        group = heads // (self.source[sender].size(axis) if sender in self.source else heads)
+        return {head * group + i for head in cell.heads for i in range(group)}
+
+
+def _several(places: Any, what: str) -> list[Place]:
+    """One place or several, checked."""
+    one = isinstance(places, tuple) and len(places) == 2 and isinstance(places[1], Mapping)
+    given: list[Any] = [places] if one else list(places) if isinstance(places, (list, tuple)) else [places]
+    for place in given:
+        fits = isinstance(place, tuple) and len(place) == 2 and isinstance(place[1], Mapping)
+        if not fits or not set(place[1]) <= {"layer", "head", "pos", "neuron"}:
+            raise InputError(
+                f"path: {what}={shown(place)}, expected a checkpoint and the part of it that is meant.",
+                code="path-place",
+                remedy="Give ('attn.ckpt_z', {'layer': 5, 'head': 5}); 'layer', 'head', 'pos' and 'neuron' may be left "
+                "out.",
+            )
+    return given
+
+
+def _cells(place: Place, schema: Schema, pair: Pair, over: Sequence[str] = ()) -> Cells:
+    """The cells of one sender or receiver."""
+    name, part = place
+    if (layer := part.get("layer")) is not None:
+        kind, _ = aliases.kind_and_block(name, schema)
+        name = aliases.resolved(f"blocks.{layer}.{kind}", schema)
+    limits = Part(part.get("pos"), part.get("head"), part.get("neuron"))
+    return Cells(schema, name, over, pair.base, pair.source, limits, pair.roles)

@@ -1,0 +1,244 @@
+"""Which positions of two texts belong together when the texts have unequal lengths."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from difflib import SequenceMatcher
+from typing import Any
+
+import torch
+
+from pellucid.check import as_whole
+from pellucid.dialects import named_arguments
+from pellucid.errors import InputError, shown
+from pellucid.run.model import CkptedTransformer
+from pellucid.text.batch import Batch, Inputs
+
+Tokens = tuple[int, ...]
+"""Numbers of tokens of one text, from 0."""
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which columns of some texts take which columns of another run.
+
+    Attributes:
+        rows: [N], the text.
+        into: [N], the column of the base run.
+        taken: [N], the column of the source.
+    """
+
+    rows: torch.Tensor
+    into: torch.Tensor
+    taken: torch.Tensor
+
+    @property
+    def first(self) -> int:
+        """The first column of the base run that changes."""
+        return int(self.into.min())
+
+    @property
+    def in_place(self) -> Columns:
+        """The same columns of the base run, from a source that has the base's columns."""
+        return replace(self, taken=self.into)
+
+
+@dataclass(frozen=True)
+class Roles:
+    """Positions of clean and corrupted texts that play the same part, text by text; `align` makes them.
+
+    Attributes:
+        names: What each part is called.
+        clean: For each part, the numbers of its tokens in each clean text.
+        corrupted: The same in the corrupted texts, as many.
+        lengths: Tokens of each clean text, and of each corrupted one.
+    """
+
+    names: tuple[str, ...]
+    clean: tuple[tuple[Tokens, ...], ...]
+    corrupted: tuple[tuple[Tokens, ...], ...]
+    lengths: tuple[tuple[int, ...], tuple[int, ...]]
+
+    def turned(self) -> Roles:
+        """The same with clean and corrupted exchanged."""
+        return replace(self, clean=self.corrupted, corrupted=self.clean, lengths=self.lengths[::-1])
+
+    def columns(self, clean: Batch, corrupted: Batch) -> list[Columns]:
+        """For each part, which columns of the corrupted texts take which of the clean ones.
+
+        Raises:
+            InputError: Batches of other texts.
+        """
+        lengths = _lengths(clean), _lengths(corrupted)
+        if lengths != self.lengths:
+            raise InputError(
+                f"align: made for texts of {_counts(self.lengths)} tokens, given texts of {_counts(lengths)}.",
+                code="align-misfit",
+                remedy="Align the very texts that are patched.",
+            )
+        return [_columns(clean, corrupted, *part) for part in zip(self.clean, self.corrupted, strict=True)]
+
+    def __repr__(self) -> str:
+        width = max(len("part"), *map(len, self.names))
+        sides = zip(self.names, self.clean, self.corrupted, strict=True)
+        rows = [f"{name:<{width}}  {_written(clean)} | {_written(corrupted)}" for name, clean, corrupted in sides]
+        return "\n".join([f"{'part':<{width}}  tokens of the clean texts | of the corrupted ones", *rows])
+
+
+@named_arguments()
+def align(
+    model: CkptedTransformer,
+    clean: Inputs,
+    corrupted: Inputs,
+    roles: Mapping[str, Any] | None = None,
+) -> Roles:
+    """Find which positions of clean and corrupted texts belong together, for texts of unequal length.
+
+    Args:
+        model: Whose tokenizer reads the texts.
+        clean: One or several texts.
+        corrupted: As many.
+        roles: A part's name -> where it is in the clean text and where in the corrupted one, as a pair; what is the
+            same in both may be given once. Each is the number of a token (negative from the end), a word or phrase
+            that occurs once, `("word", 1)` for its second occurrence, or a list with one of these for each text.
+            Where the two have unequally many tokens, the last ones belong together. If None, tokens that both texts
+            share belong together, and those between them where there are as many on both sides.
+
+    Returns:
+        Roles, for `align=` of `sweep` and `path`.
+
+    Raises:
+        InputError: A word that does not occur, or more than once; a token that is not there; another number of texts.
+
+    Example:
+        >>> import pellucid as pl
+        >>> model = pl.load()
+        >>> pl.patching.align(model, "Tom had a red ball.", "Sue had a ball.", {"name": ("Tom", "Sue"), "end": -1})
+        part  tokens of the clean texts | of the corrupted ones
+        name  0 | 1
+        end   5 | 5
+    """
+    batches = model.tokenize(clean), model.tokenize(corrupted)
+    if len(batches[0]) != len(batches[1]):
+        raise InputError(
+            f"align: {len(batches[0])} clean texts and {len(batches[1])} corrupted ones.",
+            code="texts-misfit",
+            remedy="Give a corrupted text for each clean one.",
+        )
+    if roles is None:
+        names, pairs = _shared(*batches)
+    else:
+        names = tuple(map(str, roles))
+        pairs = [_given(name, where, batches) for name, where in roles.items()]
+    sides = tuple(tuple(pair[side] for pair in pairs) for side in (0, 1))
+    return Roles(names, sides[0], sides[1], (_lengths(batches[0]), _lengths(batches[1])))
+
+
+def _given(name: str, where: Any, batches: tuple[Batch, Batch]) -> tuple[tuple[Tokens, ...], tuple[Tokens, ...]]:
+    """The tokens of one part in each text of both batches."""
+    is_pair = isinstance(where, tuple) and len(where) == 2 and not _is_occurrence(where)
+    sides = where if is_pair else (where, where)
+    found: list[list[Tokens]] = []
+    for batch, side in zip(batches, sides, strict=True):
+        each = side if isinstance(side, list) else [side] * len(batch)
+        if len(each) != len(batch):
+            raise InputError(
+                f"align: {name!r} has {len(each)} places for {len(batch)} texts.",
+                code="align-misfit",
+                remedy="Give one place, or one for each text.",
+            )
+        found.append([_place(name, one, pieces) for one, pieces in zip(each, batch.strings, strict=True)])
+    shared = [min(len(a), len(b)) for a, b in zip(*found, strict=True)]
+    clean, corrupted = (tuple(t[-n:] for t, n in zip(side, shared, strict=True)) for side in found)
+    return clean, corrupted
+
+
+def _is_occurrence(where: tuple[Any, ...]) -> bool:
+    return isinstance(where[0], str) and as_whole(where[1]) is not None
+
+
+def _place(name: str, where: Any, pieces: Sequence[str]) -> Tokens:
+    """The tokens of one place in one text."""
+    number = as_whole(where)
+    if number is not None:
+        if not -len(pieces) <= number < len(pieces):
+            raise InputError(
+                f"align: {name!r} is token {number} of a text of {len(pieces)}.",
+                code="align-misfit",
+                remedy="Give a token that is there; negative numbers count from the end.",
+            )
+        return (number % len(pieces),)
+    word, occurrence = where if isinstance(where, tuple) and _is_occurrence(where) else (where, None)
+    if not isinstance(word, str) or not word:
+        raise InputError(
+            f"align: {name!r} is at {shown(where)}, expected a token's number, a word, or ('word', 1).",
+            code="align-misfit",
+            remedy="Give (where it is in the clean text, where it is in the corrupted one).",
+        )
+    text = "".join(pieces)
+    starts = [at for at in range(len(text)) if text.startswith(word, at)]
+    if not starts or (occurrence is None and len(starts) > 1) or (occurrence or 0) >= len(starts):
+        raise InputError(
+            f"align: {name!r} is {word!r}, which occurs {len(starts)} times in {shown(text)}.",
+            code="align-misfit",
+            remedy=f"Say which occurrence is meant, from 0: ({word!r}, 0)." if starts else "Give a word of the text.",
+        )
+    first = starts[occurrence or 0]
+    ends = torch.tensor([0, *map(len, pieces)]).cumsum(0).tolist()
+    return tuple(i for i in range(len(pieces)) if ends[i] < first + len(word) and ends[i + 1] > first)
+
+
+def _shared(clean: Batch, corrupted: Batch) -> tuple[tuple[str, ...], list[Any]]:
+    """Tokens that both texts of each pair share, and those between them where there are as many."""
+    each = [_matched(a.tolist(), b.tolist()) for a, b in zip(clean.rows(), corrupted.rows(), strict=True)]
+    count = min(map(len, each))
+    if any(len(found) != count for found in each):
+        raise InputError(
+            f"align: the pairs of texts share between {count} and {max(map(len, each))} tokens, so that positions have "
+            "no number in common.",
+            code="align-misfit",
+            remedy="Say which parts belong together: roles={'subject': ('Mary', 'John'), 'end': -1}.",
+        )
+    if not count:
+        raise InputError(
+            "align: the texts share no token.",
+            code="align-misfit",
+            remedy="Say which parts belong together: roles={'subject': ('Mary', 'John'), 'end': -1}.",
+        )
+    pairs = [tuple(tuple((found[i][side],) for found in each) for side in (0, 1)) for i in range(count)]
+    names = tuple(f"{clean.strings[0][each[0][i][0]]!r} {i}" for i in range(count))
+    return names, pairs
+
+
+def _matched(clean: list[int], corrupted: list[int]) -> list[tuple[int, int]]:
+    found: list[tuple[int, int]] = []
+    for kind, a, b, c, d in SequenceMatcher(None, clean, corrupted, autojunk=False).get_opcodes():
+        if kind == "equal" or b - a == d - c:
+            found += zip(range(a, b), range(c, d), strict=True)
+    return found
+
+
+def _columns(clean: Batch, corrupted: Batch, taken: Sequence[Tokens], into: Sequence[Tokens]) -> Columns:
+    counts = torch.tensor([len(tokens) for tokens in into])
+    rows = torch.arange(len(into)).repeat_interleave(counts)
+    return Columns(rows, _in_batch(corrupted, into), _in_batch(clean, taken))
+
+
+def _in_batch(batch: Batch, tokens: Sequence[Tokens]) -> torch.Tensor:
+    """The columns of tokens that are given by their numbers in each text."""
+    columns = [mask.nonzero().flatten() for mask in batch.mask.cpu()]
+    return torch.cat([real[list(numbers)] for real, numbers in zip(columns, tokens, strict=True)])
+
+
+def _lengths(batch: Batch) -> tuple[int, ...]:
+    return tuple(batch.mask.sum(1).tolist())
+
+
+def _written(texts: Sequence[Tokens]) -> str:
+    """Numbers of tokens as people write them: "1-2; 3" for two texts."""
+    return "; ".join(str(t[0]) if len(t) == 1 else f"{t[0]}-{t[-1]}" for t in texts)
+
+
+def _counts(lengths: tuple[tuple[int, ...], tuple[int, ...]]) -> str:
+    return " and ".join(shown(list(side)) for side in lengths)

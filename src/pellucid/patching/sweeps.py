@@ -1,0 +1,341 @@
+"""Patching and ablation swept over a model: the metric after each of many changes, every one in a run of its own."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pellucid.aliases import Names
+from pellucid.axes import POSITIONS, Axis
+from pellucid.bar import bar
+from pellucid.dialects import named_arguments
+from pellucid.errors import InputError, PellucidWarning, shown
+from pellucid.extras import need
+from pellucid.metrics import Metric, measured
+from pellucid.patching.cells import Cell, Cells, Part
+from pellucid.patching.memory import require_room
+from pellucid.patching.reruns import Base, Put, Trial
+from pellucid.patching.roles import Roles
+from pellucid.run.model import CkptedTransformer
+from pellucid.run.region import Index
+from pellucid.text.batch import Batch, Inputs
+
+if TYPE_CHECKING:
+    import xarray
+
+Direction = Literal["denoise", "noise"]
+How = Literal["zero", "mean", "resample"]
+
+
+@named_arguments()
+def sweep(
+    model: CkptedTransformer,
+    clean: Inputs,
+    corrupted: Inputs,
+    names: Names,
+    *,
+    over: Sequence[str],
+    metric: Metric,
+    per_text: bool = False,
+    direction: Direction = "denoise",
+    pos: Index = None,
+    heads: Index = None,
+    neurons: Index = None,
+    align: Roles | None = None,
+    max_bytes: int | None = None,
+    progress: bool = False,
+) -> xarray.DataArray:
+    """Patch one value after another of a clean run into a corrupted run, and measure what each changes.
+
+    Activation patching, or causal tracing (Vig et al. 2020, arXiv:2004.12265; Meng et al. 2022, arXiv:2202.05262). Each
+    entry of the result is the metric of a whole run of its own; no run is made twice, and what a patch cannot change is
+    not computed again.
+
+    Args:
+        model: What runs.
+        clean: Texts whose values are put in.
+        corrupted: As many texts, whose runs are patched. Of unequal length, they need `align`, or a negative `pos`.
+        names: A checkpoint, or a list of them. Without a block, "resid_pre", it is that of every block.
+        over: What to go over: some of "layer", "head", "pos" (the query for scores and patterns) and "neuron" (the last
+            axis). What is not among them is patched as a whole: with ("layer",), each patch takes every position; with
+            (), there is one patch.
+        metric: What to read off each run; see `pellucid.metrics`.
+        per_text: Keep one number for each text, along "batch", instead of the mean over texts.
+        direction: "denoise" puts clean values into corrupted runs, "noise" corrupted ones into clean runs.
+        pos, heads, neurons: What each patch is limited to, and what the sweep goes over.
+        align: Which positions belong together, from `pellucid.patching.align`; "pos" then goes over its parts.
+        max_bytes: The memory that may be taken; what the machine has free if None.
+        progress: Whether to draw a bar on stderr, if that is a terminal.
+
+    Returns:
+        [checkpoint, *over, batch] in the metric's unit, "checkpoint" for a list of names and "batch" with `per_text`;
+        NaN where a combination does not exist. Attributes: `clean` and `corrupted`, the metric of the two plain runs.
+        Control-C ends it with a warning; what was not measured then is NaN.
+
+    Raises:
+        InputError: Axes that a checkpoint does not have, texts that do not fit, or more than fits into memory.
+        NumericsError: A metric that is not finite on a plain run.
+
+    Example:
+        >>> import pellucid as pl
+        >>> clean, corrupted = "Tom has a ball. Tom likes the", "Tom has a cat. Tom likes the"
+        >>> metric = pl.metrics.logit_difference(" ball", " cat")
+        >>> swept = pl.patching.sweep(pl.load(), clean, corrupted, "resid_pre", over=("layer", "pos"), metric=metric)
+        >>> swept.sizes, swept.attrs["clean"] > swept.attrs["corrupted"]
+        (Frozen({'layer': 4, 'pos': 8}), True)
+    """
+    pair = Pair.of(model, clean, corrupted, direction, align)
+    cells = Cells(model.schema, names, over, pair.base, pair.source, Part(pos, heads, neurons), pair.roles)
+    room = require_room(model, pair.base, pair.source, cells.names, max_bytes)
+    run = Base(model, pair.base, metric, of=f"the {pair.into} run", max_bytes=room)
+    logits, values = model.run_with_ckpts(pair.source, names=cells.names)
+    plain = pair.measured(run, metric, logits)
+    found = results(run, cells, patches(cells, values), progress=progress)
+    about = {"checkpoint": shown(names), "direction": direction, "metric": repr(metric), **plain}
+    return found.labelled("sweep", about, per_text=per_text)
+
+
+@named_arguments()
+def ablate(
+    model: CkptedTransformer,
+    inputs: Inputs,
+    names: Names,
+    *,
+    over: Sequence[str],
+    how: How,
+    metric: Metric,
+    reference: Inputs | None = None,
+    seed: int = 0,
+    per_text: bool = False,
+    pos: Index = None,
+    heads: Index = None,
+    neurons: Index = None,
+    max_bytes: int | None = None,
+    progress: bool = False,
+) -> xarray.DataArray:
+    """Take one part after another out of a run, and measure what is left.
+
+    Args:
+        model: What runs.
+        inputs: Whose runs are ablated.
+        names: A checkpoint, or a list of them; see `sweep`.
+        over: What to go over; see `sweep`.
+        how: What is put there: "zero"; "mean", over the texts and tokens of the reference; "resample", for each token
+            the value at its position in a text of the reference that is drawn at random.
+        metric: What to read off each run.
+        reference: The texts that are averaged or drawn from; the inputs themselves if None.
+        seed: Of the draws.
+        per_text, pos, heads, neurons, max_bytes, progress: See `sweep`.
+
+    Returns:
+        [checkpoint, *over, batch] as `sweep` gives it. Attributes: `plain`, the metric of the run as it is.
+
+    Raises:
+        InputError: Axes that a checkpoint does not have; a mean or a draw of scores and patterns; a reference with no
+            text that is as long as an input.
+        NumericsError: A metric that is not finite on the plain run.
+
+    Example:
+        >>> import pellucid as pl
+        >>> model, metric = pl.load(), pl.metrics.logprob(" time")
+        >>> ablated = pl.patching.ablate(
+        ...     model, "Once upon a", "attn.ckpt_z", over=("layer", "head"), how="mean",
+        ...     reference=["The cat sat on the mat", "A dog ran to the park"], metric=metric)
+        >>> ablated.sizes, float(ablated.max()) <= 0
+        (Frozen({'layer': 4, 'head': 4}), True)
+    """
+    if how not in ("zero", "mean", "resample"):
+        raise InputError(
+            f"ablate: how={shown(how)}, expected 'zero', 'mean' or 'resample'.",
+            code="ablate-how",
+            remedy="Give how='mean' with reference= texts, for example.",
+        )
+    batch = model.tokenize(inputs)
+    known = batch if reference is None else model.tokenize(reference)
+    cells = Cells(model.schema, names, over, batch, batch, Part(pos, heads, neurons))
+    room = require_room(model, batch, known, cells.names, max_bytes)
+    run = Base(model, batch, metric, of="the plain run", max_bytes=room)
+    values = model.run_with_ckpts(known, names=cells.names)[1]
+    put = Ablation(how, known, batch, seed)
+    axes = model.schema.axes
+    instead = {name: put.value(name, value, axes[name]) for name, value in values.items()}
+    found = results(run, cells, patches(cells, instead), progress=progress)
+    about = {"checkpoint": shown(names), "how": how, "metric": repr(metric), "plain": float(run.plain.mean()),
+             "plain_by_text": run.plain.tolist()}  # fmt: skip
+    return found.labelled("ablate", about, per_text=per_text)
+
+
+@dataclass
+class Ablation:
+    """What is put in the place of a value.
+
+    Args:
+        how: "zero", "mean" or "resample".
+        reference: Where the values come from.
+        batch: Where they go.
+        seed: Of the draws.
+    """
+
+    how: How
+    reference: Batch
+    batch: Batch
+    seed: int
+
+    def __post_init__(self) -> None:
+        self._drawn = self._draw() if self.how == "resample" else None
+
+    def value(self, name: str, value: Tensor, axes: Sequence[Axis]) -> Tensor:
+        """What stands for a value of the reference [R, ...] in the runs of the batch [B, ...]."""
+        shape = [*self.batch.shape[:1], *value.shape[1:]]
+        at = next(i for i, axis in enumerate(axes) if axis in POSITIONS)
+        shape[at] = self.batch.shape[1]
+        if Axis.KEY in axes:
+            shape[axes.index(Axis.KEY)] = self.batch.shape[1]
+        if self.how == "zero":
+            return value.new_zeros(1).expand(shape)
+        if Axis.KEY in axes:
+            raise InputError(
+                f"ablate: {name} by its {self.how}, but the keys of other texts are other tokens.",
+                code="edit-mean-of-pattern",
+                remedy="Ablate attn.ckpt_z instead, or the pattern with how='zero'.",
+            )
+        if self._drawn is not None:
+            rows, columns = self._drawn
+            return value[rows.to(value.device), columns.to(value.device)]
+        wide = value.to(torch.promote_types(value.dtype, torch.float32))
+        mask = self.reference.mask.to(value.device)
+        return wide[mask].mean(0).to(value.dtype).expand(shape)
+
+    def _draw(self) -> tuple[Tensor, Tensor]:
+        """For every column of the batch a text of the reference, drawn, and the column of the same position there."""
+        random = torch.Generator().manual_seed(self.seed)
+        lengths = self.reference.mask.sum(1).cpu()
+        columns_of = [mask.nonzero().flatten() for mask in self.reference.mask.cpu()]
+        rows, columns = torch.zeros(self.batch.shape, dtype=torch.long), torch.zeros(self.batch.shape, dtype=torch.long)
+        for text, mask in enumerate(self.batch.mask.cpu()):
+            for position, column in enumerate(mask.nonzero().flatten().tolist()):
+                long = (lengths > position).nonzero().flatten()
+                if not len(long):
+                    raise InputError(
+                        f"ablate: text {text} has a token {position}, and no text of the reference has.",
+                        code="reference-too-short",
+                        remedy="Give reference texts that are as long as the inputs.",
+                    )
+                row = int(long[torch.randint(len(long), (), generator=random)])
+                rows[text, column], columns[text, column] = row, int(columns_of[row][position])
+        return rows, columns
+
+
+@dataclass(frozen=True)
+class Results:
+    """What was measured.
+
+    Attributes:
+        cells: What was gone over.
+        values: [*cells.shape, B]; NaN where nothing was measured.
+        counted: [*cells.shape, B], true where a text was changed and measured.
+    """
+
+    cells: Cells
+    values: NDArray[Any]
+    counted: NDArray[Any]
+
+    def labelled(self, name: str, about: Mapping[str, Any], *, per_text: bool) -> xarray.DataArray:
+        """As a labelled array, over texts or for each."""
+        dims, coords, values = self.cells.dims, self.cells.coords, np.where(self.counted, self.values, np.nan)
+        if per_text:
+            dims, coords = (*dims, str(Axis.BATCH)), {**coords, str(Axis.BATCH): range(values.shape[-1])}
+        else:
+            count = self.counted.sum(-1)
+            total = np.where(self.counted, self.values, 0.0).sum(-1)
+            values = np.where(count > 0, total / np.maximum(count, 1), np.nan)
+        array = need("xarray", "pellucid.patching").DataArray
+        return array(values, dims=dims, coords=coords, name=name, attrs=dict(about))
+
+
+def results(base: Base, cells: Cells, todo: Sequence[tuple[Cell, Trial]], *, progress: bool = False) -> Results:
+    """Run the trial of every cell, until the last or until Control-C.
+
+    Args:
+        base: The run that is changed.
+        cells: All cells, whose result is made.
+        todo: Those that are measured, and the trial of each.
+        progress: Whether to draw a bar.
+    """
+    shape = (*cells.shape, len(base.batch))
+    values, counted = np.full(shape, np.nan), np.zeros(shape, dtype=bool)
+    done = 0
+    try:
+        with bar("runs", len(todo), wanted=progress) as advance:
+            for number, found in base.differing([trial for _, trial in todo]):
+                cell = todo[number][0]
+                rows = slice(None) if cell.columns is None else cell.columns.rows.numpy()
+                values[cell.at], counted[(*cell.at, rows)] = found.numpy(), True
+                done += 1
+                advance(1)
+    except KeyboardInterrupt:
+        warnings.warn(f"interrupted: {done} of {len(todo)} runs were measured, the others are NaN",
+                      PellucidWarning, stacklevel=4)  # fmt: skip
+    if not np.isfinite(values[counted]).all():
+        warnings.warn("the metric is not finite after some of the changes", PellucidWarning, stacklevel=4)
+    return Results(cells, values, counted)
+
+
+def patches(cells: Cells, source: Mapping[str, Tensor]) -> list[tuple[Cell, Trial]]:
+    """Every cell with the trial that puts its part of the source's values there."""
+    return [
+        (cell, Trial(tuple(Put(name, source[name], cell.columns, cell.heads, cell.neurons) for name in cell.names)))
+        for cell in cells
+    ]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Clean and corrupted texts, and which of them are changed.
+
+    Attributes:
+        base: The texts whose runs are changed.
+        source: The texts whose values are put in.
+        into: What the base is: "clean" or "corrupted".
+        roles: Which positions of the base take which of the source; None for the same.
+    """
+
+    base: Batch
+    source: Batch
+    into: str
+    roles: Roles | None
+
+    @classmethod
+    def of(
+        cls, model: CkptedTransformer, clean: Inputs, corrupted: Inputs, direction: Direction, align: Roles | None
+    ) -> Pair:
+        """Read what was given.
+
+        Raises:
+            InputError: Another direction, or texts that no batch can be made of.
+        """
+        if direction not in ("denoise", "noise"):
+            raise InputError(
+                f"direction={shown(direction)}, expected 'denoise' or 'noise'.",
+                code="sweep-direction",
+                remedy="Give direction='denoise' to put clean values into corrupted runs, 'noise' for the reverse.",
+            )
+        batches = model.tokenize(clean), model.tokenize(corrupted)
+        if direction == "denoise":
+            return cls(batches[1], batches[0], "corrupted", align)
+        return cls(batches[0], batches[1], "clean", None if align is None else align.turned())
+
+    def measured(self, base: Base, metric: Metric, logits: Tensor | None) -> dict[str, Any]:
+        """The metric of the two plain runs, by text and on average; `logits` are those of the source's."""
+        assert logits is not None, "the run was not stopped"
+        other = "clean" if self.into == "corrupted" else "corrupted"
+        plain = {self.into: base.plain, other: measured(metric, logits, self.source, of=f"the {other} run")}
+        means = {side: float(plain[side].mean()) for side in ("clean", "corrupted")}
+        return {**means, **{f"{side}_by_text": plain[side].tolist() for side in ("clean", "corrupted")}}

@@ -1,0 +1,130 @@
+"""Ablation is a loop of whole runs with zeros, means or drawn values put in."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from loops import METRIC, everywhere, exact, two
+
+import pellucid as pl
+import support
+
+REFERENCE = support.ragged_ids(7, 9, 8, seed=90)
+
+
+@pytest.mark.parametrize("name", ["attn.ckpt_z", "attn.ckpt_q", "attn.ckpt_pattern"])
+def test_zero_is_the_loop(name: str) -> None:
+    model, (ids, _) = exact(), two()
+    ablated = pl.patching.ablate(model, ids, name, over=("layer", "head"), how="zero", metric=METRIC)
+    for layer in range(3):
+        for head in range(4):
+            edit = pl.Edit.zero(f"blocks.{layer}.{name}", heads=head)
+            plain = METRIC(model.run(ids, edits=edit).detach(), model.tokenize(ids))
+            assert float(ablated[layer, head]) == pytest.approx(float(plain.mean()), abs=1e-10)
+    assert ablated.attrs["plain"] == pytest.approx(float(METRIC(model(ids).detach(), model.tokenize(ids)).mean()))
+
+
+@pytest.mark.parametrize("reference", [REFERENCE, None], ids=["others", "themselves"])
+def test_mean_is_the_loop(reference: list[list[int]] | None) -> None:
+    """Over the texts and tokens of the reference, pads left out, as `Edit.mean_ablate` has it."""
+    model = exact()
+    ids = support.ragged_ids(6, 4)
+    ablated = pl.patching.ablate(
+        model, ids, "mlp.ckpt_post", over=("layer", "pos"), how="mean", reference=reference, metric=METRIC,
+        per_text=True,
+    )  # fmt: skip
+    _, known = model.run_with_ckpts(ids if reference is None else reference)
+    batch = model.tokenize(ids)
+    for layer in range(3):
+        for pos in range(6):
+            edit = pl.Edit.mean_ablate(f"blocks.{layer}.mlp.ckpt_post", known, pos=pos)
+            loop = METRIC(model.run(batch, edits=edit).detach(), batch)
+            real = batch.mask[:, pos]
+            given = torch.from_numpy(ablated.values[layer, pos])
+            assert torch.allclose(given[real], loop[real], rtol=0, atol=1e-10)
+            assert bool(given[~real].isnan().all())
+
+
+def test_resample_takes_each_position_from_a_text_that_is_drawn() -> None:
+    model, (ids, _) = exact(), two()
+    reference = support.some_ids(5, 6, seed=33)
+    ablated = pl.patching.ablate(
+        model, ids, "resid_mid", over=(), how="resample", reference=reference, metric=everywhere, per_text=True, seed=4
+    )
+    _, known = model.run_with_ckpts(reference)
+    drawn: list[Any] = []
+
+    again = pl.patching.ablate(model, ids, "resid_mid", over=(), how="resample", reference=reference, metric=everywhere,
+                               per_text=True, seed=4)  # fmt: skip
+    np.testing.assert_array_equal(ablated.values, again.values)
+    other = pl.patching.ablate(model, ids, "resid_mid", over=(), how="resample", reference=reference, metric=everywhere,
+                               per_text=True, seed=5)  # fmt: skip
+    assert (other.values != ablated.values).any()
+    handle = model.get_submodule("blocks.2.resid_mid").register_forward_hook(
+        lambda module, given, out: drawn.append(out)
+    )
+    pl.patching.ablate(model, ids, "resid_mid", over=(), how="resample", reference=reference, metric=METRIC, seed=4)
+    handle.remove()
+    put, stored = drawn[-1], known["blocks.2.resid_mid"]
+    sources = [(stored[:, pos] == put[text, pos]).all(-1).nonzero().flatten().tolist() for text in range(2)
+               for pos in range(6)]  # fmt: skip
+    assert all(len(rows) == 1 for rows in sources), "each value stands at this position in one text of the reference"
+    assert len({rows[0] for rows in sources}) > 2, "and not all come from one text"
+
+
+def test_heads_of_a_layer_at_a_position() -> None:
+    model, (ids, _) = exact(), two()
+    ablated = pl.patching.ablate(
+        model, ids, "blocks.1.attn.ckpt_z", over=("head", "pos"), how="zero", metric=METRIC, pos=[0, -1]
+    )
+    assert ablated.dims == ("head", "pos")
+    assert ablated["pos"].values.tolist() == [0, 5]
+    edit = pl.Edit.zero("blocks.1.attn.ckpt_z", heads=2, pos=-1)
+    loop = METRIC(model.run(ids, edits=edit).detach(), model.tokenize(ids)).mean()
+    assert float(ablated.sel(head=2, pos=5)) == pytest.approx(float(loop), abs=1e-10)
+
+
+def test_effect_sizes_are_cohens_d_of_paired_samples() -> None:
+    model, ids = exact(), support.some_ids(6, 5)
+    more: dict[str, Any] = {"over": ("layer",), "how": "zero", "metric": METRIC}
+    ablated = pl.patching.ablate(model, ids, "mlp.ckpt_mlp_out", per_text=True, **more)
+    effect = ablated.values - np.asarray(ablated.attrs["plain_by_text"])
+    expected = effect.mean(-1) / effect.std(-1, ddof=1)
+    np.testing.assert_allclose(pl.patching.effect_sizes(ablated).values, expected, rtol=1e-12)
+    swept = pl.patching.sweep(model, ids, ids.flip(0), "resid_mid", over=("layer",), metric=METRIC, per_text=True,
+                              direction="noise")  # fmt: skip
+    effect = swept.values - np.asarray(swept.attrs["clean_by_text"])
+    np.testing.assert_allclose(pl.patching.effect_sizes(swept).values, effect.mean(-1) / effect.std(-1, ddof=1))
+
+
+def test_the_baseline_moves_as_far_in_other_directions() -> None:
+    """Each drawn change is as long as the patch of a cell, lies in the same part, and repeats with its seed."""
+    model, (clean, corrupted) = exact(), two(1)
+    (_, values), (_, base) = (model.run_with_ckpts(ids) for ids in (clean, corrupted))
+    seen: list[Any] = []
+    more: dict[str, Any] = {"over": ("pos",), "metric": METRIC, "draws": 12}
+    name = "blocks.1.resid_mid"
+    handle = model.get_submodule("blocks.1.resid_mid").register_forward_hook(
+        lambda module, given, out: seen.append(out)
+    )
+    drawn = pl.patching.baseline(model, clean, corrupted, name, **more)
+    handle.remove()
+    assert drawn.dims == ("draw",)
+    assert drawn.attrs["clean"] != drawn.attrs["corrupted"]
+    np.testing.assert_array_equal(drawn.values, pl.patching.baseline(model, clean, corrupted, name, **more).values)
+    lengths = (values[name] - base[name])[0].norm(dim=-1)
+    found: list[float] = []
+    for row in (row for rows in seen[2:] for row in rows):  # after the two plain runs
+        difference = row - base[name][0, -row.size(0) :]
+        moved = difference.norm(dim=-1)
+        at = int(moved.argmax())
+        if moved[at] > 0:
+            pos = 6 - row.size(0) + at
+            assert float(moved[at]) == pytest.approx(float(lengths[pos]), rel=1e-9)
+            cosine = torch.cosine_similarity(difference[at], (values[name] - base[name])[0, pos], dim=0)
+            found.append(float(cosine))
+    assert len(found) >= 12
+    assert max(map(abs, found)) < 0.9, "another direction"

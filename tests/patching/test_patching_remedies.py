@@ -1,0 +1,217 @@
+"""Each wrong call is refused, and what its remedy says is done and works."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from loops import METRIC
+
+import pellucid as pl
+import support
+from following import Case, follow, params
+
+Here = SimpleNamespace
+patching: Any = pl.patching
+metrics: Any = pl.metrics
+ONE, TWO, LONG = support.some_ids(1, 5), support.some_ids(2, 5, seed=3), support.some_ids(1, 7, seed=4)
+OTHER = support.some_ids(1, 5, seed=8)
+
+
+def _sweep(here: Here, name: Any = "resid_pre", **more: Any) -> Any:
+    given: dict[str, Any] = {"clean": ONE, "corrupted": OTHER, "over": ("layer",), "metric": METRIC, **more}
+    return patching.sweep(here.model, given.pop("clean"), given.pop("corrupted"), name, **given)
+
+
+def _path(here: Here, **more: Any) -> Any:
+    given: dict[str, Any] = {
+        "senders": ("attn.ckpt_z", {"layer": 0, "head": 1}),
+        "receivers": "logits",
+        "metric": METRIC,
+        **more,
+    }
+    return patching.path(here.model, ONE, OTHER, **given)
+
+
+def _ablate(here: Here, name: Any = "attn.ckpt_z", **more: Any) -> Any:
+    return patching.ablate(here.model, ONE, name, **{"over": (), "how": "zero", "metric": METRIC, **more})
+
+
+def _metric(here: Here, metric: Any) -> Any:
+    batch = here.model.tokenize(TWO)
+    return metric(here.model(batch).detach(), batch)
+
+
+def _told(here: Here, metric: Any) -> Any:
+    batch = here.told.tokenize("Once upon a")
+    return metric(here.told(batch).detach(), batch)
+
+
+def _mean_over_texts(logits: torch.Tensor, batch: pl.Batch) -> torch.Tensor:
+    return logits[:, -1, 3].mean()
+
+
+def _each_text(logits: torch.Tensor, batch: pl.Batch) -> torch.Tensor:
+    return logits[:, -1, 3]
+
+
+class Reads:
+    """A metric that says where it reads."""
+
+    def __init__(self, positions: Any) -> None:
+        self.positions = positions
+
+    def __call__(self, logits: torch.Tensor, batch: pl.Batch) -> torch.Tensor:
+        return logits[:, -1, 3]
+
+
+def _infinite(logits: torch.Tensor, batch: pl.Batch) -> torch.Tensor:
+    return logits[:, -1, 3] / 0
+
+
+REMEDIES: dict[str, list[Case]] = {
+    "metric-kind": [Case(lambda h: _sweep(h, metric=3.0), "logit_difference", _sweep)],
+    "metric-tokens": [
+        Case(lambda h: metrics.logit_difference(3), "a pair for each", lambda h: metrics.logit_difference(3, 4)),
+        Case(lambda h: metrics.logit_difference(["ab"]), "[(' Mary', ' John'), ...]",
+             lambda h: metrics.logit_difference([("a", "b")])),
+        Case(lambda h: _metric(h, metrics.logit([1, 2, 3])), "one for each text",
+             lambda h: _metric(h, metrics.logit([1, 2]))),
+        Case(lambda h: _metric(h, metrics.logit(211)), "from 0 to 210", lambda h: _metric(h, metrics.logit(210))),
+        Case(lambda h: _metric(h, metrics.logit(True)), "a whole number", lambda h: _metric(h, metrics.logit(1))),
+    ],
+    "not-one-token": [
+        Case(lambda h: _told(h, metrics.logit(" ball and")), "one of the pieces",
+             lambda h: _told(h, metrics.logit(" ball"))),
+    ],
+    "metric-positions": [
+        Case(lambda h: metrics.logit(3, pos=0.5), "pos=-1", lambda h: metrics.logit(3, pos=-1)),
+        Case(lambda h: _metric(h, metrics.logit(3, pos=-6)), "that every text has",
+             lambda h: _metric(h, metrics.logit(3, pos=-5))),
+        Case(lambda h: _sweep(h, metric=Reads((0,))), "positions = (-1,)", lambda h: _sweep(h, metric=Reads((-1,)))),
+        Case(lambda h: _sweep(h, metric=Reads(())), "positions = (-1,)", lambda h: _sweep(h, metric=Reads(-1))),
+    ],
+    "metric-shape": [
+        Case(lambda h: _sweep(h, metric=_mean_over_texts), "no mean over texts",
+             lambda h: _sweep(h, metric=_each_text)),
+        Case(lambda h: metrics.kl(torch.zeros(3)), "a plain run", lambda h: metrics.kl(h.model(ONE))),
+        Case(lambda h: _metric(h, metrics.kl(h.model(ONE))), "the texts that are edited",
+             lambda h: _metric(h, metrics.kl(h.model(TWO)))),
+    ],
+    "metric-not-finite": [
+        Case(lambda h: _sweep(h, metric=_infinite), "finite on the plain runs", lambda h: _sweep(h, metric=_each_text)),
+    ],
+    "sweep-over": [
+        Case(lambda h: _sweep(h, over=("layer", "position")), "over=('layer', 'pos')",
+             lambda h: _sweep(h, over=("layer", "pos"))),
+        Case(lambda h: _sweep(h, over=("pos", "pos")), "over=('layer', 'pos')", lambda h: _sweep(h, over=())),
+    ],
+    "no-such-axis": [
+        Case(lambda h: _sweep(h, over=("layer", "head")), "has that axis",
+             lambda h: _sweep(h, "attn.ckpt_z", over=("layer", "head"))),
+        Case(lambda h: _sweep(h, heads=[1]), "or leave it out", _sweep),
+        Case(lambda h: _sweep(h, "ckpt_embed", over=("layer",)), "Leave 'layer' out",
+             lambda h: _sweep(h, "ckpt_embed", over=("pos",))),
+        Case(lambda h: patching.baseline(h.model, ONE, OTHER, "pattern", over=("layer",), metric=METRIC, draws=2),
+             "last axis",
+             lambda h: patching.baseline(h.model, ONE, OTHER, "ckpt_z", over=("layer",), metric=METRIC, draws=2)),
+    ],
+    "sweep-direction": [
+        Case(lambda h: _sweep(h, direction="denoising"), "direction='denoise'",
+             lambda h: _sweep(h, direction="denoise")),
+    ],
+    "sweep-memory": [
+        Case(lambda h: _sweep(h, max_bytes=1000), "fewer checkpoints", lambda h: _sweep(h, max_bytes=10_000_000)),
+    ],
+    "sweep-part": [
+        Case(lambda h: _sweep(h, pos=-1, align=patching.align(h.model, ONE, OTHER, {"end": -1})), "Leave pos= out",
+             lambda h: _sweep(h, align=patching.align(h.model, ONE, OTHER, {"end": -1}))),
+    ],
+    "texts-misfit": [
+        Case(lambda h: _sweep(h, clean=TWO), "for each clean one", lambda h: _sweep(h, clean=ONE)),
+        Case(lambda h: patching.align(h.model, TWO, ONE), "for each clean one",
+             lambda h: patching.align(h.model, ONE, ONE)),
+        Case(lambda h: _sweep(h, "pattern", clean=LONG, pos=-1), "attn.ckpt_z",
+             lambda h: _sweep(h, "attn.ckpt_z", clean=LONG, pos=-1)),
+    ],
+    "texts-of-unequal-length": [
+        Case(lambda h: _sweep(h, clean=LONG), "pos=-1", lambda h: _sweep(h, clean=LONG, pos=-1)),
+        Case(lambda h: _sweep(h, clean=LONG), "pl.patching.align",
+             lambda h: _sweep(h, clean=LONG, align=patching.align(h.model, LONG, OTHER, {"end": -1}))),
+    ],
+    "align-misfit": [
+        Case(lambda h: patching.align(h.told, "a cat", "a dog", {"animal": "cat"}), "a word of the text",
+             lambda h: patching.align(h.told, "a cat", "a dog", {"animal": ("cat", "dog")})),
+        Case(lambda h: patching.align(h.told, "a cat, a cat", "a dog", {"animal": ("cat", "dog")}), "('cat', 0)",
+             lambda h: patching.align(h.told, "a cat, a cat", "a dog", {"animal": (("cat", 0), "dog")})),
+        Case(lambda h: patching.align(h.told, "a cat", "a dog", {"end": 9}), "count from the end",
+             lambda h: patching.align(h.told, "a cat", "a dog", {"end": -1})),
+        Case(lambda h: patching.align(h.model, ONE, OTHER, {"end": 0.5}), "in the clean text",
+             lambda h: patching.align(h.model, ONE, OTHER, {"end": (4, 4)})),
+        Case(lambda h: patching.align(h.model, ONE, OTHER, {"end": [1, 2]}), "one for each text",
+             lambda h: patching.align(h.model, ONE, OTHER, {"end": [1]})),
+        Case(lambda h: patching.align(h.model, [[1, 2]], [[3]]), "roles=", lambda h:
+             patching.align(h.model, [[1, 2]], [[3]], {"end": -1})),
+        Case(lambda h: _sweep(h, align=patching.align(h.model, LONG, OTHER, {"end": -1})), "the very texts",
+             lambda h: _sweep(h, clean=LONG, align=patching.align(h.model, LONG, OTHER, {"end": -1}))),
+    ],
+    "ablate-how": [Case(lambda h: _ablate(h, how="random"), "how='mean'", lambda h: _ablate(h, how="mean"))],
+    "edit-mean-of-pattern": [
+        Case(lambda h: _ablate(h, "pattern", how="mean"), "how='zero'", lambda h: _ablate(h, "pattern", how="zero")),
+    ],
+    "reference-too-short": [
+        Case(lambda h: _ablate(h, how="resample", reference=[[1, 2]]), "as long as the inputs",
+             lambda h: _ablate(h, how="resample", reference=LONG)),
+    ],
+    "nothing-to-normalize": [
+        Case(lambda h: patching.normalized(_sweep(h, clean=OTHER)), "in which the two runs differ",
+             lambda h: patching.normalized(_sweep(h))),
+        Case(lambda h: patching.normalized(_ablate(h)), "pl.patching.sweep",
+             lambda h: patching.normalized(_sweep(h))),
+        Case(lambda h: patching.baseline(h.model, ONE, ONE, "resid_pre", over=(), metric=METRIC, draws=2),
+             "in which the two runs differ",
+             lambda h: patching.baseline(h.model, ONE, OTHER, "resid_pre", over=(), metric=METRIC, draws=2)),
+    ],
+    "no-texts": [
+        Case(lambda h: patching.effect_sizes(_sweep(h)), "per_text=True",
+             lambda h: patching.effect_sizes(_sweep(h, clean=TWO, corrupted=TWO.flip(0), per_text=True))),
+    ],
+    "path-through": [Case(lambda h: _path(h, through="all"), "through='mlps'", lambda h: _path(h, through="mlps"))],
+    "path-place": [
+        Case(lambda h: _path(h, senders=("attn.ckpt_z", 5)), "{'layer': 5, 'head': 5}",
+             lambda h: _path(h, senders=("attn.ckpt_z", {"layer": 0}))),
+        Case(lambda h: _path(h, senders=("attn.ckpt_z", {"block": 0})), "'layer', 'head', 'pos' and 'neuron'",
+             lambda h: _path(h, senders=("attn.ckpt_z", {"layer": 0}))),
+        Case(lambda h: _path(h, senders=[("attn.ckpt_z", {}), ("attn.ckpt_z", {})], over=("layer",)), "one sender",
+             lambda h: _path(h, senders=[("attn.ckpt_z", {})], over=("layer",))),
+    ],
+    "path-order": [
+        Case(lambda h: _path(h, senders=("attn.ckpt_z", {"layer": 2}), receivers=("attn.ckpt_q", {"layer": 1})),
+             "exchange them",
+             lambda h: _path(h, receivers=("attn.ckpt_z", {"layer": 2}), senders=("attn.ckpt_q", {"layer": 1}))),
+    ],
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def here() -> Here:
+    return Here(model=support.glass(), told=pl.load())
+
+
+@pytest.mark.parametrize(("code", "case"), params(REMEDIES))
+def test_what_the_remedy_says_works(code: str, case: Case, here: Here) -> None:
+    follow(code, case, here)
+
+
+def test_what_does_not_exist() -> None:
+    model = support.glass()
+    wrong: dict[str, Any]
+    for wrong in ({"heads": [4]}, {"neurons": [12]}, {"pos": 5}):
+        with pytest.raises(pl.InputError, match="expected indices from 0"):
+            patching.sweep(model, ONE, OTHER, "attn.ckpt_z", over=("layer",), metric=METRIC, **wrong)
+    with pytest.raises(pl.UnknownNameError, match="resid_prae"):
+        patching.sweep(model, ONE, OTHER, "resid_prae", over=("layer",), metric=METRIC)
+    with pytest.raises(pl.UnknownNameError):
+        patching.path(model, ONE, OTHER, senders=("attn.ckpt_z", {"layer": 3}), receivers="logits", metric=METRIC)

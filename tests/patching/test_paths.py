@@ -1,0 +1,124 @@
+"""A path is its definition: two whole runs, written here with edits alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from loops import METRIC, everywhere, exact, two
+
+import pellucid as pl
+
+Z = "attn.ckpt_z"
+
+
+def by_definition(
+    model: pl.CkptedTransformer, base: Any, source: Any, sender: tuple[int, int], receivers: list[tuple[str, int]],
+    *, through: str = "mlps", metric: Any = METRIC,
+) -> torch.Tensor:  # fmt: skip
+    """[B]: a head speaks to heads (letter, head) of the last block, or to the logits if there are none."""
+    layer, head = sender
+    (_, theirs), (_, own) = model.run_with_ckpts(source), model.run_with_ckpts(base)
+    held = [
+        pl.Edit.replace(f"blocks.{i}.{Z}", own[f"blocks.{i}.{Z}"][:, :, h : h + 1], heads=h)
+        for i in range(layer, 3) for h in range(4) if (i, h) != sender
+    ]  # fmt: skip
+    if through == "none":
+        held += [pl.Edit.replace(f"blocks.{i}.mlp.ckpt_mlp_out", own[f"blocks.{i}.mlp.ckpt_mlp_out"]) for i in range(3)]
+    held.append(pl.Edit.patch(f"blocks.{layer}.{Z}", theirs, heads=head))
+    batch = model.tokenize(base)
+    logits, first = model.run_with_ckpts(batch, edits=held)
+    assert logits is not None
+    if receivers:
+        got = [pl.Edit.patch(f"blocks.2.attn.ckpt_{letter}", first, heads=h) for letter, h in receivers]
+        logits = model.run(batch, edits=got)
+    return metric(logits.detach(), batch)
+
+
+@pytest.mark.parametrize("through", ["mlps", "none"])
+@pytest.mark.parametrize("receivers", [[], [("q", 1)], [("k", 0), ("v", 3)]], ids=["logits", "q", "k and v"])
+def test_every_head_by_its_definition(receivers: list[tuple[str, int]], through: Any) -> None:
+    model, (clean, corrupted) = exact(), two()
+    places: Any = [(f"attn.ckpt_{letter}", {"layer": 2, "head": h}) for letter, h in receivers] or "logits"
+    found = pl.patching.path(
+        model, clean, corrupted, senders=(Z, {}), receivers=places, over=("layer", "head"), metric=METRIC,
+        through=through, per_text=True,
+    )  # fmt: skip
+    for layer in range(3):
+        for head in range(4):
+            given = found.values[layer, head]
+            if receivers and layer == 2:
+                assert np.isnan(given).all(), "it comes after the receivers"
+                continue
+            expected = by_definition(model, corrupted, clean, (layer, head), receivers, through=through)
+            np.testing.assert_allclose(given, expected.numpy(), rtol=0, atol=1e-10)
+    assert float(np.nanstd(found.values)) > 1e-4
+
+
+def test_the_direct_effect_is_the_difference_through_the_final_norm() -> None:
+    """W_U LN(r + (z' - z) W_O), with nothing between: no run is needed for it."""
+    model, (clean, corrupted) = exact(), two()
+    found = pl.patching.path(model, clean, corrupted, senders=(Z, {}), receivers="logits", over=("layer", "head"),
+                             metric=METRIC, through="none")  # fmt: skip
+    (_, theirs), (_, own) = model.run_with_ckpts(clean), model.run_with_ckpts(corrupted)
+    for layer in range(3):
+        for head in range(4):
+            name = f"blocks.{layer}.{Z}"
+            told = (theirs[name] - own[name])[:, :, head] @ model.parameter(f"blocks.{layer}.attn.W_O")[head]
+            logits = model.unembed(model.ln_final(own["blocks.2.resid_post"] + told)).detach()
+            expected = METRIC(logits, model.tokenize(corrupted)).mean()
+            assert float(found[layer, head]) == pytest.approx(float(expected), abs=1e-10)
+
+
+def test_noise_begins_from_the_clean_run() -> None:
+    model, (clean, corrupted) = exact(), two()
+    found = pl.patching.path(
+        model, clean, corrupted, senders=(Z, {"layer": 0, "head": 1}),
+        receivers=("attn.ckpt_q", {"layer": 2, "head": 1}), metric=everywhere, direction="noise", per_text=True,
+    )  # fmt: skip
+    expected = by_definition(model, clean, corrupted, (0, 1), [("q", 1)], metric=everywhere)
+    np.testing.assert_allclose(found.values, expected.numpy(), rtol=0, atol=1e-10)
+
+
+def test_all_that_can_speak_is_the_whole_change() -> None:
+    """If everything before the last block is patched, the receivers get what they get in the other run."""
+    model, (clean, corrupted) = exact(), two()
+    found = pl.patching.path(
+        model, clean, corrupted, senders=[("blocks.1.resid_post", {})],
+        receivers=[(f"attn.ckpt_{letter}", {"layer": 2}) for letter in "qkv"], metric=METRIC,
+    )  # fmt: skip
+    _, theirs = model.run_with_ckpts(clean)
+    edits = [pl.Edit.patch(f"blocks.2.attn.ckpt_{letter}", theirs) for letter in "qkv"]
+    expected = METRIC(model.run(corrupted, edits=edits).detach(), model.tokenize(corrupted)).mean()
+    assert float(found) == pytest.approx(float(expected), abs=1e-10)
+
+
+def test_a_head_that_holds_a_sender_goes_on() -> None:
+    """A patched query of one head changes that head's z; the other heads of the block keep theirs."""
+    model, (clean, corrupted) = exact(), two()
+    found = pl.patching.path(model, clean, corrupted, senders=("attn.ckpt_q", {"layer": 1, "head": 2}),
+                             receivers="logits", metric=METRIC, per_text=True)  # fmt: skip
+    (_, theirs), (_, own) = model.run_with_ckpts(clean), model.run_with_ckpts(corrupted)
+    _, changed = model.run_with_ckpts(corrupted, edits=pl.Edit.patch("blocks.1.attn.ckpt_q", theirs, heads=2))
+    held = [pl.Edit.replace(f"blocks.2.{Z}", own[f"blocks.2.{Z}"]),
+            pl.Edit.patch(f"blocks.1.{Z}", changed, heads=2)]  # fmt: skip
+    expected = METRIC(model.run(corrupted, edits=held).detach(), model.tokenize(corrupted))
+    np.testing.assert_allclose(found.values, expected.numpy(), rtol=0, atol=1e-10)
+
+
+def test_an_mlp_that_speaks_is_not_kept() -> None:
+    model, (clean, corrupted) = exact(), two()
+    for through in ("mlps", "none"):
+        found = pl.patching.path(model, clean, corrupted, senders=("mlp.ckpt_post", {"layer": 0, "neuron": [3, 7]}),
+                                 receivers="logits", metric=METRIC, through=through, per_text=True)  # fmt: skip
+        (_, theirs), (_, own) = model.run_with_ckpts(clean), model.run_with_ckpts(corrupted)
+        held = [pl.Edit.replace(f"blocks.{i}.{Z}", own[f"blocks.{i}.{Z}"]) for i in range(3)]
+        held.append(pl.Edit.patch("blocks.0.mlp.ckpt_post", theirs, neurons=[3, 7]))
+        if through == "none":
+            held += [
+                pl.Edit.replace(f"blocks.{i}.mlp.ckpt_mlp_out", own[f"blocks.{i}.mlp.ckpt_mlp_out"]) for i in (1, 2)
+            ]
+        expected = METRIC(model.run(corrupted, edits=held).detach(), model.tokenize(corrupted))
+        np.testing.assert_allclose(found.values, expected.numpy(), rtol=0, atol=1e-10)
