@@ -36,9 +36,10 @@ NO_VERB = {
         "hf-cannot-run hf-computed-weight hf-dropout hf-head hf-hooks hf-part hf-patched-forward hf-tensors "
         "hf-wrong-class no-head reload-differs reload-raises save-raises save-would-lose",
     "takes tensors, arrays, figures or settings made in Python":
-        "bandwidth id-out-of-range ids-dtype mask-while-captured no-coefficients no-page not-a-fit not-a-rectangle not-a-state-dict "
-        "not-auditable not-axes not-counted not-labelled not-measurable padding-side pattern-axes regressor-misfit "
-        "score-axes text-kind tokens-length too-many-bins unknown-covariance",
+        "bandwidth id-out-of-range ids-dtype mask-while-captured no-coefficients no-page not-a-fit "
+        "not-a-rectangle not-a-state-dict not-auditable not-axes not-counted not-labelled not-measurable "
+        "padding-side pattern-axes regressor-misfit score-axes text-kind tokens-length too-many-bins "
+        "unknown-covariance",
     "gathers statistics of a stream": "no-series statistics-kind stream-misfit unknown-of",
     "is said by the verb in its own words before it gets there":
         "look-and-beams max-new-tokens not-finite nothing-to-draw return-sequences stream-beams path-not-found",

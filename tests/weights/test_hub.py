@@ -37,6 +37,7 @@ class StandIn(ThreadingHTTPServer):
         requests: Method and file of every request so far.
         token: What the last request was signed with.
         main: The commit that the branch is at.
+        headers: What goes with every file beside what the hub always sends.
     """
 
     daemon_threads = True
@@ -52,6 +53,7 @@ class StandIn(ThreadingHTTPServer):
         self.requests: list[tuple[str, str]] = []
         self.token: str | None = None
         self.main = COMMIT
+        self.headers: dict[str, str] = {}
 
     @property
     def url(self) -> str:
@@ -102,6 +104,7 @@ class Handler(BaseHTTPRequestHandler):
             "ETag": self.server.etags.get(name, f'"{hashlib.sha256(body).hexdigest()}"'),
             "X-Repo-Commit": commit,
             "X-Linked-Size": str(len(body)),
+            **self.server.headers,
         }
         start = int(self.headers.get("Range", "bytes=0-")[len("bytes=") :].split("-")[0])
         if self.command == "GET" and name in self.server.cut:
@@ -520,6 +523,35 @@ def test_another_try_helps(server: StandIn, hf: Any, tmp_path: Path) -> None:
     server.refuse = status(403)
     assert "try again" in refused(server, tmp_path).remedy
     server.refuse = lambda name: None
+    assert same_logits(pl.load(REPOSITORY, hub=options(server, tmp_path)), hf)
+
+
+@pytest.mark.remedy("hub-refused")
+@pytest.mark.parametrize("headers", [{}, {"ETag": '"0f"'}, {"X-Repo-Commit": COMMIT}], ids=str)
+def test_a_page_in_the_place_of_the_hub_is_no_hub(headers: dict[str, str], server: StandIn, tmp_path: Path) -> None:
+    """The login page of a network answers every address."""
+    server.refuse = lambda name: (200, {"Content-Type": "text/html", **headers})
+    error = refused(server, tmp_path)
+    assert error.code == "hub-refused"
+    assert "what answered is no hub" in error.message
+    assert "Unset this address (HF_ENDPOINT, endpoint=)" in error.remedy
+
+
+@pytest.mark.remedy("hub-refused")
+def test_a_mirror_without_the_hubs_storage(
+    server: StandIn, hf: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mirror hands the hub's headers on, and has no route for the tokens that they point to."""
+    pytest.importorskip("hf_xet")
+    server.headers = {
+        "X-Xet-Hash": "c" * 64,
+        "Link": f'<{server.url}/api/models/someone/xet-read-token>; rel="xet-auth"',
+    }
+    server.refuse = lambda name: None if name else (404, {"X-Error-Code": "EntryNotFound"})
+    error = refused(server, tmp_path)
+    assert (error.code, "404" in error.message) == ("hub-refused", True)
+    assert "Set HF_HUB_DISABLE_XET=1" in error.remedy
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)  # as read when Python starts
     assert same_logits(pl.load(REPOSITORY, hub=options(server, tmp_path)), hf)
 
 

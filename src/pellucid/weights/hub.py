@@ -212,8 +212,8 @@ class _Repository:
         from huggingface_hub import errors
 
         try:
-            if self.reachable:
-                self._require_plain_etag(file)
+            if self.reachable and not self._is_published(file):
+                return None
             found = again(
                 lambda: huggingface_hub.hf_hub_download(
                     self.id,
@@ -228,7 +228,7 @@ class _Repository:
         except WeightsError:
             raise
         except errors.EntryNotFoundError as problem:
-            if self.reachable and isinstance(problem, errors.LocalEntryNotFoundError):
+            if self.reachable:  # it is published; what was not found is something else
                 raise explain(problem, self.id, file, self.options.revision) from problem
             return None
         # Not only HTTP errors come out of a download: the transport, the cache folder and the validation of
@@ -238,19 +238,29 @@ class _Repository:
         blobs.require_content(Path(found))
         return Path(found)
 
-    def _require_plain_etag(self, file: str) -> None:
-        """See that the hub names a file's content so that the cache keeps it inside: the name becomes a path there."""
+    def _is_published(self, file: str) -> bool:
+        """Whether the hub has a file, whose content it names so that the cache keeps it inside.
+
+        Raises:
+            WeightsError: The name of the content, which becomes a path in the cache, is no digest.
+        """
         import huggingface_hub
+        from huggingface_hub import errors
 
         where = self.options.address
         url = huggingface_hub.hf_hub_url(self.id, file, revision=self.options.revision, endpoint=where)
-        etag = again(lambda: huggingface_hub.get_hf_file_metadata(url, token=self.options.token, endpoint=where)).etag
+        try:
+            found = again(lambda: huggingface_hub.get_hf_file_metadata(url, token=self.options.token, endpoint=where))
+        except errors.EntryNotFoundError:
+            return False
+        etag = found.etag
         if etag is not None and not re.fullmatch(r"[\w\-]{1,200}", etag):
             raise WeightsError(
                 f"{self.id}/{file}: the hub gives {shown(etag)} as the digest of its content, which is not a digest.",
                 code="hub-refused",
                 remedy="Do not use this address (HF_ENDPOINT, endpoint=); unset it to reach the public hub.",
             )
+        return True
 
 
 def _open(name: str, options: HubOptions) -> _Repository:

@@ -119,7 +119,9 @@ def explain(problem: Exception, repository: str, file: str, revision: str | None
     from huggingface_hub import errors
 
     # Where nothing is cached, the library reports that, and what the hub answered as its cause.
-    if isinstance(problem, errors.LocalEntryNotFoundError) and isinstance(problem.__cause__, errors.HfHubHTTPError):
+    if isinstance(problem, errors.LocalEntryNotFoundError) and isinstance(
+        problem.__cause__, (errors.HfHubHTTPError, errors.FileMetadataError)
+    ):
         problem = problem.__cause__
     where = f"{repository}/{file} on the hub"
     if isinstance(problem, errors.GatedRepoError):
@@ -144,6 +146,13 @@ def explain(problem: Exception, repository: str, file: str, revision: str | None
         )
     if isinstance(problem, errors.HFValidationError):
         return no_such_name(repository)
+    if isinstance(problem, errors.FileMetadataError):
+        return WeightsError(
+            f"{where}: what answered is no hub: {problem}",
+            code="hub-refused",
+            remedy="Unset this address (HF_ENDPOINT, endpoint=) to reach the public hub; if a login page of the "
+            "network answered, log in there first.",
+        )
     if isinstance(problem, errors.HfHubHTTPError) and _asked_to_wait(problem) > LONGEST_WAIT:
         return WeightsError(
             f"{where}: the hub answered {problem.response.status_code} and asks to wait {_asked_to_wait(problem)} "
@@ -155,7 +164,8 @@ def explain(problem: Exception, repository: str, file: str, revision: str | None
         return WeightsError(
             f"{where}: the hub answered {problem}.",
             code="hub-refused",
-            remedy="Wait and try again; if it goes on, check the token and https://status.huggingface.co.",
+            remedy=_without_xet(problem)
+            or "Wait and try again; if it goes on, check the token and https://status.huggingface.co.",
         )
     if isinstance(problem, OSError) and problem.errno in _OF_THE_DISK:
         return WeightsError(
@@ -166,8 +176,15 @@ def explain(problem: Exception, repository: str, file: str, revision: str | None
     return WeightsError(
         f"{where}: the download did not complete: {type(problem).__name__}: {problem}.",
         code="hub-interrupted",
-        remedy=_ONCE_MORE,
+        remedy=_without_xet(problem) or _ONCE_MORE,
     )
+
+
+def _without_xet(problem: Exception) -> str:
+    """What to do when the hub's storage, which mirrors and firewalls often lack, did not answer."""
+    if "xet" not in str(problem).lower():
+        return ""
+    return "Set HF_HUB_DISABLE_XET=1 before Python starts: files are then downloaded from the hub's own address."
 
 
 def no_such_name(name: str) -> NotFoundError:
