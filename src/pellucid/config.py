@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol, Self
 
-from pellucid.errors import ConfigError, shown
+from pellucid.errors import ConfigError
 from pellucid.schema import Schema
 
 
@@ -80,8 +80,8 @@ def require_schema(config: object) -> Schema:
     schema, sizes = getattr(config, "schema", None), getattr(config, "sizes", None)  # a model has a schema alone
     if not isinstance(schema, Schema) or not isinstance(sizes, Mapping):
         raise ConfigError(
-            f"config: {shown(config)} given, expected the configuration of a model.",
+            f"config: {type(config).__name__} given, expected the configuration of a model.",
             code="config-wrong-type",
-            remedy="Give a pl.TransformerConfig first, and tensors as weights={name: tensor}.",
+            remedy="Give a pl.TransformerConfig first, such as model.config, and tensors as weights={name: tensor}.",
         )
     return schema

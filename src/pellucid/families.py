@@ -36,7 +36,8 @@ def family_of(config: object) -> Family:
     raise ConfigError(
         f"config: {type(config).__name__} given, expected a {expected}.",
         code="config-wrong-type",
-        remedy="Read another library's with TransformerConfig.from_dict(config.to_dict()), or open its model.",
+        remedy="Read another library's with TransformerConfig.from_dict(config.to_dict()), or open its model; "
+        "of a model of pellucid's, give model.config.",
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -95,9 +95,22 @@ def given(config: Config, place: str, weights: Weights | None) -> Weights:
 
     Raises:
         ConfigError: Something else than a configuration was given.
+        WeightsError: Something else than tensors by name was given.
     """
     schema = require_schema(config)
-    return fresh_weights(schema, config.initializer_range, place) if weights is None else weights
+    if weights is None:
+        return fresh_weights(schema, config.initializer_range, place)
+    said = cast(object, weights)
+    values = cast("Mapping[str, object]", said).values() if isinstance(said, Mapping) else [said]
+    others = [one for one in values if not isinstance(said, Mapping) or not isinstance(one, Tensor)]
+    if others:
+        raise WeightsError(
+            f"weights: {type(others[0]).__name__} given, expected tensors by name.",
+            code="weights-misfit",
+            remedy="Give a mapping of tensors, such as model.state_dict(). pl.load(weights, config=...) takes arrays "
+            "and the names of other libraries, too.",
+        )
+    return weights
 
 
 def fresh_weights(schema: Schema, std: float, place: str = "") -> dict[str, Tensor]:

@@ -34,7 +34,7 @@ NO_VERB = {
         "changed-model compare-no-values compare-unknown-both config-missing config-no-blocks config-wrong-type "
         "device-not-available generation-refused generation-wrong-type head-not-plain head-shape hf-attention "
         "hf-cannot-run hf-computed-weight hf-dropout hf-head hf-hooks hf-part hf-patched-forward hf-tensors "
-        "hf-wrong-class no-head reload-differs reload-raises save-raises save-would-lose",
+        "hf-wrong-class no-head reload-differs reload-raises save-raises save-would-lose weights-misfit",
     "takes tensors, arrays, figures or settings made in Python":
         "bandwidth id-out-of-range ids-dtype mask-while-captured no-coefficients no-page not-a-fit "
         "not-a-rectangle not-a-state-dict not-auditable not-axes not-counted not-labelled not-measurable "

@@ -351,6 +351,37 @@ def test_what_cannot_be_a_repository_is_not_looked_for(server: StandIn, tmp_path
     assert server.requests == []
 
 
+@pytest.mark.remedy("path-not-found")
+@pytest.mark.parametrize(
+    ("address", "revision"),
+    [
+        ("https://huggingface.co/{}", None),
+        ("https://huggingface.co/{}/tree/main", None),
+        ("https://huggingface.co/{}/blob/main/model.safetensors?download=true", None),
+        ("http://www.huggingface.co/{}/", None),
+        ("https://huggingface.co/models/{}#files", None),
+        ("huggingface.co/{}", None),
+        ("hf.co/{}", None),
+        ("hf://{}", None),
+        ("https://huggingface.co/{}/resolve/" + NEXT_COMMIT + "/config.json", NEXT_COMMIT),
+    ],
+)
+def test_an_address_is_no_id_and_the_id_is_given(
+    address: str, revision: str | None, server: StandIn, hf: Any, tmp_path: Path
+) -> None:
+    error = refused(server, tmp_path, address.format(REPOSITORY))
+    assert (error.code, server.requests) == ("path-not-found", [])
+    said = re.fullmatch(r"Give the id: '(.*?)'(?:, with hub=pl\.HubOptions\(revision='(.*)'\))?\.", error.remedy)
+    assert said is not None
+    assert said.groups() == (REPOSITORY, revision)
+    assert same_logits(pl.load(said[1], hub=options(server, tmp_path, revision=said[2])), hf)
+
+
+@pytest.mark.parametrize("address", ["https://hf.co/gpt2", "hf.co/gpt2", "huggingface.co/gpt2/tree/main"])
+def test_an_alias_in_an_address(address: str, server: StandIn, tmp_path: Path) -> None:
+    assert refused(server, tmp_path, address).remedy == "Give the id: 'gpt2'."
+
+
 def test_a_path_object_is_never_taken_for_a_repository(server: StandIn, tmp_path: Path) -> None:
     with pytest.raises(pl.NotFoundError) as caught:
         hub.locate(Path(REPOSITORY), options(server, tmp_path))

@@ -215,6 +215,18 @@ def refused_settings(*, without: bool) -> None:
     pl.to_hf(model)
 
 
+def within(here: Here) -> Path:
+    """A folder that holds the model's."""
+    shutil.copytree(written(here), here.folder / "outer" / "final", dirs_exist_ok=True)
+    return here.folder / "outer"
+
+
+def without_weights(here: Here) -> Path:
+    folder = written(here)
+    (folder / "model.safetensors").unlink()
+    return folder
+
+
 def larger_config(here: Here, *, tensors: bool) -> None:
     model = pl.from_hf(small_hf(tie_word_embeddings=True))
     if tensors:
@@ -288,6 +300,8 @@ REMEDIES: dict[str, list[Case]] = {
         Case(lambda h: pl.load(h.folder / "alnoe.safetensors"), "path",
              lambda h: opens(alone(h), config=config_of(HF))),
         Case(lambda h: pl.load(HF), "pellucid.from_hf", lambda h: pl.from_hf(HF)),
+        Case(lambda h: pl.load([*HF.state_dict().items()]), "as a mapping: dict(pairs)",
+             lambda h: pl.load(dict([*HF.state_dict().items()]), config=config_of(HF))),
     ],
     "path-not-writable": [
         Case(lambda h: pl.from_hf(HF).save_pretrained(alone(h) / "x"), "a folder that you may write",
@@ -298,6 +312,8 @@ REMEDIES: dict[str, list[Case]] = {
         Case(lambda h: (alone(h, "several/a.safetensors"), alone(h, "several/b.safetensors"),
                          pl.load(h.folder / "several")),
              "Give one of them", lambda h: opens(alone(h, "several/b.safetensors"), config=config_of(HF))),
+        Case(lambda h: pl.load(within(h)), "such as '", lambda h: opens(within(h) / "final")),
+        Case(lambda h: pl.load(without_weights(h)), "beside its config.json, such as model.safetensors", again),
     ],
     "config-needed": [
         Case(lambda h: pl.load(alone(h)), "Pass config=", lambda h: opens(alone(h), config=config_of(HF)))
@@ -346,6 +362,8 @@ REMEDIES: dict[str, list[Case]] = {
     ],
     "weights-misfit": [
         Case(lambda h: state(h, **{"embed.W_E": torch.ones(3, 4)}), "config.schema.stored", state),
+        Case(lambda h: pl.CkptedTransformer(config_of(HF), list(exported("hf").items())), "pl.load(weights, config=",
+             lambda h: pl.load(dict(list(exported("hf").items())), config=config_of(HF))),
         Case(lambda h: larger_config(h, tensors=False), "pellucid.tie and untie do both",
              lambda h: larger_config(h, tensors=True)),
     ],

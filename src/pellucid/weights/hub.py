@@ -33,7 +33,7 @@ WEIGHT_FILES = (
 )
 """Where a repository keeps its weights, the best first: safe before pickled, one file before many."""
 
-_REPOSITORY_ID = re.compile(r"[A-Za-z0-9_][\w.\-]*(/[\w.\-]+)?")
+_REPOSITORY_ID = re.compile(r"(?!(www\.)?(huggingface|hf)\.co/)[A-Za-z0-9_][\w.\-]*(/[\w.\-]+)?")
 _FILE_ENDINGS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".json")
 _OFFLINE_VALUES = ("1", "ON", "YES", "TRUE")
 
@@ -162,7 +162,8 @@ def _no_name(given: object) -> NotFoundError:
     return NotFoundError(
         f"{type(given).__name__} given, expected a path, an alias or the id of a repository.",
         code="path-not-found",
-        remedy="Pass a model of transformers' to pellucid.from_hf; else give a path or a hub id.",
+        remedy="Pass a model of transformers' to pellucid.from_hf, and tensors by name as a mapping: dict(pairs); else "
+        "give a path or a hub id.",
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
@@ -187,7 +188,23 @@ def _without_xet(problem: Exception) -> str:
     return "Set HF_HUB_DISABLE_XET=1 before Python starts: files are then downloaded from the hub's own address."
 
 
+_ADDRESS = re.compile(
+    r"(?:(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/|hf://)(?:models/)?(?P<id>[\w.\-]+(?:/[\w.\-]+)?)"
+    r"(?:/(?:tree|blob|resolve|raw|commit)/(?P<revision>[^/?#]+)[^?#]*)?/?(?:[?#].*)?"
+)
+"""How browsers and other programs write a repository: the address of its page, or of a file's."""
+
+
 def no_such_name(name: str) -> NotFoundError:
+    address = _ADDRESS.fullmatch(name.strip())
+    if address is not None:
+        revision = address["revision"] or "main"
+        given = "" if revision == "main" else f", with hub=pl.HubOptions(revision={revision!r})"
+        return NotFoundError(
+            f"{name!r}: an address, expected the id of a repository.",
+            code="path-not-found",
+            remedy=f"Give the id: {address['id']!r}{given}.",
+        )
     return NotFoundError(
         f"{name!r}: no such file or folder, and not the id of a repository.",
         code="path-not-found",

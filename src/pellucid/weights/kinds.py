@@ -207,6 +207,13 @@ def no_weights(folder: Path, expected: Sequence[str], others: Sequence[str], sev
             code="weights-not-found",
             remedy=f"Give one of them; the newest is {str(folder / steps[max(steps)])!r}.",
         )
+    inner = [name for name in others if any(is_there(folder / name / file) for file in expected)]
+    if inner:
+        return NotFoundError(
+            f"{folder}: no weights, but folders with some: {listed(inner, 8)}.",
+            code="weights-not-found",
+            remedy=f"Give one of them, such as {str(folder / inner[-1])!r}.",
+        )
     snapshots = sorted((folder / "snapshots").glob("*/"), key=lambda snapshot: snapshot.stat().st_mtime)
     if snapshots:
         return NotFoundError(
@@ -227,5 +234,7 @@ def no_weights(folder: Path, expected: Sequence[str], others: Sequence[str], sev
     return NotFoundError(
         f"{folder}: none of {', '.join(expected)}; it holds {listed(sorted(others), 8) or 'nothing'}.",
         code="weights-not-found",
-        remedy="Give the folder that save_pretrained wrote, or the weights file itself.",
+        remedy="Give the folder that save_pretrained wrote, or the weights file itself."
+        if "config.json" not in others
+        else f"Put the weights of the same model beside its config.json, such as {expected[0]}.",
     )

@@ -53,6 +53,9 @@ STAND_INS = (
     Kind("a pointer of git-annex, which stands for the file", f"{_AGAIN}: git annex get.", rb"/annex/objects/"),
     Kind("a page of HTML or XML, not the file", f"{_AGAIN}: the address led to a page about it, or to a login.",
          rb"\s*(<!doctype|<html|<head|<\?xml)"),
+    Kind("what a hub answers in the place of a file that it does not give", f"{_AGAIN}, if it is there and you may: hf "
+         "download with the repository's id.",
+         rb"(entry|repository) not found|invalid (rev id|username|credentials)|unauthorized|access to (model|this)"),
 )  # fmt: skip
 """What is found in the place of files that were not downloaded."""
 
