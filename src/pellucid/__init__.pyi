@@ -1,5 +1,6 @@
 """The public names, each with its home; `__init__.py` reads this list and imports a name at its first use."""
 
+from pellucid import attribution as attribution
 from pellucid import exercises as exercises
 from pellucid import measure as measure
 from pellucid import metrics as metrics

@@ -44,12 +44,15 @@ def test_weights_that_changed_are_not_passed_off() -> None:
     assert other.provenance["weights"] == before != captured(model).provenance["weights"]
 
 
-def test_the_model_is_held_until_the_fingerprint_is_known() -> None:
+def test_the_model_is_held_as_long_as_its_captures() -> None:
     model = support.glass()
     expected = origin.weights_fingerprint(model)
     ckpts, alive = captured(model), ref(model)
     del model
     assert ckpts.provenance["weights"] == expected
+    gc.collect()
+    assert ckpts.made_by(None, "") is alive()
+    del ckpts
     gc.collect()
     assert alive() is None
 
@@ -78,7 +81,7 @@ def kept_alive(patch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(("breaks", "check"), [
     (same_forever, test_weights_that_changed_are_not_passed_off),
-    (kept_alive, test_the_model_is_held_until_the_fingerprint_is_known),
+    (kept_alive, test_the_model_is_held_as_long_as_its_captures),
 ])  # fmt: skip
 def test_mutants_are_noticed(breaks: Callable[[pytest.MonkeyPatch], None], check: Callable[[], None]) -> None:
     with pytest.MonkeyPatch.context() as patch:

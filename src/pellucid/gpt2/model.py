@@ -70,6 +70,19 @@ class LayerNorm(Part):
                 normalized = torch.where(edited.rows, normalized, F.layer_norm(x, w.shape, w, b, self.eps))
         return self.ckpt_normalized(normalized, tap=tap)
 
+    def reads(self, direction: Tensor, x: Tensor) -> Tensor:
+        """What a direction behind this norm reads of its input: forward(x) · direction = x · reads + b · direction.
+
+        The statistics are x's own and count as constants, so this is linear in the parts that x is a sum of.
+
+        Args:
+            direction: [..., D].
+            x: [B, P, D].
+        """
+        gained = self.w * direction
+        centred = gained - gained.mean(-1, keepdim=True)
+        return centred * torch.rsqrt(x.var(-1, correction=0, keepdim=True) + self.eps)
+
     def _scaled(self, x: Tensor) -> Tensor:
         return F.layer_norm(x, self.w.shape, eps=self.eps)
 

@@ -15,7 +15,8 @@ from pellucid.axes import POSITIONS, Axis, coordinate
 from pellucid.check import require_whole
 from pellucid.dialects import CKPTS, PLACES, named_arguments, unknown_attribute
 from pellucid.errors import InputError, MissingExtraError, UnknownNameError, shown
-from pellucid.run.origin import Known, Origin
+from pellucid.network import Network
+from pellucid.run.origin import Known, Origin, model_of
 from pellucid.run.region import Index, Region, take
 from pellucid.schema import Schema
 from pellucid.text.batch import Batch
@@ -40,6 +41,7 @@ class ActivationCkpts(Mapping[str, Tensor]):
         schema: The schema of the model that made the values.
         part: The positions and heads that were kept.
         fired: How often each edit of the run fired.
+        edited: The checkpoints at which edits fired; None if a file of an earlier version does not say.
 
     Example:
         >>> import pellucid as pl
@@ -57,6 +59,7 @@ class ActivationCkpts(Mapping[str, Tensor]):
         part: Region | None = None,
         fired: Mapping[Edit, int] | None = None,
         origin: Origin | Known | None = None,
+        edited: Collection[str] | None = (),
     ) -> None:
         self._values = dict(values)
         self.batch = batch
@@ -64,6 +67,33 @@ class ActivationCkpts(Mapping[str, Tensor]):
         self.part = part or Region()
         self.fired: Mapping[Edit, int] = dict(fired or {})
         self._origin = origin
+        at = (aliases.selected(edit.names, schema) for edit in self.fired)
+        self.edited = None if edited is None else frozenset(edited).union(*at)
+
+    def made_by(self, model: Network | None, by: str) -> Network:
+        """The model that made the values, which they hold until they are saved or pickled.
+
+        Args:
+            model: The model that the caller gave; None for the one that is held.
+            by: The function that the user called, for messages.
+
+        Raises:
+            InputError: No model is held and none was given, it was changed since the run, or another one was given.
+        """
+        if model is not None and not isinstance(model, Network):
+            raise InputError(
+                f"{by}: model={shown(model)}, expected the model that made the captured values.",
+                code="captures-of-another-model",
+                remedy="Give the CkptedTransformer whose run_with_ckpts returned them.",
+            )
+        found = cast(Network, model_of(self._origin, model, by))
+        if found.schema.family != self.schema.family or found.schema.names != self.schema.names:
+            raise InputError(
+                f"{by}: model= has other checkpoints than the model that captured these values.",
+                code="captures-of-another-model",
+                remedy="Give the model that made them, or run the texts again with this one.",
+            )
+        return found
 
     @property
     def provenance(self) -> Mapping[str, str]:
@@ -295,6 +325,7 @@ class ActivationCkpts(Mapping[str, Tensor]):
             "strings": self.batch.strings,
             "names": list(self),
             "provenance": dict(self.provenance),
+            "edited": None if self.edited is None else sorted(self.edited),
         }
         tokens = {f"batch.{name}": getattr(self.batch, name).cpu() for name in ("ids", "mask", "positions")}
         apart = {n: v.detach().cpu().clone(memory_format=torch.contiguous_format) for n, v in self.items()}
@@ -349,6 +380,7 @@ class ActivationCkpts(Mapping[str, Tensor]):
                 schema,
                 part=part,
                 origin=Known(provenance),
+                edited=None if about.get("edited") is None else _texts(about["edited"]),
             )
             read._require_one_run()
             return read

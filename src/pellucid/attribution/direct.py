@@ -1,0 +1,177 @@
+"""Direct attribution: a logit, or another value that is read off the residual stream, as a sum over what wrote it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+from pellucid import aliases
+from pellucid.attribution.labels import Part, labelled
+from pellucid.attribution.reading import LOGITS, Reading, doubles, opened, reading, require_captured
+from pellucid.errors import InputError, NumericsError, shown
+from pellucid.network import Network
+from pellucid.run.activations import ActivationCkpts
+from pellucid.schema import Schema
+
+if TYPE_CHECKING:
+    import xarray
+
+By = Literal["component", "head", "neuron", "block"]
+
+_CAPTURED = {
+    "component": ("attn.ckpt_attn_out", "mlp.ckpt_mlp_out"),
+    "head": ("attn.ckpt_z", "mlp.ckpt_mlp_out"),
+    "neuron": ("attn.ckpt_attn_out", "mlp.ckpt_post"),
+    "block": ("attn.ckpt_attn_out", "mlp.ckpt_mlp_out"),
+}
+"""What attention and the MLP of each block are attributed from."""
+
+
+def direct(
+    ckpts: ActivationCkpts,
+    target: Any,
+    *,
+    by: By = "component",
+    at: aliases.Name = LOGITS,
+    model: Network | None = None,
+) -> xarray.DataArray:
+    """Compute what each component adds to a logit, a difference of logits, or any direction.
+
+    A part c of the stream r adds <g (c - mean c) / s, W_U[:, t]> to the logit of token t, with s the standard deviation
+    of r in this run and g the gain of the last norm; a root-mean-square norm does not subtract the mean. The bias of
+    the norm adds <b, W_U[:, t]>. Everything is computed in float64. A part is the value that the run went on with:
+    an edited head's part is what it wrote after the edit.
+
+    Args:
+        ckpts: A run that captured what `by` needs; the error says what is missing.
+        target: A token (its id, or a text that is one token), a pair of them as a tuple (their difference), a list with
+            one for each text, or a direction [D] that is dotted with the output of the last norm.
+        by: "component": the embeddings, each attention layer, each MLP. "head": each head, with its share of the value
+            bias, and b_O of each layer, in place of the attention layers. "neuron": each neuron, and b_out of each
+            layer, in place of the MLPs. "block": the embeddings, and what each block adds.
+        at: Where the target is read. Another place than the last norm's output takes a direction of the shape of the
+            value there at one position (or at each, [B, P, ...]): a point of the stream, the output of another norm,
+            queries, keys or values, or what enters the activation of an MLP.
+        model: The model that made the captured values, if they were saved or pickled since.
+
+    Returns:
+        [component, batch, pos]; the sum over `component` is the logit, or the dot product of the target with the value
+        at `at`. The coordinate `component` names each part ("ckpt_embed", "blocks.1.attn", "blocks.1.attn[3]",
+        "blocks.1.mlp[70]", "blocks.1.attn.b_O", "ln_final.b"); `layer` and `index` (the head or neuron) are -1 where
+        there is none. An edited run has the entry "edits", what edits added between the parts. Pads are NaN.
+
+    Raises:
+        UnknownNameError: A checkpoint that is needed was not captured.
+        InputError: A target that does not fit, edits behind the stream, or a model that is not the run's.
+        NumericsError: A part is not finite, or the parts do not sum to the whole although no edit was made.
+        MissingExtraError: xarray is not installed.
+
+    Example:
+        >>> import pellucid as pl
+        >>> model = pl.load()
+        >>> logits, ckpts = model.run_with_ckpts("Once upon a time")
+        >>> parts = pl.attribution.direct(ckpts, 300, by="head")
+        >>> parts.sizes["component"], bool(abs(parts.sum("component")[0, -1] - logits[0, -1, 300]) < 1e-4)
+        (27, True)
+    """
+    what = f"attribution.direct by={by!r}"
+    if by not in _CAPTURED:
+        raise InputError(
+            f"attribution.direct: by={shown(by)}, expected one of {', '.join(map(repr, _CAPTURED))}.",
+            code="attribution-by",
+            remedy="Give by='component', 'head', 'neuron' or 'block'.",
+        )
+    found = opened(ckpts, model, at, "attribution.direct")
+    writers = list(_writers(found.model.schema, found.place.stream))
+    require_captured(ckpts, [found.place.stream, *(_captured_of(w, by) for w in writers)], what, heads=by == "head")
+    read = reading(found.model, ckpts, target, found.place, "attribution.direct")
+    parts = [part for writer in writers for part in _parts(writer, by, read, found.model, ckpts)]
+    parts += _biases(read)
+    rest = _unexplained(parts, read, ckpts, found.model)
+    if rest is not None:
+        parts.append(rest)
+    real = ckpts.batch.mask.cpu()[:, ckpts.columns]
+    return labelled(parts, ckpts, found.place, real, by=by, target=shown(target))
+
+
+@dataclass(frozen=True)
+class _Writer:
+    """Something that adds to the stream: an embedding, or the attention or MLP of a block."""
+
+    layer: int
+    half: str
+    """ "attn" or "mlp"; of embeddings the checkpoint."""
+
+
+def _writers(schema: Schema, stream: str) -> Iterator[_Writer]:
+    """What has written into the stream at one of its points."""
+    yield from (_Writer(-1, point.name) for point in schema.before)
+    reached = schema.names.index(stream)
+    for layer in range(len(schema.blocks)):
+        for half, written in (("attn", "resid_mid"), ("mlp", "resid_post")):
+            if schema.names.index(f"blocks.{layer}.{written}") <= reached:
+                yield _Writer(layer, half)
+
+
+def _captured_of(writer: _Writer, by: str) -> str:
+    if writer.layer < 0:
+        return writer.half
+    return f"blocks.{writer.layer}.{_CAPTURED[by][writer.half == 'mlp']}"
+
+
+def _parts(writer: _Writer, by: str, read: Reading, model: Network, ckpts: ActivationCkpts) -> Iterator[Part]:
+    """What one writer adds, entry by entry."""
+    captured = _captured_of(writer, by)
+    value, weights = doubles(ckpts[captured]), read.weights
+    place = captured.rpartition(".")[0]
+    if captured.endswith("ckpt_z"):
+        through = torch.einsum("bpd,hkd->bphk", weights, doubles(model.parameter(f"{place}.W_O")))
+        added, bias = (value * through).sum(-1), f"{place}.b_O"
+    elif captured.endswith("ckpt_post"):
+        added = value * (weights @ doubles(model.parameter(f"{place}.W_out")).t())
+        bias = f"{place}.b_out"
+    else:
+        name = writer.half if writer.layer < 0 else f"blocks.{writer.layer}" + f".{writer.half}" * (by != "block")
+        yield Part([name], writer.layer, (value * weights).sum(-1)[None])
+        return
+    names = [f"{place}[{i}]" for i in range(added.size(-1))]
+    yield Part(names, writer.layer, added.movedim(-1, 0))
+    if bias in model.parameter_names:
+        number = doubles(model.parameter(bias))
+        yield Part([bias], writer.layer, (number * weights).sum(-1)[None])
+
+
+def _biases(read: Reading) -> list[Part]:
+    """What is added behind the stream."""
+    layer = int(read.place.at.split(".")[1]) if read.place.at.startswith("blocks.") else -1
+    return [Part([name], layer, value[None]) for name, value in read.biases.items()]
+
+
+def _unexplained(parts: list[Part], read: Reading, ckpts: ActivationCkpts, model: Network) -> Part | None:
+    """What edits added between the parts; None in a run without edits, where the parts are the whole.
+
+    Raises:
+        NumericsError: There were no edits, and the difference is more than rounding.
+    """
+    stream = doubles(ckpts[read.place.stream])
+    whole = (stream * read.weights).sum(-1) + sum(read.biases.values())
+    rest = whole - torch.stack([part.values.sum(0) for part in parts]).sum(0)
+    if ckpts.edited != frozenset():
+        return Part(["edits"], -1, rest[None])
+    # rounding is far below the root of the precision, and what a hook or dropout changes is seldom
+    precision = torch.finfo(model.execution.rounds_to or ckpts[read.place.stream].dtype).eps ** 0.5
+    size = stream.norm(dim=-1) * read.weights.norm(dim=-1)
+    size = size + torch.stack([part.values.abs().sum(0) for part in parts]).sum(0)
+    real = ckpts.batch.mask.cpu()[:, ckpts.columns]
+    if bool(((rest.abs() > precision * size) & real).any()):
+        raise NumericsError(
+            f"attribution: the parts do not add up to {read.place.at!r}, though no pl.Edit was made: a native hook or "
+            "dropout changed values on the way.",
+            code="parts-do-not-sum",
+            remedy="Run the text with model.eval() and without hooks that replace values; pl.Edit changes values in a "
+            "way that is known.",
+        )
+    return None
