@@ -40,6 +40,10 @@ NO_VERB = {
         "not-a-rectangle not-a-state-dict not-auditable not-axes not-counted not-labelled not-measurable "
         "padding-side pattern-axes regressor-misfit score-axes text-kind tokens-length too-many-bins "
         "unknown-covariance",
+    "attributes captured values":
+        "attribution-by attribution-not-finite attribution-of-some-heads attribution-target "
+        "captures-of-a-changed-model captures-of-another-model captures-without-model edited-behind-the-stream "
+        "no-head-before not-linear-in-the-stream parts-do-not-sum",
     "gathers statistics of a stream": "no-series statistics-kind stream-misfit unknown-of",
     "is said by the verb in its own words before it gets there":
         "look-and-beams max-new-tokens not-finite nothing-to-draw return-sequences stream-beams path-not-found",

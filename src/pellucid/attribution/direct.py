@@ -74,7 +74,7 @@ def direct(
         >>> model = pl.load()
         >>> logits, ckpts = model.run_with_ckpts("Once upon a time")
         >>> parts = pl.attribution.direct(ckpts, 300, by="head")
-        >>> parts.sizes["component"], bool(abs(parts.sum("component")[0, -1] - logits[0, -1, 300]) < 1e-4)
+        >>> parts.sizes["component"], abs(float(parts.sum("component")[0, -1]) - float(logits[0, -1, 300])) < 1e-4
         (27, True)
     """
     what = f"attribution.direct by={by!r}"
