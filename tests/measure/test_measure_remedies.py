@@ -150,7 +150,7 @@ REMEDIES: dict[str, list[Case]] = {
     "induction-length": [
         Case(
             lambda h: M.induction(h.model, length=40, texts=2),
-            "a length of 2 to 32",
+            "a whole number from 2 to 32",
             lambda h: M.induction(h.model, length=32, texts=2),
         )
     ],
@@ -247,7 +247,7 @@ REMEDIES: dict[str, list[Case]] = {
     "lags-range": [
         Case(lambda h: M.autoregression(_norms(h), -1), "0 or more", lambda h: M.autoregression(_norms(h), 0)),
         Case(lambda h: _fit(h).ljung_box(99), "fewer lags", lambda h: _fit(h).ljung_box(5)),
-        Case(lambda h: _fit(h).robust(99), "Leave it out", lambda h: _fit(h).robust()),
+        Case(lambda h: _fit(h).robust(99), "from 0 to", lambda h: _fit(h).robust(0)),
     ],
     "no-series": [
         Case(

@@ -176,12 +176,8 @@ def _require_bandwidth(given: float | str | None) -> None:
 
 def _rectangle(rows: Sequence[Array]) -> Array:
     """Return rows of unequal length as one table, NaN at their ends."""
-    if len({row.shape for row in rows}) == 1:
-        return np.stack(rows)
-    table = np.full((len(rows), max(len(row) for row in rows)), np.nan)
-    for number, row in enumerate(rows):
-        table[number, : len(row)] = row
-    return table
+    longest = max(row.size for row in rows)
+    return np.stack([np.pad(row, (0, longest - row.size), constant_values=np.nan) if row.ndim else row for row in rows])
 
 
 def _histogram(row: Array, bins: int | str) -> tuple[Array, Array]:

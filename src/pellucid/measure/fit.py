@@ -235,13 +235,8 @@ class AutoregressionFit:
             InputError: If there are fewer than 0 lags or as many as rows, or the fit is of a stream.
         """
         self._held("a robust covariance")
-        chosen = int(4 * (self.nobs / 100) ** (2 / 9)) if maxlags is None else as_whole(maxlags)
-        if chosen is None or not 0 <= chosen < self.nobs:
-            raise InputError(
-                f"HAC: maxlags={shown(maxlags)}, expected a whole number from 0 to {self.nobs - 1}.",
-                code="lags-range",
-                remedy="Leave it out for the rule of Newey and West.",
-            )
+        chosen = int(4 * (self.nobs / 100) ** (2 / 9)) if maxlags is None else maxlags
+        chosen = require_whole("HAC: maxlags", chosen, at_most=self.nobs - 1, code="lags-range")
         return replace(self, maxlags=chosen)
 
     def design(self, layer: Any = None) -> pd.DataFrame:
@@ -284,16 +279,13 @@ class AutoregressionFit:
 
     def to_dataframe(self) -> pd.DataFrame:
         """Return a row for each layer and parameter: estimate, standard error, t, p, corrected p, 95 % interval."""
-        pandas, width = need("pandas", "to_dataframe"), len(self.basis.names)
-        labels = self.index.to_frame(index=False).loc[np.repeat(np.arange(len(self.index)), width)]
-        columns = {
+        tables = {
             "estimate": self.params, "std_error": self.bse, "t": self.tvalues, "p": self.pvalues,
             "p_holm": self.corrected("holm"), "p_bh": self.corrected("bh"),
+            **{side: self.conf_int.xs(side, axis=1, level=1) for side in ("lower", "upper")},
         }  # fmt: skip
-        lower, upper = self.conf_int.to_numpy().reshape(-1, 2).T
-        numbers = {name: table.to_numpy().ravel() for name, table in columns.items()}
-        frame = {"parameter": list(self.basis.names) * len(self.index), **numbers, "lower": lower, "upper": upper}
-        return pandas.concat([labels.reset_index(drop=True), pandas.DataFrame(frame)], axis=1)
+        columns = {name: table.rename_axis(columns="parameter").stack(future_stack=True) for name, table in tables.items()}
+        return need("pandas", "to_dataframe").DataFrame(columns).reset_index()
 
     @property
     def index(self) -> pd.Index:

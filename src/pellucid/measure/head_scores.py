@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from pellucid.axes import Axis
-from pellucid.check import as_python, as_whole
+from pellucid.check import as_python, require_whole
 from pellucid.config import Config
 from pellucid.corpus.sink import CapturingModel
-from pellucid.errors import InputError, shown
+from pellucid.errors import InputError
 from pellucid.measure.labelled import find
 from pellucid.run.activations import ActivationCkpts
 
@@ -146,18 +146,10 @@ def repeated_ids(config: Config, length: int, texts: int, seed: int) -> tuple[Te
     special = {config.bos_token_id, config.pad_token_id, *config.end_ids} - {None}
     start = next((i for i in (config.bos_token_id, *config.end_ids) if i is not None), None)
     offset = 0 if start is None else 1
-    context, vocabulary = config.sizes["n_ctx"], config.sizes["d_vocab"]
-    counts = as_whole(length), as_whole(texts), as_whole(seed)
-    fits = None not in counts and length >= 2 and texts >= 1 and seed >= 0
-    if not fits or offset + 2 * length > context:
-        raise InputError(
-            f"induction: {shown(texts)} texts of two copies of {shown(length)} ids, seed {shown(seed)}; "
-            "expected whole numbers, at least one text, copies of two ids or more, and at "
-            f"most {context} positions.",
-            code="induction-length",
-            remedy=f"Give a length of 2 to {(context - offset) // 2}.",
-        )
-    drawn = np.array([i for i in range(vocabulary) if i not in special])
+    longest = (config.sizes["n_ctx"] - offset) // 2
+    for name, value, least, most in (("length", length, 2, longest), ("texts", texts, 1, None), ("seed", seed, 0, None)):
+        require_whole(f"induction: {name}", value, at_least=least, at_most=most, code="induction-length")
+    drawn = np.array([i for i in range(config.sizes["d_vocab"]) if i not in special])
     once = drawn[np.random.default_rng(seed).integers(0, len(drawn), (texts, length))]
     head = np.full((texts, offset), start if start is not None else 0)
     return torch.from_numpy(np.concatenate([head, once, once], axis=1)), offset
