@@ -120,6 +120,19 @@ def _escaped(character: str) -> str:
     return character.encode("unicode_escape").decode("ascii")
 
 
+def visible(token: str) -> str:
+    """A token with its spaces as `·` and its control characters spelled out, so that none acts on a terminal."""
+    return "".join(_visible(character) for character in token)
+
+
+def _visible(character: str) -> str:
+    if character == " ":
+        return "·"
+    if unicodedata.category(character) in ("Cc", "Cf", "Zl", "Zp", "Cs"):
+        return "↵" if character == "\n" else character.encode("unicode_escape", "surrogatepass").decode()
+    return character
+
+
 class _Brief(reprlib.Repr):
     """Python's `repr`, bounded in length and depth before it is made, and never raising."""
 

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
 import pellucid as pl
-from pellucid.cli.shared import tables
-from pellucid.plot import labels
+from pellucid.errors import visible
+from pellucid.plot import canvas
 
 HARD = ["$x$", " _a_ $", "\\frac{1}{2}$", "中文", "😀", "\n\n", " \t", "a" * 30, "e\u0301", "\ufffd", "مرحبا", "\x00",
         "<|endoftext|>", "\\$", "$^{2}", "", "\u202eabc", "\ud800", "\U0010ffff", "%s", "{}", "$$"]  # fmt: skip
@@ -31,17 +31,17 @@ HARD = ["$x$", " _a_ $", "\\frac{1}{2}$", "中文", "😀", "\n\n", " \t", "a" *
      ("\x1b", "\\x1b"), ("\u202e", "\\u202e"), ("abcdefghijklm", "abcdefghijk…"), ("", ""),
      ("abcdefghijkl", "abcdefghijkl")],
 )  # fmt: skip
-def test_visible(token: str, shown: str) -> None:
-    assert labels.visible(token) == shown
+def test_labels_of_tokens(token: str, shown: str) -> None:
+    assert canvas.label_of(token) == shown
 
 
-@given(st.text(max_size=labels.LONGEST))
+@given(st.text(max_size=canvas.LONGEST))
 @settings(max_examples=200, deadline=None)
 def test_tokens_look_as_they_do_on_the_command_line(token: str) -> None:
-    known = labels._characters(tuple(mpl.rcParams["font.family"]))
-    expected = "".join(c if ord(c) in known else labels.NO_GLYPH for c in tables.visible(token))
-    shown = labels.visible(token)
-    assert shown == expected or shown == f"{expected[: labels.LONGEST - 1]}…"
+    known = canvas._characters(tuple(mpl.rcParams["font.family"]))
+    expected = "".join(c if ord(c) in known else canvas.NO_GLYPH for c in visible(token))
+    shown = canvas.label_of(token)
+    assert shown == expected or shown == f"{expected[: canvas.LONGEST - 1]}…"
 
 
 def test_every_token_is_drawn_without_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -56,12 +56,12 @@ def test_every_token_is_drawn_without_a_warning(tmp_path: Path, caplog: pytest.L
             all_heads.get_figure().savefig(tmp_path / f"all.{suffix}")
     assert caplog.records == []
     shown = [label.get_text() for label in one.get_yticklabels()]
-    assert shown == [labels.visible(token) for token in HARD]
+    assert shown == [canvas.label_of(token) for token in HARD]
     assert not any(label.get_parse_math() or label.get_usetex() for label in one.get_yticklabels())
 
 
 def test_a_missing_glyph_and_a_formula_would_warn_or_fail(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(labels, "_characters", lambda families: range(0x110000))
+    monkeypatch.setattr(canvas, "_characters", lambda families: range(0x110000))
     with pytest.raises(UserWarning, match="Glyph"):
         pl.plot.attention([[1.0]], tokens=["中"]).get_figure().draw_without_rendering()
     ax = pl.plot.attention([[1.0]], tokens=["$\\frac$"])
@@ -89,7 +89,7 @@ def test_a_font_that_the_reader_has_set_shows_what_dejavu_lacks(monkeypatch: pyt
 
     monkeypatch.setattr("matplotlib.font_manager.findfont", find)
     monkeypatch.setattr("matplotlib.font_manager.get_font", Font)
-    known = labels._characters.__wrapped__(("DejaVu Sans", "Nowhere", "Chinese"))
+    known = canvas._characters.__wrapped__(("DejaVu Sans", "Nowhere", "Chinese"))
     assert known == {ord("中"), ord("a")}
 
 
@@ -98,20 +98,20 @@ def test_a_font_that_the_reader_has_set_shows_what_dejavu_lacks(monkeypatch: pyt
     [(1, 0, 1), (10, 66, 1), (11, 66, 2), (25, 66, 5), (1024, 150, 50), (1024, 66, 200), (5, 1, 5), (0, 10, 1)],
 )
 def test_as_many_labels_as_fit(count: int, room: float, step: int) -> None:
-    assert labels.step_for(count, room) == step
+    assert canvas.step_for(count, room) == step
 
 
 @given(st.integers(1, 5000), st.floats(7, 500))
 @settings(max_examples=200, deadline=None)
 def test_labels_never_take_more_than_the_room(count: int, room: float) -> None:
-    shown = labels.token_labels([str(i) for i in range(count)], range(count), room)
+    shown = canvas.token_labels([str(i) for i in range(count)], range(count), room)
     assert 0 in shown
-    assert len(shown) == 1 or len(shown) * labels.SMALL * labels.LINE <= room
+    assert len(shown) == 1 or len(shown) * canvas.SMALL * canvas.LINE <= room
 
 
 def test_some_of_the_tokens_are_labelled_with_their_positions() -> None:
-    assert labels.token_labels(["a", " b", "c"], range(3), 100) == {0: "a", 1: "·b", 2: "c"}
-    assert labels.token_labels([" t"] * 20, range(7, 27), 40) == {0: "·t 7", 5: "·t 12", 10: "·t 17", 15: "·t 22"}
+    assert canvas.token_labels(["a", " b", "c"], range(3), 100) == {0: "a", 1: "·b", 2: "c"}
+    assert canvas.token_labels([" t"] * 20, range(7, 27), 40) == {0: "·t 7", 5: "·t 12", 10: "·t 17", 15: "·t 22"}
 
 
 def test_warnings_are_errors_here() -> None:

@@ -15,7 +15,7 @@ from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
 import pellucid as pl
-from pellucid.plot import canvas, labels, summaries, themes
+from pellucid.plot import canvas, summaries, themes
 
 COLUMN = 3.3
 SMALLEST = 6.0
@@ -131,7 +131,7 @@ def test_it_can_be_read(name: str) -> None:
 
 
 def every_label(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(labels, "step_for", lambda *_: 1)
+    patch.setattr(canvas, "step_for", lambda *_: 1)
 
 
 def short_figure(patch: pytest.MonkeyPatch) -> None:
@@ -172,6 +172,6 @@ def test_the_check_notices(
 
 
 def test_small_print_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(labels, "SMALL", 4.0)
+    monkeypatch.setattr(canvas, "SMALL", 4.0)
     assert min(text.get_fontsize() for text in texts(drawn("attention_20_light"))) < SMALLEST
     assert themes.COLUMN == COLUMN

@@ -284,8 +284,8 @@ class AutoregressionFit:
             "p_holm": self.corrected("holm"), "p_bh": self.corrected("bh"),
             **{side: self.conf_int.xs(side, axis=1, level=1) for side in ("lower", "upper")},
         }  # fmt: skip
-        columns = {name: table.rename_axis(columns="parameter").stack(future_stack=True) for name, table in tables.items()}
-        return need("pandas", "to_dataframe").DataFrame(columns).reset_index()
+        long = {name: table.rename_axis(columns="parameter").stack(future_stack=True) for name, table in tables.items()}
+        return need("pandas", "to_dataframe").DataFrame(long).reset_index()
 
     @property
     def index(self) -> pd.Index:

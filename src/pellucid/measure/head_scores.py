@@ -147,8 +147,9 @@ def repeated_ids(config: Config, length: int, texts: int, seed: int) -> tuple[Te
     start = next((i for i in (config.bos_token_id, *config.end_ids) if i is not None), None)
     offset = 0 if start is None else 1
     longest = (config.sizes["n_ctx"] - offset) // 2
-    for name, value, least, most in (("length", length, 2, longest), ("texts", texts, 1, None), ("seed", seed, 0, None)):
-        require_whole(f"induction: {name}", value, at_least=least, at_most=most, code="induction-length")
+    require_whole("induction: length", length, at_least=2, at_most=longest, code="induction-length")
+    require_whole("induction: texts", texts, at_least=1, code="induction-length")
+    require_whole("induction: seed", seed, code="induction-length")
     drawn = np.array([i for i in range(config.sizes["d_vocab"]) if i not in special])
     once = drawn[np.random.default_rng(seed).integers(0, len(drawn), (texts, length))]
     head = np.full((texts, offset), start if start is not None else 0)

@@ -1,16 +1,16 @@
-"""Where a figure is drawn: on given axes or on a new figure; and what stands around its axes."""
+"""Where a figure is drawn, on given axes or on a new figure, and what stands around its axes: labels, legends, bars."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from pellucid.axes import Axis
-from pellucid.errors import InputError
-from pellucid.plot.labels import longest, put_numbers
+from pellucid.errors import InputError, visible
 from pellucid.plot.themes import SMALL, Colour, Theme, drawn_in, matplotlib, theme_for
 
 if TYPE_CHECKING:
@@ -26,6 +26,18 @@ HANDLE, BETWEEN = 2.1, 1.2
 
 BAR_AT_MOST = 160.0
 """Points: a longer colour bar is no easier to read."""
+
+LONGEST = 12
+"""Characters of a label; longer tokens end in an ellipsis."""
+
+NO_GLYPH = "□"
+"""Stands for a character that none of the fonts has, which matplotlib would warn about at every drawing."""
+
+LINE = 1.1
+"""The room that a line of text takes from top to bottom, relative to its size."""
+
+LETTER = 0.6
+"""The room that a letter takes along the line, relative to its size: about that of a digit in DejaVu Sans."""
 
 _DRAWN: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
 
@@ -107,6 +119,64 @@ def extent(ax: Axes) -> Size:
     box = ax.get_window_extent()
     dots = ax.get_figure(root=True).dpi  # pyright: ignore[reportOptionalMemberAccess]
     return 72 * box.width / dots, 72 * box.height / dots
+
+
+def label_of(token: str) -> str:
+    """Return a token with spaces as `·`, control characters spelled out, and `□` for what the fonts lack."""
+    known = _characters(tuple(matplotlib().rcParams["font.family"]))
+    shown = "".join(character if ord(character) in known else NO_GLYPH for character in visible(token))
+    return shown if len(shown) <= LONGEST else f"{shown[: LONGEST - 1]}…"
+
+
+@lru_cache
+def _characters(families: tuple[str, ...]) -> frozenset[int]:
+    """Return the code points that at least one of the fonts has."""
+    from matplotlib.font_manager import FontProperties, findfont, get_font
+
+    known: set[int] = set()
+    for family in families:
+        try:
+            path = findfont(FontProperties(family=[family]), fallback_to_default=False)
+        except ValueError:  # not installed: matplotlib passes over it too
+            continue
+        known |= set(get_font(path).get_charmap())
+    return frozenset(known)
+
+
+def step_for(count: int, room: float, size: float = SMALL * LINE) -> int:
+    """Return n if every n-th of `count` labels fits along `room` points; n is 1, 2 or 5 times a power of ten."""
+    for step in (digit * 10**power for power in range(10) for digit in (1, 2, 5)):
+        if -(-count // step) * size <= room:
+            return step
+    return max(count, 1)
+
+
+def token_labels(tokens: Sequence[str], positions: Sequence[Any], room: float) -> dict[int, str]:
+    """Return index -> label; it holds the position if only some of the tokens fit along `room` points."""
+    step = step_for(len(tokens), room)
+    at = range(0, len(tokens), step)
+    return {i: label_of(tokens[i]) if step == 1 else f"{label_of(tokens[i])} {positions[i]}" for i in at}
+
+
+def put_tokens(side: Side, places: Sequence[float], labels: Sequence[str], *, ticks: bool) -> None:
+    """Set an axis's labels to tokens, read as they are: a `$` begins no formula. Those of an x axis stand upright."""
+    options: dict[str, Any] = {"rotation": 90} if side is side.axes.xaxis else {}
+    side.set_ticks(places, labels, fontsize=SMALL, parse_math=False, usetex=False, **options)
+    side.set_tick_params(length=2 if ticks else 0, pad=1.5)
+
+
+def put_numbers(side: Side, numbers: Sequence[Any], room: float, places: Sequence[float] = ()) -> None:
+    """Label an axis with as many of the numbers, layers or heads, as fit side by side along `room` points."""
+    size = float(side.get_major_ticks(1)[0].label1.get_fontsize())
+    longest_one = max((len(str(number)) for number in numbers), default=1)
+    step = step_for(len(numbers), room, size * (LETTER * longest_one + 0.5 if side is side.axes.xaxis else 1.0))
+    chosen = range(0, len(numbers), step)
+    side.set_ticks([places[i] if places else i for i in chosen], [str(numbers[i]) for i in chosen])
+
+
+def longest(labels: Iterable[str], size: float = SMALL) -> float:
+    """Return about how many points the longest label takes."""
+    return LETTER * size * max(map(len, labels), default=0)
 
 
 def layer_axis(side: Side, numbers: Sequence[Any], name: str = str(Axis.LAYER)) -> None:

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pellucid.axes import Axis
-from pellucid.plot.canvas import canvas, extent, remember
+from pellucid.plot.canvas import canvas, extent, longest, put_numbers, put_tokens, remember
 from pellucid.plot.heatmaps import BAR, block_size, show_weights, weights_bar, weights_style
 from pellucid.plot.inputs import HEADS, ONE_HEAD, labels_along, read_patterns
-from pellucid.plot.labels import longest, put_numbers, put_tokens
 from pellucid.plot.themes import COLUMN, PAGE, SMALL
 
 if TYPE_CHECKING:

@@ -9,7 +9,17 @@ import numpy as np
 
 from pellucid.axes import Axis
 from pellucid.errors import InputError, ShapeError
-from pellucid.plot.canvas import BAR_AT_MOST, canvas, colour_bar, extent, remember, say_what
+from pellucid.plot.canvas import (
+    BAR_AT_MOST,
+    canvas,
+    colour_bar,
+    extent,
+    longest,
+    put_numbers,
+    put_tokens,
+    remember,
+    say_what,
+)
 from pellucid.plot.inputs import (
     ONE_HEAD,
     Numbers,
@@ -21,7 +31,6 @@ from pellucid.plot.inputs import (
     sizes,
     tokens_of,
 )  # fmt: skip
-from pellucid.plot.labels import longest, put_numbers, put_tokens
 from pellucid.plot.themes import COLUMN, SMALL, Theme, luminance, xarray
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from torch import Tensor
 from pellucid.axes import POSITIONS, Axis, coordinate
 from pellucid.check import require_whole
 from pellucid.errors import InputError, ShapeError
-from pellucid.plot.labels import token_labels
+from pellucid.plot.canvas import token_labels
 from pellucid.plot.themes import xarray
 
 if TYPE_CHECKING:

@@ -10,8 +10,7 @@ from torch import nn
 
 from pellucid.axes import Axis
 from pellucid.errors import InputError
-from pellucid.plot.canvas import canvas, extent, layer_axis, legend_above, remember
-from pellucid.plot.labels import longest
+from pellucid.plot.canvas import canvas, extent, layer_axis, legend_above, longest, remember
 from pellucid.plot.themes import COLUMN, Colour, Theme, matplotlib, pandas
 from pellucid.run.counting import ParameterCount, count_parameters
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Iterable, Sequence
 
 from rich.text import Text
 
 from pellucid.cli.shared.layout import Column, Flow, Grid
 from pellucid.cli.shared.values import NextToken, Summary
+from pellucid.errors import visible
 
 BAR_WIDTH = 30
 _EIGHTHS = " ▏▎▍▌▋▊▉"
@@ -26,19 +26,6 @@ LEGEND = Text(
 def heading(text: str, *, first: bool = False) -> Text:
     """The title of a part, after an empty line unless it is the first."""
     return Text(text if first else f"\n{text}", style="bold cyan")
-
-
-def visible(token: str) -> str:
-    """A token with its spaces as `·` and its control characters spelled out, so that none acts on a terminal."""
-    return "".join(_visible(character) for character in token)
-
-
-def _visible(character: str) -> str:
-    if character == " ":
-        return "·"
-    if unicodedata.category(character) in ("Cc", "Cf", "Zl", "Zp", "Cs"):
-        return "↵" if character == "\n" else character.encode("unicode_escape", "surrogatepass").decode()
-    return character
 
 
 def token_list(tokens: Sequence[str]) -> Flow:
