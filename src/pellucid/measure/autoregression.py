@@ -239,10 +239,10 @@ def _fitted(norms: xarray.DataArray, design: Design, skip: int) -> Autoregressio
     """Fit every series in memory."""
     lengths = (design.panel.position >= 0).sum(1)
     listed = ", ".join(map(str, lengths[:8].tolist())) + (", ..." if len(lengths) > 8 else "")
-    texts = len(np.unique(design.text))
-    short = int((lengths > 0).sum()) - texts
-    basis = Basis(design.lags, skip, design.names, texts, short, design.panel.index, dict(norms.attrs))
-    return fitted(design.factor(), basis, f"texts of {listed} tokens", design, norms)
+    factor = design.factor()
+    counts, index, attrs = (factor.texts, factor.short), design.panel.index, dict(norms.attrs)
+    basis = Basis(design.lags, skip, design.names, *counts, index, attrs)
+    return fitted(factor, basis, f"texts of {listed} tokens", design, norms)
 
 
 def _not_finite(design: Design, series: int) -> str:

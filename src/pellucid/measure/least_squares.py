@@ -9,7 +9,7 @@ the distance between the means.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -40,11 +40,15 @@ class Factor:
         count: How many rows were factored.
         mean: The columns' means, [S, K].
         triangle: The triangular factors of the centred columns, [S, K, K].
+        texts: How many texts gave rows.
+        short: How many texts are too short to give one.
     """
 
     count: int
     mean: Array
     triangle: Array
+    texts: int = 0
+    short: int = 0
 
     @classmethod
     def of(cls, columns: Array) -> Factor:
@@ -58,14 +62,16 @@ class Factor:
 
     def merge(self, other: Factor) -> Factor:
         """Return the factor of both sets of rows."""
+        texts, short = self.texts + other.texts, self.short + other.short
         if not self.count or not other.count:
-            return self if self.count else other
+            return replace(self if self.count else other, texts=texts, short=short)
         count = self.count + other.count
         with np.errstate(invalid="ignore", over="ignore"):
             apart = (other.mean - self.mean)[:, None]
             between = apart * np.sqrt(self.count * (other.count / count))
             mean = self.mean + apart[:, 0] * (other.count / count)
-        return Factor(count, mean, _triangle(np.concatenate([self.triangle, other.triangle, between], axis=1)))
+        triangle = _triangle(np.concatenate([self.triangle, other.triangle, between], axis=1))
+        return Factor(count, mean, triangle, texts, short)
 
 
 def _triangle(rows: Array) -> Array:

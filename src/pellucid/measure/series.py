@@ -170,10 +170,11 @@ class Design:
 
     def factor(self) -> Factor:
         """Factor the columns of every series."""
-        if not len(self.at):
-            return Factor.of(self.columns(slice(None)))
         parts = [Factor.of(self.columns(block)) for block in self._blocks()]
-        return Factor(len(self.at), *(np.concatenate([getattr(p, k) for p in parts]) for k in ("mean", "triangle")))
+        mean, triangle = (np.concatenate([getattr(part, name) for part in parts]) for name in ("mean", "triangle"))
+        texts = len(np.unique(self.text))
+        short = int((self.panel.position >= 0).any(1).sum()) - texts
+        return Factor(len(self.at), mean, triangle, texts, short)
 
     def residuals(self, solution: Solution) -> Array:
         """Return the residuals [S, B, P]: NaN in cells of no row and in series with a problem."""
@@ -237,7 +238,7 @@ class Design:
         return {"statistic": statistic, "pvalue": tail(lags - model_df if lags > model_df else np.nan, statistic)}
 
     def _blocks(self) -> Iterator[slice]:
-        step = max(1, AT_ONCE // (len(self.at) * len(self.names)))
+        step = max(1, AT_ONCE // max(1, len(self.at) * len(self.names)))
         for start in range(0, len(self._flat), step):
             yield slice(start, min(start + step, len(self._flat)))
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -169,25 +168,6 @@ class Quantiles(Statistic):
             require_buckets(self._held, self._error)
 
 
-@dataclass(frozen=True)
-class Pooled(Factor):
-    """The rows of several texts, factored.
-
-    Attributes:
-        texts: How many texts gave rows.
-        short: How many texts are too short to give one.
-    """
-
-    texts: int
-    short: int
-
-    def merge(self, other: Any) -> Pooled:
-        """Return the factor and the counts of both."""
-        both = super().merge(other)
-        counts = self.texts + other.texts, self.short + other.short
-        return Pooled(both.count, both.mean, both.triangle, *counts)
-
-
 class Autoregression(Statistic):
     """A series of norms regressed on its own past; the result is that of `autoregression` with plain errors.
 
@@ -207,7 +187,7 @@ class Autoregression(Statistic):
         (8, ['const', 'lag1'])
     """
 
-    _part = Pooled
+    _part = Factor
 
     def __init__(self, name: aliases.Name, lags: int = 2, skip: int = 0, *, log: bool = False) -> None:
         super().__init__(name, "log_norm" if log else "norm")
@@ -217,10 +197,8 @@ class Autoregression(Statistic):
     def _options(self) -> dict[str, Any]:
         return {"lags": self._lags, "skip": self._skip}
 
-    def _gather(self, data: Array, array: xarray.DataArray) -> Pooled:
-        design = Design.of(panel_of(array, "Autoregression"), self._lags, self._skip)
-        texts = len(np.unique(design.text))
-        return Pooled(**vars(design.factor()), texts=texts, short=len(design.panel.position) - texts)
+    def _gather(self, data: Array, array: xarray.DataArray) -> Factor:
+        return Design.of(panel_of(array, "Autoregression"), self._lags, self._skip).factor()
 
     def result(self) -> AutoregressionFit:
         """Return estimates and tests by layer.
@@ -228,11 +206,11 @@ class Autoregression(Statistic):
         Raises:
             InputError: If there are no more rows than parameters, or no layer can be fitted.
         """
-        pooled = self.gathered()
+        factor = self.gathered()
         names = ("const", *(f"lag{i}" for i in range(1, self._lags + 1)))
         index = index_of(self.about["dims"], self._shape, self.about["coords"])
-        counts, attrs = (pooled.texts, pooled.short), dict(self.about["attrs"])
-        return fitted(pooled, Basis(self._lags, self._skip, names, *counts, index, attrs), f"{sum(counts)} texts")
+        basis = Basis(self._lags, self._skip, names, factor.texts, factor.short, index, dict(self.about["attrs"]))
+        return fitted(factor, basis, f"{factor.texts + factor.short} texts")
 
     def _layout(self) -> Layout:
         size = (math.prod(self._shape), self._lags + 1)
