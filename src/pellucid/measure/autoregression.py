@@ -159,17 +159,9 @@ def select_lags(
 def fitted(
     factor: Factor, basis: Basis, texts: str, rows: Design | None = None, array: xarray.DataArray | None = None
 ) -> AutoregressionFit:
-    """Solve every series.
+    """Solve every series; raise `InputError` unless there are more rows than parameters and a series can be fitted.
 
-    Args:
-        factor: The triangular factors of the series.
-        basis: What is fitted.
-        texts: The texts, for messages.
-        rows: The rows; None if they were not kept.
-        array: The labelled array that they are of.
-
-    Raises:
-        InputError: Unless there are more rows than parameters and a series that can be fitted.
+    `texts` says which texts they are, for messages; a stream keeps neither rows nor array.
     """
     if factor.count <= len(basis.names):
         raise InputError(

@@ -145,11 +145,7 @@ def distribution(
 
 
 def require_shares(quantiles: Sequence[float], what: str) -> tuple[float, ...]:
-    """Return quantiles as Python's numbers.
-
-    Raises:
-        InputError: If one is not from 0 to 1.
-    """
+    """Return quantiles as Python's numbers; raise `InputError` if one is not from 0 to 1."""
     try:
         shares = tuple(map(float, quantiles))
     except (TypeError, ValueError):

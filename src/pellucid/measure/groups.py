@@ -69,11 +69,7 @@ class Groups:
 
 
 def array_of(source: Source, name: aliases.Name | None, what: str) -> xarray.DataArray:
-    """Return the labelled array that a measure is asked about.
-
-    Raises:
-        InputError: If neither a run with a name nor a labelled array was given.
-    """
+    """Return the array that a measure is asked about; raise `InputError` without a run and a name, or an array."""
     if isinstance(source, ActivationCkpts):
         if name is not None:
             return values(source, name)
@@ -88,11 +84,7 @@ def array_of(source: Source, name: aliases.Name | None, what: str) -> xarray.Dat
 
 
 def _finite(array: xarray.DataArray, what: str) -> xarray.DataArray:
-    """Return an array of the caller's, in which NaN is an entry that is missing.
-
-    Raises:
-        InputError: If a value is infinite.
-    """
+    """Return a caller's array, in which NaN stands for no entry; raise `InputError` if a value is infinite."""
     infinite = np.isinf(array.values)
     if infinite.any():
         at, where = first_place(array.dims, infinite)
@@ -105,17 +97,10 @@ def _finite(array: xarray.DataArray, what: str) -> xarray.DataArray:
 
 
 def grouped(source: Source, name: aliases.Name | None, over: Collection[str] | None, what: str) -> Groups:
-    """Flatten the axes that are summed over.
+    """Flatten the axes that are summed over, by default texts and positions, of a run's checkpoint or an array.
 
-    Args:
-        source: The run or the array.
-        name: The checkpoint, if `source` is a run.
-        over: The axes to sum over; None for texts and positions. Positions that are kept are counted from each text's
-            own first real token.
-        what: The measure, for messages.
-
-    Raises:
-        InputError: If the array does not have one of the axes, none was named, or one that is kept has no entry.
+    Positions that are kept are counted from each text's own first real token. Raise `InputError` if the array does
+    not have one of the axes, none was named, or one that is kept has no entry; `what` is the measure, for messages.
     """
     array = array_of(source, name, what)
     dims = tuple(map(str, array.dims))
@@ -147,11 +132,7 @@ def _begins_apart(array: xarray.DataArray, axis: str) -> bool:
 
 
 def axes_in(over: Collection[str], dims: Collection[str], what: str) -> tuple[str, ...]:
-    """Return the axes named.
-
-    Raises:
-        InputError: If one is not there.
-    """
+    """Return the axes named; raise `InputError` if one is not there."""
     names = [str(axis) for axis in over] if isinstance(over, Iterable) and not isinstance(over, str) else [str(over)]
     absent = [axis for axis in names if axis not in dims]
     if absent:

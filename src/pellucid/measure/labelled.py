@@ -142,23 +142,14 @@ class Captured:
         return kept.reshape(*kept.shape, *[1] * (len(self.axes) - 2))
 
     def float64(self) -> Iterator[Tensor]:
-        """Yield each block's values in float64 on the CPU, NaN where nothing is measured.
-
-        Raises:
-            InputError: If a measured value is not finite.
-        """
+        """Yield each block's values in float64 on the CPU, NaN where nothing is measured; see `require_finite`."""
         for number, tensor in enumerate(self.tensors):
             value = tensor.detach().cpu().double()
             self.require_finite(value, number)
             yield value if self.real is None else value.masked_fill(~self.real, torch.nan)
 
     def require_finite(self, value: Tensor, number: int) -> None:
-        """Raise `InputError` if a measured value is not finite.
-
-        Args:
-            value: A block's values, or one number for each of its vectors.
-            number: Which of the blocks it is.
-        """
+        """Raise `InputError` if a measured value of this block, or the length of a vector, is not finite."""
         real = self.real
         if real is not None and self.axes == ATTENTION and value.dim() < len(self.axes):
             real = real.any(-1)
@@ -176,11 +167,7 @@ class Captured:
         )
 
     def lengths(self) -> Iterator[Tensor]:
-        """Yield the lengths of each block's vectors, in float64 on the CPU, NaN where nothing is measured.
-
-        Raises:
-            InputError: If a length that is measured is not finite.
-        """
+        """Yield the lengths of each block's vectors, as `float64` does their values."""
         real = self.real
         masked = real if self.axes == ATTENTION else None  # masked scores hold the dtype's minimum, which is no length
         if real is not None:

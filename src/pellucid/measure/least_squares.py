@@ -159,12 +159,6 @@ def _problems(factor: Factor) -> Array:
 
 
 def is_constant(squares: Array, mean: Array, n: int) -> Array:
-    """Return whether a spread is no more than rounding leaves of a constant.
-
-    Args:
-        squares: The sum of squared deviations from the mean.
-        mean: The mean, of the same shape.
-        n: How many values there are.
-    """
+    """Return whether squared deviations from the mean of n values sum to no more than rounding leaves."""
     with np.errstate(invalid="ignore"):
         return np.sqrt(squares / n) <= 16 * _EPS * np.abs(mean)

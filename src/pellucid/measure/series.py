@@ -52,9 +52,7 @@ def index_of(dims: Sequence[str], sizes: Sequence[int], coords: Mapping[Any, Any
 def panel_of(array: xarray.DataArray, what: str) -> Panel:
     """Read a labelled array: `pos` (or `query`) is time, `batch` the texts, all other axes are series.
 
-    Raises:
-        InputError: If it is no labelled array, has an axis without entries or none of positions, or its positions are
-            not adjacent.
+    Raise `InputError` if it is none, has an empty axis or no single one of positions, or these are not adjacent.
     """
     if not isinstance(array, need("xarray", what).DataArray):
         raise InputError(
@@ -186,12 +184,9 @@ class Design:
         return out.reshape(self.panel.values.shape)
 
     def by_statsmodels(self, y: Any, x: Any, maxlags: int | None) -> Any:
-        """Return statsmodels' results of one series on these rows.
+        """Return statsmodels' results of one series on these rows, of the response and regressors with the constant.
 
-        Args:
-            y: The response.
-            x: The regressors, the constant among them.
-            maxlags: Lags of a robust covariance, without products of two texts; None for a plain one.
+        With `maxlags` the covariance is robust and has no products of two texts; with None it is plain.
         """
         model = need("statsmodels.api", "summary").OLS(y, x)
         robust: dict[str, Any] = {}

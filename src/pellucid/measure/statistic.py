@@ -103,12 +103,7 @@ class Statistic(ABC):
 
     @abstractmethod
     def _gather(self, data: Array, array: xarray.DataArray) -> Any:
-        """Return the numbers of one run.
-
-        Args:
-            data: The axes that are kept, and the others in one, NaN where nothing is measured.
-            array: The same numbers with their labels.
-        """
+        """Return the numbers of one run: `data` is `array` with the axes that are summed over in one."""
 
     def merge(self, other: Self) -> None:
         """Add what another of the same kind has gathered.
@@ -145,11 +140,7 @@ class Statistic(ABC):
         """
 
     def gathered(self) -> Any:
-        """Return the numbers gathered so far.
-
-        Raises:
-            InputError: If there are none.
-        """
+        """Return the numbers gathered so far; raise `InputError` if there are none."""
         if self._held is None:
             raise InputError(
                 f"{type(self).__name__} of {self.captures}: no text was gathered, expected at least one.",
@@ -193,11 +184,7 @@ class Statistic(ABC):
         """Return what the arrays of a `_part` must be; `_shape` is known."""
 
     def _summed(self, over: Collection[str] | None) -> tuple[str, ...]:
-        """Return the axes that are summed over: texts and positions, which differ from run to run, and what is named.
-
-        Raises:
-            InputError: If an axis is not there, or a text or position axis is left out.
-        """
+        """Return the axes summed over; texts and positions, which differ from run to run, have to be among them."""
         running = tuple(axis for axis in TEXTS_AND_POSITIONS if axis in self.axes)
         if over is None:
             return running
@@ -213,11 +200,7 @@ class Statistic(ABC):
 
 
 def _array(state: Mapping[str, Array], key: str, kind: str, shape: tuple[int | None, ...]) -> Array:
-    """Return one array that a file holds of a statistic, as `Layout` says.
-
-    Raises:
-        ValueError: If it is not there, or is something else.
-    """
+    """Return one array that a file holds of a statistic; raise `ValueError` unless it is as `Layout` says."""
     array = state.get(key)
     if array is None or array.dtype != {"u": np.uint8, "f": np.float64}.get(kind, np.int64) or array.ndim != len(shape):
         raise ValueError(f"{key} is not what a statistic keeps")
@@ -229,11 +212,7 @@ def _array(state: Mapping[str, Array], key: str, kind: str, shape: tuple[int | N
 
 
 def _read_about(content: Array) -> dict[str, Any]:
-    """Return what a statistic says of its runs: axes, labels and provenance.
-
-    Raises:
-        ValueError: If it says something else.
-    """
+    """Return axes, labels and provenance of the runs in a file; raise `ValueError` if it says something else."""
     try:
         about = json.loads(content.tobytes())
     except RecursionError as problem:

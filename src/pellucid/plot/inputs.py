@@ -57,9 +57,7 @@ class Layers:
 def by_layer(where: str, array: DataArray, skip: int = 0) -> Layers:
     """Sort a labelled array by layer; whatever other axes it has are pooled.
 
-    Raises:
-        ShapeError: If it is no labelled array, or has no axis to skip along.
-        InputError: If a value is infinite, `skip` is negative, or nothing is left to draw.
+    Raise `ShapeError` or `InputError` if it is no such array, or no finite values are left in each layer.
     """
     array = without_first(where, labelled(where, array), skip)
     layer = str(Axis.LAYER)
@@ -156,9 +154,7 @@ def as_numbers(where: str, given: Any) -> Numbers:
 def read_patterns(where: str, given: Any, tokens: Sequence[str] | None, dims: tuple[str, ...]) -> DataArray:
     """Return weights with these axes, nan at keys that the causal mask hides, and with the tokens as coordinates.
 
-    Raises:
-        ShapeError: If it has other axes, or there are not as many tokens as keys.
-        InputError: If the values are no attention weights.
+    Raise `ShapeError` if axes or tokens are others, and `InputError` if the values are no attention weights.
     """
     array = _labelled(where, given, dims) if isinstance(given, xarray().DataArray) else _bare(where, given, dims)
     array = array if array.dtype == np.float32 else array.astype(np.float64)
