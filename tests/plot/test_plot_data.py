@@ -414,6 +414,7 @@ ARRAY = xr.DataArray(np.ones((2, 1, 3)), dims=("layer", "batch", "pos"), coords=
         (lambda: pl.plot.residual_growth(ARRAY * 0), InputError, "not-norms", "not above zero"),
         (lambda: pl.plot.autoregression(ARRAY), InputError, "not-a-fit", "DataArray given"),
         (lambda: pl.plot.autoregression(pictures.fitted(3), alpha=5), InputError, "alpha", "alpha=5"),
+        (lambda: pl.plot.autoregression(pictures.fitted(3), alpha="5 %"), InputError, "alpha", "alpha='5 %'"),
         (lambda: pl.plot.autoregression(pictures.fitted(3), terms=["lag9"]), InputError, "no-coefficients", "lag9"),
         (lambda: pl.plot.autoregression(pictures.fitted(3), terms=[]), InputError, "no-coefficients", "terms"),
         (lambda: pl.plot.attention(np.ones((2, 2, 2))), ShapeError, "pattern-axes", "[2, 2, 2]"),

@@ -9,7 +9,8 @@ import numpy as np
 from torch import nn
 
 from pellucid.axes import Axis
-from pellucid.errors import InputError
+from pellucid.check import as_number
+from pellucid.errors import InputError, shown
 from pellucid.plot.canvas import canvas, extent, layer_axis, legend_above, longest, remember
 from pellucid.plot.themes import COLUMN, Colour, Theme, matplotlib, pandas
 from pellucid.run.counting import ParameterCount, count_parameters
@@ -155,9 +156,10 @@ def _table(fit: Fit, terms: Sequence[str] | None, alpha: float, pvalues: Any) ->
             code="not-a-fit",
             remedy="Pass fit.corrected(...) as it is, and name the terms to draw in terms=.",
         )
-    if not 0 < alpha < 1:
+    share = as_number(alpha)
+    if share is None or not 0 < share < 1:
         raise InputError(
-            f"{where}: alpha={alpha!r}, expected a probability between 0 and 1.",
+            f"{where}: alpha={shown(alpha)}, expected a probability between 0 and 1.",
             code="alpha",
             remedy="Give a probability such as 0.05.",
         )
@@ -171,16 +173,11 @@ def _table(fit: Fit, terms: Sequence[str] | None, alpha: float, pvalues: Any) ->
             remedy="Name the fit's own terms in terms=; of a fit by layer and head choose one head before fitting.",
         )
     by = params.index.name or str(Axis.LAYER)
-    bands = fit.conf_int if alpha == USUAL else fit.interval(1 - alpha)
-    tables: list[Any] = []
-    for term in chosen:
-        band = bands[term]
-        columns = {
-            by: params.index, "term": term, "coefficient": params[term], "low": band.iloc[:, 0],
-            "high": band.iloc[:, 1], "pvalue": pvalues[term], "significant": pvalues[term] < alpha,
-        }  # fmt: skip
-        tables.append(pandas().DataFrame(columns))
-    return pandas().concat(tables, ignore_index=True)
+    bands = fit.conf_int if share == USUAL else fit.interval(1 - share)
+    low, high = (bands.xs(side, axis=1, level=1) for side in ("lower", "upper"))
+    wide = {"coefficient": params, "low": low, "high": high, "pvalue": pvalues, "significant": pvalues < share}
+    long = {name: table[chosen].rename_axis(index=by, columns="term").unstack() for name, table in wide.items()}
+    return pandas().DataFrame(long).reset_index()[[by, "term", *wide]]
 
 
 def parameters(counted: ParameterCount | nn.Module, *, ax: Axes | None = None) -> Axes:
