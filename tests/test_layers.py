@@ -192,9 +192,8 @@ def test_what_is_allowed() -> None:
     assert violations(package) == []
 
 
-MAY_KNOW_GPT2 = ("gpt2", "exercises", "prove")
-"""Rooms that may: the family's own; the course's exercises, which are GPT-2's by nature; and prove, whose catalogue of
-mistakes is GPT-2's."""
+MAY_KNOW_GPT2 = ("gpt2", "exercises")
+"""Rooms that may: the family's own, and the course's exercises, which are GPT-2's by nature."""
 
 REGISTRATION = ("families", "pellucid.gpt2.family.GPT2")
 

@@ -174,7 +174,7 @@ def alignment() -> dict[str, Any]:
     from pellucid.prove.aligning import align
     from pellucid.prove.units import units_of
 
-    return json.loads(align(units_of(MODEL), state, 2, 3, set()).to_json())
+    return json.loads(align(units_of(MODEL), state, MODEL.schema).to_json())
 
 
 WRONG: list[tuple[str, Any]] = [

@@ -44,3 +44,19 @@ def coordinate(axis: str, what: str) -> str:
 
 NEURONS = (Axis.D_MODEL, Axis.D_MLP, Axis.D_HEAD)
 """The axis that `neurons=` selects along."""
+
+MOST_PLACES = 16
+"""Up to how many places an order is written out."""
+
+
+def in_another_order(taken: tuple[int, ...], word: str) -> str:
+    """Say that parts along an axis stand in another order.
+
+    Args:
+        taken: Which part stands in each place.
+        word: What a part is called.
+    """
+    moved = [place for place, part in enumerate(taken) if part != place]
+    if len(moved) == 2:
+        return f"{word}s {moved[0]} and {moved[1]} exchanged"
+    return f"{word}s in another order" + (f" ({', '.join(map(str, taken))})" if len(taken) <= MOST_PLACES else "")

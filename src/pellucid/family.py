@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -112,6 +112,90 @@ class Kernels:
     forget: Callable[[Network], None]
 
 
+@dataclass(frozen=True)
+class Span:
+    """Part of a model: from the embeddings or the input of a block, to the end of a block or the logits.
+
+    Attributes:
+        ids: [B, P].
+        first: The first block; -1 begins with the embeddings.
+        last: The last block; `n_layer` ends with the logits.
+        residual: What enters the first block, where it is not the embeddings' sum.
+        step: The logits of every so many-th token are computed; 1 for all.
+        by_place: Name a block's values by its place in the order of blocks instead of its own number.
+    """
+
+    ids: Tensor
+    first: int = -1
+    last: int = 1 << 30
+    residual: Tensor | None = None
+    step: int = 1
+    by_place: bool = False
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """A mistake that a program may have made, in a plain float64 model of the reference's parameters.
+
+    Attributes:
+        report: What a report says of it.
+        run: What the model with the mistake computes on a span, coarsely (in float32, to refuse it quickly) if the
+            second argument says so. The values are "logits" and others by place: the name of a parameter, a module or a
+            block, then `<` for what enters the module that it is, or that holds it, and `>` for what leaves it;
+            "blocks.0.attn.W_Q>" are queries. `RuntimeError` or `IndexError` if it cannot be made in these sizes.
+        begins: The first block that is computed otherwise; -1 for the embeddings, the number of blocks for the end.
+        only_in: The same mistake in some blocks alone, which its report names; None if that cannot be.
+        is_of_order: Whether it changes which blocks are applied, so only a run of the whole model shows it.
+        is_of_logits: Whether it needs the logits of all tokens at once.
+        harmless: Whether it is rounding all the same, or no text can show it.
+        slight: Whether it is rounding, so it explains no large error.
+    """
+
+    report: str
+    run: Callable[[Span, bool], dict[str, Tensor]]
+    begins: int
+    only_in: Callable[[tuple[int, ...]], Suspect] | None = None
+    is_of_order: bool = False
+    is_of_logits: bool = False
+    harmless: bool = False
+    slight: bool = False
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a comparison saw of a program, from which a family suspects mistakes.
+
+    Attributes:
+        rows: How many rows of a batch were run.
+        where: The checkpoint at which it first differs, or "logits".
+        observed: What it has there.
+        expected: What the reference has, by checkpoint, and "logits".
+        alone: Tensors of its own that are no parameters of the reference.
+        heads: Parameter -> which of the reference's heads stands at each place, if they are in another order.
+    """
+
+    rows: int
+    where: str
+    observed: Tensor
+    expected: Mapping[str, Tensor]
+    alone: Mapping[str, Tensor]
+    heads: Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Recognition:
+    """How a model is recognised that does not say what it is.
+
+    Attributes:
+        configs: Configurations that tensors in a layout fit, the plainest first; `KeyError` if tensors are missing.
+        readings: Ways to read a module whose tensors are given by name; each gives, the likeliest first, configurations
+            and stored parameters that the module may have.
+    """
+
+    configs: Callable[[Mapping[str, Tensor], Layout], Iterator[Any]]
+    readings: Callable[[nn.Module, Mapping[str, Tensor]], Iterator[Iterator[tuple[Any, Weights]]]]
+
+
 @dataclass(frozen=True, eq=False)
 class Family:
     """A kind of model; `pellucid.families` has a line for each.
@@ -129,6 +213,10 @@ class Family:
         matrices: The matrices that a run multiplies by, as [in, out], in the order in which it reads them.
         kernels: Compiled decoding; None if there is none.
         differing: Fields of a configuration, with the sizes that tensors in a layout show instead.
+        unseen: Parameters of a block that no text can show, with the reason.
+        recognition: How its models are recognised; None if they have to say what they are.
+        suspects: The mistakes that a comparison tries, for a configuration, the parameters by name (live views among
+            them) and what was seen, the likely ones first; None if none are known.
     """
 
     name: str
@@ -143,3 +231,6 @@ class Family:
     matrices: Callable[[Network], Iterable[Tensor]]
     kernels: Kernels | None
     differing: Callable[[Mapping[str, Tensor], Layout, Any], dict[str, Any]]
+    unseen: Mapping[str, str] = field(default_factory=dict[str, str])
+    recognition: Recognition | None = None
+    suspects: Callable[[Any, Mapping[str, Tensor], Seen], Iterator[Suspect]] | None = None

@@ -254,8 +254,7 @@ def _stream(folder: Path) -> None:
 def _alignment(folder: Path) -> None:
     others = {f"their.{name}": tensor for name, tensor in checkpoints.hf_dict(HF).items()}
     model = pl.from_hf(HF)
-    config = model.config
-    align(units_of(model), others, config.n_layer, config.n_head, set()).save(folder / "alignment.json")
+    align(units_of(model), others, model.schema).save(folder / "alignment.json")
 
 
 HF = checkpoints.small_hf()

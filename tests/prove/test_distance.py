@@ -18,8 +18,7 @@ import pellucid as pl
 import support
 from noticed import must_be_noticed
 from pellucid.prove import changes, comparison, report
-from pellucid.prove.about import RunInputs, name_of
-from pellucid.prove.differences import distance_of
+from pellucid.prove.about import RunInputs, distance_of, name_of
 
 IDS = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6]])
 Model = pl.CkptedTransformer

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import pellucid as pl
 import support
 from pellucid.prove.aligning import align
-from pellucid.prove.units import HEAD, PART, Group, GroupTransform, units_of
+from pellucid.prove.units import HEAD, PART, Group, GroupTransform, unit_axes, units_of
 
 SIZES = {"vocab_size": 31, "n_positions": 11, "n_embd": 12, "n_layer": 2, "n_head": 3, "n_inner": 20}
 
@@ -24,7 +24,7 @@ def layouts(draw: Any) -> tuple[int, dict[str, tuple[Group, GroupTransform, tupl
     h = SIZES["n_head"]
     groups: list[tuple[Group, tuple[int, ...] | None]] = []
     model = pl.CkptedTransformer(pl.TransformerConfig(**SIZES))
-    units = units_of(model)
+    units, axes = units_of(model), unit_axes(model.schema)
     left = list(units)
     for i in range(SIZES["n_layer"]):
         heads = tuple(draw(st.permutations(range(h))))
@@ -34,16 +34,16 @@ def layouts(draw: Any) -> tuple[int, dict[str, tuple[Group, GroupTransform, tupl
             left = [name for name in left if name not in names]
             how = draw(st.sampled_from(["fused", "split", "per head", "per head fused", "kv"]))
             if how == "fused":
-                groups.append((Group(tuple(names)), order))
+                groups.append((Group(tuple(names), axes[names[0]]), order))
             elif how == "split":
-                groups += [(Group((name,)), order) for name in names]
+                groups += [(Group((name,), axes[name]), order) for name in names]
             elif how == "kv":
-                groups += [(Group((names[0],)), order), (Group(tuple(names[1:])), order)]
+                groups += [(Group(part, axes[part[0]]), order) for part in (tuple(names[:1]), tuple(names[1:]))]
             elif how == "per head":
-                groups += [(Group((name,), head), None) for name in names for head in range(h)]
+                groups += [(Group((name,), axes[name], head), None) for name in names for head in range(h)]
             else:
-                groups += [(Group(tuple(names), head), None) for head in range(h)]
-    groups += [(Group((name,)), None) for name in left]
+                groups += [(Group(tuple(names), axes[names[0]], head), None) for head in range(h)]
+    groups += [(Group((name,), axes[name]), None) for name in left]
     made = {}
     for number, (group, heads) in enumerate(draw(st.permutations(groups))):
         natural = group.natural(units)
@@ -73,7 +73,7 @@ def test_a_random_layout_is_aligned_back(layout: Any) -> None:
         name: transform.apply(group.natural(units), group, shape).clone(memory_format=torch.contiguous_format)
         for name, (group, transform, shape) in tensors.items()
     }
-    found = align(units, theirs, SIZES["n_layer"], SIZES["n_head"])
+    found = align(units, theirs, model.schema)
     assert found.bit_equal, (found.unexplained, found.missing)
     assert {match.name: match.group for match in found.matches} == {
         name: group for name, (group, _, _) in tensors.items()
@@ -86,7 +86,7 @@ def test_a_random_layout_is_aligned_back(layout: Any) -> None:
     name = sorted(theirs)[seed % len(theirs)]
     spoiled[name] = spoiled[name].clone()
     spoiled[name].view(-1)[0] = torch.nextafter(spoiled[name].view(-1)[0], torch.tensor(torch.inf))
-    again = align(units, spoiled, SIZES["n_layer"], SIZES["n_head"])
+    again = align(units, spoiled, model.schema)
     assert not again.bit_equal
     assert [match.name for match in again.matches if not match.comparison.bit_equal] == [name]
     assert not found.check(model, spoiled).bit_equal
@@ -94,5 +94,5 @@ def test_a_random_layout_is_aligned_back(layout: Any) -> None:
 
 @pytest.mark.parametrize("axis", [PART, HEAD])
 def test_parts_and_heads_are_axes_like_others(axis: str) -> None:
-    group = Group(tuple(f"blocks.0.attn.W_{letter}" for letter in "QKV"))
+    group = Group(tuple(f"blocks.0.attn.W_{letter}" for letter in "QKV"), ("head", "d_model", "d_head"))
     assert axis in group.axes

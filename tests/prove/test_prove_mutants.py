@@ -15,6 +15,7 @@ from rights import RIGHTS
 
 import pellucid as pl
 import support
+from pellucid.gpt2.family import GPT2
 from pellucid.prove import (
     aligning,
     causes,
@@ -25,9 +26,9 @@ from pellucid.prove import (
     lending,
     places,
     program,
-    recognise,
     runs,
     sensitivity,
+    sides,
     tensors,
     trial,
     verdict,
@@ -138,8 +139,8 @@ def sensitivity_is_real() -> None:
 
 
 def only_right_ones_are_recognised() -> None:
-    assert recognise.recognised(course(MODEL)) is not None
-    assert recognise.recognised(course(MODEL, "post-LN")) is None
+    assert sides.recognised(course(MODEL)) is not None
+    assert sides.recognised(course(MODEL, "post-LN")) is None
 
 
 def float_buffers_are_precise() -> None:
@@ -356,8 +357,8 @@ def unrecognised_is_compared_alone(patch: Patch) -> None:
 
 def single_heads_are_tried(patch: Patch) -> None:
     right = aligning.groups_of
-    patch.setattr(aligning, "groups_of", lambda units, layers, heads: (
-        *right(units, layers, heads), *(aligning.Group((unit,), 0) for unit in units if ".W_O" in unit)))  # fmt: skip
+    patch.setattr(aligning, "groups_of", lambda units, schema: (*right(units, schema), *(
+        aligning.Group((unit,), ("head", "d_head", "d_model"), 0) for unit in units if ".W_O" in unit)))  # fmt: skip
 
 
 def zeros_are_zeros(patch: Patch) -> None:
@@ -384,7 +385,9 @@ MUTANTS: dict[str, tuple[Callable[[Patch], None], Callable[[], None]]] = {
     "roles are believed": (patched(runs.Runs, "first_wrong", first_suspicious), rights_pass),
     "float32 stays float32 in float64": (patched(copies._Rewritten, "__torch_function__", as_it_is), rights_pass),
     "the float64 run is in float32": (patched(trial, "DOUBLE", program.Conditions()), rights_pass),
-    "no mistakes are known": (patched(causes, "known_mistakes", lambda model, **how: iter(())), mistake_is_found),
+    "no mistakes are known": (
+        patched(comparison, "family_of", lambda config: replace(GPT2, suspects=None)), mistake_is_found
+    ),
     "checkpoints are not compared to the bit": (patched(runs, "same_bits", lambda a, b: False), identical_is_said),
     "everything is equal to the bit": (
         both(patched(runs, "same_bits", lambda a, b: True), patched(trial, "same_bits", lambda a, b: True)),
@@ -399,7 +402,7 @@ MUTANTS: dict[str, tuple[Callable[[Patch], None], Callable[[], None]]] = {
     "what is drawn upon a list stays": (patched(lending, "_copied", lambda value, memo: value), lists_are_kept),
     "nothing is injected": (patched(sensitivity._Injection, "inject", lambda self, size: None), sensitivity_is_real),
     "buffers stay float32": (patched(lending, "_in_dtype", lambda value, dtype: value), float_buffers_are_precise),
-    "anything is recognised": (patched(recognise, "CLOSE", 1e9), only_right_ones_are_recognised),
+    "anything is recognised": (patched(sides, "CLOSE", 1e9), only_right_ones_are_recognised),
     "names of known layouts are not believed": (known_names_are_not_believed, exchange_under_known_names_is_found),
     "a unit may be claimed twice": (patched(aligning._Aligner, "_overlaps", lambda *_: False),
                                     a_second_copy_is_one_too_many),
@@ -421,7 +424,7 @@ MUTANTS: dict[str, tuple[Callable[[Patch], None], Callable[[], None]]] = {
              patched(trial.Trial, "bit_equal", property(lambda self: True))),
         one_position_is_not_all,
     ),
-    "hooks read nothing": (patched(program._Recorder, "values", lambda self, n_head: {}), later_mistake_is_placed),
+    "hooks read nothing": (patched(program._Recorder, "values", lambda self: {}), later_mistake_is_placed),
 }  # fmt: skip
 
 

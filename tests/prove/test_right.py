@@ -14,7 +14,7 @@ from test_causes import with_attention
 
 import pellucid as pl
 import support
-from pellucid.prove.recognise import recognised
+from pellucid.prove.sides import recognised
 
 SMALL = {"vocab_size": 53, "n_positions": 64, "n_embd": 24, "n_layer": 2, "n_head": 3}
 IDS = support.some_ids(2, 7, 53)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -68,7 +69,7 @@ def test_fingerprints_do_not_see_order_and_see_bits(seed: int, axes: list[int]) 
 
 def test_alignment_as_a_file(tmp_path: Path, glass: pl.CkptedTransformer) -> None:
     hf = pl.to_hf(glass)
-    found = align(units_of(glass), hf.state_dict(keep_vars=True), 3, 4)
+    found = align(units_of(glass), hf.state_dict(keep_vars=True), glass.schema)
     found.save(tmp_path / "alignment.json")
     again = pl.Alignment.load(tmp_path / "alignment.json")
     assert again == found
@@ -85,13 +86,24 @@ def test_alignment_as_a_file(tmp_path: Path, glass: pl.CkptedTransformer) -> Non
         pl.Alignment.load(tmp_path / "other.json")
 
 
+def test_an_alignment_that_was_saved_before(tmp_path: Path, glass: pl.CkptedTransformer) -> None:
+    """Such files do not say the axes of units, and call the rows of the table of positions otherwise."""
+    found = align(units_of(glass), pl.to_hf(glass).state_dict(keep_vars=True), glass.schema)
+    content = json.loads(found.to_json())
+    for row in content["matches"]:
+        del row["group"]["inner"], row["group"]["heads"]
+    assert any("n_ctx" in row["transform"]["axes"] for row in content["matches"])
+    (tmp_path / "before.json").write_text(json.dumps(content).replace('"n_ctx"', '"pos"'))
+    assert pl.Alignment.load(tmp_path / "before.json") == found
+
+
 def test_a_nan_and_a_sign_of_zero_are_values_too(glass: pl.CkptedTransformer) -> None:
     units = {name: tensor.clone() for name, tensor in units_of(glass).items()}
     units["blocks.0.mlp.b_in"][0] = torch.nan
     theirs = {name: tensor.clone() for name, tensor in units.items()}
-    assert align(units, theirs, 3, 4).bit_equal
+    assert align(units, theirs, glass.schema).bit_equal
     units["blocks.1.mlp.b_in"][0], theirs["blocks.1.mlp.b_in"][0] = 0.0, -0.0
-    assert not align(units, theirs, 3, 4).bit_equal
+    assert not align(units, theirs, glass.schema).bit_equal
 
 
 def test_a_default_device_without_numbers_changes_no_verdict() -> None:

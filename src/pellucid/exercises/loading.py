@@ -73,7 +73,7 @@ def alignment_for(my_gpt: nn.Module, reference: Any) -> Alignment:
             "Construct it with config_of(reference), and see what check_gpt2 says.",
         ) from error
     tensors = {name: value.detach() for name, value in scratch.named_parameters(remove_duplicate=False)}
-    found = align(units, tensors, reference.config.n_layer, reference.config.n_head)
+    found = align(units, tensors, reference.schema)
     own = dict(my_gpt.named_parameters(remove_duplicate=False))
     idle = [
         name for name in found.unexplained if own[name].shape == (reference.config.vocab_size,) and not own[name].any()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from pellucid.family import Family, InTransformers, Kernels
-from pellucid.gpt2 import kernels, layouts, live, model, packed, schema
+from pellucid.family import Family, InTransformers, Kernels, Recognition
+from pellucid.gpt2 import kernels, layouts, live, model, packed, recognition, schema, suspects
 from pellucid.gpt2.config import TransformerConfig, published_fields
 
 GPT2 = Family(
@@ -27,4 +27,7 @@ GPT2 = Family(
     kernels=Kernels(kernels.take, kernels.decoder, packed.bytes_needed, packed.forget),
     layout_of=layouts.detect,
     differing=layouts.differing,
+    unseen={"attn.b_K": "softmax ignores q · b_K, which is the same for every key"},
+    recognition=Recognition(recognition.configs, recognition.readings),
+    suspects=suspects.suspects,
 )

@@ -4,7 +4,7 @@ It serves two callers. A comparison of models tries known mistakes in it to find
 exercises judge a learner's code by it. Everything is computed in float64 (in float32 only to refuse a mistake quickly)
 and by hand, without fused kernels, so it shares nothing with the model except the parameters.
 
-Values are recorded by point: "ln1<" is what enters ln1, "ln1>" what leaves it (see `pellucid.prove.points`).
+Values are recorded by place: "ln1<" is what enters ln1, "ln1>" what leaves it.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from pellucid.family import Span
 from pellucid.gpt2.formulas import (
     Heads,
     Norm,
@@ -191,27 +192,6 @@ class Block:
         post = record("out<", parts.activation(pre, weights.sizes))
         out = record("out>", parts.feed_out(parts.dropped("activation", post), weights))
         return record("mlp>", parts.dropped("mlp", out))
-
-
-@dataclass(frozen=True)
-class Span:
-    """Part of a model: from the embeddings or the input of a block, to the end of a block or the logits.
-
-    Attributes:
-        ids: [B, P].
-        first: The first block; -1 begins with the embeddings.
-        last: The last block; `n_layer` ends with the logits.
-        residual: What enters the first block, where it is not the embeddings' sum.
-        step: The logits of every so many-th token are computed; 1 for all.
-        by_place: Name a block's values by its place in the order of blocks instead of its own number.
-    """
-
-    ids: Tensor
-    first: int = -1
-    last: int = 1 << 30
-    residual: Tensor | None = None
-    step: int = 1
-    by_place: bool = False
 
 
 def run_parts(parts: Parts, weights: PlainWeights, span: Span) -> Values:

@@ -1,15 +1,16 @@
-"""What a comparison was of: two names, what both ran, the versions, and when."""
+"""What a comparison was of (two names, what both ran, the versions, and when), and how far apart the two are."""
 
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from pellucid._version import __version__
@@ -106,3 +107,75 @@ def name_of(side: Any) -> str:
         return printable(f"{type(side).__name__} of {path}" if path and isinstance(path, str) else type(side).__name__)
     count = sum(isinstance(value, Tensor) for value in side.values()) if isinstance(side, Mapping) else 0
     return f"state dict of {count} tensors" if count else type(side).__name__
+
+
+@dataclass(frozen=True)
+class Distance:
+    """How far B is from A. What could not be measured, because nothing was run, is None.
+
+    Attributes:
+        same_top: Share of the positions at which both find the same token likeliest.
+        kl: Kullback-Leibler divergence of B's next-token distribution from A's, KL(A || B), in nats; the mean over
+            positions.
+        loss_a, loss_b: Mean negative log-likelihood of each next token, in nats; None for texts of one token.
+        parameters: Name -> norm of the difference, relative to the norm of A's tensor (Frobenius); the largest first.
+            Those that are equal are left out.
+    """
+
+    same_top: float | None = None
+    kl: float | None = None
+    loss_a: float | None = None
+    loss_b: float | None = None
+    parameters: Mapping[str, float] = field(default_factory=dict[str, float])
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        parts: list[str] = []
+        if self.same_top is not None and self.kl is not None:
+            parts += [f"the same likeliest token at {self.same_top:.1%} of the positions", f"KL {self.kl:.3g} nats"]
+        if self.loss_a is not None and self.loss_b is not None:
+            parts.append(f"loss {self.loss_a:.4f} and {self.loss_b:.4f} nats")
+        return ", ".join(parts) or "nothing was run"
+
+
+def distance_of(
+    logits: tuple[Tensor, Tensor] | None,
+    rows: Sequence[Sequence[int]],
+    parameters: Mapping[str, float],
+    *,
+    swapped: bool = False,
+) -> Distance:
+    """Measure it.
+
+    Args:
+        logits: A's and B's, [B, P, V]; None if nothing was run. Where one has more columns, those of both count.
+        rows: The ids of each row, of which the logits' rows may be a continuation.
+        parameters: Name -> relative change.
+        swapped: Whether the first logits are B's.
+    """
+    changed = {name: value for name, value in parameters.items() if value != 0}
+    ordered = dict(sorted(changed.items(), key=lambda item: item[1], reverse=True))
+    if logits is None or logits[0].shape[:2] != logits[1].shape[:2]:
+        return Distance(parameters=ordered)
+    columns = min(side.size(-1) for side in logits)
+    a, b = (side[..., :columns].detach().double().cpu().log_softmax(-1) for side in logits)
+    a, b = (b, a) if swapped else (a, b)
+    where = torch.tensor([[place < len(row) for place in range(a.size(1))] for row in rows])
+    divergence = (a.exp() * (a - b)).masked_fill(a == -torch.inf, 0.0).sum(-1)  # 0 log 0 is 0
+    same = a.argmax(-1) == b.argmax(-1)
+    return Distance(
+        float(same[where].double().mean()), float(divergence[where].mean()), _loss(a, rows), _loss(b, rows), ordered
+    )
+
+
+def _loss(logprobs: Tensor, rows: Sequence[Sequence[int]]) -> float | None:
+    """The mean negative log-likelihood of every token but the first of each row."""
+    parts = [
+        logprobs[number, torch.arange(len(row) - 1), torch.tensor(row[1:], dtype=torch.long)]
+        for number, row in enumerate(rows)
+        if len(row) > 1 and max(row) < logprobs.size(-1)
+    ]
+    return -float(torch.cat(parts).mean()) if parts else None

@@ -15,9 +15,12 @@ from collections.abc import Collection, Mapping
 import torch
 from torch import Tensor, nn
 
+from pellucid.layout import EMBED
+from pellucid.layout import HEAD as UNEMBED
 from pellucid.prove.alignment import Alignment, Match
 from pellucid.prove.tensors import Fingerprint, compare_tensors, fingerprint, total, what_buffer
 from pellucid.prove.units import HEAD, Group, GroupTransform, groups_of, orders, partner
+from pellucid.schema import Schema
 
 SAMPLE = 509
 """How many values decide whether a transform is worth checking on all of them; a prime, so that strides vary."""
@@ -32,8 +35,7 @@ NEAR = 0.5
 def align(
     units: Mapping[str, Tensor],
     others: Mapping[str, Tensor],
-    n_layer: int,
-    n_head: int,
+    schema: Schema,
     buffers: Collection[str] = (),
 ) -> Alignment:
     """Explain another program's tensors by a reference's units.
@@ -41,44 +43,44 @@ def align(
     Args:
         units: `units_of` the reference.
         others: The other program's state dict, buffers included; names of one memory are copies of each other.
-        n_layer, n_head: The reference's sizes.
+        schema: The reference's.
         buffers: Names that are known to be buffers, so that they need not be explained.
     """
-    return _Aligner(units, others, n_layer, n_head).run(set(buffers))
+    return _Aligner(units, others, schema).run(set(buffers))
 
 
-_ENDS = {"embed.W_E": "unembed.W_U", "unembed.W_U": "embed.W_E"}
+_ENDS = {EMBED: UNEMBED, UNEMBED: EMBED}
 
 
 class _Aligner:
-    def __init__(self, units: Mapping[str, Tensor], others: Mapping[str, Tensor], n_layer: int, n_head: int) -> None:
+    def __init__(self, units: Mapping[str, Tensor], others: Mapping[str, Tensor], schema: Schema) -> None:
         dtypes = {tensor.dtype for tensor in [*units.values(), *others.values()] if tensor.is_floating_point()}
         coarse = max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
         self.exact = units, others  # what is found among coarse copies is compared as it is given
         self.units = {name: tensor.to("cpu", coarse) for name, tensor in units.items()}
         self.names, self.others = _by_memory(others, coarse)
         self.sizes = {name: tensor.numel() for name, tensor in units.items()}
-        self.n_head = n_head
-        self.groups = list(groups_of(self.units, n_layer, n_head))
+        self.groups = list(groups_of(self.units, schema))
+        self.heads = {group.units[0]: _heads_of(group, self.units) for group in self.groups if len(group.units) == 1}
         self.place = {unit: number for number, unit in enumerate(units)}
         self.by_print: dict[Fingerprint, list[Group]] = defaultdict(list)
         prints, heads = self._prints()
         for group in self.groups:
-            parts = [prints[unit] if group.head is None else heads[unit][group.head] for unit in group.units]
+            parts = [prints[unit] if group.head is None else heads[unit, group.head] for unit in group.units]
             self.by_print[total(parts)].append(group)
         self.taken: set[tuple[str, int | None]] = set()
         self.found: dict[str, Match] = {}
 
-    def _prints(self) -> tuple[dict[str, Fingerprint], dict[str, list[Fingerprint]]]:
-        """The fingerprint of every unit, and of each head of those that have heads."""
-        prints: dict[str, Fingerprint] = {}
-        heads: dict[str, list[Fingerprint]] = {}
-        for name, tensor in self.units.items():
-            if ".attn." in name and not name.endswith("b_O"):
-                heads[name] = [fingerprint(head) for head in tensor]
-                prints[name] = total(heads[name])
-            else:
-                prints[name] = fingerprint(tensor)
+    def _prints(self) -> tuple[dict[str, Fingerprint], dict[tuple[str, int], Fingerprint]]:
+        """The fingerprint of every unit, and of each head of those that have several."""
+        single = [group for group in self.groups if len(group.units) == 1]
+        heads = {(g.units[0], g.head): fingerprint(g.natural(self.units)) for g in single if g.head is not None}
+        prints = {
+            name: total(heads[name, head] for head in range(self.heads[name]))
+            if self.heads[name] > 1
+            else fingerprint(tensor)
+            for name, tensor in self.units.items()
+        }
         return prints, heads
 
     def run(self, buffers: set[str]) -> Alignment:
@@ -116,8 +118,8 @@ class _Aligner:
     def _covered(self) -> set[str]:
         heads: dict[str, set[int]] = defaultdict(set)
         for unit, head in self.taken:
-            heads[unit] |= set(range(self.n_head)) if head is None else {head}
-        return {unit for unit, present in heads.items() if len(present) == self.n_head}
+            heads[unit] |= set(range(self.heads[unit])) if head is None else {head}
+        return {unit for unit, present in heads.items() if len(present) == self.heads[unit]}
 
     def _is_at_other_end(self, unit: str, covered: set[str]) -> bool:
         """Whether a unit is one of an untied pair of equal ends, of which the other program has one for both."""
@@ -125,7 +127,8 @@ class _Aligner:
         return end in covered and compare_tensors(units[unit], units[end].T).bit_equal
 
     def _size(self, group: Group) -> int:
-        return sum(self.sizes[unit] for unit in group.units) // (1 if group.head is None else self.n_head)
+        heads = 1 if group.head is None else self.heads[group.units[0]]
+        return sum(self.sizes[unit] for unit in group.units) // heads
 
     def _overlaps(self, group: Group) -> bool:
         heads = [group.head, None] if group.head is not None else None
@@ -210,6 +213,12 @@ class _Aligner:
             if blocks:
                 return blocks.pop() if len(blocks) == 1 else None
         return None
+
+
+def _heads_of(group: Group, units: Mapping[str, Tensor]) -> int:
+    """How many heads the unit of a group has; 1 if it has no axis of heads."""
+    unit = units[group.units[0]]
+    return unit.size(group.inner.index(HEAD)) if HEAD in group.inner else 1
 
 
 def _by_memory(

@@ -20,10 +20,12 @@ from pellucid.check import as_number, as_whole
 from pellucid.errors import WeightsError, shown
 from pellucid.network import Network
 from pellucid.prove.tensors import TensorComparison, compare_tensors
-from pellucid.prove.units import HEAD, Group, GroupTransform, axes_of, units_of
+from pellucid.prove.units import HEAD, POSITIONS, Group, GroupTransform, axes_known_of, units_of
 from pellucid.weights.manifests import read_json
 
 FORMAT = "pellucid.alignment/1"
+EARLIER = {"pos": POSITIONS}
+"""Axes that earlier files call otherwise."""
 _ROWS = 6
 """Matches that an alignment shows of itself."""
 
@@ -182,9 +184,13 @@ class Alignment:
 def _match_from(row: dict[str, Any]) -> Match:
     given, how, comparison = (_object(row[name]) for name in ("group", "transform", "comparison"))
     head = None if given["head"] is None else _count(given["head"])
-    group = Group(_texts(given["units"]), head, _count(given["layers"]))
+    units = _texts(given["units"])
+    if not units or not axes_known_of(units[0]):
+        raise ValueError(f"no such unit: {shown(units)}")
+    inner = _texts(given["inner"]) if "inner" in given else axes_known_of(units[0])[0]  # earlier files leave it out
+    group = Group(units, inner, head, _count(given["layers"]), _counts(given.get("heads", [])))
     heads = None if how["heads"] is None else _counts(how["heads"])
-    transform = GroupTransform(_texts(how["axes"]), heads)
+    transform = GroupTransform(tuple(EARLIER.get(axis, axis) for axis in _texts(how["axes"])), heads)
     _require_sound(group, transform)
     if set(comparison) != {field.name for field in fields(TensorComparison)}:
         raise ValueError(f"a comparison of {shown(list(comparison))}")
@@ -207,11 +213,8 @@ def _match_from(row: dict[str, Any]) -> Match:
 
 def _require_sound(group: Group, transform: GroupTransform) -> None:
     """See that units are some of one kind that exists, and that every axis and head comes once."""
-    try:
-        kinds = {axes_of(unit) for unit in group.units}
-    except (KeyError, IndexError) as problem:
-        raise ValueError(f"no such unit: {shown(group.units)}") from problem
-    if len(kinds) != 1 or (group.layers and len(group.units) % group.layers):
+    unknown = [unit for unit in group.units if group.inner not in axes_known_of(unit)]
+    if unknown or (group.layers and len(group.units) % group.layers):
         raise ValueError(f"no group of units: {shown(group.units)}")
     if sorted(transform.axes) != sorted(group.axes):
         raise ValueError(f"the axes {shown(transform.axes)}, expected those of {shown(group.units)}")

@@ -8,9 +8,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from pellucid.axes import in_another_order
+from pellucid.layout import EMBED
 from pellucid.prove.alignment import Alignment
 from pellucid.prove.report import Divergence
-from pellucid.prove.units import HEAD, axes_of
+from pellucid.prove.units import HEAD, POSITIONS
 
 HALVES = {torch.float16: "float16", torch.bfloat16: "bfloat16"}
 """What a model is rounded to by those who publish it."""
@@ -90,7 +92,7 @@ def relations(sides: Sides) -> str | None:
             ours = sides.units[unit]
             if theirs.dtype == ours.dtype and torch.equal(theirs, ours):
                 continue
-            words = _order(ours, theirs, axes_of(unit)) or _multiple(ours, theirs)
+            words = _order(ours, theirs, match.group.inner) or _multiple(ours, theirs)
             if words is None:
                 return None
             block, name = _placed(unit)
@@ -112,7 +114,7 @@ def _in_blocks(blocks: list[str]) -> str:
     return f", in block{'s' * (len(blocks) > 1)} {', '.join(blocks)}" if blocks[0] else ""
 
 
-AXES = {HEAD: "head", "d_mlp": "neuron", "pos": "row", "d_vocab": "row"}
+AXES = {HEAD: "head", "d_mlp": "neuron", POSITIONS: "row", "d_vocab": "row"}
 """Axes along which a tensor's parts may be exchanged, and what such a part is called."""
 
 
@@ -132,24 +134,8 @@ def _parts(tensor: Tensor, axis: int) -> Tensor:
     return tensor.detach().cpu().movedim(axis, 0).reshape(tensor.size(axis), -1).contiguous().view(torch.uint8)
 
 
-def in_another_order(taken: tuple[int, ...], word: str) -> str:
-    """That parts of something stand in another order, in words.
-
-    Args:
-        taken: Which part stands in each place.
-        word: What a part is called.
-    """
-    moved = [place for place, part in enumerate(taken) if part != place]
-    if len(moved) == 2:
-        return f"{word}s {moved[0]} and {moved[1]} exchanged"
-    return f"{word}s in another order" + (f" ({', '.join(map(str, taken))})" if len(taken) <= SHOWN else "")
-
-
 UNIT = 1e-5
 """How near 1 a factor is that is no factor but rounding."""
-
-SHOWN = 16
-"""Up to how many places an order is written out."""
 
 
 def _multiple(ours: Tensor, theirs: Tensor) -> str | None:
@@ -177,7 +163,7 @@ def additions(sides: Sides) -> list[str]:
         for tensor in alone.values()
         if (table := _as_rows(tensor, sides.units[unit])) is not None
     ]
-    embedding = sides.units.get("embed.W_E")
+    embedding = sides.units.get(EMBED)
     for name, tensor in alone.items():
         if embedding is not None and name.startswith(HEADS) and sorted(tensor.shape) == sorted(embedding.shape):
             found.append(f"{other} has a head of its own, {name}, and {reference}'s head is its embedding")

@@ -2,33 +2,33 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 
-from pellucid.gpt2.formulas import PlainWeights, Sizes
+from pellucid.families import family_of
+from pellucid.family import Seen
+from pellucid.prove.about import distance_of
 from pellucid.prove.aligning import align
 from pellucid.prove.alignment import Alignment
 from pellucid.prove.calling import NoLogitsError
 from pellucid.prove.causes import Cause, Evidence, confirmed_cause, head_of_its_own
 from pellucid.prove.changes import Sides, with_changes
 from pellucid.prove.computed import Computed, computed_in, with_computed
-from pellucid.prove.copies import parameter_dtypes, with_positions, with_their_values, without_units, working_copy
-from pellucid.prove.differences import distance_of
-from pellucid.prove.idle_tensors import K_BIAS, cropped, without_idle
+from pellucid.prove.copies import parameter_dtypes, with_their_values, without_units, working_copy
+from pellucid.prove.idle_tensors import cropped, without_idle
 from pellucid.prove.lending import Loan
 from pellucid.prove.places import divergence_at, first_changed, not_finite_at, positions_note
-from pellucid.prove.points import LOGITS, ckpt_of, sites_of
-from pellucid.prove.program import Conditions, Glass, Program
+from pellucid.prove.points import LOGITS, block_of, sites_of
+from pellucid.prove.program import DOUBLE, Conditions, Glass, Program
 from pellucid.prove.report import CheckpointRow, ComparisonReport, Divergence, relative_changes
 from pellucid.prove.runs import Runs, rows_of, same_bits
 from pellucid.prove.sensitivity import Sensitivity
 from pellucid.prove.tensors import compare_tensors, known_buffers
-from pellucid.prove.trial import DOUBLE, Trial, probe_ids
-from pellucid.prove.units import units_of
+from pellucid.prove.trial import Trial, probe_ids
+from pellucid.prove.units import POSITIONS, kind_of, unit_axes, units_of
 from pellucid.prove.verdict import is_rounding, notes_on, rows_of_parameters, verdict_of
 from pellucid.run.model import CkptedTransformer
 
@@ -66,6 +66,7 @@ class Comparison:
     progress: Progress = silently
     notes: list[str] = field(default_factory=list)
     mixed: bool = False
+    units: dict[str, Tensor] = field(default_factory=dict)
     others: dict[str, Tensor] = field(default_factory=dict)
     seen: tuple[int, int] = (0, 0)
     blind: bool = False
@@ -75,41 +76,46 @@ class Comparison:
     buffers: set[str] = field(default_factory=set)
     computed: dict[str, Computed] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        self.schema, self.family = self.reference.schema, family_of(self.reference.config)
+
     def report(self) -> ComparisonReport:
         """Align, run, judge."""
         self.progress("aligning parameters", 0.0)
         self._crop()
-        alignment = self._without_rounding(self._align())  # in the dtypes that they have
-        first = first_changed(alignment, units_of(self.reference), self.others)
-        first, notes = with_changes(first, Sides(units_of(self.reference), self.others, alignment, self.swapped))
+        alignment = self._without_rounding(
+            align(self.units, self.others, self.schema, self.buffers)
+        )  # in the dtypes that they have
+        first = first_changed(alignment, self.units, self.others)
+        first, notes = with_changes(first, Sides(self.units, self.others, alignment, self.swapped))
         self.notes += notes
         ground = self._common_ground()
-        self.reference = without_units(
-            working_copy(self.reference, ground), [unit for unit in alignment.missing if unit.endswith(K_BIAS)]
-        )
+        unseen = [unit for unit in alignment.missing if kind_of(unit) in self.family.unseen]
+        self.reference = without_units(working_copy(self.reference, ground), unseen)
         self.progress("running both", 0.3)
         program = Program(
             Loan(self.other, ground, computed={name: self.others[name] for name in self.computed}),
-            sites_of(alignment, self.other), self.reference.embed.W_E.detach(), self.reference.config.n_head,
+            sites_of(alignment, self.other, self.schema), self.reference.embed.W_E.detach(),
         )  # fmt: skip
         other = self.other
         watched = Glass(working_copy(other, ground)) if isinstance(other, CkptedTransformer) else program
         try:
             trial = Trial(self.reference, watched, program, self.ids)
         except NoLogitsError as error:
-            self.notes += [*notes_on(alignment), f"nothing could be judged: {error}"]
+            self.notes += [*notes_on(alignment, self.family.unseen), f"nothing could be judged: {error}"]
             return self._finished(alignment, [], first, explained=False)
         except Exception as error:  # whatever a foreign forward raises
             words = f"the other model did not run on ids {list(self.ids.shape)}: {_words(error)}"
-            self.notes += [*notes_on(alignment), words]
+            self.notes += [*notes_on(alignment, self.family.unseen), words]
             return self._finished(alignment, [], first, explained=False)
         alignment = self._without_idle(alignment, program)
-        self.notes += notes_on(alignment)
+        self.notes += notes_on(alignment, self.family.unseen)
         self.logits = trial.single.expected[LOGITS], trial.plain
         return self._judge(alignment, trial, first)
 
     def _crop(self) -> None:
-        """The other's tensors as they evaluate, and tables cut to the rows that both sides have."""
+        """Both sides' tensors, the other's as they evaluate, and tables cut to the rows that both sides have."""
+        self.units = units_of(self.reference)
         if self.tensors is not None:
             self.others, self.buffers = dict(self.tensors), known_buffers(self.tensors, self.reference.config)[0]
             return
@@ -119,19 +125,17 @@ class Comparison:
             self.computed = computed_in(module)
             held = with_computed(held, self.computed)
         padded = not isinstance(self.other, CkptedTransformer)  # a model of ours says which vocabulary it has
-        self.others, positions, notes = cropped(units_of(self.reference), held, padded=padded)
+        self.units, self.others, notes = cropped(self.units, held, self.schema, padded=padded)
         self.notes += notes
-        if positions is not None:
-            self.reference = with_positions(self.reference, positions)
 
     def _without_rounding(self, alignment: Alignment) -> Alignment:
         """An alignment in which a weight that is computed from what stands for the reference's is the reference's."""
-        units, matches, said = units_of(self.reference), list(alignment.matches), dict[str, list[str]]()
+        matches, said = list(alignment.matches), dict[str, list[str]]()
         for number, match in enumerate(matches):
             weight = self.computed.get(match.name)
             if weight is None:
                 continue
-            natural = match.group.natural(units)
+            natural = match.group.natural(self.units)
             wanted, words = match.transform.apply(natural, match.group, match.shape), f"computed ({weight.how})"
             if not match.comparison.bit_equal and weight.comes_from(wanted):
                 words += " from what stands for the reference's values, but for rounding"
@@ -144,10 +148,15 @@ class Comparison:
         return replace(alignment, matches=tuple(matches))
 
     def _without_idle(self, alignment: Alignment, program: Program) -> Alignment:
-        config = self.reference.config
-        probe = probe_ids(self.ids, config.vocab_size, config.n_positions)
+        probe = self._probe_ids()
         batches = [self.ids] if probe is None else [self.ids, probe]
-        return without_idle(alignment, program, self.others, batches)
+        return without_idle(alignment, program, self.others, batches, self.family.unseen)
+
+    def _probe_ids(self) -> Tensor | None:
+        """Ids of our own that show more than the caller's, within the positions that both sides have."""
+        axes, sizes = unit_axes(self.schema), self.schema.sizes
+        tables = [len(unit) for name, unit in self.units.items() if axes[name][0] == POSITIONS]
+        return probe_ids(self.ids, sizes["d_vocab"], min([sizes[POSITIONS], *tables]))
 
     def _rows(self) -> list[list[int]]:
         """The caller's ids, without what fills short rows up."""
@@ -166,10 +175,6 @@ class Comparison:
         self.notes.append(f"the dtypes are {named}: both were rounded to {coarse} first, and can be no more than "
                           "equivalent")  # fmt: skip
         return ground
-
-    def _align(self) -> Alignment:
-        config = self.reference.config
-        return align(units_of(self.reference), self.others, config.n_layer, config.n_head, self.buffers)
 
     def _judge(self, alignment: Alignment, trial: Trial, first: Divergence | None) -> ComparisonReport:
         """Tell rounding from error by float64, find the first difference, and report."""
@@ -209,7 +214,7 @@ class Comparison:
         found = [
             *trial.program.remarks,
             *trial.notes,
-            *(f"{point} holds something else than {ckpt_of(point, double.n_layer)}" for point in double.dropped),
+            *(f"{point} holds something else than {double.ckpt(point)}" for point in double.dropped),
             *(positions_note(trial.single) if trial.ids is self.ids else ()),
             *(["no logit of the reference is finite, so that equal ones show nothing"] if self.blind else []),
         ]
@@ -229,11 +234,12 @@ class Comparison:
             return None, trial.settled and not double.blurred and (is_rounding(rows) or double.amplified)
         cause = self._cause(self.reference, alignment, double, point or double.undecided[0])
         if cause is not None and cause.harmless:
-            why = "so that this is rounding" if point else "and no text can show it: softmax ignores q · b_K"
+            reasons = "; ".join(self.family.unseen.values())
+            why = "so that this is rounding" if point else f"and no text can show it: {reasons}"
             self.notes.append(f"{cause.words}: {cause.extent}, {why}")
             return None, trial.settled
         if point is None:
-            where = [f"{p} ({ckpt_of(p, double.n_layer)})" for p in double.undecided]
+            where = [f"{p} ({double.ckpt(p)})" for p in double.undecided]
             self.notes.append(f"nothing here depends on {', '.join(where)}, which differs: try a longer text")
             return None, False
         if rows and all(row.bit_equal for row in rows) and alignment.complete:
@@ -243,8 +249,7 @@ class Comparison:
 
     def _probed(self, trial: Trial) -> Trial | None:
         """A trial on ids of our own, longer than the caller's and in two rows; None if it shows nothing more."""
-        config = self.reference.config
-        ids = probe_ids(self.ids, config.vocab_size, config.n_positions)
+        ids = self._probe_ids()
         if ids is None:
             return None
         self.progress("running both on a probe", 0.9)
@@ -261,29 +266,39 @@ class Comparison:
         if not same_bits(again[LOGITS], double.watched_logits):
             self.notes.append("the other model draws random numbers: two runs of it differ")
             calm = Conditions(double=True, dropout=False)
-            if Runs(double.program, double.expected, double.ids, double.n_layer, calm).first_wrong() is None:
+            if Runs(double.program, double.expected, double.ids, double.schema, calm).first_wrong() is None:
                 return Cause("dropout is active although the model evaluates", "without it, the logits agree too")
             return None
-        return confirmed_cause(self._evidence(reference, alignment, double, _carried_on(point)))
+        evidence = self._evidence(reference, alignment, double, self._carried_on(point))
+        return None if evidence is None else confirmed_cause(evidence)
 
-    def _evidence(self, reference: CkptedTransformer, alignment: Alignment, double: Runs, point: str) -> Evidence:
+    def _evidence(
+        self, reference: CkptedTransformer, alignment: Alignment, double: Runs, point: str
+    ) -> Evidence | None:
+        """What there is to find a cause by; None if no mistakes are known of the family."""
+        if self.family.suspects is None:
+            return None
         points = double.points()
         before = points[: points.index(point)] if point in points else points
+        alone = {name: self.others[name].detach() for name in alignment.unexplained}
+        moved = [match for match in alignment.matches if match.transform.heads and not match.group.heads]
+        heads = {unit: match.transform.heads or () for match in moved for unit in match.group.units}
+        seen = Seen(double.ids.size(0), double.ckpt(point), double.free[point], double.expected, alone, heads)
+        suspects = list(self.family.suspects(reference.config, units_of(reference), seen))
         agreed = tuple(p for p in before if not double.is_wrong(double.free, p))
-        own = (
-            p for p in points if ckpt_of(p, double.n_layer).startswith("blocks.") and double.is_wrong(double.forced, p)
-        )
-        blocks = {int(ckpt_of(p, double.n_layer).split(".")[1]) for p in own}
-        return Evidence(
-            PlainWeights(Sizes.of(reference.config), units_of(reference)), double.ids, double.expected, double.free,
-            point, agreed, alignment, self.others, tuple(points), tuple(sorted(blocks)),
-        )  # fmt: skip
+        wrong = {block_of(double.ckpt(p)) for p in points if double.is_wrong(double.forced, p)} - {-1}
+        return Evidence(suspects, double, point, agreed, tuple(sorted(wrong)))
+
+    def _carried_on(self, point: str) -> str:
+        """Where a value that is computed beside the fast path comes to bear: at the next one that is not."""
+        names = self.schema.names
+        later = names[names.index(point) :] if point in names else ()
+        return next((name for name in later if self.schema[name].computed == "always"), point)
 
     def _of_parameters(self, alignment: Alignment, double: Runs, first: Divergence) -> Divergence:
         """The first parameter that differs, and whether the programs are the same apart from the parameters."""
         changed = [match for match in alignment.matches if not match.comparison.bit_equal]
-        evidence = self._evidence(self.reference, alignment, double, LOGITS)
-        if (head := head_of_its_own(evidence, changed)) is not None:
+        if (head := head_of_its_own(self.reference, alignment, self.others, double)) is not None:
             return replace(first, cause=f"{head.words}: {head.extent}")
         if changed and not double.is_wrong(double.free, LOGITS):
             self.notes.append("other parameters, the same logits: in float64 they agree but for rounding")
@@ -295,7 +310,7 @@ class Comparison:
         adopted = with_their_values(self.reference, changed, self.others)
         glass = Glass(adopted)
         expected = glass.run(double.ids, None, DOUBLE)
-        runs = Runs(double.program, expected, double.ids, double.n_layer, DOUBLE, reference=glass)
+        runs = Runs(double.program, expected, double.ids, double.schema, DOUBLE, reference=glass)
         point = runs.first_wrong()
         if point is None:
             self.notes.append("with the other model's values in the reference, everything agrees")
@@ -308,7 +323,6 @@ class Comparison:
     def _finished(
         self, alignment: Alignment, rows: list[CheckpointRow], divergence: Divergence | None, *, explained: bool
     ) -> ComparisonReport:
-        shown = {row.name for row in rows}
         parameters = rows_of_parameters(alignment, swapped=self.swapped)
         exact = self.exact and not self.mixed and self.seen[0] == self.seen[1]
         verdict = verdict_of(alignment, rows, divergence, may_be_identical=exact, rounding_explains=explained)
@@ -316,7 +330,7 @@ class Comparison:
             verdict=verdict if (rows and not self.blind) or divergence else "inconclusive",
             parameters=parameters,
             checkpoints=tuple(rows),
-            not_covered=tuple(name for name in self.reference.ckpt_names if name not in shown),
+            ckpts=self.schema.names,
             first_divergence=divergence,
             alignment=alignment,
             notes=tuple(self.notes),
@@ -325,13 +339,6 @@ class Comparison:
             reference="B" if self.swapped else "A",
             probe=Sensitivity(self.reference, self.other, self.ids, alignment if self.tensors is None else None),
         )
-
-
-def _carried_on(point: str) -> str:
-    """Where a value that is computed beside the fast path comes to bear."""
-    if point.endswith("ckpt_scaled"):
-        return point.replace("ckpt_scaled", "ckpt_normalized")
-    return re.sub("ckpt_(scores|pattern)$", "ckpt_z", point)
 
 
 def _probe_words(ids: Tensor) -> str:

@@ -2,8 +2,8 @@
 
 A copy shares the parameters' memory (or holds them in another dtype) and has modes, hooks and buffers of its own. A
 float64 run needs no copy of the parameters: each operation converts what it reads, so that no more than one of them
-is in memory twice. At the end are copies of a reference with something changed: fewer positions, units that are zeros,
-another program's values.
+is in memory twice. At the end are copies of a reference with something changed: units that are zeros, another program's
+values.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
-from pellucid.parameters import LiveView
 from pellucid.prove.alignment import Match
 from pellucid.run.model import CkptedTransformer
 from pellucid.tensor_file import ALIGNMENT
@@ -241,18 +240,9 @@ class _Rewritten(TorchFunctionMode):
         return value
 
 
-def with_positions(model: CkptedTransformer, positions: int) -> CkptedTransformer:
-    """A model with the first positions of another."""
-    table = model.pos_embed.W_pos.detach()[:positions]
-    config = model.config.replace(n_positions=positions)
-    weights = {**model.state_dict(), "pos_embed.W_pos": table}
-    how = model.execution
-    return CkptedTransformer(config, weights, attention=how.attention, numerics=how.numerics).eval()
-
-
 def without_units(model: CkptedTransformer, units: list[str]) -> CkptedTransformer:
     """A working copy, in which these units become zeros."""
-    own_parameters(model, [_stored_name(model, unit) for unit in units])
+    own_parameters(model, [model.schema.parameter(unit).stored_in for unit in units])
     with torch.no_grad():
         for unit in units:
             model.parameter(unit).zero_()
@@ -264,18 +254,11 @@ def with_their_values(
 ) -> CkptedTransformer:
     """A working copy of a model in which the units of these matches have the other program's values."""
     made = working_copy(model)
-    own_parameters(made, [_stored_name(model, unit) for match in matches for unit in match.group.units])
+    own_parameters(made, [model.schema.parameter(unit).stored_in for match in matches for unit in match.group.units])
     for match in matches:
         undone = match.transform.undo(others[match.name].detach(), match.group, match.comparison.shape)
         for unit, part in match.group.split(undone).items():
             with torch.no_grad():
-                target = made.parameter(unit)
-                (target if match.group.head is None else target[match.group.head]).copy_(part)
+                target = match.group.of_head(made.parameter(unit))
+                target[tuple(map(slice, part.shape))].copy_(part)  # of a table, perhaps its first rows
     return made
-
-
-def _stored_name(model: CkptedTransformer, unit: str) -> str:
-    """The name under which a unit is stored, which for a live view is that of a larger parameter."""
-    path, attribute = unit.rsplit(".", 1)
-    view = getattr(type(model.get_submodule(path)), attribute, None)
-    return f"{path}.{view.stored}" if isinstance(view, LiveView) else unit

@@ -6,6 +6,7 @@ values, and their names have to agree with what was found, since nothing is run 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
@@ -13,18 +14,21 @@ import torch
 from torch import Tensor
 
 from pellucid.errors import InputError
+from pellucid.families import family_of
+from pellucid.layout import HEAD as UNEMBED
+from pellucid.prove.about import distance_of
 from pellucid.prove.aligning import align
 from pellucid.prove.alignment import Alignment, Match
 from pellucid.prove.changes import Sides, with_changes
 from pellucid.prove.comparison import Comparison
-from pellucid.prove.differences import distance_of
 from pellucid.prove.places import first_changed
 from pellucid.prove.report import ComparisonReport, Divergence, ParameterRow, describe_difference, relative_changes
-from pellucid.prove.sides import Pair, Side, reference_of, unknown
+from pellucid.prove.sides import Pair, Side, reference_of, references_of, unknown
 from pellucid.prove.tensors import TensorComparison, compare_tensors, known_buffers
-from pellucid.prove.units import HEAD, Group, GroupTransform, axes_of, units_of
+from pellucid.prove.units import HEAD, Group, GroupTransform, unit_axes, units_of
 from pellucid.prove.verdict import doubts, notes_on, rows_of_parameters, verdict_of
 from pellucid.run.model import CkptedTransformer
+from pellucid.schema import Schema
 
 ALONE = "state dicts hold parameters and no program: nothing was run, and the verdict is on the parameters alone"
 BY_NAME = "both layouts are known: parameters of one name were compared"
@@ -95,36 +99,31 @@ def compare_dicts(a: Tensors, b: Tensors) -> ComparisonReport:
     )
 
 
-def _possible_heads(width: int) -> list[int]:
-    """Numbers of heads that a width allows, the likeliest first; most layouts do not say how many there are."""
-    return [n for n in dict.fromkeys((width // 64, *range(2, 65))) if n > 1 and width % n == 0 and width // n >= 4]
-
-
-def _assuming(n_head: int, report: ComparisonReport) -> ComparisonReport:
-    note = f"with {n_head} heads, which the layout does not say"
+def _assuming(model: CkptedTransformer, report: ComparisonReport) -> ComparisonReport:
+    note = f"with {model.schema.sizes['head']} heads, which the layout does not say"
     return replace(report, notes=(note, *report.notes)) if report else report
 
 
 def _by_layout(a: tuple[Tensors, CkptedTransformer], b: tuple[Tensors, CkptedTransformer]) -> ComparisonReport:
     """Two state dicts of known layouts: parameter by parameter, under our names."""
-    known = max(a[1].config.n_head, b[1].config.n_head)  # 1 where a layout does not say
+    known = max(a[1].schema.sizes["head"], b[1].schema.sizes["head"])  # 1 where a layout does not say
     first, second, beside = _with_heads(a, known), _with_heads(b, known), _beside(a, b)
     report = _of_named(first, second, beside)
-    if report or known > 1 or not _differ_within_heads(report):
+    if report or known > 1 or not _differ_within_heads(report, first.schema):
         return report
-    for n_head in _possible_heads(first.config.n_embd):
-        found = _of_named(_with_heads(a, n_head), _with_heads(b, n_head), beside)
+    for other in itertools.islice(references_of(a[0]), 1, None):
+        found = _of_named(other, _with_heads(b, other.schema.sizes["head"]), beside)
         if found:
-            return _assuming(n_head, found)
+            return _assuming(other, found)
     return report
 
 
 def _with_heads(side: tuple[Tensors, CkptedTransformer], n_head: int) -> CkptedTransformer:
-    """A state dict as a model of so many heads; as it is where that does not divide its width."""
+    """A state dict as a model of so many heads; as it is if it cannot have them."""
     tensors, model = side
-    if model.config.n_head == n_head or model.config.n_embd % n_head:
+    if model.schema.sizes["head"] == n_head:
         return model
-    return reference_of(tensors, model.config.replace(n_head=n_head)) or model
+    return next((other for other in references_of(tensors) if other.schema.sizes["head"] == n_head), model)
 
 
 def _beside(*sides: tuple[Tensors, CkptedTransformer]) -> tuple[str, ...]:
@@ -132,25 +131,27 @@ def _beside(*sides: tuple[Tensors, CkptedTransformer]) -> tuple[str, ...]:
     return tuple(sorted(name for tensors, model in sides for name in known_buffers(tensors, model.config)[1]))
 
 
-def _differ_within_heads(report: ComparisonReport) -> bool:
+def _differ_within_heads(report: ComparisonReport, schema: Schema) -> bool:
     """Whether nothing but what heads have differs, so that they may stand in another order."""
     changed = [match for match in report.alignment.matches if not match.comparison.bit_equal]
+    axes = unit_axes(schema)
     odd = (*report.alignment.missing, *(unit for match in changed for unit in match.group.units))
-    return bool(odd) and all(HEAD in axes_of(unit) for unit in odd)
+    return bool(odd) and all(HEAD in axes.get(unit, ()) for unit in odd)
 
 
 def _of_named(first: CkptedTransformer, second: CkptedTransformer, beside: tuple[str, ...]) -> ComparisonReport:
     units, others = units_of(first), units_of(second)
     if not (first.unembed.tied and second.unembed.tied):
-        units["unembed.W_U"], others["unembed.W_U"] = first.unembed.W_U.detach(), second.unembed.W_U.detach()
+        units[UNEMBED], others[UNEMBED] = first.unembed.W_U.detach(), second.unembed.W_U.detach()
+    axes = {UNEMBED: ("d_model", "d_vocab"), **unit_axes(first.schema)}
     shared = [name for name in units if name in others and units[name].shape == others[name].shape]
-    matches = {name: _named_match(name, units[name], others[name], None) for name in shared}
+    matches = {name: _named_match(name, axes[name], units[name], others[name]) for name in shared}
     changed = {_owner(name) for name, match in matches.items() if HEAD in match.group.axes and not match.comparison}
     for layer in changed:
         held = [name for name, match in matches.items() if _owner(name) == layer and HEAD in match.group.axes]
         order = _head_order(*(torch.cat([side[name].cpu().flatten(1) for name in held], 1) for side in (units, others)))
         if order is not None:
-            matches |= {name: _named_match(name, units[name], others[name], order) for name in held}
+            matches |= {name: _named_match(name, axes[name], units[name], others[name], order) for name in held}
     alignment = Alignment(
         tuple(matches.values()),
         unexplained=(*(name for name in others if name not in units), *beside),
@@ -165,9 +166,11 @@ def _owner(name: str) -> str:
     return name.rpartition(".")[0]
 
 
-def _named_match(name: str, unit: Tensor, other: Tensor, order: tuple[int, ...] | None) -> Match:
-    group = Group((name,))
-    transform = GroupTransform(axes_of(name), order)
+def _named_match(
+    name: str, axes: tuple[str, ...], unit: Tensor, other: Tensor, order: tuple[int, ...] | None = None
+) -> Match:
+    group = Group((name,), axes)
+    transform = GroupTransform(axes, order)
     compared = compare_tensors(unit, transform.undo(other, group, unit.shape))
     return Match(name, group, transform, tuple(other.shape), compared)
 
@@ -199,20 +202,23 @@ def _best_of_heads(
 ) -> ComparisonReport:
     """The comparison under a number of heads that explains everything, if there is one."""
     report = _by_value(reference, others, swapped=swapped)
-    if report.alignment.bit_equal or reference.config.n_head > 1 or not _differ_within_heads(report):
+    if (
+        report.alignment.bit_equal
+        or reference.schema.sizes["head"] > 1
+        or not _differ_within_heads(report, reference.schema)
+    ):
         return report
-    for n_head in _possible_heads(reference.config.n_embd):
-        again = reference_of(theirs, reference.config.replace(n_head=n_head))
-        found = report if again is None else _by_value(again, others, swapped=swapped)
+    for other in itertools.islice(references_of(theirs), 1, None):
+        found = _by_value(other, others, swapped=swapped)
         if found.alignment.bit_equal:
-            return _assuming(n_head, found)
+            return _assuming(other, found)
     return report
 
 
 def _by_value(reference: CkptedTransformer, others: Tensors, *, swapped: bool) -> ComparisonReport:
     """A model's parameters and tensors under names that mean nothing: found by value, and the names then checked."""
-    config, units = reference.config, units_of(reference)
-    alignment = align(units, others, config.n_layer, config.n_head)
+    units = units_of(reference)
+    alignment = align(units, others, reference.schema)
     report = _report(reference, units, others, alignment, BY_VALUE, swapped=swapped)
     found = doubts(alignment, units, others) if report else ()
     return replace(report, verdict="inconclusive", notes=(*found, *report.notes)) if found else report
@@ -232,7 +238,7 @@ def _report(
         reference.ckpt_names,
         changed,
         alignment,
-        (ALONE, note, *notes, *notes_on(alignment)),
+        (ALONE, note, *notes, *notes_on(alignment, family_of(reference.config).unseen)),
         distance=distance_of(None, (), relative_changes(rows)),
     )
 

@@ -6,26 +6,31 @@ tried: other values are put into it, and the logits of a run without instruments
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
+from pellucid.layout import EMBED
+from pellucid.layout import HEAD as UNEMBED
 from pellucid.prove.aligning import NEAR
 from pellucid.prove.alignment import Alignment
 from pellucid.prove.program import Program
 from pellucid.prove.runs import same_bits
+from pellucid.prove.units import POSITIONS, kind_of, unit_axes
+from pellucid.schema import Schema
 
 ONE_BY_ONE = 32
 """Up to how many tensors are tried alone, where all together change something."""
 
-K_BIAS = "attn.b_K"
-"""What no text can show: softmax ignores q · b_K, which is the same for every key."""
-
 
 def without_idle(
-    alignment: Alignment, program: Program, others: Mapping[str, Tensor], batches: Sequence[Tensor]
+    alignment: Alignment,
+    program: Program,
+    others: Mapping[str, Tensor],
+    batches: Sequence[Tensor],
+    unseen: Collection[str],
 ) -> Alignment:
     """An alignment whose unexplained tensors are those that may change something.
 
@@ -34,11 +39,12 @@ def without_idle(
         program: As the caller runs it.
         others: Its tensors by name.
         batches: Ids [B, P] on which other values must leave the logits as they are.
+        unseen: Parameters of a block that no text can show.
     """
     found = {name: what for name in alignment.unexplained if (what := _constant(others[name]))}
     rest = [name for name in alignment.unexplained if name not in found and others[name].is_floating_point()]
     found |= dict.fromkeys(_without_effect(rest, program, others, batches), "without effect on the logits")
-    hidden = tuple(unit for unit in alignment.missing if unit.endswith(K_BIAS))
+    hidden = tuple(unit for unit in alignment.missing if kind_of(unit) in unseen)
     return replace(
         alignment,
         buffers={**alignment.buffers, **found},
@@ -82,45 +88,46 @@ def _stays(
 
 
 def cropped(
-    units: Mapping[str, Tensor], others: Mapping[str, Tensor], *, padded: bool
-) -> tuple[dict[str, Tensor], int | None, list[str]]:
+    units: Mapping[str, Tensor], others: Mapping[str, Tensor], schema: Schema, *, padded: bool
+) -> tuple[dict[str, Tensor], dict[str, Tensor], list[str]]:
     """Tables of another length, cut to the rows that both sides have.
 
     Args:
         units: The reference's.
         others: The other program's tensors.
+        schema: The reference's.
         padded: Whether its vocabulary may be longer than it says, with rows that no id reaches.
 
     Returns:
-        The other program's tensors, of longer tables the first rows; how many positions the reference is to have
-        where the other's table is shorter, else None; and notes.
+        Both sides: of longer tables the first rows, on the reference's side of those of positions alone; and notes.
     """
-    made, notes, positions = dict(others), list[str](), None
+    ours, theirs, notes = dict(units), dict(others), list[str]()
+    tables = [unit for unit, axes in unit_axes(schema).items() if axes[0] == POSITIONS]
     taken = {tuple(tensor.shape) for tensor in units.values()}
     for name, tensor in others.items():
         if tensor.dim() != 2 or not tensor.is_floating_point() or tuple(tensor.shape) in taken:
             continue
-        for unit in ("pos_embed.W_pos", *(("embed.W_E", "unembed.W_U") if padded else ())):
+        for unit in (*tables, *((EMBED, UNEMBED) if padded else ())):
             if unit not in units:
                 continue
-            table = units[unit].T if unit == "unembed.W_U" else units[unit]
+            table = units[unit].T if unit == UNEMBED else units[unit]
             turned = tensor.shape[1] != table.shape[1]
             rows = tensor.T if turned else tensor
             if rows.shape[1] != table.shape[1]:
                 continue
             fewest = min(len(rows), len(table))
-            ours, theirs = table[:fewest].nan_to_num(), rows[:fewest].detach().nan_to_num()
-            if not float((theirs - ours).norm()) <= NEAR * float(ours.norm()):
+            one, other = table[:fewest].nan_to_num(), rows[:fewest].detach().nan_to_num()
+            if not float((other - one).norm()) <= NEAR * float(one.norm()):
                 continue
             if len(rows) > len(table):
-                made[name] = rows[:fewest].T if turned else rows[:fewest]
+                theirs[name] = rows[:fewest].T if turned else rows[:fewest]
                 notes.append(f"{name} has {len(rows)} rows, of which the first {fewest} are compared: no id or "
                              "position of the reference reaches the others")  # fmt: skip
                 break
-            if unit == "pos_embed.W_pos":
-                positions = fewest
+            if unit in tables:
+                ours[unit] = table[:fewest]
                 notes.append(
                     f"{name} has {fewest} rows, and the reference {len(table)}: that many positions are compared"
                 )
                 break
-    return made, positions, notes
+    return ours, theirs, notes

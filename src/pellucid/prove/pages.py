@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, TypeVar
 
-from pellucid.families import schema_of
 from pellucid.html.page import Cell, Folded, HeatStrip, Page, PlainTable, RowGroup, Section, Text, anchor
 
 if TYPE_CHECKING:
@@ -16,7 +15,7 @@ ROUNDING = 1e-10
 """Relative error in float64 that rounding never reaches."""
 
 CHECKPOINTS, PARAMETERS = "Checkpoints", "Parameters"
-Row = TypeVar("Row")
+R = TypeVar("R")
 
 OUTSIDE = "before and after the blocks"
 MOVED = 12
@@ -55,7 +54,7 @@ def _moved(moved: Sequence[ParameterRow]) -> PlainTable:
 def _strip(report: ComparisonReport) -> HeatStrip:
     by_name = {row.name: row for row in report.checkpoints}
     blocks = sorted({int(name.split(".")[1]) for name in by_name if name.startswith("blocks.")})
-    kinds = list(schema_of("gpt2", {"layer": 1}).in_blocks)
+    kinds = list(dict.fromkeys(name.split(".", 2)[2] for name in report.ckpts if name.startswith("blocks.")))
     cells = [[_cell(by_name.get(f"blocks.{block}.{kind}")) for block in blocks] for kind in kinds]
     return HeatStrip(
         "Each stage's own error, by block",
@@ -136,9 +135,9 @@ def _parameter(row: ParameterRow) -> tuple[str, ...]:
     return row.a, row.b, transform, _number(row.relative), _number(row.max_abs), _yes(row.bit_equal)
 
 
-def _grouped(rows: Sequence[Row], names: Sequence[str]) -> list[tuple[str, list[Row]]]:
+def _grouped(rows: Sequence[R], names: Sequence[str]) -> list[tuple[str, list[R]]]:
     """The rows of each block, after those of none."""
-    groups: dict[str, list[Row]] = {}
+    groups: dict[str, list[R]] = {}
     for row, name in sorted(zip(rows, names, strict=True), key=lambda pair: _block_of(pair[1])):
         groups.setdefault(_group_of(name), []).append(row)
     return list(groups.items())

@@ -7,12 +7,15 @@ from typing import Literal
 
 from torch import Tensor
 
+from pellucid.axes import POSITIONS
+from pellucid.numerics.rounding import BEYOND_ROUNDING, not_alike, relative_error, shown_part, size_of
 from pellucid.prove.alignment import Alignment
 from pellucid.prove.causes import Cause
-from pellucid.prove.differences import BEYOND_ROUNDING, not_alike, relative_error, shown_part, size_of
 from pellucid.prove.points import LOGITS, ckpt_of, in_order
 from pellucid.prove.report import Divergence, describe_difference
 from pellucid.prove.runs import Runs, same_bits
+from pellucid.prove.units import HEADS
+from pellucid.schema import Schema
 
 
 def first_changed(alignment: Alignment, units: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> Divergence | None:
@@ -24,7 +27,7 @@ def first_changed(alignment: Alignment, units: Mapping[str, Tensor], others: Map
     differing = [
         unit
         for unit, part in changed.group.split(undone).items()
-        if not same_bits(_of_head(units[unit], changed.group.head), part)
+        if not same_bits(changed.group.of_head(units[unit]), part)
     ]
     head = "" if changed.group.head is None else f"[{changed.group.head}]"
     where = " + ".join(unit + head for unit in differing)
@@ -32,13 +35,9 @@ def first_changed(alignment: Alignment, units: Mapping[str, Tensor], others: Map
     return Divergence(where, "parameter", theirs + describe_difference(changed.comparison))
 
 
-def _of_head(unit: Tensor, head: int | None) -> Tensor:
-    return unit if head is None else unit[head]
-
-
 def divergence_at(runs: Runs, point: str, cause: Cause | None) -> Divergence:
     """What a report says of a point that differs."""
-    name = ckpt_of(point, runs.n_layer)
+    name = runs.ckpt(point)
     expected = runs.expected[name]
     given = runs.forced.get(point)
     if given is None or not runs.is_wrong(runs.forced, point):
@@ -50,7 +49,7 @@ def divergence_at(runs: Runs, point: str, cause: Cause | None) -> Divergence:
     error = relative_error(given, expected)
     detail = f"its own relative error in float64 is {error:.3g}, which is not rounding"
     gap = ~((given - expected).abs() <= BEYOND_ROUNDING * size_of(expected))
-    return Divergence(name, _what(name), detail, words, *_places(name, gap))
+    return Divergence(name, _what(name), detail, words, *_places(runs, name, gap))
 
 
 def not_finite_at(runs: Runs, point: str, *, wrong: bool) -> Divergence:
@@ -61,14 +60,14 @@ def not_finite_at(runs: Runs, point: str, *, wrong: bool) -> Divergence:
         point: The first such point.
         wrong: Whether float64 shows an error, too, at a later point.
     """
-    name = ckpt_of(point, runs.n_layer)
+    name = runs.ckpt(point)
     given, expected = runs.free[point], shown_part(runs.expected[name], runs.free[point])
     odd = not_alike(given, expected)
     theirs, ours = _kind(given[odd]), _kind(expected.to(given.device)[odd])
     dtype = str(given.dtype).removeprefix("torch.")
     later = "" if wrong else "; in float64 both agree, so that the arithmetic leaves the range of its dtype"
     detail = f"{theirs} where the reference has {ours}, at {int(odd.sum())} of {odd.numel()} values in {dtype}{later}"
-    return Divergence(name, _what(name), detail, None, *_places(name, odd))
+    return Divergence(name, _what(name), detail, None, *_places(runs, name, odd))
 
 
 def _kind(values: Tensor) -> str:
@@ -76,10 +75,9 @@ def _kind(values: Tensor) -> str:
     return " and ".join(word for word, where in kinds.items() if bool(where.any()))
 
 
-def is_before(first: str, second: str, n_layer: int) -> bool:
+def is_before(first: str, second: str, schema: Schema) -> bool:
     """Whether a right program passes one point before another that is not of the same checkpoint."""
-    order = in_order(iter((first, second)), n_layer)
-    return order[0] == first and ckpt_of(first, n_layer) != ckpt_of(second, n_layer)
+    return in_order((first, second), schema)[0] == first and ckpt_of(first, schema) != ckpt_of(second, schema)
 
 
 def positions_note(runs: Runs) -> list[str]:
@@ -92,16 +90,18 @@ def positions_note(runs: Runs) -> list[str]:
     return [f"the program gives the logits of {which}: of {of} positions it shows no more"]
 
 
-def _places(name: str, gap: Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def _places(runs: Runs, name: str, gap: Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The positions, and the heads where a checkpoint has some, at which two values differ.
 
     Args:
+        runs: Of which schema the checkpoint is.
         name: The checkpoint.
-        gap: [B, P, ...], where; of scores and patterns [B, H, Pq, Pk] the positions are those of queries.
+        gap: Where; of scores and patterns [B, H, Pq, Pk] the positions are those of queries.
     """
-    if name.endswith(("_scores", "_pattern")):
-        return _along(gap, 2), _along(gap, 1)
-    return _along(gap, 1), _along(gap, 2) if name.endswith(("_q", "_k", "_v", "_z")) else ()
+    axes = runs.schema.axes.get(name, ("batch", "pos"))
+    position = next(place for place, axis in enumerate(axes) if axis in POSITIONS)
+    head = next((place for place, axis in enumerate(axes) if axis in HEADS), None)
+    return _along(gap, position), () if head is None else _along(gap, head)
 
 
 def _along(gap: Tensor, axis: int) -> tuple[int, ...]:

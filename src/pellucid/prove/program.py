@@ -7,13 +7,14 @@ reference's, so that every later value shows the program's own error there and n
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from pellucid.families import FAMILIES
 from pellucid.prove.calling import Call, read_answer, working_call
 from pellucid.prove.copies import eagerly, quietly, undisturbed
 from pellucid.prove.lending import Loan
@@ -21,9 +22,6 @@ from pellucid.prove.points import LOGITS, ModuleSite
 from pellucid.run.model import CkptedTransformer
 
 Values = Mapping[str, Tensor]
-
-UNTOUCHED = ("ckpt_scaled", "ckpt_scores", "ckpt_pattern")
-"""Checkpoints of ours that are computed beside the fast path: replacing them would change the path."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +39,9 @@ class Conditions:
     dropout: bool = True
     seed: int = 0
     noise: float = 0.0
+
+
+DOUBLE = Conditions(double=True)
 
 
 class WatchedModel(Protocol):
@@ -61,7 +62,8 @@ class Glass:
         self, ids: Tensor, forced: Values | None = None, conditions: Conditions = Conditions()
     ) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(conditions.seed)
-        tap = _ForcingTap({}, forced or {}, conditions.noise, generator)
+        beside = {point.name for point in self.model.schema.points if point.computed == "when watched"}
+        tap = _ForcingTap({}, forced or {}, beside, conditions.noise, generator)
         with quietly(self.model, double=conditions.double):
             logits = self.model(ids.to(self.model.device), tap)
         return {**tap.values, LOGITS: logits}
@@ -69,8 +71,14 @@ class Glass:
 
 @dataclass(frozen=True)
 class _ForcingTap:
+    """Keeps every value and puts the forced ones in their place, but for those that are computed beside the fast path.
+
+    Replacing one of these would change the path.
+    """
+
     values: dict[str, Tensor]
     forced: Values
+    beside: Collection[str]
     noise: float
     generator: torch.Generator
 
@@ -79,7 +87,7 @@ class _ForcingTap:
 
     def __call__(self, name: str, value: Tensor) -> Tensor:
         self.values[name] = value.detach().clone()
-        if name.endswith(UNTOUCHED):
+        if name in self.beside:
             return value
         if name in self.forced:
             return self.forced[name].to(value)
@@ -97,7 +105,6 @@ class Program:
         loan: A loan of anything that maps ids [B, P] to logits.
         sites: Where it shows what.
         head: [V, D], what a program without a head is multiplied with.
-        n_head: How many heads there are, where the program keeps them apart.
         remarks: What its outputs were like, in words, in the order in which it was noticed.
         call: How it wants to be called; found at the first run.
     """
@@ -105,7 +112,6 @@ class Program:
     loan: Loan
     sites: Sequence[ModuleSite]
     head: Tensor
-    n_head: int
     remarks: dict[str, None] = field(default_factory=dict)
     call: Call | None = None
 
@@ -120,7 +126,7 @@ class Program:
             with quietly(module, double=conditions.double, dropout=conditions.dropout):
                 torch.manual_seed(conditions.seed)
                 output = self._output(module, ids)
-        return {**recorder.values(self.n_head), LOGITS: self._logits(output, ids)}
+        return {**recorder.values(), LOGITS: self._logits(output, ids)}
 
     def plain(self, ids: Tensor, *, double: bool = False, gradients: bool = False, times: int = 1) -> Tensor:
         """The logits of a run without any instrument, evaluating.
@@ -175,9 +181,9 @@ class Unwatched:
 
 
 def is_headless(module: nn.Module) -> bool:
-    """Whether a module is of transformers' class that gives hidden states, and leaves the head to its caller."""
-    inner = getattr(module, "_orig_mod", module)
-    return any(c.__name__ == "GPT2Model" and c.__module__.startswith("transformers.") for c in type(inner).__mro__)
+    """Whether a module is of a class of transformers' that gives hidden states, and leaves the head to its caller."""
+    bases, inner = {family.in_transformers.base for family in FAMILIES}, getattr(module, "_orig_mod", module)
+    return any(c.__name__ in bases and c.__module__.startswith("transformers.") for c in type(inner).__mro__)
 
 
 class _Recorder:
@@ -216,23 +222,21 @@ class _Recorder:
             return value  # of one head alone, what is its own cannot be written among the others
         return _like_rows(site.write({**own, **given}), value, self.shape)
 
-    def values(self, n_head: int) -> dict[str, Tensor]:
+    def values(self) -> dict[str, Tensor]:
         """Point -> value, from the sites that fired once with a value that can be read; heads put together."""
         values: dict[str, Tensor] = {}
-        pieces: dict[str, dict[int, Tensor]] = {}
+        pieces: dict[tuple[str, int], dict[int, Tensor]] = {}
         for number in sorted(self.seen):
             site, calls = self.sites[number], self.seen[number]
             for point, value in calls[0].items() if len(calls) == 1 else ():
                 if site.head is None:
                     values.setdefault(point, value)
                 else:
-                    pieces.setdefault(point, {})[site.head] = value
-        for point, heads in pieces.items():
-            first = heads[min(heads)]
-            if point.endswith(("q<", "k<", "v<", "qkv<")):
-                values.setdefault(point, first)
-            elif len(heads) == n_head:
-                values.setdefault(point, torch.stack([heads[h] for h in range(n_head)], 2))
+                    head, of = site.head
+                    pieces.setdefault((point, of), {})[head] = value
+        for (point, of), heads in pieces.items():
+            if len(heads) == of:
+                values.setdefault(point, torch.stack([heads[h] for h in range(of)], 2))
         return values
 
 

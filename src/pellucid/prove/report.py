@@ -10,11 +10,9 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any, Literal, Protocol, cast
 
-from pellucid.families import schema_of
 from pellucid.html.page import Page
-from pellucid.prove.about import About, RunInputs
+from pellucid.prove.about import About, Distance, RunInputs
 from pellucid.prove.alignment import Alignment
-from pellucid.prove.differences import Distance
 from pellucid.prove.pages import MOVED, comparison_page
 from pellucid.prove.tensors import TensorComparison
 
@@ -103,7 +101,8 @@ class ComparisonReport:
         verdict: "identical", "equivalent", "different" or "inconclusive"; the first two are true.
         parameters: A row per tensor of the other program.
         checkpoints: A row per checkpoint that both show, in execution order, and the logits.
-        not_covered: Checkpoints of the reference that the other program does not show.
+        ckpts: Every checkpoint of the reference, in execution order; `not_covered` are those that the other program
+            does not show.
         first_divergence: Where they first differ, if they do.
         alignment: Which parameter is which.
         notes: What the reader should know: common ground, what could not be run, what is unexplained.
@@ -117,7 +116,7 @@ class ComparisonReport:
     verdict: Verdict
     parameters: tuple[ParameterRow, ...]
     checkpoints: tuple[CheckpointRow, ...]
-    not_covered: tuple[str, ...]
+    ckpts: tuple[str, ...]
     first_divergence: Divergence | None
     alignment: Alignment
     notes: tuple[str, ...]
@@ -148,14 +147,20 @@ class ComparisonReport:
         return self.about.versions
 
     @property
+    def not_covered(self) -> tuple[str, ...]:
+        """Checkpoints of the reference that the other program does not show."""
+        shown = {row.name for row in self.checkpoints}
+        return tuple(name for name in self.ckpts if name not in shown)
+
+    @property
     def coverage(self) -> dict[str, tuple[int, int]]:
         """Kind of checkpoint, such as "attn.ckpt_q" -> in how many blocks both show it, and of how many.
 
         "logits" is there only where a program gives those of some positions: of how many, and of how many that ran.
         """
         counts: dict[str, tuple[int, int]] = {}
-        shown = [row.name for row in self.checkpoints if row.name != "logits"]
-        for name in sorted((*shown, *self.not_covered), key=_rank):
+        shown = {row.name for row in self.checkpoints}
+        for name in self.ckpts:
             kind = name.split(".", 2)[2] if name.startswith("blocks.") else name
             covered, of = counts.get(kind, (0, 0))
             counts[kind] = (covered + (name in shown), of + 1)
@@ -256,12 +261,6 @@ def _finite(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_finite(item) for item in cast(list[Any], value)]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _rank(name: str) -> int:
-    """Where a checkpoint's kind comes in a report: embeddings, the 17 of a block, the end."""
-    kinds = schema_of("gpt2", {"layer": 1}).kinds
-    return kinds.index(name.split(".", 2)[2] if name.startswith("blocks.") else name)
 
 
 def _coverage_words(coverage: Mapping[str, tuple[int, int]]) -> list[str]:

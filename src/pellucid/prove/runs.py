@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from pellucid.prove.differences import BEYOND_ROUNDING, not_alike, relative_error, shown_part
+from pellucid.numerics.rounding import BEYOND_ROUNDING, not_alike, relative_error, shown_part
 from pellucid.prove.points import LOGITS, ckpt_of, in_order
 from pellucid.prove.program import Conditions, Glass, Values, WatchedModel
 from pellucid.prove.report import CheckpointRow
+from pellucid.schema import Schema
 
 ROUNDING = 2.0**-51
 """Relative size of the errors that stand for float64's rounding of one checkpoint: two units of its last place."""
@@ -35,7 +36,7 @@ class Runs:
         program: The other program.
         expected: The reference's values by checkpoint, and "logits".
         ids: What was run.
-        n_layer: The number of the reference's blocks.
+        schema: The reference's.
         conditions: How.
         dropped: Points that turned out to hold something else than a checkpoint's value.
         amplified: Whether something is off by more than rounding, although no stage alone is.
@@ -47,7 +48,7 @@ class Runs:
     program: WatchedModel
     expected: Values
     ids: Tensor
-    n_layer: int
+    schema: Schema
     conditions: Conditions
     dropped: list[str] = field(default_factory=list)
     undecided: list[str] = field(default_factory=list)
@@ -65,6 +66,10 @@ class Runs:
         self.free = self.program.run(self.ids, None, self.conditions)
         self.watched_logits = self.free[LOGITS]
 
+    def ckpt(self, point: str) -> str:
+        """The checkpoint that a point holds in a right program."""
+        return ckpt_of(point, self.schema)
+
     @property
     def forced(self) -> Values:
         """A run in which every point is replaced by the reference's value; made when it is first asked for."""
@@ -81,20 +86,20 @@ class Runs:
         shown = [
             point for point, value in self.free.items()
             if point != LOGITS and point not in self.dropped
-            and (expected := self.expected.get(ckpt_of(point, self.n_layer))) is not None
+            and (expected := self.expected.get(self.ckpt(point))) is not None
             and expected.shape == value.shape
         ]  # fmt: skip
-        return in_order(iter(shown), self.n_layer)
+        return in_order(shown, self.schema)
 
     def forced_at(self, points: list[str]) -> dict[str, Tensor]:
         """A run in which these points are replaced by the reference's values."""
-        forced = {point: self.expected[ckpt_of(point, self.n_layer)] for point in points}
+        forced = {point: self.expected[self.ckpt(point)] for point in points}
         return self.program.run(self.ids, forced, self.conditions)
 
     def error(self, values: Mapping[str, Tensor], point: str) -> float:
         """Relative error of a run at a point."""
         given = values.get(point)
-        return float("inf") if given is None else relative_error(given, self.expected[ckpt_of(point, self.n_layer)])
+        return float("inf") if given is None else relative_error(given, self.expected[self.ckpt(point)])
 
     def is_wrong(self, values: Mapping[str, Tensor], point: str) -> bool:
         """Whether a run is off at a point by more than rounding."""
@@ -113,7 +118,7 @@ class Runs:
         if self.reference is None:
             return 0.0
         if self.rounded is None:
-            forced = {name: self.expected[name] for p in self.points() if (name := ckpt_of(p, self.n_layer)) != LOGITS}
+            forced = {name: self.expected[name] for p in self.points() if (name := self.ckpt(p)) != LOGITS}
             noisy = [
                 self.reference.run(self.ids, forced, Conditions(double=True, seed=seed, noise=ROUNDING))
                 for seed in range(DRAWS)
@@ -122,7 +127,7 @@ class Runs:
                 name: max(relative_error(values[name], expected) for values in noisy)
                 for name, expected in self.expected.items()
             }
-        return MARGIN * self.rounded[ckpt_of(point, self.n_layer)]
+        return MARGIN * self.rounded[self.ckpt(point)]
 
     def first_wrong(self) -> str | None:
         """The first point whose own error rounding cannot explain, None if everything agrees.
@@ -172,7 +177,7 @@ class Runs:
         """The first point at which one side only is finite; points that hold something else are passed over."""
         points = [point for point in self.points() if point not in dropped]
         for point in [*points, LOGITS]:
-            if bool(not_alike(self.free[point], self.expected[ckpt_of(point, self.n_layer)]).any()):
+            if bool(not_alike(self.free[point], self.expected[self.ckpt(point)]).any()):
                 return point
         return None
 
@@ -187,9 +192,9 @@ class Runs:
             self._drop(wrong)
 
     def _is_to_blame(self, point: str, points: list[str]) -> bool:
-        where = ckpt_of(point, self.n_layer)
+        where = self.ckpt(point)
         earlier = points[: points.index(point)]
-        later = [other for other in points if other not in earlier and ckpt_of(other, self.n_layer) != where]
+        later = [other for other in points if other not in earlier and self.ckpt(other) != where]
         after = (later or [LOGITS])[0]
         if self.is_wrong(self.forced_at(earlier), after):
             return True
@@ -206,7 +211,7 @@ def rows_of(single: Runs, double: Runs | None) -> list[CheckpointRow]:
     points = [point for point in single.points() if point not in left_out]
     by_ckpt: dict[str, list[str]] = {}
     for point in [*points, LOGITS]:
-        by_ckpt.setdefault(ckpt_of(point, single.n_layer), []).append(point)
+        by_ckpt.setdefault(single.ckpt(point), []).append(point)
     return [_row(name, held, single, double) for name, held in by_ckpt.items()]
 
 

@@ -12,21 +12,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from pellucid.layout import EMBED
+from pellucid.numerics.rounding import BEYOND_ROUNDING, relative_error
 from pellucid.prove.aligning import align
 from pellucid.prove.alignment import Alignment, Match
 from pellucid.prove.computed import computed_in, with_computed
 from pellucid.prove.copies import is_scripted
-from pellucid.prove.differences import BEYOND_ROUNDING, relative_error
 from pellucid.prove.lending import Loan
 from pellucid.prove.points import LOGITS, sites_of
-from pellucid.prove.program import Conditions, Program, WatchedModel
-from pellucid.prove.units import units_of
+from pellucid.prove.program import DOUBLE, Program, WatchedModel
+from pellucid.prove.units import POSITIONS, kind_of, units_of
 from pellucid.run.model import CkptedTransformer
 
 FINEST = 16
 """Powers of ten that are tried: from 1e-1 to 1e-16, which is float64's own rounding."""
-
-DOUBLE = Conditions(double=True)
 
 
 @dataclass(frozen=True)
@@ -48,16 +47,15 @@ class Sensitivity:
         """Kind of parameter -> smallest relative change of one weight that is revealed; None if not even 0.1 is."""
         if any(map(is_scripted, self.other.modules())):
             return {}  # nothing can be put into a compiled program
-        config = self.reference.config
         with Loan(self.other).taken() as module:
             held, computed = dict(module.state_dict(keep_vars=True)), computed_in(module)
         tensors = with_computed(held, computed)
-        alignment = self.alignment or align(units_of(self.reference), tensors, config.n_layer, config.n_head)
+        alignment = self.alignment or align(units_of(self.reference), tensors, self.reference.schema)
         kinds = self._one_of_each_kind(alignment)
         own = {id(tensors[m.name]): _double(tensors[m.name]) for m, _ in kinds.values()}  # to be written to
-        sites, head = sites_of(alignment, self.other), self.reference.embed.W_E.detach()
+        sites = sites_of(alignment, self.other, self.reference.schema)
         constants = {name: own.get(id(tensors[name]), tensors[name]) for name in computed}
-        program = Program(Loan(self.other, replaced=own, computed=constants), sites, head, config.n_head)
+        program = Program(Loan(self.other, replaced=own, computed=constants), sites, self.reference.embed.W_E.detach())
         base = program.run(self.ids, None, DOUBLE)
         found: dict[str, float | None] = {}
         for kind, (match, unit) in kinds.items():
@@ -68,10 +66,10 @@ class Sensitivity:
     def _one_of_each_kind(self, alignment: Alignment) -> dict[str, tuple[Match, str]]:
         """A match and a unit in it for each kind, from the block in the middle where there are several."""
         chosen: dict[str, tuple[Match, str]] = {}
-        middle = f"blocks.{self.reference.config.n_layer // 2}."
+        middle = f"blocks.{len(self.reference.schema.blocks) // 2}."
         for match in alignment.matches:
             for unit in match.group.units:
-                kind = unit.split(".", 2)[2] if unit.startswith("blocks.") else unit
+                kind = kind_of(unit)
                 if kind not in chosen or (unit.startswith(middle) and not chosen[kind][1].startswith(middle)):
                     chosen[kind] = (match, unit)
         return chosen
@@ -89,9 +87,9 @@ class _Injection:
         group, transform = self.match.group, self.match.transform
         natural = transform.undo(self.tensor.detach(), group, self.match.comparison.shape).clone()
         part = group.split(natural)[self.unit]  # a view of it
-        if self.unit == "embed.W_E":
+        if self.unit == EMBED:
             part = part[int(self.ids[0, 0])]
-        elif self.unit == "pos_embed.W_pos":
+        elif group.inner[0] == POSITIONS:
             part = part[0]
         place = torch.unravel_index(part.abs().argmax(), part.shape)
         part[place] = part[place] * (1 + size) if part[place] != 0 else size

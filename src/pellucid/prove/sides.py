@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,20 +12,24 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from pellucid.config import Config
 from pellucid.errors import ConfigError, InputError, MissingExtraError, PellucidError, WeightsError, shown
-from pellucid.gpt2.config import TransformerConfig
-from pellucid.gpt2.layouts import sizes_of
+from pellucid.families import FAMILIES, family_of
+from pellucid.layout import EMBED
+from pellucid.numerics.rounding import BEYOND_ROUNDING, relative_error
 from pellucid.open import from_hf, load, to_hf
+from pellucid.part import Weights
 from pellucid.prove.about import SEED, RunInputs, name_of
-from pellucid.prove.computed import computes
-from pellucid.prove.recognise import recognised
+from pellucid.prove.computed import computed_in, computes, with_computed
+from pellucid.prove.lending import Loan
+from pellucid.prove.points import LOGITS
+from pellucid.prove.program import DOUBLE, Glass, Program
 from pellucid.run.model import CkptedTransformer
 from pellucid.text.batch import Inputs
 from pellucid.text.batching import Batcher
 from pellucid.text.tokenizer import Tokenizer
 from pellucid.weights import hub
 from pellucid.weights.importing import to_ours
-from pellucid.weights.layouts import detect
 from pellucid.weights.load import LoadOptions, parse_dtype, whole_config
 from pellucid.weights.prefixes import canonical_names
 
@@ -140,7 +145,8 @@ def _from_transformers(name: str, options: LoadOptions) -> Opened:
     try:
         messages.disable_progress_bar()  # progress is the caller's to show
         fields = config if config is None or isinstance(config, Mapping) else config.to_dict()
-        theirs = None if fields is None else transformers.GPT2Config.from_dict(dict(fields))
+        kind = transformers.CONFIG_MAPPING[(fields or {}).get("model_type", FAMILIES[0].name)]
+        theirs = None if fields is None else kind.from_dict(dict(fields))
         model = transformers.AutoModelForCausalLM.from_pretrained(
             found, config=theirs, dtype="auto" if dtype is None else dtype, trust_remote_code=False
         )
@@ -159,7 +165,7 @@ def _from_transformers(name: str, options: LoadOptions) -> Opened:
 def pairs(a: Side, b: Side) -> list[Pair]:
     """The comparisons that answer whether a and b are the same; two where the reference has to be built.
 
-    None at all where no side is a program that is known to be a GPT-2's.
+    None at all where no side is a program of a known family.
     """
     if isinstance(a, CkptedTransformer):
         return [Pair(a, b)]
@@ -175,11 +181,12 @@ def pairs(a: Side, b: Side) -> list[Pair]:
 
 
 def unknown(a: Side, b: Side) -> InputError:
-    """What is raised where neither side is known to be a GPT-2."""
+    """What is raised where neither side is known to be of a family."""
+    known = " or ".join(family.name for family in FAMILIES)
     return InputError(
-        f"compare: {type(a).__name__} and {type(b).__name__}, and neither could be recognised as a GPT-2.",
+        f"compare: {type(a).__name__} and {type(b).__name__}, and neither could be recognised as a model of {known}.",
         code="compare-unknown-both",
-        remedy="Compare each with a CkptedTransformer or a transformers GPT-2, such as pl.load('folder').",
+        remedy="Compare each with a CkptedTransformer or a model of transformers, such as pl.load('folder').",
     )
 
 
@@ -237,26 +244,75 @@ DRAWN = 32
 
 def _drawn(reference: CkptedTransformer, sides: Sequence[Opened]) -> Tensor:
     """Ids [1, P] that both sides take, none of them a pad's."""
-    config = reference.config
+    config, own = reference.config, reference.config.sizes
     sizes = [getattr(getattr(side.side, "config", None), "vocab_size", None) for side in sides]
-    count = min([config.vocab_size, *(size for size in sizes if isinstance(size, int))])
+    count = min([own["d_vocab"], *(size for size in sizes if isinstance(size, int))])
     known = [i for i in range(count) if i != config.pad_token_id] or [0]
-    places = torch.randint(len(known), (min(config.n_positions, DRAWN),), generator=torch.Generator().manual_seed(SEED))
+    places = torch.randint(len(known), (min(own["n_ctx"], DRAWN),), generator=torch.Generator().manual_seed(SEED))
     return torch.tensor(known)[places][None].to(reference.device)
 
 
-def reference_of(tensors: Mapping[str, Tensor], config: TransformerConfig | None = None) -> CkptedTransformer | None:
-    """A model of a state dict's weights, where its layout is known.
+def references_of(tensors: Mapping[str, Tensor], config: Config | None = None) -> Iterator[CkptedTransformer]:
+    """Models of a state dict's weights, the plainest first; none if its layout or its configuration is not known.
 
-    The number of heads cannot be read off most layouts; without `config` it is 1 there, which is right for
+    The number of heads cannot be read off most layouts: without `config` it is 1 in the first model, which is right for
     comparing parameters and wrong for running.
     """
     theirs = {name: tensors[given[0]] for name, given in canonical_names(tensors).items()}
-    layout = detect(theirs)
-    if layout is None:
-        return None
-    try:
-        imported = to_ours(tensors, config or TransformerConfig(**sizes_of(theirs, layout)))
-        return CkptedTransformer(imported.config, imported.weights).eval()
-    except (PellucidError, KeyError, IndexError):
-        return None
+    for family in FAMILIES:
+        layout = family.layout_of(theirs)
+        if layout is None or (config is not None and family is not family_of(config)):
+            continue
+        with contextlib.suppress(PellucidError, KeyError, IndexError):
+            if config is not None:
+                configs: Iterable[Config] = (config,)
+            else:
+                configs = () if family.recognition is None else family.recognition.configs(theirs, layout)
+            for one in configs:
+                imported = to_ours(tensors, one)
+                yield CkptedTransformer(imported.config, imported.weights).eval()
+
+
+def reference_of(tensors: Mapping[str, Tensor], config: Config | None = None) -> CkptedTransformer | None:
+    """The plainest model of a state dict's weights, if there is one."""
+    return next(references_of(tensors, config), None)
+
+
+PROBE = 12
+"""Tokens that a proposal is tried on."""
+
+CLOSE = 1e-6
+"""Relative error of the logits below which a proposal is taken; such as a constant kept in float32 leaves 1e-8."""
+
+
+def recognised(module: nn.Module) -> CkptedTransformer | None:
+    """The model that a module is which nobody has described; None if no proposal computes what it computes.
+
+    Shapes and names suggest proposals. None of them is believed: the one that computes the module's own logits, in
+    float64, becomes a reference, and the module is then compared with it like any other.
+    """
+    with Loan(module).taken() as lent:
+        held, computed = dict(lent.named_parameters()), computed_in(lent)
+    tensors = {name: tensor.detach() for name, tensor in with_computed(held, computed).items()}
+    recognitions = (family.recognition for family in FAMILIES if family.recognition is not None)
+    readings = (reading for recognition in recognitions for reading in recognition.readings(module, tensors))
+    return next((model for reading in readings if (model := _tried(module, reading)) is not None), None)
+
+
+def _tried(module: nn.Module, reading: Iterator[tuple[Any, Weights]]) -> CkptedTransformer | None:
+    observed, best, distance = None, None, CLOSE
+    for config, weights in reading:
+        fewest = min(config.sizes["d_vocab"], config.sizes["n_ctx"])
+        ids = (torch.arange(min(PROBE, fewest))[None] * 7 + 3) % fewest
+        if observed is None:
+            try:
+                observed = Program(Loan(module), (), weights[EMBED]).run(ids, None, DOUBLE)[LOGITS]
+            except Exception:  # whatever a foreign forward raises
+                return None
+        model = CkptedTransformer(config, weights).eval()
+        error = relative_error(observed, Glass(model).run(ids, None, DOUBLE)[LOGITS])
+        if error < distance:
+            best, distance = model, error
+        if error < BEYOND_ROUNDING:
+            break
+    return best

@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
+from pellucid.config import Config
 from pellucid.errors import ShapeError
-from pellucid.gpt2.config import TransformerConfig
 from pellucid.weights.layouts import buffers_among
 
 ATOL, RTOL = 1e-4, 1e-3
@@ -204,7 +204,7 @@ def what_buffer(tensor: Tensor, known: bool) -> str:
     return "positions" if torch.equal(flat.long(), torch.arange(flat.numel())) else "whole numbers"
 
 
-def known_buffers(tensors: Mapping[str, Tensor], config: TransformerConfig) -> tuple[set[str], set[str]]:
+def known_buffers(tensors: Mapping[str, Tensor], config: Config) -> tuple[set[str], set[str]]:
     """What the layout of a state dict has beside weights: names of what changes nothing, and of what may.
 
     A mask that is not causal, or a bias of the unembedding, is no matter of form.

@@ -13,15 +13,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from pellucid.numerics.rounding import BEYOND_ROUNDING, relative_error
 from pellucid.prove.copies import is_scripted
-from pellucid.prove.differences import BEYOND_ROUNDING, relative_error
 from pellucid.prove.places import is_before
 from pellucid.prove.points import LOGITS
-from pellucid.prove.program import Conditions, Glass, Program, Unwatched, WatchedModel
+from pellucid.prove.program import DOUBLE, Conditions, Glass, Program, Unwatched, WatchedModel
 from pellucid.prove.runs import Runs, same_bits
 from pellucid.run.model import CkptedTransformer
-
-DOUBLE = Conditions(double=True)
 
 LONGEST = 64
 """Positions of a probe: more than windows and blocks of attention that are met in small programs, and still quick."""
@@ -63,7 +61,7 @@ class Trial:
     def _runs(self, conditions: Conditions) -> Runs:
         glass = Glass(self.reference)
         expected = glass.run(self.ids, None, conditions)
-        return Runs(self.watched, expected, self.ids, self.reference.config.n_layer, conditions, reference=glass)
+        return Runs(self.watched, expected, self.ids, self.reference.schema, conditions, reference=glass)
 
     @property
     def bit_equal(self) -> bool:
@@ -129,7 +127,7 @@ class Trial:
     def not_finite(self) -> str | None:
         """The first point at which one side only is finite, unless an error shows before it."""
         odd = self.single.first_not_alike(self.double.dropped)
-        earlier = odd is not None and (self.point is None or is_before(odd, self.point, self.double.n_layer))
+        earlier = odd is not None and (self.point is None or is_before(odd, self.point, self.double.schema))
         return odd if earlier else None
 
 

@@ -1,50 +1,68 @@
-"""The parameters of a GPT-2 as units with named axes, and how a tensor of another program is made from them."""
+"""The parameters of a model as units with named axes, and how a tensor of another program is made from them."""
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
+import operator
+import re
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from pellucid.families import FAMILIES
+from pellucid.layout import EMBED
+from pellucid.layout import HEAD as UNEMBED
 from pellucid.network import Network
+from pellucid.schema import Parameter, Schema
 
 PART, LAYER, HEAD = "part", "layer", "head"
 
-_AXES: dict[str, tuple[str, ...]] = {
-    "embed.W_E": ("d_vocab", "d_model"),
-    "pos_embed.W_pos": ("pos", "d_model"),
-    "ln.w": ("d_model",),
-    "ln.b": ("d_model",),
-    "attn.W_Q": (HEAD, "d_model", "d_head"),
-    "attn.W_K": (HEAD, "d_model", "d_head"),
-    "attn.W_V": (HEAD, "d_model", "d_head"),
-    "attn.b_Q": (HEAD, "d_head"),
-    "attn.b_K": (HEAD, "d_head"),
-    "attn.b_V": (HEAD, "d_head"),
-    "attn.W_O": (HEAD, "d_head", "d_model"),
-    "attn.b_O": ("d_model",),
-    "mlp.W_in": ("d_model", "d_mlp"),
-    "mlp.b_in": ("d_mlp",),
-    "mlp.W_out": ("d_mlp", "d_model"),
-    "mlp.b_out": ("d_model",),
-    "unembed.W_U": ("d_model", "d_vocab"),
-}
-
-_IN_BLOCK = (
-    "ln1.w", "ln1.b", "attn.W_Q", "attn.W_K", "attn.W_V", "attn.b_Q", "attn.b_K", "attn.b_V", "attn.W_O", "attn.b_O",
-    "ln2.w", "ln2.b", "mlp.W_in", "mlp.b_in", "mlp.W_out", "mlp.b_out",
-)  # fmt: skip
-_FUSED = (("Q", "K", "V"), ("K", "V"), ("Q", "K"), ("Q", "V"))
+POSITIONS = "n_ctx"
+"""The axis of a table that has a row for each position."""
 
 
-def axes_of(unit: str) -> tuple[str, ...]:
-    """The natural axes of a unit, given by its contract name, such as "blocks.0.attn.W_Q"."""
-    kind = unit.split(".", 2)[2] if unit.startswith("blocks.") else unit
-    return _AXES["ln." + kind.rsplit(".", 1)[1] if kind.startswith("ln") else kind]
+def _axes(parameter: Parameter) -> tuple[str, ...]:
+    """The axes of a parameter; heads of any kind are heads."""
+    return tuple(HEAD if axis in HEADS else str(axis) for axis in parameter.axes)
+
+
+HEADS = (HEAD, "head_kv")
+"""The axes along which a schema has heads: of queries, or of keys and values."""
+
+
+@functools.lru_cache(maxsize=64)
+def unit_axes(schema: Schema) -> dict[str, tuple[str, ...]]:
+    """Unit -> its axes: every parameter, live views in the place of what holds them; a tied head is not a unit."""
+    views = [p.stored_in for p in schema.parameters if not p.is_stored and p.stored_in != EMBED]
+    units = [p for p in schema.parameters if p.name not in views and (p.name != UNEMBED or p.is_stored)]
+    return {parameter.name: _axes(parameter) for parameter in units}
+
+
+def units_of(model: Network) -> dict[str, Tensor]:
+    """Unit -> live view, for every unit of a model."""
+    return {name: operator.attrgetter(name)(model).detach() for name in unit_axes(model.schema)}
+
+
+def axes_known_of(unit: str) -> list[tuple[str, ...]]:
+    """The axes that a unit of this name has in each family that has one."""
+    kind = ".".join(["blocks", "0", *unit.split(".")[2:]]) if unit.startswith("blocks.") else unit
+    known = (parameter for family in FAMILIES for parameter in family.schema_of({LAYER: 1}).parameters)
+    return [_axes(parameter) for parameter in known if parameter.name == kind]
+
+
+def kind_of(unit: str) -> str:
+    """The name of a unit, a checkpoint or a point without its block."""
+    return re.sub(r"^blocks\.\d+\.?", "", unit)
+
+
+def is_bias(unit: str) -> bool:
+    """Whether a unit is added rather than multiplied."""
+    return unit.rpartition(".")[2].startswith("b")
 
 
 def partner(unit: str) -> str:
@@ -55,34 +73,89 @@ def partner(unit: str) -> str:
 
 
 @dataclass(frozen=True)
+class Maker:
+    """What makes a checkpoint from parameters.
+
+    Attributes:
+        makes: The checkpoint.
+        reads: The checkpoint that is read for it; "" if that is none.
+        block: The block; -1 outside of them.
+        weight: The unit that multiplies.
+        bias: The unit that is added; "" for none.
+    """
+
+    makes: str
+    reads: str
+    block: int
+    weight: str
+    bias: str
+
+    @property
+    def module(self) -> str:
+        """The module of the reference in which it is, such as "blocks.0.attn"."""
+        return self.weight.rpartition(".")[0]
+
+
+@functools.lru_cache(maxsize=64)
+def makers_of(schema: Schema) -> tuple[Maker, ...]:
+    """The makers of a model, in execution order.
+
+    What a matrix reads is the last value before, inside the blocks, that has the axes which it sums over; the module of
+    a gain reads the last one before it. So no family has to say it.
+    """
+    axes, found = unit_axes(schema), list[Maker]()
+    before: dict[tuple[str, ...], list[str]] = defaultdict(list)
+    for point in schema.points:
+        if point.computed != "always":
+            continue
+        block = int(point.name.split(".")[1]) if point.name.startswith("blocks.") else -1
+        names = [f"blocks.{block}.{name}" if block >= 0 else name for name in point.parameters]
+        made = tuple(HEAD if axis in HEADS else str(axis) for axis in point.axes[2:])
+        for weight in (name for name in names if not is_bias(name)):
+            summed = tuple(axis for axis in axes[weight] if axis not in made)
+            beside = "" if summed else weight.rpartition(".")[0] + "."
+            read = (name for name in reversed(before[summed or made]) if not beside or not name.startswith(beside))
+            bias = next((name for name in names if is_bias(name)), "")
+            found.append(Maker(point.name, next(read, ""), block, weight, bias))
+        if block >= 0:
+            before[made].append(point.name)
+    return tuple(found)
+
+
+@dataclass(frozen=True)
 class Group:
     """Units that another program may keep in one tensor.
 
     Attributes:
-        units: Contract names; stacked along a first axis "part" where there are several kinds, and along
+        units: Their names; stacked along a first axis "part" where there are several kinds, and along
             "layer" before it where they span all blocks.
+        inner: The axes of each of them.
         head: One head of every unit, where the program keeps heads apart.
         layers: How many blocks are stacked; 0 where the group belongs to one.
+        heads: How many heads each unit has, if these numbers differ; such units follow one another along the axis of
+            heads. () if they do not differ.
     """
 
     units: tuple[str, ...]
+    inner: tuple[str, ...]
     head: int | None = None
     layers: int = 0
+    heads: tuple[int, ...] = ()
 
     @property
     def axes(self) -> tuple[str, ...]:
         """Axes of `natural`, in order."""
-        inner = axes_of(self.units[0])
-        if self.head is not None:
-            inner = tuple(axis for axis in inner if axis != HEAD)
-        parts = len(self.units) // (self.layers or 1)
+        inner = self.inner if self.head is None else tuple(axis for axis in self.inner if axis != HEAD)
+        parts = 1 if self.heads else len(self.units) // (self.layers or 1)
         return (*((LAYER,) if self.layers else ()), *((PART,) if parts > 1 else ()), *inner)
 
     def natural(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """The group as one tensor with the axes `axes`."""
-        chosen = [tensors[unit] if self.head is None else tensors[unit][self.head] for unit in self.units]
+        chosen = [self.of_head(tensors[unit]) for unit in self.units]
         if len(chosen) == 1:
             return chosen[0]
+        if self.heads:
+            return torch.cat(chosen, self.inner.index(HEAD))
         stacked = torch.stack(chosen)
         parts = len(chosen) // (self.layers or 1)
         return stacked.unflatten(0, (self.layers, parts)) if self.layers and parts > 1 else stacked
@@ -91,43 +164,52 @@ class Group:
         """The inverse of `natural`: unit (and head) -> its part."""
         if len(self.units) == 1:
             return {self.units[0]: natural}
+        if self.heads:
+            return dict(zip(self.units, natural.split(self.heads, self.inner.index(HEAD)), strict=True))
         parts = len(self.units) // (self.layers or 1)
         flat = natural.flatten(0, 1) if self.layers and parts > 1 else natural
         return dict(zip(self.units, flat, strict=True))
 
-
-def units_of(model: Network) -> dict[str, Tensor]:
-    """Contract name -> live view, for every parameter of a model; a tied head is not a unit of its own."""
-    tensors = {"embed.W_E": model.embed.W_E, "pos_embed.W_pos": model.pos_embed.W_pos}
-    for i, block in enumerate(model.blocks):
-        for name in _IN_BLOCK:
-            path, attribute = name.split(".")
-            tensors[f"blocks.{i}.{name}"] = getattr(block.get_submodule(path), attribute)
-    tensors |= {"ln_final.w": model.ln_final.w, "ln_final.b": model.ln_final.b}
-    if not model.unembed.tied:
-        tensors["unembed.W_U"] = model.unembed.W_U
-    return {name: tensor.detach() for name, tensor in tensors.items()}
+    def of_head(self, unit: Tensor) -> Tensor:
+        """The part of a unit that belongs to the group."""
+        return unit if self.head is None else unit.select(self.inner.index(HEAD), self.head)
 
 
-def groups_of(units: Mapping[str, Tensor], n_layer: int, n_head: int) -> Iterator[Group]:
+def groups_of(units: Mapping[str, Tensor], schema: Schema) -> Iterator[Group]:
     """Every group of units that programs are known to keep in one tensor, the plainest first."""
-    yield from (Group((unit,)) for unit in units)
-    for i in range(n_layer):
-        for kind, letters in itertools.product("Wb", _FUSED):
-            fused = tuple(f"blocks.{i}.attn.{kind}_{letter}" for letter in letters)
-            yield Group(fused)
-    for i in range(n_layer):
-        for head in range(n_head) if n_head > 1 else ():  # the only head is the unit
-            for name in ("W_Q", "W_K", "W_V", "b_Q", "b_K", "b_V", "W_O"):
-                yield Group((f"blocks.{i}.attn.{name}",), head)
-            for kind in "Wb":
-                yield Group(tuple(f"blocks.{i}.attn.{kind}_{letter}" for letter in "QKV"), head)
+    axes, n_layer = unit_axes(schema), len(schema.blocks)
+    yield from (Group((unit,), axes[unit]) for unit in units)
+    rows = [row for row in _read_together(schema) if all(unit in units for unit in row)]
+    for row in rows:
+        for count in range(len(row), 1, -1):
+            yield from (_together(chosen, units, axes) for chosen in itertools.combinations(row, count))
+    for group in [Group((unit,), axes[unit]) for unit in units] + [_together(row, units, axes) for row in rows]:
+        if HEAD in group.inner and not group.heads:
+            n_head = units[group.units[0]].size(group.inner.index(HEAD))
+            yield from (Group(group.units, group.inner, h) for h in range(n_head) if n_head > 1)  # the only one is all
     if n_layer > 1:
-        for name in _IN_BLOCK:
-            yield Group(tuple(f"blocks.{i}.{name}" for i in range(n_layer)), layers=n_layer)
-        for kind in "Wb":
-            fused = tuple(f"blocks.{i}.attn.{kind}_{letter}" for i in range(n_layer) for letter in "QKV")
-            yield Group(fused, layers=n_layer)
+        first = [(unit,) for unit in units if unit.startswith("blocks.0.")]
+        first += [row for row in rows if row[0].startswith("blocks.0.") and not _together(row, units, axes).heads]
+        for row in first:
+            everywhere = tuple(f"blocks.{i}.{kind_of(unit)}" for i in range(n_layer) for unit in row)
+            yield Group(everywhere, axes[row[0]], layers=n_layer)
+
+
+def _read_together(schema: Schema) -> list[tuple[str, ...]]:
+    """Units of one module that read the same value, such as W_Q, W_K and W_V; their biases."""
+    rows: dict[tuple[str, str], list[Maker]] = defaultdict(list)
+    for maker in makers_of(schema):
+        rows[maker.module, maker.reads].append(maker)
+    several = [row for row in rows.values() if len(row) > 1]
+    weights = [tuple(maker.weight for maker in row) for row in several]
+    return weights + [tuple(maker.bias for maker in row) for row in several if all(maker.bias for maker in row)]
+
+
+def _together(row: Sequence[str], units: Mapping[str, Tensor], axes: Mapping[str, tuple[str, ...]]) -> Group:
+    """Units in one tensor, side by side."""
+    inner = axes[row[0]]
+    heads = [units[unit].size(inner.index(HEAD)) for unit in row] if HEAD in inner else []
+    return Group(tuple(row), inner, heads=tuple(heads) if len(set(heads)) > 1 else ())
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,14 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from torch import Tensor
 
+from pellucid.layout import EMBED
+from pellucid.layout import HEAD as UNEMBED
+from pellucid.numerics.rounding import BEYOND_ROUNDING
 from pellucid.prove.alignment import Alignment, Match
-from pellucid.prove.differences import BEYOND_ROUNDING
+from pellucid.prove.points import block_of
 from pellucid.prove.report import CheckpointRow, Divergence, ParameterRow, Verdict
 from pellucid.prove.tensors import compare_tensors
-from pellucid.prove.units import HEAD, GroupTransform, partner
+from pellucid.prove.units import HEAD, GroupTransform, kind_of, partner
 
 
 def verdict_of(
@@ -77,8 +80,13 @@ def rows_of_parameters(alignment: Alignment, *, swapped: bool) -> tuple[Paramete
     return tuple(rows)
 
 
-def notes_on(alignment: Alignment) -> list[str]:
-    """What the reader should know of an alignment."""
+def notes_on(alignment: Alignment, unseen: Mapping[str, str]) -> list[str]:
+    """What the reader should know of an alignment.
+
+    Args:
+        alignment: Any.
+        unseen: Parameters of a block that no text can show, with the reason.
+    """
     notes: list[str] = []
     if alignment.buffers:
         named = [f"{name} ({what})" for name, what in list(alignment.buffers.items())[:4]]
@@ -91,14 +99,13 @@ def notes_on(alignment: Alignment) -> list[str]:
     ):
         if names:
             notes.append(f"{what}: {', '.join(names[:8])}" + (f" and {len(names) - 8} more" if len(names) > 8 else ""))
-    if hidden := [unit for unit in alignment.unneeded if unit.endswith("attn.b_K")]:
-        notes.append(f"no text can show {hidden[0]} or whether it is there: softmax ignores q · b_K, which is the same "
-                     "for every key")  # fmt: skip
-    ends = [match.name for match in alignment.matches if match.group.units == ("embed.W_E",)]
+    if hidden := [unit for unit in alignment.unneeded if kind_of(unit) in unseen]:
+        notes.append(f"no text can show {hidden[0]} or whether it is there: {unseen[kind_of(hidden[0])]}")
+    ends = [match.name for match in alignment.matches if match.group.units == (EMBED,)]
     if len(ends) > 1:
         notes.append(f"ties: {ends[1]} is a tensor of its own, and the reference's head is the embedding; equal now, "
                      "they part when one is trained")  # fmt: skip
-    if "unembed.W_U" in alignment.unneeded:
+    if UNEMBED in alignment.unneeded:
         notes.append("ties: the reference's head is a tensor of its own, and the other program's is its embedding")
     if rearranged(alignment):
         notes.append("heads stand in another order, so that the same numbers are added in another order")
@@ -175,12 +182,11 @@ def _of_modules(matches: Sequence[Match]) -> Iterator[str]:
 
 
 def _is_turned(match: Match) -> bool | None:
-    """Whether a matrix of a block has its outputs before its inputs; None of what is no such matrix."""
-    axes, kind = match.transform.axes, match.group.units[0].rpartition(".")[2]
-    inputs = {"W_Q": "d_model", "W_K": "d_model", "W_V": "d_model", "W_O": "d_head", "W_in": "d_model"}
-    outputs = {"W_Q": "d_head", "W_K": "d_head", "W_V": "d_head", "W_O": "d_model", "W_in": "d_mlp"}
-    source, target = inputs.get(kind, "d_mlp"), outputs.get(kind, "d_model")
-    return axes.index(target) < axes.index(source) if source in axes and target in axes else None
+    """Whether a matrix of a block has its outputs before its inputs, unlike ours; None of what is no such matrix."""
+    matrix = [axis for axis in match.group.inner if axis != HEAD]
+    if len(matrix) != 2 or not match.group.units[0].startswith("blocks."):
+        return None
+    return match.transform.axes.index(matrix[1]) < match.transform.axes.index(matrix[0])
 
 
 def _leaf(match: Match) -> str:
@@ -197,13 +203,12 @@ def _numbers(match: Match) -> tuple[int, ...]:
 
 def _layer(match: Match) -> int:
     """The block that a tensor is of; -1 outside of them and for tensors of all blocks."""
-    unit = match.group.units[0]
-    return int(unit.split(".")[1]) if unit.startswith("blocks.") and not match.group.layers else -1
+    return -1 if match.group.layers else block_of(match.group.units[0])
 
 
 def _kind(match: Match) -> tuple[object, ...]:
     """What a tensor is, whichever block and head it is of, and how it is laid out."""
-    kinds = tuple(unit.split(".", 2)[2] if unit.startswith("blocks.") else unit for unit in match.group.units)
+    kinds = tuple(map(kind_of, match.group.units))
     return kinds, match.group.head is None, match.transform.axes
 
 

@@ -1,12 +1,12 @@
-"""A module that nobody has described, recognised as a GPT-2.
+"""How a GPT-2 is recognised that does not say that it is one: a module nobody has described, or tensors alone.
 
-Shapes and the order of registration suggest which tensor is which and how it is laid out; the widths of heads, the
-activation function and the like are tried. None of this is believed: the proposal that computes the module's own
-logits, in float64, becomes a reference, and the module is then compared with it like any other.
+Shapes and the order of registration suggest which tensor is which and how it is laid out. They do not tell how many
+heads there are, the activation function and the like, so several models may be meant.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import re
 from collections.abc import Iterator, Mapping
@@ -16,50 +16,38 @@ import torch
 from torch import Tensor, nn
 
 from pellucid.gpt2.config import TransformerConfig
-from pellucid.prove.computed import computed_in, with_computed
-from pellucid.prove.differences import BEYOND_ROUNDING, relative_error
-from pellucid.prove.lending import Loan
-from pellucid.prove.points import LOGITS
-from pellucid.prove.program import Conditions, Glass, Program
-from pellucid.run.model import CkptedTransformer
-
-DOUBLE = Conditions(double=True)
-
-PROBE = 12
-"""Tokens that a proposal is tried on."""
-
-CLOSE = 1e-6
-"""Relative error of the logits below which a proposal is taken; such as a constant kept in float32 leaves 1e-8."""
+from pellucid.gpt2.layouts import sizes_of
+from pellucid.layout import Layout
 
 _TRIED_EPSILONS = (1e-5, 1e-6, 1e-12, 1e-8, 1e-3)
 _TRIED_ACTIVATIONS = ("gelu_new", "gelu", "relu", "gelu_fast", "quick_gelu", "silu")
 _HEAD_ATTRIBUTES = ("n_head", "num_heads", "n_heads", "num_attention_heads", "heads", "nhead", "n_embd_heads")
 
-
-def recognised(module: nn.Module) -> CkptedTransformer | None:
-    """The GPT-2 that a module is, made of glass; None if no proposal computes what it computes."""
-    try:
-        return next((model for parts in _readings(module) if (model := _tried(module, parts)) is not None), None)
-    except _NotLikeThis:
-        return None
+Proposal = tuple[TransformerConfig, dict[str, Tensor]]
+"""What a module may be: a configuration and stored parameters."""
 
 
-def _tried(module: nn.Module, parts: _Parts) -> CkptedTransformer | None:
-    fewest = min(len(parts.embedding), len(parts.positions))
-    ids = (torch.arange(min(PROBE, fewest))[None] * 7 + 3) % fewest
-    try:
-        observed = Program(Loan(module), (), parts.embedding, 1).run(ids, None, DOUBLE)[LOGITS]
-    except Exception:  # whatever a foreign forward raises
-        return None
-    best, distance = None, CLOSE
-    for proposal in _proposals(module, parts):
-        model = proposal.model(parts)
-        error = relative_error(observed, Glass(model).run(ids, None, DOUBLE)[LOGITS])
-        if error < distance:
-            best, distance = model, error
-        if error < BEYOND_ROUNDING:
-            break
-    return best
+def configs(theirs: Mapping[str, Tensor], layout: Layout) -> Iterator[TransformerConfig]:
+    """The configurations that tensors under canonical names fit; most layouts do not say how many heads there are.
+
+    Raises:
+        KeyError: The embedding, the positions or the first block is not there.
+    """
+    plainest = TransformerConfig(**sizes_of(theirs, layout))
+    yield plainest
+    if plainest.n_head == 1:
+        width = plainest.n_embd
+        yield from (
+            plainest.replace(n_head=n)
+            for n in dict.fromkeys((width // 64, *range(2, 65)))
+            if n > 1 and width % n == 0 and width // n >= 4
+        )
+
+
+def readings(module: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[Iterator[Proposal]]:
+    """Ways to read a module, the likeliest first: which tensor is which; none if they are not those of a GPT-2."""
+    with contextlib.suppress(_NotLikeThis):
+        yield from (_proposals(module, parts) for parts in _readings(module, tensors))
 
 
 class _NotLikeThis(Exception):  # noqa: N818  (it never leaves this file)
@@ -96,7 +84,7 @@ class _Parts:
 
 
 @dataclass(frozen=True)
-class _Proposal:
+class _Untold:
     """What shapes do not tell.
 
     Attributes:
@@ -113,8 +101,8 @@ class _Proposal:
     columns: tuple[str, ...]
     rows: tuple[str, ...]
 
-    def model(self, parts: _Parts) -> CkptedTransformer:
-        """The model that this proposal says the module is."""
+    def model(self, parts: _Parts) -> Proposal:
+        """The model that the module is by these."""
         vocabulary, width = parts.embedding.shape
         config = TransformerConfig(
             vocab_size=vocabulary, n_positions=len(parts.positions), n_embd=width, n_layer=len(parts.blocks),
@@ -127,7 +115,7 @@ class _Proposal:
         weights |= {"ln_final.w": parts.norm[0], "ln_final.b": parts.norm[1]}
         if parts.head is not None:
             weights["unembed.W_U"] = parts.head.T
-        return CkptedTransformer(config, weights).eval()
+        return config, weights
 
     def _weights(self, block: _Block, width: int) -> dict[str, Tensor]:
         (w1, b1), (w2, b2) = block.norms
@@ -156,7 +144,7 @@ def _reordered(
     return parts.permute(*order, *rest).flatten(0, len(given) - 1).movedim(0, axis).contiguous()
 
 
-def _proposals(module: nn.Module, parts: _Parts) -> Iterator[_Proposal]:
+def _proposals(module: nn.Module, parts: _Parts) -> Iterator[Proposal]:
     width = parts.embedding.size(1)
     said = {
         value
@@ -171,7 +159,7 @@ def _proposals(module: nn.Module, parts: _Parts) -> Iterator[_Proposal]:
     for column, row, activation, epsilon, n_head in itertools.product(
         columns, (("head", "d_head"), ("d_head", "head")), _activations(module), epsilons or _TRIED_EPSILONS, heads
     ):
-        yield _Proposal(n_head, activation, epsilon, column, row)
+        yield _Untold(n_head, activation, epsilon, column, row).model(parts)
 
 
 def _activations(module: nn.Module) -> tuple[str, ...]:
@@ -184,15 +172,12 @@ def _activations(module: nn.Module) -> tuple[str, ...]:
     return _TRIED_ACTIVATIONS
 
 
-def _readings(module: nn.Module) -> Iterator[_Parts]:
+def _readings(module: nn.Module, named: Mapping[str, Tensor]) -> Iterator[_Parts]:
     """Which tensor is which, by shape and by the order of registration; the likeliest reading first.
 
     Raises:
         _NotLikeThis: They are not arranged in a way that is known.
     """
-    with Loan(module).taken() as lent:
-        held, computed = dict(lent.named_parameters()), computed_in(lent)
-    named = {name: tensor.detach() for name, tensor in with_computed(held, computed).items()}
     inside, outside = _blocks_of(named)
     tables = {name: tensor.flatten(0, -2) for name, tensor in outside.items() if tensor.dim() >= 2}
     norms = list(_norms(outside, {size for table in tables.values() for size in table.shape}))

@@ -1,0 +1,72 @@
+"""How far apart two values are, by the one measure and the one threshold that tell rounding from an error."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+BEYOND_ROUNDING = 1e-10
+"""Relative error in float64 that rounding never reaches (it stays near 1e-15) and that every real difference passes."""
+
+
+def relative_error(given: Tensor, expected: Tensor) -> float:
+    """Largest difference relative to the largest expected value; infinite where one is not finite and the other is.
+
+    Args:
+        given: [B, P, ...], or the part of the positions that `windows` knows.
+        expected: [B, P, ...].
+    """
+    return min((_error(given, part) for part in windows(expected, given)), default=math.inf)
+
+
+def shown_part(expected: Tensor, given: Tensor) -> Tensor:
+    """The positions of `expected` [B, P, ...] that a program shows, of which it may leave out some."""
+    return min(windows(expected, given), key=lambda part: _error(given, part), default=expected)
+
+
+def windows(expected: Tensor, given: Tensor) -> list[Tensor]:
+    """The parts of `expected` [B, P, ...] that `given` may be: all, the last position alone, or all but the last."""
+    if given.shape == expected.shape:
+        return [expected]
+    if given.dim() != expected.dim() or given.dim() < 2:
+        return []
+    shown, positions = given.size(1), expected.size(1)
+    last = [expected[:, -1:]] if shown == 1 else []
+    parts = [*last, expected[:, :-1]] if shown == positions - 1 else last
+    return [part for part in parts if part.shape == given.shape]
+
+
+def _error(given: Tensor, expected: Tensor) -> float:
+    given = given.to(expected)
+    same = (given == expected) | (given.isnan() & expected.isnan()) | (_hidden(given) & _hidden(expected))
+    gap = (given - expected).abs().masked_fill(same, 0.0)
+    largest = float(gap.max()) if gap.numel() else 0.0
+    return largest / size_of(expected) if math.isfinite(largest) else math.inf
+
+
+def size_of(values: Tensor) -> float:
+    """The largest magnitude that is finite and not masked; 1 where that is 0."""
+    shown = values.abs()[values.isfinite() & ~_hidden(values)]
+    return (float(shown.max()) if shown.numel() else 0.0) or 1.0
+
+
+def not_alike(given: Tensor, expected: Tensor) -> Tensor:
+    """Where one of two values is finite and the other is not, or they are not finite in different ways.
+
+    Rounding turns no finite number into an infinity or a NaN, so this needs no float64 run to be told from it.
+    """
+    expected = shown_part(expected, given)
+    if given.shape != expected.shape:
+        return torch.zeros(given.shape, dtype=torch.bool, device=given.device)
+    given = given.to(expected.device)
+    odd = ~given.isfinite() | ~expected.isfinite()
+    same = (given == expected) | (given.isnan() & expected.isnan()) | (_hidden(given) & _hidden(expected))
+    return odd & ~same
+
+
+def _hidden(values: Tensor) -> Tensor:
+    """Scores that a mask hides: minus infinity, or the least numbers of the dtype."""
+    least = torch.finfo(values.dtype).min
+    return values <= (least if values.dtype == torch.float16 else least / 2)  # real values come near float16's least
