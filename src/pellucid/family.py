@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
@@ -180,6 +181,11 @@ class Seen:
     expected: Mapping[str, Tensor]
     alone: Mapping[str, Tensor]
     heads: Mapping[str, tuple[int, ...]]
+
+
+def later(module: str, name: str) -> Callable[..., Any]:
+    """A function of a module that is imported at its first call: who opens a model need not wait for a comparison's."""
+    return lambda *given: getattr(importlib.import_module(module), name)(*given)
 
 
 @dataclass(frozen=True)

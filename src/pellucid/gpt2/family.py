@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from pellucid.family import Family, InTransformers, Kernels, Recognition
-from pellucid.gpt2 import kernels, layouts, live, model, packed, recognition, schema, suspects
+from pellucid.family import Family, InTransformers, Kernels, Recognition, later
+from pellucid.gpt2 import kernels, layouts, live, model, packed, schema
 from pellucid.gpt2.config import TransformerConfig, published_fields
 
 GPT2 = Family(
@@ -28,6 +28,8 @@ GPT2 = Family(
     layout_of=layouts.detect,
     differing=layouts.differing,
     unseen={"attn.b_K": "softmax ignores q · b_K, which is the same for every key"},
-    recognition=Recognition(recognition.configs, recognition.readings),
-    suspects=suspects.suspects,
+    recognition=Recognition(
+        later("pellucid.gpt2.recognition", "configs"), later("pellucid.gpt2.recognition", "readings")
+    ),
+    suspects=later("pellucid.gpt2.suspects", "suspects"),
 )
