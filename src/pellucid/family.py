@@ -185,7 +185,11 @@ class Seen:
 
 def later(module: str, name: str) -> Callable[..., Any]:
     """A function of a module that is imported at its first call: who opens a model need not wait for a comparison's."""
-    return lambda *given: getattr(importlib.import_module(module), name)(*given)
+
+    def call(*given: Any) -> Any:
+        return getattr(importlib.import_module(module), name)(*given)
+
+    return call
 
 
 @dataclass(frozen=True)
