@@ -22,7 +22,7 @@ EVERY_CONSUMER = """
 import matplotlib
 matplotlib.use("Agg")
 import torch, pellucid as pl, support
-from pellucid.cli.shared.values import summarize
+from pellucid.cli.shared.tables import summarize
 from pellucid.fast.decoder import decoder
 from pellucid.gpt2.kernels import Decoder
 

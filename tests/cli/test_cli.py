@@ -44,7 +44,7 @@ def test_help_lists_the_registry_in_order(cli: Any) -> None:
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_verb_is_a_declaration_and_an_answer_of_its_name(verb: str, cli: Any) -> None:
-    wish = getattr(importlib.import_module(f"pellucid.cli.{verb}"), verb.capitalize())
+    wish = getattr(importlib.import_module("pellucid.cli.verbs"), verb.capitalize())
     answer = getattr(importlib.import_module(f"pellucid.cli.work.{verb}"), verb)
     assert issubclass(wish, Wish)
     assert next(iter(inspect.signature(answer, eval_str=True).parameters.values())).annotation is wish

@@ -19,7 +19,7 @@ import pytest
 
 from following import SOURCE
 from pellucid.cli import VERBS
-from pellucid.cli.shared.remedies import PYTHON, WORDS, remedy_here
+from pellucid.cli.shared.failures import PYTHON, WORDS, remedy_here
 
 Site = tuple[str, str]
 """Code and remedy."""

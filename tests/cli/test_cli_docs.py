@@ -38,7 +38,7 @@ def test_every_verb_has_an_example() -> None:
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_option_is_there(verb: str, cli: Any) -> None:
     section = TEXT.split(f"## `pellucid {verb}", 1)[1].split("\n## ", 1)[0]
-    if issubclass(getattr(import_module(f"pellucid.cli.{verb}"), verb.capitalize()), ModelWish):
+    if issubclass(getattr(import_module("pellucid.cli.verbs"), verb.capitalize()), ModelWish):
         section += TEXT.split("**The model and its text.**", 1)[1].split("\n## ", 1)[0]
     options = set(re.findall(r"│ (--[a-z-]+)", cli(verb, "--help").stdout)) - {"--help"}
     assert options

@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 
 import pellucid as pl
 from following import Typed, typed
-from pellucid.cli.shared.options import read_text
-from pellucid.cli.shared.remedies import PYTHON, WORDS, remedy_here
+from pellucid.cli.shared.failures import PYTHON, WORDS, remedy_here
+from pellucid.cli.shared.texts import read_text
 from pellucid.fast import compiled
 from pellucid.open import BUNDLED
 

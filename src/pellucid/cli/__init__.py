@@ -1,9 +1,9 @@
 """The command line: `pellucid VERB`. `VERBS` is the registry.
 
-A verb is two modules of one name. `cli/<verb>.py` declares what can be asked of it: a frozen dataclass, named like
-the verb with a capital, whose fields are Typer's options and whose `MORE` is the rest of its help. `cli/work/<verb>.py`
-holds the function that answers, named like the verb, which is given one of these. What verbs share is in `shared/`. To
-add one, write the two and give it a line in `VERBS`, the first of its help.
+A verb is a declaration and a module. `verbs.py` declares what can be asked of it: a frozen dataclass, named like the
+verb with a capital, whose fields are Typer's options and whose `MORE` is the rest of its help. `work/<verb>.py` holds
+the function that answers, named like the verb, which is given one of these. What verbs share is in `shared/`. To add
+one, write the two and give it a line in `VERBS`, the first of its help.
 
 Declarations import nothing that takes a while, torch least of all, and work is imported once it is to be done: so
 `--help`, `--version`, completion and mistyped options are answered at once.
@@ -25,8 +25,7 @@ from typer.core import TyperArgument, TyperCommand, TyperGroup
 from pellucid import interrupts
 from pellucid._version import __version__
 from pellucid.cli.shared.failures import Exit, exit_code, show_failure, show_fault, show_misuse, show_warning, usage
-from pellucid.cli.shared.opening import require_writable
-from pellucid.cli.shared.screen import progress, require_stdout
+from pellucid.cli.shared.screen import progress, require_stdout, require_writable
 from pellucid.errors import PellucidError
 
 if TYPE_CHECKING:
@@ -106,8 +105,8 @@ class Verbs(TyperGroup):
 
 
 def load_verb(name: str) -> Any:
-    """Import a verb's declaration and make the command of it."""
-    wish = getattr(importlib.import_module(f"{__name__}.{name}"), name.capitalize())
+    """Make the command of a verb's declaration, which is imported here."""
+    wish = getattr(importlib.import_module(f"{__name__}.verbs"), name.capitalize())
     more = "\n\n".join(" ".join(paragraph.split()) for paragraph in wish.MORE.split("\n\n"))  # for any width
     alone = typer.Typer(add_completion=False)
     alone.command(name, cls=Verb, help=f"{VERBS[name]}\n\n{more}", context_settings=_SETTINGS)(wish)

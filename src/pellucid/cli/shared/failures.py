@@ -1,17 +1,21 @@
-"""Errors and warnings as a reader at a terminal, or a program, wants them."""
+"""Errors and warnings as a reader at a terminal, or a program, wants them.
+
+An error carries one remedy, in the library's words. Where a verb has an option for it, `WORDS` says so by the error's
+code; what can only be done in Python is said to be done there.
+"""
 
 from __future__ import annotations
 
 import enum
+import re
 import warnings
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TextIO
 
 import typer
 from rich.text import Text
 
-from pellucid.cli.shared.remedies import remedy_here
 from pellucid.cli.shared.screen import LOST_OUTPUT, show_json, tell
 from pellucid.errors import NotFoundError, PellucidError, PellucidWarning
 
@@ -82,3 +86,76 @@ def show_warning(
         tell(Text.assemble(("warning: ", "bold yellow"), str(message)))
     else:
         tell(Text(warnings.formatwarning(message, category, filename, lineno, line).rstrip("\n")))
+
+
+def _ignored(found: re.Match[str]) -> str:
+    """`pass ignore_config=['a', 'b']` as options."""
+    return "add " + " ".join(f"--ignore-config {name}" for name in re.findall(r"[\w.]+", found[1]))
+
+
+_CONFIG = (
+    "Give the configuration that these weights were trained with: --config config.json. The number of heads, among "
+    "other things, cannot be inferred from the tensors."
+)
+_NOTHING = "Give some text; to start from nothing, add --bos."
+_OF_THE_FILE = "Correct generation_config.json, or leave --sampler file out."
+_NAMES = "`pellucid run --list` lists them all, with -m for another model than the bundled one."
+
+WORDS: Mapping[str, str | tuple[str, str | Callable[[re.Match[str]], str]]] = {
+    "beams-vocabulary": "Give --num-beams 1.",
+    "check path-not-found": "Give the path of the .py or .ipynb file that holds your answers.",
+    "config-model-type": (r"pass ignore_config=\[(.*?)\]", _ignored),
+    "config-needed": _CONFIG,
+    "config-not-found": _CONFIG,
+    "config-not-implemented": (r"pass ignore_config=\[(.*?)\]", _ignored),
+    "compiler-failed": (r"or use numerics='exact'", "or give --numerics exact"),
+    "dtype-not-supported": "Add --dtype float32, which converts them.",
+    "empty-text": "Give some text.",
+    "generate empty-text": _NOTHING,
+    "generation-not-implemented": _OF_THE_FILE,
+    "head-missing": (
+        r"or tie_word_embeddings=true",
+        "or by --config a config.json in which tie_word_embeddings is true",
+    ),
+    "hub-cache-not-writable": "Set HF_HOME to a folder that you may write, on a disk with free space.",
+    "hub-gated": (r" or pass token=", " or set HF_TOKEN"),
+    "hub-not-found": (r" or pass token=", " or set HF_TOKEN"),
+    "hub-refused": (r", endpoint=", ""),
+    "hub-offline": "Unset HF_HUB_OFFLINE, or give a folder that holds the model.",
+    "kernel-tables": (r"or use numerics='exact'", "or give --numerics exact"),
+    "log-of-zero": "Add --linear, which measures the norms themselves.",
+    "no-compiler": (r"or use numerics='exact'", "or give --numerics exact"),
+    "no-tokenizer": "Give the tokenizer: --tokenizer tokenizer.json; or token ids in the text's place: --ids 1,2,3.",
+    "norms not-fitted": "Give other texts, or --lags 0, which shows the norms alone.",
+    "overflow": "Give --overflow error or --overflow slide.",
+    "pad-without-mask": "Give the ids without what fills them up.",
+    "pattern-for-a-name": (r"`ckpts\.stack.*", _NAMES),
+    "return-sequences": (
+        r"Ask for fewer with num_return_sequences=, or for more new tokens",
+        "Give fewer --num-beams, or more --max-new-tokens",
+    ),
+    "run empty-text": _NOTHING,
+    "sampler-setting": "`pellucid generate --help` says what each option takes.",
+    "too-long": (r"or pass overflow='slide'", "or add --overflow slide"),
+    "unknown-checkpoint": (r"`model\.ckpt_names` lists.*", _NAMES),
+}
+"""Code of an error, perhaps behind a verb -> the remedy, or a pattern in the library's remedy and what replaces it."""
+
+PYTHON = re.compile(r"\w=|\bpl\.|\w\(|`\w+\.\w+`")
+"""How remedies look that are Python."""
+
+FILE = re.compile(r"Correct the file, or set model\.generation")
+"""How the remedies of a file's settings look, whose codes are those of the arguments."""
+
+_QUOTED = re.compile(r"'[^']*'")
+"""Names of files, in which anything may stand."""
+
+
+def remedy_here(code: str, remedy: str, verb: str = "") -> str:
+    """Return a remedy that can be followed on the command line, at a verb."""
+    words = _OF_THE_FILE if FILE.search(remedy) else WORDS.get(f"{verb} {code}", WORDS.get(code))
+    if isinstance(words, str):
+        return words
+    if words is not None:
+        remedy = re.sub(words[0], words[1], remedy, flags=re.DOTALL)
+    return f"In Python: {remedy}" if PYTHON.search(_QUOTED.sub("", remedy)) else remedy

@@ -3,18 +3,19 @@
 Annotations here are objects, not text, because Typer reads them for classes of other modules.
 """
 
-import sys
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import typer
 
 import pellucid as pl
-from pellucid.cli.shared.opening import DTYPES, Opening
-from pellucid.errors import InputError
+from pellucid.cli.shared.screen import progress
+from pellucid.cli.shared.texts import beginning_of_text, read_text, tokens_of
+from pellucid.errors import ConfigError, NotFoundError
 from pellucid.weights.hub import ALIASES, BUNDLED_NAME
-from pellucid.weights.manifests import decoded
+from pellucid.weights.manifests import read_json
 
 
 def aliases(incomplete: str) -> list[str]:
@@ -22,24 +23,40 @@ def aliases(incomplete: str) -> list[str]:
     return [alias for alias in (BUNDLED_NAME, *ALIASES) if alias.startswith(incomplete)]
 
 
-Tokenizer = Annotated[
-    Path | None,
-    typer.Option("--tokenizer", metavar="FILE", help="A tokenizer.json for the text.", show_default="the model's own"),
-]
-Ids = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--ids",
-        metavar="1,2,3",
-        help="Token ids instead of text; separate rows by ; or repeat the option.",
-        show_default=False,
-    ),
-]
+def option(metavar: str, text: str, default: str | bool = True, *names: str, **limits: Any) -> Any:
+    """Typer's declaration of an option that takes a value.
+
+    Args:
+        metavar: What its value is called in the help.
+        text: The help.
+        default: How the help says the default; True for the default itself.
+        names: Its names; none for that of the field.
+        limits: `min` and `max`, or `autocompletion`.
+    """
+    return typer.Option(*names, metavar=metavar, help=text, show_default=default, **limits)
+
+
+def argument(metavar: str, text: str, *, default: bool = False, autocompletion: Any = None) -> Any:
+    """Typer's declaration of an argument."""
+    return typer.Argument(metavar=metavar, help=text, show_default=default, autocompletion=autocompletion)
+
+
+def flag(name: str, text: str) -> Any:
+    """Typer's declaration of an option without a value."""
+    return typer.Option(name, help=text)
+
+
 CONFIG, IGNORE_CONFIG, DTYPE = (
     "A config.json to read instead of the model's own.",
     "A field of the configuration to ignore. Repeatable.",
-    f"{', '.join(DTYPES)}, or stored: the dtype of the file.",
+    "float32, float64, float16, bfloat16, or stored: the dtype of the file.",
 )
+Config = Annotated[Path | None, option("FILE", CONFIG)]
+IgnoreConfig = Annotated[list[str] | None, option("FIELD", IGNORE_CONFIG)]
+Tokenizer = Annotated[Path | None, option("FILE", "A tokenizer.json for the text.", "the model's own")]
+Ids = Annotated[
+    list[str] | None, option("1,2,3", "Token ids instead of text; separate rows by ; or repeat the option.")
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +66,7 @@ class Wish:
     MORE: ClassVar[str] = ""
     """The help after its first line, in paragraphs."""
 
-    as_json: Annotated[bool, typer.Option("--json", help="Write one JSON object for programs.")] = False
+    as_json: Annotated[bool, flag("--json", "Write one JSON object for programs.")] = False
 
     def outputs(self) -> dict[str, Path | None]:
         """Option -> the file that will be written; they are looked at before the work."""
@@ -62,21 +79,15 @@ class ModelWish(Wish):
 
     model: Annotated[
         str | None,
-        typer.Option(
-            "--model",
-            "-m",
-            metavar="MODEL",
-            help="An alias (gpt2-small, …), a hub id, a folder or a file.",
-            show_default="the bundled model",
+        option(
+            "MODEL", "An alias (gpt2-small, …), a hub id, a folder or a file.", "the bundled model", "--model", "-m",
             autocompletion=aliases,
         ),
-    ] = None
-    config: Annotated[Path | None, typer.Option("--config", metavar="FILE", help=CONFIG, show_default=False)] = None
-    ignore_config: Annotated[
-        list[str] | None, typer.Option("--ignore-config", metavar="FIELD", help=IGNORE_CONFIG, show_default=False)
-    ] = None
+    ] = None  # fmt: skip
+    config: Config = None
+    ignore_config: IgnoreConfig = None
     tokenizer: Tokenizer = None
-    dtype: Annotated[str, typer.Option("--dtype", metavar="DTYPE", help=DTYPE)] = "float32"
+    dtype: Annotated[str, option("DTYPE", DTYPE)] = "float32"
 
     @property
     def model_name(self) -> str:
@@ -85,19 +96,24 @@ class ModelWish(Wish):
 
     def open(self, numerics: str = "exact") -> "pl.CkptedTransformer":
         """The model, with the tokenizer that was named."""
-        opening = Opening(self.model, self.config, tuple(self.ignore_config or ()), self.dtype, self.tokenizer)
-        return opening.model(numerics)
+        ignored = tuple(self.ignore_config or ())
+        with progress(f"opening {self.model or 'the bundled model'}"):
+            config = None if self.config is None else configuration(self.config, ignored)
+            model = pl.load(self.model, dtype=self.dtype, numerics=numerics, config=config, ignore_config=ignored)
+            if self.tokenizer is not None:
+                model.tokenizer = read_tokenizer(self.tokenizer)
+        return model
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextWish(ModelWish):
     """A wish about one model and one text, which may be given as ids."""
 
-    text: Annotated[
-        list[str] | None, typer.Argument(metavar="TEXT", help="The text; - reads it from standard input.")
-    ] = None
+    text: Annotated[list[str] | None, argument("TEXT", "The text; - reads it from standard input.", default=True)] = (
+        None
+    )
     ids: Ids = None
-    bos: Annotated[bool, typer.Option("--bos", help="Put the beginning-of-text id first.")] = False
+    bos: Annotated[bool, flag("--bos", "Put the beginning-of-text id first.")] = False
 
     def __post_init__(self) -> None:
         require_one_source("TEXT", self.text, self.ids)
@@ -148,69 +164,28 @@ def parse_ids(given: list[str] | tuple[str, ...]) -> list[list[int]]:
         ) from error
 
 
-def tokens_of(model: "pl.CkptedTransformer", text: str) -> list[int]:
-    """The ids of a text.
+def configuration(path: Path, ignored: Collection[str]) -> "pl.TransformerConfig":
+    """The configuration in a file.
 
     Raises:
-        InputError: The model has no tokenizer.
+        ConfigError: It holds none, or one that is not implemented.
+        NotFoundError: It is not there.
     """
-    if model.tokenizer is None:
-        raise InputError(
-            "text was given, but this model has no tokenizer.",
-            code="no-tokenizer",
-            remedy="Pass ids, or give the model a tokenizer.",
+    return pl.TransformerConfig.from_dict(read_json(path, ConfigError, "config-not-json"), ignore=ignored)
+
+
+def read_tokenizer(path: Path) -> "pl.Tokenizer":
+    """The tokenizer in a file, or in a folder.
+
+    Raises:
+        NotFoundError: There is none.
+        WeightsError: It cannot be read.
+    """
+    found = pl.Tokenizer.from_folder(path) if path.is_dir() else pl.Tokenizer.from_file(path)
+    if found is None:
+        raise NotFoundError(
+            f"--tokenizer {path}: a folder without tokenizer.json, and without vocab.json and merges.txt.",
+            code="path-not-found",
+            remedy="Give the path of a tokenizer.json.",
         )
-    return model.tokenizer.encode(text)
-
-
-def beginning_of_text(model: "pl.CkptedTransformer") -> int:
-    """The id that stands before a text.
-
-    Raises:
-        InputError: The configuration names none.
-    """
-    if model.config.bos_token_id is None:
-        raise InputError(
-            "--bos: the model's configuration has no bos_token_id.",
-            code="no-bos",
-            remedy="Leave --bos out, or give all ids by --ids.",
-        )
-    return model.config.bos_token_id
-
-
-def read_text(given: str) -> str:
-    """The text that an argument means: itself, or for `-` standard input without its last line break.
-
-    Raises:
-        InputError: It is not UTF-8, or there is no standard input.
-    """
-    if given != "-":
-        try:
-            return given.encode("utf-8", "surrogateescape").decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise _not_utf8("TEXT", error) from error
-    if sys.stdin is None:  # pyright: ignore[reportUnnecessaryComparison]  (closed by the shell: `<&-`)
-        raise InputError(
-            "standard input: closed, expected a text.", code="stdin-closed", remedy="Pipe a text in, or give TEXT."
-        )
-    return text_of(sys.stdin.buffer.read(), "standard input").removesuffix("\n")
-
-
-def text_of(content: bytes, where: object) -> str:
-    """A text whose bytes came from outside, with the line breaks of Unix, whatever system wrote it.
-
-    Raises:
-        InputError: It is not UTF-8, nor what a byte-order mark before it says.
-    """
-    try:
-        return decoded(content).replace("\r\n", "\n").replace("\r", "\n")
-    except UnicodeDecodeError as error:
-        raise _not_utf8(where, error) from error
-
-
-def _not_utf8(where: object, error: UnicodeDecodeError) -> InputError:
-    return InputError(
-        f"{where}: byte {error.start} is 0x{error.object[error.start]:02x}, expected UTF-8.",
-        code="text-not-utf8",
-        remedy="Convert the text first, for example with `iconv -f LATIN1 -t UTF-8`.",
-    )
+    return found

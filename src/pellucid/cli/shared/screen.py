@@ -7,7 +7,8 @@ import math
 import os
 import sys
 from collections.abc import Callable, Generator, Iterable, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -16,7 +17,7 @@ from rich.segment import Segment
 from rich.text import Text
 
 from pellucid.cli.shared.layout import shown_in
-from pellucid.errors import PellucidError, printable
+from pellucid.errors import PellucidError, WeightsError, printable
 
 LOST_OUTPUT = "stdout-not-writable"
 """The code of the error that stdout itself failed."""
@@ -72,6 +73,48 @@ def require_stdout() -> None:
     """
     if sys.stdout is None:  # pyright: ignore[reportUnnecessaryComparison]
         raise _lost("closed")
+
+
+def require_writable(outputs: Mapping[str, Path | None]) -> None:
+    """Check that output files can be written before the command starts its work.
+
+    Args:
+        outputs: Option -> file; None if nothing was asked for.
+
+    Raises:
+        WeightsError: A folder, a place below a file, one that may not be written, or one place for two files.
+    """
+    taken: dict[Path, str] = {}
+    for option, path in outputs.items():
+        if path is None:
+            continue
+        problem = _problem(path)
+        same = taken.setdefault(path.absolute(), option)
+        if same != option and problem is None:
+            problem = f"{same} is written there"
+        if problem is not None:
+            raise WeightsError(
+                f"{option} {path}: cannot be written: {problem}.",
+                code="path-not-writable",
+                remedy="Name a file in a folder that you may write.",
+            )
+
+
+def _problem(path: Path) -> str | None:
+    """Why a file cannot be written at a path; None if it can."""
+    try:
+        if path.is_dir() or not path.name:
+            return "it is a folder, expected the name of a file"
+        with suppress(FileNotFoundError, NotADirectoryError):
+            path.lstat()  # raises for a name that is too long for the system
+        above = next(parent for parent in path.absolute().parents if parent.exists())
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        return getattr(error, "strerror", None) or str(error)
+    if not above.is_dir():
+        return f"{above} is not a folder"
+    if path.is_file() or not path.exists():  # what is no file, such as a device, is written in its place
+        return None if os.access(above, os.W_OK | os.X_OK) else f"{above} may not be written"
+    return None if os.access(path, os.W_OK) else "it may not be written"
 
 
 def write(text: str) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
 import pellucid as pl
-from pellucid.cli.shared.options import read_text, text_of
 from pellucid.errors import InputError, NotFoundError
-from pellucid.weights.manifests import require_regular, unreadable
+from pellucid.weights.manifests import decoded, require_regular, unreadable
 
 SUFFIXES = (".txt", ".md", ".csv", ".json", ".jsonl", ".gz", ".xz")
 """Ends of names that a text without spaces has only by mistake."""
@@ -60,3 +60,71 @@ def _from_file(path: Path) -> str:
     except OSError as problem:
         raise unreadable(path, problem) from problem
     return text_of(content, path)
+
+
+def tokens_of(model: pl.CkptedTransformer, text: str) -> list[int]:
+    """The ids of a text.
+
+    Raises:
+        InputError: The model has no tokenizer.
+    """
+    if model.tokenizer is None:
+        raise InputError(
+            "text was given, but this model has no tokenizer.",
+            code="no-tokenizer",
+            remedy="Pass ids, or give the model a tokenizer.",
+        )
+    return model.tokenizer.encode(text)
+
+
+def beginning_of_text(model: pl.CkptedTransformer) -> int:
+    """The id that stands before a text.
+
+    Raises:
+        InputError: The configuration names none.
+    """
+    if model.config.bos_token_id is None:
+        raise InputError(
+            "--bos: the model's configuration has no bos_token_id.",
+            code="no-bos",
+            remedy="Leave --bos out, or give all ids by --ids.",
+        )
+    return model.config.bos_token_id
+
+
+def read_text(given: str) -> str:
+    """The text that an argument means: itself, or for `-` standard input without its last line break.
+
+    Raises:
+        InputError: It is not UTF-8, or there is no standard input.
+    """
+    if given != "-":
+        try:
+            return given.encode("utf-8", "surrogateescape").decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise _not_utf8("TEXT", error) from error
+    if sys.stdin is None:  # pyright: ignore[reportUnnecessaryComparison]  (closed by the shell: `<&-`)
+        raise InputError(
+            "standard input: closed, expected a text.", code="stdin-closed", remedy="Pipe a text in, or give TEXT."
+        )
+    return text_of(sys.stdin.buffer.read(), "standard input").removesuffix("\n")
+
+
+def text_of(content: bytes, where: object) -> str:
+    """A text whose bytes came from outside, with the line breaks of Unix, whatever system wrote it.
+
+    Raises:
+        InputError: It is not UTF-8, nor what a byte-order mark before it says.
+    """
+    try:
+        return decoded(content).replace("\r\n", "\n").replace("\r", "\n")
+    except UnicodeDecodeError as error:
+        raise _not_utf8(where, error) from error
+
+
+def _not_utf8(where: object, error: UnicodeDecodeError) -> InputError:
+    return InputError(
+        f"{where}: byte {error.start} is 0x{error.object[error.start]:02x}, expected UTF-8.",
+        code="text-not-utf8",
+        remedy="Convert the text first, for example with `iconv -f LATIN1 -t UTF-8`.",
+    )

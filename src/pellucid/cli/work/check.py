@@ -9,9 +9,9 @@ from dataclasses import asdict
 import typer
 from rich.text import Text
 
-from pellucid.cli.check import Check
 from pellucid.cli.shared.failures import Exit, show_failure
 from pellucid.cli.shared.screen import progress, show, show_json
+from pellucid.cli.verbs import Check
 from pellucid.errors import InputError
 from pellucid.exercises.learner_file import Answer, exercise_named
 from pellucid.exercises.own_process import checked_apart

@@ -9,13 +9,12 @@ import typer
 from rich.text import Text as Words
 
 import pellucid as pl
-from pellucid.cli.compare import Compare
 from pellucid.cli.shared.failures import Exit
 from pellucid.cli.shared.layout import Column, Grid
-from pellucid.cli.shared.opening import configuration, read_tokenizer
-from pellucid.cli.shared.options import parse_ids
+from pellucid.cli.shared.options import configuration, parse_ids, read_tokenizer
 from pellucid.cli.shared.screen import progress, show, show_json, steps
 from pellucid.cli.shared.tables import heading
+from pellucid.cli.verbs import Compare
 from pellucid.prove.pages import MOVED
 from pellucid.prove.report import ParameterRow
 from pellucid.prove.sides import DEFAULT_TEXT, opened

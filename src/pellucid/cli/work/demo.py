@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 from dataclasses import asdict, dataclass
-from typing import Any
+from pathlib import Path
 
 import torch
 import typer
+from rich.console import RenderableType
 from rich.text import Text
 from torch import Tensor
 
 import pellucid as pl
-from pellucid.cli.demo import Demo
 from pellucid.cli.shared.demo_page import write_page
 from pellucid.cli.shared.failures import Exit
+from pellucid.cli.shared.layout import Beside, Column, Grid
 from pellucid.cli.shared.screen import progress, show, show_json
-from pellucid.cli.shared.tour import pages
-from pellucid.cli.shared.values import NextToken, Summary, likeliest, summarize
+from pellucid.cli.shared.tables import (
+    NextToken,
+    Summary,
+    heading,
+    likeliest,
+    next_tokens,
+    number,
+    shade,
+    summarize,
+    token_list,
+    visible,
+)
+from pellucid.cli.verbs import Demo
 
 TEXT = "One day, Lily went to the park to play with her"
 NEXT_TOKENS = 5
@@ -68,10 +82,6 @@ class Tour:
     next: list[NextToken]
     proof: Proof
 
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
-
 
 def demo(wish: Demo) -> None:
     """Take the tour, and write its page."""
@@ -84,7 +94,7 @@ def demo(wish: Demo) -> None:
     with progress("writing the page"):
         write_page(model, wish.html)
     if wish.as_json:
-        show_json({**tour.to_dict(), "page": str(wish.html)})
+        show_json({**asdict(tour), "page": str(wish.html)})
     else:
         show(Text.assemble("\nmore of it in ", (str(wish.html), "bold")))
     if not tour.proof.equal:
@@ -124,3 +134,100 @@ def previous_token_heads(pattern: Tensor) -> PreviousTokenHeads:
     scores = pattern.diagonal(offset=-1, dim1=-2, dim2=-1).mean(-1)
     layer, head = divmod(int(scores.argmax()), scores.size(1))
     return PreviousTokenHeads(scores.tolist(), layer, head, float(scores[layer, head]), pattern[layer, head].tolist())
+
+
+_CAPTION = Text(
+    "\nOn the right, that head's pattern:\na row for each token, a column for each\ntoken it looks at. Darker is more.",
+    style="dim",
+)
+
+
+def pages(tour: Tour) -> list[RenderableType]:
+    """The whole demo, top to bottom."""
+    layer, head = tour.heads.layer, tour.heads.head
+    return [
+        _title(tour),
+        heading("1  the text, as tokens"),
+        token_list(tour.tokens),
+        heading(f"2  inside block {layer}: every value has a name"),
+        _block_table(tour),
+        heading("3  which head looks back to the token before?"),
+        Text(f"score: the mean of pattern[q, q-1]. Head {head} of block {layer} has the highest.\n"),
+        Beside([_scores_table(tour.heads), _CAPTION], _pattern_picture(tour.heads, tour.tokens)),
+        heading(f"4  what comes after {visible(tour.tokens[-1])}"),
+        next_tokens(tour.next),
+        heading("5  did looking change the answer?"),
+        _proof_line(tour.proof),
+        heading("where to go next"),
+        _next_steps(layer),
+    ]
+
+
+def _title(tour: Tour) -> Text:
+    sizes = tour.sizes
+    facts = (
+        f"the bundled model: {sizes['blocks']} blocks of {sizes['heads']} heads, width {sizes['width']}, "
+        f"{sizes['parameters']:,} parameters"
+    )
+    return Text.assemble(("pellucid", "bold cyan"), (": GPT-2 made of glass\n", "bold"), facts)
+
+
+def _block_table(tour: Tour) -> Grid:
+    grid = Grid(
+        Column("checkpoint", label=True, style="cyan"), "axes", Column("norm", right=True),
+        Column("what it is", prose=True, style="dim"),
+    )  # fmt: skip
+    for one in tour.checkpoints:
+        grid.add(one.name, one.size, number(one.norm), one.meaning)
+    return grid
+
+
+def _scores_table(heads: PreviousTokenHeads) -> Grid:
+    titles = [f"head {head}" for head in range(len(heads.scores[0]))]
+    grid = Grid(Column(label=True, style="dim"), *titles, heading="dim")
+    for layer, row in enumerate(heads.scores):
+        cells = [_score(score, wins=(layer, head) == (heads.layer, heads.head)) for head, score in enumerate(row)]
+        grid.add(f"block {layer}", *cells)
+    return grid
+
+
+def _score(score: float, *, wins: bool) -> Text:
+    text = f"{shade(score)} {score:.2f}"
+    return Text(f"{text}◀", style="bold green") if wins else Text(text)
+
+
+def _pattern_picture(heads: PreviousTokenHeads, tokens: list[str]) -> Grid:
+    grid = Grid(Column(right=True, style="dim"), Column(picture=True), heading=None)
+    for query, (token, row) in enumerate(zip(tokens, heads.pattern, strict=True)):
+        picture = Text()
+        for weight in row[: query + 1]:
+            picture.append(shade(weight) * 2, style="green" if weight >= 0.05 else "dim")
+        grid.add(visible(token), picture)
+    return grid
+
+
+def _proof_line(proof: Proof) -> Text:
+    how = f"{proof.numbers:,} logits, {proof.checkpoints} checkpoints captured or none: "
+    if proof.equal:
+        return Text.assemble(how, ("equal to the last bit", "bold green"))
+    return Text.assemble(how, ("DIFFERENT", "bold red"), "; please report this")
+
+
+def invoked() -> str:
+    """How the reader calls this program: by its name where the shell finds it, else by the path that was typed."""
+    typed = sys.argv[0]
+    found = shutil.which("pellucid")
+    if Path(typed).name == "__main__.py" and Path(typed).parent.name in ("pellucid", "cli"):
+        return f"{sys.orig_argv[0]} -m pellucid"
+    if found is not None and Path(typed).exists() and Path(found).samefile(typed):
+        return "pellucid"
+    return typed if Path(typed).stem == "pellucid" else "pellucid"
+
+
+def _next_steps(layer: int) -> Grid:
+    grid = Grid(Column(label=True, style="bold"), Column(prose=True, style="dim"), heading=None)
+    grid.add(f'{invoked()} run "your own text"', "every checkpoint of it")
+    grid.add(f"{invoked()} run … --names 'blocks.{layer}.attn.*'", "some of them")
+    grid.add(f"{invoked()} run … -m gpt2-small", "another model, from the hub")
+    grid.add("import pellucid as pl; model = pl.load()", "the same in Python")
+    return grid

@@ -16,11 +16,11 @@ import typer
 from rich.text import Text
 
 from pellucid._version import __version__
-from pellucid.cli.doctor import Doctor
 from pellucid.cli.shared.failures import Exit
 from pellucid.cli.shared.layout import Column, Grid
 from pellucid.cli.shared.screen import progress, show, show_json
 from pellucid.cli.shared.tables import heading
+from pellucid.cli.verbs import Doctor
 from pellucid.open import BUNDLED
 
 LIBRARIES = ("torch", "numpy", "safetensors", "tokenizers", "huggingface_hub", "typer", "rich", "jinja2")

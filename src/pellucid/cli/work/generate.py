@@ -11,11 +11,10 @@ import typer
 from rich.text import Text
 
 import pellucid as pl
-from pellucid.cli.generate import Generate
 from pellucid.cli.shared.layout import Column, Grid
 from pellucid.cli.shared.screen import progress, show, show_json, write
-from pellucid.cli.shared.tables import visible
-from pellucid.cli.shared.values import NextToken, most_probable
+from pellucid.cli.shared.tables import NextToken, most_probable, visible
+from pellucid.cli.verbs import Generate
 from pellucid.errors import InputError
 from pellucid.generate.file_settings import Asked, asked_by
 from pellucid.generate.generation import TextStream
@@ -59,13 +58,9 @@ class Written:
     tokens: list[Chosen] = field(default_factory=list)
 
     @property
-    def continuation(self) -> str:
-        """What was added."""
-        return "".join(token.text for token in self.tokens)
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return {**asdict(self), "text": self.prompt + self.continuation}
+    def text(self) -> str:
+        """Prompt and continuation."""
+        return self.prompt + "".join(token.text for token in self.tokens)
 
 
 def generate(wish: Generate) -> None:
@@ -91,7 +86,7 @@ def generate(wish: Generate) -> None:
             out = model.generate(prompt, sampler=sampler, seed=wish.seed, overflow=wish.overflow, **given)
         _take(written, model, out)
         if not wish.as_json:
-            write(f"{written.prompt}{written.continuation}\n")
+            write(f"{written.text}\n")
     else:
         tokens = model.stream(
             prompt, sampler=asked.sampler, seed=wish.seed, overflow=wish.overflow, explain=wish.explain,
@@ -101,7 +96,7 @@ def generate(wish: Generate) -> None:
             written.stopped = "length"
         _follow(tokens, written, model.tokenizer, quiet=wish.as_json)
     if wish.as_json:
-        show_json(written.to_dict())
+        show_json({**asdict(written), "text": written.text})
     if written.stopped == "interrupted":
         raise typer.Exit(130)
 
@@ -156,7 +151,7 @@ def _follow(tokens: Iterator[pl.Token], written: Written, tokenizer: pl.Tokenize
     if not quiet:
         write("\n")
         if explained:
-            write(f"\n{written.prompt}{written.continuation}\n")
+            write(f"\n{written.text}\n")
 
 
 def _show(token: Chosen, number: int, tokenizer: pl.Tokenizer | None) -> None:

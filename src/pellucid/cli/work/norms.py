@@ -14,12 +14,12 @@ from rich.text import Text
 import pellucid as pl
 from pellucid import atomic
 from pellucid.axes import coordinate
-from pellucid.cli.norms import Norms
 from pellucid.cli.shared.layout import Column, Grid
-from pellucid.cli.shared.options import parse_ids, tokens_of
+from pellucid.cli.shared.options import parse_ids
 from pellucid.cli.shared.screen import progress, show, show_json
 from pellucid.cli.shared.tables import heading, number, spark
-from pellucid.cli.shared.texts import read_texts, windows
+from pellucid.cli.shared.texts import read_texts, tokens_of, windows
+from pellucid.cli.verbs import Norms
 from pellucid.corpus.sink import Sink, feed
 from pellucid.errors import InputError
 from pellucid.extras import need
@@ -89,10 +89,6 @@ class Measured:
     regression: list[dict[str, Any]] | None
     rsquared: list[float] | None
 
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
-
 
 def norms(wish: Norms) -> None:
     """Measure the norms of texts, show them, and write what was asked for."""
@@ -116,7 +112,7 @@ def norms(wish: Norms) -> None:
     if wish.figure is not None:
         _draw(wish.figure, values, fit, wish.skip)
     if wish.as_json:
-        show_json(result.to_dict())
+        show_json(asdict(result))
     else:
         _show(result, [path for path in (wish.figure, wish.csv) if path is not None])
 

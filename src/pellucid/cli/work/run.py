@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from rich.text import Text
 
 import pellucid as pl
 from pellucid.aliases import selected
-from pellucid.cli.run import Run
 from pellucid.cli.shared.screen import progress, show, show_json
-from pellucid.cli.shared.tables import LEGEND, checkpoints, heading, next_tokens, token_list, visible
-from pellucid.cli.shared.values import NextToken, Summary, likeliest, summarize
+from pellucid.cli.shared.tables import (
+    LEGEND,
+    NextToken,
+    Summary,
+    checkpoints,
+    heading,
+    likeliest,
+    next_tokens,
+    summarize,
+    token_list,
+    visible,
+)
+from pellucid.cli.verbs import Run
 
 
 @dataclass(frozen=True)
-class Look:
+class Observed:
     """What one run shows; `text` is None if ids were given and the model has no tokenizer."""
 
     model: str
@@ -27,10 +36,6 @@ class Look:
     next: list[NextToken]
     checkpoints: list[Summary]
     saved: str | None
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
 
 
 def run(wish: Run) -> None:
@@ -46,11 +51,11 @@ def run(wish: Run) -> None:
         found = likeliest(logits[0, -1 if wish.pos is None else wish.pos], model.tokenizer, wish.top)
         if wish.save is not None:
             ckpts.save(wish.save)
-        look = _look(wish, text, ckpts, found)
+        observed = _observed(wish, text, ckpts, found)
     if wish.as_json:
-        show_json(look.to_dict())
+        show_json(asdict(observed))
     else:
-        _show(look, model)
+        _show(observed, model)
 
 
 def _list(wish: Run, model: pl.CkptedTransformer) -> None:
@@ -61,14 +66,14 @@ def _list(wish: Run, model: pl.CkptedTransformer) -> None:
         show(*map(Text, names))
 
 
-def _look(wish: Run, text: str | None, ckpts: pl.ActivationCkpts, found: list[NextToken]) -> Look:
+def _observed(wish: Run, text: str | None, ckpts: pl.ActivationCkpts, found: list[NextToken]) -> Observed:
     batch = ckpts.batch
     ids = batch.ids[0].tolist()
     pos = -1 if ckpts.pos is None else ckpts.pos
     assert isinstance(pos, int), "the option is one position"
     if text is None and batch.tokenizer is not None:
         text = batch.tokenizer.decode(ids)
-    return Look(
+    return Observed(
         model=wish.model_name,
         text=text,
         tokens=batch.strings[0],
@@ -80,14 +85,14 @@ def _look(wish: Run, text: str | None, ckpts: pl.ActivationCkpts, found: list[Ne
     )
 
 
-def _show(look: Look, model: pl.CkptedTransformer) -> None:
+def _show(observed: Observed, model: pl.CkptedTransformer) -> None:
     """What comes next stands last, where a screen that scrolls leaves it."""
-    tokens = f"{len(look.tokens)} token{'s' * (len(look.tokens) != 1)}"
-    show(heading(tokens, first=True), token_list(look.tokens))
-    captured = f"{len(look.checkpoints)} of {len(model.ckpt_names)} checkpoints"
-    show(heading(captured), checkpoints(look.checkpoints), LEGEND)
-    if look.saved is not None:
-        show(Text.assemble("\nsaved to ", (look.saved, "bold"), "; pl.ActivationCkpts.load reads it"))
-    if look.next:
-        after = f"next after {look.pos} {visible(look.tokens[look.pos])}"
-        show(heading(after), next_tokens(look.next))
+    tokens = f"{len(observed.tokens)} token{'s' * (len(observed.tokens) != 1)}"
+    show(heading(tokens, first=True), token_list(observed.tokens))
+    captured = f"{len(observed.checkpoints)} of {len(model.ckpt_names)} checkpoints"
+    show(heading(captured), checkpoints(observed.checkpoints), LEGEND)
+    if observed.saved is not None:
+        show(Text.assemble("\nsaved to ", (observed.saved, "bold"), "; pl.ActivationCkpts.load reads it"))
+    if observed.next:
+        after = f"next after {observed.pos} {visible(observed.tokens[observed.pos])}"
+        show(heading(after), next_tokens(observed.next))

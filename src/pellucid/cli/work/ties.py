@@ -8,11 +8,10 @@ import typer
 from rich.console import RenderableType
 from rich.text import Text
 
-from pellucid.cli.shared.failures import Exit
+from pellucid.cli.shared.failures import Exit, remedy_here
 from pellucid.cli.shared.layout import Column, Grid
-from pellucid.cli.shared.remedies import remedy_here
 from pellucid.cli.shared.screen import progress, show, show_json
-from pellucid.cli.ties import Ties
+from pellucid.cli.verbs import Ties
 from pellucid.ties import Problem, TieAudit, ties_report
 from pellucid.ties.audit import SHOWN_GROUPS
 

@@ -1,0 +1,245 @@
+"""What each verb can be asked: a frozen dataclass for each, whose fields are Typer's options."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pellucid.cli.shared.options import (
+    CONFIG,
+    DTYPE,
+    IGNORE_CONFIG,
+    Config,
+    Ids,
+    IgnoreConfig,
+    ModelWish,
+    TextWish,
+    Tokenizer,
+    Wish,
+    aliases,
+    argument,
+    flag,
+    option,
+    parse_ids,
+    require_one_source,
+)
+
+_MODEL = "A folder, a file, an alias or a hub id; hf: before it runs that side through transformers."
+_ONE_SIDE = "A= or B= before it is for one side alone."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demo(Wish):
+    """Where the page of the tour goes."""
+
+    MORE = """
+    Runs one sentence and shows its tokens, the values inside one block, the head that looks back to the token
+    before, and what comes next; and checks that looking did not change the answer. Ends by writing a page with the
+    model's card, the proof that it is the same model as transformers', its ties, norms, a regression and every head.
+    """
+
+    html: Annotated[Path, option("FILE", "The file to write the page to.")] = Path("pellucid-demo.html")
+
+    def outputs(self) -> dict[str, Path | None]:
+        return {"--html": self.html}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run(TextWish):
+    """A text to run, and what to show of it."""
+
+    MORE = """
+    Shows the tokens, a table of the captured checkpoints in the order in which the model computes them, and the
+    likeliest next tokens.
+    """
+
+    names: Annotated[
+        list[str] | None,
+        option(
+            "PATTERN", "Checkpoints to capture; * stays within a dotted part, ** crosses. Repeatable.",
+            "every checkpoint",
+        ),
+    ] = None  # fmt: skip
+    save: Annotated[Path | None, option("FILE.safetensors", "Write the captured values.")] = None
+    top: Annotated[int, option("N", "How many next tokens to show.", min=0)] = 5
+    pos: Annotated[
+        int | None,
+        option(
+            "N", "Keep this position only (-1 is the last), and show what comes next after it.", "every position"
+        ),
+    ] = None  # fmt: skip
+    only_list: Annotated[bool, flag("--list", "List the names of the model's checkpoints, and run nothing.")] = False
+
+    def __post_init__(self) -> None:
+        if not self.only_list:
+            super().__post_init__()
+        elif self.text or self.ids or self.save:
+            raise typer.BadParameter("runs nothing: leave out TEXT, --ids and --save.", param_hint="--list")
+
+    def outputs(self) -> dict[str, Path | None]:
+        return {"--save": self.save}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compare(Wish):
+    """Two models, and what to run both on."""
+
+    MORE = """
+    Aligns their parameters by value, compares every checkpoint that both show, and names where they first differ.
+    The exit code is 1 unless they are identical or equivalent.
+    """
+
+    a: Annotated[str, argument("A", _MODEL, autocompletion=aliases)]
+    b: Annotated[str, argument("B", _MODEL, autocompletion=aliases)]
+    text: Annotated[str | None, option("TEXT", "What to run both on.", "five words, or drawn ids")] = None
+    ids: Ids = None
+    tokenizer: Tokenizer = None
+    config: Annotated[list[str] | None, option("FILE", f"{CONFIG} {_ONE_SIDE}")] = None
+    ignore_config: Annotated[list[str] | None, option("FIELD", f"{IGNORE_CONFIG} {_ONE_SIDE}")] = None
+    dtype: Annotated[list[str] | None, option("DTYPE", f"{DTYPE} {_ONE_SIDE}", "stored")] = None
+    html: Annotated[Path | None, option("FILE", "Write the whole report as a page.")] = None
+    markdown: Annotated[bool, flag("--markdown", "Write a summary for a pull request.")] = False
+
+    def __post_init__(self) -> None:
+        if self.text is not None and self.ids:
+            raise typer.BadParameter("--text and --ids given, expected one of them.")
+        parse_ids(self.ids or ())
+        for name, given in (("--config", self.config), ("--dtype", self.dtype)):
+            if any(len(self.of_side(side, given)) > 1 for side in "AB"):
+                raise typer.BadParameter("several given for one side, expected one.", param_hint=name)
+
+    def outputs(self) -> dict[str, Path | None]:
+        return {"--html": self.html}
+
+    def of_side(self, side: str, given: list[str] | None) -> list[str]:
+        """The values that count for one side, "A" or "B": its own if it has some, else those without a side."""
+        found: dict[str, list[str]] = {"A": [], "B": [], "": []}
+        for one in given or ():
+            whose, mark, value = one.partition("=")
+            found[whose if mark and whose in found else ""].append(value if mark and whose in found else one)
+        return found[side] or found[""]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ties(Wish):
+    """A checkpoint to audit."""
+
+    MORE = """
+    Shows which names share memory or numbers, what the configuration says, and what reading the weights makes
+    of its head. A head that was tied again before the file was written is not in the file, and cannot be seen here:
+    before saving, audit the model itself with pl.audit_ties. The exit code is 1 when there are problems.
+    """
+
+    path: Annotated[
+        str,
+        argument("PATH", "A weights file, an index of shards or a folder; or an alias or a hub id.",
+                 autocompletion=aliases),
+    ]  # fmt: skip
+    config: Config = None
+    ignore_config: IgnoreConfig = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generate(TextWish):
+    """A prompt, and how to go on with it."""
+
+    MORE = "Shows the text as it is written. Ctrl-C ends it, with what was written so far."
+
+    max_new_tokens: Annotated[int | None, option("N", "Tokens at most.", "50")] = None
+    overflow: Annotated[
+        str,
+        option("error|slide",
+               "If the context is too short: refuse beforehand, or drop the first tokens and go on to the last of N."),
+    ] = "error"  # fmt: skip
+    sampler: Annotated[
+        str | None,
+        option("file", "file: choose tokens, search and end as the model's generation_config.json says."),
+    ] = None
+    temperature: Annotated[float | None, option("T", "0 takes the likeliest token.", "0, or 1 with a filter")] = None
+    top_k: Annotated[int | None, option("K", "Draw from the K likeliest; 0 from all.", "0")] = None
+    top_p: Annotated[float | None, option("P", "Draw from the likeliest that make up P.", "1")] = None
+    min_p: Annotated[float | None, option("P", "Draw from what is P times as likely as the best.", "0")] = None
+    repetition_penalty: Annotated[float | None, option("X", "Above 1 against repetition.", "1")] = None
+    no_repeat_ngram_size: Annotated[int | None, option("N", "No N tokens come twice; 0: they may.", "0")] = None
+    seed: Annotated[int | None, option("S", "Of the draws.", "torch's own")] = None
+    stop: Annotated[list[str] | None, option("TEXT", "Ends the text. Repeatable.")] = None
+    num_beams: Annotated[int | None, option("N", "Above 1, a beam search.", "1", min=1)] = None
+    length_penalty: Annotated[float | None, option("X", "Of the search, for long texts.", "1")] = None
+    explain: Annotated[bool, flag("--explain", "Show what each token was chosen from, stage by stage.")] = False
+    numerics: Annotated[str, option("exact|fast|bfloat16", "The last two need a C++ compiler.")] = "exact"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.sampler not in (None, "file"):
+            raise typer.BadParameter(f"{self.sampler!r} given, expected file.", param_hint="--sampler")
+        if self.sampler == "file" and self.settings:
+            given = ", ".join(f"--{name.replace('_', '-')}" for name in self.settings)
+            raise typer.BadParameter(f"the file says it; leave out {given}.", param_hint="--sampler file")
+
+    @property
+    def settings(self) -> dict[str, float]:
+        """The settings of a sampler that were given, by the sampler's names."""
+        names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "no_repeat_ngram_size")
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Norms(ModelWish):
+    """Texts to measure, and what of them."""
+
+    MORE = """
+    Shows their distribution, and a regression of each token's norm on those of the tokens before it. The first token
+    is left out, because its norm is far from all others. Texts longer than the context are cut into several.
+    """
+
+    texts: Annotated[
+        list[str] | None, argument("TEXT|FILE...", "Texts, or files of text; - is standard input.", default=True)
+    ] = None
+    ids: Ids = None
+    at: Annotated[str, option("CHECKPOINT", "Whose vectors.")] = "attn.ckpt_attn_out"
+    lags: Annotated[int, option("N", "Tokens before that a norm is regressed on; 0: none.", min=0)] = 2
+    skip: Annotated[int, option("N", "First tokens of each text to leave out.", min=0)] = 1
+    linear: Annotated[bool, flag("--linear", "The norms themselves instead of their logarithms.")] = False
+    figure: Annotated[Path | None, option("FILE", "Draw them: .svg, .pdf, .png.")] = None
+    csv: Annotated[Path | None, option("FILE", "Write the norm of every token.")] = None
+
+    def __post_init__(self) -> None:
+        require_one_source("TEXT or FILE", self.texts, self.ids)
+        parse_ids(self.ids or ())
+
+    def outputs(self) -> dict[str, Path | None]:
+        return {"--figure": self.figure, "--csv": self.csv}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check(Wish):
+    """A file with answers to the course, and how much of what is wrong to give away."""
+
+    MORE = """
+    Runs the file, which is your own program, in a process of its own, and checks every class and function of the
+    course in it: what is right, what is wrong and where, and what is still open.
+    Of a notebook, the code cells are run. The exit code is 1 unless all are
+    right.
+    """
+
+    file: Annotated[Path, argument("FILE", "Your answers to the course: a .py or an .ipynb.")]
+    exercise: Annotated[str | None, option("NAME", "One alone: attention, block, … or GPT2Block.")] = None
+    hint: Annotated[
+        int | None, option("N", "1: the place; 2: the kind of mistake, too.", "all of it", min=1, max=3)
+    ] = None
+    time_limit: Annotated[
+        int, option("SECONDS", "For the file, and for each exercise; what takes longer is wrong.", min=1)
+    ] = 300
+
+
+@dataclass(frozen=True, kw_only=True)
+class Doctor(Wish):
+    """Whether everything is there."""
+
+    MORE = """
+    Shows versions, devices, missing extras with the command that adds them, and whether the bundled model is
+    intact, which is what decides the exit code. Uses no network.
+    """
