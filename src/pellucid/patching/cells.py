@@ -63,7 +63,11 @@ class Cells:
 
     Attributes:
         dims: The axes of the result, "checkpoint" first if several were given.
-        coords: Labels along them.
+        shape: Their lengths.
+        labels: Their entries.
+        kinds: Each checkpoint as it was given -> block -> whole name; -1 stands for outside the blocks.
+        places: The columns of each position that is gone over.
+        everywhere: The columns of all of them; None for all that there are.
 
     Raises:
         InputError: An axis that a checkpoint does not have, or texts of unequal length without roles.
@@ -74,11 +78,11 @@ class Cells:
         self, schema: Schema, names: Any, over: Sequence[str], base: Batch, source: Batch,
         part: Part = Part(), roles: Roles | None = None,
     ) -> None:  # fmt: skip
-        self._schema, self._base, self._source, self._part = schema, base, source, part
+        self._schema, self._base, self._source, self.part = schema, base, source, part
         several = not isinstance(names, str) and not (isinstance(names, tuple) and not _all_texts(names))
         given = list(names) if several else [names]
         self.over = _require_over(over)
-        self._kinds = {_label(name, schema): self._by_layer(name) for name in given}
+        self.kinds = {_label(name, schema): self._by_layer(name) for name in given}
         self._roles = roles
         if roles is not None and part.pos is not None:
             raise InputError(
@@ -87,16 +91,16 @@ class Cells:
                 remedy="Leave pos= out, or give align= the roles that are wanted alone.",
             )
         self._require_axes()
-        self._places = self._columns()
-        axes: dict[str, Sequence[Any]] = {"checkpoint": list(self._kinds)} if several else {}
+        self.places = self._columns()
+        axes: dict[str, Sequence[Any]] = {"checkpoint": list(self.kinds)} if several else {}
         axes |= {axis: self._labels(axis) for axis in self.over}
-        self.dims, self._labels_of = tuple(axes), axes
+        self.dims, self.labels = tuple(axes), axes
         self.shape = tuple(map(len, axes.values()))
 
     @property
     def coords(self) -> dict[str, Any]:
         """Labels along the axes; those of positions have the tokens too if there is one text."""
-        labels: dict[str, Any] = dict(self._labels_of)
+        labels: dict[str, Any] = dict(self.labels)
         if "pos" in labels and self._roles is None and len(self._base) == 1:
             for what, batch in (("token", self._base), ("source_token", self._source)):
                 real = iter(batch.strings[0])
@@ -109,19 +113,19 @@ class Cells:
     @property
     def names(self) -> tuple[str, ...]:
         """Every checkpoint that is replaced in some cell."""
-        return tuple(dict.fromkeys(name for by_layer in self._kinds.values() for name in by_layer.values()))
+        return tuple(dict.fromkeys(name for by_layer in self.kinds.values() for name in by_layer.values()))
 
     def __iter__(self) -> Iterator[Cell]:
         """Every cell that exists: of several checkpoints, one may lack a block or a head that another has."""
         for at in itertools.product(*(range(size) for size in self.shape)):
             chosen = dict(zip(self.dims, at, strict=True))
-            by_layer = list(self._kinds.values())[chosen.get("checkpoint", 0)]
-            layer = None if "layer" not in chosen else self._labels_of["layer"][chosen["layer"]]
+            by_layer = list(self.kinds.values())[chosen.get("checkpoint", 0)]
+            layer = None if "layer" not in chosen else self.labels["layer"][chosen["layer"]]
             names = tuple(by_layer.values()) if layer is None else (by_layer[layer],) if layer in by_layer else ()
             heads, neurons = self._chosen("head", chosen), self._chosen("neuron", chosen)
             if not names or any(not self._has(name, heads, neurons) for name in names):
                 continue
-            columns = self._places[chosen["pos"]] if "pos" in chosen else self._everywhere
+            columns = self.places[chosen["pos"]] if "pos" in chosen else self.everywhere
             if columns is None or len(columns.rows):
                 yield Cell(at, names, columns, heads, neurons)
 
@@ -136,8 +140,8 @@ class Cells:
     def _require_axes(self) -> None:
         """Refuse an axis or a part that a checkpoint does not have."""
         wanted = {"head": (Axis.HEAD,), "pos": POSITIONS, "neuron": NEURONS}
-        limited = {"head": self._part.heads, "pos": self._part.pos, "neuron": self._part.neurons}
-        for label, by_layer in self._kinds.items():
+        limited = {"head": self.part.heads, "pos": self.part.pos, "neuron": self.part.neurons}
+        for label, by_layer in self.kinds.items():
             axes = self._schema[next(iter(by_layer.values()))].axes
             for axis, candidates in wanted.items():
                 if (axis in self.over or limited[axis] is not None) and not set(candidates) & set(axes):
@@ -155,9 +159,9 @@ class Cells:
 
     def _columns(self) -> list[Columns]:
         """For each position that is patched by itself, or for the one part that is, where it is in both batches."""
-        base, source, part = self._base, self._source, self._part
-        keyed = any(Axis.KEY in self._schema[n].axes for by_layer in self._kinds.values() for n in by_layer.values())
-        self._everywhere: Columns | None = None
+        base, source, part = self._base, self._source, self.part
+        keyed = any(Axis.KEY in self._schema[n].axes for by_layer in self.kinds.values() for n in by_layer.values())
+        self.everywhere: Columns | None = None
         unequal = base.shape != source.shape or not torch.equal(base.mask, source.mask)
         if len(base) != len(source):
             raise ShapeError(
@@ -174,7 +178,7 @@ class Cells:
         if self._roles is not None:
             places = self._roles.columns(source, base)
             self._positions: Sequence[Any] = self._roles.names
-            self._everywhere = _joined(places)
+            self.everywhere = _joined(places)
             return places
         negative = part.pos is not None and all(i < 0 for i in _listed(part.pos, base))
         if unequal and not negative:
@@ -187,16 +191,16 @@ class Cells:
         self._positions = into
         places = [_at(base, source, one, other) for one, other in zip(into, taken, strict=True)]
         if part.pos is not None:
-            self._everywhere = _joined(places)
+            self.everywhere = _joined(places)
         return places
 
     def _labels(self, axis: str) -> Sequence[Any]:
         if axis == "layer":
-            return sorted({layer for by_layer in self._kinds.values() for layer in by_layer})
+            return sorted({layer for by_layer in self.kinds.values() for layer in by_layer})
         if axis == "pos":
             return list(self._positions)
-        sizes = [self._size(name, axis) for by_layer in self._kinds.values() for name in by_layer.values()]
-        limit = self._part.heads if axis == "head" else self._part.neurons
+        sizes = [self._size(name, axis) for by_layer in self.kinds.values() for name in by_layer.values()]
+        limit = self.part.heads if axis == "head" else self.part.neurons
         return list(range(max(sizes))) if limit is None else _entries(limit, max(sizes), f"{axis}s")
 
     def _size(self, name: str, axis: str) -> int:
@@ -206,11 +210,11 @@ class Cells:
     def _chosen(self, axis: str, chosen: Mapping[str, int]) -> tuple[int, ...] | None:
         """The heads or neurons of a cell; None for all."""
         if axis in chosen:
-            return (self._labels_of[axis][chosen[axis]],)
-        limit = self._part.heads if axis == "head" else self._part.neurons
+            return (self.labels[axis][chosen[axis]],)
+        limit = self.part.heads if axis == "head" else self.part.neurons
         if limit is None:
             return None
-        sizes = [self._size(name, axis) for by_layer in self._kinds.values() for name in by_layer.values()]
+        sizes = [self._size(name, axis) for by_layer in self.kinds.values() for name in by_layer.values()]
         return tuple(_entries(limit, min(sizes), f"{axis}s"))
 
     def _has(self, name: str, heads: tuple[int, ...] | None, neurons: tuple[int, ...] | None) -> bool:

@@ -1,0 +1,200 @@
+"""Edges between the parts of a model, scored by gradients: what one writes, times what follows where another reads it.
+
+The residual stream at a reader is the sum of what was written before it, so a change of one writer reaches the reader
+as it is. How the metric follows from a change there is the gradient through that reader alone: through the query of one
+head, say, with its LayerNorm, and everything behind it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from pellucid.attribution.gradient import differentiable, embeddings_moved, gradients_of
+from pellucid.axes import RESIDUAL
+from pellucid.check import require_whole
+from pellucid.dialects import named_arguments
+from pellucid.errors import ShapeError
+from pellucid.extras import need
+from pellucid.metrics import Metric
+from pellucid.patching.reruns import Base
+from pellucid.patching.sweeps import Direction, Pair
+from pellucid.run.activations import ActivationCkpts
+from pellucid.run.model import CkptedTransformer
+from pellucid.schema import Schema
+from pellucid.text.batch import Inputs
+
+if TYPE_CHECKING:
+    import xarray
+
+HEARD = ("attn.ckpt_q", "attn.ckpt_k", "attn.ckpt_v")
+Z, MLP_OUT = "attn.ckpt_z", "mlp.ckpt_mlp_out"
+ATTN_NORM, MLP_NORM = "ln1.ckpt_normalized", "ln2.ckpt_normalized"
+
+
+@named_arguments()
+def edges(
+    model: CkptedTransformer,
+    clean: Inputs,
+    corrupted: Inputs,
+    *,
+    metric: Metric,
+    steps: int = 1,
+    direction: Direction = "denoise",
+) -> xarray.DataArray:
+    """Score every edge between two parts of a model: edge attribution patching (Syed et al. 2023, arXiv:2310.10348).
+
+    The score is (what the sender writes in the source run - what it writes in the base run) . dm/d(what the receiver
+    reads), summed over positions. With more steps than one, the gradient is averaged over input embeddings between base
+    and source, left ends (EAP-IG; Hanna et al. 2024, arXiv:2403.17806).
+
+    Args:
+        model: What runs.
+        clean, corrupted: Texts of equal length, as many of the one as of the other.
+        metric: What to read off each run; it must be differentiable.
+        steps: Points at which the gradient is taken.
+        direction: "denoise" puts clean values into corrupted runs, "noise" corrupted ones into clean runs.
+
+    Returns:
+        [sender, receiver] in the metric's unit, the mean over texts: an estimate of the metric with that edge patched
+        minus that of the base run. Senders are "embeddings", heads "blocks.5.attn[3]" and "blocks.5.mlp"; receivers the
+        queries, keys and values of each head, "blocks.9.attn.q[9]", what each MLP reads, "blocks.9.mlp", and "logits".
+        NaN if the sender does not come before the receiver. Attributes: `clean` and `corrupted`, the metric of the two
+        plain runs.
+
+    Raises:
+        ShapeError: Texts of unequal length.
+        NumericsError: A metric through which no gradient goes.
+
+    Example:
+        >>> import pellucid as pl
+        >>> clean, corrupted = "Tom has a ball. Tom likes the", "Tom has a cat. Tom likes the"
+        >>> scores = pl.attribution.edges(
+        ...     pl.load(), clean, corrupted, metric=pl.metrics.logit_difference(" ball", " cat"))
+        >>> scores.sizes, scores.sel(receiver="logits").idxmax("sender").item()
+        (Frozen({'sender': 21, 'receiver': 53}), 'blocks.3.attn[0]')
+    """
+    steps = require_whole("edges: steps", steps, at_least=1)
+    pair, schema = Pair.of(model, clean, corrupted, direction, None), model.schema
+    if pair.base.shape != pair.source.shape or not torch.equal(pair.base.mask, pair.source.mask):
+        raise ShapeError(
+            "edges: clean and corrupted texts of unequal length, whose positions cannot be told to belong together.",
+            code="texts-of-unequal-length",
+            remedy="Give texts of equal length; pl.attribution.gradient takes align= for others.",
+        )
+    blocks = range(len(schema.blocks))
+    written = [f"blocks.{i}.{kind}" for i in blocks for kind in (Z, MLP_OUT) if f"blocks.{i}.{kind}" in schema]
+    kept = ("blocks.0.resid_pre", "ckpt_embed", *written)
+    base = Base(model, pair.base, metric, kept, of=f"the {pair.into} run")
+    logits, source = model.run_with_ckpts(pair.source, names=kept)
+    plain = pair.measured(base, metric, logits)
+    senders = list(_senders(model, {name: source[name] - base.values[name] for name in kept}))
+    heard: list[_Reader] = []
+    for step in range(steps):
+        edits = embeddings_moved(source["ckpt_embed"] - base.values["ckpt_embed"], step / steps)
+        found = list(_readers(base, edits))
+        heard = found if not heard else [a.plus(b) for a, b in zip(heard, found, strict=True)]
+    scores = torch.stack([_scored(sender, heard, schema) for sender in senders]) / (steps * len(pair.base))
+    array = need("xarray", "pellucid.attribution").DataArray
+    return array(
+        scores.double().cpu().numpy(), dims=("sender", "receiver"), name="edges",
+        coords={"sender": [s.name for s in senders], "receiver": [r.name for r in heard]},
+        attrs={"direction": direction, "metric": repr(metric), "steps": steps, **plain},
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Sender:
+    """A part that writes.
+
+    Attributes:
+        name: What it is called.
+        point: The checkpoint after which the stream holds what it wrote.
+        change: [B, P, D], what it writes in the source run minus what it writes in the base run.
+    """
+
+    name: str
+    point: str
+    change: Tensor
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """A part that reads.
+
+    Attributes:
+        name: What it is called.
+        point: The checkpoint of the stream that it reads.
+        gradient: [B, P, D], dm/d(the stream there), through this reader alone.
+    """
+
+    name: str
+    point: str
+    gradient: Tensor
+
+    def plus(self, other: _Reader) -> _Reader:
+        """The sum of the gradients of two runs."""
+        return _Reader(self.name, self.point, self.gradient + other.gradient)
+
+
+def _senders(model: CkptedTransformer, change: Mapping[str, Tensor]) -> Iterator[_Sender]:
+    yield _Sender("embeddings", "ckpt_embed", change["blocks.0.resid_pre"])
+    for i in range(len(model.schema.blocks)):
+        z = change[f"blocks.{i}.{Z}"]
+        W_O = model.parameter(f"blocks.{i}.attn.W_O").detach()
+        for head in range(z.size(2)):
+            yield _Sender(f"blocks.{i}.attn[{head}]", f"blocks.{i}.attn.ckpt_attn_out", z[:, :, head] @ W_O[head])
+        name = f"blocks.{i}.{MLP_OUT}"
+        if name in change:
+            yield _Sender(f"blocks.{i}.mlp", name, change[name])
+
+
+def _readers(base: Base, edits: Sequence[Any]) -> Iterator[_Reader]:
+    """How the metric follows from what each reader gets, in one run."""
+    model, schema = base.model, base.model.schema
+    streams = [point.name for point in schema.points if point.axes == RESIDUAL and "resid" in point.name]
+    inner = [
+        f"blocks.{i}.{kind}" for i in range(len(schema.blocks)) for kind in (*HEARD, ATTN_NORM, MLP_NORM)
+        if f"blocks.{i}.{kind}" in schema
+    ]  # fmt: skip
+    logits, ckpts = model.run_with_ckpts(base.batch, names=[*streams, *inner], edits=edits, grads=True)
+    total = differentiable(base.metric, logits, base.batch).sum()
+    last = streams[-1]
+    wanted = [*inner, last]
+    found = gradients_of(total, [ckpts[name] for name in wanted], again=True)
+    gradients = {n: torch.zeros_like(ckpts[n]) if g is None else g for n, g in zip(wanted, found, strict=True)}
+    for i in range(len(schema.blocks)):
+        for kind in HEARD:
+            name, letter = f"blocks.{i}.{kind}", kind[-1]
+            weight = model.parameter(f"blocks.{i}.attn.W_{letter.upper()}").detach()
+            for head in range(weight.size(0)):
+                back = gradients[name][:, :, head] @ weight[head].T
+                yield _through(f"blocks.{i}.attn.{letter}[{head}]", f"blocks.{i}.{ATTN_NORM}", back, ckpts, streams)
+        norm = f"blocks.{i}.{MLP_NORM}"
+        if norm in gradients:
+            yield _through(f"blocks.{i}.mlp", norm, gradients[norm], ckpts, streams)
+    yield _Reader("logits", last, gradients[last])
+
+
+def _through(name: str, norm: str, back: Tensor, ckpts: ActivationCkpts, streams: Sequence[str]) -> _Reader:
+    """A reader whose gradient behind its norm is known: the stream that the norm reads, and the gradient there."""
+    order = ckpts.schema.names.index
+    for stream in reversed([one for one in streams if order(one) < order(norm)]):
+        (found,) = gradients_of(ckpts[norm], [ckpts[stream]], back=back, again=True)
+        if found is not None:
+            return _Reader(name, stream, found)
+    raise AssertionError(f"{norm} reads no residual stream")
+
+
+def _scored(sender: _Sender, readers: Sequence[_Reader], schema: Schema) -> Tensor:
+    """[receiver]: the scores of one sender, summed over texts; NaN for what it does not come before."""
+    order = schema.names.index
+    return torch.stack([
+        (sender.change * reader.gradient).sum() if order(sender.point) < order(reader.point)
+        else sender.change.new_full((), torch.nan)
+        for reader in readers
+    ])  # fmt: skip

@@ -1,0 +1,323 @@
+"""What gradients say that patching would do: one or a few backward passes in the place of many runs.
+
+The effect of putting b in the place of a value a is estimated by the gradient of the metric at a, times b - a. All
+values of a run get their estimates from one backward pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pellucid.aliases import Names
+from pellucid.axes import NEURONS, POSITIONS, Axis
+from pellucid.check import require_whole
+from pellucid.dialects import named_arguments
+from pellucid.errors import InputError, NumericsError, shown
+from pellucid.extras import need
+from pellucid.metrics import Metric
+from pellucid.patching.cells import Cell, Cells, Part
+from pellucid.patching.memory import require_room
+from pellucid.patching.reruns import Base, Put, Trial
+from pellucid.patching.roles import Roles
+from pellucid.patching.sweeps import Direction, Pair, patches, results
+from pellucid.run.edit import Edit
+from pellucid.run.model import CkptedTransformer
+from pellucid.run.region import Index
+from pellucid.text.batch import Batch, Inputs
+
+if TYPE_CHECKING:
+    import xarray
+
+Rules = Literal["plain", "atp"]
+PATTERN = "attn.ckpt_pattern"
+QUERY, KEY = "attn.ckpt_q", "attn.ckpt_k"
+
+
+@named_arguments()
+def gradient(
+    model: CkptedTransformer,
+    clean: Inputs,
+    corrupted: Inputs,
+    names: Names,
+    *,
+    over: Sequence[str],
+    metric: Metric,
+    steps: int = 1,
+    along: Literal["node", "inputs"] = "node",
+    rules: Rules = "plain",
+    direction: Direction = "denoise",
+    per_text: bool = False,
+    pos: Index = None,
+    heads: Index = None,
+    neurons: Index = None,
+    align: Roles | None = None,
+    check: int = 0,
+    seed: int = 0,
+) -> xarray.DataArray:
+    """Estimate a sweep by gradients: attribution patching, with more steps integrated gradients.
+
+    With one step it is (source - base) . dm/dvalue in the base run (Nanda 2023; Syed et al. 2023, arXiv:2310.10348).
+    With more, the gradient is averaged over points between the two runs, their left ends k / steps with k from 0
+    (Sundararajan et al. 2017, arXiv:1703.01365): along "node" the value itself is moved, a pass for each block and
+    step; along "inputs" the input embeddings are, a pass for each step (EAP-IG; Hanna et al. 2024, arXiv:2403.17806).
+
+    Args:
+        model: What runs.
+        clean, corrupted, names, over, metric, direction, per_text, pos, heads, neurons, align: Those of
+            `pellucid.patching.sweep`. The metric must be differentiable.
+        steps: Points at which the gradient is taken.
+        along: What is moved between them, "node" or "inputs".
+        rules: "plain"; "atp" lets queries and keys go through the softmax, which saturates, instead of through its
+            gradient: (A(q') - A) . dm/dA (Kramár et al. 2024, arXiv:2403.00745, equation 7).
+        check: How many cells to patch in fact, drawn at random, so that the estimate can state its error.
+        seed: Of that draw.
+
+    Returns:
+        An estimate of the sweep minus the metric of the base run: the same axes, the same sign. Attributes: `clean` and
+        `corrupted`, the metric of the two plain runs; with `check`, `check_true` and `check_estimate`, the effects of
+        the cells that were patched, `check_correlation` between them (Pearson), and `check_error`, the root of the mean
+        square of their difference.
+
+    Raises:
+        InputError: As for `sweep`; "atp" along neurons, or with more steps than one.
+        NumericsError: A metric through which no gradient goes.
+
+    Example:
+        >>> import pellucid as pl
+        >>> clean, corrupted = "Tom has a ball. Tom likes the", "Tom has a cat. Tom likes the"
+        >>> metric = pl.metrics.logit_difference(" ball", " cat")
+        >>> estimate = pl.attribution.gradient(
+        ...     pl.load(), clean, corrupted, "attn.ckpt_z", over=("layer", "head"), metric=metric, check=16)
+        >>> estimate.sizes, estimate.attrs["check_correlation"] > 0.9
+        (Frozen({'layer': 4, 'head': 4}), True)
+    """
+    steps = require_whole("gradient: steps", steps, at_least=1)
+    _require_choices(along, rules, steps, over)
+    pair = Pair.of(model, clean, corrupted, direction, align)
+    cells = Cells(model.schema, names, over, pair.base, pair.source, Part(pos, heads, neurons), pair.roles)
+    room = require_room(model, pair.base, pair.source, cells.names, None)
+    moved = ("ckpt_embed",) if along == "inputs" else ()
+    base = Base(model, pair.base, metric, (*cells.names, *moved), of=f"the {pair.into} run", max_bytes=room)
+    logits, source = model.run_with_ckpts(pair.source, names=[*cells.names, *moved])
+    plain = pair.measured(base, metric, logits)
+    estimate = Estimate(base, cells, {**source})
+    found = estimate.array(estimate.through_softmax() if rules == "atp" else estimate.products(steps, along))
+    about: dict[str, Any] = {"checkpoint": shown(names), "direction": direction, "metric": repr(metric), "steps": steps,
+                             "along": along, "rules": rules, **plain}  # fmt: skip
+    if check:
+        about |= _checked(base, cells, source, found, require_whole("gradient: check", check), seed)
+    dims, coords = cells.dims, cells.coords
+    if per_text:
+        dims, coords = (*dims, str(Axis.BATCH)), {**coords, str(Axis.BATCH): range(len(pair.base))}
+    else:
+        found = np.nanmean(found, -1) if np.isnan(found).any() else found.mean(-1)
+    array = need("xarray", "pellucid.attribution").DataArray
+    return array(found, dims=dims, coords=coords, name="gradient", attrs=about)
+
+
+class Estimate:
+    """The estimates of every cell.
+
+    Args:
+        base: The base run, with the values of every checkpoint that is estimated.
+        cells: What is estimated.
+        source: The values that would be put in.
+    """
+
+    def __init__(self, base: Base, cells: Cells, source: Mapping[str, Tensor]) -> None:
+        self.base, self.cells, self.source = base, cells, source
+        self._differences: dict[str, Tensor] = {}
+        self.axes = base.model.schema.axes
+
+    def array(self, found: Mapping[tuple[int, ...], Tensor]) -> np.ndarray[Any, Any]:
+        """[*cells.shape, B] of the estimates [B] of each cell; NaN where there is none, or a text has no token."""
+        out = np.full((*self.cells.shape, len(self.base.batch)), np.nan)
+        for cell in self.cells:
+            rows = slice(None) if cell.columns is None else cell.columns.rows
+            out[cell.at][rows] = found[cell.at].double().cpu().numpy()[rows]
+        return out
+
+    def products(self, steps: int, along: str) -> dict[tuple[int, ...], Tensor]:
+        """Gradient times difference, summed over what each cell would patch."""
+        together = {} if all(len(c.names) > 1 for c in self.cells) else self._gradients(self.cells.names, steps, along)
+        return {
+            cell.at: self._product(cell, together if len(cell.names) == 1 else self._cut(cell, steps, along))
+            for cell in self.cells
+        }
+
+    def _product(self, cell: Cell, gradients: Mapping[str, Tensor]) -> Tensor:
+        each = [_summed(gradients[name] * self._difference(name), self.axes[name], cell) for name in cell.names]
+        return torch.stack(each).sum(0)
+
+    def through_softmax(self) -> dict[tuple[int, ...], Tensor]:
+        """The same, but queries and keys by the change of the pattern that they make."""
+        plain = self.products(1, "node")
+        patterns = {name: name.rpartition(".")[0].removesuffix(".attn") + f".{PATTERN}" for name in self.cells.names
+                    if name.endswith((QUERY, KEY))}  # fmt: skip
+        names = sorted(set(patterns.values()))
+        if not names:
+            return plain
+        gradients, before = self._at(names, ())
+        for name, pattern in patterns.items():
+            cells = [cell for cell in self.cells if name in cell.names]
+            trials = [Trial((Put(name, self.source[name], c.columns, c.heads, c.neurons),), whole=True) for c in cells]
+            for number, values in self.base.captured(trials, [pattern]):
+                change = ((values[pattern] - before[pattern]) * gradients[pattern]).flatten(1).sum(1)
+                cell = cells[number]
+                plain[cell.at] = change if len(cell.names) == 1 else plain[cell.at] + change
+        return plain
+
+    def _difference(self, name: str) -> Tensor:
+        """Source - base where the sweep patches, else 0."""
+        if name not in self._differences:
+            patched = self.base.values[name].clone()
+            Put(name, self.source[name], self.cells.everywhere).write(patched, self.axes[name], 0)
+            self._differences[name] = patched - self.base.values[name]
+        return self._differences[name]
+
+    def _gradients(self, names: Sequence[str], steps: int, along: str) -> dict[str, Tensor]:
+        """dm/dvalue of each of these checkpoints by itself, averaged over the steps."""
+        if along == "inputs":
+            return self._averaged(names, steps, self._inputs_moved)
+        if steps == 1:
+            return self._at(names, ())[0]
+        each = (self._averaged([name], steps, lambda k, name=name: [self._added(name, k)]) for name in names)
+        return {name: gradient for found in each for name, gradient in found.items()}
+
+    def _cut(self, cell: Cell, steps: int, along: str) -> dict[str, Tensor]:
+        """dm/dvalue of the parts of a cell of several checkpoints, which are put there together.
+
+        What one of them does to another does not count: the other is replaced, too.
+        """
+
+        def edits(share: float) -> list[Edit]:
+            moved = self._inputs_moved(share) if along == "inputs" else []
+            return [*moved, *(self._constant(name, cell, 0.0 if moved else share) for name in cell.names)]
+
+        return self._averaged(cell.names, steps, edits)
+
+    def _constant(self, name: str, cell: Cell, share: float) -> Edit:
+        """An edit that moves a part of a value and lets no gradient through it."""
+        part = torch.zeros_like(self.base.values[name])
+        Put(name, torch.ones_like(part), cell.columns, cell.heads, cell.neurons).write(part, self.axes[name], 0)
+        moved = share * self._difference(name)
+        return Edit.apply(name, lambda value: torch.where(part.bool(), value.detach() + moved, value))
+
+    def _added(self, name: str, share: float) -> Edit:
+        return Edit.add(name, share * self._difference(name))
+
+    def _inputs_moved(self, share: float) -> list[Edit]:
+        return embeddings_moved(self._difference("ckpt_embed"), share)
+
+    def _averaged(self, names: Sequence[str], steps: int, edits: Callable[[float], list[Edit]]) -> dict[str, Tensor]:
+        """The gradients in runs with the edits of each share k / steps, averaged."""
+        found = [self._at(names, edits(k / steps))[0] for k in range(steps)]
+        return {name: torch.stack([each[name] for each in found]).mean(0) for name in names}
+
+    def _at(self, names: Sequence[str], edits: Sequence[Edit]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """dm/dvalue of some checkpoints in one run, and the values."""
+        base = self.base
+        logits, ckpts = base.model.run_with_ckpts(base.batch, names=list(names), edits=list(edits), grads=True)
+        given = differentiable(base.metric, logits, base.batch)
+        values = [ckpts[name] for name in names]
+        found = gradients_of(given.sum(), values)
+        gradients = [torch.zeros_like(v) if g is None else g for g, v in zip(found, values, strict=True)]
+        return dict(zip(names, gradients, strict=True)), {n: v.detach() for n, v in zip(names, values, strict=True)}
+
+
+def differentiable(metric: Metric, logits: Tensor | None, batch: Batch) -> Tensor:
+    """The metric [B] of a run, on the path of its gradient.
+
+    Raises:
+        NumericsError: No gradient goes through it.
+    """
+    assert logits is not None, "the run was not stopped"
+    given = metric(logits, batch)
+    if not given.requires_grad:
+        raise NumericsError(
+            "metric: its result has no gradient.",
+            code="metric-without-gradient",
+            remedy="Return a tensor that is computed from the logits, without .detach(), argmax or numpy.",
+        )
+    return given
+
+
+def gradients_of(
+    value: Tensor, of: Sequence[Tensor], *, back: Tensor | None = None, again: bool = False
+) -> list[Tensor | None]:
+    """The gradients of a value; None for what it does not depend on.
+
+    Args:
+        value: A number, or with `back` a tensor.
+        of: What the gradients are taken of.
+        back: The gradient of something further on, of the value's shape.
+        again: Whether the graph is needed once more.
+    """
+    return list(torch.autograd.grad(value, list(of), back, retain_graph=again, allow_unused=True))
+
+
+def embeddings_moved(difference: Tensor, share: float) -> list[Edit]:
+    """Edits that move the input embeddings a share of the way to the source's."""
+    return [Edit.add("ckpt_embed", share * difference)] if share else []
+
+
+def _summed(value: Tensor, axes: Sequence[Axis], cell: Cell) -> Tensor:
+    """[B]: the sum of the part of a value [B, ...] that a cell patches."""
+    for kinds, entries in (((Axis.HEAD,), cell.heads), (NEURONS, cell.neurons)):
+        if entries is not None:
+            axis = next(i for i, a in enumerate(axes) if a in kinds)
+            value = value.index_select(axis, torch.tensor(entries, device=value.device))
+    if cell.columns is None:
+        return value.flatten(1).sum(1)
+    axis = next(i for i, a in enumerate(axes) if a in POSITIONS)
+    taken = value.movedim(axis, 1)[cell.columns.rows, cell.columns.into].flatten(1).sum(1)
+    return value.new_zeros(len(value)).index_add(0, cell.columns.rows.to(value.device), taken)
+
+
+def _require_choices(along: str, rules: str, steps: int, over: Sequence[str]) -> None:
+    if along not in ("node", "inputs"):
+        raise InputError(
+            f"gradient: along={shown(along)}, expected 'node' or 'inputs'.",
+            code="gradient-along",
+            remedy="Give along='node' to move each value by itself, 'inputs' to move the input embeddings.",
+        )
+    if rules not in ("plain", "atp"):
+        raise InputError(
+            f"gradient: rules={shown(rules)}, expected 'plain' or 'atp'.",
+            code="gradient-rules",
+            remedy="Give rules='plain', or 'atp' to take queries and keys through the softmax.",
+        )
+    if rules == "atp" and steps > 1:
+        raise InputError(
+            f"gradient: rules='atp' with steps={steps}, which is defined for one.",
+            code="gradient-rules",
+            remedy="Leave steps out, or give rules='plain'.",
+        )
+
+
+def _checked(
+    base: Base, cells: Cells, source: Mapping[str, Tensor], found: np.ndarray[Any, Any], count: int, seed: int
+) -> dict[str, Any]:
+    """How the estimates stand to the effects of patches that are made in fact."""
+    every = patches(cells, source)
+    drawn = torch.randperm(len(every), generator=torch.Generator().manual_seed(seed))[:count].tolist()
+    todo = [every[number] for number in drawn]
+    true = results(base, cells, todo)
+    plain = base.plain.numpy()
+    pairs = []
+    for cell, _ in todo:
+        rows = true.counted[cell.at]
+        pairs.append(((true.values[cell.at] - plain)[rows].mean(), found[cell.at][rows].mean()))
+    effects, estimates = (np.array(side) for side in zip(*pairs, strict=True))
+    spread = len(pairs) > 1 and effects.std() > 0 and estimates.std() > 0
+    return {
+        "check_true": effects.tolist(),
+        "check_estimate": estimates.tolist(),
+        "check_correlation": float(np.corrcoef(effects, estimates)[0, 1]) if spread else float("nan"),
+        "check_error": float(np.sqrt(((effects - estimates) ** 2).mean())),
+    }
