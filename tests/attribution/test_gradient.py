@@ -132,7 +132,7 @@ def test_softmax_is_gone_through_for_queries_and_keys() -> None:
     """(A(q') - A) . dm/dA, A(q') from a run in which the cell is patched."""
     model, (clean, corrupted) = exact(), two()
     for letter, part in (("q", {"pos": 4}), ("k", {"pos": 2}), ("k", {})):
-        found = pl.attribution.gradient(
+        found = gradient(
             model, clean, corrupted, f"attn.ckpt_{letter}", over=("layer", "head"), metric=METRIC, rules="atp",
             per_text=True, **part,
         )  # fmt: skip

@@ -42,8 +42,13 @@ NO_VERB = {
         "unknown-covariance",
     "attributes captured values":
         "attribution-by attribution-not-finite attribution-of-some-heads attribution-target "
-        "captures-of-a-changed-model captures-of-another-model captures-without-model edited-behind-the-stream "
-        "no-head-before not-linear-in-the-stream parts-do-not-sum",
+        "captures-without-model "
+        "no-head-before parts-do-not-sum",
+    "patches, ablates, or measures one number of a run":
+        "ablate-how align-misfit edit-mean-of-pattern gradient-along gradient-rules metric-kind "
+        "metric-positions metric-shape metric-tokens metric-without-gradient no-texts nothing-to-normalize path-order "
+        "path-through sweep-direction sweep-over sweep-part "
+        "texts-of-unequal-length",
     "gathers statistics of a stream": "no-series statistics-kind stream-misfit unknown-of",
     "is said by the verb in its own words before it gets there":
         "look-and-beams max-new-tokens not-finite nothing-to-draw return-sequences stream-beams path-not-found",
