@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from pellucid.errors import WeightsError, shown
 from pellucid.families import family_of
 from pellucid.family import InTransformers
-from pellucid.parameters import has_native_hooks, is_finite, runs_as_written
+from pellucid.parameters import has_native_hooks, is_finite, put_buffers, runs_as_written
 from pellucid.run.model import CkptedTransformer
 from pellucid.text.batch import Batch
 from pellucid.weights.foreign import AS_IT_IS, uncompiled
@@ -137,7 +137,9 @@ def _attention_of(model: CkptedTransformer) -> str:
 def twin(model: CkptedTransformer, attention: str) -> CkptedTransformer:
     """A new model with the same parameters and exact numerics, evaluating, without hooks."""
     weights = {name: _settled(parameter.detach()) for name, parameter in model.named_parameters()}
-    return CkptedTransformer(model.config, weights, attention=attention).eval()
+    made = CkptedTransformer(model.config, weights, attention=attention).eval()
+    put_buffers(made, dict(model.named_buffers()))
+    return made
 
 
 def bare_copy(hf_model: nn.Module, here: InTransformers, attention: str) -> Any:

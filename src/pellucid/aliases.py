@@ -140,10 +140,11 @@ def canonical(name: Name, schema: Schema) -> str:
         return _from_tuple(name, schema)
     if not isinstance(name, str) or name in schema.around:
         return name
-    prefix, block, rest = _split(name)
+    own = schema.others.prefix
+    prefix, block, rest = _split(name, own, schema.others.blocks)
     _refuse(name, rest, schema)
     modules, around = schema.others.modules, schema.others.modules_around
-    if prefix == "transformer.":
+    if own and prefix == own:
         if block is None:
             return around.get(rest, name)
         return f"blocks.{block}.{modules[rest]}" if rest in modules else name
@@ -153,14 +154,14 @@ def canonical(name: Name, schema: Schema) -> str:
     return _without_block(rest, schema) or _shorthand(rest, schema) or around.get(rest, name)
 
 
-def _split(name: str) -> tuple[str, str | None, str]:
-    """(vocabulary, block or pattern, rest)."""
+def _split(name: str, prefix: str, blocks: str) -> tuple[str, str | None, str]:
+    """(vocabulary, block or pattern, rest); the prefix stands for transformers, which lists blocks under a name."""
     if match := re.fullmatch(r"blocks\.([^.]+)\.(.+)", name):
         return "blocks.", match[1], match[2]
-    if match := re.fullmatch(r"(?:transformer\.)?h\.([^.]+)(?:\.(.+))?", name):
-        return "transformer.", match[1], match[2] or ""
-    bare = name.removeprefix("transformer.")
-    return ("" if bare == name else "transformer."), None, bare
+    if blocks and (match := re.fullmatch(rf"(?:{re.escape(prefix)})?{blocks}\.([^.]+)(?:\.(.+))?", name)):
+        return prefix, match[1], match[2] or ""
+    bare = name.removeprefix(prefix)
+    return ("" if bare == name else prefix), None, bare
 
 
 def _short(last: str) -> str:

@@ -15,15 +15,14 @@ LARGEST = 2**63 - 1
 """What torch counts with."""
 
 
-def size(name: str, value: Any) -> int:
-    """A size, 1 or more; of blocks, 0 or more."""
-    least, found = 0 if name == "n_layer" else 1, _whole(name, value, "a whole number")
+def size(name: str, value: Any, least: int = 1, null: str = "") -> int:
+    """A size, from `least` on; `null` says what null would mean."""
+    found = _whole(name, value, "a whole number")
     if not least <= found <= LARGEST:
-        null = " n_inner=None means 4 n_embd." if name == "n_inner" else ""
         raise ConfigError(
             f"config: {name}={shown(found)}, expected a whole number from {least} to {LARGEST}.",
             code="config-out-of-range",
-            remedy=f"Give a {name} of {least} or more.{null}",
+            remedy=f"Give a {name} of {least} or more. {null}".strip(),
         )
     return found
 

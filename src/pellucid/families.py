@@ -7,13 +7,14 @@ from typing import Any
 
 from pellucid import aliases
 from pellucid.config import Config
-from pellucid.errors import ConfigError, UnknownNameError
+from pellucid.errors import ConfigError, UnknownNameError, shown
 from pellucid.family import Family
 from pellucid.gpt2.family import GPT2
+from pellucid.llama.family import LLAMA
 from pellucid.schema import Schema
 from pellucid.weights import hub
 
-FAMILIES: tuple[Family, ...] = (GPT2,)
+FAMILIES: tuple[Family, ...] = (GPT2, LLAMA)
 
 
 def family_of(config: object) -> Family:
@@ -55,7 +56,16 @@ def config_of(
         ConfigError: A model of no family, or a configuration that its family refuses.
     """
     model_type = {**own, **(given or {})}.get("model_type")
-    family = next((one for one in FAMILIES if one.name == model_type), FAMILIES[0])  # which says why it refuses
+    family = next((one for one in FAMILIES if one.name == model_type), None)
+    if family is None and model_type is not None and "model_type" not in ignore:
+        names = " or ".join(repr(one.name) for one in FAMILIES)
+        raise ConfigError(
+            f"config: model_type={shown(model_type)}, expected {names}.",
+            code="config-model-type",
+            remedy=f"If the weights are a {FAMILIES[0].config.about.family} all the same, pass "
+            "ignore_config=['model_type'].",
+        )
+    family = family or FAMILIES[0]
     if given is None:
         return family.config.from_dict(own, ignore=ignore)
     return family.config.changed(own, given, ignore=ignore)
@@ -68,7 +78,7 @@ def config_named(name: str, *, ignore: Collection[str] = ()) -> Config:
         ConfigError: It cannot be read.
         NotFoundError: No such folder or repository.
     """
-    published = (family.published(name) for family in FAMILIES)
+    published = (family.config.about.published.get(name) for family in FAMILIES)
     return config_of(next(filter(None, published), None) or hub.read_config(name), ignore=ignore)
 
 

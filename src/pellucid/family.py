@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
+from pellucid.json_config import JsonConfig
 from pellucid.layout import Layout
 from pellucid.network import Network, Run
 from pellucid.part import Weights
@@ -26,11 +27,13 @@ class Live:
             be turned. The head is among them unless it is the embedding.
         config: What the modules are; where it differs from the model's configuration, the modules count.
         notes: What the reader may want to know, by topic.
+        buffers: What it computes with beside its parameters and what its configuration says, under our names.
     """
 
     tensors: dict[str, Tensor]
     config: Any
     notes: dict[str, str]
+    buffers: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,7 @@ class InTransformers:
         stored: The tensors of one of its modules, by its path, as transformers' own classes store them.
         turned: Whether a module, by its path, keeps the matrix of a `Conv1D` the other way round, as a `Linear`.
         shown: Where a model without a head and of so many blocks shows our checkpoints, in their order.
+        buffers: What ours computes with beside its parameters -> its name in the model with a head.
     """
 
     config: str
@@ -54,6 +58,7 @@ class InTransformers:
     stored: Callable[[str, nn.Module], dict[str, Tensor]]
     turned: Callable[[str, nn.Module], bool]
     shown: Callable[[int], Iterable[Shown]]
+    buffers: Mapping[str, str] = field(default_factory=dict)
 
 
 class Shown(NamedTuple):
@@ -216,7 +221,6 @@ class Family:
         build: Gives a network the family's modules around stored parameters, fresh ones if None.
         transform: Runs a network that was built so.
         schema_of: The schema of a model of which only sizes are known.
-        published: The fields of a published model's configuration by its name; None for no such name.
         layouts: How its weights are stored by others, transformers' first.
         in_transformers: What transformers calls it.
         layout_of: Which of them tensors under canonical names have; None for none.
@@ -230,11 +234,10 @@ class Family:
     """
 
     name: str
-    config: type[Any]
+    config: type[JsonConfig]
     build: Callable[[Network, Any, Weights | None], None]
     transform: Callable[[Network, Run, Tap | None], Tensor]
     schema_of: Callable[[Mapping[str, int]], Schema]
-    published: Callable[[str], dict[str, Any] | None]
     layouts: tuple[Layout, ...]
     in_transformers: InTransformers
     layout_of: Callable[[Mapping[str, Tensor]], Layout | None]

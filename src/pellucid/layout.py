@@ -113,6 +113,40 @@ class Head:
 
 
 @dataclass(frozen=True)
+class Laid:
+    """Ours over memory in another order of axes, as `Parameter.in_memory` says, so that products round as theirs do.
+
+    Args:
+        order: Our axes in the order of the memory.
+        merged: The axis of theirs that is two of ours, one within the other; None if each is one.
+        alike: Whether theirs has the axes of ours, and lies in memory as anything does.
+    """
+
+    order: tuple[int, ...]
+    merged: int | None = None
+    alike: bool = False
+
+    def shapes(self, place: Place) -> tuple[Shape, ...]:
+        shape = place.shape if self.alike else self._memory(place)
+        if self.merged is None:
+            return (shape,)
+        first, second = shape[self.merged : self.merged + 2]
+        return ((*shape[: self.merged], first * second, *shape[self.merged + 2 :]),)
+
+    def to_ours(self, theirs: Sequence[Tensor], place: Place) -> Tensor:
+        memory = theirs[0].permute(self.order) if self.alike else theirs[0]
+        places = [self.order.index(axis) for axis in range(len(self.order))]
+        return memory.contiguous().view(self._memory(place)).permute(places)
+
+    def from_ours(self, ours: Tensor, place: Place) -> tuple[Tensor, ...]:
+        memory = ours if self.alike else ours.permute(self.order)
+        return (memory.contiguous().view(self.shapes(place)[0]),)
+
+    def _memory(self, place: Place) -> Shape:
+        return tuple(place.shape[axis] for axis in self.order)
+
+
+@dataclass(frozen=True)
 class PerHead:
     """Queries, keys and values apart and per head <-> one fused tensor, queries first, heads side by side.
 
@@ -181,10 +215,17 @@ class Row:
 
 @dataclass(frozen=True)
 class Buffer:
-    """A tensor of theirs that is no weight; `n` in its shape stands for n_positions, `v` for vocab_size."""
+    """A tensor of theirs that is no weight; in its shape `n` is the context, `v` the vocabulary, `k/2` half a head.
+
+    Args:
+        name: Its name.
+        shape: Its shape.
+        why: Why it is dropped whatever it holds; "" if only what it has to hold may be dropped.
+    """
 
     name: str
     shape: tuple[int | str, ...]
+    why: str = ""
 
 
 @dataclass(frozen=True)
@@ -211,17 +252,38 @@ class Layout:
     refuse_theirs: Callable[[Mapping[str, Tensor], Schema], None] | None = None
     refuse_ours: Callable[[Mapping[str, Tensor]], None] | None = None
 
+    @property
+    def prefix(self) -> str:
+        """What stands before the names of a model without its head, such as "transformer."; perhaps ""."""
+        first, *others = (row.theirs[0] for row in self.rows if row.theirs)
+        start = first[: first.index(".") + 1] if "." in first else ""
+        return start if all(name.startswith(start) for name in others) else ""
+
+    def within(self, schema: Schema) -> tuple[Row, ...]:
+        """The rows whose parameter a model has."""
+        first = {row.ours: row.of_block(0).ours for row in self.rows}
+        return tuple(row for row in self.rows if first[row.ours] in schema.stored)
+
     def rows_of(self, schema: Schema) -> Iterator[Row]:
-        """The rows for every block of a model."""
-        for row in self.rows:
+        """The same for every block."""
+        for row in self.within(schema):
             if "{i}" in row.ours:
                 yield from (row.of_block(i) for i in range(len(schema.blocks)))
             else:
                 yield row
 
+    def dropped(self, schema: Schema) -> dict[str, str]:
+        """The buffers that are dropped whatever they hold -> why."""
+        return {
+            buffer.name.replace("{i}", str(i)): buffer.why
+            for buffer in self.buffers
+            for i in range(len(schema.blocks) if "{i}" in buffer.name else 1)
+            if buffer.why
+        }
+
     def buffers_of(self, schema: Schema) -> dict[str, Shape]:
         """The shapes of the buffers that may be there, by name."""
-        sizes = {"n": schema.sizes["n_ctx"], "v": schema.sizes["d_vocab"]}
+        sizes = {"n": schema.sizes["n_ctx"], "v": schema.sizes["d_vocab"], "k/2": schema.sizes["d_head"] // 2}
         return {
             buffer.name.replace("{i}", str(i)): tuple(sizes.get(str(axis), axis) for axis in buffer.shape)  # type: ignore[misc]
             for buffer in self.buffers

@@ -117,7 +117,7 @@ class Unembedding(Part):
     def forward(self, x: Tensor) -> Tensor:
         if self.tied:
             return self._products.linear(x, self._embed[0].W_E)
-        return self._products.linear(x, self.W_U, transposed=True)
+        return self._products.linear(x, self.W_U, rows=Tensor.t)
 
 
 class Network(Part):

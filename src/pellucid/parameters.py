@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -69,6 +69,13 @@ def require_numbers(verb: str, tensors: Iterable[Tensor]) -> None:
             code="meta-device",
             remedy="Load its weights first, such as with pl.load(name) or transformers' from_pretrained(name).",
         )
+
+
+def put_buffers(root: nn.Module, buffers: Mapping[str, Tensor]) -> None:
+    """Put tensors in the place of buffers, by their dotted names."""
+    for name, tensor in buffers.items():
+        place, _, own = name.rpartition(".")
+        root.get_submodule(place)._buffers[own] = tensor
 
 
 def runs_as_written(modules: Iterable[nn.Module]) -> bool:

@@ -134,9 +134,9 @@ def _fresh(parameter: Parameter, shape: tuple[int, ...], std: float, n_layer: in
         return torch.full(shape, float(parameter.initial == "ones"))
     if parameter.initial == "residual":
         std *= (2 * n_layer) ** -0.5
-    if parameter.transposed:
-        return torch.empty(shape[::-1]).normal_(std=std).t()
-    return torch.empty(shape).normal_(std=std)
+    order = [parameter.axes.index(axis) for axis in parameter.in_memory or parameter.axes]
+    places = [order.index(axis) for axis in range(len(order))]
+    return torch.empty([shape[axis] for axis in order]).normal_(std=std).permute(places)
 
 
 def require_weights(schema: Schema, place: str, weights: Weights) -> None:

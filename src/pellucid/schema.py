@@ -55,14 +55,14 @@ class Parameter:
         axes: Names of its axes; `Schema.sizes` has their lengths.
         stored_in: The stored parameter that it is, or that it is a live view of.
         initial: How a fresh one is drawn: "normal", "residual" (normal, scaled by 1/sqrt(2 n_layer)), "zeros", "ones".
-        transposed: True if its memory is that of the transpose, as the reference stores it.
+        in_memory: Its axes in the order of its memory, as the reference stores it; () for that of `axes`.
     """
 
     name: str
     axes: tuple[str, ...]
     stored_in: str = ""
     initial: Literal["normal", "residual", "zeros", "ones"] = "normal"
-    transposed: bool = False
+    in_memory: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.stored_in:
@@ -82,11 +82,15 @@ class OtherNames:
         modules: Path of a transformers module in a block -> the point that is its output.
         modules_around: The same outside the blocks.
         refused: A name whose value is close to a point's but not the same -> the reason.
+        prefix: What transformers puts before these paths in a model with a head.
+        blocks: What it calls the list of blocks.
     """
 
     modules: Mapping[str, str] = field(default_factory=dict)
     modules_around: Mapping[str, str] = field(default_factory=dict)
     refused: Mapping[str, str] = field(default_factory=dict)
+    prefix: str = ""
+    blocks: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,7 +126,8 @@ class Schema:
 
     def __reduce__(self) -> tuple[object, ...]:
         fields = (self.before, self.block, self.blocks, self.after, self.parameters)
-        others = OtherNames(*map(dict, (self.others.modules, self.others.modules_around, self.others.refused)))
+        said = self.others
+        others = OtherNames(*map(dict, (said.modules, said.modules_around, said.refused)), said.prefix, said.blocks)
         return (Schema, (self.family, dict(self.sizes), *fields, others))
 
     @cached_property
@@ -240,6 +245,12 @@ class Schema:
             yield from (row(point, "  .") for point in self.blocks[first])
             first = last + 1
         yield from map(row, self.after)
+
+
+def unembedding(*, tied: bool) -> Parameter:
+    """`W_U`, which is the embedding where the two are tied."""
+    stored_in = "embed.W_E" if tied else "unembed.W_U"
+    return Parameter("unembed.W_U", ("d_model", "d_vocab"), stored_in, in_memory=("d_vocab", "d_model"))
 
 
 def shape_by_letters(axes: Axes) -> str:

@@ -131,7 +131,7 @@ CONFIGS = [
     Bad("a size under a misspelt name", "config-missing-field", parsed(without="n_embd", n_embed=6), C),
     Bad("end id that no integer holds", "config-out-of-range", config(eos_token_id=2**63), C),
     Bad("size missing", "config-missing-field", parsed(without="n_head"), C),
-    Bad("another model", "config-model-type", parsed(model_type="llama"), C),
+    Bad("another model", "config-model-type", parsed(model_type="mamba"), C),
     Bad("code of its own", "config-not-implemented", parsed(auto_map={"AutoModel": "x.Y"}), C),
     Bad("quantized", "config-not-implemented", parsed(quantization_config={"bits": 4}), C),
     Bad("cross-attention", "config-not-implemented", parsed(add_cross_attention=True), C),

@@ -11,7 +11,7 @@ import torch
 
 import pellucid as pl
 import support
-from pellucid.gpt2.config import ACTIVATIONS
+from pellucid.numerics.nonlinear import EXACT as ACTIVATIONS
 
 ATTENTION = ("sdpa", "eager")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)

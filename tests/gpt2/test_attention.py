@@ -10,7 +10,7 @@ from torch.func import functional_call, stack_module_state, vmap
 
 import pellucid as pl
 import support
-from pellucid.gpt2 import attention
+from pellucid import attend
 from pellucid.gpt2.attention import Visible
 from pellucid.numerics.products import affine
 
@@ -166,7 +166,7 @@ def test_forward_differentiation() -> None:
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
 def test_writing_into_what_is_transformed_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention, "is_transformed", lambda: False)
+    monkeypatch.setattr(attend, "is_transformed", lambda: False)
     with pytest.raises((AssertionError, RuntimeError)):
         forward_differentiation()
     with pytest.raises(RuntimeError, match="atching rule"):

@@ -15,7 +15,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel, PreTrainedConfig
 
 import pellucid as pl
-from pellucid.gpt2.config_fields import NEUTRAL, SYNONYMS, variant_of
+from pellucid.gpt2.config_fields import FIELDS, NEUTRAL, SYNONYMS
 from weights.checkpoints import hf_dict, ids_for, same_logits, save_folder, small_hf
 
 SOURCE = Path(transformers.__file__).parent
@@ -61,7 +61,7 @@ def unknown(names: set[str]) -> list[str]:
     fields = {name for name in names if not callable(getattr(PreTrainedConfig, name, None))}
     fields = {name for name in fields if not isinstance(getattr(PreTrainedConfig, name, None), property)}
     known = DECLARED | set(SYNONYMS) | NEUTRAL | GENERATION | NO_FIELD
-    return sorted(name for name in fields - known if variant_of(name) is None and not name.startswith("_"))
+    return sorted(name for name in fields - known if FIELDS.variant_of(name) is None and not name.startswith("_"))
 
 
 @pytest.mark.parametrize("module", READERS)
@@ -227,7 +227,7 @@ def test_every_refused_field_is_named_at_once(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", sorted(GENERATION & (DECLARED | NEUTRAL)))
 def test_settings_of_generation_in_a_configuration_are_no_variant(name: str) -> None:
-    assert variant_of(name) is None
+    assert FIELDS.variant_of(name) is None
 
 
 @pytest.mark.parametrize(

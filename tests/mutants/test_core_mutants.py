@@ -46,7 +46,7 @@ def mutated(breaks: Callable[[Patch], Any]) -> Iterator[None]:
     """The library with one thing broken, and without what `from_hf` itself would notice it by."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pellucid.open.require_agreement", lambda *_: None)
-        patch.setattr("pellucid.gpt2.live.require_as_configured", lambda *_: None)
+        patch.setattr("pellucid.weights.living.require_as_configured", lambda *_: None)
         breaks(patch)
         yield
 

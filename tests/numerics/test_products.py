@@ -55,7 +55,7 @@ def test_a_product_is_that_of_rounded_factors() -> None:
         (rounding.affine(x, weight, bias) - bias, factors),
         (rounding.affine(x, nn.Parameter(weight.view(4, 6, 40)), bias) - bias, factors),
         (rounding.linear(x, nn.Parameter(weight.t().contiguous())), factors),
-        (rounding.linear(x, weight, transposed=True), factors),
+        (rounding.linear(x, weight, rows=Tensor.t), factors),
     ):
         assert product.dtype == torch.float32
         assert bool(((product - truth).abs() <= truth.abs() * UNIT + 1e-5).all())

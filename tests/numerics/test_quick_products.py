@@ -237,7 +237,9 @@ def test_quick_products_in_exact_numerics_are_noticed(monkeypatch: pytest.Monkey
 def test_rounding_to_bfloat16_on_the_way_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     plain = products.QuickProducts._by_rows
     monkeypatch.setattr(
-        products.QuickProducts, "_by_rows", lambda self, x, weight: plain(self, x.bfloat16().float(), weight)
+        products.QuickProducts,
+        "_by_rows",
+        lambda self, x, *rest: plain(self, x.bfloat16().float(), *rest),
     )
     with pytest.raises(AssertionError):
         test_as_near_to_float64_as_torch_is(tied=True)

@@ -15,9 +15,8 @@ from torch import Tensor
 import pellucid as pl
 import support
 from noticed import must_be_noticed
-from pellucid import ckpt
+from pellucid import attend, ckpt
 from pellucid.axes import Axis
-from pellucid.gpt2 import attention
 from pellucid.run import edit
 
 NAMES = support.schema(support.SIZES["n_layer"]).names
@@ -534,10 +533,10 @@ def test_a_tap_is_asked_only_for_what_it_wants(glass: pl.CkptedTransformer) -> N
 
 MUTANTS: dict[str, tuple[Any, str, Any, Callable[[], None]]] = {
     "scores fall below the least": (
-        attention, "_bounded", lambda scores: scores,
+        attend, "_bounded", lambda scores: scores,
         lambda: test_scores_of_pads_may_be_edited(pl.Edit.scale(SCORES, 1.5))),
     "hooked scores fall below the least": (
-        attention, "_bounded", lambda scores: scores, test_scores_of_pads_may_be_hooked),
+        attend, "_bounded", lambda scores: scores, test_scores_of_pads_may_be_hooked),
     "pads are patched in": (
         edit, "_require_tokens", lambda source, site, rows, region: None,
         lambda: test_a_patch_puts_no_pad_at_a_token(support.glass())),

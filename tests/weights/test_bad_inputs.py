@@ -274,7 +274,7 @@ BAD: dict[str, tuple[Callable[[Path], Path], str]] = {
     "config not UTF-8": (with_config_text(b'{"a": "\xff"}'), "config-not-json"),
     "config nested too deep": (with_config_text("[" * 100_000), "config-not-json"),
     "config empty": (with_config_text(""), "config-not-json"),
-    "another model_type": (with_config(model_type="llama"), "config-model-type"),
+    "another model_type": (with_config(model_type="mamba"), "config-model-type"),
     "a field of another variant": (with_config(rotary_dim=4), "config-not-implemented"),
     "code of its own": (with_config(auto_map={"AutoModel": "m.M"}), "config-not-implemented"),
     "heads that do not divide": (with_config(n_head=5), "config-heads-do-not-divide"),

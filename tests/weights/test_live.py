@@ -23,9 +23,8 @@ from transformers.pytorch_utils import Conv1D
 
 import pellucid as pl
 from pellucid import agreement
-from pellucid.gpt2 import live
 from pellucid.gpt2.family import GPT2
-from pellucid.weights import foreign
+from pellucid.weights import foreign, living
 from weights.checkpoints import ids_for, same_logits, small_hf
 
 D, V, N = 12, 61, 20
@@ -745,12 +744,12 @@ def changed(name: str) -> Callable[[Any, pytest.MonkeyPatch], None]:
     ("change", "inspection", "where"),
     [
         (doubled_mlp, (foreign, "require_own_forwards"), "blocks.0.mlp.ckpt_mlp_out"),
-        (changed("epsilon"), (live, "require_as_configured"), "blocks.1.ln1.ckpt_normalized"),
-        (changed("scaling"), (live, "require_as_configured"), "blocks.0.attn.ckpt_z"),
-        (changed("attention to later tokens"), (live, "require_as_configured"), "blocks.0.attn.ckpt_z"),
-        (changed("layer numbers"), (live, "require_as_configured"), "blocks.1.attn.ckpt_z"),
-        (changed("activation replaced"), (live, "require_as_configured"), "blocks.0.mlp.ckpt_post"),
-        (changed("heads of the configuration"), (live, "require_as_configured"), "blocks.0.attn.ckpt_z"),
+        (changed("epsilon"), (living, "require_as_configured"), "blocks.1.ln1.ckpt_normalized"),
+        (changed("scaling"), (living, "require_as_configured"), "blocks.0.attn.ckpt_z"),
+        (changed("attention to later tokens"), (living, "require_as_configured"), "blocks.0.attn.ckpt_z"),
+        (changed("layer numbers"), (living, "require_as_configured"), "blocks.1.attn.ckpt_z"),
+        (changed("activation replaced"), (living, "require_as_configured"), "blocks.0.mlp.ckpt_post"),
+        (changed("heads of the configuration"), (living, "require_as_configured"), "blocks.0.attn.ckpt_z"),
     ],
 )
 def test_the_run_at_the_end_notices_what_inspection_does_not(
@@ -771,7 +770,7 @@ def test_without_the_run_a_changed_model_is_copied_wrongly(monkeypatch: pytest.M
     """Both nets are taken away: this is what they are there for."""
     hf = small_hf()
     REFUSED["scaling"].change(hf)
-    monkeypatch.setattr(live, "require_as_configured", lambda *_: None)
+    monkeypatch.setattr(living, "require_as_configured", lambda *_: None)
     monkeypatch.setattr("pellucid.open.require_agreement", lambda *_: None)
     assert not same_logits(pl.from_hf(hf), hf)
 

@@ -37,4 +37,6 @@ OTHERS = OtherNames(
         "lm_head": "its output are the logits, which every run returns",
         "unembed": "its output are the logits, which every run returns",
     },
+    prefix="transformer.",
+    blocks="h",
 )

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+import math
 
-ACTIVATIONS = (
-    "gelu_new", "gelu", "gelu_fast", "gelu_pytorch_tanh", "gelu_python", "gelu_python_tanh", "gelu_accurate",
-    "gelu_10", "quick_gelu", "relu", "relu2", "relu6", "silu", "swish", "mish", "tanh", "sigmoid", "linear",
-    "leaky_relu", "hardswish", "laplace", "sqrtsoftplus",
-)  # fmt: skip
-"""transformers' names of the activation functions without parameters; `pellucid.numerics.nonlinear` computes them."""
+from pellucid import config_variants
+from pellucid.config_variants import Variant
+from pellucid.json_config import Fields
 
 SYNONYMS = {
     "hidden_size": "n_embd",
@@ -22,83 +16,17 @@ SYNONYMS = {
 }
 """Other spellings that transformers accepts; where both are given the synonym wins, as it does there."""
 
-NEUTRAL = frozenset(
+NEUTRAL = config_variants.NEUTRAL | frozenset(
     """
-    architectures dtype torch_dtype transformers_version _name_or_path name_or_path tokenizer_class prefix n_ctx
-    use_cache output_past output_attentions output_hidden_states return_dict return_dict_in_generate output_scores
-    torchscript use_bfloat16 tf_legacy_loss _attn_implementation attn_implementation _attn_implementation_autoset
-    _experts_implementation experts_implementation gradient_checkpointing chunk_size_feed_forward _commit_hash
-    _output_attentions base_model_tp_plan base_model_pp_plan distributed_config output_cross_attentions
     summary_type summary_use_proj summary_activation summary_proj_to_labels summary_first_dropout
-    summary_last_dropout predict_special_tokens finetuning_task task_specific_params problem_type id2label label2id
-    num_labels classifier_dropout hidden_dropout attention_dropout is_decoder decoder_start_token_id sep_token_id
-    max_length min_length do_sample early_stopping num_beams num_beam_groups diversity_penalty temperature top_k
-    top_p typical_p repetition_penalty length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size
-    bad_words_ids num_return_sequences forced_bos_token_id forced_eos_token_id remove_invalid_values
-    exponential_decay_length_penalty suppress_tokens begin_suppress_tokens
-    init_std initializer_factor scale_attn_by_layer_idx apply_query_key_layer_scaling normalize_attention_scores
+    summary_last_dropout n_ctx predict_special_tokens classifier_dropout hidden_dropout attention_dropout init_std
+    initializer_factor scale_attn_by_layer_idx apply_query_key_layer_scaling normalize_attention_scores
     """.split()  # noqa: SIM905 (names read better without a quote each)
 )
 """Fields that transformers reads, or once read, and that never change what its GPT-2 computes in a forward pass."""
 
-
-@dataclass(frozen=True)
-class Variant:
-    """Fields that make another model of a GPT-2, and that this library does not implement.
-
-    Args:
-        reason: The rest of a sentence after "the field says:".
-        names: Their names, as published configurations have them.
-        pattern: Their other spellings; "" for none.
-        harmless: Values that mean plain GPT-2, beside null, false, 0 and what is empty; texts in lower case.
-        on: Whether true is plain GPT-2, and false is the variant.
-        equal_to: A field of plain GPT-2 whose value, given here, means plain GPT-2, too.
-    """
-
-    reason: str
-    names: tuple[str, ...]
-    pattern: str = ""
-    harmless: tuple[Any, ...] = ()
-    on: bool = False
-    equal_to: str = ""
-
-    def has(self, name: str) -> bool:
-        """Whether a field is one of this variant's."""
-        return name in self.names or bool(self.pattern and re.search(self.pattern, name))
-
-    def is_harmless(self, value: Any, given: Mapping[str, Any]) -> bool:
-        """Whether a field of this variant says, with this value, that the model is plain GPT-2.
-
-        Args:
-            value: The field's.
-            given: The whole configuration.
-        """
-        if value is None or isinstance(value, bool):
-            return value is None or value is self.on
-        if isinstance(value, (list, tuple)):
-            return all(self.is_harmless(item, given) for item in value)
-        if isinstance(value, str):
-            value = value.lower()
-        same = any(type(value) is type(plain) and value == plain for plain in ("", "none", *self.harmless))
-        return same or (bool(self.equal_to) and value == given.get(self.equal_to)) or (not self.on and not value)
-
-
 VARIANTS = (
-    Variant("it names code of the repository's own that would replace GPT-2's", ("auto_map", "custom_pipelines")),
-    Variant("its weights are quantized", ("quantization_config",), r"quantiz|^quant_"),
-    Variant(
-        "cross-attention layers are not GPT-2's decoder",
-        ("add_cross_attention", "cross_attention_hidden_size", "is_cross_attention"),
-        r"cross_?att",
-    ),
-    Variant(
-        "encoder-decoder models are not implemented",
-        ("is_encoder_decoder", "tie_encoder_decoder", "encoder", "decoder", "text_encoder", "generator"),
-    ),
-    Variant("a model inside another one is not implemented", ("text_config", "vision_config", "audio_config")),
-    Variant("blocks of different kinds are not implemented", ("per_layer_config", "block_configs", "attn_layer_idx")),
-    Variant("fused modules of the file's own are not implemented", ("fusion_config",)),
-    Variant("its weights lie in a file of another name", ("transformers_weights",)),
+    *config_variants.COMMON,
     Variant(
         "multi-query attention is not implemented",
         ("attention_head_type", "multi_query", "num_key_value_heads", "n_head_kv"),
@@ -106,15 +34,6 @@ VARIANTS = (
         ("multihead", "multi_head"),
         equal_to="n_head",
     ),
-    Variant("muP multipliers are not implemented", ("attn_mult", "mup"), r"^mup_|_mup$|use_mup|qk_dot_by_d"),
-    Variant(
-        "multipliers of values on their way are not implemented",
-        ("output_mult", "width_mult", "embedding_mult", "width_scale", "logit_scale", "logits_scaling"),
-        r"^(attn|attention|emb\w*|residual|logits?|output|width|depth)_(mult|multiplier|scale|scaling|alpha)$"
-        r"|^scale_(emb|logits|residual)",
-        (1, 1.0),
-    ),
-    Variant("pruned heads are not implemented", ("pruned_heads",)),
     Variant(
         "other position embeddings than GPT-2's learned ones are not implemented",
         ("position_embedding_type",),
@@ -122,20 +41,6 @@ VARIANTS = (
         ("absolute", "learned", "learned_absolute", "learnable", "wpe"),
     ),
     Variant("rotary position embeddings are not implemented", ("rope_parameters",), r"rotary|(^|_)rope(_|$)"),
-    Variant("ALiBi is not implemented", ("alibi",), r"alibi"),
-    Variant("relative positions are not implemented", ("relative_attention",), r"relative_(att|pos)|rel_pos"),
-    Variant(
-        "attention over a part of the text is not implemented",
-        ("sliding_window", "window_size", "attention_window", "attention_chunk_size", "attention_types",
-         "attention_layers", "layer_types", "layers_block_type", "kv_sharing_modes"),
-        r"sliding|^(attn_|attention_|local_)?window(_size|_length)?$|local_att|block_sparse|sparse_att|attention_sink|num_sink|kv_shared",
-        ("full_attention", "attention", "global", "full"),
-    ),
-    Variant("attention over later positions is not implemented", ("is_causal", "causal"), on=True),
-    Variant("another place of the LayerNorms is not implemented", ("do_layer_norm_before",),
-            r"^(pre_?(layer)?norm|norm_first|normalize_before|pre_ln)$", on=True),
-    Variant("another place of the LayerNorms is not implemented", ("apply_residual_connection_post_layernorm",),
-            r"^(post|sandwich)_?(layer)?(norm|ln)"),
     Variant("LayerNorms without bias are not implemented", ("layer_norm_bias", "layernorm_bias", "ln_bias"), on=True),
     Variant(
         "other norms than LayerNorm are not implemented",
@@ -143,28 +48,9 @@ VARIANTS = (
         r"rms_?norm|^norm(alization)?(_type|_class|_layer)?$|deepnorm|no_?layer_?norm",
         ("layernorm", "layer_norm", "ln"),
     ),
-    Variant("norms of queries and keys are not implemented", ("qk_norm",), r"(^|_)qk_?(layer_?)?(norm|ln)"),
-    Variant("capped logits are not implemented", ("final_logit_softcapping",), r"soft_?cap|logits?_(cap|clip)"),
-    Variant("mixtures of experts are not implemented", ("num_experts",), r"(^|_)(moe|experts?)(_|$)|router"),
-    Variant("parallel attention and MLP are not implemented", ("parallel_residual",),
-            r"parallel_(residual|attn|attention|block|layers?|mlp)"),
     Variant("gated MLPs are not implemented", ("gated_mlp",), r"(^|_)(swi|ge|re)?glu(_|$)|gated_(mlp|ffn|act)"),
-    Variant("differential or linear attention is not implemented", ("linear_attention",),
-            r"^(use_)?(diff(erential)?|linear)_att"),
-    Variant("state-space layers are not implemented", ("ssm_cfg",), r"^(ssm|mamba|hyena)(_|$)"),
 )  # fmt: skip
 """Every variant of GPT-2 that a field of its configuration is known to make."""
-
-
-def variant_of(name: str) -> Variant | None:
-    """The variant that a field belongs to; None for a field of plain GPT-2 and for one that nobody reads."""
-    if name in NEUTRAL:
-        return None
-    return next((variant for variant in VARIANTS if variant.has(name)), None)
-
-
-REFUSED = {name: variant.reason for variant in VARIANTS for name in variant.names}
-"""The names among them -> the reason."""
 
 PUBLISHED_SIZES = {
     "gpt2-small": (768, 12, 12),
@@ -174,3 +60,29 @@ PUBLISHED_SIZES = {
     "distilgpt2": (768, 6, 12),
 }
 """n_embd, n_layer, n_head of the published models (Radford et al. 2019; Sanh et al. 2019)."""
+
+
+def _published(name: str) -> dict[str, int]:
+    n_embd, n_layer, n_head = PUBLISHED_SIZES[name]
+    return {
+        "vocab_size": 50257, "n_positions": 1024, "n_embd": n_embd, "n_layer": n_layer, "n_head": n_head,
+        "bos_token_id": 50256, "eos_token_id": 50256,
+    }  # fmt: skip
+
+
+FIELDS = Fields(
+    model_type="gpt2",
+    family="GPT-2",
+    sizes={"vocab_size": 1, "n_positions": 1, "n_embd": 1, "n_layer": 0, "n_head": 1},
+    optional_sizes={"n_inner": "n_inner=None means 4 n_embd."},
+    numbers={"embd_pdrop": 1.0, "attn_pdrop": 1.0, "resid_pdrop": 1.0, "layer_norm_epsilon": math.inf,
+             "initializer_range": math.inf},
+    flags=("scale_attn_weights", "scale_attn_by_inverse_layer_idx", "reorder_and_upcast_attn", "tie_word_embeddings"),
+    whole=("vocab_size", "n_embd", "n_layer"),
+    activation="activation_function",
+    width="n_embd",
+    synonyms=SYNONYMS,
+    neutral=NEUTRAL,
+    variants=VARIANTS,
+    published={name: _published(name) for name in PUBLISHED_SIZES} | {"gpt2": _published("gpt2-small")},
+)  # fmt: skip

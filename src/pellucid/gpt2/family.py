@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pellucid.family import Family, InTransformers, Kernels, Recognition, later
 from pellucid.gpt2 import kernels, layouts, live, model, packed, schema
-from pellucid.gpt2.config import TransformerConfig, published_fields
+from pellucid.gpt2.config import TransformerConfig
 
 GPT2 = Family(
     name="gpt2",
@@ -12,7 +12,6 @@ GPT2 = Family(
     build=model.build,
     transform=model.transform,
     schema_of=schema.of_sizes,
-    published=published_fields,
     in_transformers=InTransformers(
         config="GPT2Config",
         model="GPT2LMHeadModel",

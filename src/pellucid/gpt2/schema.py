@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from pellucid.axes import ATTENTION, HIDDEN, PER_HEAD, RESIDUAL
 from pellucid.gpt2.aliases import OTHERS
-from pellucid.schema import STREAM, Parameter, Point, Schema
+from pellucid.schema import STREAM, Parameter, Point, Schema, unembedding
 
 _SCALED = "(x - mean(x)) / sqrt(var(x) + eps)"
 _DEVIATIONS = "standard deviations"
@@ -105,7 +105,7 @@ def schema_of(sizes: tuple[tuple[str, int], ...], *, tied: bool = True, upcast: 
     """
     n_layer = dict(sizes)["layer"]
     block = tuple(replace(point, upcast=upcast and point.masked) for point in BLOCK)
-    head = Parameter("unembed.W_U", ("d_model", "d_vocab"), "embed.W_E" if tied else "unembed.W_U", transposed=True)
+    head = unembedding(tied=tied)
     inside = [
         replace(p, name=f"blocks.{i}.{p.name}", stored_in=f"blocks.{i}.{p.stored_in}")
         for i in range(n_layer)

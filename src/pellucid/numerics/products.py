@@ -5,7 +5,7 @@ Modules hand over what they store, so that a rounded copy can be kept beside it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -25,6 +25,15 @@ def affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return torch.addmm(bias, x.reshape(-1, weight.size(0)), weight).view(*x.shape[:-1], -1)
 
 
+Rows = Callable[[Tensor], Tensor]
+"""What a module stores, as the matrix [O, I] whose rows make the outputs; a view."""
+
+
+def as_it_is(stored: Tensor) -> Tensor:
+    """Itself: it is stored as [O, I]."""
+    return stored
+
+
 class Products:
     """Products in the dtype of the model."""
 
@@ -32,13 +41,13 @@ class Products:
         """x [..., I], stored [I, O] or [H, K, O] with I = H K, bias [O] -> [..., O]."""
         return affine(x, _matrix(stored), bias)
 
-    def linear(self, x: Tensor, stored: Tensor, *, transposed: bool = False) -> Tensor:
-        """x [..., I], stored [O, I], or [I, O] if it is transposed -> [..., O]."""
-        return self._by_rows(x, stored.t() if transposed else stored)
+    def linear(self, x: Tensor, stored: Tensor, bias: Tensor | None = None, *, rows: Rows = as_it_is) -> Tensor:
+        """x [..., I], stored with [O, I] as its rows, bias [O] or none -> [..., O], as torch's Linear does."""
+        return self._by_rows(x, rows(stored), bias)
 
-    def _by_rows(self, x: Tensor, weight: Tensor) -> Tensor:
-        """x [..., I], weight [O, I] -> [..., O]."""
-        return F.linear(x, weight)
+    def _by_rows(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """x [..., I], weight [O, I], bias [O] or none -> [..., O]."""
+        return F.linear(x, weight, bias)
 
     def forget(self) -> None:
         """Drop what is kept of the matrices."""
@@ -58,10 +67,10 @@ class QuickProducts(Products):
     Logits of a wide vocabulary take MKL, which torch asks, about twice as long as oneDNN on processors with AVX2.
     """
 
-    def _by_rows(self, x: Tensor, weight: Tensor) -> Tensor:
-        if _onednn_is_quicker(x, weight):
+    def _by_rows(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if bias is None and _onednn_is_quicker(x, weight):
             return cast(Tensor, _ByOneDNN.apply(x, weight))
-        return super()._by_rows(x, weight)
+        return super()._by_rows(x, weight, bias)
 
 
 class _ByOneDNN(torch.autograd.Function):
@@ -105,9 +114,9 @@ class RoundedProducts(QuickProducts):
         product = torch.mm(self._factor(x.flatten(0, -2)), _matrix(self._rounded(stored)))
         return product.to(self.dtype).to(x.dtype).add_(bias).view(*x.shape[:-1], -1)
 
-    def linear(self, x: Tensor, stored: Tensor, *, transposed: bool = False) -> Tensor:
-        product = super().linear(self._factor(x), self._rounded(stored), transposed=transposed)
-        return product.to(self.dtype).to(x.dtype)
+    def linear(self, x: Tensor, stored: Tensor, bias: Tensor | None = None, *, rows: Rows = as_it_is) -> Tensor:
+        product = super().linear(self._factor(x), self._rounded(stored), rows=rows).to(self.dtype).to(x.dtype)
+        return product if bias is None else product.add_(bias)
 
     def forget(self) -> None:
         self._copies.clear()

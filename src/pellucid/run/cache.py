@@ -22,7 +22,7 @@ _KIND, _CONTENT, _MASK = "pellucid.cache", "keys_and_values", "mask"
 
 
 class KeyValueCache:
-    """Keys and values [L, 2, B, H, capacity, K] of the first `length` columns of a text.
+    """Keys and values [L, 2, B, G, capacity, K], G their heads, of the first `length` columns of a text.
 
     A model given one writes into it: `model(ids, cache=cache)` runs `ids` as the continuation of what is in the cache.
     It holds numbers alone: a gradient reaches the tokens of the run, and none that were cached before.
@@ -75,14 +75,14 @@ class KeyValueCache:
                 code="cache-empty",
                 remedy="Give the number of texts and of tokens that it has to hold.",
             )
-        shape = (sizes["layer"], 2, texts, sizes["head"], room, sizes["d_head"])
+        shape = (sizes["layer"], 2, texts, sizes["head_kv"], room, sizes["d_head"])
         self.content = torch.empty(shape, dtype=dtype, device=device)
         self.mask = torch.zeros(texts, room, dtype=torch.bool, device=device)
         self.length = 0
 
     @staticmethod
     def bytes_needed(config: Config, rows: int, capacity: int, dtype: torch.dtype = torch.float32) -> int:
-        """What a cache of these sizes would take, before it is made: 2 L B H K bytes a column, times the dtype's.
+        """What a cache of these sizes would take, before it is made: 2 L B G K bytes a column, times the dtype's.
 
         Example:
             >>> import pellucid as pl
@@ -91,7 +91,7 @@ class KeyValueCache:
             75498496
         """
         sizes = require_schema(config).sizes
-        keys_and_values = 2 * sizes["layer"] * sizes["head"] * sizes["d_head"] * dtype.itemsize
+        keys_and_values = 2 * sizes["layer"] * sizes["head_kv"] * sizes["d_head"] * dtype.itemsize
         return rows * capacity * (keys_and_values + torch.bool.itemsize)
 
     @property
@@ -264,7 +264,7 @@ def continued(batch: Batch, cache: KeyValueCache, config: Config) -> Tensor:
     sizes = config.sizes
     layers, _, _, heads, _, width = cache.content.shape
     made_for = (layers, heads, width, cache.content.device)
-    expected = (sizes["layer"], sizes["head"], sizes["d_head"], batch.ids.device)
+    expected = (sizes["layer"], sizes["head_kv"], sizes["d_head"], batch.ids.device)
     if made_for != expected:
         what = "({} layers, {} heads of {}, on {})"
         raise InputError(
@@ -279,7 +279,7 @@ def continued(batch: Batch, cache: KeyValueCache, config: Config) -> Tensor:
         raise InputError(
             f"cache: a text of {longest} tokens with what is cached, expected at most {sizes['n_ctx']}.",
             code="too-long",
-            remedy="Rewind the cache, or give fewer tokens: GPT-2 has no embedding for later positions.",
+            remedy="Rewind the cache, or give fewer tokens: this is the longest text that the model is made for.",
         )
     return positions
 

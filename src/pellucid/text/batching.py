@@ -177,7 +177,7 @@ class Batcher:
             raise InputError(
                 f"ids: a text of {longest} tokens, expected at most {sizes['n_ctx']} (n_positions).",
                 code="too-long",
-                remedy="Shorten or split the text: GPT-2 has no embedding for later positions.",
+                remedy="Shorten or split the text: this is the longest that the model is made for.",
             )
 
     def _refuse_unmasked_pads(self, rows: Tensor, given: Any) -> None:

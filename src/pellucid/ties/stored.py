@@ -113,7 +113,7 @@ def _predict(stored: files.Stored, config: Mapping[str, Any] | None) -> AfterRel
     except PellucidError as problem:
         return AfterReload(None, None, f"the configuration is not GPT-2's: {problem.message}")
     # Names under "module." or "_orig_mod." stay as they are: transformers does not look below these.
-    tensors = {prefixed(name): tensor for name, tensor in stored.tensors.items()}
+    tensors = {prefixed(name, family_of(gpt2)): tensor for name, tensor in stored.tensors.items()}
     return _read_gpt2(tensors, gpt2, headless=architecture == "GPT2Model")
 
 

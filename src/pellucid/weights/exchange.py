@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from pellucid.errors import MissingExtraError, PellucidWarning, WeightsError
 from pellucid.families import FAMILIES, family_of
 from pellucid.generation_settings import GenerationSettings
 from pellucid.numerics.execution import ordinary_tensors
-from pellucid.parameters import require_numbers
+from pellucid.parameters import put_buffers, require_numbers
 from pellucid.tensor_file import write_tensors
 from pellucid.weights import foreign, saves
 from pellucid.weights.building import M, Model, ModelClass, describe, separate
@@ -73,6 +73,7 @@ def from_hf(cls: ModelClass[M], hf_model: nn.Module, *, attention: str = "auto",
         imported.config, imported.weights, attention=attention, numerics=numerics, provenance=provenance,
         generation=_generation_of(hf_model),
     )  # fmt: skip
+    put_buffers(cast(nn.Module, model), {name: _copy(tensor) for name, tensor in read.buffers.items()})
     model.train(hf_model.training)
     return model
 
@@ -105,6 +106,8 @@ def to_hf(model: Model) -> Any:
     # from_pretrained gives every tensor one dtype and puts it on the CPU.
     for name, parameter in hf.named_parameters():
         parameter.data = tensors[name]
+    own = dict(cast(nn.Module, model).named_buffers())
+    put_buffers(hf, {theirs: _copy(own[ours]) for ours, theirs in here.buffers.items()})
     hf.generation_config = _generation_for(model.generation, hf.generation_config)
     return hf.train(model.training)
 

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from pellucid.config import Config
 from pellucid.errors import ConfigError, WeightsError
-from pellucid.families import family_of
+from pellucid.families import FAMILIES, family_of
 from pellucid.layout import EMBED, HEAD, ZEROS, Layout, Place, Row, Shape
 from pellucid.schema import Schema
 from pellucid.weights.layouts import LAYOUTS, detect, our_shapes
 from pellucid.weights.leftovers import harmless, listed, reason_of, refuse_empty, refuse_foreign, refuse_numbers
-from pellucid.weights.prefixes import beside, canonical_names, prefixes_of
+from pellucid.weights.prefixes import beside, canonical_names, prefixes_of, without_weight
 
 
 @dataclass(frozen=True)
@@ -55,12 +55,12 @@ def to_ours(tensors: Mapping[str, Tensor], config: Config, how: str = "model.sta
         WeightsError: The layout is not known, or tensors are unexplained, missing or misshapen (all are listed), or
             the weights were processed and are no longer GPT-2's.
     """
-    refuse_foreign(tensors)
+    refuse_foreign(map(without_weight, tensors))
     canonical = _one_model(tensors, how)
     theirs = {name: tensors[given[0]] for name, given in canonical.items()}
-    layout = detect(theirs)
+    layout = family_of(config).layout_of(theirs)
     if layout is None:
-        raise _unknown_layout(tensors)
+        raise _other_family(theirs, config) if detect(theirs) is not None else _unknown_layout(tensors)
     if config.sizes["layer"] > len(theirs):
         # Before the rows of every block are written out: a configuration may promise a billion of them.
         raise _mismatch(
@@ -118,7 +118,7 @@ def _without_absent_biases(
         names = [name for one in rows for name in one.theirs]
         return bool(names) and not any(name in theirs for name in names)
 
-    biases = [row for row in layout.rows if re.search(r"\.b(_\w+)?$", row.ours) and row.theirs]
+    biases = [row for row in layout.within(schema) if re.search(r"\.b(_\w+)?$", row.ours) and row.theirs]
     absent = {row.ours for row in biases if is_absent(row)}
     if "ln_final.b" in absent and not {"blocks.{i}.ln1.b", "blocks.{i}.ln2.b"} <= absent and schema.blocks:
         absent.discard("ln_final.b")  # one tensor that is lost, and no model without such biases
@@ -149,7 +149,9 @@ def _check(
     """
     expected = _their_shapes(layout, config.schema)
     missing, wrong = _misfits(theirs, given, config, layout)
-    left_out, unexplained = _beside_weights({given[n][0]: t for n, t in theirs.items() if n not in expected}, given)
+    others = {given[n][0]: t for n, t in theirs.items() if n not in expected}
+    dropped = {given[name][0]: why for name, why in layout.dropped(config.schema).items() if name in given}
+    left_out, unexplained = _beside_weights(others, given, dropped)
     present = {given[name][0]: theirs[name] for name in expected if name in theirs}
     refuse_numbers(present, how)
     refuse_empty(present, {given[name][0]: shape for name, shape in expected.items() if name in theirs})
@@ -182,12 +184,15 @@ def _misfits(
     return missing, wrong
 
 
-def _beside_weights(others: Mapping[str, Tensor], given: Mapping[str, list[str]]) -> tuple[dict[str, str], list[str]]:
+def _beside_weights(
+    others: Mapping[str, Tensor], given: Mapping[str, list[str]], dropped: Mapping[str, str]
+) -> tuple[dict[str, str], list[str]]:
     """What may be left out -> why, and the names of what may not."""
     outside = beside(name for names in given.values() for name in names)
     left_out: dict[str, str] = {}
     for name, tensor in others.items():
-        reason = harmless(name, tensor) or ("not under the language model's prefix" if name in outside else None)
+        reason = dropped.get(name) or harmless(name, tensor)
+        reason = reason or ("not under the language model's prefix" if name in outside else None)
         if reason is not None:
             left_out[name] = reason
     return left_out, [name for name in others if name not in left_out]
@@ -251,6 +256,18 @@ def _without(unexplained: list[str], how: str) -> str:
     return (
         "If nothing is computed with them, leave them out: pl.load({name: tensor for name, tensor in tensors.items() "
         f"if name not in ({names},)}}, config=...), with tensors = {how}."
+    )
+
+
+def _other_family(theirs: Mapping[str, Tensor], config: Config) -> WeightsError:
+    """The error for the weights of one family under the configuration of another."""
+    theirs_is = next(family for family in FAMILIES if family.layout_of(theirs) is not None).config.about.family
+    ours_is = family_of(config).config.about.family
+    return WeightsError(
+        f"weights: hold the layers of another architecture, {theirs_is}, than the configuration's, {ours_is}: "
+        f"{listed(sorted(theirs), 3)}.",
+        code="weights-foreign",
+        remedy=f"Give the configuration that these weights were trained with, or the weights of a {ours_is}.",
     )
 
 

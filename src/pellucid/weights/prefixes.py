@@ -1,8 +1,8 @@
 """Names without what was put around the model: wrappers of trainers and compilers, and one common prefix.
 
 A trainer keeps its model under a name of its own (`model.`, `gpt2.`, `pretrained_model.`, `lm.model.`), and wrappers
-add segments in front of names and within them (`h.0._orig_mod.ln_1.weight`). The names of a GPT-2's weights are known,
-so its prefix is whatever stands in front of them; nobody has to list the trainers.
+add segments in front of names and within them (`h.0._orig_mod.ln_1.weight`). The names of a family's weights are
+known, so its prefix is whatever stands in front of them; nobody has to list the trainers.
 """
 
 from __future__ import annotations
@@ -10,6 +10,10 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import dataclass
+
+from pellucid.families import FAMILIES
+from pellucid.family import Family
 
 _WRAPPERS = re.compile(
     r"(?:^|(?<=\.))(?:module|_module|_orig_mod|_forward_module|_fsdp_wrapped_module|_checkpoint_wrapped_module"
@@ -21,17 +25,55 @@ _OLD = {"gamma": "weight", "beta": "bias"}
 _OLD_NORM = re.compile(r"((?:^|\.)ln_(?:1|2|f)\.)(gamma|beta)$")
 """TensorFlow's names for a LayerNorm's gain and bias, in weights that were converted long ago."""
 
-_GPT2 = (
-    r"(?:wte|wpe)\.weight|ln_f\.(?:weight|bias)"
-    r"|h\.\d+\.(?:ln_[12]|attn\.c_attn|attn\.c_proj|mlp\.c_fc|mlp\.c_proj)\.(?:weight|bias)"
-)
-_BLOCKS = (
-    r"embed\.W_E|pos_embed\.W_pos|ln_final\.[wb]"
-    r"|blocks\.\d+\.(?:ln[12]\.[wb]|attn\.[Wb]_(?:Q|K|V|O|QKV)|mlp\.[Wb]_(?:in|out))"
-)
-_WEIGHT = re.compile(rf"((?:[^.]+\.)*?)(?:(?:transformer\.)?(?:{_GPT2})|{_BLOCKS})")
+_ORDINARY = ("norm.", "rotary_emb.")
+"""Names that programs of all kinds use: one of a family's only behind the family's own prefix."""
+
+
+@dataclass(frozen=True)
+class _Words:
+    """The names of a family's weights.
+
+    Attributes:
+        prefix: What transformers puts in front of them where a model has a head.
+        below: The beginnings of names below the prefix.
+        weight: A weight's name with whatever stands in front of it, which is the first group.
+        known: The same of weights and buffers.
+    """
+
+    prefix: str
+    below: re.Pattern[str]
+    weight: re.Pattern[str]
+    known: re.Pattern[str]
+
+    @staticmethod
+    def of(family: Family) -> _Words:
+        """The names in a family's layouts."""
+        prefix = family.layouts[0].prefix
+        weights = [name for layout in family.layouts for row in layout.rows for name in row.theirs]
+        buffers = [buffer.name for layout in family.layouts for buffer in layout.buffers]
+        below = (name.removeprefix(prefix) for row in family.layouts[0].rows for name in row.theirs)
+        starts = dict.fromkeys(re.sub(r"(\{i\}|^[^.]*)\..*", r"\1.", name) for name in below)
+        patterns = (re.compile(_any(starts)), _ending(weights, prefix), _ending([*weights, *buffers], prefix))
+        return _Words(prefix, *patterns)
+
+
+def _ending(names: Iterable[str], prefix: str) -> re.Pattern[str]:
+    """A pattern of whatever ends with one of these names, perhaps without the prefix; the first group stands before."""
+    bare = dict.fromkeys(name.removeprefix(prefix) for name in names if "." in name)
+    own, ordinary = ([n for n in bare if n.startswith(_ORDINARY) is is_ordinary] for is_ordinary in (False, True))
+    front = re.escape(prefix)
+    more = f"|{front}(?:{_any(ordinary)})" if ordinary else ""
+    return re.compile(rf"((?:[^.]+\.)*?)(?:(?:{front})?(?:{_any(own)}){more})")
+
+
+def _any(names: Iterable[str]) -> str:
+    """A pattern of any of these names, in any block."""
+    return "|".join(re.escape(name).replace(r"\{i\}", r"\d+") for name in names)
+
+
+_FAMILIES = tuple(map(_Words.of, FAMILIES))
 _LONGEST = 400
-"""Characters; a longer name is no weight of a GPT-2."""
+"""Characters; a longer name is no weight of a model."""
 
 
 def unwrapped(name: str) -> str:
@@ -42,13 +84,18 @@ def unwrapped(name: str) -> str:
 
 
 def prefixes_of(names: Iterable[str]) -> dict[str, int]:
-    """What stands in front of a GPT-2's weights -> how many of them; several for the weights of several models."""
-    found: Counter[str] = Counter()
-    for name in names:
-        match = _WEIGHT.fullmatch(unwrapped(name)) if len(name) <= _LONGEST else None
-        if match is not None:
-            found[match[1]] += 1
-    return dict(found)
+    """What stands in front of a family's weights -> how many of them; several for the weights of several models."""
+    return _found(names)[1]
+
+
+def _found(names: Iterable[str]) -> tuple[_Words, dict[str, int]]:
+    """The family that most of the names are of, and what stands in front of these -> how many of them."""
+    short = [unwrapped(name) for name in names if len(name) <= _LONGEST]
+    counted = [
+        (words, Counter(match[1] for name in short if (match := words.weight.fullmatch(name)))) for words in _FAMILIES
+    ]
+    words, most = max(counted, key=lambda one: one[1].total())
+    return words, dict(most)
 
 
 def canonical_names(names: Iterable[str]) -> dict[str, list[str]]:
@@ -57,17 +104,28 @@ def canonical_names(names: Iterable[str]) -> dict[str, list[str]]:
     Of several models' weights none is chosen: their prefixes stay.
     """
     names = list(names)
-    found = prefixes_of(names)
+    words, found = _found(names)
     prefix = next(iter(found)) if len(found) == 1 else ""
     canonical: dict[str, list[str]] = {}
     for name in names:
-        canonical.setdefault(prefixed(unwrapped(name).removeprefix(prefix)), []).append(name)
+        canonical.setdefault(_prefixed(unwrapped(name).removeprefix(prefix), words), []).append(name)
     return canonical
 
 
-def prefixed(name: str) -> str:
+def _prefixed(name: str, words: _Words) -> str:
+    return f"{words.prefix}{name}" if words.below.match(name) else name
+
+
+def prefixed(name: str, family: Family) -> str:
     """A name with transformers' prefix, which a model without a head does not write."""
-    return f"transformer.{name}" if re.match(r"(wte|wpe|ln_f|h\.\d+)\.", name) else name
+    return _prefixed(name, _FAMILIES[FAMILIES.index(family)])
+
+
+def without_weight(name: str) -> str:
+    """What stands in front of a weight's or buffer's name; the whole name of anything else."""
+    short = unwrapped(name)
+    found = (words.known.fullmatch(short) for words in _FAMILIES)
+    return next((match[1] for match in found if match is not None), name)
 
 
 def beside(names: Iterable[str]) -> set[str]:

@@ -1,0 +1,322 @@
+"""`JsonConfig`: a configuration as Hugging Face's `config.json` has it, read before anything is run.
+
+Fields that change the computation in ways that the family does not implement are refused by name; every other field is
+kept and written back, and those that transformers' class never reads, so that they cannot change what it computes, are
+listed (`unread`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
+from types import MappingProxyType
+from typing import Any, ClassVar, Self, cast
+
+from pellucid import config_values
+from pellucid.config_variants import Variant
+from pellucid.errors import ConfigError, nearest, shown
+from pellucid.numerics import nonlinear
+from pellucid.schema import Schema
+from pellucid.weights import hub
+
+
+@dataclass(frozen=True)
+class Fields:
+    """What is known about the fields of a family's configurations.
+
+    Args:
+        model_type: What `config.json` calls the family.
+        family: What messages call it, such as "GPT-2".
+        sizes: Whole numbers that a file has to give -> the least.
+        optional_sizes: Whole numbers that may be null -> what a message says of null.
+        numbers: Fields that hold a number from 0 on -> the largest.
+        flags: Fields that hold a truth value.
+        whole: Sizes by which a configuration that somebody gives is seen to be a whole one.
+        activation: The field that names the activation function.
+        width: The field that holds the width of the residual stream.
+        synonyms: Other spellings that transformers accepts; where both are given the synonym wins, as it does there.
+        neutral: Fields that transformers reads, or once read, and that never change what its class computes.
+        variants: What other fields make another model.
+        published: The fields of published models' configurations by their names.
+    """
+
+    model_type: str
+    family: str
+    sizes: Mapping[str, int]
+    optional_sizes: Mapping[str, str]
+    numbers: Mapping[str, float]
+    flags: tuple[str, ...]
+    whole: tuple[str, ...]
+    activation: str
+    width: str
+    synonyms: Mapping[str, str]
+    neutral: frozenset[str]
+    variants: tuple[Variant, ...]
+    published: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def variant_of(self, name: str) -> Variant | None:
+        """The variant that a field belongs to; None for a field of the plain model and for one that nobody reads."""
+        if name in self.neutral:
+            return None
+        return next((variant for variant in self.variants if variant.has(name)), None)
+
+
+class JsonConfig:
+    """The facts that define one model, frozen, under the names that transformers' configuration uses.
+
+    A family's configuration is a frozen dataclass of this kind, with these fields among its own.
+
+    Attributes:
+        about: What is known about its fields.
+        neutral: Fields that change nothing that the model computes, kept for whoever saves it.
+    """
+
+    about: ClassVar[Fields]
+    initializer_range: float
+    tie_word_embeddings: bool
+    bos_token_id: int | None
+    eos_token_id: int | tuple[int, ...] | None
+    pad_token_id: int | None
+    neutral: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        about = self.about
+        for name, least in about.sizes.items():
+            self._set(name, config_values.size(name, getattr(self, name), least))
+        for name, null in about.optional_sizes.items():
+            if getattr(self, name) is not None:
+                self._set(name, config_values.size(name, getattr(self, name), 1, null))
+        activation = getattr(self, about.activation)
+        if not isinstance(activation, str) or activation not in nonlinear.EXACT:
+            raise ConfigError(
+                f"config: {about.activation}={shown(activation)} is not implemented.",
+                code="config-activation",
+                remedy=f"{nearest(str(activation), nonlinear.EXACT)} Give one of {', '.join(nonlinear.EXACT)}.".strip(),
+            )
+        for name, high in about.numbers.items():
+            self._set(name, config_values.number(name, getattr(self, name), high))
+        for name in about.flags:
+            self._set(name, config_values.flag(name, getattr(self, name)))
+        for name in ("bos_token_id", "pad_token_id"):
+            self._set(name, config_values.token_id(name, getattr(self, name)))
+        eos = self.eos_token_id
+        several = isinstance(eos, (list, tuple))
+        ids = config_values.token_ids("eos_token_id", eos) if several else config_values.token_id("eos_token_id", eos)
+        self._set("eos_token_id", ids)
+        self._set("neutral", MappingProxyType(dict(self.neutral)))
+
+    def _set(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        values = {f.name: getattr(self, f.name) for f in fields(cast(Any, self))}
+        plain = {name: dict(value) if isinstance(value, Mapping) else value for name, value in values.items()}
+        return (_from_fields, (type(self), plain))
+
+    @property
+    def unread(self) -> tuple[str, ...]:
+        """The fields, sorted, that are kept although transformers' class never reads them."""
+        return tuple(sorted(n for n in set(self.neutral) - self.about.neutral if self.about.variant_of(n) is None))
+
+    @property
+    def sizes(self) -> Mapping[str, int]:
+        """Name of an axis -> its length; "layer" is the number of blocks, "n_ctx" that of positions."""
+        return self._sizes
+
+    @cached_property
+    def _sizes(self) -> Mapping[str, int]:
+        return MappingProxyType(self._sizes_by_axis())
+
+    def _sizes_by_axis(self) -> dict[str, int]:
+        raise NotImplementedError
+
+    @property
+    def schema(self) -> Schema:
+        """The checkpoints and parameters of a model with this configuration."""
+        return self._schema
+
+    @cached_property
+    def _schema(self) -> Schema:
+        return self._make_schema()
+
+    def _make_schema(self) -> Schema:
+        raise NotImplementedError
+
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """The ids that end a text."""
+        eos = self.eos_token_id
+        return () if eos is None else eos if isinstance(eos, tuple) else (eos,)
+
+    @classmethod
+    def from_dict(cls, given: Mapping[str, Any], *, ignore: Collection[str] = ()) -> Self:
+        """Read a Hugging Face `config.json`, already parsed.
+
+        Args:
+            given: The fields, under transformers' names or synonyms.
+            ignore: Fields to drop, although they are known to change the computation.
+
+        Raises:
+            ConfigError: An impossible, missing or unimplemented field; or one to ignore that there is not.
+        """
+        if not isinstance(given, Mapping):
+            raise ConfigError(
+                f"config: {type(given).__name__} given, expected the fields of a config.json as a mapping.",
+                code="config-wrong-type",
+                remedy="Give a dict; a transformers configuration gives one by config.to_dict().",
+            )
+        cls._refuse_misspelt(ignore, map(str, given))
+        given = {name: value for name, value in given.items() if name not in {*ignore, config_values.SAVE_ID}}
+        cls._refuse_unimplemented(given)
+        given.pop("model_type", None)
+        for synonym, name in cls.about.synonyms.items():
+            if synonym in given:
+                given[name] = given.pop(synonym)
+        missing = [name for name in cls.about.sizes if name not in given]
+        if missing:
+            hints = dict.fromkeys(nearest(name, map(str, given)) for name in missing)
+            raise ConfigError(
+                f"config: {', '.join(missing)} missing.",
+                code="config-missing-field",
+                remedy=f"Add the sizes of this model; pellucid does not guess them. {' '.join(hints)}".strip(),
+            )
+        given, known = cls._settled(given), cls.declared()
+        own = {name: given[name] for name in known if name in given}
+        own["neutral"] = {name: value for name, value in given.items() if name not in known}
+        return cls(**own)
+
+    @classmethod
+    def _settled(cls, given: dict[str, Any]) -> dict[str, Any]:
+        """The fields as this class declares them, where a file has other words for several together."""
+        return given
+
+    @classmethod
+    def changed(cls, own: Mapping[str, Any], given: Mapping[str, Any], *, ignore: Collection[str] = ()) -> Self:
+        """Read a file's configuration of which the caller gives some fields, or all.
+
+        Args:
+            own: What the file says.
+            given: What counts before it; a spelling mistake is an error here unless this is a whole configuration.
+            ignore: As in `from_dict`.
+
+        Raises:
+            ConfigError: As in `from_dict`; or a field that does not exist.
+        """
+        if not set(cls.about.whole) <= set(given):
+            cls._refuse_misspelt(given, own)
+        return cls.from_dict({**own, **given}, ignore=ignore)
+
+    @classmethod
+    def from_pretrained(cls, name: str, *, ignore_config: Collection[str] = (), **overrides: Any) -> Self:
+        """The configuration of a published model, with some fields replaced.
+
+        Args:
+            name: The alias of a model whose sizes are built in, so that nothing is downloaded; a folder with a
+                `config.json`; or a hub id.
+            ignore_config: Fields of the file to drop, although they are known to change the computation.
+            **overrides: Any field of this class, or one that transformers knows to be neutral.
+
+        Raises:
+            ConfigError: An override that does not exist or cannot be.
+            NotFoundError: No such folder or repository.
+        """
+        published = cls.about.published.get(str(name)) or hub.read_config(name)
+        return cls.from_dict(published, ignore=ignore_config).override(**overrides)
+
+    def override(self, **overrides: Any) -> Self:
+        """This configuration with some fields replaced; checks them like `from_dict`.
+
+        Raises:
+            ConfigError: A field that does not exist: what a file may hold unread is a spelling mistake here.
+        """
+        self._refuse_misspelt(overrides, self.neutral)
+        return type(self).from_dict({**self.to_dict(), **overrides})
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields of a Hugging Face `config.json` that describes this model, neutral ones included."""
+        own = {name: _plain(getattr(self, name)) for name in self.declared()}
+        return {"model_type": self.about.model_type, **self.neutral, **own}
+
+    def to_json(self) -> str:
+        """`to_dict` as the text of a `config.json`."""
+        return json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
+
+    def replace(self, **changes: Any) -> Self:
+        """This configuration with declared fields replaced (`dataclasses.replace`)."""
+        return replace(cast(Any, self), **changes)
+
+    @classmethod
+    def declared(cls) -> tuple[str, ...]:
+        """The fields that this class has; every other one is kept in `neutral`, or refused."""
+        return tuple(f.name for f in fields(cast(Any, cls)) if f.name != "neutral")
+
+    @classmethod
+    def unimplemented(cls, given: Mapping[str, Any]) -> dict[str, str]:
+        """The fields that make another model than the family's, each with what is not implemented."""
+        known = {*cls.declared(), *cls.about.synonyms}
+        variants = {name: cls.about.variant_of(name) for name in given if name not in known}
+        found = {name: variant for name, variant in variants.items() if variant is not None}
+        return {name: found[name].reason for name in found if not found[name].is_harmless(given[name], given)}
+
+    @classmethod
+    def unread_of(cls, given: Mapping[str, Any]) -> set[str]:
+        """The names among these that transformers' class does not read."""
+        about = cls.about
+        variants = {name for variant in about.variants for name in variant.names}
+        return set(given) - {*cls.declared(), "model_type", *about.neutral, *variants, *about.synonyms}
+
+    @classmethod
+    def _refuse_misspelt(cls, names: Iterable[str], beside: Iterable[str] = ()) -> None:
+        """See that every field that a caller names exists.
+
+        Args:
+            names: What the caller names.
+            beside: Other fields of the configuration that these replace.
+
+        Raises:
+            ConfigError: A field that neither this library nor transformers knows.
+        """
+        about, declared = cls.about, cls.declared()
+        known = {*declared, *about.synonyms, *about.neutral, *beside, "model_type"}
+        unknown = sorted(str(name) for name in names if name not in known and about.variant_of(str(name)) is None)
+        if unknown:
+            hints = " ".join(dict.fromkeys(filter(None, (nearest(name, declared) for name in unknown))))
+            raise ConfigError(
+                f"config: no field{'s' if len(unknown) > 1 else ''} {', '.join(map(shown, unknown))}.",
+                code="config-unknown-field",
+                remedy=f"{hints} Leave out what is no field of a {about.family}'s configuration.".strip(),
+            )
+
+    @classmethod
+    def _refuse_unimplemented(cls, given: Mapping[Any, Any]) -> None:
+        about = cls.about
+        wrong = next((name for name in given if not isinstance(name, str)), None)
+        if wrong is not None:
+            raise config_values.wrong_type("a field's name", wrong, "text")
+        model_type = given.get("model_type")
+        if model_type not in (None, about.model_type):
+            raise ConfigError(
+                f"config: model_type={shown(model_type)}, expected {about.model_type!r}.",
+                code="config-model-type",
+                remedy=f"If the weights are a {about.family} all the same, pass ignore_config=['model_type'].",
+            )
+        refused = cls.unimplemented(given)
+        if refused:
+            said = "; ".join(f"{name}={shown(given[name])}: {reason}" for name, reason in refused.items())
+            raise ConfigError(
+                f"config: {said}.",
+                code="config-not-implemented",
+                remedy=f"Use the weights of a plain {about.family}, or pass ignore_config={list(refused)!r} if "
+                f"{'it does' if len(refused) == 1 else 'they do'} not apply.",
+            )
+
+
+def _plain(value: Any) -> Any:
+    """A field's value as JSON has it."""
+    return dict(value) if isinstance(value, Mapping) else list(value) if isinstance(value, tuple) else value
+
+
+def _from_fields(cls: type[JsonConfig], values: dict[str, Any]) -> JsonConfig:
+    return cls(**values)

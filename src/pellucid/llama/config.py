@@ -1,0 +1,214 @@
+"""The facts that define one Llama, frozen, under the names that transformers' `LlamaConfig` uses."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+from pellucid import config_values, config_variants
+from pellucid.config_variants import Variant
+from pellucid.errors import ConfigError, nearest, shown
+from pellucid.json_config import Fields, JsonConfig
+from pellucid.llama.rotary import NEEDED, RULES, Rule
+from pellucid.llama.schema import schema_of
+from pellucid.schema import Schema
+
+NEUTRAL = config_variants.NEUTRAL | {"pretraining_tp", "classifier_dropout"}
+"""Fields that transformers reads, or once read, and that never change what its Llama computes in a forward pass."""
+
+VARIANTS = (
+    *config_variants.COMMON,
+    Variant(
+        "other norms than RMSNorm are not implemented",
+        ("norm_type", "normalization", "layer_norm_type"),
+        r"^norm(alization)?(_type|_class|_layer)?$|deepnorm|no_?layer_?norm",
+        ("rmsnorm", "rms_norm"),
+    ),
+    Variant("other position embeddings than rotary ones are not implemented", ("position_embedding_type",),
+            r"^pos(ition(al|s)?)?_?(emb|enc)[a-z]*(_type|_kind)?$|^no_rope_", ("rope", "rotary")),
+)  # fmt: skip
+"""Every variant of Llama that a field of its configuration is known to make."""
+
+FIELDS = Fields(
+    model_type="llama",
+    family="Llama",
+    sizes={"vocab_size": 1, "hidden_size": 1, "intermediate_size": 1, "num_hidden_layers": 0, "num_attention_heads": 1},
+    optional_sizes={
+        "num_key_value_heads": "num_key_value_heads=None means num_attention_heads.",
+        "head_dim": "head_dim=None means hidden_size / num_attention_heads.",
+        "max_position_embeddings": "",
+    },
+    numbers={"attention_dropout": 1.0, "rms_norm_eps": math.inf, "initializer_range": math.inf},
+    flags=("attention_bias", "mlp_bias", "tie_word_embeddings"),
+    whole=("vocab_size", "hidden_size", "num_hidden_layers"),
+    activation="hidden_act",
+    width="hidden_size",
+    synonyms={},
+    neutral=NEUTRAL,
+    variants=VARIANTS,
+)
+
+_ROTATION = ("rope_scaling", "rope_theta", "partial_rotary_factor", "original_max_position_embeddings")
+"""Fields beside `rope_parameters` that files say its parts with."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LlamaConfig(JsonConfig):
+    """What a Llama is, apart from its weights.
+
+    The first five sizes have no default: they come with the weights. The others default to what transformers assumes
+    when a published `config.json` leaves them out. `rope_parameters` also takes what older files say with
+    `rope_theta` and `rope_scaling`, where it is read from such fields.
+
+    Example:
+        >>> from pellucid.llama import LlamaConfig
+        >>> config = LlamaConfig(vocab_size=100, hidden_size=48, intermediate_size=96, num_hidden_layers=2,
+        ...                      num_attention_heads=6, num_key_value_heads=2)
+        >>> config.sizes["head"], config.sizes["head_kv"], config.d_head, config.rope_parameters["rope_type"]
+        (6, 2, 8, 'default')
+    """
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int | None = None
+    head_dim: int | None = None
+    hidden_act: str = "silu"
+    max_position_embeddings: int = 2048
+    rms_norm_eps: float = 1e-6
+    rope_parameters: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    attention_bias: bool = False
+    attention_dropout: float = 0.0
+    mlp_bias: bool = False
+    tie_word_embeddings: bool = False
+    initializer_range: float = 0.02
+    bos_token_id: int | None = 1
+    eos_token_id: int | tuple[int, ...] | None = 2
+    pad_token_id: int | None = None
+    neutral: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
+
+    about = FIELDS
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require_multiple(self, "hidden_size", "num_attention_heads", self.num_attention_heads)
+        _require_multiple(self, "num_attention_heads", "num_key_value_heads", self.n_head_kv)
+        if self.d_head % 2:
+            raise ConfigError(
+                f"config: heads of width {self.d_head}, expected an even width: rotary positions turn pairs.",
+                code="config-heads-do-not-divide",
+                remedy="Give an even head_dim.",
+            )
+        self._set("rope_parameters", MappingProxyType(_rotation(self)))
+
+    @property
+    def n_head_kv(self) -> int:
+        """Heads of keys and values, which several queries may share."""
+        return self.num_attention_heads if self.num_key_value_heads is None else self.num_key_value_heads
+
+    @property
+    def d_head(self) -> int:
+        """Width of one attention head, K."""
+        return self.hidden_size // self.num_attention_heads if self.head_dim is None else self.head_dim
+
+    @property
+    def rule(self) -> Rule:
+        """What says how fast pairs turn."""
+        return Rule(self.rope_parameters, self.d_head, self.max_position_embeddings)
+
+    def _sizes_by_axis(self) -> dict[str, int]:
+        return {
+            "layer": self.num_hidden_layers, "head": self.num_attention_heads, "head_kv": self.n_head_kv,
+            "d_model": self.hidden_size, "d_head": self.d_head, "d_mlp": self.intermediate_size,
+            "d_vocab": self.vocab_size, "n_ctx": self.max_position_embeddings,
+        }  # fmt: skip
+
+    def _make_schema(self) -> Schema:
+        return schema_of(
+            tuple(self.sizes.items()),
+            tied=self.tie_word_embeddings,
+            attention_bias=self.attention_bias,
+            mlp_bias=self.mlp_bias,
+        )
+
+    @classmethod
+    def _settled(cls, given: dict[str, Any]) -> dict[str, Any]:
+        """`rope_parameters` with what the fields beside it say, by transformers' rules of what counts first."""
+        beside = {name: given.pop(name) for name in _ROTATION if name in given}
+        parameters = beside.get("rope_scaling") or given.get("rope_parameters") or {}
+        if not isinstance(parameters, Mapping):
+            raise config_values.wrong_type("rope_parameters", parameters, "a mapping")
+        kept = ("rope_theta", "partial_rotary_factor")
+        defaults = {name: beside[name] for name in kept if beside.get(name) is not None}
+        given["rope_parameters"] = {**defaults, **parameters}
+        if "original_max_position_embeddings" in beside:
+            given["rope_parameters"]["original_max_position_embeddings"] = beside["original_max_position_embeddings"]
+        return given
+
+
+def _require_multiple(config: LlamaConfig, name: str, of: str, part: int) -> None:
+    if getattr(config, name) % part:
+        raise ConfigError(
+            f"config: {name}={getattr(config, name)} is not a multiple of {of}={part}.",
+            code="config-heads-do-not-divide",
+            remedy=f"Give a {of} that divides {name}.",
+        )
+
+
+def _rotation(config: LlamaConfig) -> dict[str, Any]:
+    """`rope_parameters`, checked, with transformers' defaults."""
+    given = dict(config.rope_parameters)
+    older = given.pop("type", "default")
+    kind = given.setdefault("rope_type", older)
+    if kind not in RULES:
+        raise ConfigError(
+            f"config: rope_type={shown(kind)} is not implemented.",
+            code="config-not-implemented",
+            remedy=f"{nearest(str(kind), RULES)} Use a model with one of {', '.join(RULES)}.".strip(),
+        )
+    given.setdefault("rope_theta", 10000.0)
+    if kind in ("llama3", "yarn"):
+        given.setdefault("original_max_position_embeddings", config.max_position_embeddings)
+    missing = [name for name in NEEDED[kind] if name not in given]
+    if missing:
+        raise ConfigError(
+            f"config: rope_parameters={shown(given)}, without {', '.join(missing)}.",
+            code="config-missing-field",
+            remedy=f"Add what rope_type={kind!r} needs: {', '.join(NEEDED[kind])}.",
+        )
+    for name in _NUMBERS:
+        if given.get(name) is not None:
+            given[name] = _number(name, given[name])
+    turned = given.get("partial_rotary_factor", 1.0)
+    if kind != "default" and turned is not None and int(config.d_head * _number("partial", turned)) != config.d_head:
+        raise ConfigError(
+            f"config: partial_rotary_factor={shown(turned)}: rotary positions of a part of each head are not "
+            "implemented.",
+            code="config-not-implemented",
+            remedy="Use a model that turns whole heads; transformers' Llama cannot run this one either.",
+        )
+    return given
+
+
+_NUMBERS = (
+    "rope_theta", "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings", "beta_fast",
+    "beta_slow", "attention_factor", "mscale", "mscale_all_dim",
+)  # fmt: skip
+"""Parameters of rotary positions that are numbers above 0."""
+
+
+def _number(name: str, value: Any) -> float | int:
+    """A number above 0, whole where it is whole: products of whole numbers may round otherwise."""
+    found = config_values.number(name, value, math.inf)
+    if not found:
+        raise ConfigError(
+            f"config: {name}={shown(value)}, expected a number above 0.",
+            code="config-out-of-range",
+            remedy=f"Give a {name} above 0.",
+        )
+    return value if type(value) is int else found

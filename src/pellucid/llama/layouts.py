@@ -1,0 +1,97 @@
+"""Other people's names for the tensors of a Llama: one table per layout, read both ways.
+
+Source of the names: transformers' modeling_llama.py.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from pellucid.layout import EMBED, HEAD, HEAD_COLUMNS, HEAD_ROWS, MERGE_HEADS, SAME, Buffer, Laid, Layout, Row
+from pellucid.llama.config import LlamaConfig
+from pellucid.llama.schema import of_sizes
+
+_HEADS, _OUT, _MATRIX = Laid((0, 2, 1), merged=0), Laid((2, 0, 1), merged=1), Laid((1, 0))
+
+_FOLLOWS = "frequencies of older files, which follow from the configuration"
+
+
+def _block(theirs: str, ours: str, transform: Any = SAME) -> Row:
+    return Row((f"model.layers.{{i}}.{theirs}",), f"blocks.{{i}}.{ours}", transform)
+
+
+HF = Layout(
+    "hf",
+    (
+        Row(("model.embed_tokens.weight",), EMBED),
+        _block("input_layernorm.weight", "ln1.w"),
+        *(_block(f"self_attn.{x}_proj.weight", f"attn.W_{x.upper()}", _HEADS) for x in "qkv"),
+        *(_block(f"self_attn.{x}_proj.bias", f"attn.b_{x.upper()}", MERGE_HEADS) for x in "qkv"),
+        _block("self_attn.o_proj.weight", "attn.W_O", _OUT),
+        _block("self_attn.o_proj.bias", "attn.b_O"),
+        _block("post_attention_layernorm.weight", "ln2.w"),
+        _block("mlp.gate_proj.weight", "mlp.W_gate", _MATRIX),
+        _block("mlp.gate_proj.bias", "mlp.b_gate"),
+        _block("mlp.up_proj.weight", "mlp.W_in", _MATRIX),
+        _block("mlp.up_proj.bias", "mlp.b_in"),
+        _block("mlp.down_proj.weight", "mlp.W_out", _MATRIX),
+        _block("mlp.down_proj.bias", "mlp.b_out"),
+        Row(("model.norm.weight",), "ln_final.w"),
+    ),
+    Row(("lm_head.weight",), HEAD, HEAD_ROWS),
+    (
+        Buffer("model.layers.{i}.self_attn.rotary_emb.inv_freq", ("k/2",), _FOLLOWS),
+        Buffer("model.rotary_emb.inv_freq", ("k/2",), _FOLLOWS),
+    ),
+)
+
+
+def _own() -> Layout:
+    """Our own names, for whoever saved a model's state dict."""
+    schema = of_sizes({"layer": 1})
+    rows = [
+        Row((name,), name, Laid(tuple(map(p.axes.index, p.in_memory)), alike=True) if p.in_memory else SAME)
+        for p in schema.parameters
+        if p.is_stored and p.name != HEAD
+        for name in [p.name.replace("blocks.0.", "blocks.{i}.")]
+    ]
+    return Layout("pellucid", tuple(rows), Row((HEAD,), HEAD, HEAD_COLUMNS))
+
+
+OWN = _own()
+LAYOUTS = (HF, OWN)
+
+
+def detect(tensors: Mapping[str, Tensor]) -> Layout | None:
+    """The layout of tensors under canonical names, or None."""
+    if any(name.startswith(("model.layers.", "model.embed_tokens.")) for name in tensors):
+        return HF
+    if any(re.search(r"\.mlp\.W_gate$", name) for name in tensors):
+        return OWN
+    return None
+
+
+def differing(theirs: Mapping[str, Tensor], layout: Layout, config: LlamaConfig) -> dict[str, Any]:
+    """The sizes that tensors under canonical names show and the configuration says otherwise; heads are not looked at.
+
+    Raises:
+        KeyError: The embedding or the first block is not there.
+    """
+    names = {row.ours: row.theirs[0] for row in (*layout.rows, layout.head)}
+    embedding = theirs[names[EMBED]] if names[EMBED] in theirs else theirs[names[HEAD]]
+    numbers = {int(number) for name in theirs for number in re.findall(r"\.(\d+)(?:\.|$)", name)}
+    shown = {
+        "vocab_size": embedding.shape[0],
+        "hidden_size": embedding.shape[1],
+        "num_hidden_layers": max(numbers, default=-1) + 1,
+    }
+    if numbers:
+        first = theirs[names["blocks.{i}.mlp.W_gate"].replace("{i}", "0")]
+        shown["intermediate_size"] = first.numel() // embedding.shape[1]
+    for field, row in (("attention_bias", "blocks.{i}.attn.b_Q"), ("mlp_bias", "blocks.{i}.mlp.b_gate")):
+        shown[field] = names[row].replace("{i}", "0") in theirs
+    return {name: value for name, value in shown.items() if value != getattr(config, name)}

@@ -1,0 +1,153 @@
+"""Where transformers' Llama keeps what it computes with; `pellucid.weights.living` reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pellucid.family import Live, Shown
+from pellucid.llama.config import LlamaConfig
+from pellucid.llama.rotary import Rotary
+from pellucid.weights import foreign, living
+from pellucid.weights.living import HEAD, Anatomy, Kind
+
+FREQUENCIES = "rotary.inv_freq"
+"""Where ours keeps them."""
+
+
+def read(hf_model: nn.Module) -> Live:
+    """Read a `LlamaForCausalLM` or `LlamaModel`."""
+    return living.read(hf_model, KIND)
+
+
+def _anatomy() -> Anatomy:
+    from transformers.models.llama import modeling_llama as llama
+
+    matrix, norm = (nn.Linear,), (llama.LlamaRMSNorm,)
+    return Anatomy(
+        headed=llama.LlamaForCausalLM,
+        base=llama.LlamaModel,
+        inner="model",
+        block=llama.LlamaDecoderLayer,
+        blocks="layers",
+        around={
+            "embed_tokens": (nn.Embedding,), "layers": (nn.ModuleList,), "norm": norm,
+            "rotary_emb": (llama.LlamaRotaryEmbedding,),
+        },
+        in_block={
+            "input_layernorm": norm, "self_attn": (llama.LlamaAttention,),
+            **{f"self_attn.{x}_proj": matrix for x in "qkvo"},
+            "post_attention_layernorm": norm, "mlp": (llama.LlamaMLP,),
+            **{f"mlp.{name}_proj": matrix for name in ("gate", "up", "down")}, "mlp.act_fn": (),
+        },
+        attention="self_attn",
+        eager=llama.eager_attention_forward,
+    )  # fmt: skip
+
+
+def stored(path: str, module: nn.Module) -> dict[str, Tensor]:
+    """The module's own tensors.
+
+    Raises:
+        WeightsError: A tensor that is computed from others, such as by pruning; or a head with a bias.
+    """
+    from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+    if not isinstance(module, (nn.Embedding, nn.Linear, LlamaRMSNorm)):
+        return {}
+    foreign.require_plain_tensors(path, module)
+    weight, bias = module._parameters.get("weight"), module._parameters.get("bias")
+    if weight is None:
+        raise living.no_weight(path, "hidden_size")
+    if path == HEAD and bias is not None and bias.count_nonzero():
+        raise living.wrong_head(module, LlamaConfig)
+    return {"weight": weight} if bias is None or path == HEAD else {"weight": weight, "bias": bias}
+
+
+def _sizes(config: LlamaConfig, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The sizes and biases that the modules have: a model without its last blocks is a smaller model."""
+    sizes: dict[str, Any] = {
+        "vocab_size": tensors["embed_tokens.weight"].shape[0],
+        "num_hidden_layers": sum(name.endswith("input_layernorm.weight") for name in tensors),
+    }
+    if sizes["num_hidden_layers"]:
+        sizes["intermediate_size"] = tensors["layers.0.mlp.gate_proj.weight"].shape[0]
+        sizes["attention_bias"] = any(".self_attn." in name and name.endswith(".bias") for name in tensors)
+        sizes["mlp_bias"] = any(".mlp." in name and name.endswith(".bias") for name in tensors)
+    return sizes
+
+
+def _constants(path: str, module: nn.Module, config: LlamaConfig) -> dict[str, object]:
+    if path.endswith("norm"):
+        return {"variance_epsilon": config.rms_norm_eps}
+    if isinstance(module, nn.Embedding):  # the row of its pad gets no gradient, and is looked up like any other
+        return {"max_norm": None, "scale_grad_by_freq": False}
+    if not path.endswith(".self_attn"):
+        return {}
+    return {
+        "scaling": config.d_head**-0.5, "head_dim": config.d_head, "is_causal": True,
+        "num_key_value_groups": config.num_attention_heads // config.n_head_kv,
+        "attention_dropout": config.attention_dropout,
+    }  # fmt: skip
+
+
+def _buffers(named: Mapping[str, nn.Module], config: LlamaConfig) -> dict[str, Tensor]:
+    """The frequencies of the rotation, which `hf_model.to(dtype)` rounds, if they are those of the configuration."""
+    path, rotary = next((path, module) for path, module in named.items() if path.endswith("rotary_emb"))
+    given: Any = rotary
+    own = Rotary(config.rule, given.inv_freq.device)
+    known = [own.inv_freq, *(own.inv_freq.to(dtype) for dtype in (torch.bfloat16, torch.float16))]
+    is_known = any(torch.equal(given.inv_freq.float(), one.float()) for one in known)
+    constants = (given.attention_scaling, given.rope_type)
+    if not is_known or constants != (own.attention_scaling, config.rope_parameters["rope_type"]):
+        raise living.differs([f"{path} turns by other frequencies than those of rope_parameters"])
+    return {FREQUENCIES: given.inv_freq}
+
+
+KIND = Kind(
+    config=LlamaConfig,
+    anatomy=_anatomy,
+    stored=stored,
+    sizes=_sizes,
+    constants=_constants,
+    activation="mlp.act_fn",
+    embedding="embed_tokens",
+    buffers=_buffers,
+)
+"""How a live Llama is read."""
+
+
+def turned(path: str, module: nn.Module) -> bool:
+    """Whether a module keeps the matrix of a `Conv1D` the other way round; Llama has none."""
+    return False
+
+
+def shown_by(n_layer: int) -> Iterator[Shown]:
+    """Where a `LlamaModel` shows our checkpoints, in their order."""
+    yield Shown("embed_tokens", False, ("ckpt_embed",))
+    for i in range(n_layer):
+        for path, entering, name in _IN_BLOCK:
+            yield Shown(f"layers.{i}{path}", entering, (f"blocks.{i}.{name}",))
+    yield Shown("norm", False, ("ln_final.ckpt_normalized",))
+
+
+_IN_BLOCK = (
+    (".input_layernorm", True, "resid_pre"),
+    (".input_layernorm", False, "ln1.ckpt_normalized"),
+    (".self_attn.q_proj", False, "attn.ckpt_q"),
+    (".self_attn.k_proj", False, "attn.ckpt_k"),
+    (".self_attn.v_proj", False, "attn.ckpt_v"),
+    (".self_attn.o_proj", True, "attn.ckpt_z"),
+    (".self_attn.o_proj", False, "attn.ckpt_attn_out"),
+    (".post_attention_layernorm", True, "resid_mid"),
+    (".post_attention_layernorm", False, "ln2.ckpt_normalized"),
+    (".mlp.gate_proj", False, "mlp.ckpt_gate"),
+    (".mlp.up_proj", False, "mlp.ckpt_up"),
+    (".mlp.down_proj", True, "mlp.ckpt_post"),
+    (".mlp", False, "mlp.ckpt_mlp_out"),
+    ("", False, "resid_post"),
+)
+"""Where a block of transformers' Llama shows our checkpoints, in their order."""

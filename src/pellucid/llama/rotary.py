@@ -1,0 +1,143 @@
+"""Rotary positions (Su et al. 2021, arXiv:2104.09864): pairs of a head's entries, turned by angles that grow with the
+position. Several rules say how fast (`rope_type`); each computes in float32, in the order that transformers does.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+Turn = tuple[Tensor, Tensor]
+"""Cosines and sines [B, P, K] of every position's angles."""
+
+
+class Rule(NamedTuple):
+    """What a head and the text's length mean to a rope type.
+
+    Attributes:
+        parameters: `rope_parameters` of the configuration.
+        d_head: Width of a head.
+        n_ctx: Longest text.
+    """
+
+    parameters: Mapping[str, Any]
+    d_head: int
+    n_ctx: int
+
+
+Frequencies = tuple[Tensor, float]
+"""Radians per position of each pair [K / 2], and what cosines and sines are multiplied by."""
+
+
+def _default(rule: Rule) -> Frequencies:
+    return 1.0 / (rule.parameters["rope_theta"] ** _exponents(rule)), 1.0
+
+
+def _linear(rule: Rule) -> Frequencies:
+    """Positions closer together by a factor (Chen et al. 2023, arXiv:2306.15595)."""
+    return _default(rule)[0] / rule.parameters["factor"], 1.0
+
+
+def _dynamic(rule: Rule) -> Frequencies:
+    """A base that grows with texts beyond the context; within it, as here, the plain one."""
+    factor, dim = rule.parameters["factor"], rule.d_head
+    grown = (factor * rule.n_ctx / rule.n_ctx) - (factor - 1)
+    base = rule.parameters["rope_theta"] * grown ** (dim / (dim - 2))
+    return 1.0 / (base ** _exponents(rule)), 1.0
+
+
+def _llama3(rule: Rule) -> Frequencies:
+    """Slow pairs slower by a factor, fast ones as they are, a ramp between (Grattafiori et al. 2024)."""
+    given, (inv_freq, _) = rule.parameters, _default(rule)
+    factor, context = given["factor"], given["original_max_position_embeddings"]
+    low, high = given["low_freq_factor"], given["high_freq_factor"]
+    wavelength = 2 * math.pi / inv_freq
+    slowed = torch.where(wavelength > context / low, inv_freq / factor, inv_freq)
+    smooth = (context / wavelength - low) / (high - low)
+    between = (1 - smooth) * slowed / factor + smooth * slowed
+    is_between = ~(wavelength < context / high) * ~(wavelength > context / low)
+    return torch.where(is_between, between, slowed), 1.0
+
+
+def _yarn(rule: Rule) -> Frequencies:
+    """Pairs slower by a factor, or not, by how often they turn within the context (Peng et al. 2023, 2309.00071)."""
+    given, dim, base = rule.parameters, rule.d_head, rule.parameters["rope_theta"]
+    context = given["original_max_position_embeddings"]
+    factor = rule.n_ctx / context if given["factor"] is None else given["factor"]
+
+    def pair_that_turns(times: float) -> float:
+        return (dim * math.log(context / (times * 2 * math.pi))) / (2 * math.log(base))
+
+    low = pair_that_turns(given.get("beta_fast") or 32)
+    high = pair_that_turns(given.get("beta_slow") or 1)
+    if given.get("truncate", True):
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, dim - 1)
+    ramp = (torch.arange(dim // 2, dtype=torch.float32) - low) / (high + 0.001 - low if low == high else high - low)
+    kept = 1 - torch.clamp(ramp, 0, 1)
+    powers = base ** _exponents(rule)
+    return 1.0 / (factor * powers) * (1 - kept) + 1.0 / powers * kept, _yarn_scaling(given, factor)
+
+
+def _yarn_scaling(given: Mapping[str, Any], factor: float) -> float:
+    def scale(weight: float = 1) -> float:
+        return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0
+
+    if given.get("attention_factor") is not None:
+        return given["attention_factor"]
+    mscale, everywhere = given.get("mscale"), given.get("mscale_all_dim")
+    return float(scale(mscale) / scale(everywhere)) if mscale and everywhere else scale()
+
+
+def _exponents(rule: Rule) -> Tensor:
+    return torch.arange(0, rule.d_head, 2, dtype=torch.int64).float() / rule.d_head
+
+
+RULES: dict[str, Callable[[Rule], Frequencies]] = {
+    "default": _default, "linear": _linear, "dynamic": _dynamic, "llama3": _llama3, "yarn": _yarn,
+}  # fmt: skip
+"""Every `rope_type` that is implemented."""
+
+NEEDED: dict[str, tuple[str, ...]] = {
+    "default": (), "linear": ("factor",), "dynamic": ("factor",), "yarn": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
+}  # fmt: skip
+"""What each of them needs beside its base."""
+
+
+class Rotary(nn.Module):
+    """Positions [B, P] -> how far each pair of a head's entries is turned.
+
+    Its frequencies are a buffer as in transformers: what changes a model's dtype afterwards (`model.to`) rounds them,
+    in a model of transformers' and in its copy alike; a model that is opened in a dtype has them whole.
+
+    Args:
+        rule: What the configuration says.
+        device: Where they go.
+    """
+
+    inv_freq: Tensor
+
+    def __init__(self, rule: Rule, device: torch.device | str = "cpu") -> None:
+        super().__init__()
+        with torch.device("cpu"):
+            inv_freq, self.attention_scaling = RULES[rule.parameters["rope_type"]](rule)
+        self.register_buffer("inv_freq", inv_freq.to(device), persistent=False)
+
+    def forward(self, positions: Tensor, dtype: torch.dtype) -> Turn:
+        """Cosines and sines, computed in float32, in the dtype of the values that are turned."""
+        angles = positions[..., None].float() * self.inv_freq.to(torch.float)
+        both = torch.cat((angles, angles), dim=-1)
+        cos, sin = both.cos() * self.attention_scaling, both.sin() * self.attention_scaling
+        return cos.to(dtype), sin.to(dtype)
+
+
+def turned(values: Tensor, turn: Turn) -> Tensor:
+    """[B, H, P, K], its entries i and i + K / 2 turned as one pair."""
+    cos, sin = (part.unsqueeze(1) for part in turn)
+    first, second = values[..., : values.shape[-1] // 2], values[..., values.shape[-1] // 2 :]
+    return (values * cos) + (torch.cat((-second, first), dim=-1) * sin)

@@ -1,0 +1,350 @@
+"""What a live transformers model computes, read off its modules, or an error that names what cannot be read.
+
+A configuration says how a model was built. People change models afterwards: they replace, patch, hook, prune and
+quantise them, and set constants. So everything that transformers' class runs is looked at: the class of each module,
+its forward, its hooks, its constants and its tensors. A family says what there is to look at (`Kind`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pellucid.errors import ConfigError, WeightsError, shown
+from pellucid.family import Live
+from pellucid.json_config import JsonConfig
+from pellucid.parameters import require_numbers
+from pellucid.weights import foreign
+
+Classes = Mapping[str, tuple[type[nn.Module], ...]]
+"""A module's name -> the classes that may stand there; none if any may."""
+
+HEAD = "lm_head"
+
+
+@dataclass(frozen=True)
+class Part:
+    """One module that transformers' class runs.
+
+    Attributes:
+        path: Its name in the model given; "" for the model itself.
+        module: What is there, None if nothing is.
+        expected: The class that transformers puts there, or others that compute the same; empty if any may be there.
+    """
+
+    path: str
+    module: nn.Module | None
+    expected: tuple[type[nn.Module], ...]
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """The modules of a family in transformers.
+
+    Attributes:
+        headed: The class with a head, under `lm_head`.
+        base: The class without.
+        inner: Where the one holds the other.
+        block: The class of a block.
+        blocks: Where they are listed.
+        around: What stands around them.
+        in_block: What is in each, parents first.
+        attention: The name in a block of what attends, whose class is in `in_block`.
+        eager: What it attends by if it is told to be eager.
+    """
+
+    headed: type[nn.Module]
+    base: type[nn.Module]
+    inner: str
+    block: type[nn.Module]
+    blocks: str
+    around: Classes
+    in_block: Classes
+    attention: str
+    eager: Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How a family's live models are read.
+
+    Attributes:
+        config: The class of its configurations.
+        anatomy: Its modules; a function, because it needs transformers.
+        stored: The tensors of a module, by its path, as transformers' own classes store them.
+        sizes: The fields of the configuration that the tensors, by their names below the base, show otherwise.
+        constants: The attributes of a module, by its path, that the configuration decides -> what they have to be.
+        activation: The name in a block of the activation function.
+        embedding: The name below the base of the token embedding.
+        dropouts: A field of the configuration -> the names of the modules whose rate it is.
+        buffers: What the model computes with beside its parameters, under our names; refuses what it cannot carry.
+    """
+
+    config: type[JsonConfig]
+    anatomy: Callable[[], Anatomy]
+    stored: Callable[[str, nn.Module], dict[str, Tensor]]
+    sizes: Callable[[Any, Mapping[str, Tensor]], dict[str, Any]]
+    constants: Callable[[str, nn.Module, Any], dict[str, object]]
+    activation: str
+    embedding: str
+    dropouts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    buffers: Callable[[Mapping[str, nn.Module], Any], dict[str, Tensor]] | None = None
+
+
+def read(hf_model: nn.Module, kind: Kind) -> Live:
+    """Read a model of transformers with or without a head; without one, it is the embedding.
+
+    Raises:
+        WeightsError: Something in it computes, or may compute, what the family with these tensors does not.
+        ConfigError: A configuration that is not implemented.
+    """
+    anatomy = kind.anatomy()
+    parts = [*parts_of(hf_model, anatomy)]
+    _require_classes(parts, kind)
+    foreign.require_own_forwards(parts)
+    foreign.require_no_hooks(parts)
+    attends = anatomy.in_block[anatomy.attention][0]
+    foreign.require_own_attention(parts, anatomy.base, attends, anatomy.eager)
+    named = {part.path: part.module for part in parts if part.module is not None}
+    _require_apart(named, anatomy)
+    tensors = {
+        f"{path}.{name}": tensor for path, module in named.items() for name, tensor in kind.stored(path, module).items()
+    }
+    require_numbers("from_hf", tensors.values())
+    foreign.require_dense(tensors)
+    said = _config_of(hf_model, kind.config)
+    prefix = f"{anatomy.inner}." if anatomy.inner in named else ""
+    found = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    shown_sizes = {name: n for name, n in kind.sizes(said, found).items() if n != getattr(said, name)}
+    config = said.replace(**shown_sizes)
+    require_as_configured(named, config, kind)
+    unread = [name for name, _ in hf_model.named_parameters() if foreign.plain(name) not in tensors]
+    sizes = (f"{name} {size}, configured {getattr(said, name)}" for name, size in shown_sizes.items())
+    notes = {"left_out": ", ".join(unread), "untied": ", ".join(_sharing(tensors)), "sizes": ", ".join(sizes)}
+    head = f"{HEAD}.weight"
+    if head in tensors:
+        tied = _is_tied(tensors[head], tensors[f"{prefix}{kind.embedding}.weight"])
+        config = config.replace(tie_word_embeddings=tied)
+        if tied:
+            del tensors[head]
+    elif not config.tie_word_embeddings:
+        config = config.replace(tie_word_embeddings=True)
+    config = config.replace(**_rates(kind.dropouts, named))
+    buffers = {} if kind.buffers is None else kind.buffers(named, config)
+    return Live(tensors, config, {topic: note for topic, note in notes.items() if note}, buffers)
+
+
+def _sharing(tensors: dict[str, Tensor]) -> Iterator[str]:
+    """Parameters that are one in the model, and will be two in the copy; the head's tie is kept."""
+    seen: dict[int, str] = {}
+    for name, tensor in tensors.items():
+        first = seen.setdefault(id(tensor), name)
+        if first != name and name != f"{HEAD}.weight":
+            yield f"{name} from {first}"
+
+
+def parts_of(hf_model: nn.Module, anatomy: Anatomy) -> Iterator[Part]:
+    """Every module that runs, parents first; what stands below something unexpected is left out."""
+    root = foreign.uncompiled(hf_model)
+    headed = isinstance(root, anatomy.headed)
+    yield Part("", root, (anatomy.headed if headed else anatomy.base,))
+    base = root
+    if headed:
+        base = _child(root, anatomy.inner)
+        yield Part(anatomy.inner, base, (anatomy.base,))
+    if base is not None and isinstance(base, anatomy.base):
+        prefix = f"{anatomy.inner}." if headed else ""
+        yield from _below(prefix, base, anatomy.around)
+        blocks = _child(base, anatomy.blocks)
+        for i, block in enumerate(blocks if isinstance(blocks, nn.ModuleList) else ()):
+            block = foreign.uncompiled(block)  # noqa: PLW2901
+            yield Part(f"{prefix}{anatomy.blocks}.{i}", block, (anatomy.block,))
+            if isinstance(block, anatomy.block):
+                yield from _below(f"{prefix}{anatomy.blocks}.{i}.", block, anatomy.in_block)
+    if headed:
+        yield Part(HEAD, _child(root, HEAD), (nn.Linear,))
+
+
+def _below(prefix: str, parent: nn.Module, expected: Classes) -> Iterator[Part]:
+    wrong: list[str] = []
+    for path, classes in expected.items():
+        if path.rpartition(".")[0] in wrong:
+            continue
+        module = parent
+        for name in path.split("."):
+            module = _child(module, name)
+        if classes and not isinstance(module, classes):
+            wrong.append(path)
+        yield Part(prefix + path, module, classes)
+
+
+def _child(parent: nn.Module | None, name: str) -> nn.Module | None:
+    child = getattr(parent, name, None)
+    return foreign.uncompiled(child) if isinstance(child, nn.Module) else None
+
+
+def _require_classes(parts: Sequence[Part], kind: Kind) -> None:
+    """Refuse what is not of transformers' class, or of a class with another forward."""
+    wrong = [
+        part
+        for part in parts
+        if part.module is None or (part.expected and not foreign.runs_as(part.module, part.expected))
+    ]
+    head = [part for part in wrong if part.path == HEAD]
+    if head and len(wrong) == 1:
+        raise wrong_head(head[0].module, kind.config)
+    if wrong:
+        raise WeightsError(
+            f"from_hf: {'; '.join(map(_said, wrong[:3]))}{foreign.more(wrong)}.",
+            code="hf-part",
+            remedy=f"{foreign.remedy(part.module for part in wrong)} {foreign.AS_IT_IS}",
+        )
+
+
+def _said(part: Part) -> str:
+    expected = part.expected[0].__name__ if part.expected else "a module"
+    if part.module is None:
+        return f"{part.path} is missing, expected {expected}"
+    if isinstance(part.module, part.expected):
+        return f"{part.path or 'the model'} is {type(part.module).__name__}, whose forward is not {expected}'s"
+    return f"{part.path} is {type(part.module).__name__}, expected {expected}"
+
+
+def wrong_head(head: object, config: type[JsonConfig]) -> WeightsError:
+    """The error for an output head that is not a matrix."""
+    return WeightsError(
+        f"from_hf: the head is {head}, expected a plain Linear without bias.",
+        code="hf-head",
+        remedy=f"Put a torch.nn.Linear({config.about.width}, vocab_size, bias=False) in its place; "
+        f"{config.about.family} has no other head.",
+    )
+
+
+def _require_apart(named: dict[str, nn.Module], anatomy: Anatomy) -> None:
+    """Refuse a module that stands in two places: a copy would have two, and the reference's cache has one."""
+    seen: dict[int, str] = {}
+    for path, module in named.items():
+        first = seen.setdefault(id(module), path)
+        if first != path and any(True for _ in module.parameters()):
+            raise WeightsError(
+                f"from_hf: {path} is the same module as {first}, expected one of its own.",
+                code="hf-shared",
+                remedy=f"Give it one: {_apart(path, first, anatomy)}. {foreign.AS_IT_IS}",
+            )
+
+
+def _apart(path: str, first: str, anatomy: Anatomy) -> str:
+    """The statements that put a copy of a module in its second place, where a block's attention has its own number."""
+    made = f"hf_model.set_submodule({path!r}, copy.deepcopy(hf_model.get_submodule({first!r})))"
+    block = path.removesuffix(f".{anatomy.attention}")
+    _, list_, number = block.rpartition(f"{anatomy.blocks}.")
+    attends = f"{block}.{anatomy.attention}"
+    numbered = f"; hf_model.get_submodule({attends!r}).layer_idx = {number}" if list_ and number.isdigit() else ""
+    return made + numbered
+
+
+def no_weight(path: str, width: str) -> WeightsError:
+    """The error for a module without its weight."""
+    return WeightsError(
+        f"from_hf: {path}.weight is None, expected a tensor.",
+        code="hf-tensors",
+        remedy=f"hf_model.get_submodule({path!r}).weight = torch.nn.Parameter(torch.ones(hf_model.config.{width})) "
+        "computes the same.",
+    )
+
+
+def _config_of(hf_model: Any, cls: type[JsonConfig]) -> Any:
+    """The configuration of a live model; attributes that its class does not read are left out."""
+    from transformers import PreTrainedConfig
+
+    if not isinstance(hf_model.config, PreTrainedConfig):
+        theirs = f"{cls.about.family.replace('-', '')}Config"
+        raise WeightsError(
+            f"from_hf: hf_model.config is {shown(hf_model.config)}, expected a {theirs}.",
+            code="hf-part",
+            remedy=f"hf_model.config = transformers.{theirs}(...), with the model's sizes.",
+        )
+    given = hf_model.config.to_dict()
+    try:
+        return cls.from_dict(given, ignore=cls.unread_of(given))
+    except ConfigError as problem:
+        if problem.code != "config-not-implemented":
+            raise
+        unset = "; ".join(f"hf_model.config.{name} = None" for name in cls.unimplemented(given))
+        remedy = f"If it does not apply, take it out: {unset}." if unset else problem.remedy
+        raise ConfigError(f"from_hf: {problem.message}", code=problem.code, remedy=remedy) from problem
+
+
+def require_as_configured(named: dict[str, nn.Module], config: Any, kind: Kind) -> None:
+    """Refuse constants that are not those of the configuration, which is what the copy is built from."""
+    from transformers.activations import ACT2FN
+
+    anatomy, activation = kind.anatomy(), getattr(config, config.about.activation)
+    differing: list[str] = []
+    layers: dict[object, str] = {}
+    for path, module in named.items():
+        expected = kind.constants(path, module, config)
+        if path.endswith(f".{anatomy.attention}"):
+            layer: object = getattr(module, "layer_idx", None)
+            if layers.setdefault(layer, path) != path:
+                differing.append(
+                    f"{path}.layer_idx is {shown(layer)}, as {layers[layer]}'s, which a cache would mix up"
+                )
+        elif path.endswith(f".{kind.activation}") and not _computes_as(module, ACT2FN[activation]):
+            differing.append(f"{path}, {type(module).__name__}, is not {activation}")
+        differing += [
+            f"{path}.{name} is {shown(getattr(module, name))}, not {shown(value)}"
+            for name, value in expected.items()
+            if getattr(module, name, value) != value
+        ]
+    if differing:
+        raise differs(differing)
+
+
+def differs(differing: Sequence[str]) -> WeightsError:
+    """The error for constants that are not those of the configuration."""
+    return WeightsError(
+        f"from_hf: the model is not what its configuration says: {'; '.join(differing[:3])}{foreign.more(differing)}.",
+        code="hf-differs-from-config",
+        remedy="Set these to what the configuration says, or the field of hf_model.config to what they are.",
+    )
+
+
+def _computes_as(activation: nn.Module, other: nn.Module) -> bool:
+    """Whether two functions of single numbers are one to the bit, such as torch's GELU and transformers' own."""
+    if any(True for _ in activation.parameters()):
+        return False
+    values = torch.linspace(-12.0, 12.0, 4097, dtype=torch.float32, device="cpu")
+    with torch.no_grad():
+        return torch.equal(activation(values.clone()), other(values.clone()))
+
+
+def _rates(dropouts: Mapping[str, tuple[str, ...]], named: dict[str, nn.Module]) -> dict[str, float]:
+    """The rates of the dropouts: many set them to zero in the modules alone."""
+    trains = named[""].training
+    changed: dict[str, float] = {}
+    for name, places in dropouts.items():
+        rates: dict[float, str] = {}
+        for path, module in named.items():
+            if path.rpartition(".")[2] in places:
+                rates.setdefault(getattr(module, "p", 0.0) if module.training or not trains else 0.0, path)
+        if len(rates) > 1:
+            two = " and ".join(f"{path} drops {rate:g}" for rate, path in [*rates.items()][:2])
+            raise WeightsError(
+                f"from_hf: {two}, expected one rate ({name}).",
+                code="hf-dropout",
+                remedy="Give all of these modules one p and one mode: hf_model.train() or hf_model.eval().",
+            )
+        changed |= dict.fromkeys([name] * len(rates), next(iter(rates), 0.0))
+    return changed
+
+
+def _is_tied(head: Tensor, embedding: Tensor) -> bool:
+    if head is embedding:
+        return True
+    same_place = head.data_ptr() == embedding.data_ptr()
+    return same_place and (head.shape, head.stride()) == (embedding.shape, embedding.stride())
