@@ -13,7 +13,7 @@ from functools import cached_property
 from types import MappingProxyType
 from typing import Literal
 
-from pellucid.axes import LETTERS, Axes
+from pellucid.axes import LETTERS, Axes, Axis
 from pellucid.errors import UnknownNameError, nearest
 
 STREAM = "residual-stream units"
@@ -33,6 +33,7 @@ class Point:
         masked: True if entries that a query may not see hold the dtype's minimum.
         upcast: True if eager attention computes it in float32 or better.
         parameters: Which parameters make it, by their names in a block or whole.
+        heads: The size that its head axis has, if it has one: of queries, or of keys and values, which may be fewer.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Point:
     masked: bool = False
     upcast: bool = False
     parameters: tuple[str, ...] = ()
+    heads: Literal["head", "head_kv"] = "head"
 
 
 @dataclass(frozen=True)
@@ -126,8 +128,8 @@ class Schema:
 
     def __reduce__(self) -> tuple[object, ...]:
         fields = (self.before, self.block, self.blocks, self.after, self.parameters)
-        said = self.others
-        others = OtherNames(*map(dict, (said.modules, said.modules_around, said.refused)), said.prefix, said.blocks)
+        tables = ("modules", "modules_around", "refused")
+        others = replace(self.others, **{table: dict(getattr(self.others, table)) for table in tables})
         return (Schema, (self.family, dict(self.sizes), *fields, others))
 
     @cached_property
@@ -203,6 +205,10 @@ class Schema:
                 for cut in range(len(parts)):
                     found[what].setdefault(".".join(parts[:cut]), []).append(".".join(parts[cut:]))
         return found
+
+    def length_of(self, axis: str, point: Point) -> int:
+        """The length of an axis of a point, where the model decides it."""
+        return self.sizes[point.heads if axis == Axis.HEAD else axis]
 
     def shape_of(self, parameter: Parameter) -> tuple[int, ...]:
         """The shape of a parameter."""

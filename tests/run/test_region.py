@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 import pellucid as pl
 from pellucid.axes import ATTENTION, HIDDEN, PER_HEAD, RESIDUAL
+from pellucid.gpt2.schema import of_sizes
 from pellucid.run.region import Region, put, take
 
 SHAPES = {RESIDUAL: (2, 5, 6), PER_HEAD: (2, 5, 3, 4), ATTENTION: (2, 3, 5, 5), HIDDEN: (2, 5, 7)}
@@ -140,10 +141,11 @@ def test_everything_is_chosen_where_nothing_is_said() -> None:
 
 
 def test_heads_by_their_numbers() -> None:
-    assert Region(heads=slice(-2, None), pos=1).with_heads_of(5) == Region(heads=[3, 4], pos=1)
-    assert Region(pos=1).with_heads_of(5) == Region(pos=1)
-    with pytest.raises(pl.InputError, match=r"heads=4, expected indices from 0 to 3\.") as caught:
-        Region(heads=4).with_heads_of(4)
+    of_five = of_sizes({"layer": 1, "head": 5, "head_kv": 5})
+    assert Region(heads=slice(-2, None), pos=1).with_heads_of(of_five, []) == Region(heads=[3, 4], pos=1)
+    assert Region(pos=1).with_heads_of(of_five, []) == Region(pos=1)
+    with pytest.raises(pl.InputError, match=r"heads=5, expected indices from 0 to 4\.") as caught:
+        Region(heads=5).with_heads_of(of_five, [])
     assert caught.value.code == "index-out-of-range"
 
 

@@ -184,7 +184,7 @@ class Captured:
         every = list(blocks)
         data = torch.stack(every).numpy() if self.whole else every[0].numpy()
         dims = tuple(map(str, (Axis.LAYER, *axes) if self.whole else axes))
-        coords = self.ckpts.coordinates(dims)
+        coords = self.ckpts.coordinates(dims, of=self.kind)
         if self.layers is not None:
             coords[str(Axis.LAYER)] = list(self.layers) if self.whole else self.layers[0]
         attrs = {**self.attributes(), "units": unit}

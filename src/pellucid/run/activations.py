@@ -225,6 +225,8 @@ class ActivationCkpts(Mapping[str, Tensor]):
 
         Pads are NaN, and so is a block in which a kind was not captured though another was.
 
+        Where keys and values have fewer heads than queries, their head axis is called `head_kv` here.
+
         Columns have the coordinates `token` and `position` (of queries and keys `query_token` and so on); a pad's
         position is -1. Attributes say the checkpoint, its `units` and `meaning` (from the schema), and the model.
 
@@ -243,23 +245,34 @@ class ActivationCkpts(Mapping[str, Tensor]):
         arrays: dict[str, Any] = {}
         for name, value in self._values.items():
             if not name.startswith("blocks."):
-                arrays[name] = ([str(axis) for axis in axes[name]], self._without_pads(value, axes[name]))
+                arrays[name] = (self._dims(name), self._without_pads(value, axes[name]))
                 continue
             kind = name.split(".", 2)[2]
             if kind not in arrays:
                 full = self._of_blocks(kind)
                 stacked = [self._without_pads(self[n], axes[n]) for n in full]
                 layers = [int(n.split(".")[1]) for n in full]
-                dims = [str(axis) for axis in (Axis.LAYER, *axes[name])]
+                dims = [str(Axis.LAYER), *self._dims(name)]
                 arrays[kind] = xarray.DataArray(torch.stack(stacked), dims=dims, coords={str(Axis.LAYER): layers})
-        used = {axis for name in self._values for axis in axes[name]}
-        made = xarray.Dataset(arrays, coords=self.coordinates({Axis.BATCH, *used}))
+        used = {dim: name for name in self._values for dim in self._dims(name)}
+        labels = self.coordinates({str(Axis.BATCH), *used} - set(_HEADS))
+        for dim in _HEADS:
+            if dim in used:
+                kind = used[dim].split(".", 2)[-1]
+                labels[dim] = self.coordinates([str(Axis.HEAD)], of=kind)[str(Axis.HEAD)]
+        made = xarray.Dataset(arrays, coords=labels)
         origin = "" if self._origin is None else self._origin.name
         for kind, point in {**self.schema.in_blocks, **self.schema.around}.items():
             if kind in made:
                 said = {"units": point.unit, "meaning": point.meaning}
                 made[kind].attrs = {"checkpoint": kind, **said, "model": origin}
         return made
+
+    def _dims(self, name: str) -> list[str]:
+        """The names of a value's axes in a data set, in which one name has one length: keys may have fewer heads."""
+        sizes, heads = self.schema.sizes, self.schema[name].heads
+        fewer = heads != Axis.HEAD and sizes.get(heads) != sizes.get(Axis.HEAD)
+        return [heads if axis == Axis.HEAD and fewer else str(axis) for axis in self.schema.axes[name]]
 
     @property
     def columns(self) -> Tensor:
@@ -280,13 +293,14 @@ class ActivationCkpts(Mapping[str, Tensor]):
                 value = value.masked_fill(~kept.view(shape), torch.nan)
         return value
 
-    def coordinates(self, dims: Collection[str]) -> dict[str, Any]:
+    def coordinates(self, dims: Collection[str], *, of: str = "") -> dict[str, Any]:
         """Return the labels of these axes, as xarray takes them: rows, heads, columns with their tokens and positions.
 
         A pad's token is "" and its position -1.
 
         Args:
             dims: The axes to label, such as ("batch", "pos", "head").
+            of: Whose heads, where keys have fewer than queries: a checkpoint's name without its block.
 
         Example:
             >>> import pellucid as pl
@@ -297,7 +311,8 @@ class ActivationCkpts(Mapping[str, Tensor]):
         labels: dict[str, Any] = {}
         if Axis.HEAD in dims:
             axes = self.schema.axes
-            every = next(v.size(axes[n].index(Axis.HEAD)) for n, v in self._values.items() if Axis.HEAD in axes[n])
+            held = {name: value for name, value in self._values.items() if Axis.HEAD in axes[name]}
+            every = next(v.size(axes[n].index(Axis.HEAD)) for n, v in held.items() if n.endswith(of))
             labels[str(Axis.HEAD)] = range(every) if self.part.heads is None else self.part.heads
         if Axis.BATCH not in dims:
             return labels
@@ -345,13 +360,13 @@ class ActivationCkpts(Mapping[str, Tensor]):
         if [len(strings) for strings in self.batch.strings] != mask.sum(1).tolist():
             raise ValueError("it has other strings than tokens")
         columns = len(self.columns)
-        sizes = {Axis.BATCH: len(ids), Axis.POS: columns, Axis.QUERY: columns, Axis.KEY: ids.size(1)}
+        sizes: dict[str, int] = {Axis.BATCH: len(ids), Axis.POS: columns, Axis.QUERY: columns, Axis.KEY: ids.size(1)}
         if self.part.heads is not None:
-            sizes[Axis.HEAD] = len(cast("list[int]", self.part.heads))
-        axes = self.schema.axes
+            sizes |= dict.fromkeys(_HEADS, len(cast("list[int]", self.part.heads)))
         for name, value in self.items():
-            fits = len(axes[name]) == value.dim() and value.is_floating_point()
-            if not fits or any(sizes.setdefault(a, n) != n for a, n in zip(axes[name], value.shape, strict=True)):
+            axes = self._dims(name)
+            fits = len(axes) == value.dim() and value.is_floating_point()
+            if not fits or any(sizes.setdefault(a, n) != n for a, n in zip(axes, value.shape, strict=True)):
                 raise ValueError(f"{name} is {value.dtype} {list(value.shape)}, which does not fit the others")
 
     @classmethod
@@ -391,6 +406,8 @@ class ActivationCkpts(Mapping[str, Tensor]):
                 remedy="Give a file that ActivationCkpts.save wrote.",
             ) from error
 
+
+_HEADS = (str(Axis.HEAD), "head_kv")
 
 _MOST_LAYERS = 1_000
 """Far more than any model has: what a damaged file says is believed no further."""

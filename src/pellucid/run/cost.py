@@ -60,11 +60,11 @@ def estimate(
     rows, columns = batch.shape
     schema, eager = model.schema, model.execution.attention == "eager"
     columns_of = {Axis.POS: columns, Axis.QUERY: columns, Axis.KEY: columns}
-    sizes: dict[str, int] = {**schema.sizes, Axis.BATCH: rows, **columns_of}
+    of_inputs: dict[str, int] = {Axis.BATCH: rows, **columns_of}
     by_name: dict[str, int] = {}
     for name in selected(names, schema):
         point = schema[name]
-        shape = [sizes[axis] for axis in point.axes]
+        shape = [of_inputs.get(axis) or schema.length_of(axis, point) for axis in point.axes]
         for axis, chosen in Region(pos, heads).indices(name, shape, point.axes, strict=False).items():
             shape[axis] = len(chosen)
         dtype = model.dtype

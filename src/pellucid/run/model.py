@@ -339,7 +339,7 @@ class CkptedTransformer(GeneratingTransformer):
             first, (_, value) = beginning(start_at, self.schema, batch, self.embed.W_E)
             start_at = (first, value)  # already where the model is
         wanted, modules = captured(names, self.schema, first, last), submodules(self)
-        part = Region(pos, heads).with_heads_of(self.schema.sizes["head"])
+        part = Region(pos, heads).with_heads_of(self.schema, wanted)
         recorder = Recorder(wanted, self.schema, part, grads, copies=has_native_hooks(modules))
         edit_tap = EditTap(edits, batch, self.schema)
         taps: list[Tap] = [edit_tap, recorder] if edit_tap.fired else [recorder]

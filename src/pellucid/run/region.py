@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,6 +12,7 @@ from torch import Tensor
 from pellucid.axes import NEURONS, POSITIONS, Axes, Axis
 from pellucid.check import as_whole
 from pellucid.errors import InputError
+from pellucid.schema import Schema
 
 Index = int | slice | Iterable[int] | None
 """Which entries along an axis: one, a slice, several, or all (None). Negative ones count from the end."""
@@ -44,13 +45,25 @@ class Region:
         """Whether nothing is left out."""
         return self.pos is None and self.heads is None and self.neurons is None and self.rows is None
 
-    def with_heads_of(self, count: int) -> Region:
-        """The same part, its heads by their numbers among so many.
+    def with_heads_of(self, schema: Schema, names: Collection[str]) -> Region:
+        """The same part, its heads by their numbers in the values of these names.
 
         Raises:
-            InputError: A head that does not exist.
+            InputError: A head that does not exist, or one that has another number in another of the values.
         """
-        return self if self.heads is None else replace(self, heads=_entries(self.heads, count, "heads").tolist())
+        if self.heads is None:
+            return self
+        points = [schema[name] for name in schema.names if name in names]
+        counts = dict.fromkeys(schema.sizes[point.heads] for point in points if Axis.HEAD in point.axes)
+        several = [_entries(self.heads, count, "heads").tolist() for count in counts or (schema.sizes["head"],)]
+        if several.count(several[0]) != len(several):
+            fewer, more = sorted(counts)[0], sorted(counts)[-1]
+            raise InputError(
+                f"heads={self.heads!r} means other heads where there are {fewer} than where there are {more}.",
+                code="index-out-of-range",
+                remedy="Capture queries apart from keys and values, which have heads of their own.",
+            )
+        return replace(self, heads=several[0])
 
     def within(self, start: int, columns: int) -> tuple[list[int], list[int]] | None:
         """Which of the chosen positions lie in the columns from `start` on; None if all columns are chosen.

@@ -175,7 +175,7 @@ class Batcher:
         longest = int(positions.max()) + 1
         if longest > sizes["n_ctx"]:
             raise InputError(
-                f"ids: a text of {longest} tokens, expected at most {sizes['n_ctx']} (n_positions).",
+                f"ids: a text of {longest} tokens, expected at most {sizes['n_ctx']} (the context).",
                 code="too-long",
                 remedy="Shorten or split the text: this is the longest that the model is made for.",
             )
