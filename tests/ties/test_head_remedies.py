@@ -83,7 +83,9 @@ def test_a_bias_in_a_file(tmp_path: Path) -> None:
     model.lm_head = cases.linear(bias=True)
     path = saved(model, tmp_path)
     problem = next(p for p in audit_ties(tmp_path).problems if p.code == "reload-dropped")
-    assert "sets self.lm_head = torch.nn.Linear(config.n_embd, config.vocab_size), which has a bias" in problem.remedy
+    assert (
+        "sets self.lm_head = torch.nn.Linear(config.hidden_size, config.vocab_size), which has a bias" in problem.remedy
+    )
     again = WithBias.from_pretrained(tmp_path)
     assert torch.equal(again.lm_head.bias, model.lm_head.bias)
     assert audit_ties(again).after_reload.survives

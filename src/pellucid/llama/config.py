@@ -119,7 +119,7 @@ class LlamaConfig(JsonConfig):
     @property
     def rule(self) -> Rule:
         """What says how fast pairs turn."""
-        return Rule(self.rope_parameters, self.d_head, self.max_position_embeddings)
+        return Rule(dict(self.rope_parameters), self.d_head, self.max_position_embeddings)
 
     def _sizes_by_axis(self) -> dict[str, int]:
         return {

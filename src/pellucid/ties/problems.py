@@ -14,12 +14,13 @@ from pellucid.ties.optimizers import REBUILD
 from pellucid.ties.predict import Loss, sentence
 from pellucid.ties.standins import GENERATION, NO_TENSOR
 from pellucid.ties.subject import Subject
+from pellucid.weights.prefixes import EMBEDDINGS, HEADS
 
 if TYPE_CHECKING:
     from pellucid.ties.audit import TieAudit
 
 _KEEP_OR_TIE = "pl.untie(model) keeps them apart and makes the configuration say so; pl.tie(model) makes them one."
-_PLAIN_HEAD = "torch.nn.Linear(config.n_embd, config.vocab_size, bias=False)"
+_PLAIN_HEAD = "torch.nn.Linear(config.hidden_size, config.vocab_size, bias=False)"
 _EDIT = "t = safetensors.torch.load_file(path); {}; safetensors.torch.save_file(t, path, metadata={{'format': 'pt'}})"
 """How to change a weights file, `path`, from Python."""
 
@@ -111,7 +112,7 @@ def _loss(lost: Sequence[Loss], audit: TieAudit, subject: Subject) -> Problem:
 def _fit_sizes(subject: Subject) -> str:
     """What to do if tensors do not fit the configuration."""
     tensors = {one.name: one.tensor for one in subject.named}
-    rows = {name: t.size(0) for name, t in tensors.items() if name.endswith(("wte.weight", "lm_head.weight"))}
+    rows = {name: t.size(0) for name, t in tensors.items() if name.endswith((*EMBEDDINGS, *HEADS))}
     if len(set(rows.values())) < 2:
         fits = f" vocab_size is {next(iter(rows.values()))} then." if rows and subject.kind == "checkpoint" else ""
         return f"Make the configuration's sizes those of the tensors.{fits}"
@@ -136,7 +137,7 @@ def _keep_or_give_up(names: Sequence[str], subject: Subject, place: str) -> str:
         give_up = f"delete {names[0]} from the file" if checkpoint else f"set model.{names[0]} = None"
         return (
             f"To keep it, {'read' if checkpoint else 'save and read'} the model with a subclass of its class whose "
-            f"__init__ sets self.{place} = torch.nn.Linear(config.n_embd, config.vocab_size), which has a bias. "
+            f"__init__ sets self.{place} = torch.nn.Linear(config.hidden_size, config.vocab_size), which has a bias. "
             f"To give it up, {give_up}."
         )
     if not checkpoint:
@@ -157,7 +158,7 @@ def _keep_or_give_up(names: Sequence[str], subject: Subject, place: str) -> str:
     return (
         f"To keep it, read the file with a subclass of the class whose __init__ sets self.{place} to the modules "
         f"that were saved. Before another save, pl.replace_head(model, {_PLAIN_HEAD}, tie=False) puts a head there "
-        f"that GPT2LMHeadModel knows.{rename}"
+        f"that the class knows.{rename}"
     )
 
 
@@ -257,7 +258,7 @@ def _stored(audit: TieAudit, subject: Subject) -> Iterator[Problem]:
     for head in audit.after_reload.heads if subject.kind == "checkpoint" else ():
         tied_to = (subject.declared.by_class or {}).get(head.name)
         if head.name in names and head.tied_after and tied_to is not None and tied_to not in names:
-            text = f"{head.name} is in the file and the embedding is not: a GPT2Model without a head draws it at random"
+            text = f"{head.name} is in the file and the embedding is not: the class without a head draws it at random"
             remedy = "Write it again with save_pretrained, which keeps the embedding's name."
             yield Problem("embedding-not-stored", text, remedy, (head.name,))
         if head.tied_after is False and audit.after_reload.survives and subject.declared.by_config:

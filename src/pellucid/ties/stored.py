@@ -15,15 +15,16 @@ from torch import Tensor
 from pellucid.check import as_number
 from pellucid.config import Config
 from pellucid.errors import PellucidError
-from pellucid.families import config_of, family_of
+from pellucid.families import FAMILIES, config_of, family_of
+from pellucid.family import Family
 from pellucid.layout import EMBED, Place
 from pellucid.ties.memory import Named
 from pellucid.ties.predict import AfterReload, Loss, after_reload, size_of
 from pellucid.ties.standins import Refused, Reread, reread
 from pellucid.ties.subject import Declared, Subject
 from pellucid.weights import files
-from pellucid.weights.layouts import detect, our_shapes
-from pellucid.weights.prefixes import canonical_names, prefixed
+from pellucid.weights.layouts import our_shapes
+from pellucid.weights.prefixes import EMBEDDINGS, canonical_names, prefixed
 
 
 @dataclass(frozen=True)
@@ -67,13 +68,14 @@ def open_stored(
         config["tie_word_embeddings"] = tied
     weights = files.shards_of(stored.path)
     recorded = _recorded(weights, stored.tensors) if stored.format == "safetensors" else {}
-    says = None if config is None else config.get("tie_word_embeddings", True)
+    says = None if config is None else config.get("tie_word_embeddings", _is_tied_by_default(config))
     declared = Declared(by_config=says if isinstance(says, bool) else None, recorded=recorded or None)
     named = tuple(Named(name, tensor) for name, tensor in stored.tensors.items())
     subject = Subject(f"{stored.path} ({stored.format})", "checkpoint", named, declared)
     after = _predict(stored, config)
     if after.heads and after.tied_after:  # the tie that reading makes, under the names that the file has
-        embedding = next((name for name in stored.tensors if name.endswith("wte.weight")), "transformer.wte.weight")
+        found = (name for name in stored.tensors if name.endswith(EMBEDDINGS))
+        embedding = next(found, f"{FAMILIES[0].layouts[0].prefix}{EMBEDDINGS[0]}")
         subject = replace(subject, declared=replace(declared, by_class={after.heads[0].name: embedding}))
     return StoredModel(subject, after, sum(file.stat().st_size for file in weights))
 
@@ -97,10 +99,11 @@ def _predict(stored: files.Stored, config: Mapping[str, Any] | None) -> AfterRel
         return AfterReload(
             None, None, f"the configuration promises {blocks:.0f} blocks, and the file has {count} tensors"
         )
-    architecture = _architecture(config)
-    if config.get("model_type", "gpt2") != "gpt2" or architecture not in ("", "GPT2LMHeadModel", "GPT2Model"):
+    architecture, family = _architecture(config), _family(config)
+    if family is None or architecture not in ("", family.in_transformers.model, family.in_transformers.base):
         return _read_other(stored, config)
-    layout = detect({name: stored.tensors[given[0]] for name, given in canonical_names(stored.tensors).items()})
+    canonical = canonical_names(stored.tensors)
+    layout = family.layout_of({name: stored.tensors[given[0]] for name, given in canonical.items()})
     if layout is None or layout.name != "hf" or stored.model_args is not None:
         name = layout.name if layout is not None and stored.model_args is None else "nanogpt" if layout else "unknown"
         return AfterReload(None, None, f"transformers does not read the layout {name!r}; pellucid.load may")
@@ -109,12 +112,25 @@ def _predict(stored: files.Stored, config: Mapping[str, Any] | None) -> AfterRel
             None, None, f"transformers does not look under the key {stored.notes['key']!r}; pellucid.load does"
         )
     try:
-        gpt2 = config_of(config)
+        known = config_of(config)
     except PellucidError as problem:
-        return AfterReload(None, None, f"the configuration is not GPT-2's: {problem.message}")
+        name = family.config.about.family
+        return AfterReload(None, None, f"the configuration is not {name}'s: {problem.message}")
     # Names under "module." or "_orig_mod." stay as they are: transformers does not look below these.
-    tensors = {prefixed(name, family_of(gpt2)): tensor for name, tensor in stored.tensors.items()}
-    return _read_gpt2(tensors, gpt2, headless=architecture == "GPT2Model")
+    tensors = {prefixed(name, family): tensor for name, tensor in stored.tensors.items()}
+    return _read_family(tensors, known, headless=architecture == family.in_transformers.base)
+
+
+def _family(config: Mapping[str, Any]) -> Family | None:
+    """The family that a configuration names; the first one where it names none."""
+    named = config.get("model_type", FAMILIES[0].name)
+    return next((family for family in FAMILIES if family.name == named), None)
+
+
+def _is_tied_by_default(config: Mapping[str, Any]) -> bool:
+    """Whether the head is the embedding where a configuration does not say; transformers' own default if unknown."""
+    family = _family(config)
+    return True if family is None else family.config.tie_word_embeddings
 
 
 def _most_blocks(config: Mapping[str, Any], depth: int = 0) -> float:
@@ -131,8 +147,8 @@ def _architecture(config: Mapping[str, Any]) -> str:
     return first if isinstance(first, str) else ""
 
 
-def _read_gpt2(tensors: Mapping[str, Tensor], config: Config, *, headless: bool) -> AfterReload:
-    """GPT-2, by our own table of its names: `pellucid ties` works without transformers, and without its import."""
+def _read_family(tensors: Mapping[str, Tensor], config: Config, *, headless: bool) -> AfterReload:
+    """A family, by our own table of its names: `pellucid ties` works without transformers, and without its import."""
     ours = our_shapes(config.schema)
     hf = family_of(config).layouts[0]
     shapes = {
@@ -161,21 +177,22 @@ def _read_gpt2(tensors: Mapping[str, Tensor], config: Config, *, headless: bool)
         if len(stored) == 1:
             source.update(dict.fromkeys(pair, stored[0]))
         tied = pair if len(stored) < 2 or torch.equal(tensors[embedding], tensors[head]) else tied
-    # The causal masks that old files carry are not read either, but they are no weights.
-    unread = tuple(n for n in tensors if n not in shapes and not n.endswith((".attn.bias", ".attn.masked_bias")))
+    # The causal masks and frequencies that old files carry are not read either, but they are no weights.
+    unread = tuple(name for name in tensors if name not in shapes and name not in hf.buffers_of(config.schema))
     return _reading(Reread(source, unread, ties, tied, None if headless else head), tensors)
 
 
 def _read_other(stored: files.Stored, config: Mapping[str, Any]) -> AfterReload:
     """Another family, or a class for another task, which transformers reads itself."""
-    kind = f"model_type {config.get('model_type', 'gpt2')!r}"
+    model_type = config.get("model_type", FAMILIES[0].name)
+    kind = f"model_type {model_type!r}"
     try:
         import transformers
     except ImportError:
         return AfterReload(None, None, f"{kind}: only transformers can say, and it is not installed")
     cls = getattr(transformers, _architecture(config), None)
     try:
-        known = transformers.AutoConfig.for_model(**{"model_type": "gpt2", **json.loads(json.dumps(dict(config)))})
+        known = transformers.AutoConfig.for_model(**{"model_type": model_type, **json.loads(json.dumps(dict(config)))})
         return _reading(reread(cls, known, stored.tensors), stored.tensors)
     except Refused as refusal:
         return AfterReload(False, None, str(refusal), written=size_of(stored.tensors))

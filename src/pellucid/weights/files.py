@@ -15,11 +15,12 @@ from pellucid.weights.formats import Content, read_file, unpack
 from pellucid.weights.kinds import no_weights, only_weights
 from pellucid.weights.leftovers import listed
 from pellucid.weights.manifests import is_there, read_index, read_json, unreadable
+from pellucid.weights.prefixes import EMBEDDINGS, HEADS
 
 FOLDER_FILES = (*hub.WEIGHT_FILES, "ckpt.pt")
 """Where a folder keeps its weights, the best first; the last is what nanoGPT's train.py writes."""
 
-_TIED = ("wte.weight", "lm_head.weight")
+_TIED = (*EMBEDDINGS, *HEADS)
 """Names of the matrix that a tied model writes once, although its index may give both; whether one of them is missing
 is known with the configuration."""
 

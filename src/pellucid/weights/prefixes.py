@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from pellucid.families import FAMILIES
 from pellucid.family import Family
+from pellucid.layout import EMBED, HEAD
 
 _WRAPPERS = re.compile(
     r"(?:^|(?<=\.))(?:module|_module|_orig_mod|_forward_module|_fsdp_wrapped_module|_checkpoint_wrapped_module"
@@ -72,6 +73,17 @@ def _any(names: Iterable[str]) -> str:
 
 
 _FAMILIES = tuple(map(_Words.of, FAMILIES))
+
+
+def _ends(ours: str) -> tuple[str, ...]:
+    rows = (
+        (layout, row) for family in FAMILIES for layout in family.layouts[:1] for row in (*layout.rows, layout.head)
+    )
+    return tuple(dict.fromkeys(row.theirs[0].removeprefix(layout.prefix) for layout, row in rows if row.ours == ours))
+
+
+EMBEDDINGS, HEADS = _ends(EMBED), _ends(HEAD)
+"""What transformers' names of the embedding and of the head end with, in every family."""
 _LONGEST = 400
 """Characters; a longer name is no weight of a model."""
 
