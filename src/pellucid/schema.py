@@ -239,7 +239,8 @@ class Schema:
         """The rows of the printed table: name, axes by letter, equation; blocks that are alike share their rows."""
 
         def row(point: Point, under: str = "") -> tuple[str, str, str]:
-            return under + point.name, shape_by_letters(point.axes), point.equation
+            shape = shape_by_letters(point.axes)
+            return under + point.name, shape if point.heads == "head" else shape.replace("H", "G"), point.equation
 
         yield from map(row, self.before)
         first = 0
