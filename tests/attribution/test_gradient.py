@@ -206,7 +206,7 @@ def at_the_source(plain: Any) -> Any:
 
 
 def test_a_wrong_sign_is_noticed() -> None:
-    owner: Any = importlib.import_module("pellucid.attribution.gradient").Estimate
+    owner: Any = importlib.import_module("pellucid.attribution.gradient").Gradients
     the_same_shape_and_sign("resid_pre", ("layer", "pos"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(owner, "_difference", at_the_source(owner._difference))

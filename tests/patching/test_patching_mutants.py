@@ -98,12 +98,12 @@ def one_run_a_batch() -> None:
 
 MUTANTS: dict[str, tuple[Callable[[Patch], None], Callable[[], None]]] = {
     "keys of other columns": (wrapped(reruns.Prefix, "writer", prefix_of_one_more), one_run_a_batch),
-    "begins a column too late": (wrapped(reruns.Trial, "begin", one_later), loop),
+    "begins a column too late": (wrapped(reruns.Rerun, "begin", one_later), loop),
     "starts a block too late": (
-        wrapped(reruns.Trial, "start", a_block_later), lambda: loop(name="resid_pre", over=("layer", "pos")),
+        wrapped(reruns.Rerun, "start", a_block_later), lambda: loop(name="resid_pre", over=("layer", "pos")),
     ),
     "values of another text": (wrapped(reruns.Put, "write", other_rows), loop),
-    "clean and corrupted exchanged": (wrapped(sweeps.Pair, "of", exchanged), loop),
+    "clean and corrupted exchanged": (wrapped(sweeps.Texts, "of", exchanged), loop),
     "the head reads a column before": (wrapped(reruns.Base, "_reader", column_before), loop),
     "stale logits": (wrapped(reruns.Base, "_whole", stale), lambda: loop(sweeping.everywhere)),
     "no head is held": (

@@ -22,7 +22,7 @@ from pellucid.errors import ShapeError
 from pellucid.extras import need
 from pellucid.metrics import Metric
 from pellucid.patching.reruns import Base
-from pellucid.patching.sweeps import Direction, Pair
+from pellucid.patching.sweeps import Direction, Texts
 from pellucid.run.activations import ActivationCkpts
 from pellucid.run.model import CkptedTransformer
 from pellucid.schema import Schema
@@ -79,7 +79,7 @@ def edges(
         (Frozen({'sender': 21, 'receiver': 53}), 'blocks.3.attn[0]')
     """
     steps = require_whole("edges: steps", steps, at_least=1)
-    pair, schema = Pair.of(model, clean, corrupted, direction, None), model.schema
+    pair, schema = Texts.of(model, clean, corrupted, direction, None), model.schema
     if pair.base.shape != pair.source.shape or not torch.equal(pair.base.mask, pair.source.mask):
         raise ShapeError(
             "edges: clean and corrupted texts of unequal length, whose positions cannot be told to belong together.",

@@ -20,11 +20,11 @@ from pellucid.dialects import named_arguments
 from pellucid.errors import InputError, NumericsError, shown
 from pellucid.extras import need
 from pellucid.metrics import Metric
-from pellucid.patching.cells import Cell, Cells, Part
-from pellucid.patching.memory import require_room
-from pellucid.patching.reruns import Base, Put, Trial
+from pellucid.patching.cells import Cells, Limits, SweepCell
+from pellucid.patching.reruns import Base, Put, Rerun
 from pellucid.patching.roles import Roles
-from pellucid.patching.sweeps import Direction, Pair, patches, results
+from pellucid.patching.sweep_cost import require_room
+from pellucid.patching.sweeps import Direction, Texts, patches, results
 from pellucid.run.edit import Edit
 from pellucid.run.model import CkptedTransformer
 from pellucid.run.region import Index
@@ -59,7 +59,7 @@ def gradient(
     check: int = 0,
     seed: int = 0,
 ) -> xarray.DataArray:
-    """Estimate a sweep by gradients: attribution patching, with more steps integrated gradients.
+    """Gradients a sweep by gradients: attribution patching, with more steps integrated gradients.
 
     With one step it is (source - base) . dm/dvalue in the base run (Nanda 2023; Syed et al. 2023, arXiv:2310.10348).
     With more, the gradient is averaged over points between the two runs, their left ends k / steps with k from 0
@@ -98,14 +98,14 @@ def gradient(
     """
     steps = require_whole("gradient: steps", steps, at_least=1)
     _require_choices(along, rules, steps, over)
-    pair = Pair.of(model, clean, corrupted, direction, align)
-    cells = Cells(model.schema, names, over, pair.base, pair.source, Part(pos, heads, neurons), pair.roles)
+    pair = Texts.of(model, clean, corrupted, direction, align)
+    cells = Cells(model.schema, names, over, pair.base, pair.source, Limits(pos, heads, neurons), pair.roles)
     room = require_room(model, pair.base, pair.source, cells.names, None)
     moved = ("ckpt_embed",) if along == "inputs" else ()
     base = Base(model, pair.base, metric, (*cells.names, *moved), of=f"the {pair.into} run", max_bytes=room)
     logits, source = model.run_with_ckpts(pair.source, names=[*cells.names, *moved])
     plain = pair.measured(base, metric, logits)
-    estimate = Estimate(base, cells, {**source})
+    estimate = Gradients(base, cells, {**source})
     found = estimate.array(estimate.through_softmax() if rules == "atp" else estimate.products(steps, along))
     about: dict[str, Any] = {"checkpoint": shown(names), "direction": direction, "metric": repr(metric), "steps": steps,
                              "along": along, "rules": rules, **plain}  # fmt: skip
@@ -120,7 +120,7 @@ def gradient(
     return array(found, dims=dims, coords=coords, name="gradient", attrs=about)
 
 
-class Estimate:
+class Gradients:
     """The estimates of every cell.
 
     Args:
@@ -150,7 +150,7 @@ class Estimate:
             for cell in self.cells
         }
 
-    def _product(self, cell: Cell, gradients: Mapping[str, Tensor]) -> Tensor:
+    def _product(self, cell: SweepCell, gradients: Mapping[str, Tensor]) -> Tensor:
         each = [_summed(gradients[name] * self._difference(name), self.axes[name], cell) for name in cell.names]
         return torch.stack(each).sum(0)
 
@@ -165,7 +165,7 @@ class Estimate:
         gradients, before = self._at(names, ())
         for name, pattern in patterns.items():
             cells = [cell for cell in self.cells if name in cell.names]
-            trials = [Trial((Put(name, self.source[name], c.columns, c.heads, c.neurons),), whole=True) for c in cells]
+            trials = [Rerun((Put(name, self.source[name], c.columns, c.heads, c.neurons),), whole=True) for c in cells]
             for number, values in self.base.captured(trials, [pattern]):
                 change = ((values[pattern] - before[pattern]) * gradients[pattern]).flatten(1).sum(1)
                 cell = cells[number]
@@ -189,7 +189,7 @@ class Estimate:
         each = (self._averaged([name], steps, lambda k, name=name: [self._added(name, k)]) for name in names)
         return {name: gradient for found in each for name, gradient in found.items()}
 
-    def _cut(self, cell: Cell, steps: int, along: str) -> dict[str, Tensor]:
+    def _cut(self, cell: SweepCell, steps: int, along: str) -> dict[str, Tensor]:
         """dm/dvalue of the parts of a cell of several checkpoints, which are put there together.
 
         What one of them does to another does not count: the other is replaced, too.
@@ -201,7 +201,7 @@ class Estimate:
 
         return self._averaged(cell.names, steps, edits)
 
-    def _constant(self, name: str, cell: Cell, share: float) -> Edit:
+    def _constant(self, name: str, cell: SweepCell, share: float) -> Edit:
         """An edit that moves a part of a value and lets no gradient through it."""
         part = torch.zeros_like(self.base.values[name])
         Put(name, torch.ones_like(part), cell.columns, cell.heads, cell.neurons).write(part, self.axes[name], 0)
@@ -266,7 +266,7 @@ def embeddings_moved(difference: Tensor, share: float) -> list[Edit]:
     return [Edit.add("ckpt_embed", share * difference)] if share else []
 
 
-def _summed(value: Tensor, axes: Sequence[Axis], cell: Cell) -> Tensor:
+def _summed(value: Tensor, axes: Sequence[Axis], cell: SweepCell) -> Tensor:
     """[B]: the sum of the part of a value [B, ...] that a cell patches."""
     for kinds, entries in (((Axis.HEAD,), cell.heads), (NEURONS, cell.neurons)):
         if entries is not None:

@@ -3,10 +3,10 @@
 from pellucid.patching.effects import baseline as baseline
 from pellucid.patching.effects import effect_sizes as effect_sizes
 from pellucid.patching.effects import normalized as normalized
-from pellucid.patching.memory import SweepCost as SweepCost
-from pellucid.patching.memory import estimate_sweep as estimate_sweep
 from pellucid.patching.paths import path as path
 from pellucid.patching.roles import Roles as Roles
 from pellucid.patching.roles import align as align
+from pellucid.patching.sweep_cost import SweepCost as SweepCost
+from pellucid.patching.sweep_cost import estimate_sweep as estimate_sweep
 from pellucid.patching.sweeps import ablate as ablate
 from pellucid.patching.sweeps import sweep as sweep

@@ -22,7 +22,7 @@ OVER = ("layer", "head", "pos", "neuron")
 
 
 @dataclass(frozen=True)
-class Cell:
+class SweepCell:
     """One combination.
 
     Attributes:
@@ -41,7 +41,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Part:
+class Limits:
     """What the caller limits every patch to; None is everything."""
 
     pos: Index = None
@@ -76,7 +76,7 @@ class Cells:
 
     def __init__(
         self, schema: Schema, names: Any, over: Sequence[str], base: Batch, source: Batch,
-        part: Part = Part(), roles: Roles | None = None,
+        part: Limits = Limits(), roles: Roles | None = None,
     ) -> None:  # fmt: skip
         self._schema, self._base, self._source, self.part = schema, base, source, part
         several = not isinstance(names, str) and not (isinstance(names, tuple) and not _all_texts(names))
@@ -115,7 +115,7 @@ class Cells:
         """Every checkpoint that is replaced in some cell."""
         return tuple(dict.fromkeys(name for by_layer in self.kinds.values() for name in by_layer.values()))
 
-    def __iter__(self) -> Iterator[Cell]:
+    def __iter__(self) -> Iterator[SweepCell]:
         """Every cell that exists: of several checkpoints, one may lack a block or a head that another has."""
         for at in itertools.product(*(range(size) for size in self.shape)):
             chosen = dict(zip(self.dims, at, strict=True))
@@ -127,7 +127,7 @@ class Cells:
                 continue
             columns = self.places[chosen["pos"]] if "pos" in chosen else self.everywhere
             if columns is None or len(columns.rows):
-                yield Cell(at, names, columns, heads, neurons)
+                yield SweepCell(at, names, columns, heads, neurons)
 
     def _by_layer(self, name: aliases.Name) -> dict[int, str]:
         """Block -> whole name; -1 stands for outside the blocks."""

@@ -16,11 +16,11 @@ from pellucid.dialects import named_arguments
 from pellucid.errors import InputError, shown
 from pellucid.extras import need
 from pellucid.metrics import Metric
-from pellucid.patching.cells import Cells, Part
-from pellucid.patching.memory import require_room
-from pellucid.patching.reruns import Base, Put, Trial
+from pellucid.patching.cells import Cells, Limits
+from pellucid.patching.reruns import Base, Put, Rerun
 from pellucid.patching.roles import Roles
-from pellucid.patching.sweeps import Direction, Pair, patches
+from pellucid.patching.sweep_cost import require_room
+from pellucid.patching.sweeps import Direction, Texts, patches
 from pellucid.run.model import CkptedTransformer
 from pellucid.run.region import Index
 from pellucid.text.batch import Inputs
@@ -140,8 +140,8 @@ def baseline(
         Frozen({'draw': 8})
     """
     draws = require_whole("baseline: draws", draws, at_least=1)
-    pair = Pair.of(model, clean, corrupted, direction, align)
-    cells = Cells(model.schema, names, over, pair.base, pair.source, Part(pos, heads, neurons), pair.roles)
+    pair = Texts.of(model, clean, corrupted, direction, align)
+    cells = Cells(model.schema, names, over, pair.base, pair.source, Limits(pos, heads, neurons), pair.roles)
     if any(Axis.KEY in model.schema[name].axes for name in cells.names):
         raise InputError(
             f"baseline: {shown(names)} holds scores or patterns, which are no vectors of a space.",
@@ -160,10 +160,10 @@ def baseline(
             code="nothing-to-normalize",
             remedy="Choose checkpoints or texts in which the two runs differ.",
         )
-    trials: list[Trial] = []
+    trials: list[Rerun] = []
     for number in torch.randint(len(changing), (draws,), generator=random).tolist():
         puts = changing[number].puts
-        trials.append(Trial(tuple(_in_a_random_direction(put, run.values[put.name], model, random) for put in puts)))
+        trials.append(Rerun(tuple(_in_a_random_direction(put, run.values[put.name], model, random) for put in puts)))
     found = np.full((draws, len(pair.base)), np.nan)
     for number, value in run.differing(trials):
         found[number] = value.numpy()

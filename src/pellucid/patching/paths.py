@@ -13,11 +13,11 @@ from pellucid.axes import Axis
 from pellucid.dialects import named_arguments
 from pellucid.errors import InputError, shown
 from pellucid.metrics import Metric
-from pellucid.patching.cells import Cell, Cells, Part
-from pellucid.patching.memory import require_room
-from pellucid.patching.reruns import Base, Put, Trial, block_of
+from pellucid.patching.cells import Cells, Limits, SweepCell
+from pellucid.patching.reruns import Base, Put, Rerun, block_of
 from pellucid.patching.roles import Roles
-from pellucid.patching.sweeps import Direction, Pair, results
+from pellucid.patching.sweep_cost import require_room
+from pellucid.patching.sweeps import Direction, Texts, results
 from pellucid.run.model import CkptedTransformer
 from pellucid.schema import Schema
 from pellucid.text.batch import Inputs
@@ -90,7 +90,7 @@ def path(
             code="path-through",
             remedy="Give through='mlps' to let the MLPs between recompute, 'none' to keep their outputs.",
         )
-    pair, schema = Pair.of(model, clean, corrupted, direction, align), model.schema
+    pair, schema = Texts.of(model, clean, corrupted, direction, align), model.schema
     sent = [_cells(place, schema, pair, over) for place in _several(senders, "senders")]
     if over and len(sent) > 1:
         raise InputError(
@@ -98,7 +98,7 @@ def path(
             code="path-place",
             remedy="Give one sender, whose other axes are gone over.",
         )
-    own = Pair(pair.base, pair.base, pair.into, None)
+    own = Texts(pair.base, pair.base, pair.into, None)
     got = [] if receivers == "logits" else [_cells(p, schema, own) for p in _several(receivers, "receivers")]
     kept = tuple(
         f"blocks.{i}.{kind}" for i in range(len(schema.blocks)) for kind in (Z, MLP_OUT)[: 1 + (through == "none")]
@@ -134,7 +134,7 @@ class _Paths:
     schema: Schema
     base: Mapping[str, Tensor]
     source: Mapping[str, Tensor]
-    receivers: Sequence[Cell]
+    receivers: Sequence[SweepCell]
 
     @property
     def names(self) -> list[str]:
@@ -142,7 +142,7 @@ class _Paths:
         order = self.schema.names
         return sorted({name for cell in self.receivers for name in cell.names}, key=order.index)
 
-    def leads(self, senders: Sequence[Cell], *, strict: bool) -> bool:
+    def leads(self, senders: Sequence[SweepCell], *, strict: bool) -> bool:
         """Whether every sender comes before a receiver, and every receiver after a sender.
 
         Raises:
@@ -165,7 +165,7 @@ class _Paths:
             )
         return not late
 
-    def first(self, senders: Sequence[Cell]) -> Trial:
+    def first(self, senders: Sequence[SweepCell]) -> Rerun:
         """The run in which the senders speak and no other head listens."""
         begin = min(block_of(name, self.schema) for cell in senders for name in cell.names)
         held = [
@@ -177,16 +177,16 @@ class _Paths:
             Put(name, self.source[name], cell.columns, cell.heads, cell.neurons)
             for cell in senders for name in cell.names
         ]  # fmt: skip
-        return Trial((*held, *spoken), whole=True)
+        return Rerun((*held, *spoken), whole=True)
 
-    def second(self, captured: Mapping[str, Tensor]) -> Trial:
+    def second(self, captured: Mapping[str, Tensor]) -> Rerun:
         """The run in which the receivers have what they got."""
-        return Trial(tuple(
+        return Rerun(tuple(
             Put(name, captured[name], cell.columns, cell.heads, cell.neurons)
             for cell in self.receivers for name in cell.names
         ))  # fmt: skip
 
-    def _held(self, name: str, value: Tensor, senders: Sequence[Cell]) -> Put | None:
+    def _held(self, name: str, value: Tensor, senders: Sequence[SweepCell]) -> Put | None:
         """What is kept of the base run: all but the heads, or the MLP, that hold a sender."""
         module = name.rpartition(".")[0] + "."
         inside = [(n, cell) for cell in senders for n in cell.names if n.startswith(module)]
@@ -199,7 +199,7 @@ class _Paths:
         kept = [head for head in range(value.size(2)) if head not in free]
         return Put(name, value, heads=kept) if kept else None
 
-    def _heads_of(self, sender: str, cell: Cell, heads: int) -> set[int]:
+    def _heads_of(self, sender: str, cell: SweepCell, heads: int) -> set[int]:
         """The heads that a sender is part of: with grouped heads, all of its group."""
         if cell.heads is None:
             return set(range(heads))
@@ -224,11 +224,11 @@ def _several(places: Any, what: str) -> list[Place]:
     return given
 
 
-def _cells(place: Place, schema: Schema, pair: Pair, over: Sequence[str] = ()) -> Cells:
+def _cells(place: Place, schema: Schema, pair: Texts, over: Sequence[str] = ()) -> Cells:
     """The cells of one sender or receiver."""
     name, part = place
     if (layer := part.get("layer")) is not None:
         kind, _ = aliases.kind_and_block(name, schema)
         name = aliases.resolved(f"blocks.{layer}.{kind}", schema)
-    limits = Part(part.get("pos"), part.get("head"), part.get("neuron"))
+    limits = Limits(part.get("pos"), part.get("head"), part.get("neuron"))
     return Cells(schema, name, over, pair.base, pair.source, limits, pair.roles)

@@ -94,7 +94,7 @@ def _stretches(entries: Sequence[int]) -> Iterator[tuple[int, int]]:
 
 
 @dataclass(frozen=True)
-class Trial:
+class Rerun:
     """One run: the base run with some parts of it replaced.
 
     Attributes:
@@ -133,7 +133,7 @@ class Writer:
         begin: The first column that runs.
     """
 
-    trials: Sequence[Trial]
+    trials: Sequence[Rerun]
     axes: Mapping[str, Axes]
     texts: int
     begin: int
@@ -201,7 +201,7 @@ class Sharing:
     itemsize: int
     max_bytes: int = BYTES
 
-    def batches(self, trials: Sequence[Trial]) -> Iterator[list[int]]:
+    def batches(self, trials: Sequence[Rerun]) -> Iterator[list[int]]:
         """The numbers of the trials that run together: of one start, those that begin late in the text first."""
         order = [(trial.start(self.schema), -trial.begin, number) for number, trial in enumerate(trials)]
         for start, group in groupby(sorted(order), lambda entry: entry[0]):
@@ -264,7 +264,7 @@ class Base:
         read = None if positions is None else len(positions)
         self.sharing = Sharing(schema, rows, columns, read, model.dtype.itemsize, max_bytes)
 
-    def differing(self, trials: Sequence[Trial]) -> Iterator[tuple[int, Tensor]]:
+    def differing(self, trials: Sequence[Rerun]) -> Iterator[tuple[int, Tensor]]:
         """Run every trial.
 
         Args:
@@ -279,7 +279,7 @@ class Base:
             for number, given in zip(numbers, logits.split(len(self.batch)), strict=True):
                 yield number, measured(self.metric, self._whole(given, begin), self.batch)
 
-    def captured(self, trials: Sequence[Trial], names: Sequence[str]) -> Iterator[tuple[int, dict[str, Tensor]]]:
+    def captured(self, trials: Sequence[Rerun], names: Sequence[str]) -> Iterator[tuple[int, dict[str, Tensor]]]:
         """Run every trial as far as the last of some checkpoints.
 
         Args:
@@ -298,7 +298,7 @@ class Base:
                 rows = slice(place * len(self.batch), (place + 1) * len(self.batch))
                 yield number, {name: value[rows] for name, value in recorder.values.items()}
 
-    def _run(self, trials: Sequence[Trial], *taps: Tap) -> tuple[Tensor, int]:
+    def _run(self, trials: Sequence[Rerun], *taps: Tap) -> tuple[Tensor, int]:
         """The logits of the trials of one batch, [trials x B, columns, V], and the first column that ran."""
         schema, begin, copies = self.model.schema, min(trial.begin for trial in trials), len(trials)
         start = min(trial.start(schema) for trial in trials)

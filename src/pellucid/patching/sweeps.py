@@ -19,10 +19,10 @@ from pellucid.dialects import named_arguments
 from pellucid.errors import InputError, PellucidWarning, shown
 from pellucid.extras import need
 from pellucid.metrics import Metric, measured
-from pellucid.patching.cells import Cell, Cells, Part
-from pellucid.patching.memory import require_room
-from pellucid.patching.reruns import Base, Put, Trial
+from pellucid.patching.cells import Cells, Limits, SweepCell
+from pellucid.patching.reruns import Base, Put, Rerun
 from pellucid.patching.roles import Roles
+from pellucid.patching.sweep_cost import require_room
 from pellucid.run.model import CkptedTransformer
 from pellucid.run.region import Index
 from pellucid.text.batch import Batch, Inputs
@@ -91,8 +91,8 @@ def sweep(
         >>> swept.sizes, swept.attrs["clean"] > swept.attrs["corrupted"]
         (Frozen({'layer': 4, 'pos': 8}), True)
     """
-    pair = Pair.of(model, clean, corrupted, direction, align)
-    cells = Cells(model.schema, names, over, pair.base, pair.source, Part(pos, heads, neurons), pair.roles)
+    pair = Texts.of(model, clean, corrupted, direction, align)
+    cells = Cells(model.schema, names, over, pair.base, pair.source, Limits(pos, heads, neurons), pair.roles)
     room = require_room(model, pair.base, pair.source, cells.names, max_bytes)
     run = Base(model, pair.base, metric, of=f"the {pair.into} run", max_bytes=room)
     logits, values = model.run_with_ckpts(pair.source, names=cells.names)
@@ -159,7 +159,7 @@ def ablate(
         )
     batch = model.tokenize(inputs)
     known = batch if reference is None else model.tokenize(reference)
-    cells = Cells(model.schema, names, over, batch, batch, Part(pos, heads, neurons))
+    cells = Cells(model.schema, names, over, batch, batch, Limits(pos, heads, neurons))
     room = require_room(model, batch, known, cells.names, max_bytes)
     run = Base(model, batch, metric, of="the plain run", max_bytes=room)
     values = model.run_with_ckpts(known, names=cells.names)[1]
@@ -234,7 +234,7 @@ class Ablation:
 
 
 @dataclass(frozen=True)
-class Results:
+class Measured:
     """What was measured.
 
     Attributes:
@@ -260,7 +260,7 @@ class Results:
         return array(values, dims=dims, coords=coords, name=name, attrs=dict(about))
 
 
-def results(base: Base, cells: Cells, todo: Sequence[tuple[Cell, Trial]], *, progress: bool = False) -> Results:
+def results(base: Base, cells: Cells, todo: Sequence[tuple[SweepCell, Rerun]], *, progress: bool = False) -> Measured:
     """Run the trial of every cell, until the last or until Control-C.
 
     Args:
@@ -285,19 +285,19 @@ def results(base: Base, cells: Cells, todo: Sequence[tuple[Cell, Trial]], *, pro
                       PellucidWarning, stacklevel=4)  # fmt: skip
     if not np.isfinite(values[counted]).all():
         warnings.warn("the metric is not finite after some of the changes", PellucidWarning, stacklevel=4)
-    return Results(cells, values, counted)
+    return Measured(cells, values, counted)
 
 
-def patches(cells: Cells, source: Mapping[str, Tensor]) -> list[tuple[Cell, Trial]]:
+def patches(cells: Cells, source: Mapping[str, Tensor]) -> list[tuple[SweepCell, Rerun]]:
     """Every cell with the trial that puts its part of the source's values there."""
     return [
-        (cell, Trial(tuple(Put(name, source[name], cell.columns, cell.heads, cell.neurons) for name in cell.names)))
+        (cell, Rerun(tuple(Put(name, source[name], cell.columns, cell.heads, cell.neurons) for name in cell.names)))
         for cell in cells
     ]
 
 
 @dataclass(frozen=True)
-class Pair:
+class Texts:
     """Clean and corrupted texts, and which of them are changed.
 
     Attributes:
@@ -315,7 +315,7 @@ class Pair:
     @classmethod
     def of(
         cls, model: CkptedTransformer, clean: Inputs, corrupted: Inputs, direction: Direction, align: Roles | None
-    ) -> Pair:
+    ) -> Texts:
         """Read what was given.
 
         Raises:
