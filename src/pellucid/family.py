@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -228,6 +228,9 @@ class Family:
         kernels: Compiled decoding; None if there is none.
         differing: Fields of a configuration, with the sizes that tensors in a layout show instead.
         unseen: Parameters of a block that no text can show, with the reason.
+        adopt: Gives a network, before it is run in float64 beside another program, the constants as that program rounds
+            them, which are among the tensors that it keeps beside parameters, or unrounded ones; None if the family has
+            no constants that are kept in float32.
         recognition: How its models are recognised; None if they have to say what they are.
         suspects: The mistakes that a comparison tries, for a configuration, the parameters by name (live views among
             them) and what was seen, the likely ones first; None if none are known.
@@ -245,5 +248,6 @@ class Family:
     kernels: Kernels | None
     differing: Callable[[Mapping[str, Tensor], Layout, Any], dict[str, Any]]
     unseen: Mapping[str, str] = field(default_factory=dict[str, str])
+    adopt: Callable[[Network, Sequence[Tensor]], None] | None = None
     recognition: Recognition | None = None
     suspects: Callable[[Any, Mapping[str, Tensor], Seen], Iterator[Suspect]] | None = None

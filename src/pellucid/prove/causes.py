@@ -14,9 +14,10 @@ from torch import Tensor
 
 from pellucid.family import Span, Suspect
 from pellucid.layout import EMBED
-from pellucid.layout import HEAD as UNEMBED
+from pellucid.network import Unembedding
 from pellucid.numerics.rounding import BEYOND_ROUNDING, relative_error, size_of
 from pellucid.prove.alignment import Alignment
+from pellucid.prove.copies import working_copy
 from pellucid.prove.points import LOGITS, block_of, with_checkpoints
 from pellucid.prove.program import DOUBLE, Glass
 from pellucid.prove.runs import Runs
@@ -218,8 +219,8 @@ def head_of_its_own(
         return None
     match = changed[0]
     head = match.transform.undo(others[match.name].detach(), match.group, match.comparison.shape)
-    weights = {**reference.state_dict(), UNEMBED: head.to(reference.embed.W_E).t()}
-    untied = CkptedTransformer(reference.config.replace(tie_word_embeddings=False), weights).eval()
+    untied = working_copy(reference)
+    untied.unembed = Unembedding(untied.embed, head.to(reference.embed.W_E).t(), untied.products)
     expected, given = double.expected[LOGITS], Glass(untied).run(double.ids, None, DOUBLE)[LOGITS]
     error = relative_error(double.free[LOGITS], given)
     if error >= BEYOND_ROUNDING or error >= 0.01 * relative_error(double.free[LOGITS], expected):

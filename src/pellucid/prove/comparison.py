@@ -100,7 +100,7 @@ class Comparison:
         other = self.other
         watched = Glass(working_copy(other, ground)) if isinstance(other, CkptedTransformer) else program
         try:
-            trial = Trial(self.reference, watched, program, self.ids)
+            trial = Trial(self.reference, watched, program, self.ids, self._precise())
         except NoLogitsError as error:
             self.notes += [*notes_on(alignment, self.family.unseen), f"nothing could be judged: {error}"]
             return self._finished(alignment, [], first, explained=False)
@@ -127,6 +127,15 @@ class Comparison:
         padded = not isinstance(self.other, CkptedTransformer)  # a model of ours says which vocabulary it has
         self.units, self.others, notes = cropped(self.units, held, self.schema, padded=padded)
         self.notes += notes
+
+    def _precise(self) -> CkptedTransformer:
+        """The reference for float64: a constant that the other program keeps in float32 is no error of it."""
+        if self.family.adopt is None:
+            return self.reference
+        made, children = working_copy(self.reference), list(self.other.modules())
+        held = [value for child in children for value in (*vars(child).values(), *child.buffers(recurse=False))]
+        self.family.adopt(made, [t for t in held if isinstance(t, Tensor) and not isinstance(t, nn.Parameter)])
+        return made
 
     def _without_rounding(self, alignment: Alignment) -> Alignment:
         """An alignment in which a weight that is computed from what stands for the reference's is the reference's."""
@@ -189,7 +198,7 @@ class Comparison:
         self._note(trial)
         if first is not None:
             rows = rows_of(trial.single, trial.double)
-            return self._finished(alignment, rows, self._of_parameters(alignment, trial.double, first), explained=False)
+            return self._finished(alignment, rows, self._of_parameters(alignment, trial, first), explained=False)
         probe = self._probed(trial) if trial.point is None else None
         if probe is not None:
             trial.double.learn(probe.double.dropped)
@@ -254,7 +263,7 @@ class Comparison:
             return None
         self.progress("running both on a probe", 0.9)
         try:
-            probe = Trial(self.reference, trial.watched, trial.program, ids)
+            probe = Trial(self.reference, trial.watched, trial.program, ids, trial.precise)
             return None if probe.bit_equal else probe.finish()
         except Exception as error:  # whatever a foreign forward raises
             self.notes.append(f"{_probe_words(ids)} could not be run, so that only the inputs given were compared: "
@@ -295,10 +304,11 @@ class Comparison:
         later = names[names.index(point) :] if point in names else ()
         return next((name for name in later if self.schema[name].computed == "always"), point)
 
-    def _of_parameters(self, alignment: Alignment, double: Runs, first: Divergence) -> Divergence:
+    def _of_parameters(self, alignment: Alignment, trial: Trial, first: Divergence) -> Divergence:
         """The first parameter that differs, and whether the programs are the same apart from the parameters."""
+        double = trial.double
         changed = [match for match in alignment.matches if not match.comparison.bit_equal]
-        if (head := head_of_its_own(self.reference, alignment, self.others, double)) is not None:
+        if (head := head_of_its_own(trial.precise, alignment, self.others, double)) is not None:
             return replace(first, cause=f"{head.words}: {head.extent}")
         if changed and not double.is_wrong(double.free, LOGITS):
             self.notes.append("other parameters, the same logits: in float64 they agree but for rounding")
@@ -307,7 +317,7 @@ class Comparison:
         if gap <= NEARLY:
             self.notes.append(f"other parameters, nearly the same logits: in float64 they differ by {gap:.1g} of the "
                               "largest, which rounding parameters to float32 may come to")  # fmt: skip
-        adopted = with_their_values(self.reference, changed, self.others)
+        adopted = with_their_values(trial.precise, changed, self.others)
         glass = Glass(adopted)
         expected = glass.run(double.ids, None, DOUBLE)
         runs = Runs(double.program, expected, double.ids, double.schema, DOUBLE, reference=glass)

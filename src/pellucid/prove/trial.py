@@ -34,6 +34,7 @@ class Trial:
         watched: The other program, as something that shows its values.
         program: The other program, as the caller runs it.
         ids: [B, P].
+        precise: The reference with the constants of the other program, for float64.
 
     Attributes:
         single: The runs in the programs' own dtype.
@@ -47,6 +48,7 @@ class Trial:
     watched: WatchedModel
     program: Program
     ids: Tensor
+    precise: CkptedTransformer
     settled: bool = True
     notes: list[str] = field(default_factory=list)
     point: str | None = None
@@ -59,7 +61,7 @@ class Trial:
         self.single = self._runs(Conditions())
 
     def _runs(self, conditions: Conditions) -> Runs:
-        glass = Glass(self.reference)
+        glass = Glass(self.precise if conditions.double else self.reference)
         expected = glass.run(self.ids, None, conditions)
         return Runs(self.watched, expected, self.ids, self.reference.schema, conditions, reference=glass)
 
