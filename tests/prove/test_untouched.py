@@ -99,6 +99,16 @@ def test_nothing_of_the_caller_changes(kind: str, training: bool) -> None:
     handle.remove()
 
 
+def test_two_models_in_float64_stay_what_they_are() -> None:
+    """Their bits need no conversion to be read, so what reads them has to leave them alone."""
+    ours = support.glass(dtype=torch.float64, **SMALL)
+    hf = pl.to_hf(ours)
+    before = state(ours), state(hf)
+    assert pl.compare(ours, hf, IDS).verdict == "identical"
+    assert pl.compare(ours.state_dict(), hf.state_dict()).verdict == "identical"
+    assert same(before, (state(ours), state(hf)))
+
+
 def test_the_comparison_would_notice() -> None:
     """`state` sees modes, hooks, values, buffers and random state."""
     made = course(support.glass(**SMALL))

@@ -167,9 +167,9 @@ def fingerprint(tensor: Tensor) -> Fingerprint:
     flat = tensor.detach().reshape(-1)
     first = second = 0
     for chunk in flat.view(_INTEGERS[flat.element_size()]).split(_IN_CACHE):
-        bits = chunk.long()
+        bits = chunk.long()  # of float64 the tensor's own memory, which is not written to
         first += int(bits.sum())
-        second += int(bits.mul_(bits).sum())
+        second += int((bits * bits).sum())
     return _wrap(first), _wrap(second)
 
 
