@@ -197,6 +197,10 @@ def later(module: str, name: str) -> Callable[..., Any]:
     return call
 
 
+def _none(*_: Any) -> Iterator[Any]:
+    return iter(())
+
+
 @dataclass(frozen=True)
 class Recognition:
     """How a model is recognised that does not say what it is.
@@ -208,7 +212,7 @@ class Recognition:
     """
 
     configs: Callable[[Mapping[str, Tensor], Layout], Iterator[Any]]
-    readings: Callable[[nn.Module, Mapping[str, Tensor]], Iterator[Iterator[tuple[Any, Weights]]]]
+    readings: Callable[[nn.Module, Mapping[str, Tensor]], Iterator[Iterator[tuple[Any, Weights]]]] = _none
 
 
 @dataclass(frozen=True, eq=False)

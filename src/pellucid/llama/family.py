@@ -7,8 +7,8 @@ from typing import cast
 
 from torch import Tensor
 
-from pellucid.family import Family, InTransformers
-from pellucid.llama import layouts, live, model, schema
+from pellucid.family import Family, InTransformers, Recognition
+from pellucid.llama import layouts, live, model, rotary, schema
 from pellucid.llama.config import LlamaConfig
 from pellucid.llama.model import TransformerBlock
 from pellucid.network import Network
@@ -45,4 +45,6 @@ LLAMA = Family(
     kernels=None,
     layout_of=layouts.detect,
     differing=layouts.differing,
+    adopt=rotary.adopt,
+    recognition=Recognition(layouts.configs),
 )

@@ -5,12 +5,15 @@ Source of the names: transformers' modeling_llama.py.
 
 from __future__ import annotations
 
+import contextlib
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import Tensor
 
+from pellucid.errors import ConfigError
 from pellucid.layout import EMBED, HEAD, HEAD_COLUMNS, HEAD_ROWS, MERGE_HEADS, SAME, Buffer, Laid, Layout, Row
 from pellucid.llama.config import LlamaConfig
 from pellucid.llama.schema import of_sizes
@@ -81,6 +84,32 @@ def differing(theirs: Mapping[str, Tensor], layout: Layout, config: LlamaConfig)
     Raises:
         KeyError: The embedding or the first block is not there.
     """
+    return {name: value for name, value in _shown(theirs, layout).items() if value != getattr(config, name)}
+
+
+def configs(theirs: Mapping[str, Tensor], layout: Layout) -> Iterator[LlamaConfig]:
+    """The configurations that tensors under canonical names fit, the widest heads first, unless they show their width.
+
+    Raises:
+        KeyError: As `differing`.
+    """
+    shown, names = _shown(theirs, layout), {row.ours: row.theirs[0] for row in layout.rows}
+    tied = layout.head.theirs[0] not in theirs
+    if not shown["num_hidden_layers"]:
+        yield LlamaConfig(**shown, intermediate_size=1, num_attention_heads=1, tie_word_embeddings=tied)
+        return
+    queries, keys = (theirs[names[f"blocks.{{i}}.attn.W_{letter}"].replace("{i}", "0")] for letter in "QK")
+    rows = [matrix.numel() // shown["hidden_size"] for matrix in (queries, keys)]
+    widths = (queries.shape[-1],) if queries.dim() == 3 else range(math.gcd(*rows), 1, -1)
+    for width in widths:
+        if not any(count % width for count in rows):
+            heads = {"num_attention_heads": rows[0] // width, "num_key_value_heads": rows[1] // width}
+            with contextlib.suppress(ConfigError):  # an odd width, or heads that do not divide
+                yield LlamaConfig(**shown, **heads, head_dim=width, tie_word_embeddings=tied)
+
+
+def _shown(theirs: Mapping[str, Tensor], layout: Layout) -> dict[str, Any]:
+    """What tensors show of a configuration, by its fields."""
     names = {row.ours: row.theirs[0] for row in (*layout.rows, layout.head)}
     embedding = theirs[names[EMBED]] if names[EMBED] in theirs else theirs[names[HEAD]]
     numbers = {int(number) for name in theirs for number in re.findall(r"\.(\d+)(?:\.|$)", name)}
@@ -94,4 +123,4 @@ def differing(theirs: Mapping[str, Tensor], layout: Layout, config: LlamaConfig)
         shown["intermediate_size"] = first.numel() // embedding.shape[1]
     for field, row in (("attention_bias", "blocks.{i}.attn.b_Q"), ("mlp_bias", "blocks.{i}.mlp.b_gate")):
         shown[field] = names[row].replace("{i}", "0") in theirs
-    return {name: value for name, value in shown.items() if value != getattr(config, name)}
+    return shown

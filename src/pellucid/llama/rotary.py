@@ -5,11 +5,13 @@ position. Several rules say how fast (`rope_type`); each computes in float32, in
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
+
+from pellucid.network import Network
 
 Turn = tuple[Tensor, Tensor]
 """Cosines and sines [B, P, K] of every position's angles."""
@@ -141,3 +143,56 @@ def turned(values: Tensor, turn: Turn) -> Tensor:
     cos, sin = (part.unsqueeze(1) for part in turn)
     first, second = values[..., : values.shape[-1] // 2], values[..., values.shape[-1] // 2 :]
     return (values * cos) + (torch.cat((-second, first), dim=-1) * sin)
+
+
+class Tables(nn.Module):
+    """Cosines and sines that another program keeps, in the place of `Rotary`.
+
+    Args:
+        cos, sin: Of the angles of positions from 0 [P, K / 2].
+    """
+
+    def __init__(self, cos: Tensor, sin: Tensor) -> None:
+        super().__init__()
+        self.cos, self.sin = cos, sin
+
+    def forward(self, positions: Tensor, dtype: torch.dtype) -> Turn:
+        """Rows of the tables, for each half of a head."""
+        cos, sin = (torch.cat((table, table), dim=-1)[positions].to(dtype) for table in (self.cos, self.sin))
+        return cos, sin
+
+
+COMPARED = 64
+"""Positions whose cosines and sines say whether a table is one of them."""
+
+ALIKE = 1e-4
+"""How far a table in float32 may be from them: angles of thousands are a tenth of it off."""
+
+
+def adopt(network: Network, kept: Sequence[Tensor]) -> None:
+    """Give a network that is run in float64 the cosines and sines, or the frequencies, that another program keeps.
+
+    In float32 they are rounded, which is no error; a program that keeps none computes them in float64.
+
+    Args:
+        network: Its own frequencies were rounded when it was made.
+        kept: What the program keeps beside parameters.
+    """
+    rule, rotary = network.config.rule, cast(Rotary, network.rotary)
+    own = rotary.inv_freq
+    angles = torch.arange(COMPARED, device=own.device)[:, None] * own
+    cos, sin = (_found(kept, rotary.attention_scaling * part) for part in (angles.cos(), angles.sin()))
+    frequencies = (t for t in kept if t.shape == own.shape and bool(((t / own - 1).abs() < ALIKE).all()))
+    if cos is not None and sin is not None:
+        network.rotary = Tables(cos, sin)
+    else:
+        rotary.inv_freq = next(frequencies, RULES[rule.parameters["rope_type"]](rule)[0].to(own.device))
+
+
+def _found(kept: Sequence[Tensor], wanted: Tensor) -> Tensor | None:
+    """The first table whose rows begin as those that are wanted [P, K / 2], however its columns repeat."""
+    pairs = wanted.size(1)
+    parts = (part for t in kept for part in ((t.real, t.imag) if t.is_complex() else (t,)) if part.is_floating_point())
+    tables = (part.flatten(0, -2) for part in parts if part.dim() > 1 and part.shape[-1] in (pairs, 2 * pairs))
+    halves = (half for table in tables for half in (table[:, :pairs], table[:, :: table.size(1) // pairs]))
+    return next((h for h in halves if bool(((h[:COMPARED] - wanted[: len(h)]).abs() < ALIKE).all())), None)

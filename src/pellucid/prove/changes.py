@@ -160,7 +160,7 @@ def additions(sides: Sides) -> list[str]:
     found = [
         f"{unit}: {_rows(sides.units[unit], table, reference, other)}"
         for unit in sides.alignment.missing
-        for tensor in alone.values()
+        for tensor in (() if unit.startswith("blocks.") else alone.values())
         if (table := _as_rows(tensor, sides.units[unit])) is not None
     ]
     embedding = sides.units.get(EMBED)

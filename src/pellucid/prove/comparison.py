@@ -17,7 +17,7 @@ from pellucid.prove.calling import NoLogitsError
 from pellucid.prove.causes import Cause, Evidence, confirmed_cause, head_of_its_own
 from pellucid.prove.changes import Sides, with_changes
 from pellucid.prove.computed import Computed, computed_in, with_computed
-from pellucid.prove.copies import parameter_dtypes, with_their_values, without_units, working_copy
+from pellucid.prove.copies import parameter_dtypes, quietly, with_their_values, without_units, working_copy
 from pellucid.prove.idle_tensors import cropped, without_idle
 from pellucid.prove.lending import Loan
 from pellucid.prove.places import divergence_at, first_changed, not_finite_at, positions_note
@@ -134,7 +134,8 @@ class Comparison:
             return self.reference
         made, children = working_copy(self.reference), list(self.other.modules())
         held = [value for child in children for value in (*vars(child).values(), *child.buffers(recurse=False))]
-        self.family.adopt(made, [t for t in held if isinstance(t, Tensor) and not isinstance(t, nn.Parameter)])
+        with quietly(made, double=True):
+            self.family.adopt(made, [t for t in held if isinstance(t, Tensor) and not isinstance(t, nn.Parameter)])
         return made
 
     def _without_rounding(self, alignment: Alignment) -> Alignment:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from pellucid.prove.alignment import Alignment, Match
 from pellucid.prove.units import HEAD, HEADS, PART, is_bias, makers_of
-from pellucid.schema import Schema
+from pellucid.schema import Point, Schema
 
 LOGITS = "logits"
 
@@ -209,18 +209,19 @@ class _Finder:
         for point in self.schema.points if len(blocks) == 1 else ():
             here = point.name.startswith(f"blocks.{min(blocks)}.") and point.name.endswith(ending)
             if here and point.computed == "always" and point.axes != self.schema.block[0].axes:
-                yield self._made(path, point.name, point.axes[2:])
+                yield self._made(path, point)
 
     def _plain(self, path: str, point: str, *, entering: bool) -> Iterator[ModuleSite]:
         if name := self.places.get(point):
             width = self.schema.sizes[self.schema.axes[name][-1]]
             yield ModuleSite(path, entering, (point,), width)
 
-    def _made(self, path: str, point: str, axes: Sequence[str]) -> ModuleSite:
-        sizes = tuple(self.schema.sizes[axis] for axis in axes)
+    def _made(self, path: str, point: Point) -> ModuleSite:
+        axes = _heads(point.axes[2:])
+        sizes = tuple(self.schema.sizes[point.heads if axis == HEAD else axis] for axis in axes)
         if len(axes) == 1:
-            return ModuleSite(path, False, (point,), sizes[0])
-        return ModuleSite(path, False, (point,), math.prod(sizes), _heads(axes), sizes)
+            return ModuleSite(path, False, (point.name,), sizes[0])
+        return ModuleSite(path, False, (point.name,), math.prod(sizes), axes, sizes)
 
     def _site(self, path: str, match: Match, points: tuple[str, ...], *, entering: bool) -> Iterator[ModuleSite]:
         """What enters or leaves a module that owns a matrix, laid out as its tensor is."""
