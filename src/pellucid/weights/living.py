@@ -258,7 +258,10 @@ def no_weight(path: str, width: str) -> WeightsError:
 
 
 def _config_of(hf_model: Any, cls: type[JsonConfig]) -> Any:
-    """The configuration of a live model; attributes that its class does not read are left out."""
+    """The configuration of a live model; attributes that its class does not read are left out.
+
+    So is what it says of quantisation, which may be over: whether the weights are quantised is seen in the modules.
+    """
     from transformers import PreTrainedConfig
 
     if not isinstance(hf_model.config, PreTrainedConfig):
@@ -270,7 +273,7 @@ def _config_of(hf_model: Any, cls: type[JsonConfig]) -> Any:
         )
     given = hf_model.config.to_dict()
     try:
-        return cls.from_dict(given, ignore=cls.unread_of(given))
+        return cls.from_dict(given, ignore={*cls.unread_of(given), "quantization_config"} & set(given))
     except ConfigError as problem:
         if problem.code != "config-not-implemented":
             raise
