@@ -261,7 +261,7 @@ BAD: dict[str, tuple[Callable[[Path], Path], str]] = {
         with_tensors(lambda t: [t.update({f"x{i}": t.pop(n)}) for i, n in enumerate(list(t))]),
         "layout-unknown",
     ),
-    "one name twice": (with_tensors(lambda t: t.update({"wte.weight": t[WTE].clone()})), "weights-ambiguous"),
+    "one name twice": (with_tensors(lambda t: t.update({"wte.weight": t[WTE] + 1})), "weights-ambiguous"),
     "no head": (with_config(tie_word_embeddings=False), "head-missing"),
     # folders and configurations
     "a folder without config": (without("config.json"), "config-not-found"),

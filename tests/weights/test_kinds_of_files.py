@@ -125,6 +125,7 @@ FOLDERS: dict[str, tuple[tuple[str, ...], str, str]] = {
     "several": (("a.safetensors", "b.safetensors"), "several weights files", "b.safetensors"),
     "one within": (("config.json", "final/model.safetensors"), "folders with some: final", "final'"),
     "without weights": (("config.json",), "it holds config.json", "Put the weights of the same model beside its"),
+    "weights of another name": (("config.json", "best.pkl"), "it holds best.pkl, config.json", "weights file itself"),
     "pictures": (("a.png",), "it holds a.png", "save_pretrained"),
 }
 

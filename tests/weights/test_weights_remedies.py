@@ -362,8 +362,8 @@ REMEDIES: dict[str, list[Case]] = {
     ],
     "weights-misfit": [
         Case(lambda h: state(h, **{"embed.W_E": torch.ones(3, 4)}), "config.schema.stored", state),
-        Case(lambda h: pl.CkptedTransformer(config_of(HF), list(exported("hf").items())), "pl.load(weights, config=",
-             lambda h: pl.load(dict(list(exported("hf").items())), config=config_of(HF))),
+        Case(lambda h: pl.CkptedTransformer(config_of(HF), list(hf_dict(HF).items())), "pl.load(weights, config=",
+             lambda h: pl.load(dict(list(hf_dict(HF).items())), config=config_of(HF))),
         Case(lambda h: larger_config(h, tensors=False), "pellucid.tie and untie do both",
              lambda h: larger_config(h, tensors=True)),
     ],
@@ -371,6 +371,8 @@ REMEDIES: dict[str, list[Case]] = {
         Case(lambda h: mixed_saves(h, again=False), "into this folder again", lambda h: mixed_saves(h, again=True))
     ],
     "pickle-no-state-dict": [
+        Case(lambda h: saved(h, [*HF.state_dict().items()]), "pl.load(dict(torch.load(path)), config=",
+             lambda h: pl.load(dict(torch.load(h.folder / "weights.pt")), config=config_of(HF))),
         Case(lambda h: saved(h, [torch.zeros(3)]), "torch.save(model.state_dict(), path)",
              lambda h: saved(h, HF.state_dict()))
     ],

@@ -39,6 +39,15 @@ def under(prefix: str, base: Dict | None = None) -> Dict:
     return {prefix + name: tensor for name, tensor in (base or hf_dict(HF)).items()}
 
 
+def bare(prefix: str) -> Dict:
+    """The model without its head."""
+    return {
+        prefix + name.removeprefix("transformer."): tensor.clone()
+        for name, tensor in hf_dict(HF).items()
+        if name != "lm_head.weight"
+    }
+
+
 def inside(segment: str) -> Dict:
     """Wrapped blocks and modules: the segment stands behind every number and before every last word."""
     wrapped: Dict = {}
@@ -106,6 +115,11 @@ READ: dict[str, Callable[[], Any]] = {
         f"inside {segment}": lambda segment=segment: inside(segment)
         for segment in ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module", "module")
     },
+    "behind language_model.": lambda: under("language_model."),
+    "model twice, once without its head": lambda: {**under("model."), **bare("backbone.")},
+    "model twice, one of them bare": lambda: {**under("model."), **bare("")},
+    "model twice, with wrappers": lambda: {**hf_dict(HF), **under("module.")},
+    "model twice, with heads": lambda: {**under("model."), **under("transformer.model.")},
     "gamma and beta": lambda: {
         n.replace("ln_1.weight", "ln_1.gamma").replace("ln_f.bias", "ln_f.beta"): t for n, t in hf_dict(HF).items()
     },
@@ -135,6 +149,11 @@ def test_the_model_is_found(case: str, door: str, tmp_path: Path) -> None:
     assert same_logits(pl.load(content, config=config_of(HF)), HF)
 
 
+def test_what_is_given_twice_is_said_to_be() -> None:
+    model = pl.load({**under("model."), **bare("")}, config=config_of(HF))
+    assert model.provenance["left_out"] == "h.0.attn.c_attn.bias and 27 more (the same weights once more)"
+
+
 @pytest.mark.parametrize("case", [case for case in READ if case.startswith(("behind", "inside", "value", "masks"))])
 def test_prefixes_are_found_in_safetensors_too(case: str, tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
@@ -162,7 +181,15 @@ REFUSED: dict[str, tuple[Callable[[], Any], str, str]] = {
     "two behind prefixes": (
         lambda: {**under("policy."), **under("reference.", other())}, "weights-ambiguous", "'reference.'",
     ),
-    "one behind a prefix beside one without": (lambda: {**hf_dict(HF), **under("ema.")}, "weights-ambiguous", "'ema.'"),
+    "one behind a prefix beside one without": (
+        lambda: {**hf_dict(HF), **under("ema.", other())}, "weights-ambiguous", "'ema.'",
+    ),
+    "twice, and one tensor differs": (
+        lambda: {**under("model."), **bare(""), "h.0.ln_1.bias": torch.ones(12)}, "weights-ambiguous", "'model.'",
+    ),
+    "twice with wrappers, and one tensor differs": (
+        lambda: {**hf_dict(HF), "module.transformer.ln_f.bias": torch.ones(12)}, "weights-ambiguous", "ln_f.bias",
+    ),
     "adapter that is not merged": (lambda: {**unmerged(), **lora()}, "weights-foreign", "lora_A"),
     "adapter alone": (lambda: under("base_model.model.", lora()), "weights-foreign", "adapters"),
     "adapter beside the model": (lambda: {"model": hf_dict(HF), "adapter": lora()}, "weights-foreign", "adapters"),

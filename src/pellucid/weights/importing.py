@@ -16,7 +16,7 @@ from pellucid.layout import EMBED, HEAD, ZEROS, Layout, Place, Row, Shape
 from pellucid.schema import Schema
 from pellucid.weights.layouts import LAYOUTS, detect, our_shapes
 from pellucid.weights.leftovers import harmless, listed, reason_of, refuse_empty, refuse_foreign, refuse_numbers
-from pellucid.weights.prefixes import beside, canonical_names, prefixes_of, without_weight
+from pellucid.weights.prefixes import HEADS, beside, canonical_names, prefixes_of, unwrapped, without_weight
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,8 @@ def to_ours(tensors: Mapping[str, Tensor], config: Config, how: str = "model.sta
             the weights were processed and are no longer GPT-2's.
     """
     refuse_foreign(map(without_weight, tensors))
+    copies = _copies(tensors)
+    tensors = {name: tensor for name, tensor in tensors.items() if name not in copies}
     canonical = _one_model(tensors, how)
     theirs = {name: tensors[given[0]] for name, given in canonical.items()}
     layout = family_of(config).layout_of(theirs)
@@ -79,7 +81,26 @@ def to_ours(tensors: Mapping[str, Tensor], config: Config, how: str = "model.sta
     remarks = (
         [f"names such as {beneath[0]} are those of a model beneath adapters, which are not here"] if beneath else []
     )
-    return replace(imported, remarks=(*imported.remarks, *remarks), left_out=left_out, filled=filled)
+    return replace(imported, remarks=(*imported.remarks, *remarks), left_out={**left_out, **copies}, filled=filled)
+
+
+def _copies(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """Weights that are given again with the same numbers -> what they are.
+
+    A module that holds its model twice, as `self.model` and `self.backbone = self.model.transformer`, saves it twice.
+    """
+    models = prefixes_of(tensors)
+    given = {unwrapped(name) for name in tensors}
+    kept = max(models, key=lambda prefix: any(prefix + head in given for head in HEADS), default="")
+    pairs = [(name, models[kept].get(weight)) for p in models if p != kept for weight, name in models[p].items()]
+    copies = {name for name, first in pairs if first is not None and _is_copy(tensors[name], tensors[first])}
+    for first, *others in canonical_names(name for name in tensors if name not in copies).values():
+        copies |= {name for name in others if _is_copy(tensors[name], tensors[first])}
+    return dict.fromkeys(sorted(copies), "the same weights once more")
+
+
+def _is_copy(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and same_numbers(a, b)
 
 
 def _one_model(tensors: Mapping[str, Tensor], how: str) -> dict[str, list[str]]:

@@ -207,19 +207,19 @@ def no_weights(folder: Path, expected: Sequence[str], others: Sequence[str], sev
             code="weights-not-found",
             remedy=f"Give one of them; the newest is {str(folder / steps[max(steps)])!r}.",
         )
-    inner = [name for name in others if any(is_there(folder / name / file) for file in expected)]
-    if inner:
-        return NotFoundError(
-            f"{folder}: no weights, but folders with some: {listed(inner, 8)}.",
-            code="weights-not-found",
-            remedy=f"Give one of them, such as {str(folder / inner[-1])!r}.",
-        )
     snapshots = sorted((folder / "snapshots").glob("*/"), key=lambda snapshot: snapshot.stat().st_mtime)
     if snapshots:
         return NotFoundError(
             f"{folder}: what the hub's cache keeps of a repository.",
             code="weights-not-found",
             remedy=f"Give a snapshot; the newest is {str(snapshots[-1])!r}.",
+        )
+    inner = [name for name in others if any(is_there(folder / name / file) for file in expected)]
+    if inner:
+        return NotFoundError(
+            f"{folder}: no weights, but folders with some: {listed(inner, 8)}.",
+            code="weights-not-found",
+            remedy=f"Give one of them, such as {str(folder / inner[-1])!r}.",
         )
     kind = next((kind for kind in _PARTS if any(kind.has(name, b"") for name in others)), None)
     if kind is not None:
@@ -236,5 +236,6 @@ def no_weights(folder: Path, expected: Sequence[str], others: Sequence[str], sev
         code="weights-not-found",
         remedy="Give the folder that save_pretrained wrote, or the weights file itself."
         if "config.json" not in others
-        else f"Put the weights of the same model beside its config.json, such as {expected[0]}.",
+        else f"Put the weights of the same model beside its config.json, such as {expected[0]}; or give the weights "
+        "file itself.",
     )

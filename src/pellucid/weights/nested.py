@@ -14,7 +14,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from pellucid.errors import WeightsError, shown
+from pellucid.errors import WeightsError
 from pellucid.weights.leftovers import ADAPTERS, kind_of, listed
 from pellucid.weights.pickles import as_tensor
 from pellucid.weights.prefixes import prefixes_of
@@ -54,9 +54,10 @@ def find_weights(where: str, content: object) -> Found:
     dicts = {path: tensors for path, tensors in _dicts_of(content) if tensors}
     if not dicts:
         raise WeightsError(
-            f"{where}: holds {shown(content)}, expected a dict of tensors.",
+            f"{where}: holds {_kind(content)}, expected a dict of tensors.",
             code="pickle-no-state-dict",
-            remedy="Save the state dict: torch.save(model.state_dict(), path).",
+            remedy="Save the state dict: torch.save(model.state_dict(), path). Pairs of names and tensors make one: "
+            "pl.load(dict(torch.load(path)), config=...).",
         )
     own = {path: tensors for path, tensors in dicts.items() if not _of_training(path)} or dicts
     models = {path: tensors for path, tensors in own.items() if prefixes_of(tensors)}
@@ -68,6 +69,12 @@ def find_weights(where: str, content: object) -> Found:
         _refuse_several(where, models)
     path, tensors = next(iter(models.items())) if models else max(own.items(), key=lambda item: len(item[1]))
     return Found(path, tensors, tuple(_beside(content, path, tensors)))
+
+
+def _kind(content: object) -> str:
+    """What was saved, without its numbers."""
+    size = f" of {len(cast('list[Any]', content))}" if isinstance(content, (Mapping, list, tuple)) else ""
+    return f"{type(content).__name__}{size}"
 
 
 def _dicts_of(content: object) -> Iterator[tuple[tuple[str, ...], dict[str, Tensor]]]:

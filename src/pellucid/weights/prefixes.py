@@ -8,7 +8,7 @@ known, so its prefix is whatever stands in front of them; nobody has to list the
 from __future__ import annotations
 
 import re
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -95,19 +95,23 @@ def unwrapped(name: str) -> str:
     return _OLD_NORM.sub(lambda found: found[1] + _OLD[found[2]], _WRAPPERS.sub("", name))
 
 
-def prefixes_of(names: Iterable[str]) -> dict[str, int]:
-    """What stands in front of a family's weights -> how many of them; several for the weights of several models."""
+def prefixes_of(names: Iterable[str]) -> dict[str, dict[str, str]]:
+    """What stands in front of a family's weights -> each of them -> the name given; several for several models."""
     return _found(names)[1]
 
 
-def _found(names: Iterable[str]) -> tuple[_Words, dict[str, int]]:
-    """The family that most of the names are of, and what stands in front of these -> how many of them."""
-    short = [unwrapped(name) for name in names if len(name) <= _LONGEST]
-    counted = [
-        (words, Counter(match[1] for name in short if (match := words.weight.fullmatch(name)))) for words in _FAMILIES
-    ]
-    words, most = max(counted, key=lambda one: one[1].total())
-    return words, dict(most)
+def _found(names: Iterable[str]) -> tuple[_Words, dict[str, dict[str, str]]]:
+    """The family that most of the names are of, and its weights by what stands in front of them."""
+    short = {name: unwrapped(name) for name in names if len(name) <= _LONGEST}
+    found: list[tuple[_Words, dict[str, dict[str, str]]]] = []
+    for words in _FAMILIES:
+        models: defaultdict[str, dict[str, str]] = defaultdict(dict)
+        for name, plain in short.items():
+            match = words.weight.fullmatch(plain)
+            if match is not None:
+                models[match[1]][_prefixed(plain.removeprefix(match[1]), words)] = name
+        found.append((words, dict(models)))
+    return max(found, key=lambda one: sum(map(len, one[1].values())))
 
 
 def canonical_names(names: Iterable[str]) -> dict[str, list[str]]:
