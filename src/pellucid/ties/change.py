@@ -166,8 +166,7 @@ def _changing(
 ) -> Generator[Callable[[tuple[str, ...], bool], HeadChange]]:
     """Put back the model, its configuration, the optimizer and other modules if the change inside raises.
 
-    Yields:
-        What brings the optimizer up to date and verifies: it takes what was given up, and whether to verify.
+    Yields what brings the optimizer up to date and verifies: it takes what was given up, and whether to verify.
     """
     model = head.model
     modules = [*model.modules(), *others]
@@ -234,11 +233,7 @@ class _Head:
         return None if plain else f"{module}, expected a Linear without bias"
 
     def require_rows(self) -> Tensor:
-        """The head as [V, D].
-
-        Raises:
-            WeightsError: It is no plain linear map without bias.
-        """
+        """Return the head as [V, D]; raise `WeightsError` if it is no plain linear map without bias."""
         unexpected, rows = self.unexpected(), self.rows
         if unexpected is not None or rows is None:
             vocab, width = self.embedding.shape
@@ -258,11 +253,7 @@ class _Head:
             self.model.set_output_embeddings(head)
 
     def declare(self, tied: bool) -> None:
-        """Make configuration and caches say whether the head is tied.
-
-        Raises:
-            WeightsError: The class does not know of such a tie.
-        """
+        """Make configuration and caches say whether it is tied; raise `WeightsError` if the class knows no such tie."""
         pairs = declared_by(self.model).by_class or {}
         if tied and pairs.get(self.name) != self.embedding_name:
             raise WeightsError(

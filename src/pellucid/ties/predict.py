@@ -86,11 +86,7 @@ class AfterReload:
 def predict_hf(model: Any, named: Sequence[Named], declared: Declared, tied: bool | None = None) -> AfterReload:
     """Predict the reload of a transformers model, whose class saves and reads stand-ins for its tensors.
 
-    Args:
-        model: Only read.
-        named: Its tensors under all of their names.
-        declared: What its class says.
-        tied: What the configuration is to say instead of what it does.
+    `named` are its tensors under all of their names; `tied` is what the configuration is to say instead.
     """
     head, _ = weight_names(model)
     try:
@@ -151,11 +147,7 @@ def after_reload(
 ) -> AfterReload:
     """Put what is lost, and how each head comes back, into a verdict and words.
 
-    Args:
-        again: What reading gives.
-        file: The tensors that are written.
-        lost: The names that do not come back as they were.
-        live: The tensors of the model that is saved; None if only its files are known.
+    `file` holds the tensors that are written; `live` those of the model that is saved, None if only files are known.
     """
     heads: list[ReloadedHead] = []
     for name in dict.fromkeys((again.head, *again.ties)):
@@ -304,12 +296,10 @@ _DESCRIBES = frozenset(
 def changed_settings(
     live: Mapping[str, nn.Module], fresh: Mapping[str, nn.Module], skip: Sequence[str] = ()
 ) -> Iterator[Loss]:
-    """What modules keep beside tensors, such as an epsilon or a number of heads, and would be built with otherwise.
+    """Yield what modules keep beside tensors, such as an epsilon, and the class would build with another value.
 
-    Args:
-        live: The modules of a model by path.
-        fresh: Those that its class builds from what its configuration would be after a save.
-        skip: Paths whose modules are not compared, nor what is in them.
+    `live` are a model's modules by path, `fresh` those that its class builds from the saved configuration; what is at a
+    path of `skip`, or in it, is not compared.
     """
     for path, module in live.items():
         if path not in fresh or any(path == outer or path.startswith(f"{outer}.") for outer in skip):

@@ -46,13 +46,7 @@ class Problem:
 
 
 def find(audit: TieAudit, subject: Subject, found: Sequence[Sequence[Named]]) -> tuple[Problem, ...]:
-    """Every problem, the gravest first.
-
-    Args:
-        audit: All of it but the problems.
-        subject: What was audited.
-        found: Its names, clustered by memory.
-    """
+    """Return every problem, the gravest first; `found` are the subject's names, clustered by memory."""
     rules = (_reload(audit, subject), _declared_only(audit), _equal(audit, subject), _cache(audit),
              _memory(audit, subject), _part_of_more(subject, found), _stored(audit, subject),
              _optimizer(audit))  # fmt: skip

@@ -74,11 +74,7 @@ def quiet() -> Generator[None]:
 
 
 def written(model: Any, declared: Declared) -> dict[str, Tensor]:
-    """The tensors that `save_pretrained` of a transformers model writes, by name.
-
-    Raises:
-        Refused: It raises.
-    """
+    """Return what `save_pretrained` of a transformers model writes, by name; raise `Refused` if it raises."""
     from transformers.modeling_utils import remove_tied_weights_from_state_dict
 
     state = model.state_dict()
@@ -108,10 +104,9 @@ def _sharing(state: Mapping[str, Tensor], declared: Declared) -> str:
 
 
 def saved_configuration(model: Any) -> Any:
-    """The configuration of a transformers model as a save and a reload give it back.
+    """Return the configuration of a transformers model as a save and a reload give it back.
 
-    Raises:
-        Refused: Saving it, or the generation configuration, raises.
+    Raise `Refused` if saving it, or the generation configuration, raises.
     """
     config = copy.deepcopy(model.config)
     config.dtype, config.architectures = str(model.dtype).removeprefix("torch."), [type(model).__name__]
@@ -141,16 +136,7 @@ def _save(config: Any, what: str, folder: str) -> None:
 
 
 def reread(cls: Any, config: Any, tensors: Mapping[str, Tensor]) -> Reread:
-    """Let `from_pretrained` of a class read stand-ins for these tensors.
-
-    Args:
-        cls: A class of transformers.
-        config: Its configuration, which is changed.
-        tensors: Name -> tensor, as a file would have them.
-
-    Raises:
-        Refused: It raises.
-    """
+    """Let `from_pretrained` read stand-ins for a file's tensors; raise `Refused` if it does. `config` is changed."""
     dtype = getattr(torch, str(getattr(config, "dtype", None)).removeprefix("torch."), None)
     numbers = _numbers(tensors, dtype if isinstance(dtype, torch.dtype) else None)
     given = {name: torch.tensor(numbers[name], dtype=t.dtype).expand(t.shape) for name, t in tensors.items()}

@@ -29,13 +29,7 @@ from pellucid.weights.prefixes import EMBEDDINGS, canonical_names, prefixed
 
 @dataclass(frozen=True)
 class StoredModel:
-    """A weights file or folder and what reading it gives.
-
-    Args:
-        subject: What it holds.
-        after: What `from_pretrained` would make of it.
-        nbytes: The bytes of its weights files.
-    """
+    """What weights files hold, what `from_pretrained` would make of them, and their bytes."""
 
     subject: Subject
     after: AfterReload
@@ -49,17 +43,10 @@ def open_stored(
     config: Mapping[str, Any] | None = None,
     ignored: Collection[str] = (),
 ) -> StoredModel:
-    """Map the names and tensors of weights files, and find what `from_pretrained` makes of them.
+    """Map the names and tensors of a weights file, index or folder, and find what `from_pretrained` makes of them.
 
-    Args:
-        path: A weights file, an index of shards, or a folder.
-        tied: What its configuration is to say instead of what it does.
-        config: A configuration in the place of its own.
-        ignored: Fields that are left out of the configuration.
-
-    Raises:
-        NotFoundError: Nothing there.
-        WeightsError: Weights that cannot be read.
+    `tied` is what the configuration is to say instead of what it does, `config` one in the place of its own, `ignored`
+    the fields that are left out of it. Raise `NotFoundError` or `WeightsError` if there is nothing that can be read.
     """
     stored = files.read(path, needs_config=False)
     given = stored.config if config is None else config

@@ -112,11 +112,7 @@ def remember(boxes: Iterable[dict[Any, Any]]) -> Callable[[], None]:
 
 
 def live_subject(model: nn.Module) -> Subject:
-    """Describe a model in memory, which is only read.
-
-    Raises:
-        InputError: A module holds itself, so that its names never end.
-    """
+    """Describe a model in memory, which is only read; raise `InputError` if a module holds itself."""
     _require_tree(model, "", {})
     named = tuple(_named(model))
     trainable = tuple(model.parameters())
@@ -192,11 +188,7 @@ def _weight_name(model: Any, getter: str) -> str | None:
 
 
 def state_dict_subject(tensors: Mapping[Any, Any]) -> Subject:
-    """Describe a state dict.
-
-    Raises:
-        InputError: Something in it is no named tensor.
-    """
+    """Describe a state dict; raise `InputError` if something in it is no named tensor."""
     wrong = [repr(n) for n, t in tensors.items() if not (isinstance(n, str) and isinstance(t, Tensor))]
     if wrong or not tensors:
         raise InputError(
