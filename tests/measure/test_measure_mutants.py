@@ -412,7 +412,7 @@ STREAMING = [
     Mutant("statistics are not looked at again",
            wrapped("stream", "StateFile", lambda plain: lambda saving, identity: plain(saving, {})), refused),
     Mutant("progress is always drawn",
-           wrapped(corpus.sink, "_bar", lambda plain: lambda total, wanted: plain(total, True)),
+           wrapped(corpus.sink, "bar", lambda plain: lambda what, total, *, wanted: plain(what, total, wanted=True)),
            lambda: with_capture(streaming.test_nothing_is_drawn_unless_wanted_and_on_a_terminal, False, True)),
 ]  # fmt: skip
 

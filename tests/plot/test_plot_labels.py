@@ -14,11 +14,12 @@ import plot_pictures as pictures
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib.cbook import is_math_text
 from matplotlib.figure import Figure
 
 import pellucid as pl
 from pellucid.errors import visible
-from pellucid.plot import canvas
+from pellucid.plot import canvas, ticks
 
 HARD = ["$x$", " _a_ $", "\\frac{1}{2}$", "中文", "😀", "\n\n", " \t", "a" * 30, "e\u0301", "\ufffd", "مرحبا", "\x00",
         "<|endoftext|>", "\\$", "$^{2}", "", "\u202eabc", "\ud800", "\U0010ffff", "%s", "{}", "$$"]  # fmt: skip
@@ -55,9 +56,9 @@ def test_every_token_is_drawn_without_a_warning(tmp_path: Path, caplog: pytest.L
             one.get_figure().savefig(tmp_path / f"one.{suffix}")
             all_heads.get_figure().savefig(tmp_path / f"all.{suffix}")
     assert caplog.records == []
-    shown = [label.get_text() for label in one.get_yticklabels()]
-    assert shown == [canvas.label_of(token) for token in HARD]
-    assert not any(label.get_parse_math() or label.get_usetex() for label in one.get_yticklabels())
+    labels = one.get_yticklabels()
+    assert [label.get_text().replace("\\$", "$") for label in labels] == [canvas.label_of(token) for token in HARD]
+    assert not any(is_math_text(label.get_text()) or label.get_usetex() for label in labels)
 
 
 def test_a_missing_glyph_and_a_formula_would_warn_or_fail(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,8 +67,8 @@ def test_a_missing_glyph_and_a_formula_would_warn_or_fail(monkeypatch: pytest.Mo
         pl.plot.attention([[1.0]], tokens=["中"]).get_figure().draw_without_rendering()
     ax = pl.plot.attention([[1.0]], tokens=["$\\frac$"])
     ax.get_figure().draw_without_rendering()
-    for label in ax.get_xticklabels():
-        label.set_parse_math(True)
+    plain = ax.xaxis.get_major_formatter()
+    ax.xaxis.set_major_formatter(lambda place, at: plain(place, at).replace("\\$", "$"))
     with pytest.raises(ValueError, match="frac"):
         ax.get_figure().draw_without_rendering()
 
@@ -98,20 +99,38 @@ def test_a_font_that_the_reader_has_set_shows_what_dejavu_lacks(monkeypatch: pyt
     [(1, 0, 1), (10, 66, 1), (11, 66, 2), (25, 66, 5), (1024, 150, 50), (1024, 66, 200), (5, 1, 5), (0, 10, 1)],
 )
 def test_as_many_labels_as_fit(count: int, room: float, step: int) -> None:
-    assert canvas.step_for(count, room) == step
+    assert ticks.step_for(count, room, 6.6) == step
 
 
 @given(st.integers(1, 5000), st.floats(7, 500))
 @settings(max_examples=200, deadline=None)
 def test_labels_never_take_more_than_the_room(count: int, room: float) -> None:
-    shown = canvas.token_labels([str(i) for i in range(count)], range(count), room)
-    assert 0 in shown
-    assert len(shown) == 1 or len(shown) * canvas.SMALL * canvas.LINE <= room
+    shown = -(-count // ticks.step_for(count, room, 6.6))
+    assert shown == 1 or shown * 6.6 <= room
 
 
 def test_some_of_the_tokens_are_labelled_with_their_positions() -> None:
-    assert canvas.token_labels(["a", " b", "c"], range(3), 100) == {0: "a", 1: "·b", 2: "c"}
-    assert canvas.token_labels([" t"] * 20, range(7, 27), 40) == {0: "·t 7", 5: "·t 12", 10: "·t 17", 15: "·t 22"}
+    ax = Figure(figsize=(5, 5)).add_axes((0, 0, 1, 1))
+    pl.plot.attention(np.tri(3) / np.arange(1, 4)[:, None], tokens=["a", " b", "c"], ax=ax)
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["a", "·b", "c"]
+    pl.plot.attention(np.tri(200) / np.arange(1, 201)[:, None], tokens=[" t"] * 200, ax=ax)
+    assert [label.get_text() for label in ax.get_yticklabels()[:3]] == ["·t 0", "·t 5", "·t 10"]
+
+
+@pytest.mark.parametrize("inches", [0.8, 2.0, 8.0])
+def test_as_many_labels_as_fit_at_the_size_that_a_figure_has_when_it_is_drawn(inches: float) -> None:
+    """Also if axes were made smaller after the labels were set, by a layout or by hand."""
+    figure = Figure(figsize=(6, 6))
+    ax = figure.add_axes((0, 0, 1, 1))
+    pl.plot.ridges(pictures.measured(48, 20), ax=ax)
+    figure.set_size_inches(6, inches)
+    figure.draw_without_rendering()
+    labels = ax.get_yticklabels()
+    shown = [int(label.get_text()) for label in labels]
+    step = shown[1] - shown[0]
+    assert shown == list(range(0, 48, step))
+    assert len(shown) * labels[0].get_fontsize() <= 72 * inches
+    assert step == 1 or inches < 8
 
 
 def test_warnings_are_errors_here() -> None:

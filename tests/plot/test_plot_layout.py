@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any
 
 import plot_pictures as pictures
@@ -15,7 +16,7 @@ from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
 import pellucid as pl
-from pellucid.plot import canvas, summaries, themes
+from pellucid.plot import canvas, summaries, themes, ticks
 
 COLUMN = 3.3
 SMALLEST = 6.0
@@ -28,6 +29,18 @@ def on_wide_axes() -> Axes:
     """A square on axes that are twice as wide."""
     ax = Figure((COLUMN, 1.8)).add_axes((0.2, 0.4, 0.6, 0.5))
     return pl.plot.attention(pictures.patterns(1, 1, 40)[0, 0], tokens=pictures.tokens(40), ax=ax)
+
+
+def long_name() -> Any:
+    """A regression with a further regressor of a long name."""
+    fit, name = pictures.fitted(12, 3), {"lag3": "log_frequency_of_token"}
+    return SimpleNamespace(**{key: table.rename(columns=name) for key, table in vars(fit).items()})
+
+
+LONG_NAMES = pl.ParameterCount(
+    unique=1000, by_name=1500, bytes=4000, components={"a_component_with_a_very_long_name": 600, "b": 400},
+    tied={"a_component_with_a_very_long_name": 0, "b": 500},
+)  # fmt: skip
 
 
 MORE: dict[str, Callable[[], Axes]] = {
@@ -46,6 +59,8 @@ MORE: dict[str, Callable[[], Axes]] = {
     "norm_histograms_1": lambda: pl.plot.norm_histograms(pictures.measured(1, 1)),
     "norms_48_few": lambda: pl.plot.norms(pictures.measured(48, 20)),
     "residual_growth_1": lambda: pl.plot.residual_growth(pictures.measured(12, 1, log=False)),
+    "autoregression_long_name": lambda: pl.plot.autoregression(long_name()),
+    "parameters_long_names": lambda: pl.plot.parameters(LONG_NAMES),
     "ridges_1": lambda: pl.plot.ridges(pictures.measured(12, 1)),
 }  # fmt: skip
 
@@ -127,11 +142,28 @@ def test_it_can_be_read(name: str) -> None:
     assert width <= 6.9
 
 
+def test_panels_can_be_read_whatever_a_layout_leaves_of_their_axes() -> None:
+    """Labels are chosen for the room that axes have when they are drawn, and patterns keep their cells."""
+    figure = Figure(figsize=(9, 5), layout="constrained")
+    panels = figure.subplots(2, 3).ravel()
+    tokens = ["supercalifragilistic", " internationalization"] * 6
+    pl.plot.ridges(pictures.measured(12, 60), ax=panels[0])
+    pl.plot.norm_histograms(pictures.measured(12, 60), ax=panels[1])
+    pl.plot.autoregression(long_name(), ax=panels[2])
+    pl.plot.attention(pictures.patterns(1, 1, 12)[0, 0], tokens=tokens, ax=panels[3])
+    pl.plot.attention_grid(pictures.patterns(3, 4, 5), tokens=tokens[:5], ax=panels[4])
+    pl.plot.head_scores(pictures.scores(12, 12), ax=panels[5])
+    FigureCanvasAgg(figure).draw()
+    assert overlapping(figure) == []
+    assert cut_off(figure) == []
+    assert all(image.get_array().shape == (5, 5) for image in panels[4].images)
+
+
 # What reads the layout notices what breaks it
 
 
 def every_label(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(canvas, "step_for", lambda *_: 1)
+    patch.setattr(ticks, "step_for", lambda *_: 1)
 
 
 def short_figure(patch: pytest.MonkeyPatch) -> None:

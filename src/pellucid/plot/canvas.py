@@ -12,6 +12,7 @@ from weakref import WeakKeyDictionary
 from pellucid.axes import Axis
 from pellucid.errors import InputError, visible
 from pellucid.plot.themes import SMALL, Colour, Theme, drawn_in, matplotlib, theme_for
+from pellucid.plot.ticks import Ticks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,9 +21,6 @@ if TYPE_CHECKING:
 
 Size = tuple[float, float]
 """Width and height, in inches."""
-
-HANDLE, BETWEEN = 2.1, 1.2
-"""Widths in a legend, relative to its text: of a sample line with the space behind it, and between columns."""
 
 BAR_AT_MOST = 160.0
 """Points: a longer colour bar is no easier to read."""
@@ -143,35 +141,26 @@ def _characters(families: tuple[str, ...]) -> frozenset[int]:
     return frozenset(known)
 
 
-def step_for(count: int, room: float, size: float = SMALL * LINE) -> int:
-    """Return n if every n-th of `count` labels fits along `room` points; n is 1, 2 or 5 times a power of ten."""
-    for step in (digit * 10**power for power in range(10) for digit in (1, 2, 5)):
-        if -(-count // step) * size <= room:
-            return step
-    return max(count, 1)
+def put_tokens(
+    side: Side, tokens: Sequence[str], positions: Sequence[Any], starts: Sequence[float], spacing: float, least: int = 1
+) -> None:
+    """Label an axis with as many tokens as fit, with their positions if these are not all; see `ticks.Ticks`.
+
+    Labels of an x axis stand upright.
+    """
+    labels = [label_of(token).replace("$", r"\$") for token in tokens]  # a `$` begins no formula
+    ticks = Ticks(len(labels), SMALL * LINE, starts, spacing, min(least, len(labels)))
+    ticks.put(side, lambda i, whole: labels[i] if whole else f"{labels[i]} {positions[i]}")
+    side.set_tick_params(length=2, pad=1.5, labelsize=SMALL, labelrotation=90 * (side is side.axes.xaxis))
+    for tick in side.get_major_ticks():  # later ones are copies of the first
+        tick.label1.set_usetex(False)
 
 
-def token_labels(tokens: Sequence[str], positions: Sequence[Any], room: float) -> dict[int, str]:
-    """Return index -> label; it holds the position if only some of the tokens fit along `room` points."""
-    step = step_for(len(tokens), room)
-    at = range(0, len(tokens), step)
-    return {i: label_of(tokens[i]) if step == 1 else f"{label_of(tokens[i])} {positions[i]}" for i in at}
-
-
-def put_tokens(side: Side, places: Sequence[float], labels: Sequence[str], *, ticks: bool) -> None:
-    """Set an axis's labels to tokens, read as they are: a `$` begins no formula. Those of an x axis stand upright."""
-    options: dict[str, Any] = {"rotation": 90} if side is side.axes.xaxis else {}
-    side.set_ticks(places, labels, fontsize=SMALL, parse_math=False, usetex=False, **options)
-    side.set_tick_params(length=2 if ticks else 0, pad=1.5)
-
-
-def put_numbers(side: Side, numbers: Sequence[Any], room: float, places: Sequence[float] = ()) -> None:
-    """Label an axis with as many of the numbers, layers or heads, as fit side by side along `room` points."""
+def put_numbers(side: Side, numbers: Sequence[Any], start: float = 0.0, spacing: float = 1.0) -> None:
+    """Label an axis with as many of the numbers, layers or heads, as fit side by side."""
     size = float(side.get_major_ticks(1)[0].label1.get_fontsize())
-    longest_one = max((len(str(number)) for number in numbers), default=1)
-    step = step_for(len(numbers), room, size * (LETTER * longest_one + 0.5 if side is side.axes.xaxis else 1.0))
-    chosen = range(0, len(numbers), step)
-    side.set_ticks([places[i] if places else i for i in chosen], [str(numbers[i]) for i in chosen])
+    room = size * (LETTER * max(map(len, map(str, numbers))) + 0.5 if side is side.axes.xaxis else 1.0)
+    Ticks(len(numbers), room, [start], spacing).put(side, lambda i, _: str(numbers[i]))
 
 
 def longest(labels: Iterable[str], size: float = SMALL) -> float:
@@ -184,7 +173,7 @@ def layer_axis(side: Side, numbers: Sequence[Any], name: str = str(Axis.LAYER)) 
     if list(numbers) == [""]:
         side.set_ticks([])
         return
-    put_numbers(side, numbers, extent(side.axes)[side is side.axes.yaxis])
+    put_numbers(side, numbers)
     side.set_label_text(name)
 
 
@@ -202,30 +191,31 @@ def logarithmic(axes: Axes) -> None:
 
 def legend_above(ax: Axes, handles: Sequence[Any] | None = None, columns: int = 4) -> None:
     """Put a legend above the axes, where no data is, in as many columns as fit; it is read row by row, as text is."""
-    from matplotlib.font_manager import FontProperties
     from matplotlib.lines import Line2D
 
     entries = list(ax.get_legend_handles_labels()[0] if handles is None else handles)
-    size = FontProperties(size=matplotlib().rcParams["legend.fontsize"]).get_size_in_points()
-    widths = [longest([entry.get_label()], size) + (HANDLE + BETWEEN) * size for entry in entries]
-    columns = min(columns, len(entries))
-    # a layout cannot shrink a legend that is too wide
-    while columns > 1 and sum(max(widths[start::columns]) for start in range(columns)) > 1.25 * extent(ax)[0]:
+    columns, width = min(columns, len(entries)), ax.get_window_extent().width
+    legend = _legend(ax, entries, columns)
+    while columns > 1 and legend.get_window_extent().width > 1.1 * width:  # a layout cannot shrink it
         columns -= 1
-    legend = ax.legend(
-        handles=[entry for start in range(columns) for entry in entries[start::columns]], ncols=columns,
-        loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2, borderpad=0.2, frameon=False,
-        handlelength=HANDLE - 0.5, handletextpad=0.5, columnspacing=BETWEEN,
-    )  # fmt: skip
+        legend = _legend(ax, entries, columns)
     for entry in legend.legend_handles:
         if isinstance(entry, Line2D) and entry.get_alpha() is not None:  # one faint line is hard to see
             entry.set(alpha=0.8, linewidth=0.8)
     # matplotlib puts titles above the axes and what is inset in them, but does not look at legends; an empty inset
     # behind the legend keeps a title off it, even one that is set later
-    rows = -(-len(entries) // columns)
-    behind = ax.inset_axes((0, 1, 1, (0.6 + 1.7 * rows) * size / extent(ax)[1]), zorder=-1)
+    height = legend.get_window_extent().height / ax.get_window_extent().height
+    behind = ax.inset_axes((0, 1, 1, 1.1 * height), zorder=-1)
     behind.set_axis_off()
     behind.set_in_layout(False)
+
+
+def _legend(ax: Axes, entries: Sequence[Any], columns: int) -> Any:
+    return ax.legend(
+        handles=[entry for start in range(columns) for entry in entries[start::columns]], ncols=columns,
+        loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2, borderpad=0.2, frameon=False,
+        handlelength=1.6, handletextpad=0.5, columnspacing=1.2,
+    )  # fmt: skip
 
 
 def say_what(ax: Axes, array: Any) -> None:
@@ -274,5 +264,5 @@ def layer_bar(ax: Axes, layers: Sequence[Any], colours: Sequence[Colour]) -> Non
     from matplotlib.colors import ListedColormap, Normalize
 
     shades = ScalarMappable(Normalize(-0.5, len(layers) - 0.5), ListedColormap(list(colours)))
-    bar = colour_bar(ax, shades, str(Axis.LAYER), range(len(layers)))
-    put_numbers(bar.ax.yaxis, layers, min(extent(ax)[1], BAR_AT_MOST))
+    bar = colour_bar(ax, shades, str(Axis.LAYER))
+    put_numbers(bar.ax.yaxis, layers)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pellucid.axes import Axis
-from pellucid.plot.canvas import canvas, extent, longest, put_numbers, put_tokens, remember
+from pellucid.plot.canvas import LINE, canvas, extent, label_of, longest, put_numbers, put_tokens, remember
 from pellucid.plot.heatmaps import BAR, block_size, show_weights, weights_bar, weights_style
-from pellucid.plot.inputs import HEADS, ONE_HEAD, labels_along, read_patterns
+from pellucid.plot.inputs import HEADS, ONE_HEAD, positions_of, read_patterns, tokens_of
 from pellucid.plot.themes import COLUMN, PAGE, SMALL
+from pellucid.plot.ticks import step_for
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -67,7 +68,7 @@ def attention_grid(patterns: Any, *, tokens: Sequence[str] | None = None, ax: Ax
     """
     array = read_patterns("plot.attention_grid", patterns, tokens, HEADS)
     with canvas(ax, Plan.of(array, COLUMN).size) as (axes, look):
-        plan = Plan.of(array, COLUMN if ax is None else extent(axes)[0] / 72)
+        plan = Plan.of(array, COLUMN, None if ax is None else extent(axes))
         weights, style = array.to_numpy(), weights_style(look)
         block = block_size(max(weights.shape[2:]), plan.side * axes.figure.dpi / 72)
         image: Any = None
@@ -81,7 +82,7 @@ def attention_grid(patterns: Any, *, tokens: Sequence[str] | None = None, ax: Ax
             for layer, head, left, top in plan:
                 name = plan.name(layer, head)
                 axes.annotate(name, (left, top), (0, 1), textcoords="offset points", va="bottom", fontsize=SMALL)
-        _name_tokens(axes, plan)
+        _name_tokens(axes, plan, array)
         weights_bar(axes, image, plan.height * plan.side, after=plan.beside)
         return remember(axes, array)
 
@@ -93,35 +94,38 @@ class Plan:
     Attributes:
         layers: Numbers of the layers; one None if it is not known.
         heads: Numbers of the heads.
-        positions: Queries and keys of a pattern.
         across: Patterns in a row.
-        side: Points of a pattern's side.
-        labels: Position -> label, of the tokens that fit beside a pattern and below one.
+        tokens: Labels of all queries and keys; none if fewer than three fit beside a pattern.
+        side: About how many points a pattern's side has.
     """
 
     layers: list[Any]
     heads: list[Any]
-    positions: tuple[int, int]
     across: int
-    side: float = 0.0
-    labels: tuple[dict[int, str], dict[int, str]] = ({}, {})
+    tokens: tuple[list[str], list[str]] = ([], [])
+    side: float = 1.0
 
     @classmethod
-    def of(cls, array: DataArray, width: float) -> Plan:
-        """Return the plan for a figure of this width in inches; over a dozen heads in a row take both columns."""
+    def of(cls, array: DataArray, width: float, given: Size | None = None) -> Plan:
+        """Return the plan for a figure of this width in inches, or for given axes of this extent in points.
+
+        Over a dozen heads in a row take both columns.
+        """
         layers, heads = (array[dim].values.tolist() for dim in HEADS[:2])
         layered = len(layers) > 1
         across = len(heads) if layered or len(heads) <= 3 else int(np.ceil(len(heads) ** 0.5))
-        width = PAGE if across > HEADS_IN_A_COLUMN and width == COLUMN else width
-        known = layers if layered or str(Axis.LAYER) in array.coords else [None]
-        plan = cls(known, heads, (array.shape[2], array.shape[3]), across)
-        for _ in range(2):  # labels take room, and how many fit depends on the room
+        width = PAGE if across > HEADS_IN_A_COLUMN else width
+        bare = cls(layers if layered or str(Axis.LAYER) in array.coords else [None], heads, across)
+        queries, keys = ([label_of(token) for token in tokens_of(array, dim) or ()] for dim in ONE_HEAD)
+        most, fewest = max(array.shape[2:]), min(len(queries), len(keys))
+        for plan in (replace(bare, tokens=(queries, keys)), bare):  # labels take room, and how many fit depends on it
             room = (72 * width - plan.around) / plan.width
-            side = min(room, TALLEST / len(layers), max(60.0, 30.0 * max(plan.positions)))  # the last: of a few tokens
-            queries, keys = (labels_along(array, dim, side) for dim in ONE_HEAD)
-            fit = min(len(queries), len(keys)) >= min(TOKENS_AT_LEAST, *plan.positions)
-            plan = cls(known, heads, plan.positions, across, side, (queries, keys) if fit else ({}, {}))
-        return plan
+            side = min(room, TALLEST / len(layers), max(60.0, 30.0 * most))  # the last: of a few tokens
+            if given is not None:  # a layout makes axes smaller for what stands beside them
+                side = 0.8 * min(given[0] / plan.width, given[1] / (bare.rows * 1.2))
+            if fewest and -(-fewest // step_for(fewest, side, SMALL * LINE)) >= min(TOKENS_AT_LEAST, most):
+                break
+        return replace(plan, side=side)
 
     @property
     def layered(self) -> bool:
@@ -151,19 +155,19 @@ class Plan:
     @property
     def beside(self) -> float:
         """Points between the patterns and the colour bar, which the names of layers take if tokens are at the left."""
-        if not self.layered or not self.labels[0]:
+        if not self.layered or not self.tokens[0]:
             return 6.0
         return longest([f"{Axis.LAYER} {number}" for number in self.layers]) + 10
 
     @property
     def around(self) -> float:
         """Points that all else takes of the width."""
-        return BAR + longest(self.labels[0].values()) + self.beside
+        return BAR + longest(self.tokens[0]) + self.beside
 
     @property
     def size(self) -> Size:
         """Inches of a new figure."""
-        below = longest(self.labels[1].values()) + 20 + (0 if self.layered and not self.labels[1] else NAME)
+        below = longest(self.tokens[1]) + 20 + (0 if self.layered and not self.tokens[1] else NAME)
         return (self.width * self.side + self.around) / 72, (self.height * self.side + below) / 72
 
     def __iter__(self) -> Iterator[tuple[int, int, float, float]]:
@@ -183,29 +187,29 @@ class Plan:
 
 def _name_rows_and_columns(axes: Axes, plan: Plan) -> None:
     """Write heads above their columns and layers beside their rows, at the right if tokens are at the left."""
-    tokens = bool(plan.labels[0])
+    tokens = bool(plan.tokens[0])
     above, beside = axes.secondary_xaxis("top"), axes.secondary_yaxis("right" if tokens else "left")
     for along, side, dim, numbers, step in (
         (above, above.xaxis, HEADS[1], plan.heads, 1 + GAP), (beside, beside.yaxis, HEADS[0], plan.layers, plan.down),
     ):  # fmt: skip
         spelled = [f"{dim} {number}" for number in numbers]
         whole = tokens and (along is beside or longest(spelled) < plan.side)
-        places = [i * step + 0.5 for i in range(len(numbers))]
-        along.set_ticks([])
         along.tick_params(length=0, pad=1.5, labelsize=SMALL, labelcolor=axes.xaxis.label.get_color())
-        put_numbers(side, spelled if whole else numbers, plan.side * step * len(numbers), places)
+        put_numbers(side, spelled if whole else numbers, 0.5, step)
         along.spines[:].set_visible(False)
         side.set_label_text("" if whole else dim, color=axes.xaxis.label.get_color())
 
 
-def _name_tokens(axes: Axes, plan: Plan) -> None:
-    """Write tokens, or ticks without them, along the left and lower edge."""
+def _name_tokens(axes: Axes, plan: Plan, array: DataArray) -> None:
+    """Write tokens, or nothing, along the left and lower edge."""
     columns = range(min(plan.across, len(plan.heads)))
-    for side, name, labels, count, starts in zip(
-        (axes.yaxis, axes.xaxis), ONE_HEAD, plan.labels, plan.positions,
-        ([row * plan.down for row in range(plan.rows)], [column * (1 + GAP) for column in columns]), strict=True,
-    ):  # fmt: skip
-        places = [start + (position + 0.5) / count for start in starts for position in labels]
-        put_tokens(side, places, list(labels.values()) * len(starts), ticks=len(labels) < count)
-        if labels or not plan.layered:
-            side.set_label_text(name)
+    starts = [row * plan.down for row in range(plan.rows)], [column * (1 + GAP) for column in columns]
+    for side, dim, begin in zip((axes.yaxis, axes.xaxis), ONE_HEAD, starts, strict=True):
+        strings, spacing = tokens_of(array, dim), 1 / array.sizes[dim]
+        if strings is None or not plan.tokens[0]:
+            side.set_ticks([])
+        else:
+            places = [start + spacing / 2 for start in begin]
+            put_tokens(side, strings, positions_of(array, dim), places, spacing, TOKENS_AT_LEAST)
+        if plan.tokens[0] or not plan.layered:
+            side.set_label_text(dim)

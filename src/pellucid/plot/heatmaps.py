@@ -14,6 +14,7 @@ from pellucid.plot.canvas import (
     canvas,
     colour_bar,
     extent,
+    label_of,
     longest,
     put_numbers,
     put_tokens,
@@ -25,7 +26,6 @@ from pellucid.plot.inputs import (
     Numbers,
     as_numbers,
     labelled,
-    labels_along,
     positions_of,
     read_patterns,
     sizes,
@@ -38,9 +38,6 @@ if TYPE_CHECKING:
     from xarray import DataArray
 
     from pellucid.plot.canvas import Size
-
-ROOM = 0.92
-"""The part of the estimated side along which tokens are put: layouts move axes a little."""
 
 BAR = 56.0
 """Points: what the colour bar and the names of the axes take of the width of attention patterns."""
@@ -98,8 +95,13 @@ def attention(pattern: Any, *, tokens: Sequence[str] | None = None, ax: Axes | N
         block = block_size(max(rows, columns), max(width, height) * axes.figure.dpi / 72)
         image = show_weights(axes, array.to_numpy(), block, (-0.5, -0.5, columns, rows), weights_style(look))
         axes.set(xlim=(-0.5, columns - 0.5), ylim=(rows - 0.5, -0.5), aspect="equal" if square else "auto")
-        for dim, side_of, room in zip(ONE_HEAD, (axes.yaxis, axes.xaxis), (height, width), strict=True):
-            _label_side(side_of, array, dim, room * ROOM)
+        for dim, side_of in zip(ONE_HEAD, (axes.yaxis, axes.xaxis), strict=True):
+            strings, positions = tokens_of(array, dim), positions_of(array, dim)
+            if strings is None:
+                put_numbers(side_of, positions)
+            else:
+                put_tokens(side_of, strings, positions, [0.0], 1.0)
+            side_of.set_label_text(dim)
         _frame(axes, look.soft)
         weights_bar(axes, image, height)
         say_what(axes, array)
@@ -114,20 +116,10 @@ def _is_square(array: DataArray) -> bool:
 def _size_of_one(array: DataArray) -> tuple[Size, Size]:
     """Return the inches of a new figure, and the points that the pattern itself will have of them."""
     rows, columns = array.shape
-    labels = [labels_along(array, dim, 150).values() for dim in ONE_HEAD]
-    left, below = (longest(of_side) or 18 for of_side in labels)
+    left, below = (longest(map(label_of, tokens_of(array, dim) or ())) or 18 for dim in ONE_HEAD)
     width = min(72 * COLUMN - left - BAR, max(90, 45 * columns))
     height = width * rows / columns if _is_square(array) else float(np.clip(12 * rows, 30, width))
     return ((width + left + BAR) / 72, (height + below + 22) / 72), (width, height)
-
-
-def _label_side(side: Any, array: DataArray, dim: str, room: float) -> None:
-    if tokens_of(array, dim) is None:
-        put_numbers(side, positions_of(array, dim), room)
-    else:
-        labels = labels_along(array, dim, room)
-        put_tokens(side, list(labels), list(labels.values()), ticks=len(labels) < array.sizes[dim])
-    side.set_label_text(dim)
 
 
 def weights_style(look: Theme) -> dict[str, Any]:
@@ -214,8 +206,8 @@ def head_scores(scores: Any, *, ax: Axes | None = None) -> Axes:
         numbers = array.to_numpy()
         low, high = _limits(numbers)
         image = axes.imshow(numbers, cmap=look.heat_map(signed=low < 0), vmin=low, vmax=high, aspect="auto")
-        for dim, side, room in zip(SCORES, (axes.yaxis, axes.xaxis), (height, width), strict=True):
-            put_numbers(side, array[dim].values.tolist(), room)
+        for dim, side in zip(SCORES, (axes.yaxis, axes.xaxis), strict=True):
+            put_numbers(side, array[dim].values.tolist())
             side.set_label_text(dim)
         axes.tick_params(length=0)
         _frame(axes, look.soft)

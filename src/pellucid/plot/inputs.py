@@ -13,7 +13,6 @@ from torch import Tensor
 from pellucid.axes import POSITIONS, Axis, coordinate
 from pellucid.check import require_whole
 from pellucid.errors import InputError, ShapeError
-from pellucid.plot.canvas import token_labels
 from pellucid.plot.themes import xarray
 
 if TYPE_CHECKING:
@@ -254,12 +253,6 @@ def positions_of(array: DataArray, dim: str) -> list[Any]:
         return array[name].values.tolist()
     queries, keys = _columns(array)
     return (keys if dim == str(Axis.KEY) else queries).tolist()
-
-
-def labels_along(array: DataArray, dim: str, room: float) -> dict[int, str]:
-    """Return index -> label of the tokens that fit along `room` points of an axis; none if they are unknown."""
-    tokens = tokens_of(array, dim)
-    return {} if tokens is None else token_labels(tokens, positions_of(array, dim), room)
 
 
 def tokens_of(array: DataArray, dim: str) -> list[str] | None:

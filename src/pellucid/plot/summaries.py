@@ -12,7 +12,7 @@ from pellucid.axes import Axis
 from pellucid.check import as_number
 from pellucid.errors import InputError, shown
 from pellucid.plot.canvas import canvas, extent, layer_axis, legend_above, longest, remember
-from pellucid.plot.themes import COLUMN, Colour, Theme, matplotlib, pandas
+from pellucid.plot.themes import COLUMN, LABEL, Colour, Theme, matplotlib, pandas
 from pellucid.run.counting import ParameterCount, count_parameters
 
 if TYPE_CHECKING:
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 MARKERS = "so^Dv<>p"
 """A shape for each term, so colour is not needed to tell them apart."""
+
+NAME_AT_MOST = 16
+"""Characters of a component's name beside its bar; longer ones end in an ellipsis."""
 
 INTERCEPT = "const"
 
@@ -221,9 +224,11 @@ def parameters(counted: ParameterCount | nn.Module, *, ax: Axes | None = None) -
         texts = [_text(unique, again, counted.unique) for unique, again in table.to_numpy()]
         axes.bar_label(tied, texts, padding=3)
         ends = table.sum(axis=1).tolist()
-        axes.set_xlim(0, _end_of_axis(ends, texts, extent(axes)[0]))
+        names = [name if len(name) <= NAME_AT_MOST else f"{name[: NAME_AT_MOST - 1]}…" for name in table.index]
+        room = 72 * COLUMN - longest(names, LABEL) - 12 if ax is None else extent(axes)[0]
+        axes.set_xlim(0, _end_of_axis(ends, texts, room))
         axes.set_ylim(len(table) - 0.5, -0.5)
-        axes.set_yticks(list(places), list(table.index))
+        axes.set_yticks(list(places), names)
         axes.set_xticks([])
         axes.set_xlabel(f"parameters: {_short(counted.unique)} in memory", loc="left")
         axes.tick_params(length=0)
@@ -245,7 +250,7 @@ def _text(unique: int, tied: int, everything: int) -> str:
 def _end_of_axis(ends: Sequence[float], texts: Sequence[str], room: float) -> float:
     """Return how many parameters end the axis, so each bar and the text behind it fit into `room` points."""
     size = matplotlib().font_manager.FontProperties().get_size_in_points()
-    behind = [min(3 + longest([text], size), 0.7 * room) for text in texts]
+    behind = [min(3 + longest([text], size), 0.8 * room) for text in texts]
     return max(end * room / (room - taken) for end, taken in zip(ends, behind, strict=True))
 
 
