@@ -1,5 +1,6 @@
 """What all tests share: determinism, the models that are built once, and the tokenizer of GPT-2."""
 
+import gc
 import gzip
 import sys
 from collections.abc import Iterator
@@ -20,6 +21,12 @@ import support  # noqa: E402
 
 # The models of the tests are small: threads would cost more than they give, and starve each other on busy machines.
 torch.set_num_threads(1)
+
+
+def pytest_collection_finish() -> None:
+    """Set aside what stays until the end: statsmodels collects garbage in each call, and would look through it all."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
