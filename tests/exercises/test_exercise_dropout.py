@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from exercise_solution import variant
 from torch import Tensor, nn
 
 from pellucid.exercises import check_attention, check_block, check_gpt2, course
-from pellucid.exercises.reference import RIGHT, gpt2, training, turned
+from pellucid.exercises.course import RIGHT, gpt2, training
 from pellucid.exercises.watch import Marked, apart, marked
 from pellucid.gpt2.formulas import Sizes
 from pellucid.gpt2.mistakes import ATTENTION_DROPOUT, BLOCK_DROPOUT, GPT2_DROPOUT
@@ -201,14 +202,16 @@ def test_one_dropout_module_for_all_passes() -> None:
 def test_mistakes_differ_from_one_another_and_from_what_is_right() -> None:
     sizes = Sizes(12, 3, 4, layers=2, vocabulary=23, positions=7)
     generator = torch.Generator().manual_seed(0)
-    p = {n: torch.randn(s, generator=generator).double() for n, s in course.gpt2_shapes(sizes).items()}
+    p = {
+        n: torch.randn(s, generator=generator).double() for n, s in course.shapes_of(course.gpt2_layers(sizes)).items()
+    }
     ids = course.texts(sizes)[0]
     rows = [{}, *(one.changes for one in (*ATTENTION_DROPOUT, *BLOCK_DROPOUT, *GPT2_DROPOUT))]
-    made = [gpt2(ids, p, sizes, training(turned(RIGHT, row), sizes))["logits"] for row in rows]
+    made = [gpt2(ids, p, sizes, training(replace(RIGHT, **row), sizes))["logits"] for row in rows]
     for number, one in enumerate(made):
         assert all(apart(one, other) > 1e-9 for other in made[:number]), rows[number]
     still = gpt2(ids, p, sizes, RIGHT)["logits"]
-    assert all(torch.equal(gpt2(ids, p, sizes, turned(RIGHT, row))["logits"], still) for row in rows)
+    assert all(torch.equal(gpt2(ids, p, sizes, replace(RIGHT, **row))["logits"], still) for row in rows)
 
 
 def test_the_stand_in_is_that_of_every_dropout_in_training_and_of_none_elsewhere() -> None:

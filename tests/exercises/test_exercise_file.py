@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,7 @@ from typer.testing import CliRunner
 from pellucid import InputError, NotFoundError
 from pellucid.cli import app
 from pellucid.exercises import starter
-from pellucid.exercises.learner_file import EXERCISES, check_file
-from pellucid.exercises.own_process import checked_apart
+from pellucid.exercises.learner_file import EXERCISES, Answer, answers, checked_apart
 
 CACHE = "\n\ndef make_cache(model):\n    return Cache()\n"
 
@@ -30,7 +30,12 @@ def mine(tmp_path: Path) -> Path:
 
 
 def states(path: Path, **options: Any) -> dict[str, str]:
-    return {answer.exercise: answer.state for answer in check_file(path, **options)}
+    return {answer.exercise: answer.state for answer in here(path, **options)}
+
+
+def here(path: Path, exercise: str | None = None) -> list[Answer]:
+    """The answers of a file that is run in this process."""
+    return list(answers(path, [*EXERCISES] if exercise is None else [exercise], None, lambda key: None))
 
 
 def check(*args: str) -> Any:
@@ -84,7 +89,7 @@ def test_a_file_that_cannot_be_run_is_an_error_of_its_own(name: str, tmp_path: P
     path = tmp_path / "my_gpt2.py"
     path.write_text(text, encoding="utf-8")
     with pytest.raises(InputError) as caught:
-        (checked_apart if name in ("ends the process", "raises") else check_file)(path)
+        (checked_apart if name in ("ends the process", "raises") else here)(path)
     assert words in caught.value.message
     assert caught.value.code == code
 
@@ -131,7 +136,7 @@ def test_what_is_no_notebook(text: str, tmp_path: Path) -> None:
 
 def test_a_notebook_s_lines_are_shown(tmp_path: Path) -> None:
     path = notebook(tmp_path / "mine.ipynb", "def greedy_search(logits):\n    return logits.no_such_thing()")
-    (answer,) = check_file(path, "greedy")
+    (answer,) = here(path, "greedy")
     assert answer.result is not None
     assert answer.result.line == "3: return logits.no_such_thing()"
 
@@ -215,3 +220,23 @@ def test_the_command_s_json_and_exit_codes(tmp_path: Path) -> None:
     assert json.loads(broken.stdout)["error"]["code"] == "file-not-python"
     assert check(str(path), "--exercise", "gredy").exit_code == 2
     assert check(str(path), "--hint", "4").exit_code == 2
+
+
+def test_a_file_may_import_what_lies_beside_it_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    """Even where the answer imports it once it is called, and where the file has the name of a module."""
+    (tmp_path / "beside_it.py").write_text("best = lambda logits: int(logits.argmax())\n", encoding="utf-8")
+    path = tmp_path / "json.py"
+    path.write_text(
+        "def greedy_search(logits):\n    from beside_it import best\n    return best(logits)\n", encoding="utf-8"
+    )
+    before = list(sys.path), sys.modules["json"]
+    try:
+        (answer,) = here(path, "greedy")
+    finally:
+        sys.modules.pop("beside_it", None)
+    assert answer.state == "right", answer.result
+    assert (list(sys.path), sys.modules["json"]) == before
+    path.write_text("1 / 0\n", encoding="utf-8")
+    with pytest.raises(InputError):
+        here(path)
+    assert (list(sys.path), sys.modules["json"]) == before

@@ -196,3 +196,40 @@ def test_checks_leave_the_generator_and_the_gradient_mode_alone() -> None:
     check_attention(variant().UnidirectionalAttention)
     assert torch.equal(before, torch.random.get_rng_state())
     assert torch.is_grad_enabled()
+
+
+class WithBias(variant().GPT2):  # type: ignore[misc]
+    """The solution, whose unembedding has a bias that is zeros at first."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.head_bias = torch.nn.Parameter(torch.zeros(config.vocab_size))
+
+    def forward(self, x: Any, cache: Any = None) -> Any:
+        return super().forward(x) + self.head_bias
+
+
+def test_a_bias_of_the_unembedding_is_named_even_of_zeros() -> None:
+    result = check_gpt2(WithBias)
+    assert result.mistake == "`head_bias` is added to the logits; the course's unembedding has no bias"
+    assert (result.step, str(result.tensor).split(" ")[0]) == ("the unembedding", "logits")
+
+
+def test_a_bias_beside_another_mistake_is_named_with_it() -> None:
+    class Both(WithBias):
+        def forward(self, x: Any, cache: Any = None) -> Any:
+            return torch.nn.functional.linear(self.hidden(x), self.head, self.head_bias)
+
+        def __init__(self, config: Any) -> None:
+            super().__init__(config)
+            self.head = torch.nn.Parameter(torch.randn(config.vocab_size, config.hidden_size))
+
+        def hidden(self, x: Any) -> Any:
+            seen: list[Any] = []
+            with self.ln.register_forward_hook(lambda module, given, made: seen.append(made)):
+                super().forward(x)
+            return seen[0]
+
+    told = str(check_gpt2(Both).mistake)
+    assert "the logits are made with `head`" in told, told
+    assert "`head_bias` is added to the logits" in told

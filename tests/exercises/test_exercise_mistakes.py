@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,8 +11,8 @@ import torch
 from exercise_solution import variant
 from torch import Tensor
 
-from pellucid.exercises import check_attention, check_block, check_gpt2, course, learner, modules, reference
-from pellucid.exercises.reference import RIGHT, attention, block, gpt2, turned
+from pellucid.exercises import check_attention, check_block, check_gpt2, course, learner, modules
+from pellucid.exercises.course import RIGHT, attention, attention_layers, block, gpt2, shapes_of
 from pellucid.exercises.watch import apart
 from pellucid.gpt2.formulas import Sizes
 from pellucid.gpt2.mistake import HIDDEN, NUMBER, Mistake, together
@@ -35,7 +36,7 @@ def made(cls: type, stages: Callable[..., Any], sizes_of: Callable[[Any], Sizes]
 
         def forward(self, x: Tensor, cache: Any = None) -> Tensor:
             named = dict(self.named_parameters())
-            return list(stages(x, named, self.sizes, turned(RIGHT, mistake.changes)).values())[-1]
+            return list(stages(x, named, self.sizes, replace(RIGHT, **mistake.changes)).values())[-1]
 
     return Wrong
 
@@ -96,12 +97,12 @@ def test_a_hint_names_each_kind_once() -> None:
 @pytest.mark.parametrize("sizes", [Sizes(12, 4, 3), Sizes(12, 3, 5)])
 def test_mistakes_differ_from_one_another(sizes: Sizes) -> None:
     generator = torch.Generator().manual_seed(0)
-    p = {n: torch.randn(s, generator=generator).double() for n, s in course.attention_shapes(sizes).items()}
+    p = {n: torch.randn(s, generator=generator).double() for n, s in shapes_of(attention_layers(sizes)).items()}
     x = torch.cat([course.streams(sizes)[0]] * 2, 1)[:, :8] + 0.1 * torch.randn(2, 8, 12, generator=generator).double()
     outputs: dict[str, Tensor] = {}
     for one in ATTENTION:
         try:
-            outputs[one.learner] = list(attention(x, p, sizes, turned(RIGHT, one.changes)).values())[-1]
+            outputs[one.learner] = list(attention(x, p, sizes, replace(RIGHT, **one.changes)).values())[-1]
         except RuntimeError:
             continue
     right = list(attention(x, p, sizes, RIGHT).values())[-1]
@@ -119,7 +120,7 @@ def test_without_the_tables_nothing_is_claimed(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_wrong_reference_fails_right_answers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(learner, "RIGHT", turned(RIGHT, {"scale": lambda q, weights: 1.0}))
+    monkeypatch.setattr(learner, "RIGHT", replace(RIGHT, scale=lambda q, weights: 1.0))
     assert not check_attention(variant().UnidirectionalAttention)
 
 
@@ -127,5 +128,5 @@ def test_a_cause_that_does_not_reproduce_is_not_claimed(monkeypatch: pytest.Monk
     almost = variant((" / self.head_size**0.5", " * 1.0001"))  # as good as unscaled, but not quite
     result = check_attention(almost.UnidirectionalAttention)
     assert "none of the known mistakes" in str(result.mistake)
-    monkeypatch.setattr(reference, "apart", lambda *_: 0.0)
+    monkeypatch.setattr(learner, "apart", lambda *_: 0.0)
     assert "none of the known mistakes" not in str(check_attention(almost.UnidirectionalAttention).mistake)

@@ -5,17 +5,14 @@ wrong answer; it returns a `CheckResult`, which prints itself.
 """
 
 from pellucid.exercises.beam_search import check_beam_search
-from pellucid.exercises.cache import check_cache
-from pellucid.exercises.course import GPTConfig
+from pellucid.exercises.course import GPTConfig, config_of, starter
 from pellucid.exercises.draws import check_sample_basic, check_top_k, check_top_p
-from pellucid.exercises.loading import alignment_for, config_of, load_into
+from pellucid.exercises.kv_cache import check_cache
 from pellucid.exercises.modules import check_attention, check_block, check_gpt2
-from pellucid.exercises.next_token import check_sample_next_token
-from pellucid.exercises.pretrained import check_pretrained
+from pellucid.exercises.pretrained import alignment_for, check_pretrained, load_into
 from pellucid.exercises.result import CheckResult
-from pellucid.exercises.sampling import check_sampling
+from pellucid.exercises.sampling import check_sample_next_token, check_sampling
 from pellucid.exercises.scores import check_frequency_penalty, check_greedy, check_temperature
-from pellucid.exercises.starting import starter
 
 __all__ = [
     "CheckResult",

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from pellucid.exercises.next_token import Table
+from pellucid.exercises.scores import Table
 
 PROMPT = (2, 7, 4)
 RETURNED, BEAMS, NEW, END = 3, 4, 6, 0

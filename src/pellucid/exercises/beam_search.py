@@ -27,15 +27,15 @@ from pellucid.exercises.beam_forms import (
     Found,
     forms,
 )
-from pellucid.exercises.next_token import Table
 from pellucid.exercises.result import CheckResult, Findings, WrongAnswerError, checked, theirs
+from pellucid.exercises.scores import Table
 
 CLOSE = 1e-4
 STEP, ENDING = "beam search", "beam search, texts that end"
 ENDLESS = (8, 9, 10)
 """Seeds of the models that never end."""
 
-Run = Callable[[nn.Module], Found]
+Search = Callable[[nn.Module], Found]
 
 
 class Vocabulary:
@@ -53,7 +53,7 @@ class Vocabulary:
         return [int(word) for word in text.split()]
 
 
-def _scored(search: BeamForm, change: Callable[[float, int], float]) -> Run:
+def _scored(search: BeamForm, change: Callable[[float, int], float]) -> Search:
     return lambda model: [(change(score, len(ids)), ids) for score, ids in search.run(model)]
 
 
@@ -70,7 +70,7 @@ def _every_beam(model: nn.Module) -> Found:
 
 EVERY_END = ("every end token counts, however unlikely it is, since the candidates are read to the end; they are read "
              "until num_beams of them continue")  # fmt: skip
-WRONG: Mapping[str, Run] = {
+WRONG: Mapping[str, Search] = {
     "logits are added up, not log-probabilities": BeamForm(adds="logits").run,
     "probabilities are added up, not log-probabilities": BeamForm(adds="probabilities").run,
     "the score is the last token's alone: log-probabilities are not added up": BeamForm(last_only=True).run,
@@ -92,7 +92,7 @@ WRONG: Mapping[str, Run] = {
 }  # fmt: skip
 """Mistakes that show without any end -> the search that makes them."""
 
-WRONG_ENDS: Mapping[str, Callable[[BeamForm], Run]] = {
+WRONG_ENDS: Mapping[str, Callable[[BeamForm], Search]] = {
     EVERY_END: lambda form: replace(form, per_beam=None, reads="all").run,
     "the end token's own log-probability is not added to the score": lambda form: replace(form, counts_end=False).run,
     "texts that have ended are thrown away":
@@ -264,7 +264,7 @@ def _kind(value: Any) -> str:
     return f"Tensor {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
 
 
-def _same(given: Sequence[Found], search: Run, models: Sequence[nn.Module]) -> bool:
+def _same(given: Sequence[Found], search: Search, models: Sequence[nn.Module]) -> bool:
     return all(_equal(texts, search(model)) for texts, model in zip(given, models, strict=True))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,9 +10,11 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pellucid.exercises.learner import COARSE, copied, own, parameter
-from pellucid.exercises.result import Findings, WrongAnswerError, theirs
+from pellucid.exercises.learner import COARSE, ModuleProbe, own
+from pellucid.exercises.names import copied, parameter
+from pellucid.exercises.result import Findings, WrongAnswerError, last_line, theirs
 from pellucid.exercises.watch import apart
+from pellucid.gpt2.formulas import Sizes
 
 _MAY_MIX = ("index", "copy", "_to_copy", "embedding_renorm")
 
@@ -106,40 +108,43 @@ def require_dropout(dropouts: Sequence[nn.Dropout], words: str) -> None:
 
 DROPOUT = "dropout is missing, or drops another tensor"
 
-Makers = Mapping[str, Callable[[], nn.Module]]
 
-
-def check_initial_order(
-    found: Findings, build: Callable[[], nn.Module], makers: Makers, orders: Sequence[tuple[str, ...]]
-) -> None:
+def check_initial_order(found: Findings, probe: ModuleProbe, sizes: Sizes, orders: Sequence[tuple[str, ...]]) -> None:
     """Under one seed, parameters tell in which order the modules were created.
 
     Args:
         found: Where to say so.
-        build: Makes the learner's module.
-        makers: Path -> what makes a module of that kind.
-        orders: Orders of the paths; the first is the right one.
+        probe: The learner's class.
+        sizes: What it is constructed with.
+        orders: Orders of the paths of its layers; the first is the right one.
 
     Raises:
         WrongAnswerError: The modules are created in another of the orders.
     """
     with theirs("constructing"):
         torch.manual_seed(7)
-        module = build()
-    values = {path: parameter(module, path).weight.detach() for path in makers}
-    for number, order in enumerate(orders):
+        module = probe.build(sizes)
+    layers, right = probe.layers(sizes), orders[0]
+    values = {path: parameter(module, path).weight.detach() for path in right}
+    for order in orders:
         torch.manual_seed(7)
-        fresh = {path: makers[path]().get_parameter("weight").detach() for path in order}
-        if all(torch.equal(fresh[path], values[path]) for path in makers):
-            if number:
-                asked = ", ".join(f"`{path}`" for path in orders[0])
-                made = ", ".join(f"`{path}`" for path in order)
-                raise WrongAnswerError(
-                    f"sub-modules are initialised in the order {made}; the order of use is {asked}",
-                    "initialisation",
-                    kind="an order is wrong",
-                )
-            found.proved.append("sub-modules are initialised in the order of use: under one seed, equal to the bit")
-            return
+        fresh = {path: layers[path]().get_parameter("weight").detach() for path in order}
+        if not all(torch.equal(fresh[path], values[path]) for path in right):
+            continue
+        if order != right:
+            made, asked = (", ".join(f"`{path}`" for path in paths) for paths in (order, right))
+            words = f"sub-modules are initialised in the order {made}; the order of use is {asked}"
+            raise WrongAnswerError(words, "initialisation", kind="an order is wrong")
+        found.proved.append("sub-modules are initialised in the order of use: under one seed, equal to the bit")
+        return
     found.note("fresh parameters are not those of torch's default initialisation in the order of use; the numbers "
                "computed are right, but a test that compares fresh models under one seed would not pass")  # fmt: skip
+
+
+def check_gradient(found: Findings, module: nn.Module, x: Tensor) -> None:
+    """Note it where the module cannot be trained, usually because of a change in place."""
+    try:
+        with torch.enable_grad():
+            copied(module)(own(module, x)).sum().backward()
+    except (Exception, SystemExit) as error:  # whatever the learner's code raises
+        found.note(f"it cannot be trained as it is: {last_line(error)}")

@@ -1,16 +1,29 @@
-"""The course's configuration, the shapes of its parameters, and the axes and steps of its tensors."""
+"""The course's GPT-2: its configuration, the file to begin with, its layers, the stages of a run.
+
+The computation is the plain one of `pellucid.gpt2.parts` with the learner's own parameters, and mistakes in it. Stages
+have the names that a learner is told, and come in the order in which they are computed.
+"""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any, Never
 
 import torch
 from torch import Tensor, nn
 
-from pellucid.gpt2.formulas import Sizes
+from pellucid import atomic
+from pellucid.errors import InputError, shown
+from pellucid.exercises.result import misuse
+from pellucid.exercises.watch import marked
+from pellucid.gpt2 import parts as plain
+from pellucid.gpt2.formulas import PlainWeights, Sizes
+from pellucid.gpt2.parts import LOGITS, Block, Parts, Span, Values, recorder, run_block, run_parts
 
 
 @dataclass(frozen=True)
@@ -44,6 +57,66 @@ _ELSEWHERE = {
 """Field of other libraries' configurations -> the course's."""
 
 
+STARTER = Path(__file__).parent / "starter.txt"
+
+
+def starter(path: str | Path | None = None) -> str:
+    """The file to begin with: every class and function of the course with a blank in it, and its check below.
+
+    Cells are marked with `# %%`, so that an editor shows it as a notebook; `examples/build_gpt2_starter.ipynb` is one.
+
+    Args:
+        path: Where to write it; None to write nothing.
+
+    Returns:
+        Its text.
+
+    Raises:
+        InputError: There is a file already, which may hold answers.
+
+    Example:
+        >>> from pellucid import exercises
+        >>> exercises.starter().count("def forward")
+        3
+    """
+    text = STARTER.read_text(encoding="utf-8")
+    if path is not None:
+        target = Path(path)
+        if os.path.lexists(target):  # in a folder that may not be looked into nothing is; writing says so
+            raise InputError(
+                f"starter: {target} already exists and may hold answers.",
+                code="file-exists",
+                remedy="Give another path.",
+            )
+        atomic.write_text(target, text)
+    return text
+
+
+def config_of(reference: Any, activation_function: str = "gelu") -> GPTConfig:
+    """The course's configuration of a model with the sizes of a reference, pellucid's or transformers'.
+
+    Raises:
+        InputError: No model.
+    """
+    try:
+        config = reference.config
+        return GPTConfig(
+            activation_function, config.n_layer, config.n_head, config.vocab_size,
+            config.n_embd, config.n_positions, config.resid_pdrop, config.layer_norm_epsilon,
+        )  # fmt: skip
+    except AttributeError as error:
+        raise no_reference("config_of", reference) from error
+
+
+def no_reference(check: str, given: Any) -> InputError:
+    """The error for what is no model, where a reference was expected."""
+    name = shown(given) if isinstance(given, str) else type(given).__name__
+    return misuse(
+        f"{check}: {name} given, expected a model as the reference.",
+        "Open a file, a folder or a name with pellucid.load; a model of transformers' is taken as it is.",
+    )
+
+
 def streams(sizes: Sizes) -> list[Tensor]:
     """Inputs [B, P, D]; the last is loud, so that scores are far apart."""
     generator = torch.Generator().manual_seed(2)
@@ -61,59 +134,148 @@ def text(sizes: Sizes, rows: int, columns: int) -> Tensor:
     return torch.randint(sizes.vocabulary, (rows, columns), generator=torch.Generator().manual_seed(columns))
 
 
-def attention_shapes(s: Sizes) -> dict[str, tuple[int, ...]]:
-    """Parameter of attention -> its shape."""
+Layers = Mapping[str, Callable[[], nn.Module]]
+"""Path of a layer that the course asks for -> what makes one like it."""
+
+
+def attention_layers(s: Sizes) -> Layers:
+    """The layers of attention."""
     inner = s.heads * s.head
+    return {"qkv_proj": lambda: nn.Linear(s.hidden, 3 * inner), "output_proj": lambda: nn.Linear(inner, s.hidden)}
+
+
+def block_layers(s: Sizes) -> Layers:
+    """The layers of a block."""
+    norm = lambda: nn.LayerNorm(s.hidden)  # noqa: E731
     return {
-        "qkv_proj.weight": (3 * inner, s.hidden), "qkv_proj.bias": (3 * inner,),
-        "output_proj.weight": (s.hidden, inner), "output_proj.bias": (s.hidden,),
-    }  # fmt: skip
-
-
-def block_shapes(s: Sizes) -> dict[str, tuple[int, ...]]:
-    """Parameter of a block -> its shape."""
-    d = s.hidden
-    return {
-        "ln1.weight": (d,), "ln1.bias": (d,),
-        **{f"attn.{name}": shape for name, shape in attention_shapes(s).items()},
-        "ln2.weight": (d,), "ln2.bias": (d,),
-        "linear1.weight": (4 * d, d), "linear1.bias": (4 * d,), "linear2.weight": (d, 4 * d), "linear2.bias": (d,),
-    }  # fmt: skip
-
-
-def gpt2_shapes(s: Sizes) -> dict[str, tuple[int, ...]]:
-    """Parameter of a GPT-2 -> its shape."""
-    blocks = {f"blocks.{i}.{name}": shape for i in range(s.layers) for name, shape in block_shapes(s).items()}
-    first = {"token_embedding.weight": (s.vocabulary, s.hidden), "pos_embedding.weight": (s.positions, s.hidden)}
-    return {**first, **blocks, "ln.weight": (s.hidden,), "ln.bias": (s.hidden,)}
-
-
-def attention_makers(s: Sizes) -> dict[str, Callable[[], nn.Module]]:
-    """Path -> what makes the module of that path, in attention."""
-    inner = s.heads * s.head
-    return {
-        "qkv_proj": lambda: nn.Linear(s.hidden, 3 * inner), "output_proj": lambda: nn.Linear(inner, s.hidden),
-    }  # fmt: skip
-
-
-def block_makers(s: Sizes) -> dict[str, Callable[[], nn.Module]]:
-    """Path -> what makes the module of that path, in a block."""
-    inside = {f"attn.{name}": make for name, make in attention_makers(s).items()}
-    outside: dict[str, Callable[[], nn.Module]] = {
+        "ln1": norm, **_below("attn", attention_layers(s)), "ln2": norm,
         "linear1": lambda: nn.Linear(s.hidden, 4 * s.hidden), "linear2": lambda: nn.Linear(4 * s.hidden, s.hidden),
     }  # fmt: skip
-    return inside | outside
 
 
-def orders(groups: Sequence[Sequence[str]]) -> list[tuple[str, ...]]:
-    """Every order of the groups, and of what is inside each; the first is the given one."""
-    inner = [list(itertools.permutations(group)) for group in groups]
-    return list(flat(o for chosen in itertools.product(*inner) for o in itertools.permutations(chosen)))
+def gpt2_layers(s: Sizes) -> Layers:
+    """The layers of a GPT-2."""
+    layers: dict[str, Callable[[], nn.Module]] = {
+        "token_embedding": lambda: nn.Embedding(s.vocabulary, s.hidden),
+        "pos_embedding": lambda: nn.Embedding(s.positions, s.hidden),
+    }
+    for i in range(s.layers):
+        layers |= _below(f"blocks.{i}", block_layers(s))
+    return {**layers, "ln": lambda: nn.LayerNorm(s.hidden)}
 
 
-def flat(orders: Any) -> Iterator[tuple[str, ...]]:
-    """Groups of paths, one after the other, as one order."""
-    return (tuple(itertools.chain.from_iterable(order)) for order in orders)
+def _below(path: str, layers: Layers) -> Layers:
+    return {f"{path}.{name}": make for name, make in layers.items()}
+
+
+def shapes_of(layers: Layers) -> dict[str, tuple[int, ...]]:
+    """Parameter of such layers -> its shape."""
+    with torch.device("meta"):  # which fills nothing, and so draws no random numbers
+        made = {path: make() for path, make in layers.items()}
+    return {f"{path}.{kind}": tuple(p.shape) for path, one in made.items() for kind, p in one.named_parameters()}
+
+
+def orders(*groups: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """Every order of the groups, each of which is given as the orders of what is inside; the first is the given one."""
+    every = (order for chosen in itertools.product(*groups) for order in itertools.permutations(chosen))
+    return [tuple(itertools.chain.from_iterable(order)) for order in every]
+
+
+Stages = dict[str, Tensor]
+Parameters = Mapping[str, Tensor]
+
+RIGHT = replace(plain.RIGHT, fill=-math.inf)
+"""What is asked for; masked scores are -inf, as in the course, so that a wrong softmax shows what a learner's shows."""
+
+
+def training(parts: Parts, sizes: Sizes) -> Parts:
+    """A GPT-2 in training, with dropout's stand-in."""
+    return replace(parts, drop=lambda x: marked(x, sizes.dropout))
+
+
+def attention(x: Tensor, p: Parameters, sizes: Sizes, parts: Parts) -> Stages:
+    """x [B, P, D] -> the stages of attention; the last is its output [B, P, D]."""
+    values: Values = {}
+    Block(parts, _weights(_attention(p, "", "blocks.0.", sizes), sizes).of_block(0), recorder(values)).attention(x)
+    return _attention_stages(values)
+
+
+def block(x: Tensor, p: Parameters, sizes: Sizes, parts: Parts) -> Stages:
+    """x [B, P, D] -> the stages of one block; the last is its output [B, P, D]."""
+    _, values = run_block(parts, _weights(_block(p, "", 0, sizes), sizes).of_block(0), x)
+    return _block_stages(values)
+
+
+def gpt2(ids: Tensor, p: Parameters, sizes: Sizes, parts: Parts) -> Stages:
+    """ids [B, P] -> the stages of GPT-2; the last is its logits [B, P, V]."""
+    values = run_parts(parts, _weights(units(p, sizes), sizes), Span(ids, by_place=True))
+    stages: Stages = {"token embedding": values["looked up"], "pos embedding": values["pos>"]}
+    stages["token + pos"] = values["embedded"]
+    for place in range(len(parts.order(sizes.layers))):
+        prefix = f"blocks.{place}."
+        inside = {name.removeprefix(prefix): value for name, value in values.items() if name.startswith(prefix)}
+        stages |= {f"block {place}: {name}": value for name, value in _block_stages(inside).items()}
+    return {**stages, "ln": values["read by the head"], "logits": values[LOGITS]}
+
+
+def units(p: Parameters, sizes: Sizes) -> dict[str, Tensor]:
+    """The parameters of the course's GPT-2 by our names, as live views."""
+    tensors = {"embed.W_E": p["token_embedding.weight"], "pos_embed.W_pos": p["pos_embedding.weight"]}
+    for i in range(sizes.layers):
+        tensors |= _block(p, f"blocks.{i}.", i, sizes)
+    return {**tensors, "ln_final.w": p["ln.weight"], "ln_final.b": p["ln.bias"]}
+
+
+def _weights(tensors: Mapping[str, Tensor], sizes: Sizes) -> PlainWeights:
+    return PlainWeights(sizes, tensors, next(iter(tensors.values())).dtype)
+
+
+def split_heads(qkv: Tensor, sizes: Sizes, axis: int = -1) -> tuple[Tensor, ...]:
+    """q, k and v of a tensor whose axis holds all three; that axis becomes two: head, and d_head."""
+    return qkv.unflatten(axis, (3, sizes.heads, sizes.head)).unbind(axis if axis >= 0 else axis - 2)
+
+
+def _attention(p: Parameters, prefix: str, ours: str, sizes: Sizes) -> dict[str, Tensor]:
+    """The course's parameters of attention below a prefix, by our names and as live views."""
+    columns = split_heads(p[f"{prefix}qkv_proj.weight"], sizes, 0)  # each [H, K, D]
+    biases = split_heads(p[f"{prefix}qkv_proj.bias"], sizes, 0)
+    out = p[f"{prefix}output_proj.weight"].T.unflatten(0, (sizes.heads, sizes.head))
+    return {
+        **{f"{ours}attn.W_{letter}": part.mT for letter, part in zip("QKV", columns, strict=True)},
+        **{f"{ours}attn.b_{letter}": part for letter, part in zip("QKV", biases, strict=True)},
+        f"{ours}attn.W_O": out, f"{ours}attn.b_O": p[f"{prefix}output_proj.bias"],
+    }  # fmt: skip
+
+
+def _block(p: Parameters, prefix: str, number: int, sizes: Sizes) -> dict[str, Tensor]:
+    """The course's parameters of a block below a prefix, by our names and as live views."""
+    ours = f"blocks.{number}."
+    return {
+        **{f"{ours}{ln}.{kind[0]}": p[f"{prefix}{ln}.{kind}"] for ln in ("ln1", "ln2") for kind in ("weight", "bias")},
+        **_attention(p, f"{prefix}attn.", ours, sizes),
+        f"{ours}mlp.W_in": p[f"{prefix}linear1.weight"].T, f"{ours}mlp.b_in": p[f"{prefix}linear1.bias"],
+        f"{ours}mlp.W_out": p[f"{prefix}linear2.weight"].T, f"{ours}mlp.b_out": p[f"{prefix}linear2.bias"],
+    }  # fmt: skip
+
+
+def _attention_stages(values: Values) -> Stages:
+    together = torch.stack([values[f"{letter} by head"] for letter in "qkv"])
+    return {"q, k, v": together, **{name: values[name] for name in ("scores", "pattern", "z")}, "output": values["O>"]}
+
+
+_OF_BLOCK = {
+    "after attention": "mid", "ln2": "mlp<", "linear1": "in>", "activation": "out<", "linear2": "out>",
+    "output": "block>",
+}  # fmt: skip
+
+
+def _block_stages(values: Values) -> Stages:
+    attended = {f"attn {name}": value for name, value in _attention_stages(values).items()}
+    return {"ln1": values["attn<"], **attended, **{name: values[point] for name, point in _OF_BLOCK.items()}}
+
+
+Produce = Callable[[Parts], Iterator[Stages]]
+"""A GPT-2 -> the stages of every probe, one after the other."""
 
 
 _AXES = {

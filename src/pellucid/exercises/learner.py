@@ -3,31 +3,28 @@
 from __future__ import annotations
 
 import contextlib
-import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import itertools
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pellucid.exercises.other_names import Naming, namings
-from pellucid.exercises.reference import (
+from pellucid.exercises.course import (
     RIGHT,
+    Layers,
     Parameters,
     Produce,
     Stages,
-    agrees,
-    confirmed,
-    first_shows,
-    pairs,
+    shapes_of,
     training,
-    turned,
 )
-from pellucid.exercises.result import IN_PLACE, NAMES, NUMBERS, RETURNS, Findings, WrongAnswerError, last_line, theirs
+from pellucid.exercises.names import Built, Naming, copied
+from pellucid.exercises.result import IN_PLACE, NUMBERS, RETURNS, Findings, WrongAnswerError, theirs
 from pellucid.exercises.watch import Marked, Undropped, Watch, apart
 from pellucid.gpt2.formulas import Sizes
-from pellucid.gpt2.mistake import OTHER_TENSOR, Mistake
+from pellucid.gpt2.mistake import ADDED, NUMBER, OTHER_TENSOR, Mistake, together
 from pellucid.gpt2.parts import Parts
 
 EXACT, COARSE = 1e-9, 2e-5
@@ -42,7 +39,7 @@ class ModuleProbe:
         name: What the learner calls it.
         build: Sizes -> the learner's module.
         stages: The right computation, whose parts can be replaced.
-        shapes: Sizes -> every parameter by the name that the course gives it, with its shape.
+        layers: Sizes -> every layer by the path that the course gives it, with what makes one.
         inputs: Sizes -> what to run it on, several shapes.
         axes: Stage -> its axes.
         steps: Stage -> the step that makes it.
@@ -53,138 +50,62 @@ class ModuleProbe:
     name: str
     build: Callable[[Sizes], Any]
     stages: Callable[[Tensor, Parameters, Sizes, Parts], Stages]
-    shapes: Callable[[Sizes], Mapping[str, tuple[int, ...]]]
+    layers: Callable[[Sizes], Layers]
     inputs: Callable[[Sizes], Sequence[Tensor]]
     axes: Callable[[str], str]
     steps: Callable[[str], str]
     mistakes: Sequence[Mistake]
     dropouts: Sequence[Mistake]
 
-    def constructed(self, sizes: Sizes) -> nn.Module:
+    def constructed(self, sizes: Sizes) -> Built:
         """The learner's module, whose parameters have the shapes of the course, and the names or others.
 
         Raises:
-            WrongAnswerError: One of the course's parameters is not there under any name.
+            WrongAnswerError: One of the course's parameters is not there under any name, or two are one.
         """
         with theirs(f"constructing {self.name}"):
             module = self.build(sizes)
         if not isinstance(module, nn.Module):
             given = type(module).__name__
             raise WrongAnswerError(f"{self.name} is no nn.Module: {given}", f"constructing {self.name}", kind=RETURNS)
-        if not self.has_names(module, sizes) and not namings(module, self.shapes(sizes)):
-            for name, shape in self.shapes(sizes).items():
-                self._check_parameter(module, name, shape)
-        self._check_apart(module, sizes)
-        return module
 
-    def has_names(self, module: nn.Module, sizes: Sizes) -> bool:
-        """Whether every parameter has the course's name and shape."""
-        try:
-            for name, shape in self.shapes(sizes).items():
-                self._check_parameter(module, name, shape)
-        except WrongAnswerError:
+        def right(naming: Naming) -> bool:
+            x = self.inputs(sizes)[0]
+            with torch.no_grad(), contextlib.suppress(Exception, SystemExit):  # whatever the learner's code raises
+                named = {name: value.detach().double() for name, value in naming.read(module).items()}
+                output = copied(module).eval()(own(module, x).clone())
+                return apart(output, list(self.stages(x, named, sizes, RIGHT).values())[-1]) <= COARSE
             return False
-        return True
 
-    def _check_parameter(self, module: nn.Module, name: str, shape: tuple[int, ...]) -> None:
-        owner, _, kind = name.rpartition(".")
-        step = "the parameters"
-        try:
-            value = parameter(module, name)
-        except (AttributeError, IndexError, TypeError, KeyError):
-            raise WrongAnswerError(f"{self.name} has no `{owner}` with a {kind}", step, name, NAMES) from None
-        if value is None:
-            raise WrongAnswerError(f"`{owner}` has no bias; GPT-2's has one", step, name, NAMES)
-        if tuple(value.shape) != shape:
-            turned = ", which is this transposed" if len(shape) > 1 and tuple(value.shape) == shape[::-1] else ""
-            words = f"`{name}` has shape {list(value.shape)}, expected {list(shape)}{turned}"
-            raise WrongAnswerError(words, step, name, NAMES)
-        if not any(value is one for one in module.parameters()):
-            raise WrongAnswerError(
-                f"`{name}` is not among the parameters of {self.name}: keep modules in nn.ModuleList or as attributes, "
-                "not in a plain list",
-                step,
-                name,
-                "a module is kept where torch does not find it",
-            )
+        built = Built(self.name, module, shapes_of(self.layers(sizes)), right)
+        built.require_parameters()
+        built.require_apart()
+        return built
 
-    def _check_apart(self, module: nn.Module, sizes: Sizes) -> None:
-        """See that no two parameters are one, or lie in one memory."""
-        seen: dict[int, tuple[str, Tensor]] = {}
-        live = self._live(module, sizes) if self.has_names(module, sizes) else dict(module.named_parameters())
-        for name, value in live.items():
-            other, first = seen.setdefault(value.untyped_storage().data_ptr(), (name, value))
-            if other == name:
-                continue
-            words = f"`{name}` and `{other}` are one parameter: construct a module for each"
-            if first is not value:
-                words = (
-                    f"`{name}` and `{other}` are two parameters in one memory, and a change of dtype or device parts "
-                    f"them: give each its own, or use `{other}` itself in both places"
-                )
-            raise WrongAnswerError(words, "the parameters", name, "parameters that should differ are one")
-
-    def _naming(self, module: nn.Module, sizes: Sizes) -> Naming | None:
-        """Which parameters are which, where names are not the course's: the way that gives the right output, if any."""
-        if self.has_names(module, sizes):
-            return None
-        found = namings(module, self.shapes(sizes))
-        if len(found) == 1:
-            return found[0]
-        x = self.inputs(sizes)[0]
-        with torch.no_grad(), contextlib.suppress(Exception, SystemExit):  # whatever the learner's code raises, later
-            output = copied(module).eval()(own(module, x).clone())
-            for one in found:
-                named = {name: value.detach().double() for name, value in one.read(module).items()}
-                if apart(output, list(self.stages(x, named, sizes, RIGHT).values())[-1]) <= COARSE:
-                    return one
-        return found[0]
-
-    def _live(self, module: nn.Module, sizes: Sizes) -> dict[str, Tensor]:
-        """The parameters that the course names, and any others."""
-        naming = self._naming(module, sizes)
-        held = dict(module.named_parameters())
-        if naming is None:
-            named: dict[str, Tensor] = {name: parameter(module, name) for name in self.shapes(sizes)}
-            known = {id(value) for value in named.values()}
-            return named | {name: value for name, value in held.items() if id(value) not in known}
-        used = {name for source in naming.sources.values() for name in source.names}
-        return naming.read(module) | {name: value for name, value in held.items() if name not in used}
-
-    def parameters(self, module: nn.Module, sizes: Sizes) -> dict[str, Tensor]:
-        """The parameters that the course names, and any others, in float64."""
-        return {name: value.detach().clone().double() for name, value in self._live(module, sizes).items()}
-
-    def note_names(self, found: Findings, module: nn.Module, sizes: Sizes) -> None:
-        """Say which layers have other names than the course's, which its tests and later exercises look for."""
-        naming = self._naming(module, sizes)
-        for told in naming.told() if naming else ():
-            found.note(f"names: {told}; what is computed is right, but the course's own tests look for its names")
-
-    def check_values(self, found: Findings, sizes: Sizes) -> nn.Module:
+    def check_values(self, found: Findings, sizes: Sizes) -> Built:
         """Run the learner's module beside the reference; returns it, evaluating, with telling values.
 
         Raises:
             WrongAnswerError: With the mistake that reproduces the difference, where one does.
         """
-        module = self.constructed(sizes).eval()
+        built = self.constructed(sizes)
+        module = built.module.eval()
         spread(module)
-        named = self.parameters(module, sizes)
-        inputs = list(self.inputs(sizes))
+        named, inputs = built.parameters(), list(self.inputs(sizes))
 
         def produce(parts: Parts) -> Iterator[Stages]:
             return (self.stages(x, named, sizes, parts) for x in inputs)
 
         watch, outputs = self._run(module, inputs, [list(s.values())[-1].shape for s in produce(RIGHT)])
         if agrees(produce(RIGHT), outputs, EXACT):
-            return module
+            return built
         self._check_repeatable(module, inputs, produce, outputs)
         if watch.coarse and agrees(produce(RIGHT), outputs, COARSE):
             if (mistake := confirmed(self.mistakes, produce, outputs, EXACT)) is None:
                 found.note("right to the rounding of float32: something inside does not follow the input's float64")
-                return module
+                return built
             raise self._named(watch, mistake, produce, EXACT)
-        raise self._explained(watch, produce, outputs, [*self.mistakes, *self._heads(named, sizes)])
+        raise self._explained(watch, produce, outputs, [*self.mistakes, *_heads(named, built.shapes)])
 
     def check_places(self, found: Findings, sizes: Sizes) -> bool:
         """See in training that the course's tensors are dropped, at the rate given; false where that cannot be seen.
@@ -192,9 +113,10 @@ class ModuleProbe:
         Raises:
             WrongAnswerError: Another tensor is dropped, or at another rate.
         """
-        module = self.constructed(sizes).train()
+        built = self.constructed(sizes)
+        module = built.module.train()
         spread(module)
-        named, inputs = self.parameters(module, sizes), list(self.inputs(sizes))
+        named, inputs = built.parameters(), list(self.inputs(sizes))
 
         def produce(parts: Parts) -> Iterator[Stages]:
             return (self.stages(x, named, sizes, training(parts, sizes)) for x in inputs)
@@ -210,8 +132,9 @@ class ModuleProbe:
             found.note("which tensors are dropped was not checked: it draws in another way than torch's dropout")
             return False
         for name, one in module.named_modules():
-            if isinstance(one, nn.Dropout):
-                check_rate(one, sizes.dropout, f"`{name}`")
+            if isinstance(one, nn.Dropout) and one.p != sizes.dropout:
+                words = f"the nn.Dropout `{name}` has p={one.p}, not the dropout={sizes.dropout} given"
+                raise WrongAnswerError(words, "dropout", kind=NUMBER)
         for several in (self.dropouts, pairs(self.dropouts)):
             if (mistake := confirmed(several, produce, outputs, tolerance)) is not None:
                 raise self._named(watch, mistake, produce, tolerance)
@@ -224,9 +147,12 @@ class ModuleProbe:
         """The wrong answer with the mistake that reproduces it, or with what is observed where none does."""
         stage, line = watch.first_missing(next(produce(RIGHT)), COARSE if watch.coarse else EXACT)
         for tolerance in (EXACT, COARSE) if watch.coarse else (EXACT,):
-            for several in (mistakes, pairs(mistakes, _showing_at(stage, mistakes, produce, tolerance))):
-                if (mistake := confirmed(several, produce, outputs, tolerance)) is not None:
-                    return self._named(watch, mistake, produce, tolerance)
+            mistake = confirmed(mistakes, produce, outputs, tolerance)
+            if mistake is None:  # where each mistake shows takes longer to find out than which one it is
+                several = pairs(mistakes, _showing_at(stage, mistakes, produce, tolerance))
+                mistake = confirmed(several, produce, outputs, tolerance)
+            if mistake is not None:
+                return self._named(watch, mistake, produce, tolerance)
         gap = max(apart(o, list(m.values())[-1]) for o, m in zip(outputs, produce(RIGHT), strict=True))
         what = "the output holds NaN" if any(output.isnan().any() for output in outputs) else \
                f"the output is wrong (relative difference {gap:.2g})"  # fmt: skip
@@ -240,18 +166,9 @@ class ModuleProbe:
 
     def _named(self, watch: Watch, mistake: Mistake, produce: Produce, tolerance: float) -> WrongAnswerError:
         stage = first_shows(produce, mistake, tolerance) or "output"
-        made = next(produce(turned(RIGHT, mistake.changes))).get(stage)
+        made = next(produce(replace(RIGHT, **mistake.changes))).get(stage)
         line = None if made is None else watch.line_of(made, tolerance)
         return WrongAnswerError(mistake.learner, mistake.step, self.axes(stage), mistake.kind, line)
-
-    def _heads(self, named: Parameters, sizes: Sizes) -> list[Mistake]:
-        """Unembedding with a parameter that the course does not have."""
-        course = self.shapes(sizes)
-        extra = [n for n in named if _EMBED in course and n not in course and named[n].shape == named[_EMBED].shape]
-        words = "the logits are made with `{}`; the course unembeds with `{}`"
-        return [
-            Mistake({"head": named[n]}, "", words.format(n, _EMBED), "the unembedding", OTHER_TENSOR) for n in extra
-        ]
 
     def _run(self, module: nn.Module, inputs: list[Tensor], shapes: list[torch.Size]) -> tuple[Watch, list[Tensor]]:
         """Outputs in float64 where the module runs so, and everything computed for the first input."""
@@ -320,33 +237,65 @@ def _showing_at(stage: str, mistakes: Sequence[Mistake], produce: Produce, toler
 _EMBED = "token_embedding.weight"
 
 
-def parameter(module: Any, path: str) -> Any:
-    """An attribute by its dotted path, numbers being places in a list."""
-    for part in path.split("."):
-        module = module[int(part)] if part.isdigit() else getattr(module, part)
-    return module
+def _heads(named: Parameters, course: Collection[str]) -> list[Mistake]:
+    """Unembedding with parameters that the course does not have: another head, or a bias."""
+    if _EMBED not in course:
+        return []
+    embed, added = named[_EMBED], {name: value for name, value in named.items() if name not in course}
+    heads = [
+        Mistake({"head": value}, "", f"the logits are made with `{name}`; the course unembeds with `{_EMBED}`",
+                "the unembedding", OTHER_TENSOR)
+        for name, value in added.items() if value.shape == embed.shape
+    ]  # fmt: skip
+    biases = [
+        Mistake({"logits": lambda x, head, bias=value: x @ head.T + bias}, "",
+                f"`{name}` is added to the logits; the course's unembedding has no bias", "the unembedding", ADDED)
+        for name, value in added.items() if value.shape == embed.shape[:1]
+    ]  # fmt: skip
+    return heads + biases
 
 
-def copied(module: nn.Module) -> nn.Module:
-    """A deep copy, or a wrong answer that says why there is none."""
-    with theirs("copying the module"):
-        return copy.deepcopy(module)
+def confirmed(
+    mistakes: Iterable[Mistake], produce: Produce, observed: Sequence[Tensor], tolerance: float
+) -> Mistake | None:
+    """The first mistake that reproduces what was observed in every probe; outputs that are NaN as a whole show none."""
+    spoilt = [output.isnan() for output in observed if output.isnan().any()]
+    if spoilt and all(places.all() for places in spoilt):
+        return None
+    for mistake in mistakes:
+        try:
+            if agrees(produce(replace(RIGHT, **mistake.changes)), observed, tolerance):
+                return mistake
+        except (RuntimeError, IndexError, KeyError):  # impossible with these shapes
+            continue
+    return None
+
+
+def agrees(made: Iterator[Stages], observed: Sequence[Tensor], tolerance: float) -> bool:
+    """True if the last stage of every probe is what was observed."""
+    return all(apart(o, list(m.values())[-1]) <= tolerance for o, m in zip(observed, made, strict=True))
+
+
+def pairs(mistakes: Sequence[Mistake], one_of: Collection[Mistake] | None = None) -> Iterator[Mistake]:
+    """Two mistakes at once that replace different parts, at least one of which is among some."""
+    for a, b in itertools.combinations(mistakes, 2):
+        if not set(a.changes) & set(b.changes) and (one_of is None or a in one_of or b in one_of):
+            yield together(a, b)
+
+
+def first_shows(produce: Produce, mistake: Mistake, tolerance: float) -> str | None:
+    """The first stage in which a mistake makes a difference."""
+    for right, wrong in zip(produce(RIGHT), produce(replace(RIGHT, **mistake.changes)), strict=True):
+        for name in right:
+            if name not in wrong or apart(wrong[name], right[name]) > tolerance:
+                return name
+    return None
 
 
 def own(module: nn.Module, x: Tensor) -> Tensor:
     """An input in the dtype of the module's parameters; ids as they are."""
     dtype = next((value.dtype for value in module.parameters()), x.dtype)
     return x.to(dtype) if x.is_floating_point() else x
-
-
-def check_rate(dropout: nn.Dropout, given: float, words: str) -> None:
-    """See that a dropout has the rate that was given."""
-    if dropout.p != given:
-        raise WrongAnswerError(
-            f"the nn.Dropout {words} has p={dropout.p}, not the dropout={given} given",
-            "dropout",
-            kind="a number is wrong",
-        )
 
 
 def spread(module: nn.Module) -> None:
@@ -360,12 +309,3 @@ def spread(module: nn.Module) -> None:
             if name.endswith("linear1.weight"):  # activations that differ only far from 0 are told apart, too
                 std *= 4
             value.copy_(torch.empty(value.shape).normal_(mean, std, generator=generator))
-
-
-def check_gradient(found: Findings, module: nn.Module, x: Tensor) -> None:
-    """Note it where the module cannot be trained, usually because of a change in place."""
-    try:
-        with torch.enable_grad():
-            copied(module)(own(module, x)).sum().backward()
-    except (Exception, SystemExit) as error:  # whatever the learner's code raises
-        found.note(f"it cannot be trained as it is: {last_line(error)}")

@@ -10,25 +10,33 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pellucid.exercises.beyond_numbers import DROPOUT, check_applied, check_device, check_initial_order, require_dropout
+from pellucid.exercises.beyond_numbers import (
+    DROPOUT,
+    check_applied,
+    check_device,
+    check_gradient,
+    check_initial_order,
+    require_dropout,
+)
 from pellucid.exercises.course import (
+    RIGHT,
     GPTConfig,
-    attention_makers,
-    attention_shapes,
+    attention,
+    attention_layers,
     attention_steps,
     axes,
-    block_makers,
-    block_shapes,
-    flat,
-    gpt2_shapes,
+    block,
+    block_layers,
+    gpt2,
+    gpt2_layers,
     orders,
     steps,
     streams,
     text,
     texts,
 )
-from pellucid.exercises.learner import COARSE, ModuleProbe, check_gradient, own
-from pellucid.exercises.reference import RIGHT, attention, block, gpt2
+from pellucid.exercises.learner import COARSE, ModuleProbe, own
+from pellucid.exercises.names import Built
 from pellucid.exercises.result import NAMES, CheckResult, Findings, WrongAnswerError, checked, misuse
 from pellucid.exercises.watch import apart
 from pellucid.gpt2.formulas import Sizes
@@ -54,13 +62,13 @@ def check_attention(answer: type[nn.Module] | Callable[..., nn.Module], *, hint:
         return answer(12, 4) if sizes is plain else answer(*given, dropout=sizes.dropout)
 
     probe = ModuleProbe(
-        "UnidirectionalAttention", build, attention, attention_shapes, streams, axes, attention_steps, ATTENTION,
+        "UnidirectionalAttention", build, attention, attention_layers, streams, axes, attention_steps, ATTENTION,
         ATTENTION_DROPOUT,
     )  # fmt: skip
 
     def body(found: Findings) -> None:
         try:
-            module = probe.check_values(found, wide)
+            built = probe.check_values(found, wide)
         except WrongAnswerError as wrong:
             if wrong.step.startswith(("running", "the output of", "the parameters")):  # see _by_default
                 _by_default(found, probe, plain, wide, wrong)
@@ -68,14 +76,9 @@ def check_attention(answer: type[nn.Module] | Callable[..., nn.Module], *, hint:
         found.proved.append("the output is that of causal attention, in float64, for 5 shapes of input")
         probe.check_values(found, plain)
         found.proved.append("head_size is taken as given, and defaults to hidden_size // num_heads")
-        x = own(module, streams(wide)[0])
-        _check_attention_dropout(found, probe, module, x, wide)
-        probe.note_names(found, module, wide)
-        makers = attention_makers(wide)
-        if probe.has_names(module, wide):
-            check_initial_order(found, lambda: build(wide), makers, list(itertools.permutations(makers)))
-        check_device(found, module, x)
-        check_gradient(found, module, x)
+        x = own(built.module, streams(wide)[0])
+        _check_attention_dropout(found, probe, built, x, wide)
+        _check_the_rest(found, probe, built, wide, x, orders([("qkv_proj",)], [("output_proj",)]))
 
     return checked("attention", body, hint)
 
@@ -88,24 +91,24 @@ def _by_default(found: Findings, probe: ModuleProbe, plain: Sizes, wide: Sizes, 
             missing nothing is raised.
     """
     try:
-        module = probe.check_values(found, plain)
+        built = probe.check_values(found, plain)
     except WrongAnswerError as other:
         if other.kind == wrong.kind == NAMES:
             return
         raise
     found.proved.append("with heads of the default size the output is that of causal attention, in float64")
-    probe.note_names(found, module, plain)
+    built.note_names(found)
     words = f"with head_size={wide.head}, which is not hidden_size // num_heads, {wrong.mistake}"
     raise WrongAnswerError(words, wrong.step, wrong.tensor, wrong.kind, wrong.line)
 
 
-def _check_attention_dropout(found: Findings, probe: ModuleProbe, module: Any, x: Tensor, sizes: Sizes) -> None:
+def _check_attention_dropout(found: Findings, probe: ModuleProbe, built: Built, x: Tensor, sizes: Sizes) -> None:
     """See that the pattern and the output are dropped.
 
     Raises:
         WrongAnswerError: Something else is.
     """
-    names = ("attn_dropout", "resid_dropout")
+    module, names = built.module, ("attn_dropout", "resid_dropout")
     held = [[one for one in [getattr(module, name, None)] if isinstance(one, nn.Dropout)] for name in names]
     lacking = [f"`{name}`" for name, dropouts in zip(names, held, strict=True) if not dropouts]
     if lacking and not any(isinstance(one, nn.MultiheadAttention) for one in module.modules()):
@@ -122,7 +125,7 @@ def _check_attention_dropout(found: Findings, probe: ModuleProbe, module: Any, x
     if lacking:
         found.note(f"names: there is no nn.Dropout {' and '.join(lacking)}, as the course calls it")
         return
-    bias = probe.parameters(module, sizes)["output_proj.bias"].to(x).expand(x.shape)
+    bias = built.parameters()["output_proj.bias"].to(x).expand(x.shape)
     expected = [bias, torch.zeros_like(x)]
     dropped = [check_applied(module, dropouts, x, f"`{name}`") for name, dropouts in zip(names, held, strict=True)]
     if all(apart(a, b) <= COARSE for a, b in zip(dropped, expected, strict=True)):
@@ -158,12 +161,13 @@ def check_block(answer: type[nn.Module] | Callable[..., nn.Module], *, hint: int
 
     every = (*BLOCK, *_inside("attn", ATTENTION))
     dropouts = (*BLOCK_DROPOUT, *_inside("attn", ATTENTION_DROPOUT))
-    probe = ModuleProbe("GPT2Block", build, block, block_shapes, streams, axes, steps, every, dropouts)
+    probe = ModuleProbe("GPT2Block", build, block, block_layers, streams, axes, steps, every, dropouts)
     sizes = Sizes(12, 4, 3, epsilon=0.1)
     others = Sizes(12, 3, 4, epsilon=0.03, activation="gelu", dropout=0.4)
 
     def body(found: Findings) -> None:
-        module = probe.check_values(found, sizes)
+        built = probe.check_values(found, sizes)
+        module = built.module
         found.proved.append("the output is that of a pre-LN block, in float64, for 5 shapes of input")
         gelu = _gelu(probe, others)
         found.proved.append("the LayerNorms have the epsilon that is given")
@@ -175,17 +179,13 @@ def check_block(answer: type[nn.Module] | Callable[..., nn.Module], *, hint: int
         if probe.check_places(found, replace(others, activation="relu")):
             found.proved.append("dropout follows the MLP, at the rate given")
         else:
-            named = {name: value.to(x.dtype) for name, value in probe.parameters(module, sizes).items()}
+            named = {name: value.to(x.dtype) for name, value in built.parameters().items()}
             if apart(without, block(x, named, sizes, RIGHT)["after attention"]) > COARSE:
                 raise WrongAnswerError("with p=1 in every nn.Dropout outside attention, the output is not what comes "
                                        "out of attention: linear2's output is not dropped, or not alone",
                                        "dropout", kind=DROPOUT)  # fmt: skip
-        probe.note_names(found, module, sizes)
-        groups = [[f"attn.{name}" for name in ("qkv_proj", "output_proj")], ["linear1"], ["linear2"]]
-        if probe.has_names(module, sizes):
-            check_initial_order(found, lambda: build(sizes), block_makers(sizes), orders(groups))
-        check_device(found, module, x)
-        check_gradient(found, module, x)
+        inside = list(itertools.permutations(("attn.qkv_proj", "attn.output_proj")))
+        _check_the_rest(found, probe, built, sizes, x, orders(inside, [("linear1",)], [("linear2",)]))
 
     return checked("block", body, hint)
 
@@ -213,12 +213,13 @@ def check_gpt2(answer: type[nn.Module] | Callable[..., nn.Module], *, hint: int 
     every = (*GPT2, *_inside("in every block", BLOCK), *_inside("in every block, attn", ATTENTION))
     inside = (*BLOCK_DROPOUT, *ATTENTION_DROPOUT)
     dropouts = (*GPT2_DROPOUT, *_inside("in every block", inside))
-    probe = ModuleProbe("GPT2", build, gpt2, gpt2_shapes, texts, axes, steps, every, dropouts)
+    probe = ModuleProbe("GPT2", build, gpt2, gpt2_layers, texts, axes, steps, every, dropouts)
     sizes = Sizes(12, 4, 3, epsilon=0.1, layers=3, vocabulary=29, positions=9)
     others = Sizes(12, 3, 4, 0.03, "gelu", layers=2, vocabulary=23, positions=7, dropout=0.4)
 
     def body(found: Findings) -> None:
-        module = _check_logits(found, probe, sizes)
+        built = _check_logits(found, probe, sizes)
+        module = built.module
         replace(probe, inputs=lambda s: [text(s, 1, s.positions)]).check_values(found, sizes)
         found.proved.append("the logits are GPT-2's, in float64, for 5 shapes of input up to the longest text")
         _gelu(probe, others)
@@ -229,16 +230,15 @@ def check_gpt2(answer: type[nn.Module] | Callable[..., nn.Module], *, hint: int 
         check_applied(module, early, ids, "behind the embeddings")
         if probe.check_places(found, replace(others, activation="relu")):
             found.proved.append("dropout follows the embeddings, at the rate given")
-        probe.note_names(found, module, sizes)
-        if probe.has_names(module, sizes):
-            _check_gpt2_order(found, build)
-        check_device(found, module, ids)
-        check_gradient(found, module, ids)
+        one = replace(sizes, layers=1)  # one block is enough to tell the order
+        inside = [tuple(f"blocks.0.{path}" for path in ("attn.qkv_proj", "attn.output_proj", "linear1", "linear2"))]
+        order = orders([("token_embedding",)], [("pos_embedding",)], inside)
+        _check_the_rest(found, probe, built, one, ids, order)
 
     return checked("gpt2", body, hint)
 
 
-def _check_logits(found: Findings, probe: ModuleProbe, sizes: Sizes) -> nn.Module:
+def _check_logits(found: Findings, probe: ModuleProbe, sizes: Sizes) -> Built:
     """Run the module; where ids end behind a table, with ids that are positions, too, which shows what they index.
 
     Raises:
@@ -258,17 +258,15 @@ def _check_logits(found: Findings, probe: ModuleProbe, sizes: Sizes) -> nn.Modul
         raise
 
 
-def _check_gpt2_order(found: Findings, build: Callable[[Sizes], Any]) -> None:
-    """Token embedding, position embedding, blocks; one block is enough to tell."""
-    one = Sizes(12, 4, 3, layers=1, vocabulary=29, positions=9)
-    inside = {f"blocks.0.{name}": make for name, make in block_makers(one).items()}
-    makers: dict[str, Callable[[], nn.Module]] = {
-        "token_embedding": lambda: nn.Embedding(29, 12),
-        "pos_embedding": lambda: nn.Embedding(9, 12),
-        **inside,
-    }
-    groups = [["token_embedding"], ["pos_embedding"], list(inside)]
-    check_initial_order(found, lambda: build(one), makers, list(flat(itertools.permutations(groups))))
+def _check_the_rest(
+    found: Findings, probe: ModuleProbe, built: Built, sizes: Sizes, x: Tensor, order: list[tuple[str, ...]]
+) -> None:
+    """Check what every module owes beyond its numbers and its dropout; `order` is as for `check_initial_order`."""
+    built.note_names(found)
+    if built.has_names:
+        check_initial_order(found, probe, sizes, order)
+    check_device(found, built.module, x)
+    check_gradient(found, built.module, x)
 
 
 def _gelu(probe: ModuleProbe, sizes: Sizes) -> str:

@@ -1,19 +1,36 @@
-"""A learner's whole GPT-2 with real weights, compared with the library's to the bit."""
+"""Real weights for a learner's GPT-2: how they are loaded, and a check of the model that holds them, to the bit."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pellucid.errors import PellucidError
-from pellucid.exercises.learner import copied
-from pellucid.exercises.loading import alignment_for, as_reference, load_into, require_instance
-from pellucid.exercises.result import CheckResult, Findings, WrongAnswerError, checked, last_line, misuse, theirs
-from pellucid.open import load
+from pellucid.errors import InputError, PellucidError
+from pellucid.exercises.course import RIGHT, gpt2, gpt2_layers, no_reference, shapes_of, units
+from pellucid.exercises.learner import spread
+from pellucid.exercises.names import Built, Naming, copied
+from pellucid.exercises.result import (
+    NAMES,
+    CheckResult,
+    Findings,
+    WrongAnswerError,
+    checked,
+    last_line,
+    misuse,
+    theirs,
+)
+from pellucid.exercises.watch import apart
+from pellucid.gpt2.config import TransformerConfig
+from pellucid.gpt2.formulas import Sizes
+from pellucid.open import from_hf, load
+from pellucid.prove.aligning import align
+from pellucid.prove.alignment import Alignment
 from pellucid.prove.compare import compare
 from pellucid.prove.report import ComparisonReport
 from pellucid.prove.units import units_of
@@ -22,6 +39,134 @@ from pellucid.run.model import CkptedTransformer
 PROMPT = "Former President of the United States of America, George"
 EXPECTED = (" Washington", " Bush")
 TANH = ("gelu_new", "gelu_pytorch_tanh", "gelu_fast", "gelu_accurate", "gelu_python_tanh")
+
+
+def alignment_for(my_gpt: nn.Module, reference: Any) -> Alignment:
+    """Which parameter of a learner's GPT-2, whatever it holds now, is which of the reference's.
+
+    The names are the course's. A copy is given telling values, and which tensor is which, and how it is laid out,
+    is then found from the values. `alignment.convert(reference)` is a state dict for `my_gpt`, without the bias of
+    zeros that its head may have.
+
+    Args:
+        my_gpt: An instance.
+        reference: A model of pellucid's or of transformers'.
+
+    Raises:
+        InputError: The two have other sizes or names, one of them is no model, or the reference's head is not tied.
+    """
+    require_instance("alignment_for", my_gpt)
+    reference = as_reference("alignment_for", reference)
+    try:
+        scratch = copied(my_gpt).float()
+    except WrongAnswerError as wrong:
+        raise misuse(
+            f"alignment_for: the model cannot be copied: {wrong.mistake}.",
+            "Keep no tensor that was computed from parameters as an attribute.",
+        ) from wrong
+    spread(scratch)
+    try:
+        units = _units(scratch, reference.config)
+    except (WrongAnswerError, AttributeError, IndexError, TypeError, RuntimeError, KeyError) as error:
+        raise misuse(
+            f"alignment_for: the model has not the parameters of the course's GPT2 in these sizes: {error}.",
+            "Construct it with config_of(reference), and see what check_gpt2 says.",
+        ) from error
+    tensors = {name: value.detach() for name, value in scratch.named_parameters(remove_duplicate=False)}
+    found = align(units, tensors, reference.schema)
+    own = dict(my_gpt.named_parameters(remove_duplicate=False))
+    idle = [
+        name for name in found.unexplained if own[name].shape == (reference.config.vocab_size,) and not own[name].any()
+    ]
+    found = replace(
+        found,
+        buffers={**found.buffers, **dict.fromkeys(idle, "zeros for every token, which stay as they are")},
+        unexplained=tuple(name for name in found.unexplained if name not in idle),
+    )
+    if not found.complete or not found.bit_equal:
+        alone = ", ".join((*found.unexplained, *found.missing)) or "some values"
+        raise misuse(
+            f"alignment_for: without a counterpart: {alone}.",
+            "See what check_gpt2 says about the model.",
+        )
+    return found
+
+
+def load_into(my_gpt: nn.Module, reference: Any) -> Alignment:
+    """Give a learner's GPT-2 the weights of a reference, pellucid's or transformers', by `alignment_for`.
+
+    Returns:
+        The alignment, which shows what was loaded.
+
+    Raises:
+        InputError: As `alignment_for`.
+    """
+    require_instance("load_into", my_gpt)
+    units = units_of(as_reference("load_into", reference))
+    alignment = alignment_for(my_gpt, reference)
+    made = alignment.convert(units)
+    with torch.no_grad():
+        for name, value in my_gpt.named_parameters(remove_duplicate=False):
+            if name not in alignment.buffers:
+                value.copy_(made[name])
+    return alignment.check(units, my_gpt)
+
+
+def require_instance(check: str, my_gpt: Any) -> None:
+    """See that a learner's model is one, and not its class."""
+    if not isinstance(my_gpt, nn.Module):
+        given = f"the class {my_gpt.__name__}" if isinstance(my_gpt, type) else type(my_gpt).__name__
+        raise misuse(f"{check}: {given} given, expected a model.", "Pass an instance: GPT2(config_of(reference)).")
+
+
+def as_reference(check: str, reference: Any) -> CkptedTransformer:
+    """A reference whose weights the course's GPT2 can hold; a model of transformers' is copied.
+
+    Raises:
+        InputError: No model, or one whose head is not tied.
+    """
+    if type(reference).__module__.startswith("transformers."):
+        reference = from_hf(reference)
+    if not isinstance(reference, CkptedTransformer):
+        raise no_reference(check, reference)
+    if not torch.equal(reference.unembed.W_U, reference.embed.W_E.T):
+        raise misuse(
+            f"{check}: the reference's head is not tied: unembed.W_U has values of its own, and the course's GPT2 "
+            "unembeds with its token embedding, so that it cannot hold them.",
+            "Take a reference whose head is its embedding, as every GPT-2 of OpenAI's is.",
+        )
+    return reference
+
+
+def _units(model: nn.Module, config: TransformerConfig) -> dict[str, Tensor]:
+    """The units of a learner's GPT-2, whose parameters have the names of the course or others.
+
+    Raises:
+        WrongAnswerError: One is not there in these sizes, or the model computes something else.
+    """
+    sizes = Sizes.of(config)
+    ids = torch.arange(min(4, sizes.positions))[None] % sizes.vocabulary
+
+    def right(naming: Naming) -> bool:
+        """Whether it computes the course's logits under any activation function."""
+        with torch.no_grad(), contextlib.suppress(Exception, SystemExit):  # whatever the learner's code raises
+            logits, values = _logits(copied(model).eval()(ids)), naming.read(model)
+            ways = [replace(sizes, activation=one) for one in ("gelu", "gelu_new", "relu")]
+            return any(apart(logits, gpt2(ids, values, way, RIGHT)["logits"]) <= 1e-3 for way in ways)
+        return False
+
+    built = Built("the model", model, shapes_of(gpt2_layers(sizes)), right)
+    built.require_parameters()
+    if built.naming is not None and not right(built.naming):
+        words = (
+            "its names are not the course's, and it does not compute what a GPT2 with parameters of these shapes does"
+        )
+        raise WrongAnswerError(words, "the parameters", kind=NAMES)
+    return {name: value.detach() for name, value in units(built.live(), sizes).items()}
+
+
+def _logits(output: Any) -> Any:
+    return getattr(output, "logits", output)
 
 
 def check_pretrained(
@@ -62,28 +207,24 @@ def check_pretrained(
 
 def _prompt(tokenizer: Any, reference: CkptedTransformer) -> Tensor:
     """The prompt as ids [1, P]."""
+
+    def unfit(what: str, whose: str = "the tokenizer that belongs to the weights") -> InputError:
+        return misuse(f"check_pretrained: {what}.", f"Pass {whose}.")
+
     if not hasattr(tokenizer, "encode") or not hasattr(tokenizer, "decode"):
-        raise misuse("check_pretrained: no tokenizer with encode and decode.", "Pass the checkpoint's tokenizer.")
+        raise unfit("no tokenizer with encode and decode", "the checkpoint's tokenizer")
     try:
         encoded = tokenizer.encode(PROMPT)
         ids = [int(i) for i in getattr(encoded, "ids", encoded)]  # those of the tokenizers package come in an Encoding
     except Exception as error:  # whatever somebody's tokenizer raises
-        raise misuse(
-            f"check_pretrained: the tokenizer's encode does not give a list of ids: {last_line(error)}.",
-            "Pass the checkpoint's tokenizer.",
-        ) from error
+        what = f"the tokenizer's encode does not give a list of ids: {last_line(error)}"
+        raise unfit(what, "the checkpoint's tokenizer") from error
     known, longest = reference.config.vocab_size, reference.config.n_positions
     if not 0 < len(ids) <= longest:
-        raise misuse(
-            f"check_pretrained: the tokenizer makes {len(ids)} ids of the prompt, expected 1 to {longest}.",
-            "Pass the tokenizer that belongs to the weights.",
-        )
+        raise unfit(f"the tokenizer makes {len(ids)} ids of the prompt, expected 1 to {longest}")
     stray = next((i for i in ids if not 0 <= i < known), None)
     if stray is not None:
-        raise misuse(
-            f"check_pretrained: the tokenizer gives id {stray}, the reference knows {known} tokens.",
-            "Pass the tokenizer that belongs to the weights.",
-        )
+        raise unfit(f"the tokenizer gives id {stray}, the reference knows {known} tokens")
     return torch.tensor([ids])
 
 
@@ -147,7 +288,7 @@ def _check_computed(found: Findings, model: nn.Module, reference: CkptedTransfor
     """The logits [1, P, V] of the prompt, once they and all on the way to them are the reference's."""
     with theirs("running the model"), torch.no_grad():
         output = copied(model).eval()(ids)
-    logits = getattr(output, "logits", output)
+    logits = _logits(output)
     if logits is not output:
         found.note(
             f"it returns {type(output).__name__}, whose logits are compared; the course's GPT2 returns the logits"

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pellucid.check import as_number
 from pellucid.errors import shown
@@ -58,6 +58,21 @@ def given(names: Sequence[str], values: Sequence[Any]) -> str:
 def drawn_logits(size: int = 11, seed: int = 0) -> Tensor:
     """Logits [V] without ties."""
     return 2 * torch.randn(size, generator=torch.Generator().manual_seed(seed))
+
+
+class Table(nn.Module):
+    """A language model small enough to know: logits [B, P, V] from the token and its position."""
+
+    def __init__(self, size: int, seed: int, spread: float) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        self.by_token = nn.Parameter(spread * torch.randn(size, size, generator=generator), requires_grad=False)
+        self.by_position = nn.Parameter(spread * torch.randn(64, size, generator=generator) / 2, requires_grad=False)
+
+    def forward(self, x: Tensor, cache: Any = None) -> Tensor:
+        if x.dim() != 2:
+            raise ValueError(f"the model is given ids of shape {list(x.shape)}, expected [batch, seq]")
+        return self.by_token[x] + self.by_position[: x.size(1)]
 
 
 def check_greedy(fn: Callable[..., Any], *, hint: int | None = None) -> CheckResult:

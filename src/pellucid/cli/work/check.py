@@ -13,8 +13,7 @@ from pellucid.cli.shared.failures import Exit, show_failure
 from pellucid.cli.shared.screen import progress, show, show_json
 from pellucid.cli.verbs import Check
 from pellucid.errors import InputError
-from pellucid.exercises.learner_file import Answer, exercise_named
-from pellucid.exercises.own_process import checked_apart
+from pellucid.exercises.learner_file import Answer, checked_apart, exercise_named
 
 _MARKS = {"right": ("✓", "green"), "wrong": ("✗", "bold red"), "open": ("·", "dim")}
 

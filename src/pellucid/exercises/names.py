@@ -1,14 +1,21 @@
-"""The course's parameters under other names: found by their shapes, and chosen by what the module computes."""
+"""Which of a module's parameters are the course's: by name, else by shape and by what the module computes."""
 
 from __future__ import annotations
 
+import copy
 import itertools
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from pellucid.exercises.result import NAMES, Findings, WrongAnswerError, theirs
+
+STEP = "the parameters"
 
 MOST = 24
 """Ways to read the same shapes that are tried; four square matrices in attention have as many."""
@@ -74,6 +81,121 @@ def namings(module: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> list[Na
     held = _Held({name: tuple(p.shape) for name, p in module.named_parameters()}, turned)
     found = _assigned(list(wanted.items()), _layers(module), held)
     return [Naming(sources) for sources in itertools.islice(found, MOST)]
+
+
+@dataclass
+class Built:
+    """A learner's module, and the parameters that the course asks of it.
+
+    Attributes:
+        name: What the course calls its class.
+        module: The module.
+        shapes: Parameter of the course -> its shape.
+        right: Whether the module computes what it should if its parameters are read so.
+    """
+
+    name: str
+    module: nn.Module
+    shapes: Mapping[str, tuple[int, ...]]
+    right: Callable[[Naming], bool]
+
+    @cached_property
+    def has_names(self) -> bool:
+        """True if every parameter has the course's name and shape."""
+        try:
+            self._require_names()
+        except WrongAnswerError:
+            return False
+        return True
+
+    @cached_property
+    def naming(self) -> Naming | None:
+        """Which parameters are which, where names are not the course's; the first way that gives the right output."""
+        if self.has_names:
+            return None
+        found = namings(self.module, self.shapes)
+        return found[0] if len(found) == 1 else next((one for one in found if self.right(one)), found[0])
+
+    def live(self) -> dict[str, Tensor]:
+        """The parameters that the course names, and any others."""
+        held = dict(self.module.named_parameters())
+        if self.naming is None:
+            named: dict[str, Tensor] = {name: parameter(self.module, name) for name in self.shapes}
+            known = {id(value) for value in named.values()}
+            return named | {name: value for name, value in held.items() if id(value) not in known}
+        used = {name for source in self.naming.sources.values() for name in source.names}
+        return self.naming.read(self.module) | {name: value for name, value in held.items() if name not in used}
+
+    def parameters(self) -> dict[str, Tensor]:
+        """The same as copies in float64."""
+        return {name: value.detach().clone().double() for name, value in self.live().items()}
+
+    def note_names(self, found: Findings) -> None:
+        """Say which layers have other names than the course's, which its tests and later exercises look for."""
+        for told in self.naming.told() if self.naming else ():
+            found.note(f"names: {told}; what is computed is right, but the course's own tests look for its names")
+
+    def require_parameters(self) -> None:
+        """Check that the course's parameters are there, under any names.
+
+        Raises:
+            WrongAnswerError: One is not.
+        """
+        if not self.has_names and not namings(self.module, self.shapes):
+            self._require_names()
+
+    def require_apart(self) -> None:
+        """Check that no two parameters are one, or lie in one memory.
+
+        Raises:
+            WrongAnswerError: Two are.
+        """
+        seen: dict[int, tuple[str, Tensor]] = {}
+        live = self.live() if self.has_names else dict(self.module.named_parameters())
+        for name, value in live.items():
+            other, first = seen.setdefault(value.untyped_storage().data_ptr(), (name, value))
+            if other == name:
+                continue
+            words = f"`{name}` and `{other}` are one parameter: construct a module for each"
+            if first is not value:
+                words = (
+                    f"`{name}` and `{other}` are two parameters in one memory, and a change of dtype or device parts "
+                    f"them: give each its own, or use `{other}` itself in both places"
+                )
+            raise WrongAnswerError(words, STEP, name, "parameters that should differ are one")
+
+    def _require_names(self) -> None:
+        for name, shape in self.shapes.items():
+            owner, _, kind = name.rpartition(".")
+            try:
+                value = parameter(self.module, name)
+            except (AttributeError, IndexError, TypeError, KeyError):
+                raise WrongAnswerError(f"{self.name} has no `{owner}` with a {kind}", STEP, name, NAMES) from None
+            if value is None:
+                raise WrongAnswerError(f"`{owner}` has no bias; GPT-2's has one", STEP, name, NAMES)
+            if tuple(value.shape) != shape:
+                turned = ", which is this transposed" if len(shape) > 1 and tuple(value.shape) == shape[::-1] else ""
+                words = f"`{name}` has shape {list(value.shape)}, expected {list(shape)}{turned}"
+                raise WrongAnswerError(words, STEP, name, NAMES)
+            if not any(value is one for one in self.module.parameters()):
+                words = (
+                    f"`{name}` is not among the parameters of {self.name}: keep modules in nn.ModuleList or as "
+                    "attributes, not in a plain list"
+                )
+                raise WrongAnswerError(words, STEP, name, "a module is kept where torch does not find it")
+
+
+def parameter(module: Any, path: str) -> Any:
+    """An attribute by its dotted path, numbers being places in a list."""
+    for part in path.split("."):
+        module = module[int(part)] if part.isdigit() else getattr(module, part)
+    return module
+
+
+def copied(module: nn.Module) -> nn.Module:
+    """A deep copy, or a wrong answer that says why there is none."""
+    with theirs("copying the module"):
+        return copy.deepcopy(module)
 
 
 @dataclass(frozen=True)

@@ -2,95 +2,81 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pellucid.exercises.course import GPTConfig
-from pellucid.exercises.learner import COARSE, EXACT, copied, parameter, spread
-from pellucid.exercises.reference import Parameters, split_heads
+from pellucid.exercises.course import RIGHT, GPTConfig, gpt2
+from pellucid.exercises.learner import COARSE, EXACT, spread
+from pellucid.exercises.names import copied
 from pellucid.exercises.result import CheckResult, Findings, WrongAnswerError, checked, misuse, theirs
 from pellucid.exercises.watch import apart
-from pellucid.gpt2.formulas import Sizes, layer_norm
+from pellucid.gpt2.formulas import Heads, Sizes, causal, softmax
 
 PREFILL, LENGTH = 4, 9
 SIZES = Sizes(12, 4, 3, layers=2, vocabulary=29, positions=16)
 
 
-@dataclass(frozen=True)
-class Cached:
-    """One token at a time after the prompt; the defaults are right.
-
-    Attributes:
-        position: The position of the new token, as a function of how many came before.
-        keeps: Which of the earlier keys and values the new token sees, as a function of how many there are.
-        swapped: Whether keys and values change places in the cache.
-    """
-
-    position: Callable[[int], int] = lambda before: before
-    keeps: Callable[[int], list[int]] = lambda before: list(range(before))
-    itself: bool = True
-    swapped: bool = False
-
-    def run(self, ids: Tensor, p: Parameters) -> Tensor:
-        """ids [P] -> logits [P - PREFILL, V] of the tokens behind the prompt."""
-        cache: list[list[tuple[Tensor, Tensor]]] = [[] for _ in range(SIZES.layers)]
-        rows: list[Tensor] = []
-        for place, token in enumerate(ids):
-            prompt = place < PREFILL
-            at = place if prompt else self.position(place)
-            x = (p["token_embedding.weight"][token] + p["pos_embedding.weight"][at])[None, None]
-            for i in range(SIZES.layers):
-                x = self._block(x, _of_block(p, i), cache[i], prompt=prompt)
-            rows.append((_norm(x, p, "ln") @ p["token_embedding.weight"].T)[0, 0])
-        return torch.stack(rows[PREFILL:])
-
-    def _block(self, x: Tensor, p: Parameters, cache: list[tuple[Tensor, Tensor]], *, prompt: bool) -> Tensor:
-        read = _norm(x, p, "ln1")
-        parts = split_heads(read @ p["attn.qkv_proj.weight"].T + p["attn.qkv_proj.bias"], SIZES)
-        q, k, v = (part[0, 0] for part in parts)  # [H, K]
-        earlier = cache if prompt else [cache[i] for i in self.keeps(len(cache))]
-        if self.swapped and not prompt:
-            earlier = [(value, key) for key, value in earlier]
-        seen = [*earlier, (k, v)] if self.itself or prompt else earlier
-        keys, values = (torch.stack(part) for part in zip(*seen, strict=True))  # [Pk, H, K]
-        pattern = (torch.einsum("hk,phk->hp", q, keys) / SIZES.head**0.5).softmax(-1)
-        z = torch.einsum("hp,phk->hk", pattern, values).flatten()
-        x = x + z @ p["attn.output_proj.weight"].T + p["attn.output_proj.bias"]
-        cache.append((k, v))
-        pre = _norm(x, p, "ln2") @ p["linear1.weight"].T + p["linear1.bias"]
-        return x + pre.relu() @ p["linear2.weight"].T + p["linear2.bias"]
+Changes = Mapping[str, Any]
 
 
-def _norm(x: Tensor, p: Parameters, name: str) -> Tensor:
-    return layer_norm(x, p[f"{name}.weight"], p[f"{name}.bias"], SIZES.epsilon)
+def _at(place: Callable[[int], int]) -> Changes:
+    """Tokens behind the prompt whose position is a function of how many came before."""
+    return {"positions": lambda ids, _: torch.tensor([i if i < PREFILL else place(i) for i in range(ids.size(1))])}
 
 
-def _of_block(p: Parameters, i: int) -> dict[str, Tensor]:
-    return {name.removeprefix(f"blocks.{i}."): value for name, value in p.items() if name.startswith(f"blocks.{i}.")}
+def _sees(kept: Callable[[int], list[int]], *, itself: bool = True) -> Changes:
+    """Tokens behind the prompt that see some of those before, a function of how many there are."""
+
+    def mask(scores: Tensor) -> Tensor:
+        seen = causal(scores)
+        for i in range(PREFILL, scores.size(-2)):
+            seen[i] = False
+            seen[i, [*kept(i), *([i] if itself else [])]] = True
+        return seen
+
+    return {"mask": mask}
 
 
-WRONG: Mapping[str, Cached] = {
-    "a cached token always gets position 0": Cached(position=lambda before: 0),
-    "a cached token's position is one too high": Cached(position=lambda before: before + 1),
-    "a cached token's position is one too low": Cached(position=lambda before: before - 1),
-    "the cache is not read: the new token sees only itself": Cached(keeps=lambda before: []),
-    "the cache is not read and the position is 0": Cached(lambda before: 0, lambda before: []),
-    "the cache is not extended: the new token sees the prompt and itself":
-        Cached(keeps=lambda before: list(range(PREFILL))),
-    "the cache is not extended, so that positions stop too": Cached(lambda _: PREFILL, lambda _: list(range(PREFILL))),
+def _exchanged(pattern: Tensor, heads: Heads) -> Tensor:
+    """z where keys and values of the cache have changed places."""
+    q, k, v = heads
+    cached = causal(pattern).tril(-1) & (torch.arange(LENGTH)[:, None] >= PREFILL)
+    scores = torch.where(cached, q @ v.mT, q @ k.mT) / SIZES.head**0.5
+    pattern = softmax(scores, causal(scores), None)
+    return (pattern * cached) @ k + (pattern * ~cached) @ v
+
+
+def _all(before: int) -> list[int]:
+    return list(range(before))
+
+
+def _prompt(_: int) -> list[int]:
+    return list(range(PREFILL))
+
+
+WRONG: Mapping[str, Changes] = {
+    "a cached token always gets position 0": _at(lambda before: 0),
+    "a cached token's position is one too high": _at(lambda before: before + 1),
+    "a cached token's position is one too low": _at(lambda before: before - 1),
+    "the cache is not read: the new token sees only itself": _sees(lambda before: []),
+    "the cache is not read and the position is 0": {**_at(lambda before: 0), **_sees(lambda before: [])},
+    "the cache is not extended: the new token sees the prompt and itself": _sees(_prompt),
+    "the cache is not extended, so that positions stop too": {**_at(lambda before: PREFILL), **_sees(_prompt)},
     "the cache is overwritten: the new token sees the one before and itself":
-        Cached(keeps=lambda before: [before - 1] if before > PREFILL else list(range(PREFILL))),
+        _sees(lambda before: [before - 1] if before > PREFILL else _all(before)),
     "the causal mask takes no account of the cache: the new token sees only the first key":
-        Cached(keeps=lambda before: [0], itself=False),
-    "the new token does not see itself": Cached(itself=False),
-    "the new token does not see the first one": Cached(keeps=lambda before: list(range(1, before))),
-    "keys and values change places in the cache": Cached(swapped=True),
+        _sees(lambda before: [0], itself=False),
+    "the new token does not see itself": _sees(_all, itself=False),
+    "the new token does not see the first one": _sees(lambda before: _all(before)[1:]),
+    "keys and values change places in the cache": {"mix": _exchanged},
 }  # fmt: skip
+"""Mistakes with a cache -> what does the same in a full run: other positions, another mask, another sum."""
 
 
 def check_cache(
@@ -218,14 +204,12 @@ def _explain(model: nn.Module, ids: Tensor, cached: Tensor, full: Tensor, tolera
     step, tensor = "running with a cache", "logits [batch, seq, vocab]"
     if apart(cached[:1], full[PREFILL - 1 : PREFILL]) > tolerance:
         raise WrongAnswerError("with an empty cache the prompt's logits are other than without one", step, tensor)
-    for words, variant in WRONG.items():
-        try:
-            p = {name: parameter(model, name).double() for name, _ in model.named_parameters()}
-            made = variant.run(ids, p)
-        except (KeyError, RuntimeError, IndexError, AttributeError):  # other names or sizes: no cause is confirmed
-            continue
-        if apart(cached[1:], made) <= tolerance:
-            raise WrongAnswerError(words, step, tensor)
+    p = {name: value.double() for name, value in model.named_parameters()}
+    for words, changes in WRONG.items():
+        with contextlib.suppress(KeyError, RuntimeError, IndexError):  # other names or sizes: no cause is confirmed
+            made = gpt2(ids[None], p, SIZES, replace(RIGHT, **changes))["logits"][0, PREFILL:]
+            if apart(cached[1:], made) <= tolerance:
+                raise WrongAnswerError(words, step, tensor)
     first = next(i for i in range(len(cached)) if apart(cached[i], full[PREFILL - 1 + i]) > tolerance)
     raise WrongAnswerError(
         f"the logits are not a full run's from position {PREFILL - 1 + first} on, and no known mistake does that",
