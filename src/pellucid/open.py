@@ -17,7 +17,7 @@ from pellucid.weights.foreign import uncompiled
 from pellucid.weights.hub import BUNDLED
 
 if TYPE_CHECKING:
-    from transformers import GPT2LMHeadModel, GPT2Model
+    from transformers import PreTrainedModel
 
 
 def load(
@@ -31,7 +31,7 @@ def load(
     ignore_config: Collection[str] = (),
     hub: weights.HubOptions | None = None,
 ) -> CkptedTransformer:
-    """Open a GPT-2, evaluating.
+    """Open a model of a registered family (GPT-2, Llama), evaluating.
 
     Args:
         name: None or "bundled" for the bundled model, offline; an alias (`gpt2-small`, `gpt2-medium`, `gpt2-large`,
@@ -69,17 +69,15 @@ def load(
     return weights.load(CkptedTransformer, BUNDLED if name is None else name, options, Tokenizer.from_folder)
 
 
-def from_hf(
-    hf_model: GPT2LMHeadModel | GPT2Model, *, attention: str = "auto", numerics: str = "exact"
-) -> CkptedTransformer:
+def from_hf(hf_model: PreTrainedModel, *, attention: str = "auto", numerics: str = "exact") -> CkptedTransformer:
     """A copy of a transformers model, which is only read.
 
     A live model is what it computes: its modules count, whatever its configuration says, and what cannot be carried
     over is refused by name. At the end both are run once on twelve ids, and are equal to the bit.
 
     Args:
-        hf_model: A `GPT2LMHeadModel`, or a `GPT2Model`, whose logits are its last hidden state times the
-            transposed embedding.
+        hf_model: A `GPT2LMHeadModel` or a `LlamaForCausalLM`; or a `GPT2Model` or a `LlamaModel`, whose logits are its
+            last hidden state times the transposed embedding.
         attention: As for `load`.
         numerics: As for `load`.
 
@@ -99,8 +97,8 @@ def from_hf(
     return model
 
 
-def to_hf(model: CkptedTransformer) -> GPT2LMHeadModel:
-    """A transformers model with equal tensors, tied where `model` is.
+def to_hf(model: CkptedTransformer) -> PreTrainedModel:
+    """A transformers model with equal tensors, such as a `GPT2LMHeadModel`, tied where `model` is.
 
     At the end both are run once on twelve ids, and are equal to the bit.
 
@@ -117,6 +115,6 @@ def to_hf(model: CkptedTransformer) -> GPT2LMHeadModel:
             remedy="Give what pl.load or pl.from_hf returned; a model of transformers' needs no conversion.",
         )
     require_unchanged(model)
-    hf_model: GPT2LMHeadModel = weights.to_hf(model)
+    hf_model: PreTrainedModel = weights.to_hf(model)
     require_agreement("to_hf", model, hf_model)
     return hf_model

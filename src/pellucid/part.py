@@ -37,6 +37,10 @@ class Part(nn.Module):
                 return held[kind][name]
         raise unknown_attribute(f"{type(self).__name__!r} object", name, self.elsewhere, self._here())
 
+    def words(self, elsewhere: Mapping[str, str]) -> None:
+        """Answer to these words of other libraries instead of its class's."""
+        self.__dict__["elsewhere"] = elsewhere
+
     def _here(self) -> str:
         """How to write this part in Python, by what its first checkpoint is called."""
         name = next((one.name for one in self._modules.values() if isinstance(one, Ckpt)), "")

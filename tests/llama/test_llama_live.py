@@ -77,6 +77,7 @@ def _with_bias_of_zeros(hf: Any) -> None:
 
 CARRIED: dict[str, Callable[[Any], Any]] = {
     "fewer blocks": lambda hf: hf.model.__setattr__("layers", hf.model.layers[:2]),
+    "fewer blocks by the configuration": lambda hf: setattr(hf.config, "num_hidden_layers", 2),
     "tied afterwards": lambda hf: setattr(hf.lm_head, "weight", hf.model.embed_tokens.weight),
     "more tokens": lambda hf: hf.resize_token_embeddings(70),
     "a head with a bias of zeros": _with_bias_of_zeros,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +168,23 @@ def test_other_names() -> None:
     for missing in ("ckpt_pos_embed", "blocks.0.mlp.ckpt_pre", "transformer.h.0.mlp"):
         with pytest.raises(pl.UnknownNameError):
             model.run_with_ckpts(ROWS, names=missing)
+
+
+def test_attributes_of_other_libraries_name_what_is_there() -> None:
+    """Each remedy is a place of this model: what it names by `model.` exists."""
+    model = llamas.glass()
+    for owner, name in (
+        (model, "wpe"), (model, "embed_tokens"), (model, "layers"), (model, "norm"), (model, "transformer"),
+        (model.blocks[1], "self_attn"), (model.blocks[1].attn, "q_proj"), (model.blocks[1].attn, "OV"),
+        (model.blocks[1].attn, "QK"), (model.blocks[1].mlp, "gate_proj"), (model.blocks[1].mlp, "hook_pre"),
+        (model.blocks[1].ln1, "variance_epsilon"), (model.blocks[0].ln1, "weight"),
+    ):  # fmt: skip
+        with pytest.raises(pl.UnknownAttributeError) as caught:
+            getattr(owner, name)
+        for place in re.findall(r"model\.[\w.\[\]]*\w\]?", caught.value.remedy):
+            assert eval(place, {"model": model}) is not None, place
+    with pytest.raises(AttributeError, match="no attribute 'c_attn'"):
+        _ = model.blocks[0].attn.c_attn
 
 
 # What is built on a model

@@ -2,7 +2,59 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+from pellucid import dialects
 from pellucid.schema import OtherNames
+
+_TURNED = "'attn.ckpt_rot_q' and 'attn.ckpt_rot_k' in names=: positions turn queries and keys, and are in no tensor"
+
+MODEL: Mapping[str, str] = {
+    **dialects.MODEL,
+    **dict.fromkeys(("hook_pos_embed", "W_pos", "pos_embed", "wpe"), _TURNED),
+    **dict.fromkeys(("model", "transformer", "base_model"), "model.blocks, model.embed and model.ln_final"),
+    "input_to_embed": "model.run_with_ckpts(inputs, names=['embed'])",
+    "b_U": "no tensor: Llama's head has no bias",
+    "embed_tokens": "model.embed",
+    "layers": "model.blocks",
+    "norm": "model.ln_final",
+    "rotary_emb": "model.rotary",
+    "all_head_labels": "[(block, head) for block in range(len(model.blocks)) "
+    "for head in range(model.config.num_attention_heads)]",
+    "accumulated_bias": "the residual stream itself: its blocks add no biases unless the configuration says so",
+}
+"""Attributes of other libraries' models -> what to use here."""
+
+BLOCK: Mapping[str, str] = {
+    **dialects.BLOCK,
+    "input_layernorm": "{here}.ln1",
+    "post_attention_layernorm": "{here}.ln2",
+    "self_attn": "{here}.attn",
+}
+
+ATTENTION: Mapping[str, str] = {
+    **{name: said for name, said in dialects.ATTENTION.items() if name not in ("c_attn", "c_proj")},
+    **{f"{letter.lower()}_proj": f"{{here}}.W_{letter}" for letter in "QKVO"},
+    **{f"hook_rot_{letter}": f"{{here}}.ckpt_rot_{letter}" for letter in "qk"},
+    "QK": "{here}.W_Q @ {here}.W_K.repeat_interleave({here}.shared, 0).mT, before rotation",
+    "OV": "{here}.W_V.repeat_interleave({here}.shared, 0) @ {here}.W_O",
+    "num_key_value_groups": "{here}.shared",
+}
+
+MLP: Mapping[str, str] = {
+    "hook_pre": "{here}.ckpt_gate",
+    "hook_pre_linear": "{here}.ckpt_up",
+    "hook_post": "{here}.ckpt_post",
+    "gate_proj": "{here}.W_gate",
+    "up_proj": "{here}.W_in",
+    "down_proj": "{here}.W_out",
+    "act_fn": "{here}.act",
+}
+
+NORM: Mapping[str, str] = {
+    **{name: said for name, said in dialects.NORM.items() if name != "bias"},
+    "variance_epsilon": "{here}.eps",
+}
 
 OTHERS = OtherNames(
     modules={

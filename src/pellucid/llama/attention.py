@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pellucid.attend import Attending, Visible, hold_nan
 from pellucid.ckpt import name_checkpoints
+from pellucid.llama import aliases
 from pellucid.llama.config import LlamaConfig
 from pellucid.llama.rotary import Rotary, Turn, turned
 from pellucid.network import Memory
@@ -31,6 +32,8 @@ class Attention(Attending):
         execution: How it is run.
         products: Shared by the modules of a model; its own if None.
     """
+
+    elsewhere = aliases.ATTENTION
 
     def __init__(
         self,

@@ -45,6 +45,7 @@ def _anatomy() -> Anatomy:
         },
         attention="self_attn",
         eager=llama.eager_attention_forward,
+        limit="num_hidden_layers",
     )  # fmt: skip
 
 

@@ -13,9 +13,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from pellucid import dialects
 from pellucid.attend import Visible
 from pellucid.ckpt import name_checkpoints
+from pellucid.llama import aliases
 from pellucid.llama.attention import Attention
 from pellucid.llama.config import LlamaConfig
 from pellucid.llama.rotary import Rotary, Turn
@@ -37,7 +37,7 @@ class RMSNorm(Part):
         weights: `w` [D]; ones if None.
     """
 
-    elsewhere = dialects.NORM
+    elsewhere = aliases.NORM
 
     def __init__(self, config: LlamaConfig, weights: Weights | None = None) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ class MLP(Part):
         products: Shared by the modules of a model; its own if None.
     """
 
-    elsewhere = dialects.MLP
+    elsewhere = aliases.MLP
 
     def __init__(
         self,
@@ -98,7 +98,7 @@ class TransformerBlock(Part):
         products: Shared by the modules of a model; its own if None.
     """
 
-    elsewhere = dialects.BLOCK
+    elsewhere = aliases.BLOCK
 
     def __init__(
         self,
@@ -158,6 +158,7 @@ def build(network: Network, config: LlamaConfig, weights: Weights | None = None)
     weights = given(config, "", weights)
     require_weights(config.schema, "", weights)
     products, execution = network.products, network.execution
+    network.words(aliases.MODEL)
     network.embed = Embedding(config, under("embed", weights))
     network.rotary = Rotary(config.rule, network.embed.W_E.device)
     network.blocks = nn.ModuleList(

@@ -37,12 +37,12 @@ from pellucid.weights import load
 
 
 class CkptedTransformer(GeneratingTransformer):
-    """GPT-2 in which every intermediate value passes through a named checkpoint.
+    """A model, such as GPT-2, in which every intermediate value passes through a named checkpoint.
 
     Args:
         config: What the model is; there is no default, and leaving it out is an error that says so.
         weights: Stored parameters by name (`config.schema.stored`), used without a copy; fresh
-            ones, by GPT-2's initialisation, if None.
+            ones, by the family's initialisation, if None.
         tokenizer: For text; ids alone work without one.
         attention: "auto" fuses every layer that nobody looks inside, "eager" makes every layer explicit.
         numerics: "exact" performs transformers' operations, "fast" may fuse them, "bfloat16" also multiplies by the
@@ -94,7 +94,7 @@ class CkptedTransformer(GeneratingTransformer):
         ignore_config: Collection[str] = (),
         hub: load.HubOptions | None = None,
     ) -> CkptedTransformer:
-        """Open a GPT-2: an alias, a hub id, a folder or a file. `pellucid.load` says what each argument means."""
+        """Open a model: an alias, a hub id, a folder or a file. `pellucid.load` says what each argument means."""
         options = load.LoadOptions(
             device=device, dtype=dtype, attention=attention, numerics=numerics, config=config,
             ignore_config=ignore_config, hub=hub or load.HubOptions(),

@@ -37,7 +37,8 @@ def from_hf(cls: ModelClass[M], hf_model: nn.Module, *, attention: str = "auto",
 
     Args:
         cls: The model's class.
-        hf_model: A `GPT2LMHeadModel`, or a `GPT2Model`, whose head is then the embedding.
+        hf_model: A model of a registered family, such as a `GPT2LMHeadModel` or a `LlamaForCausalLM`; or one without a
+            head, which is then the embedding.
         attention: Passed to the model.
         numerics: Passed to the model.
 
@@ -45,7 +46,7 @@ def from_hf(cls: ModelClass[M], hf_model: nn.Module, *, attention: str = "auto",
         A model with equal tensors on the same device, training or evaluating like the one given.
 
     Raises:
-        WeightsError: Not such a model, or one that computes something else than GPT-2 with its tensors.
+        WeightsError: Not such a model, or one that computes something else than its family with its tensors.
         ConfigError: A configuration that is not implemented.
         MissingExtraError: transformers is not installed.
     """
@@ -80,7 +81,7 @@ def from_hf(cls: ModelClass[M], hf_model: nn.Module, *, attention: str = "auto",
 
 @ordinary_tensors()
 def to_hf(model: Model) -> Any:
-    """A transformers `GPT2LMHeadModel` with copies of the model's tensors, tied where the model is.
+    """A transformers model of the same family with copies of the model's tensors, tied where the model is.
 
     Raises:
         MissingExtraError: transformers is not installed.

@@ -251,7 +251,7 @@ def _computes_a_tensor(hook: object) -> bool:
 
 
 def remedy(modules: Iterable[nn.Module | None]) -> str:
-    """What to do about modules of classes that are not GPT-2's."""
+    """What to do about modules of classes that are not the family's."""
     for module in modules:
         where = f"{type(module).__module__}.{type(module).__name__}"
         if module is not None and (hasattr(module, "base_layer") or re.search("peft|lora", where, re.IGNORECASE)):

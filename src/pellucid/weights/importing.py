@@ -53,7 +53,7 @@ def to_ours(tensors: Mapping[str, Tensor], config: Config, how: str = "model.sta
 
     Raises:
         WeightsError: The layout is not known, or tensors are unexplained, missing or misshapen (all are listed), or
-            the weights were processed and are no longer GPT-2's.
+            the weights were processed and are no longer the model's.
     """
     refuse_foreign(map(without_weight, tensors))
     copies = _copies(tensors)
@@ -178,7 +178,7 @@ def _check(
     refuse_empty(present, {given[name][0]: shape for name, shape in expected.items() if name in theirs})
     if missing or unexplained or wrong:
         only_unexplained = not (missing or wrong or prefixes_of(unexplained))
-        remedy = _without(unexplained, how) if only_unexplained else _sizes_remedy(theirs, config, layout)
+        remedy = _without(unexplained, how, config) if only_unexplained else _sizes_remedy(theirs, config, layout)
         raise _mismatch(layout, missing, unexplained, wrong, remedy)
     buffers = layout.buffers_of(config.schema)
     exact = {
@@ -262,17 +262,18 @@ def _sizes_remedy(theirs: Mapping[str, Tensor], config: Config, layout: Layout) 
         return f"Pass config={differing}, which these weights fit; or the configuration that they were trained with."
     return (
         "Give the configuration that these weights were trained with (sizes, tie_word_embeddings), or the weights of "
-        "a plain GPT-2."
+        f"a plain {family_of(config).config.about.family}."
     )
 
 
 _MOST_NAMED = 12
-"""Tensors that a remedy names; what holds more of its own is not a plain GPT-2's weights."""
+"""Tensors that a remedy names; what holds more of its own is not a plain model's weights."""
 
 
-def _without(unexplained: list[str], how: str) -> str:
+def _without(unexplained: list[str], how: str, config: Config) -> str:
     if len(unexplained) > _MOST_NAMED or any(len(name) > 200 for name in unexplained):
-        return "Give the weights of a plain GPT-2; this one computes with more than these."
+        family = family_of(config).config.about.family
+        return f"Give the weights of a plain {family}; this one computes with more than these."
     names = ", ".join(map(repr, unexplained))
     return (
         "If nothing is computed with them, leave them out: pl.load({name: tensor for name, tensor in tensors.items() "

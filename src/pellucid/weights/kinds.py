@@ -1,4 +1,4 @@
-"""Files and folders that cannot be read as a GPT-2: what they are, and how to get weights that can be read."""
+"""Files and folders that cannot be read as a model: what they are, and how to get weights that can be read."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _FILES = (
     Kind("a model of Core ML", _EXPORT, name=r"\.ml(model|package)$"),
     Kind("a model of TensorFlow Lite", _EXPORT, rb"....TFL3", r"\.tflite$"),
     Kind("an llm.c debug state", f"It holds one run. {READABLE}", _magic(20240327)),
-    Kind("an llm.c model of Llama", "Give the weights of a GPT-2; no other is read.", _magic(20240803)),
+    Kind("an llm.c model of Llama", "Give the folder of transformers' that it was made from.", _magic(20240803)),
     Kind("arrays of NumPy (.npz)", _NPZ, name=r"\.npz$"),
     Kind("an array of NumPy", READABLE, rb"\x93NUMPY"),
     Kind("a file of PyTorch's in the format before version 0.1.10 (tar)", "If you trust it, write it again: "

@@ -1,4 +1,4 @@
-"""Tensors that are not weights of a GPT-2: what each of them is, and whether the model computes the same without it."""
+"""Tensors that are not weights of a model: what each of them is, and whether the model computes the same without it."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ KINDS = (
     Foreign(r"cross_?attention|ln_cross_attn|q_attn", "cross-attention, which is not implemented", _PLAIN),
     Foreign(
         r"rotary|inv_freq|(^|\.)alibi|(^|\.)slopes$|rel_pos|relative_",
-        "other position embeddings than GPT-2's, which are not implemented",
+        "other position embeddings than the model's, which are not implemented",
         _PLAIN,
     ),
     Foreign(r"^(token_embd|blk|output_norm)\.", "GGUF's names", _CONVERT),
@@ -107,7 +107,7 @@ KINDS = (
     ),
     Foreign(
         r"self_attn\.[qkv]_proj|attn\.attention\.|encoder\.layer\.\d+|attention\.self\.|\.attn\.[qkv]_proj|experts\.",
-        "the layers of another architecture than GPT-2", "Give the weights of a GPT-2; no other is read.",
+        "the layers of another architecture", "Give the weights of a GPT-2 or of a Llama; no other is read.",
     ),
 )  # fmt: skip
 """Every kind of weights whose names are known and that is not read."""

@@ -55,6 +55,7 @@ class Anatomy:
         in_block: What is in each, parents first.
         attention: The name in a block of what attends, whose class is in `in_block`.
         eager: What it attends by if it is told to be eager.
+        limit: The field of the model's configuration that says how many blocks run; "" if all do.
     """
 
     headed: type[nn.Module]
@@ -66,6 +67,7 @@ class Anatomy:
     in_block: Classes
     attention: str
     eager: Callable[..., Any]
+    limit: str = ""
 
 
 @dataclass(frozen=True)
@@ -159,8 +161,9 @@ def parts_of(hf_model: nn.Module, anatomy: Anatomy) -> Iterator[Part]:
     if base is not None and isinstance(base, anatomy.base):
         prefix = f"{anatomy.inner}." if headed else ""
         yield from _below(prefix, base, anatomy.around)
-        blocks = _child(base, anatomy.blocks)
-        for i, block in enumerate(blocks if isinstance(blocks, nn.ModuleList) else ()):
+        listed, config = _child(base, anatomy.blocks), vars(base).get("config")
+        blocks = list(listed) if isinstance(listed, nn.ModuleList) else []
+        for i, block in enumerate(blocks[: getattr(config, anatomy.limit, None) if anatomy.limit else None]):
             block = foreign.uncompiled(block)  # noqa: PLW2901
             yield Part(f"{prefix}{anatomy.blocks}.{i}", block, (anatomy.block,))
             if isinstance(block, anatomy.block):
