@@ -11,7 +11,8 @@ from rights import RIGHTS
 
 import pellucid as pl
 import support
-from pellucid.weights.layouts import LAYOUTS, from_ours
+from pellucid.gpt2.layouts import LAYOUTS
+from pellucid.weights.layouts import from_ours
 
 Dict = dict[str, torch.Tensor]
 SMALL = {"vocab_size": 53, "n_positions": 16, "n_embd": 24, "n_layer": 2, "n_head": 3}
@@ -49,7 +50,7 @@ def unbiased() -> pl.CkptedTransformer:
     return model
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", [one.name for one in LAYOUTS])
 def test_names_of_known_layouts_are_believed(
     layout: str, small: pl.CkptedTransformer, unbiased: pl.CkptedTransformer
 ) -> None:

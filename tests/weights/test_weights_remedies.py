@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 import pellucid as pl
 import support
 from following import Case, follow, params
-from pellucid.weights.layouts import LAYOUTS, from_ours
+from pellucid.weights.layouts import from_ours
 from weights.checkpoints import (
     config_of,
     hf_dict,
@@ -238,7 +238,7 @@ def larger_config(here: Here, *, tensors: bool) -> None:
 
 def exported(layout: str) -> Any:
     model = pl.from_hf(HF)
-    return from_ours(model.state_dict(), model.config, LAYOUTS[layout])
+    return from_ours(model.state_dict(), model.config, layout)
 
 
 def state(here: Here, **changes: Any) -> None:

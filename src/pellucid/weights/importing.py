@@ -14,7 +14,7 @@ from pellucid.errors import ConfigError, WeightsError
 from pellucid.families import FAMILIES, family_of
 from pellucid.layout import EMBED, HEAD, ZEROS, Layout, Place, Row, Shape
 from pellucid.schema import Schema
-from pellucid.weights.layouts import LAYOUTS, detect, our_shapes
+from pellucid.weights.layouts import NAMES, detect, our_shapes
 from pellucid.weights.leftovers import harmless, listed, reason_of, refuse_empty, refuse_foreign, refuse_numbers
 from pellucid.weights.prefixes import HEADS, beside, canonical_names, prefixes_of, unwrapped, without_weight
 
@@ -299,7 +299,7 @@ def _unknown_layout(tensors: Mapping[str, Tensor]) -> WeightsError:
         f"weights: their layout is not known; the first of {len(names)} tensors are "
         f"{listed([f'{name}{reason_of(name)}' for name in names[:6]])}.",
         code="layout-unknown",
-        remedy=f"Known are {', '.join(LAYOUTS)}. Convert the weights with transformers, or rename its tensors.",
+        remedy=f"Known are {', '.join(NAMES)}. Convert the weights with transformers, or rename its tensors.",
     )
 
 
