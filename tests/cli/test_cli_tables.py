@@ -17,7 +17,8 @@ from rich.text import Text
 from noticed import must_be_noticed
 from pellucid.cli.shared import layout, tables
 from pellucid.cli.shared.screen import _finite
-from pellucid.cli.shared.tables import BAR_WIDTH, NextToken, bar, number, shade, visible
+from pellucid.cli.shared.tables import BAR_WIDTH, NextToken, bar, number, shade
+from pellucid.errors import visible
 
 
 @given(st.floats(-1e38, 1e38))

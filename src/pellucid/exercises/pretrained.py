@@ -85,10 +85,7 @@ def alignment_for(my_gpt: nn.Module, reference: Any) -> Alignment:
     )
     if not found.complete or not found.bit_equal:
         alone = ", ".join((*found.unexplained, *found.missing)) or "some values"
-        raise misuse(
-            f"alignment_for: without a counterpart: {alone}.",
-            "See what check_gpt2 says about the model.",
-        )
+        raise misuse(f"alignment_for: without a counterpart: {alone}.", "See what check_gpt2 says about the model.")
     return found
 
 

@@ -28,9 +28,9 @@ from pellucid.cli.shared.tables import (
     shade,
     summarize,
     token_list,
-    visible,
 )
 from pellucid.cli.verbs import Demo
+from pellucid.errors import visible
 
 TEXT = "One day, Lily went to the park to play with her"
 NEXT_TOKENS = 5

@@ -13,9 +13,9 @@ from rich.text import Text
 import pellucid as pl
 from pellucid.cli.shared.layout import Column, Grid
 from pellucid.cli.shared.screen import progress, show, show_json, write
-from pellucid.cli.shared.tables import NextToken, most_probable, visible
+from pellucid.cli.shared.tables import NextToken, most_probable
 from pellucid.cli.verbs import Generate
-from pellucid.errors import InputError
+from pellucid.errors import InputError, visible
 from pellucid.generate.file_settings import Asked, asked_by
 from pellucid.generate.generation import TextStream
 

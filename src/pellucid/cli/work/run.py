@@ -19,9 +19,9 @@ from pellucid.cli.shared.tables import (
     next_tokens,
     summarize,
     token_list,
-    visible,
 )
 from pellucid.cli.verbs import Run
+from pellucid.errors import visible
 
 
 @dataclass(frozen=True)
