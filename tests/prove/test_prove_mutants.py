@@ -402,7 +402,9 @@ MUTANTS: dict[str, tuple[Callable[[Patch], None], Callable[[], None]]] = {
     "what is drawn upon a list stays": (patched(lending, "_copied", lambda value, memo: value), lists_are_kept),
     "nothing is injected": (patched(sensitivity._Injection, "inject", lambda self, size: None), sensitivity_is_real),
     "buffers stay float32": (patched(lending, "_in_dtype", lambda value, dtype: value), float_buffers_are_precise),
-    "anything is recognised": (patched(sides, "CLOSE", 1e9), only_right_ones_are_recognised),
+    "anything is recognised": (
+        both(patched(sides, "CLOSE", 1e9), patched(sides, "FAR", 1e9)), only_right_ones_are_recognised
+    ),
     "names of known layouts are not believed": (known_names_are_not_believed, exchange_under_known_names_is_found),
     "a unit may be claimed twice": (patched(aligning._Aligner, "_overlaps", lambda *_: False),
                                     a_second_copy_is_one_too_many),

@@ -94,8 +94,9 @@ def test_nothing_of_the_caller_changes(kind: str, training: bool) -> None:
     assert same(before[0], state(ours))
     assert same(before[1], state(other))
     assert (report.verdict in ("identical", "equivalent")) == (kind != "raises"), report
-    _ = report.sensitivity
-    assert same(before[1], state(other))
+    if training:
+        _ = report.sensitivity
+        assert same(before[1], state(other))
     handle.remove()
 
 

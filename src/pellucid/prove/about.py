@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -54,13 +55,19 @@ SEED = 0
 
 def versions() -> dict[str, str]:
     """The versions of what computes, by name."""
+    return dict(_versions())
+
+
+@functools.cache
+def _versions() -> tuple[tuple[str, str], ...]:
+    """Read once: finding the files that say so takes longer than a run of a small model."""
     found = {"pellucid": __version__, "python": platform.python_version()}
     for library in ("torch", "transformers"):
         try:
             found[library] = metadata.version(library)
         except metadata.PackageNotFoundError:  # transformers is optional
             continue
-    return found
+    return tuple(found.items())
 
 
 def now() -> str:

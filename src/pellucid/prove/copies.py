@@ -108,6 +108,13 @@ def parameter_dtypes(module: nn.Module) -> set[torch.dtype]:
     return {parameter.dtype for parameter in module.parameters() if parameter.is_floating_point()}
 
 
+def seed(number: int) -> None:
+    """Seed torch's generators; `torch.manual_seed` also notes the whole stack for devices that nobody has asked for."""
+    torch.default_generator.manual_seed(number)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(number)
+
+
 @contextmanager
 def quietly(module: nn.Module, *, double: bool = False, dropout: bool = True) -> Generator[None]:
     """Run without gradients and without moving any random state; with `double`, all arithmetic is float64.
@@ -119,7 +126,7 @@ def quietly(module: nn.Module, *, double: bool = False, dropout: bool = True) ->
     default = torch.get_default_dtype()
     narrow = frozenset({torch.float32, *parameter_dtypes(module)} - {torch.float64}) if double else frozenset()
     with torch.no_grad(), torch.random.fork_rng(devices=list(devices)):
-        torch.manual_seed(0)
+        seed(0)
         try:
             if double:
                 torch.set_default_dtype(torch.float64)
@@ -139,7 +146,7 @@ def undisturbed(module: nn.Module, *, double: bool = False) -> Generator[None]:
     devices = {parameter.device for parameter in module.parameters() if parameter.device.type == "cuda"}
     default = torch.get_default_dtype()
     with torch.random.fork_rng(devices=list(devices)):
-        torch.manual_seed(0)
+        seed(0)
         try:
             if double:
                 torch.set_default_dtype(torch.float64)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from pellucid.families import FAMILIES
 from pellucid.prove.calling import Call, read_answer, working_call
-from pellucid.prove.copies import eagerly, quietly, undisturbed
+from pellucid.prove.copies import eagerly, quietly, seed, undisturbed
 from pellucid.prove.lending import Loan
 from pellucid.prove.points import LOGITS, ModuleSite
 from pellucid.run.model import CkptedTransformer
@@ -124,7 +124,7 @@ class Program:
             for number, site in enumerate(self.sites):
                 recorder.watch(number, site, named[site.module])
             with quietly(module, double=conditions.double, dropout=conditions.dropout):
-                torch.manual_seed(conditions.seed)
+                seed(conditions.seed)
                 output = self._output(module, ids)
         return {**recorder.values(), LOGITS: self._logits(output, ids)}
 

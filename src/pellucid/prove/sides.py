@@ -284,6 +284,9 @@ PROBE = 12
 CLOSE = 1e-6
 """Relative error of the logits below which a proposal is taken; such as a constant kept in float32 leaves 1e-8."""
 
+FAR = 0.1
+"""The same in the module's own dtype, above which a proposal is not worth a run in float64."""
+
 
 def recognised(module: nn.Module) -> CkptedTransformer | None:
     """The model that a module is which nobody has described; None if no proposal computes what it computes.
@@ -310,6 +313,9 @@ def _tried(module: nn.Module, reading: Iterator[tuple[Any, Weights]]) -> CkptedT
             except Exception:  # whatever a foreign forward raises
                 return None
         model = CkptedTransformer(config, weights).eval()
+        with torch.no_grad():
+            if relative_error(observed, model(ids).double()) > FAR:
+                continue
         error = relative_error(observed, Glass(model).run(ids, None, DOUBLE)[LOGITS])
         if error < distance:
             best, distance = model, error
