@@ -179,7 +179,7 @@ def _rotation(config: LlamaConfig) -> dict[str, Any]:
         raise ConfigError(
             f"config: rope_parameters={shown(given)}, without {', '.join(missing)}.",
             code="config-missing-field",
-            remedy=f"Add what rope_type={kind!r} needs: {', '.join(NEEDED[kind])}.",
+            remedy=f"Add the fields that rope_type {kind!r} needs: {', '.join(NEEDED[kind])}.",
         )
     for name in _NUMBERS:
         if given.get(name) is not None:
