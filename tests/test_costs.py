@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import pellucid as pl
 import support
+from pellucid import attend
 from pellucid.ckpt import Ckpt
 from pellucid.generate import stepper as stepping
 from pellucid.gpt2 import attention
@@ -242,7 +243,7 @@ SLOWER: dict[str, tuple[Any, str, Any, tuple[Callable[[], None], ...]]] = {
         attention.Visible, "ceiling", lambda self, queries, keys, like: torch.zeros_like(like), (masks_are_made_once,),
     ),
     "scores that are filled in": (
-        attention, "_hide",
+        attend, "_hide",
         lambda scores, visible: scores.masked_fill_(visible.hidden(P, P, scores.device), -1e30), (one_pattern,),
     ),
     "everything captured is copied": (
@@ -257,7 +258,7 @@ SLOWER: dict[str, tuple[Any, str, Any, tuple[Callable[[], None], ...]]] = {
     ),
     "no kernels": (stepping, "decoder", lambda model, rows, names: None, (fast_decoding,)),
     "a pattern beside its scores": (
-        attention, "_softmax", lambda scores, *, in_place: scores.softmax(-1), (one_pattern,),
+        attend, "softmax", lambda scores, *, in_place: scores.softmax(-1), (one_pattern,),
     ),
     "the exact GELU in fast numerics": (nonlinear, "FAST", nonlinear.EXACT, (fast_forward,)),
     "contiguous queries": (

@@ -183,7 +183,7 @@ def test_a_mistaken_prediction_of_a_folder_is_caught(
     broken: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     if broken == "wrappers":
-        monkeypatch.setattr(stored, "prefixed", lambda name: name.removeprefix("module."))
+        monkeypatch.setattr(stored, "prefixed", lambda name, family: name.removeprefix("module."))
         check = partial(test_checkpoints.test_names_of_a_wrapper_are_not_read, "module.", tmp_path)
     elif broken == "classes":
         monkeypatch.setattr(stored, "_read_other", lambda stored, config: AfterReload(False, None, "no"))
