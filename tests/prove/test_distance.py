@@ -17,7 +17,7 @@ from torch.nn import functional as F
 import pellucid as pl
 import support
 from noticed import must_be_noticed
-from pellucid.prove import changes, comparison, report
+from pellucid.prove import comparison, divergences, report
 from pellucid.prove.about import RunInputs, distance_of, name_of
 
 IDS = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6]])
@@ -210,7 +210,7 @@ MUTANTS: dict[str, Any] = {
         comparison.Comparison, "_rows", lambda self: self.ids.tolist(), test_padding_is_no_part_of_the_distance,
     ),
     "rounding is told from one tensor": (
-        changes.Sides, "pairs", lambda self: iter([(torch.ones(1) / 3, (torch.ones(1) / 3).half())]),
+        divergences.Sides, "pairs", lambda self: iter([(torch.ones(1) / 3, (torch.ones(1) / 3).half())]),
         test_rounding_with_one_weight_changed_is_no_rounding,
     ),
     "names are markup": (

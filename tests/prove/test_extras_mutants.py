@@ -17,7 +17,7 @@ from torch.nn.utils import parametrizations
 
 import pellucid as pl
 import support
-from pellucid.prove import calling, causes, changes, comparison, computed, points, program, runs
+from pellucid.prove import calling, causes, comparison, divergences, lending, points, program, runs
 from pellucid.prove import compare as compare_module
 
 Patch = pytest.MonkeyPatch
@@ -145,16 +145,16 @@ MUTANTS: dict[str, tuple[Callable[[Patch], None], Callable[[], None]]] = {
     "names of modules say nothing": (patched(points._Finder, "named", lambda *_: iter(())), handed_values_are_shown),
     "computed weights are parameters": (patched(comparison, "computed_in", lambda module: {}),
                                         a_computed_weight_counts),
-    "computed weights are computed again in float64": (patched(computed.Computed, "comes_from", lambda *_: False),
+    "computed weights are computed again in float64": (patched(lending.Computed, "comes_from", lambda *_: False),
                                                        a_computed_weight_counts),
-    "any stored tensor will do": (patched(computed.Computed, "comes_from", lambda *_: True),
+    "any stored tensor will do": (patched(lending.Computed, "comes_from", lambda *_: True),
                                   a_step_of_its_size_is_found),
     "rounding is never amplified": (patched(runs.Runs, "limit", lambda self, point="": 0.0), amplified_rounding_passes),
     "everything is amplified rounding": (patched(runs.Runs, "limit", lambda self, point="": 1e9), a_mistake_is_named),
     "float32 refuses everything": (patched(causes.Trials, "may_reproduce", lambda *_: False), a_mistake_is_named),
     "what a probe shows is forgotten": (patched(runs.Runs, "learn", nothing), one_token_is_enough),
     "anything has values": (patched(compare_module, "require_values", nothing), what_has_no_values_is_refused),
-    "multiples are not looked for": (patched(changes, "relations", nothing), a_multiple_is_named),
+    "multiples are not looked for": (patched(divergences, "relations", nothing), a_multiple_is_named),
 }  # fmt: skip
 
 

@@ -22,12 +22,11 @@ from pellucid.prove import (
     comparison,
     copies,
     dicts,
-    idle_tensors,
+    divergences,
+    influence,
     lending,
-    places,
     program,
     runs,
-    sensitivity,
     sides,
     tensors,
     trial,
@@ -374,7 +373,7 @@ MUTANTS: dict[str, tuple[Callable[[Patch], None], Callable[[], None]]] = {
     "the alignment accepts anything": (everything_aligns, one_ulp_is_found),
     "nearest is not searched": (patched(aligning._Aligner, "_nearest", nothing), one_ulp_is_found),
     "all that shares a tensor is named": (
-        patched(places, "same_bits", lambda a, b: False), only_what_differs_is_named
+        patched(divergences, "same_bits", lambda a, b: False), only_what_differs_is_named
     ),
     "the sign of zero is ignored": (zeros_are_zeros, sign_of_zero_is_found),
     "heads are never found": (patched(aligning, "_match_heads", in_order_only), inconsistent_heads_are_found),
@@ -396,11 +395,11 @@ MUTANTS: dict[str, tuple[Callable[[Patch], None], Callable[[], None]]] = {
     "what was lent is kept": (patched(lending, "_give_back", nothing), mode_is_kept),
     "a deep copy runs": (a_copy_runs, closures_are_run_right),
     "nobody runs it unwatched": (patched(trial.Trial, "_judge_unwatched", nothing), the_unwatched_run_is_judged),
-    "everything extra is idle": (patched(idle_tensors, "_stays", lambda *_: True), extra_is_not_passed_over),
+    "everything extra is idle": (patched(influence, "_stays", lambda *_: True), extra_is_not_passed_over),
     "no probe is run": (patched(comparison, "probe_ids", nothing), windows_are_seen),
     "the probe is one row": (one_row_is_drawn, rows_are_seen),
     "what is drawn upon a list stays": (patched(lending, "_copied", lambda value, memo: value), lists_are_kept),
-    "nothing is injected": (patched(sensitivity._Injection, "inject", lambda self, size: None), sensitivity_is_real),
+    "nothing is injected": (patched(influence._Injection, "inject", lambda self, size: None), sensitivity_is_real),
     "buffers stay float32": (patched(lending, "_in_dtype", lambda value, dtype: value), float_buffers_are_precise),
     "anything is recognised": (
         both(patched(sides, "CLOSE", 1e9), patched(sides, "FAR", 1e9)), only_right_ones_are_recognised

@@ -20,11 +20,11 @@ from pellucid.check import as_number, as_whole
 from pellucid.errors import WeightsError, shown
 from pellucid.network import Network
 from pellucid.prove.tensors import TensorComparison, compare_tensors
-from pellucid.prove.units import HEAD, POSITIONS, Group, GroupTransform, axes_known_of, units_of
+from pellucid.prove.units import HEAD, N_CTX, Group, GroupTransform, axes_known_of, units_of
 from pellucid.weights.manifests import read_json
 
 FORMAT = "pellucid.alignment/1"
-EARLIER = {"pos": POSITIONS}
+EARLIER = {"pos": N_CTX}
 """Axes that earlier files call otherwise."""
 _ROWS = 6
 """Matches that an alignment shows of itself."""

@@ -15,20 +15,17 @@ from pellucid.prove.aligning import align
 from pellucid.prove.alignment import Alignment
 from pellucid.prove.calling import NoLogitsError
 from pellucid.prove.causes import Cause, Evidence, confirmed_cause, head_of_its_own
-from pellucid.prove.changes import Sides, with_changes
-from pellucid.prove.computed import Computed, computed_in, with_computed
 from pellucid.prove.copies import parameter_dtypes, quietly, with_their_values, without_units, working_copy
-from pellucid.prove.idle_tensors import cropped, without_idle
-from pellucid.prove.lending import Loan
-from pellucid.prove.places import divergence_at, first_changed, not_finite_at, positions_note
+from pellucid.prove.divergences import Sides, divergence_at, first_changed, not_finite_at, positions_note, with_changes
+from pellucid.prove.influence import Sensitivity, cropped, without_idle
+from pellucid.prove.lending import Computed, Loan, computed_in, with_computed
 from pellucid.prove.points import LOGITS, block_of, sites_of
 from pellucid.prove.program import DOUBLE, Conditions, Glass, Program
 from pellucid.prove.report import CheckpointRow, ComparisonReport, Divergence, relative_changes
 from pellucid.prove.runs import Runs, rows_of, same_bits
-from pellucid.prove.sensitivity import Sensitivity
 from pellucid.prove.tensors import compare_tensors, known_buffers
 from pellucid.prove.trial import Trial, probe_ids
-from pellucid.prove.units import POSITIONS, kind_of, unit_axes, units_of
+from pellucid.prove.units import N_CTX, kind_of, unit_axes, units_of
 from pellucid.prove.verdict import is_rounding, notes_on, rows_of_parameters, verdict_of
 from pellucid.run.model import CkptedTransformer
 
@@ -165,8 +162,8 @@ class Comparison:
     def _probe_ids(self) -> Tensor | None:
         """Ids of our own that show more than the caller's, within the positions that both sides have."""
         axes, sizes = unit_axes(self.schema), self.schema.sizes
-        tables = [len(unit) for name, unit in self.units.items() if axes[name][0] == POSITIONS]
-        return probe_ids(self.ids, sizes["d_vocab"], min([sizes[POSITIONS], *tables]))
+        tables = [len(unit) for name, unit in self.units.items() if axes[name][0] == N_CTX]
+        return probe_ids(self.ids, sizes["d_vocab"], min([sizes[N_CTX], *tables]))
 
     def _rows(self) -> list[list[int]]:
         """The caller's ids, without what fills short rows up."""

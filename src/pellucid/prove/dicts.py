@@ -19,9 +19,8 @@ from pellucid.layout import HEAD as UNEMBED
 from pellucid.prove.about import distance_of
 from pellucid.prove.aligning import align
 from pellucid.prove.alignment import Alignment, Match
-from pellucid.prove.changes import Sides, with_changes
 from pellucid.prove.comparison import Comparison
-from pellucid.prove.places import first_changed
+from pellucid.prove.divergences import Sides, first_changed, with_changes
 from pellucid.prove.report import ComparisonReport, Divergence, ParameterRow, describe_difference, relative_changes
 from pellucid.prove.sides import Pair, Side, reference_of, references_of, unknown
 from pellucid.prove.tensors import TensorComparison, compare_tensors, known_buffers

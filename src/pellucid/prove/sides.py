@@ -20,8 +20,7 @@ from pellucid.numerics.rounding import BEYOND_ROUNDING, relative_error
 from pellucid.open import from_hf, load, to_hf
 from pellucid.part import Weights
 from pellucid.prove.about import SEED, RunInputs, name_of
-from pellucid.prove.computed import computed_in, computes, with_computed
-from pellucid.prove.lending import Loan
+from pellucid.prove.lending import Loan, computed_in, computes, with_computed
 from pellucid.prove.points import LOGITS
 from pellucid.prove.program import DOUBLE, Glass, Program
 from pellucid.run.model import CkptedTransformer

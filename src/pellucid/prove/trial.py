@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pellucid.numerics.rounding import BEYOND_ROUNDING, relative_error
 from pellucid.prove.copies import is_scripted
-from pellucid.prove.places import is_before
+from pellucid.prove.divergences import is_before
 from pellucid.prove.points import LOGITS
 from pellucid.prove.program import DOUBLE, Conditions, Glass, Program, Unwatched, WatchedModel
 from pellucid.prove.runs import Runs, same_bits

@@ -22,7 +22,7 @@ from pellucid.schema import Parameter, Schema
 
 PART, LAYER, HEAD = "part", "layer", "head"
 
-POSITIONS = "n_ctx"
+N_CTX = "n_ctx"
 """The axis of a table that has a row for each position."""
 
 

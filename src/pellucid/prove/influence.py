@@ -1,0 +1,237 @@
+"""What the tensors of another program change: some provably nothing, others from some size of a change on.
+
+Zeros that are added and ones that are multiplied change nothing where the outputs agree. Any other tensor beside the
+parameters is tried: other values are put into it, and the logits of a run without instruments stay the same to the
+bit, or do not. How small an error would still be seen is found by injecting it: with the comparison of parameters
+switched off, one weight of each kind is changed by a power of ten of itself, on a copy, and the smallest power that the
+checkpoints and the logits reveal is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from pellucid.layout import EMBED
+from pellucid.layout import HEAD as UNEMBED
+from pellucid.numerics.rounding import BEYOND_ROUNDING, relative_error
+from pellucid.prove.aligning import NEAR, align
+from pellucid.prove.alignment import Alignment, Match
+from pellucid.prove.copies import is_scripted
+from pellucid.prove.lending import Loan, computed_in, with_computed
+from pellucid.prove.points import LOGITS, sites_of
+from pellucid.prove.program import DOUBLE, Program, WatchedModel
+from pellucid.prove.runs import same_bits
+from pellucid.prove.units import N_CTX, kind_of, unit_axes, units_of
+from pellucid.run.model import CkptedTransformer
+from pellucid.schema import Schema
+
+ONE_BY_ONE = 32
+"""Up to how many tensors are tried alone, where all together change something."""
+
+
+def without_idle(
+    alignment: Alignment,
+    program: Program,
+    others: Mapping[str, Tensor],
+    batches: Sequence[Tensor],
+    unseen: Collection[str],
+) -> Alignment:
+    """An alignment whose unexplained tensors are those that may change something.
+
+    Args:
+        alignment: The program's alignment.
+        program: As the caller runs it.
+        others: Its tensors by name.
+        batches: Ids [B, P] on which other values must leave the logits as they are.
+        unseen: Parameters of a block that no text can show.
+    """
+    found = {name: what for name in alignment.unexplained if (what := _constant(others[name]))}
+    rest = [name for name in alignment.unexplained if name not in found and others[name].is_floating_point()]
+    found |= dict.fromkeys(_without_effect(rest, program, others, batches), "without effect on the logits")
+    hidden = tuple(unit for unit in alignment.missing if kind_of(unit) in unseen)
+    return replace(
+        alignment,
+        buffers={**alignment.buffers, **found},
+        unexplained=tuple(name for name in alignment.unexplained if name not in found),
+        missing=tuple(unit for unit in alignment.missing if unit not in hidden),
+        unneeded=(*alignment.unneeded, *hidden),
+    )
+
+
+def _constant(tensor: Tensor) -> str:
+    for value, word in ((0, "zeros"), (1, "ones")):
+        if tensor.numel() and bool((tensor == value).all()):
+            return f"{word}, which change nothing"
+    return ""
+
+
+def _without_effect(
+    names: list[str], program: Program, others: Mapping[str, Tensor], batches: Sequence[Tensor]
+) -> list[str]:
+    if not names or not all(isinstance(others[name], nn.Parameter) for name in names):
+        return []
+    try:
+        expected = [program.plain(ids) for ids in batches]
+        if _stays(names, program, others, batches, expected):
+            return names
+        tried = names if 1 < len(names) <= ONE_BY_ONE else []
+        return [name for name in tried if _stays([name], program, others, batches, expected)]
+    except Exception:  # whatever a foreign forward raises: then nothing is shown
+        return []
+
+
+def _stays(
+    names: list[str], program: Program, others: Mapping[str, Tensor], batches: Sequence[Tensor], expected: list[Tensor]
+) -> bool:
+    """Whether the logits are the same to the bit with other values in these tensors."""
+    generator = torch.Generator().manual_seed(0)
+    drawn = {id(others[n]): torch.randn(others[n].shape, generator=generator).to(others[n]) for n in names}
+    changed = {key: nn.Parameter(value + 1, requires_grad=False) for key, value in drawn.items()}
+    other = replace(program, loan=program.loan.replacing(changed))
+    return all(same_bits(other.plain(ids), logits) for ids, logits in zip(batches, expected, strict=True))
+
+
+def cropped(
+    units: Mapping[str, Tensor], others: Mapping[str, Tensor], schema: Schema, *, padded: bool
+) -> tuple[dict[str, Tensor], dict[str, Tensor], list[str]]:
+    """Tables of another length, cut to the rows that both sides have.
+
+    Args:
+        units: The reference's.
+        others: The other program's tensors.
+        schema: The reference's.
+        padded: Whether its vocabulary may be longer than it says, with rows that no id reaches.
+
+    Returns:
+        Both sides: of longer tables the first rows, on the reference's side of those of positions alone; and notes.
+    """
+    ours, theirs, notes = dict(units), dict(others), list[str]()
+    tables = [unit for unit, axes in unit_axes(schema).items() if axes[0] == N_CTX]
+    taken = {tuple(tensor.shape) for tensor in units.values()}
+    for name, tensor in others.items():
+        if tensor.dim() != 2 or not tensor.is_floating_point() or tuple(tensor.shape) in taken:
+            continue
+        for unit in (*tables, *((EMBED, UNEMBED) if padded else ())):
+            if unit not in units:
+                continue
+            table = units[unit].T if unit == UNEMBED else units[unit]
+            turned = tensor.shape[1] != table.shape[1]
+            rows = tensor.T if turned else tensor
+            if rows.shape[1] != table.shape[1]:
+                continue
+            fewest = min(len(rows), len(table))
+            one, other = table[:fewest].nan_to_num(), rows[:fewest].detach().nan_to_num()
+            if not float((other - one).norm()) <= NEAR * float(one.norm()):
+                continue
+            if len(rows) > len(table):
+                theirs[name] = rows[:fewest].T if turned else rows[:fewest]
+                notes.append(f"{name} has {len(rows)} rows, of which the first {fewest} are compared: no id or "
+                             "position of the reference reaches the others")  # fmt: skip
+                break
+            if unit in tables:
+                ours[unit] = table[:fewest]
+                notes.append(
+                    f"{name} has {fewest} rows, and the reference {len(table)}: that many positions are compared"
+                )
+                break
+    return ours, theirs, notes
+
+
+FINEST = 16
+"""Powers of ten that are tried: from 1e-1 to 1e-16, which is float64's own rounding."""
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """What has to be kept to measure it later.
+
+    Args:
+        reference, other: The two sides, never written to.
+        ids: What to run.
+        alignment: Which parameter is which; None if the other side's own tensors were not aligned.
+    """
+
+    reference: CkptedTransformer
+    other: nn.Module
+    ids: Tensor
+    alignment: Alignment | None
+
+    def measure(self) -> dict[str, float | None]:
+        """Kind of parameter -> smallest relative change of one weight that is revealed; None if not even 0.1 is."""
+        if any(map(is_scripted, self.other.modules())):
+            return {}  # nothing can be put into a compiled program
+        with Loan(self.other).taken() as module:
+            held, computed = dict(module.state_dict(keep_vars=True)), computed_in(module)
+        tensors = with_computed(held, computed)
+        alignment = self.alignment or align(units_of(self.reference), tensors, self.reference.schema)
+        kinds = self._one_of_each_kind(alignment)
+        own = {id(tensors[m.name]): _double(tensors[m.name]) for m, _ in kinds.values()}  # to be written to
+        sites = sites_of(alignment, self.other, self.reference.schema)
+        constants = {name: own.get(id(tensors[name]), tensors[name]) for name in computed}
+        program = Program(Loan(self.other, replaced=own, computed=constants), sites, self.reference.embed.W_E.detach())
+        base = program.run(self.ids, None, DOUBLE)
+        found: dict[str, float | None] = {}
+        for kind, (match, unit) in kinds.items():
+            injection = _Injection(match, unit, own[id(tensors[match.name])], self.ids)
+            found[kind] = _smallest(injection, program, base, self.ids)
+        return found
+
+    def _one_of_each_kind(self, alignment: Alignment) -> dict[str, tuple[Match, str]]:
+        """A match and a unit in it for each kind, from the block in the middle where there are several."""
+        chosen: dict[str, tuple[Match, str]] = {}
+        middle = f"blocks.{len(self.reference.schema.blocks) // 2}."
+        for match in alignment.matches:
+            for unit in match.group.units:
+                kind = kind_of(unit)
+                if kind not in chosen or (unit.startswith(middle) and not chosen[kind][1].startswith(middle)):
+                    chosen[kind] = (match, unit)
+        return chosen
+
+
+@dataclass(frozen=True)
+class _Injection:
+    match: Match
+    unit: str
+    tensor: Tensor
+    ids: Tensor
+
+    def inject(self, size: float) -> None:
+        """Multiply the largest weight of the unit (in a row that the ids use) by 1 + size."""
+        group, transform = self.match.group, self.match.transform
+        natural = transform.undo(self.tensor.detach(), group, self.match.comparison.shape).clone()
+        part = group.split(natural)[self.unit]  # a view of it
+        if self.unit == EMBED:
+            part = part[int(self.ids[0, 0])]
+        elif group.inner[0] == N_CTX:
+            part = part[0]
+        place = torch.unravel_index(part.abs().argmax(), part.shape)
+        part[place] = part[place] * (1 + size) if part[place] != 0 else size
+        with torch.no_grad():
+            self.tensor.copy_(transform.apply(natural, group, self.match.shape))
+
+
+def _double(tensor: Tensor) -> nn.Parameter:
+    return nn.Parameter(tensor.detach().double().clone(), requires_grad=False)
+
+
+def _smallest(injection: _Injection, program: WatchedModel, base: Mapping[str, Tensor], ids: Tensor) -> float | None:
+    """By bisection over the powers of ten."""
+    original = injection.tensor.detach().clone()
+    forced = {point: value for point, value in base.items() if point != LOGITS}
+
+    def revealed(power: int) -> bool:
+        injection.inject(10.0**-power)
+        values = program.run(ids, forced, DOUBLE)
+        with torch.no_grad():
+            injection.tensor.copy_(original)
+        return any(relative_error(values[point], base[point]) > BEYOND_ROUNDING for point in base if point in values)
+
+    low, high = 0, FINEST + 1  # revealed at 10^-low (or not at all), not at 10^-high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if revealed(middle) else (low, middle)
+    return 10.0**-low if low else None
