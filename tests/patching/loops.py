@@ -12,6 +12,7 @@ from torch import Tensor
 
 import pellucid as pl
 import support
+from pellucid.axes import Axis
 
 METRIC = pl.metrics.logit_difference(7, 11)
 """Reads the last token alone."""
@@ -40,10 +41,10 @@ def patched(
 ) -> np.ndarray[Any, Any]:
     """[*over, batch]: the metric after each patch, each in a whole run of its own."""
     batch, (_, values) = model.tokenize(base), model.run_with_ckpts(source)
-    layers = range(len(model.schema.blocks))
-    axes = model.schema.axes[f"blocks.0.{name}" if f"blocks.0.{name}" in model.schema else name]
-    lengths = {"head": model.schema.sizes["head"], "pos": batch.shape[1], "layer": len(layers),
-               "neuron": model.schema.sizes.get(axes[-1], 0)}  # fmt: skip
+    full = f"blocks.0.{name}" if f"blocks.0.{name}" in model.schema else name
+    axes, shape = model.schema.axes[full], values[full].shape
+    lengths = {"head": shape[axes.index(Axis.HEAD)] if Axis.HEAD in axes else 0, "pos": batch.shape[1],
+               "layer": len(model.schema.blocks), "neuron": shape[-1]}  # fmt: skip
     words = {"head": "heads", "pos": "pos", "neuron": "neurons"}
     out = np.zeros([*(lengths[axis] for axis in over), len(batch)])
     for at in itertools.product(*(range(lengths[axis]) for axis in over)):

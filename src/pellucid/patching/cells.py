@@ -205,7 +205,8 @@ class Cells:
 
     def _size(self, name: str, axis: str) -> int:
         """How many heads or neurons a checkpoint has."""
-        return next(self._schema.sizes[a] for a in self._schema[name].axes if a in _KINDS[axis])
+        point = self._schema[name]
+        return next(self._schema.length_of(a, point) for a in point.axes if a in _KINDS[axis])
 
     def _chosen(self, axis: str, chosen: Mapping[str, int]) -> tuple[int, ...] | None:
         """The heads or neurons of a cell; None for all."""

@@ -217,9 +217,12 @@ class Sharing:
 
     def bytes_of(self, trials: int, begin: int = 0, start: int = 0) -> int:
         """Bytes that a batch of so many trials takes while one block of it is run, and its head."""
-        sizes = {**self.schema.sizes, Axis.BATCH: 1, Axis.POS: 1, Axis.QUERY: 1, Axis.KEY: self.columns}
+        of_batch = {Axis.BATCH: 1, Axis.POS: 1, Axis.QUERY: 1, Axis.KEY: self.columns}
         block = self.schema.blocks[min(max(start, 0), len(self.schema.blocks) - 1)]
-        each = sum(math.prod(sizes[axis] for axis in point.axes) for point in block)
+        each = sum(
+            math.prod(of_batch.get(axis) or self.schema.length_of(axis, point) for axis in point.axes)
+            for point in block
+        )
         read = self.columns - begin if self.read is None else self.read
         numbers = (self.columns - begin) * each + read * self.schema.sizes["d_vocab"]
         return trials * self.texts * numbers * self.itemsize
