@@ -14,6 +14,7 @@ from torch import Tensor
 
 import pellucid as pl
 import support
+from pellucid import attend
 from pellucid.fast import decoder, graphed
 from pellucid.gpt2 import attention
 
@@ -25,7 +26,7 @@ Patch = pytest.MonkeyPatch
 def _as_on_an_accelerator(request: pytest.FixtureRequest, monkeypatch: Patch) -> None:
     """Where steps are recorded; one query attends by the fused kernel (half precision) or explicitly (float32)."""
     monkeypatch.setattr(decoder, "can_record", lambda device: True)
-    monkeypatch.setattr(attention, "_fused_takes_keys_in_turn", lambda q: request.param == "explicit")
+    monkeypatch.setattr(attend, "_fused_takes_keys_in_turn", lambda q: request.param == "explicit")
 
 
 def fast_of(model: pl.CkptedTransformer, numerics: str = "fast") -> pl.CkptedTransformer:
@@ -358,13 +359,13 @@ def records_autocast(patch: Patch) -> None:
 
 
 def attends_to_all(patch: Patch) -> None:
-    patch.setattr(attention, "_fused_takes_keys_in_turn", lambda q: True)
-    patch.setattr(attention, "_hide", lambda scores, visible: scores)
+    patch.setattr(attend, "_fused_takes_keys_in_turn", lambda q: True)
+    patch.setattr(attend, "_hide", lambda scores, visible: scores)
 
 
 def forgets_the_scale(patch: Patch) -> None:
     plain = attention.Attention._scores
-    patch.setattr(attention, "_fused_takes_keys_in_turn", lambda q: True)
+    patch.setattr(attend, "_fused_takes_keys_in_turn", lambda q: True)
     patch.setattr(
         attention.Attention, "_scores", lambda self, q, k, visible: plain(self, q * q.size(-1) ** 0.5, k, visible)
     )

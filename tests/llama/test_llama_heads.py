@@ -87,6 +87,27 @@ def test_estimates_are_what_is_captured_and_cached() -> None:
     assert cache.nbytes == pl.KeyValueCache.bytes_needed(model.config, 2, 7) == 2 * 7 * (3 * 2 * 2 * 10 * 4 + 1)
 
 
+def test_sweeps_go_over_the_heads_that_there_are() -> None:
+    model, ids = llamas.glass(), [llamas.some_ids(1, 5, seed) for seed in (0, 1)]
+    for name, count in (("attn.ckpt_rot_k", 2), ("attn.ckpt_rot_q", 6)):
+        sweep = pl.patching.sweep(model, *ids, name, over=("layer", "head"), metric=pl.metrics.logit(5))
+        assert dict(sweep.sizes) == {"layer": 3, "head": count}
+        edit = pl.Edit.patch(f"blocks.1.{name}", model.run_with_ckpts(ids[0])[1], heads=[1])
+        by_hand = model.run(ids[1], edits=[edit]).detach()[0, -1, 5]
+        assert float(sweep.sel(layer=1, head=1)) == pytest.approx(float(by_hand), abs=1e-5)
+
+
+@pytest.mark.parametrize("by", ["component", "head", "neuron", "block"])
+def test_parts_of_a_logit_add_up(by: str) -> None:
+    model = llamas.glass(attention_bias=True)
+    logits, ckpts = model.run_with_ckpts(ROWS)
+    parts = pl.attribution.direct(ckpts, 7, by=by)
+    mask = ckpts.batch.mask
+    total, given = torch.tensor(parts.sum(parts.dims[0]).values)[mask], logits.detach()[mask][:, 7]
+    assert torch.allclose(total.double(), given.double(), atol=1e-4)
+    assert float(torch.tensor(parts.values)[:, mask].abs().max()) > 0.5
+
+
 def test_a_cache_of_another_number_of_heads_is_refused() -> None:
     model = llamas.glass()
     with pytest.raises(pl.InputError, match=r"6 heads of 10.*expected.*2 heads of 10"):

@@ -49,6 +49,13 @@ class RMSNorm(Part):
         scaled = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
         return self.ckpt_normalized(self.w * self.ckpt_scaled(scaled.to(x.dtype), tap=tap), tap=tap)
 
+    def reads(self, direction: Tensor, x: Tensor) -> Tensor:
+        """What a direction [..., D] behind this norm reads of its input x: forward(x) · direction = x · reads.
+
+        The root is x's own and counts as a constant, so this is linear in the parts that x is a sum of.
+        """
+        return self.w * direction * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps)
+
 
 class MLP(Part):
     """(act(x W_gate) * (x W_in)) W_out (Shazeer 2020, arXiv:2002.05202), with biases where the configuration has them.
