@@ -201,6 +201,11 @@ def doubles(value: Tensor) -> Tensor:
     return value.detach().cpu().double()
 
 
+def batch_with_tokens(batch: Batch, model: Network) -> Batch:
+    """A batch that can read tokens: one from a file knows neither the tokenizer nor the size of the vocabulary."""
+    return replace(batch, tokenizer=batch.tokenizer or getattr(model, "tokenizer", None), checked=model.config)
+
+
 def _direction(model: Network, batch: Batch, target: Any, place: Place, by: str) -> Tensor:
     """What is dotted with the value at the place: [..., D] and so on, to be broadcast over [B, P]."""
     if isinstance(target, (Tensor, np.ndarray)) and target.ndim:
@@ -218,7 +223,7 @@ def _direction(model: Network, batch: Batch, target: Any, place: Place, by: str)
             code="attribution-target",
             remedy="Leave at= out, or give a tensor that is dotted with the value at this checkpoint.",
         )
-    known = replace(batch, tokenizer=batch.tokenizer or getattr(model, "tokenizer", None), checked=model.config)
+    known = batch_with_tokens(batch, model)
     head = doubles(model.parameter("unembed.W_U")).t()
     if not isinstance(target, tuple):
         return _rows(head, target, known, by)

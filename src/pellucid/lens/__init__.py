@@ -1,0 +1,11 @@
+"""Lenses: what the model would say if it stopped at a block, read from the residual stream there.
+
+The logit lens applies the last norm and the head to an earlier stream (nostalgebraist 2020, "interpreting GPT: the
+logit lens"); the tuned lens first takes it through an affine map that was trained for its block (Belrose et al. 2023,
+arXiv:2303.08112).
+"""
+
+from pellucid.lens.readout import Readout, logit
+from pellucid.lens.tuned import TunedLens
+
+__all__ = ["Readout", "TunedLens", "logit"]
