@@ -27,9 +27,9 @@ LAYERS: dict[str, int] = {
     "text": 2, "weights": 2, "run.cache": 2, "fast": 2,
     "run": 3, "metrics": 3,
     "generate": 4, "corpus": 4, "measure": 4,
-    "lens": 5, "plot": 5, "run.model": 5, "run.cost": 5, "run.counting": 5,
+    "plot": 5, "run.model": 5, "run.cost": 5, "run.counting": 5,
     "open": 6, "agreement": 6, "html": 6, "prove": 6, "ties": 6, "exercises": 6,  # these open what is given as a path
-    "patching": 6, "attribution": 6,
+    "patching": 6, "attribution": 6, "lens": 6,
     "": 7,  # the public names
     "cli": 8, "__main__": 8,
 }  # fmt: skip
