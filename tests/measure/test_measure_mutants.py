@@ -103,8 +103,8 @@ def columns_instead_of_positions(patch: Patch) -> None:
 
 
 def labelled_by_column(plain: Any) -> Any:
-    def coordinates(self: pl.ActivationCkpts, dims: Any) -> dict[str, Any]:
-        labels = plain(self, dims)
+    def coordinates(self: pl.ActivationCkpts, dims: Any, **given: Any) -> dict[str, Any]:
+        labels = plain(self, dims, **given)
         return labels | {"position": (["batch", "pos"], 0 * labels["position"][1] + labels["pos"])}
 
     return coordinates
