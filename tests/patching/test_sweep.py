@@ -271,3 +271,16 @@ def test_nothing_of_the_model_changes() -> None:
         pl.patching.sweep(model, clean, corrupted, ["resid_pre", "attn.ckpt_z"], over=("layer", "pos"), metric=METRIC)
     assert torch.equal(model(clean), logits)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "minus_one", [-1, np.int64(-1), np.array(-1), torch.tensor(-1), [-1], np.array([-1])], ids=repr
+)
+def test_numbers_of_other_libraries_say_where(minus_one: Any) -> None:
+    """Also where the texts have unequal lengths, and heads that can be read once alone."""
+    model = exact()
+    clean, corrupted = support.ragged_ids(7, seed=1), support.ragged_ids(5, seed=9)
+    about: dict[str, Any] = {"over": ("layer", "head"), "metric": METRIC}
+    plain = pl.patching.sweep(model, clean, corrupted, "attn.ckpt_z", pos=-1, heads=[1, 3], **about)
+    found = pl.patching.sweep(model, clean, corrupted, "attn.ckpt_z", pos=minus_one, heads=(i for i in (1, 3)), **about)
+    np.testing.assert_array_equal(found.values, plain.values)

@@ -20,14 +20,14 @@ from pellucid.dialects import named_arguments
 from pellucid.errors import InputError, NumericsError, shown
 from pellucid.extras import need
 from pellucid.metrics import Metric
-from pellucid.patching.cells import Cells, Limits, SweepCell
+from pellucid.patching.cells import Cells, SweepCell
 from pellucid.patching.reruns import Base, Put, Rerun
 from pellucid.patching.roles import Roles
 from pellucid.patching.sweep_cost import require_room
 from pellucid.patching.sweeps import Direction, Texts, patches, results
 from pellucid.run.edit import Edit
 from pellucid.run.model import CkptedTransformer
-from pellucid.run.region import Index
+from pellucid.run.region import Index, Region
 from pellucid.text.batch import Batch, Inputs
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def gradient(
     steps = require_whole("gradient: steps", steps, at_least=1)
     _require_choices(along, rules, steps, over)
     pair = Texts.of(model, clean, corrupted, direction, align)
-    cells = Cells(model.schema, names, over, pair.base, pair.source, Limits(pos, heads, neurons), pair.roles)
+    cells = Cells(model.schema, names, over, pair.base, pair.source, Region(pos, heads, neurons), pair.roles)
     room = require_room(model, pair.base, pair.source, cells.names, None)
     moved = ("ckpt_embed",) if along == "inputs" else ()
     base = Base(model, pair.base, metric, (*cells.names, *moved), of=f"the {pair.into} run", max_bytes=room)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 
 from pellucid import aliases
 from pellucid.axes import NEURONS, POSITIONS, Axis
+from pellucid.check import as_whole
 from pellucid.errors import InputError, ShapeError, shown
 from pellucid.patching.roles import Columns, Roles
 from pellucid.run.region import Index, Region
@@ -19,6 +20,10 @@ from pellucid.text.batch import Batch
 
 OVER = ("layer", "head", "pos", "neuron")
 """What a sweep can go over, beside several checkpoints."""
+
+
+EVERYTHING = Region()
+"""No limit to a patch."""
 
 
 @dataclass(frozen=True)
@@ -38,15 +43,6 @@ class SweepCell:
     columns: Columns | None
     heads: tuple[int, ...] | None
     neurons: tuple[int, ...] | None
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What the caller limits every patch to; None is everything."""
-
-    pos: Index = None
-    heads: Index = None
-    neurons: Index = None
 
 
 class Cells:
@@ -76,7 +72,7 @@ class Cells:
 
     def __init__(
         self, schema: Schema, names: Any, over: Sequence[str], base: Batch, source: Batch,
-        part: Limits = Limits(), roles: Roles | None = None,
+        part: Region = EVERYTHING, roles: Roles | None = None,
     ) -> None:  # fmt: skip
         self._schema, self._base, self._source, self.part = schema, base, source, part
         several = not isinstance(names, str) and not (isinstance(names, tuple) and not _all_texts(names))
@@ -180,8 +176,7 @@ class Cells:
             self._positions: Sequence[Any] = self._roles.names
             self.everywhere = _joined(places)
             return places
-        negative = part.pos is not None and all(i < 0 for i in _listed(part.pos, base))
-        if unequal and not negative:
+        if unequal and not _is_from_the_end(part.pos):
             raise ShapeError(
                 f"texts of {_lengths(base)} tokens and of {_lengths(source)}: which belong together is not known.",
                 code="texts-of-unequal-length",
@@ -252,11 +247,12 @@ def _entries(index: Index, size: int, what: str) -> list[int]:
     return Region(heads=index).indices(what, (size,), (Axis.HEAD,), strict=True)[0].tolist()
 
 
-def _listed(pos: Index, batch: Batch) -> list[int]:
-    """The positions as they were given; all are 0 or more for a slice."""
-    if isinstance(pos, slice):
-        return [0]
-    return [pos] if isinstance(pos, int) else [int(i) for i in pos or ()]
+def _is_from_the_end(pos: Index) -> bool:
+    """Whether positions were given, each counted from the end."""
+    if (one := as_whole(pos)) is not None:
+        return one < 0
+    several = list(pos) if isinstance(pos, Iterable) else []
+    return bool(several) and all((number := as_whole(i)) is not None and number < 0 for i in several)
 
 
 def _chosen_columns(pos: Index, batch: Batch) -> list[int]:

@@ -16,13 +16,13 @@ from pellucid.dialects import named_arguments
 from pellucid.errors import InputError, shown
 from pellucid.extras import need
 from pellucid.metrics import Metric
-from pellucid.patching.cells import Cells, Limits
+from pellucid.patching.cells import Cells
 from pellucid.patching.reruns import Base, Put, Rerun
 from pellucid.patching.roles import Roles
 from pellucid.patching.sweep_cost import require_room
 from pellucid.patching.sweeps import Direction, Texts, patches
 from pellucid.run.model import CkptedTransformer
-from pellucid.run.region import Index
+from pellucid.run.region import Index, Region
 from pellucid.text.batch import Inputs
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ def baseline(
     """
     draws = require_whole("baseline: draws", draws, at_least=1)
     pair = Texts.of(model, clean, corrupted, direction, align)
-    cells = Cells(model.schema, names, over, pair.base, pair.source, Limits(pos, heads, neurons), pair.roles)
+    cells = Cells(model.schema, names, over, pair.base, pair.source, Region(pos, heads, neurons), pair.roles)
     if any(Axis.KEY in model.schema[name].axes for name in cells.names):
         raise InputError(
             f"baseline: {shown(names)} holds scores or patterns, which are no vectors of a space.",

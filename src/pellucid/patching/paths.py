@@ -13,12 +13,13 @@ from pellucid.axes import Axis
 from pellucid.dialects import named_arguments
 from pellucid.errors import InputError, shown
 from pellucid.metrics import Metric
-from pellucid.patching.cells import Cells, Limits, SweepCell
+from pellucid.patching.cells import Cells, SweepCell
 from pellucid.patching.reruns import Base, Put, Rerun, block_of
 from pellucid.patching.roles import Roles
 from pellucid.patching.sweep_cost import require_room
 from pellucid.patching.sweeps import Direction, Texts, results
 from pellucid.run.model import CkptedTransformer
+from pellucid.run.region import Region
 from pellucid.schema import Schema
 from pellucid.text.batch import Inputs
 
@@ -230,5 +231,5 @@ def _cells(place: Place, schema: Schema, pair: Texts, over: Sequence[str] = ()) 
     if (layer := part.get("layer")) is not None:
         kind, _ = aliases.kind_and_block(name, schema)
         name = aliases.resolved(f"blocks.{layer}.{kind}", schema)
-    limits = Limits(part.get("pos"), part.get("head"), part.get("neuron"))
+    limits = Region(part.get("pos"), part.get("head"), part.get("neuron"))
     return Cells(schema, name, over, pair.base, pair.source, limits, pair.roles)

@@ -13,13 +13,13 @@ from pellucid.check import require_whole
 from pellucid.dialects import named_arguments
 from pellucid.errors import InputError
 from pellucid.metrics import Metric, positions_of
-from pellucid.patching.cells import Cells, Limits
+from pellucid.patching.cells import Cells
 from pellucid.patching.reruns import BYTES, Put, Rerun, Sharing
 from pellucid.patching.roles import Roles
 from pellucid.run.cache import KeyValueCache
 from pellucid.run.cost import estimate
 from pellucid.run.model import CkptedTransformer
-from pellucid.run.region import Index
+from pellucid.run.region import Index, Region
 from pellucid.text.batch import Batch, Inputs
 
 
@@ -76,7 +76,7 @@ def estimate_sweep(
         20 runs in 4 batches, at most 710,565 bytes
     """
     source, base = model.tokenize(clean), model.tokenize(corrupted)
-    cells = Cells(model.schema, names, over, base, source, Limits(pos, heads, neurons), align)
+    cells = Cells(model.schema, names, over, base, source, Region(pos, heads, neurons), align)
     room = require_room(model, base, source, cells.names, max_bytes)
     nothing = torch.empty(0)
     trials = [Rerun(tuple(Put(name, nothing, cell.columns) for name in cell.names)) for cell in cells]

@@ -19,12 +19,12 @@ from pellucid.dialects import named_arguments
 from pellucid.errors import InputError, PellucidWarning, shown
 from pellucid.extras import need
 from pellucid.metrics import Metric, measured
-from pellucid.patching.cells import Cells, Limits, SweepCell
+from pellucid.patching.cells import Cells, SweepCell
 from pellucid.patching.reruns import Base, Put, Rerun
 from pellucid.patching.roles import Roles
 from pellucid.patching.sweep_cost import require_room
 from pellucid.run.model import CkptedTransformer
-from pellucid.run.region import Index
+from pellucid.run.region import Index, Region
 from pellucid.text.batch import Batch, Inputs
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def sweep(
         (Frozen({'layer': 4, 'pos': 8}), True)
     """
     pair = Texts.of(model, clean, corrupted, direction, align)
-    cells = Cells(model.schema, names, over, pair.base, pair.source, Limits(pos, heads, neurons), pair.roles)
+    cells = Cells(model.schema, names, over, pair.base, pair.source, Region(pos, heads, neurons), pair.roles)
     room = require_room(model, pair.base, pair.source, cells.names, max_bytes)
     run = Base(model, pair.base, metric, of=f"the {pair.into} run", max_bytes=room)
     logits, values = model.run_with_ckpts(pair.source, names=cells.names)
@@ -159,7 +159,7 @@ def ablate(
         )
     batch = model.tokenize(inputs)
     known = batch if reference is None else model.tokenize(reference)
-    cells = Cells(model.schema, names, over, batch, batch, Limits(pos, heads, neurons))
+    cells = Cells(model.schema, names, over, batch, batch, Region(pos, heads, neurons))
     room = require_room(model, batch, known, cells.names, max_bytes)
     run = Base(model, batch, metric, of="the plain run", max_bytes=room)
     values = model.run_with_ckpts(known, names=cells.names)[1]
