@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
@@ -50,6 +50,7 @@ class Run:
         cache: Where keys and values of earlier columns are, and where those of these go.
         columns: Chooses the columns whose logits are wanted; None for all.
         start: The first block that runs and what enters it [B, P, D]; None begins with the embeddings.
+        end: The block before which the run ends, with what would enter it in the place of logits; None for no such.
     """
 
     ids: Tensor
@@ -58,6 +59,11 @@ class Run:
     cache: Remembers | None = None
     columns: Columns | None = None
     start: tuple[int, Tensor] | None = None
+    end: int | None = None
+
+    def through(self, blocks: Iterable[nn.Module]) -> list[tuple[int, nn.Module]]:
+        """The blocks that run, each after its number."""
+        return list(enumerate(blocks))[0 if self.start is None else self.start[0] : self.end]
 
 
 class Embedding(Part):
@@ -152,7 +158,7 @@ class Network(Part):
             self.unembed._embed = (cast(Embedding, value),)
 
     def transform(self, run: Run, tap: Tap | None = None) -> Tensor:
-        """Tokens -> logits [B, P, V], or those of some columns alone."""
+        """Tokens -> logits [B, P, V], those of some columns alone, or what would enter the block where the run ends."""
         raise NotImplementedError
 
     @property

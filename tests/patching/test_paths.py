@@ -122,3 +122,16 @@ def test_an_mlp_that_speaks_is_not_kept() -> None:
             ]
         expected = METRIC(model.run(corrupted, edits=held).detach(), model.tokenize(corrupted))
         np.testing.assert_allclose(found.values, expected.numpy(), rtol=0, atol=1e-10)
+
+
+def test_receivers_before_a_sender_keep_what_they_had() -> None:
+    """Of receivers in two blocks, the earlier one hears nothing of a head that stands between them."""
+    model, (clean, corrupted) = exact(), two()
+    about: dict[str, Any] = {"senders": (Z, {}), "over": ("layer", "head"), "metric": METRIC, "per_text": True}
+    first, middle, last = (("attn.ckpt_q", {"layer": layer, "head": 1}) for layer in range(3))
+    alone = pl.patching.path(model, clean, corrupted, receivers=last, **about)
+    with_the_first = pl.patching.path(model, clean, corrupted, receivers=[first, last], **about)
+    np.testing.assert_allclose(with_the_first.values, alone.values, rtol=0, atol=1e-10)
+    with_the_middle = pl.patching.path(model, clean, corrupted, receivers=[middle, last], **about)
+    np.testing.assert_allclose(with_the_middle.values[1], alone.values[1], rtol=0, atol=1e-10)
+    assert np.abs(with_the_middle.values[0] - alone.values[0]).max() > 1e-6

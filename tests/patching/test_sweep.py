@@ -10,6 +10,7 @@ import pytest
 import torch
 from loops import METRIC, everywhere, exact, patched, two
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 import pellucid as pl
 import support
@@ -180,6 +181,31 @@ def test_hooks_see_every_run() -> None:
     pl.patching.sweep(model, clean, corrupted, "resid_pre", over=("layer", "pos"), metric=METRIC)
     handle.remove()
     assert sum(seen) >= 2 * 3 * 6, "each of the eighteen patches has two rows of its own"
+
+
+def test_hooks_on_a_block_change_every_run_once() -> None:
+    """A run begins at one block and goes on at another as one run: what hooks do to a block is done once."""
+    model, (clean, corrupted) = exact(), two()
+    before = model.blocks[1].register_forward_pre_hook(lambda module, given: (given[0] * 1.5, *given[1:]))
+    after = model.blocks[1].register_forward_hook(lambda module, given, out: out + 0.25 * out.square())
+    point = model.blocks[2].resid_pre.register_forward_hook(lambda module, given, out: out * 1.25)
+    for name in ("resid_pre", "mlp.ckpt_mlp_out"):
+        swept = pl.patching.sweep(model, clean, corrupted, name, over=("layer", "pos"), metric=METRIC, per_text=True)
+        loop = patched(model, corrupted, clean, name, ("layer", "pos"), METRIC)
+        np.testing.assert_allclose(swept.values, loop, rtol=0, atol=1e-10)
+    for handle in (before, after, point):
+        handle.remove()
+
+
+def test_it_multiplies_less_than_a_third_of_what_the_loop_does() -> None:
+    """Twelve blocks and sixteen positions, of which half the columns of half the blocks can differ on average."""
+    model, (clean, corrupted) = exact(n_layer=12, n_positions=16), two(1, 16)
+    values, batch = model.run_with_ckpts(clean, names="resid_pre")[1], model.tokenize(corrupted)
+    with torch.no_grad(), FlopCounterMode(display=False) as one:
+        METRIC(model.run(batch, edits=pl.Edit.patch("blocks.3.resid_pre", values, pos=3)), batch)
+    with FlopCounterMode(display=False) as all_of_them:
+        pl.patching.sweep(model, clean, corrupted, "resid_pre", over=("layer", "pos"), metric=METRIC)
+    assert all_of_them.get_total_flops() < 12 * 16 * one.get_total_flops() / 3
 
 
 def test_a_hook_on_the_model_changes_every_run() -> None:

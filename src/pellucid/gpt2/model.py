@@ -201,14 +201,14 @@ def build(network: Network, config: TransformerConfig, weights: Weights | None =
 
 
 def transform(network: Network, run: Run, tap: Tap | None = None) -> Tensor:
-    """Tokens -> logits [B, P, V], or those of some columns alone."""
-    first, residual = (0, _embedded(network, run, tap)) if run.start is None else run.start
+    """Tokens -> logits [B, P, V], those of some columns alone, or what would enter the block where the run ends."""
+    residual = _embedded(network, run, tap) if run.start is None else run.start[1]
     visible = Visible(run.padding)
-    for i, block in enumerate(network.blocks):
-        if i < first:
-            continue
+    for i, block in run.through(network.blocks):
         remember = None if run.cache is None else run.cache.writer(i)
         residual = block(residual, visible=visible, tap=tap, remember=remember)
+    if run.end is not None:
+        return residual
     normalized = network.ln_final(residual, tap=tap)
     return network.unembed(normalized if run.columns is None else run.columns(normalized))
 

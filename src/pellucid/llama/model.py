@@ -179,16 +179,13 @@ def build(network: Network, config: LlamaConfig, weights: Weights | None = None)
 
 
 def transform(network: Network, run: Run, tap: Tap | None = None) -> Tensor:
-    """Tokens -> logits [B, P, V], or those of some columns alone."""
-    if run.start is None:
-        first, residual = 0, network.ckpt_embed(network.embed(run.ids), tap=tap)
-    else:
-        first, residual = run.start
+    """Tokens -> logits [B, P, V], those of some columns alone, or what would enter the block where the run ends."""
+    residual = network.ckpt_embed(network.embed(run.ids), tap=tap) if run.start is None else run.start[1]
     visible, turn = Visible(run.padding), network.rotary(run.positions, residual.dtype)
-    for i, block in enumerate(network.blocks):
-        if i < first:
-            continue
+    for i, block in run.through(network.blocks):
         remember = None if run.cache is None else run.cache.writer(i)
         residual = block(residual, visible=visible, tap=tap, remember=remember, turn=turn)
+    if run.end is not None:
+        return residual
     normalized = network.ln_final(residual, tap=tap)
     return network.unembed(normalized if run.columns is None else run.columns(normalized))

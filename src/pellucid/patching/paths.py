@@ -181,10 +181,10 @@ class _Paths:
         return Rerun((*held, *spoken), whole=True)
 
     def second(self, captured: Mapping[str, Tensor]) -> Rerun:
-        """The run in which the receivers have what they got."""
+        """The run in which the receivers have what they got; those before the senders have what they had."""
         return Rerun(tuple(
             Put(name, captured[name], cell.columns, cell.heads, cell.neurons)
-            for cell in self.receivers for name in cell.names
+            for cell in self.receivers for name in cell.names if name in captured
         ))  # fmt: skip
 
     def _held(self, name: str, value: Tensor, senders: Sequence[SweepCell]) -> Put | None:

@@ -2,17 +2,18 @@
 
 A run that differs from the base run first in block 4 and at column 9 equals it before that block and before that
 column. So it starts there: with what entered the block in the base run, and with the base run's keys and values of the
-columns before. Runs that start at the same block share batches, each in rows of its own, and the head is applied only
-at the positions that the metric reads.
+columns before. Runs that begin at about the same column share a batch, each in rows of its own, which join it at the
+block where their run starts. The head is applied only at the positions that the metric reads.
 """
 
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
-from itertools import groupby
+from dataclasses import dataclass, field, replace
+from itertools import groupby, pairwise
 
 import torch
 from torch import Tensor
@@ -202,26 +203,34 @@ class Sharing:
     max_bytes: int = BYTES
 
     def batches(self, trials: Sequence[Rerun]) -> Iterator[list[int]]:
-        """The numbers of the trials that run together: of one start, those that begin late in the text first."""
-        order = [(trial.start(self.schema), -trial.begin, number) for number, trial in enumerate(trials)]
-        for start, group in groupby(sorted(order), lambda entry: entry[0]):
+        """The numbers of the trials that run together, in the order of their starts.
+
+        Those that begin late in the text come first. Those that embed share no batch with others.
+        """
+        starts = [trial.start(self.schema) for trial in trials]
+        order = sorted(
+            (starts[number] < 0, -trial.begin, starts[number], number) for number, trial in enumerate(trials)
+        )
+        for _, group in groupby(order, lambda entry: entry[0]):
             together: list[int] = []
-            for _, minus_begin, number in group:
+            for _, minus_begin, _, number in group:
                 count = len(together) + 1
                 tokens = count * self.texts * (self.columns + minus_begin)
-                if together and (tokens > TOKENS or self.bytes_of(count, -minus_begin, start) > self.max_bytes):
-                    yield together
+                if together and (tokens > TOKENS or self.bytes_of(count, -minus_begin) > self.max_bytes):
+                    yield sorted(together, key=starts.__getitem__)
                     together = []
                 together.append(number)
-            yield together
+            yield sorted(together, key=starts.__getitem__)
 
-    def bytes_of(self, trials: int, begin: int = 0, start: int = 0) -> int:
-        """Bytes that a batch of so many trials takes while one block of it is run, and its head."""
+    def bytes_of(self, trials: int, begin: int = 0) -> int:
+        """Bytes that a batch of so many trials takes while its largest block is run, and its head."""
         of_batch = {Axis.BATCH: 1, Axis.POS: 1, Axis.QUERY: 1, Axis.KEY: self.columns}
-        block = self.schema.blocks[min(max(start, 0), len(self.schema.blocks) - 1)]
-        each = sum(
-            math.prod(of_batch.get(axis) or self.schema.length_of(axis, point) for axis in point.axes)
-            for point in block
+        each = max(
+            sum(
+                math.prod(of_batch.get(axis) or self.schema.length_of(axis, point) for axis in point.axes)
+                for point in block
+            )
+            for block in self.schema.blocks
         )
         read = self.columns - begin if self.read is None else self.read
         numbers = (self.columns - begin) * each + read * self.schema.sizes["d_vocab"]
@@ -235,11 +244,12 @@ class Base:
         model: What runs.
         batch: Its texts.
         metric: What is read off the logits.
-        names: Checkpoints to keep, beside what enters each block.
+        names: Checkpoints to keep.
         max_bytes: The memory that the values of a shared batch may take.
 
     Attributes:
         values: The kept checkpoints.
+        entering: What each block is given, and what leaves the last one, [B, P, D].
         plain: [B], the metric of the base run.
     """
 
@@ -249,13 +259,10 @@ class Base:
     ) -> None:  # fmt: skip
         self.model, self.batch, self.metric = model, batch, metric
         schema, positions = model.schema, positions_of(metric)
-        self.residual = [f"blocks.{i}.resid_pre" for i in range(len(schema.blocks))]
-        self.last = f"blocks.{len(schema.blocks) - 1}.resid_post"
-        recorder = Recorder(frozenset([*self.residual, self.last, *names]), schema, Region(), grads=False)
         rows, columns = batch.shape
         self.cache = KeyValueCache(model.config, rows, columns, dtype=model.dtype, device=model.device)
-        with torch.no_grad():
-            logits = model(batch, tap=recorder, cache=self.cache)
+        recorder = Recorder(frozenset(names), schema, Region(), grads=False)
+        logits = self._run_once(recorder)
         recorder.check_fired()
         self.values = recorder.values
         self.plain = measured(metric, logits, batch, of=of)
@@ -266,6 +273,20 @@ class Base:
         self.logits = logits if self.read is None else logits[torch.arange(rows)[:, None], self.read]
         read = None if positions is None else len(positions)
         self.sharing = Sharing(schema, rows, columns, read, model.dtype.itemsize, max_bytes)
+
+    def _run_once(self, tap: Tap) -> Tensor:
+        """The logits of the base run, which is made block by block: `entering` holds what its blocks are given."""
+        padding = self.batch.mask if self.batch.padded else None
+        whole, blocks = Run(self.batch.ids, self.batch.positions, padding, self.cache), len(self.model.schema.blocks)
+        self.cache.open(self.batch.mask)
+        with torch.no_grad():
+            self.entering = [self.model.transform(replace(whole, end=0), tap)]
+            for i in range(blocks):
+                run = replace(whole, start=(i, self.entering[i].clone()), end=i + 1)
+                self.entering.append(self.model.transform(run, tap))
+            logits = self.model(replace(whole, start=(blocks, self.entering[-1].clone())), tap=tap)
+        self.cache.close(self.batch.shape[1])
+        return logits
 
     def differing(self, trials: Sequence[Rerun]) -> Iterator[tuple[int, Tensor]]:
         """Run every trial.
@@ -290,40 +311,57 @@ class Base:
             names: What to capture, after what every trial replaces, in execution order.
 
         Yields:
-            The number of a trial and the captured values [B, ...], as they are done.
+            The number of a trial and the captured values [B, ...], as they are done; without those before its start.
         """
+        schema, texts = self.model.schema, len(self.batch)
         for numbers in self.sharing.batches(trials):
-            recorder = Recorder(frozenset(names), self.model.schema, Region(), grads=False)
+            together = [trials[number] for number in numbers]
+            first = together[0].start(schema)
+            reached = frozenset(name for name in names if block_of(name, schema) >= first)
+            recorder = Recorder(reached, schema, Region(), grads=False)
             with suppress(Stopped):
-                self._run([trials[number] for number in numbers], recorder, StopAfter(names[-1]))
+                self._run(together, recorder, StopAfter(names[-1]))
             recorder.check_fired()
             for place, number in enumerate(numbers):
-                rows = slice(place * len(self.batch), (place + 1) * len(self.batch))
-                yield number, {name: value[rows] for name, value in recorder.values.items()}
+                rows = slice(place * texts, (place + 1) * texts)
+                yield number, {n: value[rows] for n, value in recorder.values.items() if len(value) >= rows.stop}
 
     def _run(self, trials: Sequence[Rerun], *taps: Tap) -> tuple[Tensor, int]:
-        """The logits of the trials of one batch, [trials x B, columns, V], and the first column that ran."""
-        schema, begin, copies = self.model.schema, min(trial.begin for trial in trials), len(trials)
-        start = min(trial.start(schema) for trial in trials)
-        batch = self.batch
+        """Run the trials of one batch, which are in the order of their starts.
+
+        Returns:
+            The logits [trials x B, columns, V], and the first column that ran.
+        """
+        schema, begin = self.model.schema, min(trial.begin for trial in trials)
+        writer = Writer(trials, schema.axes, len(self.batch), begin)
+        tap = Chain([writer, *taps]) if taps else writer
+        starts = [trial.start(schema) for trial in trials]
+        values = self.entering[0][:0, begin:]
+        with torch.no_grad():
+            for start, end in pairwise([*sorted(set(starts)), None]):
+                assert start is not None
+                values = torch.cat([values, *[self.entering[max(start, 0)][:, begin:]] * starts.count(start)])
+                run = self._stage(bisect_right(starts, start), begin, None if start < 0 else (start, values), end)
+                # a stage that ends before a block is a part of a run: hooks on the model see the one that gives logits
+                values = self.model(run, tap=tap) if end is None else self.model.transform(run, tap)
+        writer.check_fired()
+        return values, begin
+
+    def _stage(self, copies: int, begin: int, start: tuple[int, Tensor] | None, end: int | None) -> Run:
+        """The run of so many copies of the texts from their column `begin` on, from one block to another."""
 
         def rest(values: Tensor) -> Tensor:
-            return values[:, begin:].repeat(copies, *[1] * (values.dim() - 1))
+            return values[:, begin:].repeat(copies, 1)
 
-        entering = [*self.residual, self.last][max(start, 0)]
-        run = Run(
-            rest(batch.ids),
-            rest(batch.positions),
-            batch.mask.repeat(copies, 1) if batch.padded else None,
+        return Run(
+            rest(self.batch.ids),
+            rest(self.batch.positions),
+            self.batch.mask.repeat(copies, 1) if self.batch.padded else None,
             Prefix(self.cache, copies, begin) if begin else None,
             None if self.read is None else self._reader(copies, begin),
-            None if start < 0 else (start, rest(self.values[entering])),
+            start,
+            end,
         )
-        writer = Writer(trials, schema.axes, len(batch), begin)
-        with torch.no_grad():
-            logits = self.model(run, tap=Chain([writer, *taps]) if taps else writer)
-        writer.check_fired()
-        return logits, begin
 
     def _reader(self, copies: int, begin: int) -> Choice:
         """Chooses the columns that the metric reads, the first where it reads one before `begin`."""

@@ -48,7 +48,8 @@ class SweepCost:
         return self.nbytes
 
     def __repr__(self) -> str:
-        return f"{self.runs:,} runs in {self.batches:,} batches, at most {self.nbytes:,} bytes"
+        shared = "1 batch" if self.batches == 1 else f"{self.batches:,} batches"
+        return f"{self.runs:,} runs in {shared}, at most {self.nbytes:,} bytes"
 
 
 @named_arguments()
@@ -73,7 +74,7 @@ def estimate_sweep(
         >>> pl.patching.estimate_sweep(
         ...     pl.load(), "Tom has a ball.", "Tom has a cat.", "resid_pre", over=("layer", "pos"),
         ...     metric=pl.metrics.logit(" He"))
-        20 runs in 4 batches, at most 710,565 bytes
+        20 runs in 1 batch, at most 2,581,125 bytes
     """
     source, base = model.tokenize(clean), model.tokenize(corrupted)
     cells = Cells(model.schema, names, over, base, source, Region(pos, heads, neurons), align)
@@ -82,10 +83,7 @@ def estimate_sweep(
     trials = [Rerun(tuple(Put(name, nothing, cell.columns) for name in cell.names)) for cell in cells]
     sharing = _sharing(model, base, metric, room)
     batches = list(sharing.batches(trials))
-    most = max(
-        sharing.bytes_of(len(together), min(trials[i].begin for i in together), trials[together[0]].start(model.schema))
-        for together in batches
-    )
+    most = max(sharing.bytes_of(len(together), min(trials[i].begin for i in together)) for together in batches)
     return SweepCost(len(trials), len(batches), _kept(model, base, source, cells.names), most)
 
 
