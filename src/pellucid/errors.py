@@ -21,7 +21,9 @@ from __future__ import annotations
 
 import difflib
 import reprlib
+import sys
 import unicodedata
+import warnings
 from collections.abc import Iterable
 
 LONGEST = 4000
@@ -100,6 +102,17 @@ class MissingExtraError(PellucidError, ImportError):
 
 class PellucidWarning(UserWarning):
     """Something that is allowed but that the reader should know, such as weights that hold NaN."""
+
+
+_NOT_THE_CALLERS = frozenset({"pellucid", "torch", "contextlib"})
+
+
+def warn(message: str) -> None:
+    """Warn of something at the line of the caller's own that led here, not at one of this package's."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _NOT_THE_CALLERS:
+        frame, level = frame.f_back, level + 1
+    warnings.warn(printable(message), PellucidWarning, stacklevel=level)
 
 
 def printable(text: str, longest: int = LONGEST) -> str:

@@ -236,6 +236,7 @@ class Family:
             them, which are among the tensors that it keeps beside parameters, or unrounded ones; None if the family has
             no constants that are kept in float32.
         recognition: How its models are recognised; None if they have to say what they are.
+        dropouts: The fields of its configurations that are rates of dropout.
         suspects: The mistakes that a comparison tries, for a configuration, the parameters by name (live views among
             them) and what was seen, the likely ones first; None if none are known.
     """
@@ -254,4 +255,5 @@ class Family:
     unseen: Mapping[str, str] = field(default_factory=dict[str, str])
     adopt: Callable[[Network, Sequence[Tensor]], None] | None = None
     recognition: Recognition | None = None
+    dropouts: tuple[str, ...] = ()
     suspects: Callable[[Any, Mapping[str, Tensor], Seen], Iterator[Suspect]] | None = None

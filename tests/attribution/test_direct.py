@@ -291,7 +291,8 @@ def hooked(model: pl.CkptedTransformer) -> pl.ActivationCkpts:
 def trained(model: pl.CkptedTransformer) -> pl.ActivationCkpts:
     model.train()
     try:
-        return run(model)[1]
+        with pytest.warns(pl.PellucidWarning, match="in training mode"):
+            return run(model)[1]
     finally:
         model.eval()
 

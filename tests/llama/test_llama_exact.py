@@ -134,6 +134,7 @@ def test_with_a_cache(rows: list[list[int]], odd: str, attention: str, dtype: to
     assert cache.content.shape[3] == ours.config.sizes["head_kv"]
 
 
+@pytest.mark.filterwarnings("ignore:.*in training mode")  # seeded, dropout draws the same again
 @pytest.mark.parametrize("attention", ATTENTION)
 def test_training(attention: str) -> None:
     """The same draws in the same order: with one seed, dropout drops the same entries."""

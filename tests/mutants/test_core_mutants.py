@@ -5,6 +5,7 @@ A check that cannot fail proves nothing. Every case first passes its check unbro
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -80,8 +81,8 @@ def padding(side: str) -> Callable[[], None]:
 
 
 def looking_while_training() -> None:
-    trained = support.glass().train()
-    checks.looking(trained, RAGGED)
+    with warnings.catch_warnings(action="ignore", category=pl.PellucidWarning):  # seeded, dropout draws the same again
+        checks.looking(support.glass().train(), RAGGED)
 
 
 def edits_are_pure() -> None:

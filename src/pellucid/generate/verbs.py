@@ -10,7 +10,8 @@ from torch import Tensor
 
 from pellucid.aliases import Names
 from pellucid.dialects import named_arguments
-from pellucid.errors import ConfigError, shown
+from pellucid.errors import ConfigError, shown, warn
+from pellucid.families import family_of
 from pellucid.fast.decoder import forget
 from pellucid.generate.beams import Beams
 from pellucid.generate.file_settings import Asked, asked_by, with_what_always_counts
@@ -125,7 +126,7 @@ class GeneratingTransformer(Network):
             >>> out.text
             'Once upon a time, there was a little girl named Lily.'
         """
-        prompts = self._prompts(inputs, mask)
+        prompts = self._prompts("generate", inputs, mask)
         asked = self._asked(
             prompts, sampler, max_new_tokens=max_new_tokens, stop=stop, num_return_sequences=num_return_sequences,
             num_beams=num_beams, length_penalty=length_penalty, early_stopping=early_stopping,
@@ -163,7 +164,7 @@ class GeneratingTransformer(Network):
             >>> "".join(token.text for token in pl.load().stream("Once upon a time", max_new_tokens=5))
             ', there was a little'
         """
-        prompts = self._prompts(inputs, mask)
+        prompts = self._prompts("stream", inputs, mask)
         asked = self._asked(
             prompts, sampler, max_new_tokens=max_new_tokens, stop=stop, num_return_sequences=num_return_sequences
         )
@@ -187,6 +188,19 @@ class GeneratingTransformer(Network):
         self.refresh()
         return super()._apply(fn, recurse)
 
+    def _warn_of_dropout(self, verb: str) -> None:
+        """Warn that what a verb returns is random, if the model trains and dropout acts.
+
+        Training is not warned of: it calls the model, or a verb whose values gradients flow back from.
+        """
+        rates = {name: getattr(self.config, name) for name in family_of(self.config).dropouts}
+        if any(rates.values()) and any(isinstance(m, Part) and m.training for m in submodules(self)):
+            named = ", ".join(f"{name}={rate:g}" for name, rate in rates.items() if rate)
+            warn(
+                f"{verb}: the model is in training mode, where dropout ({named}) makes every run another one. "
+                "Call model.eval() first, and model.train() to go on training."
+            )
+
     def _asked(self, prompts: Batch, sampler: Sampler | Literal["file"] | None, **given: Any) -> Asked:
         """What the caller gave, with the file's settings behind it if they were asked for."""
         settings, chosen = self.generation, sampler_of(sampler)
@@ -196,8 +210,9 @@ class GeneratingTransformer(Network):
             asked = Asked().with_given(sampler=chosen, **given)
         return replace(asked, sampler=with_what_always_counts(asked.sampler, settings, self.schema.sizes["d_vocab"]))
 
-    def _prompts(self, inputs: Inputs, mask: Any) -> Batch:
-        require_numbers("generate", [self.embed.W_E])
+    def _prompts(self, verb: str, inputs: Inputs, mask: Any) -> Batch:
+        require_numbers(verb, [self.embed.W_E])
+        self._warn_of_dropout(verb)
         return left(self.tokenize(inputs, mask=mask))
 
     def _request(

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-from pellucid.errors import ConfigError, PellucidWarning
+from pellucid.errors import ConfigError, warn
 from pellucid.gpt2.config_fields import FIELDS
 from pellucid.gpt2.schema import schema_of
 from pellucid.json_config import JsonConfig
@@ -94,10 +93,8 @@ class TransformerConfig(JsonConfig):
         """
         made = super().override(**overrides)
         if "n_ctx" in overrides and overrides["n_ctx"] != made.n_positions:
-            warnings.warn(
+            warn(
                 f"n_ctx={overrides['n_ctx']} changes nothing: GPT-2 reads its context length from n_positions "
-                f"({overrides.get('n_positions', self.n_positions)}), as in transformers.",
-                PellucidWarning,
-                stacklevel=3,
+                f"({overrides.get('n_positions', self.n_positions)}), as in transformers."
             )
         return made

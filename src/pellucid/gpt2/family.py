@@ -30,5 +30,6 @@ GPT2 = Family(
     recognition=Recognition(
         later("pellucid.gpt2.recognition", "configs"), later("pellucid.gpt2.recognition", "readings")
     ),
+    dropouts=tuple(live.KIND.dropouts),
     suspects=later("pellucid.gpt2.suspects", "suspects"),
 )

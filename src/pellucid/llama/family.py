@@ -47,4 +47,5 @@ LLAMA = Family(
     differing=layouts.differing,
     adopt=rotary.adopt,
     recognition=Recognition(layouts.configs),
+    dropouts=("attention_dropout",),
 )

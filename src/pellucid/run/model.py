@@ -237,6 +237,7 @@ class CkptedTransformer(GeneratingTransformer):
             >>> bool((again == logits).all())
             True
         """
+        self._warn_of_dropout("run")
         batch = self.tokenize(inputs, mask=mask)
         edit_tap = EditTap(edits, batch, self.schema)
         tap = edit_tap if edit_tap.fired else None
@@ -256,12 +257,17 @@ class CkptedTransformer(GeneratingTransformer):
             >>> model.tokenizer.decode(model.next_token_logits("Once upon a").argmax())
             ' time'
         """
+        self._warn_of_dropout("next_token_logits")
         return self(self.tokenize(inputs, mask=mask), cache=cache, last_only=True)[:, 0]
 
     @named_arguments()
     def logprobs(self, inputs: Inputs, *, mask: Any = None) -> Tensor:
         """[B, P-1]: log-probability in nats of each next token given those before it; nan where either is a pad."""
-        batch = self.tokenize(inputs, mask=mask)
+        return self._logprobs("logprobs", self.tokenize(inputs, mask=mask))
+
+    def _logprobs(self, verb: str, batch: Batch) -> Tensor:
+        if not torch.is_grad_enabled():
+            self._warn_of_dropout(verb)
         logits = self(batch)[:, :-1]
         logits = logits if logits.dtype == torch.float64 else logits.float()
         chosen = logits.log_softmax(-1).gather(-1, batch.ids[:, 1:, None]).squeeze(-1)
@@ -275,7 +281,7 @@ class CkptedTransformer(GeneratingTransformer):
             InputError: No text has two tokens, so that there is no next token.
         """
         batch = self.tokenize(inputs, mask=mask)
-        logprobs = self.logprobs(batch)
+        logprobs = self._logprobs("loss", batch)
         if batch.padded:
             logprobs = logprobs[batch.mask[:, 1:] & batch.mask[:, :-1]]
         if not logprobs.numel():
@@ -332,6 +338,8 @@ class CkptedTransformer(GeneratingTransformer):
                 code="grads-of-a-part",
                 remedy="Capture the whole value and select from its .grad.",
             )
+        if not grads:
+            self._warn_of_dropout("run_with_ckpts")
         batch = self.tokenize(inputs, mask=mask)
         last = None if stop_at is None else aliases.resolved(stop_at, self.schema)
         first = None

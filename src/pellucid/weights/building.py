@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import warnings
 from collections.abc import Mapping
 from typing import Any, Protocol, TypeVar
 
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pellucid.config import Config
-from pellucid.errors import PellucidWarning, WeightsError
+from pellucid.errors import WeightsError, warn
 from pellucid.generation_settings import GenerationSettings
 from pellucid.layout import HEAD
 from pellucid.numerics.execution import DTYPES
@@ -126,7 +125,7 @@ def describe(imported: Imported, weights: Mapping[str, Tensor], provenance: dict
         remarks.append(f"not finite numbers (NaN or infinity) in {', '.join(broken[:8])}{rest}")
     if remarks:
         provenance = {**provenance, "remarks": "; ".join(remarks)}
-        warnings.warn(f"{provenance.get('source', 'weights')}: {'; '.join(remarks)}.", PellucidWarning, stacklevel=4)
+        warn(f"{provenance.get('source', 'weights')}: {'; '.join(remarks)}.")
     if imported.config.unread:
         provenance = {**provenance, "config_unread": listed(imported.config.unread, 100)}
     if imported.left_out:

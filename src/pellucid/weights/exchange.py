@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import warnings
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 
 from pellucid import generation_settings
 from pellucid.config import Config
-from pellucid.errors import MissingExtraError, PellucidWarning, WeightsError
+from pellucid.errors import MissingExtraError, WeightsError, warn
 from pellucid.families import FAMILIES, family_of
 from pellucid.generation_settings import GenerationSettings
 from pellucid.numerics.execution import ordinary_tensors
@@ -167,11 +166,9 @@ def _tokenizer_files(tokenizer: object) -> Mapping[str, str]:
     if isinstance(tokenizer, SavableTokenizer):
         return tokenizer.files()
     if tokenizer is not None:
-        warnings.warn(
+        warn(
             f"save_pretrained: the tokenizer is not saved: {type(tokenizer).__name__} has no files(), which gives the "
-            "text of each of its files by its name.",
-            PellucidWarning,
-            stacklevel=4,
+            "text of each of its files by its name."
         )
     return {}
 
