@@ -218,26 +218,6 @@ def test_a_hook_on_the_model_changes_every_run() -> None:
     np.testing.assert_allclose(doubled.values, 2 * plain.values, rtol=0, atol=1e-10)
 
 
-def test_control_c_returns_what_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, (clean, corrupted) = exact(), two()
-    monkeypatch.setattr(reruns, "TOKENS", 1)
-    calls = 0
-
-    def metric(logits: Tensor, batch: pl.Batch) -> Tensor:
-        nonlocal calls
-        calls += 1
-        if calls == 7:  # two plain runs, then four patches
-            raise KeyboardInterrupt
-        return METRIC(logits, batch)
-
-    with pytest.warns(pl.PellucidWarning, match="interrupted: 4 of 18"):
-        swept = pl.patching.sweep(model, clean, corrupted, "resid_pre", over=("layer", "pos"), metric=metric)
-    whole = pl.patching.sweep(model, clean, corrupted, "resid_pre", over=("layer", "pos"), metric=METRIC)
-    done = ~np.isnan(swept.values)
-    assert done.sum() == 4
-    np.testing.assert_allclose(swept.values[done], whole.values[done], rtol=0, atol=1e-10)
-
-
 def test_a_change_that_makes_the_metric_infinite_is_told() -> None:
     model, (clean, corrupted) = exact(), two()
     plain = [METRIC(model(ids).detach(), model.tokenize(ids)) for ids in (clean, corrupted)]

@@ -89,9 +89,8 @@ def edges(
     blocks = range(len(schema.blocks))
     written = [f"blocks.{i}.{kind}" for i in blocks for kind in (Z, MLP_OUT) if f"blocks.{i}.{kind}" in schema]
     kept = ("blocks.0.resid_pre", "ckpt_embed", *written)
-    base = Base(model, pair.base, metric, kept, of=f"the {pair.into} run")
-    logits, source = model.run_with_ckpts(pair.source, names=kept)
-    plain = pair.measured(base, metric, logits)
+    runs = pair.run(model, metric, kept, kept)
+    base, source = runs.base, runs.source
     senders = list(_senders(model, {name: source[name] - base.values[name] for name in kept}))
     heard: list[_Reader] = []
     for step in range(steps):
@@ -103,7 +102,7 @@ def edges(
     return array(
         scores.double().cpu().numpy(), dims=("sender", "receiver"), name="edges",
         coords={"sender": [s.name for s in senders], "receiver": [r.name for r in heard]},
-        attrs={"direction": direction, "metric": repr(metric), "steps": steps, **plain},
+        attrs={"direction": direction, "metric": repr(metric), "steps": steps, **runs.plain},
     )  # fmt: skip
 
 

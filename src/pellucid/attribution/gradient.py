@@ -23,7 +23,6 @@ from pellucid.metrics import Metric
 from pellucid.patching.cells import Cells, SweepCell
 from pellucid.patching.reruns import Base, Put, Rerun
 from pellucid.patching.roles import Roles
-from pellucid.patching.sweep_cost import require_room
 from pellucid.patching.sweeps import Direction, Texts, patches, results
 from pellucid.run.edit import Edit
 from pellucid.run.model import CkptedTransformer
@@ -99,18 +98,15 @@ def gradient(
     steps = require_whole("gradient: steps", steps, at_least=1)
     _require_choices(along, rules, steps, over)
     pair = Texts.of(model, clean, corrupted, direction, align)
-    cells = Cells(model.schema, names, over, pair.base, pair.source, Region(pos, heads, neurons), pair.roles)
-    room = require_room(model, pair.base, pair.source, cells.names, None)
-    moved = ("ckpt_embed",) if along == "inputs" else ()
-    base = Base(model, pair.base, metric, (*cells.names, *moved), of=f"the {pair.into} run", max_bytes=room)
-    logits, source = model.run_with_ckpts(pair.source, names=[*cells.names, *moved])
-    plain = pair.measured(base, metric, logits)
-    estimate = Gradients(base, cells, {**source})
+    cells = pair.cells(model.schema, names, over, Region(pos, heads, neurons))
+    kept = dict.fromkeys((*cells.names, *(("ckpt_embed",) if along == "inputs" else ())))
+    runs = pair.run(model, metric, kept, kept)
+    estimate = Gradients(runs.base, cells, runs.source)
     found = estimate.array(estimate.through_softmax() if rules == "atp" else estimate.products(steps, along))
     about: dict[str, Any] = {"checkpoint": shown(names), "direction": direction, "metric": repr(metric), "steps": steps,
-                             "along": along, "rules": rules, **plain}  # fmt: skip
+                             "along": along, "rules": rules, **runs.plain}  # fmt: skip
     if check:
-        about |= _checked(base, cells, source, found, require_whole("gradient: check", check), seed)
+        about |= _checked(runs.base, cells, runs.source, found, require_whole("gradient: check", check), seed)
     dims, coords = cells.dims, cells.coords
     if per_text:
         dims, coords = (*dims, str(Axis.BATCH)), {**coords, str(Axis.BATCH): range(len(pair.base))}

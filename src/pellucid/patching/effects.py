@@ -16,10 +16,8 @@ from pellucid.dialects import named_arguments
 from pellucid.errors import InputError, shown
 from pellucid.extras import need
 from pellucid.metrics import Metric
-from pellucid.patching.cells import Cells
-from pellucid.patching.reruns import Base, Put, Rerun
+from pellucid.patching.reruns import Put, Rerun
 from pellucid.patching.roles import Roles
-from pellucid.patching.sweep_cost import require_room
 from pellucid.patching.sweeps import Direction, Texts, patches
 from pellucid.run.model import CkptedTransformer
 from pellucid.run.region import Index, Region
@@ -141,18 +139,16 @@ def baseline(
     """
     draws = require_whole("baseline: draws", draws, at_least=1)
     pair = Texts.of(model, clean, corrupted, direction, align)
-    cells = Cells(model.schema, names, over, pair.base, pair.source, Region(pos, heads, neurons), pair.roles)
+    cells = pair.cells(model.schema, names, over, Region(pos, heads, neurons))
     if any(Axis.KEY in model.schema[name].axes for name in cells.names):
         raise InputError(
             f"baseline: {shown(names)} holds scores or patterns, which are no vectors of a space.",
             code="no-such-axis",
             remedy="Choose checkpoints whose last axis is d_model, d_head or d_mlp.",
         )
-    room = require_room(model, pair.base, pair.source, cells.names, None)
-    run = Base(model, pair.base, metric, cells.names, of=f"the {pair.into} run", max_bytes=room)
-    logits, values = model.run_with_ckpts(pair.source, names=cells.names)
-    plain = pair.measured(run, metric, logits)
-    random, every = torch.Generator().manual_seed(seed), [trial for _, trial in patches(cells, values)]
+    runs = pair.run(model, metric, cells.names, cells.names)
+    run, random = runs.base, torch.Generator().manual_seed(seed)
+    every = [trial for _, trial in patches(cells, runs.source)]
     changing = [trial for trial in every if any(_changes(put, run.values[put.name], model) for put in trial.puts)]
     if not changing:
         raise InputError(
@@ -169,7 +165,7 @@ def baseline(
         found[number] = value.numpy()
     about: dict[str, Any] = {"checkpoint": shown(names), "direction": direction, "metric": repr(metric), "seed": seed}
     array = need("xarray", "pellucid.patching").DataArray
-    return array(found.mean(-1), dims=("draw",), name="baseline", attrs={**about, **plain})
+    return array(found.mean(-1), dims=("draw",), name="baseline", attrs={**about, **runs.plain})
 
 
 def _changes(put: Put, base: Tensor, model: CkptedTransformer) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,10 +14,9 @@ from pellucid.dialects import named_arguments
 from pellucid.errors import InputError, shown
 from pellucid.metrics import Metric
 from pellucid.patching.cells import Cells, SweepCell
-from pellucid.patching.reruns import Base, Put, Rerun, block_of
+from pellucid.patching.reruns import Put, Rerun, block_of
 from pellucid.patching.roles import Roles
-from pellucid.patching.sweep_cost import require_room
-from pellucid.patching.sweeps import Direction, Texts, results
+from pellucid.patching.sweeps import Direction, PlainRuns, Texts, results
 from pellucid.run.model import CkptedTransformer
 from pellucid.run.region import Region
 from pellucid.schema import Schema
@@ -105,20 +104,14 @@ def path(
         f"blocks.{i}.{kind}" for i in range(len(schema.blocks)) for kind in (Z, MLP_OUT)[: 1 + (through == "none")]
     )
     names = tuple(dict.fromkeys(name for cells in sent for name in cells.names))
-    room = require_room(model, pair.base, pair.source, (*names, *kept), max_bytes)
-    run = Base(model, pair.base, metric, kept, of=f"the {pair.into} run", max_bytes=room)
-    logits, source = model.run_with_ckpts(pair.source, names=names)
-    plain = pair.measured(run, metric, logits)
-    paths = _Paths(schema, {name: run.values[name] for name in kept}, source, [next(iter(c)) for c in got])
+    runs = pair.run(model, metric, names, kept, max_bytes=max_bytes)
+    paths = _Paths(runs, [next(iter(cells)) for cells in got])
     sets = [[cell] for cell in sent[0]] if over else [[next(iter(cells)) for cells in sent]]
     todo = [cells for cells in sets if paths.leads(cells, strict=not over)]
-    trials = [paths.first(cells) for cells in todo]
-    if got:
-        captured = dict(run.captured(trials, paths.names))
-        trials = [paths.second(captured[number]) for number in range(len(trials))]
-    found = results(run, sent[0], [(c[0], t) for c, t in zip(todo, trials, strict=True)], progress=progress)
+    trials = [(cells[0], paths.first(cells)) for cells in todo]
+    found = results(runs.base, sent[0], trials, paths.measured if got else None, progress=progress)
     about = {"senders": shown(senders), "receivers": shown(receivers), "through": through, "direction": direction}
-    return found.labelled("path", {**about, "metric": repr(metric), **plain}, per_text=per_text)
+    return found.labelled("path", {**about, "metric": repr(metric), **runs.plain}, per_text=per_text)
 
 
 @dataclass(frozen=True)
@@ -126,16 +119,18 @@ class _Paths:
     """The two runs of each path.
 
     Args:
-        schema: The model's schema.
-        base: Values of the base run that are kept in the first: every z, and MLP outputs if they are kept, too.
-        source: Values that senders take.
+        runs: The plain runs: of the base what is kept in the first, every z and perhaps MLP outputs; of the source what
+            senders take.
         receivers: Where what was sent is put; none for the logits.
     """
 
-    schema: Schema
-    base: Mapping[str, Tensor]
-    source: Mapping[str, Tensor]
+    runs: PlainRuns
     receivers: Sequence[SweepCell]
+
+    @property
+    def schema(self) -> Schema:
+        """The model's."""
+        return self.runs.base.model.schema
 
     @property
     def names(self) -> list[str]:
@@ -171,14 +166,22 @@ class _Paths:
         begin = min(block_of(name, self.schema) for cell in senders for name in cell.names)
         held = [
             put
-            for name, value in self.base.items()
+            for name, value in self.runs.base.values.items()
             if block_of(name, self.schema) >= begin and (put := self._held(name, value, senders)) is not None
         ]
         spoken = [
-            Put(name, self.source[name], cell.columns, cell.heads, cell.neurons)
+            Put(name, self.runs.source[name], cell.columns, cell.heads, cell.neurons)
             for cell in senders for name in cell.names
         ]  # fmt: skip
         return Rerun((*held, *spoken), whole=True)
+
+    def measured(self, trials: Sequence[Rerun]) -> Iterator[tuple[int, Tensor]]:
+        """The number and the metric [B] of each path: first runs that share a batch, then their second runs."""
+        base = self.runs.base
+        for numbers in base.sharing.batches(trials):
+            captured = dict(base.captured([trials[number] for number in numbers], self.names))
+            second = [self.second(captured[place]) for place in range(len(numbers))]
+            yield from ((numbers[place], found) for place, found in base.differing(second))
 
     def second(self, captured: Mapping[str, Tensor]) -> Rerun:
         """The run in which the receivers have what they got; those before the senders have what they had."""
@@ -205,7 +208,8 @@ class _Paths:
         if cell.heads is None:
             return set(range(heads))
         axis = self.schema[sender].axes.index(Axis.HEAD)
-        group = heads // (self.source[sender].size(axis) if sender in self.source else heads)
+        source = self.runs.source
+        group = heads // (source[sender].size(axis) if sender in source else heads)
         return {head * group + i for head in cell.heads for i in range(group)}
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -25,6 +26,7 @@ from pellucid.patching.roles import Roles
 from pellucid.patching.sweep_cost import require_room
 from pellucid.run.model import CkptedTransformer
 from pellucid.run.region import Index, Region
+from pellucid.schema import Schema
 from pellucid.text.batch import Batch, Inputs
 
 if TYPE_CHECKING:
@@ -77,7 +79,8 @@ def sweep(
     Returns:
         [checkpoint, *over, batch] in the metric's unit, "checkpoint" for a list of names and "batch" with `per_text`;
         NaN where a combination does not exist. Attributes: `clean` and `corrupted`, the metric of the two plain runs.
-        Control-C ends it with a warning; what was not measured then is NaN.
+        Control-C ends it with a warning; what was not measured then is NaN. Before the first patch it is a
+        `KeyboardInterrupt`, which says that nothing was measured.
 
     Raises:
         InputError: Axes that a checkpoint does not have, texts that do not fit, or more than fits into memory.
@@ -92,13 +95,10 @@ def sweep(
         (Frozen({'layer': 4, 'pos': 8}), True)
     """
     pair = Texts.of(model, clean, corrupted, direction, align)
-    cells = Cells(model.schema, names, over, pair.base, pair.source, Region(pos, heads, neurons), pair.roles)
-    room = require_room(model, pair.base, pair.source, cells.names, max_bytes)
-    run = Base(model, pair.base, metric, of=f"the {pair.into} run", max_bytes=room)
-    logits, values = model.run_with_ckpts(pair.source, names=cells.names)
-    plain = pair.measured(run, metric, logits)
-    found = results(run, cells, patches(cells, values), progress=progress)
-    about = {"checkpoint": shown(names), "direction": direction, "metric": repr(metric), **plain}
+    cells = pair.cells(model.schema, names, over, Region(pos, heads, neurons))
+    runs = pair.run(model, metric, cells.names, max_bytes=max_bytes)
+    found = results(runs.base, cells, patches(cells, runs.source), progress=progress)
+    about = {"checkpoint": shown(names), "direction": direction, "metric": repr(metric), **runs.plain}
     return found.labelled("sweep", about, per_text=per_text)
 
 
@@ -161,8 +161,9 @@ def ablate(
     known = batch if reference is None else model.tokenize(reference)
     cells = Cells(model.schema, names, over, batch, batch, Region(pos, heads, neurons))
     room = require_room(model, batch, known, cells.names, max_bytes)
-    run = Base(model, batch, metric, of="the plain run", max_bytes=room)
-    values = model.run_with_ckpts(known, names=cells.names)[1]
+    with nothing_measured():
+        run = Base(model, batch, metric, of="the plain run", max_bytes=room)
+        values = model.run_with_ckpts(known, names=cells.names)[1]
     put = Ablation(how, known, batch, seed)
     axes = model.schema.axes
     instead = {name: put.value(name, value, axes[name]) for name, value in values.items()}
@@ -260,13 +261,21 @@ class Measured:
         return array(values, dims=dims, coords=coords, name=name, attrs=dict(about))
 
 
-def results(base: Base, cells: Cells, todo: Sequence[tuple[SweepCell, Rerun]], *, progress: bool = False) -> Measured:
+def results(
+    base: Base,
+    cells: Cells,
+    todo: Sequence[tuple[SweepCell, Rerun]],
+    run: Callable[[Sequence[Rerun]], Iterator[tuple[int, Tensor]]] | None = None,
+    *,
+    progress: bool = False,
+) -> Measured:
     """Run the trial of every cell, until the last or until Control-C.
 
     Args:
         base: The run that is changed.
         cells: All cells, whose result is made.
         todo: Those that are measured, and the trial of each.
+        run: Gives the number and the metric [B] of each trial, as they are done; those of the base run if None.
         progress: Whether to draw a bar.
     """
     shape = (*cells.shape, len(base.batch))
@@ -274,7 +283,7 @@ def results(base: Base, cells: Cells, todo: Sequence[tuple[SweepCell, Rerun]], *
     done = 0
     try:
         with bar("runs", len(todo), wanted=progress) as advance:
-            for number, found in base.differing([trial for _, trial in todo]):
+            for number, found in (run or base.differing)([trial for _, trial in todo]):
                 cell = todo[number][0]
                 rows = slice(None) if cell.columns is None else cell.columns.rows.numpy()
                 values[cell.at], counted[(*cell.at, rows)] = found.numpy(), True
@@ -286,6 +295,15 @@ def results(base: Base, cells: Cells, todo: Sequence[tuple[SweepCell, Rerun]], *
     if not np.isfinite(values[counted]).all():
         warnings.warn("the metric is not finite after some of the changes", PellucidWarning, stacklevel=4)
     return Measured(cells, values, counted)
+
+
+@contextmanager
+def nothing_measured() -> Generator[None, None, None]:
+    """Around the plain runs: Control-C raises `KeyboardInterrupt` with words that say so."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("interrupted during the plain runs: nothing was measured") from None
 
 
 def patches(cells: Cells, source: Mapping[str, Tensor]) -> list[tuple[SweepCell, Rerun]]:
@@ -332,10 +350,46 @@ class Texts:
             return cls(batches[1], batches[0], "corrupted", align)
         return cls(batches[0], batches[1], "clean", None if align is None else align.turned())
 
-    def measured(self, base: Base, metric: Metric, logits: Tensor | None) -> dict[str, Any]:
-        """The metric of the two plain runs, by text and on average; `logits` are those of the source's."""
+    def cells(self, schema: Schema, names: Names, over: Sequence[str], part: Region) -> Cells:
+        """What a sweep of these texts goes over."""
+        return Cells(schema, names, over, self.base, self.source, part, self.roles)
+
+    def run(
+        self, model: CkptedTransformer, metric: Metric, names: Iterable[str], kept: Iterable[str] = (),
+        *, max_bytes: int | None = None,
+    ) -> PlainRuns:  # fmt: skip
+        """Make the two plain runs.
+
+        Args:
+            model: What runs.
+            metric: What is read off both.
+            names: Checkpoints of the source that are kept.
+            kept: Checkpoints of the base that are.
+            max_bytes: The memory that may be taken; what the machine has free if None.
+        """
+        names, kept = tuple(names), tuple(kept)
+        room = require_room(model, self.base, self.source, dict.fromkeys((*names, *kept)), max_bytes)
+        with nothing_measured():
+            base = Base(model, self.base, metric, kept, of=f"the {self.into} run", max_bytes=room)
+            logits, source = model.run_with_ckpts(self.source, names=names)
         assert logits is not None, "the run was not stopped"
         other = "clean" if self.into == "corrupted" else "corrupted"
-        plain = {self.into: base.plain, other: measured(metric, logits, self.source, of=f"the {other} run")}
-        means = {side: float(plain[side].mean()) for side in ("clean", "corrupted")}
-        return {**means, **{f"{side}_by_text": plain[side].tolist() for side in ("clean", "corrupted")}}
+        read = {self.into: base.plain, other: measured(metric, logits, self.source, of=f"the {other} run")}
+        plain: dict[str, Any] = {side: float(read[side].mean()) for side in ("clean", "corrupted")}
+        plain |= {f"{side}_by_text": read[side].tolist() for side in ("clean", "corrupted")}
+        return PlainRuns(base, source, plain)
+
+
+@dataclass(frozen=True)
+class PlainRuns:
+    """The two runs that patches stand between.
+
+    Attributes:
+        base: The one that is changed.
+        source: Values of the other one.
+        plain: The metric of both, by text and on average.
+    """
+
+    base: Base
+    source: Mapping[str, Tensor]
+    plain: Mapping[str, Any]
