@@ -2,6 +2,7 @@
 
 from pellucid import attribution as attribution
 from pellucid import exercises as exercises
+from pellucid import heads as heads
 from pellucid import lens as lens
 from pellucid import measure as measure
 from pellucid import metrics as metrics

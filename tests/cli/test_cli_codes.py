@@ -40,6 +40,7 @@ NO_VERB = {
         "not-a-rectangle not-a-state-dict not-auditable not-axes not-counted not-labelled not-measurable "
         "padding-side pattern-axes regressor-misfit score-axes text-kind tokens-length too-many-bins "
         "unknown-covariance",
+    "multiplies factored matrices": "factors-misfit not-square",
     "attributes captured values":
         "attribution-by attribution-not-finite attribution-of-some-heads attribution-target "
         "captures-without-model lens-model lens-of-another-model lens-place lens-setting "

@@ -6,11 +6,12 @@ attend to, which says nothing about a head.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from pellucid.axes import Axis
@@ -18,7 +19,7 @@ from pellucid.check import as_python, require_whole
 from pellucid.config import Config
 from pellucid.corpus.sink import CapturingModel
 from pellucid.errors import InputError
-from pellucid.measure.labelled import find
+from pellucid.measure.labelled import Captured, find
 from pellucid.run.activations import ActivationCkpts
 
 if TYPE_CHECKING:
@@ -77,7 +78,8 @@ def previous_token(ckpts: ActivationCkpts) -> xarray.DataArray:
         >>> bool((pl.measure.previous_token(ckpts) <= 1).all())
         True
     """
-    return _score(ckpts, "previous_token", "probability", lambda pattern, back: (pattern * (back == 1)).sum(-1))
+    keys = Keys(ckpts)
+    return _mean_attention(ckpts, "previous_token", keys, keys.previous)
 
 
 def first_token(ckpts: ActivationCkpts) -> xarray.DataArray:
@@ -91,11 +93,8 @@ def first_token(ckpts: ActivationCkpts) -> xarray.DataArray:
         >>> bool((pl.measure.first_token(ckpts) <= 1).all())
         True
     """
-
-    def to_first(pattern: Tensor, back: Tensor) -> Tensor:
-        return (pattern * (back == back.amax(-1, keepdim=True))).sum(-1)
-
-    return _score(ckpts, "first_token", "probability", to_first)
+    keys = Keys(ckpts)
+    return _mean_attention(ckpts, "first_token", keys, keys.first)
 
 
 def induction(model: CapturingModel, *, length: int = 50, texts: int = 64, seed: int = 0) -> xarray.DataArray:
@@ -125,19 +124,17 @@ def induction(model: CapturingModel, *, length: int = 50, texts: int = 64, seed:
     """
     length, texts, seed = as_python(length), as_python(texts), as_python(seed)
     ids, offset = repeated_ids(model.config, length, texts, seed)
-    queries = torch.arange(offset + length, offset + 2 * length)
+    columns = torch.arange(ids.size(1))
+    second = (columns >= offset + length)[:, None] & (columns == columns[:, None] - length + 1)  # [Pq, Pk]
     last = f"blocks.{len(model.config.schema.blocks) - 1}.{PATTERN}"
-
-    def followed(rows: Tensor) -> xarray.DataArray:
+    attended = Attended()
+    for rows in ids.split(_AT_ONCE):
         # An end-of-text id that is the pad id too is text here.
         batch = {"input_ids": rows, "attention_mask": torch.ones_like(rows)}
-        source = find(model.run_with_ckpts(batch, names=f"blocks.*.{PATTERN}", stop_at=last)[1], PATTERN)
-        sums = (pattern[:, :, queries, queries - length + 1].sum((0, 2)) for pattern in source.float64())
-        return source.array(sums, (Axis.HEAD,), "induction", "probability")
-
-    parts = [followed(rows) for rows in ids.split(_AT_ONCE)]
-    result = parts[0].copy(data=sum(part.values for part in parts) / (texts * length))
-    del result.attrs["text"]  # it is the first batch's only; seed, texts and length say which texts they were
+        _, ckpts = model.run_with_ckpts(batch, names=f"blocks.*.{PATTERN}", stop_at=last)
+        attended.add(ckpts, {"induction": second.expand(len(rows), -1, -1)})
+    result = attended.array("induction")
+    del result.attrs["text"]  # it is the last run's only; seed, texts and length say which texts they were
     return result.assign_attrs(length=length, texts=texts, seed=seed)
 
 
@@ -156,24 +153,110 @@ def repeated_ids(config: Config, length: int, texts: int, seed: int) -> tuple[Te
     return torch.from_numpy(np.concatenate([head, once, once], axis=1)), offset
 
 
+class Keys:
+    """Which key is what to which query of a run, [B, Pq, Pk] each, whatever the pads and the kept positions.
+
+    Args:
+        ckpts: A run that captured the patterns.
+
+    Attributes:
+        position: That of each query in its text, [B, Pq]; -1 for pads.
+        back: How many tokens a key lies before its query; negative for keys that the query does not see, and pads.
+    """
+
+    def __init__(self, ckpts: ActivationCkpts) -> None:
+        batch, columns = ckpts.batch, ckpts.columns
+        mask, positions = batch.mask.cpu(), batch.positions.cpu()
+        ids = batch.ids.cpu()
+        self.position = find(ckpts, PATTERN).position
+        keys = positions.masked_fill(~mask, positions.size(1))
+        self.back = self.position[:, :, None] - keys[:, None, :]
+        self._is_first = ((positions == 0) & mask)[:, None]
+        self._is_same = ids[:, columns, None] == ids[:, None, :]
+
+    @property
+    def previous(self) -> Tensor:
+        """Whether a key is the token before the query."""
+        return self.back == 1
+
+    @property
+    def first(self) -> Tensor:
+        """Whether a key is the text's first token and another than the query."""
+        return self._is_first & (self.back >= 1)
+
+    @property
+    def duplicate(self) -> Tensor:
+        """Whether a key is an earlier occurrence of the query's token."""
+        return self._is_same & (self.back >= 1)
+
+    @property
+    def induction(self) -> Tensor:
+        """Whether a key comes right after an earlier occurrence of the query's token; it may be the query itself."""
+        return F.pad(self.duplicate, (1, 0))[..., :-1] & (self.back >= 0)
+
+
+class Attended:
+    """The attention of each head to some keys, summed over every query that has one of them, run by run."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, list[Tensor]] = {}
+        self._queries: dict[str, int] = {}
+        self._source: Captured | None = None
+
+    def add(self, ckpts: ActivationCkpts, targets: Mapping[str, Tensor]) -> None:
+        """Add the queries of a run that captured the patterns.
+
+        Args:
+            ckpts: The run.
+            targets: Name -> which keys of each query count, [B, Pq, Pk].
+        """
+        source = self._source = find(ckpts, PATTERN)
+        patterns = [pattern.nan_to_num(0.0) for pattern in source.float64()]
+        for name, keys in targets.items():
+            each = [(pattern * keys[:, None]).sum((0, 2, 3)) for pattern in patterns]
+            before = self._sums.get(name, [torch.zeros(()).double()] * len(each))
+            self._sums[name] = [a + b for a, b in zip(before, each, strict=True)]
+            self._queries[name] = self._queries.get(name, 0) + int(keys.any(-1).sum())
+
+    def array(self, name: str) -> xarray.DataArray:
+        """The mean over the queries, [layer, head]; NaN if there was none. Its text is that of the last run."""
+        assert self._source is not None, "a run was added"
+        count = self._queries[name] or torch.nan
+        return self._source.array((total / count for total in self._sums[name]), (Axis.HEAD,), name, "probability")
+
+
+def _mean_attention(ckpts: ActivationCkpts, name: str, keys: Keys, targets: Tensor) -> xarray.DataArray:
+    _require_choice(keys, name)
+    attended = Attended()
+    attended.add(ckpts, {name: targets})
+    return attended.array(name)
+
+
 _Rule = Callable[[Tensor, Tensor], Tensor]
 """Scores [B, H, Pq] of a pattern [B, H, Pq, Pk], given how far back each key is, [B, 1, Pq, Pk]."""
 
 
 def _score(ckpts: ActivationCkpts, name: str, units: str, rule: _Rule) -> xarray.DataArray:
     """Return the mean of a rule over texts and queries, [layer, head]."""
-    source = find(ckpts, PATTERN)
-    batch = ckpts.batch
-    keys = batch.positions.cpu().masked_fill(~batch.mask.cpu(), batch.positions.size(1))
-    back = (source.position[:, :, None] - keys[:, None, :])[:, None]
-    counts = (source.position >= 1)[:, None]
+    source, keys = find(ckpts, PATTERN), Keys(ckpts)
+    counts = _require_choice(keys, name)[:, None]
+    back = keys.back[:, None].clamp(min=0).double()
+    each = (rule(pattern.nan_to_num(0.0), back) for pattern in source.float64())
+    means = ((score * counts).sum((0, 2)) / counts.sum() for score in each)
+    return source.array(means, (Axis.HEAD,), name, units)
+
+
+def _require_choice(keys: Keys, name: str) -> Tensor:
+    """Which queries [B, Pq] have another token than themselves to attend to.
+
+    Raises:
+        InputError: None has.
+    """
+    counts = keys.position >= 1
     if not bool(counts.any()):
         raise InputError(
             f"{name}: no text has a second token among the queries, so no head has a choice.",
             code="nothing-to-attend",
             remedy="Give texts of two tokens or more.",
         )
-    back = torch.where(back >= 0, back, 0).double()
-    each = (rule(pattern.nan_to_num(0.0), back) for pattern in source.float64())
-    means = ((score * counts).sum((0, 2)) / counts.sum() for score in each)
-    return source.array(means, (Axis.HEAD,), name, units)
+    return counts

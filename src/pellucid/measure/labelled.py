@@ -186,7 +186,7 @@ class Captured:
         dims = tuple(map(str, (Axis.LAYER, *axes) if self.whole else axes))
         coords = self.ckpts.coordinates(dims, of=self.kind)
         if self.layers is not None:
-            coords[str(Axis.LAYER)] = list(self.layers) if self.whole else self.layers[0]
+            coords = {str(Axis.LAYER): list(self.layers) if self.whole else self.layers[0], **coords}
         attrs = {**self.attributes(), "units": unit}
         return need("xarray", "pellucid.measure").DataArray(data, dims=dims, coords=coords, name=name, attrs=attrs)
 

@@ -1,0 +1,160 @@
+"""What the weights of a head say: W_OV, W_QK, and how much heads read of what earlier heads write."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from pellucid.check import as_whole
+from pellucid.errors import InputError, shown
+from pellucid.extras import need
+from pellucid.heads.factored import FactoredMatrix, triangle
+from pellucid.network import Network
+
+if TYPE_CHECKING:
+    import xarray
+
+Kind = Literal["Q", "K", "V"]
+
+
+def ov(model: Network, layer: int, head: int) -> FactoredMatrix:
+    """Return W_V W_O of a head, [D, D]: what it writes is its input's average times this (Elhage et al. 2021).
+
+    Rows are inputs: `x @ ov`. The values' bias and the norm before the head are not in it. Of heads that share
+    values it is that of the query's number. The factors are copies, and stay as they are if the model is changed.
+
+    Args:
+        model: Any family.
+        layer: The number of the block; negative ones count from the end.
+        head: The number of the head among the queries'; likewise.
+
+    Raises:
+        InputError: There is no such head, or its weights are not finite.
+
+    Example:
+        >>> import pellucid as pl
+        >>> model = pl.load()
+        >>> circuit = model.embed.W_E @ pl.heads.ov(model, 1, 3) @ model.unembed.W_U  # from tokens to logits
+        >>> values = circuit.eigenvalues()  # positive ones raise the token's own logit, negative ones lower it
+        >>> circuit.shape, float(values.real.sum() / values.abs().sum()) < -0.8
+        (torch.Size([4096, 4096]), True)
+    """
+    return _factored(model, layer, head, "V", "O", "heads.ov")
+
+
+def qk(model: Network, layer: int, head: int) -> FactoredMatrix:
+    """Return W_Q W_K^T of a head, [D, D]: its score of a query x and a key y is x W_QK y^T, times the scale.
+
+    Rows are queries and columns are keys. Biases, the scale, the norm before the head and rotations are not in it.
+    Arguments, sharing and errors are those of `ov`.
+
+    Example:
+        >>> import pellucid as pl
+        >>> model = pl.load()
+        >>> u, s, vh = pl.heads.qk(model, 0, 3).svd()
+        >>> u.shape, s.shape, vh.shape
+        (torch.Size([256, 64]), torch.Size([64]), torch.Size([64, 256]))
+    """
+    return _factored(model, layer, head, "Q", "K", "heads.qk")
+
+
+def composition(model: Network, kind: Kind) -> xarray.DataArray:
+    """Compute how much each head reads of what each earlier head writes, from the weights alone.
+
+    It is |W_OV W_QK| / (|W_OV| |W_QK|) for "Q", |W_QK W_OV^T| / (|W_QK| |W_OV|) for "K", and |W_OV W_OV'| /
+    (|W_OV| |W_OV'|) for "V", with W_OV of the earlier head, W_QK and W_OV' of the later one, and Frobenius norms
+    (Elhage et al. 2021, "A mathematical framework for transformer circuits"). Random heads are not at 0 but at about
+    1 / sqrt(D). Norms, biases and rotations are left out; heads that share keys and values have those of their group.
+
+    Args:
+        model: Any family.
+        kind: What of the later head: its queries "Q", keys "K" or values "V".
+
+    Returns:
+        [layer, head, layer_to, head_to]; NaN unless layer < layer_to, and 0 for a head whose weights are zero.
+
+    Raises:
+        InputError: Another kind, or weights that are not finite.
+        MissingExtraError: xarray is not installed.
+
+    Example:
+        >>> import pellucid as pl
+        >>> scores = pl.heads.composition(pl.load(), "K")
+        >>> scores.sizes, int(scores.notnull().sum())
+        (Frozen({'layer': 4, 'head': 4, 'layer_to': 4, 'head_to': 4}), 96)
+    """
+    if kind not in ("Q", "K", "V"):
+        raise InputError(
+            f"heads.composition: {shown(kind)} given, expected 'Q', 'K' or 'V'.",
+            code="composition-kind",
+            remedy="Give 'Q', 'K' or 'V': what of the later head reads.",
+        )
+    layers, heads = model.schema.sizes["layer"], model.schema.sizes["head"]
+    written, read = zip(*_written_and_read(model, kind), strict=True)
+    scores = written[0].new_full((layers, heads, layers, heads), torch.nan)
+    for to in range(1, layers):
+        earlier, later = torch.cat(written[:to]), read[to]
+        # one product for all pairs: [earlier K, D] by [D, later K]
+        products = earlier.flatten(0, 1) @ later.transpose(0, 1).flatten(1)
+        found = torch.linalg.matrix_norm(
+            products.unflatten(0, earlier.shape[:2]).unflatten(-1, (heads, -1)), dim=(1, 3)
+        )
+        sizes = torch.linalg.matrix_norm(earlier)[:, None] * torch.linalg.matrix_norm(later)
+        scores[:to, :, to] = torch.where(sizes > 0, found / sizes, 0.0).unflatten(0, (to, heads))
+    dims = ("layer", "head", "layer_to", "head_to")
+    return need("xarray", "pellucid.heads").DataArray(
+        scores.double().cpu().numpy(), dims=dims, name="composition", attrs={"kind": kind},
+        coords={dim: range(size) for dim, size in zip(dims, scores.shape, strict=True)},
+    )  # fmt: skip
+
+
+def _written_and_read(model: Network, kind: Kind) -> Iterator[tuple[Tensor, Tensor]]:
+    """Of each block, what its heads write [H, K, D], and what reads of earlier ones [H, D, K].
+
+    The outer factor of each product is replaced by its triangle, which has the same norm and is K by K. So |W_OV W_QK|
+    is the norm of the product of the two, and |W_OV| that of the first alone.
+    """
+    for layer in range(len(model.schema.blocks)):
+        q, k, v, o = (_weights(model, layer, letter, "heads.composition") for letter in "QKVO")
+        inner, outer = {"Q": (q, k), "K": (k, q), "V": (v, o.mT)}[kind]
+        yield triangle(v) @ o, inner @ triangle(outer).mT
+
+
+def _factored(model: Network, layer: int, head: int, left: str, right: str, by: str) -> FactoredMatrix:
+    block = _number(f"{by}: layer", layer, len(model.schema.blocks))
+    number = _number(f"{by}: head", head, model.schema.sizes["head"])
+    first, second = (_weights(model, block, letter, by)[number].clone() for letter in (left, right))
+    return FactoredMatrix(first, second if right == "O" else second.mT)
+
+
+def _weights(model: Network, layer: int, letter: str, by: str) -> Tensor:
+    """A matrix of each query's head, in float32 or better: [H, D, K], of W_O [H, K, D]."""
+    name = f"blocks.{layer}.attn.W_{letter}"
+    held = model.parameter(name).detach()
+    require_finite(held, name, by)
+    matrix = held.to(torch.promote_types(held.dtype, torch.float32))
+    return matrix.repeat_interleave(model.schema.sizes["head"] // matrix.size(0), 0)
+
+
+def require_finite(value: Tensor, what: str, by: str) -> None:
+    """Raise `InputError` if a number is NaN or infinite."""
+    if not bool(value.isfinite().all()):
+        raise InputError(
+            f"{by}: {what} has numbers that are not finite.",
+            code="not-finite",
+            remedy="Load weights whose numbers are finite.",
+        )
+
+
+def _number(what: str, given: Any, count: int) -> int:
+    number = as_whole(given)
+    if number is None or not -count <= number < count:
+        raise InputError(
+            f"{what}={shown(given)}, expected a number from 0 to {count - 1}.",
+            code="index-out-of-range",
+            remedy="Choose one that exists; negative ones count from the end.",
+        )
+    return number % count
