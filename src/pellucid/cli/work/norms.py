@@ -5,17 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import product
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.text import Text
 
 import pellucid as pl
-from pellucid import atomic
 from pellucid.axes import coordinate
 from pellucid.cli.shared.layout import Column, Grid
 from pellucid.cli.shared.options import parse_ids
+from pellucid.cli.shared.outputs import panels, require_format, say_written, write_csv, write_figure
 from pellucid.cli.shared.screen import progress, show, show_json
 from pellucid.cli.shared.tables import heading, number, spark
 from pellucid.cli.shared.texts import read_texts, tokens_of, windows
@@ -35,9 +34,6 @@ BINS = 24
 """Columns of a sparkline."""
 
 SIGNIFICANT = 0.05
-
-FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
-"""How a cell begins that spreadsheets compute."""
 
 
 @dataclass(frozen=True)
@@ -92,8 +88,7 @@ class Measured:
 
 def norms(wish: Norms) -> None:
     """Measure the norms of texts, show them, and write what was asked for."""
-    if wish.figure is not None:
-        require_format(wish.figure)
+    require_format(wish.figure)
     found = read_texts(wish.texts or ())
     model = wish.open()
     with progress("running"):
@@ -108,13 +103,14 @@ def norms(wish: Norms) -> None:
     if wish.csv is not None:
         table = values.to_dataframe().dropna().reset_index()
         # Shorter texts have pads before them: a token's place is that in its text.
-        atomic.write_text(wish.csv, csv_of(table.assign(**{_time(values): table[_position(values)]})))
+        write_csv(wish.csv, table.assign(**{_time(values): table[_position(values)]}))
     if wish.figure is not None:
-        _draw(wish.figure, values, fit, wish.skip)
+        write_figure(wish.figure, lambda: _draw(values, fit, wish.skip))
     if wish.as_json:
         show_json(asdict(result))
     else:
-        _show(result, [path for path in (wish.figure, wish.csv) if path is not None])
+        _show(result)
+        say_written(wish)
 
 
 def _require_length(rows: list[list[int]], wish: Norms) -> None:
@@ -133,17 +129,6 @@ def _require_length(rows: list[list[int]], wish: Norms) -> None:
             code="too-short",
             remedy=f"Give longer texts, or {shorter}, which shows the norms alone.",
         )
-
-
-def csv_of(table: Any) -> str:
-    """A table as CSV in which no spreadsheet takes a cell of text for a formula."""
-    texts = table.select_dtypes(include=["object", "string"])
-    return table.assign(**{name: texts[name].map(_no_formula) for name in texts}).to_csv(index=False)
-
-
-def _no_formula(cell: Any) -> Any:
-    """A cell that begins like a formula, behind an apostrophe, as spreadsheets mark text (OWASP, CSV injection)."""
-    return f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULA) else cell
 
 
 class _Gathered(Sink):
@@ -216,38 +201,19 @@ def _layer(label: tuple[int, int | None], row: Any, edges: Any) -> Layer:
     return Layer(*label, len(row), *numbers, histogram=histogram.tolist())
 
 
-def require_format(path: Path) -> None:
-    """Check that a figure's name ends in a format that can be written.
-
-    Raises:
-        InputError: It does not.
-    """
-    kinds = need("matplotlib.figure", "--figure").Figure().canvas.get_supported_filetypes()
-    if path.suffix.lstrip(".").lower() not in kinds:
-        raise InputError(
-            f"--figure {path}: it ends in {path.suffix or 'nothing'!r}, expected one of {', '.join(sorted(kinds))}.",
-            code="figure-format",
-            remedy="Name a file that ends in .svg, .pdf or .png.",
-        )
-
-
-def _draw(path: Path, values: xarray.DataArray, fit: pl.measure.AutoregressionFit | None, skip: int) -> None:
+def _draw(values: xarray.DataArray, fit: pl.measure.AutoregressionFit | None, skip: int) -> Any:
     """Points and histograms, and the coefficients where there are some, by layer alone."""
     if fit is not None and fit.index.nlevels > 1:
         fit = None
-    pyplot = need("matplotlib.pyplot", "--figure")
-    with pl.plot.theme("light"):
-        columns = 2 if fit is None else 3
-        figure, axes = pyplot.subplots(1, columns, figsize=(3.3 * columns, 2.5), layout="constrained")
-        pl.plot.norms(values, skip=skip, ax=axes[0])
-        pl.plot.norm_histograms(values, skip=skip, ax=axes[1])
-        if fit is not None:
-            pl.plot.autoregression(fit, ax=axes[2])
-        atomic.write_file(path, lambda part: figure.savefig(part, format=path.suffix[1:].lower()))
-        pyplot.close(figure)
+    figure, axes = panels(2 if fit is None else 3)
+    pl.plot.norms(values, skip=skip, ax=axes[0])
+    pl.plot.norm_histograms(values, skip=skip, ax=axes[1])
+    if fit is not None:
+        pl.plot.autoregression(fit, ax=axes[2])
+    return figure
 
 
-def _show(result: Measured, written: list[Path]) -> None:
+def _show(result: Measured) -> None:
     what = f"{'log norm' if result.log else 'norm'} of {result.at}"
     total = sum(result.texts)
     texts = f"{len(result.texts)} text{'s' * (len(result.texts) != 1)}, {total:,} token{'s' * (total != 1)}"
@@ -257,8 +223,6 @@ def _show(result: Measured, written: list[Path]) -> None:
         show(heading(_equation(result.lags)), _coefficients(result))
         rows = "layers and heads" if _has_heads(result) else "layers"
         show(Text(f"* p < {SIGNIFICANT:g}, ** p < {SIGNIFICANT:g} corrected over {rows} (Holm 1979)", style="dim"))
-    for path in written:
-        show(Text.assemble("\nwritten: ", (str(path), "bold")))
 
 
 def _labels(result: Measured) -> list[Column]:
