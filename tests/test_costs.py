@@ -218,7 +218,7 @@ def test_costs(check: Callable[[], None]) -> None:
     check()
 
 
-def forgetful(self: attention.Visible, queries: int, keys: int, device: torch.device) -> Tensor:
+def forgetful(self: attend.Visible, queries: int, keys: int, device: torch.device) -> Tensor:
     causal = torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
     return causal[None, None] if self.padding is None else causal & self.padding[:, None, None, :]
 
@@ -238,9 +238,9 @@ SLOWER: dict[str, tuple[Any, str, Any, tuple[Callable[[], None], ...]]] = {
     "everything is computed for nobody": (
         Ckpt, "is_watched", lambda self, tap: True, (plain_forward, everything_but_squares, one_pattern),
     ),
-    "a mask for every block": (attention.Visible, "among", forgetful, (masks_are_made_once,)),
+    "a mask for every block": (attend.Visible, "among", forgetful, (masks_are_made_once,)),
     "a ceiling for every block": (
-        attention.Visible, "ceiling", lambda self, queries, keys, like: torch.zeros_like(like), (masks_are_made_once,),
+        attend.Visible, "ceiling", lambda self, queries, keys, like: torch.zeros_like(like), (masks_are_made_once,),
     ),
     "scores that are filled in": (
         attend, "_hide",
@@ -263,7 +263,7 @@ SLOWER: dict[str, tuple[Any, str, Any, tuple[Callable[[], None], ...]]] = {
     "the exact GELU in fast numerics": (nonlinear, "FAST", nonlinear.EXACT, (fast_forward,)),
     "contiguous queries": (
         attention.Attention, "_fused",
-        lambda self, q, k, v, visible: attention.F.scaled_dot_product_attention(
+        lambda self, q, k, v, visible: attend.F.scaled_dot_product_attention(
             q.contiguous(), k.contiguous(), v.contiguous(), is_causal=True
         ),
         (plain_forward, fast_forward),

@@ -209,7 +209,7 @@ def _first_difference(model: CkptedTransformer, hf_model: Any, here: InTransform
     """The first checkpoint at which the two differ."""
     base = hf_model.base_model if _has_head(hf_model, here) else hf_model
     theirs: dict[str, Tensor] = {}
-    for path, entering, names in here.shown(len(model.schema.blocks)):
+    for path, entering, names in here.shown(model.config):
         _keep(base.get_submodule(path), theirs, names, entering=entering)
     hf_model(batch.ids)
     _, ours = model.run_with_ckpts(batch)

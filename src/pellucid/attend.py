@@ -22,10 +22,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pellucid import dialects
-from pellucid.numerics.execution import is_transformed
+from pellucid.ckpt import name_checkpoints
+from pellucid.config import Config
+from pellucid.network import Memory
+from pellucid.numerics.execution import EXACT, Execution, is_transformed
 from pellucid.numerics.nonlinear import may_write_into_results
+from pellucid.numerics.products import Products, products_of
 from pellucid.parameters import is_finite, state_of
-from pellucid.part import Part
+from pellucid.part import Part, Weights
 from pellucid.tap import Tap
 
 _WIDEST_GROUPED = 256
@@ -78,13 +82,22 @@ class Visible:
 
 
 class Attending(Part):
-    """What an attention module does with its queries, keys and values.
+    """Causal self-attention, each of its values through its checkpoint; a family says how q, k and v are made.
+
+    Args:
+        config: What the model is.
+        weights: What the schema has below "blocks.0.attn"; fresh if None.
+        block: Number of the block.
+        execution: How it is run.
+        products: Shared by the modules of a model; its own if None.
 
     Attributes:
         n_head: Heads of queries.
+        d_head: The width of a head.
         shared: How many of them share one head of keys and values.
         scale: What scores are multiplied by.
         attn_pdrop: The rate of the pattern's dropout.
+        out_pdrop: The rate of the dropout before `attn_out`.
         eager: Whether every layer is explicit.
         exact: Whether the reference's operations give the values.
         makes_scores: The parameters that queries and keys are made with.
@@ -92,18 +105,83 @@ class Attending(Part):
 
     elsewhere = dialects.ATTENTION
 
-    n_head: int
-    scale: float
-    attn_pdrop: float
-    eager: bool
-    exact: bool
     makes_scores: tuple[str, ...]
-    shared = 1
+    attn_pdrop = 0.0
+    out_pdrop = 0.0
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        config: Config,
+        weights: Weights | None = None,
+        *,
+        block: int = 0,
+        execution: Execution = EXACT,
+        products: Products | None = None,
+    ) -> None:
         super().__init__()
         self._looked_at: tuple[tuple[int, int], ...] = ()
         self._finite = True
+        self.take(config, "blocks.0.attn", weights)
+        self._products = products or products_of(execution)
+        self.n_head, self.d_head = config.sizes["head"], config.sizes["d_head"]
+        self.shared = self.n_head // config.sizes["head_kv"]
+        self.scale = self.d_head**-0.5
+        self.eager, self.exact = execution.attention == "eager", not execution.is_fast
+        self.settle(config, block)
+        name_checkpoints(self, f"blocks.{block}.attn")
+
+    def settle(self, config: Any, block: int) -> None:
+        """Keep what else the configuration says of this block's attention."""
+
+    def projected(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x [B, P, D] -> q [B, P, H, K], and k and v with their own heads."""
+        raise NotImplementedError
+
+    def placed(self, q: Tensor, k: Tensor, turn: Any, tap: Tap | None) -> tuple[Tensor, Tensor, bool]:
+        """Queries and keys as scores are made of them [B, P, H, K], and whether somebody replaced them on the way."""
+        return q, k, False
+
+    def joined(self, z: Tensor) -> Tensor:
+        """z [B, P, H, K] -> the sum over heads of what each writes [B, P, D]."""
+        raise NotImplementedError
+
+    def forward(
+        self,
+        x: Tensor,
+        visible: Visible | None = None,
+        tap: Tap | None = None,
+        remember: Memory | None = None,
+        turn: Any = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """x [B, P, D] -> (attn_out [B, P, D], pattern [B, H, Pq, Pk] or None if nobody looked at it).
+
+        `remember` takes the keys and values of these tokens and gives those of the whole text. `turn` is the rotation
+        of each position, in families that rotate; without one they count from 0.
+        """
+        visible = visible or Visible()
+        explicit = self.eager or self._holds_nan()
+        own_q, own_k, v = self.projected(x)
+        q, k = self.ckpt_q(own_q, tap=tap), self.ckpt_k(own_k, tap=tap)
+        v = self.ckpt_v(v, tap=tap).transpose(1, 2)
+        were_replaced = q is not own_q or k is not own_k
+        q, k, on_the_way = self.placed(q, k, turn, tap)
+        if were_replaced or on_the_way:
+            explicit = explicit or hold_nan(q, k)
+        q, k = q.transpose(1, 2), k.transpose(1, 2)
+        if remember is not None:
+            k, v = remember(k, v)
+        if self.exact and (remember is None or self.shared > 1):
+            # As they come out of transformers' cache: matrix products round by layout on some processors, and the
+            # kernel for shared heads does everywhere.
+            k, v = k.contiguous(), v.contiguous()
+
+        z, pattern = self.mixed(q, k, v, visible, tap, explicit=explicit)
+        z = self.ckpt_z(z.transpose(1, 2), tap=tap)
+
+        attn_out = self.joined(z)
+        if self.training and self.out_pdrop:
+            attn_out = F.dropout(attn_out, self.out_pdrop)
+        return self.ckpt_attn_out(attn_out, tap=tap), pattern
 
     def mixed(
         self, q: Tensor, k: Tensor, v: Tensor, visible: Visible, tap: Tap | None, *, explicit: bool

@@ -28,6 +28,16 @@ class Config(Protocol):
         ...
 
     @property
+    def activation(self) -> str:
+        """The name of the MLP's activation function."""
+        ...
+
+    @property
+    def epsilon(self) -> float:
+        """What norms add below the root."""
+        ...
+
+    @property
     def bos_token_id(self) -> int | None:
         """The id that begins a text."""
         ...

@@ -10,12 +10,12 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
+from pellucid.blocks import Architecture
 from pellucid.json_config import JsonConfig
 from pellucid.layout import Layout
-from pellucid.network import Network, Run
+from pellucid.network import Network
 from pellucid.part import Weights
 from pellucid.schema import Schema
-from pellucid.tap import Tap
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class InTransformers:
         read: Reads a live one, or refuses by name what cannot be carried over.
         stored: The tensors of one of its modules, by its path, as transformers' own classes store them.
         turned: Whether a module, by its path, keeps the matrix of a `Conv1D` the other way round, as a `Linear`.
-        shown: Where a model without a head and of so many blocks shows our checkpoints, in their order.
+        shown: Where a model without a head, of a configuration, shows our checkpoints, in their order.
         buffers: What ours computes with beside its parameters -> its name in the model with a head.
     """
 
@@ -57,7 +57,7 @@ class InTransformers:
     read: Callable[[nn.Module], Live]
     stored: Callable[[str, nn.Module], dict[str, Tensor]]
     turned: Callable[[str, nn.Module], bool]
-    shown: Callable[[int], Iterable[Shown]]
+    shown: Callable[[Any], Iterable[Shown]]
     buffers: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -222,13 +222,11 @@ class Family:
     Attributes:
         name: As its schema says.
         config: The class of its configurations.
-        build: Gives a network the family's modules around stored parameters, fresh ones if None.
-        transform: Runs a network that was built so.
+        architecture: The modules of its networks, and the way through them.
         schema_of: The schema of a model of which only sizes are known.
         layouts: How its weights are stored by others, transformers' first.
         in_transformers: What transformers calls it.
         layout_of: Which of them tensors under canonical names have; None for none.
-        matrices: The matrices that a run multiplies by, as [in, out], in the order in which it reads them.
         kernels: Compiled decoding; None if there is none.
         differing: Fields of a configuration, with the sizes that tensors in a layout show instead.
         unseen: Parameters of a block that no text can show, with the reason.
@@ -243,13 +241,11 @@ class Family:
 
     name: str
     config: type[JsonConfig]
-    build: Callable[[Network, Any, Weights | None], None]
-    transform: Callable[[Network, Run, Tap | None], Tensor]
+    architecture: Architecture
     schema_of: Callable[[Mapping[str, int]], Schema]
     layouts: tuple[Layout, ...]
     in_transformers: InTransformers
     layout_of: Callable[[Mapping[str, Tensor]], Layout | None]
-    matrices: Callable[[Network], Iterable[Tensor]]
     kernels: Kernels | None
     differing: Callable[[Mapping[str, Tensor], Layout, Any], dict[str, Any]]
     unseen: Mapping[str, str] = field(default_factory=dict[str, str])

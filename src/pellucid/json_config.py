@@ -35,6 +35,7 @@ class Fields:
         flags: Fields that hold a truth value.
         whole: Sizes by which a configuration that somebody gives is seen to be a whole one.
         activation: The field that names the activation function.
+        epsilon: The field that holds what norms add below the root.
         width: The field that holds the width of the residual stream.
         synonyms: Other spellings that transformers accepts; where both are given the synonym wins, as it does there.
         neutral: Fields that transformers reads, or once read, and that never change what its class computes.
@@ -50,6 +51,7 @@ class Fields:
     flags: tuple[str, ...]
     whole: tuple[str, ...]
     activation: str
+    epsilon: str
     width: str
     synonyms: Mapping[str, str]
     neutral: frozenset[str]
@@ -88,7 +90,7 @@ class JsonConfig:
         for name, null in about.optional_sizes.items():
             if getattr(self, name) is not None:
                 self._set(name, config_values.size(name, getattr(self, name), 1, null))
-        activation = getattr(self, about.activation)
+        activation: Any = self.activation
         if not isinstance(activation, str) or activation not in nonlinear.EXACT:
             raise ConfigError(
                 f"config: {about.activation}={shown(activation)} is not implemented.",
@@ -143,6 +145,16 @@ class JsonConfig:
 
     def _make_schema(self) -> Schema:
         raise NotImplementedError
+
+    @property
+    def activation(self) -> str:
+        """The name of the MLP's activation function."""
+        return getattr(self, self.about.activation)
+
+    @property
+    def epsilon(self) -> float:
+        """What norms add below the root."""
+        return getattr(self, self.about.epsilon)
 
     @property
     def end_ids(self) -> tuple[int, ...]:

@@ -6,7 +6,8 @@ backwards it exports; each transform undoes itself to the bit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -289,3 +290,28 @@ class Layout:
             for buffer in self.buffers
             for i in range(len(schema.blocks) if "{i}" in buffer.name else 1)
         }
+
+
+def own_layout(schema: Schema) -> Layout:
+    """Our own names, for whoever saved a model's state dict; `schema` is that of a family's model with one block."""
+    rows = [
+        Row((name,), name, Laid(tuple(map(p.axes.index, p.in_memory)), alike=True) if p.in_memory else SAME)
+        for p in schema.parameters
+        if p.is_stored and p.name != HEAD
+        for name in [p.name.replace("blocks.0.", "blocks.{i}.")]
+    ]
+    return Layout("pellucid", tuple(rows), Row((HEAD,), HEAD, HEAD_COLUMNS))
+
+
+def embedded(theirs: Mapping[str, Tensor], names: Mapping[str, str]) -> Tensor:
+    """The token embedding among tensors of a layout, or the head if that is all there is [V, D].
+
+    Raises:
+        KeyError: Neither is there.
+    """
+    return theirs[names[EMBED]] if names[EMBED] in theirs else theirs[names[HEAD]]
+
+
+def blocks_in(names: Iterable[str]) -> int:
+    """How many blocks tensors of these names have."""
+    return max((int(number) for name in names for number in re.findall(r"\.(\d+)(?:\.|$)", name)), default=-1) + 1

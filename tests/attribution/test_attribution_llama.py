@@ -15,7 +15,7 @@ from attribution_cases import BYS, furthest, run, total
 
 import llamas
 import pellucid as pl
-from pellucid.llama.model import RMSNorm
+from pellucid.norms import RMSNorm
 
 TEXTS = llamas.ragged_ids(3, 7, 5)
 ROUNDING = torch.finfo(torch.float32).eps

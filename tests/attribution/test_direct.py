@@ -17,7 +17,7 @@ import pellucid as pl
 import support
 from following import Case, follow, params
 from pellucid import own_file
-from pellucid.gpt2.model import LayerNorm
+from pellucid.norms import LayerNorm
 
 DIRECT = pl.attribution.direct
 WHOLE = 1e-10

@@ -11,7 +11,7 @@ from torch.func import functional_call, stack_module_state, vmap
 import pellucid as pl
 import support
 from pellucid import attend
-from pellucid.gpt2.attention import Visible
+from pellucid.attend import Visible
 from pellucid.numerics.products import affine
 
 IDS = support.some_ids(2, 9)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 import pellucid as pl
 import support
+from pellucid import attend
 from pellucid.gpt2 import attention
 
 IDS = support.some_ids(2, 5)
@@ -139,6 +140,6 @@ def test_a_hidden_nan_is_noticed(name: str, check: Any, monkeypatch: pytest.Monk
 
 
 def test_a_hidden_nan_of_somebodys_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention, "hold_nan", lambda q, k: False)
+    monkeypatch.setattr(attend, "hold_nan", lambda q, k: False)
     with pytest.raises(AssertionError):
         test_nan_that_somebody_puts_there_is_not_hidden("edit", "ckpt_q")

@@ -12,9 +12,7 @@ from torch import Tensor
 import llamas
 import pellucid as pl
 import support
-from pellucid import attend
-from pellucid.llama import attention as llama_attention
-from pellucid.llama import model as llama_model
+from pellucid import attend, norms, rotary
 
 ATTENTION = ("sdpa", "eager")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -251,14 +249,14 @@ MUTANTS: dict[str, tuple[Any, str, Any, str]] = {
     "repeated heads in the kernel's place": (attend, "_WIDEST_GROUPED", 0, "sdpa"),
     "heads in turn": (attend, "repeated", lambda v, n: v.repeat(1, n, 1, 1), "eager"),
     "the gain before the cast": (
-        llama_model.RMSNorm, "forward",
+        norms.RMSNorm, "forward",
         lambda self, x, tap=None: self.ckpt_normalized(
             (self.w.float() * (w := x.float()) * torch.rsqrt(w.pow(2).mean(-1, keepdim=True) + self.eps)).to(x.dtype),
             tap=tap,
         ), "sdpa",
     ),
     "neighbours as pairs": (
-        llama_attention, "turned",
+        rotary, "turned",
         lambda v, turn: v * turn[0].unsqueeze(1)
         + torch.stack((-v[..., 1::2], v[..., ::2]), -1).flatten(-2) * turn[1].unsqueeze(1), "sdpa",
     ),

@@ -1,20 +1,16 @@
-"""Causal multi-head self-attention (Vaswani et al. 2017, arXiv:1706.03762, in GPT-2's form)."""
+"""Queries, keys and values of GPT-2's attention (Vaswani et al. 2017, arXiv:1706.03762), which lie side by side.
+
+What is done with them is every family's (`pellucid.attend`).
+"""
 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from pellucid.attend import Attending, Visible, hold_nan
-from pellucid.ckpt import name_checkpoints
+from pellucid.attend import Attending
 from pellucid.gpt2.config import TransformerConfig
-from pellucid.network import Memory
-from pellucid.numerics.execution import EXACT, Execution
-from pellucid.numerics.products import Products, products_of
 from pellucid.parameters import LiveView
-from pellucid.part import Weights
-from pellucid.tap import Tap
 
 
 def _head_matrices(part: int) -> LiveView:
@@ -33,15 +29,9 @@ def _head_biases(part: int) -> LiveView:
 
 
 class Attention(Attending):
-    """q, k, v, scores, pattern, z and what is added to the residual stream, each through its checkpoint.
+    """GPT-2's attention: causal, its scores scaled by the number of the block in some configurations.
 
-    Args:
-        config: What the model is.
-        weights: `W_QKV` [D, 3D] with columns q|k|v, each head after head; `b_QKV` [3D]; `W_O` [H, K, D]; `b_O` [D].
-            Fresh ones if None.
-        block: Number of the block, by which some configurations scale the scores.
-        execution: How it is run.
-        products: Shared by the modules of a model; its own if None.
+    Its weights are `W_QKV` [D, 3D] with columns q|k|v, each head after head; `b_QKV` [3D]; `W_O` [H, K, D]; `b_O` [D].
     """
 
     makes_scores = ("W_QKV", "b_QKV")
@@ -49,53 +39,18 @@ class Attention(Attending):
     W_Q, W_K, W_V = _head_matrices(0), _head_matrices(1), _head_matrices(2)
     b_Q, b_K, b_V = _head_biases(0), _head_biases(1), _head_biases(2)
 
-    def __init__(
-        self,
-        config: TransformerConfig,
-        weights: Weights | None = None,
-        *,
-        block: int = 0,
-        execution: Execution = EXACT,
-        products: Products | None = None,
-    ) -> None:
-        super().__init__()
-        self.take(config, "blocks.0.attn", weights)
-        self._products = products or products_of(execution)
-        self.n_head = config.n_head
+    def settle(self, config: TransformerConfig, block: int) -> None:
         self.scale = config.attention_scale(block)
-        self.attn_pdrop, self.resid_pdrop = config.attn_pdrop, config.resid_pdrop
-        self.eager, self.exact = execution.attention == "eager", not execution.is_fast
+        self.attn_pdrop, self.out_pdrop = config.attn_pdrop, config.resid_pdrop
         self.upcast = self.eager and config.reorder_and_upcast_attn  # transformers' sdpa path ignores the field
-        name_checkpoints(self, f"blocks.{block}.attn")
 
-    def forward(
-        self, x: Tensor, visible: Visible | None = None, tap: Tap | None = None, remember: Memory | None = None
-    ) -> tuple[Tensor, Tensor | None]:
-        """x [B, P, D] -> (attn_out [B, P, D], pattern [B, H, Pq, Pk] or None if nobody looked at it).
-
-        `remember` takes the keys and values of these tokens and gives those of the whole text.
-        """
-        visible = visible or Visible()
-        explicit = self.eager or self._holds_nan()
+    def projected(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         qkv = self._products.affine(x, self.W_QKV, self.b_QKV)
-        own_q, own_k, v = qkv.view(*x.shape[:-1], 3, self.n_head, -1).unbind(-3)
-        q, k = self.ckpt_q(own_q, tap=tap), self.ckpt_k(own_k, tap=tap)
-        if q is not own_q or k is not own_k:
-            explicit = explicit or hold_nan(q, k)
-        q, k = q.transpose(1, 2), k.transpose(1, 2)
-        v = self.ckpt_v(v, tap=tap).transpose(1, 2)
-        if remember is not None:
-            k, v = remember(k, v)
-        elif self.exact:  # as they come out of transformers' cache: matrix products round by layout on some processors
-            k, v = k.contiguous(), v.contiguous()
+        q, k, v = qkv.view(*x.shape[:-1], 3, self.n_head, -1).unbind(-3)
+        return q, k, v
 
-        z, pattern = self.mixed(q, k, v, visible, tap, explicit=explicit)
-        z = self.ckpt_z(z.transpose(1, 2), tap=tap)
-
-        attn_out = self._products.affine(z.flatten(2).contiguous(), self.W_O, self.b_O)
-        if self.training:
-            attn_out = F.dropout(attn_out, self.resid_pdrop)
-        return self.ckpt_attn_out(attn_out, tap=tap), pattern
+    def joined(self, z: Tensor) -> Tensor:
+        return self._products.affine(z.flatten(2).contiguous(), self.W_O, self.b_O)
 
     def _products_of(self, q: Tensor, k: Tensor) -> Tensor:
         return self._upcast_scores(q, k) if self.upcast else super()._products_of(q, k)

@@ -80,6 +80,7 @@ FIELDS = Fields(
     flags=("scale_attn_weights", "scale_attn_by_inverse_layer_idx", "reorder_and_upcast_attn", "tie_word_embeddings"),
     whole=("vocab_size", "n_embd", "n_layer"),
     activation="activation_function",
+    epsilon="layer_norm_epsilon",
     width="n_embd",
     synonyms=SYNONYMS,
     neutral=NEUTRAL,

@@ -9,8 +9,7 @@ from pellucid.gpt2.config import TransformerConfig
 GPT2 = Family(
     name="gpt2",
     config=TransformerConfig,
-    build=model.build,
-    transform=model.transform,
+    architecture=model.ARCHITECTURE,
     schema_of=schema.of_sizes,
     in_transformers=InTransformers(
         config="GPT2Config",
@@ -22,7 +21,6 @@ GPT2 = Family(
         shown=live.shown_by,
     ),
     layouts=layouts.LAYOUTS,
-    matrices=packed.matrices,
     kernels=Kernels(kernels.take, kernels.decoder, packed.bytes_needed, packed.forget),
     layout_of=layouts.detect,
     differing=layouts.differing,

@@ -33,6 +33,9 @@ from pellucid.layout import (
     Layout,
     Row,
     Transform,
+    blocks_in,
+    embedded,
+    own_layout,
 )
 from pellucid.schema import Schema
 
@@ -105,10 +108,7 @@ LLMC = Layout(
     head_name="lm_head.weight",
 )
 
-_STORED = [parameter.name for parameter in of_sizes({"layer": 1}).parameters if parameter.is_stored]
-_OUR_NAMES = [name.replace("blocks.0.", "blocks.{i}.") for name in _STORED if name != HEAD]
-
-OWN = Layout("pellucid", tuple(Row((name,), name) for name in _OUR_NAMES), Row((HEAD,), HEAD, HEAD_COLUMNS))
+OWN = own_layout(of_sizes({"layer": 1}))
 
 
 def _refuse_folded(theirs: Mapping[str, Tensor], schema: Schema) -> None:
@@ -158,7 +158,7 @@ _FUSED = {
 }
 HOOKED = Layout(
     "hooked-transformer",
-    tuple(_FUSED.get(name, Row((name,), name)) for name in _OUR_NAMES),
+    tuple(_FUSED.get(row.ours, row) for row in OWN.rows),
     Row((HEAD,), HEAD, HEAD_COLUMNS),
     (
         Buffer("blocks.{i}.attn.mask", ("n", "n")),
@@ -204,19 +204,18 @@ def sizes_of(theirs: Mapping[str, Tensor], layout: Layout) -> dict[str, Any]:
     Raises:
         KeyError: The embedding, the positions or the first block is not there.
     """
-    numbers = {int(number) for name in theirs for number in re.findall(r"\.(\d+)(?:\.|$)", name)}
     names = {row.ours: row.theirs[0] for row in (*layout.rows, layout.head) if row.theirs}
-    embedding = theirs[names[EMBED]] if names[EMBED] in theirs else theirs[names[HEAD]]
+    embedding, n_layer = embedded(theirs, names), blocks_in(theirs)
     width = embedding.shape[1]
     per_head = [t for name, t in theirs.items() if name.endswith(("attn.W_Q", "attn.W_O")) and t.dim() == 3]
     sizes = {
         "vocab_size": embedding.shape[0],
         "n_positions": len(theirs[names["pos_embed.W_pos"]]),
         "n_embd": width,
-        "n_layer": max(numbers, default=-1) + 1,
+        "n_layer": n_layer,
         "n_head": len(per_head[0]) if per_head else 1,
     }
-    if numbers:
+    if n_layer:
         sizes["n_inner"] = theirs[names["blocks.{i}.mlp.W_in"].replace("{i}", "0")].numel() // width
     return sizes
 

@@ -110,27 +110,28 @@ def turned(path: str, module: nn.Module) -> bool:
     return isinstance(module, nn.Linear) and path != HEAD
 
 
-def shown_by(n_layer: int) -> Iterator[Shown]:
-    """Where a `GPT2Model` shows our checkpoints, in their order."""
-    yield Shown("wte", False, ("ckpt_embed",))
-    yield Shown("wpe", False, ("ckpt_pos_embed",))
-    for i in range(n_layer):
-        for path, entering, names in _IN_BLOCK:
-            yield Shown(f"h.{i}{path}", entering, tuple(f"blocks.{i}.{name}" for name in names))
-    yield Shown("ln_f", False, ("ln_final.ckpt_normalized",))
-
-
 _IN_BLOCK = (
-    (".ln_1", True, ("resid_pre",)),
-    (".ln_1", False, ("ln1.ckpt_normalized",)),
-    (".attn.c_attn", False, ("attn.ckpt_q", "attn.ckpt_k", "attn.ckpt_v")),
-    (".attn.c_proj", True, ("attn.ckpt_z",)),
-    (".attn.c_proj", False, ("attn.ckpt_attn_out",)),
-    (".ln_2", True, ("resid_mid",)),
-    (".ln_2", False, ("ln2.ckpt_normalized",)),
-    (".mlp.c_fc", False, ("mlp.ckpt_pre",)),
-    (".mlp.c_proj", True, ("mlp.ckpt_post",)),
-    (".mlp", False, ("mlp.ckpt_mlp_out",)),
-    ("", False, ("resid_post",)),
+    Shown("ln_1", True, ("resid_pre",)),
+    Shown("ln_1", False, ("ln1.ckpt_normalized",)),
+    Shown("attn.c_attn", False, ("attn.ckpt_q", "attn.ckpt_k", "attn.ckpt_v")),
+    Shown("attn.c_proj", True, ("attn.ckpt_z",)),
+    Shown("attn.c_proj", False, ("attn.ckpt_attn_out",)),
+    Shown("ln_2", True, ("resid_mid",)),
+    Shown("ln_2", False, ("ln2.ckpt_normalized",)),
+    Shown("mlp.c_fc", False, ("mlp.ckpt_pre",)),
+    Shown("mlp.c_proj", True, ("mlp.ckpt_post",)),
+    Shown("mlp", False, ("mlp.ckpt_mlp_out",)),
+    Shown("", False, ("resid_post",)),
 )
 """Where a block of transformers' GPT-2 shows our checkpoints, in their order."""
+
+
+def shown_by(config: TransformerConfig) -> Iterator[Shown]:
+    """Where a model without its head shows our checkpoints, in their order."""
+    return living.shown_in(
+        config.n_layer,
+        "h",
+        (Shown("wte", False, ("ckpt_embed",)), Shown("wpe", False, ("ckpt_pos_embed",))),
+        _IN_BLOCK,
+        "ln_f",
+    )

@@ -51,11 +51,6 @@ MLP: Mapping[str, str] = {
     "act_fn": "{here}.act",
 }
 
-NORM: Mapping[str, str] = {
-    **{name: said for name, said in dialects.NORM.items() if name != "bias"},
-    "variance_epsilon": "{here}.eps",
-}
-
 OTHERS = OtherNames(
     modules={
         "input_layernorm": "ln1.ckpt_normalized",

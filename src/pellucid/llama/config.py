@@ -12,8 +12,8 @@ from pellucid import config_values, config_variants
 from pellucid.config_variants import Variant
 from pellucid.errors import ConfigError, nearest, shown
 from pellucid.json_config import Fields, JsonConfig
-from pellucid.llama.rotary import NEEDED, RULES, Rule
 from pellucid.llama.schema import schema_of
+from pellucid.rotary import NEEDED, RULES, Rule
 from pellucid.schema import Schema
 
 NEUTRAL = config_variants.NEUTRAL | {"pretraining_tp", "classifier_dropout"}
@@ -45,6 +45,7 @@ FIELDS = Fields(
     flags=("attention_bias", "mlp_bias", "tie_word_embeddings"),
     whole=("vocab_size", "hidden_size", "num_hidden_layers"),
     activation="hidden_act",
+    epsilon="rms_norm_eps",
     width="hidden_size",
     synonyms={},
     neutral=NEUTRAL,

@@ -14,7 +14,20 @@ from typing import Any
 from torch import Tensor
 
 from pellucid.errors import ConfigError
-from pellucid.layout import EMBED, HEAD, HEAD_COLUMNS, HEAD_ROWS, MERGE_HEADS, SAME, Buffer, Laid, Layout, Row
+from pellucid.layout import (
+    EMBED,
+    HEAD,
+    HEAD_ROWS,
+    MERGE_HEADS,
+    SAME,
+    Buffer,
+    Laid,
+    Layout,
+    Row,
+    blocks_in,
+    embedded,
+    own_layout,
+)
 from pellucid.llama.config import LlamaConfig
 from pellucid.llama.schema import of_sizes
 
@@ -53,19 +66,7 @@ HF = Layout(
 )
 
 
-def _own() -> Layout:
-    """Our own names, for whoever saved a model's state dict."""
-    schema = of_sizes({"layer": 1})
-    rows = [
-        Row((name,), name, Laid(tuple(map(p.axes.index, p.in_memory)), alike=True) if p.in_memory else SAME)
-        for p in schema.parameters
-        if p.is_stored and p.name != HEAD
-        for name in [p.name.replace("blocks.0.", "blocks.{i}.")]
-    ]
-    return Layout("pellucid", tuple(rows), Row((HEAD,), HEAD, HEAD_COLUMNS))
-
-
-OWN = _own()
+OWN = own_layout(of_sizes({"layer": 1}))
 LAYOUTS = (HF, OWN)
 
 
@@ -111,14 +112,9 @@ def configs(theirs: Mapping[str, Tensor], layout: Layout) -> Iterator[LlamaConfi
 def _shown(theirs: Mapping[str, Tensor], layout: Layout) -> dict[str, Any]:
     """What tensors show of a configuration, by its fields."""
     names = {row.ours: row.theirs[0] for row in (*layout.rows, layout.head)}
-    embedding = theirs[names[EMBED]] if names[EMBED] in theirs else theirs[names[HEAD]]
-    numbers = {int(number) for name in theirs for number in re.findall(r"\.(\d+)(?:\.|$)", name)}
-    shown = {
-        "vocab_size": embedding.shape[0],
-        "hidden_size": embedding.shape[1],
-        "num_hidden_layers": max(numbers, default=-1) + 1,
-    }
-    if numbers:
+    embedding, n_layer = embedded(theirs, names), blocks_in(theirs)
+    shown = {"vocab_size": embedding.shape[0], "hidden_size": embedding.shape[1], "num_hidden_layers": n_layer}
+    if n_layer:
         first = theirs[names["blocks.{i}.mlp.W_gate"].replace("{i}", "0")]
         shown["intermediate_size"] = first.numel() // embedding.shape[1]
     for field, row in (("attention_bias", "blocks.{i}.attn.b_Q"), ("mlp_bias", "blocks.{i}.mlp.b_gate")):

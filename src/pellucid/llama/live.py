@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pellucid.family import Live, Shown
 from pellucid.llama.config import LlamaConfig
-from pellucid.llama.rotary import Rotary
+from pellucid.rotary import Rotary
 from pellucid.weights import foreign, living
 from pellucid.weights.living import HEAD, Anatomy, Kind
 
@@ -126,29 +126,27 @@ def turned(path: str, module: nn.Module) -> bool:
     return False
 
 
-def shown_by(n_layer: int) -> Iterator[Shown]:
-    """Where a `LlamaModel` shows our checkpoints, in their order."""
-    yield Shown("embed_tokens", False, ("ckpt_embed",))
-    for i in range(n_layer):
-        for path, entering, name in _IN_BLOCK:
-            yield Shown(f"layers.{i}{path}", entering, (f"blocks.{i}.{name}",))
-    yield Shown("norm", False, ("ln_final.ckpt_normalized",))
-
-
 _IN_BLOCK = (
-    (".input_layernorm", True, "resid_pre"),
-    (".input_layernorm", False, "ln1.ckpt_normalized"),
-    (".self_attn.q_proj", False, "attn.ckpt_q"),
-    (".self_attn.k_proj", False, "attn.ckpt_k"),
-    (".self_attn.v_proj", False, "attn.ckpt_v"),
-    (".self_attn.o_proj", True, "attn.ckpt_z"),
-    (".self_attn.o_proj", False, "attn.ckpt_attn_out"),
-    (".post_attention_layernorm", True, "resid_mid"),
-    (".post_attention_layernorm", False, "ln2.ckpt_normalized"),
-    (".mlp.gate_proj", False, "mlp.ckpt_gate"),
-    (".mlp.up_proj", False, "mlp.ckpt_up"),
-    (".mlp.down_proj", True, "mlp.ckpt_post"),
-    (".mlp", False, "mlp.ckpt_mlp_out"),
-    ("", False, "resid_post"),
+    Shown("input_layernorm", True, ("resid_pre",)),
+    Shown("input_layernorm", False, ("ln1.ckpt_normalized",)),
+    Shown("self_attn.q_proj", False, ("attn.ckpt_q",)),
+    Shown("self_attn.k_proj", False, ("attn.ckpt_k",)),
+    Shown("self_attn.v_proj", False, ("attn.ckpt_v",)),
+    Shown("self_attn.o_proj", True, ("attn.ckpt_z",)),
+    Shown("self_attn.o_proj", False, ("attn.ckpt_attn_out",)),
+    Shown("post_attention_layernorm", True, ("resid_mid",)),
+    Shown("post_attention_layernorm", False, ("ln2.ckpt_normalized",)),
+    Shown("mlp.gate_proj", False, ("mlp.ckpt_gate",)),
+    Shown("mlp.up_proj", False, ("mlp.ckpt_up",)),
+    Shown("mlp.down_proj", True, ("mlp.ckpt_post",)),
+    Shown("mlp", False, ("mlp.ckpt_mlp_out",)),
+    Shown("", False, ("resid_post",)),
 )
 """Where a block of transformers' Llama shows our checkpoints, in their order."""
+
+
+def shown_by(config: LlamaConfig) -> Iterator[Shown]:
+    """Where a model without its head shows our checkpoints, in their order."""
+    return living.shown_in(
+        config.num_hidden_layers, "layers", (Shown("embed_tokens", False, ("ckpt_embed",)),), _IN_BLOCK, "norm"
+    )

@@ -7,61 +7,35 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from dataclasses import replace
 
-from pellucid.axes import ATTENTION, HIDDEN, PER_HEAD, RESIDUAL
+from pellucid import common_points as common
+from pellucid.axes import HIDDEN, RESIDUAL
 from pellucid.llama.aliases import OTHERS
 from pellucid.schema import STREAM, Parameter, Point, Schema, unembedding
 
-_SCALED = "x / sqrt(mean(x**2) + eps)"
-_ROOTS = "root mean squares"
-
-BEFORE = (Point("ckpt_embed", RESIDUAL, "W_E[ids]", "token embeddings", STREAM, parameters=("embed.W_E",)),)
+BEFORE = (common.EMBED,)
 
 BLOCK = (
     Point("resid_pre", RESIDUAL, "ckpt_embed in block 0, else resid_post of the block before", "what enters the block",
           STREAM),
-    Point("ln1.ckpt_scaled", RESIDUAL, f"{_SCALED} over D of x = resid_pre, in float32", "resid_pre, scaled", _ROOTS),
-    Point("ln1.ckpt_normalized", RESIDUAL, "ln1.w * ln1.ckpt_scaled", "what attention reads", parameters=("ln1.w",)),
-    Point("attn.ckpt_q", PER_HEAD, "ln1.ckpt_normalized @ W_Q[h] + b_Q[h]", "queries before rotation",
-          parameters=("attn.W_Q", "attn.b_Q")),
-    Point("attn.ckpt_k", PER_HEAD, "ln1.ckpt_normalized @ W_K[g] + b_K[g]", "keys before rotation",
-          parameters=("attn.W_K", "attn.b_K"), heads="head_kv"),
-    Point("attn.ckpt_v", PER_HEAD, "ln1.ckpt_normalized @ W_V[g] + b_V[g]", "values",
-          parameters=("attn.W_V", "attn.b_V"), heads="head_kv"),
-    Point("attn.ckpt_rot_q", PER_HEAD, "attn.ckpt_q, its pairs turned by position * inv_freq",
-          "queries after rotation"),
-    Point("attn.ckpt_rot_k", PER_HEAD, "attn.ckpt_k, its pairs turned by position * inv_freq", "keys after rotation",
-          heads="head_kv"),
-    # a difference of scores is the logarithm of a ratio of attention weights, so scores are in nats
-    Point("attn.ckpt_scores", ATTENTION, "attn.ckpt_rot_q · attn.ckpt_rot_k * scale, the dtype's minimum where masked",
-          "q · k, scaled and masked", "nats", computed="when watched", masked=True),
-    Point("attn.ckpt_pattern", ATTENTION, "softmax(attn.ckpt_scores) over Pk, before dropout",
-          "share that each key gets", "probability", computed="when watched"),
-    Point("attn.ckpt_z", PER_HEAD, "sum over Pk of dropout(attn.ckpt_pattern) * attn.ckpt_v",
-          "values mixed by pattern"),
-    Point("attn.ckpt_attn_out", RESIDUAL, "sum over h of attn.ckpt_z[h] @ W_O[h], + b_O", "what attention adds",
-          STREAM, parameters=("attn.W_O", "attn.b_O")),
-    Point("resid_mid", RESIDUAL, "resid_pre + attn.ckpt_attn_out", "stream after attention", STREAM),
-    Point("ln2.ckpt_scaled", RESIDUAL, f"{_SCALED} over D of x = resid_mid, in float32", "resid_mid, scaled", _ROOTS),
-    Point("ln2.ckpt_normalized", RESIDUAL, "ln2.w * ln2.ckpt_scaled", "what the MLP reads", parameters=("ln2.w",)),
+    *common.rms_norm("ln1", "resid_pre", "what attention reads"),
+    *common.projections("g", " before rotation"),
+    *common.rotations("its pairs", "g"),
+    *common.attending("rot_"),
+    common.written("attn", "sum over h of attn.ckpt_z[h] @ W_O[h], + b_O"),
+    common.RESID_MID,
+    *common.rms_norm("ln2", "resid_mid", "what the MLP reads"),
     Point("mlp.ckpt_gate", HIDDEN, "ln2.ckpt_normalized @ W_gate + b_gate", "the gate before the activation",
           parameters=("mlp.W_gate", "mlp.b_gate")),
     Point("mlp.ckpt_up", HIDDEN, "ln2.ckpt_normalized @ W_in + b_in", "what is gated",
           parameters=("mlp.W_in", "mlp.b_in")),
     Point("mlp.ckpt_post", HIDDEN, "hidden_act(mlp.ckpt_gate) * mlp.ckpt_up", "after the gate"),
-    Point("mlp.ckpt_mlp_out", RESIDUAL, "mlp.ckpt_post @ W_out + b_out", "what the MLP adds", STREAM,
-          parameters=("mlp.W_out", "mlp.b_out")),
-    Point("resid_post", RESIDUAL, "resid_mid + mlp.ckpt_mlp_out", "what leaves the block", STREAM),
+    common.written("mlp", "mlp.ckpt_post @ W_out + b_out"),
+    common.RESID_POST,
 )  # fmt: skip
 """The 20 points of a block, in execution order. Of heads, k, v and rot_k have those of keys and values."""
 
-AFTER = (
-    Point("ln_final.ckpt_scaled", RESIDUAL, f"{_SCALED} over D of x = the last resid_post, in float32",
-          "last stream, scaled", _ROOTS),
-    Point("ln_final.ckpt_normalized", RESIDUAL, "ln_final.w * ln_final.ckpt_scaled",
-          "what the head reads: the logits are this @ W_U", parameters=("ln_final.w",)),
-)  # fmt: skip
+AFTER = common.rms_norm("ln_final", "the last resid_post", common.HEAD_READS, of="last stream")
 
 
 def _heads(letter: str, axis: str) -> tuple[Parameter, Parameter]:
@@ -70,23 +44,17 @@ def _heads(letter: str, axis: str) -> tuple[Parameter, Parameter]:
     return matrix, Parameter(f"attn.b_{letter}", (axis, "d_head"), initial="zeros")
 
 
-def _linear(name: str, bias: str, inputs: str, outputs: str) -> tuple[Parameter, Parameter]:
-    matrix = Parameter(f"mlp.{name}", (inputs, outputs), in_memory=(outputs, inputs))
-    return matrix, Parameter(f"mlp.{bias}", (outputs,), initial="zeros")
-
-
 _GAIN = ("d_model",)
 _PARAMETERS_OF_A_BLOCK = (
     Parameter("ln1.w", _GAIN, initial="ones"),
     *_heads("Q", "head"),
     *_heads("K", "head_kv"),
     *_heads("V", "head_kv"),
-    Parameter("attn.W_O", ("head", "d_head", "d_model"), in_memory=("d_model", "head", "d_head")),
-    Parameter("attn.b_O", ("d_model",), initial="zeros"),
+    *common.OUT,
     Parameter("ln2.w", _GAIN, initial="ones"),
-    *_linear("W_gate", "b_gate", "d_model", "d_mlp"),
-    *_linear("W_in", "b_in", "d_model", "d_mlp"),
-    *_linear("W_out", "b_out", "d_mlp", "d_model"),
+    *common.linear("mlp.W_gate", "mlp.b_gate", "d_model", "d_mlp"),
+    *common.linear("mlp.W_in", "mlp.b_in", "d_model", "d_mlp"),
+    *common.linear("mlp.W_out", "mlp.b_out", "d_mlp", "d_model"),
 )
 
 
@@ -103,15 +71,9 @@ def schema_of(
         mlp_bias: Whether those of the MLP have.
     """
     n_layer = dict(sizes)["layer"]
-    without = ("attn.b_" if not attention_bias else "", "mlp.b_" if not mlp_bias else "")
-    absent = tuple(filter(None, without))
-    block = tuple(replace(p, parameters=_present(p.parameters, absent), equation=_said(p, absent)) for p in BLOCK)
-    of_a_block = [p for p in _PARAMETERS_OF_A_BLOCK if not p.name.startswith(absent)]
-    inside = [
-        replace(p, name=f"blocks.{i}.{p.name}", stored_in=f"blocks.{i}.{p.stored_in}")
-        for i in range(n_layer)
-        for p in of_a_block
-    ]
+    absent = (*("attn.b_",) * (not attention_bias), *("mlp.b_",) * (not mlp_bias))
+    block = common.without(BLOCK, absent)
+    inside = common.in_blocks((p for p in _PARAMETERS_OF_A_BLOCK if not p.name.startswith(absent)), n_layer)
     around = (Parameter("ln_final.w", _GAIN, initial="ones"), unembedding(tied=tied))
     return Schema(
         family="llama",
@@ -123,16 +85,6 @@ def schema_of(
         parameters=(Parameter("embed.W_E", ("d_vocab", "d_model")), *inside, *around),
         others=OTHERS,
     )
-
-
-def _present(names: tuple[str, ...], absent: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(name for name in names if not name.startswith(absent))
-
-
-def _said(point: Point, absent: tuple[str, ...]) -> str:
-    """How a point is computed, without the bias that there is not."""
-    has_no_bias = len(_present(point.parameters, absent)) < len(point.parameters)
-    return point.equation.partition(" + b_")[0].removesuffix(",") if has_no_bias else point.equation
 
 
 def of_sizes(sizes: Mapping[str, int]) -> Schema:

@@ -10,7 +10,6 @@ import torch
 from pellucid.aliases import Names, selected
 from pellucid.axes import Axis
 from pellucid.dialects import named_arguments
-from pellucid.families import family_of
 from pellucid.fast.decoder import kernels_for
 from pellucid.generate.request import require_some
 from pellucid.generate.stopping import stopping
@@ -121,7 +120,8 @@ def estimate_generation(
     dtype = model.dtype if kernels is None else torch.float32
     columns = min(columns + most, model.schema.sizes["n_ctx"])
     cache = KeyValueCache.bytes_needed(model.config, rows * rows_each, columns, dtype)
-    prepared = model.products.bytes_needed(family_of(model.config).matrices(model))
+    in_blocks = (parameter for parameter in model.blocks.parameters() if parameter.dim() > 1)
+    prepared = model.products.bytes_needed([*in_blocks, model.unembed.weight])
     if kernels is not None:
         prepared += kernels.bytes_needed(model)
     return GenerationMemory(cache, prepared)

@@ -74,7 +74,7 @@ class CkptedTransformer(GeneratingTransformer):
         execution = Execution(attention, numerics)
         family = family_of(config)
         super().__init__(cast(Config, config), execution)
-        family.build(self, config, weights)
+        family.architecture.build(self, config, weights)
         self.tokenizer = tokenizer
         self.provenance = dict(provenance or {})
         self._generation = None
@@ -126,7 +126,7 @@ class CkptedTransformer(GeneratingTransformer):
 
     def transform(self, run: Run, tap: Tap | None = None) -> Tensor:
         """Tokens -> logits [B, P, V], or those of some columns alone."""
-        return family_of(self.config).transform(self, run, tap)
+        return family_of(self.config).architecture.transform(self, run, tap)
 
     @named_arguments()
     def tokenize(self, inputs: Inputs, *, mask: Any = None, padding_side: str = "left") -> Batch:

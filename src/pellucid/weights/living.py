@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from pellucid.errors import ConfigError, WeightsError, shown
-from pellucid.family import Live
+from pellucid.family import Live, Shown
 from pellucid.json_config import JsonConfig
 from pellucid.parameters import require_numbers
 from pellucid.weights import foreign
@@ -354,3 +354,23 @@ def _is_tied(head: Tensor, embedding: Tensor) -> bool:
         return True
     same_place = head.data_ptr() == embedding.data_ptr()
     return same_place and (head.shape, head.stride()) == (embedding.shape, embedding.stride())
+
+
+def shown_in(
+    n_layer: int, blocks: str, before: Sequence[Shown], in_block: Sequence[Shown], norm: str
+) -> Iterator[Shown]:
+    """Where a model without a head shows our checkpoints, in their order.
+
+    Args:
+        n_layer: How many blocks it has.
+        blocks: Where they are listed.
+        before: What shows those before the blocks.
+        in_block: What shows those of a block, by its path in it, "" for the block itself.
+        norm: The last norm.
+    """
+    yield from before
+    for i in range(n_layer):
+        for path, entering, names in in_block:
+            place = f"{blocks}.{i}.{path}" if path else f"{blocks}.{i}"
+            yield Shown(place, entering, tuple(f"blocks.{i}.{name}" for name in names))
+    yield Shown(norm, False, ("ln_final.ckpt_normalized",))

@@ -9,9 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pellucid.network import Network
+from pellucid.attend import Attending
+from pellucid.network import Network, Run
+from pellucid.tap import Tap
 
 Turn = tuple[Tensor, Tensor]
 """Cosines and sines [B, P, K] of every position's angles."""
@@ -22,12 +25,12 @@ class Rule(NamedTuple):
 
     Attributes:
         parameters: `rope_parameters` of the configuration.
-        d_head: Width of a head.
+        width: How many entries of a head are turned, counted from the first.
         n_ctx: Longest text.
     """
 
     parameters: Mapping[str, Any]
-    d_head: int
+    width: int
     n_ctx: int
 
 
@@ -46,7 +49,7 @@ def _linear(rule: Rule) -> Frequencies:
 
 def _dynamic(rule: Rule) -> Frequencies:
     """A base that grows with texts beyond the context; within it, as here, the plain one."""
-    factor, dim = rule.parameters["factor"], rule.d_head
+    factor, dim = rule.parameters["factor"], rule.width
     grown = (factor * rule.n_ctx / rule.n_ctx) - (factor - 1)
     base = rule.parameters["rope_theta"] * grown ** (dim / (dim - 2))
     return 1.0 / (base ** _exponents(rule)), 1.0
@@ -67,7 +70,7 @@ def _llama3(rule: Rule) -> Frequencies:
 
 def _yarn(rule: Rule) -> Frequencies:
     """Pairs slower by a factor, or not, by how often they turn within the context (Peng et al. 2023, 2309.00071)."""
-    given, dim, base = rule.parameters, rule.d_head, rule.parameters["rope_theta"]
+    given, dim, base = rule.parameters, rule.width, rule.parameters["rope_theta"]
     context = given["original_max_position_embeddings"]
     factor = rule.n_ctx / context if given["factor"] is None else given["factor"]
 
@@ -96,7 +99,7 @@ def _yarn_scaling(given: Mapping[str, Any], factor: float) -> float:
 
 
 def _exponents(rule: Rule) -> Tensor:
-    return torch.arange(0, rule.d_head, 2, dtype=torch.int64).float() / rule.d_head
+    return torch.arange(0, rule.width, 2, dtype=torch.int64).float() / rule.width
 
 
 RULES: dict[str, Callable[[Rule], Frequencies]] = {
@@ -143,6 +146,53 @@ def turned(values: Tensor, turn: Turn) -> Tensor:
     cos, sin = (part.unsqueeze(1) for part in turn)
     first, second = values[..., : values.shape[-1] // 2], values[..., values.shape[-1] // 2 :]
     return (values * cos) + (torch.cat((-second, first), dim=-1) * sin)
+
+
+def beside(network: Network, run: Run, residual: Tensor) -> dict[str, Turn]:
+    """The rotation of the positions of a run, which each of its blocks is given."""
+    return {"turn": network.rotary(run.positions, residual.dtype)}
+
+
+class RotaryAttending(Attending):
+    """Attention whose queries and keys are turned by their positions before they meet."""
+
+    def settle(self, config: Any, block: int) -> None:
+        self._rule: Rule = config.rule
+        self.attn_pdrop = config.attention_dropout
+
+    def placed(self, q: Tensor, k: Tensor, turn: Turn | None, tap: Tap | None) -> tuple[Tensor, Tensor, bool]:
+        turn = self._turn_of(q) if turn is None else turn
+        rot_q, rot_k = (self.turned(values.transpose(1, 2), turn).transpose(1, 2) for values in (q, k))
+        seen_q, seen_k = self.ckpt_rot_q(rot_q, tap=tap), self.ckpt_rot_k(rot_k, tap=tap)
+        return seen_q, seen_k, seen_q is not rot_q or seen_k is not rot_k
+
+    def turned(self, values: Tensor, turn: Turn) -> Tensor:
+        """[B, H, P, K], turned."""
+        return turned(values, turn)
+
+    def joined(self, z: Tensor) -> Tensor:
+        bias = self.b_O if "b_O" in self._parameters else None
+        return self._products.linear(z.flatten(2).contiguous(), self.W_O, bias, rows=_outputs)
+
+    def _turn_of(self, q: Tensor) -> Turn:
+        """The rotation of positions that count from 0."""
+        positions = torch.arange(q.size(1), device=q.device).expand(q.shape[:2])
+        return Rotary(self._rule, q.device)(positions, q.dtype)
+
+    def _normalized(self, scores: Tensor, v: Tensor, *, in_place: bool) -> Tensor:
+        """As transformers' eager attention: in float32 whatever the dtype, which beside the fused kernel is no less."""
+        dtype = torch.float32 if self.eager else torch.promote_types(scores.dtype, torch.float32)
+        if dtype == scores.dtype:
+            return super()._normalized(scores, v, in_place=in_place)
+        if scores.dtype == torch.float64:
+            # its least number is none of float32: a row of pads would have nothing left
+            scores = scores.clamp(min=torch.finfo(dtype).min)
+        return F.softmax(scores, dim=-1, dtype=dtype).to(v.dtype)
+
+
+def _outputs(matrices: Tensor) -> Tensor:
+    """[H, K, D] -> [D, H K], as the memory lies."""
+    return matrices.flatten(0, 1).t()
 
 
 class Tables(nn.Module):

@@ -1,0 +1,178 @@
+"""What the models of all families share: how blocks are built around given weights, and the way through a network.
+
+A family's own file says what its attention and its MLP compute and how a block adds them to the residual stream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pellucid import dialects
+from pellucid.attend import Attending, Visible
+from pellucid.ckpt import name_checkpoints
+from pellucid.config import Config
+from pellucid.network import Embedding, Memory, Network, Run, Unembedding
+from pellucid.norms import Norm
+from pellucid.numerics import nonlinear
+from pellucid.numerics.execution import EXACT, Execution
+from pellucid.numerics.products import Products, products_of
+from pellucid.part import Part, Weights, given, require_weights, under
+from pellucid.tap import Tap
+
+
+class FeedForward(Part):
+    """The MLP of a block: its parameters, its activation function, and its last step.
+
+    Args:
+        config: What the model is.
+        weights: What the schema has below "blocks.0.mlp"; fresh if None.
+        execution: How it is run.
+        products: Shared by the modules of a model; its own if None.
+    """
+
+    elsewhere = dialects.MLP
+    out_pdrop = 0.0
+    """The rate of the dropout before `mlp_out`."""
+
+    def __init__(
+        self,
+        config: Config,
+        weights: Weights | None = None,
+        *,
+        execution: Execution = EXACT,
+        products: Products | None = None,
+    ) -> None:
+        super().__init__()
+        self._products = products or products_of(execution)
+        self.take(config, "blocks.0.mlp", weights)
+        self.act = (nonlinear.FAST if execution.is_fast else nonlinear.EXACT)[config.activation]
+        self.settle(config)
+
+    def settle(self, config: Any) -> None:
+        """Keep what else the configuration says."""
+
+    def forward(self, x: Tensor, tap: Tap | None = None) -> Tensor:
+        """x [B, P, D] -> mlp_out [B, P, D]."""
+        raise NotImplementedError
+
+    def _finished(self, mlp_out: Tensor, tap: Tap | None) -> Tensor:
+        """The output, through its dropout and its checkpoint."""
+        if self.training and self.out_pdrop:
+            mlp_out = F.dropout(mlp_out, self.out_pdrop)
+        return self.ckpt_mlp_out(mlp_out, tap=tap)
+
+
+class Block(Part):
+    """Two norms, attention and an MLP; a family says of which kinds, and how they add to the residual stream.
+
+    Args:
+        config: What the model is.
+        weights: Those of its modules, such as `attn.W_O`; fresh if None.
+        block: Number of the block.
+        execution: How it is run.
+        products: Shared by the modules of a model; its own if None.
+    """
+
+    elsewhere = dialects.BLOCK
+    made_of: ClassVar[tuple[type[Norm], type[Attending], type[FeedForward]]]
+    """Classes of its norms, its attention and its MLP."""
+
+    def __init__(
+        self,
+        config: Config,
+        weights: Weights | None = None,
+        *,
+        block: int = 0,
+        execution: Execution = EXACT,
+        products: Products | None = None,
+    ) -> None:
+        super().__init__()
+        norm, attention, mlp = self.made_of
+        products = products or products_of(execution)
+        weights = given(config, "blocks.0", weights)
+        self.take(config, "blocks.0", weights)
+        self.ln1 = norm(config, under("ln1", weights))
+        self.attn = attention(config, under("attn", weights), block=block, execution=execution, products=products)
+        self.ln2 = norm(config, under("ln2", weights))
+        self.mlp = mlp(config, under("mlp", weights), execution=execution, products=products)
+        self.settle(config)
+        self.order(config.schema, "blocks.0")
+        name_checkpoints(self, f"blocks.{block}")
+
+    def settle(self, config: Any) -> None:
+        """Keep what else the configuration says."""
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The modules of a family's network, and the way through them.
+
+    Attributes:
+        block: The class of its blocks.
+        norm: The class of its last norm.
+        positions: Puts what the network knows positions by into it, from the configuration and the weights.
+        enter: What enters the first block [B, P, D], through the checkpoints before it.
+        beside: What every block of a run is given beside the stream, from that stream.
+        words: Words of other libraries for what a network holds, as in `pellucid.dialects`.
+    """
+
+    block: type[Block]
+    norm: type[Norm]
+    positions: Callable[[Network, Any, Weights], None]
+    enter: Callable[[Network, Run, Tap | None], Tensor]
+    beside: Callable[[Network, Run, Tensor], Mapping[str, Any]] = field(default=lambda network, run, residual: {})
+    words: Mapping[str, str] = field(default_factory=lambda: dialects.MODEL)
+
+    def build(self, network: Network, config: Any, weights: Weights | None = None) -> None:
+        """Give a network the family's modules around its stored parameters, fresh ones if None."""
+        weights = given(config, "", weights)
+        require_weights(config.schema, "", weights)
+        products, execution = network.products, network.execution
+        network.words(self.words)
+        network.embed = Embedding(config, under("embed", weights))
+        self.positions(network, config, weights)
+        network.blocks = nn.ModuleList(
+            self.block(config, under(f"blocks.{i}", weights), block=i, execution=execution, products=products)
+            for i in range(config.sizes["layer"])
+        )
+        network.ln_final = self.norm(config, under("ln_final", weights))
+        network.unembed = Unembedding(network.embed, weights.get("unembed.W_U"), products)
+        network.take(config, "", weights)
+        name_checkpoints(network)
+
+    def transform(self, network: Network, run: Run, tap: Tap | None = None) -> Tensor:
+        """Tokens -> logits [B, P, V], those of some columns alone, or what would enter the block where the run ends."""
+        residual = self.enter(network, run, tap) if run.start is None else run.start[1]
+        visible, beside = Visible(run.padding), self.beside(network, run, residual)
+        for i, block in run.through(network.blocks):
+            remember: Memory | None = None if run.cache is None else run.cache.writer(i)
+            residual = block(residual, visible=visible, tap=tap, remember=remember, **beside)
+        if run.end is not None:
+            return residual
+        normalized = network.ln_final(residual, tap=tap)
+        return network.unembed(normalized if run.columns is None else run.columns(normalized))
+
+
+class Whole(Network):
+    """A family's network: ids [B, P] -> logits [B, P, V].
+
+    Args:
+        config: What the model is.
+        weights: Its stored parameters by name, shaped as `config.schema.stored` says; used as they are, not copied.
+            Fresh ones if None.
+        execution: How it is run.
+    """
+
+    architecture: ClassVar[Architecture]
+
+    def __init__(self, config: Config, weights: Weights | None = None, execution: Execution = EXACT) -> None:
+        super().__init__(config, execution)
+        self.architecture.build(self, config, weights)
+
+    def transform(self, run: Run, tap: Tap | None = None) -> Tensor:
+        return self.architecture.transform(self, run, tap)
