@@ -16,6 +16,9 @@ from pellucid.attend import Attending
 from pellucid.network import Network, Run
 from pellucid.tap import Tap
 
+FREQUENCIES = "rotary.inv_freq"
+"""Where a network keeps them."""
+
 Turn = tuple[Tensor, Tensor]
 """Cosines and sines [B, P, K] of every position's angles."""
 

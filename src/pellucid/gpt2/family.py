@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pellucid.family import Family, InTransformers, Kernels, Recognition, later
-from pellucid.gpt2 import kernels, layouts, live, model, packed, schema
+from pellucid.gpt2 import kernels, layouts, model, packed, schema
 from pellucid.gpt2.config import TransformerConfig
+
+LIVE = "pellucid.gpt2.live"
 
 GPT2 = Family(
     name="gpt2",
@@ -15,10 +17,10 @@ GPT2 = Family(
         config="GPT2Config",
         model="GPT2LMHeadModel",
         base="GPT2Model",
-        read=live.read,
-        stored=live.stored,
-        turned=live.turned,
-        shown=live.shown_by,
+        read=later(LIVE, "read"),
+        stored=later(LIVE, "stored"),
+        turned=later(LIVE, "turned"),
+        shown=later(LIVE, "shown_by"),
     ),
     layouts=layouts.LAYOUTS,
     kernels=Kernels(kernels.take, kernels.decoder, packed.bytes_needed, packed.forget),
@@ -28,6 +30,6 @@ GPT2 = Family(
     recognition=Recognition(
         later("pellucid.gpt2.recognition", "configs"), later("pellucid.gpt2.recognition", "readings")
     ),
-    dropouts=tuple(live.KIND.dropouts),
+    dropouts=("embd_pdrop", "attn_pdrop", "resid_pdrop"),
     suspects=later("pellucid.gpt2.suspects", "suspects"),
 )

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pellucid import rotary
-from pellucid.family import Family, InTransformers, Recognition
-from pellucid.llama import layouts, live, model, schema
+from pellucid.family import Family, InTransformers, Recognition, later
+from pellucid.llama import layouts, model, schema
 from pellucid.llama.config import LlamaConfig
+
+LIVE = "pellucid.llama.live"
 
 LLAMA = Family(
     name="llama",
@@ -16,11 +18,11 @@ LLAMA = Family(
         config="LlamaConfig",
         model="LlamaForCausalLM",
         base="LlamaModel",
-        read=live.read,
-        stored=live.stored,
-        turned=live.turned,
-        shown=live.shown_by,
-        buffers={live.FREQUENCIES: "model.rotary_emb.inv_freq"},
+        read=later(LIVE, "read"),
+        stored=later(LIVE, "stored"),
+        turned=later(LIVE, "turned"),
+        shown=later(LIVE, "shown_by"),
+        buffers={rotary.FREQUENCIES: "model.rotary_emb.inv_freq"},
     ),
     layouts=layouts.LAYOUTS,
     kernels=None,

@@ -10,12 +10,9 @@ from torch import Tensor, nn
 
 from pellucid.family import Live, Shown
 from pellucid.llama.config import LlamaConfig
-from pellucid.rotary import Rotary
+from pellucid.rotary import FREQUENCIES, Rotary
 from pellucid.weights import foreign, living
 from pellucid.weights.living import HEAD, Anatomy, Kind
-
-FREQUENCIES = "rotary.inv_freq"
-"""Where ours keeps them."""
 
 
 def read(hf_model: nn.Module) -> Live:
