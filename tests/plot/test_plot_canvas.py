@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import gc
+import pickle
 import subprocess
 import sys
 import threading
@@ -14,6 +16,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import plot_pictures as pictures
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 import pellucid as pl
@@ -83,20 +86,41 @@ def test_data_is_of_the_last_drawing_and_goes_with_the_axes() -> None:
 def test_figures_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """More than matplotlib allows pyplot to hold, and none is left."""
     monkeypatch.setattr(canvas, "_uses_pyplot", lambda: False)
-    before = len(canvas._DRAWN)
     figures = [weakref.ref(pl.plot.head_scores([[0.5]]).get_figure()) for _ in range(25)]
     gc.collect()
     assert [figure() for figure in figures] == [None] * 25
-    assert len(canvas._DRAWN) <= before
     assert plt.get_fignums() == []
 
 
 def test_what_is_kept_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(canvas, "_DRAWN", {})
-    monkeypatch.setattr(canvas, "_uses_pyplot", lambda: False)
+    kept: list[Any] = []
+    monkeypatch.setattr(canvas, "_new_figure", lambda size: kept.append(Figure(figsize=size)) or kept[-1])
     figure = weakref.ref(pl.plot.head_scores([[0.5]]).get_figure())
     gc.collect()
     assert figure() is not None
+
+
+def drawn(figure: Any) -> np.ndarray:
+    at = FigureCanvasAgg(figure)
+    at.draw()
+    return np.asarray(at.buffer_rgba()).copy()
+
+
+@pytest.mark.parametrize("name", ON_AXES)
+def test_figures_are_pickled_and_copied_with_their_numbers(name: str) -> None:
+    ax = ON_AXES[name](Figure(figsize=(6, 4), layout="constrained").add_subplot())
+    figure = ax.get_figure()
+    before = drawn(figure)
+    copies = [pickle.loads(pickle.dumps(figure)), copy.deepcopy(figure)]
+    for one in copies:
+        assert np.array_equal(drawn(one), before)
+        assert type(pl.plot.data(one.axes[0])) is type(pl.plot.data(ax))
+        one.set_size_inches(3, 2.5)
+    assert np.array_equal(drawn(figure), before), "a copy's size is its own"
+    figure.set_size_inches(3, 2.5)
+    smaller = drawn(figure)
+    for one in copies:
+        assert np.array_equal(drawn(one), smaller), "labels thin to the copy's room"
 
 
 def test_figures_are_pyplots_where_pyplot_is_used() -> None:

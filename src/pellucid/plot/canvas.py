@@ -7,7 +7,6 @@ from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
 
 from pellucid.axes import Axis
 from pellucid.errors import InputError, visible
@@ -37,7 +36,8 @@ LINE = 1.1
 LETTER = 0.6
 """The room that a letter takes along the line, relative to its size: about that of a digit in DejaVu Sans."""
 
-_DRAWN: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
+_DRAWN = "_pellucid_data"
+"""The attribute of axes that holds what `data` gives for them, so a copy of a figure has it too."""
 
 
 @contextmanager
@@ -97,7 +97,7 @@ def data(ax: Axes) -> Any:
         0.9
     """
     try:
-        return _DRAWN[ax]
+        return vars(ax)[_DRAWN]
     except (KeyError, TypeError):
         raise InputError(
             f"plot.data: nothing of pellucid.plot was drawn on this {type(ax).__name__}.",
@@ -107,8 +107,8 @@ def data(ax: Axes) -> Any:
 
 
 def remember(ax: Axes, drawn: Any) -> Axes:
-    """Note what `data` gives for the axes, for as long as they exist."""
-    _DRAWN[ax] = drawn
+    """Note what `data` gives for the axes."""
+    setattr(ax, _DRAWN, drawn)
     return ax
 
 
@@ -149,8 +149,8 @@ def put_tokens(
     Labels of an x axis stand upright.
     """
     labels = [label_of(token).replace("$", r"\$") for token in tokens]  # a `$` begins no formula
-    ticks = Ticks(len(labels), SMALL * LINE, starts, spacing, min(least, len(labels)))
-    ticks.put(side, lambda i, whole: labels[i] if whole else f"{labels[i]} {positions[i]}")
+    placed = [f"{label} {position}" for label, position in zip(labels, positions, strict=True)]
+    Ticks(labels, placed, SMALL * LINE, starts, spacing, min(least, len(labels))).put(side)
     side.set_tick_params(length=2, pad=1.5, labelsize=SMALL, labelrotation=90 * (side is side.axes.xaxis))
     for tick in side.get_major_ticks():  # later ones are copies of the first
         tick.label1.set_usetex(False)
@@ -159,8 +159,9 @@ def put_tokens(
 def put_numbers(side: Side, numbers: Sequence[Any], start: float = 0.0, spacing: float = 1.0) -> None:
     """Label an axis with as many of the numbers, layers or heads, as fit side by side."""
     size = float(side.get_major_ticks(1)[0].label1.get_fontsize())
-    room = size * (LETTER * max(map(len, map(str, numbers))) + 0.5 if side is side.axes.xaxis else 1.0)
-    Ticks(len(numbers), room, [start], spacing).put(side, lambda i, _: str(numbers[i]))
+    labels = [str(number) for number in numbers]
+    room = size * (LETTER * max(map(len, labels)) + 0.5 if side is side.axes.xaxis else 1.0)
+    Ticks(labels, labels, room, [start], spacing).put(side)
 
 
 def longest(labels: Iterable[str], size: float = SMALL) -> float:
@@ -179,14 +180,14 @@ def layer_axis(side: Side, numbers: Sequence[Any], name: str = str(Axis.LAYER)) 
 
 def logarithmic(axes: Axes) -> None:
     """Make the axis logarithmic, with plain numbers at 1, 2 and 5 times powers of ten."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+    from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
     axes.set_yscale("log")
     low, high = axes.get_ylim()
     digits = (1.0,) if high / low > 1e4 else (1.0, 2.0, 5.0) if high / low > 4 else (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0)
     axes.yaxis.set_major_locator(LogLocator(subs=digits))
     axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
 
 
 def legend_above(ax: Axes, handles: Sequence[Any] | None = None, columns: int = 4) -> None:

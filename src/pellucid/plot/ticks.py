@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import cache, cached_property, partial
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.axis import Axis
@@ -18,45 +19,74 @@ class Ticks:
     the axis is drawn.
 
     Attributes:
-        count: How many labels there are.
+        labels: What is written if all labels fit.
+        thinned: What is written if only some do.
         size: Points that each of them needs along the axis.
         starts: Where the first label stands, several if the labels are repeated.
         spacing: From one label to the next, in the units of the axis.
         least: If fewer fit there are none.
     """
 
-    count: int
+    labels: Sequence[str]
+    thinned: Sequence[str]
     size: float
     starts: Sequence[float] = (0.0,)
     spacing: float = 1.0
     least: int = 1
 
+    @cached_property
+    def _index(self) -> dict[float, int]:
+        return {start + self.spacing * i: i for start in self.starts for i in range(len(self.labels))}
+
     def step(self, side: Axis) -> int:
         """Return n at the axis's present size."""
-        low, high = side.get_view_interval()
+        count, (low, high) = len(self.labels), side.get_view_interval()
         box, dots = side.axes.bbox, side.axes.get_figure(root=True).dpi  # pyright: ignore[reportOptionalMemberAccess]
         length = 72 / dots * (box.width if side is side.axes.xaxis else box.height)
-        return step_for(self.count, length * abs(self.count * self.spacing / (high - low)), self.size)
+        return step_for(count, length * abs(count * self.spacing / (high - low)), self.size)
 
-    def put(self, side: Axis, say: Callable[[int, bool], str]) -> None:
-        """Label an axis; `say` gives the label with an index, told whether all of them are shown."""
-        from matplotlib.ticker import FuncFormatter, Locator
+    def places(self, side: Axis) -> list[float]:
+        """Return where labels stand at the axis's present size."""
+        step = self.step(side)
+        if -(-len(self.labels) // step) < self.least:
+            return []
+        return [place for place, i in self._index.items() if i % step == 0]
 
-        index = {start + self.spacing * i: i for start in self.starts for i in range(self.count)}
+    def label(self, side: Axis, place: float, _: int | None) -> str:
+        """Return what is written at a place of the axis."""
+        if place not in self._index:
+            return ""
+        return (self.labels if self.step(side) == 1 else self.thinned)[self._index[place]]
 
-        def places() -> list[float]:
-            step = self.step(side)
-            fit = -(-self.count // step) >= self.least
-            return [place for place, i in index.items() if fit and i % step == 0]
+    def put(self, side: Axis) -> None:
+        """Label an axis."""
+        from matplotlib.ticker import FuncFormatter
 
-        def label(place: float, _: int | None) -> str:
-            return say(index[place], self.step(side) == 1) if place in index else ""
+        side.set_major_locator(_locator(self))
+        side.set_major_formatter(FuncFormatter(partial(self.label, side)))
 
-        class Every(Locator):
-            __call__ = staticmethod(places)  # pyright: ignore[reportAssignmentType] (it needs no self)
 
-        side.set_major_locator(Every())
-        side.set_major_formatter(FuncFormatter(label))
+def _locator(ticks: Ticks) -> Any:
+    return _locator_class()(ticks)
+
+
+@cache
+def _locator_class() -> type[Any]:
+    """Make the class when something is drawn, because importing pellucid does not import matplotlib."""
+    from matplotlib.ticker import Locator
+
+    class Every(Locator):
+        def __init__(self, ticks: Ticks) -> None:
+            self.ticks = ticks
+
+        def __call__(self) -> list[float]:  # pyright: ignore[reportIncompatibleMethodOverride] (any sequence will do)
+            return self.ticks.places(self.axis)  # pyright: ignore[reportArgumentType]
+
+        def __reduce__(self) -> tuple[Any, ...]:
+            """Figures are pickled and copied; a class inside a function has no name to be found by."""
+            return _locator, (self.ticks,), vars(self)
+
+    return Every
 
 
 def step_for(count: int, room: float, size: float) -> int:
