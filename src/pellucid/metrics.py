@@ -3,7 +3,8 @@
 A metric is any callable `(logits [B, P, V], batch) -> [B]`. Those made here read the last token of each text unless
 `pos=` says otherwise; a token is given by its id, or as a string that is exactly one token. A metric may have an
 attribute `positions`, counted from the end of each text (-1 is its last token), and promises by it to read no others.
-Whoever runs the model for it may then leave the other logits out; they are NaN.
+Whoever runs the model for it may then leave the other logits out; they are NaN. An attribute `units` says what it is
+measured in, for figures.
 """
 
 from __future__ import annotations
@@ -34,11 +35,13 @@ class _AtPosition:
         pos: The token whose logits are read: negative from the end of each text, else from its first token.
         read: Logits [B, V] at that position, and the batch -> [B].
         name: What a result is called.
+        units: What it is measured in.
     """
 
     pos: int
     read: Callable[[Tensor, Batch], Tensor]
     name: str
+    units: str
 
     @property
     def positions(self) -> tuple[int, ...] | None:
@@ -71,7 +74,7 @@ def logit(token: Token | Sequence[Token], *, pos: int = -1) -> Metric:
     def read(logits: Tensor, batch: Batch) -> Tensor:
         return _gather(logits, _ids(token, batch))
 
-    return _AtPosition(_position(pos), read, f"logit of {shown(token)}")
+    return _AtPosition(_position(pos), read, f"logit of {shown(token)}", "logits")
 
 
 def logprob(token: Token | Sequence[Token], *, pos: int = -1) -> Metric:
@@ -88,7 +91,7 @@ def logprob(token: Token | Sequence[Token], *, pos: int = -1) -> Metric:
     def read(logits: Tensor, batch: Batch) -> Tensor:
         return _gather(_wide(logits).log_softmax(-1), _ids(token, batch))
 
-    return _AtPosition(_position(pos), read, f"log-probability of {shown(token)}")
+    return _AtPosition(_position(pos), read, f"log-probability of {shown(token)}", "nats")
 
 
 def logit_difference(
@@ -130,7 +133,8 @@ def logit_difference(
     def read(logits: Tensor, batch: Batch) -> Tensor:
         return _gather(logits, _ids(rights, batch)) - _gather(logits, _ids(wrongs, batch))
 
-    return _AtPosition(_position(pos), read, f"logit difference of {shown(right)}, {shown(wrong)}")
+    words = shown(right) if wrong is None else f"{shown(right)}, {shown(wrong)}"
+    return _AtPosition(_position(pos), read, f"logit difference of {words}", "logits")
 
 
 def kl(reference: Tensor, *, pos: int = -1) -> Metric:
@@ -175,12 +179,14 @@ def kl(reference: Tensor, *, pos: int = -1) -> Metric:
         return (p.exp() * (p - q)).sum(-1)
 
     at = _position(pos)
-    return _AtPosition(at, read, "KL from the reference")
+    return _AtPosition(at, read, "KL from the reference", "nats")
 
 
 @dataclass(frozen=True)
 class _Loss:
     """The mean negative log-likelihood of each text's next tokens."""
+
+    units = "nats"
 
     def __call__(self, logits: Tensor, batch: Batch) -> Tensor:
         both = batch.mask[:, 1:] & batch.mask[:, :-1]
@@ -233,6 +239,11 @@ def positions_of(metric: Metric) -> tuple[int, ...] | None:
             remedy="Give the metric positions = (-1,) if it reads the last token alone, or no attribute `positions`.",
         )
     return tuple(sorted(cast("set[int]", set(found))))
+
+
+def units_of(metric: Metric) -> str:
+    """What a metric is measured in, such as "nats"; "1" if it does not say."""
+    return str(getattr(metric, "units", "1"))
 
 
 def measured(metric: Metric, logits: Tensor, batch: Batch, *, of: str = "") -> Tensor:

@@ -84,6 +84,23 @@ def scores(layers: int, heads: int) -> np.ndarray:
     return np.abs(waves(layers, heads)) ** 4
 
 
+def effects(layers: int, positions: int) -> xr.DataArray:
+    """Effects of patches as a sweep gives them, most of them none."""
+    about = {"title": "resid_pre, clean into corrupted", "metric": "logit difference of ' $5', ' a' at -1",
+             "units": "logits", "unchanged": -3.5}  # fmt: skip
+    values = -3.5 + 5 * waves(layers, positions) ** 7
+    coords = {"layer": range(layers), "pos": range(positions), "token": ("pos", tokens(positions))}
+    return xr.DataArray(values, dims=("layer", "pos"), coords=coords, name="sweep", attrs=about)
+
+
+def edges(senders: int, receivers: int) -> xr.DataArray:
+    """Scores of edges between parts whose names are long, a half of them missing."""
+    values = np.where(np.add.outer(-np.arange(senders), np.arange(receivers)) < 0, np.nan, waves(senders, receivers))
+    names = {"sender": [f"blocks.{i}.attn[{i}]" for i in range(senders)],
+             "receiver": [f"blocks.{i}.attn.q[{i}]" for i in range(receivers)]}  # fmt: skip
+    return xr.DataArray(values, dims=tuple(names), coords=names, name="edges")
+
+
 COUNTED = pl.ParameterCount(
     unique=124_439_808, by_name=163_037_184, bytes=4 * 124_439_808,
     components={

@@ -13,7 +13,7 @@ from matplotlib.collections import PathCollection
 
 import pellucid as pl
 from pellucid.errors import InputError, PellucidError, ShapeError
-from pellucid.plot import grids, heatmaps, inputs, layers, summaries
+from pellucid.plot import grids, heatmaps, inputs, layers, matrix, summaries
 
 STORIES = ["Once upon a time there was a cat. She had a red ball.", "The end of it"]
 
@@ -372,6 +372,31 @@ def test_colours_begin_at_zero(scores: list[list[float]], limits: tuple[float, f
     assert pl.plot.head_scores(scores).images[0].get_clim() == limits
 
 
+def test_effects_are_drawn_about_what_was_without_a_change() -> None:
+    array = pictures.effects(3, 6)
+    ax = pl.plot.heatmap(array)
+    np.testing.assert_array_equal(ax.images[0].get_array(), array)
+    np.testing.assert_array_equal(pl.plot.data(ax), array)
+    reach = float(np.abs(array + 3.5).max())
+    assert ax.images[0].get_clim() == (-3.5 - reach, -3.5 + reach)
+    assert ax.get_title(loc="left") == "resid_pre, clean into corrupted\nlogit difference of ' \\$5', ' a' at -1"
+    written = {text.get_position(): text.get_text() for text in ax.texts}
+    assert written[4, 2] == f"{float(array[2, 4]):.2f}"
+    ax.get_figure().draw_without_rendering()
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["Once", "·upon", "·a", "·time", ",", "·there"]
+    (bar,) = ax.child_axes
+    assert bar.get_ylabel() == "logits, centre -3.5"
+
+
+def test_a_centre_and_a_title_are_those_given() -> None:
+    ax = pl.plot.heatmap(pictures.effects(3, 6), centre=torch.tensor(1), title="mine")
+    low, high = ax.images[0].get_clim()
+    assert (low + high) / 2 == 1
+    assert ax.get_title(loc="left") == "mine"
+    assert pl.plot.heatmap([[1.0, 4.0]]).images[0].get_clim() == (-4, 4)
+    assert pl.plot.heatmap(pictures.effects(3, 6).expand_dims("checkpoint")).get_ylabel() == "layer"
+
+
 def test_parameters_are_those_counted() -> None:
     model = pl.load()
     counted = pl.count_parameters(model)
@@ -432,6 +457,11 @@ ARRAY = xr.DataArray(np.ones((2, 1, 3)), dims=("layer", "batch", "pos"), coords=
         (lambda: pl.plot.head_scores(ARRAY), ShapeError, "score-axes", "pos 3"),
         (lambda: pl.plot.head_scores([[np.nan]]), InputError, "nothing-to-draw", "no numbers"),
         (lambda: pl.plot.head_scores([[np.inf]]), InputError, "not-finite", "infinite"),
+        (lambda: pl.plot.heatmap(np.ones(3)), ShapeError, "matrix-axes", "expected two"),
+        (lambda: pl.plot.heatmap(np.ones((2, 2, 2))), ShapeError, "matrix-axes", "expected two"),
+        (lambda: pl.plot.heatmap([[np.nan]]), InputError, "nothing-to-draw", "no numbers"),
+        (lambda: pl.plot.heatmap([[np.inf]]), InputError, "not-finite", "infinite"),
+        (lambda: pl.plot.heatmap([[1.0]], centre="high"), InputError, "heatmap-centre", "'high'"),
         (lambda: pl.plot.parameters(3), InputError, "not-counted", "int"),
         (lambda: pl.plot.parameters(torch.nn.ReLU()), InputError, "not-counted", "no parameters"),
         (lambda: pl.plot.norms(ARRAY, ax="here"), InputError, "not-axes", "ax=str"),
@@ -490,3 +520,9 @@ def test_the_checks_notice(run: pl.ActivationCkpts, norms: xr.DataArray, fit: An
             breaks(patch)
             with pytest.raises(AssertionError):
                 check()
+
+
+def test_another_centre_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(matrix, "UNCHANGED", "clean")
+    with pytest.raises(AssertionError):
+        test_effects_are_drawn_about_what_was_without_a_change()

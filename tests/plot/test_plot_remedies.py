@@ -71,6 +71,7 @@ REMEDIES: dict[str, list[Case]] = {
             "a longer text",
             lambda h: P.head_scores(pl.measure.previous_token(h.run)),
         ),
+        Case(lambda h: P.heatmap([[np.nan]]), "something was measured", lambda h: P.heatmap([[1.0, np.nan]])),
     ],
     "not-labelled": [
         Case(
@@ -129,6 +130,13 @@ REMEDIES: dict[str, list[Case]] = {
             "Leave tokens= out",
             lambda h: P.attention(h.patterns[0, 0, 0, :, :1]),
         ),
+    ],
+    "matrix-axes": [
+        Case(lambda h: P.heatmap(h.by_text), "array.mean('batch')", lambda h: P.heatmap(h.by_text.mean("batch")))
+    ],
+    "heatmap-centre": [
+        Case(lambda h: P.heatmap([[1.0]], centre=np.nan), "centre=0.0", lambda h: P.heatmap([[1.0]], centre=0.0)),
+        Case(lambda h: P.heatmap([[1.0]], centre="x"), "leave it out", lambda h: P.heatmap([[1.0]])),
     ],
     "score-axes": [
         Case(

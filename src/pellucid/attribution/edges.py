@@ -102,7 +102,7 @@ def edges(
     return array(
         scores.double().cpu().numpy(), dims=("sender", "receiver"), name="edges",
         coords={"sender": [s.name for s in senders], "receiver": [r.name for r in heard]},
-        attrs={"direction": direction, "metric": repr(metric), "steps": steps, **runs.plain},
+        attrs={"direction": direction, "steps": steps, **runs.about("edges by gradients"), "unchanged": 0.0},
     )  # fmt: skip
 
 

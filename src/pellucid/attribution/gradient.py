@@ -103,8 +103,9 @@ def gradient(
     runs = pair.run(model, metric, kept, kept)
     estimate = Gradients(runs.base, cells, runs.source)
     found = estimate.array(estimate.through_softmax() if rules == "atp" else estimate.products(steps, along))
-    about: dict[str, Any] = {"checkpoint": shown(names), "direction": direction, "metric": repr(metric), "steps": steps,
-                             "along": along, "rules": rules, **runs.plain}  # fmt: skip
+    title = f"{', '.join(cells.kinds)}, {pair.taken} into {pair.into}, by gradients"
+    about: dict[str, Any] = {"checkpoint": shown(names), "direction": direction, "steps": steps, "along": along,
+                             "rules": rules, **runs.about(title), "unchanged": 0.0}  # fmt: skip
     if check:
         about |= _checked(runs.base, cells, runs.source, found, require_whole("gradient: check", check), seed)
     dims, coords = cells.dims, cells.coords

@@ -57,7 +57,8 @@ def normalized(swept: xarray.DataArray) -> xarray.DataArray:
             remedy="Choose a metric or texts in which the two runs differ.",
         )
     values = (swept.values - corrupted) / span
-    return swept.copy(data=values).assign_attrs(units="share of clean - corrupted")
+    unchanged = float(swept.attrs.get("direction") == "noise")
+    return swept.copy(data=values).assign_attrs(units="share of clean - corrupted", unchanged=unchanged)
 
 
 def effect_sizes(swept: xarray.DataArray) -> xarray.DataArray:
@@ -91,7 +92,9 @@ def effect_sizes(swept: xarray.DataArray) -> xarray.DataArray:
     if "direction" in attrs:
         side = "corrupted" if attrs["direction"] == "denoise" else "clean"
     effects = swept - np.asarray(attrs[f"{side}_by_text"])
-    return (effects.mean(batch) / effects.std(batch, ddof=1)).assign_attrs(attrs, units="standard deviations")
+    return (effects.mean(batch) / effects.std(batch, ddof=1)).assign_attrs(
+        attrs, units="standard deviations", unchanged=0.0
+    )
 
 
 @named_arguments()
@@ -163,9 +166,9 @@ def baseline(
     found = np.full((draws, len(pair.base)), np.nan)
     for number, value in run.differing(trials):
         found[number] = value.numpy()
-    about: dict[str, Any] = {"checkpoint": shown(names), "direction": direction, "metric": repr(metric), "seed": seed}
+    about: dict[str, Any] = {"checkpoint": shown(names), "direction": direction, "seed": seed}
     array = need("xarray", "pellucid.patching").DataArray
-    return array(found.mean(-1), dims=("draw",), name="baseline", attrs={**about, **runs.plain})
+    return array(found.mean(-1), dims=("draw",), name="baseline", attrs={**about, **runs.about("random directions")})
 
 
 def _changes(put: Put, base: Tensor, model: CkptedTransformer) -> bool:

@@ -111,7 +111,8 @@ def path(
     trials = [(cells[0], paths.first(cells)) for cells in todo]
     found = results(runs.base, sent[0], trials, paths.measured if got else None, progress=progress)
     about = {"senders": shown(senders), "receivers": shown(receivers), "through": through, "direction": direction}
-    return found.labelled("path", {**about, "metric": repr(metric), **runs.plain}, per_text=per_text)
+    title = f"paths from {_written(senders)} to {_written(receivers)}, {pair.taken} into {pair.into}"
+    return found.labelled("path", {**about, **runs.about(title)}, per_text=per_text)
 
 
 @dataclass(frozen=True)
@@ -211,6 +212,14 @@ class _Paths:
         source = self.runs.source
         group = heads // (source[sender].size(axis) if sender in source else heads)
         return {head * group + i for head in cell.heads for i in range(group)}
+
+
+def _written(places: Any) -> str:
+    """Senders or receivers as people write them: "attn.ckpt_q of layer 9, head 9"."""
+    if isinstance(places, str):
+        return places
+    each = [(str(name), ", ".join(f"{axis} {at}" for axis, at in part.items())) for name, part in _several(places, "")]
+    return " and ".join(f"{name} of {part}" if part else name for name, part in each)
 
 
 def _several(places: Any, what: str) -> list[Place]:

@@ -19,7 +19,7 @@ from pellucid.bar import bar
 from pellucid.dialects import named_arguments
 from pellucid.errors import InputError, PellucidWarning, shown
 from pellucid.extras import need
-from pellucid.metrics import Metric, measured
+from pellucid.metrics import Metric, measured, units_of
 from pellucid.patching.cells import Cells, SweepCell
 from pellucid.patching.reruns import Base, Put, Rerun
 from pellucid.patching.roles import Roles
@@ -98,7 +98,8 @@ def sweep(
     cells = pair.cells(model.schema, names, over, Region(pos, heads, neurons))
     runs = pair.run(model, metric, cells.names, max_bytes=max_bytes)
     found = results(runs.base, cells, patches(cells, runs.source), progress=progress)
-    about = {"checkpoint": shown(names), "direction": direction, "metric": repr(metric), **runs.plain}
+    title = f"{', '.join(cells.kinds)}, {pair.taken} into {pair.into}"
+    about = {"checkpoint": shown(names), "direction": direction, **runs.about(title)}
     return found.labelled("sweep", about, per_text=per_text)
 
 
@@ -168,9 +169,13 @@ def ablate(
     axes = model.schema.axes
     instead = {name: put.value(name, value, axes[name]) for name, value in values.items()}
     found = results(run, cells, patches(cells, instead), progress=progress)
-    about = {"checkpoint": shown(names), "how": how, "metric": repr(metric), "plain": float(run.plain.mean()),
-             "plain_by_text": run.plain.tolist()}  # fmt: skip
+    title = f"{', '.join(cells.kinds)} ablated by {_INSTEAD[how]}"
+    about = {"checkpoint": shown(names), "how": how, "plain": float(run.plain.mean()),
+             "plain_by_text": run.plain.tolist(), **described(run, title)}  # fmt: skip
     return found.labelled("ablate", about, per_text=per_text)
+
+
+_INSTEAD: Mapping[How, str] = {"zero": "zeros", "mean": "the mean", "resample": "other texts"}
 
 
 @dataclass
@@ -259,6 +264,12 @@ class Measured:
             values = np.where(count > 0, total / np.maximum(count, 1), np.nan)
         array = need("xarray", "pellucid.patching").DataArray
         return array(values, dims=dims, coords=coords, name=name, attrs=dict(about))
+
+
+def described(base: Base, title: str) -> dict[str, Any]:
+    """What an array of changed runs says for figures: what it shows, and the metric with its value without a change."""
+    return {"title": title, "metric": repr(base.metric), "units": units_of(base.metric),
+            "unchanged": float(base.plain.mean())}  # fmt: skip
 
 
 def results(
@@ -350,6 +361,11 @@ class Texts:
             return cls(batches[1], batches[0], "corrupted", align)
         return cls(batches[0], batches[1], "clean", None if align is None else align.turned())
 
+    @property
+    def taken(self) -> str:
+        """What the source is: "clean" or "corrupted"."""
+        return "clean" if self.into == "corrupted" else "corrupted"
+
     def cells(self, schema: Schema, names: Names, over: Sequence[str], part: Region) -> Cells:
         """What a sweep of these texts goes over."""
         return Cells(schema, names, over, self.base, self.source, part, self.roles)
@@ -373,8 +389,7 @@ class Texts:
             base = Base(model, self.base, metric, kept, of=f"the {self.into} run", max_bytes=room)
             logits, source = model.run_with_ckpts(self.source, names=names)
         assert logits is not None, "the run was not stopped"
-        other = "clean" if self.into == "corrupted" else "corrupted"
-        read = {self.into: base.plain, other: measured(metric, logits, self.source, of=f"the {other} run")}
+        read = {self.into: base.plain, self.taken: measured(metric, logits, self.source, of=f"the {self.taken} run")}
         plain: dict[str, Any] = {side: float(read[side].mean()) for side in ("clean", "corrupted")}
         plain |= {f"{side}_by_text": read[side].tolist() for side in ("clean", "corrupted")}
         return PlainRuns(base, source, plain)
@@ -393,3 +408,7 @@ class PlainRuns:
     base: Base
     source: Mapping[str, Tensor]
     plain: Mapping[str, Any]
+
+    def about(self, title: str) -> dict[str, Any]:
+        """What an array of runs between them says, for figures and `normalized`."""
+        return {**described(self.base, title), **self.plain}

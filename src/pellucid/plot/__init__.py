@@ -9,6 +9,7 @@ from pellucid.plot.canvas import data
 from pellucid.plot.grids import attention_grid
 from pellucid.plot.heatmaps import attention, head_scores
 from pellucid.plot.layers import norm_histograms, norms, residual_growth, ridges
+from pellucid.plot.matrix import heatmap
 from pellucid.plot.summaries import autoregression, parameters
 from pellucid.plot.themes import theme
 
@@ -18,6 +19,7 @@ __all__ = [
     "autoregression",
     "data",
     "head_scores",
+    "heatmap",
     "norm_histograms",
     "norms",
     "parameters",

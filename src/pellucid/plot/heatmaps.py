@@ -102,7 +102,7 @@ def attention(pattern: Any, *, tokens: Sequence[str] | None = None, ax: Axes | N
             else:
                 put_tokens(side_of, strings, positions, [0.0], 1.0)
             side_of.set_label_text(dim)
-        _frame(axes, look.soft)
+        frame(axes, look.soft)
         weights_bar(axes, image, height)
         say_what(axes, array)
         return remember(axes, array)
@@ -165,7 +165,7 @@ def weights_bar(axes: Axes, image: Any, height: float, *, after: float = 6) -> N
     colour_bar(axes, image, label, ticks, height=height, after=after)
 
 
-def _frame(axes: Axes, colour: str) -> None:
+def frame(axes: Axes, colour: str) -> None:
     """Draw a thin frame on all four sides, since pictures begin near the paper."""
     axes.spines[:].set_visible(True)
     axes.spines[:].set_color(colour)
@@ -210,9 +210,9 @@ def head_scores(scores: Any, *, ax: Axes | None = None) -> Axes:
             put_numbers(side, array[dim].values.tolist())
             side.set_label_text(dim)
         axes.tick_params(length=0)
-        _frame(axes, look.soft)
+        frame(axes, look.soft)
         if width / columns >= ROOM_FOR_A_NUMBER and height / rows >= SMALL * 1.3:
-            _write_numbers(axes, look, numbers, image)
+            write_numbers(axes, look, numbers, image)
         colour_bar(axes, image, _with_units(array))
         say_what(axes, array)
         return remember(axes, array)
@@ -257,7 +257,7 @@ def _limits(numbers: Numbers) -> tuple[float, float]:
     return 0.0, 1.0 if 0.5 < high <= 1 else high or 1.0
 
 
-def _write_numbers(axes: Axes, look: Theme, numbers: Numbers, image: Any) -> None:
+def write_numbers(axes: Axes, look: Theme, numbers: Numbers, image: Any) -> None:
     """Write each cell's number, in ink or paper, whichever contrasts more with its colour (WCAG 2.1)."""
     decimals = 2 if np.nanmax(np.abs(numbers)) < 10 else 0 if np.nanmax(np.abs(numbers)) >= 100 else 1
     for (row, column), number in np.ndenumerate(numbers):
