@@ -7,7 +7,7 @@ backwards it exports; each transform undoes itself to the bit.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -303,15 +303,35 @@ def own_layout(schema: Schema) -> Layout:
     return Layout("pellucid", tuple(rows), Row((HEAD,), HEAD, HEAD_COLUMNS))
 
 
+def matrix(tensors: Mapping[str, Tensor], name: str) -> Tensor:
+    """A tensor from whose two sizes those of a model are read.
+
+    Raises:
+        KeyError: It is not there, has another number of axes, or is empty.
+    """
+    tensor = tensors[name]
+    if tensor.dim() != 2 or not tensor.numel():
+        raise KeyError(f"{name} has shape {list(tensor.shape)}, expected a matrix")
+    return tensor
+
+
 def embedded(theirs: Mapping[str, Tensor], names: Mapping[str, str]) -> Tensor:
     """The token embedding among tensors of a layout, or the head if that is all there is [V, D].
 
     Raises:
-        KeyError: Neither is there.
+        KeyError: Neither is there, or it is no matrix.
     """
-    return theirs[names[EMBED]] if names[EMBED] in theirs else theirs[names[HEAD]]
+    return matrix(theirs, names[EMBED] if names[EMBED] in theirs else names[HEAD])
 
 
-def blocks_in(names: Iterable[str]) -> int:
-    """How many blocks tensors of these names have."""
-    return max((int(number) for name in names for number in re.findall(r"\.(\d+)(?:\.|$)", name)), default=-1) + 1
+def blocks_in(names: Collection[str]) -> int:
+    """How many blocks tensors of these names have: one more than the largest number in them, 0 without any.
+
+    Raises:
+        KeyError: There are fewer names than that, so blocks are missing; a name may state any number.
+    """
+    numbers = (int(number) for name in names for number in re.findall(r"\.(\d{1,18})(?:\.|$)", name))
+    count = max(numbers, default=-1) + 1
+    if count > len(names):
+        raise KeyError(f"{len(names)} tensors of {count} blocks")
+    return count

@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import random
+import re
 import struct
 import warnings
 import zipfile
@@ -18,7 +19,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+import llamas
 import pellucid as pl
+from pellucid.layout import blocks_in
 from weights.checkpoints import (
     config_of,
     hf_dict,
@@ -472,3 +475,54 @@ def test_a_pickle_that_announces_more_than_memory_holds(tmp_path: Path) -> None:
         with pytest.raises(pl.WeightsError) as caught:
             read(tmp_path / "model.bin")
         assert caught.value.code == "pickle-damaged"
+
+
+SHAPES: tuple[tuple[int, ...], ...] = ((), (0,), (3,), (0, 5), (5, 0), (2, 3, 4))
+"""Of no matrix that a model of any size has."""
+
+NO_MATRIX = {
+    "gpt2": ("transformer.wte.weight", "transformer.wpe.weight", "transformer.h.0.mlp.c_fc.weight"),
+    "llama": ("model.embed_tokens.weight", "lm_head.weight", "model.layers.0.mlp.gate_proj.weight"),
+}
+
+
+@pytest.fixture(scope="module")
+def models() -> dict[str, pl.CkptedTransformer]:
+    return {"gpt2": pl.from_hf(HF), "llama": llamas.glass()}
+
+
+@pytest.mark.parametrize(("family", "name"), [(f, name) for f, names in NO_MATRIX.items() for name in names])
+def test_a_tensor_from_which_no_size_can_be_read_is_misshapen(family, name, models):
+    """Remedies and comparisons read the sizes of a model off its tensors, whatever shape these have."""
+    ours = models[family]
+    tensors = pl.to_hf(ours).state_dict()
+    for shape in SHAPES:
+        changed = {**tensors, name: torch.ones(shape)}
+        with pytest.raises(pl.WeightsError, match=re.escape(name)):
+            pl.load(changed, config=ours.config)
+        assert pl.compare(ours, changed, inputs=[[1, 2, 3]]).verdict == "inconclusive"
+        assert pl.audit_ties(changed).by_name == sum(tensor.numel() for tensor in changed.values())
+
+
+def test_an_audit_of_a_number_in_the_place_of_a_matrix_says_so(tmp_path):
+    audit = pl.audit_ties(folder(tmp_path, {**hf_dict(HF), "transformer.wte.weight": torch.tensor(1.0)}))
+    assert any("transformer.wte.weight" in problem.message for problem in audit.problems)
+
+
+@pytest.mark.parametrize("number", [10**6, 10**12, 10**30])
+@pytest.mark.parametrize(
+    ("family", "place"), [("gpt2", "transformer.h.{}.ln_1.weight"), ("llama", "model.layers.{}.input_layernorm.weight")]
+)
+def test_a_name_may_state_any_number_of_blocks(family, place, number, models):
+    ours, name = models[family], place.format(number)
+    tensors = {**pl.to_hf(ours).state_dict(), name: torch.ones(12)}
+    with pytest.raises(pl.WeightsError, match="unexplained: " + re.escape(name)):
+        pl.load(tensors, config=ours.config)
+    assert pl.compare(ours, tensors, inputs=[[1, 2, 3]]).verdict == "inconclusive"
+
+
+def test_blocks_are_counted_up_to_the_tensors_that_there_are():
+    assert blocks_in({}) == 0
+    assert blocks_in({"h.0.w": torch.ones(1), "h.1.w": torch.ones(1)}) == 2
+    with pytest.raises(KeyError, match="2 tensors of 3 blocks"):
+        blocks_in({"h.0.w": torch.ones(1), "h.2.w": torch.ones(1)})

@@ -35,6 +35,7 @@ from pellucid.layout import (
     Transform,
     blocks_in,
     embedded,
+    matrix,
     own_layout,
 )
 from pellucid.schema import Schema
@@ -202,7 +203,7 @@ def sizes_of(theirs: Mapping[str, Tensor], layout: Layout) -> dict[str, Any]:
     """The sizes of a model that its tensors, under canonical names, show; the number of heads is 1 where none shows it.
 
     Raises:
-        KeyError: The embedding, the positions or the first block is not there.
+        KeyError: The embedding, the positions or a block is not there, or is no matrix.
     """
     names = {row.ours: row.theirs[0] for row in (*layout.rows, layout.head) if row.theirs}
     embedding, n_layer = embedded(theirs, names), blocks_in(theirs)
@@ -210,7 +211,7 @@ def sizes_of(theirs: Mapping[str, Tensor], layout: Layout) -> dict[str, Any]:
     per_head = [t for name, t in theirs.items() if name.endswith(("attn.W_Q", "attn.W_O")) and t.dim() == 3]
     sizes = {
         "vocab_size": embedding.shape[0],
-        "n_positions": len(theirs[names["pos_embed.W_pos"]]),
+        "n_positions": len(matrix(theirs, names["pos_embed.W_pos"])),
         "n_embd": width,
         "n_layer": n_layer,
         "n_head": len(per_head[0]) if per_head else 1,

@@ -106,7 +106,7 @@ def _loss(lost: Sequence[Loss], audit: TieAudit, subject: Subject) -> Problem:
 def _fit_sizes(subject: Subject) -> str:
     """What to do if tensors do not fit the configuration."""
     tensors = {one.name: one.tensor for one in subject.named}
-    rows = {name: t.size(0) for name, t in tensors.items() if name.endswith((*EMBEDDINGS, *HEADS))}
+    rows = {name: len(t) for name, t in tensors.items() if t.dim() == 2 and name.endswith((*EMBEDDINGS, *HEADS))}
     if len(set(rows.values())) < 2:
         fits = f" vocab_size is {next(iter(rows.values()))} then." if rows and subject.kind == "checkpoint" else ""
         return f"Make the configuration's sizes those of the tensors.{fits}"
