@@ -6,10 +6,12 @@ source that no test follows, and that `NOT_FOLLOWED` does not excuse, fails a te
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -40,6 +42,10 @@ Here = SimpleNamespace
 
 PADDED = torch.tensor([[9, 9, 1], [2, 3, 4]])
 IDS = torch.tensor([[1, 2, 3], [4, 5, 6]])
+NESTED = torch.nested.nested_tensor([torch.tensor([1, 2]), torch.tensor([3])], layout=torch.jagged)
+with warnings.catch_warnings(action="ignore"):  # torch will not make such tensors for much longer
+    QUANTIZED = torch.quantize_per_tensor(torch.tensor([1.0, 2.0]), 1.0, 0, torch.qint8)
+MASKED = np.ma.array([0, 1, 2], mask=[True, False, False])
 EDIT = pl.Edit
 
 
@@ -155,7 +161,12 @@ REMEDIES: dict[str, list[Case]] = {
         Case(lambda h: h.told(""), "beginning-of-text id", lambda h: h.told([h.told.config.bos_token_id])),
     ],
     "input-kind": [
-        Case(lambda h: h.model({1, 2}), "lists of ids", lambda h: h.model([1, 2])),
+        Case(lambda h: h.model(None), "lists of ids", lambda h: h.model([1, 2])),
+        Case(lambda h: h.model({1, 2}), "list(given)", lambda h: h.model(list({1, 2}))),
+        Case(lambda h: h.told(iter(["a cat"])), "list(given)", lambda h: h.told(list(iter(["a cat"])))),
+        Case(lambda h: h.told(b"a cat"), "bytes(given).decode()", lambda h: h.told(b"a cat".decode())),
+        Case(lambda h: h.told(bytearray([1, 2])), "list(given)", lambda h: h.told(list(bytearray([1, 2])))),
+        Case(lambda h: h.model(7), "[given]", lambda h: h.model([7])),
         Case(
             lambda h: h.model({"input_ids": [1], "x": 1}),
             '{"input_ids": ..., "attention_mask": ...}',
@@ -166,6 +177,25 @@ REMEDIES: dict[str, list[Case]] = {
         Case(lambda h: h.model(IDS.float()), "ids.long()", lambda h: h.model(IDS.float().long())),
         Case(lambda h: h.told({"input_ids": ["a cat"]}), "by themselves", lambda h: h.told(["a cat"])),
         Case(lambda h: h.model([None]), "whole numbers", lambda h: h.model([1])),
+        Case(lambda h: h.model([1.0]), "[int(i) for i in ids]", lambda h: h.model([int(i) for i in [1.0]])),
+        Case(
+            lambda h: h.model([[1.0], [2.0]]),
+            "[[int(i) for i in row] for row in ids]",
+            lambda h: h.model([[int(i) for i in row] for row in [[1.0], [2.0]]]),
+        ),
+        Case(lambda h: h.model(np.ones(2)), "ids.astype(int)", lambda h: h.model(np.ones(2).astype(int))),
+        Case(
+            lambda h: h.model(MASKED),
+            "ids.filled(0) as the ids and mask=~np.ma.getmaskarray(ids)",
+            lambda h: h.model(MASKED.filled(0), mask=~np.ma.getmaskarray(MASKED)),
+        ),
+    ],
+    "ids-not-dense": [
+        Case(lambda h: h.model(IDS.to_sparse()), "ids.to_dense()", lambda h: h.model(IDS.to_sparse().to_dense())),
+        Case(lambda h: h.model([IDS[0].to_sparse()]), "ids.to_dense()", lambda h: h.model([IDS[0]])),
+        Case(lambda h: h.model(NESTED), "list(ids.unbind())", lambda h: h.model(list(NESTED.unbind()))),
+        Case(lambda h: h.model(QUANTIZED), "ids.int_repr()", lambda h: h.model(QUANTIZED.int_repr())),
+        Case(lambda h: h.model(IDS.to("meta")), "on the model's device", lambda h: h.model(IDS.to(h.model.device))),
     ],
     "another-computation": [
         Case(

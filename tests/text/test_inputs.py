@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import Tensor
@@ -217,11 +219,59 @@ def test_comparing_on_texts_with_equally_many_pads(model: pl.CkptedTransformer) 
     assert pl.compare(model, support.glass(), inputs=given).verdict == "identical"
 
 
+TEXTS = ["Once upon", "a time"]
+
+OF_TEXTS: dict[str, Any] = {
+    "a tuple": tuple(TEXTS),
+    "a deque": deque(TEXTS),
+    "an array": np.array(TEXTS),
+    "an array of objects": np.array(TEXTS, dtype=object),
+    "a column of a table": pd.Series(TEXTS),
+    "a column of categories": pd.Series(TEXTS, dtype="category"),
+    "an index": pd.Index(TEXTS),
+    "a list of NumPy's strings": list(np.array(TEXTS)),
+}
+
+OF_IDS: dict[str, Any] = {
+    "a column of a table": pd.Series([1, 2, 3]),
+    "a table": pd.DataFrame([[1, 2, 3]]),
+    "a column in a mapping": {"input_ids": pd.Series([1, 2, 3])},
+    "a column in a list": [pd.Series([1, 2, 3])],
+    "a range": range(1, 4),
+    "an array of which no entry is masked": np.ma.array([1, 2, 3]),
+}
+
+
+@pytest.mark.parametrize("way", OF_TEXTS)
+def test_texts_are_taken_from_whatever_holds_them_in_order(way: str) -> None:
+    model = pl.load()
+    assert torch.equal(model.tokenize(OF_TEXTS[way]).ids, model.tokenize(TEXTS).ids)
+    assert model.generate(OF_TEXTS[way], max_new_tokens=2).text == model.generate(TEXTS, max_new_tokens=2).text
+
+
+@pytest.mark.parametrize("way", OF_IDS)
+def test_ids_are_taken_from_whatever_holds_them_in_order(way: str, model: pl.CkptedTransformer) -> None:
+    assert model.tokenize(OF_IDS[way]).ids.tolist() == [[1, 2, 3]]
+
+
+def test_one_text_of_numpys_is_one_text() -> None:
+    model = pl.load()
+    for text in (np.str_(TEXTS[0]), np.array(TEXTS[0])):
+        assert model.generate(text, max_new_tokens=2).text == model.generate(TEXTS[0], max_new_tokens=2).text
+
+
+def test_a_mask_comes_from_a_column_as_well(model: pl.CkptedTransformer) -> None:
+    batch = model.tokenize([END, 5, 6], mask=pd.Series([0, 1, 1]))
+    assert [row.tolist() for row in batch.rows()] == [[5, 6]]
+
+
 # Mutants: each check must fail on what is broken
 
 
 @pytest.mark.parametrize("mutant", [
     (pl.Batch, "__post_init__", lambda self: None, test_ids_of_a_padded_batch_are_known_whatever_fills_it),
+    (ids_module, "opened", lambda inputs: inputs.tolist()[:1] if isinstance(inputs, np.ndarray) else inputs,
+     lambda: test_texts_are_taken_from_whatever_holds_them_in_order("an array")),
     (ids_module, "is_flat", lambda inputs: False, lambda: test_one_row_gives_one_text(support.glass())),
 ])  # fmt: skip
 def test_what_is_broken_is_noticed(mutant: Any) -> None:

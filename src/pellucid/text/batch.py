@@ -17,7 +17,8 @@ _MASKS: WeakIdKeyDictionary = WeakIdKeyDictionary()
 """Ids that are in use -> their mask, so that ids which are passed on without it are known again."""
 
 Inputs = Any
-"""What a model takes: a string, strings, ids (a tensor or ragged lists), a mapping with `input_ids`, or a `Batch`."""
+"""What a model takes: a string, strings, ids (a tensor, an array or ragged lists), a mapping with `input_ids`, or a
+`Batch`. A column of pandas' counts as a list."""
 
 
 @dataclass(frozen=True, eq=False)

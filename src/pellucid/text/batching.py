@@ -67,7 +67,10 @@ class Batcher:
             )
         if isinstance(inputs, Mapping):
             inputs, mask = ids.from_mapping(inputs, mask)
+        inputs = ids.opened(inputs)
         if isinstance(inputs, Tensor) and not has_numbers(inputs):
+            if self.device.type != "meta":
+                ids.require_dense(inputs, "the tensor")
             return self._unchecked(inputs, mask)
         left = padding_side == "left"
         if ids.has_text(inputs):
@@ -93,7 +96,7 @@ class Batcher:
             item = self.tokenizer.encode(item)
         if isinstance(item, Sequence) and not item:
             raise ids.empty(f"row {number} is empty")
-        found = ids.ids_of(item)
+        found = ids.ids_of(item, f"row {number}")
         if len(found) != 1:
             raise ShapeError(
                 f"tokenize: row {number} has {len(found)} rows of its own, expected one text.",

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import PurePath
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from pellucid.check import as_whole
 from pellucid.errors import InputError, ShapeError
 
 Table = Tensor | list[Tensor]
@@ -37,13 +39,37 @@ _ANOTHER_COMPUTATION = {
 """Keys that another library's model computes something from: why they are refused, and what to do."""
 
 
+@runtime_checkable
+class _AsArray(Protocol):
+    """A container of another library, such as a column of pandas', that gives its values as NumPy's array."""
+
+    def __array__(self) -> Any: ...
+
+
+def opened(inputs: Any) -> Any:
+    """What a container of another library holds: numbers as an array, texts and other objects in a list."""
+    if isinstance(inputs, _AsArray) and not isinstance(inputs, (str, Tensor)):
+        if np.ma.is_masked(inputs):
+            raise InputError(
+                "ids: an array of which some entries are masked, expected numbers alone.",
+                code="ids-dtype",
+                remedy="Pass ids.filled(0) as the ids and mask=~np.ma.getmaskarray(ids).",
+            )
+        inputs = np.asarray(inputs)
+        return inputs if inputs.dtype.kind in "biufcSVmM" else inputs.tolist()
+    return inputs
+
+
 def has_text(inputs: object) -> bool:
     """True for a text, and for a sequence that holds one."""
-    return isinstance(inputs, str) or (isinstance(inputs, (list, tuple)) and any(isinstance(i, str) for i in inputs))
+    if isinstance(inputs, (Tensor, np.ndarray, bytes, bytearray, memoryview, range)):
+        return False
+    return isinstance(inputs, str) or (isinstance(inputs, Sequence) and any(isinstance(i, str) for i in inputs))
 
 
 def is_flat(inputs: object) -> bool:
     """True for one text or one row of ids, without an axis or a list for a batch."""
+    inputs = opened(inputs)
     if isinstance(inputs, Mapping):
         return is_flat(inputs.get("input_ids"))
     if isinstance(inputs, (Tensor, np.ndarray)):
@@ -67,7 +93,7 @@ def from_mapping(inputs: Mapping[str, Any], mask: Any) -> tuple[Any, Any]:
             code="input-kind",
             remedy='Pass {"input_ids": ..., "attention_mask": ...} alone.',
         )
-    if has_text(inputs["input_ids"]):
+    if has_text(opened(inputs["input_ids"])):
         raise InputError(
             "ids: input_ids holds text, expected whole numbers.",
             code="ids-dtype",
@@ -76,22 +102,23 @@ def from_mapping(inputs: Mapping[str, Any], mask: Any) -> tuple[Any, Any]:
     return inputs["input_ids"], inputs.get("attention_mask") if mask is None else mask
 
 
-def ids_of(given: Any) -> Table:
+def ids_of(given: Any, where: str = "") -> Table:
     """Ids [B, P] on the processor, or rows of unequal lengths; one row alone is a batch of one.
 
     Args:
         given: A tensor, an array, whole numbers in a list, or rows of these.
+        where: Which row of a batch it is, for messages.
 
     Raises:
         InputError: Something else, or nothing.
     """
-    found = table(given)
+    found = table(given, where)
     for row in [found] if isinstance(found, Tensor) else found:
         if row.numel() and (row.is_floating_point() or row.is_complex() or row.dtype == torch.bool):
             raise ShapeError(
                 f"ids: {row.dtype} given, expected whole numbers.",
                 code="ids-dtype",
-                remedy="Pass token ids as integers, such as ids.long().",
+                remedy=f"Pass whole numbers, as `{_whole(given)}` makes them.",
             )
     if isinstance(found, list):
         for number, row in enumerate(found):
@@ -103,25 +130,25 @@ def ids_of(given: Any) -> Table:
     return found.long()
 
 
-def table(given: Any) -> Table:
+def table(given: Any, where: str = "") -> Table:
     """Numbers of any dtype as a table; never memory of the caller's."""
-    if isinstance(given, np.ndarray) and given.dtype == object:
-        given = given.tolist()
+    given = opened(given)
     if isinstance(given, (Tensor, np.ndarray)):
-        numbers = _numbers(given, "the tensor")
+        numbers = _numbers(given, where or "the tensor")
         numbers = numbers[None] if numbers.dim() == 1 else numbers
         if numbers.dim() != 2:
             raise _misshapen("ids", numbers, "[batch, pos] or [pos]")
         return numbers
-    if not isinstance(given, Sequence) or isinstance(given, str):
+    if not isinstance(given, Sequence) or isinstance(given, _TEXT):
         raise InputError(
-            f"tokenize: {type(given).__name__} given, expected text, texts, ids or a Batch.",
+            f"tokenize: {where + ': ' if where else ''}{type(given).__name__} given, expected text, texts, ids or a "
+            "Batch.",
             code="input-kind",
-            remedy="Pass a string, a list of strings, a tensor of ids [B, P] or lists of ids.",
+            remedy=_instead_of(given),
         )
-    if isinstance(given, (bytes, bytearray)) or not any(map(_has_axis, given)):
-        return _numbers(given, "the row")[None]
-    rows = [_numbers(row, f"row {number}") for number, row in enumerate(given)]
+    if not any(map(_has_axis, given)):
+        return _numbers(given, where or "the row")[None]
+    rows = [_numbers(opened(row), f"row {number}") for number, row in enumerate(given)]
     for number, row in enumerate(rows):
         if row.dim() != 1:
             raise _misshapen(f"row {number}", row, "[pos]")
@@ -129,6 +156,28 @@ def table(given: Any) -> Table:
         return rows
     dtype = functools.reduce(torch.promote_types, [row.dtype for row in rows])
     return torch.stack([row.to(dtype) for row in rows])
+
+
+def _whole(given: Any) -> str:
+    """What makes whole numbers of it."""
+    if isinstance(given, Tensor):
+        return "ids.long()"
+    if isinstance(given, _AsArray):
+        return "ids.astype(int)"
+    return "[[int(i) for i in row] for row in ids]" if any(map(_has_axis, given)) else "[int(i) for i in ids]"
+
+
+def _instead_of(given: object) -> str:
+    """What to pass instead of something that is neither text nor ids."""
+    if isinstance(given, (bytes, bytearray, memoryview)):
+        return "Pass bytes(given).decode() for its text, list(given) for its numbers as ids."
+    if isinstance(given, PurePath):
+        return "Pass Path(given).read_text() for the file's text."
+    if isinstance(given, Iterable):
+        return "Pass list(given), in the order in which the texts or ids are to stand."
+    if as_whole(given) is not None:
+        return "Pass [given] for a text of one token."
+    return "Pass a string, a list of strings, a tensor of ids [B, P] or lists of ids."
 
 
 def empty(what: str) -> InputError:
@@ -146,26 +195,59 @@ def _has_axis(item: object) -> bool:
 
 def _numbers(given: Any, where: str) -> Tensor:
     """A copy of numbers on the processor."""
+    if isinstance(given, Tensor):
+        require_dense(given, where)
+        return given.detach().to("cpu", copy=True)
+    kinds = set(map(type, given)) if isinstance(given, Sequence) else set[type]()
+    odd = sorted(kind.__name__ for kind in kinds if issubclass(kind, _TEXT) or not issubclass(kind, _NUMBERS))
+    if isinstance(given, _TEXT):
+        odd = [type(given).__name__]
+    if odd or (len(kinds) > 1 and kinds & {bool, np.bool_}):
+        raise _no_numbers(where, f"it holds {' and '.join(odd) or 'truth values beside numbers'}")
     try:
         if isinstance(given, np.ndarray):  # torch has neither other byte orders nor arithmetic for uint16
             kept = np.dtype(np.int64) if given.dtype.kind in "iu" else given.dtype.newbyteorder("=")
             return torch.from_numpy(given.astype(kept))
-        if isinstance(given, Tensor):
-            return given.detach().to("cpu", copy=True)
-        kinds = set(map(type, given)) if isinstance(given, Sequence) else set[type]()
-        if len(kinds) > 1 and kinds & {bool, np.bool_}:
-            raise TypeError("truth values among numbers")
         if np.ndarray in kinds:  # arrays without axes, whose length torch would ask for
             given = [item.item() if isinstance(item, np.ndarray) else item for item in given]
         if isinstance(given, Sequence) and any(type(item) is int and item.bit_length() > 63 for item in given):
             raise OverflowError("64 bits cannot hold one of them")  # torch's words would name its own types
         return torch.as_tensor(given, device="cpu")
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-        raise InputError(
-            f"ids: {where} cannot be read as numbers: {error}",
-            code="ids-dtype",
-            remedy="Pass the ids of this model's own tokenizer, which are whole numbers.",
-        ) from error
+        raise _no_numbers(where, str(error)) from error
+
+
+_TEXT = (str, bytes, bytearray, memoryview)
+_NUMBERS = (int, float, complex, np.generic, np.ndarray, Tensor, Sequence)
+"""Of what a row of numbers may consist; torch itself refuses some of it in words that a reader understands."""
+
+
+def _no_numbers(where: str, why: str) -> InputError:
+    return InputError(
+        f"ids: {where} cannot be read as numbers: {why}.",
+        code="ids-dtype",
+        remedy="Pass the ids of this model's own tokenizer, which are whole numbers, or texts alone: a string or a "
+        "flat list of strings.",
+    )
+
+
+def require_dense(numbers: Tensor, where: str) -> None:
+    """Refuse a tensor whose numbers do not lie in memory one beside the other.
+
+    Raises:
+        ShapeError: It is sparse, nested, quantized, in another library's layout, or on the meta device.
+    """
+    if numbers.is_meta:
+        kind, remedy = "on the meta device, which holds no numbers", "Make the ids on the model's device."
+    elif numbers.is_nested:
+        kind, remedy = "nested", "Pass its rows: list(ids.unbind())."
+    elif numbers.is_quantized:
+        kind, remedy = "quantized", "Pass ids.int_repr()."
+    elif numbers.layout != torch.strided:
+        kind, remedy = f"{str(numbers.layout).removeprefix('torch.')}", "Pass ids.to_dense()."
+    else:
+        return
+    raise ShapeError(f"ids: {where} is {kind}, expected a dense tensor.", code="ids-not-dense", remedy=remedy)
 
 
 def _misshapen(what: str, numbers: Tensor, expected: str) -> ShapeError:
