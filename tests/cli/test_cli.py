@@ -95,6 +95,12 @@ print('nothing')
         (["compare", "a", "b", "--ids", "1", "--text", "x"], "--text and --ids given"),
         (["run", "x", "--top", "-1"], "--top"),
         (["run", "x", "--nmaes", "y"], "--nmaes"),
+        (["patch", "x"], "Missing argument 'CORRUPTED'"),
+        (["patch", "x", "y", "--over", "layer,heads"], "expected some of layer,head,pos,neuron"),
+        (["patch", "x", "y", "--over", "layer,layer"], "expected some of layer,head,pos,neuron"),
+        (["patch", "x", "y", "--direction", "back"], "expected denoise or noise"),
+        (["patch", "x", "y", "--figure", "a.svg", "--over", "layer"], "1 axes, expected two to draw"),
+        (["patch", "x", "y", "--top", "0"], "--top"),
         (["demo", "x"], "unexpected extra argument"),
         (["run", "x", "--pos", "last"], "--pos"),
     ],
@@ -288,6 +294,7 @@ UNWRITABLE = ["", ".", "there", "file/page.html", "/proc/version/x", "n" * 300]
 @pytest.mark.parametrize(
     "words",
     [["demo", "--html"], ["run", "x", "--save"], ["norms", "x", "--csv"], ["norms", "x", "--figure"],
+     ["patch", "x", "y", "--csv"], ["patch", "x", "y", "--figure"],
      ["compare", "a", "b", "--html"]],
     ids=" ".join,
 )  # fmt: skip

@@ -36,7 +36,8 @@ NO_VERB = {
         "hf-cannot-run hf-computed-weight hf-dropout hf-head hf-hooks hf-part hf-patched-forward hf-tensors "
         "hf-wrong-class no-head reload-differs reload-raises save-raises save-would-lose weights-misfit",
     "takes tensors, arrays, figures or settings made in Python":
-        "bandwidth id-out-of-range ids-dtype mask-while-captured no-coefficients no-page not-a-fit "
+        "bandwidth heatmap-centre id-out-of-range ids-dtype mask-while-captured matrix-axes no-coefficients no-page "
+        "not-a-fit "
         "not-a-rectangle not-a-state-dict not-auditable not-axes not-counted not-labelled not-measurable "
         "padding-side pattern-axes regressor-misfit score-axes text-kind tokens-length too-many-bins "
         "unknown-covariance",
@@ -48,8 +49,7 @@ NO_VERB = {
     "patches, ablates, or measures one number of a run":
         "ablate-how align-misfit edit-mean-of-pattern gradient-along gradient-rules metric-kind "
         "metric-positions metric-shape metric-tokens metric-without-gradient no-texts nothing-to-normalize path-order "
-        "path-through sweep-direction sweep-over sweep-part "
-        "texts-of-unequal-length",
+        "path-through sweep-direction sweep-over sweep-part",
     "gathers statistics of a stream": "no-series statistics-kind stream-misfit unknown-of",
     "is said by the verb in its own words before it gets there":
         "look-and-beams max-new-tokens not-finite nothing-to-draw return-sequences stream-beams path-not-found",
@@ -156,7 +156,8 @@ OPENING = ("run", "generate", "norms", "compare")
 OF_VERBS = dict.fromkeys(
     ("beams-vocabulary", "compiler-failed", "generation-not-implemented", "kernel-tables", "no-compiler", "overflow",
      "return-sequences", "sampler-setting", "too-long"), ("generate",),
-) | {"log-of-zero": ("norms",), "pattern-for-a-name": ("run",), "unknown-checkpoint": ("run",)}  # fmt: skip
+) | {"log-of-zero": ("norms",), "pattern-for-a-name": ("run",), "unknown-checkpoint": ("run",),
+     "sweep-memory": ("patch",), "texts-of-unequal-length": ("patch",)}  # fmt: skip
 """Codes that only these verbs reach; the others are reached by all that open a model."""
 
 

@@ -121,6 +121,15 @@ FOLLOWED: list[Typed] = [
     ("head-missing", ["run", "-m", "plain", "--ids", "1,2", "--config", "untied.json"],
      ["run", "-m", "plain", "--ids", "1,2", "--config", C]),
     ("empty-stop", ["generate", TEXT, "--stop", ""], ["generate", TEXT]),
+    ("texts-of-unequal-length", ["patch", TEXT, TEXT * 2], ["patch", TEXT, TEXT * 2, "--align"]),
+    ("no-such-axis", ["patch", TEXT, TEXT, "--over", "layer,head"], ["patch", TEXT, TEXT, "--over", "layer"]),
+    ("no-such-axis", ["patch", TEXT, TEXT, "--over", "layer,head"],
+     ["patch", TEXT, TEXT, "--over", "layer,head", "--names", "attn.ckpt_z"]),
+    ("no-tokenizer", ["patch", TEXT, TEXT, "-m", "plain"], ["patch", TEXT, TEXT, "-m", "plain", "--tokenizer", T]),
+    ("texts-misfit", ["patch", TEXT, TEXT * 2, "--align", "--names", "pattern"],
+     ["patch", TEXT, TEXT * 2, "--align", "--names", "attn.ckpt_z"]),
+    ("not-one-token", ["patch", TEXT, TEXT, "--token", "bouquet"], ["patch", TEXT, TEXT, "--token", " flowers"]),
+    ("empty-text", ["patch", "", TEXT], ["patch", TEXT, TEXT]),
     ("unknown-numerics", ["generate", TEXT, "--numerics", "quick"], ["generate", TEXT, "--numerics", "exact"]),
 ]  # fmt: skip
 

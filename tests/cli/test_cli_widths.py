@@ -19,6 +19,7 @@ TEXT = "Once upon a time there was a little cat who lived with her mother."
 COMMANDS = {
     "run": ["run", TEXT, "--names", "blocks.1.**"],
     "norms": ["norms", TEXT],
+    "patch": ["patch", "Tom has a ball. Tom likes the", "Tom has a cat. Tom likes the"],
     "doctor": ["doctor"],
     "ties": ["ties", "bundled"],
 }

@@ -38,6 +38,7 @@ VERBS = {
     "ties": "Find shared and doubled weights in a weights file or folder.",
     "generate": "Continue a text.",
     "norms": "Measure the norms of a checkpoint's vectors by layer.",
+    "patch": "Patch one text's run with another's.",
     "check": "Check your answers to the course that builds GPT-2.",
     "doctor": "Check the installation and the bundled model.",
 }

@@ -215,6 +215,69 @@ class Norms(ModelWish):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Patch(ModelWish):
+    """Two texts, the tokens that tell their runs apart, and what is patched."""
+
+    MORE = """
+    Runs both texts, puts single values of the one run into the other, each in a run of its own, and shows where that
+    moves the logit of a token that may come next, or the difference of two.
+    """
+
+    clean: Annotated[str, argument("CLEAN", "The text whose values are put in; - reads it from standard input.")]
+    corrupted: Annotated[str, argument("CORRUPTED", "The text whose run they are put into, of as many tokens.")]
+    token: Annotated[
+        str | None, option("TOKEN", "Whose logit: a text that is one token.", "the likeliest after CLEAN")
+    ] = None
+    against: Annotated[str | None, option("TOKEN", "Take this token's logit off.", "the likeliest after CORRUPTED")] = (
+        None
+    )
+    names: Annotated[
+        list[str] | None,
+        option("CHECKPOINT", "What is patched, with or without its block. Repeatable.", "resid_pre"),
+    ] = None
+    over: Annotated[
+        str,
+        option("AXES", "What to go over: layer, head, pos, neuron, with commas between; what is not there is patched "
+               "as a whole."),
+    ] = "layer,pos"  # fmt: skip
+    direction: Annotated[
+        str, option("denoise|noise", "denoise: values of CLEAN into CORRUPTED; noise: the other way.")
+    ] = "denoise"
+    align: Annotated[bool, flag("--align", "Pair the tokens that both texts share, for texts of unequal length.")] = (
+        False
+    )
+    top: Annotated[int, option("N", "How many patches to show; --csv and --json have all.", min=1)] = 10
+    figure: Annotated[Path | None, option("FILE", "Draw them, of two axes: .svg, .pdf, .png.")] = None
+    csv: Annotated[Path | None, option("FILE", "Write every patch.")] = None
+
+    def __post_init__(self) -> None:
+        if self.direction not in ("denoise", "noise"):
+            raise typer.BadParameter(f"{self.direction!r} given, expected denoise or noise.", param_hint="--direction")
+        known = ("layer", "head", "pos", "neuron")
+        if len(set(self.axes)) < len(self.axes) or not set(self.axes) <= set(known):
+            raise typer.BadParameter(f"{self.over!r} given, expected some of {','.join(known)}.", param_hint="--over")
+        count = len(self.axes) + (len(self.checkpoints) > 1)
+        if self.figure is not None and count != 2:
+            raise typer.BadParameter(
+                f"{count} axes, expected two to draw: one of --names with two axes in --over, or several with one.",
+                param_hint="--figure",
+            )
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """The axes of `over`."""
+        return tuple(axis.strip() for axis in self.over.split(",") if axis.strip())
+
+    @property
+    def checkpoints(self) -> list[str]:
+        """What is patched."""
+        return self.names or ["resid_pre"]
+
+    def outputs(self) -> dict[str, Path | None]:
+        return {"--figure": self.figure, "--csv": self.csv}
+
+
+@dataclass(frozen=True, kw_only=True)
 class Check(Wish):
     """A file with answers to the course, and how much of what is wrong to give away."""
 

@@ -128,6 +128,11 @@ WORDS: Mapping[str, str | tuple[str, str | Callable[[re.Match[str]], str]]] = {
     "no-tokenizer": "Give the tokenizer: --tokenizer tokenizer.json; or token ids in the text's place: --ids 1,2,3.",
     "norms not-fitted": "Give other texts, or --lags 0, which shows the norms alone.",
     "overflow": "Give --overflow error or --overflow slide.",
+    "patch empty-text": "Give some text, of one token or more.",
+    "patch no-such-axis": "Leave that axis out of --over, or choose other --names, of which each has every axis.",
+    "patch no-tokenizer": "Give the tokenizer: --tokenizer tokenizer.json.",
+    "patch texts-misfit": "Choose other --names, such as attn.ckpt_z, or give texts of as many tokens.",
+    "sweep-memory": "Give shorter texts, or --names of one block, such as blocks.0.resid_pre.",
     "pad-without-mask": "Give the ids without what fills them up.",
     "pattern-for-a-name": (r"`ckpts\.stack.*", _NAMES),
     "return-sequences": (
@@ -136,6 +141,7 @@ WORDS: Mapping[str, str | tuple[str, str | Callable[[re.Match[str]], str]]] = {
     ),
     "run empty-text": _NOTHING,
     "sampler-setting": "`pellucid generate --help` says what each option takes.",
+    "texts-of-unequal-length": "Give texts of as many tokens, or --align, which pairs the tokens that both share.",
     "too-long": (r"or pass overflow='slide'", "or add --overflow slide"),
     "unknown-checkpoint": (r"`model\.ckpt_names` lists.*", _NAMES),
 }

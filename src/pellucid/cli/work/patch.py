@@ -1,0 +1,128 @@
+"""`pellucid patch`: values of one text's run put into another's, and what each of them changes."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+from rich.text import Text
+
+import pellucid as pl
+from pellucid.cli.shared.layout import Column, Grid
+from pellucid.cli.shared.outputs import require_format, say_written, write_csv, write_figure
+from pellucid.cli.shared.screen import progress, show, show_json
+from pellucid.cli.shared.tables import bar, heading, number
+from pellucid.cli.shared.texts import read_text
+from pellucid.cli.verbs import Patch
+from pellucid.errors import visible
+from pellucid.patching.sweeps import Direction
+
+if TYPE_CHECKING:
+    import xarray
+
+
+@dataclass(frozen=True)
+class Patched:
+    """What was asked for, and what came out.
+
+    Attributes:
+        clean, corrupted: The metric of the two plain runs.
+        token, against: The tokens whose logits it reads; `against` is None for a single logit.
+        tokens: Those of the text whose run is patched.
+        axes: The axes of `values`, and their entries.
+        values: The metric after each patch, one list within another; null where there is no such patch.
+    """
+
+    model: str
+    names: list[str]
+    direction: str
+    metric: str
+    units: str
+    token: str
+    against: str | None
+    clean: float
+    corrupted: float
+    tokens: list[str]
+    axes: dict[str, list[Any]]
+    values: Any
+
+
+def patch(wish: Patch) -> None:
+    """Patch one text's run with another's, show the strongest patches, and write what was asked for."""
+    require_format(wish.figure)
+    texts = read_text(wish.clean), read_text(wish.corrupted)
+    model = wish.open()
+    with progress("running"):
+        token, against = _answers(wish, model, texts)
+        metric = pl.metrics.logit(token) if against is None else pl.metrics.logit_difference(token, against)
+        align = pl.patching.align(model, *texts) if wish.align else None
+    names: Any = wish.checkpoints if len(wish.checkpoints) > 1 else wish.checkpoints[0]
+    swept = pl.patching.sweep(
+        model, *texts, names, over=wish.axes, metric=metric, direction=cast(Direction, wish.direction), align=align,
+        progress=not wish.as_json,
+    )  # fmt: skip
+    base = model.tokenize(texts[1 if wish.direction == "denoise" else 0]).strings[0]
+    if wish.csv is not None:
+        write_csv(wish.csv, swept.to_dataframe(name="value").dropna().reset_index())
+    if wish.figure is not None:
+        write_figure(wish.figure, lambda: pl.plot.heatmap(swept).get_figure())
+    if wish.as_json:
+        show_json(asdict(Patched(
+            model=wish.model_name, names=wish.checkpoints, direction=wish.direction, metric=swept.attrs["metric"],
+            units=swept.attrs["units"], token=str(token), against=None if against is None else str(against),
+            clean=swept.attrs["clean"], corrupted=swept.attrs["corrupted"], tokens=base,
+            axes={str(dim): swept[dim].values.tolist() for dim in swept.dims}, values=swept.values.tolist(),
+        )))  # fmt: skip
+    else:
+        _show(swept, wish.top)
+        say_written(wish)
+
+
+def _answers(
+    wish: Patch, model: pl.CkptedTransformer, texts: tuple[str, str]
+) -> tuple[pl.metrics.Token, pl.metrics.Token | None]:
+    """The tokens whose logits are read; the likeliest after each text, if they are not given."""
+    given = [_token(model, one) for one in (wish.token, wish.against)]
+    if given[0] is not None:
+        return given[0], given[1]
+    likeliest = [int(model.next_token_logits(text).argmax()) for text in texts]
+    found = [mine if mine is not None else other for mine, other in zip(given, likeliest, strict=True)]
+    pieces = (
+        found if model.tokenizer is None else [p if isinstance(p, str) else model.tokenizer.decode(p) for p in found]
+    )
+    return pieces[0], None if pieces[0] == pieces[1] else pieces[1]
+
+
+def _token(model: pl.CkptedTransformer, given: str | None) -> pl.metrics.Token | None:
+    """A token that was given: its text, or of a model without a tokenizer its id."""
+    return int(given) if given is not None and model.tokenizer is None and given.isdecimal() else given
+
+
+def _show(swept: xarray.DataArray, top: int) -> None:
+    """The patches that move the metric most, the strongest first."""
+    attrs, values = swept.attrs, swept.values
+    moved = np.abs(np.nan_to_num(values - attrs["unchanged"]))
+    order = np.argsort(-moved, axis=None, kind="stable")[: min(top, int(np.isfinite(values).sum()))]
+    span = abs(attrs["clean"] - attrs["corrupted"]) or float(moved.max()) or 1.0
+    show(heading(attrs["title"], first=True), Text(attrs["metric"]))
+    plain = Grid(Column(label=True, style="cyan"), Column(right=True), heading=None)
+    for side in ("clean", "corrupted"):
+        plain.add(f"the {side} run", number(attrs[side]))
+    show(plain, Text(""))
+    axes = [str(dim) for dim in swept.dims]
+    grid = Grid(
+        *(Column(axis, right=axis != "checkpoint", style="cyan", label=not place) for place, axis in enumerate(axes)),
+        *([Column("token")] if "token" in swept.coords else []),
+        Column("value", right=True), Column("change", right=True), Column(picture=True, style="green"),
+    )  # fmt: skip
+    for at in order:
+        place = dict(zip(axes, np.unravel_index(at, values.shape), strict=True))
+        entries = [str(swept[axis].values[i]) for axis, i in place.items()]
+        token = [visible(str(swept["token"].values[place["pos"]]))] if "token" in swept.coords else []
+        change = float(values.flat[at]) - attrs["unchanged"]
+        grid.add(*entries, *token, number(float(values.flat[at])), number(change), bar(abs(change) / span, 16))
+    show(grid)
+    left = int(np.isfinite(values).sum()) - len(order)
+    if left > 0:
+        show(Text(f"and {left} that change less; a full bar is the difference of the two runs", style="dim"))
