@@ -47,6 +47,8 @@ from pellucid.errors import (
 from pellucid.errors import (
     WeightsError as WeightsError,
 )
+from pellucid.folding import Folded as Folded
+from pellucid.folding import fold as fold
 from pellucid.generate import stages as stages
 from pellucid.generate.generation import Generation as Generation
 from pellucid.generate.generation import Token as Token

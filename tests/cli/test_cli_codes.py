@@ -42,6 +42,7 @@ NO_VERB = {
         "padding-side pattern-axes regressor-misfit score-axes text-kind tokens-length too-many-bins "
         "unknown-covariance",
     "multiplies factored matrices": "factors-misfit not-square",
+    "folds and centres weights": "folding-differs folding-without-bias",
     "attributes captured values":
         "attribution-by attribution-not-finite attribution-of-some-heads attribution-target "
         "captures-without-model lens-model lens-of-another-model lens-place lens-setting "
