@@ -198,7 +198,8 @@ def test_what_is_allowed() -> None:
 MAY_KNOW_GPT2 = ("gpt2", "exercises")
 """Rooms that may: the family's own, and the course's exercises, which are GPT-2's by nature."""
 
-REGISTRATION = ("families", "pellucid.gpt2.family.GPT2")
+REGISTRATION = "families"
+"""Names where the family is, in a string, so it is imported when somebody asks for it."""
 
 OF_GPT2 = {field.name for field in dataclasses.fields(pellucid.TransformerConfig)} - {
     name for name in vars(Config) if not name.startswith("_")
@@ -213,9 +214,11 @@ def knowledge_of_gpt2(module: str, source: str) -> list[str]:
     found = [
         f"{module}:{at.line} imports {at.imports}"
         for at in imports_of(module, source)
-        if at.imports.startswith("pellucid.gpt2") and (module, at.imports) != REGISTRATION
+        if at.imports.startswith("pellucid.gpt2")
     ]
     for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Constant) and str(node.value).startswith("pellucid.gpt2") and module != REGISTRATION:
+            found.append(f"{module}:{node.lineno} names {node.value}")
         if isinstance(node, ast.Attribute) and node.attr in OF_GPT2:
             of = node.value.attr if isinstance(node.value, ast.Attribute) else getattr(node.value, "id", "")
             if of == "config":
@@ -233,6 +236,7 @@ def test_only_the_family_knows_gpt2() -> None:
         ("run.model", "from pellucid.gpt2.config import TransformerConfig"),
         ("weights.load", "from pellucid import gpt2\nfrom pellucid.gpt2 import layouts"),
         ("families", "from pellucid.gpt2.config import TransformerConfig"),
+        ("weights.load", "build = later('pellucid.gpt2.model', 'build')"),
         ("text.batching", "def check(self):\n    return self.config.n_positions"),
         ("measure.head_scores", "last = model.config.n_layer - 1"),
         ("run.cache", "def f(config):\n    return config.n_head"),

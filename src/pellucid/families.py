@@ -2,19 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from typing import Any
+import importlib
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
+from typing import Any, overload
 
 from pellucid import aliases
 from pellucid.config import Config
 from pellucid.errors import ConfigError, UnknownNameError, shown
 from pellucid.family import Family
-from pellucid.gpt2.family import GPT2
-from pellucid.llama.family import LLAMA
 from pellucid.schema import Schema
 from pellucid.weights import hub
 
-FAMILIES: tuple[Family, ...] = (GPT2, LLAMA)
+_REGISTERED = ("pellucid.gpt2.family.GPT2", "pellucid.llama.family.LLAMA")
+
+
+class _Families(Sequence[Family]):
+    """The families in their order; each is imported when somebody comes to it."""
+
+    def __len__(self) -> int:
+        return len(_REGISTERED)
+
+    @overload
+    def __getitem__(self, index: int) -> Family: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Family]: ...
+
+    def __getitem__(self, index: int | slice) -> Family | Sequence[Family]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        module, _, name = _REGISTERED[index].rpartition(".")
+        return getattr(importlib.import_module(module), name)
+
+
+FAMILIES: Sequence[Family] = _Families()
 
 
 def family_of(config: object) -> Family:
@@ -100,13 +122,10 @@ def kind_and_block(name: aliases.Name) -> tuple[str, str | None]:
     Raises:
         UnknownNameError: No family knows it.
     """
-    known = [family.schema_of({"layer": 1}) for family in FAMILIES]
-    for schema in known[:-1]:
-        try:
-            return aliases.kind_and_block(name, schema)
-        except UnknownNameError:
-            continue
-    return aliases.kind_and_block(name, known[-1])
+    for family in FAMILIES:
+        with suppress(UnknownNameError):
+            return aliases.kind_and_block(name, family.schema_of({"layer": 1}))
+    return aliases.kind_and_block(name, FAMILIES[-1].schema_of({"layer": 1}))  # which says what names there are
 
 
 def axes_of(kind: str) -> tuple[str, ...]:

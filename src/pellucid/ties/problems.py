@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from pellucid.layout import EMBED, HEAD
 from pellucid.ties.memory import Named, coverage
 from pellucid.ties.optimizers import REBUILD
 from pellucid.ties.predict import Loss, sentence
 from pellucid.ties.standins import GENERATION, NO_TENSOR
 from pellucid.ties.subject import Subject
-from pellucid.weights.prefixes import EMBEDDINGS, HEADS
+from pellucid.weights.prefixes import endings
 
 if TYPE_CHECKING:
     from pellucid.ties.audit import TieAudit
@@ -106,7 +107,8 @@ def _loss(lost: Sequence[Loss], audit: TieAudit, subject: Subject) -> Problem:
 def _fit_sizes(subject: Subject) -> str:
     """What to do if tensors do not fit the configuration."""
     tensors = {one.name: one.tensor for one in subject.named}
-    rows = {name: len(t) for name, t in tensors.items() if t.dim() == 2 and name.endswith((*EMBEDDINGS, *HEADS))}
+    tied = (*endings(EMBED), *endings(HEAD))
+    rows = {name: len(tensor) for name, tensor in tensors.items() if tensor.dim() == 2 and name.endswith(tied)}
     if len(set(rows.values())) < 2:
         fits = f" vocab_size is {next(iter(rows.values()))} then." if rows and subject.kind == "checkpoint" else ""
         return f"Make the configuration's sizes those of the tensors.{fits}"

@@ -24,7 +24,7 @@ from pellucid.ties.standins import Refused, Reread, reread
 from pellucid.ties.subject import Declared, Subject
 from pellucid.weights import files
 from pellucid.weights.layouts import our_shapes
-from pellucid.weights.prefixes import EMBEDDINGS, canonical_names, prefixed
+from pellucid.weights.prefixes import canonical_names, endings, prefixed
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,8 @@ def open_stored(
     subject = Subject(f"{stored.path} ({stored.format})", "checkpoint", named, declared)
     after = _predict(stored, config)
     if after.heads and after.tied_after:  # the tie that reading makes, under the names that the file has
-        found = (name for name in stored.tensors if name.endswith(EMBEDDINGS))
-        embedding = next(found, f"{FAMILIES[0].layouts[0].prefix}{EMBEDDINGS[0]}")
+        found = (name for name in stored.tensors if name.endswith(endings(EMBED)))
+        embedding = next(found, f"{FAMILIES[0].layouts[0].prefix}{endings(EMBED)[0]}")
         subject = replace(subject, declared=replace(declared, by_class={after.heads[0].name: embedding}))
     return StoredModel(subject, after, sum(file.stat().st_size for file in weights))
 

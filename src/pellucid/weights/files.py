@@ -10,19 +10,16 @@ from typing import Any
 from torch import Tensor
 
 from pellucid.errors import ConfigError, NotFoundError, WeightsError, printable
+from pellucid.layout import EMBED, HEAD
 from pellucid.weights import hub, saves
 from pellucid.weights.formats import Content, read_file, unpack
 from pellucid.weights.kinds import no_weights, only_weights
 from pellucid.weights.leftovers import listed
 from pellucid.weights.manifests import is_there, read_index, read_json, unreadable
-from pellucid.weights.prefixes import EMBEDDINGS, HEADS
+from pellucid.weights.prefixes import endings
 
 FOLDER_FILES = (*hub.WEIGHT_FILES, "ckpt.pt")
 """Where a folder keeps its weights, the best first; the last is what nanoGPT's train.py writes."""
-
-_TIED = (*EMBEDDINGS, *HEADS)
-"""Names of the matrix that a tied model writes once, although its index may give both; whether one of them is missing
-is known with the configuration."""
 
 
 @dataclass(frozen=True)
@@ -143,7 +140,10 @@ def _read_shards(index: Path) -> Content:
                 remedy=f"Download {shard} into {index.parent}.",
             )
         content = read_file(index.parent / shard)
-        promised = {name for name, file in weight_map.items() if file == shard and not name.endswith(_TIED)}
+        # A tied model writes its matrix once, although its index may give both names; whether one of them is missing is
+        # known with the configuration.
+        tied = (*endings(EMBED), *endings(HEAD))
+        promised = {name for name, file in weight_map.items() if file == shard and not name.endswith(tied)}
         absent, twice = sorted(promised - set(content.tensors)), sorted(set(content.tensors) & set(tensors))
         if absent or twice:
             raise WeightsError(

@@ -14,9 +14,9 @@ from pellucid.errors import ConfigError, WeightsError
 from pellucid.families import FAMILIES, family_of
 from pellucid.layout import EMBED, HEAD, ZEROS, Layout, Place, Row, Shape
 from pellucid.schema import Schema
-from pellucid.weights.layouts import NAMES, detect, our_shapes
+from pellucid.weights.layouts import detect, our_shapes
 from pellucid.weights.leftovers import harmless, listed, reason_of, refuse_empty, refuse_foreign, refuse_numbers
-from pellucid.weights.prefixes import HEADS, beside, canonical_names, prefixes_of, unwrapped, without_weight
+from pellucid.weights.prefixes import beside, canonical_names, endings, prefixes_of, unwrapped, without_weight
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def _copies(tensors: Mapping[str, Tensor]) -> dict[str, str]:
     """
     models = prefixes_of(tensors)
     given = {unwrapped(name) for name in tensors}
-    kept = max(models, key=lambda prefix: any(prefix + head in given for head in HEADS), default="")
+    kept = max(models, key=lambda prefix: any(prefix + head in given for head in endings(HEAD)), default="")
     pairs = [(name, models[kept].get(weight)) for p in models if p != kept for weight, name in models[p].items()]
     copies = {name for name, first in pairs if first is not None and _is_copy(tensors[name], tensors[first])}
     for first, *others in canonical_names(name for name in tensors if name not in copies).values():
@@ -295,11 +295,12 @@ def _other_family(theirs: Mapping[str, Tensor], config: Config) -> WeightsError:
 
 def _unknown_layout(tensors: Mapping[str, Tensor]) -> WeightsError:
     names = sorted(tensors)
+    known = dict.fromkeys(layout.name for family in FAMILIES for layout in family.layouts)  # families may share one
     return WeightsError(
         f"weights: their layout is not known; the first of {len(names)} tensors are "
         f"{listed([f'{name}{reason_of(name)}' for name in names[:6]])}.",
         code="layout-unknown",
-        remedy=f"Known are {', '.join(NAMES)}. Convert the weights with transformers, or rename its tensors.",
+        remedy=f"Known are {', '.join(known)}. Convert the weights with transformers, or rename its tensors.",
     )
 
 

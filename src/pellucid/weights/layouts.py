@@ -12,9 +12,6 @@ from pellucid.layout import HEAD, Layout, Place, Shape
 from pellucid.schema import Schema
 from pellucid.weights.prefixes import canonical_names
 
-NAMES = tuple(dict.fromkeys(layout.name for family in FAMILIES for layout in family.layouts))
-"""What layouts are called; families may share a name, as "hf", for different tables."""
-
 
 def detect(tensors: Mapping[str, Tensor]) -> Layout | None:
     """The layout of tensors under canonical names, or None."""

@@ -11,10 +11,10 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 
 from pellucid.families import FAMILIES
 from pellucid.family import Family
-from pellucid.layout import EMBED, HEAD
 
 _WRAPPERS = re.compile(
     r"(?:^|(?<=\.))(?:module|_module|_orig_mod|_forward_module|_fsdp_wrapped_module|_checkpoint_wrapped_module"
@@ -72,18 +72,20 @@ def _any(names: Iterable[str]) -> str:
     return "|".join(re.escape(name).replace(r"\{i\}", r"\d+") for name in names)
 
 
-_FAMILIES = tuple(map(_Words.of, FAMILIES))
+@cache
+def _words() -> tuple[_Words, ...]:
+    return tuple(map(_Words.of, FAMILIES))
 
 
-def _ends(ours: str) -> tuple[str, ...]:
+@cache
+def endings(ours: str) -> tuple[str, ...]:
+    """Return what transformers' names of the embedding or of the head end with, in every family."""
     rows = (
         (layout, row) for family in FAMILIES for layout in family.layouts[:1] for row in (*layout.rows, layout.head)
     )
     return tuple(dict.fromkeys(row.theirs[0].removeprefix(layout.prefix) for layout, row in rows if row.ours == ours))
 
 
-EMBEDDINGS, HEADS = _ends(EMBED), _ends(HEAD)
-"""What transformers' names of the embedding and of the head end with, in every family."""
 _LONGEST = 400
 """Characters; a longer name is no weight of a model."""
 
@@ -104,7 +106,7 @@ def _found(names: Iterable[str]) -> tuple[_Words, dict[str, dict[str, str]]]:
     """The family that most of the names are of, and its weights by what stands in front of them."""
     short = {name: unwrapped(name) for name in names if len(name) <= _LONGEST}
     found: list[tuple[_Words, dict[str, dict[str, str]]]] = []
-    for words in _FAMILIES:
+    for words in _words():
         models: defaultdict[str, dict[str, str]] = defaultdict(dict)
         for name, plain in short.items():
             match = words.weight.fullmatch(plain)
@@ -134,13 +136,13 @@ def _prefixed(name: str, words: _Words) -> str:
 
 def prefixed(name: str, family: Family) -> str:
     """A name with transformers' prefix, which a model without a head does not write."""
-    return _prefixed(name, _FAMILIES[FAMILIES.index(family)])
+    return _prefixed(name, _words()[FAMILIES.index(family)])
 
 
 def without_weight(name: str) -> str:
     """What stands in front of a weight's or buffer's name; the whole name of anything else."""
     short = unwrapped(name)
-    found = (words.known.fullmatch(short) for words in _FAMILIES)
+    found = (words.known.fullmatch(short) for words in _words())
     return next((match[1] for match in found if match is not None), name)
 
 
