@@ -33,6 +33,7 @@ class StandIn(ThreadingHTTPServer):
         refuse: A function from a file's name to (status, headers), or None to serve it.
         cut: Names whose body ends in the middle.
         pace: Bytes of a body at a time, and the seconds after each; all at once if None.
+        header_pace: The seconds after each byte of the headers; all at once if 0.
         etags: What is said of a file's content, where it is not its SHA-256.
         requests: Method and file of every request so far.
         token: What the last request was signed with.
@@ -48,6 +49,7 @@ class StandIn(ThreadingHTTPServer):
         self.refuse: Callable[[str], tuple[int, dict[str, str]] | None] = lambda name: None
         self.cut: set[str] = set()
         self.pace: tuple[int, float] | None = None
+        self.header_pace = 0.0
         self.closing = threading.Event()
         self.etags: dict[str, str] = {}
         self.requests: list[tuple[str, str]] = []
@@ -66,6 +68,16 @@ class Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *args: Any) -> None:
         pass
+
+    def flush_headers(self) -> None:
+        if not self.server.header_pace:
+            return super().flush_headers()
+        headers, self._headers_buffer = b"".join(self._headers_buffer), []
+        for byte in headers:
+            self.wfile.write(bytes([byte]))
+            if self.server.closing.wait(self.server.header_pace):
+                return None
+        return None
 
     def answer(self, status: int, headers: dict[str, str], body: bytes = b"") -> None:
         self.send_response(status)
@@ -325,6 +337,32 @@ def test_a_server_that_drips_is_left_and_a_slow_line_is_not(
     assert not list(tmp_path.rglob("snapshots/*/config.json"))
     server.pace = (4000, 0.02)  # a wait for every 4,000 bytes, many times as long as the patience in all
     assert same_logits(pl.load(REPOSITORY, hub=options(server, tmp_path)), hf)
+
+
+def test_headers_that_drip_are_left_as_well(
+    server: StandIn, hf: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub_answers, "PATIENCE", 0.3)
+    server.header_pace = 0.02  # hundreds of bytes: each in time, all of them late
+    assert refused(server, tmp_path).code == "hub-unreachable"
+    server.header_pace = 0.0
+    assert same_logits(pl.load(REPOSITORY, hub=options(server, tmp_path)), hf)
+    server.header_pace = 0.02  # what is cached needs no answer
+    assert same_logits(pl.load(REPOSITORY, hub=options(server, tmp_path)), hf)
+
+
+def test_headers_that_drip_in_the_middle_of_a_download_interrupt_it(
+    server: StandIn, hf: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub_answers, "PATIENCE", 0.3)
+
+    def drips(name: str) -> None:
+        server.header_pace = 0.02 if name == "model.safetensors" else 0.0
+
+    server.refuse = drips
+    error = refused(server, tmp_path)
+    assert error.code == "hub-interrupted"
+    assert re.search(r"model\.safetensors: no whole answer came in 0 seconds", error.message)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import re
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
@@ -66,15 +67,49 @@ def again(request: Callable[[], T]) -> T:
 
 @contextmanager
 def _steady() -> Generator[None]:
-    """Watch the bodies of the library's answers; without it a server that sends a byte a second is read for ever."""
+    """Watch the library's answers; without it a server that sends a byte a second is read for ever."""
     import huggingface_hub
 
-    hooks = huggingface_hub.get_session().event_hooks["response"]
-    hooks.append(_watch)
+    hooks = huggingface_hub.get_session().event_hooks
+    hooks["request"].append(_expect)
+    hooks["response"].append(_watch)
     try:
         yield
     finally:
-        hooks.remove(_watch)
+        hooks["request"].remove(_expect)
+        hooks["response"].remove(_watch)
+
+
+class _Expected:
+    """The seconds that a read may wait, asked for before each read: an answer whose headers drip is left in time.
+
+    Python's sockets take whatever has an index for a number of seconds; the library's own limit is one number, which
+    every byte that comes in time renews.
+    """
+
+    def __init__(self, url: str, plain: float | None) -> None:
+        self._url, self._plain = url, PATIENCE if plain is None else plain
+        self._until: float | None = time.monotonic() + PATIENCE
+
+    def __index__(self) -> int:
+        if self._until is not None and time.monotonic() > self._until:
+            raise WeightsError(
+                f"{self._url}: no whole answer came in {PATIENCE:.0f} seconds.",
+                code="hub-interrupted",
+                remedy=_ONCE_MORE,
+            )
+        return max(1, math.ceil(self._plain))
+
+    def came(self) -> None:
+        """The headers are there; how fast the body comes is watched by another rule."""
+        self._until = None
+
+
+def _expect(request: Any) -> None:
+    """Bound the time in which all headers of the answer to a request must have come."""
+    timeouts = request.extensions.get("timeout", {})
+    expected = _Expected(str(request.url), timeouts.get("read"))
+    request.extensions = {**request.extensions, "timeout": {**timeouts, "read": expected}}
 
 
 def _watch(response: Any) -> None:
@@ -83,6 +118,9 @@ def _watch(response: Any) -> None:
     Raises, when read:
         WeightsError: Fewer than `SLOWEST` bytes a second came in `PATIENCE` seconds of waiting.
     """
+    expected = response.request.extensions["timeout"]["read"]
+    if isinstance(expected, _Expected):
+        expected.came()
     plain = response.iter_raw
 
     def iter_raw(chunk_size: int | None = None) -> Iterator[bytes]:
