@@ -20,6 +20,9 @@ _REGISTERED = ("pellucid.gpt2.family.GPT2", "pellucid.llama.family.LLAMA")
 class _Families(Sequence[Family]):
     """The families in their order; each is imported when somebody comes to it."""
 
+    def __init__(self) -> None:
+        self._loaded: dict[int, Family] = {}  # every run asks for its family, and torch.compile traces no import
+
     def __len__(self) -> int:
         return len(_REGISTERED)
 
@@ -32,8 +35,10 @@ class _Families(Sequence[Family]):
     def __getitem__(self, index: int | slice) -> Family | Sequence[Family]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        module, _, name = _REGISTERED[index].rpartition(".")
-        return getattr(importlib.import_module(module), name)
+        if index not in self._loaded:
+            module, _, name = _REGISTERED[index].rpartition(".")
+            self._loaded[index] = getattr(importlib.import_module(module), name)
+        return self._loaded[index]
 
 
 FAMILIES: Sequence[Family] = _Families()
