@@ -15,10 +15,11 @@ import torch
 import pellucid as pl
 import support
 from pellucid import dialects
-from pellucid.dialects import CKPTS, MODEL
+from pellucid.dialects import CKPTS, MODEL, TOKENIZER
 
 PAGE = Path(__file__).parents[1] / "docs" / "coming_from_hookedtransformer.md"
-ROWS = [(owner, name) for owner, table in (("model", MODEL), ("ckpts", CKPTS)) for name in table]
+TABLES = {"model": MODEL, "ckpts": CKPTS, "tokenizer": TOKENIZER}
+ROWS = [(owner, name) for owner, table in TABLES.items() for name in table]
 
 
 def _names() -> dict[str, Any]:
@@ -28,7 +29,8 @@ def _names() -> dict[str, Any]:
     with torch.no_grad():
         _, ckpts = model.run_with_ckpts(ids)
     return {
-        "pl": pl, "torch": torch, "model": model, "ckpts": ckpts, "inputs": ids, "ids": ids[0], "text": "one cat sat",
+        "pl": pl, "torch": torch, "model": model, "tokenizer": model.tokenizer,
+        "ckpts": ckpts, "inputs": ids, "ids": ids[0], "text": "one cat sat",
         "token": 5, "tokens": [5, 6], "name": "ckpt_embed", "hook": lambda module, args, out: None,
     }  # fmt: skip
 
@@ -53,13 +55,14 @@ def test_the_attribute_does_not_exist_and_the_error_says_what_does(
 
 PROSE = {"b_U", "fold_layer_norm", "fold_value_biases", "process_weights_", "center_unembed", "center_writing_weights",
          "refactor_factored_attn_matrices", "load_and_process_state_dict", "model", "resize_token_embeddings",
-         "reset_hooks", "remove_all_hook_fns"}  # fmt: skip
+         "reset_hooks", "remove_all_hook_fns", "pad_token",
+         "add_tokens", "add_special_tokens", "apply_chat_template"}  # fmt: skip
 """Whose remedy is a sentence and no expression."""
 
 
 @pytest.mark.parametrize(("owner", "name"), [row for row in ROWS if row[1] not in PROSE])
 def test_what_the_error_says_works(names: dict[str, Any], owner: str, name: str, tmp_path: Path) -> None:
-    said = (MODEL if owner == "model" else CKPTS)[name]
+    said = TABLES[owner][name]
     code = re.sub(r" for the last$", "", said).replace(", and ", "; ").replace("'folder'", repr(str(tmp_path)))
     code = re.sub(r"(\)|\]|embed) and ", r"\1; ", code)
     parts = [part.strip() for part in code.split(";")]

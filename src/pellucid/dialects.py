@@ -157,6 +157,33 @@ MODEL: Mapping[str, str] = {
 }
 """Attributes of other libraries' models -> what to use here."""
 
+TOKENIZER: Mapping[str, str] = {
+    # transformers
+    "tokenize": "tokenizer.pieces(tokenizer.encode(text))",
+    "encode_plus": "tokenizer(text)",
+    "batch_encode_plus": "tokenizer([text])",
+    "convert_tokens_to_string": "tokenizer.decode(ids)",
+    "vocab": "tokenizer.get_vocab()",
+    **{f"{name}_token": f"tokenizer.convert_ids_to_tokens(tokenizer.{name}_token_id)" for name in ("bos", "eos")},
+    "pad_token": "model.tokenize(text), which pads and masks texts",
+    "add_tokens": "pl.to_hf(model) with a tokenizer of transformers', and pl.from_hf of what it became",
+    "add_special_tokens": "pl.to_hf(model) with a tokenizer of transformers', and pl.from_hf of what it became",
+    "save_pretrained": "tokenizer.save('folder')",
+    "apply_chat_template": "a text with the words of the template in it",
+    # tokenizers
+    "encode_batch": "tokenizer([text])",
+    "decode_batch": "tokenizer.batch_decode([ids])",
+    "id_to_token": "tokenizer.convert_ids_to_tokens(token)",
+    "token_to_id": "tokenizer.token_id(' cat')",
+    "get_vocab_size": "len(tokenizer)",
+    "to_str": "tokenizer.to_json()",
+    # tiktoken
+    "n_vocab": "len(tokenizer)",
+    "encode_ordinary": "tokenizer.encode(text)",
+    "eot_token": "tokenizer.eos_token_id",
+}
+"""Attributes of other libraries' tokenizers -> what to use here."""
+
 _FINAL = "model.ln_final(ckpts.stack('resid_post'))"
 
 CKPTS: Mapping[str, str] = {

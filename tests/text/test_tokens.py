@@ -573,9 +573,67 @@ def test_half_a_character_is_refused():
 
 def test_ids_that_no_vocabulary_has(bundled: pl.CkptedTransformer):
     assert bundled.tokenizer is not None
-    assert bundled.tokenizer.decode([5000]) == ""
-    with pytest.raises(pl.InputError):
-        bundled.tokenizer.decode([2**40])
+    tokenizer = bundled.tokenizer
+    with pytest.warns(pl.PellucidWarning, match="id 5000 and 1 more without a text: none of its 4096 tokens"):
+        assert tokenizer.decode([5, 5000, 10**9]) == tokenizer.decode(5)
+    assert tokenizer.pieces([5, 5000]) == [tokenizer.decode(5), ""]  # labels of a model with more rows
+    assert tokenizer.convert_ids_to_tokens([5000]) == [None]
+
+
+NO_IDS: dict[str, tuple[Any, str]] = {
+    "beyond any vocabulary": ([2**40], "id-out-of-range"),
+    "a number that fills a line": ([10**300], "id-out-of-range"),
+    "negative": (-1, "id-out-of-range"),
+    "a truth value": ([True], "ids-dtype"),
+    "a fraction": ([1.0], "ids-dtype"),
+    "a text": ("ab", "ids-dtype"),
+    "bytes": (b"ab", "ids-dtype"),
+    "nothing": (None, "ids-dtype"),
+    "a set": ({1, 2}, "ids-dtype"),
+    "rows in a list": ([[1, 2], [3]], "ids-dtype"),
+    "rows in a tensor": (torch.ones(2, 3, dtype=torch.long), "ids-dtype"),
+    "a tensor without numbers": (torch.ones(2, dtype=torch.long, device="meta"), "ids-not-dense"),
+    "a sparse tensor": (torch.eye(2).long().to_sparse(), "ids-not-dense"),
+}
+
+
+@pytest.mark.parametrize("kind", NO_IDS)
+@pytest.mark.parametrize("verb", ["decode", "pieces", "convert_ids_to_tokens"])
+def test_what_is_no_id_is_refused_at_every_door(verb: str, kind: str, gpt2_tokenizer: pl.Tokenizer):
+    ids, code = NO_IDS[kind]
+    with pytest.raises(pl.InputError) as caught:
+        getattr(gpt2_tokenizer, verb)(ids)
+    assert caught.value.code == code
+    assert len(str(caught.value)) < 400
+
+
+def test_what_is_one_row_is_decoded_whatever_its_axes(gpt2_tokenizer: pl.Tokenizer):
+    for ids in (torch.tensor([[5, 6]]), np.array([[5, 6]]), (5, 6), range(5, 7), iter([5, 6]), [torch.tensor(5), 6]):
+        assert gpt2_tokenizer.decode(ids) == "&'"
+
+
+@pytest.mark.parametrize("text", [None, 5, b"ab", Path("x"), ["a", 5], "\ud800", {"a": "b"}], ids=repr)
+def test_what_is_no_text_is_refused_at_every_door(text: Any, gpt2_tokenizer: pl.Tokenizer):
+    for verb in (gpt2_tokenizer, gpt2_tokenizer.encode, gpt2_tokenizer.token_id, gpt2_tokenizer.convert_tokens_to_ids):
+        with pytest.raises(pl.InputError) as caught:
+            verb(text)
+        assert caught.value.code == "text-kind"
+
+
+def test_rows_are_given_in_a_list(gpt2_tokenizer: pl.Tokenizer):
+    assert gpt2_tokenizer.batch_decode(torch.tensor([[5], [6]])) == ["&", "'"]
+    for rows in (5, "ab", None):
+        with pytest.raises(pl.InputError, match="several of these: row of ids"):
+            gpt2_tokenizer.batch_decode(rows)
+
+
+@pytest.mark.parametrize("name", ["nowhere", "", "a file"])
+def test_a_folder_that_is_none_is_refused(name: str, tmp_path: Path):
+    (tmp_path / "a file").write_text("{}")
+    folder = tmp_path / name if name else Path("not here")
+    with pytest.raises(pl.NotFoundError, match="no such folder") as caught:
+        pl.Tokenizer.from_folder(folder)
+    assert caught.value.code == "path-not-found"
 
 
 def test_added_tokens_beside_a_vocabulary(tmp_path: Path):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import PurePath
 from typing import Any, Protocol, runtime_checkable
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pellucid.check import as_whole
-from pellucid.errors import InputError, ShapeError
+from pellucid.errors import InputError, ShapeError, shown
 
 Table = Tensor | list[Tensor]
 """[B, P], or rows [P] of unequal lengths."""
@@ -178,6 +179,35 @@ def _instead_of(given: object) -> str:
     if as_whole(given) is not None:
         return "Pass [given] for a text of one token."
     return "Pass a string, a list of strings, a tensor of ids [B, P] or lists of ids."
+
+
+def listed(ids: int | Iterable[int]) -> list[int]:
+    """Ids as Python's numbers, none of which is negative or beyond any vocabulary."""
+    if isinstance(ids, Tensor):
+        require_dense(ids, "what is decoded")
+    several_rows = isinstance(ids, (Tensor, np.ndarray)) and ids.ndim > 1 and math.prod(ids.shape[:-1]) != 1
+    given = ids.reshape(-1).tolist() if isinstance(ids, (Tensor, np.ndarray)) and not several_rows else ids
+    one = as_whole(given)
+    if isinstance(given, (str, bytes, Mapping, Set)) or not isinstance(given, Iterable) or one is not None:
+        given = [given]
+    read: list[Any] = list(given)
+    if not set(map(type, read)) <= {int}:
+        wrong = next((token for token in read if as_whole(token) is None), None)
+        if None in (found := [as_whole(token) for token in read]):
+            raise InputError(
+                f"tokenizer: {shown(wrong)} among the ids, expected whole numbers.",
+                code="ids-dtype",
+                remedy="Pass an id, or ids in a list or a tensor; `batch_decode` takes several rows.",
+            )
+        read = found
+    wrong = next((token for token in read if not 0 <= token < 2**32), None)
+    if wrong is not None:
+        raise InputError(
+            f"tokenizer: id {shown(wrong)}, expected one of a vocabulary, 0 or more.",
+            code="id-out-of-range",
+            remedy="Decode with the tokenizer that the ids come from.",
+        )
+    return read
 
 
 def empty(what: str) -> InputError:

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from pellucid import atomic
 from pellucid.check import as_whole
-from pellucid.dialects import named_arguments
-from pellucid.errors import InputError, shown
+from pellucid.dialects import TOKENIZER, named_arguments, unknown_attribute
+from pellucid.errors import InputError, NotFoundError, shown, warn
 from pellucid.text import tokenizer_files
+from pellucid.text.ids import listed
 from pellucid.weights.manifests import is_there
 
 UNFINISHED = "\ufffd"
@@ -67,8 +68,15 @@ class Tokenizer:
         transformers: `tokenizer_config.json`, or else `special_tokens_map.json` and `added_tokens.json`.
 
         Raises:
+            NotFoundError: There is no such folder.
             WeightsError: A file that cannot be read.
         """
+        if not Path(folder).is_dir():
+            raise NotFoundError(
+                f"{folder}: no such folder, expected one that holds a tokenizer's files.",
+                code="path-not-found",
+                remedy="Give a folder, or a tokenizer.json to pl.Tokenizer.from_file.",
+            )
         found = tokenizer_files.read_folder(Path(folder))
         if found is not None:
             return cls(*found)
@@ -132,7 +140,7 @@ class Tokenizer:
             >>> tokenizer("Once upon a time", return_tensors="pt").input_ids.shape
             torch.Size([1, 4])
         """
-        rows = [self._ids(one) for one in ([text] if isinstance(text, str) else text)]
+        rows = [self._ids(one) for one in ([text] if isinstance(text, str) else _several(text, "text"))]
         masks = [[1] * len(row) for row in rows]
         if return_tensors is not None:
             return Encoding(
@@ -153,17 +161,14 @@ class Tokenizer:
             try:
                 return self._backend.encode(text, add_special_tokens=False).ids
             except TypeError as error:  # another type, or half of a surrogate pair
-                raise InputError(
-                    f"tokenizer: {type(text).__name__} {text!r:.40}, expected text that UTF-8 can hold.",
-                    code="text-kind",
-                    remedy="Pass a str; text read with errors='surrogateescape' has to be decoded first.",
-                ) from error
+                raise _no_text(text) from error
 
     @named_arguments(ELSEWHERE)
     def decode(self, ids: int | Iterable[int], *, after: Iterable[int] = (), skip_special_tokens: bool = False) -> str:
         """The text of one id or several; bytes that are not UTF-8 come out as U+FFFD.
 
-        Ids behind the vocabulary have no text: a model may have more rows than its tokenizer has tokens.
+        Ids behind the vocabulary have no text, and a warning says so: a model may have more rows than its tokenizer has
+        tokens.
 
         Args:
             ids: What is decoded.
@@ -174,7 +179,14 @@ class Tokenizer:
         Raises:
             InputError: A negative id, or one that no vocabulary has.
         """
-        own, before = _listed(ids), _listed(after)
+        own, before = listed(ids), listed(after)
+        without = [token for token in own if self._backend.id_to_token(token) is None]
+        if without:
+            more = f" and {len(without) - 1} more" if without[1:] else ""
+            warn(f"tokenizer: id {without[0]}{more} without a text: none of its {len(self)} tokens.")
+        return self._after(own, before, skip_special_tokens=skip_special_tokens)
+
+    def _after(self, own: list[int], before: list[int], *, skip_special_tokens: bool = False) -> str:
         if skip_special_tokens:
             special = {token for token, added in self._backend.get_added_tokens_decoder().items() if added.special}
             own = [token for token in own if token not in special]
@@ -184,29 +196,28 @@ class Tokenizer:
         return self._text(own) if stands_apart else whole.removeprefix(beginning)
 
     def _text(self, ids: list[int]) -> str:
-        wrong = next((i for i in ids if not 0 <= i < 2**32), None)
-        if wrong is not None:
-            raise InputError(
-                f"tokenizer: id {wrong}, expected 0 to {len(self) - 1}.",
-                code="id-out-of-range",
-                remedy="Decode with the tokenizer that the ids come from.",
-            )
         return self._backend.decode(ids, skip_special_tokens=False)
 
     def batch_decode(self, rows: Iterable[Any], *, skip_special_tokens: bool = False) -> list[str]:
         """The text of each row of ids."""
-        return [self.decode(row, skip_special_tokens=skip_special_tokens) for row in rows]
+        return [self.decode(row, skip_special_tokens=skip_special_tokens) for row in _several(rows, "row of ids")]
 
     def convert_ids_to_tokens(self, ids: int | Iterable[int]) -> str | list[str | None] | None:
         """The vocabulary's own spelling of one id or several, such as "Ġtime"; None behind the vocabulary."""
-        found = [self._backend.id_to_token(token) for token in _listed(ids)]
+        found = [self._backend.id_to_token(token) for token in listed(ids)]
         return found[0] if as_whole(ids) is not None else found
 
     def convert_tokens_to_ids(self, tokens: str | Iterable[str]) -> int | list[int | None] | None:
         """The ids of tokens in the vocabulary's own spelling; None if there is no such token."""
         if isinstance(tokens, str):
-            return self._backend.token_to_id(tokens)
-        return [self._backend.token_to_id(token) for token in tokens]
+            return self._number(tokens)
+        return [self._number(token) for token in _several(tokens, "token")]
+
+    def _number(self, token: str) -> int | None:
+        try:
+            return self._backend.token_to_id(token)
+        except (TypeError, UnicodeError) as error:
+            raise _no_text(token) from error
 
     def get_vocab(self) -> dict[str, int]:
         """Every token in the vocabulary's own spelling -> its id."""
@@ -238,7 +249,7 @@ class Tokenizer:
 
     def pieces(self, ids: Iterable[int]) -> list[str]:
         """Each id alone, as it is within a text, for labels."""
-        return [self.decode([i], after=[i]) for i in ids]
+        return [self._after([i], [i]) for i in listed(ids)]
 
     def token_id(self, piece: str) -> int:
         """The id of a text that is exactly one token.
@@ -293,6 +304,9 @@ class Tokenizer:
         """What `tokenizer.json` holds."""
         return self._backend.to_str(pretty=True)
 
+    def __getattr__(self, name: str) -> Any:
+        raise unknown_attribute("'Tokenizer' object", name, TOKENIZER)
+
     def __len__(self) -> int:
         """Size of the vocabulary, special tokens included."""
         return self._backend.get_vocab_size()
@@ -328,19 +342,23 @@ def _as_tensors(rows: list[list[int]], form: str) -> Any:
     return torch.tensor(rows, dtype=torch.long) if form == "pt" else np.array(rows, dtype=np.int64)
 
 
-def _listed(ids: int | Iterable[int]) -> list[int]:
-    given = ids.reshape(-1).tolist() if isinstance(ids, (Tensor, np.ndarray)) else ids
-    one = as_whole(given)
-    if one is not None:
-        return [one]
-    several: list[Any] = list(given) if isinstance(given, Iterable) and not isinstance(given, str) else [given]
-    if set(map(type, several)) <= {int}:
-        return several
-    read = [as_whole(token) for token in several]
-    if None in read:
+def _no_text(given: object) -> InputError:
+    said = "Pass a str; text read with errors='surrogateescape' has to be decoded first."
+    if not isinstance(given, (str, bytes)) and isinstance(given, Iterable):
+        said = "Pass one text, or several as a flat list: tokenizer(texts)."
+    return InputError(
+        f"tokenizer: {type(given).__name__} {shown(given):.80}, expected text that UTF-8 can hold.",
+        code="text-kind",
+        remedy=said,
+    )
+
+
+def _several(given: Any, what: str) -> Iterable[Any]:
+    """What was given if there are several in it; one alone has another verb, or is no text at all."""
+    if isinstance(given, (str, bytes, Mapping)) or not isinstance(given, Iterable):
         raise InputError(
-            f"tokenizer: {shown(several[read.index(None)])} among the ids, expected whole numbers.",
-            code="ids-dtype",
-            remedy="Pass an id, or ids in a list or a tensor; `batch_decode` takes several rows.",
+            f"tokenizer: {type(given).__name__} {shown(given):.80}, expected several of these: {what}.",
+            code="text-kind",
+            remedy=f"Pass a list, with an entry for each {what}.",
         )
-    return read  # pyright: ignore[reportReturnType] (None was refused)
+    return given
