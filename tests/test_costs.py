@@ -24,7 +24,7 @@ from pellucid.ckpt import Ckpt
 from pellucid.generate import stepper as stepping
 from pellucid.gpt2 import attention
 from pellucid.numerics import nonlinear
-from pellucid.run import recorder
+from pellucid.run import taps
 from pellucid.tap import StopAfter
 
 B, P, D, V = 2, 20, support.SIZES["n_embd"], support.SIZES["vocab_size"]
@@ -247,7 +247,7 @@ SLOWER: dict[str, tuple[Any, str, Any, tuple[Callable[[], None], ...]]] = {
         lambda scores, visible: scores.masked_fill_(visible.hidden(P, P, scores.device), -1e30), (one_pattern,),
     ),
     "everything captured is copied": (
-        recorder.Recorder, "_may_hand_out", lambda self, value: False, (residual_capture, everything_captured),
+        taps.Recorder, "_may_hand_out", lambda self, value: False, (residual_capture, everything_captured),
     ),
     "all logits for the last": (
         pl.CkptedTransformer, "next_token_logits", lambda self, ids: self(ids)[:, -1], (last_logits,),

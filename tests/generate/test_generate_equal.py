@@ -11,9 +11,8 @@ import torch
 import pellucid as pl
 import support
 from generate import hf_generation as theirs
-from pellucid.generate import stages
+from pellucid.generate import beams, stages
 from pellucid.open import BUNDLED
-from pellucid.run import versions
 
 LOGPROB = 1e-5
 """Largest distance of log-probabilities: rounding in float32."""
@@ -201,22 +200,22 @@ def test_beams_drawn_in_the_order_of_versions_before_5_24(seed: int, monkeypatch
         earlier.setattr(torch.Tensor, "sort", lambda x, **_: (x, torch.arange(x.size(-1)).expand_as(x)))
         wanted = theirs.generate(hf, rows, sampler=pl.Sampler(), **given)
     assert wanted.new != newest.new, "the order decides"
-    monkeypatch.setattr(versions.metadata, "version", lambda name: "5.23.0")
-    versions.followed.cache_clear()
+    monkeypatch.setattr(beams.metadata, "version", lambda name: "5.23.0")
+    beams.followed.cache_clear()
     out = ours.generate(rows, sampler=pl.Sampler(), **given)
-    versions.followed.cache_clear()
+    beams.followed.cache_clear()
     same(out, wanted)
     assert out.follows == "transformers 5.23"
 
 
 def test_the_newest_known_version_is_followed_without_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
     def absent(name: str) -> str:
-        raise versions.metadata.PackageNotFoundError(name)
+        raise beams.metadata.PackageNotFoundError(name)
 
-    monkeypatch.setattr(versions.metadata, "version", absent)
-    versions.followed.cache_clear()
-    assert versions.followed() == versions.NEWEST >= support.TRANSFORMERS
-    versions.followed.cache_clear()
+    monkeypatch.setattr(beams.metadata, "version", absent)
+    beams.followed.cache_clear()
+    assert beams.followed() == beams.NEWEST >= support.TRANSFORMERS
+    beams.followed.cache_clear()
 
 
 @pytest.mark.parametrize(

@@ -18,8 +18,8 @@ from pellucid.gpt2 import attention
 from pellucid.gpt2 import model as transformer
 from pellucid.numerics import nonlinear, products
 from pellucid.run import edit
-from pellucid.run.recorder import Recorder
 from pellucid.run.region import Region
+from pellucid.run.taps import Recorder
 from pellucid.tap import StopAfter
 from pellucid.text import batching as batches
 

@@ -64,7 +64,7 @@ def test_another_stream_gives_what_an_edit_gives(glass: pl.CkptedTransformer, st
 
 
 def _tap(edit: pl.Edit, glass: pl.CkptedTransformer) -> Any:
-    from pellucid.run.edit_tap import EditTap
+    from pellucid.run.taps import EditTap
 
     return EditTap(edit, glass.tokenize(RAGGED), glass.schema)
 

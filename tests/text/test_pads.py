@@ -13,7 +13,7 @@ from torch import Tensor
 import pellucid as pl
 import support
 from noticed import must_be_noticed
-from pellucid.text import pads
+from pellucid.text import ids
 
 E = 9
 
@@ -105,7 +105,7 @@ def _only_runs(ids: Tensor, pad: int) -> int | None:
     (lambda ids, pad: 0 if bool((ids == pad).any()) else None, accepts_texts),
 ])  # fmt: skip
 def test_what_is_broken_is_noticed(broken: Callable[..., int | None], check: Callable[[], None]) -> None:
-    must_be_noticed((pads, "padded_row", broken, check), by=[pl.InputError] if check is accepts_texts else [])
+    must_be_noticed((ids, "padded_row", broken, check), by=[pl.InputError] if check is accepts_texts else [])
 
 
 def settings(pad: int | None = None, *ends: int) -> pl.GenerationSettings:
@@ -123,28 +123,28 @@ def settings(pad: int | None = None, *ends: int) -> pl.GenerationSettings:
 def test_what_stands_where_there_is_no_text(
     given: pl.GenerationSettings, vocabulary: int, first: int | None, expected: int
 ) -> None:
-    assert pads.pad_id(given, vocabulary, first) == expected
+    assert ids.pad_id(given, vocabulary, first) == expected
 
 
 def test_the_first_row_that_was_filled_up_is_named() -> None:
-    assert pads.padded_row(torch.tensor([[1, 2, 3], [E, 4, 5], [E, 6, 7]]), E) == 1
-    assert pads.padded_row(torch.tensor([[1, 2, 3], [4, 5, 6], [7, 8, E]]), E) == 2
-    assert pads.padded_row(torch.tensor([[E, 1, E, E], [E, 2, 3, 4]]), E) == 0
-    assert pads.padded_row(torch.tensor([[E, 1, 2], [E, 3, 4]]), E) is None
-    assert pads.padded_row(torch.tensor([[E], [1]]), E) is None
-    assert pads.padded_row(torch.tensor([[E, 1], [2, 3]]), E) == 0, "of two columns one may be a pad"
+    assert ids.padded_row(torch.tensor([[1, 2, 3], [E, 4, 5], [E, 6, 7]]), E) == 1
+    assert ids.padded_row(torch.tensor([[1, 2, 3], [4, 5, 6], [7, 8, E]]), E) == 2
+    assert ids.padded_row(torch.tensor([[E, 1, E, E], [E, 2, 3, 4]]), E) == 0
+    assert ids.padded_row(torch.tensor([[E, 1, 2], [E, 3, 4]]), E) is None
+    assert ids.padded_row(torch.tensor([[E], [1]]), E) is None
+    assert ids.padded_row(torch.tensor([[E, 1], [2, 3]]), E) == 0, "of two columns one may be a pad"
 
 
 def test_runs_inside_a_row_are_counted_one_by_one() -> None:
-    assert pads.padded_row(torch.tensor([[E, E, 1, E, 2, E, 3], [1, 2, 3, 4, 5, 6, 7]]), E) == 0
-    assert pads.padded_row(torch.tensor([[E, E, E, 1, E, 2, E, E, E, 3]]), E) is None
-    assert pads.padded_row(torch.tensor([[1, 2, 3, 4, 5, E, E, 6, E], [1, 2, 3, 4, 5, 6, 7, 8, 1]]), E) is None
+    assert ids.padded_row(torch.tensor([[E, E, 1, E, 2, E, 3], [1, 2, 3, 4, 5, 6, 7]]), E) == 0
+    assert ids.padded_row(torch.tensor([[E, E, E, 1, E, 2, E, E, E, 3]]), E) is None
+    assert ids.padded_row(torch.tensor([[1, 2, 3, 4, 5, E, E, 6, E], [1, 2, 3, 4, 5, 6, 7, 8, 1]]), E) is None
 
 
 def test_the_first_id_that_occurs_at_all_is_named() -> None:
-    ids = torch.tensor([[1, 2], [3, 4], [2, 3]])
-    assert pads.first_row_with(ids, [7, 3, 1]) == (1, 3)
-    assert pads.first_row_with(ids, [2]) == (0, 2)
-    assert pads.first_row_with(torch.tensor([[1, 5], [3, 4]]), [3]) == (1, 3)
-    assert pads.first_row_with(ids, [7]) is None
-    assert pads.first_row_with(ids, []) is None
+    rows = torch.tensor([[1, 2], [3, 4], [2, 3]])
+    assert ids.first_row_with(rows, [7, 3, 1]) == (1, 3)
+    assert ids.first_row_with(rows, [2]) == (0, 2)
+    assert ids.first_row_with(torch.tensor([[1, 5], [3, 4]]), [3]) == (1, 3)
+    assert ids.first_row_with(rows, [7]) is None
+    assert ids.first_row_with(rows, []) is None

@@ -6,8 +6,11 @@ The search keeps `width` unfinished texts for each prompt and the best finished 
 
 from __future__ import annotations
 
+import functools
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from importlib import metadata
 from typing import Literal
 
 import torch
@@ -18,7 +21,15 @@ from pellucid.errors import InputError, shown
 from pellucid.generate.sampler import Context, Sampler
 from pellucid.generate.stepper import Stepper, checked, chosen_logprobs
 from pellucid.generate.stopping import Stopping
-from pellucid.run.versions import SORTED_DRAWS, followed
+
+NEWEST = (5, 24)
+"""The newest version of transformers that we know, followed where none is installed."""
+
+SORTED_DRAWS = (5, 24)
+"""The first version that sorts the drawn continuations of a beam search by their accumulated log-probability.
+
+Earlier ones keep the order of the draw. Only the first `num_beams` of them may end a text, so the ids differ.
+"""
 
 NEVER = -1.0e9
 """The score of what must not be chosen."""
@@ -28,6 +39,16 @@ MOST = 2**16
 
 STEEPEST = 100
 """The power of a length at most, which no context takes beyond what a float64 holds."""
+
+
+@functools.cache
+def followed() -> tuple[int, int]:
+    """The version of transformers that is installed, `NEWEST` if there is none, without importing it."""
+    try:
+        found = re.match(r"(\d+)\.(\d+)", metadata.version("transformers"))
+    except metadata.PackageNotFoundError:
+        found = None
+    return (int(found[1]), int(found[2])) if found else NEWEST
 
 
 @dataclass(frozen=True)

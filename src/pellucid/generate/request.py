@@ -17,7 +17,7 @@ from pellucid.generate.sampler import Sampler
 from pellucid.generate.stepper import Look, RunPlan, left_padded
 from pellucid.generate.stopping import Stopping
 from pellucid.run.edit import Edit
-from pellucid.run.edit_tap import EditTap
+from pellucid.run.taps import EditTap
 from pellucid.schema import Schema
 from pellucid.text.batch import Batch
 

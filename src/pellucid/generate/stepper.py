@@ -19,9 +19,8 @@ from pellucid.fast.decoder import decoder
 from pellucid.network import Network
 from pellucid.parameters import has_native_hooks, submodules
 from pellucid.run.cache import KeyValueCache
-from pellucid.run.edit_tap import EditTap
-from pellucid.run.recorder import Recorder
 from pellucid.run.region import Region
+from pellucid.run.taps import EditTap, Recorder
 from pellucid.schema import Point, Schema
 from pellucid.tap import Chain, Tap
 from pellucid.text.batch import Batch

@@ -35,7 +35,7 @@ from pellucid.network import Network
 from pellucid.parameters import require_numbers, submodules
 from pellucid.part import Part
 from pellucid.run.edit import Edit
-from pellucid.text import ids, pads
+from pellucid.text import ids
 from pellucid.text.batch import Batch, Inputs
 from pellucid.text.tokenizer import Tokenizer
 
@@ -229,5 +229,5 @@ class GeneratingTransformer(Network):
             beams = Beams(asked.num_beams, asked.length_penalty, asked.early_stopping, returned)
         plan = plan_of(prompts, when, self.schema, cached=cached, overflow=overflow)
         single = ids.is_flat(inputs)
-        pad = pads.pad_id(settings, self.schema.sizes["d_vocab"])
+        pad = ids.pad_id(settings, self.schema.sizes["d_vocab"])
         return Request(prompts, single, asked.sampler, when, None, returned, beams, plan, frozenset(), (), pad)

@@ -26,8 +26,8 @@ from pellucid.network import Memory, Run
 from pellucid.patching.roles import Columns
 from pellucid.run.cache import KeyValueCache
 from pellucid.run.model import CkptedTransformer
-from pellucid.run.recorder import Recorder
 from pellucid.run.region import Region
+from pellucid.run.taps import Recorder
 from pellucid.schema import Schema
 from pellucid.tap import Chain, StopAfter, Stopped, Tap
 from pellucid.text.batch import Batch

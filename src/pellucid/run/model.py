@@ -24,11 +24,10 @@ from pellucid.part import Weights
 from pellucid.run.activations import ActivationCkpts
 from pellucid.run.cache import KeyValueCache, continued
 from pellucid.run.edit import Edit
-from pellucid.run.edit_tap import EditTap
 from pellucid.run.origin import Origin
-from pellucid.run.recorder import Recorder
 from pellucid.run.region import Index, Region
 from pellucid.run.span import Start, beginning, captured, unchecked_beginning
+from pellucid.run.taps import EditTap, Recorder
 from pellucid.tap import Chain, StopAfter, Stopped, Tap
 from pellucid.text.batch import Batch, Inputs
 from pellucid.text.batching import Batcher

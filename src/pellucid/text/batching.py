@@ -16,7 +16,7 @@ from pellucid.config import Config
 from pellucid.errors import InputError, ShapeError
 from pellucid.generation_settings import GenerationSettings
 from pellucid.numerics.execution import is_batched
-from pellucid.text import ids, pads
+from pellucid.text import ids
 from pellucid.text.batch import Batch, Inputs, mask_beside
 from pellucid.text.ids import Table
 from pellucid.text.tokenizer import Tokenizer
@@ -109,7 +109,7 @@ class Batcher:
     def pad_id(self) -> int:
         """What fills up shorter rows: the tokenizer's pad id, as in transformers, else what ends them in `generate`."""
         own = getattr(self.tokenizer, "pad_token_id", None)
-        return pads.pad_id(self._settings(), self.config.sizes["d_vocab"], own)
+        return ids.pad_id(self._settings(), self.config.sizes["d_vocab"], own)
 
     def _settings(self) -> GenerationSettings:
         return self.generation or GenerationSettings.of_config(self.config)
@@ -193,11 +193,11 @@ class Batcher:
         ends = [*self.config.end_ids[:1], *settings.end_ids[:1], getattr(self.tokenizer, "eos_token_id", None)]
         text = {self.config.bos_token_id, *self.config.end_ids, *settings.end_ids, *ends}
         declared = [self.config.pad_token_id, settings.pad_id, getattr(self.tokenizer, "pad_token_id", None)]
-        if found := pads.first_row_with(rows, [pad for pad in declared if pad is not None and pad not in text]):
+        if found := ids.first_row_with(rows, [pad for pad in declared if pad is not None and pad not in text]):
             row, pad = found
             raise _pads_without_mask(f"row {row} holds the pad id {pad}", "Pass mask= (1 at real tokens)", rows)
         for pad in dict.fromkeys(pad for pad in (*declared, *ends) if pad is not None):
-            row = pads.padded_row(rows, pad)
+            row = ids.padded_row(rows, pad)
             if row is not None:
                 what = f"row {row} is filled up with the id {pad}, which also ends texts"
                 raise _pads_without_mask(what, "Pass mask= (1 at real tokens)", rows)
