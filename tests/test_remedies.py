@@ -205,6 +205,10 @@ REMEDIES: dict[str, list[Case]] = {
             lambda h: h.model({"input_ids": IDS, "attention_mask": IDS > 0}),
         )
     ],
+    "not-a-path": [
+        Case(lambda h: h.model.save_pretrained(b"m"), "Give a str", lambda h: h.model.save_pretrained(h.folder / "m")),
+        Case(lambda h: h.told.tokenizer.save(""), "not empty", lambda h: h.told.tokenizer.save(h.folder / "t")),
+    ],
     "tap-kind": [
         Case(
             lambda h: h.model(PADDED, PADDED != 9), "model(ids, mask=mask)", lambda h: h.model(PADDED, mask=PADDED != 9)

@@ -21,7 +21,7 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from pellucid.errors import WeightsError
+from pellucid.errors import WeightsError, shown
 
 try:
     import fcntl
@@ -44,6 +44,33 @@ _HOST = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
 _TEMPORARY = re.compile(r"\.pellucid-(?P<host>[0-9a-f]{8})-(?P<pid>\d{1,10})-[0-9a-f]{8}\.part")
 
 
+def path_of(given: object) -> Path:
+    """The path that a caller gave, for reading or for writing; `~` is the user's own folder, as in a shell.
+
+    Raises:
+        WeightsError: It is no path, or an empty one, which would be the working directory.
+    """
+    text = os.fspath(given) if isinstance(given, (str, os.PathLike)) else None  # pyright: ignore[reportUnknownArgumentType]
+    if not isinstance(text, str) or not text.strip() or "\0" in text or not _can_be_a_name(text):
+        raise WeightsError(
+            f"{shown(given)}: no path, expected that of a file or a folder.",
+            code="not-a-path",
+            remedy="Give a str or a Path that is not empty and holds neither a null character nor half of a surrogate "
+            "pair; '.' is the working directory.",
+        )
+    with suppress(RuntimeError):  # nobody's folder is known
+        return Path(text).expanduser()
+    return Path(text)
+
+
+def _can_be_a_name(text: str) -> bool:
+    try:
+        os.fsencode(text)
+    except UnicodeError:
+        return False
+    return True
+
+
 def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write one UTF-8 file, whole or not at all.
 
@@ -64,12 +91,18 @@ def write_file(path: str | os.PathLike[str], write: Writer) -> None:
     Raises:
         WeightsError: It cannot be written.
     """
-    whole = Path(path)
-    write_folder(whole.parent, [(whole.name, write)])
+    whole = path_of(path)
+    if str(path).endswith(os.sep):
+        raise _not_writable(whole, "it is a folder, expected the name of a file")
+    write_folder(whole.parent, [(whole.name, write)], named=whole)
 
 
 def write_folder(
-    folder: Path, writers: Sequence[tuple[str, Writer]], *, outdated: Callable[[], Iterable[str]] | None = None
+    folder: Path,
+    writers: Sequence[tuple[str, Writer]],
+    *,
+    outdated: Callable[[], Iterable[str]] | None = None,
+    named: Path | None = None,
 ) -> None:
     """Write files that belong together into a folder.
 
@@ -82,15 +115,19 @@ def write_folder(
         writers: File names, each with what writes the file; a name may come more than once.
         outdated: Names of files that shall not outlive this save. It is asked while no other saver is at work, and
             they are removed just before the last file takes its name.
+        named: What an error names; the folder if None.
 
     Raises:
         WeightsError: The folder cannot be written.
     """
+    folder = path_of(folder)
     parts: list[Path] = []
     made: list[Path] = []
     try:
-        if "\0" in f"{folder}{''.join(name for name, _ in writers)}":
-            raise OSError(errno.EINVAL, "a path holds no null character")
+        if os.path.lexists(folder) and not folder.is_dir():
+            raise OSError(errno.ENOTDIR, "it is no folder, expected one")
+        if named is not None and named.is_dir():
+            raise OSError(errno.EISDIR, "it is a folder, expected the name of a file")
         made = [parent for parent in (folder, *folder.parents) if not parent.exists()]
         folder.mkdir(parents=True, exist_ok=True)
         places = [_place(folder / name) for name, _ in writers]
@@ -109,11 +146,7 @@ def write_folder(
                         path.unlink(missing_ok=True)
                 _take_place(part, place)
     except OSError as problem:
-        raise WeightsError(
-            f"{folder}: cannot be written: {problem.strerror or problem}.",
-            code="path-not-writable",
-            remedy="Choose a folder that you may write, with enough free space, and a name that the disk can hold.",
-        ) from problem
+        raise _not_writable(named or folder, problem.strerror or str(problem)) from problem
     finally:
         for left in parts:  # those that were not renamed
             with suppress(OSError):
@@ -121,6 +154,15 @@ def write_folder(
         for parent in made:  # a folder that holds something stays
             with suppress(OSError):
                 parent.rmdir()
+
+
+def _not_writable(path: Path, why: str) -> WeightsError:
+    return WeightsError(
+        f"{path}: cannot be written: {why}.",
+        code="path-not-writable",
+        remedy="Choose a folder that you may write, with enough free space, and a name that the disk can hold and that "
+        "is free.",
+    )
 
 
 @contextmanager

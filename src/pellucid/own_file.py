@@ -47,12 +47,13 @@ def load(path: str | Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]
         WeightsError: No regular file, or one that the operating system does not hand over.
         ValueError: A file of something else, or one that was damaged.
     """
+    path = atomic.path_of(path)
     require_regular(path)
     try:
-        with open(path, "rb") as file:
+        with path.open("rb") as file:
             metadata = read_metadata(file)
     except OSError as problem:
-        raise unreadable(Path(path), problem) from problem
+        raise unreadable(path, problem) from problem
     text = metadata.get(kind, "{}")
     if not isinstance(text, str):
         raise ValueError("its metadata are no texts")

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from pellucid import own_file
+from pellucid.atomic import path_of
 from pellucid.check import as_number, require_whole
 from pellucid.corpus.sink import Progress
 from pellucid.errors import InputError, PellucidError
@@ -91,7 +92,7 @@ class StateFile:
         Raises:
             InputError: If the file is of something else, or of another stream.
         """
-        path = Path(self._saving.path)
+        path = path_of(self._saving.path)
         if not is_there(path):
             return Progress()
         with _refusing(path):

@@ -81,14 +81,14 @@ def starter(path: str | Path | None = None) -> str:
     """
     text = STARTER.read_text(encoding="utf-8")
     if path is not None:
-        target = Path(path)
+        target = atomic.path_of(path)
         if os.path.lexists(target):  # in a folder that may not be looked into nothing is; writing says so
             raise InputError(
                 f"starter: {target} already exists and may hold answers.",
                 code="file-exists",
                 remedy="Give another path.",
             )
-        atomic.write_text(target, text)
+        atomic.write_text(path, text)
     return text
 
 

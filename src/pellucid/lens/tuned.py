@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pellucid import own_file
+from pellucid.atomic import path_of
 from pellucid.check import as_number, require_whole
 from pellucid.corpus.sink import Progress
 from pellucid.errors import InputError, shown
@@ -89,7 +90,7 @@ class TunedLens:
         plan = _Plan.checked(model, texts, seed, epochs, batch_size, learning_rate)
         every = require_whole("TunedLens.fit: every", every, at_least=1)
         training = _Training(model, plan)
-        if path is not None and is_there(Path(path)):
+        if path is not None and is_there(path_of(path)):
             training.resume(path)
         for step in range(training.done, plan.steps):
             training.step([texts[i] for i in plan.rows(step)])

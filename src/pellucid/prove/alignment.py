@@ -165,7 +165,7 @@ class Alignment:
             NotFoundError: No such file.
             WeightsError: Another file.
         """
-        about = read_json(Path(path), WeightsError, "alignment-unreadable")
+        about = read_json(atomic.path_of(path), WeightsError, "alignment-unreadable")
         try:
             if about["format"] != FORMAT:
                 raise ValueError(f"format {shown(about['format'])}, expected {FORMAT}")

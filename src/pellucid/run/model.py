@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pellucid import aliases
 from pellucid.aliases import Names
+from pellucid.atomic import path_of
 from pellucid.config import Config
 from pellucid.dialects import MODEL, named_arguments
 from pellucid.errors import InputError
@@ -106,7 +107,7 @@ class CkptedTransformer(GeneratingTransformer):
         A tied embedding is written once. The folder is saved as one: after a kill it holds the old model, the new one,
         or files of both that `load` refuses to read together.
         """
-        load.save_pretrained(self, Path(folder))
+        load.save_pretrained(self, path_of(folder))
 
     @property
     def device(self) -> torch.device:

@@ -274,7 +274,8 @@ class Tokenizer:
         Raises:
             WeightsError: The folder cannot be written.
         """
-        atomic.write_folder(Path(folder), [(name, atomic.text_writer(text)) for name, text in self.files().items()])
+        writers = [(name, atomic.text_writer(text)) for name, text in self.files().items()]
+        atomic.write_folder(atomic.path_of(folder), writers)
 
     def files(self) -> dict[str, str]:
         """What `save` writes: the text of each file."""

@@ -83,7 +83,7 @@ def save_hf(hf_model: Any, folder: str | os.PathLike[str]) -> Saved:
     audit = audit_ties(model)
     if audit.after_reload.survives is not True:
         raise _refusal(audit, audit.after_reload.reason)
-    target = Path(folder)
+    target = atomic.path_of(folder)
     try:
         with atomic.temporary_folder(_existing(target)) as beside:
             _save_quietly(model, beside)
