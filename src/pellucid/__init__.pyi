@@ -1,6 +1,7 @@
 """The public names, each with its home; `__init__.py` reads this list and imports a name at its first use."""
 
 from pellucid import attribution as attribution
+from pellucid import circuits as circuits
 from pellucid import exercises as exercises
 from pellucid import heads as heads
 from pellucid import lens as lens

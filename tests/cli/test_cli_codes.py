@@ -47,6 +47,7 @@ NO_VERB = {
         "attribution-by attribution-not-finite attribution-of-some-heads attribution-target "
         "captures-without-model lens-model lens-of-another-model lens-place lens-setting "
         "lens-texts no-head-before parts-do-not-sum",
+    "evaluates circuits": "circuit-choices circuit-kind circuit-scores circuit-shares",
     "patches, ablates, or measures one number of a run":
         "ablate-how align-misfit edit-mean-of-pattern gradient-along gradient-rules metric-kind "
         "metric-positions metric-shape metric-tokens metric-without-gradient no-texts nothing-to-normalize path-order "

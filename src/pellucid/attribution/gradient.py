@@ -104,8 +104,8 @@ def gradient(
     estimate = Gradients(runs.base, cells, runs.source)
     found = estimate.array(estimate.through_softmax() if rules == "atp" else estimate.products(steps, along))
     title = f"{', '.join(cells.kinds)}, {pair.taken} into {pair.into}, by gradients"
-    about: dict[str, Any] = {"checkpoint": shown(names), "direction": direction, "steps": steps, "along": along,
-                             "rules": rules, **runs.about(title), "unchanged": 0.0}  # fmt: skip
+    about: dict[str, Any] = {"checkpoint": ", ".join(cells.kinds), "direction": direction, "steps": steps,
+                             "along": along, "rules": rules, **runs.about(title), "unchanged": 0.0}  # fmt: skip
     if check:
         about |= _checked(runs.base, cells, runs.source, found, require_whole("gradient: check", check), seed)
     dims, coords = cells.dims, cells.coords

@@ -166,7 +166,7 @@ def baseline(
     found = np.full((draws, len(pair.base)), np.nan)
     for number, value in run.differing(trials):
         found[number] = value.numpy()
-    about: dict[str, Any] = {"checkpoint": shown(names), "direction": direction, "seed": seed}
+    about: dict[str, Any] = {"checkpoint": ", ".join(cells.kinds), "direction": direction, "seed": seed}
     array = need("xarray", "pellucid.patching").DataArray
     return array(found.mean(-1), dims=("draw",), name="baseline", attrs={**about, **runs.about("random directions")})
 

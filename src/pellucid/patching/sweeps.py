@@ -99,7 +99,7 @@ def sweep(
     runs = pair.run(model, metric, cells.names, max_bytes=max_bytes)
     found = results(runs.base, cells, patches(cells, runs.source), progress=progress)
     title = f"{', '.join(cells.kinds)}, {pair.taken} into {pair.into}"
-    about = {"checkpoint": shown(names), "direction": direction, **runs.about(title)}
+    about = {"checkpoint": ", ".join(cells.kinds), "direction": direction, **runs.about(title)}
     return found.labelled("sweep", about, per_text=per_text)
 
 
@@ -170,7 +170,7 @@ def ablate(
     instead = {name: put.value(name, value, axes[name]) for name, value in values.items()}
     found = results(run, cells, patches(cells, instead), progress=progress)
     title = f"{', '.join(cells.kinds)} ablated by {_INSTEAD[how]}"
-    about = {"checkpoint": shown(names), "how": how, "plain": float(run.plain.mean()),
+    about = {"checkpoint": ", ".join(cells.kinds), "how": how, "plain": float(run.plain.mean()),
              "plain_by_text": run.plain.tolist(), **described(run, title)}  # fmt: skip
     return found.labelled("ablate", about, per_text=per_text)
 

@@ -1,0 +1,308 @@
+"""Runs of a model of which only some parts are left: everything else has another value put in its place.
+
+Either what is outside a circuit is ablated in the runs of the clean texts ("noise"), or what is inside is put into the
+runs of the corrupted ones ("denoise"). A node is ablated by the value that it writes. An edge is ablated by what its
+receiver alone reads of its sender: the receiver's input is the stream less what the sender wrote, plus what is put in
+its place; the LayerNorm and the receiver's own matrices are evaluated on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pellucid.axes import Axis
+from pellucid.circuits.graph import EMBEDDINGS, LOGITS, MLP_OUT, PART, Graph, Z, kind_of
+from pellucid.errors import InputError, ShapeError, shown
+from pellucid.metrics import Metric, measured
+from pellucid.network import Run
+from pellucid.patching.reruns import TOKENS, Put, Rerun
+from pellucid.patching.roles import Columns
+from pellucid.patching.sweeps import Ablation, Texts
+from pellucid.run.model import CkptedTransformer
+from pellucid.run.region import Index, Region
+from pellucid.text.batch import Inputs
+
+EMBEDDED = "blocks.0.resid_pre"
+KINDS = (EMBEDDINGS, "heads", "mlps")
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What an evaluation of a circuit depends on (Miller et al. 2024, arXiv:2407.08734).
+
+    Attributes:
+        granularity: "nodes" or "edges": what is ablated.
+        components: Which parts are: some of "embeddings", "heads", "mlps"; the others are left as they are.
+        value: What is put in their place: "resample", the value of the corrupted run; "mean", over texts and tokens of
+            the corrupted runs; "zero".
+        pos: At which columns; None for all.
+        direction: "noise": what is outside the circuit is ablated in the clean runs; "denoise": what is inside is put
+            into the corrupted runs.
+    """
+
+    granularity: str
+    components: tuple[str, ...]
+    value: str
+    pos: Index
+    direction: str
+
+    @classmethod
+    def of(cls, granularity: Any, components: Any, value: Any, pos: Index, direction: Any) -> Choices:
+        """Read what was given.
+
+        Raises:
+            InputError: Something that cannot be chosen.
+        """
+        given = (components,) if isinstance(components, str) else components
+        kinds = tuple(given or (KINDS if granularity == "edges" else KINDS[1:]))
+        _require("granularity", granularity, ("nodes", "edges"))
+        for kind in kinds:
+            _require("components", kind, KINDS)
+        _require("value", value, ("resample", "mean", "zero"))
+        _require("direction", direction, ("noise", "denoise"))
+        if direction == "denoise" and value != "resample":
+            raise InputError(
+                f"circuits: direction='denoise' with value={value!r}, but only corrupted texts have runs to put into.",
+                code="circuit-choices",
+                remedy="Give value='resample', or direction='noise'.",
+            )
+        return cls(granularity, tuple(kind for kind in KINDS if kind in kinds), value, pos, direction)
+
+    def __str__(self) -> str:
+        where = "every position" if self.pos is None else f"pos={self.pos!r}"
+        return (
+            f"{self.value} ablation of {', '.join(self.components)} by {self.granularity} at {where}, {self.direction}"
+        )
+
+
+def _require(what: str, given: Any, known: Sequence[str]) -> None:
+    if given not in known:
+        raise InputError(
+            f"circuits: {what}={shown(given)}, expected {' or '.join(map(repr, known))}.",
+            code="circuit-choices",
+            remedy=f"Give {what}={known[0]!r}, for example.",
+        )
+
+
+class Ablations:
+    """The metric of runs in which only some parts are left.
+
+    Args:
+        model: What runs.
+        clean, corrupted: Texts of equal length, as many of the one as of the other.
+        metric: What is read off each run.
+        choices: What is ablated, and how.
+
+    Attributes:
+        graph: The model's parts.
+        universe: The nodes or edges that can be ablated.
+        clean, corrupted: The metric of the plain runs [B].
+
+    Raises:
+        ShapeError: Texts of unequal length.
+    """
+
+    def __init__(
+        self, model: CkptedTransformer, clean: Inputs, corrupted: Inputs, metric: Metric, choices: Choices
+    ) -> None:
+        self.model, self.choices, self.graph = model, choices, Graph(model.schema)
+        pair = Texts.of(model, clean, corrupted, "noise" if choices.direction == "noise" else "denoise", None)
+        if pair.base.shape != pair.source.shape or not torch.equal(pair.base.mask, pair.source.mask):
+            raise ShapeError(
+                "circuits: clean and corrupted texts of unequal length: which positions belong together is not known.",
+                code="texts-of-unequal-length",
+                remedy="Give texts of equal length.",
+            )
+        blocks = range(len(model.schema.blocks))
+        self.written = [EMBEDDED, *(
+            f"blocks.{i}.{kind}" for i in blocks for kind in (Z, MLP_OUT) if f"blocks.{i}.{kind}" in model.schema
+        )]  # fmt: skip
+        if choices.granularity == "edges" and any(f"blocks.{i}.resid_mid" not in model.schema for i in blocks):
+            raise InputError(
+                "circuits: edges of a model whose blocks have no resid_mid, so that its MLPs do not read their heads.",
+                code="circuit-choices",
+                remedy="Give granularity='nodes'.",
+            )
+        self._runs = pair.run(model, metric, self.written)
+        self.clean, self.corrupted = (
+            torch.tensor(self._runs.plain[f"{side}_by_text"], dtype=torch.float64) for side in ("clean", "corrupted")
+        )
+        self.other = self._instead(pair)
+        kinds = {node: kind_of(node) in choices.components for node in self.graph.nodes}
+        whole: Iterable[Any] = self.graph.edges if choices.granularity == "edges" else self.graph.nodes
+        self.universe: tuple[Any, ...] = tuple(p for p in whole if kinds[p[0] if isinstance(p, tuple) else p])
+        self._columns = Region(choices.pos).indices("pos", (pair.base.shape[1],), (Axis.POS,), strict=True)
+        self._known: dict[frozenset[Any], Tensor] = {}
+
+    def keeping(self, kept: Sequence[Collection[Any]]) -> Tensor:
+        """The metric [N, B] of the runs in which only these parts are left, each set in a run of its own."""
+        sets = [frozenset(one).intersection(self.universe) for one in kept]
+        new = [one for one in dict.fromkeys(sets) if one not in self._known]
+        run = self._nodes if self.choices.granularity == "nodes" else self._edges
+        for one, found in zip(new, run(new), strict=True):
+            self._known[one] = found
+        return torch.stack([self._known[one] for one in sets])
+
+    def _instead(self, pair: Texts) -> Mapping[str, Tensor]:
+        """What is put there: the source's values, their mean or zeros."""
+        if self.choices.value == "resample":
+            return self._runs.source
+        put = Ablation("mean" if self.choices.value == "mean" else "zero", pair.source, pair.base, 0)
+        axes = self.model.schema.axes
+        return {name: put.value(name, value, axes[name]) for name, value in self._runs.source.items()}
+
+    def _replaced(self, kept: frozenset[Any]) -> list[Any]:
+        """The parts that take the other value: those left out of clean runs, or those put into corrupted ones."""
+        inside = self.choices.direction == "denoise"
+        return [part for part in self.universe if (part in kept) == inside]
+
+    def _nodes(self, sets: Sequence[frozenset[Any]]) -> Iterator[Tensor]:
+        found = dict.fromkeys(range(len(sets)), self._runs.base.plain)
+        puts = {number: self._puts(self._replaced(kept)) for number, kept in enumerate(sets)}
+        changed = [number for number, given in puts.items() if given]
+        for place, value in self._runs.base.differing([Rerun(puts[number]) for number in changed]):
+            found[changed[place]] = value
+        return iter([found[number] for number in range(len(sets))])
+
+    def _puts(self, nodes: Sequence[str]) -> tuple[Put, ...]:
+        """What replaces these nodes, the heads of a block together."""
+        heads: dict[str, list[int]] = {}
+        for node in nodes:
+            part = PART.fullmatch(node)
+            name = EMBEDDED if part is None else f"blocks.{part['block']}.{Z if part['head'] else MLP_OUT}"
+            heads.setdefault(name, []).extend([] if part is None or part["head"] is None else [int(part["head"])])
+        where = self._everywhere()
+        return tuple(Put(name, self.other[name], where, several or None) for name, several in heads.items())
+
+    def _everywhere(self) -> Columns | None:
+        if not self._columns:
+            return None
+        rows, columns = torch.arange(len(self._runs.base.batch)), self._columns[0]
+        into = columns.repeat(len(rows))
+        return Columns(rows.repeat_interleave(len(columns)), into, into)
+
+    def _edges(self, sets: Sequence[frozenset[Any]]) -> Iterator[Tensor]:
+        base = self._runs.base
+        batch, rows, columns = base.batch, *base.batch.shape
+        together = max(1, TOKENS // (rows * columns))
+        for first in range(0, len(sets), together):
+            some = sets[first : first + together]
+            tap = EdgeTap(self.model, self.graph, self._weights(some), self.other, self._mask(columns))
+            padding = batch.mask.repeat(len(some), 1) if batch.padded else None
+            run = Run(batch.ids.repeat(len(some), 1), batch.positions.repeat(len(some), 1), padding)
+            with torch.no_grad():
+                logits = self.model(run, tap=tap)
+            for one in logits.split(rows):
+                yield measured(base.metric, one, batch)
+
+    def _weights(self, sets: Sequence[frozenset[Any]]) -> Tensor:
+        """[C, R, S]: 1 where a receiver reads the other value of a sender."""
+        graph, like = self.graph, self.model.embed.W_E
+        place = [{name: number for number, name in enumerate(names)} for names in (graph.nodes, graph.receivers)]
+        weights = like.new_zeros(len(sets), len(graph.receivers), len(graph.nodes))
+        for number, kept in enumerate(sets):
+            for sender, receiver in self._replaced(kept):
+                weights[number, place[1][receiver], place[0][sender]] = 1
+        return weights
+
+    def _mask(self, columns: int) -> Tensor | None:
+        """[P, 1]: 1 at the columns that are ablated; None for all."""
+        if not self._columns:
+            return None
+        mask = self.model.embed.W_E.new_zeros(columns, 1)
+        mask[self._columns[0]] = 1
+        return mask
+
+
+@dataclass
+class EdgeTap:
+    """The tap that gives each receiver an input of its own.
+
+    Args:
+        model: What runs.
+        graph: Its parts.
+        weights: [C, R, S], 1 where a receiver reads the other value of a sender, in each of C copies of the texts.
+        other: The other values of what is written, by checkpoint.
+        mask: [P, 1], 1 where they are read; None for everywhere.
+    """
+
+    model: CkptedTransformer
+    graph: Graph
+    weights: Tensor
+    other: Mapping[str, Tensor]
+    mask: Tensor | None
+    _changes: list[Tensor] = field(default_factory=list)
+    """[C, B, P, D] of each sender so far: what it wrote less its other value."""
+
+    def __post_init__(self) -> None:
+        self._place = {name: number for number, name in enumerate(self.graph.receivers)}
+        self._last = f"blocks.{len(self.graph.schema.blocks) - 1}.resid_post"
+        self._stream: Tensor | None = None
+
+    def wants(self, name: str) -> bool:
+        """Whether this is what somebody writes, reads, or reads from."""
+        ends = (
+            "resid_pre",
+            "resid_mid",
+            "attn.ckpt_q",
+            "attn.ckpt_k",
+            "attn.ckpt_v",
+            Z,
+            "ln2.ckpt_normalized",
+            MLP_OUT,
+        )
+        return name.endswith(ends) or name == self._last
+
+    def __call__(self, name: str, value: Tensor) -> Tensor:
+        """Note what was written, and give receivers what they read."""
+        place, _, kind = name.partition(".attn.") if ".attn." in name else name.rpartition(".")
+        block = place.removesuffix(".ln2").removesuffix(".mlp")
+        if name.endswith((Z, MLP_OUT)) or name == EMBEDDED:
+            self._note(name, block, value)
+        if kind in ("resid_pre", "resid_mid"):
+            self._stream = value
+        elif kind in ("ckpt_q", "ckpt_k", "ckpt_v"):
+            return self._projected(block, kind[-1], value)
+        elif kind == "ckpt_normalized":
+            (heard,) = self._heard([f"{block}.mlp"], self._stream)
+            return self._module(block).ln2(heard)
+        elif name == self._last:
+            (heard,) = self._heard([LOGITS], value)
+            return heard
+        return value
+
+    def _module(self, block: str) -> Any:
+        return self.model.blocks[int(block.split(".")[1])]
+
+    def _note(self, name: str, block: str, value: Tensor) -> None:
+        """Keep what the senders of a checkpoint wrote, less their other values."""
+        copies = self.weights.size(0)
+        change = value.unflatten(0, (copies, -1)) - self.other[name]
+        if self.mask is not None:
+            change = change * (self.mask if change.dim() == 4 else self.mask[..., None])
+        if name.endswith(Z):
+            W_O = self.model.parameter(f"{block}.attn.W_O")
+            self._changes += [change[..., head, :] @ W_O[head] for head in range(change.size(-2))]
+        else:
+            self._changes.append(change)
+
+    def _heard(self, receivers: Sequence[str], stream: Tensor | None) -> Tensor:
+        """[R, C B, P, D]: the input of each receiver."""
+        assert stream is not None, "the stream comes by before what reads it"
+        weights = self.weights[:, [self._place[name] for name in receivers], : len(self._changes)]
+        less = torch.einsum("crs,scbpd->rcbpd", weights, torch.stack(self._changes))
+        return stream - less.flatten(1, 2)
+
+    def _projected(self, block: str, letter: str, value: Tensor) -> Tensor:
+        """Queries, keys or values [C B, P, H, K], each head's of an input of its own."""
+        heads = value.size(2)
+        heard = self._heard([f"{block}.attn.{letter}[{head}]" for head in range(heads)], self._stream)
+        normalized = self._module(block).ln1(heard.flatten(0, 1)).unflatten(0, (heads, -1))
+        made = torch.einsum("hnpd,hdk->nphk", normalized, self.model.parameter(f"{block}.attn.W_{letter.upper()}"))
+        bias = f"{block}.attn.b_{letter.upper()}"
+        return made + self.model.parameter(bias) if bias in self.model.parameter_names else made

@@ -1,0 +1,225 @@
+"""A circuit: some parts of a model, or some edges between them, that are said to do a task."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pellucid.check import as_number, as_whole, require_whole
+from pellucid.circuits.graph import EMBEDDINGS, MLP_OUT, PART, Edge, Graph, Z
+from pellucid.errors import InputError, shown
+
+if TYPE_CHECKING:
+    import xarray
+
+Node = str | tuple[int, int]
+"""The name of a part, "blocks.5.attn[3]", "blocks.5.mlp" or "embeddings"; a head also as (5, 3)."""
+
+
+class Circuit:
+    """Nodes or edges of a model.
+
+    Args:
+        nodes: Parts: names, heads also as (layer, head); or their scores, as a sweep of "attn.ckpt_z" over ("layer",
+            "head") or of "mlp.ckpt_mlp_out" over ("layer",) gives them, or a list of such arrays.
+        edges: Pairs (sender, receiver) of names, such as ("blocks.5.attn[3]", "blocks.9.attn.q[9]"); or their scores,
+            as `pellucid.attribution.edges` gives them. With edges it is a circuit of these; nodes may be given, too.
+
+    Attributes:
+        nodes: The parts, and what each is scored (1 without scores).
+        edges: The edges, the same way.
+        granularity: What it is made of, "nodes" or "edges".
+
+    Raises:
+        InputError: Neither nodes nor edges, or something else; scores whose parts are not known.
+
+    Example:
+        >>> import pellucid as pl
+        >>> circuit = pl.circuits.Circuit(nodes=[(0, 2), (3, 0), "blocks.0.mlp"])
+        >>> circuit
+        circuit of 3 nodes: blocks.0.attn[2], blocks.0.mlp, blocks.3.attn[0]
+        >>> scores = pl.attribution.edges(
+        ...     pl.load(), "Tom has a ball. Tom likes the", "Tom has a cat. Tom likes the",
+        ...     metric=pl.metrics.logit_difference(" ball", " cat"))
+        >>> pl.circuits.Circuit(edges=scores).top(2)
+        circuit of 2 edges: blocks.0.mlp -> blocks.3.attn.v[0], blocks.3.attn[0] -> logits
+    """
+
+    def __init__(self, nodes: Any = None, edges: Any = None) -> None:
+        if nodes is None and edges is None:
+            raise InputError(
+                "circuit: nothing given, expected nodes or edges.",
+                code="circuit-kind",
+                remedy="Give nodes=[(5, 3), 'blocks.5.mlp'], or edges=[('blocks.5.attn[3]', 'logits')]; the empty "
+                "circuit is nodes=[].",
+            )
+        self.nodes: dict[str, float] = {} if nodes is None else _in_order(_nodes(nodes))
+        self.edges: dict[Edge, float] = {} if edges is None else _in_order(_edges(edges))
+        self.granularity = "nodes" if edges is None else "edges"
+
+    @classmethod
+    def of_scores(cls, scores: Any) -> Circuit:
+        """The circuit of everything that was scored: edges, if the axes are sender and receiver, else nodes."""
+        arrays = _arrays(scores)
+        return cls(edges=scores) if any("sender" in array.dims for array in arrays) else cls(nodes=scores)
+
+    @property
+    def parts(self) -> Mapping[Any, float]:
+        """The nodes, or the edges, with their scores."""
+        return self.nodes if self.granularity == "nodes" else self.edges
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+    def top(self, n: int) -> Circuit:
+        """Return the `n` parts whose scores are farthest from zero; of equal ones those that come first."""
+        count = require_whole("circuit.top: n", n)
+        strongest = sorted(self.parts, key=lambda part: -abs(self.parts[part]))[:count]
+        return self._of(strongest)
+
+    def above(self, x: float) -> Circuit:
+        """Return the parts whose scores are farther from zero than `x`."""
+        least = as_number(x)
+        if least is None or not least >= 0:
+            raise InputError(
+                f"circuit.above: x={shown(x)}, expected a number of 0 or more.",
+                code="circuit-above",
+                remedy="Give the magnitude of a score in the metric's unit, such as 0.1.",
+            )
+        return self._of([part for part, score in self.parts.items() if abs(score) > least])
+
+    def as_nodes(self, graph: Graph) -> frozenset[str]:
+        """Its nodes; of a circuit of edges, those that an edge begins or ends at."""
+        ends = {node for sender, receiver in self.edges for node in (sender, *graph.holders(receiver))}
+        return frozenset({*self.nodes, *ends})
+
+    def as_edges(self, graph: Graph) -> frozenset[Edge]:
+        """Its edges; of a circuit of nodes, all between two of them, the embeddings and the logits."""
+        if self.granularity == "edges":
+            return frozenset(self.edges)
+        inside = {*self.nodes, EMBEDDINGS}
+        return frozenset(
+            (sender, receiver) for sender, receiver in graph.edges
+            if sender in inside and (not (held := graph.holders(receiver)) or not inside.isdisjoint(held))
+        )  # fmt: skip
+
+    def require(self, graph: Graph) -> None:
+        """See that a model has these parts; see `Graph.require`."""
+        graph.require(self.nodes, self.edges)
+
+    def __repr__(self) -> str:
+        words = [part if isinstance(part, str) else " -> ".join(part) for part in self.parts]
+        listed = ", ".join(words[:8]) + f" and {len(words) - 8} more" * (len(words) > 8)
+        what = self.granularity if len(words) != 1 else self.granularity[:-1]
+        return f"circuit of {len(words)} {what}{': ' * bool(words)}{listed}"
+
+    def _of(self, parts: Iterable[Any]) -> Circuit:
+        made = object.__new__(Circuit)
+        kept = _in_order({part: self.parts[part] for part in parts})
+        made.granularity = self.granularity
+        made.nodes, made.edges = (kept, {}) if self.granularity == "nodes" else (self.nodes, kept)
+        return made
+
+
+def _in_order(parts: Mapping[Any, float]) -> dict[Any, float]:
+    return dict(sorted(parts.items(), key=lambda pair: _place(pair[0])))
+
+
+def _place(part: str | Edge) -> tuple[Any, ...]:
+    """Where a part stands in a list: by block, heads by their numbers, MLPs after them."""
+    if isinstance(part, tuple):
+        return (_place(part[0]), _place(part[1]))
+    found = PART.fullmatch(part)
+    if found is None:
+        return (-1 if part == EMBEDDINGS else 10**9, 0, 0)
+    head = found["head"]
+    return (int(found["block"]), 10**9 if head is None else int(head), found["letter"] or "")
+
+
+def _nodes(given: Any) -> dict[str, float]:
+    arrays = _arrays(given)
+    if arrays:
+        return dict(pair for array in arrays for pair in _scored_nodes(array))
+    return {_node(one): 1.0 for one in _several(given, "nodes")}
+
+
+def _node(given: Any) -> str:
+    if isinstance(given, str):
+        return given
+    numbers = [as_whole(i) for i in given] if isinstance(given, (tuple, list)) and len(given) == 2 else []
+    if len(numbers) != 2 or any(i is None or i < 0 for i in numbers):
+        raise InputError(
+            f"circuit: node {shown(given)}, expected a name or (layer, head).",
+            code="circuit-kind",
+            remedy="Give 'blocks.5.attn[3]' or (5, 3) for a head, 'blocks.5.mlp' for an MLP.",
+        )
+    return f"blocks.{numbers[0]}.attn[{numbers[1]}]"
+
+
+def _edges(given: Any) -> dict[Edge, float]:
+    arrays = _arrays(given)
+    if arrays:
+        return dict(pair for array in arrays for pair in _scored_edges(array))
+    found: dict[Edge, float] = {}
+    for one in _several(given, "edges"):
+        if not isinstance(one, (tuple, list)) or len(one) != 2 or not all(isinstance(end, str) for end in one):
+            raise InputError(
+                f"circuit: edge {shown(one)}, expected a pair of names.",
+                code="circuit-kind",
+                remedy="Give edges=[('blocks.5.attn[3]', 'blocks.9.attn.q[9]')].",
+            )
+        found[(one[0], one[1])] = 1.0
+    return found
+
+
+def _several(given: Any, what: str) -> list[Any]:
+    if isinstance(given, str) or not isinstance(given, Iterable):
+        raise InputError(
+            f"circuit: {what}={shown(given)}, expected several of them.",
+            code="circuit-kind",
+            remedy="Give nodes=[(5, 3), 'blocks.5.mlp'], or edges=[('blocks.5.attn[3]', 'logits')].",
+        )
+    return list(given)
+
+
+def _arrays(given: Any) -> list[Any]:
+    """Labelled arrays that were given; none if something else was."""
+    several = list(given) if isinstance(given, (list, tuple)) else [given]
+    xarray = sys.modules.get("xarray")  # where it was not imported, nobody has an array of its
+    found = [one for one in several if xarray is not None and isinstance(one, xarray.DataArray)]
+    return found if len(found) == len(several) else []
+
+
+def _scored_nodes(array: xarray.DataArray) -> Iterator[tuple[str, float]]:
+    """Each node of a sweep, and how far its patch moved the metric."""
+    kind = str(array.attrs.get("checkpoint", ""))
+    wanted = {Z: ("layer", "head"), MLP_OUT: ("layer",)}.get(kind)
+    if wanted is None or set(array.dims) != set(wanted):
+        raise InputError(
+            f"circuit: scores of {kind or 'no checkpoint'} over ({', '.join(map(str, array.dims))}), whose nodes are "
+            "not known.",
+            code="circuit-scores",
+            remedy="Sweep 'attn.ckpt_z' over ('layer', 'head'), or 'mlp.ckpt_mlp_out' over ('layer',).",
+        )
+    for at in np.ndindex(*array.shape):
+        place = {str(dim): int(array[dim].values[i]) for dim, i in zip(array.dims, at, strict=True)}
+        value = float(array.values[at]) - float(array.attrs.get("unchanged", 0.0))
+        if np.isfinite(value):
+            yield f"blocks.{place['layer']}." + (f"attn[{place['head']}]" if "head" in place else "mlp"), value
+
+
+def _scored_edges(array: xarray.DataArray) -> Iterator[tuple[Edge, float]]:
+    """Each edge with its score."""
+    if set(array.dims) != {"sender", "receiver"}:
+        raise InputError(
+            f"circuit: scores over ({', '.join(map(str, array.dims))}), expected (sender, receiver).",
+            code="circuit-scores",
+            remedy="Give what pl.attribution.edges returned.",
+        )
+    array = array.transpose("sender", "receiver")
+    for at in np.argwhere(np.isfinite(array.values)):
+        sender, receiver = str(array["sender"].values[at[0]]), str(array["receiver"].values[at[1]])
+        yield (sender, receiver), float(array.values[tuple(at)])
