@@ -15,6 +15,14 @@ from typing import Any
 from pellucid.errors import InputError, PellucidError, shown
 
 
+def attribute(of: object, name: str, default: Any = None) -> Any:
+    """An attribute of an object that is not ours; the default also where reading it raises, as properties may."""
+    try:
+        return getattr(of, name, default)
+    except Exception:  # whatever a foreign property or `__getattr__` raises
+        return default
+
+
 def as_whole(value: object) -> int | None:
     """The whole number that a value is, as Python's own; None if it is something else."""
     if not _is_scalar(value):

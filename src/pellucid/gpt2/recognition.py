@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from pellucid.check import attribute
 from pellucid.gpt2.config import TransformerConfig
 from pellucid.gpt2.layouts import sizes_of
 from pellucid.layout import Layout
@@ -150,11 +151,11 @@ def _proposals(module: nn.Module, parts: _Parts) -> Iterator[Proposal]:
         value
         for child in module.modules()
         for name in _HEAD_ATTRIBUTES
-        if isinstance(value := getattr(child, name, None), int) and not isinstance(value, bool)
+        if isinstance(value := attribute(child, name), int) and not isinstance(value, bool)
     }
     divisors = [n for n in range(1, width + 1) if width % n == 0]
     heads = [n for n in divisors if n in said] or sorted(divisors, key=lambda n: abs(width / n - 64))
-    epsilons = {eps for child in module.modules() if isinstance(eps := getattr(child, "eps", None), float)}
+    epsilons = {eps for child in module.modules() if isinstance(eps := attribute(child, "eps"), float)}
     columns = list(itertools.permutations(("part", "head", "d_head"))) if parts.fused else [("part", "head", "d_head")]
     for column, row, activation, epsilon, n_head in itertools.product(
         columns, (("head", "d_head"), ("d_head", "head")), _activations(module), epsilons or _TRIED_EPSILONS, heads

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from pellucid._version import __version__
+from pellucid.check import attribute
 from pellucid.errors import printable
 from pellucid.run.model import CkptedTransformer
 
@@ -110,7 +111,7 @@ def name_of(side: Any) -> str:
         source = (side.provenance or {}).get("source")
         return type(side).__name__ if source is None else printable(f"{type(side).__name__} of {source}")
     if isinstance(side, nn.Module):
-        path = getattr(getattr(side, "config", None), "_name_or_path", None)
+        path = attribute(attribute(side, "config"), "_name_or_path")
         return printable(f"{type(side).__name__} of {path}" if path and isinstance(path, str) else type(side).__name__)
     count = sum(isinstance(value, Tensor) for value in side.values()) if isinstance(side, Mapping) else 0
     return f"state dict of {count} tensors" if count else type(side).__name__

@@ -55,7 +55,7 @@ _ENDS = {EMBED: UNEMBED, UNEMBED: EMBED}
 class _Aligner:
     def __init__(self, units: Mapping[str, Tensor], others: Mapping[str, Tensor], schema: Schema) -> None:
         dtypes = {tensor.dtype for tensor in [*units.values(), *others.values()] if tensor.is_floating_point()}
-        coarse = max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
+        coarse = max((d for d in dtypes if d.itemsize > 1), key=lambda dtype: torch.finfo(dtype).eps)
         self.exact = units, others  # what is found among coarse copies is compared as it is given
         self.units = {name: tensor.to("cpu", coarse) for name, tensor in units.items()}
         self.names, self.others = _by_memory(others, coarse)
@@ -85,7 +85,8 @@ class _Aligner:
 
     def run(self, buffers: set[str]) -> Alignment:
         known = {name: what for name, tensor in self.others.items() if (what := what_buffer(tensor, name in buffers))}
-        parameters = {name: tensor for name, tensor in self.others.items() if name not in known}
+        unknown = [name for name in self.others if name not in known]
+        parameters = {name: self.others[name] for name in unknown if self.others[name].is_floating_point()}
         uncertain: dict[str, list[Group]] = {}
         for name, tensor in parameters.items():
             candidates = [g for g in self.by_print.get(fingerprint(tensor), []) if self._size(g) == tensor.numel()]
@@ -102,7 +103,7 @@ class _Aligner:
             for name, tensor in parameters.items():
                 if name not in self.found:
                     self._nearest(name, tensor, again=again)
-        unexplained = [name for name in parameters if name not in self.found]
+        unexplained = [name for name in unknown if name not in self.found]
         known |= {name: "a buffer of its own" for name in unexplained if name in buffers}
         covered = self._covered()
         missing = [unit for unit in self.units if unit not in covered]

@@ -8,9 +8,11 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pellucid.check import attribute
 from pellucid.prove.points import LOGITS
 
 Call = Callable[[nn.Module, Tensor], Any]
@@ -21,14 +23,11 @@ IDS = ("input_ids", "ids", "idx", "tokens", "input_tokens", "token_ids", "input"
 
 def calls(module: nn.Module) -> Iterator[Call]:
     """The ways in which a module may want to be called, the one that its signature suggests first."""
-    parameters = _parameters(module)
-    given = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is p.empty]
-    takes = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD, p.VAR_POSITIONAL)]
-    named = next((name for name in IDS if name in given), next(iter(given), None))
-    if parameters and not takes and named is not None:
-        yield lambda module, ids: module(**{named: ids, **_beside(module, ids, {named})})
+    name, by_name = _taker(module)
+    if by_name:
+        yield lambda module, ids: module(**{name: ids, **_beside(module, ids, name)})
     else:
-        yield lambda module, ids: module(ids, **_beside(module, ids, {p.name for p in takes[:1]}))
+        yield lambda module, ids: module(ids, **_beside(module, ids, name))
     yield lambda module, ids: module(input_ids=ids)
     yield lambda module, ids: module({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
 
@@ -49,11 +48,21 @@ def working_call(module: nn.Module, ids: Tensor) -> tuple[Call, Any]:
     raise first
 
 
-def _beside(module: nn.Module, ids: Tensor, given: set[str]) -> dict[str, Any]:
+def _taker(module: nn.Module) -> tuple[str, bool]:
+    """The argument that takes ids, "" where a signature does not say, and whether it has to be named."""
+    parameters = _parameters(module)
+    takes = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD, p.VAR_POSITIONAL)]
+    named = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is p.empty]
+    if takes or not named:
+        return next(iter(takes), ""), False
+    return next((name for name in IDS if name in named), named[0]), True
+
+
+def _beside(module: nn.Module, ids: Tensor, given: str) -> dict[str, Any]:
     """What else a forward demands, by name: masks of ones, positions, else None."""
     more: dict[str, Any] = {}
     for parameter in _parameters(module):
-        demanded = parameter.default is parameter.empty and parameter.name not in given
+        demanded = parameter.default is parameter.empty and parameter.name != given
         if not demanded or parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
             continue
         name = parameter.name.lower()
@@ -65,11 +74,24 @@ def _beside(module: nn.Module, ids: Tensor, given: set[str]) -> dict[str, Any]:
     return more
 
 
+def guesses(module: nn.Module) -> str:
+    """What to say of arguments that a forward demands and that nothing is known of; nothing if there are none."""
+    beside = _beside(module, torch.zeros(1, 1, dtype=torch.long), _taker(module)[0])
+    unknown = [name for name, value in beside.items() if value is None]
+    if not unknown:
+        return ""
+    return f" (its forward demands {', '.join(unknown)}, and was given None: compare a module that takes ids alone)"
+
+
 def _parameters(module: nn.Module) -> list[inspect.Parameter]:
+    """What a forward takes; of a wrapper that hands on whatever it is given, what the one inside takes."""
     try:
-        return list(inspect.signature(module.forward).parameters.values())
+        found = list(inspect.signature(module.forward).parameters.values())
     except (TypeError, ValueError):  # what is not Python has no signature
         return []
+    inside = list(module.children())
+    anything = all(parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD) for parameter in found)
+    return _parameters(inside[0]) if anything and len(inside) == 1 else found
 
 
 DEEPEST = 3
@@ -107,12 +129,13 @@ def read_answer(output: Any, rows: tuple[int, int], head: Tensor, *, headless: b
     """
     vocabulary, width = head.shape
     if headless:
-        hidden = getattr(output, "last_hidden_state", None)
+        hidden = attribute(output, "last_hidden_state")
         hidden = hidden if isinstance(hidden, Tensor) else _chosen(output, (width,))
         return FoundLogits(nn.functional.linear(hidden, head.to(hidden)))
     found = _chosen(output, (vocabulary, width))
     if not found.is_floating_point():
-        raise NoLogitsError(f"the output is whole numbers ({found.dtype} {list(found.shape)}), not logits")
+        kind = "complex numbers" if found.is_complex() else "whole numbers"
+        raise NoLogitsError(f"the output is {kind} ({found.dtype} {list(found.shape)}), not logits")
     if found.dim() < 3 and (found.dim() == 0 or (found.shape[-1] < vocabulary and found.shape[-1] != width)):
         expected = f"logits of ids {list(rows)} are {[*rows, vocabulary]}"
         raise NoLogitsError(f"the output is {list(found.shape)}, and {expected}")
@@ -144,9 +167,10 @@ def _in_rows(found: Tensor, rows: tuple[int, int]) -> tuple[Tensor, str]:
 
 def _chosen(output: Any, widths: tuple[int, ...]) -> Tensor:
     """The tensor that holds the logits: one of that name, else the first of one of these widths, else the widest."""
+    output = torch.as_tensor(output) if isinstance(output, np.ndarray) else output
     if isinstance(output, Tensor):
         return output
-    named = output.get(LOGITS) if isinstance(output, Mapping) else getattr(output, LOGITS, None)
+    named = output.get(LOGITS) if isinstance(output, Mapping) else attribute(output, LOGITS)
     if isinstance(named, Tensor):
         return named
     tensors = [tensor for tensor in _tensors(output, DEEPEST) if tensor.dim() >= 1]
@@ -160,8 +184,8 @@ def _chosen(output: Any, widths: tuple[int, ...]) -> Tensor:
 
 
 def _tensors(output: Any, deep: int) -> Iterator[Tensor]:
-    if isinstance(output, Tensor):
-        yield output
+    if isinstance(output, (Tensor, np.ndarray)):
+        yield torch.as_tensor(output)
     elif deep:
         yield from (tensor for item in _items(output) for tensor in _tensors(item, deep - 1))
 

@@ -16,7 +16,7 @@ from pellucid.prove.about import About
 from pellucid.prove.comparison import Comparison, Progress, silently
 from pellucid.prove.dicts import compare_dicts, compare_unrecognised, compare_with_dict
 from pellucid.prove.report import ComparisonReport, Verdict
-from pellucid.prove.sides import DEFAULT_TEXT, ids_of, opened, pairs, require_values
+from pellucid.prove.sides import DEFAULT_TEXT, ids_of, opened, pairs, require_values, with_values
 from pellucid.prove.tensors import TensorComparison, compare_tensors
 from pellucid.text.batch import Inputs
 from pellucid.text.tokenizer import Tokenizer
@@ -71,7 +71,7 @@ def compare(
     if isinstance(a, Tensor) and isinstance(b, Tensor):
         require_values(a)
         require_values(b)
-        return compare_tensors(a, b)
+        return compare_tensors(with_values(a, "a"), with_values(b, "b"))
     sides = opened(a), opened(b)
     first, second = (opening.side for opening in sides)
     require_values(first)

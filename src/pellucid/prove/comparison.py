@@ -15,12 +15,14 @@ from pellucid.prove.aligning import align
 from pellucid.prove.alignment import Alignment
 from pellucid.prove.calling import NoLogitsError
 from pellucid.prove.causes import Cause, Evidence, confirmed_cause, head_of_its_own
-from pellucid.prove.copies import parameter_dtypes, quietly, with_their_values, without_units, working_copy
+from pellucid.prove.copies import quietly, with_their_values, without_units, working_copy
 from pellucid.prove.divergences import Sides, divergence_at, first_changed, not_finite_at, positions_note, with_changes
+from pellucid.prove.ground import AsGiven, DidNotRunError, common_ground, rounded_alike
+from pellucid.prove.held import Computed, computed_in, filled, held_in, hidden_in, with_computed
 from pellucid.prove.influence import Sensitivity, cropped, without_idle
-from pellucid.prove.lending import Computed, Loan, computed_in, with_computed
+from pellucid.prove.lending import Loan
 from pellucid.prove.points import LOGITS, block_of, sites_of
-from pellucid.prove.program import DOUBLE, Conditions, Glass, Program
+from pellucid.prove.program import DOUBLE, Conditions, Glass, Program, WatchedModel
 from pellucid.prove.report import CheckpointRow, ComparisonReport, Divergence, relative_changes
 from pellucid.prove.runs import Runs, rows_of, same_bits
 from pellucid.prove.tensors import compare_tensors, known_buffers
@@ -63,14 +65,17 @@ class Comparison:
     progress: Progress = silently
     notes: list[str] = field(default_factory=list)
     mixed: bool = False
+    given: AsGiven | None = None
     units: dict[str, Tensor] = field(default_factory=dict)
     others: dict[str, Tensor] = field(default_factory=dict)
     seen: tuple[int, int] = (0, 0)
     blind: bool = False
     exact: bool = True
+    odd: bool = False
     lengths: tuple[int, ...] = ()
     logits: tuple[Tensor, Tensor] | None = None
     buffers: set[str] = field(default_factory=set)
+    unread: list[str] = field(default_factory=list)
     computed: dict[str, Computed] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -80,35 +85,49 @@ class Comparison:
         """Align, run, judge."""
         self.progress("aligning parameters", 0.0)
         self._crop()
-        alignment = self._without_rounding(
-            align(self.units, self.others, self.schema, self.buffers)
-        )  # in the dtypes that they have
+        alignment = self._without_rounding(self._aligned())  # in the dtypes that they have
         first = first_changed(alignment, self.units, self.others)
         first, notes = with_changes(first, Sides(self.units, self.others, alignment, self.swapped))
         self.notes += notes
-        ground = self._common_ground()
-        unseen = [unit for unit in alignment.missing if kind_of(unit) in self.family.unseen]
-        self.reference = without_units(working_copy(self.reference, ground), unseen)
         self.progress("running both", 0.3)
-        program = Program(
-            Loan(self.other, ground, computed={name: self.others[name] for name in self.computed}),
-            sites_of(alignment, self.other, self.schema), self.reference.embed.W_E.detach(),
-        )  # fmt: skip
-        other = self.other
-        watched = Glass(working_copy(other, ground)) if isinstance(other, CkptedTransformer) else program
+        program = self._program(alignment)
         try:
-            trial = Trial(self.reference, watched, program, self.ids, self._precise())
-        except NoLogitsError as error:
-            self.notes += [*notes_on(alignment, self.family.unseen), f"nothing could be judged: {error}"]
-            return self._finished(alignment, [], first, explained=False)
+            trial = Trial(self.reference, self._watched(program), program, self.ids, self._precise(), self.given)
         except Exception as error:  # whatever a foreign forward raises
-            words = f"the other model did not run on ids {list(self.ids.shape)}: {_words(error)}"
-            self.notes += [*notes_on(alignment, self.family.unseen), words]
+            self.notes += [*notes_on(alignment, self.family.unseen), self._failure(program, error)]
             return self._finished(alignment, [], first, explained=False)
         alignment = self._without_idle(alignment, program)
         self.notes += notes_on(alignment, self.family.unseen)
-        self.logits = trial.single.expected[LOGITS], trial.plain
+        self.logits = trial.own
         return self._judge(alignment, trial, first)
+
+    def _program(self, alignment: Alignment) -> Program:
+        """The other program, and the reference, in the dtypes in which they are compared."""
+        ground, other, reference = common_ground(self.reference, self.other), self.other, self.reference
+        computed = {name: self.others[name] for name in self.computed}
+        sites, head = sites_of(alignment, other, self.schema), reference.embed.W_E.detach()
+        unseen = [unit for unit in alignment.missing if kind_of(unit) in self.family.unseen]
+        self.reference = without_units(working_copy(reference, ground.dtype), unseen)
+        program = Program(Loan(other, ground.dtype, computed=computed), sites, self.reference.embed.W_E.detach())
+        self.mixed = ground.mixed
+        if ground.mixed:
+            self.notes.append(ground.note)
+            self.given = AsGiven(reference, Program(Loan(other), (), head))
+            if ground.dtype is None:
+                self.reference = rounded_alike(self.reference, program, alignment, self.others)
+        return program
+
+    def _watched(self, program: Program) -> WatchedModel:
+        other = self.other
+        return Glass(working_copy(other, program.loan.dtype)) if isinstance(other, CkptedTransformer) else program
+
+    def _failure(self, program: Program, error: Exception) -> str:
+        """Why nothing was judged, in words."""
+        if isinstance(error, NoLogitsError):
+            return f"nothing could be judged: {error}"
+        if isinstance(error, DidNotRunError):
+            return str(error)
+        return f"the other model did not run on ids {list(self.ids.shape)}: {program.failure(self.ids, error)}"
 
     def _crop(self) -> None:
         """Both sides' tensors, the other's as they evaluate, and tables cut to the rows that both sides have."""
@@ -117,13 +136,30 @@ class Comparison:
             self.others, self.buffers = dict(self.tensors), known_buffers(self.tensors, self.reference.config)[0]
             return
         with Loan(self.other).taken() as module:  # as it evaluates: adapters merge themselves there
-            held = dict(module.state_dict(keep_vars=True))
-            self.buffers = set(held) - {name for name, _ in module.named_parameters(remove_duplicate=False)}
+            held, self.buffers = held_in(module)
             self.computed = computed_in(module)
-            held = with_computed(held, self.computed)
+        held = with_computed(self._readable(held), self.computed)
         padded = not isinstance(self.other, CkptedTransformer)  # a model of ours says which vocabulary it has
         self.units, self.others, notes = cropped(self.units, held, self.schema, padded=padded)
         self.notes += notes
+
+    def _readable(self, held: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Tensors with every value in memory; what cannot be read so is kept as unexplained."""
+        found = {name: filled(tensor) for name, tensor in held.items()}
+        self.unread += [name for name, tensor in found.items() if tensor is None]
+        return {name: tensor for name, tensor in found.items() if tensor is not None}
+
+    def _aligned(self) -> Alignment:
+        """Which tensor is which parameter; if some are missing, among those that torch does not know of, too."""
+        alignment = align(self.units, self.others, self.schema, self.buffers)
+        if alignment.missing and self.tensors is None and (hidden := self._readable(hidden_in(self.other))):
+            more = align(self.units, {**self.others, **hidden}, self.schema, self.buffers | set(hidden))
+            if len(more.missing) < len(alignment.missing):
+                names = [match.name for match in more.matches if match.name in hidden]
+                alignment, self.others, self.buffers = more, self.others | hidden, self.buffers | set(hidden)
+                self.notes.append(f"{len(names)} tensors that torch does not know as parameters were read, "
+                                  f"such as {names[0]}")  # fmt: skip
+        return replace(alignment, unexplained=(*alignment.unexplained, *self.unread))
 
     def _precise(self) -> CkptedTransformer:
         """The reference for float64: a constant that the other program keeps in float32 is no error of it."""
@@ -169,19 +205,6 @@ class Comparison:
         """The caller's ids, without what fills short rows up."""
         lengths = self.lengths or [self.ids.size(1)] * self.ids.size(0)
         return [row[:length] for row, length in zip(self.ids.tolist(), lengths, strict=True)]
-
-    def _common_ground(self) -> torch.dtype | None:
-        """The coarsest dtype among the parameters of both sides, if there are several."""
-        dtypes = parameter_dtypes(self.reference) | parameter_dtypes(self.other)
-        self.mixed = len(dtypes) > 1
-        if not self.mixed:
-            return None
-        ground = max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
-        named = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
-        coarse = str(ground).removeprefix("torch.")
-        self.notes.append(f"the dtypes are {named}: both were rounded to {coarse} first, and can be no more than "
-                          "equivalent")  # fmt: skip
-        return ground
 
     def _judge(self, alignment: Alignment, trial: Trial, first: Divergence | None) -> ComparisonReport:
         """Tell rounding from error by float64, find the first difference, and report."""
@@ -232,12 +255,18 @@ class Comparison:
     ) -> tuple[Divergence | None, bool]:
         """Where two programs first differ on a trial's ids; and if nowhere, whether rounding explains everything."""
         double, point = trial.double, trial.point
-        odd = None if self.mixed else trial.not_finite()
+        odd = trial.not_finite()
         if odd is not None:
-            return not_finite_at(trial.single, odd, wrong=point is not None), False
+            single = trial.single
+            values = trial.own if odd == LOGITS else (single.expected[single.ckpt(odd)], single.free[odd])
+            return not_finite_at(single, odd, values, wrong=point is not None), False
         if point is None and not double.undecided:
             if (words := double.amplification()) and words not in self.notes:
                 self.notes.append(words)
+            if words := trial.odd_in_its_dtype():
+                self.notes += [words] if not self.odd else []
+                self.odd = True
+                return None, False
             return None, trial.settled and not double.blurred and (is_rounding(rows) or double.amplified)
         cause = self._cause(self.reference, alignment, double, point or double.undecided[0])
         if cause is not None and cause.harmless:
@@ -249,7 +278,8 @@ class Comparison:
             where = [f"{p} ({double.ckpt(p)})" for p in double.undecided]
             self.notes.append(f"nothing here depends on {', '.join(where)}, which differs: try a longer text")
             return None, False
-        if rows and all(row.bit_equal for row in rows) and alignment.complete:
+        double_run = trial.own[1].dtype == torch.float64  # by the caller, too
+        if rows and all(row.bit_equal for row in rows) and alignment.complete and not double_run:
             self.notes.append(f"equal to the bit, but in float64 they differ: {divergence_at(double, point, cause)}")
             return None, True
         return divergence_at(double, point, cause), False
@@ -261,7 +291,7 @@ class Comparison:
             return None
         self.progress("running both on a probe", 0.9)
         try:
-            probe = Trial(self.reference, trial.watched, trial.program, ids, trial.precise)
+            probe = Trial(self.reference, trial.watched, trial.program, ids, trial.precise, self.given)
             return None if probe.bit_equal else probe.finish()
         except Exception as error:  # whatever a foreign forward raises
             self.notes.append(f"{_probe_words(ids)} could not be run, so that only the inputs given were compared: "
@@ -287,7 +317,7 @@ class Comparison:
             return None
         points = double.points()
         before = points[: points.index(point)] if point in points else points
-        alone = {name: self.others[name].detach() for name in alignment.unexplained}
+        alone = {name: self.others[name].detach() for name in alignment.unexplained if name in self.others}
         moved = [match for match in alignment.matches if match.transform.heads and not match.group.heads]
         heads = {unit: match.transform.heads or () for match in moved for unit in match.group.units}
         seen = Seen(double.ids.size(0), double.ckpt(point), double.free[point], double.expected, alone, heads)

@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 from pellucid.prove.alignment import Match
+from pellucid.prove.held import has_memory
 from pellucid.run.model import CkptedTransformer
 from pellucid.tensor_file import ALIGNMENT
 
@@ -39,12 +40,10 @@ def working_copy(module: M, dtype: torch.dtype | None = None) -> M:
     memo: dict[int, Any] = {}
     moved = Moved()
     for parameter in module.parameters():
-        kept = dtype is None or not parameter.is_floating_point() or parameter.dtype == dtype
-        held = moved.aligned(parameter.detach()) if kept else parameter.detach().to(dtype)
-        shared = held.data_ptr() == parameter.data_ptr()
-        memo[id(parameter)] = parameter if shared else nn.Parameter(held, requires_grad=False)
+        held = moved.instead(parameter, dtype)
+        memo[id(parameter)] = parameter if held is None else nn.Parameter(held, requires_grad=False)
     for child in module.modules():
-        if getattr(child, "max_norm", None) is not None:  # such an embedding writes into its weight as it runs
+        if writes_as_it_looks_up(child):
             own = [parameter for parameter in child.parameters(recurse=False) if memo[id(parameter)] is parameter]
             memo |= {id(parameter): nn.Parameter(parameter.detach().clone(), False) for parameter in own}
         for value in vars(child).values():
@@ -63,13 +62,18 @@ class Moved:
     def __init__(self) -> None:
         self._made: dict[Any, Tensor] = {}
 
-    def aligned(self, tensor: Tensor) -> Tensor:
-        """The tensor itself if it lies well, else a copy; of the same memory, the same copy."""
-        if tensor.data_ptr() % ALIGNMENT == 0:
-            return tensor
-        place = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
+    def instead(self, parameter: Tensor, dtype: torch.dtype | None = None) -> Tensor | None:
+        """What stands in the place of a parameter, in this dtype or where it lies well; None if it may stay.
+
+        Of the same memory, the same copy.
+        """
+        if dtype is not None and parameter.is_floating_point() and parameter.dtype != dtype:
+            return parameter.detach().to(dtype)
+        if not has_memory(parameter) or parameter.data_ptr() % ALIGNMENT == 0:
+            return None
+        place = (parameter.data_ptr(), parameter.shape, parameter.stride(), parameter.dtype)
         if place not in self._made:
-            self._made[place] = tensor.clone()
+            self._made[place] = parameter.detach().clone()
         return self._made[place]
 
 
@@ -80,7 +84,15 @@ def is_scripted(module: nn.Module) -> bool:
 
 def is_compiled(module: nn.Module) -> bool:
     """Whether `torch.compile` stands between a module and its caller."""
-    return "torch._dynamo" in sys.modules and (hasattr(module, "_orig_mod") or module._compiled_call_impl is not None)
+    compiler: Any = sys.modules.get("torch._dynamo")
+    if compiler is None:
+        return False
+    return isinstance(module, compiler.OptimizedModule) or vars(module).get("_compiled_call_impl") is not None
+
+
+def writes_as_it_looks_up(module: nn.Module) -> bool:
+    """Whether a module is an embedding that shortens the rows of its table as it reads them."""
+    return vars(module).get("max_norm") is not None
 
 
 def own_parameters(module: nn.Module, names: Collection[str], dtype: torch.dtype | None = None) -> None:

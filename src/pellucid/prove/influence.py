@@ -21,7 +21,8 @@ from pellucid.numerics.rounding import BEYOND_ROUNDING, relative_error
 from pellucid.prove.aligning import NEAR, align
 from pellucid.prove.alignment import Alignment, Match
 from pellucid.prove.copies import is_scripted
-from pellucid.prove.lending import Loan, computed_in, with_computed
+from pellucid.prove.held import computed_in, filled, held_in, hidden_in, with_computed
+from pellucid.prove.lending import Loan
 from pellucid.prove.points import LOGITS, sites_of
 from pellucid.prove.program import DOUBLE, Program, WatchedModel
 from pellucid.prove.runs import same_bits
@@ -49,8 +50,9 @@ def without_idle(
         batches: Ids [B, P] on which other values must leave the logits as they are.
         unseen: Parameters of a block that no text can show.
     """
-    found = {name: what for name in alignment.unexplained if (what := _constant(others[name]))}
-    rest = [name for name in alignment.unexplained if name not in found and others[name].is_floating_point()]
+    unexplained = [name for name in alignment.unexplained if name in others]  # and can be read
+    found = {name: what for name in unexplained if (what := _constant(others[name]))}
+    rest = [name for name in unexplained if name not in found]
     found |= dict.fromkeys(_without_effect(rest, program, others, batches), "without effect on the logits")
     hidden = tuple(unit for unit in alignment.missing if kind_of(unit) in unseen)
     return replace(
@@ -89,8 +91,8 @@ def _stays(
 ) -> bool:
     """Whether the logits are the same to the bit with other values in these tensors."""
     generator = torch.Generator().manual_seed(0)
-    drawn = {id(others[n]): torch.randn(others[n].shape, generator=generator).to(others[n]) for n in names}
-    changed = {key: nn.Parameter(value + 1, requires_grad=False) for key, value in drawn.items()}
+    drawn = {id(others[n]): (1 + torch.randn(others[n].shape, generator=generator)).to(others[n]) for n in names}
+    changed = {key: nn.Parameter(value, requires_grad=False) for key, value in drawn.items()}
     other = replace(program, loan=program.loan.replacing(changed))
     return all(same_bits(other.plain(ids), logits) for ids, logits in zip(batches, expected, strict=True))
 
@@ -165,18 +167,26 @@ class Sensitivity:
         if any(map(is_scripted, self.other.modules())):
             return {}  # nothing can be put into a compiled program
         with Loan(self.other).taken() as module:
-            held, computed = dict(module.state_dict(keep_vars=True)), computed_in(module)
-        tensors = with_computed(held, computed)
+            computed, held = computed_in(module), held_in(module)[0]
+        if self.alignment is not None and any(match.name not in held for match in self.alignment.matches):
+            held |= hidden_in(self.other)
+        readable = {name: made for name, tensor in held.items() if (made := filled(tensor)) is not None}
+        tensors = with_computed(readable, computed)
         alignment = self.alignment or align(units_of(self.reference), tensors, self.reference.schema)
         kinds = self._one_of_each_kind(alignment)
-        own = {id(tensors[m.name]): _double(tensors[m.name]) for m, _ in kinds.values()}  # to be written to
+        places = {match.name: id(held.get(match.name, tensors[match.name])) for match, _ in kinds.values()}
+        own = {places[name]: _double(tensors[name]) for name in places}  # to be written to
         sites = sites_of(alignment, self.other, self.reference.schema)
         constants = {name: own.get(id(tensors[name]), tensors[name]) for name in computed}
         program = Program(Loan(self.other, replaced=own, computed=constants), sites, self.reference.embed.W_E.detach())
-        base = program.run(self.ids, None, DOUBLE)
+        try:
+            base = program.run(self.ids, None, DOUBLE)
+        except Exception:  # whatever a foreign forward raises in a dtype that it was not written for
+            return {}
         found: dict[str, float | None] = {}
         for kind, (match, unit) in kinds.items():
-            injection = _Injection(match, unit, own[id(tensors[match.name])], self.ids)
+            within = own[places[match.name]][tuple(map(slice, match.shape))]  # of a longer table, its first rows
+            injection = _Injection(match, unit, within, self.ids)
             found[kind] = _smallest(injection, program, base, self.ids)
         return found
 

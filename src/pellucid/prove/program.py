@@ -14,9 +14,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from pellucid.check import attribute
 from pellucid.families import FAMILIES
-from pellucid.prove.calling import Call, read_answer, working_call
-from pellucid.prove.copies import eagerly, quietly, seed, undisturbed
+from pellucid.prove.calling import Call, calls, guesses, read_answer, working_call
+from pellucid.prove.copies import eagerly, is_scripted, quietly, seed, undisturbed
 from pellucid.prove.lending import Loan
 from pellucid.prove.points import LOGITS, ModuleSite
 from pellucid.run.model import CkptedTransformer
@@ -148,6 +149,30 @@ class Program:
             output = self._output(module, ids)
         return self._logits(output, ids)
 
+    def failure(self, ids: Tensor, error: Exception) -> str:
+        """What a run raises, and in which module; `error` itself where a run with hooks raises nothing."""
+        entered: list[str] = []
+
+        def entering(path: str) -> Callable[..., None]:
+            return lambda *_: entered.append(path)
+
+        def leaving(*_: Any) -> None:
+            entered.pop()
+
+        with self.loan.taken() as module, torch.no_grad(), eagerly(), undisturbed(module):
+            call = self.call or next(calls(module))
+            for path, child in module.named_modules():
+                if not is_scripted(child):
+                    child.register_forward_pre_hook(entering(path))
+                    child.register_forward_hook(leaving)
+            try:
+                call(module, ids)
+            except Exception as again:  # whatever a foreign forward raises
+                error = again
+        where = f"at {entered[-1]}: " if entered and entered[-1] else ""
+        first = str(error).splitlines()[0] if str(error) else ""
+        return f"{where}{type(error).__name__}: {first}{guesses(self.loan.module)}"
+
     def _output(self, module: nn.Module, ids: Tensor) -> Any:
         ids = ids.to(next((parameter.device for parameter in module.parameters()), ids.device))
         if self.call is None:
@@ -182,7 +207,7 @@ class Unwatched:
 
 def is_headless(module: nn.Module) -> bool:
     """Whether a module is of a class of transformers' that gives hidden states, and leaves the head to its caller."""
-    bases, inner = {family.in_transformers.base for family in FAMILIES}, getattr(module, "_orig_mod", module)
+    bases, inner = {family.in_transformers.base for family in FAMILIES}, attribute(module, "_orig_mod", module)
     return any(c.__name__ in bases and c.__module__.startswith("transformers.") for c in type(inner).__mro__)
 
 

@@ -173,7 +173,8 @@ class ComparisonReport:
         """Kind of parameter -> the smallest relative change of one weight that the runs alone would reveal.
 
         Found by injecting errors into copies when it is first asked for, with the parameters not compared; None
-        where not even a change by a tenth shows. Empty where nothing was run.
+        where not even a change by a tenth shows. Empty where nothing was run, or where the other
+        program does not run in float64.
         """
         return {} if self.probe is None or not self.checkpoints else self.probe.measure()
 

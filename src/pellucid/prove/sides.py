@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from pellucid.check import attribute
 from pellucid.config import Config
 from pellucid.errors import ConfigError, InputError, MissingExtraError, PellucidError, WeightsError, shown
 from pellucid.families import FAMILIES, family_of
@@ -20,7 +21,8 @@ from pellucid.numerics.rounding import BEYOND_ROUNDING, relative_error
 from pellucid.open import from_hf, load, to_hf
 from pellucid.part import Weights
 from pellucid.prove.about import SEED, RunInputs, name_of
-from pellucid.prove.lending import Loan, computed_in, computes, with_computed
+from pellucid.prove.held import computed_in, computes, filled, held_in, with_computed
+from pellucid.prove.lending import Loan
 from pellucid.prove.points import LOGITS
 from pellucid.prove.program import DOUBLE, Glass, Program
 from pellucid.run.model import CkptedTransformer
@@ -83,7 +85,7 @@ def opened(side: Any, options: LoadOptions = STORED) -> Opened:
             return replace(_from_transformers(text[3:], options), name=name_of(side))
         return replace(opened(_load(side, options)), name=name_of(side))
     if isinstance(side, Mapping) and side and all(isinstance(value, Tensor) for value in side.values()):
-        return Opened({str(name): value for name, value in side.items()}, name=name_of(side))
+        return Opened({str(name): with_values(value, str(name)) for name, value in side.items()}, name=name_of(side))
     raise InputError(
         f"compare: {type(side).__name__} given, expected two tensors, or two models, state dicts, paths or names.",
         code="compare-kind",
@@ -91,10 +93,28 @@ def opened(side: Any, options: LoadOptions = STORED) -> Opened:
     )
 
 
+def with_values(tensor: Tensor, name: str) -> Tensor:
+    """A tensor with every value in memory, a sparse or quantized one multiplied out.
+
+    Raises:
+        InputError: It cannot be, as a nested one.
+    """
+    if tensor.is_meta or nn.parameter.is_lazy(tensor):  # refused by `require_values`, which says more
+        return tensor
+    made = filled(tensor)
+    if made is None:
+        raise InputError(
+            f"compare: {shown(name)} is a {type(tensor).__name__} whose values cannot be read one by one.",
+            code="compare-no-values",
+            remedy="Give plain tensors; of a nested one, its parts: tensor.unbind().",
+        )
+    return made
+
+
 def require_values(side: Tensor | Side) -> None:
     """Raise `InputError` if a tensor of a side has no values: it lies on the meta device, or waits for a first run."""
     if isinstance(side, nn.Module):
-        held = {**dict(side.named_parameters()), **dict(side.named_buffers())}
+        held = held_in(side)[0]
     else:
         held = {"the tensor": side} if isinstance(side, Tensor) else dict(side)
     waiting = [name for name, tensor in held.items() if nn.parameter.is_lazy(tensor)]
@@ -190,7 +210,7 @@ def unknown(a: Side, b: Side) -> InputError:
 
 
 def _glass_of(module: nn.Module) -> CkptedTransformer | None:
-    eager = getattr(getattr(module, "config", None), "_attn_implementation", None) == "eager"
+    eager = attribute(attribute(module, "config"), "_attn_implementation") == "eager"
     try:
         return from_hf(module, attention="eager" if eager else "auto")  # pyright: ignore[reportArgumentType]
     except (WeightsError, ConfigError, MissingExtraError):  # it may still be recognised by what it computes
@@ -244,7 +264,7 @@ DRAWN = 32
 def _drawn(reference: CkptedTransformer, sides: Sequence[Opened]) -> Tensor:
     """Ids [1, P] that both sides take, none of them a pad's."""
     config, own = reference.config, reference.config.sizes
-    sizes = [getattr(getattr(side.side, "config", None), "vocab_size", None) for side in sides]
+    sizes = [attribute(attribute(side.side, "config"), "vocab_size") for side in sides]
     count = min([own["d_vocab"], *(size for size in sizes if isinstance(size, int))])
     known = [i for i in range(count) if i != config.pad_token_id] or [0]
     places = torch.randint(len(known), (min(own["n_ctx"], DRAWN),), generator=torch.Generator().manual_seed(SEED))
@@ -295,7 +315,8 @@ def recognised(module: nn.Module) -> CkptedTransformer | None:
     """
     with Loan(module).taken() as lent:
         held, computed = dict(lent.named_parameters()), computed_in(lent)
-    tensors = {name: tensor.detach() for name, tensor in with_computed(held, computed).items()}
+    readable = {name: made for name, tensor in held.items() if (made := filled(tensor)) is not None}
+    tensors = {name: tensor.detach() for name, tensor in with_computed(readable, computed).items()}
     recognitions = (family.recognition for family in FAMILIES if family.recognition is not None)
     readings = (reading for recognition in recognitions for reading in recognition.readings(module, tensors))
     return next((model for reading in readings if (model := _tried(module, reading)) is not None), None)

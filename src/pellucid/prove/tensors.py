@@ -80,6 +80,9 @@ def compare_tensors(a: Tensor, b: Tensor) -> TensorComparison:
             remedy="Compare tensors of one shape; a transposed weight is compared after .T.",
         )
     a, b = _on_common_ground(a.detach(), b.detach())
+    shape = tuple(a.shape)
+    if a.is_complex():  # two numbers each
+        a, b = torch.view_as_real(a.resolve_conj()).contiguous(), torch.view_as_real(b.resolve_conj()).contiguous()
     flat = a.reshape(-1), b.reshape(-1)
     parts = [_compare_parts(*pair) for pair in zip(*(side.split(_CHUNK) for side in flat), strict=True)]
     close, gap, relative, ulp = (list(column) for column in zip(*parts, strict=True))
@@ -91,7 +94,7 @@ def compare_tensors(a: Tensor, b: Tensor) -> TensorComparison:
         max_abs=_largest(gap),
         max_rel=_largest(relative),
         max_ulp=max(ulp),
-        shape=tuple(a.shape),
+        shape=shape,
         dtype=str(a.dtype).removeprefix("torch."),
         relative=by_a,
         relative_to_b=by_b,
@@ -121,7 +124,10 @@ def _compare_parts(a: Tensor, b: Tensor) -> tuple[int, float, float, int]:
     same = (wide_a == wide_b) | (wide_a.isnan() & wide_b.isnan())
     gap = (wide_a - wide_b).abs().masked_fill(same, 0.0)
     relative = (gap / wide_b.abs()).masked_fill(same, 0.0)
-    close = torch.isclose(a, b, atol=ATOL, rtol=RTOL) if a.is_floating_point() else a == b
+    wide = a.element_size() == 1  # floats of eight bits have no arithmetic of their own
+    close = (
+        torch.isclose(*(wide_a, wide_b) if wide else (a, b), atol=ATOL, rtol=RTOL) if a.is_floating_point() else a == b
+    )
     ulp = int((_ordered(a).double() - _ordered(b).double()).abs().max()) if a.is_floating_point() else 0
     return int(close.sum()), float(gap.max()), float(relative.max()), ulp
 
@@ -198,7 +204,7 @@ def what_buffer(tensor: Tensor, known: bool) -> str:
         inside, outside = square[causal], square[~causal]
         if outside.numel() and _is_constant(inside) and _is_constant(outside) and inside[0] != outside[0]:
             return "a causal mask"
-    if tensor.is_floating_point():
+    if tensor.is_floating_point() or tensor.is_complex():
         return ""
     flat = tensor.reshape(-1)
     return "positions" if torch.equal(flat.long(), torch.arange(flat.numel())) else "whole numbers"

@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from pellucid.numerics.rounding import BEYOND_ROUNDING, relative_error
-from pellucid.prove.copies import is_scripted
+from pellucid.numerics.rounding import BEYOND_ROUNDING, not_alike, relative_error
+from pellucid.prove.copies import is_scripted, working_copy
 from pellucid.prove.divergences import is_before
+from pellucid.prove.ground import AsGiven, coarsest_in, step_of
 from pellucid.prove.points import LOGITS
 from pellucid.prove.program import DOUBLE, Conditions, Glass, Program, Unwatched, WatchedModel
 from pellucid.prove.runs import Runs, same_bits
@@ -23,6 +24,9 @@ from pellucid.run.model import CkptedTransformer
 
 LONGEST = 64
 """Positions of a probe: more than windows and blocks of attention that are met in small programs, and still quick."""
+
+MARGIN = 16.0
+"""How much more than the reference's rounding a program's may come to: it may add in other orders, and more often."""
 
 
 @dataclass
@@ -35,6 +39,7 @@ class Trial:
         program: The other program, as the caller runs it.
         ids: [B, P].
         precise: The reference with the constants of the other program, for float64.
+        given: Both as their callers run them, where they are converted to be compared.
 
     Attributes:
         single: The runs in the programs' own dtype.
@@ -42,6 +47,7 @@ class Trial:
         point: Where an error shows in float64 first, if one does; there after `finish`.
         settled: Whether float64 could say what the run without instruments computes.
         notes: What the reader should know.
+        own: The logits of the reference and of the other program in their own dtypes.
     """
 
     reference: CkptedTransformer
@@ -49,16 +55,19 @@ class Trial:
     program: Program
     ids: Tensor
     precise: CkptedTransformer
+    given: AsGiven | None = None
     settled: bool = True
     notes: list[str] = field(default_factory=list)
     point: str | None = None
 
     def __post_init__(self) -> None:
+        own = None if self.given is None else self.given.logits(self.ids)
         self.plain = self.program.plain(self.ids)  # first: it finds out how the program wants to be called
         if any(map(is_scripted, self.program.loan.module.modules())):
             self.watched = Unwatched(self.program)  # TorchScript takes no hooks
             self.notes.append("TorchScript shows no values on the way: it is judged by its logits")
         self.single = self._runs(Conditions())
+        self.own = own or (self.single.expected[LOGITS], self.plain)
 
     def _runs(self, conditions: Conditions) -> Runs:
         glass = Glass(self.precise if conditions.double else self.reference)
@@ -126,8 +135,33 @@ class Trial:
         return (f"the second of two runs in a row on the same ids gives other logits, by {gap:.3g}: the program keeps "
                 "something from one call to the next")  # fmt: skip
 
+    def odd_in_its_dtype(self) -> str:
+        """What to say if the logits that the caller sees are off by more than rounding, although float64 agrees.
+
+        What rounding comes to is what it makes of the reference, in the coarsest dtype that the program computes with.
+        """
+        given = self.own[1]
+        gap = relative_error(given, self.double.expected[LOGITS])
+        dtype = max((given.dtype, self.plain.dtype), key=step_of)
+        if gap <= MARGIN * max(
+            step_of(dtype), relative_error(self.single.expected[LOGITS], self.double.expected[LOGITS])
+        ):
+            return ""
+        dtype = max((dtype, coarsest_in(self.program, self.ids)), key=step_of)
+        rounded = Glass(working_copy(self.reference, dtype)).run(self.ids)[LOGITS]
+        limit = MARGIN * relative_error(rounded, self.double.expected[LOGITS])
+        if gap <= limit:
+            return ""
+        return (f"as it is run, the program's logits are off by {gap:.2g} of the largest, where rounding may come to "
+                f"{limit:.1g}, although in float64 they agree: its arithmetic depends on the dtype")  # fmt: skip
+
     def not_finite(self) -> str | None:
-        """The first point at which one side only is finite, unless an error shows before it."""
+        """The first point at which one side only is finite, unless an error shows before it.
+
+        Of programs that were converted, what counts is what they give in their own dtypes.
+        """
+        if self.given is not None:
+            return LOGITS if self.point is None and bool(not_alike(self.own[1], self.own[0]).any()) else None
         odd = self.single.first_not_alike(self.double.dropped)
         earlier = odd is not None and (self.point is None or is_before(odd, self.point, self.double.schema))
         return odd if earlier else None

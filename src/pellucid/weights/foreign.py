@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
+from pellucid.check import attribute
 from pellucid.errors import WeightsError
 from pellucid.family import InTransformers
 from pellucid.numerics.execution import DTYPES
@@ -51,7 +52,7 @@ def wrong_class(given: object, families: Sequence[InTransformers]) -> WeightsErr
 
     names = [name for family in families for name in (family.model, family.base)]
     models = tuple(getattr(transformers, name) for name in names)
-    name, inner = type(given).__name__, getattr(given, "model", None)
+    name, inner = type(given).__name__, attribute(given, "model")
     modules = given.named_modules() if isinstance(given, nn.Module) else [("model", inner)]
     held = next((path for path, module in modules if isinstance(module, models)), None)
     if isinstance(given, type):
