@@ -84,6 +84,21 @@ def test_what_changes_something_is_not(small: pl.CkptedTransformer) -> None:
     assert pl.compare(small, idle, IDS).verdict == "different"
 
 
+def by_hand(program: Any, name: str, row: int) -> float:
+    """The smallest power of ten by which the largest weight of a row can grow without the logits staying the same."""
+    program = program.double().eval()
+    weight = dict(program.named_parameters())[name]
+    with torch.no_grad():
+        place = weight[row].abs().argmax()
+        right, value, found = program(IDS), float(weight[row, place]), 1.0
+        for power in range(1, 17):
+            weight[row, place] = value * (1 + 10.0**-power)
+            if float((program(IDS) - right).abs().max() / right.abs().max()) <= 1e-10:
+                return found
+            found = 10.0**-power
+    return found
+
+
 @pytest.mark.parametrize("name", ["course", "monolith", "einsum", "nano"])
 @pytest.mark.parametrize("places", [48, 20])
 def test_longer_and_shorter_tables_of_positions(name: str, places: int, small: pl.CkptedTransformer) -> None:
@@ -94,6 +109,8 @@ def test_longer_and_shorter_tables_of_positions(name: str, places: int, small: p
     report = pl.compare(small, RIGHTS[name](other), IDS)
     assert report.verdict == "equivalent", report
     assert f"{places} rows" in " ".join(report.notes)
+    if name == "course":
+        assert report.sensitivity["pos_embed.W_pos"] == by_hand(RIGHTS[name](other), "pos_embedding.weight", 0)
     assert not pl.compare(small, course(other, "eps 1e-6"), IDS)
     with torch.no_grad():
         other.pos_embed.W_pos[3, 3] += 1e-3
@@ -109,6 +126,9 @@ def test_a_padded_vocabulary(name: str, small: pl.CkptedTransformer) -> None:
     report = pl.compare(small, RIGHTS[name](other), IDS)
     assert report.verdict == "equivalent", report
     assert "the vocabulary's 53 columns are compared" in " ".join(report.notes)
+    if name == "course":
+        first = int(IDS[0, 0])
+        assert report.sensitivity["embed.W_E"] == by_hand(RIGHTS[name](other), "token_embedding.weight", first)
     assert not pl.compare(small, course(other, "no mask"), IDS)
 
 

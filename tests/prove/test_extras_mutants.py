@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,7 +18,19 @@ from torch.nn.utils import parametrizations
 
 import pellucid as pl
 import support
-from pellucid.prove import calling, causes, comparison, divergences, lending, points, program, runs
+from pellucid.prove import (
+    calling,
+    causes,
+    comparison,
+    divergences,
+    ground,
+    held,
+    influence,
+    points,
+    program,
+    runs,
+    trial,
+)
 from pellucid.prove import compare as compare_module
 
 Patch = pytest.MonkeyPatch
@@ -50,6 +63,49 @@ def longer_tables_are_matched() -> None:
 
 def shorter_tables_are_matched() -> None:
     assert pl.compare(MODEL, with_table(10), IDS)
+
+
+def longer_tables_are_changed_in_their_rows() -> None:
+    assert pl.compare(MODEL, with_table(24), IDS).sensitivity["pos_embed.W_pos"] is not None
+
+
+def half_a_model_in_half() -> nn.Module:
+    hf = pl.to_hf(MODEL)
+    hf.transformer.h[1].half()
+    return hf
+
+
+def what_does_not_run_is_no_pass() -> None:
+    assert not pl.compare(MODEL, half_a_model_in_half(), IDS)
+
+
+class Loud(nn.Module):
+    """Wrong in float32 alone."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        logits = self.inner(ids)
+        return logits * 1.001 if logits.dtype == torch.float32 else logits
+
+
+def what_only_its_own_dtype_shows_is_no_pass() -> None:
+    assert not pl.compare(MODEL, Loud(course(MODEL)), IDS)
+
+
+class Listing(nn.Module):
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = [inner]
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.inner[0](ids)
+
+
+def hidden_weights_are_read() -> None:
+    assert pl.compare(MODEL, Listing(course(MODEL)), IDS)
 
 
 def ties_are_said() -> None:
@@ -127,6 +183,16 @@ def the_reference_is_not_cropped(patch: Patch) -> None:
     patch.setattr(comparison, "cropped", lambda units, *given, **how: (units, *right(units, *given, **how)[1:]))
 
 
+def the_whole_table_is_taken_for_its_rows(patch: Patch) -> None:
+    right = influence._Injection
+    patch.setattr(influence, "_Injection", lambda match, unit, rows, ids: right(match, unit, rows.clone(), ids))
+
+
+def converted_before_it_runs(patch: Patch) -> None:
+    right = ground.common_ground
+    patch.setattr(comparison, "common_ground", lambda a, b: replace(right(a, b), mixed=False, dtype=torch.float16))
+
+
 MUTANTS: dict[str, tuple[Callable[[Patch], None], Callable[[], None]]] = {
     "positions before rows are viewed, not turned": (
         patched(calling, "_in_rows", lambda found, rows: (found.reshape(*rows, -1), "")), positions_first_are_read
@@ -140,14 +206,22 @@ MUTANTS: dict[str, tuple[Callable[[Patch], None], Callable[[], None]]] = {
         patched(comparison, "cropped", lambda units, others, schema, padded: (units, dict(others), [])),
         longer_tables_are_matched,
     ),
+    "a copy of a longer table's rows is changed": (
+        the_whole_table_is_taken_for_its_rows, longer_tables_are_changed_in_their_rows
+    ),
+    "what runs is a copy in one dtype": (converted_before_it_runs, what_does_not_run_is_no_pass),
+    "rounding has no limit": (
+        patched(trial.Trial, "odd_in_its_dtype", lambda self: ""), what_only_its_own_dtype_shows_is_no_pass
+    ),
+    "torch knows of every weight": (patched(comparison, "hidden_in", lambda module: {}), hidden_weights_are_read),
     "shorter tables stay short": (the_reference_is_not_cropped, shorter_tables_are_matched),
     "nothing is said of ties": (patched(comparison, "notes_on", lambda *_: []), ties_are_said),
     "names of modules say nothing": (patched(points._Finder, "named", lambda *_: iter(())), handed_values_are_shown),
     "computed weights are parameters": (patched(comparison, "computed_in", lambda module: {}),
                                         a_computed_weight_counts),
-    "computed weights are computed again in float64": (patched(lending.Computed, "comes_from", lambda *_: False),
+    "computed weights are computed again in float64": (patched(held.Computed, "comes_from", lambda *_: False),
                                                        a_computed_weight_counts),
-    "any stored tensor will do": (patched(lending.Computed, "comes_from", lambda *_: True),
+    "any stored tensor will do": (patched(held.Computed, "comes_from", lambda *_: True),
                                   a_step_of_its_size_is_found),
     "rounding is never amplified": (patched(runs.Runs, "limit", lambda self, point="": 0.0), amplified_rounding_passes),
     "everything is amplified rounding": (patched(runs.Runs, "limit", lambda self, point="": 1e9), a_mistake_is_named),
