@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import test_right
 import test_unwatched
 import torch
 from course import course
@@ -365,6 +366,13 @@ def zeros_are_zeros(patch: Patch) -> None:
     patch.setattr(runs, "same_bits", torch.equal)
 
 
+def parts_stand_in_every_order() -> None:
+    test_right.test_parts_of_one_tensor_in_every_order("kvq", True, MODEL)
+
+
+any_size_is_rounding = patched(trial.Trial, "odd_in_its_dtype", lambda self: "")
+
+
 MUTANTS: dict[str, tuple[Callable[[Patch], None], Callable[[], None]]] = {
     "rounding threshold huge": (everything_is_rounding, mistake_is_found),
     "rounding threshold zero": (lambda p: p.setattr(runs, "BEYOND_ROUNDING", 0.0), rights_pass),
@@ -394,7 +402,13 @@ MUTANTS: dict[str, tuple[Callable[[Patch], None], Callable[[], None]]] = {
     ),
     "what was lent is kept": (patched(lending, "_give_back", nothing), mode_is_kept),
     "a deep copy runs": (a_copy_runs, closures_are_run_right),
-    "nobody runs it unwatched": (patched(trial.Trial, "_judge_unwatched", nothing), the_unwatched_run_is_judged),
+    "parts of a tensor stand in one order": (
+        patched(aligning, "_arrangements", lambda group: iter([group])),
+        parts_stand_in_every_order,
+    ),
+    "nobody runs it unwatched": (
+        both(patched(trial.Trial, "_judge_unwatched", nothing), any_size_is_rounding), the_unwatched_run_is_judged
+    ),
     "everything extra is idle": (patched(influence, "_stays", lambda *_: True), extra_is_not_passed_over),
     "no probe is run": (patched(comparison, "probe_ids", nothing), windows_are_seen),
     "the probe is one row": (one_row_is_drawn, rows_are_seen),
@@ -417,8 +431,10 @@ MUTANTS: dict[str, tuple[Callable[[Patch], None], Callable[[], None]]] = {
     "ends are always two": (patched(aligning._Aligner, "_is_at_other_end", lambda *_: False),
                             equal_ends_are_no_difference),
     "a single head is another group": (single_heads_are_tried, one_head_is_not_ambiguous),
-    "infinities are rounding": (patched(runs, "not_alike", lambda given, expected: torch.zeros(())),
-                                infinity_is_noticed),
+    "infinities are rounding": (
+        both(patched(runs, "not_alike", lambda given, expected: torch.zeros(())), any_size_is_rounding),
+        infinity_is_noticed,
+    ),
     "hidden states are logits": (patched(program, "is_headless", lambda module: True), a_head_is_demanded),
     "one position is all": (
         both(patched(comparison.Comparison, "seen", property(lambda self: (1, 1), nothing)),

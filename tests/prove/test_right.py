@@ -68,6 +68,55 @@ def test_other_dtypes_meet_on_common_ground(name: str, dtype: torch.dtype, small
     assert any("both were rounded to" in note for note in report.notes)
 
 
+class Reordered(torch.nn.Module):
+    """A fused projection whose matrix holds q, k and v in another order than its result, such as k|q|v."""
+
+    def __init__(self, fused: torch.nn.Linear, order: str, read: str) -> None:
+        super().__init__()
+        weights = dict(zip("qkv", fused.weight.chunk(3), strict=True))
+        biases = dict(zip("qkv", fused.bias.chunk(3), strict=True))
+        self.projection = torch.nn.Linear(fused.in_features, fused.out_features)
+        self.projection.weight = torch.nn.Parameter(torch.cat([weights[letter] for letter in order]).detach())
+        self.projection.bias = torch.nn.Parameter(torch.cat([biases[letter] for letter in order]).detach())
+        self.order = read
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        parts = dict(zip(self.order, self.projection(x).chunk(3, -1), strict=True))
+        return torch.cat([parts[letter] for letter in "qkv"], -1)
+
+
+def reordered(model: pl.CkptedTransformer, order: str, read: str) -> torch.nn.Module:
+    made = RIGHTS["nano"](model)
+    for block in made.transformer["h"]:
+        block.c_attn = Reordered(block.c_attn, order, read)
+    return made
+
+
+@pytest.mark.parametrize("order", ["qkv", "qvk", "kqv", "kvq", "vqk", "vkq"])
+@pytest.mark.parametrize("biases", [True, False])
+def test_parts_of_one_tensor_in_every_order(order: str, biases: bool, small: pl.CkptedTransformer) -> None:
+    """Biases of zeros are the same in every order, and stand as their matrix does."""
+    model = small if biases else support.glass(vocab_size=53, n_positions=32, n_embd=24, n_layer=2, n_head=3)
+    if not biases:
+        for block in model.blocks:
+            torch.nn.init.zeros_(block.attn.b_QKV)
+    report = pl.compare(model, reordered(model, order, order), IDS)
+    assert report.verdict == "equivalent", report
+    assert all(report.coverage[f"attn.ckpt_{letter}"][0] == 2 for letter in "qkv")
+    converted = report.alignment.convert(model)
+    own = reordered(model, order, order).state_dict()
+    assert all(torch.equal(own[name], value) for name, value in converted.items())
+    assert not [note for note in report.notes if "disagree" in note]
+    by_value = pl.compare(own, model.state_dict())
+    assert by_value.alignment.bit_equal
+
+
+def test_parts_that_are_read_in_another_order(small: pl.CkptedTransformer) -> None:
+    found = pl.compare(small, reordered(small, "kqv", "qkv"), IDS).first_divergence
+    assert found is not None
+    assert "q, k, v taken in another order: k, q, v" in (found.cause or "")
+
+
 @pytest.mark.parametrize("name", RIGHTS)
 def test_one_token_accuses_nobody(name: str, small: pl.CkptedTransformer) -> None:
     """With one key every pattern is 1, so that nothing depends on q and k: a longer probe says what they hold."""

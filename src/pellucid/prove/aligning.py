@@ -8,9 +8,11 @@ reported with how they differ; equal-valued ones are told apart by their neighbo
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import defaultdict
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -136,12 +138,11 @@ class _Aligner:
         return any(u in group.units and (heads is None or h in heads) for u, h in self.taken)
 
     def _accept(self, name: str, tensor: Tensor, group: Group, *, ambiguous: bool) -> None:
-        natural = group.natural(self.units)
-        transform, _ = _best_transform(group, natural, tensor)
+        group, transform, _ = self._best(name, tensor, group)
         if transform is None:
             return
         units, others = self.exact
-        undone = transform.undo(others[name].detach(), group, natural.shape)
+        undone = transform.undo(others[name].detach(), group, group.natural(self.units).shape)
         compared = compare_tensors(group.natural(units), undone)
         self.found[name] = Match(name, group, transform, tuple(tensor.shape), compared, ambiguous, self.names[name])
         self.taken |= {(unit, group.head) for unit in group.units}
@@ -159,13 +160,32 @@ class _Aligner:
                 continue
             if self._overlaps(group) and not (again and group.units[0] in _ENDS):
                 continue
-            transform, distance = _best_transform(group, group.natural(self.units), tensor)
+            arranged, transform, distance = self._best(name, tensor, group)
             if transform is None:
                 continue
-            if distance < NEAR or (distance < 1.0 and self._is_scaled(tensor, group, transform)):
+            if distance < NEAR or (distance < 1.0 and self._is_scaled(tensor, arranged, transform)):
                 scored.append((distance, self._unlikeliness(name, group), number))
         if scored:
             self._accept(name, tensor, self.groups[min(scored)[2]], ambiguous=False)
+
+    def _best(self, name: str, tensor: Tensor, group: Group) -> tuple[Group, GroupTransform | None, float]:
+        """A group's parts in the order, and the transform, under which a tensor is closest to it; and how far it is.
+
+        Where several orders are as close, as for biases of zeros, the parts stand as in what is beside the tensor.
+        """
+        owner = name.rpartition(".")[0]
+        beside = {
+            tuple(map(partner, match.group.units)) for other, match in self.found.items()
+            if other.rpartition(".")[0] == owner
+        }  # fmt: skip
+        best: tuple[Group, GroupTransform | None, float] = (group, None, math.inf)
+        for arranged in sorted(_arrangements(group), key=lambda arranged: arranged.units not in beside):
+            transform, distance = _best_transform(arranged, arranged.natural(self.units), tensor)
+            if distance < best[2]:
+                best = arranged, transform, distance
+            if distance == 0.0:
+                break
+        return best
 
     def _is_scaled(self, tensor: Tensor, group: Group, transform: GroupTransform) -> bool:
         """Whether each part of a tensor is a multiple of its unit, but for rounding."""
@@ -214,6 +234,14 @@ class _Aligner:
             if blocks:
                 return blocks.pop() if len(blocks) == 1 else None
         return None
+
+
+def _arrangements(group: Group) -> Iterator[Group]:
+    """A group with its parts in every order, such as q|k|v and k|q|v; the usual one first."""
+    each = len(group.units) // (group.layers or 1)
+    for order in itertools.permutations(range(each)):
+        units = tuple(group.units[start + i] for start in range(0, len(group.units), each) for i in order)
+        yield replace(group, units=units, heads=tuple(group.heads[i] for i in order if group.heads))
 
 
 def _heads_of(group: Group, units: Mapping[str, Tensor]) -> int:
