@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -12,22 +11,6 @@ import pytest
 
 import pellucid as pl
 from pellucid.extras import need
-
-PROBE = """
-import sys
-import pellucid as pl
-pl.measure.norms, pl.measure.stream
-heavy = {"xarray", "pandas", "scipy", "statsmodels", "matplotlib", "rich", "transformers"}
-assert not heavy & set(sys.modules), heavy & set(sys.modules)
-pl.measure.Moments("resid_post"), pl.measure.Autoregression("resid_post")
-assert not heavy & set(sys.modules), heavy & set(sys.modules)
-"""
-
-
-def test_importing_measure_imports_nothing_heavy() -> None:
-    done = subprocess.run([sys.executable, "-W", "error", "-c", PROBE], check=False, capture_output=True, text=True)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-
 
 RUN = cases.run_of(cases.texts_of([12]))
 NORMS = pl.measure.norms(RUN, "resid_post")

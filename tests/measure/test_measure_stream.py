@@ -17,8 +17,6 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 import pellucid as pl
 import support
@@ -139,21 +137,20 @@ def arrays_of(gathered: Streamed) -> list[bytes]:
     return [array.tobytes() for s in gathered.statistics for _, array in sorted(s.state().items())]
 
 
-@given(st.integers(0, 11), st.integers(1, 5))
-@settings(max_examples=12, deadline=None, derandomize=True)
+@pytest.mark.parametrize(("cut", "batch_size"), [(0, 4), (1, 3), (5, 5), (7, 1), (11, 2)])
 def test_merging_equals_one_stream(cut: int, batch_size: int) -> None:
-    whole = stream(cases.Model(), TEXTS, statistics(), batch_size=4)
+    whole, known = stream(cases.Model(), TEXTS, statistics(), batch_size=4), in_memory()
     parts = [part for part in (TEXTS[:cut], TEXTS[cut:]) if part]
     merged = [stream(cases.Model(), part, statistics(), batch_size=batch_size) for part in parts]
     both = merged[0] if len(merged) == 1 else merged[0].merge(merged[1])
     assert both.texts == whole.texts
-    assert_equals_in_memory(both, in_memory())
+    assert_equals_in_memory(both, known)
     for a, b in zip(both.statistics, whole.statistics, strict=True):
         if isinstance(a, Quantiles):
             assert np.array_equal(a.result(), b.result()), "sketches merge exactly"
     if len(merged) == 2:
         turned = merged[1].merge(merged[0])
-        assert_equals_in_memory(turned, in_memory())
+        assert_equals_in_memory(turned, known)
         assert turned.digest != both.digest
 
 
@@ -310,19 +307,19 @@ def peak(count: int, file: Path) -> tuple[int, int]:
 
 
 def assert_constant_memory(folder: Path, count: int) -> None:
-    """The values of 10,000 texts would take 23 MB, their norms 4 MB; the tracing itself grows by some hundred KB.
+    """The values of 2,000 texts would take 5 MB, their norms 0.8 MB; the tracing itself grows by some hundred KB.
 
     What is left differs by the sketch's room for new extremes: of norms that differ by a factor of less than 1000, at
     most 3 layers, 2 signs and log(1000) / 0.02 buckets of 8 bytes.
     """
     peak(50, folder / "warm")  # modules are imported, caches filled
     few, many = peak(50, folder / "few"), peak(count, folder / "many")
-    assert many[0] - few[0] < 2_000_000
+    assert many[0] - few[0] < 1_000_000
     assert many[1] - few[1] < 3 * 2 * 8 * np.log(1000) / 0.02
 
 
-def test_ten_thousand_texts_take_the_memory_of_one_batch(tmp_path: Path) -> None:
-    assert_constant_memory(tmp_path, 10_000)
+def test_two_thousand_texts_take_the_memory_of_one_batch(tmp_path: Path) -> None:
+    assert_constant_memory(tmp_path, 2_000)
 
 
 def terminal(monkeypatch: pytest.MonkeyPatch, is_terminal: bool) -> io.StringIO:

@@ -154,15 +154,6 @@ def test_a_notebook_counts_as_using_pyplot(in_notebook: bool, monkeypatch: pytes
     assert canvas._uses_pyplot() == in_notebook
 
 
-def test_importing_is_cheap() -> None:
-    done = python(
-        "import sys, pellucid.plot\n"
-        "heavy = {'matplotlib', 'xarray', 'pandas', 'scipy', 'statsmodels'} & set(sys.modules)\n"
-        "assert not heavy, heavy\n"
-    )
-    assert done.returncode == 0, done.stderr
-
-
 @pytest.mark.parametrize("package", ["matplotlib", "xarray"])
 def test_a_missing_package_says_how_to_get_it(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, package, None)
