@@ -728,6 +728,56 @@ def test_a_remedy_that_is_followed_helps(name: str) -> None:
     assert same_logits(pl.from_hf(follow(name, hf)), hf)
 
 
+def _without(path: str, name: str, value: Any = None, *, gone: bool = False) -> Callable[[Any], None]:
+    def change(hf: Any) -> None:
+        module = hf.get_submodule(path)
+        old = getattr(module, name).detach().clone()
+        delattr(module, name)
+        if value == "buffer":
+            module.register_buffer(name, old)
+        elif value == "a tensor":
+            setattr(module, name, old)
+        elif not gone:
+            module.register_parameter(name, None)
+
+    return change
+
+
+TAKEN_OUT: dict[str, tuple[Callable[[Any], None], str]] = {
+    **{
+        f"{path} without a bias": (_without(f"transformer.h.1.{path}", "bias"), rf"h\.1\.{path}\.bias is None")
+        for path in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+    },
+    **{
+        f"{path} whose bias is gone": (_without(path, "bias", gone=True), rf"{path}\.bias is not there")
+        for path in ("transformer.ln_f", "transformer.h.0.ln_1", "transformer.h.0.attn.c_proj")
+    },
+    "a gain as a buffer": (_without("transformer.ln_f", "weight", "buffer"), r"ln_f\.weight is no parameter"),
+    "a bias as a tensor": (_without("transformer.ln_f", "bias", "a tensor"), r"ln_f\.bias is no parameter"),
+    "an embedding as a buffer": (_without("transformer.wpe", "weight", "buffer"), r"wpe\.weight is no parameter"),
+}
+"""A tensor without which transformers' class does not run, or that is none of its parameters -> how it is told."""
+
+
+@pytest.mark.parametrize("name", TAKEN_OUT)
+def test_a_tensor_that_was_taken_out_is_named_and_the_remedy_puts_one_there(name: str) -> None:
+    hf = small_hf()
+    change, said = TAKEN_OUT[name]
+    change(hf)
+    with pytest.raises(pl.WeightsError, match=said) as caught:
+        pl.from_hf(hf)
+    code = caught.value.remedy.removesuffix(".").removesuffix(" adds nothing")
+    code = code.removeprefix("Make it permanent first, with ").replace("): value", "); value")
+    exec(code, {"hf_model": hf, "torch": torch})
+    assert same_logits(pl.from_hf(hf), hf)
+
+
+def test_a_layer_norm_without_bias_adds_none() -> None:
+    hf = small_hf()
+    hf.transformer.ln_f.bias = None
+    assert same_logits(pl.from_hf(hf), hf)
+
+
 # The run at the end
 
 

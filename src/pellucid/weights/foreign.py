@@ -201,11 +201,12 @@ def require_dense(tensors: dict[str, Tensor]) -> None:
 
 
 def require_plain_tensors(path: str, module: nn.Module) -> None:
-    """Refuse a weight or a bias that is computed from other tensors: by pruning, a norm or a parametrization.
+    """Refuse a weight or a bias that is no parameter: computed from others, by pruning or a norm, or taken out.
 
     Raises:
-        WeightsError: The module has one.
+        WeightsError: The module has one, or lacks a bias without which its class does not run.
     """
+    _require_bias(path, module)
     computed = [name for name in ("weight", "bias") if name in _computed(module)]
     if not computed:
         return
@@ -220,12 +221,32 @@ def require_plain_tensors(path: str, module: nn.Module) -> None:
     elif f"{name}_u" in own:
         call = f"torch.nn.utils.remove_spectral_norm(module, {name!r})"
     else:
-        call = f"module.{name} = torch.nn.Parameter(tensor)"
+        call = f"value = module.{name}; del module.{name}; module.{name} = torch.nn.Parameter(value)"
+    others = ", ".join(sorted(own - {"weight", "bias"}))
     raise WeightsError(
-        f"from_hf: {path}.{name} is computed from {', '.join(sorted(own - {'weight', 'bias'})) or 'other tensors'}, "
-        "expected a parameter.",
+        f"from_hf: {path}.{name} is {f'computed from {others}' if others else 'no parameter'}, expected one.",
         code="hf-computed-weight",
         remedy=f"Make it permanent first, with module = hf_model.get_submodule({path!r}): {call}.",
+    )
+
+
+def _require_bias(path: str, module: nn.Module) -> None:
+    from transformers.pytorch_utils import Conv1D
+
+    if not isinstance(module, (nn.LayerNorm, nn.Linear, Conv1D)):
+        return
+    there = "bias" in module._parameters or getattr(module, "bias", None) is not None
+    if there and not (isinstance(module, Conv1D) and module._parameters.get("bias", module) is None):
+        return
+    if isinstance(module, Conv1D):
+        size = module.nf
+    else:
+        size = module.out_features if isinstance(module, nn.Linear) else module.normalized_shape[-1]
+    what = "None" if there else "not there"
+    raise WeightsError(
+        f"from_hf: {path}.bias is {what}, and {type(module).__name__} does not run without.",
+        code="hf-tensors",
+        remedy=f"hf_model.get_submodule({path!r}).bias = torch.nn.Parameter(torch.zeros({size})) adds nothing.",
     )
 
 
