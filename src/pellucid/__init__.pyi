@@ -58,6 +58,7 @@ from pellucid.generation_settings import GenerationSettings as GenerationSetting
 from pellucid.gpt2.config import TransformerConfig as TransformerConfig
 from pellucid.html.page import save_html as save_html
 from pellucid.llama.config import LlamaConfig as LlamaConfig
+from pellucid.neox.config import GPTNeoXConfig as GPTNeoXConfig
 from pellucid.open import from_hf as from_hf
 from pellucid.open import load as load
 from pellucid.open import to_hf as to_hf

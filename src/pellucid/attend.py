@@ -101,11 +101,13 @@ class Attending(Part):
         eager: Whether every layer is explicit.
         exact: Whether the reference's operations give the values.
         makes_scores: The parameters that queries and keys are made with.
+        copies_cached: Whether keys and values out of a cache are laid out anew, too, if operations are exact.
     """
 
     elsewhere = dialects.ATTENTION
 
     makes_scores: tuple[str, ...]
+    copies_cached = False
     attn_pdrop = 0.0
     out_pdrop = 0.0
 
@@ -170,9 +172,8 @@ class Attending(Part):
         q, k = q.transpose(1, 2), k.transpose(1, 2)
         if remember is not None:
             k, v = remember(k, v)
-        if self.exact and (remember is None or self.shared > 1):
-            # As they come out of transformers' cache: matrix products round by layout on some processors, and the
-            # kernel for shared heads does everywhere.
+        if self.exact and (remember is None or self.copies_cached):
+            # As they come out of transformers' cache: matrix products and the fused kernel may round by the layout.
             k, v = k.contiguous(), v.contiguous()
 
         z, pattern = self.mixed(q, k, v, visible, tap, explicit=explicit)

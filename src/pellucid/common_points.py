@@ -29,7 +29,7 @@ def layer_norm(place: str, x: str, reads: str, of: str = "") -> tuple[Point, Poi
         Point(f"{place}.ckpt_scaled", RESIDUAL, equation, f"{of or x}, standardized", "standard deviations",
               computed="when watched"),
         Point(f"{place}.ckpt_normalized", RESIDUAL, f"{place}.ckpt_scaled * {place}.w + {place}.b", reads,
-              parameters=(f"{place}.w", f"{place}.b")),
+              parameters=(f"{place}.w", f"{place}.b"), reads=x if x == "resid_pre" else ""),
     )  # fmt: skip
 
 

@@ -33,6 +33,11 @@ class Config(Protocol):
         ...
 
     @property
+    def blocks_field(self) -> str:
+        """The field that holds the number of blocks."""
+        ...
+
+    @property
     def epsilon(self) -> float:
         """What norms add below the root."""
         ...

@@ -87,8 +87,6 @@ COMMON = (
     Variant("norms of queries and keys are not implemented", ("qk_norm",), r"(^|_)qk_?(layer_?)?(norm|ln)"),
     Variant("capped logits are not implemented", ("final_logit_softcapping",), r"soft_?cap|logits?_(cap|clip)"),
     Variant("mixtures of experts are not implemented", ("num_experts",), r"(^|_)(moe|experts?)(_|$)|router"),
-    Variant("parallel attention and MLP are not implemented", ("parallel_residual",),
-            r"parallel_(residual|attn|attention|block|layers?|mlp)"),
     Variant("differential or linear attention is not implemented", ("linear_attention",),
             r"^(use_)?(diff(erential)?|linear)_att"),
     Variant("state-space layers are not implemented", ("ssm_cfg",), r"^(ssm|mamba|hyena)(_|$)"),
@@ -98,6 +96,46 @@ COMMON = (
             r"^(post|sandwich)_?(layer)?(norm|ln)"),
 )  # fmt: skip
 """Variants of every family that a field of its configuration is known to make."""
+
+PARALLEL = Variant(
+    "parallel attention and MLP are not implemented",
+    ("parallel_residual",),
+    r"parallel_(residual|attn|attention|block|layers?|mlp)",
+)
+
+LAYER_NORM_ALONE = (
+    Variant("LayerNorms without bias are not implemented", ("layer_norm_bias", "layernorm_bias", "ln_bias"), on=True),
+    Variant(
+        "other norms than LayerNorm are not implemented",
+        ("norm_type", "normalization", "layer_norm_type"),
+        r"rms_?norm|^norm(alization)?(_type|_class|_layer)?$|deepnorm|no_?layer_?norm",
+        ("layernorm", "layer_norm", "ln"),
+    ),
+)
+"""Variants of a family whose norms are LayerNorms."""
+
+PLAIN_MLP_ALONE = Variant(
+    "gated MLPs are not implemented", ("gated_mlp",), r"(^|_)(swi|ge|re)?glu(_|$)|gated_(mlp|ffn|act)"
+)
+
+ROTARY_ALONE = Variant(
+    "other position embeddings than rotary ones are not implemented",
+    ("position_embedding_type",),
+    r"^pos(ition(al|s)?)?_?(emb|enc)[a-z]*(_type|_kind)?$|^no_rope_",
+    ("rope", "rotary"),
+)
+
+
+def own_keys_alone(heads: str) -> Variant:
+    """The variant of a family whose queries never share keys and values; `heads` is its field of their number."""
+    return Variant(
+        "multi-query attention is not implemented",
+        ("attention_head_type", "multi_query", "num_key_value_heads", "n_head_kv"),
+        r"multi_?query|kv_heads?($|_)|kv_groups|grouped_query|^n_kv",
+        ("multihead", "multi_head"),
+        equal_to=heads,
+    )
+
 
 NEUTRAL = frozenset(
     """

@@ -64,8 +64,8 @@ MODEL: Mapping[str, str] = {
     # HookedTransformer
     "run_with_cache": "model.run_with_ckpts(inputs)",
     "run_with_hooks": "model.run_with_ckpts(inputs, edits=[pl.Edit.zero('blocks.0.attn.ckpt_z', heads=3)])",
-    "add_hook": "model.get_submodule('blocks.0.resid_mid').register_forward_hook(hook)",
-    "add_perma_hook": "model.get_submodule('blocks.0.resid_mid').register_forward_hook(hook)",
+    "add_hook": "model.get_submodule('blocks.0.resid_post').register_forward_hook(hook)",
+    "add_perma_hook": "model.get_submodule('blocks.0.resid_post').register_forward_hook(hook)",
     "reset_hooks": "handle.remove(), where a hook was registered; run_with_ckpts leaves nothing behind",
     "remove_all_hook_fns": "handle.remove(), where a hook was registered; run_with_ckpts leaves nothing behind",
     "hooks": "model.run_with_ckpts(inputs, edits=[pl.Edit.zero('blocks.0.attn.ckpt_z', heads=3)])",
@@ -105,7 +105,7 @@ MODEL: Mapping[str, str] = {
     "set_use_attn_result": "torch.einsum('bphk,hkd->bphd', ckpts['z', 0], model.blocks[0].attn.W_O)",
     "set_use_split_qkv_input": "pl.Edit.zero('blocks.0.attn.ckpt_q', heads=3)",
     "set_use_attn_in": "pl.Edit.zero('blocks.0.attn.ckpt_q', heads=3)",
-    "set_use_hook_mlp_in": "pl.Edit.zero('blocks.0.resid_mid')",
+    "set_use_hook_mlp_in": "pl.Edit.zero('blocks.0.ln2.ckpt_normalized')",
     "accumulated_bias": "sum(block.attn.b_O + block.mlp.b_out for block in model.blocks)",
     "all_head_labels": "[(block, head) for block in range(len(model.blocks)) for head in range(model.config.n_head)]",
     "input_to_embed": "model.run_with_ckpts(inputs, names=['embed', 'pos_embed'])",
@@ -184,6 +184,20 @@ TOKENIZER: Mapping[str, str] = {
 }
 """Attributes of other libraries' tokenizers -> what to use here."""
 
+_TURNED = "'attn.ckpt_rot_q' and 'attn.ckpt_rot_k' in names=: positions turn queries and keys, and are in no tensor"
+
+ROTARY_MODEL: Mapping[str, str] = {
+    **MODEL,
+    **dict.fromkeys(("hook_pos_embed", "W_pos", "pos_embed", "wpe"), _TURNED),
+    **dict.fromkeys(("transformer", "base_model"), "model.blocks, model.embed and model.ln_final"),
+    "input_to_embed": "model.run_with_ckpts(inputs, names=['embed'])",
+    "layers": "model.blocks",
+    "rotary_emb": "model.rotary",
+    "all_head_labels": "[(block, head) for block in range(len(model.blocks)) "
+    "for head in range(model.config.num_attention_heads)]",
+}
+"""The same of a model with rotary positions, under the names of transformers' modules."""
+
 _FINAL = "model.ln_final(ckpts.stack('resid_post'))"
 
 CKPTS: Mapping[str, str] = {
@@ -236,6 +250,23 @@ ATTENTION: Mapping[str, str] = {
     "num_heads": "{here}.n_head",
     "head_dim": "model.config.d_head",
 }
+
+ROTARY_ATTENTION: Mapping[str, str] = {
+    **{name: said for name, said in ATTENTION.items() if name not in ("c_attn", "c_proj")},
+    **{f"hook_rot_{letter}": f"{{here}}.ckpt_rot_{letter}" for letter in "qk"},
+    "QK": "{here}.W_Q @ {here}.W_K.mT, before rotation",
+}
+
+NOT_ROTATED = "its output are cosines and sines; the rotated values are attn.ckpt_rot_q and attn.ckpt_rot_k"
+
+NOT_THE_SAME: Mapping[str, str] = {
+    "attn.hook_result": "per-head outputs are not computed; each is ckpt_z[:, :, h] @ W_O[h]",
+    **{f"hook_{part}_input": "the input is not split by head; it is ln1.ckpt_normalized" for part in "qkv"},
+    "hook_attn_in": "the input is not split by head; it is resid_pre",
+    "hook_mlp_in": "it is a copy of resid_mid; ask for resid_mid",
+    **dict.fromkeys(("lm_head", "unembed"), "its output are the logits, which every run returns"),
+}
+"""Names whose values are close to a checkpoint's but not the same -> the reason, in every family."""
 
 MLP: Mapping[str, str] = {
     "hook_pre": "{here}.ckpt_pre",

@@ -14,7 +14,7 @@ from pellucid.family import Family
 from pellucid.schema import Schema
 from pellucid.weights import hub
 
-_REGISTERED = ("pellucid.gpt2.family.GPT2", "pellucid.llama.family.LLAMA")
+_REGISTERED = ("pellucid.gpt2.family.GPT2", "pellucid.llama.family.LLAMA", "pellucid.neox.family.NEOX")
 
 
 class _Families(Sequence[Family]):
@@ -42,6 +42,12 @@ class _Families(Sequence[Family]):
 
 
 FAMILIES: Sequence[Family] = _Families()
+
+
+def one_of_them() -> str:
+    """What messages say of all families, such as "a GPT-2 or a Llama"."""
+    *others, last = (f"a {family.config.about.family}" for family in FAMILIES)
+    return f"{', '.join(others)} or {last}"
 
 
 def family_of(config: object) -> Family:

@@ -46,9 +46,10 @@ class InTransformers:
         base: The class of its models without a head.
         read: Reads a live one, or refuses by name what cannot be carried over.
         stored: The tensors of one of its modules, by its path, as transformers' own classes store them.
-        turned: Whether a module, by its path, keeps the matrix of a `Conv1D` the other way round, as a `Linear`.
         shown: Where a model without a head, of a configuration, shows our checkpoints, in their order.
+        turned: Whether a module, by its path, keeps the matrix of a `Conv1D` the other way round, as a `Linear`.
         buffers: What ours computes with beside its parameters -> its name in the model with a head.
+        files: The layout of its files, if tensors have other names there than in its modules.
     """
 
     config: str
@@ -56,9 +57,10 @@ class InTransformers:
     base: str
     read: Callable[[nn.Module], Live]
     stored: Callable[[str, nn.Module], dict[str, Tensor]]
-    turned: Callable[[str, nn.Module], bool]
     shown: Callable[[Any], Iterable[Shown]]
+    turned: Callable[[str, nn.Module], bool] = field(default=lambda path, module: False)
     buffers: Mapping[str, str] = field(default_factory=dict)
+    files: Layout | None = None
 
 
 class Shown(NamedTuple):

@@ -112,6 +112,14 @@ class JsonConfig:
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
 
+    def _require_multiple(self, name: str, of: str, part: int) -> None:
+        if getattr(self, name) % part:
+            raise ConfigError(
+                f"config: {name}={getattr(self, name)} is not a multiple of {of}={part}.",
+                code="config-heads-do-not-divide",
+                remedy=f"Give a {of} that divides {name}.",
+            )
+
     def __reduce__(self) -> tuple[Any, ...]:
         values = {f.name: getattr(self, f.name) for f in fields(cast(Any, self))}
         plain = {name: dict(value) if isinstance(value, Mapping) else value for name, value in values.items()}
@@ -150,6 +158,11 @@ class JsonConfig:
     def activation(self) -> str:
         """The name of the MLP's activation function."""
         return getattr(self, self.about.activation)
+
+    @property
+    def blocks_field(self) -> str:
+        """The field that holds the number of blocks."""
+        return next(name for name in self.about.sizes if name.endswith(("_layer", "_layers")))
 
     @property
     def epsilon(self) -> float:

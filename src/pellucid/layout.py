@@ -216,7 +216,8 @@ class Row:
 
 @dataclass(frozen=True)
 class Buffer:
-    """A tensor of theirs that is no weight; in its shape `n` is the context, `v` the vocabulary, `k/2` half a head.
+    """A tensor of theirs that is no weight; in its shape `n` is the context, `v` the vocabulary, `rot/2` the pairs of
+    a head that are turned.
 
     Args:
         name: Its name.
@@ -284,7 +285,8 @@ class Layout:
 
     def buffers_of(self, schema: Schema) -> dict[str, Shape]:
         """The shapes of the buffers that may be there, by name."""
-        sizes = {"n": schema.sizes["n_ctx"], "v": schema.sizes["d_vocab"], "k/2": schema.sizes["d_head"] // 2}
+        turned = schema.sizes.get("d_rot", schema.sizes["d_head"])
+        sizes = {"n": schema.sizes["n_ctx"], "v": schema.sizes["d_vocab"], "rot/2": turned // 2}
         return {
             buffer.name.replace("{i}", str(i)): tuple(sizes.get(str(axis), axis) for axis in buffer.shape)  # type: ignore[misc]
             for buffer in self.buffers

@@ -31,7 +31,7 @@ def load(
     ignore_config: Collection[str] = (),
     hub: weights.HubOptions | None = None,
 ) -> CkptedTransformer:
-    """Open a model of a registered family (GPT-2, Llama), evaluating.
+    """Open a model of a registered family (a GPT-2 or another of docs/families.md), evaluating.
 
     Args:
         name: None or "bundled" for the bundled model, offline; an alias (`gpt2-small`, `gpt2-medium`, `gpt2-large`,
@@ -76,8 +76,8 @@ def from_hf(hf_model: PreTrainedModel, *, attention: str = "auto", numerics: str
     over is refused by name. At the end both are run once on twelve ids, and are equal to the bit.
 
     Args:
-        hf_model: A `GPT2LMHeadModel` or a `LlamaForCausalLM`; or a `GPT2Model` or a `LlamaModel`, whose logits are its
-            last hidden state times the transposed embedding.
+        hf_model: A model of a registered family, such as a `GPT2LMHeadModel`; or one without a head, such as a
+            `GPT2Model`, whose logits are its last hidden state times the transposed embedding.
         attention: As for `load`.
         numerics: As for `load`.
 

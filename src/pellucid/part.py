@@ -61,9 +61,10 @@ class Part(nn.Module):
         weights, schema = given(config, place, weights), config.schema
         if place.startswith("blocks.") and not schema.blocks:
             raise ConfigError(
-                f"config: no blocks (n_layer=0), expected a block for {type(self).__name__}.",
+                f"config: no blocks ({config.blocks_field}=0), expected a block for {type(self).__name__}.",
                 code="config-no-blocks",
-                remedy="Give a configuration with n_layer=1 or more: config.override(n_layer=1).",
+                remedy=f"Give a configuration with {config.blocks_field}=1 or more: "
+                f"config.override({config.blocks_field}=1).",
             )
         require_weights(schema, place, weights)
         for name in schema.stored_below(place):

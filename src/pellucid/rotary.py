@@ -12,8 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pellucid import config_values
 from pellucid.attend import Attending
+from pellucid.errors import ConfigError, nearest, shown
 from pellucid.network import Network, Run
+from pellucid.part import Weights
 from pellucid.tap import Tap
 
 FREQUENCIES = "rotary.inv_freq"
@@ -35,6 +38,11 @@ class Rule(NamedTuple):
     parameters: Mapping[str, Any]
     width: int
     n_ctx: int
+
+    @property
+    def turned(self) -> int:
+        """How many entries turn: the last pair is a whole one where the width is odd."""
+        return self.width + self.width % 2
 
 
 Frequencies = tuple[Tensor, float]
@@ -117,6 +125,113 @@ NEEDED: dict[str, tuple[str, ...]] = {
 """What each of them needs beside its base."""
 
 
+def gathered(given: dict[str, Any], said: Mapping[str, str], **defaults: Any) -> dict[str, Any]:
+    """Fields of a configuration with `rope_parameters` in one, by transformers' rules of what counts first.
+
+    Args:
+        given: The fields; those that are gathered are taken out.
+        said: Fields beside `rope_parameters` that say one of its parts -> that part.
+        defaults: Parts that are there even if nothing says them.
+
+    Raises:
+        ConfigError: They are no mapping.
+    """
+    beside = {name: given.pop(name) for name in ("rope_scaling", _CONTEXT, *said) if name in given}
+    parameters: Any = beside.get("rope_scaling") or given.get("rope_parameters") or {}
+    if not isinstance(parameters, Mapping):
+        raise config_values.wrong_type("rope_parameters", parameters, "a mapping")
+    parts = {part: beside[name] for name, part in said.items() if beside.get(name) is not None}
+    given["rope_parameters"] = {**defaults, **parts, **parameters}
+    if _CONTEXT in beside:
+        given["rope_parameters"][_CONTEXT] = beside[_CONTEXT]
+    return given
+
+
+def checked(parameters: Mapping[str, Any], n_ctx: int) -> dict[str, Any]:
+    """`rope_parameters` with transformers' defaults.
+
+    Raises:
+        ConfigError: A type that is not implemented, or a part that is missing or no number.
+    """
+    given = dict(parameters)
+    older = given.pop("type", "default")
+    kind = given.setdefault("rope_type", older)
+    if kind not in RULES:
+        raise ConfigError(
+            f"config: rope_type={shown(kind)} is not implemented.",
+            code="config-not-implemented",
+            remedy=f"{nearest(str(kind), RULES)} Use a model with one of {', '.join(RULES)}.".strip(),
+        )
+    given.setdefault("rope_theta", 10000.0)
+    if kind in ("llama3", "yarn"):
+        given.setdefault(_CONTEXT, n_ctx)
+    missing = [name for name in NEEDED[kind] if name not in given]
+    if missing:
+        raise ConfigError(
+            f"config: rope_parameters={shown(given)}, without {', '.join(missing)}.",
+            code="config-missing-field",
+            remedy=f"Add the fields that rope_type {kind!r} needs: {', '.join(NEEDED[kind])}.",
+        )
+    for name in _NUMBERS:
+        if given.get(name) is not None:
+            given[name] = _number(name, given[name])
+    return given
+
+
+def rule_of(parameters: Mapping[str, Any], n_ctx: int, d_head: int, part: Any = 1.0) -> Rule:
+    """The rule by which heads of a width are turned.
+
+    Args:
+        parameters: `rope_parameters`, checked.
+        n_ctx: Longest text.
+        d_head: The width of a head.
+        part: The part of it that is turned, from the first entry on.
+
+    Raises:
+        ConfigError: So many entries cannot be turned: they turn in pairs.
+    """
+    width = int(d_head * config_values.number("partial_rotary_factor", part, math.inf))
+    rule = Rule(parameters, width, n_ctx)
+    if rule.turned > d_head:
+        of = "" if part == 1 else f" and partial_rotary_factor={shown(part)}"
+        raise ConfigError(
+            f"config: heads of width {d_head}{of}, expected an even number of entries to turn, {d_head} at most: "
+            "rotary positions turn pairs.",
+            code="config-heads-do-not-divide",
+            remedy=f"Give heads of an even width{' and a partial_rotary_factor of at most 1' if of else ''}.",
+        )
+    kind = parameters["rope_type"]
+    # The one divides by width - 2, the other has a factor for each whole pair alone.
+    if (kind == "dynamic" and width == 2) or (kind == "yarn" and width % 2):
+        raise ConfigError(
+            f"config: rope_type={kind!r} cannot turn {width} entries of each head.",
+            code="config-not-implemented",
+            remedy="Use a model with another width of heads or another rope_type; transformers cannot run it either.",
+        )
+    return rule
+
+
+_CONTEXT = "original_max_position_embeddings"
+
+_NUMBERS = (
+    "rope_theta", "factor", "low_freq_factor", "high_freq_factor", _CONTEXT, "beta_fast", "beta_slow",
+    "attention_factor", "mscale", "mscale_all_dim",
+)  # fmt: skip
+"""Parameters of rotary positions that are numbers above 0."""
+
+
+def _number(name: str, value: Any) -> float | int:
+    """A number above 0, whole where it is whole: products of whole numbers may round otherwise."""
+    found = config_values.number(name, value, math.inf)
+    if not found:
+        raise ConfigError(
+            f"config: {name}={shown(value)}, expected a number above 0.",
+            code="config-out-of-range",
+            remedy=f"Give a {name} above 0.",
+        )
+    return value if type(value) is int else found
+
+
 class Rotary(nn.Module):
     """Positions [B, P] -> how far each pair of a head's entries is turned.
 
@@ -151,6 +266,11 @@ def turned(values: Tensor, turn: Turn) -> Tensor:
     return (values * cos) + (torch.cat((-second, first), dim=-1) * sin)
 
 
+def know_positions(network: Network, config: Any, weights: Weights) -> None:
+    """Put the rotation into a network."""
+    network.rotary = Rotary(config.rule, network.embed.W_E.device)
+
+
 def beside(network: Network, run: Run, residual: Tensor) -> dict[str, Turn]:
     """The rotation of the positions of a run, which each of its blocks is given."""
     return {"turn": network.rotary(run.positions, residual.dtype)}
@@ -158,6 +278,8 @@ def beside(network: Network, run: Run, residual: Tensor) -> dict[str, Turn]:
 
 class RotaryAttending(Attending):
     """Attention whose queries and keys are turned by their positions before they meet."""
+
+    copies_cached = True
 
     def settle(self, config: Any, block: int) -> None:
         self._rule: Rule = config.rule

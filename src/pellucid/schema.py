@@ -34,6 +34,7 @@ class Point:
         upcast: True if eager attention computes it in float32 or better.
         parameters: Which parameters make it, by their names in a block or whole.
         heads: The size that its head axis has, if it has one: of queries, or of keys and values, which may be fewer.
+        reads: The point of its block that is read for it, where that is not the last one before with the axes read.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Point:
     upcast: bool = False
     parameters: tuple[str, ...] = ()
     heads: Literal["head", "head_kv"] = "head"
+    reads: str = ""
 
 
 @dataclass(frozen=True)

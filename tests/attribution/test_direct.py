@@ -374,8 +374,8 @@ REMEDIES: dict[str, list[Case]] = {
     "no-head-before": [
         Case(
             lambda h: pl.attribution.sources(h.ckpts, torch.ones(48), at="blocks.0.resid_pre"),
-            "at='blocks.0.resid_mid'",
-            lambda h: pl.attribution.sources(h.ckpts, torch.ones(48), at="blocks.0.resid_mid"),
+            "at='blocks.0.resid_post'",
+            lambda h: pl.attribution.sources(h.ckpts, torch.ones(48), at="blocks.0.resid_post"),
         )
     ],
     "attribution-of-some-heads": [

@@ -109,10 +109,12 @@ class _Writer:
 def _writers(schema: Schema, stream: str) -> Iterator[_Writer]:
     """What has written into the stream at one of its points."""
     yield from (_Writer(-1, point.name) for point in schema.before)
-    reached = schema.names.index(stream)
+    order = schema.names.index
+    streams = [order(point.name) for point in schema.points if point.name.rpartition(".")[2].startswith("resid_")]
     for layer in range(len(schema.blocks)):
-        for half, written in (("attn", "resid_mid"), ("mlp", "resid_post")):
-            if schema.names.index(f"blocks.{layer}.{written}") <= reached:
+        for half in ("attn", "mlp"):
+            out = order(f"blocks.{layer}.{half}.ckpt_{half}_out")
+            if next(place for place in streams if place > out) <= order(stream):
                 yield _Writer(layer, half)
 
 

@@ -58,7 +58,7 @@ def sources(
         raise InputError(
             f"{by}: no head writes into {found.place.at!r}, which comes before the first of them.",
             code="no-head-before",
-            remedy="Give a later place: at='blocks.0.resid_mid' or one behind it.",
+            remedy="Give a later place: at='blocks.0.resid_post' or one behind it.",
         )
     names = [f"blocks.{layer}.{kind}" for layer in layers for kind in (_PATTERN, _V)]
     require_captured(ckpts, [found.place.stream, *names], by)

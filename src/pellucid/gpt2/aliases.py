@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pellucid import dialects
 from pellucid.schema import OtherNames
 
 OTHERS = OtherNames(
@@ -23,19 +24,12 @@ OTHERS = OtherNames(
         "ln_f": "ln_final.ckpt_normalized",
     },
     refused={
+        **dialects.NOT_THE_SAME,
         "hook_scale": "it is the divisor sqrt(var + eps); here `ckpt_scaled` holds the quotient",
-        "attn.hook_result": "per-head outputs are not computed; each is ckpt_z[:, :, h] @ W_O[h]",
-        "hook_q_input": "the input is not split by head; it is ln1.ckpt_normalized",
-        "hook_k_input": "the input is not split by head; it is ln1.ckpt_normalized",
-        "hook_v_input": "the input is not split by head; it is ln1.ckpt_normalized",
-        "hook_attn_in": "the input is not split by head; it is resid_pre",
-        "hook_mlp_in": "it is a copy of resid_mid; ask for resid_mid",
         "attn.c_attn": "its output is q, k and v side by side; ask for attn.ckpt_q, attn.ckpt_k, attn.ckpt_v",
         "attn.c_proj": "its output is taken before dropout; attn.ckpt_attn_out is what is added to the residual stream",
         "mlp.c_proj": "its output is taken before dropout; mlp.ckpt_mlp_out is what is added to the residual stream",
         "attn.attn_dropout": "its output is taken after dropout; attn.ckpt_pattern is the pattern before it",
-        "lm_head": "its output are the logits, which every run returns",
-        "unembed": "its output are the logits, which every run returns",
     },
     prefix="transformer.",
     blocks="h",

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-from pellucid.errors import ConfigError, warn
+from pellucid.errors import warn
 from pellucid.gpt2.config_fields import FIELDS
 from pellucid.gpt2.schema import schema_of
 from pellucid.json_config import JsonConfig
@@ -52,12 +52,7 @@ class TransformerConfig(JsonConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.n_embd % self.n_head:
-            raise ConfigError(
-                f"config: n_embd={self.n_embd} is not a multiple of n_head={self.n_head}.",
-                code="config-heads-do-not-divide",
-                remedy="Give a number of heads that divides n_embd.",
-            )
+        self._require_multiple("n_embd", "n_head", self.n_head)
 
     @property
     def d_head(self) -> int:

@@ -27,13 +27,8 @@ NEUTRAL = config_variants.NEUTRAL | frozenset(
 
 VARIANTS = (
     *config_variants.COMMON,
-    Variant(
-        "multi-query attention is not implemented",
-        ("attention_head_type", "multi_query", "num_key_value_heads", "n_head_kv"),
-        r"multi_?query|kv_heads?($|_)|kv_groups|grouped_query|^n_kv",
-        ("multihead", "multi_head"),
-        equal_to="n_head",
-    ),
+    config_variants.PARALLEL,
+    config_variants.own_keys_alone("n_head"),
     Variant(
         "other position embeddings than GPT-2's learned ones are not implemented",
         ("position_embedding_type",),
@@ -41,15 +36,9 @@ VARIANTS = (
         ("absolute", "learned", "learned_absolute", "learnable", "wpe"),
     ),
     Variant("rotary position embeddings are not implemented", ("rope_parameters",), r"rotary|(^|_)rope(_|$)"),
-    Variant("LayerNorms without bias are not implemented", ("layer_norm_bias", "layernorm_bias", "ln_bias"), on=True),
-    Variant(
-        "other norms than LayerNorm are not implemented",
-        ("norm_type", "normalization", "layer_norm_type"),
-        r"rms_?norm|^norm(alization)?(_type|_class|_layer)?$|deepnorm|no_?layer_?norm",
-        ("layernorm", "layer_norm", "ln"),
-    ),
-    Variant("gated MLPs are not implemented", ("gated_mlp",), r"(^|_)(swi|ge|re)?glu(_|$)|gated_(mlp|ffn|act)"),
-)  # fmt: skip
+    *config_variants.LAYER_NORM_ALONE,
+    config_variants.PLAIN_MLP_ALONE,
+)
 """Every variant of GPT-2 that a field of its configuration is known to make."""
 
 PUBLISHED_SIZES = {

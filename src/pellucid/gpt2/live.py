@@ -78,7 +78,7 @@ def _sizes(config: TransformerConfig, tensors: Mapping[str, Tensor]) -> dict[str
     return sizes if first is None or first.shape[-1] == config.d_mlp else {**sizes, "n_inner": first.shape[-1]}
 
 
-def _constants(path: str, module: nn.Module, config: TransformerConfig) -> dict[str, object]:
+def _constants(path: str, module: nn.Module, config: TransformerConfig) -> Mapping[str, object]:
     if isinstance(module, nn.LayerNorm):
         return {"eps": config.layer_norm_epsilon}
     if isinstance(module, nn.Embedding):

@@ -74,7 +74,7 @@ def readout(
         raise InputError(
             f"{by}: at={source.kind!r} is no value of the residual stream, expected one that the last norm can read.",
             code="lens-place",
-            remedy="Give at='resid_pre', 'resid_mid' or 'resid_post', or what is added: 'attn.ckpt_attn_out'.",
+            remedy="Give at='resid_pre' or 'resid_post', or what is added: 'attn.ckpt_attn_out'.",
         )
     for number, tensor in enumerate(source.tensors):
         source.require_finite(tensor.detach().cpu(), number)

@@ -7,20 +7,12 @@ from collections.abc import Mapping
 from pellucid import dialects
 from pellucid.schema import OtherNames
 
-_TURNED = "'attn.ckpt_rot_q' and 'attn.ckpt_rot_k' in names=: positions turn queries and keys, and are in no tensor"
-
 MODEL: Mapping[str, str] = {
-    **dialects.MODEL,
-    **dict.fromkeys(("hook_pos_embed", "W_pos", "pos_embed", "wpe"), _TURNED),
-    **dict.fromkeys(("model", "transformer", "base_model"), "model.blocks, model.embed and model.ln_final"),
-    "input_to_embed": "model.run_with_ckpts(inputs, names=['embed'])",
+    **dialects.ROTARY_MODEL,
+    "model": "model.blocks, model.embed and model.ln_final",
     "b_U": "no tensor: Llama's head has no bias",
     "embed_tokens": "model.embed",
-    "layers": "model.blocks",
     "norm": "model.ln_final",
-    "rotary_emb": "model.rotary",
-    "all_head_labels": "[(block, head) for block in range(len(model.blocks)) "
-    "for head in range(model.config.num_attention_heads)]",
     "accumulated_bias": "the residual stream itself: its blocks add no biases unless the configuration says so",
 }
 """Attributes of other libraries' models -> what to use here."""
@@ -33,9 +25,8 @@ BLOCK: Mapping[str, str] = {
 }
 
 ATTENTION: Mapping[str, str] = {
-    **{name: said for name, said in dialects.ATTENTION.items() if name not in ("c_attn", "c_proj")},
+    **dialects.ROTARY_ATTENTION,
     **{f"{letter.lower()}_proj": f"{{here}}.W_{letter}" for letter in "QKVO"},
-    **{f"hook_rot_{letter}": f"{{here}}.ckpt_rot_{letter}" for letter in "qk"},
     "QK": "{here}.W_Q @ {here}.W_K.repeat_interleave({here}.shared, 0).mT, before rotation",
     "OV": "{here}.W_V.repeat_interleave({here}.shared, 0) @ {here}.W_O",
     "num_key_value_groups": "{here}.shared",
@@ -70,20 +61,13 @@ OTHERS = OtherNames(
         "norm": "ln_final.ckpt_normalized",
     },
     refused={
+        **dialects.NOT_THE_SAME,
         "hook_scale": "it is the divisor sqrt(mean square + eps); here `ckpt_scaled` holds the quotient",
-        "attn.hook_result": "per-head outputs are not computed; each is ckpt_z[:, :, h] @ W_O[h]",
-        "hook_q_input": "the input is not split by head; it is ln1.ckpt_normalized",
-        "hook_k_input": "the input is not split by head; it is ln1.ckpt_normalized",
-        "hook_v_input": "the input is not split by head; it is ln1.ckpt_normalized",
-        "hook_attn_in": "the input is not split by head; it is resid_pre",
-        "hook_mlp_in": "it is a copy of resid_mid; ask for resid_mid",
         "self_attn.q_proj": "its output has the heads side by side; ask for attn.ckpt_q, which is [B, P, H, K]",
         "self_attn.k_proj": "its output has the heads side by side; ask for attn.ckpt_k, which is [B, P, H, K]",
         "self_attn.v_proj": "its output has the heads side by side; ask for attn.ckpt_v, which is [B, P, H, K]",
         "mlp.act_fn": "it is a factor of mlp.ckpt_post, which is act(mlp.ckpt_gate) * mlp.ckpt_up",
-        "rotary_emb": "its output are cosines and sines; the rotated values are attn.ckpt_rot_q and attn.ckpt_rot_k",
-        "lm_head": "its output are the logits, which every run returns",
-        "unembed": "its output are the logits, which every run returns",
+        "rotary_emb": dialects.NOT_ROTATED,
     },
     prefix="model.",
     blocks="layers",

@@ -10,10 +10,10 @@ from typing import Any
 
 from pellucid import config_values, config_variants
 from pellucid.config_variants import Variant
-from pellucid.errors import ConfigError, nearest, shown
+from pellucid.errors import ConfigError, shown
 from pellucid.json_config import Fields, JsonConfig
 from pellucid.llama.schema import schema_of
-from pellucid.rotary import NEEDED, RULES, Rule
+from pellucid.rotary import Rule, checked, gathered, rule_of
 from pellucid.schema import Schema
 
 NEUTRAL = config_variants.NEUTRAL | {"pretraining_tp", "classifier_dropout"}
@@ -21,15 +21,15 @@ NEUTRAL = config_variants.NEUTRAL | {"pretraining_tp", "classifier_dropout"}
 
 VARIANTS = (
     *config_variants.COMMON,
+    config_variants.PARALLEL,
     Variant(
         "other norms than RMSNorm are not implemented",
         ("norm_type", "normalization", "layer_norm_type"),
         r"^norm(alization)?(_type|_class|_layer)?$|deepnorm|no_?layer_?norm",
         ("rmsnorm", "rms_norm"),
     ),
-    Variant("other position embeddings than rotary ones are not implemented", ("position_embedding_type",),
-            r"^pos(ition(al|s)?)?_?(emb|enc)[a-z]*(_type|_kind)?$|^no_rope_", ("rope", "rotary")),
-)  # fmt: skip
+    config_variants.ROTARY_ALONE,
+)
 """Every variant of Llama that a field of its configuration is known to make."""
 
 FIELDS = Fields(
@@ -51,9 +51,6 @@ FIELDS = Fields(
     neutral=NEUTRAL,
     variants=VARIANTS,
 )
-
-_ROTATION = ("rope_scaling", "rope_theta", "partial_rotary_factor", "original_max_position_embeddings")
-"""Fields beside `rope_parameters` that files say its parts with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,15 +94,22 @@ class LlamaConfig(JsonConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require_multiple(self, "hidden_size", "num_attention_heads", self.num_attention_heads)
-        _require_multiple(self, "num_attention_heads", "num_key_value_heads", self.n_head_kv)
-        if self.d_head % 2:
+        self._require_multiple("hidden_size", "num_attention_heads", self.num_attention_heads)
+        self._require_multiple("num_attention_heads", "num_key_value_heads", self.n_head_kv)
+        parameters = checked(self.rope_parameters, self.max_position_embeddings)
+        self._set("rope_parameters", MappingProxyType(parameters))
+        turned = parameters.get("partial_rotary_factor")
+        if parameters["rope_type"] != "default" and turned is not None and self._part(turned) != self.d_head:
             raise ConfigError(
-                f"config: heads of width {self.d_head}, expected an even width: rotary positions turn pairs.",
-                code="config-heads-do-not-divide",
-                remedy="Give an even head_dim.",
+                f"config: partial_rotary_factor={shown(turned)}: rotary positions of a part of each head are not "
+                "implemented.",
+                code="config-not-implemented",
+                remedy="Use a model that turns whole heads; transformers' Llama cannot run this one either.",
             )
-        self._set("rope_parameters", MappingProxyType(_rotation(self)))
+        _ = self.rule
+
+    def _part(self, factor: Any) -> int:
+        return int(self.d_head * config_values.number("partial_rotary_factor", factor, math.inf))
 
     @property
     def n_head_kv(self) -> int:
@@ -120,7 +124,7 @@ class LlamaConfig(JsonConfig):
     @property
     def rule(self) -> Rule:
         """What says how fast pairs turn."""
-        return Rule(dict(self.rope_parameters), self.d_head, self.max_position_embeddings)
+        return rule_of(dict(self.rope_parameters), self.max_position_embeddings, self.d_head)
 
     def _sizes_by_axis(self) -> dict[str, int]:
         return {
@@ -139,77 +143,4 @@ class LlamaConfig(JsonConfig):
 
     @classmethod
     def _settled(cls, given: dict[str, Any]) -> dict[str, Any]:
-        """`rope_parameters` with what the fields beside it say, by transformers' rules of what counts first."""
-        beside = {name: given.pop(name) for name in _ROTATION if name in given}
-        parameters = beside.get("rope_scaling") or given.get("rope_parameters") or {}
-        if not isinstance(parameters, Mapping):
-            raise config_values.wrong_type("rope_parameters", parameters, "a mapping")
-        kept = ("rope_theta", "partial_rotary_factor")
-        defaults = {name: beside[name] for name in kept if beside.get(name) is not None}
-        given["rope_parameters"] = {**defaults, **parameters}
-        if "original_max_position_embeddings" in beside:
-            given["rope_parameters"]["original_max_position_embeddings"] = beside["original_max_position_embeddings"]
-        return given
-
-
-def _require_multiple(config: LlamaConfig, name: str, of: str, part: int) -> None:
-    if getattr(config, name) % part:
-        raise ConfigError(
-            f"config: {name}={getattr(config, name)} is not a multiple of {of}={part}.",
-            code="config-heads-do-not-divide",
-            remedy=f"Give a {of} that divides {name}.",
-        )
-
-
-def _rotation(config: LlamaConfig) -> dict[str, Any]:
-    """`rope_parameters`, checked, with transformers' defaults."""
-    given = dict(config.rope_parameters)
-    older = given.pop("type", "default")
-    kind = given.setdefault("rope_type", older)
-    if kind not in RULES:
-        raise ConfigError(
-            f"config: rope_type={shown(kind)} is not implemented.",
-            code="config-not-implemented",
-            remedy=f"{nearest(str(kind), RULES)} Use a model with one of {', '.join(RULES)}.".strip(),
-        )
-    given.setdefault("rope_theta", 10000.0)
-    if kind in ("llama3", "yarn"):
-        given.setdefault("original_max_position_embeddings", config.max_position_embeddings)
-    missing = [name for name in NEEDED[kind] if name not in given]
-    if missing:
-        raise ConfigError(
-            f"config: rope_parameters={shown(given)}, without {', '.join(missing)}.",
-            code="config-missing-field",
-            remedy=f"Add the fields that rope_type {kind!r} needs: {', '.join(NEEDED[kind])}.",
-        )
-    for name in _NUMBERS:
-        if given.get(name) is not None:
-            given[name] = _number(name, given[name])
-    turned = given.get("partial_rotary_factor", 1.0)
-    if kind != "default" and turned is not None and int(config.d_head * _number("partial", turned)) != config.d_head:
-        raise ConfigError(
-            f"config: partial_rotary_factor={shown(turned)}: rotary positions of a part of each head are not "
-            "implemented.",
-            code="config-not-implemented",
-            remedy="Use a model that turns whole heads; transformers' Llama cannot run this one either.",
-        )
-    return given
-
-
-_NUMBERS = (
-    "rope_theta", "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings", "beta_fast",
-    "beta_slow", "attention_factor", "mscale", "mscale_all_dim",
-)  # fmt: skip
-"""Parameters of rotary positions that are numbers above 0."""
-
-
-def _number(name: str, value: Any) -> float | int:
-    """A number above 0, whole where it is whole: products of whole numbers may round otherwise."""
-    found = config_values.number(name, value, math.inf)
-    if not found:
-        raise ConfigError(
-            f"config: {name}={shown(value)}, expected a number above 0.",
-            code="config-out-of-range",
-            remedy=f"Give a {name} above 0.",
-        )
-    return value if type(value) is int else found
+        return gathered(given, {name: name for name in ("rope_theta", "partial_rotary_factor")})

@@ -20,7 +20,6 @@ LLAMA = Family(
         base="LlamaModel",
         read=later(LIVE, "read"),
         stored=later(LIVE, "stored"),
-        turned=later(LIVE, "turned"),
         shown=later(LIVE, "shown_by"),
         buffers={rotary.FREQUENCIES: "model.rotary_emb.inv_freq"},
     ),

@@ -60,8 +60,8 @@ HF = Layout(
     ),
     Row(("lm_head.weight",), HEAD, HEAD_ROWS),
     (
-        Buffer("model.layers.{i}.self_attn.rotary_emb.inv_freq", ("k/2",), _FOLLOWS),
-        Buffer("model.rotary_emb.inv_freq", ("k/2",), _FOLLOWS),
+        Buffer("model.layers.{i}.self_attn.rotary_emb.inv_freq", ("rot/2",), _FOLLOWS),
+        Buffer("model.rotary_emb.inv_freq", ("rot/2",), _FOLLOWS),
     ),
 )
 

@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from pellucid.family import Live, Shown
 from pellucid.llama.config import LlamaConfig
-from pellucid.rotary import FREQUENCIES, Rotary
-from pellucid.weights import foreign, living
-from pellucid.weights.living import HEAD, Anatomy, Kind
+from pellucid.weights import living
+from pellucid.weights.living import Anatomy, Kind
 
 
 def read(hf_model: nn.Module) -> Live:
@@ -56,13 +54,7 @@ def stored(path: str, module: nn.Module) -> dict[str, Tensor]:
 
     if not isinstance(module, (nn.Embedding, nn.Linear, LlamaRMSNorm)):
         return {}
-    foreign.require_plain_tensors(path, module)
-    weight, bias = module._parameters.get("weight"), module._parameters.get("bias")
-    if weight is None:
-        raise living.no_weight(path, "hidden_size")
-    if path == HEAD and bias is not None and bias.count_nonzero():
-        raise living.wrong_head(module, LlamaConfig)
-    return {"weight": weight} if bias is None or path == HEAD else {"weight": weight, "bias": bias}
+    return living.weight_and_bias(path, module, LlamaConfig)
 
 
 def _sizes(config: LlamaConfig, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -78,11 +70,11 @@ def _sizes(config: LlamaConfig, tensors: Mapping[str, Tensor]) -> dict[str, Any]
     return sizes
 
 
-def _constants(path: str, module: nn.Module, config: LlamaConfig) -> dict[str, object]:
+def _constants(path: str, module: nn.Module, config: LlamaConfig) -> Mapping[str, object]:
     if path.endswith("norm"):
         return {"variance_epsilon": config.rms_norm_eps}
-    if isinstance(module, nn.Embedding):  # the row of its pad gets no gradient, and is looked up like any other
-        return {"max_norm": None, "scale_grad_by_freq": False}
+    if isinstance(module, nn.Embedding):
+        return living.PLAIN_EMBEDDING
     if not path.endswith(".self_attn"):
         return {}
     return {
@@ -90,19 +82,6 @@ def _constants(path: str, module: nn.Module, config: LlamaConfig) -> dict[str, o
         "num_key_value_groups": config.num_attention_heads // config.n_head_kv,
         "attention_dropout": config.attention_dropout,
     }  # fmt: skip
-
-
-def _buffers(named: Mapping[str, nn.Module], config: LlamaConfig) -> dict[str, Tensor]:
-    """The frequencies of the rotation, which `hf_model.to(dtype)` rounds, if they are those of the configuration."""
-    path, rotary = next((path, module) for path, module in named.items() if path.endswith("rotary_emb"))
-    given: Any = rotary
-    own = Rotary(config.rule, given.inv_freq.device)
-    known = [own.inv_freq, *(own.inv_freq.to(dtype) for dtype in (torch.bfloat16, torch.float16))]
-    is_known = any(torch.equal(given.inv_freq.float(), one.float()) for one in known)
-    constants = (given.attention_scaling, given.rope_type)
-    if not is_known or constants != (own.attention_scaling, config.rope_parameters["rope_type"]):
-        raise living.differs([f"{path} turns by other frequencies than those of rope_parameters"])
-    return {FREQUENCIES: given.inv_freq}
 
 
 KIND = Kind(
@@ -113,14 +92,9 @@ KIND = Kind(
     constants=_constants,
     activation="mlp.act_fn",
     embedding="embed_tokens",
-    buffers=_buffers,
+    buffers=living.frequencies,
 )
 """How a live Llama is read."""
-
-
-def turned(path: str, module: nn.Module) -> bool:
-    """Whether a module keeps the matrix of a `Conv1D` the other way round; Llama has none."""
-    return False
 
 
 _IN_BLOCK = (

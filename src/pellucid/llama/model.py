@@ -19,8 +19,7 @@ from pellucid.llama.attention import Attention
 from pellucid.llama.config import LlamaConfig
 from pellucid.network import Memory, Network, Run
 from pellucid.norms import RMSNorm
-from pellucid.part import Weights
-from pellucid.rotary import Rotary, Turn, beside
+from pellucid.rotary import Turn, beside, know_positions
 from pellucid.tap import Tap
 
 
@@ -67,16 +66,12 @@ class TransformerBlock(Block):
         return self.resid_post(resid_mid + mlp_out, tap=tap)
 
 
-def _know_positions(network: Network, config: LlamaConfig, weights: Weights) -> None:
-    network.rotary = Rotary(config.rule, network.embed.W_E.device)
-
-
 def _embedded(network: Network, run: Run, tap: Tap | None) -> Tensor:
     """What enters the first block [B, P, D]."""
     return network.ckpt_embed(network.embed(run.ids), tap=tap)
 
 
-ARCHITECTURE = Architecture(TransformerBlock, RMSNorm, _know_positions, _embedded, beside, aliases.MODEL)
+ARCHITECTURE = Architecture(TransformerBlock, RMSNorm, know_positions, _embedded, beside, aliases.MODEL)
 
 
 class Transformer(Whole):

@@ -101,7 +101,7 @@ def makers_of(schema: Schema) -> tuple[Maker, ...]:
     """The makers of a model, in execution order.
 
     What a matrix reads is the last value before, inside the blocks, that has the axes which it sums over; the module of
-    a gain reads the last one before it. So no family has to say it.
+    a gain reads the last one before it. A family says it only where that is another (`Point.reads`).
     """
     axes, found = unit_axes(schema), list[Maker]()
     before: dict[tuple[str, ...], list[str]] = defaultdict(list)
@@ -115,8 +115,9 @@ def makers_of(schema: Schema) -> tuple[Maker, ...]:
             summed = tuple(axis for axis in axes[weight] if axis not in made)
             beside = "" if summed else weight.rpartition(".")[0] + "."
             read = (name for name in reversed(before[summed or made]) if not beside or not name.startswith(beside))
+            reads = f"blocks.{block}.{point.reads}" if point.reads else next(read, "")
             bias = next((name for name in names if is_bias(name)), "")
-            found.append(Maker(point.name, next(read, ""), block, weight, bias))
+            found.append(Maker(point.name, reads, block, weight, bias))
         if block >= 0:
             before[made].append(point.name)
     return tuple(found)

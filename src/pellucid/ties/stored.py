@@ -15,9 +15,9 @@ from torch import Tensor
 from pellucid.check import as_number
 from pellucid.config import Config
 from pellucid.errors import PellucidError
-from pellucid.families import FAMILIES, config_of, family_of
+from pellucid.families import FAMILIES, config_of
 from pellucid.family import Family
-from pellucid.layout import EMBED, Place
+from pellucid.layout import EMBED, Layout, Place
 from pellucid.ties.memory import Named
 from pellucid.ties.predict import AfterReload, Loss, after_reload, size_of
 from pellucid.ties.standins import Refused, Reread, reread
@@ -105,7 +105,7 @@ def _predict(stored: files.Stored, config: Mapping[str, Any] | None) -> AfterRel
         return AfterReload(None, None, f"the configuration is not {name}'s: {problem.message}")
     # Names under "module." or "_orig_mod." stay as they are: transformers does not look below these.
     tensors = {prefixed(name, family): tensor for name, tensor in stored.tensors.items()}
-    return _read_family(tensors, known, headless=architecture == family.in_transformers.base)
+    return _read_family(tensors, known, layout, headless=architecture == family.in_transformers.base)
 
 
 def _family(config: Mapping[str, Any]) -> Family | None:
@@ -134,10 +134,9 @@ def _architecture(config: Mapping[str, Any]) -> str:
     return first if isinstance(first, str) else ""
 
 
-def _read_family(tensors: Mapping[str, Tensor], config: Config, *, headless: bool) -> AfterReload:
+def _read_family(tensors: Mapping[str, Tensor], config: Config, hf: Layout, *, headless: bool) -> AfterReload:
     """A family, by our own table of its names: `pellucid ties` works without transformers, and without its import."""
     ours = our_shapes(config.schema)
-    hf = family_of(config).layouts[0]
     shapes = {
         name: tuple(shape)
         for row in [*hf.rows_of(config.schema), *([] if headless else [hf.head])]

@@ -36,8 +36,8 @@ def from_hf(cls: ModelClass[M], hf_model: nn.Module, *, attention: str = "auto",
 
     Args:
         cls: The model's class.
-        hf_model: A model of a registered family, such as a `GPT2LMHeadModel` or a `LlamaForCausalLM`; or one without a
-            head, which is then the embedding.
+        hf_model: A model of a registered family, such as a `GPT2LMHeadModel`; or one without a head, which is then the
+            embedding.
         attention: Passed to the model.
         numerics: Passed to the model.
 
@@ -140,7 +140,7 @@ def save_pretrained(model: Model, folder: str | os.PathLike[str]) -> None:
             code="weights-misfit",
             remedy="Change model.config together with the parameters; pellucid.tie and untie do both.",
         )
-    tensors = separate(from_ours(state, model.config))
+    tensors = separate(from_ours(state, model.config, family_of(model.config).in_transformers.files or "hf"))
     tensors = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
     texts = {"config.json": _config_json(model.config, tensors)}
     texts |= _tokenizer_files(model.tokenizer)

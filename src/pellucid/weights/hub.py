@@ -192,7 +192,7 @@ class _Repository:
             raise NotFoundError(
                 f"{self.id}: no config.json on the hub.",
                 code="hub-no-config",
-                remedy="Choose a repository that holds the weights of a GPT-2 or a Llama as transformers writes them.",
+                remedy="Choose a repository that holds a model as transformers writes it.",
             )
         if self.options.is_offline:
             raise NotFoundError(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pellucid.errors import WeightsError, printable
+from pellucid.families import one_of_them
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,11 @@ class Foreign:
 _MERGE = (
     "Merge them with PEFT: model = PeftModel.from_pretrained(base, folder).merge_and_unload(), then save that model."
 )
-_PLAIN = "Use the weights of a plain GPT-2."
-_CONVERT = "Convert the weights to a folder of transformers' GPT-2, and open that."
+_FAMILIES = "ONE OF THE FAMILIES"
+"""Stands in a remedy for the registered families, which are not read for a table."""
+
+_PLAIN = f"Use the weights of {_FAMILIES} as its authors describe it."
+_CONVERT = "Convert the weights to a folder as transformers writes it, and open that."
 
 TENSORFLOW_REMEDY = (
     "transformers 4 converts it (its module convert_gpt2_original_tf_checkpoint_to_pytorch); or open "
@@ -107,7 +111,7 @@ KINDS = (
     ),
     Foreign(
         r"self_attn\.[qkv]_proj|attn\.attention\.|encoder\.layer\.\d+|attention\.self\.|\.attn\.[qkv]_proj|experts\.",
-        "the layers of another architecture", "Give the weights of a GPT-2 or of a Llama; no other is read.",
+        "the layers of another architecture", f"Give the weights of {_FAMILIES}; no other is read.",
     ),
 )  # fmt: skip
 """Every kind of weights whose names are known and that is not read."""
@@ -144,7 +148,7 @@ def refuse_foreign(names: Iterable[str]) -> None:
         raise WeightsError(
             f"weights: hold {kind.what}: {listed(those, 3)}.",
             code="weights-foreign",
-            remedy=kind.remedy,
+            remedy=kind.remedy.replace(_FAMILIES, one_of_them()),
         )
 
 

@@ -18,6 +18,7 @@ from pellucid.errors import ConfigError, WeightsError, shown
 from pellucid.family import Live, Shown
 from pellucid.json_config import JsonConfig
 from pellucid.parameters import require_numbers
+from pellucid.rotary import FREQUENCIES, Rotary
 from pellucid.weights import foreign
 
 Classes = Mapping[str, tuple[type[nn.Module], ...]]
@@ -90,7 +91,7 @@ class Kind:
     anatomy: Callable[[], Anatomy]
     stored: Callable[[str, nn.Module], dict[str, Tensor]]
     sizes: Callable[[Any, Mapping[str, Tensor]], dict[str, Any]]
-    constants: Callable[[str, nn.Module, Any], dict[str, object]]
+    constants: Callable[[str, nn.Module, Any], Mapping[str, object]]
     activation: str
     embedding: str
     dropouts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -318,6 +319,38 @@ def differs(differing: Sequence[str]) -> WeightsError:
         code="hf-differs-from-config",
         remedy="Set these to what the configuration says, or the field of hf_model.config to what they are.",
     )
+
+
+PLAIN_EMBEDDING: Mapping[str, object] = {"max_norm": None, "scale_grad_by_freq": False}
+"""The constants of an embedding; the row of its pad gets no gradient, and is looked up like any other."""
+
+
+def weight_and_bias(path: str, module: nn.Module, config: type[JsonConfig]) -> dict[str, Tensor]:
+    """The tensors of a module, without a bias that is None or a head's of zeros.
+
+    Raises:
+        WeightsError: A tensor that is computed from others, such as by pruning; or a head with a bias.
+    """
+    foreign.require_plain_tensors(path, module)
+    weight, bias = module._parameters.get("weight"), module._parameters.get("bias")
+    if weight is None:
+        raise no_weight(path, config.about.width)
+    if path == HEAD and bias is not None and bias.count_nonzero():
+        raise wrong_head(module, config)
+    return {"weight": weight} if bias is None or path == HEAD else {"weight": weight, "bias": bias}
+
+
+def frequencies(named: Mapping[str, nn.Module], config: Any) -> dict[str, Tensor]:
+    """The frequencies of the rotation, which `hf_model.to(dtype)` rounds, if they are those of the configuration."""
+    path, rotary = next((path, module) for path, module in named.items() if path.endswith("rotary_emb"))
+    given: Any = rotary
+    own = Rotary(config.rule, given.inv_freq.device)
+    known = [own.inv_freq, *(own.inv_freq.to(dtype) for dtype in (torch.bfloat16, torch.float16))]
+    is_known = any(torch.equal(given.inv_freq.float(), one.float()) for one in known)
+    constants = (given.attention_scaling, given.rope_type)
+    if not is_known or constants != (own.attention_scaling, config.rope_parameters["rope_type"]):
+        raise differs([f"{path} turns by other frequencies than those of rope_parameters"])
+    return {FREQUENCIES: given.inv_freq}
 
 
 def _computes_as(activation: nn.Module, other: nn.Module) -> bool:

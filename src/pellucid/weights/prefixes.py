@@ -80,9 +80,8 @@ def _words() -> tuple[_Words, ...]:
 @cache
 def endings(ours: str) -> tuple[str, ...]:
     """Return what transformers' names of the embedding or of the head end with, in every family."""
-    rows = (
-        (layout, row) for family in FAMILIES for layout in family.layouts[:1] for row in (*layout.rows, layout.head)
-    )
+    layouts = (one for family in FAMILIES for one in (family.layouts[0], family.in_transformers.files) if one)
+    rows = ((layout, row) for layout in layouts for row in (*layout.rows, layout.head))
     return tuple(dict.fromkeys(row.theirs[0].removeprefix(layout.prefix) for layout, row in rows if row.ours == ours))
 
 

@@ -1,0 +1,83 @@
+"""The mathematics of GPT-NeoX (Black et al. 2022, arXiv:2204.06745), top to bottom, every value through its checkpoint.
+
+    x = W_E[ids]
+    for each block:  x = mlp(ln2(x)) + attn(ln1(x), positions) + x            (use_parallel_residual)
+    or:              x = attn(ln1(x), positions) + x;  x = mlp(ln2(x)) + x
+    logits = ln_final(x) W_U
+
+Operations and their order are those of transformers. Each module can be built from a configuration alone and combined
+into other small models; its parameters and checkpoints are those that `schema.py` names below its place.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from pellucid.attend import Visible
+from pellucid.blocks import Architecture, Block, FeedForward, Whole
+from pellucid.neox import aliases
+from pellucid.neox.attention import Attention
+from pellucid.neox.config import GPTNeoXConfig
+from pellucid.network import Memory, Network, Run
+from pellucid.norms import LayerNorm
+from pellucid.rotary import Turn, beside, know_positions
+from pellucid.tap import Tap
+
+
+class MLP(FeedForward):
+    """act(x W_in + b_in) W_out + b_out, with weights `W_in` [D, M], `b_in` [M], `W_out` [M, D] and `b_out` [D]."""
+
+    elsewhere = aliases.MLP
+
+    def settle(self, config: GPTNeoXConfig) -> None:
+        self.out_pdrop = config.hidden_dropout
+
+    def forward(self, x: Tensor, tap: Tap | None = None) -> Tensor:
+        pre = self.ckpt_pre(self._products.linear(x, self.W_in, self.b_in, rows=Tensor.t), tap=tap)
+        post = self.ckpt_post(self.act(pre), tap=tap)
+        return self._finished(self._products.linear(post, self.W_out, self.b_out, rows=Tensor.t), tap)
+
+
+class TransformerBlock(Block):
+    """Attention and MLP, each reading a normalized copy of the residual stream and adding to it, at once or in turn."""
+
+    elsewhere = aliases.BLOCK
+    made_of = (LayerNorm, Attention, MLP)
+
+    def settle(self, config: GPTNeoXConfig) -> None:
+        self.parallel = config.use_parallel_residual
+        if self.parallel:
+            self.words(aliases.PARALLEL_BLOCK)
+
+    def forward(
+        self,
+        x: Tensor,
+        visible: Visible | None = None,
+        tap: Tap | None = None,
+        remember: Memory | None = None,
+        turn: Turn | None = None,
+    ) -> Tensor:
+        resid_pre = self.resid_pre(x, tap=tap)
+        attn_out, _ = self.attn(self.ln1(resid_pre, tap=tap), visible, tap=tap, remember=remember, turn=turn)
+        if self.parallel:
+            mlp_out = self.mlp(self.ln2(resid_pre, tap=tap), tap=tap)
+            return self.resid_post(mlp_out + attn_out + resid_pre, tap=tap)
+        resid_mid = self.resid_mid(attn_out + resid_pre, tap=tap)
+        mlp_out = self.mlp(self.ln2(resid_mid, tap=tap), tap=tap)
+        return self.resid_post(mlp_out + resid_mid, tap=tap)
+
+
+def _embedded(network: Network, run: Run, tap: Tap | None) -> Tensor:
+    """What enters the first block [B, P, D]."""
+    embed = network.ckpt_embed(network.embed(run.ids), tap=tap)
+    return F.dropout(embed, network.config.hidden_dropout) if network.training else embed
+
+
+ARCHITECTURE = Architecture(TransformerBlock, LayerNorm, know_positions, _embedded, beside, aliases.MODEL)
+
+
+class Transformer(Whole):
+    """GPT-NeoX: ids [B, P] -> logits [B, P, V]."""
+
+    architecture = ARCHITECTURE
