@@ -42,6 +42,9 @@ NO_VERB = {
         "padding-side pattern-axes regressor-misfit score-axes text-kind tokens-length too-many-bins "
         "unknown-covariance",
     "multiplies factored matrices": "factors-misfit not-square",
+    "is code for HookedTransformer":
+        "hook-direction hook-not-computed hooked-config hooked-tokenizer hooked-unsupported no-beginning patch-indices "
+        "several-rows slice-without-length unknown-hook-point",
     "folds and centres weights": "folding-differs folding-without-bias",
     "attributes captured values":
         "attribution-by attribution-not-finite attribution-of-some-heads attribution-target "

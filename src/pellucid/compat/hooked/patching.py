@@ -1,0 +1,223 @@
+"""HookedTransformer's activation patching: one run for each patch, as there. `pellucid.patching.sweep` shares runs."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pellucid.compat.hooked.activation_cache import ActivationCache
+from pellucid.compat.hooked.hook_points import HookPoint
+from pellucid.compat.hooked.names import get_act_name
+from pellucid.compat.hooked.transformer import HookedTransformer
+from pellucid.errors import InputError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Setter = Callable[[Tensor, Sequence[int], Tensor], Tensor]
+"""`(corrupted value, index, clean value)` -> the value with the patch; it may write into the corrupted one."""
+
+Metric = Callable[[Tensor], Tensor]
+"""Logits [B, P, V] -> one number."""
+
+
+def generic_activation_patch(
+    model: HookedTransformer,
+    corrupted_tokens: Tensor,
+    clean_cache: ActivationCache,
+    patching_metric: Metric,
+    patch_setter: Setter,
+    activation_name: str,
+    index_axis_names: Sequence[str] | None = None,
+    index_df: pd.DataFrame | None = None,
+    return_index_df: bool = False,
+) -> Any:
+    """Put parts of a clean run's value into a corrupted run, one after the other, and measure each.
+
+    Args:
+        model: What runs.
+        corrupted_tokens: [B, P].
+        clean_cache: The values of the clean run.
+        patching_metric: Logits -> one number.
+        patch_setter: Puts one part there; see `Setter`.
+        activation_name: The value, in short, such as "z".
+        index_axis_names: What an index is made of: "layer" first, then of "pos", "head", "head_index", "dest_pos" and
+            "src_pos". Every index is tried.
+        index_df: A table with the indices to try instead, one a row.
+        return_index_df: Whether to return the table of indices, too.
+
+    Returns:
+        The metric after each patch: an axis for each name, or [rows of the table].
+
+    Raises:
+        InputError: Both or neither of `index_axis_names` and `index_df`.
+    """
+    if (index_axis_names is None) == (index_df is None):
+        raise InputError(
+            "generic_activation_patch: give either index_axis_names or index_df.",
+            code="patch-indices",
+            remedy="index_axis_names=('layer', 'pos') tries every index; index_df says which.",
+        )
+    sizes: list[int] = []
+    if index_df is None:
+        lengths = _lengths(model, corrupted_tokens, activation_name)
+        sizes = [lengths[name] for name in index_axis_names or ()]
+        indices = list(itertools.product(*map(range, sizes)))
+    else:
+        indices = [tuple(int(number) for number in row) for row in index_df.itertuples(index=False)]
+    numbers: list[float] = []
+    for index in indices:
+        name = get_act_name(activation_name, index[0])
+        hook = _Patch(patch_setter, index, clean_cache[name])
+        measured = patching_metric(model.run_with_hooks(corrupted_tokens, fwd_hooks=[(name, hook)]))
+        numbers.append(torch.as_tensor(measured).detach().item())
+    result = torch.tensor(numbers, device=model.model.device)
+    result = result if index_df is not None else result.reshape(sizes)
+    if not return_index_df:
+        return result
+    return result, index_df if index_df is not None else make_df_from_ranges(sizes, index_axis_names or ())
+
+
+def make_df_from_ranges(column_max_ranges: Sequence[int], column_names: Sequence[str]) -> pd.DataFrame:
+    """Every index below these numbers, one a row."""
+    import pandas as pd
+
+    return pd.DataFrame(list(itertools.product(*map(range, column_max_ranges))), columns=list(column_names))
+
+
+def layer_pos_patch_setter(corrupted_activation: Tensor, index: Sequence[int], clean_activation: Tensor) -> Tensor:
+    """Index (layer, pos) of a value [B, P, ...]."""
+    corrupted_activation[:, index[1]] = clean_activation[:, index[1]]
+    return corrupted_activation
+
+
+def layer_pos_head_vector_patch_setter(
+    corrupted_activation: Tensor, index: Sequence[int], clean_activation: Tensor
+) -> Tensor:
+    """Index (layer, pos, head) of a value [B, P, H, K]."""
+    corrupted_activation[:, index[1], index[2]] = clean_activation[:, index[1], index[2]]
+    return corrupted_activation
+
+
+def layer_head_vector_patch_setter(
+    corrupted_activation: Tensor, index: Sequence[int], clean_activation: Tensor
+) -> Tensor:
+    """Index (layer, head) of a value [B, P, H, K]."""
+    corrupted_activation[:, :, index[1]] = clean_activation[:, :, index[1]]
+    return corrupted_activation
+
+
+def layer_head_pattern_patch_setter(
+    corrupted_activation: Tensor, index: Sequence[int], clean_activation: Tensor
+) -> Tensor:
+    """Index (layer, head) of scores or patterns [B, H, Pq, Pk]."""
+    corrupted_activation[:, index[1]] = clean_activation[:, index[1]]
+    return corrupted_activation
+
+
+def layer_head_pos_pattern_patch_setter(
+    corrupted_activation: Tensor, index: Sequence[int], clean_activation: Tensor
+) -> Tensor:
+    """Index (layer, head, query) of scores or patterns [B, H, Pq, Pk]."""
+    corrupted_activation[:, index[1], index[2]] = clean_activation[:, index[1], index[2]]
+    return corrupted_activation
+
+
+def layer_head_dest_src_pos_pattern_patch_setter(
+    corrupted_activation: Tensor, index: Sequence[int], clean_activation: Tensor
+) -> Tensor:
+    """Index (layer, head, query, key) of scores or patterns [B, H, Pq, Pk]."""
+    corrupted_activation[:, index[1], index[2], index[3]] = clean_activation[:, index[1], index[2], index[3]]
+    return corrupted_activation
+
+
+def _sweep(activation_name: str, setter: Setter, *axes: str) -> Callable[..., Any]:
+    return partial(
+        generic_activation_patch, patch_setter=setter, activation_name=activation_name, index_axis_names=axes
+    )
+
+
+get_act_patch_resid_pre = _sweep("resid_pre", layer_pos_patch_setter, "layer", "pos")
+get_act_patch_resid_mid = _sweep("resid_mid", layer_pos_patch_setter, "layer", "pos")
+get_act_patch_attn_out = _sweep("attn_out", layer_pos_patch_setter, "layer", "pos")
+get_act_patch_mlp_out = _sweep("mlp_out", layer_pos_patch_setter, "layer", "pos")
+get_act_patch_attn_head_out_by_pos = _sweep("z", layer_pos_head_vector_patch_setter, "layer", "pos", "head")
+get_act_patch_attn_head_q_by_pos = _sweep("q", layer_pos_head_vector_patch_setter, "layer", "pos", "head")
+get_act_patch_attn_head_k_by_pos = _sweep("k", layer_pos_head_vector_patch_setter, "layer", "pos", "head")
+get_act_patch_attn_head_v_by_pos = _sweep("v", layer_pos_head_vector_patch_setter, "layer", "pos", "head")
+get_act_patch_attn_head_out_all_pos = _sweep("z", layer_head_vector_patch_setter, "layer", "head")
+get_act_patch_attn_head_q_all_pos = _sweep("q", layer_head_vector_patch_setter, "layer", "head")
+get_act_patch_attn_head_k_all_pos = _sweep("k", layer_head_vector_patch_setter, "layer", "head")
+get_act_patch_attn_head_v_all_pos = _sweep("v", layer_head_vector_patch_setter, "layer", "head")
+get_act_patch_attn_head_pattern_all_pos = _sweep("pattern", layer_head_pattern_patch_setter, "layer", "head_index")
+get_act_patch_attn_head_pattern_by_pos = _sweep(
+    "pattern", layer_head_pos_pattern_patch_setter, "layer", "head_index", "dest_pos"
+)
+get_act_patch_attn_head_pattern_dest_src_pos = _sweep(
+    "pattern", layer_head_dest_src_pos_pattern_patch_setter, "layer", "head_index", "dest_pos", "src_pos"
+)
+
+
+def get_act_patch_attn_head_all_pos_every(
+    model: HookedTransformer, corrupted_tokens: Tensor, clean_cache: ActivationCache, metric: Metric
+) -> Tensor:
+    """[5, layer, head]: z, queries, keys, values and patterns of each head, patched at every position at once."""
+    sweeps = (
+        get_act_patch_attn_head_out_all_pos, get_act_patch_attn_head_q_all_pos, get_act_patch_attn_head_k_all_pos,
+        get_act_patch_attn_head_v_all_pos, get_act_patch_attn_head_pattern_all_pos,
+    )  # fmt: skip
+    return _together([sweep(model, corrupted_tokens, clean_cache, metric) for sweep in sweeps])
+
+
+def get_act_patch_attn_head_by_pos_every(
+    model: HookedTransformer, corrupted_tokens: Tensor, clean_cache: ActivationCache, metric: Metric
+) -> Tensor:
+    """[5, layer, pos, head]: z, queries, keys, values and patterns of each head at each position."""
+    sweeps = (
+        get_act_patch_attn_head_out_by_pos, get_act_patch_attn_head_q_by_pos, get_act_patch_attn_head_k_by_pos,
+        get_act_patch_attn_head_v_by_pos, get_act_patch_attn_head_pattern_by_pos,
+    )  # fmt: skip
+    found = [sweep(model, corrupted_tokens, clean_cache, metric) for sweep in sweeps]
+    return _together([*found[:-1], found[-1].transpose(1, 2)])
+
+
+def get_act_patch_block_every(
+    model: HookedTransformer, corrupted_tokens: Tensor, clean_cache: ActivationCache, metric: Metric
+) -> Tensor:
+    """[3, layer, pos]: the stream before each block, what attention adds and what the MLP adds."""
+    sweeps = (get_act_patch_resid_pre, get_act_patch_attn_out, get_act_patch_mlp_out)
+    return torch.stack([sweep(model, corrupted_tokens, clean_cache, metric) for sweep in sweeps])
+
+
+def _together(sweeps: list[Tensor]) -> Tensor:
+    """Sweeps in one tensor; zeros where keys and values have fewer heads."""
+    heads = max(sweep.shape[-1] for sweep in sweeps)
+    return torch.stack([F.pad(sweep, (0, heads - sweep.shape[-1])) for sweep in sweeps])
+
+
+def _lengths(model: HookedTransformer, tokens: Tensor, activation_name: str) -> dict[str, int]:
+    """How many indices each axis has."""
+    heads, positions = model.cfg.n_heads, tokens.shape[-1]
+    if activation_name in ("k", "v") and model.cfg.n_key_value_heads is not None:
+        heads = model.cfg.n_key_value_heads
+    return {"layer": model.cfg.n_layers, **dict.fromkeys(("pos", "dest_pos", "src_pos"), positions),
+            **dict.fromkeys(("head", "head_index"), heads)}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Patch:
+    """The hook that puts one part of a clean value there."""
+
+    setter: Setter
+    index: Sequence[int]
+    clean: Tensor
+
+    def __call__(self, value: Tensor, hook: HookPoint) -> Tensor:
+        return self.setter(value.clone() if value.requires_grad else value, self.index, self.clean)

@@ -1,0 +1,303 @@
+"""What HookedTransformer's cache computes from the values of a run: the stream and what wrote it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from pellucid.compat.hooked.slices import Slice
+from pellucid.errors import InputError, shown
+
+if TYPE_CHECKING:
+    from pellucid.compat.hooked.transformer import HookedTransformer
+
+Labelled = Any
+"""A tensor, or with `return_labels=True` a pair of it and the labels of its first axis."""
+
+
+class ResidualStacks:
+    """The stream of a run, in stacks [N, ..., D] of which the leading axes are those of the values."""
+
+    cache_dict: dict[str, Tensor]
+    model: HookedTransformer
+    has_batch_dim: bool
+
+    def __getitem__(self, key: str | tuple[Any, ...]) -> Tensor:
+        raise NotImplementedError
+
+    def accumulated_resid(
+        self,
+        layer: int | None = None,
+        incl_mid: bool = False,
+        apply_ln: bool = False,
+        pos_slice: Any = None,
+        mlp_input: bool = False,
+        return_labels: bool = False,
+    ) -> Labelled:
+        """The stream at the input of every block up to `layer`, [N, ..., D]; None is the end.
+
+        Args:
+            layer: The last block whose input is included.
+            incl_mid: Whether to include what enters each MLP, too.
+            apply_ln: Whether to apply the norm that reads the stream there: at the end, the last norm with each
+                entry's own statistics; elsewhere, division by the run's own.
+            pos_slice: The positions to take.
+            mlp_input: Whether to end with what enters the MLP of `layer`.
+            return_labels: Whether to return labels as well.
+        """
+        end, layers = self.end_of(layer), self.model.cfg.n_layers
+        found: list[tuple[str, Tensor]] = []
+        for i in range(end + 1):
+            if i == layers:
+                found.append(("final_post", self["resid_post", layers - 1]))
+                continue
+            found.append((f"{i}_pre", self["resid_pre", i]))
+            if (incl_mid and i < end) or (mlp_input and i == end):
+                found.append((f"{i}_mid", self["resid_mid", i]))
+        stack = self._stacked(found, pos_slice)
+        if apply_ln:
+            stack = self.apply_ln_to_stack(
+                stack, layer, mlp_input=mlp_input, pos_slice=pos_slice, recompute_ln=end == layers
+            )
+        return (stack, [label for label, _ in found]) if return_labels else stack
+
+    def decompose_resid(
+        self,
+        layer: int | None = None,
+        mlp_input: bool = False,
+        mode: str = "all",
+        apply_ln: bool = False,
+        pos_slice: Any = None,
+        incl_embeds: bool = True,
+        return_labels: bool = False,
+    ) -> Labelled:
+        """What each attention layer and MLP before `layer` added to the stream, after the embeddings, [N, ..., D].
+
+        Args:
+            layer: The block that is entered; None is the end.
+            mlp_input: Whether the MLP of `layer` is entered, so its attention counts.
+            mode: "all", "attn" or "mlp".
+            apply_ln: Whether to divide by the statistics of the norm that reads the stream there.
+            pos_slice: The positions to take.
+            incl_embeds: Whether to begin with the embeddings.
+            return_labels: Whether to return labels as well.
+        """
+        if mode not in ("all", "attn", "mlp"):
+            raise InputError(
+                f"cache.decompose_resid: mode={shown(mode)}, expected 'all', 'attn' or 'mlp'.",
+                code="decompose-mode",
+                remedy="Give one of these.",
+            )
+        end = self.end_of(layer)
+        found = self._embeddings() if incl_embeds else []
+        for i in range(end):
+            found += [(f"{i}_attn_out", self["attn_out", i])] if mode != "mlp" else []
+            found += [(f"{i}_mlp_out", self["mlp_out", i])] if mode != "attn" else []
+        if mlp_input and mode != "mlp":
+            found.append((f"{end}_attn_out", self["attn_out", end]))
+        stack = self._stacked(found, pos_slice)
+        stack = self._normed(stack, layer, mlp_input, pos_slice) if apply_ln else stack
+        return (stack, [label for label, _ in found]) if return_labels else stack
+
+    def compute_head_results(self) -> None:
+        """Work out what each head wrote, [..., H, D], and keep it under `attn.hook_result`."""
+        for i in range(self.model.cfg.n_layers):
+            name = f"blocks.{i}.attn.hook_result"
+            if name not in self.cache_dict and f"blocks.{i}.attn.hook_z" in self.cache_dict:
+                W_O = self.model.blocks[i].attn.W_O  # pyright: ignore[reportIndexIssue, reportUnknownMemberType]
+                z = self["z", i].to(W_O.device)
+                self.cache_dict[name] = torch.einsum("...hk,hkd->...hd", z, W_O).detach()
+
+    def stack_head_results(
+        self,
+        layer: int | None = -1,
+        return_labels: bool = False,
+        incl_remainder: bool = False,
+        pos_slice: Any = None,
+        apply_ln: bool = False,
+    ) -> Labelled:
+        """What each head before `layer` wrote, [N, ..., D], labelled "L0H0".
+
+        Args:
+            layer: The block that is entered; -1 or None is the end.
+            return_labels: Whether to return labels as well.
+            incl_remainder: Whether to end with the rest of the stream.
+            pos_slice: The positions to take.
+            apply_ln: Whether to divide by the statistics of the norm that reads the stream there.
+        """
+        self.compute_head_results()
+        chosen = Slice.of(pos_slice)
+        end = self.end_of(layer)
+        parts = [chosen.apply(self["result", i], dim=-3).movedim(-2, 0) for i in range(end)]
+        labels = [f"L{i}H{head}" for i in range(end) for head in range(self.model.cfg.n_heads)]
+        stack = self._with_remainder(parts, labels, end, chosen, incl_remainder)
+        stack = self._normed(stack, layer, False, pos_slice) if apply_ln else stack
+        return (stack, labels) if return_labels else stack
+
+    def get_neuron_results(self, layer: int, neuron_slice: Any = None, pos_slice: Any = None) -> Tensor:
+        """What each neuron of a block wrote, [..., M, D]."""
+        acts = Slice.of(pos_slice).apply(self["post", layer], dim=-2)
+        W_out = self.model.blocks[layer].mlp.W_out  # pyright: ignore[reportIndexIssue, reportUnknownMemberType]
+        chosen = Slice.of(neuron_slice)
+        return chosen.apply(acts, dim=-1)[..., None] * chosen.apply(W_out, dim=0).detach()
+
+    def stack_neuron_results(
+        self,
+        layer: int | None,
+        pos_slice: Any = None,
+        neuron_slice: Any = None,
+        return_labels: bool = False,
+        incl_remainder: bool = False,
+        apply_ln: bool = False,
+    ) -> Labelled:
+        """What each neuron before `layer` wrote, [N, ..., D], labelled "L0N0". Large: L times M rows.
+
+        Arguments: as for `stack_head_results`, and `neuron_slice`, the neurons to take.
+        """
+        chosen, end = Slice.of(pos_slice), self.end_of(layer)
+        neurons = Slice.unwrap(neuron_slice)
+        parts = [self.get_neuron_results(i, neurons, chosen).movedim(-2, 0) for i in range(end)]
+        numbers = neurons.indices(self.model.cfg.d_mlp).tolist()
+        labels = [f"L{i}N{neuron}" for i in range(end) for neuron in numbers]
+        stack = self._with_remainder(parts, labels, end, chosen, incl_remainder)
+        stack = self._normed(stack, layer, False, pos_slice) if apply_ln else stack
+        return (stack, labels) if return_labels else stack
+
+    def get_full_resid_decomposition(
+        self,
+        layer: int | None = None,
+        mlp_input: bool = False,
+        expand_neurons: bool = True,
+        apply_ln: bool = False,
+        pos_slice: Any = None,
+        return_labels: bool = False,
+    ) -> Labelled:
+        """The stream as a sum over heads, neurons or MLPs, embeddings and biases, [N, ..., D].
+
+        Args:
+            layer: The block that is entered; None is the end.
+            mlp_input: Whether the MLP of `layer` is entered.
+            expand_neurons: Whether MLPs are split into neurons.
+            apply_ln: Whether to divide by the statistics of the norm that reads the stream there.
+            pos_slice: The positions to take.
+            return_labels: Whether to return labels as well.
+        """
+        end, chosen = self.end_of(layer), Slice.of(pos_slice)
+        stack, labels = self.stack_head_results(end + mlp_input or 0, return_labels=True, pos_slice=chosen)
+        parts: list[Tensor] = [stack]
+        if end > 0:
+            if expand_neurons:
+                more = self.stack_neuron_results(end, pos_slice=chosen, return_labels=True)
+            else:
+                more = self.decompose_resid(
+                    end, mlp_input, "mlp", pos_slice=chosen, incl_embeds=False, return_labels=True
+                )
+            parts.append(more[0])
+            labels = [*labels, *more[1]]
+        embeddings = self._embeddings()
+        parts += [chosen.apply(value, dim=-2)[None] for _, value in embeddings]
+        bias = self.model.accumulated_bias(end, mlp_input, include_mlp_biases=expand_neurons).detach()
+        parts.append(bias.expand(1, *parts[-1].shape[1:]))
+        labels = [*labels, *(label for label, _ in embeddings), "bias"]
+        whole = torch.cat(parts)
+        whole = self._normed(whole, layer, mlp_input, chosen) if apply_ln else whole
+        return (whole, labels) if return_labels else whole
+
+    def logit_attrs(
+        self,
+        residual_stack: Tensor,
+        tokens: Any,
+        incorrect_tokens: Any = None,
+        pos_slice: Any = None,
+        batch_slice: Any = None,
+        has_batch_dim: bool = True,
+    ) -> Tensor:
+        """What each entry of a stack adds to the logit of a token, or to a difference of two, [N, ...].
+
+        The last norm divides by the run's own statistics; its gain and bias are left out, as in HookedTransformer,
+        unless they were folded. `pellucid.attribution.direct` has them.
+
+        Args:
+            residual_stack: [N, ..., D].
+            tokens: A token's text or id, or ids for each row [B] or each position [B, P].
+            incorrect_tokens: Tokens to take off.
+            pos_slice: The positions that the stack holds.
+            batch_slice: The rows that are meant.
+            has_batch_dim: Whether the stack has a batch axis.
+        """
+        chosen = Slice.of(batch_slice)
+        directions = self.model.tokens_to_residual_directions(tokens)
+        if incorrect_tokens is not None:
+            directions = directions - self.model.tokens_to_residual_directions(incorrect_tokens)
+        scaled = self.apply_ln_to_stack(
+            residual_stack, -1, pos_slice=pos_slice, batch_slice=chosen, has_batch_dim=has_batch_dim
+        )
+        directions = directions.detach().to(scaled.device)
+        if directions.dim() > 1 and has_batch_dim:
+            directions = chosen.apply(directions)
+        while 1 < directions.dim() < scaled.dim() - 1:  # one direction for each row, at every position
+            directions = directions.unsqueeze(-2)
+        return (scaled * directions).sum(-1)
+
+    def apply_ln_to_stack(
+        self,
+        residual_stack: Tensor,
+        layer: int | None = None,
+        mlp_input: bool = False,
+        pos_slice: Any = None,
+        batch_slice: Any = None,
+        has_batch_dim: bool = True,
+        recompute_ln: bool = False,
+    ) -> Tensor:
+        """Divide a stack by the statistics that a norm had in this run, after centring; gains and biases are left out.
+
+        Args:
+            residual_stack: [N, ..., D].
+            layer: The block whose first norm is meant; None or -1 for the last norm.
+            mlp_input: Whether the block's second norm is meant.
+            pos_slice: The positions that the stack holds.
+            batch_slice: The rows that are meant.
+            has_batch_dim: Whether the stack has a batch axis.
+            recompute_ln: Whether to apply the last norm itself, with each entry's own statistics.
+        """
+        rows, end = Slice.of(batch_slice), self.end_of(layer)
+        stack = rows.apply(residual_stack, dim=1) if has_batch_dim else residual_stack
+        if recompute_ln and end == self.model.cfg.n_layers:
+            with torch.no_grad():
+                return self.model.ln_final(stack)  # pyright: ignore[reportCallIssue]
+        if (self.model.cfg.normalization_type or "").startswith("LN"):
+            stack = stack - stack.mean(-1, keepdim=True)
+        last = end == self.model.cfg.n_layers
+        scale = self["ln_final.hook_scale" if last else f"blocks.{end}.ln{2 if mlp_input else 1}.hook_scale"]
+        scale = Slice.of(pos_slice).apply(scale, dim=-2)
+        return stack / (rows.apply(scale) if self.has_batch_dim else scale)
+
+    def end_of(self, layer: int | None) -> int:
+        """The block that is entered; None and -1 are the end."""
+        return self.model.cfg.n_layers if layer is None or layer == -1 else layer
+
+    def _embeddings(self) -> list[tuple[str, Tensor]]:
+        kept = [("embed", "hook_embed"), ("pos_embed", "hook_pos_embed")]
+        return [(label, self[name]) for label, name in kept if name in self.cache_dict]
+
+    @staticmethod
+    def _stacked(found: Iterable[tuple[str, Tensor]], pos_slice: Any) -> Tensor:
+        chosen = Slice.of(pos_slice)
+        return torch.stack([chosen.apply(value, dim=-2) for _, value in found])
+
+    def _with_remainder(
+        self, parts: list[Tensor], labels: list[str], end: int, chosen: Slice, incl_remainder: bool
+    ) -> Tensor:
+        """The parts in one stack, an empty one if there are none, with the rest of the stream if asked."""
+        whole = chosen.apply(self["resid_post", end - 1] if end else self["resid_pre", 0], dim=-2)
+        stack = torch.cat(parts) if parts else whole.new_zeros(0, *whole.shape)
+        if not incl_remainder:
+            return stack
+        labels.append("remainder")
+        return torch.cat([stack, (whole - stack.sum(0))[None]])
+
+    def _normed(self, stack: Tensor, layer: int | None, mlp_input: bool, pos_slice: Any) -> Tensor:
+        return self.apply_ln_to_stack(stack, layer, mlp_input, pos_slice=pos_slice)

@@ -1,0 +1,109 @@
+"""The parameters of every block in one tensor, and what HookedTransformer computes from parameters alone."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from pellucid.compat.hooked.factored import FactoredMatrix, composition_scores
+from pellucid.compat.hooked.mirrors import Head
+from pellucid.compat.hooked.tokens import Tokens
+from pellucid.errors import InputError, shown
+
+_STACKED = {
+    **{name: ("attn", name) for name in ("W_Q", "W_K", "W_V", "W_O", "b_Q", "b_K", "b_V", "b_O")},
+    **{name: ("mlp", name) for name in ("W_in", "W_gate", "W_out", "b_in", "b_out")},
+}
+"""Parameters of every block -> the module that has them and their name there."""
+
+
+class StackedWeights(Tokens):
+    """The parameters of a model, those of the blocks stacked, [L, ...]."""
+
+    unembed: nn.Module
+
+    def __getattr__(self, name: str) -> Any:
+        if name in _STACKED:
+            return self._stacked(*_STACKED[name])
+        return super().__getattr__(name)
+
+    def _stacked(self, part: str, weight: str) -> Tensor:
+        """A parameter of every block, [L, ...]."""
+        found = [getattr(getattr(block, part), weight) for block in self.model.blocks]
+        return torch.stack(found)
+
+    @property
+    def W_E(self) -> Tensor:
+        """[V, D]."""
+        return self.model.embed.W_E
+
+    @property
+    def W_pos(self) -> Tensor:
+        """[n_ctx, D]."""
+        return self.model.parameter("pos_embed.W_pos")
+
+    @property
+    def W_E_pos(self) -> Tensor:
+        """[V + n_ctx, D]: token and position embeddings."""
+        return torch.cat([self.W_E, self.W_pos])
+
+    @property
+    def W_U(self) -> Tensor:
+        """[D, V]."""
+        return self.model.unembed.W_U
+
+    @property
+    def b_U(self) -> Tensor:
+        """[V]; zeros, unless biases were folded into it."""
+        return cast(Head, self.unembed).b_U
+
+    @property
+    def QK(self) -> FactoredMatrix:
+        """W_Q W_K^T of every head, [L, H, D, D]."""
+        return FactoredMatrix(self.W_Q, self.W_K.transpose(-2, -1))
+
+    @property
+    def OV(self) -> FactoredMatrix:
+        """W_V W_O of every head, [L, H, D, D]."""
+        return FactoredMatrix(self.W_V, self.W_O)
+
+    def all_head_labels(self) -> list[str]:
+        """ "L0H0" and so on, of every head."""
+        return [f"L{layer}H{head}" for layer in range(self.cfg.n_layers) for head in range(self.cfg.n_heads)]
+
+    def all_composition_scores(self, mode: str) -> Tensor:
+        """[L, H, L, H]: how much the later head reads of what the earlier one writes; zero unless it is later.
+
+        Args:
+            mode: "Q", "K" or "V": through which of its inputs (Elhage et al. 2021).
+        """
+        readers = {"Q": self.QK, "K": self.QK.T, "V": self.OV}
+        if mode not in readers:
+            raise InputError(
+                f"all_composition_scores: mode={shown(mode)}, expected 'Q', 'K' or 'V'.",
+                code="composition-mode",
+                remedy="Give one of these.",
+            )
+        scores = composition_scores(self.OV, readers[mode], broadcast_dims=True)
+        layers = torch.arange(self.cfg.n_layers, device=scores.device)
+        earlier = (layers[:, None] < layers)[:, None, :, None]
+        return torch.where(earlier, scores, torch.zeros_like(scores))
+
+    def accumulated_bias(self, layer: int, mlp_input: bool = False, include_mlp_biases: bool = True) -> Tensor:
+        """[D]: the biases that attention and MLPs wrote before a block, or before its MLP with `mlp_input`."""
+        attn, mlp = range(layer + mlp_input), range(layer if include_mlp_biases else 0)
+        names = [*(f"blocks.{i}.attn.b_O" for i in attn), *(f"blocks.{i}.mlp.b_out" for i in mlp)]
+        total = self.W_E.new_zeros(self.cfg.d_model)
+        for name in names:
+            total = total + self.model.parameter(name) if name in self.model.parameter_names else total
+        return total
+
+    def tokens_to_residual_directions(self, tokens: Any) -> Tensor:
+        """Columns of `W_U`, [..., D], of a token's text or of ids of any shape."""
+        if isinstance(tokens, str):
+            tokens = self.to_single_token(tokens)
+        ids = torch.as_tensor(tokens, device=self.W_U.device)
+        ids = ids[..., 0] if ids.dim() and ids.numel() == 1 else ids
+        return self.W_U.t()[ids]
