@@ -186,3 +186,22 @@ def test_standard_input_that_is_not_utf8(cli: Any) -> None:
     result = cli("run", "-", stdin=b"caf\xe9")
     assert (result.exit_code, result.stdout) == (4, "")
     assert "byte 3 is 0xe9" in result.stderr
+
+
+@pytest.mark.parametrize("verb", [("run",), ("generate", "--max-new-tokens", "2")])
+def test_a_text_that_is_also_a_files_name_is_noted(
+    verb: tuple[str, ...], cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A note, because the name may be what is meant; what it says gives the text of the file."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my story.txt").write_text("Lily had a red ball\n")
+    name, *options = verb
+    plain = cli(name, "Lily had a red ball", *options)
+    noted = cli(name, "my story.txt", *options)
+    assert plain.stderr == ""
+    assert noted.stderr == (
+        "note: the text is the name 'my story.txt', not what the file of this name holds; "
+        "give - < 'my story.txt' for that\n"
+    )
+    assert noted.stdout != plain.stdout
+    assert cli(name, "-", *options, stdin=(tmp_path / "my story.txt").read_bytes()).stdout == plain.stdout

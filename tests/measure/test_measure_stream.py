@@ -381,7 +381,7 @@ def test_what_cannot_be_streamed(texts: Any, options: dict[str, Any], code: str)
 
 def test_an_error_says_which_texts_it_came_of(glass: pl.CkptedTransformer) -> None:
     texts = [[1, 2], [3], [4, 5], [6, 6, 6], []]
-    with pytest.raises(pl.InputError, match="texts 4 to 4: ") as caught:
+    with pytest.raises(pl.InputError, match="stream, text 4: ") as caught:
         stream(glass, texts, [Moments("resid_post")], batch_size=2)
     assert caught.value.code == "empty-text"
     with pytest.raises(pl.InputError, match="texts 0 to 1: ") as caught:

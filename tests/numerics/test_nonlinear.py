@@ -50,6 +50,24 @@ def test_fast_activations_are_the_same_functions(name: str, with_grad: bool) -> 
     assert torch.allclose(exact, fast, rtol=0, atol=1e-9 if name == "gelu_fast" else 1e-14)
 
 
+@pytest.mark.parametrize("with_grad", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16], ids=str)
+def test_the_quickest_gelu_is_torchs_kernel_where_no_way_is_quicker(dtype: torch.dtype, with_grad: bool) -> None:
+    """In float32 and float64 it goes by the sigmoid, to within rounding; else it is the kernel, to the bit."""
+    given = torch.cat([torch.linspace(-12, 12, 4001), torch.tensor([0.0, -0.0, 1e-30, 1e4, torch.nan])]).to(dtype)
+    before = given.clone()
+    with torch.set_grad_enabled(with_grad):
+        ours, kernel = nonlinear.quickest_gelu_tanh(given), F.gelu(given, approximate="tanh")
+    assert torch.equal(given.nan_to_num(), before.nan_to_num())
+    tolerance = {torch.float32: 2e-6, torch.float64: 1e-14}.get(dtype, 0.0)
+    assert torch.allclose(ours, kernel, rtol=tolerance, atol=tolerance, equal_nan=True)
+
+
+def test_the_quickest_gelu_has_the_gradient_of_the_function() -> None:
+    x = torch.linspace(-4, 4, 101, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(nonlinear.quickest_gelu_tanh, x)
+
+
 def test_the_two_gelus_are_two_functions() -> None:
     x = torch.linspace(-3, 3, 101)
     assert float((nonlinear.EXACT["gelu_new"](x) - F.gelu(x)).abs().max()) > 1e-4

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -155,6 +156,8 @@ def test_heads_by_their_numbers() -> None:
         (None, None), (2, ([], [])), (8, ([], [])), ([3, 7], ([0, 4], [0, 1])), ([0, 8, 4, 3], ([1, 0], [2, 3])),
         (slice(None), ([0, 1, 2, 3, 4], [3, 4, 5, 6, 7])), (slice(2, 5), ([0, 1], [1, 2])),
         (slice(1, None, 2), ([0, 2, 4], [1, 2, 3])), (slice(0, 0), ([], [])), (slice(8, None), ([], [])),
+        (slice(9, None), ([], [])), (slice(50, None), ([], [])), (slice(6, 50), ([3, 4], [0, 1])), (9, ([], [])),
+        ([50, 7], ([4], [1])),
     ],
 )  # fmt: skip
 def test_positions_within_some_columns(pos: Any, expected: Any) -> None:
@@ -179,3 +182,12 @@ def test_nothing_is_taken_by_a_copy_and_put_by_one() -> None:
         Region(neurons=0).indices("here", SHAPES[ATTENTION], ATTENTION, strict=True)
     assert "here: neurons= was given" in str(caught.value)
     assert "Leave neurons= out" in caught.value.remedy
+
+
+def test_a_region_is_not_changed_once_it_was_given() -> None:
+    region = Region(pos=1)
+    for name in ("pos", "heads", "neurons", "rows", "anything"):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(region, name, 2)
+    assert region == Region(pos=1)
+    assert hash(region) == hash(Region(pos=1))

@@ -298,6 +298,8 @@ BAD: dict[str, tuple[Callable[[Path], Path], str]] = {
     "a shard outside": (sharded(lambda honest: {**honest, WTE: "../a.safetensors"}), "index-unsafe-path"),
     "a shard anywhere": (sharded(lambda honest: {**honest, WTE: "/etc/hostname"}), "index-unsafe-path"),
     "a shard that is hidden": (sharded(lambda honest: {**honest, WTE: ".."}), "index-unsafe-path"),
+    "a shard outside by a detour": (sharded(lambda honest: {**honest, WTE: "./../a.safetensors"}), "index-unsafe-path"),
+    "a shard below": (sharded(lambda honest: {**honest, WTE: "./below/a.safetensors"}), "index-unsafe-path"),
     "a shard that is no name": (sharded(lambda honest: {**honest, WTE: 3}), "index-unsafe-path"),
     # pickles
     "code in a zip": (malicious_zip, "pickle-unsafe"),

@@ -395,3 +395,15 @@ def test_a_byte_order_mark_before_a_configuration_or_an_index_is_no_damage(tmp_p
         path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
     ids = support.some_ids(1, 5)
     assert torch.equal(pl.load(tmp_path)(ids), model(ids))
+
+
+@pytest.mark.parametrize("before", ["./", "././"])
+def test_an_index_may_name_the_folder_that_it_is_in(before: str, tmp_path: Path) -> None:
+    model = support.glass()
+    pl.to_hf(model).save_pretrained(tmp_path, max_shard_size="20kB")
+    path = tmp_path / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    index["weight_map"] = {name: before + shard for name, shard in index["weight_map"].items()}
+    path.write_text(json.dumps(index))
+    ids = support.some_ids(1, 5)
+    assert torch.equal(pl.load(tmp_path)(ids), model(ids))

@@ -130,8 +130,8 @@ def feed(
             try:
                 ckpts = model.run_with_ckpts(batch, names=names, stop_at=names[-1])[1]
             except PellucidError as error:
-                where = f"{by}, texts {numbers[0]} to {numbers[-1]}: {error.message}"
-                raise type(error)(where, code=error.code, remedy=error.remedy) from error
+                which = f"texts {numbers[0]} to {numbers[-1]}" if len(batch) > 1 else f"text {numbers[0]}"
+                raise type(error)(f"{by}, {which}: {error.message}", code=error.code, remedy=error.remedy) from error
             sink.take(ckpts, numbers)
             for text in batch:
                 done.add(text)

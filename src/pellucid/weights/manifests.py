@@ -171,7 +171,7 @@ def read_json(path: Path, error: type[ConfigError | WeightsError], code: str) ->
 
 
 def read_index(path: Path) -> dict[str, str]:
-    """The `weight_map` of a sharded model: parameter name -> file name in the same folder.
+    """The `weight_map` of a sharded model: parameter name -> file name in the same folder, without a "./" before it.
 
     Raises:
         WeightsError: Not such an index, or a file name that leaves the folder.
@@ -184,13 +184,13 @@ def read_index(path: Path) -> dict[str, str]:
             remedy="Download or write the index again.",
         )
     for tensor, shard in weight_map.items():
-        if not isinstance(shard, str) or not re.fullmatch(r"[\w\-][\w.\-]*", shard):
+        if not isinstance(shard, str) or not re.fullmatch(r"(\./)*[\w\-][\w.\-]*", shard):
             raise WeightsError(
                 f"{path}: {shown(tensor)} is said to be in {shown(shard)}, expected a file name in the same folder.",
                 code="index-unsafe-path",
                 remedy="Do not use this model unless you trust its author; shard names must be plain file names.",
             )
-    return weight_map
+    return {tensor: shard.rpartition("/")[2] for tensor, shard in weight_map.items()}
 
 
 def unreadable(path: Path, problem: OSError | ValueError) -> WeightsError:

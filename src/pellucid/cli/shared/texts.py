@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 
 import pellucid as pl
-from pellucid.errors import InputError, NotFoundError
+from pellucid.cli.shared.screen import messages
+from pellucid.errors import InputError, NotFoundError, printable
 from pellucid.weights.manifests import decoded, require_regular, unreadable
 
 SUFFIXES = (".txt", ".md", ".csv", ".json", ".jsonl", ".gz", ".xz")
@@ -99,6 +101,12 @@ def read_text(given: str) -> str:
         InputError: It is not UTF-8, or there is no standard input.
     """
     if given != "-":
+        if os.path.isfile(given):
+            file = printable(shlex.quote(given))
+            messages().print(
+                f"note: the text is the name {file}, not what the file of this name holds; give - < {file} for that",
+                soft_wrap=True, markup=False,
+            )  # fmt: skip
         try:
             return given.encode("utf-8", "surrogateescape").decode("utf-8")
         except UnicodeDecodeError as error:
