@@ -36,8 +36,8 @@ NO_VERB = {
         "hf-cannot-run hf-computed-weight hf-dropout hf-head hf-hooks hf-part hf-patched-forward hf-tensors "
         "hf-wrong-class no-head reload-differs reload-raises save-raises save-would-lose weights-misfit",
     "takes tensors, arrays, figures or settings made in Python":
-        "bandwidth heatmap-centre id-out-of-range ids-dtype mask-while-captured matrix-axes no-coefficients no-page "
-        "not-a-fit "
+        "bandwidth component-axes heatmap-centre id-out-of-range ids-dtype mask-while-captured matrix-axes "
+        "no-coefficients no-page not-a-fit not-a-readout "
         "not-a-rectangle not-a-state-dict not-auditable not-axes not-counted not-labelled not-measurable "
         "padding-side pattern-axes regressor-misfit score-axes text-kind tokens-length too-many-bins "
         "unknown-covariance",
@@ -47,8 +47,8 @@ NO_VERB = {
         "several-rows slice-without-length unknown-hook-point",
     "folds and centres weights": "folding-differs folding-without-bias",
     "attributes captured values":
-        "attribution-by attribution-not-finite attribution-of-some-heads attribution-target "
-        "captures-without-model lens-model lens-of-another-model lens-place lens-setting "
+        "attribution-by attribution-of-some-heads attribution-target "
+        "captures-without-model lens-model lens-setting "
         "lens-texts no-head-before parts-do-not-sum",
     "evaluates circuits": "circuit-choices circuit-kind circuit-scores circuit-shares",
     "patches, ablates, or measures one number of a run":
@@ -162,7 +162,8 @@ OF_VERBS = dict.fromkeys(
     ("beams-vocabulary", "compiler-failed", "generation-not-implemented", "kernel-tables", "no-compiler", "overflow",
      "return-sequences", "sampler-setting", "too-long"), ("generate",),
 ) | {"log-of-zero": ("norms",), "pattern-for-a-name": ("run",), "unknown-checkpoint": ("run",),
-     "sweep-memory": ("patch",), "texts-of-unequal-length": ("patch",)}  # fmt: skip
+     "sweep-memory": ("patch",), "texts-of-unequal-length": ("patch",),
+     "lens-place": ("lens",), "lens-of-another-model": ("lens",)}  # fmt: skip
 """Codes that only these verbs reach; the others are reached by all that open a model."""
 
 

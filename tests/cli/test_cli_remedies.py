@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 import pellucid as pl
 from following import Typed, typed
+from pellucid.cli import VERBS
 from pellucid.cli.shared.failures import PYTHON, WORDS, remedy_here
 from pellucid.cli.shared.texts import read_text
 from pellucid.fast import compiled
@@ -57,6 +58,10 @@ def _folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / "zero").mkdir(exist_ok=True)
         shutil.copyfile(BUNDLED / name, folder / "zero" / name)
     save_file(zero, folder / "zero" / "model.safetensors")
+    shutil.copytree(BUNDLED, folder / "nan")
+    save_file({name: t * (float("nan") if "h.2.mlp" in name else 1) for name, t in tensors.items()},
+              folder / "nan" / "model.safetensors")  # fmt: skip
+    pl.lens.TunedLens.fit(pl.load(), [TEXT]).save(folder / "lens.safetensors")
     eighth = {name: tensor.to(torch.float8_e4m3fn) for name, tensor in tensors.items()}
     save_file(eighth, folder / "eighth" / "model.safetensors")
     return folder
@@ -64,6 +69,12 @@ def _folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 C, T = str(BUNDLED / "config.json"), str(BUNDLED / "tokenizer.json")
 FOLLOWED: list[Typed] = [
+    ("lens-place", ["lens", TEXT, "--at", "attn.ckpt_z"], ["lens", TEXT, "--at", "attn.ckpt_attn_out"]),
+    ("lens-of-another-model", ["lens", TEXT, "-m", "zero", "--tuned", "lens.safetensors"],
+     ["lens", TEXT, "-m", "zero"]),
+    ("token-not-in-the-text", ["heads", TEXT, "--token", " cat"], ["heads", TEXT, "--token", " upon"]),
+    ("empty-text", ["attribute", ""], ["attribute", "", "--bos"]),
+    ("empty-text", ["lens", ""], ["lens", "", "--bos"]),
     ("no-tokenizer", ["run", TEXT, "-m", "plain"], ["run", TEXT, "-m", "plain", "--tokenizer", T]),
     ("no-tokenizer", ["run", TEXT, "-m", "plain"], ["run", "-m", "plain", "--ids", "1,2,3"]),
     ("no-tokenizer", ["generate", TEXT, "-m", "plain"], ["generate", "-m", "plain", "--ids", "1,2,3"]),
@@ -180,6 +191,14 @@ def test_a_file_that_may_be_read_again_is_read(cli: Any, tmp_path: Path, monkeyp
     assert cli("norms", str(tmp_path / "text.txt")).exit_code == 0
 
 
+@pytest.mark.remedy("attribution-not-finite")
+def test_weights_that_are_not_finite(cli_json: Any, folder: Path) -> None:
+    with pytest.warns(pl.PellucidWarning, match="not finite"):
+        error = cli_json("attribute", TEXT, "-m", str(folder / "nan"), expect=4)["error"]
+    assert (error["code"], error["remedy"]) == ("attribution-not-finite", "Give a model whose weights are finite.")
+    assert cli_json("attribute", TEXT)["parts"]
+
+
 @pytest.mark.remedy("stdin-closed")
 def test_a_text_is_given_where_nothing_can_be_piped_in(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
@@ -196,7 +215,7 @@ def test_line_breaks_of_every_system_are_read_alike(cli: Any) -> None:
 
 
 def test_options_in_remedies_exist(cli: Any) -> None:
-    helps = "".join(cli(verb, "--help").stdout for verb in ("run", "generate", "norms", "compare"))
+    helps = "".join(cli(verb, "--help").stdout for verb in VERBS)
     for words in WORDS.values():
         for option in re.findall(r"--[a-z-]+", words if isinstance(words, str) else str(words[1])):
             assert option in helps or option == "--help"

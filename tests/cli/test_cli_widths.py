@@ -20,12 +20,15 @@ COMMANDS = {
     "run": ["run", TEXT, "--names", "blocks.1.**"],
     "norms": ["norms", TEXT],
     "patch": ["patch", "Tom has a ball. Tom likes the", "Tom has a cat. Tom likes the"],
+    "attribute": ["attribute", TEXT, "--by", "head"],
+    "lens": ["lens", TEXT, "--token", " a"],
+    "heads": ["heads", TEXT, "--token", " a"],
     "doctor": ["doctor"],
     "ties": ["ties", "bundled"],
 }
 
 
-HEADS = {"checkpoint", "parameter", "names"}
+HEADS = {"checkpoint", "parameter", "names", "part", "head"}
 """Titles of what heads a block, where a row becomes one: it needs none there."""
 
 

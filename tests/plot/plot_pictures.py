@@ -101,6 +101,24 @@ def edges(senders: int, receivers: int) -> xr.DataArray:
     return xr.DataArray(values, dims=tuple(names), coords=names, name="edges")
 
 
+def parts(count: int) -> xr.DataArray:
+    """Parts of a logit, a few of them large."""
+    names = ["ckpt_embed", *(f"blocks.{i // 9}.{'mlp' if i % 9 == 8 else f'attn[{i % 9}]'}" for i in range(count - 1))]
+    values = 4 * waves(count) ** 5
+    return xr.DataArray(values, dims="component", coords={"component": names}, attrs={"target": "(' $5', ' a')"})
+
+
+def said(layers: int, positions: int) -> xr.DataArray:
+    """The likeliest tokens of each block, as a lens gives them: later blocks are surer."""
+    shape = (layers, 1, positions, 1)
+    chances = np.clip(np.linspace(0.1, 0.9, layers).reshape(-1, 1, 1, 1) + 0.1 * waves(*shape), 0.01, 0.99)
+    words = np.array(tokens(layers * positions), dtype=object).reshape(shape)
+    dims = ("layer", "batch", "pos", "top")
+    coords = {"layer": range(layers), "text": (dims, words), "logprob": (dims, np.log(chances)),
+              "token": (dims[1:3], [tokens(positions)]), "position": (dims[1:3], [range(positions)])}  # fmt: skip
+    return xr.DataArray(np.zeros(shape, dtype=int), dims=dims, coords=coords, name="top")
+
+
 COUNTED = pl.ParameterCount(
     unique=124_439_808, by_name=163_037_184, bytes=4 * 124_439_808,
     components={
@@ -133,6 +151,11 @@ FIGURES: dict[str, Callable[[], Axes]] = {
     "head_scores_4_light": lambda: pl.plot.head_scores(scores(4, 4)),
     "head_scores_12_dark": lambda: pl.plot.head_scores(waves(12, 12) ** 3),
     "head_scores_48_light": lambda: pl.plot.head_scores(scores(48, 25)),
+    "attribution_12_light": lambda: pl.plot.attribution(parts(12)),
+    "attribution_150_dark": lambda: pl.plot.attribution(parts(150), most=8),
+    "lens_4_light": lambda: pl.plot.lens(said(4, 9)),
+    "lens_12_dark": lambda: pl.plot.lens(said(12, 40)),
+    "heatmap_8_light": lambda: pl.plot.heatmap(effects(4, 8)),
     "parameters_light": lambda: pl.plot.parameters(COUNTED),
     "parameters_dark": lambda: pl.plot.parameters(COUNTED),
 }

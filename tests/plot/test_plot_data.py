@@ -397,6 +397,50 @@ def test_a_centre_and_a_title_are_those_given() -> None:
     assert pl.plot.heatmap(pictures.effects(3, 6).expand_dims("checkpoint")).get_ylabel() == "layer"
 
 
+def test_bars_are_the_parts_and_end_in_their_sum() -> None:
+    parts = pictures.parts(30)
+    ax = pl.plot.attribution(parts, most=5)
+    table = pl.plot.data(ax)
+    largest = np.argsort(-abs(parts.values))[:5]
+    assert table.component.tolist() == [*parts.component.values[largest], "25 others", "sum"]
+    np.testing.assert_allclose(table.value[:5], parts.values[largest])
+    assert table.value[5] == pytest.approx(float(parts.sum()) - float(table.value[:5].sum()))
+    assert table.value[6] == pytest.approx(float(parts.sum()))
+    (bars,) = ax.containers
+    np.testing.assert_allclose([bar.get_width() for bar in bars], table.value)
+    assert [text.get_text() for text in ax.texts] == [f"{value:+.2f}" for value in table.value]
+    assert ax.get_xlabel() == "added to (' \\$5', ' a')"
+    assert "others" not in " ".join(pl.plot.data(pl.plot.attribution(parts, most=30)).component)
+
+
+def test_a_lens_shows_the_likeliest_tokens() -> None:
+    top = pictures.said(3, 5)
+    ax = pl.plot.lens(top)
+    drawn = pl.plot.data(ax)
+    np.testing.assert_allclose(drawn, np.exp(top.logprob.values[:, 0, :, 0]))
+    np.testing.assert_allclose(ax.images[0].get_array(), drawn)
+    assert drawn.text.values.tolist() == top.text.values[:, 0, :, 0].tolist()
+    assert ax.images[0].get_clim() == (0, 1)
+    written = {text.get_position(): text.get_text() for text in ax.texts}
+    assert written[3, 1] == "·\\$5"
+    assert len(written) == 15
+
+
+def test_a_lens_of_a_run(run: pl.ActivationCkpts) -> None:
+    """Each text by itself, without pads; a single block, and values before the blocks, are a row."""
+    for text in range(2):
+        top = pl.lens.logit(run).top(3)
+        kept = run.batch.mask[text].numpy()
+        ax = pl.plot.lens(pl.lens.logit(run), text=text)
+        assert pl.plot.data(ax).text.values.tolist() == top.text.values[:, text, kept, 0].tolist()
+        assert pl.plot.data(pl.plot.lens(top, text=text)).equals(pl.plot.data(ax))
+    for at, layer in (("blocks.2.attn.ckpt_attn_out", 2), ("ckpt_embed", "")):
+        drawn = pl.plot.data(pl.plot.lens(pl.lens.logit(run, at)))
+        assert drawn.layer.values.tolist() == [layer]
+    _, last = pl.load().run_with_ckpts(STORIES, names="resid_post", pos=[-1])
+    assert pl.plot.data(pl.plot.lens(pl.lens.logit(last))).sizes["pos"] == 1
+
+
 def test_parameters_are_those_counted() -> None:
     model = pl.load()
     counted = pl.count_parameters(model)
@@ -462,6 +506,13 @@ ARRAY = xr.DataArray(np.ones((2, 1, 3)), dims=("layer", "batch", "pos"), coords=
         (lambda: pl.plot.heatmap([[np.nan]]), InputError, "nothing-to-draw", "no numbers"),
         (lambda: pl.plot.heatmap([[np.inf]]), InputError, "not-finite", "infinite"),
         (lambda: pl.plot.heatmap([[1.0]], centre="high"), InputError, "heatmap-centre", "'high'"),
+        (lambda: pl.plot.attribution([1.0]), ShapeError, "not-labelled", "list given"),
+        (lambda: pl.plot.attribution(ARRAY), ShapeError, "component-axes", "(layer 2"),
+        (lambda: pl.plot.attribution(pictures.parts(3) * np.nan), InputError, "nothing-to-draw", "missing"),
+        (lambda: pl.plot.attribution(pictures.parts(3), most=0), InputError, "not-a-whole-number", "most=0"),
+        (lambda: pl.plot.lens(3), ShapeError, "not-a-readout", "int given"),
+        (lambda: pl.plot.lens(ARRAY), ShapeError, "not-a-readout", "DataArray given"),
+        (lambda: pl.plot.lens(pictures.said(2, 2), text=1), InputError, "not-a-whole-number", "text=1"),
         (lambda: pl.plot.parameters(3), InputError, "not-counted", "int"),
         (lambda: pl.plot.parameters(torch.nn.ReLU()), InputError, "not-counted", "no parameters"),
         (lambda: pl.plot.norms(ARRAY, ax="here"), InputError, "not-axes", "ax=str"),

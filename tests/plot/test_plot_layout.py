@@ -59,6 +59,11 @@ MORE: dict[str, Callable[[], Axes]] = {
     "heatmap_1": lambda: pl.plot.heatmap([[0.5]]),
     "heatmap_effects": lambda: pl.plot.heatmap(pictures.effects(4, 30)),
     "heatmap_names": lambda: pl.plot.heatmap(pictures.edges(21, 53)),
+    "attribution_1": lambda: pl.plot.attribution(pictures.parts(1)),
+    "attribution_loss": lambda: pl.plot.attribution(-abs(pictures.parts(9))),
+    "attribution_zero": lambda: pl.plot.attribution(0 * pictures.parts(9)),
+    "lens_1": lambda: pl.plot.lens(pictures.said(1, 1)),
+    "lens_48": lambda: pl.plot.lens(pictures.said(48, 300)),
     "norm_histograms_1": lambda: pl.plot.norm_histograms(pictures.measured(1, 1)),
     "norms_48_few": lambda: pl.plot.norms(pictures.measured(48, 20)),
     "residual_growth_1": lambda: pl.plot.residual_growth(pictures.measured(12, 1, log=False)),
@@ -141,7 +146,8 @@ def test_it_can_be_read(name: str) -> None:
     assert covering(figure) == []
     assert min(text.get_fontsize() for text in texts(figure)) >= SMALLEST
     width = round(float(figure.get_size_inches()[0]), 6)
-    assert width == COLUMN or (name.startswith("attention") and width < COLUMN) or name == "attention_grid_48x25"
+    as_wide_as_needed = name.startswith("lens") or name == "attention_grid_48x25"  # up to a page
+    assert width == COLUMN or (name.startswith("attention") and width < COLUMN) or as_wide_as_needed
     assert width <= 6.9
 
 

@@ -23,6 +23,8 @@ from pellucid.plot import (
     heatmaps,
     inputs,
     layers,
+    logits,
+    matrix,
     summaries,
     themes,
 )
@@ -60,7 +62,7 @@ def test_every_figure_has_a_picture() -> None:
 
 
 def test_pictures_are_small() -> None:
-    assert sum(path.stat().st_size for path in pictures.KEPT.iterdir()) < 600_000
+    assert sum(path.stat().st_size for path in pictures.KEPT.iterdir()) < 650_000
 
 
 def swapped(owner: Any, name: str, make: Callable[[Any], Any]) -> Callable[[Patch], None]:
@@ -151,6 +153,14 @@ def tied_numbers_left_out(patch: Patch) -> None:
     patch.setattr(summaries, "_components", lambda counted: plain(counted).assign(tied=0))
 
 
+def largest(parts: Any, most: int) -> Any:
+    return parts[np.argsort(abs(parts.values))[-most:]]
+
+
+def moved_on(read: Any) -> Any:
+    return read.assign_coords(text=read.text.roll(pos=1))
+
+
 MUTANTS: dict[str, tuple[str, Callable[[Patch], None]]] = {
     "norms: the first token is not skipped": ("norms_12_dark", first_token_stays),
     "norms: the mean in place of the median": ("norms_4_light", means_for_medians),
@@ -203,6 +213,20 @@ MUTANTS: dict[str, tuple[str, Callable[[Patch], None]]] = {
     "head_scores: upside down": (
         "head_scores_48_light", swapped(heatmaps, "as_numbers", lambda plain: lambda w, given: plain(w, given)[::-1]),
     ),
+    "attribution: the others are left out of the sum": (
+        "attribution_150_dark",
+        swapped(logits, "_bars", lambda plain: lambda parts, most: plain(largest(parts, most), most)),
+    ),
+    "attribution: losses as gains": (
+        "attribution_12_light", swapped(logits, "_bars", lambda plain: lambda parts, most: plain(abs(parts), most)),
+    ),
+    "lens: layers upside down": (
+        "lens_12_dark", swapped(logits, "_read_lens", lambda plain: lambda read, text: plain(read, text)[::-1]),
+    ),
+    "lens: tokens of another position": (
+        "lens_4_light", swapped(logits, "_read_lens", lambda plain: lambda read, text: moved_on(plain(read, text))),
+    ),
+    "heatmap: about zero": ("heatmap_8_light", lambda patch: patch.setattr(matrix, "UNCHANGED", "clean")),
     "parameters: tied numbers left out": ("parameters_light", tied_numbers_left_out),
     "theme: light for dark": ("parameters_dark", lambda patch: patch.setitem(themes.THEMES, "dark", themes.LIGHT)),
 }  # fmt: skip

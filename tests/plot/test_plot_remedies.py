@@ -26,6 +26,17 @@ REMEDIES: dict[str, list[Case]] = {
             lambda h: P.parameters(pl.count_parameters(h.model)),
         )
     ],
+    "component-axes": [
+        Case(
+            lambda h: P.attribution(pl.attribution.direct(h.run, 1)),
+            "parts.isel(batch=0, pos=-1)",
+            lambda h: P.attribution(pl.attribution.direct(h.run, 1).isel(batch=0, pos=-1)),
+        )
+    ],
+    "not-a-readout": [
+        Case(lambda h: P.lens(h.run), "pl.lens.logit(ckpts)", lambda h: P.lens(pl.lens.logit(h.run))),
+        Case(lambda h: P.lens(pl.lens.logit(h.run).kl()), ".logit(", lambda h: P.lens(pl.lens.logit(h.run))),
+    ],
     "not-axes": [
         Case(
             lambda h: P.norms(h.norms, ax="here"),

@@ -39,6 +39,9 @@ VERBS = {
     "generate": "Continue a text.",
     "norms": "Measure the norms of a checkpoint's vectors by layer.",
     "patch": "Patch one text's run with another's.",
+    "attribute": "Write a logit as the sum of what each part of the model adds.",
+    "lens": "Show what each block would say next.",
+    "heads": "Score what heads do on a text, or how they compose.",
     "check": "Check your answers to the course that builds GPT-2.",
     "doctor": "Check the installation and the bundled model.",
 }

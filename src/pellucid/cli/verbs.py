@@ -278,6 +278,100 @@ class Patch(ModelWish):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Attribute(TextWish):
+    """A text, and the logit that is written as a sum."""
+
+    MORE = """
+    Shows what each component of the model adds to the logit of a token that may come next, or to the difference of two,
+    the largest parts first, and their sum, which is the logit.
+    """
+
+    token: Annotated[str | None, option("TOKEN", "Whose logit: a text that is one token.", "the likeliest")] = None
+    against: Annotated[str | None, option("TOKEN", "Take this token's logit off.")] = None
+    by: Annotated[str, option("component|head|neuron|block", "What the parts are.")] = "component"
+    pos: Annotated[int, option("N", "After which token of the text; -1 is the last.")] = -1
+    top: Annotated[int, option("N", "How many parts to show; --csv and --json have all.", min=1)] = 16
+    figure: Annotated[Path | None, option("FILE", "Draw the parts and their sum: .svg, .pdf, .png.")] = None
+    csv: Annotated[Path | None, option("FILE", "Write every part.")] = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.by not in ("component", "head", "neuron", "block"):
+            raise typer.BadParameter(
+                f"{self.by!r} given, expected component, head, neuron or block.", param_hint="--by"
+            )
+
+    def outputs(self) -> dict[str, Path | None]:
+        return {"--figure": self.figure, "--csv": self.csv}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lens(TextWish):
+    """A text, and where the model's next token is read on the way."""
+
+    MORE = """
+    Shows what each block would say next if the model stopped there, at every token of the text; and at one of them
+    the likeliest tokens and how far they are from what the model says (KL, in nats).
+    """
+
+    at: Annotated[str, option("CHECKPOINT", "Where: a value of the residual stream of every block.")] = "resid_post"
+    tuned: Annotated[Path | None, option("FILE", "A tuned lens to read through, as TunedLens.save writes it.")] = None
+    pos: Annotated[int, option("N", "After which token to show the likeliest; -1 is the last.")] = -1
+    token: Annotated[str | None, option("TOKEN", "Show its probability and rank, too: a text that is one token.")] = (
+        None
+    )
+    top: Annotated[int, option("N", "How many of the likeliest to show.", min=1)] = 5
+    figure: Annotated[Path | None, option("FILE", "Draw every block at every token: .svg, .pdf, .png.")] = None
+    csv: Annotated[Path | None, option("FILE", "Write the likeliest of every block at every token.")] = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.tuned is not None and self.at != "resid_post":
+            raise typer.BadParameter("a tuned lens reads resid_post; leave --at out.", param_hint="--tuned")
+
+    def outputs(self) -> dict[str, Path | None]:
+        return {"--figure": self.figure, "--csv": self.csv}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Heads(TextWish):
+    """A text on which heads are scored, or the weights alone."""
+
+    MORE = """
+    Shows for a text which heads attend to the token before, to the first, to earlier occurrences of the same token
+    and to what came after them, and which copy; with --token, which move this token to where the text ends. With
+    --composition, no text is run: it shows which heads read what earlier ones write, from their weights.
+    """
+
+    token: Annotated[str | None, option("TOKEN", "Score name movers of it: a text that is one token.")] = None
+    composition: Annotated[str | None, option("Q|K|V", "Pairs by what the later head reads with; takes no text.")] = (
+        None
+    )
+    top: Annotated[int, option("N", "How many heads of each score, or pairs, to show.", min=1)] = 3
+    figure: Annotated[Path | None, option("FILE", "Draw the scores of all heads, or pairs: .svg, .pdf, .png.")] = None
+    csv: Annotated[Path | None, option("FILE", "Write the scores of all heads, or of all pairs.")] = None
+
+    def __post_init__(self) -> None:
+        if self.composition is None:
+            super().__post_init__()
+            return
+        if self.composition not in ("Q", "K", "V"):
+            raise typer.BadParameter(f"{self.composition!r} given, expected Q, K or V.", param_hint="--composition")
+        given = {
+            "TEXT": self.text,
+            "--ids": self.ids,
+            "--bos": self.bos,
+            "--token": self.token,
+        }
+        others = [name for name, value in given.items() if value]
+        if others:
+            raise typer.BadParameter(f"runs no text: leave out {', '.join(others)}.", param_hint="--composition")
+
+    def outputs(self) -> dict[str, Path | None]:
+        return {"--figure": self.figure, "--csv": self.csv}
+
+
+@dataclass(frozen=True, kw_only=True)
 class Check(Wish):
     """A file with answers to the course, and how much of what is wrong to give away."""
 

@@ -9,6 +9,7 @@ from pellucid.plot.canvas import data
 from pellucid.plot.grids import attention_grid
 from pellucid.plot.heatmaps import attention, head_scores
 from pellucid.plot.layers import norm_histograms, norms, residual_growth, ridges
+from pellucid.plot.logits import attribution, lens
 from pellucid.plot.matrix import heatmap
 from pellucid.plot.summaries import autoregression, parameters
 from pellucid.plot.themes import theme
@@ -16,10 +17,12 @@ from pellucid.plot.themes import theme
 __all__ = [
     "attention",
     "attention_grid",
+    "attribution",
     "autoregression",
     "data",
     "head_scores",
     "heatmap",
+    "lens",
     "norm_histograms",
     "norms",
     "parameters",

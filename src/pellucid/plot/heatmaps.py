@@ -258,11 +258,19 @@ def _limits(numbers: Numbers) -> tuple[float, float]:
 
 
 def write_numbers(axes: Axes, look: Theme, numbers: Numbers, image: Any) -> None:
-    """Write each cell's number, in ink or paper, whichever contrasts more with its colour (WCAG 2.1)."""
+    """Write each cell's number."""
     decimals = 2 if np.nanmax(np.abs(numbers)) < 10 else 0 if np.nanmax(np.abs(numbers)) >= 100 else 1
-    for (row, column), number in np.ndenumerate(numbers):
+    for place, number in np.ndenumerate(numbers):
         if not np.isnan(number):
-            ground = luminance(image.to_rgba(number))
-            ink, paper = (abs(np.log((luminance(c) + 0.05) / (ground + 0.05))) for c in (look.ink, look.paper))
-            colour = look.ink if ink >= paper else look.paper
-            axes.text(column, row, f"{number:.{decimals}f}", color=colour, fontsize=SMALL, ha="center", va="center")
+            write_in_cell(axes, look, image, place, f"{number:.{decimals}f}")
+
+
+def write_in_cell(axes: Axes, look: Theme, image: Any, place: tuple[int, ...], text: str) -> None:
+    """Write into a cell (row, column), in ink or paper, whichever contrasts more with its colour (WCAG 2.1)."""
+    row, column = place
+    ground = luminance(image.to_rgba(image.get_array()[row, column]))
+    ink, paper = (abs(np.log((luminance(c) + 0.05) / (ground + 0.05))) for c in (look.ink, look.paper))
+    colour = look.ink if ink >= paper else look.paper
+    axes.text(
+        column, row, text.replace("$", r"\$"), color=colour, fontsize=SMALL, ha="center", va="center", usetex=False
+    )

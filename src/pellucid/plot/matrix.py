@@ -135,7 +135,8 @@ def _put_labels(side: Side, array: DataArray, dim: str, labels: list[str], words
         positions = array[dim].values.tolist() if dim in array.coords else range(len(labels))
         put_tokens(side, labels, list(positions), [0.0], 1.0)
     elif words:
-        Ticks(len(labels), SMALL * 1.1).put(side, lambda i, _: labels[i].replace("$", r"\$"))
+        names = [label.replace("$", r"\$") for label in labels]
+        Ticks(names, names, SMALL * 1.1).put(side)
         side.set_tick_params(labelsize=SMALL, labelrotation=90 * (side is side.axes.xaxis))
     else:
         put_numbers(side, labels)

@@ -102,6 +102,8 @@ _OF_THE_FILE = "Correct generation_config.json, or leave --sampler file out."
 _NAMES = "`pellucid run --list` lists them all, with -m for another model than the bundled one."
 
 WORDS: Mapping[str, str | tuple[str, str | Callable[[re.Match[str]], str]]] = {
+    "attribute empty-text": _NOTHING,
+    "attribution-not-finite": "Give a model whose weights are finite.",
     "beams-vocabulary": "Give --num-beams 1.",
     "check path-not-found": "Give the path of the .py or .ipynb file that holds your answers.",
     "config-model-type": (r"pass ignore_config=\[(.*?)\]", _ignored),
@@ -123,6 +125,9 @@ WORDS: Mapping[str, str | tuple[str, str | Callable[[re.Match[str]], str]]] = {
     "hub-refused": (r", endpoint=", ""),
     "hub-offline": "Unset HF_HUB_OFFLINE, or give a folder that holds the model.",
     "kernel-tables": (r"or use numerics='exact'", "or give --numerics exact"),
+    "lens empty-text": _NOTHING,
+    "lens-of-another-model": "Give a lens that was fitted to this model, or leave --tuned out.",
+    "lens-place": "Give --at resid_pre, resid_mid or resid_post, or what is added to them: --at attn.ckpt_attn_out.",
     "log-of-zero": "Add --linear, which measures the norms themselves.",
     "no-compiler": (r"or use numerics='exact'", "or give --numerics exact"),
     "no-tokenizer": "Give the tokenizer: --tokenizer tokenizer.json; or token ids in the text's place: --ids 1,2,3.",
@@ -142,6 +147,7 @@ WORDS: Mapping[str, str | tuple[str, str | Callable[[re.Match[str]], str]]] = {
     "run empty-text": _NOTHING,
     "sampler-setting": "`pellucid generate --help` says what each option takes.",
     "texts-of-unequal-length": "Give texts of as many tokens, or --align, which pairs the tokens that both share.",
+    "token-not-in-the-text": "Give a token that the text holds before its last one; ' word' and 'word' are two.",
     "too-long": (r"or pass overflow='slide'", "or add --overflow slide"),
     "unknown-checkpoint": (r"`model\.ckpt_names` lists.*", _NAMES),
 }

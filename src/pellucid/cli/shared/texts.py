@@ -79,6 +79,32 @@ def tokens_of(model: pl.CkptedTransformer, text: str) -> list[int]:
     return model.tokenizer.encode(text)
 
 
+def token_of(model: pl.CkptedTransformer, given: str) -> int:
+    """The id of an option that is one token: a text, or of a model without a tokenizer an id.
+
+    Raises:
+        InputError: It is several tokens, or none.
+    """
+    if model.tokenizer is None and given.isdecimal():
+        return int(given)
+    return int(pl.metrics.token_ids(given, model.tokenize([[0]]), "--token")[0])
+
+
+def position_of(pos: int, length: int) -> int:
+    """The place of a token in a text of some length, negative ones counted from the end.
+
+    Raises:
+        InputError: The text has no such token.
+    """
+    if not -length <= pos < length:
+        raise InputError(
+            f"--pos {pos}: the text has {length} tokens.",
+            code="index-out-of-range",
+            remedy=f"Give a number from 0 to {length - 1}; negative ones count from the end.",
+        )
+    return pos % length
+
+
 def beginning_of_text(model: pl.CkptedTransformer) -> int:
     """The id that stands before a text.
 
