@@ -195,6 +195,33 @@ def test_what_is_allowed() -> None:
     assert violations(package) == []
 
 
+def classes_twice(sources: Mapping[str, str]) -> dict[str, list[str]]:
+    """Public classes of one name, with the modules that have them.
+
+    Verbs of the command line are named after what is typed, `compat` after other libraries, and each family has its
+    Attention and its MLP.
+    """
+    families = {module.removesuffix(".family") for module in sources if module.endswith(".family")}
+    found: dict[str, list[str]] = {}
+    for module, source in sources.items():
+        if module == "cli.verbs" or module.startswith("compat."):
+            continue
+        for node in ast.parse(source).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                found.setdefault(node.name, []).append(module)
+    rooms = {name: {module.split(".", maxsplit=1)[0] for module in modules} for name, modules in found.items()}
+    return {name: modules for name, modules in found.items() if len(modules) > 1 and rooms[name] - families}
+
+
+def test_a_class_s_name_has_one_meaning() -> None:
+    assert classes_twice(sources()) == {}
+    row = "class Row:\n    pass\nclass _Own:\n    pass\n"
+    assert classes_twice({"layout": row, "run.model": row}) == {"Row": ["layout", "run.model"]}
+    of_families = {"gpt2.family": "", "gpt2.model": row, "llama.family": "", "llama.model": row}
+    assert classes_twice({**of_families, "cli.verbs": row}) == {}
+    assert classes_twice({**of_families, "layout": row})
+
+
 MAY_KNOW_GPT2 = ("gpt2", "exercises")
 """Rooms that may: the family's own, and the course's exercises, which are GPT-2's by nature."""
 

@@ -12,7 +12,7 @@ import torch
 
 import pellucid as pl
 from pellucid.cli.work import generate as verb
-from pellucid.generate.generation import Generation, Row
+from pellucid.generate.generation import GeneratedRow, Generation
 
 PROMPT = "Once upon a time"
 
@@ -199,7 +199,7 @@ def test_beams_give_whole_characters(cli_json: Any, bundled: pl.CkptedTransforme
     ids = torch.tensor(bundled.tokenizer.encode("☃é"))
     assert len(ids) > 2
     prompt = torch.tensor(bundled.tokenizer.encode("a"))
-    found = Generation((Row(prompt, ids, torch.zeros(len(ids)), "length"),), bundled.tokenizer, True)
+    found = Generation((GeneratedRow(prompt, ids, torch.zeros(len(ids)), "length"),), bundled.tokenizer, True)
     monkeypatch.setattr(pl.CkptedTransformer, "generate", lambda *_, **__: found)
     written = cli_json("generate", "a", "--num-beams", "2")
     assert written["text"] == "a☃é"

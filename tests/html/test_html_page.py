@@ -7,7 +7,7 @@ import pytest
 
 import pellucid as pl
 from pages import balanced
-from pellucid.html.page import Cell, Folded, HeatStrip, Page, Picture, PlainTable, RowGroup, Text, save_html
+from pellucid.html.page import Cell, Details, HeatStrip, Page, Picture, PlainTable, RowGroup, Text, save_html
 
 PAGE = Page(
     title="A <script>alert(1)</script> title",
@@ -18,7 +18,7 @@ PAGE = Page(
         Text("set apart", "First", set_apart=True),
         PlainTable("Rows", ("a", "b"), [("<b>1</b>", "2"), ("3", "4")], frozenset({1})),
         HeatStrip("Strip", ["row"], ["0", "1"], [[Cell("-3", "half", 0.5), None]], (Cell("=", "fine"),), "legend"),
-        Folded(
+        Details(
             "Long",
             ("name", "value"),
             [RowGroup("one", "1 row", [("x", "1")]), RowGroup("b", "", [("y", "2")], open=True)],

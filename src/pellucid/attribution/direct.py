@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from pellucid import aliases
-from pellucid.attribution.labels import Part, labelled
+from pellucid.attribution.labels import Contribution, labelled
 from pellucid.attribution.reading import LOGITS, Reading, doubles, opened, reading, require_captured
 from pellucid.errors import InputError, NumericsError, shown
 from pellucid.network import Network
@@ -84,17 +84,17 @@ def direct(
             code="attribution-by",
             remedy="Give by='component', 'head', 'neuron' or 'block'.",
         )
-    found = opened(ckpts, model, at, "attribution.direct")
-    writers = list(_writers(found.model.schema, found.place.stream))
-    require_captured(ckpts, [found.place.stream, *(_captured_of(w, by) for w in writers)], what, heads=by == "head")
-    read = reading(found.model, ckpts, target, found.place, "attribution.direct")
-    parts = [part for writer in writers for part in _parts(writer, by, read, found.model, ckpts)]
+    maker, place = opened(ckpts, model, at, "attribution.direct")
+    writers = list(_writers(maker.schema, place.stream))
+    require_captured(ckpts, [place.stream, *(_captured_of(w, by) for w in writers)], what, heads=by == "head")
+    read = reading(maker, ckpts, target, place, "attribution.direct")
+    parts = [part for writer in writers for part in _parts(writer, by, read, maker, ckpts)]
     parts += _biases(read)
-    rest = _unexplained(parts, read, ckpts, found.model)
+    rest = _unexplained(parts, read, ckpts, maker)
     if rest is not None:
         parts.append(rest)
     real = ckpts.batch.mask.cpu()[:, ckpts.columns]
-    return labelled(parts, ckpts, found.place, real, by=by, target=shown(target))
+    return labelled(parts, ckpts, place, real, by=by, target=shown(target))
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def _captured_of(writer: _Writer, by: str) -> str:
     return f"blocks.{writer.layer}.{_CAPTURED[by][writer.half == 'mlp']}"
 
 
-def _parts(writer: _Writer, by: str, read: Reading, model: Network, ckpts: ActivationCkpts) -> Iterator[Part]:
+def _parts(writer: _Writer, by: str, read: Reading, model: Network, ckpts: ActivationCkpts) -> Iterator[Contribution]:
     """What one writer adds, entry by entry."""
     captured = _captured_of(writer, by)
     value, weights = doubles(ckpts[captured]), read.weights
@@ -137,22 +137,24 @@ def _parts(writer: _Writer, by: str, read: Reading, model: Network, ckpts: Activ
         bias = f"{place}.b_out"
     else:
         name = writer.half if writer.layer < 0 else f"blocks.{writer.layer}" + f".{writer.half}" * (by != "block")
-        yield Part([name], writer.layer, (value * weights).sum(-1)[None])
+        yield Contribution([name], writer.layer, (value * weights).sum(-1)[None])
         return
     names = [f"{place}[{i}]" for i in range(added.size(-1))]
-    yield Part(names, writer.layer, added.movedim(-1, 0))
+    yield Contribution(names, writer.layer, added.movedim(-1, 0))
     if bias in model.parameter_names:
         number = doubles(model.parameter(bias))
-        yield Part([bias], writer.layer, (number * weights).sum(-1)[None])
+        yield Contribution([bias], writer.layer, (number * weights).sum(-1)[None])
 
 
-def _biases(read: Reading) -> list[Part]:
+def _biases(read: Reading) -> list[Contribution]:
     """What is added behind the stream."""
     layer = int(read.place.at.split(".")[1]) if read.place.at.startswith("blocks.") else -1
-    return [Part([name], layer, value[None]) for name, value in read.biases.items()]
+    return [Contribution([name], layer, value[None]) for name, value in read.biases.items()]
 
 
-def _unexplained(parts: list[Part], read: Reading, ckpts: ActivationCkpts, model: Network) -> Part | None:
+def _unexplained(
+    parts: list[Contribution], read: Reading, ckpts: ActivationCkpts, model: Network
+) -> Contribution | None:
     """What edits added between the parts; None in a run without edits, where the parts are the whole.
 
     Raises:
@@ -162,7 +164,7 @@ def _unexplained(parts: list[Part], read: Reading, ckpts: ActivationCkpts, model
     whole = (stream * read.weights).sum(-1) + sum(read.biases.values())
     rest = whole - torch.stack([part.values.sum(0) for part in parts]).sum(0)
     if ckpts.edited != frozenset():
-        return Part(["edits"], -1, rest[None])
+        return Contribution(["edits"], -1, rest[None])
     # rounding is far below the root of the precision, and what a hook or dropout changes is seldom
     precision = torch.finfo(model.execution.rounds_to or ckpts[read.place.stream].dtype).eps ** 0.5
     size = stream.norm(dim=-1) * read.weights.norm(dim=-1)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from pellucid.attribution.reading import Place
+from pellucid.attribution.reading import ReadingPoint
 from pellucid.axes import Axis
 from pellucid.errors import NumericsError
 from pellucid.extras import need
@@ -21,7 +21,7 @@ COMPONENT = "component"
 """The axis of the parts."""
 
 
-class Part(NamedTuple):
+class Contribution(NamedTuple):
     """Entries of the axis of parts that come from one place.
 
     Attributes:
@@ -35,7 +35,9 @@ class Part(NamedTuple):
     values: Tensor
 
 
-def labelled(parts: list[Part], ckpts: ActivationCkpts, place: Place, real: Tensor, **attrs: str) -> xarray.DataArray:
+def labelled(
+    parts: list[Contribution], ckpts: ActivationCkpts, place: ReadingPoint, real: Tensor, **attrs: str
+) -> xarray.DataArray:
     """Return parts as an array [component, batch, pos], or [component, batch, pos, key].
 
     Parts of one name, such as the halves of a block, become one entry, their sum.
@@ -50,7 +52,7 @@ def labelled(parts: list[Part], ckpts: ActivationCkpts, place: Place, real: Tens
     Raises:
         NumericsError: A number at a real position is not finite.
     """
-    merged: dict[str, Part] = {}
+    merged: dict[str, Contribution] = {}
     for part in parts:
         known = merged.get(part.names[0])
         merged[part.names[0]] = part if known is None else part._replace(values=known.values + part.values)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ LOGITS = "ln_final.ckpt_normalized"
 
 
 @dataclass(frozen=True)
-class Place:
+class ReadingPoint:
     """A checkpoint that is linear in the residual stream, once the statistics of the norm between them are given.
 
     Attributes:
@@ -47,14 +47,7 @@ class Place:
         return frozenset(normed | {self.at}) - {self.stream}
 
 
-class Opened(NamedTuple):
-    """The model of a run, and where it is read."""
-
-    model: Network
-    place: Place
-
-
-def opened(ckpts: ActivationCkpts, model: Network | None, at: aliases.Name, by: str) -> Opened:
+def opened(ckpts: ActivationCkpts, model: Network | None, at: aliases.Name, by: str) -> tuple[Network, ReadingPoint]:
     """Find the model of a run and the place that is read.
 
     Raises:
@@ -76,7 +69,7 @@ def opened(ckpts: ActivationCkpts, model: Network | None, at: aliases.Name, by: 
             code="edited-behind-the-stream",
             remedy="Edit the stream instead (resid_post), or attribute a run without this edit.",
         )
-    return Opened(maker, place)
+    return maker, place
 
 
 def require_captured(ckpts: ActivationCkpts, names: list[str], by: str, *, heads: bool = False) -> None:
@@ -112,7 +105,7 @@ def require_captured(ckpts: ActivationCkpts, names: list[str], by: str, *, heads
         )
 
 
-def place_of(at: aliases.Name, schema: Schema, by: str) -> Place:
+def place_of(at: aliases.Name, schema: Schema, by: str) -> ReadingPoint:
     """How a checkpoint is read off the stream.
 
     Args:
@@ -130,9 +123,9 @@ def place_of(at: aliases.Name, schema: Schema, by: str) -> Place:
     streams = [n for n in earlier if n.rpartition(".")[2].startswith("resid_")]
     norms = [n.removesuffix(".ckpt_normalized") for n in earlier if n.endswith(".ckpt_normalized")]
     if streams and name == streams[-1]:
-        return Place(name, name)
+        return ReadingPoint(name, name)
     if streams and norms and name == f"{norms[-1]}.ckpt_normalized":
-        return Place(name, streams[-1], norms[-1])
+        return ReadingPoint(name, streams[-1], norms[-1])
     block = f"{'.'.join(name.split('.')[:2])}."
     used = [schema.parameter(block + own) for own in schema[name].parameters if name.startswith("blocks.")]
     reads_the_stream = bool(used) and "d_model" in used[0].axes and used[0].axes[-1] != "d_model"
@@ -143,7 +136,7 @@ def place_of(at: aliases.Name, schema: Schema, by: str) -> Place:
             remedy="Give a point of the stream (resid_post), the output of a norm (ln1.ckpt_normalized), or its "
             "product with one matrix, such as attn.ckpt_q.",
         )
-    return Place(name, streams[-1], norms[-1], used[0].name, used[1].name if len(used) > 1 else "")
+    return ReadingPoint(name, streams[-1], norms[-1], used[0].name, used[1].name if len(used) > 1 else "")
 
 
 @dataclass(frozen=True)
@@ -156,12 +149,12 @@ class Reading:
         biases: Name of each bias behind the stream -> what it adds, [B, P].
     """
 
-    place: Place
+    place: ReadingPoint
     weights: Tensor
     biases: dict[str, Tensor]
 
 
-def reading(model: Network, ckpts: ActivationCkpts, target: Any, place: Place, by: str) -> Reading:
+def reading(model: Network, ckpts: ActivationCkpts, target: Any, place: ReadingPoint, by: str) -> Reading:
     """Take a token, a pair of tokens or a direction back to the stream of a run.
 
     Args:
@@ -206,7 +199,7 @@ def batch_with_tokens(batch: Batch, model: Network) -> Batch:
     return replace(batch, tokenizer=batch.tokenizer or getattr(model, "tokenizer", None), checked=model.config)
 
 
-def _direction(model: Network, batch: Batch, target: Any, place: Place, by: str) -> Tensor:
+def _direction(model: Network, batch: Batch, target: Any, place: ReadingPoint, by: str) -> Tensor:
     """What is dotted with the value at the place: [..., D] and so on, to be broadcast over [B, P]."""
     if isinstance(target, (Tensor, np.ndarray)) and target.ndim:
         direction = torch.as_tensor(target)
@@ -244,7 +237,7 @@ def _rows(head: Tensor, tokens: Any, batch: Batch, by: str) -> Tensor:
     return found[0] if len(found) == 1 else found[:, None]
 
 
-def _require_shape(direction: Tensor, shape: tuple[int, ...], place: Place, by: str) -> None:
+def _require_shape(direction: Tensor, shape: tuple[int, ...], place: ReadingPoint, by: str) -> None:
     own = shape[2:]
     try:
         fits = direction.dim() >= len(own) and direction.expand(shape).shape[2:] == direction.shape[-len(own) :]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pellucid import aliases
-from pellucid.attribution.labels import Part, labelled
+from pellucid.attribution.labels import Contribution, labelled
 from pellucid.attribution.reading import LOGITS, doubles, opened, reading, require_captured
 from pellucid.errors import InputError, shown
 from pellucid.measure.labelled import find
@@ -52,16 +52,16 @@ def sources(
         Frozen({'component': 16, 'batch': 1, 'pos': 4, 'key': 4})
     """
     by = "attribution.sources"
-    found = opened(ckpts, model, at, by)
-    layers = _layers_before(found.place.stream, len(found.model.schema.blocks))
+    maker, place = opened(ckpts, model, at, by)
+    layers = _layers_before(place.stream, len(maker.schema.blocks))
     if not layers:
         raise InputError(
-            f"{by}: no head writes into {found.place.at!r}, which comes before the first of them.",
+            f"{by}: no head writes into {place.at!r}, which comes before the first of them.",
             code="no-head-before",
             remedy="Give a later place: at='blocks.0.resid_post' or one behind it.",
         )
     names = [f"blocks.{layer}.{kind}" for layer in layers for kind in (_PATTERN, _V)]
-    require_captured(ckpts, [found.place.stream, *names], by)
+    require_captured(ckpts, [place.stream, *names], by)
     if ckpts.part.pos is not None or ckpts.part.heads is not None:
         raise InputError(
             f"{by}: some positions or heads alone were kept of this run, expected all.",
@@ -75,11 +75,11 @@ def sources(
             code="edited-behind-the-stream",
             remedy="Edit attn.ckpt_pattern or attn.ckpt_v instead, or attribute a run without this edit.",
         )
-    read = reading(found.model, ckpts, target, found.place, by)
-    parts = [_by_key(found.model, ckpts, read.weights, layer) for layer in layers]
+    read = reading(maker, ckpts, target, place, by)
+    parts = [_by_key(maker, ckpts, read.weights, layer) for layer in layers]
     seen = find(ckpts, f"blocks.{layers[0]}.{_PATTERN}").real
     assert seen is not None
-    return labelled(parts, ckpts, found.place, seen[:, 0], by="source", target=shown(target))
+    return labelled(parts, ckpts, place, seen[:, 0], by="source", target=shown(target))
 
 
 def _layers_before(stream: str, n_layer: int) -> list[int]:
@@ -88,11 +88,11 @@ def _layers_before(stream: str, n_layer: int) -> list[int]:
     return list(range(min(int(block) + (kind != "resid_pre"), n_layer)))
 
 
-def _by_key(model: Network, ckpts: ActivationCkpts, weights: Tensor, layer: int) -> Part:
+def _by_key(model: Network, ckpts: ActivationCkpts, weights: Tensor, layer: int) -> Contribution:
     """What the heads of one block add, [head, B, Pq, Pk]."""
     pattern = doubles(ckpts[f"blocks.{layer}.{_PATTERN}"])
     values = doubles(ckpts[f"blocks.{layer}.{_V}"])
     values = values.repeat_interleave(pattern.size(1) // values.size(2), 2)  # heads of values that queries share
     through = torch.einsum("bpd,hkd->bphk", weights, doubles(model.parameter(f"blocks.{layer}.attn.W_O")))
     added = (pattern * torch.einsum("bqhk,bphk->bhqp", through, values)).transpose(0, 1)
-    return Part([f"blocks.{layer}.attn[{head}]" for head in range(len(added))], layer, added)
+    return Contribution([f"blocks.{layer}.attn[{head}]" for head in range(len(added))], layer, added)

@@ -23,7 +23,7 @@ from pellucid.exercises.result import misuse
 from pellucid.exercises.watch import marked
 from pellucid.gpt2 import parts as plain
 from pellucid.gpt2.formulas import PlainWeights, Sizes
-from pellucid.gpt2.parts import LOGITS, Block, Parts, Span, Values, recorder, run_block, run_parts
+from pellucid.gpt2.parts import LOGITS, Parts, PlainBlock, Span, Values, recorder, run_block, run_parts
 
 
 @dataclass(frozen=True)
@@ -196,7 +196,7 @@ def training(parts: Parts, sizes: Sizes) -> Parts:
 def attention(x: Tensor, p: Parameters, sizes: Sizes, parts: Parts) -> Stages:
     """x [B, P, D] -> the stages of attention; the last is its output [B, P, D]."""
     values: Values = {}
-    Block(parts, _weights(_attention(p, "", "blocks.0.", sizes), sizes).of_block(0), recorder(values)).attention(x)
+    PlainBlock(parts, _weights(_attention(p, "", "blocks.0.", sizes), sizes).of_block(0), recorder(values)).attention(x)
     return _attention_stages(values)
 
 

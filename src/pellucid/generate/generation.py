@@ -96,7 +96,7 @@ class TextStream:
 
 
 @dataclass(frozen=True)
-class Row:
+class GeneratedRow:
     """One generated text: ids of the prompt and of what follows, and the latter's log-probabilities."""
 
     prompt: Tensor
@@ -125,7 +125,7 @@ class Generation:
         (torch.Size([1, 8]), ['length'])
     """
 
-    rows: tuple[Row, ...]
+    rows: tuple[GeneratedRow, ...]
     tokenizer: Tokenizer | None = field(compare=False)
     single: bool = False
     ckpts: ActivationCkpts | None = field(default=None, compare=False)

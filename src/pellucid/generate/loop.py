@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pellucid.errors import EditError, InputError
 from pellucid.generate.beams import Beams, Hypotheses, Search
-from pellucid.generate.generation import Generation, Row, TextStream, Token
+from pellucid.generate.generation import GeneratedRow, Generation, TextStream, Token
 from pellucid.generate.request import Request, generator_of, look_at
 from pellucid.generate.sampler import Context, Sampler
 from pellucid.generate.stepper import Stepper, checked, chosen_logprobs
@@ -96,7 +96,7 @@ def generate(model: Network, request: Request) -> Generation:
             reasons[row] = step.reasons[row] or reasons[row]
     new, chances = torch.stack(ids, 1), torch.stack(logprobs, 1)
     rows = tuple(
-        Row(prompt, new[i, : lengths[i]], chances[i, : lengths[i]], reasons[i])  # pyright: ignore[reportArgumentType]
+        GeneratedRow(prompt, new[i, : lengths[i]], chances[i, : lengths[i]], reasons[i])  # pyright: ignore[reportArgumentType]
         for i, prompt in enumerate(_prompts(request))
     )
     ckpts = _captured(stepper, request, new, lengths)
@@ -190,18 +190,22 @@ def _searched(model: Network, request: Request, beams: Beams) -> Generation:
     return Generation(tuple(rows), request.batch.tokenizer, single, follows=follows)
 
 
-def _row(prompt: Tensor, found: Hypotheses, number: int, place: int, stopping: Stopping) -> Row:
+def _row(prompt: Tensor, found: Hypotheses, number: int, place: int, stopping: Stopping) -> GeneratedRow:
     new = found.ids[number, place]
     new = new[new >= 0]
     reason = stopping.reason(new.tolist())
     assert reason is not None, "a search gives finished texts"
-    return Row(prompt, new, found.logprobs[number, place, : len(new)], reason, float(found.scores[number, place]))
+    return GeneratedRow(
+        prompt, new, found.logprobs[number, place, : len(new)], reason, float(found.scores[number, place])
+    )
 
 
 def _prompts_alone(request: Request) -> Generation:
     count = request.beams.returned if request.beams is not None else request.returned
     rows = tuple(
-        Row(prompt, prompt[:0], prompt[:0].float(), "length") for prompt in request.batch.rows() for _ in range(count)
+        GeneratedRow(prompt, prompt[:0], prompt[:0].float(), "length")
+        for prompt in request.batch.rows()
+        for _ in range(count)
     )
     return Generation(rows, request.batch.tokenizer, request.single and count == 1)
 

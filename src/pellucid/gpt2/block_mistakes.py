@@ -10,7 +10,7 @@ from torch import Tensor
 from pellucid.gpt2.constants import gelus, scales
 from pellucid.gpt2.formulas import Norm, PlainWeights, Sizes, activate, feed_out, layer_norm, rounded
 from pellucid.gpt2.mistake import ACTIVATED, ADDED, NORMALISED, NUMBER, OTHER_TENSOR, TWICE, UNUSED, Mistake
-from pellucid.gpt2.parts import Block
+from pellucid.gpt2.parts import PlainBlock
 from pellucid.numerics import nonlinear
 
 # LayerNorm
@@ -154,19 +154,19 @@ MLP = (
 # How a block is put together
 
 
-def post_norm(block: Block, x: Tensor) -> Tensor:
+def post_norm(block: PlainBlock, x: Tensor) -> Tensor:
     """A block of the original transformer: LayerNorm after each residual connection."""
     mid = block.norm(("ln1",), block.parts.add_attention(x, x, block.attention(x)))
     out = block.mlp(block.record("mid", mid))
     return block.norm(("ln2",), block.parts.dropped("sum", block.parts.add_mlp(x, mid, mid, out)))
 
 
-def _norm_of_output(block: Block, x: Tensor) -> Tensor:
+def _norm_of_output(block: PlainBlock, x: Tensor) -> Tensor:
     x = x + block.norm(("ln1",), block.attention(x))
     return x + block.norm(("ln2",), block.mlp(x))
 
 
-def _mlp_first(block: Block, x: Tensor) -> Tensor:
+def _mlp_first(block: PlainBlock, x: Tensor) -> Tensor:
     x = x + block.mlp(block.norm(("ln2",), x))
     return x + block.attention(block.norm(("ln1",), x))
 

@@ -37,7 +37,7 @@ class Cache(ctypes.Structure):
 
 
 @dataclass(frozen=True)
-class Shown:
+class KernelTable:
     """The checkpoints that the kernels can show, as the compiled library names them.
 
     Attributes:
@@ -58,7 +58,7 @@ _EMBEDDINGS = ("ckpt_embed", "ckpt_pos_embed")
 
 
 @functools.cache
-def shown(schema: Schema) -> Shown:
+def shown(schema: Schema) -> KernelTable:
     """What the compiled library shows of a family's checkpoints.
 
     Raises:
@@ -79,7 +79,7 @@ def shown(schema: Schema) -> Shown:
             expected = " ".join(known[name].axes) if name in known else "no such checkpoint"
             if axes != expected:
                 raise _misfit(f"{name} has the axes ({axes}), expected ({expected})")
-    return Shown(*map(tuple, tables))
+    return KernelTable(*map(tuple, tables))
 
 
 def _misfit(what: str) -> NumericsError:
@@ -131,7 +131,7 @@ class Decoder:
 
     dtype = torch.float32
 
-    def __init__(self, model: Network, weights: Prepared, table: Shown) -> None:
+    def __init__(self, model: Network, weights: Prepared, table: KernelTable) -> None:
         self._model = model
         self._shown = table
         self._weights = weights

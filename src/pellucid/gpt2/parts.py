@@ -37,7 +37,7 @@ Values = dict[str, Tensor]
 LOGITS = "logits"
 
 
-def pre_norm(block: Block, x: Tensor) -> Tensor:
+def pre_norm(block: PlainBlock, x: Tensor) -> Tensor:
     """GPT-2's block: LayerNorm before attention and before the MLP."""
     parts = block.parts
     read = block.norm(parts.norm_before_attention, x)
@@ -109,7 +109,7 @@ class Parts:
     mlp_reads: Callable[[Tensor, Tensor], Tensor] = field(default=lambda x, mid: mid)
     add_attention: Callable[[Tensor, Tensor, Tensor], Tensor] = field(default=lambda x, read, out: x + out)
     add_mlp: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor] = field(default=lambda x, mid, read, out: mid + out)
-    wiring: Callable[[Block, Tensor], Tensor] = pre_norm
+    wiring: Callable[[PlainBlock, Tensor], Tensor] = pre_norm
     blocks: tuple[int, ...] | None = None
     order: Callable[[int], Sequence[int]] = range
     ending: Callable[[Tensor, Tensor], Tensor] = field(default=lambda x, positions: x)
@@ -149,7 +149,7 @@ _BEHIND = {"ln_final", "norm_before_head", "ending", "logits", "head"}
 
 
 @dataclass(frozen=True)
-class Block:
+class PlainBlock:
     """The halves of one block, each recording what it computes; `Parts.wiring` puts them together."""
 
     parts: Parts
@@ -216,7 +216,7 @@ def run_parts(parts: Parts, weights: PlainWeights, span: Span) -> Values:
 def run_block(parts: Parts, weights: PlainWeights, x: Tensor) -> tuple[Tensor, Values]:
     """What leaves a block, and the values in it by point, without the block's name."""
     values: Values = {"block<": x}
-    x = values["block>"] = parts.wiring(Block(parts, weights, recorder(values)), x)
+    x = values["block>"] = parts.wiring(PlainBlock(parts, weights, recorder(values)), x)
     return x, values
 
 

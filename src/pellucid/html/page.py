@@ -64,7 +64,7 @@ class RowGroup:
 
 
 @dataclass(frozen=True)
-class Folded:
+class Details:
     """A long table in groups."""
 
     title: str
@@ -143,7 +143,7 @@ class Picture:
         return f"data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}"
 
 
-Section = Text | PlainTable | Folded | HeatStrip | Picture
+Section = Text | PlainTable | Details | HeatStrip | Picture
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,7 @@ def readout(
         by: The function that the user called, for messages.
         translate: What is done to the stream first; None for nothing.
     """
-    maker = opened(ckpts, model, LOGITS, by).model
+    maker, _ = opened(ckpts, model, LOGITS, by)
     source = find(ckpts, at)
     point = maker.schema.around.get(source.kind) or maker.schema.in_blocks[source.kind]
     if point.unit != STREAM:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 Z, MLP_OUT = "attn.ckpt_z", "mlp.ckpt_mlp_out"
 
-Place = tuple[aliases.Name, Mapping[str, Any]]
+PathEnd = tuple[aliases.Name, Mapping[str, Any]]
 """A checkpoint, and which part of it: {"layer": 9, "head": 9, "pos": -1, "neuron": 3}, each optional."""
 
 
@@ -37,8 +37,8 @@ def path(
     clean: Inputs,
     corrupted: Inputs,
     *,
-    senders: Place | Sequence[Place],
-    receivers: Place | Sequence[Place] | Literal["logits"],
+    senders: PathEnd | Sequence[PathEnd],
+    receivers: PathEnd | Sequence[PathEnd] | Literal["logits"],
     metric: Metric,
     through: Literal["mlps", "none"] = "mlps",
     over: Sequence[str] = (),
@@ -222,7 +222,7 @@ def _written(places: Any) -> str:
     return " and ".join(f"{name} of {part}" if part else name for name, part in each)
 
 
-def _several(places: Any, what: str) -> list[Place]:
+def _several(places: Any, what: str) -> list[PathEnd]:
     """One place or several, checked."""
     one = isinstance(places, tuple) and len(places) == 2 and isinstance(places[1], Mapping)
     given: list[Any] = [places] if one else list(places) if isinstance(places, (list, tuple)) else [places]
@@ -238,7 +238,7 @@ def _several(places: Any, what: str) -> list[Place]:
     return given
 
 
-def _cells(place: Place, schema: Schema, pair: Texts, over: Sequence[str] = ()) -> Cells:
+def _cells(place: PathEnd, schema: Schema, pair: Texts, over: Sequence[str] = ()) -> Cells:
     """The cells of one sender or receiver."""
     name, part = place
     if (layer := part.get("layer")) is not None:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, TypeVar
 
-from pellucid.html.page import Cell, Folded, HeatStrip, Page, PlainTable, RowGroup, Section, Text, anchor
+from pellucid.html.page import Cell, Details, HeatStrip, Page, PlainTable, RowGroup, Section, Text, anchor
 
 if TYPE_CHECKING:
     from pellucid.prove.report import CheckpointRow, ComparisonReport, ParameterRow
@@ -88,7 +88,7 @@ def _error_cell(error: float, words: str) -> Cell:
     return Cell(f"{math.floor(power)}", words, min(max((power - math.log10(ROUNDING)) / 10, 0.0), 1.0))
 
 
-def _checkpoint_table(report: ComparisonReport) -> Folded:
+def _checkpoint_table(report: ComparisonReport) -> Details:
     first = report.first_divergence
     groups = [
         RowGroup(
@@ -103,7 +103,7 @@ def _checkpoint_table(report: ComparisonReport) -> Folded:
         )
         for group, rows in _grouped(report.checkpoints, [row.name for row in report.checkpoints])
     ]
-    return Folded(
+    return Details(
         CHECKPOINTS,
         ("checkpoint", "equal to the bit", "fp32", "fp32, own", "fp64", "fp64, own"),
         groups,
@@ -112,7 +112,7 @@ def _checkpoint_table(report: ComparisonReport) -> Folded:
     )
 
 
-def _parameter_table(report: ComparisonReport) -> Folded:
+def _parameter_table(report: ComparisonReport) -> Details:
     names = [row.b if report.reference == "B" else row.a for row in report.parameters]
     first = report.first_divergence
     where = _group_of(first.where) if first is not None and first.what == "parameter" else None
@@ -127,7 +127,7 @@ def _parameter_table(report: ComparisonReport) -> Folded:
         for group, rows in _grouped(report.parameters, names)
     ]
     columns = ("in A", "in B", "transform", "relative change", "largest difference", "equal to the bit")
-    return Folded(PARAMETERS, columns, groups)
+    return Details(PARAMETERS, columns, groups)
 
 
 def _parameter(row: ParameterRow) -> tuple[str, ...]:

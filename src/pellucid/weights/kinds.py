@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pellucid.errors import NotFoundError, WeightsError
 from pellucid.weights.leftovers import ADAPTERS, DEEPSPEED_REMEDY, MEGATRON_REMEDY, TENSORFLOW_REMEDY, listed
-from pellucid.weights.manifests import STAND_INS, Kind, is_there, require_regular, unreadable
+from pellucid.weights.manifests import STAND_INS, FileKind, is_there, require_regular, unreadable
 
 _WEIGHTS = re.compile(r"\.(safetensors|bin|pt|pth|ckpt)$")
 _NO_WEIGHTS = re.compile(r"^(training_args|optimizer|scheduler|scaler|rng_state|adapter_|state_\d|\.)|optim_states")
@@ -31,73 +31,73 @@ def _magic(number: int) -> bytes:
 
 _FILES = (
     *STAND_INS,
-    Kind("weights of TensorFlow or Keras (HDF5)", _H5, rb"\x89HDF\r\n\x1a\n", r"\.(h5|keras)$"),
-    Kind("weights of Flax (msgpack)", _FLAX, rb"[\x81-\x8f\xde\xdf](..)?[\xa1-\xbf\xd9]", r"\.msgpack$"),
-    Kind("a part of weights of TensorFlow", TENSORFLOW_REMEDY,
+    FileKind("weights of TensorFlow or Keras (HDF5)", _H5, rb"\x89HDF\r\n\x1a\n", r"\.(h5|keras)$"),
+    FileKind("weights of Flax (msgpack)", _FLAX, rb"[\x81-\x8f\xde\xdf](..)?[\xa1-\xbf\xd9]", r"\.msgpack$"),
+    FileKind("a part of weights of TensorFlow", TENSORFLOW_REMEDY,
          name=r"\.(index|meta|data-\d+-of-\d+)$|saved_model\.pb$|^checkpoint$"),
-    Kind("a GGUF file", _ORIGIN, rb"GGUF", r"\.gguf$"),
-    Kind("a GGML file", _ORIGIN, rb"lmgg|tjgg|fmgg"),
-    Kind("a model of ONNX", _EXPORT, rb"\x08[\x03-\x20]\x12.(pytorch|onnx|tf2onnx|keras|skl2onnx)",
+    FileKind("a GGUF file", _ORIGIN, rb"GGUF", r"\.gguf$"),
+    FileKind("a GGML file", _ORIGIN, rb"lmgg|tjgg|fmgg"),
+    FileKind("a model of ONNX", _EXPORT, rb"\x08[\x03-\x20]\x12.(pytorch|onnx|tf2onnx|keras|skl2onnx)",
          r"\.onnx([._]data)?$"),
-    Kind("a model of OpenVINO", _EXPORT, name=r"^openvino.*\.(bin|xml)$"),
-    Kind("a model of Core ML", _EXPORT, name=r"\.ml(model|package)$"),
-    Kind("a model of TensorFlow Lite", _EXPORT, rb"....TFL3", r"\.tflite$"),
-    Kind("an llm.c debug state", f"It holds one run. {READABLE}", _magic(20240327)),
-    Kind("an llm.c model of Llama", "Give the folder of transformers' that it was made from.", _magic(20240803)),
-    Kind("arrays of NumPy (.npz)", _NPZ, name=r"\.npz$"),
-    Kind("an array of NumPy", READABLE, rb"\x93NUMPY"),
-    Kind("a file of PyTorch's in the format before version 0.1.10 (tar)", "If you trust it, write it again: "
+    FileKind("a model of OpenVINO", _EXPORT, name=r"^openvino.*\.(bin|xml)$"),
+    FileKind("a model of Core ML", _EXPORT, name=r"\.ml(model|package)$"),
+    FileKind("a model of TensorFlow Lite", _EXPORT, rb"....TFL3", r"\.tflite$"),
+    FileKind("an llm.c debug state", f"It holds one run. {READABLE}", _magic(20240327)),
+    FileKind("an llm.c model of Llama", "Give the folder of transformers' that it was made from.", _magic(20240803)),
+    FileKind("arrays of NumPy (.npz)", _NPZ, name=r"\.npz$"),
+    FileKind("an array of NumPy", READABLE, rb"\x93NUMPY"),
+    FileKind("a file of PyTorch's in the format before version 0.1.10 (tar)", "If you trust it, write it again: "
          "torch.save(torch.load(path, weights_only=False), other), then pl.load(other, config=...).",
          rb"(\./)?(sys_info|pickle|storages|tensors)\0.*ustar"),
-    Kind("a compressed file (gzip, bzip2, xz, zlib or zstd)", _UNPACK,
+    FileKind("a compressed file (gzip, bzip2, xz, zlib or zstd)", _UNPACK,
          rb"\x1f\x8b|BZh|\xfd7zXZ|\x28\xb5\x2f\xfd|x[\x01\x5e\x9c\xda]"),
-    Kind("an archive (7z or RAR)", _UNPACK, rb"7z\xbc\xaf\x27\x1c|Rar!"),
-    Kind("an archive (tar)", _UNPACK, rb".{257}ustar"),
-    Kind("a pickle of protocol 0 or 1, which is not read", "Save it again with torch.save.",
+    FileKind("an archive (7z or RAR)", _UNPACK, rb"7z\xbc\xaf\x27\x1c|Rar!"),
+    FileKind("an archive (tar)", _UNPACK, rb".{257}ustar"),
+    FileKind("a pickle of protocol 0 or 1, which is not read", "Save it again with torch.save.",
          rb"\(dp|\(lp|c[\w.]+\n[\w.]+\n|\}q|\]q|\(i"),
 )  # fmt: skip
 """Weights, and what stands for them, told by their first bytes, else by their names; the first that fits."""
 
 _OTHERS = (
-    Kind("an llm.c data file (tokens)", f"It holds a text. {READABLE}", _magic(20240520) + b"|" + _magic(20240801)),
-    Kind("an llm.c tokenizer", f"It holds no weights. {READABLE}", _magic(20240328)),
-    Kind("JSON text, without weights", "Give the folder that the file is in, or the weights file.", rb"\s*[{\[]"),
-    Kind("a picture, a document or a data set", READABLE, rb"%PDF|\x89PNG|\xff\xd8\xff|PAR1|ARROW1|SQLite format"),
-    Kind("text, without weights", READABLE, rb"[\t\n\r -~]{200}"),
+    FileKind("an llm.c data file (tokens)", f"It holds a text. {READABLE}", _magic(20240520) + b"|" + _magic(20240801)),
+    FileKind("an llm.c tokenizer", f"It holds no weights. {READABLE}", _magic(20240328)),
+    FileKind("JSON text, without weights", "Give the folder that the file is in, or the weights file.", rb"\s*[{\[]"),
+    FileKind("a picture, a document or a data set", READABLE, rb"%PDF|\x89PNG|\xff\xd8\xff|PAR1|ARROW1|SQLite format"),
+    FileKind("text, without weights", READABLE, rb"[\t\n\r -~]{200}"),
 )  # fmt: skip
 """What lies beside weights."""
 
 _ENTRIES = (
-    Kind("a program of TorchScript", _EXPORT, name=r"(^|/)constants\.pkl$"),
-    Kind("a program of torch.export", _EXPORT, name=r"(^|/)(archive_format|serialized_exported_program\.json)$"),
-    Kind("arrays of NumPy (.npz)", _NPZ, name=r"\.npy$"),
-    Kind("a model of Keras", _H5, name=r"\.weights\.h5$"),
-    Kind("a model of Core ML", _EXPORT, name=r"(^|/)Manifest\.json$"),
-    Kind("an archive of a model's folder", _UNPACK, name=r"(safetensors|\.bin|config\.json|\.pt|\.pth)$"),
+    FileKind("a program of TorchScript", _EXPORT, name=r"(^|/)constants\.pkl$"),
+    FileKind("a program of torch.export", _EXPORT, name=r"(^|/)(archive_format|serialized_exported_program\.json)$"),
+    FileKind("arrays of NumPy (.npz)", _NPZ, name=r"\.npy$"),
+    FileKind("a model of Keras", _H5, name=r"\.weights\.h5$"),
+    FileKind("a model of Core ML", _EXPORT, name=r"(^|/)Manifest\.json$"),
+    FileKind("an archive of a model's folder", _UNPACK, name=r"(safetensors|\.bin|config\.json|\.pt|\.pth)$"),
 )
 """ZIP archives that are no file of PyTorch's, told by the names of their entries."""
 
 
-_FSDP = Kind(
+_FSDP = FileKind(
     "weights in parts, as FSDP saves them",
     "Join its parts: python -m torch.distributed.checkpoint.format_utils dcp_to_torch folder weights.pt, then "
     "pl.load('weights.pt', config=...).",
     name=r"\.distcp$|^\.metadata$|^pytorch_model_fsdp",
 )
 _PARTS = (
-    Kind("a PEFT adapter, which is a change to another model's weights", ADAPTERS.remedy,
+    FileKind("a PEFT adapter, which is a change to another model's weights", ADAPTERS.remedy,
          name=r"adapter_(config\.json|model\.(safetensors|bin))$"),
     _FSDP,
-    Kind("a training state in parts, as DeepSpeed saves it", DEEPSPEED_REMEDY,
+    FileKind("a training state in parts, as DeepSpeed saves it", DEEPSPEED_REMEDY,
          name=r"^zero_to_fp32\.py$|^mp_rank_\d+_model_states|^global_step\d+$|_optim_states\.pt$|^zero_pp_rank"),
-    Kind("weights as Megatron-LM saves them, with interleaved heads", MEGATRON_REMEDY,
+    FileKind("weights as Megatron-LM saves them, with interleaved heads", MEGATRON_REMEDY,
          name=r"^latest_checkpointed_iteration\.txt$|^iter_\d{7}$|^mp_rank_\d+(_\d+)?$|^model_(optim_)?rng\.pt$"),
-    Kind("weights in parts, as Orbax saves them", "Restore them with Orbax, and save them with safetensors.flax "
+    FileKind("weights in parts, as Orbax saves them", "Restore them with Orbax, and save them with safetensors.flax "
          "under transformers' names.", name=r"^_CHECKPOINT_METADATA$|^manifest\.ocdbt$|^_METADATA$"),
 )  # fmt: skip
 """Folders of which no file alone is the model, told by what is in them."""
 
-_STATE = Kind("a trainer's state without its weights", "Give the folder into which the trainer saved the model.",
+_STATE = FileKind("a trainer's state without its weights", "Give the folder into which the trainer saved the model.",
               name=r"^rng_state|^trainer_state\.json$|^optimizer\.(pt|bin)$|^scheduler\.pt$")  # fmt: skip
 
 

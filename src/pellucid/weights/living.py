@@ -28,7 +28,7 @@ HEAD = "lm_head"
 
 
 @dataclass(frozen=True)
-class Part:
+class LiveModule:
     """One module that transformers' class runs.
 
     Attributes:
@@ -150,15 +150,15 @@ def _sharing(tensors: dict[str, Tensor]) -> Iterator[str]:
             yield f"{name} from {first}"
 
 
-def parts_of(hf_model: nn.Module, anatomy: Anatomy) -> Iterator[Part]:
+def parts_of(hf_model: nn.Module, anatomy: Anatomy) -> Iterator[LiveModule]:
     """Every module that runs, parents first; what stands below something unexpected is left out."""
     root = foreign.uncompiled(hf_model)
     headed = isinstance(root, anatomy.headed)
-    yield Part("", root, (anatomy.headed if headed else anatomy.base,))
+    yield LiveModule("", root, (anatomy.headed if headed else anatomy.base,))
     base = root
     if headed:
         base = _child(root, anatomy.inner)
-        yield Part(anatomy.inner, base, (anatomy.base,))
+        yield LiveModule(anatomy.inner, base, (anatomy.base,))
     if base is not None and isinstance(base, anatomy.base):
         prefix = f"{anatomy.inner}." if headed else ""
         yield from _below(prefix, base, anatomy.around)
@@ -166,14 +166,14 @@ def parts_of(hf_model: nn.Module, anatomy: Anatomy) -> Iterator[Part]:
         blocks = list(listed) if isinstance(listed, nn.ModuleList) else []
         for i, block in enumerate(blocks[: getattr(config, anatomy.limit, None) if anatomy.limit else None]):
             block = foreign.uncompiled(block)  # noqa: PLW2901
-            yield Part(f"{prefix}{anatomy.blocks}.{i}", block, (anatomy.block,))
+            yield LiveModule(f"{prefix}{anatomy.blocks}.{i}", block, (anatomy.block,))
             if isinstance(block, anatomy.block):
                 yield from _below(f"{prefix}{anatomy.blocks}.{i}.", block, anatomy.in_block)
     if headed:
-        yield Part(HEAD, _child(root, HEAD), (nn.Linear,))
+        yield LiveModule(HEAD, _child(root, HEAD), (nn.Linear,))
 
 
-def _below(prefix: str, parent: nn.Module, expected: Classes) -> Iterator[Part]:
+def _below(prefix: str, parent: nn.Module, expected: Classes) -> Iterator[LiveModule]:
     wrong: list[str] = []
     for path, classes in expected.items():
         if path.rpartition(".")[0] in wrong:
@@ -183,7 +183,7 @@ def _below(prefix: str, parent: nn.Module, expected: Classes) -> Iterator[Part]:
             module = _child(module, name)
         if classes and not isinstance(module, classes):
             wrong.append(path)
-        yield Part(prefix + path, module, classes)
+        yield LiveModule(prefix + path, module, classes)
 
 
 def _child(parent: nn.Module | None, name: str) -> nn.Module | None:
@@ -191,7 +191,7 @@ def _child(parent: nn.Module | None, name: str) -> nn.Module | None:
     return foreign.uncompiled(child) if isinstance(child, nn.Module) else None
 
 
-def _require_classes(parts: Sequence[Part], kind: Kind) -> None:
+def _require_classes(parts: Sequence[LiveModule], kind: Kind) -> None:
     """Refuse what is not of transformers' class, or of a class with another forward."""
     wrong = [
         part
@@ -209,7 +209,7 @@ def _require_classes(parts: Sequence[Part], kind: Kind) -> None:
         )
 
 
-def _said(part: Part) -> str:
+def _said(part: LiveModule) -> str:
     expected = part.expected[0].__name__ if part.expected else "a module"
     if part.module is None:
         return f"{part.path} is missing, expected {expected}"

@@ -19,7 +19,7 @@ LONGEST_TEXT = 2**28
 
 
 @dataclass(frozen=True)
-class Kind:
+class FileKind:
     """A kind of file that is not read.
 
     Args:
@@ -45,15 +45,16 @@ class Kind:
 
 _AGAIN = "Download the file itself"
 STAND_INS = (
-    Kind(
+    FileKind(
         "a Git LFS pointer, which stands for the file",
         f"{_AGAIN} in its place: git lfs pull, or hf download with the repository's id.",
         rb"version https://git-lfs|version https://hawser",
     ),
-    Kind("a pointer of git-annex, which stands for the file", f"{_AGAIN}: git annex get.", rb"/annex/objects/"),
-    Kind("a page of HTML or XML, not the file", f"{_AGAIN}: the address led to a page about it, or to a login.",
+    FileKind("a pointer of git-annex, which stands for the file", f"{_AGAIN}: git annex get.", rb"/annex/objects/"),
+    FileKind("a page of HTML or XML, not the file", f"{_AGAIN}: the address led to a page about it, or to a login.",
          rb"\s*(<!doctype|<html|<head|<\?xml)"),
-    Kind("what a hub answers in the place of a file that it does not give", f"{_AGAIN}, if it is there and you may: hf "
+    FileKind("what a hub answers in the place of a file that it does not give",
+         f"{_AGAIN}, if it is there and you may: hf "
          "download with the repository's id.",
          rb"(entry|repository) not found|invalid (rev id|username|credentials)|unauthorized|access to (model|this)"),
 )  # fmt: skip

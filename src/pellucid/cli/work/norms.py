@@ -64,7 +64,7 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class Measured:
+class NormTable:
     """What was asked for, and what is shown.
 
     Attributes:
@@ -165,7 +165,7 @@ def _position(values: xarray.DataArray) -> str:
     return coordinate(_time(values), "position")
 
 
-def _summary(values: xarray.DataArray, fit: pl.measure.AutoregressionFit | None, wish: Norms) -> Measured:
+def _summary(values: xarray.DataArray, fit: pl.measure.AutoregressionFit | None, wish: Norms) -> NormTable:
     position = values[_position(values)].transpose("batch", _time(values))
     kept = values.where(position >= wish.skip)
     everything = kept.values[~np.isnan(kept.values)]
@@ -179,7 +179,7 @@ def _summary(values: xarray.DataArray, fit: pl.measure.AutoregressionFit | None,
     edges = np.linspace(everything.min() - around, everything.max() + around, BINS + 1)
     layers = [_layer(label, row[~np.isnan(row)], edges) for label, row in _series(kept)]
     lengths = (position.values >= 0).sum(-1).tolist()
-    return Measured(
+    return NormTable(
         wish.model_name, wish.at, not wish.linear, wish.skip, wish.lags, texts=lengths, layers=layers,
         regression=None if fit is None else fit.to_dataframe().to_dict("records"),
         rsquared=None if fit is None else [float(value) for value in np.atleast_1d(fit.rsquared)],
@@ -213,7 +213,7 @@ def _draw(values: xarray.DataArray, fit: pl.measure.AutoregressionFit | None, sk
     return figure
 
 
-def _show(result: Measured) -> None:
+def _show(result: NormTable) -> None:
     what = f"{'log norm' if result.log else 'norm'} of {result.at}"
     total = sum(result.texts)
     texts = f"{len(result.texts)} text{'s' * (len(result.texts) != 1)}, {total:,} token{'s' * (total != 1)}"
@@ -225,17 +225,17 @@ def _show(result: Measured) -> None:
         show(Text(f"* p < {SIGNIFICANT:g}, ** p < {SIGNIFICANT:g} corrected over {rows} (Holm 1979)", style="dim"))
 
 
-def _labels(result: Measured) -> list[Column]:
+def _labels(result: NormTable) -> list[Column]:
     """The columns that say which layer, and which head if there are heads."""
     titles = ("layer", "head") if _has_heads(result) else ("layer",)
     return [Column(title, right=True, style="cyan", label=True) for title in titles]
 
 
-def _has_heads(result: Measured) -> bool:
+def _has_heads(result: NormTable) -> bool:
     return result.layers[0].head is not None
 
 
-def _table(result: Measured) -> Grid:
+def _table(result: NormTable) -> Grid:
     lowest, highest = (number(f(getattr(layer, f.__name__) for layer in result.layers)) for f in (min, max))
     axis = f"{lowest} {'·' * (BINS - len(lowest) - len(highest) - 2)} {highest}"
     numbers = [Column(title, right=True) for title in ("tokens", "mean", "std", "min", "max")]
@@ -251,7 +251,7 @@ def _equation(lags: int) -> str:
     return f"y[t] = const + {terms}"
 
 
-def _coefficients(result: Measured) -> Grid:
+def _coefficients(result: NormTable) -> Grid:
     rows = result.regression or []
     names = list(dict.fromkeys(row["parameter"] for row in rows))
     grid = Grid(*_labels(result), *(Column(name, right=True) for name in (*names, "R²")))
