@@ -253,8 +253,13 @@ REMEDIES: dict[str, list[Case]] = {
     "unknown-attribute": [Case(lambda h: h.model.cfg, "model.config", lambda h: h.model.config)],
     "unknown-argument": [
         Case(
+            lambda h: h.model.generate([[1]], 2),
+            "by name: mask=, max_new_tokens=",
+            lambda h: h.model.generate([[1]], max_new_tokens=2),
+        ),
+        Case(
             lambda h: h.model(PADDED, attention_mask=PADDED != 9), "mask=", lambda h: h.model(PADDED, mask=PADDED != 9)
-        )
+        ),
     ],
     "unknown-parameter": [
         Case(lambda h: h.model.parameter("embed.W_F"), "'embed.W_E'", lambda h: h.model.parameter("embed.W_E"))

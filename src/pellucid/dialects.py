@@ -365,13 +365,22 @@ def named_arguments(
     """
 
     def decorated(function: Callable[Given, Result]) -> Callable[Given, Result]:
-        known = [name for name in inspect.signature(function).parameters if name not in ("self", "cls")]
+        parameters = inspect.signature(function).parameters
+        known = [name for name in parameters if name not in ("self", "cls")]
         taken = frozenset(known)
+        by_name = [name for name, one in parameters.items() if one.kind is one.KEYWORD_ONLY]
+        places = len(parameters) - len(by_name)
 
         @functools.wraps(function)
         def checked(*args: Given.args, **kwargs: Given.kwargs) -> Result:
             if not taken.issuperset(kwargs):
                 refuse_unknown(function.__name__, kwargs, known, elsewhere)
+            if len(args) > places and by_name:
+                raise UnknownArgumentError(
+                    f"{function.__name__}: {len(args) - places} arguments more than it takes without a name.",
+                    code="unknown-argument",
+                    remedy=f"Give these by name: {', '.join(f'{name}=' for name in by_name)}.",
+                )
             return function(*args, **kwargs)
 
         return checked

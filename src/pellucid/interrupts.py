@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
@@ -53,3 +53,12 @@ def raised() -> Generator[None, None, None]:
         signal.signal(signal.SIGINT, leave)
         if interrupted:
             raise KeyboardInterrupt
+
+
+@contextmanager
+def told(words: str | Callable[[], str]) -> Generator[None, None, None]:
+    """While the body runs, Ctrl-C raises `KeyboardInterrupt` with these words, which say what is left of the work."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(words if isinstance(words, str) else words()) from None

@@ -20,6 +20,7 @@ from pellucid.check import require_whole
 from pellucid.dialects import named_arguments
 from pellucid.errors import ShapeError
 from pellucid.extras import need
+from pellucid.interrupts import told
 from pellucid.metrics import Metric
 from pellucid.patching.reruns import Base
 from pellucid.patching.sweeps import Direction, Texts
@@ -37,6 +38,7 @@ ATTN_NORM, MLP_NORM = "ln1.ckpt_normalized", "ln2.ckpt_normalized"
 
 
 @named_arguments()
+@told("edges: interrupted, nothing was measured")
 def edges(
     model: CkptedTransformer,
     clean: Inputs,

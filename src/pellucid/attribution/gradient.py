@@ -19,6 +19,7 @@ from pellucid.check import require_whole
 from pellucid.dialects import named_arguments
 from pellucid.errors import InputError, NumericsError, shown
 from pellucid.extras import need
+from pellucid.interrupts import told
 from pellucid.metrics import Metric
 from pellucid.patching.cells import Cells, SweepCell
 from pellucid.patching.reruns import Base, Put, Rerun
@@ -38,6 +39,7 @@ QUERY, KEY = "attn.ckpt_q", "attn.ckpt_k"
 
 
 @named_arguments()
+@told("gradient: interrupted, nothing was measured")
 def gradient(
     model: CkptedTransformer,
     clean: Inputs,

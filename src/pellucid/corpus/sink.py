@@ -19,6 +19,7 @@ from pellucid.aliases import selected
 from pellucid.bar import bar
 from pellucid.config import Config
 from pellucid.errors import InputError, PellucidError
+from pellucid.interrupts import told
 from pellucid.run.activations import ActivationCkpts
 from pellucid.schema import Schema
 
@@ -83,6 +84,11 @@ class Sink(ABC):
             texts: The numbers of these texts in the corpus, from 0.
         """
 
+    @property
+    def kept(self) -> str:
+        """What an interruption leaves, as part of a sentence."""
+        return "nothing of it is kept"
+
     def keep(self, done: Progress, *, last: bool) -> None:  # noqa: B027 (a sink need not keep anything)
         """Write down that the corpus was read so far, if it is time or this was the last batch; not by itself."""
 
@@ -122,7 +128,9 @@ def feed(
         )
     names = selected(list(sink.captures), model.schema)
     done = sink.resume()
-    with bar("texts", len(texts) if isinstance(texts, Sized) else None, wanted=progress) as advance:
+    count = len(texts) if isinstance(texts, Sized) else None
+    words = lambda: f"{by}: interrupted after {done.texts} texts; {sink.kept}"  # noqa: E731
+    with told(words), bar("texts", count, wanted=progress) as advance:
         left = texts_after(texts, done)
         advance(done.texts)
         while batch := list(islice(left, batch_size)):  # the last one is perhaps shorter

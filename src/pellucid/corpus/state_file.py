@@ -67,6 +67,12 @@ class StateFile:
         self._identity = {"format": _FORMAT, **json.loads(json.dumps(identity))}
         self._texts, self._time = 0, time.monotonic()
 
+    @property
+    def kept(self) -> str:
+        """What the file holds, as part of a sentence."""
+        where = f"{self._saving.path} keeps the first {self._texts}, and the same call goes on from there"
+        return where if self._texts else f"nothing of it is in {self._saving.path} yet"
+
     def due(self, done: Progress) -> bool:
         """Return whether it is time to write."""
         late = time.monotonic() - self._time >= self._saving.every_seconds

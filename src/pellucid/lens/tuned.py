@@ -16,6 +16,7 @@ from pellucid.atomic import path_of
 from pellucid.check import as_number, require_whole
 from pellucid.corpus.sink import Progress
 from pellucid.errors import InputError, shown
+from pellucid.interrupts import told
 from pellucid.lens.readout import Readout, divergence, readout
 from pellucid.network import Network
 from pellucid.run.activations import ActivationCkpts
@@ -86,16 +87,27 @@ class TunedLens:
         Raises:
             InputError: No texts, a setting that cannot be, a training model, or a file of another training.
             WeightsError: The file cannot be written.
+            KeyboardInterrupt: By Control-C; it says how many steps were done, and what the file keeps of them.
         """
         plan = _Plan.checked(model, texts, seed, epochs, batch_size, learning_rate)
         every = require_whole("TunedLens.fit: every", every, at_least=1)
         training = _Training(model, plan)
         if path is not None and is_there(path_of(path)):
             training.resume(path)
-        for step in range(training.done, plan.steps):
-            training.step([texts[i] for i in plan.rows(step)])
-            if path is not None and (training.done % every == 0 or training.done == plan.steps):
-                training.save(path)
+        kept = training.done
+
+        def words() -> str:
+            left = f"{path} keeps the first {kept}, and the same call goes on from there"
+            if not kept:
+                left = f"nothing of it is {'kept, as path= would' if path is None else f'in {path} yet'}"
+            return f"TunedLens.fit: interrupted after {training.done} of {plan.steps} steps; {left}"
+
+        with told(words):
+            for step in range(training.done, plan.steps):
+                training.step([texts[i] for i in plan.rows(step)])
+                if path is not None and (training.done % every == 0 or training.done == plan.steps):
+                    training.save(path)
+                    kept = training.done
         return training.lens()
 
     def read(self, ckpts: ActivationCkpts, *, model: Network | None = None) -> Readout:

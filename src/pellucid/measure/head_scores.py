@@ -19,6 +19,7 @@ from pellucid.check import as_python, require_whole
 from pellucid.config import Config
 from pellucid.corpus.sink import CapturingModel
 from pellucid.errors import InputError
+from pellucid.interrupts import told
 from pellucid.measure.labelled import Captured, find
 from pellucid.run.activations import ActivationCkpts
 
@@ -97,6 +98,7 @@ def first_token(ckpts: ActivationCkpts) -> xarray.DataArray:
     return _mean_attention(ckpts, "first_token", keys, keys.first)
 
 
+@told("induction: interrupted, nothing was measured")
 def induction(model: CapturingModel, *, length: int = 50, texts: int = 64, seed: int = 0) -> xarray.DataArray:
     """Compute how much each head attends to the token that came after an earlier occurrence of the present one.
 

@@ -101,6 +101,7 @@ def stream(
         InputError: If there is no text, one is empty or longer than the context, or the file is of another stream or
             of other texts.
         UnknownNameError: If there is no such checkpoint.
+        KeyboardInterrupt: By Control-C; it says how far the texts were read, and what the file keeps of them.
 
     Example:
         >>> import pellucid as pl
@@ -150,6 +151,10 @@ class Gathering(Sink):
     def take(self, ckpts: ActivationCkpts, texts: range) -> None:
         for statistic in self._statistics:
             statistic.update(ckpts)
+
+    @property
+    def kept(self) -> str:
+        return super().kept + ", as checkpoint= would" if self._file is None else self._file.kept
 
     def keep(self, done: Progress, *, last: bool) -> None:
         if self._file is not None and (last or self._file.due(done)):
