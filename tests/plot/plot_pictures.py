@@ -119,6 +119,19 @@ def said(layers: int, positions: int) -> xr.DataArray:
     return xr.DataArray(np.zeros(shape, dtype=int), dims=dims, coords=coords, name="top")
 
 
+def circuit(blocks: int, heads: int) -> pl.circuits.Circuit:
+    """Edges from heads to those of later blocks, one of each kind; every other one works against the task."""
+    names = [f"blocks.{i}.attn{{}}[{head}]" for i in range(blocks) for head in range(heads)]
+    pairs = [("embeddings", names[0].format(".v")), (names[-1].format(""), "logits"), ("blocks.0.mlp", "blocks.1.mlp")]
+    pairs += [
+        (name.format(""), names[heads + number].format(f".{'qkv'[number % 3]}"))
+        for number, name in enumerate(names[:-heads])
+    ]
+    made = pl.circuits.Circuit(edges=pairs)
+    made.edges = {edge: (-1.0) ** number * (number + 1) for number, edge in enumerate(made.edges)}
+    return made
+
+
 COUNTED = pl.ParameterCount(
     unique=124_439_808, by_name=163_037_184, bytes=4 * 124_439_808,
     components={

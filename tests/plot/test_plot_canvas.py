@@ -34,6 +34,7 @@ ON_AXES = {
     "attention": lambda ax: pl.plot.attention(np.eye(3), ax=ax),
     "attention_grid": lambda ax: pl.plot.attention_grid(np.stack([np.eye(3)] * 2), ax=ax),
     "head_scores": lambda ax: pl.plot.head_scores([[0.5, 0.1]], ax=ax),
+    "circuit": lambda ax: pl.plot.circuit(pictures.circuit(3, 2), ax=ax),
     "heatmap": lambda ax: pl.plot.heatmap([[0.5, -0.1]], ax=ax),
     "parameters": lambda ax: pl.plot.parameters(pictures.COUNTED, ax=ax),
 }

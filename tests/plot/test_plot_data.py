@@ -513,6 +513,7 @@ ARRAY = xr.DataArray(np.ones((2, 1, 3)), dims=("layer", "batch", "pos"), coords=
         (lambda: pl.plot.lens(3), ShapeError, "not-a-readout", "int given"),
         (lambda: pl.plot.lens(ARRAY), ShapeError, "not-a-readout", "DataArray given"),
         (lambda: pl.plot.lens(pictures.said(2, 2), text=1), InputError, "not-a-whole-number", "text=1"),
+        (lambda: pl.plot.circuit(pl.circuits.Circuit(nodes=[])), InputError, "nothing-to-draw", "no parts"),
         (lambda: pl.plot.parameters(3), InputError, "not-counted", "int"),
         (lambda: pl.plot.parameters(torch.nn.ReLU()), InputError, "not-counted", "no parameters"),
         (lambda: pl.plot.norms(ARRAY, ax="here"), InputError, "not-axes", "ax=str"),
@@ -571,6 +572,37 @@ def test_the_checks_notice(run: pl.ActivationCkpts, norms: xr.DataArray, fit: An
             breaks(patch)
             with pytest.raises(AssertionError):
                 check()
+
+
+def test_a_circuit_is_drawn_with_its_parts_and_edges() -> None:
+    made = pictures.circuit(3, 2)
+    ax = pl.plot.circuit(made)
+    parts = {text.get_text() for text in ax.texts if text.get_text()}
+    assert parts == {"embeddings", "logits", "MLP 0", "MLP 1", "0.0", "0.1", "1.0", "1.1", "2.0", "2.1"}
+    place = {text.get_text(): text.get_position() for text in ax.texts if text.get_text()}
+    assert place["embeddings"][1] < place["0.0"][1] < place["MLP 0"][1] < place["1.0"][1] < place["logits"][1]
+    arrows = [note for note in ax.texts if note.get_text() == ""]
+    assert len(arrows) == len(made)
+    widths = {
+        note.arrow_patch.get_linewidth(): abs(score) for note, score in zip(arrows, made.edges.values(), strict=True)
+    }
+    assert sorted(widths) == sorted(widths, key=widths.__getitem__), "thicker for larger scores"
+    for note, ((sender, receiver), score) in zip(arrows, made.edges.items(), strict=True):
+        assert note.xy == place[_written(receiver)]
+        assert note.get_position() == place[_written(sender)]
+        assert note.arrow_patch.get_edgecolor()[0] == (0.0 if score > 0 else pytest.approx(0xD5 / 255))
+    table = pl.plot.data(ax)
+    assert table.to_dict("records") == [
+        {"sender": sender, "receiver": receiver, "score": score} for (sender, receiver), score in made.edges.items()
+    ]
+    nodes = pl.plot.data(pl.plot.circuit(pl.circuits.Circuit(nodes=[(1, 3)])))
+    assert nodes.to_dict("records") == [{"node": "blocks.1.attn[3]", "score": 1.0}]
+
+
+def _written(end: str) -> str:
+    """What a part is called on the figure."""
+    words = end.replace("blocks.", "").replace(".attn", "").strip("]").replace("[", ".")
+    return f"MLP {words[0]}" if words.endswith("mlp") else ".".join(p for p in words.split(".") if p not in "qkv")
 
 
 def test_another_centre_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,6 +56,9 @@ MORE: dict[str, Callable[[], Axes]] = {
     "autoregression_5_lags": lambda: pl.plot.autoregression(pictures.fitted(12, 5)),
     "autoregression_7_lags": lambda: pl.plot.autoregression(pictures.fitted(12, 7)),
     "head_scores_1": lambda: pl.plot.head_scores([[0.5]]),
+    "circuit_edges": lambda: pl.plot.circuit(pictures.circuit(4, 4)),
+    "circuit_nodes": lambda: pl.plot.circuit(pl.circuits.Circuit(nodes=[(0, 2), (9, 11), "blocks.3.mlp"])),
+    "circuit_one": lambda: pl.plot.circuit(pl.circuits.Circuit(nodes=["embeddings"])),
     "heatmap_1": lambda: pl.plot.heatmap([[0.5]]),
     "heatmap_effects": lambda: pl.plot.heatmap(pictures.effects(4, 30)),
     "heatmap_names": lambda: pl.plot.heatmap(pictures.edges(21, 53)),
@@ -120,12 +123,15 @@ def overlapping(figure: Figure) -> list[tuple[str, str]]:
 
 
 def covering(figure: Figure) -> list[str]:
-    """Legends that lie on the axes' data."""
+    """Legends that lie on the axes' data, neither above nor below."""
     found = []
     for axes in figure.axes:
         legend = axes.get_legend()
         if legend is not None:
-            found += [text.get_text() for text in legend.get_texts() if box(text).y0 < axes.bbox.y1 - 1]
+            found += [
+                text.get_text() for text in legend.get_texts()
+                if box(text).y0 < axes.bbox.y1 - 1 and box(text).y1 > axes.bbox.y0 + 1
+            ]  # fmt: skip
     return found
 
 

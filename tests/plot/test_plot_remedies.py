@@ -82,6 +82,11 @@ REMEDIES: dict[str, list[Case]] = {
             "a longer text",
             lambda h: P.head_scores(pl.measure.previous_token(h.run)),
         ),
+        Case(
+            lambda h: P.circuit(pl.circuits.Circuit(nodes=[(0, 1)]).top(0)),
+            "a larger n in .top(n)",
+            lambda h: P.circuit(pl.circuits.Circuit(nodes=[(0, 1)]).top(1)),
+        ),
         Case(lambda h: P.heatmap([[np.nan]]), "something was measured", lambda h: P.heatmap([[1.0, np.nan]])),
     ],
     "not-labelled": [

@@ -6,6 +6,7 @@ which is imported when the first is drawn.
 """
 
 from pellucid.plot.canvas import data
+from pellucid.plot.circuit_graph import circuit
 from pellucid.plot.grids import attention_grid
 from pellucid.plot.heatmaps import attention, head_scores
 from pellucid.plot.layers import norm_histograms, norms, residual_growth, ridges
@@ -19,6 +20,7 @@ __all__ = [
     "attention_grid",
     "attribution",
     "autoregression",
+    "circuit",
     "data",
     "head_scores",
     "heatmap",
