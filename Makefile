@@ -5,15 +5,17 @@ READY := .venv/.ready
 BENCH := .venv-bench/bin
 BENCH_READY := .venv-bench/.ready
 
-.PHONY: demo test test-all test-versions check types pages lint train bench bench-quick clean
+.PHONY: demo test tests test-all test-versions check types pages lint train bench bench-quick clean
 
 demo: $(READY)
 	@$(BIN)/pellucid demo
 
-# Everything that `check` does, and all tests; they start first, types come last because they take longest.
+# Everything that `check` does, and all tests. Types are checked beside them: alone they would leave a processor idle.
 test: lint
+	@$(MAKE) --no-print-directory --jobs 2 types tests
+
+tests: $(READY)
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
-	$(BIN)/pyright
 
 # The tests, and what takes longer: every pair of a stranger's program and what people do to it, twenty thousand damaged
 # files, and savers that are killed five hundred times.

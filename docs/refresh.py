@@ -21,6 +21,7 @@ import argparse
 import ast
 import contextlib
 import doctest
+import functools
 import io
 import os
 import re
@@ -167,6 +168,7 @@ class Page:
         return ""
 
 
+@functools.cache
 def codes() -> dict[str, list[str]]:
     """Error class -> the codes that it is raised with, read off the source."""
     found: dict[str, set[str]] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import functools
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +41,9 @@ HEAVY = {"transformers", "matplotlib", "xarray", "statsmodels", "pandas", "scipy
 """Optional or slow: imported where they are used, never at the head of a module."""
 
 
+parsed = functools.cache(ast.parse)
+
+
 @dataclass(frozen=True)
 class Import:
     """One import of our own package or of a heavy one."""
@@ -53,7 +57,7 @@ class Import:
 
 def imports_of(module: str, source: str) -> Iterator[Import]:
     """Every import in a module's source, relative ones resolved."""
-    yield from _walk(module, ast.parse(source), in_function=False, for_types_only=False)
+    yield from _walk(module, parsed(source), in_function=False, for_types_only=False)
 
 
 def _walk(module: str, node: ast.AST, *, in_function: bool, for_types_only: bool) -> Iterator[Import]:
@@ -206,7 +210,7 @@ def classes_twice(sources: Mapping[str, str]) -> dict[str, list[str]]:
     for module, source in sources.items():
         if module == "cli.verbs" or module.startswith("compat."):
             continue
-        for node in ast.parse(source).body:
+        for node in parsed(source).body:
             if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
                 found.setdefault(node.name, []).append(module)
     rooms = {name: {module.split(".", maxsplit=1)[0] for module in modules} for name, modules in found.items()}
@@ -243,7 +247,7 @@ def knowledge_of_gpt2(module: str, source: str) -> list[str]:
         for at in imports_of(module, source)
         if at.imports.startswith("pellucid.gpt2")
     ]
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(parsed(source)):
         if isinstance(node, ast.Constant) and str(node.value).startswith("pellucid.gpt2") and module != REGISTRATION:
             found.append(f"{module}:{node.lineno} names {node.value}")
         if isinstance(node, ast.Attribute) and node.attr in OF_GPT2:

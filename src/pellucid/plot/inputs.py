@@ -29,7 +29,7 @@ ROUNDING = 0.01
 
 @dataclass(frozen=True)
 class Layers:
-    """The values of each layer, without pads and without what `skip` leaves out.
+    """The values of each layer; pads and the first tokens that `skip` counts are left out.
 
     Attributes:
         numbers: The layers' numbers; one empty text if the array has no layer axis.

@@ -1,4 +1,4 @@
-"""To and from transformers: live models, and the folder that `save_pretrained` writes."""
+"""Exchange models with transformers: read its live models and make them, and write a folder that it loads."""
 
 from __future__ import annotations
 
