@@ -91,60 +91,36 @@ class Edit:
     @classmethod
     @named_arguments()
     def replace(
-        cls,
-        names: Names,
-        value: Tensor | float,
-        *,
-        pos: Index = None,
-        heads: Index = None,
-        neurons: Index = None,
+        cls, names: Names, value: Tensor | float, *, pos: Index = None, heads: Index = None, neurons: Index = None,
         rows: Index = None,
-    ) -> Edit:
+    ) -> Edit:  # fmt: skip
         """Put `value` there."""
         return cls("replace", names, partial(_fitting, value), Region(pos, heads, neurons, rows))
 
     @classmethod
     @named_arguments()
     def add(
-        cls,
-        names: Names,
-        value: Tensor | float,
-        *,
-        pos: Index = None,
-        heads: Index = None,
-        neurons: Index = None,
+        cls, names: Names, value: Tensor | float, *, pos: Index = None, heads: Index = None, neurons: Index = None,
         rows: Index = None,
-    ) -> Edit:
+    ) -> Edit:  # fmt: skip
         """Add `value`."""
         return cls("add", names, partial(_added, value), Region(pos, heads, neurons, rows))
 
     @classmethod
     @named_arguments()
     def scale(
-        cls,
-        names: Names,
-        factor: Tensor | float,
-        *,
-        pos: Index = None,
-        heads: Index = None,
-        neurons: Index = None,
+        cls, names: Names, factor: Tensor | float, *, pos: Index = None, heads: Index = None, neurons: Index = None,
         rows: Index = None,
-    ) -> Edit:
+    ) -> Edit:  # fmt: skip
         """Multiply by `factor`."""
         return cls("scale", names, partial(_scaled, factor), Region(pos, heads, neurons, rows))
 
     @classmethod
     @named_arguments()
     def mean_ablate(
-        cls,
-        names: Names,
-        reference: ActivationCkpts | None = None,
-        *,
-        pos: Index = None,
-        heads: Index = None,
-        neurons: Index = None,
-        rows: Index = None,
-    ) -> Edit:
+        cls, names: Names, reference: ActivationCkpts | None = None, *, pos: Index = None, heads: Index = None,
+        neurons: Index = None, rows: Index = None,
+    ) -> Edit:  # fmt: skip
         """Replace by the mean over batch and all real positions.
 
         Args:
@@ -161,15 +137,9 @@ class Edit:
     @classmethod
     @named_arguments()
     def patch(
-        cls,
-        names: Names,
-        source: ActivationCkpts,
-        *,
-        pos: Index = None,
-        heads: Index = None,
-        neurons: Index = None,
+        cls, names: Names, source: ActivationCkpts, *, pos: Index = None, heads: Index = None, neurons: Index = None,
         rows: Index = None,
-    ) -> Edit:
+    ) -> Edit:  # fmt: skip
         """Put the value of the same checkpoint of another run there.
 
         Args:
@@ -186,15 +156,9 @@ class Edit:
     @classmethod
     @named_arguments()
     def apply(
-        cls,
-        names: Names,
-        function: Callable[[Tensor], Tensor],
-        *,
-        pos: Index = None,
-        heads: Index = None,
-        neurons: Index = None,
-        rows: Index = None,
-    ) -> Edit:
+        cls, names: Names, function: Callable[[Tensor], Tensor], *, pos: Index = None, heads: Index = None,
+        neurons: Index = None, rows: Index = None,
+    ) -> Edit:  # fmt: skip
         """Put `function(part)` there."""
         if not callable(function):
             raise EditError(
