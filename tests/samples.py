@@ -90,7 +90,10 @@ _SIZES: dict[str, Any] = {
 }  # fmt: skip
 
 SAMPLES = {
-    "gpt2": Sample({**support.SIZES, "vocab_size": 61}, {"as it is": {}, "untied": {"tie_word_embeddings": False}}, {}),
+    "gpt2": Sample(
+        {**support.SIZES, "vocab_size": 61, "bos_token_id": 1, "eos_token_id": 2},
+        {"as it is": {}, "untied": {"tie_word_embeddings": False}}, {},
+    ),
     "llama": Sample(
         # three queries share a head, and heads are wider than D / H
         {**_SIZES, "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 10}, _ODD_LLAMAS,

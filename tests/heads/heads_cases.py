@@ -10,10 +10,15 @@ from torch import Tensor
 
 import llamas
 import pellucid as pl
+import samples
 import support
 
-FAMILIES: dict[str, Any] = {"gpt2": support.glass, "llama": lambda **more: llamas.glass(attention_bias=True, **more)}
-"""Builders: all heads by themselves, and three queries to a head of keys and values."""
+FAMILIES: dict[str, Any] = {
+    "gpt2": support.glass,
+    "llama": lambda **more: llamas.glass(attention_bias=True, **more),
+    "gpt_neox": lambda **more: samples.glass("gpt_neox", num_attention_heads=4, **more),
+}
+"""Builders: all heads by themselves, three queries to a head of keys and values, and heads of which a part turns."""
 
 
 def model64(family: str) -> pl.CkptedTransformer:

@@ -1,66 +1,19 @@
-"""Llama by every verb: generation token for token, edits, measures, figures, the command line, copies."""
+"""What is a Llama's own in captures and edits: rotated keys, gates, names; every verb is in tests/families."""
 
 from __future__ import annotations
 
-import copy
-import json
-import pickle
 import re
-from pathlib import Path
-from typing import Any
 
-import checks
 import pytest
 import torch
-from typer.testing import CliRunner
 
 import llamas
 import pellucid as pl
-from pellucid.cli import app
 from pellucid.llama import MLP, Attention, RMSNorm, Transformer, TransformerBlock
 from pellucid.network import Run
 from pellucid.part import under
 
 ROWS = llamas.ragged_ids(3, 9)
-SAMPLER = {"temperature": 0.8, "top_k": 20, "top_p": 0.9, "repetition_penalty": 1.2}
-
-
-# Generation
-
-
-@pytest.mark.parametrize("sampled", [False, True])
-@pytest.mark.parametrize("cached", [False, True])
-@pytest.mark.parametrize("case", ["one row", "several rows", "tied, as many keys as queries", "bfloat16, one key"])
-def test_generated_tokens_are_transformers(case: str, cached: bool, sampled: bool) -> None:
-    fields: dict[str, Any] = {}
-    if case.startswith("tied"):
-        fields = {"tie_word_embeddings": True, "num_key_value_heads": 6}
-    if case.startswith("bfloat16"):
-        fields = {"dtype": torch.bfloat16, "num_key_value_heads": 1}
-    ours, hf = llamas.pair(**fields)
-    rows = [ROWS[1]] if case == "one row" else llamas.ragged_ids(4, 9, 2)
-    batch = ours.tokenize(rows)
-    torch.manual_seed(7)
-    theirs = hf.generate(
-        batch.ids, attention_mask=batch.mask.long(), max_new_tokens=12, use_cache=cached, pad_token_id=0,
-        do_sample=sampled, **(SAMPLER if sampled else {}),
-    )  # fmt: skip
-    out = ours.generate(
-        rows, max_new_tokens=12, sampler=pl.Sampler(**SAMPLER) if sampled else None, seed=7, use_cache=cached
-    )
-    for row, text, full in zip(rows, out.ids, theirs.tolist(), strict=True):
-        expected = full[batch.ids.size(1) - len(row) :]
-        assert text.tolist() == expected[: len(text)]
-        assert set(expected[len(text) :]) <= {0}, "it ended before transformers' did"
-
-
-def test_beams_and_streams() -> None:
-    ours, hf = llamas.pair()
-    ids = torch.tensor([ROWS[1]])
-    theirs = hf.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, num_beams=3, do_sample=False)
-    assert ours.generate(ids, max_new_tokens=8, num_beams=3).ids.tolist() == theirs.tolist()
-    streamed = [token.id for token in ours.stream(ids, max_new_tokens=8)]
-    assert streamed == ours.generate(ids, max_new_tokens=8).ids[0, ids.size(1) :].tolist()
 
 
 def test_generating_captures_and_edits() -> None:
@@ -74,30 +27,7 @@ def test_generating_captures_and_edits() -> None:
         assert torch.allclose(out.ckpts[name], whole[name], atol=1e-5), name
 
 
-@pytest.mark.parametrize("numerics", ["fast", "bfloat16"])
-def test_other_numerics(numerics: str) -> None:
-    hf = llamas.reference(attention_bias=True, mlp_bias=True)
-    exact, other = pl.from_hf(hf), pl.from_hf(hf, numerics=numerics)
-    with torch.no_grad():
-        difference = float((exact(ROWS) - other(ROWS)).abs().max())
-    assert difference < (1e-4 if numerics == "fast" else 1.0)
-    assert (difference > 1e-4) is (numerics == "bfloat16")
-    generated = other.generate(ROWS, max_new_tokens=5)
-    assert len(generated.ids) == 2
-
-
 # Captures and edits
-
-
-def test_stops_and_starts() -> None:
-    model = llamas.glass()
-    logits, whole = model.run_with_ckpts(ROWS)
-    _, first = model.run_with_ckpts(ROWS, stop_at="blocks.1.attn.ckpt_rot_q")
-    assert [*first] == list(model.ckpt_names)[: len(first)]
-    assert [*first][-1] == "blocks.1.attn.ckpt_rot_q"
-    assert all(torch.equal(value, whole[name]) for name, value in first.items())
-    begun = model.run(ROWS, start_at=("blocks.1.resid_pre", whole["blocks.1.resid_pre"]))
-    assert torch.equal(begun, logits)
 
 
 PATCHED = (
@@ -131,12 +61,6 @@ def test_an_edit_of_one_row_leaves_the_bits_of_the_others() -> None:
         plain = model(ROWS)
         assert torch.equal(edited[1], plain[1]), name
         assert not torch.equal(edited[0][-3:], plain[0][-3:]), name
-
-
-def test_snapshots_are_nobodys_else() -> None:
-    checks.snapshots(llamas.glass(), ROWS)
-    names = ["blocks.1.attn.ckpt_rot_k", "blocks.0.mlp.ckpt_up", "blocks.1.ln1.ckpt_scaled"]
-    checks.hooks_go_on(llamas.glass(), ROWS, names)
 
 
 def test_a_nan_is_not_hidden() -> None:
@@ -190,52 +114,6 @@ def test_attributes_of_other_libraries_name_what_is_there() -> None:
 # What is built on a model
 
 
-def test_ties(tmp_path: Path) -> None:
-    for tied in (False, True):
-        ours, hf = llamas.pair(tie_word_embeddings=tied)
-        hf.save_pretrained(tmp_path / str(tied))
-        for given in (ours, hf, tmp_path / str(tied)):
-            audit = pl.audit_ties(given)
-            assert audit.after_reload.survives, given
-            assert not audit.problems
-    again = pl.audit_ties(tmp_path / "True").after_reload
-    assert again.tied_after
-    model = llamas.glass()
-    pl.tie(model)
-    assert model.unembed.tied
-    assert model.config.tie_word_embeddings
-    pl.untie(model)
-    assert torch.equal(model.unembed.W_U.t(), model.embed.W_E)
-
-
-def test_measures_and_figures() -> None:
-    model = llamas.glass()
-    _, ckpts = model.run_with_ckpts(llamas.ragged_ids(30, 40))
-    norms = pl.measure.norms(ckpts, "attn.ckpt_attn_out", log=True)
-    assert norms.dims == ("layer", "batch", "pos")
-    fit = pl.measure.autoregression(norms, lags=2, skip=1)
-    assert [*fit.params.columns] == ["const", "lag1", "lag2"]
-    scores = pl.measure.induction(model, length=10, texts=3)
-    assert dict(scores.sizes) == {"layer": 3, "head": 6}
-    data = ckpts.to_xarray()
-    for drawn in (
-        pl.plot.norms(norms, skip=1), pl.plot.autoregression(fit), pl.plot.head_scores(scores),
-        pl.plot.attention(data["attn.ckpt_pattern"].isel(batch=1, layer=0, head=2)),
-    ):  # fmt: skip
-        assert drawn is not None
-
-
-def test_copies_compute_the_same() -> None:
-    model = llamas.glass(attention_bias=True)
-    _, ckpts = model.run_with_ckpts(ROWS)
-    with torch.no_grad():
-        expected = model(ROWS)
-        for made in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-            assert torch.equal(made(ROWS), expected)
-    again = pickle.loads(pickle.dumps(ckpts))
-    assert all(torch.equal(again[name], value) for name, value in ckpts.items())
-
-
 def test_building_blocks() -> None:
     model = llamas.glass()
     config, x = model.config, torch.randn(2, 5, 24)
@@ -251,19 +129,3 @@ def test_building_blocks() -> None:
         positions = torch.arange(5).expand(2, 5)
         assert torch.equal(alone.transform(Run(ids, positions)), model(ids))
     assert "rotary" in repr(alone)
-
-
-def test_the_command_line(tmp_path: Path) -> None:
-    folder, kept = str(tmp_path / "model"), str(tmp_path / "c.safetensors")
-    llamas.glass().save_pretrained(folder)
-    ids = ["--ids", "5 6 7 8"]
-    for arguments in (
-        ["run", *ids, "-m", folder, "--names", "blocks.*.attn.ckpt_rot_k", "--save", kept],
-        ["generate", *ids, "-m", folder, "--max-new-tokens", "4"],
-        ["norms", "--ids", " ".join(map(str, range(3, 30))), "-m", folder, "--lags", "1"],
-        ["ties", folder],
-    ):
-        result = CliRunner().invoke(app, [*arguments, "--json"], prog_name="pellucid", catch_exceptions=False)
-        assert result.exit_code == 0, f"{arguments}: {result.output}"
-        assert json.loads(result.stdout)
-    assert len(pl.ActivationCkpts.load(kept)) == 3

@@ -8,12 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, LlamaForCausalLM
+from safetensors.torch import save_file
+from transformers import LlamaForCausalLM
 
 import llamas
 import pellucid as pl
-import support
 
 IDS = llamas.some_ids(2, 9)
 CASES: dict[str, dict[str, Any]] = {
@@ -25,48 +24,6 @@ CASES: dict[str, dict[str, Any]] = {
 @torch.no_grad()
 def same_logits(ours: Any, hf: Any) -> bool:
     return torch.equal(ours(IDS), hf(IDS).logits)
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_a_folder_of_transformers(case: str, tmp_path: Path) -> None:
-    hf = llamas.reference(**CASES[case])
-    hf.save_pretrained(tmp_path)
-    for model in (pl.load(tmp_path), pl.CkptedTransformer.from_pretrained(tmp_path)):
-        assert same_logits(model, hf)
-        assert model.provenance["layout"] == "hf"
-        assert model.unembed.tied == hf.config.tie_word_embeddings
-        assert not model.training
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_transformers_reads_what_we_save(case: str, tmp_path: Path) -> None:
-    ours, hf = llamas.pair(**CASES[case])
-    ours.save_pretrained(tmp_path)
-    again = AutoModelForCausalLM.from_pretrained(tmp_path)
-    assert type(again) is LlamaForCausalLM
-    assert same_logits(ours, again)
-    assert same_logits(pl.load(tmp_path), again)
-    hf.save_pretrained(tmp_path / "theirs")
-    mine, theirs = (load_file(folder / "model.safetensors") for folder in (tmp_path, tmp_path / "theirs"))
-    assert {n: t.tolist() for n, t in mine.items()} == {n: t.tolist() for n, t in theirs.items()}
-
-
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64"])
-def test_dtypes(dtype: str, tmp_path: Path) -> None:
-    """A model opened in a dtype has its frequencies whole; one that is converted has them rounded, as theirs has."""
-    llamas.reference().save_pretrained(tmp_path)
-    as_torch = getattr(torch, dtype)
-    opened, theirs = pl.load(tmp_path, dtype=dtype), LlamaForCausalLM.from_pretrained(tmp_path, dtype=as_torch)
-    assert same_logits(opened, theirs)
-    assert same_logits(pl.from_hf(theirs), theirs)
-    assert same_logits(opened, pl.to_hf(opened))
-    converted = LlamaForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).to(as_torch)
-    assert same_logits(pl.load(tmp_path).to(as_torch), converted)
-    copied = pl.from_hf(converted)
-    assert same_logits(copied, converted)
-    assert same_logits(copied, pl.to_hf(copied))
-    rounded = dtype != "float64"
-    assert torch.equal(copied.rotary.inv_freq.float(), opened.rotary.inv_freq) is not rounded
 
 
 @pytest.mark.parametrize("headless", [False, True])
@@ -119,13 +76,6 @@ def test_parameters_are_those_of_the_contract() -> None:
     assert pl.count_parameters(ours).unique == sum(p.numel() for p in hf.parameters())
 
 
-def test_fresh_weights_lie_as_imported_ones_do() -> None:
-    fresh, imported = pl.CkptedTransformer(llamas.glass().config), llamas.glass()
-    strides = [{n: t.stride() for n, t in model.state_dict().items()} for model in (fresh, imported)]
-    assert strides[0] == strides[1]
-    assert same_logits(fresh.eval(), pl.to_hf(fresh).eval())
-
-
 def test_frequencies_of_old_files_are_dropped() -> None:
     ours, hf = llamas.pair()
     old = {f"model.layers.{i}.self_attn.rotary_emb.inv_freq": torch.ones(5) for i in range(3)}
@@ -171,14 +121,6 @@ def test_the_sizes_that_the_weights_show_are_the_remedy() -> None:
     said = caught.value.remedy.split("config=", 1)[1].split("}", 1)[0] + "}"
     fields = {**wrong.to_dict(), **eval(said)}
     assert same_logits(pl.load(hf.state_dict(), config=fields), hf)
-
-
-def test_weights_of_another_family_are_refused() -> None:
-    llama, gpt2 = llamas.pair()[1], support.reference()
-    for tensors, config in ((llama, support.glass().config), (gpt2, llamas.glass().config)):
-        with pytest.raises(pl.WeightsError, match="another architecture") as caught:
-            pl.load(tensors.state_dict(), config=config)
-        assert caught.value.code == "weights-foreign"
 
 
 def test_an_unknown_type_names_the_families(tmp_path: Path) -> None:

@@ -10,12 +10,13 @@ import pytest
 import torch
 from loops import METRIC, everywhere, patched
 
-import llamas
 import pellucid as pl
+import samples
 import support
 
 MODELS: dict[str, Callable[[], pl.CkptedTransformer]] = {
-    "llama": lambda: llamas.pair(dtype=torch.float64)[0],
+    "llama": lambda: samples.glass("llama", dtype=torch.float64),
+    "gpt_neox": lambda: samples.glass("gpt_neox", dtype=torch.float64),
 }
 
 COMMON = [
