@@ -213,18 +213,22 @@ def with_codes(page: str) -> str:
 
 
 def with_points(page: str) -> str:
-    """The page of checkpoints with its tables as GPT-2's schema has them."""
-    import pellucid as pl
+    """The page of checkpoints with its tables as the schema of each family has them."""
+    from pellucid.families import FAMILIES
     from pellucid.schema import shape_by_letters
 
-    schema, tables = pl.load().schema, list[str]()
-    for title, points in (("name", schema.before), ("`blocks.i.`", schema.block), ("name", schema.after)):
-        rows = [f"| {title} | shape | value | what it is | unit |", "| --- | --- | --- | --- | --- |"]
-        for point in points:
-            meaning = point.meaning + ("" if point.computed == "always" else "; computed when watched")
-            shape = shape_by_letters(point.axes)
-            rows.append(f"| `{point.name}` | `{shape}` | `{point.equation}` | {meaning} | {point.unit} |")
-        tables.append("\n".join(rows))
+    tables = list[str]()
+    for family in FAMILIES:
+        schema = family.schema_of({"layer": 1})
+        tables.append(f"### {family.config.about.family}")
+        for title, points in (("name", schema.before), ("`blocks.i.`", schema.block), ("name", schema.after)):
+            rows = [f"| {title} | shape | value | what it is | unit |", "| --- | --- | --- | --- | --- |"]
+            for point in points:
+                meaning = point.meaning + ("" if point.computed == "always" else "; computed when watched")
+                shape = shape_by_letters(point.axes)
+                shape = shape if point.heads == "head" else shape.replace("H", "G")
+                rows.append(f"| `{point.name}` | `{shape}` | `{point.equation}` | {meaning} | {point.unit} |")
+            tables.append("\n".join(rows))
     before, after = page.partition(POINTS_BEGIN)[0], page.partition(POINTS_END)[2]
     return "\n\n".join([f"{before}{POINTS_BEGIN}", *tables, f"{POINTS_END}{after}"])
 
