@@ -10,8 +10,8 @@ import pytest
 import torch
 from whole_runs import METRIC, edges_left, instead, model, nodes_left, two
 
-import llamas
 import pellucid as pl
+import samples
 import support
 from pellucid.circuits.ablations import Ablations, Choices, EdgeTap
 from pellucid.circuits.graph import Graph
@@ -122,7 +122,7 @@ def test_texts_with_pads() -> None:
 
 def test_a_llama_whose_heads_share_keys() -> None:
     """Within the rounding of float32, in which its norms compute whatever the model's dtype is."""
-    glass = llamas.glass(dtype=torch.float64, num_hidden_layers=2)
+    glass = samples.glass("llama", dtype=torch.float64, num_hidden_layers=2)
     graph, size = Graph(glass.schema), glass.schema.sizes["d_vocab"]
     clean, corrupted = (support.some_ids(2, 5, size, seed) for seed in (0, 5))
     kept = [edge for edge in graph.edges if edge[1] not in graph.receivers[::6]]
@@ -134,6 +134,20 @@ def test_a_llama_whose_heads_share_keys() -> None:
     some = graph.nodes[1::2]
     left = nodes_left(glass, clean, instead(glass, corrupted, "resample"), all_but(graph.nodes[1:], some))
     np.testing.assert_allclose(nodes.keeping([some])[0], left, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("parallel", [True, False])
+def test_mlps_beside_their_heads_and_behind_them(parallel: bool) -> None:
+    glass = samples.glass("gpt_neox", dtype=torch.float64, num_hidden_layers=2, use_parallel_residual=parallel)
+    graph, size = Graph(glass.schema), glass.schema.sizes["d_vocab"]
+    clean, corrupted = (support.some_ids(2, 5, size, seed) for seed in (0, 5))
+    assert (("blocks.0.attn[1]", "blocks.0.mlp") in graph.edges) != parallel
+    kept = [edge for edge in graph.edges if edge[1] not in graph.receivers[::2]]
+    runs = Ablations(glass, clean, corrupted, METRIC, Choices.of("edges", None, "resample", None, "noise"))
+    left = edges_left(glass, clean, instead(glass, corrupted, "resample"), all_but(graph.edges, kept))
+    np.testing.assert_allclose(runs.keeping([kept])[0], left, rtol=0, atol=1e-10)
+    scores = pl.attribution.edges(glass, clean, corrupted, metric=METRIC)
+    assert set(pl.circuits.Circuit(edges=scores).edges) == set(graph.edges)
 
 
 def test_all_of_it_is_the_model_and_nothing_is_the_other_run() -> None:

@@ -44,6 +44,9 @@ REMEDIES: dict[str, list[Case]] = {
         Case(lambda h: Circuit(nodes=HEAD), "nodes=[", lambda h: Circuit(nodes=[HEAD])),
         Case(lambda h: Circuit(nodes=[(5, -3)]), "(5, 3) for a head", lambda h: Circuit(nodes=[(5, 3)])),
         Case(lambda h: Circuit(nodes=[5]), "'blocks.5.mlp'", lambda h: Circuit(nodes=["blocks.5.mlp"])),
+        Case(lambda h: Circuit(nodes=["nonsense"]), "'blocks.5.mlp'", lambda h: Circuit(nodes=["blocks.5.mlp"])),
+        Case(lambda h: Circuit(edges=[("a", "b")]), "edges=[('blocks", lambda h: Circuit(edges=[EDGE])),
+        Case(lambda h: _report(h, [(0, 1)]), "Circuit(nodes=[(5, 3)", lambda h: _report(h, Circuit([(0, 1)]))),
         Case(lambda h: Circuit(edges=[HEAD]), "edges=[('blocks", lambda h: Circuit(edges=[EDGE])),
     ],
     "circuit-scores": [
@@ -105,6 +108,10 @@ REMEDIES: dict[str, list[Case]] = {
             lambda h: _report(h, components=["attn"]), "components='embeddings'",
             lambda h: _report(h, components="embeddings"),
         ),
+        Case(
+            lambda h: _report(h, components=[]), "components='embeddings'",
+            lambda h: _report(h, components="embeddings"),
+        ),
         Case(lambda h: _report(h, direction="back"), "direction='noise'", lambda h: _report(h, direction="noise")),
         Case(
             lambda h: _report(h, value="zero", direction="denoise"), "direction='noise'",
@@ -151,6 +158,7 @@ def test_numbers_of_draws_are_whole(here: Here) -> None:
     with pytest.raises(pl.InputError, match="top"):
         Circuit(nodes=here.heads).top(-1)
     assert len(Circuit(nodes=here.heads).top(np.int64(2))) == 2
+    assert list(Circuit(nodes=np.array([[1, 0]])).nodes) == ["blocks.1.attn[0]"]
 
 
 def test_what_is_missing_is_no_part() -> None:

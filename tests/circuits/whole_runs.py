@@ -92,7 +92,8 @@ def _heard(
         return pl.Edit.replace(name, now[name] - wrong)
     place = ".".join(receiver.split(".")[:2])
     is_mlp = receiver.endswith("mlp")
-    stream = f"{place}.{'resid_mid' if is_mlp else 'resid_pre'}"
+    after = is_mlp and f"{place}.resid_mid" in model.schema
+    stream = f"{place}.{'resid_mid' if after else 'resid_pre'}"
     _, heard = model.run_with_ckpts(batch, edits=[*pins, pl.Edit.replace(stream, now[stream] - wrong)])
     if is_mlp:
         name = f"{place}.ln2.ckpt_normalized"

@@ -50,7 +50,7 @@ NO_VERB = {
         "attribution-by attribution-of-some-heads attribution-target "
         "captures-without-model lens-model lens-setting "
         "lens-texts no-head-before parts-do-not-sum",
-    "evaluates circuits": "circuit-choices circuit-kind circuit-scores circuit-shares",
+    "evaluates circuits": "circuit-choices circuit-kind circuit-scores circuit-shares not-a-circuit",
     "patches, ablates, or measures one number of a run":
         "ablate-how align-misfit edit-mean-of-pattern gradient-along gradient-rules metric-kind "
         "metric-positions metric-shape metric-tokens metric-without-gradient no-texts nothing-to-normalize path-order "

@@ -147,6 +147,9 @@ REMEDIES: dict[str, list[Case]] = {
             lambda h: P.attention(h.patterns[0, 0, 0, :, :1]),
         ),
     ],
+    "not-a-circuit": [
+        Case(lambda h: P.circuit([(0, 1)]), "(5, 3)", lambda h: P.circuit(pl.circuits.Circuit(nodes=[(5, 3)])))
+    ],
     "matrix-axes": [
         Case(lambda h: P.heatmap(h.by_text), "array.mean('batch')", lambda h: P.heatmap(h.by_text.mean("batch")))
     ],

@@ -59,7 +59,7 @@ class Choices:
             InputError: Something that cannot be chosen.
         """
         given = (components,) if isinstance(components, str) else components
-        kinds = tuple(given or (KINDS if granularity == "edges" else KINDS[1:]))
+        kinds = (KINDS if granularity == "edges" else KINDS[1:]) if given is None else tuple(given) or (None,)
         _require("granularity", granularity, ("nodes", "edges"))
         for kind in kinds:
             _require("components", kind, KINDS)
@@ -122,12 +122,6 @@ class Ablations:
         self.written = [EMBEDDED, *(
             f"blocks.{i}.{kind}" for i in blocks for kind in (Z, MLP_OUT) if f"blocks.{i}.{kind}" in model.schema
         )]  # fmt: skip
-        if choices.granularity == "edges" and any(f"blocks.{i}.resid_mid" not in model.schema for i in blocks):
-            raise InputError(
-                "circuits: edges of a model whose blocks have no resid_mid, so that its MLPs do not read their heads.",
-                code="circuit-choices",
-                remedy="Give granularity='nodes'.",
-            )
         self._runs = pair.run(model, metric, self.written)
         self.clean, self.corrupted = (
             torch.tensor(self._runs.plain[f"{side}_by_text"], dtype=torch.float64) for side in ("clean", "corrupted")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pellucid.check import as_number, as_whole, require_whole
-from pellucid.circuits.graph import EMBEDDINGS, MLP_OUT, PART, Edge, Graph, Z
+from pellucid.circuits.graph import EMBEDDINGS, LOGITS, MLP_OUT, PART, Edge, Graph, Z
 from pellucid.errors import InputError, shown
 
 if TYPE_CHECKING:
@@ -106,9 +106,22 @@ class Circuit:
             if sender in inside and (not (held := graph.holders(receiver)) or not inside.isdisjoint(held))
         )  # fmt: skip
 
-    def require(self, graph: Graph) -> None:
-        """See that a model has these parts; see `Graph.require`."""
-        graph.require(self.nodes, self.edges)
+    @staticmethod
+    def checked(given: Any, graph: Graph) -> Circuit:
+        """A circuit that was given, of whose parts a model has every one.
+
+        Raises:
+            InputError: Something else, or an edge whose sender does not come before its receiver.
+            UnknownNameError: A part that the model does not have.
+        """
+        if not isinstance(given, Circuit):
+            raise InputError(
+                f"circuit: {shown(given)} given, expected a circuit.",
+                code="circuit-kind",
+                remedy="Give pl.circuits.Circuit(nodes=[(5, 3), 'blocks.5.mlp']), for example.",
+            )
+        graph.require(given.nodes, given.edges)
+        return given
 
     def __repr__(self) -> str:
         words = [part if isinstance(part, str) else " -> ".join(part) for part in self.parts]
@@ -147,9 +160,9 @@ def _nodes(given: Any) -> dict[str, float]:
 
 
 def _node(given: Any) -> str:
-    if isinstance(given, str):
+    if isinstance(given, str) and (given == EMBEDDINGS or ((found := PART.fullmatch(given)) and not found["letter"])):
         return given
-    numbers = [as_whole(i) for i in given] if isinstance(given, (tuple, list)) and len(given) == 2 else []
+    numbers = [as_whole(i) for i in given] if isinstance(given, Iterable) else []
     if len(numbers) != 2 or any(i is None or i < 0 for i in numbers):
         raise InputError(
             f"circuit: node {shown(given)}, expected a name or (layer, head).",
@@ -165,7 +178,8 @@ def _edges(given: Any) -> dict[Edge, float]:
         return dict(pair for array in arrays for pair in _scored_edges(array))
     found: dict[Edge, float] = {}
     for one in _several(given, "edges"):
-        if not isinstance(one, (tuple, list)) or len(one) != 2 or not all(isinstance(end, str) for end in one):
+        ends = list(one) if isinstance(one, (tuple, list)) else []
+        if len(ends) != 2 or not all(isinstance(end, str) and _is_part(end) for end in ends):
             raise InputError(
                 f"circuit: edge {shown(one)}, expected a pair of names.",
                 code="circuit-kind",
@@ -173,6 +187,10 @@ def _edges(given: Any) -> dict[Edge, float]:
             )
         found[(one[0], one[1])] = 1.0
     return found
+
+
+def _is_part(name: str) -> bool:
+    return name in (EMBEDDINGS, LOGITS) or PART.fullmatch(name) is not None
 
 
 def _several(given: Any, what: str) -> list[Any]:

@@ -69,8 +69,8 @@ def curve(
         >>> round(float(found[-1]), 6), found["count"].values.tolist()
         (1.0, [24, 96, 479])
     """
-    circuit = scores if isinstance(scores, Circuit) else Circuit.of_scores(scores)
-    circuit.require(Graph(model.schema))
+    given = scores if isinstance(scores, Circuit) else Circuit.of_scores(scores)
+    circuit = Circuit.checked(given, Graph(model.schema))
     wanted = [as_number(share) for share in shares]
     if not wanted or any(share is None or not 0 < share <= 1 for share in wanted) or wanted != sorted(set(wanted)):  # pyright: ignore[reportArgumentType]
         raise InputError(

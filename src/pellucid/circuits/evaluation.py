@@ -176,8 +176,7 @@ def evaluate(
     """
     subsets = require_whole("circuits.evaluate: subsets", subsets, at_least=1)
     count = require_whole("circuits.evaluate: random", random)
-    graph = Graph(model.schema)
-    circuit.require(graph)
+    circuit = Circuit.checked(circuit, Graph(model.schema))
     choices = Choices.of(granularity or circuit.granularity, components, value, pos, direction)
     runs = Ablations(model, clean, corrupted, metric, choices)
     inside = _inside(circuit, runs)
@@ -341,7 +340,7 @@ def across(
         >>> found.sizes
         Frozen({'granularity': 2, 'component': 1, 'value': 3, 'position': 1, 'direction': 2, 'batch': 1})
     """
-    circuit.require(Graph(model.schema))
+    circuit = Circuit.checked(circuit, Graph(model.schema))
     axes: list[list[Any]] = [list(each) for each in (granularities, components, values, positions, directions)]
     shape = tuple(map(len, axes))
     if not all(shape):

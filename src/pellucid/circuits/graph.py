@@ -64,7 +64,8 @@ class Graph:
 
     def comes_before(self, sender: str, receiver: str) -> bool:
         """Whether a receiver reads what a sender wrote."""
-        return _order(sender) < _order(receiver)
+        at_once = receiver.endswith("mlp") and f"{receiver.removesuffix('mlp')}resid_mid" not in self.schema
+        return _order(sender) < _order(receiver) - at_once  # an MLP beside its heads reads what they read
 
     def holders(self, receiver: str) -> tuple[str, ...]:
         """The nodes that a receiver belongs to: of a shared key, every head that uses it; none for "logits"."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from pellucid.errors import InputError
@@ -52,6 +53,12 @@ def circuit(circuit: Circuit, *, title: str | None = None, ax: Axes | None = Non
         >>> ax.get_title(loc="left"), len(pl.plot.data(ax))
         ('circuit of 2 edges', 2)
     """
+    if not isinstance(getattr(circuit, "parts", None), Mapping):
+        raise InputError(
+            f"plot.circuit: {type(circuit).__name__} given, expected a circuit.",
+            code="not-a-circuit",
+            remedy="Give pl.circuits.Circuit(nodes=[(5, 3), 'blocks.5.mlp']), for example.",
+        )
     if not circuit.parts:
         raise InputError(
             "plot.circuit: the circuit has no parts, expected at least one.",
