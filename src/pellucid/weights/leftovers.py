@@ -122,7 +122,7 @@ _HEADS = re.compile(
 )
 _BLOCK = re.compile(r"(^|\.)(h|blocks|layers?)\.\d+\.")
 _MASKS = re.compile(
-    r"(^|\.)attn\.(bias|masked_bias|mask|IGNORE|tril|causal_mask)$|(^|\.)(position_ids|causal_mask|mask)$"
+    r"(^|\.)att(n|ention)\.(bias|masked_bias|mask|IGNORE|tril|causal_mask)$|(^|\.)(position_ids|causal_mask|mask)$"
 )
 
 
