@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pellucid.aliases import Names
+from pellucid.attribution.rules import HELD, Relevance
 from pellucid.axes import NEURONS, POSITIONS, Axis
 from pellucid.check import require_whole
 from pellucid.dialects import named_arguments
@@ -33,7 +34,7 @@ from pellucid.text.batch import Batch, Inputs
 if TYPE_CHECKING:
     import xarray
 
-Rules = Literal["plain", "atp"]
+Rules = Literal["plain", "atp", "relp"]
 PATTERN = "attn.ckpt_pattern"
 QUERY, KEY = "attn.ckpt_q", "attn.ckpt_k"
 
@@ -74,7 +75,9 @@ def gradient(
         steps: Points at which the gradient is taken.
         along: What is moved between them, "node" or "inputs".
         rules: "plain"; "atp" lets queries and keys go through the softmax, which saturates, instead of through its
-            gradient: (A(q') - A) . dm/dA (Kramár et al. 2024, arXiv:2403.00745, equation 7).
+            gradient: (A(q') - A) . dm/dA (Kramár et al. 2024, arXiv:2403.00745, equation 7); "relp" goes back through
+            norms, activation functions and attention by the rules of `pellucid.attribution.rules`, which hold constant
+            what is not linear (Jafari et al. 2025, arXiv:2508.21258).
         check: How many cells to patch in fact, drawn at random, so that the estimate can state its error.
         seed: Of that draw.
 
@@ -85,7 +88,8 @@ def gradient(
         square of their difference.
 
     Raises:
-        InputError: As for `sweep`; "atp" along neurons, or with more steps than one.
+        InputError: As for `sweep`; "atp" along neurons, or with more steps than one; "relp" of queries, keys, scores,
+            patterns or scaled values, which it holds constant.
         NumericsError: A metric through which no gradient goes.
 
     Example:
@@ -103,7 +107,9 @@ def gradient(
     cells = pair.cells(model.schema, names, over, Region(pos, heads, neurons))
     kept = dict.fromkeys((*cells.names, *(("ckpt_embed",) if along == "inputs" else ())))
     runs = pair.run(model, metric, kept, kept)
-    estimate = Gradients(runs.base, cells, runs.source)
+    if rules == "relp":
+        _require_a_share(cells.names)
+    estimate = Gradients(runs.base, cells, runs.source, rules)
     found = estimate.array(estimate.through_softmax() if rules == "atp" else estimate.products(steps, along))
     title = f"{', '.join(cells.kinds)}, {pair.taken} into {pair.into}, by gradients"
     about: dict[str, Any] = {"checkpoint": ", ".join(cells.kinds), "direction": direction, "steps": steps,
@@ -126,10 +132,11 @@ class Gradients:
         base: The base run, with the values of every checkpoint that is estimated.
         cells: What is estimated.
         source: The values that would be put in.
+        rules: How gradients go back.
     """
 
-    def __init__(self, base: Base, cells: Cells, source: Mapping[str, Tensor]) -> None:
-        self.base, self.cells, self.source = base, cells, source
+    def __init__(self, base: Base, cells: Cells, source: Mapping[str, Tensor], rules: Rules = "plain") -> None:
+        self.base, self.cells, self.source, self.rules = base, cells, source, rules
         self._differences: dict[str, Tensor] = {}
         self.axes = base.model.schema.axes
 
@@ -221,9 +228,12 @@ class Gradients:
     def _at(self, names: Sequence[str], edits: Sequence[Edit]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """dm/dvalue of some checkpoints in one run, and the values."""
         base = self.base
-        logits, ckpts = base.model.run_with_ckpts(base.batch, names=list(names), edits=list(edits), grads=True)
+        relevance = Relevance(base.model) if self.rules == "relp" else None
+        ruled = [] if relevance is None else relevance.edits(names)
+        logits, ckpts = base.model.run_with_ckpts(base.batch, names=list(names), edits=[*edits, *ruled], grads=True)
         given = differentiable(base.metric, logits, base.batch)
-        values = [ckpts[name] for name in names]
+        kept: Mapping[str, Tensor] = ckpts if relevance is None else relevance.seen
+        values = [kept[name] for name in names]
         found = gradients_of(given.sum(), values)
         gradients = [torch.zeros_like(v) if g is None else g for g, v in zip(found, values, strict=True)]
         return dict(zip(names, gradients, strict=True)), {n: v.detach() for n, v in zip(names, values, strict=True)}
@@ -285,17 +295,29 @@ def _require_choices(along: str, rules: str, steps: int, over: Sequence[str]) ->
             code="gradient-along",
             remedy="Give along='node' to move each value by itself, 'inputs' to move the input embeddings.",
         )
-    if rules not in ("plain", "atp"):
+    if rules not in ("plain", "atp", "relp"):
         raise InputError(
-            f"gradient: rules={shown(rules)}, expected 'plain' or 'atp'.",
+            f"gradient: rules={shown(rules)}, expected 'plain', 'atp' or 'relp'.",
             code="gradient-rules",
-            remedy="Give rules='plain', or 'atp' to take queries and keys through the softmax.",
+            remedy="Give rules='plain', 'atp' to take queries and keys through the softmax, or 'relp' to hold constant "
+            "what is not linear.",
         )
     if rules == "atp" and steps > 1:
         raise InputError(
             f"gradient: rules='atp' with steps={steps}, which is defined for one.",
             code="gradient-rules",
             remedy="Leave steps out, or give rules='plain'.",
+        )
+
+
+def _require_a_share(names: Sequence[str]) -> None:
+    """Raise `InputError` if one of these lies inside of what RelP holds constant."""
+    held = [name for name in names if name.endswith(HELD)]
+    if held:
+        raise InputError(
+            f"gradient: rules='relp' holds patterns and the divisors of norms constant, so {held[0]!r} has no share.",
+            code="gradient-rules",
+            remedy="Give rules='plain', or rules='atp' for queries and keys.",
         )
 
 
