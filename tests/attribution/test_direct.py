@@ -17,7 +17,7 @@ import pellucid as pl
 import support
 from following import Case, follow, params
 from pellucid import own_file
-from pellucid.norms import LayerNorm
+from pellucid.blocks import LayerNorm
 
 DIRECT = pl.attribution.direct
 WHOLE = 1e-10

@@ -12,7 +12,7 @@ from torch import Tensor
 import pellucid as pl
 import samples
 import support
-from pellucid import attend, neox, norms, rotary
+from pellucid import attend, blocks, neox, rotary
 from pellucid.neox import attention as neox_attention
 from pellucid.weights.layouts import from_ours
 from samples import SAMPLES
@@ -284,7 +284,7 @@ MUTANTS: dict[str, tuple[str, Any, str, Any, str]] = {
     "repeated heads in the kernel's place": ("llama", attend, "_WIDEST_GROUPED", 0, "sdpa"),
     "heads in turn": ("llama", attend, "repeated", lambda v, n: v.repeat(1, n, 1, 1), "eager"),
     "the gain before the cast": (
-        "llama", norms.RMSNorm, "forward",
+        "llama", blocks.RMSNorm, "forward",
         lambda self, x, tap=None: self.ckpt_normalized(
             (self.w.float() * (w := x.float()) * torch.rsqrt(w.pow(2).mean(-1, keepdim=True) + self.eps)).to(x.dtype),
             tap=tap,

@@ -15,11 +15,10 @@ from torch import Tensor
 
 from pellucid import dialects
 from pellucid.attend import Visible
-from pellucid.blocks import Architecture, Block, FeedForward, Whole
+from pellucid.blocks import Architecture, Block, FeedForward, LayerNorm, Whole
 from pellucid.gpt2.attention import Attention
 from pellucid.gpt2.config import TransformerConfig
 from pellucid.network import Memory, Network, Run
-from pellucid.norms import LayerNorm
 from pellucid.part import Part, Weights, under
 from pellucid.tap import Tap
 

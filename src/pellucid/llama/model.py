@@ -13,12 +13,11 @@ from __future__ import annotations
 from torch import Tensor
 
 from pellucid.attend import Visible
-from pellucid.blocks import Architecture, Block, FeedForward, Whole
+from pellucid.blocks import Architecture, Block, FeedForward, RMSNorm, Whole
 from pellucid.llama import aliases
 from pellucid.llama.attention import Attention
 from pellucid.llama.config import LlamaConfig
 from pellucid.network import Memory, Network, Run
-from pellucid.norms import RMSNorm
 from pellucid.rotary import Turn, beside, know_positions
 from pellucid.tap import Tap
 

@@ -15,12 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pellucid.attend import Visible
-from pellucid.blocks import Architecture, Block, FeedForward, Whole
+from pellucid.blocks import Architecture, Block, FeedForward, LayerNorm, Whole
 from pellucid.neox import aliases
 from pellucid.neox.attention import Attention
 from pellucid.neox.config import GPTNeoXConfig
 from pellucid.network import Memory, Network, Run
-from pellucid.norms import LayerNorm
 from pellucid.rotary import Turn, beside, know_positions
 from pellucid.tap import Tap
 
