@@ -58,6 +58,7 @@ STEADY: dict[str, Callable[[Any], Any]] = {
     "estimate": lambda m: str(pl.estimate(m, ROW)),
     "estimate_generation": lambda m: str(pl.estimate_generation(m, ROW)),
     "patching.estimate_sweep": lambda m: pl.patching.estimate_sweep(m, CLEAN, CORRUPTED, "resid_pre", **SWEEP).runs,
+    "fold": lambda m: str(pl.fold(m)),
     "to_hf": lambda m: pl.to_hf(m).training,
     "tie": pl.tie,
     "untie": pl.untie,

@@ -124,7 +124,7 @@ class GPTNeoXConfig(JsonConfig):
                 f"config: head_dim={shown(width)}: heads of another width than hidden_size / num_attention_heads "
                 "are not implemented.",
                 code="config-not-implemented",
-                remedy="Leave head_dim out if it does not apply: ignore_config=['head_dim'].",
+                remedy="If it does not apply, pass ignore_config=['head_dim'].",
             )
         said = {"rotary_emb_base": "rope_theta", "rotary_pct": "partial_rotary_factor"}
         return gathered(given, said, partial_rotary_factor=0.25)
