@@ -17,6 +17,7 @@ from pellucid.errors import NumericsError
 
 TEXTS = [[3, 4, 5, 6, 7, 8], [9, 10, 11]]
 STEPS = ("fold_ln", "center_writing_weights", "center_unembed", "fold_value_biases")
+REFACTORED = "refactor_factored_attn_matrices"
 MODELS: dict[str, Callable[..., pl.CkptedTransformer]] = {
     "gpt2": support.glass,
     "untied": lambda **fields: support.glass(tie_word_embeddings=False, **fields),
@@ -130,9 +131,38 @@ def _changed(model: pl.CkptedTransformer) -> pl.Folded:
     return folded
 
 
+@pytest.mark.parametrize("steps", [(), STEPS], ids="+".join)
+def test_refactored_heads_have_the_same_scores_and_outputs(
+    steps: tuple[str, ...], glass64: pl.CkptedTransformer
+) -> None:
+    folded = pl.fold(glass64, **only(*steps), refactor_factored_attn_matrices=True)
+    assert folded.prove(TEXTS) < 1e-10
+    before = pl.fold(glass64, **only(*steps)).model.run_with_ckpts(TEXTS[:1])[1]
+    after = folded.model.run_with_ckpts(TEXTS[:1])[1]
+    for name in ("blocks.1.attn.ckpt_scores", "blocks.1.attn.ckpt_attn_out"):
+        torch.testing.assert_close(after[name], before[name], atol=1e-10, rtol=0)
+    values, outputs = folded["blocks.2.attn.W_V"], folded["blocks.2.attn.W_O"]
+    eye = torch.eye(12, dtype=torch.float64).expand(4, 12, 12)
+    torch.testing.assert_close(values.mT @ values, eye, atol=1e-12, rtol=0)
+    squares = outputs @ outputs.mT
+    torch.testing.assert_close(squares, squares.diagonal(dim1=1, dim2=2).diag_embed(), atol=1e-12, rtol=0)
+    queries, keys = folded["blocks.2.attn.W_Q"], folded["blocks.2.attn.W_K"]
+    own = [
+        torch.cat([w, folded[f"blocks.2.attn.b_{letter}"][:, None]], 1) for w, letter in ((queries, "Q"), (keys, "K"))
+    ]
+    torch.testing.assert_close(own[0].mT @ own[0], own[1].mT @ own[1], atol=1e-12, rtol=0)
+
+
 REMEDIES: dict[str, list[Case]] = {
     "folding-differs": [
         Case(lambda model: _changed(model).prove(TEXTS), "pl.fold(model)", _proved),
+    ],
+    "folding-rotated": [
+        Case(
+            lambda model: pl.fold(llamas.glass(), refactor_factored_attn_matrices=True),
+            "=False",
+            lambda model: pl.fold(llamas.glass(), refactor_factored_attn_matrices=False),
+        ),
     ],
 }
 

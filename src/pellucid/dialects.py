@@ -101,7 +101,7 @@ MODEL: Mapping[str, str] = {
         ),
         "pl.fold(model), which gives other weights and the same probabilities",
     ),
-    "refactor_factored_attn_matrices": "pl.heads.qk(model, 0, 0).svd()",
+    "refactor_factored_attn_matrices": "pl.fold(model, refactor_factored_attn_matrices=True)",
     "set_use_attn_result": "torch.einsum('bphk,hkd->bphd', ckpts['z', 0], model.blocks[0].attn.W_O)",
     "set_use_split_qkv_input": "pl.Edit.zero('blocks.0.attn.ckpt_q', heads=3)",
     "set_use_attn_in": "pl.Edit.zero('blocks.0.attn.ckpt_q', heads=3)",

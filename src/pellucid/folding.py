@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from pellucid.errors import InputError, NumericsError
+from pellucid.heads.factored import FactoredMatrix
 from pellucid.run.model import CkptedTransformer
 from pellucid.schema import Schema
 from pellucid.text.batch import Inputs
@@ -93,6 +94,7 @@ def fold(
     center_writing_weights: bool = True,
     center_unembed: bool = True,
     fold_value_biases: bool = True,
+    refactor_factored_attn_matrices: bool = False,
 ) -> Folded:
     """Fold and centre the weights of a copy of a model; the steps have HookedTransformer's names.
 
@@ -106,9 +108,13 @@ def fold(
         center_writing_weights: Take off the mean over D of what is written into the stream.
         center_unembed: Take off the mean over the vocabulary of the head and of `b_U`.
         fold_value_biases: Move what the values' biases write, b_V W_O, into b_O; a row of a pattern sums to one.
+        refactor_factored_attn_matrices: Give each head other queries, keys and values with the same scores and outputs:
+            its factors are the singular vectors of W_QK, biases included, and of W_OV. Queries and keys share the
+            singular values; W_O has those of W_OV.
 
     Raises:
-        InputError: A norm's bias that a matrix without a bias reads, or values' biases without a b_O.
+        InputError: Rotated queries and keys, or heads that share keys, which cannot be refactored; or a bias that
+            is read by a matrix without a bias.
 
     Example:
         >>> import pellucid as pl
@@ -117,7 +123,8 @@ def fold(
         True
     """
     asked = {"fold_ln": fold_ln, "center_writing_weights": center_writing_weights, "center_unembed": center_unembed,
-             "fold_value_biases": fold_value_biases}  # fmt: skip
+             "fold_value_biases": fold_value_biases,
+             "refactor_factored_attn_matrices": refactor_factored_attn_matrices}  # fmt: skip
     exact = _folded(model, tuple(step for step, wanted in asked.items() if wanted))
     return Folded(exact.model.to(model.dtype), exact.b_U.to(model.dtype), exact.steps, model)
 
@@ -136,10 +143,35 @@ def _folded(model: CkptedTransformer, steps: tuple[str, ...]) -> Folded:
         if "center_unembed" in steps:
             changed.unembed.W_U.sub_(changed.unembed.W_U.mean(-1, keepdim=True))
             bias -= bias.mean()
-        if "fold_value_biases" in steps:
+        if "fold_value_biases" in steps or "refactor_factored_attn_matrices" in steps:
             for block in range(len(model.schema.blocks)):
                 _fold_value_bias(changed, f"blocks.{block}.attn")
+        if "refactor_factored_attn_matrices" in steps:
+            _refactor(changed)
     return Folded(changed, bias, steps, model)
+
+
+def _refactor(model: CkptedTransformer) -> None:
+    """Make each head's factors singular vectors; a row of ones beside the input stands for the biases."""
+    sizes = model.schema.sizes
+    if "attn.ckpt_rot_q" in model.schema.in_blocks or sizes["head"] != sizes["head_kv"]:
+        raise InputError(
+            "fold: refactor_factored_attn_matrices with rotated queries and keys, or heads that share keys.",
+            code="folding-rotated",
+            remedy="Pass refactor_factored_attn_matrices=False.",
+        )
+    for block in range(sizes["layer"]):
+        q, k, v, o = (model.parameter(f"blocks.{block}.attn.W_{letter}") for letter in "QKVO")
+        biases = [model.parameter(f"blocks.{block}.attn.b_{letter}") for letter in "QK"]
+        queries, keys = (torch.cat([own, bias[:, None]], 1) for own, bias in zip((q, k), biases, strict=True))
+        left, values, right = FactoredMatrix(queries, keys.mT).svd()
+        root = values.sqrt()[:, None]
+        for own, bias, made in zip((q, k), biases, (left * root, right.mT * root), strict=True):
+            own.copy_(made[:, :-1])
+            bias.copy_(made[:, -1])
+        left, values, right = FactoredMatrix(v, o).svd()
+        v.copy_(left)
+        o.copy_(values[:, :, None] * right)
 
 
 def _in_float64(model: CkptedTransformer) -> CkptedTransformer:

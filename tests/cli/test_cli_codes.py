@@ -45,7 +45,7 @@ NO_VERB = {
     "is code for HookedTransformer":
         "hook-direction hook-not-computed hooked-config hooked-tokenizer hooked-unsupported no-beginning patch-indices "
         "several-rows slice-without-length unknown-hook-point",
-    "folds and centres weights": "folding-differs folding-without-bias",
+    "folds and centres weights": "folding-differs folding-rotated folding-without-bias",
     "attributes captured values":
         "attribution-by attribution-of-some-heads attribution-target "
         "captures-without-model lens-model lens-setting "

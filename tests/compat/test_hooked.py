@@ -17,8 +17,10 @@ from following import Case, follow, params
 from pellucid.compat.hooked import (
     ActivationCache,
     FactoredMatrix,
+    HookedRootModule,
     HookedTransformer,
     HookedTransformerConfig,
+    HookPoint,
     patching,
     utils,
 )
@@ -336,6 +338,28 @@ def test_factored_matrices_are_their_products() -> None:
     scores = utils.composition_scores(matrix, matrix, broadcast_dims=True)
     expected = torch.einsum("abij,cdjk->abcdik", dense, dense).norm(dim=(-2, -1))
     close(scores, expected / (matrix.norm()[:, :, None, None] * matrix.norm()))
+
+
+class Squares(HookedRootModule):
+    """A module of the user's own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hook_square, self.inner = HookPoint(), torch.nn.ModuleDict({"hook_sum": HookPoint()})
+        self.setup()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner["hook_sum"](self.hook_square(x * x) + 1)
+
+
+def test_hooks_on_a_module_of_ones_own() -> None:
+    module = Squares()
+    out, cache = module.run_with_cache(torch.tensor([2.0, 3.0]))
+    assert out.tolist() == [5.0, 10.0]
+    assert {name: value.tolist() for name, value in cache.items()} == {
+        "hook_square": [4.0, 9.0], "inner.hook_sum": [5.0, 10.0]}  # fmt: skip
+    hooks = [("hook_square", lambda value, hook: value * 0)]
+    assert module.run_with_hooks(torch.tensor([2.0, 3.0]), fwd_hooks=hooks).tolist() == [1.0, 1.0]
 
 
 Here = HookedTransformer

@@ -18,7 +18,7 @@ Where = str | Callable[[str], bool]
 
 
 class HookedRootModule(nn.Module):
-    """A module whose `HookPoint`s are known by their names.
+    """A module whose `HookPoint`s are known by their names; one's own calls `setup` at the end of its `__init__`.
 
     Attributes:
         hook_dict: Every hook point by its name, in execution order.
@@ -32,6 +32,13 @@ class HookedRootModule(nn.Module):
         self.hook_dict: dict[str, HookPoint] = {}
         self.context_level = 0
         self.is_caching = False
+
+    def setup(self) -> None:
+        """Find the hook points among the submodules, and tell them their names."""
+        found = {name: module for name, module in self.named_modules() if isinstance(module, HookPoint)}
+        for name, point in found.items():
+            point.name = name
+        self.hook_dict = found
 
     @property
     def mod_dict(self) -> dict[str, nn.Module]:
@@ -147,6 +154,44 @@ class HookedRootModule(nn.Module):
         """
         with self.hooks(fwd_hooks, bwd_hooks, reset_hooks_end, clear_contexts) as hooked:
             return hooked(*model_args, **model_kwargs)
+
+    def run_with_cache(
+        self,
+        *model_args: Any,
+        names_filter: Where | Sequence[str] | None = None,
+        device: Any = None,
+        remove_batch_dim: bool = False,
+        incl_bwd: bool = False,
+        reset_hooks_end: bool = True,
+        clear_contexts: bool = False,
+        pos_slice: Any = None,
+        **model_kwargs: Any,
+    ) -> tuple[Any, Any]:
+        """Run the module and keep its values.
+
+        Args:
+            *model_args: As for a run.
+            names_filter: A name, names or a function of names; None for every value.
+            device: Where the values go; None leaves them where they are.
+            remove_batch_dim: Whether to take the only row of each value.
+            incl_bwd: Whether to run backwards too, from what the run returned, and to keep gradients under names that
+                end in _grad.
+            reset_hooks_end: Whether the hooks that keep values are removed afterwards.
+            clear_contexts: Whether what hooks kept is forgotten afterwards.
+            pos_slice: The positions to keep.
+            **model_kwargs: As for a run.
+
+        Returns:
+            What the run returned, and the values by name.
+        """
+        kept, forwards, backwards = self.get_caching_hooks(
+            names_filter, incl_bwd, device, remove_batch_dim, pos_slice=pos_slice
+        )
+        with self.hooks(forwards, backwards, reset_hooks_end, clear_contexts):
+            out = self(*model_args, **model_kwargs)
+            if incl_bwd:
+                out.backward()
+        return out, kept
 
     def get_caching_hooks(
         self,

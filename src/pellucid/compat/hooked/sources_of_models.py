@@ -54,13 +54,13 @@ def as_ours(given: Any) -> Tokenizer | None:
     return Tokenizer(type(backend).from_str(backend.to_str()))
 
 
-def refuse(others: Mapping[str, Any], **named: Any) -> None:
+def refuse(others: Mapping[str, Any]) -> None:
     """Refuse keywords that would change numbers.
 
     Raises:
         InputError: There are any.
     """
-    for name, value in {**others, **named}.items():
+    for name, value in others.items():
         if value not in (None, False) and not (name in _WITHOUT_EFFECT and value in (True, 1)):
             raise InputError(
                 f"HookedTransformer.from_pretrained: {name}={shown(value)} is not supported.",

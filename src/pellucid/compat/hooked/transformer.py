@@ -82,7 +82,7 @@ class HookedTransformer(HookedGeneration):
         fold_ln: bool | None = None,
         center_writing_weights: bool | None = None,
         center_unembed: bool | None = None,
-        refactor_factored_attn_matrices: bool = False,
+        refactor_factored_attn_matrices: bool | None = None,
         *,
         fold_value_biases: bool | None = None,
         hf_model: Any = None,
@@ -100,7 +100,7 @@ class HookedTransformer(HookedGeneration):
             fold_ln: Whether to fold gains and biases of norms into the matrices that read them.
             center_writing_weights: Whether to centre what writes into the stream.
             center_unembed: Whether to centre the head, which moves all logits of a token by the same number.
-            refactor_factored_attn_matrices: Not supported.
+            refactor_factored_attn_matrices: Whether each head's factors are made orthogonal, see `pellucid.fold`.
             fold_value_biases: Whether to move value biases into `b_O`.
             hf_model: A transformers model to take instead.
             device: Where to put the model; the processor if None.
@@ -117,7 +117,8 @@ class HookedTransformer(HookedGeneration):
             PellucidWarning: Folding and centring, which HookedTransformer does by default, were not asked for.
         """
         asked = {"fold_ln": fold_ln, "center_writing_weights": center_writing_weights,
-                 "center_unembed": center_unembed, "fold_value_biases": fold_value_biases}  # fmt: skip
+                 "center_unembed": center_unembed, "fold_value_biases": fold_value_biases,
+                 "refactor_factored_attn_matrices": refactor_factored_attn_matrices}  # fmt: skip
         if all(value is None for value in asked.values()):
             warnings.warn(
                 "HookedTransformer.from_pretrained: the weights are left as they are; HookedTransformer itself folds "
@@ -127,7 +128,7 @@ class HookedTransformer(HookedGeneration):
                 PellucidWarning,
                 stacklevel=2,
             )
-        refuse(others, refactor_factored_attn_matrices=refactor_factored_attn_matrices)
+        refuse(others)
         model = opened(model_name, hf_model, device, dtype)
         wanted = [name for name, value in asked.items() if value]
         bias = None
@@ -219,46 +220,23 @@ class HookedTransformer(HookedGeneration):
         return lm_cross_entropy_loss(logits, tokens.to(logits.device), attention_mask, per_token)
 
     def run_with_cache(
-        self,
-        *model_args: Any,
-        return_cache_object: bool = True,
-        remove_batch_dim: bool = False,
-        names_filter: Any = None,
-        device: Any = None,
-        incl_bwd: bool = False,
-        reset_hooks_end: bool = True,
-        clear_contexts: bool = False,
-        pos_slice: Any = None,
-        **model_kwargs: Any,
+        self, *model_args: Any, return_cache_object: bool = True, remove_batch_dim: bool = False, **options: Any
     ) -> tuple[Any, Any]:
-        """Run the model and keep its values.
+        """Run the model and keep its values; further arguments as for `HookedRootModule.run_with_cache`.
 
         Args:
             *model_args: As for a run.
             return_cache_object: Whether to return an `ActivationCache` instead of a dictionary.
             remove_batch_dim: Whether to take the only row of each value.
-            names_filter: A name, names or a function of names; None for every value.
-            device: Where the values go; None leaves them where they are.
-            incl_bwd: Whether to run backwards too, from the loss, and to keep gradients under names that end in _grad.
-            reset_hooks_end: Whether the hooks that keep values are removed afterwards.
-            clear_contexts: Whether what hooks kept is forgotten afterwards.
-            pos_slice: The positions to keep.
-            **model_kwargs: As for a run.
+            **options: `names_filter`, `pos_slice`, `incl_bwd` and the others, and arguments of the run by name.
 
         Returns:
             What the run returned, and the values.
         """
-        kept, forwards, backwards = self.get_caching_hooks(
-            names_filter, incl_bwd, device, remove_batch_dim=False, pos_slice=pos_slice
-        )
-        with self.hooks(forwards, backwards, reset_hooks_end, clear_contexts):
-            out = self(*model_args, **model_kwargs)
-            if incl_bwd:
-                out.backward()
-        if not return_cache_object:
-            return out, {name: value[0] for name, value in kept.items()} if remove_batch_dim else kept
+        out, kept = super().run_with_cache(*model_args, **options)
         cache = ActivationCache(kept, self)
-        return out, cache.remove_batch_dim() if remove_batch_dim else cache
+        cache = cache.remove_batch_dim() if remove_batch_dim else cache
+        return out, cache if return_cache_object else cache.cache_dict
 
     def input_to_embed(
         self, input: Any, prepend_bos: bool | None = None, padding_side: str | None = None
