@@ -575,7 +575,7 @@ def test_a_cache_without_weights_is_completed_once_the_network_is_allowed(
 @pytest.mark.remedy("hub-no-config")
 def test_a_repository_of_something_else(server: StandIn, hf: Any, tmp_path: Path) -> None:
     server.refuse = status(404, "EntryNotFound")
-    assert "as transformers writes them" in refused(server, tmp_path).remedy
+    assert "as transformers writes it" in refused(server, tmp_path).remedy
     server.refuse = lambda name: None
     assert same_logits(pl.load(REPOSITORY, hub=options(server, tmp_path)), hf)
 
