@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+WIDGET = "application/vnd.jupyter.widget-view+json"
 SCRIPTS = sorted(path for path in Path(__file__).parent.glob("*.py") if path != Path(__file__))
 
 
@@ -54,8 +55,10 @@ def executed(made: dict[str, Any]) -> dict[str, Any]:
 
 
 def text_of(made: dict[str, Any]) -> str:
-    """The file's text: sources and printed outputs a line each, so that changes can be read."""
+    """The file's text: sources and printed outputs a line each, so that changes can be read; without progress bars."""
     for cell in made["cells"]:
+        if "outputs" in cell:
+            cell["outputs"] = [one for one in cell["outputs"] if WIDGET not in one.get("data", {})]
         cell["source"] = "".join(cell["source"]).splitlines(keepends=True)
         for output in cell.get("outputs", ()):
             if "text" in output:

