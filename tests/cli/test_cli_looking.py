@@ -157,7 +157,9 @@ def test_composition(kind: Any, cli: Any, cli_json: Any, bundled: pl.CkptedTrans
     largest = np.sort(scores.values[~np.isnan(scores.values)])[::-1]
     assert [pair["composition"] for pair in pairs] == pytest.approx(largest[:4], rel=1e-12)
     assert float(scores.sel({name: pairs[0][name] for name in scores.dims})) == pairs[0]["composition"]
-    assert cli("heads", "--composition", kind, "--csv", str(tmp_path / "pairs.csv")).exit_code == 0
+    files = "--csv", str(tmp_path / "pairs.csv"), "--figure", str(tmp_path / "pairs.png")
+    assert cli("heads", "--composition", kind, *files).exit_code == 0
+    assert (tmp_path / "pairs.png").read_bytes().startswith(b"\x89PNG")
     assert len(rows_of(tmp_path / "pairs.csv")) == len(largest)
 
 

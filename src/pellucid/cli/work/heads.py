@@ -77,7 +77,8 @@ def _composed(wish: Heads, model: pl.CkptedTransformer) -> Composed:
     if wish.csv is not None:
         write_csv(wish.csv, table)
     if wish.figure is not None:
-        write_figure(wish.figure, lambda: pl.plot.heatmap(_by_pair(scores)).get_figure())
+        random = model.schema.sizes["d_model"] ** -0.5  # about what heads of random weights score
+        write_figure(wish.figure, lambda: pl.plot.heatmap(_by_pair(scores), centre=random).get_figure())
     return Composed(wish.model_name, str(wish.composition), _records(table.head(wish.top)))
 
 
