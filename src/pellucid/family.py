@@ -157,6 +157,8 @@ class Suspect:
         is_of_logits: Whether it needs the logits of all tokens at once.
         harmless: Whether it is rounding all the same, or no text can show it.
         slight: Whether it is rounding, so it explains no large error.
+        what: The family's own description of the mistake, for `beside`.
+        beside: The same mistake in a model that also makes another, which is given; None if that cannot be.
     """
 
     report: str
@@ -167,6 +169,8 @@ class Suspect:
     is_of_logits: bool = False
     harmless: bool = False
     slight: bool = False
+    what: Any = None
+    beside: Callable[[Suspect], Suspect] | None = None
 
 
 @dataclass(frozen=True)

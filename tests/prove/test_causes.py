@@ -330,3 +330,64 @@ def test_another_name_for_the_same_function_is_no_cause(small: pl.CkptedTransfor
     assert "activation function gelu instead" in words
     assert "gelu_python_tanh instead" not in words
     assert "gelu_pytorch_tanh instead" not in words
+
+
+class Again(torch.nn.Module):
+    """Another module, once more, without owning it."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        super().__init__()
+        self.held = [module]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.held[0](x)
+
+
+class Boxed(torch.nn.Module):
+    """A module around all that an MLP is, as the one inside it is."""
+
+    def __init__(self, net: torch.nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.net(x)
+
+
+def test_what_enters_two_modules_at_once_is_its_own_value(small: pl.CkptedTransformer) -> None:
+    """The outer one is forced to the reference's value, which must not hide what it was given."""
+    made = RIGHTS["nano"](small)
+    for block in made.transformer["h"]:
+        block.mlp, block.spare = Boxed(block.mlp), block.ln_2
+    assert pl.compare(small, made, IDS)
+    for block in made.transformer["h"]:
+        block.ln_2 = Again(block.ln_1)
+    report = pl.compare(small, made, IDS)
+    assert report.verdict == "different", report
+    assert report.first_divergence is not None
+    assert report.first_divergence.where == "blocks.0.ln2.ckpt_normalized"
+    assert "ln1 is used in the place of ln2" in cause_of(report)
+
+
+def test_a_constant_does_not_stand_for_a_mistake_behind_it(small: pl.CkptedTransformer) -> None:
+    """This program keeps sqrt(d_head) in float32, which is a note: what is named is the mistake."""
+    made = RIGHTS["split"](small)
+    made.layers[1].feed_in.register_forward_pre_hook(lambda _, args: (args[0] * 1.01,))
+    report = pl.compare(small, made, IDS)
+    assert report.first_divergence is not None
+    assert report.first_divergence.where == "blocks.1.ln2.ckpt_normalized"
+    assert report.first_divergence.cause is None
+    assert any("which is harmless by itself" in note for note in report.notes)
+
+
+def test_a_mistake_beside_a_constant_is_named(small: pl.CkptedTransformer) -> None:
+    made = RIGHTS["split"](small)
+
+    def blind(_: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        seen = kwargs["seen"] & ~torch.eye(IDS.size(1), dtype=torch.bool)
+        seen[..., 0, 0] = True
+        return args, {**kwargs, "seen": seen}
+
+    for layer in made.layers:
+        layer.attention.register_forward_pre_hook(blind, with_kwargs=True)
+    assert "does not see itself, the first position excepted" in cause_of(pl.compare(small, made, IDS))

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import test_causes
 import test_right
 import test_unwatched
 import torch
@@ -303,8 +304,16 @@ def a_copy_runs(patch: Patch) -> None:
 
 
 def any_cause_will_do(patch: Patch) -> None:
-    patch.setattr(causes, "_reproduces", lambda *_: True)
+    patch.setattr(causes.Trials, "outcome", lambda self, suspect: (causes._extent(suspect, self.evidence), 0.0))
     patch.setattr(causes, "_agree", lambda *_: True)
+
+
+def no_cause_is_found(self: Any, suspect: Any) -> tuple[None, float]:
+    return None, torch.inf
+
+
+def nothing_was_put_there(patch: Patch) -> None:
+    patch.setattr(program._Recorder, "placed", property(lambda self: set(), nothing), raising=False)
 
 
 def one_row_is_drawn(patch: Patch) -> None:
@@ -366,6 +375,14 @@ def zeros_are_zeros(patch: Patch) -> None:
     patch.setattr(runs, "same_bits", torch.equal)
 
 
+def an_outer_module_hides_nothing() -> None:
+    test_causes.test_what_enters_two_modules_at_once_is_its_own_value(MODEL)
+
+
+def constants_hide_nothing() -> None:
+    test_causes.test_a_constant_does_not_stand_for_a_mistake_behind_it(MODEL)
+
+
 def parts_stand_in_every_order() -> None:
     test_right.test_parts_of_one_tensor_in_every_order("kvq", True, MODEL)
 
@@ -388,7 +405,7 @@ MUTANTS: dict[str, tuple[Callable[[Patch], None], Callable[[], None]]] = {
     "the unexplained is ignored": (patched(pl.Alignment, "complete", True), extra_is_not_passed_over),
     "any cause is confirmed": (any_cause_will_do, no_false_claim),
     "one point is enough": (patched(causes, "_agree", lambda *_: True), all_points_are_asked),
-    "no cause is confirmed": (patched(causes, "_reproduces", lambda *_: False), mistake_is_found),
+    "no cause is confirmed": (patched(causes.Trials, "outcome", no_cause_is_found), mistake_is_found),
     "roles are believed": (patched(runs.Runs, "first_wrong", first_suspicious), rights_pass),
     "float32 stays float32 in float64": (patched(copies._Rewritten, "__torch_function__", as_it_is), rights_pass),
     "the float64 run is in float32": (patched(trial, "DOUBLE", program.Conditions()), rights_pass),
@@ -402,6 +419,12 @@ MUTANTS: dict[str, tuple[Callable[[Patch], None], Callable[[], None]]] = {
     ),
     "what was lent is kept": (patched(lending, "_give_back", nothing), mode_is_kept),
     "a deep copy runs": (a_copy_runs, closures_are_run_right),
+    "what was put there is a module's own value": (
+        nothing_was_put_there, an_outer_module_hides_nothing
+    ),
+    "a constant stands for what is behind it": (
+        patched(runs.Runs, "against", lambda self, values: self), constants_hide_nothing
+    ),
     "parts of a tensor stand in one order": (
         patched(aligning, "_arrangements", lambda group: iter([group])),
         parts_stand_in_every_order,

@@ -139,7 +139,7 @@ def known_mistakes(weights: PlainWeights, *, several_rows: bool = True) -> Itera
     """
     sizes = weights.sizes
     sections: Iterable[Iterable[Mistake]] = (
-        block.activations(sizes), attention.rounded_scales(sizes), attention.SCALES, attention.MASKS, attention.TAKEN,
+        attention.rounded_scales(sizes), block.activations(sizes), attention.SCALES, attention.MASKS, attention.TAKEN,
         attention.ROWS if several_rows else (), attention.HEAD_AXES, block.norms(sizes), attention.PROJECTIONS,
         attention.OUTPUTS, block.MLP, EMBEDDINGS, block.WIRING, heads(weights), orders(sizes.layers),
     )  # fmt: skip

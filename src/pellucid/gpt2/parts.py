@@ -72,7 +72,8 @@ class Parts:
         add_attention: From the block's input, attention's input and its output.
         add_mlp: From the block's input, the residual stream after attention, the MLP's input and its output.
         wiring: How a block puts all of this together.
-        blocks: Where replaced parts hold; None for everywhere. Other blocks are right.
+        blocks: Where replaced parts hold; None for everywhere.
+        elsewhere: What the other blocks are; None for right ones.
         order: The blocks in the order in which they are applied, for their number.
         ending: From the last residual stream and the position embeddings.
         logits: From the last LayerNorm's output and the head [V, D].
@@ -111,6 +112,7 @@ class Parts:
     add_mlp: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor] = field(default=lambda x, mid, read, out: mid + out)
     wiring: Callable[[PlainBlock, Tensor], Tensor] = pre_norm
     blocks: tuple[int, ...] | None = None
+    elsewhere: Parts | None = None
     order: Callable[[int], Sequence[int]] = range
     ending: Callable[[Tensor, Tensor], Tensor] = field(default=lambda x, positions: x)
     logits: Callable[[Tensor, Tensor], Tensor] = field(default=lambda x, head: x @ head.T)
@@ -136,9 +138,9 @@ class Parts:
             return -1
         order = self.order(n_layer)
         moved = next((i for i, block in enumerate(order) if block != i), len(order))
-        inside = changed - _BEHIND - {"order", "blocks"}
+        inside = changed - _BEHIND - {"order", "blocks", "elsewhere"}
         first = (0 if self.blocks is None else min(self.blocks, default=n_layer)) if inside else n_layer
-        return min(moved, first)
+        return min(moved, first, n_layer if self.elsewhere is None else self.elsewhere.first_change(n_layer))
 
 
 RIGHT = Parts()
@@ -204,7 +206,7 @@ def run_parts(parts: Parts, weights: PlainWeights, span: Span) -> Values:
     else:
         x, positions = _embeddings(parts, weights, span.ids, values)
     for place, i in enumerate(parts.order(n_layer)[max(span.first, 0) : span.last + 1]):
-        here = parts if parts.blocks is None or i in parts.blocks else RIGHT
+        here = parts if parts.blocks is None or i in parts.blocks else parts.elsewhere or RIGHT
         x, inside = run_block(here, weights.of_block(i), x)
         prefix = f"blocks.{place if span.by_place else i}."
         values |= {prefix + kind: value for kind, value in inside.items()}

@@ -55,6 +55,11 @@ def _suspect(mistake: Mistake, weights: PlainWeights, coarse: PlainWeights) -> S
         words = f"{mistake.report}, in block{'s' * (len(blocks) > 1)} {', '.join(map(str, blocks))} only"
         return _suspect(replace(mistake, report=words, changes={**mistake.changes, "blocks": blocks}), weights, coarse)
 
+    def beside(other: Suspect) -> Suspect:
+        also: Mistake = other.what
+        changes = {**also.changes, **mistake.changes, "elsewhere": also.parts}
+        return _suspect(replace(mistake, changes=changes), weights, coarse)
+
     return Suspect(
         mistake.report,
         run,
@@ -64,6 +69,8 @@ def _suspect(mistake: Mistake, weights: PlainWeights, coarse: PlainWeights) -> S
         is_of_logits="logits" in mistake.changes,
         harmless=mistake.harmless,
         slight=mistake.slight,
+        what=mistake,
+        beside=beside,
     )
 
 

@@ -7,6 +7,7 @@ point where they first differ. Where none does, nothing is claimed.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -75,32 +76,49 @@ class Cause:
     Attributes:
         words: What it is.
         extent: Where it was confirmed, in words.
-        harmless: It is rounding, and it explains everything.
+        harmless: It is rounding, or no text can show it.
         complete: It explains the logits too.
+        suspect: The mistake itself; None of what no family knows.
     """
 
     words: str
     extent: str
     harmless: bool = False
     complete: bool = False
+    suspect: Suspect | None = None
+
+    def values(self, runs: Runs) -> Mapping[str, Tensor]:
+        """What a reference that makes it computes, by point and checkpoint."""
+        assert self.suspect is not None
+        return with_checkpoints(self.suspect.run(Span(runs.ids), False), runs.schema)
 
 
 def confirmed_cause(evidence: Evidence) -> Cause | None:
-    """The first known mistake that reproduces what was observed, and if there is one, all of it; else None."""
-    span = _span(evidence)
-    everything = Span(evidence.runs.ids)
-    partial: Cause | None = None
+    """The first known mistake that reproduces what was observed, and if there is one, all of it; else None.
+
+    A mistake that does so but for a constant's last digits is tried again in a reference with such a constant.
+    """
     trials = Trials(evidence)
-    for mistake in itertools.chain(evidence.suspects, _alone(evidence.suspects, span, evidence.n_layer)):
-        where = everything if mistake.is_of_order else span
-        if trials.may_reproduce(mistake, where) and _reproduces(mistake, where, evidence):
-            cause = _extent(mistake, evidence)
-            if cause.complete:
+    partial: Cause | None = None
+    nearly: list[Suspect] = []
+    for suspect in itertools.chain(evidence.suspects, _alone(evidence.suspects, trials.span, evidence.n_layer)):
+        cause, gap = trials.outcome(suspect)
+        if cause is not None and cause.complete:
+            return cause
+        partial = partial or cause
+        nearly += [suspect] if cause is None and gap <= CONSTANT and not suspect.slight else []
+    slight = [suspect for suspect in evidence.suspects if suspect.slight]
+    for suspect, constant in itertools.product(nearly if partial is None else (), slight):
+        if suspect.beside is not None:
+            cause, _ = trials.outcome(suspect.beside(constant))
+            if cause is not None and cause.complete:
                 return cause
-            if partial is None and _agree(_made(mistake, evidence, where), evidence, _until(evidence)):
-                partial = cause
+            partial = partial or cause
     return partial
 
+
+CONSTANT = 1e-6
+"""Relative error that a constant's last digits in float32 may come to, on the way through a stage."""
 
 COARSE = 1e-4
 """Relative error that float32 may make of a formula, at most, before a float64 run of it is worth its time."""
@@ -118,9 +136,23 @@ class Trials:
 
     def __init__(self, evidence: Evidence) -> None:
         self.evidence = evidence
+        self.span = _span(evidence)
         self.observed = evidence.observed[evidence.point]
         self.without = relative_error(self.observed, evidence.expected_at(evidence.point))
         self.size = size_of(self.observed)  # what reproduces the observed values is as large
+
+    def outcome(self, suspect: Suspect) -> tuple[Cause | None, float]:
+        """The cause that a suspect is, if it is one, and how far what it computes is from what was observed."""
+        evidence = self.evidence
+        where = Span(evidence.runs.ids) if suspect.is_of_order else self.span
+        if not self.may_reproduce(suspect, where):
+            return None, math.inf
+        made = _made(suspect, evidence, where)
+        gap = relative_error(self.observed, made[evidence.point]) if evidence.point in made else math.inf
+        if gap >= BEYOND_ROUNDING or gap >= 0.01 * self.without:
+            return None, gap
+        cause = _extent(suspect, evidence)
+        return cause if cause.complete or _agree(made, evidence, _until(evidence)) else None, gap
 
     def may_reproduce(self, mistake: Suspect, span: Span) -> bool:
         """Whether a mistake, computed in float32, is near enough to what was observed to be computed in float64."""
@@ -158,15 +190,6 @@ def _span(evidence: Evidence) -> Span:
     return Span(runs.ids, -1, last)
 
 
-def _reproduces(mistake: Suspect, span: Span, evidence: Evidence) -> bool:
-    made = _made(mistake, evidence, span).get(evidence.point)
-    if made is None:
-        return False
-    observed = evidence.observed[evidence.point]
-    error = relative_error(observed, made)
-    return error < BEYOND_ROUNDING and error < 0.01 * relative_error(observed, evidence.expected_at(evidence.point))
-
-
 def _made(mistake: Suspect, evidence: Evidence, span: Span, *, coarsely: bool = False) -> Mapping[str, Tensor]:
     """What a model with a mistake computes; nothing where the mistake is impossible with these shapes."""
     last, begins = evidence.n_layer, mistake.begins
@@ -201,12 +224,13 @@ def _explains(mistake: Suspect, evidence: Evidence) -> bool:
 def _extent(mistake: Suspect, evidence: Evidence) -> Cause:
     """How far a mistake that reproduces the first difference explains all that is shown, logits included."""
     if _explains(mistake, evidence):
-        return Cause(mistake.report, ALL_AGREES, mistake.harmless, complete=True)
+        return Cause(mistake.report, ALL_AGREES, mistake.harmless, complete=True, suspect=mistake)
     if evidence.wrong_blocks and mistake.only_in is not None:
         there = mistake.only_in(evidence.wrong_blocks)
         if _explains(there, evidence):
-            return Cause(there.report, ALL_AGREES, mistake.harmless, complete=True)
-    return Cause(mistake.report, "with this in the reference, this point agrees; more differs later")
+            return Cause(there.report, ALL_AGREES, mistake.harmless, complete=True, suspect=there)
+    words = "with this in the reference, this point agrees; more differs later"
+    return Cause(mistake.report, words, mistake.harmless, suspect=mistake)
 
 
 def head_of_its_own(

@@ -14,7 +14,7 @@ from pellucid.prove.about import distance_of
 from pellucid.prove.aligning import align
 from pellucid.prove.alignment import Alignment
 from pellucid.prove.calling import NoLogitsError
-from pellucid.prove.causes import Cause, Evidence, confirmed_cause, head_of_its_own
+from pellucid.prove.causes import ALL_AGREES, Cause, Evidence, confirmed_cause, head_of_its_own
 from pellucid.prove.copies import quietly, with_their_values, without_units, working_copy
 from pellucid.prove.divergences import Sides, divergence_at, first_changed, not_finite_at, positions_note, with_changes
 from pellucid.prove.ground import AsGiven, DidNotRunError, common_ground, rounded_alike
@@ -38,6 +38,9 @@ Progress = Callable[[str, float], None]
 def silently(what: str, share: float) -> None:
     """Progress that nobody looks at."""
 
+
+MOST = 3
+"""How many harmless causes are put into the reference, one after another: a scale, GELU's constant, k's bias."""
 
 NEARLY = 1e-6
 """Relative error of the logits up to which parameters that are rounded to float32 may be all that differs."""
@@ -268,11 +271,8 @@ class Comparison:
                 self.odd = True
                 return None, False
             return None, trial.settled and not double.blurred and (is_rounding(rows) or double.amplified)
-        cause = self._cause(self.reference, alignment, double, point or double.undecided[0])
-        if cause is not None and cause.harmless:
-            reasons = "; ".join(self.family.unseen.values())
-            why = "so that this is rounding" if point else f"and no text can show it: {reasons}"
-            self.notes.append(f"{cause.words}: {cause.extent}, {why}")
+        double, point, cause = self._behind(self.reference, alignment, double, point)
+        if point is None and not double.undecided:
             return None, trial.settled
         if point is None:
             where = [f"{p} ({double.ckpt(p)})" for p in double.undecided]
@@ -298,7 +298,37 @@ class Comparison:
                               f"{_words(error)}")  # fmt: skip
             return None
 
-    def _cause(self, reference: CkptedTransformer, alignment: Alignment, double: Runs, point: str) -> Cause | None:
+    def _behind(
+        self, reference: CkptedTransformer, alignment: Alignment, double: Runs, point: str | None
+    ) -> tuple[Runs, str | None, Cause | None]:
+        """Where two programs first differ, and why, once the reference has the other's constants; with a note on them.
+
+        The runs that are returned are judged by such a reference. Without a point, and with nothing undecided, what is
+        harmless explains everything.
+        """
+        found: list[Cause] = []
+        cause = self._cause(reference, alignment, double, point or double.undecided[0])
+        while cause is not None and cause.harmless:
+            found.append(cause)
+            unseen = point is None
+            double = double.against(cause.values(double))
+            point = double.first_wrong()
+            if point is None and not double.undecided:
+                reasons = "; ".join(self.family.unseen.values())
+                why = f"and no text can show it: {reasons}" if unseen else "so that this is rounding"
+                words = " and ".join(cause.words for cause in found)
+                self.notes.append(f"{words}: {ALL_AGREES}, {why}")
+                return double, None, None
+            cause = self._cause(reference, alignment, double, point or double.undecided[0], found[-1])
+            if len(found) > MOST:
+                break
+        self.notes += [f"{cause.words}, which is harmless by itself" for cause in found]
+        return double, point, cause
+
+    def _cause(
+        self, reference: CkptedTransformer, alignment: Alignment, double: Runs, point: str, beside: Cause | None = None
+    ) -> Cause | None:
+        """Why two programs differ at a point, in a reference that may have another cause in it already."""
         again = double.program.run(double.ids, None, Conditions(double=True, seed=1))
         if not same_bits(again[LOGITS], double.watched_logits):
             self.notes.append("the other model draws random numbers: two runs of it differ")
@@ -307,6 +337,9 @@ class Comparison:
                 return Cause("dropout is active although the model evaluates", "without it, the logits agree too")
             return None
         evidence = self._evidence(reference, alignment, double, self._carried_on(point))
+        if evidence is not None and beside is not None and (known := beside.suspect) is not None:
+            both = [suspect.beside(known) for suspect in evidence.suspects if suspect.beside is not None]
+            evidence = replace(evidence, suspects=both)
         return None if evidence is None else confirmed_cause(evidence)
 
     def _evidence(
@@ -353,9 +386,10 @@ class Comparison:
         if point is None:
             self.notes.append("with the other model's values in the reference, everything agrees")
         else:
-            cause = self._cause(adopted, alignment, runs, point)
-            self.notes.append(f"with the other model's values in the reference, they still differ at "
-                              f"{divergence_at(runs, point, cause)}")  # fmt: skip
+            runs, point, cause = self._behind(adopted, alignment, runs, point)
+            if point is not None:
+                self.notes.append(f"with the other model's values in the reference, they still differ at "
+                                  f"{divergence_at(runs, point, cause)}")  # fmt: skip
         return first
 
     def _finished(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -43,6 +44,7 @@ class Runs:
         undecided: Points that differ, but on which nothing depends on these ids, so that their part is not known.
         reference: What gave the expected values, to see what rounding comes to on its way through it; None if that
             is not asked for.
+        exact: What the reference itself computes, where the expected values are those of one with other constants.
     """
 
     program: WatchedModel
@@ -56,6 +58,7 @@ class Runs:
     amplified: bool = False
     reference: Glass | None = None
     rounded: dict[str, float] | None = None
+    exact: Values | None = None
 
     @property
     def certain(self) -> bool:
@@ -91,6 +94,13 @@ class Runs:
         ]  # fmt: skip
         return in_order(shown, self.schema)
 
+    def against(self, values: Values) -> Runs:
+        """The same runs, judged by other values in the place of some of the reference's."""
+        expected = {name: values.get(name, value) for name, value in self.expected.items()}
+        made = replace(self, expected=expected, exact=self.exact or self.expected, undecided=[], held=None)
+        made.free, made.watched_logits = self.free, self.watched_logits
+        return made
+
     def forced_at(self, points: list[str]) -> dict[str, Tensor]:
         """A run in which these points are replaced by the reference's values."""
         forced = {point: self.expected[self.ckpt(point)] for point in points}
@@ -118,16 +128,26 @@ class Runs:
         if self.reference is None:
             return 0.0
         if self.rounded is None:
-            forced = {name: self.expected[name] for p in self.points() if (name := self.ckpt(p)) != LOGITS}
-            noisy = [
-                self.reference.run(self.ids, forced, Conditions(double=True, seed=seed, noise=ROUNDING))
-                for seed in range(DRAWS)
-            ]
+            exact = self.exact or self.expected
+            forced = {name: exact[name] for p in self.points() if (name := self.ckpt(p)) != LOGITS}
+            noisy = [self._noisy(seed, forced) for seed in range(DRAWS)]
             self.rounded = {
                 name: max(relative_error(values[name], expected) for values in noisy)
-                for name, expected in self.expected.items()
+                for name, expected in exact.items()
             }
         return MARGIN * self.rounded[self.ckpt(point)]
+
+    def _on_the_whole_way(self) -> float:
+        """What errors that no stage shows, each below the threshold, may come to at the logits together, relative."""
+        if self.reference is None:
+            return math.inf
+        noisy = (self._noisy(seed, None)[LOGITS] for seed in range(DRAWS))
+        largest = max(relative_error(logits, (self.exact or self.expected)[LOGITS]) for logits in noisy)
+        return MARGIN * largest / ROUNDING * BEYOND_ROUNDING
+
+    def _noisy(self, seed: int, forced: Values | None) -> dict[str, Tensor]:
+        assert self.reference is not None
+        return self.reference.run(self.ids, forced, Conditions(double=True, seed=seed, noise=ROUNDING))
 
     def first_wrong(self) -> str | None:
         """The first point whose own error rounding cannot explain, None if everything agrees.
@@ -139,6 +159,8 @@ class Runs:
             found = self._first_to_blame()
             if found is not None:
                 return found
+            if self.error(self.free, LOGITS) > self._on_the_whole_way():
+                return LOGITS  # of which no stage shows an error of its own
             self.amplified = True
             return None
         for point in [point for point in self.points() if self.is_wrong(self.free, point)]:
