@@ -188,6 +188,11 @@ def the_whole_table_is_taken_for_its_rows(patch: Patch) -> None:
     patch.setattr(influence, "_Injection", lambda match, unit, rows, ids: right(match, unit, rows.clone(), ids))
 
 
+def everything_is_amplified(patch: Patch) -> None:
+    patch.setattr(runs.Runs, "limit", lambda self, point="": 1e9)
+    patch.setattr(runs.Runs, "_on_the_whole_way", lambda self: torch.inf)
+
+
 def converted_before_it_runs(patch: Patch) -> None:
     right = ground.common_ground
     patch.setattr(comparison, "common_ground", lambda a, b: replace(right(a, b), mixed=False, dtype=torch.float16))
@@ -224,7 +229,7 @@ MUTANTS: dict[str, tuple[Callable[[Patch], None], Callable[[], None]]] = {
     "any stored tensor will do": (patched(held.Computed, "comes_from", lambda *_: True),
                                   a_step_of_its_size_is_found),
     "rounding is never amplified": (patched(runs.Runs, "limit", lambda self, point="": 0.0), amplified_rounding_passes),
-    "everything is amplified rounding": (patched(runs.Runs, "limit", lambda self, point="": 1e9), a_mistake_is_named),
+    "everything is amplified rounding": (everything_is_amplified, a_mistake_is_named),
     "float32 refuses everything": (patched(causes.Trials, "may_reproduce", lambda *_: False), a_mistake_is_named),
     "what a probe shows is forgotten": (patched(runs.Runs, "learn", nothing), one_token_is_enough),
     "anything has values": (patched(compare_module, "require_values", nothing), what_has_no_values_is_refused),

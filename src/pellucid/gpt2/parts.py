@@ -124,7 +124,7 @@ class Parts:
     embedding_drops: tuple[str, ...] = ("embeddings",)
 
     def dropped(self, place: str, x: Tensor) -> Tensor:
-        """In training, x after dropout, as often as it acts at this place."""
+        """Apply dropout to x as often as it acts at this place; outside of training, return x as it is."""
         if self.drop is not None:
             places = (*self.attention_drops, *self.output_drops, *self.mlp_drops, *self.embedding_drops)
             for _ in range(places.count(place)):

@@ -165,7 +165,7 @@ def _taken(heads: Heads, number: int, order: tuple[int, ...]) -> Heads:
 
 
 def _head_orders(weights: PlainWeights, seen: Seen, block: int) -> dict[str, tuple[int, ...]]:
-    """In which order the program keeps the heads of q, k, v and the output projection."""
+    """Return the order in which the program keeps its heads, for each of q, k, v and the output projection."""
     in_order = tuple(range(weights.sizes.heads))
     return {letter: seen.heads.get(f"blocks.{block}.attn.W_{letter}", in_order) for letter in "QKVO"}
 

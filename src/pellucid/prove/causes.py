@@ -13,17 +13,18 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from pellucid.family import Span, Suspect
+from pellucid.family import Family, Seen, Span, Suspect
 from pellucid.layout import EMBED
 from pellucid.network import Unembedding
 from pellucid.numerics.rounding import BEYOND_ROUNDING, relative_error, size_of
 from pellucid.prove.alignment import Alignment
 from pellucid.prove.copies import working_copy
 from pellucid.prove.points import LOGITS, block_of, with_checkpoints
-from pellucid.prove.program import DOUBLE, Glass
-from pellucid.prove.runs import Runs
-from pellucid.prove.units import kind_of
+from pellucid.prove.program import DOUBLE, Conditions, Glass
+from pellucid.prove.runs import Runs, same_bits
+from pellucid.prove.units import kind_of, units_of
 from pellucid.run.model import CkptedTransformer
+from pellucid.schema import Schema
 
 TRIED_ALONE = 4
 """Up to how many blocks a mistake is tried in each of them alone, where the program does not show which it is."""
@@ -251,3 +252,90 @@ def head_of_its_own(
         return None
     words = f"head not tied: {match.name} is another tensor than the embedding"
     return Cause(words, "with this in the reference, the logits agree")
+
+
+MOST = 3
+"""How many harmless causes are put into the reference, one after another: a scale, GELU's constant, k's bias."""
+
+
+@dataclass(frozen=True)
+class Search:
+    """Looks for the cause of a difference, past what is harmless.
+
+    Args:
+        family: The reference's.
+        alignment: Which tensor is which.
+        others: The other program's tensors.
+        notes: What the reader should know; added to.
+    """
+
+    family: Family
+    alignment: Alignment
+    others: Mapping[str, Tensor]
+    notes: list[str]
+
+    def behind(
+        self, reference: CkptedTransformer, double: Runs, point: str | None
+    ) -> tuple[Runs, str | None, Cause | None]:
+        """Where two programs first differ, and why, once the reference has the other's constants; with a note on them.
+
+        The runs that are returned are judged by such a reference. Without a point, and with nothing undecided, what is
+        harmless explains everything.
+        """
+        found: list[Cause] = []
+        cause = self._cause(reference, double, point or double.undecided[0])
+        while cause is not None and cause.harmless:
+            found.append(cause)
+            unseen = point is None
+            double = double.against(cause.values(double))
+            point = double.first_wrong()
+            if point is None and not double.undecided:
+                reasons = "; ".join(self.family.unseen.values())
+                why = f"and no text can show it: {reasons}" if unseen else "so that this is rounding"
+                words = " and ".join(cause.words for cause in found)
+                self.notes.append(f"{words}: {ALL_AGREES}, {why}")
+                return double, None, None
+            cause = self._cause(reference, double, point or double.undecided[0], found[-1])
+            if len(found) > MOST:
+                break
+        self.notes.extend(f"{cause.words}, which is harmless by itself" for cause in found)
+        return double, point, cause
+
+    def _cause(
+        self, reference: CkptedTransformer, double: Runs, point: str, beside: Cause | None = None
+    ) -> Cause | None:
+        """Why two programs differ at a point, in a reference that may have another cause in it already."""
+        again = double.program.run(double.ids, None, Conditions(double=True, seed=1))
+        if not same_bits(again[LOGITS], double.watched_logits):
+            self.notes.append("the other model draws random numbers: two runs of it differ")
+            calm = Conditions(double=True, dropout=False)
+            if Runs(double.program, double.expected, double.ids, double.schema, calm).first_wrong() is None:
+                return Cause("dropout is active although the model evaluates", "without it, the logits agree too")
+            return None
+        evidence = self._evidence(reference, double, _carried_on(point, double.schema))
+        if evidence is not None and beside is not None and (known := beside.suspect) is not None:
+            both = [suspect.beside(known) for suspect in evidence.suspects if suspect.beside is not None]
+            evidence = replace(evidence, suspects=both)
+        return None if evidence is None else confirmed_cause(evidence)
+
+    def _evidence(self, reference: CkptedTransformer, double: Runs, point: str) -> Evidence | None:
+        """What there is to find a cause by; None if no mistakes are known of the family."""
+        if self.family.suspects is None:
+            return None
+        points = double.points()
+        before = points[: points.index(point)] if point in points else points
+        alone = {name: self.others[name].detach() for name in self.alignment.unexplained if name in self.others}
+        moved = [match for match in self.alignment.matches if match.transform.heads and not match.group.heads]
+        heads = {unit: match.transform.heads or () for match in moved for unit in match.group.units}
+        seen = Seen(double.ids.size(0), double.ckpt(point), double.free[point], double.expected, alone, heads)
+        suspects = list(self.family.suspects(reference.config, units_of(reference), seen))
+        agreed = tuple(p for p in before if not double.is_wrong(double.free, p))
+        wrong = {block_of(double.ckpt(p)) for p in points if double.is_wrong(double.forced, p)} - {-1}
+        return Evidence(suspects, double, point, agreed, tuple(sorted(wrong)))
+
+
+def _carried_on(point: str, schema: Schema) -> str:
+    """Where a value that is computed beside the fast path comes to bear: at the next one that is not."""
+    names = schema.names
+    later = names[names.index(point) :] if point in names else ()
+    return next((name for name in later if schema[name].computed == "always"), point)

@@ -9,22 +9,21 @@ import torch
 from torch import Tensor, nn
 
 from pellucid.families import family_of
-from pellucid.family import Seen
 from pellucid.prove.about import distance_of
 from pellucid.prove.aligning import align
 from pellucid.prove.alignment import Alignment
 from pellucid.prove.calling import NoLogitsError
-from pellucid.prove.causes import ALL_AGREES, Cause, Evidence, confirmed_cause, head_of_its_own
+from pellucid.prove.causes import Search, head_of_its_own
 from pellucid.prove.copies import quietly, with_their_values, without_units, working_copy
 from pellucid.prove.divergences import Sides, divergence_at, first_changed, not_finite_at, positions_note, with_changes
 from pellucid.prove.ground import AsGiven, DidNotRunError, common_ground, rounded_alike
 from pellucid.prove.held import Computed, computed_in, filled, held_in, hidden_in, with_computed
 from pellucid.prove.influence import Sensitivity, cropped, without_idle
 from pellucid.prove.lending import Loan
-from pellucid.prove.points import LOGITS, block_of, sites_of
-from pellucid.prove.program import DOUBLE, Conditions, Glass, Program, WatchedModel
+from pellucid.prove.points import LOGITS, sites_of
+from pellucid.prove.program import DOUBLE, Glass, Program
 from pellucid.prove.report import CheckpointRow, ComparisonReport, Divergence, relative_changes
-from pellucid.prove.runs import Runs, rows_of, same_bits
+from pellucid.prove.runs import Runs, rows_of
 from pellucid.prove.tensors import compare_tensors, known_buffers
 from pellucid.prove.trial import Trial, probe_ids
 from pellucid.prove.units import N_CTX, kind_of, unit_axes, units_of
@@ -38,9 +37,6 @@ Progress = Callable[[str, float], None]
 def silently(what: str, share: float) -> None:
     """Progress that nobody looks at."""
 
-
-MOST = 3
-"""How many harmless causes are put into the reference, one after another: a scale, GELU's constant, k's bias."""
 
 NEARLY = 1e-6
 """Relative error of the logits up to which parameters that are rounded to float32 may be all that differs."""
@@ -93,9 +89,10 @@ class Comparison:
         first, notes = with_changes(first, Sides(self.units, self.others, alignment, self.swapped))
         self.notes += notes
         self.progress("running both", 0.3)
-        program = self._program(alignment)
+        program, other = self._program(alignment), self.other
+        watched = Glass(working_copy(other, program.loan.dtype)) if isinstance(other, CkptedTransformer) else program
         try:
-            trial = Trial(self.reference, self._watched(program), program, self.ids, self._precise(), self.given)
+            trial = Trial(self.reference, watched, program, self.ids, self._precise(), self.given)
         except Exception as error:  # whatever a foreign forward raises
             self.notes += [*notes_on(alignment, self.family.unseen), self._failure(program, error)]
             return self._finished(alignment, [], first, explained=False)
@@ -119,10 +116,6 @@ class Comparison:
             if ground.dtype is None:
                 self.reference = rounded_alike(self.reference, program, alignment, self.others)
         return program
-
-    def _watched(self, program: Program) -> WatchedModel:
-        other = self.other
-        return Glass(working_copy(other, program.loan.dtype)) if isinstance(other, CkptedTransformer) else program
 
     def _failure(self, program: Program, error: Exception) -> str:
         """Why nothing was judged, in words."""
@@ -271,10 +264,10 @@ class Comparison:
                 self.odd = True
                 return None, False
             return None, trial.settled and not double.blurred and (is_rounding(rows) or double.amplified)
-        double, point, cause = self._behind(self.reference, alignment, double, point)
-        if point is None and not double.undecided:
-            return None, trial.settled
+        double, point, cause = self._search(alignment).behind(self.reference, double, point)
         if point is None:
+            if not double.undecided:
+                return None, trial.settled
             where = [f"{p} ({double.ckpt(p)})" for p in double.undecided]
             self.notes.append(f"nothing here depends on {', '.join(where)}, which differs: try a longer text")
             return None, False
@@ -298,72 +291,8 @@ class Comparison:
                               f"{_words(error)}")  # fmt: skip
             return None
 
-    def _behind(
-        self, reference: CkptedTransformer, alignment: Alignment, double: Runs, point: str | None
-    ) -> tuple[Runs, str | None, Cause | None]:
-        """Where two programs first differ, and why, once the reference has the other's constants; with a note on them.
-
-        The runs that are returned are judged by such a reference. Without a point, and with nothing undecided, what is
-        harmless explains everything.
-        """
-        found: list[Cause] = []
-        cause = self._cause(reference, alignment, double, point or double.undecided[0])
-        while cause is not None and cause.harmless:
-            found.append(cause)
-            unseen = point is None
-            double = double.against(cause.values(double))
-            point = double.first_wrong()
-            if point is None and not double.undecided:
-                reasons = "; ".join(self.family.unseen.values())
-                why = f"and no text can show it: {reasons}" if unseen else "so that this is rounding"
-                words = " and ".join(cause.words for cause in found)
-                self.notes.append(f"{words}: {ALL_AGREES}, {why}")
-                return double, None, None
-            cause = self._cause(reference, alignment, double, point or double.undecided[0], found[-1])
-            if len(found) > MOST:
-                break
-        self.notes += [f"{cause.words}, which is harmless by itself" for cause in found]
-        return double, point, cause
-
-    def _cause(
-        self, reference: CkptedTransformer, alignment: Alignment, double: Runs, point: str, beside: Cause | None = None
-    ) -> Cause | None:
-        """Why two programs differ at a point, in a reference that may have another cause in it already."""
-        again = double.program.run(double.ids, None, Conditions(double=True, seed=1))
-        if not same_bits(again[LOGITS], double.watched_logits):
-            self.notes.append("the other model draws random numbers: two runs of it differ")
-            calm = Conditions(double=True, dropout=False)
-            if Runs(double.program, double.expected, double.ids, double.schema, calm).first_wrong() is None:
-                return Cause("dropout is active although the model evaluates", "without it, the logits agree too")
-            return None
-        evidence = self._evidence(reference, alignment, double, self._carried_on(point))
-        if evidence is not None and beside is not None and (known := beside.suspect) is not None:
-            both = [suspect.beside(known) for suspect in evidence.suspects if suspect.beside is not None]
-            evidence = replace(evidence, suspects=both)
-        return None if evidence is None else confirmed_cause(evidence)
-
-    def _evidence(
-        self, reference: CkptedTransformer, alignment: Alignment, double: Runs, point: str
-    ) -> Evidence | None:
-        """What there is to find a cause by; None if no mistakes are known of the family."""
-        if self.family.suspects is None:
-            return None
-        points = double.points()
-        before = points[: points.index(point)] if point in points else points
-        alone = {name: self.others[name].detach() for name in alignment.unexplained if name in self.others}
-        moved = [match for match in alignment.matches if match.transform.heads and not match.group.heads]
-        heads = {unit: match.transform.heads or () for match in moved for unit in match.group.units}
-        seen = Seen(double.ids.size(0), double.ckpt(point), double.free[point], double.expected, alone, heads)
-        suspects = list(self.family.suspects(reference.config, units_of(reference), seen))
-        agreed = tuple(p for p in before if not double.is_wrong(double.free, p))
-        wrong = {block_of(double.ckpt(p)) for p in points if double.is_wrong(double.forced, p)} - {-1}
-        return Evidence(suspects, double, point, agreed, tuple(sorted(wrong)))
-
-    def _carried_on(self, point: str) -> str:
-        """Where a value that is computed beside the fast path comes to bear: at the next one that is not."""
-        names = self.schema.names
-        later = names[names.index(point) :] if point in names else ()
-        return next((name for name in later if self.schema[name].computed == "always"), point)
+    def _search(self, alignment: Alignment) -> Search:
+        return Search(self.family, alignment, self.others, self.notes)
 
     def _of_parameters(self, alignment: Alignment, trial: Trial, first: Divergence) -> Divergence:
         """The first parameter that differs, and whether the programs are the same apart from the parameters."""
@@ -379,14 +308,13 @@ class Comparison:
             self.notes.append(f"other parameters, nearly the same logits: in float64 they differ by {gap:.1g} of the "
                               "largest, which rounding parameters to float32 may come to")  # fmt: skip
         adopted = with_their_values(trial.precise, changed, self.others)
-        glass = Glass(adopted)
-        expected = glass.run(double.ids, None, DOUBLE)
-        runs = Runs(double.program, expected, double.ids, double.schema, DOUBLE, reference=glass)
+        ids, glass = double.ids, Glass(adopted)
+        runs = Runs(double.program, glass.run(ids, None, DOUBLE), ids, double.schema, DOUBLE, reference=glass)
         point = runs.first_wrong()
         if point is None:
             self.notes.append("with the other model's values in the reference, everything agrees")
         else:
-            runs, point, cause = self._behind(adopted, alignment, runs, point)
+            runs, point, cause = self._search(alignment).behind(adopted, runs, point)
             if point is not None:
                 self.notes.append(f"with the other model's values in the reference, they still differ at "
                                   f"{divergence_at(runs, point, cause)}")  # fmt: skip

@@ -229,7 +229,7 @@ def _double(tensor: Tensor) -> nn.Parameter:
 
 
 def _smallest(injection: _Injection, program: WatchedModel, base: Mapping[str, Tensor], ids: Tensor) -> float | None:
-    """By bisection over the powers of ten."""
+    """Find by bisection the smallest power of ten whose change of a weight is revealed; None if not even 0.1 is."""
     original = injection.tensor.detach().clone()
     forced = {point: value for point, value in base.items() if point != LOGITS}
 

@@ -242,7 +242,7 @@ class GroupTransform:
         return natural.index_select(group.axes.index(HEAD), torch.tensor(places, device=natural.device))
 
     def describe(self, group: Group) -> str:
-        """In words, for a report."""
+        """Say in words how the tensor is made from the group."""
         words: list[str] = []
         if len(group.units) > 1:
             words.append(f"{len(group.units)} units in one tensor")
