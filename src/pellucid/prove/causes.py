@@ -259,7 +259,7 @@ MOST = 3
 
 
 @dataclass(frozen=True)
-class Search:
+class CauseSearch:
     """Looks for the cause of a difference, past what is harmless.
 
     Args:

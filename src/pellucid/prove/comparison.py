@@ -13,7 +13,7 @@ from pellucid.prove.about import distance_of
 from pellucid.prove.aligning import align
 from pellucid.prove.alignment import Alignment
 from pellucid.prove.calling import NoLogitsError
-from pellucid.prove.causes import Search, head_of_its_own
+from pellucid.prove.causes import CauseSearch, head_of_its_own
 from pellucid.prove.copies import quietly, with_their_values, without_units, working_copy
 from pellucid.prove.divergences import Sides, divergence_at, first_changed, not_finite_at, positions_note, with_changes
 from pellucid.prove.ground import AsGiven, DidNotRunError, common_ground, rounded_alike
@@ -291,8 +291,8 @@ class Comparison:
                               f"{_words(error)}")  # fmt: skip
             return None
 
-    def _search(self, alignment: Alignment) -> Search:
-        return Search(self.family, alignment, self.others, self.notes)
+    def _search(self, alignment: Alignment) -> CauseSearch:
+        return CauseSearch(self.family, alignment, self.others, self.notes)
 
     def _of_parameters(self, alignment: Alignment, trial: Trial, first: Divergence) -> Divergence:
         """The first parameter that differs, and whether the programs are the same apart from the parameters."""
