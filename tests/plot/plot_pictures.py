@@ -169,6 +169,7 @@ FIGURES: dict[str, Callable[[], Axes]] = {
     "lens_4_light": lambda: pl.plot.lens(said(4, 9)),
     "lens_12_dark": lambda: pl.plot.lens(said(12, 40)),
     "heatmap_8_light": lambda: pl.plot.heatmap(effects(4, 8)),
+    "circuit_4_light": lambda: pl.plot.circuit(circuit(4, 4)),
     "parameters_light": lambda: pl.plot.parameters(COUNTED),
     "parameters_dark": lambda: pl.plot.parameters(COUNTED),
 }

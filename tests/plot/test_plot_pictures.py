@@ -19,6 +19,7 @@ from matplotlib.testing.compare import compare_images
 
 import pellucid as pl
 from pellucid.plot import (
+    circuit_graph,
     grids,
     heatmaps,
     inputs,
@@ -62,7 +63,7 @@ def test_every_figure_has_a_picture() -> None:
 
 
 def test_pictures_are_small() -> None:
-    assert sum(path.stat().st_size for path in pictures.KEPT.iterdir()) < 650_000
+    assert sum(path.stat().st_size for path in pictures.KEPT.iterdir()) < 700_000
 
 
 def swapped(owner: Any, name: str, make: Callable[[Any], Any]) -> Callable[[Patch], None]:
@@ -191,6 +192,9 @@ MUTANTS: dict[str, tuple[str, Callable[[Patch], None]]] = {
     ),
     "autoregression: significance inverted": ("autoregression_12_light", significance_inverted),
     "autoregression: no band": ("autoregression_48_dark", no_band),
+    "circuit: signs exchanged": (
+        "circuit_4_light", swapped(circuit_graph, "_colour", lambda plain: lambda look, score: plain(look, -score)),
+    ),
     "attention: transposed": ("attention_20_light", read_transposed(heatmaps)),
     "attention: a linear scale": ("attention_20_light", linear_scale),
     "attention: means of blocks": ("attention_1024_dark", means_for_largest),
