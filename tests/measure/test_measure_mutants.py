@@ -386,7 +386,7 @@ def forgets(name: str) -> Breaks:
     return wrapped(Statistic, "load", make)
 
 
-def writes_in_place(folder: Path, writers: Any) -> None:
+def writes_in_place(folder: Path, writers: Any, **_: Any) -> None:
     for name, write in writers:
         write(folder / f"half-{name}")
         (folder / name).write_bytes((folder / f"half-{name}").read_bytes())
