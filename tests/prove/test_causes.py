@@ -391,3 +391,26 @@ def test_a_mistake_beside_a_constant_is_named(small: pl.CkptedTransformer) -> No
     for layer in made.layers:
         layer.attention.register_forward_pre_hook(blind, with_kwargs=True)
     assert "does not see itself, the first position excepted" in cause_of(pl.compare(small, made, IDS))
+
+
+def test_heads_in_modules_of_their_own_hide_nothing(small: pl.CkptedTransformer) -> None:
+    """What is put into one head's place is no value of the others."""
+    made = RIGHTS["per head"](small)
+    made.stack[1].up.register_forward_pre_hook(lambda _, args: (args[0] * 1.01,))
+    found = pl.compare(small, made, IDS).first_divergence
+    assert found is not None
+    assert found.where == "blocks.1.ln2.ckpt_normalized"
+
+
+def test_a_constant_keeps_no_probe_away(small: pl.CkptedTransformer) -> None:
+    """This program's scale is rounded, and its second row is wrong: one row shows the former alone."""
+    made = RIGHTS["split"](small)
+    assert pl.compare(small, made, IDS[:1])
+
+    def leaking(_: Any, args: Any) -> Any:
+        return (torch.cat([args[0][:1], args[0][1:] * 1.01]), *args[1:])
+
+    made.last.register_forward_pre_hook(leaking)
+    found = pl.compare(small, made, IDS[:1]).first_divergence
+    assert found is not None
+    assert "shown on a probe of 2 x " in found.detail

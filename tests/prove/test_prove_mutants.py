@@ -312,6 +312,23 @@ def no_cause_is_found(self: Any, suspect: Any) -> tuple[None, float]:
     return None, torch.inf
 
 
+class Everywhere(set[Any]):
+    """A set of points in which the head does not count."""
+
+    def __contains__(self, item: Any) -> bool:
+        return item[0] in {point for point, _ in self}
+
+
+def heads_are_one(patch: Patch) -> None:
+    right = program._Recorder.__init__
+
+    def made(self: Any, *given: Any) -> None:
+        right(self, *given)
+        self.placed = Everywhere()
+
+    patch.setattr(program._Recorder, "__init__", made)
+
+
 def nothing_was_put_there(patch: Patch) -> None:
     patch.setattr(program._Recorder, "placed", property(lambda self: set(), nothing), raising=False)
 
@@ -379,6 +396,14 @@ def an_outer_module_hides_nothing() -> None:
     test_causes.test_what_enters_two_modules_at_once_is_its_own_value(MODEL)
 
 
+def heads_hide_nothing() -> None:
+    test_causes.test_heads_in_modules_of_their_own_hide_nothing(MODEL)
+
+
+def constants_keep_no_probe_away() -> None:
+    test_causes.test_a_constant_keeps_no_probe_away(MODEL)
+
+
 def constants_hide_nothing() -> None:
     test_causes.test_a_constant_does_not_stand_for_a_mistake_behind_it(MODEL)
 
@@ -422,6 +447,8 @@ MUTANTS: dict[str, tuple[Callable[[Patch], None], Callable[[], None]]] = {
     "what was put there is a module's own value": (
         nothing_was_put_there, an_outer_module_hides_nothing
     ),
+    "all heads are one": (heads_are_one, heads_hide_nothing),
+    "a constant keeps the probe away": (patched(comparison, "probe_ids", nothing), constants_keep_no_probe_away),
     "a constant stands for what is behind it": (
         patched(runs.Runs, "against", lambda self, values: self), constants_hide_nothing
     ),

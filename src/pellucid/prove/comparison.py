@@ -216,11 +216,12 @@ class Comparison:
         if first is not None:
             rows = rows_of(trial.single, trial.double)
             return self._finished(alignment, rows, self._of_parameters(alignment, trial, first), explained=False)
-        probe = self._probed(trial) if trial.point is None else None
-        if probe is not None:
+        if (probe := self._probed(trial) if trial.point is None else None) is not None:
             trial.double.learn(probe.double.dropped)
         rows = rows_of(trial.single, trial.double)
         divergence, explained = self._verdict_on(alignment, trial, rows)
+        if divergence is None and trial.point is not None:  # what differs is harmless, and other ids may show more
+            probe = self._probed(trial)
         if divergence is None and (words := trial.unsteady()) is not None:
             divergence = Divergence(LOGITS, "logits", words)
         if divergence is None and probe is not None:

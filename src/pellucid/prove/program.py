@@ -219,7 +219,7 @@ class _Recorder:
         self.forced = forced
         self.seen: dict[int, list[dict[str, Tensor]]] = {}
         self.sites: dict[int, ModuleSite] = {}
-        self.placed: set[str] = set()
+        self.placed: set[tuple[str, tuple[int, int] | None]] = set()
 
     def watch(self, number: int, site: ModuleSite, module: nn.Module) -> None:
         self.sites[number] = site
@@ -243,12 +243,12 @@ class _Recorder:
         shown = _as_rows(value, self.shape) if isinstance(value, Tensor) else None
         own = {} if shown is None else {p: v.detach().clone() for p, v in site.read(shown).items()}
         calls.append(
-            {p: v for p, v in own.items() if p not in self.placed}
+            {p: v for p, v in own.items() if (p, site.head) not in self.placed}
         )  # a value that was put there is not its own
         given = {point: self.forced[point].to(held) for point, held in own.items() if point in self.forced}
         if not given or (site.head is not None and len(given) < len(site.points)):
             return value  # of one head alone, what is its own cannot be written among the others
-        self.placed |= given.keys()
+        self.placed |= {(point, site.head) for point in given}
         return _like_rows(site.write({**own, **given}), value, self.shape)
 
     def values(self) -> dict[str, Tensor]:
