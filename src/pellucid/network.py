@@ -194,7 +194,9 @@ class Network(Part):
         """Every name that `parameter` takes: stored ones and live views."""
         names = [name for name, _ in self.named_parameters()]
         for path, module in self.named_modules():
-            names += [f"{path}.{n}" for n, a in vars(type(module)).items() if isinstance(a, LiveView) and n != "weight"]
+            views = {name: a for name, a in vars(type(module)).items() if isinstance(a, LiveView) and name != "weight"}
+            # a class may have views of biases that this configuration has not
+            names += [f"{path}.{name}" for name, view in views.items() if hasattr(module, view.stored)]
         return (*names, "unembed.W_U") if self.unembed.tied else tuple(names)
 
     def _locate(self, name: str) -> tuple[nn.Module, str]:

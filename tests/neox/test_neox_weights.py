@@ -149,3 +149,10 @@ def test_names_of_other_libraries() -> None:
     with pytest.raises(pl.UnknownAttributeError, match="another library") as caught:
         _ = model.blocks[1].hook_resid_mid
     assert "model.blocks[1].resid_pre and model.blocks[1].attn.ckpt_attn_out" in caught.value.remedy
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_every_parameter_that_is_named_can_be_had(bias: bool) -> None:
+    model = samples.glass("gpt_neox", attention_bias=bias)
+    assert set(model.parameter_names) == {parameter.name for parameter in model.schema.parameters}
+    assert all(model.parameter(name).numel() for name in model.parameter_names)
