@@ -208,6 +208,18 @@ class Schema:
                     found[what].setdefault(".".join(parts[:cut]), []).append(".".join(parts[cut:]))
         return found
 
+    def is_parallel(self, block: int) -> bool:
+        """Whether the MLP of a block reads the stream that its attention reads, without what that adds."""
+        return f"blocks.{block}.resid_mid" not in self
+
+    def comes_before(self, earlier: str, later: str) -> bool:
+        """Whether a value can depend on another: it comes later, and does not stand beside it in a parallel block."""
+        if self.names.index(earlier) >= self.names.index(later):
+            return False
+        (*place, half), (*other, its_half) = (name.split(".")[:3] for name in (earlier, later))
+        beside = place == other and half in ("ln1", "attn") and its_half in ("ln2", "mlp")
+        return not (beside and self.is_parallel(int(place[1])))
+
     def length_of(self, axis: str, point: Point) -> int:
         """The length of an axis of a point, where the model decides it."""
         return self.sizes[point.heads if axis == Axis.HEAD else axis]

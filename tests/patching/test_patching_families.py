@@ -121,3 +121,28 @@ def test_edges_sum_to_gradients(model: pl.CkptedTransformer) -> None:
         assert found == pytest.approx(float(heads[layer, head]), rel=1e-6, abs=1e-7)
     for layer in range(len(mlps)):
         assert float(sums.sel(sender=f"blocks.{layer}.mlp")) == pytest.approx(float(mlps[layer]), rel=1e-6, abs=1e-7)
+
+
+@pytest.mark.parametrize("parallel", [True, False])
+def test_no_path_leads_from_a_head_to_the_mlp_beside_it(parallel: bool) -> None:
+    model = samples.glass("gpt_neox", dtype=torch.float64, use_parallel_residual=parallel)
+    clean, corrupted = texts(model)
+    before = model.schema.comes_before
+    assert before("blocks.1.attn.ckpt_z", "blocks.1.mlp.ckpt_pre") != parallel
+    assert before("blocks.1.attn.ckpt_z", "blocks.1.resid_post")
+    assert before("blocks.1.ln2.ckpt_normalized", "blocks.1.mlp.ckpt_pre")
+    assert not before("blocks.1.mlp.ckpt_pre", "blocks.1.attn.ckpt_z")
+
+    def path(layer: int) -> Any:
+        return pl.patching.path(
+            model, clean, corrupted, senders=("attn.ckpt_z", {"layer": 1, "head": 0}),
+            receivers=("mlp.ckpt_pre", {"layer": layer}), metric=METRIC,
+        )  # fmt: skip
+
+    assert float(path(2)) != path(2).attrs["unchanged"]
+    if parallel:
+        with pytest.raises(pl.InputError) as error:
+            path(1)
+        assert error.value.code == "path-order"
+    else:
+        assert float(path(1)) != path(1).attrs["unchanged"]

@@ -64,7 +64,7 @@ class Graph:
 
     def comes_before(self, sender: str, receiver: str) -> bool:
         """Whether a receiver reads what a sender wrote."""
-        at_once = receiver.endswith("mlp") and f"{receiver.removesuffix('mlp')}resid_mid" not in self.schema
+        at_once = receiver.endswith("mlp") and self.schema.is_parallel(int(receiver.split(".")[1]))
         return _order(sender) < _order(receiver) - at_once  # an MLP beside its heads reads what they read
 
     def holders(self, receiver: str) -> tuple[str, ...]:

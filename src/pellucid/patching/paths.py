@@ -147,11 +147,10 @@ class _Paths:
         """
         if not self.receivers:
             return True
-        order = self.schema.names.index
-        sent = {name: order(name) for cell in senders for name in cell.names}
-        received = {name: order(name) for name in self.names}
-        late = [name for name, at in sent.items() if at >= max(received.values())]
-        early = [name for name, at in received.items() if at <= min(sent.values())]
+        sent = [name for cell in senders for name in cell.names]
+        before = self.schema.comes_before
+        late = [name for name in sent if not any(before(name, other) for other in self.names)]
+        early = [name for name in self.names if not any(before(other, name) for other in sent)]
         if (late or early) and strict:
             words = f"{late[0]} is a sender" if late else f"{early[0]} is a receiver"
             other = "comes before no receiver" if late else "comes after no sender"
