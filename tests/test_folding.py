@@ -11,6 +11,7 @@ from torch import Tensor
 
 import llamas
 import pellucid as pl
+import samples
 import support
 from following import Case, follow, params
 from pellucid.errors import NumericsError
@@ -22,6 +23,8 @@ MODELS: dict[str, Callable[..., pl.CkptedTransformer]] = {
     "gpt2": support.glass,
     "untied": lambda **fields: support.glass(tie_word_embeddings=False, **fields),
     "llama": llamas.glass,
+    "neox": lambda **fields: samples.glass("gpt_neox", **fields),
+    "neox, attention before the MLP": lambda **fields: samples.glass("gpt_neox", use_parallel_residual=False, **fields),
     "llama with biases": lambda **fields: llamas.glass(attention_bias=True, mlp_bias=True, **fields),
 }
 
@@ -156,6 +159,13 @@ def test_refactored_heads_have_the_same_scores_and_outputs(
 REMEDIES: dict[str, list[Case]] = {
     "folding-differs": [
         Case(lambda model: _changed(model).prove(TEXTS), "pl.fold(model)", _proved),
+    ],
+    "folding-without-bias": [
+        Case(
+            lambda model: pl.fold(samples.glass("gpt_neox", attention_bias=False)),
+            "fold_ln=False",
+            lambda model: pl.fold(samples.glass("gpt_neox", attention_bias=False), fold_ln=False),
+        ),
     ],
     "folding-rotated": [
         Case(

@@ -27,7 +27,6 @@ NO_CODES = {
 """What looks like a code in the source, and is none."""
 
 NOT_FOLLOWED = {
-    "folding-without-bias": "needs a family whose norms have biases that its matrices lack",
     "mask-while-captured": "needs a GPU; tests/text/test_batch.py provokes it",
     "missing-extra": "says what to install; tests/test_import.py provokes it",
     "stdout-not-writable": "needs another terminal, pipe or disk; tests/cli/test_cli_process.py provokes it",

@@ -34,6 +34,8 @@ class Norm(Part):
     """
 
     elsewhere = dialects.NORM
+    centres: ClassVar[bool]
+    """Whether the mean is subtracted."""
 
     def __init__(self, config: Config, weights: Weights | None = None) -> None:
         super().__init__()
@@ -58,6 +60,8 @@ class Norm(Part):
 
 class LayerNorm(Norm):
     """(x - mean) / sqrt(var + eps) * w + b over the last axis (Ba et al. 2016, arXiv:1607.06450); `w` and `b` [D]."""
+
+    centres = True
 
     def forward(self, x: Tensor, tap: Tap | None = None) -> Tensor:
         w, b = self.w, self.b
@@ -85,6 +89,7 @@ class RMSNorm(Norm):
     The root is taken in float32, and the quotient is in the dtype of x before it is multiplied by the gain `w` [D].
     """
 
+    centres = False
     elsewhere = {name: said for name, said in dialects.NORM.items() if name != "bias"} | {
         "variance_epsilon": "{here}.eps"
     }

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
+from pellucid.blocks import Norm
 from pellucid.errors import InputError, NumericsError
 from pellucid.heads.factored import FactoredMatrix
 from pellucid.run.model import CkptedTransformer
@@ -136,7 +137,7 @@ def _folded(model: CkptedTransformer, steps: tuple[str, ...]) -> Folded:
     with torch.no_grad():
         if "fold_ln" in steps:
             bias += _fold_norms(changed)
-        if "center_writing_weights" in steps and _centres(model.schema):
+        if "center_writing_weights" in steps and changed.ln_final.centres:
             for name in _writes(model.schema):
                 own = changed.parameter(name)
                 own -= own.mean(-1, keepdim=True)
@@ -185,11 +186,6 @@ def _in_float64(model: CkptedTransformer) -> CkptedTransformer:
     return copy.eval().requires_grad_(False)
 
 
-def _centres(schema: Schema) -> bool:
-    """Whether norms subtract the mean; those that do have a bias, too."""
-    return "ln_final.b" in schema.stored
-
-
 def _reads(schema: Schema) -> Iterator[tuple[str, str, str]]:
     """(norm, matrix, bias) of every matrix in the blocks that reads a norm; "" without a bias."""
     for i, block in enumerate(schema.blocks):
@@ -230,19 +226,20 @@ def _fold_norms(model: CkptedTransformer) -> Tensor:
     written = _fold_into(model, "ln_final", head)
     for norm in {"ln_final", *(norm for norm, _, _ in reads)}:
         model.parameter(f"{norm}.w").fill_(1.0)
-        if _centres(model.schema):
+        if f"{norm}.b" in model.parameter_names:
             model.parameter(f"{norm}.b").zero_()
     return head.new_zeros(head.size(1)) if written is None else written
 
 
 def _fold_into(model: CkptedTransformer, norm: str, matrix: Tensor) -> Tensor | None:
     """Fold a norm into a matrix [..., D, K], in place; what its bias writes, [..., K], None if it has none."""
-    if not _centres(model.schema):
-        matrix *= model.parameter(f"{norm}.w")[:, None]
-        return None
-    written = torch.einsum("d,...dk->...k", model.parameter(f"{norm}.b"), matrix)
+    bias = f"{norm}.b"
+    written = None
+    if bias in model.parameter_names:
+        written = torch.einsum("d,...dk->...k", model.parameter(bias), matrix)
     matrix *= model.parameter(f"{norm}.w")[:, None]
-    matrix -= matrix.mean(-2, keepdim=True)
+    if cast(Norm, model.get_submodule(norm)).centres:
+        matrix -= matrix.mean(-2, keepdim=True)
     return written
 
 
