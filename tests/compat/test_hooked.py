@@ -12,6 +12,7 @@ from torch import Tensor
 
 import llamas
 import pellucid as pl
+import samples
 import support
 from following import Case, follow, params
 from pellucid.compat.hooked import (
@@ -261,6 +262,40 @@ def test_another_family(biases: bool) -> None:
         other = hooked.run_with_hooks(ids, fwd_hooks=[(name, lambda value, hook: value * 1.5 + 0.1)])
         assert (other - logits).abs().max() > 1e-6, name
     assert hooked.accumulated_bias(2).abs().max() > 0 if biases else not hooked.accumulated_bias(2).any()
+
+
+@pytest.mark.parametrize("parallel", [True, False])
+def test_a_family_whose_mlp_may_stand_beside_its_heads(parallel: bool) -> None:
+    model = samples.glass("gpt_neox", dtype=torch.float64, use_parallel_residual=parallel)
+    hooked = everything(HookedTransformer(model))
+    ids = samples.some_ids(2, 6)
+    logits, cache = hooked.run_with_cache(ids)
+    assert torch.equal(logits, model(ids))
+    assert hooked.cfg.parallel_attn_mlp == parallel
+    assert hooked.cfg.original_architecture == "GPTNeoXForCausalLM"
+    assert hooked.cfg.normalization_type == "LN"
+    torch.testing.assert_close(cache.decompose_resid().sum(0), cache["resid_post", 2])
+    for name in ("hook_attn_in", "hook_v_input", "hook_mlp_in", "ln1.hook_scale", "ln2.hook_scale", "attn.hook_result"):
+        changed = hooked.run_with_hooks(ids, fwd_hooks=[(f"blocks.1.{name}", lambda value, hook: value + 0.0)])
+        torch.testing.assert_close(changed, logits, msg=name)
+    stream = cache["blocks.1.hook_resid_pre" if parallel else "blocks.1.hook_resid_mid"]
+    assert torch.equal(cache["blocks.1.hook_mlp_in"], stream)
+
+
+def test_looking_in_inference_mode_changes_no_bit(hooked: HookedTransformer) -> None:
+    with torch.inference_mode():
+        logits, cache = everything(hooked).run_with_cache(IDS)
+        assert torch.equal(logits, hooked.model(IDS))
+        halved = hooked.run_with_hooks(IDS, fwd_hooks=[("hook_embed", _zeroed)])
+    assert len(cache) == len(hooked.hook_dict)
+    assert not torch.equal(halved, logits)
+
+
+def test_every_hook_has_a_copy_of_its_own_to_keep(hooked: HookedTransformer) -> None:
+    kept: list[Tensor] = []
+    hooks = [("hook_embed", lambda value, hook: kept.append(value)), ("hook_embed", _zeroed)]
+    hooked.run_with_hooks(IDS, fwd_hooks=hooks)
+    assert torch.equal(kept[0], hooked.run_with_cache(IDS)[1]["hook_embed"])
 
 
 def test_a_fresh_model_is_trained() -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from pellucid.errors import InputError, ShapeError
@@ -51,27 +52,22 @@ class HookPoint(nn.Module):
     def forward(self, value: Tensor) -> Tensor:
         """The value after its hooks; the very tensor that was given if none of them changed it.
 
-        Each hook gets a copy, which it may write into, as it may in HookedTransformer.
+        Each hook gets a copy of its own, which it may keep, and may write into as in HookedTransformer.
 
         Raises:
             ShapeError: A hook returned a value of another shape or dtype.
         """
-        if not (self.fwd_hooks or self.bwd_hooks):
-            return value
-        own, changed = value.clone(), False
+        own = value
         for handle in [*self.fwd_hooks]:
-            before = None if own.is_inference() else own._version
-            returned = handle.call(own, hook=self)
-            if returned is not None and returned is not own:
-                own, changed = self._fitting(returned, value), True
-            elif before is None or own._version != before:
-                changed = True
-        if not changed:
-            own = value
+            given = own.clone()
+            before = None if given.is_inference() else given._version
+            returned = handle.call(given, hook=self)
+            if returned is not None and returned is not given:
+                own = self._fitting(returned, value)
+            elif given._version != before if before is not None else not torch.equal(given, own):
+                own = given
         if self.bwd_hooks and own.requires_grad:
-            own = own.view_as(
-                own
-            )  # another tensor than came in, so that what is computed beside the fused kernel counts
+            own = own.view_as(own)  # another tensor, so that a value computed beside the fused kernel counts
             for handle in [*self.bwd_hooks]:
                 own.register_hook(self._backward(handle.call))
         return own

@@ -1,8 +1,8 @@
 """The tap that calls hooks: HookedTransformer's names, attached to the checkpoints at which their values come by.
 
 Most hook points are a checkpoint under another name. The others are computed beside it when someone looks: a norm's
-divisor, what each head writes, inputs that are split by head. If a hook changes one of them, the checkpoint's value is
-computed anew from it.
+divisor, what each head writes, inputs that are split by head. If a hook changes one of them, the checkpoint gets the
+value that follows from it.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ class HookTap:
     def _divided(self, norm: str) -> tuple[Tensor, Tensor]:
         """What a norm divides, and by what, [B, P, D] and [B, P, 1]."""
         stream, module = self._stream, self._module(norm)
-        if f"{norm}.b" in self._model.parameter_names:  # a norm without a bias does not subtract the mean either
+        if module.centres:
             stream = stream - stream.mean(-1, keepdim=True)
         return stream, (stream.pow(2).mean(-1, keepdim=True) + module.eps).sqrt()
 

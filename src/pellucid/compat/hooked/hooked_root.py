@@ -270,15 +270,17 @@ class _Saving:
         self._keep(hook.name, tensor)
 
     def gradient(self, tensor: Tensor, hook: HookPoint) -> None:
-        self._keep(f"{hook.name}_grad", tensor)
+        self._keep(f"{hook.name}_grad", tensor.clone())  # autograd may add to it; a value is a copy already
 
     def _keep(self, name: str, tensor: Tensor) -> None:
-        kept = tensor.detach().clone()  # the next hook may write into what it is given
+        kept = tensor.detach()
         kept = kept if self.device is None else kept.to(self.device)
         kept = kept[0] if self.remove_batch_dim else kept
         per_head = name.removesuffix("_grad").endswith(("hook_q", "hook_k", "hook_v", "hook_z", "hook_result"))
         axis = -3 if per_head else -2
-        self.cache[name] = self.pos_slice.apply(kept, dim=axis) if tensor.dim() >= -axis else kept
+        if self.pos_slice.mode != "identity" and tensor.dim() >= -axis:
+            kept = self.pos_slice.apply(kept, dim=axis).clone()  # without the memory of what is left out
+        self.cache[name] = kept
 
 
 def _filter(names: Where | Sequence[str] | None) -> Where:

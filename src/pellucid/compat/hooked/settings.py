@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import torch
 
+from pellucid.blocks import Norm
 from pellucid.config import Config
-from pellucid.errors import ConfigError, shown
-from pellucid.families import config_of
+from pellucid.errors import ConfigError
+from pellucid.families import config_of, family_of
 from pellucid.run.model import CkptedTransformer
 
 
@@ -146,9 +147,9 @@ class HookedTransformerConfig:
 
 def described(model: CkptedTransformer) -> HookedTransformerConfig:
     """A model of any family in HookedTransformer's words."""
-    sizes, schema, said = model.schema.sizes, model.schema, model.config.to_dict()
+    sizes, schema, config = model.schema.sizes, model.schema, model.config
     grouped = sizes["head_kv"] != sizes["head"]
-    centred = "ln_final.b" in model.parameter_names
+    centred = cast(Norm, model.get_submodule("ln_final")).centres
     return HookedTransformerConfig(
         n_layers=len(schema.blocks),
         d_model=sizes["d_model"],
@@ -157,18 +158,18 @@ def described(model: CkptedTransformer) -> HookedTransformerConfig:
         model_name=model.provenance.get("source", "custom"),
         n_heads=sizes["head"],
         d_mlp=sizes["d_mlp"],
-        act_fn=said.get("activation_function") or said.get("hidden_act"),
+        act_fn=config.activation,
         d_vocab=sizes["d_vocab"],
-        eps=model.get_submodule("ln_final").eps,  # pyright: ignore[reportArgumentType]  (a norm has one)
-        use_attn_scale=said.get("scale_attn_weights", True),
-        original_architecture=next(iter(said.get("architectures") or ()), None) or shown(said.get("model_type")),
-        initializer_range=model.config.initializer_range,
+        eps=config.epsilon,
+        use_attn_scale=config.to_dict().get("scale_attn_weights", True),
+        original_architecture=family_of(config).in_transformers.model,
+        initializer_range=config.initializer_range,
         normalization_type="LN" if centred else "RMS",
         positional_embedding_type="standard" if "ckpt_pos_embed" in schema else "rotary",
         final_rms=not centred,
         gated_mlp="mlp.ckpt_gate" in schema.in_blocks,
         n_key_value_heads=sizes["head_kv"] if grouped else None,
-        parallel_attn_mlp="resid_mid" not in schema.in_blocks,
+        parallel_attn_mlp=bool(schema.blocks) and schema.is_parallel(0),
         device=model.device,
         dtype=model.dtype,
     )
