@@ -13,7 +13,7 @@ from pellucid.cli.shared.layout import Column, Grid
 from pellucid.cli.shared.outputs import require_format, say_written, write_csv, write_figure
 from pellucid.cli.shared.screen import progress, show, show_json
 from pellucid.cli.shared.tables import bar, heading, number
-from pellucid.cli.shared.texts import read_text
+from pellucid.cli.shared.texts import read_text, token_of, tokens_of
 from pellucid.cli.verbs import Patch
 from pellucid.errors import visible
 from pellucid.patching.sweeps import Direction
@@ -83,20 +83,19 @@ def _answers(
     wish: Patch, model: pl.CkptedTransformer, texts: tuple[str, str]
 ) -> tuple[pl.metrics.Token, pl.metrics.Token | None]:
     """The tokens whose logits are read; the likeliest after each text, if they are not given."""
-    given = [_token(model, one) for one in (wish.token, wish.against)]
+    given = [None if one is None else token_of(model, one) for one in (wish.token, wish.against)]
     if given[0] is not None:
-        return given[0], given[1]
+        return _named(model, given[0]), None if given[1] is None else _named(model, given[1])
     likeliest = [int(model.next_token_logits(text).argmax()) for text in texts]
     found = [mine if mine is not None else other for mine, other in zip(given, likeliest, strict=True)]
-    pieces = (
-        found if model.tokenizer is None else [p if isinstance(p, str) else model.tokenizer.decode(p) for p in found]
-    )
-    return pieces[0], None if pieces[0] == pieces[1] else pieces[1]
+    first, second = (_named(model, token) for token in found)
+    return first, None if first == second else second
 
 
-def _token(model: pl.CkptedTransformer, given: str | None) -> pl.metrics.Token | None:
-    """A token that was given: its text, or of a model without a tokenizer its id."""
-    return int(given) if given is not None and model.tokenizer is None and given.isdecimal() else given
+def _named(model: pl.CkptedTransformer, token: int) -> pl.metrics.Token:
+    """A token as the metric's title shows it: its text, or its id if no text is this token alone."""
+    text = "" if model.tokenizer is None else model.tokenizer.decode(token)
+    return text if text and tokens_of(model, text) == [token] else token
 
 
 def _show(swept: xarray.DataArray, top: int) -> None:
