@@ -101,7 +101,7 @@ class Attending(Part):
         eager: Whether every layer is explicit.
         exact: Whether the reference's operations give the values.
         makes_scores: The parameters that queries and keys are made with.
-        copies_cached: Whether keys and values out of a cache are laid out anew, too, if operations are exact.
+        copies_cached: Whether exact operations also lay out anew the keys and values that come out of a cache.
     """
 
     elsewhere = dialects.ATTENTION

@@ -348,7 +348,7 @@ def _gather(values: Tensor, ids: Tensor) -> Tensor:
 
 
 def _wide(logits: Tensor) -> Tensor:
-    """In float32 at least: a sum over the vocabulary is beyond half precision."""
+    """Logits in float32 or better, because half precision cannot hold a sum over the vocabulary."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 

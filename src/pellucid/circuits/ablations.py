@@ -22,7 +22,7 @@ from pellucid.metrics import Metric, measured
 from pellucid.network import Run
 from pellucid.patching.reruns import TOKENS, Put, Rerun
 from pellucid.patching.roles import Columns
-from pellucid.patching.sweeps import Ablation, Texts
+from pellucid.patching.sweeps import Ablation, Direction, Texts
 from pellucid.run.model import CkptedTransformer
 from pellucid.run.region import Index, Region
 from pellucid.text.batch import Inputs
@@ -49,7 +49,7 @@ class Choices:
     components: tuple[str, ...]
     value: str
     pos: Index
-    direction: str
+    direction: Direction
 
     @classmethod
     def of(cls, granularity: Any, components: Any, value: Any, pos: Index, direction: Any) -> Choices:
@@ -111,7 +111,7 @@ class Ablations:
         self, model: CkptedTransformer, clean: Inputs, corrupted: Inputs, metric: Metric, choices: Choices
     ) -> None:
         self.model, self.choices, self.graph = model, choices, Graph(model.schema)
-        pair = Texts.of(model, clean, corrupted, "noise" if choices.direction == "noise" else "denoise", None)
+        pair = Texts.of(model, clean, corrupted, choices.direction, None)
         if pair.base.shape != pair.source.shape or not torch.equal(pair.base.mask, pair.source.mask):
             raise ShapeError(
                 "circuits: clean and corrupted texts of unequal length: which positions belong together is not known.",

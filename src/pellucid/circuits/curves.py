@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import xarray
 
 SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
-"""Of all parts: those of the Mechanistic Interpretability Benchmark (Mueller et al. 2025, arXiv:2504.13151)."""
+"""The shares of all parts that the Mechanistic Interpretability Benchmark measures at (Mueller et al. 2025)."""
 
 
 @named_arguments()

@@ -112,7 +112,7 @@ def composition(model: Network, kind: Kind) -> xarray.DataArray:
 
 
 def _written_and_read(model: Network, kind: Kind) -> Iterator[tuple[Tensor, Tensor]]:
-    """Of each block, what its heads write [H, K, D], and what reads of earlier ones [H, D, K].
+    """Yield for each block what its heads write [H, K, D], and what they read earlier heads with [H, D, K].
 
     The outer factor of each product is replaced by its triangle, which has the same norm and is K by K. So |W_OV W_QK|
     is the norm of the product of the two, and |W_OV| that of the first alone.

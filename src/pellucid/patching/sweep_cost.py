@@ -111,7 +111,7 @@ def require_room(
 
 
 def free_memory() -> int | None:
-    """Bytes that the system says are available; None where it does not say."""
+    """How many bytes the system says are available; None if it does not say."""
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
     except OSError:

@@ -21,7 +21,7 @@ from pellucid.extras import need
 
 @dataclass(frozen=True)
 class Added:
-    """A part of the sum; `layer` and `index` (of the head or neuron) are None where there is none."""
+    """A part of the sum; it has a `layer` and an `index` (of its head or neuron), or None if it belongs to none."""
 
     component: str
     layer: int | None

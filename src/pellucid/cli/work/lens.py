@@ -91,7 +91,7 @@ def lens(wish: Lens) -> None:
 
 
 def _said(read: Any, top: int, token: int | None) -> Iterator[list[Said]]:
-    """Of each block, what it says after each token of the first text."""
+    """Yield what each block says after each token of the first text."""
     likeliest = read.top(top)
     layers: list[Any] = np.atleast_1d(likeliest.layer.values).tolist() if "layer" in likeliest.coords else [None]
     ids, texts, logprobs, kl = map(_first, (likeliest, likeliest.text, likeliest.logprob, read.kl()))
