@@ -240,17 +240,8 @@ class EdgeTap:
 
     def wants(self, name: str) -> bool:
         """Whether this is what somebody writes, reads, or reads from."""
-        ends = (
-            "resid_pre",
-            "resid_mid",
-            "attn.ckpt_q",
-            "attn.ckpt_k",
-            "attn.ckpt_v",
-            Z,
-            "ln2.ckpt_normalized",
-            MLP_OUT,
-        )
-        return name.endswith(ends) or name == self._last
+        read = ("attn.ckpt_q", "attn.ckpt_k", "attn.ckpt_v", "ln2.ckpt_normalized")
+        return name.endswith(("resid_pre", "resid_mid", *read, Z, MLP_OUT)) or name == self._last
 
     def __call__(self, name: str, value: Tensor) -> Tensor:
         """Note what was written, and give receivers what they read."""

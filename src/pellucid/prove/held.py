@@ -195,9 +195,8 @@ class _Constant(nn.Module):
 
 def _parametrizations(child: nn.Module) -> dict[str, nn.Module]:
     """The parametrizations of a module's own weights, by their names."""
-    held = dict(child.named_children()).get(
-        "parametrizations"
-    )  # not by its attribute, since `__getattr__` may be the program's own
+    # not by its attribute, since `__getattr__` may be the program's own
+    held = dict(child.named_children()).get("parametrizations")
     return held._modules if isinstance(held, nn.ModuleDict) else {}
 
 
