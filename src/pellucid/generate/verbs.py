@@ -10,8 +10,7 @@ from torch import Tensor
 
 from pellucid.aliases import Names
 from pellucid.dialects import named_arguments
-from pellucid.errors import ConfigError, shown, warn
-from pellucid.families import family_of
+from pellucid.errors import ConfigError, shown
 from pellucid.fast.decoder import forget
 from pellucid.generate.beams import Beams
 from pellucid.generate.file_settings import Asked, asked_by, with_what_always_counts
@@ -35,6 +34,7 @@ from pellucid.network import Network
 from pellucid.parameters import require_numbers, submodules
 from pellucid.part import Part
 from pellucid.run.edit import Edit
+from pellucid.run.taps import warn_of_dropout
 from pellucid.text import ids
 from pellucid.text.batch import Batch, Inputs
 from pellucid.text.tokenizer import Tokenizer
@@ -188,19 +188,6 @@ class GeneratingTransformer(Network):
         self.refresh()
         return super()._apply(fn, recurse)
 
-    def _warn_of_dropout(self, verb: str) -> None:
-        """Warn that what a verb returns is random, if the model trains and dropout acts.
-
-        Training is not warned of: it calls the model, or a verb whose values gradients flow back from.
-        """
-        rates = {name: getattr(self.config, name) for name in family_of(self.config).dropouts}
-        if any(rates.values()) and any(isinstance(m, Part) and m.training for m in submodules(self)):
-            named = ", ".join(f"{name}={rate:g}" for name, rate in rates.items() if rate)
-            warn(
-                f"{verb}: the model is in training mode, where dropout ({named}) makes every run another one. "
-                "Call model.eval() first, and model.train() to go on training."
-            )
-
     def _asked(self, prompts: Batch, sampler: Sampler | Literal["file"] | None, **given: Any) -> Asked:
         """What the caller gave, with the file's settings behind it if they were asked for."""
         settings, chosen = self.generation, sampler_of(sampler)
@@ -212,7 +199,7 @@ class GeneratingTransformer(Network):
 
     def _prompts(self, verb: str, inputs: Inputs, mask: Any) -> Batch:
         require_numbers(verb, [self.embed.W_E])
-        self._warn_of_dropout(verb)
+        warn_of_dropout(self, verb)
         return left(self.tokenize(inputs, mask=mask))
 
     def _request(

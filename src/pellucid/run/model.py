@@ -28,7 +28,7 @@ from pellucid.run.edit import Edit
 from pellucid.run.origin import Origin
 from pellucid.run.region import Index, Region
 from pellucid.run.span import Start, beginning, captured, unchecked_beginning
-from pellucid.run.taps import EditTap, Recorder
+from pellucid.run.taps import EditTap, Recorder, warn_of_dropout
 from pellucid.tap import Chain, StopAfter, Stopped, Tap
 from pellucid.text.batch import Batch, Inputs
 from pellucid.text.batching import Batcher
@@ -237,7 +237,7 @@ class CkptedTransformer(GeneratingTransformer):
             >>> bool((again == logits).all())
             True
         """
-        self._warn_of_dropout("run")
+        warn_of_dropout(self, "run")
         batch = self.tokenize(inputs, mask=mask)
         edit_tap = EditTap(edits, batch, self.schema)
         tap = edit_tap if edit_tap.fired else None
@@ -257,7 +257,7 @@ class CkptedTransformer(GeneratingTransformer):
             >>> model.tokenizer.decode(model.next_token_logits("Once upon a").argmax())
             ' time'
         """
-        self._warn_of_dropout("next_token_logits")
+        warn_of_dropout(self, "next_token_logits")
         return self(self.tokenize(inputs, mask=mask), cache=cache, last_only=True)[:, 0]
 
     @named_arguments()
@@ -267,7 +267,7 @@ class CkptedTransformer(GeneratingTransformer):
 
     def _logprobs(self, verb: str, batch: Batch) -> Tensor:
         if not torch.is_grad_enabled():
-            self._warn_of_dropout(verb)
+            warn_of_dropout(self, verb)
         logits = self(batch)[:, :-1]
         logits = logits if logits.dtype == torch.float64 else logits.float()
         chosen = logits.log_softmax(-1).gather(-1, batch.ids[:, 1:, None]).squeeze(-1)
@@ -339,7 +339,7 @@ class CkptedTransformer(GeneratingTransformer):
                 remedy="Capture the whole value and select from its .grad.",
             )
         if not grads:
-            self._warn_of_dropout("run_with_ckpts")
+            warn_of_dropout(self, "run_with_ckpts")
         batch = self.tokenize(inputs, mask=mask)
         last = None if stop_at is None else aliases.resolved(stop_at, self.schema)
         first = None

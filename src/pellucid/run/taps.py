@@ -1,4 +1,4 @@
-"""The taps of a run: one captures values, one applies edits; each knows what never came by."""
+"""What happens in a run beside its mathematics: one tap captures values, one applies edits; dropout is warned of."""
 
 from __future__ import annotations
 
@@ -9,7 +9,11 @@ import torch
 from torch import Tensor
 
 from pellucid.aliases import selected
-from pellucid.errors import EditError, UnknownNameError
+from pellucid.errors import EditError, UnknownNameError, warn
+from pellucid.families import family_of
+from pellucid.network import Network
+from pellucid.parameters import submodules
+from pellucid.part import Part
 from pellucid.run.edit import Edit, Site
 from pellucid.run.region import Region, take
 from pellucid.schema import Schema
@@ -151,3 +155,17 @@ def _selected(edit: Edit, schema: Schema) -> tuple[str, ...]:
             f"{edit!r}: names no checkpoint.", code="edit-kind", remedy="Give the name of a checkpoint, or a pattern."
         )
     return chosen
+
+
+def warn_of_dropout(model: Network, verb: str) -> None:
+    """Warn that what a verb returns is random, if the model trains and dropout acts.
+
+    Training is not warned of: it calls the model, or a verb whose values gradients flow back from.
+    """
+    rates = {name: getattr(model.config, name) for name in family_of(model.config).dropouts}
+    if any(rates.values()) and any(isinstance(m, Part) and m.training for m in submodules(model)):
+        named = ", ".join(f"{name}={rate:g}" for name, rate in rates.items() if rate)
+        warn(
+            f"{verb}: the model is in training mode, where dropout ({named}) makes every run another one. "
+            "Call model.eval() first, and model.train() to go on training."
+        )
