@@ -218,6 +218,11 @@ class JsonConfig:
         return given
 
     @classmethod
+    def _stated(cls, given: Mapping[str, Any], own: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Fields that replace some of `own`, as this class declares them, where older files have other words."""
+        return given
+
+    @classmethod
     def changed(cls, own: Mapping[str, Any], given: Mapping[str, Any], *, ignore: Collection[str] = ()) -> Self:
         """Read a file's configuration of which the caller gives some fields, or all.
 
@@ -230,6 +235,7 @@ class JsonConfig:
             ConfigError: As in `from_dict`; or a field that does not exist.
         """
         if not set(cls.about.whole) <= set(given):
+            given = cls._stated(given, own)
             cls._refuse_misspelt(given, own)
         return cls.from_dict({**own, **given}, ignore=ignore)
 
@@ -256,8 +262,10 @@ class JsonConfig:
         Raises:
             ConfigError: A field that does not exist: what a file may hold unread is a spelling mistake here.
         """
-        self._refuse_misspelt(overrides, self.neutral)
-        return type(self).from_dict({**self.to_dict(), **overrides})
+        own = self.to_dict()
+        given = self._stated(overrides, own)
+        self._refuse_misspelt(given, self.neutral)
+        return type(self).from_dict({**own, **given})
 
     def to_dict(self) -> dict[str, Any]:
         """The fields of a Hugging Face `config.json` that describes this model, neutral ones included."""

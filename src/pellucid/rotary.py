@@ -136,8 +136,8 @@ def gathered(given: dict[str, Any], said: Mapping[str, str], **defaults: Any) ->
     Raises:
         ConfigError: They are no mapping.
     """
-    beside = {name: given.pop(name) for name in ("rope_scaling", _CONTEXT, *said) if name in given}
-    parameters: Any = beside.get("rope_scaling") or given.get("rope_parameters") or {}
+    beside = {name: given.pop(name) for name in (_SCALING, _CONTEXT, *said) if name in given}
+    parameters: Any = beside.get(_SCALING) or given.get("rope_parameters") or {}
     if not isinstance(parameters, Mapping):
         raise config_values.wrong_type("rope_parameters", parameters, "a mapping")
     parts = {part: beside[name] for name, part in said.items() if beside.get(name) is not None}
@@ -145,6 +145,25 @@ def gathered(given: dict[str, Any], said: Mapping[str, str], **defaults: Any) ->
     if _CONTEXT in beside:
         given["rope_parameters"][_CONTEXT] = beside[_CONTEXT]
     return given
+
+
+def stated(given: Mapping[str, Any], own: Mapping[str, Any], said: Mapping[str, str]) -> Mapping[str, Any]:
+    """Fields that replace some of a configuration's, with what they say of rotary positions as `rope_parameters`.
+
+    Args:
+        given: What a caller gives.
+        own: The configuration that they replace fields of; what they do not say of rotary positions is its.
+        said: As in `gathered`.
+    """
+    words = {name: value for name, value in given.items() if name in {*said, _SCALING}}
+    if not words:
+        return given
+    kept = gathered(dict(own), said)["rope_parameters"]
+    if _SCALING in words:
+        kept = {part: kept[part] for part in said.values() if part in kept}
+    rest = {name: value for name, value in given.items() if name not in words}
+    changed = gathered(words, said)["rope_parameters"]
+    return {**rest, "rope_parameters": {**kept, **changed, **rest.get("rope_parameters", {})}}
 
 
 def checked(parameters: Mapping[str, Any], n_ctx: int) -> dict[str, Any]:
@@ -211,7 +230,7 @@ def rule_of(parameters: Mapping[str, Any], n_ctx: int, d_head: int, part: Any = 
     return rule
 
 
-_CONTEXT = "original_max_position_embeddings"
+_CONTEXT, _SCALING = "original_max_position_embeddings", "rope_scaling"
 
 _NUMBERS = (
     "rope_theta", "factor", "low_freq_factor", "high_freq_factor", _CONTEXT, "beta_fast", "beta_slow",

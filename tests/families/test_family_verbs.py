@@ -320,6 +320,24 @@ def test_measures_and_figures(family: str, fields: dict[str, Any], tmp_path: Pat
     assert pl.estimate(model, samples.ragged_ids(30, 40)).nbytes == ckpts.nbytes
 
 
+@every_kind
+def test_streamed_statistics(family: str, fields: dict[str, Any], tmp_path: Path) -> None:
+    """They are those of all values at once, also when they go on from a file."""
+    model, rows = glass(family, fields), samples.ragged_ids(3, 9, 5, 7)
+    wanted = [pl.measure.Moments("resid_post", of="norm"), pl.measure.Covariance("attn.ckpt_k")]
+    moments, covariance = pl.measure.stream(model, rows, wanted, batch_size=2)
+    _, ckpts = model.run_with_ckpts(rows)
+    norms = ckpts.stack("resid_post").double().norm(dim=-1)[:, ckpts.batch.mask]
+    np.testing.assert_allclose(moments["mean"], norms.mean(1), rtol=1e-5)
+    keys = ckpts.stack("attn.ckpt_k").double()[:, ckpts.batch.mask]
+    assert covariance.shape == (3, *keys.shape[2:], keys.shape[-1])
+    np.testing.assert_allclose(covariance[1, 0], keys[1, :, 0].T.cov(correction=0), rtol=1e-4, atol=1e-6)
+    file = tmp_path / "state"
+    pl.measure.stream(model, rows[:2], wanted, batch_size=2, checkpoint=file)
+    again = pl.measure.stream(model, rows, wanted, batch_size=2, checkpoint=file)
+    assert again[1].equals(covariance)
+
+
 SWEPT = [("resid_pre", ("layer", "pos")), ("attn.ckpt_z", ("layer", "head")), ("attn.ckpt_k", ("layer", "head")),
          ("mlp.ckpt_post", ("layer",)), ("ln2.ckpt_normalized", ("layer", "pos"))]  # fmt: skip
 
@@ -427,3 +445,66 @@ def test_the_command_line(family: str, tmp_path: Path) -> None:
         assert result.exit_code == 0, f"{arguments}: {result.output}"
         assert json.loads(result.stdout)
     assert len(pl.ActivationCkpts.load(kept)) == 3
+
+
+CLEAN_TEXT, CORRUPTED_TEXT = "Tom has a ball. Tom likes the", "Tom has a cat. Tom likes the"
+TOKENS = ("--token", " ball", "--against", " cat")
+
+
+@every_kind
+def test_verbs_of_texts(family: str, fields: dict[str, Any], tmp_path: Path) -> None:
+    """What the command line says is what the library says of the folder."""
+    model, folder = samples.glass(family, vocab_size=4096, **fields), str(tmp_path)
+    model.tokenizer = pl.load().tokenizer
+    model.save_pretrained(folder)
+
+    def said(*arguments: str) -> Any:
+        given = [*arguments, "-m", folder, "--json"]
+        result = CliRunner().invoke(app, given, prog_name="pellucid", catch_exceptions=False)
+        assert result.exit_code == 0, f"{arguments}: {result.output}"
+        return json.loads(result.stdout)
+
+    metric = pl.metrics.logit_difference(" ball", " cat")
+    for name, over in (("attn.ckpt_k", "layer,head"), ("resid_pre", "layer,pos")):
+        swept = pl.patching.sweep(
+            model, CLEAN_TEXT, CORRUPTED_TEXT, name, over=tuple(over.split(",")), metric=metric
+        )  # fmt: skip
+        found = said("patch", CLEAN_TEXT, CORRUPTED_TEXT, *TOKENS, "--names", name, "--over", over)
+        np.testing.assert_array_equal(found["values"], swept.values)
+    _, ckpts = model.run_with_ckpts(CLEAN_TEXT)
+    parts = pl.attribution.direct(ckpts, (" ball", " cat"), by="head")[:, 0, -1]
+    attributed = said("attribute", CLEAN_TEXT, *TOKENS, "--by", "head")["parts"]
+    assert {part["component"]: part["value"] for part in attributed} == parts.to_series().to_dict()
+    ranks = pl.lens.logit(ckpts).rank(" ball")[:, 0, -1]
+    assert [layer["rank"] for layer in said("lens", CLEAN_TEXT, "--token", " ball")["layers"]] == ranks.values.tolist()
+    again = "the cat and the cat"
+    scores = pl.heads.scores(model, again)
+    for found in said("heads", again)["heads"]:
+        head = scores.isel(layer=found["layer"], head=found["head"])
+        assert {name: found[name] for name in scores} == {name: float(head[name]) for name in scores}
+
+
+@every_kind
+def test_circuits_by_whole_runs(family: str, fields: dict[str, Any]) -> None:
+    """What is outside a circuit of heads and MLPs has the value of the other run."""
+    model = model64(family, fields)
+    inside = {"blocks.0.attn[1]", "blocks.1.mlp", "blocks.2.attn[0]", "blocks.2.mlp"}
+    found = pl.circuits.evaluate(
+        model, pl.circuits.Circuit(nodes=sorted(inside)), CLEAN, CORRUPTED, metric=METRIC, value="resample", subsets=1,
+        random=0,
+    )  # fmt: skip
+    _, other = model.run_with_ckpts(CORRUPTED)
+    edits = []
+    for block in range(3):
+        for head in range(model.schema.sizes["head"]):
+            if f"blocks.{block}.attn[{head}]" not in inside:
+                edits.append(pl.Edit.patch(f"blocks.{block}.attn.ckpt_z", other, heads=[head]))
+        if f"blocks.{block}.mlp" not in inside:
+            edits.append(pl.Edit.patch(f"blocks.{block}.mlp.ckpt_mlp_out", other))
+    whole, nothing, left = (
+        metric_of(model.run(ids, edits=made)) for ids, made in ((CLEAN, []), (CORRUPTED, []), (CLEAN, edits))
+    )
+    tolerance = 1e-5 if family == "llama" else 1e-10  # RMSNorm is taken in float32
+    assert found.left == pytest.approx(left, abs=tolerance)
+    assert found.faithfulness == pytest.approx((left - nothing) / (whole - nothing), abs=10 * tolerance)
+    assert abs(left - whole) > 1e-3

@@ -87,6 +87,35 @@ def test_rotations_are_transformers(case: str) -> None:
     assert LlamaConfig.from_dict(TheirConfig(**copy.deepcopy(given)).to_dict()) == config
 
 
+REPLACED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "a base": ({"rope_theta": 500.0}, {**llamas.LLAMA3, "rope_theta": 500.0}),
+    "a kind, of the same base": (
+        {"rope_scaling": {"type": "linear", "factor": 4.0}},
+        {"rope_type": "linear", "factor": 4.0, "rope_theta": llamas.LLAMA3["rope_theta"]},
+    ),
+    "no kind": ({"rope_scaling": None}, {"rope_type": "default", "rope_theta": llamas.LLAMA3["rope_theta"]}),
+    "both": (
+        {"rope_scaling": {"type": "linear", "factor": 4.0}, "rope_theta": 5.0},
+        {"rope_type": "linear", "factor": 4.0, "rope_theta": 5.0},
+    ),
+    "all of it": (
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 9.0}}, {"rope_type": "default", "rope_theta": 9.0},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REPLACED)
+def test_a_part_of_rotary_positions_is_replaced_alone(case: str) -> None:
+    """Under the names of older files, too; what a caller gives counts before what the file says."""
+    given, expected = REPLACED[case]
+    file = {**SIZES, "rope_parameters": llamas.LLAMA3}
+    for config in (LlamaConfig.from_dict(file).override(**given), LlamaConfig.changed(file, given)):
+        assert config == LlamaConfig.from_dict({**SIZES, "rope_parameters": expected})
+    with pytest.raises(pl.ConfigError, match="rope_parameters") as caught:
+        LlamaConfig.from_dict(file).override(rope_scaling=3)
+    assert caught.value.code == "config-wrong-type"
+
+
 REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
     "longrope": ({"rope_scaling": {"type": "longrope"}}, "config-not-implemented", "longrope"),
     "no factor": ({"rope_parameters": {"rope_type": "linear"}}, "config-missing-field", "factor"),

@@ -76,6 +76,24 @@ def test_rotations_are_transformers(case: str) -> None:
     assert GPTNeoXConfig.from_dict(TheirConfig(**copy.deepcopy(given)).to_dict()).rule == config.rule
 
 
+def test_a_part_of_rotary_positions_is_replaced_alone() -> None:
+    """Under older files' names, which are Pythia's; `rope_parameters` counts before them, as in a file."""
+    file = {**SIZES, "rotary_pct": 0.5, "rotary_emb_base": 77.0}
+    for given, part, base in (
+        ({"rotary_pct": 1.0}, 1.0, 77.0), ({"rotary_emb_base": 5}, 0.5, 5), ({"rotary_pct": None}, 0.5, 77.0),
+        ({"rotary_pct": 1.0, "rope_parameters": {"rope_theta": 9.0}}, 1.0, 9.0),
+    ):  # fmt: skip
+        for config in (GPTNeoXConfig.from_dict(file).override(**given), GPTNeoXConfig.changed(file, given)):
+            assert config.rope_parameters["partial_rotary_factor"] == part, given
+            assert config.rope_parameters["rope_theta"] == base, given
+    scaled = GPTNeoXConfig.from_dict(file).override(rope_scaling={"type": "linear", "factor": 2.0})
+    assert scaled.rope_parameters == {
+        "rope_type": "linear", "factor": 2.0, "rope_theta": 77.0, "partial_rotary_factor": 0.5,
+    }  # fmt: skip
+    with pytest.raises(pl.ConfigError, match="no field 'rope_theta'"):
+        GPTNeoXConfig.from_dict(file).override(rope_theta=5.0)
+
+
 REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
     "longrope": ({"rope_scaling": {"type": "longrope"}}, "config-not-implemented", "longrope"),
     "more than a head turns": ({"rotary_pct": 1.5}, "config-heads-do-not-divide", "partial_rotary_factor=1.5"),

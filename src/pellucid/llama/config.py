@@ -13,7 +13,7 @@ from pellucid.config_variants import Variant
 from pellucid.errors import ConfigError, shown
 from pellucid.json_config import Fields, JsonConfig
 from pellucid.llama.schema import schema_of
-from pellucid.rotary import Rule, checked, gathered, rule_of
+from pellucid.rotary import Rule, checked, gathered, rule_of, stated
 from pellucid.schema import Schema
 
 NEUTRAL = config_variants.NEUTRAL | {"pretraining_tp", "classifier_dropout"}
@@ -51,6 +51,9 @@ FIELDS = Fields(
     neutral=NEUTRAL,
     variants=VARIANTS,
 )
+
+SAID = {name: name for name in ("rope_theta", "partial_rotary_factor")}
+"""Fields of older files -> the part of `rope_parameters` that they say."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,4 +146,8 @@ class LlamaConfig(JsonConfig):
 
     @classmethod
     def _settled(cls, given: dict[str, Any]) -> dict[str, Any]:
-        return gathered(given, {name: name for name in ("rope_theta", "partial_rotary_factor")})
+        return gathered(given, SAID)
+
+    @classmethod
+    def _stated(cls, given: Mapping[str, Any], own: Mapping[str, Any]) -> Mapping[str, Any]:
+        return stated(given, own, SAID)

@@ -14,7 +14,7 @@ from pellucid.config_variants import Variant
 from pellucid.errors import ConfigError, shown
 from pellucid.json_config import Fields, JsonConfig
 from pellucid.neox.schema import schema_of
-from pellucid.rotary import Rule, checked, gathered, rule_of
+from pellucid.rotary import Rule, checked, gathered, rule_of, stated
 from pellucid.schema import Schema
 
 FIELDS = Fields(
@@ -41,6 +41,9 @@ FIELDS = Fields(
                 config_variants.PARALLEL.names, config_variants.PARALLEL.pattern),
     ),
 )  # fmt: skip
+
+SAID = {"rotary_emb_base": "rope_theta", "rotary_pct": "partial_rotary_factor"}
+"""Fields of older files -> the part of `rope_parameters` that they say."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,5 +129,8 @@ class GPTNeoXConfig(JsonConfig):
                 code="config-not-implemented",
                 remedy="If it does not apply, pass ignore_config=['head_dim'].",
             )
-        said = {"rotary_emb_base": "rope_theta", "rotary_pct": "partial_rotary_factor"}
-        return gathered(given, said, partial_rotary_factor=0.25)
+        return gathered(given, SAID, partial_rotary_factor=0.25)
+
+    @classmethod
+    def _stated(cls, given: Mapping[str, Any], own: Mapping[str, Any]) -> Mapping[str, Any]:
+        return stated(given, own, SAID)
