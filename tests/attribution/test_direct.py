@@ -134,6 +134,12 @@ def test_pairs_directions_and_tokens_for_each_text() -> None:
     own = total(DIRECT(ckpts, ([3, 4, 5], 9)))
     expected = torch.stack([logits[row, :, token] for row, token in enumerate((3, 4, 5))]) - logits[..., 9]
     assert furthest(own, expected, ckpts) < WHOLE
+    pairs = DIRECT(ckpts, [(3, 9), (4, 9), (5, 9)])
+    assert np.array_equal(pairs.values, DIRECT(ckpts, ([3, 4, 5], 9)).values, equal_nan=True)
+    with pytest.raises(pl.InputError, match="3 tokens in a tuple"):
+        DIRECT(ckpts, [(3, 9), (4, 9, 8), (5, 9)])
+    with pytest.raises(pl.InputError, match="2 tokens for 3 texts"):
+        DIRECT(ckpts, [(3, 9), (4, 9)])
 
 
 @pytest.mark.parametrize("number", [np.int64(TOKEN), torch.tensor(TOKEN)])

@@ -212,6 +212,43 @@ def test_a_greedy_search_grows_by_what_raises_most() -> None:
     assert found.most == pytest.approx(gap(chosen), abs=1e-10)
 
 
+def test_a_greedy_search_tries_as_many_as_it_is_told() -> None:
+    """One after another: the gap without any part, then a candidate of each step, of which the last one ends it."""
+    glass = model()
+    few = report(glass, pl.circuits.Circuit(nodes=NODES), candidates=1).greedy
+    assert few.count <= 1 + len(NODES)
+    every = report(glass, pl.circuits.Circuit(nodes=NODES), candidates=None).greedy
+    assert every == report(glass, pl.circuits.Circuit(nodes=NODES), candidates=len(NODES)).greedy
+    assert every.most >= few.most
+
+
+def test_many_texts_are_run_in_blocks() -> None:
+    """What every sender wrote is in memory at once, so long batches are cut; the metric still sees all texts."""
+    glass, (clean, corrupted) = model(), two(texts=120)
+    tokens: list[int] = []
+    glass.embed.register_forward_pre_hook(lambda _, given: tokens.append(given[0].numel()))
+    many = pl.circuits.across(
+        glass, pl.circuits.Circuit(edges=EDGES), clean, corrupted, metric=METRIC, values=["resample"],
+        granularities=["edges"], directions=["noise"],
+    ).values.ravel()  # fmt: skip
+    assert max(tokens[2:]) <= 256 < clean.numel(), "the plain runs are whole"
+    assert sum(tokens[2:]) == clean.numel()
+    left = edges_left(glass, clean, instead(glass, corrupted, "resample"), all_but(Graph(glass.schema).edges, EDGES))
+    nothing = plain(glass, corrupted)
+    np.testing.assert_allclose(many, (left - nothing) / (plain(glass, clean) - nothing), rtol=0, atol=1e-8)
+
+
+def test_choices_share_their_plain_runs() -> None:
+    glass, (clean, corrupted) = model(), two()
+    runs: list[int] = []
+    glass.embed.register_forward_pre_hook(lambda *_: runs.append(1))
+    pl.circuits.across(
+        glass, pl.circuits.Circuit(edges=EDGES), clean, corrupted, metric=METRIC, granularities=["edges"],
+        components=["heads", "mlps"], values=["resample"],
+    )  # fmt: skip
+    assert len(runs) == 2 * 2 + 2 * 2, "two plain runs for each direction, and one for each circuit that is left"
+
+
 def test_random_circuits_have_as_many_of_each_kind() -> None:
     """So all heads without an MLP are the only circuit of their size, and so is an MLP with all heads but none."""
     glass = model()

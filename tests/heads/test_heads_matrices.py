@@ -67,6 +67,41 @@ def test_they_stay_when_the_model_is_changed() -> None:
     assert not ov.left.requires_grad
 
 
+# From the weights alone
+
+
+@families
+def test_copying_by_the_eigenvalues_of_the_whole_way(family: str) -> None:
+    model = model64(family)
+    found = pl.heads.weight_scores(model)
+    for layer, head in ((0, 0), (1, 3), (2, 1)):
+        own = weights(model, layer, head)
+        values = torch.linalg.eigvals(model.embed.W_E @ own["V"] @ own["O"] @ model.unembed.W_U).detach()
+        expected = float(values.real.sum() / values.abs().sum())
+        assert abs(float(found.copying[layer, head]) - expected) < 1e-8, (layer, head)
+
+
+def test_the_token_before_by_runs_with_position_embeddings_alone() -> None:
+    """What is written before a block is taken out, the tokens' embeddings included."""
+    model = model64("gpt2")
+    found, ids = pl.heads.weight_scores(model), torch.arange(len(model.pos_embed.W_pos))[None] % len(model.embed.W_E)
+    for layer in range(len(model.blocks)):
+        silent = [f"blocks.{i}.{name}" for i in range(layer) for name in ("attn.ckpt_attn_out", "mlp.ckpt_mlp_out")]
+        name = f"blocks.{layer}.attn.ckpt_pattern"
+        edits = [pl.Edit.zero(what) for what in ("ckpt_embed", *silent)]
+        pattern = model.run_with_ckpts(ids, names=name, edits=edits)[1][name][0]
+        for head in range(len(pattern)):
+            before = [float(pattern[head, q, q - 1]) for q in range(1, ids.size(1))]
+            assert abs(float(found.previous[layer, head]) - np.mean(before)) < TIGHT
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt_neox"])
+def test_rotations_leave_the_token_before_undefined(family: str) -> None:
+    found = pl.heads.weight_scores(model64(family))
+    assert bool(found.previous.isnull().all())
+    assert bool(found.copying.notnull().all())
+
+
 # Factored matrices
 
 SHAPES = [((48, 12), (12, 48)), ((7, 3), (3, 9)), ((2, 5, 3), (3, 5)), ((3, 8), (8, 3)), ((4, 6, 2), (4, 2, 6))]

@@ -48,7 +48,7 @@ def direct(
     Args:
         ckpts: A run that captured what `by` needs; the error says what is missing.
         target: A token (its id, or a text that is one token), a pair of them as a tuple (their difference), a list with
-            one for each text, or a direction [D] that is dotted with the output of the last norm.
+            one of either for each text, or a direction [D] that is dotted with the output of the last norm.
         by: "component": the embeddings, each attention layer, each MLP. "head": each head, with its share of the value
             bias, and b_O of each layer, in place of the attention layers. "neuron": each neuron, and b_out of each
             layer, in place of the MLPs. "block": the embeddings, and what each block adds.

@@ -218,14 +218,17 @@ def _direction(model: Network, batch: Batch, target: Any, place: ReadingPoint, b
         )
     known = batch_with_tokens(batch, model)
     head = doubles(model.parameter("unembed.W_U")).t()
+    if isinstance(target, list) and target and all(isinstance(one, tuple) for one in target):
+        short = next((one for one in target if len(one) != 2), None)
+        target = tuple(map(list, zip(*target, strict=True))) if short is None else short
     if not isinstance(target, tuple):
         return _rows(head, target, known, by)
     if len(target) != 2:
         raise InputError(
             f"{by}: {len(target)} tokens in a tuple, expected a pair.",
             code="attribution-target",
-            remedy="Give one token, a pair (right, wrong) whose difference is meant, or a list with a token for each "
-            "text.",
+            remedy="Give one token, a pair (right, wrong) whose difference is meant, or a list with one of these for "
+            "each text.",
         )
     right, wrong = (_rows(head, token, known, by) for token in target)
     return right - wrong

@@ -8,6 +8,7 @@ its place; the LayerNorm and the receiver's own matrices are evaluated on it.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,7 +21,7 @@ from pellucid.circuits.graph import EMBEDDINGS, LOGITS, MLP_OUT, PART, Graph, Z,
 from pellucid.errors import InputError, ShapeError, shown
 from pellucid.metrics import Metric, measured
 from pellucid.network import Run
-from pellucid.patching.reruns import TOKENS, Put, Rerun
+from pellucid.patching.reruns import BYTES, TOKENS, Put, Rerun
 from pellucid.patching.roles import Columns
 from pellucid.patching.sweeps import Ablation, Direction, Texts
 from pellucid.run.model import CkptedTransformer
@@ -110,7 +111,7 @@ class Ablations:
     def __init__(
         self, model: CkptedTransformer, clean: Inputs, corrupted: Inputs, metric: Metric, choices: Choices
     ) -> None:
-        self.model, self.choices, self.graph = model, choices, Graph(model.schema)
+        self.model, self.graph = model, Graph(model.schema)
         pair = Texts.of(model, clean, corrupted, choices.direction, None)
         if pair.base.shape != pair.source.shape or not torch.equal(pair.base.mask, pair.source.mask):
             raise ShapeError(
@@ -122,15 +123,26 @@ class Ablations:
         self.written = [EMBEDDED, *(
             f"blocks.{i}.{kind}" for i in blocks for kind in (Z, MLP_OUT) if f"blocks.{i}.{kind}" in model.schema
         )]  # fmt: skip
-        self._runs = pair.run(model, metric, self.written)
+        self._pair, self._runs = pair, pair.run(model, metric, self.written)
         self.clean, self.corrupted = (
             torch.tensor(self._runs.plain[f"{side}_by_text"], dtype=torch.float64) for side in ("clean", "corrupted")
         )
-        self.other = self._instead(pair)
+        self._choose(choices)
+
+    def under(self, choices: Choices) -> Ablations:
+        """The same texts under other choices of the same direction; the plain runs are those that were made."""
+        assert choices.direction == self.choices.direction, "its base and its source would change places"
+        other = copy.copy(self)
+        other._choose(choices)
+        return other
+
+    def _choose(self, choices: Choices) -> None:
+        self.choices = choices
+        self.other = self._instead(self._pair)
         kinds = {node: kind_of(node) in choices.components for node in self.graph.nodes}
         whole: Iterable[Any] = self.graph.edges if choices.granularity == "edges" else self.graph.nodes
         self.universe: tuple[Any, ...] = tuple(p for p in whole if kinds[p[0] if isinstance(p, tuple) else p])
-        self._columns = Region(choices.pos).indices("pos", (pair.base.shape[1],), (Axis.POS,), strict=True)
+        self._columns = Region(choices.pos).indices("pos", (self._pair.base.shape[1],), (Axis.POS,), strict=True)
         self._known: dict[frozenset[Any], Tensor] = {}
 
     def keeping(self, kept: Sequence[Collection[Any]]) -> Tensor:
@@ -181,18 +193,31 @@ class Ablations:
         return Columns(rows.repeat_interleave(len(columns)), into, into)
 
     def _edges(self, sets: Sequence[frozenset[Any]]) -> Iterator[Tensor]:
-        base = self._runs.base
-        batch, rows, columns = base.batch, *base.batch.shape
-        together = max(1, TOKENS // (rows * columns))
+        base, at_once = self._runs.base, self._texts_at_once()
+        together = max(1, at_once // len(base.batch))
+        blocks = [slice(first, first + at_once) for first in range(0, len(base.batch), at_once)]
         for first in range(0, len(sets), together):
-            some = sets[first : first + together]
-            tap = EdgeTap(self.model, self.graph, self._weights(some), self.other, self._mask(columns))
-            padding = batch.mask.repeat(len(some), 1) if batch.padded else None
-            run = Run(batch.ids.repeat(len(some), 1), batch.positions.repeat(len(some), 1), padding)
-            with torch.no_grad():
-                logits = self.model(run, tap=tap)
-            for one in logits.split(rows):
-                yield measured(base.metric, one, batch)
+            weights = self._weights(sets[first : first + together])
+            for logits in torch.cat([self._edges_left(weights, rows) for rows in blocks], 1):
+                yield measured(base.metric, logits, base.batch)
+
+    def _texts_at_once(self) -> int:
+        """How many texts run together; what every sender wrote is in memory, and once more while receivers read it."""
+        like = self.model.embed.W_E
+        token = 2 * len(self.graph.nodes) * like.size(1) * like.element_size()
+        return max(1, min(TOKENS, BYTES // token) // self._runs.base.batch.shape[1])
+
+    def _edges_left(self, weights: Tensor, rows: slice) -> Tensor:
+        """The logits [C, b, P, V] of some of the texts, in each of the C runs that `weights` [C, R, S] describe."""
+        batch, copies = self._runs.base.batch, len(weights)
+        ids, positions, mask = batch.ids[rows], batch.positions[rows], batch.mask[rows]
+        other = {name: value[rows] for name, value in self.other.items()}
+        tap = EdgeTap(self.model, self.graph, weights, other, self._mask(batch.shape[1]))
+        run = Run(
+            ids.repeat(copies, 1), positions.repeat(copies, 1), mask.repeat(copies, 1) if batch.padded else None
+        )  # fmt: skip
+        with torch.no_grad():
+            return self.model(run, tap=tap).unflatten(0, (copies, -1))
 
     def _weights(self, sets: Sequence[frozenset[Any]]) -> Tensor:
         """[C, R, S]: 1 where a receiver reads the other value of a sender."""

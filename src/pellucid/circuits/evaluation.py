@@ -31,9 +31,6 @@ from pellucid.text.batch import Inputs
 if TYPE_CHECKING:
     import xarray
 
-CANDIDATES = 10
-"""Parts that a greedy step looks at, drawn from those that are left (Wang et al. 2022, section 4.1, draw as well)."""
-
 
 @dataclass(frozen=True)
 class Gap:
@@ -68,7 +65,7 @@ class CircuitReport:
         faithfulness: (F(C) - nothing) / (F(M) - nothing).
         by_text: The same of each text by itself [B]; not finite where the model and nothing are equal there.
         completeness: |F(C \\ K) - F(M \\ K)| over sampled K in C (Wang et al. 2022, section 4.1).
-        greedy: The same for the K that grows by the part that raises it most.
+        greedy: The same for the K that grows by the part, of those that are tried, that raises it most.
         minimality: For each part v the largest |F(C \\ (K + v)) - F(C \\ K)| over the K that were tried (section 4.2).
         random: The faithfulness of random circuits of the same size.
     """
@@ -134,6 +131,7 @@ def evaluate(
     direction: str = "noise",
     subsets: int = 100,
     random: int = 20,
+    candidates: int | None = 10,
     seed: int = 0,
 ) -> CircuitReport:
     """Measure how well a circuit stands for the model, under choices that the report states.
@@ -153,6 +151,8 @@ def evaluate(
             corrupted ones.
         subsets: Random subsets K for completeness, each part in it by one half; those of minimality are among them.
         random: Random circuits of the same size; of nodes, with as many heads and MLPs.
+        candidates: Parts that each step of the greedy search tries, drawn from those that are left (Wang et al. 2022,
+            section 4.1, draw 10); None tries every one.
         seed: Of the draws.
 
     Returns:
@@ -176,6 +176,8 @@ def evaluate(
     """
     subsets = require_whole("circuits.evaluate: subsets", subsets, at_least=1)
     count = require_whole("circuits.evaluate: random", random)
+    if candidates is not None:
+        candidates = require_whole("circuits.evaluate: candidates", candidates, at_least=1)
     circuit = Circuit.checked(circuit, Graph(model.schema))
     choices = Choices.of(granularity or circuit.granularity, components, value, pos, direction)
     runs = Ablations(model, clean, corrupted, metric, choices)
@@ -185,7 +187,7 @@ def evaluate(
     draws = torch.Generator().manual_seed(require_whole("circuits.evaluate: seed", seed))
     parts = [part for part in runs.universe if part in inside]
     sampled = [_drawn(parts, draws) for _ in range(subsets)] if parts else []
-    greedy = _greedy(runs, parts, draws)
+    greedy = _greedy(runs, parts, draws, candidates)
     return CircuitReport(
         circuit=circuit, choices=choices, metric=repr(metric), texts=len(left), size=len(inside),
         universe=len(runs.universe), whole=float(runs.clean.mean()), left=float(left.mean()),
@@ -262,11 +264,11 @@ def _gaps(runs: Ablations, parts: Sequence[Any], sets: Sequence[frozenset[Any]])
     return Gap(found[worst], float(np.mean(found)), _sorted(runs, (sets or [frozenset()])[worst]), len(found))
 
 
-def _greedy(runs: Ablations, parts: Sequence[Any], draws: torch.Generator) -> Gap:
+def _greedy(runs: Ablations, parts: Sequence[Any], draws: torch.Generator, candidates: int | None) -> Gap:
     """Let K grow from nothing by the part that raises the difference most, until none of those that are tried does."""
     (best,), chosen, count = _differences(runs, parts, [frozenset()]), frozenset[Any](), 1
     while rest := [part for part in parts if part not in chosen]:
-        tried = [rest[i] for i in torch.randperm(len(rest), generator=draws)[:CANDIDATES].tolist()]
+        tried = [rest[i] for i in torch.randperm(len(rest), generator=draws)[:candidates].tolist()]
         found = _differences(runs, parts, [chosen | {part} for part in tried])
         count += len(found)
         if max(found) <= best:
@@ -350,11 +352,15 @@ def across(
             remedy="Give values=['resample'], for example.",
         )
     rows: list[list[float] | None] = []
+    made: dict[str, Ablations] = {}
     for granularity, kinds, value, pos, direction in product(*axes):
         if direction == "denoise" and value != "resample":
             rows.append(None)
             continue
-        runs = Ablations(model, clean, corrupted, metric, Choices.of(granularity, kinds, value, pos, direction))
+        choices = Choices.of(granularity, kinds, value, pos, direction)
+        plain = made.get(direction)
+        runs = Ablations(model, clean, corrupted, metric, choices) if plain is None else plain.under(choices)
+        made[direction] = runs
         rows.append(Scale.of(runs).by_text(runs.keeping([_inside(circuit, runs)])[0]))
     texts = max(len(row) for row in rows if row is not None) if any(rows) else 1
     values_of = np.array([[np.nan] * texts if row is None else row for row in rows]).reshape(*shape, texts)

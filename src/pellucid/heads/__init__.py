@@ -2,12 +2,12 @@
 
 A head reads the residual stream through two matrices of rank d_head: W_QK = W_Q W_K^T says where it attends, and W_OV =
 W_V W_O what it moves (Elhage et al. 2021, "A mathematical framework for transformer circuits"). `ov` and `qk` give them
-as factors, `composition` says how much heads read of what earlier ones write, and `scores` and `name_movers` say to
-which tokens heads attend and what they copy.
+as factors, `composition` says how much heads read of what earlier ones write, `weight_scores` whether they copy or look
+back by one; `scores` and `name_movers` say to which tokens of a text heads attend and what they copy.
 """
 
 from pellucid.heads.detectors import name_movers, scores
 from pellucid.heads.factored import FactoredMatrix
-from pellucid.heads.matrices import composition, ov, qk
+from pellucid.heads.matrices import composition, ov, qk, weight_scores
 
-__all__ = ["FactoredMatrix", "composition", "name_movers", "ov", "qk", "scores"]
+__all__ = ["FactoredMatrix", "composition", "name_movers", "ov", "qk", "scores", "weight_scores"]

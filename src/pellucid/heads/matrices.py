@@ -1,4 +1,6 @@
-"""What the weights of a head say: W_OV, W_QK, and how much heads read of what earlier heads write."""
+"""What the weights of a head say: W_OV, W_QK, how much heads read of what earlier heads write, and whether they copy or
+look back by one.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +15,7 @@ from pellucid.errors import InputError, shown
 from pellucid.extras import need
 from pellucid.heads.factored import FactoredMatrix, triangle
 from pellucid.network import Network
+from pellucid.run.model import CkptedTransformer
 
 if TYPE_CHECKING:
     import xarray
@@ -109,6 +112,67 @@ def composition(model: Network, kind: Kind) -> xarray.DataArray:
         scores.double().cpu().numpy(), dims=dims, name="composition", attrs={"kind": kind},
         coords={dim: range(size) for dim, size in zip(dims, scores.shape, strict=True)},
     )  # fmt: skip
+
+
+def weight_scores(model: CkptedTransformer) -> xarray.Dataset:
+    """Score every head from the weights alone.
+
+    - copying: sum(Re e) / sum(|e|) over the eigenvalues e of W_E W_OV W_U, from 1, if the head raises the logits of the
+      tokens that it reads, to -1, if it lowers them (Elhage et al. 2021, "A mathematical framework for transformer
+      circuits"). Norms and biases are left out.
+    - previous: the mean of A[q, q - 1] over q, with A the pattern of the head if its block is given the position
+      embeddings W_pos and nothing else: what the position embeddings say through W_Q and W_K (as Elhage et al. take the
+      tokens'), with the norm, biases and scale of the block. Patterns of real texts also depend on the tokens.
+
+    Args:
+        model: Any family. Where positions enter by rotation (Llama, GPT-NeoX) there are no position embeddings, and how
+            far back a head looks is not in its weights alone: `previous` is NaN. `pellucid.heads.scores` gives it on a
+            text.
+
+    Returns:
+        A dataset [layer, head].
+
+    Raises:
+        InputError: Weights that are not finite.
+        MissingExtraError: xarray is not installed.
+
+    Example:
+        >>> import pellucid as pl
+        >>> scores = pl.heads.weight_scores(pl.load())
+        >>> int(scores.previous[0].argmax("head")), float(scores.copying[1, 3]) < -0.8
+        (2, True)
+    """
+    layers, heads = model.schema.sizes["layer"], model.schema.sizes["head"]
+    W_E, W_U = (model.parameter(name).detach() for name in ("embed.W_E", "unembed.W_U"))
+    for name, matrix in (("embed.W_E", W_E), ("unembed.W_U", W_U)):
+        require_finite(matrix, name, "heads.weight_scores")
+    around = FactoredMatrix(W_U, W_E).dense()  # W_E W_OV W_U has the eigenvalues of W_OV W_U W_E, [D, D]
+    copying = torch.full((layers, heads), torch.nan, dtype=torch.float64)
+    for layer in range(layers):
+        v, o = (_weights(model, layer, letter, "heads.weight_scores") for letter in "VO")
+        values = torch.linalg.eigvals((o @ around.to(o.dtype) @ v).double())
+        copying[layer] = values.real.sum(-1) / values.abs().sum(-1)
+    found = {"copying": copying, "previous": _previous(model, layers, heads)}
+    dims = ("layer", "head")
+    return need("xarray", "pellucid.heads").Dataset(
+        {name: (dims, values.cpu().numpy()) for name, values in found.items()},
+        coords={"layer": range(layers), "head": range(heads)},
+    )
+
+
+def _previous(model: CkptedTransformer, layers: int, heads: int) -> Tensor:
+    """[layer, head]: the attention to the token before of patterns that position embeddings alone make."""
+    found = torch.full((layers, heads), torch.nan, dtype=torch.float64)
+    if "pos_embed.W_pos" not in model.parameter_names:
+        return found
+    stream = model.parameter("pos_embed.W_pos").detach()[None]
+    ids = torch.zeros(stream.shape[:2], dtype=torch.long)
+    for layer in range(layers):
+        pattern = f"blocks.{layer}.attn.ckpt_pattern"
+        start = (f"blocks.{layer}.resid_pre", stream)
+        _, ckpts = model.run_with_ckpts(ids, names=pattern, start_at=start, stop_at=pattern)
+        found[layer] = ckpts[pattern][0].diagonal(-1, -2, -1).double().mean(-1)
+    return found
 
 
 def _written_and_read(model: Network, kind: Kind) -> Iterator[tuple[Tensor, Tensor]]:
