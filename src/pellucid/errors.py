@@ -11,7 +11,7 @@
     ├── NumericsError         a computation that gave NaN, or a kernel that cannot be had
     ├── WeightsError          weights that cannot be read, explained or written
     │   └── NotFoundError     a file, folder or repository that is not there (a FileNotFoundError)
-    └── MissingExtraError     an optional dependency that is not installed (an ImportError)
+    └── MissingExtraError     an optional dependency that cannot be imported (an ImportError)
 
 Each error says where, what was given and what was expected; `code` is stable and meant for programs,
 `remedy` says what to do next. Command-line exit codes follow from the class (see `pellucid.cli`).
@@ -97,7 +97,7 @@ class NotFoundError(WeightsError, FileNotFoundError):
 
 
 class MissingExtraError(PellucidError, ImportError):
-    """An optional dependency that is not installed."""
+    """An optional dependency that is not installed, or that is and cannot be imported."""
 
 
 class PellucidWarning(UserWarning):

@@ -3,26 +3,47 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
+import sys
 from typing import Any
 
-from pellucid.errors import MissingExtraError
+from pellucid.errors import MissingExtraError, printable
 
 
-def need(module: str, by: str) -> Any:
+def need(module: str, by: str, *names: str) -> Any:
     """Import a module of an optional package.
 
     Args:
         module: Its dotted name, such as "xarray" or "scipy.special".
         by: What needs it, as the reader calls it.
+        names: What of it is used, where a package imports its parts at their first use, as transformers does.
 
     Raises:
-        MissingExtraError: The package is not installed.
+        MissingExtraError: The package is not installed; or it is, and cannot be imported.
     """
+    package = module.partition(".")[0]
     try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise MissingExtraError(
-            f"{by} needs {module.partition('.')[0]}, which is not installed.",
-            code="missing-extra",
-            remedy="pip install 'pellucid[stats]'",
-        ) from error
+        found = importlib.import_module(module)
+        for name in names:
+            getattr(found, name)
+    except Exception as error:  # an import runs the package's code, which may raise anything
+        raise _missing(package, by, error) from error
+    return found
+
+
+def _missing(package: str, by: str, error: BaseException) -> MissingExtraError:
+    extra = f"'pellucid[{'hf' if package == 'transformers' else 'stats'}]'"
+    if sys.modules.get(package) is None and importlib.util.find_spec(package) is None:
+        return MissingExtraError(
+            f"{by} needs {package}, which is not installed.", code="missing-extra", remedy=f"pip install {extra}"
+        )
+    cause = error
+    while cause.__cause__ is not None:  # transformers says of its parts only that they could not be imported
+        cause = cause.__cause__
+    said = f"{type(cause).__name__}: {printable(str(cause)):.400}"
+    return MissingExtraError(
+        f"{by} needs {package}, which is installed but cannot be imported: {said}",
+        code="broken-extra",
+        remedy="Mend or upgrade what this names; pip install --upgrade --force-reinstall "
+        f"{extra} installs {package} again with all that it needs.",
+    )

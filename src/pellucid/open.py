@@ -105,7 +105,7 @@ def to_hf(model: CkptedTransformer) -> PreTrainedModel:
     Raises:
         WeightsError: No model of ours, or it was changed since it was built (hooks, patches, other modules or
             constants), or logits differ.
-        MissingExtraError: transformers is not installed.
+        MissingExtraError: transformers is not installed, or cannot be imported.
     """
     model = cast(CkptedTransformer, uncompiled(model))
     if not isinstance(model, CkptedTransformer):  # pyright: ignore[reportUnnecessaryIsInstance]

@@ -10,7 +10,6 @@ import measure_cases as cases
 import pytest
 
 import pellucid as pl
-from pellucid.extras import need
 
 RUN = cases.run_of(cases.texts_of([12]))
 NORMS = pl.measure.norms(RUN, "resid_post")
@@ -30,18 +29,11 @@ USES: list[tuple[str, Callable[[], Any]]] = [
 @pytest.mark.parametrize(("module", "use"), USES)
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, module: str, use: Callable[[], Any]) -> None:
     use()
-    monkeypatch.setitem(sys.modules, module, None)
+    for name in (module, module.partition(".")[0]):
+        monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(pl.MissingExtraError, match=f"{module.partition('.')[0]}, which is not installed") as caught:
         use()
     assert (caught.value.code, caught.value.remedy) == ("missing-extra", "pip install 'pellucid[stats]'")
-
-
-def test_need_gives_the_module() -> None:
-    import xarray
-
-    assert need("xarray", "a test") is xarray
-    with pytest.raises(pl.MissingExtraError, match="a test needs no_such_package, which"):
-        need("no_such_package.part", "a test")
 
 
 def test_public_names_are_documented_and_there() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import builtins
 import json
 import os
 from pathlib import Path
@@ -197,20 +196,6 @@ def test_a_model_on_its_way_draws_no_random_numbers_and_says_nothing(capfd: pyte
     pl.to_hf(pl.from_hf(hf))
     assert torch.equal(torch.get_rng_state(), before)
     assert capfd.readouterr() == ("", "")
-
-
-def test_without_transformers_the_remedy_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, real = pl.from_hf(small_hf()), builtins.__import__
-
-    def refuse(name: str, *args: Any, **kwargs: Any) -> Any:
-        if name.partition(".")[0] == "transformers":
-            raise ImportError(name)
-        return real(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", refuse)
-    with pytest.raises(pl.MissingExtraError, match=r"pellucid\[hf\]") as caught:
-        pl.to_hf(model)
-    assert caught.value.code == "missing-transformers"
 
 
 @pytest.mark.parametrize("variant", ["small", "untied"])

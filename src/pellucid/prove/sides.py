@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from pellucid.check import attribute
 from pellucid.config import Config
 from pellucid.errors import ConfigError, InputError, MissingExtraError, PellucidError, WeightsError, shown
+from pellucid.extras import need
 from pellucid.families import FAMILIES, family_of
 from pellucid.layout import EMBED
 from pellucid.numerics.rounding import BEYOND_ROUNDING, relative_error
@@ -151,14 +152,7 @@ def _from_transformers(name: str, options: LoadOptions) -> Opened:
         model = _load(found, options)
         return Opened(to_hf(model), model.tokenizer)
     config, dtype = whole_config(options), parse_dtype(options.dtype)
-    try:
-        import transformers
-    except ImportError as error:
-        raise MissingExtraError(
-            "compare: hf: needs transformers, which is not installed.",
-            code="missing-extra",
-            remedy="pip install 'pellucid[hf]'",
-        ) from error
+    transformers = need("transformers", "compare: hf:", "AutoModelForCausalLM")
     messages = transformers.utils.logging
     shown = messages.is_progress_bar_enabled()
     try:

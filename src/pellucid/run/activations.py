@@ -14,7 +14,8 @@ from pellucid import aliases, families, own_file
 from pellucid.axes import POSITIONS, Axis, coordinate
 from pellucid.check import require_whole
 from pellucid.dialects import CKPTS, PLACES, named_arguments, unknown_attribute
-from pellucid.errors import InputError, MissingExtraError, UnknownNameError, shown
+from pellucid.errors import InputError, UnknownNameError, shown
+from pellucid.extras import need
 from pellucid.network import Network
 from pellucid.run.origin import Known, Origin, model_of
 from pellucid.run.region import Index, Region, take
@@ -233,14 +234,7 @@ class ActivationCkpts(Mapping[str, Tensor]):
         Raises:
             MissingExtraError: xarray is not installed.
         """
-        try:
-            import xarray
-        except ImportError as error:
-            raise MissingExtraError(
-                "to_xarray needs xarray, which is not installed.",
-                code="missing-extra",
-                remedy="pip install 'pellucid[stats]'",
-            ) from error
+        xarray = need("xarray", "to_xarray")
         axes = self.schema.axes
         arrays: dict[str, Any] = {}
         for name, value in self._values.items():

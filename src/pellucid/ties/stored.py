@@ -14,7 +14,8 @@ from torch import Tensor
 
 from pellucid.check import as_number
 from pellucid.config import Config
-from pellucid.errors import PellucidError
+from pellucid.errors import MissingExtraError, PellucidError
+from pellucid.extras import need
 from pellucid.families import FAMILIES, config_of
 from pellucid.family import Family
 from pellucid.layout import EMBED, Layout, Place
@@ -173,9 +174,9 @@ def _read_other(stored: files.Stored, config: Mapping[str, Any]) -> AfterReload:
     model_type = config.get("model_type", FAMILIES[0].name)
     kind = f"model_type {model_type!r}"
     try:
-        import transformers
-    except ImportError:
-        return AfterReload(None, None, f"{kind}: only transformers can say, and it is not installed")
+        transformers = need("transformers", "what the file is after a reload")
+    except MissingExtraError as problem:
+        return AfterReload(None, None, f"{kind}: only transformers can say: {problem.message}")
     cls = getattr(transformers, _architecture(config), None)
     try:
         known = transformers.AutoConfig.for_model(**{"model_type": model_type, **json.loads(json.dumps(dict(config)))})

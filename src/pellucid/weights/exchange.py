@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from pellucid import generation_settings
 from pellucid.config import Config
-from pellucid.errors import MissingExtraError, WeightsError, warn
+from pellucid.errors import WeightsError, warn
+from pellucid.extras import need
 from pellucid.families import FAMILIES, family_of
 from pellucid.generation_settings import GenerationSettings
 from pellucid.numerics.execution import ordinary_tensors
@@ -47,12 +48,12 @@ def from_hf(cls: ModelClass[M], hf_model: nn.Module, *, attention: str = "auto",
     Raises:
         WeightsError: Not such a model, or one that computes something else than its family with its tensors.
         ConfigError: A configuration that is not implemented.
-        MissingExtraError: transformers is not installed.
+        MissingExtraError: transformers is not installed, or cannot be imported.
     """
-    transformers = _transformers()
     given = foreign.uncompiled(hf_model)
     for family in FAMILIES:
         here = family.in_transformers
+        transformers = need("transformers", "from_hf", here.model, here.base)
         if isinstance(given, (getattr(transformers, here.model), getattr(transformers, here.base))):
             read = here.read(hf_model)
             break
@@ -83,14 +84,14 @@ def to_hf(model: Model) -> Any:
     """A transformers model of the same family with copies of the model's tensors, tied where the model is.
 
     Raises:
-        MissingExtraError: transformers is not installed.
+        MissingExtraError: transformers is not installed, or cannot be imported.
     """
-    transformers = _transformers()
+    here = family_of(model.config).in_transformers
+    transformers = need("transformers", "to_hf", here.config, here.model)
     require_numbers("to_hf", model.state_dict().values())
     from transformers.utils import logging
 
     fields = {name: value for name, value in model.config.to_dict().items() if name not in _NOT_FOR_LIVE}
-    here = family_of(model.config).in_transformers
     config = getattr(transformers, here.config).from_dict(fields)
     tensors = {name: _copy(tensor) for name, tensor in from_ours(model.state_dict(), model.config).items()}
     first = next(iter(tensors.values()))
@@ -174,18 +175,6 @@ def _tokenizer_files(tokenizer: object) -> Mapping[str, str]:
 
 
 _NOT_FOR_LIVE = ("_attn_implementation", "attn_implementation", "_attn_implementation_autoset", "torch_dtype", "dtype")
-
-
-def _transformers() -> Any:
-    try:
-        import transformers
-    except ImportError as problem:
-        raise MissingExtraError(
-            "transformers is not installed.",
-            code="missing-transformers",
-            remedy="pip install 'pellucid[hf]'",
-        ) from problem
-    return transformers
 
 
 def _generation_of(hf_model: Any) -> GenerationSettings | None:

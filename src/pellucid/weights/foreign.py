@@ -15,6 +15,7 @@ from torch.nn.modules import module as torch_module
 
 from pellucid.check import attribute
 from pellucid.errors import WeightsError
+from pellucid.extras import need
 from pellucid.family import InTransformers
 from pellucid.numerics.execution import DTYPES
 
@@ -48,9 +49,8 @@ def more(items: Sequence[object]) -> str:
 
 def wrong_class(given: object, families: Sequence[InTransformers]) -> WeightsError:
     """The error for what is no model of a known family of transformers: where it holds one, or what opens it."""
-    import transformers
-
     names = [name for family in families for name in (family.model, family.base)]
+    transformers = need("transformers", "from_hf", *names)
     models = tuple(getattr(transformers, name) for name in names)
     name, inner = type(given).__name__, attribute(given, "model")
     modules = given.named_modules() if isinstance(given, nn.Module) else [("model", inner)]
