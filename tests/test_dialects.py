@@ -98,6 +98,28 @@ def test_a_part_of_the_model_says_what_to_use(names: dict[str, Any], part: str) 
     assert not isinstance(plain.value, pl.PellucidError)
 
 
+@pytest.mark.parametrize("name", dialects.OPENING)
+@pytest.mark.parametrize("verb", [pl.load, pl.CkptedTransformer.from_pretrained], ids=["load", "from_pretrained"])
+def test_arguments_by_which_others_open_a_model(verb: Any, name: str) -> None:
+    """What the error says to pass is taken, and the rest is left out."""
+    with pytest.raises(pl.UnknownArgumentError) as caught:
+        verb("bundled", **{name: True})
+    assert isinstance(caught.value, TypeError)
+    said = re.search(r"Pass (\w+=(?:[^.,: ]|\.{3}|: )+)", caught.value.remedy)
+    assert (said is None) == caught.value.remedy.startswith("Leave it out")
+    given = eval(f"dict({said[1]})", {"pl": pl}) if said else {}
+    assert verb("bundled", **given).config.n_layer == 4
+
+
+def test_a_copy_of_a_live_model_takes_what_it_does() -> None:
+    hf = support.reference()
+    for name in dialects.CONVERTING:
+        with pytest.raises(pl.UnknownArgumentError) as caught:
+            pl.from_hf(hf, **{name: True})
+        assert caught.value.remedy.startswith("Leave it out")
+    assert pl.from_hf(hf).to(torch.float64).to("cpu").dtype == torch.float64
+
+
 def test_without_a_configuration_the_error_says_how_to_make_one() -> None:
     with pytest.raises(pl.ConfigError) as caught:
         pl.CkptedTransformer()

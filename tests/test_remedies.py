@@ -583,6 +583,13 @@ REMEDIES: dict[str, list[Case]] = {
     ],
     "cache-rewind": [Case(lambda h: _cached(h, 2).rewind(3), "had before", lambda h: _cached(h, 2).rewind(1))],
     "cache-fork": [Case(lambda h: _cached(h, 3).fork(capacity=2), "room", lambda h: _cached(h, 3).fork(capacity=3))],
+    "tokenizer-kind": [
+        Case(
+            lambda h: pl.compare(h.told, h.told, inputs="one", tokenizer="bundled"),
+            r"pl\.load\(name\)\.tokenizer",
+            lambda h: pl.compare(h.told, h.told, inputs="one", tokenizer=pl.load("bundled").tokenizer),
+        )
+    ],
     "not-a-cache": [
         Case(
             lambda h: pl.KeyValueCache.load(h.weights),

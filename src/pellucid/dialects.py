@@ -184,6 +184,50 @@ TOKENIZER: Mapping[str, str] = {
 }
 """Attributes of other libraries' tokenizers -> what to use here."""
 
+TOKENIZER_CLASS: Mapping[str, str] = {
+    "from_pretrained": "pl.load(name).tokenizer for that of a model, or pl.Tokenizer.from_folder(folder)",
+    "from_str": "pl.Tokenizer(tokenizers.Tokenizer.from_str(text))",
+    "from_buffer": "pl.Tokenizer(tokenizers.Tokenizer.from_buffer(content))",
+}
+"""Ways in which other libraries open a tokenizer -> what to use here."""
+
+_AFTERWARDS: Mapping[str, str] = {
+    "tokenizer": "Leave it out, and set it afterwards: model.tokenizer = pl.Tokenizer.from_folder(folder).",
+    **dict.fromkeys(
+        ("fold_ln", "fold_value_biases", "center_writing_weights", "center_unembed", "refactor_factored_attn_matrices"),
+        "Leave it out; weights stay as they are stored. pl.fold(model) folds and centres them afterwards.",
+    ),
+}
+
+OPENING: Mapping[str, str] = {
+    **_AFTERWARDS,
+    "torch_dtype": "Pass dtype='float16' or another.",
+    "device_map": "Pass device='cpu' or another; a model is on one device.",
+    **dict.fromkeys(("load_in_8bit", "load_in_4bit"), "Leave it out; weights are never quantized here."),
+    **{
+        theirs: f"Pass hub=pl.HubOptions({here}=...)."
+        for here, theirs in (
+            ("revision", "revision"), ("cache_dir", "cache_dir"), ("token", "token"), ("token", "use_auth_token"),
+            ("offline", "local_files_only"), ("endpoint", "mirror"),
+        )
+    },
+    "attn_implementation": "Pass attention='eager', which makes every layer explicit, or attention='auto'.",
+    "tie_word_embeddings": "Pass config={'tie_word_embeddings': True} or False.",
+    **dict.fromkeys(
+        ("trust_remote_code", "low_cpu_mem_usage", "use_safetensors", "weights_only"),
+        "Leave it out; no code of a repository is run, and weights are mapped from their file.",
+    ),
+}  # fmt: skip
+"""Keyword arguments by which other libraries open a model -> what to do here."""
+
+CONVERTING: Mapping[str, str] = {
+    **_AFTERWARDS,
+    **dict.fromkeys(
+        ("device", "dtype", "torch_dtype"), "Leave it out, and call .to(device) or .to(dtype) of the copy."
+    ),
+}
+"""Keyword arguments that a copy of a live model does not take -> what to do here."""
+
 _TURNED = "'attn.ckpt_rot_q' and 'attn.ckpt_rot_k' in names=: positions turn queries and keys, and are in no tensor"
 
 ROTARY_MODEL: Mapping[str, str] = {

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from pellucid.agreement import require_agreement, require_unchanged
+from pellucid.dialects import CONVERTING, OPENING, named_arguments
 from pellucid.errors import WeightsError
 from pellucid.run.model import CkptedTransformer
 from pellucid.text.tokenizer import Tokenizer
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+@named_arguments(OPENING)
 def load(
     name: str | Path | Mapping[str, Any] | None = None,
     *,
@@ -69,6 +71,7 @@ def load(
     return weights.load(CkptedTransformer, BUNDLED if name is None else name, options, Tokenizer.from_folder)
 
 
+@named_arguments(CONVERTING)
 def from_hf(hf_model: PreTrainedModel, *, attention: str = "auto", numerics: str = "exact") -> CkptedTransformer:
     """A copy of a transformers model, which is only read.
 

@@ -13,7 +13,7 @@ from pellucid import aliases
 from pellucid.aliases import Names
 from pellucid.atomic import path_of
 from pellucid.config import Config
-from pellucid.dialects import MODEL, named_arguments
+from pellucid.dialects import MODEL, OPENING, named_arguments
 from pellucid.errors import InputError
 from pellucid.families import family_of
 from pellucid.generate.verbs import GeneratingTransformer
@@ -82,6 +82,7 @@ class CkptedTransformer(GeneratingTransformer):
             self.generation = generation
 
     @classmethod
+    @named_arguments(OPENING)
     def from_pretrained(
         cls,
         model_name: str | Path | Mapping[str, Any],

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import NoneType
 from typing import Any, cast
 
+import tokenizers
 import torch
 from torch import Tensor
 
@@ -19,7 +21,7 @@ from pellucid.numerics.execution import is_batched
 from pellucid.text import ids
 from pellucid.text.batch import Batch, Inputs, mask_beside
 from pellucid.text.ids import Table
-from pellucid.text.tokenizer import Tokenizer
+from pellucid.text.tokenizer import Tokenizer, Tokenizes, no_tokenizer
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,13 @@ class Batcher:
     device: torch.device
     generation: GenerationSettings | None = None
     other_tokenizer: str = ""
+
+    def __post_init__(self) -> None:
+        given: object = self.tokenizer
+        if isinstance(given, (Tokenizer, NoneType)):
+            return
+        if not isinstance(given, Tokenizes) or isinstance(given, tokenizers.Tokenizer):
+            raise no_tokenizer(given, "a tokenizer")
 
     def __call__(self, inputs: Inputs, mask: Any = None, padding_side: str = "left") -> Batch:
         """Batch whatever `Inputs` allows.

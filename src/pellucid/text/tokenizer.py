@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, Literal, Protocol, overload, runtime_checkable
 
 import numpy as np
 import tokenizers
@@ -14,8 +15,8 @@ from torch import Tensor
 
 from pellucid import atomic
 from pellucid.check import as_whole
-from pellucid.dialects import TOKENIZER, named_arguments, unknown_attribute
-from pellucid.errors import InputError, NotFoundError, shown, warn
+from pellucid.dialects import TOKENIZER, TOKENIZER_CLASS, named_arguments, unknown_attribute
+from pellucid.errors import InputError, NotFoundError, WeightsError, shown, warn
 from pellucid.text import tokenizer_files
 from pellucid.text.ids import listed
 from pellucid.weights.manifests import is_there
@@ -40,11 +41,25 @@ ELSEWHERE = {
 """What others pass to a tokenizer -> what to do here."""
 
 
-class Tokenizer:
+class _Named(type):
+    """The class of `Tokenizer`, which says what to use where other libraries have another class method."""
+
+    def __getattr__(cls, name: str) -> Any:
+        raise unknown_attribute("type object 'Tokenizer'", name, TOKENIZER_CLASS)
+
+
+class Tokenizer(metaclass=_Named):
     """GPT-2's byte-level BPE (Sennrich et al. 2016; Radford et al. 2019), or another, run by the tokenizers library.
 
     Nothing is added to a text: no beginning-of-text id, no padding, no truncation. Calls of transformers' tokenizers
     that need none of that work too: `tokenizer(text, return_tensors="pt").input_ids`, `eos_token_id`, `batch_decode`.
+
+    Args:
+        backend: A tokenizer of the tokenizers library; its padding and truncation are switched off.
+        settings: What `tokenizer_config.json` says.
+
+    Raises:
+        InputError: Another backend.
 
     Example:
         >>> import pellucid as pl
@@ -54,6 +69,8 @@ class Tokenizer:
     """
 
     def __init__(self, backend: tokenizers.Tokenizer, settings: Mapping[str, Any] | None = None) -> None:
+        if not isinstance(backend, tokenizers.Tokenizer):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise no_tokenizer(backend, "tokenizers.Tokenizer")
         self._backend = backend
         self._settings = settings  # what a folder says, in the words of tokenizer_config.json; None of no folder
         self._characters: frozenset[str] | None = None  # of a tokenizer that knows no others
@@ -71,16 +88,18 @@ class Tokenizer:
             NotFoundError: There is no such folder.
             WeightsError: A file that cannot be read.
         """
-        if not Path(folder).is_dir():
+        folder = atomic.path_of(folder)
+        if not folder.is_dir():
             raise NotFoundError(
                 f"{folder}: no such folder, expected one that holds a tokenizer's files.",
                 code="path-not-found",
-                remedy="Give a folder, or a tokenizer.json to pl.Tokenizer.from_file.",
+                remedy="Give a folder, or a tokenizer.json to pl.Tokenizer.from_file; pl.load(name).tokenizer is that "
+                "of a model by its name.",
             )
-        found = tokenizer_files.read_folder(Path(folder))
+        found = tokenizer_files.read_folder(folder)
         if found is not None:
             return cls(*found)
-        path = Path(folder) / "meta.pkl"
+        path = folder / "meta.pkl"
         return cls.from_characters(path) if is_there(path) else None
 
     @classmethod
@@ -90,7 +109,7 @@ class Tokenizer:
         Raises:
             WeightsError: Another file, or one that would run code.
         """
-        read = tokenizer_files.from_characters(Path(path))
+        read = tokenizer_files.from_characters(atomic.path_of(path))
         if read is None:
             return None
         found = cls(read[0])
@@ -99,13 +118,31 @@ class Tokenizer:
 
     @classmethod
     def from_file(cls, path: str | Path) -> Tokenizer:
-        """Read a `tokenizer.json` as it is, without what other files of its folder say."""
+        """Read a `tokenizer.json` as it is, without what other files of its folder say.
+
+        Raises:
+            NotFoundError: There is no such file.
+            WeightsError: Something else than such a file.
+        """
+        path = atomic.path_of(path)
+        if path.is_dir():
+            raise WeightsError(
+                f"{path}: a folder, expected a tokenizer.json.",
+                code="path-not-regular",
+                remedy="Give it to pl.Tokenizer.from_folder, or the file that is in it.",
+            )
+        if not is_there(path):
+            raise NotFoundError(
+                f"{path}: no such file, expected a tokenizer.json.",
+                code="path-not-found",
+                remedy="Check the spelling of the path; pl.load(name).tokenizer is that of a model by its name.",
+            )
         return cls(tokenizer_files.from_file(path))
 
     @classmethod
     def from_vocabulary(cls, vocab: str | Path, merges: str | Path) -> Tokenizer:
         """Read GPT-2's `vocab.json` and `merges.txt`."""
-        found = cls(tokenizer_files.from_vocabulary(vocab, merges))
+        found = cls(tokenizer_files.from_vocabulary(atomic.path_of(vocab), atomic.path_of(merges)))
         if found._backend.token_to_id(tokenizer_files.END_OF_TEXT) is not None:
             found._backend.add_special_tokens([tokenizer_files.END_OF_TEXT])
         return found
@@ -311,6 +348,43 @@ class Tokenizer:
     def __len__(self) -> int:
         """Size of the vocabulary, special tokens included."""
         return self._backend.get_vocab_size()
+
+
+@runtime_checkable
+class Tokenizes(Protocol):
+    """What a model's texts need of a tokenizer."""
+
+    def encode(self, text: str) -> Any:
+        """The ids of a text."""
+        ...
+
+    def decode(self, ids: Any) -> str:
+        """The text of ids."""
+        ...
+
+
+def no_tokenizer(given: object, expected: str) -> InputError:
+    """The error for something in the place of a tokenizer, with the way to the one that was meant."""
+    is_path = isinstance(given, (str, os.PathLike))
+    if is_path:
+        remedy = (
+            "pl.Tokenizer.from_folder reads a folder, pl.Tokenizer.from_file a tokenizer.json; pl.load(name).tokenizer "
+            "is that of a model by its name."
+        )
+    elif isinstance(given, tokenizers.Tokenizer):
+        remedy = "Make one of it: pl.Tokenizer(tokenizer)."
+    elif isinstance(given, Tokenizes):
+        remedy = (
+            "It can be a model's as it is, model.tokenizer = tokenizer; transformers' can be read from its files: "
+            "tokenizer.save_pretrained(folder), then pl.Tokenizer.from_folder(folder)."
+        )
+    else:
+        remedy = "Give a pl.Tokenizer, or an object with the calls that docs/tokens.md lists."
+    return InputError(
+        f"tokenizer: {shown(given) if is_path else type(given).__name__} given, expected {expected}.",
+        code="tokenizer-kind",
+        remedy=remedy,
+    )
 
 
 class Encoding(dict[str, Any]):

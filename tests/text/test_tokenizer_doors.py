@@ -1,0 +1,140 @@
+"""Ways of opening a tokenizer that do not exist: each is refused by its name, and what the error says to do works."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tokenizers
+import transformers
+
+import pellucid as pl
+
+TEXT = "Once upon a time"
+
+
+@pytest.fixture(scope="module")
+def own() -> pl.Tokenizer:
+    found = pl.load().tokenizer
+    assert found is not None
+    return found
+
+
+@pytest.fixture
+def folder(own: pl.Tokenizer, tmp_path: Path) -> Path:
+    own.save(tmp_path / "saved")
+    return tmp_path / "saved"
+
+
+NO_PATHS = [None, 3, "", b"tokenizer.json", ["tokenizer.json"], True, "a\0b"]
+
+
+@pytest.mark.parametrize("given", NO_PATHS, ids=repr)
+@pytest.mark.parametrize("door", ["from_file", "from_folder", "from_characters", "vocabulary", "merges"])
+def test_what_is_no_path_is_refused_at_every_door(door: str, given: Any, folder: Path) -> None:
+    files = {"vocabulary": (given, folder / "merges.txt"), "merges": (folder / "tokenizer.json", given)}
+    with pytest.raises(pl.WeightsError) as caught:
+        getattr(pl.Tokenizer, "from_vocabulary" if door in files else door)(*files.get(door, (given,)))
+    assert caught.value.code == "not-a-path"
+
+
+def test_a_folder_is_no_file_and_the_name_of_a_model_is_neither(folder: Path, own: pl.Tokenizer) -> None:
+    with pytest.raises(pl.WeightsError, match="a folder, expected a tokenizer") as caught:
+        pl.Tokenizer.from_file(folder)
+    assert "pl.Tokenizer.from_folder" in caught.value.remedy
+    found = pl.Tokenizer.from_folder(folder)
+    assert found is not None
+    assert found.encode(TEXT) == pl.Tokenizer.from_file(folder / "tokenizer.json").encode(TEXT) == own.encode(TEXT)
+    for door in (pl.Tokenizer.from_file, pl.Tokenizer.from_folder):
+        with pytest.raises(pl.NotFoundError, match="bundled: no such") as caught:
+            door("bundled")
+        assert "pl.load(name).tokenizer" in caught.value.remedy
+
+
+def test_a_tilde_is_the_users_own_folder(folder: Path, monkeypatch: pytest.MonkeyPatch, own: pl.Tokenizer) -> None:
+    monkeypatch.setenv("HOME", str(folder.parent))
+    assert pl.Tokenizer.from_file("~/saved/tokenizer.json").encode(TEXT) == own.encode(TEXT)
+
+
+REMEDIES: dict[str, Callable[[pl.Tokenizer, Path], tuple[Any, Callable[[], pl.Tokenizer | None]]]] = {
+    "a name": lambda own, folder: ("bundled", lambda: pl.load("bundled").tokenizer),
+    "a folder": lambda own, folder: (folder, lambda: pl.Tokenizer.from_folder(folder)),
+    "a file": lambda own, folder: (
+        str(folder / "tokenizer.json"), lambda: pl.Tokenizer.from_file(folder / "tokenizer.json")
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", REMEDIES)
+def test_a_path_or_a_name_in_a_tokenizers_place(kind: str, own: pl.Tokenizer, folder: Path) -> None:
+    given, instead = REMEDIES[kind](own, folder)
+    model = pl.load()
+    model.tokenizer = given
+    doors = (
+        lambda: pl.Tokenizer(given),
+        lambda: model(TEXT),
+        lambda: model.generate(TEXT, max_new_tokens=1),
+        lambda: model.tokenize([[1, 2]]),
+        lambda: pl.compare(pl.load(), pl.load(), inputs=TEXT, tokenizer=given),
+        lambda: pl.CkptedTransformer(model.config, tokenizer=given).tokenize(TEXT),
+    )
+    for door in doors:
+        with pytest.raises(pl.InputError, match=re.escape(repr(str(given)))) as caught:
+            door()
+        assert caught.value.code == "tokenizer-kind"
+        for way in ("pl.Tokenizer.from_folder", "pl.Tokenizer.from_file", "pl.load(name).tokenizer"):
+            assert way in caught.value.remedy
+    model.tokenizer = instead()
+    assert model.tokenize(TEXT).ids[0].tolist() == own.encode(TEXT)
+
+
+def test_what_other_libraries_made_is_told_apart(own: pl.Tokenizer, folder: Path) -> None:
+    backend = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    theirs = transformers.AutoTokenizer.from_pretrained(folder)
+    model = pl.load()
+    model.tokenizer = backend  # pyright: ignore[reportAttributeAccessIssue]
+    with pytest.raises(pl.InputError, match="Tokenizer given, expected a tokenizer") as caught:
+        model(TEXT)
+    assert "pl.Tokenizer(tokenizer)" in caught.value.remedy
+    model.tokenizer = pl.Tokenizer(backend)
+    assert model.tokenize(TEXT).ids[0].tolist() == own.encode(TEXT)
+    for given in (theirs, own):
+        with pytest.raises(pl.InputError, match=r"given, expected tokenizers\.Tokenizer") as caught:
+            pl.Tokenizer(given)
+        assert "model.tokenizer = tokenizer" in caught.value.remedy
+        model.tokenizer = given
+        assert model.tokenize(TEXT).ids[0].tolist() == own.encode(TEXT)
+    theirs.save_pretrained(folder.parent / "again")
+    again = pl.Tokenizer.from_folder(folder.parent / "again")
+    assert again is not None
+    assert again.encode(TEXT) == own.encode(TEXT)
+    for nothing in (3, object(), [theirs]):
+        with pytest.raises(pl.InputError, match=f"{type(nothing).__name__} given") as caught:
+            pl.Tokenizer(nothing)  # pyright: ignore[reportArgumentType]
+        assert "docs/tokens.md" in caught.value.remedy
+
+
+WAYS = {
+    "from_pretrained": ("pl.load(name).tokenizer", "pl.Tokenizer.from_folder(folder)"),
+    "from_str": ("pl.Tokenizer(tokenizers.Tokenizer.from_str(text))",),
+    "from_buffer": ("pl.Tokenizer(tokenizers.Tokenizer.from_buffer(content))",),
+}
+"""Class methods of other libraries -> the expressions that the error gives instead."""
+
+
+@pytest.mark.parametrize("name", WAYS)
+def test_class_methods_of_other_libraries(name: str, folder: Path, own: pl.Tokenizer) -> None:
+    content = (folder / "tokenizer.json").read_bytes()
+    names = {"pl": pl, "tokenizers": tokenizers, "name": "bundled", "folder": folder, "text": content.decode()}
+    assert not hasattr(pl.Tokenizer, name)
+    with pytest.raises(pl.UnknownAttributeError) as caught:
+        getattr(pl.Tokenizer, name)
+    for way in WAYS[name]:
+        assert way in caught.value.remedy
+        assert eval(way, {**names, "content": content}).encode(TEXT) == own.encode(TEXT)
+    with pytest.raises(AttributeError, match="no attribute 'no_such_thing'") as plain:
+        pl.Tokenizer.no_such_thing  # noqa: B018
+    assert not isinstance(plain.value, pl.PellucidError)
