@@ -586,7 +586,7 @@ REMEDIES: dict[str, list[Case]] = {
     "tokenizer-kind": [
         Case(
             lambda h: pl.compare(h.told, h.told, inputs="one", tokenizer="bundled"),
-            r"pl\.load\(name\)\.tokenizer",
+            "pl.load(name).tokenizer",
             lambda h: pl.compare(h.told, h.told, inputs="one", tokenizer=pl.load("bundled").tokenizer),
         )
     ],
