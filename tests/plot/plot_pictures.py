@@ -2,7 +2,7 @@
 
     python tests/plot/plot_pictures.py [NAME ...]    # draw them again into tests/plot/pictures; then look at each
 
-Names end in the theme. Pictures are as wide as a journal's column, at 100 dots an inch.
+Names end in the theme. Pictures are as wide as a journal's column, at 80 dots an inch.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from matplotlib.axes import Axes
 import pellucid as pl
 
 KEPT = Path(__file__).parent / "pictures"
-DOTS = 100
+DOTS = 80
 
 WORDS = ["Once", " upon", " a", " time", ",", " there", " was", "\n", " $5", " red_ball", "!", " Lily", " and", " mom"]
 

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.cbook import is_math_text
 from matplotlib.figure import Figure
+from test_plot_layout import EVERY
 
 import pellucid as pl
 from pellucid.errors import visible
@@ -139,16 +140,47 @@ def test_warnings_are_errors_here() -> None:
 
 
 def test_a_figure_says_what_it_shows() -> None:
-    """Which layer and head, and of which model, unless the caller's axes have a title."""
-    _, ckpts = pl.load().run_with_ckpts("Once upon a time", names="blocks.*.attn.ckpt_pattern")
+    """What, of which layer and head of which model, and of how much."""
+    _, ckpts = pl.load().run_with_ckpts("Once upon a time", names=["blocks.*.attn.ckpt_pattern", "resid_post"])
     pattern = ckpts.to_xarray()["attn.ckpt_pattern"].sel(batch=0, layer=2, head=1)
-    assert pl.plot.attention(pattern).get_title("left") == "layer 2, head 1 of bundled"
-    assert pl.plot.attention(ckpts["pattern", 2][0, 1]).get_title("left") == ""
+    norms = pl.measure.norms(ckpts, "resid_post")
+    parts = pl.attribution.direct(pl.load().run_with_ckpts("Once upon a")[1], " time").isel(batch=0, pos=-1)
+    said = {
+        "attention, layer 2, head 1 of bundled, 4 tokens": pl.plot.attention(pattern),
+        "attention, 4 tokens": pl.plot.attention(ckpts["pattern", 2][0, 1]),
+        "attention of every head, bundled, 4 tokens": pl.plot.attention_grid(
+            ckpts.to_xarray()["attn.ckpt_pattern"].sel(batch=0)
+        ),
+        "induction of each head, bundled": pl.plot.head_scores(pl.measure.induction(pl.load(), texts=2)),
+        "norm of resid_post by layer, bundled, 3 values a layer": pl.plot.norms(norms, skip=1),
+        "norm of resid_post from layer to layer, bundled, 4 values a layer": pl.plot.residual_growth(norms),
+        "norm of resid_post, bundled": pl.plot.heatmap(norms.isel(batch=0)),
+        "what each part of the model adds, bundled, at ' a', position 2": pl.plot.attribution(parts),
+        "likeliest next token read from resid_post, bundled, 4 tokens": pl.plot.lens(pl.lens.logit(ckpts)),
+        "parameters of each component": pl.plot.parameters(pl.load()),
+    }
+    for title, ax in said.items():
+        assert ax.get_title("left").replace("\n", " ") == title
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_every_figure_has_a_title(name: str) -> None:
+    assert EVERY[name]().get_title("left")
+
+
+def test_the_callers_title_stays() -> None:
     axes = plt.figure().add_subplot()
     axes.set_title("mine")
-    assert pl.plot.attention(pattern, ax=axes).get_title("left") == ""
-    scores = pl.measure.induction(pl.load(), texts=2)
-    assert pl.plot.head_scores(scores).get_title("left") == "bundled"
+    assert pl.plot.attention([[1.0]], ax=axes).get_title("left") == ""
+    assert axes.get_title() == "mine"
+
+
+def test_a_title_is_drawn_whatever_the_model_is_called(tmp_path: Path) -> None:
+    for name in ("$x_1$ 中\x1b[31m\u202e", "a" * 300, "hf:some one/model 1.0\\"):
+        norms = pictures.measured(3, 20).assign_attrs(model=name)
+        ax = pl.plot.norms(norms)
+        ax.get_figure().savefig(tmp_path / "titled.png")
+        assert not is_math_text(ax.get_title("left"))
 
 
 def test_a_title_stands_above_a_legend() -> None:

@@ -159,7 +159,7 @@ def test_it_can_be_read(name: str) -> None:
 
 def test_panels_can_be_read_whatever_a_layout_leaves_of_their_axes() -> None:
     """Labels are chosen for the room that axes have when they are drawn, and patterns keep their cells."""
-    figure = Figure(figsize=(9, 5), layout="constrained")
+    figure = Figure(figsize=(9.6, 5.8), layout="constrained")
     panels = figure.subplots(2, 3).ravel()
     tokens = ["supercalifragilistic", " internationalization"] * 6
     pl.plot.ridges(pictures.measured(12, 60), ax=panels[0])

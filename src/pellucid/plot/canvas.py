@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Generator, Iterable, Sequence
+import textwrap
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pellucid.axes import Axis
-from pellucid.errors import InputError, visible
+from pellucid.errors import InputError, printable, visible
 from pellucid.plot.themes import SMALL, Colour, Theme, drawn_in, matplotlib, theme_for
 from pellucid.plot.ticks import Ticks
 
@@ -121,9 +122,14 @@ def extent(ax: Axes) -> Size:
 
 def label_of(token: str) -> str:
     """Return a token with spaces as `·`, control characters spelled out, and `□` for what the fonts lack."""
-    known = _characters(tuple(matplotlib().rcParams["font.family"]))
-    shown = "".join(character if ord(character) in known else NO_GLYPH for character in visible(token))
+    shown = drawable(visible(token))
     return shown if len(shown) <= LONGEST else f"{shown[: LONGEST - 1]}…"
+
+
+def drawable(text: str) -> str:
+    """Return a text with `□` in the place of each character that none of the fonts has."""
+    known = _characters(tuple(matplotlib().rcParams["font.family"]))
+    return "".join(character if ord(character) in known else NO_GLYPH for character in text)
 
 
 @lru_cache
@@ -203,12 +209,30 @@ def legend_above(ax: Axes, handles: Sequence[Any] | None = None, columns: int = 
     for entry in legend.legend_handles:
         if isinstance(entry, Line2D) and entry.get_alpha() is not None:  # one faint line is hard to see
             entry.set(alpha=0.8, linewidth=0.8)
-    # matplotlib puts titles above the axes and what is inset in them, but does not look at legends; an empty inset
-    # behind the legend keeps a title off it, even one that is set later
-    height = legend.get_window_extent().height / ax.get_window_extent().height
-    behind = ax.inset_axes((0, 1, 1, 1.1 * height), zorder=-1)
+    keep_above(ax, 2 + 72 * legend.get_window_extent().height / ax.get_figure(root=True).dpi)  # pyright: ignore[reportOptionalMemberAccess]
+
+
+def keep_above(ax: Axes, points: float) -> None:
+    """Keep a title, even one that is set later, so many points above the axes.
+
+    Matplotlib puts titles above the axes and what is inset in them, but does not look at legends and annotations; an
+    empty inset stands behind those.
+    """
+    behind = ax.inset_axes((0, 0, 1, points), transform=in_points(ax, "y"), zorder=-1)
     behind.set_axis_off()
     behind.set_in_layout(False)
+
+
+def in_points(ax: Axes, along: Literal["x", "y"]) -> Any:
+    """Return coordinates that are points beyond the right or upper edge along one side, and parts of the other.
+
+    The edge is where a layout will put it.
+    """
+    from matplotlib.transforms import Affine2D, ScaledTranslation, blended_transform_factory
+
+    edge = (1, 0) if along == "x" else (0, 1)
+    points = Affine2D().scale(1 / 72) + ax.figure.dpi_scale_trans + ScaledTranslation(*edge, ax.transAxes)  # pyright: ignore[reportArgumentType]
+    return blended_transform_factory(*((points, ax.transAxes) if along == "x" else (ax.transAxes, points)))
 
 
 def _legend(ax: Axes, entries: Sequence[Any], columns: int) -> Any:
@@ -219,16 +243,33 @@ def _legend(ax: Axes, entries: Sequence[Any], columns: int) -> Any:
     )  # fmt: skip
 
 
-def say_what(ax: Axes, array: Any) -> None:
-    """Set a small title that says what an array is of, as far as it knows: "layer 2, head 0 of bundled".
-
-    Axes that have a title keep it.
-    """
+def place_of(array: Any) -> str:
+    """Return what an array is of, as far as it knows: "layer 2, head 0 of bundled"."""
     single = [name for name in (str(Axis.LAYER), str(Axis.HEAD)) if name in array.coords and array[name].size == 1]
-    model = str(array.attrs.get("model", "")).rstrip("/\\").replace("\\", "/").rpartition("/")[2]
-    words = " of ".join(filter(None, (", ".join(f"{name} {array[name].item()}" for name in single), model)))
-    if words and not any(ax.get_title(loc=place) for place in ("left", "center", "right")):  # pyright: ignore[reportArgumentType]
-        ax.set_title(words, loc="left", fontsize=SMALL)
+    where = ", ".join(f"{name} {array[name].item()}" for name in single)
+    return " of ".join(filter(None, (where, model_name(array.attrs))))
+
+
+def model_name(about: Mapping[str, Any]) -> str:
+    """Return the last part of a model's name or path, "" if it is not known."""
+    return str(about.get("model", "")).rstrip("/\\").replace("\\", "/").rpartition("/")[2]
+
+
+def wrapped(parts: Iterable[Any], room: float) -> str:
+    """Return the parts of a title that are not empty, in lines of so many points; `$` begins no formula."""
+    most = max(int(room / (0.9 * LETTER * SMALL)), 12)  # running text is narrower than digits
+    whole = printable(", ".join(str(part) for part in parts if part))
+    pieces = (piece for line in whole.splitlines() for piece in textwrap.wrap(drawable(line), most))
+    return "\n".join(pieces).replace("$", r"\$")
+
+
+def say_what(ax: Axes, *parts: Any, room: float | None = None) -> None:
+    """Set a small title that says what is shown, unless the axes have one; it is wrapped to `room` points.
+
+    The room is the width of the axes if None.
+    """
+    if not any(ax.get_title(loc=place) for place in ("left", "center", "right")):  # pyright: ignore[reportArgumentType]
+        ax.set_title(wrapped(parts, room or extent(ax)[0]), loc="left", fontsize=SMALL, usetex=False)
 
 
 def colour_bar(
@@ -244,13 +285,8 @@ def colour_bar(
 
     `height` is that of the axes in points, if it is known better than by their `extent`.
     """
-    from matplotlib.transforms import Affine2D, ScaledTranslation, blended_transform_factory
-
     part = min(1.0, BAR_AT_MOST / (height or extent(ax)[1]))
-    # sideways in points from the right edge, wherever a layout will put it; upwards in parts of the axes
-    inches = ax.figure.dpi_scale_trans
-    sideways = Affine2D().scale(1 / 72) + inches + ScaledTranslation(1, 0, ax.transAxes)  # pyright: ignore[reportArgumentType]
-    beside = ax.inset_axes((after, 1 - part, 6, part), transform=blended_transform_factory(sideways, ax.transAxes))
+    beside = ax.inset_axes((after, 1 - part, 6, part), transform=in_points(ax, "x"))
     bar = ax.get_figure(root=True).colorbar(mappable, cax=beside, ticks=ticks, format=None if ticks is None else "%g")  # pyright: ignore[reportOptionalMemberAccess]
     bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue]
     bar.set_label(label)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from pellucid.errors import InputError
-from pellucid.plot.canvas import canvas, extent, longest, remember
+from pellucid.plot.canvas import canvas, extent, longest, remember, say_what
 from pellucid.plot.themes import COLUMN, SMALL, Theme, pandas
 
 if TYPE_CHECKING:
@@ -87,8 +87,7 @@ def circuit(circuit: Circuit, *, title: str | None = None, ax: Axes | None = Non
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
         _legend(axes, look, circuit)
-        if not any(axes.get_title(loc=place) for place in ("left", "center", "right")):  # pyright: ignore[reportArgumentType]
-            axes.set_title(title or repr(circuit).partition(":")[0], loc="left", fontsize=SMALL)
+        say_what(axes, title or repr(circuit).partition(":")[0])
         return remember(axes, _table(circuit))
 
 

@@ -9,7 +9,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pellucid.axes import Axis
-from pellucid.plot.canvas import LINE, canvas, extent, label_of, longest, put_numbers, put_tokens, remember
+from pellucid.plot.canvas import (
+    LINE,
+    canvas,
+    extent,
+    keep_above,
+    label_of,
+    longest,
+    place_of,
+    put_numbers,
+    put_tokens,
+    remember,
+    say_what,
+)
 from pellucid.plot.heatmaps import BAR, block_size, show_weights, weights_bar, weights_style
 from pellucid.plot.inputs import HEADS, ONE_HEAD, positions_of, read_patterns, tokens_of
 from pellucid.plot.themes import COLUMN, PAGE, SMALL
@@ -82,8 +94,12 @@ def attention_grid(patterns: Any, *, tokens: Sequence[str] | None = None, ax: Ax
             for layer, head, left, top in plan:
                 name = plan.name(layer, head)
                 axes.annotate(name, (left, top), (0, 1), textcoords="offset points", va="bottom", fontsize=SMALL)
+            keep_above(axes, NAME - 2)
         _name_tokens(axes, plan, array)
         weights_bar(axes, image, plan.height * plan.side, after=plan.beside)
+        columns = array.sizes[ONE_HEAD[1]]
+        about = "attention of every head", place_of(array), f"{columns} token{'s' * (columns != 1)}"
+        say_what(axes, *about, room=plan.width * plan.side + BAR if ax is None else None)
         return remember(axes, array)
 
 
@@ -167,7 +183,7 @@ class Plan:
     @property
     def size(self) -> Size:
         """Inches of a new figure."""
-        below = longest(self.tokens[1]) + 20 + (0 if self.layered and not self.tokens[1] else NAME)
+        below = longest(self.tokens[1]) + 28 + (0 if self.layered and not self.tokens[1] else NAME)
         return (self.width * self.side + self.around) / 72, (self.height * self.side + below) / 72
 
     def __iter__(self) -> Iterator[tuple[int, int, float, float]]:

@@ -16,10 +16,12 @@ from pellucid.plot.canvas import (
     extent,
     label_of,
     longest,
+    place_of,
     put_numbers,
     put_tokens,
     remember,
     say_what,
+    wrapped,
 )
 from pellucid.plot.inputs import (
     ONE_HEAD,
@@ -85,7 +87,8 @@ def attention(pattern: Any, *, tokens: Sequence[str] | None = None, ax: Axes | N
     """
     array = read_patterns("plot.attention", pattern, tokens, ONE_HEAD)
     rows, columns = array.shape
-    size, side = _size_of_one(array)
+    about = "attention", place_of(array), f"{columns} token{'s' * (columns != 1)}"
+    size, side = _size_of_one(array, about)
     with canvas(ax, size) as (axes, look):
         square = _is_square(array)
         width, height = extent(axes) if ax is not None else side
@@ -104,7 +107,7 @@ def attention(pattern: Any, *, tokens: Sequence[str] | None = None, ax: Axes | N
             side_of.set_label_text(dim)
         frame(axes, look.soft)
         weights_bar(axes, image, height)
-        say_what(axes, array)
+        say_what(axes, *about, room=side[0] + BAR if ax is None else None)
         return remember(axes, array)
 
 
@@ -113,13 +116,14 @@ def _is_square(array: DataArray) -> bool:
     return 0.4 < array.shape[0] / array.shape[1] < 2.5
 
 
-def _size_of_one(array: DataArray) -> tuple[Size, Size]:
-    """Return the inches of a new figure, and the points that the pattern itself will have of them."""
+def _size_of_one(array: DataArray, about: Sequence[str]) -> tuple[Size, Size]:
+    """Return the inches of a new figure with this title, and the points that the pattern itself will have of them."""
     rows, columns = array.shape
     left, below = (longest(map(label_of, tokens_of(array, dim) or ())) or 18 for dim in ONE_HEAD)
     width = min(72 * COLUMN - left - BAR, max(90, 45 * columns))
     height = width * rows / columns if _is_square(array) else float(np.clip(12 * rows, 30, width))
-    return ((width + left + BAR) / 72, (height + below + 22) / 72), (width, height)
+    title = SMALL * 1.3 * (wrapped(about, width + BAR).count("\n") + 1)
+    return ((width + left + BAR) / 72, (height + below + 22 + title) / 72), (width, height)
 
 
 def weights_style(look: Theme) -> dict[str, Any]:
@@ -214,7 +218,7 @@ def head_scores(scores: Any, *, ax: Axes | None = None) -> Axes:
         if width / columns >= ROOM_FOR_A_NUMBER and height / rows >= SMALL * 1.3:
             write_numbers(axes, look, numbers, image)
         colour_bar(axes, image, _with_units(array))
-        say_what(axes, array)
+        say_what(axes, f"{_with_units(array)} of each head", place_of(array), room=width + 40 if ax is None else None)
         return remember(axes, array)
 
 

@@ -11,7 +11,18 @@ from pellucid.axes import Axis
 from pellucid.errors import InputError
 from pellucid.extras import need
 from pellucid.measure.distributions import distribution
-from pellucid.plot.canvas import canvas, colour_bar, extent, layer_axis, layer_bar, legend_above, logarithmic, remember
+from pellucid.plot.canvas import (
+    canvas,
+    colour_bar,
+    extent,
+    layer_axis,
+    layer_bar,
+    legend_above,
+    logarithmic,
+    place_of,
+    remember,
+    say_what,
+)
 from pellucid.plot.inputs import Layers, Numbers, by_layer, is_log, sizes, without_first
 from pellucid.plot.themes import COLUMN, Theme, pandas
 
@@ -79,7 +90,15 @@ def norms(norms: DataArray, *, skip: int = 0, ax: Axes | None = None) -> Axes:
         axes.set_xlim(-0.6, len(layers.values) - 0.4)
         layer_axis(axes.xaxis, layers.numbers)
         axes.set_ylabel(layers.label)
+        _say_what(axes, f"{layers.label} by layer", layers)
         return remember(axes, layers.array)
+
+
+def _say_what(axes: Axes, what: str, layers: Layers) -> None:
+    """Set the title: what is drawn, of which model, and how many values there are."""
+    fewest = min(map(len, layers.values))
+    count = f"{layers.most:,} value{'s' * (layers.most != 1)} a layer"
+    say_what(axes, what, place_of(layers.array), count if fewest == layers.most else f"{fewest:,} to {count}")
 
 
 def _points(axes: Axes, look: Theme, layers: Layers, slot: float) -> None:
@@ -170,6 +189,7 @@ def norm_histograms(norms: DataArray, *, skip: int = 0, density: bool = False, a
         else:
             _draw_outlines(axes, look, layers, bars, height)
         axes.set_xlabel(layers.label)
+        _say_what(axes, f"histograms of {layers.label} by layer", layers)
         return remember(axes, _table(layers, ({"left": at[:-1], "right": at[1:], height: many} for many, at in bars)))
 
 
@@ -254,6 +274,7 @@ def ridges(array: DataArray, *, skip: int = 0, ax: Axes | None = None) -> Axes:
         axes.grid(axis="x", color=look.soft, linewidth=0.4, alpha=0.6)
         axes.set_axisbelow(True)
         axes.set_xlabel(layers.label)
+        _say_what(axes, f"density of {layers.label} by layer", layers)
         return remember(axes, _table(layers, ({"value": x, "density": y} for x, y in curves)))
 
 
@@ -322,6 +343,7 @@ def residual_growth(norms: DataArray, *, skip: int = 0, ax: Axes | None = None) 
         axes.grid(axis="y", color=look.soft, linewidth=0.4, alpha=0.6)
         axes.set_axisbelow(True)
         legend_above(axes)
+        _say_what(axes, f"{layers.label} from layer to layer", layers)
         return remember(axes, layers.array)
 
 

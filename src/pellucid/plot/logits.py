@@ -9,7 +9,18 @@ import numpy as np
 from pellucid.axes import Axis
 from pellucid.check import require_whole
 from pellucid.errors import InputError, ShapeError
-from pellucid.plot.canvas import canvas, colour_bar, extent, label_of, layer_axis, longest, put_tokens, remember
+from pellucid.plot.canvas import (
+    canvas,
+    colour_bar,
+    extent,
+    label_of,
+    layer_axis,
+    longest,
+    model_name,
+    put_tokens,
+    remember,
+    say_what,
+)
 from pellucid.plot.heatmaps import write_in_cell
 from pellucid.plot.inputs import labelled, sizes
 from pellucid.plot.themes import COLUMN, PAGE, SMALL, Theme, pandas, xarray
@@ -67,8 +78,9 @@ def attribution(parts: DataArray, *, most: int = 16, ax: Axes | None = None) -> 
         ['blocks.2.attn[1]', 'blocks.1.mlp', 'blocks.3.attn[1]', '24 others', 'sum']
     """
     table = _bars(_read_parts(parts), require_whole("plot.attribution: most", most, at_least=1))
+    wide = 72 * COLUMN - longest(table[COMPONENT]) if ax is None else None
     places = np.arange(len(table)) + 0.3 * (table[COMPONENT] == SUM).to_numpy()
-    with canvas(ax, (COLUMN, 0.45 + BAR_HEIGHT * len(table))) as (axes, look):
+    with canvas(ax, (COLUMN, 0.55 + BAR_HEIGHT * len(table))) as (axes, look):
         values = table["value"].to_numpy()
         colours = [look.ink if name == SUM else look.marks[value < 0] for name, value in table.to_numpy()]
         bars = axes.barh(places, values, color=colours, height=0.7)
@@ -83,7 +95,14 @@ def attribution(parts: DataArray, *, most: int = 16, ax: Axes | None = None) -> 
         axes.spines[["left"]].set_visible(False)
         target = parts.attrs.get("target")
         axes.set_xlabel(f"added to {_target(target)}" if target else "added")
+        say_what(axes, "what each part of the model adds", model_name(parts.attrs), _where(parts), room=wide)
         return remember(axes, table)
+
+
+def _where(parts: DataArray) -> str:
+    """Say at which token the parts were taken, if the array knows it."""
+    known = all(name in parts.coords and parts[name].size == 1 for name in ("token", "position"))
+    return f"at {str(parts.token.item())!r}, position {parts.position.item()}" if known else ""
 
 
 def _target(target: Any) -> str:
@@ -157,7 +176,7 @@ def lens(read: Lens | DataArray, *, text: int = 0, ax: Axes | None = None) -> Ax
     found = _read_lens(read, text)
     rows, columns = found.shape
     tokens = [str(token) for token in found.token.values]
-    below = longest(map(label_of, tokens)) + AROUND[1]
+    below = longest(map(label_of, tokens)) + AROUND[1] + SMALL * 1.3
     width = min(columns * CELL[0], 72 * PAGE - AROUND[0])
     with canvas(ax, ((width + AROUND[0]) / 72, (rows * CELL[1] + below) / 72)) as (axes, look):
         width, height = (width, rows * CELL[1]) if ax is None else extent(axes)
@@ -169,6 +188,9 @@ def lens(read: Lens | DataArray, *, text: int = 0, ax: Axes | None = None) -> Ax
         if height / rows >= SMALL * 1.3 and width / columns >= NARROWEST:
             _write_tokens(axes, look, found, image, width / columns)
         colour_bar(axes, image, "probability", height=height)
+        at = found.attrs["checkpoint"]
+        about = f"likeliest next token{f' read from {at}' if at else ''}", model_name(found.attrs)
+        say_what(axes, *about, f"{columns} token{'s' * (columns != 1)}")
         return remember(axes, found)
 
 
@@ -187,7 +209,8 @@ def _read_lens(read: Any, text: int) -> DataArray:
     if layer not in said.dims:
         said = said.expand_dims(layer) if layer in said.coords else said.expand_dims({layer: [""]})
     said = said.isel(pos=np.flatnonzero(said.position.values >= 0)).transpose(layer, "pos")
-    return np.exp(said.logprob).rename("probability").assign_coords(text=said.text)
+    about = {name: str(top.attrs.get(name, "")) for name in ("checkpoint", "model")}
+    return np.exp(said.logprob).rename("probability").assign_coords(text=said.text).assign_attrs(about)
 
 
 def _write_tokens(axes: Axes, look: Theme, found: DataArray, image: Any, width: float) -> None:

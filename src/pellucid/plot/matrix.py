@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,7 +9,18 @@ import numpy as np
 from pellucid.axes import coordinate
 from pellucid.check import as_number
 from pellucid.errors import InputError, ShapeError, shown
-from pellucid.plot.canvas import LETTER, canvas, colour_bar, extent, longest, put_numbers, put_tokens, remember
+from pellucid.plot.canvas import (
+    canvas,
+    colour_bar,
+    extent,
+    longest,
+    place_of,
+    put_numbers,
+    put_tokens,
+    remember,
+    say_what,
+    wrapped,
+)
 from pellucid.plot.heatmaps import BESIDE, ROOM_FOR_A_NUMBER, frame, write_numbers
 from pellucid.plot.inputs import as_numbers, labelled, quantity, sizes
 from pellucid.plot.themes import COLUMN, SMALL, xarray
@@ -61,10 +71,10 @@ def heatmap(array: Any, *, centre: float | None = None, title: str | None = None
     middle = _centre(found, centre)
     names = {str(dim): _labels(found, str(dim)) for dim in found.dims}
     beside, below = (longest(names[str(dim)][0]) if names[str(dim)][1] else 0.0 for dim in found.dims)
-    heading = _heading(found, title)
-    room = 72 * COLUMN - BESIDE - beside
+    heading, wide = _heading(found, title), 72 * COLUMN - BESIDE
+    room = wide - beside
     height = float(np.clip(rows * min(room / columns, 22), 24, 400))
-    size = (COLUMN, (height + below + 34 + SMALL * 1.3 * heading.count("\n")) / 72)
+    size = (COLUMN, (height + below + 34 + SMALL * 1.3 * wrapped([heading], wide).count("\n")) / 72)
     with canvas(ax, size) as (axes, look):
         width, height = (room, height) if ax is None else extent(axes)
         reach = float(np.nanmax(np.abs(numbers - middle))) or 1.0
@@ -79,8 +89,7 @@ def heatmap(array: Any, *, centre: float | None = None, title: str | None = None
         if width / columns >= ROOM_FOR_A_NUMBER and height / rows >= SMALL * 1.3:
             write_numbers(axes, look, numbers, image)
         colour_bar(axes, image, f"{_units(found)}, centre {middle:.3g}")
-        if heading and not any(axes.get_title(loc=place) for place in ("left", "center", "right")):  # pyright: ignore[reportArgumentType]
-            axes.set_title(heading, loc="left", fontsize=SMALL)
+        say_what(axes, heading, room=wide if ax is None else None)
         return remember(axes, found)
 
 
@@ -148,9 +157,8 @@ def _units(array: DataArray) -> str:
 
 
 def _heading(array: DataArray, title: str | None) -> str:
-    """What the figure shows, and on a line of its own the metric that it is about."""
-    given = (
-        [title] if title is not None else [str(array.attrs.get("title") or quantity(array)), array.attrs.get("metric")]
-    )
-    width = int((72 * COLUMN - BESIDE) / (LETTER * SMALL))
-    return "\n".join(line for part in given if part for line in textwrap.wrap(str(part), width)).replace("$", r"\$")
+    """What the figure shows and of what model, and on a line of its own the metric that it is about."""
+    if title is not None:
+        return str(title)
+    what = ", ".join(filter(None, (str(array.attrs.get("title") or quantity(array)), place_of(array))))
+    return "\n".join(filter(None, (what, str(array.attrs.get("metric") or ""))))

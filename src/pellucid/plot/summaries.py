@@ -9,9 +9,9 @@ import numpy as np
 from torch import nn
 
 from pellucid.axes import Axis
-from pellucid.check import as_number
+from pellucid.check import as_number, attribute
 from pellucid.errors import InputError, shown
-from pellucid.plot.canvas import canvas, extent, layer_axis, legend_above, longest, remember
+from pellucid.plot.canvas import canvas, extent, layer_axis, legend_above, longest, model_name, remember, say_what
 from pellucid.plot.themes import COLUMN, LABEL, Colour, Theme, matplotlib, pandas
 from pellucid.run.counting import ParameterCount, count_parameters
 
@@ -83,7 +83,7 @@ def autoregression(
     names = list(dict.fromkeys(table["term"]))
     index = table.columns[0]
     layers = table[index].drop_duplicates().tolist()
-    with canvas(ax, (COLUMN, 2.3)) as (axes, look):
+    with canvas(ax, (COLUMN, 2.5)) as (axes, look):
         axes.axhline(0, color=look.ink, linewidth=0.6)
         size = float(np.clip(0.3 * extent(axes)[0] / len(layers), 1.6, 4.5))
         many = len(names) > len(look.marks)
@@ -98,6 +98,9 @@ def autoregression(
         axes.set_ylabel("coefficient")
         # of three terms and more, what filled and hollow mean begins a row of its own
         legend_above(axes, _legend(look, names, list(colours), alpha), 3 if len(names) == 3 else 4)
+        rows, about = attribute(fit, "nobs"), model_name(attribute(fit, "attrs") or {})
+        bands = f"coefficients by {index} with {100 * (1 - alpha):.4g} % bands"
+        say_what(axes, bands, about, f"{rows:,} rows a {index}" if rows else "")
         return remember(axes, table)
 
 
@@ -214,7 +217,7 @@ def parameters(counted: ParameterCount | nn.Module, *, ax: Axes | None = None) -
             remedy="Pass pl.count_parameters(model).",
         )
     table = _components(counted)
-    with canvas(ax, (COLUMN, 0.4 + 0.2 * len(table))) as (axes, look):
+    with canvas(ax, (COLUMN, 0.5 + 0.2 * len(table))) as (axes, look):
         places = range(len(table))
         axes.barh(places, table["unique"], color=look.marks[0], height=0.7)
         tied = axes.barh(
@@ -233,6 +236,7 @@ def parameters(counted: ParameterCount | nn.Module, *, ax: Axes | None = None) -
         axes.set_xlabel(f"parameters: {_short(counted.unique)} in memory", loc="left")
         axes.tick_params(length=0)
         axes.spines[["top", "right", "bottom"]].set_visible(False)
+        say_what(axes, "parameters of each component")
         return remember(axes, table)
 
 
