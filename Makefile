@@ -5,7 +5,7 @@ READY := .venv/.ready
 BENCH := .venv-bench/bin
 BENCH_READY := .venv-bench/.ready
 
-.PHONY: demo test tests test-all test-versions check types pages lint train bench bench-quick clean
+.PHONY: demo test tests test-all test-versions check types pages lint train viewer bench bench-quick clean
 
 demo: $(READY)
 	@$(BIN)/pellucid demo
@@ -52,6 +52,13 @@ lint: $(READY)
 
 train: $(READY)
 	$(BIN)/python training/train.py --text $(TEXT) --out .training
+
+# The page that `pellucid view` writes: one file, built from viewer/ and committed, so that nobody needs Node to use it.
+viewer: viewer/node_modules/.package-lock.json
+	cd viewer && npm run --silent types && npm run --silent build
+
+viewer/node_modules/.package-lock.json: viewer/package-lock.json
+	cd viewer && npm ci
 
 # Everything, on an idle machine: writes docs/benchmarks.md and docs/benchmarks.json.
 bench: $(BENCH_READY)

@@ -1,4 +1,4 @@
-"""The project's NOTICE: whose texts the bundled model was trained on.
+"""The project's NOTICE: whose texts the bundled model was trained on, and whose libraries the viewer holds.
 
 CC-BY asks for the author's name, the title, the licence, and a word on what was changed.
 """
@@ -19,6 +19,9 @@ COLLECTIONS = {
         "https://github.com/global-asp/pb-source"
     ),
 }
+
+# The licences of what is built into the viewer, which change with its libraries and not with the training.
+VIEWER = Path(__file__).parents[1] / "viewer" / "NOTICE"
 
 HEAD = """\
 NOTICE
@@ -55,4 +58,4 @@ def notice_text(attribution: Path) -> str:
     for name, by_author in works.items():
         parts.append(f"\nFrom {COLLECTIONS[name]}\n\n")
         parts.extend(f"{author}: {'; '.join(by_author[author])}.\n" for author in sorted(by_author))
-    return "".join(parts)
+    return "".join([*parts, "\n", VIEWER.read_text(encoding="utf-8")])

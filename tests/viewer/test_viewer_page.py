@@ -1,0 +1,140 @@
+"""The page as its readers meet it: offline, by keyboard, with hostile tokens, narrow, as a file and in a frame."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from watched_page import Watched
+from written_traces import WORDS, page_of, written
+
+AXE = Path(__file__).parents[2] / "viewer" / "node_modules" / "axe-core" / "axe.min.js"
+HOSTILE = [
+    "<script>window.bad=1</script>",
+    "</script><img src=x onerror=window.bad=2>",
+    "\"'><b>x</b>",
+    "\u202eright to left\u202c",
+    "\x00null",
+    "\u200b",
+    "é\u0301",
+    "\r\n\t",
+    "=1+1",
+]
+Open = Callable[..., Watched]
+
+
+def screens(watched: Watched) -> list[str]:
+    return watched.run("[...document.querySelectorAll('[role=tab]')].map((tab) => tab.id.replace('pellucid-tab-', ''))")
+
+
+@pytest.mark.parametrize(("width", "theme"), [(1280, "light"), (1280, "dark"), (375, "light"), (375, "dark")])
+def test_every_screen_fits_and_has_no_violation_of_accessibility(opened: Open, width: int, theme: str) -> None:
+    watched = opened(width=width, theme=theme)
+    found: dict[str, list[str]] = {}
+    for screen in screens(watched):
+        watched.run(f"location.hash = '#{screen}'")
+        watched.page.wait_for_selector(f"#pellucid-tab-{screen}[aria-selected=true]")
+        watched.page.wait_for_timeout(60)
+        assert watched.run("document.documentElement.scrollWidth") <= width, screen
+        if AXE.exists():
+            if not watched.run("'axe' in window"):
+                watched.page.add_script_tag(content=AXE.read_text(encoding="utf-8"))
+            result = watched.run("axe.run(document, {resultTypes: ['violations']})")
+            bad = [f"{one['id']}: {one['nodes'][0]['html'][:160]}" for one in result["violations"]]
+            if bad:
+                found[screen] = bad
+    assert found == {}
+
+
+def test_a_link_shows_this_very_state(opened: Open) -> None:
+    watched = opened(state="#overview?layer=1&q=3&point=blocks.0.mlp.ckpt_post")
+    assert watched.page.locator(".about h2").inner_text() == "blocks.1.mlp.ckpt_post"
+    assert watched.page.locator(".token[aria-selected=true]").inner_text() == "␣time"
+    watched.page.locator(".token").nth(5).click()
+    watched.page.wait_for_function("location.hash.includes('q=5')")
+    again = opened(state=watched.run("location.hash"))
+    assert again.page.locator(".token[aria-selected=true]").inner_text() == "␣was"
+    assert again.page.locator(".about h2").inner_text() == "blocks.1.mlp.ckpt_post"
+
+
+def test_hostile_tokens_are_text(opened: Open, tmp_path: Path) -> None:
+    path = tmp_path / "page.html"
+    path.write_text(page_of(written(HOSTILE)), encoding="utf-8")
+    watched = opened(path)
+    for screen in screens(watched):
+        watched.run(f"location.hash = '#{screen}'")
+        watched.page.wait_for_selector(f"#pellucid-tab-{screen}[aria-selected=true]")
+        watched.page.wait_for_timeout(50)
+        assert watched.run("window.bad") is None
+        assert watched.run("document.querySelectorAll('#pellucid-viewer script, #pellucid-viewer img').length") == 0
+    shown = watched.page.locator(".token").all_inner_texts()
+    assert shown[0] == HOSTILE[0].replace(" ", "␣")
+    assert shown[3] == "⟨U+202E⟩right␣to␣left⟨U+202C⟩"
+    assert shown[4:6] == ["⟨U+0000⟩null", "⟨U+200B⟩"]
+    assert shown[7] == "⟨U+000D⟩⏎⇥"
+
+
+def test_a_frame_in_a_sandbox_shows_the_page(opened: Open, tmp_path: Path) -> None:
+    path = tmp_path / "frame.html"
+    inner = html.escape(page_of(written()), quote=True)
+    frame = f'<iframe sandbox="allow-scripts" width="900" height="700" srcdoc="{inner}"></iframe>'
+    path.write_text("<!doctype html>" + frame, encoding="utf-8")
+    watched = opened(path, until="iframe")
+    inside = watched.page.frame_locator("iframe")
+    inside.get_by_role("tab").nth(0).click()
+    assert inside.locator(".token").all_inner_texts()[1] == "␣upon"
+    inside.locator(".token").nth(2).click()
+    assert inside.locator(".token").nth(2).get_attribute("aria-selected") == "true"
+    watched.page.wait_for_timeout(200)
+
+
+def test_a_trace_that_lies_is_an_error_in_plain_words(opened: Open, tmp_path: Path) -> None:
+    path = tmp_path / "page.html"
+    lie = {"attention.pattern": {"dtype": "u8", "shape": [2, 2, 10**9], "offset": 0}}
+    path.write_text(page_of(written(blocks=lie)), encoding="utf-8")
+    watched = opened(path, until=".fault")
+    assert "block attention.pattern ends at byte" in watched.page.locator(".fault").inner_text()
+
+
+def test_the_theme_follows_the_system_and_a_switch(opened: Open) -> None:
+    watched = opened(theme="dark")
+    root = watched.page.locator("#pellucid-viewer")
+    assert root.get_attribute("data-theme") == "dark"
+    watched.page.get_by_role("button", name="Theme").click()
+    assert root.get_attribute("data-theme") == "light"
+    watched.page.wait_for_function("location.hash.includes('theme=light')")
+
+
+def test_a_journey_by_keyboard_alone(opened: Open) -> None:
+    """From the first tab stop to a token, a checkpoint and its name, with no pointer."""
+    watched = opened()
+    press = watched.page.keyboard.press
+    press("Tab")  # the theme
+    press("Tab")
+    assert watched.run("document.activeElement.role || document.activeElement.getAttribute('role')") == "tab"
+    press("Tab")
+    assert watched.run("document.activeElement.getAttribute('role')") == "option"
+    press("Home")
+    press("ArrowRight")
+    assert watched.page.locator(".token[aria-selected=true]").inner_text() == "␣upon"
+    watched.canvas("From ids to logits").focus()
+    press("ArrowDown")
+    press("ArrowDown")
+    assert watched.said().startswith("blocks.0.attn.ckpt_z")
+    press("Enter")
+    assert watched.page.locator(".about h2").inner_text() == "blocks.0.attn.ckpt_z"
+    press("Escape")
+    table = watched.figure("From ids to logits").get_by_role("button", name="Table")
+    table.focus()
+    press("Enter")
+    assert watched.figure("From ids to logits").locator("tbody tr").count() == 2 + 2 * 17 + 2 + 1
+
+
+def test_each_token_is_one_option_and_the_strip_one_stop(opened: Open) -> None:
+    watched = opened()
+    assert watched.page.locator(".token").all_inner_texts() == [
+        word.replace(" ", "␣").replace("\n", "⏎") for word in WORDS
+    ]
+    assert watched.page.locator(".token[tabindex='0']").count() == 1

@@ -1,0 +1,68 @@
+"""A page in a browser that remembers what it asked for and what went wrong."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Locator
+
+LOCAL = ("file", "data", "blob", "about")
+
+
+class Watched:
+    """A tab of its own, with no state of another.
+
+    Attributes:
+        page: The tab.
+        requests: Addresses outside this machine that were asked for.
+        faults: Errors and warnings of the console, and uncaught errors.
+    """
+
+    def __init__(self, browser: Browser, width: int, height: int, theme: str) -> None:
+        self.context = browser.new_context(
+            viewport={"width": width, "height": height},
+            color_scheme="dark" if theme == "dark" else "light",
+            reduced_motion="reduce",
+            accept_downloads=True,
+        )
+        self.page = self.context.new_page()
+        self.page.set_default_timeout(10_000)
+        self.requests: list[str] = []
+        self.faults: list[str] = []
+        self.page.on("request", lambda request: self._asked(request.url))
+        self.page.on("console", lambda said: self._told(said.type, said.text))
+        self.page.on("pageerror", lambda fault: self.faults.append(str(fault)))
+
+    def _asked(self, address: str) -> None:
+        parts = urlsplit(address)
+        if parts.scheme not in LOCAL and parts.hostname not in ("127.0.0.1", "localhost", "::1"):
+            self.requests.append(address)
+
+    def _told(self, kind: str, text: str) -> None:
+        if kind in ("error", "warning"):
+            self.faults.append(text)
+
+    def go(self, address: str, until: str = "[role=tabpanel]") -> None:
+        """Open an address, and wait until an element is there."""
+        self.page.goto(address)
+        self.page.wait_for_selector(until)
+
+    def figure(self, title: str) -> Locator:
+        """The figure with this title."""
+        return self.page.locator("section.figure").filter(has=self.page.get_by_role("heading", name=title, exact=True))
+
+    def canvas(self, title: str) -> Locator:
+        """The canvas of a figure."""
+        return self.figure(title).locator("canvas").first
+
+    def said(self) -> str:
+        """What a screen reader was told last."""
+        return self.page.locator("[aria-live=polite].sr").inner_text()
+
+    def run(self, script: str) -> Any:
+        return self.page.evaluate(script)
+
+    def close(self) -> None:
+        self.context.close()

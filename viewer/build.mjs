@@ -1,0 +1,29 @@
+// Builds the viewer into one file that the Python package ships; `node build.mjs FILE` builds it somewhere else.
+import { build } from "esbuild";
+
+await build({
+  entryPoints: ["src/main.tsx"],
+  outfile: process.argv[2] ?? "../src/pellucid/viewer/static/viewer.js",
+  bundle: true,
+  minify: true,
+  format: "iife",
+  target: "es2022",
+  jsx: "automatic",
+  jsxImportSource: "preact",
+  loader: { ".css": "text" },
+  plugins: [
+    {
+      // CSS is text that the page adopts as a style sheet, which a strict content policy allows; it is minified here.
+      name: "css-as-text",
+      setup(bundler) {
+        bundler.onLoad({ filter: /\.css$/ }, async ({ path }) => {
+          const made = await bundler.esbuild.build({ entryPoints: [path], minify: true, bundle: true, write: false });
+          return { contents: made.outputFiles[0].text, loader: "text" };
+        });
+      },
+    },
+  ],
+  charset: "utf8",
+  legalComments: "none",
+  logLevel: "warning",
+});

@@ -1,0 +1,388 @@
+// A figure: a canvas that is one tab stop, whose cells are walked by arrows and read aloud, that can be seen as a
+// table, and that can be taken away in every form.
+
+import { computed, signal, useComputed, useSignal, useSignalEffect } from "@preact/signals";
+import type { ComponentChildren } from "preact";
+import { useEffect, useId, useLayoutEffect, useMemo, useRef } from "preact/hooks";
+import { DARK, LIGHT, type Palette } from "./colors";
+import { type App, useApp } from "./state";
+import { CanvasSurface, type Surface } from "./surface";
+import { copy, csvOf, download, pdfOf, pngOf, svgOf, type Cell, type Sheet, type Table } from "./take";
+import { number, SPACE, visible } from "./text";
+
+/** The cells of a drawing, for the pointer, the keyboard and the screen reader alike. */
+export type Grid = {
+  rows: number;
+  columns: number;
+  box(row: number, column: number): [number, number, number, number];
+  find(x: number, y: number): [number, number] | null;
+  /** What a cell says: "query ‘ sat’ → key ‘ cat’, 0.41". */
+  read(row: number, column: number): string;
+  /** False for cells that are not there, such as keys after the query. */
+  has?(row: number, column: number): boolean;
+  /** Enter or a click. */
+  choose?(row: number, column: number): void;
+  /** The pointer or the cursor is there, or (null) has left. */
+  hover?(where: [number, number] | null): void;
+  /** Where the cursor starts. */
+  start?(): [number, number];
+};
+
+export type Drawing = {
+  width: number;
+  height: number;
+  draw(surface: Surface): void;
+  /** What changes with the pointer; drawn above, so that hovering costs little. */
+  over?(surface: Surface): void;
+  grid?: Grid;
+  /** The wheel and dragging, for figures that zoom; true if it was used. */
+  wheel?(x: number, y: number, by: number): boolean;
+  drag?(dx: number, dy: number): void;
+  key?(event: KeyboardEvent): boolean;
+};
+
+export type FigureProps = {
+  title: string;
+  /** File name without its ending. */
+  name: string;
+  /** What to see, in a sentence. */
+  caption?: ComponentChildren;
+  /** Narrower than this, the figure scrolls within its frame. */
+  narrowest?: number;
+  /** Reads the signals that it depends on; called again when they change. */
+  build: (width: number, palette: Palette) => Drawing;
+  table: () => Table;
+  /** Lines of Python that go after those that make the run. */
+  python?: () => string;
+  shell?: () => string;
+  controls?: ComponentChildren;
+  children?: ComponentChildren;
+};
+
+const palettes = (app: App): Palette => (app.dark.value ? DARK : LIGHT);
+
+export function Figure(props: FigureProps) {
+  const app = useApp();
+  const frame = useRef<HTMLDivElement>(null);
+  const base = useRef<HTMLCanvasElement>(null);
+  const top = useRef<HTMLCanvasElement>(null);
+  const id = useId();
+  const width = useSignal(0);
+  const given = useMemo(() => signal(props), []);
+  const asTable = useSignal(false);
+  const cursor = useSignal<[number, number] | null>(null);
+  const readout = useSignal("");
+  useLayoutEffect(() => {
+    given.value = props;
+  });
+  useEffect(() => {
+    const element = frame.current!;
+    const measure = () => (width.value = Math.floor(element.clientWidth));
+    measure();
+    const observer = new ResizeObserver(measure);
+    observer.observe(element);
+    return () => observer.disconnect();
+  }, []);
+
+  const drawing = useMemo(
+    () =>
+      computed(() => {
+        const { build, narrowest = 0 } = given.value;
+        return width.value ? build(Math.max(width.value, narrowest), palettes(app)) : null;
+      }),
+    [],
+  );
+
+  const draw = (canvas: HTMLCanvasElement | null, size: Drawing, paint: (surface: Surface) => void) => {
+    if (!canvas) return;
+    const times = Math.min(3, window.devicePixelRatio || 1);
+    const [w, h] = [Math.ceil(size.width), Math.ceil(size.height)];
+    if (canvas.width !== w * times || canvas.height !== h * times) {
+      canvas.width = w * times;
+      canvas.height = h * times;
+      canvas.style.width = `${w}px`;
+      canvas.style.height = `${h}px`;
+    }
+    const context = canvas.getContext("2d")!;
+    context.setTransform(times, 0, 0, times, 0, 0);
+    context.clearRect(0, 0, w, h);
+    paint(new CanvasSurface(context));
+  };
+  useSignalEffect(() => {
+    const now = drawing.value;
+    if (now && !asTable.value) draw(base.current, now, (surface) => now.draw(surface));
+  });
+  useSignalEffect(() => {
+    const now = drawing.value;
+    if (!now || asTable.value) return;
+    draw(top.current, now, (surface) => {
+      now.over?.(surface);
+      const at = cursor.value;
+      if (!at || !now.grid || at[0] >= now.grid.rows || at[1] >= now.grid.columns) return;
+      const [x, y, w, h] = now.grid.box(...at);
+      const palette = palettes(app);
+      surface.rect(x - 1, y - 1, w + 2, h + 2, { stroke: palette.panel, width: 4, radius: 2 });
+      surface.rect(x - 1, y - 1, w + 2, h + 2, { stroke: palette.accent, width: 2, radius: 2 });
+    });
+  });
+
+  const place = (event: { offsetX: number; offsetY: number }) => drawing.value?.grid?.find(event.offsetX, event.offsetY) ?? null;
+  const dragging = useRef<[number, number] | null>(null);
+  const moved = useRef(false);
+
+  const onPointerMove = (event: PointerEvent) => {
+    const now = drawing.value;
+    if (!now) return;
+    const held = dragging.current;
+    if (held && now.drag) {
+      const [dx, dy] = [event.clientX - held[0], event.clientY - held[1]];
+      if (Math.abs(dx) + Math.abs(dy) > 2) moved.current = true;
+      now.drag(dx, dy);
+      dragging.current = [event.clientX, event.clientY];
+      return;
+    }
+    const found = place(event);
+    now.grid?.hover?.(found);
+    readout.value = found ? now.grid!.read(...found) : "";
+  };
+  const onPointerLeave = () => {
+    drawing.value?.grid?.hover?.(null);
+    readout.value = "";
+  };
+  const onPointerDown = (event: PointerEvent) => {
+    moved.current = false;
+    if (drawing.value?.drag) dragging.current = [event.clientX, event.clientY];
+  };
+  const onPointerUp = () => (dragging.current = null);
+  const onClick = (event: MouseEvent) => {
+    const found = moved.current ? null : place(event);
+    if (found) {
+      cursor.value = null;
+      drawing.value?.grid?.choose?.(...found);
+    }
+  };
+  const wheel = (event: WheelEvent) => {
+    if (drawing.value?.wheel?.(event.offsetX, event.offsetY, event.deltaY)) event.preventDefault();
+  };
+  useEffect(() => {
+    // Preact's wheel listeners are passive in some browsers, and this one has to keep the page from scrolling.
+    const canvas = base.current;
+    canvas?.addEventListener("wheel", wheel, { passive: false });
+    return () => canvas?.removeEventListener("wheel", wheel);
+  }, [asTable.value]);
+
+  const go = (row: number, column: number) => {
+    const grid = drawing.value!.grid!;
+    cursor.value = [row, column];
+    grid.hover?.([row, column]);
+    readout.value = grid.read(row, column);
+    app.said.value = readout.value;
+    const [x, y, w, h] = grid.box(row, column);
+    const scroller = frame.current!;
+    if (x < scroller.scrollLeft || x + w > scroller.scrollLeft + scroller.clientWidth) scroller.scrollLeft = x - scroller.clientWidth / 2;
+    const edge = base.current!.getBoundingClientRect().top;
+    if (edge + y < 0 || edge + y + h > innerHeight) scrollBy({ top: edge + y - innerHeight / 2 });
+  };
+  const onKeyDown = (event: KeyboardEvent) => {
+    const now = drawing.value;
+    if (!now || event.ctrlKey || event.metaKey || event.altKey) return;
+    if (now.key?.(event)) return event.preventDefault();
+    const grid = now.grid;
+    if (!grid?.rows || !grid.columns) return;
+    const step = event.shiftKey ? 8 : 1;
+    const by: Record<string, [number, number]> = {
+      ArrowUp: [-step, 0],
+      ArrowDown: [step, 0],
+      ArrowLeft: [0, -step],
+      ArrowRight: [0, step],
+      Home: [0, -Infinity],
+      End: [0, Infinity],
+      PageUp: [-Infinity, 0],
+      PageDown: [Infinity, 0],
+    };
+    const at = cursor.value ?? grid.start?.() ?? [0, 0];
+    if (by[event.key]) {
+      event.preventDefault();
+      if (!cursor.value) return go(...at);
+      const within = (value: number, size: number) => Math.max(0, Math.min(size - 1, value));
+      const next: [number, number] = [within(at[0] + by[event.key][0], grid.rows), within(at[1] + by[event.key][1], grid.columns)];
+      if (grid.has?.(...next) === false) {
+        if (event.key !== "End") return;
+        while (next[1] > 0 && !grid.has(...next)) next[1]--;
+      }
+      go(...next);
+    } else if ((event.key === "Enter" || event.key === " ") && cursor.value) {
+      event.preventDefault();
+      grid.choose?.(...at);
+    } else if (event.key === "Escape" && cursor.value) {
+      cursor.value = null;
+      grid.hover?.(null);
+    }
+  };
+  const onBlur = () => {
+    if (!cursor.value) return;
+    cursor.value = null;
+    drawing.value?.grid?.hover?.(null);
+  };
+
+  const sheet = (): Sheet => {
+    const now = drawing.value ?? props.build(Math.max(720, props.narrowest ?? 0), palettes(app));
+    const { model, versions, text } = app.trace.value.header;
+    const words = visible(text.length > 60 ? text.slice(0, 60) + "…" : text).replaceAll(SPACE, " ");
+    return {
+      title: props.title,
+      source: `“${words}” · ${model.name}, ${model.fingerprint.slice(0, 15)} · pellucid ${versions.pellucid}`,
+      width: now.width,
+      height: now.height,
+      palette: palettes(app),
+      draw: (surface) => {
+        now.draw(surface);
+        now.over?.(surface);
+      },
+    };
+  };
+
+  const hasGrid = useComputed(() => Boolean(drawing.value?.grid));
+  return (
+    <section class="figure" aria-labelledby={`${id}-title`}>
+      <header class="figure-head">
+        <h2 id={`${id}-title`}>{props.title}</h2>
+        <div class="figure-tools">
+          <button type="button" class="quiet" aria-pressed={asTable.value} onClick={() => (asTable.value = !asTable.value)}>
+            Table
+          </button>
+          <TakeAway {...props} sheet={sheet} />
+        </div>
+      </header>
+      {props.caption && <p class="caption">{props.caption}</p>}
+      {props.controls && <div class="controls">{props.controls}</div>}
+      <div class={asTable.value ? "figure-frame hidden" : "figure-frame"} ref={frame}>
+        <div class="stack">
+          <canvas
+            ref={base}
+            tabIndex={0}
+            role="application"
+            aria-roledescription="figure"
+            aria-label={`${props.title}. ${hasGrid.value ? "Arrow keys move from cell to cell, Enter selects." : ""} The same numbers are under “Table”.`}
+            onPointerMove={onPointerMove}
+            onPointerLeave={onPointerLeave}
+            onPointerDown={onPointerDown}
+            onPointerUp={onPointerUp}
+            onClick={onClick}
+            onKeyDown={onKeyDown}
+            onBlur={onBlur}
+          />
+          <canvas ref={top} class="top" aria-hidden="true" />
+        </div>
+      </div>
+      {asTable.value && <TableView table={props.table()} title={props.title} />}
+      <p class="readout" aria-hidden="true">
+        {readout}
+      </p>
+      {props.children}
+    </section>
+  );
+}
+
+const MOST_ROWS = 400;
+
+export function TableView({ table, title }: { table: Table; title: string }) {
+  const shown = table.rows.slice(0, MOST_ROWS);
+  const cell = (value: Cell) => (value === null ? "" : typeof value === "number" ? number(value, 4) : visible(value));
+  return (
+    <div class="table-frame" tabIndex={0} role="region" aria-label={`${title}, as a table`}>
+      <table>
+        <thead>
+          <tr>
+            {table.columns.map((name) => (
+              <th scope="col">{name}</th>
+            ))}
+          </tr>
+        </thead>
+        <tbody>
+          {shown.map((row) => (
+            <tr>
+              {row.map((value) => (
+                <td class={typeof value === "number" ? "num" : ""}>{cell(value)}</td>
+              ))}
+            </tr>
+          ))}
+        </tbody>
+      </table>
+      {(table.note || table.rows.length > MOST_ROWS) && (
+        <p class="note">
+          {table.note} {table.rows.length > MOST_ROWS && `The first ${MOST_ROWS} of ${table.rows.length} rows; CSV and JSON hold them all.`}
+        </p>
+      )}
+    </div>
+  );
+}
+
+type TakeProps = FigureProps & { sheet: () => Sheet };
+
+/** The menu with every form in which a figure leaves the page. */
+function TakeAway({ name, title, table, python, shell, sheet }: TakeProps) {
+  const app = useApp();
+  const box = useRef<HTMLDetailsElement>(null);
+  const file = `pellucid-${name}`;
+  const copied = async (what: string, text: string) => {
+    app.notice.value = (await copy(text)) ? `${what} copied.` : `This frame does not allow copying. Copy it from here: ${text}`;
+  };
+  const header = () => app.trace.value.header;
+  const json = () => {
+    const { model, versions, text, made } = header();
+    const { columns, rows } = table();
+    return JSON.stringify({ title, text, model, versions, made, python: code(), columns, rows }, null, 1);
+  };
+  const code = () => {
+    const { values, python: whole } = header().calls;
+    const lines = values && python ? `${values.trimEnd()}\n\n${python()}` : whole;
+    return lines ? `${lines.trimEnd()}\n` : null;
+  };
+  const items: [string, string, () => unknown][] = [
+    ["SVG", "a drawing", () => download(`${file}.svg`, svgOf(sheet()), "image/svg+xml")],
+    ["PNG", "a picture, at three times the size", async () => download(`${file}.png`, await pngOf(sheet()))],
+    ["PDF", "a page that holds the picture", async () => download(`${file}.pdf`, await pdfOf(sheet()))],
+    ["CSV", "the numbers", () => download(`${file}.csv`, csvOf(table()), "text/csv;charset=utf-8")],
+    ["JSON", "the numbers and where they come from", () => download(`${file}.json`, json(), "application/json")],
+  ];
+  const command = shell?.() ?? header().calls.shell;
+  const lines = code();
+  if (lines) items.push(["Copy as Python", "", () => copied("Python", lines)]);
+  if (command) items.push(["Copy as command line", "", () => copied("Command", command)]);
+  if (app.canLink) items.push(["Copy link", "to this very state", () => copied("Link", location.href.replace(/#.*$/, "") + app.hash())]);
+  const close = () => {
+    if (box.current) box.current.open = false;
+  };
+  return (
+    <details
+      class="menu"
+      ref={box}
+      onKeyDown={(event) => {
+        if (event.key !== "Escape" || !box.current?.open) return;
+        close();
+        box.current.querySelector("summary")?.focus();
+      }}
+      onFocusOut={(event) => {
+        if (!box.current?.contains(event.relatedTarget as Node | null)) close();
+      }}
+    >
+      <summary aria-label={`Take away: ${title}`}>Take away</summary>
+      <ul>
+        {items.map(([label, what, action]) => (
+          <li>
+            <button
+              type="button"
+              onClick={() => {
+                close();
+                void action();
+              }}
+            >
+              {label} {what && <small>{what}</small>}
+            </button>
+          </li>
+        ))}
+      </ul>
+    </details>
+  );
+}

@@ -1,0 +1,216 @@
+// Marks that several screens share: bars in rows, heat maps with labelled axes, and the key of a colour scale.
+
+import { inkOn, type Palette, type Scale } from "./colors";
+import type { Drawing, Grid } from "./figure";
+import { widthOf, type Surface } from "./surface";
+import { number } from "./text";
+
+export type Bar = {
+  label: string;
+  value: number;
+  /** What stands at the end of the bar; the number unless given. */
+  text?: string;
+  color?: string;
+  /** A second, paler bar behind: the value before something was changed. */
+  behind?: number;
+};
+
+type BarOptions = {
+  width: number;
+  palette: Palette;
+  bars: Bar[];
+  rowHeight?: number;
+  mono?: boolean;
+  /** The longest bar's value; the largest there is unless given. */
+  most?: number;
+  read?: (row: number) => string;
+  choose?: (row: number) => void;
+  hover?: (row: number | null) => void;
+  /** Rows that are lit, read while drawing above. */
+  lit?: () => number | null;
+};
+
+/** Horizontal bars, one row each; negative values go to the left of a common zero. */
+export function barRows(options: BarOptions): Drawing {
+  const { width, palette, bars, rowHeight = 24, mono = true } = options;
+  const labels = Math.min(width * 0.4, Math.max(24, ...bars.map((bar) => widthOf(bar.label, { size: 12.5, mono }))) + 10);
+  const texts = Math.max(...bars.map((bar) => widthOf(bar.text ?? number(bar.value), { size: 12 })), 20) + 12;
+  const lowest = Math.min(0, ...bars.map((bar) => Math.min(bar.value, bar.behind ?? 0)));
+  const highest = options.most ?? Math.max(0, ...bars.map((bar) => Math.max(bar.value, bar.behind ?? 0)));
+  const room = width - labels - texts - (lowest < 0 ? texts : 0);
+  const perUnit = room / (highest - lowest || 1);
+  const zero = labels + (lowest < 0 ? texts - lowest * perUnit : 0);
+  const height = bars.length * rowHeight + 4;
+  const draw = (surface: Surface) => {
+    bars.forEach((bar, row) => {
+      const y = row * rowHeight + 2;
+      const middle = y + rowHeight / 2;
+      const color = bar.color ?? (bar.value < 0 ? palette.warm : palette.accent);
+      surface.text(0, middle, bar.label, { size: 12.5, mono, fill: palette.ink, baseline: "middle", fit: labels - 8 });
+      if (bar.behind !== undefined) {
+        const w = Math.abs(bar.behind) * perUnit;
+        surface.rect(bar.behind < 0 ? zero - w : zero, y + 3, w, rowHeight - 6, { fill: palette.line, radius: 3 });
+      }
+      const w = Math.max(Math.abs(bar.value) * perUnit, bar.value ? 1 : 0);
+      const inset = bar.behind === undefined ? 5 : 7;
+      surface.rect(bar.value < 0 ? zero - w : zero, y + inset, w, rowHeight - 2 * inset, { fill: color, radius: 3 });
+      const reach = Math.max(w, bar.behind !== undefined && bar.behind * bar.value > 0 ? Math.abs(bar.behind) * perUnit : 0);
+      surface.text(bar.value < 0 ? zero - reach - 6 : zero + reach + 6, middle, bar.text ?? number(bar.value), {
+        size: 12,
+        fill: palette.muted,
+        baseline: "middle",
+        anchor: bar.value < 0 ? "end" : "start",
+      });
+    });
+    if (lowest < 0) surface.rect(zero - 0.5, 0, 1, height, { fill: palette.muted });
+  };
+  const grid: Grid = {
+    rows: bars.length,
+    columns: 1,
+    box: (row) => [0, row * rowHeight + 2, width, rowHeight],
+    find: (_, y) => {
+      const row = Math.floor((y - 2) / rowHeight);
+      return row >= 0 && row < bars.length ? [row, 0] : null;
+    },
+    read: (row) => options.read?.(row) ?? `${bars[row].label}: ${bars[row].text ?? number(bars[row].value)}`,
+    ...(options.choose ? { choose: (row: number) => options.choose!(row) } : {}),
+    hover: (where) => options.hover?.(where ? where[0] : null),
+  };
+  const over = (surface: Surface) => {
+    const lit = options.lit?.() ?? null;
+    if (lit !== null && lit >= 0 && lit < bars.length) {
+      surface.rect(0, lit * rowHeight + 2, width, rowHeight, { fill: palette.accent, opacity: 0.1, radius: 4 });
+    }
+  };
+  return { width, height, draw, over, grid };
+}
+
+type HeatOptions = {
+  width: number;
+  palette: Palette;
+  rows: number;
+  columns: number;
+  at: (row: number, column: number) => number;
+  scale: Scale;
+  rowLabels: string[];
+  columnLabels: string[];
+  mono?: boolean;
+  /** Square cells (attention), else the height of a row. */
+  rowHeight?: number;
+  /** The largest side of a square cell. */
+  largest?: number;
+  /** What is written into a cell that has room for it. */
+  cellText?: (row: number, column: number) => string;
+  /** Titles of the axes. */
+  rowTitle?: string;
+  columnTitle?: string;
+  legend?: { title: string; low: string; high: string };
+  read: (row: number, column: number) => string;
+  has?: (row: number, column: number) => boolean;
+  choose?: (row: number, column: number) => void;
+  hover?: (where: [number, number] | null) => void;
+  lit?: () => { row: number; column: number };
+  start?: () => [number, number];
+};
+
+/** Every how many labels one is written, so that they do not run into each other. */
+const every = (cell: number, needs: number): number => Math.max(1, Math.ceil(needs / cell));
+
+/** Cells in colour with a label for each row and column; the labels thin out before they would touch. */
+export function heatMap(options: HeatOptions): Drawing {
+  const { width, palette, rows, columns, at, scale, rowLabels, columnLabels, mono = true, cellText } = options;
+  const size = 12;
+  const longest = (labels: string[], most: number) =>
+    Math.min(most, Math.max(12, ...(labels.length > 400 ? labels.slice(0, 400) : labels).map((label) => widthOf(label, { size, mono }))));
+  const left = Math.ceil(longest(rowLabels, Math.min(120, width * 0.28))) + 10 + (options.rowTitle ? 18 : 0);
+  const topRoom = Math.ceil(longest(columnLabels, 96));
+  const room = width - left - 4;
+  const square = options.rowHeight === undefined;
+  const cellWidth = square ? Math.min(options.largest ?? 40, room / columns) : room / columns;
+  const cellHeight = options.rowHeight ?? cellWidth;
+  const flat = columnLabels.every((label) => widthOf(label, { size, mono }) < cellWidth - 2);
+  const head = (flat ? 16 : topRoom) + 8 + (options.columnTitle ? 18 : 0);
+  const [bodyWidth, bodyHeight] = [cellWidth * columns, cellHeight * rows];
+  const foot = options.legend ? 34 : 2;
+  const rowStep = every(cellHeight, 13);
+  const columnStep = every(cellWidth, flat ? 10 : 13);
+  const label = (text: string, across: boolean, index: number, fill: string, weight: number, surface: Surface) => {
+    if (!across) {
+      surface.text(left - 6, head + (index + 0.5) * cellHeight, text, { size, mono, weight, fill, anchor: "end", baseline: "middle", fit: left - 8 - (options.rowTitle ? 18 : 0) });
+    } else if (flat) {
+      surface.text(left + (index + 0.5) * cellWidth, head - 7, text, { size, mono, weight, fill, anchor: "middle" });
+    } else {
+      surface.text(left + (index + 0.5) * cellWidth, head - 5, text, { size, mono, weight, fill, turn: -90, baseline: "middle", fit: topRoom });
+    }
+  };
+  const draw = (surface: Surface) => {
+    surface.cells(left, head, bodyWidth, bodyHeight, rows, columns, at, scale);
+    if (cellWidth > 14 && cellHeight > 14 && rows * columns < 4000) {
+      // A hair of paper between cells makes them countable.
+      let lines = "";
+      for (let column = 1; column < columns; column++) lines += `M${left + column * cellWidth} ${head}v${bodyHeight}`;
+      for (let row = 1; row < rows; row++) lines += `M${left} ${head + row * cellHeight}h${bodyWidth}`;
+      surface.path(lines, { stroke: palette.panel, width: 1 });
+    }
+    rowLabels.forEach((text, row) => row % rowStep || label(text, false, row, palette.muted, 400, surface));
+    columnLabels.forEach((text, column) => column % columnStep || label(text, true, column, palette.muted, 400, surface));
+    if (options.columnTitle) surface.text(left, 12, options.columnTitle, { size: 11.5, fill: palette.muted });
+    if (options.rowTitle) surface.text(10, head, options.rowTitle, { size: 11.5, fill: palette.muted, turn: -90, anchor: "end", baseline: "middle" });
+    if (cellText && cellWidth > 22 && cellHeight > 13) {
+      for (let row = 0; row < rows; row++) {
+        for (let column = 0; column < columns; column++) {
+          if (options.has && !options.has(row, column)) continue;
+          surface.text(left + (column + 0.5) * cellWidth, head + (row + 0.5) * cellHeight, cellText(row, column), {
+            size: 11.5,
+            mono,
+            fill: inkOn(scale.color(at(row, column))),
+            anchor: "middle",
+            baseline: "middle",
+            fit: cellWidth - 6,
+          });
+        }
+      }
+    }
+    if (options.legend) key(surface, left, head + bodyHeight + 12, Math.min(180, bodyWidth), scale, palette, options.legend);
+  };
+  const box = (row: number, column: number): [number, number, number, number] => [left + column * cellWidth, head + row * cellHeight, cellWidth, cellHeight];
+  const over = (surface: Surface) => {
+    const lit = options.lit?.();
+    if (!lit) return;
+    const { row, column } = lit;
+    if (row >= 0 && row < rows) {
+      surface.rect(left - 1, head + row * cellHeight - 1, bodyWidth + 2, cellHeight + 2, { stroke: palette.accent, width: 1.5, radius: 2 });
+      surface.rect(0, head + row * cellHeight, left - 3, Math.max(cellHeight, 14), { fill: palette.panel });
+      surface.text(left - 6, head + (row + 0.5) * cellHeight, rowLabels[row], { size, mono, weight: 700, fill: palette.accent, anchor: "end", baseline: "middle", fit: left - 8 });
+    }
+    if (column >= 0 && column < columns) {
+      surface.rect(left + column * cellWidth - 1, head - 1, cellWidth + 2, bodyHeight + 2, { stroke: palette.warm, width: 1.5, radius: 2 });
+      if (!flat) surface.rect(left + (column + 0.5) * cellWidth - 8, head - 4 - topRoom, 16, topRoom + 2, { fill: palette.panel });
+      label(columnLabels[column], true, column, palette.warm, 700, surface);
+    }
+  };
+  const grid: Grid = {
+    rows,
+    columns,
+    box,
+    find: (x, y) => {
+      const [row, column] = [Math.floor((y - head) / cellHeight), Math.floor((x - left) / cellWidth)];
+      const inside = row >= 0 && row < rows && column >= 0 && column < columns && (options.has?.(row, column) ?? true);
+      return inside ? [row, column] : null;
+    },
+    read: options.read,
+    ...(options.has ? { has: options.has } : {}),
+    ...(options.choose ? { choose: options.choose } : {}),
+    ...(options.hover ? { hover: options.hover } : {}),
+    ...(options.start ? { start: options.start } : {}),
+  };
+  return { width: Math.max(width, left + bodyWidth + 4), height: head + bodyHeight + foot, draw, over, grid };
+}
+
+/** What the colours of a scale mean. */
+export function key(surface: Surface, x: number, y: number, width: number, scale: Scale, palette: Palette, legend: { title: string; low: string; high: string }): void {
+  surface.cells(x, y, width, 7, 1, 64, (_, column) => scale.low + ((scale.high - scale.low) * column) / 63, scale);
+  surface.text(x, y + 20, legend.low, { size: 11, fill: palette.muted });
+  surface.text(x + width, y + 20, legend.high, { size: 11, fill: palette.muted, anchor: "end" });
+  surface.text(x + width + 10, y + 8, legend.title, { size: 11, fill: palette.muted });
+}

@@ -1,0 +1,23 @@
+// The table of screens: each is a file in screens/, and a question with a sentence on what to look for.
+
+import type { ComponentType } from "preact";
+import { Overview } from "./screens/overview";
+
+export type Screen = {
+  /** In links: `#attention?layer=2`. */
+  id: string;
+  name: string;
+  question: string;
+  look: string;
+  view: ComponentType;
+};
+
+export const SCREENS: Screen[] = [
+  {
+    id: "overview",
+    name: "Overview",
+    question: "What happens in between?",
+    look: "Look for the block whose bar grows most: that is where the vectors are rewritten.",
+    view: Overview,
+  },
+];

@@ -1,0 +1,131 @@
+// Where values come from: a trace inside the page, or the server that `pellucid serve` started.
+
+import { fromBase64, inflate, parseTrace, type Trace } from "./trace";
+
+export type Example = { id: string; text: string; look_for: string; trace?: string };
+export type Reading = { slug: string; title: string; html: string };
+export type Values = { shape: number[]; data: Float32Array };
+
+/** An error of the library, with its own code, sentence and remedy. */
+export class ServerError extends Error {
+  constructor(
+    readonly code: string,
+    message: string,
+    readonly remedy: string,
+  ) {
+    super(message);
+  }
+}
+
+/** The server; every method is a request to the machine that the page came from. */
+export class Server {
+  /** One per tab, so that two tabs do not disturb each other. */
+  private readonly session = crypto.randomUUID();
+
+  constructor(
+    private readonly base: string,
+    private readonly token: string,
+  ) {}
+
+  private async answer(path: string, init: RequestInit): Promise<Response> {
+    let response: Response;
+    try {
+      response = await fetch(this.base + path, { ...init, credentials: "omit" });
+    } catch (fault) {
+      if (fault instanceof DOMException && fault.name === "AbortError") throw fault;
+      throw new ServerError("unreachable", "the server does not answer", "Start it again: pellucid serve");
+    }
+    if (response.ok) return response;
+    const said = await response.json().catch(() => null);
+    const error = said?.error ?? {};
+    throw new ServerError(error.code ?? String(response.status), error.message ?? response.statusText, error.remedy ?? "");
+  }
+
+  post(path: string, body: unknown, signal?: AbortSignal): Promise<Response> {
+    return this.answer(path, {
+      method: "POST",
+      headers: {
+        "Content-Type": "application/json",
+        "X-Pellucid-Token": this.token,
+        "X-Pellucid-Session": this.session,
+      },
+      body: JSON.stringify(body),
+      ...(signal ? { signal } : {}),
+    });
+  }
+
+  async json<T>(path: string, body?: unknown): Promise<T> {
+    const response = body === undefined ? await this.answer(path, {}) : await this.post(path, body);
+    return response.json() as Promise<T>;
+  }
+
+  async trace(path: string, body?: unknown): Promise<Trace> {
+    const response = body === undefined ? await this.answer(path, {}) : await this.post(path, body);
+    return parseTrace(await inflate(new Uint8Array(await response.arrayBuffer())));
+  }
+
+  /** The exact values of a checkpoint in this tab's last run. */
+  async values(name: string, where: { pos?: number[]; heads?: number[] } = {}): Promise<Values> {
+    const answer = await this.json<{ shape: number[]; data: string }>("/api/values", { name, ...where });
+    return { shape: answer.shape, data: new Float32Array(fromBase64(answer.data).buffer) };
+  }
+
+  /** The events of a generation, one after another. */
+  async *events(path: string, body: unknown, signal: AbortSignal): AsyncGenerator<{ event: string; data: any }> {
+    const response = await this.post(path, body, signal);
+    const reader = response.body!.pipeThrough(new TextDecoderStream()).getReader();
+    let text = "";
+    for (;;) {
+      const { value, done } = await reader.read();
+      if (done) return;
+      text += value;
+      for (let end = text.search(/\r?\n\r?\n/); end >= 0; end = text.search(/\r?\n\r?\n/)) {
+        const lines = text.slice(0, end).split(/\r?\n/);
+        text = text.slice(end).replace(/^\r?\n\r?\n/, "");
+        const field = (name: string) =>
+          lines.filter((line) => line.startsWith(name + ":")).map((line) => line.slice(name.length + 1).trim()).join("\n");
+        if (field("data")) yield { event: field("event") || "message", data: JSON.parse(field("data")) };
+      }
+    }
+  }
+}
+
+/** What the page brings along. */
+export type Source = {
+  trace: Trace | null;
+  second: Trace | null;
+  server: Server | null;
+  readings: Reading[];
+  examples: Example[];
+};
+
+function textOf(scope: ParentNode, id: string): string | null {
+  return scope.querySelector(`script#${id}`)?.textContent ?? null;
+}
+
+async function embedded(scope: ParentNode, id: string): Promise<Trace | null> {
+  const text = textOf(scope, id);
+  return text ? parseTrace(await inflate(fromBase64(text))) : null;
+}
+
+/** Everything that the page holds in its script elements, and the server if it names one. */
+export async function readSource(scope: ParentNode): Promise<Source> {
+  const json = <T>(id: string): T | null => {
+    const text = textOf(scope, id);
+    return text ? (JSON.parse(text) as T) : null;
+  };
+  const named = json<{ token: string; base: string }>("pellucid-server");
+  const server = named ? new Server(named.base, named.token) : null;
+  const [trace, second] = await Promise.all([embedded(scope, "pellucid-trace"), embedded(scope, "pellucid-trace-2")]);
+  const later = <T>(path: string): Promise<T[]> => (server ? server.json<T[]>(path).catch(() => []) : Promise.resolve([]));
+  const examples = json<Example[]>("pellucid-examples") ?? (await later<Example>("/api/examples"));
+  const readings = json<Reading[]>("pellucid-readings") ?? (await later<Reading>("/api/readings"));
+  return { trace, second, server, readings, examples };
+}
+
+/** The trace of an example: from the page if it is there, else from the server. */
+export async function traceOf(example: Example, server: Server | null): Promise<Trace> {
+  if (example.trace) return parseTrace(await inflate(fromBase64(example.trace)));
+  if (!server) throw new ServerError("no-server", "this page does not hold that example", "Start the server: pellucid serve");
+  return server.trace(`/api/examples/${encodeURIComponent(example.id)}`);
+}

@@ -1,0 +1,199 @@
+// What the page shows, as signals. Everything that a link should restore lives in location.hash.
+
+import { batch, computed, effect, signal, type ReadonlySignal, type Signal } from "@preact/signals";
+import { createContext } from "preact";
+import { useContext, useState } from "preact/hooks";
+import type { Example, Reading, Server, Source } from "./source";
+import type { Trace } from "./trace";
+
+/** What the pointer or the cell cursor is on; it goes before what is selected, in every panel. */
+export type Hover = { query?: number; key?: number; layer?: number; head?: number };
+
+type Slot = { read: () => string; write: (text: string | null) => void };
+
+/** The state of one view. A page may hold several (cells of a notebook), and each has a state of its own. */
+export class App {
+  readonly trace: Signal<Trace>;
+  /** The edited run or the other model's, where there is one. */
+  readonly second: Signal<Trace | null>;
+  readonly server: Server | null;
+  readonly examples: Example[];
+  readonly readings: Reading[];
+
+  readonly screen: Signal<string>;
+  readonly layer: Signal<number>;
+  readonly head: Signal<number>;
+  readonly query: Signal<number>;
+  readonly key: Signal<number>;
+  readonly neuron: Signal<number>;
+  /** The token id that lenses and attribution follow; -1 is the trace's own target. */
+  readonly token: Signal<number>;
+  /** The reading that is open; empty if none is. */
+  readonly reading: Signal<string>;
+  readonly hover = signal<Hover>({});
+  /** What a screen reader is told of the cell under the cursor. */
+  readonly said = signal("");
+  /** What the last action did, for everyone. */
+  readonly notice = signal("");
+  readonly fault = signal<{ message: string; remedy: string } | null>(null);
+  readonly busy = signal("");
+  readonly theme: Signal<string>;
+  readonly systemDark = signal(matchMedia("(prefers-color-scheme: dark)").matches);
+  readonly dark: ReadonlySignal<boolean>;
+
+  /** The token that rows and columns light up for: under the pointer, else selected. */
+  readonly atQuery: ReadonlySignal<number>;
+  readonly atKey: ReadonlySignal<number>;
+
+  private readonly slots = new Map<string, Slot>();
+  private started = false;
+
+  constructor(
+    source: Source & { trace: Trace },
+    /** The element that the view is in. */
+    readonly root: HTMLElement,
+    /** False in a notebook, whose address is not ours. */
+    private readonly linked: boolean,
+  ) {
+    this.trace = signal(source.trace);
+    this.second = signal(source.second);
+    this.server = source.server;
+    this.examples = source.examples;
+    this.readings = source.readings;
+    this.screen = this.param("", "overview");
+    this.layer = this.param("layer", 0);
+    this.head = this.param("head", 0);
+    this.query = this.param("q", -1);
+    this.key = this.param("k", -1);
+    this.neuron = this.param("neuron", 0);
+    this.token = this.param("token", -1);
+    this.reading = this.param("reading", "");
+    this.theme = this.param("theme", "auto");
+    this.dark = computed(() => (this.theme.value === "auto" ? this.systemDark.value : this.theme.value === "dark"));
+    const last = () => this.trace.value.length - 1;
+    const clamp = (at: number) => (at < 0 ? last() : Math.min(at, last()));
+    this.atQuery = computed(() => clamp(this.hover.value.query ?? this.query.value));
+    this.atKey = computed(() => this.hover.value.key ?? Math.min(this.key.value, last()));
+    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", (event) => (this.systemDark.value = event.matches));
+  }
+
+  /** A value that a link restores; the same name gives the same signal. */
+  param<T extends string | number | boolean>(name: string, initial: T): Signal<T> {
+    const known = this.params.get(name);
+    if (known) return known as Signal<T>;
+    const made = signal<T>(initial);
+    const read = (text: string | null): T => {
+      if (text === null) return initial;
+      if (typeof initial === "number") return (Number.isFinite(Number(text)) ? Number(text) : initial) as T;
+      if (typeof initial === "boolean") return (text === "1") as T;
+      return text as T;
+    };
+    const write = (value: T): string => {
+      if (value === initial && name) return "";
+      return typeof value === "boolean" ? (value ? "1" : "0") : String(value);
+    };
+    this.params.set(name, made);
+    this.slots.set(name, { read: () => write(made.value), write: (text) => (made.value = read(text)) });
+    const waiting = this.pending.get(name);
+    if (waiting !== undefined) made.value = read(waiting);
+    return made;
+  }
+  private readonly params = new Map<string, Signal<any>>();
+  /** What the address said of parameters that no screen has asked for yet. */
+  private readonly pending = new Map<string, string>();
+
+  /** Read the address, and keep it true from now on. */
+  start(): void {
+    if (this.started || !this.linked) return;
+    this.started = true;
+    this.readHash();
+    addEventListener("hashchange", () => this.readHash());
+    let waiting = 0;
+    effect(() => {
+      const hash = this.hash();
+      clearTimeout(waiting);
+      waiting = window.setTimeout(() => {
+        if (location.hash === hash) return;
+        try {
+          history.replaceState(null, "", hash);
+        } catch {
+          location.hash = hash; // a sandboxed frame may not replace its state
+        }
+      }, 120);
+    });
+  }
+
+  private readHash(): void {
+    const [screen, rest] = location.hash.replace(/^#/, "").split("?");
+    const said = new URLSearchParams(rest ?? "");
+    batch(() => {
+      for (const [name, text] of said) this.pending.set(name, text);
+      for (const [name, slot] of this.slots) slot.write(name ? said.get(name) : decodeURIComponent(screen) || null);
+    });
+  }
+
+  /** The address of this very state. */
+  hash(): string {
+    const said = new URLSearchParams();
+    for (const [name, slot] of this.slots) {
+      const text = slot.read();
+      if (name && text) said.set(name, text);
+    }
+    const rest = said.toString();
+    return `#${encodeURIComponent(this.screen.value)}${rest ? "?" + rest : ""}`;
+  }
+
+  get canLink(): boolean {
+    return this.linked;
+  }
+
+  /** The layer and the head that are looked at, within what the model has. */
+  at(): { layer: number; head: number } {
+    const trace = this.trace.value;
+    const within = (value: number, size: number) => Math.max(0, Math.min(size - 1, Math.round(value)));
+    return {
+      layer: within(this.hover.value.layer ?? this.layer.value, trace.layers),
+      head: within(this.hover.value.head ?? this.head.value, trace.heads),
+    };
+  }
+
+  /** Do something that may fail, and show how it failed. */
+  async attempt(what: string, action: () => Promise<void>): Promise<void> {
+    this.busy.value = what;
+    this.fault.value = null;
+    try {
+      await action();
+    } catch (fault) {
+      const remedy = fault instanceof Error && "remedy" in fault ? String(fault.remedy) : "";
+      this.fault.value = { message: fault instanceof Error ? fault.message : String(fault), remedy };
+    } finally {
+      this.busy.value = "";
+    }
+  }
+
+  /** Open a reading beside what is shown. */
+  read(slug: string): void {
+    this.reading.value = slug;
+  }
+
+  /** Show another run. */
+  show(trace: Trace, second: Trace | null = null): void {
+    batch(() => {
+      this.trace.value = trace;
+      this.second.value = second;
+      this.hover.value = {};
+      this.query.value = -1;
+      this.key.value = -1;
+      this.token.value = -1;
+    });
+  }
+}
+
+export const AppContext = createContext<App>(null as unknown as App);
+export const useApp = (): App => useContext(AppContext);
+
+/** A value of a screen's own that a link restores. */
+export function useParam<T extends string | number | boolean>(name: string, initial: T): Signal<T> {
+  const app = useApp();
+  return useState(() => app.param(name, initial))[0];
+}

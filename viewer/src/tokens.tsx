@@ -1,0 +1,57 @@
+// The text, token by token: one tab stop, arrows move, and what is chosen lights up in every panel.
+
+import { useSignal } from "@preact/signals";
+import { useRef } from "preact/hooks";
+import { useApp } from "./state";
+import { visible } from "./text";
+
+/** A piece with its spaces visible but quiet. */
+export function Piece({ text }: { text: string }) {
+  const shown = visible(text);
+  const space = shown.match(/^[␣⏎⇥]+/)?.[0] ?? "";
+  return (
+    <bdi class="piece">
+      {space && <span class="space">{space}</span>}
+      {shown.slice(space.length)}
+    </bdi>
+  );
+}
+
+/** The tokens of the run; choosing one makes it the query. */
+export function TokenStrip() {
+  const app = useApp();
+  const list = useRef<HTMLDivElement>(null);
+  const focus = useSignal(-1);
+  const { tokens } = app.trace.value.header;
+  const chosen = app.query.value < 0 ? tokens.length - 1 : Math.min(app.query.value, tokens.length - 1);
+  const { query, key } = app.hover.value;
+  const move = (event: KeyboardEvent) => {
+    const at = focus.value < 0 ? chosen : focus.value;
+    const to = { ArrowLeft: at - 1, ArrowRight: at + 1, Home: 0, End: tokens.length - 1 }[event.key];
+    if (to === undefined) return;
+    event.preventDefault();
+    focus.value = Math.max(0, Math.min(tokens.length - 1, to));
+    app.query.value = focus.value;
+    list.current?.querySelectorAll<HTMLElement>("[role=option]")[focus.value]?.focus();
+  };
+  return (
+    <div class="tokens" role="listbox" aria-label="Tokens of the text" aria-orientation="horizontal" ref={list} onKeyDown={move}>
+      {tokens.map((token, at) => (
+        <span
+          role="option"
+          key={at}
+          tabIndex={at === chosen ? 0 : -1}
+          aria-selected={at === chosen}
+          class={`token${at === chosen ? " chosen" : ""}${at === query ? " at-query" : ""}${at === key ? " at-key" : ""}`}
+          title={`position ${at}, id ${token.id}`}
+          onClick={() => (app.query.value = at)}
+          onFocus={() => (focus.value = at)}
+          onPointerEnter={() => (app.hover.value = { ...app.hover.value, query: at })}
+          onPointerLeave={() => (app.hover.value = {})}
+        >
+          <Piece text={token.text} />
+        </span>
+      ))}
+    </div>
+  );
+}
