@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -220,6 +221,45 @@ class ActivationCkpts(Mapping[str, Tensor]):
                 remedy="Ask for it in names= of run_with_ckpts.",
             )
         return full
+
+    def of_text(self, row: int) -> ActivationCkpts:
+        """One text of a run as a run of its own, without pads: values [1, P, ...].
+
+        Args:
+            row: Which text, counted from 0.
+
+        Raises:
+            InputError: There is no such text, or some positions alone were kept.
+
+        Example:
+            >>> import pellucid as pl
+            >>> _, ckpts = pl.load().run_with_ckpts(["Once", "Once upon a time"], names="ckpt_embed")
+            >>> ckpts["ckpt_embed"].shape, ckpts.of_text(0)["ckpt_embed"].shape
+            (torch.Size([2, 4, 256]), torch.Size([1, 1, 256]))
+        """
+        row = require_whole("of_text: row", row, at_most=len(self.batch) - 1)
+        if self.part.pos is not None:
+            raise InputError(
+                f"of_text: some positions alone were kept (pos={shown(self.part.pos)}), expected all.",
+                code="of-text-positions",
+                remedy="Capture without pos=, and select from the result.",
+            )
+        columns = self.batch.mask[row].cpu().nonzero().squeeze(1).tolist()
+        values = {
+            name: take(value, Region(columns, rows=row).indices(name, value.shape, axes, strict=False))
+            for name, value in self.items()
+            for axes in [self.schema.axes[name]]
+        }
+        for name, value in values.items():
+            if Axis.KEY in self.schema.axes[name]:
+                values[name] = value.index_select(-1, torch.tensor(columns, device=value.device))
+        ids, positions = (tensor[row : row + 1, columns] for tensor in (self.batch.ids, self.batch.positions))
+        labels = None if self.batch.labels is None else [self.batch.labels[row]]
+        batch = replace(self.batch, ids=ids, mask=torch.ones_like(ids).bool(), positions=positions, labels=labels)
+        part, edited = replace(self.part, pos=None), self.edited
+        return ActivationCkpts(
+            values, batch, self.schema, part=part, fired=self.fired, origin=self._origin, edited=edited
+        )
 
     def to_xarray(self) -> xarray.Dataset:
         """Labelled arrays, one for each kind of checkpoint, blocks along `layer`.

@@ -1,0 +1,130 @@
+"""Blocks of a trace that hold values as they are: norms, neurons, the atlas, scatters, distributions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from pellucid import measure
+from pellucid.attribution.reading import doubles, place_of
+from pellucid.axes import ATTENTION, HIDDEN
+from pellucid.viewer.attention_blocks import in_bytes
+from pellucid.viewer.container import Array, Block
+from pellucid.viewer.one_text import OneText
+
+_STREAM = ("resid_pre", "attn.ckpt_attn_out", "resid_mid", "mlp.ckpt_mlp_out", "resid_post")
+_BINS = 40
+_HELD = 0.995
+"""The share of the values that a histogram's range holds: the rest is counted, so outliers do not flatten it."""
+
+
+def norms(one: OneText) -> dict[str, Block]:
+    """The lengths of the residual stream, and of what attention and MLP add to it."""
+    own = one.ckpts.schema.blocks
+    kinds = [kind for kind in _STREAM if all(any(p.name == kind for p in points) for points in own)]
+    shape = (len(kinds), len(own), one.n_tokens)
+    values = [measure.norms(one.ckpts, kind).values[:, 0] for kind in kinds] if own else []
+    lengths = np.stack(values).astype("<f4") if values else np.zeros(shape, "<f4")
+    return {"norms": Block(lengths, about={"of": [kind.rpartition(".ckpt_")[2] or kind for kind in kinds]})}
+
+
+def _floats(values: Array, narrow: bool = True) -> Block:
+    """Values in half precision, or in single precision if one is too large for that."""
+    fits = narrow and not (np.abs(values[np.isfinite(values)]) > np.finfo("f2").max).any()
+    return Block(values.astype("<f2" if fits else "<f4"))
+
+
+def neurons(one: OneText, *, coarse: bool) -> dict[str, Block]:
+    """What enters and leaves the activation of each MLP, with the checkpoints of the atlas that these are."""
+    before = next(point.name for point in one.ckpts.schema.block if point.axes == HIDDEN)
+    found: dict[str, Block] = {}
+    for name, kind in (("pre", before), ("post", "mlp.ckpt_post")):
+        values = one.ckpts.stack(kind)[:, 0].float().cpu().numpy()
+        block = in_bytes(values) if coarse else _floats(values)
+        entries = {f"atlas.blocks.{layer}.{kind}": layer for layer in range(len(values))}
+        found[f"neurons.{name}"] = Block(block.data, block.code, about={"of": kind}, entries=entries)
+    return found
+
+
+def atlas(one: OneText, *, coarse: bool) -> dict[str, Block]:
+    """Every checkpoint that is in no other block."""
+    elsewhere = {*_names_of_neurons(one), *(n for n in one.ckpts if n.endswith("attn.ckpt_pattern"))}
+    lower = np.tril_indices(one.n_tokens)
+    found: dict[str, Block] = {}
+    for name, value in one.ckpts.items():
+        if name in elsewhere:
+            continue
+        values, layout = value[0].float().cpu().numpy(), ""
+        if one.ckpts.schema[name].axes == ATTENTION:
+            values, layout = values[:, lower[0], lower[1]], "lower"
+        block = in_bytes(values) if coarse else _floats(values)
+        found[f"atlas.{name}"] = Block(block.data, block.code, layout)
+    return found
+
+
+def _names_of_neurons(one: OneText) -> set[str]:
+    before = next(point.name for point in one.ckpts.schema.block if point.axes == HIDDEN)
+    return {name for name in one.ckpts if name.split(".", 2)[-1] in (before, "mlp.ckpt_post")}
+
+
+def scatter(one: OneText) -> dict[str, Block]:
+    """The tokens' vectors along the three directions of most variance, at the embeddings and after each block."""
+    layers = range(one.ckpts.n_layer)
+    names = [one.ckpts.schema.before[0].name, *(["blocks.0.resid_pre"] if layers else []),
+             *(f"blocks.{layer}.resid_post" for layer in layers)]  # fmt: skip
+    points, shares = zip(*(principal(doubles(one.ckpts[name])[0]) for name in names), strict=True)
+    said = {"of": names, "of_variance": [share.tolist() for share in shares]}
+    return {"embeddings.pca": Block(np.stack(points).astype("<f4"), about=said)}
+
+
+def principal(vectors: torch.Tensor, directions: int = 3) -> tuple[Array, Array]:
+    """Principal components of vectors [P, D]: coordinates [P, directions], and the share of the variance of each.
+
+    The sign of a direction is such that its largest coordinate is positive, so a run drawn again is not mirrored.
+    Directions that there are not, of fewer tokens, are zeros.
+    """
+    centred = vectors - vectors.mean(0)
+    u, s, _ = torch.linalg.svd(centred, full_matrices=False)
+    kept = min(directions, len(s))
+    points, shares = np.zeros((len(vectors), directions)), np.zeros(directions)
+    if kept and float(s[0]) > 0:
+        found = (u * s)[:, :kept].numpy()
+        signs = np.sign(found[np.abs(found).argmax(0), np.arange(kept)])
+        points[:, :kept] = found * np.where(signs == 0, 1, signs)
+        shares[:kept] = (s.square() / s.square().sum())[:kept].numpy()
+    return points, shares
+
+
+def distributions(one: OneText) -> dict[str, Block]:
+    """Histograms of what enters each norm and of what leaves it, and the dimensions that lie apart."""
+    outputs = [name for name in one.ckpts.schema.names if name.endswith(".ckpt_normalized")]
+    inputs = [place_of(name, one.ckpts.schema, "view").stream for name in outputs]
+    edges, counts, said = [], [], dict[str, Any](of=[], clipped=[], total=[], outliers=[])
+    said["of"] = [name.removesuffix(".ckpt_normalized") for name in outputs]
+    for names in (inputs, outputs):
+        rows = [_histogram(one, name) for name in names]
+        edges.append([row[0] for row in rows])
+        counts.append([row[1] for row in rows])
+        said["total"].append([row[2] for row in rows])
+        said["clipped"].append([row[2] - int(row[1].sum()) for row in rows])
+        said["outliers"].append([_outliers(one, name) for name in names])
+    return {
+        "distributions.edges": Block(np.asarray(edges, "<f4")),
+        "distributions.counts": Block(np.asarray(counts, "<u4"), about=said),
+    }
+
+
+def _histogram(one: OneText, name: str) -> tuple[Array, Array, int]:
+    values = doubles(one.ckpts[name]).numpy().ravel()
+    low, high = np.quantile(values, [(1 - _HELD) / 2, (1 + _HELD) / 2])
+    edges = np.linspace(low, high, _BINS + 1) if high > low else np.linspace(low - 0.5, high + 0.5, _BINS + 1)
+    return edges, np.histogram(values, edges)[0], values.size
+
+
+def _outliers(one: OneText, name: str) -> list[dict[str, float]]:
+    found = measure.outliers(one.ckpts, name).outlier.values.ravel()
+    means = doubles(one.ckpts[name])[0].abs().mean(0)
+    apart = sorted(np.flatnonzero(found), key=lambda dimension: -float(means[dimension]))
+    return [{"dimension": int(dimension), "mean_abs": float(means[dimension])} for dimension in apart[:8]]
