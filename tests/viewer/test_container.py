@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import pellucid as pl
-from pellucid.viewer import Block, Trace, trace
+from pellucid.viewer import Trace, TraceBlock, trace
 
 
 @functools.cache
@@ -132,5 +132,5 @@ def test_a_remedy_that_is_followed(tmp_path: Path) -> None:
 
 def test_values_of_codes() -> None:
     data = np.array([0, 51, 255], "<u1")
-    assert Block(data, {"kind": "sqrt"}).values.tolist() == pytest.approx([0, 0.04, 1])
-    assert Block(data, {"kind": "linear", "low": -1.0, "high": 4.0}).values.tolist() == pytest.approx([-1, 0, 4])
+    assert TraceBlock(data, {"kind": "sqrt"}).values.tolist() == pytest.approx([0, 0.04, 1])
+    assert TraceBlock(data, {"kind": "linear", "low": -1.0, "high": 4.0}).values.tolist() == pytest.approx([-1, 0, 4])

@@ -3,7 +3,7 @@
 A trace (`pellucid-trace/1`, docs/trace.md) is what the page reads: a header that says what ran, and blocks of numbers.
 """
 
-from pellucid.viewer.container import Block, Trace
+from pellucid.viewer.container import Trace, TraceBlock
 from pellucid.viewer.traces import trace, trace_of
 
-__all__ = ["Block", "Trace", "trace", "trace_of"]
+__all__ = ["Trace", "TraceBlock", "trace", "trace_of"]

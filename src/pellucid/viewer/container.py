@@ -34,7 +34,7 @@ _BOUNDARY = 8
 
 
 @dataclass(frozen=True)
-class Block:
+class TraceBlock:
     """A block of numbers.
 
     Attributes:
@@ -73,7 +73,7 @@ class Block:
         return {**found, **self.about}
 
 
-class Trace(Mapping[str, Block]):
+class Trace(Mapping[str, TraceBlock]):
     """One run of one text, as the viewer reads it: a header, and blocks by name.
 
     Attributes:
@@ -87,11 +87,11 @@ class Trace(Mapping[str, Block]):
         ((4, 4, 10), 'bundled')
     """
 
-    def __init__(self, header: Mapping[str, Any], blocks: Mapping[str, Block]) -> None:
+    def __init__(self, header: Mapping[str, Any], blocks: Mapping[str, TraceBlock]) -> None:
         self.header = dict(header)
         self._blocks = dict(blocks)
 
-    def __getitem__(self, name: str) -> Block:
+    def __getitem__(self, name: str) -> TraceBlock:
         return self._blocks[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -112,7 +112,7 @@ class Trace(Mapping[str, Block]):
             data += bytes(-len(data) % _BOUNDARY)
             listed[name] = block.described(len(data))
             for other, index in block.entries.items():
-                entry = Block(block.data[index], block.code, block.layout)
+                entry = TraceBlock(block.data[index], block.code, block.layout)
                 listed[other] = entry.described(len(data) + index * entry.data.nbytes)
             data += np.ascontiguousarray(block.data).tobytes()
         header = json.dumps({"format": FORMAT, **self.header, "blocks": listed}, allow_nan=False).encode()
@@ -197,7 +197,7 @@ def _parsed(content: bytes) -> Trace:
     return trace
 
 
-def _block(name: str, entry: Any, data: memoryview) -> Block:
+def _block(name: str, entry: Any, data: memoryview) -> TraceBlock:
     if not isinstance(entry, dict):
         raise ValueError(f"block {shown(name)} is {shown(entry)}, expected an object")
     about = dict(cast("dict[str, Any]", entry))
@@ -213,7 +213,7 @@ def _block(name: str, entry: Any, data: memoryview) -> Block:
     code, layout = about.pop("code", None), about.pop("layout", "")
     _require_code(name, code, layout, str(dtype))
     array = np.frombuffer(data, kind, count, offset).reshape(cast("list[int]", shape))
-    return Block(array, code, layout, about)
+    return TraceBlock(array, code, layout, about)
 
 
 def _is_size(value: object) -> bool:

@@ -12,7 +12,7 @@ from torch import Tensor
 from pellucid import attribution, lens
 from pellucid.attribution.reading import LOGITS, doubles, opened, reading
 from pellucid.lens.readout import divergence
-from pellucid.viewer.container import LISTED, TOP, Block
+from pellucid.viewer.container import LISTED, TOP, TraceBlock
 from pellucid.viewer.one_text import OneText
 
 _AT_ONCE = 128
@@ -34,14 +34,14 @@ class Target:
     why: str
 
 
-def prediction(one: OneText) -> dict[str, Block]:
+def prediction(one: OneText) -> dict[str, TraceBlock]:
     """The last token's logits, and the likeliest next tokens at every position."""
     last = one.logits[-1].float().numpy()
     rows = [wide.topk(min(TOP, wide.size(-1))) for wide in _wide(one.logits)]
     return {
-        "prediction.logits": Block(last.astype("<f4")),
-        "prediction.top.ids": Block(torch.cat([row.indices for row in rows]).numpy().astype("<u4")),
-        "prediction.top.logprobs": Block(torch.cat([row.values for row in rows]).numpy().astype("<f4")),
+        "prediction.logits": TraceBlock(last.astype("<f4")),
+        "prediction.top.ids": TraceBlock(torch.cat([row.indices for row in rows]).numpy().astype("<u4")),
+        "prediction.top.logprobs": TraceBlock(torch.cat([row.values for row in rows]).numpy().astype("<f4")),
     }
 
 
@@ -50,7 +50,7 @@ def _wide(logits: Tensor) -> Iterator[Tensor]:
     return (part.cpu().double().log_softmax(-1) for part in logits.split(_AT_ONCE))
 
 
-def read_lens(one: OneText, target: Target) -> dict[str, Block]:
+def read_lens(one: OneText, target: Target) -> dict[str, TraceBlock]:
     """What the embeddings and each block would say next, by the logit lens."""
     nexts = torch.tensor([*one.ids[1:], target.token])
     own = torch.full_like(nexts, target.token)
@@ -63,7 +63,8 @@ def read_lens(one: OneText, target: Target) -> dict[str, Block]:
         for name, column in columns.items():
             column.append(torch.cat([part[name] for part in found]))
     return {
-        f"lens.{name}": Block(torch.stack(column).numpy().astype(_OF_A_LAYER[name])) for name, column in columns.items()
+        f"lens.{name}": TraceBlock(torch.stack(column).numpy().astype(_OF_A_LAYER[name]))
+        for name, column in columns.items()
     }
 
 
@@ -97,25 +98,25 @@ def _said(read: Tensor, output: Tensor, target: Tensor, nexts: Tensor) -> dict[s
     return found
 
 
-def components(one: OneText, target: Target) -> dict[str, Block]:
+def components(one: OneText, target: Target) -> dict[str, TraceBlock]:
     """What each head, MLP, embedding and bias adds to the target's logit; and the logit that the run gave."""
     parts = attribution.direct(one.ckpts, target.token, by="head", model=one.model)
     said = {"of": parts.component.values.tolist()}
     values = np.ascontiguousarray(parts.values[:, 0, target.pos], "<f8")
     logit = one.logits[target.pos, target.token].double().reshape(1).numpy()
-    return {"attribution.components": Block(values, about=said), "attribution.logit": Block(logit)}
+    return {"attribution.components": TraceBlock(values, about=said), "attribution.logit": TraceBlock(logit)}
 
 
-def sources(one: OneText, target: Target) -> dict[str, Block]:
+def sources(one: OneText, target: Target) -> dict[str, TraceBlock]:
     """What each head adds to the target's logit by way of each token that it attends to."""
     parts = attribution.sources(one.ckpts, target.token, model=one.model).values[:, 0, target.pos]
     shape = (one.ckpts.n_layer, one.ckpts.schema.sizes["head"], one.n_tokens)
-    return {"attribution.sources": Block(np.nan_to_num(parts).reshape(shape).astype("<f4"))}
+    return {"attribution.sources": TraceBlock(np.nan_to_num(parts).reshape(shape).astype("<f4"))}
 
 
-def neuron_effects(one: OneText, target: Target) -> dict[str, Block]:
+def neuron_effects(one: OneText, target: Target) -> dict[str, TraceBlock]:
     """What one unit of each neuron's value adds to the target's logit."""
     model, place = opened(one.ckpts, one.model, LOGITS, "view")
     weights = reading(model, one.ckpts, target.token, place, "view").weights[0, target.pos]
     found = [doubles(model.parameter(f"blocks.{i}.mlp.W_out")) @ weights for i in range(one.ckpts.n_layer)]
-    return {"neurons.effect": Block(torch.stack(found).numpy().astype("<f4"))}
+    return {"neurons.effect": TraceBlock(torch.stack(found).numpy().astype("<f4"))}

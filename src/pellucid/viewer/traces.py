@@ -22,7 +22,7 @@ from pellucid.run.model import CkptedTransformer
 from pellucid.run.origin import weights_fingerprint
 from pellucid.text.batch import Inputs
 from pellucid.viewer import attention_blocks, logit_blocks, value_blocks
-from pellucid.viewer.container import Block, Trace
+from pellucid.viewer.container import Trace, TraceBlock
 from pellucid.viewer.logit_blocks import Target
 from pellucid.viewer.one_text import MOST_SQUARE, OneText, of_run, run_text
 from pellucid.weights.hub import BUNDLED, BUNDLED_NAME
@@ -136,10 +136,10 @@ class _Optional:
     """
 
     name: str
-    ways: tuple[Callable[[OneText, Target], Mapping[str, Block]], ...]
+    ways: tuple[Callable[[OneText, Target], Mapping[str, TraceBlock]], ...]
     square: bool = False
 
-    def within(self, one: OneText, aim: Target, limit: int) -> tuple[Mapping[str, Block], str, int]:
+    def within(self, one: OneText, aim: Target, limit: int) -> tuple[Mapping[str, TraceBlock], str, int]:
         """The blocks, or why there are none, and the bytes that they would take."""
         if not one.ckpts.n_layer:
             return {}, "the model has no blocks", 0
@@ -158,7 +158,9 @@ class _Optional:
         return {}, f"it does not fit into this page; {_SERVER}", takes
 
 
-def _of(make: Callable[..., Mapping[str, Block]], **how: bool) -> Callable[[OneText, Target], Mapping[str, Block]]:
+def _of(
+    make: Callable[..., Mapping[str, TraceBlock]], **how: bool
+) -> Callable[[OneText, Target], Mapping[str, TraceBlock]]:
     return lambda one, _: make(one, **how)
 
 
@@ -176,7 +178,7 @@ _OPTIONAL = (
 """In the order in which they get their place: the small and the much used first."""
 
 
-def _size(blocks: Mapping[str, Block]) -> int:
+def _size(blocks: Mapping[str, TraceBlock]) -> int:
     """Bytes of blocks when they are deflated."""
     return sum(len(zlib.compress(block.data.tobytes())) for block in blocks.values())
 
@@ -192,7 +194,9 @@ def _target(one: OneText, given: Token | None) -> Target:
     return Target(int(token_ids(given, one.ckpts.batch, "view: target")[0]), last, "the token that was asked for")
 
 
-def _header(one: OneText, aim: Target, blocks: Mapping[str, Block], left_out: list[dict[str, Any]]) -> dict[str, Any]:
+def _header(
+    one: OneText, aim: Target, blocks: Mapping[str, TraceBlock], left_out: list[dict[str, Any]]
+) -> dict[str, Any]:
     model, schema = one.model, one.ckpts.schema
     tokens = _pieces(model, one.ids)
     named = {aim.token}.union(*(set(blocks[name].data.ravel().tolist()) for name in ("prediction.top.ids", "lens.ids")))

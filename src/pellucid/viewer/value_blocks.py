@@ -11,7 +11,7 @@ from pellucid import measure
 from pellucid.attribution.reading import doubles, place_of
 from pellucid.axes import ATTENTION, HIDDEN
 from pellucid.viewer.attention_blocks import in_bytes
-from pellucid.viewer.container import Array, Block
+from pellucid.viewer.container import Array, TraceBlock
 from pellucid.viewer.one_text import OneText
 
 _STREAM = ("resid_pre", "attn.ckpt_attn_out", "resid_mid", "mlp.ckpt_mlp_out", "resid_post")
@@ -20,39 +20,39 @@ _HELD = 0.995
 """The share of the values that a histogram's range holds: the rest is counted, so outliers do not flatten it."""
 
 
-def norms(one: OneText) -> dict[str, Block]:
+def norms(one: OneText) -> dict[str, TraceBlock]:
     """The lengths of the residual stream, and of what attention and MLP add to it."""
     own = one.ckpts.schema.blocks
     kinds = [kind for kind in _STREAM if all(any(p.name == kind for p in points) for points in own)]
     shape = (len(kinds), len(own), one.n_tokens)
     values = [measure.norms(one.ckpts, kind).values[:, 0] for kind in kinds] if own else []
     lengths = np.stack(values).astype("<f4") if values else np.zeros(shape, "<f4")
-    return {"norms": Block(lengths, about={"of": [kind.rpartition(".ckpt_")[2] or kind for kind in kinds]})}
+    return {"norms": TraceBlock(lengths, about={"of": [kind.rpartition(".ckpt_")[2] or kind for kind in kinds]})}
 
 
-def _floats(values: Array, narrow: bool = True) -> Block:
+def _floats(values: Array, narrow: bool = True) -> TraceBlock:
     """Values in half precision, or in single precision if one is too large for that."""
     fits = narrow and not (np.abs(values[np.isfinite(values)]) > np.finfo("f2").max).any()
-    return Block(values.astype("<f2" if fits else "<f4"))
+    return TraceBlock(values.astype("<f2" if fits else "<f4"))
 
 
-def neurons(one: OneText, *, coarse: bool) -> dict[str, Block]:
+def neurons(one: OneText, *, coarse: bool) -> dict[str, TraceBlock]:
     """What enters and leaves the activation of each MLP, with the checkpoints of the atlas that these are."""
     before = next(point.name for point in one.ckpts.schema.block if point.axes == HIDDEN)
-    found: dict[str, Block] = {}
+    found: dict[str, TraceBlock] = {}
     for name, kind in (("pre", before), ("post", "mlp.ckpt_post")):
         values = one.ckpts.stack(kind)[:, 0].float().cpu().numpy()
         block = in_bytes(values) if coarse else _floats(values)
         entries = {f"atlas.blocks.{layer}.{kind}": layer for layer in range(len(values))}
-        found[f"neurons.{name}"] = Block(block.data, block.code, about={"of": kind}, entries=entries)
+        found[f"neurons.{name}"] = TraceBlock(block.data, block.code, about={"of": kind}, entries=entries)
     return found
 
 
-def atlas(one: OneText, *, coarse: bool) -> dict[str, Block]:
+def atlas(one: OneText, *, coarse: bool) -> dict[str, TraceBlock]:
     """Every checkpoint that is in no other block."""
     elsewhere = {*_names_of_neurons(one), *(n for n in one.ckpts if n.endswith("attn.ckpt_pattern"))}
     lower = np.tril_indices(one.n_tokens)
-    found: dict[str, Block] = {}
+    found: dict[str, TraceBlock] = {}
     for name, value in one.ckpts.items():
         if name in elsewhere:
             continue
@@ -60,7 +60,7 @@ def atlas(one: OneText, *, coarse: bool) -> dict[str, Block]:
         if one.ckpts.schema[name].axes == ATTENTION:
             values, layout = values[:, lower[0], lower[1]], "lower"
         block = in_bytes(values) if coarse else _floats(values)
-        found[f"atlas.{name}"] = Block(block.data, block.code, layout)
+        found[f"atlas.{name}"] = TraceBlock(block.data, block.code, layout)
     return found
 
 
@@ -69,14 +69,14 @@ def _names_of_neurons(one: OneText) -> set[str]:
     return {name for name in one.ckpts if name.split(".", 2)[-1] in (before, "mlp.ckpt_post")}
 
 
-def scatter(one: OneText) -> dict[str, Block]:
+def scatter(one: OneText) -> dict[str, TraceBlock]:
     """The tokens' vectors along the three directions of most variance, at the embeddings and after each block."""
     layers = range(one.ckpts.n_layer)
     names = [one.ckpts.schema.before[0].name, *(["blocks.0.resid_pre"] if layers else []),
              *(f"blocks.{layer}.resid_post" for layer in layers)]  # fmt: skip
     points, shares = zip(*(principal(doubles(one.ckpts[name])[0]) for name in names), strict=True)
     said = {"of": names, "of_variance": [share.tolist() for share in shares]}
-    return {"embeddings.pca": Block(np.stack(points).astype("<f4"), about=said)}
+    return {"embeddings.pca": TraceBlock(np.stack(points).astype("<f4"), about=said)}
 
 
 def principal(vectors: torch.Tensor, directions: int = 3) -> tuple[Array, Array]:
@@ -97,7 +97,7 @@ def principal(vectors: torch.Tensor, directions: int = 3) -> tuple[Array, Array]
     return points, shares
 
 
-def distributions(one: OneText) -> dict[str, Block]:
+def distributions(one: OneText) -> dict[str, TraceBlock]:
     """Histograms of what enters each norm and of what leaves it, and the dimensions that lie apart."""
     outputs = [name for name in one.ckpts.schema.names if name.endswith(".ckpt_normalized")]
     inputs = [place_of(name, one.ckpts.schema, "view").stream for name in outputs]
@@ -111,8 +111,8 @@ def distributions(one: OneText) -> dict[str, Block]:
         said["clipped"].append([row[2] - int(row[1].sum()) for row in rows])
         said["outliers"].append([_outliers(one, name) for name in names])
     return {
-        "distributions.edges": Block(np.asarray(edges, "<f4")),
-        "distributions.counts": Block(np.asarray(counts, "<u4"), about=said),
+        "distributions.edges": TraceBlock(np.asarray(edges, "<f4")),
+        "distributions.counts": TraceBlock(np.asarray(counts, "<u4"), about=said),
     }
 
 
