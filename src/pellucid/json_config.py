@@ -207,10 +207,20 @@ class JsonConfig:
                 code="config-missing-field",
                 remedy=f"Add the sizes of this model; pellucid does not guess them. {' '.join(hints)}".strip(),
             )
-        given, known = cls._settled(given), cls.declared()
+        given, known = cls._settled(cls._without_nulls(given)), cls.declared()
         own = {name: given[name] for name in known if name in given}
         own["neutral"] = {name: value for name, value in given.items() if name not in known}
         return cls(**own)
+
+    @classmethod
+    def _without_nulls(cls, given: dict[str, Any]) -> dict[str, Any]:
+        """The fields without flags and rates that are null and by default false or 0: transformers 4 took null for these.
+
+        Where the default is something else, null is ambiguous, and is refused.
+        """
+        read = (*cls.about.flags, *cls.about.numbers)
+        off = {f.name for f in fields(cast(Any, cls)) if f.name in read and not f.default}
+        return {name: value for name, value in given.items() if value is not None or name not in off}
 
     @classmethod
     def _settled(cls, given: dict[str, Any]) -> dict[str, Any]:

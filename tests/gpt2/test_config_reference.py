@@ -122,6 +122,15 @@ def test_a_field_that_the_reference_never_reads_is_accepted_and_named(name: str,
     assert "config_unread" not in pl.load().provenance
 
 
+def test_an_epsilon_of_zero_is_the_files_own(tmp_path: Path) -> None:
+    folder = save_folder(tmp_path, hf_dict(HF), HF, layer_norm_epsilon=0.0)
+    theirs = GPT2LMHeadModel.from_pretrained(folder).eval()
+    assert theirs.transformer.ln_f.eps == 0.0
+    assert same_logits(pl.load(folder), theirs)
+    (folder / "config.json").write_text((folder / "config.json").read_text().replace('_epsilon": 0.0', '_epsilon": 0'))
+    assert same_logits(pl.load(folder), theirs)
+
+
 REFUSED: dict[str, tuple[Any, ...]] = {
     "auto_map": ({"AutoModelForCausalLM": "m.Model"},),
     "quantization_config": ({"quant_method": "gptq", "bits": 4},),
@@ -231,7 +240,7 @@ def test_settings_of_generation_in_a_configuration_are_no_variant(name: str) -> 
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("n_inner", 0), ("scale_attn_by_inverse_layer_idx", None), ("tie_word_embeddings", None)]
+    ("field", "value"), [("n_inner", 0), ("scale_attn_weights", None), ("tie_word_embeddings", None)]
 )
 def test_what_transformers_refuses_is_refused_by_name(field: str, value: Any, tmp_path: Path) -> None:
     folder = save_folder(tmp_path, hf_dict(HF), HF, **{field: value})

@@ -27,6 +27,7 @@ from weights.checkpoints import (
     hf_dict,
     hooked_dict,
     llmc_bytes,
+    same_logits,
     save_folder,
     save_nanogpt,
     small_hf,
@@ -61,6 +62,21 @@ def reheadered(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], P
         return path.parent
 
     return make
+
+
+def repeated(folder: Path, name: str, key: str, change: Callable[[str], str] = str) -> Path:
+    """A folder in one of whose JSON texts a key is given once more, with a changed value."""
+    path = folder / name
+    data = path.read_bytes()
+    length = int.from_bytes(data[:8], "little") if name.endswith(".safetensors") else 0
+    start = 8 if length else 0
+    text = data[start : start + length].decode() if length else data.decode()
+    found = re.search(re.escape(key) + r"\s*(\{[^}]*\}|[^,}\n]*)", text)
+    assert found is not None
+    text = text.replace(found[0], f"{found[0]},{change(found[0])}")
+    head = len(text.encode()).to_bytes(8, "little") if length else b""
+    path.write_bytes(head + text.encode() + data[start + length :] if length else text.encode())
+    return folder
 
 
 def with_bytes(data: bytes, name: str = "model.safetensors") -> Callable[[Path], Path]:
@@ -240,6 +256,15 @@ BAD: dict[str, tuple[Callable[[Path], Path], str]] = {
     "a tensor taken out of the header": (reheadered(lambda h: h.pop(WTE)), "safetensors-damaged"),
     "metadata not strings": (reheadered(lambda h: h.update(__metadata__={"a": 1})), "safetensors-damaged"),
     "no tensors": (with_bytes(struct.pack("<Q", 8) + b"{}      "), "no-tensors"),
+    "a tensor twice, in two shapes": (
+        lambda at: repeated(
+            folder(at),
+            "model.safetensors",
+            '"transformer.h.0.attn.c_proj.weight":',
+            lambda said: said.replace("[12,12]", "[6,24]"),
+        ),
+        "safetensors-damaged",
+    ),
     "trailing bytes": (lambda at: _append(folder(at)), "safetensors-damaged"),
     # other content in the place of weights
     "HTML": (with_bytes(b"<!DOCTYPE html><html><body>Not found</body></html>"), "format-not-supported"),
@@ -284,6 +309,13 @@ BAD: dict[str, tuple[Callable[[Path], Path], str]] = {
     "no heads": (with_config(n_head=0), "config-out-of-range"),
     "sizes as text": (with_config(n_embd="12"), "config-wrong-type"),
     "epsilon not a number": (with_config(layer_norm_epsilon=float("nan")), "config-out-of-range"),
+    "epsilon negative": (with_config(layer_norm_epsilon=-1e-5), "config-out-of-range"),
+    "epsilon as text": (with_config(layer_norm_epsilon="1e-5"), "config-wrong-type"),
+    "epsilon null": (with_config(layer_norm_epsilon=None), "config-wrong-type"),
+    "a field twice": (
+        lambda at: repeated(folder(at), "config.json", '"n_head":', lambda said: said.replace("3", "4")),
+        "config-not-json",
+    ),
     # shards
     "a shard missing": (sharded(lambda honest: {**honest, "x": "c.safetensors"}), "shard-missing"),
     "a shard without its tensor": (sharded(lambda honest: {**honest, "x": "a.safetensors"}), "shard-mismatch"),
@@ -292,6 +324,15 @@ BAD: dict[str, tuple[Callable[[Path], Path], str]] = {
         "shard-mismatch",
     ),
     "an index that is not JSON": (sharded("not json"), "index-not-json"),
+    "an index with a tensor twice": (
+        lambda at: repeated(
+            sharded(lambda honest: honest)(at),
+            "model.safetensors.index.json",
+            f'"{WTE}":',
+            lambda said: said.replace("b.", "a."),
+        ),
+        "index-not-json",
+    ),
     "an index without a map": (sharded([]), "index-no-weight-map"),
     "an index of nothing": (sharded({}), "index-no-weight-map"),
     "a shard of 300 letters": (sharded(lambda honest: {**honest, WTE: "a" * 300}), "path-unreadable"),
@@ -352,6 +393,16 @@ def test_bad_input_is_refused_with_code_and_remedy(case: str, tmp_path: Path) ->
         caught.value, pl.ConfigError if code.startswith("config-") and code != "config-not-found" else pl.WeightsError
     )
     assert snapshot(tmp_path) == before, "nothing is written, and no payload left its mark"
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "model.safetensors.index.json"])
+def test_a_key_that_is_given_twice_with_one_value_says_the_same(name: str, tmp_path: Path) -> None:
+    given = sharded(lambda honest: honest)(tmp_path) if name.endswith("index.json") else folder(tmp_path)
+    key = {"config.json": '"n_head":', "model.safetensors": f'"{CATTN}":'}.get(name, f'"{WTE}":')
+    before = (given / name).read_bytes()
+    repeated(given, name, key)
+    assert len((given / name).read_bytes()) > len(before)
+    assert same_logits(pl.load(given), HF)
 
 
 def test_the_payloads_would_have_left_a_mark(tmp_path: Path) -> None:

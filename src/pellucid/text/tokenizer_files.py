@@ -19,7 +19,7 @@ from tokenizers import AddedToken
 
 from pellucid.check import as_whole
 from pellucid.errors import PellucidError, WeightsError, shown
-from pellucid.weights.manifests import is_there, read_json, read_text, require_regular
+from pellucid.weights.manifests import each_once, is_there, read_json, read_text, require_regular
 from pellucid.weights.pickles import read_plain
 
 END_OF_TEXT = "<|endoftext|>"
@@ -62,7 +62,7 @@ def read_folder(folder: Path) -> tuple[tokenizers.Tokenizer, dict[str, Any]] | N
         require_regular(path)
         with library(path):
             text = read_text(path)
-            stored = json.loads(text)
+            stored = json.loads(text, object_pairs_hook=each_once)
             wanted = _as_transformers_runs(stored, settings)
             backend = tokenizers.Tokenizer.from_str(text if wanted is stored else json.dumps(wanted))
             _require_ids(path, backend.get_vocab().values())
@@ -94,7 +94,7 @@ def from_vocabulary(vocab: str | Path, merges: str | Path, *, space: bool = Fals
         lines = [line.removesuffix("\r") for line in read_text(merges).split("\n")]
         pairs = [_pair(line) for line in lines[: None if lines[-1] else -1] if not line.startswith("#version")]
     with library(vocab):
-        ids = json.loads(read_text(vocab))
+        ids = json.loads(read_text(vocab), object_pairs_hook=each_once)
         _require_ids(vocab, ids.values())
         backend = tokenizers.Tokenizer(tokenizers.models.BPE(ids, pairs))
     backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=space)

@@ -8,6 +8,7 @@ raise leaves here as a `WeightsError`.
 
 from __future__ import annotations
 
+import json
 import math
 import struct
 from collections.abc import Mapping
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from pellucid.errors import WeightsError, shown
 from pellucid.weights.kinds import refuse_archive, unknown_format
-from pellucid.weights.manifests import require_regular, unreadable
+from pellucid.weights.manifests import each_once, require_regular, unreadable
 from pellucid.weights.nested import find_weights
 from pellucid.weights.pickles import read_pickle
 
@@ -86,7 +87,10 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+            found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+        with path.open("rb") as head:  # of a tensor that its header gives twice the library takes the last
+            json.loads(head.read(int.from_bytes(head.read(8), "little")), object_pairs_hook=each_once)
+        return found
     except OSError as problem:
         raise unreadable(path, problem) from problem
     # The library's own exception derives from Exception directly, and PyTorch adds RuntimeError, TypeError and

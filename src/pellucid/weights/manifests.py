@@ -149,6 +149,24 @@ _MARKS = (
 )  # fmt: skip
 
 
+class RepeatedKey(ValueError):  # noqa: N818 (it is what is wrong with a text)
+    """An object of JSON that has a key twice, with different values: readers differ in which of them they take."""
+
+
+def each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object that these keys and values are; json's `object_pairs_hook`.
+
+    Raises:
+        RepeatedKey: A key is given twice, with different values.
+    """
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found and found[key] != value:
+            raise RepeatedKey(f"the key {shown(key)} is given twice, as {shown(found[key])} and as {shown(value)}")
+        found[key] = value
+    return found
+
+
 def read_json(path: Path, error: type[ConfigError | WeightsError], code: str) -> dict[str, Any]:
     """The JSON object in a file.
 
@@ -157,7 +175,11 @@ def read_json(path: Path, error: type[ConfigError | WeightsError], code: str) ->
         NotFoundError: The file is not there.
     """
     try:
-        content = json.loads(read_text(path))
+        content = json.loads(read_text(path), object_pairs_hook=each_once)
+    except RepeatedKey as problem:
+        raise error(
+            f"{path}: {problem}.", code=code, remedy="Leave it in once, with the value that is meant."
+        ) from problem
     except (ValueError, RecursionError) as problem:
         raise error(
             f"{path}: not JSON: {problem}.", code=code, remedy="Download or write the file again; it is damaged."
