@@ -214,7 +214,7 @@ class JsonConfig:
 
     @classmethod
     def _without_nulls(cls, given: dict[str, Any]) -> dict[str, Any]:
-        """The fields without flags and rates that are null and by default false or 0: transformers 4 took null for these.
+        """The fields without flags and rates that are null where the default is false or 0, as in transformers 4.
 
         Where the default is something else, null is ambiguous, and is refused.
         """
