@@ -213,3 +213,17 @@ def page_of(trace: bytes, script: str | None = None, **scripts: str) -> str:
         f"{base64.b64encode(trace).decode()}</script>{more}"
         f"<script>{script or VIEWER.read_text(encoding='utf-8')}</script></body></html>"
     )
+
+
+def numbers(trace: bytes) -> dict[str, np.ndarray]:
+    """The blocks of a deflated trace as they are stored."""
+    raw = zlib.decompress(trace)
+    size = int.from_bytes(raw[:4], "little")
+    start = -(-(4 + size) // 8) * 8
+    kinds = {code: np.dtype(name) for name, code in TYPES.items()}
+    out: dict[str, np.ndarray] = {}
+    for name, entry in json.loads(raw[4 : 4 + size])["blocks"].items():
+        count = int(np.prod(entry["shape"]))
+        flat = np.frombuffer(raw, kinds[entry["dtype"]], count, start + entry["offset"])
+        out[name] = flat.reshape(entry["shape"])
+    return out

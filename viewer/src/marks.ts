@@ -171,7 +171,7 @@ export function heatMap(options: HeatOptions): Drawing {
         }
       }
     }
-    if (options.legend) key(surface, left, head + bodyHeight + 12, Math.min(180, bodyWidth), scale, palette, options.legend);
+    if (options.legend) key(surface, left, head + bodyHeight + 12, 180, width - left, scale, palette, options.legend);
   };
   const box = (row: number, column: number): [number, number, number, number] => [left + column * cellWidth, head + row * cellHeight, cellWidth, cellHeight];
   const over = (surface: Surface) => {
@@ -208,7 +208,8 @@ export function heatMap(options: HeatOptions): Drawing {
 }
 
 /** What the colours of a scale mean. */
-export function key(surface: Surface, x: number, y: number, width: number, scale: Scale, palette: Palette, legend: { title: string; low: string; high: string }): void {
+export function key(surface: Surface, x: number, y: number, width: number, room: number, scale: Scale, palette: Palette, legend: { title: string; low: string; high: string }): void {
+  width = Math.max(60, Math.min(width, room - widthOf(legend.title, { size: 11 }) - 12));
   surface.cells(x, y, width, 7, 1, 64, (_, column) => scale.low + ((scale.high - scale.low) * column) / 63, scale);
   surface.text(x, y + 20, legend.low, { size: 11, fill: palette.muted });
   surface.text(x + width, y + 20, legend.high, { size: 11, fill: palette.muted, anchor: "end" });

@@ -1,6 +1,7 @@
 // The table of screens: each is a file in screens/, and a question with a sentence on what to look for.
 
 import type { ComponentType } from "preact";
+import { Attention } from "./screens/attention";
 import { Overview } from "./screens/overview";
 
 export type Screen = {
@@ -19,5 +20,12 @@ export const SCREENS: Screen[] = [
     question: "What happens in between?",
     look: "Look for the block whose bar grows most: that is where the vectors are rewritten.",
     view: Overview,
+  },
+  {
+    id: "attention",
+    name: "Attention",
+    question: "What does the model look at?",
+    look: "Look for stripes: a bright diagonal looks at the token before, a bright left edge at the first token, a broken diagonal at what followed last time.",
+    view: Attention,
   },
 ];

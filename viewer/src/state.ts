@@ -44,6 +44,9 @@ export class App {
   /** The token that rows and columns light up for: under the pointer, else selected. */
   readonly atQuery: ReadonlySignal<number>;
   readonly atKey: ReadonlySignal<number>;
+  // Computed, so that what depends on the layer is not drawn again for each move of the pointer.
+  private readonly atLayer: ReadonlySignal<number>;
+  private readonly atHead: ReadonlySignal<number>;
 
   private readonly slots = new Map<string, Slot>();
   private started = false;
@@ -74,6 +77,9 @@ export class App {
     const clamp = (at: number) => (at < 0 ? last() : Math.min(at, last()));
     this.atQuery = computed(() => clamp(this.hover.value.query ?? this.query.value));
     this.atKey = computed(() => this.hover.value.key ?? Math.min(this.key.value, last()));
+    const within = (value: number, size: number) => Math.max(0, Math.min(size - 1, Math.round(value)));
+    this.atLayer = computed(() => within(this.hover.value.layer ?? this.layer.value, this.trace.value.layers));
+    this.atHead = computed(() => within(this.hover.value.head ?? this.head.value, this.trace.value.heads));
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", (event) => (this.systemDark.value = event.matches));
   }
 
@@ -149,12 +155,7 @@ export class App {
 
   /** The layer and the head that are looked at, within what the model has. */
   at(): { layer: number; head: number } {
-    const trace = this.trace.value;
-    const within = (value: number, size: number) => Math.max(0, Math.min(size - 1, Math.round(value)));
-    return {
-      layer: within(this.hover.value.layer ?? this.layer.value, trace.layers),
-      head: within(this.hover.value.head ?? this.head.value, trace.heads),
-    };
+    return { layer: this.atLayer.value, head: this.atHead.value };
   }
 
   /** Do something that may fail, and show how it failed. */

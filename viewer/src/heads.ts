@@ -1,0 +1,86 @@
+// Attention heads: small pictures of their patterns, and the exact steps from queries and keys to shares.
+
+import { signal, type Signal } from "@preact/signals";
+import type { App } from "./state";
+import type { Trace } from "./trace";
+
+export type Small = { cells: number; values: Float32Array };
+
+const smalls = new WeakMap<Trace, Map<string, Small>>();
+const MOST_CELLS = 64;
+
+/** A pattern in at most 64 by 64 cells; each shows the largest share in it, so thin stripes stay visible. */
+export function small(trace: Trace, layer: number, head: number): Small {
+  let known = smalls.get(trace);
+  if (!known) smalls.set(trace, (known = new Map()));
+  const name = `${layer}.${head}`;
+  const found = known.get(name);
+  if (found) return found;
+  const pattern = trace.pattern(layer, head);
+  const cells = Math.min(MOST_CELLS, pattern.cells);
+  const values = new Float32Array(cells * cells);
+  for (let q = 0; q < pattern.cells; q++) {
+    const row = Math.floor((q * cells) / pattern.cells) * cells;
+    for (let k = 0; k <= q; k++) {
+      const at = row + Math.floor((k * cells) / pattern.cells);
+      const value = pattern.at(q, k);
+      if (value > values[at]) values[at] = value;
+    }
+  }
+  const made = { cells, values };
+  known.set(name, made);
+  return made;
+}
+
+/** Queries and keys of one layer, [pos, head, d_head]. */
+export type Vectors = { q: Float32Array; k: Float32Array; size: number; heads: number; keyHeads: number };
+
+const held = new WeakMap<Trace, Map<number, Signal<Vectors | null>>>();
+
+/** The queries and keys of a layer: from the trace, else asked of the server; null until they are there. */
+export function vectors(app: App, trace: Trace, layer: number): Vectors | null {
+  let known = held.get(trace);
+  if (!known) held.set(trace, (known = new Map()));
+  const found = known.get(layer);
+  if (found) return found.value;
+  const made = signal<Vectors | null>(null);
+  known.set(layer, made);
+  const [q, k] = [trace.block("attention.q"), trace.block("attention.k")];
+  if (q && k) {
+    made.value = { q: q.slice(layer), k: k.slice(layer), size: q.shape[3], heads: q.shape[2], keyHeads: k.shape[2] };
+    return made.value;
+  }
+  if (!app.server) return null;
+  const names = new Set(trace.header.schema.points.map((point) => point.name));
+  const of = (letter: string) => {
+    const turned = `blocks.${layer}.attn.ckpt_rot_${letter}`;
+    return app.server!.values(names.has(turned) ? turned : `blocks.${layer}.attn.ckpt_${letter}`);
+  };
+  void app.attempt("Asking for queries and keys", async () => {
+    const [queries, keys] = await Promise.all([of("q"), of("k")]);
+    const [heads, size] = queries.shape.slice(-2);
+    made.value = { q: queries.data, k: keys.data, size, heads, keyHeads: keys.shape.at(-2)! };
+  });
+  return made.value;
+}
+
+export type Step = { key: number; product: number; scaled: number; share: number; masked: boolean };
+
+/** From q · k to shares for one query: every key, and the later ones that are masked. */
+export function steps(found: Vectors, scale: number, head: number, query: number, tokens: number): Step[] {
+  const group = Math.floor((head * found.keyHeads) / found.heads);
+  const from = (query * found.heads + head) * found.size;
+  const out: Step[] = [];
+  for (let key = 0; key < tokens; key++) {
+    const to = (key * found.keyHeads + group) * found.size;
+    let product = 0;
+    for (let i = 0; i < found.size; i++) product += found.q[from + i] * found.k[to + i];
+    out.push({ key, product, scaled: product * scale, share: 0, masked: key > query });
+  }
+  const seen = out.slice(0, query + 1);
+  const most = Math.max(...seen.map((step) => step.scaled));
+  let sum = 0;
+  for (const step of seen) sum += step.share = Math.exp(step.scaled - most);
+  for (const step of seen) step.share /= sum;
+  return out;
+}
