@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
@@ -12,25 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from watched_page import Watched
+from watched_page import Watched, rows_of, taken
 from written_traces import WORDS, numbers, page_of, written
 
 Open = Callable[..., Watched]
 SHOWN = [word.replace(" ", "␣").replace("\n", "⏎") for word in WORDS]
-
-
-def taken(watched: Watched, title: str, form: str) -> Path:
-    """The file that a figure's menu gives."""
-    figure = watched.figure(title)
-    figure.locator("summary").click()
-    with watched.page.expect_download() as download:
-        figure.get_by_role("button", name=form, exact=False).first.click()
-    return Path(download.value.path())
-
-
-def rows_of(watched: Watched, title: str) -> list[list[str]]:
-    """The whole table of a figure, from its CSV."""
-    return list(csv.reader(io.StringIO(taken(watched, title, "CSV").read_text(encoding="utf-8"))))
 
 
 def test_a_figure_leaves_the_page_in_every_form(opened: Open) -> None:

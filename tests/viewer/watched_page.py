@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import csv
+import io
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -66,3 +69,17 @@ class Watched:
 
     def close(self) -> None:
         self.context.close()
+
+
+def taken(watched: Watched, title: str, form: str) -> Path:
+    """The file that a figure's menu gives."""
+    figure = watched.figure(title)
+    figure.locator("summary").click()
+    with watched.page.expect_download() as download:
+        figure.get_by_role("button", name=form, exact=False).first.click()
+    return Path(download.value.path())
+
+
+def rows_of(watched: Watched, title: str) -> list[list[str]]:
+    """The whole table of a figure, from its CSV."""
+    return list(csv.reader(io.StringIO(taken(watched, title, "CSV").read_text(encoding="utf-8"))))

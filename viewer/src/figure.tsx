@@ -95,8 +95,9 @@ export function Figure(props: FigureProps) {
 
   const draw = (canvas: HTMLCanvasElement | null, size: Drawing, paint: (surface: Surface) => void) => {
     if (!canvas) return;
-    const times = Math.min(3, window.devicePixelRatio || 1);
     const [w, h] = [Math.ceil(size.width), Math.ceil(size.height)];
+    // Browsers refuse a canvas that is wider than about 16,000 pixels.
+    const times = Math.min(3, window.devicePixelRatio || 1, 16_000 / Math.max(w, h));
     if (canvas.width !== w * times || canvas.height !== h * times) {
       canvas.width = w * times;
       canvas.height = h * times;

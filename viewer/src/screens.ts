@@ -2,6 +2,7 @@
 
 import type { ComponentType } from "preact";
 import { Attention } from "./screens/attention";
+import { Lens } from "./screens/lens";
 import { Overview } from "./screens/overview";
 
 export type Screen = {
@@ -27,5 +28,12 @@ export const SCREENS: Screen[] = [
     question: "What does the model look at?",
     look: "Look for stripes: a bright diagonal looks at the token before, a bright left edge at the first token, a broken diagonal at what followed last time.",
     view: Attention,
+  },
+  {
+    id: "lens",
+    name: "Lens",
+    question: "When does it know?",
+    look: "Look for the row where a column stops changing: from there on the later layers only make it more certain.",
+    view: Lens,
   },
 ];

@@ -1,0 +1,340 @@
+// Lens: what the model would say if it stopped after each layer, and how the answer comes up.
+
+import { sequential, type Palette } from "../colors";
+import { Figure, type Drawing } from "../figure";
+import { barRows, heatMap } from "../marks";
+import { Missing } from "../missing";
+import { useApp, useParam, type App } from "../state";
+import { lineThrough, type Surface } from "../surface";
+import { number, percent, quoted, visible } from "../text";
+import type { Trace } from "../trace";
+
+const COLOURS: Record<string, { name: string; says: string }> = {
+  probability: { name: "probability of its first choice", says: "probability of the first choice" },
+  next: { name: "probability of the text’s next token", says: "probability of the token that really comes next" },
+  target: { name: "probability of the followed token", says: "probability of the followed token" },
+  entropy: { name: "entropy", says: "how undecided, in bits" },
+  kl: { name: "distance to the output", says: "KL divergence to the output, in nats" },
+};
+
+const rowName = (row: number) => (row ? `after ${row - 1}` : "embeddings");
+
+function valueOf(trace: Trace, by: string, row: number, pos: number): number {
+  switch (by) {
+    case "entropy":
+      return trace.need("lens.entropy").at(row, pos);
+    case "kl":
+      return trace.need("lens.kl").at(row, pos);
+    case "next":
+      return Math.exp(trace.need("lens.next_logprob").at(row, pos));
+    case "target":
+      return Math.exp(trace.need("lens.target_logprob").at(row, pos));
+    default:
+      return Math.exp(trace.need("lens.logprobs").at(row, pos, 0));
+  }
+}
+
+/** The row that is pinned; the output unless another was chosen. */
+const pinned = (app: App, row: number) => (row < 0 ? app.trace.value.layers : Math.min(row, app.trace.value.layers));
+
+function LensGrid() {
+  const app = useApp();
+  const by = useParam<string>("colour", "probability");
+  const row = useParam<number>("row", -1);
+  const build = (width: number, palette: Palette): Drawing => {
+    const trace = app.trace.value;
+    const ids = trace.need("lens.ids");
+    const rows = trace.layers + 1;
+    const isShare = by.value !== "entropy" && by.value !== "kl";
+    let most = isShare ? 1 : 1e-6;
+    if (!isShare) for (let r = 0; r < rows; r++) for (let p = 0; p < trace.length; p++) most = Math.max(most, valueOf(trace, by.value, r, p));
+    const said = (r: number, p: number) => trace.piece(ids.at(r, p, 0));
+    return heatMap({
+      width,
+      palette,
+      rows,
+      columns: trace.length,
+      rowHeight: 28,
+      at: (r, p) => valueOf(trace, by.value, r, p),
+      scale: sequential(0, most, palette.dark),
+      rowLabels: Array.from({ length: rows }, (_, r) => rowName(r)),
+      columnLabels: trace.header.tokens.map((token) => visible(token.text)),
+      cellText: (r, p) => visible(said(r, p)),
+      legend: { title: COLOURS[by.value]?.says ?? "", low: "0", high: number(most, 2) },
+      read: (r, p) =>
+        `${rowName(r)}, at ${quoted(trace.header.tokens[p].text)}: says ${quoted(said(r, p))} with ${percent(valueOf(trace, "probability", r, p))}; the next token is of rank ${trace.need("lens.next_rank").at(r, p) + 1}`,
+      hover: (where) => (app.hover.value = where ? { query: where[1] } : {}),
+      choose: (r, p) => {
+        row.value = r;
+        app.query.value = p;
+      },
+      lit: () => ({ row: pinned(app, row.value), column: app.atQuery.value }),
+      start: () => [pinned(app, row.value), app.atQuery.value],
+    });
+  };
+  const { length } = app.trace.value;
+  return (
+    <Figure
+      title="What each layer would say"
+      name={`lens-${by.value}`}
+      caption="Each row reads the stream after one more block as if it were the last one. Choose a cell to follow it below."
+      narrowest={length * (length <= 64 ? 66 : 14) + 100}
+      build={build}
+      controls={
+        <label>
+          Colour
+          <select value={by.value} onChange={(event) => (by.value = event.currentTarget.value)}>
+            {Object.entries(COLOURS).map(([id, { name }]) => (
+              <option value={id}>{name}</option>
+            ))}
+          </select>
+        </label>
+      }
+      table={() => {
+        const trace = app.trace.value;
+        const columns = ["row", "pos", "token", "first_choice", ...Object.keys(COLOURS), "next_rank", "target_rank"];
+        const rows = [];
+        for (let r = 0; r <= trace.layers; r++) {
+          for (let p = 0; p < trace.length; p++) {
+            const values = Object.keys(COLOURS).map((name) => valueOf(trace, name, r, p));
+            const ranks = ["lens.next_rank", "lens.rank"].map((name) => trace.need(name).at(r, p) + 1);
+            rows.push([rowName(r), p, trace.header.tokens[p].text, trace.piece(trace.need("lens.ids").at(r, p, 0)), ...values, ...ranks]);
+          }
+        }
+        return { columns, rows, note: "Ranks begin at 1." };
+      }}
+      python={() => `pl.lens.logit(ckpts, at="resid_post").top(5)`}
+      shell={() => `pellucid lens ${shellText(app.trace.value.header.text)}`}
+    />
+  );
+}
+
+/** A text as one word of a shell. */
+export const shellText = (text: string): string => `'${text.replaceAll("'", `'\\''`)}'`;
+
+/** The most probable tokens at the pinned cell. */
+function Cell() {
+  const app = useApp();
+  const row = useParam<number>("row", -1);
+  const top = () => {
+    const trace = app.trace.value;
+    const [r, p] = [pinned(app, row.value), app.atQuery.value];
+    const [ids, logprobs] = [trace.need("lens.ids"), trace.need("lens.logprobs")];
+    return Array.from({ length: ids.shape[2] }, (_, i) => ({ id: ids.at(r, p, i), probability: Math.exp(logprobs.at(r, p, i)) }));
+  };
+  const title = `${rowName(pinned(app, row.value))}, at ${quoted(app.trace.value.header.tokens[app.atQuery.value].text)}`;
+  return (
+    <Figure
+      title={`At the pinned cell: ${title}`}
+      name="lens-cell"
+      build={(width, palette) => {
+        const trace = app.trace.value;
+        return barRows({
+          width,
+          palette,
+          bars: top().map(({ id, probability }) => ({ label: visible(trace.piece(id)), value: probability, text: percent(probability) })),
+          read: (at) => `${quoted(trace.piece(top()[at].id))} has ${percent(top()[at].probability)}`,
+        });
+      }}
+      table={() => ({ columns: ["token", "id", "probability"], rows: top().map(({ id, probability }) => [app.trace.value.piece(id), id, probability]) })}
+      python={() => `pl.lens.logit(ckpts, at="resid_post").top(10)`}
+    />
+  );
+}
+
+type Path = { name: string; ranks: number[]; logprobs: number[] };
+
+/** Rank and probability through the layers at a position: of the followed token, or of the one that comes next. */
+function pathOf(app: App, which: string): Path {
+  const trace = app.trace.value;
+  const pos = app.atQuery.value;
+  const next = which === "next";
+  const [ranks, logprobs] = next ? ["lens.next_rank", "lens.next_logprob"] : ["lens.rank", "lens.target_logprob"];
+  const { tokens, target } = trace.header;
+  const piece = next && pos + 1 < tokens.length ? tokens[pos + 1].text : target.text;
+  const rows = Array.from({ length: trace.layers + 1 }, (_, row) => row);
+  return {
+    name: quoted(piece),
+    ranks: rows.map((row) => trace.need(ranks).at(row, pos) + 1),
+    logprobs: rows.map((row) => trace.need(logprobs).at(row, pos)),
+  };
+}
+
+function Rise() {
+  const app = useApp();
+  const which = useParam<string>("follow", "target");
+  const row = useParam<number>("row", -1);
+  const build = (width: number, palette: Palette): Drawing => {
+    const { ranks, logprobs, name } = pathOf(app, which.value);
+    const count = ranks.length;
+    const [left, right, top, height] = [52, 16, 28, 190];
+    // A scale of powers of ten: what rises from one in a million to one in a thousand has already been found.
+    const powers = logprobs.map((value) => value / Math.LN10);
+    const lowest = Math.min(-1, Math.floor(Math.max(-9, Math.min(...powers))));
+    const x = (i: number) => left + ((width - left - right) * (i + 0.5)) / count;
+    const y = (power: number) => top + (height * Math.max(lowest, power)) / lowest;
+    const draw = (surface: Surface) => {
+      for (let power = 0; power >= lowest; power -= lowest < -5 ? 2 : 1) {
+        surface.rect(left, y(power), width - left - right, 1, { fill: palette.grid });
+        surface.text(left - 8, y(power), power === 0 ? "100 %" : power >= -2 ? `${10 ** (power + 2)} %` : `10${superscript(power)}`, { size: 11, fill: palette.muted, anchor: "end", baseline: "middle" });
+      }
+      surface.path(lineThrough(powers.map((power, i) => [x(i), y(power)])), { stroke: palette.accent, width: 2.5 });
+      powers.forEach((power, i) => {
+        surface.circle(x(i), y(power), 4.5, { fill: ranks[i] === 1 ? palette.accent : palette.panel, stroke: palette.accent, width: 2 });
+        surface.text(x(i), y(power) - 12, `#${ranks[i]}`, { size: 11.5, mono: true, weight: ranks[i] === 1 ? 700 : 400, fill: palette.ink, anchor: "middle" });
+        if (count <= 16 || i % 2 === 0) surface.text(x(i), top + height + 18, i ? `${i - 1}` : "emb", { size: 11, fill: palette.muted, anchor: "middle" });
+      });
+      surface.text(left, top + height + 34, "after layer", { size: 11, fill: palette.muted });
+    };
+    return {
+      width,
+      height: top + height + 40,
+      draw,
+      over: (surface) => surface.rect(x(pinned(app, row.value)) - 0.5, top - 18, 1, height + 18, { fill: palette.warm }),
+      grid: {
+        rows: 1,
+        columns: count,
+        box: (_, i) => [x(i) - 8, y(powers[i]) - 8, 16, 16],
+        find: (px) => {
+          const i = Math.floor(((px - left) / (width - left - right)) * count);
+          return i >= 0 && i < count ? [0, i] : null;
+        },
+        read: (_, i) => `${rowName(i)}: ${name} has ${percent(Math.exp(logprobs[i]))}, rank ${ranks[i]}`,
+        choose: (_, i) => (row.value = i),
+      },
+    };
+  };
+  const path = pathOf(app, which.value);
+  const found = path.ranks.findIndex((_, i) => path.ranks.slice(i).every((rank) => rank === 1));
+  return (
+    <Figure
+      title={`How ${path.name} comes up`}
+      name="lens-path"
+      caption={found < 0 ? "It is not the first choice at the end." : `From “${rowName(found)}” on it is the first choice. Filled dots are first choices; numbers are ranks.`}
+      build={build}
+      controls={
+        <label>
+          Follow
+          <select value={which.value} onChange={(event) => (which.value = event.currentTarget.value)}>
+            <option value="target">{`the followed token ${quoted(app.trace.value.header.target.text)}`}</option>
+            <option value="next">the text’s own next token</option>
+          </select>
+        </label>
+      }
+      table={() => {
+        const { ranks, logprobs } = pathOf(app, which.value);
+        return { columns: ["row", "rank", "logprob"], rows: ranks.map((rank, i) => [rowName(i), rank, logprobs[i]]) };
+      }}
+      python={() => `pl.lens.logit(ckpts, at="resid_post").rank(${JSON.stringify(app.trace.value.header.target.text)})`}
+    />
+  );
+}
+
+const superscript = (value: number) => [...String(value)].map((sign) => (sign === "-" ? "⁻" : "⁰¹²³⁴⁵⁶⁷⁸⁹"[Number(sign)])).join("");
+
+type Added = { label: string; value: number; layer: number | null };
+
+/** What attention and the MLP of each layer add to the followed token's logit. */
+function added(trace: Trace): Added[] {
+  const block = trace.need("attribution.components");
+  const sums = new Map<string, Added>();
+  block.entry.of!.forEach((name, i) => {
+    const found = /^blocks\.(\d+)\.(\w+)/.exec(name);
+    const layer = found ? Number(found[1]) : null;
+    const label = !found ? (name.startsWith("ln_final") ? "final offset" : "embeddings") : found[2] === "attn" ? `${layer} attention` : `${layer} MLP`;
+    const sum = sums.get(label) ?? { label, value: 0, layer };
+    sum.value += block.value(i);
+    sums.set(label, sum);
+  });
+  return [...sums.values()];
+}
+
+function Adds() {
+  const app = useApp();
+  const { target, tokens } = app.trace.value.header;
+  const last = target.pos === tokens.length - 1;
+  return (
+    <Figure
+      title={`What attention and the MLPs add to ${quoted(target.text)}`}
+      name="lens-adds"
+      caption={`Parts of its logit at ${last ? "the last token" : quoted(tokens[target.pos].text)}, in the order of the layers. They sum to the logit; the river shows them by head and by token.`}
+      build={(width, palette) => {
+        const trace = app.trace.value;
+        const parts = added(trace);
+        return barRows({
+          width,
+          palette,
+          bars: parts.map(({ label, value }) => ({ label, value, text: number(value) })),
+          mono: false,
+          rowHeight: 22,
+          read: (at) => `${parts[at].label} adds ${number(parts[at].value, 4)}`,
+          choose: (at) => {
+            if (parts[at].layer !== null) app.layer.value = parts[at].layer;
+          },
+        });
+      }}
+      table={() => ({ columns: ["part", "adds"], rows: added(app.trace.value).map(({ label, value }) => [label, value]) })}
+      python={() => `parts = pl.attribution.direct(ckpts, ${JSON.stringify(target.text)}, by="component")\nparts[:, 0, ${target.pos}]`}
+    />
+  );
+}
+
+/** How far the layers still are from the output, token by token. */
+function Settled() {
+  const app = useApp();
+  const first = () => {
+    const trace = app.trace.value;
+    const ids = trace.need("lens.ids");
+    return Array.from({ length: trace.length }, (_, pos) => {
+      const output = ids.at(trace.layers, pos, 0);
+      let row = trace.layers;
+      while (row > 0 && ids.at(row - 1, pos, 0) === output) row--;
+      return row;
+    });
+  };
+  return (
+    <Figure
+      title="From where on the answer stays"
+      name="lens-settled"
+      caption="For each token the row from which on the first choice no longer changes. Dark cells were open for longest."
+      narrowest={app.trace.value.length * (app.trace.value.length <= 64 ? 30 : 10) + 80}
+      build={(width, palette) => {
+        const trace = app.trace.value;
+        const rows = first();
+        return heatMap({
+          width,
+          palette,
+          rows: 1,
+          columns: trace.length,
+          rowHeight: 26,
+          at: (_, pos) => rows[pos],
+          scale: sequential(0, trace.layers, palette.dark),
+          rowLabels: ["row"],
+          columnLabels: trace.header.tokens.map((token) => visible(token.text)),
+          cellText: (_, pos) => (rows[pos] ? String(rows[pos] - 1) : "emb"),
+          read: (_, pos) => `at ${quoted(trace.header.tokens[pos].text)} the first choice stays from “${rowName(rows[pos])}” on`,
+          hover: (where) => (app.hover.value = where ? { query: where[1] } : {}),
+          choose: (_, pos) => (app.query.value = pos),
+          lit: () => ({ row: -1, column: app.atQuery.value }),
+        });
+      }}
+      table={() => ({ columns: ["pos", "token", "from"], rows: first().map((row, pos) => [pos, app.trace.value.header.tokens[pos].text, rowName(row)]) })}
+      python={() => `pl.lens.logit(ckpts, at="resid_post").top(1)`}
+    />
+  );
+}
+
+export function Lens() {
+  const app = useApp();
+  return (
+    <>
+      <LensGrid />
+      <div class="columns">
+        <Rise />
+        <Cell />
+      </div>
+      {app.trace.value.has("attribution.components") ? <Adds /> : <Missing what="attribution.components" />}
+      <Settled />
+    </>
+  );
+}
