@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from pellucid.check import as_number, as_whole, require_whole
+from pellucid.check import as_number, as_whole, require_one_of, require_whole
 from pellucid.errors import ConfigError, InputError, printable, shown
 
 
@@ -73,3 +73,11 @@ def test_values_are_shown_within_bounds() -> None:
     assert len(shown("x" * 10**7)) < 200
     assert shown(1 << 100_000) == "a whole number of 100001 bits"
     assert shown({"a": [1, 2, 3]}) == "{'a': [1, 2, 3]}"
+
+
+@pytest.mark.parametrize("given", ["both", None, ["a"], 1])
+def test_a_word_that_is_none_of_those_expected(given: object) -> None:
+    require_one_of("verb: side", "b", {"a": 1, "b": 2, "c": 3}, code="side")
+    with pytest.raises(InputError, match=r"^verb: side=.*, expected 'a', 'b' or 'c'\.") as raised:
+        require_one_of("verb: side", given, {"a": 1, "b": 2, "c": 3}, code="side")
+    assert (raised.value.code, raised.value.remedy) == ("side", "Give one of these.")

@@ -90,6 +90,15 @@ def require_whole(
     return found
 
 
+def require_one_of(
+    name: str, value: object, choices: Iterable[str], *, code: str, remedy: str = "Give one of these."
+) -> None:
+    """Raise `InputError` unless a value is one of some words; `name` says where it was given: "ablate: how"."""
+    *others, last = map(repr, choices)
+    if not isinstance(value, str) or repr(value) not in (*others, last):
+        raise InputError(f"{name}={shown(value)}, expected {', '.join(others)} or {last}.", code=code, remedy=remedy)
+
+
 def _is_scalar(value: object) -> bool:
     """False for truth values and for anything with an axis."""
     if isinstance(value, bool) or "bool" in str(getattr(value, "dtype", "")):

@@ -14,7 +14,8 @@ import test_sweep as sweeping
 import torch
 
 import pellucid as pl
-from pellucid.patching import paths, reruns, roles, sweeps
+from pellucid.patching import ablation as ablating
+from pellucid.patching import paths, places, reruns, roles, sweeps
 
 Patch = pytest.MonkeyPatch
 
@@ -71,7 +72,7 @@ def no_head_is_held(plain: Any) -> Any:
 
 
 def all_heads_are_held(plain: Any) -> Any:
-    return lambda self, name, value, senders: reruns.Put(name, value)
+    return lambda self, name, value, senders: places.Put(name, value)
 
 
 def over_pads_too(plain: Any) -> Any:
@@ -102,7 +103,7 @@ MUTANTS: dict[str, tuple[Callable[[Patch], None], Callable[[], None]]] = {
     "starts a block too late": (
         wrapped(reruns.Rerun, "start", a_block_later), lambda: loop(name="resid_pre", over=("layer", "pos")),
     ),
-    "values of another text": (wrapped(reruns.Put, "write", other_rows), loop),
+    "values of another text": (wrapped(places.Put, "write", other_rows), loop),
     "clean and corrupted exchanged": (wrapped(sweeps.Texts, "of", exchanged), loop),
     "the head reads a column before": (wrapped(reruns.Base, "_reader", column_before), loop),
     "stale logits": (wrapped(reruns.Base, "_whole", stale), lambda: loop(sweeping.everywhere)),
@@ -118,7 +119,7 @@ MUTANTS: dict[str, tuple[Callable[[Patch], None], Callable[[], None]]] = {
         wrapped(paths._Paths, "_held", all_heads_are_held), paths_.test_a_head_that_holds_a_sender_goes_on,
     ),
     "the mean of pads": (
-        wrapped(sweeps.Ablation, "value", over_pads_too),
+        wrapped(ablating.Ablation, "value", over_pads_too),
         lambda: ablation.test_mean_is_the_loop(ablation.REFERENCE),
     ),
     "positions of the first token": (

@@ -16,16 +16,16 @@ from torch import Tensor
 from pellucid.aliases import Names
 from pellucid.attribution.rules import HELD, Relevance
 from pellucid.axes import NEURONS, POSITIONS, Axis
-from pellucid.check import require_whole
+from pellucid.check import require_one_of, require_whole
 from pellucid.dialects import named_arguments
-from pellucid.errors import InputError, NumericsError, shown
-from pellucid.extras import need
+from pellucid.errors import InputError, NumericsError
 from pellucid.interrupts import told
 from pellucid.metrics import Metric
 from pellucid.patching.cells import Cells, SweepCell
-from pellucid.patching.reruns import Base, Put, Rerun
+from pellucid.patching.places import Put
+from pellucid.patching.reruns import Base, Rerun
 from pellucid.patching.roles import Roles
-from pellucid.patching.sweeps import Direction, Texts, patches, results
+from pellucid.patching.sweeps import Direction, Measured, Texts, patches, results
 from pellucid.run.edit import Edit
 from pellucid.run.model import CkptedTransformer
 from pellucid.run.region import Index, Region
@@ -116,13 +116,7 @@ def gradient(
                              "along": along, "rules": rules, **runs.about(title), "unchanged": 0.0}  # fmt: skip
     if check:
         about |= _checked(runs.base, cells, runs.source, found, require_whole("gradient: check", check), seed)
-    dims, coords = cells.dims, cells.coords
-    if per_text:
-        dims, coords = (*dims, str(Axis.BATCH)), {**coords, str(Axis.BATCH): range(len(pair.base))}
-    else:
-        found = np.nanmean(found, -1) if np.isnan(found).any() else found.mean(-1)
-    array = need("xarray", "pellucid.attribution").DataArray
-    return array(found, dims=dims, coords=coords, name="gradient", attrs=about)
+    return Measured(cells, found, ~np.isnan(found)).labelled("gradient", about, per_text=per_text)
 
 
 class Gradients:
@@ -289,19 +283,13 @@ def _summed(value: Tensor, axes: Sequence[Axis], cell: SweepCell) -> Tensor:
 
 
 def _require_choices(along: str, rules: str, steps: int, over: Sequence[str]) -> None:
-    if along not in ("node", "inputs"):
-        raise InputError(
-            f"gradient: along={shown(along)}, expected 'node' or 'inputs'.",
-            code="gradient-along",
-            remedy="Give along='node' to move each value by itself, 'inputs' to move the input embeddings.",
-        )
-    if rules not in ("plain", "atp", "relp"):
-        raise InputError(
-            f"gradient: rules={shown(rules)}, expected 'plain', 'atp' or 'relp'.",
-            code="gradient-rules",
-            remedy="Give rules='plain', 'atp' to take queries and keys through the softmax, or 'relp' to hold constant "
-            "what is not linear.",
-        )
+    remedy = "Give along='node' to move each value by itself, 'inputs' to move the input embeddings."
+    require_one_of("gradient: along", along, ("node", "inputs"), code="gradient-along", remedy=remedy)
+    remedy = (
+        "Give rules='plain', 'atp' to take queries and keys through the softmax, or 'relp' to hold constant what is "
+        "not linear."
+    )
+    require_one_of("gradient: rules", rules, ("plain", "atp", "relp"), code="gradient-rules", remedy=remedy)
     if rules == "atp" and steps > 1:
         raise InputError(
             f"gradient: rules='atp' with steps={steps}, which is defined for one.",

@@ -21,9 +21,10 @@ from pellucid.circuits.graph import EMBEDDINGS, LOGITS, MLP_OUT, PART, Graph, Z,
 from pellucid.errors import InputError, ShapeError, shown
 from pellucid.metrics import Metric, measured
 from pellucid.network import Run
-from pellucid.patching.reruns import BYTES, TOKENS, Put, Rerun
-from pellucid.patching.roles import Columns
-from pellucid.patching.sweeps import Ablation, Direction, Texts
+from pellucid.patching.ablation import Ablation
+from pellucid.patching.places import Columns, Put
+from pellucid.patching.reruns import BYTES, TOKENS, Rerun
+from pellucid.patching.sweeps import Direction, Texts
 from pellucid.run.model import CkptedTransformer
 from pellucid.run.region import Index, Region
 from pellucid.text.batch import Inputs

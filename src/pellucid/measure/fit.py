@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from pellucid.check import as_number, as_whole, require_whole
+from pellucid.check import as_number, as_whole, require_one_of, require_whole
 from pellucid.errors import InputError, shown
 from pellucid.extras import need
 from pellucid.measure.labelled import Array
@@ -150,12 +150,8 @@ class AutoregressionFit:
         Raises:
             InputError: If the method is unknown.
         """
-        if not isinstance(method, str) or method not in CORRECTIONS:
-            raise InputError(
-                f"corrected: {shown(method)}, expected one of {', '.join(map(repr, CORRECTIONS))}.",
-                code="unknown-correction",
-                remedy="Give 'holm' to bound the chance of any false rejection, or 'bh' for the share of false ones.",
-            )
+        remedy = "Give 'holm' to bound the chance of any false rejection, or 'bh' for the share of false ones."
+        require_one_of("corrected: method", method, CORRECTIONS, code="unknown-correction", remedy=remedy)
         table = np.full(self.pvalues.shape, np.nan)
         for out, p in zip(table.T, self.pvalues.to_numpy().T, strict=True):
             ascending = np.argsort(p)[: int((~np.isnan(p)).sum())]  # NaN sorts last

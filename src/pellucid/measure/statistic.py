@@ -16,8 +16,8 @@ import numpy as np
 
 from pellucid import aliases, families
 from pellucid.axes import Axis
-from pellucid.check import as_whole
-from pellucid.errors import InputError, shown
+from pellucid.check import as_whole, require_one_of
+from pellucid.errors import InputError
 from pellucid.measure.groups import TEXTS_AND_POSITIONS, Groups, axes_in, grouped
 from pellucid.measure.labelled import Array, capture_pattern, norms, values
 from pellucid.run.activations import ActivationCkpts
@@ -53,12 +53,8 @@ class Statistic(ABC):
     """The dataclass of the numbers gathered: arrays, and a method `merge`, which changes neither side."""
 
     def __init__(self, name: aliases.Name, of: Of = "value", over: Collection[str] | None = None) -> None:
-        if of not in get_args(Of):
-            raise InputError(
-                f"{type(self).__name__}: of={shown(of)}, expected one of {', '.join(map(repr, get_args(Of)))}.",
-                code="unknown-of",
-                remedy="Give of='value', of='norm' or of='log_norm'.",
-            )
+        remedy = "Give of='value', of='norm' or of='log_norm'."
+        require_one_of(f"{type(self).__name__}: of", of, get_args(Of), code="unknown-of", remedy=remedy)
         axes = families.axes_of(families.kind_and_block(name)[0])
         self.captures = capture_pattern(name)
         self.of: Of = of

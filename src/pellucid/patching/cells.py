@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from pellucid import aliases
 from pellucid.axes import NEURONS, POSITIONS, Axis
 from pellucid.check import as_whole
 from pellucid.errors import InputError, ShapeError, shown
-from pellucid.patching.roles import Columns, Roles
+from pellucid.patching.places import Columns, Put
+from pellucid.patching.roles import Roles
 from pellucid.run.region import Index, Region
 from pellucid.schema import Schema
 from pellucid.text.batch import Batch
@@ -43,6 +45,10 @@ class SweepCell:
     columns: Columns | None
     heads: tuple[int, ...] | None
     neurons: tuple[int, ...] | None
+
+    def puts(self, source: Mapping[str, Tensor]) -> tuple[Put, ...]:
+        """What puts this part of the source's values there."""
+        return tuple(Put(name, source[name], self.columns, self.heads, self.neurons) for name in self.names)
 
 
 class Cells:

@@ -16,7 +16,8 @@ from pellucid.dialects import named_arguments
 from pellucid.errors import InputError, shown
 from pellucid.extras import need
 from pellucid.metrics import Metric
-from pellucid.patching.reruns import Put, Rerun
+from pellucid.patching.places import Put
+from pellucid.patching.reruns import Rerun
 from pellucid.patching.roles import Roles
 from pellucid.patching.sweeps import Direction, Texts, patches
 from pellucid.run.model import CkptedTransformer

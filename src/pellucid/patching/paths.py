@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
 
 from pellucid import aliases
 from pellucid.axes import Axis
+from pellucid.check import require_one_of
 from pellucid.dialects import named_arguments
 from pellucid.errors import InputError, shown
 from pellucid.metrics import Metric
 from pellucid.patching.cells import Cells, SweepCell
-from pellucid.patching.reruns import Put, Rerun, block_of
+from pellucid.patching.places import Put
+from pellucid.patching.reruns import Rerun, block_of
 from pellucid.patching.roles import Roles
 from pellucid.patching.sweeps import Direction, PlainRuns, Texts, results
 from pellucid.run.model import CkptedTransformer
@@ -84,12 +86,8 @@ def path(
         >>> direct.sizes
         Frozen({'layer': 4, 'head': 4})
     """
-    if through not in ("mlps", "none"):
-        raise InputError(
-            f"path: through={shown(through)}, expected 'mlps' or 'none'.",
-            code="path-through",
-            remedy="Give through='mlps' to let the MLPs between recompute, 'none' to keep their outputs.",
-        )
+    remedy = "Give through='mlps' to let the MLPs between recompute, 'none' to keep their outputs."
+    require_one_of("path: through", through, ("mlps", "none"), code="path-through", remedy=remedy)
     pair, schema = Texts.of(model, clean, corrupted, direction, align), model.schema
     sent = [_cells(place, schema, pair, over) for place in _several(senders, "senders")]
     if over and len(sent) > 1:
@@ -169,11 +167,7 @@ class _Paths:
             for name, value in self.runs.base.values.items()
             if block_of(name, self.schema) >= begin and (put := self._held(name, value, senders)) is not None
         ]
-        spoken = [
-            Put(name, self.runs.source[name], cell.columns, cell.heads, cell.neurons)
-            for cell in senders for name in cell.names
-        ]  # fmt: skip
-        return Rerun((*held, *spoken), whole=True)
+        return Rerun((*held, *(put for cell in senders for put in cell.puts(self.runs.source))), whole=True)
 
     def measured(self, trials: Sequence[Rerun]) -> Iterator[tuple[int, Tensor]]:
         """The number and the metric [B] of each path: first runs that share a batch, then their second runs."""
@@ -185,10 +179,8 @@ class _Paths:
 
     def second(self, captured: Mapping[str, Tensor]) -> Rerun:
         """The run in which the receivers have what they got; those before the senders have what they had."""
-        return Rerun(tuple(
-            Put(name, captured[name], cell.columns, cell.heads, cell.neurons)
-            for cell in self.receivers for name in cell.names if name in captured
-        ))  # fmt: skip
+        got = (replace(cell, names=tuple(name for name in cell.names if name in captured)) for cell in self.receivers)
+        return Rerun(tuple(put for cell in got for put in cell.puts(captured)))
 
     def _held(self, name: str, value: Tensor, senders: Sequence[SweepCell]) -> Put | None:
         """What is kept of the base run: all but the heads, or the MLP, that hold a sender."""

@@ -18,12 +18,12 @@ from itertools import groupby, pairwise
 import torch
 from torch import Tensor
 
-from pellucid.axes import NEURONS, POSITIONS, Axes, Axis
+from pellucid.axes import Axes, Axis
 from pellucid.errors import EditError
 from pellucid.metrics import Metric, column_of, measured, positions_of
 from pellucid.network import Columns as Choice
 from pellucid.network import Memory, Run
-from pellucid.patching.roles import Columns
+from pellucid.patching.places import Put
 from pellucid.run.cache import KeyValueCache
 from pellucid.run.model import CkptedTransformer
 from pellucid.run.region import Region
@@ -38,60 +38,6 @@ width. A smaller batch begins later in the text, because the columns before the 
 
 BYTES = 512 * 2**20
 """The memory that the values of a shared batch may take, unless the caller says otherwise."""
-
-
-@dataclass(frozen=True)
-class Put:
-    """A part of one value that is replaced.
-
-    Attributes:
-        name: The checkpoint.
-        source: What holds the new numbers: the whole value of another run of the same number of texts.
-        columns: Which columns; None for all.
-        heads: Which heads; None for all.
-        neurons: Which entries of the last axis; None for all.
-    """
-
-    name: str
-    source: Tensor
-    columns: Columns | None = None
-    heads: Sequence[int] | None = None
-    neurons: Sequence[int] | None = None
-
-    def write(self, value: Tensor, axes: Axes, begin: int) -> None:
-        """Write the part into a value [B, ...] of a run whose first column is `begin`."""
-        _write(value, self.source, [
-            (next(i for i, a in enumerate(axes) if a in kinds), list(entries))
-            for kinds, entries in (((Axis.HEAD,), self.heads), (NEURONS, self.neurons))
-            if entries is not None
-        ], self._at(axes, begin))  # fmt: skip
-
-    def _at(self, axes: Axes, begin: int) -> tuple[int, Columns] | None:
-        if self.columns is None:
-            return None
-        axis = next(i for i, a in enumerate(axes) if a in POSITIONS)
-        return axis, Columns(self.columns.rows, self.columns.into - begin, self.columns.taken)
-
-
-def _write(value: Tensor, source: Tensor, parts: list[tuple[int, list[int]]], at: tuple[int, Columns] | None) -> None:
-    """Copy a part of `source` into `value`: entries along axes, each run of neighbours at once, at some columns."""
-    if parts:
-        (axis, entries), *rest = parts
-        for first, length in _stretches(entries):
-            _write(value.narrow(axis, first, length), source.narrow(axis, first, length), rest, at)
-    elif at is None:
-        value.copy_(source)
-    else:
-        axis, columns = at
-        given = source.movedim(axis, 1)[columns.rows, columns.taken]
-        value.movedim(axis, 1)[columns.rows, columns.into] = given
-
-
-def _stretches(entries: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """First entry and length of each run of neighbours."""
-    for _, run in groupby(enumerate(sorted(entries)), lambda pair: pair[1] - pair[0]):
-        found = [entry for _, entry in run]
-        yield found[0], len(found)
 
 
 @dataclass(frozen=True)
@@ -184,16 +130,7 @@ class Prefix:
 
 @dataclass(frozen=True)
 class Sharing:
-    """Which trials run together.
-
-    Args:
-        schema: The model's schema.
-        texts: Texts of the base run.
-        columns: Columns of its batch.
-        read: How many columns the metric reads; None for all.
-        itemsize: Bytes of a number.
-        max_bytes: The memory that the values of a shared batch may take.
-    """
+    """Which trials run together: those of as many columns of as many texts, of which the metric reads some or all."""
 
     schema: Schema
     texts: int
@@ -201,6 +138,15 @@ class Sharing:
     read: int | None
     itemsize: int
     max_bytes: int = BYTES
+    """The memory that the values of a shared batch may take."""
+
+    @classmethod
+    def of(cls, model: CkptedTransformer, batch: Batch, metric: Metric | None, max_bytes: int = BYTES) -> Sharing:
+        """Share the runs of a batch; without a metric, all of its columns are read."""
+        positions = None if metric is None else positions_of(metric)
+        read = None if positions is None else len(positions)
+        rows, columns = batch.shape
+        return cls(model.schema, rows, columns, read, model.dtype.itemsize, max_bytes)
 
     def batches(self, trials: Sequence[Rerun]) -> Iterator[list[int]]:
         """The numbers of the trials that run together, in the order of their starts.
@@ -271,8 +217,7 @@ class Base:
         if positions is not None:
             self.read = torch.stack([column_of(batch, pos) for pos in positions], 1)
         self.logits = logits if self.read is None else logits[torch.arange(rows)[:, None], self.read]
-        read = None if positions is None else len(positions)
-        self.sharing = Sharing(schema, rows, columns, read, model.dtype.itemsize, max_bytes)
+        self.sharing = Sharing.of(model, batch, metric, max_bytes)
 
     def _run_once(self, tap: Tap) -> Tensor:
         """The logits of the base run, which is made block by block: `entering` holds what its blocks are given."""

@@ -12,36 +12,12 @@ import torch
 from pellucid.check import as_whole
 from pellucid.dialects import named_arguments
 from pellucid.errors import InputError, shown
+from pellucid.patching.places import Columns
 from pellucid.run.model import CkptedTransformer
 from pellucid.text.batch import Batch, Inputs
 
 Tokens = tuple[int, ...]
 """Numbers of tokens of one text, from 0."""
-
-
-@dataclass(frozen=True)
-class Columns:
-    """Which columns of some texts take which columns of another run.
-
-    Attributes:
-        rows: [N], the text.
-        into: [N], the column of the base run.
-        taken: [N], the column of the source.
-    """
-
-    rows: torch.Tensor
-    into: torch.Tensor
-    taken: torch.Tensor
-
-    @property
-    def first(self) -> int:
-        """The first column of the base run that changes."""
-        return int(self.into.min())
-
-    @property
-    def in_place(self) -> Columns:
-        """The same columns of the base run, from a source that has the base's columns."""
-        return replace(self, taken=self.into)
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from pellucid.aliases import Names
 from pellucid.check import require_whole
 from pellucid.dialects import named_arguments
 from pellucid.errors import InputError
-from pellucid.metrics import Metric, positions_of
+from pellucid.metrics import Metric
 from pellucid.patching.cells import Cells
-from pellucid.patching.reruns import BYTES, Put, Rerun, Sharing
+from pellucid.patching.reruns import BYTES, Rerun, Sharing
 from pellucid.patching.roles import Roles
 from pellucid.run.cache import KeyValueCache
 from pellucid.run.cost import estimate
@@ -79,9 +79,8 @@ def estimate_sweep(
     source, base = model.tokenize(clean), model.tokenize(corrupted)
     cells = Cells(model.schema, names, over, base, source, Region(pos, heads, neurons), align)
     room = require_room(model, base, source, cells.names, max_bytes)
-    nothing = torch.empty(0)
-    trials = [Rerun(tuple(Put(name, nothing, cell.columns) for name in cell.names)) for cell in cells]
-    sharing = _sharing(model, base, metric, room)
+    trials = [Rerun(cell.puts(dict.fromkeys(cell.names, torch.empty(0)))) for cell in cells]
+    sharing = Sharing.of(model, base, metric, room)
     batches = list(sharing.batches(trials))
     most = max(sharing.bytes_of(len(together), min(trials[i].begin for i in together)) for together in batches)
     return SweepCost(len(trials), len(batches), _kept(model, base, source, cells.names), most)
@@ -99,8 +98,7 @@ def require_room(
     if limit is None:
         return BYTES
     kept = _kept(model, base, source, names)
-    rows, columns = base.shape
-    single = Sharing(model.schema, rows, columns, None, model.dtype.itemsize).bytes_of(1)
+    single = Sharing.of(model, base, None).bytes_of(1)
     if kept + single > limit:
         raise InputError(
             f"the sweep keeps {kept:,} bytes and needs {single:,} for one run, and {limit:,} may be taken.",
@@ -118,13 +116,6 @@ def free_memory() -> int | None:
         return None
     found = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
     return int(found[0]) * 1024 if found else None
-
-
-def _sharing(model: CkptedTransformer, base: Batch, metric: Metric, room: int) -> Sharing:
-    positions = positions_of(metric)
-    read = None if positions is None else len(positions)
-    rows, columns = base.shape
-    return Sharing(model.schema, rows, columns, read, model.dtype.itemsize, room)
 
 
 def _kept(model: CkptedTransformer, base: Batch, source: Batch, names: Iterable[str]) -> int:

@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from pellucid.aliases import Names
-from pellucid.axes import POSITIONS, Axis
+from pellucid.axes import Axis
 from pellucid.bar import bar
+from pellucid.check import require_one_of
 from pellucid.dialects import named_arguments
-from pellucid.errors import InputError, PellucidWarning, shown
+from pellucid.errors import PellucidWarning
 from pellucid.extras import need
+from pellucid.interrupts import told
 from pellucid.metrics import Metric, measured, units_of
 from pellucid.patching.cells import Cells, SweepCell
-from pellucid.patching.reruns import Base, Put, Rerun
+from pellucid.patching.reruns import Base, Rerun
 from pellucid.patching.roles import Roles
 from pellucid.patching.sweep_cost import require_room
 from pellucid.run.model import CkptedTransformer
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     import xarray
 
 Direction = Literal["denoise", "noise"]
-How = Literal["zero", "mean", "resample"]
+UNMEASURED = "interrupted during the plain runs: nothing was measured"
 
 
 @named_arguments()
@@ -101,142 +101,6 @@ def sweep(
     title = f"{', '.join(cells.kinds)}, {pair.taken} into {pair.into}"
     about = {"checkpoint": ", ".join(cells.kinds), "direction": direction, **runs.about(title)}
     return found.labelled("sweep", about, per_text=per_text)
-
-
-@named_arguments()
-def ablate(
-    model: CkptedTransformer,
-    inputs: Inputs,
-    names: Names,
-    *,
-    over: Sequence[str],
-    how: How,
-    metric: Metric,
-    reference: Inputs | None = None,
-    seed: int = 0,
-    per_text: bool = False,
-    pos: Index = None,
-    heads: Index = None,
-    neurons: Index = None,
-    max_bytes: int | None = None,
-    progress: bool = False,
-) -> xarray.DataArray:
-    """Take one part after another out of a run, and measure what is left.
-
-    Args:
-        model: What runs.
-        inputs: Whose runs are ablated.
-        names: A checkpoint, or a list of them; see `sweep`.
-        over: What to go over; see `sweep`.
-        how: What is put there: "zero"; "mean", over the texts and tokens of the reference; "resample", for each token
-            the value at its position in a text of the reference that is drawn at random.
-        metric: What to read off each run.
-        reference: The texts that are averaged or drawn from; the inputs themselves if None.
-        seed: Of the draws.
-        per_text, pos, heads, neurons, max_bytes, progress: See `sweep`.
-
-    Returns:
-        [checkpoint, *over, batch] as `sweep` gives it. Attributes: `plain`, the metric of the run as it is.
-
-    Raises:
-        InputError: Axes that a checkpoint does not have; a mean or a draw of scores and patterns; a reference with no
-            text that is as long as an input.
-        NumericsError: A metric that is not finite on the plain run.
-
-    Example:
-        >>> import pellucid as pl
-        >>> model, metric = pl.load(), pl.metrics.logprob(" time")
-        >>> ablated = pl.patching.ablate(
-        ...     model, "Once upon a", "attn.ckpt_z", over=("layer", "head"), how="mean",
-        ...     reference=["The cat sat on the mat", "A dog ran to the park"], metric=metric)
-        >>> ablated.sizes, float(ablated.max()) <= 0
-        (Frozen({'layer': 4, 'head': 4}), True)
-    """
-    if how not in ("zero", "mean", "resample"):
-        raise InputError(
-            f"ablate: how={shown(how)}, expected 'zero', 'mean' or 'resample'.",
-            code="ablate-how",
-            remedy="Give how='mean' with reference= texts, for example.",
-        )
-    batch = model.tokenize(inputs)
-    known = batch if reference is None else model.tokenize(reference)
-    cells = Cells(model.schema, names, over, batch, batch, Region(pos, heads, neurons))
-    room = require_room(model, batch, known, cells.names, max_bytes)
-    with nothing_measured():
-        run = Base(model, batch, metric, of="the plain run", max_bytes=room)
-        values = model.run_with_ckpts(known, names=cells.names)[1]
-    put = Ablation(how, known, batch, seed)
-    axes = model.schema.axes
-    instead = {name: put.value(name, value, axes[name]) for name, value in values.items()}
-    found = results(run, cells, patches(cells, instead), progress=progress)
-    title = f"{', '.join(cells.kinds)} ablated by {_INSTEAD[how]}"
-    about = {"checkpoint": ", ".join(cells.kinds), "how": how, "plain": float(run.plain.mean()),
-             "plain_by_text": run.plain.tolist(), **described(run, title)}  # fmt: skip
-    return found.labelled("ablate", about, per_text=per_text)
-
-
-_INSTEAD: Mapping[How, str] = {"zero": "zeros", "mean": "the mean", "resample": "other texts"}
-
-
-@dataclass
-class Ablation:
-    """What is put in the place of a value.
-
-    Args:
-        how: "zero", "mean" or "resample".
-        reference: Where the values come from.
-        batch: Where they go.
-        seed: Of the draws.
-    """
-
-    how: How
-    reference: Batch
-    batch: Batch
-    seed: int
-
-    def __post_init__(self) -> None:
-        self._drawn = self._draw() if self.how == "resample" else None
-
-    def value(self, name: str, value: Tensor, axes: Sequence[Axis]) -> Tensor:
-        """What stands for a value of the reference [R, ...] in the runs of the batch [B, ...]."""
-        shape = [*self.batch.shape[:1], *value.shape[1:]]
-        at = next(i for i, axis in enumerate(axes) if axis in POSITIONS)
-        shape[at] = self.batch.shape[1]
-        if Axis.KEY in axes:
-            shape[axes.index(Axis.KEY)] = self.batch.shape[1]
-        if self.how == "zero":
-            return value.new_zeros(1).expand(shape)
-        if Axis.KEY in axes:
-            raise InputError(
-                f"ablate: {name} by its {self.how}, but the keys of other texts are other tokens.",
-                code="edit-mean-of-pattern",
-                remedy="Ablate attn.ckpt_z instead, or the pattern with how='zero'.",
-            )
-        if self._drawn is not None:
-            rows, columns = self._drawn
-            return value[rows.to(value.device), columns.to(value.device)]
-        wide = value.to(torch.promote_types(value.dtype, torch.float32))
-        mask = self.reference.mask.to(value.device)
-        return wide[mask].mean(0).to(value.dtype).expand(shape)
-
-    def _draw(self) -> tuple[Tensor, Tensor]:
-        """For every column of the batch a text of the reference, drawn, and the column of the same position there."""
-        random = torch.Generator().manual_seed(self.seed)
-        lengths = self.reference.mask.sum(1).cpu()
-        columns_of = [mask.nonzero().flatten() for mask in self.reference.mask.cpu()]
-        rows, columns = torch.zeros(self.batch.shape, dtype=torch.long), torch.zeros(self.batch.shape, dtype=torch.long)
-        for text, mask in enumerate(self.batch.mask.cpu()):
-            for position, column in enumerate(mask.nonzero().flatten().tolist()):
-                long = (lengths > position).nonzero().flatten()
-                if not len(long):
-                    raise InputError(
-                        f"ablate: text {text} has a token {position}, and no text of the reference has.",
-                        code="reference-too-short",
-                        remedy="Give reference texts that are as long as the inputs.",
-                    )
-                row = int(long[torch.randint(len(long), (), generator=random)])
-                rows[text, column], columns[text, column] = row, int(columns_of[row][position])
-        return rows, columns
 
 
 @dataclass(frozen=True)
@@ -308,21 +172,9 @@ def results(
     return Measured(cells, values, counted)
 
 
-@contextmanager
-def nothing_measured() -> Generator[None, None, None]:
-    """Around the plain runs: Control-C raises `KeyboardInterrupt` with words that say so."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt("interrupted during the plain runs: nothing was measured") from None
-
-
 def patches(cells: Cells, source: Mapping[str, Tensor]) -> list[tuple[SweepCell, Rerun]]:
     """Every cell with the trial that puts its part of the source's values there."""
-    return [
-        (cell, Rerun(tuple(Put(name, source[name], cell.columns, cell.heads, cell.neurons) for name in cell.names)))
-        for cell in cells
-    ]
+    return [(cell, Rerun(cell.puts(source))) for cell in cells]
 
 
 @dataclass(frozen=True)
@@ -350,12 +202,8 @@ class Texts:
         Raises:
             InputError: Another direction, or texts that no batch can be made of.
         """
-        if direction not in ("denoise", "noise"):
-            raise InputError(
-                f"direction={shown(direction)}, expected 'denoise' or 'noise'.",
-                code="sweep-direction",
-                remedy="Give direction='denoise' to put clean values into corrupted runs, 'noise' for the reverse.",
-            )
+        remedy = "Give direction='denoise' to put clean values into corrupted runs, 'noise' for the reverse."
+        require_one_of("direction", direction, ("denoise", "noise"), code="sweep-direction", remedy=remedy)
         batches = model.tokenize(clean), model.tokenize(corrupted)
         if direction == "denoise":
             return cls(batches[1], batches[0], "corrupted", align)
@@ -385,7 +233,7 @@ class Texts:
         """
         names, kept = tuple(names), tuple(kept)
         room = require_room(model, self.base, self.source, dict.fromkeys((*names, *kept)), max_bytes)
-        with nothing_measured():
+        with told(UNMEASURED):
             base = Base(model, self.base, metric, kept, of=f"the {self.into} run", max_bytes=room)
             logits, source = model.run_with_ckpts(self.source, names=names)
         assert logits is not None, "the run was not stopped"

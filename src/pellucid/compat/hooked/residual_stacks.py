@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from pellucid.check import require_one_of
 from pellucid.compat.hooked.slices import Slice
-from pellucid.errors import InputError, shown
 
 if TYPE_CHECKING:
     from pellucid.compat.hooked.transformer import HookedTransformer
@@ -85,12 +85,7 @@ class ResidualStacks:
             incl_embeds: Whether to begin with the embeddings.
             return_labels: Whether to return labels as well.
         """
-        if mode not in ("all", "attn", "mlp"):
-            raise InputError(
-                f"cache.decompose_resid: mode={shown(mode)}, expected 'all', 'attn' or 'mlp'.",
-                code="decompose-mode",
-                remedy="Give one of these.",
-            )
+        require_one_of("cache.decompose_resid: mode", mode, ("all", "attn", "mlp"), code="decompose-mode")
         end = self.end_of(layer)
         found = self._embeddings() if incl_embeds else []
         for i in range(end):

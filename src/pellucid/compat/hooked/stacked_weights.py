@@ -7,10 +7,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from pellucid.check import require_one_of
 from pellucid.compat.hooked.factored import FactoredMatrix, composition_scores
 from pellucid.compat.hooked.mirrors import Head
 from pellucid.compat.hooked.tokens import Tokens
-from pellucid.errors import InputError, shown
 
 _STACKED = {
     **{name: ("attn", name) for name in ("W_Q", "W_K", "W_V", "W_O", "b_Q", "b_K", "b_V", "b_O")},
@@ -80,12 +80,7 @@ class StackedWeights(Tokens):
             mode: "Q", "K" or "V": through which of its inputs (Elhage et al. 2021).
         """
         readers = {"Q": self.QK, "K": self.QK.T, "V": self.OV}
-        if mode not in readers:
-            raise InputError(
-                f"all_composition_scores: mode={shown(mode)}, expected 'Q', 'K' or 'V'.",
-                code="composition-mode",
-                remedy="Give one of these.",
-            )
+        require_one_of("all_composition_scores: mode", mode, readers, code="composition-mode")
         scores = composition_scores(self.OV, readers[mode], broadcast_dims=True)
         layers = torch.arange(self.cfg.n_layers, device=scores.device)
         earlier = (layers[:, None] < layers)[:, None, :, None]

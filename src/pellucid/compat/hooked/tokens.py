@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pellucid.check import require_one_of
 from pellucid.compat.hooked.settings import HookedTransformerConfig
 from pellucid.errors import InputError, shown
 from pellucid.run.model import CkptedTransformer
@@ -168,12 +169,8 @@ class Tokens(nn.Module):
 
     def _side(self, padding_side: str | None) -> str:
         side = self.default_padding_side if padding_side is None else padding_side
-        if side not in ("left", "right"):
-            raise InputError(
-                f"padding_side={side!r}, expected 'left' or 'right'.",
-                code="padding-side",
-                remedy="Give padding_side='left' or padding_side='right'.",
-            )
+        remedy = "Give padding_side='left' or padding_side='right'."
+        require_one_of("padding_side", side, ("left", "right"), code="padding-side", remedy=remedy)
         return side
 
     def _pieces(self, text: Any, prepend_bos: bool | None) -> list[str]:

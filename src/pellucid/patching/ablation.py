@@ -1,0 +1,162 @@
+"""Ablation: one part after another is taken out of a run, and something else is put in its place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+from pellucid.aliases import Names
+from pellucid.axes import POSITIONS, Axis
+from pellucid.check import require_one_of
+from pellucid.dialects import named_arguments
+from pellucid.errors import InputError
+from pellucid.interrupts import told
+from pellucid.metrics import Metric
+from pellucid.patching.cells import Cells
+from pellucid.patching.reruns import Base
+from pellucid.patching.sweep_cost import require_room
+from pellucid.patching.sweeps import UNMEASURED, described, patches, results
+from pellucid.run.model import CkptedTransformer
+from pellucid.run.region import Index, Region
+from pellucid.text.batch import Batch, Inputs
+
+if TYPE_CHECKING:
+    import xarray
+
+How = Literal["zero", "mean", "resample"]
+
+
+@named_arguments()
+def ablate(
+    model: CkptedTransformer,
+    inputs: Inputs,
+    names: Names,
+    *,
+    over: Sequence[str],
+    how: How,
+    metric: Metric,
+    reference: Inputs | None = None,
+    seed: int = 0,
+    per_text: bool = False,
+    pos: Index = None,
+    heads: Index = None,
+    neurons: Index = None,
+    max_bytes: int | None = None,
+    progress: bool = False,
+) -> xarray.DataArray:
+    """Take one part after another out of a run, and measure what is left.
+
+    Args:
+        model: What runs.
+        inputs: Whose runs are ablated.
+        names: A checkpoint, or a list of them; see `sweep`.
+        over: What to go over; see `sweep`.
+        how: What is put there: "zero"; "mean", over the texts and tokens of the reference; "resample", for each token
+            the value at its position in a text of the reference that is drawn at random.
+        metric: What to read off each run.
+        reference: The texts that are averaged or drawn from; the inputs themselves if None.
+        seed: Of the draws.
+        per_text, pos, heads, neurons, max_bytes, progress: See `sweep`.
+
+    Returns:
+        [checkpoint, *over, batch] as `sweep` gives it. Attributes: `plain`, the metric of the run as it is.
+
+    Raises:
+        InputError: Axes that a checkpoint does not have; a mean or a draw of scores and patterns; a reference with no
+            text that is as long as an input.
+        NumericsError: A metric that is not finite on the plain run.
+
+    Example:
+        >>> import pellucid as pl
+        >>> model, metric = pl.load(), pl.metrics.logprob(" time")
+        >>> ablated = pl.patching.ablate(
+        ...     model, "Once upon a", "attn.ckpt_z", over=("layer", "head"), how="mean",
+        ...     reference=["The cat sat on the mat", "A dog ran to the park"], metric=metric)
+        >>> ablated.sizes, float(ablated.max()) <= 0
+        (Frozen({'layer': 4, 'head': 4}), True)
+    """
+    remedy = "Give how='mean' with reference= texts, for example."
+    require_one_of("ablate: how", how, _INSTEAD, code="ablate-how", remedy=remedy)
+    batch = model.tokenize(inputs)
+    known = batch if reference is None else model.tokenize(reference)
+    cells = Cells(model.schema, names, over, batch, batch, Region(pos, heads, neurons))
+    room = require_room(model, batch, known, cells.names, max_bytes)
+    with told(UNMEASURED):
+        run = Base(model, batch, metric, of="the plain run", max_bytes=room)
+        values = model.run_with_ckpts(known, names=cells.names)[1]
+    put = Ablation(how, known, batch, seed)
+    axes = model.schema.axes
+    instead = {name: put.value(name, value, axes[name]) for name, value in values.items()}
+    found = results(run, cells, patches(cells, instead), progress=progress)
+    title = f"{', '.join(cells.kinds)} ablated by {_INSTEAD[how]}"
+    about = {"checkpoint": ", ".join(cells.kinds), "how": how, "plain": float(run.plain.mean()),
+             "plain_by_text": run.plain.tolist(), **described(run, title)}  # fmt: skip
+    return found.labelled("ablate", about, per_text=per_text)
+
+
+_INSTEAD: Mapping[How, str] = {"zero": "zeros", "mean": "the mean", "resample": "other texts"}
+
+
+@dataclass
+class Ablation:
+    """What is put in the place of a value.
+
+    Args:
+        how: "zero", "mean" or "resample".
+        reference: Where the values come from.
+        batch: Where they go.
+        seed: Of the draws.
+    """
+
+    how: How
+    reference: Batch
+    batch: Batch
+    seed: int
+
+    def __post_init__(self) -> None:
+        self._drawn = self._draw() if self.how == "resample" else None
+
+    def value(self, name: str, value: Tensor, axes: Sequence[Axis]) -> Tensor:
+        """What stands for a value of the reference [R, ...] in the runs of the batch [B, ...]."""
+        shape = [*self.batch.shape[:1], *value.shape[1:]]
+        at = next(i for i, axis in enumerate(axes) if axis in POSITIONS)
+        shape[at] = self.batch.shape[1]
+        if Axis.KEY in axes:
+            shape[axes.index(Axis.KEY)] = self.batch.shape[1]
+        if self.how == "zero":
+            return value.new_zeros(1).expand(shape)
+        if Axis.KEY in axes:
+            raise InputError(
+                f"ablate: {name} by its {self.how}, but the keys of other texts are other tokens.",
+                code="edit-mean-of-pattern",
+                remedy="Ablate attn.ckpt_z instead, or the pattern with how='zero'.",
+            )
+        if self._drawn is not None:
+            rows, columns = self._drawn
+            return value[rows.to(value.device), columns.to(value.device)]
+        wide = value.to(torch.promote_types(value.dtype, torch.float32))
+        mask = self.reference.mask.to(value.device)
+        return wide[mask].mean(0).to(value.dtype).expand(shape)
+
+    def _draw(self) -> tuple[Tensor, Tensor]:
+        """For every column of the batch a text of the reference, drawn, and the column of the same position there."""
+        random = torch.Generator().manual_seed(self.seed)
+        lengths = self.reference.mask.sum(1).cpu()
+        columns_of = [mask.nonzero().flatten() for mask in self.reference.mask.cpu()]
+        rows, columns = torch.zeros(self.batch.shape, dtype=torch.long), torch.zeros(self.batch.shape, dtype=torch.long)
+        for text, mask in enumerate(self.batch.mask.cpu()):
+            for position, column in enumerate(mask.nonzero().flatten().tolist()):
+                long = (lengths > position).nonzero().flatten()
+                if not len(long):
+                    raise InputError(
+                        f"ablate: text {text} has a token {position}, and no text of the reference has.",
+                        code="reference-too-short",
+                        remedy="Give reference texts that are as long as the inputs.",
+                    )
+                row = int(long[torch.randint(len(long), (), generator=random)])
+                rows[text, column], columns[text, column] = row, int(columns_of[row][position])
+        return rows, columns
