@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,7 @@ def reality(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[bool | 
     return {row: cases.really(cases.changed(row), tmp_path_factory.mktemp("row")) for row in (*cases.ROWS, *cases.MORE)}
 
 
-def disagreements(reality: dict[str, tuple[bool | None, bool | None]]) -> set[str]:
-    found: set[str] = set()
+def disagreements(reality: dict[str, tuple[bool | None, bool | None]]) -> Iterator[str]:
     for row, real in reality.items():
         try:
             after = audit_ties(cases.changed(row)).after_reload
@@ -34,8 +33,7 @@ def disagreements(reality: dict[str, tuple[bool | None, bool | None]]) -> set[st
         except Exception:  # a mutant may crash
             agrees = False
         if not agrees:
-            found.add(row)
-    return found
+            yield row
 
 
 def always(survives: bool | None, tied: bool | None) -> Mutate:
@@ -151,7 +149,7 @@ MUTANTS: list[Mutate] = [
 
 
 def test_the_predictor_agrees_with_the_real_thing(reality: dict[str, tuple[bool | None, bool | None]]) -> None:
-    assert disagreements(reality) == set()
+    assert not list(disagreements(reality))
 
 
 @pytest.mark.parametrize("mutate", MUTANTS, ids=lambda mutate: mutate.__qualname__)
@@ -159,7 +157,7 @@ def test_a_mistaken_predictor_is_caught(
     mutate: Mutate, reality: dict[str, tuple[bool | None, bool | None]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mutate(monkeypatch)
-    assert disagreements(reality)
+    assert any(disagreements(reality))  # the first is enough
 
 
 def by_object(named: Any) -> list[list[Any]]:
