@@ -17,6 +17,8 @@ from pellucid.axes import LETTERS, Axes, Axis
 from pellucid.errors import UnknownNameError, nearest
 
 STREAM = "residual-stream units"
+HEADS = (str(Axis.HEAD), "head_kv")
+"""The names of an axis of heads in a data set: of queries, and of keys and values where these have fewer."""
 
 
 @dataclass(frozen=True)
@@ -223,6 +225,12 @@ class Schema:
     def length_of(self, axis: str, point: Point) -> int:
         """The length of an axis of a point, where the model decides it."""
         return self.sizes[point.heads if axis == Axis.HEAD else axis]
+
+    def dims(self, name: str) -> list[str]:
+        """A value's axes in a data set, where one name has one length: `head_kv` if keys have fewer heads."""
+        heads = self[name].heads
+        fewer = heads != Axis.HEAD and self.sizes.get(heads) != self.sizes.get(Axis.HEAD)
+        return [heads if axis == Axis.HEAD and fewer else str(axis) for axis in self.axes[name]]
 
     def shape_of(self, parameter: Parameter) -> tuple[int, ...]:
         """The shape of a parameter."""

@@ -17,7 +17,7 @@ import support
 from noticed import must_be_noticed
 from pellucid import attend, ckpt
 from pellucid.axes import Axis
-from pellucid.run import edit
+from pellucid.run import changes, edit
 
 NAMES = support.schema(support.SIZES["n_layer"]).names
 AXES = support.schema(support.SIZES["n_layer"]).axes
@@ -538,13 +538,13 @@ MUTANTS: dict[str, tuple[Any, str, Any, Callable[[], None]]] = {
     "hooked scores fall below the least": (
         attend, "_bounded", lambda scores: scores, test_scores_of_pads_may_be_hooked),
     "pads are patched in": (
-        edit, "_require_tokens", lambda source, site, rows, region: None,
+        changes, "_require_tokens", lambda source, site, rows, region: None,
         lambda: test_a_patch_puts_no_pad_at_a_token(support.glass())),
     "an edit of one row makes the others explicit": (
         ckpt, "_changed_rows", lambda before, after: None,
         lambda: test_many_edits_share_a_batch(support.glass())),
     "means are of what is chosen": (
-        edit, "_mean", lambda value, mask: value,
+        changes, "_mean", lambda value, mask: value,
         lambda: test_mean_ablation_of_one_position_by_this_run_is_that_by_the_same_run(support.glass())),
 }  # fmt: skip
 

@@ -11,25 +11,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pellucid import aliases, families, own_file
+from pellucid import aliases
 from pellucid.axes import POSITIONS, Axis, coordinate
-from pellucid.check import require_whole
 from pellucid.dialects import CKPTS, PLACES, named_arguments, unknown_attribute
 from pellucid.errors import InputError, UnknownNameError, shown
 from pellucid.extras import need
 from pellucid.network import Network
+from pellucid.run import captures_file
+from pellucid.run.captures_file import Captures
 from pellucid.run.origin import Known, Origin, model_of
-from pellucid.run.region import Index, Region, take
-from pellucid.schema import Schema
+from pellucid.run.region import Index, Region
+from pellucid.schema import HEADS, Schema
 from pellucid.text.batch import Batch
 
 if TYPE_CHECKING:
     import xarray
 
     from pellucid.run.edit import Edit
-
-_ABOUT = "pellucid.ckpts"
-"""Under which metadata key a saved file says what its tensors are."""
 
 
 class ActivationCkpts(Mapping[str, Tensor]):
@@ -125,14 +123,9 @@ class ActivationCkpts(Mapping[str, Tensor]):
         if isinstance(name, str) and name in self._values:
             return self._values[name]
         wanted = aliases.resolved(name, self.schema)
-        try:
-            return self._values[wanted]
-        except KeyError:
-            raise UnknownNameError(
-                f"{wanted!r} was not captured in this run.",
-                code="not-captured",
-                remedy="Ask for it in names= of run_with_ckpts.",
-            ) from None
+        if wanted not in self._values:
+            raise _not_captured(wanted)
+        return self._values[wanted]
 
     def __getattr__(self, name: str) -> Any:
         raise unknown_attribute("'ActivationCkpts' object", name, CKPTS)
@@ -215,11 +208,7 @@ class ActivationCkpts(Mapping[str, Tensor]):
     def _of_blocks(self, kind: str) -> list[str]:
         full = [name for i in range(len(self.schema.blocks)) if (name := f"blocks.{i}.{kind}") in self._values]
         if not full:
-            raise UnknownNameError(
-                f"'blocks.*.{kind}' was not captured in this run.",
-                code="not-captured",
-                remedy="Ask for it in names= of run_with_ckpts.",
-            )
+            raise _not_captured(f"blocks.*.{kind}")
         return full
 
     def of_text(self, row: int) -> ActivationCkpts:
@@ -279,18 +268,18 @@ class ActivationCkpts(Mapping[str, Tensor]):
         arrays: dict[str, Any] = {}
         for name, value in self._values.items():
             if not name.startswith("blocks."):
-                arrays[name] = (self._dims(name), self._without_pads(value, axes[name]))
+                arrays[name] = (self.schema.dims(name), self._without_pads(value, axes[name]))
                 continue
             kind = name.split(".", 2)[2]
             if kind not in arrays:
                 full = self._of_blocks(kind)
                 stacked = [self._without_pads(self[n], axes[n]) for n in full]
                 layers = [int(n.split(".")[1]) for n in full]
-                dims = [str(Axis.LAYER), *self._dims(name)]
+                dims = [str(Axis.LAYER), *self.schema.dims(name)]
                 arrays[kind] = xarray.DataArray(torch.stack(stacked), dims=dims, coords={str(Axis.LAYER): layers})
-        used = {dim: name for name in self._values for dim in self._dims(name)}
-        labels = self.coordinates({str(Axis.BATCH), *used} - set(_HEADS))
-        for dim in _HEADS:
+        used = {dim: name for name in self._values for dim in self.schema.dims(name)}
+        labels = self.coordinates({str(Axis.BATCH), *used} - set(HEADS))
+        for dim in HEADS:
             if dim in used:
                 kind = used[dim].split(".", 2)[-1]
                 labels[dim] = self.coordinates([str(Axis.HEAD)], of=kind)[str(Axis.HEAD)]
@@ -302,17 +291,10 @@ class ActivationCkpts(Mapping[str, Tensor]):
                 made[kind].attrs = {"checkpoint": kind, **said, "model": origin}
         return made
 
-    def _dims(self, name: str) -> list[str]:
-        """The names of a value's axes in a data set, in which one name has one length: keys may have fewer heads."""
-        sizes, heads = self.schema.sizes, self.schema[name].heads
-        fewer = heads != Axis.HEAD and sizes.get(heads) != sizes.get(Axis.HEAD)
-        return [heads if axis == Axis.HEAD and fewer else str(axis) for axis in self.schema.axes[name]]
-
     @property
     def columns(self) -> Tensor:
         """The columns of the batch that were kept, pads counted."""
-        everything = torch.arange(self.batch.ids.size(1), device="cpu")
-        return take(everything, Region(self.part.pos).indices("batch", everything.shape, (Axis.POS,), strict=True))
+        return self.part.columns(self.batch.ids.size(1))
 
     def _without_pads(self, value: Tensor, axes: tuple[Axis, ...]) -> Tensor:
         value = value.detach().cpu()
@@ -366,42 +348,8 @@ class ActivationCkpts(Mapping[str, Tensor]):
 
     def save(self, path: str | Path) -> None:
         """Write the values and the tokens into one safetensors file."""
-        about = {
-            "family": self.schema.family,
-            "sizes": dict(self.schema.sizes),
-            "pos": None if self.part.pos is None else self.columns.tolist(),
-            "heads": self.part.heads,
-            "strings": self.batch.strings,
-            "names": list(self),
-            "provenance": dict(self.provenance),
-            "edited": None if self.edited is None else sorted(self.edited),
-        }
-        tokens = {f"batch.{name}": getattr(self.batch, name).cpu() for name in ("ids", "mask", "positions")}
-        apart = {n: v.detach().cpu().clone(memory_format=torch.contiguous_format) for n, v in self.items()}
-        own_file.save(path, _ABOUT, {**apart, **tokens}, about)
-
-    def _require_one_run(self) -> None:
-        """Refuse values and tokens that no run can have given.
-
-        Raises:
-            ValueError: They do not fit together.
-        """
-        ids, mask, positions = self.batch.ids, self.batch.mask, self.batch.positions
-        if not ids.dim() == 2 or not ids.shape == mask.shape == positions.shape or mask.dtype != torch.bool:
-            raise ValueError("its ids, mask and positions do not fit together")
-        if any(tokens.dtype not in (torch.int64, torch.int32, torch.int16) for tokens in (ids, positions)):
-            raise ValueError("its ids or positions are no whole numbers")
-        if [len(strings) for strings in self.batch.strings] != mask.sum(1).tolist():
-            raise ValueError("it has other strings than tokens")
-        columns = len(self.columns)
-        sizes: dict[str, int] = {Axis.BATCH: len(ids), Axis.POS: columns, Axis.QUERY: columns, Axis.KEY: ids.size(1)}
-        if self.part.heads is not None:
-            sizes |= dict.fromkeys(_HEADS, len(cast("list[int]", self.part.heads)))
-        for name, value in self.items():
-            axes = self._dims(name)
-            fits = len(axes) == value.dim() and value.is_floating_point()
-            if not fits or any(sizes.setdefault(a, n) != n for a, n in zip(axes, value.shape, strict=True)):
-                raise ValueError(f"{name} is {value.dtype} {list(value.shape)}, which does not fit the others")
+        held = Captures(self._values, self.batch, self.schema, self.part, dict(self.provenance), self.edited)
+        held.save(path)
 
     @classmethod
     def load(cls, path: str | Path) -> ActivationCkpts:
@@ -412,60 +360,14 @@ class ActivationCkpts(Mapping[str, Tensor]):
             WeightsError: It cannot be opened.
             InputError: A file of something else, or a damaged one.
         """
-        try:
-            about, tensors = own_file.load(path, _ABOUT)
-            ids, mask, positions = (tensors[f"batch.{name}"] for name in ("ids", "mask", "positions"))
-            names, strings = _texts(about["names"]), [_texts(row) for row in _listed(about["strings"])]
-            provenance = about.get("provenance", {})
-            if not isinstance(provenance, dict) or not all(isinstance(fact, str) for fact in provenance.values()):
-                raise ValueError("its provenance is not texts by name")
-            # files of the first version have the number of GPT-2's blocks alone
-            sizes = _sizes(about.get("sizes", {"layer": about.get("n_layer")}))
-            schema = families.schema_of(str(about.get("family", "gpt2")), sizes)
-            part = Region(_numbers(about["pos"]), _numbers(about["heads"]))
-            read = cls(
-                {name: tensors[name] for name in names},
-                Batch(ids, mask, positions, labels=strings),
-                schema,
-                part=part,
-                origin=Known(provenance),
-                edited=None if about.get("edited") is None else _texts(about["edited"]),
-            )
-            read._require_one_run()
-            return read
-        except (KeyError, ValueError, InputError) as error:
-            raise InputError(
-                f"{str(path)!r} holds no captured checkpoints ({error!r}).",
-                code="not-ckpts",
-                remedy="Give a file that ActivationCkpts.save wrote.",
-            ) from error
+        held = captures_file.load(path)
+        origin, edited = Known(held.provenance), held.edited
+        return cls(held.values, held.batch, held.schema, part=held.part, origin=origin, edited=edited)
 
 
-_HEADS = (str(Axis.HEAD), "head_kv")
-
-_MOST_LAYERS = 1_000
-"""Far more than any model has: what a damaged file says is believed no further."""
-
-
-def _listed(value: Any) -> list[Any]:
-    if not isinstance(value, list):
-        raise ValueError(f"{shown(value)}, expected a list")
-    return value
-
-
-def _texts(value: Any) -> list[str]:
-    if not all(isinstance(text, str) for text in _listed(value)):
-        raise ValueError(f"{shown(value)}, expected texts")
-    return value
-
-
-def _sizes(value: Any) -> dict[str, int]:
-    if not isinstance(value, dict) or "layer" not in value:
-        raise ValueError(f"{shown(value)}, expected sizes by axis")
-    sizes = cast("dict[str, Any]", value)
-    most = {"layer": _MOST_LAYERS}
-    return {str(axis): require_whole(axis, size, at_most=most.get(axis)) for axis, size in sizes.items()}
-
-
-def _numbers(value: Any) -> list[int] | None:
-    return None if value is None else [require_whole("an index", number) for number in _listed(value)]
+def _not_captured(name: str) -> UnknownNameError:
+    return UnknownNameError(
+        f"{name!r} was not captured in this run.",
+        code="not-captured",
+        remedy="Ask for it in names= of run_with_ckpts.",
+    )

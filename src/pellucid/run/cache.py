@@ -6,6 +6,8 @@ cache as columns that nobody attends to.
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -252,8 +254,12 @@ class KeyValueCache:
         return made
 
 
-def continued(batch: Batch, cache: KeyValueCache, config: Config) -> Tensor:
-    """Positions [B, P] of a batch that goes on where the texts of a cache end; 0 at pads.
+@contextmanager
+def continued(batch: Batch, cache: KeyValueCache, config: Config) -> Generator[tuple[Tensor, Tensor | None]]:
+    """Make room for a batch that goes on where the texts of a cache end, and count its columns after the body.
+
+    Yields:
+        Its positions [B, P], 0 at pads; [B, length + P], true at tokens of both, None if there are no pads.
 
     Raises:
         InputError: A text would be longer than the context, or the cache was made for another model or device.
@@ -281,7 +287,9 @@ def continued(batch: Batch, cache: KeyValueCache, config: Config) -> Tensor:
             code="too-long",
             remedy="Rewind the cache, or give fewer tokens: this is the longest text that the model is made for.",
         )
-    return positions
+    cache.open(batch.mask)
+    yield positions, cache.padding_up_to(columns)
+    cache.close(batch.ids.size(1))
 
 
 def _are_a_cache(content: Tensor, mask: Tensor) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -164,9 +165,7 @@ class CkptedTransformer(GeneratingTransformer):
         With `start_at=("blocks.4.resid_pre", value)`, the run begins at that block with that value [B, P, D].
 
         Every verb runs the model through this call, so a hook on the model sees each of them. It gets a `Batch` of the
-        tokens that are run, and the rest by keyword.
-
-        A `pellucid.network.Run` is run as it is.
+        tokens that are run, and the rest by keyword. A `pellucid.network.Run` is run as it is.
 
         Under `torch.compile` a tensor of ids [B, P] is taken as it is, without checks and without pads, unless there is
         a mask or a cache; a start is then given as "blocks.4.resid_pre" and no other name of it.
@@ -197,12 +196,8 @@ class CkptedTransformer(GeneratingTransformer):
                 code="start-with-cache",
                 remedy="Leave the cache out.",
             )
-        positions = continued(batch, cache, self.config)
-        cache.open(batch.mask)
-        padding = cache.padding_up_to(cache.length + batch.ids.size(1))
-        logits = self.transform(Run(batch.ids, positions, padding, cache, columns), tap)
-        cache.close(batch.ids.size(1))
-        return logits
+        with continued(batch, cache, self.config) as (positions, padding):
+            return self.transform(Run(batch.ids, positions, padding, cache, columns), tap)
 
     @named_arguments()
     def run(
@@ -354,20 +349,15 @@ class CkptedTransformer(GeneratingTransformer):
         taps: list[Tap] = [edit_tap, recorder] if edit_tap.fired else [recorder]
         if last is not None:
             taps.append(StopAfter(last))
-        with torch.set_grad_enabled(grads):
-            logits = self._run_until_stopped(batch, Chain(taps) if len(taps) > 1 else recorder, start_at)
+        logits = None
+        with torch.set_grad_enabled(grads), suppress(Stopped):
+            logits = self(batch, tap=Chain(taps) if len(taps) > 1 else recorder, start_at=start_at)
         edit_tap.check_fired()
         recorder.check_fired()
         return logits, ActivationCkpts(
             recorder.values, batch, self.schema, part=part, fired=edit_tap.fired,
             origin=Origin(self.provenance.get("source", type(self).__name__), self, state_of(modules)),
         )  # fmt: skip
-
-    def _run_until_stopped(self, batch: Batch, tap: Tap, start_at: Start | None) -> Tensor | None:
-        try:
-            return self(batch, tap=tap) if start_at is None else self(batch, tap=tap, start_at=start_at)
-        except Stopped:
-            return None
 
     def get_input_embeddings(self) -> nn.Module:
         """The module that owns `W_E`."""

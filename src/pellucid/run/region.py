@@ -65,6 +65,11 @@ class Region:
             )
         return replace(self, heads=several[0])
 
+    def columns(self, count: int) -> Tensor:
+        """The chosen columns of so many."""
+        every = torch.arange(count, device="cpu")
+        return take(every, Region(self.pos).indices("batch", every.shape, (Axis.POS,), strict=True))
+
     def within(self, start: int, columns: int) -> tuple[list[int], list[int]] | None:
         """Which of the chosen positions lie in the columns from `start` on; None if all columns are chosen.
 

@@ -14,7 +14,8 @@ from pellucid.families import family_of
 from pellucid.network import Network
 from pellucid.parameters import submodules
 from pellucid.part import Part
-from pellucid.run.edit import Edit, Site
+from pellucid.run.changes import Site
+from pellucid.run.edit import Edit
 from pellucid.run.region import Region, take
 from pellucid.schema import Schema
 from pellucid.text.batch import Batch
