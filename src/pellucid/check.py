@@ -91,12 +91,18 @@ def require_whole(
 
 
 def require_one_of(
-    name: str, value: object, choices: Iterable[str], *, code: str, remedy: str = "Give one of these."
+    name: str,
+    value: object,
+    choices: Iterable[str],
+    *,
+    error: type[PellucidError] = InputError,
+    code: str,
+    remedy: str = "Give one of these.",
 ) -> None:
-    """Raise `InputError` unless a value is one of some words; `name` says where it was given: "ablate: how"."""
+    """Raise an error unless a value is one of some words; `name` says where it was given, such as "ablate: how"."""
     *others, last = map(repr, choices)
     if not isinstance(value, str) or repr(value) not in (*others, last):
-        raise InputError(f"{name}={shown(value)}, expected {', '.join(others)} or {last}.", code=code, remedy=remedy)
+        raise error(f"{name}={shown(value)}, expected {', '.join(others)} or {last}.", code=code, remedy=remedy)
 
 
 def _is_scalar(value: object) -> bool:
