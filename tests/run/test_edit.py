@@ -17,7 +17,7 @@ import support
 from noticed import must_be_noticed
 from pellucid import attend, ckpt
 from pellucid.axes import Axis
-from pellucid.run import changes, edit
+from pellucid.run import changes
 
 NAMES = support.schema(support.SIZES["n_layer"]).names
 AXES = support.schema(support.SIZES["n_layer"]).axes

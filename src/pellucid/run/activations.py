@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pellucid import aliases
 from pellucid.axes import POSITIONS, Axis, coordinate
+from pellucid.check import require_whole
 from pellucid.dialects import CKPTS, PLACES, named_arguments, unknown_attribute
 from pellucid.errors import InputError, UnknownNameError, shown
 from pellucid.extras import need
@@ -20,7 +21,7 @@ from pellucid.network import Network
 from pellucid.run import captures_file
 from pellucid.run.captures_file import Captures
 from pellucid.run.origin import Known, Origin, model_of
-from pellucid.run.region import Index, Region
+from pellucid.run.region import Index, Region, take
 from pellucid.schema import HEADS, Schema
 from pellucid.text.batch import Batch
 
