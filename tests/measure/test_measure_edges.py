@@ -19,7 +19,7 @@ import pellucid as pl
 import support
 from noticed import must_be_noticed
 from pellucid.measure import groups, series
-from pellucid.run import captures_file
+from pellucid.run import origin
 
 M = pl.measure
 streams = importlib.import_module("pellucid.measure.stream")  # the package's attribute of this name is a function
@@ -216,7 +216,7 @@ MUTANTS: dict[str, tuple[Any, str, Any, Callable[[Path], None]]] = {
         lambda position, *dims: position.transpose(*dims).values,
         lambda _: test_runs_of_unequal_length_put_together_are_those_of_one_batch(),
     ),
-    "files are believed": (captures_file.Captures, "require_one_run", lambda self: None,
+    "files are believed": (origin.Captures, "require_one_run", lambda self: None,
                            lambda folder: test_files_that_lie("other axes", folder)),
 }  # fmt: skip
 

@@ -18,9 +18,7 @@ from pellucid.dialects import CKPTS, PLACES, named_arguments, unknown_attribute
 from pellucid.errors import InputError, UnknownNameError, shown
 from pellucid.extras import need
 from pellucid.network import Network
-from pellucid.run import captures_file
-from pellucid.run.captures_file import Captures
-from pellucid.run.origin import Known, Origin, model_of
+from pellucid.run.origin import Captures, Known, Origin, load_captures, model_of
 from pellucid.run.region import Index, Region, take
 from pellucid.schema import HEADS, Schema
 from pellucid.text.batch import Batch
@@ -361,7 +359,7 @@ class ActivationCkpts(Mapping[str, Tensor]):
             WeightsError: It cannot be opened.
             InputError: A file of something else, or a damaged one.
         """
-        held = captures_file.load(path)
+        held = load_captures(path)
         origin, edited = Known(held.provenance), held.edited
         return cls(held.values, held.batch, held.schema, part=held.part, origin=origin, edited=edited)
 

@@ -28,8 +28,7 @@ from pellucid.run.cache import KeyValueCache, continued
 from pellucid.run.edit import Edit
 from pellucid.run.origin import Origin
 from pellucid.run.region import Index, Region
-from pellucid.run.span import Start, beginning, captured, unchecked_beginning
-from pellucid.run.taps import EditTap, Recorder, warn_of_dropout
+from pellucid.run.taps import EditTap, Recorder, Start, beginning, captured, unchecked_beginning, warn_of_dropout
 from pellucid.tap import Chain, StopAfter, Stopped, Tap
 from pellucid.text.batch import Batch, Inputs
 from pellucid.text.batching import Batcher
