@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from watched_page import Watched, rows_of
-from written_traces import WORDS, numbers, written
+from written_traces import WORDS, numbers, page_of, written
 
 Open = Callable[..., Watched]
 SHOWN = [word.replace(" ", "␣").replace("\n", "⏎") for word in WORDS]
@@ -40,3 +41,63 @@ def test_the_answer_stays_from_the_row_on_that_is_said(opened: Open) -> None:
         start = names.index(row[2])
         assert len(set(first[start:, pos].tolist())) == 1
         assert start == 0 or first[start - 1, pos] != first[start, pos]
+
+
+@pytest.mark.parametrize("by", ["source", "head", "layer", "kind"])
+def test_the_river_closes_and_says_what_is_left(opened: Open, by: str) -> None:
+    watched = opened(state=f"#river?by={by}")
+    found = numbers(written())
+    total, logit = found["attribution.components"].sum(), found["attribution.logit"][0]
+    target = int(found["prediction.logits"].argmax())
+    _, *rows = rows_of(watched, f"The river of ‘␣w{target}’")
+    assert len({row[0] for row in rows}) == len(rows)
+    assert sum(float(row[-1]) for row in rows) == pytest.approx(total, rel=1e-9)
+    # After the first block's attention the streams are the embeddings' and those heads' parts.
+    early = found["attribution.components"][:5].sum()
+    assert sum(float(row[2]) for row in rows) == pytest.approx(early, rel=1e-9)
+    sums = watched.page.locator(".closing dd").all_inner_texts()
+    assert float(sums[0].replace("−", "-")) == pytest.approx(total, rel=1e-14)
+    assert float(sums[1].replace("−", "-")) == logit
+    left = float(sums[1].replace("−", "-")) - float(sums[0].replace("−", "-"))
+    assert float(sums[2].replace("−", "-")) == pytest.approx(left, rel=1e-3)
+
+
+def test_what_does_not_add_up_is_said(opened: Open, tmp_path: Path) -> None:
+    path = tmp_path / "page.html"
+    path.write_text(page_of(written(remainder=0.25)), encoding="utf-8")
+    watched = opened(path, state="#river")
+    assert watched.page.locator(".closing dd").nth(2).inner_text() == "2.500e−1"
+
+
+def test_the_atlas_names_every_number(opened: Open) -> None:
+    watched = opened(state="#atlas?tile=blocks.1.attn.ckpt_z")
+    watched.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    watched.page.bring_to_front()
+    value = numbers(written())["atlas.blocks.1.attn.ckpt_z"][2, 1, 3]
+    watched.canvas("blocks.1.attn.ckpt_z").focus()
+    for key in ["ArrowDown"] * 3 + ["ArrowRight"] * 11:
+        watched.page.keyboard.press(key)
+    said = watched.said()
+    assert said.startswith('ckpts["blocks.1.attn.ckpt_z"][0, 2, 1, 3] ≈ ')
+    assert said.endswith(f"(pos ‘{SHOWN[2]}’, head 1, d_head 3)")
+    assert float(said.split("≈ ")[1].split(" ")[0].replace("−", "-")) == pytest.approx(float(value), rel=1e-3)
+    watched.page.keyboard.press("Enter")
+    watched.page.wait_for_selector(".notice span")
+    assert watched.run("navigator.clipboard.readText()") == 'ckpts["blocks.1.attn.ckpt_z"][0, 2, 1, 3]'
+    rows = rows_of(watched, "blocks.1.attn.ckpt_z")
+    assert rows[0] == ["batch", "pos", "head", "d_head", "value"]
+    assert len(rows) == 1 + len(WORDS) * 2 * 8
+
+
+def test_the_atlas_leads_from_the_whole_model_to_one_checkpoint_and_back(opened: Open) -> None:
+    watched = opened(state="#atlas")
+    canvas = watched.canvas("The atlas of this run")
+    canvas.focus()
+    for key in ["ArrowDown"] * 10:
+        watched.page.keyboard.press(key)
+    assert watched.said().startswith("blocks.0.attn.ckpt_pattern")
+    watched.page.keyboard.press("Enter")
+    watched.canvas("blocks.0.attn.ckpt_pattern").focus()
+    watched.page.keyboard.press("Escape")
+    assert watched.figure("The atlas of this run").count() == 1
+    assert len(rows_of(watched, "The atlas of this run")) == 1 + 2 + 2 * 17 + 2

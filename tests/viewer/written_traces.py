@@ -70,9 +70,13 @@ def written(
     heads: int = 2,
     without: Sequence[str] = (),
     seed: int = 0,
+    remainder: float = 0.0,
     **header: Any,
 ) -> bytes:
-    """The deflated bytes of a trace of these tokens; blocks whose names begin as one of `without` are left out."""
+    """The deflated bytes of a trace of these tokens; blocks whose names begin as one of `without` are left out.
+
+    `remainder` is what the logit has above the sum of its parts.
+    """
     random = np.random.default_rng(seed)
     count = len(words)
     query, key = np.tril_indices(count)
@@ -123,7 +127,7 @@ def written(
         "lens.next_rank": (random.integers(0, D_VOCAB, places).astype("u4"), {}),
         "lens.next_logprob": (-abs(cells(*places)), {}),
         "attribution.components": (adds, {"of": parts}),
-        "attribution.logit": (np.array([adds.sum()]), {}),
+        "attribution.logit": (np.array([adds.sum() + remainder]), {}),
         "attribution.sources": (cells(layers, heads, count), {}),
         "neurons.pre": (cells(layers, count, D_MLP).astype("f2"), {}),
         "neurons.post": (cells(layers, count, D_MLP).astype("f2"), {}),

@@ -1,5 +1,6 @@
 // Colours of the two themes. Sequential scales run like cividis, from the paper of the theme to its ink side, and are
-// monotone in lightness, so they can be read without colour; diverging ones are blue and orange around the paper.
+// monotone in lightness, so they can be read without colour; diverging ones run from orange (negative) over the
+// paper to blue (positive), as bars do.
 
 export type Palette = {
   dark: boolean;
@@ -49,8 +50,8 @@ type RGB = [number, number, number];
 const STOPS: Record<string, string[]> = {
   "light-sequential": ["#faf8ef", "#e6dca8", "#b0aa87", "#6c7480", "#37507d", "#00224e"],
   "dark-sequential": ["#1a2027", "#203a66", "#556076", "#8f8a72", "#cfba5c", "#ffea6b"],
-  "light-diverging": ["#08467f", "#4a8bc2", "#b5d2ea", "#f6f4ee", "#f6cfa6", "#dd8a3c", "#93400a"],
-  "dark-diverging": ["#9cd0ff", "#4f93d1", "#2a4a6b", "#1c2228", "#6b4422", "#d08540", "#ffc388"],
+  "light-diverging": ["#93400a", "#dd8a3c", "#f6cfa6", "#f6f4ee", "#b5d2ea", "#4a8bc2", "#08467f"],
+  "dark-diverging": ["#ffc388", "#d08540", "#6b4422", "#1c2228", "#2a4a6b", "#4f93d1", "#9cd0ff"],
 };
 
 function rgb(hex: string): RGB {

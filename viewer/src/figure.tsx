@@ -39,6 +39,8 @@ export type Drawing = {
   wheel?(x: number, y: number, by: number): boolean;
   drag?(dx: number, dy: number): void;
   key?(event: KeyboardEvent): boolean;
+  /** The cursor went to a cell by keyboard; a figure that zooms follows it. */
+  moved?(row: number, column: number): void;
 };
 
 export type FigureProps = {
@@ -175,10 +177,11 @@ export function Figure(props: FigureProps) {
   const go = (row: number, column: number) => {
     const grid = drawing.value!.grid!;
     cursor.value = [row, column];
+    drawing.value!.moved?.(row, column);
     grid.hover?.([row, column]);
     readout.value = grid.read(row, column);
     app.said.value = readout.value;
-    const [x, y, w, h] = grid.box(row, column);
+    const [x, y, w, h] = drawing.value!.grid!.box(row, column);
     const scroller = frame.current!;
     if (x < scroller.scrollLeft || x + w > scroller.scrollLeft + scroller.clientWidth) scroller.scrollLeft = x - scroller.clientWidth / 2;
     const edge = base.current!.getBoundingClientRect().top;

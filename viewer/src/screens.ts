@@ -1,9 +1,11 @@
 // The table of screens: each is a file in screens/, and a question with a sentence on what to look for.
 
 import type { ComponentType } from "preact";
+import { Atlas } from "./screens/atlas";
 import { Attention } from "./screens/attention";
 import { Lens } from "./screens/lens";
 import { Overview } from "./screens/overview";
+import { RiverScreen } from "./screens/river";
 
 export type Screen = {
   /** In links: `#attention?layer=2`. */
@@ -35,5 +37,19 @@ export const SCREENS: Screen[] = [
     question: "When does it know?",
     look: "Look for the row where a column stops changing: from there on the later layers only make it more certain.",
     view: Lens,
+  },
+  {
+    id: "river",
+    name: "River",
+    question: "Who wrote the answer?",
+    look: "Look for the stream that swells most, and at which layer: that is who wrote it, and when.",
+    view: RiverScreen,
+  },
+  {
+    id: "atlas",
+    name: "Atlas",
+    question: "Can I see all of it?",
+    look: "Look for vertical lines: a dimension that is large at every token. Then go closer, down to a single number and its name.",
+    view: Atlas,
   },
 ];

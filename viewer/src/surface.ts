@@ -26,6 +26,8 @@ export interface Surface {
   text(x: number, y: number, text: string, options: TextOptions): void;
   /** Rows by columns of values, drawn as cells in the colours of a scale; NaN cells stay empty. */
   cells(x: number, y: number, width: number, height: number, rows: number, columns: number, at: (row: number, column: number) => number, scale: Scale): void;
+  /** Cells that were coloured before, for figures that move many of them. */
+  picture(x: number, y: number, width: number, height: number, cells: HTMLCanvasElement): void;
   clip(x: number, y: number, width: number, height: number, inside: () => void): void;
 }
 
@@ -58,7 +60,7 @@ export function fitted(text: string, options: TextOptions): string {
 }
 
 /** Cells as pixels, one for each; the picture that canvas and large SVG exports share. */
-function pixels(rows: number, columns: number, at: (row: number, column: number) => number, scale: Scale): HTMLCanvasElement {
+export function pixels(rows: number, columns: number, at: (row: number, column: number) => number, scale: Scale): HTMLCanvasElement {
   const picture = document.createElement("canvas");
   picture.width = columns;
   picture.height = rows;
@@ -131,12 +133,14 @@ export class CanvasSurface implements Surface {
   }
 
   cells(x: number, y: number, width: number, height: number, rows: number, columns: number, at: (row: number, column: number) => number, scale: Scale): void {
-    if (!rows || !columns) return;
-    const picture = pixels(rows, columns, at, scale);
+    if (rows && columns) this.picture(x, y, width, height, pixels(rows, columns, at, scale));
+  }
+
+  picture(x: number, y: number, width: number, height: number, cells: HTMLCanvasElement): void {
     // Small cells are averaged, large ones keep their edges.
-    this.context.imageSmoothingEnabled = width < columns;
+    this.context.imageSmoothingEnabled = width < cells.width;
     this.context.imageSmoothingQuality = "medium";
-    this.context.drawImage(picture, x, y, width, height);
+    this.context.drawImage(cells, x, y, width, height);
   }
 
   clip(x: number, y: number, width: number, height: number, inside: () => void): void {
@@ -197,11 +201,7 @@ export class SvgSurface implements Surface {
   cells(x: number, y: number, width: number, height: number, rows: number, columns: number, at: (row: number, column: number) => number, scale: Scale): void {
     if (rows * columns > 4096) {
       // So many rectangles would make a file that no editor opens; the cells are a picture inside, pixel for cell.
-      const picture = pixels(rows, columns, at, scale).toDataURL("image/png");
-      this.parts.push(
-        `<image x="${short(x)}" y="${short(y)}" width="${short(width)}" height="${short(height)}" preserveAspectRatio="none" image-rendering="pixelated" href="${picture}"/>`,
-      );
-      return;
+      return this.picture(x, y, width, height, pixels(rows, columns, at, scale));
     }
     const [w, h] = [width / columns, height / rows];
     for (let row = 0; row < rows; row++) {
@@ -210,6 +210,12 @@ export class SvgSurface implements Surface {
         if (!Number.isNaN(value)) this.rect(x + column * w, y + row * h, w + 0.3, h + 0.3, { fill: scale.color(value) });
       }
     }
+  }
+
+  picture(x: number, y: number, width: number, height: number, cells: HTMLCanvasElement): void {
+    this.parts.push(
+      `<image x="${short(x)}" y="${short(y)}" width="${short(width)}" height="${short(height)}" preserveAspectRatio="none" image-rendering="pixelated" href="${cells.toDataURL("image/png")}"/>`,
+    );
   }
 
   clip(x: number, y: number, width: number, height: number, inside: () => void): void {

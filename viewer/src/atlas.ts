@@ -1,0 +1,116 @@
+// The atlas's map: which checkpoint lies where, and which number of it a place shows.
+
+import { diverging, sequential, type Palette, type Scale } from "./colors";
+import { pixels } from "./surface";
+import type { Block, Point, Trace } from "./trace";
+
+/** A rectangle of numbers: rows are tokens (queries), columns are features or, head after head, keys or features. */
+export type Tile = {
+  point: Point;
+  block: Block | null;
+  rows: number;
+  columns: number;
+  /** Heads that lie side by side; 0 if the checkpoint has none. */
+  heads: number;
+  x: number;
+  y: number;
+  width: number;
+  height: number;
+  /** Row of tiles that it is in. */
+  line: number;
+};
+
+export type Chart = { tiles: Tile[]; width: number; height: number; lines: number; rowHeight: number; bands: { y: number; height: number; layer: number }[] };
+
+const square = (point: Point) => point.axes.at(-1) === "key";
+const byHead = (point: Point) => point.axes.includes("head") || point.axes.includes("head_kv");
+
+/** The value at a row and a column of a tile; NaN where there is none. */
+export function valueAt(tile: Tile, row: number, column: number): number {
+  const { block } = tile;
+  if (!block) return NaN;
+  if (!square(tile.point)) return block.value(row * tile.columns + column);
+  const size = tile.columns / tile.heads;
+  const [head, key] = [Math.floor(column / size), column % size];
+  if (key > row) return NaN;
+  return block.entry.layout === "lower" ? block.value(head * block.shape[1] + (row * (row + 1)) / 2 + key) : block.value((head * tile.rows + row) * size + key);
+}
+
+/** The index in Python: without the batch's axis first. */
+export function indexAt(tile: Tile, row: number, column: number): number[] {
+  if (!tile.heads) return [0, row, column];
+  const size = tile.columns / tile.heads;
+  const [head, inner] = [Math.floor(column / size), column % size];
+  return square(tile.point) ? [0, head, row, inner] : [0, row, head, inner];
+}
+
+/** One number's name in Python. */
+export const nameAt = (tile: Tile, row: number, column: number): string => `ckpts["${tile.point.name}"][${indexAt(tile, row, column).join(", ")}]`;
+
+const GAP = 34;
+const LABEL = 52;
+
+/** Every checkpoint in execution order: two lines for each block, attention and MLP, from left to right. */
+export function mapOf(trace: Trace): Chart {
+  const tiles: Tile[] = [];
+  const { points } = trace.header.schema;
+  // Numbers are taller than wide, so that the whole map has the shape of a page.
+  const wide = 3200;
+  const tallOf = (rows: number) => Math.max(70, Math.min(300, 8 * rows));
+  let [x, y, line, tall] = [0, LABEL, 0, 0];
+  let before: string | null = null;
+  const bands: Chart["bands"] = [];
+  const wrap = () => {
+    if (!x) return;
+    y += tall + 16 + LABEL;
+    [x, tall] = [0, 0];
+    line++;
+  };
+  for (const point of points) {
+    const half = point.block === null ? point.short.split(".")[0].replace(/^ckpt_.*/, "embed") : `${point.block}.${/^(ln2|mlp|resid_post|resid_mid)/.test(point.short) ? "mlp" : "attn"}`;
+    if (half !== before) wrap();
+    before = half;
+    const rows = square(point) ? point.shape.at(-2)! : point.shape[1];
+    const heads = byHead(point) ? (square(point) ? point.shape[1] : point.shape[2]) : 0;
+    const columns = square(point) ? heads * point.shape.at(-1)! : point.shape.slice(2).reduce((a, b) => a * b, 1);
+    const height = tallOf(rows);
+    // Patterns are few numbers: they get square cells.
+    const width = square(point) ? Math.max(heads * 60, heads * height * 0.9) : Math.max(120, Math.min(columns, 760));
+    if (x && x + width > wide) wrap();
+    tiles.push({ point, block: trace.block(`atlas.${point.name}`), rows, columns, heads, x, y, width, height, line });
+    if (point.block !== null) {
+      const band = bands.find((one) => one.layer === point.block);
+      if (band) band.height = y + height + 12 - band.y;
+      else bands.push({ layer: point.block, y: y - LABEL, height: height + LABEL + 12 });
+    }
+    x += width + GAP;
+    tall = Math.max(tall, height);
+  }
+  const width = Math.max(...tiles.map((tile) => tile.x + tile.width));
+  return { tiles, width, height: y + tall + 12, lines: line + 1, bands, rowHeight: tallOf(trace.length) / trace.length };
+}
+
+export type Look = { scale: Scale; picture: HTMLCanvasElement };
+
+const looks = new WeakMap<Tile, Map<boolean, Look>>();
+
+/** A tile in colour: shares from nothing to one, everything else around zero, saturated at its 99th percentile. */
+export function lookOf(tile: Tile, palette: Palette): Look {
+  let known = looks.get(tile);
+  if (!known) looks.set(tile, (known = new Map()));
+  const found = known.get(palette.dark);
+  if (found) return found;
+  const sample: number[] = [];
+  const count = tile.rows * tile.columns;
+  const step = Math.max(1, Math.floor(count / 4000));
+  for (let i = 0; i < count; i += step) {
+    const value = Math.abs(valueAt(tile, Math.floor(i / tile.columns), i % tile.columns));
+    if (Number.isFinite(value)) sample.push(value);
+  }
+  sample.sort((a, b) => a - b);
+  const reach = sample[Math.floor(0.99 * (sample.length - 1))] || 1;
+  const scale = /pattern$/.test(tile.point.name) ? sequential(0, 1, palette.dark) : diverging(reach, palette.dark);
+  const made = { scale, picture: pixels(tile.rows, tile.columns, (row, column) => valueAt(tile, row, column), scale) };
+  known.set(palette.dark, made);
+  return made;
+}

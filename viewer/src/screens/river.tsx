@@ -1,0 +1,294 @@
+// The river: the logit of one token as a sum that grows from layer to layer and closes.
+
+import { diverging, type Palette } from "../colors";
+import { Figure, type Drawing } from "../figure";
+import { barRows, heatMap } from "../marks";
+import { Missing } from "../missing";
+import { partsOf, streams, type Streams } from "../river";
+import { useApp, useParam } from "../state";
+import type { Surface } from "../surface";
+import { number, quoted, visible } from "../text";
+
+const GROUPS: Record<string, string> = { source: "the tokens it was read from", head: "heads", layer: "layers", kind: "kinds of parts" };
+
+const HUES_LIGHT = ["#1c5d99", "#d98a3d", "#3f8f86", "#8b5a9e", "#c2a83a", "#b4574e", "#6b8e4e", "#4d7fb8", "#b98fc4"];
+const HUES_DARK = ["#6aa9e0", "#f0a55f", "#6cc3b8", "#bd93cf", "#e0cb62", "#e58a80", "#a5c985", "#8fb9ea", "#d9b8e2"];
+
+function hue(name: string, index: number, palette: Palette): string {
+  if (name === "MLPs") return palette.dark ? "#56616d" : "#b9c0c6";
+  if (name === "embeddings") return palette.dark ? "#7d8894" : "#8d979f";
+  if (name.includes("offset")) return palette.dark ? "#3f4954" : "#d8dade";
+  if (name.startsWith("other")) return palette.dark ? "#4a5a6b" : "#c8d3dd";
+  const hues = palette.dark ? HUES_DARK : HUES_LIGHT;
+  return hues[index % hues.length];
+}
+
+/** The area between two edges, eased from step to step like water. */
+function band(xs: number[], lower: number[], upper: number[]): string {
+  const curve = (from: number, to: number, edge: number[]) => {
+    const middle = (xs[from] + xs[to]) / 2;
+    return `C${middle.toFixed(1)} ${edge[from].toFixed(2)} ${middle.toFixed(1)} ${edge[to].toFixed(2)} ${xs[to].toFixed(1)} ${edge[to].toFixed(2)}`;
+  };
+  const last = xs.length - 1;
+  let out = `M${xs[0]} ${upper[0].toFixed(2)}`;
+  for (let i = 0; i < last; i++) out += curve(i, i + 1, upper);
+  out += `L${xs[last]} ${lower[last].toFixed(2)}`;
+  for (let i = last; i > 0; i--) out += curve(i, i - 1, lower);
+  return out + "Z";
+}
+
+type Stacked = { lower: number[]; upper: number[] };
+
+/** At each step what helps is stacked above zero and what hinders below; together they are the sum so far. */
+function stacked({ sums, steps }: Streams): Stacked[] {
+  const out = sums.map(() => ({ lower: [] as number[], upper: [] as number[] }));
+  steps.forEach((_, step) => {
+    let [above, below] = [0, 0];
+    sums.forEach((row, i) => {
+      const value = row[step];
+      if (value >= 0) {
+        out[i].lower.push(above);
+        out[i].upper.push((above += value));
+      } else {
+        out[i].upper.push(below);
+        out[i].lower.push((below += value));
+      }
+    });
+  });
+  return out;
+}
+
+function River() {
+  const app = useApp();
+  const by = useParam<string>("by", "source");
+  const { target, tokens } = app.trace.value.header;
+  const build = (width: number, palette: Palette): Drawing => {
+    const made = streams(app.trace.value, by.value);
+    const areas = stacked(made);
+    const { names, sums, steps } = made;
+    const height = Math.max(300, Math.min(430, width * 0.46));
+    const [left, top, right] = [34, 14, Math.min(190, width * 0.3)];
+    const highest = Math.max(...areas.flatMap((area) => area.upper), 0.01);
+    const lowest = Math.min(...areas.flatMap((area) => area.lower), 0);
+    const y = (value: number) => top + (height * (highest - value)) / (highest - lowest);
+    const xs = steps.map((_, i) => left + ((width - left - right) * i) / (steps.length - 1));
+    const end = steps.length - 1;
+    const running = steps.map((_, step) => sums.reduce((sum, row) => sum + row[step], 0));
+    const colors = names.map((name, i) => hue(name, i, palette));
+    // Names at the right stand beside their streams, and move apart where they would touch.
+    const labels = areas
+      .map((area, i) => ({ i, at: y((area.lower[end] + area.upper[end]) / 2) }))
+      .sort((a, b) => a.at - b.at);
+    const gap = 15;
+    labels.forEach((label, k) => (label.at = Math.max(label.at, k ? labels[k - 1].at + gap : top + 4)));
+    for (let k = labels.length - 1; k >= 0; k--) labels[k].at = Math.min(labels[k].at, k === labels.length - 1 ? top + height : labels[k + 1].at - gap);
+    const draw = (surface: Surface) => {
+      const tick = [1, 2, 5, 10, 20, 50, 100].find((step) => (highest - lowest) / step < 7) ?? 200;
+      for (let value = Math.ceil(lowest / tick) * tick; value <= highest; value += tick) {
+        surface.rect(left, y(value), width - left - right, 1, { fill: value ? palette.grid : palette.muted });
+        surface.text(left - 7, y(value), String(value).replace("-", "−"), { size: 11, fill: palette.muted, anchor: "end", baseline: "middle" });
+      }
+      areas.forEach((area, i) => surface.path(band(xs, area.lower.map(y), area.upper.map(y)), { fill: colors[i], stroke: palette.panel, width: 0.75 }));
+      surface.path(band(xs, running.map(y), running.map(y)), { stroke: palette.panel, width: 5 });
+      surface.path(band(xs, running.map(y), running.map(y)), { stroke: palette.ink, width: 2 });
+      surface.circle(xs[end], y(running[end]), 4.5, { fill: palette.ink, stroke: palette.panel, width: 2 });
+      for (const { i, at } of labels) {
+        const color = colors[i];
+        const from = y((areas[i].lower[end] + areas[i].upper[end]) / 2);
+        surface.path(`M${xs[end] + 6} ${from}C${xs[end] + 16} ${from} ${xs[end] + 14} ${at} ${xs[end] + 24} ${at}`, { stroke: color, width: 1.5 });
+        const value = number(sums[i][end], 3);
+        surface.text(xs[end] + 29, at, width < 480 ? names[i] : `${names[i]}  ${value}`, { size: 11.5, fill: palette.ink, baseline: "middle", fit: width - xs[end] - 30 });
+      }
+      steps.forEach((_, i) => {
+        const layer = i % 2 === 1 && i < end ? (i - 1) / 2 : -1;
+        const many = Math.ceil((steps.length * 16) / (width - left - right));
+        if (layer >= 0 && layer % many === 0) surface.text((xs[i] + xs[i + 1]) / 2, top + height + 18, `${layer}`, { size: 11, fill: palette.muted, anchor: "middle" });
+        if (i) surface.rect(xs[i] - 0.5, top + height + 2, 1, layer >= 0 ? 6 : 3, { fill: palette.line });
+      });
+      surface.text(left, top + height + 34, "layers: attention, then MLP →", { size: 11, fill: palette.muted });
+      surface.text(width, top + height + 34, `logit ${number(made.logit, 4)}`, { size: 12, weight: 700, fill: palette.ink, anchor: "end" });
+    };
+    const find = (px: number, py: number): [number, number] | null => {
+      const step = Math.round(((px - left) / (width - left - right)) * end);
+      if (step < 0 || step > end) return null;
+      const value = highest - ((py - top) / height) * (highest - lowest);
+      const row = areas.findIndex((area) => value >= area.lower[step] && value < area.upper[step]);
+      return row < 0 ? null : [row, step];
+    };
+    return {
+      width,
+      height: top + height + 42,
+      draw,
+      grid: {
+        rows: names.length,
+        columns: steps.length,
+        find,
+        box: (row, step) => {
+          const [a, b] = [y(areas[row].upper[step]), y(areas[row].lower[step])];
+          return [xs[step] - 5, a, 10, Math.max(3, b - a)];
+        },
+        read: (row, step) => `${names[row]} has added ${number(sums[row][step], 4)} after ${steps[step]}; the sum so far is ${number(running[step], 4)}`,
+        choose: (row) => {
+          const source = by.value === "source" ? /^(\d+) /.exec(names[row]) : null;
+          if (source) app.key.value = Number(source[1]);
+          const head = by.value === "head" ? /(\d+)\.(\d+)$/.exec(names[row]) : null;
+          if (head) {
+            app.layer.value = Number(head[1]);
+            app.head.value = Number(head[2]);
+          }
+        },
+        hover: (where) => {
+          const source = where && by.value === "source" ? /^(\d+) /.exec(names[where[0]]) : null;
+          app.hover.value = source ? { key: Number(source[1]) } : {};
+        },
+        start: () => [0, end],
+      },
+    };
+  };
+  const { total, logit } = streams(app.trace.value, "kind");
+  const count = app.trace.value.need("attribution.components").size;
+  return (
+    <Figure
+      title={`The river of ${quoted(target.text)}`}
+      name={`river-${by.value}`}
+      caption={`How its logit at ${quoted(tokens[target.pos].text)} comes together, layer by layer. What helps flows above zero, what hinders below; the black line is the sum.`}
+      build={build}
+      controls={
+        <label>
+          Streams are
+          <select value={by.value} onChange={(event) => (by.value = event.currentTarget.value)}>
+            {Object.entries(GROUPS)
+              .filter(([id]) => id !== "source" || app.trace.value.has("attribution.sources"))
+              .map(([id, name]) => (
+                <option value={id}>{name}</option>
+              ))}
+          </select>
+        </label>
+      }
+      table={() => {
+        const { names, sums, steps } = streams(app.trace.value, by.value);
+        return { columns: ["stream", ...steps], rows: names.map((name, i) => [name, ...sums[i]]), note: "Each column is what a stream has added up to and with that step." };
+      }}
+      python={() => `parts = pl.attribution.direct(ckpts, ${JSON.stringify(target.text)}, by="head")[:, 0, ${target.pos}]\nparts.sum()`}
+      shell={() => app.trace.value.header.calls.shell ?? ""}
+    >
+      <dl class="closing">
+        <dt>{`Sum of ${count} parts`}</dt>
+        <dd>{plain(total)}</dd>
+        <dt>Logit of the run</dt>
+        <dd>{plain(logit)}</dd>
+        <dt>What is left</dt>
+        <dd>{logit === total ? "0" : (logit - total).toExponential(3).replaceAll("-", "−")}</dd>
+      </dl>
+    </Figure>
+  );
+}
+
+/** All digits of a number. */
+const plain = (value: number) => String(value).replaceAll("-", "−");
+
+type Head = { layer: number; head: number; total: number; bySource: number[] };
+
+function headsOf(app: ReturnType<typeof useApp>): Head[] {
+  const trace = app.trace.value;
+  const found = new Map<string, Head>();
+  for (const part of partsOf(trace)) {
+    if (part.head === null || part.layer === null) continue;
+    const name = `${part.layer}.${part.head}`;
+    const head = found.get(name) ?? { layer: part.layer, head: part.head, total: 0, bySource: new Array<number>(trace.length).fill(0) };
+    head.total += part.value;
+    if (part.source !== null) head.bySource[part.source] += part.value;
+    found.set(name, head);
+  }
+  return [...found.values()].sort((a, b) => Math.abs(b.total) - Math.abs(a.total));
+}
+
+const MOST_HEADS = 16;
+
+function FromWhere() {
+  const app = useApp();
+  const { length } = app.trace.value;
+  const heads = headsOf(app).slice(0, MOST_HEADS);
+  const build = (width: number, palette: Palette): Drawing => {
+    const trace = app.trace.value;
+    const reach = Math.max(...heads.flatMap((head) => head.bySource.map(Math.abs)), 1e-9);
+    return heatMap({
+      width,
+      palette,
+      rows: heads.length,
+      columns: length,
+      rowHeight: 24,
+      at: (row, pos) => heads[row].bySource[pos],
+      scale: diverging(reach, palette.dark),
+      rowLabels: heads.map((head) => `${head.layer}.${head.head}  ${number(head.total, 3)}`),
+      columnLabels: trace.header.tokens.map((token) => visible(token.text)),
+      cellText: (row, pos) => (Math.abs(heads[row].bySource[pos]) < reach / 20 ? "" : number(heads[row].bySource[pos], 2)),
+      legend: { title: "adds to the logit", low: number(-reach, 2), high: number(reach, 2) },
+      read: (row, pos) => `head ${heads[row].layer}.${heads[row].head} adds ${number(heads[row].bySource[pos], 4)} from ${quoted(trace.header.tokens[pos].text)}`,
+      hover: (where) => (app.hover.value = where ? { key: where[1] } : {}),
+      choose: (row, pos) => {
+        app.layer.value = heads[row].layer;
+        app.head.value = heads[row].head;
+        app.key.value = pos;
+      },
+      lit: () => {
+        const { layer, head } = app.at();
+        return { row: heads.findIndex((one) => one.layer === layer && one.head === head), column: app.atKey.value };
+      },
+    });
+  };
+  return (
+    <Figure
+      title="Which head, from which token"
+      name="river-heads"
+      caption={`The ${heads.length} heads with the largest parts, and the tokens that they read them from. Choose a cell, then look at that head under “Attention”.`}
+      narrowest={length * (length <= 64 ? 34 : 10) + 110}
+      build={build}
+      table={() => ({
+        columns: ["layer", "head", "source", "token", "adds"],
+        rows: headsOf(app).flatMap((head) => head.bySource.map((value, pos) => [head.layer, head.head, pos, app.trace.value.header.tokens[pos].text, value])),
+      })}
+      python={() => `pl.attribution.direct(ckpts, ${JSON.stringify(app.trace.value.header.target.text)}, by="head")`}
+    />
+  );
+}
+
+const MOST_PARTS = 14;
+
+function Largest() {
+  const app = useApp();
+  const parts = () => {
+    const block = app.trace.value.need("attribution.components");
+    return block.entry.of!.map((name, i) => ({ name, value: block.value(i) })).sort((a, b) => Math.abs(b.value) - Math.abs(a.value));
+  };
+  return (
+    <Figure
+      title="The largest parts"
+      name="river-parts"
+      build={(width, palette) =>
+        barRows({
+          width,
+          palette,
+          bars: parts()
+            .slice(0, MOST_PARTS)
+            .map(({ name, value }) => ({ label: name.replace(/^blocks\./, "").replace(".attn[", " head ").replace("]", "").replace(".attn.b_O", " b_O").replace(".mlp", " MLP"), value })),
+          read: (row) => `${parts()[row].name} adds ${number(parts()[row].value, 4)}`,
+        })
+      }
+      table={() => ({ columns: ["component", "adds"], rows: parts().map(({ name, value }) => [name, value]) })}
+      python={() => `pl.attribution.direct(ckpts, ${JSON.stringify(app.trace.value.header.target.text)}, by="head")[:, 0, ${app.trace.value.header.target.pos}]`}
+    />
+  );
+}
+
+export function RiverScreen() {
+  const app = useApp();
+  if (!app.trace.value.has("attribution.components")) return <Missing what="attribution.components" />;
+  return (
+    <>
+      <River />
+      {app.trace.value.has("attribution.sources") ? <FromWhere /> : <Missing what="attribution.sources" />}
+      <Largest />
+    </>
+  );
+}
