@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from pellucid.errors import WeightsError, shown
 from pellucid.families import family_of
 from pellucid.family import InTransformers
-from pellucid.parameters import has_native_hooks, is_finite, put_buffers, runs_as_written
+from pellucid.part import has_native_hooks, is_finite, put_buffers, runs_as_written
 from pellucid.run.model import CkptedTransformer
 from pellucid.text.batch import Batch
 from pellucid.weights.foreign import AS_IT_IS, uncompiled

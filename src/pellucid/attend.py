@@ -25,11 +25,9 @@ from pellucid import dialects
 from pellucid.ckpt import name_checkpoints
 from pellucid.config import Config
 from pellucid.network import Memory
-from pellucid.numerics.execution import EXACT, Execution, is_transformed
 from pellucid.numerics.nonlinear import may_write_into_results
-from pellucid.numerics.products import Products, products_of
-from pellucid.parameters import is_finite, state_of
-from pellucid.part import Part, Weights
+from pellucid.numerics.products import EXACT, Execution, Products, is_transformed, products_of
+from pellucid.part import Part, Weights, is_finite, state_of
 from pellucid.tap import Tap
 
 _WIDEST_GROUPED = 256

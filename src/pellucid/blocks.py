@@ -19,8 +19,7 @@ from pellucid.ckpt import name_checkpoints
 from pellucid.config import Config
 from pellucid.network import Embedding, Memory, Network, Run, Unembedding
 from pellucid.numerics import nonlinear
-from pellucid.numerics.execution import EXACT, Execution
-from pellucid.numerics.products import Products, products_of
+from pellucid.numerics.products import EXACT, Execution, Products, products_of
 from pellucid.part import Part, Weights, given, require_weights, under
 from pellucid.tap import Tap
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
-from pellucid.numerics.execution import is_transformed
+from pellucid.numerics.products import is_transformed
 from pellucid.tap import Tap
 
 

@@ -13,8 +13,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from pellucid import config_values
-from pellucid.config import Config
+from pellucid.config import Config, read_token_id, read_token_ids
 from pellucid.errors import ConfigError, shown
 from pellucid.weights.manifests import is_there, read_json
 
@@ -113,7 +112,7 @@ class GenerationSettings:
     @property
     def pad_id(self) -> int | None:
         """What stands behind the end of a text that is shorter than others."""
-        return config_values.token_id("pad_token_id", self.fields.get("pad_token_id"))
+        return read_token_id("pad_token_id", self.fields.get("pad_token_id"))
 
     @property
     def sampling(self) -> dict[str, Any]:
@@ -138,7 +137,7 @@ class GenerationSettings:
         """
         value = self.fields.get(name)
         several = value if isinstance(value, (list, tuple)) else [value]
-        return config_values.token_ids(name, several)
+        return read_token_ids(name, several)
 
     def without(self, *names: str) -> GenerationSettings:
         """These settings without some of the fields."""

@@ -14,7 +14,7 @@ from functools import cached_property
 from types import MappingProxyType
 from typing import Any, ClassVar, Self, cast
 
-from pellucid import config_values
+from pellucid.config import SAVE_ID, read_flag, read_number, read_size, read_token_id, read_token_ids, wrong_type
 from pellucid.config_variants import Variant
 from pellucid.errors import ConfigError, nearest, shown
 from pellucid.numerics import nonlinear
@@ -86,10 +86,10 @@ class JsonConfig:
     def __post_init__(self) -> None:
         about = self.about
         for name, least in about.sizes.items():
-            self._set(name, config_values.size(name, getattr(self, name), least))
+            self._set(name, read_size(name, getattr(self, name), least))
         for name, null in about.optional_sizes.items():
             if getattr(self, name) is not None:
-                self._set(name, config_values.size(name, getattr(self, name), 1, null))
+                self._set(name, read_size(name, getattr(self, name), 1, null))
         activation: Any = self.activation
         if not isinstance(activation, str) or activation not in nonlinear.EXACT:
             raise ConfigError(
@@ -98,14 +98,14 @@ class JsonConfig:
                 remedy=f"{nearest(str(activation), nonlinear.EXACT)} Give one of {', '.join(nonlinear.EXACT)}.".strip(),
             )
         for name, high in about.numbers.items():
-            self._set(name, config_values.number(name, getattr(self, name), high))
+            self._set(name, read_number(name, getattr(self, name), high))
         for name in about.flags:
-            self._set(name, config_values.flag(name, getattr(self, name)))
+            self._set(name, read_flag(name, getattr(self, name)))
         for name in ("bos_token_id", "pad_token_id"):
-            self._set(name, config_values.token_id(name, getattr(self, name)))
+            self._set(name, read_token_id(name, getattr(self, name)))
         eos = self.eos_token_id
         several = isinstance(eos, (list, tuple))
-        ids = config_values.token_ids("eos_token_id", eos) if several else config_values.token_id("eos_token_id", eos)
+        ids = read_token_ids("eos_token_id", eos) if several else read_token_id("eos_token_id", eos)
         self._set("eos_token_id", ids)
         self._set("neutral", MappingProxyType(dict(self.neutral)))
 
@@ -193,7 +193,7 @@ class JsonConfig:
                 remedy="Give a dict; a transformers configuration gives one by config.to_dict().",
             )
         cls._refuse_misspelt(ignore, map(str, given))
-        given = {name: value for name, value in given.items() if name not in {*ignore, config_values.SAVE_ID}}
+        given = {name: value for name, value in given.items() if name not in {*ignore, SAVE_ID}}
         cls._refuse_unimplemented(given)
         given.pop("model_type", None)
         for synonym, name in cls.about.synonyms.items():
@@ -337,7 +337,7 @@ class JsonConfig:
         about = cls.about
         wrong = next((name for name in given if not isinstance(name, str)), None)
         if wrong is not None:
-            raise config_values.wrong_type("a field's name", wrong, "text")
+            raise wrong_type("a field's name", wrong, "text")
         model_type = given.get("model_type")
         if model_type not in (None, about.model_type):
             raise ConfigError(

@@ -12,10 +12,8 @@ from torch import Tensor, nn
 from pellucid import dialects
 from pellucid.config import Config
 from pellucid.errors import UnknownNameError, nearest
-from pellucid.numerics.execution import EXACT, Execution
-from pellucid.numerics.products import Products, products_of
-from pellucid.parameters import LiveView
-from pellucid.part import Part, Weights
+from pellucid.numerics.products import EXACT, Execution, Products, products_of
+from pellucid.part import LiveView, Part, Weights
 from pellucid.schema import Schema
 from pellucid.tap import Tap
 

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pellucid import config_values
 from pellucid.attend import Attending
+from pellucid.config import read_number, wrong_type
 from pellucid.errors import ConfigError, nearest, shown
 from pellucid.network import Network, Run
 from pellucid.part import Weights
@@ -139,7 +139,7 @@ def gathered(given: dict[str, Any], said: Mapping[str, str], **defaults: Any) ->
     beside = {name: given.pop(name) for name in (_SCALING, _CONTEXT, *said) if name in given}
     parameters: Any = beside.get(_SCALING) or given.get("rope_parameters") or {}
     if not isinstance(parameters, Mapping):
-        raise config_values.wrong_type("rope_parameters", parameters, "a mapping")
+        raise wrong_type("rope_parameters", parameters, "a mapping")
     parts = {part: beside[name] for name, part in said.items() if beside.get(name) is not None}
     given["rope_parameters"] = {**defaults, **parts, **parameters}
     if _CONTEXT in beside:
@@ -209,7 +209,7 @@ def rule_of(parameters: Mapping[str, Any], n_ctx: int, d_head: int, part: Any = 
     Raises:
         ConfigError: So many entries cannot be turned: they turn in pairs.
     """
-    width = int(d_head * config_values.number("partial_rotary_factor", part, math.inf))
+    width = int(d_head * read_number("partial_rotary_factor", part, math.inf))
     rule = Rule(parameters, width, n_ctx)
     if rule.turned > d_head:
         of = "" if part == 1 else f" and partial_rotary_factor={shown(part)}"
@@ -241,7 +241,7 @@ _NUMBERS = (
 
 def _number(name: str, value: Any) -> float | int:
     """A number above 0, whole where it is whole: products of whole numbers may round otherwise."""
-    found = config_values.number(name, value, math.inf)
+    found = read_number(name, value, math.inf)
     if not found:
         raise ConfigError(
             f"config: {name}={shown(value)}, expected a number above 0.",

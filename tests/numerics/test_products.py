@@ -18,8 +18,7 @@ import pellucid as pl
 import support
 from pellucid.generate.stepper import Stepper
 from pellucid.numerics import products
-from pellucid.numerics.execution import Execution
-from pellucid.numerics.products import RoundedProducts, products_of
+from pellucid.numerics.products import Execution, RoundedProducts, products_of
 
 IDS = support.some_ids(2, 13)
 CONFIGS: dict[str, dict[str, Any]] = {

@@ -10,7 +10,7 @@ from pellucid.families import family_of
 from pellucid.family import Kernels, StepDecoder
 from pellucid.fast.graphed import GraphDecoder, can_record
 from pellucid.network import Network
-from pellucid.parameters import has_native_hooks, runs_as_written, submodules
+from pellucid.part import has_native_hooks, runs_as_written, submodules
 
 MOST_ROWS = 32
 """Rows up to which reading the weights is what takes time; beyond, matrix products of torch are quicker."""

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pellucid.ckpt import Ckpt
 from pellucid.network import Network, Run
-from pellucid.parameters import state_of, submodules
+from pellucid.part import state_of, submodules
 from pellucid.run.cache import KeyValueCache
 
 PATIENCE = 4

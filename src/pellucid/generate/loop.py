@@ -21,7 +21,7 @@ from pellucid.generate.sampler import Context, Sampler
 from pellucid.generate.stepper import Stepper, checked, chosen_logprobs
 from pellucid.generate.stopping import Reason, Stopping
 from pellucid.network import Network
-from pellucid.parameters import state_of, submodules
+from pellucid.part import state_of, submodules
 from pellucid.run.activations import ActivationCkpts
 from pellucid.run.origin import Origin
 from pellucid.text.batch import Batch

@@ -17,7 +17,7 @@ from pellucid.errors import NumericsError
 from pellucid.family import StepDecoder
 from pellucid.fast.decoder import decoder
 from pellucid.network import Network
-from pellucid.parameters import has_native_hooks, submodules
+from pellucid.part import has_native_hooks, submodules
 from pellucid.run.cache import KeyValueCache
 from pellucid.run.region import Region
 from pellucid.run.taps import EditTap, Recorder

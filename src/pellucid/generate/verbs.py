@@ -31,8 +31,7 @@ from pellucid.generate.sampler import Sampler
 from pellucid.generate.stopping import Stop, stopping
 from pellucid.generation_settings import GenerationSettings
 from pellucid.network import Network
-from pellucid.parameters import require_numbers, submodules
-from pellucid.part import Part
+from pellucid.part import Part, require_numbers, submodules
 from pellucid.run.edit import Edit
 from pellucid.run.taps import warn_of_dropout
 from pellucid.text import ids

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pellucid.attend import Attending
 from pellucid.gpt2.config import TransformerConfig
-from pellucid.parameters import LiveView
+from pellucid.part import LiveView
 
 
 def _head_matrices(part: int) -> LiveView:

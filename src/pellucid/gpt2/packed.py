@@ -18,7 +18,7 @@ from torch import Tensor
 from pellucid.gpt2.config import TransformerConfig
 from pellucid.gpt2.model import TransformerBlock
 from pellucid.network import Network
-from pellucid.parameters import state_of, submodules
+from pellucid.part import state_of, submodules
 
 ACTIVATIONS = {
     **dict.fromkeys(("gelu_new", "gelu_fast", "gelu_accurate", "gelu_python_tanh", "gelu_pytorch_tanh"), 0),

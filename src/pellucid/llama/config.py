@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from pellucid import config_values, config_variants
+from pellucid import config_variants
+from pellucid.config import read_number
 from pellucid.config_variants import Variant
 from pellucid.errors import ConfigError, shown
 from pellucid.json_config import Fields, JsonConfig
@@ -112,7 +113,7 @@ class LlamaConfig(JsonConfig):
         _ = self.rule
 
     def _part(self, factor: Any) -> int:
-        return int(self.d_head * config_values.number("partial_rotary_factor", factor, math.inf))
+        return int(self.d_head * read_number("partial_rotary_factor", factor, math.inf))
 
     @property
     def n_head_kv(self) -> int:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pellucid.neox import aliases
 from pellucid.neox.config import GPTNeoXConfig
-from pellucid.parameters import LiveView
+from pellucid.part import LiveView
 from pellucid.rotary import RotaryAttending, Turn, turned
 
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from pellucid import config_values, config_variants
+from pellucid import config_variants
+from pellucid.config import read_size
 from pellucid.config_variants import Variant
 from pellucid.errors import ConfigError, shown
 from pellucid.json_config import Fields, JsonConfig
@@ -121,8 +122,8 @@ class GPTNeoXConfig(JsonConfig):
     @classmethod
     def _settled(cls, given: dict[str, Any]) -> dict[str, Any]:
         width = given.pop("head_dim", None)
-        sizes = (config_values.size(name, given[name]) for name in ("hidden_size", "num_attention_heads"))
-        if width is not None and config_values.size("head_dim", width) != operator.truediv(*sizes):
+        sizes = (read_size(name, given[name]) for name in ("hidden_size", "num_attention_heads"))
+        if width is not None and read_size("head_dim", width) != operator.truediv(*sizes):
             raise ConfigError(  # transformers would turn a part of this width in heads of another one
                 f"config: head_dim={shown(width)}: heads of another width than hidden_size / num_attention_heads "
                 "are not implemented.",

@@ -11,7 +11,7 @@ from typing import Any, overload
 
 from torch import Tensor, nn
 
-from pellucid.numerics.execution import ordinary_tensors
+from pellucid.numerics.products import ordinary_tensors
 from pellucid.prove.about import About
 from pellucid.prove.comparison import Comparison, Progress, silently
 from pellucid.prove.dicts import compare_dicts, compare_unrecognised, compare_with_dict

@@ -20,9 +20,8 @@ from pellucid.families import family_of
 from pellucid.generate.verbs import GeneratingTransformer
 from pellucid.generation_settings import GenerationSettings
 from pellucid.network import Run, last_column
-from pellucid.numerics.execution import Execution
-from pellucid.parameters import has_native_hooks, state_of, submodules
-from pellucid.part import Weights
+from pellucid.numerics.products import Execution
+from pellucid.part import Weights, has_native_hooks, state_of, submodules
 from pellucid.run.activations import ActivationCkpts
 from pellucid.run.cache import KeyValueCache, continued
 from pellucid.run.edit import Edit

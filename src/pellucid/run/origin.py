@@ -17,8 +17,8 @@ from pellucid import families, own_file
 from pellucid.axes import Axis
 from pellucid.check import require_whole
 from pellucid.errors import InputError, shown
-from pellucid.numerics.execution import Execution
-from pellucid.parameters import state_of, submodules
+from pellucid.numerics.products import Execution
+from pellucid.part import state_of, submodules
 from pellucid.run.region import Region
 from pellucid.schema import HEADS, Schema
 from pellucid.text.batch import Batch

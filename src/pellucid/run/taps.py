@@ -13,8 +13,7 @@ from pellucid.aliases import Names, selected, several
 from pellucid.errors import EditError, InputError, ShapeError, UnknownNameError, shown, warn
 from pellucid.families import family_of
 from pellucid.network import Network
-from pellucid.parameters import submodules
-from pellucid.part import Part
+from pellucid.part import Part, submodules
 from pellucid.run.changes import Site
 from pellucid.run.edit import Edit
 from pellucid.run.region import Region, take

@@ -17,7 +17,7 @@ from torch import Tensor
 from pellucid.config import Config
 from pellucid.errors import InputError, ShapeError
 from pellucid.generation_settings import GenerationSettings
-from pellucid.numerics.execution import is_batched
+from pellucid.numerics.products import is_batched
 from pellucid.text import ids
 from pellucid.text.batch import Batch, Inputs, mask_beside
 from pellucid.text.ids import Table

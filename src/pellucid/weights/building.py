@@ -13,8 +13,8 @@ from pellucid.config import Config
 from pellucid.errors import WeightsError, warn
 from pellucid.generation_settings import GenerationSettings
 from pellucid.layout import HEAD
-from pellucid.numerics.execution import DTYPES
-from pellucid.parameters import is_finite
+from pellucid.numerics.products import DTYPES
+from pellucid.part import is_finite
 from pellucid.weights.importing import Imported
 from pellucid.weights.leftovers import described, listed
 

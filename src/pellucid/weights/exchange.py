@@ -18,8 +18,8 @@ from pellucid.errors import WeightsError, warn
 from pellucid.extras import need
 from pellucid.families import FAMILIES, family_of
 from pellucid.generation_settings import GenerationSettings
-from pellucid.numerics.execution import ordinary_tensors
-from pellucid.parameters import put_buffers, require_numbers
+from pellucid.numerics.products import ordinary_tensors
+from pellucid.part import put_buffers, require_numbers
 from pellucid.tensor_file import write_tensors
 from pellucid.weights import foreign, saves
 from pellucid.weights.building import M, Model, ModelClass, describe, separate

@@ -17,7 +17,7 @@ from pellucid.check import attribute
 from pellucid.errors import WeightsError
 from pellucid.extras import need
 from pellucid.family import InTransformers
-from pellucid.numerics.execution import DTYPES
+from pellucid.numerics.products import DTYPES
 
 AS_IT_IS = "pl.compare(reference, hf_model) runs the model as it is and says where it differs."
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from pellucid.errors import ConfigError, WeightsError, shown
 from pellucid.family import Live, Shown
 from pellucid.json_config import JsonConfig
-from pellucid.parameters import require_numbers
+from pellucid.part import require_numbers
 from pellucid.rotary import FREQUENCIES, Rotary
 from pellucid.weights import foreign
 

@@ -17,7 +17,7 @@ from pellucid.config import Config
 from pellucid.errors import ConfigError, WeightsError, nearest
 from pellucid.families import FAMILIES, config_named, config_of
 from pellucid.generation_settings import GenerationSettings
-from pellucid.numerics.execution import DTYPES, ordinary_tensors
+from pellucid.numerics.products import DTYPES, ordinary_tensors
 from pellucid.text import tokenizer_files
 from pellucid.weights import files, hub, saves
 from pellucid.weights.building import M, ModelClass, convert, describe, dtype_names

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pellucid import atomic
-from pellucid.config_values import SAVE_ID
+from pellucid.config import SAVE_ID
 from pellucid.errors import PellucidError, WeightsError
 from pellucid.tensor_file import read_metadata, rewrite
 from pellucid.weights.manifests import unreadable
