@@ -18,6 +18,7 @@ class Axis(StrEnum):
     D_HEAD = "d_head"  # K
     D_MLP = "d_mlp"  # M
     D_VOCAB = "d_vocab"  # V
+    FEATURE = "feature"  # F, of a sparse autoencoder
 
 
 Axes = tuple[Axis, ...]
@@ -25,6 +26,7 @@ Axes = tuple[Axis, ...]
 LETTERS: dict[str, str] = {
     Axis.LAYER: "L", Axis.BATCH: "B", Axis.POS: "P", Axis.HEAD: "H", Axis.QUERY: "Pq", Axis.KEY: "Pk",
     Axis.D_MODEL: "D", Axis.D_HEAD: "K", Axis.D_MLP: "M", Axis.D_VOCAB: "V",
+    Axis.FEATURE: "F",
 }  # fmt: skip
 """Axis -> the letter that docstrings and tables use for it."""
 
@@ -42,7 +44,7 @@ def coordinate(axis: str, what: str) -> str:
     return what if axis == Axis.POS else f"{axis}_{what}"
 
 
-NEURONS = (Axis.D_MODEL, Axis.D_MLP, Axis.D_HEAD)
+NEURONS = (Axis.D_MODEL, Axis.D_MLP, Axis.D_HEAD, Axis.FEATURE)
 """The axis that `neurons=` selects along."""
 
 MOST_PLACES = 16

@@ -55,7 +55,7 @@ class Region:
             return self
         points = [schema[name] for name in schema.names if name in names]
         counts = dict.fromkeys(schema.sizes[point.heads] for point in points if Axis.HEAD in point.axes)
-        several = [_entries(self.heads, count, "heads").tolist() for count in counts or (schema.sizes["head"],)]
+        several = [entries(self.heads, count, "heads").tolist() for count in counts or (schema.sizes["head"],)]
         if several.count(several[0]) != len(several):
             fewer, more = sorted(counts)[0], sorted(counts)[-1]
             raise InputError(
@@ -107,7 +107,7 @@ class Region:
                 continue
             axis = next((i for i, a in enumerate(axes) if a in candidates), None)
             if axis is not None:
-                chosen[axis] = _entries(index, tuple(shape)[axis], f"{name}: {what}")
+                chosen[axis] = entries(index, tuple(shape)[axis], f"{name}: {what}")
             elif strict:
                 raise InputError(
                     f"{name}: {what}= was given, but its axes are ({', '.join(axes)}).",
@@ -155,17 +155,27 @@ def _require_slice(index: slice, where: str) -> None:
         ) from error
 
 
-def _entries(index: Index, size: int, where: str) -> Tensor:
+def entries(index: Index, size: int, where: str) -> Tensor:
+    """The entries of an axis that an index names, counted from 0.
+
+    Args:
+        index: What was given; not None.
+        size: How many entries the axis has.
+        where: Where it was given, for messages.
+
+    Raises:
+        InputError: An entry that does not exist, or none.
+    """
     if isinstance(index, slice):
         _require_slice(index, where)
-    entries = list(range(size)[index]) if isinstance(index, slice) else [_whole(i, size) for i in _given(index)]
-    if not entries or any(not -size <= i < size for i in entries):
+    found = list(range(size)[index]) if isinstance(index, slice) else [_whole(i, size) for i in _given(index)]
+    if not found or any(not -size <= i < size for i in found):
         raise InputError(
             f"{where}={index!r}, expected indices from 0 to {size - 1}.",
             code="index-out-of-range",
             remedy="Choose entries that exist; negative ones count from the end.",
         )
-    return torch.tensor([i % size for i in entries], device="cpu")
+    return torch.tensor([i % size for i in found], device="cpu")
 
 
 def _given(index: Index) -> list[object]:

@@ -1,0 +1,410 @@
+"""Sparse autoencoders: a value of a run as a sum of few features out of many, each with a direction of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from pellucid import aliases
+from pellucid.errors import InputError, NumericsError, ShapeError, WeightsError, shown
+from pellucid.run.edit import Edit
+from pellucid.run.region import Index, entries
+from pellucid.sae import saelens, splice
+from pellucid.sae.sae_config import SaeConfig
+from pellucid.schema import Schema
+
+if TYPE_CHECKING:
+    import xarray
+
+    from pellucid.run.activations import ActivationCkpts
+
+_EPS = 1e-5
+"""What SAELens adds to the standard deviation of an input; the encoder's alone, so decoding does not add it."""
+
+_BOUND = 1e-10
+"""How far reconstructions in float64 may be apart, relative to their size."""
+
+
+class Split(NamedTuple):
+    """A value as an autoencoder sees it: `reconstruction + error` is the value.
+
+    Attributes:
+        features: [..., F].
+        reconstruction: What the features stand for, in the value's shape.
+        error: What they leave out, in the value's shape.
+    """
+
+    features: Tensor
+    reconstruction: Tensor
+    error: Tensor
+
+
+class Frame(NamedTuple):
+    """An input as the encoder reads it, and how to get back: times `scale`, plus `mean`."""
+
+    value: Tensor
+    mean: Tensor | None
+    scale: Tensor | None
+
+
+class SparseAutoencoder(nn.Module):
+    """A sparse autoencoder: `f = activation((x - b_dec) W_enc + b_enc)`, and `x = f W_dec + b_dec + error`.
+
+    `encode`, `decode` and `split` compute; `features` and `top` read a run; `zero`, `set`, `scale`, `add` and `edit`
+    make edits of features, and `reconstruct` one that leaves out the error.
+
+    Args:
+        config: What is computed, and where.
+        weights: "W_enc" [D, F], "W_dec" [F, D], "b_dec" [D] and "b_enc" [F]; of "jumprelu" also "threshold" [F]; of
+            "gated" "b_gate", "b_mag" and "r_mag" [F] in place of "b_enc". They become parameters, without a copy.
+
+    Raises:
+        WeightsError: A tensor that is missing, or of another shape or dtype than the others.
+
+    Example:
+        >>> import torch
+        >>> import pellucid as pl
+        >>> model = pl.load()
+        >>> directions = torch.nn.functional.normalize(torch.randn(512, 256), dim=-1)
+        >>> weights = {"W_enc": directions.T.clone(), "b_enc": torch.zeros(512), "W_dec": directions,
+        ...            "b_dec": torch.zeros(256)}
+        >>> sae = pl.sae.SparseAutoencoder(pl.sae.SaeConfig("blocks.2.resid_pre", "topk", k=8), weights)
+        >>> plain, edited = model("Once upon a"), model.run("Once upon a", edits=sae.scale(range(512), 1.0))
+        >>> bool((edited == plain).all())
+        True
+    """
+
+    W_enc: nn.Parameter
+    W_dec: nn.Parameter
+    b_dec: nn.Parameter
+    b_enc: nn.Parameter
+    threshold: nn.Parameter
+    b_gate: nn.Parameter
+    b_mag: nn.Parameter
+    r_mag: nn.Parameter
+
+    def __init__(self, config: SaeConfig, weights: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.config = config
+        needed = _NEEDED[config.activation]
+        wrong = [f"{name} is {'missing' if name in needed else 'not used'}" for name in {*needed} ^ {*weights}]
+        if wrong:
+            expected = ", ".join(needed)
+            raise _misfit(config, f"{', '.join(sorted(wrong))}, expected {expected}")
+        if weights["W_enc"].dim() != 2:
+            raise _misfit(config, f"W_enc is {list(weights['W_enc'].shape)}, expected [D, F]")
+        sizes = dict(zip("DF", weights["W_enc"].shape, strict=True))
+        dtype = weights["W_enc"].dtype
+        for name, axes in needed.items():
+            given, expected = weights[name], [sizes[axis] for axis in axes]
+            if list(given.shape) != expected or given.dtype != dtype or not dtype.is_floating_point:
+                what = f"{list(given.shape)} of {given.dtype}"
+                raise _misfit(config, f"{name} is {what}, expected {expected} of one floating-point dtype")
+            setattr(self, name, nn.Parameter(given))
+        if config.k is not None and config.k > sizes["F"]:
+            raise _misfit(config, f"{sizes['F']} features, expected k={config.k} or more")
+
+    @property
+    def d_in(self) -> int:
+        """D, the width of what is encoded."""
+        return self.W_enc.size(0)
+
+    @property
+    def n_features(self) -> int:
+        """F, how many features there are."""
+        return self.W_enc.size(1)
+
+    def __repr__(self) -> str:
+        own, lengths = self.config, self.W_dec.detach().double().norm(dim=-1)
+        least, most = float(lengths.min()), float(lengths.max())
+        turned = f"{least:.4g} long" if most - least < 1e-3 * most else f"{least:.4g} to {most:.4g} long"
+        facts = [f"activation {own.activation}" + (f", k={own.k}" if own.k else "")]
+        facts += ["topk of activations times decoder lengths"] * own.rescaled
+        facts += [f"inputs normalized by {own.normalization}"] * (own.normalization != "none")
+        facts += ["mean over D taken off, and added back"] * own.centred
+        facts += ["" if own.subtract_b_dec else "b_dec not taken off the input"]
+        facts += [f"decoder directions {turned}"]
+        facts += [f"trained on {shown(name)}" for name in [own.about.get("model_name")] if name]
+        where = own.at if own.head is None else f"{own.at}[{own.head}]"
+        title = f"SparseAutoencoder at {where}: {self.n_features} features of {self.d_in} dimensions"
+        return "\n  ".join([title, *filter(None, facts)])
+
+    # Values
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Compute the features [..., F] of values [..., D], or [..., H, K] where values have heads.
+
+        Raises:
+            ShapeError: Values of another width.
+        """
+        frame = self.frame(x)
+        given = frame.value - self.b_dec if self.config.subtract_b_dec else frame.value
+        if self.config.activation == "gated":
+            open_gates = given @ self.W_enc + self.b_gate > 0
+            return (given @ (self.W_enc * self.r_mag.exp()) + self.b_mag).relu() * open_gates
+        pre = given @ self.W_enc + self.b_enc
+        if self.config.activation == "jumprelu":
+            return pre.relu() * (pre > self.threshold)
+        if self.config.k is None:
+            return pre.relu()
+        if self.config.rescaled:
+            pre = pre * self.W_dec.norm(dim=-1)
+        largest = pre.topk(self.config.k, dim=-1, sorted=False)
+        return torch.zeros_like(pre).scatter(-1, largest.indices, largest.values.relu())
+
+    def decode(self, features: Tensor, x: Tensor | None = None) -> Tensor:
+        """Compute what features [..., F] stand for.
+
+        Args:
+            features: As `encode` gives them.
+            x: The values that they are of. Needed if the input's mean or length is taken off before encoding: it is
+                put back from here.
+
+        Returns:
+            Values in the shape and dtype of `x`; [..., D] without it.
+
+        Raises:
+            InputError: No `x`, though the input is normalized or centred.
+        """
+        if x is None and (self.config.normalization != "none" or self.config.centred):
+            raise InputError(
+                "decode: each input's own mean or length was taken off before encoding, and is not known.",
+                code="sae-decode-input",
+                remedy="Give the values that were encoded: sae.decode(features, x).",
+            )
+        if self.config.rescaled:
+            features = features / self.W_dec.norm(dim=-1)
+        found = features @ self.W_dec + self.b_dec
+        if x is None:
+            return found
+        frame = self.frame(x)
+        found = found if frame.scale is None else found * frame.scale
+        return (found if frame.mean is None else found + frame.mean).reshape(x.shape).to(x)
+
+    def split(self, x: Tensor) -> Split:
+        """Return the features of values, what they stand for, and the error that is left.
+
+        Args:
+            x: [..., D], or [..., H, K] where values have heads.
+
+        Example:
+            >>> import torch
+            >>> import pellucid as pl
+            >>> one, zero = torch.eye(4), torch.zeros(4)
+            >>> weights = {"W_enc": one, "b_enc": zero, "W_dec": one, "b_dec": zero}
+            >>> sae = pl.sae.SparseAutoencoder(pl.sae.SaeConfig("blocks.0.resid_pre"), weights)
+            >>> sae.split(torch.tensor([3.0, -1.0, 0.0, 2.0])).error.tolist()
+            [0.0, -1.0, 0.0, 0.0]
+        """
+        features = self.encode(x)
+        reconstruction = self.decode(features, x)
+        return Split(features, reconstruction, x - reconstruction)
+
+    def moved(self, x: Tensor, difference: Tensor, features: Tensor) -> Tensor:
+        """Compute decode(f + difference) - decode(f), exactly zero where the difference is.
+
+        Args:
+            x: The values whose features these are.
+            difference: [..., n], what is added to some features.
+            features: [n], which.
+        """
+        directions = self.W_dec[features]
+        if self.config.rescaled:
+            difference = difference / directions.norm(dim=-1)
+        found, scale = difference @ directions, self.frame(x).scale
+        return (found if scale is None else found * scale).reshape(x.shape).to(x)
+
+    def frame(self, x: Tensor) -> Frame:
+        """Values [..., D] as the encoder reads them before b_dec, and how to get back; heads are laid side by side."""
+        if x.dim() < 1 + self.config.has_heads:
+            raise self._other_width(x)
+        value, mean, scale = (x.flatten(-2) if self.config.has_heads else x).to(self.W_enc), None, None
+        if value.size(-1) != self.d_in:
+            raise self._other_width(x)
+        if self.config.centred or self.config.normalization == "layer_norm":
+            mean = value.mean(-1, keepdim=True)
+            value = value - mean
+        if self.config.normalization == "layer_norm":
+            scale = value.std(-1, keepdim=True)
+            value = value / (scale + _EPS)
+        if self.config.normalization == "constant_norm_rescale":
+            scale = value.norm(dim=-1, keepdim=True) / self.d_in**0.5
+            value = value / scale
+        return Frame(value, mean, scale)
+
+    def _other_width(self, x: Tensor) -> ShapeError:
+        axes = "[..., H, K] with H times K" if self.config.has_heads else "[..., D] with D"
+        return ShapeError(
+            f"autoencoder of {self.config.at!r}: values {list(x.shape)}, expected {axes} = {self.d_in}.",
+            code="sae-width",
+            remedy="Give the model that the autoencoder was trained on, and values of its checkpoint; "
+            "pl.sae.load(path, at=...) names another checkpoint.",
+        )
+
+    # Runs
+
+    def place(self, schema: Schema) -> str:
+        """The checkpoint's name in a model.
+
+        Raises:
+            UnknownNameError: The model has no such checkpoint.
+        """
+        return aliases.resolved(self.config.at, schema)
+
+    def features(self, ckpts: ActivationCkpts) -> xarray.DataArray:
+        """Return the features of a run, [batch, pos, feature]; pads are NaN. The run captured the autoencoder's place.
+
+        Raises:
+            UnknownNameError: The place is not in the model, or was not captured.
+            ShapeError: Values of another width.
+        """
+        return splice.features(self, ckpts)
+
+    def top(self, ckpts: ActivationCkpts, n: int = 10) -> xarray.Dataset:
+        """Return the n features of a run with the largest activations, and at which token each is largest.
+
+        Returns:
+            Along `feature`, the largest first: `activation`, `token`, `batch`, `pos`, and `count`, at how many tokens
+            it is active; fewer than n if no more are active. `.to_dataframe()` prints as a table.
+        """
+        return splice.top(self, ckpts, n)
+
+    def zero(self, features: Index, *, pos: Index = None, rows: Index = None) -> Edit:
+        """An edit that sets features to zero, everything else of the value, the error too, staying as it is.
+
+        Args:
+            features: Numbers of features; an index, a slice or several.
+            pos, rows: Which columns and rows of the batch; all if None.
+        """
+        return splice.edited(self, Edit.zero(self.config.at, neurons=self._known(features), pos=pos, rows=rows))
+
+    def set(self, features: Index, value: Tensor | float, *, pos: Index = None, rows: Index = None) -> Edit:
+        """An edit that sets features to a value: a number, or what broadcasts to [rows, positions, features]."""
+        return splice.edited(
+            self, Edit.replace(self.config.at, value, neurons=self._known(features), pos=pos, rows=rows)
+        )
+
+    def add(self, features: Index, value: Tensor | float, *, pos: Index = None, rows: Index = None) -> Edit:
+        """An edit that adds a value to features; see `set`."""
+        return splice.edited(self, Edit.add(self.config.at, value, neurons=self._known(features), pos=pos, rows=rows))
+
+    def scale(self, features: Index, factor: Tensor | float, *, pos: Index = None, rows: Index = None) -> Edit:
+        """An edit that multiplies features by a factor; see `set`."""
+        return splice.edited(
+            self, Edit.scale(self.config.at, factor, neurons=self._known(features), pos=pos, rows=rows)
+        )
+
+    def edit(
+        self, features: Index, function: Callable[[Tensor], Tensor], *, pos: Index = None, rows: Index = None
+    ) -> Edit:
+        """An edit that puts `function(part)` there, part [rows, positions, features]; see `zero`."""
+        return splice.edited(
+            self, Edit.apply(self.config.at, function, neurons=self._known(features), pos=pos, rows=rows)
+        )
+
+    def reconstruct(self, *, pos: Index = None, rows: Index = None) -> Edit:
+        """An edit that puts the reconstruction in the value's place, so the error is left out."""
+        return splice.reconstructed(self, pos, rows)
+
+    def _known(self, features: Index) -> list[int]:
+        return entries(features, self.n_features, "autoencoder: features").tolist()
+
+    # Folding and saving
+
+    def fold_decoder_norm(self) -> SparseAutoencoder:
+        """Return a copy whose decoder directions have length one, and whose features are longer by what these lost.
+
+        The reconstruction stays; Neuronpedia's activations are of autoencoders folded so. It is computed in float64 and
+        rounded once. `prove_fold` proves it.
+
+        Raises:
+            InputError: A "topk" that compares plain pre-activations, which others would then be the largest of.
+        """
+        folded = self._folded()
+        return SparseAutoencoder(folded.config, {n: p.detach().to(self.W_enc) for n, p in folded.named_parameters()})
+
+    def prove_fold(self, folded: SparseAutoencoder, x: Tensor) -> float:
+        """Fold again in float64, and compare features and reconstructions of some values.
+
+        The folded copy's weights have to be these, rounded to its dtype, to the bit.
+
+        Args:
+            folded: What `fold_decoder_norm` returned.
+            x: Values, as `encode` takes them.
+
+        Returns:
+            The largest difference of reconstructions, relative to the largest number in them.
+
+        Raises:
+            NumericsError: It is more than 1e-10, or weights differ: one of the two was changed since.
+        """
+        again, own, x = self._folded(), self.double_copy(), x.detach().cpu().double()
+        weights = dict(folded.named_parameters())
+        changed = [
+            name
+            for name, p in again.named_parameters()
+            if not torch.equal(weights[name].cpu(), p.to(weights[name].dtype))
+        ]
+        with torch.no_grad():
+            before, after = own.split(x).reconstruction, again.split(x).reconstruction
+        difference = float((after - before).abs().max() / before.abs().max())
+        if changed or not difference <= _BOUND:
+            what = f"{changed[0]!r} is not what folding gives" if changed else f"{difference:.2e} apart in float64"
+            raise NumericsError(
+                f"prove_fold: {what}, expected the same reconstructions to {_BOUND:.0e}.",
+                code="sae-fold-differs",
+                remedy="Fold again, sae.fold_decoder_norm(): one of the two was changed since.",
+            )
+        return difference
+
+    def double_copy(self) -> SparseAutoencoder:
+        """A copy in float64 on the processor, without gradients."""
+        copy = SparseAutoencoder(self.config, {n: p.detach().cpu().double() for n, p in self.named_parameters()})
+        return copy.requires_grad_(False)
+
+    def _folded(self) -> SparseAutoencoder:
+        if self.config.activation == "topk" and not self.config.rescaled:
+            raise InputError(
+                "fold_decoder_norm: a topk of plain pre-activations; longer ones would be among the k largest.",
+                code="sae-fold",
+                remedy="Leave it as it is, and multiply its features by sae.W_dec.norm(dim=-1) to compare them.",
+            )
+        own = {name: p.detach().cpu().double() for name, p in self.named_parameters()}
+        lengths = own["W_dec"].norm(dim=-1)
+        lengths = torch.where(lengths > 0, lengths, 1.0)  # a direction of zeros has no length to give away
+        for name in ("W_enc", "b_enc", "threshold", "b_gate", "b_mag"):
+            if name in own:
+                own[name] = own[name] * lengths
+        own["W_dec"] = own["W_dec"] / lengths[:, None]
+        return SparseAutoencoder(replace(self.config, rescaled=False), own).requires_grad_(False)
+
+    def save(self, folder: str | Path) -> None:
+        """Write `cfg.json` and `sae_weights.safetensors` as SAELens 6 does, which it and `pl.sae.load` read to the bit.
+
+        Raises:
+            WeightsError: They cannot be written.
+        """
+        saelens.save(self.config, {name: p.detach().cpu() for name, p in self.named_parameters()}, folder)
+
+
+_PLAIN = {"W_enc": "DF", "W_dec": "FD", "b_dec": "D"}
+_NEEDED: Mapping[str, Mapping[str, str]] = {
+    "relu": {**_PLAIN, "b_enc": "F"},
+    "topk": {**_PLAIN, "b_enc": "F"},
+    "jumprelu": {**_PLAIN, "b_enc": "F", "threshold": "F"},
+    "gated": {**_PLAIN, "b_gate": "F", "b_mag": "F", "r_mag": "F"},
+}
+"""The parameters of each kind, with their axes."""
+
+
+def _misfit(config: SaeConfig, what: str) -> WeightsError:
+    return WeightsError(
+        f"autoencoder of {config.at!r}, {config.activation}: {what}.",
+        code="sae-tensors",
+        remedy="Give the tensors that are expected, in the shapes that SparseAutoencoder documents.",
+    )

@@ -1,0 +1,133 @@
+"""Features taken out of a run, one after another, in batches that share what does not change."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pellucid.axes import Axis
+from pellucid.bar import bar
+from pellucid.errors import PellucidWarning
+from pellucid.extras import need
+from pellucid.interrupts import told
+from pellucid.metrics import Metric
+from pellucid.patching.places import Put
+from pellucid.patching.reruns import Base, Rerun
+from pellucid.patching.roles import Columns
+from pellucid.patching.sweep_cost import require_room
+from pellucid.patching.sweeps import UNMEASURED, described
+from pellucid.run.model import CkptedTransformer
+from pellucid.run.region import Index, entries
+from pellucid.sae.autoencoder import SparseAutoencoder
+from pellucid.text.batch import Inputs
+
+if TYPE_CHECKING:
+    import xarray
+
+
+def ablate(
+    sae: SparseAutoencoder,
+    model: CkptedTransformer,
+    inputs: Inputs,
+    *,
+    metric: Metric,
+    features: Index = None,
+    per_text: bool = False,
+    max_bytes: int | None = None,
+    progress: bool = False,
+) -> xarray.DataArray:
+    """Set one feature after another to zero, and measure what is left; the error term stays.
+
+    Each entry is the metric of a run with `sae.zero(feature)`. Runs share batches as those of `pl.patching.ablate` do,
+    start at the autoencoder's block and at the first token where the feature is active, and a feature that is active
+    nowhere is not run at all.
+
+    Args:
+        sae: The autoencoder.
+        model: What runs.
+        inputs: Whose runs are changed.
+        metric: What to read off each run; see `pl.metrics`.
+        features: Which features; those that are active anywhere in the texts if None.
+        per_text: Whether to keep the texts apart.
+        max_bytes: The memory that may be taken; what the machine has free if None.
+        progress: Whether to draw a bar on stderr, if that is a terminal.
+
+    Returns:
+        [feature], or [feature, batch] with `per_text`, in the metric's unit. Attributes: `plain`, the metric of the run
+        as it is. Control-C ends it with a warning; what was not measured then is NaN.
+
+    Raises:
+        InputError: Features that do not exist, or more than fits into memory.
+        NumericsError: A metric that is not finite on the plain run.
+
+    Example:
+        >>> import torch
+        >>> import pellucid as pl
+        >>> weights = {"W_enc": torch.eye(256), "b_enc": torch.zeros(256), "W_dec": torch.eye(256)}
+        >>> weights["b_dec"] = torch.zeros(256)
+        >>> sae = pl.sae.SparseAutoencoder(pl.sae.SaeConfig("blocks.2.resid_pre", "topk", k=4), weights)
+        >>> found = pl.sae.ablate(sae, pl.load(), "Once upon a", metric=pl.metrics.logit(" time"))
+        >>> found.dims, bool((found != found.attrs["plain"]).any())
+        (('feature',), True)
+    """
+    batch, name = model.tokenize(inputs), sae.place(model.schema)
+    room = require_room(model, batch, batch, [name], max_bytes)
+    with told(UNMEASURED):
+        base = Base(model, batch, metric, [name], of="the plain run", max_bytes=room)
+    value = base.values[name]
+    if sae.config.head is not None:
+        value = value[:, :, [sae.config.head]]
+    with torch.no_grad():
+        found = sae.encode(value)
+    active = (found != 0) & batch.mask.to(found.device)[..., None]
+    chosen = active.any(0).any(0).nonzero().flatten() if features is None else entries(
+        features, sae.n_features, "sae.ablate: features")  # fmt: skip
+    values = base.plain.numpy()[None].repeat(len(chosen), 0)
+    todo = [number for number, feature in enumerate(chosen.tolist()) if bool(active[..., feature].any())]
+    values[todo] = np.nan
+    done = 0
+    try:
+        with bar("runs", len(todo), wanted=progress) as advance:
+            for number, measured in _runs(sae, base, name, value, found, chosen, todo):
+                values[number] = measured.numpy()
+                done += 1
+                advance(1)
+    except KeyboardInterrupt:
+        warnings.warn(f"interrupted: {done} of {len(todo)} runs were measured, the others are NaN",
+                      PellucidWarning, stacklevel=2)  # fmt: skip
+    dims, coords = [str(Axis.FEATURE)], {str(Axis.FEATURE): chosen.numpy()}
+    if per_text:
+        dims, coords = [*dims, str(Axis.BATCH)], {**coords, str(Axis.BATCH): np.arange(len(batch))}
+    about = {"checkpoint": name, "plain": float(base.plain.mean()), "plain_by_text": base.plain.tolist(),
+             **described(base, f"features of {name} set to zero")}  # fmt: skip
+    array = need("xarray", "pellucid.sae").DataArray
+    return array(values if per_text else values.mean(1), dims=dims, coords=coords, name="ablate", attrs=about)
+
+
+def _runs(
+    sae: SparseAutoencoder, base: Base, name: str, value: Tensor, found: Tensor, chosen: Tensor, todo: list[int]
+) -> Iterator[tuple[int, Tensor]]:
+    """The number and the metric [B] of each run; as many at a time as their values fit beside a shared batch."""
+    heads = None if sae.config.head is None else [sae.config.head]
+    at_once = max(1, base.sharing.max_bytes // max(1, 2 * base.values[name].nbytes))
+    for first in range(0, len(todo), at_once):
+        numbers, trials = todo[first : first + at_once], list[Rerun]()
+        for number in numbers:
+            which = chosen[number : number + 1].to(found.device)
+            own = found[..., which]
+            rows, columns = ((own[..., 0] != 0) & base.batch.mask.to(own.device)).cpu().nonzero().unbind(1)
+            whole = base.values[name].clone()
+            with torch.no_grad():
+                changed = value + sae.moved(value, -own, which)
+            if heads is None:
+                whole = changed
+            else:
+                whole[:, :, heads] = changed
+            trials.append(Rerun((Put(name, whole, Columns(rows, columns, columns), heads),)))
+        for place, measured in base.differing(trials):
+            yield numbers[place], measured

@@ -1,0 +1,80 @@
+"""What a sparse autoencoder computes, and where."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from pellucid.check import require_whole
+from pellucid.errors import ConfigError, shown
+
+Activation = Literal["relu", "topk", "jumprelu", "gated"]
+Normalization = Literal["none", "layer_norm", "constant_norm_rescale"]
+
+_HEADS = re.compile(r"(^|[._])(rot_q|rot_k|q|k|v|z)$")
+"""Names of values that have a head axis, in every vocabulary."""
+
+
+@dataclass(frozen=True)
+class SaeConfig:
+    """What a sparse autoencoder computes, and where.
+
+    Attributes:
+        at: The checkpoint that it stands for, by any name that a model knows, such as "blocks.8.hook_resid_pre".
+        activation: "relu"; "topk", the k largest pre-activations, and of these the positive ones (Gao et al. 2024,
+            arXiv:2406.04093); "jumprelu", those above a threshold of their own (Rajamanoharan et al. 2024,
+            arXiv:2407.14435); "gated", magnitudes behind a gate (Rajamanoharan et al. 2024, arXiv:2404.16014).
+        k: Of "topk".
+        normalization: What is done to each input first, and undone after decoding: "layer_norm" takes off its mean and
+            divides by its standard deviation (n - 1 in the denominator) plus 1e-5; "constant_norm_rescale" gives it
+            the length sqrt(D).
+        centred: True if it was trained on a model whose writing weights were centred: the mean over D is taken off
+            first, and added back.
+        subtract_b_dec: Whether the decoder's bias is taken off the input.
+        rescaled: Whether "topk" compares pre-activations times the length of their decoder directions.
+        head: The one head that it reads, of a value that has heads; None for all of them, side by side.
+        about: What is known of its training, such as "model_name"; saved again with it.
+
+    Raises:
+        ConfigError: A value that cannot be.
+    """
+
+    at: str
+    activation: Activation = "relu"
+    k: int | None = None
+    normalization: Normalization = "none"
+    centred: bool = False
+    subtract_b_dec: bool = True
+    rescaled: bool = False
+    head: int | None = None
+    about: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+    def __post_init__(self) -> None:
+        for name, kinds in (("activation", Activation), ("normalization", Normalization)):
+            if getattr(self, name) not in get_args(kinds):
+                raise _impossible(f"{name}={shown(getattr(self, name))}, expected {' or '.join(get_args(kinds))}")
+        for name in ("centred", "subtract_b_dec", "rescaled"):
+            if not isinstance(getattr(self, name), bool):
+                raise _impossible(f"{name}={shown(getattr(self, name))}, expected True or False")
+        if not isinstance(self.at, str) or not self.at:
+            raise _impossible(f"at={shown(self.at)}, expected the name of a checkpoint")
+        if (self.activation == "topk") != (self.k is not None) or (self.rescaled and self.activation != "topk"):
+            raise _impossible(f"activation={self.activation!r} with k={shown(self.k)} and rescaled={self.rescaled}, "
+                              "expected a k with 'topk' alone, which alone is rescaled")  # fmt: skip
+        for name, least in (("k", 1), ("head", 0)):
+            if (value := getattr(self, name)) is not None:
+                found = require_whole(f"SaeConfig: {name}", value, at_least=least, error=ConfigError, code="sae-config")
+                object.__setattr__(self, name, found)
+        if self.head is not None and not self.has_heads:
+            raise _impossible(f"head={self.head} at {self.at!r}, which has no heads")
+
+    @property
+    def has_heads(self) -> bool:
+        """Whether the value has a head axis, so that its heads are laid side by side."""
+        return _HEADS.search(self.at) is not None
+
+
+def _impossible(what: str) -> ConfigError:
+    return ConfigError(f"SaeConfig: {what}.", code="sae-config", remedy="Give one of the values that are expected.")

@@ -1,0 +1,142 @@
+"""`pl.sae.load`: which library wrote a folder, and what it holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pellucid.atomic import path_of
+from pellucid.errors import ConfigError, NotFoundError, WeightsError, shown, warn
+from pellucid.run.model import CkptedTransformer
+from pellucid.sae import dictionaries, saelens
+from pellucid.sae.autoencoder import SparseAutoencoder
+from pellucid.weights.formats import read_file
+from pellucid.weights.manifests import is_there, read_json
+
+_LAYOUTS = (
+    (saelens.WEIGHTS, "cfg.json", saelens.understood),
+    ("sae.safetensors", "cfg.json", dictionaries.of_sparsify),
+    ("ae.pt", "config.json", dictionaries.of_dictionary_learning),
+)
+"""The file of the weights, the file that describes them, and who reads the two."""
+
+_HERE = " or ".join(f"{weights} with {cfg}" for weights, cfg, _ in _LAYOUTS)
+
+
+def load(
+    path: str | Path,
+    *,
+    at: str | None = None,
+    centred: bool | None = None,
+    input_scale: float | None = None,
+    model: CkptedTransformer | None = None,
+    device: str | torch.device = "cpu",
+) -> SparseAutoencoder:
+    """Open a sparse autoencoder that somebody trained.
+
+    SAELens' folders are read, of every version; sparsify's and dictionary_learning's; and a .pt file with its _cfg.json
+    as Kissane et al. published them. Nothing is downloaded.
+
+    Args:
+        path: The folder, or the weights file in it.
+        at: The checkpoint that it is of; what the file says if None.
+        centred: Whether it was trained on a model whose writing weights were centred; what the file says if None.
+        input_scale: The one factor that inputs are multiplied by, for files that say there is one and do not hold it.
+        model: A model that it shall fit: its checkpoint and width are checked, and another model's name is a warning.
+        device: Where the parameters go.
+
+    Raises:
+        NotFoundError: No such folder, or none with an autoencoder in it.
+        ConfigError: A description that cannot be, that leaves something open, or something that is not implemented.
+        WeightsError: Weights that cannot be read, do not fit the description, or are not finite.
+
+    Example:
+        >>> import tempfile, torch
+        >>> import pellucid as pl
+        >>> one, zero = torch.eye(256), torch.zeros(256)
+        >>> weights = {"W_enc": one, "b_enc": zero, "W_dec": one, "b_dec": zero}
+        >>> made = pl.sae.SparseAutoencoder(pl.sae.SaeConfig("blocks.2.resid_pre"), weights)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     made.save(folder)
+        ...     pl.sae.load(folder, model=pl.load())
+        SparseAutoencoder at blocks.2.hook_resid_pre: 256 features of 256 dimensions
+          activation relu
+          decoder directions 1 long
+    """
+    weights, description, understood = _found(path_of(path))
+    cfg = read_json(description, ConfigError, "config-not-json")
+    config, tensors = understood(
+        description, cfg, read_file(weights).tensors, saelens.Overrides(at, centred, input_scale)
+    )
+    _require_finite(weights, tensors)
+    sae = SparseAutoencoder(config, tensors).to(device)
+    if model is not None:
+        require_fitting(sae, model)
+    return sae
+
+
+def require_fitting(sae: SparseAutoencoder, model: CkptedTransformer) -> None:
+    """See that a model has the autoencoder's checkpoint, in its width; warn of a model of another name.
+
+    Raises:
+        UnknownNameError: No such checkpoint.
+        ShapeError: Another width.
+    """
+    point = model.schema[sae.place(model.schema)]
+    sizes = [model.schema.length_of(axis, point) for axis in point.axes[2:]]
+    if sae.config.head is not None:
+        sizes[0] = 1
+    sae.encode(torch.empty(sizes, device="cpu").zero_())
+    trained_on, source = sae.config.about.get("model_name"), model.provenance.get("source", "")
+    if trained_on and source and _bare(str(trained_on)) != _bare(source):
+        warn(f"the autoencoder was trained on {shown(trained_on)}, and the model is {shown(source)}: features mean "
+             "something in the model that they were trained on")  # fmt: skip
+
+
+def _bare(name: str) -> str:
+    """A model's name without its owner; "gpt2-small" is the hub's "gpt2"."""
+    return name.rstrip("/").rpartition("/")[2].lower().removesuffix("-small")
+
+
+def _found(path: Path) -> tuple[Path, Path, Any]:
+    """The weights, their description, and who reads them.
+
+    Raises:
+        NotFoundError: They are not there.
+    """
+    beside = path.with_name(f"{path.stem}_cfg.json")
+    if path.suffix == ".pt" and is_there(beside):
+        return path, beside, dictionaries.of_kissane
+    folder = path if path.is_dir() else path.parent
+    for weights, cfg, understood in _LAYOUTS:
+        if is_there(folder / weights) and (path == folder or path.name in (weights, cfg)):
+            if not is_there(folder / cfg):
+                raise NotFoundError(
+                    f"{folder}: no {cfg} beside {weights}, and the tensors do not say what they compute.",
+                    code="sae-not-found",
+                    remedy=f"Download {cfg} into the folder.",
+                )
+            return folder / weights, folder / cfg, understood
+    if not is_there(path):
+        raise NotFoundError(f"{path}: not there.", code="path-not-found", remedy="Check the spelling of the path.")
+    inside = sorted(p.parent.name for name, _, _ in _LAYOUTS for p in folder.glob(f"*/{name}"))
+    raise NotFoundError(
+        f"{path}: no autoencoder, expected {_HERE}.",
+        code="sae-not-found",
+        remedy=f"Give one of the folders in it, such as {str(folder / inside[0])!r}."
+        if inside
+        else "Give a folder with these files, or a .pt file with its _cfg.json beside it.",
+    )
+
+
+def _require_finite(path: Path, tensors: dict[str, Tensor]) -> None:
+    wrong = [name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())]
+    if wrong:
+        raise WeightsError(
+            f"{path}: {', '.join(wrong)}: not finite numbers (NaN or infinity), of which every reconstruction is made.",
+            code="sae-not-finite",
+            remedy="Download the file again; or make the autoencoder of an earlier step of its training.",
+        )
