@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
 
 import pytest
-from watched_page import Watched, rows_of
+import torch
+from watched_page import Watched, rows_of, taken
 from written_traces import WORDS, numbers, page_of, written
+
+import pellucid as pl
 
 Open = Callable[..., Watched]
 SHOWN = [word.replace(" ", "␣").replace("\n", "⏎") for word in WORDS]
@@ -101,3 +107,52 @@ def test_the_atlas_leads_from_the_whole_model_to_one_checkpoint_and_back(opened:
     watched.page.keyboard.press("Escape")
     assert watched.figure("The atlas of this run").count() == 1
     assert len(rows_of(watched, "The atlas of this run")) == 1 + 2 + 2 * 17 + 2
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"temperature": 0.0},
+        {"temperature": 0.6, "top_k": 7},
+        {"top_p": 0.8},
+        {"top_p": 0.0},
+        {"temperature": 1.4, "top_k": 20, "top_p": 0.35, "repetition_penalty": 1.5, "frequency_penalty": 0.3},
+    ],
+)
+def test_the_stages_are_those_of_the_sampler(opened: Open, settings: dict[str, float]) -> None:
+    watched = opened(state="#prediction?" + urlencode(settings))
+    logits = torch.from_numpy(numbers(written())["prediction.logits"].copy())
+    expected = pl.Sampler(**settings).explain(logits, ids=range(len(WORDS)))  # type: ignore[arg-type]
+    head, *rows = rows_of(watched, "Stage by stage")
+    assert head == ["token", "id", *expected]
+    ids = [int(row[1]) for row in rows]
+    for name, probabilities in expected.items():
+        found = torch.tensor([float(row[head.index(name)]) for row in rows])
+        torch.testing.assert_close(found, probabilities[ids], rtol=1e-5, atol=1e-7)
+        assert ((found == 0) == (probabilities[ids] == 0)).all()
+    said = json.loads(taken(watched, "Stage by stage", "JSON").read_text(encoding="utf-8"))["python"]
+    space: dict[str, Any] = {"logits": logits[None, None]}
+    assert {name: p.tolist() for name, p in run_last(said, space).items()} == {
+        name: p.tolist() for name, p in expected.items()
+    }
+
+
+def run_last(code: str, space: dict[str, Any]) -> Any:
+    """The value of the last line of a code."""
+    *lines, last = code.strip().splitlines()
+    exec("\n".join(lines), space)
+    return eval(last, space)
+
+
+def test_moving_a_slider_changes_the_stages(opened: Open) -> None:
+    watched = opened(state="#prediction")
+    slider = watched.page.get_by_role("slider", name="Top-k")
+    slider.focus()
+    for _ in range(5):
+        watched.page.keyboard.press("ArrowRight")
+    watched.page.wait_for_function("location.hash.includes('top_k=5')")
+    _, *rows = rows_of(watched, "Stage by stage")
+    assert sum(float(row[-1]) > 0 for row in rows) == 5
+    watched.page.get_by_role("button", name="As the model says").click()
+    watched.page.wait_for_function("!location.hash.includes('top_k')")

@@ -5,6 +5,7 @@ import { Atlas } from "./screens/atlas";
 import { Attention } from "./screens/attention";
 import { Lens } from "./screens/lens";
 import { Overview } from "./screens/overview";
+import { Prediction } from "./screens/prediction";
 import { RiverScreen } from "./screens/river";
 
 export type Screen = {
@@ -30,6 +31,13 @@ export const SCREENS: Screen[] = [
     question: "What does the model look at?",
     look: "Look for stripes: a bright diagonal looks at the token before, a bright left edge at the first token, a broken diagonal at what followed last time.",
     view: Attention,
+  },
+  {
+    id: "prediction",
+    name: "Prediction",
+    question: "What comes next?",
+    look: "Look at how few tokens are left after each stage: the settings, not only the model, decide what can be said.",
+    view: Prediction,
   },
   {
     id: "lens",

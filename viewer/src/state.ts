@@ -100,10 +100,13 @@ export class App {
     };
     this.params.set(name, made);
     this.slots.set(name, { read: () => write(made.value), write: (text) => (made.value = read(text)) });
+    this.known.value = this.slots.size;
     const waiting = this.pending.get(name);
     if (waiting !== undefined) made.value = read(waiting);
     return made;
   }
+  /** How many parameters there are: the address has to be written anew when a screen brings its own. */
+  private readonly known = signal(0);
   private readonly params = new Map<string, Signal<any>>();
   /** What the address said of parameters that no screen has asked for yet. */
   private readonly pending = new Map<string, string>();
@@ -141,6 +144,7 @@ export class App {
   /** The address of this very state. */
   hash(): string {
     const said = new URLSearchParams();
+    void this.known.value;
     for (const [name, slot] of this.slots) {
       const text = slot.read();
       if (name && text) said.set(name, text);
