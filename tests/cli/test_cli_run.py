@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -186,6 +187,38 @@ def test_standard_input_that_is_not_utf8(cli: Any) -> None:
     result = cli("run", "-", stdin=b"caf\xe9")
     assert (result.exit_code, result.stdout) == (4, "")
     assert "byte 3 is 0xe9" in result.stderr
+
+
+TEXT_VERBS: dict[str, tuple[str, ...]] = {
+    "run": ("run", "{}"), "generate": ("generate", "{}", "--max-new-tokens", "2"), "attribute": ("attribute", "{}"),
+    "lens": ("lens", "{}"), "heads": ("heads", "{}"), "compare": ("compare", "bundled", "bundled", "--text", "{}"),
+    "patch": ("patch", "{}", "{}", "--names", "attn.ckpt_z", "--over", "layer"),
+}  # fmt: skip
+"""Every verb that takes a text as it stands; `norms` reads files."""
+
+
+@pytest.mark.parametrize("verb", TEXT_VERBS)
+def test_a_text_that_looks_like_the_name_of_a_file_that_is_not_there_is_noted(
+    verb: str, cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A note, because the name may be the text; with what it says, the text of a file is read."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(text: str, **more: Any) -> Any:
+        return cli(*(part.format(text) for part in TEXT_VERBS[verb]), "--json", **more)
+
+    noted = call("Story.TXT")
+    assert noted.exit_code == 0
+    said = "note: the text is the name Story.TXT, and no such file is here; what a file holds is given by - < FILE\n"
+    assert noted.stderr == said * (1 + (verb == "patch"))
+    assert call("Read story.txt").stderr == call("i.e.").stderr == call("and/or").stderr == ""
+    if verb != "patch":  # which has two texts, and one standard input
+        plain = call("Lily had a red ball")
+        assert (plain.exit_code, plain.stderr) == (0, "")
+        given = json.loads(call("-", stdin=b"Lily had a red ball\n").stdout)
+        expected = json.loads(plain.stdout)
+        given.pop("date", None), expected.pop("date", None)
+        assert given == expected
 
 
 @pytest.mark.parametrize("verb", [("run",), ("generate", "--max-new-tokens", "2")])

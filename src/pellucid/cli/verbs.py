@@ -94,7 +94,9 @@ class Compare(Wish):
 
     a: Annotated[str, argument("A", _MODEL, autocompletion=aliases)]
     b: Annotated[str, argument("B", _MODEL, autocompletion=aliases)]
-    text: Annotated[str | None, option("TEXT", "What to run both on.", "five words, or drawn ids")] = None
+    text: Annotated[
+        str | None, option("TEXT", "What to run both on; - reads it from standard input.", "five words, or drawn ids")
+    ] = None
     ids: Ids = None
     tokenizer: Tokenizer = None
     config: Annotated[list[str] | None, option("FILE", f"{CONFIG} {_ONE_SIDE}")] = None

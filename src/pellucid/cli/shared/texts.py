@@ -13,7 +13,7 @@ from pellucid.cli.shared.screen import messages
 from pellucid.errors import InputError, NotFoundError, printable
 from pellucid.weights.manifests import decoded, require_regular, unreadable
 
-SUFFIXES = (".txt", ".md", ".csv", ".json", ".jsonl", ".gz", ".xz")
+SUFFIXES = (".txt", ".text", ".md", ".csv", ".tsv", ".json", ".jsonl", ".log", ".tex", ".html", ".gz", ".xz")
 """Ends of names that a text without spaces has only by mistake."""
 
 
@@ -46,9 +46,13 @@ def _some(ids: list[int]) -> list[int]:
     return ids
 
 
+def _looks_like_a_file(given: str) -> bool:
+    return given.lower().endswith(SUFFIXES) and not any(map(str.isspace, given))
+
+
 def _no_name(given: str) -> str:
     """The text, unless it can only be the name of a file."""
-    if given.endswith(SUFFIXES) and not any(map(str.isspace, given)):
+    if _looks_like_a_file(given):
         raise NotFoundError(
             f"norms: no file {given!r}.", code="path-not-found", remedy="Give the path of a text file, or a text."
         )
@@ -127,12 +131,7 @@ def read_text(given: str) -> str:
         InputError: It is not UTF-8, or there is no standard input.
     """
     if given != "-":
-        if os.path.isfile(given):
-            file = printable(shlex.quote(given))
-            messages().print(
-                f"note: the text is the name {file}, not what the file of this name holds; give - < {file} for that",
-                soft_wrap=True, markup=False,
-            )  # fmt: skip
+        _note_a_files_name(given)
         try:
             return given.encode("utf-8", "surrogateescape").decode("utf-8")
         except UnicodeDecodeError as error:
@@ -142,6 +141,18 @@ def read_text(given: str) -> str:
             "standard input: closed, expected a text.", code="stdin-closed", remedy="Pipe a text in, or give TEXT."
         )
     return text_of(sys.stdin.buffer.read(), "standard input").removesuffix("\n")
+
+
+def _note_a_files_name(given: str) -> None:
+    """Say on stderr that a text which may be meant as a file's name is taken as it stands."""
+    file = printable(shlex.quote(given))
+    if os.path.isfile(given):
+        said = f"not what the file of this name holds; give - < {file} for that"
+    elif _looks_like_a_file(given):
+        said = "and no such file is here; what a file holds is given by - < FILE"
+    else:
+        return
+    messages().print(f"note: the text is the name {file}, {said}", soft_wrap=True, markup=False)
 
 
 def text_of(content: bytes, where: object) -> str:

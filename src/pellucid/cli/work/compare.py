@@ -14,6 +14,7 @@ from pellucid.cli.shared.layout import Column, Grid
 from pellucid.cli.shared.options import configuration, parse_ids, read_tokenizer
 from pellucid.cli.shared.screen import progress, show, show_json, steps
 from pellucid.cli.shared.tables import heading
+from pellucid.cli.shared.texts import read_text
 from pellucid.cli.verbs import Compare
 from pellucid.prove.pages import MOVED
 from pellucid.prove.report import ParameterRow
@@ -23,7 +24,7 @@ from pellucid.weights.load import LoadOptions
 
 def compare(wish: Compare) -> None:
     """Compare, show, and fail unless the two are the same."""
-    inputs = parse_ids(wish.ids) if wish.ids else DEFAULT_TEXT if wish.text is None else wish.text
+    inputs = parse_ids(wish.ids) if wish.ids else DEFAULT_TEXT if wish.text is None else read_text(wish.text)
     tokenizer = None if wish.tokenizer is None else read_tokenizer(wish.tokenizer)
     with progress(f"opening {wish.a} and {wish.b}"):
         a, b = (opened(name, _options(wish, side)) for name, side in ((wish.a, "A"), (wish.b, "B")))
