@@ -176,6 +176,11 @@ def other() -> Dict:
     return {name: tensor + 1 for name, tensor in hf_dict(HF).items()}
 
 
+def eighths(dtype: torch.dtype = torch.float8_e4m3fn) -> dict[str, Tensor]:
+    """Matrices of eight bits, everything else as it is."""
+    return {name: t.to(dtype) if t.dim() == 2 else t for name, t in hf_dict(HF).items()}
+
+
 REFUSED: dict[str, tuple[Callable[[], Any], str, str]] = {
     "averages beside the model": (lambda: {"model": hf_dict(HF), "ema": other()}, "weights-ambiguous", "'ema'"),
     "two behind prefixes": (
@@ -200,6 +205,22 @@ REFUSED: dict[str, tuple[Callable[[], Any], str, str]] = {
     "GPTQ": (lambda: {"transformer.h.0.attn.c_attn.qweight": torch.ones(3, 4).int()}, "weights-foreign", "quantized"),
     "bitsandbytes": (
         lambda: {**hf_dict(HF), "transformer.h.0.mlp.c_fc.SCB": torch.ones(4)}, "weights-foreign", "quantized",
+    ),
+    **{
+        f"FP8 with {name}": (lambda name=name: {**eighths(), name: torch.tensor(0.5)}, "weights-foreign", "quantized")
+        for name in (
+            *(f"transformer.h.0.attn.c_attn.{scale}" for scale in (
+                "weight_scale", "weight_scale_inv", "input_scale", "activation_scale", "output_scale", "scale_weight",
+                "weight_amax", "scale", "weight_global_scale",
+            )),
+            "transformer.h.0.attn.k_scale", "scaled_fp8",
+        )
+    },
+    "packed halves of bytes": (
+        lambda: {
+            **hf_dict(HF), "transformer.h.0.mlp.c_fc.weight": torch.ones(12, 48).byte().view(torch.float4_e2m1fn_x2),
+        },
+        "weights-foreign", "quantized",
     ),
     "FSDP's flat parameters": (lambda: {"_fsdp_wrapped_module._flat_param": torch.ones(99)}, "weights-foreign", "FSDP"),
     "pruned": (
@@ -337,3 +358,24 @@ def test_tensors_share_no_memory_with_what_they_were_expanded_from() -> None:
     assert pl.load({n: t.contiguous() for n, t in tensors.items()}, config=config_of(HF)).embed.W_E.shape == (61, 12), (
         name
     )
+
+
+EIGHTHS = (torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz)
+
+
+@pytest.mark.parametrize("dtype", EIGHTHS, ids=str)
+@pytest.mark.parametrize("kind", ["safetensors", "pickle"])
+def test_numbers_of_eight_bits_are_read_as_transformers_reads_them(
+    kind: str, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    tensors = eighths(dtype)
+    if kind == "safetensors":
+        save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    else:
+        torch.save(tensors, tmp_path / "pytorch_model.bin")
+    HF.config.save_pretrained(tmp_path)
+    theirs = type(HF).from_pretrained(tmp_path, dtype=torch.float32).eval()
+    model = pl.load(tmp_path)
+    assert same_logits(model, theirs)
+    assert not same_logits(model, HF)
+    assert str(dtype).removeprefix("torch.") in model.provenance["stored_dtype"]

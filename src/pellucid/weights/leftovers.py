@@ -64,9 +64,11 @@ ADAPTERS = Foreign(
 """What changes every matrix that it lies beside."""
 
 QUANTIZED = Foreign(
-    r"qweight|qzeros|(^|\.)g_idx$|absmax|quant_map|quant_state|\.SCB$|weight_format$|\.weight_scale|_scale_inv$"
+    r"qweight|qzeros|(^|\.)g_idx$|absmax|_amax$|quant_map|quant_state|\.SCB$|weight_format$|\.weight_scale|_scale_inv$"
+    r"|(^|[._])(weight|input|output|activation|act|[qkv])_(\w+_)?scale$"
+    r"|(^|\.)scale_(weight|input)$|(attn|proj|fc|linear|dense|head)\.scale$|^scaled_fp8$"
     r"|zero_point|_packed_params|\.weight_packed$|nested_absmax",
-    "quantized weights (GPTQ, AWQ, bitsandbytes or torch's own)",
+    "quantized weights (GPTQ, AWQ, bitsandbytes, FP8 with scales or torch's own)",
     "Give the weights from before they were quantized; or dequantize them with transformers: "
     "model = AutoModelForCausalLM.from_pretrained(folder); model.dequantize().save_pretrained(other).",
 )
@@ -152,6 +154,10 @@ def refuse_foreign(names: Iterable[str]) -> None:
         )
 
 
+_PACKED = {getattr(torch, "float4_e2m1fn_x2", None)}
+"""Two numbers in a byte, which are no more than indices of scales."""
+
+
 def refuse_numbers(weights: Mapping[str, Tensor], how: str) -> None:
     """Refuse weights that are no real floating-point numbers: in eight bits and without their scales they are others.
 
@@ -162,9 +168,9 @@ def refuse_numbers(weights: Mapping[str, Tensor], how: str) -> None:
     Raises:
         WeightsError: Some are.
     """
-    others = {name: tensor.dtype for name, tensor in weights.items() if not tensor.is_floating_point()}
+    others = {name: t.dtype for name, t in weights.items() if not t.is_floating_point() or t.dtype in _PACKED}
     said = listed([f"{name} is {dtype}" for name, dtype in others.items()], 3)
-    if any(dtype in (torch.int8, torch.uint8) for dtype in others.values()):
+    if any(dtype.itemsize == 1 and dtype != torch.bool for dtype in others.values()):
         raise WeightsError(f"weights: hold {QUANTIZED.what}: {said}.", code="weights-foreign", remedy=QUANTIZED.remedy)
     if others:
         raise WeightsError(
