@@ -20,12 +20,16 @@ from pellucid.family import InTransformers
 from pellucid.part import has_native_hooks, is_finite, put_buffers, runs_as_written
 from pellucid.run.model import CkptedTransformer
 from pellucid.text.batch import Batch
-from pellucid.weights.foreign import AS_IT_IS, uncompiled
+from pellucid.weights.foreign import AS_IT_IS, require_own_functions, uncompiled
 
 Direction = Literal["from_hf", "to_hf"]
 
 ROWS, COLUMNS = 2, 6
-"""The shape of the ids that are run: enough for an attention to look back and for rows to be told apart."""
+"""The shape of the ids that are run: enough for an attention to look back and for rows to be told apart.
+
+Fewer columns than the context, so that positions that run on from row to row, begun anew where the context ends, are
+other ones in the second row.
+"""
 
 _ALIGNED = 64
 """Bytes: where torch's memory begins. Products of one row round otherwise where a matrix lies elsewhere."""
@@ -41,8 +45,10 @@ def require_agreement(direction: Direction, model: CkptedTransformer, hf_model: 
         hf_model: Transformers', with or without a head.
 
     Raises:
-        WeightsError: They part, at the checkpoint that it names; or transformers' cannot be run.
+        WeightsError: They part, at the checkpoint that it names; or transformers' cannot be run, or calls functions of
+            others.
     """
+    require_own_functions(direction, hf_model)  # what they do may begin beyond the few tokens that are run
     attention = _attention_of(model)
     here = family_of(model.config).in_transformers
     ours, theirs = twin(model, attention), bare_copy(hf_model, here, "eager" if attention == "eager" else "sdpa")
@@ -118,7 +124,7 @@ def _value(value: object) -> str:
 
 def ids_for(model: CkptedTransformer) -> Tensor:
     """Ids [B, P] from all over the vocabulary, the same at every call."""
-    columns = min(COLUMNS, model.schema.sizes["n_ctx"])
+    columns = max(1, min(COLUMNS, model.schema.sizes["n_ctx"] - 1))
     ids = torch.arange(ROWS * columns, device=model.device) * 7919 + 1
     return (ids % model.schema.sizes["d_vocab"]).view(ROWS, columns)
 

@@ -21,7 +21,8 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from pellucid.errors import WeightsError, shown
+from pellucid.check import path_of
+from pellucid.errors import WeightsError
 
 try:
     import fcntl
@@ -42,33 +43,6 @@ READER_STARTS = 1.0
 
 _HOST = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
 _TEMPORARY = re.compile(r"\.pellucid-(?P<host>[0-9a-f]{8})-(?P<pid>\d{1,10})-[0-9a-f]{8}\.part")
-
-
-def path_of(given: object) -> Path:
-    """The path that a caller gave, for reading or for writing; `~` is the user's own folder, as in a shell.
-
-    Raises:
-        WeightsError: It is no path, or an empty one, which would be the working directory.
-    """
-    text = os.fspath(given) if isinstance(given, (str, os.PathLike)) else None  # pyright: ignore[reportUnknownArgumentType]
-    if not isinstance(text, str) or not text.strip() or "\0" in text or not _can_be_a_name(text):
-        raise WeightsError(
-            f"{shown(given)}: no path, expected that of a file or a folder.",
-            code="not-a-path",
-            remedy="Give a str or a Path that is not empty and holds neither a null character nor half of a surrogate "
-            "pair; '.' is the working directory.",
-        )
-    with suppress(RuntimeError):  # nobody's folder is known
-        return Path(text).expanduser()
-    return Path(text)
-
-
-def _can_be_a_name(text: str) -> bool:
-    try:
-        os.fsencode(text)
-    except UnicodeError:
-        return False
-    return True
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

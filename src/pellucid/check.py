@@ -9,10 +9,13 @@ from __future__ import annotations
 import math
 import numbers
 import operator
+import os
 from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
-from pellucid.errors import InputError, PellucidError, shown
+from pellucid.errors import InputError, PellucidError, WeightsError, shown
 
 
 def attribute(of: object, name: str, default: Any = None) -> Any:
@@ -21,6 +24,33 @@ def attribute(of: object, name: str, default: Any = None) -> Any:
         return getattr(of, name, default)
     except Exception:  # whatever a foreign property or `__getattr__` raises
         return default
+
+
+def path_of(given: object) -> Path:
+    """The path that a caller gave, for reading or for writing; `~` is the user's own folder, as in a shell.
+
+    Raises:
+        WeightsError: It is no path, or an empty one, which would be the working directory.
+    """
+    text = os.fspath(given) if isinstance(given, (str, os.PathLike)) else None  # pyright: ignore[reportUnknownArgumentType]
+    if not isinstance(text, str) or not text.strip() or "\0" in text or not _can_be_a_name(text):
+        raise WeightsError(
+            f"{shown(given)}: no path, expected that of a file or a folder.",
+            code="not-a-path",
+            remedy="Give a str or a Path that is not empty and holds neither a null character nor half of a surrogate "
+            "pair; '.' is the working directory.",
+        )
+    with suppress(RuntimeError):  # nobody's folder is known
+        return Path(text).expanduser()
+    return Path(text)
+
+
+def _can_be_a_name(text: str) -> bool:
+    try:
+        os.fsencode(text)
+    except UnicodeError:
+        return False
+    return True
 
 
 def as_whole(value: object) -> int | None:

@@ -76,7 +76,7 @@ def from_hf(hf_model: PreTrainedModel, *, attention: str = "auto", numerics: str
     """A copy of a transformers model, which is only read.
 
     A live model is what it computes: its modules count, whatever its configuration says, and what cannot be carried
-    over is refused by name. At the end both are run once on twelve ids, and are equal to the bit.
+    over is refused by name. At the end both are run once on a few ids, and are equal to the bit.
 
     Args:
         hf_model: A model of a registered family, such as a `GPT2LMHeadModel`; or one without a head, such as a
@@ -103,7 +103,7 @@ def from_hf(hf_model: PreTrainedModel, *, attention: str = "auto", numerics: str
 def to_hf(model: CkptedTransformer) -> PreTrainedModel:
     """A transformers model with equal tensors, such as a `GPT2LMHeadModel`, tied where `model` is.
 
-    At the end both are run once on twelve ids, and are equal to the bit.
+    At the end both are run once on a few ids, and are equal to the bit.
 
     Raises:
         WeightsError: No model of ours, or it was changed since it was built (hooks, patches, other modules or

@@ -16,6 +16,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from pellucid import atomic
+from pellucid.check import path_of
 from pellucid.tensor_file import digest, read_metadata, write_tensors
 from pellucid.weights.manifests import require_regular, unreadable
 
@@ -47,7 +48,7 @@ def load(path: str | Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]
         WeightsError: No regular file, or one that the operating system does not hand over.
         ValueError: A file of something else, or one that was damaged.
     """
-    path = atomic.path_of(path)
+    path = path_of(path)
     require_regular(path)
     try:
         with path.open("rb") as file:

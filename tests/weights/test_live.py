@@ -656,6 +656,56 @@ def test_a_replaced_attention_function_is_refused(name: str, monkeypatch: pytest
     assert caught.value.code == "hf-attention"
 
 
+@pytest.mark.remedy("hf-patched-forward")
+def test_functions_that_transformers_classes_call_are_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What such a function changes may lie beyond the tokens that are run at the end."""
+    hf, ours = small_hf(), pl.from_hf(small_hf())
+    ids = torch.arange(1, 2 * 12 + 1).view(2, 12)
+
+    def windowed(config: Any, inputs_embeds: Tensor, *_: Any, **__: Any) -> Tensor:
+        place = torch.arange(inputs_embeds.shape[1])
+        back = place[:, None] - place
+        return ((back >= 0) & (back < 7)).expand(len(inputs_embeds), 1, -1, -1)
+
+    places: dict[str, tuple[Any, str]] = {
+        "modeling_gpt2.create_causal_mask": (modeling_gpt2, "create_causal_mask"),
+        "GPT2Attention._upcast_and_reordered_attn": (modeling_gpt2.GPT2Attention, "_upcast_and_reordered_attn"),
+    }
+    for said, (owner, name) in places.items():
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, windowed)
+            if owner is modeling_gpt2:
+                with torch.no_grad():
+                    assert torch.equal(hf(ids[:, :6]).logits, ours(ids[:, :6]))
+                    assert not torch.allclose(hf(ids).logits, ours(ids), atol=1e-3)
+            for act, given in ((pl.from_hf, hf), (pl.to_hf, ours)):
+                with pytest.raises(pl.WeightsError, match=said) as caught:
+                    act(given)
+                assert caught.value.code == "hf-patched-forward"
+        assert same_logits(pl.from_hf(hf), hf), "as in a new process"
+
+
+@pytest.mark.parametrize("context", [2, 3, 4, 6, 7, 12, 20])
+def test_positions_that_run_on_over_the_batch_are_noticed_in_every_context(
+    context: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Begun anew where the context ends, they are the right ones in rows as long as the context."""
+    hf, old = small_hf(n_positions=context), modeling_gpt2.GPT2Model.forward
+
+    def running_on(self: Any, input_ids: Tensor, **more: Any) -> Any:
+        positions = torch.arange(input_ids.numel()).view_as(input_ids) % context
+        return old(self, input_ids, **{**more, "position_ids": positions})
+
+    monkeypatch.setattr(modeling_gpt2.GPT2Model, "forward", running_on)
+    monkeypatch.setattr(foreign, "require_own_forwards", lambda *_: None)
+    whole = torch.arange(2 * context).view(2, context)
+    with torch.no_grad():
+        assert torch.equal(hf(whole).logits, small_hf(n_positions=context)(whole).logits)
+    with pytest.raises(pl.WeightsError, match=r"they first differ at ckpt_pos_embed") as caught:
+        pl.from_hf(hf)
+    assert caught.value.code == "hf-computes-otherwise"
+
+
 # Remedies, followed
 
 

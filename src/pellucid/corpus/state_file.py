@@ -16,8 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from pellucid import own_file
-from pellucid.atomic import path_of
-from pellucid.check import as_number, require_whole
+from pellucid.check import as_number, path_of, require_whole
 from pellucid.corpus.sink import Progress
 from pellucid.errors import InputError, PellucidError
 from pellucid.weights.manifests import is_there

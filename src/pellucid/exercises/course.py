@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from pellucid import atomic
+from pellucid.check import path_of
 from pellucid.errors import InputError, shown
 from pellucid.exercises.result import misuse
 from pellucid.exercises.watch import marked
@@ -81,7 +82,7 @@ def starter(path: str | Path | None = None) -> str:
     """
     text = STARTER.read_text(encoding="utf-8")
     if path is not None:
-        target = atomic.path_of(path)
+        target = path_of(path)
         if os.path.lexists(target):  # in a folder that may not be looked into nothing is; writing says so
             raise InputError(
                 f"starter: {target} already exists and may hold answers.",

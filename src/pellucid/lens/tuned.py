@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from pellucid import own_file
-from pellucid.atomic import path_of
-from pellucid.check import as_number, require_whole
+from pellucid.check import as_number, path_of, require_whole
 from pellucid.corpus.sink import Progress
 from pellucid.errors import InputError, shown
 from pellucid.interrupts import told

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 
 from pellucid import atomic
-from pellucid.check import as_number, as_whole
+from pellucid.check import as_number, as_whole, path_of
 from pellucid.errors import WeightsError, shown
 from pellucid.network import Network
 from pellucid.prove.tensors import TensorComparison, compare_tensors
@@ -165,7 +165,7 @@ class Alignment:
             NotFoundError: No such file.
             WeightsError: Another file.
         """
-        about = read_json(atomic.path_of(path), WeightsError, "alignment-unreadable")
+        about = read_json(path_of(path), WeightsError, "alignment-unreadable")
         try:
             if about["format"] != FORMAT:
                 raise ValueError(f"format {shown(about['format'])}, expected {FORMAT}")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pellucid import aliases
 from pellucid.aliases import Names
-from pellucid.atomic import path_of
+from pellucid.check import path_of
 from pellucid.config import Config
 from pellucid.dialects import MODEL, OPENING, named_arguments
 from pellucid.errors import InputError

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pellucid import atomic
-from pellucid.check import as_whole
+from pellucid.check import as_whole, path_of
 from pellucid.dialects import TOKENIZER, TOKENIZER_CLASS, named_arguments, unknown_attribute
 from pellucid.errors import InputError, NotFoundError, WeightsError, shown, warn
 from pellucid.text import tokenizer_files
@@ -88,7 +88,7 @@ class Tokenizer(metaclass=_Named):
             NotFoundError: There is no such folder.
             WeightsError: A file that cannot be read.
         """
-        folder = atomic.path_of(folder)
+        folder = path_of(folder)
         if not folder.is_dir():
             raise NotFoundError(
                 f"{folder}: no such folder, expected one that holds a tokenizer's files.",
@@ -109,7 +109,7 @@ class Tokenizer(metaclass=_Named):
         Raises:
             WeightsError: Another file, or one that would run code.
         """
-        read = tokenizer_files.from_characters(atomic.path_of(path))
+        read = tokenizer_files.from_characters(path_of(path))
         if read is None:
             return None
         found = cls(read[0])
@@ -124,7 +124,7 @@ class Tokenizer(metaclass=_Named):
             NotFoundError: There is no such file.
             WeightsError: Something else than such a file.
         """
-        path = atomic.path_of(path)
+        path = path_of(path)
         if path.is_dir():
             raise WeightsError(
                 f"{path}: a folder, expected a tokenizer.json.",
@@ -142,7 +142,7 @@ class Tokenizer(metaclass=_Named):
     @classmethod
     def from_vocabulary(cls, vocab: str | Path, merges: str | Path) -> Tokenizer:
         """Read GPT-2's `vocab.json` and `merges.txt`."""
-        found = cls(tokenizer_files.from_vocabulary(atomic.path_of(vocab), atomic.path_of(merges)))
+        found = cls(tokenizer_files.from_vocabulary(path_of(vocab), path_of(merges)))
         if found._backend.token_to_id(tokenizer_files.END_OF_TEXT) is not None:
             found._backend.add_special_tokens([tokenizer_files.END_OF_TEXT])
         return found
@@ -312,7 +312,7 @@ class Tokenizer(metaclass=_Named):
             WeightsError: The folder cannot be written.
         """
         writers = [(name, atomic.text_writer(text)) for name, text in self.files().items()]
-        atomic.write_folder(atomic.path_of(folder), writers)
+        atomic.write_folder(path_of(folder), writers)
 
     def files(self) -> dict[str, str]:
         """What `save` writes: the text of each file."""

@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from pellucid import atomic
+from pellucid.check import path_of
 from pellucid.errors import InputError, PellucidWarning, WeightsError
 from pellucid.run.model import CkptedTransformer
 from pellucid.ties.audit import TieAudit, audit_ties
@@ -83,7 +84,7 @@ def save_hf(hf_model: Any, folder: str | os.PathLike[str]) -> Saved:
     audit = audit_ties(model)
     if audit.after_reload.survives is not True:
         raise _refusal(audit, audit.after_reload.reason)
-    target = atomic.path_of(folder)
+    target = path_of(folder)
     try:
         with atomic.temporary_folder(_existing(target)) as beside:
             _save_quietly(model, beside)

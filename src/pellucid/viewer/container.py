@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pellucid import atomic
+from pellucid.check import path_of
 from pellucid.errors import InputError, shown
 from pellucid.weights.manifests import require_regular, unreadable
 
@@ -137,7 +138,7 @@ class Trace(Mapping[str, TraceBlock]):
             WeightsError: It cannot be opened.
             InputError: It is no trace, one of another version, or one that is damaged.
         """
-        path = atomic.path_of(path)
+        path = path_of(path)
         require_regular(path)
         try:
             content = path.read_bytes() if path.stat().st_size <= LARGEST else b""

@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import FunctionType, ModuleType
 from typing import Any, Protocol
 
 import torch
@@ -93,6 +94,33 @@ def require_own_forwards(parts: Sequence[_Part]) -> None:
             "remove_hook_from_module(hf_model, recurse=True) or accelerator.unwrap_model(hf_model) if accelerate "
             "did it; a new process if a class was patched.",
         )
+
+
+def require_own_functions(direction: str, hf_model: nn.Module) -> None:
+    """Refuse functions that were put in the place of those that transformers' classes call, such as their masks.
+
+    Raises:
+        WeightsError: There are such functions.
+    """
+    classes = {cls for module in hf_model.modules() for cls in type(module).__mro__}
+    homes = {sys.modules[cls.__module__] for cls in classes if cls.__module__.startswith("transformers.models.")}
+    found = sorted(name for home in homes for name in _replaced(home))
+    if found:
+        raise WeightsError(
+            f"{direction}: {', '.join(found[:3])}{more(found)} is not transformers' own, and its classes call it.",
+            code="hf-patched-forward",
+            remedy=f"Open the model in a new process, before anything puts a function there. {AS_IT_IS}",
+        )
+
+
+def _replaced(home: ModuleType) -> Iterator[str]:
+    """The functions in a module of transformers', and methods but forward of its models, that somebody else wrote."""
+    models = [one for one in vars(home).values() if isinstance(one, type) and issubclass(one, nn.Module)]
+    for owner in (home, *(model for model in models if model.__module__ == home.__name__)):
+        for name, value in vars(owner).items():
+            looked_at = isinstance(value, FunctionType) and name != "forward"
+            if looked_at and value.__module__ != "dataclasses" and not _is_of(value, "transformers", "torch"):
+                yield f"{owner.__name__}.{name}"
 
 
 def _is_patched(module: nn.Module) -> bool:
