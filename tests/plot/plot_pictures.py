@@ -16,6 +16,7 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
+import torch
 import xarray as xr
 from matplotlib.axes import Axes
 
@@ -132,6 +133,48 @@ def circuit(blocks: int, heads: int) -> pl.circuits.Circuit:
     return made
 
 
+def captured(blocks: int, positions: int) -> pl.ActivationCkpts:
+    """A run of made-up values: a stream that widens, in which dimension 5 lies apart, and what its norms give."""
+    config = pl.TransformerConfig(n_layer=blocks, n_embd=32, n_head=4, n_positions=256, vocab_size=97)
+    batch = pl.load().tokenize(("Once upon a time, there was a\nbig $5 ball. " * positions)[: 4 * positions])
+    count = batch.ids.shape[1]
+    values = {}
+    for i in range(blocks):
+        stream = torch.from_numpy((1 + i) * np.arctanh(0.95 * waves(1, count, 32) ** 3)).float()
+        stream[..., 5] += 25
+        pre = torch.from_numpy(3 * waves(1, count, 128)).float()
+        kinds = {"resid_mid": stream, "ln2.ckpt_normalized": stream / stream.std(-1)[..., None], "mlp.ckpt_pre": pre,
+                 "mlp.ckpt_post": torch.nn.functional.gelu(pre)}  # fmt: skip
+        values |= {f"blocks.{i}.{kind}": value for kind, value in kinds.items()}
+    return pl.ActivationCkpts(values, batch, config.schema)
+
+
+def stages(count: int) -> dict[str, np.ndarray]:
+    """A distribution and what some stages leave of it."""
+    model = np.exp(4 * waves(count))
+    sharp = model**2 * (np.arange(count) % 7 > 0)
+    found = {"model": model, "no_repeat_ngram_size": model * (np.arange(count) != 3), "temperature": sharp}
+    found["top_p"] = np.where(sharp > np.sort(sharp)[-6], sharp, 0)
+    return {name: values / values.sum() for name, values in found.items()}
+
+
+def text_of(count: int, *, signed: bool = False) -> xr.DataArray:
+    """A value of each token of a text, the first missing."""
+    values = (waves(count) if signed else np.abs(waves(count))) * 8
+    values[0] = np.nan
+    coords = {"pos": range(count), "token": ("pos", tokens(count)), "layer": 3}
+    about = {"units": "nats", "model": "made up"}
+    return xr.DataArray(values, dims="pos", coords=coords, name="logprob" if signed else "surprise", attrs=about)
+
+
+def vectors(count: int, width: int = 16) -> xr.DataArray:
+    """Vectors whose first directions are far longer than the others."""
+    values = waves(count, width) * 0.5 ** np.arange(width) * 10
+    coords = {"token": ("pos", tokens(count)), "position": ("pos", range(count))}
+    about = {"checkpoint": "resid_post", "model": "made up"}
+    return xr.DataArray(values, dims=("pos", "d_model"), coords=coords, name="resid_post", attrs=about)
+
+
 COUNTED = pl.ParameterCount(
     unique=124_439_808, by_name=163_037_184, bytes=4 * 124_439_808,
     components={
@@ -169,6 +212,12 @@ FIGURES: dict[str, Callable[[], Axes]] = {
     "lens_4_light": lambda: pl.plot.lens(said(4, 9)),
     "lens_12_dark": lambda: pl.plot.lens(said(12, 40)),
     "heatmap_8_light": lambda: pl.plot.heatmap(effects(4, 8)),
+    "next_tokens_light": lambda: pl.plot.next_tokens(stages(60), drawn=3),
+    "neuron_30_light": lambda: pl.plot.neuron(captured(2, 30), 1, 7),
+    "normalization_4_light": lambda: pl.plot.normalization(captured(4, 30), "ln2", skip=1),
+    "scatter_40_dark": lambda: pl.plot.scatter(vectors(40)),
+    "tokens_40_light": lambda: pl.plot.tokens(text_of(40)),
+    "tokens_200_dark": lambda: pl.plot.tokens(text_of(200, signed=True)),
     "circuit_4_light": lambda: pl.plot.circuit(circuit(4, 4)),
     "parameters_light": lambda: pl.plot.parameters(COUNTED),
     "parameters_dark": lambda: pl.plot.parameters(COUNTED),

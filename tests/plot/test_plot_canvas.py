@@ -36,6 +36,11 @@ ON_AXES = {
     "head_scores": lambda ax: pl.plot.head_scores([[0.5, 0.1]], ax=ax),
     "circuit": lambda ax: pl.plot.circuit(pictures.circuit(3, 2), ax=ax),
     "heatmap": lambda ax: pl.plot.heatmap([[0.5, -0.1]], ax=ax),
+    "next_tokens": lambda ax: pl.plot.next_tokens(pictures.stages(9), ax=ax),
+    "neuron": lambda ax: pl.plot.neuron(pictures.captured(1, 3), 0, 0, ax=ax),
+    "normalization": lambda ax: pl.plot.normalization(pictures.captured(2, 3), "ln2", ax=ax),
+    "scatter": lambda ax: pl.plot.scatter(pictures.vectors(5), ax=ax),
+    "tokens": lambda ax: pl.plot.tokens(pictures.text_of(5), ax=ax),
     "parameters": lambda ax: pl.plot.parameters(pictures.COUNTED, ax=ax),
 }
 

@@ -564,7 +564,7 @@ def test_the_checks_notice(run: pl.ActivationCkpts, norms: xr.DataArray, fit: An
         (lambda: test_scores_are_drawn_layer_by_head(run),
          lambda patch: patch.setattr(heatmaps, "SCORES", ("head", "layer"))),
         (lambda: test_colours_begin_at_zero([[0.1, 0.2]], (0, 0.2)),
-         lambda patch: patch.setattr(heatmaps, "_limits", lambda n: (n.min(), n.max()))),
+         lambda patch: patch.setattr(heatmaps, "colour_limits", lambda n: (n.min(), n.max()))),
     ]  # fmt: skip
     for check, breaks in cases:
         check()

@@ -7,6 +7,7 @@ from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import plot_pictures as pictures
 import pytest
 from matplotlib.axes import Axes
@@ -23,6 +24,10 @@ SMALLEST = 6.0
 """Points; smaller print is hard to read."""
 
 LONG = 200
+
+STAGES = ("model", "repetition_penalty", "frequency_penalty", "presence_penalty", "no_repeat_ngram_size",
+          "min_new_tokens", "suppress_tokens", "begin_suppress_tokens", "temperature", "top_k", "top_p", "min_p",
+          "typical_p")  # fmt: skip
 
 
 def on_wide_axes() -> Axes:
@@ -67,6 +72,18 @@ MORE: dict[str, Callable[[], Axes]] = {
     "attribution_zero": lambda: pl.plot.attribution(0 * pictures.parts(9)),
     "lens_1": lambda: pl.plot.lens(pictures.said(1, 1)),
     "lens_48": lambda: pl.plot.lens(pictures.said(48, 300)),
+    "next_tokens_greedy": lambda: pl.plot.next_tokens(dict(list(pictures.stages(40).items())[:2]), most=30),
+    "next_tokens_one": lambda: pl.plot.next_tokens({"model": [1.0]}),
+    "next_tokens_many": lambda: pl.plot.next_tokens(dict.fromkeys(STAGES, np.full(9, 1 / 9))),
+    "neuron_1": lambda: pl.plot.neuron(pictures.captured(1, 1), 0, 0),
+    "neuron_long": lambda: pl.plot.neuron(pictures.captured(1, 150), 0, 0),
+    "normalization_1": lambda: pl.plot.normalization(pictures.captured(1, 1), "ln2"),
+    "normalization_12": lambda: pl.plot.normalization(pictures.captured(12, 9), "ln2"),
+    "normalization_48": lambda: pl.plot.normalization(pictures.captured(48, 9), "ln2"),
+    "scatter_1": lambda: pl.plot.scatter(pictures.vectors(1)),
+    "scatter_long": lambda: pl.plot.scatter(pictures.vectors(LONG)),
+    "tokens_1": lambda: pl.plot.tokens([0.5], tokens=["one"]),
+    "tokens_hard": lambda: pl.plot.tokens(np.arange(60.0), tokens=["W" * 40, "\n", " $x$", "\x00", "中", ""] * 10),
     "norm_histograms_1": lambda: pl.plot.norm_histograms(pictures.measured(1, 1)),
     "norms_48_few": lambda: pl.plot.norms(pictures.measured(48, 20)),
     "residual_growth_1": lambda: pl.plot.residual_growth(pictures.measured(12, 1, log=False)),
@@ -152,7 +169,7 @@ def test_it_can_be_read(name: str) -> None:
     assert covering(figure) == []
     assert min(text.get_fontsize() for text in texts(figure)) >= SMALLEST
     width = round(float(figure.get_size_inches()[0]), 6)
-    as_wide_as_needed = name.startswith("lens") or name == "attention_grid_48x25"  # up to a page
+    as_wide_as_needed = name.startswith(("lens", "next_tokens")) or name == "attention_grid_48x25"  # up to a page
     assert width == COLUMN or (name.startswith("attention") and width < COLUMN) or as_wide_as_needed
     assert width <= 6.9
 

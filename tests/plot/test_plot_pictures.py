@@ -19,6 +19,8 @@ from matplotlib.testing.compare import compare_images
 
 import pellucid as pl
 from pellucid.plot import (
+    along_text,
+    before_after,
     circuit_graph,
     grids,
     heatmaps,
@@ -26,8 +28,10 @@ from pellucid.plot import (
     layers,
     logits,
     matrix,
+    sampler_stages,
     summaries,
     themes,
+    vectors,
 )
 
 TOLERANCE = 0.5
@@ -212,7 +216,7 @@ MUTANTS: dict[str, tuple[str, Callable[[Patch], None]]] = {
     ),
     "head_scores: zero is not in the middle": (
         "head_scores_12_dark",
-        lambda patch: patch.setattr(heatmaps, "_limits", lambda n: (float(n.min()), float(n.max()) / 2)),
+        lambda patch: patch.setattr(heatmaps, "colour_limits", lambda n: (float(n.min()), float(n.max()) / 2)),
     ),
     "head_scores: upside down": (
         "head_scores_48_light", swapped(heatmaps, "as_numbers", lambda plain: lambda w, given: plain(w, given)[::-1]),
@@ -231,6 +235,28 @@ MUTANTS: dict[str, tuple[str, Callable[[Patch], None]]] = {
         "lens_4_light", swapped(logits, "_read_lens", lambda plain: lambda read, text: moved_on(plain(read, text))),
     ),
     "heatmap: about zero": ("heatmap_8_light", lambda patch: patch.setattr(matrix, "UNCHANGED", "clean")),
+    "next_tokens: only the model's own largest": (
+        "next_tokens_light",
+        swapped(sampler_stages, "_read",
+                lambda plain: lambda given: (plain(given)[0], plain(given)[1][:1].repeat(4, 0))),
+    ),
+    "neuron: the one beside it": (
+        "neuron_30_light", swapped(along_text, "_neuron", lambda plain: lambda c, i, n, t: plain(c, i, n + 1, t)),
+    ),
+    "normalization: before and after exchanged": (
+        "normalization_4_light", lambda patch: patch.setattr(before_after, "SIDES", ("after", "before")),
+    ),
+    "scatter: the first two entries": (
+        "scatter_40_dark",
+        swapped(vectors, "principal_components",
+                lambda plain: lambda x: (x[:, :2], plain(x)[1])),
+    ),
+    "tokens: values of the token before": (
+        "tokens_40_light", swapped(along_text, "_one_text", lambda plain: lambda a, t: plain(a.roll(pos=1), t)),
+    ),
+    "tokens: losses as gains": (
+        "tokens_200_dark", swapped(along_text, "_one_text", lambda plain: lambda a, t: plain(-a, t)),
+    ),
     "parameters: tied numbers left out": ("parameters_light", tied_numbers_left_out),
     "theme: light for dark": ("parameters_dark", lambda patch: patch.setitem(themes.THEMES, "dark", themes.LIGHT)),
 }  # fmt: skip

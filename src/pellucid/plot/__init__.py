@@ -5,6 +5,8 @@ readers tell apart; `data(ax)` gives the numbers behind one. They need matplotli
 which is imported when the first is drawn.
 """
 
+from pellucid.plot.along_text import neuron, tokens
+from pellucid.plot.before_after import normalization
 from pellucid.plot.canvas import data
 from pellucid.plot.circuit_graph import circuit
 from pellucid.plot.grids import attention_grid
@@ -12,8 +14,10 @@ from pellucid.plot.heatmaps import attention, head_scores
 from pellucid.plot.layers import norm_histograms, norms, residual_growth, ridges
 from pellucid.plot.logits import attribution, lens
 from pellucid.plot.matrix import heatmap
+from pellucid.plot.sampler_stages import next_tokens
 from pellucid.plot.summaries import autoregression, parameters
 from pellucid.plot.themes import theme
+from pellucid.plot.vectors import scatter
 
 __all__ = [
     "attention",
@@ -25,10 +29,15 @@ __all__ = [
     "head_scores",
     "heatmap",
     "lens",
+    "neuron",
+    "next_tokens",
     "norm_histograms",
+    "normalization",
     "norms",
     "parameters",
     "residual_growth",
     "ridges",
+    "scatter",
     "theme",
+    "tokens",
 ]

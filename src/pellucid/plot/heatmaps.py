@@ -208,7 +208,7 @@ def head_scores(scores: Any, *, ax: Axes | None = None) -> Axes:
     with canvas(ax, (COLUMN, (height + BELOW) / 72)) as (axes, look):
         width, height = (72 * COLUMN - BESIDE, height) if ax is None else extent(axes)
         numbers = array.to_numpy()
-        low, high = _limits(numbers)
+        low, high = colour_limits(numbers)
         image = axes.imshow(numbers, cmap=look.heat_map(signed=low < 0), vmin=low, vmax=high, aspect="auto")
         for dim, side in zip(SCORES, (axes.yaxis, axes.xaxis), strict=True):
             put_numbers(side, array[dim].values.tolist())
@@ -253,7 +253,7 @@ def _with_units(array: DataArray) -> str:
     return name if units in ("1", "", "probability") else f"{name} ({units})"
 
 
-def _limits(numbers: Numbers) -> tuple[float, float]:
+def colour_limits(numbers: Numbers) -> tuple[float, float]:
     """Return the colours' limits: from zero to the largest, or to 1 if that is near; as far to both sides of zero."""
     low, high = float(np.nanmin(numbers)), float(np.nanmax(numbers))
     if low < 0:
@@ -270,11 +270,16 @@ def write_numbers(axes: Axes, look: Theme, numbers: Numbers, image: Any) -> None
 
 
 def write_in_cell(axes: Axes, look: Theme, image: Any, place: tuple[int, ...], text: str) -> None:
-    """Write into a cell (row, column), in ink or paper, whichever contrasts more with its colour (WCAG 2.1)."""
+    """Write into a cell (row, column)."""
     row, column = place
-    ground = luminance(image.to_rgba(image.get_array()[row, column]))
-    ink, paper = (abs(np.log((luminance(c) + 0.05) / (ground + 0.05))) for c in (look.ink, look.paper))
-    colour = look.ink if ink >= paper else look.paper
     axes.text(
-        column, row, text.replace("$", r"\$"), color=colour, fontsize=SMALL, ha="center", va="center", usetex=False
-    )
+        column, row, text.replace("$", r"\$"), color=readable(look, image.to_rgba(image.get_array()[row, column])),
+        fontsize=SMALL, ha="center", va="center", usetex=False,
+    )  # fmt: skip
+
+
+def readable(look: Theme, ground: Any) -> str:
+    """Return ink or paper, whichever contrasts more with the colour of a ground (WCAG 2.1)."""
+    light = luminance(ground) + 0.05
+    ink, paper = (abs(np.log((luminance(colour) + 0.05) / light)) for colour in (look.ink, look.paper))
+    return look.ink if ink >= paper else look.paper

@@ -14,6 +14,7 @@ from pellucid.axes import POSITIONS, Axis, coordinate
 from pellucid.check import require_whole
 from pellucid.errors import InputError, ShapeError
 from pellucid.plot.themes import xarray
+from pellucid.run.activations import ActivationCkpts
 
 if TYPE_CHECKING:
     from xarray import DataArray
@@ -115,6 +116,17 @@ def without_first(where: str, array: DataArray, skip: int) -> DataArray:
     return array.where(counted >= skip)
 
 
+def require_run(where: str, ckpts: Any) -> ActivationCkpts:
+    """Return the captured values of a run; raise `InputError` if something else was given."""
+    if not isinstance(ckpts, ActivationCkpts):
+        raise InputError(
+            f"{where}: {type(ckpts).__name__} given, expected the captured values of a run.",
+            code="not-ckpts",
+            remedy="Pass the ActivationCkpts that run_with_ckpts returned.",
+        )
+    return ckpts
+
+
 def sizes(array: DataArray) -> str:
     """Return the axes of an array with their lengths, for messages."""
     return "(" + ", ".join(f"{dim} {size}" for dim, size in array.sizes.items()) + ")"
@@ -122,10 +134,13 @@ def sizes(array: DataArray) -> str:
 
 def quantity(array: DataArray) -> str:
     """Return what an array holds, for an axis: `log norm of attn_out`."""
+    whole = str(array.attrs.get("checkpoint", ""))
+    checkpoint = whole.rsplit(".", 1)[-1].removeprefix("ckpt_")
+    if checkpoint and whole.endswith(str(array.name)):  # the values themselves
+        return checkpoint
     name = str(array.attrs.get("long_name") or array.name or "value").replace("_", " ")
     if is_log(array) and not name.startswith("log"):
         name = f"log {name}"
-    checkpoint = str(array.attrs.get("checkpoint", "")).rsplit(".", 1)[-1].removeprefix("ckpt_")
     return f"{name} of {checkpoint}" if checkpoint and checkpoint not in name else name
 
 

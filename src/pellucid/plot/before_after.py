@@ -1,0 +1,196 @@
+"""What a normalization does to the values of the residual stream: their densities before and after it, by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pellucid.errors import InputError, nearest, shown
+from pellucid.measure.distributions import outliers
+from pellucid.measure.labelled import find, values
+from pellucid.plot.canvas import canvas, extent, layer_axis, model_name, remember, say_what
+from pellucid.plot.inputs import Numbers, require_run, without_first
+from pellucid.plot.themes import COLUMN, SMALL, Theme, pandas
+from pellucid.run.activations import ActivationCkpts
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from xarray import DataArray
+
+TAIL = 0.005
+"""The share of the values of a layer on each side beyond which the axis may end."""
+
+BINS = 120
+"""Bins of a density, over the width of the axis."""
+
+SIDES = ("before", "after")
+
+NAMED_AT_MOST = 2
+"""Outlier dimensions that are named in a layer."""
+
+ROW = 24.0
+"""Points of a row in which a density and a line of text have room."""
+
+TALLEST = 420.0
+"""Points: the height of all rows at most."""
+
+
+@dataclass(frozen=True)
+class Side:
+    """The values on one side of the norms, by layer.
+
+    Attributes:
+        title: Which checkpoint, and in which units.
+        values: Of each layer, pads and skipped tokens left out.
+        outliers: Of each layer, the dimensions that lie apart, the largest first.
+    """
+
+    title: str
+    values: list[Numbers]
+    outliers: list[list[int]]
+
+    @property
+    def limits(self) -> tuple[float, float]:
+        """The ends of the axis: of no layer more than half a percent of the values lies beyond either."""
+        low, high = (np.array([np.quantile(rows, at) for rows in self.values]) for at in (TAIL, 1 - TAIL))
+        room = 0.05 * (float(high.max()) - float(low.min())) or 0.5
+        return float(low.min()) - room, float(high.max()) + room
+
+
+def normalization(
+    ckpts: ActivationCkpts, norm: str = "ln1", *, skip: int = 0, title: str | None = None, ax: Axes | None = None
+) -> Axes:
+    """Draw the density of the values that enter a norm, and of those that leave it, layer by layer.
+
+    Every density is a histogram, as high as any other: what compares is place, width and shape. The axes are cut where
+    at most half a percent of a layer's values lies beyond; the figure prints how many do, and names the dimensions
+    that `pl.measure.outliers` finds among the values before.
+
+    Args:
+        ckpts: A run that captured what the norm reads (`resid_pre` for "ln1", `resid_mid` or in parallel blocks
+            `resid_pre` for "ln2", the last `resid_post` for "ln_final") and its `ckpt_normalized`.
+        norm: "ln1", "ln2", or "ln_final".
+        skip: First tokens of each text to leave out; GPT-2's first token has values unlike all others.
+        title: What the figure shows; norm, model and number of values if None.
+        ax: Axes to draw on; new ones by default.
+
+    Returns:
+        The axes. `pl.plot.data` of them is a table: layer, side ("before" or "after"), left, right, density, and
+        beyond, the share of the layer's values that the axis does not show.
+
+    Raises:
+        InputError: If there is no such norm, a value is not finite, or no value is left.
+        UnknownNameError: If what it reads or gives was not captured.
+        MissingExtraError: If matplotlib, pandas or xarray is not installed.
+
+    Example:
+        >>> import pellucid as pl
+        >>> _, ckpts = pl.load().run_with_ckpts("Once upon a time there was a cat.")
+        >>> table = pl.plot.data(pl.plot.normalization(ckpts, "ln2", skip=1))
+        >>> table.groupby("side").beyond.max().lt(0.02).to_dict()
+        {'after': True, 'before': True}
+    """
+    where = "plot.normalization"
+    layers, sides, model = _read(where, ckpts, norm, skip)
+    height = float(np.clip(ROW * len(layers), 2 * ROW, TALLEST))
+    with canvas(ax, (COLUMN, (height + 80) / 72)) as (axes, look):
+        named = (height if ax is None else extent(axes)[1]) / len(layers) >= 0.75 * ROW
+        rows: list[Any] = []
+        for number, (name, side) in enumerate(zip(SIDES, sides, strict=True)):
+            column = axes.inset_axes((0.52 * number, 0, 0.48, 1))
+            rows += _draw(column, look, side, look.marks[number], (layers, name, named))
+            layer_axis(column.yaxis, layers if not number else [""] * len(layers))
+            if number:
+                column.set_yticks([])
+                column.set_ylabel("")
+        axes.plot(0.5, 0.5, linestyle="none")  # so the axes know that there is something on them
+        axes.set(xticks=[], yticks=[])
+        axes.spines[:].set_visible(False)
+        count = len(sides[0].values[0])
+        about = f"{norm}, before and after", model, f"{count:,} values a layer"
+        say_what(axes, *((title,) if title else about))
+        return remember(axes, pandas().concat(rows, ignore_index=True))
+
+
+def _read(where: str, ckpts: Any, norm: str, skip: int) -> tuple[list[Any], tuple[Side, Side], str]:
+    """The layers, what is before and after the norm in each, and the model."""
+    names = require_run(where, ckpts).schema.names
+    known = list(dict.fromkeys(name.split(".")[-2] for name in names if name.endswith(".ckpt_normalized")))
+    if norm not in known:
+        raise InputError(
+            f"{where}: norm={shown(norm)}, expected one of {', '.join(map(repr, known))}.",
+            code="unknown-norm",
+            remedy=nearest(str(norm), known) or "Give one of these.",
+        )
+    every = [name for name in names if name.endswith(f"{norm}.ckpt_normalized")]
+    chosen = [name for name in every if name in ckpts] or every[:1]
+    read = [[n for n in names[: names.index(name)] if n.rpartition(".")[2].startswith("resid_")] for name in chosen]
+    layers = [name.split(".")[1] if name.startswith("blocks.") else "" for name in chosen]
+    pairs = [(before[-1], after) for before, after in zip(read, chosen, strict=True) if before]
+    if not pairs:
+        raise InputError(
+            f"{where}: {norm} reads no point of the residual stream, expected a model with at least one block.",
+            code="nothing-to-draw",
+            remedy="Give a run of a model with blocks.",
+        )
+    sides = [_side(where, ckpts, [pair[number] for pair in pairs], skip) for number in (0, 1)]
+    return [int(layer) if layer else "" for layer in layers], (sides[0], sides[1]), model_name(ckpts.provenance)
+
+
+def _side(where: str, ckpts: ActivationCkpts, names: list[str], skip: int) -> Side:
+    arrays = [without_first(where, values(ckpts, name), skip) for name in names]
+    rows = [array.values[~np.isnan(array.values)] for array in arrays]
+    if not all(len(numbers) for numbers in rows):
+        raise InputError(
+            f"{where}: no values are left, pads and skip={skip} left out; expected at least one a layer.",
+            code="nothing-to-draw",
+            remedy="Give a longer text, or a smaller skip=.",
+        )
+    kind, units = find(ckpts, names[0]).kind, find(ckpts, names[0]).units
+    return Side(
+        kind if units.startswith("units of") else f"{kind}\n({units})", rows, [_apart(array) for array in arrays]
+    )
+
+
+def _apart(array: DataArray) -> list[int]:
+    """The dimensions that lie apart from the others, the largest first."""
+    found = outliers(array)
+    order = np.argsort(-np.nan_to_num(found.score.values), kind="stable")
+    return [int(dimension) for dimension in order if found.outlier.values[dimension]]
+
+
+def _draw(column: Axes, look: Theme, side: Side, colour: str, about: tuple[Sequence[Any], str, bool]) -> list[Any]:
+    """Draw one side, a row for each layer; return a table of each."""
+    layers, name, named = about
+    low, high = side.limits
+    tables: list[Any] = []
+    for i, (layer, numbers) in enumerate(zip(layers, side.values, strict=True)):
+        counts, edges = np.histogram(numbers, BINS, (low, high))
+        beyond = 1 - counts.sum() / len(numbers)
+        heights = (0.62 if named else 0.95) * counts / max(counts.max(), 1)
+        column.stairs(i + heights, edges, baseline=i, fill=True, color=colour)
+        density = counts / len(numbers) / np.diff(edges)
+        found = {"layer": layer, "side": name, "left": edges[:-1], "right": edges[1:], "density": density}
+        tables.append(pandas().DataFrame({**found, "beyond": beyond}))
+        if named:
+            words = _words(beyond, side.outliers[i])
+            column.annotate(words, (1, i + 0.64), xycoords=("axes fraction", "data"), ha="right", fontsize=SMALL)
+    column.set(xlim=(low, high), ylim=(-0.08, len(layers)))
+    column.spines[["left"]].set_visible(False)
+    column.tick_params(axis="y", length=0)
+    most = max(table["beyond"].iloc[0] for table in tables)
+    column.set_xlabel(f"{name}: {side.title}\nat most {_share(most)} beyond the axis", fontsize=SMALL)
+    return tables
+
+
+def _words(beyond: float, apart: list[int]) -> str:
+    """How much the axis does not show, and the largest of the dimensions that lie apart."""
+    named = ", ".join(map(str, apart[:NAMED_AT_MOST])) + " …" * (len(apart) > NAMED_AT_MOST)
+    return "; ".join(filter(None, (f"{_share(beyond)} beyond" if beyond else "", f"dim {named}" if named else "")))
+
+
+def _share(part: float) -> str:
+    return "<0.1%" if 0 < part < 0.0005 else f"{part:.1%}"

@@ -1,0 +1,232 @@
+"""Vectors as points: their first two principal components."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pellucid.axes import NEURONS
+from pellucid.errors import InputError, ShapeError, shown
+from pellucid.plot.canvas import (
+    LINE,
+    canvas,
+    colour_bar,
+    extent,
+    label_of,
+    longest,
+    place_of,
+    remember,
+    say_what,
+)
+from pellucid.plot.inputs import Numbers, as_numbers, labelled, quantity, sizes
+from pellucid.plot.layers import RASTER
+from pellucid.plot.themes import COLUMN, SMALL, Theme, pandas, xarray
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from xarray import DataArray
+
+POINTS_TRIED = 1000
+"""Of more points only those farthest from the middle are tried for a label."""
+
+
+def scatter(
+    vectors: Any,
+    *,
+    tokens: Sequence[str] | None = None,
+    colour: Any = None,
+    title: str | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw vectors as points: their first two principal components, with the share of the variance that each explains.
+
+    The components are exact, from a singular value decomposition of the centred vectors in float64 (Pearson 1901,
+    doi:10.1080/14786440109462720); both axes have one scale. Tokens are written beside as many points as there is room
+    for, first those farthest from the middle.
+
+    Args:
+        vectors: A labelled array, such as `pl.measure.values(ckpts, "blocks.2.resid_post")`, whose vectors lie along
+            d_model, d_mlp or d_head, else along its last axis; the vectors of all other axes are drawn, pads left
+            out. Or numbers [n, d], such as `model.embed.W_E`.
+        tokens: A string for each vector, if the array does not bring its own.
+        colour: The name of a coordinate of numbers, such as "layer"; or a number for each vector, labelled or not, such
+            as `pl.measure.norms(...)`. If None, the position in the text, if it is known.
+        title: What the figure shows; what the array says if None.
+        ax: Axes to draw on; new ones by default.
+
+    Returns:
+        The axes. `pl.plot.data` of them is a table with a row for each vector: token, if known; pc1 and pc2; and what
+        it is coloured by. Its `attrs["explained"]` are the two shares.
+
+    Raises:
+        ShapeError: If these are no vectors, or there is another number of tokens or colours.
+        InputError: If a value is infinite, no vector is left, or there is no such coordinate.
+        MissingExtraError: If matplotlib, pandas or xarray is not installed.
+
+    Example:
+        >>> import pellucid as pl
+        >>> _, ckpts = pl.load().run_with_ckpts("Lily had a red ball and a red hat.", names="blocks.3.resid_post")
+        >>> ax = pl.plot.scatter(pl.measure.values(ckpts, "blocks.3.resid_post"))
+        >>> pl.plot.data(ax).columns.tolist()
+        ['token', 'position', 'pc1', 'pc2']
+    """
+    array = _read(vectors, tokens)
+    table = _table(array, *_colour_of(array, colour))
+    places, name = table[["pc1", "pc2"]].to_numpy(), table.attrs["colour"]
+    with canvas(ax, (COLUMN, 3.0)) as (axes, look):
+        size = float(np.clip(60 / len(table) ** 0.5, 1.2, 4.0))
+        style: dict[str, Any] = {"s": size**2, "linewidths": 0, "rasterized": len(table) > RASTER}
+        if name:
+            drawn = axes.scatter(*places.T, c=table[name], cmap=_map(look), **style)
+            bar = colour_bar(axes, drawn, table.attrs["units"])
+            if float(table[name].min()) == float(table[name].max()):
+                bar.set_ticks([table[name].iloc[0]])
+        else:
+            axes.scatter(*places.T, color=look.marks[0], **style)
+        axes.set_aspect("equal", adjustable="datalim")
+        axes.margins(0.12)
+        for side, number, share in zip((axes.xaxis, axes.yaxis), (1, 2), table.attrs["explained"], strict=True):
+            side.set_label_text(f"component {number}: {share:.1%} of the variance")
+        labelled_points = _write_tokens(axes, look, table) if "token" in table else 0
+        count = f"{len(table):,} vector{'s' * (len(table) != 1)}"
+        some = f"{labelled_points:,} labelled" if 0 < labelled_points < len(table) else ""
+        say_what(axes, *((title,) if title else (quantity(array) if array.name else "", place_of(array), count, some)))
+        return remember(axes, table)
+
+
+def principal_components(vectors: Numbers) -> tuple[Numbers, tuple[float, float]]:
+    """Return the first two components of each vector, [n, 2], and the shares of the variance that they explain.
+
+    Each points to where its largest weight is positive, since the sign of a component has no meaning.
+    """
+    centred = vectors - vectors.mean(0)
+    narrow = np.linalg.qr(centred, mode="r") if len(centred) > centred.shape[1] else centred  # of the same spectrum
+    _, strengths, directions = np.linalg.svd(narrow, full_matrices=False)
+    first = np.zeros((2, vectors.shape[1]))
+    first[: len(directions)] = directions[:2]
+    first *= np.sign(np.take_along_axis(first, np.abs(first).argmax(1)[:, None], 1))
+    everything = float((strengths**2).sum()) or 1.0
+    shares = [float(strength) ** 2 / everything for strength in [*strengths, 0.0, 0.0][:2]]
+    return centred @ first.T, (shares[0], shares[1])
+
+
+def _read(given: Any, strings: Sequence[str] | None) -> DataArray:
+    """The vectors (vector, along), in float64, without pads, with their coordinates."""
+    where, array = "plot.scatter", given
+    if not isinstance(given, xarray().DataArray):
+        numbers = as_numbers(where, given)
+        array = xarray().DataArray(numbers, dims=("vector", "along") if numbers.ndim == 2 else None)
+    if array.ndim < 2:
+        raise ShapeError(
+            f"{where}: axes {sizes(array)}, expected vectors.",
+            code="vector-axes",
+            remedy="Pass vectors, such as pl.measure.values(ckpts, 'blocks.2.resid_post') or model.embed.W_E.",
+        )
+    along = next((str(axis) for axis in NEURONS if axis in array.dims), str(array.dims[-1]))
+    others = [dim for dim in array.dims if dim != along]
+    found = labelled(where, array).transpose(*others, along)
+    if strings is not None:
+        found = _with_tokens(where, found, strings, others)
+    every = found.stack(point=others, create_index=False).transpose("point", along)
+    every = every.isel(point=np.flatnonzero(every.notnull().all(along).values))
+    if not every.size:
+        raise InputError(
+            f"{where}: no vectors in {sizes(array)}, expected at least one.",
+            code="nothing-to-draw",
+            remedy="Give a text with at least one real token.",
+        )
+    return every
+
+
+def _with_tokens(where: str, array: DataArray, strings: Sequence[str], others: list[Any]) -> DataArray:
+    count = int(np.prod([array.sizes[dim] for dim in others]))
+    if isinstance(strings, str) or len(strings) != count:
+        given = "a string" if isinstance(strings, str) else f"{len(strings)} tokens"
+        raise ShapeError(
+            f"{where}: {given} for {count} vectors of {sizes(array)}, expected one for each.",
+            code="tokens-length",
+            remedy="Pass ckpts.batch.strings[0] for one text, or model.tokenizer.pieces(range(n)) for n embeddings.",
+        )
+    texts = np.array([str(one) for one in strings], dtype=object).reshape([array.sizes[dim] for dim in others])
+    return array.drop_vars("token", errors="ignore").assign_coords(token=(others, texts))
+
+
+def _colour_of(array: DataArray, given: Any) -> tuple[str, str, Any]:
+    """What the points are coloured by: its name, its name with units, and a number for each; "" for nothing."""
+    where = "plot.scatter: colour"
+    if given is None:
+        known = "position" in array.coords and array["position"].ndim == 1
+        return ("position", "position", array["position"].values) if known else ("", "", None)
+    if isinstance(given, str):
+        numeric = [str(n) for n, c in array.coords.items() if c.ndim == 1 and c.dtype.kind in "iuf"]
+        if given not in numeric:
+            raise InputError(
+                f"{where}={shown(given)}, expected a coordinate of numbers, which are {', '.join(numeric) or 'none'}.",
+                code="no-such-coordinate",
+                remedy="Give one of these, or a number for each vector.",
+            )
+        return given, given, array[given].values
+    name, units, values = "colour", "", given
+    if isinstance(given, xarray().DataArray):
+        name, units = quantity(given), str(given.attrs.get("units", "1"))
+        own = [dim for dim in given.dims if given.sizes[dim] > 1 or dim in array.coords]
+        values = given.stack(point=own).values if own else given.values
+        values = values[~np.isnan(np.asarray(values, dtype=float))]
+    numbers = as_numbers(where, values).reshape(-1)
+    if len(numbers) != array.sizes["point"] or not np.isfinite(numbers).all():
+        raise ShapeError(
+            f"{where}= has {len(numbers)} values, expected a finite one for each of {array.sizes['point']} vectors.",
+            code="colours-length",
+            remedy="Give the measure of the same run, such as pl.measure.norms(ckpts, 'blocks.2.resid_post').",
+        )
+    return name, f"{name} ({units})" if units not in ("1", "") else name, numbers
+
+
+def _table(array: DataArray, name: str, units: str, colours: Any) -> Any:
+    """A row for each vector."""
+    components, explained = principal_components(array.to_numpy())
+    table = pandas().DataFrame({"pc1": components[:, 0], "pc2": components[:, 1]})
+    if name:
+        table.insert(0, name, colours)
+    if "token" in array.coords and array["token"].ndim == 1:
+        table.insert(0, "token", [str(token) for token in array["token"].values])
+    table.attrs.update(explained=explained, colour=name, units=units)
+    return table
+
+
+def _map(look: Theme) -> Any:
+    from matplotlib.colors import ListedColormap
+
+    return ListedColormap(look.layer_colours(256))
+
+
+def _write_tokens(axes: Axes, look: Theme, table: Any) -> int:
+    """Write tokens beside their points as far as none covers another; return how many."""
+    from matplotlib.patheffects import withStroke
+
+    width, height = extent(axes)
+    places = table[["pc1", "pc2"]].to_numpy()
+    span = np.ptp(places, axis=0)
+    scale = min(0.76 * width / (span[0] or 1.0), 0.76 * height / (span[1] or 1.0))  # both axes have one
+    points = (places - places.min(0)) * scale
+    order = np.argsort(-((points - points.mean(0)) ** 2).sum(1), kind="stable")[:POINTS_TRIED]
+    taken = np.empty((0, 4))
+    for i in order:
+        label = label_of(table["token"].iloc[i]).replace("$", r"\$")
+        x, y = points[i]
+        left = x > 0.8 * points[:, 0].max() and len(table) > 1  # there is no room at the right
+        begin = x - 4 - longest([label]) if left else x - 1
+        box = np.array([begin, y - SMALL * LINE / 2, begin + 5 + longest([label]), y + SMALL * LINE / 2])
+        apart = (taken[:, 0] > box[2]) | (taken[:, 2] < box[0]) | (taken[:, 1] > box[3]) | (taken[:, 3] < box[1])
+        if not apart.all() or not label:
+            continue
+        taken = np.vstack([taken, box])
+        written = axes.annotate(
+            label, places[i], (-3 if left else 3, 0), textcoords="offset points", va="center",
+            ha="right" if left else "left", fontsize=SMALL, usetex=False,
+        )  # fmt: skip
+        written.set_in_layout(False)
+        written.set_path_effects([withStroke(linewidth=1.5, foreground=look.paper)])  # to be read on points
+    return len(taken)
