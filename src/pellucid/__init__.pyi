@@ -98,6 +98,8 @@ from pellucid.ties import (
 from pellucid.ties import (
     untie as untie,
 )
+from pellucid.viewer.views import save_view as save_view
+from pellucid.viewer.views import view as view
 from pellucid.weights.hub import HubOptions as HubOptions
 
 __version__: str

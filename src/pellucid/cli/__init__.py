@@ -42,6 +42,7 @@ VERBS = {
     "attribute": "Write a logit as the sum of what each part of the model adds.",
     "lens": "Show what each block would say next.",
     "heads": "Score what heads do on a text, or how they compose.",
+    "view": "Write a page that shows a text's run in a browser.",
     "check": "Check your answers to the course that builds GPT-2.",
     "doctor": "Check the installation and the bundled model.",
 }

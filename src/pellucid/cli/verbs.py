@@ -336,6 +336,25 @@ class Lens(TextWish):
 
 
 @dataclass(frozen=True, kw_only=True)
+class View(TextWish):
+    """A text to look at, and where the page goes."""
+
+    MORE = """
+    Runs the text and writes one page that shows it in a browser: attention, the next token, what each block would say,
+    who wrote the answer, neurons, and every checkpoint as far as it fits. The page holds all of it and asks nobody for
+    anything, so it can be sent on.
+    """
+
+    html: Annotated[Path, option("FILE", "The file to write the page to.")] = Path("pellucid-view.html")
+    token: Annotated[
+        str | None, option("TOKEN", "The token whose logit is explained: a text that is one token.", "the likeliest")
+    ] = None
+
+    def outputs(self) -> dict[str, Path | None]:
+        return {"--html": self.html}
+
+
+@dataclass(frozen=True, kw_only=True)
 class Heads(TextWish):
     """A text on which heads are scored, or the weights alone."""
 

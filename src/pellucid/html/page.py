@@ -143,7 +143,23 @@ class Picture:
         return f"data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}"
 
 
-Section = Text | PlainTable | Details | HeatStrip | Picture
+@dataclass(frozen=True)
+class Frame:
+    """Another page inside this one, in a sandbox: its scripts run, and see nothing of the page around it.
+
+    Attributes:
+        title: What is shown.
+        document: The page's HTML.
+        note: Above it.
+    """
+
+    title: str
+    document: str
+    note: str = ""
+    kind: str = field(default="frame", init=False)
+
+
+Section = Text | PlainTable | Details | HeatStrip | Picture | Frame
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     import xarray
 
     from pellucid.run.edit import Edit
+    from pellucid.viewer.views import View
 
 
 class ActivationCkpts(Mapping[str, Tensor]):
@@ -248,6 +250,28 @@ class ActivationCkpts(Mapping[str, Tensor]):
         return ActivationCkpts(
             values, batch, self.schema, part=part, fired=self.fired, origin=self._origin, edited=edited
         )
+
+    def view(self, *, text: int = 0, target: int | str | None = None, model: Network | None = None) -> View:
+        """Look at this run: in a notebook, or with `.save("page.html")` in any browser.
+
+        What was not captured is captured by running the texts again, and has to agree with what is here to the bit.
+
+        Args:
+            text: Which of its texts.
+            target: The token whose logit is explained, an id or a text that is one token; None for the likeliest next.
+            model: The model that made the values, if they were saved or pickled since.
+
+        Raises:
+            InputError: There is no such text or token, the model is missing, or the run cannot be repeated to the bit.
+            MissingExtraError: xarray is not installed.
+
+        Example:
+            >>> import pellucid as pl
+            >>> _, ckpts = pl.load().run_with_ckpts("Once upon a time", names="resid_post")
+            >>> ckpts.view().save("page.html")
+        """
+        made = importlib.import_module("pellucid.viewer.views")  # far above: it is there once somebody looks
+        return made.view_of(self, text=text, target=target, model=model)
 
     def to_xarray(self) -> xarray.Dataset:
         """Labelled arrays, one for each kind of checkpoint, blocks along `layer`.

@@ -189,6 +189,7 @@ def _parsed(content: bytes) -> Trace:
         given = header.get("format") if isinstance(header, dict) else header
         raise ValueError(f"its format is {shown(given)}, expected {FORMAT!r}")
     data = memoryview(content)[4 + length + (-(4 + length) % _BOUNDARY) :]
+    del header["format"]
     listed = header.pop("blocks", None)
     if not isinstance(listed, dict):
         raise ValueError("it lists no blocks")

@@ -297,19 +297,18 @@ def _calls(one: OneText) -> dict[str, str | None]:
     """How this run is made again, in Python and on the command line; None for what cannot be said in a line."""
     opened = _opened(one.model)
     if opened is None:
-        return {"python": None, "shell": None}
+        return {"python": None, "shell": None, "values": None}
     edits = [_python_of(edit) for edit in one.edits]
     text, ids = _text(one.model, one.ids), one.ids
     again = one.model.tokenizer is not None and one.model.tokenizer.encode(text) == ids
     given = repr(text) if again else f"[{ids}]"
-    python = None
+    python = values = shell = None
     if all(edits):
-        run = f"pl.view(model, {given})"
-        if edits:
-            run = f"model.run_with_ckpts({given}, edits=[{', '.join(map(str, edits))}])[1].view()"
-        python = f"import pellucid as pl\n\nmodel = {opened[0]}\n{run}"
-    shell = None
+        begun = f"import pellucid as pl\n\nmodel = {opened[0]}\n"
+        more = f", edits=[{', '.join(map(str, edits))}]" if edits else ""
+        python = f"{begun}pl.view(model, {given}{more})"
+        values = f"{begun}logits, ckpts = model.run_with_ckpts({given}{more})"
     if opened[1] is not None and not edits:
         words = shlex.quote(text) if again else "--ids " + ",".join(map(str, ids))
         shell = " ".join(part for part in ("pellucid view", words, opened[1], "--html page.html") if part)
-    return {"python": python, "shell": shell}
+    return {"python": python, "shell": shell, "values": values}

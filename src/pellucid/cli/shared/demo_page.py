@@ -13,11 +13,12 @@ import torch
 import pellucid as pl
 from pellucid.errors import MissingExtraError
 from pellucid.extras import need
-from pellucid.html.page import Page, Picture, PlainTable, Section, Text
+from pellucid.html.page import Frame, Page, Picture, PlainTable, Section, Text
 
 AT = "attn.ckpt_attn_out"
 BEGINNING, LENGTH, HEADS = "Once upon a time", 120, 16
 """How the model's story begins, how many tokens follow, and how many of them the picture of the heads shows."""
+LOOKED_AT = "Lily and Tom went to the park. Tom gave a ball to"
 RELEASE = "required"
 """The card's column for those who publish the model."""
 CARD = Path(pl.__file__).parent / "bundled" / "README.md"
@@ -36,10 +37,11 @@ class DemoPage:
     card: str
 
     def page(self) -> Page:
-        """Card, proof, ties, norms, regression, heads."""
+        """A view, card, proof, ties, norms, regression, heads."""
         story = self.model.generate(BEGINNING, max_new_tokens=LENGTH, end_ids=())
         report = _if_installed(lambda: pl.compare(self.model, pl.to_hf(self.model), inputs=story.texts[0]))
         sections = [
+            *_if_installed(lambda: [self._look()], [_missing("Look inside")]),
             *card_sections(self.card),
             *_proof(report),
             *_ties(pl.audit_ties(self.model)),
@@ -49,6 +51,11 @@ class DemoPage:
         verdict = "identical to transformers" if equal else "pellucid"
         words = f"The bundled model: {pl.count_parameters(self.model).unique:,} parameters, every value of it named."
         return Page("GPT-2 made of glass", verdict, True if equal else None, words, sections)
+
+    def _look(self) -> Section:
+        seen = pl.view(self.model, LOOKED_AT)
+        note = "One text's run, to look at: every head, what each block would say next, and who wrote the answer."
+        return Frame("Look inside", seen.html(), note)
 
 
 def write_page(model: pl.CkptedTransformer, path: Path) -> None:

@@ -1,0 +1,159 @@
+"""Views: a run to look at, in a notebook, in a browser, or as one file that can be sent on."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pellucid import atomic, plot
+from pellucid.errors import InputError, MissingExtraError, shown, visible
+from pellucid.extras import need
+from pellucid.html.page import save_html
+from pellucid.metrics import Token
+from pellucid.network import Network
+from pellucid.run.activations import ActivationCkpts
+from pellucid.run.edit import Edit
+from pellucid.run.model import CkptedTransformer
+from pellucid.text.batch import Inputs
+from pellucid.viewer import document
+from pellucid.viewer.container import Trace
+from pellucid.viewer.traces import trace, trace_of
+
+_MOST_DRAWN = 64
+"""Heads, and tokens, up to which the picture that stands for a view shows every pattern."""
+
+
+class View:
+    """A run to look at. As the last line of a notebook's cell it shows itself; `save` writes it as one HTML file.
+
+    Args:
+        trace: The run.
+        second: A run to compare it with, such as the same text without edits.
+
+    Attributes:
+        trace: The run, as the page reads it.
+    """
+
+    def __init__(self, trace: Trace, second: Trace | None = None) -> None:
+        self.trace = trace
+        self._second = second
+
+    def html(self, examples: Sequence[Mapping[str, Any]] = ()) -> str:
+        """The page: it holds everything, and asks nobody for anything."""
+        return document.page(self.trace, self._second, examples)
+
+    def save(self, path: str | Path) -> None:
+        """Write the page into a file, whole or not at all.
+
+        Raises:
+            WeightsError: It cannot be written.
+        """
+        atomic.write_text(path, self.html())
+
+    def __repr__(self) -> str:
+        header = self.trace.header
+        ids = self.trace["prediction.top.ids"].data[-1][:3].tolist()
+        likely = ", ".join(visible(header["vocabulary"][str(i)]) for i in ids)
+        left_out = [one["what"] for one in header["left_out"]]
+        gone = f", without {', '.join(left_out)}" if left_out else ""
+        return (
+            f"View of {shown(header['text'])} in {header['model']['name']}: {len(header['tokens'])} tokens, "
+            f"likely next {likely}{gone}. Save it with .save('page.html')."
+        )
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
+        """What a notebook shows: the view, or a picture or a line where it cannot run scripts."""
+        found: dict[str, Any] = {"text/plain": repr(self), "text/html": document.cell(self.trace, self._second)}
+        picture = self._png()
+        if picture is not None:
+            found["image/png"] = picture
+        return found
+
+    def _png(self) -> bytes | None:
+        """A figure that stands for the view, such as where a notebook is shown without its scripts."""
+        try:
+            need("matplotlib", "a view's picture")
+            axes = self._figure()
+        except MissingExtraError:
+            return None
+        out = io.BytesIO()
+        axes.get_figure().savefig(out, format="png")
+        return out.getvalue()
+
+    def _figure(self) -> Any:
+        block, tokens = self.trace.get("attention.pattern"), [token["text"] for token in self.trace.header["tokens"]]
+        if block is None or len(tokens) > _MOST_DRAWN or not 0 < block.data[..., 0].size <= _MOST_DRAWN:
+            return plot.head_scores(self.trace["attention.measures"].data[-1])
+        patterns = np.zeros((*block.data.shape[:2], len(tokens), len(tokens)))
+        patterns[:, :, *np.tril_indices(len(tokens))] = block.values
+        return plot.attention_grid(patterns, tokens=tokens)
+
+
+def view(
+    model: CkptedTransformer, text: Inputs, *, edits: Edit | Sequence[Edit] = (), target: Token | None = None
+) -> View:
+    """Run a text and look at it: attention, the next token, the logit lens, who wrote it, neurons, every checkpoint.
+
+    Args:
+        model: What runs, of any family.
+        text: One text, or the ids of one.
+        edits: Changes on the way. The page then shows the run without them, too.
+        target: The token whose logit is explained, an id or a text that is one token; None for the likeliest next one.
+
+    Raises:
+        InputError: No text or several, one that is longer than the context or too large for a view, or no such token.
+        MissingExtraError: xarray is not installed.
+
+    Example:
+        >>> import pellucid as pl
+        >>> seen = pl.view(pl.load(), "Once upon a time")
+        >>> seen
+        View of 'Once upon a time' in bundled: 4 tokens, likely next ,, ·there, ·in. Save it with .save('page.html').
+        >>> seen.save("page.html")
+    """
+    changes = [edits] if isinstance(edits, Edit) else list(edits)
+    made = trace(model, text, edits=changes, target=target)
+    return View(made, trace(model, text, target=target) if changes else None)
+
+
+def view_of(
+    ckpts: ActivationCkpts, *, text: int = 0, target: Token | None = None, model: Network | None = None
+) -> View:
+    """Look at a run that was captured; `ActivationCkpts.view` says what the arguments are."""
+    return View(trace_of(ckpts, text=text, target=target, model=model))
+
+
+def save_view(what: Any, path: str | Path) -> None:
+    """Write what can be looked at as one HTML file, which loads nothing from anywhere.
+
+    Args:
+        what: A view, a trace, the captured values of a run, or a report such as what `pl.compare` returns.
+        path: Where; an existing file is replaced whole or not at all.
+
+    Raises:
+        InputError: Something else, or captured values that cannot be viewed.
+        WeightsError: It cannot be written.
+
+    Example:
+        >>> import pellucid as pl
+        >>> _, ckpts = pl.load().run_with_ckpts("Once upon a time")
+        >>> pl.save_view(ckpts, "page.html")
+    """
+    if isinstance(what, ActivationCkpts):
+        what = view_of(what)
+    if isinstance(what, Trace):
+        what = View(what)
+    if isinstance(what, View):
+        what.save(path)
+    elif getattr(what, "page", None) is not None:
+        save_html(what, path)
+    else:
+        raise InputError(
+            f"save_view: {type(what).__name__} given, expected captured values, a view or a report.",
+            code="no-view",
+            remedy="Give what run_with_ckpts, pl.view or pl.compare returned.",
+        )
