@@ -140,7 +140,10 @@ def test_as_a_command_in_a_pipe(toured: tuple[Path, subprocess.CompletedProcess[
     assert done.stdout.endswith("more of it in pellucid-demo.html\n")
     html = (folder / "pellucid-demo.html").read_text(encoding="utf-8")
     assert balanced(html)
-    assert not re.search(r"https?://|<script|<link|@import|url\(", html), "it needs no network"
+    around = re.sub(r'srcdoc="[^"]*"', "", html)
+    assert len(around) < len(html) - 500_000, "the view is in the page"
+    assert html.index("<iframe") < html.index("Samples, not picked"), "and is what one sees first"
+    assert not re.search(r"https?://|<script|<link|@import|url\(", around), "it needs no network"
     for words in (
         "identical to transformers", "Samples, not picked", "equal to the bit", "What attention adds, by layer",
         "embed.W_E", "lag1", "Every head",
