@@ -112,7 +112,7 @@ def view(
         >>> import pellucid as pl
         >>> seen = pl.view(pl.load(), "Once upon a time")
         >>> seen
-        View of 'Once upon a time' in bundled: 4 tokens, likely next ,, ·there, ·in. Save it with .save('page.html').
+        View of 'Once upon a time' in bundled: 4 tokens, likely next ,, ·there, ·a. Save it with .save('page.html').
         >>> seen.save("page.html")
     """
     changes = [edits] if isinstance(edits, Edit) else list(edits)
