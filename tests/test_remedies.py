@@ -22,7 +22,8 @@ from pellucid.check import require_whole
 
 NO_CODES = {
     "e-0", "gpt2-large", "gpt2-medium", "gpt2-small", "gpt2-xl", "hac-panel", "hooked-transformer",
-    "nanogpt-without-bias", "p-values", "sans-serif", "top-k", "top-p", "utf-8",
+    "nanogpt-without-bias", "pellucid-examples", "pellucid-readings", "pellucid-server", "pellucid-trace",
+    "pellucid-trace-2", "p-values", "sans-serif", "top-k", "top-p", "utf-8",
 }  # fmt: skip
 """What looks like a code in the source, and is none."""
 

@@ -227,9 +227,11 @@ def _saved(here: Any, what: Any) -> None:
     pl.save_view(what, here[1])
 
 
-NO_VIEW = Case(lambda h: _saved(h, 3), "run_with_ckpts", lambda h: _saved(h, h[0].run_with_ckpts("a")[1]))
+REMEDIES: dict[str, list[Case]] = {
+    "no-view": [Case(lambda h: _saved(h, 3), "run_with_ckpts", lambda h: _saved(h, h[0].run_with_ckpts("a")[1]))]
+}
 
 
-@pytest.mark.parametrize(("code", "case"), params({"no-view": [NO_VIEW]}))
+@pytest.mark.parametrize(("code", "case"), params(REMEDIES))
 def test_a_remedy_helps(code: str, case: Case, model: pl.CkptedTransformer, tmp_path: Path) -> None:
     follow(code, case, (model, tmp_path / "p.html"))
