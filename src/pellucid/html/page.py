@@ -144,7 +144,7 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Frame:
+class InnerPage:
     """Another page inside this one, in a sandbox: its scripts run, and see nothing of the page around it.
 
     Attributes:
@@ -159,7 +159,7 @@ class Frame:
     kind: str = field(default="frame", init=False)
 
 
-Section = Text | PlainTable | Details | HeatStrip | Picture | Frame
+Section = Text | PlainTable | Details | HeatStrip | Picture | InnerPage
 
 
 @dataclass(frozen=True)
