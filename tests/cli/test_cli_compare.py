@@ -10,6 +10,7 @@ import torch
 from typer.testing import CliRunner
 
 import pellucid as pl
+import support
 from pellucid.cli import app
 from pellucid.open import BUNDLED
 
@@ -30,14 +31,28 @@ def _changed(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder)
 
 
-def test_both_sides_through_transformers_have_their_tokenizer(changed: str):
-    assert run("hf:bundled", "hf:bundled")[0] == 0
-    code, shown = run("hf:bundled", f"hf:{changed}/model.safetensors", "--dtype", "float32")
+@pytest.fixture(scope="module", name="small")
+def _small(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """A model of the bundled one's words in float16, and in float32 with a weight one ulp away."""
+    model, folder = support.glass(n_layer=1, n_embd=32, vocab_size=4096, n_positions=64), tmp_path_factory.mktemp("two")
+    model.tokenizer = pl.load().tokenizer
+    model.half().save_pretrained(folder / "half")
+    with torch.no_grad():
+        weight = model.float().blocks[0].mlp.W_in
+        weight[3, 5] = torch.nextafter(weight[3, 5], torch.tensor(math.inf))
+    model.save_pretrained(folder / "changed")
+    return str(folder / "half"), str(folder / "changed")
+
+
+def test_both_sides_through_transformers_have_their_tokenizer(small: tuple[str, str]):
+    half, changed = small
+    assert run(f"hf:{half}", f"hf:{half}")[0] == 0
+    code, shown = run(f"hf:{half}", f"hf:{changed}/model.safetensors", "--dtype", "float32")
     assert (code, shown.splitlines()[0]) == (1, "different")
 
 
-def test_a_file_through_transformers_is_identical():
-    code, shown = run("bundled", f"hf:{BUNDLED / 'model.safetensors'}")
+def test_a_file_through_transformers_is_identical(small: tuple[str, str]):
+    code, shown = run(small[0], f"hf:{small[0]}/model.safetensors")
     assert (code, shown.splitlines()[0]) == (0, "identical")
 
 
@@ -95,10 +110,11 @@ def test_each_side_has_options_of_its_own(changed: str, tmp_path: Path):
     assert (code, json.loads(shown)["verdict"]) == (0, "identical")
 
 
-def test_a_side_is_opened_as_it_is_stored(changed: str):
-    """The bundled file holds float16: beside a float32 of it that differs by less, it is rounded alike."""
-    assert run("bundled", changed)[1].splitlines()[0] == "equivalent"
-    assert run("bundled", changed, "--dtype", "A=float32")[1].splitlines()[0] == "different"
-    assert run("bundled", "hf:bundled", "--dtype", "B=float32")[1].splitlines()[0] == "equivalent"
-    assert run("bundled", "hf:bundled", "--dtype", "bfloat16")[1].splitlines()[0] == "identical"
-    assert run("bundled", "bundled", "--dtype", "float32", "--dtype", "float16")[0] == 2
+def test_a_side_is_opened_as_it_is_stored(small: tuple[str, str]):
+    """The file holds float16: beside a float32 of it that differs by less, it is rounded alike."""
+    half, changed = small
+    assert run(half, changed)[1].splitlines()[0] == "equivalent"
+    assert run(half, changed, "--dtype", "A=float32")[1].splitlines()[0] == "different"
+    assert run(half, f"hf:{half}", "--dtype", "B=float32")[1].splitlines()[0] == "equivalent"
+    assert run(half, f"hf:{half}", "--dtype", "bfloat16")[1].splitlines()[0] == "identical"
+    assert run(half, half, "--dtype", "float32", "--dtype", "float16")[0] == 2

@@ -206,7 +206,7 @@ def test_savers_at_the_same_time_and_a_reader_among_them(tmp_path: Path):
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("shards", [None, "16KB"])
+@pytest.mark.parametrize("shards", [None, "32KB"])
 def test_save_hf_is_killed_at_every_step(shards: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     old, new = pl.to_hf(ONE), pl.to_hf(model(2, reads=False))
     if shards:
