@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -163,6 +164,29 @@ class Network(Part):
     def schema(self) -> Schema:
         """Every checkpoint and parameter with its axes and meaning; it prints as a table."""
         return self.config.schema
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return self.embed.W_E.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The parameters' dtype."""
+        return self.embed.W_E.dtype
+
+    @property
+    def ckpt_names(self) -> tuple[str, ...]:
+        """Every checkpoint, in execution order."""
+        return self.schema.names
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The module that owns `W_E`."""
+        return self.embed
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The module that gives the logits; tied, its `W_U` is `W_E` transposed."""
+        return self.unembed
 
     def parameter(self, name: str) -> Tensor:
         """A parameter, or a live view of one, by its dotted name, such as "blocks.0.attn.W_Q".

@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -81,29 +81,11 @@ class ActivationCkpts(Mapping[str, Tensor]):
         Raises:
             InputError: No model is held and none was given, it was changed since the run, or another one was given.
         """
-        if model is not None and not isinstance(model, Network):
-            raise InputError(
-                f"{by}: model={shown(model)}, expected the model that made the captured values.",
-                code="captures-of-another-model",
-                remedy="Give the CkptedTransformer whose run_with_ckpts returned them.",
-            )
-        found = cast(Network, model_of(self._origin, model, by))
-        if found.schema.family != self.schema.family or found.schema.names != self.schema.names:
-            raise InputError(
-                f"{by}: model= has other checkpoints than the model that captured these values.",
-                code="captures-of-another-model",
-                remedy="Give the model that made them, or run the texts again with this one.",
-            )
-        return found
+        return model_of(self._origin, model, by, self.schema)
 
     @property
     def provenance(self) -> Mapping[str, str]:
-        """`model`, where its weights came from, `weights`, their SHA-256, `numerics` and `attention`.
-
-        Empty where it is not known.
-
-        The fingerprint is worked out when it is first asked for.
-        """
+        """`model`: where its weights came from; `weights`: their SHA-256, worked out once; `numerics`; `attention`."""
         return {} if self._origin is None else self._origin.facts
 
     @property
@@ -235,21 +217,16 @@ class ActivationCkpts(Mapping[str, Tensor]):
                 remedy="Capture without pos=, and select from the result.",
             )
         columns = self.batch.mask[row].cpu().nonzero().squeeze(1).tolist()
-        values = {
-            name: take(value, Region(columns, rows=row).indices(name, value.shape, axes, strict=False))
-            for name, value in self.items()
-            for axes in [self.schema.axes[name]]
-        }
+        where, axes = Region(columns, rows=row), self.schema.axes
+        values = {n: take(v, where.indices(n, v.shape, axes[n], strict=False)) for n, v in self.items()}
         for name, value in values.items():
-            if Axis.KEY in self.schema.axes[name]:
+            if Axis.KEY in axes[name]:
                 values[name] = value.index_select(-1, torch.tensor(columns, device=value.device))
         ids, positions = (tensor[row : row + 1, columns] for tensor in (self.batch.ids, self.batch.positions))
         labels = None if self.batch.labels is None else [self.batch.labels[row]]
         batch = replace(self.batch, ids=ids, mask=torch.ones_like(ids).bool(), positions=positions, labels=labels)
-        part, edited = replace(self.part, pos=None), self.edited
-        return ActivationCkpts(
-            values, batch, self.schema, part=part, fired=self.fired, origin=self._origin, edited=edited
-        )
+        about: dict[str, Any] = {"fired": self.fired, "origin": self._origin, "edited": self.edited}
+        return ActivationCkpts(values, batch, self.schema, part=self.part, **about)
 
     def view(self, *, text: int = 0, target: int | str | None = None, model: Network | None = None) -> View:
         """Look at this run: in a notebook, or with `.save("page.html")` in any browser.
@@ -276,9 +253,8 @@ class ActivationCkpts(Mapping[str, Tensor]):
     def to_xarray(self) -> xarray.Dataset:
         """Labelled arrays, one for each kind of checkpoint, blocks along `layer`.
 
-        Pads are NaN, and so is a block in which a kind was not captured though another was.
-
-        Where keys and values have fewer heads than queries, their head axis is called `head_kv` here.
+        Pads are NaN, and so is a block in which a kind was not captured though another was. Where keys and values have
+        fewer heads than queries, their head axis is called `head_kv` here.
 
         Columns have the coordinates `token` and `position` (of queries and keys `query_token` and so on); a pad's
         position is -1. Attributes say the checkpoint, its `units` and `meaning` (from the schema), and the model.
@@ -310,8 +286,8 @@ class ActivationCkpts(Mapping[str, Tensor]):
         origin = "" if self._origin is None else self._origin.name
         for kind, point in {**self.schema.in_blocks, **self.schema.around}.items():
             if kind in made:
-                said = {"units": point.unit, "meaning": point.meaning}
-                made[kind].attrs = {"checkpoint": kind, **said, "model": origin}
+                about = {"checkpoint": kind, "units": point.unit, "meaning": point.meaning, "model": origin}
+                made[kind].attrs = about
         return made
 
     @property

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pellucid import aliases
 from pellucid.aliases import Names
@@ -108,21 +108,6 @@ class CkptedTransformer(GeneratingTransformer):
         or files of both that `load` refuses to read together.
         """
         load.save_pretrained(self, path_of(folder))
-
-    @property
-    def device(self) -> torch.device:
-        """Where the parameters are."""
-        return self.embed.W_E.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The parameters' dtype."""
-        return self.embed.W_E.dtype
-
-    @property
-    def ckpt_names(self) -> tuple[str, ...]:
-        """Every checkpoint, in execution order."""
-        return self.schema.names
 
     def transform(self, run: Run, tap: Tap | None = None) -> Tensor:
         """Tokens -> logits [B, P, V], or those of some columns alone."""
@@ -356,11 +341,3 @@ class CkptedTransformer(GeneratingTransformer):
             recorder.values, batch, self.schema, part=part, fired=edit_tap.fired,
             origin=Origin(self.provenance.get("source", type(self).__name__), self, state_of(modules)),
         )  # fmt: skip
-
-    def get_input_embeddings(self) -> nn.Module:
-        """The module that owns `W_E`."""
-        return self.embed
-
-    def get_output_embeddings(self) -> nn.Module:
-        """The module that gives the logits; tied, its `W_U` is `W_E` transposed."""
-        return self.unembed

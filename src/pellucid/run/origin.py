@@ -17,6 +17,7 @@ from pellucid import families, own_file
 from pellucid.axes import Axis
 from pellucid.check import require_whole
 from pellucid.errors import InputError, shown
+from pellucid.network import Network
 from pellucid.numerics.products import Execution
 from pellucid.part import state_of, submodules
 from pellucid.run.region import Region
@@ -43,7 +44,7 @@ class Origin:
         state: The state of its parameters when it did.
     """
 
-    def __init__(self, name: str, model: nn.Module, state: Any) -> None:
+    def __init__(self, name: str, model: Network, state: Any) -> None:
         self.name = name
         self.model = model
         self._state = state
@@ -73,17 +74,14 @@ class Known:
         return str(self.facts.get("model", ""))
 
 
-def model_of(origin: Origin | Known | None, given: nn.Module | None, by: str) -> nn.Module:
-    """The model that made some values, with the weights that it had then.
-
-    Args:
-        origin: What is known of it.
-        given: The model that the caller gave; None for the one that is held.
-        by: The function that the user called, for messages.
-
-    Raises:
-        InputError: No model is held and none was given, it was changed since the run, or another one was given.
-    """
+def model_of(origin: Origin | Known | None, given: Network | None, by: str, schema: Schema) -> Network:
+    """The model that made some values, as `ActivationCkpts.made_by` says; `schema` is that of the values."""
+    if given is not None and not isinstance(given, Network):
+        raise InputError(
+            f"{by}: model={shown(given)}, expected the model that made the captured values.",
+            code="captures-of-another-model",
+            remedy="Give the CkptedTransformer whose run_with_ckpts returned them.",
+        )
     held = origin if isinstance(origin, Origin) else None
     if given is None and held is None:
         raise InputError(
@@ -99,14 +97,17 @@ def model_of(origin: Origin | Known | None, given: nn.Module | None, by: str) ->
             code="captures-of-a-changed-model",
             remedy="Run the texts again, and give the new captured values.",
         )
+    assert given is not None
     weights = "" if origin is None else origin.facts.get("weights", "")
-    if weights and weights != weights_fingerprint(given):
+    other = "weights" if weights and weights != weights_fingerprint(given) else ""
+    if not other and (given.schema.family, given.schema.names) != (schema.family, schema.names):
+        other = "checkpoints"
+    if other:
         raise InputError(
-            f"{by}: model= has other weights than the model that captured these values.",
+            f"{by}: model= has other {other} than the model that captured these values.",
             code="captures-of-another-model",
             remedy="Give the model that made them, or run the texts again with this one.",
         )
-    assert given is not None
     return given
 
 
