@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import pellucid as pl
 import support
@@ -15,6 +16,14 @@ CLEAN, CORRUPTED = support.ROW, support.ROW.flip(1)
 TEXTS = [[1, 2, 3], [4, 5], [6, 7, 8], [9, 1], [2, 4]]
 METRIC = pl.metrics.loss()
 MOMENTS = [pl.measure.Moments("resid_post")]
+
+
+def _autoencoder() -> pl.sae.SparseAutoencoder:
+    width = support.SIZES["n_embd"]
+    one, zero = torch.eye(width), torch.zeros(width)
+    weights = {"W_enc": one, "b_enc": zero, "W_dec": one, "b_dec": zero}
+    return pl.sae.SparseAutoencoder(pl.sae.SaeConfig("blocks.1.resid_pre"), weights)
+
 
 Verb = Callable[[pl.CkptedTransformer, Path], Any]
 
@@ -52,6 +61,11 @@ VERBS: dict[str, tuple[int, Verb, str]] = {
         1,
         lambda model, path: pl.measure.stream(model, TEXTS, MOMENTS, batch_size=1, checkpoint=path),
         "stream: interrupted after 1 texts; nothing of it is in {path} yet",
+    ),
+    "evaluate an autoencoder": (
+        15,
+        lambda model, path: pl.sae.evaluate(_autoencoder(), model, TEXTS, batch_size=1),
+        "sae.evaluate: interrupted after 3 texts; nothing of it is kept",
     ),
     "fit": (
         3,

@@ -184,9 +184,10 @@ def test_an_interrupted_ablation_keeps_what_was_measured() -> None:
         return METRIC(logits, batch)
 
     sae = make(AT, WIDTH)
-    with pytest.warns(pl.PellucidWarning, match="2 of [0-9]+ runs were measured"):
+    with pytest.warns(pl.PellucidWarning, match="2 of [0-9]+ runs were measured") as seen:
         found = pl.sae.ablate(sae, samples.shared("gpt2"), RAGGED, metric=metric)
     assert int(found.notnull().sum()) == 2
+    assert seen[0].filename == __file__
 
 
 # Quality

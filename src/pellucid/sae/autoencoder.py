@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -11,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from pellucid import aliases
-from pellucid.errors import InputError, NumericsError, ShapeError, WeightsError, shown
+from pellucid.errors import InputError, ShapeError, WeightsError, shown
 from pellucid.run.edit import Edit
 from pellucid.run.region import Index, entries
-from pellucid.sae import saelens, splice
+from pellucid.sae import decoder_norm, saelens, splice
 from pellucid.sae.sae_config import SaeConfig
 from pellucid.schema import Schema
 
@@ -25,9 +24,6 @@ if TYPE_CHECKING:
 
 _EPS = 1e-5
 """What SAELens adds to the standard deviation of an input; the encoder's alone, so decoding does not add it."""
-
-_BOUND = 1e-10
-"""How far reconstructions in float64 may be apart, relative to their size."""
 
 
 class Split(NamedTuple):
@@ -325,8 +321,7 @@ class SparseAutoencoder(nn.Module):
         Raises:
             InputError: A "topk" that compares plain pre-activations, which others would then be the largest of.
         """
-        folded = self._folded()
-        return SparseAutoencoder(folded.config, {n: p.detach().to(self.W_enc) for n, p in folded.named_parameters()})
+        return self.rounded(decoder_norm.folded(self))
 
     def prove_fold(self, folded: SparseAutoencoder, x: Tensor) -> float:
         """Fold again in float64, and compare features and reconstructions of some values.
@@ -343,45 +338,16 @@ class SparseAutoencoder(nn.Module):
         Raises:
             NumericsError: It is more than 1e-10, or weights differ: one of the two was changed since.
         """
-        again, own, x = self._folded(), self.double_copy(), x.detach().cpu().double()
-        weights = dict(folded.named_parameters())
-        changed = [
-            name
-            for name, p in again.named_parameters()
-            if not torch.equal(weights[name].cpu(), p.to(weights[name].dtype))
-        ]
-        with torch.no_grad():
-            before, after = own.split(x).reconstruction, again.split(x).reconstruction
-        difference = float((after - before).abs().max() / before.abs().max())
-        if changed or not difference <= _BOUND:
-            what = f"{changed[0]!r} is not what folding gives" if changed else f"{difference:.2e} apart in float64"
-            raise NumericsError(
-                f"prove_fold: {what}, expected the same reconstructions to {_BOUND:.0e}.",
-                code="sae-fold-differs",
-                remedy="Fold again, sae.fold_decoder_norm(): one of the two was changed since.",
-            )
-        return difference
+        return decoder_norm.proved(self, folded, x)
 
     def double_copy(self) -> SparseAutoencoder:
         """A copy in float64 on the processor, without gradients."""
         copy = SparseAutoencoder(self.config, {n: p.detach().cpu().double() for n, p in self.named_parameters()})
         return copy.requires_grad_(False)
 
-    def _folded(self) -> SparseAutoencoder:
-        if self.config.activation == "topk" and not self.config.rescaled:
-            raise InputError(
-                "fold_decoder_norm: a topk of plain pre-activations; longer ones would be among the k largest.",
-                code="sae-fold",
-                remedy="Leave it as it is, and multiply its features by sae.W_dec.norm(dim=-1) to compare them.",
-            )
-        own = {name: p.detach().cpu().double() for name, p in self.named_parameters()}
-        lengths = own["W_dec"].norm(dim=-1)
-        lengths = torch.where(lengths > 0, lengths, 1.0)  # a direction of zeros has no length to give away
-        for name in ("W_enc", "b_enc", "threshold", "b_gate", "b_mag"):
-            if name in own:
-                own[name] = own[name] * lengths
-        own["W_dec"] = own["W_dec"] / lengths[:, None]
-        return SparseAutoencoder(replace(self.config, rescaled=False), own).requires_grad_(False)
+    def rounded(self, exact: SparseAutoencoder) -> SparseAutoencoder:
+        """Another autoencoder's copy in the dtype of this one, and where this one is."""
+        return SparseAutoencoder(exact.config, {n: p.detach().to(self.W_enc) for n, p in exact.named_parameters()})
 
     def save(self, folder: str | Path) -> None:
         """Write `cfg.json` and `sae_weights.safetensors` as SAELens 6 does, which it and `pl.sae.load` read to the bit.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -12,7 +11,8 @@ from torch import Tensor
 
 from pellucid.axes import Axis
 from pellucid.bar import bar
-from pellucid.errors import PellucidWarning
+from pellucid.dialects import named_arguments
+from pellucid.errors import warn
 from pellucid.extras import need
 from pellucid.interrupts import told
 from pellucid.metrics import Metric
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     import xarray
 
 
+@named_arguments()
 def ablate(
     sae: SparseAutoencoder,
     model: CkptedTransformer,
@@ -98,8 +99,7 @@ def ablate(
                 done += 1
                 advance(1)
     except KeyboardInterrupt:
-        warnings.warn(f"interrupted: {done} of {len(todo)} runs were measured, the others are NaN",
-                      PellucidWarning, stacklevel=2)  # fmt: skip
+        warn(f"interrupted: {done} of {len(todo)} runs were measured, the others are NaN")
     dims, coords = [str(Axis.FEATURE)], {str(Axis.FEATURE): chosen.numpy()}
     if per_text:
         dims, coords = [*dims, str(Axis.BATCH)], {**coords, str(Axis.BATCH): np.arange(len(batch))}

@@ -10,6 +10,7 @@ import torch
 
 from pellucid.check import require_whole
 from pellucid.corpus.sink import Sink, feed
+from pellucid.dialects import named_arguments
 from pellucid.errors import InputError
 from pellucid.metrics import Metric, loss, measured, units_of
 from pellucid.run.activations import ActivationCkpts
@@ -67,6 +68,7 @@ class SaeReport:
         ])  # fmt: skip
 
 
+@named_arguments()
 def evaluate(
     sae: SparseAutoencoder,
     model: CkptedTransformer,
@@ -122,7 +124,7 @@ def evaluate(
     return SaeReport(
         read.texts, sums.tokens, sums.active / sums.tokens, tuple((sums.fired == 0).nonzero().flatten().tolist()),
         sae.n_features, 1 - sums.missed / spread if spread else float("nan"),
-        {run: sums.metrics[run] / read.texts for run in RUNS}, repr(sums.metric).partition(" object at")[0].lstrip("<"),
+        {run: sums.metrics[run] / read.texts for run in RUNS}, getattr(sums.metric, "__name__", repr(sums.metric)),
         units_of(sums.metric),
     )  # fmt: skip
 
