@@ -344,7 +344,7 @@ function Steps() {
       python={() => {
         const where = app.at();
         const attn = `blocks.${where.layer}.attn`;
-        return `scores = ckpts["${attn}.ckpt_scores"][0, ${where.head}, ${app.atQuery.value}]\nshares = ckpts["${attn}.ckpt_pattern"][0, ${where.head}, ${app.atQuery.value}]`;
+        return `scores = ckpts["${attn}.ckpt_scores"][0, ${where.head}, ${app.atQuery.value}]\nscores.softmax(-1)`;
       }}
     />
   );

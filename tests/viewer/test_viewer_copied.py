@@ -1,0 +1,146 @@
+"""What a figure gives as Python and as a command line makes its very numbers, on a run of the bundled model."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from watched_page import Watched, taken
+from written_traces import page_of
+
+import pellucid as pl
+from pellucid.viewer import trace
+
+Open = Callable[..., Watched]
+TEXT = "When Mary and John went to the store, John gave a drink to"
+
+
+@pytest.fixture(scope="module")
+def page(bundled: pl.CkptedTransformer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("copied") / "page.html"
+    made = trace(bundled, TEXT)
+    lines = f"import pellucid as pl\n\nmodel = pl.load()\nlogits, ckpts = model.run_with_ckpts({TEXT!r})\n"
+    made.header["calls"]["values"] = lines
+    path.write_text(page_of(made.to_bytes()), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def space(bundled: pl.CkptedTransformer) -> dict[str, Any]:
+    """What the lines that make the run bind; they are run once, and each figure's own lines after them."""
+    logits, ckpts = bundled.run_with_ckpts(TEXT)
+    return {"pl": pl, "model": bundled, "logits": logits, "ckpts": ckpts}
+
+
+def copied(watched: Watched, title: str) -> dict[str, Any]:
+    """A figure's JSON: its rows by the names of their columns, and its lines of Python."""
+    found = json.loads(taken(watched, title, "JSON").read_text(encoding="utf-8"))
+    found["by"] = {name: [row[i] for row in found["rows"]] for i, name in enumerate(found["columns"])}
+    return found
+
+
+def value_of(code: str, space: dict[str, Any]) -> Any:
+    """The value of the last line of a figure's own lines, which follow those that make the run."""
+    first, own = code.split("run_with_ckpts", 1)
+    assert first.startswith("import pellucid as pl\n\nmodel = pl.load()\n")
+    *lines, last = own.split("\n", 1)[1].strip().splitlines()
+    here = dict(space)
+    exec("\n".join(lines), here)
+    return eval(last, here)
+
+
+def flat(value: Any) -> np.ndarray:
+    if isinstance(value, torch.Tensor):
+        return value.detach().double().numpy().ravel()
+    return np.asarray(value, dtype="f8").ravel()
+
+
+def test_python_makes_the_numbers_of_attention(opened: Open, page: Path, space: dict[str, Any]) -> None:
+    watched = opened(page, state="#attention?layer=3&head=0&q=13")
+    head = copied(watched, "Layer 3, head 0")
+    pattern = flat(value_of(head["python"], space)).reshape(14, 14)
+    assert head["by"]["share"] == pytest.approx(pattern[np.tril_indices(14)].tolist(), abs=0.004)
+    steps = copied(watched, "How ‘␣to’ divides its attention")
+    shares = flat(value_of(steps["python"], space))
+    assert steps["by"]["share"] == pytest.approx(shares.tolist(), rel=1e-4, abs=1e-7)
+    heads = copied(watched, "All heads")
+    measured = value_of(heads["python"], space)
+    assert isinstance(measured, xr.Dataset)
+    for name in ("previous", "first", "duplicate"):
+        assert heads["by"][name] == pytest.approx(flat(measured[name]).tolist(), rel=1e-5, abs=1e-7, nan_ok=True)
+
+
+def test_python_makes_the_numbers_of_the_overview(opened: Open, page: Path, space: dict[str, Any]) -> None:
+    watched = opened(page, state="#overview?q=7&layer=2")
+    top = copied(watched, "What comes next")
+    found = value_of(top["python"], space)
+    assert top["by"]["id"] == found.indices.tolist()
+    assert top["by"]["probability"] == pytest.approx(flat(found.values).tolist(), rel=1e-4)
+    ladder = copied(watched, "The ladder of blocks")
+    norms = [row[4] for row in ladder["rows"] if row[:2] == ["resid_post", 2]]
+    assert norms == pytest.approx(flat(value_of(ladder["python"], space)).tolist(), rel=1e-5)
+    diagram = copied(watched, "From ids to logits")
+    points = value_of(diagram["python"], space).points
+    assert diagram["by"]["checkpoint"] == [*(point.name for point in points), "logits"]
+
+
+def test_python_makes_the_numbers_of_the_lens(opened: Open, page: Path, space: dict[str, Any]) -> None:
+    watched = opened(page, state="#lens?row=2&q=13")
+    grid = copied(watched, "What each layer would say")
+    first = value_of(grid["python"], space).text.values[..., 0].ravel().tolist()
+    assert grid["by"]["first_choice"][14:] == first
+    rise = copied(watched, "How ‘␣Mary’ comes up")
+    ranks = value_of(rise["python"], space)
+    assert rise["by"]["rank"][1:] == (flat(ranks[:, 0, 13]) + 1).tolist()
+    adds = copied(watched, "What attention and the MLPs add to ‘␣Mary’")
+    assert sum(adds["by"]["adds"]) == pytest.approx(float(value_of(adds["python"], space).sum()), rel=1e-5)
+
+
+def test_python_makes_the_numbers_of_the_river(opened: Open, page: Path, space: dict[str, Any]) -> None:
+    watched = opened(page, state="#river")
+    river = copied(watched, "The river of ‘␣Mary’")
+    total = float(value_of(river["python"], space))
+    assert sum(row[-1] for row in river["rows"]) == pytest.approx(total, rel=1e-12)
+    parts = copied(watched, "The largest parts")
+    found = value_of(parts["python"], space)
+    expected = dict(zip(map(str, found.component.values), flat(found).tolist(), strict=True))
+    assert dict(zip(parts["by"]["component"], parts["by"]["adds"], strict=True)) == pytest.approx(expected, rel=1e-12)
+    heads = copied(watched, "Which head, from which token")
+    by_head: dict[str, float] = {}
+    for layer, head, _, _, value in heads["rows"]:
+        name = f"blocks.{layer}.attn[{head}]"
+        by_head[name] = by_head.get(name, 0.0) + value
+    assert by_head == pytest.approx({name: expected[name] for name in by_head}, abs=1e-5)
+
+
+def test_python_makes_the_numbers_of_the_atlas(opened: Open, page: Path, space: dict[str, Any]) -> None:
+    for name, tolerance in {"blocks.1.mlp.ckpt_post": 1e-3, "blocks.2.attn.ckpt_pattern": 0.004}.items():
+        watched = opened(page, state=f"#atlas?tile={name}")
+        atlas = copied(watched, name)
+        value = value_of(atlas["python"], space)
+        expected = [float(value[tuple(row[:-1])]) for row in atlas["rows"]]
+        assert atlas["by"]["value"] == pytest.approx(expected, rel=1e-3, abs=tolerance)
+
+
+def test_the_command_line_of_the_lens_says_the_same(opened: Open, page: Path) -> None:
+    watched = opened(page, state="#lens")
+    watched.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    watched.page.bring_to_front()
+    figure = watched.figure("What each layer would say")
+    figure.locator("summary").click()
+    figure.get_by_role("button", name="Copy as command line").click()
+    watched.page.wait_for_selector(".notice span")
+    command = shlex.split(watched.run("navigator.clipboard.readText()"))
+    assert command == ["pellucid", "lens", TEXT]
+    command = [sys.executable, "-m", "pellucid.cli", *command[1:]]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "Mary" in done.stdout
