@@ -6,8 +6,10 @@ import html
 from collections.abc import Callable
 from pathlib import Path
 
+import kept_pictures
 import pytest
-from watched_page import Watched
+from PIL import Image
+from watched_page import Watched, screens
 from written_traces import WORDS, page_of, written
 
 AXE = Path(__file__).parents[2] / "viewer" / "node_modules" / "axe-core" / "axe.min.js"
@@ -25,19 +27,17 @@ HOSTILE = [
 Open = Callable[..., Watched]
 
 
-def screens(watched: Watched) -> list[str]:
-    return watched.run("[...document.querySelectorAll('[role=tab]')].map((tab) => tab.id.replace('pellucid-tab-', ''))")
-
-
 @pytest.mark.parametrize(("width", "theme"), [(1280, "light"), (1280, "dark"), (375, "light"), (375, "dark")])
-def test_every_screen_fits_and_has_no_violation_of_accessibility(opened: Open, width: int, theme: str) -> None:
+def test_every_screen_fits_looks_as_kept_and_is_accessible(opened: Open, width: int, theme: str) -> None:
     watched = opened(width=width, theme=theme)
     found: dict[str, list[str]] = {}
+    distances: dict[str, float] = {}
     for screen in screens(watched):
-        watched.run(f"location.hash = '#{screen}'")
-        watched.page.wait_for_selector(f"#pellucid-tab-{screen}[aria-selected=true]")
-        watched.page.wait_for_timeout(60)
+        watched.show(screen)
         assert watched.run("document.documentElement.scrollWidth") <= width, screen
+        picture = kept_pictures.small(watched.page.screenshot(full_page=True), width)
+        with Image.open(kept_pictures.path_of(screen, width, theme)) as kept:
+            distances[screen] = kept_pictures.distance(picture, kept.convert("RGB"))
         if AXE.exists():
             if not watched.run("'axe' in window"):
                 watched.page.add_script_tag(content=AXE.read_text(encoding="utf-8"))
@@ -46,6 +46,34 @@ def test_every_screen_fits_and_has_no_violation_of_accessibility(opened: Open, w
             if bad:
                 found[screen] = bad
     assert found == {}
+    assert {name: how_far for name, how_far in distances.items() if how_far > kept_pictures.TOLERANCE} == {}
+
+
+BREAKS = {
+    "another palette": ".pellucid { --paper: #dfe8d8 !important; --panel: #cfe0ff !important; }",
+    "a figure that is gone": ".screen > *:nth-child(3) { display: none !important; }",
+    "navigation that covers the page": ".body { display: block !important; }",
+}
+
+
+@pytest.mark.parametrize("broken", BREAKS)
+def test_a_broken_page_does_not_look_as_it_was_kept(opened: Open, broken: str) -> None:
+    watched = opened()
+    watched.page.add_style_tag(content=BREAKS[broken])
+    watched.show("attention")
+    picture = kept_pictures.small(watched.page.screenshot(full_page=True), 1280)
+    with Image.open(kept_pictures.path_of("attention", 1280, "light")) as kept:
+        assert kept_pictures.distance(picture, kept.convert("RGB")) > kept_pictures.TOLERANCE
+
+
+def test_another_font_looks_as_it_was_kept(opened: Open) -> None:
+    watched = opened()
+    font = '.pellucid, .pellucid * { font-family: "DejaVu Serif", "Liberation Serif", serif !important; }'
+    watched.page.add_style_tag(content=font)
+    watched.show("overview")
+    picture = kept_pictures.small(watched.page.screenshot(full_page=True), 1280)
+    with Image.open(kept_pictures.path_of("overview", 1280, "light")) as kept:
+        assert kept_pictures.distance(picture, kept.convert("RGB")) <= kept_pictures.TOLERANCE
 
 
 def test_a_link_shows_this_very_state(opened: Open) -> None:
@@ -64,9 +92,7 @@ def test_hostile_tokens_are_text(opened: Open, tmp_path: Path) -> None:
     path.write_text(page_of(written(HOSTILE)), encoding="utf-8")
     watched = opened(path)
     for screen in screens(watched):
-        watched.run(f"location.hash = '#{screen}'")
-        watched.page.wait_for_selector(f"#pellucid-tab-{screen}[aria-selected=true]")
-        watched.page.wait_for_timeout(50)
+        watched.show(screen)
         assert watched.run("window.bad") is None
         assert watched.run("document.querySelectorAll('#pellucid-viewer script, #pellucid-viewer img').length") == 0
     shown = watched.page.locator(".token").all_inner_texts()

@@ -60,6 +60,12 @@ class Watched:
         """The canvas of a figure."""
         return self.figure(title).locator("canvas").first
 
+    def show(self, screen: str) -> None:
+        """Go to a screen, and wait until it is drawn."""
+        self.run(f"location.hash = '#{screen}'")
+        self.page.wait_for_selector(f"#pellucid-tab-{screen}[aria-selected=true]")
+        self.page.wait_for_timeout(80)
+
     def said(self) -> str:
         """What a screen reader was told last."""
         return self.page.locator("[aria-live=polite].sr").inner_text()
@@ -69,6 +75,11 @@ class Watched:
 
     def close(self) -> None:
         self.context.close()
+
+
+def screens(watched: Watched) -> list[str]:
+    """The ids of all screens."""
+    return watched.run("[...document.querySelectorAll('[role=tab]')].map((tab) => tab.id.replace('pellucid-tab-', ''))")
 
 
 def taken(watched: Watched, title: str, form: str) -> Path:

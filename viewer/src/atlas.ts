@@ -20,7 +20,7 @@ export type Tile = {
   line: number;
 };
 
-export type Chart = { tiles: Tile[]; width: number; height: number; lines: number; rowHeight: number; bands: { y: number; height: number; layer: number }[] };
+export type Chart = { tiles: Tile[]; width: number; height: number; label: number; rowHeight: number; bands: { y: number; height: number; layer: number }[] };
 
 const square = (point: Point) => point.axes.at(-1) === "key";
 const byHead = (point: Point) => point.axes.includes("head") || point.axes.includes("head_kv");
@@ -48,46 +48,41 @@ export function indexAt(tile: Tile, row: number, column: number): number[] {
 export const nameAt = (tile: Tile, row: number, column: number): string => `ckpts["${tile.point.name}"][${indexAt(tile, row, column).join(", ")}]`;
 
 const GAP = 34;
-const LABEL = 52;
+const WIDEST = 3200;
 
 /** Every checkpoint in execution order: two lines for each block, attention and MLP, from left to right. */
 export function mapOf(trace: Trace): Chart {
   const tiles: Tile[] = [];
-  const { points } = trace.header.schema;
-  // Numbers are taller than wide, so that the whole map has the shape of a page.
-  const wide = 3200;
-  const tallOf = (rows: number) => Math.max(70, Math.min(300, 8 * rows));
-  let [x, y, line, tall] = [0, LABEL, 0, 0];
+  let [x, line] = [0, 0];
   let before: string | null = null;
-  const bands: Chart["bands"] = [];
-  const wrap = () => {
-    if (!x) return;
-    y += tall + 16 + LABEL;
-    [x, tall] = [0, 0];
-    line++;
-  };
-  for (const point of points) {
+  for (const point of trace.header.schema.points) {
     const half = point.block === null ? point.short.split(".")[0].replace(/^ckpt_.*/, "embed") : `${point.block}.${/^(ln2|mlp|resid_post|resid_mid)/.test(point.short) ? "mlp" : "attn"}`;
-    if (half !== before) wrap();
-    before = half;
     const rows = square(point) ? point.shape.at(-2)! : point.shape[1];
     const heads = byHead(point) ? (square(point) ? point.shape[1] : point.shape[2]) : 0;
     const columns = square(point) ? heads * point.shape.at(-1)! : point.shape.slice(2).reduce((a, b) => a * b, 1);
-    const height = tallOf(rows);
-    // Patterns are few numbers: they get square cells.
-    const width = square(point) ? Math.max(heads * 60, heads * height * 0.9) : Math.max(120, Math.min(columns, 760));
-    if (x && x + width > wide) wrap();
-    tiles.push({ point, block: trace.block(`atlas.${point.name}`), rows, columns, heads, x, y, width, height, line });
-    if (point.block !== null) {
-      const band = bands.find((one) => one.layer === point.block);
-      if (band) band.height = y + height + 12 - band.y;
-      else bands.push({ layer: point.block, y: y - LABEL, height: height + LABEL + 12 });
-    }
+    const width = square(point) ? heads * Math.max(24, Math.min(80, 480 / heads)) : Math.max(120, Math.min(columns, 760));
+    if (x && (half !== before || x + width > WIDEST)) [x, line] = [0, line + 1];
+    before = half;
+    tiles.push({ point, block: trace.block(`atlas.${point.name}`), rows, columns, heads, x, y: 0, width, height: 0, line });
     x += width + GAP;
-    tall = Math.max(tall, height);
   }
+  // Lines are as high as makes the whole the shape of a page, however many blocks there are.
   const width = Math.max(...tiles.map((tile) => tile.x + tile.width));
-  return { tiles, width, height: y + tall + 12, lines: line + 1, bands, rowHeight: tallOf(trace.length) / trace.length };
+  const each = (0.62 * width) / (line + 1);
+  const tall = Math.max(14, Math.min(300, 0.6 * each, 10 * trace.length));
+  const label = Math.min(52, 0.34 * each + 4);
+  const bands: Chart["bands"] = [];
+  for (const tile of tiles) {
+    tile.y = label + tile.line * (tall + label);
+    tile.height = tall;
+    const { block } = tile.point;
+    if (block === null) continue;
+    const top = tile.y - label + 4;
+    const band = bands.find((one) => one.layer === block);
+    if (band) band.height = tile.y + tall + 4 - band.y;
+    else bands.push({ layer: block, y: top, height: tall + label });
+  }
+  return { tiles, width, height: (line + 1) * (tall + label) + 12, label, rowHeight: tall / trace.length, bands };
 }
 
 export type Look = { scale: Scale; picture: HTMLCanvasElement };

@@ -1,7 +1,7 @@
 // The page: it finds its data, draws the frame, and shows one screen at a time.
 
 import { render } from "preact";
-import { useEffect } from "preact/hooks";
+import { useEffect, useRef } from "preact/hooks";
 import { readSource, traceOf, type Example, type Source } from "./source";
 import { App, AppContext, useApp } from "./state";
 import { SCREENS } from "./screens";
@@ -19,7 +19,7 @@ function Header() {
       <div class="mark">
         <span class="name">pellucid</span>
         <span class="model">
-          <b>{model.name}</b> {model.family} · {sizes.layer} layers × {sizes.head} heads · {tokens.length} tokens
+          <b>{model.name}</b> {model.family} · {sizes.layer} layers × {sizes.head} heads · {tokens.length === 1 ? "1 token" : `${tokens.length} tokens`}
           <span class="more-wide">
             {" "}
             · {model.numerics} {model.dtype} · pellucid {versions.pellucid} · {made}
@@ -93,11 +93,18 @@ function Tabs() {
     app.screen.value = SCREENS[index].id;
     const tab = list.querySelectorAll<HTMLElement>("[role=tab]")[index];
     tab.focus();
-    tab.scrollIntoView({ block: "nearest", inline: "center" });
   };
+  const list = useRef<HTMLDivElement>(null);
+  useEffect(() => {
+    // On narrow screens the tabs scroll sideways; the chosen one comes into view without moving the page.
+    const box = list.current!;
+    const tab = box.querySelectorAll<HTMLElement>("[role=tab]")[at];
+    box.scrollLeft = tab.offsetLeft - box.offsetLeft - (box.clientWidth - tab.offsetWidth) / 2;
+  }, [at]);
   return (
     <div
       class="tabs"
+      ref={list}
       role="tablist"
       aria-label="Questions"
       aria-orientation="vertical"

@@ -18,6 +18,16 @@ export type Streams = {
 
 /** Every part, in execution order; a head's part is split by source token where the trace says how. */
 export function partsOf(trace: Trace): Part[] {
+  const known = found.get(trace);
+  if (known) return known;
+  const made = allParts(trace);
+  found.set(trace, made);
+  return made;
+}
+
+const found = new WeakMap<Trace, Part[]>();
+
+function allParts(trace: Trace): Part[] {
   const block = trace.need("attribution.components");
   const sources = trace.block("attribution.sources");
   const out: Part[] = [];

@@ -1,6 +1,6 @@
 // The text, token by token: one tab stop, arrows move, and what is chosen lights up in every panel.
 
-import { useSignal } from "@preact/signals";
+import { useSignal, useSignalEffect } from "@preact/signals";
 import { useRef } from "preact/hooks";
 import { useApp } from "./state";
 import { visible } from "./text";
@@ -24,7 +24,14 @@ export function TokenStrip() {
   const focus = useSignal(-1);
   const { tokens } = app.trace.value.header;
   const chosen = app.query.value < 0 ? tokens.length - 1 : Math.min(app.query.value, tokens.length - 1);
-  const { query, key } = app.hover.value;
+  useSignalEffect(() => {
+    // Classes are set by hand: drawing a thousand tokens anew for each move of the pointer would be slow.
+    const { query, key } = app.hover.value;
+    for (const [name, at] of [["at-query", query], ["at-key", key]] as const) {
+      list.current?.querySelector(`.${name}`)?.classList.remove(name);
+      if (at !== undefined) list.current?.children[at]?.classList.add(name);
+    }
+  });
   const move = (event: KeyboardEvent) => {
     const at = focus.value < 0 ? chosen : focus.value;
     const to = { ArrowLeft: at - 1, ArrowRight: at + 1, Home: 0, End: tokens.length - 1 }[event.key];
@@ -42,7 +49,7 @@ export function TokenStrip() {
           key={at}
           tabIndex={at === chosen ? 0 : -1}
           aria-selected={at === chosen}
-          class={`token${at === chosen ? " chosen" : ""}${at === query ? " at-query" : ""}${at === key ? " at-key" : ""}`}
+          class={`token${at === chosen ? " chosen" : ""}`}
           title={`position ${at}, id ${token.id}`}
           onClick={() => (app.query.value = at)}
           onFocus={() => (focus.value = at)}

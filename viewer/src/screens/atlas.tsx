@@ -8,7 +8,7 @@ import { inkOn, type Palette } from "../colors";
 import { Figure, type Drawing } from "../figure";
 import { Missing } from "../missing";
 import { useApp, useParam, type App } from "../state";
-import type { Surface } from "../surface";
+import { widthOf, type Surface } from "../surface";
 import { copy } from "../take";
 import { number, quoted, visible } from "../text";
 
@@ -118,7 +118,10 @@ function Map({ chart }: { chart: Chart }) {
           numbers(surface, tile);
           const text = now.scale > 1.2 ? tile.point.name : told(tile.point).label;
           const room = Math.min(x + w + 20 * now.scale, width) - Math.max(x, 4);
-          if (room > 24) surface.text(Math.max(x, 4), Math.max(y - 4, 12), text, { size: Math.max(9, Math.min(13, 9 + now.scale * 4)), mono: true, weight: 550, fill: palette.ink, fit: room });
+          const size = Math.max(9, Math.min(13, 9 + now.scale * 4));
+          // A label is whole or not there, except far in, where its beginning says enough.
+          const fits = chart.label * tall > 8 && widthOf(text, { size, mono: true, weight: 550 }) <= room;
+          if (fits || (now.scale > 1.2 && room > 60)) surface.text(Math.max(x, 4), Math.max(y - 4, 12), text, { size, mono: true, weight: 550, fill: palette.ink, fit: room });
           if (tile === chosen) surface.rect(x - 1, y - 1, w + 2, h + 2, { stroke: palette.accent, width: 2 });
           const ch = h / tile.rows;
           if (ch > 13 && (tile === chosen || ch > 24)) {

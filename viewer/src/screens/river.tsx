@@ -38,25 +38,27 @@ function band(xs: number[], lower: number[], upper: number[]): string {
 }
 
 type Stacked = { lower: number[]; upper: number[] };
+type Area = { above: Stacked; below: Stacked };
 
 /** At each step what helps is stacked above zero and what hinders below; together they are the sum so far. */
-function stacked({ sums, steps }: Streams): Stacked[] {
-  const out = sums.map(() => ({ lower: [] as number[], upper: [] as number[] }));
+function stacked({ sums, steps }: Streams): Area[] {
+  const empty = (): Stacked => ({ lower: [], upper: [] });
+  const out = sums.map((): Area => ({ above: empty(), below: empty() }));
   steps.forEach((_, step) => {
-    let [above, below] = [0, 0];
+    let [high, low] = [0, 0];
     sums.forEach((row, i) => {
       const value = row[step];
-      if (value >= 0) {
-        out[i].lower.push(above);
-        out[i].upper.push((above += value));
-      } else {
-        out[i].upper.push(below);
-        out[i].lower.push((below += value));
-      }
+      out[i].above.lower.push(high);
+      out[i].above.upper.push((high += Math.max(0, value)));
+      out[i].below.upper.push(low);
+      out[i].below.lower.push((low += Math.min(0, value)));
     });
   });
   return out;
 }
+
+/** The side of zero that a stream is on at a step. */
+const sideAt = (area: Area, step: number): Stacked => (area.below.lower[step] < area.below.upper[step] ? area.below : area.above);
 
 function River() {
   const app = useApp();
@@ -68,16 +70,17 @@ function River() {
     const { names, sums, steps } = made;
     const height = Math.max(300, Math.min(430, width * 0.46));
     const [left, top, right] = [34, 14, Math.min(190, width * 0.3)];
-    const highest = Math.max(...areas.flatMap((area) => area.upper), 0.01);
-    const lowest = Math.min(...areas.flatMap((area) => area.lower), 0);
+    const highest = Math.max(...areas.flatMap(({ above }) => above.upper), 0.01);
+    const lowest = Math.min(...areas.flatMap(({ below }) => below.lower), 0);
     const y = (value: number) => top + (height * (highest - value)) / (highest - lowest);
     const xs = steps.map((_, i) => left + ((width - left - right) * i) / (steps.length - 1));
     const end = steps.length - 1;
     const running = steps.map((_, step) => sums.reduce((sum, row) => sum + row[step], 0));
     const colors = names.map((name, i) => hue(name, i, palette));
+    const middle = (area: Area, step: number) => y((sideAt(area, step).lower[step] + sideAt(area, step).upper[step]) / 2);
     // Names at the right stand beside their streams, and move apart where they would touch.
     const labels = areas
-      .map((area, i) => ({ i, at: y((area.lower[end] + area.upper[end]) / 2) }))
+      .map((area, i) => ({ i, at: middle(area, end) }))
       .sort((a, b) => a.at - b.at);
     const gap = 15;
     labels.forEach((label, k) => (label.at = Math.max(label.at, k ? labels[k - 1].at + gap : top + 4)));
@@ -88,13 +91,17 @@ function River() {
         surface.rect(left, y(value), width - left - right, 1, { fill: value ? palette.grid : palette.muted });
         surface.text(left - 7, y(value), String(value).replace("-", "−"), { size: 11, fill: palette.muted, anchor: "end", baseline: "middle" });
       }
-      areas.forEach((area, i) => surface.path(band(xs, area.lower.map(y), area.upper.map(y)), { fill: colors[i], stroke: palette.panel, width: 0.75 }));
+      areas.forEach((area, i) => {
+        for (const { lower, upper } of [area.above, area.below]) {
+          if (lower.some((edge, step) => edge !== upper[step])) surface.path(band(xs, lower.map(y), upper.map(y)), { fill: colors[i] });
+        }
+      });
       surface.path(band(xs, running.map(y), running.map(y)), { stroke: palette.panel, width: 5 });
       surface.path(band(xs, running.map(y), running.map(y)), { stroke: palette.ink, width: 2 });
       surface.circle(xs[end], y(running[end]), 4.5, { fill: palette.ink, stroke: palette.panel, width: 2 });
       for (const { i, at } of labels) {
         const color = colors[i];
-        const from = y((areas[i].lower[end] + areas[i].upper[end]) / 2);
+        const from = middle(areas[i], end);
         surface.path(`M${xs[end] + 6} ${from}C${xs[end] + 16} ${from} ${xs[end] + 14} ${at} ${xs[end] + 24} ${at}`, { stroke: color, width: 1.5 });
         const value = number(sums[i][end], 3);
         surface.text(xs[end] + 29, at, width < 480 ? names[i] : `${names[i]}  ${value}`, { size: 11.5, fill: palette.ink, baseline: "middle", fit: width - xs[end] - 30 });
@@ -112,7 +119,7 @@ function River() {
       const step = Math.round(((px - left) / (width - left - right)) * end);
       if (step < 0 || step > end) return null;
       const value = highest - ((py - top) / height) * (highest - lowest);
-      const row = areas.findIndex((area) => value >= area.lower[step] && value < area.upper[step]);
+      const row = areas.findIndex((area) => value >= sideAt(area, step).lower[step] && value < sideAt(area, step).upper[step]);
       return row < 0 ? null : [row, step];
     };
     return {
@@ -124,7 +131,8 @@ function River() {
         columns: steps.length,
         find,
         box: (row, step) => {
-          const [a, b] = [y(areas[row].upper[step]), y(areas[row].lower[step])];
+          const side = sideAt(areas[row], step);
+          const [a, b] = [y(side.upper[step]), y(side.lower[step])];
           return [xs[step] - 5, a, 10, Math.max(3, b - a)];
         },
         read: (row, step) => `${names[row]} has added ${number(sums[row][step], 4)} after ${steps[step]}; the sum so far is ${number(running[step], 4)}`,
