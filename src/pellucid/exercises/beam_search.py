@@ -137,11 +137,7 @@ def endless(seed: int) -> Table:
 
 
 def _without_ends(found: Findings, models: Sequence[nn.Module], given: Sequence[Found]) -> str | None:
-    """What the scores are divided by, if the search is right.
-
-    Raises:
-        WrongAnswerError: It is not.
-    """
+    """What the scores are divided by, if the search is right."""
     if _same(given, COURSE.run, models):
         return None
     for divides, words in BY_LENGTH.items():
@@ -155,11 +151,7 @@ def _without_ends(found: Findings, models: Sequence[nn.Module], given: Sequence[
 
 
 def _with_ends(found: Findings, fn: Callable[..., Any], divides: str | None) -> None:
-    """Check how ended texts are treated; notes say what differs from the course.
-
-    Raises:
-        WrongAnswerError: It is a known mistake, or no known form of beam search.
-    """
+    """Check how ended texts are treated; notes say what differs from the course."""
     models = [ending.model() for ending in ENDINGS]
     whole = [_called(fn, model, ENDING) for model in models]
     given = [[(score, _ended(ids)) for score, ids in texts] for texts in whole]
@@ -222,11 +214,7 @@ def _explain_ends(found: Findings, models: Sequence[nn.Module], given: Sequence[
 
 
 def _ended(ids: list[int]) -> list[int]:
-    """A text without the end tokens at its end.
-
-    Raises:
-        WrongAnswerError: Something else comes behind an end token.
-    """
+    """A text without the end tokens at its end."""
     text = ids[: ids.index(END)] if END in ids else ids
     if any(token != END for token in ids[len(text) :]):
         raise WrongAnswerError(f"a text goes on behind its end token, {END}: {ids}", ENDING, "the texts")
@@ -244,11 +232,7 @@ def _called(fn: Callable[..., Any], model: nn.Module, step: str = STEP) -> Found
 
 
 def _pair(one: Any, step: str) -> tuple[float, list[int]]:
-    """A score and its ids.
-
-    Raises:
-        WrongAnswerError: An element of the list is something else.
-    """
+    """A score and its ids."""
     parts = [_kind(part) for part in one] if isinstance(one, (tuple, list)) else []
     what = f"({', '.join(parts)})" if parts else _kind(one)
     if len(parts) != 2:

@@ -36,11 +36,7 @@ class _OneDevice(TorchDispatchMode):
 
 
 def check_device(found: Findings, module: nn.Module, x: Tensor) -> None:
-    """Run on another device (`meta`, which every machine has): tensors that stay behind on the CPU are found.
-
-    Raises:
-        WrongAnswerError: An operation mixes the input's device with the CPU.
-    """
+    """Run on another device (`meta`, which every machine has): tensors that stay behind on the CPU are found."""
     watch = _OneDevice()
     try:
         with torch.no_grad(), watch:
@@ -73,9 +69,6 @@ def check_applied(module: nn.Module, dropouts: Sequence[nn.Dropout], x: Tensor, 
 
     Returns:
         The output when everything there is dropped.
-
-    Raises:
-        WrongAnswerError: They are never applied.
     """
     every = [one for one in module.modules() if isinstance(one, nn.Dropout)]
     rates = [one.p for one in every]
@@ -95,11 +88,7 @@ def check_applied(module: nn.Module, dropouts: Sequence[nn.Dropout], x: Tensor, 
 
 
 def require_dropout(dropouts: Sequence[nn.Dropout], words: str) -> None:
-    """See that there is dropout at a place.
-
-    Raises:
-        WrongAnswerError: There is none.
-    """
+    """See that there is dropout at a place."""
     if not dropouts:
         raise WrongAnswerError(
             f"there is no nn.Dropout {words}; only evaluation is right without", "dropout", kind=DROPOUT
@@ -117,9 +106,6 @@ def check_initial_order(found: Findings, probe: ModuleProbe, sizes: Sizes, order
         probe: The learner's class.
         sizes: What it is constructed with.
         orders: Orders of the paths of its layers; the first is the right one.
-
-    Raises:
-        WrongAnswerError: The modules are created in another of the orders.
     """
     with theirs("constructing"):
         torch.manual_seed(7)

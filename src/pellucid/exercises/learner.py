@@ -58,11 +58,7 @@ class ModuleProbe:
     dropouts: Sequence[Mistake]
 
     def constructed(self, sizes: Sizes) -> Built:
-        """The learner's module, whose parameters have the shapes of the course, and the names or others.
-
-        Raises:
-            WrongAnswerError: One of the course's parameters is not there under any name, or two are one.
-        """
+        """The learner's module, whose parameters have the shapes of the course, and the names or others."""
         with theirs(f"constructing {self.name}"):
             module = self.build(sizes)
         if not isinstance(module, nn.Module):
@@ -83,11 +79,7 @@ class ModuleProbe:
         return built
 
     def check_values(self, found: Findings, sizes: Sizes) -> Built:
-        """Run the learner's module beside the reference; returns it, evaluating, with telling values.
-
-        Raises:
-            WrongAnswerError: With the mistake that reproduces the difference, where one does.
-        """
+        """Run the learner's module beside the reference; returns it, evaluating, with telling values."""
         built = self.constructed(sizes)
         module = built.module.eval()
         spread(module)
@@ -108,11 +100,7 @@ class ModuleProbe:
         raise self._explained(watch, produce, outputs, [*self.mistakes, *_heads(named, built.shapes)])
 
     def check_places(self, found: Findings, sizes: Sizes) -> bool:
-        """See in training that the course's tensors are dropped, at the rate given; false where that cannot be seen.
-
-        Raises:
-            WrongAnswerError: Another tensor is dropped, or at another rate.
-        """
+        """See in training that the course's tensors are dropped, at the rate given; false where that cannot be seen."""
         built = self.constructed(sizes)
         module = built.module.train()
         spread(module)

@@ -86,9 +86,7 @@ def check_attention(answer: type[nn.Module] | Callable[..., nn.Module], *, hint:
 def _by_default(found: Findings, probe: ModuleProbe, plain: Sizes, wide: Sizes, wrong: WrongAnswerError) -> None:
     """Try heads of the default size, whose square matrices show what another size hides, and say what is right there.
 
-    Raises:
-        WrongAnswerError: The mistake that is named there, or `wrong` with what it depends on. Where the same names are
-            missing nothing is raised.
+    Raise the mistake that is named there, or `wrong` with what it depends on; nothing if the same names are missing.
     """
     try:
         built = probe.check_values(found, plain)
@@ -103,11 +101,7 @@ def _by_default(found: Findings, probe: ModuleProbe, plain: Sizes, wide: Sizes, 
 
 
 def _check_attention_dropout(found: Findings, probe: ModuleProbe, built: Built, x: Tensor, sizes: Sizes) -> None:
-    """See that the pattern and the output are dropped.
-
-    Raises:
-        WrongAnswerError: Something else is.
-    """
+    """See that the pattern and the output are dropped."""
     module, names = built.module, ("attn_dropout", "resid_dropout")
     held = [[one for one in [getattr(module, name, None)] if isinstance(one, nn.Dropout)] for name in names]
     lacking = [f"`{name}`" for name, dropouts in zip(names, held, strict=True) if not dropouts]
@@ -239,11 +233,7 @@ def check_gpt2(answer: type[nn.Module] | Callable[..., nn.Module], *, hint: int 
 
 
 def _check_logits(found: Findings, probe: ModuleProbe, sizes: Sizes) -> Built:
-    """Run the module; where ids end behind a table, with ids that are positions, too, which shows what they index.
-
-    Raises:
-        WrongAnswerError: The logits are wrong, or there are none.
-    """
+    """Run the module; where ids end behind a table, with ids that are positions, too, which shows what they index."""
     try:
         return probe.check_values(found, sizes)
     except WrongAnswerError as wrong:

@@ -136,20 +136,12 @@ class Built:
             found.note(f"names: {told}; what is computed is right, but the course's own tests look for its names")
 
     def require_parameters(self) -> None:
-        """Check that the course's parameters are there, under any names.
-
-        Raises:
-            WrongAnswerError: One is not.
-        """
+        """Check that the course's parameters are there, under any names."""
         if not self.has_names and not namings(self.module, self.shapes):
             self._require_names()
 
     def require_apart(self) -> None:
-        """Check that no two parameters are one, or lie in one memory.
-
-        Raises:
-            WrongAnswerError: Two are.
-        """
+        """Check that no two parameters are one, or lie in one memory."""
         seen: dict[int, tuple[str, Tensor]] = {}
         live = self.live() if self.has_names else dict(self.module.named_parameters())
         for name, value in live.items():

@@ -136,11 +136,7 @@ def as_reference(check: str, reference: Any) -> CkptedTransformer:
 
 
 def _units(model: nn.Module, config: TransformerConfig) -> dict[str, Tensor]:
-    """The units of a learner's GPT-2, whose parameters have the names of the course or others.
-
-    Raises:
-        WrongAnswerError: One is not there in these sizes, or the model computes something else.
-    """
+    """The units of a learner's GPT-2, whose parameters have the names of the course or others."""
     sizes = Sizes.of(config)
     ids = torch.arange(min(4, sizes.positions))[None] % sizes.vocabulary
 
@@ -226,11 +222,7 @@ def _prompt(tokenizer: Any, reference: CkptedTransformer) -> Tensor:
 
 
 def _check_weights(found: Findings, my_gpt: nn.Module, reference: CkptedTransformer, ids: Tensor) -> None:
-    """See that every parameter holds the reference's values.
-
-    Raises:
-        WrongAnswerError: One does not.
-    """
+    """See that every parameter holds the reference's values."""
     try:
         wanted = alignment_for(my_gpt, reference).convert(units_of(reference))
     except PellucidError as error:

@@ -1,7 +1,7 @@
 """What a check found, and running somebody else's code: whatever it raises becomes a sentence, and nothing of it leaks.
 
-A check is written as if every answer were right and says `WrongAnswerError` where one is not; `Findings` turns that
-into a frozen `CheckResult`, together with all that was shown to hold until then.
+A check is written as if every answer were right: every function that it calls raises `WrongAnswerError` where one is
+not. `checked` makes that a frozen `CheckResult`, with the `Findings` that were shown to hold until then.
 """
 
 from __future__ import annotations

@@ -190,11 +190,7 @@ def check_frequency_penalty(fn: Callable[..., Any], *, hint: int | None = None) 
 
 
 def _explain_raised(fn: Callable[..., Any], probes: Sequence[tuple[Tensor, Tensor, float]]) -> None:
-    """Name why counting raises, if texts that differ in nothing else do not.
-
-    Raises:
-        WrongAnswerError: A text of one token raises, or one without the largest id of the vocabulary.
-    """
+    """Name why counting raises, if texts that differ in nothing else do not."""
     raised = [(ids, logits, error) for ids, logits, p in probes if (error := _raised(fn, ids, logits, p)) is not None]
     if not raised:
         return
@@ -254,11 +250,7 @@ def _check_formula(
 
 
 def note_changes(found: Findings, step: str, names: Sequence[str], parts: Sequence[Any], before: Sequence[Any]) -> None:
-    """Note that the logits were changed in place, which the course does not forbid.
-
-    Raises:
-        WrongAnswerError: Another input was changed.
-    """
+    """Note that the logits were changed in place, which the course does not forbid."""
     for name, part, kept in zip(names, parts, before, strict=False):
         if not isinstance(kept, Tensor) or torch.equal(part, kept):
             continue
