@@ -75,6 +75,7 @@ def test_without_normalization_features_alone_can_be_decoded() -> None:
     sae = make(AT, WIDTH, dtype=torch.float64)
     x = values()
     assert torch.equal(sae.decode(sae.encode(x)), sae.decode(sae.encode(x), x))
+    assert torch.equal(sae(x), sae.split(x).reconstruction)
 
 
 def test_a_centred_autoencoder_sees_what_a_model_with_centred_weights_has() -> None:

@@ -89,6 +89,9 @@ REMEDIES: dict[str, list[Case]] = {
         ),
         Case(lambda h: pl.sae.SaeConfig(AT, centred=1), "Give one of", lambda h: pl.sae.SaeConfig(AT, centred=True)),  # type: ignore[arg-type]
         Case(lambda h: pl.sae.SaeConfig(""), "Give one of", lambda h: pl.sae.SaeConfig(AT)),
+        Case(lambda h: pl.sae.SaeConfig("resid_pre"), "Give one of", lambda h: pl.sae.SaeConfig("blocks.8.resid_pre")),
+        Case(lambda h: pl.sae.SaeConfig("blocks.1.attn.hook_pattern"), "Give one of", lambda h: pl.sae.SaeConfig(AT)),
+        Case(lambda h: _load(h, centred="yes"), "Give one of", lambda h: _load(h, centred=True)),
         Case(lambda h: _load(h, {"d_in": "48"}), "Correct the file", lambda h: _load(h, {"d_in": 48})),
         Case(lambda h: _load(h, {"d_in": 768}), "the same autoencoder", _load),
         Case(
@@ -146,6 +149,16 @@ REMEDIES: dict[str, list[Case]] = {
     "sae-not-finite": [Case(lambda h: _load(h, None, _nan()), "Download the file again", _load)],
     "sae-tensors": [
         Case(
+            lambda h: pl.sae.SparseAutoencoder({"at": AT}, weights(WIDTH)),
+            "the tensors that are expected",
+            lambda h: pl.sae.SparseAutoencoder(pl.sae.SaeConfig(AT), weights(WIDTH)),
+        ),
+        Case(
+            lambda h: pl.sae.SparseAutoencoder(pl.sae.SaeConfig(AT), {n: t.numpy() for n, t in weights(WIDTH).items()}),
+            "the tensors that are expected",
+            lambda h: pl.sae.SparseAutoencoder(pl.sae.SaeConfig(AT), weights(WIDTH)),
+        ),
+        Case(
             lambda h: pl.sae.SparseAutoencoder(pl.sae.SaeConfig(AT), {}),
             "the tensors that are expected",
             lambda h: pl.sae.SparseAutoencoder(pl.sae.SaeConfig(AT), weights(WIDTH)),
@@ -159,6 +172,7 @@ REMEDIES: dict[str, list[Case]] = {
         ),
     ],
     "sae-width": [
+        Case(lambda h: RELU.encode(X.numpy()), "values of its checkpoint", lambda h: RELU.encode(X)),
         Case(lambda h: RELU.encode(X[:, 1:]), "values of its checkpoint", lambda h: RELU.encode(X)),
         Case(lambda h: RELU.encode(torch.tensor(1.0)), "values of its checkpoint", lambda h: RELU.encode(X)),
         Case(
@@ -205,6 +219,21 @@ REMEDIES: dict[str, list[Case]] = {
             lambda h: pl.sae.direct(make("blocks.2.resid_pre", WIDTH), _ckpts(h), X[0], at="blocks.2.resid_post"),
         ),
     ],
+    "sae-and-model": [
+        Case(lambda h: _load(h, model="gpt2"), "pl.load returned", lambda h: _load(h, model=h.model)),
+        Case(
+            lambda h: pl.sae.evaluate(h.model, RELU, IDS),
+            "Give the SparseAutoencoder first",
+            lambda h: pl.sae.evaluate(RELU, h.model, IDS),
+        ),
+        Case(
+            lambda h: pl.sae.ablate(h.model, RELU, IDS, metric=pl.metrics.logit(3)),
+            "Give the SparseAutoencoder first",
+            lambda h: pl.sae.ablate(RELU, h.model, IDS, metric=pl.metrics.logit(3)),
+        ),
+    ],
+    "not-ckpts": [Case(lambda h: RELU.features(X), "that run_with_ckpts returned", lambda h: RELU.features(_ckpts(h)))],
+    "device-not-available": [Case(lambda h: _load(h, device="zzz"), "device='cpu'", lambda h: _load(h, device="cpu"))],
     "sae-no-tokens": [
         Case(
             lambda h: pl.sae.evaluate(RELU, h.model, IDS, skip=5),

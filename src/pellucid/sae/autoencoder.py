@@ -86,24 +86,31 @@ class SparseAutoencoder(nn.Module):
 
     def __init__(self, config: SaeConfig, weights: Mapping[str, Tensor]) -> None:
         super().__init__()
+        if not isinstance(config, SaeConfig) or not isinstance(weights, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise _misfit(
+                f"{type(config).__name__} and {type(weights).__name__} given, expected SaeConfig and tensors by name"
+            )
         self.config = config
         needed = _NEEDED[config.activation]
         wrong = [f"{name} is {'missing' if name in needed else 'not used'}" for name in {*needed} ^ {*weights}]
         if wrong:
             expected = ", ".join(needed)
-            raise _misfit(config, f"{', '.join(sorted(wrong))}, expected {expected}")
+            raise _misfit(f"{', '.join(sorted(wrong))}, expected {expected}", config)
+        kinds = [f"{name} is {type(t).__name__}" for name, t in weights.items() if not isinstance(t, Tensor)]  # pyright: ignore[reportUnnecessaryIsInstance]
+        if kinds:
+            raise _misfit(f"{', '.join(kinds)}, expected tensors", config)
         if weights["W_enc"].dim() != 2:
-            raise _misfit(config, f"W_enc is {list(weights['W_enc'].shape)}, expected [D, F]")
+            raise _misfit(f"W_enc is {list(weights['W_enc'].shape)}, expected [D, F]", config)
         sizes = dict(zip("DF", weights["W_enc"].shape, strict=True))
         dtype = weights["W_enc"].dtype
         for name, axes in needed.items():
             given, expected = weights[name], [sizes[axis] for axis in axes]
             if list(given.shape) != expected or given.dtype != dtype or not dtype.is_floating_point:
                 what = f"{list(given.shape)} of {given.dtype}"
-                raise _misfit(config, f"{name} is {what}, expected {expected} of one floating-point dtype")
+                raise _misfit(f"{name} is {what}, expected {expected} of one floating-point dtype", config)
             setattr(self, name, nn.Parameter(given))
         if config.k is not None and config.k > sizes["F"]:
-            raise _misfit(config, f"{sizes['F']} features, expected k={config.k} or more")
+            raise _misfit(f"{sizes['F']} features, expected k={config.k} or more", config)
 
     @property
     def d_in(self) -> int:
@@ -131,6 +138,10 @@ class SparseAutoencoder(nn.Module):
         return "\n  ".join([title, *filter(None, facts)])
 
     # Values
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The reconstruction of values, in their shape: `split(x).reconstruction`."""
+        return self.split(x).reconstruction
 
     def encode(self, x: Tensor) -> Tensor:
         """Compute the features [..., F] of values [..., D], or [..., H, K] where values have heads.
@@ -217,7 +228,7 @@ class SparseAutoencoder(nn.Module):
 
     def frame(self, x: Tensor) -> Frame:
         """Values [..., D] as the encoder reads them before b_dec, and how to get back; heads are laid side by side."""
-        if x.dim() < 1 + self.config.has_heads:
+        if not isinstance(x, Tensor) or x.dim() < 1 + self.config.has_heads:  # pyright: ignore[reportUnnecessaryIsInstance]
             raise self._other_width(x)
         value, mean, scale = (x.flatten(-2) if self.config.has_heads else x).to(self.W_enc), None, None
         if value.size(-1) != self.d_in:
@@ -234,9 +245,10 @@ class SparseAutoencoder(nn.Module):
         return Frame(value, mean, scale)
 
     def _other_width(self, x: Tensor) -> ShapeError:
+        given = list(x.shape) if isinstance(x, Tensor) else type(x).__name__  # pyright: ignore[reportUnnecessaryIsInstance]
         axes = "[..., H, K] with H times K" if self.config.has_heads else "[..., D] with D"
         return ShapeError(
-            f"autoencoder of {self.config.at!r}: values {list(x.shape)}, expected {axes} = {self.d_in}.",
+            f"autoencoder of {self.config.at!r}: values {given}, expected {axes} = {self.d_in}.",
             code="sae-width",
             remedy="Give the model that the autoencoder was trained on, and values of its checkpoint; "
             "pl.sae.load(path, at=...) names another checkpoint.",
@@ -368,9 +380,10 @@ _NEEDED: Mapping[str, Mapping[str, str]] = {
 """The parameters of each kind, with their axes."""
 
 
-def _misfit(config: SaeConfig, what: str) -> WeightsError:
+def _misfit(what: str, config: SaeConfig | None = None) -> WeightsError:
+    where = "SparseAutoencoder" if config is None else f"autoencoder of {config.at!r}, {config.activation}"
     return WeightsError(
-        f"autoencoder of {config.at!r}, {config.activation}: {what}.",
+        f"{where}: {what}.",
         code="sae-tensors",
         remedy="Give the tensors that are expected, in the shapes that SparseAutoencoder documents.",
     )

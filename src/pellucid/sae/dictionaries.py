@@ -59,7 +59,7 @@ def of_sparsify(
     at = overrides.at or (module if re.search(r"(^|\.)(h|layers|blocks)\.\d+", module) else "")
     if not at:
         raise no_place(path)
-    config = SaeConfig(at, "topk", fields.get("k", int), centred=bool(overrides.centred))
+    config = SaeConfig(at, "topk", fields.get("k", int), centred=overrides.centred or False)
     return config, _renamed(tensors, {"encoder.weight": "W_enc", "encoder.bias": "b_enc"}, {"encoder.weight"})
 
 
@@ -95,7 +95,7 @@ def of_dictionary_learning(
         if name not in _OF_TRAINING or (name, activation) == ("threshold", "jumprelu")
     }
     about = {"model_name": fields.fields["lm_name"]} if "lm_name" in fields.fields else {}
-    config = SaeConfig(at, activation, k, centred=bool(overrides.centred), subtract_b_dec=subtracts, about=about)
+    config = SaeConfig(at, activation, k, centred=overrides.centred or False, subtract_b_dec=subtracts, about=about)
     return config, used
 
 
@@ -104,7 +104,7 @@ def of_kissane(
 ) -> tuple[SaeConfig, dict[str, Tensor]]:
     """Read Kissane et al.'s: a .pt file, and beside it a file of the same name that ends in _cfg.json."""
     fields = Description(path, cfg)
-    config = SaeConfig(overrides.at or fields.get("act_name", str), centred=bool(overrides.centred),
+    config = SaeConfig(overrides.at or fields.get("act_name", str), centred=overrides.centred or False,
                        about={"model_name": fields.get("model_name", str, "gpt2-small")})  # fmt: skip
     return config, dict(tensors)
 

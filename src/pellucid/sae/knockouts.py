@@ -24,6 +24,7 @@ from pellucid.patching.sweeps import UNMEASURED, described
 from pellucid.run.model import CkptedTransformer
 from pellucid.run.region import Index, entries
 from pellucid.sae.autoencoder import SparseAutoencoder
+from pellucid.sae.sae_files import require_fitting
 from pellucid.text.batch import Inputs
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ def ablate(
         >>> found.dims, bool((found != found.attrs["plain"]).any())
         (('feature',), True)
     """
+    require_fitting(sae, model)
     batch, name = model.tokenize(inputs), sae.place(model.schema)
     room = require_room(model, batch, batch, [name], max_bytes)
     with told(UNMEASURED):

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
+from pellucid import families
+from pellucid.axes import Axis
 from pellucid.check import require_whole
 from pellucid.errors import ConfigError, shown
 
@@ -39,6 +41,7 @@ class SaeConfig:
 
     Raises:
         ConfigError: A value that cannot be.
+        UnknownNameError: A checkpoint that no family has.
     """
 
     at: str
@@ -60,6 +63,11 @@ class SaeConfig:
                 raise _impossible(f"{name}={shown(getattr(self, name))}, expected True or False")
         if not isinstance(self.at, str) or not self.at:
             raise _impossible(f"at={shown(self.at)}, expected the name of a checkpoint")
+        kind, block = families.kind_and_block(self.at)
+        if "*" in (block or ""):
+            raise _impossible(f"at={self.at!r}, a value of several blocks, expected that of one, 'blocks.8.{kind}'")
+        if Axis.POS not in families.axes_of(kind):
+            raise _impossible(f"at={self.at!r}, expected a value that is a vector at each token")
         if (self.activation == "topk") != (self.k is not None) or (self.rescaled and self.activation != "topk"):
             raise _impossible(f"activation={self.activation!r} with k={shown(self.k)} and rescaled={self.rescaled}, "
                               "expected a k with 'topk' alone, which alone is rescaled")  # fmt: skip

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from pellucid.atomic import path_of
 from pellucid.dialects import named_arguments
-from pellucid.errors import ConfigError, NotFoundError, WeightsError, shown, warn
+from pellucid.errors import ConfigError, InputError, NotFoundError, WeightsError, shown, warn
 from pellucid.run.model import CkptedTransformer
 from pellucid.sae import dictionaries, saelens
 from pellucid.sae.autoencoder import SparseAutoencoder
+from pellucid.weights.building import convert
 from pellucid.weights.formats import read_file
 from pellucid.weights.manifests import is_there, read_json
 
@@ -74,7 +75,7 @@ def load(
         description, cfg, read_file(weights).tensors, saelens.Overrides(at, centred, input_scale)
     )
     _require_finite(weights, tensors)
-    sae = SparseAutoencoder(config, tensors).to(device)
+    sae = SparseAutoencoder(config, convert(tensors, None, device))
     if model is not None:
         require_fitting(sae, model)
     return sae
@@ -84,14 +85,21 @@ def require_fitting(sae: SparseAutoencoder, model: CkptedTransformer) -> None:
     """See that a model has the autoencoder's checkpoint, in its width; warn of a model of another name.
 
     Raises:
+        InputError: Something else than an autoencoder and a model.
         UnknownNameError: No such checkpoint.
         ShapeError: Another width.
     """
+    if not isinstance(sae, SparseAutoencoder) or not isinstance(model, CkptedTransformer):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InputError(
+            f"pl.sae: {type(sae).__name__} and {type(model).__name__} given, expected an autoencoder and its model.",
+            code="sae-and-model",
+            remedy="Give the SparseAutoencoder first, then the CkptedTransformer that pl.load returned.",
+        )
     point = model.schema[sae.place(model.schema)]
     sizes = [model.schema.length_of(axis, point) for axis in point.axes[2:]]
     if sae.config.head is not None:
         sizes[0] = 1
-    sae.encode(torch.empty(sizes, device="cpu").zero_())
+    sae.encode(torch.zeros(sizes))
     trained_on, source = sae.config.about.get("model_name"), model.provenance.get("source", "")
     if trained_on and source and _bare(str(trained_on)) != _bare(source):
         warn(f"the autoencoder was trained on {shown(trained_on)}, and the model is {shown(source)}: features mean "

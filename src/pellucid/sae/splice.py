@@ -89,8 +89,8 @@ def captured(sae: SparseAutoencoder, ckpts: ActivationCkpts) -> tuple[Captured, 
         UnknownNameError: It is not in the model, or was not captured.
         InputError: Some heads alone were kept, or a value is not finite.
     """
-    name = sae.place(ckpts.schema)
-    source, value = find(ckpts, name), ckpts[name].detach()
+    source = find(ckpts, sae.config.at)
+    value = ckpts[sae.place(ckpts.schema)].detach()
     source.require_finite(value.cpu(), 0)
     if sae.config.has_heads and ckpts.part.heads is not None:
         raise InputError(
