@@ -35,7 +35,7 @@ from typing import Any
 
 DOCS = Path(__file__).parent
 ROOT = DOCS.parent
-PAGES = (ROOT / "README.md", *sorted(DOCS.glob("*.md")))
+PAGES = (ROOT / "README.md", *sorted(DOCS.glob("*.md")), *sorted(DOCS.glob("readings/*.md")))
 
 CODES_PAGE = DOCS / "errors.md"
 CODES_BEGIN, CODES_END = "<!-- codes: begin -->", "<!-- codes: end -->"
@@ -130,6 +130,7 @@ class Page:
                 self.outputs[block], printed = printed, None
             elif block.language == "python" and not block.is_shown_only:
                 printed = self._run_doctest(block, names) if block.is_doctest else self._run_plain(block, names)
+        close_figures()
 
     def wrong_outputs(self) -> list[str]:
         """A line for each output that is not what was printed; `run` comes first."""
@@ -166,6 +167,12 @@ class Page:
         if runner.failures:
             raise WrongExample("".join(said))
         return ""
+
+
+def close_figures() -> None:
+    """Close the figures of a page, which pyplot keeps in a program that uses it."""
+    if "matplotlib.pyplot" in sys.modules:
+        sys.modules["matplotlib.pyplot"].close("all")
 
 
 @functools.cache

@@ -188,6 +188,21 @@ def test_links_lead_somewhere(name: str) -> None:
     assert not broken_links(PAGES[name], PAGES[name].read_text(encoding="utf-8"))
 
 
+@pytest.mark.parametrize("path", sorted((DOCS / "readings").glob("*.md")), ids=lambda path: path.stem)
+def test_a_reading_names_the_checkpoints_that_it_speaks_of(path: Path) -> None:
+    """In its first paragraph, each of them a point of the schema; it has a picture, and something to try."""
+    text = path.read_text(encoding="utf-8")
+    front = text.split("\n\n")[1]
+    assert front.startswith("Checkpoints: `")
+    schema = pl.load().schema
+    assert set(re.findall(r"`([^`]+)`", front)) <= set(schema.kinds)
+    assert re.search(r"!\[[^\]]+\]\(figures/\w+\.png\)", text)
+    assert "## Try\n\n- **In the viewer:** " in text
+    assert "\n- **In Python:** " in text
+    assert f"](readings/{path.name})" in PAGES["readings.md"].read_text(encoding="utf-8")
+    assert len(prose(text).split()) <= 1500, "ten minutes"
+
+
 def test_a_broken_link_is_noticed() -> None:
     text = "# A heading\n[a](index.md) [b](nowhere.md) [c](#a-heading) [d](#nowhere) [e](index.md#nowhere) `[f](g)`\n"
     assert broken_links(DOCS / "made_up.md", text) == ["nowhere.md", "#nowhere", "index.md#nowhere"]

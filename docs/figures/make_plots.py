@@ -1,9 +1,9 @@
-"""Draw the figures of `docs/plot.md` by running its examples.
+"""Draw the figures of `docs/plot.md` and of the readings by running their examples.
 
-    python docs/figures/make_plots.py                 # into docs/figures
-    python docs/figures/make_plots.py --out FOLDER
+    python docs/figures/make_plots.py                 # into the folder `figures` beside each page
+    python docs/figures/make_plots.py --out FOLDER    # those of all pages
 
-The picture below a block of the page is the figure of the block's `ax`.
+The picture below a block of a page is the figure of the block's `ax`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 import matplotlib as mpl
 
 FIGURES = Path(__file__).parent
-PAGE = FIGURES.parent / "plot.md"
+PAGES = (FIGURES.parent / "plot.md", *sorted(FIGURES.parent.glob("readings/*.md")))
 sys.path.insert(0, str(FIGURES.parent))
 
 import refresh  # noqa: E402
@@ -46,16 +46,19 @@ def drawn(page: refresh.Page) -> Iterator[tuple[str, Any]]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Draw the figures of docs/plot.md.")
-    parser.add_argument("--out", type=Path, default=FIGURES)
-    out = parser.parse_args(arguments).out.resolve()
+    parser = argparse.ArgumentParser(description="Draw the figures of docs/plot.md and of the readings.")
+    parser.add_argument("--out", type=Path, default=None)
+    given = parser.parse_args(arguments).out
     mpl.use("Agg")
-    here = Path.cwd()
+    here, out = Path.cwd(), given and given.resolve()
     with tempfile.TemporaryDirectory() as folder, mpl.rc_context():
-        os.chdir(folder)  # the page saves a file
+        os.chdir(folder)  # a page saves a file
         try:
-            for file, figure in drawn(refresh.Page.read(PAGE)):
-                figure.savefig(out / file, dpi=200, metadata={"Software": None}, pil_kwargs={"optimize": True})
+            for page in PAGES:
+                for file, figure in drawn(refresh.Page.read(page)):
+                    path = (out or page.parent / "figures") / file
+                    figure.savefig(path, dpi=200, metadata={"Software": None}, pil_kwargs={"optimize": True})
+                refresh.close_figures()
         finally:
             os.chdir(here)
     return 0

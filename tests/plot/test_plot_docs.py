@@ -37,10 +37,15 @@ def size(path: Path) -> bytes:
 
 def test_the_figures_can_be_drawn_again(make_plots: ModuleType, tmp_path: Path) -> None:
     assert make_plots.main(["--out", str(tmp_path)]) == 0
-    drawn = {path.name for path in tmp_path.iterdir()}
-    assert drawn == set(re.findall(r"\]\(figures/(\S+)\)", PAGE))
-    for name in drawn:
-        assert size(tmp_path / name) == size(DOCS / "figures" / name), name
+    kept = {
+        file: page.parent / "figures" / file
+        for page in make_plots.PAGES
+        for file in re.findall(r"\]\(figures/(\S+)\)", page.read_text(encoding="utf-8"))
+    }
+    assert {path.name for path in tmp_path.iterdir()} == set(kept)
+    for name, path in kept.items():
+        assert size(tmp_path / name) == size(path), name
+    assert set((DOCS / "readings" / "figures").iterdir()) <= set(kept.values())
     assert mpl.pyplot.get_fignums() == []
 
 

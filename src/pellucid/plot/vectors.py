@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -13,7 +13,6 @@ from pellucid.plot.canvas import (
     LINE,
     canvas,
     colour_bar,
-    extent,
     label_of,
     longest,
     place_of,
@@ -26,10 +25,14 @@ from pellucid.plot.themes import COLUMN, SMALL, Theme, pandas, xarray
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
     from xarray import DataArray
 
 POINTS_TRIED = 1000
 """Of more points only those farthest from the middle are tried for a label."""
+
+SIDES = ((1, 0, "left", "center"), (-1, 0, "right", "center"), (0, 1, "center", "bottom"), (0, -1, "center", "top"))
+"""Where a label may stand beside its point: the direction, and how the text is aligned."""
 
 
 def scatter(
@@ -89,7 +92,7 @@ def scatter(
         axes.margins(0.12)
         for side, number, share in zip((axes.xaxis, axes.yaxis), (1, 2), table.attrs["explained"], strict=True):
             side.set_label_text(f"component {number}: {share:.1%} of the variance")
-        labelled_points = _write_tokens(axes, look, table) if "token" in table else 0
+        labelled_points = _write_tokens(axes, look, table, new=ax is None) if "token" in table else 0
         count = f"{len(table):,} vector{'s' * (len(table) != 1)}"
         some = f"{labelled_points:,} labelled" if 0 < labelled_points < len(table) else ""
         say_what(axes, *((title,) if title else (quantity(array) if array.name else "", place_of(array), count, some)))
@@ -202,31 +205,34 @@ def _map(look: Theme) -> Any:
     return ListedColormap(look.layer_colours(256))
 
 
-def _write_tokens(axes: Axes, look: Theme, table: Any) -> int:
+def _write_tokens(axes: Axes, look: Theme, table: Any, *, new: bool) -> int:
     """Write tokens beside their points as far as none covers another; return how many."""
     from matplotlib.patheffects import withStroke
 
-    width, height = extent(axes)
-    places = table[["pc1", "pc2"]].to_numpy()
-    span = np.ptp(places, axis=0)
-    scale = min(0.76 * width / (span[0] or 1.0), 0.76 * height / (span[1] or 1.0))  # both axes have one
-    points = (places - places.min(0)) * scale
+    places, figure = table[["pc1", "pc2"]].to_numpy(), cast("Figure", axes.get_figure(root=True))
+    if new:
+        figure.draw_without_rendering()  # a layout makes room for the axes' names, and labels fit what it leaves
+    else:
+        axes.apply_aspect()
+    unit = 0.95 * 72 / figure.dpi  # points to a dot, less what a second line of the title may take
+    points, right = unit * axes.transData.transform(places), unit * axes.bbox.x1
     order = np.argsort(-((points - points.mean(0)) ** 2).sum(1), kind="stable")[:POINTS_TRIED]
     taken = np.empty((0, 4))
     for i in order:
         label = label_of(table["token"].iloc[i]).replace("$", r"\$")
-        x, y = points[i]
-        left = x > 0.8 * points[:, 0].max() and len(table) > 1  # there is no room at the right
-        begin = x - 4 - longest([label]) if left else x - 1
-        box = np.array([begin, y - SMALL * LINE / 2, begin + 5 + longest([label]), y + SMALL * LINE / 2])
-        apart = (taken[:, 0] > box[2]) | (taken[:, 2] < box[0]) | (taken[:, 1] > box[3]) | (taken[:, 3] < box[1])
-        if not apart.all() or not label:
-            continue
-        taken = np.vstack([taken, box])
-        written = axes.annotate(
-            label, places[i], (-3 if left else 3, 0), textcoords="offset points", va="center",
-            ha="right" if left else "left", fontsize=SMALL, usetex=False,
-        )  # fmt: skip
-        written.set_in_layout(False)
-        written.set_path_effects([withStroke(linewidth=1.5, foreground=look.paper)])  # to be read on points
+        wide, high = longest([label]) / 2 + 1, SMALL * LINE / 2
+        for x, y, across, up in SIDES:
+            middle = points[i] + (x * (wide + 2), y * (high + 2))
+            half = np.array((wide, high))
+            box = np.concatenate([middle - half, middle + half])
+            apart = (taken[:, :2] > box[2:]).any(1) | (taken[:, 2:] < box[:2]).any(1)
+            if label and apart.all() and (x < 1 or box[2] < right):
+                taken = np.vstack([taken, box])
+                written = axes.annotate(
+                    label, places[i], (3 * x, 3 * y), textcoords="offset points", va=up, ha=across, fontsize=SMALL,
+                    usetex=False,
+                )  # fmt: skip
+                written.set_in_layout(False)
+                written.set_path_effects([withStroke(linewidth=1.5, foreground=look.paper)])  # to be read on points
+                break
     return len(taken)
