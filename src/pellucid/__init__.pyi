@@ -98,6 +98,7 @@ from pellucid.ties import (
 from pellucid.ties import (
     untie as untie,
 )
+from pellucid.viewer.serving import serve as serve
 from pellucid.viewer.views import save_view as save_view
 from pellucid.viewer.views import view as view
 from pellucid.weights.hub import HubOptions as HubOptions

@@ -31,8 +31,12 @@ def need(module: str, by: str, *names: str) -> Any:
     return found
 
 
+_EXTRAS = {"transformers": "hf", "starlette": "view", "uvicorn": "view", "sklearn": "view"}
+"""Package -> what installs it, where that is not `stats`."""
+
+
 def _missing(package: str, by: str, error: BaseException) -> MissingExtraError:
-    extra = f"'pellucid[{'hf' if package == 'transformers' else 'stats'}]'"
+    extra = f"'pellucid[{_EXTRAS.get(package, 'stats')}]'"
     if sys.modules.get(package) is None and importlib.util.find_spec(package) is None:
         return MissingExtraError(
             f"{by} needs {package}, which is not installed.", code="missing-extra", remedy=f"pip install {extra}"

@@ -43,6 +43,7 @@ VERBS = {
     "lens": "Show what each block would say next.",
     "heads": "Score what heads do on a text, or how they compose.",
     "view": "Write a page that shows a text's run in a browser.",
+    "serve": "Look at a model in the browser.",
     "check": "Check your answers to the course that builds GPT-2.",
     "doctor": "Check the installation and the bundled model.",
 }

@@ -355,6 +355,23 @@ class View(TextWish):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Serve(ModelWish):
+    """A model to look at, and where."""
+
+    MORE = """
+    Serves pages that run the model: any text, edits, exact values, generation. Only browsers on this machine reach it,
+    and it asks nobody for anything. It writes its address when it is ready, and serves until Control-C.
+    """
+
+    text: Annotated[str | None, option("TEXT", "The text that is shown first.", "a short story")] = None
+    port: Annotated[
+        int | None,
+        option("N", "The port; 0 for any free one.", "8600, or one of the next that is free", min=0, max=65535),
+    ] = None
+    no_open: Annotated[bool, flag("--no-open", "Open no browser.")] = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class Heads(TextWish):
     """A text on which heads are scored, or the weights alone."""
 

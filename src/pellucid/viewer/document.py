@@ -62,16 +62,28 @@ def page(
     return _frame(title or titled(trace), policy, body)
 
 
-def served(token: str, title: str) -> str:
+def served(token: str, trace: Trace) -> str:
     """The page of the server, which brings it everything else.
 
     Args:
         token: What the page sends with every request that changes something.
-        title: The page's.
+        trace: What it shows first.
     """
     source = json.dumps({"token": token, "base": ""})
-    body = [_json("pellucid-server", source), '<div id="pellucid-viewer"></div>', '<script src="/viewer.js"></script>']
-    return _frame(title, "", body)
+    body = [
+        _json("pellucid-server", source),
+        _data("pellucid-trace", trace),
+        '<div id="pellucid-viewer">',
+        _said(trace),
+    ]
+    return _frame(titled(trace), "", [*body, "</div>", '<script src="/viewer.js"></script>'])
+
+
+@cache
+def examples() -> list[dict[str, Any]]:
+    """The texts to start from that ship with the package, each with its trace in base64."""
+    path = STATIC / "examples.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
 
 
 def cell(trace: Trace, second: Trace | None = None) -> str:

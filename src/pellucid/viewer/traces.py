@@ -64,7 +64,7 @@ def trace(
         >>> made.header["target"]["text"], made["prediction.top.ids"].data.shape
         (',', (4, 20))
     """
-    return _traced(run_text(model, text, edits), target, limit)
+    return traced(run_text(model, text, edits), target, limit)
 
 
 def trace_of(
@@ -93,10 +93,11 @@ def trace_of(
         >>> trace_of(ckpts, text=1)["norms"].about["of"]
         ['resid_pre', 'attn_out', 'resid_mid', 'mlp_out', 'resid_post']
     """
-    return _traced(of_run(ckpts, text=text, model=model), target, limit)
+    return traced(of_run(ckpts, text=text, model=model), target, limit)
 
 
-def _traced(one: OneText, target: Token | None, limit: int) -> Trace:
+def traced(one: OneText, target: Token | None, limit: int) -> Trace:
+    """Make a trace of a text that was run; arguments as for `trace`."""
     aim = _target(one, target)
     left_out: list[dict[str, Any]] = []
     blocks = attention_blocks.patterns(one)

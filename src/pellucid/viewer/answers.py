@@ -1,0 +1,315 @@
+"""What the server answers: each function takes a tab's session and a request, and returns JSON or a trace."""
+
+from __future__ import annotations
+
+import base64
+import json
+import random
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from threading import Event, Lock
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pellucid import attribution, lens, metrics
+from pellucid.errors import InputError, shown
+from pellucid.extras import need
+from pellucid.generate.generation import Token
+from pellucid.generate.sampler import Sampler
+from pellucid.measure.labelled import find
+from pellucid.open import load
+from pellucid.prove.compare import compare as compare_models
+from pellucid.run.edit import Edit
+from pellucid.run.model import CkptedTransformer
+from pellucid.run.region import Region, take
+from pellucid.ties import audit_ties
+from pellucid.viewer.container import Trace
+from pellucid.viewer.one_text import OneText, run_text
+from pellucid.viewer.traces import IN_A_PAGE, traced
+from pellucid.weights.hub import HubOptions
+
+SERVED = 2 * IN_A_PAGE
+"""Bytes of a trace that the server sends: it need not fit into a page."""
+
+MOST_SESSIONS = 8
+"""Tabs whose runs are kept, each with all its values."""
+
+_LISTED = 20
+
+
+@dataclass
+class Session:
+    """One tab.
+
+    Attributes:
+        run: Its last run.
+        cancelled: Set to end its generation.
+    """
+
+    run: OneText | None = None
+    cancelled: Event = field(default_factory=Event)
+
+
+class Tabs:
+    """The model, and what each tab ran last.
+
+    Args:
+        model: What runs, one request at a time.
+        text: What a tab that has run nothing looks at.
+    """
+
+    def __init__(self, model: CkptedTransformer, text: Any) -> None:
+        self.model, self.lock = model, Lock()
+        self.first = run_text(model, text)
+        self._sessions: OrderedDict[str, Session] = OrderedDict()
+
+    def session(self, name: str) -> Session:
+        """The session of a tab; the one that was not used for longest makes room."""
+        found = self._sessions.setdefault(name, Session())
+        self._sessions.move_to_end(name)
+        while len(self._sessions) > MOST_SESSIONS:
+            self._sessions.popitem(last=False)
+        return found
+
+    def run_of(self, session: Session) -> OneText:
+        """What a tab looks at."""
+        return session.run or self.first
+
+
+Request = Mapping[str, Any]
+Answer = Mapping[str, Any] | Trace
+
+
+def run(tabs: Tabs, session: Session, asked: Request) -> Answer:
+    """Run a text, perhaps with edits."""
+    text = _text(asked)
+    session.run = run_text(tabs.model, text, _edits(tabs.model, asked))
+    return traced(session.run, asked.get("target"), SERVED)
+
+
+def edit(tabs: Tabs, session: Session, asked: Request) -> Answer:
+    """Run the tab's text with edits; beside the effect stands that of another head of the same layer."""
+    before = tabs.run_of(session)
+    plain = run_text(tabs.model, [before.ids])
+    edits = _edits(tabs.model, asked)
+    changed = run_text(tabs.model, [before.ids], edits)
+    session.run = changed
+    trace = traced(changed, asked.get("target"), SERVED)
+    effects: dict[str, Any] = _effect(plain, changed)
+    other = _another_head(tabs.model, asked) if asked.get("control", True) else None
+    if other is not None:
+        head, request = other
+        effects["control"] = {
+            "head": head,
+            **_effect(plain, run_text(tabs.model, [before.ids], _edits(tabs.model, request))),
+        }
+    return {"trace": base64.b64encode(trace.to_bytes()).decode(), "effects": effects}
+
+
+def _effect(plain: OneText, changed: OneText) -> dict[str, Any]:
+    """KL in nats, and how far the likeliest token is before the second, without and with a change."""
+    first, second = plain.logits[-1].topk(2).indices.tolist()
+    batch, difference = plain.ckpts.batch, metrics.logit_difference(first, second)
+    kl = metrics.kl(plain.logits[None])(changed.logits[None], batch)
+    return {
+        "kl": float(kl), "tokens": [first, second],
+        "logit_difference": [float(difference(one.logits[None], batch)) for one in (plain, changed)],
+    }  # fmt: skip
+
+
+def _another_head(model: CkptedTransformer, asked: Request) -> tuple[int, Request] | None:
+    """The same edits at another head of the layer, drawn with a fixed seed; None if no single head is edited."""
+    edits = [dict(one) for one in _listed(asked.get("edits"))]
+    heads = {one.get("head") for one in edits}
+    if len(heads) != 1 or None in heads:
+        return None
+    others = [head for head in range(model.schema.sizes["head"]) if head not in heads]
+    if not others:
+        return None
+    head = random.Random(str(sorted(heads, key=str))).choice(others)
+    return head, {**asked, "edits": [{**one, "head": head} for one in edits]}
+
+
+def _edits(model: CkptedTransformer, asked: Request) -> list[Edit]:
+    found: list[Edit] = []
+    other = None
+    for one in _listed(asked.get("edits", [])):
+        layer, name, how = one.get("layer"), str(one.get("name")), one.get("how")
+        full = name if layer is None else f"blocks.{layer}.{name}"
+        where = {key: one.get(own) for key, own in (("heads", "head"), ("neurons", "neuron"), ("pos", "pos"))}
+        if how == "zero":
+            found.append(Edit.zero(full, **where))
+        elif how == "mean":
+            found.append(Edit.mean_ablate(full, **where))
+        elif how == "patch" and asked.get("other"):
+            other = other or run_text(model, asked["other"])
+            found.append(Edit.patch(full, other.ckpts, **where))
+        else:
+            raise misread("edits", how, "'zero', 'mean', or 'patch' with another text as other")
+    return found
+
+
+def _listed(value: Any) -> list[Mapping[str, Any]]:
+    if not isinstance(value, list) or not all(isinstance(one, dict) for one in value):
+        raise misread("edits", value, "a list of objects")
+    return value
+
+
+def _text(asked: Request) -> Any:
+    if isinstance(asked.get("ids"), list):
+        return [asked["ids"]]
+    if isinstance(asked.get("text"), str):
+        return asked["text"]
+    raise misread("text", asked.get("text"), "a text, or ids")
+
+
+def misread(what: str, given: Any, expected: str) -> InputError:
+    """The error for a field of a request that cannot be used."""
+    return InputError(
+        f"{what}: {shown(given)} was asked for, expected {expected}.",
+        code="request-field",
+        remedy=f"Send {expected}.",
+    )
+
+
+def values(tabs: Tabs, session: Session, asked: Request) -> Answer:
+    """The exact values of a checkpoint, or of some positions and heads of it."""
+    ckpts, name = tabs.run_of(session).ckpts, str(asked.get("name"))
+    value = ckpts[name]
+    part = Region(asked.get("pos"), asked.get("heads"))
+    found = take(value, part.indices(name, value.shape, ckpts.schema[name].axes, strict=True))[0].float().cpu()
+    data = base64.b64encode(found.contiguous().numpy().astype("<f4").tobytes()).decode()
+    return {"shape": list(found.shape), "dtype": "f32", "data": data}
+
+
+def read_lens(tabs: Tabs, session: Session, asked: Request) -> Answer:
+    """Rank and log-probability of a token through the layers; and at one cell, what heads and MLPs add to its logit."""
+    one, token = tabs.run_of(session), asked.get("token")
+    seen = [lens.logit(one.ckpts, "blocks.0.resid_pre"), lens.logit(one.ckpts)]
+    shape = (-1, one.n_tokens)
+    found: dict[str, Any] = {
+        "rank": [row for part in seen for row in part.rank(token).values.reshape(shape).astype(int).tolist()],
+        "logprob": [row for part in seen for row in part.logprobs(token).values.reshape(shape).tolist()],
+    }
+    if asked.get("layer") is not None:
+        found["parts"] = _at_a_cell(one, token, int(asked["layer"]), int(asked.get("pos", -1)))
+    return found
+
+
+def _at_a_cell(one: OneText, token: Any, layer: int, pos: int) -> dict[str, Any]:
+    """The parts of the logit that the lens reads from the stream behind a block; they sum to it."""
+    name = f"blocks.{layer}.resid_post"
+    stream = find(one.ckpts, name).tensors[0].double().cpu()
+    ids = metrics.token_ids(token, one.ckpts.batch, "lens")
+    wanted = one.model.parameter("unembed.W_U").detach().cpu().double()[:, int(ids[0])]
+    norm: Any = one.model.get_submodule("ln_final")
+    direction = norm.reads(wanted.to(norm.w.device), stream.to(norm.w.device)).detach()
+    parts = attribution.direct(one.ckpts, direction, at=name, by="head")
+    of, numbers = parts.component.values.tolist(), parts.values[:, 0, pos].tolist()
+    if "ln_final.b" in one.model.parameter_names:
+        of, numbers = (
+            [*of, "ln_final.b"],
+            [*numbers, float(one.model.parameter("ln_final.b").detach().cpu().double() @ wanted)],
+        )
+    return {"layer": layer, "pos": pos % one.n_tokens, "of": of, "values": numbers}
+
+
+def attribute(tabs: Tabs, session: Session, asked: Request) -> Answer:
+    """What each component and each source token adds to a token's logit, or to the difference of two."""
+    one, pos = tabs.run_of(session), int(asked.get("pos", -1))
+    target = asked.get("token") if asked.get("minus") is None else (asked.get("token"), asked["minus"])
+    parts = attribution.direct(one.ckpts, target, by="head")
+    sources = attribution.sources(one.ckpts, target).values[:, 0, pos]
+    shape = (one.ckpts.n_layer, one.ckpts.schema.sizes["head"], one.n_tokens)
+    of, components = parts.component.values.tolist(), parts.values[:, 0, pos].tolist()
+    return {
+        "pos": pos % one.n_tokens, "of": of, "components": components,
+        "sources": _finite(torch.as_tensor(sources).reshape(shape)),
+    }  # fmt: skip
+
+
+def _finite(values: Tensor) -> list[Any]:
+    return values.nan_to_num(0.0).tolist()
+
+
+def sample(tabs: Tabs, session: Session, asked: Request) -> Answer:
+    """Draw one token after the tab's text, and say what each stage made of the distribution."""
+    one, sampler = tabs.run_of(session), _sampler(asked)
+    ids = torch.tensor([one.ids])
+    stages = sampler.explain(one.logits[-1].float(), ids)
+    last = list(stages.values())[-1]
+    generator = torch.Generator().manual_seed(int(asked.get("seed", 0)))
+    token = int(last.argmax()) if sampler.is_greedy else int(torch.multinomial(last, 1, generator=generator))
+    return {"id": token, "text": _piece(tabs.model, token), "stages": _shown(tabs.model, stages)}
+
+
+def _sampler(asked: Request) -> Sampler:
+    names = ("temperature", "top_k", "top_p", "repetition_penalty")
+    return Sampler(**{name: asked[name] for name in names if asked.get(name) is not None})
+
+
+def _shown(model: CkptedTransformer, stages: Mapping[str, Tensor]) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    for name, probabilities in stages.items():
+        top = probabilities.topk(min(_LISTED, len(probabilities)))
+        ids = top.indices.tolist()
+        texts, kept = [_piece(model, i) for i in ids], int((probabilities > 0).sum())
+        found.append({"name": name, "ids": ids, "texts": texts, "probs": top.values.tolist(), "kept": kept})
+    return found
+
+
+def _piece(model: CkptedTransformer, token: int) -> str:
+    return str(token) if model.tokenizer is None else model.tokenizer.pieces([token])[0]
+
+
+def tokens(tabs: Tabs, session: Session, asked: Request) -> Iterator[Token]:
+    """Continue a text, token by token; each has the stages of its choice."""
+    session.cancelled = Event()
+    given = {"max_new_tokens": asked["max_new_tokens"]} if asked.get("max_new_tokens") is not None else {}
+    seed = int(asked.get("seed", 0))
+    return tabs.model.stream(_text(asked), sampler=_sampler(asked), seed=seed, explain=True, **given)
+
+
+def told(model: CkptedTransformer, token: Token) -> Mapping[str, Any]:
+    """What is said of a token that came."""
+    stages = _shown(model, token.stages or {})
+    return {"id": token.id, "text": token.text, "piece": _piece(model, token.id), "logprob": token.logprob,
+            "stopped": token.stopped, "stages": stages}  # fmt: skip
+
+
+def cancel(tabs: Tabs, session: Session, asked: Request) -> Answer:
+    """End the tab's generation after the token that is being made."""
+    session.cancelled.set()
+    return {"cancelled": True}
+
+
+def tsne(tabs: Tabs, session: Session, asked: Request) -> Answer:
+    """Place the tokens' vectors in a plane, neighbours near each other (van der Maaten & Hinton 2008)."""
+    one, name = tabs.run_of(session), str(asked.get("name"))
+    vectors = one.ckpts[name][0].flatten(1).double().cpu().numpy()
+    if one.ckpts.schema[name].axes[1] != "pos" or len(vectors) < 4:
+        raise misread("name", name, "a checkpoint of vectors, of a text of four tokens or more")
+    perplexity = min(max(float(asked.get("perplexity", 10)), 1.0), (len(vectors) - 1) / 3)
+    maker = need("sklearn.manifold", "t-SNE").TSNE(
+        perplexity=perplexity, random_state=int(asked.get("seed", 0)), init="pca"
+    )
+    return {"points": maker.fit_transform(vectors).tolist(), "perplexity": perplexity}
+
+
+def compare(tabs: Tabs, session: Session, asked: Request) -> Answer:
+    """Compare the model with another, on the tab's text."""
+    one = tabs.run_of(session)
+    other = load(str(asked.get("other")), hub=HubOptions(offline=True))
+    report: Any = compare_models(tabs.model, other, inputs=[one.ids])
+    ties = audit_ties(tabs.model)
+    return {"report": json.loads(report.to_json()), "ties": {key: str(value) for key, value in ties.facts().items()}}
+
+
+POSTS: Mapping[str, Callable[[Tabs, Session, Request], Answer]] = {
+    "run": run, "values": values, "lens": read_lens, "attribution": attribute, "sample": sample, "edit": edit,
+    "tsne": tsne, "compare": compare, "cancel": cancel,
+}  # fmt: skip
+"""What can be asked at /api/…, beside the stream of a generation."""

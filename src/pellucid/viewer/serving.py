@@ -1,0 +1,322 @@
+"""The viewer's server: on this machine only, for pages that it made itself.
+
+Another site that the browser shows can send requests here, too, and may even have a name that leads to this machine
+(DNS rebinding). So a request must name this machine as its host, and everything but reading must carry the token of
+this launch, which only the page knows; both are checked before a body is read. There is no CORS.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hmac
+import importlib.util
+import json
+import secrets
+import socket
+import threading
+import time
+from collections.abc import AsyncGenerator, Callable, MutableMapping
+from contextlib import suppress
+from typing import Any
+
+from pellucid._version import __version__
+from pellucid.check import require_whole
+from pellucid.errors import InputError, PellucidError
+from pellucid.extras import need
+from pellucid.run.model import CkptedTransformer
+from pellucid.text.batch import Inputs
+from pellucid.viewer import answers, document
+from pellucid.viewer.container import Trace
+from pellucid.viewer.traces import traced
+
+TEXT = "Lily and Tom went to the park. Tom gave a ball to"
+"""What is shown first, if nothing else was asked for."""
+
+PORT = 8600
+"""Where the server is if no port is asked for; or at one of the next that is free."""
+
+_TRIED = 20
+LARGEST_REQUEST = 1 << 18
+"""Bytes of a request."""
+
+_POLICY = (
+    "default-src 'none'; script-src 'self'; connect-src 'self'; img-src data: blob:; base-uri 'none'; "
+    "form-action 'none'; frame-ancestors 'none'"
+)
+_HEADERS = {
+    "content-security-policy": _POLICY, "x-content-type-options": "nosniff", "referrer-policy": "no-referrer",
+    "cross-origin-opener-policy": "same-origin", "cross-origin-resource-policy": "same-origin",
+    "x-frame-options": "DENY", "cache-control": "no-store",
+}  # fmt: skip
+
+Scope = MutableMapping[str, Any]
+
+
+class Server:
+    """A server that runs in a thread, beside whatever else the process does, until `stop` is called.
+
+    Attributes:
+        url: Its address; open it in a browser on this machine.
+
+    Example:
+        >>> import pellucid as pl
+        >>> server = pl.serve(pl.load(), port=0)
+        >>> server.url.startswith("http://127.0.0.1:")
+        True
+        >>> server.stop()
+    """
+
+    def __init__(self, model: CkptedTransformer, text: Inputs, sockets: list[socket.socket]) -> None:
+        uvicorn = need("uvicorn", "pellucid serve")
+        self.port = int(sockets[0].getsockname()[1])
+        self.url = f"http://127.0.0.1:{self.port}/"
+        self._token = secrets.token_urlsafe(32)
+        app = _guarded(_application(answers.Tabs(model, text), self._token), self._token, self.port)
+        self._server = uvicorn.Server(
+            uvicorn.Config(
+                app,
+                log_config=None,
+                access_log=False,
+                lifespan="off",
+                server_header=False,
+                ws="none",
+                timeout_graceful_shutdown=1,
+            )
+        )
+        run = self._server.serve(sockets=sockets)
+        self._thread = threading.Thread(target=lambda: asyncio.run(run), name="pellucid serve", daemon=True)
+        self._thread.start()
+        while not self._server.started and self._thread.is_alive():
+            time.sleep(0.01)
+
+    def __repr__(self) -> str:
+        return f"Server at {self.url}" + ("" if self._thread.is_alive() else ", stopped")
+
+    def wait(self) -> None:
+        """Return once the server has stopped."""
+        while self._thread.is_alive():
+            self._thread.join(0.2)  # a join without end would not see Control-C on every system
+
+    def stop(self) -> None:
+        """Stop, and return once the port is free."""
+        self._server.should_exit = True
+        self._thread.join()
+
+
+def serve(model: CkptedTransformer, text: Inputs = TEXT, *, port: int | None = None) -> Server:
+    """Serve the viewer on this machine, in a thread: it returns at once, also beside a notebook's running loop.
+
+    Args:
+        model: What runs.
+        text: What is shown first.
+        port: Where; 0 for any free port, None for 8600 or one of the next that is free.
+
+    Raises:
+        InputError: The port is taken, or the text cannot be viewed.
+        MissingExtraError: starlette and uvicorn are not installed.
+
+    Example:
+        >>> import pellucid as pl
+        >>> server = pl.serve(pl.load(), "Once upon a time", port=0)
+        >>> server.stop()
+    """
+    need("starlette", "pellucid serve")
+    need("uvicorn", "pellucid serve")
+    sockets = _sockets(port)
+    try:
+        return Server(model, text, sockets)
+    except BaseException:
+        for one in sockets:
+            one.close()
+        raise
+
+
+def _sockets(port: int | None) -> list[socket.socket]:
+    """Sockets on both loopback addresses, as far as this machine has them."""
+    wanted = PORT if port is None else require_whole("serve: port", port, at_most=65535)
+    for number in range(wanted, wanted + (_TRIED if port is None else 1)):
+        with suppress(OSError):
+            return _at(number)
+    raise InputError(
+        f"serve: port {wanted} is taken.", code="port-taken", remedy="Leave the port out, or give another one."
+    )
+
+
+def _at(port: int) -> list[socket.socket]:
+    first = socket.socket(socket.AF_INET)
+    try:
+        first.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        first.bind(("127.0.0.1", port))
+        first.listen(64)  # a port that is bound but not listened at would be handed out twice
+    except OSError:
+        first.close()
+        raise
+    found = [first]
+    if socket.has_ipv6:
+        second = socket.socket(socket.AF_INET6)
+        try:
+            second.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            second.bind(("::1", first.getsockname()[1]))
+            found.append(second)
+        except OSError:
+            second.close()
+    return found
+
+
+def _guarded(app: Any, token: str, port: int) -> Any:
+    """An application behind the checks that come before a body is read."""
+    hosts = {f"{name}{end}" for name in ("127.0.0.1", "localhost", "[::1]") for end in (f":{port}",)}
+
+    async def guarded(scope: Scope, receive: Callable[[], Any], send: Callable[[Any], Any]) -> None:
+        if scope["type"] != "http":
+            return
+        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+        refusal = _refusal(scope["method"], headers, hosts, token)
+
+        async def with_headers(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], *((k.encode(), v.encode()) for k, v in _HEADERS.items())]
+            await send(message)
+
+        if refusal is None:
+            await app(scope, receive, with_headers)
+            return
+        status, code, said = refusal
+        body = json.dumps(
+            {"error": {"code": code, "message": said, "remedy": "Open the address that it printed."}}
+        ).encode()
+        listed = [
+            (b"content-type", b"application/json"),
+            (b"content-length", str(len(body)).encode()),
+            (b"connection", b"close"),
+        ]
+        await with_headers({"type": "http.response.start", "status": status, "headers": listed})
+        await with_headers({"type": "http.response.body", "body": body})
+
+    return guarded
+
+
+def _refusal(method: str, headers: dict[str, str], hosts: set[str], token: str) -> tuple[int, str, str] | None:
+    """Status, code and sentence for a request that is not answered; None for one that is."""
+    if headers.get("host", "").lower() not in hosts:
+        return 421, "host", "This server answers under the names of this machine alone."
+    origin = headers.get("origin")
+    if origin is not None and origin.lower().removeprefix("http://") not in hosts:
+        return 403, "origin", "Another site's page asked, and this server answers its own pages alone."
+    if method in ("GET", "HEAD"):
+        return None
+    if method != "POST":
+        return 405, "method", "This server answers GET and POST."
+    if not hmac.compare_digest(headers.get("x-pellucid-token", "").encode(), token.encode()):
+        return 403, "token", "The request has no token of this launch."
+    length = headers.get("content-length", "")
+    if not length.isdecimal():
+        return 411, "length", "The request does not say how long it is."
+    if int(length) > LARGEST_REQUEST:
+        return 413, "size", f"The request is larger than {LARGEST_REQUEST} bytes."
+    return None
+
+
+def _application(tabs: answers.Tabs, token: str) -> Any:
+    """The routes."""
+    responses, routing = need("starlette.responses", "serve"), need("starlette.routing", "serve")
+    concurrency = need("starlette.concurrency", "serve")
+    first = traced(tabs.first, None, answers.SERVED)
+    as_bytes, binary = responses.Response, "application/octet-stream"
+
+    def said(fault: PellucidError, status: int = 400) -> Any:
+        content = {"code": fault.code, "message": fault.message, "remedy": fault.remedy}
+        return responses.JSONResponse({"error": content}, status)
+
+    async def asked(request: Any) -> tuple[answers.Session, dict[str, Any]]:
+        try:
+            body = json.loads(await request.body())
+        except (ValueError, RecursionError) as problem:
+            raise answers.misread("the request", "no JSON", "a JSON object") from problem
+        if not isinstance(body, dict):
+            raise answers.misread("the request", body, "a JSON object")
+        return tabs.session(request.headers.get("x-pellucid-session", "")[:64]), body
+
+    def work(name: str, session: answers.Session, body: dict[str, Any]) -> Any:
+        if name == "cancel":
+            return answers.cancel(tabs, session, body)
+        with tabs.lock:
+            try:
+                return answers.POSTS[name](tabs, session, body)
+            except (TypeError, ValueError, OverflowError, IndexError) as problem:
+                raise answers.misread("the request", str(problem), "fields of the right kind") from problem
+
+    async def post(request: Any) -> Any:
+        name = request.path_params["name"]
+        if name not in answers.POSTS:
+            return responses.JSONResponse({"error": {"code": "path", "message": f"no /api/{name}", "remedy": ""}}, 404)
+        try:
+            session, body = await asked(request)
+            found = await concurrency.run_in_threadpool(work, name, session, body)
+        except PellucidError as fault:
+            return said(fault)
+        return (
+            as_bytes(found.to_bytes(), media_type=binary) if isinstance(found, Trace) else responses.JSONResponse(found)
+        )
+
+    async def generate(request: Any) -> Any:
+        try:
+            session, body = await asked(request)
+            tokens = await concurrency.run_in_threadpool(answers.tokens, tabs, session, body)
+        except PellucidError as fault:
+            return said(fault)
+        except (TypeError, ValueError) as problem:
+            return said(answers.misread("the request", str(problem), "fields of the right kind"))
+
+        def following() -> Any:
+            with tabs.lock:
+                return next(tokens, None)
+
+        async def events() -> AsyncGenerator[str]:
+            cancelled = session.cancelled
+            try:
+                while not cancelled.is_set():
+                    token = await concurrency.run_in_threadpool(following)
+                    if token is None:
+                        break
+                    yield f"event: token\ndata: {json.dumps(answers.told(tabs.model, token))}\n\n"
+                yield f"event: done\ndata: {json.dumps({'cancelled': cancelled.is_set()})}\n\n"
+            except PellucidError as fault:
+                content = {"code": fault.code, "message": fault.message, "remedy": fault.remedy}
+                yield f"event: error\ndata: {json.dumps(content)}\n\n"
+
+        return responses.StreamingResponse(events(), media_type="text/event-stream")
+
+    async def page(_: Any) -> Any:
+        return responses.HTMLResponse(document.served(token, first))
+
+    async def script(_: Any) -> Any:
+        return as_bytes(document.script(), media_type="text/javascript")
+
+    async def info(_: Any) -> Any:
+        model = first.header["model"]
+        limits = {"tokens": model["sizes"].get("n_ctx"), "request": LARGEST_REQUEST, "sessions": answers.MOST_SESSIONS}
+        has = importlib.util.find_spec("sklearn") is not None
+        return responses.JSONResponse({"model": model, "pellucid": __version__, "limits": limits, "tsne": has})
+
+    async def examples(_: Any) -> Any:
+        return responses.JSONResponse([{k: v for k, v in one.items() if k != "trace"} for one in document.examples()])
+
+    async def example(request: Any) -> Any:
+        content = next((o["trace"] for o in document.examples() if o["id"] == request.path_params["name"]), None)
+        if content is None:
+            return responses.JSONResponse({"error": {"code": "path", "message": "no such example", "remedy": ""}}, 404)
+        return as_bytes(base64.b64decode(content), media_type=binary)
+
+    async def readings(_: Any) -> Any:
+        return as_bytes(document.readings() or "[]", media_type="application/json")
+
+    route = routing.Route
+    return need("starlette.applications", "serve").Starlette(
+        routes=[
+            route("/", page), route("/viewer.js", script), route("/api/info", info), route("/api/examples", examples),
+            route("/api/examples/{name}", example), route("/api/readings", readings),
+            route("/api/generate", generate, methods=["POST"]), route("/api/{name}", post, methods=["POST"]),
+        ]
+    )  # fmt: skip

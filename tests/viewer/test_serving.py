@@ -1,0 +1,377 @@
+"""The server, asked as a browser asks it: who is answered, what the answers hold, and how it starts and stops."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import http.client
+import json
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from watched_page import Watched
+
+import pellucid as pl
+from following import Case, follow, params
+from pellucid.viewer import Trace, answers, serving
+
+TEXT = "Once upon a time"
+Open = Callable[..., Watched]
+
+
+@pytest.fixture(scope="module")
+def model() -> pl.CkptedTransformer:
+    return pl.load()
+
+
+@pytest.fixture(scope="module")
+def server(model: pl.CkptedTransformer) -> Iterator[serving.Server]:
+    started = pl.serve(model, TEXT, port=0)
+    yield started
+    started.stop()
+
+
+class Client:
+    """A browser's tab, without the browser."""
+
+    def __init__(self, port: int, session: str = "a", host: str = "127.0.0.1") -> None:
+        self.port, self.session, self.host = port, session, host
+        page = self.ask("GET", "/")[1].decode()
+        self.token = json.loads(page.split('id="pellucid-server">')[1].split("</script>")[0])["token"]
+
+    def ask(self, method: str, path: str, body: bytes | None = None, **headers: str) -> tuple[int, bytes, Any]:
+        connection = http.client.HTTPConnection(self.host, self.port, timeout=60)
+        connection.request(method, path, body, {name.replace("_", "-"): value for name, value in headers.items()})
+        answer = connection.getresponse()
+        found = answer.status, answer.read(), answer.headers
+        connection.close()
+        return found
+
+    def post(self, verb: str, /, **asked: Any) -> tuple[int, bytes]:
+        body = json.dumps(asked).encode()
+        status, content, _ = self.ask(
+            "POST", f"/api/{verb}", body, X_Pellucid_Token=self.token, X_Pellucid_Session=self.session
+        )
+        return status, content
+
+    def json(self, verb: str, /, *, expect: int = 200, **asked: Any) -> Any:
+        status, content = self.post(verb, **asked)
+        assert status == expect, content
+        return json.loads(content)
+
+
+@pytest.fixture
+def client(server: serving.Server) -> Client:
+    return Client(server.port)
+
+
+def test_the_page_is_strict_about_what_it_loads(client: Client) -> None:
+    status, page, headers = client.ask("GET", "/")
+    assert status == 200
+    assert "default-src 'none'; script-src 'self'; connect-src 'self'" in headers["content-security-policy"]
+    assert "frame-ancestors 'none'" in headers["content-security-policy"]
+    assert "access-control-allow-origin" not in headers
+    assert headers["x-content-type-options"] == "nosniff"
+    assert b"<title>Once upon a time" in page
+    assert client.ask("GET", "/viewer.js")[0] == 200
+    assert json.loads(client.ask("GET", "/api/info")[1])["model"]["name"] == "bundled"
+    assert isinstance(json.loads(client.ask("GET", "/api/examples")[1]), list)
+    assert isinstance(json.loads(client.ask("GET", "/api/readings")[1]), list)
+    assert client.ask("GET", "/api/examples/nothing")[0] == 404
+    assert client.ask("GET", "/static/../../__init__.py")[0] == 404
+
+
+@pytest.mark.parametrize("path", ["run", "generate", "values", "cancel", "edit", "compare", "nothing"])
+@pytest.mark.parametrize("token", ["", "wrong", "é"])
+def test_a_post_without_the_token_is_refused_before_its_body_is_read(client: Client, path: str, token: str) -> None:
+    with socket.create_connection(("127.0.0.1", client.port), timeout=20) as connection:
+        head = f"POST /api/{path} HTTP/1.1\r\nHost: 127.0.0.1:{client.port}\r\nContent-Length: 200000\r\n"
+        connection.sendall(f"{head}X-Pellucid-Token: {token}\r\n\r\n".encode("latin-1"))
+        assert connection.recv(100).split()[1] == b"403"  # none of the body was sent
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "evil.example:{}", "127.0.0.1", "127.0.0.1.evil.example:{}", "0.0.0.0:{}", ""]
+)
+def test_a_foreign_host_is_refused(client: Client, host: str) -> None:
+    for method in ("GET", "POST"):
+        given = host.format(client.port)
+        status, body, _ = client.ask(method, "/", b"", Host=given, X_Pellucid_Token=client.token)
+        assert status in (400, 421), given
+        assert client.token.encode() not in body
+
+
+def test_only_its_own_pages_are_answered(client: Client) -> None:
+    for origin, expected in (("http://evil.example", 403), ("null", 403), (f"http://127.0.0.1:{client.port}", 200)):
+        token = client.token
+        status, _, headers = client.ask("POST", "/api/cancel", b"{}", Origin=origin, X_Pellucid_Token=token)
+        assert status == expected, origin
+        assert "access-control-allow-origin" not in headers
+    for host in ("localhost", "LOCALHOST", "[::1]"):
+        assert client.ask("GET", "/api/info", Host=f"{host}:{client.port}")[0] == 200
+    for method in ("PUT", "DELETE", "OPTIONS", "TRACE"):
+        assert client.ask(method, "/api/run", X_Pellucid_Token=client.token)[0] == 405
+
+
+BAD: list[tuple[bytes, int, str]] = [
+    *((body, 400, "request-field") for body in (b"", b"{", b"[]", b"\xff", b"[" * 100_000, b"{}", b'{"text": 3}')),
+    (b'{"text": ""}', 400, "empty-text"),
+    (b'{"ids": ["a"]}', 400, "ids-dtype"),
+    (b'{"ids": [999999]}', 400, "id-out-of-range"),
+    (b'{"text": "a", "edits": 3}', 400, "request-field"),
+    (b'{"text": "a", "edits": [{"how": "explode"}]}', 400, "request-field"),
+    (b'{"text": "a", "edits": [{"how": "zero", "name": "nowhere"}]}', 400, "unknown-checkpoint"),
+    (b'{"text": "a", "target": "two words"}', 400, "not-one-token"),
+    (json.dumps({"text": "a b c " * 200}).encode(), 400, "too-long"),
+    (b"x" * 300_000, 413, "size"),
+]
+
+
+@pytest.mark.parametrize(("body", "status", "code"), BAD)
+def test_bad_requests_say_what_is_wrong(client: Client, body: bytes, status: int, code: str) -> None:
+    given, content, _ = client.ask("POST", "/api/run", body, X_Pellucid_Token=client.token)
+    error = json.loads(content)["error"]
+    assert (given, error["code"]) == (status, code)
+    assert error["message"]
+    assert error["remedy"]
+
+
+def test_a_run_and_its_exact_values(client: Client, model: pl.CkptedTransformer) -> None:
+    text = "Lily and Tom went to the park."
+    status, content = client.post("run", text=text, target=" Tom")
+    trace = Trace.from_bytes(content)
+    logits, ckpts = model.run_with_ckpts(text)
+    assert logits is not None
+    assert (status, trace.header["target"]["text"]) == (200, " Tom")
+    assert (trace["prediction.logits"].data == logits[0, -1].numpy()).all()
+    found = client.json("values", name="blocks.2.attn.ckpt_pattern", pos=[1, 3], heads=[2])
+    data = np.frombuffer(base64.b64decode(found["data"]), "<f4").reshape(found["shape"])
+    assert (data == ckpts["blocks.2.attn.ckpt_pattern"][0, 2:3, [1, 3]].numpy()).all()
+    assert client.json("values", expect=400, name="blocks.9.resid_pre")["error"]["code"] == "unknown-checkpoint"
+    status, content = client.post(
+        "run", ids=trace.header["tokens"][0]["id"] and [t["id"] for t in trace.header["tokens"]]
+    )
+    assert Trace.from_bytes(content).header["text"] == text
+
+
+def test_two_tabs_do_not_disturb_each_other(server: serving.Server, model: pl.CkptedTransformer) -> None:
+    first, second, third = (Client(server.port, name) for name in ("one", "two", "new"))
+    first.post("run", text="Once upon")
+    second.post("run", text="Lily went home and slept")
+    shapes = [tab.json("values", name="blocks.0.resid_pre")["shape"] for tab in (first, second, third)]
+    assert [shape[0] for shape in shapes] == [
+        model.tokenize(t).ids.size(1) for t in ("Once upon", "Lily went home and slept", TEXT)
+    ]
+    for number in range(answers.MOST_SESSIONS):
+        Client(server.port, f"more {number}").json("cancel")
+    assert first.json("values", name="blocks.0.resid_pre")["shape"][0] == 4, "the oldest made room"
+
+
+def test_the_lens_of_any_token_and_its_parts(client: Client, model: pl.CkptedTransformer) -> None:
+    client.post("run", text=TEXT)
+    found = client.json("lens", token=" Lily", layer=2, pos=1)
+    _, ckpts = model.run_with_ckpts(TEXT)
+    lens = pl.lens.logit(ckpts)
+    assert found["rank"][1:] == lens.rank(" Lily").values[:, 0].tolist()
+    assert np.allclose(found["logprob"][1:], lens.logprobs(" Lily").values[:, 0])
+    token = model.tokenizer.token_id(" Lily") if model.tokenizer else 0
+    assert abs(sum(found["parts"]["values"]) - float(lens.logits(2)[0, 1, token])) < 1e-4
+    assert not any(name.startswith("blocks.3") for name in found["parts"]["of"])
+    split = client.json("attribution", token=" Lily", minus=" there", pos=2)
+    parts = pl.attribution.direct(ckpts, (" Lily", " there"), by="head")
+    assert (split["of"], split["components"]) == (parts.component.values.tolist(), parts.values[:, 0, 2].tolist())
+    heads = [value for name, value in zip(split["of"], split["components"], strict=True) if "attn[" in name]
+    assert np.allclose(np.asarray(split["sources"]).sum(-1).ravel(), heads)
+
+
+def test_an_edit_beside_that_of_another_head(client: Client, model: pl.CkptedTransformer) -> None:
+    client.post("run", text=TEXT)
+    edit = {"name": "attn.ckpt_z", "layer": 2, "head": 1, "how": "zero"}
+    found = client.json("edit", edits=[edit])
+    with torch.no_grad():
+        plain = model(TEXT)[0, -1].double().log_softmax(-1)
+        runs = {
+            h: model.run(TEXT, edits=pl.Edit.zero("blocks.2.attn.ckpt_z", heads=h))[0, -1].double() for h in range(4)
+        }
+    control = found["effects"]["control"]
+    for head, effect in ((1, found["effects"]), (control["head"], control)):
+        changed = runs[head].log_softmax(-1)
+        assert abs(effect["kl"] - float((plain.exp() * (plain - changed)).sum())) < 1e-5
+        first, second = effect["tokens"]
+        assert abs(effect["logit_difference"][1] - float(runs[head][first] - runs[head][second])) < 1e-4
+    assert control["head"] != 1
+    trace = Trace.from_bytes(base64.b64decode(found["trace"]))
+    assert trace.header["edits"][0]["python"] == "pl.Edit.zero('blocks.2.attn.ckpt_z', heads=1)"
+    patch = {"name": "resid_pre", "layer": 3, "pos": -1, "how": "patch"}
+    patched = client.json("edit", edits=[patch], other="Lily and Tom went to the park", control=False)
+    _, other = model.run_with_ckpts("Lily and Tom went to the park")
+    expected = model.run(TEXT, edits=pl.Edit.patch("blocks.3.resid_pre", other, pos=-1))[0, -1]
+    assert (
+        Trace.from_bytes(base64.b64decode(patched["trace"]))["prediction.logits"].data == expected.detach().numpy()
+    ).all()
+    assert client.json("edit", expect=400, edits=[patch])["error"]["code"] == "request-field"
+
+
+def events(content: bytes) -> list[tuple[str, Any]]:
+    return [
+        (lines[0].removeprefix("event: "), json.loads(lines[1].removeprefix("data: ")))
+        for lines in (part.split("\n") for part in content.decode().strip().split("\n\n"))
+    ]
+
+
+def test_a_generation_is_streamed_with_its_stages(client: Client, model: pl.CkptedTransformer) -> None:
+    how = {"temperature": 0.8, "top_k": 20, "repetition_penalty": 1.2, "seed": 5}
+    _, content = client.post("generate", text=TEXT, max_new_tokens=6, **how)
+    *made, (kind, done) = events(content)
+    sampler = pl.Sampler(temperature=0.8, top_k=20, repetition_penalty=1.2)
+    expected = model.generate(TEXT, max_new_tokens=6, sampler=sampler, seed=5)
+    assert [one["id"] for _, one in made] == torch.as_tensor(expected.ids[0]).tolist()[4:]
+    assert (kind, done) == ("done", {"cancelled": False})
+    names = ["model", "repetition_penalty", "temperature", "top_k"]
+    assert [stage["name"] for stage in made[0][1]["stages"]] == names
+    assert made[0][1]["stages"][-1]["kept"] == 20
+    client.post("run", text=TEXT)
+    drawn = client.json("sample", **how)
+    assert drawn == client.json("sample", **how)
+    assert drawn["id"] in drawn["stages"][-1]["ids"]
+    assert client.json("generate", expect=400, text=TEXT, temperature=-1)["error"]["code"] == "sampler-setting"
+    assert client.json("generate", expect=400, text="")["error"]["code"] == "empty-text"
+
+
+def test_a_generation_ends_when_it_is_cancelled_or_its_reader_goes_away(client: Client) -> None:
+    body = json.dumps({"text": TEXT, "max_new_tokens": 240, "temperature": 1.0}).encode()
+    headers = {"X-Pellucid-Token": client.token, "X-Pellucid-Session": client.session}
+    connection = http.client.HTTPConnection("127.0.0.1", client.port, timeout=60)
+    connection.request("POST", "/api/generate", body, headers)
+    answer = connection.getresponse()
+    begun = answer.readline()
+    assert begun.startswith(b"event: token")
+    assert client.json("cancel") == {"cancelled": True}
+    rest = begun + answer.read()
+    assert events(rest)[-1] == ("done", {"cancelled": True})
+    assert len(events(rest)) < 240
+    connection.request("POST", "/api/generate", body, headers)
+    connection.getresponse().readline()
+    connection.close()
+    assert client.post("run", text=TEXT)[0] == 200, "the model is free again"
+
+
+def test_neighbours_and_another_model(client: Client) -> None:
+    client.post("run", text="Lily and Tom went to the park. Tom ran home.")
+    first = client.json("tsne", name="blocks.1.resid_post", perplexity=3, seed=1)
+    assert first == client.json("tsne", name="blocks.1.resid_post", perplexity=3, seed=1)
+    assert np.isfinite(first["points"]).all()
+    assert client.json("tsne", expect=400, name="blocks.1.attn.ckpt_pattern")["error"]["code"] == "request-field"
+    assert client.json("compare", expect=400, other="nowhere/at-all")["error"]["code"].startswith("hub-")
+    compared = client.json("compare", other="bundled")
+    assert compared["report"]["verdict"] == "identical"
+    assert compared["ties"]
+
+
+def has_ipv6() -> bool:
+    """Whether this machine has the other loopback address."""
+    with socket.socket(socket.AF_INET6) as trial, suppress(OSError):
+        trial.bind(("::1", 0))
+        return True
+    return False
+
+
+def test_it_runs_beside_a_loop_and_on_both_loopback_addresses(model: pl.CkptedTransformer) -> None:
+    async def notebook() -> tuple[int, int]:
+        started = pl.serve(model, TEXT, port=0)
+        try:
+            statuses = [await asyncio.to_thread(lambda: Client(started.port).ask("GET", "/api/info")[0])]
+            if has_ipv6():
+                statuses.append(await asyncio.to_thread(lambda: Client(started.port, host="::1").ask("GET", "/")[0]))
+        finally:
+            started.stop()
+        return statuses[0], statuses[-1]
+
+    assert asyncio.run(notebook()) == (200, 200)
+
+
+def test_a_port_that_is_taken(
+    model: pl.CkptedTransformer, server: serving.Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serving, "PORT", server.port)
+    second = pl.serve(model, TEXT)
+    assert second.port > server.port
+    assert Client(second.port).ask("GET", "/api/info")[0] == 200
+    second.stop()
+    assert repr(second) == f"Server at {second.url}, stopped"
+    again = pl.serve(model, TEXT, port=second.port)  # the port is free at once
+    again.stop()
+    for wrong in (-1, 70_000, "8600", True):
+        with pytest.raises(pl.InputError):
+            pl.serve(model, TEXT, port=wrong)  # pyright: ignore[reportArgumentType]
+
+
+def test_the_served_page_works_in_a_browser(server: serving.Server, opened: Open) -> None:
+    watched = opened(SimpleNamespace(as_uri=lambda: server.url))
+    assert watched.page.locator(".token").all_inner_texts() == ["Once", "␣upon", "␣a", "␣time"]
+    watched.page.locator("#pellucid-text").fill("Lily went")
+    watched.page.keyboard.press("Enter")
+    watched.page.get_by_text("␣went", exact=True).wait_for()
+    assert watched.page.locator(".token").count() == 2
+
+
+SERVE = [sys.executable, "-m", "pellucid", "serve", "--no-open"]
+
+
+def started(*words: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [*SERVE, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parent
+    )
+
+
+def test_the_command_line_says_where_and_stops_clean() -> None:
+    process = started("--port", "0", "--text", "Once upon")
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    port = int(line.removeprefix("http://127.0.0.1:").removesuffix("/\n"))
+    assert b"<title>Once upon" in Client(port).ask("GET", "/")[1]
+    taken = subprocess.run(
+        [*SERVE, "--port", str(port)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (taken.returncode, taken.stdout) == (4, "")
+    assert "port-taken" in taken.stderr
+    process.send_signal(signal.SIGINT)
+    rest, said = process.communicate(timeout=30)
+    assert (process.returncode, rest) == (130, "")
+    assert "Traceback" not in said
+
+
+def _taken(here: Any) -> None:
+    pl.serve(here.model, TEXT, port=here.server.port)
+
+
+def _anywhere(here: Any) -> None:
+    pl.serve(here.model, TEXT).stop()
+
+
+def _asked(here: Any, **asked: Any) -> None:
+    answers.run(here.tabs, answers.Session(), asked)
+
+
+REMEDIES: dict[str, list[Case]] = {
+    "port-taken": [Case(_taken, "Leave the port out", _anywhere)],
+    "request-field": [Case(lambda h: _asked(h, text=3), "Send a text", lambda h: _asked(h, text=TEXT))],
+}
+
+
+@pytest.mark.parametrize(("code", "case"), params(REMEDIES))
+def test_a_remedy_helps(code: str, case: Case, model: pl.CkptedTransformer, server: serving.Server) -> None:
+    follow(code, case, SimpleNamespace(model=model, server=server, tabs=answers.Tabs(model, TEXT)))
