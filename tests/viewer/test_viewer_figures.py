@@ -74,7 +74,7 @@ def test_the_cursor_reads_each_cell_and_stays_among_them(opened: Open) -> None:
     assert watched.said() == cell(3, 3)
     assert watched.page.locator(".token.at-query, .token.at-key").all_inner_texts() == [SHOWN[3]]
     watched.page.keyboard.press("Enter")
-    watched.page.wait_for_function("location.hash.includes('k=3') && location.hash.includes('q=3')")
+    watched.wait("location.hash.includes('k=3') && location.hash.includes('q=3')")
 
 
 def test_the_pointer_lights_the_same_tokens_everywhere(opened: Open) -> None:

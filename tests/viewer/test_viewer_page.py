@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import html
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ import kept_pictures
 import pytest
 from PIL import Image
 from watched_page import Watched, screens
-from written_traces import WORDS, page_of, written
+from written_traces import VIEWER, WORDS, page_of, written
 
 AXE = Path(__file__).parents[2] / "viewer" / "node_modules" / "axe-core" / "axe.min.js"
 HOSTILE = [
@@ -40,7 +41,7 @@ def test_every_screen_fits_looks_as_kept_and_is_accessible(opened: Open, width: 
             distances[screen] = kept_pictures.distance(picture, kept.convert("RGB"))
         if AXE.exists():
             if not watched.run("'axe' in window"):
-                watched.page.add_script_tag(content=AXE.read_text(encoding="utf-8"))
+                watched.run(AXE.read_text(encoding="utf-8"))
             result = watched.run("axe.run(document, {resultTypes: ['violations']})")
             bad = [f"{one['id']}: {one['nodes'][0]['html'][:160]}" for one in result["violations"]]
             if bad:
@@ -59,7 +60,7 @@ BREAKS = {
 @pytest.mark.parametrize("broken", BREAKS)
 def test_a_broken_page_does_not_look_as_it_was_kept(opened: Open, broken: str) -> None:
     watched = opened()
-    watched.page.add_style_tag(content=BREAKS[broken])
+    watched.style(BREAKS[broken])
     watched.show("attention")
     picture = kept_pictures.small(watched.page.screenshot(full_page=True), 1280)
     with Image.open(kept_pictures.path_of("attention", 1280, "light")) as kept:
@@ -69,7 +70,7 @@ def test_a_broken_page_does_not_look_as_it_was_kept(opened: Open, broken: str) -
 def test_another_font_looks_as_it_was_kept(opened: Open) -> None:
     watched = opened()
     font = '.pellucid, .pellucid * { font-family: "DejaVu Serif", "Liberation Serif", serif !important; }'
-    watched.page.add_style_tag(content=font)
+    watched.style(font)
     watched.show("overview")
     picture = kept_pictures.small(watched.page.screenshot(full_page=True), 1280)
     with Image.open(kept_pictures.path_of("overview", 1280, "light")) as kept:
@@ -81,7 +82,7 @@ def test_a_link_shows_this_very_state(opened: Open) -> None:
     assert watched.page.locator(".about h2").inner_text() == "blocks.1.mlp.ckpt_post"
     assert watched.page.locator(".token[aria-selected=true]").inner_text() == "␣time"
     watched.page.locator(".token").nth(5).click()
-    watched.page.wait_for_function("location.hash.includes('q=5')")
+    watched.wait("location.hash.includes('q=5')")
     again = opened(state=watched.run("location.hash"))
     assert again.page.locator(".token[aria-selected=true]").inner_text() == "␣was"
     assert again.page.locator(".about h2").inner_text() == "blocks.1.mlp.ckpt_post"
@@ -129,8 +130,8 @@ def test_the_theme_follows_the_system_and_a_switch(opened: Open) -> None:
     root = watched.page.locator("#pellucid-viewer")
     assert root.get_attribute("data-theme") == "dark"
     watched.page.get_by_role("button", name="Theme").click()
-    assert root.get_attribute("data-theme") == "light"
-    watched.page.wait_for_function("location.hash.includes('theme=light')")
+    watched.wait("document.getElementById('pellucid-viewer').dataset.theme === 'light'")
+    watched.wait("location.hash.includes('theme=light')")
 
 
 def test_a_journey_by_keyboard_alone(opened: Open) -> None:
@@ -164,3 +165,31 @@ def test_each_token_is_one_option_and_the_strip_one_stop(opened: Open) -> None:
         word.replace(" ", "␣").replace("\n", "⏎") for word in WORDS
     ]
     assert watched.page.locator(".token[tabindex='0']").count() == 1
+
+
+def test_a_shadow_root_holds_a_view_that_leaves_the_address_alone(opened: Open, tmp_path: Path) -> None:
+    """A notebook's cell: neither its styles nor its names meet those of the notebook, and its address is not ours."""
+    trace = base64.b64encode(written()).decode()
+    script = VIEWER.read_text(encoding="utf-8")
+    path = tmp_path / "cell.html"
+    path.write_text(
+        '<!doctype html><html lang="en"><meta charset="utf-8"><h1>A notebook</h1><div id="host"></div><script>'
+        f"{script};for (const id of [1, 2]) {{const host = document.createElement('div');"
+        "document.getElementById('host').append(host);"
+        "const root = host.attachShadow({mode: 'open'});const held = document.createElement('script');"
+        "held.type = 'application/vnd.pellucid.trace';held.id = 'pellucid-trace';"
+        f"held.textContent = '{trace}';const view = document.createElement('div');"
+        "root.append(held, view);window.pellucid.mount(view);}</script>",
+        encoding="utf-8",
+    )
+    watched = opened(path)
+    views = watched.page.locator("#host > div")
+    views.nth(0).get_by_role("tab", name="Attention").click()
+    views.nth(1).locator(".token").nth(2).click()
+    assert views.nth(0).locator("h1").inner_text() == "What does the model look at?"
+    assert views.nth(1).locator("h1").inner_text() == "What happens in between?"
+    assert views.nth(0).locator(".token[aria-selected=true]").inner_text() == "⏎"
+    assert watched.run("location.hash") == ""
+    views.nth(0).locator("summary").first.click()
+    assert views.nth(0).get_by_role("button", name="Copy link").count() == 0
+    assert watched.run("getComputedStyle(document.querySelector('h1')).letterSpacing") == "normal"

@@ -151,8 +151,8 @@ def test_moving_a_slider_changes_the_stages(opened: Open) -> None:
     slider.focus()
     for _ in range(5):
         watched.page.keyboard.press("ArrowRight")
-    watched.page.wait_for_function("location.hash.includes('top_k=5')")
+    watched.wait("location.hash.includes('top_k=5')")
     _, *rows = rows_of(watched, "Stage by stage")
     assert sum(float(row[-1]) > 0 for row in rows) == 5
     watched.page.get_by_role("button", name="As the model says").click()
-    watched.page.wait_for_function("!location.hash.includes('top_k')")
+    watched.wait("!location.hash.includes('top_k')")

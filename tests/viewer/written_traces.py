@@ -6,6 +6,7 @@ The page is tried on what the format says, not on what one writer of it happens 
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import zlib
 from collections.abc import Sequence
@@ -205,17 +206,23 @@ def packed(header: dict[str, Any], data: bytes) -> bytes:
     return zlib.compress(raw + bytes(-len(raw) % 8) + data)
 
 
-def page_of(trace: bytes, script: str | None = None, **scripts: str) -> str:
-    """A saved page as the package writes it: an element, the trace, and the viewer."""
+def page_of(trace: bytes, script: str | None = None, policy: str | None = None, **scripts: str) -> str:
+    """A saved page as the package writes it: an element, the trace, and the viewer, under a strict content policy."""
+    script = VIEWER.read_text(encoding="utf-8") if script is None else script
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    strict = f"default-src 'none'; script-src 'sha256-{digest}'; img-src data: blob:; form-action 'none'"
+    policy = strict if policy is None else policy
+    meta = f'<meta http-equiv="Content-Security-Policy" content="{policy}">' if policy else ""
     kind = 'type="application/json"'
     more = "".join(f'<script {kind} id="pellucid-{name}">{text}</script>' for name, text in scripts.items())
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>A run</title>'
+        f"{meta}"
         '<meta name="viewport" content="width=device-width, initial-scale=1"></head><body>'
         '<div id="pellucid-viewer"></div>'
         '<script type="application/vnd.pellucid.trace" id="pellucid-trace">'
         f"{base64.b64encode(trace).decode()}</script>{more}"
-        f"<script>{script or VIEWER.read_text(encoding='utf-8')}</script></body></html>"
+        f"<script>{script}</script></body></html>"
     )
 
 
