@@ -28,7 +28,7 @@ LAYERS: dict[str, int] = {
     "text": 2, "weights": 2, "run.cache": 2, "fast": 2,
     "run": 3, "metrics": 3,
     "generate": 4, "corpus": 4, "measure": 4,
-    "plot": 5, "run.model": 5, "run.cost": 5, "run.counting": 5,
+    "plot": 5, "run.model": 5, "run.cost": 5,
     "open": 6, "agreement": 6, "html": 6, "prove": 6, "ties": 6, "exercises": 6,  # these open what is given as a path
     "patching": 6, "attribution": 6, "lens": 6, "heads": 6, "circuits": 6, "sae": 6, "viewer": 7,
     "folding": 6, "compat": 7,

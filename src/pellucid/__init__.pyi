@@ -71,10 +71,10 @@ from pellucid.run.activations import ActivationCkpts as ActivationCkpts
 from pellucid.run.cache import KeyValueCache as KeyValueCache
 from pellucid.run.cost import Estimate as Estimate
 from pellucid.run.cost import GenerationMemory as GenerationMemory
+from pellucid.run.cost import ParameterCount as ParameterCount
+from pellucid.run.cost import count_parameters as count_parameters
 from pellucid.run.cost import estimate as estimate
 from pellucid.run.cost import estimate_generation as estimate_generation
-from pellucid.run.counting import ParameterCount as ParameterCount
-from pellucid.run.counting import count_parameters as count_parameters
 from pellucid.run.edit import Edit as Edit
 from pellucid.run.model import CkptedTransformer as CkptedTransformer
 from pellucid.tap import Tap as Tap

@@ -13,7 +13,7 @@ from pellucid.check import as_number, attribute
 from pellucid.errors import InputError, shown
 from pellucid.plot.canvas import canvas, extent, layer_axis, legend_above, longest, model_name, remember, say_what
 from pellucid.plot.themes import COLUMN, LABEL, Colour, Theme, matplotlib, pandas
-from pellucid.run.counting import ParameterCount, count_parameters
+from pellucid.run.cost import ParameterCount, count_parameters
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
