@@ -201,6 +201,9 @@ def test_a_reading_names_the_checkpoints_that_it_speaks_of(path: Path) -> None:
     assert "\n- **In Python:** " in text
     assert f"](readings/{path.name})" in PAGES["readings.md"].read_text(encoding="utf-8")
     assert len(prose(text).split()) <= 1500, "ten minutes"
+    formulas = " ".join(re.findall(r"\$\$?[^$]+\$", prose(text)))
+    simple = {"frac", "sum", "sqrt", "cdot", "le", "approx", "pi", "epsilon", "ell", "tanh"}
+    assert set(re.findall(r"\\([a-zA-Z]+)", formulas)) <= simple, "what every renderer knows"
 
 
 def test_a_broken_link_is_noticed() -> None:
