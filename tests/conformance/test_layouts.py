@@ -21,6 +21,7 @@ from weights.checkpoints import (
     ODD,
     SMALL,
     config_of,
+    course_dict,
     hf_dict,
     hooked_dict,
     ids_for,
@@ -91,6 +92,7 @@ def test_there_and_back_is_byte_equal_in_every_dtype(variant: str, dtype: torch.
 LAYOUTS_BY_HAND: dict[str, Any] = {
     "hf": hf_dict,
     "nanogpt": nanogpt_dict,
+    "course": course_dict,
     "hooked-transformer": hooked_dict,
     "pellucid": own_dict,
 }
@@ -353,7 +355,7 @@ CONFIGS = st.builds(
 @settings(max_examples=150, deadline=None, derandomize=True)
 @given(
     config=CONFIGS,
-    layout=st.sampled_from(["hf", "nanogpt", "hooked-transformer", "pellucid", "llm.c"]),
+    layout=st.sampled_from(["hf", "nanogpt", "course", "hooked-transformer", "pellucid", "llm.c"]),
     seed=st.integers(0, 99),
 )
 def test_out_and_in_again_is_the_identity(config: pl.TransformerConfig, layout: str, seed: int) -> None:

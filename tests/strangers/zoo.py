@@ -261,6 +261,78 @@ class Demo(nn.Module):
         return self.ln_final(x) @ self.unembed.W_U + self.unembed.b_U
 
 
+# The course's
+
+
+class Course(nn.Module):
+    """The names that the course prescribes, scores of -1e4 at later tokens, the embedding as its head.
+
+    Args:
+        c: The sizes.
+        mask: Where the mask comes from: "made" at every run, or a "buffer".
+        blocks: What holds the blocks.
+    """
+
+    class Attention(nn.Module):
+        def __init__(self, c: pl.TransformerConfig, mask: str) -> None:
+            super().__init__()
+            self.num_heads = c.n_head
+            self.qkv_proj, self.output_proj = nn.Linear(c.n_embd, 3 * c.n_embd), nn.Linear(c.n_embd, c.n_embd)
+            self.attn_dropout, self.resid_dropout = nn.Dropout(0.1), nn.Dropout(0.1)
+            size = c.n_positions
+            self.register_buffer("mask", torch.ones(size, size).tril().bool() if mask == "buffer" else None)
+
+        def forward(self, x: Tensor) -> Tensor:
+            n = x.size(1)
+            q, k, v = (
+                part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in self.qkv_proj(x).chunk(3, -1)
+            )
+            seen = torch.ones(n, n).tril().bool() if self.mask is None else self.mask[:n, :n]
+            scores = torch.where(seen, q @ k.mT / math.sqrt(q.size(-1)), torch.tensor(-1e4, dtype=x.dtype))
+            z = (self.attn_dropout(scores.softmax(-1)) @ v).transpose(1, 2).flatten(2)
+            return self.resid_dropout(self.output_proj(z))
+
+    class Block(nn.Module):
+        def __init__(self, c: pl.TransformerConfig, mask: str) -> None:
+            super().__init__()
+            self.ln1, self.ln2 = nn.LayerNorm(c.n_embd), nn.LayerNorm(c.n_embd)
+            self.attn, self.dropout = Course.Attention(c, mask), nn.Dropout(0.1)
+            self.linear1, self.linear2 = nn.Linear(c.n_embd, c.d_mlp), nn.Linear(c.d_mlp, c.n_embd)
+
+        def forward(self, x: Tensor, cache: Any = None) -> Tensor:
+            x = x + self.attn(self.ln1(x))
+            return x + self.dropout(self.linear2(gelu(self.linear1(self.ln2(x)))))
+
+    def __init__(
+        self, c: pl.TransformerConfig, mask: str = "made", blocks: Callable[..., nn.Module] | None = None
+    ) -> None:
+        super().__init__()
+        made = [self.Block(c, mask) for _ in range(c.n_layer)]
+        self.token_embedding = nn.Embedding(c.vocab_size, c.n_embd)
+        self.pos_embedding = nn.Embedding(c.n_positions, c.n_embd)
+        self.blocks = nn.ModuleList(made) if blocks is None else blocks(*made)
+        self.dropout, self.ln = nn.Dropout(0.1), nn.LayerNorm(c.n_embd)
+
+    def fill(self, w: Weights) -> None:
+        set_(self.token_embedding.weight, w["embed.W_E"])
+        set_(self.pos_embedding.weight, w["pos_embed.W_pos"])
+        set_norm(self.ln, w, "ln_final")
+        for i, block in enumerate(self.blocks.children()):
+            b = f"blocks.{i}"
+            set_norm(block.ln1, w, f"{b}.ln1")
+            set_norm(block.ln2, w, f"{b}.ln2")
+            set_linear(block.attn.qkv_proj, w[f"{b}.attn.W_QKV"], w[f"{b}.attn.b_QKV"])
+            set_linear(block.attn.output_proj, flat(w, f"{b}.attn.W_O"), w[f"{b}.attn.b_O"])
+            set_linear(block.linear1, w[f"{b}.mlp.W_in"], w[f"{b}.mlp.b_in"])
+            set_linear(block.linear2, w[f"{b}.mlp.W_out"], w[f"{b}.mlp.b_out"])
+
+    def forward(self, x: Tensor, cache: Any = None) -> Tensor:
+        found = self.dropout(self.token_embedding(x) + self.pos_embedding(torch.arange(x.size(1))))
+        for block in self.blocks.children():
+            found = block(found)
+        return torch.einsum("bsd,vd->bsv", self.ln(found), self.token_embedding.weight)
+
+
 # torch's own layers
 
 
@@ -435,6 +507,8 @@ ZOO = [
     Stranger("minGPT", MinGPT, opens=True),
     Stranger("demo transformer", Demo, opens=True),
     Stranger("hooked transformer", lambda c: Demo(c, hooks=True), opens=True),
+    Stranger("the course's", Course, opens=True),
+    Stranger("the course's, another holder and mask", lambda c: Course(c, "buffer", nn.Sequential), opens=True),
     Stranger("torch's encoder", Encoder),
     Stranger("three Linears, keyword only", Separate),
     Stranger("a dict of arrays", Flat),

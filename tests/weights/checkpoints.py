@@ -166,6 +166,24 @@ def hooked_dict(hf: Any, *, buffers: bool = True) -> dict[str, Tensor]:
     return result
 
 
+def course_dict(hf: Any) -> dict[str, Tensor]:
+    """The state dict of the GPT-2 that one builds in the course."""
+    d = hf_dict(hf)
+    renamed = {"ln_1": "ln1", "ln_2": "ln2", "attn.c_attn": "attn.qkv_proj", "attn.c_proj": "attn.output_proj",
+               "mlp.c_fc": "linear1", "mlp.c_proj": "linear2"}  # fmt: skip
+    around = {"token_embedding.weight": "wte.weight", "pos_embedding.weight": "wpe.weight",
+              "ln.weight": "ln_f.weight", "ln.bias": "ln_f.bias"}  # fmt: skip
+    result = {ours: d[f"transformer.{theirs}"] for ours, theirs in around.items()}
+    for i in range(hf.config.n_layer):
+        for theirs, name in renamed.items():
+            weight = d[f"transformer.h.{i}.{theirs}.weight"]
+            result[f"blocks.{i}.{name}.weight"] = weight.t().contiguous()
+            result[f"blocks.{i}.{name}.bias"] = d[f"transformer.h.{i}.{theirs}.bias"]
+    if not hf.config.tie_word_embeddings:
+        result["unembed.weight"] = d["lm_head.weight"]
+    return result
+
+
 def own_dict(hf: Any) -> dict[str, Tensor]:
     """Our stored names, made by hand."""
     c, d = hf.config, hf_dict(hf)

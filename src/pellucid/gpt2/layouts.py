@@ -4,7 +4,7 @@ Nothing is guessed: a tensor that no row explains, a row without its tensor and 
 listed in one error.
 
 Sources of the names: transformers' modeling_gpt2.py, nanoGPT's model.py, llm.c's train_gpt2.cu, TransformerLens'
-components.
+components, and the course in which one's own GPT-2 is built (`pellucid.exercises`).
 """
 
 from __future__ import annotations
@@ -109,6 +109,29 @@ LLMC = Layout(
     head_name="lm_head.weight",
 )
 
+COURSE = Layout(
+    "course",
+    (
+        Row(("token_embedding.weight",), EMBED),
+        Row(("pos_embedding.weight",), "pos_embed.W_pos"),
+        Row(("blocks.{i}.ln1.weight",), "blocks.{i}.ln1.w"),
+        Row(("blocks.{i}.ln1.bias",), "blocks.{i}.ln1.b"),
+        Row(("blocks.{i}.attn.qkv_proj.weight",), "blocks.{i}.attn.W_QKV", TRANSPOSE),
+        Row(("blocks.{i}.attn.qkv_proj.bias",), "blocks.{i}.attn.b_QKV"),
+        Row(("blocks.{i}.attn.output_proj.weight",), "blocks.{i}.attn.W_O", TRANSPOSE_MERGE_HEADS),
+        Row(("blocks.{i}.attn.output_proj.bias",), "blocks.{i}.attn.b_O"),
+        Row(("blocks.{i}.ln2.weight",), "blocks.{i}.ln2.w"),
+        Row(("blocks.{i}.ln2.bias",), "blocks.{i}.ln2.b"),
+        Row(("blocks.{i}.linear1.weight",), "blocks.{i}.mlp.W_in", TRANSPOSE),
+        Row(("blocks.{i}.linear1.bias",), "blocks.{i}.mlp.b_in"),
+        Row(("blocks.{i}.linear2.weight",), "blocks.{i}.mlp.W_out", TRANSPOSE),
+        Row(("blocks.{i}.linear2.bias",), "blocks.{i}.mlp.b_out"),
+        Row(("ln.weight",), "ln_final.w"),
+        Row(("ln.bias",), "ln_final.b"),
+    ),
+    Row(("unembed.weight",), HEAD, HEAD_ROWS),
+)
+
 OWN = own_layout(of_sizes({"layer": 1}))
 
 
@@ -172,7 +195,7 @@ HOOKED = Layout(
     refuse_ours=_refuse_processed,
 )
 
-LAYOUTS = (HF, NANOGPT, NANOGPT_WITHOUT_BIAS, LLMC, HOOKED, OWN)
+LAYOUTS = (HF, NANOGPT, NANOGPT_WITHOUT_BIAS, LLMC, COURSE, HOOKED, OWN)
 
 
 def detect(tensors: Mapping[str, Tensor]) -> Layout | None:
@@ -184,6 +207,8 @@ def detect(tensors: Mapping[str, Tensor]) -> Layout | None:
         return _detect_gpt2(tensors)
     if any(re.match(r"blocks\.\d+\.attn\.W_Q$", name) for name in names) or "unembed.b_U" in names:
         return HOOKED
+    if {"token_embedding.weight", "pos_embedding.weight", "ln.weight"} <= names:
+        return COURSE
     if names & {EMBED, "pos_embed.W_pos"}:
         return OWN
     return None
