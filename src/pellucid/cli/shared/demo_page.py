@@ -14,6 +14,7 @@ import pellucid as pl
 from pellucid.errors import MissingExtraError
 from pellucid.extras import need
 from pellucid.html.page import InnerPage, Page, Picture, PlainTable, Section, Text
+from pellucid.viewer import document
 
 AT = "attn.ckpt_attn_out"
 BEGINNING, LENGTH, HEADS = "Once upon a time", 120, 16
@@ -55,7 +56,7 @@ class DemoPage:
     def _look(self) -> Section:
         seen = pl.view(self.model, LOOKED_AT)
         note = "One text's run, to look at: every head, what each block would say next, and who wrote the answer."
-        return InnerPage("Look inside", seen.html(), note)
+        return InnerPage("Look inside", seen.html(document.examples()), note)
 
 
 def write_page(model: pl.CkptedTransformer, path: Path) -> None:
