@@ -9,6 +9,7 @@ from pellucid import measure as measure
 from pellucid import metrics as metrics
 from pellucid import patching as patching
 from pellucid import plot as plot
+from pellucid import reproduce as reproduce
 from pellucid import sae as sae
 from pellucid.errors import (
     ConfigError as ConfigError,

@@ -32,7 +32,7 @@ def test_examples_are_real(command: str, shown: str, exit_code: int) -> None:
 
 
 def test_every_verb_has_an_example() -> None:
-    assert {command.split()[0] for command, _, _ in EXAMPLES} | {"doctor", "serve"} >= set(VERBS)
+    assert {command.split()[0] for command, _, _ in EXAMPLES} | {"doctor", "serve", "reproduce"} >= set(VERBS)
 
 
 @pytest.mark.parametrize("verb", VERBS)

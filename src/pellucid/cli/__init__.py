@@ -44,6 +44,7 @@ VERBS = {
     "heads": "Score what heads do on a text, or how they compose.",
     "view": "Write a page that shows a text's run in a browser.",
     "serve": "Look at a model in the browser.",
+    "reproduce": "Compute published figures again, and compare.",
     "check": "Check your answers to the course that builds GPT-2.",
     "doctor": "Check the installation and the bundled model.",
 }

@@ -410,6 +410,33 @@ class Heads(TextWish):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Reproduce(ModelWish):
+    """Which published figures to compute again, and of which weights."""
+
+    MORE = """
+    Computes what papers and repositories published about GPT-2 small: its loss, what single heads add to a logit, the
+    heads of the indirect-object circuit, and how well estimates agree with patches; each beside its source and the
+    tolerance that it deserves. Ctrl-C ends it, with what was computed so far. The exit code is 1 unless all figures
+    are within their tolerance.
+    """
+
+    what: Annotated[str, argument("gpt2", "Whose figures: gpt2.")]
+    model: Annotated[
+        str | None,
+        option(
+            "MODEL", "The weights: an alias, a hub id, a folder or a file.", True, "--model", "-m",
+            autocompletion=aliases,
+        ),
+    ] = "gpt2-small"  # fmt: skip
+    quick: Annotated[bool, flag("--quick", "Fewer sentences, without what takes longest.")] = False
+    seed: Annotated[int, option("S", "Of the words of the sentences, and of random ids.", min=0)] = 0
+
+    def __post_init__(self) -> None:
+        if self.what != "gpt2":
+            raise typer.BadParameter(f"{self.what!r} given, expected gpt2.", param_hint="gpt2")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Check(Wish):
     """A file with answers to the course, and how much of what is wrong to give away."""
 
