@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -193,3 +194,19 @@ def test_a_shadow_root_holds_a_view_that_leaves_the_address_alone(opened: Open, 
     views.nth(0).locator("summary").first.click()
     assert views.nth(0).get_by_role("button", name="Copy link").count() == 0
     assert watched.run("getComputedStyle(document.querySelector('h1')).letterSpacing") == "normal"
+
+
+def test_a_reading_opens_beside_a_screen_and_from_a_checkpoint(opened: Open, tmp_path: Path) -> None:
+    said = [{"slug": "attention", "title": "Attention", "html": "<h2>Who looks at whom</h2><p>Tokens look back.</p>"}]
+    path = tmp_path / "page.html"
+    held = json.dumps(said).replace("<", "\\u003c")
+    path.write_text(page_of(written(), readings=held), encoding="utf-8")
+    watched = opened(path)
+    watched.page.get_by_role("button", name="Read: Attention").click()
+    reading = watched.page.locator("section.reading")
+    assert reading.locator("h2").inner_text() == "Who looks at whom"
+    watched.wait("location.hash.includes('reading=attention')")
+    reading.get_by_role("button", name="Close").click()
+    assert reading.count() == 0
+    watched.page.locator(".reading-list button").click()
+    assert "Tokens look back." in reading.inner_text()

@@ -28,9 +28,9 @@ const TOLD: Record<string, Told> = {
   "mlp.ckpt_post": { label: "post", tex: "\\gelu ( \\text{pre} )", line: "Each neuron's value: almost nothing for negative inputs, almost unchanged for positive ones.", reading: "mlp" },
   "mlp.ckpt_mlp_out": { label: "mlp_out", tex: "\\text{post} \\, W_{out} + b_{out}", line: "What all neurons of this block together add to the stream.", reading: "mlp" },
   resid_post: { label: "resid_post", tex: "x'' = x' + \\text{mlp_out}", line: "What leaves this block and enters the next.", reading: "residual" },
-  "ln_final.ckpt_scaled": { label: "scaled", tex: "\\hat x = \\frac{x - \\mu}{\\sqrt{\\sigma^2 + \\epsilon}}", line: "The last stream, standardized.", reading: "unembedding" },
-  "ln_final.ckpt_normalized": { label: "normalized", tex: "y = \\hat x \\odot \\gamma + \\beta", line: "What is compared with each token of the vocabulary.", reading: "unembedding" },
-  logits: { label: "logits", tex: "y W_U", line: "One number for each token of the vocabulary; softmax turns them into probabilities.", reading: "unembedding" },
+  "ln_final.ckpt_scaled": { label: "scaled", tex: "\\hat x = \\frac{x - \\mu}{\\sqrt{\\sigma^2 + \\epsilon}}", line: "The last stream, standardized.", reading: "next_token" },
+  "ln_final.ckpt_normalized": { label: "normalized", tex: "y = \\hat x \\odot \\gamma + \\beta", line: "What is compared with each token of the vocabulary.", reading: "next_token" },
+  logits: { label: "logits", tex: "y W_U", line: "One number for each token of the vocabulary; softmax turns them into probabilities.", reading: "next_token" },
 };
 
 /** What is told of a checkpoint; the schema's own words if nothing more is known. */

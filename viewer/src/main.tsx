@@ -4,6 +4,7 @@ import { render } from "preact";
 import { useEffect, useRef } from "preact/hooks";
 import { readSource, traceOf, type Example, type Source } from "./source";
 import { App, AppContext, useApp } from "./state";
+import { OpenReading, ReadingList } from "./readings";
 import { SCREENS } from "./screens";
 import style from "./style.css";
 import { quoted } from "./text";
@@ -173,6 +174,7 @@ function Page() {
       <div class="body">
         <nav aria-label="Screens">
           <Tabs />
+          <ReadingList />
         </nav>
         <main>
           <Prompts />
@@ -180,6 +182,7 @@ function Page() {
             <TokenStrip />
             <Status />
           </div>
+          <OpenReading />
           {edits.length > 0 && (
             <p class="note">
               This run was edited: {edits.map((edit) => `${edit.name}${edit.heads ? ` heads ${edit.heads.join(", ")}` : ""} ${edit.how}`).join("; ")}.
