@@ -2,6 +2,7 @@
 
 from pellucid import attribution as attribution
 from pellucid import circuits as circuits
+from pellucid import corpus as corpus
 from pellucid import exercises as exercises
 from pellucid import heads as heads
 from pellucid import lens as lens

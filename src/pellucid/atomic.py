@@ -130,6 +130,43 @@ def write_folder(
                 parent.rmdir()
 
 
+def put(path: Path, data: bytes | memoryview) -> None:
+    """Write one of very many files of a folder, whole or not at all; the last one who puts the same file wins.
+
+    It takes no lock and does not look for what others left, which `remove_leftovers` does once for all of them.
+
+    Raises:
+        WeightsError: It cannot be written.
+    """
+    part = _temporary(path.parent)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+        _flush(path.parent)
+    except OSError as problem:
+        raise _not_writable(path, problem.strerror or str(problem)) from problem
+    finally:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+
+
+def take_folder(made: Path, place: Path) -> None:
+    """Give a folder that was completed under a temporary name its own, where nothing or an empty folder is.
+
+    Raises:
+        WeightsError: Something else is there, or it cannot be written.
+    """
+    try:
+        os.replace(made, place)
+        _flush(place.parent)
+    except OSError as problem:
+        raise _not_writable(place, problem.strerror or str(problem)) from problem
+
+
 def _not_writable(path: Path, why: str) -> WeightsError:
     return WeightsError(
         f"{path}: cannot be written: {why}.",
@@ -229,17 +266,21 @@ def _open_device(place: Path) -> int:
 
 
 @contextmanager
-def alone(folder: Path) -> Generator[None]:
-    """Lock a folder against other savers, in this process and in others; go on without one if there are no locks."""
+def alone(folder: Path, wait: float = LONGEST_WAIT) -> Generator[None]:
+    """Lock a folder against other savers, in this process and in others; go on without one if there are no locks.
+
+    Raises:
+        OSError: EBUSY: another one had the lock for so many seconds.
+    """
     handle = os.open(folder, os.O_RDONLY) if fcntl is not None else -1
     try:
-        until = time.monotonic() + LONGEST_WAIT
+        until = time.monotonic() + wait
         while fcntl is not None:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as problem:
                 if time.monotonic() > until:
-                    raise OSError(errno.EBUSY, "another process has been saving into it for a minute") from problem
+                    raise OSError(errno.EBUSY, f"another process has been saving into it for {wait:.0f} s") from problem
                 time.sleep(0.005)
                 continue
             except OSError:

@@ -9,7 +9,6 @@ from typing import Any
 
 from pellucid.errors import MissingExtraError, printable
 
-
 def need(module: str, by: str, *names: str) -> Any:
     """Import a module of an optional package.
 
@@ -31,7 +30,10 @@ def need(module: str, by: str, *names: str) -> Any:
     return found
 
 
-_EXTRAS = {"transformers": "hf", "starlette": "view", "uvicorn": "view", "sklearn": "view"}
+_EXTRAS = {
+    "transformers": "hf", "starlette": "view", "uvicorn": "view", "sklearn": "view",
+    "zarr": "corpus", "fsspec": "corpus", "pyarrow": "corpus",
+}  # fmt: skip
 """Package -> what installs it, where that is not `stats`."""
 
 

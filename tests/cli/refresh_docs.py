@@ -19,7 +19,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "cli.md"
 _BLOCK = re.compile(r"```console\n\$ pellucid (.+)\n((?:.*\n)*?)```\n(?:\n<!-- exit (\d+) -->\n)?")
 
 
-_FILE = re.compile(r"```python\n# (\w+\.py)\n((?:.*\n)*?)```\n")
+_FILE = re.compile(r"```\w+\n# (\w+\.(?:py|jsonl))\n((?:.*\n)*?)```\n")
 
 
 def files(page: str) -> dict[str, str]:

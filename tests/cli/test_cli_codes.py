@@ -55,6 +55,7 @@ NO_VERB = {
         "ablate-how align-misfit edit-mean-of-pattern gradient-along gradient-rules metric-kind "
         "metric-positions metric-shape metric-tokens metric-without-gradient no-texts nothing-to-normalize path-order "
         "path-through sweep-direction sweep-over sweep-part",
+    "reads a store, or calls what writes one with arguments made in Python": "corpus-field corpus-options texts-kind",
     "gathers statistics of a stream": "no-series statistics-kind stream-misfit unknown-of",
     "is said by the verb in its own words before it gets there":
         "look-and-beams max-new-tokens not-finite nothing-to-draw return-sequences stream-beams path-not-found",

@@ -40,7 +40,7 @@ def test_every_option_is_there(verb: str, cli: Any) -> None:
     section = TEXT.split(f"## `pellucid {verb}", 1)[1].split("\n## ", 1)[0]
     if issubclass(getattr(import_module("pellucid.cli.verbs"), verb.capitalize()), ModelWish):
         section += TEXT.split("**The model and its text.**", 1)[1].split("\n## ", 1)[0]
-    options = set(re.findall(r"│ (--[a-z-]+)", cli(verb, "--help").stdout)) - {"--help"}
+    options = set(re.findall(r"│ [ *]*(--[a-z-]+)", cli(verb, "--help").stdout)) - {"--help"}
     assert options
     assert options <= set(re.findall(r"`(--[a-z-]+)", section))
 

@@ -45,6 +45,7 @@ VERBS = {
     "view": "Write a page that shows a text's run in a browser.",
     "serve": "Look at a model in the browser.",
     "reproduce": "Compute published figures again, and compare.",
+    "capture": "Keep the values of a corpus on disk, a row for each token.",
     "check": "Check your answers to the course that builds GPT-2.",
     "doctor": "Check the installation and the bundled model.",
 }

@@ -437,6 +437,44 @@ class Reproduce(ModelWish):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Capture(ModelWish):
+    """Files of text, and what of their runs is kept."""
+
+    MORE = """
+    Runs every text and writes the values of checkpoints into a folder that Zarr, xarray and Dask open. Stopped or
+    killed, the same command goes on where it was. With --verify it runs rows of such a folder again, drawn at random,
+    compares them to the bit, and exits with 1 if one differs.
+
+    A .jsonl file has a text in each line, a .parquet file in each row; any other file is one text. Texts longer than
+    the context are cut into pieces of its length.
+    """
+
+    out: Annotated[Path, option("DIR", "The folder to write to, or to verify.")]
+    data: Annotated[list[Path] | None, option("FILE", "A file of text, or a folder of them. Repeatable.")] = None
+    names: Annotated[
+        list[str] | None, option("PATTERN", "Checkpoints to keep, with or without their block. Repeatable.")
+    ] = None
+    field: Annotated[str, option("NAME", "Where .jsonl and .parquet files have their texts.")] = "text"
+    lines: Annotated[bool, flag("--lines", "Each line of a plain file is a text of its own.")] = False
+    keep_as: Annotated[str, option("DTYPE", "float32, float64, float16 or bfloat16: what is written.")] = "float32"
+    batch_tokens: Annotated[int, option("N", "The most tokens that run at once.", min=1)] = 4096
+    verify: Annotated[bool, flag("--verify", "Run rows again and compare them; writes nothing.")] = False
+    rows: Annotated[int, option("N", "How many rows --verify draws.", min=1)] = 1000
+
+    def __post_init__(self) -> None:
+        if self.verify:
+            given = [name for name, value in (("--data", self.data), ("--names", self.names)) if value]
+            if given:
+                raise typer.BadParameter(
+                    f"the folder says what it holds: leave out {', '.join(given)}.", param_hint="--verify"
+                )
+            return
+        missing = [name for name, value in (("--data", self.data), ("--names", self.names)) if not value]
+        if missing:
+            raise typer.BadParameter(f"Missing option: give {' and '.join(missing)}.")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Check(Wish):
     """A file with answers to the course, and how much of what is wrong to give away."""
 

@@ -1,1 +1,30 @@
-"""Any number of texts in order, run batch by batch; a sink says what is done with each batch."""
+"""Any number of texts in order: run batch by batch into a sink, or kept on disk, a row for each token.
+
+The public names are imported at their first use: what only gathers statistics needs no store.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pellucid.corpus.reading import read as read
+    from pellucid.corpus.store import Store as Store
+    from pellucid.corpus.store import open as open  # noqa: A004 (the contract's name)
+    from pellucid.corpus.writing import capture as capture
+    from pellucid.corpus.writing import estimate as estimate
+
+_HOMES = {"read": "reading", "Store": "store", "open": "store", "capture": "writing", "estimate": "writing"}
+
+__all__ = ["Store", "capture", "estimate", "open", "read"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

@@ -1,0 +1,109 @@
+"""`pellucid capture`: the values of a corpus on disk, and whether they are what the model gives."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import typer
+from rich.text import Text
+
+import pellucid as pl
+from pellucid.cli.shared.failures import Exit
+from pellucid.cli.shared.screen import messages, progress, show, show_json
+from pellucid.cli.verbs import Capture
+from pellucid.corpus.identity import reopened
+from pellucid.corpus.store import Store
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a store holds.
+
+    Attributes:
+        out: The folder.
+        rows: Tokens, a row each.
+        texts: Texts, or pieces of them.
+        parts: How many parts of the corpus were made.
+        nbytes: Bytes of all values.
+        dtype: What they are written as.
+        names: Checkpoint -> the shape of its array.
+        provenance: What made it.
+    """
+
+    model: str
+    out: str
+    rows: int
+    texts: int
+    parts: int
+    nbytes: int
+    dtype: str
+    names: dict[str, list[int]]
+    provenance: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What running rows again gave.
+
+    Attributes:
+        equal: Whether every row is equal to the bit, and every chunk as it was written.
+        rows: How many rows were run again.
+        batches: In how many batches.
+        missing: How many parts are not there.
+        unequal: [checkpoint, row] of what differs.
+        damaged: [checkpoint, part] of chunks that are not as they were written.
+    """
+
+    out: str
+    equal: bool
+    rows: int
+    batches: int
+    missing: int
+    unequal: list[tuple[str, int]]
+    damaged: list[tuple[str, int]]
+
+
+def capture(wish: Capture) -> None:
+    """Keep values, or verify those that were kept."""
+    if wish.verify:
+        _verify(wish)
+        return
+    model = wish.open()
+    texts = lambda: pl.corpus.read(wish.data or [], field=wish.field, lines=wish.lines)  # noqa: E731
+    about: dict[str, Any] = {"batch_tokens": wish.batch_tokens, "dtype": wish.keep_as, "long_texts": "split"}
+    names = wish.names or []
+    if not wish.as_json:
+        with progress("reading the texts"):
+            plan = pl.corpus.estimate(model, texts(), names, **about)
+        messages().print(Text(repr(plan)), soft_wrap=True)
+    seen = sys.stderr.isatty() and not wish.as_json
+    store = pl.corpus.capture(model, texts(), names, wish.out, progress=seen, **about)
+    if wish.as_json:
+        show_json(asdict(_kept(wish, store)))
+    else:
+        show(Text(f"{wish.out}: {store!r}"))
+
+
+def _kept(wish: Capture, store: Store) -> Kept:
+    shapes = {column.name: [store.plan.rows, *column.shape] for column in store.plan.columns}
+    return Kept(
+        wish.model_name, str(wish.out), store.plan.rows, store.plan.texts, len(store.parts), store.plan.nbytes,
+        store.plan.dtype, shapes, store.provenance,
+    )  # fmt: skip
+
+
+def _verify(wish: Capture) -> None:
+    store = pl.corpus.open(wish.out)
+    with progress("running rows again"):
+        model = wish.open() if wish.model is not None else reopened(store.provenance)
+        found = store.verify(wish.rows, model)
+    if wish.as_json:
+        show_json(asdict(Verified(
+            str(wish.out), bool(found), found.rows, found.batches, found.missing, found.unequal, found.damaged
+        )))  # fmt: skip
+    else:
+        show(Text(f"{wish.out}: {found!r}", style="green" if found else "bold red"))
+    if not found:
+        raise typer.Exit(Exit.CHECK_FAILED)

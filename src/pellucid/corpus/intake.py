@@ -1,0 +1,198 @@
+"""The first pass over a corpus: every text as ids, with what tells it from others, written down as it is read."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pellucid.corpus.place import StorePlace, chunk_key
+from pellucid.corpus.sink import CapturingModel, fingerprint
+from pellucid.errors import InputError, PellucidError
+
+SAMPLE = 4096
+"""Tokens of the first texts that are kept to measure how long a run takes."""
+
+CHUNK_BYTES = 4 * 2**20
+"""Bytes of a chunk of tokens, or of what is known of texts."""
+
+TOKENS, OFFSETS, NUMBERS, DIGESTS = "tokens", "offsets", "numbers", "digests"
+"""Arrays of a store beside the values: the ids, where texts begin and the last one ends, which of the given texts each
+is, and the SHA-256 of each."""
+
+
+class Reader(CapturingModel, Protocol):
+    """A model that makes ids of texts."""
+
+    tokenizer: Any
+
+    def tokenize(self, inputs: Any) -> Any:
+        """A batch of texts."""
+        ...
+
+
+class Growing:
+    """An array on disk that is written from its first number to its last, a chunk at a time.
+
+    Args:
+        place: Where.
+        name: The array.
+        dtype: Its numbers.
+        width: Numbers in a row; 0 for an array of one axis.
+    """
+
+    def __init__(self, place: StorePlace, name: str, dtype: str, width: int = 0) -> None:
+        self.name, self.dtype, self.width, self.length = name, np.dtype(dtype), width, 0
+        self._place, self._left, self._chunks = place, list[NDArray[Any]](), 0
+        self.chunk = CHUNK_BYTES // (self.dtype.itemsize * max(width, 1))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of what was written."""
+        return (self.length, self.width) if self.width else (self.length,)
+
+    def extend(self, numbers: Any) -> None:
+        """Write more rows."""
+        rows = np.asarray(numbers, self.dtype).reshape(-1, *([self.width] if self.width else []))
+        self.length += len(rows)
+        self._left.append(rows)
+        while sum(map(len, self._left)) >= self.chunk:
+            held = np.concatenate(self._left)
+            self._put(held[: self.chunk])
+            self._left = [held[self.chunk :]]
+
+    def finish(self) -> None:
+        """Write what is left; a single chunk is as long as the array, others are filled up."""
+        held = np.concatenate([np.empty((0, *self.shape[1:]), self.dtype), *self._left])
+        if self._chunks == 0:
+            self.chunk = max(len(held), 1)
+        if len(held):
+            filled = np.zeros((self.chunk, *self.shape[1:]), self.dtype)
+            filled[: len(held)] = held
+            self._put(filled)
+
+    def _put(self, rows: NDArray[Any]) -> None:
+        key = chunk_key(self.name, self._chunks, len(self.shape))
+        self._place.put(key, np.ascontiguousarray(rows).tobytes())
+        self._chunks += 1
+
+
+class Intake:
+    """Reads texts once and writes their ids.
+
+    Args:
+        model: Whose ids.
+        place: The store.
+        split: Whether texts longer than the context are cut into pieces of its length, each a text of its own; else
+            they are refused.
+
+    Attributes:
+        longest: Tokens of the longest text.
+        first: The ids of the first texts, of about `SAMPLE` tokens.
+    """
+
+    def __init__(self, model: Reader, place: StorePlace, *, split: bool) -> None:
+        self._model, self._split = model, split
+        self.tokens, self.offsets = Growing(place, TOKENS, "<u4"), Growing(place, OFFSETS, "<u8")
+        self.numbers, self.digests = Growing(place, NUMBERS, "<u8"), Growing(place, DIGESTS, "|u1", 32)
+        self.longest = 0
+        self.first: list[list[int]] = []
+
+    @property
+    def arrays(self) -> tuple[Growing, ...]:
+        """All that is written."""
+        return self.tokens, self.offsets, self.numbers, self.digests
+
+    def read(self, texts: Iterable[Any]) -> str:
+        """Write all texts, and return what tells them, in their order, from others.
+
+        Raises:
+            InputError: No text, an empty one, one that is longer than the context, or no ids.
+        """
+        all_of_it = hashlib.sha256()
+        self.offsets.extend([0])
+        for number, text in enumerate(listed(texts)):
+            digest = fingerprint_of(text, number)
+            all_of_it.update(digest)
+            for ids in self._pieces(text, number):
+                if self.tokens.length < SAMPLE:
+                    self.first.append(ids)
+                self.tokens.extend(ids)
+                self.offsets.extend([self.tokens.length])
+                self.numbers.extend([number])
+                self.digests.extend(np.frombuffer(digest, np.uint8))
+                self.longest = max(self.longest, len(ids))
+        if not self.tokens.length:
+            raise InputError(
+                "corpus: no texts, expected at least one.",
+                code="no-texts",
+                remedy="Give one or more; a generator that was read before is empty, so make it again.",
+            )
+        for array in self.arrays:
+            array.finish()
+        return all_of_it.hexdigest()
+
+    def _pieces(self, text: Any, number: int) -> Iterator[list[int]]:
+        try:
+            yield self._ids(text)
+        except PellucidError as error:
+            if error.code != "too-long" or not self._split:
+                raise _about(number, error) from error
+            ids = self._model.tokenizer.encode(text) if isinstance(text, str) else [int(i) for i in text]
+            size = self._model.schema.sizes["n_ctx"]
+            for start in range(0, len(ids), size):
+                yield self._ids(ids[start : start + size])
+
+    def _ids(self, text: Any) -> list[int]:
+        (row,) = self._model.tokenize([text]).rows()
+        return row.tolist()
+
+
+def _about(number: int, error: PellucidError) -> PellucidError:
+    """The same error, which says of which text it is."""
+    remedy = error.remedy
+    if error.code == "too-long":
+        remedy = "Give long_texts='split' to cut it into pieces of the context's length, or leave the text out."
+    return type(error)(f"corpus, text {number}: {error.message}", code=error.code, remedy=remedy)
+
+
+def listed(texts: Iterable[Any]) -> Iterable[Any]:
+    """Texts, unless a single one was given.
+
+    Raises:
+        InputError: It was, or nothing that has texts.
+    """
+    if isinstance(texts, (str, bytes)) or not isinstance(texts, Iterable):
+        raise InputError(
+            f"corpus: texts={type(texts).__name__}, expected a list or another iterable of texts.",
+            code="texts-kind",
+            remedy="Put a single text into a list; pl.corpus.read(path) reads files.",
+        )
+    return texts
+
+
+def digest_of(texts: Iterable[Any]) -> str:
+    """What tells texts, in their order, from others, as `Intake.read` returns it; nothing is written."""
+    all_of_it = hashlib.sha256()
+    for number, text in enumerate(listed(texts)):
+        all_of_it.update(fingerprint_of(text, number))
+    return all_of_it.hexdigest()
+
+
+def fingerprint_of(text: Any, number: int) -> bytes:
+    """The SHA-256 of a text or of its ids.
+
+    Raises:
+        InputError: It is neither.
+    """
+    try:
+        return fingerprint(text)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"corpus, text {number}: {type(text).__name__}, expected a text or a row of ids.",
+            code="texts-kind",
+            remedy="Give texts as str, or rows of token ids as lists of whole numbers.",
+        ) from error

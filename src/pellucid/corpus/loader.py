@@ -1,0 +1,139 @@
+"""Mini-batches of stored rows: each row once, shuffled, without holding the whole in memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pellucid.check import require_whole
+from pellucid.errors import InputError
+
+if TYPE_CHECKING:
+    from pellucid.corpus.store import Store
+
+TOKENS, ROWS = "tokens", "rows"
+
+
+class MiniBatch(dict[str, Tensor]):
+    """Rows of a store: checkpoint -> tensor [b, …].
+
+    Attributes:
+        tokens: [b], the token of each row.
+        rows: [b], its number in the store.
+    """
+
+    def __init__(self, values: dict[str, Tensor]) -> None:
+        super().__init__(values)
+        self.tokens, self.rows = self.pop(TOKENS), self.pop(ROWS)
+
+
+@dataclass(frozen=True)
+class Loader:
+    """Yields a `MiniBatch`, `{name: tensor [b, …]}`, with each row of a store once in every pass.
+
+    Attributes:
+        store: Whose rows.
+        batch_size: Rows of each mini-batch but the last.
+        shuffle: Whether in a random order.
+        seed: Which; every pass over the same loader is the same, and another seed is another order.
+        window: Rows in memory, to the next whole part; None for an order of all rows.
+    """
+
+    store: Store
+    batch_size: int
+    shuffle: bool
+    seed: int
+    window: int | None
+
+    @classmethod
+    def of(cls, store: Store, batch_size: Any, *, shuffle: bool, seed: Any, window: Any) -> Loader:
+        """A loader of these arguments, checked."""
+        size = require_whole("batch_size", batch_size, at_least=1)
+        held = None if window is None else require_whole("window", window, at_least=1)
+        if not store.is_complete:
+            raise InputError(
+                f"corpus: {store.place} is not finished.",
+                code="corpus-unfinished",
+                remedy="Call pl.corpus.capture again with the same arguments: it makes what is missing.",
+            )
+        return cls(store, size, shuffle, require_whole("seed", seed), held)
+
+    def __len__(self) -> int:
+        """How many mini-batches a pass has."""
+        return math.ceil(self.store.plan.rows / self.batch_size)
+
+    def __iter__(self) -> Iterator[MiniBatch]:
+        generator = np.random.default_rng(self.seed)
+        scattered = self.shuffle and self.window is None
+        return map(MiniBatch, self._regrouped(self._scattered(generator) if scattered else self._windows(generator)))
+
+    def _scattered(self, generator: np.random.Generator) -> Iterator[dict[str, Tensor]]:
+        """Rows of a permutation of all, read one by one."""
+        plan = self.store.plan
+        chunks = {name: [self.store.chunk(name, part) for part in range(plan.parts)] for name in plan.names}
+        tokens = self.store.tokens[:]
+        order = generator.permutation(plan.rows)
+        for start in range(0, plan.rows, self.batch_size):
+            rows = order[start : start + self.batch_size]
+            parts, places = np.divmod(rows, plan.part_rows)
+            batch = {}
+            for name in plan.names:
+                made = torch.empty((len(rows), *chunks[name][0].shape[1:]), dtype=chunks[name][0].dtype)
+                for part in np.unique(parts):
+                    here = torch.from_numpy(np.flatnonzero(parts == part))
+                    made[here] = chunks[name][part][torch.from_numpy(places[here.numpy()])]
+                batch[name] = made
+            yield {**batch, TOKENS: torch.from_numpy(tokens[rows].astype(np.int64)), ROWS: torch.from_numpy(rows)}
+
+    def _windows(self, generator: np.random.Generator) -> Iterator[dict[str, Tensor]]:
+        """The rows of some parts at a time; while they are used, the next are read."""
+        plan = self.store.plan
+        together = 1 if self.window is None else max(1, self.window // plan.part_rows)
+        parts = generator.permutation(plan.parts) if self.shuffle else np.arange(plan.parts)
+        groups = [parts[i : i + together] for i in range(0, len(parts), together)]
+        with ThreadPoolExecutor(1, thread_name_prefix="pellucid") as reader:
+            waiting = reader.submit(self._read, groups[0])
+            for following in [*groups[1:], None]:
+                held = waiting.result()
+                if following is not None:
+                    waiting = reader.submit(self._read, following)
+                count = len(held[TOKENS])
+                order = torch.from_numpy(generator.permutation(count)) if self.shuffle else None
+                for start in range(0, count, self.batch_size):
+                    part = slice(start, start + self.batch_size)
+                    yield {name: value[part if order is None else order[part]] for name, value in held.items()}
+
+    def _read(self, parts: Any) -> dict[str, Tensor]:
+        plan = self.store.plan
+        held = {}
+        for name in plan.names:
+            chunks = [self.store.chunk(name, int(part)) for part in parts]
+            made = torch.empty((sum(map(len, chunks)), *chunks[0].shape[1:]), dtype=chunks[0].dtype)
+            torch.cat(chunks, out=made)
+            held[name] = made
+        rows = [plan.rows_of(int(part)) for part in parts]
+        tokens = [self.store.tokens[r.start : r.stop].astype(np.int64) for r in rows]
+        numbers = np.concatenate([np.arange(r.start, r.stop) for r in rows])
+        return {**held, TOKENS: torch.from_numpy(np.concatenate(tokens)), ROWS: torch.from_numpy(numbers)}
+
+    def _regrouped(self, pieces: Iterator[dict[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
+        """The same rows in mini-batches of `batch_size`, across the borders of windows."""
+        left: dict[str, Tensor] | None = None
+        for new in pieces:
+            piece = new if left is None else {name: torch.cat([left[name], value]) for name, value in new.items()}
+            left = None
+            count = len(piece[TOKENS])
+            whole = count - count % self.batch_size
+            for start in range(0, whole, self.batch_size):
+                yield {name: value[start : start + self.batch_size] for name, value in piece.items()}
+            if whole < count:
+                left = {name: value[whole:] for name, value in piece.items()}
+        if left is not None:
+            yield left

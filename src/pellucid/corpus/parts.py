@@ -1,0 +1,142 @@
+"""Making one part of a store: its batches run, its rows put where they belong, its chunks written, its entry made."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pellucid.corpus.place import StorePlace, chunk_key
+from pellucid.corpus.plan import CorpusPlan, TextSpan, batches
+from pellucid.corpus.sink import CapturingModel
+
+LEDGER = "ledger"
+"""The array of a store whose chunk of a part is its entry: the SHA-256 of each of its chunks. Written after them all,
+it says that the part is there."""
+
+DIGEST_BYTES = 32
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """The tokens of a store and the plan for them.
+
+    Attributes:
+        plan: How they are cut.
+        tokens: [N], the ids; any array that is sliced.
+        offsets: [T + 1], where texts begin, and where the last one ends.
+    """
+
+    plan: CorpusPlan
+    tokens: Any
+    offsets: NDArray[Any]
+
+    def batches(self, part: int) -> Iterator[list[TextSpan]]:
+        """What is run for a part."""
+        rows = self.plan.rows_of(part)
+        first = int(self.offsets.searchsorted(rows.start, side="right")) - 1
+        last = int(self.offsets.searchsorted(rows.stop, side="left"))
+        return batches(rows, self.offsets[first : last + 1], first, self.plan.batch_tokens)
+
+    def run(
+        self, model: CapturingModel, batch: Sequence[TextSpan], names: Sequence[str]
+    ) -> Iterator[tuple[TextSpan, Any]]:
+        """What a batch gives for each of its texts: the captured values of its own rows, by name."""
+        ids = [self.tokens[span.start : span.stop].tolist() for span in batch]
+        _, ckpts = model.run_with_ckpts(ids, names=list(names), stop_at=names[-1])
+        for row, span in enumerate(batch):  # pads stand on the left
+            yield span, {name: ckpts[name][row, span.start - span.stop :] for name in names}
+
+    def make(self, model: CapturingModel, part: int, advance: Any = None) -> dict[str, Tensor]:
+        """The chunks of a part, [part_rows, …] in the dtype of the store; rows that no text fills are zero.
+
+        Args:
+            model: What to run.
+            part: Its number.
+            advance: Called with the number of new tokens after each batch.
+        """
+        plan, rows = self.plan, self.plan.rows_of(part)
+        dtype = getattr(torch, plan.dtype)
+        chunks = {c.name: torch.zeros((plan.part_rows, *c.shape), dtype=dtype) for c in plan.columns}
+        for batch in self.batches(part):
+            done = 0
+            for span, values in self.run(model, batch, plan.names):
+                first = max(span.start, rows.start)  # a text that begins in the part before
+                for name, value in values.items():
+                    chunks[name][first - rows.start : span.stop - rows.start] = value[first - span.start :]
+                done += span.stop - first
+            if advance is not None:
+                advance(done)
+        return chunks
+
+
+def raw(chunk: Tensor) -> memoryview:
+    """The bytes of a chunk, as they lie in the store."""
+    return chunk.reshape(-1).view(torch.uint8).numpy().data
+
+
+def keep(place: StorePlace, plan: CorpusPlan, part: int, chunks: dict[str, Tensor]) -> None:
+    """Write a part: its chunks, then its entry."""
+    digests = b""
+    for column in plan.columns:
+        data = raw(chunks[column.name])
+        place.put(chunk_key(column.name, part, 1 + len(column.shape)), data)
+        digests += hashlib.sha256(data).digest()
+    place.put(chunk_key(LEDGER, part, 3), digests)
+
+
+def entry(place: StorePlace, plan: CorpusPlan, part: int) -> dict[str, bytes] | None:
+    """The SHA-256 of each chunk of a part, by name; None if the part is not there, or no longer whole."""
+    found = place.get(chunk_key(LEDGER, part, 3))
+    if found is None or len(found) != DIGEST_BYTES * len(plan.columns):
+        return None
+    for column in plan.columns:
+        expected = plan.part_rows * column.width * plan.itemsize
+        if place.size(chunk_key(column.name, part, 1 + len(column.shape))) != expected:
+            return None
+    parts = (found[i : i + DIGEST_BYTES] for i in range(0, len(found), DIGEST_BYTES))
+    return dict(zip(plan.names, parts, strict=True))
+
+
+class Keeper:
+    """Writes parts while the next ones are made; at most one waits.
+
+    Args:
+        place: Where.
+        plan: What.
+    """
+
+    def __init__(self, place: StorePlace, plan: CorpusPlan) -> None:
+        self._place, self._plan = place, plan
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="pellucid")
+        self._waiting: Future[None] | None = None
+
+    def put(self, part: int, chunks: dict[str, Tensor]) -> None:
+        """Write a part, once the one before is written.
+
+        Raises:
+            WeightsError: The one before could not be.
+        """
+        self._wait()
+        self._waiting = self._thread.submit(keep, self._place, self._plan, part, chunks)
+
+    def _wait(self) -> None:
+        waiting, self._waiting = self._waiting, None
+        if waiting is not None:
+            waiting.result()
+
+    def __enter__(self) -> Keeper:
+        return self
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        try:
+            if kind is None:
+                self._wait()
+        finally:
+            self._thread.shutdown(wait=True)

@@ -1,0 +1,295 @@
+"""Values of a whole corpus on disk: a Zarr 3 group that xarray and Dask open as it is."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pellucid.corpus.intake import DIGESTS, NUMBERS, OFFSETS, TOKENS, Growing
+from pellucid.corpus.loader import Loader
+from pellucid.corpus.parts import DIGEST_BYTES, LEDGER, Corpus, entry
+from pellucid.corpus.place import Folder, StorePlace, chunk_key, place_of
+from pellucid.corpus.plan import CorpusPlan, StoredValue
+from pellucid.corpus.verification import Verification, recomputed
+from pellucid.errors import InputError, NotFoundError, UnknownNameError, nearest
+from pellucid.extras import need
+
+ABOUT = "pellucid.corpus"
+FORMAT = "pellucid.corpus/1"
+METADATA = "zarr.json"
+
+BFLOAT16 = "bfloat16"
+"""NumPy and Zarr have no such dtype: its bits are stored as uint16, and an attribute `dtype` says so."""
+
+
+@dataclass(frozen=True)
+class StoredText:
+    """One text of a store.
+
+    Attributes:
+        number: Which of the given texts it is, or is a piece of.
+        rows: Its rows in the store.
+        digest: SHA-256 of the given text, by which it is known.
+    """
+
+    number: int
+    rows: range
+    digest: str
+
+
+class StoredTexts(Sequence[StoredText]):
+    """The texts of a store, in the order of its rows."""
+
+    def __init__(self, offsets: NDArray[Any], numbers: Any, digests: Any) -> None:
+        self._offsets, self._numbers, self._digests = offsets, numbers, digests
+
+    def __len__(self) -> int:
+        return len(self._offsets) - 1
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"text {index} of {len(self)}")
+        i = index % len(self)
+        rows = range(int(self._offsets[i]), int(self._offsets[i + 1]))
+        return StoredText(int(self._numbers[i]), rows, bytes(self._digests[i]).hex())
+
+
+class Store(Mapping[str, Any]):
+    """What `capture` wrote: for each checkpoint an array with a row for each token.
+
+    `store["blocks.3.resid_post"]` is a Zarr array [N, …], whose axes after the first are those of the checkpoint after
+    positions; in bfloat16 it is uint16, with an attribute `dtype` that says so. Rows that are not there yet are NaN.
+
+    Attributes:
+        plan: How the corpus is cut, and how large it is.
+        provenance: What made it: `model`, `weights`, `tokenizer`, `numerics`, `attention`, `texts`, and the machine.
+
+    Example:
+        >>> import tempfile
+        >>> import pellucid as pl
+        >>> folder = tempfile.mkdtemp() + "/acts.zarr"
+        >>> store = pl.corpus.capture(pl.load(), ["Once upon a time", "The end"], "resid_post", folder)
+        >>> store["blocks.3.resid_post"].shape, store.tokens.shape, store.texts[1].rows
+        ((6, 256), (6,), range(4, 6))
+    """
+
+    def __init__(self, place: StorePlace, about: Mapping[str, Any], model: Any = None) -> None:
+        self.place = place
+        self._model = model
+        fields = dict(about["plan"])
+        columns = tuple(StoredValue(c["name"], tuple(c["axes"]), tuple(c["shape"])) for c in fields.pop("columns"))
+        self.plan = CorpusPlan(columns=columns, **fields)
+        self.provenance: dict[str, Any] = dict(about["provenance"])
+        self._zarr = need("zarr", "corpus").open_group(place.zarr, mode="r")
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self.plan.names:
+            raise UnknownNameError(
+                f"corpus: no checkpoint {name!r} in {self.place}.",
+                code="corpus-name",
+                remedy=f"{nearest(str(name), self.plan.names)} It holds {', '.join(self.plan.names)}.".strip(),
+            )
+        return self._zarr[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.plan.names)
+
+    def __len__(self) -> int:
+        return len(self.plan.columns)
+
+    def __repr__(self) -> str:
+        there = len(self.parts)
+        left = "" if there == self.plan.parts else f"; {self.plan.parts - there:,} parts are not there yet"
+        return f"Store of {self.plan!r}{left}\n  " + "\n  ".join(
+            f"{c.name}  [{self.plan.rows}, {', '.join(map(str, c.shape))}]  {self.plan.dtype}"
+            for c in self.plan.columns
+        )
+
+    @property
+    def tokens(self) -> Any:
+        """[N], the token of each row, as a Zarr array of uint32."""
+        return self._zarr[TOKENS]
+
+    @cached_property
+    def texts(self) -> StoredTexts:
+        """The texts, in the order of their rows."""
+        return StoredTexts(self.corpus.offsets, self._zarr[NUMBERS], self._zarr[DIGESTS])
+
+    @cached_property
+    def corpus(self) -> Corpus:
+        """The tokens, and how they are cut."""
+        return Corpus(self.plan, self.tokens, self._zarr[OFFSETS][:].astype(np.int64))
+
+    @property
+    def parts(self) -> dict[int, dict[str, bytes]]:
+        """The parts that are there, each with the SHA-256 of each of its chunks."""
+        found = ((part, entry(self.place, self.plan, part)) for part in range(self.plan.parts))
+        return {part: digests for part, digests in found if digests is not None}
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every part is there."""
+        return len(self.parts) == self.plan.parts
+
+    def chunk(self, name: str, part: int) -> torch.Tensor:
+        """The rows of one part [rows, …], mapped from the disk where the store lies on one; not to be written to.
+
+        Raises:
+            UnknownNameError: No such checkpoint.
+            InputError: No such part, or it is not there yet.
+        """
+        column = next((c for c in self.plan.columns if c.name == name), None)
+        if column is None:
+            self[name]  # raises
+            raise AssertionError
+        key, rows = chunk_key(name, part, 1 + len(column.shape)), self.plan.rows_of(part)
+        if not 0 <= part < self.plan.parts or self.place.size(key) is None:
+            raise InputError(
+                f"corpus: part {part} is not in {self.place}.",
+                code="corpus-unfinished",
+                remedy="Call pl.corpus.capture again with the same arguments: it makes what is missing.",
+            )
+        dtype = getattr(torch, self.plan.dtype)
+        if isinstance(self.place, Folder):
+            count = self.plan.part_rows * column.width
+            flat = torch.from_file(str(self.place.path / key), shared=False, size=count, dtype=dtype)
+        else:
+            flat = torch.frombuffer(bytearray(self.place.get(key) or b""), dtype=dtype)
+        return flat.view(-1, *column.shape)[: len(rows)]
+
+    def verify(self, rows: int = 1000, model: Any = None, *, seed: int = 0) -> Verification:
+        """Run texts again and compare what is stored, to the bit.
+
+        Args:
+            rows: How many rows to draw, uniformly among those that are there; all if there are fewer. Each costs the
+                run of its batch. Of the parts that they lie in, every chunk's SHA-256 is compared, too.
+            model: What made the store. If None, it is the one that `capture` was given, or it is opened as `provenance`
+                says: the bundled model, a folder or a hub id.
+            seed: Which rows are drawn.
+
+        Returns:
+            What was compared; true if every row is equal and every chunk is as it was written.
+
+        Raises:
+            InputError: The model cannot be opened or is another one, or this machine computes otherwise.
+        """
+        return recomputed(self, rows, self._model if model is None else model, seed)
+
+    def loader(self, batch_size: int, *, shuffle: bool = True, seed: int = 0, window: int | None = None) -> Loader:
+        """Mini-batches of rows, each under all names.
+
+        Args:
+            batch_size: Rows of each; the last one may have fewer.
+            shuffle: Whether rows come in a random order, else in that of the store.
+            seed: Which order.
+            window: Rows to hold in memory and to draw from. With None the order is a permutation of all rows, which
+                reads each row by itself. With a window, parts come in a random order, as many at a time as fit into it
+                (at least one), and the rows of these come in a random order: the disk is read from end to end.
+
+        Returns:
+            What yields `{name: tensor [b, …]}`, each row once; `.tokens` and `.rows` of each [b] say which rows.
+
+        Raises:
+            InputError: A size that cannot be, or a store that is not finished.
+        """
+        return Loader.of(self, batch_size, shuffle=shuffle, seed=seed, window=window)
+
+
+def open(path: Any, *, storage_options: dict[str, Any] | None = None) -> Store:  # noqa: A001 (the contract's name)
+    """Open a store.
+
+    Args:
+        path: A folder, or an address that fsspec reads, such as "s3://bucket/acts.zarr".
+        storage_options: What fsspec is told beside the address.
+
+    Raises:
+        NotFoundError: Nothing is there.
+        InputError: Something else is there.
+        MissingExtraError: zarr is not installed.
+    """
+    place = place_of(path, storage_options)
+    about = about_of(place)
+    if about is None:
+        raise NotFoundError(
+            f"corpus: no store {str(place)!r}.",
+            code="path-not-found",
+            remedy="Give a path that values were captured to.",
+        )
+    return Store(place, about)
+
+
+def about_of(place: StorePlace) -> dict[str, Any] | None:
+    """What a store says of itself; None if nothing is there.
+
+    Raises:
+        InputError: Something else is there.
+    """
+    found = place.get(METADATA)
+    if found is None and place.is_empty():
+        return None
+    try:
+        about = json.loads(found or b"{}")["attributes"][ABOUT]
+        if about["format"] == FORMAT:
+            return about
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise InputError(
+        f"corpus: {str(place)!r} is no store of captured values.",
+        code="not-a-corpus",
+        remedy="Give a path that values were captured to; to capture new ones, a path that is free.",
+    )
+
+
+def write_metadata(
+    place: StorePlace, plan: CorpusPlan, provenance: Mapping[str, Any], arrays: Sequence[Growing]
+) -> None:
+    """Write what Zarr and `open` read, the description of the whole last: with it the store is there."""
+    with tempfile.TemporaryDirectory() as made:
+        _make_metadata(made, plan, provenance, arrays)
+        names = [*(array.name for array in arrays), *plan.names, LEDGER]
+        for key in (*(f"{name}/{METADATA}" for name in names), METADATA):
+            place.put(key, Path(made, key).read_bytes())
+
+
+def _make_metadata(folder: str, plan: CorpusPlan, provenance: Mapping[str, Any], arrays: Sequence[Growing]) -> None:
+    zarr = need("zarr", "corpus")
+    group = zarr.create_group(folder, attributes={ABOUT: {
+        "format": FORMAT, "plan": asdict(plan), "provenance": dict(provenance),
+    }})  # fmt: skip
+    dims = {DIGESTS: ("text", "byte"), OFFSETS: ("border",), NUMBERS: ("text",), TOKENS: ("row",)}
+    raw: dict[str, Any] = {
+        "compressors": None,
+        "filters": None,
+        "chunk_key_encoding": {"name": "default", "separator": "."},
+    }
+    for array in arrays:
+        group.create_array(
+            array.name, shape=array.shape, chunks=(array.chunk, *array.shape[1:]), dtype=array.dtype,
+            dimension_names=dims[array.name], fill_value=0, **raw,
+        )  # fmt: skip
+    for column in plan.columns:
+        stored, fill = ("uint16", 0x7FC0) if plan.dtype == BFLOAT16 else (plan.dtype, float("nan"))
+        group.create_array(
+            column.name, shape=(plan.rows, *column.shape), chunks=(plan.part_rows, *column.shape), dtype=stored,
+            dimension_names=("row", *column.axes), fill_value=fill, attributes={"dtype": plan.dtype}, **raw,
+        )  # fmt: skip
+    entries = (plan.parts, len(plan.columns), DIGEST_BYTES)
+    group.create_array(
+        LEDGER, shape=entries, chunks=(1, *entries[1:]), dtype="uint8", dimension_names=("part", "name", "byte"),
+        fill_value=0, **raw,
+    )  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Consolidated metadata")  # no part of the format yet; readers warn without it
+        zarr.consolidate_metadata(folder)

@@ -1,0 +1,241 @@
+"""`capture`: the values of a corpus of any size, on disk, resumable."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Iterable
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+from pellucid import atomic
+from pellucid.aliases import Names, selected
+from pellucid.axes import Axis
+from pellucid.bar import bar
+from pellucid.check import require_one_of, require_whole
+from pellucid.corpus.identity import facts_of, require_equal
+from pellucid.corpus.intake import Intake, Reader, digest_of
+from pellucid.corpus.parts import LEDGER, Keeper
+from pellucid.corpus.place import Folder, Nowhere, StorePlace, place_of
+from pellucid.corpus.plan import ITEM_BYTES, CorpusPlan, StoredValue, part_rows_for
+from pellucid.corpus.store import Store, about_of, write_metadata
+from pellucid.errors import InputError
+from pellucid.interrupts import told
+from pellucid.schema import Schema
+
+BATCH_TOKENS = 4096
+
+
+def capture(
+    model: Reader,
+    texts: Iterable[Any],
+    names: Names,
+    path: Any,
+    *,
+    batch_tokens: int = BATCH_TOKENS,
+    dtype: str = "float32",
+    long_texts: str = "refuse",
+    progress: bool = False,
+    storage_options: dict[str, Any] | None = None,
+) -> Store:
+    """Run every text and keep the values of some checkpoints, a row for each token.
+
+    Called again with the same arguments, it goes on where it was stopped or killed: nothing is lost, and nothing is
+    there twice.
+
+    Args:
+        model: What to run.
+        texts: Any iterable of texts or rows of ids; `pl.corpus.read` reads files. A text that occurs twice is stored
+            twice.
+        names: Checkpoints, patterns or aliases. A name without a block means every block.
+        path: Where: a folder that is free or holds the store, or an address that fsspec reads.
+        batch_tokens: The most tokens that run at once, pads counted. Texts of about the same length run together, so
+            few are pads.
+        dtype: What values are stored as: "float32", "float64", "float16" or "bfloat16".
+        long_texts: "refuse" texts that are longer than the context, or "split" them into pieces of its length.
+        progress: Whether to draw a bar with rate and time left on stderr, if that is a terminal.
+        storage_options: What fsspec is told beside an address.
+
+    Returns:
+        The store; rows are in the order of the texts, then of positions, however batches were formed.
+
+    Raises:
+        InputError: Texts that cannot be run, a store of something else, one that somebody else writes to, or a disk
+            without room.
+        UnknownNameError: No such checkpoint.
+        WeightsError: The folder cannot be written.
+        MissingExtraError: zarr is not installed.
+
+    Example:
+        >>> import tempfile
+        >>> import pellucid as pl
+        >>> folder = tempfile.mkdtemp() + "/acts.zarr"
+        >>> pl.corpus.capture(pl.load(), ["Once upon a time", "The end"], "blocks.3.resid_post", folder)
+        Store of 6 tokens of 2 texts, 1 checkpoints in float32: 6,144 bytes in 1 part
+          blocks.3.resid_post  [6, 256]  float32
+    """
+    wanted = _Wanted.of(model, names, batch_tokens, dtype, long_texts)
+    place = place_of(path, storage_options)
+    if about_of(place) is None:
+        _begin(model, texts, wanted, place)
+    else:
+        now = {**facts_of(model), **wanted.facts, "texts": digest_of(texts)}
+        require_equal(_store(place, model).provenance, now, str(place))
+    with _alone(place):
+        store = _store(place, model)
+        _finish(model, store, progress=progress)
+    return store
+
+
+def _store(place: StorePlace, model: Reader) -> Store:
+    about = about_of(place)
+    assert about is not None
+    return Store(place, about, model)
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """What is wanted of a corpus, checked.
+
+    Attributes:
+        columns: The checkpoints.
+        facts: What a store says of it, by which it is known when it is continued.
+    """
+
+    columns: tuple[StoredValue, ...]
+    facts: dict[str, Any]
+
+    @classmethod
+    def of(cls, model: Reader, names: Names, batch_tokens: Any, dtype: Any, long_texts: Any) -> _Wanted:
+        """Read the arguments of `capture`."""
+        stored = str(dtype).removeprefix("torch.")
+        require_one_of("corpus: dtype", stored, ITEM_BYTES, code="corpus-dtype")
+        require_one_of("corpus: long_texts", long_texts, ("refuse", "split"), code="corpus-long-texts")
+        chosen = selected(names, model.schema)
+        columns = tuple(_column(name, model.schema) for name in chosen)
+        tokens = require_whole("batch_tokens", batch_tokens, at_least=1)
+        facts = {
+            "names": list(chosen),
+            "dtype": stored,
+            "batch_tokens": tokens,
+            "long_texts": long_texts,
+        }
+        return cls(columns, facts)
+
+    def plan(self, intake: Intake) -> CorpusPlan:
+        """How what was read is cut."""
+        rows, facts = intake.tokens.length, self.facts
+        plan = CorpusPlan(
+            self.columns, rows, intake.numbers.length, intake.longest, 1, facts["batch_tokens"], facts["dtype"]
+        )  # fmt: skip
+        return replace(plan, part_rows=part_rows_for(plan.row_bytes, rows, plan.longest))
+
+
+def _column(name: str, schema: Schema) -> StoredValue:
+    point = schema[name]
+    batch, pos, *others = point.axes
+    if (batch, pos) != (Axis.BATCH, Axis.POS):
+        raise InputError(
+            f"corpus: {name} has the axes {', '.join(point.axes)}, and so no row for each token alone.",
+            code="corpus-axes",
+            remedy="Leave out scores and patterns, whose length is that of their text; all other checkpoints can be "
+            "stored.",
+        )
+    return StoredValue(name, tuple(map(str, others)), tuple(schema.length_of(axis, point) for axis in others))
+
+
+def _begin(model: Reader, texts: Iterable[Any], wanted: _Wanted, place: StorePlace) -> None:
+    """Write a store without values: its tokens are read and its parts are cut."""
+    facts = {**facts_of(model), **wanted.facts}
+    with _building(place) as new:
+        intake = Intake(model, new, split=wanted.facts["long_texts"] == "split")
+        facts["texts"] = intake.read(texts)
+        plan = wanted.plan(intake)
+        _require_room(plan, place)
+        write_metadata(new, plan, facts, intake.arrays)
+
+
+@contextmanager
+def _building(place: StorePlace) -> Generator[StorePlace]:
+    """Where a store is begun: on a disk beside its place, which it takes as a whole."""
+    if not isinstance(place, Folder):
+        yield place
+        return
+    place.path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic.temporary_folder(place.path.absolute().parent) as folder:
+        yield Folder(folder)
+        atomic.take_folder(folder, place.path)
+
+
+def _require_room(plan: CorpusPlan, place: StorePlace) -> None:
+    free = place.free()
+    if free is not None and plan.nbytes > free:
+        raise InputError(
+            f"corpus: {plan!r}, and {place} has {free:,} bytes free.",
+            code="corpus-disk",
+            remedy="Capture fewer checkpoints, store them as bfloat16, or give a path on another disk.",
+        )
+
+
+def _finish(model: Reader, store: Store, *, progress: bool) -> None:
+    """Make the parts that are not there."""
+    plan, corpus, place = store.plan, store.corpus, store.place
+    there = store.parts
+    left = [part for part in range(plan.parts) if part not in there]
+    place.clean([*plan.names, LEDGER])
+    done = sum(len(plan.rows_of(part)) for part in there)
+    words = lambda: f"corpus: interrupted; {place} keeps what is whole, and the same call goes on from there"  # noqa: E731
+    with told(words), bar("tokens", plan.rows, wanted=progress) as advance, Keeper(place, plan) as keeper:
+        advance(done)
+        for part in left:
+            keeper.put(part, corpus.make(model, part, advance))
+
+
+def estimate(
+    model: Reader,
+    texts: Iterable[Any],
+    names: Names,
+    *,
+    batch_tokens: int = BATCH_TOKENS,
+    dtype: str = "float32",
+    long_texts: str = "refuse",
+) -> CorpusPlan:
+    """What `capture` with the same arguments would store and how long it would take; writes nothing.
+
+    The time is that of the texts' tokens at the speed of one batch, which is run twice.
+
+    Raises:
+        InputError: As `capture`.
+        UnknownNameError: No such checkpoint.
+
+    Example:
+        >>> import pellucid as pl
+        >>> pl.corpus.estimate(pl.load(), ["Once upon a time", "The end"], "blocks.3.resid_post").nbytes
+        6144
+    """
+    wanted = _Wanted.of(model, names, batch_tokens, dtype, long_texts)
+    intake = Intake(model, Nowhere(), split=long_texts == "split")
+    intake.read(texts)
+    found = wanted.plan(intake)
+    run = lambda: model.run_with_ckpts(intake.first, names=list(found.names), stop_at=found.names[-1])  # noqa: E731
+    run()  # the first run of a process is slower
+    begun = time.perf_counter()
+    run()
+    each = (time.perf_counter() - begun) / sum(map(len, intake.first))
+    return replace(found, seconds=each * found.rows)
+
+
+@contextmanager
+def _alone(place: StorePlace) -> Generator[None]:
+    """No second writer of the same folder, where the disk has locks; in an object store two do the same work twice."""
+    with ExitStack() as stack:
+        if isinstance(place, Folder):
+            try:
+                stack.enter_context(atomic.alone(place.path, wait=0.0))
+            except OSError as problem:
+                raise InputError(
+                    f"corpus: another process writes to {place}.",
+                    code="corpus-busy",
+                    remedy="Wait for it, or stop it and call this again: it goes on with what is there.",
+                ) from problem
+        yield

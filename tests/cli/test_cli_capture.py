@@ -1,0 +1,87 @@
+"""`pellucid capture`: what it writes is what the library writes, and what differs is found."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import pellucid as pl
+
+WANTED = ("--names", "blocks.3.resid_post", "--names", "blocks.0.mlp.ckpt_post")
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    (tmp_path / "a.txt").write_text("Once upon a time\n\nThe end\n")
+    return tmp_path / "a.txt"
+
+
+def test_it_is_the_librarys(bundled: pl.CkptedTransformer, cli_json: Any, data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "a.zarr"
+    found = cli_json("capture", "--data", str(data), "--lines", *WANTED, "--out", str(out))
+    names = ["blocks.0.mlp.ckpt_post", "blocks.3.resid_post"]
+    assert found["names"] == {names[0]: [6, 1024], names[1]: [6, 256]}
+    assert (found["model"], found["out"], found["rows"], found["texts"], found["parts"]) == (
+        "bundled", str(out), 6, 2, 1,
+    )  # fmt: skip
+    store = pl.corpus.capture(bundled, ["Once upon a time", "The end"], names, tmp_path / "b.zarr")
+    assert found["nbytes"] == store.plan.nbytes == 6 * (1024 + 256) * 4
+    opened = pl.corpus.open(out)
+    for name in names:
+        assert (opened[name][:] == store[name][:]).all()
+    assert found["provenance"]["weights"] == store.provenance["weights"]
+    said = cli_json("capture", "--data", str(data), "--lines", *WANTED, "--out", str(out))
+    assert said == found, "it is there already"
+
+
+def test_it_says_how_large_it_is_before(cli: Any, data: Path, tmp_path: Path) -> None:
+    result = cli("capture", "--data", str(data), *WANTED, "--keep-as", "bfloat16", "--out", str(tmp_path / "a.zarr"))
+    assert "9 tokens of 1 texts, 2 checkpoints in bfloat16: 23,040 bytes in 1 part, about 0 s" in result.stderr
+    assert "blocks.3.resid_post  [9, 256]  bfloat16" in result.stdout
+
+
+def test_long_files_are_cut(cli_json: Any, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("Once upon a time. " * 100)
+    found = cli_json("capture", "--data", str(tmp_path / "a.txt"), *WANTED, "--out", str(tmp_path / "a.zarr"))
+    assert found["rows"] > 256
+    assert found["texts"] == -(-found["rows"] // 256)
+
+
+def test_it_is_verified(cli: Any, cli_json: Any, data: Path, tmp_path: Path) -> None:
+    out = str(tmp_path / "a.zarr")
+    cli_json("capture", "--data", str(data), *WANTED, "--out", out)
+    found = cli_json("capture", "--verify", "--out", out)
+    assert (found["equal"], found["rows"], found["missing"]) == (True, 9, 0)
+    assert "equal to the bit" in cli("capture", "--verify", "--out", out, "--rows", "3").stdout
+    file = tmp_path / "a.zarr" / "blocks.3.resid_post" / "c.0.0"
+    content = bytearray(file.read_bytes())
+    content[5] ^= 1
+    file.write_bytes(content)
+    found = cli_json("capture", "--verify", "--out", out, expect=1)
+    assert found["unequal"] == [["blocks.3.resid_post", 0]]
+    assert found["damaged"] == [["blocks.3.resid_post", 0]]
+
+
+@pytest.mark.parametrize(
+    ("given", "code"),
+    [([], 2), (["--data", "a.txt"], 2), (["--verify", "--names", "resid_post"], 2), (["--verify"], 3),
+     (["--data", "nothing.txt", *WANTED], 3), (["--data", "a.txt", "--names", "pattern"], 4),
+     (["--data", "a.txt", "--names", "resid_pots"], 4), (["--data", "a.txt", *WANTED, "--keep-as", "int8"], 4)],
+    ids=str,
+)  # fmt: skip
+def test_exit_codes(
+    given: list[str], code: int, cli: Any, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli("capture", *given, "--out", "out.zarr").exit_code == code
+    assert not (tmp_path / "out.zarr").exists()
+
+
+@pytest.mark.remedy("corpus-field")
+def test_the_field_of_the_texts(cli: Any, cli_json: Any, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"content": "Once upon a time"}\n')
+    command = ("capture", "--data", str(tmp_path / "a.jsonl"), *WANTED, "--out", str(tmp_path / "a.zarr"))
+    assert "by --field" in cli(*command).stderr
+    assert cli_json(*command, "--field", "content")["rows"] == 4

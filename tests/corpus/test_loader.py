@@ -1,0 +1,110 @@
+"""Mini-batches of stored rows: each row once, its values together, in the order that the seed says."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import pellucid as pl
+import support
+from noticed import must_be_noticed
+from pellucid.corpus import loader, place, plan
+
+NAMES = ["blocks.0.resid_post", "blocks.2.attn.ckpt_z"]
+TEXTS = [[length, *support.some_ids(1, length)[0].tolist()] for length in range(19)]
+"""No two begin alike, so that no two rows are alike."""
+
+
+@functools.cache
+def shared() -> pl.CkptedTransformer:
+    """The same model for every test, which must not change it."""
+    return support.glass()
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """About ten parts."""
+    monkeypatch.setattr(plan, "PART_BYTES", 1)
+    monkeypatch.setattr(plan, "TEXTS_IN_A_PART", 1)
+    return pl.corpus.capture(shared(), TEXTS, NAMES, tmp_path / "a.zarr")
+
+
+def rows_of(batches: list[Any], store: Any) -> list[int]:
+    """Which rows these are, seen by their values; both names and the token must be of the same row."""
+    first, second = (torch.from_numpy(store[name][:]) for name in NAMES)
+    numbers = {row.numpy().tobytes(): number for number, row in enumerate(first)}
+    assert len(numbers) == len(first)
+    found: list[int] = []
+    for batch in batches:
+        assert list(batch) == NAMES
+        rows = [numbers[row.numpy().tobytes()] for row in batch[NAMES[0]]]
+        assert torch.equal(batch[NAMES[1]], second[rows])
+        assert torch.equal(batch.tokens, torch.from_numpy(store.tokens[:].astype(np.int64))[rows])
+        assert batch.rows.tolist() == rows
+        found += rows
+    return found
+
+
+ORDERS: dict[str, dict[str, Any]] = {
+    "as it lies": {"shuffle": False}, "as it lies, in windows": {"shuffle": False, "window": 50}, "a permutation": {},
+    "a window of a part": {"window": 1}, "a window of three": {"window": 70}, "a window of all": {"window": 10**6},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_each_row_once(order: str, store: Any) -> None:
+    about = ORDERS[order]
+    made = store.loader(7, seed=3, **about)
+    batches = list(made)
+    assert len(batches) == len(made) == -(-store.plan.rows // 7)
+    assert [len(batch.tokens) for batch in batches[:-1]] == [7] * (len(batches) - 1)
+    rows = rows_of(batches, store)
+    assert sorted(rows) == [*range(store.plan.rows)]
+    assert (rows == sorted(rows)) == ("as it lies" in order)
+    assert rows_of(list(made), store) == rows, "a second pass is the first"
+    assert rows_of(list(store.loader(5, seed=3, **about)), store) == rows, "the order is not that of the batches"
+    if "shuffle" not in about:
+        assert rows_of(list(store.loader(7, seed=4, **about)), store) != rows
+
+
+def test_windows_hold_whole_parts(store: Any) -> None:
+    size = store.plan.part_rows
+    rows = rows_of(list(store.loader(1, window=3 * size)), store)
+    for start in range(0, store.plan.rows, 3 * size):
+        parts = {row // size for row in rows[start : start + 2 * size]}
+        assert len(parts) <= 3
+    assert rows[:size] != sorted(rows[:size])
+    spread = rows_of(list(store.loader(1)), store)
+    assert len({row // size for row in spread[: 3 * size]}) > 3
+
+
+@pytest.mark.parametrize(
+    ("given", "code"),
+    [({"batch_size": 0}, "not-a-whole-number"), ({"batch_size": 2.5}, "not-a-whole-number"),
+     ({"window": 0}, "not-a-whole-number"), ({"seed": "a"}, "not-a-whole-number")],
+)  # fmt: skip
+def test_arguments(given: dict[str, Any], code: str, store: Any) -> None:
+    with pytest.raises(pl.InputError) as caught:
+        store.loader(**{"batch_size": 4, **given})
+    assert caught.value.code == code
+
+
+def test_a_store_that_is_not_finished(store: Any, tmp_path: Path) -> None:
+    (tmp_path / "a.zarr" / place.chunk_key("ledger", 1, 3)).unlink()
+    with pytest.raises(pl.InputError, match="not finished") as caught:
+        store.loader(4)
+    assert caught.value.code == "corpus-unfinished"
+    pl.corpus.capture(shared(), TEXTS, NAMES, tmp_path / "a.zarr")
+    assert sum(len(batch.tokens) for batch in store.loader(4)) == store.plan.rows
+
+
+def test_a_mistake_is_noticed(store: Any) -> None:
+    def regrouped(self: Any, pieces: Any) -> Any:
+        return (piece for piece in pieces if len(piece["tokens"]) == self.batch_size)
+
+    must_be_noticed((loader.Loader, "_regrouped", regrouped, test_each_row_once), "a permutation", store)

@@ -1,0 +1,520 @@
+"""Stores: what is on disk is what runs give, to the bit, however it came there, and a reader gets all of it."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import killed
+import pellucid as pl
+import samples
+import support
+from noticed import must_be_noticed
+from pellucid import atomic
+from pellucid.corpus import parts, place, plan, verification
+from pellucid.corpus import store as store_module
+
+NAMES = ["resid_post", "attn.ckpt_z", "mlp.ckpt_pre"]
+LENGTHS = (5, 2, 7, 3, 1, 12, 2, 9, 4, 6)
+TEXTS = [*support.ragged_ids(*LENGTHS), support.ragged_ids(*LENGTHS)[2]]
+
+
+@functools.cache
+def shared() -> pl.CkptedTransformer:
+    """The same model for every test, which must not change it."""
+    return support.glass()
+
+
+@pytest.fixture
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts of a few rows, so that texts lie across their borders."""
+    monkeypatch.setattr(plan, "PART_BYTES", 1)
+    monkeypatch.setattr(plan, "TEXTS_IN_A_PART", 1)
+
+
+def captured(path: Path, texts: Any = TEXTS, **changes: Any) -> Any:
+    return pl.corpus.capture(shared(), texts, **{"names": NAMES, "batch_tokens": 16, "path": path, **changes})
+
+
+def files(folder: Path) -> dict[str, str]:
+    """Every file of a store, by what is in it."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*")) if path.is_file()
+    }  # fmt: skip
+
+
+def check_rows(store: Any, model: pl.CkptedTransformer, texts: Any, tolerance: float) -> None:
+    """Every row is that of its text, run alone."""
+    assert len(store.texts) == len(texts)
+    for text, stored in zip(texts, store.texts, strict=True):
+        _, alone = model.run_with_ckpts([text], names=list(store))
+        rows = slice(stored.rows.start, stored.rows.stop)
+        assert store.tokens[rows].tolist() == list(text)
+        for name in store:
+            np.testing.assert_allclose(store[name][rows], alone[name][0], rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.usefixtures("small_parts")
+def test_rows_are_those_of_runs(tmp_path: Path) -> None:
+    store = captured(tmp_path / "a.zarr")
+    assert store.plan.parts > 3
+    assert store.is_complete
+    assert store.tokens.shape == (sum(map(len, TEXTS)),)
+    assert [text.number for text in store.texts] == [*range(len(TEXTS))]
+    assert store.texts[2].digest == store.texts[-1].digest != store.texts[0].digest
+    check_rows(store, shared(), TEXTS, 1e-5)
+    assert store.verify()
+    assert store.verify().rows == sum(map(len, TEXTS))
+    few = [store.verify(2, seed=seed) for seed in range(3)]
+    assert all(few)
+    assert {found.rows for found in few} == {2}
+
+
+@pytest.mark.usefixtures("small_parts")
+def test_rows_are_the_bits_of_the_planned_batches(tmp_path: Path) -> None:
+    store, model = captured(tmp_path / "a.zarr"), shared()
+    seen = np.zeros(store.plan.rows, int)
+    for part in range(store.plan.parts):
+        own = store.plan.rows_of(part)
+        for batch in store.corpus.batches(part):
+            longest = max(span.stop - span.start for span in batch)
+            assert len(batch) == 1 or longest * len(batch) <= 16
+            ids = [store.tokens[span.start : span.stop].tolist() for span in batch]
+            _, ckpts = model.run_with_ckpts(ids, names=NAMES)
+            for row, span in enumerate(batch):
+                first = max(span.start, own.start)
+                seen[first : span.stop] += 1
+                for name in store:
+                    expected = ckpts[name][row, -(span.stop - first) :]
+                    assert torch.equal(torch.from_numpy(store[name][first : span.stop]), expected), (name, span)
+    assert (seen == 1).all()
+
+
+@pytest.mark.parametrize("family", samples.SAMPLES)
+def test_every_family(family: str, tmp_path: Path) -> None:
+    model, texts = samples.shared(family), samples.ragged_ids(3, 9, 5)
+    names = [name for name in model.ckpt_names if model.schema[name].axes[:2] == ("batch", "pos")]
+    store = pl.corpus.capture(model, texts, names, tmp_path / "a.zarr")
+    assert list(store) == names
+    check_rows(store, model, texts, 1e-4)
+    assert store.verify(model=model)
+
+
+def test_opened_by_others(tmp_path: Path) -> None:
+    import dask.array
+    import xarray
+    import zarr
+
+    store = captured(tmp_path / "a.zarr")
+    name = "blocks.1.attn.ckpt_z"
+    found = xarray.open_zarr(tmp_path / "a.zarr")
+    assert found[name].dims == ("row", "head", "d_head")
+    assert found.sizes["row"] == sum(map(len, TEXTS))
+    np.testing.assert_array_equal(found[name], store[name][:])
+    np.testing.assert_array_equal(found["tokens"], np.concatenate(TEXTS))
+    np.testing.assert_array_equal(dask.array.from_zarr(str(tmp_path / "a.zarr"), component=name), store[name][:])
+    array = zarr.open_group(tmp_path / "a.zarr", mode="r")[name]
+    assert array.chunks == (store.plan.part_rows, *array.shape[1:])
+    mapped = np.memmap(tmp_path / "a.zarr" / name / "c.0.0.0", "<f4", "r").reshape(array.chunks)
+    np.testing.assert_array_equal(mapped[: store.plan.rows], store[name][:])
+    assert torch.equal(store.chunk(name, 0), torch.from_numpy(store[name][:]))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64"])
+def test_dtypes(dtype: str, tmp_path: Path) -> None:
+    store = captured(tmp_path / "a.zarr", names="blocks.1.resid_post", dtype=dtype)
+    whole = captured(tmp_path / "b.zarr", names="blocks.1.resid_post")
+    array = store["blocks.1.resid_post"]
+    assert array.attrs["dtype"] == dtype
+    expected = torch.from_numpy(whole["blocks.1.resid_post"][:]).to(getattr(torch, dtype))
+    bits = torch.from_numpy(array[:])
+    assert torch.equal(bits.view(torch.bfloat16) if dtype == "bfloat16" else bits, expected)
+    batch = next(iter(store.loader(1000, shuffle=False)))
+    assert torch.equal(batch["blocks.1.resid_post"], expected)
+    assert store.verify()
+
+
+def test_the_model_of_the_provenance(bundled: pl.CkptedTransformer, tmp_path: Path) -> None:
+    """The bundled one, and one in a folder."""
+    texts = ["Once upon a time", "The end"]
+    store = pl.corpus.capture(bundled, texts, "resid_post", tmp_path / "a.zarr")
+    assert store.provenance["model"] == "bundled"
+    assert pl.corpus.open(tmp_path / "a.zarr").verify()
+    shared().save_pretrained(tmp_path / "model")
+    model = pl.load(tmp_path / "model")
+    pl.corpus.capture(model, TEXTS, "resid_post", tmp_path / "b.zarr")
+    assert pl.corpus.open(tmp_path / "b.zarr").verify()
+    with torch.no_grad():
+        model.blocks[0].mlp.W_in[0, 0] += 1
+    model.save_pretrained(tmp_path / "model")
+    with pytest.raises(pl.InputError, match="weights") as caught:
+        pl.corpus.open(tmp_path / "b.zarr").verify()
+    assert caught.value.code == "corpus-misfit"
+
+
+# What is wrong is found
+
+
+@pytest.mark.usefixtures("small_parts")
+def test_a_changed_bit_is_found(tmp_path: Path) -> None:
+    store = captured(tmp_path / "a.zarr")
+    name, part = "blocks.1.resid_post", 2
+    file = tmp_path / "a.zarr" / name / f"c.{part}.0"
+    data = bytearray(file.read_bytes())
+    data[3] ^= 1
+    file.write_bytes(data)
+    found = store.verify()
+    assert not found
+    assert found.damaged == [(name, part)]
+    assert found.unequal == [(name, store.plan.rows_of(part).start)]
+    assert "(blocks.1.resid_post', 2)" in repr(found) or "'blocks.1.resid_post', 2" in repr(found)
+
+
+def test_a_store_of_another_computation_is_found(tmp_path: Path) -> None:
+    """Hooks are no part of what is known of a model, and what they change is seen."""
+    model = support.glass()
+    handle = model.blocks[0].mlp.register_forward_hook(lambda module, given, out: out * 2)
+    store = pl.corpus.capture(model, TEXTS, "blocks.1.resid_post", tmp_path / "a.zarr")
+    assert store.verify(model=model)
+    handle.remove()
+    found = store.verify(model=model)
+    assert len(found.unequal) == store.plan.rows
+    assert not found.damaged
+
+
+# Going on
+
+
+@pytest.mark.usefixtures("small_parts")
+def test_it_goes_on_where_it_was_killed(tmp_path: Path) -> None:
+    """Before and after each of its steps on disk; the store is then that of a run that was never killed."""
+    whole, begun, path = tmp_path / "whole.zarr", tmp_path / "begun.zarr", tmp_path / "a.zarr"
+    about: dict[str, Any] = {"texts": TEXTS[:4], "names": "blocks.1.resid_post"}
+    captured(whole, **about)
+    shutil.copytree(whole, begun)
+    for name in ("ledger", "blocks.1.resid_post"):
+        for chunk in (begun / name).glob("c.*"):
+            chunk.unlink()
+    shutil.copytree(begun, path)
+    left = set[int]()
+    for _ in killed.at_every_step(lambda: captured(path, **about), ((os, "replace"), (os, "fsync"))):
+        store = pl.corpus.open(path)
+        left.add(len(store.parts))
+        assert not store.parts or store.verify(model=shared())
+        captured(path, **about)
+        assert files(path) == files(whole)
+        shutil.rmtree(path)
+        shutil.copytree(begun, path)
+    assert left == {*range(store.plan.parts + 1)}, "it was killed in the midst of it"
+
+
+@pytest.mark.usefixtures("small_parts")
+def test_it_is_begun_whole_or_not_at_all(tmp_path: Path) -> None:
+    """While texts are read, nothing is at the path; what a kill leaves beside it is removed by the next call."""
+    about: dict[str, Any] = {"texts": TEXTS[:4], "names": "blocks.1.resid_post"}
+    steps = ((atomic, "put"), (atomic, "take_folder"))
+    for _ in killed.at_every_step(lambda: captured(tmp_path / "a.zarr", **about), steps):
+        if (tmp_path / "a.zarr").exists():
+            pl.corpus.open(tmp_path / "a.zarr")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.zarr"]
+
+
+@pytest.mark.usefixtures("small_parts")
+def test_it_goes_on_after_kills_at_any_moment(tmp_path: Path) -> None:
+    whole, path = tmp_path / "whole.zarr", tmp_path / "a.zarr"
+    begun = time.monotonic()
+    captured(whole)
+    took = time.monotonic() - begun
+    generator = random.Random(0)
+    for _ in range(20):
+        child = killed.in_a_child(lambda: captured(path))
+        time.sleep(generator.uniform(0, took))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    store = captured(path)
+    assert files(path) == files(whole)
+    assert store.verify()
+
+
+@pytest.mark.usefixtures("small_parts")
+def test_what_is_whole_is_not_made_again(tmp_path: Path) -> None:
+    path, model, runs = tmp_path / "a.zarr", shared(), list[Any]()
+    store = captured(path)
+    before = files(path)
+    (path / place.chunk_key(parts.LEDGER, 3, 3)).unlink()
+    (path / place.chunk_key("blocks.0.resid_post", 1, 2)).unlink()
+    assert not store.is_complete
+    assert np.isnan(store["blocks.0.resid_post"][store.plan.rows_of(1).start]).all()
+    handle = model.register_forward_pre_hook(lambda module, given: runs.append(len(given[0])))
+    try:
+        captured(path)
+    finally:
+        handle.remove()
+    assert len(runs) == sum(len(list(store.corpus.batches(part))) for part in (1, 3))
+    assert files(path) == before
+
+
+@pytest.mark.usefixtures("small_parts")
+def test_what_is_not_there_is_made(tmp_path: Path) -> None:
+    path = tmp_path / "a.zarr"
+    captured(path)
+    before = files(path)
+    (path / place.chunk_key("blocks.0.resid_post", 1, 2)).unlink()
+    captured(path)
+    assert files(path) == before
+
+
+def test_parts_do_not_depend_on_their_order(tmp_path: Path, small_parts: None) -> None:
+    store = captured(tmp_path / "a.zarr")
+    made = {part: store.corpus.make(shared(), part) for part in reversed(range(store.plan.parts))}
+    for part, chunks in made.items():
+        for name, chunk in chunks.items():
+            rows = len(store.plan.rows_of(part))
+            assert torch.equal(chunk[:rows], store.chunk(name, part))
+            assert not chunk[rows:].any()
+
+
+CHANGED: dict[str, tuple[dict[str, Any], str]] = {
+    "another text": ({"texts": [*TEXTS[:-1], [1, 2]]}, "the texts differ"),
+    "one text fewer": ({"texts": TEXTS[:-1]}, "the texts differ"),
+    "another order": ({"texts": TEXTS[::-1]}, "the texts differ"),
+    "another checkpoint": ({"names": "resid_mid"}, "the checkpoints differ"),
+    "another dtype": ({"dtype": "float16"}, "the dtype of what is stored differs"),
+    "other batches": ({"batch_tokens": 17}, "batch_tokens differs"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CHANGED)
+def test_a_store_of_something_else_is_not_gone_on_with(case: str, tmp_path: Path) -> None:
+    changes, said = CHANGED[case]
+    captured(tmp_path / "a.zarr")
+    before = files(tmp_path / "a.zarr")
+    with pytest.raises(pl.InputError, match=said) as caught:
+        captured(tmp_path / "a.zarr", **changes)
+    assert caught.value.code == "corpus-misfit"
+    assert files(tmp_path / "a.zarr") == before
+    other = support.glass(seed=1)
+    with pytest.raises(pl.InputError, match="weights"):
+        pl.corpus.capture(other, TEXTS, NAMES, tmp_path / "a.zarr", batch_tokens=16)
+
+
+def test_a_machine_that_rounds_otherwise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = captured(tmp_path / "a.zarr")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+    try:
+        with pytest.raises(pl.InputError, match="number of threads") as caught:
+            captured(tmp_path / "a.zarr")
+        assert f"torch.set_num_threads({threads})" in caught.value.remedy
+        with pytest.raises(pl.InputError, match="number of threads"):
+            store.verify()
+    finally:
+        torch.set_num_threads(threads)
+    monkeypatch.setattr(torch, "__version__", "1.0")
+    with pytest.raises(pl.InputError, match="torch's version differs"):
+        captured(tmp_path / "a.zarr")
+
+
+# What cannot be
+
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
+    "no text": ({"texts": []}, "no-texts"),
+    "a text that is empty": ({"texts": [[1, 2], []]}, "empty-text"),
+    "one string": ({"texts": "a text"}, "texts-kind"),
+    "a number": ({"texts": [3.5]}, "ids-dtype"),
+    "words without a tokenizer": ({"texts": ["a text"]}, "no-tokenizer"),
+    "too long": ({"texts": [[1] * 100]}, "too-long"),
+    "an id outside": ({"texts": [[10**6]]}, "id-out-of-range"),
+    "no such checkpoint": ({"names": "resid_pots"}, "unknown-checkpoint"),
+    "a pattern": ({"names": "attn.ckpt_pattern"}, "corpus-axes"),
+    "a dtype": ({"dtype": "int8"}, "corpus-dtype"),
+    "no batch": ({"batch_tokens": 0}, "not-a-whole-number"),
+    "long texts": ({"long_texts": "cut"}, "corpus-long-texts"),
+    "options of a folder": ({"storage_options": {"anon": True}}, "corpus-options"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_cannot_be_captured(case: str, tmp_path: Path) -> None:
+    changes, code = WRONG[case]
+    with pytest.raises(pl.PellucidError) as caught:
+        captured(tmp_path / "a.zarr", **changes)
+    assert caught.value.code == code, caught.value
+    assert not list(tmp_path.iterdir()), "nothing is left"
+
+
+def test_long_texts_are_split_on_request(tmp_path: Path) -> None:
+    model = shared()
+    size = model.schema.sizes["n_ctx"]
+    long = support.some_ids(1, 2 * size + 3)[0].tolist()
+    store = captured(tmp_path / "a.zarr", [[5, 6], long, [7]], names="blocks.1.resid_post", long_texts="split")
+    pieces = [[5, 6], long[:size], long[size : 2 * size], long[2 * size :], [7]]
+    check_rows(store, model, pieces, 1e-5)
+    assert [text.number for text in store.texts] == [0, 1, 1, 1, 2]
+    assert len({text.digest for text in store.texts}) == 3
+
+
+def test_something_else_is_there(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "b.txt").write_text("mine")
+    (tmp_path / "c").write_text("mine")
+    for path in (tmp_path / "a", tmp_path / "c"):
+        for act in (captured, pl.corpus.open):
+            with pytest.raises(pl.PellucidError) as caught:
+                act(path)
+            assert caught.value.code == "not-a-corpus"
+    assert (tmp_path / "a" / "b.txt").read_text() == "mine"
+    with pytest.raises(pl.NotFoundError):
+        pl.corpus.open(tmp_path / "nothing")
+    captured(tmp_path / "d.zarr")
+    about = json.loads((tmp_path / "d.zarr" / "zarr.json").read_text())
+    about["attributes"]["pellucid.corpus"]["format"] = "pellucid.corpus/99"
+    (tmp_path / "d.zarr" / "zarr.json").write_text(json.dumps(about))
+    with pytest.raises(pl.InputError, match="no store"):
+        pl.corpus.open(tmp_path / "d.zarr")
+
+
+def test_an_empty_folder_is_taken(tmp_path: Path) -> None:
+    assert captured(tmp_path).is_complete
+
+
+def test_somebody_else_writes(tmp_path: Path) -> None:
+    captured(tmp_path / "a.zarr")
+    with atomic.alone(tmp_path / "a.zarr"), pytest.raises(pl.InputError, match="another process") as caught:
+        captured(tmp_path / "a.zarr")
+    assert caught.value.code == "corpus-busy"
+
+
+def test_a_disk_without_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000})())
+    with pytest.raises(pl.InputError, match="1,000 bytes free") as caught:
+        captured(tmp_path / "a.zarr")
+    assert caught.value.code == "corpus-disk"
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_disk_that_fills_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_parts: None) -> None:
+    whole, plain = tmp_path / "whole.zarr", atomic.put
+    captured(whole)
+
+    def put(path: Path, data: Any) -> None:
+        if path == tmp_path / "a.zarr" / "blocks.1.resid_post" / "c.2.0":
+            raise OSError(28, "No space left on device")
+        plain(path, data)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(atomic, "put", put)
+        with pytest.raises(OSError, match="No space left"):
+            captured(tmp_path / "a.zarr")
+    assert 0 < len(pl.corpus.open(tmp_path / "a.zarr").parts) < pl.corpus.open(whole).plan.parts
+    captured(tmp_path / "a.zarr")
+    assert files(tmp_path / "a.zarr") == files(whole)
+
+
+def test_unknown_names_and_parts_of_a_store(tmp_path: Path) -> None:
+    store = captured(tmp_path / "a.zarr")
+    with pytest.raises(pl.UnknownNameError, match=r"blocks\.0\.resid_pots"):
+        store["blocks.0.resid_pots"]
+    with pytest.raises(pl.InputError, match="part 9"):
+        store.chunk("blocks.0.resid_post", 9)
+    assert "blocks.0.resid_post" in store
+    assert "tokens" not in store
+
+
+# An object store
+
+
+def test_objects(tmp_path: Path, small_parts: None) -> None:
+    """The same values under an address; parts that are there are not made again."""
+    import fsspec
+
+    url = f"memory://{tmp_path.name}/a.zarr"
+    store, folder = captured(url), captured(tmp_path / "a.zarr")
+    for name in store:
+        np.testing.assert_array_equal(store[name][:], folder[name][:])
+    assert store.verify()
+    assert pl.corpus.open(url).is_complete
+    for shuffle in (True, False):
+        a, b = ([batch.tokens for batch in one.loader(5, shuffle=shuffle)] for one in (store, folder))
+        assert torch.equal(torch.cat(a), torch.cat(b))
+    fsspec.filesystem("memory").rm(f"/{tmp_path.name}/a.zarr/ledger/c.2.0.0")
+    assert not store.is_complete
+    assert captured(url).is_complete
+    with pytest.raises(pl.NotFoundError):
+        pl.corpus.open(f"memory://{tmp_path.name}/b.zarr")
+
+
+def test_a_network_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    monkeypatch.setattr(place, "FIRST_WAIT", 0.0)
+    plain, asked = MemoryFileSystem.pipe_file, dict[str, int]()
+
+    def failing(self: Any, path: str, *args: Any, **kwargs: Any) -> Any:
+        asked[path] = asked.get(path, 0) + 1
+        if asked[path] < 3:
+            raise OSError("the network is gone")
+        return plain(self, path, *args, **kwargs)
+
+    monkeypatch.setattr(MemoryFileSystem, "pipe_file", failing)
+    assert captured(f"memory://{tmp_path.name}/c.zarr").verify()
+    asked.clear()
+    monkeypatch.setattr(place, "TRIES", 2)
+    with pytest.raises(OSError, match="network"):
+        captured(f"memory://{tmp_path.name}/d.zarr")
+
+
+# Mutants
+
+
+def _by_the_entry_alone(plain: Any) -> Any:
+    def entry(at: Any, plan: Any, part: int) -> Any:
+        there = at.get(place.chunk_key(parts.LEDGER, part, 3)) is not None
+        return dict.fromkeys(plan.names, b"") if there else None
+
+    return entry
+
+
+MUTANTS: dict[str, tuple[Any, str, Any, Callable[[Path], None]]] = {
+    "rows of the part before": (
+        plan.CorpusPlan, "rows_of", lambda plain: lambda self, part: plain(self, max(part - 1, 0)),
+        test_rows_are_those_of_runs,
+    ),
+    "pads are taken for text": (
+        parts.Corpus, "run",
+        lambda plain: lambda self, model, batch, names: (
+            (span, {name: value.roll(1, 0) for name, value in values.items()})
+            for span, values in plain(self, model, batch, names)
+        ),
+        test_rows_are_those_of_runs,
+    ),
+    "a part without a chunk counts as whole": (
+        store_module, "entry", _by_the_entry_alone,
+        test_what_is_not_there_is_made,
+    ),
+    "values are not compared": (
+        verification, "_same_bits", lambda plain: lambda a, b: torch.ones(len(a), dtype=torch.bool),
+        test_a_changed_bit_is_found,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.usefixtures("small_parts")
+@pytest.mark.parametrize("what", MUTANTS)
+def test_a_mistake_is_noticed(what: str, tmp_path: Path) -> None:
+    owner, name, make, check = MUTANTS[what]
+    must_be_noticed((owner, name, make(getattr(owner, name)), check), tmp_path)
