@@ -9,6 +9,13 @@ from typing import Any
 
 from pellucid.errors import MissingExtraError, printable
 
+_EXTRAS = {
+    "transformers": "hf", "starlette": "view", "uvicorn": "view", "sklearn": "view",
+    "zarr": "corpus", "fsspec": "corpus", "pyarrow": "corpus",
+}  # fmt: skip
+"""Package -> what installs it, where that is not `stats`."""
+
+
 def need(module: str, by: str, *names: str) -> Any:
     """Import a module of an optional package.
 

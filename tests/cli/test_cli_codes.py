@@ -55,6 +55,12 @@ NO_VERB = {
         "ablate-how align-misfit edit-mean-of-pattern gradient-along gradient-rules metric-kind "
         "metric-positions metric-shape metric-tokens metric-without-gradient no-texts nothing-to-normalize path-order "
         "path-through sweep-direction sweep-over sweep-part",
+    "reads others' autoencoders":
+        "sae-and-model sae-centring sae-decode-input sae-fold sae-fold-differs sae-input-scale sae-no-tokens "
+        "sae-not-in-the-stream sae-not-supported sae-place sae-width",
+    "draws from arrays, or opens a tokenizer, in Python":
+        "colours-length not-stages of-text-positions path-not-regular text-axes tokenizer-kind vector-axes",
+    "views captured values or a trace": "no-view not-a-trace view-not-repeatable",
     "reads a store, or calls what writes one with arguments made in Python": "corpus-field corpus-options texts-kind",
     "gathers statistics of a stream": "no-series statistics-kind stream-misfit unknown-of",
     "is said by the verb in its own words before it gets there":

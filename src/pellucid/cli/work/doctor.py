@@ -29,6 +29,7 @@ LIBRARIES = ("torch", "numpy", "safetensors", "tokenizers", "huggingface_hub", "
 EXTRAS = {
     "hf": (("transformers",), "comparing with transformers, and to and from its models"),
     "stats": (("xarray", "statsmodels", "matplotlib"), "labelled arrays, fitted models and figures"),
+    "view": (("starlette", "uvicorn", "scikit-learn"), "`pellucid serve`, the viewer with the model behind it"),
     "corpus": (("zarr", "pyarrow"), "keeping the values of a corpus on disk"),
     "notebook": (("jupyterlab", "ipywidgets"), "opening the notebooks of the examples"),
 }
