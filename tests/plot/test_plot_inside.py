@@ -217,6 +217,15 @@ def test_tokens_do_not_overlap_and_stay_within_the_figure() -> None:
     assert min(box.y0 for box in boxes) > 0
 
 
+def test_hostile_tokens_are_drawn_everywhere(tmp_path: Any) -> None:
+    """Lone surrogates, formulas, controls, and what the font lacks; warnings are errors here."""
+    hard = ["\ud800", "$x$", "\x00", "中", "\u202eabc", "", " $", "\n"]
+    for ax in (pl.plot.tokens(np.arange(8.0), tokens=hard), pl.plot.scatter(pictures.waves(8, 4), tokens=hard)):
+        ax.get_figure().savefig(tmp_path / "hard.png")
+        shown = {text.get_text().replace("\\$", "$") for text in ax.texts}
+        assert shown <= {pl.plot.canvas.label_of(token) for token in hard}
+
+
 def test_pads_are_no_tokens(run: pl.ActivationCkpts) -> None:
     ax = pl.plot.tokens(pl.measure.norms(run, "resid_post").sel(layer=2, batch=1))
     assert pl.plot.data(ax).token.values.tolist() == ["Once"]

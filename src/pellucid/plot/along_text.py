@@ -27,7 +27,7 @@ from pellucid.plot.canvas import (
     wrapped,
 )
 from pellucid.plot.heatmaps import colour_limits, readable
-from pellucid.plot.inputs import as_numbers, labelled, quantity, require_run, sizes
+from pellucid.plot.inputs import as_numbers, labelled, quantity, require_run, sizes, texts_of
 from pellucid.plot.themes import COLUMN, LABEL, SMALL, Theme, pandas, xarray
 
 if TYPE_CHECKING:
@@ -202,7 +202,7 @@ def _one_text(given: Any, strings: Sequence[str] | None) -> DataArray:
         )
     found = labelled(where, array.rename({array.dims[0]: "pos"}))
     if strings is not None:
-        found = found.assign_coords(token=("pos", np.array([str(one) for one in strings], dtype=object)))
+        found = found.assign_coords(token=("pos", texts_of(strings)))
     if "token" not in found.coords:
         raise ShapeError(
             f"{where}: {array.size} values without tokens, expected one for each.",

@@ -248,7 +248,7 @@ def _with_tokens(where: str, array: DataArray, tokens: Sequence[str] | None) -> 
             code="tokens-length",
             remedy="Pass ckpts.batch.strings[row]; of a padded text draw ckpts.to_xarray(), which leaves pads out.",
         )
-    labels = np.array([str(token) for token in tokens], dtype=object)  # numpy's own strings lose a token's last NUL
+    labels = texts_of(tokens)
     queries, keys = _columns(array)
     of_queries = dict(zip(keys.tolist(), labels, strict=True))
     if not set(queries.tolist()) <= set(of_queries):
@@ -259,6 +259,14 @@ def _with_tokens(where: str, array: DataArray, tokens: Sequence[str] | None) -> 
         )
     found = np.array([of_queries[column] for column in queries.tolist()], dtype=object)
     return array.assign_coords(query_token=(query, found), key_token=(key, labels))
+
+
+def texts_of(tokens: Sequence[Any]) -> NDArray[Any]:
+    """Return tokens as an array of texts, lone surrogates spelled out, which pyarrow cannot hold.
+
+    Numpy's own strings would lose a token's last NUL.
+    """
+    return np.array([str(token).encode("utf-8", "backslashreplace").decode() for token in tokens], dtype=object)
 
 
 def positions_of(array: DataArray, dim: str) -> list[Any]:

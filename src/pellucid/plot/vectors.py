@@ -19,7 +19,7 @@ from pellucid.plot.canvas import (
     remember,
     say_what,
 )
-from pellucid.plot.inputs import Numbers, as_numbers, labelled, quantity, sizes
+from pellucid.plot.inputs import Numbers, as_numbers, labelled, quantity, sizes, texts_of
 from pellucid.plot.layers import RASTER
 from pellucid.plot.themes import COLUMN, SMALL, Theme, pandas, xarray
 
@@ -152,7 +152,7 @@ def _with_tokens(where: str, array: DataArray, strings: Sequence[str], others: l
             code="tokens-length",
             remedy="Pass ckpts.batch.strings[0] for one text, or model.tokenizer.pieces(range(n)) for n embeddings.",
         )
-    texts = np.array([str(one) for one in strings], dtype=object).reshape([array.sizes[dim] for dim in others])
+    texts = texts_of(strings).reshape([array.sizes[dim] for dim in others])
     return array.drop_vars("token", errors="ignore").assign_coords(token=(others, texts))
 
 
