@@ -50,6 +50,7 @@ NO_VERB = {
         "attribution-by attribution-of-some-heads attribution-target "
         "captures-without-model lens-model lens-setting "
         "lens-texts no-head-before parts-do-not-sum",
+    "looks at captured values, or at a file of a trace": "no-view not-a-trace of-text-positions view-not-repeatable",
     "evaluates circuits": "circuit-choices circuit-kind circuit-scores circuit-shares not-a-circuit",
     "patches, ablates, or measures one number of a run":
         "ablate-how align-misfit edit-mean-of-pattern gradient-along gradient-rules metric-kind "
