@@ -242,7 +242,8 @@ class Family:
         recognition: How its models are recognised; None if they have to say what they are.
         dropouts: The fields of its configurations that are rates of dropout.
         suspects: The mistakes that a comparison tries, for a configuration, the parameters by name (live views among
-            them) and what was seen, the likely ones first; None if none are known.
+            them) and what was seen, the likely ones first; None if the family has no plain model for them.
+        mistakes: The mistakes that are tried else, as `Change`s of a network, for a network; None if none are known.
     """
 
     name: str
@@ -259,3 +260,4 @@ class Family:
     recognition: Recognition | None = None
     dropouts: tuple[str, ...] = ()
     suspects: Callable[[Any, Mapping[str, Tensor], Seen], Iterator[Suspect]] | None = None
+    mistakes: Callable[[Network], Iterator[Any]] | None = None

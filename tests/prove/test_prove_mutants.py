@@ -27,6 +27,7 @@ from pellucid.prove import (
     divergences,
     influence,
     lending,
+    probes,
     program,
     runs,
     sides,
@@ -334,8 +335,11 @@ def nothing_was_put_there(patch: Patch) -> None:
 
 
 def one_row_is_drawn(patch: Patch) -> None:
-    right = comparison.probe_ids
-    patch.setattr(comparison, "probe_ids", lambda *given: right(*given)[:1])
+    right = probes.Probes.batches
+    patch.setattr(probes.Probes, "batches", lambda self: [ids[:1] for ids in right(self)])
+
+
+no_probe = "batches", lambda self: []
 
 
 def patched(module: Any, name: str, value: Any) -> Callable[[Patch], None]:
@@ -448,7 +452,7 @@ MUTANTS: dict[str, tuple[Callable[[Patch], None], Callable[[], None]]] = {
         nothing_was_put_there, an_outer_module_hides_nothing
     ),
     "all heads are one": (heads_are_one, heads_hide_nothing),
-    "a constant keeps the probe away": (patched(comparison, "probe_ids", nothing), constants_keep_no_probe_away),
+    "a constant keeps the probe away": (patched(probes.Probes, *no_probe), constants_keep_no_probe_away),
     "a constant stands for what is behind it": (
         patched(runs.Runs, "against", lambda self, values: self), constants_hide_nothing
     ),
@@ -460,7 +464,7 @@ MUTANTS: dict[str, tuple[Callable[[Patch], None], Callable[[], None]]] = {
         both(patched(trial.Trial, "_judge_unwatched", nothing), any_size_is_rounding), the_unwatched_run_is_judged
     ),
     "everything extra is idle": (patched(influence, "_stays", lambda *_: True), extra_is_not_passed_over),
-    "no probe is run": (patched(comparison, "probe_ids", nothing), windows_are_seen),
+    "no probe is run": (patched(probes.Probes, *no_probe), windows_are_seen),
     "the probe is one row": (one_row_is_drawn, rows_are_seen),
     "what is drawn upon a list stays": (patched(lending, "_copied", lambda value, memo: value), lists_are_kept),
     "nothing is injected": (patched(influence._Injection, "inject", lambda self, size: None), sensitivity_is_real),

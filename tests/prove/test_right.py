@@ -190,7 +190,7 @@ def test_progress_is_told(small: pl.CkptedTransformer) -> None:
     told: list[tuple[str, float]] = []
     pl.compare(small, RIGHTS["course"](small), IDS, progress=lambda what, share: told.append((what, share)))
     assert [what for what, _ in told] == ["aligning parameters", "running both", "running both in float64",
-                                          "looking for the cause", "running both on a probe"]  # fmt: skip
+                                          "looking for the cause", "running both on probes"]  # fmt: skip
     assert told == sorted(told, key=lambda step: step[1])
 
 

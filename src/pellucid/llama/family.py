@@ -30,4 +30,5 @@ LLAMA = Family(
     adopt=rotary.adopt,
     recognition=Recognition(layouts.configs),
     dropouts=("attention_dropout",),
+    mistakes=later("pellucid.llama.mistakes", "mistakes"),
 )

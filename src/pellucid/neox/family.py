@@ -31,4 +31,5 @@ NEOX = Family(
     adopt=rotary.adopt,
     recognition=Recognition(layouts.configs),
     dropouts=("attention_dropout", "hidden_dropout"),
+    mistakes=later("pellucid.neox.mistakes", "mistakes"),
 )

@@ -50,6 +50,32 @@ class RunInputs:
         )
 
 
+@dataclass(frozen=True)
+class Reach:
+    """What of a model's inputs the logits were compared for; nothing is known of a program on others.
+
+    Attributes:
+        ids: Of how many token ids, and how many there are.
+        positions: At how many positions, and how many there are.
+        beyond: What was compared for the others, in words; "" for nothing.
+    """
+
+    ids: tuple[int, int] = (0, 0)
+    positions: tuple[int, int] = (0, 0)
+    beyond: str = ""
+
+    @property
+    def partial(self) -> dict[str, tuple[int, int]]:
+        """ "ids" and "positions", where some are left out."""
+        pairs = {"ids": self.ids, "positions": self.positions}
+        return {name: pair for name, pair in pairs.items() if pair[0] < pair[1]}
+
+    def __str__(self) -> str:
+        (ids, vocabulary), (positions, context) = self.ids, self.positions
+        words = f"the logits for {ids:,} of {vocabulary:,} ids and at {positions:,} of {context:,} positions"
+        return f"{words}; {self.beyond}" if self.beyond else words
+
+
 SEED = 0
 """The seed of the ids that are drawn."""
 

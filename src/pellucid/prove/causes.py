@@ -21,6 +21,7 @@ from pellucid.prove.alignment import Alignment
 from pellucid.prove.copies import working_copy
 from pellucid.prove.points import LOGITS, block_of, with_checkpoints
 from pellucid.prove.program import DOUBLE, Conditions, Glass
+from pellucid.prove.rewritten import suspect_of
 from pellucid.prove.runs import Runs, same_bits
 from pellucid.prove.units import kind_of, units_of
 from pellucid.run.model import CkptedTransformer
@@ -320,7 +321,8 @@ class CauseSearch:
 
     def _evidence(self, reference: CkptedTransformer, double: Runs, point: str) -> Evidence | None:
         """What there is to find a cause by; None if no mistakes are known of the family."""
-        if self.family.suspects is None:
+        family = self.family
+        if family.suspects is None and family.mistakes is None:
             return None
         points = double.points()
         before = points[: points.index(point)] if point in points else points
@@ -328,7 +330,11 @@ class CauseSearch:
         moved = [match for match in self.alignment.matches if match.transform.heads and not match.group.heads]
         heads = {unit: match.transform.heads or () for match in moved for unit in match.group.units}
         seen = Seen(double.ids.size(0), double.ckpt(point), double.free[point], double.expected, alone, heads)
-        suspects = list(self.family.suspects(reference.config, units_of(reference), seen))
+        if family.suspects is not None:
+            suspects = list(family.suspects(reference.config, units_of(reference), seen))
+        else:
+            assert family.mistakes is not None
+            suspects = [suspect_of(change, reference) for change in family.mistakes(reference)]
         agreed = tuple(p for p in before if not double.is_wrong(double.free, p))
         wrong = {block_of(double.ckpt(p)) for p in points if double.is_wrong(double.forced, p)} - {-1}
         return Evidence(suspects, double, point, agreed, tuple(sorted(wrong)))

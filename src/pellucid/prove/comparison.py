@@ -9,24 +9,23 @@ import torch
 from torch import Tensor, nn
 
 from pellucid.families import family_of
-from pellucid.prove.about import distance_of
-from pellucid.prove.aligning import align
+from pellucid.prove.about import Reach, distance_of
 from pellucid.prove.alignment import Alignment
 from pellucid.prove.calling import NoLogitsError
 from pellucid.prove.causes import CauseSearch, head_of_its_own
 from pellucid.prove.copies import quietly, with_their_values, without_units, working_copy
 from pellucid.prove.divergences import Sides, divergence_at, first_changed, not_finite_at, positions_note, with_changes
 from pellucid.prove.ground import AsGiven, DidNotRunError, common_ground, rounded_alike
-from pellucid.prove.held import Computed, computed_in, filled, held_in, hidden_in, with_computed
-from pellucid.prove.influence import Sensitivity, cropped, without_idle
+from pellucid.prove.influence import Sensitivity, without_idle
 from pellucid.prove.lending import Loan
+from pellucid.prove.matching import Matching
 from pellucid.prove.points import LOGITS, sites_of
+from pellucid.prove.probes import AT_ONCE, Entrance, Probes, named_ids
 from pellucid.prove.program import DOUBLE, Glass, Program
 from pellucid.prove.report import CheckpointRow, ComparisonReport, Divergence, relative_changes
 from pellucid.prove.runs import Runs, rows_of
-from pellucid.prove.tensors import compare_tensors, known_buffers
-from pellucid.prove.trial import Trial, probe_ids
-from pellucid.prove.units import N_CTX, kind_of, unit_axes, units_of
+from pellucid.prove.trial import Trial
+from pellucid.prove.units import N_CTX, kind_of, unit_axes
 from pellucid.prove.verdict import is_rounding, notes_on, rows_of_parameters, verdict_of
 from pellucid.run.model import CkptedTransformer
 
@@ -65,29 +64,27 @@ class Comparison:
     notes: list[str] = field(default_factory=list)
     mixed: bool = False
     given: AsGiven | None = None
-    units: dict[str, Tensor] = field(default_factory=dict)
-    others: dict[str, Tensor] = field(default_factory=dict)
     seen: tuple[int, int] = (0, 0)
     blind: bool = False
     exact: bool = True
     odd: bool = False
     lengths: tuple[int, ...] = ()
     logits: tuple[Tensor, Tensor] | None = None
-    buffers: set[str] = field(default_factory=set)
-    unread: list[str] = field(default_factory=list)
-    computed: dict[str, Computed] = field(default_factory=dict)
+    reach: Reach | None = None
 
     def __post_init__(self) -> None:
         self.schema, self.family = self.reference.schema, family_of(self.reference.config)
+        self.matching = Matching(self.reference, self.other, self.tensors)
+        self.probes = self._probes()
 
     def report(self) -> ComparisonReport:
         """Align, run, judge."""
         self.progress("aligning parameters", 0.0)
-        self._crop()
-        alignment = self._without_rounding(self._aligned())  # in the dtypes that they have
-        first = first_changed(alignment, self.units, self.others)
-        first, notes = with_changes(first, Sides(self.units, self.others, alignment, self.swapped))
-        self.notes += notes
+        alignment, units, others = self.matching.alignment(), self.matching.units, self.matching.others
+        first, notes = with_changes(
+            first_changed(alignment, units, others), Sides(units, others, alignment, self.swapped)
+        )
+        self.notes += [*self.matching.notes, *notes]
         self.progress("running both", 0.3)
         program, other = self._program(alignment), self.other
         watched = Glass(working_copy(other, program.loan.dtype)) if isinstance(other, CkptedTransformer) else program
@@ -104,7 +101,7 @@ class Comparison:
     def _program(self, alignment: Alignment) -> Program:
         """The other program, and the reference, in the dtypes in which they are compared."""
         ground, other, reference = common_ground(self.reference, self.other), self.other, self.reference
-        computed = {name: self.others[name] for name in self.computed}
+        computed = {name: self.matching.others[name] for name in self.matching.computed}
         sites, head = sites_of(alignment, other, self.schema), reference.embed.W_E.detach()
         unseen = [unit for unit in alignment.missing if kind_of(unit) in self.family.unseen]
         self.reference = without_units(working_copy(reference, ground.dtype), unseen)
@@ -114,7 +111,7 @@ class Comparison:
             self.notes.append(ground.note)
             self.given = AsGiven(reference, Program(Loan(other), (), head))
             if ground.dtype is None:
-                self.reference = rounded_alike(self.reference, program, alignment, self.others)
+                self.reference = rounded_alike(self.reference, program, alignment, self.matching.others)
         return program
 
     def _failure(self, program: Program, error: Exception) -> str:
@@ -124,38 +121,6 @@ class Comparison:
         if isinstance(error, DidNotRunError):
             return str(error)
         return f"the other model did not run on ids {list(self.ids.shape)}: {program.failure(self.ids, error)}"
-
-    def _crop(self) -> None:
-        """Both sides' tensors, the other's as they evaluate, and tables cut to the rows that both sides have."""
-        self.units = units_of(self.reference)
-        if self.tensors is not None:
-            self.others, self.buffers = dict(self.tensors), known_buffers(self.tensors, self.reference.config)[0]
-            return
-        with Loan(self.other).taken() as module:  # as it evaluates: adapters merge themselves there
-            held, self.buffers = held_in(module)
-            self.computed = computed_in(module)
-        held = with_computed(self._readable(held), self.computed)
-        padded = not isinstance(self.other, CkptedTransformer)  # a model of ours says which vocabulary it has
-        self.units, self.others, notes = cropped(self.units, held, self.schema, padded=padded)
-        self.notes += notes
-
-    def _readable(self, held: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Tensors with every value in memory; what cannot be read so is kept as unexplained."""
-        found = {name: filled(tensor) for name, tensor in held.items()}
-        self.unread += [name for name, tensor in found.items() if tensor is None]
-        return {name: tensor for name, tensor in found.items() if tensor is not None}
-
-    def _aligned(self) -> Alignment:
-        """Which tensor is which parameter; if some are missing, among those that torch does not know of, too."""
-        alignment = align(self.units, self.others, self.schema, self.buffers)
-        if alignment.missing and self.tensors is None and (hidden := self._readable(hidden_in(self.other))):
-            more = align(self.units, {**self.others, **hidden}, self.schema, self.buffers | set(hidden))
-            if len(more.missing) < len(alignment.missing):
-                names = [match.name for match in more.matches if match.name in hidden]
-                alignment, self.others, self.buffers = more, self.others | hidden, self.buffers | set(hidden)
-                self.notes.append(f"{len(names)} tensors that torch does not know as parameters were read, "
-                                  f"such as {names[0]}")  # fmt: skip
-        return replace(alignment, unexplained=(*alignment.unexplained, *self.unread))
 
     def _precise(self) -> CkptedTransformer:
         """The reference for float64: a constant that the other program keeps in float32 is no error of it."""
@@ -167,35 +132,17 @@ class Comparison:
             self.family.adopt(made, [t for t in held if isinstance(t, Tensor) and not isinstance(t, nn.Parameter)])
         return made
 
-    def _without_rounding(self, alignment: Alignment) -> Alignment:
-        """An alignment in which a weight that is computed from what stands for the reference's is the reference's."""
-        matches, said = list(alignment.matches), dict[str, list[str]]()
-        for number, match in enumerate(matches):
-            weight = self.computed.get(match.name)
-            if weight is None:
-                continue
-            natural = match.group.natural(self.units)
-            wanted, words = match.transform.apply(natural, match.group, match.shape), f"computed ({weight.how})"
-            if not match.comparison.bit_equal and weight.comes_from(wanted):
-                words += " from what stands for the reference's values, but for rounding"
-                self.others[match.name] = wanted
-                matches[number] = replace(match, comparison=compare_tensors(natural, natural))
-            said.setdefault(words, []).append(match.name)
-        for words, names in said.items():
-            more = f" and {len(names) - 4} more" if len(names) > 4 else ""
-            self.notes.append(f"{words}: {', '.join(names[:4])}{more}")
-        return replace(alignment, matches=tuple(matches))
-
     def _without_idle(self, alignment: Alignment, program: Program) -> Alignment:
-        probe = self._probe_ids()
-        batches = [self.ids] if probe is None else [self.ids, probe]
-        return without_idle(alignment, program, self.others, batches, self.family.unseen)
+        batches = [self.ids, self.probes.mixed()]
+        return without_idle(alignment, program, self.matching.others, batches, self.family.unseen)
 
-    def _probe_ids(self) -> Tensor | None:
+    def _probes(self) -> Probes:
         """Ids of our own that show more than the caller's, within the positions that both sides have."""
         axes, sizes = unit_axes(self.schema), self.schema.sizes
-        tables = [len(unit) for name, unit in self.units.items() if axes[name][0] == N_CTX]
-        return probe_ids(self.ids, sizes["d_vocab"], min([sizes[N_CTX], *tables]))
+        tables = [len(unit) for name, unit in self.matching.units.items() if axes[name][0] == N_CTX]
+        weights = sum(parameter.numel() for parameter in self.reference.parameters())
+        named = named_ids(self.other, sizes["d_vocab"])
+        return Probes(self.ids, sizes, min([sizes[N_CTX], *tables]), weights, named)
 
     def _rows(self) -> list[list[int]]:
         """The caller's ids, without what fills short rows up."""
@@ -216,15 +163,16 @@ class Comparison:
         if first is not None:
             rows = rows_of(trial.single, trial.double)
             return self._finished(alignment, rows, self._of_parameters(alignment, trial, first), explained=False)
-        if (probe := self._probed(trial) if trial.point is None else None) is not None:
+        further = self._probed(trial) if trial.point is None else []
+        for probe in further:
             trial.double.learn(probe.double.dropped)
         rows = rows_of(trial.single, trial.double)
         divergence, explained = self._verdict_on(alignment, trial, rows)
         if divergence is None and trial.point is not None:  # what differs is harmless, and other ids may show more
-            probe = self._probed(trial)
+            further = self._probed(trial)
         if divergence is None and (words := trial.unsteady()) is not None:
             divergence = Divergence(LOGITS, "logits", words)
-        if divergence is None and probe is not None:
+        for probe in further if divergence is None else []:
             self._note(probe)
             self.exact = False  # its logits round in another way
             divergence, also = self._verdict_on(alignment, probe, ())
@@ -233,6 +181,7 @@ class Comparison:
                 rows = rows_of(probe.single, probe.double)
                 divergence = replace(divergence, detail=f"{divergence.detail}; shown on {_probe_words(probe.ids)}, not "
                                                         "on the inputs given")  # fmt: skip
+                break
         return self._finished(alignment, rows, divergence, explained=explained)
 
     def _note(self, trial: Trial) -> None:
@@ -265,7 +214,7 @@ class Comparison:
                 self.odd = True
                 return None, False
             return None, trial.settled and not double.blurred and (is_rounding(rows) or double.amplified)
-        double, point, cause = self._search(alignment).behind(self.reference, double, point)
+        double, point, cause = self._search(alignment).behind(trial.precise, double, point)
         if point is None:
             if not double.undecided:
                 return None, trial.settled
@@ -278,28 +227,53 @@ class Comparison:
             return None, True
         return divergence_at(double, point, cause), False
 
-    def _probed(self, trial: Trial) -> Trial | None:
-        """A trial on ids of our own, longer than the caller's and in two rows; None if it shows nothing more."""
-        ids = self._probe_ids()
-        if ids is None:
+    def _probed(self, trial: Trial) -> list[Trial]:
+        """Trials on ids of our own, without those whose logits are equal to the bit."""
+        self.progress("running both on probes", 0.9)
+        tried = [self._on(trial, ids) for ids in self.probes.batches()]
+        self.reach = self.probes.reach()
+        if self.reach.partial and len(self.probes.ran) > 1 and (odd := self._odd_at_entrance(trial)) is not None:
+            tried.append(self._on(trial, odd))
+        return [made for made in tried if made is not None]
+
+    def _odd_at_entrance(self, trial: Trial) -> Tensor | None:
+        """A text at whose end what enters the first block differs, of every id and position; None if there is none."""
+        entering, shown = "blocks.0.resid_pre", trial.double.points()
+        places = [p for site in trial.program.sites for p in site.points if trial.double.ckpt(p) == entering]
+        point = next((p for p in places if p in shown or trial.double.certain), None)
+        if point is None:
             return None
-        self.progress("running both on a probe", 0.9)
+        length = min(self.probes.positions, AT_ONCE)
+        ids = self.probes.every(-(-self.probes.vocabulary // length), length)
         try:
-            probe = Trial(self.reference, trial.watched, trial.program, ids, trial.precise, self.given)
-            return None if probe.bit_equal else probe.finish()
+            odd = Entrance(self.reference, trial.program, point).first_wrong(ids)
         except Exception as error:  # whatever a foreign forward raises
-            self.notes.append(f"{_probe_words(ids)} could not be run, so that only the inputs given were compared: "
+            self.notes.append(f"what enters the first block could not be run for every id: {_words(error)}")
+            return None
+        what = "ids and positions" if length == self.probes.positions else "ids"
+        self.reach = self.probes.reach(f"for all {what} what enters the first block")
+        return odd
+
+    def _on(self, trial: Trial, ids: Tensor) -> Trial | None:
+        """A trial like another on other ids; None if it shows nothing, since its logits are equal to the bit."""
+        try:
+            made = Trial(self.reference, trial.watched, trial.program, ids, trial.precise, self.given)
+            finished = None if made.bit_equal else made.finish()
+        except Exception as error:  # whatever a foreign forward raises
+            self.notes.append(f"{_probe_words(ids)} could not be run, so that the verdict does not cover it: "
                               f"{_words(error)}")  # fmt: skip
             return None
+        self.probes.ran.append(ids)
+        return finished if finished is None or trial.point is not None else finished.shortened()
 
     def _search(self, alignment: Alignment) -> CauseSearch:
-        return CauseSearch(self.family, alignment, self.others, self.notes)
+        return CauseSearch(self.family, alignment, self.matching.others, self.notes)
 
     def _of_parameters(self, alignment: Alignment, trial: Trial, first: Divergence) -> Divergence:
         """The first parameter that differs, and whether the programs are the same apart from the parameters."""
         double = trial.double
         changed = [match for match in alignment.matches if not match.comparison.bit_equal]
-        if (head := head_of_its_own(trial.precise, alignment, self.others, double)) is not None:
+        if (head := head_of_its_own(trial.precise, alignment, self.matching.others, double)) is not None:
             return replace(first, cause=f"{head.words}: {head.extent}")
         if changed and not double.is_wrong(double.free, LOGITS):
             self.notes.append("other parameters, the same logits: in float64 they agree but for rounding")
@@ -308,7 +282,7 @@ class Comparison:
         if gap <= NEARLY:
             self.notes.append(f"other parameters, nearly the same logits: in float64 they differ by {gap:.1g} of the "
                               "largest, which rounding parameters to float32 may come to")  # fmt: skip
-        adopted = with_their_values(trial.precise, changed, self.others)
+        adopted = with_their_values(trial.precise, changed, self.matching.others)
         ids, glass = double.ids, Glass(adopted)
         runs = Runs(double.program, glass.run(ids, None, DOUBLE), ids, double.schema, DOUBLE, reference=glass)
         point = runs.first_wrong()
@@ -334,8 +308,9 @@ class Comparison:
             ckpts=self.schema.names,
             first_divergence=divergence,
             alignment=alignment,
-            notes=tuple(self.notes),
+            notes=tuple(dict.fromkeys(self.notes)),
             logits_seen=self.seen,
+            reach=self.reach or self.probes.reach(),
             distance=distance_of(self.logits, self._rows(), relative_changes(parameters), swapped=self.swapped),
             reference="B" if self.swapped else "A",
             probe=Sensitivity(self.reference, self.other, self.ids, alignment if self.tensors is None else None),

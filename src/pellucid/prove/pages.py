@@ -36,7 +36,7 @@ def comparison_page(report: ComparisonReport) -> Page:
     if report.checkpoints:
         sections += [_strip(report), _checkpoint_table(report)]
     sections.append(_parameter_table(report))
-    facts = [*report.about.lines(), *([] if report else [("distance", str(report.distance))])]
+    facts = [*report.facts, *([] if report else [("distance", str(report.distance))])]
     title = f"{report.a} and {report.b}"
     return Page(title, report.verdict, bool(report), report.summary, sections, facts)
 

@@ -6,6 +6,7 @@ reference's, so that every later value shows the program's own error there and n
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -120,14 +121,25 @@ class Program:
         self, ids: Tensor, forced: Values | None = None, conditions: Conditions = Conditions()
     ) -> dict[str, Tensor]:
         recorder = _Recorder(tuple(ids.shape), forced or {})
+        output = self._watched(recorder, ids, conditions)
+        return {**recorder.values(), LOGITS: self._logits(output, ids)}
+
+    def until(self, point: str, ids: Tensor, conditions: Conditions = Conditions()) -> Tensor | None:
+        """The value of a point, from a run that ends there; None if nothing shows it."""
+        recorder = _Recorder(tuple(ids.shape), {}, last=point)
+        with contextlib.suppress(_EndedError):
+            self._watched(recorder, ids, conditions)
+        return recorder.values().get(point)
+
+    def _watched(self, recorder: _Recorder, ids: Tensor, conditions: Conditions) -> Any:
+        """Run with a recorder at every site, and give what the program gives."""
         with self.loan.taken(double=conditions.double) as module, torch.no_grad(), eagerly():
             named = dict(module.named_modules())
             for number, site in enumerate(self.sites):
                 recorder.watch(number, site, named[site.module])
             with quietly(module, double=conditions.double, dropout=conditions.dropout):
                 seed(conditions.seed)
-                output = self._output(module, ids)
-        return {**recorder.values(), LOGITS: self._logits(output, ids)}
+                return self._output(module, ids)
 
     def plain(self, ids: Tensor, *, double: bool = False, gradients: bool = False, times: int = 1) -> Tensor:
         """The logits of a run without any instrument, evaluating.
@@ -211,12 +223,23 @@ def is_headless(module: nn.Module) -> bool:
     return any(c.__name__ in bases and c.__module__.startswith("transformers.") for c in type(inner).__mro__)
 
 
-class _Recorder:
-    """Hooks that keep what each site shows, and put the reference's value in its place where there is one."""
+class _EndedError(BaseException):
+    """Ends a run; no `Exception`, which a foreign forward may catch."""
 
-    def __init__(self, shape: tuple[int, ...], forced: Values) -> None:
+
+class _Recorder:
+    """Hooks that keep what each site shows, and put the reference's value in its place where there is one.
+
+    Args:
+        shape: Of the ids.
+        forced: The reference's values by point.
+        last: The point behind which the run ends; "" if it does not.
+    """
+
+    def __init__(self, shape: tuple[int, ...], forced: Values, last: str = "") -> None:
         self.shape = shape
         self.forced = forced
+        self.last = last
         self.seen: dict[int, list[dict[str, Tensor]]] = {}
         self.sites: dict[int, ModuleSite] = {}
         self.placed: set[tuple[str, tuple[int, int] | None]] = set()
@@ -245,6 +268,8 @@ class _Recorder:
         calls.append(
             {p: v for p, v in own.items() if (p, site.head) not in self.placed}
         )  # a value that was put there is not its own
+        if self.last in own:
+            raise _EndedError
         given = {point: self.forced[point].to(held) for point, held in own.items() if point in self.forced}
         if not given or (site.head is not None and len(given) < len(site.points)):
             return value  # of one head alone, what is its own cannot be written among the others

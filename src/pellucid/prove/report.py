@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any, Literal, Protocol, cast
 
 from pellucid.html.page import Page
-from pellucid.prove.about import About, Distance, RunInputs
+from pellucid.prove.about import About, Distance, Reach, RunInputs
 from pellucid.prove.alignment import Alignment
 from pellucid.prove.pages import MOVED, comparison_page
 from pellucid.prove.tensors import TensorComparison
@@ -107,6 +107,7 @@ class ComparisonReport:
         alignment: Which parameter is which.
         notes: What the reader should know: common ground, what could not be run, what is unexplained.
         logits_seen: How many positions the program gave logits of, and how many positions were run.
+        reach: For how many ids, and at how many positions, the logits were compared.
         about: What was compared, on what, with which versions, and when; `a`, `b`, `inputs` and `versions` are its.
         distance: How different the two are.
         reference: Which side errors are relative to, "A" or "B": the one that pellucid runs, or made a model of.
@@ -121,6 +122,7 @@ class ComparisonReport:
     alignment: Alignment
     notes: tuple[str, ...]
     logits_seen: tuple[int, int] = (0, 0)
+    reach: Reach = field(default_factory=Reach)
     about: About = field(default_factory=About)
     distance: Distance = field(default_factory=Distance)
     reference: Literal["A", "B"] = "A"
@@ -156,7 +158,8 @@ class ComparisonReport:
     def coverage(self) -> dict[str, tuple[int, int]]:
         """Kind of checkpoint, such as "attn.ckpt_q" -> in how many blocks both show it, and of how many.
 
-        "logits" is there only where a program gives those of some positions: of how many, and of how many that ran.
+        "logits" is there only where a program gives those of some positions: of how many, and of how many that ran;
+        "ids" and "positions" only where the logits were compared for some of those that the model has.
         """
         counts: dict[str, tuple[int, int]] = {}
         shown = {row.name for row in self.checkpoints}
@@ -166,7 +169,7 @@ class ComparisonReport:
             counts[kind] = (covered + (name in shown), of + 1)
         if self.logits_seen[0] < self.logits_seen[1]:
             counts["logits"] = self.logits_seen
-        return counts
+        return counts | self.reach.partial
 
     @cached_property
     def sensitivity(self) -> dict[str, float | None]:
@@ -192,20 +195,28 @@ class ComparisonReport:
             f"(logits included) are equal to the bit; {len(self.not_covered)} checkpoints not shown by both."
         )
 
+    @property
+    def facts(self) -> list[tuple[str, str]]:
+        """What was compared, on what, and for how much of what a model takes; each with its name."""
+        return [*self.about.lines(), *([("compared", str(self.reach))] if self.checkpoints else [])]
+
     def __repr__(self) -> str:
-        lines = [f"{self.verdict}: {self.summary}", *(f"{name}: {what}" for name, what in self.about.lines())]
+        lines = [f"{self.verdict}: {self.summary}", *(f"{name}: {what}" for name, what in self.facts)]
         if self.first_divergence:
             lines.append(f"first divergence: {self.first_divergence}")
         if not self:
             lines.append(f"distance: {self.distance}")
         if self.checkpoints:
-            lines.append("shown by both: " + (", ".join(_coverage_words(self.coverage)) or "the logits alone"))
+            lines.append(
+                "shown by both: "
+                + (", ".join(_coverage_words(self.coverage, self.reach.partial)) or "the logits alone")
+            )
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
 
     def to_markdown(self) -> str:
         """A summary that can be pasted into a pull request: what moved most comes first."""
         lines = [f"**{self.verdict}**: {self.summary}", ""]
-        lines += [f"- {name}: {in_markdown(what)}" for name, what in self.about.lines()]
+        lines += [f"- {name}: {in_markdown(what)}" for name, what in self.facts]
         if self.first_divergence:
             lines += ["", f"First divergence: {in_markdown(str(self.first_divergence))}"]
         if not self:
@@ -264,12 +275,12 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _coverage_words(coverage: Mapping[str, tuple[int, int]]) -> list[str]:
+def _coverage_words(coverage: Mapping[str, tuple[int, int]], beside: Collection[str]) -> list[str]:
     return [
         kind.replace("ckpt_", "")
         + ("" if covered == of else f" ({covered} of {of} {'positions' if kind == 'logits' else 'blocks'})")
         for kind, (covered, of) in coverage.items()
-        if covered
+        if covered and kind not in beside
     ]
 
 

@@ -10,10 +10,9 @@ from __future__ import annotations
 import contextlib
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
-from pellucid.numerics.rounding import BEYOND_ROUNDING, not_alike, relative_error
+from pellucid.numerics.rounding import BEYOND_ROUNDING, not_alike, relative_error, size_of
 from pellucid.prove.copies import is_scripted, working_copy
 from pellucid.prove.divergences import is_before
 from pellucid.prove.ground import AsGiven, coarsest_in, step_of
@@ -22,11 +21,12 @@ from pellucid.prove.program import DOUBLE, Conditions, Glass, Program, Unwatched
 from pellucid.prove.runs import Runs, same_bits
 from pellucid.run.model import CkptedTransformer
 
-LONGEST = 64
-"""Positions of a probe: more than windows and blocks of attention that are met in small programs, and still quick."""
-
 MARGIN = 16.0
 """How much more than the reference's rounding a program's may come to: it may add in other orders, and more often."""
+
+
+AROUND = 8
+"""Positions that are kept, at least, around the first at which an error shows."""
 
 
 @dataclass
@@ -86,6 +86,21 @@ class Trial:
             self._judge_unwatched()
         self.point = self.double.first_wrong()
         return self
+
+    def shortened(self) -> Trial:
+        """A trial on part of the ids that shows an error, too, since causes are looked for in many runs; else this."""
+        if self.point is None:
+            return self
+        given, expected = self.double.free[self.point], self.double.expected[self.double.ckpt(self.point)]
+        if given.shape != expected.shape:
+            return self
+        gap = ~((given - expected).abs() <= BEYOND_ROUNDING * size_of(expected))
+        row, place = gap.flatten(2).any(-1).nonzero()[0].tolist()
+        part = self.ids[max(row - 1, 0) : max(row - 1, 0) + 2, : 2 * place + AROUND]
+        if 2 * part.numel() > self.ids.numel():
+            return self
+        made = Trial(self.reference, self.watched, self.program, part, self.precise, self.given).finish()
+        return self if made.point is None else made
 
     def _judge_unwatched(self) -> None:
         """Put the logits of the run without instruments in the place of those that were watched."""
@@ -165,17 +180,3 @@ class Trial:
         odd = self.single.first_not_alike(self.double.dropped)
         earlier = odd is not None and (self.point is None or is_before(odd, self.point, self.double.schema))
         return odd if earlier else None
-
-
-def probe_ids(ids: Tensor, vocabulary: int, positions: int) -> Tensor | None:
-    """Two rows of ids at every position up to the 64th; None if the caller's ids [B, P] show as much.
-
-    Two rows show what runs over the batch, and long ones what a window hides.
-    """
-    length = min(positions, LONGEST)
-    if ids.size(0) > 1 and ids.size(1) >= length:
-        return None
-    drawn = torch.randint(vocabulary, (2, length), generator=torch.Generator().manual_seed(0))
-    inside = length // 2  # at an edge, an id that ends texts would be taken for a pad
-    drawn[0, inside], drawn[1, inside] = 0, vocabulary - 1
-    return drawn.to(ids)

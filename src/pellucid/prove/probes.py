@@ -1,0 +1,193 @@
+"""Ids of our own that show more of a program than its caller's do, and what of its inputs a comparison covers.
+
+A verdict holds for what was run. So beside the caller's ids run: two rows shorter than the context, which show what
+runs over the batch, with the ids that the program itself names; every id and every position, if the model is small
+enough; and else every id and every position as far as the first block.
+"""
+
+from __future__ import annotations
+
+import inspect
+import types
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from pellucid.check import attribute
+from pellucid.network import Run
+from pellucid.numerics.rounding import BEYOND_ROUNDING, size_of
+from pellucid.prove.about import Reach
+from pellucid.prove.copies import quietly
+from pellucid.prove.program import DOUBLE, Conditions, Program
+from pellucid.prove.runs import same_bits
+from pellucid.run.model import CkptedTransformer
+
+LONGEST = 64
+"""Positions of a probe: more than windows and blocks of attention that are met in small programs, and still quick."""
+
+PRODUCTS = 3_000_000_000
+"""Multiplications that a run of every id and position may take: about a tenth of a second."""
+
+VALUES = 20_000_000
+"""Values that such a run may keep: 160 MB in float64."""
+
+FEW = 16
+"""Up to how many numbers a list or a tensor may name ids; longer ones are tables."""
+
+AT_ONCE = 1 << 13
+"""Ids whose embeddings are computed at once."""
+
+
+@dataclass
+class Probes:
+    """The batches that a comparison runs beside the caller's.
+
+    Args:
+        ids: The caller's, [B, P].
+        sizes: The reference's, by axis.
+        positions: How many positions both sides have.
+        weights: How many weights the reference has.
+        named: Ids that the program names.
+
+    Attributes:
+        ran: What was run, the caller's ids first.
+    """
+
+    ids: Tensor
+    sizes: Mapping[str, int]
+    positions: int
+    weights: int
+    named: Sequence[int] = ()
+
+    def __post_init__(self) -> None:
+        self.ran, self.vocabulary = [self.ids], self.sizes["d_vocab"]
+
+    def batches(self) -> list[Tensor]:
+        """What to run, [B, P] each."""
+        return [self.mixed(), *self._whole()]
+
+    def mixed(self) -> Tensor:
+        """Two rows, with the ids that the program names: as long as windows are, but shorter than the context.
+
+        In rows as long as it is, positions that run on from one row to the next, modulo the context, would be right.
+        """
+        seen = self.ids.size(0) > 1 and self.ids.size(1) >= min(self.positions, LONGEST)  # what runs over rows, and far
+        length = min(len(self.named) + 4 if seen else LONGEST, LONGEST, max(self.positions - 1, 1))
+        drawn = torch.randint(self.vocabulary, (2, length), generator=torch.Generator().manual_seed(0))
+        inside = length // 2  # at an edge, an id that ends texts would be taken for a pad
+        places = [place for place in range(1, length - 1) if place != inside]
+        for place, named in zip(places, self.named, strict=False):
+            drawn[1, place] = named
+        drawn[0, inside], drawn[1, inside] = 0, self.vocabulary - 1
+        return drawn.to(self.ids)
+
+    def _whole(self) -> Iterator[Tensor]:
+        """Every id and every position, or as many of them as memory and time allow; nothing if these are few."""
+        length = self.positions
+        while length > LONGEST and not self._affordable(1, length):
+            length //= 2
+        rows = -(-self.vocabulary // length)
+        while rows and not self._affordable(rows, length):
+            rows //= 2
+        if rows and (length > LONGEST or length == self.positions):
+            yield self.every(rows, length)
+
+    def _affordable(self, rows: int, length: int) -> bool:
+        layers, width = self.sizes["layer"], self.sizes["d_model"]
+        products = rows * length * (self.weights + 2 * layers * length * width)
+        seen = layers * (20 * width + 2 * self.sizes["head"] * length)
+        return products <= PRODUCTS and rows * length * (self.vocabulary + seen) <= VALUES
+
+    def every(self, rows: int, length: int) -> Tensor:
+        """Ids in an order of their own [rows, length], from the first again if there are fewer."""
+        order = torch.randperm(self.vocabulary, generator=torch.Generator().manual_seed(1))
+        return order[torch.arange(rows * length) % self.vocabulary].view(rows, length).to(self.ids)
+
+    def reach(self, beyond: str = "") -> Reach:
+        """What the batches that ran come to; `beyond` says what else was compared."""
+        ids = torch.cat([batch.flatten() for batch in self.ran]).unique().numel()
+        longest = max(batch.size(1) for batch in self.ran)
+        return Reach((ids, self.vocabulary), (min(longest, self.positions), self.positions), beyond)
+
+
+@dataclass(frozen=True)
+class Entrance:
+    """What enters the first block, of every id and at every position: two programs may differ there for one id alone.
+
+    Args:
+        reference: A working copy.
+        program: The other program.
+        point: Where it shows what enters the first block.
+    """
+
+    reference: CkptedTransformer
+    program: Program
+    point: str
+
+    def first_wrong(self, ids: Tensor) -> Tensor | None:
+        """The first text [1, P] of these at whose end the two differ by more than rounding; None if they do not."""
+        for part in ids.split(max(AT_ONCE // ids.size(1), 1)):
+            if same_bits(*self._both(part, Conditions())):
+                continue
+            given, expected = self._both(part, DOUBLE)
+            gap = ~((given - expected).abs() <= BEYOND_ROUNDING * size_of(expected)).all(-1)
+            if bool(gap.any()):
+                row, place = gap.nonzero()[0].tolist()
+                return part[row : row + 1, : place + 1]
+        return None
+
+    def _both(self, ids: Tensor, conditions: Conditions) -> tuple[Tensor, Tensor]:
+        given = self.program.until(self.point, ids, conditions)
+        assert given is not None  # it was shown when the caller's ids ran
+        places = torch.arange(ids.size(1), device=ids.device).expand_as(ids)
+        with quietly(self.reference, double=conditions.double):
+            return given, self.reference(Run(ids, places, end=0))
+
+
+def named_ids(module: nn.Module, vocabulary: int) -> list[int]:
+    """The whole numbers that a program's own code and attributes hold: it may treat ids of these numbers otherwise.
+
+    Of torch's and transformers' classes, the attributes alone are looked at, such as `padding_idx`.
+    """
+    seen: set[int] = set()
+    numbers: dict[int, None] = {}
+    for child in module.modules():
+        for kind in type(child).__mro__:
+            for value in vars(kind).values() if not _is_library(kind.__module__) else ():
+                numbers |= dict.fromkeys(_numbers(value, seen))
+    for child in module.modules():
+        config = attribute(child, "config")
+        for value in (*vars(child).values(), *getattr(config, "__dict__", {}).values(), *child.buffers(recurse=False)):
+            numbers |= dict.fromkeys(_numbers(value, seen))
+    return [number for number in numbers if 0 < number < vocabulary]
+
+
+def _is_library(name: str | None) -> bool:
+    return (name or "").partition(".")[0] in ("torch", "transformers", "builtins", "pellucid", "math", "numpy")
+
+
+def _numbers(value: Any, seen: set[int]) -> Iterator[int]:
+    """The whole numbers in a value, in a function's code, and in what that code names."""
+    if type(value) is int:
+        yield value
+    elif isinstance(value, Tensor):
+        if value.numel() <= FEW and value.dtype in (torch.int64, torch.int32) and not value.is_meta:
+            yield from value.flatten().tolist()
+    elif isinstance(value, (tuple, list, set, frozenset)) and len(value) <= FEW:
+        for item in cast(Iterable[Any], value):
+            yield from _numbers(item, seen)
+    elif isinstance(value, types.CodeType):
+        for constant in value.co_consts:
+            yield from _numbers(constant, seen)
+    elif isinstance(value, types.MethodType):
+        yield from _numbers(value.__func__, seen)
+    elif isinstance(value, types.FunctionType) and not _is_library(value.__module__) and id(value) not in seen:
+        seen.add(id(value))
+        yield from _numbers(value.__code__, seen)
+        for name in value.__code__.co_names:
+            yield from _numbers(value.__globals__.get(name), seen)
+        for variable in inspect.getclosurevars(value).nonlocals.values():
+            yield from _numbers(variable, seen)

@@ -1,0 +1,162 @@
+"""Causes in other families: transformers' own classes with one thing changed are named, and right ones not accused."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from torch import Tensor, nn
+from transformers.models.gpt_neox import modeling_gpt_neox
+
+import pellucid as pl
+import samples
+from pellucid import common_mistakes
+from pellucid.prove import causes, rewritten
+
+IDS = samples.some_ids(2, 7)
+Change = Callable[[Any], None]
+
+
+@pytest.fixture(scope="module")
+def llamas() -> tuple[pl.CkptedTransformer, Any]:
+    return samples.pair("llama", num_hidden_layers=2, attention_bias=True, mlp_bias=True)
+
+
+@pytest.fixture(scope="module")
+def neoxes() -> tuple[pl.CkptedTransformer, Any]:
+    return samples.pair("gpt_neox", num_hidden_layers=2)
+
+
+def cause(ours: pl.CkptedTransformer, right: Any, change: Change) -> str:
+    made = copy.deepcopy(right)
+    change(made)
+    report = pl.compare(ours, made, IDS)
+    assert report.verdict == "different", report
+    assert report.first_divergence is not None
+    return report.first_divergence.cause or ""
+
+
+def layers(made: Any) -> Any:
+    return made.model.layers if hasattr(made, "model") else made.gpt_neox.layers
+
+
+def each(change: Change) -> Change:
+    """The same in every block."""
+    return lambda made: [change(layer) for layer in layers(made)] and None
+
+
+def unbiased(module: nn.Module) -> None:
+    module.register_forward_hook(lambda module, given, out: out - module.bias)
+
+
+def scaled(factor: float) -> Change:
+    return lambda layer: setattr(attention(layer), "scaling", factor)
+
+
+def attention(layer: Any) -> Any:
+    return layer.self_attn if hasattr(layer, "self_attn") else layer.attention
+
+
+def around(change: Callable[[Tensor], Tensor]) -> Change:
+    return lambda made: (
+        made.register_forward_hook(lambda module, given, out: out.__class__(logits=change(out.logits))) and None
+    )
+
+
+LLAMAS: dict[str, Change] = {
+    "no bias on W_out": each(lambda layer: unbiased(layer.mlp.down_proj)),
+    "no bias on v": each(lambda layer: unbiased(layer.self_attn.v_proj)),
+    "no bias on the output projection": each(lambda layer: unbiased(layer.self_attn.o_proj)),
+    "no scaling of the scores": each(scaled(1.0)),
+    "1/d_head instead of 1/sqrt(d_head), in block 1 only": lambda made: scaled(0.1)(layers(made)[1]),
+    "activation function gelu instead of silu": each(lambda layer: setattr(layer.mlp, "act_fn", nn.GELU())),
+    "logits capped softly at 30": around(lambda logits: 30 * (logits / 30).tanh()),
+    "token embeddings multiplied by sqrt(d_model)": lambda made: made.model.embed_tokens.register_forward_hook(
+        lambda module, given, out: out * 24**0.5
+    ) and None,
+    "blocks applied from the last to the first": lambda made: setattr(
+        made.model, "layers", nn.ModuleList(list(made.model.layers)[::-1])
+    ),
+    "ln1 and ln2 are swapped": each(lambda layer: layer._modules.update(
+        input_layernorm=layer.post_attention_layernorm, post_attention_layernorm=layer.input_layernorm)),
+}  # fmt: skip
+
+NEOXES: dict[str, Change] = {
+    "the MLP reads what attention added, in sequence": each(
+        lambda layer: setattr(layer, "use_parallel_residual", False)
+    ),
+    "ln1 and ln2 are swapped": each(lambda layer: layer._modules.update(
+        input_layernorm=layer.post_attention_layernorm, post_attention_layernorm=layer.input_layernorm)),
+    "activation function gelu_new instead of gelu": each(
+        lambda layer: setattr(layer.mlp, "act", nn.GELU(approximate="tanh"))
+    ),
+    "no bias on W_in": each(lambda layer: unbiased(layer.mlp.dense_h_to_4h)),
+    "scores multiplied by sqrt(d_head)": each(scaled(4.0)),
+    "epsilon 1e-06 instead of 1e-05": lambda made: [
+        setattr(module, "eps", 1e-6) for module in made.modules() if isinstance(module, nn.LayerNorm)
+    ] and None,
+    "logits divided by sqrt(d_model)": around(lambda logits: logits / 48**0.5),
+}  # fmt: skip
+
+
+def test_right_ones_are_not_accused(llamas: Any, neoxes: Any) -> None:
+    for ours, right in (llamas, neoxes):
+        assert pl.compare(ours, right, IDS).verdict == "identical"
+
+
+@pytest.mark.parametrize("words", LLAMAS)
+def test_a_wrong_llama(words: str, llamas: Any) -> None:
+    assert words in cause(*llamas, LLAMAS[words])
+
+
+@pytest.mark.parametrize("words", NEOXES)
+def test_a_wrong_neox(words: str, neoxes: Any) -> None:
+    assert words in cause(*neoxes, NEOXES[words])
+
+
+right_half = modeling_gpt_neox.rotate_half
+
+
+@pytest.mark.parametrize(
+    ("words", "turn"),
+    [
+        ("turned the other way round", lambda x: -right_half(x)),
+        ("no rotation of queries and keys", None),
+    ],
+)
+def test_a_neox_that_turns_otherwise(words: str, turn: Any, neoxes: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    if turn is None:
+        monkeypatch.setattr(modeling_gpt_neox, "apply_rotary_pos_emb", lambda q, k, *given, **named: (q, k))
+    else:
+        monkeypatch.setattr(modeling_gpt_neox, "rotate_half", turn)
+    assert words in cause(*neoxes, lambda made: None)
+
+
+def test_a_share_of_the_head_that_turns(neoxes: Any) -> None:
+    """All the same parameters, in a model that turns whole heads."""
+    _, whole = samples.pair("gpt_neox", num_hidden_layers=2, rotary_pct=1.0)
+    whole.load_state_dict(neoxes[1].state_dict())
+    assert "16 entries of each head turn instead of 4" in cause(neoxes[0], whole, lambda made: None)
+
+
+def test_what_nobody_knows_has_no_cause(llamas: Any, neoxes: Any) -> None:
+    for ours, right in (llamas, neoxes):
+        odd = each(lambda layer: layer.mlp.register_forward_hook(lambda module, given, out: out * 1.0625) and None)
+        assert cause(ours, right, odd) == ""
+
+
+@pytest.mark.parametrize("name", ["every change is right", "inputs are not kept", "any cause will do"])
+def test_mutants_are_noticed(name: str, neoxes: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken: dict[str, tuple[Any, str, Any, str]] = {
+        "every change is right": (common_mistakes, "replaced", lambda *_: None, "logits divided by sqrt(d_model)"),
+        "inputs are not kept": (rewritten, "_keeping", lambda entered, name: lambda module, given: None,
+                                "the MLP reads what attention added, in sequence"),
+        "any cause will do": (causes.Trials, "outcome", lambda self, suspect: (causes.Cause("any", "all"), 0.0),
+                               "no bias on W_in"),
+    }  # fmt: skip
+    where, attribute, value, words = broken[name]
+    monkeypatch.setattr(where, attribute, value)
+    with pytest.raises(AssertionError):
+        test_a_wrong_neox(words, neoxes)
