@@ -65,7 +65,7 @@ NO_VERB = {
     "reads a store, or calls what writes one with arguments made in Python": "corpus-field texts-kind",
     "gathers statistics of a stream": "no-series statistics-kind stream-misfit unknown-of",
     "is said by the verb in its own words before it gets there":
-        "look-and-beams max-new-tokens not-finite nothing-to-draw return-sequences stream-beams path-not-found",
+        "look-and-beams max-new-tokens no-bos not-finite nothing-to-draw return-sequences stream-beams path-not-found",
 }  # fmt: skip
 """Why what says a remedy in Python is reached by no verb: codes, of whose other remedies the verbs may print."""
 

@@ -144,6 +144,7 @@ WORDS: Mapping[str, str | tuple[str, str | Callable[[re.Match[str]], str]]] = {
     "sweep-memory": "Give shorter texts, or --names of one block, such as blocks.0.resid_pre.",
     "pad-without-mask": "Give the ids without what fills them up.",
     "pattern-for-a-name": (r"`ckpts\.stack.*", _NAMES),
+    "reproduce no-bos": "Give a configuration that has one: --config config.json, with a bos_token_id.",
     "return-sequences": (
         r"Ask for fewer with num_return_sequences=, or for more new tokens",
         "Give fewer --num-beams, or more --max-new-tokens",
