@@ -88,6 +88,8 @@ def test_what_is_hostile_is_text(model: pl.CkptedTransformer, opened: Open, tmp_
     watched = opened(tmp_path / "page.html")
     assert watched.run("window.bad") is None
     assert watched.run("document.querySelectorAll('img').length") == 0
+    listed = document.page(seen.trace, examples=[{"id": "x", "text": HOSTILE, "look_for": HOSTILE}])
+    assert [tag for tag, _ in Parsed(listed).elements].count("script") == 3
     cell = document.cell(seen.trace)
     assert [tag for tag, _ in Parsed(cell).elements].count("script") == 1
     assert "\u202e" not in cell
