@@ -21,9 +21,12 @@ from following import Act, Case, codes_followed, codes_met, codes_of_the_source,
 from pellucid.check import require_whole
 
 NO_CODES = {
-    "e-0", "gpt2-large", "gpt2-medium", "gpt2-small", "gpt2-xl", "hac-panel", "hooked-transformer",
-    "nanogpt-without-bias", "pellucid-examples", "pellucid-readings", "pellucid-server", "pellucid-trace",
-    "pellucid-trace-2", "p-values", "sans-serif", "top-k", "top-p", "utf-8",
+    "cache-control", "content-length", "content-security-policy", "cross-origin-opener-policy",
+    "cross-origin-resource-policy", "e-0", "gpt2-large", "gpt2-medium", "gpt2-small", "gpt2-xl", "greater-than",
+    "hac-panel", "hooked-transformer", "knock-outs", "latin-1", "log-probabilities", "nanogpt-without-bias",
+    "no-referrer", "no-store", "p-values", "pellucid-examples", "pellucid-readings", "pellucid-server",
+    "pellucid-trace", "pellucid-trace-2", "referrer-policy", "same-origin", "sans-serif", "scikit-learn", "top-k",
+    "top-p", "utf-8", "x-content-type-options", "x-frame-options", "x-pellucid-session", "x-pellucid-token",
 }  # fmt: skip
 """What looks like a code in the source, and is none."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,58 @@ Here = SimpleNamespace
 ONES = xr.DataArray(np.ones((2, 1, 3)), dims=("layer", "batch", "pos"))
 
 
+def _norms(here: Here) -> Any:
+    return pl.measure.norms(here.run, "resid_post")
+
+
+def _own_norms(here: Here) -> Any:
+    return pl.measure.norms(here.run, "blocks.2.resid_post").values.reshape(-1)
+
+
+def _scattered(here: Here, colour: Any) -> Any:
+    return P.scatter(pl.measure.values(here.run, "blocks.2.resid_post"), colour=colour)
+
+
 REMEDIES: dict[str, list[Case]] = {
+    "text-axes": [
+        Case(
+            lambda h: P.tokens(_norms(h)),
+            "array.sel(layer=2, batch=0)",
+            lambda h: P.tokens(_norms(h).sel(layer=1, batch=0)),
+        )
+    ],
+    "unknown-norm": [
+        Case(lambda h: P.normalization(h.run, "ln3"), "Did you mean 'ln", lambda h: P.normalization(h.run, "ln2")),
+        Case(lambda h: P.normalization(h.run, "x"), "Give one of these", lambda h: P.normalization(h.run, "ln_final")),
+    ],
+    "not-stages": [
+        Case(
+            lambda h: P.next_tokens(h.model.next_token_logits([[1, 2]])[0]),
+            "pl.Sampler(temperature=0.8, top_k=50)",
+            lambda h: P.next_tokens(
+                pl.Sampler(temperature=0.8, top_k=50).explain(h.model.next_token_logits([[1, 2]])[0])
+            ),
+        )
+    ],
+    "vector-axes": [
+        Case(
+            lambda h: P.scatter([1.0, 2.0]),
+            "pl.measure.values(ckpts, 'blocks.2.resid_post')",
+            lambda h: P.scatter(pl.measure.values(h.run, "blocks.2.resid_post")),
+        ),
+        Case(lambda h: P.scatter([1.0, 2.0]), "model.embed.W_E", lambda h: P.scatter(h.model.embed.W_E)),
+    ],
+    "no-such-coordinate": [
+        Case(lambda h: _scattered(h, "x"), "Give one of these", lambda h: _scattered(h, "position")),
+        Case(lambda h: _scattered(h, "x"), "a number for each vector", lambda h: _scattered(h, _own_norms(h))),
+    ],
+    "colours-length": [
+        Case(
+            lambda h: _scattered(h, [1.0]),
+            "pl.measure.norms(ckpts, 'blocks.2.resid_post')",
+            lambda h: _scattered(h, pl.measure.norms(h.run, "blocks.2.resid_post")),
+        )
+    ],
     "not-counted": [
         Case(
             lambda h: P.parameters(3),
