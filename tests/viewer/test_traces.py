@@ -389,6 +389,8 @@ def test_the_target_is_a_token_or_its_text() -> None:
     assert first.header["calls"] == {
         "python": "import pellucid as pl\n\nmodel = pl.load()\npl.view(model, 'Once upon a time')",
         "shell": "pellucid view 'Once upon a time' --html page.html",
+        "values": "import pellucid as pl\n\nmodel = pl.load()\n"
+        "logits, ckpts = model.run_with_ckpts('Once upon a time')",
     }
 
 

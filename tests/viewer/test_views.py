@@ -81,7 +81,7 @@ def test_what_is_hostile_is_text(model: pl.CkptedTransformer, opened: Open, tmp_
     seen.trace.header["model"]["name"] = HOSTILE
     seen.save(tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
-    assert [tag for tag, _ in Parsed(page).elements].count("script") == 2
+    assert [tag for tag, _ in Parsed(page).elements].count("script") == 3  # the trace, the readings and the viewer
     assert "img" not in {tag for tag, _ in Parsed(page).elements}
     assert "\u202e" not in page
     assert "\\u202e" in Parsed(page).text["title"]
@@ -89,7 +89,7 @@ def test_what_is_hostile_is_text(model: pl.CkptedTransformer, opened: Open, tmp_
     assert watched.run("window.bad") is None
     assert watched.run("document.querySelectorAll('img').length") == 0
     listed = document.page(seen.trace, examples=[{"id": "x", "text": HOSTILE, "look_for": HOSTILE}])
-    assert [tag for tag, _ in Parsed(listed).elements].count("script") == 3
+    assert [tag for tag, _ in Parsed(listed).elements].count("script") == 4
     cell = document.cell(seen.trace)
     assert [tag for tag, _ in Parsed(cell).elements].count("script") == 1
     assert "\u202e" not in cell

@@ -28,12 +28,18 @@ export function OpenReading() {
     if (found) box.current?.focus();
   }, [found?.slug]);
   if (!found) return null;
+  const follow = (event: MouseEvent) => {
+    const other = (event.target as HTMLElement).closest<HTMLElement>("a[data-reading]")?.dataset.reading;
+    if (!other) return;
+    event.preventDefault();
+    app.read(other);
+  };
   return (
     <section class="card reading" aria-label={found.title} tabIndex={-1} ref={box}>
       <button type="button" class="quiet" onClick={() => app.read("")}>
         Close
       </button>
-      <article dangerouslySetInnerHTML={{ __html: found.html }} />
+      <article onClick={follow} dangerouslySetInnerHTML={{ __html: found.html }} />
     </section>
   );
 }

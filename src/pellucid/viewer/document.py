@@ -9,6 +9,7 @@ import base64
 import hashlib
 import html
 import json
+import re
 import secrets
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -38,6 +39,14 @@ def readings() -> str | None:
     return path.read_text(encoding="utf-8") if path.exists() else None
 
 
+def _without_figures(held: str) -> str:
+    """The readings for a page that is one file: what a figure shows is said in words, which weigh less."""
+    figure = re.compile(r'<img src="data:[^"]*" alt="([^"]*)" />')
+    said = r'<em class="note">Figure, which `pellucid serve` shows: \1</em>'
+    pages = [{**one, "html": figure.sub(said, one["html"])} for one in json.loads(held)]
+    return json.dumps(pages, ensure_ascii=False)
+
+
 def page(
     trace: Trace | None, second: Trace | None = None, examples: Sequence[Mapping[str, Any]] = (), title: str = ""
 ) -> str:
@@ -57,7 +66,7 @@ def page(
     if examples:
         body.append(_json("pellucid-examples", json.dumps(list(examples))))
     if readings() is not None:
-        body.append(_json("pellucid-readings", str(readings())))
+        body.append(_json("pellucid-readings", _without_figures(str(readings()))))
     body += ['<div id="pellucid-viewer">', _said(trace), "</div>", f"<script>{script()}</script>"]
     return _frame(title or titled(trace), policy, body)
 
