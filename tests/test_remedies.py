@@ -32,11 +32,11 @@ NO_CODES = {
 
 NOT_FOLLOWED = {
     "mask-while-captured": "needs a GPU; tests/text/test_batch.py provokes it",
-    "missing-extra": "says what to install; tests/test_extras.py provokes it",
+    "missing-extra": "says what to install; tests/test_optional_packages.py provokes it",
     "stdout-not-writable": "needs another terminal, pipe or disk; tests/cli/test_cli_process.py provokes it",
     "unexpected": "asks for a report of a fault; tests/cli/test_cli.py provokes it",
     "reload-overwritten": "no known class writes and reads a tied tensor so; the remedy is tied-by-config-only's",
-    "broken-extra": "says what to install again; tests/test_extras.py provokes it",
+    "broken-extra": "says what to install again; tests/test_optional_packages.py provokes it",
     "kernel-tables": "changes the library's own source; tests/test_adding_a_checkpoint.py provokes it",
 }
 """Codes whose remedy is followed by no test, with the reason."""

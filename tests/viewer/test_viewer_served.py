@@ -169,7 +169,8 @@ def test_a_continuation_is_streamed_and_then_run(served: Any) -> None:
 def test_queries_and_keys_that_the_page_lacks_are_asked_for(served: Any) -> None:
     tab = served("#attention?layer=1&head=1&q=5")
     tab.page.wait_for_selector("text=divides its attention")
-    assert [post[3]["name"] for post in Asked.posts] == ["blocks.1.attn.ckpt_q", "blocks.1.attn.ckpt_k"]
+    assert {post[3]["name"] for post in Asked.posts} == {"blocks.1.attn.ckpt_q", "blocks.1.attn.ckpt_k"}
+    assert len(Asked.posts) == 2
     found = numbers(written())
     products = found["attention.k"][1, :, 1].astype("f8") @ found["attention.q"][1, 5, 1].astype("f8")
     rows = rows_of(tab, "How ‘␣was’ divides its attention")[1:]
