@@ -11,6 +11,7 @@ import test_causes
 import torch
 from course import course, monolith
 from rights import RIGHTS
+from test_extras import Hooked
 from test_outputs import Returning
 from torch import nn
 from torch.nn.utils import parametrizations
@@ -32,7 +33,6 @@ from pellucid.prove import (
     trial,
 )
 from pellucid.prove import compare as compare_module
-from test_extras import Hooked
 
 Patch = pytest.MonkeyPatch
 SMALL = {"vocab_size": 53, "n_positions": 16, "n_embd": 24, "n_layer": 2, "n_head": 3}
