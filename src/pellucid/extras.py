@@ -37,13 +37,6 @@ def need(module: str, by: str, *names: str) -> Any:
     return found
 
 
-_EXTRAS = {
-    "transformers": "hf", "starlette": "view", "uvicorn": "view", "sklearn": "view",
-    "zarr": "corpus", "fsspec": "corpus", "pyarrow": "corpus",
-}  # fmt: skip
-"""Package -> what installs it, where that is not `stats`."""
-
-
 def _missing(package: str, by: str, error: BaseException) -> MissingExtraError:
     extra = f"'pellucid[{_EXTRAS.get(package, 'stats')}]'"
     if sys.modules.get(package) is None and importlib.util.find_spec(package) is None:
