@@ -27,8 +27,8 @@ Direction = Literal["from_hf", "to_hf"]
 ROWS, COLUMNS = 2, 6
 """The shape of the ids that are run: enough for an attention to look back and for rows to be told apart.
 
-Fewer columns than the context, so that positions that run on from row to row, begun anew where the context ends, are
-other ones in the second row.
+There are fewer columns than the context has positions. So a model whose positions run on from row to row, modulo the
+context, gives the second row other positions than the first.
 """
 
 _ALIGNED = 64

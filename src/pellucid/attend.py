@@ -99,7 +99,7 @@ class Attending(Part):
         eager: Whether every layer is explicit.
         exact: Whether the reference's operations give the values.
         makes_scores: The parameters that queries and keys are made with.
-        copies_cached: Whether exact operations also lay out anew the keys and values that come out of a cache.
+        copies_cached: Whether exact operations also copy the keys and values that come out of a cache.
     """
 
     elsewhere = dialects.ATTENTION

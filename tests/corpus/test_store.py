@@ -24,7 +24,7 @@ import samples
 import support
 from noticed import must_be_noticed
 from pellucid import atomic
-from pellucid.corpus import parts, place, plan, verification
+from pellucid.corpus import intake, parts, place, plan, verification
 from pellucid.corpus import store as store_module
 
 NAMES = ["resid_post", "attn.ckpt_z", "mlp.ckpt_pre"]
@@ -102,6 +102,20 @@ def test_rows_are_the_bits_of_the_planned_batches(tmp_path: Path) -> None:
                     expected = ckpts[name][row, -(span.stop - first) :]
                     assert torch.equal(torch.from_numpy(store[name][first : span.stop]), expected), (name, span)
     assert (seen == 1).all()
+
+
+@pytest.mark.usefixtures("small_parts")
+def test_tokens_and_texts_of_several_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is known of texts lies in chunks of its own, whose borders are nobody else's."""
+    whole = captured(tmp_path / "a.zarr")
+    monkeypatch.setattr(intake, "CHUNK_BYTES", 64)  # 16 tokens, 8 offsets, 2 digests
+    store = captured(tmp_path / "b.zarr")
+    assert len(list((tmp_path / "b.zarr" / "tokens").glob("c.*"))) == -(-store.plan.rows // 16) > 2
+    assert store.tokens[:].tolist() == [token for text in TEXTS for token in text]
+    assert list(store.texts) == list(whole.texts)
+    for name in store:
+        np.testing.assert_array_equal(store[name][:], whole[name][:])
+    assert store.verify()
 
 
 @pytest.mark.parametrize("family", samples.SAMPLES)

@@ -46,33 +46,35 @@ class Growing:
 
     def __init__(self, place: StorePlace, name: str, dtype: str, width: int = 0) -> None:
         self.name, self.dtype, self.width, self.length = name, np.dtype(dtype), width, 0
-        self._place, self._left, self._chunks = place, list[NDArray[Any]](), 0
+        self._place, self._filled, self._chunks = place, 0, 0
         self.chunk = CHUNK_BYTES // (self.dtype.itemsize * max(width, 1))
+        self._held = np.empty((self.chunk, width) if width else self.chunk, self.dtype)
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of what was written."""
+        """The shape of what was written so far."""
         return (self.length, self.width) if self.width else (self.length,)
 
     def extend(self, numbers: Any) -> None:
         """Write more rows."""
-        rows = np.asarray(numbers, self.dtype).reshape(-1, *([self.width] if self.width else []))
+        rows = np.asarray(numbers, self.dtype).reshape(-1, *self._held.shape[1:])
         self.length += len(rows)
-        self._left.append(rows)
-        while sum(map(len, self._left)) >= self.chunk:
-            held = np.concatenate(self._left)
-            self._put(held[: self.chunk])
-            self._left = [held[self.chunk :]]
+        while len(rows):
+            taken = rows[: self.chunk - self._filled]
+            self._held[self._filled : self._filled + len(taken)] = taken
+            self._filled += len(taken)
+            rows = rows[len(taken) :]
+            if self._filled == self.chunk:
+                self._put(self._held)
+                self._filled = 0
 
     def finish(self) -> None:
         """Write what is left; a single chunk is as long as the array, others are filled up."""
-        held = np.concatenate([np.empty((0, *self.shape[1:]), self.dtype), *self._left])
         if self._chunks == 0:
-            self.chunk = max(len(held), 1)
-        if len(held):
-            filled = np.zeros((self.chunk, *self.shape[1:]), self.dtype)
-            filled[: len(held)] = held
-            self._put(filled)
+            self.chunk = max(self._filled, 1)
+        if self._filled:
+            self._held[self._filled :] = 0
+            self._put(self._held[: self.chunk])
 
     def _put(self, rows: NDArray[Any]) -> None:
         key = chunk_key(self.name, self._chunks, len(self.shape))

@@ -48,7 +48,9 @@ class Corpus:
         self, model: CapturingModel, batch: Sequence[TextSpan], names: Sequence[str]
     ) -> Iterator[tuple[TextSpan, Any]]:
         """What a batch gives for each of its texts: the captured values of its own rows, by name."""
-        ids = [self.tokens[span.start : span.stop].tolist() for span in batch]
+        first = min(span.start for span in batch)
+        tokens = self.tokens[first : max(span.stop for span in batch)]  # one reading of the disk
+        ids = [tokens[span.start - first : span.stop - first].tolist() for span in batch]
         _, ckpts = model.run_with_ckpts(ids, names=list(names), stop_at=names[-1])
         for row, span in enumerate(batch):  # pads stand on the left
             yield span, {name: ckpts[name][row, span.start - span.stop :] for name in names}

@@ -32,19 +32,19 @@ class StorePlace(Protocol):
         ...
 
     def get(self, key: str) -> bytes | None:
-        """One object; None where there is none."""
+        """Return one object, or None if it is not there."""
         ...
 
     def size(self, key: str) -> int | None:
-        """The bytes of an object; None where there is none."""
+        """Return how many bytes an object has, or None if it is not there."""
         ...
 
     def free(self) -> int | None:
-        """Bytes that can still be written; None where nobody says."""
+        """Return how many bytes can still be written, or None if that is not known."""
         ...
 
     def is_empty(self) -> bool:
-        """Whether nothing is there."""
+        """Return whether nothing is there."""
         ...
 
     def clean(self, folders: list[str]) -> None:

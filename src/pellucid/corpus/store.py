@@ -50,7 +50,7 @@ class StoredText:
 class StoredTexts(Sequence[StoredText]):
     """The texts of a store, in the order of its rows."""
 
-    def __init__(self, offsets: NDArray[Any], numbers: Any, digests: Any) -> None:
+    def __init__(self, offsets: NDArray[Any], numbers: NDArray[Any], digests: NDArray[Any]) -> None:
         self._offsets, self._numbers, self._digests = offsets, numbers, digests
 
     def __len__(self) -> int:
@@ -125,7 +125,7 @@ class Store(Mapping[str, Any]):
     @cached_property
     def texts(self) -> StoredTexts:
         """The texts, in the order of their rows."""
-        return StoredTexts(self.corpus.offsets, self._zarr[NUMBERS], self._zarr[DIGESTS])
+        return StoredTexts(self.corpus.offsets, self._zarr[NUMBERS][:], self._zarr[DIGESTS][:])
 
     @cached_property
     def corpus(self) -> Corpus:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import time
 from collections.abc import Generator, Iterable
 from contextlib import ExitStack, contextmanager
@@ -233,6 +234,8 @@ def _alone(place: StorePlace) -> Generator[None]:
             try:
                 stack.enter_context(atomic.alone(place.path, wait=0.0))
             except OSError as problem:
+                if problem.errno != errno.EBUSY:
+                    raise
                 raise InputError(
                     f"corpus: another process writes to {place}.",
                     code="corpus-busy",

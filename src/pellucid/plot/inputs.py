@@ -25,7 +25,7 @@ ONE_HEAD = (str(Axis.QUERY), str(Axis.KEY))
 HEADS = (str(Axis.LAYER), str(Axis.HEAD), *ONE_HEAD)
 
 ROUNDING = 0.01
-"""By how much a weight in bfloat16 may seem to exceed 1: its spacing there is 2**-7."""
+"""How far above 1 a weight may be: in bfloat16 the spacing there is 2**-7."""
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from xarray import DataArray
 
 POINTS_TRIED = 1000
-"""Of more points only those farthest from the middle are tried for a label."""
+"""How many points may get a label; if there are more, those farthest from the middle."""
 
 SIDES = ((1, 0, "left", "center"), (-1, 0, "right", "center"), (0, 1, "center", "bottom"), (0, -1, "center", "top"))
 """Where a label may stand beside its point: the direction, and how the text is aligned."""
