@@ -9,12 +9,11 @@ import difflib
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from typing import ParamSpec, TypeVar
+from typing import Any, TypeVar, cast
 
 from pellucid.errors import UnknownArgumentError, UnknownAttributeError, nearest
 
-Given = ParamSpec("Given")
-Result = TypeVar("Result")
+Called = TypeVar("Called", bound=Callable[..., Any])
 
 _IDS_FIRST = "Pass ids first, model(ids, mask=...), or the whole mapping that the tokenizer returned, model(encoding)."
 
@@ -228,6 +227,35 @@ CONVERTING: Mapping[str, str] = {
 }
 """Keyword arguments that a copy of a live model does not take -> what to do here."""
 
+COMPARING: Mapping[str, str] = {
+    **dict.fromkeys(("text", "texts", "prompt", "ids", "input_ids"), "Pass inputs=, a text or ids."),
+    **dict.fromkeys(
+        ("atol", "rtol", "tolerance"), "Leave it out; runs in float64 show which differences are rounding."
+    ),
+}
+"""Keyword arguments of other libraries' comparisons -> what to do here."""
+
+SAVING: Mapping[str, str] = dict.fromkeys(
+    ("safe_serialization", "max_shard_size", "state_dict", "is_main_process", "save_function"),
+    "Leave it out; everything is written, the weights as one model.safetensors.",
+)
+"""Keyword arguments by which other libraries save a model -> what to do here."""
+
+SAMPLING: Mapping[str, str] = {
+    "temp": "Pass temperature=.",
+    "do_sample": "Leave it out; a sampler draws, and temperature=0 takes the likeliest token.",
+    **{
+        name: f"Pass it to generate: model.generate(text, {here}=...)."
+        for name, here in (
+            ("max_new_tokens", "max_new_tokens"), ("max_tokens", "max_new_tokens"), ("max_length", "max_new_tokens"),
+            ("seed", "seed"), ("num_beams", "num_beams"), ("length_penalty", "length_penalty"),
+            ("num_return_sequences", "num_return_sequences"), ("stop", "stop"), ("eos_token_id", "end_ids"),
+        )
+    },
+    "min_tokens_to_keep": "Leave it out; a filter keeps one token at least.",
+}  # fmt: skip
+"""Settings of other libraries' samplers -> what to do here."""
+
 _TURNED = "'attn.ckpt_rot_q' and 'attn.ckpt_rot_k' in names=: positions turn queries and keys, and are in no tensor"
 
 ROTARY_MODEL: Mapping[str, str] = {
@@ -399,34 +427,39 @@ def _for_a_near_word(name: str, elsewhere: Mapping[str, str]) -> str:
     return elsewhere[close[0]] if close else ""
 
 
-def named_arguments(
-    elsewhere: Mapping[str, str] = ARGUMENTS,
-) -> Callable[[Callable[Given, Result]], Callable[Given, Result]]:
-    """Make a function refuse keyword arguments that it does not take, and say what to use instead.
+def named_arguments(elsewhere: Mapping[str, str] = ARGUMENTS) -> Callable[[Called], Called]:
+    """Make a function, or a class when it is called, refuse arguments that it does not take and say what to use.
 
     Args:
         elsewhere: Words of other libraries -> what to do here.
     """
 
-    def decorated(function: Callable[Given, Result]) -> Callable[Given, Result]:
-        parameters = inspect.signature(function).parameters
-        known = [name for name in parameters if name not in ("self", "cls")]
-        taken = frozenset(known)
-        by_name = [name for name, one in parameters.items() if one.kind is one.KEYWORD_ONLY]
-        places = len(parameters) - len(by_name)
-
-        @functools.wraps(function)
-        def checked(*args: Given.args, **kwargs: Given.kwargs) -> Result:
-            if not taken.issuperset(kwargs):
-                refuse_unknown(function.__name__, kwargs, known, elsewhere)
-            if len(args) > places and by_name:
-                raise UnknownArgumentError(
-                    f"{function.__name__}: {len(args) - places} arguments more than it takes without a name.",
-                    code="unknown-argument",
-                    remedy=f"Give these by name: {', '.join(f'{name}=' for name in by_name)}.",
-                )
-            return function(*args, **kwargs)
-
-        return checked
+    def decorated(called: Called) -> Called:
+        if isinstance(called, type):
+            called.__init__ = _checked(called.__init__, called.__name__, elsewhere)
+            return cast(Called, called)
+        return cast(Called, _checked(called, called.__name__, elsewhere))
 
     return decorated
+
+
+def _checked(function: Callable[..., Any], verb: str, elsewhere: Mapping[str, str]) -> Callable[..., Any]:
+    parameters = inspect.signature(function).parameters
+    known = [name for name in parameters if name not in ("self", "cls")]
+    taken = frozenset(known)
+    by_name = [name for name, one in parameters.items() if one.kind is one.KEYWORD_ONLY]
+    places = len(parameters) - len(by_name)
+
+    @functools.wraps(function)
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        if not taken.issuperset(kwargs):
+            refuse_unknown(verb, kwargs, known, elsewhere)
+        if len(args) > places and by_name:
+            raise UnknownArgumentError(
+                f"{verb}: {len(args) - places} arguments more than it takes without a name.",
+                code="unknown-argument",
+                remedy=f"Give these by name: {', '.join(f'{name}=' for name in by_name)}.",
+            )
+        return function(*args, **kwargs)
+
+    return checked

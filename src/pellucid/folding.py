@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from pellucid.blocks import Norm
+from pellucid.dialects import named_arguments
 from pellucid.errors import InputError, NumericsError
 from pellucid.heads.factored import FactoredMatrix
 from pellucid.run.model import CkptedTransformer
@@ -88,6 +89,7 @@ class Folded:
         return difference
 
 
+@named_arguments()
 def fold(
     model: CkptedTransformer,
     *,

@@ -100,6 +100,7 @@ def from_hf(hf_model: PreTrainedModel, *, attention: str = "auto", numerics: str
     return model
 
 
+@named_arguments(CONVERTING)
 def to_hf(model: CkptedTransformer) -> PreTrainedModel:
     """A transformers model with equal tensors, such as a `GPT2LMHeadModel`, tied where `model` is.
 

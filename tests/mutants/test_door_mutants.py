@@ -53,6 +53,11 @@ def keys_stand_once(folder: Path) -> None:
     refused(lambda: pl.TransformerConfig.from_pretrained(str(folder)), pl.ConfigError, "config-not-json")
 
 
+def arguments_are_known(_: Path) -> None:
+    for act in (lambda: support.glass().loss(support.ROW, mst=1), lambda: pl.Sampler(temperatur=1)):  # pyright: ignore[reportCallIssue]
+        refused(act, pl.UnknownArgumentError, "unknown-argument")
+
+
 def functions_are_transformers_own(_: Path) -> None:
     from transformers.models.gpt2 import modeling_gpt2
 
@@ -107,6 +112,7 @@ MUTANTS: dict[str, tuple[Callable[[Patch], Any], Callable[[Path], None]]] = {
         no_path_is_refused,
     ),
     "the last of two keys": (lambda patch: patch.setattr(manifests, "each_once", dict), keys_stand_once),
+    "any argument": (lambda patch: patch.setattr("pellucid.dialects.refuse_unknown", nothing), arguments_are_known),
     "functions of others": (
         lambda patch: patch.setattr("pellucid.agreement.require_own_functions", nothing),
         functions_are_transformers_own,

@@ -76,7 +76,12 @@ REMEDIES: dict[str, list[Case]] = {
             lambda h: P.parameters(3),
             "pl.count_parameters(model)",
             lambda h: P.parameters(pl.count_parameters(h.model)),
-        )
+        ),
+        Case(
+            lambda h: pl.count_parameters(h.model.state_dict()),
+            "pl.audit_ties counts",
+            lambda h: pl.audit_ties(h.model.state_dict()).unique,
+        ),
     ],
     "component-axes": [
         Case(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -48,6 +49,9 @@ VERBS: dict[str, Callable[[pl.CkptedTransformer], Verb]] = {
     "estimate": lambda model: lambda inputs, **more: pl.estimate(model, inputs, **more).nbytes,
     "estimate_generation": lambda model: lambda inputs, **more: pl.estimate_generation(model, inputs, **more).cache,
 }  # fmt: skip
+
+FILLED = (pl.Sampler, pl.HubOptions, pl.TransformerConfig, pl.LlamaConfig, pl.GPTNeoXConfig, pl.KeyValueCache)
+"""Classes that a caller gives values, not what a verb returns."""
 
 WITH_A_MASK: dict[str, tuple[Any, Any]] = {
     "tensors": (PADDED, MASK),
@@ -176,6 +180,33 @@ def test_arguments_of_other_libraries_are_answered(
     assert caught.value.code == "unknown-argument"
     assert said in caught.value.remedy
     assert isinstance(caught.value, TypeError)
+
+
+@pytest.mark.parametrize("name", [
+    name for name in pl.__all__ if inspect.isfunction(getattr(pl, name)) or getattr(pl, name) in FILLED
+])  # fmt: skip
+def test_the_packages_own_calls_answer_a_misspelt_argument(name: str) -> None:
+    """Every function of the package, and every class that a caller fills: by the name, its near words, or the list."""
+    call = getattr(pl, name)
+    known = [word for word in inspect.signature(call).parameters if word != "self"]
+    for word, said in ((f"{known[-1]}s", f"'{known[-1]}'"), ("zzzzzzz", f"Its arguments are {', '.join(known)}")):
+        with pytest.raises(pl.UnknownArgumentError, match=rf"^{name}: {word}= is not one of") as caught:
+            call(**{word: 1})
+        assert said in caught.value.remedy
+
+
+@pytest.mark.parametrize(("call", "said"), [
+    (lambda m: pl.Sampler(temp=3), "Pass temperature="),  # pyright: ignore[reportCallIssue]
+    (lambda m: pl.Sampler(seed=3), "model.generate(text, seed=...)"),  # pyright: ignore[reportCallIssue]
+    (lambda m: pl.compare(m, m, text="a"), "Pass inputs="),
+    (lambda m: pl.compare(m, m, atol=1e-4), "float64"),
+    (lambda m: m.save_pretrained("folder", safe_serialization=True), "Leave it out"),
+    (lambda m: pl.TransformerConfig(n_layers=2), "'n_layer'"),  # pyright: ignore[reportCallIssue]
+])  # fmt: skip
+def test_other_words_for_them(model: pl.CkptedTransformer, call: Callable[[Any], Any], said: str) -> None:
+    with pytest.raises(pl.UnknownArgumentError) as caught:
+        call(model)
+    assert said in caught.value.remedy
 
 
 def test_a_mask_without_its_name_is_no_tap(model: pl.CkptedTransformer) -> None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pellucid.check import as_number, as_python, as_whole
+from pellucid.dialects import SAMPLING, named_arguments
 from pellucid.errors import InputError
 from pellucid.generate import stages
 from pellucid.generate.stages import Stage
@@ -44,6 +45,7 @@ class Context:
     last: bool = False
 
 
+@named_arguments(SAMPLING)
 @dataclass(frozen=True, kw_only=True)
 class Sampler:
     """How the next token is chosen.

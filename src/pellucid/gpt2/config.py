@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
+from pellucid.dialects import named_arguments
 from pellucid.errors import warn
 from pellucid.gpt2.config_fields import FIELDS
 from pellucid.gpt2.schema import schema_of
@@ -13,6 +14,7 @@ from pellucid.json_config import JsonConfig
 from pellucid.schema import Schema
 
 
+@named_arguments()
 @dataclass(frozen=True, kw_only=True)
 class TransformerConfig(JsonConfig):
     """What a GPT-2 is, apart from its weights.

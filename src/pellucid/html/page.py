@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Protocol
 
 from pellucid import atomic
+from pellucid.dialects import named_arguments
 from pellucid.errors import InputError
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -201,6 +202,7 @@ class Paged(Protocol):
         ...
 
 
+@named_arguments()
 def save_html(report: Paged, path: str | Path) -> None:
     """Write a report as one self-contained HTML file.
 

@@ -11,6 +11,7 @@ from typing import Any
 from pellucid import config_variants
 from pellucid.config import read_number
 from pellucid.config_variants import Variant
+from pellucid.dialects import named_arguments
 from pellucid.errors import ConfigError, shown
 from pellucid.json_config import Fields, JsonConfig
 from pellucid.llama.schema import schema_of
@@ -57,6 +58,7 @@ SAID = {name: name for name in ("rope_theta", "partial_rotary_factor")}
 """Fields of older files -> the part of `rope_parameters` that they say."""
 
 
+@named_arguments()
 @dataclass(frozen=True, kw_only=True)
 class LlamaConfig(JsonConfig):
     """What a Llama is, apart from its weights.

@@ -12,6 +12,7 @@ from typing import Any
 from pellucid import config_variants
 from pellucid.config import read_size
 from pellucid.config_variants import Variant
+from pellucid.dialects import named_arguments
 from pellucid.errors import ConfigError, shown
 from pellucid.json_config import Fields, JsonConfig
 from pellucid.neox.schema import schema_of
@@ -47,6 +48,7 @@ SAID = {"rotary_emb_base": "rope_theta", "rotary_pct": "partial_rotary_factor"}
 """Fields of older files -> the part of `rope_parameters` that they say."""
 
 
+@named_arguments()
 @dataclass(frozen=True, kw_only=True)
 class GPTNeoXConfig(JsonConfig):
     """What a GPT-NeoX is, such as a Pythia, apart from its weights.

@@ -11,6 +11,7 @@ from typing import Any, overload
 
 from torch import Tensor, nn
 
+from pellucid.dialects import COMPARING, named_arguments
 from pellucid.numerics.products import ordinary_tensors
 from pellucid.prove.about import About
 from pellucid.prove.comparison import Comparison, Progress, silently
@@ -32,6 +33,7 @@ def compare(
 ) -> ComparisonReport: ...
 
 
+@named_arguments(COMPARING)
 @ordinary_tensors()
 def compare(
     a: Any,

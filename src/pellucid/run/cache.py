@@ -17,12 +17,14 @@ from torch import Tensor
 from pellucid import own_file
 from pellucid.check import as_whole
 from pellucid.config import Config, require_schema
+from pellucid.dialects import named_arguments
 from pellucid.errors import InputError, ShapeError, shown
 from pellucid.text.batch import Batch
 
 _KIND, _CONTENT, _MASK = "pellucid.cache", "keys_and_values", "mask"
 
 
+@named_arguments()
 class KeyValueCache:
     """Keys and values [L, 2, B, G, capacity, K], G their heads, of the first `length` columns of a text.
 

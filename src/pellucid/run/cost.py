@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from pellucid.aliases import Names, selected
 from pellucid.axes import Axis
 from pellucid.dialects import named_arguments
+from pellucid.errors import InputError, shown
 from pellucid.fast.decoder import kernels_for
 from pellucid.generate.request import require_some
 from pellucid.generate.stopping import stopping
@@ -176,8 +177,12 @@ def _count(named: list[tuple[str, Tensor]], component: Callable[[str], str]) -> 
     return ParameterCount(unique, sum(tensor.numel() for _, tensor in named), size, components, tied)
 
 
+@named_arguments()
 def count_parameters(model: nn.Module) -> ParameterCount:
     """Count the parameters of any module, each number once and each name once, per component.
+
+    Raises:
+        InputError: Something else than a module.
 
     Example:
         >>> import pellucid as pl
@@ -186,6 +191,12 @@ def count_parameters(model: nn.Module) -> ParameterCount:
         >>> counted.unique, counted.by_name
         (81912576, 120509952)
     """
+    if not isinstance(model, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InputError(
+            f"count_parameters: given {shown(model)}, expected a model.",
+            code="not-counted",
+            remedy="Give a module, such as pl.load(path); pl.audit_ties counts what a state dict or a file holds.",
+        )
     named: list[tuple[str, Tensor]] = list(model.named_parameters(remove_duplicate=False))
     if not isinstance(model, Network):
         return _count(named, lambda name: name.split(".", 1)[0])

@@ -14,7 +14,7 @@ from pellucid import aliases
 from pellucid.aliases import Names
 from pellucid.check import path_of
 from pellucid.config import Config
-from pellucid.dialects import MODEL, OPENING, named_arguments
+from pellucid.dialects import MODEL, OPENING, SAVING, named_arguments
 from pellucid.errors import InputError
 from pellucid.families import family_of
 from pellucid.generate.verbs import GeneratingTransformer
@@ -101,6 +101,7 @@ class CkptedTransformer(GeneratingTransformer):
         )  # fmt: skip
         return load.load(cls, model_name, options, Tokenizer.from_folder)
 
+    @named_arguments(SAVING)
     def save_pretrained(self, folder: str | Path) -> None:
         """Write `config.json`, `model.safetensors` and the tokenizer's files, which transformers loads exactly.
 

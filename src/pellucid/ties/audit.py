@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from pellucid.dialects import named_arguments
 from pellucid.errors import ConfigError, InputError
 from pellucid.run.model import CkptedTransformer
 from pellucid.ties.memory import Named, TieGroup, clusters, count, coverage, equal_groups, group, shared_groups
@@ -103,6 +104,7 @@ class TieAudit:
         return json.dumps(self.to_dict(), indent=2) + "\n"
 
 
+@named_arguments()
 def audit_ties(
     x: nn.Module | Mapping[str, Tensor] | str | PathLike[str],
     *,

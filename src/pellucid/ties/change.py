@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from pellucid.dialects import named_arguments
 from pellucid.errors import InputError, ShapeError, WeightsError
 from pellucid.run.model import CkptedTransformer
 from pellucid.ties import saving
@@ -57,6 +58,7 @@ class HeadChange:
         return "; ".join(parts)
 
 
+@named_arguments()
 def tie(model: nn.Module, *, optimizer: Optimizer | None = None, verify: bool = False) -> HeadChange:
     """Make the head the embedding: one Parameter, a configuration that says so, written once.
 
@@ -91,6 +93,7 @@ def tie(model: nn.Module, *, optimizer: Optimizer | None = None, verify: bool = 
         return renewed(lost, verify)
 
 
+@named_arguments()
 def untie(model: nn.Module, *, optimizer: Optimizer | None = None, verify: bool = False) -> HeadChange:
     """Give the head memory of its own, with the numbers that it has, and a configuration that says so.
 
@@ -115,6 +118,7 @@ def untie(model: nn.Module, *, optimizer: Optimizer | None = None, verify: bool 
         return renewed((), verify)
 
 
+@named_arguments()
 def replace_head(
     model: nn.Module, head: nn.Linear, *, tie: bool, optimizer: Optimizer | None = None, verify: bool = False
 ) -> HeadChange:

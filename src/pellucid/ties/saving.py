@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from pellucid import atomic
 from pellucid.check import path_of
+from pellucid.dialects import SAVING, named_arguments
 from pellucid.errors import InputError, PellucidWarning, WeightsError
 from pellucid.run.model import CkptedTransformer
 from pellucid.ties.audit import TieAudit, audit_ties
@@ -59,6 +60,7 @@ class Saved:
         return f"{self.folder}: {', '.join(self.files)}, {self.nbytes:,} bytes; {compared}"
 
 
+@named_arguments(SAVING)
 def save_hf(hf_model: Any, folder: str | os.PathLike[str]) -> Saved:
     """Save a transformers model only if the same class reads the same model back: saves, reloads, compares.
 

@@ -22,6 +22,7 @@ from typing import Any
 
 from pellucid._version import __version__
 from pellucid.check import require_whole
+from pellucid.dialects import named_arguments
 from pellucid.errors import InputError, PellucidError
 from pellucid.extras import need
 from pellucid.run.model import CkptedTransformer
@@ -104,6 +105,7 @@ class Server:
         self._thread.join()
 
 
+@named_arguments()
 def serve(model: CkptedTransformer, text: Inputs = TEXT, *, port: int | None = None) -> Server:
     """Serve the viewer on this machine, in a thread: it returns at once, also beside a notebook's running loop.
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from pellucid import atomic, plot
+from pellucid.dialects import named_arguments
 from pellucid.errors import InputError, MissingExtraError, shown, visible
 from pellucid.extras import need
 from pellucid.html.page import save_html
@@ -93,6 +94,7 @@ class View:
         return plot.attention_grid(patterns, tokens=tokens)
 
 
+@named_arguments()
 def view(
     model: CkptedTransformer, text: Inputs, *, edits: Edit | Sequence[Edit] = (), target: Token | None = None
 ) -> View:
@@ -127,6 +129,7 @@ def view_of(
     return View(trace_of(ckpts, text=text, target=target, model=model))
 
 
+@named_arguments()
 def save_view(what: Any, path: str | Path) -> None:
     """Write what can be looked at as one HTML file, which loads nothing from anywhere.
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pellucid.dialects import named_arguments
 from pellucid.errors import ConfigError, NotFoundError, WeightsError, nearest, shown
 from pellucid.weights import blobs
 from pellucid.weights.hub_answers import ALIASES, again, explain, no_such_name
@@ -38,6 +39,7 @@ _FILE_ENDINGS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".json")
 _OFFLINE_VALUES = ("1", "ON", "YES", "TRUE")
 
 
+@named_arguments()
 @dataclass(frozen=True, kw_only=True)
 class HubOptions:
     """How to reach the hub; the defaults are `huggingface_hub`'s.
