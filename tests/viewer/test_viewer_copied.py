@@ -131,6 +131,33 @@ def test_python_makes_the_numbers_of_the_atlas(opened: Open, page: Path, space: 
         assert atlas["by"]["value"] == pytest.approx(expected, rel=1e-3, abs=tolerance)
 
 
+def test_python_makes_the_numbers_of_neurons(opened: Open, page: Path, space: dict[str, Any]) -> None:
+    watched = opened(page, state="#neurons?layer=3&neuron=390&q=7")
+    along = copied(watched, "Neuron 3.390 along the text")
+    before, after = map(flat, value_of(along["python"], space))
+    assert along["by"]["mlp.ckpt_pre"] == pytest.approx(before.tolist(), rel=1e-3)
+    assert along["by"]["mlp.ckpt_post"] == pytest.approx(after.tolist(), rel=1e-3, abs=1e-6)
+    largest = copied(watched, "Its largest tokens")
+    values, places = value_of(largest["python"], space)
+    assert largest["by"]["pos"] == places.tolist()
+    assert largest["by"]["value"] == pytest.approx(flat(values).tolist(), rel=1e-3, abs=1e-6)
+    through = copied(watched, "Before and after the activation")
+    assert through["by"]["mlp.ckpt_post"] == pytest.approx(
+        flat(value_of(through["python"], space)[1]).tolist(), rel=1e-3
+    )
+    strong = copied(watched, "The strongest neurons at ‘␣store’")
+    assert strong["by"]["value"][:20] == pytest.approx(flat(value_of(strong["python"], space)).tolist(), rel=1e-3)
+    watched.page.get_by_role("combobox", name="Strong by").select_option("effect")
+    for which, count in (("all", 4096), ("layer", 1024)):
+        watched.page.get_by_role("combobox", name="of", exact=True).select_option(which)
+        adds = copied(watched, "The neurons that add most to ‘␣Mary’")
+        assert len(adds["rows"]) == min(count, 1000)
+        parts = value_of(adds["python"], space)
+        assert adds["by"]["effect"][:20] == pytest.approx(flat(parts).tolist(), rel=2e-3)
+        found = list(zip(parts.layer.values.tolist(), parts.index.values.tolist(), strict=True))
+        assert [(row[0], row[1]) for row in adds["rows"][:20]] == found
+
+
 def test_the_command_line_of_the_lens_says_the_same(opened: Open, page: Path) -> None:
     watched = opened(page, state="#lens")
     watched.context.grant_permissions(["clipboard-read", "clipboard-write"])

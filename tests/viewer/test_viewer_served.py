@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
 import pytest
 from watched_page import Watched, rows_of
 from written_traces import VIEWER, WORDS, numbers, page_of, written
@@ -30,10 +31,13 @@ class Asked(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         if self.path == "/":
             source = json.dumps({"token": "the token", "base": ""})
-            page = page_of(written(without=["attention.q"]), script="", policy="", server=source)
+            page = page_of(written(without=["attention.q", "neurons.p", "atlas"]), script="", policy="", server=source)
             self.answer(page.replace("<script></script>", '<script src="/viewer.js"></script>').encode(), "text/html")
         elif self.path == "/viewer.js":
             self.answer(VIEWER.read_bytes(), "text/javascript")
+        elif self.path == "/api/examples":
+            example = {"id": "cat", "text": "A| cat", "look_for": "The cat."}
+            self.answer(json.dumps([example]).encode(), "application/json")
         else:
             self.answer(b"[]", "application/json")
 
@@ -48,9 +52,12 @@ class Asked(BaseHTTPRequestHandler):
         elif self.path == "/api/generate":
             self.stream()
         elif self.path == "/api/values":
-            array = numbers(written())["attention." + body["name"][-1]][1]
-            data = base64.b64encode(array[None].tobytes()).decode()
-            said = {"shape": [1, *array.shape], "dtype": "float32", "data": data}
+            name = body["name"]
+            attention = name[-1] in "qk"
+            array = numbers(written())["attention." + name[-1] if attention else "atlas." + name]
+            array = array[1] if attention else array[body.get("pos", slice(None))].astype("f4")
+            data = base64.b64encode(array.tobytes()).decode()
+            said = {"shape": array.shape, "dtype": "float32", "data": data}
             self.answer(json.dumps(said).encode(), "application/json")
         else:
             self.answer(b"{}", "application/json")
@@ -175,3 +182,24 @@ def test_queries_and_keys_that_the_page_lacks_are_asked_for(served: Any) -> None
     products = found["attention.k"][1, :, 1].astype("f8") @ found["attention.q"][1, 5, 1].astype("f8")
     rows = rows_of(tab, "How ‘␣was’ divides its attention")[1:]
     assert [float(row[2]) for row in rows] == pytest.approx(products.tolist(), rel=1e-9)
+
+
+def test_neurons_that_the_page_lacks_are_asked_for(served: Any) -> None:
+    tab = served("#neurons?layer=1&neuron=3&q=5")
+    rows = rows_of(tab, "Neuron 1.3 along the text")
+    found = numbers(written())
+    before, after = (found[f"atlas.blocks.1.mlp.ckpt_{name}"].astype(float) for name in ("pre", "post"))
+    assert rows[0][2:] == ["mlp.ckpt_pre", "mlp.ckpt_post"]
+    assert [[float(cell) for cell in row[2:]] for row in rows[1:]] == np.stack([before, after], -1)[:, 3].tolist()
+    strong = rows_of(tab, "The strongest neurons at ‘␣was’")[1:]
+    post = np.stack([found[f"atlas.blocks.{layer}.mlp.ckpt_post"][5] for layer in (0, 1)]).astype(float)
+    assert [float(row[2]) for row in strong] == sorted(post.ravel(), key=abs, reverse=True)
+    asked = {(post[3]["name"], str(post[3].get("pos"))) for post in Asked.posts}
+    assert len(asked) == len(Asked.posts)  # nothing is asked for twice
+
+
+def test_an_example_is_run_where_what_is_asked_later_is_answered(served: Any) -> None:
+    tab = served()
+    tab.page.get_by_label("Start from").select_option("cat")
+    tab.wait("document.querySelectorAll('.token').length === 2")
+    assert [(post[0], post[3]) for post in Asked.posts] == [("/api/run", {"text": "A| cat"})]

@@ -130,12 +130,15 @@ def written(
         "attribution.components": (adds, {"of": parts}),
         "attribution.logit": (np.array([adds.sum() + remainder]), {}),
         "attribution.sources": (cells(layers, heads, count), {}),
-        "neurons.pre": (cells(layers, count, D_MLP).astype("f2"), {}),
-        "neurons.post": (cells(layers, count, D_MLP).astype("f2"), {}),
+        "neurons.pre": (cells(layers, count, D_MLP).astype("f2"), {"of": "mlp.ckpt_pre"}),
+        "neurons.post": (cells(layers, count, D_MLP).astype("f2"), {"of": "mlp.ckpt_post"}),
         "neurons.effect": (cells(layers, D_MLP), {}),
         "embeddings.pca": (
             cells(layers + 2, count, 3),
-            {"of": ["embed", "resid_pre 0", *map(str, range(layers))], "of_variance": [[0.5, 0.2, 0.1]] * (layers + 2)},
+            {
+                "of": ["ckpt_embed", "blocks.0.resid_pre", *(f"blocks.{i}.resid_post" for i in range(layers))],
+                "of_variance": [[0.5, 0.2, 0.1]] * (layers + 2),
+            },
         ),
         "distributions.edges": (
             np.tile(np.linspace(-3, 3, 41), (2, 2 * layers + 1, 1)).astype("f4"),

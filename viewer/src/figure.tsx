@@ -56,7 +56,7 @@ export type FigureProps = {
   table: () => Table;
   /** Lines of Python that go after those that make the run. */
   python?: () => string;
-  shell?: () => string;
+  shell?: () => string | null;
   controls?: ComponentChildren;
   children?: ComponentChildren;
 };

@@ -39,7 +39,9 @@ function Prompts() {
   const app = useApp();
   const { text } = app.trace.value.header;
   const current = app.examples.find((one) => one.text === text);
-  const choose = (example: Example) => app.attempt("Opening the example", async () => app.show(await traceOf(example, app.server)));
+  // With a server it is run there, so that what is asked of the server later is about what is shown.
+  const opened = (example: Example) => (app.server ? app.server.trace("/api/run", { text: example.text }) : traceOf(example));
+  const choose = (example: Example) => app.attempt("Opening the example", async () => app.show(await opened(example)));
   const run = (form: HTMLFormElement) => {
     const wanted = String(new FormData(form).get("text") ?? "");
     const server = app.server!;

@@ -113,6 +113,16 @@ type HeatOptions = {
   start?: () => [number, number];
 };
 
+/** Round numbers between two, about as many as asked for. */
+export function ticks(low: number, high: number, count: number): number[] {
+  const rough = (high - low) / Math.max(1, count);
+  if (!(rough > 0) || !Number.isFinite(rough)) return [];
+  const power = 10 ** Math.floor(Math.log10(rough));
+  const step = power * [1, 2, 5, 10].find((times) => times * power >= rough * (1 - 1e-9))!;
+  const first = Math.ceil(low / step - 1e-9);
+  return Array.from({ length: Math.floor(high / step + 1e-9) - first + 1 }, (_, i) => Number(((first + i) * step).toPrecision(12)));
+}
+
 /** Every how many labels one is written, so that they do not run into each other. */
 const every = (cell: number, needs: number): number => Math.max(1, Math.ceil(needs / cell));
 

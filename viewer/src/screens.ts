@@ -4,6 +4,7 @@ import type { ComponentType } from "preact";
 import { Atlas } from "./screens/atlas";
 import { Attention } from "./screens/attention";
 import { Lens } from "./screens/lens";
+import { Neurons } from "./screens/neurons";
 import { Overview } from "./screens/overview";
 import { Prediction } from "./screens/prediction";
 import { RiverScreen } from "./screens/river";
@@ -52,6 +53,13 @@ export const SCREENS: Screen[] = [
     question: "Who wrote the answer?",
     look: "Look for the stream that swells most, and at which layer: that is who wrote it, and when.",
     view: RiverScreen,
+  },
+  {
+    id: "neurons",
+    name: "Neurons",
+    question: "What sets a neuron off?",
+    look: "Look at which tokens one neuron stands out for, and whether they have something in common. Most neurons are quiet at most tokens.",
+    view: Neurons,
   },
   {
     id: "atlas",

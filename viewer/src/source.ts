@@ -123,9 +123,8 @@ export async function readSource(scope: ParentNode): Promise<Source> {
   return { trace, second, server, readings, examples };
 }
 
-/** The trace of an example: from the page if it is there, else from the server. */
-export async function traceOf(example: Example, server: Server | null): Promise<Trace> {
-  if (example.trace) return parseTrace(await inflate(fromBase64(example.trace)));
-  if (!server) throw new ServerError("no-server", "this page does not hold that example", "Start the server: pellucid serve");
-  return server.trace(`/api/examples/${encodeURIComponent(example.id)}`);
+/** The trace of an example that the page holds. */
+export async function traceOf(example: Example): Promise<Trace> {
+  if (!example.trace) throw new ServerError("no-server", "this page does not hold that example", "Start the server: pellucid serve");
+  return parseTrace(await inflate(fromBase64(example.trace)));
 }

@@ -25,6 +25,7 @@ export class App {
   readonly head: Signal<number>;
   readonly query: Signal<number>;
   readonly key: Signal<number>;
+  /** -1 until one is chosen. */
   readonly neuron: Signal<number>;
   /** The token id that lenses and attribution follow; -1 is the trace's own target. */
   readonly token: Signal<number>;
@@ -68,7 +69,7 @@ export class App {
     this.head = this.param("head", 0);
     this.query = this.param("q", -1);
     this.key = this.param("k", -1);
-    this.neuron = this.param("neuron", 0);
+    this.neuron = this.param("neuron", -1);
     this.token = this.param("token", -1);
     this.reading = this.param("reading", "");
     this.theme = this.param("theme", "auto");

@@ -54,3 +54,7 @@ export function pythonText(text: string): string {
   return JSON.stringify(text)
     .replace(/[\u007f-\u009f\u2028\u2029\u200b-\u200f\u202a-\u202e\u2066-\u2069\ufeff]/g, (sign) => "\\u" + sign.charCodeAt(0).toString(16).padStart(4, "0"));
 }
+
+/** The command that looks at the same run with another verb; null where no command makes the run. */
+export const commandOf = (view: string | null, verb: string, more: string): string | null =>
+  view && `${view.replace(/^pellucid view/, `pellucid ${verb}`).replace(/ --html page\.html$/, "")} ${more}`;
