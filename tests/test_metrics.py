@@ -65,6 +65,16 @@ def test_tokens_are_ids_or_strings() -> None:
     assert len({float(pl.metrics.logit(token)(logits, batch)) for token in given}) == 1
 
 
+def test_names_are_short_enough_for_a_title() -> None:
+    pairs = [(token, token + 1) for token in range(40)]
+    assert repr(metrics.logit_difference(pairs)) == "logit difference of 40 pairs at -1"
+    assert repr(metrics.logit_difference(pairs[:2])) == "logit difference of [(0, 1), (1, 2)] at -1"
+    assert repr(metrics.logit_difference(" a", " b")) == "logit difference of ' a', ' b' at -1"
+    assert repr(metrics.logit_difference(" several words", 3)) == "logit difference of ' several words', 3 at -1"
+    assert repr(metrics.logit(range(40))) == "logit of 40 tokens at -1"
+    assert repr(metrics.logprob([5, 6])) == "log-probability of [5, 6] at -1"
+
+
 def test_half_precision_is_summed_in_float32() -> None:
     model = support.glass(dtype=torch.bfloat16)
     batch = model.tokenize(support.some_ids(2, 4))

@@ -74,7 +74,7 @@ def logit(token: Token | Sequence[Token], *, pos: int = -1) -> Metric:
     def read(logits: Tensor, batch: Batch) -> Tensor:
         return _gather(logits, _ids(token, batch))
 
-    return _AtPosition(_position(pos), read, f"logit of {shown(token)}", "logits")
+    return _AtPosition(_position(pos), read, f"logit of {_words(token)}", "logits")
 
 
 def logprob(token: Token | Sequence[Token], *, pos: int = -1) -> Metric:
@@ -91,7 +91,7 @@ def logprob(token: Token | Sequence[Token], *, pos: int = -1) -> Metric:
     def read(logits: Tensor, batch: Batch) -> Tensor:
         return _gather(_wide(logits).log_softmax(-1), _ids(token, batch))
 
-    return _AtPosition(_position(pos), read, f"log-probability of {shown(token)}", "nats")
+    return _AtPosition(_position(pos), read, f"log-probability of {_words(token)}", "nats")
 
 
 def logit_difference(
@@ -133,7 +133,7 @@ def logit_difference(
     def read(logits: Tensor, batch: Batch) -> Tensor:
         return _gather(logits, _ids(rights, batch)) - _gather(logits, _ids(wrongs, batch))
 
-    words = shown(right) if wrong is None else f"{shown(right)}, {shown(wrong)}"
+    words = _words(right, "pairs") if wrong is None else f"{_words(right)}, {_words(wrong)}"
     return _AtPosition(_position(pos), read, f"logit difference of {words}", "logits")
 
 
@@ -341,6 +341,12 @@ def _id(token: Any, batch: Batch, what: str) -> int:
             remedy="Give one of the pieces; with its leading space, ' word', a word is often one token.",
         )
     return found[0]
+
+
+def _words(tokens: Any, what: str = "tokens") -> str:
+    """Tokens as a figure's title has room for them: more than two are counted."""
+    several = isinstance(tokens, Sequence) and not isinstance(tokens, str)
+    return f"{len(tokens)} {what}" if several and len(tokens) > 2 else shown(tokens)
 
 
 def _gather(values: Tensor, ids: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from pellucid.axes import Axis
+from pellucid.circuits.circuit import Circuit
 from pellucid.circuits.graph import EMBEDDINGS, LOGITS, MLP_OUT, PART, Graph, Z, kind_of
 from pellucid.errors import InputError, ShapeError, shown
 from pellucid.metrics import Metric, measured
@@ -104,6 +105,7 @@ class Ablations:
         graph: The model's parts.
         universe: The nodes or edges that can be ablated.
         clean, corrupted: The metric of the plain runs [B].
+        interrupted: Whether Control-C ended `reached`, which then makes no more runs.
 
     Raises:
         ShapeError: Texts of unequal length.
@@ -128,6 +130,7 @@ class Ablations:
         self.clean, self.corrupted = (
             torch.tensor(self._runs.plain[f"{side}_by_text"], dtype=torch.float64) for side in ("clean", "corrupted")
         )
+        self.interrupted = False
         self._choose(choices)
 
     def under(self, choices: Choices) -> Ablations:
@@ -151,9 +154,22 @@ class Ablations:
         sets = [frozenset(one).intersection(self.universe) for one in kept]
         new = [one for one in dict.fromkeys(sets) if one not in self._known]
         run = self._nodes if self.choices.granularity == "nodes" else self._edges
-        for one, found in zip(new, run(new), strict=True):
-            self._known[one] = found
+        self._known.update(run(new))
         return torch.stack([self._known[one] for one in sets])
+
+    def reached(self, wanted: Sequence[Sequence[Collection[Any]]]) -> list[bool]:
+        """Make the runs of several sets each, until Control-C; return for each whether all of its runs were made."""
+        if wanted and not self.interrupted:
+            try:
+                self.keeping([one for sets in wanted for one in sets])
+            except KeyboardInterrupt:
+                self.interrupted = True
+        return [all(frozenset(one).intersection(self.universe) in self._known for one in sets) for sets in wanted]
+
+    def inside(self, circuit: Circuit) -> frozenset[Any]:
+        """The parts of a circuit that can be ablated."""
+        made = circuit.as_nodes if self.choices.granularity == "nodes" else circuit.as_edges
+        return made(self.graph).intersection(self.universe)
 
     def _instead(self, pair: Texts) -> Mapping[str, Tensor]:
         """What is put there: the source's values, their mean or zeros."""
@@ -168,13 +184,12 @@ class Ablations:
         inside = self.choices.direction == "denoise"
         return [part for part in self.universe if (part in kept) == inside]
 
-    def _nodes(self, sets: Sequence[frozenset[Any]]) -> Iterator[Tensor]:
-        found = dict.fromkeys(range(len(sets)), self._runs.base.plain)
-        puts = {number: self._puts(self._replaced(kept)) for number, kept in enumerate(sets)}
-        changed = [number for number, given in puts.items() if given]
-        for place, value in self._runs.base.differing([Rerun(puts[number]) for number in changed]):
-            found[changed[place]] = value
-        return iter([found[number] for number in range(len(sets))])
+    def _nodes(self, sets: Sequence[frozenset[Any]]) -> Iterator[tuple[frozenset[Any], Tensor]]:
+        puts = {kept: self._puts(self._replaced(kept)) for kept in sets}
+        changed = [kept for kept in sets if puts[kept]]
+        yield from ((kept, self._runs.base.plain) for kept in sets if not puts[kept])
+        for place, value in self._runs.base.differing([Rerun(puts[kept]) for kept in changed]):
+            yield changed[place], value
 
     def _puts(self, nodes: Sequence[str]) -> tuple[Put, ...]:
         """What replaces these nodes, the heads of a block together."""
@@ -193,14 +208,15 @@ class Ablations:
         into = columns.repeat(len(rows))
         return Columns(rows.repeat_interleave(len(columns)), into, into)
 
-    def _edges(self, sets: Sequence[frozenset[Any]]) -> Iterator[Tensor]:
+    def _edges(self, sets: Sequence[frozenset[Any]]) -> Iterator[tuple[frozenset[Any], Tensor]]:
         base, at_once = self._runs.base, self._texts_at_once()
         together = max(1, at_once // len(base.batch))
         blocks = [slice(first, first + at_once) for first in range(0, len(base.batch), at_once)]
         for first in range(0, len(sets), together):
-            weights = self._weights(sets[first : first + together])
-            for logits in torch.cat([self._edges_left(weights, rows) for rows in blocks], 1):
-                yield measured(base.metric, logits, base.batch)
+            some = sets[first : first + together]
+            weights = self._weights(some)
+            left = torch.cat([self._edges_left(weights, rows) for rows in blocks], 1)
+            yield from ((kept, measured(base.metric, one, base.batch)) for kept, one in zip(some, left, strict=True))
 
     def _texts_at_once(self) -> int:
         """How many texts run together; what every sender wrote is in memory, and once more while receivers read it."""

@@ -8,9 +8,9 @@ are taken out, what is put in their place, where, and in which runs, moves every
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
-from itertools import product
-from typing import TYPE_CHECKING, Any
+from itertools import compress
+from operator import itemgetter
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,101 +19,16 @@ from torch import Tensor
 from pellucid.check import require_whole
 from pellucid.circuits.ablations import Ablations, Choices
 from pellucid.circuits.circuit import Circuit
+from pellucid.circuits.circuit_report import UNMEASURED, CircuitReport, Gap
+from pellucid.circuits.faithfulness import Scale
 from pellucid.circuits.graph import Graph, kind_of
 from pellucid.dialects import named_arguments
-from pellucid.errors import InputError, shown
-from pellucid.extras import need
+from pellucid.errors import warn
+from pellucid.interrupts import told
 from pellucid.metrics import Metric
 from pellucid.run.model import CkptedTransformer
 from pellucid.run.region import Index
 from pellucid.text.batch import Inputs
-
-if TYPE_CHECKING:
-    import xarray
-
-
-@dataclass(frozen=True)
-class Gap:
-    """The largest of some differences.
-
-    Attributes:
-        most: The largest.
-        mean: The mean of all; of a greedy search, the largest again.
-        parts: The set of parts that it belongs to.
-        count: How many were measured.
-    """
-
-    most: float
-    mean: float
-    parts: tuple[Any, ...]
-    count: int
-
-
-@dataclass(frozen=True)
-class CircuitReport:
-    """What is known of a circuit; `print` shows it.
-
-    Attributes:
-        circuit: What was evaluated.
-        choices: What was ablated, and how.
-        metric: What is read off each run.
-        texts: How many.
-        size, universe: Parts of the circuit that can be ablated, and such parts of the model.
-        whole, left, without, nothing: The metric of the model, F(M); of the circuit, F(C); of the model without it,
-            F(M \\ C); and what counts as nothing: of the corrupted runs if values are resampled, else of the empty
-            circuit.
-        faithfulness: (F(C) - nothing) / (F(M) - nothing).
-        by_text: The same of each text by itself [B]; not finite where the model and nothing are equal there.
-        completeness: |F(C \\ K) - F(M \\ K)| over sampled K in C (Wang et al. 2022, section 4.1).
-        greedy: The same for the K that grows by the part, of those that are tried, that raises it most.
-        minimality: For each part v the largest |F(C \\ (K + v)) - F(C \\ K)| over the K that were tried (section 4.2).
-        random: The faithfulness of random circuits of the same size.
-    """
-
-    circuit: Circuit
-    choices: Choices
-    metric: str
-    texts: int
-    size: int
-    universe: int
-    whole: float
-    left: float
-    without: float
-    nothing: float
-    faithfulness: float
-    by_text: tuple[float, ...]
-    completeness: Gap
-    greedy: Gap
-    minimality: dict[Any, float]
-    random: tuple[float, ...]
-
-    def __repr__(self) -> str:
-        rows = [
-            ("metric", f"{self.metric}: model {self.whole:.4g}, circuit {self.left:.4g}, model without it "
-                       f"{self.without:.4g}, nothing {self.nothing:.4g}"),
-            ("faithfulness", f"{self.faithfulness:.3f}{_spread(self.by_text)}"),
-            ("completeness", f"{self.completeness.most:.4g} at most over {self.completeness.count} subsets, "
-                             f"{self.completeness.mean:.4g} on average; {self.greedy.most:.4g} greedily"),
-        ]  # fmt: skip
-        if self.minimality:
-            least = min(self.minimality, key=lambda part: self.minimality[part])
-            rows.append(("minimality", f"{self.minimality[least]:.4g} at least, of {_written(least)}"))
-        if self.random:
-            equals = f"{sum(one >= self.faithfulness for one in self.random)} of {len(self.random)}"
-            rows.append(("random", f"{np.mean(self.random):.3f} on average, {max(self.random):.3f} at most; {equals} "
-                                   "circuits of this size are as faithful"))  # fmt: skip
-        of = f"{self.size} of {self.universe} {self.choices.granularity}, {self.texts} text{'s' * (self.texts != 1)}"
-        return "\n".join([f"{of}: {self.choices}", *(f"{name:<13} {said}" for name, said in rows)])
-
-
-def _spread(by_text: Sequence[float]) -> str:
-    if len(by_text) < 2:
-        return ""
-    return f" (by text {min(by_text):.3f} to {max(by_text):.3f}, standard deviation {np.std(by_text, ddof=1):.3f})"
-
-
-def _written(part: Any) -> str:
-    return part if isinstance(part, str) else " -> ".join(part)
 
 
 @named_arguments()
@@ -156,7 +71,9 @@ def evaluate(
         seed: Of the draws.
 
     Returns:
-        A report: faithfulness with its spread over texts, completeness, minimality, and the random circuits.
+        A report: faithfulness with its spread over texts, completeness, minimality, and the random circuits. Control-C
+        ends it with a warning, and the report has what was measured then. Before the faithfulness is known it is a
+        `KeyboardInterrupt`, which says that nothing was measured.
 
     Raises:
         InputError: Choices that do not exist, or a metric that does not tell the model from nothing.
@@ -180,65 +97,28 @@ def evaluate(
         candidates = require_whole("circuits.evaluate: candidates", candidates, at_least=1)
     circuit = Circuit.checked(circuit, Graph(model.schema))
     choices = Choices.of(granularity or circuit.granularity, components, value, pos, direction)
-    runs = Ablations(model, clean, corrupted, metric, choices)
-    inside = _inside(circuit, runs)
-    scale = Scale.of(runs)
-    left, without = runs.keeping([inside, _less(runs.universe, inside)])
     draws = torch.Generator().manual_seed(require_whole("circuits.evaluate: seed", seed))
+    with told("circuits.evaluate: interrupted, nothing was measured"):
+        runs = Ablations(model, clean, corrupted, metric, choices)
+        inside, scale = runs.inside(circuit), Scale.of(runs)
+        left, without = runs.keeping([inside, _less(runs.universe, inside)])
     parts = [part for part in runs.universe if part in inside]
-    sampled = [_drawn(parts, draws) for _ in range(subsets)] if parts else []
+    sampled = [_drawn(parts, draws) for _ in range(subsets)] if parts else [frozenset[Any]()]
+    completeness = _gaps(runs, parts, sampled)
     greedy = _greedy(runs, parts, draws, candidates)
+    tried = [frozenset[Any](), *sampled[: max(1, subsets // max(1, len(parts)))], frozenset(greedy.parts)]
+    minimality = _minimality(runs, parts, tried)
+    random_ones = _reached(runs, _like(runs, parts, count, draws))
+    if runs.interrupted:
+        warn(f"interrupted: {completeness.count} of {len(sampled)} subsets, {len(minimality)} of {len(parts)} parts "
+             f"and {len(random_ones)} of {count} random circuits were measured")  # fmt: skip
     return CircuitReport(
         circuit=circuit, choices=choices, metric=repr(metric), texts=len(left), size=len(inside),
         universe=len(runs.universe), whole=float(runs.clean.mean()), left=float(left.mean()),
         without=float(without.mean()), nothing=float(scale.nothing.mean()), faithfulness=scale(left),
-        by_text=tuple(scale.by_text(left)), completeness=_gaps(runs, parts, sampled), greedy=greedy,
-        minimality=_minimality(runs, parts, sampled[: max(1, subsets // max(1, len(parts)))], greedy.parts),
-        random=tuple(scale(one) for one in runs.keeping(_like(runs, parts, count, draws))) if count else (),
+        by_text=tuple(scale.by_text(left)), completeness=completeness, greedy=greedy, minimality=minimality,
+        random=tuple(scale(runs.keeping([one])[0]) for one in random_ones), interrupted=runs.interrupted,
     )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Scale:
-    """The scale on which nothing is 0 and the model is 1.
-
-    Args:
-        nothing, whole: The metric [B] of the two.
-    """
-
-    nothing: Tensor
-    whole: Tensor
-
-    @classmethod
-    def of(cls, runs: Ablations) -> Scale:
-        """The corrupted runs are nothing if values are resampled, else the empty circuit is.
-
-        Raises:
-            InputError: The two are equal.
-        """
-        nothing = runs.corrupted if runs.choices.value == "resample" else runs.keeping([()])[0]
-        if float(nothing.mean()) == float(runs.clean.mean()):
-            raise InputError(
-                "circuits: the metric is the same of the model and of nothing.",
-                code="nothing-to-normalize",
-                remedy="Choose a metric or texts in which the two runs differ.",
-            )
-        return cls(nothing, runs.clean)
-
-    def __call__(self, measured: Tensor) -> float:
-        """The mean over texts on this scale."""
-        nothing, whole = float(self.nothing.mean()), float(self.whole.mean())
-        return (float(measured.mean()) - nothing) / (whole - nothing)
-
-    def by_text(self, measured: Tensor) -> list[float]:
-        """Each text on a scale of its own."""
-        return ((measured - self.nothing) / (self.whole - self.nothing)).tolist()
-
-
-def _inside(circuit: Circuit, runs: Ablations) -> frozenset[Any]:
-    """The parts of a circuit that can be ablated."""
-    made = circuit.as_nodes if runs.choices.granularity == "nodes" else circuit.as_edges
-    return made(runs.graph).intersection(runs.universe)
 
 
 def _less(parts: Collection[Any], gone: Collection[Any]) -> frozenset[Any]:
@@ -251,43 +131,57 @@ def _drawn(parts: Sequence[Any], draws: torch.Generator) -> frozenset[Any]:
     return frozenset(part for part, taken in zip(parts, chosen.tolist(), strict=True) if taken)
 
 
-def _differences(runs: Ablations, parts: Sequence[Any], sets: Sequence[frozenset[Any]]) -> list[float]:
-    """|F(C \\ K) - F(M \\ K)| for every K."""
-    ours = runs.keeping([_less(parts, one) for one in sets]).mean(-1)
-    whole = runs.keeping([_less(runs.universe, one) for one in sets]).mean(-1)
-    return (ours - whole).abs().tolist()
+def _reached(runs: Ablations, sets: Sequence[frozenset[Any]]) -> list[frozenset[Any]]:
+    """Those of these circuits that were run: all, unless Control-C came."""
+    return list(compress(sets, runs.reached([[one] for one in sets])))
+
+
+def _differences(
+    runs: Ablations, parts: Sequence[Any], sets: Sequence[frozenset[Any]]
+) -> list[tuple[frozenset[Any], float]]:
+    """Every K that was reached, and |F(C \\ K) - F(M \\ K)|."""
+    there = runs.reached([(_less(parts, one), _less(runs.universe, one)) for one in sets])
+    done = list(compress(sets, there))
+    if not done:
+        return []
+    ours, whole = (runs.keeping([_less(every, one) for one in done]).mean(-1) for every in (parts, runs.universe))
+    return list(zip(done, (ours - whole).abs().tolist(), strict=True))
 
 
 def _gaps(runs: Ablations, parts: Sequence[Any], sets: Sequence[frozenset[Any]]) -> Gap:
-    found = _differences(runs, parts, sets or [frozenset()])
-    worst = int(np.argmax(found))
-    return Gap(found[worst], float(np.mean(found)), _sorted(runs, (sets or [frozenset()])[worst]), len(found))
+    found = _differences(runs, parts, sets)
+    if not found:
+        return UNMEASURED
+    worst, most = max(found, key=itemgetter(1))
+    return Gap(most, float(np.mean([gap for _, gap in found])), _sorted(runs, worst), len(found))
 
 
 def _greedy(runs: Ablations, parts: Sequence[Any], draws: torch.Generator, candidates: int | None) -> Gap:
     """Let K grow from nothing by the part that raises the difference most, until none of those that are tried does."""
-    (best,), chosen, count = _differences(runs, parts, [frozenset()]), frozenset[Any](), 1
+    found = _differences(runs, parts, [frozenset()])
+    if not found:
+        return UNMEASURED
+    (chosen, best), count = found[0], 1
     while rest := [part for part in parts if part not in chosen]:
         tried = [rest[i] for i in torch.randperm(len(rest), generator=draws)[:candidates].tolist()]
         found = _differences(runs, parts, [chosen | {part} for part in tried])
         count += len(found)
-        if max(found) <= best:
+        if len(found) < len(tried) or max(gap for _, gap in found) <= best:
             break
-        best, chosen = max(found), chosen | {tried[int(np.argmax(found))]}
+        chosen, best = max(found, key=itemgetter(1))
     return Gap(best, best, _sorted(runs, chosen), count)
 
 
-def _minimality(
-    runs: Ablations, parts: Sequence[Any], sampled: Sequence[frozenset[Any]], greedy: Sequence[Any]
-) -> dict[Any, float]:
-    """For every part the largest |F(C \\ (K + v)) - F(C \\ K)|, K nothing, the sampled sets or the greedy one."""
-    sets = [frozenset(), *sampled, frozenset(greedy)]
-    pairs = [(one - {part}, one | {part}) for part in parts for one in sets]
-    if not pairs:
-        return {}
-    less, more = (runs.keeping([_less(parts, pair[side]) for pair in pairs]).mean(-1) for side in (0, 1))
-    found = (more - less).abs().view(len(parts), -1).amax(-1).tolist()
-    return dict(zip(parts, found, strict=True))
+def _minimality(runs: Ablations, parts: Sequence[Any], sets: Sequence[frozenset[Any]]) -> dict[Any, float]:
+    """For every part that was reached the largest |F(C \\ (K + v)) - F(C \\ K)|, K one of these sets."""
+    pairs = {part: [_less(parts, one - {part}) for one in sets] + [_less(parts, one | {part}) for one in sets]
+             for part in parts}  # fmt: skip
+    done = compress(pairs, runs.reached(list(pairs.values())))
+    return {part: _largest(*runs.keeping(pairs[part]).mean(-1).chunk(2)) for part in done}
+
+
+def _largest(less: Tensor, more: Tensor) -> float:
+    return float((more - less).abs().max())
 
 
 def _like(runs: Ablations, parts: Sequence[Any], count: int, draws: torch.Generator) -> list[frozenset[Any]]:
@@ -304,69 +198,3 @@ def _like(runs: Ablations, parts: Sequence[Any], count: int, draws: torch.Genera
 
 def _sorted(runs: Ablations, parts: Collection[Any]) -> tuple[Any, ...]:
     return tuple(part for part in runs.universe if part in parts)
-
-
-@named_arguments()
-def across(
-    model: CkptedTransformer,
-    circuit: Circuit,
-    clean: Inputs,
-    corrupted: Inputs,
-    *,
-    metric: Metric,
-    values: Sequence[str] = ("resample", "mean", "zero"),
-    granularities: Sequence[str] = ("nodes", "edges"),
-    components: Sequence[str | Sequence[str] | None] = (None,),
-    positions: Sequence[Index] = (None,),
-    directions: Sequence[str] = ("noise", "denoise"),
-) -> xarray.DataArray:
-    """Measure the faithfulness of a circuit under every combination of choices, each text by itself.
-
-    Args:
-        model, circuit, clean, corrupted, metric: See `evaluate`.
-        values, granularities, components, positions, directions: What to go over; see `evaluate`.
-
-    Returns:
-        [granularity, component, value, position, direction, batch]: the faithfulness of each text; NaN for "denoise" of
-        other values than those of a corrupted run.
-
-    Raises:
-        InputError: As `evaluate`.
-
-    Example:
-        >>> import pellucid as pl
-        >>> circuit = pl.circuits.Circuit(nodes=[(0, 2), (3, 0), (3, 1)])
-        >>> found = pl.circuits.across(
-        ...     pl.load(), circuit, "Tom has a ball. Tom likes the", "Tom has a cat. Tom likes the",
-        ...     metric=pl.metrics.logit_difference(" ball", " cat"), components=["heads"])
-        >>> found.sizes
-        Frozen({'granularity': 2, 'component': 1, 'value': 3, 'position': 1, 'direction': 2, 'batch': 1})
-    """
-    circuit = Circuit.checked(circuit, Graph(model.schema))
-    axes: list[list[Any]] = [list(each) for each in (granularities, components, values, positions, directions)]
-    shape = tuple(map(len, axes))
-    if not all(shape):
-        raise InputError(
-            f"circuits.across: axes of lengths {list(shape)}, expected at least one choice on each.",
-            code="circuit-choices",
-            remedy="Give values=['resample'], for example.",
-        )
-    rows: list[list[float] | None] = []
-    made: dict[str, Ablations] = {}
-    for granularity, kinds, value, pos, direction in product(*axes):
-        if direction == "denoise" and value != "resample":
-            rows.append(None)
-            continue
-        choices = Choices.of(granularity, kinds, value, pos, direction)
-        plain = made.get(direction)
-        runs = Ablations(model, clean, corrupted, metric, choices) if plain is None else plain.under(choices)
-        made[direction] = runs
-        rows.append(Scale.of(runs).by_text(runs.keeping([_inside(circuit, runs)])[0]))
-    texts = max(len(row) for row in rows if row is not None) if any(rows) else 1
-    values_of = np.array([[np.nan] * texts if row is None else row for row in rows]).reshape(*shape, texts)
-    said = [[a if isinstance(a, str) else shown(a) if a is not None else "all" for a in axis] for axis in axes]
-    names = ("granularity", "component", "value", "position", "direction")
-    return need("xarray", "pellucid.circuits").DataArray(
-        values_of, dims=(*names, "batch"), coords=dict(zip(names, said, strict=True)), name="faithfulness",
-        attrs={"title": repr(circuit), "metric": repr(metric), "units": "share of model - nothing"},
-    )  # fmt: skip
