@@ -267,7 +267,7 @@ MUTANTS: dict[str, tuple[Any, str, Any, Callable[[Path], None]]] = {
         atomic, "remove_leftovers", lambda folder: None,
         test_a_kill_at_every_step_leaves_old_or_new_and_the_next_writer_cleans_up,
     ),
-    "everybody is dead": (atomic, "_is_running", lambda pid: False, test_what_a_living_writer_has_begun_stays),
+    "everybody is dead": (atomic, "is_running", lambda pid: False, test_what_a_living_writer_has_begun_stays),
 }  # fmt: skip
 
 

@@ -41,7 +41,9 @@ OLD = 24 * 3600.0
 READER_STARTS = 1.0
 """Seconds that the other end of a pipe may take to open it, when a shell starts both ends at once."""
 
-_HOST = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+HOST = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+"""What tells this machine from others."""
+
 _TEMPORARY = re.compile(r"\.pellucid-(?P<host>[0-9a-f]{8})-(?P<pid>\d{1,10})-[0-9a-f]{8}\.part")
 
 
@@ -67,7 +69,7 @@ def write_file(path: str | os.PathLike[str], write: Writer) -> None:
     """
     whole = path_of(path)
     if str(path).endswith(os.sep):
-        raise _not_writable(whole, "it is a folder, expected the name of a file")
+        raise not_writable(whole, "it is a folder, expected the name of a file")
     write_folder(whole.parent, [(whole.name, write)], named=whole)
 
 
@@ -120,7 +122,7 @@ def write_folder(
                         path.unlink(missing_ok=True)
                 _take_place(part, place)
     except OSError as problem:
-        raise _not_writable(named or folder, problem.strerror or str(problem)) from problem
+        raise not_writable(named or folder, problem.strerror or str(problem)) from problem
     finally:
         for left in parts:  # those that were not renamed
             with suppress(OSError):
@@ -148,7 +150,7 @@ def put(path: Path, data: bytes | memoryview) -> None:
         os.replace(part, path)
         _flush(path.parent)
     except OSError as problem:
-        raise _not_writable(path, problem.strerror or str(problem)) from problem
+        raise not_writable(path, problem.strerror or str(problem)) from problem
     finally:
         with suppress(OSError):
             part.unlink(missing_ok=True)
@@ -164,10 +166,11 @@ def take_folder(made: Path, place: Path) -> None:
         os.replace(made, place)
         _flush(place.parent)
     except OSError as problem:
-        raise _not_writable(place, problem.strerror or str(problem)) from problem
+        raise not_writable(place, problem.strerror or str(problem)) from problem
 
 
-def _not_writable(path: Path, why: str) -> WeightsError:
+def not_writable(path: Path, why: str) -> WeightsError:
+    """The error for a path where nothing can be written."""
     return WeightsError(
         f"{path}: cannot be written: {why}.",
         code="path-not-writable",
@@ -195,12 +198,13 @@ def remove_leftovers(folder: Path) -> None:
         if name is None:
             continue
         with suppress(OSError):  # another saver may be removing it, too
-            here = name["host"] == _HOST and os.name == "posix"
-            if (here and not _is_running(int(name["pid"]))) or time.time() - path.lstat().st_mtime > OLD:
+            here = name["host"] == HOST and os.name == "posix"
+            if (here and not is_running(int(name["pid"]))) or time.time() - path.lstat().st_mtime > OLD:
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
-def _is_running(pid: int) -> bool:
+def is_running(pid: int) -> bool:
+    """Whether a process of this machine is there."""
     try:
         os.kill(pid, 0)
     except PermissionError:
@@ -229,7 +233,7 @@ def _is_device(path: Path) -> bool:
 
 def _temporary(folder: Path) -> Path:
     """A new name, which says whose it is; short, since a name of 250 letters is a name, too."""
-    return folder / f".pellucid-{_HOST}-{os.getpid()}-{secrets.token_hex(4)}.part"
+    return folder / f".pellucid-{HOST}-{os.getpid()}-{secrets.token_hex(4)}.part"
 
 
 def _beside(path: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import hashlib
 import json
@@ -24,7 +25,7 @@ import samples
 import support
 from noticed import must_be_noticed
 from pellucid import atomic
-from pellucid.corpus import intake, parts, place, plan, verification
+from pellucid.corpus import intake, objects, parts, place, plan, verification
 from pellucid.corpus import store as store_module
 
 NAMES = ["resid_post", "attn.ckpt_z", "mlp.ckpt_pre"]
@@ -475,7 +476,7 @@ def test_objects(tmp_path: Path, small_parts: None) -> None:
 def test_a_network_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from fsspec.implementations.memory import MemoryFileSystem
 
-    monkeypatch.setattr(place, "FIRST_WAIT", 0.0)
+    monkeypatch.setattr(objects, "FIRST_WAIT", 0.0)
     plain, asked = MemoryFileSystem.pipe_file, dict[str, int]()
 
     def failing(self: Any, path: str, *args: Any, **kwargs: Any) -> Any:
@@ -487,9 +488,61 @@ def test_a_network_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(MemoryFileSystem, "pipe_file", failing)
     assert captured(f"memory://{tmp_path.name}/c.zarr").verify()
     asked.clear()
-    monkeypatch.setattr(place, "TRIES", 2)
-    with pytest.raises(OSError, match="network"):
+    monkeypatch.setattr(objects, "TRIES", 2)
+    with pytest.raises(pl.InputError, match="after 2 tries: OSError: the network is gone") as caught:
         captured(f"memory://{tmp_path.name}/d.zarr")
+    assert caught.value.code == "corpus-network"
+
+
+# Disks that refuse
+
+
+def test_a_place_where_nothing_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.txt").write_text("a file")
+    with pytest.raises(pl.WeightsError, match=r"a\.zarr: cannot be written") as caught:
+        captured(tmp_path / "a.txt" / "a.zarr")
+    assert caught.value.code == "path-not-writable"
+
+    def refused(*given: Any, **more: Any) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    for owner, name in ((Path, "mkdir"), (atomic, "remove_leftovers")):
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, refused)
+            with pytest.raises(pl.WeightsError, match=r"a\.zarr: cannot be written: Permission denied") as caught:
+                captured(tmp_path / "a.zarr")
+            assert caught.value.code == "path-not-writable"
+    assert captured(tmp_path / "a.zarr").is_complete
+
+
+READS: dict[str, tuple[Any, str, Callable[[Path], Any]]] = {
+    "what it says of itself": (Path, "read_bytes", pl.corpus.open),
+    "a folder that is listed": (os, "listdir", lambda path: pl.corpus.open(path.parent / "b.zarr")),
+    "whether a part is there": (Path, "stat", lambda path: pl.corpus.open(path).is_complete),
+    "its lock": (os, "open", captured),
+    "a chunk": (Path, "open", lambda path: pl.corpus.open(path).chunk("blocks.0.resid_post", 0)),
+}
+"""What is read, by what, and who reads it."""
+
+
+@pytest.mark.parametrize("what", READS)
+def test_a_folder_that_cannot_be_read(what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    owner, name, read = READS[what]
+    captured(tmp_path / "a.zarr")
+    (tmp_path / "b.zarr").mkdir()
+    plain = getattr(owner, name)
+
+    def refused(path: Any, *given: Any, **more: Any) -> Any:
+        if (".zarr" in str(path) and not str(path).endswith((".json", "c.0"))) or name == "read_bytes":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return plain(path, *given, **more)
+
+    monkeypatch.setattr(owner, name, refused)
+    with pytest.raises(pl.WeightsError, match=r"\.zarr.*: cannot be read: Permission denied") as caught:
+        read(tmp_path / "a.zarr")
+    assert caught.value.code == "path-unreadable"
+    monkeypatch.undo()
+    read(tmp_path / "a.zarr") if what != "a folder that is listed" else captured(tmp_path / "b.zarr")
 
 
 # Mutants

@@ -449,7 +449,7 @@ class Capture(ModelWish):
     the context are cut into pieces of its length.
     """
 
-    out: Annotated[Path, option("DIR", "The folder to write to, or to verify.")]
+    out: Annotated[str, option("DIR", "The folder to write to, or to verify; or an address such as s3://bucket/acts.")]
     data: Annotated[list[Path] | None, option("FILE", "A file of text, or a folder of them. Repeatable.")] = None
     names: Annotated[
         list[str] | None, option("PATTERN", "Checkpoints to keep, with or without their block. Repeatable.")

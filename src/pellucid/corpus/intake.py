@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pellucid.corpus.place import StorePlace, chunk_key
+from pellucid.corpus.place import chunk_key
 from pellucid.corpus.sink import CapturingModel, fingerprint
 from pellucid.errors import InputError, PellucidError
 
@@ -22,6 +22,9 @@ CHUNK_BYTES = 4 * 2**20
 TOKENS, OFFSETS, NUMBERS, DIGESTS = "tokens", "offsets", "numbers", "digests"
 """Arrays of a store beside the values: the ids, where texts begin and the last one ends, which of the given texts each
 is, and the SHA-256 of each."""
+
+
+Put = Callable[[str, bytes], None]
 
 
 class Reader(CapturingModel, Protocol):
@@ -38,15 +41,15 @@ class Growing:
     """An array on disk that is written from its first number to its last, a chunk at a time.
 
     Args:
-        place: Where.
+        put: Writes one chunk, by its key.
         name: The array.
         dtype: Its numbers.
         width: Numbers in a row; 0 for an array of one axis.
     """
 
-    def __init__(self, place: StorePlace, name: str, dtype: str, width: int = 0) -> None:
+    def __init__(self, put: Put, name: str, dtype: str, width: int = 0) -> None:
         self.name, self.dtype, self.width, self.length = name, np.dtype(dtype), width, 0
-        self._place, self._filled, self._chunks = place, 0, 0
+        self._write, self._filled, self._chunks = put, 0, 0
         self.chunk = CHUNK_BYTES // (self.dtype.itemsize * max(width, 1))
         self._held = np.empty((self.chunk, width) if width else self.chunk, self.dtype)
 
@@ -78,7 +81,7 @@ class Growing:
 
     def _put(self, rows: NDArray[Any]) -> None:
         key = chunk_key(self.name, self._chunks, len(self.shape))
-        self._place.put(key, np.ascontiguousarray(rows).tobytes())
+        self._write(key, np.ascontiguousarray(rows).tobytes())
         self._chunks += 1
 
 
@@ -87,7 +90,7 @@ class Intake:
 
     Args:
         model: Whose ids.
-        place: The store.
+        put: Writes what is read, by its key in the store.
         split: Whether texts longer than the context are cut into pieces of its length, each a text of its own; else
             they are refused.
 
@@ -96,10 +99,10 @@ class Intake:
         first: The ids of the first texts, of about `SAMPLE` tokens.
     """
 
-    def __init__(self, model: Reader, place: StorePlace, *, split: bool) -> None:
+    def __init__(self, model: Reader, put: Put, *, split: bool) -> None:
         self._model, self._split = model, split
-        self.tokens, self.offsets = Growing(place, TOKENS, "<u4"), Growing(place, OFFSETS, "<u8")
-        self.numbers, self.digests = Growing(place, NUMBERS, "<u8"), Growing(place, DIGESTS, "|u1", 32)
+        self.tokens, self.offsets = Growing(put, TOKENS, "<u4"), Growing(put, OFFSETS, "<u8")
+        self.numbers, self.digests = Growing(put, NUMBERS, "<u8"), Growing(put, DIGESTS, "|u1", 32)
         self.longest = 0
         self.first: list[list[int]] = []
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pellucid.check import require_whole
+from pellucid.corpus.place import chunk_key
 from pellucid.errors import InputError
 
 if TYPE_CHECKING:
@@ -76,20 +77,17 @@ class Loader:
 
     def _scattered(self, generator: np.random.Generator) -> Iterator[dict[str, Tensor]]:
         """Rows of a permutation of all, read one by one."""
-        plan = self.store.plan
-        chunks = {name: [self.store.chunk(name, part) for part in range(plan.parts)] for name in plan.names}
-        tokens = self.store.tokens[:]
+        plan, place = self.store.plan, self.store.place
+        dtype, tokens = getattr(torch, plan.dtype), self.store.corpus.tokens[:]
         order = generator.permutation(plan.rows)
         for start in range(0, plan.rows, self.batch_size):
             rows = order[start : start + self.batch_size]
             parts, places = np.divmod(rows, plan.part_rows)
             batch = {}
-            for name in plan.names:
-                made = torch.empty((len(rows), *chunks[name][0].shape[1:]), dtype=chunks[name][0].dtype)
-                for part in np.unique(parts):
-                    here = torch.from_numpy(np.flatnonzero(parts == part))
-                    made[here] = chunks[name][part][torch.from_numpy(places[here.numpy()])]
-                batch[name] = made
+            for column in plan.columns:
+                keys = [chunk_key(column.name, part, 1 + len(column.shape)) for part in parts.tolist()]
+                found = place.rows(keys, places.tolist(), column.width, plan.part_rows, dtype)
+                batch[column.name] = found.view(-1, *column.shape)
             yield {**batch, TOKENS: torch.from_numpy(tokens[rows].astype(np.int64)), ROWS: torch.from_numpy(rows)}
 
     def _windows(self, generator: np.random.Generator) -> Iterator[dict[str, Tensor]]:
@@ -119,7 +117,7 @@ class Loader:
             torch.cat(chunks, out=made)
             held[name] = made
         rows = [plan.rows_of(int(part)) for part in parts]
-        tokens = [self.store.tokens[r.start : r.stop].astype(np.int64) for r in rows]
+        tokens = [self.store.corpus.tokens[r.start : r.stop].astype(np.int64) for r in rows]
         numbers = np.concatenate([np.arange(r.start, r.stop) for r in rows])
         return {**held, TOKENS: torch.from_numpy(np.concatenate(tokens)), ROWS: torch.from_numpy(numbers)}
 

@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 
 from pellucid.corpus.intake import DIGESTS, NUMBERS, OFFSETS, TOKENS, Growing
 from pellucid.corpus.loader import Loader
+from pellucid.corpus.objects import place_of
 from pellucid.corpus.parts import DIGEST_BYTES, LEDGER, Corpus, entry
-from pellucid.corpus.place import Folder, StorePlace, chunk_key, place_of
+from pellucid.corpus.place import METADATA, StorePlace, chunk_key
 from pellucid.corpus.plan import CorpusPlan, StoredValue
 from pellucid.corpus.verification import Verification, recomputed
 from pellucid.errors import InputError, NotFoundError, UnknownNameError, nearest
@@ -26,7 +27,6 @@ from pellucid.extras import need
 
 ABOUT = "pellucid.corpus"
 FORMAT = "pellucid.corpus/1"
-METADATA = "zarr.json"
 
 BFLOAT16 = "bfloat16"
 """NumPy and Zarr have no such dtype: its bits are stored as uint16, and an attribute `dtype` says so."""
@@ -66,6 +66,16 @@ class StoredTexts(Sequence[StoredText]):
         return StoredText(int(self._numbers[i]), rows, bytes(self._digests[i]).hex())
 
 
+class _Asked:
+    """An array whose numbers are read with the retries and the errors of where it lies."""
+
+    def __init__(self, place: StorePlace, array: Any) -> None:
+        self._place, self._array = place, array
+
+    def __getitem__(self, key: Any) -> Any:
+        return self._place.asked(lambda: self._array[key])
+
+
 class Store(Mapping[str, Any]):
     """What `capture` wrote: for each checkpoint an array with a row for each token.
 
@@ -92,7 +102,7 @@ class Store(Mapping[str, Any]):
         columns = tuple(StoredValue(c["name"], tuple(c["axes"]), tuple(c["shape"])) for c in fields.pop("columns"))
         self.plan = CorpusPlan(columns=columns, **fields)
         self.provenance: dict[str, Any] = dict(about["provenance"])
-        self._zarr = need("zarr", "corpus").open_group(place.zarr, mode="r")
+        self._zarr = place.group()
 
     def __getitem__(self, name: str) -> Any:
         if name not in self.plan.names:
@@ -125,12 +135,15 @@ class Store(Mapping[str, Any]):
     @cached_property
     def texts(self) -> StoredTexts:
         """The texts, in the order of their rows."""
-        return StoredTexts(self.corpus.offsets, self._zarr[NUMBERS][:], self._zarr[DIGESTS][:])
+        return StoredTexts(self.corpus.offsets, self._read(NUMBERS)[:], self._read(DIGESTS)[:])
 
     @cached_property
     def corpus(self) -> Corpus:
         """The tokens, and how they are cut."""
-        return Corpus(self.plan, self.tokens, self._zarr[OFFSETS][:].astype(np.int64))
+        return Corpus(self.plan, self._read(TOKENS), self._read(OFFSETS)[:].astype(np.int64))
+
+    def _read(self, name: str) -> _Asked:
+        return _Asked(self.place, self._zarr[name])
 
     @property
     def parts(self) -> dict[int, dict[str, bytes]]:
@@ -155,19 +168,15 @@ class Store(Mapping[str, Any]):
             self[name]  # raises
             raise AssertionError
         key, rows = chunk_key(name, part, 1 + len(column.shape)), self.plan.rows_of(part)
-        if not 0 <= part < self.plan.parts or self.place.size(key) is None:
+        count = self.plan.part_rows * column.width
+        if not 0 <= part < self.plan.parts or self.place.size(key) != count * self.plan.itemsize:
             raise InputError(
                 f"corpus: part {part} is not in {self.place}.",
                 code="corpus-unfinished",
                 remedy="Call pl.corpus.capture again with the same arguments: it makes what is missing.",
             )
-        dtype = getattr(torch, self.plan.dtype)
-        if isinstance(self.place, Folder):
-            count = self.plan.part_rows * column.width
-            flat = torch.from_file(str(self.place.path / key), shared=False, size=count, dtype=dtype)
-        else:
-            flat = torch.frombuffer(bytearray(self.place.get(key) or b""), dtype=dtype)
-        return flat.view(-1, *column.shape)[: len(rows)]
+        chunk = self.place.chunk(key, count, getattr(torch, self.plan.dtype))
+        return chunk.view(-1, *column.shape)[: len(rows)]
 
     def verify(self, rows: int = 1000, model: Any = None, *, seed: int = 0) -> Verification:
         """Run texts again and compare what is stored, to the bit.

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import errno
 import time
-from collections.abc import Generator, Iterable
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pellucid import atomic
 from pellucid.aliases import Names, selected
 from pellucid.axes import Axis
 from pellucid.bar import bar
 from pellucid.check import require_one_of, require_whole
 from pellucid.corpus.identity import facts_of, require_equal
 from pellucid.corpus.intake import Intake, Reader, digest_of
+from pellucid.corpus.objects import place_of
 from pellucid.corpus.parts import LEDGER, Keeper
-from pellucid.corpus.place import Folder, Nowhere, StorePlace, place_of
+from pellucid.corpus.place import StorePlace
 from pellucid.corpus.plan import ITEM_BYTES, CorpusPlan, StoredValue, part_rows_for
 from pellucid.corpus.store import Store, about_of, write_metadata
 from pellucid.errors import InputError
@@ -82,7 +80,7 @@ def capture(
     else:
         now = {**facts_of(model), **wanted.facts, "texts": digest_of(texts)}
         require_equal(_store(place, model).provenance, now, str(place))
-    with _alone(place):
+    with place.alone():
         store = _store(place, model)
         _finish(model, store, progress=progress)
     return store
@@ -148,24 +146,12 @@ def _column(name: str, schema: Schema) -> StoredValue:
 def _begin(model: Reader, texts: Iterable[Any], wanted: _Wanted, place: StorePlace) -> None:
     """Write a store without values: its tokens are read and its parts are cut."""
     facts = {**facts_of(model), **wanted.facts}
-    with _building(place) as new:
-        intake = Intake(model, new, split=wanted.facts["long_texts"] == "split")
+    with place.building() as new:
+        intake = Intake(model, new.put, split=wanted.facts["long_texts"] == "split")
         facts["texts"] = intake.read(texts)
         plan = wanted.plan(intake)
         _require_room(plan, place)
         write_metadata(new, plan, facts, intake.arrays)
-
-
-@contextmanager
-def _building(place: StorePlace) -> Generator[StorePlace]:
-    """Where a store is begun: on a disk beside its place, which it takes as a whole."""
-    if not isinstance(place, Folder):
-        yield place
-        return
-    place.path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic.temporary_folder(place.path.absolute().parent) as folder:
-        yield Folder(folder)
-        atomic.take_folder(folder, place.path)
 
 
 def _require_room(plan: CorpusPlan, place: StorePlace) -> None:
@@ -215,7 +201,7 @@ def estimate(
         6144
     """
     wanted = _Wanted.of(model, names, batch_tokens, dtype, long_texts)
-    intake = Intake(model, Nowhere(), split=long_texts == "split")
+    intake = Intake(model, lambda key, data: None, split=long_texts == "split")
     intake.read(texts)
     found = wanted.plan(intake)
     run = lambda: model.run_with_ckpts(intake.first, names=list(found.names), stop_at=found.names[-1])  # noqa: E731
@@ -224,21 +210,3 @@ def estimate(
     run()
     each = (time.perf_counter() - begun) / sum(map(len, intake.first))
     return replace(found, seconds=each * found.rows)
-
-
-@contextmanager
-def _alone(place: StorePlace) -> Generator[None]:
-    """No second writer of the same folder, where the disk has locks; in an object store two do the same work twice."""
-    with ExitStack() as stack:
-        if isinstance(place, Folder):
-            try:
-                stack.enter_context(atomic.alone(place.path, wait=0.0))
-            except OSError as problem:
-                if problem.errno != errno.EBUSY:
-                    raise
-                raise InputError(
-                    f"corpus: another process writes to {place}.",
-                    code="corpus-busy",
-                    remedy="Wait for it, or stop it and call this again: it goes on with what is there.",
-                ) from problem
-        yield

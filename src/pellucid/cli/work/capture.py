@@ -89,7 +89,7 @@ def capture(wish: Capture) -> None:
 def _kept(wish: Capture, store: Store) -> Kept:
     shapes = {column.name: [store.plan.rows, *column.shape] for column in store.plan.columns}
     return Kept(
-        wish.model_name, str(wish.out), store.plan.rows, store.plan.texts, len(store.parts), store.plan.nbytes,
+        wish.model_name, wish.out, store.plan.rows, store.plan.texts, len(store.parts), store.plan.nbytes,
         store.plan.dtype, shapes, store.provenance,
     )  # fmt: skip
 
@@ -101,7 +101,7 @@ def _verify(wish: Capture) -> None:
         found = store.verify(wish.rows, model)
     if wish.as_json:
         show_json(asdict(Verified(
-            str(wish.out), bool(found), found.rows, found.batches, found.missing, found.unequal, found.damaged
+            wish.out, bool(found), found.rows, found.batches, found.missing, found.unequal, found.damaged
         )))  # fmt: skip
     else:
         show(Text(f"{wish.out}: {found!r}", style="green" if found else "bold red"))

@@ -31,6 +31,7 @@ EXTRAS = {
     "stats": (("xarray", "statsmodels", "matplotlib"), "labelled arrays, fitted models and figures"),
     "view": (("starlette", "uvicorn", "scikit-learn"), "`pellucid serve`, the viewer with the model behind it"),
     "corpus": (("zarr", "pyarrow"), "keeping the values of a corpus on disk"),
+    "s3": (("s3fs",), "keeping them in S3"),
     "notebook": (("jupyterlab", "ipywidgets"), "opening the notebooks of the examples"),
 }
 """Extra -> what it installs, and what that is for."""
