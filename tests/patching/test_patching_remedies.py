@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -69,6 +70,15 @@ class Reads:
 
 def _infinite(logits: torch.Tensor, batch: pl.Batch) -> torch.Tensor:
     return logits[:, -1, 3] / 0
+
+
+NAMED = "Edward and Tom went home. Edward gave", "Tom and Edward went home. Tom gave"
+PAIRED: list[Callable[..., Any]] = [
+    lambda *given: patching.sweep(*given, "resid_pre", over=("pos",), metric=METRIC),
+    lambda *given: pl.attribution.edges(*given, metric=METRIC),
+    lambda *given: pl.circuits.across(*given[:1], pl.circuits.Circuit(nodes=[(0, 1)]), *given[1:], metric=METRIC),
+]
+"""Verbs that need texts of equal lengths."""
 
 
 REMEDIES: dict[str, list[Case]] = {
@@ -140,6 +150,8 @@ REMEDIES: dict[str, list[Case]] = {
         Case(lambda h: _sweep(h, clean=LONG), "pos=-1", lambda h: _sweep(h, clean=LONG, pos=-1)),
         Case(lambda h: _sweep(h, clean=LONG), "pl.patching.align",
              lambda h: _sweep(h, clean=LONG, align=patching.align(h.model, LONG, OTHER, {"end": -1}))),
+        *(Case(lambda h, verb=verb: verb(h.told, *NAMED), "Begin each text with a space",
+               lambda h, verb=verb: verb(h.told, *(f" {text}" for text in NAMED))) for verb in PAIRED),
     ],
     "align-misfit": [
         Case(lambda h: patching.align(h.told, "a cat", "a dog", {"animal": "cat"}), "a word of the text",

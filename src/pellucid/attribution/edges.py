@@ -18,7 +18,6 @@ from pellucid.attribution.gradient import differentiable, embeddings_moved, grad
 from pellucid.axes import RESIDUAL
 from pellucid.check import require_whole
 from pellucid.dialects import named_arguments
-from pellucid.errors import ShapeError
 from pellucid.extras import need
 from pellucid.interrupts import told
 from pellucid.metrics import Metric
@@ -82,12 +81,7 @@ def edges(
     """
     steps = require_whole("edges: steps", steps, at_least=1)
     pair, schema = Texts.of(model, clean, corrupted, direction, None), model.schema
-    if pair.base.shape != pair.source.shape or not torch.equal(pair.base.mask, pair.source.mask):
-        raise ShapeError(
-            "edges: clean and corrupted texts of unequal length, whose positions cannot be told to belong together.",
-            code="texts-of-unequal-length",
-            remedy="Give texts of equal length; pl.attribution.gradient takes align= for others.",
-        )
+    pair.require_equal_lengths("edges", "Give texts of equal length; pl.attribution.gradient takes align= for others.")
     blocks = range(len(schema.blocks))
     written = [f"blocks.{i}.{kind}" for i in blocks for kind in (Z, MLP_OUT) if f"blocks.{i}.{kind}" in schema]
     kept = ("blocks.0.resid_pre", "ckpt_embed", *written)

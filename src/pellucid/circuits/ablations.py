@@ -19,7 +19,7 @@ from torch import Tensor
 from pellucid.axes import Axis
 from pellucid.circuits.circuit import Circuit
 from pellucid.circuits.graph import EMBEDDINGS, LOGITS, MLP_OUT, PART, Graph, Z, kind_of
-from pellucid.errors import InputError, ShapeError, shown
+from pellucid.errors import InputError, shown
 from pellucid.metrics import Metric, measured
 from pellucid.network import Run
 from pellucid.patching.ablation import Ablation
@@ -116,12 +116,7 @@ class Ablations:
     ) -> None:
         self.model, self.graph = model, Graph(model.schema)
         pair = Texts.of(model, clean, corrupted, choices.direction, None)
-        if pair.base.shape != pair.source.shape or not torch.equal(pair.base.mask, pair.source.mask):
-            raise ShapeError(
-                "circuits: clean and corrupted texts of unequal length: which positions belong together is not known.",
-                code="texts-of-unequal-length",
-                remedy="Give texts of equal length.",
-            )
+        pair.require_equal_lengths("circuits", "Give texts of equal length.")
         blocks = range(len(model.schema.blocks))
         self.written = [EMBEDDED, *(
             f"blocks.{i}.{kind}" for i in blocks for kind in (Z, MLP_OUT) if f"blocks.{i}.{kind}" in model.schema

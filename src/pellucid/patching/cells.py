@@ -15,7 +15,7 @@ from pellucid.axes import NEURONS, POSITIONS, Axis
 from pellucid.check import as_whole
 from pellucid.errors import InputError, ShapeError, shown
 from pellucid.patching.places import Columns, Put
-from pellucid.patching.roles import Roles
+from pellucid.patching.roles import Roles, of_unequal_length
 from pellucid.run.region import Index, Region
 from pellucid.schema import Schema
 from pellucid.text.batch import Batch
@@ -183,11 +183,8 @@ class Cells:
             self.everywhere = _joined(places)
             return places
         if unequal and not _is_from_the_end(part.pos):
-            raise ShapeError(
-                f"texts of {_lengths(base)} tokens and of {_lengths(source)}: which belong together is not known.",
-                code="texts-of-unequal-length",
-                remedy="Give align=pl.patching.align(model, clean, corrupted), or pos=-1 to patch the last one.",
-            )
+            remedy = "Give align=pl.patching.align(model, clean, corrupted), or pos=-1 to patch the last one."
+            raise of_unequal_length("patching", base, source, remedy)
         into, taken = (_chosen_columns(part.pos, batch) for batch in (base, source))
         self._positions = into
         places = [_at(base, source, one, other) for one, other in zip(into, taken, strict=True)]
@@ -287,8 +284,3 @@ def _at(base: Batch, source: Batch, into: int, taken: int) -> Columns:
 def _joined(places: Sequence[Columns]) -> Columns:
     rows, into, taken = (torch.cat([getattr(place, name) for place in places]) for name in ("rows", "into", "taken"))
     return Columns(rows, into, taken)
-
-
-def _lengths(batch: Batch) -> str:
-    lengths = sorted(set(batch.mask.sum(1).tolist()))
-    return str(lengths[0]) if len(lengths) == 1 else f"{lengths[0]} to {lengths[-1]}"

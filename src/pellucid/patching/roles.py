@@ -11,7 +11,7 @@ import torch
 
 from pellucid.check import as_whole
 from pellucid.dialects import named_arguments
-from pellucid.errors import InputError, shown
+from pellucid.errors import InputError, ShapeError, shown
 from pellucid.patching.places import Columns
 from pellucid.run.model import CkptedTransformer
 from pellucid.text.batch import Batch, Inputs
@@ -109,6 +109,24 @@ def align(
         pairs = [_given(name, where, batches) for name, where in roles.items()]
     sides = tuple(tuple(pair[side] for pair in pairs) for side in (0, 1))
     return Roles(names, sides[0], sides[1], (_lengths(batches[0]), _lengths(batches[1])))
+
+
+def of_unequal_length(where: str, one: Batch, other: Batch, remedy: str) -> ShapeError:
+    """The error that texts of these batches have unequal lengths, with the remedy that fits.
+
+    A name is often one token after a space and several where it begins a text, so texts of one template that begins
+    with a name differ in length. A space before each of them mends that, if it does; else there is `remedy`.
+    """
+    if one.tokenizer is not None:
+        texts = [[" " + "".join(pieces) for pieces in batch.strings] for batch in (one, other)]
+        counts = [[len(one.tokenizer.encode(text)) for text in side] for side in texts]
+        if counts[0] == counts[1]:
+            remedy = "Begin each text with a space: a word that begins a text can be more tokens than after a space."
+    return ShapeError(
+        f"{where}: texts of {_range(one)} tokens and of {_range(other)}: which positions belong together is not known.",
+        code="texts-of-unequal-length",
+        remedy=remedy,
+    )
 
 
 def _given(name: str, where: Any, batches: tuple[Batch, Batch]) -> tuple[tuple[Tokens, ...], tuple[Tokens, ...]]:
@@ -209,6 +227,11 @@ def _in_batch(batch: Batch, tokens: Sequence[Tokens]) -> torch.Tensor:
 
 def _lengths(batch: Batch) -> tuple[int, ...]:
     return tuple(batch.mask.sum(1).tolist())
+
+
+def _range(batch: Batch) -> str:
+    least, most = min(_lengths(batch)), max(_lengths(batch))
+    return str(least) if least == most else f"{least} to {most}"
 
 
 def _written(texts: Sequence[Tokens]) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -22,7 +23,7 @@ from pellucid.interrupts import told
 from pellucid.metrics import Metric, measured, units_of
 from pellucid.patching.cells import Cells, SweepCell
 from pellucid.patching.reruns import Base, Rerun
-from pellucid.patching.roles import Roles
+from pellucid.patching.roles import Roles, of_unequal_length
 from pellucid.patching.sweep_cost import require_room
 from pellucid.run.model import CkptedTransformer
 from pellucid.run.region import Index, Region
@@ -208,6 +209,15 @@ class Texts:
         if direction == "denoise":
             return cls(batches[1], batches[0], "corrupted", align)
         return cls(batches[0], batches[1], "clean", None if align is None else align.turned())
+
+    def require_equal_lengths(self, where: str, remedy: str) -> None:
+        """Refuse texts whose positions do not belong together one by one.
+
+        Raises:
+            ShapeError: Texts of unequal length.
+        """
+        if self.base.shape != self.source.shape or not torch.equal(self.base.mask, self.source.mask):
+            raise of_unequal_length(where, self.base, self.source, remedy)
 
     @property
     def taken(self) -> str:

@@ -151,7 +151,10 @@ WORDS: Mapping[str, str | tuple[str, str | Callable[[re.Match[str]], str]]] = {
     ),
     "run empty-text": _NOTHING,
     "sampler-setting": "`pellucid generate --help` says what each option takes.",
-    "texts-of-unequal-length": "Give texts of as many tokens, or --align, which pairs the tokens that both share.",
+    "texts-of-unequal-length": (
+        r"Give align=.*",
+        "Give texts of as many tokens, or --align, which pairs the tokens that both share.",
+    ),
     "token-not-in-the-text": "Give a token that the text holds before its last one; ' word' and 'word' are two.",
     "too-long": (r"or pass overflow='slide'", "or add --overflow slide"),
     "unknown-checkpoint": (r"`model\.ckpt_names` lists.*", _NAMES),
