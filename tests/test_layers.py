@@ -21,6 +21,7 @@ LAYERS: dict[str, int] = {
     "extras": 0, "check": 0, "interrupts": 0, "atomic": 0, "tensor_file": 0, "own_file": 0,
     "dialects": 0, "numerics": 0, "bar": 0, "config": 0, "network": 0, "family": 0, "layout": 0, "attend": 0,
     "json_config": 0, "config_variants": 0, "blocks": 0, "rotary": 0, "common_points": 0, "common_mistakes": 0,
+    "common_attention": 0, "suspicions": 0,
     "weights.hub": 0, "weights.hub_answers": 0, "weights.blobs": 0, "weights.manifests": 0, "weights.foreign": 0,
     "weights.living": 0,
     "gpt2": 1, "llama": 1, "neox": 1, "families": 1, "generation_settings": 1,

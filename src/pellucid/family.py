@@ -178,7 +178,7 @@ class Seen:
     """What a comparison saw of a program, from which a family suspects mistakes.
 
     Attributes:
-        rows: How many rows of a batch were run.
+        ids: What was run, [B, P].
         where: The checkpoint at which it first differs, or "logits".
         observed: What it has there.
         expected: What the reference has, by checkpoint, and "logits".
@@ -186,12 +186,17 @@ class Seen:
         heads: Parameter -> which of the reference's heads stands at each place, if they are in another order.
     """
 
-    rows: int
+    ids: Tensor
     where: str
     observed: Tensor
     expected: Mapping[str, Tensor]
     alone: Mapping[str, Tensor]
     heads: Mapping[str, tuple[int, ...]]
+
+    @property
+    def right(self) -> Tensor:
+        """What the reference has where the program first differs."""
+        return self.expected[self.where]
 
 
 def later(module: str, name: str) -> Callable[..., Any]:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from pellucid.gpt2 import attention_mistakes as attention
 from pellucid.gpt2 import block_mistakes as block
+from pellucid.gpt2 import head_mistakes as head
 from pellucid.gpt2.formulas import PlainWeights
 from pellucid.gpt2.mistake import BLOCKS, DROPPED, NORMALISED, NUMBER, OTHER_TENSOR, TWICE, Mistake
 from pellucid.gpt2.parts import pre_norm
@@ -139,9 +140,9 @@ def known_mistakes(weights: PlainWeights, *, several_rows: bool = True) -> Itera
     """
     sizes = weights.sizes
     sections: Iterable[Iterable[Mistake]] = (
-        attention.rounded_scales(sizes), block.activations(sizes), attention.SCALES, attention.MASKS, attention.TAKEN,
-        attention.ROWS if several_rows else (), attention.HEAD_AXES, block.norms(sizes), attention.PROJECTIONS,
-        attention.OUTPUTS, block.MLP, EMBEDDINGS, block.WIRING, heads(weights), orders(sizes.layers),
+        attention.rounded_scales(sizes), block.activations(sizes), attention.SCALES, attention.MASKS, head.TAKEN,
+        head.ROWS if several_rows else (), head.HEAD_AXES, block.norms(sizes), head.PROJECTIONS,
+        head.OUTPUTS, block.MLP, EMBEDDINGS, block.WIRING, heads(weights), orders(sizes.layers),
     )  # fmt: skip
     return (row for row in itertools.chain(*sections) if row.report)
 
@@ -156,10 +157,10 @@ def _drops(*rows: tuple[str, dict[str, Any]]) -> tuple[Mistake, ...]:
 
 # What the exercises try.
 ATTENTION = _for_learners(
-    attention.SCALES, attention.MASKS, attention.TAKEN, attention.HEAD_AXES, attention.PROJECTIONS, attention.MIXING,
-    attention.OUTPUTS,
+    attention.SCALES, attention.MASKS, head.TAKEN, head.HEAD_AXES, head.PROJECTIONS, head.MIXING,
+    head.OUTPUTS,
 )  # fmt: skip
-BLOCK = _for_learners(block.norms(None), attention.HEADS, block.WIRING, block.activations(None), block.MLP)
+BLOCK = _for_learners(block.norms(None), head.HEADS, block.WIRING, block.activations(None), block.MLP)
 GPT2 = _for_learners(EMBEDDINGS, LOOPS, (REPEATED,), FINAL_NORM, HEAD)
 
 ATTENTION_DROPOUT = _drops(

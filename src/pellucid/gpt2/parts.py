@@ -97,7 +97,7 @@ class Parts:
     project: Callable[[Tensor, PlainWeights], Heads] = project
     split: Callable[[Heads, PlainWeights], Heads] = field(default=lambda heads, weights: heads)
     taken: tuple[int, ...] = (0, 1, 2)
-    scale: Callable[[Tensor, PlainWeights], float] = field(default=lambda q, weights: weights.scale(q))
+    scale: Callable[[Tensor, PlainWeights], float | Tensor] = field(default=lambda q, weights: weights.scale(q))
     mask: Callable[[Tensor], Tensor] = causal
     fill: float | None = None
     pattern: Callable[[Tensor, Tensor, float | None], Tensor] = softmax

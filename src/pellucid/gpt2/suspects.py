@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ from pellucid.gpt2.mistake import Mistake
 from pellucid.gpt2.mistakes import known_mistakes
 from pellucid.gpt2.parts import LOGITS, run_parts
 from pellucid.numerics.rounding import BEYOND_ROUNDING, size_of
+from pellucid.suspicions import Suspicion, measured, suggested
 
 PLACES = {
     "embed": "embed.W_E", "pos": "pos_embed.W_pos", "block": "", "ln1": "ln1.w", "attn": "attn", "q": "attn.W_Q",
@@ -39,7 +41,8 @@ def suspects(config: TransformerConfig, tensors: Mapping[str, Tensor], seen: See
     """
     weights = PlainWeights(Sizes.of(config), tensors)
     coarse = weights.coarsely()
-    for mistake in (*_suggested(weights, seen), *known_mistakes(weights, several_rows=seen.rows > 1)):
+    known = known_mistakes(weights, several_rows=seen.ids.size(0) > 1)
+    for mistake in (*_suggested(weights, seen), *known, *map(_mistake, measured(seen))):
         yield _suspect(mistake, weights, coarse)
 
 
@@ -86,7 +89,7 @@ def _place(name: str) -> str:
 def _suggested(weights: PlainWeights, seen: Seen) -> Iterator[Mistake]:
     """The mistakes that what was seen suggests."""
     yield from _heads_of_its_own(weights, seen)
-    yield from _windows(seen)
+    yield from map(_mistake, suggested(seen))
     yield from _exchanged_heads(weights, seen)
     orders = {i: _head_orders(weights, seen, i) for i in range(weights.sizes.layers)}
     if any(len(set(order.values())) > 1 for order in orders.values()):
@@ -111,24 +114,20 @@ def _heads_of_its_own(weights: PlainWeights, seen: Seen) -> Iterator[Mistake]:
             yield Mistake({"logits": lambda x, W, b=bias: x @ W.T + b}, f"a bias on the head: {name}")
 
 
-def _windows(seen: Seen) -> Iterator[Mistake]:
-    """Attention to some keys only, as the first position that differs suggests it."""
-    given, expected = seen.observed, seen.expected[seen.where]
-    if given.shape != expected.shape:
-        return
-    gap = (given - expected).abs() > BEYOND_ROUNDING * size_of(expected)
-    first = next(iter(gap.transpose(0, 1).flatten(1).any(-1).nonzero().flatten().tolist()), 0)
-    length = expected.size(1)
-    query, key = torch.arange(length)[:, None], torch.arange(length)
-    masks = {
-        f"attention to the last {first} tokens only": query - key < first,
-        f"attention within blocks of {first} tokens only": query // max(first, 1) == key // max(first, 1),
-        "attention to all but the first token": (key > 0) | (query == 0),
-        f"attention to token {first} and later ones only, from there on": (key >= first) | (query < first),
-    }
-    for words, mask in masks.items() if first > 0 else ():
-        seen_keys = (mask & (key <= query)).to(expected.device)
-        yield Mistake({"mask": lambda scores, m=seen_keys: m}, words)
+def _mistake(suspicion: Suspicion) -> Mistake:
+    """A mistake that what was seen suggests, in a plain GPT-2."""
+    changes: dict[str, Any] = {}
+    if (seen := suspicion.sees) is not None:
+        changes["mask"] = lambda scores: seen
+    if suspicion.fill is not None:
+        changes["fill"] = suspicion.fill
+    if (factors := suspicion.scores) is not None:
+        changes["scale"] = lambda q, w: w.scale(q) * factors.to(q)
+    if (times := suspicion.heads) is not None:
+        changes["merge"] = lambda z, w: (z * times.to(z)).flatten(2)
+    if (logits := suspicion.logits) is not None:
+        changes["logits"] = lambda x, W: logits(x @ W.T)
+    return Mistake(changes, suspicion.report)
 
 
 def _exchanged_heads(weights: PlainWeights, seen: Seen) -> Iterator[Mistake]:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pellucid import common_attention as attention
 from pellucid import common_mistakes as common
 from pellucid.common_mistakes import Change, replaced
 from pellucid.network import Network
@@ -71,19 +72,19 @@ def _no_bias(names: str) -> Any:
 def mistakes(network: Network) -> Iterator[Change]:
     """The mistakes to try, for the sizes of a reference."""
     config: Any = network.config
-    yield from common.TURNS
-    yield from common.rotations(config.rule, config.d_head)
+    yield from attention.TURNS
+    yield from attention.rotations(config.rule, config.d_head)
     if config.n_head_kv < config.num_attention_heads:
-        yield from common.GROUPS
+        yield from attention.GROUPS
     yield from GATES
     yield from common.activations(config.hidden_act)
-    yield from common.scales(config.hidden_size)
-    yield from common.MASKS
+    yield from attention.scales(config.hidden_size)
+    yield from attention.MASKS
     yield from common.norms(_NORMS, config.rms_norm_eps)
-    yield from common.TAKEN
+    yield from attention.TAKEN
     if config.attention_bias:
-        yield from map(common.biases, ("q", "v", "qkv", "qk", "qv", "kv"))
-        yield common.NO_OUTPUT_BIAS
+        yield from map(attention.biases, ("q", "v", "qkv", "qk", "qv", "kv"))
+        yield attention.NO_OUTPUT_BIAS
     if config.mlp_bias:
         for names in ("gate", "in", "out", "gate in out"):
             yield Change(f"no bias on {', '.join(f'W_{name}' for name in names.split())}", _no_bias(names))

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pellucid import common_attention as attention
 from pellucid import common_mistakes as common
 from pellucid.common_mistakes import Change, replaced
 from pellucid.network import Network
@@ -67,7 +68,7 @@ def _split(stored: str) -> Any:
 
         replaced(attn, "projected", projected)
 
-    return common.attention(change)
+    return attention.attention(change)
 
 
 SPLITS = (
@@ -81,17 +82,17 @@ def mistakes(network: Network) -> Iterator[Change]:
     config: Any = network.config
     yield from common.PARALLEL if config.use_parallel_residual else common.SEQUENTIAL
     if config.rule.turned:
-        yield from common.TURNS
-    yield from common.rotations(config.rule, config.d_head)
+        yield from attention.TURNS
+    yield from attention.rotations(config.rule, config.d_head)
     yield from SPLITS
     yield from common.activations(config.hidden_act)
-    yield from common.scales(config.hidden_size)
-    yield from common.MASKS
+    yield from attention.scales(config.hidden_size)
+    yield from attention.MASKS
     yield from common.norms(_NORMS, config.layer_norm_eps)
-    yield from common.TAKEN
+    yield from attention.TAKEN
     if config.attention_bias:
-        yield from map(common.biases, ("q", "v", "qkv", "qk", "qv", "kv"))
-        yield common.NO_OUTPUT_BIAS
+        yield from map(attention.biases, ("q", "v", "qkv", "qk", "qv", "kv"))
+        yield attention.NO_OUTPUT_BIAS
     yield from MLP
     yield from common.around(network)
     yield from common.orders(config.num_hidden_layers)

@@ -299,15 +299,20 @@ def _match_heads(expected: Tensor, given: Tensor) -> tuple[tuple[int, ...] | Non
     """Which expected head each given head is, None if they are in order; and the relative distance then."""
     if torch.equal(expected, given):
         return None, 0.0
-    size = float(expected.norm()) or 1.0
-    in_order = float((expected - given).norm()) / size
+    in_order = _distance(expected, given)
     if len(expected) > 1:
         gaps = torch.cdist(given, expected, compute_mode="donot_use_mm_for_euclid_dist")
         order: list[int] = []
         for gap in gaps:  # the nearest that is left: heads may be equal
             gap[order] = torch.inf
             order.append(int(gap.argmin()))
-        permuted = float((expected[order] - given).norm()) / size
+        permuted = _distance(expected[order], given)
         if permuted < in_order:
             return tuple(order), permuted
     return None, in_order
+
+
+def _distance(expected: Tensor, given: Tensor) -> float:
+    """Relative distance, times the share of unequal values: equal bits are no coincidence."""
+    equal = (expected == given) & (expected != 0)
+    return float((expected - given).norm()) / (float(expected.norm()) or 1.0) * (1 - float(equal.double().mean()))

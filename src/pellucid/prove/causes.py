@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from pellucid.common_attention import change_of
 from pellucid.family import Family, Seen, Span, Suspect
 from pellucid.layout import EMBED
 from pellucid.network import Unembedding
@@ -26,6 +27,7 @@ from pellucid.prove.runs import Runs, same_bits
 from pellucid.prove.units import kind_of, units_of
 from pellucid.run.model import CkptedTransformer
 from pellucid.schema import Schema
+from pellucid.suspicions import measured, suggested
 
 TRIED_ALONE = 4
 """Up to how many blocks a mistake is tried in each of them alone, where the program does not show which it is."""
@@ -329,12 +331,13 @@ class CauseSearch:
         alone = {name: self.others[name].detach() for name in self.alignment.unexplained if name in self.others}
         moved = [match for match in self.alignment.matches if match.transform.heads and not match.group.heads]
         heads = {unit: match.transform.heads or () for match in moved for unit in match.group.units}
-        seen = Seen(double.ids.size(0), double.ckpt(point), double.free[point], double.expected, alone, heads)
+        seen = Seen(double.ids, double.ckpt(point), double.free[point], double.expected, alone, heads)
         if family.suspects is not None:
             suspects = list(family.suspects(reference.config, units_of(reference), seen))
         else:
             assert family.mistakes is not None
-            suspects = [suspect_of(change, reference) for change in family.mistakes(reference)]
+            changes = (*map(change_of, suggested(seen)), *family.mistakes(reference), *map(change_of, measured(seen)))
+            suspects = [suspect_of(change, reference) for change in changes]
         agreed = tuple(p for p in before if not double.is_wrong(double.free, p))
         wrong = {block_of(double.ckpt(p)) for p in points if double.is_wrong(double.forced, p)} - {-1}
         return Evidence(suspects, double, point, agreed, tuple(sorted(wrong)))

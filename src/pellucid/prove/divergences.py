@@ -102,7 +102,9 @@ def relations(sides: Sides) -> str | None:
             ours = sides.units[unit]
             if theirs.dtype == ours.dtype and torch.equal(theirs, ours):
                 continue
-            words = _order(ours, theirs, match.group.inner) or _multiple(ours, theirs)
+            axes = match.group.inner
+            ways = (_order(ours, theirs, axes), _multiple(ours, theirs), _of_heads(ours, theirs, axes))
+            words = next((way for way in ways if way is not None), None)
             if words is None:
                 return None
             block, name = _placed(unit)
@@ -161,6 +163,23 @@ def _multiple(ours: Tensor, theirs: Tensor) -> str | None:
     ):
         return None
     return f"{factor:.6g} times the reference's values"
+
+
+def _of_heads(ours: Tensor, theirs: Tensor, axes: tuple[str, ...]) -> str | None:
+    """Whether heads are read in another way, or some are multiples of what they should be, in words."""
+    if HEAD not in axes or ours.shape != theirs.shape:
+        return None
+    at = axes.index(HEAD)
+    a, b = (tensor.detach().cpu().movedim((at, axes.index("d_head")), (0, 1)) for tensor in (ours, theirs))
+    if torch.equal(b.flatten(0, 1), a.transpose(0, 1).flatten(0, 1)):
+        return "in the order (d_head, head), not (head, d_head)"
+    if torch.equal(b.transpose(0, 1).flatten(0, 1), a.flatten(0, 1).unflatten(0, a.shape[1::-1]).flatten(0, 1)):
+        return "read as (d_head, head), not (head, d_head)"
+    changed = [head for head in range(len(a)) if not torch.equal(a[head], b[head])]
+    factors = [_multiple(a[head], b[head]) for head in changed]
+    if len(changed) == len(a) or None in factors:
+        return None
+    return " and ".join(f"head {head} is {words}" for head, words in zip(changed, factors, strict=True))
 
 
 def additions(sides: Sides) -> list[str]:
