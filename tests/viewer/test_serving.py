@@ -212,6 +212,9 @@ def test_an_edit_beside_that_of_another_head(client: Client, model: pl.CkptedTra
     assert control["head"] != 1
     trace = Trace.from_bytes(base64.b64decode(found["trace"]))
     assert trace.header["edits"][0]["python"] == "pl.Edit.zero('blocks.2.attn.ckpt_z', heads=1)"
+    plain_z = client.json("values", name="blocks.2.attn.ckpt_z", plain=True)
+    assert np.frombuffer(base64.b64decode(plain_z["data"]), "<f4").reshape(plain_z["shape"])[:, 1].any()
+    assert client.json("values", name="blocks.2.attn.ckpt_z", heads=[1]) != plain_z
     patch = {"name": "resid_pre", "layer": 3, "pos": -1, "how": "patch"}
     patched = client.json("edit", edits=[patch], other="Lily and Tom went to the park", control=False)
     _, other = model.run_with_ckpts("Lily and Tom went to the park")
@@ -220,6 +223,34 @@ def test_an_edit_beside_that_of_another_head(client: Client, model: pl.CkptedTra
         Trace.from_bytes(base64.b64decode(patched["trace"]))["prediction.logits"].data == expected.detach().numpy()
     ).all()
     assert client.json("edit", expect=400, edits=[patch])["error"]["code"] == "request-field"
+
+
+def test_several_edits_are_judged_together_and_each_alone(client: Client, model: pl.CkptedTransformer) -> None:
+    client.post("run", text=TEXT)
+    block = [{"name": name, "layer": 1, "how": "zero"} for name in ("attn.ckpt_attn_out", "mlp.ckpt_mlp_out")]
+    neuron = {"name": "mlp.ckpt_post", "layer": 3, "neuron": 7, "how": "mean"}
+    patch = {"name": "attn.ckpt_z", "layer": 0, "head": 2, "how": "patch", "other": "Lily and Tom went"}
+    asked = [{**one, "group": group} for group, one in ((0, block[0]), (0, block[1]), (1, neuron), (2, patch))]
+    effects = client.json("edit", edits=asked)["effects"]
+    with torch.no_grad():
+        plain = model(TEXT)[0, -1].double().log_softmax(-1)
+        _, other = model.run_with_ckpts("Lily and Tom went")
+        names = ["blocks.1.attn.ckpt_attn_out", "blocks.1.mlp.ckpt_mlp_out"]
+        changes = [
+            [pl.Edit.zero(names)],
+            [pl.Edit.mean_ablate("blocks.3.mlp.ckpt_post", neurons=7)],
+            [pl.Edit.patch("blocks.0.attn.ckpt_z", other, heads=2)],
+        ]
+        runs = [
+            model.run(TEXT, edits=edits)[0, -1].double().log_softmax(-1)
+            for edits in ([one for (one,) in changes], *changes)
+        ]
+    kls = [float((plain.exp() * (plain - run)).sum()) for run in runs]
+    assert [one["kl"] for one in (effects, *effects["each"])] == pytest.approx(kls, rel=1e-3, abs=1e-6)
+    assert "control" not in effects["each"][0]
+    assert effects["each"][1]["control"]["neuron"] not in (7, None)
+    assert effects["each"][2]["control"]["head"] != 2
+    assert set(effects["control"]) >= {"head", "neuron"}
 
 
 def events(content: bytes) -> list[tuple[str, Any]]:

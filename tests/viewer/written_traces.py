@@ -209,22 +209,29 @@ def packed(header: dict[str, Any], data: bytes) -> bytes:
     return zlib.compress(raw + bytes(-len(raw) % 8) + data)
 
 
-def page_of(trace: bytes, script: str | None = None, policy: str | None = None, **scripts: str) -> str:
-    """A saved page as the package writes it: an element, the trace, and the viewer, under a strict content policy."""
+def page_of(
+    trace: bytes, script: str | None = None, policy: str | None = None, second: bytes = b"", **scripts: str
+) -> str:
+    """A saved page as the package writes it: an element, the traces, and the viewer, under a strict content policy."""
     script = VIEWER.read_text(encoding="utf-8") if script is None else script
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     strict = f"default-src 'none'; script-src 'sha256-{digest}'; img-src data: blob:; form-action 'none'"
     policy = strict if policy is None else policy
     meta = f'<meta http-equiv="Content-Security-Policy" content="{policy}">' if policy else ""
     kind = 'type="application/json"'
+    kinds = {"pellucid-trace": trace, "pellucid-trace-2": second}
+    traces = "".join(
+        f'<script type="application/vnd.pellucid.trace" id="{name}">{base64.b64encode(held).decode()}</script>'
+        for name, held in kinds.items()
+        if held
+    )
     more = "".join(f'<script {kind} id="pellucid-{name}">{text}</script>' for name, text in scripts.items())
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>A run</title>'
         f"{meta}"
         '<meta name="viewport" content="width=device-width, initial-scale=1"></head><body>'
         '<div id="pellucid-viewer"></div>'
-        '<script type="application/vnd.pellucid.trace" id="pellucid-trace">'
-        f"{base64.b64encode(trace).decode()}</script>{more}"
+        f"{traces}{more}"
         f"<script>{script}</script></body></html>"
     )
 

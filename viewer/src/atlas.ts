@@ -8,6 +8,8 @@ import type { Block, Point, Trace } from "./trace";
 export type Tile = {
   point: Point;
   block: Block | null;
+  /** What is taken off: the run before, while a difference is shown. */
+  minus: Block | null;
   rows: number;
   columns: number;
   /** Heads that lie side by side; 0 if the checkpoint has none. */
@@ -27,7 +29,11 @@ const byHead = (point: Point) => point.axes.includes("head") || point.axes.inclu
 
 /** The value at a row and a column of a tile; NaN where there is none. */
 export function valueAt(tile: Tile, row: number, column: number): number {
-  const { block } = tile;
+  const value = stored(tile, tile.block, row, column);
+  return tile.minus ? value - stored(tile, tile.minus, row, column) : value;
+}
+
+function stored(tile: Tile, block: Block | null, row: number, column: number): number {
   if (!block) return NaN;
   if (!square(tile.point)) return block.value(row * tile.columns + column);
   const size = tile.columns / tile.heads;
@@ -51,7 +57,7 @@ const GAP = 34;
 const WIDEST = 3200;
 
 /** Every checkpoint in execution order: two lines for each block, attention and MLP, from left to right. */
-export function mapOf(trace: Trace): Chart {
+export function mapOf(trace: Trace, minus: Trace | null = null): Chart {
   const tiles: Tile[] = [];
   let [x, line] = [0, 0];
   let before: string | null = null;
@@ -63,7 +69,7 @@ export function mapOf(trace: Trace): Chart {
     const width = square(point) ? heads * Math.max(24, Math.min(80, 480 / heads)) : Math.max(120, Math.min(columns, 760));
     if (x && (half !== before || x + width > WIDEST)) [x, line] = [0, line + 1];
     before = half;
-    tiles.push({ point, block: trace.block(`atlas.${point.name}`), rows, columns, heads, x, y: 0, width, height: 0, line });
+    tiles.push({ point, block: trace.block(`atlas.${point.name}`), minus: minus?.block(`atlas.${point.name}`) ?? null, rows, columns, heads, x, y: 0, width, height: 0, line });
     x += width + GAP;
   }
   // Lines are as high as makes the whole the shape of a page, however many blocks there are.
@@ -104,7 +110,7 @@ export function lookOf(tile: Tile, palette: Palette): Look {
   }
   sample.sort((a, b) => a - b);
   const reach = sample[Math.floor(0.99 * (sample.length - 1))] || 1;
-  const scale = /pattern$/.test(tile.point.name) ? sequential(0, 1, palette.dark) : diverging(reach, palette.dark);
+  const scale = /pattern$/.test(tile.point.name) && !tile.minus ? sequential(0, 1, palette.dark) : diverging(reach, palette.dark);
   const made = { scale, picture: pixels(tile.rows, tile.columns, (row, column) => valueAt(tile, row, column), scale) };
   known.set(palette.dark, made);
   return made;

@@ -7,8 +7,9 @@ import { useEffect, useId, useLayoutEffect, useMemo, useRef } from "preact/hooks
 import { DARK, LIGHT, type Palette } from "./colors";
 import { type App, useApp } from "./state";
 import { CanvasSurface, type Surface } from "./surface";
-import { copy, csvOf, download, pdfOf, pngOf, svgOf, type Cell, type Sheet, type Table } from "./take";
+import { copy, csvOf, download, pdfOf, pngOf, svgOf, tableOfBoth, type Cell, type Sheet, type Table } from "./take";
 import { number, SPACE, visible } from "./text";
+import type { Trace } from "./trace";
 
 /** The cells of a drawing, for the pointer, the keyboard and the screen reader alike. */
 export type Grid = {
@@ -41,6 +42,8 @@ export type Drawing = {
   key?(event: KeyboardEvent): boolean;
   /** The cursor went to a cell by keyboard; a figure that zooms follows it. */
   moved?(row: number, column: number): void;
+  /** The same figure of this run less the run before, of which `before` is the drawing. */
+  differ?(before: Drawing): Drawing;
 };
 
 export type FigureProps = {
@@ -56,10 +59,26 @@ export type FigureProps = {
   table: () => Table;
   /** Lines of Python that go after those that make the run. */
   python?: () => string;
+  /** A command that makes the figure's numbers, null if none does; the page's own if it is left out. */
   shell?: () => string | null;
   controls?: ComponentChildren;
   children?: ComponentChildren;
 };
+
+/** The figure of the run that is shown, or of the difference of two. */
+function drawn(app: App, { build, narrowest = 0 }: FigureProps, width: number): Drawing {
+  const make = () => build(Math.max(width, narrowest), palettes(app));
+  const pair = app.pair.value;
+  if (!pair) return make();
+  const edited = app.of(pair.edited, make);
+  return edited.differ?.(app.of(pair.base, make)) ?? edited;
+}
+
+/** The numbers of the run that is shown, or of both and their difference. */
+function tableOf(app: App, { table }: FigureProps): Table {
+  const pair = app.pair.value;
+  return pair ? tableOfBoth(app.of(pair.base, table), app.of(pair.edited, table)) : table();
+}
 
 const palettes = (app: App): Palette => (app.dark.value ? DARK : LIGHT);
 
@@ -89,8 +108,7 @@ export function Figure(props: FigureProps) {
   const drawing = useMemo(
     () =>
       computed(() => {
-        const { build, narrowest = 0 } = given.value;
-        return width.value ? build(Math.max(width.value, narrowest), palettes(app)) : null;
+        return width.value ? drawn(app, given.value, width.value) : null;
       }),
     [],
   );
@@ -230,11 +248,11 @@ export function Figure(props: FigureProps) {
   };
 
   const sheet = (): Sheet => {
-    const now = drawing.value ?? props.build(Math.max(720, props.narrowest ?? 0), palettes(app));
+    const now = drawing.value ?? drawn(app, props, 720);
     const { model, versions, text } = app.trace.value.header;
     const words = visible(text.length > 60 ? text.slice(0, 60) + "…" : text).replaceAll(SPACE, " ");
     return {
-      title: props.title,
+      title: app.pair.value ? `${props.title}: difference` : props.title,
       source: `“${words}” · ${model.name}, ${model.fingerprint.slice(0, 15)} · pellucid ${versions.pellucid}`,
       width: now.width,
       height: now.height,
@@ -259,6 +277,7 @@ export function Figure(props: FigureProps) {
         </div>
       </header>
       {props.caption && <p class="caption">{props.caption}</p>}
+      {app.pair.value && drawing.value && !drawing.value.differ && <p class="caption">Drawn of the edited run; the table has base, edited and difference.</p>}
       {props.controls && <div class="controls">{props.controls}</div>}
       <div class={asTable.value ? "figure-frame hidden" : "figure-frame"} ref={frame}>
         <div class="stack">
@@ -279,7 +298,7 @@ export function Figure(props: FigureProps) {
           <canvas ref={top} class="top" aria-hidden="true" />
         </div>
       </div>
-      {asTable.value && <TableView table={props.table()} title={props.title} />}
+      {asTable.value && <TableView table={tableOf(app, props)} title={props.title} />}
       <p class="readout" aria-hidden="true">
         {readout}
       </p>
@@ -325,8 +344,10 @@ export function TableView({ table, title }: { table: Table; title: string }) {
 type TakeProps = FigureProps & { sheet: () => Sheet };
 
 /** The menu with every form in which a figure leaves the page. */
-function TakeAway({ name, title, table, python, shell, sheet }: TakeProps) {
+function TakeAway(props: TakeProps) {
+  const { name, title, python, shell, sheet } = props;
   const app = useApp();
+  const table = () => tableOf(app, props);
   const box = useRef<HTMLDetailsElement>(null);
   const file = `pellucid-${name}`;
   const copied = async (what: string, text: string) => {
@@ -338,10 +359,19 @@ function TakeAway({ name, title, table, python, shell, sheet }: TakeProps) {
     const { columns, rows } = table();
     return JSON.stringify({ title, text, model, versions, made, python: code(), columns, rows }, null, 1);
   };
+  const codeOf = (trace: Trace): string | null =>
+    app.of(trace, () => {
+      const { values, python: whole } = trace.header.calls;
+      const lines = values && python ? `${values.trimEnd()}\n\n${python()}` : whole;
+      return lines ? `${lines.trimEnd()}\n` : null;
+    });
   const code = () => {
-    const { values, python: whole } = header().calls;
-    const lines = values && python ? `${values.trimEnd()}\n\n${python()}` : whole;
-    return lines ? `${lines.trimEnd()}\n` : null;
+    const pair = app.pair.value;
+    if (!pair || !python) return codeOf(app.trace.value);
+    const both = [codeOf(pair.base), codeOf(pair.edited)];
+    if (!both[0] || !both[1]) return null;
+    const named = both.map((lines, i) => lines!.trimEnd().replace(/\n([^\n]*)$/, `\n${["base", "edited"][i]} = $1`));
+    return `${named[0]}\n\n${named[1].replace(/^import pellucid as pl\n+model = .*\n/, "")}\nbase, edited\n`;
   };
   const items: [string, string, () => unknown][] = [
     ["SVG", "a drawing", () => download(`${file}.svg`, svgOf(sheet()), "image/svg+xml")],
@@ -350,7 +380,7 @@ function TakeAway({ name, title, table, python, shell, sheet }: TakeProps) {
     ["CSV", "the numbers", () => download(`${file}.csv`, csvOf(table()), "text/csv;charset=utf-8")],
     ["JSON", "the numbers and where they come from", () => download(`${file}.json`, json(), "application/json")],
   ];
-  const command = shell?.() ?? header().calls.shell;
+  const command = app.pair.value ? null : shell ? shell() : header().calls.shell;
   const lines = code();
   if (lines) items.push(["Copy as Python", "", () => copied("Python", lines)]);
   if (command) items.push(["Copy as command line", "", () => copied("Command", command)]);

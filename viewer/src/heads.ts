@@ -54,7 +54,7 @@ export function vectors(app: App, trace: Trace, layer: number): Vectors | null {
   const names = new Set(trace.header.schema.points.map((point) => point.name));
   const of = (letter: string) => {
     const turned = `blocks.${layer}.attn.ckpt_rot_${letter}`;
-    return app.server!.values(names.has(turned) ? turned : `blocks.${layer}.attn.ckpt_${letter}`);
+    return app.server!.values(names.has(turned) ? turned : `blocks.${layer}.attn.ckpt_${letter}`, app.about(trace));
   };
   void app.attempt("Asking for queries and keys", async () => {
     const [queries, keys] = await Promise.all([of("q"), of("k")]);

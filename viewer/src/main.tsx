@@ -3,6 +3,8 @@
 import { render } from "preact";
 import { useEffect, useRef } from "preact/hooks";
 import { readSource, traceOf, type Example, type Source } from "./source";
+import { EditBar } from "./editbar";
+import { followEdits } from "./edits";
 import { App, AppContext, useApp } from "./state";
 import { OpenReading, ReadingList } from "./readings";
 import { SCREENS } from "./screens";
@@ -169,7 +171,7 @@ function Status() {
 function Page() {
   const app = useApp();
   const screen = SCREENS.find((one) => one.id === app.screen.value) ?? SCREENS[0];
-  const { edits, target } = app.trace.value.header;
+  const { target } = app.trace.value.header;
   return (
     <div class="view">
       <Header />
@@ -185,11 +187,7 @@ function Page() {
             <Status />
           </div>
           <OpenReading />
-          {edits.length > 0 && (
-            <p class="note">
-              This run was edited: {edits.map((edit) => `${edit.name}${edit.heads ? ` heads ${edit.heads.join(", ")}` : ""} ${edit.how}`).join("; ")}.
-            </p>
-          )}
+          <EditBar />
           <div role="tabpanel" id="pellucid-panel" aria-labelledby={`pellucid-tab-${screen.id}`} class="screen">
             <h1>{screen.question}</h1>
             <p class="look">{screen.look}</p>
@@ -234,6 +232,7 @@ async function mount(root: HTMLElement, given?: Partial<Source>): Promise<void> 
     if (!source.trace) throw new Error("it holds no trace");
     const app = new App({ ...source, trace: source.trace }, root, scope === document);
     app.start();
+    followEdits(app, scope === document ? document : root);
     root.classList.add("pellucid");
     root.replaceChildren();
     render(

@@ -1,6 +1,6 @@
 // Marks that several screens share: bars in rows, heat maps with labelled axes, and the key of a colour scale.
 
-import { inkOn, type Palette, type Scale } from "./colors";
+import { diverging, inkOn, type Palette, type Scale } from "./colors";
 import type { Drawing, Grid } from "./figure";
 import { widthOf, type Surface } from "./surface";
 import { number } from "./text";
@@ -29,6 +29,22 @@ type BarOptions = {
   /** Rows that are lit, read while drawing above. */
   lit?: () => number | null;
 };
+
+const held = new WeakMap<Drawing, Bar[]>();
+
+/** What bars with the same labels had before, taken off; a label that was not there before has no difference. */
+function barsBeside(options: BarOptions, before: Drawing): Drawing {
+  const known = new Map((held.get(before) ?? []).map((bar) => [bar.label, bar.value]));
+  const bars = options.bars.map((bar): Bar => {
+    const was = known.get(bar.label);
+    if (was === undefined) return { label: bar.label, value: 0, text: `new here: ${bar.text ?? number(bar.value)}` };
+    const by = bar.value - was;
+    return { label: bar.label, value: by, text: `${by > 0 ? "+" : ""}${number(by)}` };
+  });
+  const { read: _, most: __, ...rest } = options;
+  const read = (row: number) => `${bars[row].label}: ${bars[row].text}, now ${options.bars[row].text ?? number(options.bars[row].value)}`;
+  return barRows({ ...rest, bars, read });
+}
 
 /** Horizontal bars, one row each; negative values go to the left of a common zero. */
 export function barRows(options: BarOptions): Drawing {
@@ -82,7 +98,9 @@ export function barRows(options: BarOptions): Drawing {
       surface.rect(0, lit * rowHeight + 2, width, rowHeight, { fill: palette.accent, opacity: 0.1, radius: 4 });
     }
   };
-  return { width, height, draw, over, grid };
+  const made: Drawing = { width, height, draw, over, grid, differ: (before) => barsBeside(options, before) };
+  held.set(made, bars);
+  return made;
 }
 
 type HeatOptions = {
@@ -125,6 +143,37 @@ export function ticks(low: number, high: number, count: number): number[] {
 
 /** Every how many labels one is written, so that they do not run into each other. */
 const every = (cell: number, needs: number): number => Math.max(1, Math.ceil(needs / cell));
+
+const heat = new WeakMap<Drawing, HeatOptions>();
+
+/** The cells of a heat map less those of the run before, around zero. */
+function heatBeside(options: HeatOptions, before: Drawing): Drawing {
+  const was = heat.get(before);
+  const { rows, columns, palette } = options;
+  if (!was || was.rows !== rows || was.columns !== columns) return heatMap(options);
+  const at = (row: number, column: number) => options.at(row, column) - was.at(row, column);
+  let reach = 0;
+  for (let row = 0; row < rows; row++) for (let column = 0; column < columns; column++) reach = Math.max(reach, Math.abs(at(row, column)) || 0);
+  const signed = (value: number) => `${value > 0 ? "+" : ""}${number(value, 2)}`;
+  const said = (row: number, column: number) => (options.cellText && was.cellText ? [was.cellText(row, column), options.cellText(row, column)] : ["", ""]);
+  return heatMap({
+    ...options,
+    at,
+    scale: diverging(reach || 1, palette.dark),
+    // Cells that say a word say it still, with what it was before where that is another one.
+    ...(options.cellText
+      ? {
+          cellText: (row: number, column: number) => {
+            const [one, other] = said(row, column);
+            if (Number.isNaN(Number(other.replace("−", "-")))) return one === other ? other : `${one} → ${other}`;
+            return Math.abs(at(row, column)) < reach / 20 ? "" : signed(at(row, column));
+          },
+        }
+      : {}),
+    legend: { title: reach ? `difference: ${options.legend?.title ?? "value"}` : "the edits change nothing here", low: number(-reach, 2), high: number(reach, 2) },
+    read: (row, column) => `difference ${signed(at(row, column))} (before ${number(was.at(row, column))}); ${options.read(row, column)}`,
+  });
+}
 
 /** Cells in colour with a label for each row and column; the labels thin out before they would touch. */
 export function heatMap(options: HeatOptions): Drawing {
@@ -214,7 +263,9 @@ export function heatMap(options: HeatOptions): Drawing {
     ...(options.hover ? { hover: options.hover } : {}),
     ...(options.start ? { start: options.start } : {}),
   };
-  return { width: Math.max(width, left + bodyWidth + 4), height: head + bodyHeight + foot, draw, over, grid };
+  const made: Drawing = { width: Math.max(width, left + bodyWidth + 4), height: head + bodyHeight + foot, draw, over, grid, differ: (before) => heatBeside(options, before) };
+  heat.set(made, options);
+  return made;
 }
 
 /** What the colours of a scale mean. */

@@ -67,9 +67,12 @@ function groupOf(part: Part, by: string, trace: Trace): string {
   return part.source === null ? "offsets" : `${part.source} ${visible(trace.header.tokens[part.source].text)}`;
 }
 
+/** A component's name as bars say it: "3 head 0". */
+export const shortName = (name: string): string => name.replace(/^blocks\./, "").replace(".attn[", " head ").replace("]", "").replace(".attn.b_O", " b_O").replace(".mlp", " MLP");
+
 /** Streams by source token, head, layer or kind; beyond the largest, heads or tokens flow together. */
-export function streams(trace: Trace, by: string): Streams {
-  const parts = partsOf(trace);
+export function streams(trace: Trace, by: string, minus: Trace | null = null): Streams {
+  const parts = minus ? [...partsOf(trace), ...partsOf(minus).map((part) => ({ ...part, value: -part.value }))] : partsOf(trace);
   const steps = ["embeddings"];
   for (let layer = 0; layer < trace.layers; layer++) steps.push(`${layer} attention`, `${layer} MLP`);
   steps.push("final offset");
@@ -97,5 +100,5 @@ export function streams(trace: Trace, by: string): Streams {
     let sum = 0;
     return row.map((value) => (sum += value));
   });
-  return { names, sums, steps, total, logit: trace.need("attribution.logit").value(0) };
+  return { names, sums, steps, total, logit: trace.need("attribution.logit").value(0) - (minus?.need("attribution.logit").value(0) ?? 0) };
 }

@@ -3,6 +3,7 @@
 import type { ComponentType } from "preact";
 import { Atlas } from "./screens/atlas";
 import { Attention } from "./screens/attention";
+import { Change } from "./screens/change";
 import { Lens } from "./screens/lens";
 import { Neurons } from "./screens/neurons";
 import { Overview } from "./screens/overview";
@@ -60,6 +61,13 @@ export const SCREENS: Screen[] = [
     question: "What sets a neuron off?",
     look: "Look at which tokens one neuron stands out for, and whether they have something in common. Most neurons are quiet at most tokens.",
     view: Neurons,
+  },
+  {
+    id: "change",
+    name: "Change it",
+    question: "What if a part were missing?",
+    look: "Look at the grey bar beside each effect: if another head at random does as much, the one that you chose is nothing special.",
+    view: Change,
   },
   {
     id: "atlas",

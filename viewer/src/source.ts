@@ -65,7 +65,7 @@ export class Server {
   }
 
   /** The exact values of a checkpoint in this tab's last run. */
-  async values(name: string, where: { pos?: number[]; heads?: number[] } = {}): Promise<Values> {
+  async values(name: string, where: { pos?: number[]; heads?: number[]; plain?: boolean } = {}): Promise<Values> {
     const answer = await this.json<{ shape: number[]; data: string }>("/api/values", { name, ...where });
     return { shape: answer.shape, data: new Float32Array(fromBase64(answer.data).buffer) };
   }

@@ -13,9 +13,18 @@ type Slot = { read: () => string; write: (text: string | null) => void };
 
 /** The state of one view. A page may hold several (cells of a notebook), and each has a state of its own. */
 export class App {
-  readonly trace: Signal<Trace>;
-  /** The edited run or the other model's, where there is one. */
-  readonly second: Signal<Trace | null>;
+  /** The run that is drawn: with edits, or with `show=base` the one without them. */
+  readonly trace: { readonly value: Trace };
+  /** The same text without edits, where there is such a run. */
+  readonly base: ReadonlySignal<Trace | null>;
+  /** The run with its edits, whichever is drawn. */
+  readonly edited: ReadonlySignal<Trace>;
+  /** "base", "edited" or "difference". */
+  readonly showing: Signal<string>;
+  /** What is changed, as edits.tsx writes it; empty if nothing is. */
+  readonly edits: Signal<string>;
+  /** Both runs while their difference is shown. */
+  readonly pair: ReadonlySignal<{ base: Trace; edited: Trace } | null>;
   readonly server: Server | null;
   readonly examples: Example[];
   readonly readings: Reading[];
@@ -49,6 +58,10 @@ export class App {
   private readonly atLayer: ReadonlySignal<number>;
   private readonly atHead: ReadonlySignal<number>;
 
+  private readonly runs: Signal<{ run: Trace; base: Trace | null }>;
+  /** What `trace` says while the two runs of a difference are drawn one after another. */
+  private instead: Trace | null = null;
+
   private readonly slots = new Map<string, Slot>();
   private started = false;
 
@@ -59,8 +72,24 @@ export class App {
     /** False in a notebook, whose address is not ours. */
     private readonly linked: boolean,
   ) {
-    this.trace = signal(source.trace);
-    this.second = signal(source.second);
+    // A page may hold the two runs in either order; the one without edits is the base.
+    const swapped = source.second && source.second.header.edits.length > 0 && !source.trace.header.edits.length;
+    this.runs = signal(swapped ? { run: source.second!, base: source.trace } : { run: source.trace, base: source.second });
+    this.showing = this.param("show", "edited");
+    this.edits = this.param("edits", "");
+    this.base = computed(() => this.runs.value.base);
+    this.edited = computed(() => this.runs.value.run);
+    const drawn = computed(() => (this.showing.value === "base" ? this.runs.value.base : null) ?? this.runs.value.run);
+    const now = () => this.instead ?? drawn.value;
+    this.trace = {
+      get value() {
+        return now();
+      },
+    };
+    this.pair = computed(() => {
+      const { run, base } = this.runs.value;
+      return base && this.showing.value === "difference" ? { base, edited: run } : null;
+    });
     this.server = source.server;
     this.examples = source.examples;
     this.readings = source.readings;
@@ -182,11 +211,33 @@ export class App {
     this.reading.value = slug;
   }
 
-  /** Show another run. */
-  show(trace: Trace, second: Trace | null = null): void {
+  /** Make something of one of the two runs, whichever is shown. */
+  of<T>(trace: Trace, make: () => T): T {
+    const before = this.instead;
+    this.instead = trace;
+    try {
+      return make();
+    } finally {
+      this.instead = before;
+    }
+  }
+
+  /** What a request needs to be about this run: the server remembers the edited one and the one before. */
+  about(trace: Trace): { plain?: boolean } {
+    return trace === this.base.peek() ? { plain: true } : {};
+  }
+
+  /** Show an edited run beside the one before; null shows the latter alone. */
+  change(edited: Trace | null): void {
+    const base = this.base.peek() ?? this.runs.peek().run;
+    this.runs.value = edited ? { run: edited, base } : { run: base, base: null };
+  }
+
+  /** Show a run of another text. */
+  show(trace: Trace): void {
     batch(() => {
-      this.trace.value = trace;
-      this.second.value = second;
+      this.runs.value = { run: trace, base: null };
+      this.edits.value = "";
       this.hover.value = {};
       this.query.value = -1;
       this.key.value = -1;

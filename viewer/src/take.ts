@@ -4,7 +4,33 @@ import type { Palette } from "./colors";
 import { CanvasSurface, SvgSurface, type Surface } from "./surface";
 
 export type Cell = string | number | null;
-export type Table = { columns: string[]; rows: Cell[][]; note?: string };
+export type Table = {
+  columns: string[];
+  rows: Cell[][];
+  note?: string;
+  /** The columns that say which row it is, where the order of the rows depends on the numbers; else it is the place. */
+  by?: string[];
+};
+
+/** Two tables as one: columns that changed stand there as base, edited and difference. */
+export function tableOfBoth(base: Table, edited: Table): Table {
+  const keys = edited.by?.map((name) => edited.columns.indexOf(name));
+  const name = (row: Cell[], at: number) => (keys ? JSON.stringify(keys.map((key) => row[key])) : String(at));
+  const before = new Map(base.rows.map((row, at) => [name(row, at), row]));
+  const pairs = edited.rows.map((row, at): [Cell[] | null, Cell[]] => [before.get(name(row, at)) ?? null, row]);
+  const same = (a: Cell, b: Cell) => a === b || (Number.isNaN(a) && Number.isNaN(b));
+  const changed = edited.columns.map((_, i) => !keys?.includes(i) && pairs.some(([one, other]) => one && !same(one[i], other[i])));
+  const numeric = edited.columns.map((_, i) => edited.rows.every((row) => row[i] === null || typeof row[i] === "number"));
+  const parts = (i: number) => (numeric[i] ? [" base", " edited", " difference"] : [" base", " edited"]);
+  const difference = (a: Cell, b: Cell) => (typeof a === "number" && typeof b === "number" ? b - a : null);
+  return {
+    columns: edited.columns.flatMap((column, i) => (changed[i] ? parts(i).map((part) => column + part) : [column])),
+    rows: pairs.map(([one, other]) =>
+      other.flatMap((value, i) => (changed[i] ? [one ? one[i] : null, value, ...(numeric[i] ? [difference(one ? one[i] : null, value)] : [])] : [value])),
+    ),
+    note: [edited.note, changed.some(Boolean) ? "" : "The edits change none of these."].filter(Boolean).join(" "),
+  };
+}
 
 /** A figure as it leaves the page: with its title, and a line that says where the numbers come from. */
 export type Sheet = { title: string; source: string; width: number; height: number; palette: Palette; draw: (surface: Surface) => void };

@@ -56,5 +56,8 @@ export function pythonText(text: string): string {
 }
 
 /** The command that looks at the same run with another verb; null where no command makes the run. */
-export const commandOf = (view: string | null, verb: string, more: string): string | null =>
-  view && `${view.replace(/^pellucid view/, `pellucid ${verb}`).replace(/ --html page\.html$/, "")} ${more}`;
+export const commandOf = (view: string | null, verb: string, more = ""): string | null =>
+  view && `${view.replace(/^pellucid view/, `pellucid ${verb}`).replace(/ --html page\.html$/, "")} ${more}`.trimEnd();
+
+/** A text as one word of a shell. */
+export const shellText = (text: string): string => `'${text.replaceAll("'", `'\\''`)}'`;

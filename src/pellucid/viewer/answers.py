@@ -6,7 +6,7 @@ import base64
 import json
 import random
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from threading import Event, Lock
 from typing import Any
@@ -46,10 +46,12 @@ class Session:
 
     Attributes:
         run: Its last run.
+        plain: The same text without edits, if they were asked for with `edit`.
         cancelled: Set to end its generation.
     """
 
     run: OneText | None = None
+    plain: OneText | None = None
     cancelled: Event = field(default_factory=Event)
 
 
@@ -74,38 +76,53 @@ class Tabs:
             self._sessions.popitem(last=False)
         return found
 
-    def run_of(self, session: Session) -> OneText:
-        """What a tab looks at."""
-        return session.run or self.first
+    def run_of(self, session: Session, asked: Request) -> OneText:
+        """What a tab looks at: its last run, or with `"plain": true` the one before the edits."""
+        return (session.plain if asked.get("plain") else None) or session.run or self.first
 
 
 Request = Mapping[str, Any]
+Change = Mapping[str, Any]
 Answer = Mapping[str, Any] | Trace
 
 
 def run(tabs: Tabs, session: Session, asked: Request) -> Answer:
     """Run a text, perhaps with edits."""
     text = _text(asked)
-    session.run = run_text(tabs.model, text, _edits(tabs.model, asked))
+    session.run, session.plain = run_text(tabs.model, text, _edits(tabs.model, asked)), None
     return traced(session.run, asked.get("target"), SERVED)
 
 
 def edit(tabs: Tabs, session: Session, asked: Request) -> Answer:
-    """Run the tab's text with edits; beside the effect stands that of another head of the same layer."""
-    before = tabs.run_of(session)
-    plain = run_text(tabs.model, [before.ids])
-    edits = _edits(tabs.model, asked)
-    changed = run_text(tabs.model, [before.ids], edits)
-    session.run = changed
+    """Run the tab's text with edits: what all of them do, and each alone, beside the same done at another head.
+
+    Edits with the same `group` count as one.
+    """
+    before = session.plain or tabs.run_of(session, asked)
+    plain = run_text(tabs.model, [before.ids]) if before.edits else before
+    changed = run_text(tabs.model, [before.ids], _edits(tabs.model, asked))
     trace = traced(changed, asked.get("target"), SERVED)
-    effects: dict[str, Any] = _effect(plain, changed)
-    other = _another_head(tabs.model, asked) if asked.get("control", True) else None
-    if other is not None:
-        head, request = other
-        effects["control"] = {
-            "head": head,
-            **_effect(plain, run_text(tabs.model, [before.ids], _edits(tabs.model, request))),
-        }
+
+    def judged(changed: OneText, edits: Sequence[Change]) -> dict[str, Any]:
+        effect = _effect(plain, changed)
+        other = _elsewhere(tabs.model, edits) if asked.get("control", True) else None
+        if other is not None:
+            where, moved = other
+            ran = run_text(tabs.model, [plain.ids], _edits(tabs.model, {**asked, "edits": moved}))
+            effect["control"] = {**where, **_effect(plain, ran)}
+        return effect
+
+    edits = _listed(asked.get("edits", []))
+    effects = judged(changed, edits)
+    groups: dict[Any, list[Change]] = {}
+    for number, one in enumerate(edits):
+        groups.setdefault(one.get("group", number), []).append(one)
+    if len(groups) > 1:
+        alone = {name: _edits(tabs.model, {**asked, "edits": group}) for name, group in groups.items()}
+        effects["each"] = [
+            judged(run_text(tabs.model, [plain.ids], alone[name]), group) for name, group in groups.items()
+        ]
+    session.run, session.plain = changed, plain
     return {"trace": base64.b64encode(trace.to_bytes()).decode(), "effects": effects}
 
 
@@ -120,39 +137,47 @@ def _effect(plain: OneText, changed: OneText) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _another_head(model: CkptedTransformer, asked: Request) -> tuple[int, Request] | None:
-    """The same edits at another head of the layer, drawn with a fixed seed; None if no single head is edited."""
-    edits = [dict(one) for one in _listed(asked.get("edits"))]
-    heads = {one.get("head") for one in edits}
-    if len(heads) != 1 or None in heads:
-        return None
-    others = [head for head in range(model.schema.sizes["head"]) if head not in heads]
-    if not others:
-        return None
-    head = random.Random(str(sorted(heads, key=str))).choice(others)
-    return head, {**asked, "edits": [{**one, "head": head} for one in edits]}
+def _elsewhere(model: CkptedTransformer, edits: Sequence[Change]) -> tuple[Change, Sequence[Change]] | None:
+    """The same edits at other heads and neurons of their layers, drawn with a fixed seed; None if none has any."""
+    draw, schema, where, moved = random.Random(0), model.schema, dict[str, Any](), list[Change]()
+    for one in edits:
+        name, at = _full(one), dict(one)
+        for kind, axis in (("head", "head"), ("neuron", "d_mlp")):
+            if not isinstance(one.get(kind), int) or name not in schema:
+                continue
+            taken = [other.get(kind) for other in edits if _full(other) == name]
+            free = [i for i in range(schema.length_of(axis, schema[name])) if i not in taken]
+            if free:
+                at[kind] = where[kind] = draw.choice(free)
+        moved.append(at)
+    return (where, moved) if where else None
+
+
+def _full(one: Change) -> str:
+    name, layer = str(one.get("name")), one.get("layer")
+    return name if layer is None else f"blocks.{layer}.{name}"
 
 
 def _edits(model: CkptedTransformer, asked: Request) -> list[Edit]:
     found: list[Edit] = []
-    other = None
+    others: dict[Any, OneText] = {}
     for one in _listed(asked.get("edits", [])):
-        layer, name, how = one.get("layer"), str(one.get("name")), one.get("how")
-        full = name if layer is None else f"blocks.{layer}.{name}"
+        full, how = _full(one), one.get("how")
         where = {key: one.get(own) for key, own in (("heads", "head"), ("neurons", "neuron"), ("pos", "pos"))}
         if how == "zero":
             found.append(Edit.zero(full, **where))
         elif how == "mean":
             found.append(Edit.mean_ablate(full, **where))
-        elif how == "patch" and asked.get("other"):
-            other = other or run_text(model, asked["other"])
-            found.append(Edit.patch(full, other.ckpts, **where))
+        elif how == "patch" and (one.get("other") or asked.get("other")):
+            text = one.get("other") or asked["other"]
+            others[text] = others.get(text) or run_text(model, text)
+            found.append(Edit.patch(full, others[text].ckpts, **where))
         else:
             raise misread("edits", how, "'zero', 'mean', or 'patch' with another text as other")
     return found
 
 
-def _listed(value: Any) -> list[Mapping[str, Any]]:
+def _listed(value: Any) -> list[Change]:
     if not isinstance(value, list) or not all(isinstance(one, dict) for one in value):
         raise misread("edits", value, "a list of objects")
     return value
@@ -177,7 +202,7 @@ def misread(what: str, given: Any, expected: str) -> InputError:
 
 def values(tabs: Tabs, session: Session, asked: Request) -> Answer:
     """The exact values of a checkpoint, or of some positions and heads of it."""
-    ckpts, name = tabs.run_of(session).ckpts, str(asked.get("name"))
+    ckpts, name = tabs.run_of(session, asked).ckpts, str(asked.get("name"))
     value = ckpts[name]
     part = Region(asked.get("pos"), asked.get("heads"))
     found = take(value, part.indices(name, value.shape, ckpts.schema[name].axes, strict=True))[0].float().cpu()
@@ -187,7 +212,7 @@ def values(tabs: Tabs, session: Session, asked: Request) -> Answer:
 
 def read_lens(tabs: Tabs, session: Session, asked: Request) -> Answer:
     """Rank and log-probability of a token through the layers; and at one cell, what heads and MLPs add to its logit."""
-    one, token = tabs.run_of(session), asked.get("token")
+    one, token = tabs.run_of(session, asked), asked.get("token")
     seen = [lens.logit(one.ckpts, "blocks.0.resid_pre"), lens.logit(one.ckpts)]
     shape = (-1, one.n_tokens)
     found: dict[str, Any] = {
@@ -219,7 +244,7 @@ def _at_a_cell(one: OneText, token: Any, layer: int, pos: int) -> dict[str, Any]
 
 def attribute(tabs: Tabs, session: Session, asked: Request) -> Answer:
     """What each component and each source token adds to a token's logit, or to the difference of two."""
-    one, pos = tabs.run_of(session), int(asked.get("pos", -1))
+    one, pos = tabs.run_of(session, asked), int(asked.get("pos", -1))
     target = asked.get("token") if asked.get("minus") is None else (asked.get("token"), asked["minus"])
     parts = attribution.direct(one.ckpts, target, by="head")
     sources = attribution.sources(one.ckpts, target).values[:, 0, pos]
@@ -237,7 +262,7 @@ def _finite(values: Tensor) -> list[Any]:
 
 def sample(tabs: Tabs, session: Session, asked: Request) -> Answer:
     """Draw one token after the tab's text, and say what each stage made of the distribution."""
-    one, sampler = tabs.run_of(session), _sampler(asked)
+    one, sampler = tabs.run_of(session, asked), _sampler(asked)
     ids = torch.tensor([one.ids])
     stages = sampler.explain(one.logits[-1].float(), ids)
     last = list(stages.values())[-1]
@@ -247,7 +272,7 @@ def sample(tabs: Tabs, session: Session, asked: Request) -> Answer:
 
 
 def _sampler(asked: Request) -> Sampler:
-    names = ("temperature", "top_k", "top_p", "repetition_penalty")
+    names = ("temperature", "top_k", "top_p", "repetition_penalty", "frequency_penalty")
     return Sampler(**{name: asked[name] for name in names if asked.get(name) is not None})
 
 
@@ -288,7 +313,7 @@ def cancel(tabs: Tabs, session: Session, asked: Request) -> Answer:
 
 def tsne(tabs: Tabs, session: Session, asked: Request) -> Answer:
     """Place the tokens' vectors in a plane, neighbours near each other (van der Maaten & Hinton 2008)."""
-    one, name = tabs.run_of(session), str(asked.get("name"))
+    one, name = tabs.run_of(session, asked), str(asked.get("name"))
     vectors = one.ckpts[name][0].flatten(1).double().cpu().numpy()
     if one.ckpts.schema[name].axes[1] != "pos" or len(vectors) < 4:
         raise misread("name", name, "a checkpoint of vectors, of a text of four tokens or more")
@@ -300,12 +325,15 @@ def tsne(tabs: Tabs, session: Session, asked: Request) -> Answer:
 
 
 def compare(tabs: Tabs, session: Session, asked: Request) -> Answer:
-    """Compare the model with another, on the tab's text."""
-    one = tabs.run_of(session)
+    """Compare the model with another, on the tab's text, and say which of their weights are tied."""
+    one = tabs.run_of(session, asked)
     other = load(str(asked.get("other")), hub=HubOptions(offline=True))
     report: Any = compare_models(tabs.model, other, inputs=[one.ids])
-    ties = audit_ties(tabs.model)
-    return {"report": json.loads(report.to_json()), "ties": {key: str(value) for key, value in ties.facts().items()}}
+    ties = [audit_ties(model) for model in (tabs.model, other)]
+    return {
+        "report": json.loads(report.to_json()), "said": str(report),
+        "ties": [{"what": tie.what, "lines": str(tie).splitlines()[1:]} for tie in ties],
+    }  # fmt: skip
 
 
 POSTS: Mapping[str, Callable[[Tabs, Session, Request], Answer]] = {

@@ -170,6 +170,7 @@ function Map({ chart }: { chart: Chart }) {
       height,
       draw,
       grid,
+      differ: () => build(width, palette), // the chart holds the difference already
       wheel: (x, y, by) => {
         zoom(x, y, Math.exp(-by / 300));
         return true;
@@ -227,10 +228,11 @@ function Map({ chart }: { chart: Chart }) {
       table={() => {
         if (!chosen) return { columns: ["checkpoint", "axes", "shape", "meaning"], rows: chart.tiles.map(({ point }) => [point.name, point.axes.join(" "), point.shape.join("×"), point.meaning]) };
         const rows: (string | number)[][] = [];
-        for (let row = 0; row < chosen.rows; row++) {
-          for (let column = 0; column < chosen.columns; column++) {
-            const value = valueAt(chosen, row, column);
-            if (!Number.isNaN(value)) rows.push([...indexAt(chosen, row, column), value]);
+        const tile = { ...chosen, block: app.trace.value.block(`atlas.${chosen.point.name}`), minus: null };
+        for (let row = 0; row < tile.rows; row++) {
+          for (let column = 0; column < tile.columns; column++) {
+            const value = valueAt(tile, row, column);
+            if (!Number.isNaN(value)) rows.push([...indexAt(tile, row, column), value]);
           }
         }
         const note = chosen.block?.exact === false ? "Approximate: stored in fewer bits than the run used." : "";
@@ -244,7 +246,8 @@ function Map({ chart }: { chart: Chart }) {
 export function Atlas() {
   const app = useApp();
   const trace = app.trace.value;
-  const chart = useMemo(() => mapOf(trace), [trace]);
+  const base = app.pair.value?.base ?? null;
+  const chart = useMemo(() => mapOf(trace, base), [trace, base]);
   const empty = chart.tiles.filter((tile) => !tile.block).length;
   return (
     <>

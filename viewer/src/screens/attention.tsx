@@ -1,6 +1,6 @@
 // Attention: every head as a small picture, one head large, and the steps from q · k to a share.
 
-import { sequential, type Palette } from "../colors";
+import { diverging, sequential, type Palette } from "../colors";
 import { Figure, type Drawing } from "../figure";
 import { Formula } from "../formula";
 import { small, steps, vectors, type Step } from "../heads";
@@ -8,7 +8,8 @@ import { heatMap } from "../marks";
 import { Missing } from "../missing";
 import { useApp, useParam, type App } from "../state";
 import type { Surface } from "../surface";
-import { number, quoted, visible } from "../text";
+import { commandOf, number, quoted, visible } from "../text";
+import type { Trace } from "../trace";
 import { LayerPicker } from "./overview";
 
 const MEASURES: Record<string, { name: string; says: string }> = {
@@ -39,7 +40,7 @@ function ordered(app: App, by: string): Place[] {
 function AllHeads() {
   const app = useApp();
   const sort = useParam<string>("sort", "layer");
-  const build = (width: number, palette: Palette): Drawing => {
+  const build = (width: number, palette: Palette, minus: Trace | null = null): Drawing => {
     const trace = app.trace.value;
     const places = ordered(app, sort.value);
     const byLayer = sort.value === "layer";
@@ -52,7 +53,13 @@ function AllHeads() {
     const head = byLayer ? 18 : 0;
     const tall = size + gap + (labelled ? 15 : 0);
     const rows = Math.ceil(places.length / columns);
-    const scale = sequential(0, 1, palette.dark);
+    const cellsOf = ({ layer, head: at }: Place) => {
+      const { cells, values } = small(trace, layer, at);
+      const was = minus && small(minus, layer, at).values;
+      return { cells, values: was ? values.map((value, i) => value - was[i]) : values };
+    };
+    const reach = minus ? places.reduce((most, place) => cellsOf(place).values.reduce((one, value) => Math.max(one, Math.abs(value)), most), 1e-3) : 1;
+    const scale = minus ? diverging(reach, palette.dark) : sequential(0, 1, palette.dark);
     const corner = (i: number): [number, number] => [side + (i % columns) * (size + gap), head + Math.floor(i / columns) * tall];
     const draw = (surface: Surface) => {
       if (byLayer) {
@@ -61,7 +68,7 @@ function AllHeads() {
       }
       places.forEach((place, i) => {
         const [x, y] = corner(i);
-        const { cells, values } = small(trace, place.layer, place.head);
+        const { cells, values } = cellsOf(place);
         surface.cells(x, y, size, size, cells, cells, (q, k) => values[q * cells + k], scale);
         surface.rect(x + 0.5, y + 0.5, size - 1, size - 1, { stroke: palette.line });
         if (labelled) {
@@ -87,6 +94,7 @@ function AllHeads() {
       height: head + rows * tall,
       draw,
       over,
+      differ: () => app.of(trace, () => build(width, palette, app.base.value)),
       grid: {
         rows,
         columns,
@@ -119,7 +127,8 @@ function AllHeads() {
       title="All heads"
       name={`heads-${sort.value}`}
       caption={sort.value === "layer" ? "A row for each layer, a column for each head. Queries run down, keys run right." : `Sorted by ${MEASURES[sort.value]?.says ?? sort.value}.`}
-      build={build}
+      build={(width, palette) => build(width, palette)}
+      shell={() => commandOf(app.trace.value.header.calls.shell, "heads", `--top ${app.trace.value.layers * app.trace.value.heads}`)}
       controls={
         <label>
           Sort by
@@ -136,6 +145,7 @@ function AllHeads() {
         return {
           columns: ["layer", "head", ...measures],
           rows: ordered(app, sort.value).map(({ layer, head }) => [layer, head, ...measures.map((_, row) => block.at(row, layer, head))]),
+          by: ["layer", "head"],
           note: "Shares are means over the tokens where the measure is defined; entropy is in bits.",
         };
       }}

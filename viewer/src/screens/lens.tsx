@@ -6,7 +6,7 @@ import { barRows, heatMap } from "../marks";
 import { Missing } from "../missing";
 import { useApp, useParam, type App } from "../state";
 import { lineThrough, type Surface } from "../surface";
-import { number, percent, quoted, visible } from "../text";
+import { commandOf, number, percent, quoted, visible } from "../text";
 import type { Trace } from "../trace";
 
 const COLOURS: Record<string, { name: string; says: string }> = {
@@ -104,13 +104,10 @@ function LensGrid() {
         return { columns, rows, note: "Ranks begin at 1." };
       }}
       python={() => `pl.lens.logit(ckpts, at="resid_post").top(5)`}
-      shell={() => `pellucid lens ${shellText(app.trace.value.header.text)}`}
+      shell={() => commandOf(app.trace.value.header.calls.shell, "lens")}
     />
   );
 }
-
-/** A text as one word of a shell. */
-export const shellText = (text: string): string => `'${text.replaceAll("'", `'\\''`)}'`;
 
 /** The most probable tokens at the pinned cell. */
 function Cell() {
@@ -136,7 +133,7 @@ function Cell() {
           read: (at) => `${quoted(trace.piece(top()[at].id))} has ${percent(top()[at].probability)}`,
         });
       }}
-      table={() => ({ columns: ["token", "id", "probability"], rows: top().map(({ id, probability }) => [app.trace.value.piece(id), id, probability]) })}
+      table={() => ({ columns: ["token", "id", "probability"], rows: top().map(({ id, probability }) => [app.trace.value.piece(id), id, probability]), by: ["token", "id"] })}
       python={() => `pl.lens.logit(ckpts, at="resid_post").top(10)`}
     />
   );
@@ -164,19 +161,25 @@ function Rise() {
   const app = useApp();
   const which = useParam<string>("follow", "target");
   const row = useParam<number>("row", -1);
-  const build = (width: number, palette: Palette): Drawing => {
+  const build = (width: number, palette: Palette, minus: Trace | null = null): Drawing => {
+    const trace = app.trace.value;
     const { ranks, logprobs, name } = pathOf(app, which.value);
+    const was = minus ? app.of(minus, () => pathOf(app, which.value)).logprobs.map((value) => value / Math.LN10) : [];
     const count = ranks.length;
     const [left, right, top, height] = [52, 16, 28, 190];
     // A scale of powers of ten: what rises from one in a million to one in a thousand has already been found.
     const powers = logprobs.map((value) => value / Math.LN10);
-    const lowest = Math.min(-1, Math.floor(Math.max(-9, Math.min(...powers))));
+    const lowest = Math.min(-1, Math.floor(Math.max(-9, Math.min(...powers, ...was))));
     const x = (i: number) => left + ((width - left - right) * (i + 0.5)) / count;
     const y = (power: number) => top + (height * Math.max(lowest, power)) / lowest;
     const draw = (surface: Surface) => {
       for (let power = 0; power >= lowest; power -= lowest < -5 ? 2 : 1) {
         surface.rect(left, y(power), width - left - right, 1, { fill: palette.grid });
         surface.text(left - 8, y(power), power === 0 ? "100 %" : power >= -2 ? `${10 ** (power + 2)} %` : `10${superscript(power)}`, { size: 11, fill: palette.muted, anchor: "end", baseline: "middle" });
+      }
+      if (was.length) {
+        surface.path(lineThrough(was.map((power, i) => [x(i), y(power)])), { stroke: palette.warm, width: 2, dash: [6, 4] });
+        surface.text(x(count - 1), y(was[count - 1]) - 8, "base", { size: 11.5, fill: palette.warm, anchor: "end" });
       }
       surface.path(lineThrough(powers.map((power, i) => [x(i), y(power)])), { stroke: palette.accent, width: 2.5 });
       powers.forEach((power, i) => {
@@ -190,6 +193,7 @@ function Rise() {
       width,
       height: top + height + 40,
       draw,
+      differ: () => app.of(trace, () => build(width, palette, app.base.value)),
       over: (surface) => surface.rect(x(pinned(app, row.value)) - 0.5, top - 18, 1, height + 18, { fill: palette.warm }),
       grid: {
         rows: 1,
@@ -211,7 +215,7 @@ function Rise() {
       title={`How ${path.name} comes up`}
       name="lens-path"
       caption={found < 0 ? "It is not the first choice at the end." : `From “${rowName(found)}” on it is the first choice. Filled dots are first choices; numbers are ranks.`}
-      build={build}
+      build={(width, palette) => build(width, palette)}
       controls={
         <label>
           Follow

@@ -19,7 +19,7 @@ const count = (app: App): number => app.trace.value.header.model.sizes.d_mlp ?? 
 const layerOf = (app: App): number => Math.max(0, Math.min(app.layer.value, app.trace.value.layers - 1));
 
 /** The neuron that was chosen; until then the layer's strongest at the last token. */
-function neuronOf(app: App): number {
+export function neuronOf(app: App): number {
   if (app.neuron.value >= 0) return Math.min(Math.round(app.neuron.value), count(app) - 1);
   const values = atToken(app, layerOf(app), app.trace.value.length - 1);
   let best = 0;
@@ -39,7 +39,7 @@ function valuesOf(app: App, point: Point): Values | null {
   }
   const own = trace.block(`atlas.${point.name}`);
   if (own) return { at: (pos, neuron) => own.at(pos, neuron), exact: own.exact };
-  const answer = asked(app, point.name, "Asking for the neurons", (server) => server.values(point.name));
+  const answer = asked(app, point.name, "Asking for the neurons", (server, about) => server.values(point.name, about));
   return answer && { at: (pos, neuron) => answer.data[pos * answer.shape[1] + neuron], exact: true };
 }
 
@@ -96,10 +96,11 @@ function Find() {
 function Along({ found }: { found: Series[] }) {
   const app = useApp();
   const { tokens, target } = app.trace.value.header;
-  const before = found.slice(0, -1);
   const after = found.at(-1)!;
   const neuron = neuronOf(app);
   const build = (width: number, palette: Palette): Drawing => {
+    const found = series(app);
+    const [before, after] = [found.slice(0, -1), found.at(-1)!];
     const labels = tokens.map((token) => visible(token.text));
     const all = found.flatMap(({ values }) => values).filter(Number.isFinite);
     const [low, high] = [Math.min(0, ...all), Math.max(0, ...all)];
@@ -177,7 +178,7 @@ function Along({ found }: { found: Series[] }) {
       controls={<Find />}
       table={() => ({
         columns: ["pos", "token", ...found.map(({ point }) => point.short)],
-        rows: tokens.map((token, pos) => [pos, token.text, ...found.map(({ values }) => values[pos])]),
+        rows: tokens.map((token, pos) => [pos, token.text, ...series(app).map(({ values }) => values[pos])]),
         note: found.every(({ exact }) => exact) ? "" : "Approximate: stored in fewer bits than the run used.",
       })}
       python={() => `names = ${JSON.stringify(names)}\n[ckpts[name][0, :, ${neuron}] for name in names]`}
@@ -204,7 +205,7 @@ function Largest({ found }: { found: Series[] }) {
   const app = useApp();
   const { tokens } = app.trace.value.header;
   const after = found.at(-1)!;
-  const order = () => after.values.map((value, pos) => ({ pos, value })).sort((a, b) => b.value - a.value);
+  const order = () => series(app).at(-1)!.values.map((value, pos) => ({ pos, value })).sort((a, b) => b.value - a.value);
   return (
     <Figure
       title="Its largest tokens"
@@ -228,7 +229,7 @@ function Largest({ found }: { found: Series[] }) {
           lit: () => rows.findIndex(({ pos }) => pos === app.atQuery.value),
         });
       }}
-      table={() => ({ columns: ["pos", "token", "value"], rows: order().map(({ pos, value }) => [pos, tokens[pos].text, value]) })}
+      table={() => ({ columns: ["pos", "token", "value"], rows: order().map(({ pos, value }) => [pos, tokens[pos].text, value]), by: ["pos"] })}
       python={() => `ckpts["${after.point.name}"][0, :, ${neuronOf(app)}].sort(descending=True)`}
       shell={() => commandOf(app.trace.value.header.calls.shell, "run", `--names ${after.point.name} --save neurons.safetensors`)}
     />
@@ -260,7 +261,7 @@ function Through({ found }: { found: Series[] }) {
           lit: () => app.atQuery.value,
         })
       }
-      table={() => ({ columns: ["pos", "token", first.point.short, last.point.short], rows: tokens.map((token, pos) => [pos, token.text, first.values[pos], last.values[pos]]) })}
+      table={() => ({ columns: ["pos", "token", first.point.short, last.point.short], rows: tokens.map((token, pos) => [pos, token.text, series(app)[0].values[pos], series(app).at(-1)!.values[pos]]) })}
       python={() => `names = ${JSON.stringify([first.point.name, last.point.name])}\n[ckpts[name][0, :, ${neuronOf(app)}] for name in names]`}
       shell={() => commandOf(app.trace.value.header.calls.shell, "run", `--names ${first.point.name} --names ${last.point.name} --save neurons.safetensors`)}
     />
@@ -274,7 +275,7 @@ function atToken(app: App, layer: number, pos: number): ((neuron: number) => num
   const { name, short } = kinds(app, layer).at(-1)!;
   const block = app.trace.value.block("neurons.post");
   if (block && String(block.entry.of) === short) return (neuron) => block.at(layer, pos, neuron);
-  const answer = asked(app, `${name} at ${pos}`, "Asking for the neurons", (server) => server.values(name, { pos: [pos] }));
+  const answer = asked(app, `${name} at ${pos}`, "Asking for the neurons", (server, about) => server.values(name, { pos: [pos], ...about }));
   return answer && ((neuron) => answer.data[neuron]);
 }
 
@@ -324,7 +325,7 @@ function Strongest() {
         barRows({
           width,
           palette,
-          bars: (found ?? []).slice(0, MOST_NEURONS).map(({ layer, neuron, value }) => ({ label: `${layer}.${neuron}`, value, text: `${exact ? "" : "≈ "}${number(value)}` })),
+          bars: (strongest(app, by, only) ?? []).slice(0, MOST_NEURONS).map(({ layer, neuron, value }) => ({ label: `${layer}.${neuron}`, value, text: `${exact ? "" : "≈ "}${number(value)}` })),
           rowHeight: 22,
           read: (row) => `neuron ${found![row].neuron} of layer ${found![row].layer}: ${number(found![row].value, 4)}`,
           choose: (row) => {
@@ -352,7 +353,7 @@ function Strongest() {
           </label>
         </>
       }
-      table={() => ({ columns: ["layer", "neuron", by], rows: (found ?? []).slice(0, 1000).map(({ layer, neuron, value }) => [layer, neuron, value]), note: "The first 1000." })}
+      table={() => ({ columns: ["layer", "neuron", by], rows: (strongest(app, by, only) ?? []).slice(0, 1000).map(({ layer, neuron, value }) => [layer, neuron, value]), by: ["layer", "neuron"], note: "The first 1000." })}
       python={python}
       shell={() => (by === "effect" ? commandOf(calls.shell, "attribute", `--by neuron --pos ${pos} --top ${MOST_NEURONS}`) : commandOf(calls.shell, "run", `--names '**.${kind.split(".").at(-1)}' --pos ${pos} --save neurons.safetensors`))}
     />
@@ -364,6 +365,9 @@ export function Neurons() {
   const trace = app.trace.value;
   if (!trace.layers || (!trace.has("neurons.post") && !app.server)) return <Missing what="neurons" />;
   const found = series(app);
+  const pair = app.pair.value;
+  const isThere = (values: Series[]) => values.at(-1)?.point.name === kinds(app, layerOf(app)).at(-1)?.name;
+  if (pair && !isThere(app.of(pair.base, () => series(app)))) return <p class="note">Asking for the neurons …</p>;
   if (found.at(-1)?.point !== kinds(app, layerOf(app)).at(-1)) return <p class="note">Asking for the neurons …</p>;
   return (
     <>

@@ -37,6 +37,7 @@ function Next() {
       table={() => ({
         columns: ["token", "id", "probability"],
         rows: rows().map(({ id, probability }) => [app.trace.value.piece(id), id, probability]),
+        by: ["token", "id"],
       })}
       python={() => `probabilities = logits[0, ${app.atQuery.value}].softmax(-1)\nprobabilities.topk(8)`}
     />

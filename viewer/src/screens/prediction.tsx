@@ -102,6 +102,7 @@ function StageFigure({ settings, stages }: { settings: () => Settings; stages: (
         return {
           columns: ["token", "id", ...now.map((stage) => stage.name)],
           rows: order.map((id) => [app.trace.value.piece(id), id, ...now.map((stage) => stage.probabilities[id])]),
+          by: ["id"],
           note: "Pieces of unlikely tokens may be missing from the file; their ids are right.",
         };
       }}
@@ -155,7 +156,7 @@ function Draw({ settings }: { settings: () => Settings }) {
     );
   }
   const { server } = app;
-  const asked = () => ({ ...settings(), seed: seed.value });
+  const asked = () => ({ ...settings(), seed: seed.value, ...app.about(app.trace.value) });
   const draw = () => app.attempt("Drawing a token", async () => void (drawn.value = await server.json<Drawn>("/api/sample", asked())));
   const go = (ids: number[]) => app.attempt("Running the model", () => runIds(app, ids));
   const generate = () =>
@@ -236,14 +237,12 @@ function Draw({ settings }: { settings: () => Settings }) {
 export function Prediction() {
   const app = useApp();
   const { signals, value } = useSettings();
-  const stages = useMemo(
-    () =>
-      computed(() => {
-        const trace = app.trace.value;
-        return stagesOf(Float64Array.from(trace.need("prediction.logits").raw), idsOf(trace), value());
-      }),
-    [],
-  );
+  const made = useMemo(() => {
+    const of = (trace: Trace) => computed(() => stagesOf(Float64Array.from(trace.need("prediction.logits").raw), idsOf(trace), value()));
+    const known = new WeakMap<Trace, ReturnType<typeof of>>();
+    return (trace: Trace) => known.get(trace) ?? known.set(trace, of(trace)).get(trace)!;
+  }, []);
+  const stages = { get value() { return made(app.trace.value).value; } };
   const final = stages.value.at(-1)!.probabilities;
   const kept = final.reduce((count, p) => count + (p > 0 ? 1 : 0), 0);
   const changed = SLIDERS.some((slider) => signals[slider.name].value !== NEUTRAL[slider.name]);

@@ -4,10 +4,11 @@ import { diverging, type Palette } from "../colors";
 import { Figure, type Drawing } from "../figure";
 import { barRows, heatMap } from "../marks";
 import { Missing } from "../missing";
-import { partsOf, streams, type Streams } from "../river";
-import { useApp, useParam } from "../state";
+import { partsOf, shortName, streams, type Streams } from "../river";
+import { useApp, useParam, type App } from "../state";
 import type { Surface } from "../surface";
-import { number, quoted, visible } from "../text";
+import { commandOf, number, quoted, shellText, visible } from "../text";
+import type { Trace } from "../trace";
 
 const GROUPS: Record<string, string> = { source: "the tokens it was read from", head: "heads", layer: "layers", kind: "kinds of parts" };
 
@@ -62,10 +63,14 @@ const sideAt = (area: Area, step: number): Stacked => (area.below.lower[step] < 
 
 function River() {
   const app = useApp();
-  const by = useParam<string>("by", "source");
+  const asked = useParam<string>("by", "source");
+  // An edited head is no longer the sum over its sources, so neither run is then shown by source.
+  const bySource = app.edited.value.has("attribution.sources") && app.trace.value.has("attribution.sources");
+  const by = { value: asked.value === "source" && !bySource ? "head" : asked.value };
   const { target, tokens } = app.trace.value.header;
-  const build = (width: number, palette: Palette): Drawing => {
-    const made = streams(app.trace.value, by.value);
+  const build = (width: number, palette: Palette, minus: Trace | null = null): Drawing => {
+    const trace = app.trace.value;
+    const made = streams(trace, by.value, minus);
     const areas = stacked(made);
     const { names, sums, steps } = made;
     const height = Math.max(300, Math.min(430, width * 0.46));
@@ -113,7 +118,7 @@ function River() {
         if (i) surface.rect(xs[i] - 0.5, top + height + 2, 1, layer >= 0 ? 6 : 3, { fill: palette.line });
       });
       surface.text(left, top + height + 34, "layers: attention, then MLP →", { size: 11, fill: palette.muted });
-      surface.text(width, top + height + 34, `logit ${number(made.logit, 4)}`, { size: 12, weight: 700, fill: palette.ink, anchor: "end" });
+      surface.text(width, top + height + 34, `${minus ? "change of the logit" : "logit"} ${number(made.logit, 4)}`, { size: 12, weight: 700, fill: palette.ink, anchor: "end" });
     };
     const find = (px: number, py: number): [number, number] | null => {
       const step = Math.round(((px - left) / (width - left - right)) * end);
@@ -126,6 +131,7 @@ function River() {
       width,
       height: top + height + 42,
       draw,
+      differ: () => app.of(trace, () => build(width, palette, app.base.value)),
       grid: {
         rows: names.length,
         columns: steps.length,
@@ -160,13 +166,13 @@ function River() {
       title={`The river of ${quoted(target.text)}`}
       name={`river-${by.value}`}
       caption={`How its logit at ${quoted(tokens[target.pos].text)} comes together, layer by layer. What helps flows above zero, what hinders below; the black line is the sum.`}
-      build={build}
+      build={(width, palette) => build(width, palette)}
       controls={
         <label>
           Streams are
-          <select value={by.value} onChange={(event) => (by.value = event.currentTarget.value)}>
+          <select value={by.value} onChange={(event) => (asked.value = event.currentTarget.value)}>
             {Object.entries(GROUPS)
-              .filter(([id]) => id !== "source" || app.trace.value.has("attribution.sources"))
+              .filter(([id]) => id !== "source" || bySource)
               .map(([id, name]) => (
                 <option value={id}>{name}</option>
               ))}
@@ -175,10 +181,10 @@ function River() {
       }
       table={() => {
         const { names, sums, steps } = streams(app.trace.value, by.value);
-        return { columns: ["stream", ...steps], rows: names.map((name, i) => [name, ...sums[i]]), note: "Each column is what a stream has added up to and with that step." };
+        return { columns: ["stream", ...steps], rows: names.map((name, i) => [name, ...sums[i]]), by: ["stream"], note: "Each column is what a stream has added up to and with that step." };
       }}
       python={() => `parts = pl.attribution.direct(ckpts, ${JSON.stringify(target.text)}, by="head")[:, 0, ${target.pos}]\nparts.sum()`}
-      shell={() => app.trace.value.header.calls.shell ?? ""}
+      shell={() => partsCommand(app)}
     >
       <dl class="closing">
         <dt>{`Sum of ${count} parts`}</dt>
@@ -191,6 +197,12 @@ function River() {
     </Figure>
   );
 }
+
+/** The command that writes the logit as the sum of all its parts. */
+const partsCommand = (app: App) => {
+  const { header } = app.trace.value;
+  return commandOf(header.calls.shell, "attribute", `--token ${shellText(header.target.text)} --pos ${header.target.pos} --by head --top ${app.trace.value.need("attribution.components").size}`);
+};
 
 /** All digits of a number. */
 const plain = (value: number) => String(value).replaceAll("-", "−");
@@ -216,9 +228,13 @@ const MOST_HEADS = 16;
 function FromWhere() {
   const app = useApp();
   const { length } = app.trace.value;
-  const heads = headsOf(app).slice(0, MOST_HEADS);
+  const count = Math.min(MOST_HEADS, headsOf(app).length);
   const build = (width: number, palette: Palette): Drawing => {
     const trace = app.trace.value;
+    // Of a difference, both runs show the heads of the edited one.
+    const chosen = app.of(app.edited.value, () => headsOf(app)).slice(0, count);
+    const all = headsOf(app);
+    const heads = chosen.map((one) => all.find((own) => own.layer === one.layer && own.head === one.head) ?? one);
     const reach = Math.max(...heads.flatMap((head) => head.bySource.map(Math.abs)), 1e-9);
     return heatMap({
       width,
@@ -249,12 +265,13 @@ function FromWhere() {
     <Figure
       title="Which head, from which token"
       name="river-heads"
-      caption={`The ${heads.length} heads with the largest parts, and the tokens that they read them from. Choose a cell, then look at that head under “Attention”.`}
+      caption={`The ${count} heads with the largest parts, and the tokens that they read them from. Choose a cell, then look at that head under “Attention”.`}
       narrowest={length * (length <= 64 ? 34 : 10) + 110}
       build={build}
       table={() => ({
         columns: ["layer", "head", "source", "token", "adds"],
         rows: headsOf(app).flatMap((head) => head.bySource.map((value, pos) => [head.layer, head.head, pos, app.trace.value.header.tokens[pos].text, value])),
+        by: ["layer", "head", "source"],
       })}
       python={() => `pl.attribution.direct(ckpts, ${JSON.stringify(app.trace.value.header.target.text)}, by="head")`}
     />
@@ -265,6 +282,15 @@ const MOST_PARTS = 14;
 
 function Largest() {
   const app = useApp();
+  const bars = () => {
+    const now = new Map(parts().map(({ name, value }) => [name, value]));
+    const pair = app.pair.value;
+    const before = new Map(pair ? app.of(pair.base, parts).map(({ name, value }) => [name, value]) : []);
+    // Of a difference, both runs show the parts that changed most.
+    const size = ({ name, value }: { name: string; value: number }) => Math.abs(value - (before.get(name) ?? 0));
+    const order = app.of(app.edited.value, parts).sort((a, b) => size(b) - size(a));
+    return order.slice(0, MOST_PARTS).map(({ name }) => ({ name, value: now.get(name) ?? 0 }));
+  };
   const parts = () => {
     const block = app.trace.value.need("attribution.components");
     return block.entry.of!.map((name, i) => ({ name, value: block.value(i) })).sort((a, b) => Math.abs(b.value) - Math.abs(a.value));
@@ -277,13 +303,12 @@ function Largest() {
         barRows({
           width,
           palette,
-          bars: parts()
-            .slice(0, MOST_PARTS)
-            .map(({ name, value }) => ({ label: name.replace(/^blocks\./, "").replace(".attn[", " head ").replace("]", "").replace(".attn.b_O", " b_O").replace(".mlp", " MLP"), value })),
-          read: (row) => `${parts()[row].name} adds ${number(parts()[row].value, 4)}`,
+          bars: bars().map(({ name, value }) => ({ label: shortName(name), value })),
+          read: (row) => `${bars()[row].name} adds ${number(bars()[row].value, 4)}`,
         })
       }
-      table={() => ({ columns: ["component", "adds"], rows: parts().map(({ name, value }) => [name, value]) })}
+      table={() => ({ columns: ["component", "adds"], rows: parts().map(({ name, value }) => [name, value]), by: ["component"] })}
+      shell={() => partsCommand(app)}
       python={() => `pl.attribution.direct(ckpts, ${JSON.stringify(app.trace.value.header.target.text)}, by="head")[:, 0, ${app.trace.value.header.target.pos}]`}
     />
   );

@@ -1,0 +1,180 @@
+"""Edits in the page: keys that make them, panels of base, edited and difference, and the lines that make them again.
+
+The server here is the real one, with the bundled model.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+from watched_page import Watched, rows_of, taken
+from written_traces import WORDS, numbers, page_of, written
+
+import pellucid as pl
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
+Open = Callable[..., Watched]
+TEXT = "When Mary and John went to the store, John gave a drink to"
+OTHER = "When Anna and Paul went to the store, Paul gave a drink to"
+
+
+@pytest.fixture(scope="module")
+def address(bundled: pl.CkptedTransformer) -> Iterator[str]:
+    pytest.importorskip("starlette")
+    server = pl.serve(bundled, TEXT, port=0)
+    yield server.url
+    server.stop()
+
+
+@pytest.fixture
+def tab(browser: Browser, address: str) -> Iterator[Callable[..., Watched]]:
+    tabs: list[Watched] = []
+
+    def open_tab(state: str = "", width: int = 1280) -> Watched:
+        tabs.append(Watched(browser, width, 900, "light"))
+        tabs[-1].go(address + state)
+        return tabs[-1]
+
+    yield open_tab
+    for one in tabs:
+        one.close()
+        assert one.requests == []
+        assert [fault for fault in one.faults if "400" not in fault] == []
+
+
+def columns(watched: Watched, title: str) -> dict[str, list[Any]]:
+    found = json.loads(taken(watched, title, "JSON").read_text(encoding="utf-8"))
+    return {name: [row[i] for row in found["rows"]] for i, name in enumerate(found["columns"])} | {"": found["python"]}
+
+
+def test_a_key_changes_the_selected_head_and_every_panel_shows_both_runs(
+    tab: Any, bundled: pl.CkptedTransformer
+) -> None:
+    watched, other = tab("#attention?layer=2&head=1"), tab("#attention?layer=2&head=1")
+    watched.canvas("All heads").focus()
+    watched.page.keyboard.press("x")
+    watched.page.wait_for_selector(".edit-bar")
+    assert "head 2.1: set to zero" in watched.page.locator(".edits").inner_text()
+    assert "another head of the layer" in watched.page.locator(".edit-bar").inner_text()
+    assert other.page.locator(".edit-bar").count() == 0, "another tab goes on as it was"
+    with torch.no_grad():
+        plain, before = bundled.run_with_ckpts(TEXT)
+        logits, after = bundled.run_with_ckpts(TEXT, edits=pl.Edit.zero("blocks.2.attn.ckpt_z", heads=1))
+    watched.page.get_by_role("radio", name="Difference").check()
+    watched.page.get_by_role("combobox", name="Layer").last.select_option("3")
+    found = columns(watched, "Layer 3, head 1")
+    rows, keys = np.tril_indices(14)
+    for side, run in (("base", before), ("edited", after)):
+        expected = run["blocks.3.attn.ckpt_pattern"][0, 1].detach().numpy()[rows, keys]
+        assert found[f"share {side}"] == pytest.approx(expected.tolist(), abs=0.004)
+    assert found["share difference"] == pytest.approx(np.subtract(found["share edited"], found["share base"]).tolist())
+    watched.page.get_by_role("tab", name="Change it").click()
+    tokens = columns(watched, "What comes next, before and after")
+    for side, run in (("base", plain), ("edited", logits)):
+        expected = run[0, -1].double().softmax(-1)
+        assert tokens[side] == pytest.approx(expected[tokens["id"]].tolist(), rel=1e-5)
+    effect = columns(watched, "How far it goes")
+    p, q = (run[0, -1].double().log_softmax(-1) for run in (plain, logits))
+    assert effect["kl"] == [pytest.approx(float((p.exp() * (p - q)).sum()), abs=1e-6)]
+    assert effect["control"][0].startswith("another head: ")
+    parts = columns(watched, "Who makes the difference to ‘␣Mary’")
+    mary = found_id(bundled, " Mary")
+    assert sum(parts["difference"]) == pytest.approx(float(logits[0, -1, mary] - plain[0, -1, mary]), abs=1e-4)
+    watched.page.keyboard.press("u")
+    watched.page.wait_for_selector(".edit-bar", state="detached")
+    watched.wait("!location.hash.includes('edits')")
+
+
+def found_id(model: pl.CkptedTransformer, piece: str) -> int:
+    assert model.tokenizer is not None
+    (one,) = model.tokenizer.encode(piece)
+    return one
+
+
+def test_a_patch_is_made_by_its_lines_of_python_and_by_its_link(tab: Any) -> None:
+    watched = tab("#attention?layer=3&head=0")
+    watched.page.keyboard.press("p")
+    field = watched.page.get_by_role("textbox", name="Second text")
+    watched.wait("document.activeElement && document.activeElement.name === 'other'")
+    watched.page.keyboard.type(OTHER)
+    watched.page.keyboard.press("Enter")
+    watched.page.wait_for_selector(".edit-bar")
+    assert field.input_value() == OTHER
+    watched.page.get_by_role("combobox", name="What").select_option("block")
+    watched.page.get_by_role("combobox", name="How").select_option("mean")
+    watched.page.get_by_role("button", name="Change", exact=True).click()
+    watched.wait("document.querySelectorAll('.edits li').length === 2")
+    watched.wait("!document.querySelector('.notice').innerText.includes('Running')")
+    titles = ["What comes next, before and after", "How far it goes", "Where the change arrives"]
+    titles.append("Who makes the difference to ‘␣Mary’")
+    found = {title: columns(watched, title) for title in titles}
+    made = {title: run_whole(one[""]) for title, one in found.items()}
+    tokens, effect, arrives, parts = titles
+    difference = made[tokens].double()[found[tokens]["id"]]
+    assert found[tokens]["difference"] == pytest.approx(difference.tolist(), abs=1e-6)
+    assert len(found[effect]["kl"]) == 3
+    assert found[effect]["kl"][0] == pytest.approx(float(made[effect]), rel=1e-4)
+    assert found[arrives]["difference"][14:] == pytest.approx(made[arrives].values.ravel().tolist(), abs=1e-4)
+    assert sorted(found[parts]["difference"]) == pytest.approx(sorted(made[parts].values.tolist()), abs=1e-5)
+    watched.wait("location.hash.includes('edits=')")
+    again = tab(watched.run("location.hash"))
+    again.wait("document.querySelectorAll('.edits li').length === 2")
+    assert rows_of(again, effect)[1][:2] == rows_of(watched, effect)[1][:2]
+    again.page.get_by_role("button", name="Remove: block 3").click()
+    again.wait("document.querySelectorAll('.edits li').length === 1")
+
+
+def run_whole(code: str) -> Any:
+    """The value of the last line of a figure's lines, all of which are run."""
+    *lines, last = code.strip().splitlines()
+    space: dict[str, Any] = {}
+    exec("\n".join(lines), space)
+    return eval(last, space)
+
+
+def test_an_edit_that_is_refused_is_said_in_the_library_s_words_and_changes_nothing(tab: Any) -> None:
+    watched = tab("#change?what=head&how=patch")
+    watched.page.get_by_role("textbox", name="Second text").fill("Too short")
+    watched.page.get_by_role("button", name="Patch").click()
+    watched.page.wait_for_selector(".fault")
+    assert "14" in watched.page.locator(".fault").inner_text()
+    assert watched.page.locator(".edit-bar").count() == 0
+    watched.wait("!location.hash.includes('edits')")
+
+
+def test_a_file_with_both_runs_shows_base_edited_and_difference(opened: Open, tmp_path: Path) -> None:
+    edit = [{"name": "blocks.1.attn.ckpt_z", "heads": [1], "pos": None, "how": "zero", "python": ""}]
+    target = {"id": 5, "text": " was", "pos": 8, "why": "asked for"}
+    base, edited = written(seed=1, target=target), written(seed=2, target=target, edits=edit)
+    path = tmp_path / "page.html"
+    path.write_text(page_of(edited, second=base), encoding="utf-8")
+    watched = opened(path, state="#lens?show=difference")
+    found = columns(watched, "What each layer would say")
+    one, two = numbers(base)["lens.entropy"].ravel(), numbers(edited)["lens.entropy"].ravel()
+    assert found["entropy base"] == pytest.approx(one.tolist())
+    assert found["entropy difference"] == pytest.approx((two.astype("f8") - one).tolist(), abs=1e-6)
+    watched.canvas("What each layer would say").focus()
+    watched.page.keyboard.press("ArrowRight")
+    assert watched.said().startswith("difference ")
+    watched.page.get_by_role("radio", name="Base").check()
+    assert columns(watched, "What each layer would say")["entropy"] == pytest.approx(one.tolist())
+    watched.page.keyboard.press("x")
+    watched.page.wait_for_selector(".notice span")
+    assert "pellucid serve" in watched.page.locator(".notice").inner_text()
+    watched.page.get_by_role("tab", name="Change it").click()
+    p, q = (torch.from_numpy(numbers(run)["prediction.logits"].astype("f8")).log_softmax(-1) for run in (base, edited))
+    assert columns(watched, "How far it goes")["kl"] == [pytest.approx(float((p.exp() * (p - q)).sum()))]
+
+
+def test_a_file_without_a_second_run_says_what_makes_one(opened: Open) -> None:
+    watched = opened(state="#change")
+    assert "pellucid serve" in watched.page.locator(".missing").inner_text()
+    assert WORDS[0] in watched.page.locator(".token").first.inner_text()

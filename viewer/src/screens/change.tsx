@@ -1,0 +1,334 @@
+// Change it: set a part of the model to zero or its mean, or take it from another text, and see what follows.
+
+import { diverging, type Palette } from "../colors";
+import { add, chosen, HOWS, nameOf, ranOf, serveCommand, type How, type Judged, type What } from "../edits";
+import { effectOf, sharesOf } from "../effects";
+import { Figure, type Drawing } from "../figure";
+import { barRows, heatMap, type Bar } from "../marks";
+import { shortName } from "../river";
+import { useApp, useParam, type App } from "../state";
+import type { Surface } from "../surface";
+import { number, percent, quoted, visible } from "../text";
+import type { Trace } from "../trace";
+import { neuronOf } from "./neurons";
+import { LayerPicker } from "./overview";
+
+const WHATS: Record<Exclude<What, "checkpoint">, string> = { head: "a head", neuron: "a neuron", block: "a block: attention and MLP", position: "a position of the stream" };
+
+function Form() {
+  const app = useApp();
+  const what = useParam<string>("what", "head");
+  const how = useParam<string>("how", "zero");
+  const here = useParam<boolean>("here", false);
+  const other = useParam<string>("other", "");
+  const keys = useParam<boolean>("keys", true);
+  const trace = app.trace.value;
+  const at = trace.header.tokens[app.atQuery.value].text;
+  const patches = how.value === "patch";
+  const apply = () => add(app, { ...chosen(app), how: how.value as How, ...(patches ? { other: other.value } : {}) });
+  return (
+    <form
+      class="card change"
+      aria-labelledby="pellucid-change"
+      onSubmit={(event) => {
+        event.preventDefault();
+        apply();
+      }}
+    >
+      <h2 id="pellucid-change">Change one thing</h2>
+      <div class="controls">
+        <label>
+          What
+          <select value={what.value} onChange={(event) => (what.value = event.currentTarget.value)}>
+            {Object.entries(WHATS).map(([id, name]) => (
+              <option value={id}>{name}</option>
+            ))}
+          </select>
+        </label>
+        <LayerPicker />
+        {what.value === "head" && (
+          <label>
+            Head
+            <select value={app.head.value} onChange={(event) => (app.head.value = Number(event.currentTarget.value))}>
+              {Array.from({ length: trace.heads }, (_, head) => (
+                <option value={head}>{head}</option>
+              ))}
+            </select>
+          </label>
+        )}
+        {what.value === "neuron" && (
+          <label>
+            Neuron
+            <input type="number" min={0} max={trace.header.model.sizes.d_mlp - 1} step={1} value={neuronOf(app)} onInput={(event) => (app.neuron.value = Math.floor(Number(event.currentTarget.value) || 0))} />
+          </label>
+        )}
+        {what.value === "position" ? (
+          <span class="note">at {quoted(at)}, the chosen token</span>
+        ) : (
+          <label>
+            <input type="checkbox" checked={here.value} onChange={(event) => (here.value = event.currentTarget.checked)} />
+            only at {quoted(at)}
+          </label>
+        )}
+        <label>
+          How
+          <select value={how.value} onChange={(event) => (how.value = event.currentTarget.value)}>
+            {Object.entries(HOWS).map(([id, name]) => (
+              <option value={id}>{name}</option>
+            ))}
+          </select>
+        </label>
+        {patches && (
+          <label class="other">
+            Second text
+            <input name="other" required value={other.value} autocomplete="off" spellcheck={false} placeholder="of as many tokens, unless one position is patched" onInput={(event) => (other.value = event.currentTarget.value)} />
+          </label>
+        )}
+        <button type="submit" class="primary">
+          {patches ? "Patch" : "Change"}
+        </button>
+      </div>
+      <p class="note">
+        On every screen: <kbd>x</kbd> sets what is selected to zero, <kbd>X</kbd> to its mean, <kbd>p</kbd> patches it from the second text, <kbd>u</kbd> takes the last edit back.{" "}
+        <label>
+          <input type="checkbox" checked={keys.value} onChange={(event) => (keys.value = event.currentTarget.checked)} /> keys are on
+        </label>
+      </p>
+    </form>
+  );
+}
+
+/** The lines that run the text without edits, after those that run it with them. */
+const plainRun = (base: Trace): string => (base.header.calls.values ?? "").trimEnd().split("\n").at(-1)!.replace(/^logits, ckpts/, "plain, before");
+
+type Row = { name: string; effect: Judged };
+
+/** All edits together, and each alone if they are several. */
+function judged(app: App, base: Trace, edited: Trace): Row[] {
+  const effects = ranOf(app).effects.value;
+  if (!effects) return [{ name: "the edits", effect: effectOf(base, edited) }];
+  const { edits } = effects;
+  const name = edits.length === 1 ? nameOf(edits[0], base) : "all together";
+  return [{ name, effect: effects }, ...(effects.each ?? []).map((effect, at) => ({ name: nameOf(edits[at], base), effect }))];
+}
+
+const controlName = ({ control }: Judged) => (control?.head !== undefined ? `another head: ${control.head}` : `another neuron: ${control?.neuron}`);
+
+function HowMuch({ base, edited }: { base: Trace; edited: Trace }) {
+  const app = useApp();
+  const rows = () => judged(app, base, edited);
+  const { tokens } = effectOf(base, edited);
+  const pair = tokens.map((id) => quoted(base.piece(id)));
+  const bars = (palette: Palette): Bar[] =>
+    rows().flatMap(({ name, effect }) => [
+      { label: name, value: effect.kl, text: `${number(effect.kl)} nats` },
+      ...(effect.control ? [{ label: controlName(effect), value: effect.control.kl, text: `${number(effect.control.kl)} nats`, color: palette.muted }] : []),
+    ]);
+  const has = rows().some(({ effect }) => effect.control);
+  return (
+    <Figure
+      title="How far it goes"
+      name="change-effect"
+      caption={has ? "KL divergence of the next token’s probabilities from those before. Grey: the same done at another head or neuron of the same layer, drawn at random. If that goes as far, the effect says little about what you chose." : "KL divergence of the next token’s probabilities from those before."}
+      build={(width, palette) => ({ ...barRows({ width, palette, bars: bars(palette), mono: false }), differ: () => barRows({ width, palette, bars: bars(palette), mono: false }) })}
+      table={() => ({
+        columns: ["edit", "kl", "logit_difference_base", "logit_difference_edited", "control", "control_kl", "control_logit_difference"],
+        rows: rows().map(({ name, effect }) => [name, effect.kl, ...effect.logit_difference, effect.control ? controlName(effect) : null, effect.control?.kl ?? null, effect.control?.logit_difference[1] ?? null]),
+        note: `KL in nats; the logit difference is ${pair[0]} − ${pair[1]}.`,
+      })}
+      python={() => `${plainRun(base)}\np, q = plain[0, -1].double().log_softmax(-1), logits[0, -1].double().log_softmax(-1)\n(p.exp() * (p - q)).sum()`}
+    >
+      {rows().map(({ name, effect }) => (
+        <p class="note">
+          <b>{name}</b>: {pair[0]} − {pair[1]} {number(effect.logit_difference[0], 4)} → {number(effect.logit_difference[1], 4)}
+          {effect.control ? `; ${controlName(effect)} → ${number(effect.control.logit_difference[1], 4)}` : ""}
+        </p>
+      ))}
+    </Figure>
+  );
+}
+
+const MOST_TOKENS = 14;
+
+/** Next tokens in both runs, and what they gained or lost. */
+function Tokens({ base, edited }: { base: Trace; edited: Trace }) {
+  const shares = sharesOf(base, edited);
+  const order = Array.from(shares.base.keys()).sort((a, b) => Math.max(shares.base[b], shares.edited[b]) - Math.max(shares.base[a], shares.edited[a]));
+  const ids = order.slice(0, MOST_TOKENS).sort((a, b) => shares.base[b] - shares.base[a]);
+  const piece = (id: number) => (String(id) in edited.header.vocabulary ? edited : base).piece(id);
+  const gain = (id: number) => shares.edited[id] - shares.base[id];
+  const signed = (value: number) => `${value < 0 ? "−" : "+"}${percent(Math.abs(value))}`;
+  const build = (width: number, palette: Palette): Drawing => {
+    const [rowHeight, head, gap] = [25, 24, 12];
+    const left = Math.min(120, width * 0.24);
+    const column = (width - left - 2 * gap) / 3.5;
+    const widths = [column, column, 1.5 * column];
+    const most = Math.max(...ids.map((id) => Math.max(shares.base[id], shares.edited[id])), 1e-9);
+    const reach = Math.max(...ids.map((id) => Math.abs(gain(id))), 1e-9);
+    const draw = (surface: Surface) => {
+      ["base", "edited", "difference"].forEach((title, i) => surface.text(left + i * (column + gap), 12, title, { size: 11.5, fill: palette.muted }));
+      ids.forEach((id, row) => {
+        const y = head + row * rowHeight;
+        surface.text(0, y + rowHeight / 2, visible(piece(id)), { size: 12.5, mono: true, fill: palette.ink, baseline: "middle", fit: left - 8 });
+        const text = column > 110 ? 58 : 0;
+        [shares.base[id], shares.edited[id], gain(id)].forEach((value, i) => {
+          const x = left + i * (column + gap);
+          surface.rect(x, y + 3, widths[i], rowHeight - 6, { fill: palette.faint, radius: 4 });
+          const said = i < 2 ? percent(value) : signed(value);
+          if (i < 2) {
+            const w = ((column - text) * value) / most;
+            surface.rect(x, y + 3, Math.max(value ? 1.5 : 0, w), rowHeight - 6, { fill: i ? palette.accent : palette.muted, opacity: i ? 0.75 : 0.35, radius: 4 });
+            surface.text(text ? x + w + 6 : x + column - 4, y + rowHeight / 2, said, { size: 11, fill: palette.ink, anchor: text ? "start" : "end", baseline: "middle", fit: column - 4 });
+          } else {
+            const zero = x + widths[i] / 2;
+            const w = ((widths[i] / 2) * Math.abs(value)) / reach;
+            surface.rect(value < 0 ? zero - w : zero, y + 3, w, rowHeight - 6, { fill: value < 0 ? palette.warm : palette.accent, opacity: 0.45, radius: 2 });
+            // Beside the bar where there is room for it, else at the end of the column.
+            const tight = widths[i] / 2 < 54;
+            surface.text(tight ? x + widths[i] - 4 : value < 0 ? zero + 4 : zero - 4, y + rowHeight / 2, said, { size: 11, fill: palette.ink, anchor: value < 0 && !tight ? "start" : "end", baseline: "middle" });
+          }
+        });
+      });
+    };
+    const drawing: Drawing = {
+      width,
+      height: head + ids.length * rowHeight + 2,
+      draw,
+      grid: {
+        rows: ids.length,
+        columns: 3,
+        box: (row, i) => [left + i * (column + gap), head + row * rowHeight, widths[i], rowHeight],
+        find: (x, y) => {
+          const row = Math.floor((y - head) / rowHeight);
+          return row >= 0 && row < ids.length ? [row, Math.max(0, Math.min(2, Math.floor((x - left) / (column + gap))))] : null;
+        },
+        read: (row) => `${quoted(piece(ids[row]))} had ${percent(shares.base[ids[row]])}, has ${percent(shares.edited[ids[row]])} with the edits: ${signed(gain(ids[row]))}`,
+      },
+    };
+    return { ...drawing, differ: () => drawing };
+  };
+  return (
+    <Figure
+      title="What comes next, before and after"
+      name="change-tokens"
+      caption="The likeliest next tokens of both runs after the last token, and what they gained or lost."
+      build={build}
+      table={() => ({ columns: ["token", "id", "base", "edited", "difference"], rows: order.map((id) => [piece(id), id, shares.base[id], shares.edited[id], gain(id)]), note: "Pieces of unlikely tokens may be missing; their ids are right." })}
+      python={() => `${plainRun(base)}\n(logits.softmax(-1) - plain.softmax(-1))[0, -1]`}
+    />
+  );
+}
+
+/** Where the change arrives: nothing before the edit, and then more and more. */
+function Arrives({ base, edited }: { base: Trace; edited: Trace }) {
+  const app = useApp();
+  const of = (trace: Trace, row: number, pos: number) => trace.need("lens.target_logprob").at(row, pos);
+  const difference = (row: number, pos: number) => of(edited, row, pos) - of(base, row, pos);
+  const rows = base.layers + 1;
+  const rowName = (row: number) => (row ? `after ${row - 1}` : "embeddings");
+  const piece = quoted(base.header.target.text);
+  return (
+    <Figure
+      title="Where the change arrives"
+      name="change-arrives"
+      caption={`What the edits add to the log-probability of ${piece} at each token if the model stopped after each block (the logit lens). What comes before an edit stays as it was.`}
+      narrowest={base.length * (base.length <= 64 ? 40 : 12) + 100}
+      build={(width, palette) => {
+        let reach = 1e-9;
+        for (let row = 0; row < rows; row++) for (let pos = 0; pos < base.length; pos++) reach = Math.max(reach, Math.abs(difference(row, pos)));
+        const drawing = heatMap({
+          width,
+          palette,
+          rows,
+          columns: base.length,
+          rowHeight: 26,
+          at: difference,
+          scale: diverging(reach, palette.dark),
+          rowLabels: Array.from({ length: rows }, (_, row) => rowName(row)),
+          columnLabels: base.header.tokens.map((token) => visible(token.text)),
+          cellText: (row, pos) => (Math.abs(difference(row, pos)) < reach / 50 ? "" : number(difference(row, pos), 2)),
+          legend: { title: "nats", low: number(-reach, 2), high: number(reach, 2) },
+          read: (row, pos) => `${rowName(row)}, at ${quoted(base.header.tokens[pos].text)}: ${piece} had ${percent(Math.exp(of(base, row, pos)))}, has ${percent(Math.exp(of(edited, row, pos)))}`,
+          hover: (where) => (app.hover.value = where ? { query: where[1] } : {}),
+          choose: (_, pos) => (app.query.value = pos),
+          lit: () => ({ row: -1, column: app.atQuery.value }),
+        });
+        return { ...drawing, differ: () => drawing };
+      }}
+      table={() => ({
+        columns: ["row", "pos", "token", "base", "edited", "difference"],
+        rows: Array.from({ length: rows * base.length }, (_, i) => {
+          const [row, pos] = [Math.floor(i / base.length), i % base.length];
+          return [rowName(row), pos, base.header.tokens[pos].text, of(base, row, pos), of(edited, row, pos), difference(row, pos)];
+        }),
+      })}
+      python={() => {
+        const read = (ckpts: string) => `pl.lens.logit(${ckpts}).logprobs(${base.header.target.id})`;
+        return `${plainRun(base)}\n${read("ckpts")} - ${read("before")}`;
+      }}
+    />
+  );
+}
+
+const MOST_PARTS = 16;
+
+/** The change of one logit as a sum over the components. */
+function Writers({ base, edited }: { base: Trace; edited: Trace }) {
+  const [before, after] = [base, edited].map((trace) => trace.need("attribution.components"));
+  const parts = before.entry.of!.map((name, i) => ({ name, base: before.value(i), edited: after.value(i), by: after.value(i) - before.value(i) })).sort((a, b) => Math.abs(b.by) - Math.abs(a.by));
+  const { target } = base.header;
+  const total = edited.need("attribution.logit").value(0) - base.need("attribution.logit").value(0);
+  return (
+    <Figure
+      title={`Who makes the difference to ${quoted(target.text)}`}
+      name="change-parts"
+      caption={`What each component adds now, less what it added before. All of them sum to the change of the logit, ${number(total, 4)}: also those that were not edited, because they read something else.`}
+      build={(width, palette) => {
+        const drawing = barRows({ width, palette, bars: parts.slice(0, MOST_PARTS).map(({ name, by }) => ({ label: shortName(name), value: by })), rowHeight: 22, read: (row) => `${parts[row].name} added ${number(parts[row].base, 4)}, adds ${number(parts[row].edited, 4)}` });
+        return { ...drawing, differ: () => drawing };
+      }}
+      table={() => ({ columns: ["component", "base", "edited", "difference"], rows: parts.map((part) => [part.name, part.base, part.edited, part.by]) })}
+      python={() => {
+        const read = (ckpts: string) => `pl.attribution.direct(${ckpts}, ${target.id}, by="head")[:, 0, ${target.pos}]`;
+        return `${plainRun(base)}\n${read("ckpts")} - ${read("before")}`;
+      }}
+    />
+  );
+}
+
+function NeedsServer() {
+  const app = useApp();
+  return (
+    <section class="card missing">
+      <p>
+        <b>Changing something needs the model</b>, which is not in this file: <code>{serveCommand(app)}</code> sets heads, neurons, blocks and positions to zero or their mean, or patches them from a second text.
+      </p>
+    </section>
+  );
+}
+
+export function Change() {
+  const app = useApp();
+  const base = app.base.value;
+  const edited = app.edited.value;
+  const both = base && { base, edited };
+  // A run that is compared with one of another text or target has no difference cell by cell.
+  const whole = both && base.length === edited.length && base.header.target.id === edited.header.target.id;
+  return (
+    <>
+      {app.server ? <Form /> : <NeedsServer />}
+      {both ? (
+        <>
+          <div class="columns">
+            <HowMuch {...both} />
+            <Tokens {...both} />
+          </div>
+          {whole && <Arrives {...both} />}
+          {whole && base.has("attribution.components") && edited.has("attribution.components") && <Writers {...both} />}
+        </>
+      ) : (
+        app.server && <p class="note">Nothing is changed yet. Choose something above, or select it on another screen and press x.</p>
+      )}
+    </>
+  );
+}
