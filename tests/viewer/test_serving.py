@@ -146,6 +146,34 @@ def test_bad_requests_say_what_is_wrong(client: Client, body: bytes, status: int
     assert error["remedy"]
 
 
+FIELDS: list[tuple[str, dict[str, Any], str, str]] = [
+    ("lens", {}, "request-field", "a token's id or its text"),
+    ("lens", {"token": [" Tom"]}, "request-field", "a token's id or its text"),
+    ("lens", {"token": " Tom", "layer": 9}, "request-field", "from -4 to 3"),
+    ("lens", {"token": " Tom", "layer": "x"}, "request-field", "from -4 to 3"),
+    ("lens", {"token": " Tom", "layer": 1, "pos": 99}, "request-field", "from -4 to 3"),
+    ("attribution", {"token": " Tom", "pos": 99}, "request-field", "from -4 to 3"),
+    ("attribution", {"token": " Tom", "minus": {}}, "request-field", "a token's id or its text"),
+    ("values", {}, "request-field", "the name of a checkpoint"),
+    ("values", {"name": "blocks.0.resid_pre", "pos": [99]}, "index-out-of-range", "entries that exist"),
+    ("compare", {}, "request-field", "a path or the id of a repository"),
+    ("sample", {"seed": 10**30}, "seed", "a smaller number"),
+    ("sample", {"seed": "x"}, "seed", "Leave it out"),
+    ("generate", {"text": "Once", "seed": 10**30}, "seed", "a smaller number"),
+    ("generate", {"text": "Once", "max_new_tokens": 10**9}, "too-long", "at most 255"),
+]
+
+
+@pytest.mark.parametrize(("verb", "asked", "code", "remedy"), FIELDS)
+def test_a_field_that_cannot_be_used_is_named(
+    client: Client, verb: str, asked: dict[str, Any], code: str, remedy: str
+) -> None:
+    client.session = "nobody"  # it looks at the first text, of four tokens
+    error = client.json(verb, expect=400, **asked)["error"]
+    assert error["code"] == code
+    assert remedy in error["remedy"]
+
+
 def test_a_run_and_its_exact_values(client: Client, model: pl.CkptedTransformer) -> None:
     text = "Lily and Tom went to the park."
     status, content = client.post("run", text=text, target=" Tom")
@@ -261,14 +289,20 @@ def events(content: bytes) -> list[tuple[str, Any]]:
 
 
 def test_a_generation_is_streamed_with_its_stages(client: Client, model: pl.CkptedTransformer) -> None:
-    how = {"temperature": 0.8, "top_k": 20, "repetition_penalty": 1.2, "seed": 5}
+    how: dict[str, Any] = {
+        "temperature": 0.8,
+        "top_k": 20,
+        "repetition_penalty": 1.2,
+        "frequency_penalty": 0.7,
+        "seed": 5,
+    }
     _, content = client.post("generate", text=TEXT, max_new_tokens=6, **how)
     *made, (kind, done) = events(content)
-    sampler = pl.Sampler(temperature=0.8, top_k=20, repetition_penalty=1.2)
+    sampler = pl.Sampler(temperature=0.8, top_k=20, repetition_penalty=1.2, frequency_penalty=0.7)
     expected = model.generate(TEXT, max_new_tokens=6, sampler=sampler, seed=5)
     assert [one["id"] for _, one in made] == torch.as_tensor(expected.ids[0]).tolist()[4:]
     assert (kind, done) == ("done", {"cancelled": False})
-    names = ["model", "repetition_penalty", "temperature", "top_k"]
+    names = ["model", "repetition_penalty", "frequency_penalty", "temperature", "top_k"]
     assert [stage["name"] for stage in made[0][1]["stages"]] == names
     assert made[0][1]["stages"][-1]["kept"] == 20
     client.post("run", text=TEXT)
@@ -342,9 +376,21 @@ def test_a_port_that_is_taken(
     assert repr(second) == f"Server at {second.url}, stopped"
     again = pl.serve(model, TEXT, port=second.port)  # the port is free at once
     again.stop()
+    with pytest.raises(pl.InputError, match=f"port {server.port} is taken"):
+        pl.serve(model, TEXT, port=server.port)
     for wrong in (-1, 70_000, "8600", True):
         with pytest.raises(pl.InputError):
             pl.serve(model, TEXT, port=wrong)  # pyright: ignore[reportArgumentType]
+
+
+def test_the_port_that_browsers_do_not_name(model: pl.CkptedTransformer) -> None:
+    with suppress(pl.InputError):  # a port below 1024 may be the system's
+        started = pl.serve(model, TEXT, port=80)
+        try:
+            statuses = [Client(80).ask("GET", "/api/info", Host=host)[0] for host in ("127.0.0.1", "127.0.0.1:80")]
+        finally:
+            started.stop()
+        assert statuses == [200, 200]
 
 
 def test_the_served_page_works_in_a_browser(server: serving.Server, opened: Open) -> None:
@@ -390,7 +436,7 @@ def _taken(here: Any) -> None:
 
 
 def _anywhere(here: Any) -> None:
-    pl.serve(here.model, TEXT).stop()
+    pl.serve(here.model, TEXT, port=0).stop()
 
 
 def _asked(here: Any, **asked: Any) -> None:
@@ -398,7 +444,7 @@ def _asked(here: Any, **asked: Any) -> None:
 
 
 REMEDIES: dict[str, list[Case]] = {
-    "port-taken": [Case(_taken, "Leave the port out", _anywhere)],
+    "port-taken": [Case(_taken, "0 stands for any that is free", _anywhere)],
     "request-field": [Case(lambda h: _asked(h, text=3), "Send a text", lambda h: _asked(h, text=TEXT))],
 }
 

@@ -15,9 +15,11 @@ import torch
 from torch import Tensor
 
 from pellucid import attribution, lens, metrics
+from pellucid.check import as_whole
 from pellucid.errors import InputError, shown
 from pellucid.extras import need
 from pellucid.generate.generation import Token
+from pellucid.generate.request import generator_of
 from pellucid.generate.sampler import Sampler
 from pellucid.measure.labelled import find
 from pellucid.open import load
@@ -202,7 +204,9 @@ def misread(what: str, given: Any, expected: str) -> InputError:
 
 def values(tabs: Tabs, session: Session, asked: Request) -> Answer:
     """The exact values of a checkpoint, or of some positions and heads of it."""
-    ckpts, name = tabs.run_of(session, asked).ckpts, str(asked.get("name"))
+    ckpts, name = tabs.run_of(session, asked).ckpts, asked.get("name")
+    if not isinstance(name, str):
+        raise misread("name", name, "the name of a checkpoint")
     value = ckpts[name]
     part = Region(asked.get("pos"), asked.get("heads"))
     found = take(value, part.indices(name, value.shape, ckpts.schema[name].axes, strict=True))[0].float().cpu()
@@ -212,7 +216,8 @@ def values(tabs: Tabs, session: Session, asked: Request) -> Answer:
 
 def read_lens(tabs: Tabs, session: Session, asked: Request) -> Answer:
     """Rank and log-probability of a token through the layers; and at one cell, what heads and MLPs add to its logit."""
-    one, token = tabs.run_of(session, asked), asked.get("token")
+    one = tabs.run_of(session, asked)
+    token = _token(asked, "token")
     seen = [lens.logit(one.ckpts, "blocks.0.resid_pre"), lens.logit(one.ckpts)]
     shape = (-1, one.n_tokens)
     found: dict[str, Any] = {
@@ -220,7 +225,8 @@ def read_lens(tabs: Tabs, session: Session, asked: Request) -> Answer:
         "logprob": [row for part in seen for row in part.logprobs(token).values.reshape(shape).tolist()],
     }
     if asked.get("layer") is not None:
-        found["parts"] = _at_a_cell(one, token, int(asked["layer"]), int(asked.get("pos", -1)))
+        layer = _entry(asked, "layer", one.ckpts.n_layer)
+        found["parts"] = _at_a_cell(one, token, layer, _entry(asked, "pos", one.n_tokens))
     return found
 
 
@@ -239,19 +245,36 @@ def _at_a_cell(one: OneText, token: Any, layer: int, pos: int) -> dict[str, Any]
             [*of, "ln_final.b"],
             [*numbers, float(one.model.parameter("ln_final.b").detach().cpu().double() @ wanted)],
         )
-    return {"layer": layer, "pos": pos % one.n_tokens, "of": of, "values": numbers}
+    return {"layer": layer, "pos": pos, "of": of, "values": numbers}
+
+
+def _token(asked: Request, name: str) -> int | str:
+    """A field that holds a token."""
+    token = asked.get(name)
+    if not isinstance(token, (int, str)):
+        raise misread(name, token, "a token's id or its text")
+    return token
+
+
+def _entry(asked: Request, name: str, count: int) -> int:
+    """A field that holds an index, as one from 0 on; it may count from the end, and left out it is the last."""
+    index = as_whole(asked.get(name, -1))
+    if index is None or not -count <= index < count:
+        raise misread(name, asked.get(name), f"a whole number from {-count} to {count - 1}")
+    return index % count
 
 
 def attribute(tabs: Tabs, session: Session, asked: Request) -> Answer:
     """What each component and each source token adds to a token's logit, or to the difference of two."""
-    one, pos = tabs.run_of(session, asked), int(asked.get("pos", -1))
-    target = asked.get("token") if asked.get("minus") is None else (asked.get("token"), asked["minus"])
+    one = tabs.run_of(session, asked)
+    pos, token = _entry(asked, "pos", one.n_tokens), _token(asked, "token")
+    target = token if asked.get("minus") is None else (token, _token(asked, "minus"))
     parts = attribution.direct(one.ckpts, target, by="head")
     sources = attribution.sources(one.ckpts, target).values[:, 0, pos]
     shape = (one.ckpts.n_layer, one.ckpts.schema.sizes["head"], one.n_tokens)
     of, components = parts.component.values.tolist(), parts.values[:, 0, pos].tolist()
     return {
-        "pos": pos % one.n_tokens, "of": of, "components": components,
+        "pos": pos, "of": of, "components": components,
         "sources": _finite(torch.as_tensor(sources).reshape(shape)),
     }  # fmt: skip
 
@@ -266,7 +289,7 @@ def sample(tabs: Tabs, session: Session, asked: Request) -> Answer:
     ids = torch.tensor([one.ids])
     stages = sampler.explain(one.logits[-1].float(), ids)
     last = list(stages.values())[-1]
-    generator = torch.Generator().manual_seed(int(asked.get("seed", 0)))
+    generator = generator_of(asked.get("seed", 0), last.device)
     token = int(last.argmax()) if sampler.is_greedy else int(torch.multinomial(last, 1, generator=generator))
     return {"id": token, "text": _piece(tabs.model, token), "stages": _shown(tabs.model, stages)}
 
@@ -294,8 +317,8 @@ def tokens(tabs: Tabs, session: Session, asked: Request) -> Iterator[Token]:
     """Continue a text, token by token; each has the stages of its choice."""
     session.cancelled = Event()
     given = {"max_new_tokens": asked["max_new_tokens"]} if asked.get("max_new_tokens") is not None else {}
-    seed = int(asked.get("seed", 0))
-    return tabs.model.stream(_text(asked), sampler=_sampler(asked), seed=seed, explain=True, **given)
+    seed, how = asked.get("seed", 0), _sampler(asked)
+    return tabs.model.stream(_text(asked), sampler=how, seed=seed, explain=True, **given)
 
 
 def told(model: CkptedTransformer, token: Token) -> Mapping[str, Any]:
@@ -327,7 +350,9 @@ def tsne(tabs: Tabs, session: Session, asked: Request) -> Answer:
 def compare(tabs: Tabs, session: Session, asked: Request) -> Answer:
     """Compare the model with another, on the tab's text, and say which of their weights are tied."""
     one = tabs.run_of(session, asked)
-    other = load(str(asked.get("other")), hub=HubOptions(offline=True))
+    if not isinstance(asked.get("other"), str):
+        raise misread("other", asked.get("other"), "a path or the id of a repository")
+    other = load(asked["other"], hub=HubOptions(offline=True))
     report: Any = compare_models(tabs.model, other, inputs=[one.ids])
     ties = [audit_ties(model) for model in (tabs.model, other)]
     return {

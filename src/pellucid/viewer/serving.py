@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import errno
 import hmac
 import importlib.util
 import json
@@ -17,7 +18,6 @@ import socket
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable, MutableMapping
-from contextlib import suppress
 from typing import Any
 
 from pellucid._version import __version__
@@ -38,6 +38,9 @@ PORT = 8600
 """Where the server is if no port is asked for; or at one of the next that is free."""
 
 _TRIED = 20
+_USUAL = 80
+"""The port that browsers leave out of a host's name."""
+
 LARGEST_REQUEST = 1 << 18
 """Bytes of a request."""
 
@@ -137,12 +140,18 @@ def serve(model: CkptedTransformer, text: Inputs = TEXT, *, port: int | None = N
 def _sockets(port: int | None) -> list[socket.socket]:
     """Sockets on both loopback addresses, as far as this machine has them."""
     wanted = PORT if port is None else require_whole("serve: port", port, at_most=65535)
-    for number in range(wanted, wanted + (_TRIED if port is None else 1)):
-        with suppress(OSError):
+    last = wanted if port is not None else wanted + _TRIED - 1
+    problem = OSError()
+    for number in range(wanted, last + 1):
+        try:
             return _at(number)
+        except OSError as refusal:
+            problem = refusal
+    which = f"port {wanted}" if wanted == last else f"each of the ports {wanted} to {last}"
+    why = "is taken" if problem.errno == errno.EADDRINUSE else f"cannot be opened: {problem.strerror}"
     raise InputError(
-        f"serve: port {wanted} is taken.", code="port-taken", remedy="Leave the port out, or give another one."
-    )
+        f"serve: {which} {why}.", code="port-taken", remedy="Give another port; 0 stands for any that is free."
+    ) from problem
 
 
 def _at(port: int) -> list[socket.socket]:
@@ -168,7 +177,8 @@ def _at(port: int) -> list[socket.socket]:
 
 def _guarded(app: Any, token: str, port: int) -> Any:
     """An application behind the checks that come before a body is read."""
-    hosts = {f"{name}{end}" for name in ("127.0.0.1", "localhost", "[::1]") for end in (f":{port}",)}
+    names = ("127.0.0.1", "localhost", "[::1]")
+    hosts = {f"{name}:{port}" for name in names} | set(names if port == _USUAL else ())
 
     async def guarded(scope: Scope, receive: Callable[[], Any], send: Callable[[Any], Any]) -> None:
         if scope["type"] != "http":
