@@ -27,7 +27,7 @@ import pellucid
 pellucid.CkptedTransformer, pellucid.ActivationCkpts, pellucid.Edit, pellucid.TransformerConfig
 seconds = time.perf_counter() - start
 new = sorted(set(sys.modules) - before)
-import pellucid.measure, pellucid.plot
+import pellucid.measure, pellucid.plot, pellucid.corpus.engine
 sys.stderr.flush()
 json.dump({"new": new, "with_rooms": sorted(set(sys.modules) - before), "seconds": seconds}, sys.__stdout__)
 """
@@ -48,7 +48,7 @@ json.dump(seen, sys.stdout)
 """
 
 NUMERICAL = {"matplotlib", "xarray", "statsmodels", "pandas", "scipy", "sympy"}
-HEAVY = {"transformers", "huggingface_hub", "typer", "rich", "jinja2", "requests", "httpx", *NUMERICAL}
+HEAVY = {"ray", "zarr", "transformers", "huggingface_hub", "typer", "rich", "jinja2", "requests", "httpx", *NUMERICAL}
 
 
 def run(code: str) -> subprocess.CompletedProcess[str]:

@@ -11,7 +11,7 @@ from pellucid.errors import MissingExtraError, printable
 
 _EXTRAS = {
     "transformers": "hf", "starlette": "view", "uvicorn": "view", "sklearn": "view",
-    "zarr": "corpus", "fsspec": "corpus", "pyarrow": "corpus",
+    "zarr": "corpus", "fsspec": "corpus", "pyarrow": "corpus", "ray": "ray",
 }  # fmt: skip
 """Package -> what installs it, where that is not `stats`."""
 

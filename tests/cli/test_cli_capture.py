@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import pellucid as pl
+from pellucid.corpus import ray_workers
 
 WANTED = ("--names", "blocks.3.resid_post", "--names", "blocks.0.mlp.ckpt_post")
 
@@ -34,6 +37,24 @@ def test_it_is_the_librarys(bundled: pl.CkptedTransformer, cli_json: Any, data: 
     assert found["provenance"]["weights"] == store.provenance["weights"]
     said = cli_json("capture", "--data", str(data), "--lines", *WANTED, "--out", str(out))
     assert said == found, "it is there already"
+
+
+def test_ray_writes_the_same(cli_json: Any, data: Path, tmp_path: Path) -> None:
+    """It is started for that, and stopped."""
+    ray: Any = pytest.importorskip("ray")
+    given = ("capture", "--data", str(data), "--lines", *WANTED, "--out")
+    state = lambda: (signal.getsignal(signal.SIGTERM), *map(os.environ.get, ray_workers.SET_BY_RAY))  # noqa: E731
+    before = state()
+    found = cli_json(*given, str(tmp_path / "ray.zarr"), "--engine", "ray", "--workers", "1")
+    assert not ray.is_initialized()
+    assert state() == before
+    here = cli_json(*given, str(tmp_path / "here.zarr"))
+    assert found == {**here, "out": str(tmp_path / "ray.zarr")}
+    contents = [
+        {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+        for folder in (tmp_path / "ray.zarr", tmp_path / "here.zarr")
+    ]
+    assert contents[0] == contents[1]
 
 
 def test_it_says_how_large_it_is_before(cli: Any, data: Path, tmp_path: Path) -> None:
@@ -68,7 +89,8 @@ def test_it_is_verified(cli: Any, cli_json: Any, data: Path, tmp_path: Path) -> 
     ("given", "code"),
     [([], 2), (["--data", "a.txt"], 2), (["--verify", "--names", "resid_post"], 2), (["--verify"], 3),
      (["--data", "nothing.txt", *WANTED], 3), (["--data", "a.txt", "--names", "pattern"], 4),
-     (["--data", "a.txt", "--names", "resid_pots"], 4), (["--data", "a.txt", *WANTED, "--keep-as", "int8"], 4)],
+     (["--data", "a.txt", "--names", "resid_pots"], 4), (["--data", "a.txt", *WANTED, "--keep-as", "int8"], 4),
+     (["--data", "a.txt", *WANTED, "--engine", "spark"], 4), (["--data", "a.txt", *WANTED, "--workers", "2"], 4)],
     ids=str,
 )  # fmt: skip
 def test_exit_codes(

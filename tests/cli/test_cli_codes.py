@@ -171,7 +171,9 @@ OF_VERBS = dict.fromkeys(
      "return-sequences", "sampler-setting", "too-long"), ("generate",),
 ) | {"log-of-zero": ("norms",), "pattern-for-a-name": ("run",), "unknown-checkpoint": ("run",),
      "sweep-memory": ("patch",), "texts-of-unequal-length": ("patch",),
-     "lens-place": ("lens",), "lens-of-another-model": ("lens",)}  # fmt: skip
+     "lens-place": ("lens",), "lens-of-another-model": ("lens",)} | dict.fromkeys(
+    ("corpus-engine", "corpus-not-shared", "ray-address", "ray-lost", "ray-machine", "ray-workers"), ("capture",)
+)  # fmt: skip
 """Codes that only these verbs reach; the others are reached by all that open a model."""
 
 

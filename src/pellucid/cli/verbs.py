@@ -458,6 +458,10 @@ class Capture(ModelWish):
     lines: Annotated[bool, flag("--lines", "Each line of a plain file is a text of its own.")] = False
     keep_as: Annotated[str, option("DTYPE", "float32, float64, float16 or bfloat16: what is written.")] = "float32"
     batch_tokens: Annotated[int, option("N", "The most tokens that run at once.", min=1)] = 4096
+    engine: Annotated[str, option("ENGINE", "local: this process; ray: processes of Ray's, here or elsewhere.")] = (
+        "local"
+    )
+    workers: Annotated[int | None, option("N", "How many processes Ray starts.", "as many as fit", min=1)] = None
     verify: Annotated[bool, flag("--verify", "Run rows again and compare them; writes nothing.")] = False
     rows: Annotated[int, option("N", "How many rows --verify draws.", min=1)] = 1000
 

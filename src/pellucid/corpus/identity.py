@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from pellucid.corpus.ray_workers import machine_of
 from pellucid.corpus.sink import CapturingModel
 from pellucid.errors import InputError, PellucidError
 from pellucid.open import load
@@ -34,7 +35,6 @@ _REMEDIES = {
 
 def facts_of(model: CapturingModel) -> dict[str, Any]:
     """What a store says of the model that made it and of the machine."""
-    device = getattr(model, "device", torch.device("cpu"))
     source = str(getattr(model, "provenance", {}).get("source", ""))
     return {
         "model": BUNDLED_NAME if source == str(BUNDLED) else source,
@@ -42,10 +42,7 @@ def facts_of(model: CapturingModel) -> dict[str, Any]:
         "tokenizer": _tokenizer_digest(getattr(model, "tokenizer", None)),
         "model_dtype": str(getattr(model, "dtype", torch.float32)).removeprefix("torch."),
         **execution_of(model),
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-        "processor": torch.backends.cpu.get_cpu_capability(),
-        "device": device.type if device.type == "cpu" else torch.cuda.get_device_name(device),
+        **machine_of(model),
     }  # fmt: skip
 
 

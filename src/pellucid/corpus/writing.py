@@ -9,17 +9,15 @@ from typing import Any
 
 from pellucid.aliases import Names, selected
 from pellucid.axes import Axis
-from pellucid.bar import bar
 from pellucid.check import require_one_of, require_whole
+from pellucid.corpus.engine import Engine, finish
 from pellucid.corpus.identity import facts_of, require_equal
 from pellucid.corpus.intake import Intake, Reader, digest_of
 from pellucid.corpus.objects import place_of
-from pellucid.corpus.parts import LEDGER, Keeper
 from pellucid.corpus.place import StorePlace
 from pellucid.corpus.plan import ITEM_BYTES, CorpusPlan, StoredValue, part_rows_for
 from pellucid.corpus.store import Store, about_of, write_metadata
 from pellucid.errors import InputError
-from pellucid.interrupts import told
 from pellucid.schema import Schema
 
 BATCH_TOKENS = 4096
@@ -34,6 +32,8 @@ def capture(
     batch_tokens: int = BATCH_TOKENS,
     dtype: str = "float32",
     long_texts: str = "refuse",
+    engine: str = "local",
+    workers: int | None = None,
     progress: bool = False,
     storage_options: dict[str, Any] | None = None,
 ) -> Store:
@@ -52,6 +52,9 @@ def capture(
             few are pads.
         dtype: What values are stored as: "float32", "float64", "float16" or "bfloat16".
         long_texts: "refuse" texts that are longer than the context, or "split" them into pieces of its length.
+        engine: "local" makes all parts in this process; "ray" has them made by processes of
+            [Ray](https://docs.ray.io), on this computer or on many, with the same bytes.
+        workers: How many processes Ray starts; None for as many as have processors.
         progress: Whether to draw a bar with rate and time left on stderr, if that is a terminal.
         storage_options: What fsspec is told beside an address.
 
@@ -63,7 +66,7 @@ def capture(
             without room.
         UnknownNameError: No such checkpoint.
         WeightsError: The folder cannot be written.
-        MissingExtraError: zarr is not installed.
+        MissingExtraError: zarr is not installed, or Ray for engine="ray".
 
     Example:
         >>> import tempfile
@@ -73,6 +76,7 @@ def capture(
         Store of 6 tokens of 2 texts, 1 checkpoints in float32: 6,144 bytes in 1 part
           blocks.3.resid_post  [6, 256]  float32
     """
+    wish = Engine.of("corpus", engine, workers)
     wanted = _Wanted.of(model, names, batch_tokens, dtype, long_texts)
     place = place_of(path, storage_options)
     if about_of(place) is None:
@@ -82,7 +86,7 @@ def capture(
         require_equal(_store(place, model).provenance, now, str(place))
     with place.alone():
         store = _store(place, model)
-        _finish(model, store, progress=progress)
+        finish(model, store, wish, path, progress=progress, options=storage_options)
     return store
 
 
@@ -162,20 +166,6 @@ def _require_room(plan: CorpusPlan, place: StorePlace) -> None:
             code="corpus-disk",
             remedy="Capture fewer checkpoints, store them as bfloat16, or give a path on another disk.",
         )
-
-
-def _finish(model: Reader, store: Store, *, progress: bool) -> None:
-    """Make the parts that are not there."""
-    plan, corpus, place = store.plan, store.corpus, store.place
-    there = store.parts
-    left = [part for part in range(plan.parts) if part not in there]
-    place.clean([*plan.names, LEDGER])
-    done = sum(len(plan.rows_of(part)) for part in there)
-    words = lambda: f"corpus: interrupted; {place} keeps what is whole, and the same call goes on from there"  # noqa: E731
-    with told(words), bar("tokens", plan.rows, wanted=progress) as advance, Keeper(place, plan) as keeper:
-        advance(done)
-        for part in left:
-            keeper.put(part, corpus.make(model, part, advance))
 
 
 def estimate(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -79,7 +80,9 @@ def capture(wish: Capture) -> None:
             plan = pl.corpus.estimate(model, texts(), names, **about)
         messages().print(Text(repr(plan)), soft_wrap=True)
     seen = sys.stderr.isatty() and not wish.as_json
-    store = pl.corpus.capture(model, texts(), names, wish.out, progress=seen, **about)
+    by: dict[str, Any] = {"engine": wish.engine, "workers": wish.workers}
+    with redirect_stdout(sys.stderr):  # where Ray says of processes that died
+        store = pl.corpus.capture(model, texts(), names, wish.out, progress=seen, **about, **by)
     if wish.as_json:
         show_json(asdict(_kept(wish, store)))
     else:

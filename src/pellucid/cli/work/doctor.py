@@ -32,6 +32,7 @@ EXTRAS = {
     "view": (("starlette", "uvicorn", "scikit-learn"), "`pellucid serve`, the viewer with the model behind it"),
     "corpus": (("zarr", "pyarrow"), "keeping the values of a corpus on disk"),
     "s3": (("s3fs",), "keeping them in S3"),
+    "ray": (("ray",), "keeping the values of a corpus by many processes or computers"),
     "notebook": (("jupyterlab", "ipywidgets"), "opening the notebooks of the examples"),
 }
 """Extra -> what it installs, and what that is for."""

@@ -1,0 +1,280 @@
+"""Parts made by Ray's processes: the bytes of one process, however many there are and whichever of them die."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+import pellucid as pl
+import support
+from noticed import must_be_noticed
+from pellucid.corpus import engine, plan, ray_workers
+
+ray: Any = pytest.importorskip("ray")
+cluster_utils = pytest.importorskip("ray.cluster_utils")
+
+NAMES = ["blocks.1.resid_post", "blocks.0.mlp.ckpt_pre"]
+LENGTHS = (5, 2, 7, 3, 1, 12, 2, 9, 4, 6)
+TEXTS = [*support.ragged_ids(*LENGTHS), *support.ragged_ids(*LENGTHS)]
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """One Ray for all tests here, which stays when `capture` has joined it; nodes can be added and removed."""
+    made = cluster_utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+    ray.init(address=made.address, log_to_driver=False, logging_level="ERROR")
+    yield made
+    ray.shutdown()
+    made.shutdown()
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What one process makes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plan, "PART_BYTES", 1)
+        patch.setattr(plan, "TEXTS_IN_A_PART", 1)
+        path = tmp_path_factory.mktemp("one") / "whole.zarr"
+        assert captured(path, engine="local").plan.parts > 6
+    return path
+
+
+@pytest.fixture
+def begun(whole: Path, tmp_path: Path) -> Path:
+    """The same, of which no part is there yet."""
+    path = tmp_path / "begun.zarr"
+    shutil.copytree(whole, path)
+    for name in ("ledger", *NAMES):
+        for chunk in (path / name).glob("c.*"):
+            chunk.unlink()
+    return path
+
+
+def captured(path: Any, model: Any = None, **changes: Any) -> Any:
+    about = {"names": NAMES, "batch_tokens": 16, "engine": "ray", **changes}
+    return pl.corpus.capture(support.glass() if model is None else model, TEXTS, path=path, **about)
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """Every file of a store."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def elsewhere(act: Callable[[Any], Any]) -> pl.CkptedTransformer:
+    """A model that does something in each of its runs, in every process but this one."""
+    model, here = support.glass(), os.getpid()
+
+    def hook(module: Any, given: Any, value: Any) -> Any:
+        return act(value) if os.getpid() != here else None
+
+    model.blocks[0].mlp.register_forward_hook(hook)
+    return model
+
+
+def test_one_of_two_processes_is_killed(cluster: Any, whole: Path, begun: Path, tmp_path: Path) -> None:
+    """In the midst of a part, when others are whole; the bytes are those of one process, which can go on, too."""
+    killed, ledger = tmp_path / "killed", begun / "ledger"
+
+    def kill(value: Any) -> None:
+        if not killed.exists() and len(list(ledger.glob("c.*"))) >= 2:
+            killed.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    store = captured(begun, elsewhere(kill), workers=2)
+    assert killed.exists()
+    assert store.is_complete
+    assert content(begun) == content(whole)
+    assert ray.is_initialized(), "a Ray that was there stays"
+    for about in ({"workers": 1}, {"engine": "local"}):
+        kept = (begun / "ledger" / "c.1.0.0").stat().st_mtime_ns
+        for part in (0, 2, 5):
+            (begun / "ledger" / f"c.{part}.0.0").unlink()
+        captured(begun, **about)
+        assert content(begun) == content(whole)
+        assert (begun / "ledger" / "c.1.0.0").stat().st_mtime_ns == kept, "what is whole is not made again"
+
+
+@pytest.mark.remedy("ray-lost")
+def test_a_part_that_kills_every_process(
+    cluster: Any, whole: Path, begun: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is tried as often as is allowed; what is whole is kept, and another engine goes on."""
+    monkeypatch.setattr(ray_workers, "TRIES", 2)
+    ledger, tries = begun / "ledger", tmp_path / "tries"
+
+    def kill(value: Any) -> None:
+        if len(list(ledger.glob("c.*"))) >= 2 and value.numel() < 1000:  # not the sample at the beginning
+            with tries.open("a") as file:
+                file.write("x")
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    with pytest.raises(pl.InputError, match="piece 2 ended its process, 2 times") as caught:
+        captured(begun, elsewhere(kill), workers=1)
+    assert tries.read_text() == "xx"
+    assert caught.value.code == "ray-lost"
+    assert len(pl.corpus.open(begun).parts) == 2
+    captured(begun, engine="local")
+    assert content(begun) == content(whole)
+
+
+@pytest.mark.long
+@pytest.mark.remedy("ray-machine")
+def test_a_process_that_rounds_otherwise(cluster: Any, begun: Path) -> None:
+    with pytest.raises(pl.InputError, match="the same run gives other bits") as caught:
+        captured(begun, elsewhere(lambda value: value * (1 + 2**-20)), workers=1)
+    assert caught.value.code == "ray-machine"
+    assert not pl.corpus.open(begun).parts
+    assert captured(begun, engine="local").is_complete
+
+
+@pytest.mark.long
+@pytest.mark.remedy("corpus-not-shared")
+def test_a_store_that_others_do_not_see(cluster: Any, tmp_path: Path) -> None:
+    with pytest.raises(pl.InputError, match="finds nothing or another folder") as caught:
+        captured(f"memory://{tmp_path.name}/a.zarr", workers=1)
+    assert caught.value.code == "corpus-not-shared"
+    assert captured(f"memory://{tmp_path.name}/a.zarr", engine="local").is_complete
+
+
+def test_control_c(cluster: Any, whole: Path, begun: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, waited = ray.wait, []
+
+    def wait(*args: Any, **about: Any) -> Any:
+        waited.append(args)
+        if len(waited) == 4:
+            raise KeyboardInterrupt
+        return plain(*args, **about)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ray, "wait", wait)
+        with pytest.raises(KeyboardInterrupt, match="keeps what is whole"):
+            captured(begun, workers=1)
+    assert 0 < len(pl.corpus.open(begun).parts) < pl.corpus.open(whole).plan.parts
+    captured(begun, engine="local")
+    assert content(begun) == content(whole)
+
+
+@pytest.mark.parametrize("fact", ["torch", "processor", "device", "sample"])
+def test_what_would_give_other_bits_is_not_begun(fact: str) -> None:
+    model, begun = support.glass(), list[int]()
+    job = SimpleNamespace(begin=lambda: begun.append(1))
+    there = {**ray_workers.machine_of(model), "sample": ray_workers.sample_of(model)}
+    ray_workers.Worker(model, job, there, there.pop("sample")).begin()
+    assert begun == [1]
+    changed = {**there, "sample": ray_workers.sample_of(model), fact: "another"}
+    said = "the same run gives other bits" if fact == "sample" else f"{fact} is .*, not 'another'"
+    with pytest.raises(pl.InputError, match=said) as caught:
+        ray_workers.Worker(model, job, changed, changed.pop("sample")).begin()
+    assert caught.value.code == "ray-machine"
+    assert begun == [1]
+
+
+@pytest.mark.long
+@pytest.mark.remedy("ray-workers")
+def test_more_threads_than_any_computer_has(cluster: Any, tmp_path: Path) -> None:
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        with pytest.raises(pl.InputError, match=r"has 3 processors.*the largest has 2") as caught:
+            captured(tmp_path / "a.zarr")
+        assert caught.value.code == "ray-workers"
+        assert "torch.set_num_threads(2)" in caught.value.remedy
+        torch.set_num_threads(2)
+        assert captured(tmp_path / "b.zarr").is_complete
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.remedy("corpus-engine")
+def test_engines_that_cannot_be(tmp_path: Path) -> None:
+    for about, said in (({"engine": "spark"}, "'local' or 'ray'"), ({"engine": "local", "workers": 2}, "workers=2")):
+        with pytest.raises(pl.InputError, match=said) as caught:
+            captured(tmp_path / "a.zarr", **about)
+        assert caught.value.code == "corpus-engine"
+        assert not list(tmp_path.iterdir())
+    with pytest.raises(pl.InputError, match="workers=0"):
+        captured(tmp_path / "a.zarr", workers=0)
+    assert captured(tmp_path / "a.zarr", engine="local").is_complete
+
+
+@pytest.mark.remedy("ray-address")
+def test_a_ray_that_is_not_there(begun: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def init(**about: Any) -> None:
+        assert about.get("address") != "local"
+        raise ConnectionError("nobody answers")
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    monkeypatch.setenv("RAY_ADDRESS", "192.0.2.9:6379")
+    with pytest.raises(pl.InputError, match=r"cannot be reached at '192\.0\.2\.9:6379': nobody answers") as caught:
+        captured(begun)
+    assert caught.value.code == "ray-address"
+    assert captured(begun, engine="local").is_complete
+
+
+@pytest.mark.long
+def test_a_node_that_is_removed(cluster: Any, whole: Path, begun: Path) -> None:
+    """A process on it was in the midst of a part; it begins anew elsewhere."""
+    ledger = begun / "ledger"
+    node = cluster.add_node(num_cpus=4)
+    there = node.node_id
+
+    waiting = begun.with_name("waiting")
+
+    def wait(value: Any) -> None:
+        import time
+
+        if ray.get_runtime_context().get_node_id() == there and list(ledger.glob("c.*")):
+            waiting.touch()
+            time.sleep(600)
+
+    model, plain, removed = elsewhere(wait), engine.Workers.results, []
+
+    def results(self: Any, *given: Any) -> Any:
+        for found in plain(self, *given):
+            if not removed and waiting.exists():
+                removed.append(cluster.remove_node(node, allow_graceful=False))
+            yield found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine.Workers, "results", results)
+        captured(begun, model, workers=5)
+    assert removed
+    assert content(begun) == content(whole)
+
+
+def _forgetting(self: Any, left: Any, before: float, plain: Any = ray_workers.Workers._next) -> Any:
+    self._again.clear()
+    return plain(self, left, before)
+
+
+def _unchecked() -> type:
+    class Unchecked(ray_workers.Worker):
+        def begin(self) -> None:
+            self._job.begin()
+
+    return Unchecked
+
+
+MUTANTS: dict[str, tuple[Any, str, Any, Callable[..., None]]] = {
+    "what was lost is forgotten": (ray_workers.Workers, "_next", _forgetting, test_one_of_two_processes_is_killed),
+    "bits are not compared": (ray_workers, "Worker", _unchecked(), test_a_process_that_rounds_otherwise),
+}  # fmt: skip
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("what", MUTANTS)
+def test_a_mistake_is_noticed(what: str, cluster: Any, whole: Path, begun: Path, tmp_path: Path) -> None:
+    owner, name, broken, check = MUTANTS[what]
+    given = {"cluster": cluster, "whole": whole, "begun": begun, "tmp_path": tmp_path}
+    must_be_noticed((owner, name, broken, check), *(given[name] for name in inspect.signature(check).parameters))
