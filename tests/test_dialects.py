@@ -72,6 +72,43 @@ def test_what_the_error_says_works(names: dict[str, Any], owner: str, name: str,
             exec(part, dict(names))
 
 
+CONFIGS = (
+    pl.TransformerConfig(vocab_size=9, n_positions=4, n_embd=4, n_layer=1, n_head=1),
+    pl.LlamaConfig(
+        vocab_size=9, hidden_size=4, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1,
+        max_position_embeddings=4,
+    ),
+    pl.GPTNeoXConfig(
+        vocab_size=9, hidden_size=4, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1,
+        max_position_embeddings=4,
+    ),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: type(config).__name__)
+def test_a_configuration_answers_to_the_names_of_others(config: Any) -> None:
+    """The sizes of every family under the names of every library; a family's own names are its fields."""
+    model = pl.CkptedTransformer(config)
+    for name, said in dialects.CONFIG.items():
+        if name not in config.declared() and not hasattr(type(config), name):
+            with pytest.raises(pl.UnknownAttributeError) as caught:
+                getattr(config, name)
+            assert caught.value.remedy == f"Use {said}."
+        assert eval(said, {"model": model, "config": config}) is not None
+    kept = type(config).from_dict({**config.to_dict(), "author": "Ann"})
+    with pytest.raises(pl.UnknownAttributeError, match="author") as caught:
+        kept.author  # noqa: B018  # pyright: ignore[reportAttributeAccessIssue]
+    assert eval(caught.value.remedy.removeprefix("Use ").removesuffix("."), {"config": kept}) == "Ann"
+    assert copy.deepcopy(kept) == pickle.loads(pickle.dumps(kept)) == kept
+
+
+def test_a_setting_that_a_tokenizer_has_not_is_not_kept(names: dict[str, Any]) -> None:
+    for name in ("pad_token", "padding_side", "model_max_length"):
+        with pytest.raises(pl.UnknownAttributeError, match=name):
+            setattr(names["tokenizer"], name, "<pad>")
+        assert name not in vars(names["tokenizer"])
+
+
 PARTS = {
     "model.blocks[3]": dialects.BLOCK, "model.blocks[1].attn": dialects.ATTENTION, "model.blocks[0].mlp": dialects.MLP,
     "model.blocks[2].ln1": dialects.NORM, "model.ln_final": dialects.NORM, "model.pos_embed": dialects.POS_EMBED,

@@ -57,6 +57,12 @@ def _run(here: Here, **more: Any) -> Any:
     return here.model.run_with_ckpts(IDS, **more)[1]
 
 
+def _of_scores(ids: torch.Tensor) -> torch.Tensor:
+    """A mask as transformers makes it of ids whose pads are 9: [B, 1, Q, K], true at what each query sees."""
+    columns = torch.arange(ids.size(1))
+    return (ids != 9)[:, None, None, :] & (columns <= columns[:, None])
+
+
 def _generate(here: Here, **more: Any) -> Any:
     return here.model.generate(IDS, **{"max_new_tokens": 2, **more})
 
@@ -105,6 +111,11 @@ REMEDIES: dict[str, list[Case]] = {
     "mask-shape": [
         Case(lambda h: h.model(IDS, mask=[[1, 1]]), "one 0 or 1 for each id", lambda h: h.model(IDS, mask=IDS > 0)),
         Case(
+            lambda h: h.model(PADDED, mask=_of_scores(PADDED)),
+            "mask[:, 0, -1]",
+            lambda h: h.model(PADDED, mask=_of_scores(PADDED)[:, 0, -1]),
+        ),
+        Case(
             lambda h: h.model(pl.Batch(IDS, torch.ones(2, 3), IDS)),
             "model.tokenize",
             lambda h: h.model(h.model.tokenize(IDS)),
@@ -113,7 +124,12 @@ REMEDIES: dict[str, list[Case]] = {
     "mask-values": [
         Case(
             lambda h: h.model(IDS, mask=IDS), "1 at real tokens, else 0", lambda h: h.model(IDS, mask=(IDS > 0).long())
-        )
+        ),
+        Case(
+            lambda h: h.model(PADDED, mask=(PADDED == 9) * -1e9),
+            "mask == 0",
+            lambda h: h.model(PADDED, mask=(PADDED == 9) * -1e9 == 0),
+        ),
     ],
     "padding-side": [
         Case(

@@ -143,6 +143,10 @@ MODEL: Mapping[str, str] = {
     "contrastive_search": "model.generate(inputs)",
     "sample": "model.generate(inputs, sampler=pl.Sampler())",
     "init_weights": "pl.CkptedTransformer(model.config)",
+    **dict.fromkeys(
+        ("gradient_checkpointing_enable", "enable_input_require_grads"),
+        "torch.utils.checkpoint.checkpoint(model, ids, use_reentrant=False)",
+    ),
     # nanoGPT
     "configure_optimizers": "torch.optim.AdamW(model.parameters())",
     "get_num_params": "pl.count_parameters(model).unique",
@@ -168,6 +172,15 @@ TOKENIZER: Mapping[str, str] = {
     "add_tokens": "pl.to_hf(model) with a tokenizer of transformers', and pl.from_hf of what it became",
     "add_special_tokens": "pl.to_hf(model) with a tokenizer of transformers', and pl.from_hf of what it became",
     "save_pretrained": "tokenizer.save('folder')",
+    "pad": "model.tokenize([[1, 2], [3]])",
+    "padding_side": "model.tokenize(text, padding_side='right')",
+    "truncation_side": "tokenizer.encode(text)[-64:]",
+    "model_max_length": "model.config.sizes['n_ctx']",
+    "name_or_path": "model.provenance['source']",
+    **dict.fromkeys(
+        ("all_special_ids", "special_tokens_map"),
+        "tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id",
+    ),
     "apply_chat_template": "a text with the words of the template in it",
     # tokenizers
     "encode_batch": "tokenizer([text])",
@@ -294,6 +307,26 @@ CKPTS: Mapping[str, str] = {
     "attentions": "ckpts.stack('pattern')",
 }
 """Attributes of other libraries' captured values -> what to use here."""
+
+_SIZES = {
+    "layer": ("n_layer", "n_layers", "num_layers", "num_hidden_layers"),
+    "head": ("n_head", "n_heads", "num_heads", "num_attention_heads"),
+    "head_kv": ("n_key_value_heads", "num_key_value_heads"),
+    "d_model": ("n_embd", "d_model", "hidden_size", "dim", "embed_dim"),
+    "d_head": ("d_head", "head_dim"),
+    "d_mlp": ("d_mlp", "n_inner", "intermediate_size"),
+    "d_vocab": ("vocab_size", "d_vocab"),
+    "n_ctx": ("n_positions", "n_ctx", "block_size", "max_position_embeddings", "context_length"),
+}
+
+CONFIG: Mapping[str, str] = {
+    **{theirs: f"config.sizes['{ours}']" for ours, names in _SIZES.items() for theirs in names},
+    **dict.fromkeys(("act_fn", "hidden_act", "activation_function"), "config.activation"),
+    **dict.fromkeys(("eps", "layer_norm_eps", "layer_norm_epsilon", "rms_norm_eps"), "config.epsilon"),
+    "dtype": "model.dtype",
+    "device": "model.device",
+}
+"""What other libraries' configurations, and other families', call a fact -> what to use of a configuration here."""
 
 _NOT_SPLIT = "{{here}}.{}; the input is not split by head here"
 

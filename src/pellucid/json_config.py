@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Self, cast
 
 from pellucid.config import SAVE_ID, read_flag, read_number, read_size, read_token_id, read_token_ids, wrong_type
 from pellucid.config_variants import Variant
+from pellucid.dialects import CONFIG, unknown_attribute
 from pellucid.errors import ConfigError, nearest, shown
 from pellucid.numerics import nonlinear
 from pellucid.schema import Schema
@@ -108,6 +109,10 @@ class JsonConfig:
         ids = read_token_ids("eos_token_id", eos) if several else read_token_id("eos_token_id", eos)
         self._set("eos_token_id", ids)
         self._set("neutral", MappingProxyType(dict(self.neutral)))
+
+    def __getattr__(self, name: str) -> Any:
+        kept = {field: f"config.neutral['{field}']" for field in vars(self).get("neutral", ())}
+        raise unknown_attribute(f"{type(self).__name__!r} object", name, {**CONFIG, **kept})
 
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)

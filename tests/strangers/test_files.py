@@ -342,6 +342,12 @@ FOLDERS: dict[str, tuple[tuple[str, ...], str, str]] = {
     "Keras 3": (("model.keras",), "Keras", "from_tf"),
     "OpenVINO": (("openvino_model.bin", "openvino_model.xml", "config.json"), "OpenVINO", "exported from"),
     "ONNX with its data apart": (("model.onnx", "model.onnx.data", "config.json"), "ONNX", "exported from"),
+    "ONNX in a folder of its own": (("config.json", "onnx/model.onnx", "onnx/model_quantized.onnx"), "ONNX",
+                                    "exported from"),
+    "rust-bert": (("rust_model.ot", "config.json"), "rust-bert", "converted from"),
+    "PaddlePaddle": (("model_state.pdparams", "model_config.json"), "PaddlePaddle", "converted from"),
+    "accelerate, the state alone": (("random_states_0.pkl", "sampler.bin", "optimizer.bin", "scheduler.bin"),
+                                    "a trainer's state without its weights", "saved the model"),
     "shards of Flax": (("flax_model-00001-of-00002.msgpack",), "Flax", "from_flax"),
 }  # fmt: skip
 
@@ -351,14 +357,31 @@ def test_folders_of_other_tools_are_refused_by_name(case: str, tmp_path: Path) -
     names, said, remedy = FOLDERS[case]
     for name in names:
         (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_bytes(b"{}" if name == "config.json" else bytes(60))
+        (tmp_path / name).write_bytes(b"{}" if name.endswith("config.json") else bytes(60))
     for door in (pl.load, pl.audit_ties):
         with pytest.raises(pl.WeightsError, match=said) as caught:
             door(tmp_path)
         assert remedy in caught.value.remedy
 
 
+@pytest.mark.parametrize("lies", ["version_0/checkpoints/epoch=1-step=2.ckpt", "runs/7/model_best.pt"])
+def test_weights_that_lie_deeper_are_found_by_the_remedy(lies: str, tmp_path: Path) -> None:
+    """As trainers keep them, beside their logs; what is newest is named, and a hidden folder is none of the model's."""
+    for name, age in (("runs/1/old.pt", 200), (".git/lfs/x.pt", 0), (lies, 100)):
+        (tmp_path / name).parent.mkdir(parents=True)
+        torch.save({"state_dict": hf_dict(HF)}, tmp_path / name)
+        os.utime(tmp_path / name, (1e9 - age, 1e9 - age))
+    (tmp_path / "runs" / "events.out").write_bytes(bytes(60))
+    with pytest.raises(pl.NotFoundError, match="files below") as caught:
+        pl.load(tmp_path)
+    assert same_logits(pl.load(caught.value.remedy.split("'")[1], config=CONFIG), HF)
+    assert lies in caught.value.remedy
+
+
 FILES = {
+    "CTranslate2": (struct.pack("<IH", 6, 28) + b"TransformerDecoderModelSpec\0" + bytes(60), "CTranslate2"),
+    "MXNet": (struct.pack("<QQ", 0x112, 0) + bytes(60), "MXNet"),
+    "ExecuTorch": (bytes(4) + b"ET12" + bytes(60), "ExecuTorch"),
     "ONNX under another name": (b"\x08\x08\x12\x07pytorch\x1a\x052.1.0" + bytes(60), "ONNX"),
     "joblib": (b"x\x9c" + bytes(60), "compressed"),
 }

@@ -109,6 +109,12 @@ def test_rows_are_read_from_whatever_holds_them(model: pl.CkptedTransformer, way
     assert [row.tolist() for row in model.tokenize(given).rows()] == expected
 
 
+def test_numbers_of_several_libraries_stand_in_one_row(model: pl.CkptedTransformer) -> None:
+    mixed = [np.int8(3), np.uint64(2), 5, torch.tensor(7), torch.tensor(1, dtype=torch.uint8), np.array(4)]
+    assert model.tokenize(mixed).ids.tolist() == [[3, 2, 5, 7, 1, 4]]
+    assert model.tokenize([mixed, [1]]).ids[0].tolist() == [3, 2, 5, 7, 1, 4]
+
+
 def test_a_batch_is_no_memory_of_the_callers(model: pl.CkptedTransformer) -> None:
     for given in (torch.tensor([[1, 2]]), np.array([[1, 2]])):
         batch = model.tokenize(given)

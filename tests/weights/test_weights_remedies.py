@@ -383,7 +383,7 @@ REMEDIES: dict[str, list[Case]] = {
              lambda h: opens(save_nanogpt(h.folder / "ckpt.pt", HF)))
     ],
     "tensor-not-dense": [
-        Case(lambda h: saved(h, {**hf_dict(HF), WTE: hf_dict(HF)[WTE].to_sparse()}), "dense",
+        Case(lambda h: saved(h, {**hf_dict(HF), WTE: hf_dict(HF)[WTE].to_sparse()}), "tensor.to_dense() makes",
              lambda h: saved(h, {**hf_dict(HF), WTE: hf_dict(HF)[WTE].to_sparse().to_dense()})),
         Case(lambda h: saved(h, {"a.weight": torch.zeros(1).expand(999, 999)}), "tensor.contiguous()",
              lambda h: saved(h, {name: tensor.contiguous() for name, tensor in hf_dict(HF).items()})),

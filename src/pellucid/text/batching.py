@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pellucid.config import Config
-from pellucid.errors import InputError, ShapeError
+from pellucid.errors import InputError, ShapeError, shown
 from pellucid.generation_settings import GenerationSettings
 from pellucid.numerics.products import is_batched
 from pellucid.text import ids
@@ -265,28 +265,30 @@ def _masks_of(given: Any, rows: Table) -> Table:
     Raises:
         InputError: Another shape, other values, or a row without a token.
     """
+    axes = getattr(given, "ndim", 0)
     try:
-        masks = ids.table(given)
-    except ShapeError as error:
-        raise ShapeError(f"mask: {error.message}", code="mask-shape", remedy="Give one 0 or 1 for each id.") from None
+        masks = ids.table(given) if axes <= 2 else []
     except InputError as error:
-        raise InputError(
-            f"mask: {error.message}", code="mask-values", remedy="Give 1 at real tokens, else 0."
-        ) from None
+        raise _no_mask(f"{shown(given)}, expected a tensor, an array or lists of 0 and 1") from error
     if [len(row) for row in masks] != [len(row) for row in rows]:
+        scores = " Of a mask of scores, the last query's keys are mask[:, 0, -1]." if axes == 4 else ""
         raise ShapeError(
-            f"mask: {_sizes(masks)}, expected those of the ids, {_sizes(rows)}.",
+            f"mask: {f'shape {list(given.shape)}' if axes > 2 else _sizes(masks)}, expected those of the ids, "
+            f"{_sizes(rows)}.",
             code="mask-shape",
-            remedy="Give one 0 or 1 for each id.",
+            remedy=f"Give one 0 or 1 for each id.{scores}",
         )
     for row in [masks] if isinstance(masks, Tensor) else masks:
         if not bool(((row == 0) | (row == 1)).all()):
-            raise InputError(
-                "mask: other values than 0 and 1.", code="mask-values", remedy="Give 1 at real tokens, else 0."
-            )
+            raise _no_mask("other values than 0 and 1", added=bool((row <= 0).all()))
         if not bool(row.bool().any(-1).all()):
             raise ids.empty("a row whose mask is all 0")
     return masks
+
+
+def _no_mask(what: str, *, added: bool = False) -> InputError:
+    scores = " Of a mask that is added to scores, that is mask == 0." if added else ""
+    return InputError(f"mask: {what}.", code="mask-values", remedy=f"Give 1 at real tokens, else 0.{scores}")
 
 
 def _sizes(rows: Table) -> str:

@@ -244,8 +244,8 @@ def _numbers(given: Any, where: str) -> Tensor:
         if isinstance(given, np.ndarray):  # torch has neither other byte orders nor arithmetic for uint16
             kept = np.dtype(np.int64) if given.dtype.kind in "iu" else given.dtype.newbyteorder("=")
             return torch.from_numpy(given.astype(kept))
-        if np.ndarray in kinds:  # arrays without axes, whose length torch would ask for
-            given = [item.item() if isinstance(item, np.ndarray) else item for item in given]
+        if len(kinds) > 1 or np.ndarray in kinds:  # torch mixes no kinds, and asks for the length of an array
+            given = [item.item() if isinstance(item, (np.generic, np.ndarray, Tensor)) else item for item in given]
         if isinstance(given, Sequence) and any(type(item) is int and item.bit_length() > 63 for item in given):
             raise OverflowError("64 bits cannot hold one of them")  # torch's words would name its own types
         return torch.as_tensor(given, device="cpu")

@@ -345,6 +345,11 @@ class Tokenizer(metaclass=_Named):
     def __getattr__(self, name: str) -> Any:
         raise unknown_attribute("'Tokenizer' object", name, TOKENIZER)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in TOKENIZER:  # it would be read by nobody
+            raise unknown_attribute("'Tokenizer' object", name, TOKENIZER)
+        super().__setattr__(name, value)
+
     def __len__(self) -> int:
         """Size of the vocabulary, special tokens included."""
         return self._backend.get_vocab_size()

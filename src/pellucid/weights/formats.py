@@ -129,12 +129,22 @@ def unpack(where: str, content: Any, how: str) -> Content:
 
 
 def _plain(where: str, name: str, tensor: Tensor) -> Tensor:
-    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_nested or tensor.is_meta:
-        kind = "nested" if tensor.is_nested else "quantized" if tensor.is_quantized else str(tensor.layout)
+    kind, made = (
+        ("on the meta device", "")
+        if tensor.is_meta
+        else ("nested", "to_padded_tensor(0)")
+        if tensor.is_nested
+        else ("quantized", "dequantize()")
+        if tensor.is_quantized
+        else (str(tensor.layout).removeprefix("torch."), "to_dense()")
+    )
+    if kind != "strided":
         raise WeightsError(
-            f"{where}: {shown(name)} is {kind} on {tensor.device}, expected a dense tensor with numbers.",
+            f"{where}: {shown(name)} is {kind}, expected a dense tensor with numbers.",
             code="tensor-not-dense",
-            remedy="Save dense, unquantized tensors.",
+            remedy=f"Save dense tensors, as tensor.{made} makes them."
+            if made
+            else "Load its numbers before it is saved.",
         )
     stored = tensor.untyped_storage().nbytes()
     if tensor.numel() * tensor.element_size() > max(stored, 1):  # stride 0: a few bytes that claim to be a terabyte

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import struct
 import zipfile
@@ -13,7 +14,9 @@ from pellucid.weights.leftovers import ADAPTERS, DEEPSPEED_REMEDY, MEGATRON_REME
 from pellucid.weights.manifests import STAND_INS, FileKind, is_there, require_regular, unreadable
 
 _WEIGHTS = re.compile(r"\.(safetensors|bin|pt|pth|ckpt)$")
-_NO_WEIGHTS = re.compile(r"^(training_args|optimizer|scheduler|scaler|rng_state|adapter_|state_\d|\.)|optim_states")
+_NO_WEIGHTS = re.compile(
+    r"^(training_args|optimizer|scheduler|scaler|sampler|dl_state|rng_state|random_states|adapter_|state_\d|\.)|optim_states"
+)
 """What trainers write beside the weights under the same endings."""
 
 READABLE = "Give safetensors, a PyTorch .bin or .pt, or an llm.c model .bin."
@@ -42,6 +45,12 @@ _FILES = (
     FileKind("a model of OpenVINO", _EXPORT, name=r"^openvino.*\.(bin|xml)$"),
     FileKind("a model of Core ML", _EXPORT, name=r"\.ml(model|package)$"),
     FileKind("a model of TensorFlow Lite", _EXPORT, rb"....TFL3", r"\.tflite$"),
+    FileKind("weights of PaddlePaddle", _ORIGIN, name=r"\.pd(params|model|iparams)$"),
+    FileKind("weights of MXNet", _ORIGIN, rb"\x12\x01\0{6}", r"\.params$"),
+    FileKind("weights of rust-bert", _ORIGIN, name=r"\.ot$"),
+    FileKind("a model of CTranslate2", _ORIGIN, rb"[\x01-\x0f]\0{3}..\w+Spec\0"),
+    FileKind("a model of TensorRT", _EXPORT, name=r"\.(engine|plan|trt)$"),
+    FileKind("a model of ExecuTorch", _EXPORT, rb"....ET\d\d", r"\.pte$"),
     FileKind("an llm.c debug state", f"It holds one run. {READABLE}", _magic(20240327)),
     FileKind("an llm.c model of Llama", "Give the folder of transformers' that it was made from.", _magic(20240803)),
     FileKind("arrays of NumPy (.npz)", _NPZ, name=r"\.npz$"),
@@ -98,7 +107,7 @@ _PARTS = (
 """Folders of which no file alone is the model, told by what is in them."""
 
 _STATE = FileKind("a trainer's state without its weights", "Give the folder into which the trainer saved the model.",
-              name=r"^rng_state|^trainer_state\.json$|^optimizer\.(pt|bin)$|^scheduler\.pt$")  # fmt: skip
+              name=r"^rng_state|^random_st|^trainer_state\.json$|^optimizer\.(pt|bin)$|^scheduler\.pt$")  # fmt: skip
 
 
 def unknown_format(path: Path) -> WeightsError:
@@ -155,13 +164,27 @@ def only_weights(folder: Path, names: Sequence[str]) -> list[str]:
     """Those of a folder's files that may be a model's weights, by their first bytes and by what lies beside them."""
     if any(kind.has(name, b"") for kind in _PARTS for name in names):
         return []
-    return [
-        name
-        for name in names
-        if _WEIGHTS.search(name)
-        and not _NO_WEIGHTS.search(name)
-        and not any(kind.has(name, _start(folder / name)) for kind in (*_FILES, *_OTHERS))
-    ]
+    return [name for name in names if _may_hold_weights(folder / name)]
+
+
+def _may_hold_weights(path: Path) -> bool:
+    """Whether a file may hold a model's weights, by its name and its first bytes."""
+    if not _WEIGHTS.search(path.name) or _NO_WEIGHTS.search(path.name):
+        return False
+    start = _start(path)
+    return not any(kind.has(path.name, start) for kind in (*_FILES, *_OTHERS))
+
+
+def _files_below(folder: Path) -> list[Path]:
+    """The files in a folder's folders, hidden ones left out: those of three levels, and no more than some hundreds."""
+    found: list[Path] = []
+    for place, folders, names in os.walk(folder):  # which follows no links, and passes over what it may not read
+        depth = len(Path(place).relative_to(folder).parts)
+        folders[:] = sorted(name for name in folders if not name.startswith(".")) if depth < 3 else []
+        found += [Path(place, name) for name in sorted(names) if depth and Path(place, name).is_file()]
+        if len(found) > 500:
+            break
+    return found
 
 
 def require_whole(path: Path) -> None:
@@ -224,7 +247,16 @@ def no_weights(folder: Path, expected: Sequence[str], others: Sequence[str], sev
     kind = next((kind for kind in _PARTS if any(kind.has(name, b"") for name in others)), None)
     if kind is not None:
         return kind.refused(folder)
-    for path in (folder / name for name in others if (folder / name).is_file()):
+    below = _files_below(folder)
+    apart = sorted(filter(_may_hold_weights, below), key=lambda path: path.stat().st_mtime)
+    if apart:
+        return NotFoundError(
+            f"{folder}: no weights, but files below that may hold some: "
+            f"{listed([str(path.relative_to(folder)) for path in apart], 8)}.",
+            code="weights-not-found",
+            remedy=f"Give one of them; the newest is {str(apart[-1])!r}.",
+        )
+    for path in (*(folder / name for name in others if (folder / name).is_file()), *below):
         start = _start(path)
         kind = next((kind for kind in _FILES if kind.has(path.name, start)), None)
         if kind is not None:
