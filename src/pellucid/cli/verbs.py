@@ -1,4 +1,7 @@
-"""What each verb can be asked: a frozen dataclass for each, whose fields are Typer's options."""
+"""What each verb can be asked: a frozen dataclass for each, whose fields are Typer's options.
+
+Those that explain a model are in `studies`.
+"""
 
 from __future__ import annotations
 
@@ -24,8 +27,12 @@ from pellucid.cli.shared.options import (
     flag,
     option,
     parse_ids,
+    require_choice,
     require_one_source,
 )
+from pellucid.cli.studies import Attribute, Heads, Lens, Patch, Reproduce
+
+__all__ = ["Attribute", "Heads", "Lens", "Patch", "Reproduce"]
 
 _MODEL = "A folder, a file, an alias or a hub id; hf: before it runs that side through transformers."
 _ONE_SIDE = "A= or B= before it is for one side alone."
@@ -42,9 +49,6 @@ class Demo(Wish):
     """
 
     html: Annotated[Path, option("FILE", "The file to write the page to.")] = Path("pellucid-demo.html")
-
-    def outputs(self) -> dict[str, Path | None]:
-        return {"--html": self.html}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,9 +83,6 @@ class Run(TextWish):
         elif self.text or self.ids or self.save:
             raise typer.BadParameter("runs nothing: leave out TEXT, --ids and --save.", param_hint="--list")
 
-    def outputs(self) -> dict[str, Path | None]:
-        return {"--save": self.save}
-
 
 @dataclass(frozen=True, kw_only=True)
 class Compare(Wish):
@@ -112,9 +113,6 @@ class Compare(Wish):
         for name, given in (("--config", self.config), ("--dtype", self.dtype)):
             if any(len(self.of_side(side, given)) > 1 for side in "AB"):
                 raise typer.BadParameter("several given for one side, expected one.", param_hint=name)
-
-    def outputs(self) -> dict[str, Path | None]:
-        return {"--html": self.html}
 
     def of_side(self, side: str, given: list[str] | None) -> list[str]:
         """The values that count for one side, "A" or "B": its own if it has some, else those without a side."""
@@ -175,8 +173,7 @@ class Generate(TextWish):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.sampler not in (None, "file"):
-            raise typer.BadParameter(f"{self.sampler!r} given, expected file.", param_hint="--sampler")
+        require_choice("--sampler", self.sampler or "file", "file")
         if self.sampler == "file" and self.settings:
             given = ", ".join(f"--{name.replace('_', '-')}" for name in self.settings)
             raise typer.BadParameter(f"the file says it; leave out {given}.", param_hint="--sampler file")
@@ -212,128 +209,6 @@ class Norms(ModelWish):
         require_one_source("TEXT or FILE", self.texts, self.ids)
         parse_ids(self.ids or ())
 
-    def outputs(self) -> dict[str, Path | None]:
-        return {"--figure": self.figure, "--csv": self.csv}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Patch(ModelWish):
-    """Two texts, the tokens that tell their runs apart, and what is patched."""
-
-    MORE = """
-    Runs both texts, puts single values of the one run into the other, each in a run of its own, and shows where that
-    moves the logit of a token that may come next, or the difference of two.
-    """
-
-    clean: Annotated[str, argument("CLEAN", "The text whose values are put in; - reads it from standard input.")]
-    corrupted: Annotated[str, argument("CORRUPTED", "The text whose run they are put into, of as many tokens.")]
-    token: Annotated[
-        str | None, option("TOKEN", "Whose logit: a text that is one token.", "the likeliest after CLEAN")
-    ] = None
-    against: Annotated[str | None, option("TOKEN", "Take this token's logit off.", "the likeliest after CORRUPTED")] = (
-        None
-    )
-    names: Annotated[
-        list[str] | None,
-        option("CHECKPOINT", "What is patched, with or without its block. Repeatable.", "resid_pre"),
-    ] = None
-    over: Annotated[
-        str,
-        option("AXES", "What to go over: layer, head, pos, neuron, with commas between; what is not there is patched "
-               "as a whole."),
-    ] = "layer,pos"  # fmt: skip
-    direction: Annotated[
-        str, option("denoise|noise", "denoise: values of CLEAN into CORRUPTED; noise: the other way.")
-    ] = "denoise"
-    align: Annotated[bool, flag("--align", "Pair the tokens that both texts share, for texts of unequal length.")] = (
-        False
-    )
-    top: Annotated[int, option("N", "How many patches to show; --csv and --json have all.", min=1)] = 10
-    figure: Annotated[Path | None, option("FILE", "Draw them, of two axes: .svg, .pdf, .png.")] = None
-    csv: Annotated[Path | None, option("FILE", "Write every patch.")] = None
-
-    def __post_init__(self) -> None:
-        if self.direction not in ("denoise", "noise"):
-            raise typer.BadParameter(f"{self.direction!r} given, expected denoise or noise.", param_hint="--direction")
-        known = ("layer", "head", "pos", "neuron")
-        if len(set(self.axes)) < len(self.axes) or not set(self.axes) <= set(known):
-            raise typer.BadParameter(f"{self.over!r} given, expected some of {','.join(known)}.", param_hint="--over")
-        count = len(self.axes) + (len(self.checkpoints) > 1)
-        if self.figure is not None and count != 2:
-            raise typer.BadParameter(
-                f"{count} axes, expected two to draw: one of --names with two axes in --over, or several with one.",
-                param_hint="--figure",
-            )
-
-    @property
-    def axes(self) -> tuple[str, ...]:
-        """The axes of `over`."""
-        return tuple(axis.strip() for axis in self.over.split(",") if axis.strip())
-
-    @property
-    def checkpoints(self) -> list[str]:
-        """What is patched."""
-        return self.names or ["resid_pre"]
-
-    def outputs(self) -> dict[str, Path | None]:
-        return {"--figure": self.figure, "--csv": self.csv}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Attribute(TextWish):
-    """A text, and the logit that is written as a sum."""
-
-    MORE = """
-    Shows what each component of the model adds to the logit of a token that may come next, or to the difference of two,
-    the largest parts first, and their sum, which is the logit.
-    """
-
-    token: Annotated[str | None, option("TOKEN", "Whose logit: a text that is one token.", "the likeliest")] = None
-    against: Annotated[str | None, option("TOKEN", "Take this token's logit off.")] = None
-    by: Annotated[str, option("component|head|neuron|block", "What the parts are.")] = "component"
-    pos: Annotated[int, option("N", "After which token of the text; -1 is the last.")] = -1
-    top: Annotated[int, option("N", "How many parts to show; --csv and --json have all.", min=1)] = 16
-    figure: Annotated[Path | None, option("FILE", "Draw the parts and their sum: .svg, .pdf, .png.")] = None
-    csv: Annotated[Path | None, option("FILE", "Write every part.")] = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.by not in ("component", "head", "neuron", "block"):
-            raise typer.BadParameter(
-                f"{self.by!r} given, expected component, head, neuron or block.", param_hint="--by"
-            )
-
-    def outputs(self) -> dict[str, Path | None]:
-        return {"--figure": self.figure, "--csv": self.csv}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Lens(TextWish):
-    """A text, and where the model's next token is read on the way."""
-
-    MORE = """
-    Shows what each block would say next if the model stopped there, at every token of the text; and at one of them
-    the likeliest tokens and how far they are from what the model says (KL, in nats).
-    """
-
-    at: Annotated[str, option("CHECKPOINT", "Where: a value of the residual stream of every block.")] = "resid_post"
-    tuned: Annotated[Path | None, option("FILE", "A tuned lens to read through, as TunedLens.save writes it.")] = None
-    pos: Annotated[int, option("N", "After which token to show the likeliest; -1 is the last.")] = -1
-    token: Annotated[str | None, option("TOKEN", "Show its probability and rank, too: a text that is one token.")] = (
-        None
-    )
-    top: Annotated[int, option("N", "How many of the likeliest to show.", min=1)] = 5
-    figure: Annotated[Path | None, option("FILE", "Draw every block at every token: .svg, .pdf, .png.")] = None
-    csv: Annotated[Path | None, option("FILE", "Write the likeliest of every block at every token.")] = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.tuned is not None and self.at != "resid_post":
-            raise typer.BadParameter("a tuned lens reads resid_post; leave --at out.", param_hint="--tuned")
-
-    def outputs(self) -> dict[str, Path | None]:
-        return {"--figure": self.figure, "--csv": self.csv}
-
 
 @dataclass(frozen=True, kw_only=True)
 class View(TextWish):
@@ -349,9 +224,6 @@ class View(TextWish):
     token: Annotated[
         str | None, option("TOKEN", "The token whose logit is explained: a text that is one token.", "the likeliest")
     ] = None
-
-    def outputs(self) -> dict[str, Path | None]:
-        return {"--html": self.html}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -369,71 +241,6 @@ class Serve(ModelWish):
         option("N", "The port; 0 for any free one.", "8600, or one of the next that is free", min=0, max=65535),
     ] = None
     no_open: Annotated[bool, flag("--no-open", "Open no browser.")] = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class Heads(TextWish):
-    """A text on which heads are scored, or the weights alone."""
-
-    MORE = """
-    Shows for a text which heads attend to the token before, to the first, to earlier occurrences of the same token
-    and to what came after them, and which copy; with --token, which move this token to where the text ends. With
-    --composition, no text is run: it shows which heads read what earlier ones write, from their weights.
-    """
-
-    token: Annotated[str | None, option("TOKEN", "Score name movers of it: a text that is one token.")] = None
-    composition: Annotated[str | None, option("Q|K|V", "Pairs by what the later head reads with; takes no text.")] = (
-        None
-    )
-    top: Annotated[int, option("N", "How many heads of each score, or pairs, to show.", min=1)] = 3
-    figure: Annotated[Path | None, option("FILE", "Draw the scores of all heads, or pairs: .svg, .pdf, .png.")] = None
-    csv: Annotated[Path | None, option("FILE", "Write the scores of all heads, or of all pairs.")] = None
-
-    def __post_init__(self) -> None:
-        if self.composition is None:
-            super().__post_init__()
-            return
-        if self.composition not in ("Q", "K", "V"):
-            raise typer.BadParameter(f"{self.composition!r} given, expected Q, K or V.", param_hint="--composition")
-        given = {
-            "TEXT": self.text,
-            "--ids": self.ids,
-            "--bos": self.bos,
-            "--token": self.token,
-        }
-        others = [name for name, value in given.items() if value]
-        if others:
-            raise typer.BadParameter(f"runs no text: leave out {', '.join(others)}.", param_hint="--composition")
-
-    def outputs(self) -> dict[str, Path | None]:
-        return {"--figure": self.figure, "--csv": self.csv}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Reproduce(ModelWish):
-    """Which published figures to compute again, and of which weights."""
-
-    MORE = """
-    Computes what papers and repositories published about GPT-2 small: its loss, what single heads add to a logit, the
-    heads of the indirect-object circuit, and how well estimates agree with patches; each beside its source and the
-    tolerance that it deserves. Ctrl-C ends it, with what was computed so far. The exit code is 1 unless all figures
-    are within their tolerance.
-    """
-
-    what: Annotated[str, argument("gpt2", "Whose figures: gpt2.")]
-    model: Annotated[
-        str | None,
-        option(
-            "MODEL", "The weights: an alias, a hub id, a folder or a file.", True, "--model", "-m",
-            autocompletion=aliases,
-        ),
-    ] = "gpt2-small"  # fmt: skip
-    quick: Annotated[bool, flag("--quick", "Fewer sentences, without what takes longest.")] = False
-    seed: Annotated[int, option("S", "Of the words of the sentences, and of random ids.", min=0)] = 0
-
-    def __post_init__(self) -> None:
-        if self.what != "gpt2":
-            raise typer.BadParameter(f"{self.what!r} given, expected gpt2.", param_hint="gpt2")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,11 +14,11 @@ from pellucid.bar import bar
 from pellucid.check import require_whole
 from pellucid.errors import PellucidError, PellucidWarning
 from pellucid.patching.reruns import BYTES
-from pellucid.reproduce.measures import Study
 from pellucid.reproduce.published import EXPERIMENTS, Experiment
 from pellucid.reproduce.report import Published as Published
 from pellucid.reproduce.report import Reproduced as Reproduced
 from pellucid.reproduce.report import Reproduction as Reproduction
+from pellucid.reproduce.study import Study
 from pellucid.run.cost import count_parameters
 from pellucid.run.cost import estimate as capture_cost
 from pellucid.run.model import CkptedTransformer

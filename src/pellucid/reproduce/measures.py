@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -15,21 +15,17 @@ from torch import Tensor
 from pellucid import attribution, circuits, heads, measure, metrics, patching
 from pellucid.attribution.reading import doubles
 from pellucid.circuits.ablations import Ablations, Choices
-from pellucid.errors import InputError
-from pellucid.reproduce.sentences import Sentences, eight, groups, two_digits, years
+from pellucid.reproduce.sentences import Sentences, eight, two_digits, years
+from pellucid.reproduce.study import Head, Study
 from pellucid.run.activations import ActivationCkpts
 from pellucid.run.edit import Edit
 from pellucid.run.model import CkptedTransformer
 from pellucid.text.batch import Batch
-from pellucid.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     import xarray
 
 Z, MLP_POST = "attn.ckpt_z", "mlp.ckpt_post"
-Head = tuple[int, int]
-"""Layer and number."""
-
 MOVERS: tuple[Head, ...] = ((9, 6), (9, 9), (10, 0))
 NEGATIVE: tuple[Head, ...] = ((10, 7), (11, 10))
 INHIBITION: tuple[Head, ...] = ((7, 3), (7, 9), (8, 6), (8, 10))
@@ -41,90 +37,6 @@ BACKUP: tuple[Head, ...] = ((9, 0), (9, 7), (10, 1), (10, 2), (10, 6), (10, 10),
 
 Value = float | tuple[float, str]
 """A number, perhaps with the heads that it counts."""
-
-
-@dataclass(frozen=True)
-class Study:
-    """A model and the texts that it is measured on.
-
-    Args:
-        model: What runs, evaluating.
-        templates: How many of the templates.
-        count: Sentences of each template and order of names.
-        each: How many of them what takes hundreds of runs is measured on.
-        seed: Of all draws.
-    """
-
-    model: CkptedTransformer
-    templates: int
-    count: int
-    each: int
-    seed: int
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        """The model's.
-
-        Raises:
-            InputError: It has none.
-        """
-        if self.model.tokenizer is None:
-            raise InputError(
-                "reproduce: the model has no tokenizer, and published figures are of texts.",
-                code="no-tokenizer",
-                remedy="Set model.tokenizer = pl.Tokenizer.from_file('tokenizer.json').",
-            )
-        return self.model.tokenizer
-
-    @cached_property
-    def groups(self) -> list[Sentences]:
-        """The sentences of each template and order of names."""
-        return groups(self.tokenizer, self.templates, self.count, self.seed)
-
-    @cached_property
-    def few(self) -> Sentences:
-        """The first `each` sentences of each group together, for what takes hundreds of runs."""
-
-        def first(field: str) -> list[Any]:
-            return [text for group in self.groups for text in getattr(group, field)[: self.each]]
-
-        return Sentences(first("texts"), first("swapped"), first("others"), first("answers"), -1, -1, -1)
-
-    def behind_bos(self, texts: Sequence[str]) -> Batch:
-        """Texts with the beginning-of-text id in front.
-
-        Raises:
-            InputError: The configuration has no such id.
-        """
-        start = self.model.config.bos_token_id
-        if start is None:
-            raise InputError(
-                "reproduce: the model's configuration has no bos_token_id, behind which the figure was published.",
-                code="no-bos",
-                remedy="Give config={'bos_token_id': 50256} to pl.load, for example.",
-            )
-        rows = [[start, *self.tokenizer.encode(text)] for text in texts]
-        longest = max(map(len, rows))  # pads in front, with a mask that says so: the id itself may be a pad id
-        ids = torch.tensor([[start] * (longest - len(row)) + row for row in rows])
-        mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
-        return self.model.tokenize({"input_ids": ids, "attention_mask": mask})
-
-    def require(self, *wanted: Head, neurons: int = 0) -> None:
-        """See that the model has these heads, and so many neurons in each layer.
-
-        Raises:
-            InputError: It has not.
-        """
-        sizes = self.model.schema.sizes
-        layers, count, width = sizes["layer"], sizes["head"], sizes["d_mlp"]
-        missing = [f"head {layer}.{head}" for layer, head in wanted if layer >= layers or head >= count]
-        missing += [f"neuron {neurons - 1}"] * (neurons > width)
-        if missing:
-            raise InputError(
-                f"reproduce: no {missing[0]} in {layers} layers of {count} heads and {width} neurons.",
-                code="index-out-of-range",
-                remedy="Give a model of GPT-2 small's shape.",
-            )
 
 
 def loss(study: Study) -> list[Value]:

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from functools import partial
 
 from pellucid.reproduce import measures
-from pellucid.reproduce.measures import Study, Value
+from pellucid.reproduce.measures import Value
 from pellucid.reproduce.report import Published
+from pellucid.reproduce.study import Study
 
 IOI = "Wang et al. 2022, arXiv:2211.00593"
 LENS = "TransformerLens"

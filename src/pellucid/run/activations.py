@@ -8,17 +8,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from pellucid import aliases
-from pellucid.axes import POSITIONS, Axis, coordinate
+from pellucid.axes import Axis
 from pellucid.check import require_whole
 from pellucid.dialects import CKPTS, PLACES, named_arguments, unknown_attribute
 from pellucid.errors import InputError, UnknownNameError, shown
 from pellucid.extras import need
 from pellucid.network import Network
+from pellucid.run.columns import token_labels, without_pads
 from pellucid.run.origin import Captures, Known, Origin, load_captures, model_of
 from pellucid.run.region import Index, Region, take
 from pellucid.schema import HEADS, Schema
@@ -267,12 +267,12 @@ class ActivationCkpts(Mapping[str, Tensor]):
         arrays: dict[str, Any] = {}
         for name, value in self._values.items():
             if not name.startswith("blocks."):
-                arrays[name] = (self.schema.dims(name), self._without_pads(value, axes[name]))
+                arrays[name] = (self.schema.dims(name), without_pads(value, axes[name], self.batch, self.columns))
                 continue
             kind = name.split(".", 2)[2]
             if kind not in arrays:
                 full = self._of_blocks(kind)
-                stacked = [self._without_pads(self[n], axes[n]) for n in full]
+                stacked = [without_pads(self[n], axes[n], self.batch, self.columns) for n in full]
                 layers = [int(n.split(".")[1]) for n in full]
                 dims = [str(Axis.LAYER), *self.schema.dims(name)]
                 arrays[kind] = xarray.DataArray(torch.stack(stacked), dims=dims, coords={str(Axis.LAYER): layers})
@@ -294,19 +294,6 @@ class ActivationCkpts(Mapping[str, Tensor]):
     def columns(self) -> Tensor:
         """The columns of the batch that were kept, pads counted."""
         return self.part.columns(self.batch.ids.size(1))
-
-    def _without_pads(self, value: Tensor, axes: tuple[Axis, ...]) -> Tensor:
-        value = value.detach().cpu()
-        value = value if value.dtype == torch.float64 else value.float()  # numpy has no bfloat16
-        if not self.batch.padded:
-            return value
-        mask = self.batch.mask.cpu()
-        for axis, kind in enumerate(axes):
-            if kind in (*POSITIONS, Axis.KEY):
-                kept = mask if kind == Axis.KEY else mask[:, self.columns]
-                shape = [kept.size(0) if i == 0 else kept.size(1) if i == axis else 1 for i in range(len(axes))]
-                value = value.masked_fill(~kept.view(shape), torch.nan)
-        return value
 
     def coordinates(self, dims: Collection[str], *, of: str = "") -> dict[str, Any]:
         """Return the labels of these axes, as xarray takes them: rows, heads, columns with their tokens and positions.
@@ -331,19 +318,7 @@ class ActivationCkpts(Mapping[str, Tensor]):
             labels[str(Axis.HEAD)] = range(every) if self.part.heads is None else self.part.heads
         if Axis.BATCH not in dims:
             return labels
-        labels[str(Axis.BATCH)] = range(len(self.batch))
-        mask = self.batch.mask.cpu()
-        tokens = np.full(mask.shape, "", dtype=object)  # numpy's own strings lose a token's last NUL
-        for row, real, strings in zip(tokens, mask.numpy(), self.batch.strings, strict=True):
-            row[real] = strings
-        positions = self.batch.positions.cpu().masked_fill(~mask, -1).numpy()
-        for axis in (*POSITIONS, Axis.KEY):
-            if axis in dims:
-                kept = list(range(mask.size(1))) if axis == Axis.KEY else self.columns.tolist()
-                labels[str(axis)] = kept
-                labels[coordinate(axis, "token")] = ([str(Axis.BATCH), str(axis)], tokens[:, kept])
-                labels[coordinate(axis, "position")] = ([str(Axis.BATCH), str(axis)], positions[:, kept])
-        return labels
+        return labels | {str(Axis.BATCH): range(len(self.batch))} | token_labels(self.batch, dims, self.columns)
 
     def save(self, path: str | Path) -> None:
         """Write the values and the tokens into one safetensors file."""

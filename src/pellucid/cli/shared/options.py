@@ -4,7 +4,7 @@ Annotations here are objects, not text, because Typer reads them for classes of 
 """
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -59,6 +59,10 @@ Ids = Annotated[
 ]
 
 
+WRITTEN = ("html", "save", "figure", "csv")
+"""Options whose files are written."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Wish:
     """What one command is asked; every verb can write JSON."""
@@ -70,7 +74,7 @@ class Wish:
 
     def outputs(self) -> dict[str, Path | None]:
         """Option -> the file that will be written; they are looked at before the work."""
-        return {}
+        return {f"--{one.name}": getattr(self, one.name) for one in fields(self) if one.name in WRITTEN}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,6 +151,17 @@ def require_one_source(what: str, texts: list[str] | None, ids: list[str] | None
         raise typer.BadParameter(f"Missing argument: give {what}, or token ids by --ids.")
     if texts and ids:
         raise typer.BadParameter(f"{what} and --ids given, expected one of them.")
+
+
+def require_choice(name: str, given: str, *known: str) -> None:
+    """See that an option or argument is one of a few words.
+
+    Raises:
+        BadParameter: It is not.
+    """
+    if given not in known:
+        expected = " or ".join(filter(None, (", ".join(known[:-1]), known[-1])))
+        raise typer.BadParameter(f"{given!r} given, expected {expected}.", param_hint=name)
 
 
 def parse_ids(given: list[str] | tuple[str, ...]) -> list[list[int]]:
