@@ -88,8 +88,8 @@ def test_everything_is_run_if_that_is_affordable(small: pl.CkptedTransformer) ->
 
 
 @pytest.mark.parametrize("build", [course, monolith])
-def test_one_id_that_the_inputs_do_not_hold(build: Any, small: pl.CkptedTransformer) -> None:
-    different(small, Around(small, shifted, build))
+def test_one_id_that_the_inputs_do_not_hold(build: Any, many: pl.CkptedTransformer) -> None:
+    different(many, Around(many, shifted, build))
 
 
 def test_one_embedding_of_many(wide: pl.CkptedTransformer) -> None:
@@ -121,6 +121,38 @@ def test_positions_beyond_a_probe_of_usual_length(long: pl.CkptedTransformer) ->
     different(long, Placed(long, lambda ids: torch.arange(ids.size(1)).clamp(max=150)))
 
 
+@pytest.fixture
+def deep(monkeypatch: pytest.MonkeyPatch) -> pl.CkptedTransformer:
+    """A model whose context is too long to be run whole, but for its blocks."""
+    monkeypatch.setattr(probes, "PRODUCTS", 0)
+    return support.glass(**{**SIZES, "n_positions": 160})
+
+
+@pytest.mark.parametrize("blocks", [(0, 1), (1,)])
+def test_windows_that_begin_behind_a_probe(blocks: tuple[int, ...], deep: pl.CkptedTransformer) -> None:
+    made = with_attention(course(deep), seeing(lambda q, k: q - k < 100), blocks)
+    report = different(deep, made)
+    assert (report.first_divergence.cause or "").startswith("attention to the last 100 tokens only")
+    assert "a probe of 1 x 101 ids" in report.first_divergence.detail
+
+
+def test_as_many_blocks_as_are_quick(deep: pl.CkptedTransformer, monkeypatch: pytest.MonkeyPatch) -> None:
+    late = with_attention(course(deep), seeing(lambda q, k: q - k < 100), (1,))
+    words = "at 160 positions what leaves the first {} of 2 blocks"
+    report = pl.compare(deep, pl.to_hf(deep), IDS)
+    assert report.verdict == "identical"
+    assert words.format(2) in str(report.reach)
+    of_one = sum(parameter.numel() for parameter in deep.blocks[0].parameters()) + 2 * 160 * 16
+    monkeypatch.setattr(probes, "DEEP", 160 * of_one)
+    report = pl.compare(deep, late, IDS)
+    assert report.verdict == "equivalent"
+    assert words.format(1) in repr(report)
+    monkeypatch.setattr(probes, "DEEP", 80 * of_one)  # half of the context is quick, and more than a probe has
+    assert words.format(1).replace("160", "80") in str(pl.compare(deep, late, IDS).reach)
+    monkeypatch.setattr(probes, "DEEP", 0)
+    assert "of 2 blocks" not in str(pl.compare(deep, late, IDS).reach)
+
+
 def test_what_was_not_run_is_said(wide: pl.CkptedTransformer) -> None:
     report = pl.compare(wide, course(wide), IDS)
     assert report.verdict == "equivalent"
@@ -137,10 +169,12 @@ def test_what_was_not_run_is_said(wide: pl.CkptedTransformer) -> None:
 
 
 MUTANTS: dict[str, tuple[Any, str, Any, Callable[..., Any], str]] = {
-    "nothing whole is run": (probes.Probes, "_whole", lambda self: [], test_positions_beyond_a_probe_of_usual_length,
-                             "long"),
-    "no embedding is looked at": (probes.Entrance, "first_wrong", lambda self, ids: None, test_one_embedding_of_many,
+    "nothing whole is run": (probes.Probes, "_whole", lambda self: [],
+                             lambda many: test_one_id_that_the_inputs_do_not_hold(monolith, many), "many"),
+    "no embedding is looked at": (probes.Beginning, "first_wrong", lambda self, ids: None, test_one_embedding_of_many,
                                   "wide"),
+    "no text is long": (probes.Probes, "deep", lambda self: (0, 0),
+                        lambda deep: test_windows_that_begin_behind_a_probe((0, 1), deep), "deep"),
     "no id is named": (comparison, "named_ids", lambda module, vocabulary: [],
                        lambda wide: test_ids_that_the_program_names(hidden, course, wide), "wide"),
     "a probe is as long as the context": (probes.Probes, "mixed", lambda self: self.every(2, 16),

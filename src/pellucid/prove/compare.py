@@ -16,6 +16,7 @@ from pellucid.numerics.products import ordinary_tensors
 from pellucid.prove.about import About
 from pellucid.prove.comparison import Comparison, Progress, silently
 from pellucid.prove.dicts import compare_dicts, compare_unrecognised, compare_with_dict
+from pellucid.prove.modes import mode_note
 from pellucid.prove.report import ComparisonReport, Verdict
 from pellucid.prove.sides import DEFAULT_TEXT, ids_of, opened, pairs, require_values, with_values
 from pellucid.prove.tensors import TensorComparison, compare_tensors
@@ -93,5 +94,8 @@ def compare(
             reports.append(made.report())
         else:
             reports.append(compare_with_dict(pair, ids, lengths))
+    head = todo[0].reference.embed.W_E.detach()
+    modules = [(name, side) for name, side in zip("AB", (first, second), strict=True) if isinstance(side, nn.Module)]
+    notes = (*notes, *(note for name, side in modules for note in mode_note(name, side, ids, head)))
     worst = max(reports, key=lambda report: _SEVERITY.index(report.verdict))
     return replace(worst, notes=(*notes, *worst.notes), about=replace(about, inputs=ran), distance=reports[0].distance)

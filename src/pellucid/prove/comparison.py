@@ -20,7 +20,7 @@ from pellucid.prove.influence import Sensitivity, without_idle
 from pellucid.prove.lending import Loan
 from pellucid.prove.matching import Matching
 from pellucid.prove.points import LOGITS, sites_of
-from pellucid.prove.probes import AT_ONCE, Entrance, Probes, named_ids
+from pellucid.prove.probes import AT_ONCE, Beginning, Probes, named_ids
 from pellucid.prove.program import DOUBLE, Glass, Program
 from pellucid.prove.report import CheckpointRow, ComparisonReport, Divergence, relative_changes
 from pellucid.prove.runs import Runs, rows_of
@@ -142,7 +142,8 @@ class Comparison:
         tables = [len(unit) for name, unit in self.matching.units.items() if axes[name][0] == N_CTX]
         weights = sum(parameter.numel() for parameter in self.reference.parameters())
         named = named_ids(self.other, sizes["d_vocab"])
-        return Probes(self.ids, sizes, min([sizes[N_CTX], *tables]), weights, named)
+        in_blocks = sum(parameter.numel() for parameter in self.reference.blocks.parameters())
+        return Probes(self.ids, sizes, min([sizes[N_CTX], *tables]), weights, in_blocks, named)
 
     def _rows(self) -> list[list[int]]:
         """The caller's ids, without what fills short rows up."""
@@ -232,26 +233,42 @@ class Comparison:
         self.progress("running both on probes", 0.9)
         tried = [self._on(trial, ids) for ids in self.probes.batches()]
         self.reach = self.probes.reach()
-        if self.reach.partial and len(self.probes.ran) > 1 and (odd := self._odd_at_entrance(trial)) is not None:
-            tried.append(self._on(trial, odd))
+        if self.reach.partial and len(self.probes.ran) > 1:
+            odd = self._entrance(trial)
+            odd = self._deep(trial) if odd is None else odd
+            tried += [] if odd is None else [self._on(trial, odd)]
         return [made for made in tried if made is not None]
 
-    def _odd_at_entrance(self, trial: Trial) -> Tensor | None:
+    def _entrance(self, trial: Trial) -> Tensor | None:
         """A text at whose end what enters the first block differs, of every id and position; None if there is none."""
-        entering, shown = "blocks.0.resid_pre", trial.double.points()
-        places = [p for site in trial.program.sites for p in site.points if trial.double.ckpt(p) == entering]
+        length = min(self.probes.positions, AT_ONCE)
+        what = "ids and positions" if length == self.probes.positions else "ids"
+        ids = self.probes.every(-(-self.probes.vocabulary // length), length)
+        return self._beginning(trial, ids, 0, f"for all {what} what enters the first block")
+
+    def _deep(self, trial: Trial) -> Tensor | None:
+        """A text longer than those that ran, at whose end what leaves one of the first blocks differs; None if none."""
+        blocks, length = self.probes.deep()
+        if not blocks:
+            return None
+        words = f"at {length:,} positions what leaves the first {blocks} of {self.schema.sizes['layer']} blocks"
+        return self._beginning(trial, self.probes.every(1, length), blocks, words)
+
+    def _beginning(self, trial: Trial, ids: Tensor, end: int, words: str) -> Tensor | None:
+        """The first of these texts at whose end what would enter a block differs, and its reach in words."""
+        shown, names = trial.double.points(), (f"blocks.{end}.resid_pre", f"blocks.{end - 1}.resid_post")
+        places = [p for site in trial.program.sites for p in site.points if trial.double.ckpt(p) in names]
         point = next((p for p in places if p in shown or trial.double.certain), None)
         if point is None:
             return None
-        length = min(self.probes.positions, AT_ONCE)
-        ids = self.probes.every(-(-self.probes.vocabulary // length), length)
+        rounds = bool(end) and not trial.bit_equal
         try:
-            odd = Entrance(self.reference, trial.program, point).first_wrong(ids)
+            odd = Beginning(self.reference, trial.program, point, end, rounds).first_wrong(ids)
         except Exception as error:  # whatever a foreign forward raises
-            self.notes.append(f"what enters the first block could not be run for every id: {_words(error)}")
+            self.notes.append(f"{words} could not be compared: {_words(error)}")
             return None
-        what = "ids and positions" if length == self.probes.positions else "ids"
-        self.reach = self.probes.reach(f"for all {what} what enters the first block")
+        before = self.reach.beyond if self.reach is not None else ""
+        self.reach = self.probes.reach(f"{before}; {words}" if before else words)
         return odd
 
     def _on(self, trial: Trial, ids: Tensor) -> Trial | None:

@@ -2,7 +2,8 @@
 
 A verdict holds for what was run. So beside the caller's ids run: two rows shorter than the context, which show what
 runs over the batch, with the ids that the program itself names; every id and every position, if the model is small
-enough; and else every id and every position as far as the first block.
+enough; and else every id and every position as far as the first block, and every position of one text through as many
+blocks as are quick.
 """
 
 from __future__ import annotations
@@ -31,6 +32,9 @@ LONGEST = 64
 PRODUCTS = 3_000_000_000
 """Multiplications that a run of every id and position may take: about a tenth of a second."""
 
+DEEP = 10_000_000_000
+"""Multiplications that a text as long as the context may take in the first blocks: one block of GPT-2 small."""
+
 VALUES = 20_000_000
 """Values that such a run may keep: 160 MB in float64."""
 
@@ -50,6 +54,7 @@ class Probes:
         sizes: The reference's, by axis.
         positions: How many positions both sides have.
         weights: How many weights the reference has.
+        in_blocks: How many of them are in its blocks.
         named: Ids that the program names.
 
     Attributes:
@@ -60,6 +65,7 @@ class Probes:
     sizes: Mapping[str, int]
     positions: int
     weights: int
+    in_blocks: int
     named: Sequence[int] = ()
 
     def __post_init__(self) -> None:
@@ -106,31 +112,49 @@ class Probes:
         order = torch.randperm(self.vocabulary, generator=torch.Generator().manual_seed(1))
         return order[torch.arange(rows * length) % self.vocabulary].view(rows, length).to(self.ids)
 
+    def deep(self) -> tuple[int, int]:
+        """How many blocks a long text runs through, and how long it is: as long as the context if that is quick."""
+        layers, length = self.sizes["layer"], self.positions
+        while length > self.longest:
+            products = length * (self.in_blocks // layers + 2 * length * self.sizes["d_model"]) if layers else DEEP + 1
+            if products <= DEEP:
+                return min(DEEP // products, layers), length
+            length //= 2
+        return 0, 0
+
+    @property
+    def longest(self) -> int:
+        """The length of the longest rows that ran."""
+        return max(batch.size(1) for batch in self.ran)
+
     def reach(self, beyond: str = "") -> Reach:
         """What the batches that ran come to; `beyond` says what else was compared."""
         ids = torch.cat([batch.flatten() for batch in self.ran]).unique().numel()
-        longest = max(batch.size(1) for batch in self.ran)
-        return Reach((ids, self.vocabulary), (min(longest, self.positions), self.positions), beyond)
+        return Reach((ids, self.vocabulary), (min(self.longest, self.positions), self.positions), beyond)
 
 
 @dataclass(frozen=True)
-class Entrance:
-    """What enters the first block, of every id and at every position: two programs may differ there for one id alone.
+class Beginning:
+    """The first blocks of two programs, or what enters them: of every id, or at every position.
 
     Args:
         reference: A working copy.
         program: The other program.
-        point: Where it shows what enters the first block.
+        point: Where it shows what enters the block that no longer runs.
+        end: The number of that block.
+        rounds: Whether the program is known to round in another way, so that no run tells whether all bits are equal.
     """
 
     reference: CkptedTransformer
     program: Program
     point: str
+    end: int = 0
+    rounds: bool = False
 
     def first_wrong(self, ids: Tensor) -> Tensor | None:
         """The first text [1, P] of these at whose end the two differ by more than rounding; None if they do not."""
         for part in ids.split(max(AT_ONCE // ids.size(1), 1)):
-            if same_bits(*self._both(part, Conditions())):
+            if not self.rounds and same_bits(*self._both(part, Conditions())):
                 continue
             given, expected = self._both(part, DOUBLE)
             gap = ~((given - expected).abs() <= BEYOND_ROUNDING * size_of(expected)).all(-1)
@@ -144,7 +168,7 @@ class Entrance:
         assert given is not None  # it was shown when the caller's ids ran
         places = torch.arange(ids.size(1), device=ids.device).expand_as(ids)
         with quietly(self.reference, double=conditions.double):
-            return given, self.reference(Run(ids, places, end=0))
+            return given, self.reference(Run(ids, places, end=self.end))
 
 
 def named_ids(module: nn.Module, vocabulary: int) -> list[int]:

@@ -141,21 +141,36 @@ class Program:
                 seed(conditions.seed)
                 return self._output(module, ids)
 
-    def plain(self, ids: Tensor, *, double: bool = False, gradients: bool = False, times: int = 1) -> Tensor:
-        """The logits of a run without any instrument, evaluating.
+    def plain(
+        self,
+        ids: Tensor,
+        *,
+        double: bool = False,
+        gradients: bool = False,
+        times: int = 1,
+        evaluating: bool = True,
+        number: int = 0,
+    ) -> Tensor:
+        """The logits of a run without any instrument.
 
         Args:
             ids: [B, P].
             double: Whether parameters and buffers are float64 copies.
             gradients: Whether gradients are enabled, as they are unless a caller switches them off.
             times: How many runs follow one another, each on what the one before left; the last one's logits count.
+            evaluating: Whether it evaluates; else it is in the modes in which it was given.
+            number: The seed of torch's generator.
         """
         loan = self.loan.doubled() if double else self.loan
+        given = {child: child.training for child in loan.module.modules()} if not evaluating else {}
         with (
             loan.taken(double=double) as module,
             undisturbed(module, double=double),
             torch.set_grad_enabled(gradients),
         ):
+            for child, training in given.items():
+                child.training = training
+            seed(number)
             for _ in range(times - 1):
                 self._output(module, ids)
             output = self._output(module, ids)
