@@ -331,11 +331,28 @@ def test_a_generation_ends_when_it_is_cancelled_or_its_reader_goes_away(client: 
     assert client.post("run", text=TEXT)[0] == 200, "the model is free again"
 
 
-def test_neighbours_and_another_model(client: Client) -> None:
-    client.post("run", text="Lily and Tom went to the park. Tom ran home.")
+def test_components_of_any_checkpoint(client: Client, bundled: pl.CkptedTransformer) -> None:
+    text = "Lily and Tom went to the park."
+    client.post("run", text=text)
+    for name in ("blocks.1.attn.ckpt_z", "blocks.0.mlp.ckpt_post"):
+        found = client.json("pca", name=name)
+        vectors = bundled.run_with_ckpts(text)[1][name][0].flatten(1).double()
+        u, s, _ = torch.linalg.svd(vectors - vectors.mean(0), full_matrices=False)
+        np.testing.assert_allclose(np.abs(found["points"]), (u * s)[:, :3].abs(), rtol=1e-6, atol=1e-9)
+        np.testing.assert_allclose(found["shares"], (s.square() / s.square().sum())[:3], rtol=1e-9)
+        np.testing.assert_allclose(found["norms"], vectors.norm(dim=1), rtol=1e-12)
+    assert client.json("pca", expect=400, name="blocks.1.attn.ckpt_pattern")["error"]["code"] == "request-field"
+
+
+def test_neighbours_and_another_model(client: Client, bundled: pl.CkptedTransformer) -> None:
+    text = "Lily and Tom went to the park. Tom ran home."
+    client.post("run", text=text)
     first = client.json("tsne", name="blocks.1.resid_post", perplexity=3, seed=1)
     assert first == client.json("tsne", name="blocks.1.resid_post", perplexity=3, seed=1)
-    assert np.isfinite(first["points"]).all()
+    vectors = bundled.run_with_ckpts(text)[1]["blocks.1.resid_post"][0].double()
+    manifold = pytest.importorskip("sklearn.manifold")
+    again = manifold.TSNE(perplexity=3, random_state=1, init="pca").fit_transform(vectors.numpy())
+    np.testing.assert_allclose(first["points"], again, rtol=1e-3, atol=1e-3)
     assert client.json("tsne", expect=400, name="blocks.1.attn.ckpt_pattern")["error"]["code"] == "request-field"
     assert client.json("compare", expect=400, other="nowhere/at-all")["error"]["code"].startswith("hub-")
     compared = client.json("compare", other="bundled")

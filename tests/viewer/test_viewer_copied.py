@@ -158,6 +158,18 @@ def test_python_makes_the_numbers_of_neurons(opened: Open, page: Path, space: di
         assert [(row[0], row[1]) for row in adds["rows"][:20]] == found
 
 
+def test_python_makes_the_numbers_of_embeddings(opened: Open, page: Path, space: dict[str, Any]) -> None:
+    for name in ("ckpt_embed", "blocks.2.resid_post"):
+        watched = opened(page, state=f"#embeddings?place={name}")
+        cloud = copied(watched, f"Principal components of {name}")
+        found = flat(value_of(cloud["python"], space)).reshape(14, 3)
+        for i in range(3):
+            assert cloud["by"][f"pc{i + 1}"] == pytest.approx(found[:, i].tolist(), rel=1e-5, abs=1e-5)
+    journey = copied(watched, "The same tokens, layer by layer")
+    shares = np.array([row[1:] for row in journey["rows"]])
+    assert shares.ravel() == pytest.approx(flat(value_of(journey["python"], space)), rel=1e-9)
+
+
 def test_the_command_line_of_the_lens_says_the_same(opened: Open, page: Path) -> None:
     watched = opened(page, state="#lens")
     watched.context.grant_permissions(["clipboard-read", "clipboard-write"])

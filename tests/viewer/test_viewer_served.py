@@ -59,6 +59,11 @@ class Asked(BaseHTTPRequestHandler):
             data = base64.b64encode(array.tobytes()).decode()
             said = {"shape": array.shape, "dtype": "float32", "data": data}
             self.answer(json.dumps(said).encode(), "application/json")
+        elif self.path in ("/api/pca", "/api/tsne"):
+            of = 3 if self.path == "/api/pca" else 2
+            points = [[at * 1.5 + axis for axis in range(of)] for at in range(len(WORDS))]
+            said = {"points": points, "shares": [0.5, 0.25, 0.125], "norms": [2.0 + at for at in range(len(WORDS))]}
+            self.answer(json.dumps(said).encode(), "application/json")
         else:
             self.answer(b"{}", "application/json")
 
@@ -115,6 +120,16 @@ def served(browser: Browser) -> Iterator[Any]:
     server.shutdown()
     thread.join()
     server.server_close()
+
+
+def answered(tab: Watched, count: int) -> None:
+    """Wait until this many requests were made, and all are answered."""
+    for _ in range(200):
+        if len(Asked.posts) >= count:
+            break
+        tab.page.wait_for_timeout(20)
+    assert len(Asked.posts) >= count, Asked.posts
+    tab.wait("!document.querySelector('.notice').textContent")
 
 
 def tokens(tab: Watched) -> list[str]:
@@ -186,6 +201,7 @@ def test_queries_and_keys_that_the_page_lacks_are_asked_for(served: Any) -> None
 
 def test_neurons_that_the_page_lacks_are_asked_for(served: Any) -> None:
     tab = served("#neurons?layer=1&neuron=3&q=5")
+    answered(tab, 6)
     rows = rows_of(tab, "Neuron 1.3 along the text")
     found = numbers(written())
     before, after = (found[f"atlas.blocks.1.mlp.ckpt_{name}"].astype(float) for name in ("pre", "post"))
@@ -203,3 +219,25 @@ def test_an_example_is_run_where_what_is_asked_later_is_answered(served: Any) ->
     tab.page.get_by_label("Start from").select_option("cat")
     tab.wait("document.querySelectorAll('.token').length === 2")
     assert [(post[0], post[3]) for post in Asked.posts] == [("/api/run", {"text": "A| cat"})]
+
+
+def test_vectors_of_any_checkpoint_and_their_map_are_asked_for(served: Any) -> None:
+    name = "blocks.1.attn.ckpt_z"
+    tab = served(f"#embeddings?place={name}&shade=norm")
+    answered(tab, 1)
+    head, *rows = rows_of(tab, f"Principal components of {name}")
+    assert [[float(cell) for cell in row[2:5]] for row in rows] == [
+        [i * 1.5, i * 1.5 + 1, i * 1.5 + 2] for i in range(9)
+    ]
+    assert [float(row[head.index("norm")]) for row in rows] == [2.0 + i for i in range(9)]
+    tab.page.get_by_role("combobox", name="Place by").select_option("tsne")
+    tab.page.get_by_role("spinbutton", name="Seed").fill("7")
+    tab.page.get_by_role("spinbutton", name="Seed").press("Enter")
+    answered(tab, 3)
+    head, *rows = rows_of(tab, f"t-SNE of {name}")
+    assert head[2:4] == ["tsne1", "tsne2"]
+    assert [float(row[3]) for row in rows] == [i * 1.5 + 1 for i in range(9)]
+    asked = [(post[0], post[3]) for post in Asked.posts]
+    # Nine tokens have at most a perplexity of (9 - 1) / 3.
+    mapped = [{"name": name, "perplexity": 8 / 3, "seed": seed} for seed in (0, 7)]
+    assert asked == [("/api/pca", {"name": name}), *(("/api/tsne", each) for each in mapped)]

@@ -1,4 +1,4 @@
-"""Neurons say the trace's own numbers, and what the page computes of them is right."""
+"""Neurons and vectors say the trace's own numbers, and what the page computes of them is right."""
 
 from __future__ import annotations
 
@@ -77,6 +77,54 @@ def test_neurons_that_are_missing_are_said_in_the_words_of_the_trace(opened: Ope
     path.write_text(page_of(written(without=["neurons"])), encoding="utf-8")
     watched = opened(path, state="#neurons")
     assert "neurons is too large for this page" in watched.page.locator(".missing").inner_text()
+
+
+def test_vectors_are_scattered_and_coloured_by_what_is_known_of_their_tokens(opened: Open) -> None:
+    watched = opened(state="#embeddings?place=blocks.0.resid_post&plane=2+and+3&shade=kl")
+    found = numbers(written())
+    title = "Principal components of blocks.0.resid_post"
+    head, *rows = rows_of(watched, title)
+    assert head == ["pos", "token", "pc1", "pc2", "pc3", "position", "norm", "entropy", "kl", "next", "target"]
+    points = np.array([[float(cell) for cell in row[2:5]] for row in rows])
+    assert points.ravel().tolist() == pytest.approx(found["embeddings.pca"][2].ravel().tolist())
+    expected = {
+        "norm": found["norms"][4, 0],
+        "entropy": found["lens.entropy"][1],
+        "kl": found["lens.kl"][1],
+        "next": np.exp(found["lens.next_logprob"][1]),
+        "target": np.exp(found["lens.target_logprob"][1]),
+    }
+    for name, values in expected.items():
+        assert [float(row[head.index(name)]) for row in rows] == pytest.approx(values.tolist())
+    watched.canvas(title).focus()
+    for key in ("ArrowRight", "Home", "ArrowRight", "ArrowRight"):
+        watched.page.keyboard.press(key)
+    said = watched.said()
+    assert said.startswith(f"‘{SHOWN[2]}’ at position 2: ")
+    assert [read(part) for part in said.split(": ")[1].split(";")[0].split(", ")] == pytest.approx(
+        points[2, 1:].tolist(), rel=5e-3
+    )
+    assert read(said.split("distance to the output ")[1]) == pytest.approx(float(expected["kl"][2]), rel=5e-3)
+    watched.page.keyboard.press("Enter")
+    watched.wait("location.hash.includes('q=2')")
+    # Another place is chosen among the small pictures.
+    watched.canvas("The same tokens, layer by layer").focus()
+    for key in ("ArrowRight", "ArrowRight"):
+        watched.page.keyboard.press(key)
+    assert watched.said() == "blocks.1.resid_post: the first two components explain 70.0 % of the variance"
+    watched.page.keyboard.press("Enter")
+    assert watched.figure("Principal components of blocks.1.resid_post").count() == 1
+
+
+def test_what_the_embeddings_lack_is_said(opened: Open) -> None:
+    watched = opened(state="#embeddings?place=ckpt_embed&method=tsne&shade=norm")
+    figure = watched.figure("Principal components of ckpt_embed")
+    assert figure.get_by_role("status").inner_text() == (
+        "t-SNE is computed on request: pellucid serve shows it. These are the principal components."
+    )
+    # The trace has no lengths of embeddings, so there is nothing to colour by.
+    assert figure.get_by_role("combobox", name="Colour").input_value() == "position"
+    assert "norm" not in rows_of(watched, "Principal components of ckpt_embed")[0]
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt_neox"])

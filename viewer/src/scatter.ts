@@ -4,7 +4,7 @@ import type { Palette } from "./colors";
 import type { Drawing } from "./figure";
 import { ticks } from "./marks";
 import { lineThrough, widthOf, type Surface } from "./surface";
-import { number } from "./text";
+import { round } from "./text";
 
 export type Dot = { x: number; y: number; label: string; color: string };
 
@@ -17,6 +17,8 @@ type ScatterOptions = {
   yTitle: string;
   /** One scale on both axes, where distances mean something. */
   equal?: boolean;
+  /** Dots have an edge, for colours that may be those of the paper. */
+  outlined?: boolean;
   /** A line through the dots in their order. */
   join?: boolean;
   read: (at: number) => string;
@@ -67,7 +69,7 @@ function labels(dots: Dot[], at: [number, number][], radius: number, frame: Box)
 /** A scatter of dots. */
 export function scatterPlot(options: ScatterOptions): Drawing {
   const { width, height, palette, dots, equal = false } = options;
-  const [left, right, top, foot] = [46, 10, 10, 42];
+  const [left, right, top, foot] = [56, 10, 10, 42];
   const frame: Box = [left, top, width - right, height - foot];
   let [h, v] = [along(dots.map((dot) => dot.x), left, width - right), along(dots.map((dot) => dot.y), height - foot, top)];
   if (equal) {
@@ -85,16 +87,16 @@ export function scatterPlot(options: ScatterOptions): Drawing {
   const draw = (surface: Surface) => {
     for (const value of ticks(h.low, h.high, width / 90)) {
       surface.rect(h.place(value) - 0.5, top, 1, height - foot - top, { fill: value ? palette.grid : palette.line });
-      surface.text(h.place(value), height - foot + 15, number(value, 2), { size: 10.5, fill: palette.muted, anchor: "middle" });
+      surface.text(h.place(value), height - foot + 15, round(value), { size: 10.5, fill: palette.muted, anchor: "middle" });
     }
     for (const value of ticks(v.low, v.high, height / 70)) {
       surface.rect(left, v.place(value) - 0.5, width - right - left, 1, { fill: value ? palette.grid : palette.line });
-      surface.text(left - 6, v.place(value), number(value, 2), { size: 10.5, fill: palette.muted, anchor: "end", baseline: "middle", fit: left - 18 });
+      surface.text(left - 6, v.place(value), round(value), { size: 10.5, fill: palette.muted, anchor: "end", baseline: "middle", fit: left - 20 });
     }
     surface.text((left + width - right) / 2, height - 6, options.xTitle, { size: 11.5, fill: palette.muted, anchor: "middle", fit: width - left - right });
     surface.text(8, (top + height - foot) / 2, options.yTitle, { size: 11.5, fill: palette.muted, anchor: "middle", baseline: "middle", turn: -90, fit: height - foot - top });
     if (options.join) surface.path(lineThrough(at), { stroke: palette.muted, width: 1, opacity: 0.45 });
-    dots.forEach((dot, i) => surface.circle(...at[i], radius, { fill: dot.color, stroke: palette.panel, width: 1 }));
+    dots.forEach((dot, i) => surface.circle(...at[i], radius, { fill: dot.color, stroke: options.outlined ? palette.muted : palette.panel, width: 1 }));
     for (const { i, x, y } of named) surface.text(x, y, dots[i].label, { size: 11.5, mono: true, fill: palette.ink, baseline: "middle" });
   };
   const over = (surface: Surface) => {

@@ -4,6 +4,7 @@ import type { ComponentType } from "preact";
 import { Atlas } from "./screens/atlas";
 import { Attention } from "./screens/attention";
 import { Change } from "./screens/change";
+import { Embeddings } from "./screens/embeddings";
 import { Lens } from "./screens/lens";
 import { Neurons } from "./screens/neurons";
 import { Overview } from "./screens/overview";
@@ -61,6 +62,13 @@ export const SCREENS: Screen[] = [
     question: "What sets a neuron off?",
     look: "Look at which tokens one neuron stands out for, and whether they have something in common. Most neurons are quiet at most tokens.",
     view: Neurons,
+  },
+  {
+    id: "embeddings",
+    name: "Embeddings",
+    question: "Which tokens are alike?",
+    look: "Look at which tokens lie together: early in the model the same words, later words that are followed by the same. One dot far from all is often the first token.",
+    view: Embeddings,
   },
   {
     id: "change",

@@ -37,6 +37,9 @@ export function number(value: number, digits = 3): string {
 
 const superscript = (digits: string): string => [...digits].map((digit) => (digit === "-" ? "⁻" : "⁰¹²³⁴⁵⁶⁷⁸⁹"[Number(digit)])).join("");
 
+/** A round number, as beside an axis: no digit that says nothing. */
+export const round = (value: number, digits = 2): string => (Number.isInteger(value) && Math.abs(value) < 1e5 ? String(value).replace("-", "−") : number(Number(value.toPrecision(digits)), digits));
+
 /** A share with at least two digits that matter. */
 export function percent(share: number): string {
   const hundred = 100 * share;

@@ -31,6 +31,7 @@ from pellucid.ties import audit_ties
 from pellucid.viewer.container import Trace
 from pellucid.viewer.one_text import OneText, run_text
 from pellucid.viewer.traces import IN_A_PAGE, traced
+from pellucid.viewer.value_blocks import principal
 from pellucid.weights.hub import HubOptions
 
 SERVED = 2 * IN_A_PAGE
@@ -334,17 +335,30 @@ def cancel(tabs: Tabs, session: Session, asked: Request) -> Answer:
     return {"cancelled": True}
 
 
+def pca(tabs: Tabs, session: Session, asked: Request) -> Answer:
+    """Place the tokens' vectors at any checkpoint along the three directions of most variance; and their lengths."""
+    vectors = _vectors(tabs.run_of(session, asked), asked)
+    points, shares = principal(vectors)
+    return {"points": points.tolist(), "shares": shares.tolist(), "norms": vectors.norm(dim=1).tolist()}
+
+
 def tsne(tabs: Tabs, session: Session, asked: Request) -> Answer:
     """Place the tokens' vectors in a plane, neighbours near each other (van der Maaten & Hinton 2008)."""
-    one, name = tabs.run_of(session, asked), str(asked.get("name"))
-    vectors = one.ckpts[name][0].flatten(1).double().cpu().numpy()
-    if one.ckpts.schema[name].axes[1] != "pos" or len(vectors) < 4:
-        raise misread("name", name, "a checkpoint of vectors, of a text of four tokens or more")
+    vectors = _vectors(tabs.run_of(session, asked), asked, at_least=4).numpy()
     perplexity = min(max(float(asked.get("perplexity", 10)), 1.0), (len(vectors) - 1) / 3)
     maker = need("sklearn.manifold", "t-SNE").TSNE(
         perplexity=perplexity, random_state=int(asked.get("seed", 0)), init="pca"
     )
     return {"points": maker.fit_transform(vectors).tolist(), "perplexity": perplexity}
+
+
+def _vectors(one: OneText, asked: Request, at_least: int = 1) -> Tensor:
+    """A vector for each token [P, D] in float64; those of all heads one after another."""
+    name = str(asked.get("name"))
+    value = one.ckpts[name]
+    if one.ckpts.schema[name].axes[1] != "pos" or one.n_tokens < at_least:
+        raise misread("name", name, f"a checkpoint of vectors, of a text of {at_least} tokens or more")
+    return value[0].flatten(1).double().cpu()
 
 
 def compare(tabs: Tabs, session: Session, asked: Request) -> Answer:
@@ -363,6 +377,6 @@ def compare(tabs: Tabs, session: Session, asked: Request) -> Answer:
 
 POSTS: Mapping[str, Callable[[Tabs, Session, Request], Answer]] = {
     "run": run, "values": values, "lens": read_lens, "attribution": attribute, "sample": sample, "edit": edit,
-    "tsne": tsne, "compare": compare, "cancel": cancel,
+    "pca": pca, "tsne": tsne, "compare": compare, "cancel": cancel,
 }  # fmt: skip
 """What can be asked at /api/…, beside the stream of a generation."""

@@ -8,7 +8,7 @@ import { Missing } from "../missing";
 import { scatterPlot } from "../scatter";
 import { useApp, useParam, type App } from "../state";
 import { widthOf, type Surface } from "../surface";
-import { commandOf, number, quoted, visible } from "../text";
+import { commandOf, number, quoted, round, visible } from "../text";
 import type { Point } from "../trace";
 import { LayerPicker } from "./overview";
 
@@ -128,7 +128,7 @@ function Along({ found }: { found: Series[] }) {
       before.forEach(({ point }, kind) => entry(point.short.replace(/^.*ckpt_/, "") + ", before", (at) => mark(surface, kind, at, 10)));
       for (const value of ticks(low, high, 4)) {
         surface.rect(left, y(value) - 0.5, width - left - 4, 1, { fill: value ? palette.grid : palette.muted });
-        surface.text(left - 8, y(value), number(value, 2), { size: 11, fill: palette.muted, anchor: "end", baseline: "middle" });
+        surface.text(left - 8, y(value), round(value), { size: 11, fill: palette.muted, anchor: "end", baseline: "middle" });
       }
       after.values.forEach((value, pos) => {
         const [a, b] = [y(Math.max(0, value)), y(Math.min(0, value))];
