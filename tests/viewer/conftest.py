@@ -1,4 +1,4 @@
-"""A browser for each module of tests, and pages whose traces are made of random numbers."""
+"""One browser for all tests, and pages whose traces are made of random numbers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ARGUMENTS = [
 ]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
     if CHROMIUM is None:
         pytest.skip("no chromium on this machine: apt-get install chromium")

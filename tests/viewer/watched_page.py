@@ -64,7 +64,11 @@ class Watched:
         """Go to a screen, and wait until it is drawn."""
         self.run(f"location.hash = '#{screen}'")
         self.page.wait_for_selector(f"#pellucid-tab-{screen}[aria-selected=true]")
-        self.page.wait_for_timeout(80)
+        self.drawn()
+
+    def drawn(self) -> None:
+        """Wait until what was changed is drawn: that takes a frame, and the second begins after it."""
+        self.run("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
 
     def said(self) -> str:
         """What a screen reader was told last."""
@@ -82,8 +86,8 @@ class Watched:
         raise AssertionError(f"never true: {condition}")
 
     def style(self, css: str) -> None:
-        """Add styles in the way that a content policy allows."""
-        adopted = "document.adoptedStyleSheets = [...document.adoptedStyleSheets, sheet]"
+        """Add styles in the way that a content policy allows, in the place of those that were added before."""
+        adopted = "document.adoptedStyleSheets = [...(window.ownSheets ??= [...document.adoptedStyleSheets]), sheet]"
         self.page.evaluate(f"(css) => {{ const sheet = new CSSStyleSheet(); sheet.replaceSync(css); {adopted} }}", css)
 
     def close(self) -> None:
