@@ -6,6 +6,7 @@ import { Attention } from "./screens/attention";
 import { Change } from "./screens/change";
 import { Embeddings } from "./screens/embeddings";
 import { Lens } from "./screens/lens";
+import { Models } from "./screens/models";
 import { Neurons } from "./screens/neurons";
 import { Overview } from "./screens/overview";
 import { Prediction } from "./screens/prediction";
@@ -83,5 +84,12 @@ export const SCREENS: Screen[] = [
     question: "Can I see all of it?",
     look: "Look for vertical lines: a dimension that is large at every token. Then go closer, down to a single number and its name.",
     view: Atlas,
+  },
+  {
+    id: "models",
+    name: "Two models",
+    question: "Is it the same model?",
+    look: "Look for the first cell that is neither = nor ≈: what comes after it only passes the difference on.",
+    view: Models,
   },
 ];

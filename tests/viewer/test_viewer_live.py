@@ -1,11 +1,9 @@
-"""Edits in the page: keys that make them, panels of base, edited and difference, and the lines that make them again.
-
-The server here is the real one, with the bundled model.
-"""
+"""The page with the real server and the bundled model: edits, two models, and the lines that make both again."""
 
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +15,7 @@ from watched_page import Watched, rows_of, taken
 from written_traces import WORDS, numbers, page_of, written
 
 import pellucid as pl
+from pellucid.cli import main
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -178,3 +177,77 @@ def test_a_file_without_a_second_run_says_what_makes_one(opened: Open) -> None:
     watched = opened(state="#change")
     assert "pellucid serve" in watched.page.locator(".missing").inner_text()
     assert WORDS[0] in watched.page.locator(".token").first.inner_text()
+
+
+def test_two_models_are_compared_and_the_lines_compare_them_again(
+    tab: Any, bundled: pl.CkptedTransformer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = pl.load()
+    with torch.no_grad():
+        other.parameter("blocks.2.attn.W_Q")[0, 0, 0] += 0.5
+    other.save_pretrained(tmp_path / "other model")
+    watched = tab("#models")
+    field = watched.page.get_by_role("textbox", name="The other model")
+    field.fill(str(tmp_path / "nowhere"))
+    watched.page.get_by_role("button", name="Compare").click()
+    watched.page.wait_for_selector(".fault")
+    assert "nowhere" in watched.page.locator(".fault").inner_text()
+    field.fill(str(tmp_path / "other model"))
+    watched.page.keyboard.press("Enter")
+    watched.page.wait_for_selector(".verdict")
+    said = watched.page.locator(".verdict").inner_text()
+    assert "The two models are different" in said
+    assert "blocks.2.attn.W_Q" in said
+    assert "unembed.W_U" in watched.page.locator(".ties").first.inner_text()
+    title = "Every checkpoint of both"
+    found = columns(watched, title)
+    rows = run_whole(found[""])
+    keys = ["checkpoint", "equal_to_the_bit", "fp32", "fp32_own", "fp64", "fp64_own"]
+    expected = [[row[0], "yes" if row[1] else "no", *row[2:]] for row in rows]
+    assert [list(row) for row in zip(*(found[key] for key in keys), strict=True)] == expected
+    watched.canvas(title).focus()
+    for key in ["ArrowDown"] * 4 + ["ArrowRight"] * 3:
+        watched.page.keyboard.press(key)
+    assert watched.said().startswith("blocks.2.attn.ckpt_q: differs by 0.")
+    words = shlex.split(command_of(watched, title))
+    code, report = ran(words, capsys)
+    assert (code, report["verdict"]) == (1, "different")
+    assert [row["fp32"] for row in report["checkpoints"]] == found["fp32"]
+
+
+def command_of(watched: Watched, title: str) -> str:
+    """What a figure's menu gives as a command line."""
+    watched.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    watched.page.bring_to_front()
+    figure = watched.figure(title)
+    figure.locator("summary").click()
+    figure.get_by_role("button", name="Copy as command line").click()
+    watched.wait("document.querySelector('.notice').innerText.includes('copied')")
+    return watched.run("navigator.clipboard.readText()")
+
+
+def ran(words: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, Any]:
+    """The exit code of a command, and what it writes with --json."""
+    assert words[0] == "pellucid"
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as end:
+        main([*words[1:], "--json"])
+    assert isinstance(end.value.code, int)
+    return end.value.code, json.loads(capsys.readouterr().out)
+
+
+def test_command_lines_make_the_numbers_of_their_figures(tab: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    watched = tab("#river")
+    parts = columns(watched, "The largest parts")
+    code, found = ran(shlex.split(command_of(watched, "The largest parts")), capsys)
+    assert code == 0
+    made = {part["component"]: part["value"] for part in found["parts"]}
+    assert dict(zip(parts["component"], parts["adds"], strict=True)) == pytest.approx(made, rel=1e-9)
+    watched.page.get_by_role("tab", name="Attention").click()
+    heads = columns(watched, "All heads")
+    code, found = ran(shlex.split(command_of(watched, "All heads")), capsys)
+    assert code == 0
+    for name in ("previous", "first", "duplicate"):
+        made = [head[name] if head[name] is not None else float("nan") for head in found["heads"]]
+        shown = [float("nan") if value is None else value for value in heads[name]]
+        assert shown == pytest.approx(made, rel=1e-5, abs=1e-7, nan_ok=True)

@@ -1,0 +1,236 @@
+// Two models: every checkpoint of both on this text, where they first differ, and which of their weights are tied.
+
+import { signal, type Signal } from "@preact/signals";
+import { sequential } from "../colors";
+import { Figure } from "../figure";
+import { barRows, heatMap } from "../marks";
+import { useApp, useParam, type App } from "../state";
+import { number, pythonText, shellText } from "../text";
+
+type Checkpoint = { name: string; bit_equal: boolean; fp32: number; fp32_local: number | null; fp64: number | null; fp64_local: number | null };
+type Report = {
+  a: string;
+  b: string;
+  verdict: string;
+  first_divergence: { where: string; what: string; detail: string; cause: string | null } | null;
+  parameters: { a: string; b: string; bit_equal: boolean; max_abs: number; relative: number }[];
+  checkpoints: Checkpoint[];
+  notes: string[];
+};
+type Compared = { other: string; report: Report; said: string; ties: { what: string; lines: string[] }[] };
+
+const known = new WeakMap<App, Signal<Compared | null>>();
+const comparedOf = (app: App): Signal<Compared | null> => known.get(app) ?? known.set(app, signal<Compared | null>(null)).get(app)!;
+
+/** In float64, errors below this are rounding. */
+const ROUNDING = 1e-10;
+const SMALLEST = -17;
+
+const MEANS: Record<string, string> = {
+  identical: "Every parameter and every checkpoint is the same to the bit.",
+  equivalent: "They compute the same function; what differs is rounding.",
+  different: "They differ by more than rounding.",
+  inconclusive: "What was found neither proves nor disproves that they are the same.",
+};
+
+/** A figure's lines: the comparison, and then what it shows of it. */
+function python(app: App, other: string, lines: string): string {
+  const ids = app.trace.value.header.tokens.map((token) => token.id).join(", ");
+  return `other = pl.load(${pythonText(other)})\nreport = pl.compare(model, other, inputs=[[${ids}]])\n${lines}`;
+}
+
+function shell(app: App, other: string): string | null {
+  const { calls, tokens, model } = app.trace.value.header;
+  if (!calls.shell) return null;
+  const name = / -m (\S+|'[^']*')/.exec(calls.shell)?.[1] ?? "bundled";
+  const ids = tokens.map((token) => token.id).join(",");
+  return `pellucid compare ${name} ${shellText(other)} --ids ${ids} --dtype A=${model.dtype} --dtype B=float32`;
+}
+
+function Strip({ found }: { found: Compared }) {
+  const app = useApp();
+  const own = useParam<boolean>("own", false);
+  const { checkpoints, first_divergence: first } = found.report;
+  const errorOf = (row: Checkpoint) => (own.value ? (row.fp64_local ?? row.fp32_local) : null) ?? row.fp64 ?? row.fp32;
+  const power = (row: Checkpoint) => (errorOf(row) > 0 ? Math.log10(errorOf(row)) : SMALLEST);
+  const placed = checkpoints.map((row) => {
+    const [, block, short] = /^blocks\.(\d+)\.(.+)$/.exec(row.name) ?? [null, null, row.name];
+    return { row, line: block ?? (row.name.includes("embed") ? "embeddings" : "end"), short: short!.replace("ckpt_", "") };
+  });
+  const lines = [...new Set(placed.map(({ line }) => line))];
+  const shorts = [...new Set([...placed.filter(({ line }) => line !== "embeddings" && line !== "end"), ...placed].map(({ short }) => short))];
+  // The values before and after the blocks stand in the first columns of lines of their own.
+  const inLine = (line: number) => placed.filter((one) => one.line === lines[line]);
+  const isBlock = (line: number) => lines[line] !== "embeddings" && lines[line] !== "end";
+  const columns = shorts.filter((short) => placed.some((one) => one.short === short && /^\d+$/.test(one.line)));
+  const at = (line: number, column: number): Checkpoint | null => (isBlock(line) ? (inLine(line).find((one) => one.short === columns[column])?.row ?? null) : (inLine(line)[column]?.row ?? null));
+  const mark = (row: Checkpoint) => (row.bit_equal && errorOf(row) === 0 ? "=" : errorOf(row) <= ROUNDING ? "≈" : String(Math.floor(power(row))).replace("-", "−"));
+  const said = (row: Checkpoint) => `${row.name}: ${row.bit_equal && errorOf(row) === 0 ? "equal to the bit" : `${errorOf(row) <= ROUNDING ? "rounding, " : ""}differs by ${number(errorOf(row))} of the largest value`}${first?.where === row.name ? "; the first that differs" : ""}`;
+  const width = Math.max(columns.length, ...lines.map((_, line) => (isBlock(line) ? 0 : inLine(line).length)));
+  return (
+    <Figure
+      title="Every checkpoint of both"
+      name="models-strip"
+      caption="= is equal to the bit, ≈ is rounding; a number is the power of ten of the largest difference, relative to the largest value."
+      narrowest={width * 30 + 100}
+      build={(room, palette) => {
+        const drawing = heatMap({
+          width: room,
+          palette,
+          rows: lines.length,
+          columns: width,
+          rowHeight: 26,
+          at: (line, column) => {
+            const row = at(line, column);
+            return row ? Math.max(SMALLEST, power(row)) : NaN;
+          },
+          scale: sequential(SMALLEST, 0, palette.dark),
+          rowLabels: lines.map((line) => (isBlock(lines.indexOf(line)) ? `block ${line}` : line)),
+          columnLabels: Array.from({ length: width }, (_, column) => columns[column] ?? ""),
+          cellText: (line, column) => {
+            const row = at(line, column);
+            return row ? mark(row) : "";
+          },
+          legend: { title: "relative difference", low: "none", high: "1" },
+          has: (line, column) => at(line, column) !== null,
+          read: (line, column) => said(at(line, column)!),
+          lit: () => {
+            const line = lines.findIndex((_, i) => inLine(i).some(({ row }) => row.name === first?.where));
+            return { row: line, column: line < 0 ? -1 : isBlock(line) ? columns.findIndex((_, column) => at(line, column)?.name === first?.where) : -1 };
+          },
+        });
+        return { ...drawing, differ: () => drawing };
+      }}
+      controls={
+        <label>
+          <input type="checkbox" checked={own.value} onChange={(event) => (own.value = event.currentTarget.checked)} />
+          only what each adds itself, given the first model’s values
+        </label>
+      }
+      table={() => ({
+        columns: ["checkpoint", "equal_to_the_bit", "fp32", "fp32_own", "fp64", "fp64_own"],
+        rows: checkpoints.map((row) => [row.name, row.bit_equal ? "yes" : "no", row.fp32, row.fp32_local, row.fp64, row.fp64_local]),
+        note: "Largest differences relative to the first model’s largest value, in the models’ own dtype and in float64.",
+      })}
+      python={() => python(app, found.other, "[(row.name, row.bit_equal, row.fp32, row.fp32_local, row.fp64, row.fp64_local) for row in report.checkpoints]")}
+      shell={() => shell(app, found.other)}
+    />
+  );
+}
+
+const MOST = 12;
+
+function Parameters({ found }: { found: Compared }) {
+  const app = useApp();
+  const { parameters } = found.report;
+  const differ = parameters.filter((one) => !one.bit_equal).sort((a, b) => b.relative - a.relative);
+  if (!differ.length) return null;
+  return (
+    <Figure
+      title={`${differ.length} of ${parameters.length} parameters differ`}
+      name="models-parameters"
+      caption="By the norm of the difference, relative to the parameter’s."
+      build={(width, palette) => {
+        const drawing = barRows({ width, palette, bars: differ.slice(0, MOST).map((one) => ({ label: one.a.length < one.b.length ? one.a : one.b, value: one.relative })), read: (row) => `${differ[row].a} and ${differ[row].b} differ by up to ${number(differ[row].max_abs)}` });
+        return { ...drawing, differ: () => drawing };
+      }}
+      table={() => ({ columns: ["a", "b", "equal_to_the_bit", "max_abs", "relative"], rows: parameters.map((one) => [one.a, one.b, one.bit_equal ? "yes" : "no", one.max_abs, one.relative]) })}
+      python={() => python(app, found.other, "[(row.a, row.b, row.bit_equal, row.max_abs, row.relative) for row in report.parameters]")}
+      shell={() => shell(app, found.other)}
+    />
+  );
+}
+
+function Verdict({ found }: { found: Compared }) {
+  const { verdict, first_divergence: first, notes } = found.report;
+  return (
+    <section class="card verdict" aria-labelledby="pellucid-verdict">
+      <h2 id="pellucid-verdict">{`The two models are ${verdict}`.replace("are inconclusive", "may or may not be the same")}</h2>
+      <p>{MEANS[verdict] ?? ""}</p>
+      {first && (
+        <p>
+          <b>First divergence:</b> <code>{first.where}</code>, {first.detail}.{first.cause ? ` Cause: ${first.cause}.` : ""}
+        </p>
+      )}
+      {notes.map((note) => (
+        <p class="note">{note[0].toUpperCase() + note.slice(1)}.</p>
+      ))}
+      <details>
+        <summary>The whole report in words</summary>
+        <pre tabIndex={0}>{found.said}</pre>
+      </details>
+    </section>
+  );
+}
+
+function Ties({ found }: { found: Compared }) {
+  return (
+    <div class="columns">
+      {found.ties.map(({ what, lines }, at) => (
+        <section class="card ties" aria-label={`Ties of model ${"AB"[at]}`}>
+          <h2>
+            Tied weights of {"AB"[at]}: {what}
+          </h2>
+          <ul>
+            {lines.map((line) => (
+              <li>{line.trim()}</li>
+            ))}
+          </ul>
+        </section>
+      ))}
+    </div>
+  );
+}
+
+export function Models() {
+  const app = useApp();
+  const other = useParam<string>("model", "");
+  const found = comparedOf(app);
+  const { server } = app;
+  if (!server) {
+    return (
+      <section class="card missing">
+        <p>
+          <b>Comparing needs both models</b>, which are not in this file: <code>{shell(app, "OTHER") ?? "pellucid compare A B"}</code> writes the comparison, and <code>pellucid serve</code> shows it here.
+        </p>
+      </section>
+    );
+  }
+  const compare = () =>
+    app.attempt("Comparing the models", async () => {
+      found.value = null;
+      found.value = { other: other.value, ...(await server.json<Omit<Compared, "other">>("/api/compare", { other: other.value })) };
+      app.said.value = `The models are ${found.value.report.verdict}.`;
+    });
+  return (
+    <>
+      <form
+        class="card change"
+        aria-label="The other model"
+        onSubmit={(event) => {
+          event.preventDefault();
+          void compare();
+        }}
+      >
+        <div class="controls">
+          <label class="other">
+            The other model
+            <input name="model" required value={other.value} autocomplete="off" spellcheck={false} placeholder="a folder, a file, an alias or a hub id on this machine" onInput={(event) => (other.value = event.currentTarget.value)} />
+          </label>
+          <button type="submit" class="primary" disabled={app.busy.value !== ""}>
+            Compare
+          </button>
+        </div>
+        <p class="note">Both run on the text above; nothing is downloaded.</p>
+      </form>
+      {found.value && (
+        <>
+          <Verdict found={found.value} />
+          <Strip found={found.value} />
+          <Parameters found={found.value} />
+          <Ties found={found.value} />
+        </>
+      )}
+    </>
+  );
+}
