@@ -378,6 +378,39 @@ def test_weights_that_lie_deeper_are_found_by_the_remedy(lies: str, tmp_path: Pa
     assert lies in caught.value.remedy
 
 
+ADAPTERS = ("lora_A.weight", "lora_magnitude_vector.weight", "boft_R.default", "oft_S", "bone_.default",
+            "miss_.default", "road_theta", "c3a_kernel.default", "vblora_logits_A", "trainable_tokens_delta", "ia3_l")  # fmt: skip
+"""Below a matrix, as PEFT calls what it trains there."""
+
+QUANTIZED: dict[str, tuple[torch.dtype | None, tuple[str, ...]]] = {
+    "MLX": (torch.uint32, ("scales", "biases")),
+    "AQLM": (None, ("codes", "codebooks", "scales")),
+    "SpQR": (None, ("dense_weights", "row_offsets", "col_vals")),
+    "HQQ": (None, ("W_q", "zero", "nbits")),
+    "quanto": (None, ("weight._data", "weight._scale")),
+    "MXFP4": (None, ("weight_blocks", "weight_scales")),
+    "EXL2": (None, ("q_weight", "q_scale", "q_perm")),
+}
+"""What stands for a matrix: the dtype of the weight, if there is one, and the names beside it."""
+
+
+def test_changes_and_codes_of_a_matrix_are_named() -> None:
+    """Whichever tool wrote them: nobody is told to leave them out, or to convert them as if they were numbers."""
+    matrix = "transformer.h.0.mlp.c_fc"
+    for name in ADAPTERS:
+        with pytest.raises(pl.WeightsError, match="adapters") as caught:
+            pl.load(more(**{f"{matrix}.{name}": torch.ones(2, 2)}), config=CONFIG)
+        assert "merge_and_unload" in caught.value.remedy, name
+    for tool, (dtype, names) in QUANTIZED.items():
+        tensors = more(**{f"{matrix}.{name}": torch.ones(2, 2) for name in names})
+        tensors[f"{matrix}.weight"] = torch.zeros(2, 2, dtype=dtype or torch.float32)
+        if dtype is None:
+            del tensors[f"{matrix}.weight"]
+        with pytest.raises(pl.WeightsError, match="quantized weights") as caught:
+            pl.load(tensors, config=CONFIG)
+        assert "before they were quantized" in caught.value.remedy, tool
+
+
 FILES = {
     "CTranslate2": (struct.pack("<IH", 6, 28) + b"TransformerDecoderModelSpec\0" + bytes(60), "CTranslate2"),
     "MXNet": (struct.pack("<QQ", 0x112, 0) + bytes(60), "MXNet"),

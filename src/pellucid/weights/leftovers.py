@@ -56,7 +56,8 @@ MEGATRON_REMEDY = (
 )
 
 ADAPTERS = Foreign(
-    r"lora_|(^|[._])lora([._]|$)|hada_w|lokr_|\.ia3_|b?oft_[rs]|vera_lambda|hra_u|fourierft_|ln_tuning_|shira_"
+    r"lora_|(^|[._])lora([._]|$)|hada_w|lokr_|\.ia3_|oft_[rRsS]|vera_lambda|hra_u|fourierft_|ln_tuning_|shira_"
+    r"|(^|\.)(bone|miss|road|waveft|delora|gralora|c3a|vblora|trainable_tokens|adaption)_|prompt_encoder"
     r"|modules_to_save|\.original_module\.|prompt_embeddings|prefix_encoder|(^|[._])adapters?([._]|$)",
     "adapters (PEFT) that are not merged into the weights",
     _MERGE,
@@ -67,6 +68,7 @@ QUANTIZED = Foreign(
     r"qweight|qzeros|(^|\.)g_idx$|absmax|_amax$|quant_map|quant_state|\.SCB$|weight_format$|\.weight_scale|_scale_inv$"
     r"|(^|[._])(weight|input|output|activation|act|[qkv])_(\w+_)?scale$"
     r"|(^|\.)scale_(weight|input)$|(attn|proj|fc|linear|dense|head)\.scale$|^scaled_fp8$"
+    r"|(^|\.)(scales|biases|codes|codebooks|W_q|dense_weights|row_offsets)$|_(blocks|scales)$|\.weight\._data$"
     r"|zero_point|_packed_params|\.weight_packed$|nested_absmax",
     "quantized weights (GPTQ, AWQ, bitsandbytes, FP8 with scales or torch's own)",
     "Give the weights from before they were quantized; or dequantize them with transformers: "
