@@ -378,8 +378,10 @@ def test_weights_that_lie_deeper_are_found_by_the_remedy(lies: str, tmp_path: Pa
     assert lies in caught.value.remedy
 
 
-ADAPTERS = ("lora_A.weight", "lora_magnitude_vector.weight", "boft_R.default", "oft_S", "bone_.default",
-            "miss_.default", "road_theta", "c3a_kernel.default", "vblora_logits_A", "trainable_tokens_delta", "ia3_l")  # fmt: skip
+ADAPTERS = (
+    "lora_A.weight", "lora_magnitude_vector.weight", "boft_R.default", "oft_S", "bone_.default", "miss_.default",
+    "road_theta", "c3a_kernel.default", "vblora_logits_A", "trainable_tokens_delta", "ia3_l",
+)  # fmt: skip
 """Below a matrix, as PEFT calls what it trains there."""
 
 QUANTIZED: dict[str, tuple[torch.dtype | None, tuple[str, ...]]] = {

@@ -56,6 +56,10 @@ FOLDERS: dict[str, Folder] = {
     "tokenizer.json alone": {"tokenizer.json": stored(added=("<|endoftext|>",))},
     "no added tokens in it": {"tokenizer.json": stored()},
     "no added tokens, run as stored": {"tokenizer.json": stored(), "tokenizer_config.json": FAST},
+    "no special tokens, as it says": {
+        "tokenizer.json": stored(added=("<|endoftext|>",)),
+        "tokenizer_config.json": {**GPT2, "bos_token": None, "eos_token": None, "pad_token": None},
+    },
     "the end only named, run as stored": {
         "tokenizer.json": stored(), "tokenizer_config.json": {**FAST, "eos_token": "<|endoftext|>"},
     },
@@ -220,6 +224,26 @@ def test_a_special_token_that_is_none_is_refused(file: str, said: Folder, tmp_pa
     with pytest.raises(pl.WeightsError) as caught:
         pl.Tokenizer.from_folder(write(tmp_path, {"tokenizer.json": stored(), file: said}))
     assert caught.value.code == "tokenizer-unreadable"
+
+
+@pytest.mark.parametrize(("file", "said"), [
+    ({"added_tokens_decoder": [1]}, "something stands in it"),
+    ({"added_tokens_decoder": {"0": {"special": True}}}, "something stands in it"),
+    ({"added_tokens_decoder": {"x": {"content": "a"}}}, "'x'"),
+])  # fmt: skip
+def test_a_file_that_is_arranged_otherwise_is_refused(file: Folder, said: str, tmp_path: Path) -> None:
+    write(tmp_path, {"tokenizer.json": stored(), "tokenizer_config.json": file})
+    with pytest.raises(pl.WeightsError, match=said) as caught:
+        pl.Tokenizer.from_folder(tmp_path)
+    assert caught.value.code == "tokenizer-unreadable"
+
+
+@pytest.mark.parametrize("line", ["one", "o n e", " one", "o "])
+def test_a_line_that_is_no_merge_is_shown(line: str, tmp_path: Path) -> None:
+    write(tmp_path, {"vocab.json": VOCABULARY})
+    (tmp_path / "merges.txt").write_text(f"#version: 0.2\no n\n{line}\n", "utf-8")
+    with pytest.raises(pl.WeightsError, match=f"the merge '{line}'"):
+        pl.Tokenizer.from_folder(tmp_path)
 
 
 def test_openais_own_names(tmp_path: Path) -> None:

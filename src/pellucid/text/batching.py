@@ -20,8 +20,9 @@ from pellucid.generation_settings import GenerationSettings
 from pellucid.numerics.products import is_batched
 from pellucid.text import ids
 from pellucid.text.batch import Batch, Inputs, mask_beside
+from pellucid.text.encodings import Tokenizes, no_tokenizer
 from pellucid.text.ids import Table
-from pellucid.text.tokenizer import Tokenizer, Tokenizes, no_tokenizer
+from pellucid.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol, overload, runtime_checkable
+from typing import Any, Literal, overload
 
 import numpy as np
 import tokenizers
-import torch
 from torch import Tensor
 
 from pellucid import atomic
@@ -18,6 +16,7 @@ from pellucid.check import as_whole, path_of
 from pellucid.dialects import TOKENIZER, TOKENIZER_CLASS, named_arguments, unknown_attribute
 from pellucid.errors import InputError, NotFoundError, WeightsError, shown, warn
 from pellucid.text import tokenizer_files
+from pellucid.text.encodings import Encoding, as_tensors, no_text, no_tokenizer, several
 from pellucid.text.ids import listed
 from pellucid.weights.manifests import is_there
 
@@ -161,7 +160,7 @@ class Tokenizer(metaclass=_Named):
             text: One text.
             return_tensors: None for a list; "pt" or "np" for a tensor or an array [1, P].
         """
-        return _as_tensors([self._ids(text)], return_tensors) if return_tensors else self._ids(text)
+        return as_tensors([self._ids(text)], return_tensors) if return_tensors else self._ids(text)
 
     @named_arguments(ELSEWHERE)
     def __call__(self, text: str | Sequence[str], *, return_tensors: str | None = None) -> Encoding:
@@ -177,11 +176,11 @@ class Tokenizer(metaclass=_Named):
             >>> tokenizer("Once upon a time", return_tensors="pt").input_ids.shape
             torch.Size([1, 4])
         """
-        rows = [self._ids(one) for one in ([text] if isinstance(text, str) else _several(text, "text"))]
+        rows = [self._ids(one) for one in ([text] if isinstance(text, str) else several(text, "text"))]
         masks = [[1] * len(row) for row in rows]
         if return_tensors is not None:
             return Encoding(
-                input_ids=_as_tensors(rows, return_tensors), attention_mask=_as_tensors(masks, return_tensors)
+                input_ids=as_tensors(rows, return_tensors), attention_mask=as_tensors(masks, return_tensors)
             )
         one = isinstance(text, str)
         return Encoding(input_ids=rows[0] if one else rows, attention_mask=masks[0] if one else masks)
@@ -198,7 +197,7 @@ class Tokenizer(metaclass=_Named):
             try:
                 return self._backend.encode(text, add_special_tokens=False).ids
             except TypeError as error:  # another type, or half of a surrogate pair
-                raise _no_text(text) from error
+                raise no_text(text) from error
 
     @named_arguments(ELSEWHERE)
     def decode(self, ids: int | Iterable[int], *, after: Iterable[int] = (), skip_special_tokens: bool = False) -> str:
@@ -227,17 +226,14 @@ class Tokenizer(metaclass=_Named):
         if skip_special_tokens:
             special = {token for token, added in self._backend.get_added_tokens_decoder().items() if added.special}
             own = [token for token in own if token not in special]
-        beginning = self._text(before) if before else ""
-        whole = self._text([*before, *own])
+        beginning = self._backend.decode(before, skip_special_tokens=False)
+        whole = self._backend.decode([*before, *own], skip_special_tokens=False)
         stands_apart = beginning.endswith(UNFINISHED) or not whole.startswith(beginning)
-        return self._text(own) if stands_apart else whole.removeprefix(beginning)
-
-    def _text(self, ids: list[int]) -> str:
-        return self._backend.decode(ids, skip_special_tokens=False)
+        return self._backend.decode(own, skip_special_tokens=False) if stands_apart else whole.removeprefix(beginning)
 
     def batch_decode(self, rows: Iterable[Any], *, skip_special_tokens: bool = False) -> list[str]:
         """The text of each row of ids."""
-        return [self.decode(row, skip_special_tokens=skip_special_tokens) for row in _several(rows, "row of ids")]
+        return [self.decode(row, skip_special_tokens=skip_special_tokens) for row in several(rows, "row of ids")]
 
     def convert_ids_to_tokens(self, ids: int | Iterable[int]) -> str | list[str | None] | None:
         """The vocabulary's own spelling of one id or several, such as "Ġtime"; None behind the vocabulary."""
@@ -248,13 +244,13 @@ class Tokenizer(metaclass=_Named):
         """The ids of tokens in the vocabulary's own spelling; None if there is no such token."""
         if isinstance(tokens, str):
             return self._number(tokens)
-        return [self._number(token) for token in _several(tokens, "token")]
+        return [self._number(token) for token in several(tokens, "token")]
 
     def _number(self, token: str) -> int | None:
         try:
             return self._backend.token_to_id(token)
         except (TypeError, UnicodeError) as error:
-            raise _no_text(token) from error
+            raise no_text(token) from error
 
     def get_vocab(self) -> dict[str, int]:
         """Every token in the vocabulary's own spelling -> its id."""
@@ -282,7 +278,7 @@ class Tokenizer(metaclass=_Named):
 
     def _special(self, name: str, usual: Iterable[str]) -> int | None:
         names = [self._settings[name]] if self._settings and name in self._settings else usual
-        return next((found for name in names if (found := self._backend.token_to_id(name)) is not None), None)
+        return next((found for name in names if name and (found := self._backend.token_to_id(name)) is not None), None)
 
     def pieces(self, ids: Iterable[int]) -> list[str]:
         """Each id alone, as it is within a text, for labels."""
@@ -353,92 +349,3 @@ class Tokenizer(metaclass=_Named):
     def __len__(self) -> int:
         """Size of the vocabulary, special tokens included."""
         return self._backend.get_vocab_size()
-
-
-@runtime_checkable
-class Tokenizes(Protocol):
-    """What a model's texts need of a tokenizer."""
-
-    def encode(self, text: str) -> Any:
-        """The ids of a text."""
-        ...
-
-    def decode(self, ids: Any) -> str:
-        """The text of ids."""
-        ...
-
-
-def no_tokenizer(given: object, expected: str) -> InputError:
-    """The error for something in the place of a tokenizer, with the way to the one that was meant."""
-    is_path = isinstance(given, (str, os.PathLike))
-    if is_path:
-        remedy = (
-            "pl.Tokenizer.from_folder reads a folder, pl.Tokenizer.from_file a tokenizer.json; pl.load(name).tokenizer "
-            "is that of a model by its name."
-        )
-    elif isinstance(given, tokenizers.Tokenizer):
-        remedy = "Make one of it: pl.Tokenizer(tokenizer)."
-    elif isinstance(given, Tokenizes):
-        remedy = (
-            "It can be a model's as it is, model.tokenizer = tokenizer; transformers' can be read from its files: "
-            "tokenizer.save_pretrained(folder), then pl.Tokenizer.from_folder(folder)."
-        )
-    else:
-        remedy = "Give a pl.Tokenizer, or an object with the calls that docs/tokens.md lists."
-    return InputError(
-        f"tokenizer: {shown(given) if is_path else type(given).__name__} given, expected {expected}.",
-        code="tokenizer-kind",
-        remedy=remedy,
-    )
-
-
-class Encoding(dict[str, Any]):
-    """What a call of the tokenizer returns: "input_ids" and "attention_mask", also as attributes."""
-
-    def __getattr__(self, name: str) -> Any:
-        if name not in self:
-            raise AttributeError(f"'Encoding' object has no attribute {name!r}, only {', '.join(self)}")
-        return self[name]
-
-    def to(self, device: torch.device | str) -> Encoding:
-        """The same with its tensors on a device."""
-        return Encoding({key: value.to(device) if isinstance(value, Tensor) else value for key, value in self.items()})
-
-
-def _as_tensors(rows: list[list[int]], form: str) -> Any:
-    """[B, P], a tensor or an array."""
-    if form not in ("pt", "np"):
-        raise InputError(
-            f"tokenizer: return_tensors={form!r}, expected 'pt', 'np' or None.",
-            code="return-tensors",
-            remedy="Give 'pt' for a tensor, 'np' for an array, or nothing for lists.",
-        )
-    if len({len(row) for row in rows}) > 1:
-        raise InputError(
-            f"tokenizer: texts of {[len(row) for row in rows]} tokens do not form a rectangle.",
-            code="not-a-rectangle",
-            remedy="Give the texts to the model, model.tokenize(texts), which pads and masks them.",
-        )
-    return torch.tensor(rows, dtype=torch.long) if form == "pt" else np.array(rows, dtype=np.int64)
-
-
-def _no_text(given: object) -> InputError:
-    said = "Pass a str; text read with errors='surrogateescape' has to be decoded first."
-    if not isinstance(given, (str, bytes)) and isinstance(given, Iterable):
-        said = "Pass one text, or several as a flat list: tokenizer(texts)."
-    return InputError(
-        f"tokenizer: {type(given).__name__} {shown(given):.80}, expected text that UTF-8 can hold.",
-        code="text-kind",
-        remedy=said,
-    )
-
-
-def _several(given: Any, what: str) -> Iterable[Any]:
-    """What was given if there are several in it; one alone has another verb, or is no text at all."""
-    if isinstance(given, (str, bytes, Mapping)) or not isinstance(given, Iterable):
-        raise InputError(
-            f"tokenizer: {type(given).__name__} {shown(given):.80}, expected several of these: {what}.",
-            code="text-kind",
-            remedy=f"Pass a list, with an entry for each {what}.",
-        )
-    return given

@@ -74,7 +74,7 @@ def read_folder(folder: Path) -> tuple[tokenizers.Tokenizer, dict[str, Any]] | N
     else:
         return None
     _add_tokens(folder, backend, settings)
-    return backend, {name: settings[name] for name in _KEPT if settings.get(name) not in (None, [])}
+    return backend, {name: settings[name] for name in _KEPT if settings.get(name, []) != []}
 
 
 def from_file(path: str | Path) -> tokenizers.Tokenizer:
@@ -103,7 +103,9 @@ def from_vocabulary(vocab: str | Path, merges: str | Path, *, space: bool = Fals
 
 
 def _pair(line: str) -> tuple[str, str]:
-    first, second = line.split(" ")
+    first, space, second = line.partition(" ")
+    if not (first and space and second) or " " in second:
+        raise ValueError(f"the merge {shown(line)}, expected two pieces with a space between them")
     return first, second
 
 
@@ -139,7 +141,7 @@ def _settings(folder: Path) -> dict[str, Any]:
         settings["extra_special_tokens"] = list(extra.values() if isinstance(extra, dict) else extra)
         for name in SPECIAL:
             if settings.get(name) is not None and not _is_special(name, settings[name]):
-                raise TypeError(f"{name} is {shown(settings[name])}, expected a token")
+                raise ValueError(f"{name} is {shown(settings[name])}, expected a token")
     if settings["tokenizer_class"] in _GPT2:
         settings = {**dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT), **settings}
     return settings
@@ -240,8 +242,12 @@ def library(path: str | Path) -> Generator[None]:
 
 def unreadable(path: str | Path, error: BaseException) -> WeightsError:
     """The error for a file of a tokenizer that cannot be read."""
+    misplaced = isinstance(
+        error, (AttributeError, LookupError, TypeError)
+    )  # of the code that looked for something else
+    said = f"something stands in it where such a file has something else ({error})" if misplaced else error
     return WeightsError(
-        f"tokenizer: {str(path)!r} cannot be read: {error}",
+        f"tokenizer: {str(path)!r} cannot be read: {said}.",
         code="tokenizer-unreadable",
         remedy="Give a tokenizer.json of the tokenizers library, or GPT-2's vocab.json and merges.txt.",
     )
