@@ -18,11 +18,12 @@ tests: $(READY)
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 # The tests, and what takes longer: every pair of a stranger's program and what people do to it, twenty thousand damaged
-# files, and savers that are killed five hundred times.
+# files, savers that are killed five hundred times, and captures that are killed a thousand times.
 test-all: test
 	$(BIN)/python -m pytest -m long --numprocesses auto --maxprocesses 4 --dist worksteal
 	$(BIN)/python tests/fuzz/campaign.py --files 20000
 	$(BIN)/python tests/fuzz/kills.py --kills 500
+	$(BIN)/python tests/fuzz/corpus_kills.py --kills 1000
 
 # What depends on transformers, under each version in an environment of its own; what was seen: docs/versions.md.
 VERSIONS ?= 5.20.0 5.24.0
