@@ -36,7 +36,8 @@ NO_VERB = {
         "hf-cannot-run hf-computed-weight hf-dropout hf-head hf-hooks hf-part hf-patched-forward hf-tensors "
         "hf-wrong-class no-head reload-differs reload-raises save-raises save-would-lose weights-misfit",
     "takes tensors, arrays, figures or settings made in Python":
-        "bandwidth component-axes heatmap-centre id-out-of-range ids-dtype mask-while-captured matrix-axes "
+        "bandwidth component-axes corpus-no-units corpus-units heatmap-centre "
+        "id-out-of-range ids-dtype mask-while-captured matrix-axes "
         "no-coefficients no-page not-a-fit not-a-readout "
         "not-a-rectangle not-a-state-dict not-auditable not-axes not-counted not-labelled not-measurable "
         "padding-side pattern-axes regressor-misfit score-axes text-kind tokens-length too-many-bins "

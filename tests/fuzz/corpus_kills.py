@@ -2,8 +2,8 @@
 
 python tests/fuzz/corpus_kills.py --kills 1000
 
-After each kill every part that the store says is there is compared with its SHA-256; the next capture goes on with what is
-left, and a store that is whole has to have the files of one that was never killed, to the last byte.
+After each kill every part that the store says is there is compared with its SHA-256; the next capture goes on with what
+is left, and a store that is whole has to have the files of one that was never killed, to the last byte.
 """
 
 # ruff: noqa: T201 (a script that prints)

@@ -184,6 +184,33 @@ COUNTED = pl.ParameterCount(
 )  # fmt: skip
 """Of GPT-2 small."""
 
+
+def found(count: int) -> xr.Dataset:
+    """Examples of one unit, the last of which is near the beginning of its text."""
+    passages = np.abs(waves(count, 9))
+    passages[:, 4] = 3 - 0.3 * np.arange(count)
+    passages[-1, :3] = np.nan
+    strings = np.array(tokens(count * 9), object).reshape(count, 9)
+    strings[-1, :3] = ""
+    return xr.Dataset(
+        {"passage": (("rank", "offset"), passages), "token": (("rank", "offset"), strings),
+         "row": ("rank", 20 * np.arange(count))},
+        coords={"unit": 12, "offset": np.arange(-4, 5)},
+        attrs={"checkpoint": "blocks.3.mlp.ckpt_post", "rows": 500},
+    )  # fmt: skip
+
+
+def shares() -> xr.Dataset:
+    """Densities of 200 units, some of which are active nowhere."""
+    density = np.maximum(10 ** (2 * waves(200) - 2), 0.001) * (np.arange(200) % 9 > 0)
+    counts = np.round(100 * np.exp(-(np.linspace(-1, 3, 40) ** 2)) + 2)
+    return xr.Dataset(
+        {"density": ("unit", density), "histogram": (("unit", "bin"), np.tile(counts, (200, 1))),
+         "edges": (("unit", "edge"), np.tile(np.linspace(-0.2, 3, 41), (200, 1)))},
+        coords={"unit": np.arange(200)}, attrs={"checkpoint": "blocks.3.mlp.ckpt_post", "rows": 1000},
+    )  # fmt: skip
+
+
 FIGURES: dict[str, Callable[[], Axes]] = {
     "norms_4_light": lambda: pl.plot.norms(measured(4, 40)),
     "norms_12_dark": lambda: pl.plot.norms(measured(12, 1000), skip=1),
@@ -218,6 +245,9 @@ FIGURES: dict[str, Callable[[], Axes]] = {
     "scatter_40_dark": lambda: pl.plot.scatter(vectors(40)),
     "tokens_40_light": lambda: pl.plot.tokens(text_of(40)),
     "tokens_200_dark": lambda: pl.plot.tokens(text_of(200, signed=True)),
+    "examples_5_light": lambda: pl.plot.examples(found(5)),
+    "densities_dark": lambda: pl.plot.densities(shares()),
+    "densities_one_light": lambda: pl.plot.densities(shares().sel(unit=3)),
     "circuit_4_light": lambda: pl.plot.circuit(circuit(4, 4)),
     "parameters_light": lambda: pl.plot.parameters(COUNTED),
     "parameters_dark": lambda: pl.plot.parameters(COUNTED),

@@ -41,6 +41,8 @@ ON_AXES = {
     "normalization": lambda ax: pl.plot.normalization(pictures.captured(2, 3), "ln2", ax=ax),
     "scatter": lambda ax: pl.plot.scatter(pictures.vectors(5), ax=ax),
     "tokens": lambda ax: pl.plot.tokens(pictures.text_of(5), ax=ax),
+    "examples": lambda ax: pl.plot.examples(pictures.found(3), ax=ax),
+    "densities": lambda ax: pl.plot.densities(pictures.shares(), ax=ax),
     "parameters": lambda ax: pl.plot.parameters(pictures.COUNTED, ax=ax),
 }
 

@@ -22,6 +22,7 @@ from pellucid.plot import (
     along_text,
     before_after,
     circuit_graph,
+    corpus_figures,
     grids,
     heatmaps,
     inputs,
@@ -67,7 +68,7 @@ def test_every_figure_has_a_picture() -> None:
 
 
 def test_pictures_are_small() -> None:
-    assert sum(path.stat().st_size for path in pictures.KEPT.iterdir()) < 700_000
+    assert sum(path.stat().st_size for path in pictures.KEPT.iterdir()) < 720_000
 
 
 def swapped(owner: Any, name: str, make: Callable[[Any], Any]) -> Callable[[Patch], None]:
@@ -82,6 +83,11 @@ def means_for_medians(patch: Patch) -> None:
     patch.setattr(
         inputs.Layers, "quantiles", lambda self, at: np.array([[values.mean() for values in self.values]] * len(at))
     )
+
+
+def sums_of_bars(patch: Patch) -> None:
+    plain = corpus_figures._bars
+    patch.setattr(corpus_figures, "_bars", lambda table: (plain(table)[0].cumsum(), *plain(table)[1:]))
 
 
 def significance_inverted(patch: Patch) -> None:
@@ -167,6 +173,11 @@ def moved_on(read: Any) -> Any:
 
 
 MUTANTS: dict[str, tuple[str, Callable[[Patch], None]]] = {
+    "examples: another token's activation": (
+        "examples_5_light", swapped(corpus_figures, "_of_one", lambda plain: lambda *a: plain(*a).roll(offset=1)),
+    ),
+    "densities: sums of bars": ("densities_dark", sums_of_bars),
+    "densities: sums of bars, of one unit": ("densities_one_light", sums_of_bars),
     "norms: the first token is not skipped": ("norms_12_dark", first_token_stays),
     "norms: the mean in place of the median": ("norms_4_light", means_for_medians),
     "norms: points not spread": ("norms_4_light", swapped(layers, "spread", lambda _: np.zeros_like)),

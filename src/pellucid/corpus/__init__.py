@@ -9,15 +9,20 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pellucid.corpus.activity import densities as densities
+    from pellucid.corpus.activity import examples as examples
     from pellucid.corpus.reading import read as read
     from pellucid.corpus.store import Store as Store
     from pellucid.corpus.store import open as open  # noqa: A004 (the contract's name)
     from pellucid.corpus.writing import capture as capture
     from pellucid.corpus.writing import estimate as estimate
 
-_HOMES = {"read": "reading", "Store": "store", "open": "store", "capture": "writing", "estimate": "writing"}
+_HOMES = {
+    "capture": "writing", "densities": "activity", "estimate": "writing", "examples": "activity", "open": "store",
+    "read": "reading", "Store": "store",
+}  # fmt: skip
 
-__all__ = ["Store", "capture", "estimate", "open", "read"]
+__all__ = ["Store", "capture", "densities", "estimate", "examples", "open", "read"]
 
 
 def __getattr__(name: str) -> Any:

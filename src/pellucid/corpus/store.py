@@ -84,6 +84,7 @@ class Store(Mapping[str, Any]):
 
     Attributes:
         plan: How the corpus is cut, and how large it is.
+        model: What `capture` was given; None if the store was opened.
         provenance: What made it: `model`, `weights`, `tokenizer`, `numerics`, `attention`, `texts`, and the machine.
 
     Example:
@@ -97,7 +98,7 @@ class Store(Mapping[str, Any]):
 
     def __init__(self, place: StorePlace, about: Mapping[str, Any], model: Any = None) -> None:
         self.place = place
-        self._model = model
+        self.model = model
         fields = dict(about["plan"])
         columns = tuple(StoredValue(c["name"], tuple(c["axes"]), tuple(c["shape"])) for c in fields.pop("columns"))
         self.plan = CorpusPlan(columns=columns, **fields)
@@ -194,7 +195,7 @@ class Store(Mapping[str, Any]):
         Raises:
             InputError: The model cannot be opened or is another one, or this machine computes otherwise.
         """
-        return recomputed(self, rows, self._model if model is None else model, seed)
+        return recomputed(self, rows, self.model if model is None else model, seed)
 
     def loader(self, batch_size: int, *, shuffle: bool = True, seed: int = 0, window: int | None = None) -> Loader:
         """Mini-batches of rows, each under all names.

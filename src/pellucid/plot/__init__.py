@@ -9,6 +9,7 @@ from pellucid.plot.along_text import neuron, tokens
 from pellucid.plot.before_after import normalization
 from pellucid.plot.canvas import data
 from pellucid.plot.circuit_graph import circuit
+from pellucid.plot.corpus_figures import densities, examples
 from pellucid.plot.grids import attention_grid
 from pellucid.plot.heatmaps import attention, head_scores
 from pellucid.plot.layers import norm_histograms, norms, residual_growth, ridges
@@ -26,6 +27,8 @@ __all__ = [
     "autoregression",
     "circuit",
     "data",
+    "densities",
+    "examples",
     "head_scores",
     "heatmap",
     "lens",

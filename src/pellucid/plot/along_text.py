@@ -155,11 +155,24 @@ def tokens(
         ['Lily', ' had', ' a', ' red', ' ball', '.']
     """
     found = _one_text(array, tokens)
+    about = quantity(found), place_of(found), f"{len(found)} token{'s' * (len(found) != 1)}"
+    ends = [str(token).endswith("\n") for token in found.token.values]
+    return draw_tokens(found, ends, (title,) if title else about, ax)
+
+
+def draw_tokens(found: DataArray, ends: Sequence[bool], about: Sequence[str], ax: Axes | None) -> Axes:
+    """Draw tokens on grounds of their values.
+
+    Args:
+        found: The values (pos), with their tokens.
+        ends: Which tokens end a line.
+        about: What the figure shows.
+        ax: Axes to draw on; new ones if None.
+    """
     labels = [label_of(str(token)).replace("$", r"\$") for token in found.token.values]
     room = (72 * COLUMN - BESIDE) if ax is None else 0.85 * extent(ax)[0]
-    places, lines = _lines(found.token.values.tolist(), labels, room)
+    places, lines = _lines(ends, labels, room)
     name = quantity(found)
-    about = (title,) if title else (name, place_of(found), f"{len(labels)} token{'s' * (len(labels) != 1)}")
     above = SMALL * 1.3 * wrapped(about, room).count("\n")
     height = max(lines * NEXT_LINE, longest([_scale(found, name)], LABEL), 48.0)
     with canvas(ax, (COLUMN, (height + above + 22) / 72)) as (axes, look):
@@ -220,18 +233,18 @@ def _one_text(given: Any, strings: Sequence[str] | None) -> DataArray:
     return found
 
 
-def _lines(strings: list[str], labels: list[str], room: float) -> tuple[list[tuple[float, float]], int]:
+def _lines(ends: Sequence[bool], labels: list[str], room: float) -> tuple[list[tuple[float, float]], int]:
     """Where each token begins, in points from the upper left corner, and how many lines there are."""
     edge = PAD * LABEL
     places: list[tuple[float, float]] = []
     x, line = edge, 0
-    for string, label in zip(strings, labels, strict=True):
+    for end, label in zip(ends, labels, strict=True):
         width = text_width(label, LABEL) + 2 * edge + 0.5
         if x > edge and x + width > room:
             x, line = edge, line + 1
         places.append((x, edge + line * NEXT_LINE))
         x += width
-        if str(string).endswith("\n"):
+        if end:
             x, line = edge, line + 1
     return places, line + (x > edge)
 
