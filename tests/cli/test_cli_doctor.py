@@ -17,6 +17,7 @@ import torch
 
 import pellucid as pl
 from pellucid.cli.work import doctor
+from pellucid.numerics import quickest
 from pellucid.open import BUNDLED
 
 ROOT = Path(__file__).parents[2]
@@ -136,3 +137,37 @@ def test_it_uses_no_network(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "socket", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     assert cli("doctor").exit_code == 0
+
+
+@pytest.fixture
+def small_matrices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "MATRICES", {"W_O": (64, 64), "W_U": (64, 300)})
+
+
+def test_speed_shows_what_a_run_takes(
+    cli_json: Any, cli: Any, small_matrices: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PELLUCID_PRODUCTS", raising=False)
+    assert "speed" not in cli_json("doctor")
+    speed = cli_json("doctor", "--speed")["speed"]
+    assert speed["torch"] == torch.__version__
+    assert [(row["matrix"], row["rows"]) for row in speed["products"]] == [
+        (name, rows) for name in ("W_O", "W_U") for rows in doctor.ROWS
+    ]
+    for row in speed["products"]:
+        measured = row["rows"] * row["inputs"] * row["outputs"] >= 2**20
+        assert sorted(row["gflops"]) == (["onednn", "torch"] if measured else [])
+        values, outputs = torch.rand(row["rows"], row["inputs"]), row["outputs"]
+        weight = torch.rand(outputs, row["inputs"]) if row["matrix"] == "W_U" else torch.rand(64, outputs).t()
+        bias = None if row["matrix"] == "W_U" else torch.rand(outputs)
+        assert row["library"] == quickest.library_for(values, weight, bias)
+    shown = cli("doctor", "--speed").stdout
+    assert "W_U 64 x 300" in shown
+    assert "billions of operations a second" in shown
+
+
+def test_speed_says_who_decided(cli: Any, small_matrices: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PELLUCID_PRODUCTS", "onednn")
+    shown = cli("doctor", "--speed").stdout
+    assert "PELLUCID_PRODUCTS=onednn" in shown
+    assert shown.count("onednn") == 2 * len(doctor.ROWS) + 2

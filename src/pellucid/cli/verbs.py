@@ -314,3 +314,7 @@ class Doctor(Wish):
     Shows versions, devices, missing extras with the command that adds them, and whether the bundled model is
     intact, which is what decides the exit code. Uses no network.
     """
+
+    speed: Annotated[
+        bool, flag("--speed", "Also time the matrix products of a GPT-2, and show what fast numerics take for each.")
+    ] = False

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
 from pellucid.errors import ConfigError
+from pellucid.numerics.quickest import by_onednn, library_for
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
 """The dtypes that a model may have, by name."""
@@ -102,10 +103,6 @@ def _unknown(option: str, given: object, choices: tuple[str, ...], code: str) ->
     )
 
 
-WIDE = 2**20
-"""Numbers in a matrix from which on oneDNN's product is quicker, its longer call included."""
-
-
 def affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """x [..., I], weight [I, O], bias [O] -> [..., O], by one `addmm`, as transformers' Conv1D does."""
     return torch.addmm(bias, x.reshape(-1, weight.size(0)), weight).view(*x.shape[:-1], -1)
@@ -148,32 +145,40 @@ class Products:
 
 
 class QuickProducts(Products):
-    """The same products, where the result may be rounded otherwise by whichever library is quicker at them.
+    """The same products, where the result may be rounded otherwise, by whichever library is quicker at them here."""
 
-    Logits of a wide vocabulary take MKL, which torch asks, about twice as long as oneDNN on processors with AVX2.
-    """
+    def affine(self, x: Tensor, stored: Tensor, bias: Tensor) -> Tensor:
+        matrix = _matrix(stored)
+        return _by_onednn(x, matrix.t(), bias) if _onednn_is_quicker(x, matrix.t(), bias) else affine(x, matrix, bias)
 
     def _by_rows(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if bias is None and _onednn_is_quicker(x, weight):
-            return cast(Tensor, _ByOneDNN.apply(x, weight))
+        if _onednn_is_quicker(x, weight, bias):
+            return _by_onednn(x, weight, bias)
         return super()._by_rows(x, weight, bias)
 
 
+def _by_onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x [..., I], weight [O, I], bias [O] or none -> [..., O]; without gradients by a shorter call."""
+    return cast(Tensor, _ByOneDNN.apply(x, weight, bias)) if torch.is_grad_enabled() else by_onednn(x, weight, bias)
+
+
 class _ByOneDNN(torch.autograd.Function):
-    """x [..., I], weight [O, I] -> [..., O], with its derivatives, which torch does not know."""
+    """x [..., I], weight [O, I], bias [O] or none -> [..., O], with its derivatives, which torch does not know."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
-        return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
+        return by_onednn(x, weight, bias)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         (grad,), (x, weight) = grads, ctx.saved_tensors
-        for_x, for_weight = ctx.needs_input_grad
+        for_x, for_weight, for_bias = ctx.needs_input_grad
+        each = grad.flatten(0, -2)
         return (
             grad @ weight if for_x else None,
-            grad.flatten(0, -2).t() @ x.flatten(0, -2) if for_weight else None,
+            each.t() @ x.flatten(0, -2) if for_weight else None,
+            each.sum(0) if for_bias else None,
         )
 
 
@@ -197,8 +202,8 @@ class RoundedProducts(QuickProducts):
         return type(self), (self.dtype,)
 
     def affine(self, x: Tensor, stored: Tensor, bias: Tensor) -> Tensor:
-        product = torch.mm(self._factor(x.flatten(0, -2)), _matrix(self._rounded(stored)))
-        return product.to(self.dtype).to(x.dtype).add_(bias).view(*x.shape[:-1], -1)
+        product = self._by_rows(self._factor(x), _matrix(self._rounded(stored)).t(), None)
+        return product.to(self.dtype).to(x.dtype).add_(bias)
 
     def linear(self, x: Tensor, stored: Tensor, bias: Tensor | None = None, *, rows: Rows = as_it_is) -> Tensor:
         product = super().linear(self._factor(x), self._rounded(stored), rows=rows).to(self.dtype).to(x.dtype)
@@ -266,18 +271,13 @@ def cpu_multiplies_bfloat16() -> bool:
     return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
-def cpu_prefers_onednn() -> bool:
-    """Whether this is a processor on which wide products were seen to take oneDNN less time than MKL."""
-    return torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX2"
-
-
-def _onednn_is_quicker(x: Tensor, weight: Tensor) -> bool:
+def _onednn_is_quicker(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     """Whether oneDNN can take the product, which torch cannot transform, and gains by it."""
     return (
-        not (is_transformed() or torch.is_autocast_enabled("cpu"))
-        and cpu_prefers_onednn()
-        and weight.numel() >= WIDE
-        and x.device.type == weight.device.type == "cpu"
+        x.device.type == weight.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
-        and weight.is_contiguous()
+        and not (is_transformed() or torch.is_autocast_enabled("cpu"))
+        and torch.backends.mkldnn.is_available()
+        and (weight.is_contiguous() or weight.t().is_contiguous())
+        and library_for(x, weight, bias) == "onednn"
     )

@@ -21,6 +21,7 @@ from pellucid.cli.shared.layout import Column, Grid
 from pellucid.cli.shared.screen import progress, show, show_json
 from pellucid.cli.shared.tables import heading
 from pellucid.cli.verbs import Doctor
+from pellucid.numerics import quickest
 from pellucid.open import BUNDLED
 
 LIBRARIES = ("torch", "numpy", "safetensors", "tokenizers", "huggingface_hub", "typer", "rich", "jinja2")
@@ -36,6 +37,12 @@ EXTRAS = {
     "notebook": (("jupyterlab", "ipywidgets"), "opening the notebooks of the examples"),
 }
 """Extra -> what it installs, and what that is for."""
+
+MATRICES = {"W_QKV": (768, 2304), "W_O": (768, 768), "W_in": (768, 3072), "W_out": (3072, 768), "W_U": (768, 50257)}
+"""Inputs and outputs of the matrices of gpt2-small, whose products `--speed` times."""
+
+ROWS = (1, 16, 128, 512)
+"""Tokens at once in the products that are timed."""
 
 SUMS = "SHA256SUMS"
 BUNDLED_FILES = ("config.json", "model.safetensors", "tokenizer.json")
@@ -63,6 +70,9 @@ def doctor(wish: Doctor) -> None:
     """Check, show the result, and fail if the bundled model is not intact."""
     with progress("reading the bundled model"):
         found = _found()
+    if wish.speed:
+        with progress("timing matrix products"):
+            found["speed"] = _speed()
     if wish.as_json:
         show_json(found)
     else:
@@ -89,6 +99,21 @@ def _found() -> dict[str, Any]:
         "extras": [_extra(name, *what) for name, what in EXTRAS.items()],
         "bundled": {"folder": str(BUNDLED), "intact": intact, "files": files},
     }
+
+
+def _speed() -> dict[str, Any]:
+    """What fast numerics take for each product of a GPT-2, as a run would find it out."""
+    products: list[dict[str, Any]] = []
+    for name, (inputs, outputs) in MATRICES.items():
+        weight = torch.rand(outputs, inputs) if name == "W_U" else torch.rand(inputs, outputs).t()
+        bias = None if name == "W_U" else torch.rand(outputs)
+        for rows in ROWS:
+            taken = quickest.library_for(values := torch.rand(rows, inputs), weight, bias)
+            choice = quickest.choices().get(quickest.shape_of(values, weight, bias))
+            rates = dict(choice.rates) if choice else {}
+            products.append({"matrix": name, "rows": rows, "inputs": inputs, "outputs": outputs,
+                             "library": taken, "gflops": rates})  # fmt: skip
+    return {**quickest.machine(), quickest.VARIABLE: os.environ.get(quickest.VARIABLE), "products": products}
 
 
 def _extra(name: str, libraries: tuple[str, ...], purpose: str) -> dict[str, Any]:
@@ -159,6 +184,20 @@ def _show(found: dict[str, Any]) -> None:
         files.add(file["file"], Text(file["state"], style=style), hashes)
     show(heading("versions", first=True), versions, heading("device"), Text(f"{cpu}   {others}"))
     show(heading("extras"), extras, heading("bundled model"), files, _verdict(found["bundled"]))
+    if "speed" in found:
+        _show_speed(found["speed"])
+
+
+def _show_speed(speed: dict[str, Any]) -> None:
+    table = Grid(Column("product", label=True, style="cyan"), Column("rows", right=True),
+                 *(Column(library, right=True) for library in quickest.LIBRARIES), Column("taken"))  # fmt: skip
+    for row in speed["products"]:
+        rates = (f"{row['gflops'][library]:.0f}" if row["gflops"] else "" for library in quickest.LIBRARIES)
+        table.add(f"{row['matrix']} {row['inputs']} x {row['outputs']}", str(row["rows"]), *rates, row["library"])
+    said = speed[quickest.VARIABLE]
+    how = f"{quickest.VARIABLE}={said}" if said else "measured now, in billions of operations a second"
+    where = f"{speed['processor']}, {speed['vectors']}, torch {speed['torch']}"
+    show(heading("products of fast numerics"), table, Text(f"{how}; {where}"))
 
 
 def _verdict(bundled: dict[str, Any]) -> Text:

@@ -1,0 +1,214 @@
+"""Which library multiplies by a stored matrix in less time on this machine: measured, not guessed from its name.
+
+Torch asks MKL for products in float32. oneDNN, which torch brings along, takes half of the time on one processor and
+twice as much on another, and it depends on the shape. So the first product of each class of shapes is taken by both, a
+few times each, and the quicker one is kept for the process: the same shapes are rounded alike from then on. Only fast
+numerics ask here.
+
+The environment variable PELLUCID_PRODUCTS says otherwise: `torch` or `onednn` to take one of them without measuring, or
+the path of a JSON file in which what was measured is kept for later processes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pellucid.atomic import write_text
+from pellucid.errors import NumericsError
+
+VARIABLE = "PELLUCID_PRODUCTS"
+LIBRARIES = ("torch", "onednn")
+
+SMALL = 2**20
+"""Multiplications in a product below which nothing is measured: oneDNN's longer call eats what it could gain."""
+
+MEASURED = 2**28
+"""Multiplications at most in a product that is measured: some 3 ms; a larger one is cut to fewer rows and outputs."""
+
+MOST_ROWS = 512
+"""Rows from which on more of them change nothing about which library is quicker."""
+
+CLEARLY = 0.95
+"""The share of torch's time that oneDNN must stay below, so that noise alone does not choose it."""
+
+ROUNDS = 3
+LONGEST = 0.1
+"""Seconds after which a measurement ends with fewer rounds, as on a machine that others use."""
+
+
+class Product(NamedTuple):
+    """What decides which library is quicker.
+
+    Attributes:
+        rows: Rows of values, rounded up to a power of two.
+        inputs: Values in a row.
+        outputs: Results for each row.
+        by_outputs: Whether the numbers of one output lie side by side in memory, as torch's Linear stores them.
+        biased: Whether a bias is added.
+        threads: How many torch uses.
+    """
+
+    rows: int
+    inputs: int
+    outputs: int
+    by_outputs: bool
+    biased: bool
+    threads: int
+
+
+class Choice(NamedTuple):
+    """The library that is taken, and the billions of operations a second that each reached."""
+
+    library: str
+    rates: dict[str, float]
+
+
+_chosen: dict[Product, Choice] = {}
+_measuring = threading.Lock()
+_read: set[str] = set()
+"""Files whose choices were taken over."""
+
+
+def choices() -> dict[Product, Choice]:
+    """What was measured or read in this process so far."""
+    return dict(_chosen)
+
+
+def forget() -> None:
+    """Measure anew from here on."""
+    with _measuring:
+        _chosen.clear()
+        _read.clear()
+
+
+def by_torch(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x [R, I], weight [O, I] as a view of what is stored, bias [O] or none -> [R, O], as exact numerics do."""
+    return (
+        torch.addmm(bias, x, weight.t())
+        if bias is not None and not weight.is_contiguous()
+        else F.linear(x, weight, bias)
+    )
+
+
+def by_onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The same by oneDNN; torch has no derivative of it."""
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
+def library_for(x: Tensor, weight: Tensor, bias: Tensor | None) -> str:
+    """Return "torch" or "onednn" for a product of x [..., I] and weight [O, I], in float32 on the processor.
+
+    Raises:
+        NumericsError: PELLUCID_PRODUCTS names a file that cannot be read or written.
+    """
+    wish = os.environ.get(VARIABLE, "")
+    if wish in LIBRARIES:
+        return wish
+    outputs, inputs = weight.shape
+    rows = x.numel() // inputs if inputs else 0
+    if rows * inputs * outputs < SMALL:
+        return "torch"
+    shape = shape_of(x, weight, bias)
+    choice = _chosen.get(shape) if not wish or wish in _read else None
+    return (choice or _choose(shape, x, weight, bias, wish)).library
+
+
+def shape_of(x: Tensor, weight: Tensor, bias: Tensor | None) -> Product:
+    """The class of a product of x [..., I] and weight [O, I]."""
+    outputs, inputs = weight.shape
+    rows = 1 << (x.numel() // inputs - 1).bit_length()
+    by_outputs, threads = weight.is_contiguous(), torch.get_num_threads()
+    return Product(min(MOST_ROWS, rows), inputs, outputs, by_outputs, bias is not None, threads)
+
+
+def _choose(shape: Product, x: Tensor, weight: Tensor, bias: Tensor | None, file: str) -> Choice:
+    with _measuring:
+        if file and file not in _read:
+            _chosen.update(_kept(Path(file)))
+            _read.add(file)
+        if shape not in _chosen:
+            _chosen[shape] = measured(shape, x, weight, bias)
+            if file:
+                _keep(Path(file))
+        return _chosen[shape]
+
+
+@torch.no_grad()
+def measured(shape: Product, x: Tensor, weight: Tensor, bias: Tensor | None) -> Choice:
+    """Time both on this product, or on a part of it if it is a large one."""
+    rows = x.detach().reshape(-1, shape.inputs)[: shape.rows]
+    outputs = max(1, min(shape.outputs, MEASURED // (len(rows) * shape.inputs)))
+    weight, bias = _first(weight.detach(), outputs), None if bias is None else bias.detach()[:outputs]
+    ways: dict[str, Callable[[], Tensor]] = {
+        "torch": lambda: by_torch(rows, weight, bias),
+        "onednn": lambda: by_onednn(rows, weight, bias),
+    }
+    best = dict.fromkeys(ways, float("inf"))
+    for way in ways.values():
+        way()  # a library prepares itself for a shape once
+    begun = time.perf_counter()
+    for done_rounds in range(ROUNDS):
+        if done_rounds and time.perf_counter() - begun > LONGEST:
+            break
+        for name, way in ways.items():
+            start = time.perf_counter()
+            way()
+            best[name] = min(best[name], time.perf_counter() - start)
+    library = "onednn" if best["onednn"] < CLEARLY * best["torch"] else "torch"
+    done = 2 * len(rows) * shape.inputs * outputs / 1e9
+    return Choice(library, {name: round(done / seconds, 1) for name, seconds in best.items()})
+
+
+def _first(weight: Tensor, outputs: int) -> Tensor:
+    """Some outputs in the same order in memory and without gaps, for which oneDNN takes a thousand times as long."""
+    part = weight[:outputs]
+    return part if part.is_contiguous() else part.t().contiguous().t()
+
+
+def machine() -> dict[str, str]:
+    """What a measurement holds for, besides the number of threads, which is part of each shape."""
+    facts = Path("/proc/cpuinfo")
+    lines = facts.read_text(encoding="utf-8", errors="replace").splitlines() if facts.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    processor = names[0] if names else platform.processor() or platform.machine()
+    return {"processor": processor, "vectors": torch.backends.cpu.get_cpu_capability(), "torch": torch.__version__}
+
+
+def _kept(path: Path) -> dict[Product, Choice]:
+    """What a file says of this machine; nothing if it is not there, or of another machine."""
+    if not path.exists():
+        return {}
+    try:
+        stored: Any = json.loads(path.read_text(encoding="utf-8"))
+        if stored["machine"] != machine():
+            return {}
+        found = {Product(**row["shape"]): Choice(row["library"], dict(row["rates"])) for row in stored["products"]}
+    except (OSError, ValueError, TypeError, KeyError) as problem:
+        raise _unusable(path, f"cannot be read as what was measured here: {problem}") from problem
+    if unknown := {choice.library for choice in found.values()} - {*LIBRARIES}:
+        raise _unusable(path, f"names the libraries {', '.join(sorted(map(repr, unknown)))}, expected torch or onednn")
+    return found
+
+
+def _keep(path: Path) -> None:
+    products = [{"shape": shape._asdict(), **choice._asdict()} for shape, choice in sorted(_chosen.items())]
+    write_text(path, json.dumps({"machine": machine(), "products": products}, indent=1) + "\n")
+
+
+def _unusable(path: Path, why: str) -> NumericsError:
+    return NumericsError(
+        f"{VARIABLE}: {path}: {why}.",
+        code="measured-products",
+        remedy=f"Remove the file, so that it is written anew, or set {VARIABLE} to torch.",
+    )
