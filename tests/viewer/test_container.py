@@ -62,6 +62,10 @@ def test_blocks_that_share_bytes_are_the_same_numbers() -> None:
     assert all(entry["offset"] % 8 == 0 for name, entry in listed.items() if not name.startswith("atlas.blocks."))
 
 
+def test_a_trace_that_was_read_is_written_as_it_was() -> None:
+    assert Trace.from_bytes(content()).to_bytes() == content()
+
+
 def gone(name: str) -> bytes:
     return with_header(lambda header: header["blocks"].pop(name) and None)
 

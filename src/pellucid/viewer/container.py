@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -109,13 +109,18 @@ class Trace(Mapping[str, TraceBlock]):
         """The trace as a file holds it: the container, deflated."""
         listed: dict[str, Any] = {}
         data = bytearray()
+        placed: list[tuple[Array, int]] = []
         for name, block in self._blocks.items():
-            data += bytes(-len(data) % _BOUNDARY)
-            listed[name] = block.described(len(data))
+            array = np.ascontiguousarray(block.data)
+            offset = _within(array, placed)
+            if offset is None:
+                offset = len(data) + -len(data) % _BOUNDARY
+                data += bytes(offset - len(data)) + array.tobytes()
+                placed.append((array, offset))
+            listed[name] = block.described(offset)
             for other, index in block.entries.items():
                 entry = TraceBlock(block.data[index], block.code, block.layout)
-                listed[other] = entry.described(len(data) + index * entry.data.nbytes)
-            data += np.ascontiguousarray(block.data).tobytes()
+                listed[other] = entry.described(offset + index * entry.data.nbytes)
         header = json.dumps({"format": FORMAT, **self.header, "blocks": listed}, allow_nan=False).encode()
         start = len(header).to_bytes(4, "little") + header
         return zlib.compress(start + bytes(-len(start) % _BOUNDARY) + data)
@@ -165,6 +170,16 @@ class Trace(Mapping[str, TraceBlock]):
                 code="not-a-trace",
                 remedy="Give a file that Trace.save wrote: pellucid.viewer.trace(model, text).save(path).",
             ) from problem
+
+
+def _within(array: Array, placed: Sequence[tuple[Array, int]]) -> int | None:
+    """The offset at which the bytes of an array are already, None if nowhere; blocks of a trace that was read share."""
+    start = array.__array_interface__["data"][0]
+    for other, offset in placed:
+        begin = start - other.__array_interface__["data"][0]
+        if array.nbytes and begin >= 0 and begin + array.nbytes <= other.nbytes:
+            return offset + begin
+    return None
 
 
 def _inflated(content: bytes) -> bytes:
