@@ -6,6 +6,9 @@ await build({
   outfile: process.argv[2] ?? "../src/pellucid/viewer/static/viewer.js",
   bundle: true,
   minify: true,
+  // Long names of our own that are neither in a trace, nor in an answer, nor the browser's.
+  mangleProps:
+    /^(accent|anchor|atKey|atQuery|baseline|caption|cellText|choose|columnLabels|columnTitle|cells|circle|diverging|exact|faint|grid|hover|ink|legend|lit|mono|muted|narrowest|notice|palette|panel|paper|pooled|radius|rowHeight|rowLabels|rowTitle|series|turn|warm|weight)$/,
   format: "iife",
   target: "es2022",
   jsx: "automatic",

@@ -158,6 +158,29 @@ def test_python_makes_the_numbers_of_neurons(opened: Open, page: Path, space: di
         assert [(row[0], row[1]) for row in adds["rows"][:20]] == found
 
 
+def test_python_makes_the_numbers_of_distributions(opened: Open, page: Path, space: dict[str, Any]) -> None:
+    watched = opened(page, state="#distributions?norm=blocks.3.ln2&norms_of=attn_out")
+    ridges = copied(watched, "Before and after each norm")
+    assert ridges["by"]["count"] == np.concatenate(value_of(ridges["python"], space)).tolist()
+    one = copied(watched, "blocks.3.ln2 in numbers")
+    assert one["by"]["count"] == np.concatenate(value_of(one["python"], space)).tolist()
+    lengths = copied(watched, "How long the vectors are")
+    assert lengths["by"]["norm"] == pytest.approx(flat(value_of(lengths["python"], space)).tolist(), rel=1e-5)
+    outliers = copied(watched, "Outlier dimensions")
+    assert len(outliers["rows"]) > 5
+    found = np.concatenate(value_of(outliers["python"], space))
+    assert sorted(outliers["by"]["mean_abs"]) == pytest.approx(sorted(found.tolist()), rel=1e-9)
+    for lags in (1, 3):
+        watched.page.get_by_role("combobox", name="Tokens before").select_option(str(lags))
+        fitted = copied(watched, "Does a token’s length follow from those before?")
+        params, intervals = value_of(fitted["python"], space)
+        terms = [f"lag{i + 1}" for i in range(lags)]
+        assert fitted["by"]["coefficient"] == pytest.approx(flat(params[terms]).tolist(), rel=1e-3)
+        for end, column in (("lower", "low"), ("upper", "high")):
+            ends = intervals[[(term, end) for term in terms]]
+            assert fitted["by"][column] == pytest.approx(flat(ends).tolist(), rel=1e-3, abs=1e-4)
+
+
 def test_python_makes_the_numbers_of_embeddings(opened: Open, page: Path, space: dict[str, Any]) -> None:
     for name in ("ckpt_embed", "blocks.2.resid_post"):
         watched = opened(page, state=f"#embeddings?place={name}")

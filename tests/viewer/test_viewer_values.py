@@ -1,4 +1,4 @@
-"""Neurons and vectors say the trace's own numbers, and what the page computes of them is right."""
+"""Neurons, vectors and distributions say the trace's own numbers, and what the page computes of them is right."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from watched_page import Watched, rows_of, screens
 from written_traces import D_MLP, WORDS, numbers, page_of, written
 
 import samples
+from pellucid.attribution.reading import place_of
 from pellucid.viewer import trace
 
 Open = Callable[..., Watched]
@@ -127,6 +128,67 @@ def test_what_the_embeddings_lack_is_said(opened: Open) -> None:
     assert "norm" not in rows_of(watched, "Principal components of ckpt_embed")[0]
 
 
+def test_distributions_are_counted_and_what_lies_outside_is_said(opened: Open) -> None:
+    watched = opened(state="#distributions?norm=blocks.1.ln2")
+    counts = numbers(written())["distributions.counts"]
+    rows = rows_of(watched, "Before and after each norm")[1:]
+    for side, name in enumerate(("before", "after")):
+        assert [int(row[4]) for row in rows if row[1] == name] == counts[side].ravel().tolist()
+    assert {row[0] for row in rows} == {"ln_final", *(f"blocks.{i}.ln{k}" for i in (0, 1) for k in (1, 2))}
+    one = rows_of(watched, "blocks.1.ln2 in numbers")[1:]
+    assert [int(row[3]) for row in one] == counts[:, 3].ravel().tolist()
+    notes = watched.figure("blocks.1.ln2 in numbers").locator(".note").all_inner_texts()
+    assert notes[0] == (
+        "before: 143 of 144 values lie between −3.00 and 3.00, 1 (0.69 %) outside. "
+        "Outlier dimensions: 3 (mean size 9.50)."
+    )
+    watched.canvas("blocks.1.ln2 in numbers").focus()
+    for key in ("ArrowRight", "ArrowRight", "ArrowDown"):
+        watched.page.keyboard.press(key)
+    assert watched.said() == f"blocks.1.ln2.ckpt_normalized: {counts[1, 3, 1]} values between −2.85 and −2.70"
+    watched.canvas("Before and after each norm").focus()
+    for key in ("ArrowRight", "PageDown", "Enter"):
+        watched.page.keyboard.press(key)
+    assert watched.figure("ln_final in numbers").count() == 1
+    outliers = rows_of(watched, "Outlier dimensions")[1:]
+    assert [row[1] for row in outliers] == [
+        *(f"blocks.{i}.resid_{at}" for i in (0, 1) for at in ("pre", "mid")),
+        "blocks.1.resid_post",
+    ]
+    assert all(row[2:] == ["3", "9.5"] for row in outliers)
+
+
+def test_lengths_are_drawn_by_layer_and_regressed(opened: Open) -> None:
+    watched = opened(state="#distributions?norms_of=mlp_out&lags=1")
+    norms = numbers(written())["norms"][3].astype(float)
+    rows = rows_of(watched, "How long the vectors are")[1:]
+    assert [float(row[3]) for row in rows] == pytest.approx(norms.ravel().tolist())
+    watched.canvas("How long the vectors are").focus()
+    for key in ("ArrowRight", "PageUp", "ArrowRight"):
+        watched.page.keyboard.press(key)
+    assert watched.said().startswith(f"‘{SHOWN[0]}’: length of blocks.1.mlp.ckpt_mlp_out {norms[1, 0]:.2f}; half of")
+    fitted = rows_of(watched, "Does a token’s length follow from those before?")[1:]
+    for layer, row in enumerate(fitted):
+        y, x = np.log(norms[layer, 2:]), np.log(norms[layer, 1:-1])
+        slope = np.polyfit(x, y, 1)[0]
+        rest = y - y.mean() - slope * (x - x.mean())
+        error = np.sqrt(rest @ rest / (len(y) - 2) / ((x - x.mean()) ** 2).sum())
+        assert row[:2] == [str(layer), "lag1"]
+        assert [float(cell) for cell in row[2:]] == pytest.approx(
+            [slope, slope - 2.570581835636314 * error, slope + 2.570581835636314 * error], rel=1e-6
+        )
+
+
+def test_a_text_that_is_too_short_for_a_regression_is_told_so(opened: Open, tmp_path: Path) -> None:
+    path = tmp_path / "page.html"
+    path.write_text(page_of(written(WORDS[:6], without=["distributions"])), encoding="utf-8")
+    watched = opened(path, state="#distributions")
+    said = watched.page.get_by_text("A regression on").inner_text()
+    assert said == "A regression on 2 tokens before takes 7 tokens; this text has 6."
+    assert "distributions is too large for this page" in watched.page.locator(".missing").inner_text()
+    assert len(rows_of(watched, "How long the vectors are")) == 1 + 2 * 6
+
+
 @pytest.mark.parametrize("family", ["llama", "gpt_neox"])
 def test_every_family_is_drawn_on_every_screen(opened: Open, tmp_path: Path, family: str) -> None:
     made = trace(samples.glass(family), [[5, 9, 5, 17, 9, 5, 30, 2, 8, 11, 5, 9]])
@@ -135,11 +197,18 @@ def test_every_family_is_drawn_on_every_screen(opened: Open, tmp_path: Path, fam
     watched = opened(path)
     for screen in screens(watched):
         watched.show(screen)
-        assert watched.page.locator(".figure canvas").count() > 0, screen
-        if screen != "prediction":  # which says what only a server does
+        assert watched.page.locator(".figure canvas, .card").count() > 0, screen
+        if screen in ("neurons", "embeddings", "distributions"):
             assert watched.page.locator(".missing").count() == 0, screen
     watched.run("location.hash = '#neurons?neuron=3&layer=1'")
     head, *rows = rows_of(watched, "Neuron 1.3 along the text")
     inner = ["gate", "up", "post"] if family == "llama" else ["pre", "post"]
     assert head[2:] == [f"mlp.ckpt_{name}" for name in inner]
     assert [float(row[-1]) for row in rows] == pytest.approx(made["neurons.post"].values[1, :, 3].tolist())
+    watched.show("distributions")
+    watched.canvas("Before and after each norm").focus()
+    names = made["distributions.counts"].about["of"]
+    for name in names:
+        watched.page.keyboard.press("ArrowDown")
+        read_by = place_of(f"{name}.ckpt_normalized", samples.glass(family).schema, "view").stream
+        assert watched.said().startswith(f"{read_by}: ")

@@ -4,6 +4,7 @@ import type { ComponentType } from "preact";
 import { Atlas } from "./screens/atlas";
 import { Attention } from "./screens/attention";
 import { Change } from "./screens/change";
+import { Distributions } from "./screens/distributions";
 import { Embeddings } from "./screens/embeddings";
 import { Lens } from "./screens/lens";
 import { Models } from "./screens/models";
@@ -70,6 +71,13 @@ export const SCREENS: Screen[] = [
     question: "Which tokens are alike?",
     look: "Look at which tokens lie together: early in the model the same words, later words that are followed by the same. One dot far from all is often the first token.",
     view: Embeddings,
+  },
+  {
+    id: "distributions",
+    name: "Distributions",
+    question: "Which values stand out?",
+    look: "Look at how much wider the shapes get from norm to norm, and at the few dimensions that do most of it. A norm brings them back.",
+    view: Distributions,
   },
   {
     id: "change",

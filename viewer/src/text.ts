@@ -64,3 +64,6 @@ export const commandOf = (view: string | null, verb: string, more = ""): string 
 
 /** A text as one word of a shell. */
 export const shellText = (text: string): string => `'${text.replaceAll("'", `'\\''`)}'`;
+
+/** The command that writes checkpoints of the same run to a file. */
+export const keeping = (view: string | null, names: string[]): string | null => commandOf(view, "run", `${names.map((name) => `--names ${name}`).join(" ")} --save values.safetensors`);

@@ -8,7 +8,7 @@ import { Missing } from "../missing";
 import { scatterPlot, type Dot } from "../scatter";
 import { useApp, useParam, type App } from "../state";
 import { widthOf, type Surface } from "../surface";
-import { commandOf, number, percent, quoted, round, visible } from "../text";
+import { keeping, number, percent, quoted, round, visible } from "../text";
 import type { Trace } from "../trace";
 
 const HEIGHT = 480;
@@ -217,7 +217,7 @@ function Cloud() {
       }
       table={table}
       python={() => pythonOf(place, near ? "tsne" : "pca", perplexity, seed.value)}
-      shell={() => commandOf(calls.shell, "run", `--names ${place} --save vectors.safetensors`)}
+      shell={() => keeping(calls.shell, [place])}
     >
       {!canPlace && (
         <p class="note" role="status">
@@ -307,7 +307,7 @@ function Journey() {
       python={() =>
         `import torch\n\nnames = ${JSON.stringify(names)}\nvectors = [ckpts[name][0].double() for name in names]\nstrengths = [torch.linalg.svdvals(each - each.mean(0)) ** 2 for each in vectors]\n[(each / each.sum())[:3].tolist() for each in strengths]`
       }
-      shell={() => commandOf(app.trace.value.header.calls.shell, "run", `${names.map((name) => `--names ${name}`).join(" ")} --save vectors.safetensors`)}
+      shell={() => keeping(app.trace.value.header.calls.shell, names)}
     />
   );
 }

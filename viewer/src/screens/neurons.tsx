@@ -8,7 +8,7 @@ import { Missing } from "../missing";
 import { scatterPlot } from "../scatter";
 import { useApp, useParam, type App } from "../state";
 import { widthOf, type Surface } from "../surface";
-import { commandOf, number, quoted, round, visible } from "../text";
+import { commandOf, keeping, number, quoted, round, visible } from "../text";
 import type { Point } from "../trace";
 import { LayerPicker } from "./overview";
 
@@ -182,7 +182,7 @@ function Along({ found }: { found: Series[] }) {
         note: found.every(({ exact }) => exact) ? "" : "Approximate: stored in fewer bits than the run used.",
       })}
       python={() => `names = ${JSON.stringify(names)}\n[ckpts[name][0, :, ${neuron}] for name in names]`}
-      shell={() => commandOf(app.trace.value.header.calls.shell, "run", `${names.map((name) => `--names ${name}`).join(" ")} --save neurons.safetensors`)}
+      shell={() => keeping(app.trace.value.header.calls.shell, names)}
     >
       {adds !== null && (
         <dl class="closing">
@@ -231,7 +231,7 @@ function Largest({ found }: { found: Series[] }) {
       }}
       table={() => ({ columns: ["pos", "token", "value"], rows: order().map(({ pos, value }) => [pos, tokens[pos].text, value]), by: ["pos"] })}
       python={() => `ckpts["${after.point.name}"][0, :, ${neuronOf(app)}].sort(descending=True)`}
-      shell={() => commandOf(app.trace.value.header.calls.shell, "run", `--names ${after.point.name} --save neurons.safetensors`)}
+      shell={() => keeping(app.trace.value.header.calls.shell, [after.point.name])}
     />
   );
 }
@@ -263,7 +263,7 @@ function Through({ found }: { found: Series[] }) {
       }
       table={() => ({ columns: ["pos", "token", first.point.short, last.point.short], rows: tokens.map((token, pos) => [pos, token.text, series(app)[0].values[pos], series(app).at(-1)!.values[pos]]) })}
       python={() => `names = ${JSON.stringify([first.point.name, last.point.name])}\n[ckpts[name][0, :, ${neuronOf(app)}] for name in names]`}
-      shell={() => commandOf(app.trace.value.header.calls.shell, "run", `--names ${first.point.name} --names ${last.point.name} --save neurons.safetensors`)}
+      shell={() => keeping(app.trace.value.header.calls.shell, [first.point.name, last.point.name])}
     />
   );
 }

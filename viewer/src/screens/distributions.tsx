@@ -1,0 +1,515 @@
+// Distributions: values before and after each norm, lengths of vectors by layer, and dimensions that lie apart.
+
+import { sequential, type Palette } from "../colors";
+import { Figure, type Drawing } from "../figure";
+import { heatMap, ticks } from "../marks";
+import { Missing } from "../missing";
+import { autoregression, needed, type Term } from "../regression";
+import { useApp, useParam, type App } from "../state";
+import { lineThrough, type Surface } from "../surface";
+import { commandOf, keeping, number, percent, quoted, round } from "../text";
+import type { Trace } from "../trace";
+
+const SIDES = ["before", "after"];
+
+type Histogram = { edges: Float32Array; counts: Float32Array; clipped: number; total: number };
+
+const normNames = (trace: Trace): string[] => trace.need("distributions.counts").entry.of!;
+
+function histogram(trace: Trace, side: number, at: number): Histogram {
+  const counts = trace.need("distributions.counts");
+  const { clipped, total } = counts.entry;
+  return { edges: trace.need("distributions.edges").slice(side, at), counts: counts.slice(side, at), clipped: clipped![side][at], total: total![side][at] };
+}
+
+/** The checkpoint that enters a norm, or leaves it. */
+function checkpoint(trace: Trace, norm: string, side: number): string {
+  if (side) return `${norm}.ckpt_normalized`;
+  const [, block, which] = /^(?:blocks\.(\d+)\.)?(.*)$/.exec(norm)!;
+  if (block === undefined) return `blocks.${trace.layers - 1}.resid_post`;
+  const middle = `blocks.${block}.resid_mid`;
+  return which === "ln2" && trace.header.schema.points.some((point) => point.name === middle) ? middle : `blocks.${block}.resid_pre`;
+}
+
+const short = (norm: string): string => norm.replace(/^blocks\./, "");
+const whole = (count: number): string => count.toLocaleString("en");
+
+function held({ edges, clipped, total }: Histogram): string {
+  return `${whole(total - clipped)} of ${whole(total)} values lie between ${number(edges[0])} and ${number(edges[edges.length - 1])}, ${whole(clipped)} (${percent(clipped / total)}) outside`;
+}
+
+/** The outline of a histogram, up from a base line. */
+function outline({ edges, counts }: Histogram, x: (value: number) => number, y: (count: number) => number): string {
+  let path = `M${x(edges[0])} ${y(0)}`;
+  counts.forEach((count, bin) => (path += `V${y(count)}H${x(edges[bin + 1])}`));
+  return `${path}V${y(0)}Z`;
+}
+
+const HISTOGRAM = "import numpy as np\n\ndef histogram(name):\n    values = ckpts[name][0].double().numpy().ravel()\n    low, high = np.quantile(values, [(1 - 0.995) / 2, (1 + 0.995) / 2])\n    return np.histogram(values, np.linspace(low, high, 41))[0]\n\n";
+const sideColor = (palette: Palette, side: number): string => (side ? palette.accent : palette.warm);
+const saved = (app: App, names: string[]) => keeping(app.trace.value.header.calls.shell, names);
+
+/** The bins of one norm, before and after it. */
+const binsOf = (trace: Trace, at: number) =>
+  SIDES.flatMap((side, i) => {
+    const { edges, counts } = histogram(trace, i, at);
+    return Array.from(counts, (count, bin) => [side, edges[bin], edges[bin + 1], count]);
+  });
+
+function chosen(app: App, wanted: string): number {
+  return Math.max(0, normNames(app.trace.value).indexOf(wanted));
+}
+
+/** All norms, one row each. */
+function Ridges() {
+  const app = useApp();
+  const norm = useParam<string>("norm", "");
+  const range = useParam<string>("range", "common");
+  const build = (width: number, palette: Palette): Drawing => {
+    const trace = app.trace.value;
+    const names = normNames(trace);
+    const [left, top, gap] = [70, 22, 18];
+    const room = (width - left - gap) / 2;
+    const tall = names.length > 30 ? 18 : 30;
+    const all = SIDES.map((_, side) => names.map((_, at) => histogram(trace, side, at)));
+    const limits = all.map((rows) => [Math.min(...rows.map(({ edges }) => edges[0])), Math.max(...rows.map(({ edges }) => edges[edges.length - 1]))]);
+    const from = (side: number) => left + side * (room + gap);
+    const place = (side: number, at: number) => {
+      const { edges } = all[side][at];
+      const [low, high] = range.value === "own" ? [edges[0], edges[edges.length - 1]] : limits[side];
+      return (value: number) => from(side) + ((value - low) / (high - low)) * room;
+    };
+    const foot = range.value === "own" ? 4 : 22;
+    const draw = (surface: Surface) => {
+      SIDES.forEach((name, side) => {
+        surface.text(from(side), 11, name, { size: 12, weight: 600, fill: palette.ink });
+        if (range.value === "own") return;
+        for (const value of ticks(limits[side][0], limits[side][1], room / 40)) {
+          surface.rect(place(side, 0)(value) - 0.5, top, 1, names.length * tall, { fill: value ? palette.grid : palette.line });
+          surface.text(place(side, 0)(value), top + names.length * tall + 15, round(value), { size: 10.5, fill: palette.muted, anchor: "middle" });
+        }
+      });
+      names.forEach((name, at) => {
+        const base = top + (at + 1) * tall - 1;
+        surface.text(left - 10, base - tall / 2 + 2, short(name), { size: 11.5, mono: true, fill: palette.muted, anchor: "end", baseline: "middle", fit: left - 10 });
+        SIDES.forEach((_, side) => {
+          const found = all[side][at];
+          const most = Math.max(...found.counts, 1);
+          surface.path(outline(found, place(side, at), (count) => base - (count / most) * (tall - 5)), { fill: sideColor(palette, side), opacity: 0.85 });
+          surface.rect(from(side), base, room, 1, { fill: palette.line });
+        });
+      });
+    };
+    return {
+      width,
+      height: top + names.length * tall + foot,
+      draw,
+      over: (surface) => surface.rect(0.5, top + chosen(app, norm.value) * tall, width - 1, tall, { stroke: palette.accent, width: 1.5, radius: 4 }),
+      grid: {
+        rows: names.length,
+        columns: 2,
+        box: (row, side) => [from(side), top + row * tall, room, tall],
+        find: (x, y) => {
+          const row = Math.floor((y - top) / tall);
+          return row >= 0 && row < names.length && x >= left ? [row, x < from(1) ? 0 : 1] : null;
+        },
+        read: (row, side) => `${checkpoint(trace, names[row], side)}: ${held(all[side][row])}`,
+        choose: (row) => (norm.value = names[row]),
+        start: () => [chosen(app, norm.value), 0],
+      },
+    };
+  };
+  const names = () => normNames(app.trace.value).flatMap((norm) => SIDES.map((_, side) => checkpoint(app.trace.value, norm, side)));
+  return (
+    <Figure
+      title="Before and after each norm"
+      name="norm-histograms"
+      caption="The values of all tokens and dimensions. Each shape is as high as any other; compare places, widths and forms. Each holds 99.5 % of its values, what lies outside is counted below."
+      build={build}
+      controls={
+        <label>
+          Range
+          <select value={range.value} onChange={(event) => (range.value = event.currentTarget.value)}>
+            <option value="common">one for all rows</option>
+            <option value="own">each row its own</option>
+          </select>
+        </label>
+      }
+      table={() => ({ columns: ["norm", "side", "low", "high", "count"], rows: normNames(app.trace.value).flatMap((norm, at) => binsOf(app.trace.value, at).map((row) => [norm, ...row])) })}
+      python={() => `${HISTOGRAM}names = ${JSON.stringify(names())}\n[histogram(name) for name in names]`}
+      shell={() => saved(app, names())}
+    />
+  );
+}
+
+/** One norm with its counts. */
+function One() {
+  const app = useApp();
+  const norm = useParam<string>("norm", "");
+  const at = chosen(app, norm.value);
+  const name = normNames(app.trace.value)[at];
+  const names = SIDES.map((_, side) => checkpoint(app.trace.value, name, side));
+  const build = (width: number, palette: Palette): Drawing => {
+    const trace = app.trace.value;
+    const [left, tall, gap] = [46, 112, 58];
+    const found = SIDES.map((_, side) => histogram(trace, side, at));
+    const panels = found.map((one, side) => {
+      const { edges, counts } = one;
+      const [low, high, most] = [edges[0], edges[edges.length - 1], Math.max(...counts, 1)];
+      const top = 24 + side * (tall + gap);
+      return { ...one, top, low, high, most, x: (value: number) => left + ((value - low) / (high - low)) * (width - left - 6), y: (count: number) => top + tall - (count / most) * (tall - 4) };
+    });
+    const draw = (surface: Surface) =>
+      panels.forEach((panel, side) => {
+        surface.text(left, panel.top - 8, `${SIDES[side]}: ${names[side]}`, { size: 12, fill: palette.ink, fit: width - left });
+        for (const value of ticks(0, panel.most, 3)) {
+          surface.rect(left, panel.y(value) - 0.5, width - left - 6, 1, { fill: palette.grid });
+          surface.text(left - 6, panel.y(value), round(value), { size: 10.5, fill: palette.muted, anchor: "end", baseline: "middle" });
+        }
+        surface.path(outline(panel, panel.x, panel.y), { fill: sideColor(palette, side) });
+        for (const value of ticks(panel.low, panel.high, width / 60)) surface.text(panel.x(value), panel.top + tall + 15, round(value), { size: 10.5, fill: palette.muted, anchor: "middle" });
+      });
+    return {
+      width,
+      height: 24 + 2 * tall + gap + 22,
+      draw,
+      grid: {
+        rows: 2,
+        columns: panels[0].counts.length,
+        box: (side, bin) => {
+          const { x, top, edges } = panels[side];
+          return [x(edges[bin]), top, x(edges[bin + 1]) - x(edges[bin]), tall];
+        },
+        find: (px, py) => {
+          const side = panels.findIndex(({ top }) => py >= top && py < top + tall);
+          if (side < 0) return null;
+          const bin = panels[side].edges.findIndex((edge, i) => i > 0 && px < panels[side].x(edge)) - 1;
+          return bin >= 0 && px >= left ? [side, bin] : null;
+        },
+        read: (side, bin) => {
+          const { counts, edges } = panels[side];
+          return `${names[side]}: ${whole(counts[bin])} values between ${number(edges[bin])} and ${number(edges[bin + 1])}`;
+        },
+      },
+    };
+  };
+  const outliers = app.trace.value.need("distributions.counts").entry.outliers!;
+  return (
+    <Figure
+      title={`${name} in numbers`}
+      name={`histogram-${name}`}
+      build={build}
+      controls={
+        <label>
+          Norm
+          <select value={name} onChange={(event) => (norm.value = event.currentTarget.value)}>
+            {normNames(app.trace.value).map((one) => (
+              <option value={one}>{one}</option>
+            ))}
+          </select>
+        </label>
+      }
+      table={() => ({ columns: ["side", "low", "high", "count"], rows: binsOf(app.trace.value, at) })}
+      python={() => `${HISTOGRAM}[histogram(name) for name in ${JSON.stringify(names)}]`}
+      shell={() => saved(app, names)}
+    >
+      {SIDES.map((side, i) => (
+        <p class="note">
+          {side}: {held(histogram(app.trace.value, i, at))}. Outlier dimensions: {outliers[i][at].map(({ dimension, mean_abs }) => `${dimension} (mean size ${number(mean_abs)})`).join(", ") || "none"}.
+        </p>
+      ))}
+    </Figure>
+  );
+}
+
+/** A checkpoint of the blocks whose lengths the trace holds: `attn_out` -> `attn.ckpt_attn_out`. */
+const kindOf = (trace: Trace, name: string): string => trace.header.schema.points.find((point) => point.block === 0 && point.short.replace(/^.*ckpt_/, "") === name)?.short ?? name;
+
+function useKind(): { of: string[]; kind: string; choose: (kind: string) => void } {
+  const app = useApp();
+  const wanted = useParam<string>("norms_of", "resid_post");
+  const of = app.trace.value.need("norms").entry.of!;
+  return { of, kind: of.includes(wanted.value) ? wanted.value : of.at(-1)!, choose: (kind) => (wanted.value = kind) };
+}
+
+function KindPicker({ of, kind, choose }: ReturnType<typeof useKind>) {
+  const app = useApp();
+  return (
+    <label>
+      Vectors
+      <select value={kind} onChange={(event) => choose(event.currentTarget.value)}>
+        {of.map((name) => (
+          <option value={name}>{kindOf(app.trace.value, name)}</option>
+        ))}
+      </select>
+    </label>
+  );
+}
+
+/** The lengths [layer][pos] of one kind of vectors. */
+function lengths(trace: Trace, kind: string): number[][] {
+  const block = trace.need("norms");
+  const row = block.entry.of!.indexOf(kind);
+  return Array.from({ length: trace.layers }, (_, layer) => Array.from({ length: trace.length }, (_, pos) => block.at(row, layer, pos)));
+}
+
+function quantile(values: number[], share: number): number {
+  const sorted = [...values].sort((a, b) => a - b);
+  const place = share * (sorted.length - 1);
+  const low = Math.floor(place);
+  return sorted[low] + (place - low) * ((sorted[low + 1] ?? sorted[low]) - sorted[low]);
+}
+
+/** Axes over layers: where a layer and a value are, and their lines and numbers. */
+function layerAxes(width: number, layers: number, low: number, high: number, log: boolean) {
+  const [left, right, top, tall] = [52, 12, 10, 210];
+  const of = log ? Math.log10 : (value: number) => value;
+  const x = (layer: number) => left + ((layer + 0.5) / layers) * (width - left - right);
+  const y = (value: number) => top + ((of(high) - of(value)) / (of(high) - of(low) || 1)) * tall;
+  const marks = log ? [-6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5].flatMap((power) => [1, 2, 5].map((times) => times * 10 ** power)).filter((one) => one >= low && one <= high) : ticks(low, high, 5);
+  const axes = (surface: Surface, palette: Palette) => {
+    for (const value of marks) {
+      surface.rect(left, y(value) - 0.5, width - left - right, 1, { fill: value || log ? palette.grid : palette.muted });
+      surface.text(left - 8, y(value), round(value), { size: 11, fill: palette.muted, anchor: "end", baseline: "middle" });
+    }
+    const thin = Math.ceil((layers * 20) / (width - left - right));
+    for (let layer = 0; layer < layers; layer += thin) surface.text(x(layer), top + tall + 16, `${layer}`, { size: 11, fill: palette.muted, anchor: "middle" });
+    surface.text(left, top + tall + 32, "layer", { size: 11, fill: palette.muted });
+  };
+  return { x, y, axes, height: top + tall + 38, left, right, tall, top };
+}
+
+function Lengths() {
+  const app = useApp();
+  const picked = useKind();
+  const { kind } = picked;
+  const full = kindOf(app.trace.value, kind);
+  const build = (width: number, palette: Palette): Drawing => {
+    const trace = app.trace.value;
+    const { tokens } = trace.header;
+    const rows = lengths(trace, kind);
+    const all = rows.flat();
+    const [low, high] = [Math.min(...all), Math.max(...all)];
+    const log = low > 0 && high > 12 * low;
+    const room = log ? 1.1 : 0;
+    const { x, y, axes, height, left, right, top, tall } = layerAxes(width, trace.layers, log ? low / room : Math.min(low, 0), log ? high * room : high, log);
+    const middle = [0.25, 0.5, 0.75].map((share) => rows.map((row) => quantile(row, share)));
+    const line = (values: number[]) => lineThrough(values.map((value, layer) => [x(layer), y(value)]));
+    const draw = (surface: Surface) => {
+      axes(surface, palette);
+      if (log) surface.text(width - right, height - 6, "logarithmic", { size: 11, fill: palette.muted, anchor: "end" });
+      const band = [...middle[2].map((value, layer): [number, number] => [x(layer), y(value)]), ...middle[0].map((value, layer): [number, number] => [x(layer), y(value)]).reverse()];
+      surface.path(`${lineThrough(band)}Z`, { fill: palette.accent, opacity: 0.18 });
+      for (let pos = 0; pos < trace.length; pos++) {
+        if (trace.length <= 400) surface.path(line(rows.map((row) => row[pos])), { stroke: palette.muted, width: 0.8, opacity: trace.length > 60 ? 0.25 : 0.5 });
+      }
+      surface.path(line(middle[1]), { stroke: palette.accent, width: 2.5 });
+      if (trace.layers === 1) surface.circle(x(0), y(middle[1][0]), 4, { fill: palette.accent });
+    };
+    return {
+      width,
+      height,
+      draw,
+      over: (surface) => {
+        const own = rows.map((row) => row[app.atQuery.value]);
+        surface.path(line(own), { stroke: palette.warm, width: 2.5 });
+        own.forEach((value, layer) => surface.circle(x(layer), y(value), 3.5, { fill: palette.panel, stroke: palette.warm, width: 2 }));
+      },
+      grid: {
+        rows: trace.length,
+        columns: trace.layers,
+        box: (pos, layer) => [x(layer) - 6, y(rows[layer][pos]) - 6, 12, 12],
+        find: (px, py) => {
+          const layer = Math.floor(((px - left) / (width - left - right)) * trace.layers);
+          if (layer < 0 || layer >= trace.layers || py < top || py > top + tall) return null;
+          const far = rows[layer].map((value) => Math.abs(y(value) - py));
+          return [far.indexOf(Math.min(...far)), layer];
+        },
+        read: (pos, layer) => `${quoted(tokens[pos].text)}: length of blocks.${layer}.${full} ${number(rows[layer][pos])}; half of the tokens lie between ${number(middle[0][layer])} and ${number(middle[2][layer])}`,
+        choose: (pos, layer) => {
+          app.query.value = pos;
+          app.layer.value = layer;
+        },
+        hover: (where) => (app.hover.value = where ? { query: where[0] } : {}),
+        start: () => [app.atQuery.value, 0],
+      },
+    };
+  };
+  return (
+    <Figure
+      title="How long the vectors are"
+      name={`lengths-${kind}`}
+      caption={`One line for each token, the orange one for the token that is chosen; the blue line is the median, the band holds the middle half.`}
+      build={build}
+      controls={<KindPicker {...picked} />}
+      table={() => ({
+        columns: ["layer", "pos", "token", "norm"],
+        rows: lengths(app.trace.value, kind).flatMap((row, layer) => row.map((value, pos) => [layer, pos, app.trace.value.header.tokens[pos].text, value])),
+      })}
+      python={() => `pl.measure.norms(ckpts, "${full}").values[:, 0]`}
+      shell={() => commandOf(app.trace.value.header.calls.shell, "norms", `--at ${full} --linear --skip 0 --lags 0 --csv norms.csv`)}
+    />
+  );
+}
+
+/** Dimensions that lie apart, where they do. */
+function Outliers() {
+  const app = useApp();
+  const rowsOf = (trace: Trace) => {
+    const { of, outliers } = trace.need("distributions.counts").entry;
+    return of!.flatMap((norm, at) => outliers![0][at].map(({ dimension, mean_abs }) => ({ norm, at, dimension, mean_abs })));
+  };
+  const inputs = () => normNames(app.trace.value).map((norm) => checkpoint(app.trace.value, norm, 0));
+  if (!rowsOf(app.trace.value).length) {
+    return (
+      <section class="card">
+        <h2>Outlier dimensions</h2>
+        <p class="note">No dimension of what enters a norm lies far from the others on this text.</p>
+      </section>
+    );
+  }
+  return (
+    <Figure
+      title="Outlier dimensions"
+      name="outlier-dimensions"
+      caption="Dimensions of the stream that are many times as large as the others, at the norms where they are: their mean size over the tokens."
+      build={(width, palette) => {
+        const trace = app.trace.value;
+        const rows = rowsOf(trace);
+        const names = normNames(trace);
+        const dimensions = [...new Set([...rows].sort((a, b) => b.mean_abs - a.mean_abs).map(({ dimension }) => dimension))].slice(0, 24);
+        const at = (row: number, column: number) => rows.find((one) => one.dimension === dimensions[row] && one.at === column)?.mean_abs ?? NaN;
+        const most = Math.max(...rows.map(({ mean_abs }) => mean_abs));
+        return heatMap({
+          width,
+          palette,
+          rows: dimensions.length,
+          columns: names.length,
+          rowHeight: 26,
+          at,
+          scale: sequential(0, most, palette.dark),
+          rowLabels: dimensions.map(String),
+          columnLabels: names.map(short),
+          cellText: (row, column) => number(at(row, column), 2),
+          has: (row, column) => !Number.isNaN(at(row, column)),
+          legend: { title: "mean size", low: "0", high: number(most, 2) },
+          read: (row, column) => `dimension ${dimensions[row]} of ${checkpoint(trace, names[column], 0)}: mean size ${number(at(row, column), 4)}`,
+        });
+      }}
+      table={() => ({ columns: ["norm", "checkpoint", "dimension", "mean_abs"], rows: rowsOf(app.trace.value).map(({ norm, dimension, mean_abs }) => [norm, checkpoint(app.trace.value, norm, 0), dimension, mean_abs]), by: ["norm", "dimension"], note: "The eight largest of each." })}
+      python={() => `names = ${JSON.stringify(inputs())}\nmeans = [ckpts[name][0].double().abs().mean(0).numpy() for name in names]\napart = [pl.measure.outliers(ckpts, name).outlier.values.ravel() for name in names]\n[mean[found] for mean, found in zip(means, apart)]`}
+      shell={() => saved(app, inputs())}
+    />
+  );
+}
+
+/** Each token's length explained by those of the tokens before it, layer by layer. */
+function Regression() {
+  const app = useApp();
+  const picked = useKind();
+  const { kind } = picked;
+  const wanted = useParam<number>("lags", 2);
+  const full = kindOf(app.trace.value, kind);
+  const lags = [1, 2, 3].includes(wanted.value) ? wanted.value : 2;
+  const fits = (): Term[][] => lengths(app.trace.value, kind).map((row) => autoregression(row.map(Math.log), lags));
+  const enough = app.trace.value.length >= needed(lags);
+  const build = (width: number, palette: Palette): Drawing => {
+    const { layers } = app.trace.value;
+    const found = fits();
+    const ends = found.flat().flatMap(({ low, high }) => [low, high]).filter(Number.isFinite);
+    const { x, y, axes, height, left, right, top, tall } = layerAxes(width, layers, Math.min(0, ...ends), Math.max(0, ...ends), false);
+    const colors = [palette.accent, palette.warm, palette.series[2]];
+    const draw = (surface: Surface) => {
+      axes(surface, palette);
+      for (let lag = 0; lag < lags; lag++) {
+        const of = (end: "value" | "low" | "high") => found.map((terms, layer): [number, number] => [x(layer), y(terms[lag][end])]);
+        if (found.every((terms) => Number.isFinite(terms[lag].value))) surface.path(`${lineThrough([...of("high"), ...of("low").reverse()])}Z`, { fill: colors[lag], opacity: 0.16 });
+        surface.path(lineThrough(of("value")), { stroke: colors[lag], width: 2 });
+        found.forEach((terms, layer) => {
+          const { value, low, high } = terms[lag];
+          if (Number.isNaN(value)) return;
+          surface.path(`M${x(layer)} ${y(low)}V${y(high)}`, { stroke: colors[lag], width: 1, opacity: 0.6 });
+          surface.circle(x(layer), y(value), 4.5, { fill: low > 0 || high < 0 ? colors[lag] : palette.panel, stroke: colors[lag], width: 2 });
+        });
+        surface.circle(width - right - 60 * (lags - lag) + 8, height - 10, 4, { fill: colors[lag] });
+        surface.text(width - right - 60 * (lags - lag) + 16, height - 6, `lag ${lag + 1}`, { size: 11.5, fill: palette.ink });
+      }
+    };
+    return {
+      width,
+      height,
+      draw,
+      grid: {
+        rows: lags,
+        columns: layers,
+        box: (lag, layer) => [x(layer) - 7, y(found[layer][lag].value) - 7, 14, 14],
+        find: (px, py) => {
+          const layer = Math.floor(((px - left) / (width - left - right)) * layers);
+          if (layer < 0 || layer >= layers || py < top || py > top + tall) return null;
+          const far = found[layer].map(({ value }) => Math.abs(y(value) - py));
+          return [Math.max(0, far.indexOf(Math.min(...far))), layer];
+        },
+        read: (lag, layer) => {
+          const { value, low, high } = found[layer][lag];
+          return Number.isNaN(value) ? `layer ${layer} cannot be fitted` : `layer ${layer}, lag ${lag + 1}: ${number(value)}, with 95 % confidence from ${number(low)} to ${number(high)}`;
+        },
+      },
+    };
+  };
+  if (!enough) {
+    return (
+      <section class="card">
+        <h2>Does a token’s length follow from those before?</h2>
+        <p class="note">
+          A regression on {lags} tokens before takes {needed(lags)} tokens; this text has {app.trace.value.length}.
+        </p>
+      </section>
+    );
+  }
+  return (
+    <Figure
+      title="Does a token’s length follow from those before?"
+      name={`regression-${kind}`}
+      caption="The logarithm of each token’s length regressed on those of the tokens before it, layer by layer, without the first token. Bands hold 95 %; filled marks differ from zero. One text has few rows: many layers are many tests."
+      build={build}
+      controls={
+        <>
+          <KindPicker {...picked} />
+          <label>
+            Tokens before
+            <select value={lags} onChange={(event) => (wanted.value = Number(event.currentTarget.value))}>
+              {[1, 2, 3].map((count) => (
+                <option value={count}>{count}</option>
+              ))}
+            </select>
+          </label>
+        </>
+      }
+      table={() => ({ columns: ["layer", "term", "coefficient", "low", "high"], rows: fits().flatMap((terms, layer) => terms.map(({ name, value, low, high }) => [layer, name, value, low, high])) })}
+      python={() => `fit = pl.measure.autoregression(pl.measure.norms(ckpts, "${full}", log=True), lags=${lags}, skip=1)\nfit.params, fit.conf_int`}
+      shell={() => commandOf(app.trace.value.header.calls.shell, "norms", `--at ${full} --lags ${lags} --skip 1`)}
+    />
+  );
+}
+
+export function Distributions() {
+  const app = useApp();
+  const there = app.trace.value.has("distributions.counts");
+  return (
+    <>
+      {there ? (
+        <div class="columns">
+          <Ridges />
+          <One />
+        </div>
+      ) : (
+        <Missing what="distributions" />
+      )}
+      <div class="columns">
+        <Lengths />
+        <Regression />
+      </div>
+      {there && <Outliers />}
+    </>
+  );
+}
