@@ -196,6 +196,7 @@ def test_what_is_not_implemented_is_named(name: str, folder: Path) -> None:
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
+        ({"do_sample": "yes"}, "generation_config.json: do_sample='yes', expected true or false"),
         ({"top_k": -1, "do_sample": True}, "generation_config.json: Sampler: top_k=-1"),
         ({"temperature": "hot", "do_sample": True}, "generation_config.json: Sampler: temperature='hot'"),
         ({"max_new_tokens": 0}, "max_new_tokens=0"),

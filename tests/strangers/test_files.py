@@ -104,6 +104,19 @@ def test_a_cache_of_links_is_read_by_its_snapshot(tmp_path: Path) -> None:
     assert same_logits(pl.load(caught.value.remedy.split("'")[1]), HF)
 
 
+def test_a_link_that_leads_nowhere_is_no_name_on_the_hub(tmp_path: Path) -> None:
+    for name, to in (("gone", "nowhere"), ("round", "round"), ("folder/config.json", "blob")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).symlink_to(to)
+    for name, said in (("gone", "a link to nowhere, which is not there"), ("round", "cannot be read")):
+        for door in (pl.load, pl.audit_ties, pl.TransformerConfig.from_pretrained):
+            with pytest.raises(pl.WeightsError, match=said) as caught:
+                door(str(tmp_path / name))
+            assert "link" in str(caught.value)
+    with pytest.raises(pl.NotFoundError, match="a link to blob"):
+        pl.TransformerConfig.from_pretrained(str(tmp_path / "folder"))
+
+
 def test_names_of_merged_adapters(tmp_path: Path) -> None:
     """Merged, but not unloaded: PEFT's names stay. What lies beneath adapters is opened with a warning."""
     merged = {f"base_model.model.{name}": tensor for name, tensor in hf_dict(HF).items()}

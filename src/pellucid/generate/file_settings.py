@@ -105,8 +105,9 @@ _OF_DRAWS = ("top_h", "epsilon_cutoff", "eta_cutoff")
 
 def _that_apply(settings: GenerationSettings) -> GenerationSettings:
     """Settings without those that transformers passes over because of others."""
-    idle: list[str] = [] if settings.fields.get("do_sample") is True else list(_OF_DRAWS)
-    if settings.fields.get("do_sample") is True or not (as_number(settings.fields.get("top_k")) or 0) > 1:
+    draws = settings.fields.get("do_sample") is True
+    idle: list[str] = [] if draws else list(_OF_DRAWS)
+    if draws or not (as_number(settings.fields.get("top_k")) or 0) > 1:
         idle.append("penalty_alpha")  # contrastive search takes both
     if not (as_number(settings.fields.get("num_beam_groups")) or 1) > 1:
         idle.append("diversity_penalty")
@@ -130,7 +131,13 @@ def _length(fields: dict[str, Any], columns: int, n_positions: int) -> int:
 
 def _sampler(fields: dict[str, Any], columns: int) -> Sampler:
     given = {name: fields[name] for name in ("repetition_penalty", "no_repeat_ngram_size") if name in fields}
-    if fields["do_sample"] is True:
+    if not isinstance(fields["do_sample"], bool):
+        raise InputError(
+            f"do_sample={shown(fields['do_sample'])}, expected true or false.",
+            code="sampler-setting",
+            remedy="Give do_sample as true or false.",
+        )
+    if fields["do_sample"]:
         given |= {name: fields[name] for name in _FILTERS if name in fields}
         for name in ("top_p", "typical_p"):  # transformers passes over them from 1 on
             number = as_number(given.get(name))

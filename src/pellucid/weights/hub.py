@@ -148,7 +148,7 @@ def _existing(name: str | os.PathLike[str]) -> Path | None:
         raise no_such_name(text)
     try:
         path = Path(text).expanduser()
-        if path.exists():
+        if path.exists() or path.is_symlink():  # whoever opens a link that leads nowhere says so
             return path
     except (OSError, RuntimeError) as problem:
         if isinstance(problem, PermissionError):
