@@ -6,6 +6,7 @@ import inspect
 import os
 import shutil
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -65,8 +66,9 @@ def captured(path: Any, model: Any = None, **changes: Any) -> Any:
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    """Every file of a store."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    """Every file of a store; what a process that is just being killed has begun is removed by a later call."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.suffix != ".part")
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 def elsewhere(act: Callable[[Any], Any]) -> pl.CkptedTransformer:
@@ -253,6 +255,49 @@ def test_a_node_that_is_removed(cluster: Any, whole: Path, begun: Path) -> None:
     assert content(begun) == content(whole)
 
 
+# Statistics
+
+
+def statistics() -> list[Any]:
+    return [
+        pl.measure.Moments("resid_post"),
+        pl.measure.Covariance("attn.ckpt_z"),
+        pl.measure.Quantiles("resid_post", of="norm"),
+        pl.measure.Autoregression("attn.ckpt_attn_out", lags=1, log=True),
+    ]
+
+
+def test_a_stream_gives_the_bits_of_one_process(cluster: Any, tmp_path: Path) -> None:
+    """Also where it goes on after a text that could not be run; the error says which."""
+    model, texts = support.glass(), [*TEXTS[:9], TEXTS[5], TEXTS[0]]
+    alone = pl.measure.stream(model, texts, statistics(), batch_size=2)
+    about: dict[str, Any] = {"batch_size": 2, "checkpoint": pl.measure.Saving(tmp_path / "state", every_texts=2)}
+    wrong = [*texts[:7], [1] * 99]
+    with pytest.raises(pl.InputError, match="stream, texts 6 to 7") as caught:
+        pl.measure.stream(model, wrong, statistics(), **about, engine="ray", workers=2)
+    assert caught.value.code == "too-long"
+    kept = pl.measure.stream(model, texts[:6], statistics(), batch_size=2, checkpoint=tmp_path / "six")
+    assert (tmp_path / "state").read_bytes() == (tmp_path / "six").read_bytes(), "what came before it is kept"
+    assert kept.texts == 6
+    gathered = pl.measure.stream(model, texts, statistics(), **about, engine="ray", workers=1)
+    assert (gathered.texts, gathered.digest) == (alone.texts, alone.digest)
+    for ours, theirs in zip(gathered.statistics, alone.statistics, strict=True):
+        a, b = ours.state(), theirs.state()
+        assert a.keys() == b.keys()
+        for key, value in a.items():
+            assert value.tobytes() == b[key].tobytes(), (ours.spec, key)
+
+
+def _from_behind(self: Any, ckpts: Any, texts: range) -> None:
+    """Merge as if the later batch had come first."""
+    for statistic, gathered in zip(self._statistics, ckpts, strict=True):
+        before = statistic.fresh()
+        before.merge(statistic)
+        statistic.about, statistic._held = {}, None
+        statistic.merge(gathered)
+        statistic.merge(before)
+
+
 def _forgetting(self: Any, left: Any, before: float, plain: Any = ray_workers.Workers._next) -> Any:
     self._again.clear()
     return plain(self, left, before)
@@ -268,6 +313,10 @@ def _unchecked() -> type:
 
 MUTANTS: dict[str, tuple[Any, str, Any, Callable[..., None]]] = {
     "what was lost is forgotten": (ray_workers.Workers, "_next", _forgetting, test_one_of_two_processes_is_killed),
+    "batches are merged in another order": (
+        sys.modules[pl.measure.stream.__module__].Merging, "take", _from_behind,
+        test_a_stream_gives_the_bits_of_one_process,
+    ),
     "bits are not compared": (ray_workers, "Worker", _unchecked(), test_a_process_that_rounds_otherwise),
 }  # fmt: skip
 

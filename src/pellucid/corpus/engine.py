@@ -6,15 +6,13 @@ import platform
 import secrets
 from collections.abc import Generator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from typing import Any
 
 from pellucid.bar import bar
-from pellucid.check import require_one_of, require_whole
 from pellucid.corpus.folder import Folder
 from pellucid.corpus.objects import place_of
 from pellucid.corpus.parts import LEDGER, Keeper, keep
-from pellucid.corpus.ray_workers import Workers
+from pellucid.corpus.ray_workers import Engine, Workers
 from pellucid.corpus.sink import CapturingModel
 from pellucid.corpus.store import Store, about_of
 from pellucid.errors import InputError
@@ -22,36 +20,6 @@ from pellucid.interrupts import told
 
 MARK = f"{LEDGER}/workers"
 """What is in a store only while Ray's processes work: each reads it, and so sees that its store is this one."""
-
-
-@dataclass(frozen=True)
-class Engine:
-    """Who makes parts.
-
-    Attributes:
-        kind: "local" or "ray".
-        workers: Ray's processes; None for as many as fit.
-    """
-
-    kind: str
-    workers: int | None
-
-    @classmethod
-    def of(cls, by: str, kind: Any, workers: Any) -> Engine:
-        """Read the arguments `engine` and `workers`.
-
-        Raises:
-            InputError: There is no such engine, or workers are given to one that has none.
-        """
-        require_one_of(f"{by}: engine", kind, ("local", "ray"), code="corpus-engine")
-        count = None if workers is None else require_whole("workers", workers, at_least=1)
-        if count is not None and kind == "local":
-            raise InputError(
-                f"{by}: workers={count} with engine='local', which works in this process alone.",
-                code="corpus-engine",
-                remedy="Give engine='ray', too, or leave workers out.",
-            )
-        return cls(kind, count)
 
 
 def finish(model: CapturingModel, store: Store, engine: Engine, path: Any, *, progress: bool, options: Any) -> None:

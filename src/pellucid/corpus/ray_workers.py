@@ -21,6 +21,7 @@ from typing import Any, Protocol
 
 import torch
 
+from pellucid.check import require_one_of, require_whole
 from pellucid.corpus.sink import CapturingModel
 from pellucid.errors import InputError
 from pellucid.extras import need
@@ -34,6 +35,36 @@ TRIES = 3
 
 SAMPLE_ROWS, SAMPLE_TOKENS = 4, 256
 """The rows that every process runs first, and the most tokens of each."""
+
+
+@dataclass(frozen=True)
+class Engine:
+    """Who does the work.
+
+    Attributes:
+        kind: "local" or "ray".
+        workers: Ray's processes; None for as many as fit.
+    """
+
+    kind: str
+    workers: int | None
+
+    @classmethod
+    def of(cls, by: str, kind: Any, workers: Any) -> Engine:
+        """Read the arguments `engine` and `workers`.
+
+        Raises:
+            InputError: There is no such engine, or workers are given to one that has none.
+        """
+        require_one_of(f"{by}: engine", kind, ("local", "ray"), code="corpus-engine")
+        count = None if workers is None else require_whole("workers", workers, at_least=1)
+        if count is not None and kind == "local":
+            raise InputError(
+                f"{by}: workers={count} with engine='local', which works in this process alone.",
+                code="corpus-engine",
+                remedy="Give engine='ray', too, or leave workers out.",
+            )
+        return cls(kind, count)
 
 
 class Job(Protocol):
@@ -176,11 +207,18 @@ class Workers:
     ) -> Generator[tuple[Any, Any]]:
         """Give work to whoever is free, and yield what comes back as soon as all before it was."""
         done: dict[int, tuple[Any, Any]] = {}
+        failed: dict[int, Any] = {}
         first = 0
         while True:
             while self._free and (task := self._next(left, first + ahead)) is not None:
                 worker = self._free.pop()
                 self._running[worker.do.remote(task.piece)] = worker, task
+            if first in done:
+                yield done.pop(first)
+                first += 1
+                continue
+            if first in failed:
+                raise _cause(failed[first]) from failed[first]
             if all(task.number is None for _, task in self._running.values()) and self._free:
                 return  # nothing is left, and who is about to begin is not waited for
             (ended,), _ = ray.wait(list(self._running), num_returns=1)
@@ -189,7 +227,10 @@ class Workers:
                 result = ray.get(ended)
             except ray.exceptions.RayTaskError as error:
                 self._free.append(worker)
-                raise (error.cause if isinstance(error.cause, Exception) else error) from error
+                if task.number is None:
+                    raise _cause(error) from error
+                failed[task.number], ahead = error, 0  # raised in its turn, as one process would
+                continue
             except ray.exceptions.RayError as error:  # the process, its node or its result is gone
                 ray.kill(worker)
                 task.lost(error)
@@ -200,9 +241,6 @@ class Workers:
             self._free.append(worker)
             if task.number is not None:
                 done[task.number] = task.piece, result
-            while first in done:
-                yield done.pop(first)
-                first += 1
 
     def _begin(self, worker: Any, task: _Task) -> None:
         self._running[worker.begin.remote()] = worker, task
@@ -216,6 +254,11 @@ class Workers:
             return None
         self._given += 1
         return _Task(*found)
+
+
+def _cause(error: Any) -> Exception:
+    """What was raised in a process, as it was there."""
+    return error.cause if isinstance(error.cause, Exception) else error
 
 
 @contextmanager

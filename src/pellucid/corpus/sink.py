@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Iterator, Sized
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence, Sized
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Protocol
@@ -40,6 +41,19 @@ class CapturingModel(Protocol):
     def run_with_ckpts(self, inputs: Any, *, names: Any = None, stop_at: Any = None) -> tuple[Any, ActivationCkpts]:
         """Return logits and captured values."""
         ...
+
+
+@dataclass(frozen=True)
+class Batched:
+    """Texts that run together.
+
+    Attributes:
+        numbers: Which texts of the corpus, from 0.
+        texts: They themselves.
+    """
+
+    numbers: range
+    texts: list[Any]
 
 
 @dataclass
@@ -76,11 +90,11 @@ class Sink(ABC):
         return Progress()
 
     @abstractmethod
-    def take(self, ckpts: ActivationCkpts, texts: range) -> None:
+    def take(self, ckpts: Any, texts: range) -> None:
         """Use the captured values of one batch.
 
         Args:
-            ckpts: The captured values; their rows are the texts of the batch, in order.
+            ckpts: The captured values, whose rows are the texts of the batch, in order; or what `run` gave.
             texts: The numbers of these texts in the corpus, from 0.
         """
 
@@ -101,6 +115,7 @@ def feed(
     batch_size: int,
     progress: bool = False,
     by: str = "stream",
+    run: Callable[[Iterator[Batched]], Generator[tuple[Batched, Any]]] | None = None,
 ) -> Progress:
     """Run texts in batches of their order, each once, and give every batch to a sink.
 
@@ -111,6 +126,7 @@ def feed(
         batch_size: How many texts run together, 1 or more.
         progress: Whether to draw a bar with rate and time left on stderr, if that is a terminal.
         by: The function that the user called, for messages.
+        run: Gives what the sink takes of each batch, in their order; None captures the values in this process.
 
     Returns:
         How far the texts were read.
@@ -131,20 +147,16 @@ def feed(
     count = len(texts) if isinstance(texts, Sized) else None
     words = lambda: f"{by}: interrupted after {done.texts} texts; {sink.kept}"  # noqa: E731
     with told(words), bar("texts", count, wanted=progress) as advance:
-        left = texts_after(texts, done)
+        batches = _batches(texts_after(texts, done), batch_size, done.texts)
         advance(done.texts)
-        while batch := list(islice(left, batch_size)):  # the last one is perhaps shorter
-            numbers = range(done.texts, done.texts + len(batch))
-            try:
-                ckpts = model.run_with_ckpts(batch, names=names, stop_at=names[-1])[1]
-            except PellucidError as error:
-                which = f"texts {numbers[0]} to {numbers[-1]}" if len(batch) > 1 else f"text {numbers[0]}"
-                raise type(error)(f"{by}, {which}: {error.message}", code=error.code, remedy=error.remedy) from error
-            sink.take(ckpts, numbers)
-            for text in batch:
-                done.add(text)
-            sink.keep(done, last=False)
-            advance(len(batch))
+        here = ((batch, captured(model, batch, names, by)) for batch in batches)
+        with closing(here if run is None else run(batches)) as found:
+            for batch, values in found:
+                sink.take(values, batch.numbers)
+                for text in batch.texts:
+                    done.add(text)
+                sink.keep(done, last=False)
+                advance(len(batch.texts))
     if not done.texts:
         raise InputError(
             f"{by}: no texts, expected at least one.",
@@ -153,6 +165,22 @@ def feed(
         )
     sink.keep(done, last=True)
     return done
+
+
+def _batches(texts: Iterator[Any], size: int, first: int) -> Iterator[Batched]:
+    while batch := list(islice(texts, size)):  # the last one is perhaps shorter
+        yield Batched(range(first, first + len(batch)), batch)
+        first += len(batch)
+
+
+def captured(model: CapturingModel, batch: Batched, names: Sequence[str], by: str) -> ActivationCkpts:
+    """Run one batch as far as the last of some checkpoints; an error says which texts it is about."""
+    try:
+        return model.run_with_ckpts(batch.texts, names=list(names), stop_at=names[-1])[1]
+    except PellucidError as error:
+        first, last = batch.numbers[0], batch.numbers[-1]
+        which = f"texts {first} to {last}" if last > first else f"text {first}"
+        raise type(error)(f"{by}, {which}: {error.message}", code=error.code, remedy=error.remedy) from error
 
 
 def fingerprint(text: Any) -> bytes:

@@ -10,12 +10,13 @@ from typing import Any
 from pellucid.aliases import Names, selected
 from pellucid.axes import Axis
 from pellucid.check import require_one_of, require_whole
-from pellucid.corpus.engine import Engine, finish
+from pellucid.corpus.engine import finish
 from pellucid.corpus.identity import facts_of, require_equal
 from pellucid.corpus.intake import Intake, Reader, digest_of
 from pellucid.corpus.objects import place_of
 from pellucid.corpus.place import StorePlace
 from pellucid.corpus.plan import ITEM_BYTES, CorpusPlan, StoredValue, part_rows_for
+from pellucid.corpus.ray_workers import Engine
 from pellucid.corpus.store import Store, about_of, write_metadata
 from pellucid.errors import InputError
 from pellucid.schema import Schema

@@ -7,13 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pellucid.aliases import selected
 from pellucid.check import require_whole
-from pellucid.corpus.sink import CapturingModel, Progress, Sink, feed
+from pellucid.corpus.ray_workers import Engine, Workers
+from pellucid.corpus.sink import Batched, CapturingModel, Progress, Sink, captured, feed
 from pellucid.corpus.state_file import Arrays, Saving, StateFile
 from pellucid.errors import InputError, shown
 from pellucid.measure.statistic import Statistic
-from pellucid.run.activations import ActivationCkpts
 from pellucid.run.origin import execution_of, weights_fingerprint
+
+AHEAD = 4
+"""Batches for each of Ray's processes that may wait for one before them."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -76,6 +80,8 @@ def stream(
     *,
     batch_size: int = 8,
     checkpoint: str | Path | Saving | None = None,
+    engine: str = "local",
+    workers: int | None = None,
     progress: bool = False,
 ) -> Streamed:
     """Gather statistics over any number of texts, in the memory of one batch.
@@ -92,6 +98,10 @@ def stream(
             as they are.
         batch_size: How many texts run together.
         checkpoint: The file; Saving(path, every_texts=..., every_seconds=...) says how often.
+        engine: "local" runs the texts in this process; "ray" has batches run by processes of Ray's, as
+            `pl.corpus.capture` does. What they gather is merged in the order of the batches, so the result is the same
+            to the last bit.
+        workers: How many processes Ray starts; None for as many as have processors.
         progress: Whether to draw a bar with rate and time left on stderr, if that is a terminal.
 
     Returns:
@@ -118,6 +128,7 @@ def stream(
             code="statistics-kind",
             remedy="Give [pl.measure.Moments('resid_post')], or Covariance, Quantiles or Autoregression.",
         )
+    wish = Engine.of("stream", engine, workers)
     batch_size = require_whole("stream: batch_size", batch_size, at_least=1, code="batch-size")
     gathering = tuple(statistic.fresh() for statistic in statistics)
     file = None
@@ -126,7 +137,13 @@ def stream(
         specs = [statistic.spec for statistic in gathering]
         identity = {"batch_size": batch_size, "statistics": specs, "weights": weights_fingerprint(model)}
         file = StateFile(saving, {**identity, **execution_of(model)})
-    done = feed(model, texts, Gathering(gathering, file), batch_size=batch_size, progress=progress)
+    if wish.kind == "local":
+        done = feed(model, texts, Gathering(gathering, file), batch_size=batch_size, progress=progress)
+    else:
+        sink = Merging(gathering, file)
+        job = BatchJob(tuple(statistic.fresh() for statistic in gathering), selected(sink.captures, model.schema))
+        run = lambda batches: Workers(model, job, wish.workers).results(batches, AHEAD)  # noqa: E731
+        done = feed(model, texts, sink, batch_size=batch_size, progress=progress, run=run)
     return Streamed(gathering, done.texts, done.digest)
 
 
@@ -148,7 +165,7 @@ class Gathering(Sink):
     def resume(self) -> Progress:
         return Progress() if self._file is None else self._file.load(self._read)
 
-    def take(self, ckpts: ActivationCkpts, texts: range) -> None:
+    def take(self, ckpts: Any, texts: range) -> None:
         for statistic in self._statistics:
             statistic.update(ckpts)
 
@@ -165,3 +182,35 @@ class Gathering(Sink):
         for number, statistic in enumerate(self._statistics):
             prefix = f"{number}."
             statistic.load({key.removeprefix(prefix): a for key, a in arrays.items() if key.startswith(prefix)})
+
+
+class Merging(Gathering):
+    """The sink that adds to statistics what others gathered of each batch."""
+
+    def take(self, ckpts: Any, texts: range) -> None:
+        for statistic, gathered in zip(self._statistics, ckpts, strict=True):
+            statistic.merge(gathered)
+
+
+@dataclass(frozen=True)
+class BatchJob:
+    """Gathers statistics of one batch in a process of Ray's.
+
+    Attributes:
+        statistics: What to gather.
+        names: The checkpoints to capture for that.
+    """
+
+    statistics: tuple[Statistic, ...]
+    names: tuple[str, ...]
+
+    def begin(self) -> None:
+        """Nothing is to be prepared."""
+
+    def __call__(self, model: CapturingModel, batch: Batched) -> tuple[Statistic, ...]:
+        """What one batch gives."""
+        ckpts = captured(model, batch, self.names, "stream")
+        gathered = tuple(statistic.fresh() for statistic in self.statistics)
+        for statistic in gathered:
+            statistic.update(ckpts)
+        return gathered
