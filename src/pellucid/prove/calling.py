@@ -21,31 +21,77 @@ IDS = ("input_ids", "ids", "idx", "tokens", "input_tokens", "token_ids", "input"
 """What programs call ids, the likeliest first."""
 
 
-def calls(module: nn.Module) -> Iterator[Call]:
-    """The ways in which a module may want to be called, the one that its signature suggests first."""
+TARGETS = ("targets", "target", "labels", "label", "y")
+"""What programs call the ids of which they also give the loss."""
+
+Mask = Callable[[Tensor], Tensor]
+"""From ids [B, P] to what a program that demands a mask is given."""
+
+MASKS: dict[str, Mask] = {
+    "of ones": torch.ones_like,
+    "[P, P], true where a query sees a key": lambda ids: _square(ids).tril(),
+    "[P, P], true where a key is hidden": lambda ids: _square(ids).triu(1),
+    "[P, P], -inf where a key is hidden": lambda ids: torch.full(_square(ids).shape, -torch.inf).triu(1).to(ids.device),
+}
+"""Masks that a forward may demand, by what they are; padding is more usual than a causal mask from outside."""
+
+
+def _square(ids: Tensor) -> Tensor:
+    return torch.ones(ids.size(1), ids.size(1), dtype=torch.bool, device=ids.device)
+
+
+def calls(module: nn.Module) -> Iterator[tuple[Call, str]]:
+    """The ways in which a module may want to be called, the one that its signature suggests first.
+
+    Each with what its reader should know of it, in words.
+    """
     name, by_name = _taker(module)
-    if by_name:
-        yield lambda module, ids: module(**{name: ids, **_beside(module, ids, name)})
-    else:
-        yield lambda module, ids: module(ids, **_beside(module, ids, name))
-    yield lambda module, ids: module(input_ids=ids)
-    yield lambda module, ids: module({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+    masked = any("mask" in parameter.name.lower() for parameter in _demanded(module, name))
+    for kind, mask in MASKS.items() if masked else (("", torch.ones_like),):
+        words = f"its forward demands a mask, and was given one {kind}" if masked else ""
+        if by_name:
+            yield lambda module, ids, mask=mask: module(**{name: ids, **_beside(module, ids, name, mask)}), words
+        else:
+            yield lambda module, ids, mask=mask: module(ids, **_beside(module, ids, name, mask)), words
+    yield lambda module, ids: module(input_ids=ids), ""
+    yield lambda module, ids: module({"input_ids": ids, "attention_mask": torch.ones_like(ids)}), ""
 
 
-def working_call(module: nn.Module, ids: Tensor) -> tuple[Call, Any]:
-    """The first way to call a module that does not raise, and what it returned.
+def working_call(module: nn.Module, ids: Tensor) -> tuple[Call, str, Any]:
+    """The first way to call a module that does not raise, what to know of it, and what it returned.
+
+    Of a module that demands a mask, the first in which it does not see later tokens, if there is one.
 
     Raises:
         Exception: What the way that the signature suggests raised, where no other works either.
     """
     first: Exception | None = None
-    for call in calls(module):
+    found: tuple[Call, str, Any] | None = None
+    masked = any("mask" in parameter.name.lower() for parameter in _demanded(module, _taker(module)[0]))
+    for call, words in calls(module):
         try:
-            return call, call(module, ids)
+            made = call, words, call(module, ids)
+            if not masked or not _looks_ahead(module, ids, call, made[2]):
+                return made
+            found = found or made
         except Exception as error:  # whatever a foreign forward raises
             first = first or error
+    if found is not None:
+        return found
     assert first is not None
     raise first
+
+
+def _looks_ahead(module: nn.Module, ids: Tensor, call: Call, output: Any) -> bool:
+    """Whether another last token changes what a module gives for the tokens before it, or what it gives is no number.
+
+    Of outputs that are not [B, P, N], nothing is known.
+    """
+    other = ids.clone()
+    other[:, -1] = torch.where(ids[:, -1] > 0, ids[:, -1] - 1, 1)
+    pairs = zip(_tensors(output, DEEPEST), _tensors(call(module, other), DEEPEST), strict=True)
+    rows = [(a[:, :-1], b[:, :-1]) for a, b in pairs if a.dim() == 3 and a.shape[:2] == ids.shape]
+    return any(not torch.allclose(a, b, rtol=1e-3, atol=1e-5) for a, b in rows)
 
 
 def _taker(module: nn.Module) -> tuple[str, bool]:
@@ -58,20 +104,26 @@ def _taker(module: nn.Module) -> tuple[str, bool]:
     return next((name for name in IDS if name in named), named[0]), True
 
 
-def _beside(module: nn.Module, ids: Tensor, given: str) -> dict[str, Any]:
-    """What else a forward demands, by name: masks of ones, positions, else None."""
-    more: dict[str, Any] = {}
-    for parameter in _parameters(module):
-        demanded = parameter.default is parameter.empty and parameter.name != given
-        if not demanded or parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
-            continue
-        name = parameter.name.lower()
-        if "mask" in name:
-            more[parameter.name] = torch.ones_like(ids)
-        else:
-            positions = torch.arange(ids.size(1), device=ids.device).expand_as(ids)
-            more[parameter.name] = positions if "pos" in name else None
-    return more
+def _beside(module: nn.Module, ids: Tensor, given: str, mask: Mask = torch.ones_like) -> dict[str, Any]:
+    """What else a forward demands, by name."""
+    return {parameter.name: _value(parameter, ids, mask) for parameter in _demanded(module, given)}
+
+
+def _demanded(module: nn.Module, given: str) -> list[inspect.Parameter]:
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return [p for p in _parameters(module) if p.default is p.empty and p.name != given and p.kind in named]
+
+
+def _value(parameter: inspect.Parameter, ids: Tensor, mask: Mask) -> Any:
+    """What an argument is given: a mask, where the text begins, positions, targets; None if nothing is known of it."""
+    name, kind = parameter.name.lower(), str(getattr(parameter.annotation, "__name__", parameter.annotation))
+    if "mask" in name:
+        return mask(ids)
+    if kind in ("int", "bool") or any(word in name for word in ("start", "offset")):
+        return ids.size(1) if "len" in name and "past" not in name else kind != "bool" and 0
+    if "pos" in name:
+        return torch.arange(ids.size(1), device=ids.device).expand_as(ids)
+    return ids if name in TARGETS else None
 
 
 def guesses(module: nn.Module) -> str:

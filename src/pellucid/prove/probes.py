@@ -88,6 +88,7 @@ class Probes:
         for place, named in zip(places, self.named, strict=False):
             drawn[1, place] = named
         drawn[0, inside], drawn[1, inside] = 0, self.vocabulary - 1
+        drawn[0, inside + 1 : min(inside + 4, length - 1)] = drawn[0, inside - 1]  # a token that comes again and again
         return drawn.to(self.ids)
 
     def _whole(self) -> Iterator[Tensor]:

@@ -187,7 +187,7 @@ class Program:
             entered.pop()
 
         with self.loan.taken() as module, torch.no_grad(), eagerly(), undisturbed(module):
-            call = self.call or next(calls(module))
+            call = self.call or next(calls(module))[0]
             for path, child in module.named_modules():
                 if not is_scripted(child):
                     child.register_forward_pre_hook(entering(path))
@@ -203,7 +203,8 @@ class Program:
     def _output(self, module: nn.Module, ids: Tensor) -> Any:
         ids = ids.to(next((parameter.device for parameter in module.parameters()), ids.device))
         if self.call is None:
-            self.call, output = working_call(module, ids)
+            self.call, words, output = working_call(module, ids)
+            self.remarks |= {words: None} if words else {}
             return output
         return self.call(module, ids)
 
