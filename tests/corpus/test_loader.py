@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import json
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +103,80 @@ def test_a_store_that_is_not_finished(store: Any, tmp_path: Path) -> None:
     assert caught.value.code == "corpus-unfinished"
     pl.corpus.capture(shared(), TEXTS, NAMES, tmp_path / "a.zarr")
     assert sum(len(batch.tokens) for batch in store.loader(4)) == store.plan.rows
+
+
+def test_rows_are_mixed_evenly_within_the_stated_window(store: Any) -> None:
+    """Over many seeds every row of the first window comes everywhere in it: on average in the middle."""
+    size = store.loader(1, window=70).window
+    assert size == 70 // store.plan.part_rows * store.plan.part_rows
+    assert store.loader(1, window=10**9).window == store.plan.rows
+    assert store.loader(1, window=1).window == store.plan.part_rows
+    places: dict[int, list[int]] = {}
+    for seed in range(200):
+        rows = next(iter(store.loader(size, seed=seed, window=size))).rows.tolist()
+        for at, row in enumerate(rows):
+            places.setdefault(row, []).append(at)
+    assert sorted(places) == [*range(store.plan.rows)]
+    for row, seen in places.items():
+        if len(seen) > 20:  # six standard errors of a mean of so many
+            assert abs(np.mean(seen) - (size - 1) / 2) < 6 * size / (12 * len(seen)) ** 0.5, row
+
+
+def test_a_stream_without_an_end(store: Any) -> None:
+    """As trainers of sparse autoencoders read it: `next` and `for`, mini-batches of one size, a new order each pass."""
+    name, rows = NAMES[0], store.plan.rows
+    stream = store.stream(name, 16, seed=5)
+    assert iter(stream) is stream
+    assert json.loads(json.dumps(stream.config))["rows"] == rows
+    whole = rows // 16
+    passes = [list(islice(stream, whole)) for _ in range(2)]
+    for number, batches in enumerate(passes):
+        expected = list(store.loader(16, seed=5 + number))[:whole]
+        for got, batch in zip(batches, expected, strict=False):
+            assert got.shape == (16, 48)
+            assert torch.equal(got, batch[name]), number
+    both = next(store.stream(None, 16, window=50))
+    assert {name: list(value.shape) for name, value in both.items()} == {NAMES[0]: [16, 48], NAMES[1]: [16, 4, 12]}
+    with pytest.raises(pl.UnknownNameError):
+        store.stream("blocks.1.resid_pots", 4)
+    with pytest.raises(pl.InputError) as caught:
+        store.stream(name, rows + 1)
+    assert caught.value.code == "not-a-whole-number"
+
+
+def test_saelens_trains_on_it(store: Any) -> None:
+    sae_lens = pytest.importorskip("sae_lens")
+    from sae_lens.config import LoggingConfig, SAETrainerConfig
+    from sae_lens.training.sae_trainer import SAETrainer
+
+    sae = sae_lens.StandardTrainingSAE(sae_lens.StandardTrainingSAEConfig(d_in=48, d_sae=64))
+    about = SAETrainerConfig(
+        n_checkpoints=0, checkpoint_path=None, save_final_checkpoint=False, total_training_samples=320, device="cpu",
+        autocast=False, lr=1e-3, lr_end=1e-4, lr_scheduler_name="constant", lr_warm_up_steps=0, adam_beta1=0.9,
+        adam_beta2=0.999, lr_decay_steps=0, n_restart_cycles=1, train_batch_size_samples=16,
+        dead_feature_window=100, feature_sampling_window=100, logger=LoggingConfig(log_to_wandb=False),
+    )  # fmt: skip
+    before = sae.W_dec.detach().clone()
+    trainer = SAETrainer(about, sae, store.stream(NAMES[0], 16))
+    trainer.fit()
+    assert trainer.n_training_samples == 320
+    assert not torch.equal(sae.W_dec, before)
+
+
+def test_dictionary_learning_trains_on_it(store: Any, tmp_path: Path) -> None:
+    pytest.importorskip("dictionary_learning")
+    from dictionary_learning import AutoEncoder
+    from dictionary_learning.trainers import StandardTrainer
+    from dictionary_learning.training import trainSAE
+
+    about = {
+        "trainer": StandardTrainer, "steps": 20, "activation_dim": 48, "dict_size": 64, "layer": 0, "lm_name": "glass",
+        "device": "cpu", "dict_class": AutoEncoder, "warmup_steps": 1, "sparsity_warmup_steps": 1,
+    }  # fmt: skip
+    trainSAE(store.stream(NAMES[0], 16), [about], steps=20, save_dir=str(tmp_path / "trained"), device="cpu")
+    kept = json.loads((tmp_path / "trained" / "trainer_0" / "config.json").read_text())
+    assert kept["buffer"]["rows"] == store.plan.rows
+    assert (tmp_path / "trained" / "trainer_0" / "ae.pt").exists()
 
 
 def test_a_mistake_is_noticed(store: Any) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,6 +35,41 @@ class MiniBatch(dict[str, Tensor]):
         self.tokens, self.rows = self.pop(TOKENS), self.pop(ROWS)
 
 
+class ActivationStream(Iterator[Any]):
+    """Mini-batches of one checkpoint without an end, as trainers of sparse autoencoders read them.
+
+    SAELens' trainers call `next` on their `data_provider`; dictionary_learning's `trainSAE` iterates over its `data`
+    and writes `data.config` beside what it trained. Every mini-batch has `batch_size` rows: what is left of a pass is
+    left out. Each pass has an order of its own, seeded by `seed` and its number.
+
+    Args:
+        loader: The first pass.
+        name: The checkpoint; None for `{name: tensor}` of all of them.
+        device: Where tensors go.
+
+    Attributes:
+        config: What is read, as JSON has it.
+    """
+
+    def __init__(self, loader: Loader, name: str | None, device: Any) -> None:
+        self._loader, self._name, self._device = loader, name, device
+        self._batches, self._passes = iter(loader), 0
+        self.config = {
+            "store": str(loader.store.place), "name": name, "batch_size": loader.batch_size, "seed": loader.seed,
+            "window": loader.window, "rows": loader.store.plan.rows,
+        }  # fmt: skip
+
+    def __next__(self) -> Any:
+        batch = next(self._batches, None)
+        if batch is None or len(batch.rows) < self._loader.batch_size:
+            self._passes += 1
+            self._batches = iter(replace(self._loader, seed=self._loader.seed + self._passes))
+            batch = next(self._batches)
+        if self._name is None:
+            return {name: value.to(self._device) for name, value in batch.items()}
+        return batch[self._name].to(self._device)
+
+
 @dataclass(frozen=True)
 class Loader:
     """Yields a `MiniBatch`, `{name: tensor [b, …]}`, with each row of a store once in every pass.
@@ -44,7 +79,7 @@ class Loader:
         batch_size: Rows of each mini-batch but the last.
         shuffle: Whether in a random order.
         seed: Which; every pass over the same loader is the same, and another seed is another order.
-        window: Rows in memory, to the next whole part; None for an order of all rows.
+        window: Rows that are mixed with each other, whole parts of the store; None for an order of all rows.
     """
 
     store: Store
@@ -57,7 +92,10 @@ class Loader:
     def of(cls, store: Store, batch_size: Any, *, shuffle: bool, seed: Any, window: Any) -> Loader:
         """A loader of these arguments, checked."""
         size = require_whole("batch_size", batch_size, at_least=1)
-        held = None if window is None else require_whole("window", window, at_least=1)
+        held = None
+        if window is not None:
+            parts = max(1, require_whole("window", window, at_least=1) // store.plan.part_rows)
+            held = min(parts * store.plan.part_rows, store.plan.rows)
         if not store.is_complete:
             raise InputError(
                 f"corpus: {store.place} is not finished.",
@@ -93,7 +131,7 @@ class Loader:
     def _windows(self, generator: np.random.Generator) -> Iterator[dict[str, Tensor]]:
         """The rows of some parts at a time; while they are used, the next are read."""
         plan = self.store.plan
-        together = 1 if self.window is None else max(1, self.window // plan.part_rows)
+        together = 1 if self.window is None else -(-self.window // plan.part_rows)
         parts = generator.permutation(plan.parts) if self.shuffle else np.arange(plan.parts)
         groups = [parts[i : i + together] for i in range(0, len(parts), together)]
         with ThreadPoolExecutor(1, thread_name_prefix="pellucid") as reader:

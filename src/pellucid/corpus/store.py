@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pellucid.check import require_whole
 from pellucid.corpus.intake import DIGESTS, NUMBERS, OFFSETS, TOKENS, Growing
-from pellucid.corpus.loader import Loader
+from pellucid.corpus.loader import ActivationStream, Loader
 from pellucid.corpus.objects import place_of
 from pellucid.corpus.parts import DIGEST_BYTES, LEDGER, Corpus, entry
 from pellucid.corpus.place import METADATA, StorePlace, chunk_key
@@ -215,6 +216,40 @@ class Store(Mapping[str, Any]):
             InputError: A size that cannot be, or a store that is not finished.
         """
         return Loader.of(self, batch_size, shuffle=shuffle, seed=seed, window=window)
+
+    def stream(
+        self, name: str | None, batch_size: int, *, seed: int = 0, window: int | None = None, device: Any = "cpu"
+    ) -> ActivationStream:
+        """Shuffled mini-batches without an end, for the trainers of SAELens and dictionary_learning.
+
+        Args:
+            name: The checkpoint, whose tensors [batch_size, …] are given one after another; None for `{name: tensor}`
+                of all of them.
+            batch_size: Rows of each; what is left at the end of a pass is left out.
+            seed: Of the first pass; the one after it has the next number.
+            window: See `loader`.
+            device: Where tensors go.
+
+        Returns:
+            What SAELens' `SAETrainer` takes as `data_provider`, and dictionary_learning's `trainSAE` as `data`.
+
+        Raises:
+            UnknownNameError: No such checkpoint.
+            InputError: A size that cannot be, more rows than there are, or a store that is not finished.
+
+        Example:
+            >>> import tempfile
+            >>> import pellucid as pl
+            >>> folder = tempfile.mkdtemp() + "/acts.zarr"
+            >>> store = pl.corpus.capture(pl.load(), ["Once upon a time", "The end"], "blocks.3.resid_post", folder)
+            >>> stream = store.stream("blocks.3.resid_post", 4)
+            >>> next(stream).shape, next(stream).shape
+            (torch.Size([4, 256]), torch.Size([4, 256]))
+        """
+        if name is not None:
+            self[name]
+        require_whole("batch_size", batch_size, at_least=1, at_most=self.plan.rows)
+        return ActivationStream(self.loader(batch_size, seed=seed, window=window), name, device)
 
 
 def open(path: Any, *, storage_options: dict[str, Any] | None = None) -> Store:  # noqa: A001 (the contract's name)
