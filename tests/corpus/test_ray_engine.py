@@ -170,12 +170,12 @@ def test_what_would_give_other_bits_is_not_begun(fact: str) -> None:
     model, begun = support.glass(), list[int]()
     job = SimpleNamespace(begin=lambda: begun.append(1))
     there = {**ray_workers.machine_of(model), "sample": ray_workers.sample_of(model)}
-    ray_workers.Worker(model, job, there, there.pop("sample")).begin()
+    ray_workers.Worker(model, job, there, there.pop("sample"), "").begin()
     assert begun == [1]
     changed = {**there, "sample": ray_workers.sample_of(model), fact: "another"}
     said = "the same run gives other bits" if fact == "sample" else f"{fact} is .*, not 'another'"
     with pytest.raises(pl.InputError, match=said) as caught:
-        ray_workers.Worker(model, job, changed, changed.pop("sample")).begin()
+        ray_workers.Worker(model, job, changed, changed.pop("sample"), "").begin()
     assert caught.value.code == "ray-machine"
     assert begun == [1]
 

@@ -211,6 +211,25 @@ def test_a_store_of_another_computation_is_found(tmp_path: Path) -> None:
     assert not found.damaged
 
 
+def test_one_library_multiplies_for_a_store_in_fast_numerics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which one is measured in each process otherwise, and its bits are not those of another."""
+    model, seen = support.glass(numerics="fast"), set[str | None]()
+    model.blocks[0].mlp.register_forward_hook(lambda *given: seen.add(os.environ.get("PELLUCID_PRODUCTS")))
+    capture = lambda: pl.corpus.capture(model, TEXTS, "blocks.1.resid_post", tmp_path / "a.zarr")  # noqa: E731
+    monkeypatch.setenv("PELLUCID_PRODUCTS", "onednn")
+    assert capture().provenance["products"] == "onednn"
+    monkeypatch.setenv("PELLUCID_PRODUCTS", "torch")
+    (tmp_path / "a.zarr" / "ledger" / "c.0.0.0").unlink()
+    seen.clear()
+    assert capture().verify(model=model)
+    assert seen == {"onednn"}
+    assert os.environ["PELLUCID_PRODUCTS"] == "torch"
+    monkeypatch.delenv("PELLUCID_PRODUCTS")
+    made = pl.corpus.capture(model, TEXTS, "blocks.1.resid_post", tmp_path / "b.zarr")
+    assert made.provenance["products"] in ("torch", "onednn")
+    assert captured(tmp_path / "c.zarr").provenance["products"] == ""
+
+
 # Going on
 
 

@@ -17,6 +17,7 @@ from pellucid.corpus.sink import CapturingModel
 from pellucid.corpus.store import Store, about_of
 from pellucid.errors import InputError
 from pellucid.interrupts import told
+from pellucid.numerics.quickest import one_library
 
 MARK = f"{LEDGER}/workers"
 """What is in a store only while Ray's processes work: each reads it, and so sees that its store is this one."""
@@ -40,7 +41,8 @@ def finish(model: CapturingModel, store: Store, engine: Engine, path: Any, *, pr
     place.remove(MARK)  # if the one who put it there was killed
     done = sum(len(plan.rows_of(part)) for part in there)
     words = lambda: f"corpus: interrupted; {place} keeps what is whole, and the same call goes on from there"  # noqa: E731
-    with told(words), bar("tokens", plan.rows, wanted=progress) as advance:
+    same = one_library(store.provenance.get("products", ""))
+    with told(words), same, bar("tokens", plan.rows, wanted=progress) as advance:
         advance(done)
         if engine.kind == "local":
             with Keeper(place, plan) as keeper:

@@ -25,6 +25,8 @@ from pellucid.check import require_one_of, require_whole
 from pellucid.corpus.sink import CapturingModel
 from pellucid.errors import InputError
 from pellucid.extras import need
+from pellucid.numerics.quickest import VARIABLE, library_of_most, one_library
+from pellucid.run.origin import execution_of
 
 USAGE = "RAY_USAGE_STATS_ENABLED"
 SET_BY_RAY = (USAGE, "PYTHONBREAKPOINT")
@@ -100,6 +102,11 @@ def sample_of(model: CapturingModel) -> str:
     return hashlib.sha256(value.view(torch.uint8).numpy().data).hexdigest()
 
 
+def library_of(model: Any) -> str:
+    """The library that takes the products of fast numerics, which each process would measure; "" in exact ones."""
+    return library_of_most(lambda: sample_of(model)) if execution_of(model)["numerics"] != "exact" else ""
+
+
 class Worker:
     """What Ray runs in a process.
 
@@ -108,11 +115,14 @@ class Worker:
         job: What to do.
         machine: What `machine_of` gives where the work was begun.
         sample: What `sample_of` gives there.
+        library: What `library_of` gives there.
     """
 
-    def __init__(self, model: CapturingModel, job: Job, machine: dict[str, Any], sample: str) -> None:
+    def __init__(self, model: CapturingModel, job: Job, machine: dict[str, Any], sample: str, library: str) -> None:
         self._model, self._job, self._machine, self._sample = model, job, machine, sample
         torch.set_num_threads(machine["threads"])
+        if library:
+            os.environ[VARIABLE] = library
 
     def begin(self) -> None:
         """Raise an error unless this process gives the bits of the one that began the work."""
@@ -189,11 +199,13 @@ class Workers:
             InputError: A piece was lost several times, a process would give other bits, or Ray cannot be had.
             PellucidError: What the job raises.
         """
-        machine, sample = machine_of(self._model), sample_of(self._model)
+        library = library_of(self._model)
+        with one_library(library):
+            machine, sample = machine_of(self._model), sample_of(self._model)
         with joined(self._count, machine["threads"]) as (ray, count):
             held = ray.put(self._model)
             kind = ray.remote(num_cpus=machine["threads"], num_gpus=int(machine["device"] != "cpu"))(Worker)
-            begin = lambda task: self._begin(kind.remote(held, self._job, machine, sample), task)  # noqa: E731
+            begin = lambda task: self._begin(kind.remote(held, self._job, machine, sample, library), task)  # noqa: E731
             try:
                 for _ in range(count):
                     begin(_Task())

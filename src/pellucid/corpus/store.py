@@ -25,6 +25,7 @@ from pellucid.corpus.plan import CorpusPlan, StoredValue
 from pellucid.corpus.verification import Verification, recomputed
 from pellucid.errors import InputError, NotFoundError, UnknownNameError, nearest
 from pellucid.extras import need
+from pellucid.numerics.quickest import one_library
 
 ABOUT = "pellucid.corpus"
 FORMAT = "pellucid.corpus/1"
@@ -196,7 +197,8 @@ class Store(Mapping[str, Any]):
         Raises:
             InputError: The model cannot be opened or is another one, or this machine computes otherwise.
         """
-        return recomputed(self, rows, self.model if model is None else model, seed)
+        with one_library(self.provenance.get("products", "")):
+            return recomputed(self, rows, self.model if model is None else model, seed)
 
     def loader(self, batch_size: int, *, shuffle: bool = True, seed: int = 0, window: int | None = None) -> Loader:
         """Mini-batches of rows, each under all names.

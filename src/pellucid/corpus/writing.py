@@ -16,7 +16,7 @@ from pellucid.corpus.intake import Intake, Reader, digest_of
 from pellucid.corpus.objects import place_of
 from pellucid.corpus.place import StorePlace
 from pellucid.corpus.plan import ITEM_BYTES, CorpusPlan, StoredValue, part_rows_for
-from pellucid.corpus.ray_workers import Engine
+from pellucid.corpus.ray_workers import Engine, library_of
 from pellucid.corpus.store import Store, about_of, write_metadata
 from pellucid.errors import InputError
 from pellucid.schema import Schema
@@ -150,7 +150,7 @@ def _column(name: str, schema: Schema) -> StoredValue:
 
 def _begin(model: Reader, texts: Iterable[Any], wanted: _Wanted, place: StorePlace) -> None:
     """Write a store without values: its tokens are read and its parts are cut."""
-    facts = {**facts_of(model), **wanted.facts}
+    facts = {**facts_of(model), **wanted.facts, "products": library_of(model)}
     with place.building() as new:
         intake = Intake(model, new.put, split=wanted.facts["long_texts"] == "split")
         facts["texts"] = intake.read(texts)

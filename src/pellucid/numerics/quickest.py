@@ -16,7 +16,8 @@ import os
 import platform
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -90,6 +91,30 @@ def forget() -> None:
     with _measuring:
         _chosen.clear()
         _read.clear()
+
+
+def library_of_most(run: Callable[[], object]) -> str:
+    """The library that takes most kinds of products, those of a run among them; the wished one, if there is one."""
+    wish = os.environ.get(VARIABLE, "")
+    if wish in LIBRARIES:
+        return wish
+    run()
+    taken = [choice.library for choice in _chosen.values()]
+    return "onednn" if 2 * taken.count("onednn") > len(taken) else "torch"
+
+
+@contextmanager
+def one_library(name: str) -> Generator[None]:
+    """Take all products of this process by one library, so no measurement decides about bits; "" changes nothing."""
+    before = os.environ.get(VARIABLE)
+    try:
+        if name:
+            os.environ[VARIABLE] = name
+        yield
+    finally:
+        os.environ.pop(VARIABLE, None)
+        if before is not None:
+            os.environ[VARIABLE] = before
 
 
 def by_torch(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
