@@ -1,8 +1,9 @@
 """Patching every residual stream, block by block and position by position: a sweep, and the loops that it stands for.
 
-The loops run the model once for each of the patches: pellucid's own with `Edit.patch`, and TransformerLens'
-`patching.get_act_patch_resid_pre`. The sweep equals its own loop first; the metric is the difference of two logits of
-the last token. All are given the clean run's values beforehand, but for the sweep, which runs the clean text itself.
+The loops run the model once for each of the patches: pellucid's own with `Edit.patch`, TransformerLens'
+`patching.get_act_patch_resid_pre`, and nnsight's with an assignment in a trace, as its documentation patches. The sweep
+equals its own loop first; the metric is the difference of two logits of the last token. All are given the clean run's
+values beforehand, but for the sweep, which runs the clean text itself.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from torch import Tensor
 
 import pellucid as pl
 from contest import Admission, Contender
-from models import asked_for, bridge, some_ids
-from peers import LENS
+from models import asked_for, bridge, some_ids, traced
+from peers import LENS, NNSIGHT, nnsight_run
 
 RIGHT, WRONG = 262, 500
 METRIC = pl.metrics.logit_difference(RIGHT, WRONG)
@@ -56,6 +57,23 @@ def lens_looped(lens: Any, clean: Tensor, corrupted: Tensor) -> Call:
     return lambda: patching.get_act_patch_resid_pre(lens, corrupted, cache, metric)
 
 
+def nnsight_looped(model: Any, clean: Tensor, corrupted: Tensor) -> Call:
+    """A trace for each patch, which puts a value of the clean run into a block's input."""
+    cache, blocks = nnsight_run(model, clean)(), model.transformer.h
+    places = ["drop", *(f"h.{i}" for i in range(len(blocks) - 1))]
+    outputs = [cache[f"model.transformer.{place}"].output for place in places]
+    values = [value[0] if isinstance(value, tuple) else value for value in outputs]
+
+    def patched(layer: int, pos: int) -> Tensor:
+        with model.trace(corrupted):
+            blocks[layer].input[:, pos] = values[layer][:, pos]
+            logits = model.lm_head.output[0, -1].save()
+        return logits[RIGHT] - logits[WRONG]
+
+    columns = range(corrupted.shape[1])
+    return lambda: torch.stack([torch.stack([patched(layer, pos) for pos in columns]) for layer in range(len(blocks))])
+
+
 def beside_loops(report: Report, hf: Any, shape: str, options: Options) -> None:
     """Ratios of the loops' time to the sweep's, with exact and with fast numerics."""
     clean, corrupted = some_ids(shape), some_ids(shape)
@@ -69,6 +87,7 @@ def beside_loops(report: Report, hf: Any, shape: str, options: Options) -> None:
         "pellucid, fast": lambda: Contender(swept(fast, clean, corrupted), array, within),
         "pellucid, a loop": lambda: Contender(looped(model, clean, corrupted), tensor, within),
         LENS: lambda: Contender(lens_looped(bridge(hf), clean, corrupted), tensor, within),
+        NNSIGHT: lambda: Contender(nnsight_looped(traced(hf), clean, corrupted), tensor, within),
     }
     contenders: dict[str, Contender] = {}
     for name, build in everyone.items():
@@ -78,7 +97,7 @@ def beside_loops(report: Report, hf: Any, shape: str, options: Options) -> None:
             report.fail(WORK, name, error)
     calls = Admission(report, f"{WORK}, {shape}").admit(contenders)
     samples = compete(calls, rounds=options.rounds(5, quick=2), device=options.device, warm_up=0)
-    for against, least in (("pellucid, a loop", 8.0), (LENS, 3.0)):
+    for against, least in (("pellucid, a loop", 8.0), (LENS, 3.0), (NNSIGHT, 3.0)):
         for ours in ("pellucid", "pellucid, fast"):
             if against in calls:
                 target = options.target(least, at_least=True)

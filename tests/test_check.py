@@ -80,4 +80,4 @@ def test_a_word_that_is_none_of_those_expected(given: object) -> None:
     require_one_of("verb: side", "b", {"a": 1, "b": 2, "c": 3}, code="side")
     with pytest.raises(InputError, match=r"^verb: side=.*, expected 'a', 'b' or 'c'\.") as raised:
         require_one_of("verb: side", given, {"a": 1, "b": 2, "c": 3}, code="side")
-    assert (raised.value.code, raised.value.remedy) == ("side", "Give one of these.")
+    assert (raised.value.code, raised.value.remedy) == ("side", "Give side='a' or side='b' or side='c'.")

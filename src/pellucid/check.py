@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from pellucid.errors import InputError, PellucidError, WeightsError, shown
+from pellucid.errors import InputError, PellucidError, WeightsError, nearest, shown
 
 
 def attribute(of: object, name: str, default: Any = None) -> Any:
@@ -127,12 +127,19 @@ def require_one_of(
     *,
     error: type[PellucidError] = InputError,
     code: str,
-    remedy: str = "Give one of these.",
+    remedy: str = "",
 ) -> None:
-    """Raise an error unless a value is one of some words; `name` says where it was given, such as "ablate: how"."""
-    *others, last = map(repr, choices)
-    if not isinstance(value, str) or repr(value) not in (*others, last):
-        raise error(f"{name}={shown(value)}, expected {', '.join(others)} or {last}.", code=code, remedy=remedy)
+    """Raise an error unless a value is one of some words; `name` says where it was given, such as "ablate: how".
+
+    The remedy names the argument with each of them, unless there is a better one.
+    """
+    *others, last = known = tuple(choices)
+    if not isinstance(value, str) or value not in known:
+        expected = " or ".join(filter(None, (", ".join(map(repr, others)), repr(last))))
+        argument = name.rpartition(": ")[2]
+        given = f"Give {' or '.join(f'{argument}={choice!r}' for choice in known)}."
+        remedy = remedy or " ".join(filter(None, (nearest(str(value), known), given)))
+        raise error(f"{name}={shown(value)}, expected {expected}.", code=code, remedy=remedy)
 
 
 def _is_scalar(value: object) -> bool:

@@ -41,7 +41,7 @@ REMEDIES: dict[str, list[Case]] = {
     ],
     "unknown-norm": [
         Case(lambda h: P.normalization(h.run, "ln3"), "Did you mean 'ln", lambda h: P.normalization(h.run, "ln2")),
-        Case(lambda h: P.normalization(h.run, "x"), "Give one of these", lambda h: P.normalization(h.run, "ln_final")),
+        Case(lambda h: P.normalization(h.run, "x"), "norm='ln_final'", lambda h: P.normalization(h.run, "ln_final")),
     ],
     "not-stages": [
         Case(
@@ -221,7 +221,7 @@ REMEDIES: dict[str, list[Case]] = {
     ],
     "unknown-theme": [
         Case(lambda h: P.theme("drak").__enter__(), "'dark'", lambda h: P.theme("dark").__enter__()),
-        Case(lambda h: P.theme("~").__enter__(), "Give one of these", lambda h: P.theme("light").__enter__()),
+        Case(lambda h: P.theme("~").__enter__(), "name='light'", lambda h: P.theme("light").__enter__()),
     ],
 }
 

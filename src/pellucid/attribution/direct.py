@@ -11,7 +11,8 @@ import torch
 from pellucid import aliases
 from pellucid.attribution.labels import Contribution, labelled
 from pellucid.attribution.reading import LOGITS, Reading, doubles, opened, reading, require_captured
-from pellucid.errors import InputError, NumericsError, shown
+from pellucid.check import require_one_of
+from pellucid.errors import NumericsError, shown
 from pellucid.network import Network
 from pellucid.run.activations import ActivationCkpts
 from pellucid.schema import Schema
@@ -78,12 +79,7 @@ def direct(
         (27, True)
     """
     what = f"attribution.direct by={by!r}"
-    if by not in _CAPTURED:
-        raise InputError(
-            f"attribution.direct: by={shown(by)}, expected one of {', '.join(map(repr, _CAPTURED))}.",
-            code="attribution-by",
-            remedy="Give by='component', 'head', 'neuron' or 'block'.",
-        )
+    require_one_of("attribution.direct: by", by, _CAPTURED, code="attribution-by")
     maker, place = opened(ckpts, model, at, "attribution.direct")
     writers = list(_writers(maker.schema, place.stream))
     require_captured(ckpts, [place.stream, *(_captured_of(w, by) for w in writers)], what, heads=by == "head")

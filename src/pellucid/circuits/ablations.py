@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 
 from pellucid.axes import Axis
+from pellucid.check import require_one_of
 from pellucid.circuits.circuit import Circuit
 from pellucid.circuits.graph import EMBEDDINGS, LOGITS, MLP_OUT, PART, Graph, Z, kind_of
-from pellucid.errors import InputError, shown
+from pellucid.errors import InputError
 from pellucid.metrics import Metric, measured
 from pellucid.network import Run
 from pellucid.patching.ablation import Ablation
@@ -63,11 +64,14 @@ class Choices:
         """
         given = (components,) if isinstance(components, str) else components
         kinds = (KINDS if granularity == "edges" else KINDS[1:]) if given is None else tuple(given) or (None,)
-        _require("granularity", granularity, ("nodes", "edges"))
-        for kind in kinds:
-            _require("components", kind, KINDS)
-        _require("value", value, ("resample", "mean", "zero"))
-        _require("direction", direction, ("noise", "denoise"))
+        wanted = [
+            ("granularity", granularity, ("nodes", "edges")),
+            *(("components", kind, KINDS) for kind in kinds),
+            ("value", value, ("resample", "mean", "zero")),
+            ("direction", direction, ("noise", "denoise")),
+        ]
+        for what, one, known in wanted:
+            require_one_of(f"circuits: {what}", one, known, code="circuit-choices")
         if direction == "denoise" and value != "resample":
             raise InputError(
                 f"circuits: direction='denoise' with value={value!r}, but only corrupted texts have runs to put into.",
@@ -80,15 +84,6 @@ class Choices:
         where = "every position" if self.pos is None else f"pos={self.pos!r}"
         return (
             f"{self.value} ablation of {', '.join(self.components)} by {self.granularity} at {where}, {self.direction}"
-        )
-
-
-def _require(what: str, given: Any, known: Sequence[str]) -> None:
-    if given not in known:
-        raise InputError(
-            f"circuits: {what}={shown(given)}, expected {' or '.join(map(repr, known))}.",
-            code="circuit-choices",
-            remedy=f"Give {what}={known[0]!r}, for example.",
         )
 
 

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 
 from pellucid.aliases import Names, selected, several
-from pellucid.check import as_whole, require_whole
+from pellucid.check import as_whole, require_one_of, require_whole
 from pellucid.dialects import ARGUMENTS
 from pellucid.errors import InputError, shown
 from pellucid.generate.beams import MOST, Beams
@@ -71,12 +71,7 @@ def plan_of(batch: Batch, stopping: Stopping, schema: Schema, *, cached: bool, o
     Raises:
         InputError: It would not fit, or another overflow.
     """
-    if overflow not in ("error", "slide"):
-        raise InputError(
-            f"generate: overflow={overflow!r}, expected 'error' or 'slide'.",
-            code="overflow",
-            remedy="Give overflow='error' or overflow='slide'.",
-        )
+    require_one_of("generate: overflow", overflow, ("error", "slide"), code="overflow")
     columns = batch.ids.size(1) + stopping.max_new_tokens
     context = schema.sizes["n_ctx"]
     if columns > context and overflow == "error":

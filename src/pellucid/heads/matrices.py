@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from pellucid.check import as_whole
+from pellucid.check import as_whole, require_one_of
 from pellucid.errors import InputError, shown
 from pellucid.extras import need
 from pellucid.heads.factored import FactoredMatrix, triangle
@@ -89,12 +89,8 @@ def composition(model: Network, kind: Kind) -> xarray.DataArray:
         >>> scores.sizes, int(scores.notnull().sum())
         (Frozen({'layer': 4, 'head': 4, 'layer_to': 4, 'head_to': 4}), 96)
     """
-    if kind not in ("Q", "K", "V"):
-        raise InputError(
-            f"heads.composition: {shown(kind)} given, expected 'Q', 'K' or 'V'.",
-            code="composition-kind",
-            remedy="Give 'Q', 'K' or 'V': what of the later head reads.",
-        )
+    remedy = "Give 'Q', 'K' or 'V': what of the later head reads."
+    require_one_of("heads.composition: kind", kind, ("Q", "K", "V"), code="composition-kind", remedy=remedy)
     layers, heads = model.schema.sizes["layer"], model.schema.sizes["head"]
     written, read = zip(*_written_and_read(model, kind), strict=True)
     scores = written[0].new_full((layers, heads, layers, heads), torch.nan)

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
+from pellucid.check import require_one_of
 from pellucid.errors import ConfigError
 from pellucid.numerics.quickest import by_onednn, library_for
 
@@ -43,10 +44,11 @@ class Execution:
     numerics: str = "exact"
 
     def __post_init__(self) -> None:
-        if self.attention not in ATTENTION:
-            raise _unknown("attention", self.attention, ATTENTION, "unknown-attention")
-        if self.numerics not in NUMERICS:
-            raise _unknown("numerics", self.numerics, NUMERICS, "unknown-numerics")
+        remedy = "Give one of these."
+        require_one_of(
+            "attention", self.attention, ATTENTION, error=ConfigError, code="unknown-attention", remedy=remedy
+        )
+        require_one_of("numerics", self.numerics, NUMERICS, error=ConfigError, code="unknown-numerics", remedy=remedy)
 
     @property
     def is_fast(self) -> bool:
@@ -95,12 +97,6 @@ def is_batched(tensor: Tensor) -> bool:
             return True
         tensor = functorch.get_unwrapped(tensor)
     return False
-
-
-def _unknown(option: str, given: object, choices: tuple[str, ...], code: str) -> ConfigError:
-    return ConfigError(
-        f"{option}={given!r}, expected {' or '.join(map(repr, choices))}.", code=code, remedy="Give one of these."
-    )
 
 
 def affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

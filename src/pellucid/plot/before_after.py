@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pellucid.errors import InputError, nearest, shown
+from pellucid.check import require_one_of
+from pellucid.errors import InputError
 from pellucid.measure.distributions import outliers
 from pellucid.measure.labelled import find, values
 from pellucid.plot.canvas import canvas, extent, layer_axis, model_name, remember, say_what
@@ -119,12 +120,7 @@ def _read(where: str, ckpts: Any, norm: str, skip: int) -> tuple[list[Any], tupl
     """The layers, what is before and after the norm in each, and the model."""
     names = require_run(where, ckpts).schema.names
     known = list(dict.fromkeys(name.split(".")[-2] for name in names if name.endswith(".ckpt_normalized")))
-    if norm not in known:
-        raise InputError(
-            f"{where}: norm={shown(norm)}, expected one of {', '.join(map(repr, known))}.",
-            code="unknown-norm",
-            remedy=nearest(str(norm), known) or "Give one of these.",
-        )
+    require_one_of(f"{where}: norm", norm, known, code="unknown-norm")
     every = [name for name in names if name.endswith(f"{norm}.ckpt_normalized")]
     chosen = [name for name in every if name in ckpts] or every[:1]
     read = [[n for n in names[: names.index(name)] if n.rpartition(".")[2].startswith("resid_")] for name in chosen]

@@ -14,7 +14,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from pellucid.errors import InputError, nearest
+from pellucid.check import require_one_of
 from pellucid.extras import need
 
 if TYPE_CHECKING:
@@ -144,12 +144,7 @@ def theme(name: str) -> Generator[Theme, None, None]:
         >>> ax.get_figure().get_facecolor()[:3] < (0.2, 0.2, 0.2)
         True
     """
-    if name not in THEMES:
-        raise InputError(
-            f"plot.theme: {name!r}, expected one of {', '.join(map(repr, THEMES))}.",
-            code="unknown-theme",
-            remedy=nearest(str(name), THEMES) or "Give one of these.",
-        )
+    require_one_of("plot.theme: name", name, THEMES, code="unknown-theme")
     chosen = THEMES[name]
     token = _CURRENT.set(chosen)
     try:

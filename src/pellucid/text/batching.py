@@ -14,6 +14,7 @@ import tokenizers
 import torch
 from torch import Tensor
 
+from pellucid.check import require_one_of
 from pellucid.config import Config
 from pellucid.errors import InputError, ShapeError, shown
 from pellucid.generation_settings import GenerationSettings
@@ -69,12 +70,7 @@ class Batcher:
                 _require_batch(inputs)
                 self._check(inputs.ids, inputs.positions)
             return inputs.to(self.device)
-        if padding_side not in ("left", "right"):
-            raise InputError(
-                f"tokenize: padding_side={padding_side!r}, expected 'left' or 'right'.",
-                code="padding-side",
-                remedy="Give padding_side='left' or padding_side='right'.",
-            )
+        require_one_of("tokenize: padding_side", padding_side, ("left", "right"), code="padding-side")
         if isinstance(inputs, Mapping):
             inputs, mask = ids.from_mapping(inputs, mask)
         inputs = ids.opened(inputs)
