@@ -8,7 +8,7 @@ await build({
   minify: true,
   // Long names of our own that are neither in a trace, nor in an answer, nor the browser's.
   mangleProps:
-    /^(accent|anchor|atKey|atQuery|baseline|caption|build|cellText|choose|columnLabels|columnTitle|cells|circle|color|controls|differ|diverging|exact|faint|grid|hover|ink|legend|lit|mono|muted|narrowest|notice|palette|panel|paper|point|pooled|query|question|radius|rowHeight|rowLabels|rowTitle|series|turn|warm|weight)$/,
+    /^(accent|anchor|atKey|atQuery|baseline|build|caption|cells|cellText|choose|circle|color|columnLabels|columnTitle|controls|differ|diverging|exact|faint|grid|header|hover|ink|layers|legend|lit|minus|mono|muted|narrowest|need|notice|ofBoth|opacity|pair|palette|panel|paper|piece|point|pooled|probabilities|query|question|radius|rowHeight|rowLabels|rowTitle|series|showing|table|turn|warm|weight)$/,
   format: "iife",
   target: "es2022",
   jsx: "automatic",

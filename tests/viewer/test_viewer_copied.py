@@ -1,11 +1,8 @@
-"""What a figure gives as Python and as a command line makes its very numbers, on a run of the bundled model."""
+"""What a figure gives as Python makes its very numbers, on a run of the bundled model."""
 
 from __future__ import annotations
 
 import json
-import shlex
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -191,18 +188,3 @@ def test_python_makes_the_numbers_of_embeddings(opened: Open, page: Path, space:
     journey = copied(watched, "The same tokens, layer by layer")
     shares = np.array([row[1:] for row in journey["rows"]])
     assert shares.ravel() == pytest.approx(flat(value_of(journey["python"], space)), rel=1e-9)
-
-
-def test_the_command_line_of_the_lens_says_the_same(opened: Open, page: Path) -> None:
-    watched = opened(page, state="#lens")
-    watched.context.grant_permissions(["clipboard-read", "clipboard-write"])
-    watched.page.bring_to_front()
-    figure = watched.figure("What each layer would say")
-    figure.locator("summary").click()
-    figure.get_by_role("button", name="Copy as command line").click()
-    watched.page.wait_for_selector(".notice span")
-    command = shlex.split(watched.run("navigator.clipboard.readText()"))
-    assert command == ["pellucid", "lens", TEXT]
-    command = [sys.executable, "-m", "pellucid.cli", *command[1:]]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "Mary" in done.stdout

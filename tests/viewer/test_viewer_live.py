@@ -194,7 +194,7 @@ def test_two_models_are_compared_and_the_lines_compare_them_again(
     assert "nowhere" in watched.page.locator(".fault").inner_text()
     field.fill(str(tmp_path / "other model"))
     watched.page.keyboard.press("Enter")
-    watched.page.wait_for_selector(".verdict")
+    watched.page.wait_for_selector(".verdict", timeout=60_000)
     said = watched.page.locator(".verdict").inner_text()
     assert "The two models are different" in said
     assert "blocks.2.attn.W_Q" in said
@@ -251,3 +251,48 @@ def test_command_lines_make_the_numbers_of_their_figures(tab: Any, capsys: pytes
         made = [head[name] if head[name] is not None else float("nan") for head in found["heads"]]
         shown = [float("nan") if value is None else value for value in heads[name]]
         assert shown == pytest.approx(made, rel=1e-5, abs=1e-7, nan_ok=True)
+
+
+def test_any_token_is_followed_through_the_layers_and_split_at_a_pinned_cell(
+    tab: Any, bundled: pl.CkptedTransformer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    watched = tab("#lens?row=3&q=12&heads=1")
+    watched.page.get_by_role("combobox", name="Follow").select_option("token")
+    watched.page.get_by_role("textbox", name="or as written").fill(" John")
+    watched.page.keyboard.press("Enter")
+    watched.page.wait_for_selector("text=How ‘␣John’ comes up")
+    watched.wait("!document.querySelector('.notice').innerText.includes('Asking')")
+    path = columns(watched, "How ‘␣John’ comes up")
+    _, ckpts = bundled.run_with_ckpts(TEXT)
+    read = pl.lens.logit(ckpts)
+    assert path["rank"][1:] == (read.rank(" John").values[:, 0, 12] + 1).tolist()
+    assert path["logprob"][1:] == pytest.approx(read.logprobs(" John").values[:, 0, 12].tolist(), abs=1e-5)
+    assert run_whole(path[""]).values[:, 0, 12].tolist() == [rank - 1 for rank in path["rank"][1:]]
+    parts = columns(watched, "What attention and the MLPs add to ‘␣John’")
+    with torch.no_grad():
+        logits = bundled.unembed(bundled.ln_final(ckpts["blocks.2.resid_post"]))[0, 12]
+    assert sum(parts["adds"]) == pytest.approx(float(logits[found_id(bundled, " John")]), abs=1e-4)
+    by = dict(zip(parts["part"], parts["adds"], strict=True))
+    made = run_whole(parts[""])
+    assert by["2 head 1"] == pytest.approx(float(made.sel(component="blocks.2.attn[1]")), abs=1e-6)
+    code, said = ran(shlex.split(command_of(watched, "How ‘␣John’ comes up")), capsys)
+    assert code == 0
+    assert [row["rank"] + 1 for row in said["layers"]] == path["rank"][1:]
+    cell = watched.figure("At the pinned cell: after 2, at ‘␣drink’").locator("canvas").first
+    cell.focus()
+    watched.page.keyboard.press("ArrowDown")
+    watched.page.keyboard.press("Enter")
+    piece = columns(watched, "At the pinned cell: after 2, at ‘␣drink’")["token"][0]
+    watched.page.wait_for_selector(f"text=How ‘{piece.replace(' ', '␣')}’ comes up")
+    watched.wait("location.hash.includes('token=')")
+
+
+def test_in_a_file_the_listed_tokens_are_followed(opened: Open) -> None:
+    found = numbers(written())
+    token = int(found["lens.ids"][1, 4, 2])
+    watched = opened(state=f"#lens?follow=token&q=4&token={token}")
+    title = watched.page.locator("h2", has_text="comes up").inner_text()
+    path = columns(watched, title)
+    listed = [row.tolist().index(token) + 1 if token in row else None for row in found["lens.ids"][:, 4]]
+    assert path["rank"] == listed
+    assert path["logprob"][1] == pytest.approx(float(found["lens.logprobs"][1, 4, 2]))

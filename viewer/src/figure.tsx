@@ -61,23 +61,25 @@ export type FigureProps = {
   python?: () => string;
   /** A command that makes the figure's numbers, null if none does; the page's own if it is left out. */
   shell?: () => string | null;
+  /** True for a figure that shows both runs itself: it is the same whichever is shown. */
+  ofBoth?: boolean;
   controls?: ComponentChildren;
   children?: ComponentChildren;
 };
 
 /** The figure of the run that is shown, or of the difference of two. */
-function drawn(app: App, { build, narrowest = 0 }: FigureProps, width: number): Drawing {
+function drawn(app: App, { build, narrowest = 0, ofBoth }: FigureProps, width: number): Drawing {
   const make = () => build(Math.max(width, narrowest), palettes(app));
   const pair = app.pair.value;
-  if (!pair) return make();
+  if (!pair || ofBoth) return make();
   const edited = app.of(pair.edited, make);
   return edited.differ?.(app.of(pair.base, make)) ?? edited;
 }
 
 /** The numbers of the run that is shown, or of both and their difference. */
-function tableOf(app: App, { table }: FigureProps): Table {
+function tableOf(app: App, { table, ofBoth }: FigureProps): Table {
   const pair = app.pair.value;
-  return pair ? tableOfBoth(app.of(pair.base, table), app.of(pair.edited, table)) : table();
+  return pair && !ofBoth ? tableOfBoth(app.of(pair.base, table), app.of(pair.edited, table)) : table();
 }
 
 const palettes = (app: App): Palette => (app.dark.value ? DARK : LIGHT);
@@ -252,7 +254,7 @@ export function Figure(props: FigureProps) {
     const { model, versions, text } = app.trace.value.header;
     const words = visible(text.length > 60 ? text.slice(0, 60) + "…" : text).replaceAll(SPACE, " ");
     return {
-      title: app.pair.value ? `${props.title}: difference` : props.title,
+      title: app.pair.value && !props.ofBoth ? `${props.title}: difference` : props.title,
       source: `“${words}” · ${model.name}, ${model.fingerprint.slice(0, 15)} · pellucid ${versions.pellucid}`,
       width: now.width,
       height: now.height,
@@ -277,7 +279,7 @@ export function Figure(props: FigureProps) {
         </div>
       </header>
       {props.caption && <p class="caption">{props.caption}</p>}
-      {app.pair.value && drawing.value && !drawing.value.differ && <p class="caption">Drawn of the edited run; the table has base, edited and difference.</p>}
+      {app.pair.value && !props.ofBoth && drawing.value && !drawing.value.differ && <p class="caption">Drawn of the edited run; the table has base, edited and difference.</p>}
       {props.controls && <div class="controls">{props.controls}</div>}
       <div class={asTable.value ? "figure-frame hidden" : "figure-frame"} ref={frame}>
         <div class="stack">
@@ -367,7 +369,7 @@ function TakeAway(props: TakeProps) {
     });
   const code = () => {
     const pair = app.pair.value;
-    if (!pair || !python) return codeOf(app.trace.value);
+    if (!pair || !python || props.ofBoth) return codeOf(props.ofBoth ? app.edited.value : app.trace.value);
     const both = [codeOf(pair.base), codeOf(pair.edited)];
     if (!both[0] || !both[1]) return null;
     const named = both.map((lines, i) => lines!.trimEnd().replace(/\n([^\n]*)$/, `\n${["base", "edited"][i]} = $1`));
@@ -380,7 +382,7 @@ function TakeAway(props: TakeProps) {
     ["CSV", "the numbers", () => download(`${file}.csv`, csvOf(table()), "text/csv;charset=utf-8")],
     ["JSON", "the numbers and where they come from", () => download(`${file}.json`, json(), "application/json")],
   ];
-  const command = app.pair.value ? null : shell ? shell() : header().calls.shell;
+  const command = app.pair.value && !props.ofBoth ? null : shell ? shell() : header().calls.shell;
   const lines = code();
   if (lines) items.push(["Copy as Python", "", () => copied("Python", lines)]);
   if (command) items.push(["Copy as command line", "", () => copied("Command", command)]);

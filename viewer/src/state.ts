@@ -254,3 +254,12 @@ export function useParam<T extends string | number | boolean>(name: string, init
   const app = useApp();
   return useState(() => app.param(name, initial))[0];
 }
+
+/** A command that makes numbers of the run that is shown; null if none does: of edited runs, or of a model that is in no file. */
+export function commandOf(app: App, verb: string, more = ""): string | null {
+  const { shell } = app.trace.value.header.calls;
+  return shell && `${shell.replace(/^pellucid view/, `pellucid ${verb}`).replace(/ --html page\.html$/, "")} ${more}`.trimEnd();
+}
+
+/** The command that writes checkpoints of the run that is shown to a file. */
+export const keeping = (app: App, names: string[]): string | null => commandOf(app, "run", `${names.map((name) => `--names ${name}`).join(" ")} --save values.safetensors`);

@@ -58,12 +58,5 @@ export function pythonText(text: string): string {
     .replace(/[\u007f-\u009f\u2028\u2029\u200b-\u200f\u202a-\u202e\u2066-\u2069\ufeff]/g, (sign) => "\\u" + sign.charCodeAt(0).toString(16).padStart(4, "0"));
 }
 
-/** The command that looks at the same run with another verb; null where no command makes the run. */
-export const commandOf = (view: string | null, verb: string, more = ""): string | null =>
-  view && `${view.replace(/^pellucid view/, `pellucid ${verb}`).replace(/ --html page\.html$/, "")} ${more}`.trimEnd();
-
 /** A text as one word of a shell. */
 export const shellText = (text: string): string => `'${text.replaceAll("'", `'\\''`)}'`;
-
-/** The command that writes checkpoints of the same run to a file. */
-export const keeping = (view: string | null, names: string[]): string | null => commandOf(view, "run", `${names.map((name) => `--names ${name}`).join(" ")} --save values.safetensors`);

@@ -6,9 +6,9 @@ import { Formula } from "../formula";
 import { small, steps, vectors, type Step } from "../heads";
 import { heatMap } from "../marks";
 import { Missing } from "../missing";
-import { useApp, useParam, type App } from "../state";
+import { commandOf, useApp, useParam, type App } from "../state";
 import type { Surface } from "../surface";
-import { commandOf, number, quoted, visible } from "../text";
+import { number, quoted, visible } from "../text";
 import type { Trace } from "../trace";
 import { LayerPicker } from "./overview";
 
@@ -128,7 +128,7 @@ function AllHeads() {
       name={`heads-${sort.value}`}
       caption={sort.value === "layer" ? "A row for each layer, a column for each head. Queries run down, keys run right." : `Sorted by ${MEASURES[sort.value]?.says ?? sort.value}.`}
       build={(width, palette) => build(width, palette)}
-      shell={() => commandOf(app.trace.value.header.calls.shell, "heads", `--top ${app.trace.value.layers * app.trace.value.heads}`)}
+      shell={() => commandOf(app, "heads", `--top ${app.trace.value.layers * app.trace.value.heads}`)}
       controls={
         <label>
           Sort by
@@ -155,6 +155,20 @@ function AllHeads() {
 }
 
 const cellName = (edges: number[], at: number) => (edges[at + 1] - edges[at] > 1 ? `${edges[at]}–${edges[at + 1] - 1}` : `${edges[at]}`);
+
+export function HeadPicker() {
+  const app = useApp();
+  return (
+    <label>
+      Head
+      <select value={app.head.value} onChange={(event) => (app.head.value = Number(event.currentTarget.value))}>
+        {Array.from({ length: app.trace.value.heads }, (_, at) => (
+          <option value={at}>{at}</option>
+        ))}
+      </select>
+    </label>
+  );
+}
 
 function OneHead() {
   const app = useApp();
@@ -215,14 +229,7 @@ function OneHead() {
       controls={
         <>
           <LayerPicker />
-          <label>
-            Head
-            <select value={app.head.value} onChange={(event) => (app.head.value = Number(event.currentTarget.value))}>
-              {Array.from({ length: app.trace.value.heads }, (_, at) => (
-                <option value={at}>{at}</option>
-              ))}
-            </select>
-          </label>
+          <HeadPicker />
           {norms && (
             <label title="A token can be looked at and hand over almost nothing">
               <input type="checkbox" checked={weighted.value} onChange={(event) => (weighted.value = event.currentTarget.checked)} />

@@ -7,10 +7,10 @@ import { Figure, type Drawing } from "../figure";
 import { barRows, heatMap, type Bar } from "../marks";
 import { shortName } from "../river";
 import { useApp, useParam, type App } from "../state";
-import type { Surface } from "../surface";
 import { number, percent, quoted, visible } from "../text";
 import type { Trace } from "../trace";
-import { neuronOf } from "./neurons";
+import { HeadPicker } from "./attention";
+import { Find } from "./neurons";
 import { LayerPicker } from "./overview";
 
 const WHATS: Record<Exclude<What, "checkpoint">, string> = { head: "a head", neuron: "a neuron", block: "a block: attention and MLP", position: "a position of the stream" };
@@ -45,23 +45,8 @@ function Form() {
             ))}
           </select>
         </label>
-        <LayerPicker />
-        {what.value === "head" && (
-          <label>
-            Head
-            <select value={app.head.value} onChange={(event) => (app.head.value = Number(event.currentTarget.value))}>
-              {Array.from({ length: trace.heads }, (_, head) => (
-                <option value={head}>{head}</option>
-              ))}
-            </select>
-          </label>
-        )}
-        {what.value === "neuron" && (
-          <label>
-            Neuron
-            <input type="number" min={0} max={trace.header.model.sizes.d_mlp - 1} step={1} value={neuronOf(app)} onInput={(event) => (app.neuron.value = Math.floor(Number(event.currentTarget.value) || 0))} />
-          </label>
-        )}
+        {what.value === "neuron" ? <Find /> : <LayerPicker />}
+        {what.value === "head" && <HeadPicker />}
         {what.value === "position" ? (
           <span class="note">at {quoted(at)}, the chosen token</span>
         ) : (
@@ -128,9 +113,10 @@ function HowMuch({ base, edited }: { base: Trace; edited: Trace }) {
   return (
     <Figure
       title="How far it goes"
+      ofBoth
       name="change-effect"
       caption={has ? "KL divergence of the next token’s probabilities from those before. Grey: the same done at another head or neuron of the same layer, drawn at random. If that goes as far, the effect says little about what you chose." : "KL divergence of the next token’s probabilities from those before."}
-      build={(width, palette) => ({ ...barRows({ width, palette, bars: bars(palette), mono: false }), differ: () => barRows({ width, palette, bars: bars(palette), mono: false }) })}
+      build={(width, palette) => barRows({ width, palette, bars: bars(palette), mono: false })}
       table={() => ({
         columns: ["edit", "kl", "logit_difference_base", "logit_difference_edited", "control", "control_kl", "control_logit_difference"],
         rows: rows().map(({ name, effect }) => [name, effect.kl, ...effect.logit_difference, effect.control ? controlName(effect) : null, effect.control?.kl ?? null, effect.control?.logit_difference[1] ?? null]),
@@ -156,64 +142,18 @@ function Tokens({ base, edited }: { base: Trace; edited: Trace }) {
   const order = Array.from(shares.base.keys()).sort((a, b) => Math.max(shares.base[b], shares.edited[b]) - Math.max(shares.base[a], shares.edited[a]));
   const ids = order.slice(0, MOST_TOKENS).sort((a, b) => shares.base[b] - shares.base[a]);
   const piece = (id: number) => (String(id) in edited.header.vocabulary ? edited : base).piece(id);
-  const gain = (id: number) => shares.edited[id] - shares.base[id];
-  const signed = (value: number) => `${value < 0 ? "−" : "+"}${percent(Math.abs(value))}`;
   const build = (width: number, palette: Palette): Drawing => {
-    const [rowHeight, head, gap] = [25, 24, 12];
-    const left = Math.min(120, width * 0.24);
-    const column = (width - left - 2 * gap) / 3.5;
-    const widths = [column, column, 1.5 * column];
-    const most = Math.max(...ids.map((id) => Math.max(shares.base[id], shares.edited[id])), 1e-9);
-    const reach = Math.max(...ids.map((id) => Math.abs(gain(id))), 1e-9);
-    const draw = (surface: Surface) => {
-      ["base", "edited", "difference"].forEach((title, i) => surface.text(left + i * (column + gap), 12, title, { size: 11.5, fill: palette.muted }));
-      ids.forEach((id, row) => {
-        const y = head + row * rowHeight;
-        surface.text(0, y + rowHeight / 2, visible(piece(id)), { size: 12.5, mono: true, fill: palette.ink, baseline: "middle", fit: left - 8 });
-        const text = column > 110 ? 58 : 0;
-        [shares.base[id], shares.edited[id], gain(id)].forEach((value, i) => {
-          const x = left + i * (column + gap);
-          surface.rect(x, y + 3, widths[i], rowHeight - 6, { fill: palette.faint, radius: 4 });
-          const said = i < 2 ? percent(value) : signed(value);
-          if (i < 2) {
-            const w = ((column - text) * value) / most;
-            surface.rect(x, y + 3, Math.max(value ? 1.5 : 0, w), rowHeight - 6, { fill: i ? palette.accent : palette.muted, opacity: i ? 0.75 : 0.35, radius: 4 });
-            surface.text(text ? x + w + 6 : x + column - 4, y + rowHeight / 2, said, { size: 11, fill: palette.ink, anchor: text ? "start" : "end", baseline: "middle", fit: column - 4 });
-          } else {
-            const zero = x + widths[i] / 2;
-            const w = ((widths[i] / 2) * Math.abs(value)) / reach;
-            surface.rect(value < 0 ? zero - w : zero, y + 3, w, rowHeight - 6, { fill: value < 0 ? palette.warm : palette.accent, opacity: 0.45, radius: 2 });
-            // Beside the bar where there is room for it, else at the end of the column.
-            const tight = widths[i] / 2 < 54;
-            surface.text(tight ? x + widths[i] - 4 : value < 0 ? zero + 4 : zero - 4, y + rowHeight / 2, said, { size: 11, fill: palette.ink, anchor: value < 0 && !tight ? "start" : "end", baseline: "middle" });
-          }
-        });
-      });
-    };
-    const drawing: Drawing = {
-      width,
-      height: head + ids.length * rowHeight + 2,
-      draw,
-      grid: {
-        rows: ids.length,
-        columns: 3,
-        box: (row, i) => [left + i * (column + gap), head + row * rowHeight, widths[i], rowHeight],
-        find: (x, y) => {
-          const row = Math.floor((y - head) / rowHeight);
-          return row >= 0 && row < ids.length ? [row, Math.max(0, Math.min(2, Math.floor((x - left) / (column + gap))))] : null;
-        },
-        read: (row) => `${quoted(piece(ids[row]))} had ${percent(shares.base[ids[row]])}, has ${percent(shares.edited[ids[row]])} with the edits: ${signed(gain(ids[row]))}`,
-      },
-    };
-    return { ...drawing, differ: () => drawing };
+    const bars = ids.map((id) => ({ label: visible(piece(id)), value: shares.edited[id], behind: shares.base[id], text: `${percent(shares.base[id])} → ${percent(shares.edited[id])}` }));
+    return barRows({ width, palette, bars, read: (row) => `${quoted(piece(ids[row]))} had ${percent(shares.base[ids[row]])}, has ${percent(shares.edited[ids[row]])} with the edits` });
   };
   return (
     <Figure
       title="What comes next, before and after"
+      ofBoth
       name="change-tokens"
-      caption="The likeliest next tokens of both runs after the last token, and what they gained or lost."
+      caption="The likeliest next tokens of both runs after the last token: grey before, coloured with the edits."
       build={build}
-      table={() => ({ columns: ["token", "id", "base", "edited", "difference"], rows: order.map((id) => [piece(id), id, shares.base[id], shares.edited[id], gain(id)]), note: "Pieces of unlikely tokens may be missing; their ids are right." })}
+      table={() => ({ columns: ["token", "id", "base", "edited", "difference"], rows: order.map((id) => [piece(id), id, shares.base[id], shares.edited[id], shares.edited[id] - shares.base[id]]), note: "Pieces of unlikely tokens may be missing; their ids are right." })}
       python={() => `${plainRun(base)}\n(logits.softmax(-1) - plain.softmax(-1))[0, -1]`}
     />
   );
@@ -230,13 +170,14 @@ function Arrives({ base, edited }: { base: Trace; edited: Trace }) {
   return (
     <Figure
       title="Where the change arrives"
+      ofBoth
       name="change-arrives"
       caption={`What the edits add to the log-probability of ${piece} at each token if the model stopped after each block (the logit lens). What comes before an edit stays as it was.`}
       narrowest={base.length * (base.length <= 64 ? 40 : 12) + 100}
       build={(width, palette) => {
         let reach = 1e-9;
         for (let row = 0; row < rows; row++) for (let pos = 0; pos < base.length; pos++) reach = Math.max(reach, Math.abs(difference(row, pos)));
-        const drawing = heatMap({
+        return heatMap({
           width,
           palette,
           rows,
@@ -253,7 +194,6 @@ function Arrives({ base, edited }: { base: Trace; edited: Trace }) {
           choose: (_, pos) => (app.query.value = pos),
           lit: () => ({ row: -1, column: app.atQuery.value }),
         });
-        return { ...drawing, differ: () => drawing };
       }}
       table={() => ({
         columns: ["row", "pos", "token", "base", "edited", "difference"],
@@ -281,11 +221,11 @@ function Writers({ base, edited }: { base: Trace; edited: Trace }) {
   return (
     <Figure
       title={`Who makes the difference to ${quoted(target.text)}`}
+      ofBoth
       name="change-parts"
       caption={`What each component adds now, less what it added before. All of them sum to the change of the logit, ${number(total, 4)}: also those that were not edited, because they read something else.`}
       build={(width, palette) => {
-        const drawing = barRows({ width, palette, bars: parts.slice(0, MOST_PARTS).map(({ name, by }) => ({ label: shortName(name), value: by })), rowHeight: 22, read: (row) => `${parts[row].name} added ${number(parts[row].base, 4)}, adds ${number(parts[row].edited, 4)}` });
-        return { ...drawing, differ: () => drawing };
+        return barRows({ width, palette, bars: parts.slice(0, MOST_PARTS).map(({ name, by }) => ({ label: shortName(name), value: by })), rowHeight: 22, read: (row) => `${parts[row].name} added ${number(parts[row].base, 4)}, adds ${number(parts[row].edited, 4)}` });
       }}
       table={() => ({ columns: ["component", "base", "edited", "difference"], rows: parts.map((part) => [part.name, part.base, part.edited, part.by]) })}
       python={() => {

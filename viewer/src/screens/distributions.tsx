@@ -5,9 +5,9 @@ import { Figure, type Drawing } from "../figure";
 import { heatMap, ticks } from "../marks";
 import { Missing } from "../missing";
 import { autoregression, needed, type Term } from "../regression";
-import { useApp, useParam, type App } from "../state";
+import { commandOf, keeping, useApp, useParam, type App } from "../state";
 import { lineThrough, type Surface } from "../surface";
-import { commandOf, keeping, number, percent, quoted, round } from "../text";
+import { number, percent, quoted, round } from "../text";
 import type { Trace } from "../trace";
 
 const SIDES = ["before", "after"];
@@ -47,7 +47,6 @@ function outline({ edges, counts }: Histogram, x: (value: number) => number, y: 
 
 const HISTOGRAM = "import numpy as np\n\ndef histogram(name):\n    values = ckpts[name][0].double().numpy().ravel()\n    low, high = np.quantile(values, [(1 - 0.995) / 2, (1 + 0.995) / 2])\n    return np.histogram(values, np.linspace(low, high, 41))[0]\n\n";
 const sideColor = (palette: Palette, side: number): string => (side ? palette.accent : palette.warm);
-const saved = (app: App, names: string[]) => keeping(app.trace.value.header.calls.shell, names);
 
 /** The bins of one norm, before and after it. */
 const binsOf = (trace: Trace, at: number) =>
@@ -137,7 +136,7 @@ function Ridges() {
       }
       table={() => ({ columns: ["norm", "side", "low", "high", "count"], rows: normNames(app.trace.value).flatMap((norm, at) => binsOf(app.trace.value, at).map((row) => [norm, ...row])) })}
       python={() => `${HISTOGRAM}names = ${JSON.stringify(names())}\n[histogram(name) for name in names]`}
-      shell={() => saved(app, names())}
+      shell={() => keeping(app, names())}
     />
   );
 }
@@ -211,7 +210,7 @@ function One() {
       }
       table={() => ({ columns: ["side", "low", "high", "count"], rows: binsOf(app.trace.value, at) })}
       python={() => `${HISTOGRAM}[histogram(name) for name in ${JSON.stringify(names)}]`}
-      shell={() => saved(app, names)}
+      shell={() => keeping(app, names)}
     >
       {SIDES.map((side, i) => (
         <p class="note">
@@ -347,7 +346,7 @@ function Lengths() {
         rows: lengths(app.trace.value, kind).flatMap((row, layer) => row.map((value, pos) => [layer, pos, app.trace.value.header.tokens[pos].text, value])),
       })}
       python={() => `pl.measure.norms(ckpts, "${full}").values[:, 0]`}
-      shell={() => commandOf(app.trace.value.header.calls.shell, "norms", `--at ${full} --linear --skip 0 --lags 0 --csv norms.csv`)}
+      shell={() => commandOf(app, "norms", `--at ${full} --linear --skip 0 --lags 0 --csv norms.csv`)}
     />
   );
 }
@@ -398,7 +397,7 @@ function Outliers() {
       }}
       table={() => ({ columns: ["norm", "checkpoint", "dimension", "mean_abs"], rows: rowsOf(app.trace.value).map(({ norm, dimension, mean_abs }) => [norm, checkpoint(app.trace.value, norm, 0), dimension, mean_abs]), by: ["norm", "dimension"], note: "The eight largest of each." })}
       python={() => `names = ${JSON.stringify(inputs())}\nmeans = [ckpts[name][0].double().abs().mean(0).numpy() for name in names]\napart = [pl.measure.outliers(ckpts, name).outlier.values.ravel() for name in names]\n[mean[found] for mean, found in zip(means, apart)]`}
-      shell={() => saved(app, inputs())}
+      shell={() => keeping(app, inputs())}
     />
   );
 }
@@ -487,7 +486,7 @@ function Regression() {
       }
       table={() => ({ columns: ["layer", "term", "coefficient", "low", "high"], rows: fits().flatMap((terms, layer) => terms.map(({ name, value, low, high }) => [layer, name, value, low, high])) })}
       python={() => `fit = pl.measure.autoregression(pl.measure.norms(ckpts, "${full}", log=True), lags=${lags}, skip=1)\nfit.params, fit.conf_int`}
-      shell={() => commandOf(app.trace.value.header.calls.shell, "norms", `--at ${full} --lags ${lags} --skip 1`)}
+      shell={() => commandOf(app, "norms", `--at ${full} --lags ${lags} --skip 1`)}
     />
   );
 }

@@ -6,9 +6,9 @@ import { Figure, type Drawing } from "../figure";
 import { key } from "../marks";
 import { Missing } from "../missing";
 import { scatterPlot, type Dot } from "../scatter";
-import { useApp, useParam, type App } from "../state";
+import { keeping, useApp, useParam, type App } from "../state";
 import { widthOf, type Surface } from "../surface";
-import { keeping, number, percent, quoted, round, visible } from "../text";
+import { number, percent, quoted, round, visible } from "../text";
 import type { Trace } from "../trace";
 
 const HEIGHT = 480;
@@ -98,7 +98,7 @@ function Cloud() {
   const spread = useParam<number>("perplexity", 5);
   const seed = useParam<number>("tsne_seed", 0);
   const trace = app.trace.value;
-  const { tokens, calls } = trace.header;
+  const { tokens } = trace.header;
   const place = placeOf(app, wanted.value);
   const most = (trace.length - 1) / 3;
   const perplexity = Math.max(1, Math.min(spread.value, most));
@@ -217,7 +217,7 @@ function Cloud() {
       }
       table={table}
       python={() => pythonOf(place, near ? "tsne" : "pca", perplexity, seed.value)}
-      shell={() => keeping(calls.shell, [place])}
+      shell={() => keeping(app, [place])}
     >
       {!canPlace && (
         <p class="note" role="status">
@@ -307,7 +307,7 @@ function Journey() {
       python={() =>
         `import torch\n\nnames = ${JSON.stringify(names)}\nvectors = [ckpts[name][0].double() for name in names]\nstrengths = [torch.linalg.svdvals(each - each.mean(0)) ** 2 for each in vectors]\n[(each / each.sum())[:3].tolist() for each in strengths]`
       }
-      shell={() => keeping(app.trace.value.header.calls.shell, names)}
+      shell={() => keeping(app, names)}
     />
   );
 }

@@ -2,11 +2,12 @@
 
 import { sequential, type Palette } from "../colors";
 import { Figure, type Drawing } from "../figure";
+import { added, Follow, followed, partsAt, pathOf, pinned, rowName, tokenIn } from "../follow";
 import { barRows, heatMap } from "../marks";
 import { Missing } from "../missing";
-import { useApp, useParam, type App } from "../state";
+import { commandOf, useApp, useParam } from "../state";
 import { lineThrough, type Surface } from "../surface";
-import { commandOf, number, percent, quoted, visible } from "../text";
+import { number, percent, pythonText, quoted, shellText, visible } from "../text";
 import type { Trace } from "../trace";
 
 const COLOURS: Record<string, { name: string; says: string }> = {
@@ -16,8 +17,6 @@ const COLOURS: Record<string, { name: string; says: string }> = {
   entropy: { name: "entropy", says: "how undecided, in bits" },
   kl: { name: "distance to the output", says: "KL divergence to the output, in nats" },
 };
-
-const rowName = (row: number) => (row ? `after ${row - 1}` : "embeddings");
 
 function valueOf(trace: Trace, by: string, row: number, pos: number): number {
   switch (by) {
@@ -33,9 +32,6 @@ function valueOf(trace: Trace, by: string, row: number, pos: number): number {
       return Math.exp(trace.need("lens.logprobs").at(row, pos, 0));
   }
 }
-
-/** The row that is pinned; the output unless another was chosen. */
-const pinned = (app: App, row: number) => (row < 0 ? app.trace.value.layers : Math.min(row, app.trace.value.layers));
 
 function LensGrid() {
   const app = useApp();
@@ -104,7 +100,7 @@ function LensGrid() {
         return { columns, rows, note: "Ranks begin at 1." };
       }}
       python={() => `pl.lens.logit(ckpts, at="resid_post").top(5)`}
-      shell={() => commandOf(app.trace.value.header.calls.shell, "lens")}
+      shell={() => commandOf(app, "lens")}
     />
   );
 }
@@ -131,45 +127,34 @@ function Cell() {
           palette,
           bars: top().map(({ id, probability }) => ({ label: visible(trace.piece(id)), value: probability, text: percent(probability) })),
           read: (at) => `${quoted(trace.piece(top()[at].id))} has ${percent(top()[at].probability)}`,
+          choose: (at) => {
+            app.param<string>("follow", "target").value = "token";
+            app.param<string>("word", "").value = "";
+            app.token.value = top()[at].id;
+          },
         });
       }}
       table={() => ({ columns: ["token", "id", "probability"], rows: top().map(({ id, probability }) => [app.trace.value.piece(id), id, probability]), by: ["token", "id"] })}
+      caption="Choose a token to follow it through the layers."
       python={() => `pl.lens.logit(ckpts, at="resid_post").top(10)`}
+      shell={() => commandOf(app, "lens", `--pos ${app.atQuery.value} --top 10`)}
     />
   );
 }
 
-type Path = { name: string; ranks: number[]; logprobs: number[] };
-
-/** Rank and probability through the layers at a position: of the followed token, or of the one that comes next. */
-function pathOf(app: App, which: string): Path {
-  const trace = app.trace.value;
-  const pos = app.atQuery.value;
-  const next = which === "next";
-  const [ranks, logprobs] = next ? ["lens.next_rank", "lens.next_logprob"] : ["lens.rank", "lens.target_logprob"];
-  const { tokens, target } = trace.header;
-  const piece = next && pos + 1 < tokens.length ? tokens[pos + 1].text : target.text;
-  const rows = Array.from({ length: trace.layers + 1 }, (_, row) => row);
-  return {
-    name: quoted(piece),
-    ranks: rows.map((row) => trace.need(ranks).at(row, pos) + 1),
-    logprobs: rows.map((row) => trace.need(logprobs).at(row, pos)),
-  };
-}
-
 function Rise() {
   const app = useApp();
-  const which = useParam<string>("follow", "target");
   const row = useParam<number>("row", -1);
   const build = (width: number, palette: Palette, minus: Trace | null = null): Drawing => {
     const trace = app.trace.value;
-    const { ranks, logprobs, name } = pathOf(app, which.value);
-    const was = minus ? app.of(minus, () => pathOf(app, which.value)).logprobs.map((value) => value / Math.LN10) : [];
+    const { ranks, logprobs, name } = pathOf(app);
+    const was = minus ? app.of(minus, () => pathOf(app)).logprobs.map((value) => value / Math.LN10) : [];
     const count = ranks.length;
     const [left, right, top, height] = [52, 16, 28, 190];
     // A scale of powers of ten: what rises from one in a million to one in a thousand has already been found.
     const powers = logprobs.map((value) => value / Math.LN10);
-    const lowest = Math.min(-1, Math.floor(Math.max(-9, Math.min(...powers, ...was))));
+    const known = [...powers, ...was].filter((power) => !Number.isNaN(power));
+    const lowest = Math.min(-1, Math.floor(Math.max(-9, Math.min(...known))));
     const x = (i: number) => left + ((width - left - right) * (i + 0.5)) / count;
     const y = (power: number) => top + (height * Math.max(lowest, power)) / lowest;
     const draw = (surface: Surface) => {
@@ -178,14 +163,15 @@ function Rise() {
         surface.text(left - 8, y(power), power === 0 ? "100 %" : power >= -2 ? `${10 ** (power + 2)} %` : `10${superscript(power)}`, { size: 11, fill: palette.muted, anchor: "end", baseline: "middle" });
       }
       if (was.length) {
-        surface.path(lineThrough(was.map((power, i) => [x(i), y(power)])), { stroke: palette.warm, width: 2, dash: [6, 4] });
+        surface.path(lineThrough(was.flatMap((power, i): [number, number][] => (Number.isNaN(power) ? [] : [[x(i), y(power)]]))), { stroke: palette.warm, width: 2, dash: [6, 4] });
         surface.text(x(count - 1), y(was[count - 1]) - 8, "base", { size: 11.5, fill: palette.warm, anchor: "end" });
       }
-      surface.path(lineThrough(powers.map((power, i) => [x(i), y(power)])), { stroke: palette.accent, width: 2.5 });
+      surface.path(lineThrough(powers.flatMap((power, i): [number, number][] => (Number.isNaN(power) ? [] : [[x(i), y(power)]]))), { stroke: palette.accent, width: 2.5 });
       powers.forEach((power, i) => {
+        if (count <= 16 || i % 2 === 0) surface.text(x(i), top + height + 18, i ? `${i - 1}` : "emb", { size: 11, fill: palette.muted, anchor: "middle" });
+        if (Number.isNaN(power)) return;
         surface.circle(x(i), y(power), 4.5, { fill: ranks[i] === 1 ? palette.accent : palette.panel, stroke: palette.accent, width: 2 });
         surface.text(x(i), y(power) - 12, `#${ranks[i]}`, { size: 11.5, mono: true, weight: ranks[i] === 1 ? 700 : 400, fill: palette.ink, anchor: "middle" });
-        if (count <= 16 || i % 2 === 0) surface.text(x(i), top + height + 18, i ? `${i - 1}` : "emb", { size: 11, fill: palette.muted, anchor: "middle" });
       });
       surface.text(left, top + height + 34, "after layer", { size: 11, fill: palette.muted });
     };
@@ -198,73 +184,61 @@ function Rise() {
       grid: {
         rows: 1,
         columns: count,
-        box: (_, i) => [x(i) - 8, y(powers[i]) - 8, 16, 16],
+        box: (_, i) => [x(i) - 8, y(Number.isNaN(powers[i]) ? lowest : powers[i]) - 8, 16, 16],
         find: (px) => {
           const i = Math.floor(((px - left) / (width - left - right)) * count);
           return i >= 0 && i < count ? [0, i] : null;
         },
-        read: (_, i) => `${rowName(i)}: ${name} has ${percent(Math.exp(logprobs[i]))}, rank ${ranks[i]}`,
+        read: (_, i) => (Number.isNaN(powers[i]) ? `${rowName(i)}: ${name} is not among the listed tokens` : `${rowName(i)}: ${name} has ${percent(Math.exp(logprobs[i]))}, rank ${ranks[i]}`),
         choose: (_, i) => (row.value = i),
       },
     };
   };
-  const path = pathOf(app, which.value);
+  const path = pathOf(app);
+  const hidden = path.ranks.filter(Number.isNaN).length;
   const found = path.ranks.findIndex((_, i) => path.ranks.slice(i).every((rank) => rank === 1));
   return (
     <Figure
       title={`How ${path.name} comes up`}
       name="lens-path"
-      caption={found < 0 ? "It is not the first choice at the end." : `From “${rowName(found)}” on it is the first choice. Filled dots are first choices; numbers are ranks.`}
+      caption={hidden ? `In ${hidden} of ${path.ranks.length} rows it is not among the listed tokens; pellucid serve says its rank in all.` : found < 0 ? "It is not the first choice at the end." : `From “${rowName(found)}” on it is the first choice. Filled dots are first choices; numbers are ranks.`}
       build={(width, palette) => build(width, palette)}
-      controls={
-        <label>
-          Follow
-          <select value={which.value} onChange={(event) => (which.value = event.currentTarget.value)}>
-            <option value="target">{`the followed token ${quoted(app.trace.value.header.target.text)}`}</option>
-            <option value="next">the text’s own next token</option>
-          </select>
-        </label>
-      }
+      controls={<Follow />}
       table={() => {
-        const { ranks, logprobs } = pathOf(app, which.value);
+        const { ranks, logprobs } = pathOf(app);
         return { columns: ["row", "rank", "logprob"], rows: ranks.map((rank, i) => [rowName(i), rank, logprobs[i]]) };
       }}
-      python={() => `pl.lens.logit(ckpts, at="resid_post").rank(${JSON.stringify(app.trace.value.header.target.text)})`}
+      python={() => `pl.lens.logit(ckpts, at="resid_post").rank(${tokenIn(followed(app))})`}
+      shell={() => commandOf(app, "lens", `--token ${shellText(followed(app).piece)} --pos ${app.atQuery.value}`)}
     />
   );
 }
 
 const superscript = (value: number) => [...String(value)].map((sign) => (sign === "-" ? "⁻" : "⁰¹²³⁴⁵⁶⁷⁸⁹"[Number(sign)])).join("");
 
-type Added = { label: string; value: number; layer: number | null };
-
-/** What attention and the MLP of each layer add to the followed token's logit. */
-function added(trace: Trace): Added[] {
-  const block = trace.need("attribution.components");
-  const sums = new Map<string, Added>();
-  block.entry.of!.forEach((name, i) => {
-    const found = /^blocks\.(\d+)\.(\w+)/.exec(name);
-    const layer = found ? Number(found[1]) : null;
-    const label = !found ? (name.startsWith("ln_final") ? "final offset" : "embeddings") : found[2] === "attn" ? `${layer} attention` : `${layer} MLP`;
-    const sum = sums.get(label) ?? { label, value: 0, layer };
-    sum.value += block.value(i);
-    sums.set(label, sum);
-  });
-  return [...sums.values()];
-}
-
 function Adds() {
   const app = useApp();
-  const { target, tokens } = app.trace.value.header;
-  const last = target.pos === tokens.length - 1;
+  const heads = useParam<boolean>("heads", false);
+  const { header, layers } = app.trace.value;
+  const { target, tokens } = header;
+  const { layer, pos } = partsAt(app);
+  const token = app.server ? followed(app) : { piece: target.text, id: target.id, by: "target" };
+  const now = () => added(partsAt(app), heads.value);
+  const where = `${layer === layers - 1 ? "" : `after layer ${layer}, `}at ${quoted(tokens[pos].text)}`;
+  const total = now().reduce((sum, part) => sum + part.value, 0);
   return (
     <Figure
-      title={`What attention and the MLPs add to ${quoted(target.text)}`}
+      title={`What attention and the MLPs add to ${quoted(token.piece)}`}
       name="lens-adds"
-      caption={`Parts of its logit at ${last ? "the last token" : quoted(tokens[target.pos].text)}, in the order of the layers. They sum to the logit; the river shows them by head and by token.`}
+      caption={`Parts of its logit ${where}, in the order of the layers. They sum to the logit, ${number(total, 4)}. ${app.server ? "Choose a cell or a token above for its own parts." : "Of other cells and tokens pellucid serve shows them."}`}
+      controls={
+        <label>
+          <input type="checkbox" checked={heads.value} onChange={(event) => (heads.value = event.currentTarget.checked)} />
+          each head by itself
+        </label>
+      }
       build={(width, palette) => {
-        const trace = app.trace.value;
-        const parts = added(trace);
+        const parts = now();
         return barRows({
           width,
           palette,
@@ -277,8 +251,14 @@ function Adds() {
           },
         });
       }}
-      table={() => ({ columns: ["part", "adds"], rows: added(app.trace.value).map(({ label, value }) => [label, value]) })}
-      python={() => `parts = pl.attribution.direct(ckpts, ${JSON.stringify(target.text)}, by="component")\nparts[:, 0, ${target.pos}]`}
+      table={() => ({ columns: ["part", "adds"], rows: now().map(({ label, value }) => [label, value]) })}
+      python={() => {
+        const id = token.id === null ? `model.tokenizer.encode(${pythonText(token.piece)})[0]` : String(token.id);
+        if (layer === layers - 1) return `pl.attribution.direct(ckpts, ${tokenIn(token)}, by="head")[:, 0, ${pos}]`;
+        const name = `"blocks.${layer}.resid_post"`;
+        return `read = model.parameter("unembed.W_U").detach().double()[:, ${id}]\ndirection = model.ln_final.reads(read, ckpts[${name}].double()).detach()\npl.attribution.direct(ckpts, direction, at=${name}, by="head")[:, 0, ${pos}]`;
+      }}
+      shell={() => (layer < layers - 1 ? null : commandOf(app, "attribute", `--token ${shellText(token.piece)} --pos ${pos} --by head --top 9999`))}
     />
   );
 }
@@ -337,7 +317,7 @@ export function Lens() {
         <Rise />
         <Cell />
       </div>
-      {app.trace.value.has("attribution.components") ? <Adds /> : <Missing what="attribution.components" />}
+      {app.server || app.trace.value.has("attribution.components") ? <Adds /> : <Missing what="attribution.components" />}
       <Settled />
     </>
   );

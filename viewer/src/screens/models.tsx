@@ -58,11 +58,10 @@ function Strip({ found }: { found: Compared }) {
     return { row, line: block ?? (row.name.includes("embed") ? "embeddings" : "end"), short: short!.replace("ckpt_", "") };
   });
   const lines = [...new Set(placed.map(({ line }) => line))];
-  const shorts = [...new Set([...placed.filter(({ line }) => line !== "embeddings" && line !== "end"), ...placed].map(({ short }) => short))];
   // The values before and after the blocks stand in the first columns of lines of their own.
   const inLine = (line: number) => placed.filter((one) => one.line === lines[line]);
   const isBlock = (line: number) => lines[line] !== "embeddings" && lines[line] !== "end";
-  const columns = shorts.filter((short) => placed.some((one) => one.short === short && /^\d+$/.test(one.line)));
+  const columns = [...new Set(placed.filter(({ line }) => /^\d+$/.test(line)).map(({ short }) => short))];
   const at = (line: number, column: number): Checkpoint | null => (isBlock(line) ? (inLine(line).find((one) => one.short === columns[column])?.row ?? null) : (inLine(line)[column]?.row ?? null));
   const mark = (row: Checkpoint) => (row.bit_equal && errorOf(row) === 0 ? "=" : errorOf(row) <= ROUNDING ? "≈" : String(Math.floor(power(row))).replace("-", "−"));
   const said = (row: Checkpoint) => `${row.name}: ${row.bit_equal && errorOf(row) === 0 ? "equal to the bit" : `${errorOf(row) <= ROUNDING ? "rounding, " : ""}differs by ${number(errorOf(row))} of the largest value`}${first?.where === row.name ? "; the first that differs" : ""}`;
@@ -70,11 +69,12 @@ function Strip({ found }: { found: Compared }) {
   return (
     <Figure
       title="Every checkpoint of both"
+      ofBoth
       name="models-strip"
       caption="= is equal to the bit, ≈ is rounding; a number is the power of ten of the largest difference, relative to the largest value."
       narrowest={width * 30 + 100}
       build={(room, palette) => {
-        const drawing = heatMap({
+        return heatMap({
           width: room,
           palette,
           rows: lines.length,
@@ -99,7 +99,6 @@ function Strip({ found }: { found: Compared }) {
             return { row: line, column: line < 0 ? -1 : isBlock(line) ? columns.findIndex((_, column) => at(line, column)?.name === first?.where) : -1 };
           },
         });
-        return { ...drawing, differ: () => drawing };
       }}
       controls={
         <label>
@@ -128,11 +127,11 @@ function Parameters({ found }: { found: Compared }) {
   return (
     <Figure
       title={`${differ.length} of ${parameters.length} parameters differ`}
+      ofBoth
       name="models-parameters"
       caption="By the norm of the difference, relative to the parameter’s."
       build={(width, palette) => {
-        const drawing = barRows({ width, palette, bars: differ.slice(0, MOST).map((one) => ({ label: one.a.length < one.b.length ? one.a : one.b, value: one.relative })), read: (row) => `${differ[row].a} and ${differ[row].b} differ by up to ${number(differ[row].max_abs)}` });
-        return { ...drawing, differ: () => drawing };
+        return barRows({ width, palette, bars: differ.slice(0, MOST).map((one) => ({ label: one.a.length < one.b.length ? one.a : one.b, value: one.relative })), read: (row) => `${differ[row].a} and ${differ[row].b} differ by up to ${number(differ[row].max_abs)}` });
       }}
       table={() => ({ columns: ["a", "b", "equal_to_the_bit", "max_abs", "relative"], rows: parameters.map((one) => [one.a, one.b, one.bit_equal ? "yes" : "no", one.max_abs, one.relative]) })}
       python={() => python(app, found.other, "[(row.a, row.b, row.bit_equal, row.max_abs, row.relative) for row in report.parameters]")}

@@ -6,9 +6,9 @@ import { Figure, type Drawing } from "../figure";
 import { barRows, ticks } from "../marks";
 import { Missing } from "../missing";
 import { scatterPlot } from "../scatter";
-import { useApp, useParam, type App } from "../state";
+import { commandOf, keeping, useApp, useParam, type App } from "../state";
 import { widthOf, type Surface } from "../surface";
-import { commandOf, keeping, number, quoted, round, visible } from "../text";
+import { number, quoted, round, visible } from "../text";
 import type { Point } from "../trace";
 import { LayerPicker } from "./overview";
 
@@ -64,7 +64,7 @@ function effectOf(app: App, layer: number, neuron: number): number | null {
   return app.trace.value.block("neurons.effect")?.at(layer, neuron) ?? null;
 }
 
-function Find() {
+export function Find() {
   const app = useApp();
   const last = count(app) - 1;
   return (
@@ -182,7 +182,7 @@ function Along({ found }: { found: Series[] }) {
         note: found.every(({ exact }) => exact) ? "" : "Approximate: stored in fewer bits than the run used.",
       })}
       python={() => `names = ${JSON.stringify(names)}\n[ckpts[name][0, :, ${neuron}] for name in names]`}
-      shell={() => keeping(app.trace.value.header.calls.shell, names)}
+      shell={() => keeping(app, names)}
     >
       {adds !== null && (
         <dl class="closing">
@@ -231,7 +231,7 @@ function Largest({ found }: { found: Series[] }) {
       }}
       table={() => ({ columns: ["pos", "token", "value"], rows: order().map(({ pos, value }) => [pos, tokens[pos].text, value]), by: ["pos"] })}
       python={() => `ckpts["${after.point.name}"][0, :, ${neuronOf(app)}].sort(descending=True)`}
-      shell={() => keeping(app.trace.value.header.calls.shell, [after.point.name])}
+      shell={() => keeping(app, [after.point.name])}
     />
   );
 }
@@ -263,7 +263,7 @@ function Through({ found }: { found: Series[] }) {
       }
       table={() => ({ columns: ["pos", "token", first.point.short, last.point.short], rows: tokens.map((token, pos) => [pos, token.text, series(app)[0].values[pos], series(app).at(-1)!.values[pos]]) })}
       python={() => `names = ${JSON.stringify([first.point.name, last.point.name])}\n[ckpts[name][0, :, ${neuronOf(app)}] for name in names]`}
-      shell={() => keeping(app.trace.value.header.calls.shell, [first.point.name, last.point.name])}
+      shell={() => keeping(app, [first.point.name, last.point.name])}
     />
   );
 }
@@ -302,7 +302,7 @@ function Strongest() {
   const which = useParam<string>("of_neurons", "all");
   const by = canEffect ? wanted.value : "value";
   const only = which.value === "all" ? -1 : layerOf(app);
-  const { tokens, target, calls } = app.trace.value.header;
+  const { tokens, target } = app.trace.value.header;
   const pos = by === "effect" ? target.pos : app.atQuery.value;
   const found = strongest(app, by, only);
   const kind = kinds(app, 0).at(-1)!.short;
@@ -355,7 +355,7 @@ function Strongest() {
       }
       table={() => ({ columns: ["layer", "neuron", by], rows: (strongest(app, by, only) ?? []).slice(0, 1000).map(({ layer, neuron, value }) => [layer, neuron, value]), by: ["layer", "neuron"], note: "The first 1000." })}
       python={python}
-      shell={() => (by === "effect" ? commandOf(calls.shell, "attribute", `--by neuron --pos ${pos} --top ${MOST_NEURONS}`) : commandOf(calls.shell, "run", `--names '**.${kind.split(".").at(-1)}' --pos ${pos} --save neurons.safetensors`))}
+      shell={() => (by === "effect" ? commandOf(app, "attribute", `--by neuron --pos ${pos} --top ${MOST_NEURONS}`) : commandOf(app, "run", `--names '**.${kind.split(".").at(-1)}' --pos ${pos} --save neurons.safetensors`))}
     />
   );
 }

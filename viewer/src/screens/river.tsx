@@ -5,9 +5,9 @@ import { Figure, type Drawing } from "../figure";
 import { barRows, heatMap } from "../marks";
 import { Missing } from "../missing";
 import { partsOf, shortName, streams, type Streams } from "../river";
-import { useApp, useParam, type App } from "../state";
+import { commandOf, useApp, useParam, type App } from "../state";
 import type { Surface } from "../surface";
-import { commandOf, number, quoted, shellText, visible } from "../text";
+import { number, quoted, shellText, visible } from "../text";
 import type { Trace } from "../trace";
 
 const GROUPS: Record<string, string> = { source: "the tokens it was read from", head: "heads", layer: "layers", kind: "kinds of parts" };
@@ -201,7 +201,7 @@ function River() {
 /** The command that writes the logit as the sum of all its parts. */
 const partsCommand = (app: App) => {
   const { header } = app.trace.value;
-  return commandOf(header.calls.shell, "attribute", `--token ${shellText(header.target.text)} --pos ${header.target.pos} --by head --top ${app.trace.value.need("attribution.components").size}`);
+  return commandOf(app, "attribute", `--token ${shellText(header.target.text)} --pos ${header.target.pos} --by head --top ${app.trace.value.need("attribution.components").size}`);
 };
 
 /** All digits of a number. */
