@@ -10,11 +10,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import kept_pictures
+import numpy as np
 import pytest
 from layout_faults import faults
 from PIL import Image
-from watched_page import Watched, screens
+from watched_page import Watched, rows_of, screens
 from written_traces import VIEWER, WORDS, page_of, written
+
+import support
+from pellucid.viewer import trace
 
 _HELD = importlib.util.find_spec("axe_playwright_python")
 AXE = None if _HELD is None or _HELD.origin is None else Path(_HELD.origin).with_name("axe.min.js")
@@ -130,6 +134,26 @@ def test_a_trace_that_lies_is_an_error_in_plain_words(opened: Open, tmp_path: Pa
     path.write_text(page_of(written(blocks=lie)), encoding="utf-8")
     watched = opened(path, until=".fault")
     assert "block attention.pattern ends at byte" in watched.page.locator(".fault").inner_text()
+
+
+def test_a_long_text_shows_means_and_says_where_the_rest_is(opened: Open, tmp_path: Path) -> None:
+    made = trace(support.glass(n_positions=300, n_layer=2), support.some_ids(1, 291))
+    path = tmp_path / "page.html"
+    path.write_text(page_of(made.to_bytes()), encoding="utf-8")
+    watched = opened(path, state="#attention?layer=1&head=2")
+    assert faults(watched) == []
+    edges = (made["attention.pooled"].code or {})["edges"]
+    head, *rows = rows_of(watched, "Layer 1, head 2")
+    assert (head[0], len(rows)) == ("query", 64 * 65 // 2)
+    means = made["attention.pooled"].values[1, 2]
+    assert [float(row[-1]) for row in rows] == pytest.approx(means[np.tril_indices(64)].tolist(), rel=1e-6, abs=1e-9)
+    watched.canvas("Layer 1, head 2").focus()
+    watched.page.keyboard.press("Home")
+    watched.page.keyboard.press("ArrowRight")
+    assert f"key tokens {edges[1]}–{edges[2] - 1}" in watched.said()
+    for screen in screens(watched):
+        watched.show(screen)
+        assert faults(watched) == [], screen
 
 
 def test_the_theme_follows_the_system_and_a_switch(opened: Open) -> None:
