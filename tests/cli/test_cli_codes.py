@@ -63,7 +63,7 @@ NO_VERB = {
     "draws from arrays, or opens a tokenizer, in Python":
         "colours-length not-stages of-text-positions path-not-regular text-axes tokenizer-kind vector-axes",
     "views captured values or a trace": "no-view not-a-trace view-not-repeatable",
-    "reads a store, or calls what writes one with arguments made in Python": "corpus-field texts-kind",
+    "reads a store, or calls what writes one with arguments made in Python": "corpus-field corpus-speed texts-kind",
     "gathers statistics of a stream": "no-series statistics-kind stream-misfit unknown-of",
     "is said by the verb in its own words before it gets there":
         "look-and-beams max-new-tokens no-bos not-finite nothing-to-draw return-sequences stream-beams path-not-found",

@@ -230,6 +230,35 @@ def test_one_library_multiplies_for_a_store_in_fast_numerics(tmp_path: Path, mon
     assert captured(tmp_path / "c.zarr").provenance["products"] == ""
 
 
+def test_a_simulation_cuts_as_the_store_is_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "PART_BYTES", 100_000)
+    texts = [support.some_ids(1, 64, seed=i)[0].tolist() for i in range(50)]
+    store = pl.corpus.capture(shared(), texts, NAMES, tmp_path / "a.zarr")
+    found = pl.corpus.simulate(shared(), NAMES, 50 * 64, workers=2, tokens_per_second=100)
+    assert found.plan == store.plan
+    assert (found.plan.parts, found.plan.part_rows, found.rounds) == (4, 800, 2)
+    assert found.seconds == 2 * 800 / 100
+    assert found.idle == 0
+    assert found.bytes_per_worker == sum(len(store.chunk(n, 0)) * store.chunk(n, 0)[0].nbytes for n in store) * 2
+    assert found.objects == len(
+        [*(tmp_path / "a.zarr").glob("blocks.*/c.*"), *(tmp_path / "a.zarr").glob("ledger/c.*")]
+    )
+    three = pl.corpus.simulate(shared(), NAMES, 50 * 64, workers=3, tokens_per_second=100)
+    assert (three.rounds, three.idle) == (2, 1 - 4 / 6)
+    assert three.bytes_per_second == 3 * 100 * store.plan.row_bytes
+
+
+@pytest.mark.remedy("corpus-speed")
+def test_a_speed_that_cannot_be() -> None:
+    for speed in (0, -1, float("nan"), float("inf"), "fast", True):
+        with pytest.raises(pl.InputError, match="tokens_per_second") as caught:
+            pl.corpus.simulate(shared(), NAMES, 10, workers=1, tokens_per_second=speed)
+        assert caught.value.code == "corpus-speed"
+    about = pl.corpus.estimate(shared(), TEXTS, NAMES)
+    assert about.seconds
+    assert pl.corpus.simulate(shared(), NAMES, 10, 1, about.rows / about.seconds).seconds > 0
+
+
 # Going on
 
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from pellucid.corpus.activity import densities as densities
     from pellucid.corpus.activity import examples as examples
     from pellucid.corpus.reading import read as read
+    from pellucid.corpus.simulation import simulate as simulate
     from pellucid.corpus.store import Store as Store
     from pellucid.corpus.store import open as open  # noqa: A004 (the contract's name)
     from pellucid.corpus.writing import capture as capture
@@ -19,10 +20,10 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "capture": "writing", "densities": "activity", "estimate": "writing", "examples": "activity", "open": "store",
-    "read": "reading", "Store": "store",
+    "read": "reading", "simulate": "simulation", "Store": "store",
 }  # fmt: skip
 
-__all__ = ["Store", "capture", "densities", "estimate", "examples", "open", "read"]
+__all__ = ["Store", "capture", "densities", "estimate", "examples", "open", "read", "simulate"]
 
 
 def __getattr__(name: str) -> Any:

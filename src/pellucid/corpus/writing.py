@@ -116,7 +116,7 @@ class _Wanted:
         require_one_of("corpus: dtype", stored, ITEM_BYTES, code="corpus-dtype")
         require_one_of("corpus: long_texts", long_texts, ("refuse", "split"), code="corpus-long-texts")
         chosen = selected(names, model.schema)
-        columns = tuple(_column(name, model.schema) for name in chosen)
+        columns = tuple(column_of(name, model.schema) for name in chosen)
         tokens = require_whole("batch_tokens", batch_tokens, at_least=1)
         facts = {
             "names": list(chosen),
@@ -135,7 +135,8 @@ class _Wanted:
         return replace(plan, part_rows=part_rows_for(plan.row_bytes, rows, plan.longest))
 
 
-def _column(name: str, schema: Schema) -> StoredValue:
+def column_of(name: str, schema: Schema) -> StoredValue:
+    """The place of a checkpoint in a store; raise `InputError` if it has no row for each token."""
     point = schema[name]
     batch, pos, *others = point.axes
     if (batch, pos) != (Axis.BATCH, Axis.POS):
