@@ -322,7 +322,7 @@ REMEDIES: dict[str, list[Case]] = {
             lambda h: _stream(h, checkpoint=h.folder / "a.safetensors", batch_size=1),
         ),
         Case(
-            lambda h: _stream(h, checkpoint=h.folder / "a.safetensors", batch_size=3),
+            lambda h: _stream(h, checkpoint=_interrupted(h, "c.safetensors"), batch_size=3),
             "another file",
             lambda h: _stream(h, checkpoint=h.folder / "b.safetensors", batch_size=3),
         ),
