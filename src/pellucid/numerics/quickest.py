@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -75,6 +76,7 @@ class Choice(NamedTuple):
     rates: dict[str, float]
 
 
+_inside: ContextVar[str] = ContextVar("the library inside `one_library`", default="")
 _chosen: dict[Product, Choice] = {}
 _measuring = threading.Lock()
 _read: set[str] = set()
@@ -95,7 +97,7 @@ def forget() -> None:
 
 def library_of_most(run: Callable[[], object]) -> str:
     """The library that takes most kinds of products, those of a run among them; the wished one, if there is one."""
-    wish = os.environ.get(VARIABLE, "")
+    wish = _wish()
     if wish in LIBRARIES:
         return wish
     run()
@@ -105,16 +107,16 @@ def library_of_most(run: Callable[[], object]) -> str:
 
 @contextmanager
 def one_library(name: str) -> Generator[None]:
-    """Take all products of this process by one library, so no measurement decides about bits; "" changes nothing."""
-    before = os.environ.get(VARIABLE)
+    """Take all products inside by one library, so no measurement decides about bits; "" changes nothing."""
+    before = _inside.set(name or _inside.get())
     try:
-        if name:
-            os.environ[VARIABLE] = name
         yield
     finally:
-        os.environ.pop(VARIABLE, None)
-        if before is not None:
-            os.environ[VARIABLE] = before
+        _inside.reset(before)
+
+
+def _wish() -> str:
+    return _inside.get() or os.environ.get(VARIABLE, "")
 
 
 def by_torch(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -137,7 +139,7 @@ def library_for(x: Tensor, weight: Tensor, bias: Tensor | None) -> str:
     Raises:
         NumericsError: PELLUCID_PRODUCTS names a file that cannot be read or written.
     """
-    wish = os.environ.get(VARIABLE, "")
+    wish = _wish()
     if wish in LIBRARIES:
         return wish
     outputs, inputs = weight.shape
