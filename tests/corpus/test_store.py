@@ -27,6 +27,7 @@ from noticed import must_be_noticed
 from pellucid import atomic
 from pellucid.corpus import intake, objects, parts, place, plan, verification
 from pellucid.corpus import store as store_module
+from pellucid.numerics import quickest
 
 NAMES = ["resid_post", "attn.ckpt_z", "mlp.ckpt_pre"]
 LENGTHS = (5, 2, 7, 3, 1, 12, 2, 9, 4, 6)
@@ -213,8 +214,9 @@ def test_a_store_of_another_computation_is_found(tmp_path: Path) -> None:
 
 def test_one_library_multiplies_for_a_store_in_fast_numerics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Which one is measured in each process otherwise, and its bits are not those of another."""
-    model, seen = support.glass(numerics="fast"), set[str | None]()
-    model.blocks[0].mlp.register_forward_hook(lambda *given: seen.add(os.environ.get("PELLUCID_PRODUCTS")))
+    model, seen = support.glass(numerics="fast"), set[str]()
+    one = torch.ones(1, 1)
+    model.blocks[0].mlp.register_forward_hook(lambda *given: seen.add(quickest.library_for(one, one, None)))
     capture = lambda: pl.corpus.capture(model, TEXTS, "blocks.1.resid_post", tmp_path / "a.zarr")  # noqa: E731
     monkeypatch.setenv("PELLUCID_PRODUCTS", "onednn")
     assert capture().provenance["products"] == "onednn"
