@@ -80,7 +80,7 @@ $(BENCH_READY): pyproject.toml constraints.txt benchmarks/requirements.txt
 	test -x $(BENCH)/python || $(PYTHON) -m venv .venv-bench
 	$(BENCH)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
 	$(BENCH)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
-		--requirement benchmarks/requirements.txt --editable '.[hf,stats]'
+		--requirement benchmarks/requirements.txt --editable '.[hf,stats,corpus]'
 	touch $(BENCH_READY)
 
 clean:

@@ -25,7 +25,7 @@ DOCS = HERE.parent / "docs"
 
 SECTIONS = {
     "forward": "Forward", "graphs": "Captured graphs", "capture": "Capture", "fixed_cost": "Fixed cost",
-    "sweep": "Patching sweeps", "startup": "Start-up",
+    "corpus": "Corpora on disk", "sweep": "Patching sweeps", "startup": "Start-up",
     "generate": "Generate", "compare": "Compare", "scaling": "Scaling",
     "regression": "Regressions", "limits": "Limits of the machine",
 }  # fmt: skip
