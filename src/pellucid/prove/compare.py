@@ -16,10 +16,10 @@ from pellucid.numerics.products import ordinary_tensors
 from pellucid.prove.about import About
 from pellucid.prove.comparison import Comparison, Progress, silently
 from pellucid.prove.dicts import compare_dicts, compare_unrecognised, compare_with_dict
-from pellucid.prove.modes import mode_note
 from pellucid.prove.report import ComparisonReport, Verdict
 from pellucid.prove.sides import DEFAULT_TEXT, ids_of, opened, pairs, require_values, with_values
 from pellucid.prove.tensors import TensorComparison, compare_tensors
+from pellucid.prove.trial import mode_note
 from pellucid.text.batch import Inputs
 from pellucid.text.tokenizer import Tokenizer
 

@@ -10,12 +10,14 @@ from __future__ import annotations
 import contextlib
 from dataclasses import dataclass, field
 
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
 
 from pellucid.numerics.rounding import BEYOND_ROUNDING, not_alike, relative_error, size_of
 from pellucid.prove.copies import is_scripted, working_copy
 from pellucid.prove.divergences import is_before
 from pellucid.prove.ground import AsGiven, coarsest_in, step_of
+from pellucid.prove.lending import Loan
 from pellucid.prove.points import LOGITS
 from pellucid.prove.program import DOUBLE, Conditions, Glass, Program, Unwatched, WatchedModel
 from pellucid.prove.runs import Runs, same_bits
@@ -180,3 +182,40 @@ class Trial:
         odd = self.single.first_not_alike(self.double.dropped)
         earlier = odd is not None and (self.point is None or is_before(odd, self.point, self.double.schema))
         return odd if earlier else None
+
+
+def mode_note(name: str, module: nn.Module, ids: Tensor, head: Tensor) -> list[str]:
+    """What to say of a module, all or part of which is in training mode, if that changes its logits.
+
+    Args:
+        name: What the side is called.
+        module: As its caller gave it; left as it is.
+        ids: What to run [B, P].
+        head: [V, D], what a program without a head is multiplied with.
+    """
+    children = list(module.modules())
+    if any(map(is_scripted, children)) or not any(child.training for child in children):
+        return []
+    program = Program(Loan(module), (), head)
+    try:
+        plain = program.plain(ids)
+        first, second = (program.plain(ids, evaluating=False, number=number) for number in (0, 1))
+    except Exception:  # whatever a foreign forward raises: then the comparison says it
+        return []
+    if same_bits(first, plain) and same_bits(second, plain):
+        return []
+    judged = f"it is judged as it evaluates: call {name}.eval() before it is used so"
+    if same_bits(first, second):
+        gap = relative_error(first, plain)
+        return [f"{name} was given in training mode, in which its logits are off by {gap:.2g} of the largest; {judged}"]
+    return [f"{name} was given in training mode, in which its logits are random from run to run{_dropout(children)}; "
+            f"{judged}"]  # fmt: skip
+
+
+def _dropout(children: list[nn.Module]) -> str:
+    """The dropout that acts, in words; nothing where no module of torch's says so."""
+    rates = [child.p for child in children if isinstance(child, _DropoutNd) and child.training and child.p]
+    if not rates:
+        return ""
+    named = ", ".join(f"{rate:g}" for rate in sorted(set(rates)))
+    return f" (dropout of {named} in {len(rates)} module{'s' * (len(rates) > 1)})"
