@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import harness  # before torch: it pins the threads
 import pellucid as pl
-from harness import Samples, Spread, alternate, compete  # before torch: it pins the threads
 from models import reference
 from report import FLOAT32, Options, Report, Row, Target, arguments
 
@@ -146,7 +146,7 @@ def writing(report: Report, options: Options, folder: Path) -> None:
     except Exception as error:  # a peer's own
         calls.pop("nnsight, safetensors", None)
         report.fail(work, "nnsight, safetensors", error)
-    samples = compete(calls, rounds=options.rounds(5, quick=3), at_least=0.0)
+    samples = harness.compete(calls, rounds=options.rounds(5, quick=3), at_least=0.0)
     shape = f"{first.plan.rows:,} tokens"
     speed = samples.ratio("plain forward", "pellucid")
     note = "tokens a second as a share of a forward to the same block, which keeps its last value alone"
@@ -155,7 +155,7 @@ def writing(report: Report, options: Options, folder: Path) -> None:
     for peer, where in (("loop with torch.save", "loop"), ("nnsight, safetensors", "nnsight")):
         if peer in calls:
             report.add(Row(work, shape, samples.ratio("pellucid", peer), against=peer), samples)
-            share = Spread.of([size_of(folder / "acts.zarr") / size_of(folder / where)])
+            share = harness.Spread.of([size_of(folder / "acts.zarr") / size_of(folder / where)])
             report.add(Row("bytes on disk", shape, share, against=peer, kind="memory"))
 
 
@@ -188,8 +188,8 @@ def reading(report: Report, options: Options, folder: Path) -> None:
         for path in files:
             subprocess.run(["dd", f"if={path}", "of=/dev/null", "bs=1M", "status=none"], check=True)
 
-    taken = alternate({"pellucid": lambda: timed(load), "dd": lambda: timed(dd)}, options.rounds(7, quick=3))
-    samples = Samples(taken, 1)
+    taken = harness.alternate({"pellucid": lambda: timed(load), "dd": lambda: timed(dd)}, options.rounds(7, quick=3))
+    samples = harness.Samples(taken, 1)
     note = "bytes a second as a share of dd's, shuffled within a window of one part, all checkpoints of each row"
     report.add(
         Row("read mini-batches, cold cache", f"{store.plan.nbytes / 2**20:.0f} MiB", samples.ratio("dd", "pellucid"),

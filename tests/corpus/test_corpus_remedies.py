@@ -132,10 +132,10 @@ REMEDIES: dict[str, list[Case]] = {
         Case(_without_room, "a path on another disk", lambda h: _capture(h, path="large.zarr")),
     ],
     "corpus-dtype": [
-        Case(lambda h: _capture(h, dtype="int8"), "Give one of these", lambda h: _capture(h, dtype="float32")),
+        Case(lambda h: _capture(h, dtype="int8"), "Give dtype='float32'", lambda h: _capture(h, dtype="float32")),
     ],
     "corpus-long-texts": [
-        Case(lambda h: _capture(h, long_texts="cut"), "one of these", lambda h: _capture(h, long_texts="refuse")),
+        Case(lambda h: _capture(h, long_texts="cut"), "='refuse'", lambda h: _capture(h, long_texts="refuse")),
     ],
     "corpus-busy": [
         Case(_busy, "Wait for it", _capture),
