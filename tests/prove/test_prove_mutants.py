@@ -341,8 +341,9 @@ def nothing_was_put_there(patch: Patch) -> None:
 
 
 def one_row_is_drawn(patch: Patch) -> None:
-    right = probes.Probes.batches
+    right, mixed = probes.Probes.batches, probes.Probes.mixed
     patch.setattr(probes.Probes, "batches", lambda self: [ids[:1] for ids in right(self)])
+    patch.setattr(probes.Probes, "mixed", lambda self: mixed(self)[:1])
 
 
 no_probe = "batches", lambda self: []

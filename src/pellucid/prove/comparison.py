@@ -234,7 +234,7 @@ class Comparison:
         """Trials on ids of our own, without those whose logits are equal to the bit."""
         self.progress("running both on probes", 0.9)
         tried = [self._on(trial, ids) for ids in self.probes.batches()]
-        tried += [self._on(trial, ids) for ids in self._one_token(trial)]
+        tried += [self._on(trial, ids) for ids in self._one_token(trial) if len(self.probes.ran) > 1]
         self.reach = self.probes.reach()
         if self.reach.partial and len(self.probes.ran) > 1:
             odd = self._entrance(trial)
