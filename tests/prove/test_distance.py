@@ -173,7 +173,12 @@ def test_rows_that_were_added_are_counted(model: Model) -> None:
     rows = f"{model.config.vocab_size} rows are equal to the bit, and"
     found = pl.compare(model, longer, IDS)
     assert f"embed.W_E: the first {rows} B has 4 rows more" in found.notes
-    assert f"embed.W_E: the first {rows} A has 4 rows more" in pl.compare(longer, model, IDS).notes
+    turned = pl.compare(longer, model, IDS)
+    assert f"embed.W_E: the first {rows} A has 4 rows more" in turned.notes
+    for one in (found, turned):
+        assert one.verdict == "different"
+        assert "logits: shapes" in repr(one)
+        assert "without instruments" not in repr(one)
     assert f"{len(found.parameters)} of {len(found.parameters) + 1} parameters" in found.summary
     with torch.no_grad():
         longer.embed.W_E[0, 0] += 1
