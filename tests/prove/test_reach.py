@@ -177,8 +177,8 @@ MUTANTS: dict[str, tuple[Any, str, Any, Callable[..., Any], str]] = {
                         lambda deep: test_windows_that_begin_behind_a_probe((0, 1), deep), "deep"),
     "no id is named": (comparison, "named_ids", lambda module, vocabulary: [],
                        lambda wide: test_ids_that_the_program_names(hidden, course, wide), "wide"),
-    "a probe is as long as the context": (probes.Probes, "mixed", lambda self: self.every(2, 16),
-                                          test_positions_that_run_on_modulo_the_context, "small"),
+    "probes are one row, as long as the context": (probes.Probes, "mixed", lambda self: self.every(1, 16),
+                                                   test_positions_that_run_on_modulo_the_context, "small"),
 }  # fmt: skip
 
 
