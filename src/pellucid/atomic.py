@@ -270,12 +270,17 @@ def _open_device(place: Path) -> int:
 
 
 @contextmanager
-def alone(folder: Path, wait: float = LONGEST_WAIT) -> Generator[None]:
+def alone(folder: Path, wait: float | None = None) -> Generator[None]:
     """Lock a folder against other savers, in this process and in others; go on without one if there are no locks.
+
+    Args:
+        folder: Which.
+        wait: Seconds that others may have it; `LONGEST_WAIT` if None.
 
     Raises:
         OSError: EBUSY: another one had the lock for so many seconds.
     """
+    wait = LONGEST_WAIT if wait is None else wait
     handle = os.open(folder, os.O_RDONLY) if fcntl is not None else -1
     try:
         until = time.monotonic() + wait

@@ -48,7 +48,7 @@ NO_VERB = {
         "several-rows slice-without-length unknown-hook-point",
     "folds and centres weights": "folding-differs folding-rotated folding-without-bias",
     "attributes captured values":
-        "attribution-by attribution-of-some-heads attribution-target "
+        "attribution-of-some-heads attribution-target "
         "captures-without-model lens-model lens-setting "
         "lens-texts no-head-before parts-do-not-sum",
     "looks at captured values, or at a file of a trace": "no-view not-a-trace of-text-positions view-not-repeatable",

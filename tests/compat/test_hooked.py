@@ -494,7 +494,7 @@ REMEDIES: dict[str, list[Case]] = {
         ),
     ],
     "composition-mode": [
-        Case(lambda at: at.all_composition_scores("O"), "one of these", lambda at: at.all_composition_scores("V")),
+        Case(lambda at: at.all_composition_scores("O"), "mode='V'", lambda at: at.all_composition_scores("V")),
     ],
     "token-not-there": [
         Case(
@@ -528,7 +528,7 @@ REMEDIES: dict[str, list[Case]] = {
     "decompose-mode": [
         Case(
             lambda at: _cached(at).decompose_resid(mode="heads"),
-            "one of these",
+            "mode='mlp'",
             lambda at: _cached(at).decompose_resid(mode="mlp"),
         ),
     ],

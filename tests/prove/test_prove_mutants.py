@@ -511,7 +511,11 @@ def test_checks_pass_unbroken(check: Callable[[], None]) -> None:
     check()
 
 
-@pytest.mark.parametrize("name", MUTANTS)
+SLOW = ("all heads are one", "the alignment accepts anything", "nearest is not searched")
+"""Mutants with which a comparison looks for every cause that it knows, for some 15 seconds each."""
+
+
+@pytest.mark.parametrize("name", [pytest.param(m, marks=pytest.mark.long) if m in SLOW else m for m in MUTANTS])
 def test_mutants_are_noticed(name: str) -> None:
     breaks, check = MUTANTS[name]
     with pytest.MonkeyPatch.context() as patch:

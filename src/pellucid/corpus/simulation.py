@@ -69,7 +69,8 @@ class Simulation:
 
     def __repr__(self) -> str:
         return (
-            f"{self.plan.parts:,} parts for {self.workers:,} workers: at most {self.rounds:,} each, "
+            f"{self.plan.parts:,} parts for {self.workers:,} worker{'s' * (self.workers != 1)}: "
+            f"at most {self.rounds:,} each, "
             f"{lasting(self.seconds)}, {self.idle:.1%} idle; {self.bytes_per_worker:,} bytes each, "
             f"{self.bytes_per_second / 1e9:,.2f} GB/s together, {self.objects:,} objects"
         )

@@ -14,6 +14,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -289,8 +290,8 @@ def _sample(shape: torch.Size, group: Group) -> tuple[Tensor, ...]:
     at = group.axes.index(HEAD) if HEAD in group.axes else None
     others = [size for axis, size in enumerate(shape) if axis != at]
     count = math.prod(others)
-    places = torch.unravel_index(torch.arange(0, count, max(1, count // SAMPLE)), others) if others else ()
-    rest = iter(places)
+    flat = np.arange(0, count, max(1, count // SAMPLE))
+    rest = map(torch.from_numpy, np.unravel_index(flat, others) if others else ())  # torch's own imports SymPy
     head = torch.arange(shape[at])[:, None] if at is not None else torch.zeros(1, 1, dtype=torch.long)
     return tuple(head if axis == at else next(rest)[None, :] for axis in range(len(shape)))
 

@@ -145,7 +145,8 @@ class Comparison:
         weights = sum(parameter.numel() for parameter in self.reference.parameters())
         named = named_ids(self.other, sizes["d_vocab"])
         in_blocks = sum(parameter.numel() for parameter in self.reference.blocks.parameters())
-        return Probes(self.ids, sizes, min([sizes[N_CTX], *tables]), weights, in_blocks, named)
+        halves = self.reference.device.type == "cpu" and self.reference.dtype.itemsize == 2
+        return Probes(self.ids, sizes, min([sizes[N_CTX], *tables]), weights, in_blocks, named, halves)
 
     def _rows(self) -> list[list[int]]:
         """The caller's ids, without what fills short rows up."""
@@ -272,7 +273,7 @@ class Comparison:
         point = next((p for p in places if p in shown or trial.double.certain), None)
         if point is None:
             return None
-        rounds = bool(end) and not trial.bit_equal
+        rounds = bool(end) and (self.probes.in_halves or not trial.bit_equal)
         try:
             odd = Beginning(self.reference, trial.program, point, end, rounds).first_wrong(ids)
         except Exception as error:  # whatever a foreign forward raises

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -218,7 +219,7 @@ class _Injection:
             part = part[int(self.ids[0, 0])]
         elif group.inner[0] == N_CTX:
             part = part[0]
-        place = torch.unravel_index(part.abs().argmax(), part.shape)
+        place = tuple(map(int, np.unravel_index(int(part.abs().argmax()), part.shape)))  # torch's own imports SymPy
         part[place] = part[place] * (1 + size) if part[place] != 0 else size
         with torch.no_grad():
             self.tensor.copy_(transform.apply(natural, group, self.match.shape))

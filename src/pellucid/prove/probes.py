@@ -32,6 +32,9 @@ LONGEST = 64
 PRODUCTS = 3_000_000_000
 """Multiplications that a run of every id and position may take: about a tenth of a second."""
 
+HALVES_SLOWER = 50
+"""How many times as long products in two bytes may take on a processor: those of float16 take 70 times as long here."""
+
 DEEP = 10_000_000_000
 """Multiplications that a text as long as the context may take in the first blocks: one block of GPT-2 small."""
 
@@ -56,6 +59,7 @@ class Probes:
         weights: How many weights the reference has.
         in_blocks: How many of them are in its blocks.
         named: Ids that the program names.
+        in_halves: Whether products are taken in two bytes on a processor, which for float16 hardly any does quickly.
 
     Attributes:
         ran: What was run, the caller's ids first.
@@ -67,6 +71,7 @@ class Probes:
     weights: int
     in_blocks: int
     named: Sequence[int] = ()
+    in_halves: bool = False
 
     def __post_init__(self) -> None:
         self.ran, self.vocabulary = [self.ids], self.sizes["d_vocab"]
@@ -106,7 +111,8 @@ class Probes:
         layers, width = self.sizes["layer"], self.sizes["d_model"]
         products = rows * length * (self.weights + 2 * layers * length * width)
         seen = layers * (20 * width + 2 * self.sizes["head"] * length)
-        return products <= PRODUCTS and rows * length * (self.vocabulary + seen) <= VALUES
+        most = PRODUCTS // HALVES_SLOWER if self.in_halves else PRODUCTS
+        return products <= most and rows * length * (self.vocabulary + seen) <= VALUES
 
     def every(self, rows: int, length: int) -> Tensor:
         """Ids in an order of their own [rows, length], from the first again if there are fewer."""
