@@ -153,6 +153,23 @@ def test_as_many_blocks_as_are_quick(deep: pl.CkptedTransformer, monkeypatch: py
     assert "of 2 blocks" not in str(pl.compare(deep, late, IDS).reach)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_runs_less_and_finds_a_window_all_the_same(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its products can take 70 times as long, so long texts run in float64 alone, through the blocks."""
+    single, half = (support.glass(**{**SIZES, "n_positions": 160}, dtype=each) for each in (torch.float32, dtype))
+    weights = sum(parameter.numel() for parameter in half.parameters())
+    monkeypatch.setattr(probes, "PRODUCTS", 160 * (weights + 2 * 2 * 160 * 16))
+    assert "at 160 of 160 positions" in str(pl.compare(single, pl.to_hf(single), IDS).reach)
+    report = pl.compare(half, pl.to_hf(half), IDS)
+    assert report.verdict == "identical"
+    assert "at 64 of 160 positions" in str(report.reach)
+    assert "at 160 positions what leaves the first 2 of 2 blocks" in str(report.reach)
+    made = with_attention(course(half), seeing(lambda q, k: q - k < 100), (0, 1))
+    assert pl.compare(half, made, IDS).verdict == "different"
+
+
 def test_what_was_not_run_is_said(wide: pl.CkptedTransformer) -> None:
     report = pl.compare(wide, course(wide), IDS)
     assert report.verdict == "equivalent"

@@ -104,7 +104,8 @@ def sample_of(model: CapturingModel) -> str:
 
 def library_of(model: Any) -> str:
     """The library that takes the products of fast numerics, which each process would measure; "" in exact ones."""
-    return library_of_most(lambda: sample_of(model)) if execution_of(model)["numerics"] != "exact" else ""
+    exact = execution_of(model).get("numerics", "exact") == "exact"
+    return "" if exact else library_of_most(lambda: sample_of(model))
 
 
 class Worker:

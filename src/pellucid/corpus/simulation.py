@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from pellucid.aliases import Names, selected
@@ -110,5 +110,4 @@ def simulate(
     columns = tuple(column_of(name, model.schema) for name in selected(names, model.schema))
     longest = min(rows, model.schema.sizes["n_ctx"])
     plan = CorpusPlan(columns, rows, math.ceil(rows / longest), longest, 1, BATCH_TOKENS, dtype)
-    part_rows = part_rows_for(plan.row_bytes, rows, longest)
-    return Simulation(CorpusPlan(columns, rows, plan.texts, longest, part_rows, BATCH_TOKENS, dtype), count, speed)
+    return Simulation(replace(plan, part_rows=part_rows_for(plan.row_bytes, rows, longest)), count, speed)

@@ -89,7 +89,7 @@ def choices() -> dict[Product, Choice]:
 
 
 def forget() -> None:
-    """Measure anew from here on."""
+    """Forget what was measured and read, so that it is measured or read again."""
     with _measuring:
         _chosen.clear()
         _read.clear()
@@ -237,5 +237,5 @@ def _unusable(path: Path, why: str) -> NumericsError:
     return NumericsError(
         f"{VARIABLE}: {path}: {why}.",
         code="measured-products",
-        remedy=f"Remove the file, so that it is written anew, or set {VARIABLE} to torch.",
+        remedy=f"Remove the file, and it is written again, or set {VARIABLE} to torch.",
     )

@@ -235,9 +235,10 @@ class Comparison:
         """Trials on ids of our own, without those whose logits are equal to the bit."""
         self.progress("running both on probes", 0.9)
         tried = [self._on(trial, ids) for ids in self.probes.batches()]
-        tried += [self._on(trial, ids) for ids in self._one_token(trial) if len(self.probes.ran) > 1]
+        runs_others = len(self.probes.ran) > 1
+        tried += [self._on(trial, ids) for ids in self._one_token(trial)] if runs_others else []
         self.reach = self.probes.reach()
-        if self.reach.partial and len(self.probes.ran) > 1:
+        if self.reach.partial and runs_others:
             odd = self._entrance(trial)
             odd = self._deep(trial) if odd is None else odd
             tried += [] if odd is None else [self._on(trial, odd)]
