@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import copy
+import importlib
+import inspect
 import pickle
 import re
 from pathlib import Path
@@ -107,6 +109,21 @@ def test_a_setting_that_a_tokenizer_has_not_is_not_kept(names: dict[str, Any]) -
         with pytest.raises(pl.UnknownAttributeError, match=name):
             setattr(names["tokenizer"], name, "<pad>")
         assert name not in vars(names["tokenizer"])
+
+
+@pytest.mark.parametrize("room", ["attribution", "circuits", "corpus", "heads", "lens", "measure", "patching", "plot",
+                                  "reproduce", "sae"])  # fmt: skip
+def test_a_misspelt_argument_is_told_the_right_one(room: str) -> None:
+    """Every public function of every room, for each of its arguments."""
+    package = importlib.import_module(f"pellucid.{room}")
+    functions = [found for name in dir(package) if inspect.isfunction(found := getattr(package, name))
+                 and found.__module__.startswith(package.__name__) and not name.startswith("_")]  # fmt: skip
+    assert functions
+    for function in functions:
+        for name in inspect.signature(function).parameters:
+            with pytest.raises(pl.UnknownArgumentError) as caught:
+                function(**{f"{name}{name[-1]}": None})
+            assert repr(name) in caught.value.remedy
 
 
 PARTS = {

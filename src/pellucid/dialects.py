@@ -476,6 +476,13 @@ def named_arguments(elsewhere: Mapping[str, str] = ARGUMENTS) -> Callable[[Calle
     return decorated
 
 
+def name_arguments(room: dict[str, Any]) -> None:
+    """Make the public functions of a package refuse arguments that they do not take: `name_arguments(globals())`."""
+    for name, value in room.items():
+        if inspect.isfunction(value) and value.__module__.startswith(room["__name__"]) and not name.startswith("_"):
+            room[name] = named_arguments()(value)
+
+
 def _checked(function: Callable[..., Any], verb: str, elsewhere: Mapping[str, str]) -> Callable[..., Any]:
     parameters = inspect.signature(function).parameters
     known = [name for name in parameters if name not in ("self", "cls")]

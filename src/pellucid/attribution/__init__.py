@@ -10,5 +10,8 @@ from pellucid.attribution.direct import direct
 from pellucid.attribution.edges import edges
 from pellucid.attribution.gradient import gradient
 from pellucid.attribution.sources import sources
+from pellucid.dialects import name_arguments
 
 __all__ = ["direct", "edges", "gradient", "sources"]
+
+name_arguments(globals())

@@ -6,3 +6,6 @@ from pellucid.circuits.circuit_report import CircuitReport as CircuitReport
 from pellucid.circuits.evaluation import evaluate as evaluate
 from pellucid.circuits.faithfulness import across as across
 from pellucid.circuits.faithfulness import curve as curve
+from pellucid.dialects import name_arguments
+
+name_arguments(globals())

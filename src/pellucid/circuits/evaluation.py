@@ -22,7 +22,6 @@ from pellucid.circuits.circuit import Circuit
 from pellucid.circuits.circuit_report import UNMEASURED, CircuitReport, Gap
 from pellucid.circuits.faithfulness import Scale
 from pellucid.circuits.graph import Graph, kind_of
-from pellucid.dialects import named_arguments
 from pellucid.errors import warn
 from pellucid.interrupts import told
 from pellucid.metrics import Metric
@@ -31,7 +30,6 @@ from pellucid.run.region import Index
 from pellucid.text.batch import Inputs
 
 
-@named_arguments()
 def evaluate(
     model: CkptedTransformer,
     circuit: Circuit,

@@ -15,7 +15,6 @@ from pellucid.check import as_number
 from pellucid.circuits.ablations import Ablations, Choices
 from pellucid.circuits.circuit import Circuit
 from pellucid.circuits.graph import Graph
-from pellucid.dialects import named_arguments
 from pellucid.errors import InputError, shown, warn
 from pellucid.extras import need
 from pellucid.interrupts import told
@@ -68,7 +67,6 @@ class Scale:
         return ((measured - self.nothing) / (self.whole - self.nothing)).tolist()
 
 
-@named_arguments()
 def across(
     model: CkptedTransformer,
     circuit: Circuit,
@@ -139,7 +137,6 @@ def across(
     )  # fmt: skip
 
 
-@named_arguments()
 def curve(
     model: CkptedTransformer,
     scores: Any,

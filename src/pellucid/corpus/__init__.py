@@ -8,6 +8,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from pellucid.dialects import named_arguments
+
 if TYPE_CHECKING:
     from pellucid.corpus.activity import densities as densities
     from pellucid.corpus.activity import examples as examples
@@ -29,7 +31,8 @@ __all__ = ["Store", "capture", "densities", "estimate", "examples", "open", "rea
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    found = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return globals().setdefault(name, found if isinstance(found, type) else named_arguments()(found))
 
 
 def __dir__() -> list[str]:

@@ -6,8 +6,11 @@ as factors, `composition` says how much heads read of what earlier ones write, `
 back by one; `scores` and `name_movers` say to which tokens of a text heads attend and what they copy.
 """
 
+from pellucid.dialects import name_arguments
 from pellucid.heads.detectors import name_movers, scores
 from pellucid.heads.factored import FactoredMatrix
 from pellucid.heads.matrices import composition, ov, qk, weight_scores
 
 __all__ = ["FactoredMatrix", "composition", "name_movers", "ov", "qk", "scores", "weight_scores"]
+
+name_arguments(globals())

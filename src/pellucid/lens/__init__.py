@@ -5,7 +5,10 @@ logit lens"); the tuned lens first takes it through an affine map that was train
 arXiv:2303.08112).
 """
 
+from pellucid.dialects import name_arguments
 from pellucid.lens.readout import Readout, logit
 from pellucid.lens.tuned import TunedLens
 
 __all__ = ["Readout", "TunedLens", "logit"]
+
+name_arguments(globals())

@@ -6,6 +6,7 @@ first real token.
 """
 
 from pellucid.corpus.state_file import Saving
+from pellucid.dialects import name_arguments
 from pellucid.measure.autoregression import HAC, LagSelection, autoregression, select_lags
 from pellucid.measure.distributions import distribution, moments, outliers
 from pellucid.measure.fit import AutoregressionFit
@@ -41,3 +42,5 @@ __all__ = [
     "stream",
     "values",
 ]
+
+name_arguments(globals())

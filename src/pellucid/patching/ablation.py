@@ -12,7 +12,6 @@ from torch import Tensor
 from pellucid.aliases import Names
 from pellucid.axes import POSITIONS, Axis
 from pellucid.check import require_one_of
-from pellucid.dialects import named_arguments
 from pellucid.errors import InputError
 from pellucid.interrupts import told
 from pellucid.metrics import Metric
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
 How = Literal["zero", "mean", "resample"]
 
 
-@named_arguments()
 def ablate(
     model: CkptedTransformer,
     inputs: Inputs,

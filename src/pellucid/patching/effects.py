@@ -12,7 +12,6 @@ from torch import Tensor
 from pellucid.aliases import Names
 from pellucid.axes import Axis
 from pellucid.check import require_whole
-from pellucid.dialects import named_arguments
 from pellucid.errors import InputError, shown
 from pellucid.extras import need
 from pellucid.metrics import Metric
@@ -98,7 +97,6 @@ def effect_sizes(swept: xarray.DataArray) -> xarray.DataArray:
     )
 
 
-@named_arguments()
 def baseline(
     model: CkptedTransformer,
     clean: Inputs,

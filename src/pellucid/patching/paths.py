@@ -11,7 +11,6 @@ from torch import Tensor
 from pellucid import aliases
 from pellucid.axes import Axis
 from pellucid.check import require_one_of
-from pellucid.dialects import named_arguments
 from pellucid.errors import InputError, shown
 from pellucid.metrics import Metric
 from pellucid.patching.cells import Cells, SweepCell
@@ -33,7 +32,6 @@ PathEnd = tuple[aliases.Name, Mapping[str, Any]]
 """A checkpoint, and which part of it: {"layer": 9, "head": 9, "pos": -1, "neuron": 3}, each optional."""
 
 
-@named_arguments()
 def path(
     model: CkptedTransformer,
     clean: Inputs,

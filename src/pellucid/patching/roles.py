@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from pellucid.check import as_whole
-from pellucid.dialects import named_arguments
 from pellucid.errors import InputError, ShapeError, shown
 from pellucid.patching.places import Columns
 from pellucid.run.model import CkptedTransformer
@@ -62,7 +61,6 @@ class Roles:
         return "\n".join([f"{'part':<{width}}  tokens of the clean texts | of the corrupted ones", *rows])
 
 
-@named_arguments()
 def align(
     model: CkptedTransformer,
     clean: Inputs,

@@ -10,7 +10,6 @@ import torch
 
 from pellucid.aliases import Names
 from pellucid.check import require_whole
-from pellucid.dialects import named_arguments
 from pellucid.errors import InputError
 from pellucid.metrics import Metric
 from pellucid.patching.cells import Cells
@@ -52,7 +51,6 @@ class SweepCost:
         return f"{self.runs:,} runs in {shared}, at most {self.nbytes:,} bytes"
 
 
-@named_arguments()
 def estimate_sweep(
     model: CkptedTransformer,
     clean: Inputs,

@@ -16,7 +16,6 @@ from pellucid.aliases import Names
 from pellucid.axes import Axis
 from pellucid.bar import bar
 from pellucid.check import require_one_of
-from pellucid.dialects import named_arguments
 from pellucid.errors import PellucidWarning
 from pellucid.extras import need
 from pellucid.interrupts import told
@@ -37,7 +36,6 @@ Direction = Literal["denoise", "noise"]
 UNMEASURED = "interrupted during the plain runs: nothing was measured"
 
 
-@named_arguments()
 def sweep(
     model: CkptedTransformer,
     clean: Inputs,

@@ -12,6 +12,7 @@ import torch
 
 from pellucid.bar import bar
 from pellucid.check import require_whole
+from pellucid.dialects import name_arguments
 from pellucid.errors import PellucidError, PellucidWarning
 from pellucid.patching.reruns import BYTES
 from pellucid.reproduce.published import EXPERIMENTS, Experiment
@@ -128,3 +129,6 @@ def _compared(experiment: Experiment, study: Study) -> Iterator[Reproduced]:
     for published, value in zip(experiment.published, values, strict=True):
         number, detail = value if isinstance(value, tuple) else (value, "")
         yield Reproduced(published, number, detail)
+
+
+name_arguments(globals())

@@ -10,7 +10,6 @@ from torch import Tensor
 from pellucid import aliases
 from pellucid.attribution.labels import COMPONENT, Contribution, labelled
 from pellucid.attribution.reading import LOGITS, Reading, doubles, opened, reading, require_captured
-from pellucid.dialects import named_arguments
 from pellucid.errors import InputError, shown
 from pellucid.network import Network
 from pellucid.run.activations import ActivationCkpts
@@ -25,7 +24,6 @@ _THROUGH = {"attn.ckpt_z": ("attn.W_O", "bpd,hkd->bphk"), "mlp.ckpt_post": ("mlp
 """Values that one matrix writes into the stream -> the matrix, and how a reading of the stream is taken back."""
 
 
-@named_arguments()
 def direct(
     sae: SparseAutoencoder,
     ckpts: ActivationCkpts,

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from pellucid.axes import Axis
 from pellucid.bar import bar
-from pellucid.dialects import named_arguments
 from pellucid.errors import warn
 from pellucid.extras import need
 from pellucid.interrupts import told
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
     import xarray
 
 
-@named_arguments()
 def ablate(
     sae: SparseAutoencoder,
     model: CkptedTransformer,

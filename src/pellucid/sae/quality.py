@@ -10,7 +10,6 @@ import torch
 
 from pellucid.check import require_whole
 from pellucid.corpus.sink import Sink, feed
-from pellucid.dialects import named_arguments
 from pellucid.errors import InputError
 from pellucid.metrics import Metric, loss, measured, units_of
 from pellucid.run.activations import ActivationCkpts
@@ -68,7 +67,6 @@ class SaeReport:
         ])  # fmt: skip
 
 
-@named_arguments()
 def evaluate(
     sae: SparseAutoencoder,
     model: CkptedTransformer,

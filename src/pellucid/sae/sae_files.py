@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from pellucid.atomic import path_of
-from pellucid.dialects import named_arguments
 from pellucid.errors import ConfigError, InputError, NotFoundError, WeightsError, shown, warn
 from pellucid.run.model import CkptedTransformer
 from pellucid.sae import dictionaries, saelens
@@ -28,7 +27,6 @@ _LAYOUTS = (
 _HERE = " or ".join(f"{weights} with {cfg}" for weights, cfg, _ in _LAYOUTS)
 
 
-@named_arguments()
 def load(
     path: str | Path,
     *,
