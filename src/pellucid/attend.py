@@ -36,13 +36,9 @@ _WIDEST_GROUPED = 256
 
 @dataclass(eq=False)
 class Visible:
-    """Which keys each query may attend to: earlier ones and itself, pads left out; the same in every block of a run.
+    """Which keys each query may attend to: earlier ones and itself, pads left out; the same in every block of a run."""
 
-    Args:
-        padding: [B, Pk], true at real positions; None if there are no pads.
-    """
-
-    padding: Tensor | None = None
+    padding: Tensor | None = None  # [B, Pk], true at real positions; None if there are no pads
     _seen: Tensor | None = field(default=None, init=False)
     _hidden: Tensor | None = field(default=None, init=False)
     _ceiling: Tensor | None = field(default=None, init=False)

@@ -69,15 +69,11 @@ class Ckpt(nn.Module):
 
 
 class Replaced(NamedTuple):
-    """What someone put in a value's place.
+    """What someone put in a value's place."""
 
-    Attributes:
-        value: What the model goes on with.
-        rows: [B, 1, ...], true for the rows of the batch in which it differs; None if all of them count. The other rows
-            go on as if nothing had been replaced, so an edit of one row leaves the bits of the others alone.
-    """
-
-    value: Tensor
+    value: Tensor  # what the model goes on with
+    # [B, 1, ...], true for the rows of the batch in which it differs; None if all of them count. The other rows go on
+    # as if nothing had been replaced, so an edit of one row leaves the bits of the others alone.
     rows: Tensor | None
 
 

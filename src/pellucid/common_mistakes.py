@@ -18,21 +18,14 @@ from pellucid.numerics import nonlinear
 
 @dataclass(frozen=True)
 class Change:
-    """A mistake, as a change of a network that makes it.
+    """A mistake, as a change of a network that makes it."""
 
-    Attributes:
-        report: What a report says of it.
-        block: Changes a block; None if blocks stay as they are.
-        network: Changes what is around the blocks, or their order; None if that stays as it is.
-        begins: Where it shows first if no block is changed: "embeddings", "blocks" or "end".
-        of_logits: Whether it needs the logits of all tokens at once.
-    """
-
-    report: str
-    block: Callable[[Any], None] | None = None
+    report: str  # what a report says of it
+    block: Callable[[Any], None] | None = None  # changes a block; None if blocks stay as they are
+    # changes what is around the blocks, or their order; None if that stays as it is
     network: Callable[[Any], None] | None = None
-    begins: str = "end"
-    of_logits: bool = False
+    begins: str = "end"  # where it shows first if no block is changed: "embeddings", "blocks" or "end"
+    of_logits: bool = False  # whether it needs the logits of all tokens at once
 
 
 def replaced(module: nn.Module, name: str, function: Callable[..., Any]) -> None:

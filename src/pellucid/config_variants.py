@@ -10,23 +10,15 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Variant:
-    """Fields that make another model of a family's, and that this library does not implement.
+    """Fields that make another model of a family's, and that this library does not implement."""
 
-    Args:
-        reason: The rest of a sentence after "the field says:".
-        names: Their names, as published configurations have them.
-        pattern: Their other spellings; "" for none.
-        harmless: Values that mean the plain model, beside null, false, 0 and what is empty; texts in lower case.
-        on: Whether true is the plain model, and false is the variant.
-        equal_to: A field of the plain model whose value, given here, means the plain model, too.
-    """
-
-    reason: str
-    names: tuple[str, ...]
-    pattern: str = ""
+    reason: str  # the rest of a sentence after "the field says:"
+    names: tuple[str, ...]  # their names, as published configurations have them
+    pattern: str = ""  # their other spellings; "" for none
+    # values that mean the plain model, beside null, false, 0 and what is empty; texts in lower case
     harmless: tuple[Any, ...] = ()
-    on: bool = False
-    equal_to: str = ""
+    on: bool = False  # whether true is the plain model, and false is the variant
+    equal_to: str = ""  # a field of the plain model whose value, given here, means the plain model, too
 
     def has(self, name: str) -> bool:
         """Whether a field is one of this variant's."""

@@ -64,27 +64,17 @@ class InTransformers:
 
 
 class Shown(NamedTuple):
-    """Where a module of transformers shows checkpoints of ours.
+    """Where a module of transformers shows checkpoints of ours."""
 
-    Attributes:
-        path: The module, below the model without its head.
-        entering: True if what enters it is meant, else what leaves it.
-        names: The checkpoints; several if the value holds them side by side along its last axis.
-    """
-
-    path: str
-    entering: bool
-    names: tuple[str, ...]
+    path: str  # the module, below the model without its head
+    entering: bool  # True if what enters it is meant, else what leaves it
+    names: tuple[str, ...]  # the checkpoints; several if the value holds them side by side along its last axis
 
 
 class StepDecoder(Protocol):
-    """Runs a text one column after another.
+    """Runs a text one column after another."""
 
-    Attributes:
-        dtype: The dtype of the keys and values that it reads.
-    """
-
-    dtype: torch.dtype
+    dtype: torch.dtype  # the dtype of the keys and values that it reads
 
     def step(
         self, ids: Tensor, positions: Tensor, cache: Any, names: Collection[str] = ()
@@ -105,92 +95,59 @@ class StepDecoder(Protocol):
 
 @dataclass(frozen=True)
 class Kernels:
-    """Compiled decoding of a family.
+    """Compiled decoding of a family."""
 
-    Attributes:
-        take: Whether the kernels compute what a model computes.
-        decoder: What runs its steps; None if one of the checkpoints cannot be shown.
-        bytes_needed: Memory of the weights that are prepared for it.
-        forget: Drops them.
-    """
-
-    take: Callable[[Network], bool]
+    take: Callable[[Network], bool]  # whether the kernels compute what a model computes
+    # what runs its steps; None if one of the checkpoints cannot be shown
     decoder: Callable[[Network, Collection[str]], StepDecoder | None]
-    bytes_needed: Callable[[Network], int]
-    forget: Callable[[Network], None]
+    bytes_needed: Callable[[Network], int]  # memory of the weights that are prepared for it
+    forget: Callable[[Network], None]  # drops them
 
 
 @dataclass(frozen=True)
 class Span:
-    """Part of a model: from the embeddings or the input of a block, to the end of a block or the logits.
+    """Part of a model: from the embeddings or the input of a block, to the end of a block or the logits."""
 
-    Attributes:
-        ids: [B, P].
-        first: The first block; -1 begins with the embeddings.
-        last: The last block; `n_layer` ends with the logits.
-        residual: What enters the first block, where it is not the embeddings' sum.
-        step: The logits of every so many-th token are computed; 1 for all.
-        by_place: Name a block's values by its place in the order of blocks instead of its own number.
-    """
-
-    ids: Tensor
-    first: int = -1
-    last: int = 1 << 30
-    residual: Tensor | None = None
-    step: int = 1
-    by_place: bool = False
+    ids: Tensor  # [B, P]
+    first: int = -1  # the first block; -1 begins with the embeddings
+    last: int = 1 << 30  # the last block; `n_layer` ends with the logits
+    residual: Tensor | None = None  # what enters the first block, where it is not the embeddings' sum
+    step: int = 1  # the logits of every so many-th token are computed; 1 for all
+    by_place: bool = False  # name a block's values by its place in the order of blocks instead of its own number
 
 
 @dataclass(frozen=True)
 class Suspect:
-    """A mistake that a program may have made, in a plain float64 model of the reference's parameters.
+    """A mistake that a program may have made, in a plain float64 model of the reference's parameters."""
 
-    Attributes:
-        report: What a report says of it.
-        run: What the model with the mistake computes on a span, coarsely (in float32, to refuse it quickly) if the
-            second argument says so. The values are "logits" and others by place: the name of a parameter, a module or a
-            block, then `<` for what enters the module that it is, or that holds it, and `>` for what leaves it;
-            "blocks.0.attn.W_Q>" are queries. `RuntimeError` or `IndexError` if it cannot be made in these sizes.
-        begins: The first block that is computed otherwise; -1 for the embeddings, the number of blocks for the end.
-        only_in: The same mistake in some blocks alone, which its report names; None if that cannot be.
-        is_of_order: Whether it changes which blocks are applied, so only a run of the whole model shows it.
-        is_of_logits: Whether it needs the logits of all tokens at once.
-        harmless: Whether it is rounding all the same, or no text can show it.
-        slight: Whether it is rounding, so it explains no large error.
-        what: The family's own description of the mistake, for `beside`.
-        beside: The same mistake in a model that also makes another, which is given; None if that cannot be.
-    """
-
-    report: str
+    report: str  # what a report says of it
+    # What the model with the mistake computes on a span, coarsely (in float32, to refuse it quickly) if the second
+    # argument says so. The values are "logits" and others by place: the name of a parameter, a module or a block, then
+    # `<` for what enters the module that it is, or that holds it, and `>` for what leaves it; "blocks.0.attn.W_Q>" are
+    # queries. `RuntimeError` or `IndexError` if it cannot be made in these sizes.
     run: Callable[[Span, bool], dict[str, Tensor]]
-    begins: int
+    begins: int  # the first block that is computed otherwise; -1 for the embeddings, the number of blocks for the end
+    # the same mistake in some blocks alone, which its report names; None if that cannot be
     only_in: Callable[[tuple[int, ...]], Suspect] | None = None
-    is_of_order: bool = False
-    is_of_logits: bool = False
-    harmless: bool = False
-    slight: bool = False
-    what: Any = None
+    is_of_order: bool = False  # whether it changes which blocks are applied, so only a run of the whole model shows it
+    is_of_logits: bool = False  # whether it needs the logits of all tokens at once
+    harmless: bool = False  # whether it is rounding all the same, or no text can show it
+    slight: bool = False  # whether it is rounding, so it explains no large error
+    what: Any = None  # the family's own description of the mistake, for `beside`
+    # the same mistake in a model that also makes another, which is given; None if that cannot be
     beside: Callable[[Suspect], Suspect] | None = None
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What a comparison saw of a program, from which a family suspects mistakes.
+    """What a comparison saw of a program, from which a family suspects mistakes."""
 
-    Attributes:
-        ids: What was run, [B, P].
-        where: The checkpoint at which it first differs, or "logits".
-        observed: What it has there.
-        expected: What the reference has, by checkpoint, and "logits".
-        alone: Tensors of its own that are no parameters of the reference.
-        heads: Parameter -> which of the reference's heads stands at each place, if they are in another order.
-    """
-
-    ids: Tensor
-    where: str
-    observed: Tensor
-    expected: Mapping[str, Tensor]
-    alone: Mapping[str, Tensor]
+    ids: Tensor  # what was run, [B, P]
+    where: str  # the checkpoint at which it first differs, or "logits"
+    observed: Tensor  # what it has there
+    expected: Mapping[str, Tensor]  # what the reference has, by checkpoint, and "logits"
+    alone: Mapping[str, Tensor]  # tensors of its own that are no parameters of the reference
+    # parameter -> which of the reference's heads stands at each place, if they are in another order
     heads: Mapping[str, tuple[int, ...]]
 
     @property

@@ -50,13 +50,9 @@ class Transform(Protocol):
 
 @dataclass(frozen=True)
 class Reshape:
-    """The same numbers in the same order. [D, D] <-> [H, K, D] is one; equal shapes are the simplest.
+    """The same numbers in the same order. [D, D] <-> [H, K, D] is one; equal shapes are the simplest."""
 
-    Args:
-        merged: Whether their tensor has our first two axes as one.
-    """
-
-    merged: bool = False
+    merged: bool = False  # whether their tensor has our first two axes as one
 
     def shapes(self, place: Place) -> tuple[Shape, ...]:
         shape = place.shape
@@ -93,13 +89,9 @@ class Transpose:
 
 @dataclass(frozen=True)
 class Head:
-    """The output head: W_U [D, V] over memory in the order of [V, D], as the embedding's is.
+    """The output head: W_U [D, V] over memory in the order of [V, D], as the embedding's is."""
 
-    Args:
-        transposed: Whether their tensor is [V, D] (a Linear's weight), or [D, V] like ours.
-    """
-
-    transposed: bool
+    transposed: bool  # whether their tensor is [V, D] (a Linear's weight), or [D, V] like ours
 
     def shapes(self, place: Place) -> tuple[Shape, ...]:
         width, vocabulary = place.shape
@@ -115,17 +107,11 @@ class Head:
 
 @dataclass(frozen=True)
 class Laid:
-    """Ours over memory in another order of axes, as `Parameter.in_memory` says, so that products round as theirs do.
+    """Ours over memory in another order of axes, as `Parameter.in_memory` says, so that products round as theirs do."""
 
-    Args:
-        order: Our axes in the order of the memory.
-        merged: The axis of theirs that is two of ours, one within the other; None if each is one.
-        alike: Whether theirs has the axes of ours, and lies in memory as anything does.
-    """
-
-    order: tuple[int, ...]
-    merged: int | None = None
-    alike: bool = False
+    order: tuple[int, ...]  # our axes in the order of the memory
+    merged: int | None = None  # the axis of theirs that is two of ours, one within the other; None if each is one
+    alike: bool = False  # whether theirs has the axes of ours, and lies in memory as anything does
 
     def shapes(self, place: Place) -> tuple[Shape, ...]:
         shape = place.shape if self.alike else self._memory(place)
@@ -218,41 +204,26 @@ class Row:
 class Buffer:
     """A tensor of theirs that is no weight; in its shape `n` is the context, `v` the vocabulary, `rot/2` the pairs of
     a head that are turned.
-
-    Args:
-        name: Its name.
-        shape: Its shape.
-        why: Why it is dropped whatever it holds; "" if only what it has to hold may be dropped.
     """
 
     name: str
-    shape: tuple[int | str, ...]
-    why: str = ""
+    shape: tuple[int | str, ...]  # its shape
+    why: str = ""  # why it is dropped whatever it holds; "" if only what it has to hold may be dropped
 
 
 @dataclass(frozen=True)
 class Layout:
-    """One way to store the models of a family.
+    """One way to store the models of a family."""
 
-    Args:
-        name: For messages, provenance and `from_ours`.
-        rows: Every weight but the output head.
-        head: The output head.
-        buffers: What is recognised, by exact name and shape, and dropped.
-        head_name: What messages call the head; its own name if "".
-        has_biases: True if the biases of its rows are always there.
-        refuse_theirs: Refuses tensors of theirs that no longer are the plain model's.
-        refuse_ours: The same, of ours that were made of them.
-    """
-
-    name: str
-    rows: tuple[Row, ...]
-    head: Row
-    buffers: tuple[Buffer, ...] = ()
-    head_name: str = ""
-    has_biases: bool = False
+    name: str  # for messages, provenance and `from_ours`
+    rows: tuple[Row, ...]  # every weight but the output head
+    head: Row  # the output head
+    buffers: tuple[Buffer, ...] = ()  # what is recognised, by exact name and shape, and dropped
+    head_name: str = ""  # what messages call the head; its own name if ""
+    has_biases: bool = False  # True if the biases of its rows are always there
+    # refuses tensors of theirs that no longer are the plain model's
     refuse_theirs: Callable[[Mapping[str, Tensor], Schema], None] | None = None
-    refuse_ours: Callable[[Mapping[str, Tensor]], None] | None = None
+    refuse_ours: Callable[[Mapping[str, Tensor]], None] | None = None  # the same, of ours that were made of them
 
     @property
     def prefix(self) -> str:

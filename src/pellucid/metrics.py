@@ -29,19 +29,12 @@ Token = int | str
 
 @dataclass(frozen=True)
 class _AtPosition:
-    """A metric that reads one position of each text.
+    """A metric that reads one position of each text."""
 
-    Args:
-        pos: The token whose logits are read: negative from the end of each text, else from its first token.
-        read: Logits [B, V] at that position, and the batch -> [B].
-        name: What a result is called.
-        units: What it is measured in.
-    """
-
-    pos: int
-    read: Callable[[Tensor, Batch], Tensor]
-    name: str
-    units: str
+    pos: int  # the token whose logits are read: negative from the end of each text, else from its first token
+    read: Callable[[Tensor, Batch], Tensor]  # logits [B, V] at that position, and the batch -> [B]
+    name: str  # what a result is called
+    units: str  # what it is measured in
 
     @property
     def positions(self) -> tuple[int, ...] | None:

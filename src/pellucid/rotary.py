@@ -27,17 +27,11 @@ Turn = tuple[Tensor, Tensor]
 
 
 class Rule(NamedTuple):
-    """What a head and the text's length mean to a rope type.
+    """What a head and the text's length mean to a rope type."""
 
-    Attributes:
-        parameters: `rope_parameters` of the configuration.
-        width: How many entries of a head are turned, counted from the first.
-        n_ctx: Longest text.
-    """
-
-    parameters: Mapping[str, Any]
-    width: int
-    n_ctx: int
+    parameters: Mapping[str, Any]  # `rope_parameters` of the configuration
+    width: int  # how many entries of a head are turned, counted from the first
+    n_ctx: int  # longest text
 
     @property
     def turned(self) -> int:

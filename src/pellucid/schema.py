@@ -23,32 +23,21 @@ HEADS = (str(Axis.HEAD), "head_kv")
 
 @dataclass(frozen=True)
 class Point:
-    """A checkpoint: a value of the forward pass that has a name.
+    """A checkpoint: a value of the forward pass that has a name."""
 
-    Attributes:
-        name: In a table of blocks, the name without the block ("attn.ckpt_z"); in `Schema.points`, the whole name.
-        axes: The value's axes.
-        equation: How it is computed from earlier points and parameters.
-        meaning: What it is, in a few words.
-        unit: The unit of its numbers; "" if they have none of their own.
-        computed: "always" if it lies on the fast path, "when watched" if it is computed beside it for whoever looks.
-        masked: True if entries that a query may not see hold the dtype's minimum.
-        upcast: True if eager attention computes it in float32 or better.
-        parameters: Which parameters make it, by their names in a block or whole.
-        heads: The size that its head axis has, if it has one: of queries, or of keys and values, which may be fewer.
-        reads: The point of its block that is read for it, where that is not the last one before with the axes read.
-    """
-
-    name: str
-    axes: Axes
-    equation: str
-    meaning: str
-    unit: str = ""
+    name: str  # in a table of blocks, the name without the block ("attn.ckpt_z"); in `Schema.points`, the whole name
+    axes: Axes  # the value's axes
+    equation: str  # how it is computed from earlier points and parameters
+    meaning: str  # what it is, in a few words
+    unit: str = ""  # the unit of its numbers; "" if they have none of their own
+    # "always" if it lies on the fast path, "when watched" if it is computed beside it for whoever looks
     computed: Literal["always", "when watched"] = "always"
-    masked: bool = False
-    upcast: bool = False
-    parameters: tuple[str, ...] = ()
+    masked: bool = False  # True if entries that a query may not see hold the dtype's minimum
+    upcast: bool = False  # True if eager attention computes it in float32 or better
+    parameters: tuple[str, ...] = ()  # which parameters make it, by their names in a block or whole
+    # the size that its head axis has, if it has one: of queries, or of keys and values, which may be fewer
     heads: Literal["head", "head_kv"] = "head"
+    # the point of its block that is read for it, where that is not the last one before with the axes read
     reads: str = ""
 
 
@@ -102,18 +91,6 @@ class OtherNames:
 @dataclass(frozen=True, eq=False)
 class Schema:
     """The points, parameters and sizes of one model.
-
-    Attributes:
-        family: Name of the family, such as "gpt2".
-        sizes: Name of an axis -> its length; "layer" is the number of blocks. A schema read from a file of captures has
-            "layer" alone.
-        before: Points before the blocks.
-        block: Every point that a block of this family may have, in execution order.
-        blocks: Points of each block of the model.
-        after: Points after the blocks.
-        parameters: Stored ones and live views, in the model's order.
-        others: Names of other libraries.
-
     Example:
         >>> import pellucid as pl
         >>> schema = pl.load().schema
@@ -121,14 +98,16 @@ class Schema:
         ('values mixed by pattern', 256, 72)
     """
 
-    family: str
+    family: str  # name of the family, such as "gpt2"
+    # Name of an axis -> its length; "layer" is the number of blocks. A schema read from a file of captures has "layer"
+    # alone.
     sizes: Mapping[str, int]
-    before: tuple[Point, ...]
-    block: tuple[Point, ...]
-    blocks: tuple[tuple[Point, ...], ...]
-    after: tuple[Point, ...]
-    parameters: tuple[Parameter, ...]
-    others: OtherNames = OtherNames()
+    before: tuple[Point, ...]  # points before the blocks
+    block: tuple[Point, ...]  # every point that a block of this family may have, in execution order
+    blocks: tuple[tuple[Point, ...], ...]  # points of each block of the model
+    after: tuple[Point, ...]  # points after the blocks
+    parameters: tuple[Parameter, ...]  # stored ones and live views, in the model's order
+    others: OtherNames = OtherNames()  # names of other libraries
 
     def __reduce__(self) -> tuple[object, ...]:
         fields = (self.before, self.block, self.blocks, self.after, self.parameters)

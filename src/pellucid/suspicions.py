@@ -23,23 +23,14 @@ FILLS = (0.0, -1.0, -10.0, -12.0, -100.0, -1e3, -1e4, -1e5, -1e6, -1e9)
 
 @dataclass(frozen=True)
 class Suspicion:
-    """A mistake, as what takes the place of a right part; what is None is as it should be.
+    """A mistake, as what takes the place of a right part; what is None is as it should be."""
 
-    Attributes:
-        report: What a report says of it.
-        sees: Which keys each query sees, [Pq, Pk] or [B, 1, Pq, Pk].
-        fill: What the scores of hidden keys are set to.
-        scores: What the scores of each head are multiplied by, [H, 1, 1].
-        heads: What z of each head is multiplied by, [H, 1].
-        logits: From the right logits to the program's.
-    """
-
-    report: str
-    sees: Tensor | None = None
-    fill: float | None = None
-    scores: Tensor | None = None
-    heads: Tensor | None = None
-    logits: Callable[[Tensor], Tensor] | None = None
+    report: str  # what a report says of it
+    sees: Tensor | None = None  # which keys each query sees, [Pq, Pk] or [B, 1, Pq, Pk]
+    fill: float | None = None  # what the scores of hidden keys are set to
+    scores: Tensor | None = None  # what the scores of each head are multiplied by, [H, 1, 1]
+    heads: Tensor | None = None  # what z of each head is multiplied by, [H, 1]
+    logits: Callable[[Tensor], Tensor] | None = None  # from the right logits to the program's
 
 
 def suggested(seen: Seen) -> Iterator[Suspicion]:

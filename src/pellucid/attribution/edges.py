@@ -104,32 +104,20 @@ def edges(
 
 @dataclass(frozen=True)
 class _Sender:
-    """A part that writes.
-
-    Attributes:
-        name: What it is called.
-        point: The checkpoint after which the stream holds what it wrote.
-        change: [B, P, D], what it writes in the source run minus what it writes in the base run.
-    """
+    """A part that writes."""
 
     name: str
-    point: str
-    change: Tensor
+    point: str  # the checkpoint after which the stream holds what it wrote
+    change: Tensor  # [B, P, D], what it writes in the source run minus what it writes in the base run
 
 
 @dataclass(frozen=True)
 class _Reader:
-    """A part that reads.
-
-    Attributes:
-        name: What it is called.
-        point: The checkpoint of the stream that it reads.
-        gradient: [B, P, D], dm/d(the stream there), through this reader alone.
-    """
+    """A part that reads."""
 
     name: str
-    point: str
-    gradient: Tensor
+    point: str  # the checkpoint of the stream that it reads
+    gradient: Tensor  # [B, P, D], dm/d(the stream there), through this reader alone
 
     def plus(self, other: _Reader) -> _Reader:
         """The sum of the gradients of two runs."""

@@ -22,17 +22,11 @@ COMPONENT = "component"
 
 
 class Contribution(NamedTuple):
-    """Entries of the axis of parts that come from one place.
+    """Entries of the axis of parts that come from one place."""
 
-    Attributes:
-        names: One for each entry.
-        layer: The block; -1 for none.
-        values: [entries, B, P], perhaps with a further axis of keys.
-    """
-
-    names: list[str]
-    layer: int
-    values: Tensor
+    names: list[str]  # one for each entry
+    layer: int  # the block; -1 for none
+    values: Tensor  # [entries, B, P], perhaps with a further axis of keys
 
 
 def labelled(

@@ -24,21 +24,13 @@ LOGITS = "ln_final.ckpt_normalized"
 
 @dataclass(frozen=True)
 class ReadingPoint:
-    """A checkpoint that is linear in the residual stream, once the statistics of the norm between them are given.
-
-    Attributes:
-        at: The checkpoint.
-        stream: The point of the stream that it reads, such as "blocks.3.resid_pre".
-        norm: The norm between the two, such as "blocks.3.ln1"; "" for none.
-        matrix: The parameter that the norm's output is multiplied by, such as "blocks.3.attn.W_Q"; "" for none.
-        bias: The parameter that is added to the product; "" for none.
-    """
+    """A checkpoint that is linear in the residual stream, once the statistics of the norm between them are given."""
 
     at: str
-    stream: str
-    norm: str = ""
-    matrix: str = ""
-    bias: str = ""
+    stream: str  # the point of the stream that it reads, such as "blocks.3.resid_pre"
+    norm: str = ""  # the norm between the two, such as "blocks.3.ln1"; "" for none
+    matrix: str = ""  # the parameter that the norm's output is multiplied by, such as "blocks.3.attn.W_Q"; "" for none
+    bias: str = ""  # the parameter that is added to the product; "" for none
 
     @property
     def between(self) -> frozenset[str]:
@@ -141,17 +133,11 @@ def place_of(at: aliases.Name, schema: Schema, by: str) -> ReadingPoint:
 
 @dataclass(frozen=True)
 class Reading:
-    """What a direction at a checkpoint reads of the stream.
+    """What a direction at a checkpoint reads of the stream."""
 
-    Attributes:
-        place: The checkpoint and its way from the stream.
-        weights: [B, P, D] in float64; a part of the stream adds its product with this.
-        biases: Name of each bias behind the stream -> what it adds, [B, P].
-    """
-
-    place: ReadingPoint
-    weights: Tensor
-    biases: dict[str, Tensor]
+    place: ReadingPoint  # the checkpoint and its way from the stream
+    weights: Tensor  # [B, P, D] in float64; a part of the stream adds its product with this
+    biases: dict[str, Tensor]  # name of each bias behind the stream -> what it adds, [B, P]
 
 
 def reading(model: Network, ckpts: ActivationCkpts, target: Any, place: ReadingPoint, by: str) -> Reading:

@@ -247,21 +247,13 @@ class Ablations:
 
 @dataclass
 class EdgeTap:
-    """The tap that gives each receiver an input of its own.
-
-    Args:
-        model: What runs.
-        graph: Its parts.
-        weights: [C, R, S], 1 where a receiver reads the other value of a sender, in each of C copies of the texts.
-        other: The other values of what is written, by checkpoint.
-        mask: [P, 1], 1 where they are read; None for everywhere.
-    """
+    """The tap that gives each receiver an input of its own."""
 
     model: CkptedTransformer
     graph: Graph
-    weights: Tensor
-    other: Mapping[str, Tensor]
-    mask: Tensor | None
+    weights: Tensor  # [C, R, S], 1 where a receiver reads the other value of a sender, in each of C copies of the texts
+    other: Mapping[str, Tensor]  # the other values of what is written, by checkpoint
+    mask: Tensor | None  # [P, 1], 1 where they are read; None for everywhere
     _changes: list[Tensor] = field(default_factory=list)
     """[C, B, P, D] of each sender so far: what it wrote less its other value."""
 

@@ -15,19 +15,12 @@ from pellucid.circuits.circuit import Circuit
 
 @dataclass(frozen=True)
 class Gap:
-    """The largest of some differences.
+    """The largest of some differences."""
 
-    Attributes:
-        most: The largest; NaN if none was measured.
-        mean: The mean of all; of a greedy search, the largest again.
-        parts: The set of parts that it belongs to.
-        count: How many were measured.
-    """
-
-    most: float
-    mean: float
-    parts: tuple[Any, ...]
-    count: int
+    most: float  # the largest; NaN if none was measured
+    mean: float  # the mean of all; of a greedy search, the largest again
+    parts: tuple[Any, ...]  # the set of parts that it belongs to
+    count: int  # how many were measured
 
 
 UNMEASURED = Gap(math.nan, math.nan, (), 0)

@@ -31,11 +31,7 @@ def kind_of(node: str) -> str:
 
 @dataclass(frozen=True)
 class Graph:
-    """The parts of a model.
-
-    Args:
-        schema: The model's.
-    """
+    """The parts of a model."""
 
     schema: Schema
 

@@ -72,21 +72,13 @@ class ActivationStream(Iterator[Any]):
 
 @dataclass(frozen=True)
 class Loader:
-    """Yields a `MiniBatch`, `{name: tensor [b, …]}`, with each row of a store once in every pass.
+    """Yields a `MiniBatch`, `{name: tensor [b, …]}`, with each row of a store once in every pass."""
 
-    Attributes:
-        store: Whose rows.
-        batch_size: Rows of each mini-batch but the last.
-        shuffle: Whether in a random order.
-        seed: Which; every pass over the same loader is the same, and another seed is another order.
-        window: Rows that are mixed with each other, whole parts of the store; None for an order of all rows.
-    """
-
-    store: Store
-    batch_size: int
-    shuffle: bool
-    seed: int
-    window: int | None
+    store: Store  # whose rows
+    batch_size: int  # rows of each mini-batch but the last
+    shuffle: bool  # whether in a random order
+    seed: int  # which; every pass over the same loader is the same, and another seed is another order
+    window: int | None  # rows that are mixed with each other, whole parts of the store; None for an order of all rows
 
     @classmethod
     def of(cls, store: Store, batch_size: Any, *, shuffle: bool, seed: Any, window: Any) -> Loader:

@@ -25,17 +25,11 @@ DIGEST_BYTES = 32
 
 @dataclass(frozen=True)
 class Corpus:
-    """The tokens of a store and the plan for them.
+    """The tokens of a store and the plan for them."""
 
-    Attributes:
-        plan: How they are cut.
-        tokens: [N], the ids; any array that is sliced.
-        offsets: [T + 1], where texts begin, and where the last one ends.
-    """
-
-    plan: CorpusPlan
-    tokens: Any
-    offsets: NDArray[Any]
+    plan: CorpusPlan  # how they are cut
+    tokens: Any  # [N], the ids; any array that is sliced
+    offsets: NDArray[Any]  # [T + 1], where texts begin, and where the last one ends
 
     def batches(self, part: int) -> Iterator[list[TextSpan]]:
         """What is run for a part."""

@@ -24,17 +24,11 @@ TEXTS_IN_A_PART = 16
 
 @dataclass(frozen=True)
 class StoredValue:
-    """One checkpoint's place in a store.
-
-    Attributes:
-        name: The checkpoint.
-        axes: The axes of a row, those after positions.
-        shape: Their lengths.
-    """
+    """One checkpoint's place in a store."""
 
     name: str
-    axes: tuple[str, ...]
-    shape: tuple[int, ...]
+    axes: tuple[str, ...]  # the axes of a row, those after positions
+    shape: tuple[int, ...]  # their lengths
 
     @property
     def width(self) -> int:
@@ -44,43 +38,27 @@ class StoredValue:
 
 @dataclass(frozen=True)
 class TextSpan:
-    """What one batch runs of one text.
+    """What one batch runs of one text."""
 
-    Attributes:
-        text: Its number among the texts of the store.
-        start: Its first row in the store.
-        stop: The row after the last one that is run; a text is cut where its part ends, since what comes later in a
-            text changes nothing before.
-    """
-
-    text: int
-    start: int
+    text: int  # its number among the texts of the store
+    start: int  # its first row in the store
+    # the row after the last one that is run; a text is cut where its part ends, since what comes later in a text
+    # changes nothing before
     stop: int
 
 
 @dataclass(frozen=True)
 class CorpusPlan:
-    """What a store holds and how it is made.
-
-    Attributes:
-        columns: The checkpoints.
-        rows: Tokens, all texts together.
-        texts: How many texts.
-        longest: Tokens of the longest.
-        part_rows: Rows of each part; the last one may have fewer.
-        batch_tokens: The most tokens that run at once, pads counted; a longer text runs alone.
-        dtype: What values are stored as: "float32", "float64", "float16" or "bfloat16".
-        seconds: How long it may take, measured with one batch; None if that was not measured.
-    """
+    """What a store holds and how it is made."""
 
     columns: tuple[StoredValue, ...]
-    rows: int
-    texts: int
-    longest: int
-    part_rows: int
-    batch_tokens: int
-    dtype: str
-    seconds: float | None = None
+    rows: int  # tokens, all texts together
+    texts: int  # how many texts
+    longest: int  # tokens of the longest
+    part_rows: int  # rows of each part; the last one may have fewer
+    batch_tokens: int  # the most tokens that run at once, pads counted; a longer text runs alone
+    dtype: str  # what values are stored as: "float32", "float64", "float16" or "bfloat16"
+    seconds: float | None = None  # how long it may take, measured with one batch; None if that was not measured
 
     @property
     def names(self) -> tuple[str, ...]:

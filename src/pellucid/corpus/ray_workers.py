@@ -41,15 +41,10 @@ SAMPLE_ROWS, SAMPLE_TOKENS = 4, 256
 
 @dataclass(frozen=True)
 class Engine:
-    """Who does the work.
+    """Who does the work."""
 
-    Attributes:
-        kind: "local" or "ray".
-        workers: Ray's processes; None for as many as fit.
-    """
-
-    kind: str
-    workers: int | None
+    kind: str  # "local" or "ray"
+    workers: int | None  # ray's processes; None for as many as fit
 
     @classmethod
     def of(cls, by: str, kind: Any, workers: Any) -> Engine:
@@ -148,17 +143,11 @@ class Worker:
 
 @dataclass
 class _Task:
-    """A piece of work, or the beginning of a process.
+    """A piece of work, or the beginning of a process."""
 
-    Attributes:
-        number: Which piece; None for the beginning of a process.
-        piece: What is done.
-        losses: How often it was lost.
-    """
-
-    number: int | None = None
-    piece: Any = None
-    losses: int = 0
+    number: int | None = None  # which piece; None for the beginning of a process
+    piece: Any = None  # what is done
+    losses: int = 0  # how often it was lost
 
     def lost(self, why: Exception) -> None:
         """Count a loss; raise an error if that is one too many."""

@@ -25,17 +25,11 @@ class HasSchema(Protocol):
 
 @dataclass(frozen=True)
 class Simulation:
-    """How a plan goes on workers that are equally fast, each of which takes the next part when it has written one.
+    """How a plan goes on workers that are equally fast, each of which takes the next part when it has written one."""
 
-    Attributes:
-        plan: What is stored.
-        workers: How many there are.
-        tokens_per_second: How many tokens each of them runs and writes in a second.
-    """
-
-    plan: CorpusPlan
-    workers: int
-    tokens_per_second: float
+    plan: CorpusPlan  # what is stored
+    workers: int  # how many there are
+    tokens_per_second: float  # how many tokens each of them runs and writes in a second
 
     @property
     def rounds(self) -> int:

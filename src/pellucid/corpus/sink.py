@@ -45,28 +45,18 @@ class CapturingModel(Protocol):
 
 @dataclass(frozen=True)
 class Batched:
-    """Texts that run together.
+    """Texts that run together."""
 
-    Attributes:
-        numbers: Which texts of the corpus, from 0.
-        texts: They themselves.
-    """
-
-    numbers: range
-    texts: list[Any]
+    numbers: range  # which texts of the corpus, from 0
+    texts: list[Any]  # they themselves
 
 
 @dataclass
 class Progress:
-    """How far a corpus was read.
+    """How far a corpus was read."""
 
-    Attributes:
-        texts: How many texts were read.
-        digest: SHA-256 over these texts, in order, which tells them from other texts.
-    """
-
-    texts: int = 0
-    digest: str = hashlib.sha256().hexdigest()
+    texts: int = 0  # how many texts were read
+    digest: str = hashlib.sha256().hexdigest()  # SHA-256 over these texts, in order, which tells them from other texts
 
     def add(self, text: Any) -> None:
         """Count one more text."""

@@ -36,17 +36,11 @@ BFLOAT16 = "bfloat16"
 
 @dataclass(frozen=True)
 class StoredText:
-    """One text of a store.
+    """One text of a store."""
 
-    Attributes:
-        number: Which of the given texts it is, or is a piece of.
-        rows: Its rows in the store.
-        digest: SHA-256 of the given text, by which it is known.
-    """
-
-    number: int
-    rows: range
-    digest: str
+    number: int  # which of the given texts it is, or is a piece of
+    rows: range  # its rows in the store
+    digest: str  # SHA-256 of the given text, by which it is known
 
 
 class StoredTexts(Sequence[StoredText]):

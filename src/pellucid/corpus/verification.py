@@ -20,22 +20,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Verification:
-    """What was found when stored rows were run again; true if nothing is wrong.
+    """What was found when stored rows were run again; true if nothing is wrong."""
 
-    Attributes:
-        rows: How many rows were run again.
-        batches: In how many batches.
-        parts: How many parts they lie in; the SHA-256 of each of their chunks was compared.
-        missing: How many parts are not there.
-        unequal: (checkpoint, row) of what is not equal to the bit.
-        damaged: (checkpoint, part) of chunks that are not as they were written.
-    """
-
-    rows: int
-    batches: int
-    parts: int
-    missing: int
-    unequal: list[tuple[str, int]] = field(default_factory=list)
+    rows: int  # how many rows were run again
+    batches: int  # in how many batches
+    parts: int  # how many parts they lie in; the SHA-256 of each of their chunks was compared
+    missing: int  # how many parts are not there
+    unequal: list[tuple[str, int]] = field(default_factory=list)  # (checkpoint, row) of what is not equal to the bit
+    # (checkpoint, part) of chunks that are not as they were written
     damaged: list[tuple[str, int]] = field(default_factory=list)
 
     def __bool__(self) -> bool:

@@ -99,15 +99,10 @@ def _store(place: StorePlace, model: Reader) -> Store:
 
 @dataclass(frozen=True)
 class _Wanted:
-    """What is wanted of a corpus, checked.
-
-    Attributes:
-        columns: The checkpoints.
-        facts: What a store says of it, by which it is known when it is continued.
-    """
+    """What is wanted of a corpus, checked."""
 
     columns: tuple[StoredValue, ...]
-    facts: dict[str, Any]
+    facts: dict[str, Any]  # what a store says of it, by which it is known when it is continued
 
     @classmethod
     def of(cls, model: Reader, names: Names, batch_tokens: Any, dtype: Any, long_texts: Any) -> _Wanted:

@@ -44,43 +44,25 @@ FILLS = {
 
 @dataclass(frozen=True)
 class BeamForm:
-    """One form of beam search; the defaults are the course's.
+    """One form of beam search; the defaults are the course's."""
 
-    Attributes:
-        adds: What is added up: "logprobs", "logits", "probabilities".
-        last_only: The score is that of the last token alone.
-        width: How many beams are kept.
-        per_beam: How many continuations of each beam are candidates; None for the whole vocabulary.
-        reads: How far the sorted candidates are read, a key of `READS`.
-        stops: After how many ended texts the search stops; None for never.
-        at_once: Whether it stops while the candidates are read, not after them.
-        fills: What is returned beside ended texts, a key of `FILLS`; two mistakes are "only beams", "only ended".
-        counts_end: Whether the end token's own log-probability is part of the score.
-        ignores_end: Whether end tokens are tokens like all others.
-        sorts: Whether the best text comes first; else the texts are in the order in which they ended.
-        new: How many tokens are generated at most.
-        returned: How many texts are returned.
-        position: Whose logits are used.
-        divides: What the scores are divided by in the end: None, "new" tokens or all of the "text".
-        end_has_length: Whether the end token counts there.
-    """
-
-    adds: str = "logprobs"
-    last_only: bool = False
-    width: int = BEAMS
-    per_beam: int | None = None
-    reads: str = "until full"
-    stops: int | None = RETURNED
-    at_once: bool = False
+    adds: str = "logprobs"  # what is added up: "logprobs", "logits", "probabilities"
+    last_only: bool = False  # the score is that of the last token alone
+    width: int = BEAMS  # how many beams are kept
+    per_beam: int | None = None  # how many continuations of each beam are candidates; None for the whole vocabulary
+    reads: str = "until full"  # how far the sorted candidates are read, a key of `READS`
+    stops: int | None = RETURNED  # after how many ended texts the search stops; None for never
+    at_once: bool = False  # whether it stops while the candidates are read, not after them
+    # what is returned beside ended texts, a key of `FILLS`; two mistakes are "only beams", "only ended"
     fills: str = "missing"
-    counts_end: bool = True
-    ignores_end: bool = False
-    sorts: bool = True
-    new: int = NEW
-    returned: int = RETURNED
-    position: int = -1
-    divides: str | None = None
-    end_has_length: bool = True
+    counts_end: bool = True  # whether the end token's own log-probability is part of the score
+    ignores_end: bool = False  # whether end tokens are tokens like all others
+    sorts: bool = True  # whether the best text comes first; else the texts are in the order in which they ended
+    new: int = NEW  # how many tokens are generated at most
+    returned: int = RETURNED  # how many texts are returned
+    position: int = -1  # whose logits are used
+    divides: str | None = None  # what the scores are divided by in the end: None, "new" tokens or all of the "text"
+    end_has_length: bool = True  # whether the end token counts there
 
     def run(self, model: nn.Module) -> Found:
         """Search on from the prompt; ended texts come without their end token."""
@@ -172,17 +154,11 @@ def _told_otherwise(form: BeamForm) -> bool:
 
 @dataclass(frozen=True)
 class Ending:
-    """A model of random numbers in which the end token is likely enough to be reached.
+    """A model of random numbers in which the end token is likely enough to be reached."""
 
-    Attributes:
-        seed: The seed of the numbers.
-        bonus: What is added to the end token's logits.
-        spread: The standard deviation of the logits.
-    """
-
-    seed: int
-    bonus: float
-    spread: float
+    seed: int  # the seed of the numbers
+    bonus: float  # what is added to the end token's logits
+    spread: float  # the standard deviation of the logits
 
     def model(self) -> Table:
         """The model, evaluating."""

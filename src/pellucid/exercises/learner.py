@@ -33,29 +33,17 @@ EXACT, COARSE = 1e-9, 2e-5
 
 @dataclass(frozen=True)
 class ModuleProbe:
-    """One class of the course.
+    """One class of the course."""
 
-    Attributes:
-        name: What the learner calls it.
-        build: Sizes -> the learner's module.
-        stages: The right computation, whose parts can be replaced.
-        layers: Sizes -> every layer by the path that the course gives it, with what makes one.
-        inputs: Sizes -> what to run it on, several shapes.
-        axes: Stage -> its axes.
-        steps: Stage -> the step that makes it.
-        mistakes: What may be wrong.
-        dropouts: What may be wrong with dropout.
-    """
-
-    name: str
-    build: Callable[[Sizes], Any]
-    stages: Callable[[Tensor, Parameters, Sizes, Parts], Stages]
-    layers: Callable[[Sizes], Layers]
-    inputs: Callable[[Sizes], Sequence[Tensor]]
-    axes: Callable[[str], str]
-    steps: Callable[[str], str]
-    mistakes: Sequence[Mistake]
-    dropouts: Sequence[Mistake]
+    name: str  # what the learner calls it
+    build: Callable[[Sizes], Any]  # sizes -> the learner's module
+    stages: Callable[[Tensor, Parameters, Sizes, Parts], Stages]  # the right computation, whose parts can be replaced
+    layers: Callable[[Sizes], Layers]  # sizes -> every layer by the path that the course gives it, with what makes one
+    inputs: Callable[[Sizes], Sequence[Tensor]]  # sizes -> what to run it on, several shapes
+    axes: Callable[[str], str]  # stage -> its axes
+    steps: Callable[[str], str]  # stage -> the step that makes it
+    mistakes: Sequence[Mistake]  # what may be wrong
+    dropouts: Sequence[Mistake]  # what may be wrong with dropout
 
     def constructed(self, sizes: Sizes) -> Built:
         """The learner's module, whose parameters have the shapes of the course, and the names or others."""

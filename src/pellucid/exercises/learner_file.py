@@ -46,19 +46,12 @@ EXERCISES: Mapping[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Answer:
-    """One exercise of a file.
+    """One exercise of a file."""
 
-    Attributes:
-        exercise: A key of `EXERCISES`.
-        name: What it is called in the file, or would be.
-        state: "right", "wrong" or "open".
-        result: What the check said; None while it is open.
-    """
-
-    exercise: str
-    name: str
-    state: str
-    result: CheckResult | None = None
+    exercise: str  # a key of `EXERCISES`
+    name: str  # what it is called in the file, or would be
+    state: str  # "right", "wrong" or "open"
+    result: CheckResult | None = None  # what the check said; None while it is open
 
 
 TIME_LIMIT = 300.0

@@ -26,15 +26,10 @@ Layer = Mapping[str, str]
 
 @dataclass(frozen=True)
 class Source:
-    """Where one of the course's parameters is kept.
+    """Where one of the course's parameters is kept."""
 
-    Attributes:
-        names: The module's own parameters, one behind the other along the first axis.
-        turned: Whether they are kept transposed.
-    """
-
-    names: tuple[str, ...]
-    turned: bool = False
+    names: tuple[str, ...]  # the module's own parameters, one behind the other along the first axis
+    turned: bool = False  # whether they are kept transposed
 
 
 @dataclass(frozen=True)
@@ -85,19 +80,12 @@ def namings(module: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> list[Na
 
 @dataclass
 class Built:
-    """A learner's module, and the parameters that the course asks of it.
+    """A learner's module, and the parameters that the course asks of it."""
 
-    Attributes:
-        name: What the course calls its class.
-        module: The module.
-        shapes: Parameter of the course -> its shape.
-        right: Whether the module computes what it should if its parameters are read so.
-    """
-
-    name: str
+    name: str  # what the course calls its class
     module: nn.Module
-    shapes: Mapping[str, tuple[int, ...]]
-    right: Callable[[Naming], bool]
+    shapes: Mapping[str, tuple[int, ...]]  # parameter of the course -> its shape
+    right: Callable[[Naming], bool]  # whether the module computes what it should if its parameters are read so
 
     @cached_property
     def has_names(self) -> bool:

@@ -154,15 +154,10 @@ class WrongAnswerError(Exception):
 
 @dataclass
 class Findings:
-    """What a check has found so far.
+    """What a check has found so far."""
 
-    Attributes:
-        proved: What holds.
-        notes: What the reader should know.
-    """
-
-    proved: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
+    proved: list[str] = field(default_factory=list)  # what holds
+    notes: list[str] = field(default_factory=list)  # what the reader should know
 
     def note(self, text: str) -> None:
         """Note something once."""

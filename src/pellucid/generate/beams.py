@@ -131,19 +131,12 @@ def continuations(ends: int) -> int:
 
 @dataclass(frozen=True)
 class Hypotheses:
-    """Texts of each prompt, best first.
+    """Texts of each prompt, best first."""
 
-    Attributes:
-        ids: [B, W, N], new tokens; what a shorter text does not have is -1.
-        logprobs: [B, W, N], the model's own.
-        scores: [B, W].
-        finished: [B, W].
-    """
-
-    ids: Tensor
-    logprobs: Tensor
-    scores: Tensor
-    finished: Tensor
+    ids: Tensor  # [B, W, N], new tokens; what a shorter text does not have is -1
+    logprobs: Tensor  # [B, W, N], the model's own
+    scores: Tensor  # [B, W]
+    finished: Tensor  # [B, W]
 
     @classmethod
     def none(cls, prompts: int, width: int, length: int, device: torch.device) -> Hypotheses:
@@ -174,21 +167,13 @@ class Hypotheses:
 
 @dataclass
 class Search:
-    """One search over all prompts of a batch.
+    """One search over all prompts of a batch."""
 
-    Args:
-        stepper: Runs prompts times `beams.width` texts.
-        beams: What is kept.
-        sampler: Penalties on log-probabilities; with a temperature above 0, continuations are drawn.
-        stopping: When a text is finished.
-        generator: For draws.
-    """
-
-    stepper: Stepper
-    beams: Beams
-    sampler: Sampler
-    stopping: Stopping
-    generator: torch.Generator | None
+    stepper: Stepper  # runs prompts times `beams.width` texts
+    beams: Beams  # what is kept
+    sampler: Sampler  # penalties on log-probabilities; with a temperature above 0, continuations are drawn
+    stopping: Stopping  # when a text is finished
+    generator: torch.Generator | None  # for draws
 
     def run(self) -> Hypotheses:
         """The finished texts of each prompt [B, W], best first."""

@@ -29,23 +29,14 @@ from pellucid.text.batch import Batch
 
 @dataclass(frozen=True)
 class Step:
-    """One token of each text.
+    """One token of each text."""
 
-    Attributes:
-        ids: [B]; a pad where a text has ended.
-        logprobs: [B], of the model's own distribution.
-        active: [B], true where the text had not ended before.
-        reasons: Why a text ends with this token; None if it goes on or had ended.
-        logits: [B, V], the model's own.
-        context: What the sampler's penalties looked at.
-    """
-
-    ids: Tensor
-    logprobs: Tensor
-    active: Tensor
-    reasons: tuple[Reason | None, ...]
-    logits: Tensor
-    context: Context
+    ids: Tensor  # [B]; a pad where a text has ended
+    logprobs: Tensor  # [B], of the model's own distribution
+    active: Tensor  # [B], true where the text had not ended before
+    reasons: tuple[Reason | None, ...]  # why a text ends with this token; None if it goes on or had ended
+    logits: Tensor  # [B, V], the model's own
+    context: Context  # what the sampler's penalties looked at
 
 
 def steps(

@@ -27,33 +27,19 @@ Seed = int | torch.Generator | None
 
 @dataclass(frozen=True)
 class Request:
-    """A generation as it was asked for.
+    """A generation as it was asked for."""
 
-    Attributes:
-        batch: The prompts, padded on the left.
-        single: Whether one prompt was given that was not in a list.
-        sampler: How tokens are chosen.
-        stopping: When texts end.
-        seed: The seed of the draws.
-        returned: Texts for each prompt.
-        beams: The search; None for one token after another.
-        plan: How the text is run.
-        names: What is captured.
-        edits: What is changed.
-        pad_id: What stands where a text has ended.
-    """
-
-    batch: Batch
-    single: bool
-    sampler: Sampler
-    stopping: Stopping
-    seed: Seed
-    returned: int
-    beams: Beams | None
-    plan: RunPlan
-    names: frozenset[str]
-    edits: Sequence[Edit]
-    pad_id: int = 0
+    batch: Batch  # the prompts, padded on the left
+    single: bool  # whether one prompt was given that was not in a list
+    sampler: Sampler  # how tokens are chosen
+    stopping: Stopping  # when texts end
+    seed: Seed  # the seed of the draws
+    returned: int  # texts for each prompt
+    beams: Beams | None  # the search; None for one token after another
+    plan: RunPlan  # how the text is run
+    names: frozenset[str]  # what is captured
+    edits: Sequence[Edit]  # what is changed
+    pad_id: int = 0  # what stands where a text has ended
 
 
 def left(batch: Batch) -> Batch:

@@ -22,27 +22,16 @@ from pellucid.generate.stages import Stage
 
 @dataclass(frozen=True)
 class Context:
-    """What penalties look at beside the logits.
+    """What penalties look at beside the logits."""
 
-    Attributes:
-        ids: [B, n], the text so far, prompt included.
-        mask: [B, n], true at real tokens.
-        new: How many of the tokens are generated.
-        end_ids: Tokens that end a text.
-        keep: How many tokens no filter may go below.
-        active: [B], true where the text goes on; None for all.
-        prompt: Columns of the prompt; None for those of `ids` that are not new.
-        last: Whether no token comes after this one.
-    """
-
-    ids: Tensor
-    mask: Tensor
-    new: int = 0
-    end_ids: tuple[int, ...] = ()
-    keep: int = 1
-    active: Tensor | None = None
-    prompt: int | None = None
-    last: bool = False
+    ids: Tensor  # [B, n], the text so far, prompt included
+    mask: Tensor  # [B, n], true at real tokens
+    new: int = 0  # how many of the tokens are generated
+    end_ids: tuple[int, ...] = ()  # tokens that end a text
+    keep: int = 1  # how many tokens no filter may go below
+    active: Tensor | None = None  # [B], true where the text goes on; None for all
+    prompt: int | None = None  # columns of the prompt; None for those of `ids` that are not new
+    last: bool = False  # whether no token comes after this one
 
 
 @named_arguments(SAMPLING)

@@ -31,36 +31,23 @@ WORTH_SHARING = 8
 
 @dataclass(frozen=True)
 class RunPlan:
-    """How the text is run.
+    """How the text is run."""
 
-    Attributes:
-        columns: The most columns that there will be.
-        cached: Whether keys and values are kept.
-        slides: Whether a text longer than the context goes on from its last tokens; else that is refused before.
-        repeats: Copies of each prompt, next to each other.
-    """
-
-    columns: int
-    cached: bool = True
+    columns: int  # the most columns that there will be
+    cached: bool = True  # whether keys and values are kept
+    # whether a text longer than the context goes on from its last tokens; else that is refused before
     slides: bool = False
-    repeats: int = 1
+    repeats: int = 1  # copies of each prompt, next to each other
 
 
 @dataclass
 class Look:
-    """What is captured and changed on the way.
+    """What is captured and changed on the way."""
 
-    Attributes:
-        names: Checkpoints to capture.
-        edits: Changes, which count columns of the whole text.
-        schema: The model's schema.
-        pieces: Captured values of each run, by checkpoint.
-    """
-
-    names: frozenset[str]
-    edits: EditTap
-    schema: Schema
-    pieces: dict[str, list[Tensor]] = field(default_factory=dict)
+    names: frozenset[str]  # checkpoints to capture
+    edits: EditTap  # changes, which count columns of the whole text
+    schema: Schema  # the model's schema
+    pieces: dict[str, list[Tensor]] = field(default_factory=dict)  # captured values of each run, by checkpoint
 
     @property
     def is_blind(self) -> bool:

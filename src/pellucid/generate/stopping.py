@@ -20,21 +20,13 @@ Reason = Literal["end", "stop", "length"]
 
 @dataclass(frozen=True)
 class Stopping:
-    """What ends a text.
+    """What ends a text."""
 
-    Attributes:
-        max_new_tokens: At most so many tokens are generated.
-        end_ids: Ids that end a text.
-        stop_ids: Ids that end it because the caller wants it.
-        strings: Texts that end it, wherever in the new text they come.
-        tokenizer: For the strings.
-    """
-
-    max_new_tokens: int
-    end_ids: tuple[int, ...]
-    stop_ids: tuple[int, ...] = ()
-    strings: tuple[str, ...] = ()
-    tokenizer: Tokenizer | None = None
+    max_new_tokens: int  # at most so many tokens are generated
+    end_ids: tuple[int, ...]  # ids that end a text
+    stop_ids: tuple[int, ...] = ()  # ids that end it because the caller wants it
+    strings: tuple[str, ...] = ()  # texts that end it, wherever in the new text they come
+    tokenizer: Tokenizer | None = None  # for the strings
 
     @property
     def ids(self) -> tuple[int, ...]:

@@ -19,17 +19,11 @@ _MISTYPED = (0.44715, 0.0044715, 0.04715, 0.044175, 0.47715, 0.04471)
 
 
 class Constant(NamedTuple):
-    """A constant as a program writes it.
-
-    Attributes:
-        value: The number.
-        words: How it is written.
-        exact: Whether it is the right constant in float32.
-    """
+    """A constant as a program writes it."""
 
     value: float
-    words: str
-    exact: bool
+    words: str  # how it is written
+    exact: bool  # whether it is the right constant in float32
 
 
 def written(right: float, more: dict[float, str] | None = None) -> list[Constant]:

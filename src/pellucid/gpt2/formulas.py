@@ -25,31 +25,18 @@ KEPT = 1 << 20
 
 @dataclass(frozen=True)
 class Sizes:
-    """The sizes and constants of a GPT-2.
+    """The sizes and constants of a GPT-2."""
 
-    Attributes:
-        hidden: Width of the residual stream.
-        heads: How many heads.
-        head: Width of one head; a learner's need not be hidden/heads.
-        epsilon: Of every LayerNorm.
-        activation: Name of the MLP's activation function.
-        layers: Blocks.
-        vocabulary: Tokens.
-        positions: Longest text.
-        dropout: The rate of every dropout.
-        scales: What each block multiplies its scores by; empty for 1/sqrt(head).
-    """
-
-    hidden: int
-    heads: int
-    head: int
-    epsilon: float = 1e-5
-    activation: str = "relu"
-    layers: int = 0
-    vocabulary: int = 0
-    positions: int = 0
-    dropout: float = 0.25
-    scales: tuple[float, ...] = ()
+    hidden: int  # width of the residual stream
+    heads: int  # how many heads
+    head: int  # width of one head; a learner's need not be hidden/heads
+    epsilon: float = 1e-5  # of every LayerNorm
+    activation: str = "relu"  # name of the MLP's activation function
+    layers: int = 0  # blocks
+    vocabulary: int = 0  # tokens
+    positions: int = 0  # longest text
+    dropout: float = 0.25  # the rate of every dropout
+    scales: tuple[float, ...] = ()  # what each block multiplies its scores by; empty for 1/sqrt(head)
 
     @staticmethod
     def of(config: TransformerConfig) -> Sizes:
@@ -63,19 +50,12 @@ class Sizes:
 
 @dataclass(frozen=True)
 class PlainWeights:
-    """Parameters by the field's names (W_Q [H, D, K] and so on), converted as they are asked for.
-
-    Attributes:
-        sizes: Of the model.
-        tensors: Whole name -> parameter.
-        dtype: What they are converted to.
-        block: The block whose parameters are asked for without its name; -1 for whole names.
-    """
+    """Parameters by the field's names (W_Q [H, D, K] and so on), converted as they are asked for."""
 
     sizes: Sizes
-    tensors: Mapping[str, Tensor]
-    dtype: torch.dtype = torch.float64
-    block: int = -1
+    tensors: Mapping[str, Tensor]  # whole name -> parameter
+    dtype: torch.dtype = torch.float64  # what they are converted to
+    block: int = -1  # the block whose parameters are asked for without its name; -1 for whole names
     converted: dict[str, Tensor] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> Tensor:

@@ -38,15 +38,10 @@ class Cache(ctypes.Structure):
 
 @dataclass(frozen=True)
 class KernelTable:
-    """The checkpoints that the kernels can show, as the compiled library names them.
+    """The checkpoints that the kernels can show, as the compiled library names them."""
 
-    Attributes:
-        in_blocks: Those of a block, in the order of its pointers.
-        after: Those after the blocks, in the order of theirs.
-    """
-
-    in_blocks: tuple[str, ...]
-    after: tuple[str, ...]
+    in_blocks: tuple[str, ...]  # those of a block, in the order of its pointers
+    after: tuple[str, ...]  # those after the blocks, in the order of theirs
 
     def has(self, names: Iterable[str]) -> bool:
         """True if each of these names can be shown; what lies before the blocks is looked up outside the kernels."""

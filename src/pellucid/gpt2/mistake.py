@@ -26,25 +26,16 @@ DROPPED = "what is dropped, or how often, is wrong"
 
 @dataclass(frozen=True)
 class Mistake:
-    """A known mistake.
+    """A known mistake."""
 
-    Attributes:
-        changes: The parts of `Parts` that are replaced, by name.
-        report: What a report says; empty if a comparison does not try it.
-        learner: What a learner is told; empty if the exercises do not try it.
-        step: The step of the exercise at which it is made.
-        kind: What sort of mistake it is, without giving it away.
-        harmless: True if it is rounding all the same, such as a constant stored in float32, or if no text can show it.
-        slight: True if it is rounding, so that it explains no large error.
-    """
-
-    changes: Mapping[str, Any]
-    report: str = ""
-    learner: str = ""
-    step: str = ""
-    kind: str = ""
+    changes: Mapping[str, Any]  # the parts of `Parts` that are replaced, by name
+    report: str = ""  # what a report says; empty if a comparison does not try it
+    learner: str = ""  # what a learner is told; empty if the exercises do not try it
+    step: str = ""  # the step of the exercise at which it is made
+    kind: str = ""  # what sort of mistake it is, without giving it away
+    # True if it is rounding all the same, such as a constant stored in float32, or if no text can show it
     harmless: bool = False
-    slight: bool = False
+    slight: bool = False  # True if it is rounding, so that it explains no large error
 
     @property
     def parts(self) -> Parts:

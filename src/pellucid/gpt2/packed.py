@@ -63,21 +63,13 @@ class Weights(ctypes.Structure):
 
 @dataclass(frozen=True)
 class Prepared:
-    """Weights that the kernels can read, and what they were made from.
+    """Weights that the kernels can read, and what they were made from."""
 
-    Attributes:
-        shape: Sizes and constants.
-        weights: Pointers into `memory` and `vectors`.
-        state: The state of the parameters when they were copied.
-        nbytes: Memory of the copy.
-        kept: What the pointers point to.
-    """
-
-    shape: Shape
-    weights: Weights
-    state: tuple[tuple[int, int], ...]
-    nbytes: int
-    kept: list[Any] = field(repr=False)
+    shape: Shape  # sizes and constants
+    weights: Weights  # pointers into `memory` and `vectors`
+    state: tuple[tuple[int, int], ...]  # the state of the parameters when they were copied
+    nbytes: int  # memory of the copy
+    kept: list[Any] = field(repr=False)  # what the pointers point to
 
 
 _PREPARED: WeakKeyDictionary[Network, Prepared] = WeakKeyDictionary()

@@ -86,21 +86,13 @@ class _Parts:
 
 @dataclass(frozen=True)
 class _Untold:
-    """What shapes do not tell.
+    """What shapes do not tell."""
 
-    Attributes:
-        n_head: Heads.
-        activation: The MLP's activation function.
-        epsilon: The epsilon of the norms.
-        columns: The order in which the columns of q|k|v nest, slowest first.
-        rows: The order in which the rows of the output projection nest.
-    """
-
-    n_head: int
-    activation: str
-    epsilon: float
-    columns: tuple[str, ...]
-    rows: tuple[str, ...]
+    n_head: int  # heads
+    activation: str  # the MLP's activation function
+    epsilon: float  # the epsilon of the norms
+    columns: tuple[str, ...]  # the order in which the columns of q|k|v nest, slowest first
+    rows: tuple[str, ...]  # the order in which the rows of the output projection nest
 
     def model(self, parts: _Parts) -> Proposal:
         """The model that the module is by these."""

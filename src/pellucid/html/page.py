@@ -47,21 +47,13 @@ class PlainTable:
 
 @dataclass(frozen=True)
 class RowGroup:
-    """Some rows of a long table, which can be folded away.
+    """Some rows of a long table, which can be folded away."""
 
-    Attributes:
-        title: What the rows are of; with the table's title it gives the anchor.
-        summary: What they show, in a few words.
-        rows: The rows.
-        marked: Numbers of the rows to draw attention to.
-        open: Whether it is unfolded at first.
-    """
-
-    title: str
-    summary: str
-    rows: Sequence[Sequence[str]]
-    marked: frozenset[int] = frozenset()
-    open: bool = False
+    title: str  # what the rows are of; with the table's title it gives the anchor
+    summary: str  # what they show, in a few words
+    rows: Sequence[Sequence[str]]  # the rows
+    marked: frozenset[int] = frozenset()  # numbers of the rows to draw attention to
+    open: bool = False  # whether it is unfolded at first
 
 
 @dataclass(frozen=True)
@@ -77,38 +69,23 @@ class Details:
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell of a map.
+    """A cell of a map."""
 
-    Attributes:
-        mark: One or two characters in it.
-        words: What it says in full, shown when one points at it.
-        shade: How bad it is, from 0 to 1; None if nothing is wrong.
-    """
-
-    mark: str
-    words: str
-    shade: float | None = None
+    mark: str  # one or two characters in it
+    words: str  # what it says in full, shown when one points at it
+    shade: float | None = None  # how bad it is, from 0 to 1; None if nothing is wrong
 
 
 @dataclass(frozen=True)
 class HeatStrip:
-    """A grid of cells, one row per quantity and one column per block; None is an empty cell.
+    """A grid of cells, one row per quantity and one column per block; None is an empty cell."""
 
-    Attributes:
-        title: What is shown.
-        rows: Labels of the rows.
-        columns: Labels of the columns.
-        cells: Per row, per column.
-        scale: Cells that explain the signs and colours, with their words.
-        legend: What the cells are.
-    """
-
-    title: str
-    rows: Sequence[str]
-    columns: Sequence[str]
-    cells: Sequence[Sequence[Cell | None]]
-    scale: Sequence[Cell] = ()
-    legend: str = ""
+    title: str  # what is shown
+    rows: Sequence[str]  # labels of the rows
+    columns: Sequence[str]  # labels of the columns
+    cells: Sequence[Sequence[Cell | None]]  # per row, per column
+    scale: Sequence[Cell] = ()  # cells that explain the signs and colours, with their words
+    legend: str = ""  # what the cells are
     kind: str = field(default="heat", init=False)
 
     def colour(self, shade: float | None) -> str:
@@ -122,21 +99,13 @@ class HeatStrip:
 
 @dataclass(frozen=True)
 class Picture:
-    """A drawing for each theme, embedded in the page.
+    """A drawing for each theme, embedded in the page."""
 
-    Attributes:
-        title: What is shown.
-        light: SVG, for a light page and for paper.
-        dark: SVG, for a dark page.
-        words: What it shows, for whoever cannot see it.
-        note: Below it.
-    """
-
-    title: str
-    light: str
-    dark: str
-    words: str
-    note: str = ""
+    title: str  # what is shown
+    light: str  # SVG, for a light page and for paper
+    dark: str  # SVG, for a dark page
+    words: str  # what it shows, for whoever cannot see it
+    note: str = ""  # below it
     kind: str = field(default="picture", init=False)
 
     def source(self, svg: str) -> str:
@@ -146,17 +115,11 @@ class Picture:
 
 @dataclass(frozen=True)
 class InnerPage:
-    """Another page inside this one, in a sandbox: its scripts run, and see nothing of the page around it.
+    """Another page inside this one, in a sandbox: its scripts run, and see nothing of the page around it."""
 
-    Attributes:
-        title: What is shown.
-        document: The page's HTML.
-        note: Above it.
-    """
-
-    title: str
-    document: str
-    note: str = ""
+    title: str  # what is shown
+    document: str  # the page's HTML
+    note: str = ""  # above it
     kind: str = field(default="frame", init=False)
 
 
@@ -165,23 +128,14 @@ Section = Text | PlainTable | Details | HeatStrip | Picture | InnerPage
 
 @dataclass(frozen=True)
 class Page:
-    """A report.
+    """A report."""
 
-    Attributes:
-        title: The page's title.
-        verdict: The outcome in a word or two.
-        good: Whether it is the outcome one hopes for; None if that is open.
-        summary: One or two sentences below the verdict.
-        sections: In order.
-        facts: What the page is about, each with its name.
-    """
-
-    title: str
-    verdict: str
-    good: bool | None
-    summary: str
-    sections: Sequence[Section]
-    facts: Sequence[tuple[str, str]] = ()
+    title: str  # the page's title
+    verdict: str  # the outcome in a word or two
+    good: bool | None  # whether it is the outcome one hopes for; None if that is open
+    summary: str  # one or two sentences below the verdict
+    sections: Sequence[Section]  # in order
+    facts: Sequence[tuple[str, str]] = ()  # what the page is about, each with its name
 
     def render(self, *, whole: bool = True) -> str:
         """The page as HTML; without `whole`, only what goes inside another page, such as a notebook's."""

@@ -38,19 +38,12 @@ class Result:
 
 @dataclass(frozen=True)
 class Groups:
-    """Numbers with the axes that are summed over flattened into the last one.
+    """Numbers with the axes that are summed over flattened into the last one."""
 
-    Attributes:
-        data: [kept axes..., n], NaN where an entry is missing.
-        dims: The names of the kept axes.
-        coords: The labels of the kept axes, as xarray takes them.
-        attrs: Provenance, units, and the axes that are summed over.
-    """
-
-    data: Array
-    dims: tuple[str, ...]
-    coords: Mapping[str, Any]
-    attrs: Mapping[str, Any]
+    data: Array  # [kept axes..., n], NaN where an entry is missing
+    dims: tuple[str, ...]  # the names of the kept axes
+    coords: Mapping[str, Any]  # the labels of the kept axes, as xarray takes them
+    attrs: Mapping[str, Any]  # provenance, units, and the axes that are summed over
 
     def dataset(self, arrays: Mapping[str, Result]) -> xarray.Dataset:
         """Return results for each group, by name."""

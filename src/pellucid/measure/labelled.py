@@ -105,22 +105,13 @@ def norms(ckpts: ActivationCkpts, name: aliases.Name, *, log: bool = False) -> x
 
 @dataclass(frozen=True)
 class Captured:
-    """One kind of checkpoint of a run, block by block.
+    """One kind of checkpoint of a run, block by block."""
 
-    Attributes:
-        kind: The checkpoint's name without the block, such as "attn.ckpt_attn_out".
-        tensors: The raw values, one tensor for each block.
-        layers: The numbers of the blocks; None if the checkpoint is around them.
-        whole: Whether the values get a layer axis; the full name of a single block's checkpoint gives none.
-        axes: The axes of each tensor.
-        ckpts: The run.
-    """
-
-    kind: str
-    tensors: tuple[Tensor, ...]
-    layers: tuple[int, ...] | None
-    whole: bool
-    axes: Axes
+    kind: str  # the checkpoint's name without the block, such as "attn.ckpt_attn_out"
+    tensors: tuple[Tensor, ...]  # the raw values, one tensor for each block
+    layers: tuple[int, ...] | None  # the numbers of the blocks; None if the checkpoint is around them
+    whole: bool  # whether the values get a layer axis; the full name of a single block's checkpoint gives none
+    axes: Axes  # the axes of each tensor
     ckpts: ActivationCkpts
 
     @cached_property

@@ -34,21 +34,13 @@ def centred(columns: Array) -> tuple[Array, Array]:
 
 @dataclass(frozen=True)
 class Factor:
-    """Means and triangular factors of S series with K columns each, the response last.
+    """Means and triangular factors of S series with K columns each, the response last."""
 
-    Attributes:
-        count: How many rows were factored.
-        mean: The columns' means, [S, K].
-        triangle: The triangular factors of the centred columns, [S, K, K].
-        texts: How many texts gave rows.
-        short: How many texts are too short to give one.
-    """
-
-    count: int
-    mean: Array
-    triangle: Array
-    texts: int = 0
-    short: int = 0
+    count: int  # how many rows were factored
+    mean: Array  # the columns' means, [S, K]
+    triangle: Array  # the triangular factors of the centred columns, [S, K, K]
+    texts: int = 0  # how many texts gave rows
+    short: int = 0  # how many texts are too short to give one
 
     @classmethod
     def of(cls, columns: Array) -> Factor:
@@ -83,25 +75,15 @@ def _triangle(rows: Array) -> Array:
 
 @dataclass(frozen=True)
 class Solution:
-    """Ordinary least squares with a constant, for S series; NaN if a series has a problem.
+    """Ordinary least squares with a constant, for S series; NaN if a series has a problem."""
 
-    Attributes:
-        count: How many rows were fitted.
-        params: The estimates, the constant first, [S, k].
-        inverse: The inverse of X'X, [S, k, k].
-        ssr: The sum of squared residuals, [S].
-        tss: The sum of squared deviations of the response from its mean, [S].
-        condition: The condition number of X, constant included, [S].
-        problems: Why a series has no solution, "" if it has one, [S].
-    """
-
-    count: int
-    params: Array
-    inverse: Array
-    ssr: Array
-    tss: Array
-    condition: Array
-    problems: Array
+    count: int  # how many rows were fitted
+    params: Array  # the estimates, the constant first, [S, k]
+    inverse: Array  # the inverse of X'X, [S, k, k]
+    ssr: Array  # the sum of squared residuals, [S]
+    tss: Array  # the sum of squared deviations of the response from its mean, [S]
+    condition: Array  # the condition number of X, constant included, [S]
+    problems: Array  # why a series has no solution, "" if it has one, [S]
 
 
 def solve(factor: Factor) -> Solution:

@@ -26,17 +26,11 @@ AT_ONCE = 1 << 16
 
 @dataclass(frozen=True)
 class Panel:
-    """Series of several texts, side by side.
+    """Series of several texts, side by side."""
 
-    Attributes:
-        values: The series, [S, B, P].
-        position: [B, P], counted from each text's own first real token; -1 if there is no value.
-        index: The labels of the S series (a pandas Index); None if they are not needed.
-    """
-
-    values: Array
-    position: Array
-    index: Any = None
+    values: Array  # the series, [S, B, P]
+    position: Array  # [B, P], counted from each text's own first real token; -1 if there is no value
+    index: Any = None  # the labels of the S series (a pandas Index); None if they are not needed
 
 
 def index_of(dims: Sequence[str], sizes: Sequence[int], coords: Mapping[Any, Any]) -> pd.Index:
@@ -109,18 +103,12 @@ def require_adjacent(position: Array, what: str) -> None:
 
 @dataclass(frozen=True)
 class Design:
-    """The response, its lags and further regressors, read off a panel on demand.
-
-    Attributes:
-        panel: The series.
-        at: Which cells of a series, all texts in one row of B * P, are responses, in order, [R].
-        lags: How many past values enter.
-        extra: Further regressors by name, each [S, B * P], or [1, B * P] if it is the same for every series.
-    """
+    """The response, its lags and further regressors, read off a panel on demand."""
 
     panel: Panel
-    at: Array
-    lags: int
+    at: Array  # which cells of a series, all texts in one row of B * P, are responses, in order, [R]
+    lags: int  # how many past values enter
+    # further regressors by name, each [S, B * P], or [1, B * P] if it is the same for every series
     extra: Mapping[str, Array] = field(default_factory=dict[str, Array])
 
     @classmethod
@@ -240,25 +228,15 @@ class Design:
 
 @dataclass(frozen=True)
 class Basis:
-    """The regression that was fitted, whether in memory or over a stream.
+    """The regression that was fitted, whether in memory or over a stream."""
 
-    Attributes:
-        lags: How many past values enter.
-        skip: How many first tokens of each text were left out.
-        names: The parameters, the constant first.
-        texts: How many texts gave rows.
-        short: How many texts are too short to give one.
-        index: The labels of the rows of every table.
-        attrs: Provenance and units.
-    """
-
-    lags: int
-    skip: int
-    names: tuple[str, ...]
-    texts: int
-    short: int
-    index: pd.Index
-    attrs: dict[str, Any]
+    lags: int  # how many past values enter
+    skip: int  # how many first tokens of each text were left out
+    names: tuple[str, ...]  # the parameters, the constant first
+    texts: int  # how many texts gave rows
+    short: int  # how many texts are too short to give one
+    index: pd.Index  # the labels of the rows of every table
+    attrs: dict[str, Any]  # provenance and units
 
     def equation(self) -> str:
         """Return the equation with the names of its parameters."""

@@ -194,15 +194,10 @@ class Merging(Gathering):
 
 @dataclass(frozen=True)
 class BatchJob:
-    """Gathers statistics of one batch in a process of Ray's.
+    """Gathers statistics of one batch in a process of Ray's."""
 
-    Attributes:
-        statistics: What to gather.
-        names: The checkpoints to capture for that.
-    """
-
-    statistics: tuple[Statistic, ...]
-    names: tuple[str, ...]
+    statistics: tuple[Statistic, ...]  # what to gather
+    names: tuple[str, ...]  # the checkpoints to capture for that
 
     def begin(self) -> None:
         """Nothing is to be prepared."""

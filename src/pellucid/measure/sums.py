@@ -79,17 +79,11 @@ class Sums:
 
 @dataclass(frozen=True)
 class Comoments:
-    """Sums of products of S groups of D dimensions.
+    """Sums of products of S groups of D dimensions."""
 
-    Attributes:
-        count: How many vectors there are.
-        mean: Their means, [S, D].
-        comoment: Sums of products of deviations from the mean, [S, D, D].
-    """
-
-    count: int
-    mean: Array
-    comoment: Array
+    count: int  # how many vectors there are
+    mean: Array  # their means, [S, D]
+    comoment: Array  # sums of products of deviations from the mean, [S, D, D]
 
     @classmethod
     def of(cls, columns: Array) -> Comoments:
@@ -109,21 +103,13 @@ class Comoments:
 
 @dataclass(frozen=True)
 class Sketch:
-    """Counts of values in logarithmic buckets, for each group.
+    """Counts of values in logarithmic buckets, for each group."""
 
-    Attributes:
-        low: The number of the first bucket.
-        counts: How many positive and how many negative values each bucket holds, [2, groups, buckets].
-        zeros: How many values are zero, [groups].
-        least: The least value, [groups].
-        greatest: The greatest value, [groups].
-    """
-
-    low: int
-    counts: Array
-    zeros: Array
-    least: Array
-    greatest: Array
+    low: int  # the number of the first bucket
+    counts: Array  # how many positive and how many negative values each bucket holds, [2, groups, buckets]
+    zeros: Array  # how many values are zero, [groups]
+    least: Array  # the least value, [groups]
+    greatest: Array  # the greatest value, [groups]
 
     @classmethod
     def of(cls, data: Array, error: float) -> Sketch:

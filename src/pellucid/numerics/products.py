@@ -30,17 +30,13 @@ NUMERICS = ("exact", "fast", "bfloat16")
 @dataclass(frozen=True)
 class Execution:
     """How a model is run.
-
-    Args:
-        attention: "auto" fuses every layer that nobody looks inside; "eager" makes every layer explicit.
-        numerics: "exact" performs the reference implementation's operations; "fast" may fuse them; "bfloat16" is fast
-            and multiplies by the weights in bfloat16.
-
     Raises:
         ConfigError: Another choice.
     """
 
-    attention: str = "auto"
+    attention: str = "auto"  # "auto" fuses every layer that nobody looks inside; "eager" makes every layer explicit
+    # "exact" performs the reference implementation's operations; "fast" may fuse them; "bfloat16" is fast and
+    # multiplies by the weights in bfloat16
     numerics: str = "exact"
 
     def __post_init__(self) -> None:

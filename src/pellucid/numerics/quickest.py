@@ -50,23 +50,14 @@ LONGEST = 0.1
 
 
 class Product(NamedTuple):
-    """What decides which library is quicker.
+    """What decides which library is quicker."""
 
-    Attributes:
-        rows: Rows of values, rounded up to a power of two.
-        inputs: Values in a row.
-        outputs: Results for each row.
-        by_outputs: Whether the numbers of one output lie side by side in memory, as torch's Linear stores them.
-        biased: Whether a bias is added.
-        threads: How many torch uses.
-    """
-
-    rows: int
-    inputs: int
-    outputs: int
-    by_outputs: bool
-    biased: bool
-    threads: int
+    rows: int  # rows of values, rounded up to a power of two
+    inputs: int  # values in a row
+    outputs: int  # results for each row
+    by_outputs: bool  # whether the numbers of one output lie side by side in memory, as torch's Linear stores them
+    biased: bool  # whether a bias is added
+    threads: int  # how many torch uses
 
 
 class Choice(NamedTuple):

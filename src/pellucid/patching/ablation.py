@@ -101,19 +101,12 @@ _INSTEAD: Mapping[How, str] = {"zero": "zeros", "mean": "the mean", "resample": 
 
 @dataclass
 class Ablation:
-    """What is put in the place of a value.
+    """What is put in the place of a value."""
 
-    Args:
-        how: "zero", "mean" or "resample".
-        reference: Where the values come from.
-        batch: Where they go.
-        seed: Of the draws.
-    """
-
-    how: How
-    reference: Batch
-    batch: Batch
-    seed: int
+    how: How  # "zero", "mean" or "resample"
+    reference: Batch  # where the values come from
+    batch: Batch  # where they go
+    seed: int  # of the draws
 
     def __post_init__(self) -> None:
         self._drawn = self._draw() if self.how == "resample" else None

@@ -30,21 +30,13 @@ EVERYTHING = Region()
 
 @dataclass(frozen=True)
 class SweepCell:
-    """One combination.
+    """One combination."""
 
-    Attributes:
-        at: Its place in the result, an index for each axis.
-        names: The checkpoints that are replaced.
-        columns: Where; None for everywhere.
-        heads: Which heads; None for all.
-        neurons: Which entries of the last axis; None for all.
-    """
-
-    at: tuple[int, ...]
-    names: tuple[str, ...]
-    columns: Columns | None
-    heads: tuple[int, ...] | None
-    neurons: tuple[int, ...] | None
+    at: tuple[int, ...]  # its place in the result, an index for each axis
+    names: tuple[str, ...]  # the checkpoints that are replaced
+    columns: Columns | None  # where; None for everywhere
+    heads: tuple[int, ...] | None  # which heads; None for all
+    neurons: tuple[int, ...] | None  # which entries of the last axis; None for all
 
     def puts(self, source: Mapping[str, Tensor]) -> tuple[Put, ...]:
         """What puts this part of the source's values there."""

@@ -113,16 +113,12 @@ def path(
 
 @dataclass(frozen=True)
 class _Paths:
-    """The two runs of each path.
+    """The two runs of each path."""
 
-    Args:
-        runs: The plain runs: of the base what is kept in the first, every z and perhaps MLP outputs; of the source what
-            senders take.
-        receivers: Where what was sent is put; none for the logits.
-    """
-
+    # the plain runs: of the base what is kept in the first, every z and perhaps MLP outputs; of the source what senders
+    # take
     runs: PlainRuns
-    receivers: Sequence[SweepCell]
+    receivers: Sequence[SweepCell]  # where what was sent is put; none for the logits
 
     @property
     def schema(self) -> Schema:

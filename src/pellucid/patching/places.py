@@ -14,17 +14,11 @@ from pellucid.axes import NEURONS, POSITIONS, Axes, Axis
 
 @dataclass(frozen=True)
 class Columns:
-    """Which columns of some texts take which columns of another run.
+    """Which columns of some texts take which columns of another run."""
 
-    Attributes:
-        rows: [N], the text.
-        into: [N], the column of the base run.
-        taken: [N], the column of the source.
-    """
-
-    rows: torch.Tensor
-    into: torch.Tensor
-    taken: torch.Tensor
+    rows: torch.Tensor  # [N], the text
+    into: torch.Tensor  # [N], the column of the base run
+    taken: torch.Tensor  # [N], the column of the source
 
     @property
     def first(self) -> int:
@@ -39,21 +33,13 @@ class Columns:
 
 @dataclass(frozen=True)
 class Put:
-    """A part of one value that is replaced.
-
-    Attributes:
-        name: The checkpoint.
-        source: What holds the new numbers: the whole value of another run of the same number of texts.
-        columns: Which columns; None for all.
-        heads: Which heads; None for all.
-        neurons: Which entries of the last axis; None for all.
-    """
+    """A part of one value that is replaced."""
 
     name: str
-    source: Tensor
-    columns: Columns | None = None
-    heads: Sequence[int] | None = None
-    neurons: Sequence[int] | None = None
+    source: Tensor  # what holds the new numbers: the whole value of another run of the same number of texts
+    columns: Columns | None = None  # which columns; None for all
+    heads: Sequence[int] | None = None  # which heads; None for all
+    neurons: Sequence[int] | None = None  # which entries of the last axis; None for all
 
     def write(self, value: Tensor, axes: Axes, begin: int) -> None:
         """Write the part into a value [B, ...] of a run whose first column is `begin`."""

@@ -42,15 +42,10 @@ BYTES = 512 * 2**20
 
 @dataclass(frozen=True)
 class Rerun:
-    """One run: the base run with some parts of it replaced.
+    """One run: the base run with some parts of it replaced."""
 
-    Attributes:
-        puts: The parts; of two in one value, the later one counts.
-        whole: Whether to run every column, also those that cannot differ.
-    """
-
-    puts: tuple[Put, ...]
-    whole: bool = False
+    puts: tuple[Put, ...]  # the parts; of two in one value, the later one counts
+    whole: bool = False  # whether to run every column, also those that cannot differ
 
     def start(self, schema: Schema) -> int:
         """The first block that differs; -1 if the embeddings do, the number of blocks if only what follows does."""
@@ -71,19 +66,12 @@ def block_of(name: str, schema: Schema) -> int:
 
 @dataclass
 class Writer:
-    """The tap that replaces parts of values, each in the rows of its own trial.
+    """The tap that replaces parts of values, each in the rows of its own trial."""
 
-    Args:
-        trials: The trials of a batch, one after another.
-        axes: The axes of every checkpoint.
-        texts: How many rows each trial has.
-        begin: The first column that runs.
-    """
-
-    trials: Sequence[Rerun]
-    axes: Mapping[str, Axes]
-    texts: int
-    begin: int
+    trials: Sequence[Rerun]  # the trials of a batch, one after another
+    axes: Mapping[str, Axes]  # the axes of every checkpoint
+    texts: int  # how many rows each trial has
+    begin: int  # the first column that runs
     _at: dict[str, list[tuple[int, Put]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

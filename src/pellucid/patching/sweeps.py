@@ -104,17 +104,11 @@ def sweep(
 
 @dataclass(frozen=True)
 class Measured:
-    """What was measured.
+    """What was measured."""
 
-    Attributes:
-        cells: What was gone over.
-        values: [*cells.shape, B]; NaN where nothing was measured.
-        counted: [*cells.shape, B], true where a text was changed and measured.
-    """
-
-    cells: Cells
-    values: NDArray[Any]
-    counted: NDArray[Any]
+    cells: Cells  # what was gone over
+    values: NDArray[Any]  # [*cells.shape, B]; NaN where nothing was measured
+    counted: NDArray[Any]  # [*cells.shape, B], true where a text was changed and measured
 
     def labelled(self, name: str, about: Mapping[str, Any], *, per_text: bool) -> xarray.DataArray:
         """As a labelled array, over texts or for each."""
@@ -178,19 +172,12 @@ def patches(cells: Cells, source: Mapping[str, Tensor]) -> list[tuple[SweepCell,
 
 @dataclass(frozen=True)
 class Texts:
-    """Clean and corrupted texts, and which of them are changed.
+    """Clean and corrupted texts, and which of them are changed."""
 
-    Attributes:
-        base: The texts whose runs are changed.
-        source: The texts whose values are put in.
-        into: What the base is: "clean" or "corrupted".
-        roles: Which positions of the base take which of the source; None for the same.
-    """
-
-    base: Batch
-    source: Batch
-    into: str
-    roles: Roles | None
+    base: Batch  # the texts whose runs are changed
+    source: Batch  # the texts whose values are put in
+    into: str  # what the base is: "clean" or "corrupted"
+    roles: Roles | None  # which positions of the base take which of the source; None for the same
 
     @classmethod
     def of(
@@ -253,17 +240,11 @@ class Texts:
 
 @dataclass(frozen=True)
 class PlainRuns:
-    """The two runs that patches stand between.
+    """The two runs that patches stand between."""
 
-    Attributes:
-        base: The one that is changed.
-        source: Values of the other one.
-        plain: The metric of both, by text and on average.
-    """
-
-    base: Base
-    source: Mapping[str, Tensor]
-    plain: Mapping[str, Any]
+    base: Base  # the one that is changed
+    source: Mapping[str, Tensor]  # values of the other one
+    plain: Mapping[str, Any]  # the metric of both, by text and on average
 
     def about(self, title: str) -> dict[str, Any]:
         """What an array of runs between them says, for figures and `normalized`."""

@@ -41,17 +41,11 @@ TALLEST = 420.0
 
 @dataclass(frozen=True)
 class Side:
-    """The values on one side of the norms, by layer.
+    """The values on one side of the norms, by layer."""
 
-    Attributes:
-        title: Which checkpoint, and in which units.
-        values: Of each layer, pads and skipped tokens left out.
-        outliers: Of each layer, the dimensions that lie apart, the largest first.
-    """
-
-    title: str
-    values: list[Numbers]
-    outliers: list[list[int]]
+    title: str  # which checkpoint, and in which units
+    values: list[Numbers]  # of each layer, pads and skipped tokens left out
+    outliers: list[list[int]]  # of each layer, the dimensions that lie apart, the largest first
 
     @property
     def limits(self) -> tuple[float, float]:

@@ -105,21 +105,14 @@ def attention_grid(patterns: Any, *, tokens: Sequence[str] | None = None, ax: Ax
 
 @dataclass(frozen=True)
 class Plan:
-    """Where each pattern stands, in units of a pattern's side, and what is written beside it.
+    """Where each pattern stands, in units of a pattern's side, and what is written beside it."""
 
-    Attributes:
-        layers: Numbers of the layers; one None if it is not known.
-        heads: Numbers of the heads.
-        across: Patterns in a row.
-        tokens: Labels of all queries and keys; none if fewer than three fit beside a pattern.
-        side: About how many points a pattern's side has.
-    """
-
-    layers: list[Any]
-    heads: list[Any]
-    across: int
+    layers: list[Any]  # numbers of the layers; one None if it is not known
+    heads: list[Any]  # numbers of the heads
+    across: int  # patterns in a row
+    # labels of all queries and keys; none if fewer than three fit beside a pattern
     tokens: tuple[list[str], list[str]] = ([], [])
-    side: float = 1.0
+    side: float = 1.0  # about how many points a pattern's side has
 
     @classmethod
     def of(cls, array: DataArray, width: float, given: Size | None = None) -> Plan:

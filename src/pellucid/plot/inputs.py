@@ -30,19 +30,12 @@ ROUNDING = 0.01
 
 @dataclass(frozen=True)
 class Layers:
-    """The values of each layer; pads and the first tokens that `skip` counts are left out.
+    """The values of each layer; pads and the first tokens that `skip` counts are left out."""
 
-    Attributes:
-        numbers: The layers' numbers; one empty text if the array has no layer axis.
-        values: Per layer, all its values.
-        array: The array with nan where a value was left out.
-        label: What the values are.
-    """
-
-    numbers: list[Any]
-    values: list[Numbers]
-    array: DataArray
-    label: str
+    numbers: list[Any]  # the layers' numbers; one empty text if the array has no layer axis
+    values: list[Numbers]  # per layer, all its values
+    array: DataArray  # the array with nan where a value was left out
+    label: str  # what the values are
 
     @property
     def most(self) -> int:

@@ -53,27 +53,17 @@ def xarray() -> Any:
 
 @dataclass(frozen=True)
 class Theme:
-    """What a figure is drawn in.
+    """What a figure is drawn in."""
 
-    Attributes:
-        name: "light" or "dark".
-        ink: Text and axes.
-        soft: Lines that carry no data.
-        paper: The ground.
-        marks: Colours for categories, in order.
-        layers: A matplotlib colour map for layers, and the part of it that stands out from the paper.
-        heat: Colours from zero to the largest magnitude.
-        signed: A matplotlib colour map for values on both sides of zero, which is near the paper.
-    """
-
-    name: str
-    ink: str
-    soft: str
-    paper: str
-    marks: tuple[str, ...]
+    name: str  # "light" or "dark"
+    ink: str  # text and axes
+    soft: str  # lines that carry no data
+    paper: str  # the ground
+    marks: tuple[str, ...]  # colours for categories, in order
+    # a matplotlib colour map for layers, and the part of it that stands out from the paper
     layers: tuple[str, float, float]
-    heat: tuple[str, ...]
-    signed: str
+    heat: tuple[str, ...]  # colours from zero to the largest magnitude
+    signed: str  # a matplotlib colour map for values on both sides of zero, which is near the paper
 
     def layer_colours(self, count: int) -> list[Colour]:
         """Return a colour for each of `count` layers, the first and the last as far apart as they can be."""

@@ -17,22 +17,14 @@ class Ticks:
 
     A layout moves axes after their labels were set, and a reader resizes figures, so the room is looked up whenever
     the axis is drawn.
-
-    Attributes:
-        labels: What is written if all labels fit.
-        thinned: What is written if only some do.
-        size: Points that each of them needs along the axis.
-        starts: Where the first label stands, several if the labels are repeated.
-        spacing: From one label to the next, in the units of the axis.
-        least: If fewer fit there are none.
     """
 
-    labels: Sequence[str]
-    thinned: Sequence[str]
-    size: float
-    starts: Sequence[float] = (0.0,)
-    spacing: float = 1.0
-    least: int = 1
+    labels: Sequence[str]  # what is written if all labels fit
+    thinned: Sequence[str]  # what is written if only some do
+    size: float  # points that each of them needs along the axis
+    starts: Sequence[float] = (0.0,)  # where the first label stands, several if the labels are repeated
+    spacing: float = 1.0  # from one label to the next, in the units of the axis
+    least: int = 1  # if fewer fit there are none
 
     @cached_property
     def _index(self) -> dict[float, int]:

@@ -29,15 +29,10 @@ __all__ = ["Cost", "Published", "Reproduced", "Reproduction", "estimate", "gpt2"
 
 @dataclass(frozen=True)
 class Cost:
-    """What a comparison takes, about.
+    """What a comparison takes, about."""
 
-    Attributes:
-        seconds: At the speed of one plain run on this machine.
-        nbytes: Of the weights, of captured values and their gradients, and of runs that share a batch.
-    """
-
-    seconds: float
-    nbytes: int
+    seconds: float  # at the speed of one plain run on this machine
+    nbytes: int  # of the weights, of captured values and their gradients, and of runs that share a batch
 
     def __repr__(self) -> str:
         minutes = "less than a minute" if self.seconds < 60 else f"about {self.seconds / 60:.0f} minutes"

@@ -17,23 +17,15 @@ from pellucid.text.batch import Batch
 
 @dataclass(frozen=True)
 class Site:
-    """Where an edit fires.
-
-    Attributes:
-        name: The checkpoint.
-        axes: The axes of its value.
-        batch: What runs.
-        whole: The whole value, as it was.
-        start: The column of the text at which the value begins, where a text is run piece by piece; else None.
-        chosen: Which of the positions that the edit names are in this piece; None for all.
-    """
+    """Where an edit fires."""
 
     name: str
-    axes: Axes
+    axes: Axes  # the axes of its value
     batch: Batch
-    whole: Tensor
+    whole: Tensor  # the whole value, as it was
+    # the column of the text at which the value begins, where a text is run piece by piece; else None
     start: int | None = None
-    chosen: list[int] | None = None
+    chosen: list[int] | None = None  # which of the positions that the edit names are in this piece; None for all
 
     @property
     def pos_axis(self) -> int:

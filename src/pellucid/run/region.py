@@ -20,19 +20,12 @@ Index = int | slice | Iterable[int] | None
 
 @dataclass(frozen=True)
 class Region:
-    """A selection along the axes of a checkpoint's value; every axis stays, also where one entry is chosen.
+    """A selection along the axes of a checkpoint's value; every axis stays, also where one entry is chosen."""
 
-    Attributes:
-        pos: Columns of the batch, pads counted (queries, for scores and patterns).
-        heads: Attention heads.
-        neurons: Entries of the last axis: d_model, d_mlp or d_head.
-        rows: Rows of the batch.
-    """
-
-    pos: Index = None
-    heads: Index = None
-    neurons: Index = None
-    rows: Index = None
+    pos: Index = None  # columns of the batch, pads counted (queries, for scores and patterns)
+    heads: Index = None  # attention heads
+    neurons: Index = None  # entries of the last axis: d_model, d_mlp or d_head
+    rows: Index = None  # rows of the batch
 
     def __post_init__(self) -> None:
         for name in ("pos", "heads", "neurons", "rows"):

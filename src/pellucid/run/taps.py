@@ -23,21 +23,14 @@ from pellucid.text.batch import Batch
 
 @dataclass
 class Recorder:
-    """The tap that captures: snapshots, or with `grads` the very tensors on the path of the gradient.
+    """The tap that captures: snapshots, or with `grads` the very tensors on the path of the gradient."""
 
-    Args:
-        names: What to keep.
-        schema: The model's schema.
-        region: Which part of each value.
-        grads: Whether gradients have to reach what is kept.
-        copies: Whether to copy what nobody writes to any more. Nothing in the model writes into a value that it has
-            passed on, so that only native hooks can make copies necessary.
-    """
-
-    names: frozenset[str]
-    schema: Schema
-    region: Region
-    grads: bool
+    names: frozenset[str]  # what to keep
+    schema: Schema  # the model's schema
+    region: Region  # which part of each value
+    grads: bool  # whether gradients have to reach what is kept
+    # Whether to copy what nobody writes to any more. Nothing in the model writes into a value that it has passed on, so
+    # that only native hooks can make copies necessary.
     copies: bool = True
     values: dict[str, Tensor] = field(default_factory=dict)
     _held: set[int] = field(default_factory=set)

@@ -27,17 +27,11 @@ _EPS = 1e-5
 
 
 class Split(NamedTuple):
-    """A value as an autoencoder sees it: `reconstruction + error` is the value.
+    """A value as an autoencoder sees it: `reconstruction + error` is the value."""
 
-    Attributes:
-        features: [..., F].
-        reconstruction: What the features stand for, in the value's shape.
-        error: What they leave out, in the value's shape.
-    """
-
-    features: Tensor
-    reconstruction: Tensor
-    error: Tensor
+    features: Tensor  # [..., F]
+    reconstruction: Tensor  # what the features stand for, in the value's shape
+    error: Tensor  # what they leave out, in the value's shape
 
 
 class Frame(NamedTuple):

@@ -23,17 +23,11 @@ _SAMPLES = 64
 
 @dataclass(frozen=True, eq=False)
 class Named:
-    """A tensor under one of its names.
-
-    Args:
-        name: The name.
-        tensor: The tensor itself, never a copy.
-        counted: Whether it is a parameter, and not a buffer.
-    """
+    """A tensor under one of its names."""
 
     name: str
-    tensor: Tensor
-    counted: bool = True
+    tensor: Tensor  # the tensor itself, never a copy
+    counted: bool = True  # whether it is a parameter, and not a buffer
 
 
 @dataclass(frozen=True)

@@ -19,17 +19,11 @@ REBUILD = "rebuild it: optimizer = type(optimizer)(model.parameters(), ...)"
 
 @dataclass(frozen=True)
 class OptimizerFindings:
-    """What an optimizer does with a model's parameters.
+    """What an optimizer does with a model's parameters."""
 
-    Attributes:
-        twice: Names whose memory a step changes more than once, grouped.
-        stale: Tensors that it steps and the model does not have, by their shapes.
-        missed: Trainable parameters that it does not step.
-    """
-
-    twice: tuple[tuple[str, ...], ...]
-    stale: tuple[tuple[int, ...], ...]
-    missed: tuple[str, ...]
+    twice: tuple[tuple[str, ...], ...]  # names whose memory a step changes more than once, grouped
+    stale: tuple[tuple[int, ...], ...]  # tensors that it steps and the model does not have, by their shapes
+    missed: tuple[str, ...]  # trainable parameters that it does not step
 
     def said(self) -> Iterator[tuple[str, str, tuple[str, ...]]]:
         """Each of them: the code of the problem, what is the case, the names that it is about."""

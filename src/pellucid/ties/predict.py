@@ -38,19 +38,14 @@ class ReloadedHead:
 
 @dataclass(frozen=True)
 class Loss:
-    """A name that does not come back as it was.
+    """A name that does not come back as it was."""
 
-    Attributes:
-        name: In the model, or in the file.
-        code: "replaced" (its module is of another class, or its forward is patched), "dropped" (the class has no such
-            name), "random" (not in the file), "dtype" or "overwritten" (other numbers come back), "setting" (an
-            attribute of a module that is built with another value).
-        happens: In words, after the name.
-    """
-
-    name: str
+    name: str  # in the model, or in the file
+    # "replaced" (its module is of another class, or its forward is patched), "dropped" (the class has no such name),
+    # "random" (not in the file), "dtype" or "overwritten" (other numbers come back), "setting" (an attribute of a
+    # module that is built with another value)
     code: str
-    happens: str
+    happens: str  # in words, after the name
 
 
 @dataclass(frozen=True)

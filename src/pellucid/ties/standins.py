@@ -35,25 +35,17 @@ class Refused(Exception):  # noqa: N818 (an answer, not a failure: it never leav
 
 @dataclass(frozen=True)
 class Reread:
-    """What `from_pretrained` made of tensors.
+    """What `from_pretrained` made of tensors."""
 
-    Args:
-        source: Each name of the model's state dict -> the name in the file that its numbers come from; None if they
-            were drawn at random.
-        unread: The names in the file whose numbers came to no name.
-        ties: Target -> source, as class and configuration declare them.
-        tied: The names that share their Parameter with another name.
-        head: The name of the output head's weight; None without a head.
-        dtypes: The dtype of each name.
-        modules: The model's modules by path, a shared one under each of its paths.
-    """
-
+    # each name of the model's state dict -> the name in the file that its numbers come from; None if they were drawn at
+    # random
     source: Mapping[str, str | None]
-    unread: tuple[str, ...]
-    ties: Mapping[str, str]
-    tied: frozenset[str]
-    head: str | None
-    dtypes: Mapping[str, torch.dtype] = field(default_factory=dict)
+    unread: tuple[str, ...]  # the names in the file whose numbers came to no name
+    ties: Mapping[str, str]  # target -> source, as class and configuration declare them
+    tied: frozenset[str]  # the names that share their Parameter with another name
+    head: str | None  # the name of the output head's weight; None without a head
+    dtypes: Mapping[str, torch.dtype] = field(default_factory=dict)  # the dtype of each name
+    # the model's modules by path, a shared one under each of its paths
     modules: Mapping[str, nn.Module] = field(default_factory=dict)
 
 

@@ -50,21 +50,13 @@ def _pairs(ties: Mapping[str, str]) -> str:
 
 @dataclass(frozen=True)
 class Subject:
-    """What is audited.
+    """What is audited."""
 
-    Args:
-        what: For people.
-        kind: "ours", "hf", "module", "state dict" or "checkpoint".
-        named: Every tensor under every name.
-        declared: What is said about them.
-        trainable: The parameters themselves; empty where there are none.
-    """
-
-    what: str
-    kind: str
-    named: tuple[Named, ...]
-    declared: Declared
-    trainable: tuple[Tensor, ...] = ()
+    what: str  # for people
+    kind: str  # "ours", "hf", "module", "state dict" or "checkpoint"
+    named: tuple[Named, ...]  # every tensor under every name
+    declared: Declared  # what is said about them
+    trainable: tuple[Tensor, ...] = ()  # the parameters themselves; empty where there are none
 
 
 def is_hf(x: object) -> bool:

@@ -45,17 +45,11 @@ _LISTED = 20
 
 @dataclass
 class Session:
-    """One tab.
+    """One tab."""
 
-    Attributes:
-        run: Its last run.
-        plain: The same text without edits, if they were asked for with `edit`.
-        cancelled: Set to end its generation.
-    """
-
-    run: OneText | None = None
-    plain: OneText | None = None
-    cancelled: Event = field(default_factory=Event)
+    run: OneText | None = None  # its last run
+    plain: OneText | None = None  # the same text without edits, if they were asked for with `edit`
+    cancelled: Event = field(default_factory=Event)  # set to end its generation
 
 
 class Tabs:

@@ -22,17 +22,11 @@ vocabulary five times as quick as 128 positions at once."""
 
 @dataclass(frozen=True)
 class Target:
-    """The token whose logit is explained.
+    """The token whose logit is explained."""
 
-    Attributes:
-        token: Its id.
-        pos: The position at which it is predicted.
-        why: Why it is this one.
-    """
-
-    token: int
-    pos: int
-    why: str
+    token: int  # its id
+    pos: int  # the position at which it is predicted
+    why: str  # why it is this one
 
 
 def prediction(one: OneText) -> dict[str, TraceBlock]:

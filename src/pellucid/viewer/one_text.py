@@ -29,23 +29,14 @@ MOST_MEMORY = 4 << 30
 
 @dataclass(frozen=True)
 class OneText:
-    """A text of a run, without pads.
+    """A text of a run, without pads."""
 
-    Attributes:
-        model: What ran.
-        ckpts: Its values [1, P, ...]: every checkpoint, but the scores of long texts.
-        logits: [P, V], those of the run.
-        edits: What was changed on the way.
-        row: Which text of the run it is.
-        rows: How many texts the run had.
-    """
-
-    model: CkptedTransformer
-    ckpts: ActivationCkpts
-    logits: Tensor
-    edits: tuple[Edit, ...]
-    row: int
-    rows: int
+    model: CkptedTransformer  # what ran
+    ckpts: ActivationCkpts  # its values [1, P, ...]: every checkpoint, but the scores of long texts
+    logits: Tensor  # [P, V], those of the run
+    edits: tuple[Edit, ...]  # what was changed on the way
+    row: int  # which text of the run it is
+    rows: int  # how many texts the run had
 
     @property
     def ids(self) -> list[int]:

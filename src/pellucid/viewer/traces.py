@@ -128,17 +128,11 @@ def traced(one: OneText, target: Token | None, limit: int) -> Trace:
 
 @dataclass(frozen=True)
 class _Optional:
-    """Blocks that are left out if they do not fit.
+    """Blocks that are left out if they do not fit."""
 
-    Attributes:
-        name: What the header calls them if they are left out.
-        ways: How they are made, the most exact first.
-        square: Whether they need whole patterns.
-    """
-
-    name: str
-    ways: tuple[Callable[[OneText, Target], Mapping[str, TraceBlock]], ...]
-    square: bool = False
+    name: str  # what the header calls them if they are left out
+    ways: tuple[Callable[[OneText, Target], Mapping[str, TraceBlock]], ...]  # how they are made, the most exact first
+    square: bool = False  # whether they need whole patterns
 
     def within(self, one: OneText, aim: Target, limit: int) -> tuple[Mapping[str, TraceBlock], str, int]:
         """The blocks, or why there are none, and the bytes that they would take."""

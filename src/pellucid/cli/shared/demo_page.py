@@ -27,15 +27,10 @@ CARD = Path(pl.__file__).parent / "bundled" / "README.md"
 
 @dataclass(frozen=True)
 class DemoPage:
-    """A page about a model that comes with a card.
-
-    Args:
-        model: The model.
-        card: Its card, in Markdown.
-    """
+    """A page about a model that comes with a card."""
 
     model: pl.CkptedTransformer
-    card: str
+    card: str  # its card, in Markdown
 
     def page(self) -> Page:
         """A view, card, proof, ties, norms, regression, heads."""

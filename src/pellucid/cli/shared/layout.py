@@ -28,23 +28,14 @@ NARROWEST = 24
 
 @dataclass(frozen=True)
 class Column:
-    """One column of a grid.
+    """One column of a grid."""
 
-    Attributes:
-        title: Its heading; it goes before each value where a row becomes a block.
-        right: Whether its values end at one place, as numbers do.
-        style: How its values are styled.
-        label: Whether it says what the row is about, and so heads the block.
-        prose: Whether its values may be broken between words.
-        picture: Whether its values are drawn under the heading, column by column.
-    """
-
-    title: str = ""
-    right: bool = False
-    style: str = ""
-    label: bool = False
-    prose: bool = False
-    picture: bool = False
+    title: str = ""  # its heading; it goes before each value where a row becomes a block
+    right: bool = False  # whether its values end at one place, as numbers do
+    style: str = ""  # how its values are styled
+    label: bool = False  # whether it says what the row is about, and so heads the block
+    prose: bool = False  # whether its values may be broken between words
+    picture: bool = False  # whether its values are drawn under the heading, column by column
 
 
 class Grid:

@@ -20,50 +20,30 @@ from pellucid.corpus.store import Store
 
 @dataclass(frozen=True)
 class Kept:
-    """What a store holds.
-
-    Attributes:
-        out: The folder.
-        rows: Tokens, a row each.
-        texts: Texts, or pieces of them.
-        parts: How many parts of the corpus were made.
-        nbytes: Bytes of all values.
-        dtype: What they are written as.
-        names: Checkpoint -> the shape of its array.
-        provenance: What made it.
-    """
+    """What a store holds."""
 
     model: str
     out: str
-    rows: int
-    texts: int
-    parts: int
-    nbytes: int
-    dtype: str
-    names: dict[str, list[int]]
-    provenance: dict[str, Any]
+    rows: int  # tokens, a row each
+    texts: int  # texts, or pieces of them
+    parts: int  # how many parts of the corpus were made
+    nbytes: int  # bytes of all values
+    dtype: str  # what they are written as
+    names: dict[str, list[int]]  # checkpoint -> the shape of its array
+    provenance: dict[str, Any]  # what made it
 
 
 @dataclass(frozen=True)
 class Verified:
-    """What running rows again gave.
-
-    Attributes:
-        equal: Whether every row is equal to the bit, and every chunk as it was written.
-        rows: How many rows were run again.
-        batches: In how many batches.
-        missing: How many parts are not there.
-        unequal: [checkpoint, row] of what differs.
-        damaged: [checkpoint, part] of chunks that are not as they were written.
-    """
+    """What running rows again gave."""
 
     out: str
-    equal: bool
-    rows: int
-    batches: int
-    missing: int
-    unequal: list[tuple[str, int]]
-    damaged: list[tuple[str, int]]
+    equal: bool  # whether every row is equal to the bit, and every chunk as it was written
+    rows: int  # how many rows were run again
+    batches: int  # in how many batches
+    missing: int  # how many parts are not there
+    unequal: list[tuple[str, int]]  # [checkpoint, row] of what differs
+    damaged: list[tuple[str, int]]  # [checkpoint, part] of chunks that are not as they were written
 
 
 def capture(wish: Capture) -> None:

@@ -56,17 +56,11 @@ class PreviousTokenHeads:
 
 @dataclass(frozen=True)
 class Proof:
-    """The logits with every checkpoint captured, against those of the plain run.
+    """The logits with every checkpoint captured, against those of the plain run."""
 
-    Attributes:
-        equal: Whether they are the same to the last bit (`torch.equal`).
-        numbers: How many were compared.
-        checkpoints: How many were captured.
-    """
-
-    equal: bool
-    numbers: int
-    checkpoints: int
+    equal: bool  # whether they are the same to the last bit (`torch.equal`)
+    numbers: int  # how many were compared
+    checkpoints: int  # how many were captured
 
 
 @dataclass(frozen=True)

@@ -51,19 +51,12 @@ BUNDLED_FILES = ("config.json", "model.safetensors", "tokenizer.json")
 
 @dataclass(frozen=True)
 class FileCheck:
-    """One file of the bundled model against its line in SHA256SUMS.
-
-    Attributes:
-        file: Its name.
-        state: "intact", "changed", "missing", "unreadable" or "unlisted" (SHA256SUMS does not name it).
-        expected: The hash that SHA256SUMS states, if any.
-        found: The hash of the file, if it could be read.
-    """
+    """One file of the bundled model against its line in SHA256SUMS."""
 
     file: str
-    state: str
-    expected: str | None
-    found: str | None
+    state: str  # "intact", "changed", "missing", "unreadable" or "unlisted" (SHA256SUMS does not name it)
+    expected: str | None  # the hash that SHA256SUMS states, if any
+    found: str | None  # the hash of the file, if it could be read
 
 
 def doctor(wish: Doctor) -> None:

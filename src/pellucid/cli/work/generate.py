@@ -25,28 +25,17 @@ CANDIDATES = 5
 
 @dataclass(frozen=True)
 class Chosen:
-    """One new token.
+    """One new token."""
 
-    Attributes:
-        id: Its id.
-        text: What it adds, in whole characters.
-        logprob: In nats, the model's own.
-        stages: The likeliest candidates after each stage, where that was asked for.
-    """
-
-    id: int
-    text: str
-    logprob: float
-    stages: dict[str, list[NextToken]] | None
+    id: int  # its id
+    text: str  # what it adds, in whole characters
+    logprob: float  # in nats, the model's own
+    stages: dict[str, list[NextToken]] | None  # the likeliest candidates after each stage, where that was asked for
 
 
 @dataclass
 class Written:
-    """The result of a generation, for JSON.
-
-    Attributes:
-        stopped: Why it ended: "end", "stop", "length" or "interrupted".
-    """
+    """The result of a generation, for JSON."""
 
     model: str
     prompt: str
@@ -54,7 +43,7 @@ class Written:
     seed: int | None
     cache_bytes: int
     prepared_bytes: int
-    stopped: str = "interrupted"
+    stopped: str = "interrupted"  # why it ended: "end", "stop", "length" or "interrupted"
     tokens: list[Chosen] = field(default_factory=list)
 
     @property

@@ -24,33 +24,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Scored:
-    """What heads do on a text.
-
-    Attributes:
-        token: Whose movers are scored; None for none.
-        heads: A row for each head: `layer`, `head`, and its scores by name.
-        movers: The same of the token's name movers.
-    """
+    """What heads do on a text."""
 
     model: str
     tokens: list[str]
-    token: str | None
-    heads: list[dict[str, Any]]
-    movers: list[dict[str, Any]] | None
+    token: str | None  # whose movers are scored; None for none
+    heads: list[dict[str, Any]]  # a row for each head: `layer`, `head`, and its scores by name
+    movers: list[dict[str, Any]] | None  # the same of the token's name movers
 
 
 @dataclass(frozen=True)
 class Composed:
-    """Which heads read what earlier ones write.
-
-    Attributes:
-        kind: With what the later head reads.
-        pairs: The strongest: `layer`, `head`, `layer_to`, `head_to`, `composition`.
-    """
+    """Which heads read what earlier ones write."""
 
     model: str
-    kind: str
-    pairs: list[dict[str, Any]]
+    kind: str  # with what the later head reads
+    pairs: list[dict[str, Any]]  # the strongest: `layer`, `head`, `layer_to`, `head_to`, `composition`
 
 
 def heads(wish: Heads) -> None:

@@ -44,23 +44,15 @@ class Said:
 
 @dataclass(frozen=True)
 class Looked:
-    """What was asked for, and what is shown.
-
-    Attributes:
-        at: Where it is read.
-        pos: The token after which `layers` speak.
-        token: The token that was asked about.
-        layers: What each block says there.
-        grid: The likeliest token of each block after each token of the text, [layer][pos].
-    """
+    """What was asked for, and what is shown."""
 
     model: str
-    at: str
+    at: str  # where it is read
     tokens: list[str]
-    pos: int
-    token: str | None
-    layers: list[Said]
-    grid: list[list[str]]
+    pos: int  # the token after which `layers` speak
+    token: str | None  # the token that was asked about
+    layers: list[Said]  # what each block says there
+    grid: list[list[str]]  # the likeliest token of each block after each token of the text, [layer][pos]
 
 
 def lens(wish: Lens) -> None:

@@ -65,25 +65,18 @@ class Layer:
 
 @dataclass(frozen=True)
 class NormTable:
-    """What was asked for, and what is shown.
-
-    Attributes:
-        texts: Tokens of each text.
-        layers: The norms of each layer, or of each head of each layer.
-        regression: A row for each of `layers` and parameter, as `AutoregressionFit.to_dataframe` has them; None without
-            lags.
-        rsquared: The R² of each of `layers`.
-    """
+    """What was asked for, and what is shown."""
 
     model: str
     at: str
     log: bool
     skip: int
     lags: int
-    texts: list[int]
-    layers: list[Layer]
+    texts: list[int]  # tokens of each text
+    layers: list[Layer]  # the norms of each layer, or of each head of each layer
+    # a row for each of `layers` and parameter, as `AutoregressionFit.to_dataframe` has them; None without lags
     regression: list[dict[str, Any]] | None
-    rsquared: list[float] | None
+    rsquared: list[float] | None  # the R² of each of `layers`
 
 
 def norms(wish: Norms) -> None:

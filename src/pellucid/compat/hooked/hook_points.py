@@ -19,16 +19,11 @@ _DIRECTIONS = {"fwd": ("fwd_hooks",), "bwd": ("bwd_hooks",), "both": ("fwd_hooks
 
 @dataclass(frozen=True, eq=False)
 class Handle:
-    """A hook that was added.
-
-    Attributes:
-        call: The hook.
-        is_permanent: Whether `reset_hooks` leaves it in place.
-        context_level: How many `with model.hooks(...)` were open when one of them added it; None outside of them.
-    """
+    """A hook that was added."""
 
     call: Hook
-    is_permanent: bool
+    is_permanent: bool  # whether `reset_hooks` leaves it in place
+    # how many `with model.hooks(...)` were open when one of them added it; None outside of them
     context_level: int | None
 
 

@@ -60,13 +60,9 @@ class Mirror(nn.Module):
 
 
 class Head(Mirror):
-    """The unembedding, with a bias that no parameter of the model holds.
+    """The unembedding, with a bias that no parameter of the model holds."""
 
-    Attributes:
-        b_U: [V]; zeros, unless the biases of the last norm were folded into it.
-    """
-
-    b_U: Tensor
+    b_U: Tensor  # [V]; zeros, unless the biases of the last norm were folded into it
 
     def __init__(self, inner: nn.Module, bias: Tensor) -> None:
         super().__init__(inner)
