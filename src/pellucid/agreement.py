@@ -39,11 +39,6 @@ _ALIGNED = 64
 def require_agreement(direction: Direction, model: CkptedTransformer, hf_model: nn.Module) -> None:
     """Raise an error unless both models compute the same logits, to the bit.
 
-    Args:
-        direction: Which was made from which, for the message.
-        model: Ours.
-        hf_model: Transformers', with or without a head.
-
     Raises:
         WeightsError: They part, at the checkpoint that it names; or transformers' cannot be run, or calls functions of
             others.
@@ -77,11 +72,7 @@ def require_agreement(direction: Direction, model: CkptedTransformer, hf_model: 
 
 
 def require_unchanged(model: CkptedTransformer) -> None:
-    """Refuse a model of ours with changes since it was built that a transformers model would not have.
-
-    Raises:
-        WeightsError: A module was replaced or patched, has a hook, or has another constant.
-    """
+    """Refuse a model of ours with changes since it was built that a transformers model would not have."""
     built = CkptedTransformer(
         model.config,
         {name: parameter.detach() for name, parameter in model.named_parameters()},

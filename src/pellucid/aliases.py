@@ -82,9 +82,6 @@ def resolved(name: Name, schema: Schema) -> str:
     Args:
         name: Which; a name without a block is refused, because it means one checkpoint of every block.
         schema: The model's schema.
-
-    Raises:
-        UnknownNameError: No such checkpoint, or several.
     """
     wanted = canonical(name, schema)
     full = _in_model(wanted, schema, name)
@@ -245,11 +242,7 @@ def _from_tuple(name: Sequence[object], schema: Schema) -> str:
 
 
 def _in_model(name: str, schema: Schema, given: Name) -> str:
-    """A name whose block is counted from the front.
-
-    Raises:
-        UnknownNameError: The model has no such block.
-    """
+    """A name whose block is counted from the front."""
     match = re.fullmatch(r"blocks\.(-?(?:0|[1-9]\d*))\.(.+)", name) if isinstance(name, str) else None
     if match is None:
         return name

@@ -62,11 +62,7 @@ def text_writer(text: str) -> Writer:
 
 
 def write_file(path: str | os.PathLike[str], write: Writer) -> None:
-    """Write one file, whole or not at all.
-
-    Raises:
-        WeightsError: It cannot be written.
-    """
+    """Write one file, whole or not at all."""
     whole = path_of(path)
     if str(path).endswith(os.sep):
         raise not_writable(whole, "it is a folder, expected the name of a file")
@@ -92,9 +88,6 @@ def write_folder(
         outdated: Names of files that shall not outlive this save. It is asked while no other saver is at work, and
             they are removed just before the last file takes its name.
         named: What an error names; the folder if None.
-
-    Raises:
-        WeightsError: The folder cannot be written.
     """
     folder = path_of(folder)
     parts: list[Path] = []
@@ -136,9 +129,6 @@ def put(path: Path, data: bytes | memoryview) -> None:
     """Write one of very many files of a folder, whole or not at all; the last one who puts the same file wins.
 
     It takes no lock and does not look for what others left, which `remove_leftovers` does once for all of them.
-
-    Raises:
-        WeightsError: It cannot be written.
     """
     part = _temporary(path.parent)
     try:
@@ -157,11 +147,7 @@ def put(path: Path, data: bytes | memoryview) -> None:
 
 
 def take_folder(made: Path, place: Path) -> None:
-    """Give a folder that was completed under a temporary name its own, where nothing or an empty folder is.
-
-    Raises:
-        WeightsError: Something else is there, or it cannot be written.
-    """
+    """Give a folder that was completed under a temporary name its own, where nothing or an empty folder is."""
     try:
         os.replace(made, place)
         _flush(place.parent)
@@ -276,9 +262,6 @@ def alone(folder: Path, wait: float | None = None) -> Generator[None]:
     Args:
         folder: Which.
         wait: Seconds that others may have it; `LONGEST_WAIT` if None.
-
-    Raises:
-        OSError: EBUSY: another one had the lock for so many seconds.
     """
     wait = LONGEST_WAIT if wait is None else wait
     handle = os.open(folder, os.O_RDONLY) if fcntl is not None else -1

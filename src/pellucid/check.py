@@ -27,11 +27,7 @@ def attribute(of: object, name: str, default: Any = None) -> Any:
 
 
 def path_of(given: object) -> Path:
-    """The path that a caller gave, for reading or for writing; `~` is the user's own folder, as in a shell.
-
-    Raises:
-        WeightsError: It is no path, or an empty one, which would be the working directory.
-    """
+    """The path that a caller gave, for reading or for writing; `~` is the user's own folder, as in a shell."""
     text = os.fspath(given) if isinstance(given, (str, os.PathLike)) else None  # pyright: ignore[reportUnknownArgumentType]
     if not isinstance(text, str) or not text.strip() or "\0" in text or not _can_be_a_name(text):
         raise WeightsError(

@@ -89,11 +89,7 @@ class Config(Protocol):
 
 
 def require_schema(config: object) -> Schema:
-    """The schema of a configuration.
-
-    Raises:
-        ConfigError: Something else than a configuration was given.
-    """
+    """The schema of a configuration."""
     schema, sizes = getattr(config, "schema", None), getattr(config, "sizes", None)  # a model has a schema alone
     if not isinstance(schema, Schema) or not isinstance(sizes, Mapping):
         raise ConfigError(

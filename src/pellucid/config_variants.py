@@ -25,12 +25,7 @@ class Variant:
         return name in self.names or bool(self.pattern and re.search(self.pattern, name))
 
     def is_harmless(self, value: Any, given: Mapping[str, Any]) -> bool:
-        """Whether a field of this variant says, with this value, that the model is the plain one.
-
-        Args:
-            value: The field's.
-            given: The whole configuration.
-        """
+        """Whether a field of this variant says, with this value, that the model is the plain one."""
         if value is None or isinstance(value, bool):
             return value is None or value is self.on
         if isinstance(value, (list, tuple)):

@@ -23,9 +23,6 @@ def need(module: str, by: str, *names: str) -> Any:
         module: Its dotted name, such as "xarray" or "scipy.special".
         by: What needs it, as the reader calls it.
         names: What of it is used, where a package imports its parts at their first use, as transformers does.
-
-    Raises:
-        MissingExtraError: The package is not installed; or it is, and cannot be imported.
     """
     package = module.partition(".")[0]
     try:

@@ -51,11 +51,7 @@ def one_of_them() -> str:
 
 
 def family_of(config: object) -> Family:
-    """The family of a configuration.
-
-    Raises:
-        ConfigError: It is another library's, or none.
-    """
+    """The family of a configuration."""
     for family in FAMILIES:
         if isinstance(config, family.config):
             return family
@@ -116,11 +112,7 @@ def config_named(name: str, *, ignore: Collection[str] = ()) -> Config:
 
 
 def schema_of(family: str, sizes: Mapping[str, int]) -> Schema:
-    """The schema of a family's model, of which only sizes are known.
-
-    Raises:
-        ValueError: No such family.
-    """
+    """The schema of a family's model, of which only sizes are known."""
     for known in FAMILIES:
         if known.name == family:
             return known.schema_of(sizes)

@@ -210,11 +210,7 @@ def loss() -> Metric:
 
 
 def positions_of(metric: Metric) -> tuple[int, ...] | None:
-    """Return the positions, from the end of each text, that a metric promises to be all that it reads; None for all.
-
-    Raises:
-        InputError: A metric that cannot be called, or positions that are not negative whole numbers.
-    """
+    """Return the positions, from the end of each text, that a metric promises to be all that it reads; None for all."""
     if not callable(metric):
         raise InputError(
             f"metric: {shown(metric)} given, expected a callable (logits [B, P, V], batch) -> [B].",
@@ -276,11 +272,7 @@ def measured(metric: Metric, logits: Tensor, batch: Batch, *, of: str = "") -> T
 
 
 def column_of(batch: Batch, pos: int) -> Tensor:
-    """The column [B] of one position of each text: negative from the end of the text, else from its first token.
-
-    Raises:
-        InputError: A text is shorter.
-    """
+    """The column [B] of one position of each text: negative from the end of the text, else from its first token."""
     lengths = batch.mask.sum(1)
     index = pos if pos >= 0 else lengths + pos
     index = torch.as_tensor(index, device=lengths.device).expand_as(lengths)
@@ -296,11 +288,7 @@ def column_of(batch: Batch, pos: int) -> Tensor:
 
 
 def token_ids(tokens: Token | Sequence[Token], batch: Batch, what: str = "metric") -> Tensor:
-    """Ids of tokens: [1] for one, else [B].
-
-    Raises:
-        InputError: A string that is several tokens, a string without a tokenizer, or another number than of texts.
-    """
+    """Ids of tokens: [1] for one, else [B]."""
     several = not isinstance(tokens, (int, str)) and as_whole(tokens) is None
     given: list[Any] = list(cast(Any, tokens)) if several else [tokens]
     if several and len(given) != len(batch):

@@ -128,10 +128,6 @@ class Unembedding(Part):
 class Network(Part):
     """Ids [B, P] -> logits [B, P, V]; a family gives it its modules and the run through them.
 
-    Args:
-        config: What the model is.
-        execution: How it is run.
-
     Attributes:
         embed: Token embeddings.
         blocks: The blocks.

@@ -66,11 +66,7 @@ def is_finite(tensor: Tensor) -> bool:
 
 
 def require_numbers(verb: str, tensors: Iterable[Tensor]) -> None:
-    """Refuse a model on the meta device, where tensors have shapes and no numbers.
-
-    Raises:
-        WeightsError: One of the tensors is there.
-    """
+    """Refuse a model on the meta device, where tensors have shapes and no numbers."""
     if any(tensor.is_meta for tensor in tensors):
         raise WeightsError(
             f"{verb}: the model is on the meta device, which holds no numbers.",
@@ -224,13 +220,7 @@ def given(config: Config, place: str, weights: Weights | None) -> Weights:
 
 
 def fresh_weights(schema: Schema, std: float, place: str = "") -> dict[str, Tensor]:
-    """Fresh values of the stored parameters below a place, as `Parameter.initial` says, in the schema's order.
-
-    Args:
-        schema: The model's schema.
-        std: Standard deviation of the normal ones.
-        place: Where; "" for the whole model.
-    """
+    """Fresh values of the stored parameters below a place, as `Parameter.initial` says, in the schema's order."""
     prefix = f"{place}." if place else ""
     with torch.inference_mode(False), torch.no_grad():  # or the model could never be trained
         return {
@@ -250,11 +240,7 @@ def _fresh(parameter: Parameter, shape: tuple[int, ...], std: float, n_layer: in
 
 
 def require_weights(schema: Schema, place: str, weights: Weights) -> None:
-    """See that these are the stored parameters of a place in a model, in their shapes.
-
-    Raises:
-        WeightsError: They are not.
-    """
+    """See that these are the stored parameters of a place in a model, in their shapes."""
     expected = schema.stored_below(place)
     wrong = [
         f"{name}: {list(weights[name].shape) if name in weights else 'missing'}, expected {list(shape)}"

@@ -126,9 +126,6 @@ def gathered(given: dict[str, Any], said: Mapping[str, str], **defaults: Any) ->
         given: The fields; those that are gathered are taken out.
         said: Fields beside `rope_parameters` that say one of its parts -> that part.
         defaults: Parts that are there even if nothing says them.
-
-    Raises:
-        ConfigError: They are no mapping.
     """
     beside = {name: given.pop(name) for name in (_SCALING, _CONTEXT, *said) if name in given}
     parameters: Any = beside.get(_SCALING) or given.get("rope_parameters") or {}
@@ -161,11 +158,7 @@ def stated(given: Mapping[str, Any], own: Mapping[str, Any], said: Mapping[str, 
 
 
 def checked(parameters: Mapping[str, Any], n_ctx: int) -> dict[str, Any]:
-    """`rope_parameters` with transformers' defaults.
-
-    Raises:
-        ConfigError: A type that is not implemented, or a part that is missing or no number.
-    """
+    """`rope_parameters` with transformers' defaults."""
     given = dict(parameters)
     older = given.pop("type", "default")
     kind = given.setdefault("rope_type", older)
@@ -199,9 +192,6 @@ def rule_of(parameters: Mapping[str, Any], n_ctx: int, d_head: int, part: Any = 
         n_ctx: Longest text.
         d_head: The width of a head.
         part: The part of it that is turned, from the first entry on.
-
-    Raises:
-        ConfigError: So many entries cannot be turned: they turn in pairs.
     """
     width = int(d_head * read_number("partial_rotary_factor", part, math.inf))
     rule = Rule(parameters, width, n_ctx)

@@ -270,9 +270,6 @@ def select(patterns: str | Iterable[str] | None, known: Sequence[str]) -> tuple[
     """The known names that match any of the patterns, in the order of `known`.
 
     In a pattern `*` stays within one dotted part and `**` crosses parts. None selects everything.
-
-    Raises:
-        UnknownNameError: A name that does not exist, or a pattern that matches nothing; with suggestions.
     """
     if patterns is None:
         return tuple(known)

@@ -35,13 +35,7 @@ _NAMES = {
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write one safetensors file.
-
-    Args:
-        path: The file.
-        tensors: Contiguous, on the CPU.
-        metadata: Beside them.
-    """
+    """Write one safetensors file."""
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
     names, at = sorted(tensors, key=lambda name: _order(name, tensors[name])), 0
     for name in names:
@@ -62,13 +56,7 @@ def _order(name: str, tensor: Tensor) -> tuple[int, int, str]:
 
 
 def rewrite(source: Path, target: Path, metadata: Mapping[str, str]) -> None:
-    """Copy a safetensors file, so that its data begin on a 64-byte boundary, with more metadata.
-
-    Args:
-        source: A sound file.
-        target: The copy.
-        metadata: Added to what is there.
-    """
+    """Copy a safetensors file, so that its data begin on a 64-byte boundary, with more metadata."""
     with source.open("rb") as old, target.open("wb") as new:
         header = json.loads(old.read(int.from_bytes(old.read(8), "little")))
         header["__metadata__"] = {**header.get("__metadata__", {}), **metadata}

@@ -151,11 +151,7 @@ def _biases(read: Reading) -> list[Contribution]:
 def _unexplained(
     parts: list[Contribution], read: Reading, ckpts: ActivationCkpts, model: Network
 ) -> Contribution | None:
-    """What edits added between the parts; None in a run without edits, where the parts are the whole.
-
-    Raises:
-        NumericsError: There were no edits, and the difference is more than rounding.
-    """
+    """What edits added between the parts; None in a run without edits, where the parts are the whole."""
     stream = doubles(ckpts[read.place.stream])
     whole = (stream * read.weights).sum(-1) + sum(read.biases.values())
     rest = whole - torch.stack([part.values.sum(0) for part in parts]).sum(0)

@@ -120,14 +120,7 @@ def gradient(
 
 
 class Gradients:
-    """The estimates of every cell.
-
-    Args:
-        base: The base run, with the values of every checkpoint that is estimated.
-        cells: What is estimated.
-        source: The values that would be put in.
-        rules: How gradients go back.
-    """
+    """The estimates of every cell."""
 
     def __init__(self, base: Base, cells: Cells, source: Mapping[str, Tensor], rules: Rules = "plain") -> None:
         self.base, self.cells, self.source, self.rules = base, cells, source, rules
@@ -234,11 +227,7 @@ class Gradients:
 
 
 def differentiable(metric: Metric, logits: Tensor | None, batch: Batch) -> Tensor:
-    """The metric [B] of a run, on the path of its gradient.
-
-    Raises:
-        NumericsError: No gradient goes through it.
-    """
+    """The metric [B] of a run, on the path of its gradient."""
     assert logits is not None, "the run was not stopped"
     given = metric(logits, batch)
     if not given.requires_grad:

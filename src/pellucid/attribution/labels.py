@@ -35,16 +35,6 @@ def labelled(
     """Return parts as an array [component, batch, pos], or [component, batch, pos, key].
 
     Parts of one name, such as the halves of a block, become one entry, their sum.
-
-    Args:
-        parts: The parts.
-        ckpts: The run that they are of.
-        place: Where it is read.
-        real: [B, P] or [B, P, Pk], false at pads, which become NaN.
-        attrs: What is said of the array, beside its provenance.
-
-    Raises:
-        NumericsError: A number at a real position is not finite.
     """
     merged: dict[str, Contribution] = {}
     for part in parts:

@@ -40,11 +40,7 @@ class ReadingPoint:
 
 
 def opened(ckpts: ActivationCkpts, model: Network | None, at: aliases.Name, by: str) -> tuple[Network, ReadingPoint]:
-    """Find the model of a run and the place that is read.
-
-    Raises:
-        InputError: No run, no model, or a place behind which values were edited.
-    """
+    """Find the model of a run and the place that is read."""
     if not isinstance(ckpts, ActivationCkpts):
         raise InputError(
             f"{by}: {type(ckpts).__name__} given, expected the captured values of a run.",
@@ -66,12 +62,6 @@ def opened(ckpts: ActivationCkpts, model: Network | None, at: aliases.Name, by: 
 
 def require_captured(ckpts: ActivationCkpts, names: list[str], by: str, *, heads: bool = False) -> None:
     """Refuse a run that captured less than is needed, and say all of it at once.
-
-    Args:
-        ckpts: The run.
-        names: The checkpoints that are needed.
-        by: The call that needs them, for messages.
-        heads: Whether every head is needed.
 
     Raises:
         UnknownNameError: Some were not captured.

@@ -40,9 +40,6 @@ class _Ruled(torch.autograd.Function):
 class Relevance:
     """The edits that give one run the rules of RelP, and the values to take its gradients of.
 
-    Args:
-        model: What runs.
-
     Attributes:
         seen: Name of a checkpoint -> its value, on the path of the gradient.
     """

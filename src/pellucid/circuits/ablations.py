@@ -90,12 +90,6 @@ class Choices:
 class Ablations:
     """The metric of runs in which only some parts are left.
 
-    Args:
-        model: What runs.
-        clean, corrupted: Texts of equal length, as many of the one as of the other.
-        metric: What is read off each run.
-        choices: What is ablated, and how.
-
     Attributes:
         graph: The model's parts.
         universe: The nodes or edges that can be ablated.

@@ -43,11 +43,7 @@ class Scale:
 
     @classmethod
     def of(cls, runs: Ablations) -> Scale:
-        """The corrupted runs are nothing if values are resampled, else the empty circuit is.
-
-        Raises:
-            InputError: The two are equal.
-        """
+        """The corrupted runs are nothing if values are resampled, else the empty circuit is."""
         nothing = runs.corrupted if runs.choices.value == "resample" else runs.keeping([()])[0]
         if float(nothing.mean()) == float(runs.clean.mean()):
             raise InputError(

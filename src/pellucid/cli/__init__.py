@@ -159,11 +159,7 @@ app = _app()
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Run one command, and leave by `SystemExit` with its exit code.
-
-    Args:
-        args: The words after `pellucid`; those of the process if None.
-    """
+    """Run one command, and leave by `SystemExit` with its exit code."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")  # a character that the terminal lacks is no reason to fail

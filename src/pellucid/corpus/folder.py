@@ -24,11 +24,7 @@ MAPPED = 256
 
 
 class Folder:
-    """A folder on a disk.
-
-    Args:
-        path: It; made when something is put.
-    """
+    """A folder on a disk."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

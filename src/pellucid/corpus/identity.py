@@ -54,16 +54,7 @@ def _tokenizer_digest(tokenizer: Any) -> str:
 
 
 def require_equal(stored: Mapping[str, Any], now: Mapping[str, Any], where: str) -> None:
-    """Raise an error if a store was made of something else, or where products round otherwise.
-
-    Args:
-        stored: What it says.
-        now: The same of this call.
-        where: The store.
-
-    Raises:
-        InputError: The first fact that differs.
-    """
+    """Raise an error if a store was made of something else, or where products round otherwise."""
     for fact, value in now.items():
         if fact == "model" or stored.get(fact) == value:
             continue
@@ -91,11 +82,7 @@ def require_same(stored: Mapping[str, Any], model: Any, where: str) -> None:
 
 
 def reopened(stored: Mapping[str, Any]) -> Any:
-    """The model that a store was made with, opened from where it came.
-
-    Raises:
-        InputError: It cannot be.
-    """
+    """The model that a store was made with, opened from where it came."""
     if not stored["model"]:
         raise InputError(
             "corpus: the model was not opened from a file, so it cannot be opened again.",

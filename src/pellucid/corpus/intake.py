@@ -112,11 +112,7 @@ class Intake:
         return self.tokens, self.offsets, self.numbers, self.digests
 
     def read(self, texts: Iterable[Any]) -> str:
-        """Write all texts, and return what tells them, in their order, from others.
-
-        Raises:
-            InputError: No text, an empty one, one that is longer than the context, or no ids.
-        """
+        """Write all texts, and return what tells them, in their order, from others."""
         all_of_it = hashlib.sha256()
         self.offsets.extend([0])
         for number, text in enumerate(listed(texts)):
@@ -165,11 +161,7 @@ def _about(number: int, error: PellucidError) -> PellucidError:
 
 
 def listed(texts: Iterable[Any]) -> Iterable[Any]:
-    """Texts, unless a single one was given.
-
-    Raises:
-        InputError: It was, or nothing that has texts.
-    """
+    """Texts, unless a single one was given."""
     if isinstance(texts, (str, bytes)) or not isinstance(texts, Iterable):
         raise InputError(
             f"corpus: texts={type(texts).__name__}, expected a list or another iterable of texts.",
@@ -188,11 +180,7 @@ def digest_of(texts: Iterable[Any]) -> str:
 
 
 def fingerprint_of(text: Any, number: int) -> bytes:
-    """The SHA-256 of a text or of its ids.
-
-    Raises:
-        InputError: It is neither.
-    """
+    """The SHA-256 of a text or of its ids."""
     try:
         return fingerprint(text)
     except (TypeError, ValueError, RuntimeError) as error:

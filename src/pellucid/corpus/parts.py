@@ -50,13 +50,7 @@ class Corpus:
             yield span, {name: ckpts[name][row, span.start - span.stop :] for name in names}
 
     def make(self, model: CapturingModel, part: int, advance: Any = None) -> dict[str, Tensor]:
-        """The chunks of a part, [part_rows, …] in the dtype of the store; rows that no text fills are zero.
-
-        Args:
-            model: What to run.
-            part: Its number.
-            advance: Called with the number of new tokens after each batch.
-        """
+        """The chunks of a part, [part_rows, …] in the dtype of the store; rows that no text fills are zero."""
         plan, rows = self.plan, self.plan.rows_of(part)
         dtype = getattr(torch, plan.dtype)
         chunks = {c.name: torch.zeros((plan.part_rows, *c.shape), dtype=dtype) for c in plan.columns}
@@ -101,12 +95,7 @@ def entry(place: StorePlace, plan: CorpusPlan, part: int) -> dict[str, bytes] | 
 
 
 class Keeper:
-    """Writes parts while the next ones are made; at most one waits.
-
-    Args:
-        place: Where.
-        plan: What.
-    """
+    """Writes parts while the next ones are made; at most one waits."""
 
     def __init__(self, place: StorePlace, plan: CorpusPlan) -> None:
         self._place, self._plan = place, plan

@@ -48,11 +48,7 @@ class Engine:
 
     @classmethod
     def of(cls, by: str, kind: Any, workers: Any) -> Engine:
-        """Read the arguments `engine` and `workers`.
-
-        Raises:
-            InputError: There is no such engine, or workers are given to one that has none.
-        """
+        """Read the arguments `engine` and `workers`."""
         require_one_of(f"{by}: engine", kind, ("local", "ray"), code="corpus-engine")
         count = None if workers is None else require_whole("workers", workers, at_least=1)
         if count is not None and kind == "local":

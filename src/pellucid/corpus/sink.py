@@ -181,11 +181,7 @@ def fingerprint(text: Any) -> bytes:
 
 
 def texts_after(texts: Iterable[Any], done: Progress) -> Iterator[Any]:
-    """Return the texts that were not read yet.
-
-    Raises:
-        InputError: If the first texts are not those that were read.
-    """
+    """Return the texts that were not read yet."""
     left = iter(texts)
     seen = Progress()
     for text in islice(left, done.texts):

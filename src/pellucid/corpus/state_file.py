@@ -93,9 +93,6 @@ class StateFile:
 
         Args:
             read: Called with the arrays of the file; it raises `ValueError` if they cannot be right.
-
-        Raises:
-            InputError: If the file is of something else, or of another stream.
         """
         path = path_of(self._saving.path)
         if not is_there(path):

@@ -272,11 +272,7 @@ def open(path: Any, *, storage_options: dict[str, Any] | None = None) -> Store: 
 
 
 def about_of(place: StorePlace) -> dict[str, Any] | None:
-    """What a store says of itself; None if nothing is there.
-
-    Raises:
-        InputError: Something else is there.
-    """
+    """What a store says of itself; None if nothing is there."""
     found = place.get(METADATA)
     if found is None and place.is_empty():
         return None

@@ -61,12 +61,6 @@ def check_device(found: Findings, module: nn.Module, x: Tensor) -> None:
 def check_applied(module: nn.Module, dropouts: Sequence[nn.Dropout], x: Tensor, words: str) -> Tensor:
     """Drop everything at one place, in training, and see that it matters.
 
-    Args:
-        module: Evaluating, with telling values.
-        dropouts: The learner's dropout modules at that place.
-        x: An input.
-        words: What to call the place.
-
     Returns:
         The output when everything there is dropped.
     """
@@ -99,14 +93,7 @@ DROPOUT = "dropout is missing, or drops another tensor"
 
 
 def check_initial_order(found: Findings, probe: ModuleProbe, sizes: Sizes, orders: Sequence[tuple[str, ...]]) -> None:
-    """Under one seed, parameters tell in which order the modules were created.
-
-    Args:
-        found: Where to say so.
-        probe: The learner's class.
-        sizes: What it is constructed with.
-        orders: Orders of the paths of its layers; the first is the right one.
-    """
+    """Under one seed, parameters tell in which order the modules were created."""
     with theirs("constructing"):
         torch.manual_seed(7)
         module = probe.build(sizes)

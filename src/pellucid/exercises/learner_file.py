@@ -198,11 +198,7 @@ def _run(path: Path, source: str | bytes) -> Generator[dict[str, Any]]:
 
 
 def exercise_named(name: str) -> str:
-    """The key of an exercise, given by its key or by the name of its class or function.
-
-    Raises:
-        InputError: There is none.
-    """
+    """The key of an exercise, given by its key or by the name of its class or function."""
     found = next((key for key, names in EXERCISES.items() if name in (key, *names)), None)
     if found is None:
         raise InputError(
@@ -297,12 +293,6 @@ _MAGIC = re.compile(r"(\s*)[%!?].*")
 
 def program(text: str | bytes) -> str:
     """The code cells, one after another; IPython's own commands (`%matplotlib inline`, `!pip …`) do nothing.
-
-    Args:
-        text: An .ipynb file.
-
-    Raises:
-        ValueError: No notebook.
 
     Example:
         >>> cells = [{"cell_type": "markdown", "source": "# Mine"}, {"cell_type": "code", "source": ["x = 1"]}]

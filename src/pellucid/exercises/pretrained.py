@@ -117,11 +117,7 @@ def require_instance(check: str, my_gpt: Any) -> None:
 
 
 def as_reference(check: str, reference: Any) -> CkptedTransformer:
-    """A reference whose weights the course's GPT2 can hold; a model of transformers' is copied.
-
-    Raises:
-        InputError: No model, or one whose head is not tied.
-    """
+    """A reference whose weights the course's GPT2 can hold; a model of transformers' is copied."""
     if type(reference).__module__.startswith("transformers."):
         reference = from_hf(reference)
     if not isinstance(reference, CkptedTransformer):

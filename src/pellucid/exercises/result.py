@@ -172,9 +172,6 @@ def checked(name: str, body: Callable[[Findings], None], hint: int | None = None
         name: What is checked.
         body: The check.
         hint: How much a result that did not pass gives away, as for `CheckResult.hinted`.
-
-    Raises:
-        InputError: `hint` is none of 1, 2, 3 and None.
     """
     if hint not in (None, 1, 2, 3):
         raise misuse(

@@ -25,11 +25,7 @@ COMPILERS = ("c++", "g++", "clang++")
 
 @functools.cache
 def library(source: Path) -> ctypes.CDLL:
-    """The compiled kernels in a file.
-
-    Raises:
-        NumericsError: There is no compiler, or it refuses.
-    """
+    """The compiled kernels in a file."""
     compiler = _compiler()
     built = _folder() / f"{source.stem}-{_fingerprint(source, compiler)}.so"
     if built.is_file():

@@ -23,11 +23,6 @@ def decoder(model: Network, rows: int, names: Collection[str] = ()) -> StepDecod
     activation functions or dtypes than the kernels know, or more rows than `MOST_ROWS`; on an accelerator where values
     are looked at or under autocast, or checkpoints are asked for that the kernels do not show.
 
-    Args:
-        model: What is run.
-        rows: Texts in the batch.
-        names: Checkpoints that are captured on the way.
-
     Raises:
         NumericsError: The kernels cannot be compiled.
     """

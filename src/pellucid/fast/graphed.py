@@ -57,9 +57,6 @@ class WholeCache:
 class GraphDecoder:
     """Runs one column after another by the operations of torch.
 
-    Args:
-        model: What is run.
-
     Attributes:
         dtype: The dtype of the keys and values that it reads.
     """

@@ -95,11 +95,7 @@ class Beams:
             )
 
     def require_enough_tokens(self, vocabulary: int, ends: int) -> None:
-        """See that each text has as many continuations as the search looks at.
-
-        Raises:
-            InputError: The vocabulary is smaller.
-        """
+        """See that each text has as many continuations as the search looks at."""
         if vocabulary < continuations(ends):
             raise InputError(
                 f"generate: num_beams={self.width} and {ends} end ids with {vocabulary} tokens in the vocabulary, "
@@ -109,11 +105,7 @@ class Beams:
             )
 
     def require_found(self, found: Hypotheses) -> None:
-        """See that the search found as many texts of each prompt as are given back.
-
-        Raises:
-            InputError: The settings left fewer continuations.
-        """
+        """See that the search found as many texts of each prompt as are given back."""
         fewest, prompt = found.finished.sum(1).min(0)
         if int(fewest) < self.returned:
             raise InputError(

@@ -43,9 +43,6 @@ def asked_by(settings: GenerationSettings, columns: int, n_positions: int) -> As
         settings: What the file says.
         columns: How many columns the prompts have, pads included: `max_length` and `min_length` count them.
         n_positions: The context.
-
-    Raises:
-        InputError: A setting that cannot be, or one that is not implemented and would change the tokens.
     """
     settings = _that_apply(settings)
     if settings.unimplemented:

@@ -51,10 +51,6 @@ class TextStream:
 
     A token of byte-level BPE may end inside a character of several bytes; its text then comes with the token that
     finishes the character, or that shows that nothing will. All pieces together are what the ids add to the text.
-
-    Args:
-        tokenizer: Turns ids into text; without one they are shown as numbers.
-        after: Ids of what stands before.
     """
 
     def __init__(self, tokenizer: Tokenizer | None, after: Sequence[int] = ()) -> None:

@@ -52,11 +52,7 @@ def left(batch: Batch) -> Batch:
 
 
 def plan_of(batch: Batch, stopping: Stopping, schema: Schema, *, cached: bool, overflow: str) -> RunPlan:
-    """How a text will be run, which must fit into the context unless it slides.
-
-    Raises:
-        InputError: It would not fit, or another overflow.
-    """
+    """How a text will be run, which must fit into the context unless it slides."""
     require_one_of("generate: overflow", overflow, ("error", "slide"), code="overflow")
     columns = batch.ids.size(1) + stopping.max_new_tokens
     context = schema.sizes["n_ctx"]
@@ -73,11 +69,7 @@ def plan_of(batch: Batch, stopping: Stopping, schema: Schema, *, cached: bool, o
 
 
 def sampler_of(given: Sampler | Literal["file"] | None) -> Sampler | Literal["file"] | None:
-    """How tokens are chosen, as it was given.
-
-    Raises:
-        InputError: Something else than a sampler, "file" or None.
-    """
+    """How tokens are chosen, as it was given."""
     if given is None or isinstance(given, Sampler) or given == "file":  # pyright: ignore[reportUnnecessaryComparison]
         return given
     raise InputError(
@@ -98,11 +90,7 @@ def require_some(name: str, value: object, at_most: int | None = None) -> int:
 
 
 def returned_of(num_return_sequences: int, num_beams: int, sampler: Sampler) -> int:
-    """How many texts each prompt gets.
-
-    Raises:
-        InputError: Fewer than one, or several that would be the same.
-    """
+    """How many texts each prompt gets."""
     returned = require_some("num_return_sequences", num_return_sequences, at_most=MOST)
     beams = require_some("num_beams", num_beams, at_most=MOST)
     if returned > 1 and beams == 1 and sampler.is_greedy:
@@ -140,11 +128,7 @@ def names_of(names: Names, schema: Schema) -> frozenset[str]:
 
 
 def generator_of(seed: Seed, device: torch.device) -> torch.Generator | None:
-    """A generator for draws on this device; None for torch's own.
-
-    Raises:
-        InputError: Another kind of seed.
-    """
+    """A generator for draws on this device; None for torch's own."""
     if seed is None or isinstance(seed, torch.Generator):
         return seed
     number = as_whole(seed)

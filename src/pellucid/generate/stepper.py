@@ -79,12 +79,6 @@ class Look:
 class Stepper:
     """Runs a growing batch.
 
-    Args:
-        model: Anything made of glass.
-        batch: The prompts.
-        plan: How.
-        look: What is captured and changed.
-
     Attributes:
         ids: [B, n], the text so far.
         mask: [B, n], true at tokens.
@@ -230,11 +224,7 @@ class _NanFinder:
 
 
 def checked(stepper: Stepper, run: Callable[[], Tensor], active: Tensor, step: int) -> Tensor:
-    """The logits [B, V] of a run, without NaN where a text goes on.
-
-    Raises:
-        NumericsError: There is one.
-    """
+    """The logits [B, V] of a run, without NaN where a text goes on."""
     with torch.no_grad():
         logits = run()
         suspicious = bool(logits.sum().isnan())  # one pass; infinities of both signs look like this too

@@ -57,18 +57,7 @@ def stopping(
     stop: Stop,
     end_ids: int | Iterable[int],
 ) -> Stopping:
-    """Check what ends a text.
-
-    Args:
-        schema: For the vocabulary.
-        tokenizer: For strings.
-        max_new_tokens: Tokens at most.
-        stop: Strings and ids.
-        end_ids: Ids.
-
-    Raises:
-        InputError: A length, a string or an id that cannot be.
-    """
+    """Check what ends a text."""
     most = as_whole(max_new_tokens)
     if most is None or most < 0:
         raise InputError(

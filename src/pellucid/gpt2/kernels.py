@@ -54,11 +54,7 @@ _EMBEDDINGS = ("ckpt_embed", "ckpt_pos_embed")
 
 @functools.cache
 def shown(schema: Schema) -> KernelTable:
-    """What the compiled library shows of a family's checkpoints.
-
-    Raises:
-        NumericsError: The library cannot be compiled, or its tables do not fit the schema or the structures here.
-    """
+    """What the compiled library shows of a family's checkpoints."""
     compiled = library(SOURCE)
     compiled.pellucid_shown.restype = ctypes.c_char_p
     compiled.pellucid_sizes.restype = ctypes.POINTER(ctypes.c_int32 * 4)
@@ -114,11 +110,6 @@ def _is_as_configured(model: Network) -> bool:
 
 class Decoder:
     """Runs one column after another.
-
-    Args:
-        model: Whose embeddings are looked up.
-        weights: Its other weights.
-        table: What the kernels show.
 
     Attributes:
         dtype: The dtype of the keys and values that it reads.

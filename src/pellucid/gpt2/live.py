@@ -47,9 +47,6 @@ def stored(path: str, module: nn.Module) -> dict[str, Tensor]:
 
     A `Linear` in the place of a `Conv1D` keeps its matrix the other way round. What a module leaves out is what adds
     or changes nothing: a bias of zeros, a gain of ones.
-
-    Raises:
-        WeightsError: A tensor that is computed from others, such as by pruning.
     """
     from transformers.pytorch_utils import Conv1D
 

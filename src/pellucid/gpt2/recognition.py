@@ -166,11 +166,7 @@ def _activations(module: nn.Module) -> tuple[str, ...]:
 
 
 def _readings(module: nn.Module, named: Mapping[str, Tensor]) -> Iterator[_Parts]:
-    """Which tensor is which, by shape and by the order of registration; the likeliest reading first.
-
-    Raises:
-        _NotLikeThis: They are not arranged in a way that is known.
-    """
+    """Which tensor is which, by shape and by the order of registration; the likeliest reading first."""
     inside, outside = _blocks_of(named)
     tables = {name: tensor.flatten(0, -2) for name, tensor in outside.items() if tensor.dim() >= 2}
     norms = list(_norms(outside, {size for table in tables.values() for size in table.shape}))

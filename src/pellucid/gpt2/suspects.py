@@ -32,13 +32,7 @@ PLACES = {
 
 
 def suspects(config: TransformerConfig, tensors: Mapping[str, Tensor], seen: Seen) -> Iterator[Suspect]:
-    """The mistakes that a comparison tries, made in a plain GPT-2; the likely ones first.
-
-    Args:
-        config: What the reference is.
-        tensors: Its parameters by name, live views among them.
-        seen: What was seen of the other program.
-    """
+    """The mistakes that a comparison tries, made in a plain GPT-2; the likely ones first."""
     weights = PlainWeights(Sizes.of(config), tensors)
     coarse = weights.coarsely()
     known = known_mistakes(weights, several_rows=seen.ids.size(0) > 1)

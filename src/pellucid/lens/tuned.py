@@ -285,11 +285,7 @@ class _Training:
         own_file.save(path, _ABOUT, tensors, lens.about)
 
     def resume(self, path: str | Path) -> None:
-        """Go on where a file got to.
-
-        Raises:
-            InputError: It is no lens, or of another training.
-        """
+        """Go on where a file got to."""
         with _refusing(path):
             about, tensors = own_file.load(path, _ABOUT)
             step = require_whole("step", about["step"], at_most=self._plan.steps)

@@ -158,9 +158,6 @@ def repeated_ids(config: Config, length: int, texts: int, seed: int) -> tuple[Te
 class Keys:
     """Which key is what to which query of a run, [B, Pq, Pk] each, whatever the pads and the kept positions.
 
-    Args:
-        ckpts: A run that captured the patterns.
-
     Attributes:
         position: That of each query in its text, [B, Pq]; -1 for pads.
         back: How many tokens a key lies before its query; negative for keys that the query does not see, and pads.
@@ -249,11 +246,7 @@ def _score(ckpts: ActivationCkpts, name: str, units: str, rule: _Rule) -> xarray
 
 
 def _require_choice(keys: Keys, name: str) -> Tensor:
-    """Which queries [B, Pq] have another token than themselves to attend to.
-
-    Raises:
-        InputError: None has.
-    """
+    """Which queries [B, Pq] have another token than themselves to attend to."""
     counts = keys.position >= 1
     if not bool(counts.any()):
         raise InputError(

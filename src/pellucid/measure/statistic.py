@@ -102,11 +102,7 @@ class Statistic(ABC):
         """Return the numbers of one run: `data` is `array` with the axes that are summed over in one."""
 
     def merge(self, other: Self) -> None:
-        """Add what another of the same kind has gathered.
-
-        Raises:
-            InputError: If it gathers something else, or from another model.
-        """
+        """Add what another of the same kind has gathered."""
         if not isinstance(other, Statistic) or self.spec != other.spec:
             given = other.spec if isinstance(other, Statistic) else type(other).__name__
             raise InputError(
@@ -158,11 +154,7 @@ class Statistic(ABC):
         return {**labels, "shape": np.asarray(self._shape, dtype=np.int64), **numbers}
 
     def load(self, state: Mapping[str, Array]) -> None:
-        """Go on from what `state` gave.
-
-        Raises:
-            ValueError: If `state` cannot have given these arrays.
-        """
+        """Go on from what `state` gave."""
         if not state:
             return
         about = _read_about(_array(state, "about", "u", (None,)))

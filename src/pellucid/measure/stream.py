@@ -148,12 +148,7 @@ def stream(
 
 
 class Gathering(Sink):
-    """The sink that gives every batch to statistics.
-
-    Args:
-        statistics: The statistics, which gather in place.
-        file: Where they are kept; None for nowhere.
-    """
+    """The sink that gives every batch to statistics."""
 
     def __init__(self, statistics: Sequence[Statistic], file: StateFile | None) -> None:
         self._statistics, self._file = statistics, file

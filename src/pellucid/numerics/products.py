@@ -180,9 +180,6 @@ class RoundedProducts(QuickProducts):
     A rounded copy of each matrix is kept, and made again when the matrix was written to. Where gradients have to reach
     the matrix it is rounded on the way instead, as under `torch.autocast`. A processor for which torch has no such
     products (they would take fifty times as long) multiplies the rounded factors in float32, which holds them exactly.
-
-    Args:
-        dtype: What factors are rounded to.
     """
 
     def __init__(self, dtype: torch.dtype) -> None:

@@ -258,11 +258,7 @@ def _chosen_columns(pos: Index, batch: Batch) -> list[int]:
 
 
 def _at(base: Batch, source: Batch, into: int, taken: int) -> Columns:
-    """One column of every text that has a token there.
-
-    Raises:
-        InputError: The source has a pad where the base has a token.
-    """
+    """One column of every text that has a token there."""
     rows = base.mask[:, into].cpu().nonzero().flatten()
     if not bool(source.mask[:, taken].cpu()[rows].all()):
         raise InputError(

@@ -132,11 +132,7 @@ class _Paths:
         return sorted({name for cell in self.receivers for name in cell.names}, key=order.index)
 
     def leads(self, senders: Sequence[SweepCell], *, strict: bool) -> bool:
-        """Whether every sender comes before a receiver, and every receiver after a sender.
-
-        Raises:
-            InputError: Not so, and it is `strict`.
-        """
+        """Whether every sender comes before a receiver, and every receiver after a sender."""
         if not self.receivers:
             return True
         sent = [name for cell in senders for name in cell.names]

@@ -224,9 +224,6 @@ class Base:
     def differing(self, trials: Sequence[Rerun]) -> Iterator[tuple[int, Tensor]]:
         """Run every trial.
 
-        Args:
-            trials: In any order; they are run in the order that shares most.
-
         Yields:
             The number of a trial and its metric [B], as they are done.
         """

@@ -87,11 +87,7 @@ def estimate_sweep(
 def require_room(
     model: CkptedTransformer, base: Batch, source: Batch, names: Iterable[str], max_bytes: int | None
 ) -> int:
-    """The bytes that a shared batch of a sweep may take.
-
-    Raises:
-        InputError: Not even what is kept and a single run fit into the memory.
-    """
+    """The bytes that a shared batch of a sweep may take."""
     limit = free_memory() if max_bytes is None else require_whole("max_bytes", max_bytes, at_least=1)
     if limit is None:
         return BYTES

@@ -196,11 +196,7 @@ class Texts:
         return cls(batches[0], batches[1], "clean", None if align is None else align.turned())
 
     def require_equal_lengths(self, where: str, remedy: str) -> None:
-        """Refuse texts whose positions do not belong together one by one.
-
-        Raises:
-            ShapeError: Texts of unequal length.
-        """
+        """Refuse texts whose positions do not belong together one by one."""
         if self.base.shape != self.source.shape or not torch.equal(self.base.mask, self.source.mask):
             raise of_unequal_length(where, self.base, self.source, remedy)
 

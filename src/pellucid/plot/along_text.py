@@ -161,14 +161,7 @@ def tokens(
 
 
 def draw_tokens(found: DataArray, ends: Sequence[bool], about: Sequence[str], ax: Axes | None) -> Axes:
-    """Draw tokens on grounds of their values.
-
-    Args:
-        found: The values (pos), with their tokens.
-        ends: Which tokens end a line.
-        about: What the figure shows.
-        ax: Axes to draw on; new ones if None.
-    """
+    """Draw tokens on grounds of their values."""
     labels = [label_of(str(token)).replace("$", r"\$") for token in found.token.values]
     room = (72 * COLUMN - BESIDE) if ax is None else 0.85 * extent(ax)[0]
     places, lines = _lines(ends, labels, room)

@@ -72,11 +72,7 @@ def eight() -> Sentences:
 
 
 def groups(tokenizer: Tokenizer, templates: int, count: int, seed: int) -> list[Sentences]:
-    """Draw sentences: `count` for each of so many templates and each order of the names.
-
-    Raises:
-        InputError: The tokenizer has not enough of the words as single tokens.
-    """
+    """Draw sentences: `count` for each of so many templates and each order of the names."""
     draws = random.Random(seed)
     names, places, objects = (single(tokenizer, words) for words in (NAMES, PLACES, OBJECTS))
     if len(names) < 5 or not places or not objects:
@@ -111,9 +107,6 @@ def _group(tokenizer: Tokenizer, template: str, subject: int, drawn: Sequence[tu
 def years(tokenizer: Tokenizer, count: int, seed: int) -> tuple[list[list[int]], list[list[int]], list[int]]:
     """Sentences about a year, as ids: those that end with a later century's first digits, the same that begin in a
     year 01, and the two last digits of the year that must be exceeded (Hanna et al. 2023, arXiv:2305.00586).
-
-    Raises:
-        InputError: The tokenizer has no single tokens for two digits.
     """
     draws, nouns = random.Random(seed), single(tokenizer, NOUNS)
     numbers = (*two_digits(), *(f" {century}" for century in CENTURIES))

@@ -158,14 +158,7 @@ def _of_the_source(here: Region, value: Tensor, site: Site, region: Region) -> R
 
 
 def _require_tokens(source: Batch, site: Site, rows: Index, region: Region) -> None:
-    """Refuse to put what stands at a pad of one run where another has a token.
-
-    Args:
-        source: Texts of the other run.
-        site: Where the edit fires.
-        rows: The rows taken of the source.
-        region: What is edited.
-    """
+    """Refuse to put what stands at a pad of one run where another has a token."""
     given = _columns(source.mask.to(site.whole.device), region.pos, rows)
     wanted = _columns(site.batch.mask.to(site.whole.device), region.pos, region.rows)
     if len(given) in (1, len(wanted)) and bool((wanted & ~given).any()):

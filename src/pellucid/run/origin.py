@@ -36,13 +36,7 @@ _FINGERPRINTS: WeakKeyDictionary[nn.Module, tuple[Any, str]] = WeakKeyDictionary
 
 
 class Origin:
-    """The model of a run, which is held, and what it was then.
-
-    Args:
-        name: Where the weights came from.
-        model: What ran.
-        state: The state of its parameters when it did.
-    """
+    """The model of a run, which is held, and what it was then."""
 
     def __init__(self, name: str, model: Network, state: Any) -> None:
         self.name = name

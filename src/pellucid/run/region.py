@@ -39,11 +39,7 @@ class Region:
         return self.pos is None and self.heads is None and self.neurons is None and self.rows is None
 
     def with_heads_of(self, schema: Schema, names: Collection[str]) -> Region:
-        """The same part, its heads by their numbers in the values of these names.
-
-        Raises:
-            InputError: A head that does not exist, or one that has another number in another of the values.
-        """
+        """The same part, its heads by their numbers in the values of these names."""
         if self.heads is None:
             return self
         points = [schema[name] for name in schema.names if name in names]
@@ -86,11 +82,7 @@ class Region:
         return [column for column, _ in inside], [place for _, place in inside]
 
     def indices(self, name: str, shape: Iterable[int], axes: Axes, *, strict: bool) -> dict[int, Tensor]:
-        """Axis number -> chosen entries, for a value of this shape.
-
-        Raises:
-            InputError: An entry that does not exist; with `strict`, an axis that the value does not have.
-        """
+        """Axis number -> chosen entries, for a value of this shape."""
         chosen: dict[int, Tensor] = {}
         for what, index, candidates in (
             ("rows", self.rows, (Axis.BATCH,)), ("pos", self.pos, POSITIONS), ("heads", self.heads, (Axis.HEAD,)),
@@ -149,16 +141,7 @@ def _require_slice(index: slice, where: str) -> None:
 
 
 def entries(index: Index, size: int, where: str) -> Tensor:
-    """The entries of an axis that an index names, counted from 0.
-
-    Args:
-        index: What was given; not None.
-        size: How many entries the axis has.
-        where: Where it was given, for messages.
-
-    Raises:
-        InputError: An entry that does not exist, or none.
-    """
+    """The entries of an axis that an index names, counted from 0."""
     if isinstance(index, slice):
         _require_slice(index, where)
     found = list(range(size)[index]) if isinstance(index, slice) else [_whole(i, size) for i in _given(index)]

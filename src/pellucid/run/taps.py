@@ -211,11 +211,7 @@ def beginning(start_at: Start, schema: Schema, batch: Batch, like: Tensor) -> tu
 
 
 def unchecked_beginning(start_at: Start) -> tuple[int, Tensor]:
-    """Read `start_at=` while torch.compile traces the call, which cannot trace the reader of all names.
-
-    Raises:
-        InputError: Another name than "blocks.4.resid_pre".
-    """
+    """Read `start_at=` while torch.compile traces the call, which cannot trace the reader of all names."""
     parts = start_at[0].split(".") if isinstance(start_at[0], str) else []
     if len(parts) != 3 or parts[0] != "blocks" or not parts[1].isdigit() or parts[2] != "resid_pre":
         raise InputError(
@@ -234,9 +230,6 @@ def captured(names: Names, schema: Schema, first: str | None, last: str | None) 
         schema: The model's schema.
         first: Where the run starts; None for the embeddings.
         last: Where it stops; None for the logits.
-
-    Raises:
-        UnknownNameError: A name that does not exist, or that the run does not reach.
     """
     wanted = None if names is None else several(names)
     if first is None and last is None:

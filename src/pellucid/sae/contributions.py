@@ -98,11 +98,7 @@ def direct(
 
 
 def _taken_back(model: Network, name: str, read: Reading, by: str) -> Tensor:
-    """[B, P, ...] in the shape of the value: what it is multiplied by to give what it adds.
-
-    Raises:
-        InputError: It is not written into the stream that is read.
-    """
+    """[B, P, ...] in the shape of the value: what it is multiplied by to give what it adds."""
     kind, schema = name.split(".", 2)[-1], model.schema
     written = schema[name].unit == STREAM or kind in _THROUGH
     if not written or schema.names.index(name) > schema.names.index(read.place.stream):

@@ -44,11 +44,7 @@ _PLACES = {
 def of_sparsify(
     path: Path, cfg: Mapping[str, Any], tensors: Mapping[str, Tensor], overrides: Overrides
 ) -> tuple[SaeConfig, dict[str, Tensor]]:
-    """Read sparsify's: a topk, in a folder that is called by the module whose output it is of.
-
-    Raises:
-        ConfigError: A field that cannot be, or something that is not implemented, by its name.
-    """
+    """Read sparsify's: a topk, in a folder that is called by the module whose output it is of."""
     fields = Description(path, cfg)
     for name in ("transcode", "skip_connection", "signed"):
         if fields.get(name, bool, False):
@@ -66,11 +62,7 @@ def of_sparsify(
 def of_dictionary_learning(
     path: Path, cfg: Mapping[str, Any], tensors: Mapping[str, Tensor], overrides: Overrides
 ) -> tuple[SaeConfig, dict[str, Tensor]]:
-    """Read dictionary_learning's, whose `config.json` names the class.
-
-    Raises:
-        ConfigError: A field that cannot be, or a class that is not implemented, by its name.
-    """
+    """Read dictionary_learning's, whose `config.json` names the class."""
     whole = Description(path, cfg)
     fields = Description(path, whole.get("trainer", dict))
     named = fields.get("dict_class", str)

@@ -110,11 +110,7 @@ def _bare(name: str) -> str:
 
 
 def _found(path: Path) -> tuple[Path, Path, Any]:
-    """The weights, their description, and who reads them.
-
-    Raises:
-        NotFoundError: They are not there.
-    """
+    """The weights, their description, and who reads them."""
     beside = path.with_name(f"{path.stem}_cfg.json")
     if path.suffix == ".pt" and is_there(beside):
         return path, beside, dictionaries.of_kissane

@@ -58,22 +58,13 @@ class Overrides:
 
 
 class Description:
-    """A configuration that a stranger wrote, read field by field.
-
-    Args:
-        where: The file, for messages.
-        fields: Its content.
-    """
+    """A configuration that a stranger wrote, read field by field."""
 
     def __init__(self, where: Path, fields: Mapping[str, Any]) -> None:
         self.where, self.fields = where, fields
 
     def get(self, name: str, kind: type[_T], default: _T | None = None) -> _T:
-        """A field of this type; the default where it is missing or null.
-
-        Raises:
-            ConfigError: Another type, or a field without a default that is missing.
-        """
+        """A field of this type; the default where it is missing or null."""
         value = self.fields.get(name)
         value = default if value is None else value
         if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
@@ -99,11 +90,7 @@ class Description:
 def understood(
     path: Path, cfg: Mapping[str, Any], tensors: Mapping[str, Tensor], overrides: Overrides
 ) -> tuple[SaeConfig, dict[str, Tensor]]:
-    """Read a configuration of SAELens, and take the tensors to the form that it describes.
-
-    Raises:
-        ConfigError: A field that cannot be, or something that is not implemented, by its name.
-    """
+    """Read a configuration of SAELens, and take the tensors to the form that it describes."""
     inner = Description(path, cfg).get("metadata", dict, {})
     fields = Description(path, {_OLD_WORDS.get(name, name): value for name, value in {**inner, **cfg}.items()})
     is_old = not re.match(r"([6-9]|\d\d)", fields.get("sae_lens_version", str, "0"))

@@ -72,12 +72,7 @@ def page(
 
 
 def served(token: str, trace: Trace) -> str:
-    """The page of the server, which brings it everything else.
-
-    Args:
-        token: What the page sends with every request that changes something.
-        trace: What it shows first.
-    """
+    """The page of the server, which brings it everything else."""
     source = json.dumps({"token": token, "base": ""})
     body = [
         _json("pellucid-server", source),

@@ -50,11 +50,7 @@ class OneText:
 
 
 def run_text(model: CkptedTransformer, text: Inputs, edits: Sequence[Edit] = ()) -> OneText:
-    """Run a text and capture what a trace needs.
-
-    Raises:
-        InputError: Several texts, or one that is too long for the model or for a view.
-    """
+    """Run a text and capture what a trace needs."""
     batch = model.tokenize(text)
     if len(batch) != 1:
         raise InputError(
@@ -88,11 +84,7 @@ def of_run(ckpts: ActivationCkpts, *, text: int = 0, model: Network | None = Non
 
 
 def _wanted(model: CkptedTransformer, inputs: Inputs) -> list[str]:
-    """The checkpoints to capture.
-
-    Raises:
-        InputError: They would take too much memory.
-    """
+    """The checkpoints to capture."""
     batch = model.tokenize(inputs)
     names = list(model.schema.names)
     if batch.shape[1] > MOST_SQUARE:

@@ -121,11 +121,7 @@ class Grid:
 
 
 class Flow:
-    """Things in reading order, as many in a line as fit, each at one of few places.
-
-    Args:
-        things: What is shown.
-    """
+    """Things in reading order, as many in a line as fit, each at one of few places."""
 
     def __init__(self, things: Iterable[Text]) -> None:
         self.things = list(things)

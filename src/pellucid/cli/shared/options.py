@@ -142,11 +142,7 @@ class TextWish(ModelWish):
 
 
 def require_one_source(what: str, texts: list[str] | None, ids: list[str] | None) -> None:
-    """See that there is a text or there are ids, and not both.
-
-    Raises:
-        BadParameter: It is otherwise.
-    """
+    """See that there is a text or there are ids, and not both."""
     if not texts and not ids:
         raise typer.BadParameter(f"Missing argument: give {what}, or token ids by --ids.")
     if texts and ids:
@@ -154,22 +150,14 @@ def require_one_source(what: str, texts: list[str] | None, ids: list[str] | None
 
 
 def require_choice(name: str, given: str, *known: str) -> None:
-    """See that an option or argument is one of a few words.
-
-    Raises:
-        BadParameter: It is not.
-    """
+    """See that an option or argument is one of a few words."""
     if given not in known:
         expected = " or ".join(filter(None, (", ".join(known[:-1]), known[-1])))
         raise typer.BadParameter(f"{given!r} given, expected {expected}.", param_hint=name)
 
 
 def parse_ids(given: list[str] | tuple[str, ...]) -> list[list[int]]:
-    """Rows of ids, from `1,2,3;4,5` given once or several times.
-
-    Raises:
-        BadParameter: Something else.
-    """
+    """Rows of ids, from `1,2,3;4,5` given once or several times."""
     rows = [row for one in given for row in one.split(";")]
     try:
         return [[int(number) for number in row.replace(",", " ").split()] for row in rows]

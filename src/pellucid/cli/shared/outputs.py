@@ -23,12 +23,7 @@ PANEL = (3.3, 2.5)
 
 
 def write_csv(path: Path, table: Any) -> None:
-    """Write a table as CSV in which no spreadsheet takes a cell of text for a formula.
-
-    Args:
-        path: Where.
-        table: A pandas table, without its index.
-    """
+    """Write a table as CSV in which no spreadsheet takes a cell of text for a formula."""
     texts = table.select_dtypes(include=["object", "string"])
     atomic.write_text(path, table.assign(**{name: texts[name].map(_no_formula) for name in texts}).to_csv(index=False))
 
@@ -39,11 +34,7 @@ def _no_formula(cell: Any) -> Any:
 
 
 def require_format(path: Path | None) -> None:
-    """Check that a figure's name ends in a format that can be written, if a figure is wanted.
-
-    Raises:
-        InputError: It does not.
-    """
+    """Check that a figure's name ends in a format that can be written, if a figure is wanted."""
     if path is None:
         return
     kinds = need("matplotlib.figure", "--figure").Figure().canvas.get_supported_filetypes()
@@ -62,12 +53,7 @@ def panels(columns: int) -> tuple[Any, Any]:
 
 
 def write_figure(path: Path, draw: Callable[[], Any]) -> None:
-    """Write a figure that is drawn in the light theme.
-
-    Args:
-        path: Where; its end says the format.
-        draw: Returns the figure.
-    """
+    """Write a figure that is drawn in the light theme."""
     pyplot = need("matplotlib.pyplot", "--figure")
     with pl.plot.theme("light"):
         figure = draw()

@@ -69,11 +69,7 @@ def _from_file(path: Path) -> str:
 
 
 def tokens_of(model: pl.CkptedTransformer, text: str) -> list[int]:
-    """The ids of a text.
-
-    Raises:
-        InputError: The model has no tokenizer.
-    """
+    """The ids of a text."""
     if model.tokenizer is None:
         raise InputError(
             "text was given, but this model has no tokenizer.",
@@ -95,11 +91,7 @@ def token_of(model: pl.CkptedTransformer, given: str) -> int:
 
 
 def position_of(pos: int, length: int) -> int:
-    """The place of a token in a text of some length, negative ones counted from the end.
-
-    Raises:
-        InputError: The text has no such token.
-    """
+    """The place of a token in a text of some length, negative ones counted from the end."""
     if not -length <= pos < length:
         raise InputError(
             f"--pos {pos}: the text has {length} tokens.",
@@ -110,11 +102,7 @@ def position_of(pos: int, length: int) -> int:
 
 
 def beginning_of_text(model: pl.CkptedTransformer) -> int:
-    """The id that stands before a text.
-
-    Raises:
-        InputError: The configuration names none.
-    """
+    """The id that stands before a text."""
     if model.config.bos_token_id is None:
         raise InputError(
             "--bos: the model's configuration has no bos_token_id.",
@@ -125,11 +113,7 @@ def beginning_of_text(model: pl.CkptedTransformer) -> int:
 
 
 def read_text(given: str) -> str:
-    """The text that an argument means: itself, or for `-` standard input without its last line break.
-
-    Raises:
-        InputError: It is not UTF-8, or there is no standard input.
-    """
+    """The text that an argument means: itself, or for `-` standard input without its last line break."""
     if given != "-":
         _note_a_files_name(given)
         try:
@@ -156,11 +140,7 @@ def _note_a_files_name(given: str) -> None:
 
 
 def text_of(content: bytes, where: object) -> str:
-    """A text whose bytes came from outside, with the line breaks of Unix, whatever system wrote it.
-
-    Raises:
-        InputError: It is not UTF-8, nor what a byte-order mark before it says.
-    """
+    """A text whose bytes came from outside, with the line breaks of Unix, whatever system wrote it."""
     try:
         return decoded(content).replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:

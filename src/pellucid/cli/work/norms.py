@@ -107,11 +107,7 @@ def norms(wish: Norms) -> None:
 
 
 def _require_length(rows: list[list[int]], wish: Norms) -> None:
-    """Check that the texts give the regression more rows than it has parameters.
-
-    Raises:
-        InputError: They have not, although their norms could be shown.
-    """
+    """Check that the texts give the regression more rows than it has parameters."""
     first, longest = wish.skip + wish.lags, max(map(len, rows))
     count, parameters = sum(max(0, len(row) - first) for row in rows), wish.lags + 1
     if count <= parameters:

@@ -73,12 +73,7 @@ def points_of(schema: Schema) -> dict[str, tuple[str, ...]]:
 
 
 class HookTap:
-    """Calls the hooks of one run.
-
-    Args:
-        model: What runs.
-        points: The points that have hooks, by their names.
-    """
+    """Calls the hooks of one run."""
 
     def __init__(self, model: CkptedTransformer, points: Mapping[str, HookPoint]) -> None:
         self._model = model

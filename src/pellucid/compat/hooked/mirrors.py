@@ -13,11 +13,7 @@ from pellucid.errors import ShapeError
 
 
 class Mirror(nn.Module):
-    """A module of the model, with hook points; its parameters are the model's own.
-
-    Args:
-        inner: The module of the model that it stands for.
-    """
+    """A module of the model, with hook points; its parameters are the model's own."""
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
@@ -79,13 +75,7 @@ class Head(Mirror):
 
 
 def tree(model: nn.Module, names: Mapping[str, HookPoint], bias: Tensor) -> dict[str, nn.Module]:
-    """The modules of HookedTransformer's tree by their names at its root.
-
-    Args:
-        model: The model.
-        names: Every hook point by its full name.
-        bias: [V], of the head.
-    """
+    """The modules of HookedTransformer's tree by their names at its root."""
     root = nn.Module()
     for name, point in names.items():
         *places, last = name.split(".")
