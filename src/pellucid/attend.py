@@ -36,19 +36,27 @@ _WIDEST_GROUPED = 256
 
 @dataclass(eq=False)
 class Visible:
-    """Which keys each query may attend to: earlier ones and itself, pads left out; the same in every block of a run."""
+    """Which keys each query may attend to: earlier ones of its text and itself; the same in every block of a run."""
 
     padding: Tensor | None = None  # [B, Pk], true at real positions; None if there are no pads
+    texts: Tensor | None = None  # [B, Pk], the text of each column, if several share a row; None if a row is one text
     _seen: Tensor | None = field(default=None, init=False)
     _hidden: Tensor | None = field(default=None, init=False)
     _ceiling: Tensor | None = field(default=None, init=False)
     _added: Tensor | None = field(default=None, init=False)
+
+    @property
+    def is_causal(self) -> bool:
+        """Whether a query may attend to all keys before it."""
+        return self.padding is None and self.texts is None
 
     def among(self, queries: int, keys: int, device: torch.device) -> Tensor:
         """[1 or B, 1, Pq, Pk], true where a query may attend."""
         if self._seen is None or self._seen.shape[2:] != (queries, keys) or self._seen.device != device:
             causal = torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
             self._seen = causal[None, None] if self.padding is None else causal & self.padding[:, None, None, :]
+            if self.texts is not None:
+                self._seen = self._seen & (self.texts[:, None, -queries:, None] == self.texts[:, None, None, :])
             self._hidden = self._ceiling = self._added = None
         return self._seen
 
@@ -234,7 +242,7 @@ class Attending(Part):
             return torch.matmul(
                 self._normalized(self._scores(q, k, visible), v, in_place=True), repeated(v, self.shared)
             )
-        plain = visible.padding is None and queries in (1, keys)
+        plain = visible.is_causal and queries in (1, keys)
         mask = None if plain else visible.added(queries, keys, q)
         causal = False
         if mask is None and queries > 1:  # a branch: compiled for any length, the comparison alone would be a symbol

@@ -225,7 +225,7 @@ class Architecture:
     def transform(self, network: Network, run: Run, tap: Tap | None = None) -> Tensor:
         """Tokens -> logits [B, P, V], those of some columns alone, or what would enter the block where the run ends."""
         residual = self.enter(network, run, tap) if run.start is None else run.start[1]
-        visible, beside = Visible(run.padding), self.beside(network, run, residual)
+        visible, beside = Visible(run.padding, run.texts), self.beside(network, run, residual)
         for i, block in run.through(network.blocks):
             remember: Memory | None = None if run.cache is None else run.cache.writer(i)
             residual = block(residual, visible=visible, tap=tap, remember=remember, **beside)

@@ -50,6 +50,8 @@ class Run:
         columns: Chooses the columns whose logits are wanted; None for all.
         start: The first block that runs and what enters it [B, P, D]; None begins with the embeddings.
         end: The block before which the run ends, with what would enter it in the place of logits; None for no such.
+        texts: [B, P], the text of each column, where several share a row, none of which sees another; None if a row is
+            one text. Pads are a text, too. No cache knows it.
     """
 
     ids: Tensor
@@ -59,6 +61,7 @@ class Run:
     columns: Columns | None = None
     start: tuple[int, Tensor] | None = None
     end: int | None = None
+    texts: Tensor | None = None
 
     def through(self, blocks: Iterable[nn.Module]) -> list[tuple[int, nn.Module]]:
         """The blocks that run, each after its number."""

@@ -58,9 +58,12 @@ def test_ray_writes_the_same(cli_json: Any, data: Path, tmp_path: Path) -> None:
 
 
 def test_it_says_how_large_it_is_before(cli: Any, data: Path, tmp_path: Path) -> None:
-    result = cli("capture", "--data", str(data), *WANTED, "--keep-as", "bfloat16", "--out", str(tmp_path / "a.zarr"))
-    assert "9 tokens of 1 texts, 2 checkpoints in bfloat16: 23,040 bytes in 1 part, about 0 s" in result.stderr
-    assert "blocks.3.resid_post  [9, 256]  bfloat16" in result.stdout
+    data.write_text("Once upon a time\nThe end\nThe end\n")
+    given = ("--lines", "--pack", "--keep-as", "bfloat16", "--out", str(tmp_path / "a.zarr"))
+    result = cli("capture", "--data", str(data), *WANTED, *given)
+    size = "8 tokens of 3 texts, 2 checkpoints in bfloat16: 20,480 bytes in 1 part"
+    assert f"{size}, packed into 2 rows (1 saved), about 0 s" in result.stderr
+    assert "blocks.3.resid_post  [8, 256]  bfloat16" in result.stdout
 
 
 def test_long_files_are_cut(cli_json: Any, tmp_path: Path) -> None:

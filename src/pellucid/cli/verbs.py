@@ -265,6 +265,7 @@ class Capture(ModelWish):
     lines: Annotated[bool, flag("--lines", "Each line of a plain file is a text of its own.")] = False
     keep_as: Annotated[str, option("DTYPE", "float32, float64, float16 or bfloat16: what is written.")] = "float32"
     batch_tokens: Annotated[int, option("N", "The most tokens that run at once.", min=1)] = 4096
+    pack: Annotated[bool, flag("--pack", "Let short texts share a row, none of which sees another.")] = False
     engine: Annotated[str, option("ENGINE", "local: this process; ray: processes of Ray's, here or elsewhere.")] = (
         "local"
     )

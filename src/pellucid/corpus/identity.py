@@ -22,8 +22,9 @@ _WHAT = {
     "weights": "the model's weights differ", "tokenizer": "the tokenizer differs",
     "model_dtype": "the model's dtype differs", "numerics": "the numerics differ", "attention": "the attention differs",
     "texts": "the texts differ", "names": "the checkpoints differ", "dtype": "the dtype of what is stored differs",
-    "batch_tokens": "batch_tokens differs", "long_texts": "long_texts differs", "torch": "torch's version differs",
-    "threads": "the number of threads differs", "processor": "the processor's features differ",
+    "batch_tokens": "batch_tokens differs", "long_texts": "long_texts differs", "packing": "packing differs",
+    "torch": "torch's version differs", "threads": "the number of threads differs",
+    "processor": "the processor's features differ",
     "device": "the device differs",
 }  # fmt: skip
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from array import array
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
 
@@ -96,6 +97,7 @@ class Intake:
 
     Attributes:
         longest: Tokens of the longest text.
+        lengths: Tokens of every text.
         first: The ids of the first texts, of about `SAMPLE` tokens.
     """
 
@@ -104,6 +106,7 @@ class Intake:
         self.tokens, self.offsets = Growing(put, TOKENS, "<u4"), Growing(put, OFFSETS, "<u8")
         self.numbers, self.digests = Growing(put, NUMBERS, "<u8"), Growing(put, DIGESTS, "|u1", 32)
         self.longest = 0
+        self.lengths = array("I")
         self.first: list[list[int]] = []
 
     @property
@@ -126,14 +129,15 @@ class Intake:
                 self.numbers.extend([number])
                 self.digests.extend(np.frombuffer(digest, np.uint8))
                 self.longest = max(self.longest, len(ids))
+                self.lengths.append(len(ids))
         if not self.tokens.length:
             raise InputError(
                 "corpus: no texts, expected at least one.",
                 code="no-texts",
                 remedy="Give one or more; a generator that was read before is empty, so make it again.",
             )
-        for array in self.arrays:
-            array.finish()
+        for written in self.arrays:
+            written.finish()
         return all_of_it.hexdigest()
 
     def _pieces(self, text: Any, number: int) -> Iterator[list[int]]:

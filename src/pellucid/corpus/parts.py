@@ -5,16 +5,21 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pellucid.corpus.packing import captured, packed
 from pellucid.corpus.place import StorePlace, chunk_key
-from pellucid.corpus.plan import CorpusPlan, TextSpan, batches
+from pellucid.corpus.plan import CorpusPlan, TextSpan, batches, beneath, is_packed
 from pellucid.corpus.sink import CapturingModel
+
+if TYPE_CHECKING:
+    from pellucid.network import Network
 
 LEDGER = "ledger"
 """The array of a store whose chunk of a part is its entry: the SHA-256 of each of its chunks. Written after them all,
@@ -36,7 +41,7 @@ class Corpus:
         rows = self.plan.rows_of(part)
         first = int(self.offsets.searchsorted(rows.start, side="right")) - 1
         last = int(self.offsets.searchsorted(rows.stop, side="left"))
-        return batches(rows, self.offsets[first : last + 1], first, self.plan.batch_tokens)
+        return batches(self.plan, part, self.offsets[first : last + 1], first)
 
     def run(
         self, model: CapturingModel, batch: Sequence[TextSpan], names: Sequence[str]
@@ -45,9 +50,19 @@ class Corpus:
         first = min(span.start for span in batch)
         tokens = self.tokens[first : max(span.stop for span in batch)]  # one reading of the disk
         ids = [tokens[span.start - first : span.stop - first].tolist() for span in batch]
-        _, ckpts = model.run_with_ckpts(ids, names=list(names), stop_at=names[-1])
-        for row, span in enumerate(batch):  # pads stand on the left
-            yield span, {name: ckpts[name][row, span.start - span.stop :] for name in names}
+        if is_packed(batch):
+            values: Any = captured(model, packed(batch, ids, cast("Network", model).device), names)
+            if not all(bool(value.isfinite().all()) for value in values.values()):
+                # A weight of zero times a NaN is one: what one text makes would be in all that share its row.
+                alone = sorted(batch, key=lambda span: -len(span))
+                for few in beneath(alone, self.plan.batch_tokens):
+                    yield from self.run(model, few, names)
+                return
+        else:
+            _, values = model.run_with_ckpts(ids, names=list(names), stop_at=names[-1])
+        for span in batch:
+            place = span.row, slice(span.column, span.column + len(span))
+            yield span, {name: values[name][place] for name in names}
 
     def make(self, model: CapturingModel, part: int, advance: Any = None) -> dict[str, Tensor]:
         """The chunks of a part, [part_rows, …] in the dtype of the store; rows that no text fills are zero."""
@@ -64,6 +79,23 @@ class Corpus:
             if advance is not None:
                 advance(done)
         return chunks
+
+
+def packed_plan(plan: CorpusPlan, lengths: Sequence[int]) -> CorpusPlan:
+    """The plan with short texts in one row, and how many rows that saves.
+
+    Args:
+        plan: How texts of these lengths are cut.
+        lengths: Tokens of each text.
+    """
+    offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+    corpus = Corpus(replace(plan, packed_rows=0), None, offsets)
+    rows = texts = 0
+    for part in range(plan.parts):
+        for batch in corpus.batches(part):
+            texts += len(batch)
+            rows += 1 + max(span.row for span in batch)
+    return replace(plan, packed_rows=rows, saved_rows=texts - rows)
 
 
 def raw(chunk: Tensor) -> memoryview:

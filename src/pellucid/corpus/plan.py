@@ -3,13 +3,16 @@
 A row is one token. The texts are laid end to end, in their order; part `i` holds the rows from `i * part_rows` on. A
 text across a border is run for both parts. What a part holds depends on its own texts alone, so parts can be made in
 any order, by anybody, twice: their bytes are the same.
+
+Texts of a batch lie beneath one another, those of about the same length together; packed, short ones share a row.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from dataclasses import dataclass, replace
+from itertools import groupby, pairwise
 from typing import Any
 
 import numpy as np
@@ -45,6 +48,11 @@ class TextSpan:
     # the row after the last one that is run; a text is cut where its part ends, since what comes later in a text
     # changes nothing before
     stop: int
+    row: int = 0  # the row of the batch that it is in
+    column: int = 0  # where it begins there
+
+    def __len__(self) -> int:
+        return self.stop - self.start
 
 
 @dataclass(frozen=True)
@@ -59,6 +67,8 @@ class CorpusPlan:
     batch_tokens: int  # the most tokens that run at once, pads counted; a longer text runs alone
     dtype: str  # what values are stored as: "float32", "float64", "float16" or "bfloat16"
     seconds: float | None = None  # how long it may take, measured with one batch; None if that was not measured
+    packed_rows: int | None = None  # in how many rows all texts run, if short ones share one; None if each has its own
+    saved_rows: int = 0  # how many fewer these are than texts that run
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -91,9 +101,12 @@ class CorpusPlan:
 
     def __repr__(self) -> str:
         took = "" if self.seconds is None else f", about {lasting(self.seconds)}"
+        packed = (
+            "" if self.packed_rows is None else f", packed into {self.packed_rows:,} rows ({self.saved_rows:,} saved)"
+        )
         return (
             f"{self.rows:,} tokens of {self.texts:,} texts, {len(self.columns)} checkpoints in {self.dtype}: "
-            f"{self.nbytes:,} bytes in {self.parts:,} part{'s' * (self.parts != 1)}{took}"
+            f"{self.nbytes:,} bytes in {self.parts:,} part{'s' * (self.parts != 1)}{packed}{took}"
         )
 
 
@@ -120,24 +133,60 @@ def part_rows_for(row_bytes: int, rows: int, longest: int) -> int:
     return -(-rows // parts)
 
 
-def batches(rows: range, offsets: Sequence[int] | NDArray[Any], first: int, most: int) -> Iterator[list[TextSpan]]:
+def batches(plan: CorpusPlan, part: int, offsets: Sequence[int] | NDArray[Any], first: int) -> Iterator[list[TextSpan]]:
     """The batches of a part, longest texts first, so that one that is too large fails at the beginning.
 
     Args:
-        rows: The part's.
-        offsets: Where the texts that share these rows begin, and where the last of them ends.
+        plan: How the corpus is cut.
+        part: The number of the part.
+        offsets: Where the texts that share its rows begin, and where the last of them ends.
         first: The number of the first of these texts.
+    """
+    end = plan.rows_of(part).stop
+    spans = [TextSpan(first + i, int(start), min(int(stop), end)) for i, (start, stop) in enumerate(pairwise(offsets))]
+    spans.sort(key=lambda span: (-len(span), span.text))
+    yield from beneath(spans, plan.batch_tokens) if plan.packed_rows is None else _packed(spans, plan)
+
+
+def is_packed(batch: Sequence[TextSpan]) -> bool:
+    """Whether texts of a batch share a row."""
+    return max(span.row for span in batch) + 1 < len(batch)
+
+
+def beneath(spans: Sequence[TextSpan], most: int) -> Iterator[list[TextSpan]]:
+    """Batches of texts, longest first, in which each has a row of its own, with pads before it.
+
+    Args:
+        spans: The texts, the longest first.
         most: The most tokens of a batch, pads counted.
     """
-    spans = [
-        TextSpan(first + i, int(start), min(int(stop), rows.stop)) for i, (start, stop) in enumerate(pairwise(offsets))
-    ]
-    spans.sort(key=lambda span: (span.start - span.stop, span.text))
     batch: list[TextSpan] = []
     for span in spans:
-        if batch and (len(batch) + 1) * (batch[0].stop - batch[0].start) > most:
+        if batch and (len(batch) + 1) * len(batch[0]) > most:
             yield batch
             batch = []
-        batch.append(span)
+        width = len(batch[0]) if batch else len(span)
+        batch.append(replace(span, row=len(batch), column=width - len(span)))
     if batch:
         yield batch
+
+
+def _packed(spans: Sequence[TextSpan], plan: CorpusPlan) -> Iterator[list[TextSpan]]:
+    """Batches of rows that are as long as the corpus' longest text, each of one text or several.
+
+    A text goes where it leaves least room (best fit, the longest first).
+    """
+    room: list[tuple[int, int]] = []  # (columns that are free, row), the fullest row first
+    placed: list[TextSpan] = []
+    rows = 0
+    for span in spans:
+        at = bisect_left(room, (len(span), -1))
+        free, row = room.pop(at) if at < len(room) else (plan.longest, rows)
+        rows += row == rows
+        placed.append(replace(span, row=row, column=plan.longest - free))
+        insort(room, (free - len(span), row))
+    each = max(plan.batch_tokens // plan.longest, 1)
+    placed.sort(key=lambda span: (span.row, span.column))
+    for number, group in groupby(placed, lambda span: span.row // each):
+        batch = [replace(span, row=span.row - number * each) for span in group]
+        yield from [batch] if is_packed(batch) else beneath(batch, plan.batch_tokens)

@@ -98,7 +98,7 @@ class Store(Mapping[str, Any]):
         fields = dict(about["plan"])
         columns = tuple(StoredValue(c["name"], tuple(c["axes"]), tuple(c["shape"])) for c in fields.pop("columns"))
         self.plan = CorpusPlan(columns=columns, **fields)
-        self.provenance: dict[str, Any] = dict(about["provenance"])
+        self.provenance: dict[str, Any] = {"packing": False, **about["provenance"]}
         self._zarr = place.group()
 
     def __getitem__(self, name: str) -> Any:

@@ -73,7 +73,7 @@ def recomputed(store: Store, rows: Any, model: Any, seed: Any) -> Verification:
                 wanted = mine[(mine >= max(span.start, first)) & (mine < span.stop)]
                 for name, value in values.items() if len(wanted) else ():
                     stored = chunks[name][wanted - first]
-                    equal = _same_bits(value[wanted - span.start].to(stored.dtype), stored)
+                    equal = _same_bits(value[wanted - span.start].to(stored), stored)
                     found.unequal.extend((name, int(row)) for row in wanted[~equal.numpy()])
     return Verification(len(drawn), batches, len(parts), found.missing, sorted(found.unequal), found.damaged)
 

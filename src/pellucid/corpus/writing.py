@@ -14,6 +14,7 @@ from pellucid.corpus.engine import finish
 from pellucid.corpus.identity import facts_of, require_equal
 from pellucid.corpus.intake import Intake, Reader, digest_of
 from pellucid.corpus.objects import place_of
+from pellucid.corpus.parts import packed_plan
 from pellucid.corpus.place import StorePlace
 from pellucid.corpus.plan import ITEM_BYTES, CorpusPlan, StoredValue, part_rows_for
 from pellucid.corpus.ray_workers import Engine, library_of
@@ -33,6 +34,7 @@ def capture(
     batch_tokens: int = BATCH_TOKENS,
     dtype: str = "float32",
     long_texts: str = "refuse",
+    packing: bool = False,
     engine: str = "local",
     workers: int | None = None,
     progress: bool = False,
@@ -53,6 +55,9 @@ def capture(
             few are pads.
         dtype: What values are stored as: "float32", "float64", "float16" or "bfloat16".
         long_texts: "refuse" texts that are longer than the context, or "split" them into pieces of its length.
+        packing: Whether short texts share a row, as long as the longest text, in which none sees another and positions
+            begin anew in each: fewer rows, and no pads between texts of other lengths. What a text gives is what it
+            gives alone to within rounding.
         engine: "local" makes all parts in this process; "ray" has them made by processes of
             [Ray](https://docs.ray.io), on this computer or on many, with the same bytes.
         workers: How many processes Ray starts; None for as many as have processors.
@@ -78,7 +83,7 @@ def capture(
           blocks.3.resid_post  [6, 256]  float32
     """
     wish = Engine.of("corpus", engine, workers)
-    wanted = _Wanted.of(model, names, batch_tokens, dtype, long_texts)
+    wanted = _Wanted.of(model, names, batch_tokens, dtype, long_texts, packing)
     place = place_of(path, storage_options)
     if about_of(place) is None:
         _begin(model, texts, wanted, place)
@@ -105,7 +110,7 @@ class _Wanted:
     facts: dict[str, Any]  # what a store says of it, by which it is known when it is continued
 
     @classmethod
-    def of(cls, model: Reader, names: Names, batch_tokens: Any, dtype: Any, long_texts: Any) -> _Wanted:
+    def of(cls, model: Reader, names: Names, batch_tokens: Any, dtype: Any, long_texts: Any, packing: bool) -> _Wanted:
         """Read the arguments of `capture`."""
         stored = str(dtype).removeprefix("torch.")
         require_one_of("corpus: dtype", stored, ITEM_BYTES, code="corpus-dtype")
@@ -118,6 +123,7 @@ class _Wanted:
             "dtype": stored,
             "batch_tokens": tokens,
             "long_texts": long_texts,
+            "packing": bool(packing),
         }
         return cls(columns, facts)
 
@@ -127,7 +133,8 @@ class _Wanted:
         plan = CorpusPlan(
             self.columns, rows, intake.numbers.length, intake.longest, 1, facts["batch_tokens"], facts["dtype"]
         )  # fmt: skip
-        return replace(plan, part_rows=part_rows_for(plan.row_bytes, rows, plan.longest))
+        plan = replace(plan, part_rows=part_rows_for(plan.row_bytes, rows, plan.longest))
+        return packed_plan(plan, intake.lengths) if facts["packing"] else plan
 
 
 def column_of(name: str, schema: Schema) -> StoredValue:
@@ -173,6 +180,7 @@ def estimate(
     batch_tokens: int = BATCH_TOKENS,
     dtype: str = "float32",
     long_texts: str = "refuse",
+    packing: bool = False,
 ) -> CorpusPlan:
     """What `capture` with the same arguments would store and how long it would take; writes nothing.
 
@@ -187,7 +195,7 @@ def estimate(
         >>> pl.corpus.estimate(pl.load(), ["Once upon a time", "The end"], "blocks.3.resid_post").nbytes
         6144
     """
-    wanted = _Wanted.of(model, names, batch_tokens, dtype, long_texts)
+    wanted = _Wanted.of(model, names, batch_tokens, dtype, long_texts, packing)
     intake = Intake(model, lambda key, data: None, split=long_texts == "split")
     intake.read(texts)
     found = wanted.plan(intake)

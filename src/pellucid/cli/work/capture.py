@@ -53,7 +53,12 @@ def capture(wish: Capture) -> None:
         return
     model = wish.open()
     texts = lambda: pl.corpus.read(wish.data or [], field=wish.field, lines=wish.lines)  # noqa: E731
-    about: dict[str, Any] = {"batch_tokens": wish.batch_tokens, "dtype": wish.keep_as, "long_texts": "split"}
+    about: dict[str, Any] = {
+        "batch_tokens": wish.batch_tokens,
+        "dtype": wish.keep_as,
+        "long_texts": "split",
+        "packing": wish.pack,
+    }
     names = wish.names or []
     if not wish.as_json:
         with progress("reading the texts"):
