@@ -49,6 +49,9 @@ def raised() -> Generator[None, None, None]:
     signal.signal(signal.SIGINT, interrupt)
     try:
         yield
+    except KeyboardInterrupt:
+        interrupted = False  # it was not swallowed, and may say what is left of the work
+        raise
     finally:
         signal.signal(signal.SIGINT, leave)
         if interrupted:

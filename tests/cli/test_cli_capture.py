@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import pellucid as pl
-from pellucid.corpus import ray_workers
+from pellucid.corpus import intake, parts, ray_workers
 
 WANTED = ("--names", "blocks.3.resid_post", "--names", "blocks.0.mlp.ckpt_post")
 
@@ -64,6 +64,23 @@ def test_it_says_how_large_it_is_before(cli: Any, data: Path, tmp_path: Path) ->
     size = "8 tokens of 3 texts, 2 checkpoints in bfloat16: 20,480 bytes in 1 part"
     assert f"{size}, packed into 2 rows (1 saved), about 0 s" in result.stderr
     assert "blocks.3.resid_post  [8, 256]  bfloat16" in result.stdout
+
+
+def test_interrupted(cli: Any, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It ends with what is left, which stderr shows whether it is a terminal or a pipe."""
+    for owner, name, said in (
+        (parts.Corpus, "make", "a.zarr keeps what is whole; begun again the same way, it goes on from there"),
+        (intake.Intake, "read", "interrupted while the texts were read; nothing of them is kept"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, _interrupt)
+            result = cli("capture", "--data", str(data), *WANTED, "--out", str(tmp_path / name / "a.zarr"), "--json")
+        assert (result.exit_code, result.stdout) == (130, "")
+        assert said in result.stderr
+
+
+def _interrupt(*given: Any) -> None:
+    raise KeyboardInterrupt
 
 
 def test_long_files_are_cut(cli_json: Any, tmp_path: Path) -> None:

@@ -81,6 +81,15 @@ pellucid.__main__.process()
     assert ended(started(code)) == (130, "", "")
 
 
+def test_an_interruption_keeps_its_words() -> None:
+    before = signal.signal(signal.SIGINT, interrupts.leave)
+    try:
+        with pytest.raises(KeyboardInterrupt, match="half of it"), interrupts.raised(), interrupts.told("half of it"):
+            os.kill(os.getpid(), signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_an_interruption_while_it_waits_for_its_text() -> None:
     process = started(typed("run -"))
     with pytest.raises(subprocess.TimeoutExpired):

@@ -20,12 +20,13 @@ from io import TextIOWrapper
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.text import Text
 from typer.core import TyperArgument, TyperCommand, TyperGroup
 
 from pellucid import interrupts
 from pellucid._version import __version__
 from pellucid.cli.shared.failures import Exit, exit_code, show_failure, show_fault, show_misuse, show_warning, usage
-from pellucid.cli.shared.screen import progress, require_stdout, require_writable
+from pellucid.cli.shared.screen import progress, require_stdout, require_writable, tell
 from pellucid.errors import PellucidError
 
 if TYPE_CHECKING:
@@ -78,7 +79,11 @@ class Verb(TyperCommand):
             if not as_json:
                 raise
             raise show_misuse(error) from error
-        except (KeyboardInterrupt, SystemExit, typer.Exit):
+        except KeyboardInterrupt as interruption:
+            if words := str(interruption):
+                tell(Text(words))
+            raise
+        except (SystemExit, typer.Exit):
             raise
         except BaseException as fault:  # a panic of Rust's is no Exception
             show_fault(fault, traceback.format_exc(), as_json=as_json)

@@ -40,7 +40,7 @@ def finish(model: CapturingModel, store: Store, engine: Engine, path: Any, *, pr
     place.clean([*plan.names, LEDGER])
     place.remove(MARK)  # if the one who put it there was killed
     done = sum(len(plan.rows_of(part)) for part in there)
-    words = lambda: f"corpus: interrupted; {place} keeps what is whole, and the same call goes on from there"  # noqa: E731
+    words = lambda: f"corpus: interrupted; {place} keeps what is whole; begun again the same way, it goes on from there"  # noqa: E731
     same = one_library(store.provenance.get("products", ""))
     with told(words), same, bar("tokens", plan.rows, wanted=progress) as advance:
         advance(done)

@@ -20,6 +20,7 @@ from pellucid.corpus.plan import ITEM_BYTES, CorpusPlan, StoredValue, part_rows_
 from pellucid.corpus.ray_workers import Engine, library_of
 from pellucid.corpus.store import Store, about_of, write_metadata
 from pellucid.errors import InputError
+from pellucid.interrupts import told
 from pellucid.schema import Schema
 
 BATCH_TOKENS = 4096
@@ -86,7 +87,8 @@ def capture(
     wanted = _Wanted.of(model, names, batch_tokens, dtype, long_texts, packing)
     place = place_of(path, storage_options)
     if about_of(place) is None:
-        _begin(model, texts, wanted, place)
+        with told("corpus: interrupted while the texts were read; nothing of them is kept"):
+            _begin(model, texts, wanted, place)
     else:
         now = {**facts_of(model), **wanted.facts, "texts": digest_of(texts)}
         require_equal(_store(place, model).provenance, now, str(place))
