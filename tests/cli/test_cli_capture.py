@@ -105,6 +105,30 @@ def test_it_is_verified(cli: Any, cli_json: Any, data: Path, tmp_path: Path) -> 
     assert found["damaged"] == [["blocks.3.resid_post", 0]]
 
 
+@pytest.mark.remedy("corpus-misfit")
+def test_a_store_of_something_else(cli: Any, data: Path, tmp_path: Path) -> None:
+    """The remedy names the options that the folder was made with."""
+    given, out = ("capture", "--data", str(data)), ("--out", str(tmp_path / "a.zarr"))
+    made = ("--names", "ckpt_embed", "--names", "resid_post", "--keep-as", "float16", "--batch-tokens", "100")
+    cli(*given, *made, *out)
+    stored = "--names ckpt_embed " + " ".join(f"--names blocks.{block}.resid_post" for block in range(4))
+    for wrong, remedy in {
+        ("--pack", *made): "Leave --pack out, or give another --out.",
+        made[:-2]: "Give --batch-tokens 100, which it was made with, or another --out.",
+        made[:4] + made[6:]: "Give --keep-as float16, which it was made with, or another --out.",
+        made[:2] + made[4:]: f"Give {stored}, which it was made with, or another --out.",
+        (
+            "--lines",
+            *made,
+        ): "Give --data as it was, or another --out: what is stored is of texts that have changed since.",
+        (*made, "--dtype", "float64"): "Give its model by -m, with the same --dtype, or another --out.",
+    }.items():
+        result = cli(*given, *wrong, *out)
+        assert result.exit_code == 4
+        assert f"remedy: {remedy}" in result.stderr, result.stderr
+    assert cli(*given, *stored.split(), *made[4:], *out).exit_code == 0
+
+
 @pytest.mark.parametrize(
     ("given", "code"),
     [([], 2), (["--data", "a.txt"], 2), (["--verify", "--names", "resid_post"], 2), (["--verify"], 3),

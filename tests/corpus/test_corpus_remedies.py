@@ -76,7 +76,18 @@ REMEDIES: dict[str, list[Case]] = {
     "corpus-misfit": [
         Case(lambda h: _capture(h, TEXTS[:2]), "Give the texts as they were", _capture),
         Case(lambda h: _capture(h, TEXTS[:2]), "or another path", lambda h: _capture(h, TEXTS[:2], path="b.zarr")),
-        Case(lambda h: _capture(h, dtype="float16"), "the arguments that the store was made with", _capture),
+        *(
+            Case(lambda h, wrong=wrong: _capture(h, **wrong), f"Give {said}, which it was made with", _capture)
+            for said, wrong in {
+                "dtype='float32'": {"dtype": "float16"}, "packing=False": {"packing": True},
+                "batch_tokens=4096": {"batch_tokens": 9}, "long_texts='refuse'": {"long_texts": "split"},
+                f"names=['{NAME}']": {"names": "resid_post"},
+            }.items()
+        ),
+        Case(
+            lambda h: pl.corpus.capture(support.glass(seed=1), TEXTS, NAME, h.folder / "a.zarr"),
+            "Give the model that it was made with", _capture,
+        ),
         Case(
             lambda h: _with_threads(h, THREADS + 1), f"torch.set_num_threads({THREADS})",
             lambda h: _with_threads(h, THREADS),

@@ -18,6 +18,9 @@ from pellucid.weights.hub import BUNDLED, BUNDLED_NAME
 MACHINE = ("torch", "threads", "processor", "device")
 """Facts of where a store was made, on which the last bits of products depend."""
 
+ARGUMENTS = ("names", "dtype", "batch_tokens", "long_texts", "packing")
+"""Facts that arguments of `capture` say."""
+
 _WHAT = {
     "weights": "the model's weights differ", "tokenizer": "the tokenizer differs",
     "model_dtype": "the model's dtype differs", "numerics": "the numerics differ", "attention": "the attention differs",
@@ -29,6 +32,9 @@ _WHAT = {
 }  # fmt: skip
 
 _REMEDIES = {
+    "model": "Give the model that it was made with, opened in the same way, or another path.",
+    **{fact: f"Give {fact}={{stored!r}}, which it was made with, or another path." for fact in ARGUMENTS},
+    **dict.fromkeys(MACHINE, "Run it where it was made, or write a new store to another path."),
     "threads": "Call torch.set_num_threads({stored}) first.",
     "texts": "Give the texts as they were, or another path: what is stored is of texts that have changed since.",
 }
@@ -60,14 +66,10 @@ def require_equal(stored: Mapping[str, Any], now: Mapping[str, Any], where: str)
         if fact == "model" or stored.get(fact) == value:
             continue
         was = stored.get(fact)
-        usual = (
-            "Run it where it was made, or write a new store to another path." if fact in MACHINE
-            else "Give the arguments that the store was made with, or another path."
-        )  # fmt: skip
         raise InputError(
             f"corpus: {_WHAT[fact]} from what {where!r} was made with: {_short(was)} there, {_short(value)} here.",
             code="corpus-misfit",
-            remedy=_REMEDIES.get(fact, usual).format(stored=was),
+            remedy=_REMEDIES.get(fact, _REMEDIES["model"]).format(stored=was),
         )
 
 

@@ -93,6 +93,28 @@ def _ignored(found: re.Match[str]) -> str:
     return "add " + " ".join(f"--ignore-config {name}" for name in re.findall(r"[\w.]+", found[1]))
 
 
+def _of_a_store(found: re.Match[str]) -> str:
+    """`Give packing=True, which it was made with, or another path.` as options."""
+    remedy = found[0]
+    for pattern, words in _STORE.items():
+        remedy = re.sub(pattern, words, remedy)
+    return remedy
+
+
+_STORE: Mapping[str, str | Callable[[re.Match[str]], str]] = {
+    r"Call torch\.set_num_threads\((.*?)\) first": r"Set OMP_NUM_THREADS=\1",
+    r"the model that it was made with, opened in the same way": "its model by -m, with the same --dtype",
+    r"names=\[(.*)\]": lambda found: " ".join(f"--names {name}" for name in re.findall(r"[\w.]+", found[1])),
+    r"dtype='(\w+)'": r"--keep-as \1",
+    r"batch_tokens=(\d+)": r"--batch-tokens \1",
+    r"packing=True": "--pack",
+    r"Give packing=False, which it was made with, or": "Leave --pack out, or give",
+    r"Give long_texts='\w+', which it was made with, or": "Give",
+    r"the texts as they were": "--data as it was",
+    r"another path": "another --out",
+}
+"""What the remedies of a store that was made of something else say in Python -> at a shell."""
+
 _CONFIG = (
     "Give the configuration that these weights were trained with: --config config.json. The number of heads, among "
     "other things, cannot be inferred from the tensors."
@@ -114,7 +136,7 @@ WORDS: Mapping[str, str | tuple[str, str | Callable[[re.Match[str]], str]]] = {
     "capture corpus-field": "Give the name of the texts by --field.",
     "corpus-engine": ("Give engine='ray', too, or leave workers out", "Give --engine ray, too, or leave --workers out"),
     "corpus-not-shared": "Give a folder that all computers of Ray share, or --engine local.",
-    "corpus-misfit": (r"Call torch\.set_num_threads\((.*?)\) first", lambda found: f"Set OMP_NUM_THREADS={found[1]}"),
+    "corpus-misfit": (r".+", _of_a_store),
     "corpus-model": "Give the model that made it: -m MODEL.",
     "corpus-unfinished": "Give the command that wrote it once more: it makes what is missing.",
     "dtype-not-supported": "Add --dtype float32, which converts them.",
