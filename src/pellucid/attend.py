@@ -189,18 +189,9 @@ class Attending(Part):
     def mixed(
         self, q: Tensor, k: Tensor, v: Tensor, visible: Visible, tap: Tap | None, *, explicit: bool
     ) -> tuple[Tensor, Tensor | None]:
-        """Values mixed by the pattern.
+        """q [B, H, Pq, K], k and v [B, H, Pk, K] -> z [B, H, Pq, K] and the pattern, None if nobody looked at it.
 
-        Args:
-            q: [B, H, Pq, K].
-            k: [B, H, Pk, K], with the heads of keys.
-            v: As `k`.
-            visible: Which keys each query may attend to.
-            tap: Sees scores and pattern, if it wants to.
-            explicit: Whether the fused kernel must not be used.
-
-        Returns:
-            z [B, H, Pq, K], and the pattern [B, H, Pq, Pk] or None if nobody looked at it.
+        The fused kernel is not used if it is `explicit`.
         """
         pattern, rows = self._pattern(q, k, v, visible, tap)
         if pattern is None and explicit:

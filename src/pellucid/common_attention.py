@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from pellucid.common_mistakes import Change, at_the_head, replaced
-from pellucid.rotary import RULES, Rotary, Rule, Turn
+from pellucid.rotary import Rotary, Turn
+from pellucid.rotary_rules import RULES, Rule
 from pellucid.suspicions import FILLS, Suspicion
 
 

@@ -15,7 +15,7 @@ from pellucid.dialects import named_arguments
 from pellucid.errors import ConfigError, shown
 from pellucid.json_config import Fields, JsonConfig
 from pellucid.llama.schema import schema_of
-from pellucid.rotary import Rule, checked, gathered, rule_of, stated
+from pellucid.rotary_rules import Rule, checked, gathered, rule_of, stated
 from pellucid.schema import Schema
 
 NEUTRAL = config_variants.NEUTRAL | {"pretraining_tp", "classifier_dropout"}

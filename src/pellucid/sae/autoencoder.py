@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from pellucid import aliases
-from pellucid.errors import InputError, ShapeError, WeightsError, shown
+from pellucid.errors import InputError, ShapeError, shown
 from pellucid.run.edit import Edit
 from pellucid.run.region import Index, entries
 from pellucid.sae import decoder_norm, saelens, splice
-from pellucid.sae.sae_config import SaeConfig
+from pellucid.sae.sae_config import SaeConfig, checked_weights
 from pellucid.schema import Schema
 
 if TYPE_CHECKING:
@@ -80,31 +80,9 @@ class SparseAutoencoder(nn.Module):
 
     def __init__(self, config: SaeConfig, weights: Mapping[str, Tensor]) -> None:
         super().__init__()
-        if not isinstance(config, SaeConfig) or not isinstance(weights, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise _misfit(
-                f"{type(config).__name__} and {type(weights).__name__} given, expected SaeConfig and tensors by name"
-            )
-        self.config = config
-        needed = _NEEDED[config.activation]
-        wrong = [f"{name} is {'missing' if name in needed else 'not used'}" for name in {*needed} ^ {*weights}]
-        if wrong:
-            expected = ", ".join(needed)
-            raise _misfit(f"{', '.join(sorted(wrong))}, expected {expected}", config)
-        kinds = [f"{name} is {type(t).__name__}" for name, t in weights.items() if not isinstance(t, Tensor)]  # pyright: ignore[reportUnnecessaryIsInstance]
-        if kinds:
-            raise _misfit(f"{', '.join(kinds)}, expected tensors", config)
-        if weights["W_enc"].dim() != 2:
-            raise _misfit(f"W_enc is {list(weights['W_enc'].shape)}, expected [D, F]", config)
-        sizes = dict(zip("DF", weights["W_enc"].shape, strict=True))
-        dtype = weights["W_enc"].dtype
-        for name, axes in needed.items():
-            given, expected = weights[name], [sizes[axis] for axis in axes]
-            if list(given.shape) != expected or given.dtype != dtype or not dtype.is_floating_point:
-                what = f"{list(given.shape)} of {given.dtype}"
-                raise _misfit(f"{name} is {what}, expected {expected} of one floating-point dtype", config)
+        for name, given in checked_weights(config, weights).items():
             setattr(self, name, nn.Parameter(given))
-        if config.k is not None and config.k > sizes["F"]:
-            raise _misfit(f"{sizes['F']} features, expected k={config.k} or more", config)
+        self.config = config
 
     @property
     def d_in(self) -> int:
@@ -283,38 +261,33 @@ class SparseAutoencoder(nn.Module):
             features: Numbers of features; an index, a slice or several.
             pos, rows: Which columns and rows of the batch; all if None.
         """
-        return splice.edited(self, Edit.zero(self.config.at, neurons=self._known(features), pos=pos, rows=rows))
+        return self._edited(Edit.zero, features, pos=pos, rows=rows)
 
     def set(self, features: Index, value: Tensor | float, *, pos: Index = None, rows: Index = None) -> Edit:
         """An edit that sets features to a value: a number, or what broadcasts to [rows, positions, features]."""
-        return splice.edited(
-            self, Edit.replace(self.config.at, value, neurons=self._known(features), pos=pos, rows=rows)
-        )
+        return self._edited(Edit.replace, features, value, pos=pos, rows=rows)
 
     def add(self, features: Index, value: Tensor | float, *, pos: Index = None, rows: Index = None) -> Edit:
         """An edit that adds a value to features; see `set`."""
-        return splice.edited(self, Edit.add(self.config.at, value, neurons=self._known(features), pos=pos, rows=rows))
+        return self._edited(Edit.add, features, value, pos=pos, rows=rows)
 
     def scale(self, features: Index, factor: Tensor | float, *, pos: Index = None, rows: Index = None) -> Edit:
         """An edit that multiplies features by a factor; see `set`."""
-        return splice.edited(
-            self, Edit.scale(self.config.at, factor, neurons=self._known(features), pos=pos, rows=rows)
-        )
+        return self._edited(Edit.scale, features, factor, pos=pos, rows=rows)
 
     def edit(
         self, features: Index, function: Callable[[Tensor], Tensor], *, pos: Index = None, rows: Index = None
     ) -> Edit:
         """An edit that puts `function(part)` there, part [rows, positions, features]; see `zero`."""
-        return splice.edited(
-            self, Edit.apply(self.config.at, function, neurons=self._known(features), pos=pos, rows=rows)
-        )
+        return self._edited(Edit.apply, features, function, pos=pos, rows=rows)
 
     def reconstruct(self, *, pos: Index = None, rows: Index = None) -> Edit:
         """An edit that puts the reconstruction in the value's place, so the error is left out."""
         return splice.reconstructed(self, pos, rows)
 
-    def _known(self, features: Index) -> list[int]:
-        return entries(features, self.n_features, "autoencoder: features").tolist()
+    def _edited(self, make: Callable[..., Edit], features: Index, *given: Any, pos: Index, rows: Index) -> Edit:
+        known = entries(features, self.n_features, "autoencoder: features").tolist()
+        return splice.edited(self, make(self.config.at, *given, neurons=known, pos=pos, rows=rows))
 
     # Folding and saving
 
@@ -362,22 +335,3 @@ class SparseAutoencoder(nn.Module):
             WeightsError: They cannot be written.
         """
         saelens.save(self.config, {name: p.detach().cpu() for name, p in self.named_parameters()}, folder)
-
-
-_PLAIN = {"W_enc": "DF", "W_dec": "FD", "b_dec": "D"}
-_NEEDED: Mapping[str, Mapping[str, str]] = {
-    "relu": {**_PLAIN, "b_enc": "F"},
-    "topk": {**_PLAIN, "b_enc": "F"},
-    "jumprelu": {**_PLAIN, "b_enc": "F", "threshold": "F"},
-    "gated": {**_PLAIN, "b_gate": "F", "b_mag": "F", "r_mag": "F"},
-}
-"""The parameters of each kind, with their axes."""
-
-
-def _misfit(what: str, config: SaeConfig | None = None) -> WeightsError:
-    where = "SparseAutoencoder" if config is None else f"autoencoder of {config.at!r}, {config.activation}"
-    return WeightsError(
-        f"{where}: {what}.",
-        code="sae-tensors",
-        remedy="Give the tensors that are expected, in the shapes that SparseAutoencoder documents.",
-    )

@@ -7,10 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
+from torch import Tensor
+
 from pellucid import families
 from pellucid.axes import Axis
 from pellucid.check import require_whole
-from pellucid.errors import ConfigError, shown
+from pellucid.errors import ConfigError, WeightsError, shown
 
 Activation = Literal["relu", "topk", "jumprelu", "gated"]
 Normalization = Literal["none", "layer_norm", "constant_norm_rescale"]
@@ -82,6 +84,47 @@ class SaeConfig:
     def has_heads(self) -> bool:
         """Whether the value has a head axis, so that its heads are laid side by side."""
         return _HEADS.search(self.at) is not None
+
+
+_PLAIN = {"W_enc": "DF", "W_dec": "FD", "b_dec": "D"}
+_NEEDED: Mapping[str, Mapping[str, str]] = {
+    "relu": {**_PLAIN, "b_enc": "F"},
+    "topk": {**_PLAIN, "b_enc": "F"},
+    "jumprelu": {**_PLAIN, "b_enc": "F", "threshold": "F"},
+    "gated": {**_PLAIN, "b_gate": "F", "b_mag": "F", "r_mag": "F"},
+}
+"""The parameters of each kind, with their axes."""
+
+
+def checked_weights(config: SaeConfig, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The parameters of such an autoencoder, in their order; what are not these, in their shapes, is refused."""
+    if not isinstance(config, SaeConfig) or not isinstance(weights, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+        given = f"{type(config).__name__} and {type(weights).__name__} given"
+        raise _misfit("SparseAutoencoder", f"{given}, expected SaeConfig and tensors by name")
+    where, needed = f"autoencoder of {config.at!r}, {config.activation}", _NEEDED[config.activation]
+    wrong = [f"{name} is {'missing' if name in needed else 'not used'}" for name in {*needed} ^ {*weights}]
+    if wrong:
+        raise _misfit(where, f"{', '.join(sorted(wrong))}, expected {', '.join(needed)}")
+    kinds = [f"{name} is {type(t).__name__}" for name, t in weights.items() if not isinstance(t, Tensor)]  # pyright: ignore[reportUnnecessaryIsInstance]
+    if kinds:
+        raise _misfit(where, f"{', '.join(kinds)}, expected tensors")
+    if weights["W_enc"].dim() != 2:
+        raise _misfit(where, f"W_enc is {list(weights['W_enc'].shape)}, expected [D, F]")
+    sizes = dict(zip("DF", weights["W_enc"].shape, strict=True))
+    dtype = weights["W_enc"].dtype
+    for name, axes in needed.items():
+        given, expected = weights[name], [sizes[axis] for axis in axes]
+        if list(given.shape) != expected or given.dtype != dtype or not dtype.is_floating_point:
+            what = f"{list(given.shape)} of {given.dtype}"
+            raise _misfit(where, f"{name} is {what}, expected {expected} of one floating-point dtype")
+    if config.k is not None and config.k > sizes["F"]:
+        raise _misfit(where, f"{sizes['F']} features, expected k={config.k} or more")
+    return {name: weights[name] for name in needed}
+
+
+def _misfit(where: str, what: str) -> WeightsError:
+    remedy = "Give the tensors that are expected, in the shapes that SparseAutoencoder documents."
+    return WeightsError(f"{where}: {what}.", code="sae-tensors", remedy=remedy)
 
 
 def _impossible(what: str) -> ConfigError:

@@ -15,12 +15,9 @@ import torch
 from torch import Tensor
 
 from pellucid import attribution, lens, metrics
-from pellucid.check import as_whole
-from pellucid.errors import InputError, shown
 from pellucid.extras import need
 from pellucid.generate.generation import Token
 from pellucid.generate.request import generator_of
-from pellucid.generate.sampler import Sampler
 from pellucid.measure.labelled import find
 from pellucid.open import load
 from pellucid.prove.compare import compare as compare_models
@@ -29,6 +26,7 @@ from pellucid.run.model import CkptedTransformer
 from pellucid.run.region import Region, take
 from pellucid.ties import audit_ties
 from pellucid.viewer.container import Trace
+from pellucid.viewer.fields import Change, Request, edits_of, entry_of, misread, place_of, sampler_of, text_of, token_of
 from pellucid.viewer.one_text import OneText, run_text
 from pellucid.viewer.traces import IN_A_PAGE, traced
 from pellucid.viewer.value_blocks import principal
@@ -78,14 +76,12 @@ class Tabs:
         return (session.plain if asked.get("plain") else None) or session.run or self.first
 
 
-Request = Mapping[str, Any]
-Change = Mapping[str, Any]
 Answer = Mapping[str, Any] | Trace
 
 
 def run(tabs: Tabs, session: Session, asked: Request) -> Answer:
     """Run a text, perhaps with edits."""
-    text = _text(asked)
+    text = text_of(asked)
     session.run, session.plain = run_text(tabs.model, text, _edits(tabs.model, asked)), None
     return traced(session.run, asked.get("target"), SERVED)
 
@@ -109,7 +105,7 @@ def edit(tabs: Tabs, session: Session, asked: Request) -> Answer:
             effect["control"] = {**where, **_effect(plain, ran)}
         return effect
 
-    edits = _listed(asked.get("edits", []))
+    edits = edits_of(asked)
     effects = judged(changed, edits)
     groups: dict[Any, list[Change]] = {}
     for number, one in enumerate(edits):
@@ -138,11 +134,11 @@ def _elsewhere(model: CkptedTransformer, edits: Sequence[Change]) -> tuple[Chang
     """The same edits at other heads and neurons of their layers, drawn with a fixed seed; None if none has any."""
     draw, schema, where, moved = random.Random(0), model.schema, dict[str, Any](), list[Change]()
     for one in edits:
-        name, at = _full(one), dict(one)
+        name, at = place_of(one), dict(one)
         for kind, axis in (("head", "head"), ("neuron", "d_mlp")):
             if not isinstance(one.get(kind), int) or name not in schema:
                 continue
-            taken = [other.get(kind) for other in edits if _full(other) == name]
+            taken = [other.get(kind) for other in edits if place_of(other) == name]
             free = [i for i in range(schema.length_of(axis, schema[name])) if i not in taken]
             if free:
                 at[kind] = where[kind] = draw.choice(free)
@@ -150,16 +146,11 @@ def _elsewhere(model: CkptedTransformer, edits: Sequence[Change]) -> tuple[Chang
     return (where, moved) if where else None
 
 
-def _full(one: Change) -> str:
-    name, layer = str(one.get("name")), one.get("layer")
-    return name if layer is None else f"blocks.{layer}.{name}"
-
-
 def _edits(model: CkptedTransformer, asked: Request) -> list[Edit]:
     found: list[Edit] = []
     others: dict[Any, OneText] = {}
-    for one in _listed(asked.get("edits", [])):
-        full, how = _full(one), one.get("how")
+    for one in edits_of(asked):
+        full, how = place_of(one), one.get("how")
         where = {key: one.get(own) for key, own in (("heads", "head"), ("neurons", "neuron"), ("pos", "pos"))}
         if how == "zero":
             found.append(Edit.zero(full, **where))
@@ -172,29 +163,6 @@ def _edits(model: CkptedTransformer, asked: Request) -> list[Edit]:
         else:
             raise misread("edits", how, "'zero', 'mean', or 'patch' with another text as other")
     return found
-
-
-def _listed(value: Any) -> list[Change]:
-    if not isinstance(value, list) or not all(isinstance(one, dict) for one in value):
-        raise misread("edits", value, "a list of objects")
-    return value
-
-
-def _text(asked: Request) -> Any:
-    if isinstance(asked.get("ids"), list):
-        return [asked["ids"]]
-    if isinstance(asked.get("text"), str):
-        return asked["text"]
-    raise misread("text", asked.get("text"), "a text, or ids")
-
-
-def misread(what: str, given: Any, expected: str) -> InputError:
-    """The error for a field of a request that cannot be used."""
-    return InputError(
-        f"{what}: {shown(given)} was asked for, expected {expected}.",
-        code="request-field",
-        remedy=f"Send {expected}.",
-    )
 
 
 def values(tabs: Tabs, session: Session, asked: Request) -> Answer:
@@ -212,7 +180,7 @@ def values(tabs: Tabs, session: Session, asked: Request) -> Answer:
 def read_lens(tabs: Tabs, session: Session, asked: Request) -> Answer:
     """Rank and log-probability of a token through the layers; and at one cell, what heads and MLPs add to its logit."""
     one = tabs.run_of(session, asked)
-    token = _token(asked, "token")
+    token = token_of(asked, "token")
     seen = [lens.logit(one.ckpts, "blocks.0.resid_pre"), lens.logit(one.ckpts)]
     shape = (-1, one.n_tokens)
     found: dict[str, Any] = {
@@ -220,8 +188,8 @@ def read_lens(tabs: Tabs, session: Session, asked: Request) -> Answer:
         "logprob": [row for part in seen for row in part.logprobs(token).values.reshape(shape).tolist()],
     }
     if asked.get("layer") is not None:
-        layer = _entry(asked, "layer", one.ckpts.n_layer)
-        found["parts"] = _at_a_cell(one, token, layer, _entry(asked, "pos", one.n_tokens))
+        layer = entry_of(asked, "layer", one.ckpts.n_layer)
+        found["parts"] = _at_a_cell(one, token, layer, entry_of(asked, "pos", one.n_tokens))
     return found
 
 
@@ -243,27 +211,11 @@ def _at_a_cell(one: OneText, token: Any, layer: int, pos: int) -> dict[str, Any]
     return {"layer": layer, "pos": pos, "of": of, "values": numbers}
 
 
-def _token(asked: Request, name: str) -> int | str:
-    """A field that holds a token."""
-    token = asked.get(name)
-    if not isinstance(token, (int, str)):
-        raise misread(name, token, "a token's id or its text")
-    return token
-
-
-def _entry(asked: Request, name: str, count: int) -> int:
-    """A field that holds an index, as one from 0 on; it may count from the end, and left out it is the last."""
-    index = as_whole(asked.get(name, -1))
-    if index is None or not -count <= index < count:
-        raise misread(name, asked.get(name), f"a whole number from {-count} to {count - 1}")
-    return index % count
-
-
 def attribute(tabs: Tabs, session: Session, asked: Request) -> Answer:
     """What each component and each source token adds to a token's logit, or to the difference of two."""
     one = tabs.run_of(session, asked)
-    pos, token = _entry(asked, "pos", one.n_tokens), _token(asked, "token")
-    target = token if asked.get("minus") is None else (token, _token(asked, "minus"))
+    pos, token = entry_of(asked, "pos", one.n_tokens), token_of(asked, "token")
+    target = token if asked.get("minus") is None else (token, token_of(asked, "minus"))
     parts = attribution.direct(one.ckpts, target, by="head")
     sources = attribution.sources(one.ckpts, target).values[:, 0, pos]
     shape = (one.ckpts.n_layer, one.ckpts.schema.sizes["head"], one.n_tokens)
@@ -280,18 +232,13 @@ def _finite(values: Tensor) -> list[Any]:
 
 def sample(tabs: Tabs, session: Session, asked: Request) -> Answer:
     """Draw one token after the tab's text, and say what each stage made of the distribution."""
-    one, sampler = tabs.run_of(session, asked), _sampler(asked)
+    one, sampler = tabs.run_of(session, asked), sampler_of(asked)
     ids = torch.tensor([one.ids])
     stages = sampler.explain(one.logits[-1].float(), ids)
     last = list(stages.values())[-1]
     generator = generator_of(asked.get("seed", 0), last.device)
     token = int(last.argmax()) if sampler.is_greedy else int(torch.multinomial(last, 1, generator=generator))
     return {"id": token, "text": _piece(tabs.model, token), "stages": _shown(tabs.model, stages)}
-
-
-def _sampler(asked: Request) -> Sampler:
-    names = ("temperature", "top_k", "top_p", "repetition_penalty", "frequency_penalty")
-    return Sampler(**{name: asked[name] for name in names if asked.get(name) is not None})
 
 
 def _shown(model: CkptedTransformer, stages: Mapping[str, Tensor]) -> list[dict[str, Any]]:
@@ -312,8 +259,8 @@ def tokens(tabs: Tabs, session: Session, asked: Request) -> Iterator[Token]:
     """Continue a text, token by token; each has the stages of its choice."""
     session.cancelled = Event()
     given = {"max_new_tokens": asked["max_new_tokens"]} if asked.get("max_new_tokens") is not None else {}
-    seed, how = asked.get("seed", 0), _sampler(asked)
-    return tabs.model.stream(_text(asked), sampler=how, seed=seed, explain=True, **given)
+    seed, how = asked.get("seed", 0), sampler_of(asked)
+    return tabs.model.stream(text_of(asked), sampler=how, seed=seed, explain=True, **given)
 
 
 def told(model: CkptedTransformer, token: Token) -> Mapping[str, Any]:
