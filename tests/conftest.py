@@ -2,9 +2,14 @@
 
 import gc
 import gzip
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+
+# The models of the tests are small: threads would cost more than they give, and starve each other on busy machines. For
+# programs that tests start, too: torch reads this as it is imported.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 import torch
@@ -19,7 +24,6 @@ pytest.register_assert_rewrite("checks", "support")
 import following  # noqa: E402
 import support  # noqa: E402
 
-# The models of the tests are small: threads would cost more than they give, and starve each other on busy machines.
 torch.set_num_threads(1)
 
 

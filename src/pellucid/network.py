@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
@@ -215,17 +216,24 @@ class Network(Part):
         """Every name that `parameter` takes: stored ones and live views."""
         names = [name for name, _ in self.named_parameters()]
         for path, module in self.named_modules():
-            views = {name: a for name, a in vars(type(module)).items() if isinstance(a, LiveView) and name != "weight"}
-            # a class may have views of biases that this configuration has not
-            names += [f"{path}.{name}" for name, view in views.items() if hasattr(module, view.stored)]
+            names += [f"{path}.{name}" for name in vars(type(module)) if _shows_a_part(module, name)]
         return (*names, "unembed.W_U") if self.unembed.tied else tuple(names)
 
     def _locate(self, name: str) -> tuple[nn.Module, str]:
-        if name not in self.parameter_names:
-            raise UnknownNameError(
-                f"no such parameter: {name!r}.",
-                code="unknown-parameter",
-                remedy=f"{nearest(str(name), self.parameter_names)} `model.parameter_names` lists them all.".strip(),
-            )
-        path, attribute = name.rsplit(".", 1)
-        return self.get_submodule(path), attribute
+        path, _, attribute = str(name).rpartition(".")
+        with suppress(AttributeError):  # no such module
+            module = self.get_submodule(path)
+            tied = module is self.unembed and self.unembed.tied and attribute == "W_U"
+            if tied or module._parameters.get(attribute) is not None or _shows_a_part(module, attribute):
+                return module, attribute
+        raise UnknownNameError(
+            f"no such parameter: {name!r}.",
+            code="unknown-parameter",
+            remedy=f"{nearest(str(name), self.parameter_names)} `model.parameter_names` lists them all.".strip(),
+        )
+
+
+def _shows_a_part(module: nn.Module, name: str) -> bool:
+    """Whether a live view shows a parameter; a class may have views of biases that this configuration has not."""
+    view = vars(type(module)).get(name)
+    return isinstance(view, LiveView) and name != "weight" and hasattr(module, view.stored)

@@ -9,6 +9,7 @@ buffers and attributes, and the parameters that something writes into.
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from typing import Any, cast
@@ -133,12 +134,28 @@ def _in_dtype(value: Any, dtype: torch.dtype) -> Any:
     return value
 
 
+_UNCHANGING = (bool, int, float, str, type(None))
+_CONTAINERS = (dict, list, tuple, set, OrderedDict)
+
+
+def _is_known(value: Any, memo: dict[int, Any]) -> bool:
+    """Whether a member of a dict has its copy, as modules and parameters have, or needs none."""
+    return value is None or id(value) in memo
+
+
 def _copied(value: Any, memo: dict[int, Any]) -> Any:
-    """A copy; the value itself where it cannot be copied, such as a lock or an open file."""
+    """A copy; the value itself where it cannot be copied, such as a lock or an open file.
+
+    What most attributes of modules are is copied here: `copy.deepcopy` takes ten times as long over them.
+    """
     if isinstance(value, Tensor) and not value.is_leaf:  # torch refuses to copy these
         return memo.setdefault(id(value), value.detach().clone())
-    if type(value) in (dict, list, tuple) and not value:
+    if type(value) in _UNCHANGING:
+        return value
+    if type(value) in _CONTAINERS and not value:
         return cast(Any, type(value)())
+    if type(value) is dict and all(type(name) is str and _is_known(one, memo) for name, one in value.items()):
+        return memo.setdefault(id(value), {name: memo.get(id(one)) for name, one in value.items()})
     try:
         return copy.deepcopy(value, memo)
     except Exception:  # whatever a foreign __deepcopy__ raises
