@@ -53,7 +53,7 @@ def half_of(tensors: Dict, kind: str) -> Dict:
 
 
 OPENED: dict[str, Callable[[], Dict]] = {
-    "a count of steps": lambda: more(num_batches_tracked=torch.tensor(7)),
+    "a count of steps": lambda: more(num_batches_tracked=torch.tensor(7), step=torch.tensor([7])),
     "an empty tensor": lambda: more(extra=torch.zeros(0)),
     "an empty matrix in a block": lambda: more(**{"transformer.h.1.attn.history": torch.zeros(0, 3)}),
     "some in half precision": lambda: half_of(hf_dict(HF), "c_fc"),
@@ -88,6 +88,34 @@ def test_the_weights_that_transformers_prefers_are_read(sharded: bool, tmp_path:
     theirs = GPT2LMHeadModel.from_pretrained(tmp_path).eval()
     assert same_logits(pl.load(tmp_path), theirs)
     assert same_logits(pl.load(tmp_path), HF)
+
+
+def test_names_and_formats_that_tools_choose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pickle under the name of safetensors, accelerate's whole state dict, and the working directory as a model."""
+    for name in ("model.safetensors", "pytorch_model_fsdp.bin"):
+        folder = tmp_path / name.partition(".")[0]
+        folder.mkdir()
+        write_config(folder, HF)
+        torch.save(hf_dict(HF), folder / name)
+        (folder / "optimizer.bin").write_bytes(bytes(60))
+        monkeypatch.chdir(folder)
+        for given in (folder, ".", Path()):
+            assert same_logits(pl.load(given), HF)
+
+
+@pytest.mark.remedy("pickle-unsafe")
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_pickle_of_a_later_protocol_is_named_and_its_remedy_works(packed: bool, tmp_path: Path) -> None:
+    path, other = tmp_path / "x.pt", tmp_path / "other.pt"
+    torch.save(hf_dict(HF), path, pickle_protocol=4, _use_new_zipfile_serialization=packed)
+    with pytest.raises(pl.WeightsError, match="protocol 4") as caught:
+        pl.load(path, config=CONFIG)
+    first, _, then = caught.value.remedy.partition("write it again: ")[2].partition(", then ")
+    eval(first, {"torch": torch, "path": path, "other": other})
+    assert same_logits(follow(then, other=other), HF)
+    torch.save({"a": Runs(), **hf_dict(HF)}, path, pickle_protocol=4)
+    with pytest.raises(pl.WeightsError, match="would run code"):
+        pl.load(path, config=CONFIG)
 
 
 def test_a_cache_of_links_is_read_by_its_snapshot(tmp_path: Path) -> None:
@@ -361,6 +389,11 @@ FOLDERS: dict[str, tuple[tuple[str, ...], str, str]] = {
     "PaddlePaddle": (("model_state.pdparams", "model_config.json"), "PaddlePaddle", "converted from"),
     "accelerate, the state alone": (("random_states_0.pkl", "sampler.bin", "optimizer.bin", "scheduler.bin"),
                                     "a trainer's state without its weights", "saved the model"),
+    "Core ML's package": (("config.json", "model.mlpackage/Manifest.json"), "Core ML", "exported from"),
+    "an interrupted download": (("config.json", "model.safetensors.incomplete"), "interrupted", "Download the file"),
+    "a ZIP archive": (("gpt2.zip",), "ZIP", "Unpack it"),
+    "accelerate's FSDP": (("config.json", "pytorch_model_fsdp_0/.metadata", "pytorch_model_fsdp_0/__0_0.distcp"),
+                          "pytorch_model_fsdp_0: .*FSDP", "dcp_to_torch"),
     "shards of Flax": (("flax_model-00001-of-00002.msgpack",), "Flax", "from_flax"),
 }  # fmt: skip
 

@@ -94,6 +94,7 @@ ROWS: dict[str, tuple[Any, list[list[int]]]] = {
     "numbers of an array": (list(np.array([1, 2])), [[1, 2]]),
     "rows of arrays": ([np.array([1, 2]), np.array([3])], [[1, 2], [3]]),
     "rows of tensors": ([torch.tensor([1, 2]), torch.tensor([3, 4])], [[1, 2], [3, 4]]),
+    "what a tokenizer returned for each text": ([torch.tensor([[1, 2]]), torch.tensor([[3]])], [[1, 2], [3]]),
     "a tuple": ((1, 2), [[1, 2]]),
     "a range": (range(1, 4), [[1, 2, 3]]),
     "an array of rows": (np.array([[1, 2], [3]], dtype=object), [[1, 2], [3]]),

@@ -365,6 +365,7 @@ REFUSED: dict[str, Refused] = {
     "subclass with a call": Refused(as_class(DoubledWhenCalled), "hf-part", "DoubledWhenCalled"),
     "head wrapped": Refused(put("lm_head", Wrapped), "hf-head", "plain Linear"),
     "head taken out": Refused(put("lm_head", lambda m: nn.Identity()), "hf-head", "plain Linear"),
+    "head quantised": Refused(put("lm_head", lambda m: Linear8bitLt(D, V)), "hf-head", "Linear8bitLt"),
     "head with a bias": Refused(put("lm_head", lambda m: nn.Linear(D, V)), "hf-head", "plain Linear"),
     "forward of a module": Refused(
         tell("transformer.h.0.mlp", forward=lambda x: x * 2), "hf-patched-forward", "h.0.mlp"

@@ -113,7 +113,10 @@ READ: dict[str, Callable[[], Any]] = {
     },
     **{
         f"inside {segment}": lambda segment=segment: inside(segment)
-        for segment in ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module", "module")
+        for segment in (
+            "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module", "module",
+            "_fsdp_wrapped_module._fpw_module", "_original_module",
+        )
     },
     "behind language_model.": lambda: under("language_model."),
     "model twice, once without its head": lambda: {**under("model."), **bare("backbone.")},

@@ -156,6 +156,11 @@ ELSEWHERE = {
     "eos_token_id": "Pass end_ids=.",
     "stop_at_eos": "Pass end_ids=(), which generates without an end.",
     "stop_strings": "Pass stop=.",
+    "stopping_criteria": "Pass stop=, ids or texts at which to stop, or end_ids=.",
+    "streamer": "Call model.stream(...), which gives each token as it comes.",
+    "generation_config": "Set model.generation = pl.GenerationSettings({...}), and pass sampler='file'.",
+    "pad_token_id": "Leave it out: pass mask= beside padded ids, or texts and lists, which are padded and masked here.",
+    "verbose": "Leave it out; nothing is printed.",
 }
 """What others pass to `generate` -> what to do here."""
 

@@ -157,7 +157,9 @@ def table(given: Any, where: str = "") -> Table:
         return _numbers(given, where or "the row")[None]
     rows = [_numbers(opened(row), f"row {number}") for number, row in enumerate(given)]
     for number, row in enumerate(rows):
-        if row.dim() != 1:
+        if row.dim() == 2 and len(row) == 1:
+            rows[number] = row[0]  # what a tokenizer returned for one text
+        elif row.dim() != 1:
             raise _misshapen(f"row {number}", row, "[pos]")
     if len({len(row) for row in rows}) > 1:
         return rows

@@ -300,15 +300,15 @@ def _computes_a_tensor(hook: object) -> bool:
     return type(hook).__module__.startswith("torch.nn.utils.")  # see `require_plain_tensors`
 
 
-def remedy(modules: Iterable[nn.Module | None]) -> str:
-    """What to do about modules of classes that are not the family's."""
+def remedy(modules: Iterable[nn.Module | None]) -> str | None:
+    """What to do about modules that adapt or quantise others; None if none of these does."""
     for module in modules:
         where = f"{type(module).__module__}.{type(module).__name__}"
         if module is not None and (hasattr(module, "base_layer") or re.search("peft|lora", where, re.IGNORECASE)):
             return "Merge the adapters into the weights first: hf_model = peft_model.merge_and_unload()."
         if re.search("bitsandbytes|quant|gptq|awq|hqq|eetq|8bit|4bit", where, re.IGNORECASE):
             return "Load the model without quantisation, or give its weights back: hf_model.dequantize()."
-    return "Put a module of the expected class there: nothing else is carried over."
+    return None
 
 
 def _is_of(function: object, *packages: str) -> bool:

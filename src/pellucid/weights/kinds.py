@@ -58,16 +58,24 @@ _FILES = (
     FileKind("a file of PyTorch's in the format before version 0.1.10 (tar)", "If you trust it, write it again: "
          "torch.save(torch.load(path, weights_only=False), other), then pl.load(other, config=...).",
          rb"(\./)?(sys_info|pickle|storages|tensors)\0.*ustar"),
-    FileKind("a compressed file (gzip, bzip2, xz, zlib or zstd)", _UNPACK,
-         rb"\x1f\x8b|BZh|\xfd7zXZ|\x28\xb5\x2f\xfd|x[\x01\x5e\x9c\xda]"),
-    FileKind("an archive (7z or RAR)", _UNPACK, rb"7z\xbc\xaf\x27\x1c|Rar!"),
-    FileKind("an archive (tar)", _UNPACK, rb".{257}ustar"),
     FileKind("a pickle of protocol 0 or 1, which is not read", "Save it again with torch.save.",
          rb"\(dp|\(lp|c[\w.]+\n[\w.]+\n|\}q|\]q|\(i"),
 )  # fmt: skip
 """Weights, and what stands for them, told by their first bytes, else by their names; the first that fits."""
 
+_PACKED = (
+    FileKind("a compressed file (gzip, bzip2, xz, zlib or zstd)", _UNPACK,
+         rb"\x1f\x8b|BZh|\xfd7zXZ|\x28\xb5\x2f\xfd|x[\x01\x5e\x9c\xda]"),
+    FileKind("an archive (7z or RAR)", _UNPACK, rb"7z\xbc\xaf\x27\x1c|Rar!"),
+    FileKind("an archive (tar)", _UNPACK, rb".{257}ustar"),
+    FileKind("an archive (ZIP)", _UNPACK, name=r"\.zip$"),
+    FileKind("a download that was interrupted", "Download the file again, until its name has no such ending.",
+         name=r"\.(incomplete|aria2|crdownload|part|partial|download)$"),
+)  # fmt: skip
+"""What weights may be inside of."""
+
 _OTHERS = (
+    *_PACKED,
     FileKind("an llm.c data file (tokens)", f"It holds a text. {READABLE}", _magic(20240520) + b"|" + _magic(20240801)),
     FileKind("an llm.c tokenizer", f"It holds no weights. {READABLE}", _magic(20240328)),
     FileKind("JSON text, without weights", "Give the folder that the file is in, or the weights file.", rb"\s*[{\[]"),
@@ -91,7 +99,7 @@ _FSDP = FileKind(
     "weights in parts, as FSDP saves them",
     "Join its parts: python -m torch.distributed.checkpoint.format_utils dcp_to_torch folder weights.pt, then "
     "pl.load('weights.pt', config=...).",
-    name=r"\.distcp$|^\.metadata$|^pytorch_model_fsdp",
+    name=r"\.distcp$|^\.metadata$|^(pytorch_model|optimizer)_fsdp_(rank)?\d+$|_fsdp_?rank_?\d+",
 )
 _PARTS = (
     FileKind("a PEFT adapter, which is a change to another model's weights", ADAPTERS.remedy,
@@ -194,7 +202,7 @@ def require_whole(path: Path) -> None:
         WeightsError: The file's name says that it is one, and their index lies beside it.
     """
     shard = _SHARD.search(path.name)
-    index = path.with_name(f"{_SHARD.sub('', path.name)}.index.json")
+    index = path.parent / f"{_SHARD.sub('', path.name)}.index.json"  # with_name refuses ".", which has no name
     if shard is not None and int(shard[1]) > 1 and is_there(index):
         raise WeightsError(
             f"{path}: one of {int(shard[1])} shards.", code="shard-alone", remedy=f"Give their index, {str(index)!r}."
@@ -244,9 +252,9 @@ def no_weights(folder: Path, expected: Sequence[str], others: Sequence[str], sev
             code="weights-not-found",
             remedy=f"Give one of them, such as {str(folder / inner[-1])!r}.",
         )
-    kind = next((kind for kind in _PARTS if any(kind.has(name, b"") for name in others)), None)
-    if kind is not None:
-        return kind.refused(folder)
+    for kind, name in ((kind, name) for kind in _PARTS for name in others):
+        if kind.has(name, b""):
+            return kind.refused(folder / name if kind is _FSDP and (folder / name).is_dir() else folder)
     below = _files_below(folder)
     apart = sorted(filter(_may_hold_weights, below), key=lambda path: path.stat().st_mtime)
     if apart:
@@ -256,9 +264,10 @@ def no_weights(folder: Path, expected: Sequence[str], others: Sequence[str], sev
             code="weights-not-found",
             remedy=f"Give one of them; the newest is {str(apart[-1])!r}.",
         )
-    for path in (*(folder / name for name in others if (folder / name).is_file()), *below):
-        start = _start(path)
-        kind = next((kind for kind in _FILES if kind.has(path.name, start)), None)
+    own = [folder / name for name in others if (folder / name).is_file()]
+    for path, kinds in (*((path, (*_FILES, *_PACKED)) for path in own), *((path, _FILES) for path in below)):
+        start, parts = _start(path), path.relative_to(folder).parts  # a package of Core ML is a folder
+        kind = next((kind for kind in kinds if any(kind.has(part, start) for part in parts)), None)
         if kind is not None:
             return kind.refused(path)
     if any(_STATE.has(name, b"") for name in others):

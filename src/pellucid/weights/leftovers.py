@@ -101,7 +101,7 @@ KINDS = (
     ),
     Foreign(r"^(token_embd|blk|output_norm)\.", "GGUF's names", _CONVERT),
     Foreign(
-        r"^model/|^h\d+/", "the names of OpenAI's TensorFlow release",
+        r"^(model/)?(h\d+|ln_f)/|^model/w[tp]e$", "the names of OpenAI's TensorFlow release",
         TENSORFLOW_REMEDY,
     ),
     Foreign(
@@ -207,7 +207,7 @@ def harmless(name: str, tensor: Tensor) -> str | None:
         return "a causal mask, or positions, which are computed"
     if tensor.numel() == 0:
         return "no numbers"
-    if tensor.dim() == 0 and not (tensor.is_floating_point() or tensor.is_complex()):
+    if tensor.numel() == 1 and not (tensor.is_floating_point() or tensor.is_complex()):
         return "a whole number, such as a count of steps"
     if name.endswith(("bias", ".b", "b_U")) and not bool(tensor.any()):
         return "a bias of zeros"

@@ -205,8 +205,11 @@ def _require_classes(parts: Sequence[LiveModule], kind: Kind) -> None:
         raise WeightsError(
             f"from_hf: {'; '.join(map(_said, wrong[:3]))}{foreign.more(wrong)}.",
             code="hf-part",
-            remedy=f"{foreign.remedy(part.module for part in wrong)} {foreign.AS_IT_IS}",
+            remedy=f"{foreign.remedy(part.module for part in wrong) or _OTHERWISE} {foreign.AS_IT_IS}",
         )
+
+
+_OTHERWISE = "Put a module of the expected class there: nothing else is carried over."
 
 
 def _said(part: LiveModule) -> str:
@@ -220,10 +223,13 @@ def _said(part: LiveModule) -> str:
 
 def wrong_head(head: object, config: type[JsonConfig]) -> WeightsError:
     """The error for an output head that is not a matrix."""
+    said = str(head).partition("(\n")[0]
+    changed = foreign.remedy([head]) if isinstance(head, nn.Module) else None
     return WeightsError(
-        f"from_hf: the head is {head}, expected a plain Linear without bias.",
+        f"from_hf: the head is {said}, expected a plain Linear without bias.",
         code="hf-head",
-        remedy=f"Put a torch.nn.Linear({config.about.width}, vocab_size, bias=False) in its place; "
+        remedy=changed
+        or f"Put a torch.nn.Linear({config.about.width}, vocab_size, bias=False) in its place; "
         f"{config.about.family} has no other head.",
     )
 

@@ -12,6 +12,7 @@ import pickle
 import pickletools
 import re
 import threading
+import warnings
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -69,9 +70,13 @@ def read_pickle(path: Path) -> object:
             remedy="If you trust the file: pl.load(pickle.load(open(path, 'rb')), config=...). Or ask its author for "
             "safetensors.",
         )
+    allowed = _NUMPY if any(name.startswith("numpy") for name in needed) else []
+    mapped = packed and not compressed and path.suffix != ".safetensors"
     try:
-        with _LOCK, torch.serialization.safe_globals(_NUMPY if any(n.startswith("numpy") for n in needed) else []):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=packed and not compressed)
+        with _LOCK, torch.serialization.safe_globals(allowed), path.open("rb") as file, warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Detected pickle protocol")  # what cannot be read is an error below
+            # By its name torch maps a file; one that ends with .safetensors it would read as such.
+            return torch.load(path if mapped else file, map_location="cpu", weights_only=True, mmap=mapped)
     except PermissionError as problem:
         raise unreadable(path, problem) from problem
     except pickle.UnpicklingError as problem:
@@ -161,6 +166,7 @@ def _globals(path: Path, stream: BinaryIO) -> set[str]:
     """
     needed: set[str] = set()
     texts = ["", ""]
+    remembered: dict[int, str] = {}
     stack, marks, memo = [0], [0], {}
     try:
         for opcode, argument, _ in pickletools.genops(stream):
@@ -169,6 +175,10 @@ def _globals(path: Path, stream: BinaryIO) -> set[str]:
                 needed.add(str(argument).replace(" ", ".", 1))
             elif name == "STACK_GLOBAL":
                 needed.add(".".join(texts[-2:]))
+            elif name == "MEMOIZE":
+                remembered[len(memo)] = texts[-1]
+            elif name in _GETS:
+                texts.append(remembered.get(int(argument or 0), ""))
             elif isinstance(argument, str):
                 texts.append(argument)
             _count(name, opcode, argument, stack, marks, memo)
@@ -190,8 +200,8 @@ def _count(
     """One opcode on a stack that holds for every object how many leaves its tuples have."""
     if name == "MARK":
         marks.append(len(stack))
-    elif name in ("GET", "BINGET", "LONG_BINGET"):
-        stack.append(memo.get(int(argument), 1))
+    elif name in _GETS:
+        stack.append(memo.get(int(argument or 0), 1))
     elif name in ("PUT", "BINPUT", "LONG_BINPUT"):
         memo[int(argument)] = stack[-1]
     elif name == "MEMOIZE":
@@ -205,6 +215,8 @@ def _count(
         del stack[max(start, 0) :]
         stack += [1 + sum(popped) if name.startswith("TUPLE") else 1] * len(after)
 
+
+_GETS = ("GET", "BINGET", "LONG_BINGET")
 
 _LOWER = ("datetime.datetime", "datetime.date", "datetime.timedelta")
 """Classes of values whose names look like functions'."""
@@ -228,6 +240,13 @@ def _refusal(path: Path, said: str, needed: set[str]) -> WeightsError:
             remedy=f"If you trust the file: import {module}, then, within "
             f"torch.serialization.safe_globals([{culprit}]), pl.load(torch.load(path), config=...). "
             "Or ask its author for safetensors.",
+        )
+    if "Unsupported operand" in said and all(re.match(r"(torch|collections)\b", one) for one in needed):
+        return WeightsError(
+            f"{path}: a pickle of protocol 4 or 5, of which PyTorch's restricted reader reads none.",
+            code="pickle-unsafe",
+            remedy="If you trust the file, write it again: torch.save(torch.load(path, weights_only=False), other), "
+            "then pl.load(other, config=...).",
         )
     if needed:
         what = f"calls {culprit}" if culprit else "calls what a pickle of tensors does not"

@@ -16,11 +16,8 @@ from functools import cache
 from pellucid.families import FAMILIES
 from pellucid.family import Family
 
-_WRAPPERS = re.compile(
-    r"(?:^|(?<=\.))(?:module|_module|_orig_mod|_forward_module|_fsdp_wrapped_module|_checkpoint_wrapped_module"
-    r"|base_layer)\."
-)
-"""DDP, DataParallel and DeepSpeed; Opacus; torch.compile; Fabric; FSDP; activation checkpointing; PEFT."""
+_WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:module|_\w*mod(?:ule)?|base_layer)\.")
+"""DDP, DataParallel and DeepSpeed; `_orig_mod` of torch.compile, `_fsdp_wrapped_module`, and so on; PEFT."""
 
 _OLD = {"gamma": "weight", "beta": "bias"}
 _OLD_NORM = re.compile(r"((?:^|\.)ln_(?:1|2|f)\.)(gamma|beta)$")
