@@ -544,6 +544,33 @@ def test_a_network_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert caught.value.code == "corpus-network"
 
 
+def test_only_what_may_pass_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The network, and a store that is busy; no answer that stays the same, and no fault."""
+    monkeypatch.setattr(objects, "FIRST_WAIT", 0.0)
+    place = objects.Objects("memory://nothing", {})
+    dropped = type("EndpointConnectionError", (type("ConnectionError", (Exception,), {}),), {"__module__": "botocore"})
+    unlike = type("ParamValidationError", (Exception,), {"__module__": "botocore"})
+    for error, tries, raised in (
+        (OSError(errno.EBUSY, "slow down"), objects.TRIES, "corpus-network"),
+        (TimeoutError(), objects.TRIES, "corpus-network"),
+        (dropped("nobody there"), objects.TRIES, "corpus-network"),
+        (OSError(errno.EINVAL, "no such location"), 1, "corpus-address"),
+        (unlike("no name of a bucket"), 1, "corpus-address"),
+        (PermissionError("not yours"), 1, "corpus-access"),
+        (ValueError("a fault"), 1, None),
+    ):
+        asked = list[int]()
+
+        def ask(error: Exception = error, asked: list[int] = asked) -> None:
+            asked.append(1)
+            raise error
+
+        with pytest.raises(Exception) as caught:
+            place.asked(ask)
+        assert len(asked) == tries, error
+        assert getattr(caught.value, "code", None) == raised
+
+
 # Disks that refuse
 
 

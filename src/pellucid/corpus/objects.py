@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import secrets
@@ -33,6 +34,18 @@ LARGEST_PUT = 5 * 2**30
 """Bytes that S3 takes in one request."""
 
 
+LASTING = {
+    errno.EINVAL, errno.ENOTEMPTY, errno.ENAMETOOLONG, errno.EMSGSIZE, errno.EPERM, errno.ENOSYS,
+    getattr(errno, "EREMCHG", errno.EINVAL),  # not on every system
+}  # fmt: skip
+"""Numbers of errors that s3fs makes of answers which are the same however often one asks; others pass."""
+
+NETWORK = {"HTTPClientError", "ConnectionError", "IncompleteReadError", "ClientError", "HttpError", "AzureError"}
+"""Exceptions of botocore, aiohttp, gcsfs and Azure, no OSErrors, that say that the network or the store failed."""
+
+_ADDRESS = "Give an address such as 's3://bucket/acts.zarr', with the storage_options that its kind takes, or a folder."
+
+
 class Objects:
     """A prefix of an object store that fsspec reads, such as "s3://bucket/acts.zarr".
 
@@ -58,8 +71,7 @@ class Objects:
             raise InputError(
                 f"corpus: {url!r} is no address that fsspec opens: {error}.",
                 code="corpus-address",
-                remedy="Give an address such as 's3://bucket/acts.zarr', with the storage_options that its kind "
-                "takes, or a folder.",
+                remedy=_ADDRESS,
             ) from error
         self._url, self._options = url, options
         self._as_one = {"chunksize": LARGEST_PUT} if "s3" in self._fs.protocol else {}
@@ -82,6 +94,10 @@ class Objects:
             except Exception as error:  # each kind of store has exceptions of its own
                 if isinstance(error, PermissionError) or "Credentials" in type(error).__name__:
                     raise self._no_access(error) from error
+                if not _passes(error):
+                    if type(error).__module__ == "builtins" and not isinstance(error, OSError):
+                        raise  # no answer of a store, but a fault
+                    raise self._refused(error) from error
                 if number == TRIES - 1:
                     raise self._no_answer(error) from error
             time.sleep(FIRST_WAIT * 2**number)
@@ -212,6 +228,13 @@ class Objects:
             "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY and begin again in a new process.",
         )
 
+    def _refused(self, error: Exception) -> InputError:
+        return InputError(
+            f"corpus: {self._url} refused a request: {type(error).__name__}: {error}.",
+            code="corpus-address",
+            remedy=_ADDRESS,
+        )
+
     def _no_answer(self, error: Exception) -> InputError:
         return InputError(
             f"corpus: {self._url} did not answer after {TRIES} tries: {type(error).__name__}: {error}.",
@@ -219,6 +242,13 @@ class Objects:
             remedy="Check the address, the endpoint_url in storage_options and the network, and make the same call "
             "again: it goes on with what is there.",
         )
+
+
+def _passes(error: Exception) -> bool:
+    """Whether the same request may be answered another time."""
+    if isinstance(error, OSError):
+        return error.errno not in LASTING
+    return not NETWORK.isdisjoint(kind.__name__ for kind in type(error).__mro__)
 
 
 def _said(mine: str) -> bytes:
