@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 import pellucid as pl
 import support
-from pellucid.prove import calling, comparison
+from pellucid.prove import calling, probing
 
 SIZES = {"vocab_size": 53, "n_positions": 16, "n_embd": 16, "n_layer": 1, "n_head": 2}
 IDS = support.some_ids(1, 6, 53)
@@ -113,6 +114,12 @@ def thrice(logits: Tensor, ids: Tensor) -> Tensor:
 
 WRONG: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "one token": lambda logits, ids: logits + (ids.size(1) == 1),
+    "two tokens": lambda logits, ids: logits + 1e-3 * (ids.size(1) == 2),
+    "three tokens": lambda logits, ids: logits + 1e-3 * (ids.size(1) == 3),
+    "a length that it names": lambda logits, ids: logits + (ids.size(1) == 7),
+    "two equal rows": lambda logits, ids: logits + (ids.unique(dim=0).shape != ids.shape),
+    "0 in front": lambda logits, ids: logits + (ids[:, :1] == 0)[..., None],
+    "an id in front that it names": lambda logits, ids: logits + (ids[:, :1] == 17)[..., None],
     "the token before, again": again,
     "one token three times": thrice,
 }
@@ -122,6 +129,48 @@ WRONG: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 def test_inputs_at_which_a_program_is_wrong(name: str, small: pl.CkptedTransformer) -> None:
     report = pl.compare(small, Around(small, WRONG[name]), IDS)
     assert report.verdict == "different", report
+
+
+def from_the_third_call(state: dict[str, Any], inner: nn.Module, ids: Tensor) -> Tensor:
+    state["calls"] = state.get("calls", 0) + 1
+    return inner(ids) + (state["calls"] > 2)
+
+
+def the_same_answer_again(state: dict[str, Any], inner: nn.Module, ids: Tensor) -> Tensor:
+    return state.setdefault(str(ids.shape), inner(ids))
+
+
+def as_long_as_the_first(state: dict[str, Any], inner: nn.Module, ids: Tensor) -> Tensor:
+    return inner(ids) * (torch.arange(ids.size(1)) < state.setdefault("length", ids.size(1)))[:, None]
+
+
+def no_longer_than_the_first(state: dict[str, Any], inner: nn.Module, ids: Tensor) -> Tensor:
+    return inner(ids) + torch.zeros(state.setdefault("length", ids.size(1)))[: ids.size(1), None]
+
+
+class Remembering(nn.Module):
+    def __init__(self, model: pl.CkptedTransformer, run: Callable[[dict[str, Any], nn.Module, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.inner, self.function, self.state = course(model), run, dict[str, Any]()
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.function(self.state, self.inner, ids)
+
+
+@pytest.mark.parametrize(
+    "run", [from_the_third_call, the_same_answer_again, as_long_as_the_first, no_longer_than_the_first]
+)
+def test_what_a_program_keeps_from_one_call_to_the_next(run: Any, small: pl.CkptedTransformer) -> None:
+    report = pl.compare(small, Remembering(small, run), IDS)
+    assert "run once more, after other runs, the program" in str(report.first_divergence), report
+
+
+def test_a_declared_pad_is_an_id_of_probes() -> None:
+    """Ids that betray pads are refused without a mask, but not those that a comparison draws."""
+    padded = support.glass(**{**SIZES, "pad_token_id": 0})
+    for other in (course(padded), copy.deepcopy(padded)):
+        assert not pl.compare(padded, other, IDS).reach.partial
+    assert not pl.compare(padded, Around(padded, lambda logits, ids: logits + (ids == 0)[..., None]), IDS)
 
 
 def test_one_token_of_transformers_own_is_identical(small: pl.CkptedTransformer) -> None:
@@ -139,13 +188,13 @@ def test_a_mask_hides_no_mistake(small: pl.CkptedTransformer) -> None:
     assert (report.first_divergence.cause or "").startswith("no causal mask")
 
 
-@pytest.mark.parametrize("name", ["masks", "one token"])
+@pytest.mark.parametrize("name", ["masks", "two tokens"])
 def test_mutants_are_noticed(name: str, small: pl.CkptedTransformer, monkeypatch: pytest.MonkeyPatch) -> None:
     if name == "masks":
         monkeypatch.setattr(calling, "_looks_ahead", lambda *given: False)
         with pytest.raises(AssertionError):
             test_what_a_forward_demands(Seeing, small)
     else:
-        monkeypatch.setattr(comparison.Comparison, "_one_token", lambda self, trial: [])
+        monkeypatch.setattr(probing.Probing, "_short", lambda self: [])
         with pytest.raises(AssertionError):
-            test_inputs_at_which_a_program_is_wrong("one token", small)
+            test_inputs_at_which_a_program_is_wrong("two tokens", small)

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 
+from pellucid.check import attribute
 from pellucid.families import family_of
-from pellucid.numerics.rounding import relative_error
 from pellucid.prove.about import Reach, distance_of
 from pellucid.prove.alignment import Alignment
 from pellucid.prove.calling import NoLogitsError
-from pellucid.prove.causes import COARSE, CauseSearch, head_of_its_own
+from pellucid.prove.causes import CauseSearch, head_of_its_own
 from pellucid.prove.copies import quietly, with_their_values, without_units, working_copy
 from pellucid.prove.divergences import Sides, divergence_at, first_changed, not_finite_at, positions_note, with_changes
 from pellucid.prove.ground import AsGiven, DidNotRunError, common_ground, rounded_alike
@@ -22,7 +21,8 @@ from pellucid.prove.influence import Sensitivity, without_idle
 from pellucid.prove.lending import Loan
 from pellucid.prove.matching import Matching
 from pellucid.prove.points import LOGITS, sites_of
-from pellucid.prove.probes import AT_ONCE, Beginning, Probes, named_ids
+from pellucid.prove.probes import Probes, named_ids
+from pellucid.prove.probing import Probing, error_words, probe_words
 from pellucid.prove.program import DOUBLE, Glass, Program
 from pellucid.prove.report import CheckpointRow, ComparisonReport, Divergence, relative_changes
 from pellucid.prove.runs import Runs, rows_of
@@ -146,7 +146,8 @@ class Comparison:
         named = named_ids(self.other, sizes["d_vocab"])
         in_blocks = sum(parameter.numel() for parameter in self.reference.blocks.parameters())
         halves = self.reference.device.type == "cpu" and self.reference.dtype.itemsize == 2
-        return Probes(self.ids, sizes, min([sizes[N_CTX], *tables]), weights, in_blocks, named, halves)
+        pads = {attribute(attribute(side, "config"), "pad_token_id") for side in (self.reference, self.other)}
+        return Probes(self.ids, sizes, min([sizes[N_CTX], *tables]), weights, in_blocks, named, halves, pads)
 
     def _rows(self) -> list[list[int]]:
         """The caller's ids, without what fills short rows up."""
@@ -160,7 +161,7 @@ class Comparison:
         try:
             trial.finish().note_gradients()
         except Exception as error:  # whatever a foreign forward raises in a dtype that it was not written for
-            self.notes.append(f"rounding could not be told from error: in float64 {_words(error)}")
+            self.notes.append(f"rounding could not be told from error: in float64 {error_words(error)}")
             return self._finished(alignment, rows_of(trial.single, None), first, explained=False)
         self.progress("looking for the cause", 0.8)
         self._note(trial)
@@ -183,7 +184,7 @@ class Comparison:
             explained = explained and also
             if divergence is not None:
                 rows = rows_of(probe.single, probe.double)
-                divergence = replace(divergence, detail=f"{divergence.detail}; shown on {_probe_words(probe.ids)}, not "
+                divergence = replace(divergence, detail=f"{divergence.detail}; shown on {probe_words(probe.ids)}, not "
                                                         "on the inputs given")  # fmt: skip
                 break
         return self._finished(alignment, rows, divergence, explained=explained)
@@ -232,69 +233,12 @@ class Comparison:
         return divergence_at(double, point, cause), False
 
     def _probed(self, trial: Trial) -> list[Trial]:
-        """Trials on ids of our own, without those whose logits are equal to the bit."""
         self.progress("running both on probes", 0.9)
-        tried = [self._on(trial, ids) for ids in self.probes.batches()]
-        runs_others = len(self.probes.ran) > 1
-        tried += [self._on(trial, ids) for ids in self._one_token(trial)] if runs_others else []
-        self.reach = self.probes.reach()
-        if self.reach.partial and runs_others:
-            odd = self._entrance(trial)
-            odd = self._deep(trial) if odd is None else odd
-            tried += [] if odd is None else [self._on(trial, odd)]
-        return [made for made in tried if made is not None]
-
-    def _one_token(self, trial: Trial) -> list[Tensor]:
-        """Rows of one token, if the program seems to lose their axis of positions; a trial says whether it does."""
-        ids = self.probes.mixed()[:, :1]
-        with contextlib.suppress(Exception):  # whatever a foreign forward raises: one that is traced takes one length
-            given, expected = trial.program.plain(ids), Glass(self.reference).run(ids)[LOGITS]
-            return [ids] if given.shape != expected.shape or relative_error(given, expected) > COARSE else []
-        return []
-
-    def _entrance(self, trial: Trial) -> Tensor | None:
-        """A text at whose end what enters the first block differs, of every id and position; None if there is none."""
-        length = min(self.probes.positions, AT_ONCE)
-        what = "ids and positions" if length == self.probes.positions else "ids"
-        ids = self.probes.every(-(-self.probes.vocabulary // length), length)
-        return self._beginning(trial, ids, 0, f"for all {what} what enters the first block")
-
-    def _deep(self, trial: Trial) -> Tensor | None:
-        """A text longer than those that ran, at whose end what leaves one of the first blocks differs; None if none."""
-        blocks, length = self.probes.deep()
-        if not blocks:
-            return None
-        words = f"at {length:,} positions what leaves the first {blocks} of {self.schema.sizes['layer']} blocks"
-        return self._beginning(trial, self.probes.every(1, length), blocks, words)
-
-    def _beginning(self, trial: Trial, ids: Tensor, end: int, words: str) -> Tensor | None:
-        """The first of these texts at whose end what would enter a block differs, and its reach in words."""
-        shown, names = trial.double.points(), (f"blocks.{end}.resid_pre", f"blocks.{end - 1}.resid_post")
-        places = [p for site in trial.program.sites for p in site.points if trial.double.ckpt(p) in names]
-        point = next((p for p in places if p in shown or trial.double.certain), None)
-        if point is None:
-            return None
-        rounds = bool(end) and (self.probes.in_halves or not trial.bit_equal)
-        try:
-            odd = Beginning(self.reference, trial.program, point, end, rounds).first_wrong(ids)
-        except Exception as error:  # whatever a foreign forward raises
-            self.notes.append(f"{words} could not be compared: {_words(error)}")
-            return None
-        before = self.reach.beyond if self.reach is not None else ""
-        self.reach = self.probes.reach(f"{before}; {words}" if before else words)
-        return odd
-
-    def _on(self, trial: Trial, ids: Tensor) -> Trial | None:
-        """A trial like another on other ids; None if it shows nothing, since its logits are equal to the bit."""
-        try:
-            made = Trial(self.reference, trial.watched, trial.program, ids, trial.precise, self.given)
-            finished = None if made.bit_equal else made.finish()
-        except Exception as error:  # whatever a foreign forward raises
-            self.notes.append(f"{_probe_words(ids)} could not be run, so that the verdict does not cover it: "
-                              f"{_words(error)}")  # fmt: skip
-            return None
-        self.probes.ran.append(ids)
-        return finished if finished is None or trial.point is not None else finished.shortened()
+        probing = Probing(trial, self.probes)
+        made = probing.trials()
+        self.reach = probing.reach
+        self.notes += probing.notes
+        return made
 
     def _search(self, alignment: Alignment) -> CauseSearch:
         return CauseSearch(self.family, alignment, self.matching.others, self.notes)
@@ -345,11 +289,3 @@ class Comparison:
             reference="B" if self.swapped else "A",
             probe=Sensitivity(self.reference, self.other, self.ids, alignment if self.tensors is None else None),
         )
-
-
-def _probe_words(ids: Tensor) -> str:
-    return f"a probe of {ids.size(0)} x {ids.size(1)} ids"
-
-
-def _words(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"

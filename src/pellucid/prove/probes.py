@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 import types
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -25,6 +25,9 @@ from pellucid.prove.copies import quietly
 from pellucid.prove.program import DOUBLE, Conditions, Program
 from pellucid.prove.runs import same_bits
 from pellucid.run.model import CkptedTransformer
+
+SHORT = 3
+"""Up to how many tokens every length is tried: two or three are what people look at by hand."""
 
 LONGEST = 64
 """Positions of a probe: more than windows and blocks of attention that are met in small programs, and still quick."""
@@ -60,6 +63,7 @@ class Probes:
         in_blocks: How many of them are in its blocks.
         named: Ids that the program names.
         in_halves: Whether products are taken in two bytes on a processor, which for float16 hardly any does quickly.
+        pads: Ids that either side declares as pads.
 
     Attributes:
         ran: What was run, the caller's ids first.
@@ -72,6 +76,7 @@ class Probes:
     in_blocks: int
     named: Sequence[int] = ()
     in_halves: bool = False
+    pads: Collection[int] = ()
 
     def __post_init__(self) -> None:
         self.ran, self.vocabulary = [self.ids], self.sizes["d_vocab"]
@@ -95,6 +100,20 @@ class Probes:
         drawn[0, inside], drawn[1, inside] = 0, self.vocabulary - 1
         drawn[0, inside + 1 : min(inside + 4, length - 1)] = drawn[0, inside - 1]  # a token that comes again and again
         return drawn.to(self.ids)
+
+    def short(self) -> list[tuple[Tensor, list[int]]]:
+        """Rows [B, P], and at how many of their first tokens to look: 1 to 3, and as many as the program names.
+
+        The first rows are equal and begin with 0; the others begin with the ids that the program names. A declared pad
+        begins none of them. The lengths that are named come to no more tokens than a long probe has.
+        """
+        drawn = self.every(1, LONGEST)[0].cpu()
+        begins = [token for token in (0, *self.named, *drawn.tolist()) if token not in self.pads]
+        begins = torch.tensor([begins[0], *begins[: 1 + min(len(self.named), FEW)]])
+        rows = torch.cat([begins[:, None], drawn[:2].expand(len(begins), 2)], 1)[:, : self.positions].to(self.ids)
+        lengths = [n for n in self.named if SHORT < n < min(self.positions, LONGEST)]
+        named = [n for place, n in enumerate(lengths) if sum(lengths[: place + 1]) <= LONGEST]
+        return [(rows, list(range(1, rows.size(1) + 1))), *([(self.every(1, max(named)), named)] if named else [])]
 
     def _whole(self) -> Iterator[Tensor]:
         """Every id and every position, or as many of them as memory and time allow; nothing if these are few."""

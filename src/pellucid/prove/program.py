@@ -22,6 +22,7 @@ from pellucid.prove.copies import eagerly, is_scripted, quietly, seed, undisturb
 from pellucid.prove.lending import Loan
 from pellucid.prove.points import LOGITS, ModuleSite
 from pellucid.run.model import CkptedTransformer
+from pellucid.text.batch import without_pads
 
 Values = Mapping[str, Tensor]
 
@@ -67,7 +68,7 @@ class Glass:
         beside = {point.name for point in self.model.schema.points if point.computed == "when watched"}
         tap = _ForcingTap({}, forced or {}, beside, conditions.noise, generator)
         with quietly(self.model, double=conditions.double):
-            logits = self.model(ids.to(self.model.device), tap)
+            logits = self.model(without_pads(ids.to(self.model.device)), tap)
         return {**tap.values, LOGITS: logits}
 
 
@@ -142,14 +143,7 @@ class Program:
                 return self._output(module, ids)
 
     def plain(
-        self,
-        ids: Tensor,
-        *,
-        double: bool = False,
-        gradients: bool = False,
-        times: int = 1,
-        evaluating: bool = True,
-        number: int = 0,
+        self, ids: Tensor, *, double: bool = False, gradients: bool = False, evaluating: bool = True, number: int = 0
     ) -> Tensor:
         """The logits of a run without any instrument.
 
@@ -157,10 +151,21 @@ class Program:
             ids: [B, P].
             double: Whether parameters and buffers are float64 copies.
             gradients: Whether gradients are enabled, as they are unless a caller switches them off.
-            times: How many runs follow one another, each on what the one before left; the last one's logits count.
             evaluating: Whether it evaluates; else it is in the modes in which it was given.
             number: The seed of torch's generator.
         """
+        return self.in_a_row([ids], double=double, gradients=gradients, evaluating=evaluating, number=number)[0]
+
+    def in_a_row(
+        self,
+        batches: Sequence[Tensor],
+        *,
+        double: bool = False,
+        gradients: bool = False,
+        evaluating: bool = True,
+        number: int = 0,
+    ) -> list[Tensor]:
+        """As `plain`, the logits of several runs, each on what the one before left in the program."""
         loan = self.loan.doubled() if double else self.loan
         given = {child: child.training for child in loan.module.modules()} if not evaluating else {}
         with (
@@ -171,10 +176,7 @@ class Program:
             for child, training in given.items():
                 child.training = training
             seed(number)
-            for _ in range(times - 1):
-                self._output(module, ids)
-            output = self._output(module, ids)
-        return self._logits(output, ids)
+            return [self._logits(self._output(module, ids), ids) for ids in batches]
 
     def failure(self, ids: Tensor, error: Exception) -> str:
         """What a run raises, and in which module; `error` itself where a run with hooks raises nothing."""
@@ -201,7 +203,7 @@ class Program:
         return f"{where}{type(error).__name__}: {first}{guesses(self.loan.module)}"
 
     def _output(self, module: nn.Module, ids: Tensor) -> Any:
-        ids = ids.to(next((parameter.device for parameter in module.parameters()), ids.device))
+        ids = without_pads(ids.to(next((parameter.device for parameter in module.parameters()), ids.device)))
         if self.call is None:
             self.call, words, output = working_call(module, ids)
             self.remarks |= {words: None} if words else {}

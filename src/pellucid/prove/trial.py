@@ -101,8 +101,12 @@ class Trial:
         part = self.ids[max(row - 1, 0) : max(row - 1, 0) + 2, : 2 * place + AROUND]
         if 2 * part.numel() > self.ids.numel():
             return self
-        made = Trial(self.reference, self.watched, self.program, part, self.precise, self.given).finish()
+        made = self.on(part).finish()
         return self if made.point is None else made
+
+    def on(self, ids: Tensor) -> Trial:
+        """The same on other ids, not finished."""
+        return Trial(self.reference, self.watched, self.program, ids, self.precise, self.given)
 
     def _judge_unwatched(self) -> None:
         """Put the logits of the run without instruments in the place of those that were watched."""
@@ -137,20 +141,39 @@ class Trial:
                                       "verdict is on what it computes without them")  # fmt: skip
 
     def unsteady(self) -> str | None:
-        """What a second run in a row gives, in words, if that is something else than the first; None if it is not.
+        """What runs after others give, in words, if that is something else than the first; None if it is not.
 
-        A program that keeps something from one call to the next, such as a cache that nobody emptied, is right once.
+        A program that keeps something from one call to the next is right once: a cache that nobody emptied, tables as
+        long as the first text, an answer that is given again for ids of the same shape.
         """
+        others = (self.ids + 1) % self.reference.schema.sizes["d_vocab"]
+        for before in ((others[:1, : -(-self.ids.size(1) // 2)], others), (self.ids, self.ids)):
+            try:
+                gap = self._gap_after(*before)
+            except Exception as error:  # whatever a foreign forward raises
+                if all(map(self._takes, before)):  # one that is traced takes no other shape, and not all take all ids
+                    return f"run once more, after other runs, the program raises {type(error).__name__}: {error}"
+            else:
+                if gap <= BEYOND_ROUNDING:
+                    return None
+                return (f"run once more, after other runs, the program gives other logits on the same ids, by "
+                        f"{gap:.3g}: it keeps something from one call to the next")  # fmt: skip
+        return None
+
+    def _gap_after(self, first: Tensor, second: Tensor) -> float:
+        """How far the logits of two more runs, after runs on these, are from those of the first."""
+        batches = [first, second, self.ids, self.ids]
+        if all(same_bits(logits, self.plain) for logits in self.program.in_a_row(batches)[-2:]):
+            return 0.0
+        right = self.program.plain(self.ids, double=True)
+        return max(relative_error(logits, right) for logits in self.program.in_a_row(batches, double=True)[-2:])
+
+    def _takes(self, ids: Tensor) -> bool:
         try:
-            if same_bits(self.program.plain(self.ids, times=2), self.plain):
-                return None
-            gap = relative_error(*(self.program.plain(self.ids, double=True, times=times) for times in (2, 1)))
-        except Exception as error:  # whatever a foreign forward raises
-            return f"the second of two runs in a row raises {type(error).__name__}: {error}"
-        if gap <= BEYOND_ROUNDING:
-            return None
-        return (f"the second of two runs in a row on the same ids gives other logits, by {gap:.3g}: the program keeps "
-                "something from one call to the next")  # fmt: skip
+            self.program.plain(ids)
+        except Exception:  # whatever a foreign forward raises
+            return False
+        return True
 
     def odd_in_its_dtype(self) -> str:
         """What to say if the logits that the caller sees are off by more than rounding, although float64 agrees.
