@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import functools
 import http.client
 import json
 import signal
@@ -19,11 +20,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 from watched_page import Watched
 
 import pellucid as pl
 from following import Case, follow, params
-from pellucid.viewer import Trace, answers, serving
+from pellucid.cli import app
+from pellucid.viewer import Trace, answers, fields, serving
+from pellucid.viewer.tabs import MOST_SESSIONS, Session, Tabs
 
 TEXT = "Once upon a time"
 Open = Callable[..., Watched]
@@ -46,8 +50,11 @@ class Client:
 
     def __init__(self, port: int, session: str = "a", host: str = "127.0.0.1") -> None:
         self.port, self.session, self.host = port, session, host
+
+    @functools.cached_property
+    def token(self) -> str:
         page = self.ask("GET", "/")[1].decode()
-        self.token = json.loads(page.split('id="pellucid-server">')[1].split("</script>")[0])["token"]
+        return json.loads(page.split('id="pellucid-server">')[1].split("</script>")[0])["token"]
 
     def ask(self, method: str, path: str, body: bytes | None = None, **headers: str) -> tuple[int, bytes, Any]:
         connection = http.client.HTTPConnection(self.host, self.port, timeout=60)
@@ -70,9 +77,16 @@ class Client:
         return json.loads(content)
 
 
+@pytest.fixture(scope="module")
+def token(server: serving.Server) -> str:
+    return Client(server.port).token
+
+
 @pytest.fixture
-def client(server: serving.Server) -> Client:
-    return Client(server.port)
+def client(server: serving.Server, token: str) -> Client:
+    made = Client(server.port)
+    made.token = token
+    return made
 
 
 def test_the_page_is_strict_about_what_it_loads(client: Client) -> None:
@@ -161,6 +175,10 @@ FIELDS: list[tuple[str, dict[str, Any], str, str]] = [
     ("sample", {"seed": "x"}, "seed", "Leave it out"),
     ("generate", {"text": "Once", "seed": 10**30}, "seed", "a smaller number"),
     ("generate", {"text": "Once", "max_new_tokens": 10**9}, "too-long", "at most 255"),
+    ("generate", {"text": "Once", "temprature": 1}, "request-field", "frequency_penalty, ids, max_new_tokens, rep"),
+    ("values", {"name": "blocks.0.resid_pre", "head": 1}, "request-field", "the fields heads, name, plain, pos."),
+    ("edit", {"edits": [{"how": "zero", "name": "attn.ckpt_z", "heads": [1]}]}, "request-field", "group, head, how"),
+    ("cancel", {"all": True}, "request-field", "Send an empty object."),
 ]
 
 
@@ -172,6 +190,55 @@ def test_a_field_that_cannot_be_used_is_named(
     error = client.json(verb, expect=400, **asked)["error"]
     assert error["code"] == code
     assert remedy in error["remedy"]
+
+
+class Read(dict[str, Any]):
+    """A request that remembers which of its fields were looked for."""
+
+    def __init__(self, fields: dict[str, Any]) -> None:
+        super().__init__(fields)
+        self.read: set[str] = set()
+
+    def get(self, name: str, default: Any = None) -> Any:
+        self.read.add(name)
+        return super().get(name, default)
+
+    def __getitem__(self, name: str) -> Any:
+        self.read.add(name)
+        return super().__getitem__(name)
+
+
+PATCHED: dict[str, Any] = {"edits": [{"name": "resid_pre", "layer": 1, "how": "patch"}], "other": TEXT}
+WHOLE: dict[str, dict[str, Any]] = {
+    "run": {"text": TEXT, **PATCHED},
+    "edit": PATCHED,
+    "values": {"name": "blocks.0.resid_pre"},
+    "lens": {"token": " Tom", "layer": 1},
+    "attribution": {"token": " Tom", "minus": " Lily"},
+    "generate": {"text": TEXT, "max_new_tokens": 1},
+    "sample": {},
+    "pca": {"name": "ckpt_embed"},
+    "tsne": {"name": "ckpt_embed"},
+    "compare": {"other": "bundled"},
+    "cancel": {},
+}
+
+
+@pytest.mark.parametrize("verb", WHOLE)
+def test_the_fields_of_a_request_are_those_that_are_read(
+    model: pl.CkptedTransformer, verb: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = Read(WHOLE[verb])
+    monkeypatch.setattr(answers, "compare_models", lambda *_, **__: SimpleNamespace(to_json=lambda: "{}"))
+    {**answers.POSTS, "generate": answers.tokens}[verb](Tabs(model, TEXT), Session(), asked)
+    assert asked.read == fields.FIELDS[verb]
+    assert set(WHOLE) == {*answers.POSTS, "generate"} == set(fields.FIELDS)
+
+
+def test_a_run_that_cannot_be_shown_leaves_the_tab_where_it_was(client: Client) -> None:
+    client.post("run", text=TEXT)
+    client.json("run", expect=400, text="Once upon", target="two words")
+    assert client.json("values", name="blocks.0.resid_pre")["shape"][0] == 4
 
 
 def test_a_run_and_its_exact_values(client: Client, model: pl.CkptedTransformer) -> None:
@@ -200,7 +267,7 @@ def test_two_tabs_do_not_disturb_each_other(server: serving.Server, model: pl.Ck
     assert [shape[0] for shape in shapes] == [
         model.tokenize(t).ids.size(1) for t in ("Once upon", "Lily went home and slept", TEXT)
     ]
-    for number in range(answers.MOST_SESSIONS):
+    for number in range(MOST_SESSIONS):
         Client(server.port, f"more {number}").json("cancel")
     assert first.json("values", name="blocks.0.resid_pre")["shape"][0] == 4, "the oldest made room"
 
@@ -419,28 +486,20 @@ def test_the_served_page_works_in_a_browser(server: serving.Server, opened: Open
     assert watched.page.locator(".token").count() == 2
 
 
-SERVE = [sys.executable, "-m", "pellucid", "serve", "--no-open"]
-
-
-def started(*words: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [*SERVE, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parent
-    )
-
-
 def test_the_command_line_says_where_and_stops_clean() -> None:
-    process = started("--port", "0", "--text", "Once upon")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pellucid", "serve", "--no-open", "--port", "0", "--text", "Once upon"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parent,
+    )
     assert process.stdout is not None
     line = process.stdout.readline()
     port = int(line.removeprefix("http://127.0.0.1:").removesuffix("/\n"))
     assert b"<title>Once upon" in Client(port).ask("GET", "/")[1]
-    taken = subprocess.run(
-        [*SERVE, "--port", str(port)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert (taken.returncode, taken.stdout) == (4, "")
+    taken = CliRunner().invoke(app, ["serve", "--no-open", "--port", str(port)])
+    assert (taken.exit_code, taken.stdout) == (4, "")
     assert "port-taken" in taken.stderr
     process.send_signal(signal.SIGINT)
     rest, said = process.communicate(timeout=30)
@@ -457,7 +516,7 @@ def _anywhere(here: Any) -> None:
 
 
 def _asked(here: Any, **asked: Any) -> None:
-    answers.run(here.tabs, answers.Session(), asked)
+    answers.run(here.tabs, Session(), asked)
 
 
 REMEDIES: dict[str, list[Case]] = {
@@ -468,4 +527,4 @@ REMEDIES: dict[str, list[Case]] = {
 
 @pytest.mark.parametrize(("code", "case"), params(REMEDIES))
 def test_a_remedy_helps(code: str, case: Case, model: pl.CkptedTransformer, server: serving.Server) -> None:
-    follow(code, case, SimpleNamespace(model=model, server=server, tabs=answers.Tabs(model, TEXT)))
+    follow(code, case, SimpleNamespace(model=model, server=server, tabs=Tabs(model, TEXT)))

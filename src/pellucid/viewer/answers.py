@@ -5,10 +5,8 @@ from __future__ import annotations
 import base64
 import json
 import random
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from threading import Event, Lock
+from threading import Event
 from typing import Any
 
 import torch
@@ -28,6 +26,7 @@ from pellucid.ties import audit_ties
 from pellucid.viewer.container import Trace
 from pellucid.viewer.fields import Change, Request, edits_of, entry_of, misread, place_of, sampler_of, text_of, token_of
 from pellucid.viewer.one_text import OneText, run_text
+from pellucid.viewer.tabs import Session, Tabs
 from pellucid.viewer.traces import IN_A_PAGE, traced
 from pellucid.viewer.value_blocks import principal
 from pellucid.weights.hub import HubOptions
@@ -35,55 +34,17 @@ from pellucid.weights.hub import HubOptions
 SERVED = 2 * IN_A_PAGE
 """Bytes of a trace that the server sends: it need not fit into a page."""
 
-MOST_SESSIONS = 8
-"""Tabs whose runs are kept, each with all its values."""
-
 _LISTED = 20
-
-
-@dataclass
-class Session:
-    """One tab."""
-
-    run: OneText | None = None  # its last run
-    plain: OneText | None = None  # the same text without edits, if they were asked for with `edit`
-    cancelled: Event = field(default_factory=Event)  # set to end its generation
-
-
-class Tabs:
-    """The model, and what each tab ran last.
-
-    Args:
-        model: What runs, one request at a time.
-        text: What a tab that has run nothing looks at.
-    """
-
-    def __init__(self, model: CkptedTransformer, text: Any) -> None:
-        self.model, self.lock = model, Lock()
-        self.first = run_text(model, text)
-        self._sessions: OrderedDict[str, Session] = OrderedDict()
-
-    def session(self, name: str) -> Session:
-        """The session of a tab; the one that was not used for longest makes room."""
-        found = self._sessions.setdefault(name, Session())
-        self._sessions.move_to_end(name)
-        while len(self._sessions) > MOST_SESSIONS:
-            self._sessions.popitem(last=False)
-        return found
-
-    def run_of(self, session: Session, asked: Request) -> OneText:
-        """What a tab looks at: its last run, or with `"plain": true` the one before the edits."""
-        return (session.plain if asked.get("plain") else None) or session.run or self.first
-
 
 Answer = Mapping[str, Any] | Trace
 
 
 def run(tabs: Tabs, session: Session, asked: Request) -> Answer:
     """Run a text, perhaps with edits."""
-    text = text_of(asked)
-    session.run, session.plain = run_text(tabs.model, text, _edits(tabs.model, asked)), None
-    return traced(session.run, asked.get("target"), SERVED)
+    one = run_text(tabs.model, text_of(asked), _edits(tabs.model, asked))
+    trace = traced(one, asked.get("target"), SERVED)  # first: a target that is none leaves the tab where it was
+    session.run, session.plain = one, None
+    return trace
 
 
 def edit(tabs: Tabs, session: Session, asked: Request) -> Answer:
@@ -91,7 +52,7 @@ def edit(tabs: Tabs, session: Session, asked: Request) -> Answer:
 
     Edits with the same `group` count as one.
     """
-    before = session.plain or tabs.run_of(session, asked)
+    before = session.plain or session.run or tabs.first
     plain = run_text(tabs.model, [before.ids]) if before.edits else before
     changed = run_text(tabs.model, [before.ids], _edits(tabs.model, asked))
     trace = traced(changed, asked.get("target"), SERVED)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from pellucid.check import as_whole
@@ -11,6 +11,20 @@ from pellucid.generate.sampler import Sampler
 
 Request = Mapping[str, Any]
 Change = Mapping[str, Any]
+
+_SAMPLING = frozenset({"temperature", "top_k", "top_p", "repetition_penalty", "frequency_penalty"})
+_TEXT = frozenset({"text", "ids"})
+_CHANGED = frozenset({"edits", "other", "target"})
+_OF_AN_EDIT = frozenset({"name", "layer", "head", "neuron", "pos", "how", "other", "group"})
+
+FIELDS: Mapping[str, frozenset[str]] = {
+    "run": _TEXT | _CHANGED, "edit": _CHANGED | {"control"}, "cancel": frozenset(),
+    "generate": _TEXT | _SAMPLING | {"seed", "max_new_tokens"}, "sample": _SAMPLING | {"seed", "plain"},
+    "values": frozenset({"name", "pos", "heads", "plain"}), "lens": frozenset({"token", "layer", "pos", "plain"}),
+    "attribution": frozenset({"token", "minus", "pos", "plain"}), "compare": frozenset({"other", "plain"}),
+    "pca": frozenset({"name", "plain"}), "tsne": frozenset({"name", "perplexity", "seed", "plain"}),
+}  # fmt: skip
+"""What a request may say, for everything that can be asked."""
 
 
 def misread(what: str, given: Any, expected: str) -> InputError:
@@ -22,11 +36,21 @@ def misread(what: str, given: Any, expected: str) -> InputError:
     )
 
 
+def refuse_unknown(what: str, asked: Request, known: Collection[str]) -> None:
+    """Raise `InputError` if a request has a field that nobody would read: its sender expects something of it."""
+    unknown = next((name for name in asked if name not in known), None)
+    if unknown is not None:
+        expected = f"some of the fields {', '.join(sorted(known))}" if known else "an empty object"
+        raise misread(f"{what}: field", unknown, expected)
+
+
 def edits_of(asked: Request) -> list[Change]:
     """The edits that were asked for."""
     value = asked.get("edits", [])
     if not isinstance(value, list) or not all(isinstance(one, dict) for one in value):
         raise misread("edits", value, "a list of objects")
+    for one in value:
+        refuse_unknown("edits", one, _OF_AN_EDIT)
     return value
 
 
@@ -57,8 +81,7 @@ def entry_of(asked: Request, name: str, count: int) -> int:
 
 def sampler_of(asked: Request) -> Sampler:
     """How the next token is chosen."""
-    names = ("temperature", "top_k", "top_p", "repetition_penalty", "frequency_penalty")
-    return Sampler(**{name: asked[name] for name in names if asked.get(name) is not None})
+    return Sampler(**{name: asked[name] for name in _SAMPLING if asked.get(name) is not None})
 
 
 def place_of(one: Change) -> str:

@@ -29,6 +29,8 @@ from pellucid.run.model import CkptedTransformer
 from pellucid.text.batch import Inputs
 from pellucid.viewer import answers, document
 from pellucid.viewer.container import Trace
+from pellucid.viewer.fields import FIELDS, misread, refuse_unknown
+from pellucid.viewer.tabs import MOST_SESSIONS, Session, Tabs
 from pellucid.viewer.traces import traced
 
 TEXT = "Lily and Tom went to the park. Tom gave a ball to"
@@ -76,7 +78,7 @@ class Server:
         self.port = int(sockets[0].getsockname()[1])
         self.url = f"http://127.0.0.1:{self.port}/"
         self._token = secrets.token_urlsafe(32)
-        app = _guarded(_application(answers.Tabs(model, text), self._token), self._token, self.port)
+        app = _guarded(_application(Tabs(model, text), self._token), self._token, self.port)
         self._server = uvicorn.Server(
             uvicorn.Config(
                 app,
@@ -230,7 +232,7 @@ def _refusal(method: str, headers: dict[str, str], hosts: set[str], token: str) 
     return None
 
 
-def _application(tabs: answers.Tabs, token: str) -> Any:
+def _application(tabs: Tabs, token: str) -> Any:
     """The routes."""
     responses, routing = need("starlette.responses", "serve"), need("starlette.routing", "serve")
     concurrency = need("starlette.concurrency", "serve")
@@ -241,30 +243,31 @@ def _application(tabs: answers.Tabs, token: str) -> Any:
         content = {"code": fault.code, "message": fault.message, "remedy": fault.remedy}
         return responses.JSONResponse({"error": content}, status)
 
-    async def asked(request: Any) -> tuple[answers.Session, dict[str, Any]]:
+    async def asked(request: Any, name: str) -> tuple[Session, dict[str, Any]]:
         try:
             body = json.loads(await request.body())
         except (ValueError, RecursionError) as problem:
-            raise answers.misread("the request", "no JSON", "a JSON object") from problem
+            raise misread("the request", "no JSON", "a JSON object") from problem
         if not isinstance(body, dict):
-            raise answers.misread("the request", body, "a JSON object")
+            raise misread("the request", body, "a JSON object")
+        refuse_unknown(name, body, FIELDS[name])
         return tabs.session(request.headers.get("x-pellucid-session", "")[:64]), body
 
-    def work(name: str, session: answers.Session, body: dict[str, Any]) -> Any:
+    def work(name: str, session: Session, body: dict[str, Any]) -> Any:
         if name == "cancel":
             return answers.cancel(tabs, session, body)
         with tabs.lock:
             try:
                 return answers.POSTS[name](tabs, session, body)
             except (TypeError, ValueError, OverflowError, IndexError) as problem:
-                raise answers.misread("the request", str(problem), "fields of the right kind") from problem
+                raise misread("the request", str(problem), "fields of the right kind") from problem
 
     async def post(request: Any) -> Any:
         name = request.path_params["name"]
         if name not in answers.POSTS:
             return responses.JSONResponse({"error": {"code": "path", "message": f"no /api/{name}", "remedy": ""}}, 404)
         try:
-            session, body = await asked(request)
+            session, body = await asked(request, name)
             found = await concurrency.run_in_threadpool(work, name, session, body)
         except PellucidError as fault:
             return said(fault)
@@ -274,12 +277,12 @@ def _application(tabs: answers.Tabs, token: str) -> Any:
 
     async def generate(request: Any) -> Any:
         try:
-            session, body = await asked(request)
+            session, body = await asked(request, "generate")
             tokens = await concurrency.run_in_threadpool(answers.tokens, tabs, session, body)
         except PellucidError as fault:
             return said(fault)
         except (TypeError, ValueError) as problem:
-            return said(answers.misread("the request", str(problem), "fields of the right kind"))
+            return said(misread("the request", str(problem), "fields of the right kind"))
 
         def following() -> Any:
             with tabs.lock:
@@ -308,7 +311,7 @@ def _application(tabs: answers.Tabs, token: str) -> Any:
 
     async def info(_: Any) -> Any:
         model = first.header["model"]
-        limits = {"tokens": model["sizes"].get("n_ctx"), "request": LARGEST_REQUEST, "sessions": answers.MOST_SESSIONS}
+        limits = {"tokens": model["sizes"].get("n_ctx"), "request": LARGEST_REQUEST, "sessions": MOST_SESSIONS}
         has = importlib.util.find_spec("sklearn") is not None
         return responses.JSONResponse({"model": model, "pellucid": __version__, "limits": limits, "tsne": has})
 
