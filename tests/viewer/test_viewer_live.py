@@ -15,6 +15,7 @@ from watched_page import Watched, rows_of, taken
 from written_traces import WORDS, numbers, page_of, written
 
 import pellucid as pl
+import support
 from pellucid.cli import main
 
 if TYPE_CHECKING:
@@ -285,6 +286,27 @@ def test_any_token_is_followed_through_the_layers_and_split_at_a_pinned_cell(
     piece = columns(watched, "At the pinned cell: after 2, at ‘␣drink’")["token"][0]
     watched.page.wait_for_selector(f"text=How ‘{piece.replace(' ', '␣')}’ comes up")
     watched.wait("location.hash.includes('token=')")
+
+
+def test_of_a_long_text_the_server_gives_each_pair_of_tokens_for_the_chosen_head(browser: Browser) -> None:
+    model, ids = support.glass(n_positions=300, n_layer=2), support.some_ids(1, 291)
+    server = pl.serve(model, ids, port=0)
+    watched = Watched(browser, 1280, 900, "light")
+    try:
+        watched.go(f"{server.url}#attention?layer=1&head=2")
+        patterns = model.run_with_ckpts(ids, names="blocks.1.attn.ckpt_pattern")[1]["pattern", 1][0]
+        for head in (2, 0):
+            watched.page.get_by_role("combobox", name="Head").select_option(str(head))
+            title = f"Layer 1, head {head}"
+            watched.figure(title).wait_for()
+            watched.wait("!document.querySelector('.notice').innerText")
+            found = columns(watched, title)
+            assert found["share"] == patterns[head].detach()[*torch.tril_indices(291, 291)].tolist()
+            assert found["query_token"][-1] == str(int(ids[0][-1]))
+    finally:
+        watched.close()
+        server.stop()
+    assert watched.faults == watched.requests == []
 
 
 def test_in_a_file_the_listed_tokens_are_followed(opened: Open) -> None:

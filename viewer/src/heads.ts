@@ -1,8 +1,10 @@
 // Attention heads: small pictures of their patterns, and the exact steps from queries and keys to shares.
 
 import { signal, type Signal } from "@preact/signals";
+import { asked } from "./asked";
+import type { Server } from "./source";
 import type { App } from "./state";
-import type { Trace } from "./trace";
+import { wholePattern, type Pattern, type Trace } from "./trace";
 
 export type Small = { cells: number; values: Float32Array };
 
@@ -30,6 +32,16 @@ export function small(trace: Trace, layer: number, head: number): Small {
   const made = { cells, values };
   known.set(name, made);
   return made;
+}
+
+/** The pattern of a head: of a long text the server's, in a file and until that is there means over cells. */
+export function patternOf(app: App, trace: Trace, layer: number, head: number): Pattern {
+  const pattern = trace.pattern(layer, head);
+  if (!pattern.pooled) return pattern;
+  const n = trace.length;
+  const ask = (server: Server, about: object) => server.values(`blocks.${layer}.attn.ckpt_pattern`, { heads: [head], ...about });
+  const whole = asked(app, `pattern ${layer}.${head}`, "Asking for the whole pattern", ask, "pattern");
+  return whole ? wholePattern(n, (q, k) => whole.data[q * n + k]) : pattern;
 }
 
 /** Queries and keys of one layer, [pos, head, d_head]. */

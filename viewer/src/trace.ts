@@ -144,6 +144,14 @@ export type Pattern = {
   at(query: number, key: number): number;
 };
 
+/** A pattern with a value for each query and each key up to it. */
+export const wholePattern = (cells: number, at: (query: number, key: number) => number): Pattern => ({
+  cells,
+  pooled: false,
+  edges: Array.from({ length: cells + 1 }, (_, i) => i),
+  at: (q, k) => (k > q ? 0 : at(q, k)),
+});
+
 export class Trace {
   private made = new Map<string, Block>();
 
@@ -202,13 +210,7 @@ export class Trace {
     const whole = this.block("attention.pattern");
     if (whole) {
       const start = whole.index(layer, head, 0);
-      const n = this.length;
-      return {
-        cells: n,
-        pooled: false,
-        edges: Array.from({ length: n + 1 }, (_, i) => i),
-        at: (q, k) => (k > q ? 0 : whole.value(start + (q * (q + 1)) / 2 + k)),
-      };
+      return wholePattern(this.length, (q, k) => whole.value(start + (q * (q + 1)) / 2 + k));
     }
     const pooled = this.need("attention.pooled");
     const cells = pooled.shape[2];

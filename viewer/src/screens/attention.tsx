@@ -3,7 +3,7 @@
 import { diverging, sequential, type Palette } from "../colors";
 import { Figure, type Drawing } from "../figure";
 import { Formula } from "../formula";
-import { small, steps, vectors, type Step } from "../heads";
+import { patternOf, small, steps, vectors, type Step } from "../heads";
 import { heatMap } from "../marks";
 import { Missing } from "../missing";
 import { commandOf, useApp, useParam, type App } from "../state";
@@ -178,7 +178,7 @@ function OneHead() {
   const values = () => {
     const trace = app.trace.value;
     const where = app.at();
-    const pattern = trace.pattern(where.layer, where.head);
+    const pattern = patternOf(app, trace, where.layer, where.head);
     const norm = weighted.value && !pattern.pooled ? trace.block("attention.value_norm") : null;
     const at = norm ? (q: number, k: number) => pattern.at(q, k) * norm.at(where.layer, where.head, k) : pattern.at;
     return { pattern, at, isWeighted: norm !== null, ...where };
@@ -224,7 +224,11 @@ function OneHead() {
     <Figure
       title={`Layer ${layer}, head ${head}`}
       name={`attention-${layer}-${head}`}
-      caption="Each row sums to one: where the token on the left looks. Choose a row to see how its shares come about."
+      caption={
+        app.server || app.trace.value.has("attention.pattern")
+          ? "Each row sums to one: where the token on the left looks. Choose a row to see how its shares come about."
+          : "Means over cells of a long text: where the tokens on the left look. pellucid serve shows every pair of tokens."
+      }
       build={build}
       controls={
         <>
@@ -245,7 +249,7 @@ function OneHead() {
         for (let q = 0; q < pattern.cells; q++) {
           for (let k = 0; k <= q; k++) rows.push([q, pattern.pooled ? null : tokens[q].text, k, pattern.pooled ? null : tokens[k].text, at(q, k)]);
         }
-        return { columns: ["query", "query_token", "key", "key_token", isWeighted ? "share × norm" : "share"], rows, note: pattern.pooled ? "Means over cells of a long text." : "Shares are stored in 8 bits: right to within 0.004." };
+        return { columns: ["query", "query_token", "key", "key_token", isWeighted ? "share × norm" : "share"], rows, note: pattern.pooled ? "Means over cells of a long text." : app.trace.value.has("attention.pattern") ? "Shares are stored in 8 bits: right to within 0.004." : "" };
       }}
       python={() => `ckpts["blocks.${app.at().layer}.attn.ckpt_pattern"][0, ${app.at().head}]`}
     />
