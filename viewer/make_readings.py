@@ -7,6 +7,7 @@ it again and compares.
 from __future__ import annotations
 
 import base64
+import functools
 import json
 import re
 from pathlib import Path
@@ -60,9 +61,20 @@ def _inside(found: re.Match[str]) -> str:
 
 
 def _link(found: re.Match[str]) -> str:
-    """A link to another reading opens it here; other pages are not in the package."""
+    """A link to another reading, or to a screen by its question, opens it; other pages are not in the package."""
     other = re.fullmatch(r"(\w+)\.md", found[1])
-    return f'<a href="#" data-reading="{other[1]}">{found[2]}</a>' if other else found[2]
+    if other:
+        return f'<a href="#" data-reading="{other[1]}">{found[2]}</a>'
+    if found[1] == "../viewer.md#what-it-shows":
+        return f'<a href="#" data-screen="{_screens()[" ".join(found[2].split())]}">{found[2]}</a>'
+    return found[2]
+
+
+@functools.cache
+def _screens() -> dict[str, str]:
+    """Question -> id of the viewer's screens."""
+    table = (Path(__file__).parent / "src" / "screens.ts").read_text(encoding="utf-8")
+    return {question: name for name, question in re.findall(r'id: "(\w+)",.*?question: "([^"]*)"', table, re.DOTALL)}
 
 
 if __name__ == "__main__":

@@ -227,7 +227,8 @@ def test_a_shadow_root_holds_a_view_that_leaves_the_address_alone(opened: Open, 
 
 
 def test_a_reading_opens_beside_a_screen_and_from_a_checkpoint(opened: Open, tmp_path: Path) -> None:
-    said = [{"slug": "attention", "title": "Attention", "html": "<h2>Who looks at whom</h2><p>Tokens look back.</p>"}]
+    words = '<h2>Who looks at whom</h2><p>Tokens look back. <a href="#" data-screen="neurons">Go on</a></p>'
+    said = [{"slug": "attention", "title": "Attention", "html": words}]
     path = tmp_path / "page.html"
     held = json.dumps(said).replace("<", "\\u003c")
     path.write_text(page_of(written(), readings=held), encoding="utf-8")
@@ -240,3 +241,6 @@ def test_a_reading_opens_beside_a_screen_and_from_a_checkpoint(opened: Open, tmp
     assert reading.count() == 0
     watched.page.locator(".reading-list button").click()
     assert "Tokens look back." in reading.inner_text()
+    reading.get_by_role("link", name="Go on").click()
+    assert watched.page.locator("h1").inner_text() == "What sets a neuron off?"
+    watched.wait("location.hash.startsWith('#neurons?') && location.hash.includes('reading=attention')")

@@ -43,9 +43,12 @@ class Tags(HTMLParser):
             self.words += data
 
 
-def test_they_are_those_of_the_pages() -> None:
+def test_they_are_those_of_the_pages_and_lead_to_most_screens() -> None:
     assert make_readings.made() == READINGS
     assert len(READINGS) == 6
+    screens = [set(re.findall(r'data-screen="(\w+)"', reading["html"])) for reading in READINGS]
+    assert all(screens)
+    assert len(set.union(*screens)) >= 9
 
 
 @pytest.mark.parametrize("reading", READINGS, ids=lambda reading: reading["slug"])

@@ -29,10 +29,11 @@ export function OpenReading() {
   }, [found?.slug]);
   if (!found) return null;
   const follow = (event: MouseEvent) => {
-    const other = (event.target as HTMLElement).closest<HTMLElement>("a[data-reading]")?.dataset.reading;
-    if (!other) return;
+    const link = (event.target as HTMLElement).closest("a")?.dataset;
+    if (!link) return;
     event.preventDefault();
-    app.read(other);
+    if (link.reading) app.read(link.reading);
+    else app.screen.value = link.screen!;
   };
   return (
     <section class="card reading" aria-label={found.title} tabIndex={-1} ref={box}>
