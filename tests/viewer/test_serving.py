@@ -26,7 +26,7 @@ from watched_page import Watched
 import pellucid as pl
 from following import Case, follow, params
 from pellucid.cli import app
-from pellucid.viewer import Trace, answers, fields, serving
+from pellucid.viewer import Trace, answers, fields, serving, tabs
 from pellucid.viewer.tabs import MOST_SESSIONS, Session, Tabs
 
 TEXT = "Once upon a time"
@@ -269,7 +269,21 @@ def test_two_tabs_do_not_disturb_each_other(server: serving.Server, model: pl.Ck
     ]
     for number in range(MOST_SESSIONS):
         Client(server.port, f"more {number}").json("cancel")
-    assert first.json("values", name="blocks.0.resid_pre")["shape"][0] == 4, "the oldest made room"
+    refused = first.json("values", expect=400, name="blocks.0.resid_pre")
+    assert refused["error"]["code"] == "tab-forgotten", "it would be told numbers of another text"
+    first.post("run", text="Once upon")
+    assert first.json("values", name="blocks.0.resid_pre")["shape"] == shapes[0]
+
+
+def test_tabs_make_room_for_large_runs(model: pl.CkptedTransformer, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = Tabs(model, TEXT)
+    answers.run(kept, kept.session("one"), {"text": TEXT})
+    monkeypatch.setattr(tabs, "MOST_KEPT", kept.session("one").nbytes)
+    assert kept.session("two").run is None
+    assert not kept.session("one").forgotten, "it fits"
+    answers.run(kept, kept.session("two"), {"text": "Once"})
+    kept.session("three")
+    assert [kept.session(name).forgotten for name in ("one", "two")] == [True, False]
 
 
 def test_the_lens_of_any_token_and_its_parts(client: Client, model: pl.CkptedTransformer) -> None:
@@ -519,7 +533,22 @@ def _asked(here: Any, **asked: Any) -> None:
     answers.run(here.tabs, Session(), asked)
 
 
+def _looked(here: Any, first: Callable[[Tabs, Session], Any]) -> None:
+    """A tab is looked at after as many others as are kept."""
+    kept = Tabs(here.model, TEXT)
+    for number in range(MOST_SESSIONS + 1):
+        kept.session(str(number))
+    session = kept.session("0")
+    first(kept, session)
+    kept.run_of(session, {})
+
+
+def _again(kept: Tabs, session: Session) -> None:
+    answers.run(kept, session, {"text": TEXT})
+
+
 REMEDIES: dict[str, list[Case]] = {
+    "tab-forgotten": [Case(lambda h: _looked(h, lambda *_: None), "Run the text", lambda h: _looked(h, _again))],
     "port-taken": [Case(_taken, "0 stands for any that is free", _anywhere)],
     "request-field": [Case(lambda h: _asked(h, text=3), "Send a text", lambda h: _asked(h, text=TEXT))],
 }

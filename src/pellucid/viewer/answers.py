@@ -52,7 +52,7 @@ def edit(tabs: Tabs, session: Session, asked: Request) -> Answer:
 
     Edits with the same `group` count as one.
     """
-    before = session.plain or session.run or tabs.first
+    before = session.plain or tabs.run_of(session, {})
     plain = run_text(tabs.model, [before.ids]) if before.edits else before
     changed = run_text(tabs.model, [before.ids], _edits(tabs.model, asked))
     trace = traced(changed, asked.get("target"), SERVED)
