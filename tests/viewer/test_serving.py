@@ -160,6 +160,13 @@ def test_bad_requests_say_what_is_wrong(client: Client, body: bytes, status: int
     assert error["remedy"]
 
 
+def test_a_body_in_pieces_cannot_be_longer_than_it_says(client: Client) -> None:
+    with socket.create_connection(("127.0.0.1", client.port), timeout=20) as connection:
+        head = f"POST /api/run HTTP/1.1\r\nHost: 127.0.0.1:{client.port}\r\nX-Pellucid-Token: {client.token}\r\n"
+        connection.sendall(f"{head}Content-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{{}}\r\n".encode())
+        assert connection.recv(100).split()[1] == b"411"
+
+
 FIELDS: list[tuple[str, dict[str, Any], str, str]] = [
     ("lens", {}, "request-field", "a token's id or its text"),
     ("lens", {"token": [" Tom"]}, "request-field", "a token's id or its text"),
@@ -175,6 +182,7 @@ FIELDS: list[tuple[str, dict[str, Any], str, str]] = [
     ("sample", {"seed": "x"}, "seed", "Leave it out"),
     ("generate", {"text": "Once", "seed": 10**30}, "seed", "a smaller number"),
     ("generate", {"text": "Once", "max_new_tokens": 10**9}, "too-long", "at most 255"),
+    ("sample", {"frequency_penalty": 1e308}, "request-field", "of the right kind and size"),
     ("generate", {"text": "Once", "temprature": 1}, "request-field", "frequency_penalty, ids, max_new_tokens, rep"),
     ("values", {"name": "blocks.0.resid_pre", "head": 1}, "request-field", "the fields heads, name, plain, pos."),
     ("edit", {"edits": [{"how": "zero", "name": "attn.ckpt_z", "heads": [1]}]}, "request-field", "group, head, how"),
@@ -392,6 +400,8 @@ def test_a_generation_is_streamed_with_its_stages(client: Client, model: pl.Ckpt
     assert drawn["id"] in drawn["stages"][-1]["ids"]
     assert client.json("generate", expect=400, text=TEXT, temperature=-1)["error"]["code"] == "sampler-setting"
     assert client.json("generate", expect=400, text="")["error"]["code"] == "empty-text"
+    _, content = client.post("generate", text=TEXT, temperature=2**64)
+    assert [(kind, said["code"]) for kind, said in events(content)] == [("error", "request-field")]
 
 
 def test_a_generation_ends_when_it_is_cancelled_or_its_reader_goes_away(client: Client) -> None:

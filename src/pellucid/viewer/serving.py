@@ -83,6 +83,7 @@ class Server:
             uvicorn.Config(
                 app,
                 log_config=None,
+                log_level="error",
                 access_log=False,
                 lifespan="off",
                 server_header=False,
@@ -225,11 +226,19 @@ def _refusal(method: str, headers: dict[str, str], hosts: set[str], token: str) 
     if not hmac.compare_digest(headers.get("x-pellucid-token", "").encode(), token.encode()):
         return 403, "token", "The request has no token of this launch."
     length = headers.get("content-length", "")
-    if not length.isdecimal():
+    if not length.isdecimal() or "transfer-encoding" in headers:  # in pieces it may be longer than it says
         return 411, "length", "The request does not say how long it is."
     if int(length) > LARGEST_REQUEST:
         return 413, "size", f"The request is larger than {LARGEST_REQUEST} bytes."
     return None
+
+
+_UNUSABLE = (TypeError, ValueError, OverflowError, IndexError, RuntimeError)
+"""What Python and torch say of numbers that are too large, or of another kind."""
+
+
+def _unusable(problem: BaseException) -> InputError:
+    return misread("the request", str(problem), "fields of the right kind and size")
 
 
 def _application(tabs: Tabs, token: str) -> Any:
@@ -259,8 +268,8 @@ def _application(tabs: Tabs, token: str) -> Any:
         with tabs.lock:
             try:
                 return answers.POSTS[name](tabs, session, body)
-            except (TypeError, ValueError, OverflowError, IndexError) as problem:
-                raise misread("the request", str(problem), "fields of the right kind") from problem
+            except _UNUSABLE as problem:
+                raise _unusable(problem) from problem
 
     async def post(request: Any) -> Any:
         name = request.path_params["name"]
@@ -281,8 +290,8 @@ def _application(tabs: Tabs, token: str) -> Any:
             tokens = await concurrency.run_in_threadpool(answers.tokens, tabs, session, body)
         except PellucidError as fault:
             return said(fault)
-        except (TypeError, ValueError) as problem:
-            return said(misread("the request", str(problem), "fields of the right kind"))
+        except _UNUSABLE as problem:
+            return said(_unusable(problem))
 
         def following() -> Any:
             with tabs.lock:
@@ -297,7 +306,8 @@ def _application(tabs: Tabs, token: str) -> Any:
                         break
                     yield f"event: token\ndata: {json.dumps(answers.told(tabs.model, token))}\n\n"
                 yield f"event: done\ndata: {json.dumps({'cancelled': cancelled.is_set()})}\n\n"
-            except PellucidError as fault:
+            except (PellucidError, *_UNUSABLE) as problem:
+                fault = problem if isinstance(problem, PellucidError) else _unusable(problem)
                 content = {"code": fault.code, "message": fault.message, "remedy": fault.remedy}
                 yield f"event: error\ndata: {json.dumps(content)}\n\n"
 
