@@ -21,7 +21,7 @@ from following import Act, Case, codes_followed, codes_met, codes_of_the_source,
 from pellucid.check import require_whole
 
 NO_CODES = {
-    "cache-control", "content-length", "content-security-policy", "cross-origin-opener-policy",
+    "cache-control", "content-length", "content-security-policy", "transfer-encoding", "cross-origin-opener-policy",
     "cross-origin-resource-policy", "e-0", "gpt2-large", "gpt2-medium", "gpt2-small", "gpt2-xl", "greater-than",
     "hac-panel", "hooked-transformer", "knock-outs", "latin-1", "log-probabilities", "nanogpt-without-bias",
     "no-referrer", "no-store", "p-values", "pellucid-examples", "pellucid-readings", "pellucid-server",
