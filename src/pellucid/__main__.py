@@ -19,6 +19,9 @@ def process() -> NoReturn:
 
     The interpreter's own way out takes torch down module by module for half a second, in which Ctrl-C would kill.
     """
+    for name in ("COLUMNS", "LINES"):
+        if not os.environ.get(name, "1").strip("0"):
+            del os.environ[name]  # a screen of no columns, as containers without a terminal say, shows nothing
     code: object = 0
     try:
         main()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -129,11 +130,28 @@ def test_without_docstrings() -> None:
     assert (code, VERBS["run"] in out, "Shows the tokens" in out, err) == (0, True, True, "")
 
 
-def test_standard_output_that_the_shell_closed() -> None:
-    command = f'"{sys.executable}" -m pellucid generate x >&-'
-    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 4
-    assert "[stdout-not-writable]" in done.stderr
+SURROUNDINGS = {
+    "standard output that the shell closed": ("pellucid generate x >&-", 4, r"\[stdout-not-writable\]"),
+    "a full disk": ("pellucid --help >/dev/full", 4, r"\[stdout-not-writable\]"),
+    "a full disk for one word": ("pellucid --version >/dev/full", 4, r"\[stdout-not-writable\]"),
+    "no place for messages": ("pellucid run x --nothing 2>/dev/full", 4, ""),
+    "a working directory that is gone": ("rmdir ../gone && pellucid doctor", 3, "working directory.*path-not-found"),
+    "a screen of no columns": ("COLUMNS=0 pellucid --help 1>&2", 0, "doctor"),
+}
+"""A command -> its exit code, and what it writes to stderr."""
+
+
+@pytest.mark.parametrize("what", SURROUNDINGS)
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is full")
+def test_surroundings(what: str, tmp_path: Path) -> None:
+    words, code, said = SURROUNDINGS[what]
+    (tmp_path / "gone").mkdir()
+    command = words.replace("pellucid", f'"{sys.executable}" -m pellucid')
+    done = subprocess.run(
+        ["sh", "-c", command], capture_output=True, text=True, timeout=60, check=False, cwd=tmp_path / "gone"
+    )
+    assert done.returncode == code
+    assert re.search(said, done.stderr, re.DOTALL)
     assert "Traceback" not in done.stderr
 
 

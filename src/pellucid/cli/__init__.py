@@ -26,7 +26,7 @@ from typer.core import TyperArgument, TyperCommand, TyperGroup
 from pellucid import interrupts
 from pellucid._version import __version__
 from pellucid.cli.shared.failures import Exit, exit_code, show_failure, show_fault, show_misuse, show_warning, usage
-from pellucid.cli.shared.screen import progress, require_stdout, require_writable, tell
+from pellucid.cli.shared.screen import progress, require_surroundings, require_writable, tell, writing
 from pellucid.errors import PellucidError
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class Verb(TyperCommand):
     def invoke(self, ctx: Any) -> Any:
         as_json = bool(ctx.params.get("as_json"))
         try:
-            require_stdout()
+            require_surroundings()
             wish: Wish = super().invoke(ctx)
             require_writable(wish.outputs())
             with progress("starting"):
@@ -170,4 +170,9 @@ def main(args: Sequence[str] | None = None) -> None:
             stream.reconfigure(errors="replace")  # a character that the terminal lacks is no reason to fail
     with warnings.catch_warnings():
         warnings.showwarning = show_warning
-        app(args=args, prog_name="pellucid")
+        try:
+            with writing():
+                app(args=args, prog_name="pellucid")
+        except PellucidError as error:
+            show_failure(error, as_json=False)
+            raise SystemExit(exit_code(error)) from error

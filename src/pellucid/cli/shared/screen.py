@@ -17,7 +17,7 @@ from rich.segment import Segment
 from rich.text import Text
 
 from pellucid.cli.shared.layout import shown_in
-from pellucid.errors import PellucidError, WeightsError, printable
+from pellucid.errors import NotFoundError, PellucidError, WeightsError, printable
 
 LOST_OUTPUT = "stdout-not-writable"
 """The code of the error that stdout itself failed."""
@@ -53,26 +53,35 @@ def messages() -> Console:
 def show(*parts: RenderableType) -> None:
     """Write results for people."""
     console = results()
-    with _writing():
+    with writing():
         for part in parts:
             console.print(shown_in(part, console), soft_wrap=True)
 
 
 def tell(*parts: Text) -> None:
-    """Write messages for people."""
+    """Write messages for people, if there is a place for them: the exit code says what happened."""
     console = messages()
-    for part in parts:
-        console.print(shown_in(part, console), soft_wrap=True)
+    with suppress(OSError):
+        for part in parts:
+            console.print(shown_in(part, console), soft_wrap=True)
 
 
-def require_stdout() -> None:
-    """See that there is a standard output.
+def require_surroundings() -> None:
+    """See that there is a standard output, and a working directory, without which torch's libraries end the process.
 
     Raises:
-        PellucidError: The shell closed it (`>&-`).
+        PellucidError: The shell closed the one (`>&-`), or somebody removed the other.
     """
     if sys.stdout is None:  # pyright: ignore[reportUnnecessaryComparison]
         raise _lost("closed")
+    try:
+        os.getcwd()
+    except OSError as problem:
+        raise NotFoundError(
+            f"the working directory: {problem.strerror}.",
+            code="path-not-found",
+            remedy="Change to a folder that is there: cd.",
+        ) from problem
 
 
 def require_writable(outputs: Mapping[str, Path | None]) -> None:
@@ -120,7 +129,7 @@ def _problem(path: Path) -> str | None:
 def write(text: str) -> None:
     """Write a piece of text at once: as it is, but on a terminal no control character of it acts there."""
     shown = "".join(map(_harmless, text)) if sys.stdout.isatty() else text
-    with _writing():
+    with writing():
         print(shown, end="", flush=True)
 
 
@@ -131,7 +140,7 @@ def _harmless(character: str) -> str:
 def show_json(content: Mapping[str, Any]) -> None:
     """Write a result for programs: one JSON object, in which numbers that JSON lacks (nan, inf) are null."""
     text = json.dumps(_finite(content), indent=2, allow_nan=False)
-    with _writing():
+    with writing():
         print(text, flush=True)
 
 
@@ -172,10 +181,14 @@ def _finite(value: Any) -> Any:
 
 
 @contextmanager
-def _writing() -> Generator[None, None, None]:
+def writing() -> Generator[None, None, None]:
     """Around every write to stdout: what cannot be written is reported, unless nobody reads it any more."""
     try:
-        yield
+        try:
+            yield
+        finally:
+            if sys.stdout is not None:  # pyright: ignore[reportUnnecessaryComparison]
+                sys.stdout.flush()
     except BrokenPipeError:
         _discard_stdout()
     except OSError as problem:
