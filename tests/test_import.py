@@ -27,7 +27,7 @@ import pellucid
 pellucid.CkptedTransformer, pellucid.ActivationCkpts, pellucid.Edit, pellucid.TransformerConfig
 seconds = time.perf_counter() - start
 new = sorted(set(sys.modules) - before)
-import pellucid.measure, pellucid.plot, pellucid.corpus.engine
+import pellucid.measure, pellucid.plot, pellucid.corpus.writing
 sys.stderr.flush()
 json.dump({"new": new, "with_rooms": sorted(set(sys.modules) - before), "seconds": seconds}, sys.__stdout__)
 """

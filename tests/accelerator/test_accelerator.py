@@ -19,7 +19,7 @@ from torch import Tensor
 
 import pellucid as pl
 import support
-from pellucid.fast import graphed
+from pellucid.fast import decoder
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no accelerator")
 
@@ -306,13 +306,13 @@ def test_replayed_steps_give_the_tokens_of_plain_ones(
     exact = glass()
     model = numerics(exact, kind)
     replays: list[int] = []
-    plain = graphed.recorded
+    plain = decoder.recorded
 
     def counted(run: Callable[[], Tensor], device: torch.device) -> Callable[[], Tensor]:
         replay = plain(run, device)
         return lambda: (replays.append(1), replay())[1]
 
-    monkeypatch.setattr(graphed, "recorded", counted)
+    monkeypatch.setattr(decoder, "recorded", counted)
     asked = {"max_new_tokens": 24, "end_ids": (), **options}
     if asked.get("num_return_sequences"):
         asked["sampler"] = pl.Sampler(temperature=0.7)

@@ -15,7 +15,7 @@ from torch import Tensor
 import pellucid as pl
 import support
 from pellucid import attend
-from pellucid.fast import decoder, graphed
+from pellucid.fast import decoder
 from pellucid.gpt2 import attention
 
 LENGTHS = {"one": (6,), "padded": (9, 2, 5), "forty": (4,) * 40}
@@ -26,6 +26,7 @@ Patch = pytest.MonkeyPatch
 def _as_on_an_accelerator(request: pytest.FixtureRequest, monkeypatch: Patch) -> None:
     """Where steps are recorded; one query attends by the fused kernel (half precision) or explicitly (float32)."""
     monkeypatch.setattr(decoder, "can_record", lambda device: True)
+    monkeypatch.setattr(decoder, "recorded", lambda run, device: run)
     monkeypatch.setattr(attend, "_fused_takes_keys_in_turn", lambda q: request.param == "explicit")
 
 
@@ -36,7 +37,7 @@ def fast_of(model: pl.CkptedTransformer, numerics: str = "fast") -> pl.CkptedTra
 def standing(model: pl.CkptedTransformer, cache: pl.KeyValueCache) -> Callable[[Tensor, Tensor], Tensor]:
     """Runs the next column of a cache, however it lies."""
     runner = decoder.decoder(model, cache.rows)
-    assert isinstance(runner, graphed.GraphDecoder)
+    assert isinstance(runner, decoder.GraphDecoder)
 
     def step(ids: Tensor, positions: Tensor) -> Tensor:
         cache.open(torch.ones(cache.rows, 1, dtype=torch.bool))
@@ -105,7 +106,7 @@ def test_a_step_asks_for_no_number(numerics: str) -> None:
     fast = fast_of(support.glass(), numerics)
     with torch.no_grad():
         cache = pl.KeyValueCache(fast.config, 2, 12)
-        made = graphed._Standing(fast, cache, (), [])
+        made = decoder._Standing(fast, cache, (), [])
         made._run()
         seen = checks.ops(made._run)
     assert seen.count("mm") - seen.count("bmm") == 4 * fast.config.n_layer + 1
@@ -125,7 +126,7 @@ def test_a_step_is_made_anew_where_its_memory_changes() -> None:
     """A replay would go on reading what was there."""
     fast = fast_of(support.glass())
     runner = decoder.decoder(fast, 1)
-    assert isinstance(runner, graphed.GraphDecoder)
+    assert isinstance(runner, decoder.GraphDecoder)
     cache, made = pl.KeyValueCache(fast.config, 1, 16), []
     weight = fast.blocks[1].mlp.W_in
     changes: list[Callable[[], Any]] = [
@@ -155,8 +156,8 @@ def test_a_step_is_recorded_once_it_pays(monkeypatch: Patch) -> None:
         recorded.append(1)
         return run
 
-    monkeypatch.setattr(graphed, "recorded", records)
-    monkeypatch.setattr(graphed, "can_record", lambda device: True)
+    monkeypatch.setattr(decoder, "recorded", records)
+    monkeypatch.setattr(decoder, "can_record", lambda device: True)
     fast = fast_of(support.glass(), "bfloat16")
     fast.generate([[1, 2, 3]], max_new_tokens=4, end_ids=())
     assert not recorded
@@ -193,7 +194,7 @@ def test_autocast_that_begins_between_two_steps() -> None:
 
 def test_what_a_recorded_step_reads_stays(monkeypatch: Patch) -> None:
     """Rounded weights that the model drops are held until the step is made anew."""
-    monkeypatch.setattr(graphed, "recorded", lambda run, device: run)
+    monkeypatch.setattr(decoder, "recorded", lambda run, device: run)
     fast = fast_of(support.glass(), "bfloat16")
     stream = fast.stream([1, 2, 3], max_new_tokens=40, end_ids=())
     for _ in range(3):
@@ -210,8 +211,8 @@ def test_what_a_recorded_step_reads_stays(monkeypatch: Patch) -> None:
 
 def test_autocast_is_not_recorded(monkeypatch: Patch) -> None:
     recorded: list[int] = []
-    monkeypatch.setattr(graphed, "can_record", lambda device: True)
-    monkeypatch.setattr(graphed, "recorded", lambda run, device: recorded.append(1) or run)
+    monkeypatch.setattr(decoder, "can_record", lambda device: True)
+    monkeypatch.setattr(decoder, "recorded", lambda run, device: recorded.append(1) or run)
     stream = fast_of(support.glass()).stream([1, 2, 3], max_new_tokens=60, end_ids=())
     next(stream)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -262,18 +263,18 @@ def memory_as_it_lies(patch: Patch) -> None:
         self.column = torch.zeros(1, dtype=torch.long)
         self.mask, self._content = torch.zeros_like(cache.mask), cache.content
 
-    patch.setattr(graphed.WholeCache, "__init__", init)
+    patch.setattr(decoder.WholeCache, "__init__", init)
 
 
 def hidden_by(change: Callable[[Any, pl.KeyValueCache], None]) -> Callable[[Patch], None]:
     def breaks(patch: Patch) -> None:
-        plain = graphed.WholeCache.at
+        plain = decoder.WholeCache.at
 
         def at(self: Any, cache: pl.KeyValueCache) -> None:
             plain(self, cache)
             change(self, cache)
 
-        patch.setattr(graphed.WholeCache, "at", at)
+        patch.setattr(decoder.WholeCache, "at", at)
 
     return breaks
 
@@ -291,12 +292,12 @@ def one_too_late(whole: Any, cache: pl.KeyValueCache) -> None:
 
 
 def always_the_first_position(patch: Patch) -> None:
-    plain = graphed._Standing.step
-    patch.setattr(graphed._Standing, "step", lambda self, ids, at, cache, **_: plain(self, ids, at * 0, cache))
+    plain = decoder._Standing.step
+    patch.setattr(decoder._Standing, "step", lambda self, ids, at, cache, **_: plain(self, ids, at * 0, cache))
 
 
 def never_outdated(patch: Patch) -> None:
-    patch.setattr(graphed, "state_of", lambda modules: ())
+    patch.setattr(decoder, "state_of", lambda modules: ())
 
 
 def asks_for_the_column(patch: Patch) -> None:
@@ -306,23 +307,23 @@ def asks_for_the_column(patch: Patch) -> None:
         keys[:, :, at : at + 1], values[:, :, at : at + 1] = k, v
         return keys, values
 
-    patch.setattr(graphed.WholeCache, "_write", write)
+    patch.setattr(decoder.WholeCache, "_write", write)
 
 
 def hands_out_its_own_logits(patch: Patch) -> None:
     """What a replay writes into is given to the caller."""
-    plain = graphed._Standing.step
+    plain = decoder._Standing.step
 
     def step(self: Any, *given: Any, **options: Any) -> Tensor:
         logits = plain(self, *given, **options)
         self.out = logits if not hasattr(self, "out") else self.out.copy_(logits)
         return self.out
 
-    patch.setattr(graphed._Standing, "step", step)
+    patch.setattr(decoder._Standing, "step", step)
 
 
 def records_at_once(patch: Patch) -> None:
-    patch.setattr(graphed, "PATIENCE", 0)
+    patch.setattr(decoder, "PATIENCE", 0)
 
 
 def looks_by_replays(patch: Patch) -> None:
@@ -345,17 +346,17 @@ def writes_as_it_comes(patch: Patch) -> None:
         keys, values = self._content[block]
         return keys.index_copy_(2, self.column, k), values.index_copy_(2, self.column, v)
 
-    patch.setattr(graphed.WholeCache, "_write", write)
+    patch.setattr(decoder.WholeCache, "_write", write)
 
 
 def holds_nothing(patch: Patch) -> None:
-    plain = graphed._Standing.__init__
-    patch.setattr(graphed._Standing, "__init__", lambda self, *given: plain(self, *given[:3], []))
+    plain = decoder._Standing.__init__
+    patch.setattr(decoder._Standing, "__init__", lambda self, *given: plain(self, *given[:3], []))
 
 
 def records_autocast(patch: Patch) -> None:
-    plain = graphed._Standing.step
-    patch.setattr(graphed._Standing, "step", lambda self, *given, **_: plain(self, *given))
+    plain = decoder._Standing.step
+    patch.setattr(decoder._Standing, "step", lambda self, *given, **_: plain(self, *given))
 
 
 def attends_to_all(patch: Patch) -> None:

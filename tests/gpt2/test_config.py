@@ -20,7 +20,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 import pellucid as pl
 import support
 from noticed import must_be_noticed
-from pellucid.gpt2.config_fields import NEUTRAL, SYNONYMS
+from pellucid.gpt2.config import NEUTRAL, SYNONYMS
 from pellucid.numerics.nonlinear import EXACT as ACTIVATIONS
 
 SIZES = {"vocab_size": 11, "n_positions": 8, "n_embd": 12, "n_layer": 2, "n_head": 3}

@@ -14,8 +14,7 @@ import torch
 import pellucid as pl
 import support
 from pellucid.reproduce import measures
-from pellucid.reproduce.sentences import Sentences, eight
-from pellucid.reproduce.study import Study
+from pellucid.reproduce.study import Sentences, Study, eight
 
 LAYERS = HEADS = 12
 MARY = "When John and Mary went to the shops, John gave the bag to"

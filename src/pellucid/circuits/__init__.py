@@ -2,7 +2,7 @@
 
 from pellucid.circuits.ablations import Choices as Choices
 from pellucid.circuits.circuit import Circuit as Circuit
-from pellucid.circuits.circuit_report import CircuitReport as CircuitReport
+from pellucid.circuits.evaluation import CircuitReport as CircuitReport
 from pellucid.circuits.evaluation import evaluate as evaluate
 from pellucid.circuits.faithfulness import across as across
 from pellucid.circuits.faithfulness import curve as curve

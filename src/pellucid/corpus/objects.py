@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 from pellucid import atomic
-from pellucid.corpus.folder import Folder
-from pellucid.corpus.place import METADATA, Result, StorePlace, busy
+from pellucid.corpus.place import METADATA, Folder, Result, StorePlace, busy
 from pellucid.errors import InputError, MissingExtraError, NotFoundError, PellucidError
 from pellucid.extras import need
 

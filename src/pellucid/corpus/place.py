@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+import errno
+import os
+import shutil
+from collections.abc import Callable, Generator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import cached_property, lru_cache
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
+from pellucid import atomic
 from pellucid.errors import InputError
+from pellucid.extras import need
+from pellucid.weights.manifests import unreadable
 
 Result = TypeVar("Result")
 
@@ -85,3 +93,101 @@ def busy(place: StorePlace) -> InputError:
 def chunk_key(name: str, part: int, axes: int) -> str:
     """Where a part of an array of so many axes lies; every other axis is whole in a chunk."""
     return f"{name}/c.{part}{'.0' * (axes - 1)}"
+
+
+MAPPED = 256
+"""Chunks that are mapped at the same time when rows are read one by one."""
+
+
+class Folder:
+    """A folder on a disk."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def group(self) -> Any:
+        zarr = need("zarr", "corpus")
+        return self.asked(lambda: zarr.open_group(str(self.path), mode="r"))
+
+    def asked(self, ask: Callable[[], Result]) -> Result:
+        try:
+            return ask()
+        except OSError as problem:
+            raise unreadable(Path(problem.filename or self.path), problem) from problem
+
+    def put(self, key: str, data: memoryview | bytes) -> None:
+        atomic.put(self.path / key, data)
+
+    def get(self, key: str) -> bytes | None:
+        return self.asked(lambda: _there((self.path / key).read_bytes))
+
+    def size(self, key: str) -> int | None:
+        return self.asked(lambda: _there(lambda: (self.path / key).stat().st_size))
+
+    def remove(self, key: str) -> None:
+        self.asked(lambda: (self.path / key).unlink(missing_ok=True))
+
+    def chunk(self, key: str, count: int, dtype: torch.dtype) -> Tensor:
+        self.asked((self.path / key).open("rb").close)  # torch says only that it cannot
+        return torch.from_file(str(self.path / key), shared=False, size=count, dtype=dtype)
+
+    @cached_property
+    def _mapped(self) -> Callable[[str, int, torch.dtype], Tensor]:
+        return lru_cache(MAPPED)(self.chunk)
+
+    def rows(self, keys: Sequence[str], places: Sequence[int], width: int, count: int, dtype: torch.dtype) -> Tensor:
+        made = torch.empty(len(keys), width, dtype=dtype)
+        of_key: dict[str, list[int]] = {}
+        for i, key in enumerate(keys):
+            of_key.setdefault(key, []).append(i)
+        for key, here in of_key.items():
+            made[here] = self._mapped(key, count * width, dtype).view(count, width)[[places[i] for i in here]]
+        return made
+
+    def free(self) -> int | None:
+        there = next(parent for parent in (self.path, *self.path.absolute().parents) if os.path.exists(parent))
+        return self.asked(lambda: shutil.disk_usage(there).free)
+
+    def is_empty(self) -> bool:
+        if not os.path.lexists(self.path):
+            return True
+        return self.path.is_dir() and not self.asked(lambda: os.listdir(self.path))
+
+    def clean(self, folders: list[str]) -> None:
+        for folder in filter(Path.is_dir, map(self.path.joinpath, folders)):
+            self.asked(lambda folder=folder: atomic.remove_leftovers(folder))
+
+    @contextmanager
+    def building(self) -> Generator[StorePlace]:
+        """A folder beside its place, which it takes as a whole."""
+        beside = self.path.absolute().parent
+        with ExitStack() as stack:
+            try:
+                beside.mkdir(parents=True, exist_ok=True)
+                made = stack.enter_context(atomic.temporary_folder(beside))
+            except OSError as problem:
+                raise atomic.not_writable(self.path, problem.strerror or str(problem)) from problem
+            yield Folder(made)
+            atomic.take_folder(made, self.path)
+
+    @contextmanager
+    def alone(self) -> Generator[None]:
+        """The folder's lock, where the disk has locks."""
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(atomic.alone(self.path, wait=0.0))
+            except OSError as problem:
+                if problem.errno != errno.EBUSY:
+                    raise unreadable(self.path, problem) from problem
+                raise busy(self) from problem
+            yield
+
+
+def _there(ask: Callable[[], Result]) -> Result | None:
+    try:
+        return ask()
+    except (FileNotFoundError, NotADirectoryError):
+        return None

@@ -15,8 +15,7 @@ from torch import Tensor
 from pellucid import attribution, circuits, heads, measure, metrics, patching
 from pellucid.attribution.reading import doubles
 from pellucid.circuits.ablations import Ablations, Choices
-from pellucid.reproduce.sentences import Sentences, eight, two_digits, years
-from pellucid.reproduce.study import Head, Study
+from pellucid.reproduce.study import Head, Sentences, Study, eight, two_digits, years
 from pellucid.run.activations import ActivationCkpts
 from pellucid.run.edit import Edit
 from pellucid.run.model import CkptedTransformer

@@ -1,19 +1,146 @@
-"""What published figures are computed again on: a model, and sentences drawn for it."""
+"""What published figures are computed again on: a model, and sentences drawn for it.
+
+Sentences have an indirect object, their words are ours, in groups of one length; others are about years. The task is
+that of Wang et al. (2022, arXiv:2211.00593): of two names that were said, the one that was said once comes next. The
+fifteen templates of the paper are not in this package, so figures that were published of those are compared in kind.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import torch
 
 from pellucid.errors import InputError
-from pellucid.reproduce.sentences import Sentences, groups
 from pellucid.run.model import CkptedTransformer
 from pellucid.text.batch import Batch
 from pellucid.text.tokenizer import Tokenizer
+
+TEMPLATES = (
+    "While {a} and {b} were cleaning the {place}, {s} passed the {object} to",
+    "Later that day, {a} and {b} met at the {place}, and {s} handed a {object} to",
+    "After {a} and {b} came back from the {place}, {s} showed the {object} to",
+    "Because {a} and {b} were late for the {place}, {s} lent a {object} to",
+    "Yesterday {a} and {b} walked to the {place}. There {s} gave a {object} to",
+    "Once {a} and {b} had closed the {place}, {s} brought the {object} to",
+)
+NAMES = (
+    *("Mary", "John", "Paul", "Anna", "Peter", "Kate", "Robert", "Laura", "Simon", "Jane"),
+    *("Tom", "Sarah", "David", "Emma", "Henry", "Alice", "George", "Lucy", "Jack", "Ben"),
+)
+PLACES = ("park", "shop", "school", "garden", "station", "office", "market", "church")
+OBJECTS = ("book", "ball", "letter", "cup", "ring", "box", "key", "drink")
+NOUNS = ("war", "strike", "project", "trial", "crisis", "campaign", "tour", "battle")
+CENTURIES = range(11, 18)
+
+EIGHT = (
+    ("When {a} and {b} went to the shops, {s} gave the bag to", "John", "Mary"),
+    ("When {a} and {b} went to the park, {s} gave the ball to", "Tom", "James"),
+    ("When {a} and {b} went to the shops, {s} gave an apple to", "Dan", "Sid"),
+    ("After {a} and {b} went to the park, {s} gave a drink to", "Martin", "Amy"),
+)
+"""What the demos of TransformerLens and of RelP run: each sentence once with either name as the subject."""
+
+
+@dataclass(frozen=True)
+class Sentences:
+    """Sentences of one template and one order of the names, all with as many tokens.
+
+    Attributes:
+        texts: The sentences.
+        swapped: The same with the other name as the subject, so that the answer is the other one.
+        others: The same with three names of which none comes twice.
+        answers: (" IO", " S") of each: the indirect object, which comes next, and the subject.
+        io, s1, s2: At which token the indirect object is, and the subject for the first and the second time.
+    """
+
+    texts: list[str]
+    swapped: list[str]
+    others: list[str]
+    answers: list[tuple[str, str]]
+    io: int
+    s1: int
+    s2: int
+
+
+def eight() -> Sentences:
+    """The eight sentences of the demos."""
+    each = [(t, {"a": a, "b": b}, s, o) for t, a, b in EIGHT for s, o in ((b, a), (a, b))]
+    return Sentences(
+        [template.format(s=subject, **names) for template, names, subject, _ in each],
+        [template.format(s=other, **names) for template, names, _, other in each],
+        [], [(f" {other}", f" {subject}") for _, _, subject, other in each], -1, -1, -1,
+    )  # fmt: skip
+
+
+def groups(tokenizer: Tokenizer, templates: int, count: int, seed: int) -> list[Sentences]:
+    """Draw sentences: `count` for each of so many templates and each order of the names."""
+    draws = random.Random(seed)
+    names, places, objects = (single(tokenizer, words) for words in (NAMES, PLACES, OBJECTS))
+    if len(names) < 5 or not places or not objects:
+        raise InputError(
+            "reproduce: the tokenizer splits the names, places or objects of the sentences.",
+            code="not-one-token",
+            remedy="Give a model with GPT-2's tokenizer.",
+        )
+    return [
+        _group(tokenizer, template, subject, [(draws.sample(names, 5), draws.choice(places), draws.choice(objects))
+                                              for _ in range(count)])
+        for template in TEMPLATES[:templates]
+        for subject in (1, 0)
+    ]  # fmt: skip
+
+
+def _group(tokenizer: Tokenizer, template: str, subject: int, drawn: Sequence[tuple[list[str], str, str]]) -> Sentences:
+    """Sentences whose subject is the first (0) or the second (1) of the two names."""
+    made = Sentences([], [], [], [], 0, 0, 0)
+    for (a, b, *unsaid), place, thing in drawn:
+        s, io = ((a, b), (b, a))[subject]
+        fill = {"place": place, "object": thing}
+        made.texts.append(template.format(a=a, b=b, s=s, **fill))
+        made.swapped.append(template.format(a=a, b=b, s=io, **fill))
+        made.others.append(template.format(a=unsaid[0], b=unsaid[1], s=unsaid[2], **fill))
+        made.answers.append((f" {io}", f" {s}"))
+    ids = list(tokenizer.encode(made.texts[0]))
+    io, s = (tokenizer.encode(name)[0] for name in made.answers[0])
+    return replace(made, io=ids.index(io), s1=ids.index(s), s2=len(ids) - 1 - ids[::-1].index(s))
+
+
+def years(tokenizer: Tokenizer, count: int, seed: int) -> tuple[list[list[int]], list[list[int]], list[int]]:
+    """Sentences about a year, as ids: those that end with a later century's first digits, the same that begin in a
+    year 01, and the two last digits of the year that must be exceeded (Hanna et al. 2023, arXiv:2305.00586).
+    """
+    draws, nouns = random.Random(seed), single(tokenizer, NOUNS)
+    numbers = (*two_digits(), *(f" {century}" for century in CENTURIES))
+    if not nouns or any(len(tokenizer.encode(number)) != 1 for number in numbers):
+        raise InputError(
+            "reproduce: the tokenizer splits numbers of two digits.",
+            code="not-one-token",
+            remedy="Give a model with GPT-2's tokenizer.",
+        )
+    clean, corrupted, starts = list[list[int]](), list[list[int]](), list[int]()
+    for _ in range(count):
+        noun, century, year = draws.choice(nouns), draws.choice(CENTURIES), draws.randrange(2, 99)
+        before, after = tokenizer.encode(f"The {noun} lasted from {century}"), tokenizer.encode(f" to {century}")
+        for rows, begin in ((clean, year), (corrupted, 1)):
+            rows.append([*before, *tokenizer.encode(f"{begin:02d}"), *after])
+        starts.append(year)
+    return clean, corrupted, starts
+
+
+def two_digits() -> list[str]:
+    """ "00" to "99"."""
+    return [f"{number:02d}" for number in range(100)]
+
+
+def single(tokenizer: Tokenizer, words: Iterable[str]) -> list[str]:
+    """The words that are one token behind a space."""
+    return [word for word in words if len(tokenizer.encode(f" {word}")) == 1]
+
 
 Head = tuple[int, int]
 """Layer and number."""

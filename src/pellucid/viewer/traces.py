@@ -21,7 +21,7 @@ from pellucid.run.edit import Edit
 from pellucid.run.model import CkptedTransformer
 from pellucid.run.origin import weights_fingerprint
 from pellucid.text.batch import Inputs
-from pellucid.viewer import attention_blocks, logit_blocks, value_blocks
+from pellucid.viewer import logit_blocks, value_blocks
 from pellucid.viewer.container import Trace, TraceBlock
 from pellucid.viewer.logit_blocks import Target
 from pellucid.viewer.one_text import MOST_SQUARE, OneText, of_run, run_text
@@ -100,13 +100,13 @@ def traced(one: OneText, target: Token | None, limit: int) -> Trace:
     """Make a trace of a text that was run; arguments as for `trace`."""
     aim = _target(one, target)
     left_out: list[dict[str, Any]] = []
-    blocks = attention_blocks.patterns(one)
-    if _size(blocks) > limit and one.n_tokens > attention_blocks.CELLS:
-        blocks = attention_blocks.pooled(one)
+    blocks = value_blocks.patterns(one)
+    if _size(blocks) > limit and one.n_tokens > value_blocks.CELLS:
+        blocks = value_blocks.pooled(one)
     if "attention.pooled" in blocks:
         left_out.append(_left_out("attention.pattern", "means over cells stand for the whole patterns"))
     blocks |= {
-        **attention_blocks.measures(one), **value_blocks.norms(one), **logit_blocks.prediction(one),
+        **value_blocks.measures(one), **value_blocks.norms(one), **logit_blocks.prediction(one),
         **logit_blocks.read_lens(one, aim),
     }  # fmt: skip
     used = _size(blocks)
@@ -162,11 +162,11 @@ def _of(
 _OPTIONAL = (
     _Optional("attribution", (logit_blocks.components,)),
     _Optional("attribution.sources", (logit_blocks.sources,), square=True),
-    _Optional("attention.value_norm", (_of(attention_blocks.value_norms),)),
+    _Optional("attention.value_norm", (_of(value_blocks.value_norms),)),
     _Optional("neurons.effect", (logit_blocks.neuron_effects,)),
     _Optional("embeddings.pca", (_of(value_blocks.scatter),)),
     _Optional("distributions", (_of(value_blocks.distributions),)),
-    _Optional("attention.q", (_of(attention_blocks.queries_and_keys),)),
+    _Optional("attention.q", (_of(value_blocks.queries_and_keys),)),
     _Optional("neurons", tuple(_of(value_blocks.neurons, coarse=coarse) for coarse in (False, True))),
     _Optional("atlas", tuple(_of(value_blocks.atlas, coarse=coarse) for coarse in (False, True)), square=True),
 )
@@ -208,7 +208,7 @@ def _header(
         "tokens": [{"id": i, "text": text} for i, text in zip(one.ids, tokens, strict=True)],
         "vocabulary": dict(zip(map(str, listed), _pieces(model, listed), strict=True)),
         "schema": _schema(one),
-        "attention": {"scale": attention_blocks.scales(one)},
+        "attention": {"scale": value_blocks.scales(one)},
         "calls": _calls(one),
         "target": {"id": aim.token, "text": _pieces(model, [aim.token])[0], "pos": aim.pos, "why": aim.why},
         "edits": [entry for edit in one.edits for entry in _edited(edit, one)],
