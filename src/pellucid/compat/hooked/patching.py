@@ -92,50 +92,24 @@ def make_df_from_ranges(column_max_ranges: Sequence[int], column_names: Sequence
     return pd.DataFrame(list(itertools.product(*map(range, column_max_ranges))), columns=list(column_names))
 
 
-def layer_pos_patch_setter(corrupted_activation: Tensor, index: Sequence[int], clean_activation: Tensor) -> Tensor:
-    """Index (layer, pos) of a value [B, P, ...]."""
-    corrupted_activation[:, index[1]] = clean_activation[:, index[1]]
-    return corrupted_activation
+def _setter(*places: int | None) -> Setter:
+    """Puts one part of a clean value there: of each axis the index's entry at a place, or all of it."""
+
+    def put(corrupted_activation: Tensor, index: Sequence[int], clean_activation: Tensor) -> Tensor:
+        part = tuple(slice(None) if place is None else index[place] for place in places)
+        corrupted_activation[part] = clean_activation[part]
+        return corrupted_activation
+
+    return put
 
 
-def layer_pos_head_vector_patch_setter(
-    corrupted_activation: Tensor, index: Sequence[int], clean_activation: Tensor
-) -> Tensor:
-    """Index (layer, pos, head) of a value [B, P, H, K]."""
-    corrupted_activation[:, index[1], index[2]] = clean_activation[:, index[1], index[2]]
-    return corrupted_activation
-
-
-def layer_head_vector_patch_setter(
-    corrupted_activation: Tensor, index: Sequence[int], clean_activation: Tensor
-) -> Tensor:
-    """Index (layer, head) of a value [B, P, H, K]."""
-    corrupted_activation[:, :, index[1]] = clean_activation[:, :, index[1]]
-    return corrupted_activation
-
-
-def layer_head_pattern_patch_setter(
-    corrupted_activation: Tensor, index: Sequence[int], clean_activation: Tensor
-) -> Tensor:
-    """Index (layer, head) of scores or patterns [B, H, Pq, Pk]."""
-    corrupted_activation[:, index[1]] = clean_activation[:, index[1]]
-    return corrupted_activation
-
-
-def layer_head_pos_pattern_patch_setter(
-    corrupted_activation: Tensor, index: Sequence[int], clean_activation: Tensor
-) -> Tensor:
-    """Index (layer, head, query) of scores or patterns [B, H, Pq, Pk]."""
-    corrupted_activation[:, index[1], index[2]] = clean_activation[:, index[1], index[2]]
-    return corrupted_activation
-
-
-def layer_head_dest_src_pos_pattern_patch_setter(
-    corrupted_activation: Tensor, index: Sequence[int], clean_activation: Tensor
-) -> Tensor:
-    """Index (layer, head, query, key) of scores or patterns [B, H, Pq, Pk]."""
-    corrupted_activation[:, index[1], index[2], index[3]] = clean_activation[:, index[1], index[2], index[3]]
-    return corrupted_activation
+# The first entry of an index is the layer. Values are [B, P, H, K], scores and patterns [B, H, Pq, Pk].
+layer_pos_patch_setter = _setter(None, 1)
+layer_pos_head_vector_patch_setter = _setter(None, 1, 2)
+layer_head_vector_patch_setter = _setter(None, None, 1)
+layer_head_pattern_patch_setter = _setter(None, 1)
+layer_head_pos_pattern_patch_setter = _setter(None, 1, 2)
+layer_head_dest_src_pos_pattern_patch_setter = _setter(None, 1, 2, 3)
 
 
 def _sweep(activation_name: str, setter: Setter, *axes: str) -> Callable[..., Any]:

@@ -19,7 +19,14 @@ Labelled = Any
 
 
 class ResidualStacks:
-    """The stream of a run, in stacks [N, ..., D] of which the leading axes are those of the values."""
+    """The stream of a run, in stacks [N, ..., D] of which the leading axes are those of the values.
+
+    Arguments that several take: `layer`, the block that is entered, None for the end; `mlp_input`, whether its MLP is,
+    so its attention counts; `apply_ln`, whether to divide by the statistics of the norm that reads the stream there;
+    `pos_slice`, the positions to take; `incl_remainder`, whether to end with the rest of the stream; `return_labels`,
+    whether to return labels as well. Of a stack that is given, [N, ..., D]: `pos_slice` and `batch_slice`, the
+    positions and rows that it holds, and `has_batch_dim`, whether it has a batch axis.
+    """
 
     cache_dict: dict[str, Tensor]
     model: HookedTransformer
@@ -37,16 +44,9 @@ class ResidualStacks:
         mlp_input: bool = False,
         return_labels: bool = False,
     ) -> Labelled:
-        """The stream at the input of every block up to `layer`, [N, ..., D]; None is the end.
+        """The stream at the input of every block up to `layer`, with `incl_mid` also at the input of every MLP.
 
-        Args:
-            layer: The last block whose input is included.
-            incl_mid: Whether to include what enters each MLP, too.
-            apply_ln: Whether to apply the norm that reads the stream there: at the end, the last norm with each
-                entry's own statistics; elsewhere, division by the run's own.
-            pos_slice: The positions to take.
-            mlp_input: Whether to end with what enters the MLP of `layer`.
-            return_labels: Whether to return labels as well.
+        At the end `apply_ln` applies the last norm, with each entry's own statistics.
         """
         end, layers = self.end_of(layer), self.model.cfg.n_layers
         found: list[tuple[str, Tensor]] = []
@@ -74,16 +74,9 @@ class ResidualStacks:
         incl_embeds: bool = True,
         return_labels: bool = False,
     ) -> Labelled:
-        """What each attention layer and MLP before `layer` added to the stream, after the embeddings, [N, ..., D].
+        """What each attention layer and MLP before `layer` added to the stream, after the embeddings (`incl_embeds`).
 
-        Args:
-            layer: The block that is entered; None is the end.
-            mlp_input: Whether the MLP of `layer` is entered, so its attention counts.
-            mode: "all", "attn" or "mlp".
-            apply_ln: Whether to divide by the statistics of the norm that reads the stream there.
-            pos_slice: The positions to take.
-            incl_embeds: Whether to begin with the embeddings.
-            return_labels: Whether to return labels as well.
+        `mode` is "all", "attn" or "mlp".
         """
         require_one_of("cache.decompose_resid: mode", mode, ("all", "attn", "mlp"), code="decompose-mode")
         end = self.end_of(layer)
@@ -114,15 +107,7 @@ class ResidualStacks:
         pos_slice: Any = None,
         apply_ln: bool = False,
     ) -> Labelled:
-        """What each head before `layer` wrote, [N, ..., D], labelled "L0H0".
-
-        Args:
-            layer: The block that is entered; -1 or None is the end.
-            return_labels: Whether to return labels as well.
-            incl_remainder: Whether to end with the rest of the stream.
-            pos_slice: The positions to take.
-            apply_ln: Whether to divide by the statistics of the norm that reads the stream there.
-        """
+        """What each head before `layer` wrote, labelled "L0H0"."""
         self.compute_head_results()
         chosen = Slice.of(pos_slice)
         end = self.end_of(layer)
@@ -148,10 +133,7 @@ class ResidualStacks:
         incl_remainder: bool = False,
         apply_ln: bool = False,
     ) -> Labelled:
-        """What each neuron before `layer` wrote, [N, ..., D], labelled "L0N0". Large: L times M rows.
-
-        Arguments: as for `stack_head_results`, and `neuron_slice`, the neurons to take.
-        """
+        """What each neuron before `layer` wrote, labelled "L0N0"; `neuron_slice` takes some. Large: L times M rows."""
         chosen, end = Slice.of(pos_slice), self.end_of(layer)
         neurons = Slice.unwrap(neuron_slice)
         parts = [self.get_neuron_results(i, neurons, chosen).movedim(-2, 0) for i in range(end)]
@@ -170,16 +152,7 @@ class ResidualStacks:
         pos_slice: Any = None,
         return_labels: bool = False,
     ) -> Labelled:
-        """The stream as a sum over heads, neurons or MLPs, embeddings and biases, [N, ..., D].
-
-        Args:
-            layer: The block that is entered; None is the end.
-            mlp_input: Whether the MLP of `layer` is entered.
-            expand_neurons: Whether MLPs are split into neurons.
-            apply_ln: Whether to divide by the statistics of the norm that reads the stream there.
-            pos_slice: The positions to take.
-            return_labels: Whether to return labels as well.
-        """
+        """The stream as a sum over heads, neurons (MLPs unless `expand_neurons`), embeddings and biases."""
         end, chosen = self.end_of(layer), Slice.of(pos_slice)
         stack, labels = self.stack_head_results(end + mlp_input or 0, return_labels=True, pos_slice=chosen)
         parts: list[Tensor] = [stack]
@@ -212,16 +185,9 @@ class ResidualStacks:
     ) -> Tensor:
         """What each entry of a stack adds to the logit of a token, or to a difference of two, [N, ...].
 
-        The last norm divides by the run's own statistics; its gain and bias are left out, as in HookedTransformer,
-        unless they were folded. `pellucid.attribution.direct` has them.
-
-        Args:
-            residual_stack: [N, ..., D].
-            tokens: A token's text or id, or ids for each row [B] or each position [B, P].
-            incorrect_tokens: Tokens to take off.
-            pos_slice: The positions that the stack holds.
-            batch_slice: The rows that are meant.
-            has_batch_dim: Whether the stack has a batch axis.
+        A token is a text or an id, or ids for each row [B] or each position [B, P]. The last norm divides by the run's
+        own statistics; its gain and bias are left out, as in HookedTransformer, unless they were folded.
+        `pellucid.attribution.direct` has them.
         """
         chosen = Slice.of(batch_slice)
         directions = self.model.tokens_to_residual_directions(tokens)
@@ -249,14 +215,8 @@ class ResidualStacks:
     ) -> Tensor:
         """Divide a stack by the statistics that a norm had in this run, after centring; gains and biases are left out.
 
-        Args:
-            residual_stack: [N, ..., D].
-            layer: The block whose first norm is meant; None or -1 for the last norm.
-            mlp_input: Whether the block's second norm is meant.
-            pos_slice: The positions that the stack holds.
-            batch_slice: The rows that are meant.
-            has_batch_dim: Whether the stack has a batch axis.
-            recompute_ln: Whether to apply the last norm itself, with each entry's own statistics.
+        The norm is the first of a block, or with `mlp_input` its second; the last one if `layer` is None or -1, which
+        `recompute_ln` applies itself, with each entry's own statistics.
         """
         rows, end = Slice.of(batch_slice), self.end_of(layer)
         stack = rows.apply(residual_stack, dim=1) if has_batch_dim else residual_stack
