@@ -20,47 +20,34 @@ from pellucid.schema import Schema
 
 @dataclass(frozen=True)
 class Live:
-    """What was read off a live model of transformers.
+    """What was read off a live model of transformers."""
 
-    Attributes:
-        tensors: Under transformers' names, as its own classes store them; the model's own memory where nothing had to
-            be turned. The head is among them unless it is the embedding.
-        config: What the modules are; where it differs from the model's configuration, the modules count.
-        notes: What the reader may want to know, by topic.
-        buffers: What it computes with beside its parameters and what its configuration says, under our names.
-    """
-
+    # Under transformers' names, as its own classes store them; the model's own memory where nothing had to be turned.
+    # The head is among them unless it is the embedding.
     tensors: dict[str, Tensor]
-    config: Any
-    notes: dict[str, str]
+    config: Any  # what the modules are; where it differs from the model's configuration, the modules count
+    notes: dict[str, str]  # what the reader may want to know, by topic
+    # what it computes with beside its parameters and what its configuration says, under our names
     buffers: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class InTransformers:
-    """What transformers calls a family.
+    """What transformers calls a family."""
 
-    Attributes:
-        config: The class of its configurations.
-        model: The class of its models.
-        base: The class of its models without a head.
-        read: Reads a live one, or refuses by name what cannot be carried over.
-        stored: The tensors of one of its modules, by its path, as transformers' own classes store them.
-        shown: Where a model without a head, of a configuration, shows our checkpoints, in their order.
-        turned: Whether a module, by its path, keeps the matrix of a `Conv1D` the other way round, as a `Linear`.
-        buffers: What ours computes with beside its parameters -> its name in the model with a head.
-        files: The layout of its files, if tensors have other names there than in its modules.
-    """
-
-    config: str
-    model: str
-    base: str
-    read: Callable[[nn.Module], Live]
+    config: str  # the class of its configurations
+    model: str  # the class of its models
+    base: str  # the class of its models without a head
+    read: Callable[[nn.Module], Live]  # reads a live one, or refuses by name what cannot be carried over
+    # the tensors of one of its modules, by its path, as transformers' own classes store them
     stored: Callable[[str, nn.Module], dict[str, Tensor]]
+    # where a model without a head, of a configuration, shows our checkpoints, in their order
     shown: Callable[[Any], Iterable[Shown]]
+    # whether a module, by its path, keeps the matrix of a `Conv1D` the other way round, as a `Linear`
     turned: Callable[[str, nn.Module], bool] = field(default=lambda path, module: False)
+    # what ours computes with beside its parameters -> its name in the model with a head
     buffers: Mapping[str, str] = field(default_factory=dict)
-    files: Layout | None = None
+    files: Layout | None = None  # the layout of its files, if tensors have other names there than in its modules
 
 
 class Shown(NamedTuple):
@@ -185,41 +172,29 @@ class Recognition:
 
 @dataclass(frozen=True, eq=False)
 class Family:
-    """A kind of model; `pellucid.families` has a line for each.
+    """A kind of model; `pellucid.families` has a line for each."""
 
-    Attributes:
-        name: As its schema says.
-        config: The class of its configurations.
-        architecture: The modules of its networks, and the way through them.
-        schema_of: The schema of a model of which only sizes are known.
-        layouts: How its weights are stored by others, transformers' first.
-        in_transformers: What transformers calls it.
-        layout_of: Which of them tensors under canonical names have; None for none.
-        kernels: Compiled decoding; None if there is none.
-        differing: Fields of a configuration, with the sizes that tensors in a layout show instead.
-        unseen: Parameters of a block that no text can show, with the reason.
-        adopt: Gives a network, before it is run in float64 beside another program, the constants as that program rounds
-            them, which are among the tensors that it keeps beside parameters, or unrounded ones; None if the family has
-            no constants that are kept in float32.
-        recognition: How its models are recognised; None if they have to say what they are.
-        dropouts: The fields of its configurations that are rates of dropout.
-        suspects: The mistakes that a comparison tries, for a configuration, the parameters by name (live views among
-            them) and what was seen, the likely ones first; None if the family has no plain model for them.
-        mistakes: The mistakes that are tried else, as `Change`s of a network, for a network; None if none are known.
-    """
-
-    name: str
-    config: type[JsonConfig]
-    architecture: Architecture
-    schema_of: Callable[[Mapping[str, int]], Schema]
-    layouts: tuple[Layout, ...]
-    in_transformers: InTransformers
+    name: str  # as its schema says
+    config: type[JsonConfig]  # the class of its configurations
+    architecture: Architecture  # the modules of its networks, and the way through them
+    schema_of: Callable[[Mapping[str, int]], Schema]  # the schema of a model of which only sizes are known
+    layouts: tuple[Layout, ...]  # how its weights are stored by others, transformers' first
+    in_transformers: InTransformers  # what transformers calls it
+    # which of them tensors under canonical names have; None for none
     layout_of: Callable[[Mapping[str, Tensor]], Layout | None]
-    kernels: Kernels | None
+    kernels: Kernels | None  # compiled decoding; None if there is none
+    # fields of a configuration, with the sizes that tensors in a layout show instead
     differing: Callable[[Mapping[str, Tensor], Layout, Any], dict[str, Any]]
+    # parameters of a block that no text can show, with the reason
     unseen: Mapping[str, str] = field(default_factory=dict[str, str])
+    # gives a network, before it is run in float64 beside another program, the constants as that program rounds them,
+    # which are among the tensors that it keeps beside parameters, or unrounded ones; None if the family has no
+    # constants that are kept in float32
     adopt: Callable[[Network, Sequence[Tensor]], None] | None = None
-    recognition: Recognition | None = None
-    dropouts: tuple[str, ...] = ()
+    recognition: Recognition | None = None  # how its models are recognised; None if they have to say what they are
+    dropouts: tuple[str, ...] = ()  # the fields of its configurations that are rates of dropout
+    # the mistakes that a comparison tries, for a configuration, the parameters by name (live views among them) and what
+    # was seen, the likely ones first; None if the family has no plain model for them
     suspects: Callable[[Any, Mapping[str, Tensor], Seen], Iterator[Suspect]] | None = None
+    # the mistakes that are tried else, as `Change`s of a network, for a network; None if none are known
     mistakes: Callable[[Network], Iterator[Any]] | None = None

@@ -41,27 +41,20 @@ class Remembers(Protocol):
 
 @dataclass(frozen=True)
 class Run:
-    """What goes through the model.
+    """What goes through the model."""
 
-    Args:
-        ids: [B, P].
-        positions: [B, P].
-        padding: [B, columns], true at real positions, those in the cache included; None if there are no pads.
-        cache: Where keys and values of earlier columns are, and where those of these go.
-        columns: Chooses the columns whose logits are wanted; None for all.
-        start: The first block that runs and what enters it [B, P, D]; None begins with the embeddings.
-        end: The block before which the run ends, with what would enter it in the place of logits; None for no such.
-        texts: [B, P], the text of each column, where several share a row, none of which sees another; None if a row is
-            one text. Pads are a text, too. No cache knows it.
-    """
-
-    ids: Tensor
-    positions: Tensor
+    ids: Tensor  # [B, P]
+    positions: Tensor  # [B, P]
+    # [B, columns], true at real positions, those in the cache included; None if there are no pads
     padding: Tensor | None = None
-    cache: Remembers | None = None
-    columns: Columns | None = None
+    cache: Remembers | None = None  # where keys and values of earlier columns are, and where those of these go
+    columns: Columns | None = None  # chooses the columns whose logits are wanted; None for all
+    # the first block that runs and what enters it [B, P, D]; None begins with the embeddings
     start: tuple[int, Tensor] | None = None
+    # the block before which the run ends, with what would enter it in the place of logits; None for no such
     end: int | None = None
+    # [B, P], the text of each column, where several share a row, none of which sees another; None if a row is one text.
+    # Pads are a text, too. No cache knows it.
     texts: Tensor | None = None
 
     def through(self, blocks: Iterable[nn.Module]) -> list[tuple[int, nn.Module]]:

@@ -43,20 +43,14 @@ class Point:
 
 @dataclass(frozen=True)
 class Parameter:
-    """A parameter by the field's name.
+    """A parameter by the field's name."""
 
-    Attributes:
-        name: In a table of blocks, the name without the block; in `Schema.parameters`, the whole name.
-        axes: Names of its axes; `Schema.sizes` has their lengths.
-        stored_in: The stored parameter that it is, or that it is a live view of.
-        initial: How a fresh one is drawn: "normal", "residual" (normal, scaled by 1/sqrt(2 n_layer)), "zeros", "ones".
-        in_memory: Its axes in the order of its memory, as the reference stores it; () for that of `axes`.
-    """
-
-    name: str
-    axes: tuple[str, ...]
-    stored_in: str = ""
+    name: str  # in a table of blocks, the name without the block; in `Schema.parameters`, the whole name
+    axes: tuple[str, ...]  # names of its axes; `Schema.sizes` has their lengths
+    stored_in: str = ""  # the stored parameter that it is, or that it is a live view of
+    # how a fresh one is drawn: "normal", "residual" (normal, scaled by 1/sqrt(2 n_layer)), "zeros", "ones"
     initial: Literal["normal", "residual", "zeros", "ones"] = "normal"
+    # its axes in the order of its memory, as the reference stores it; () for that of `axes`
     in_memory: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -71,21 +65,15 @@ class Parameter:
 
 @dataclass(frozen=True)
 class OtherNames:
-    """What other libraries call the points of a family.
+    """What other libraries call the points of a family."""
 
-    Attributes:
-        modules: Path of a transformers module in a block -> the point that is its output.
-        modules_around: The same outside the blocks.
-        refused: A name whose value is close to a point's but not the same -> the reason.
-        prefix: What transformers puts before these paths in a model with a head.
-        blocks: What it calls the list of blocks.
-    """
-
+    # path of a transformers module in a block -> the point that is its output
     modules: Mapping[str, str] = field(default_factory=dict)
-    modules_around: Mapping[str, str] = field(default_factory=dict)
+    modules_around: Mapping[str, str] = field(default_factory=dict)  # the same outside the blocks
+    # a name whose value is close to a point's but not the same -> the reason
     refused: Mapping[str, str] = field(default_factory=dict)
-    prefix: str = ""
-    blocks: str = ""
+    prefix: str = ""  # what transformers puts before these paths in a model with a head
+    blocks: str = ""  # what it calls the list of blocks
 
 
 @dataclass(frozen=True, eq=False)

@@ -32,12 +32,9 @@ SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 
 @dataclass(frozen=True)
 class Scale:
-    """The scale on which nothing is 0 and the model is 1.
+    """The scale on which nothing is 0 and the model is 1."""
 
-    Args:
-        nothing, whole: The metric [B] of the two.
-    """
-
+    # nothing, whole: the metric [B] of the two
     nothing: Tensor
     whole: Tensor
 

@@ -89,18 +89,12 @@ def contributions_of_neurons(study: Study) -> list[Value]:
 
 @dataclass(frozen=True)
 class _End:
-    """The last token of the sentence whose parts were published.
+    """The last token of the sentence whose parts were published."""
 
-    Attributes:
-        model: What ran.
-        ckpts: Its z, neurons and last stream.
-        W_U: The head [D, V] in float64.
-        mary, john: The tokens of the two names.
-    """
-
-    model: CkptedTransformer
-    ckpts: ActivationCkpts
-    W_U: Tensor
+    model: CkptedTransformer  # what ran
+    ckpts: ActivationCkpts  # its z, neurons and last stream
+    W_U: Tensor  # the head [D, V] in float64
+    # mary, john: the tokens of the two names
     mary: int
     john: int
 

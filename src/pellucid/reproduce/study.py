@@ -48,20 +48,13 @@ EIGHT = (
 
 @dataclass(frozen=True)
 class Sentences:
-    """Sentences of one template and one order of the names, all with as many tokens.
+    """Sentences of one template and one order of the names, all with as many tokens."""
 
-    Attributes:
-        texts: The sentences.
-        swapped: The same with the other name as the subject, so that the answer is the other one.
-        others: The same with three names of which none comes twice.
-        answers: (" IO", " S") of each: the indirect object, which comes next, and the subject.
-        io, s1, s2: At which token the indirect object is, and the subject for the first and the second time.
-    """
-
-    texts: list[str]
-    swapped: list[str]
-    others: list[str]
-    answers: list[tuple[str, str]]
+    texts: list[str]  # the sentences
+    swapped: list[str]  # the same with the other name as the subject, so that the answer is the other one
+    others: list[str]  # the same with three names of which none comes twice
+    answers: list[tuple[str, str]]  # (" IO", " S") of each: the indirect object, which comes next, and the subject
+    # io, s1, s2: at which token the indirect object is, and the subject for the first and the second time
     io: int
     s1: int
     s2: int

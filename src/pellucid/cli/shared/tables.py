@@ -88,28 +88,19 @@ def number(value: float) -> str:
 
 @dataclass(frozen=True)
 class Summary:
-    """One checkpoint of a run.
+    """One checkpoint of a run."""
 
-    Attributes:
-        name: The checkpoint.
-        axes: What its axes are.
-        shape: How long they are.
-        dtype: Such as "float32".
-        mean, std, min, max: Over all numbers; of scores, over those that the causal mask leaves in.
-        norm: Euclidean length of the vectors along the last axis, averaged over the other axes.
-        meaning: What the value is, in a few words.
-    """
-
-    name: str
-    axes: tuple[str, ...]
-    shape: tuple[int, ...]
-    dtype: str
+    name: str  # the checkpoint
+    axes: tuple[str, ...]  # what its axes are
+    shape: tuple[int, ...]  # how long they are
+    dtype: str  # such as "float32"
+    # mean, std, min, max: over all numbers; of scores, over those that the causal mask leaves in
     mean: float
     std: float
     min: float
     max: float
-    norm: float
-    meaning: str
+    norm: float  # Euclidean length of the vectors along the last axis, averaged over the other axes
+    meaning: str  # what the value is, in a few words
 
     @property
     def size(self) -> str:

@@ -31,23 +31,17 @@ class Added:
 
 @dataclass(frozen=True)
 class Attributed:
-    """What was asked for, and what is shown.
-
-    Attributes:
-        pos: The token after which the logit is read.
-        token, against: Whose logits, with their probabilities; `against` is None for a single logit.
-        logit: The logit or the difference, as the run gave it.
-        sum: Of the parts.
-    """
+    """What was asked for, and what is shown."""
 
     model: str
     tokens: list[str]
-    pos: int
+    pos: int  # the token after which the logit is read
     by: str
+    # token, against: whose logits, with their probabilities; `against` is None for a single logit
     token: NextToken
     against: NextToken | None
-    logit: float
-    sum: float
+    logit: float  # the logit or the difference, as the run gave it
+    sum: float  # of the parts
     parts: list[Added]
 
 

@@ -38,20 +38,15 @@ NEXT_TOKENS = 5
 
 @dataclass(frozen=True)
 class PreviousTokenHeads:
-    """How much each head attends to the token before.
+    """How much each head attends to the token before."""
 
-    Attributes:
-        scores: Layer by head: the mean of pattern[q, q-1] over the queries that have a token before them.
-        layer, head: The head with the highest score.
-        score: That score.
-        pattern: That head's pattern, query by key.
-    """
-
+    # layer by head: the mean of pattern[q, q-1] over the queries that have a token before them
     scores: list[list[float]]
+    # layer, head: the head with the highest score
     layer: int
     head: int
-    score: float
-    pattern: list[list[float]]
+    score: float  # that score
+    pattern: list[list[float]]  # that head's pattern, query by key
 
 
 @dataclass(frozen=True)

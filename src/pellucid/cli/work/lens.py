@@ -26,18 +26,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Said:
-    """What one block says after one token.
+    """What one block says after one token."""
 
-    Attributes:
-        layer: Its number; None for a checkpoint around the blocks.
-        kl: KL(output || lens) in nats.
-        top: The likeliest tokens.
-        probability, rank: Of the token that was asked about, 0 being the likeliest; None if none was.
-    """
-
-    layer: int | None
-    kl: float
-    top: list[NextToken]
+    layer: int | None  # its number; None for a checkpoint around the blocks
+    kl: float  # KL(output || lens) in nats
+    top: list[NextToken]  # the likeliest tokens
+    # probability, rank: of the token that was asked about, 0 being the likeliest; None if none was
     probability: float | None
     rank: int | None
 

@@ -38,24 +38,17 @@ SIGNIFICANT = 0.05
 
 @dataclass(frozen=True)
 class Layer:
-    """The norms of one layer, or of one of its heads, of the tokens that are not left out.
+    """The norms of one layer, or of one of its heads, of the tokens that are not left out."""
 
-    Attributes:
-        layer: Its number; 0 for a checkpoint around the blocks.
-        head: Its number; None for a checkpoint without heads.
-        tokens: How many.
-        mean, std, min, max: Statistics of their norms, or of the logarithms.
-        histogram: Counts in `BINS` bins between the lowest and the highest of all layers.
-    """
-
-    layer: int
-    head: int | None
-    tokens: int
+    layer: int  # its number; 0 for a checkpoint around the blocks
+    head: int | None  # its number; None for a checkpoint without heads
+    tokens: int  # how many
+    # mean, std, min, max: statistics of their norms, or of the logarithms
     mean: float
     std: float
     min: float
     max: float
-    histogram: list[int]
+    histogram: list[int]  # counts in `BINS` bins between the lowest and the highest of all layers
 
     @property
     def label(self) -> list[str]:

@@ -24,28 +24,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Patched:
-    """What was asked for, and what came out.
-
-    Attributes:
-        clean, corrupted: The metric of the two plain runs.
-        token, against: The tokens whose logits it reads; `against` is None for a single logit.
-        tokens: Those of the text whose run is patched.
-        axes: The axes of `values`, and their entries.
-        values: The metric after each patch, one list within another; null where there is no such patch.
-    """
+    """What was asked for, and what came out."""
 
     model: str
     names: list[str]
     direction: str
     metric: str
     units: str
+    # token, against: the tokens whose logits it reads; `against` is None for a single logit
     token: str
     against: str | None
+    # clean, corrupted: the metric of the two plain runs
     clean: float
     corrupted: float
-    tokens: list[str]
-    axes: dict[str, list[Any]]
-    values: Any
+    tokens: list[str]  # those of the text whose run is patched
+    axes: dict[str, list[Any]]  # the axes of `values`, and their entries
+    values: Any  # the metric after each patch, one list within another; null where there is no such patch
 
 
 def patch(wish: Patch) -> None:
