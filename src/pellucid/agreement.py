@@ -37,12 +37,7 @@ _ALIGNED = 64
 
 @torch.no_grad()
 def require_agreement(direction: Direction, model: CkptedTransformer, hf_model: nn.Module) -> None:
-    """Raise an error unless both models compute the same logits, to the bit.
-
-    Raises:
-        WeightsError: They part, at the checkpoint that it names; or transformers' cannot be run, or calls functions of
-            others.
-    """
+    """Raise an error unless both models compute the same logits, to the bit."""
     require_own_functions(direction, hf_model)  # what they do may begin beyond the few tokens that are run
     attention = _attention_of(model)
     here = family_of(model.config).in_transformers

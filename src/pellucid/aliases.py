@@ -56,9 +56,6 @@ def selected(names: Names, schema: Schema) -> tuple[str, ...]:
     Args:
         names: What is wanted. A name without a block means every block.
         schema: The model's schema.
-
-    Raises:
-        UnknownNameError: A name or block that does not exist, or a pattern that matches nothing.
     """
     if names is None:
         return schema.names
@@ -77,12 +74,7 @@ _select_again = functools.lru_cache(maxsize=64)(_select)
 
 
 def resolved(name: Name, schema: Schema) -> str:
-    """The one checkpoint of a model that a name or alias denotes.
-
-    Args:
-        name: Which; a name without a block is refused, because it means one checkpoint of every block.
-        schema: The model's schema.
-    """
+    """The one checkpoint of a model that a name or alias denotes."""
     wanted = canonical(name, schema)
     full = _in_model(wanted, schema, name)
     if full in schema:
@@ -104,12 +96,7 @@ def resolved(name: Name, schema: Schema) -> str:
 
 
 def kind_and_block(name: Name, schema: Schema) -> tuple[str, str | None]:
-    """(name in a block, block or "*") of a name, or (name, None) of a checkpoint outside the blocks.
-
-    Raises:
-        UnknownNameError: No such checkpoint.
-        InputError: A pattern that may select several kinds.
-    """
+    """(name in a block, block or "*") of a name, or (name, None) of a checkpoint outside the blocks."""
     wanted = canonical(name, schema)
     if wanted in schema.around:
         return wanted, None
@@ -129,9 +116,6 @@ def canonical(name: Name, schema: Schema) -> str:
     """A name in pellucid's own words; "blocks.*." stands before a name that has no block.
 
     What no vocabulary holds comes back as it is.
-
-    Raises:
-        UnknownNameError: A name of another library whose value is not the same as any checkpoint's.
     """
     if isinstance(name, tuple):
         return _from_tuple(name, schema)

@@ -48,11 +48,7 @@ _TEMPORARY = re.compile(r"\.pellucid-(?P<host>[0-9a-f]{8})-(?P<pid>\d{1,10})-[0-
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write one UTF-8 file, whole or not at all.
-
-    Raises:
-        WeightsError: It cannot be written.
-    """
+    """Write one UTF-8 file, whole or not at all."""
     write_file(path, text_writer(text))
 
 
@@ -257,12 +253,7 @@ def _open_device(place: Path) -> int:
 
 @contextmanager
 def alone(folder: Path, wait: float | None = None) -> Generator[None]:
-    """Lock a folder against other savers, in this process and in others; go on without one if there are no locks.
-
-    Args:
-        folder: Which.
-        wait: Seconds that others may have it; `LONGEST_WAIT` if None.
-    """
+    """Lock a folder against other savers, in this process and in others; go on without one if there are no locks."""
     wait = LONGEST_WAIT if wait is None else wait
     handle = os.open(folder, os.O_RDONLY) if fcntl is not None else -1
     try:

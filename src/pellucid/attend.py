@@ -86,13 +86,6 @@ class Visible:
 class Attending(Part):
     """Causal self-attention, each of its values through its checkpoint; a family says how q, k and v are made.
 
-    Args:
-        config: What the model is.
-        weights: What the schema has below "blocks.0.attn"; fresh if None.
-        block: Number of the block.
-        execution: How it is run.
-        products: Shared by the modules of a model; its own if None.
-
     Attributes:
         n_head: Heads of queries.
         d_head: The width of a head.

@@ -52,12 +52,7 @@ MOST_PLACES = 16
 
 
 def in_another_order(taken: tuple[int, ...], word: str) -> str:
-    """Say that parts along an axis stand in another order.
-
-    Args:
-        taken: Which part stands in each place.
-        word: What a part is called.
-    """
+    """Say that parts along an axis stand in another order."""
     moved = [place for place, part in enumerate(taken) if part != place]
     if len(moved) == 2:
         return f"{word}s {moved[0]} and {moved[1]} exchanged"

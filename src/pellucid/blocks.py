@@ -25,12 +25,7 @@ from pellucid.tap import Tap
 
 
 class Norm(Part):
-    """A norm over the last axis, with the epsilon of the configuration.
-
-    Args:
-        config: What the model is.
-        weights: What the schema has below "ln_final"; gains of one and biases of zero if None.
-    """
+    """A norm over the last axis, with the epsilon of the configuration."""
 
     elsewhere = dialects.NORM
     centres: ClassVar[bool]
@@ -103,14 +98,7 @@ class RMSNorm(Norm):
 
 
 class FeedForward(Part):
-    """The MLP of a block: its parameters, its activation function, and its last step.
-
-    Args:
-        config: What the model is.
-        weights: What the schema has below "blocks.0.mlp"; fresh if None.
-        execution: How it is run.
-        products: Shared by the modules of a model; its own if None.
-    """
+    """The MLP of a block: its parameters, its activation function, and its last step."""
 
     elsewhere = dialects.MLP
     out_pdrop = 0.0
@@ -145,15 +133,7 @@ class FeedForward(Part):
 
 
 class Block(Part):
-    """Two norms, attention and an MLP; a family says of which kinds, and how they add to the residual stream.
-
-    Args:
-        config: What the model is.
-        weights: Those of its modules, such as `attn.W_O`; fresh if None.
-        block: Number of the block.
-        execution: How it is run.
-        products: Shared by the modules of a model; its own if None.
-    """
+    """Two norms, attention and an MLP; a family says of which kinds, and how they add to the residual stream."""
 
     elsewhere = dialects.BLOCK
     made_of: ClassVar[tuple[type[Norm], type[Attending], type[FeedForward]]]

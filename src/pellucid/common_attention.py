@@ -221,12 +221,7 @@ BASES = (1e4, 5e5, 1e6, 1e5, 500.0, 1e3, 1e7, 2e6)
 
 
 def rotations(rule: Rule, width: int) -> Iterator[Change]:
-    """Rotations by another base, by no rope type, or of another part of each head.
-
-    Args:
-        rule: The right one.
-        width: d_head.
-    """
+    """Rotations by another base, by no rope type, or of another part of each head."""
     base, kind = rule.parameters["rope_theta"], rule.parameters["rope_type"]
     plain = {"rope_type": "default", "rope_theta": base}
     others: list[tuple[str, Rule]] = []

@@ -101,12 +101,7 @@ def config_of(
 
 
 def config_named(name: str, *, ignore: Collection[str] = ()) -> Config:
-    """The configuration of a published model, of a folder or of a hub id.
-
-    Raises:
-        ConfigError: It cannot be read.
-        NotFoundError: No such folder or repository.
-    """
+    """The configuration of a published model, of a folder or of a hub id."""
     published = (family.config.about.published.get(name) for family in FAMILIES)
     return config_of(next(filter(None, published), None) or hub.read_config(name), ignore=ignore)
 
@@ -120,11 +115,7 @@ def schema_of(family: str, sizes: Mapping[str, int]) -> Schema:
 
 
 def kind_and_block(name: aliases.Name) -> tuple[str, str | None]:
-    """`aliases.kind_and_block` in the first family that knows the name, for a name that is given before any model is.
-
-    Raises:
-        UnknownNameError: No family knows it.
-    """
+    """`aliases.kind_and_block` in the first family that knows the name, before there is a model."""
     for family in FAMILIES:
         with suppress(UnknownNameError):
             return aliases.kind_and_block(name, family.schema_of({"layer": 1}))

@@ -246,10 +246,6 @@ def measured(metric: Metric, logits: Tensor, batch: Batch, *, of: str = "") -> T
 
     Returns:
         [B] in float64, on the processor.
-
-    Raises:
-        ShapeError: Something else than one number for each text.
-        NumericsError: A number that is not finite, where that is an error.
     """
     given = metric(logits, batch)
     fits = isinstance(given, Tensor) and given.shape == (len(batch),) and not given.is_complex()  # pyright: ignore[reportUnnecessaryIsInstance]

@@ -182,11 +182,7 @@ class Network(Part):
         return self.unembed
 
     def parameter(self, name: str) -> Tensor:
-        """A parameter, or a live view of one, by its dotted name, such as "blocks.0.attn.W_Q".
-
-        Raises:
-            UnknownNameError: No such parameter.
-        """
+        """A parameter, or a live view of one, by its dotted name, such as "blocks.0.attn.W_Q"."""
         module, attribute = self._locate(name)
         return getattr(module, attribute)
 

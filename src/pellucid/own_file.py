@@ -24,17 +24,7 @@ _DIGEST = "pellucid.sha256"
 
 
 def save(path: str | Path, kind: str, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
-    """Write one file, whole or not at all.
-
-    Args:
-        path: The file.
-        kind: Under which key of the metadata the description is.
-        tensors: Contiguous, on the CPU.
-        about: The description, in what JSON can hold.
-
-    Raises:
-        WeightsError: It cannot be written.
-    """
+    """Write one file, whole or not at all."""
     text = json.dumps(about)
     metadata = {kind: text, _DIGEST: digest(tensors, text)}
     atomic.write_file(path, partial(write_tensors, tensors=tensors, metadata=metadata))

@@ -124,7 +124,9 @@ Weights = Mapping[str, Tensor]
 class Part(nn.Module):
     """A module built around given tensors, never around fresh ones, so a file that is mapped stays mapped.
 
-    Its live views cannot be assigned to; writing into them changes the model.
+    Its live views cannot be assigned to; writing into them changes the model. Parts are made of `config`, what the
+    model is, and `weights`, what the schema has below their place, fresh ones if None; `block` is the number of theirs,
+    `execution` says how the model is run, and `products` are shared by its modules, a part's own if None.
     """
 
     elsewhere: ClassVar[Mapping[str, str]] = {}
@@ -154,10 +156,6 @@ class Part(nn.Module):
             config: The model's configuration.
             place: The module's name in a model, such as "blocks.0.attn"; "" for the model itself.
             weights: By their names below the place; used as they are, not copied. Fresh ones if None.
-
-        Raises:
-            ConfigError: Something else than a configuration was given.
-            WeightsError: A tensor is missing, has another shape, or is no parameter of this place.
         """
         weights, schema = given(config, place, weights), config.schema
         if place.startswith("blocks.") and not schema.blocks:
@@ -197,12 +195,7 @@ def under(place: str, weights: Weights) -> dict[str, Tensor]:
 
 
 def given(config: Config, place: str, weights: Weights | None) -> Weights:
-    """The weights of a place in a model, fresh ones if none are given.
-
-    Raises:
-        ConfigError: Something else than a configuration was given.
-        WeightsError: Something else than tensors by name was given.
-    """
+    """The weights of a place in a model, fresh ones if none are given."""
     schema = require_schema(config)
     if weights is None:
         return fresh_weights(schema, config.initializer_range, place)

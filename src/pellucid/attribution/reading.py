@@ -61,12 +61,7 @@ def opened(ckpts: ActivationCkpts, model: Network | None, at: aliases.Name, by: 
 
 
 def require_captured(ckpts: ActivationCkpts, names: list[str], by: str, *, heads: bool = False) -> None:
-    """Refuse a run that captured less than is needed, and say all of it at once.
-
-    Raises:
-        UnknownNameError: Some were not captured.
-        InputError: Not every head was kept.
-    """
+    """Refuse a run that captured less than is needed, and say all of it at once."""
     missing = [name for name in names if name not in ckpts]
     if missing:
         blocks = re.compile(r"^blocks\.\d+\.")
@@ -95,10 +90,6 @@ def place_of(at: aliases.Name, schema: Schema, by: str) -> ReadingPoint:
             the activation of an MLP.
         schema: The model's schema.
         by: The function that the user called, for messages.
-
-    Raises:
-        UnknownNameError: There is no such checkpoint.
-        InputError: It is not linear in the stream.
     """
     name = aliases.resolved(at, schema)
     earlier = schema.names[: schema.names.index(name) + 1]
@@ -131,18 +122,7 @@ class Reading:
 
 
 def reading(model: Network, ckpts: ActivationCkpts, target: Any, place: ReadingPoint, by: str) -> Reading:
-    """Take a token, a pair of tokens or a direction back to the stream of a run.
-
-    Args:
-        model: What ran.
-        ckpts: The run; it holds `place.stream`.
-        target: What `pellucid.attribution.direct` takes.
-        place: Where it is read.
-        by: The function that the user called, for messages.
-
-    Raises:
-        InputError: A target that does not fit.
-    """
+    """Take a token, a pair of tokens or a direction back to the stream of a run."""
     stream = doubles(ckpts[place.stream])
     direction = _direction(model, ckpts.batch, target, place, by)
     biases: dict[str, Tensor] = {}

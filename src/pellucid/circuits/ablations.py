@@ -95,9 +95,6 @@ class Ablations:
         universe: The nodes or edges that can be ablated.
         clean, corrupted: The metric of the plain runs [B].
         interrupted: Whether Control-C ended `reached`, which then makes no more runs.
-
-    Raises:
-        ShapeError: Texts of unequal length.
     """
 
     def __init__(

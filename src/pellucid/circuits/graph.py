@@ -73,12 +73,7 @@ class Graph:
         return tuple(f"blocks.{block}.attn[{head * group + i}]" for i in range(group))
 
     def require(self, nodes: Mapping[str, object], edges: Mapping[Edge, object]) -> None:
-        """See that the model has these parts.
-
-        Raises:
-            UnknownNameError: A part that it does not have.
-            InputError: A sender that does not come before its receiver.
-        """
+        """See that the model has these parts."""
         given = [(node, self.nodes, "part that writes") for node in nodes]
         given += [(sender, self.nodes, "part that writes") for sender, _ in edges]
         given += [(receiver, self.receivers, "part that reads") for _, receiver in edges]

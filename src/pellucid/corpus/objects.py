@@ -48,10 +48,6 @@ _ADDRESS = "Give an address such as 's3://bucket/acts.zarr', with the storage_op
 class Objects:
     """A prefix of an object store that fsspec reads, such as "s3://bucket/acts.zarr".
 
-    Args:
-        url: The prefix.
-        options: What fsspec is told beside it, such as an endpoint.
-
     Raises:
         InputError: No such kind of address, or options that it does not take.
         MissingExtraError: What reads such addresses is not installed.

@@ -135,11 +135,7 @@ class Keeper:
         self._waiting: Future[None] | None = None
 
     def put(self, part: int, chunks: dict[str, Tensor]) -> None:
-        """Write a part, once the one before is written.
-
-        Raises:
-            WeightsError: The one before could not be.
-        """
+        """Write a part, once the one before is written."""
         self._wait()
         self._waiting = self._thread.submit(keep, self._place, self._plan, part, chunks)
 

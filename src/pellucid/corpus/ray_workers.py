@@ -100,15 +100,7 @@ def library_of(model: Any) -> str:
 
 
 class Worker:
-    """What Ray runs in a process.
-
-    Args:
-        model: The model, which Ray keeps once on each node.
-        job: What to do.
-        machine: What `machine_of` gives where the work was begun.
-        sample: What `sample_of` gives there.
-        library: What `library_of` gives there.
-    """
+    """What Ray runs in a process."""
 
     def __init__(self, model: CapturingModel, job: Job, machine: dict[str, Any], sample: str, library: str) -> None:
         self._model, self._job, self._machine, self._sample = model, job, machine, sample
@@ -262,10 +254,6 @@ def _cause(error: Any) -> Exception:
 @contextmanager
 def joined(count: int | None, threads: int) -> Generator[tuple[Any, int]]:
     """Ray, and the number of processes: a Ray that runs is joined, else one is started here and stopped at the end.
-
-    Args:
-        count: How many processes are wanted, if that was said.
-        threads: The processors of each.
 
     Raises:
         InputError: Ray cannot be reached, or no computer of it has so many processors.

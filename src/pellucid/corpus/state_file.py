@@ -78,11 +78,7 @@ class StateFile:
         return late or done.texts - self._texts >= self._saving.every_texts
 
     def save(self, done: Progress, arrays: Arrays) -> None:
-        """Write how far the texts were read, and what was made of them.
-
-        Raises:
-            WeightsError: If the folder cannot be written.
-        """
+        """Write how far the texts were read, and what was made of them."""
         tensors = {name: torch.from_numpy(np.require(a, requirements=["C", "W"])) for name, a in arrays.items()}
         about = {**self._identity, "texts": done.texts, "digest": done.digest}
         own_file.save(self._saving.path, _ABOUT, tensors, about)

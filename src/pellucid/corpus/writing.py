@@ -219,16 +219,7 @@ MARK = f"{LEDGER}/workers"
 
 
 def finish(model: CapturingModel, store: Store, engine: Engine, path: Any, *, progress: bool, options: Any) -> None:
-    """Make the parts of a store that are not there.
-
-    Args:
-        model: What to run.
-        store: The store, to which nobody else writes.
-        engine: Who makes them.
-        path: Where it lies, as it was given.
-        progress: Whether to draw a bar.
-        options: What fsspec is told beside an address.
-    """
+    """Make the parts of a store that are not there."""
     plan, place = store.plan, store.place
     there = store.parts
     left = [part for part in range(plan.parts) if part not in there]

@@ -129,11 +129,7 @@ PUBLISHED = {
 
 
 def forms(divides: str | None = None) -> Iterator[BeamForm]:
-    """Every form that counts as beam search, the course's and the published ones first; no two are the same search.
-
-    Args:
-        divides: What the scores are divided by in the end.
-    """
+    """Every form that counts as beam search, the course's and the published ones first; no two are the same search."""
     first = (COURSE, *PUBLISHED.values())
     product = itertools.product((None, BEAMS), READS, (RETURNED, BEAMS, None), FILLS, (False, True), (True, False))
     every = (BeamForm(per_beam=p, reads=r, stops=s, fills=f, at_once=o, sorts=t) for p, r, s, f, o, t in product)

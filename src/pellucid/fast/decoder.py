@@ -149,9 +149,6 @@ def decoder(model: Network, rows: int, names: Collection[str] = ()) -> StepDecod
     It has to where it trains, has native hooks, or was changed since it was built; on the CPU where it has other
     activation functions or dtypes than the kernels know, or more rows than `MOST_ROWS`; on an accelerator where values
     are looked at or under autocast, or checkpoints are asked for that the kernels do not show.
-
-    Raises:
-        NumericsError: The kernels cannot be compiled.
     """
     weight, modules = model.embed.W_E, submodules(model)
     if model.training or has_native_hooks(modules) or not runs_as_written(modules):

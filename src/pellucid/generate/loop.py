@@ -45,10 +45,6 @@ def steps(
     """Yield one token of each text after another, until all texts have ended.
 
     As in transformers, texts that have ended go on as pads until all have, and a draw is made for each of them.
-
-    Raises:
-        NumericsError: Logits that hold NaN.
-        InputError: A sampler that leaves no token.
     """
     new: list[list[int]] = [[] for _ in stepper.ids]
     goes_on = [True] * len(new)  # `active`, without asking the device

@@ -81,11 +81,7 @@ def sampler_of(given: Sampler | Literal["file"] | None) -> Sampler | Literal["fi
 
 
 def require_some(name: str, value: object, at_most: int | None = None) -> int:
-    """A number of texts, of which there has to be one or more.
-
-    Raises:
-        InputError: Fewer, more than are allowed, or no whole number.
-    """
+    """A number of texts, of which there has to be one or more."""
     return require_whole(f"generate: {name}", value, at_least=1, at_most=at_most, code="return-sequences")
 
 
@@ -103,12 +99,7 @@ def returned_of(num_return_sequences: int, num_beams: int, sampler: Sampler) -> 
 
 
 def look_at(request: Request, schema: Schema) -> Look:
-    """What is captured and changed in a generation.
-
-    Raises:
-        EditError: An edit that cannot be made piece by piece.
-        InputError: Something is looked at in a text that slides.
-    """
+    """What is captured and changed in a generation."""
     edits = EditTap(request.edits, request.batch, schema, start=0)
     if (request.names or edits.fired) and request.plan.columns > schema.sizes["n_ctx"]:
         raise InputError(

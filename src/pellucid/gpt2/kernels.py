@@ -82,11 +82,7 @@ def _misfit(what: str) -> NumericsError:
 
 
 def decoder(model: Network, names: Collection[str]) -> Decoder | None:
-    """What runs the steps of a model by the kernels; None if they do not show one of these checkpoints.
-
-    Raises:
-        NumericsError: The kernels cannot be compiled, or do not fit the schema.
-    """
+    """What runs the steps of a model by the kernels; None if they do not show one of these checkpoints."""
     table = shown(model.schema)
     return Decoder(model, prepared(model), table) if table.has(names) else None
 

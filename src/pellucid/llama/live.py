@@ -45,11 +45,7 @@ def _anatomy() -> Anatomy:
 
 
 def stored(path: str, module: nn.Module) -> dict[str, Tensor]:
-    """The module's own tensors.
-
-    Raises:
-        WeightsError: A tensor that is computed from others, such as by pruning; or a head with a bias.
-    """
+    """The module's own tensors."""
     from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
     if not isinstance(module, (nn.Embedding, nn.Linear, LlamaRMSNorm)):

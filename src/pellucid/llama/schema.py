@@ -62,14 +62,7 @@ _PARAMETERS_OF_A_BLOCK = (
 def schema_of(
     sizes: tuple[tuple[str, int], ...], *, tied: bool = False, attention_bias: bool = True, mlp_bias: bool = True
 ) -> Schema:
-    """The schema of a Llama of some sizes.
-
-    Args:
-        sizes: Pairs of an axis and its length; "layer" is needed, the others are for the shapes of parameters.
-        tied: Whether the head is the embedding.
-        attention_bias: Whether the projections of attention have biases.
-        mlp_bias: Whether those of the MLP have.
-    """
+    """The schema of a Llama of some sizes, pairs of an axis and its length."""
     n_layer = dict(sizes)["layer"]
     absent = (*("attn.b_",) * (not attention_bias), *("mlp.b_",) * (not mlp_bias))
     block = common.without(BLOCK, absent)

@@ -81,12 +81,7 @@ class Statistic(ABC):
         return made
 
     def update(self, ckpts: ActivationCkpts) -> None:
-        """Gather one run.
-
-        Raises:
-            UnknownNameError: If the run did not capture the checkpoint.
-            InputError: If a value is not finite, or the run is of other blocks than those before.
-        """
+        """Gather one run."""
         if self.of == "value":
             array = values(ckpts, self.captures)
         else:

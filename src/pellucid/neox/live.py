@@ -44,11 +44,7 @@ def _anatomy() -> Anatomy:
 
 
 def stored(path: str, module: nn.Module) -> dict[str, Tensor]:
-    """The module's own tensors; of biases, those that attention may lack are left out if they are None.
-
-    Raises:
-        WeightsError: A tensor that is computed from others, such as by pruning; or a head with a bias.
-    """
+    """The module's own tensors; of biases, those that attention may lack are left out if they are None."""
     if not isinstance(module, (nn.Embedding, nn.Linear, nn.LayerNorm)):
         return {}
     return living.weight_and_bias(path, module, GPTNeoXConfig)

@@ -69,14 +69,9 @@ _PARAMETERS_OF_A_BLOCK = (
 def schema_of(
     sizes: tuple[tuple[str, int], ...], *, tied: bool = False, attention_bias: bool = True, parallel: bool | None = None
 ) -> Schema:
-    """The schema of a GPT-NeoX of some sizes.
+    """The schema of a GPT-NeoX of some sizes, pairs of an axis and its length.
 
-    Args:
-        sizes: Pairs of an axis and its length; "layer" is needed, the others are for the shapes of parameters.
-        tied: Whether the head is the embedding.
-        attention_bias: Whether the projections of attention have biases.
-        parallel: Whether the MLP of a block reads what its attention does; None if that is not known, for a schema
-            that has every point of either.
+    With `parallel` the MLP of a block reads what its attention does; None, if that is not known, gives every point.
     """
     n_layer = dict(sizes)["layer"]
     absent = () if attention_bias else ("attn.b_",)

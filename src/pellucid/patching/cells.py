@@ -62,10 +62,6 @@ class Cells:
         kinds: Each checkpoint as it was given -> block -> whole name; -1 stands for outside the blocks.
         places: The columns of each position that is gone over.
         everywhere: The columns of all of them; None for all that there are.
-
-    Raises:
-        InputError: An axis that a checkpoint does not have, or texts of unequal length without roles.
-        UnknownNameError: No such checkpoint.
     """
 
     def __init__(

@@ -174,13 +174,6 @@ class Sharing:
 class Base:
     """A run that was made, from which other runs differ.
 
-    Args:
-        model: What runs.
-        batch: Its texts.
-        metric: What is read off the logits.
-        names: Checkpoints to keep.
-        max_bytes: The memory that the values of a shared batch may take.
-
     Attributes:
         values: The kept checkpoints.
         entering: What each block is given, and what leaves the last one, [B, P, D].

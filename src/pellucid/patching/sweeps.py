@@ -183,11 +183,7 @@ class Texts:
     def of(
         cls, model: CkptedTransformer, clean: Inputs, corrupted: Inputs, direction: Direction, align: Roles | None
     ) -> Texts:
-        """Read what was given.
-
-        Raises:
-            InputError: Another direction, or texts that no batch can be made of.
-        """
+        """Read what was given."""
         remedy = "Give direction='denoise' to put clean values into corrupted runs, 'noise' for the reverse."
         require_one_of("direction", direction, ("denoise", "noise"), code="sweep-direction", remedy=remedy)
         batches = model.tokenize(clean), model.tokenize(corrupted)
@@ -213,15 +209,7 @@ class Texts:
         self, model: CkptedTransformer, metric: Metric, names: Iterable[str], kept: Iterable[str] = (),
         *, max_bytes: int | None = None,
     ) -> PlainRuns:  # fmt: skip
-        """Make the two plain runs.
-
-        Args:
-            model: What runs.
-            metric: What is read off both.
-            names: Checkpoints of the source that are kept.
-            kept: Checkpoints of the base that are.
-            max_bytes: The memory that may be taken; what the machine has free if None.
-        """
+        """Make the two plain runs."""
         names, kept = tuple(names), tuple(kept)
         room = require_room(model, self.base, self.source, dict.fromkeys((*names, *kept)), max_bytes)
         with told(UNMEASURED):

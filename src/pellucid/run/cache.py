@@ -262,10 +262,6 @@ def continued(batch: Batch, cache: KeyValueCache, config: Config) -> Generator[t
 
     Yields:
         Its positions [B, P], 0 at pads; [B, length + P], true at tokens of both, None if there are no pads.
-
-    Raises:
-        InputError: A text would be longer than the context, or the cache was made for another model or device.
-        ShapeError: Another number of texts.
     """
     if len(batch) != cache.rows:
         raise _wrong_rows(len(batch), cache.rows)

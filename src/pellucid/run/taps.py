@@ -172,18 +172,8 @@ Start = tuple[aliases.Name, Tensor]
 def beginning(start_at: Start, schema: Schema, batch: Batch, like: Tensor) -> tuple[str, tuple[int, Tensor]]:
     """Read `start_at=`.
 
-    Args:
-        start_at: What the caller gave.
-        schema: The model's schema.
-        batch: What runs.
-        like: A tensor of the model's dtype and device.
-
     Returns:
         The checkpoint's whole name; the number of its block, and the value in the model's dtype.
-
-    Raises:
-        InputError: A place where no run can start, or something else than a pair.
-        ShapeError: A value that does not fit the batch.
     """
     if not isinstance(start_at, tuple) or len(start_at) != 2 or not isinstance(start_at[1], Tensor):
         raise InputError(
@@ -223,14 +213,7 @@ def unchecked_beginning(start_at: Start) -> tuple[int, Tensor]:
 
 
 def captured(names: Names, schema: Schema, first: str | None, last: str | None) -> frozenset[str]:
-    """The checkpoints that a run captures.
-
-    Args:
-        names: What the caller asked for; None for all that the run reaches.
-        schema: The model's schema.
-        first: Where the run starts; None for the embeddings.
-        last: Where it stops; None for the logits.
-    """
+    """The checkpoints that a run captures."""
     wanted = None if names is None else several(names)
     if first is None and last is None:
         return frozenset(selected(wanted, schema))

@@ -181,13 +181,7 @@ def load(
 
 
 def require_fitting(sae: SparseAutoencoder, model: CkptedTransformer) -> None:
-    """See that a model has the autoencoder's checkpoint, in its width; warn of a model of another name.
-
-    Raises:
-        InputError: Something else than an autoencoder and a model.
-        UnknownNameError: No such checkpoint.
-        ShapeError: Another width.
-    """
+    """See that a model has the autoencoder's checkpoint, in its width; warn of a model of another name."""
     if not isinstance(sae, SparseAutoencoder) or not isinstance(model, CkptedTransformer):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise InputError(
             f"pl.sae: {type(sae).__name__} and {type(model).__name__} given, expected an autoencoder and its model.",

@@ -45,12 +45,7 @@ class FeatureEdit(Edit):
 
 
 def edited(sae: SparseAutoencoder, of_features: Edit) -> Edit:
-    """Make an edit of features one of the value.
-
-    Args:
-        sae: The autoencoder.
-        of_features: The edit of values [B, P, F], their features chosen by `neurons=`.
-    """
+    """Make an edit of features one of the value."""
     region = replace(of_features.region, neurons=None, heads=_heads(sae))
     what = f"{of_features.what}({of_features.region.neurons})"
     inner = replace(of_features, region=Region(neurons=of_features.region.neurons))
@@ -83,12 +78,7 @@ def _without_error(sae: SparseAutoencoder, part: Tensor, site: Site) -> Tensor:
 
 
 def captured(sae: SparseAutoencoder, ckpts: ActivationCkpts) -> tuple[Captured, Tensor]:
-    """The autoencoder's place in a run, and the value there [B, P, ...], without a gradient.
-
-    Raises:
-        UnknownNameError: It is not in the model, or was not captured.
-        InputError: Some heads alone were kept, or a value is not finite.
-    """
+    """The autoencoder's place in a run, and the value there [B, P, ...], without a gradient."""
     source = find(ckpts, sae.config.at)
     value = ckpts[sae.place(ckpts.schema)].detach()
     source.require_finite(value.cpu(), 0)

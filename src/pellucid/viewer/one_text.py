@@ -63,17 +63,7 @@ def run_text(model: CkptedTransformer, text: Inputs, edits: Sequence[Edit] = ())
 
 
 def of_run(ckpts: ActivationCkpts, *, text: int = 0, model: Network | None = None) -> OneText:
-    """Take one text of a run; what was not captured is captured by running the texts again.
-
-    Args:
-        ckpts: The run.
-        text: Which of its texts.
-        model: The model that made the values, if they were saved or pickled since.
-
-    Raises:
-        InputError: There is no such text, the model is missing or another one, or the run cannot be repeated to the
-            bit.
-    """
+    """Take one text of a run; what was not captured is captured by running the texts again."""
     row = require_whole("view: text", text, at_most=len(ckpts.batch) - 1)
     maker = cast(CkptedTransformer, ckpts.made_by(model, "view"))
     whole = _complete(ckpts, maker)

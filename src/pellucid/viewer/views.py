@@ -31,10 +31,6 @@ _MOST_DRAWN = 64
 class View:
     """A run to look at. As the last line of a notebook's cell it shows itself; `save` writes it as one HTML file.
 
-    Args:
-        trace: The run.
-        second: A run to compare it with, such as the same text without edits.
-
     Attributes:
         trace: The run, as the page reads it.
     """
@@ -48,11 +44,7 @@ class View:
         return document.page(self.trace, self._second, examples)
 
     def save(self, path: str | Path) -> None:
-        """Write the page into a file, whole or not at all.
-
-        Raises:
-            WeightsError: It cannot be written.
-        """
+        """Write the page into a file, whole or not at all."""
         atomic.write_text(path, self.html())
 
     def __repr__(self) -> str:

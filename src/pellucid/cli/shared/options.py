@@ -168,22 +168,12 @@ def parse_ids(given: list[str] | tuple[str, ...]) -> list[list[int]]:
 
 
 def configuration(path: Path, ignored: Collection[str]) -> "pl.TransformerConfig":
-    """The configuration in a file.
-
-    Raises:
-        ConfigError: It holds none, or one that is not implemented.
-        NotFoundError: It is not there.
-    """
+    """The configuration in a file."""
     return pl.TransformerConfig.from_dict(read_json(path, ConfigError, "config-not-json"), ignore=ignored)
 
 
 def read_tokenizer(path: Path) -> "pl.Tokenizer":
-    """The tokenizer in a file, or in a folder.
-
-    Raises:
-        NotFoundError: There is none.
-        WeightsError: It cannot be read.
-    """
+    """The tokenizer in a file, or in a folder."""
     found = pl.Tokenizer.from_folder(path) if path.is_dir() else pl.Tokenizer.from_file(path)
     if found is None:
         raise NotFoundError(

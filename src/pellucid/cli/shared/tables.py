@@ -139,13 +139,7 @@ class NextToken:
 
 
 def likeliest(logits: Tensor, tokens: pl.Tokenizer | None, top: int) -> list[NextToken]:
-    """The `top` likeliest tokens, the likeliest first.
-
-    Args:
-        logits: [V], at one position.
-        tokens: The model's tokenizer; ids as digits without one.
-        top: How many, at most all.
-    """
+    """The `top` likeliest tokens at one position, whose logits [V] are given, the likeliest first."""
     return most_probable(logits.double().softmax(-1), tokens, top)
 
 

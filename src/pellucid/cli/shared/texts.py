@@ -18,22 +18,12 @@ SUFFIXES = (".txt", ".text", ".md", ".csv", ".tsv", ".json", ".jsonl", ".log", "
 
 
 def read_texts(given: Iterable[str]) -> list[str]:
-    """Each argument as a text: a file's, if something of this name is there, else its own.
-
-    Raises:
-        InputError: A file that is not UTF-8 text.
-        WeightsError: What is no regular file, such as a folder, or cannot be read.
-        NotFoundError: What is written like a text file's name, and there is none.
-    """
+    """Each argument as a text: a file's, if something of this name is there, else its own."""
     return [_from_file(Path(one)) if os.path.lexists(one) else read_text(_no_name(one)) for one in given]
 
 
 def windows(model: pl.CkptedTransformer, rows: Iterable[list[int]]) -> list[list[int]]:
-    """Texts as ids, cut where they are longer than the model's context.
-
-    Raises:
-        InputError: An empty text.
-    """
+    """Texts as ids, cut where they are longer than the model's context."""
     size = model.schema.sizes["n_ctx"]
     return [ids[start : start + size] for ids in map(_some, rows) for start in range(0, len(ids), size)]
 
@@ -80,11 +70,7 @@ def tokens_of(model: pl.CkptedTransformer, text: str) -> list[int]:
 
 
 def token_of(model: pl.CkptedTransformer, given: str) -> int:
-    """The id of an option that is one token: a text, or of a model without a tokenizer an id.
-
-    Raises:
-        InputError: It is several tokens, or none.
-    """
+    """The id of an option that is one token: a text, or of a model without a tokenizer an id."""
     if model.tokenizer is None and given.isdecimal():
         return int(given)
     return int(pl.metrics.token_ids(given, model.tokenize([[0]]), "--token")[0])

@@ -115,11 +115,7 @@ def take_tour(model: pl.CkptedTransformer, text: str) -> Tour:
 
 
 def previous_token_heads(pattern: Tensor) -> PreviousTokenHeads:
-    """Score every head by its attention to the token before.
-
-    Args:
-        pattern: [L, H, Pq, Pk], of two tokens or more.
-    """
+    """Score every head by its attention to the token before, from patterns [L, H, Pq, Pk]."""
     scores = pattern.diagonal(offset=-1, dim1=-2, dim2=-1).mean(-1)
     layer, head = divmod(int(scores.argmax()), scores.size(1))
     return PreviousTokenHeads(scores.tolist(), layer, head, float(scores[layer, head]), pattern[layer, head].tolist())
