@@ -12,8 +12,9 @@ from pellucid.plot.canvas import data
 from pellucid.plot.circuit_graph import circuit
 from pellucid.plot.corpus_figures import densities, examples
 from pellucid.plot.grids import attention_grid
+from pellucid.plot.growth import residual_growth
 from pellucid.plot.heatmaps import attention, head_scores
-from pellucid.plot.layers import norm_histograms, norms, residual_growth, ridges
+from pellucid.plot.layers import norm_histograms, norms, ridges
 from pellucid.plot.logits import attribution, lens
 from pellucid.plot.matrix import heatmap
 from pellucid.plot.sampler_stages import next_tokens

@@ -1,4 +1,4 @@
-"""Values by layer: as points or quantiles, as histograms, as densities, and as growth from block to block."""
+"""Values by layer: as points or quantiles, as histograms, and as densities."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pellucid.axes import Axis
-from pellucid.errors import InputError
 from pellucid.extras import need
 from pellucid.measure.distributions import distribution
 from pellucid.plot.canvas import (
@@ -18,12 +17,11 @@ from pellucid.plot.canvas import (
     layer_axis,
     layer_bar,
     legend_above,
-    logarithmic,
     place_of,
     remember,
     say_what,
 )
-from pellucid.plot.inputs import Layers, Numbers, by_layer, is_log, sizes, without_first
+from pellucid.plot.inputs import Layers, Numbers, by_layer
 from pellucid.plot.themes import COLUMN, Theme, pandas
 
 if TYPE_CHECKING:
@@ -44,9 +42,6 @@ BINS_AT_MOST = 100
 
 LEGEND_AT_MOST, OUTLINES_AT_MOST = 4, 16
 """Layers of histograms that a legend names, more get a bar; and that are outlines, more become a row each."""
-
-TOKENS_AT_MOST = 60
-"""Tokens that are drawn as a line each; more become a band."""
 
 Bars = tuple[Numbers, Numbers]
 """Heights and edges of a histogram."""
@@ -90,11 +85,11 @@ def norms(norms: DataArray, *, skip: int = 0, ax: Axes | None = None) -> Axes:
         axes.set_xlim(-0.6, len(layers.values) - 0.4)
         layer_axis(axes.xaxis, layers.numbers)
         axes.set_ylabel(layers.label)
-        _say_what(axes, f"{layers.label} by layer", layers)
+        say_how_many(axes, f"{layers.label} by layer", layers)
         return remember(axes, layers.array)
 
 
-def _say_what(axes: Axes, what: str, layers: Layers) -> None:
+def say_how_many(axes: Axes, what: str, layers: Layers) -> None:
     """Set the title: what is drawn, of which model, and how many values there are."""
     fewest = min(map(len, layers.values))
     count = f"{layers.most:,} value{'s' * (layers.most != 1)} a layer"
@@ -189,7 +184,7 @@ def norm_histograms(norms: DataArray, *, skip: int = 0, density: bool = False, a
         else:
             _draw_outlines(axes, look, layers, bars, height)
         axes.set_xlabel(layers.label)
-        _say_what(axes, f"histograms of {layers.label} by layer", layers)
+        say_how_many(axes, f"histograms of {layers.label} by layer", layers)
         return remember(axes, _table(layers, ({"left": at[:-1], "right": at[1:], height: many} for many, at in bars)))
 
 
@@ -274,7 +269,7 @@ def ridges(array: DataArray, *, skip: int = 0, ax: Axes | None = None) -> Axes:
         axes.grid(axis="x", color=look.soft, linewidth=0.4, alpha=0.6)
         axes.set_axisbelow(True)
         axes.set_xlabel(layers.label)
-        _say_what(axes, f"density of {layers.label} by layer", layers)
+        say_how_many(axes, f"density of {layers.label} by layer", layers)
         return remember(axes, _table(layers, ({"value": x, "density": y} for x, y in curves)))
 
 
@@ -290,82 +285,3 @@ def _densities(layers: Layers) -> list[tuple[Numbers, Numbers]]:
         spike = values[0] + width * np.array([-1.0, 0.0, 1.0]), np.array([0.0, 1 / width, 0.0])
         curves.append(spike if np.isnan(y).any() else (x, y))
     return curves
-
-
-def residual_growth(norms: DataArray, *, skip: int = 0, ax: Axes | None = None) -> Axes:
-    """Draw how the norm of the residual stream grows over the layers: the tokens, their median, the first token.
-
-    Up to 60 tokens are a thin line each; more are bands, from the 5th to the 95th and from the 25th to the 75th
-    percentile. The first token of each text, which GPT-2 gives a norm of its own, is a dashed line (the median over
-    the texts) and part of neither bands nor median. The axis is logarithmic unless the values are logarithms.
-
-    Args:
-        norms: Labelled norms with axes `layer` and `pos`, such as `pl.measure.norms(ckpts, "resid_post")`, (layer,
-            batch, pos); nan at pads.
-        skip: First tokens of each text to leave out; with one or more the dashed line is left out too.
-        ax: Axes to draw on; new ones by default.
-
-    Returns:
-        The axes. `pl.plot.data` of them is the array, nan where a value was left out.
-
-    Raises:
-        ShapeError: If it is no labelled array.
-        InputError: If a value is infinite or not above zero, or none is left to draw.
-        MissingExtraError: If matplotlib or xarray is not installed.
-
-    Example:
-        >>> import numpy as np, xarray, pellucid as pl
-        >>> values = np.random.default_rng(0).gamma(9, size=(3, 1, 40)).cumsum(0)
-        >>> ax = pl.plot.residual_growth(xarray.DataArray(values, dims=("layer", "batch", "pos")))
-        >>> ax.get_yscale()
-        'log'
-    """
-    where = "plot.residual_growth"
-    layers = by_layer(where, norms, skip)
-    logarithms = is_log(layers.array)
-    if not logarithms and min(values.min() for values in layers.values) <= 0:
-        raise InputError(
-            f"{where}: values that are not above zero in {sizes(layers.array)}, expected norms.",
-            code="not-norms",
-            remedy="Pass norms, or logarithms that say so: array.attrs['units'] = 'log of ...'.",
-        )
-    first, others = _apart(where, layers) if skip == 0 else (None, layers)
-    with canvas(ax, (COLUMN, 2.3)) as (axes, look):
-        if others is not None:
-            _draw_tokens(axes, look, others)
-        if first is not None:
-            medians = first.quantiles([0.5])[0]
-            axes.plot(medians, color=look.marks[1], linewidth=1.4, linestyle="--", label="first token", zorder=4)
-        if not logarithms:
-            logarithmic(axes)
-        layer_axis(axes.xaxis, layers.numbers)
-        axes.set_ylabel(layers.label)
-        axes.grid(axis="y", color=look.soft, linewidth=0.4, alpha=0.6)
-        axes.set_axisbelow(True)
-        legend_above(axes)
-        _say_what(axes, f"{layers.label} from layer to layer", layers)
-        return remember(axes, layers.array)
-
-
-def _apart(where: str, layers: Layers) -> tuple[Layers | None, Layers | None]:
-    """Return the first token of each text, and all others; None for what does not exist."""
-    if str(Axis.POS) not in layers.array.dims:
-        return None, layers
-    others = without_first(where, layers.array, 1)
-    first = layers.array.where(others.isnull())
-    some = [by_layer(where, array) if bool(array.notnull().any()) else None for array in (first, others)]
-    return some[0], some[1]
-
-
-def _draw_tokens(axes: Axes, look: Theme, layers: Layers) -> None:
-    colour, places = look.marks[0], np.arange(len(layers.values))
-    if 1 < layers.most <= TOKENS_AT_MOST and len({len(values) for values in layers.values}) == 1:
-        lines = axes.plot(places, np.stack(layers.values), color=colour, linewidth=0.5, alpha=0.35)
-        lines[0].set_label("a token")
-    elif layers.most > 1:
-        low, q1, q3, high = layers.quantiles([0.05, 0.25, 0.75, 0.95])
-        axes.fill_between(places, low, high, color=colour, alpha=0.18, linewidth=0, label="90 %")
-        axes.fill_between(places, q1, q3, color=colour, alpha=0.32, linewidth=0, label="50 %")
-    medians = layers.quantiles([0.5])[0]
-    marker = "o" if len(places) == 1 else ""
-    axes.plot(places, medians, color=colour, linewidth=1.8, marker=marker, label="median", zorder=3)

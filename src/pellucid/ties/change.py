@@ -5,29 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from pellucid.dialects import named_arguments
-from pellucid.errors import InputError, ShapeError, WeightsError
-from pellucid.run.model import CkptedTransformer
+from pellucid.errors import WeightsError
 from pellucid.ties import saving
-from pellucid.ties.memory import Named, address
+from pellucid.ties.memory import Named
 from pellucid.ties.optimizers import renew
-from pellucid.ties.subject import (
-    OUR_EMBED,
-    OUR_HEAD,
-    built,
-    declared_by,
-    is_hf,
-    plain_linear,
-    remember,
-    unwrapped,
-    weight_names,
-)  # fmt: skip
+from pellucid.ties.output_head import OutputHead, has_no_bias, head_of, misfit, same_place
+from pellucid.ties.subject import is_hf, plain_linear, remember
 from pellucid.weights.importing import same_numbers
 
 
@@ -82,11 +71,11 @@ def tie(model: nn.Module, *, optimizer: Optimizer | None = None, verify: bool = 
         >>> tie(model, verify=True)
         tied; optimizer: none given; verified by a reload
     """
-    head = _head_of(model)
+    head = head_of(model)
     rows = head.require_rows()
     if rows.shape != head.embedding.shape:
-        raise _misfit(head, rows, "tie")
-    lost = () if _same_place(rows, head.embedding) or same_numbers(rows, head.embedding) else (head.name,)
+        raise misfit(head, rows, "tie")
+    lost = () if same_place(rows, head.embedding) or same_numbers(rows, head.embedding) else (head.name,)
     with _changing(head, optimizer) as renewed:
         head.declare(True)
         head.install(None)
@@ -106,11 +95,11 @@ def untie(model: nn.Module, *, optimizer: Optimizer | None = None, verify: bool 
         InputError: A model without a head.
         WeightsError: A head that is not plain, or a reload that gave another model.
     """
-    head = _head_of(model)
+    head = head_of(model)
     rows = head.require_rows()
     with _changing(head, optimizer) as renewed:
         head.declare(False)
-        if _same_place(rows, head.embedding):
+        if same_place(rows, head.embedding):
             with torch.device("meta"):
                 own = nn.Linear(rows.shape[1], rows.shape[0], bias=False)
             own.weight = nn.Parameter(rows.detach().clone(), requires_grad=head.embedding.requires_grad)
@@ -147,7 +136,7 @@ def replace_head(
         >>> pl.count_parameters(model).unique
         5322240
     """
-    old = _head_of(model)
+    old = head_of(model)
     _check(head, old)
     rows, embedding = old.rows, old.embedding
     kept = rows is not None and (old.tied or same_numbers(rows.detach(), embedding.detach()))
@@ -155,7 +144,7 @@ def replace_head(
     if tie and not same_numbers(head.weight.detach(), embedding.detach()):
         lost = (*lost, "the head given")
     with _changing(old, optimizer, head) as renewed:
-        if not tie and _same_place(head.weight, embedding):
+        if not tie and same_place(head.weight, embedding):
             head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=head.weight.requires_grad)
         old.declare(tie)
         old.install(head)
@@ -166,7 +155,7 @@ def replace_head(
 
 @contextmanager
 def _changing(
-    head: _Head, optimizer: Optimizer | None, *others: nn.Module
+    head: OutputHead, optimizer: Optimizer | None, *others: nn.Module
 ) -> Generator[Callable[[tuple[str, ...], bool], HeadChange]]:
     """Put back the model, its configuration, the optimizer and other modules if the change inside raises.
 
@@ -203,135 +192,8 @@ def _changing(
         raise
 
 
-class _Head:
-    """The output head of a transformers model; if it is tied, it holds the embedding's own parameter."""
-
-    def __init__(self, model: Any, name: str, embedding_name: str) -> None:
-        self.model, self.name, self.embedding_name = model, name, embedding_name
-
-    @property
-    def embedding(self) -> nn.Parameter:
-        """The embedding that the head may be, [V, D]."""
-        return self.model.get_input_embeddings().weight
-
-    @property
-    def own(self) -> nn.Parameter | None:
-        """The head's own parameter, whatever its order of axes; None if it owns none."""
-        linear = plain_linear(self.model.get_output_embeddings())
-        return None if linear is None else linear._parameters["weight"]
-
-    @property
-    def rows(self) -> Tensor | None:
-        """The head as [V, D]; None if it is no linear map."""
-        return self.own
-
-    @property
-    def tied(self) -> bool:
-        """Whether the head is the embedding, as one object."""
-        return self.own is self.embedding
-
-    def unexpected(self) -> str | None:
-        """What the head is instead of a plain linear map without bias, and what was expected; None if it is plain."""
-        module = self.model.get_output_embeddings()
-        plain = plain_linear(module) is module and _has_no_bias(module)
-        return None if plain else f"{module}, expected a Linear without bias"
-
-    def require_rows(self) -> Tensor:
-        """Return the head as [V, D]; raise `WeightsError` if it is no plain linear map without bias."""
-        unexpected, rows = self.unexpected(), self.rows
-        if unexpected is not None or rows is None:
-            vocab, width = self.embedding.shape
-            raise WeightsError(
-                f"{self.name.rpartition('.')[0]} is {unexpected}.",
-                code="head-not-plain",
-                remedy=f"pl.replace_head(model, torch.nn.Linear({width}, {vocab}, bias=False), tie=...) puts a head "
-                "there that is reloaded.",
-            )
-        return rows
-
-    def install(self, head: nn.Linear | None) -> None:
-        """Make the head this `Linear`'s matrix; None makes it the embedding."""
-        if head is None:
-            self.model.get_output_embeddings().weight = self.embedding
-        else:
-            self.model.set_output_embeddings(head)
-
-    def declare(self, tied: bool) -> None:
-        """Make configuration and caches say whether it is tied; raise `WeightsError` if the class knows no such tie."""
-        pairs = declared_by(self.model).by_class or {}
-        if tied and pairs.get(self.name) != self.embedding_name:
-            raise WeightsError(
-                f"{type(self.model).__name__} does not declare that {self.name} may be {self.embedding_name}, "
-                "so it could not be saved.",
-                code="tie-not-declared",
-                remedy=f"Declare it in the class: _tied_weights_keys = {{{self.name!r}: {self.embedding_name!r}}}.",
-            )
-        self.model.config.tie_word_embeddings = tied
-        self.model.all_tied_weights_keys = self.model.get_expanded_tied_weights_keys(all_submodels=True)
-
-
-class _OurHead(_Head):
-    """The output head of a `CkptedTransformer`; if it is tied, it owns no parameter."""
-
-    def __init__(self, model: CkptedTransformer) -> None:
-        super().__init__(model, OUR_HEAD, OUR_EMBED)
-        self.kind = type(built(model).unembed)  # of the head that the model was built with
-
-    @property
-    def own(self) -> nn.Parameter | None:
-        return self.model.unembed._parameters.get("W_U")
-
-    @property
-    def rows(self) -> Tensor | None:
-        return None if self.unexpected() else self.model.unembed.weight
-
-    @property
-    def tied(self) -> bool:
-        return not self.unexpected() and self.model.unembed.tied
-
-    def unexpected(self) -> str | None:
-        given = type(self.model.unembed)
-        return None if given is self.kind else f"a {given.__name__}, expected the one that the model was built with"
-
-    def install(self, head: nn.Linear | None) -> None:
-        if self.unexpected():
-            self.model.unembed = self.kind(self.model.embed, None, self.model.products)
-        unembed = self.model.unembed
-        unembed._parameters.pop("W_U", None)
-        unembed.tied = head is None
-        if head is not None:
-            rows = head.weight.detach().clone()  # a copy, because the Linear given stays the caller's
-            unembed.W_U = nn.Parameter(rows.t(), requires_grad=head.weight.requires_grad)
-
-    def declare(self, tied: bool) -> None:
-        self.model.config = self.model.config.replace(tie_word_embeddings=tied)
-
-
-def _head_of(model: nn.Module) -> _Head:
-    inner = unwrapped(model)
-    if isinstance(inner, CkptedTransformer):
-        return _OurHead(inner)
-    head, embedding = weight_names(inner) if is_hf(inner) else (None, None)
-    if head is None or embedding is None:
-        raise InputError(
-            f"{type(inner).__name__}: no output head that could be tied to an embedding.",
-            code="no-head",
-            remedy="Give a model of pellucid, or one of transformers with get_output_embeddings().",
-        )
-    return _Head(inner, head, embedding)
-
-
-def _same_place(a: Tensor, b: Tensor) -> bool:
-    """Whether two matrices show the same numbers of the same memory."""
-    return a is b or (address(a) == address(b) != 0 and a.shape == b.shape and a.stride() == b.stride())
-
-
-def _has_no_bias(linear: nn.Linear) -> bool:
-    return linear._parameters.get("bias") is None  # `linear.bias` is annotated as a Tensor, never None
-
-
-def _check(head: nn.Linear, old: _Head) -> None:
-    if plain_linear(head) is not head or not _has_no_bias(head):
+def _check(head: nn.Linear, old: OutputHead) -> None:
+    if plain_linear(head) is not head or not has_no_bias(head):
         raise WeightsError(
             f"replace_head: given {head}, expected a torch.nn.Linear without bias: a reload loses anything else.",
             code="head-not-plain",
@@ -339,15 +201,4 @@ def _check(head: nn.Linear, old: _Head) -> None:
         )
     there = old.embedding
     if head.weight.shape != there.shape or head.weight.dtype != there.dtype or head.weight.device != there.device:
-        raise _misfit(old, head.weight, "replace_head")
-
-
-def _misfit(head: _Head, rows: Tensor, verb: str) -> ShapeError:
-    there = head.embedding
-    return ShapeError(
-        f"{verb}: the head is {list(rows.shape)} {rows.dtype} on {rows.device}, expected what {head.embedding_name} "
-        f"is: {list(there.shape)} {there.dtype} on {there.device}.",
-        code="head-shape",
-        remedy="Make it torch.nn.Linear(n_embd, vocab_size, bias=False) and move it with .to(model.device, "
-        "model.dtype); resize the embedding first if the vocabulary is to change.",
-    )
+        raise misfit(old, head.weight, "replace_head")
