@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import functools
 import inspect
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar, cast
 
@@ -485,10 +486,11 @@ def name_arguments(room: dict[str, Any]) -> None:
 
 def _checked(function: Callable[..., Any], verb: str, elsewhere: Mapping[str, str]) -> Callable[..., Any]:
     parameters = inspect.signature(function).parameters
-    known = [name for name in parameters if name not in ("self", "cls")]
+    known = [name for name, one in parameters.items() if name not in ("self", "cls") and one.kind != one.VAR_POSITIONAL]
     taken = frozenset(known)
     by_name = [name for name, one in parameters.items() if one.kind is one.KEYWORD_ONLY]
-    places = len(parameters) - len(by_name)
+    any_number = any(one.kind is one.VAR_POSITIONAL for one in parameters.values())
+    places = math.inf if any_number else len(parameters) - len(by_name)
 
     @functools.wraps(function)
     def checked(*args: Any, **kwargs: Any) -> Any:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 
 import pytest
 import torch
 
+import pellucid as pl
+from pellucid import exercises
 from pellucid.exercises import CheckResult
 from pellucid.exercises.result import together
 from pellucid.exercises.watch import Watch, apart
@@ -70,3 +73,19 @@ def test_apart() -> None:
     assert apart(torch.tensor([2.0]), torch.tensor([4.0])) == 0.5
     assert apart(torch.ones(2), torch.ones(3)) == float("inf")
     assert apart(torch.tensor([float("nan")]), torch.ones(1)) == float("inf")
+
+
+@pytest.mark.parametrize("name", [name for name in exercises.__all__ if name not in ("CheckResult", "GPTConfig")])
+def test_a_misspelt_argument_is_refused_by_name(name: str) -> None:
+    call = getattr(exercises, name)
+    known = inspect.signature(call).parameters
+    meant = next(word for word in ("hint", "path", "reference", "activation_function") if word in known)
+    with pytest.raises(pl.UnknownArgumentError) as caught:
+        call(**{f"{meant}s": 1})
+    assert f"{meant!r}" in str(caught.value.remedy)
+
+
+def test_fields_of_other_configurations_are_told() -> None:
+    with pytest.raises(pl.UnknownArgumentError, match="n_embd") as caught:
+        exercises.GPTConfig(n_embd=64)  # type: ignore[call-arg]
+    assert caught.value.remedy == "Pass hidden_size=."

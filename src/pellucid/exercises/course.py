@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from pellucid import atomic
 from pellucid.check import path_of
+from pellucid.dialects import named_arguments
 from pellucid.errors import InputError, shown
 from pellucid.exercises.result import misuse
 from pellucid.exercises.watch import marked
@@ -26,7 +27,18 @@ from pellucid.gpt2 import parts as plain
 from pellucid.gpt2.formulas import PlainWeights, Sizes
 from pellucid.gpt2.parts import LOGITS, Parts, PlainBlock, Span, Values, recorder, run_block, run_parts
 
+_ELSEWHERE = {
+    "n_embd": "hidden_size", "d_model": "hidden_size", "n_head": "num_heads", "n_heads": "num_heads",
+    "num_attention_heads": "num_heads", "n_layer": "num_layers", "n_layers": "num_layers",
+    "num_hidden_layers": "num_layers", "n_positions": "max_position_embeddings", "n_ctx": "max_position_embeddings",
+    "block_size": "max_position_embeddings", "max_seq_len": "max_position_embeddings", "d_vocab": "vocab_size",
+    "resid_pdrop": "dropout", "attn_pdrop": "dropout", "embd_pdrop": "dropout", "layer_norm_eps": "layer_norm_epsilon",
+    "hidden_act": "activation_function", "activation": "activation_function",
+}  # fmt: skip
+"""Field of other libraries' configurations -> the course's."""
 
+
+@named_arguments({theirs: f"Pass {here}=." for theirs, here in _ELSEWHERE.items()})
 @dataclass(frozen=True)
 class GPTConfig:
     """The course's configuration, which a learner's `GPT2` is constructed with."""
@@ -47,20 +59,10 @@ class GPTConfig:
         raise AttributeError(f"GPTConfig has no {name!r}: {meant}its fields are {known}", name=name, obj=self)
 
 
-_ELSEWHERE = {
-    "n_embd": "hidden_size", "d_model": "hidden_size", "n_head": "num_heads", "n_heads": "num_heads",
-    "num_attention_heads": "num_heads", "n_layer": "num_layers", "n_layers": "num_layers",
-    "num_hidden_layers": "num_layers", "n_positions": "max_position_embeddings", "n_ctx": "max_position_embeddings",
-    "block_size": "max_position_embeddings", "max_seq_len": "max_position_embeddings", "d_vocab": "vocab_size",
-    "resid_pdrop": "dropout", "attn_pdrop": "dropout", "embd_pdrop": "dropout", "layer_norm_eps": "layer_norm_epsilon",
-    "hidden_act": "activation_function", "activation": "activation_function",
-}  # fmt: skip
-"""Field of other libraries' configurations -> the course's."""
-
-
 STARTER = Path(__file__).parent / "starter.txt"
 
 
+@named_arguments({})
 def starter(path: str | Path | None = None) -> str:
     """The file to begin with: every class and function of the course with a blank in it, and its check below.
 
@@ -93,6 +95,7 @@ def starter(path: str | Path | None = None) -> str:
     return text
 
 
+@named_arguments({})
 def config_of(reference: Any, activation_function: str = "gelu") -> GPTConfig:
     """The course's configuration of a model with the sizes of a reference, pellucid's or transformers'.
 
