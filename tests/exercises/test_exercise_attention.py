@@ -10,7 +10,7 @@ import torch
 from exercise_solution import variant
 from torch import nn
 
-from pellucid.exercises import check_attention, check_block, check_gpt2
+from pellucid.exercises import check_attention, check_block, check_gpt2, modules
 
 SCALE = " / self.head_size**0.5  # (batch, head, query, key)"
 QKV = "self.qkv_proj(x).view(batch, seq, 3, self.num_heads, self.head_size).unbind(2)"
@@ -23,7 +23,11 @@ HEADS = "q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (b
 
 WRONG_ATTENTION = {
     "minus sign forgotten": (("-1e4", "1e4"), "the minus sign is missing", "pattern"),
-    "inf": (("-1e4", "float('inf')"), "+inf: the minus sign is missing", "pattern"),
+    "inf": (("-1e4", "float('inf')"), "+inf (the minus sign is missing) or to NaN", "pattern"),
+    "1e-4": (("-1e4", "1e-4"), "set to 1e-4, where -1e4 is meant", "pattern"),
+    "over heads": (("scores.softmax(-1)", "scores.softmax(1)"), "over the heads, not over the keys", "pattern"),
+    "rounded": ((SCALE, " / int(self.head_size**0.5)"), "sqrt(head_size) is rounded down", "scores"),
+    "k with k": (("q @ k.transpose(-1, -2)", "k @ k.transpose(-1, -2)"), "k @ k.T: q is not used", "q, k, v"),
     "times the logarithm of the mask": (
         (MASK, "scores = scores * (~future).log()"),
         "the logarithm of the mask",
@@ -147,6 +151,15 @@ def test_what_is_nan_as_a_whole_is_not_given_a_cause() -> None:
     assert str(nan.tensor).startswith("pattern"), nan
 
 
+def test_what_is_wrong_in_some_shapes_only_is_shown_where_it_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(modules, "ATTENTION", ())
+    result = check_attention(
+        variant((MASK, f"{MASK} if seq > 4 else scores / (1 + future * scores.abs())")).UnidirectionalAttention
+    )
+    assert "with batch 3 and seq 4, though right with batch 2 and seq 5" in str(result.mistake), result
+    assert str(result.tensor).startswith("pattern"), result
+
+
 def test_two_mistakes_at_once_are_both_named() -> None:
     result = check_attention(variant((SCALE, ""), (MASK, "")).UnidirectionalAttention)
     assert "not divided by sqrt(head_size); and there is no causal mask" in str(result.mistake)
@@ -196,7 +209,7 @@ BEYOND_NUMBERS = {
     ),
     "head_size ignored": (
         ("hidden_size // num_heads if head_size is None else head_size", "hidden_size // num_heads"),
-        "`qkv_proj.weight` has shape [36, 12], expected [45, 12]",
+        "`qkv_proj.weight` has shape [54, 18], expected [45, 18]",
         "the parameters",
     ),
     "raises": (

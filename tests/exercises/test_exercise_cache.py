@@ -63,7 +63,16 @@ def test_a_cache_that_remembers_is_noticed() -> None:
     shared = SOLUTION.Cache()
     result = check_cache(SOLUTION.GPT2, lambda: shared)
     assert not result
-    assert "IndexError" in str(result.mistake) or "remembers" in str(result.mistake), result
+    assert "remembers the run before: make_cache has to make a new one" in str(result.mistake), result
+
+
+def test_a_cache_that_is_not_read_is_not_taken_for_one_of_whole_texts() -> None:
+    class Forgetful(SOLUTION.GPT2):
+        def forward(self, x: Tensor, cache: Any = None) -> Tensor:
+            return super().forward(x)
+
+    result = check_cache(Forgetful, SOLUTION.Cache)
+    assert result.mistake == "the cache is not read and the position is 0", result
 
 
 def test_a_cache_for_whole_texts_is_told_what_the_course_gives() -> None:

@@ -101,6 +101,8 @@ SCORES: list[tuple[str, Callable[..., Any], str]] = [
         "places among the sorted tokens are taken for ids",
     ),
     ("top_p", lambda x, p, n=1: SOLUTION.sample_top_p(x, p), "min_tokens_to_keep is not used"),
+    ("top_p", lambda x, p, n=1: SOLUTION.sample_top_k(x, len(_ids(x, p)) + n - 1), "is added to the nucleus"),
+    ("basic", lambda x: torch.manual_seed(0) and SOLUTION.sample_basic(x), "the seed is set inside the function"),
     (
         "top_p",
         lambda x, p, n=1: int(
@@ -226,6 +228,7 @@ WRONG_NEXT = [
         ("if temperature == 0:\n        return greedy_search(logits)\n", "if False:\n        return 0\n"),
         "temperature 0",
     ),
+    (("if temperature == 0:", "if (temperature := temperature or 0.1) == 0:"), "at temperature 0 it samples"),
     (("model(input_ids[None], cache=cache)[0, -1]", "model(input_ids, cache=cache)[-1]"), "expected [batch, seq]"),
 ]
 

@@ -76,6 +76,8 @@ WRONG: Mapping[str, Search] = {
     "probabilities are added up, not log-probabilities": BeamForm(adds="probabilities").run,
     "the score is the last token's alone: log-probabilities are not added up": BeamForm(last_only=True).run,
     "each beam is continued only by its own most likely token: this is greedy search": BeamForm(per_beam=1).run,
+    "the same text, that of greedy search, is returned num_return_sequences times":
+        lambda model: BeamForm(per_beam=1).run(model)[:1] * RETURNED,
     "num_beams is not used: as many beams as texts to return are kept": BeamForm(width=RETURNED).run,
     "the logits of the first position are used, not of the last": BeamForm(position=0).run,
     "the logits of the last position but one are used, not of the last": BeamForm(position=-2).run,

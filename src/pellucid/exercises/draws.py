@@ -40,6 +40,7 @@ class Distribution:
 
 def distribution(draw: Callable[[], Any], size: int, step: str, doing: str = "") -> Distribution:
     """The distribution of what `draw` returns over `size` ids; `doing` says what it was given."""
+    _require_chance(draw, step, doing)
     first = Drawn(0)
     with theirs(step, doing), first:
         as_id(draw(), step)
@@ -52,6 +53,19 @@ def distribution(draw: Callable[[], Any], size: int, step: str, doing: str = "")
             token = as_id(draw(), step)
         found[_checked(token, size, step)] += weights[place]
     return Distribution(found, exact=True)
+
+
+def _require_chance(draw: Callable[[], Any], step: str, doing: str) -> None:
+    """See that a function does not set the seed itself, under which every call draws the same."""
+    states: list[Tensor] = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        with theirs(step, doing):
+            draw()
+        states.append(torch.get_rng_state())
+    if torch.equal(*states):
+        raise WrongAnswerError("the seed is set inside the function, so that every call draws the same", step,
+                               "the chosen id", "something is drawn in another way than it should be")  # fmt: skip
 
 
 def _counted(draw: Callable[[], Any], size: int, step: str, doing: str) -> Tensor:
@@ -148,7 +162,7 @@ TOP_K: Mapping[str, Law] = {
     "nothing is cut: it samples from all tokens": basic,
     "it keeps the k least likely tokens": lambda x, k: kept(x, _ranked(x)[-k:]),
     "it keeps k + 1 tokens": lambda x, k: top_k(x, k + 1),
-    "it keeps k - 1 tokens": lambda x, k: top_k(x, k - 1),
+    "it keeps k - 1 tokens": lambda x, k: top_k(x, max(1, k - 1)),
     "it returns the place among the k, not the token's id": _places(top_k),
     "it samples from the k tokens alike": lambda x, k: _among(x, _ranked(x)[:k]).double() / k,
     "logits that are cut are set to 0, which softmax does not ignore":
@@ -156,6 +170,9 @@ TOP_K: Mapping[str, Law] = {
     "softmax is applied twice: before the k are chosen, and to their probabilities":
         lambda x, k: kept(basic(x), _ranked(x)[:k]),
     "it keeps the tokens with the ids below k": lambda x, k: kept(x, torch.arange(k)),
+    "the k tokens get the first of the unsorted logits, not their own": _unsorted_logits,
+    "the sorted logits are indexed with ids, where places among the sorted are meant": _sorted_by_ids,
+    "it keeps the tokens from the k-th least likely one on": lambda x, k: kept(x, _ranked(x)[: x.numel() - k + 1]),
     **ANY,
 }  # fmt: skip
 TOP_P: Mapping[str, Law] = {
@@ -166,6 +183,12 @@ TOP_P: Mapping[str, Law] = {
         lambda x, p, *_: kept(x, x.argsort()[: max(1, _ascending(x, p))]),
     "probabilities are added up unsorted, in the order of the ids":
         lambda x, p, *_: kept(x, torch.arange(int((basic(x).cumsum(-1) < p).sum()) + 1)),
+    "logits are added up, where probabilities are meant":
+        lambda x, p, *_: kept(x, _ranked(x)[: max(1, int((x.sort(descending=True).values.cumsum(-1) < p).sum()) + 1)]),
+    "logits are added up, where probabilities are meant (and one token fewer is kept)":
+        lambda x, p, *_: kept(x, _ranked(x)[: max(1, int((x.sort(descending=True).values.cumsum(-1) < p).sum()))]),
+    "it keeps what lies behind p: the tokens whose sum of probabilities is above it":
+        lambda x, p, *_: kept(x, _ranked(x)[min(_below(x, p), x.numel() - 1) :]),
     "it keeps the tokens whose own probability is above p":
         lambda x, p, *_: kept(x, (basic(x) > p).nonzero().flatten()),
     "it keeps one token more than the nucleus": lambda x, p, *_: kept(x, _ranked(x)[: _below(x, p) + 2]),
@@ -242,16 +265,26 @@ def check_top_p(fn: Callable[..., Any], *, hint: int | None = None) -> CheckResu
         _check(Findings(), fn, [(0.01,)], law, {}, "top-p, one token at least", names)
         found.proved.append("one token is kept however small p is")
         _check_whole(fn, law)
-        try:
-            ignored: dict[str, Law] = {"min_tokens_to_keep is not used": lambda x, p, _: law(x, p)}
-            _check(Findings(), fn, [(0.01, 3)], law, ignored, "top-p, min_tokens_to_keep", names)
-            found.proved.append("min_tokens_to_keep is used")
-        except WrongAnswerError as wrong:
-            if "TypeError" not in wrong.mistake:
-                raise
-            found.note("it takes no min_tokens_to_keep, which the course's has")
+        _check_least(found, fn, law, names)
 
     return checked("top-p", body, hint)
+
+
+def _check_least(found: Findings, fn: Callable[..., Any], law: Law, names: tuple[str, ...]) -> None:
+    """See that min_tokens_to_keep is the least number of tokens, small or large p."""
+    fewer = law is nucleus_of_the_course
+    known: dict[str, Law] = {
+        "min_tokens_to_keep is not used": lambda x, p, _: law(x, p),
+        "min_tokens_to_keep is added to the nucleus; it is the least number of tokens":
+            lambda x, p, least: top_k(x, _below(x, p) + least - fewer),
+    }  # fmt: skip
+    try:
+        _check(Findings(), fn, [(0.01, 3), (0.7, 2), (0.9, 2)], law, known, "top-p, min_tokens_to_keep", names)
+        found.proved.append("min_tokens_to_keep is used")
+    except WrongAnswerError as wrong:
+        if "TypeError" not in wrong.mistake:
+            raise
+        found.note("it takes no min_tokens_to_keep, which the course's has")
 
 
 def _check_whole(fn: Callable[..., Any], law: Law) -> None:
@@ -294,6 +327,8 @@ def _check(
         if words is None:
             one, logits, option = next(d for d in drawn if not d[0].is_(right(d[1], *d[2])))
             sampled, expected = (_shown(p) for p in (one.probabilities, right(logits, *option)))
+            if not one.exact and float(one.probabilities.max()) == 1.0:
+                expected = f"{expected}: all {DRAWS} calls drew one token"
             words = (
                 f"it samples with probabilities {sampled}, expected {expected}; none of the known mistakes does that"
             )

@@ -15,7 +15,7 @@ from pellucid.dialects import named_arguments
 from pellucid.exercises.course import RIGHT, GPTConfig, gpt2
 from pellucid.exercises.learner import COARSE, EXACT, spread
 from pellucid.exercises.names import copied
-from pellucid.exercises.result import CheckResult, Findings, WrongAnswerError, checked, misuse, theirs
+from pellucid.exercises.result import RETURNS, CheckResult, Findings, WrongAnswerError, checked, misuse, theirs
 from pellucid.exercises.watch import apart
 from pellucid.gpt2.formulas import Heads, Sizes, causal, softmax
 
@@ -121,8 +121,7 @@ def check_cache(
         with theirs("running without a cache"), torch.no_grad():
             if apart(_logits(model(ids[None]))[0], full) > tolerance:
                 raise WrongAnswerError("after a run with a cache, a run without one is another", "the cache", "logits")
-        if apart(_stepwise(model, make_cache, ids, 1), cached) > tolerance:
-            raise WrongAnswerError("a fresh cache remembers the run before", "the cache", "logits")
+        _check_fresh(model, make_cache, ids, cached, tolerance)
         found.proved.append("nothing is remembered outside the cache")
         try:
             if apart(_stepwise(model, make_cache, ids, 2), full[PREFILL - 1 :]) > tolerance:
@@ -132,6 +131,19 @@ def check_cache(
                        "the course does not need it")  # fmt: skip
 
     return checked("cache", body, hint)
+
+
+def _check_fresh(
+    model: nn.Module, make_cache: Callable[..., Any], ids: Tensor, cached: Tensor, tolerance: float
+) -> None:
+    """See that a second cache knows nothing of the run before."""
+    words = "a fresh cache remembers the run before: make_cache has to make a new one at every call"
+    try:
+        again = _stepwise(model, make_cache, ids, 1)
+    except WrongAnswerError as wrong:
+        raise WrongAnswerError(f"{words}; {wrong.mistake}", "the cache", "logits", line=wrong.line) from wrong
+    if apart(again, cached) > tolerance:
+        raise WrongAnswerError(words, "the cache", "logits")
 
 
 def _model(answer: Any) -> nn.Module:
@@ -171,7 +183,8 @@ def _stepwise(model: nn.Module, make_cache: Callable[..., Any], ids: Tensor, chu
                 output, cache = output
         if not isinstance(output, Tensor) or output.dim() != 3 or output.size(0) != 1:
             shape = list(getattr(output, "shape", ()))
-            raise WrongAnswerError(f"the output is {type(output).__name__} {shape}, expected logits", "the cache")
+            words = f"the output is {type(output).__name__} {shape}, expected logits [1, {len(piece)}, vocab]"
+            raise WrongAnswerError(words, "the cache", kind=RETURNS)
         rows.append(output[0, -1:] if start == 0 else output[0, -len(piece) :])
         start = min(end, LENGTH)
     return torch.cat(rows)
@@ -180,7 +193,7 @@ def _stepwise(model: nn.Module, make_cache: Callable[..., Any], ids: Tensor, chu
 def _takes_whole_texts(
     model: nn.Module, make_cache: Callable[..., Any], ids: Tensor, full: Tensor, tolerance: float
 ) -> bool:
-    """Whether the logits are right if every call is given the text from its beginning."""
+    """Whether every call wants the text from its beginning, and gives the right logits of what is new alone."""
     rows: list[Tensor] = []
     try:
         cache = make_cache(model) if _takes_the_model(make_cache) else make_cache()
@@ -188,6 +201,8 @@ def _takes_whole_texts(
             with torch.no_grad():
                 output = model(ids[None, :end], cache=cache)
             output, cache = output if isinstance(output, tuple) else (output, cache)
+            if rows and output.size(1) == end:  # the cache is not read: nothing is cut off
+                return False
             rows.append(output[0, -1:])
     except (Exception, SystemExit):  # whatever the learner's code raises
         return False

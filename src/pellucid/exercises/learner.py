@@ -76,7 +76,8 @@ class ModuleProbe:
         def produce(parts: Parts) -> Iterator[Stages]:
             return (self.stages(x, named, sizes, parts) for x in inputs)
 
-        watch, outputs = self._run(module, inputs, [list(s.values())[-1].shape for s in produce(RIGHT)])
+        shapes = [list(s.values())[-1].shape for s in produce(RIGHT)]
+        watch, outputs = self._run(module, inputs, shapes)
         if agrees(produce(RIGHT), outputs, EXACT):
             return built
         self._check_repeatable(module, inputs, produce, outputs)
@@ -85,7 +86,10 @@ class ModuleProbe:
                 found.note("right to the rounding of float32: something inside does not follow the input's float64")
                 return built
             raise self._named(watch, mistake, produce, EXACT)
-        raise self._explained(watch, produce, outputs, [*self.mistakes, *_heads(named, built.shapes)])
+        wrong = first_wrong(produce(RIGHT), outputs, COARSE if watch.coarse else EXACT)
+        if wrong:  # what is wrong shows in what is computed for this input
+            watch, _ = self._run(module, inputs[wrong : wrong + 1], shapes[wrong : wrong + 1])
+        raise self._explained(watch, produce, outputs, [*self.mistakes, *_heads(named, built.shapes)], wrong)
 
     def check_places(self, found: Findings, sizes: Sizes) -> bool:
         """See in training that the course's tensors are dropped, at the rate given; false where that cannot be seen."""
@@ -118,31 +122,39 @@ class ModuleProbe:
         raise WrongAnswerError(words, "dropout", kind="what is dropped, or how often, is wrong")
 
     def _explained(
-        self, watch: Watch, produce: Produce, outputs: list[Tensor], mistakes: list[Mistake]
+        self, watch: Watch, produce: Produce, outputs: list[Tensor], mistakes: list[Mistake], wrong: int
     ) -> WrongAnswerError:
-        """The wrong answer with the mistake that reproduces it, or with what is observed where none does."""
-        stage, line = watch.first_missing(next(produce(RIGHT)), COARSE if watch.coarse else EXACT)
+        """The wrong answer with the mistake that reproduces it, or with what is observed where none does.
+
+        `watch` saw what is computed for the input of number `wrong`, the first whose output is wrong.
+        """
+        right = next(itertools.islice(produce(RIGHT), wrong, None))
+        stage, line = watch.first_missing(right, COARSE if watch.coarse else EXACT)
         for tolerance in (EXACT, COARSE) if watch.coarse else (EXACT,):
             mistake = confirmed(mistakes, produce, outputs, tolerance)
             if mistake is None:  # where each mistake shows takes longer to find out than which one it is
                 several = pairs(mistakes, _showing_at(stage, mistakes, produce, tolerance))
                 mistake = confirmed(several, produce, outputs, tolerance)
             if mistake is not None:
-                return self._named(watch, mistake, produce, tolerance)
+                return self._named(watch, mistake, produce, tolerance, wrong)
         gap = max(apart(o, list(m.values())[-1]) for o, m in zip(outputs, produce(RIGHT), strict=True))
         what = "the output holds NaN" if any(output.isnan().any() for output in outputs) else \
                f"the output is wrong (relative difference {gap:.2g})"  # fmt: skip
+        (b, p), (right_b, right_p) = outputs[wrong].shape[:2], outputs[0].shape[:2]
+        where = f" with batch {b} and seq {p}, though right with batch {right_b} and seq {right_p}" if wrong else ""
         return WrongAnswerError(
-            f"{what}, and none of the known mistakes reproduces it: no cause is confirmed",
+            f"{what}{where}, and none of the known mistakes reproduces it: no cause is confirmed",
             self.steps(stage),
             self.axes(stage),
             NUMBERS,
             line,
         )
 
-    def _named(self, watch: Watch, mistake: Mistake, produce: Produce, tolerance: float) -> WrongAnswerError:
+    def _named(
+        self, watch: Watch, mistake: Mistake, produce: Produce, tolerance: float, watched: int = 0
+    ) -> WrongAnswerError:
         stage = first_shows(produce, mistake, tolerance) or "output"
-        made = next(produce(replace(RIGHT, **mistake.changes))).get(stage)
+        made = next(itertools.islice(produce(replace(RIGHT, **mistake.changes)), watched, None)).get(stage)
         line = None if made is None else watch.line_of(made, tolerance)
         return WrongAnswerError(mistake.learner, mistake.step, self.axes(stage), mistake.kind, line)
 
@@ -250,6 +262,12 @@ def confirmed(
 def agrees(made: Iterator[Stages], observed: Sequence[Tensor], tolerance: float) -> bool:
     """True if the last stage of every probe is what was observed."""
     return all(apart(o, list(m.values())[-1]) <= tolerance for o, m in zip(observed, made, strict=True))
+
+
+def first_wrong(made: Iterator[Stages], observed: Sequence[Tensor], tolerance: float) -> int:
+    """The number of the first probe whose last stage is not what was observed; 0 if there is none."""
+    apart_by = (apart(o, list(m.values())[-1]) for o, m in zip(observed, made, strict=True))
+    return next((i for i, gap in enumerate(apart_by) if gap > tolerance), 0)
 
 
 def pairs(mistakes: Sequence[Mistake], one_of: Collection[Mistake] | None = None) -> Iterator[Mistake]:

@@ -13,6 +13,7 @@ import io
 import json
 import linecache
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -212,18 +213,22 @@ def exercise_named(name: str) -> str:
 def _apart(path: Path, wanted: Sequence[str], hint: int | None, time_limit: float) -> list[Answer]:
     """The answers that one process gives; the last of them may be one that did not end."""
     with tempfile.TemporaryDirectory() as folder:
-        out, hung = Path(folder) / "answers.jsonl", Path(folder) / "hung.txt"
+        out, hung, err = Path(folder) / "answers.jsonl", Path(folder) / "hung.txt", Path(folder) / "err.txt"
         asked = {"path": str(path.resolve()), "wanted": list(wanted), "hint": hint, "time_limit": time_limit}
         code = f"from {__name__} import answer_to; answer_to({json.dumps(asked)!r}, {str(out)!r}, {str(hung)!r})"
-        ended = subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL, check=False)
+        code += "; import os; os._exit(0)"  # threads that the file has started are not waited for
+        with err.open("wb") as errors:
+            ended = subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL, stderr=errors, check=False)
+        complaint = (err.read_text(encoding="utf-8", errors="replace").strip().splitlines() or [""])[-1]
         said = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()] if out.exists() else []
         stuck = hung.read_text(encoding="utf-8", errors="replace") if hung.exists() else ""
     last = said[-1] if said else {}
     if "error" in last:
         raise InputError(last["error"]["message"], code=last["error"]["code"], remedy=last["error"]["remedy"])
-    if not stuck and (not last or "started" in last):
+    how = f"with {_signal(ended.returncode)}{f' ({printable(complaint, 200)})' if complaint else ''}"
+    if not stuck and not last:
         raise InputError(
-            f"{path}: the process that ran it ended with code {ended.returncode} and without a result.",
+            f"{path}: the process that ran it ended {how} and without a result.",
             code="file-raises",
             remedy="Run the file with python, and see what ends it.",
         )
@@ -236,14 +241,24 @@ def _apart(path: Path, wanted: Sequence[str], hint: int | None, time_limit: floa
         )
     rows = [row["answer"] for row in said if "answer" in row]
     given = [Answer(**(row | {"result": _result(row["result"])})) for row in rows]
-    return [*given, _endless(path, last["started"], time_limit, stuck)] if stuck else given
+    if "started" not in last:
+        return given
+    if stuck:
+        words, kind = f"it did not end within {time_limit:g} s{_where(path, stuck)}", "it does not end"
+    else:
+        words, kind = f"it ended the process, {how}", "it ends the process"
+    return [*given, _stopped(path, last["started"], words, kind)]
 
 
-def _endless(path: Path, exercise: str, time_limit: float, stuck: str) -> Answer:
-    """The wrong answer of an exercise whose check was stopped."""
+def _signal(code: int) -> str:
+    """The exit code of a process, in words."""
+    return f"code {code}" if code >= 0 else signal.Signals(-code).name
+
+
+def _stopped(path: Path, exercise: str, words: str, kind: str) -> Answer:
+    """The wrong answer of an exercise whose check did not come to its end."""
     name = next((one for one in EXERCISES[exercise] if one in blank_names(parsed(path, program_of(path)))), exercise)
-    words = f"it did not end within {time_limit:g} s{_where(path, stuck)}"
-    return Answer(exercise, name, "wrong", CheckResult(exercise, passed=False, mistake=words, kind="it does not end"))
+    return Answer(exercise, name, "wrong", CheckResult(exercise, passed=False, mistake=words, kind=kind))
 
 
 def _where(path: Path, stuck: str) -> str:

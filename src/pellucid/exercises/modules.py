@@ -41,7 +41,7 @@ from pellucid.exercises.names import Built
 from pellucid.exercises.result import NAMES, CheckResult, Findings, WrongAnswerError, checked, misuse
 from pellucid.exercises.watch import apart
 from pellucid.gpt2.formulas import Sizes
-from pellucid.gpt2.mistake import Mistake
+from pellucid.gpt2.mistake import NUMBER, Mistake
 from pellucid.gpt2.mistakes import ATTENTION, ATTENTION_DROPOUT, BLOCK, BLOCK_DROPOUT, GPT2, GPT2_DROPOUT
 
 
@@ -57,7 +57,7 @@ def check_attention(answer: type[nn.Module] | Callable[..., nn.Module], *, hint:
         InputError: Something that cannot be constructed, or another hint.
     """
     _require_class(answer, "check_attention", "UnidirectionalAttention")
-    plain, wide = Sizes(12, 4, 3), Sizes(12, 3, 5)
+    plain, wide = Sizes(12, 4, 3), Sizes(18, 3, 5)  # 5 is not 18 // 3, nor are their square roots rounded down
 
     def build(sizes: Sizes) -> Any:
         given = sizes.hidden, sizes.heads, sizes.head
@@ -201,12 +201,17 @@ def check_gpt2(answer: type[nn.Module] | Callable[..., nn.Module], *, hint: int 
     _require_class(answer, "check_gpt2", "GPT2")
 
     def build(sizes: Sizes) -> Any:
-        return answer(
+        module = answer(
             GPTConfig(
                 sizes.activation, sizes.layers, sizes.heads, sizes.vocabulary,
                 sizes.hidden, sizes.positions, sizes.dropout, sizes.epsilon,
             )
         )  # fmt: skip
+        held = getattr(module, "blocks", ())
+        if isinstance(held, (nn.ModuleList, nn.Sequential)) and len(held) > sizes.layers:
+            words = f"`blocks` holds {len(held)} blocks, but config.num_layers is {sizes.layers}"
+            raise WrongAnswerError(words, "constructing GPT2", "blocks", NUMBER)
+        return module
 
     every = (*GPT2, *_inside("in every block", BLOCK), *_inside("in every block, attn", ATTENTION))
     inside = (*BLOCK_DROPOUT, *ATTENTION_DROPOUT)

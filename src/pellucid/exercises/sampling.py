@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from pellucid.dialects import named_arguments
 from pellucid.exercises.beam_search import check_beam_search
 from pellucid.exercises.draws import (
+    EXACT,
     Distribution,
     basic,
     check_sample_basic,
@@ -26,6 +27,7 @@ from pellucid.exercises.draws import (
 from pellucid.exercises.kv_cache import check_cache
 from pellucid.exercises.result import CheckResult, Findings, WrongAnswerError, checked, misuse, theirs, together
 from pellucid.exercises.scores import Table, as_id, check_frequency_penalty, check_greedy, check_temperature
+from pellucid.exercises.watch import Drawn
 
 SIZE = 9
 IDS = torch.tensor([3, 1, 4, 1, 5, 1, 3])
@@ -61,14 +63,21 @@ class TokenChoice:
     without: str = ""
     alone: str = ""
     cut_first: bool = False
+    power: int = 1
+    sign: int = 1
+    once: bool = False
+    always_best: bool = False
     nucleus: Callable[..., Tensor] = nucleus
 
     def law(self, logits: Tensor, o: Options) -> Tensor:
         """Logits [P, V] -> probabilities [V] of the next token."""
         given, counts = logits[self.position].double(), torch.bincount(IDS, minlength=logits.size(-1))
-        t = 1.0 if self.without == "temperature" else o.temperature
-        penalty = 0.0 if self.without == "freq_penalty" else o.freq_penalty
+        t = 1.0 if self.without == "temperature" else o.temperature**self.power
+        counts = counts.clamp(max=1) if self.once else counts
+        penalty = 0.0 if self.without == "freq_penalty" else self.sign * o.freq_penalty
         x = (given - penalty * counts) / t if self.penalty_first else given / t - penalty * counts
+        if self.always_best:
+            return greedy(x)
         if self.alone and getattr(o, self.alone):
             x = given
         if self.cut_first:
@@ -88,6 +97,10 @@ WRONG: Mapping[str, TokenChoice] = {
     "the frequency penalty comes before the temperature; the course's order is the other one":
         TokenChoice(penalty_first=True),
     "top-k and top-p are cut before temperature and frequency penalty are applied": TokenChoice(cut_first=True),
+    "the logits are multiplied by the temperature, not divided": TokenChoice(power=-1),
+    "the frequency penalty is added, not subtracted": TokenChoice(sign=-1),
+    "a token is penalised once, however often it occurs (a presence penalty)": TokenChoice(once=True),
+    "it always takes the most likely token: nothing is sampled": TokenChoice(always_best=True),
     **{f"with {name}, temperature and frequency penalty are not used": TokenChoice(alone=name)
        for name in ("top_k", "top_p")},
     **{f"{name} is not used": TokenChoice(without=name) for name in ("temperature", "freq_penalty", "top_k", "top_p")},
@@ -133,6 +146,10 @@ def _at_zero(found: Findings, fn: Callable[..., Any], model: nn.Module, logits: 
     with theirs(step):
         plain = as_id(fn(model, IDS.clone(), temperature=0.0), step)
     best = int(greedy(logits[-1]).argmax())
+    with theirs(step), Drawn(0) as drawn:
+        fn(model, IDS.clone(), temperature=0.0)
+    if any(float(one.max() / one.sum()) < 1 - EXACT for one in drawn.weights):
+        raise WrongAnswerError("at temperature 0 it samples, expected the most likely token at every call", step)
     if plain != best:
         raise WrongAnswerError(f"at temperature 0 it takes {plain}, expected the most likely token {best}", step)
     found.proved.append("temperature 0 is greedy")

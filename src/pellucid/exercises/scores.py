@@ -135,6 +135,9 @@ def check_temperature(fn: Callable[..., Any], *, hint: int | None = None) -> Che
         "the result is a log_softmax: the output should be logits": lambda x, t: (x / t).log_softmax(-1),
         "softmax is applied before the division": lambda x, t: x.softmax(-1) / t,
         "the temperature is subtracted": lambda x, t: x - t,
+        "the temperature is added": lambda x, t: x + t,
+        "the logits are divided by 1 + temperature": lambda x, t: x / (1 + t),
+        "temperatures below 1 are not used": lambda x, t: x / max(t, 1.0),
         "the division is rounded down (//)": lambda x, t: x // t,
         "exp is applied: the output should be logits": lambda x, t: (x / t).exp(),
     }
@@ -176,6 +179,7 @@ def check_frequency_penalty(fn: Callable[..., Any], *, hint: int | None = None) 
         "freq_penalty is not used: every occurrence costs 1": lambda ids, x, p: x - counts(ids, x),
         "the logits are divided by the penalty, not lessened by it":
             lambda ids, x, p: x / torch.where(counts(ids, x) > 0, p * counts(ids, x), 1.0),
+        "the logits are divided by 1 + the penalty times the counts": lambda ids, x, p: x / (1 + p * counts(ids, x)),
         "the logits are multiplied by the counts": lambda ids, x, p: x - p * counts(ids, x) * x,
     }  # fmt: skip
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pellucid.gpt2.constants import gelus, scales
 from pellucid.gpt2.formulas import Norm, PlainWeights, Sizes, activate, feed_out, layer_norm, rounded
-from pellucid.gpt2.mistake import ACTIVATED, ADDED, NORMALISED, NUMBER, OTHER_TENSOR, TWICE, UNUSED, Mistake
+from pellucid.gpt2.mistake import ACTIVATED, ADDED, NORMALISED, NUMBER, ORDERED, OTHER_TENSOR, TWICE, UNUSED, Mistake
 from pellucid.gpt2.parts import PlainBlock
 from pellucid.numerics import nonlinear
 
@@ -45,15 +45,17 @@ _FORMULAS: tuple[tuple[str, str, Norm], ...] = (
     ("unbiased variance in LayerNorm", "LayerNorm divides by the unbiased standard deviation", _unbiased),
     ("unbiased variance in LayerNorm, and epsilon outside the square root", "", _unbiased_outside),
     ("LayerNorm epsilon outside the square root", "LayerNorm's epsilon is outside the square root", _outside),
-    ("LayerNorm divides by the variance", "", _by_variance),
+    ("LayerNorm divides by the variance", "LayerNorm divides by the variance, not by the standard deviation",
+     _by_variance),
     ("LayerNorm without its gain and bias", "LayerNorm's gain and bias are not used",
      lambda x, w, b, eps: layer_norm(x, w * 0 + 1, b * 0, eps)),
-    ("LayerNorm without its bias", "", lambda x, w, b, eps: layer_norm(x, w, b * 0, eps)),
-    ("LayerNorm without its gain", "", lambda x, w, b, eps: layer_norm(x, w * 0 + 1, b, eps)),
+    ("LayerNorm without its bias", "LayerNorm's bias is not used", lambda x, w, b, eps: layer_norm(x, w, b * 0, eps)),
+    ("LayerNorm without its gain", "LayerNorm's gain is not used",
+     lambda x, w, b, eps: layer_norm(x, w * 0 + 1, b, eps)),
     ("LayerNorm's gain added to 1", "", lambda x, w, b, eps: layer_norm(x, w + 1, b, eps)),
     ("RMSNorm instead of LayerNorm", "RMSNorm takes the place of LayerNorm: the mean is not taken off", _rms),
     ("RMSNorm without a bias instead of LayerNorm", "", lambda x, w, b, eps: _rms(x, w, b * 0, eps)),
-    ("LayerNorm over positions", "", _over_positions),
+    ("LayerNorm over positions", "LayerNorm runs over the positions, not over hidden_size", _over_positions),
     ("no LayerNorm", "", lambda x, w, b, eps: x),
     ("no LayerNorm, only its gain and bias", "", lambda x, w, b, eps: x * w + b),
     ("LayerNorm applied twice", "", lambda x, w, b, eps: layer_norm(layer_norm(x, w, b, eps), w, b, eps)),
@@ -81,6 +83,11 @@ def norms(sizes: Sizes | None) -> Iterator[Mistake]:
             yield Mistake({"epsilon": e}, "", words, "layer norm", NUMBER)
         words = "LayerNorm's epsilon is 0, or as good as 0 (1e-12), not the one that is given"
         yield Mistake({"epsilon": 0.0}, "", words, "layer norm", NUMBER)
+        for name, told in {"ln1": "ln1", "ln2": "ln2", "ln_final": "the final LayerNorm"}.items():
+            words = f"the epsilon of {told} is 1e-05, torch's default, not the one that is given"
+            yield Mistake({name: _with_epsilon(1e-5)}, "", words, "layer norm", NUMBER)
+        words = "the epsilon of ln1 and ln2 is the dropout rate that is given: two arguments have changed places"
+        yield Mistake(_normed(_with_epsilon(Sizes.dropout), ("ln1", "ln2")), "", words, "layer norm", ORDERED)
         for report, learner, formula in _FORMULAS:
             yield Mistake(_normed(formula), report, learner, "layer norm", NORMALISED)
         return
@@ -188,7 +195,9 @@ WIRING = (
     Mistake({"wiring": post_norm}, "post-LayerNorm: LayerNorm after the residual connection",
             "LayerNorm comes after each residual connection (post-LN); GPT-2's comes before attention and MLP",
             "layer norm", NORMALISED),
-    Mistake({"wiring": _norm_of_output}, "LayerNorm of what attention and the MLP give"),
+    Mistake({"wiring": _norm_of_output}, "LayerNorm of what attention and the MLP give",
+            "ln1 and ln2 are applied to the outputs of attention and MLP; GPT-2 applies them to the inputs",
+            "layer norm", NORMALISED),
     Mistake({"mlp_reads": lambda x, mid: x}, "the MLP reads the block's input, in parallel with attention",
             "the MLP reads the block's input, not what comes out of attention", "the MLP", OTHER_TENSOR),
     Mistake({"mlp_reads": lambda x, mid: x, "norm_before_mlp": ("ln1",)}, "",
@@ -204,7 +213,8 @@ WIRING = (
             "ln1's output, not the block's input, is added to attention's output", _ATTENTION_STEP, ADDED),
     Mistake({"add_mlp": _read_and_out}, "the residual connection around the MLP carries the normalized values",
             "ln2's output, not its input, is added to the MLP's output", _MLP_STEP, ADDED),
-    Mistake({"wiring": _mlp_first}, "the MLP comes before attention"),
+    Mistake({"wiring": _mlp_first}, "the MLP comes before attention", "the MLP comes before attention", "the MLP",
+            ORDERED),
     Mistake({"norm_before_attention": ("ln2",), "norm_before_mlp": ("ln1",)}, "ln1 and ln2 are swapped",
             "ln1 and ln2 are swapped", "layer norm", NORMALISED),
     Mistake({"norm_before_mlp": ("ln1",)}, "ln1 is used in the place of ln2",
@@ -217,7 +227,12 @@ WIRING = (
             "ln2 is not applied", "layer norm", NORMALISED),
     Mistake({"norm_before_attention": (), "norm_before_mlp": ()}, "",
             "no LayerNorm is applied in the block", "layer norm", NORMALISED),
-    Mistake({"add_mlp": lambda x, mid, read, out: mid}, "the MLP's output is not added"),
+    Mistake({"add_mlp": lambda x, mid, read, out: mid}, "the MLP's output is not added",
+            "the MLP's output is not added to what comes out of attention", _MLP_STEP, ADDED),
+    Mistake({"add_mlp": lambda x, mid, read, out: mid - out}, "",
+            "the MLP's output is subtracted, not added", _MLP_STEP, ADDED),
+    Mistake({"add_attention": lambda x, read, out: x - out}, "",
+            "attention's output is subtracted, not added", _ATTENTION_STEP, ADDED),
     Mistake({"add_attention": lambda x, read, out: x}, "attention's output is not added",
             "attention's output is not added to the input", _ATTENTION_STEP, ADDED),
     Mistake({"add_attention": lambda x, read, out: 2 * x + out}, "the residual stream is added twice at attention",

@@ -168,21 +168,27 @@ MIXING = (
             OTHER_TENSOR),
     Mistake({"mix": lambda pattern, heads: pattern @ heads[0]}, "", "the pattern weighs q, not v", _SUMMING,
             OTHER_TENSOR),
+    Mistake({"taken": (0, 0, 2)}, "", "the scores are q @ q.T: k is not used", "the scores", OTHER_TENSOR),
+    Mistake({"taken": (1, 1, 2)}, "", "the scores are k @ k.T: q is not used", "the scores", OTHER_TENSOR),
     Mistake({"mix": lambda pattern, heads: pattern.mT @ heads[2]}, "", "the pattern is transposed before it weighs v",
             _SUMMING, OTHER_TENSOR),
 )  # fmt: skip
 
 
-def _always(heads: int) -> Mistake:
+def _divided(count: Callable[[PlainWeights], int], words: str) -> Mistake:
     def split(parts: Heads, weights: PlainWeights) -> Heads:
-        q, k, v = (part.flatten(2).unflatten(2, (heads, -1)) for part in parts)
+        q, k, v = (part.flatten(2).unflatten(2, (count(weights), -1)) for part in parts)
         return q, k, v
 
-    words = f"there are always {heads} heads: num_heads is not handed to attention"
     return Mistake({"split": split}, "", words, "attention", NUMBER)
 
 
-HEADS = tuple(map(_always, (1, 4, 12)))
+HEADS = tuple(
+    _divided(lambda _, n=n: n, f"there are always {n} heads: num_heads is not handed to attention") for n in (1, 4, 12)
+)
+AS_MANY_AS_BLOCKS = _divided(
+    lambda weights: weights.sizes.layers, "there are as many heads as blocks: num_layers is taken for num_heads"
+)
 
 
 # The projections

@@ -47,5 +47,6 @@ def together(first: Mistake, second: Mistake) -> Mistake:
     """Two mistakes at once, for a learner."""
     return Mistake(
         {**first.changes, **second.changes}, learner=f"{first.learner}; and {second.learner}",
-        step=f"{first.step}, {second.step}", kind="; ".join(dict.fromkeys(f"{first.kind}; {second.kind}".split("; "))),
+        step=", ".join(dict.fromkeys((first.step, second.step))),
+        kind="; ".join(dict.fromkeys(f"{first.kind}; {second.kind}".split("; "))),
     )  # fmt: skip

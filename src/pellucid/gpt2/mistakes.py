@@ -21,8 +21,8 @@ from pellucid.gpt2 import attention_mistakes as attention
 from pellucid.gpt2 import block_mistakes as block
 from pellucid.gpt2 import head_mistakes as head
 from pellucid.gpt2.formulas import PlainWeights
-from pellucid.gpt2.mistake import BLOCKS, DROPPED, NORMALISED, NUMBER, OTHER_TENSOR, TWICE, Mistake
-from pellucid.gpt2.parts import pre_norm
+from pellucid.gpt2.mistake import AXIS, BLOCKS, DROPPED, NORMALISED, NUMBER, OTHER_TENSOR, TWICE, Mistake
+from pellucid.gpt2.parts import PlainBlock, pre_norm
 
 # Embeddings, the order of the blocks, the head
 
@@ -51,7 +51,8 @@ EMBEDDINGS = tuple(replace(row, step="the embeddings" if row.learner else "") fo
             "positions run backwards", kind=OTHER_TENSOR),
     Mistake(_positions(lambda ids: torch.arange(ids.numel()).view(ids.shape)), "positions run on over the batch"),
     Mistake(_positions(lambda ids: _places(ids) + _rows(ids)), "positions shifted by the number of the batch row"),
-    Mistake(_positions(lambda ids: _rows(ids).expand(ids.shape)), "the number of the batch row for the position"),
+    Mistake(_positions(lambda ids: _rows(ids).expand(ids.shape)), "the number of the batch row for the position",
+            "positions count the rows of the batch, not the tokens: shape[0] is taken for shape[1]", kind=AXIS),
     Mistake(_positions(lambda ids: ids), "token ids taken for positions",
             "pos_embedding is given the token ids, not the positions", kind=OTHER_TENSOR),
     Mistake({"table": "embed.W_E"}, "", "the positions are embedded with token_embedding, not with pos_embedding",
@@ -102,7 +103,18 @@ REPEATED = Mistake(
     learner="each block's input is added to its output, which holds it already", step="the blocks", kind=TWICE,
 )  # fmt: skip
 
+
+def _ln_final_in_the_loop(block: PlainBlock, x: Tensor) -> Tensor:
+    return replace(block, weights=block.weights.of_block(-1)).norm(("ln_final",), pre_norm(block, x))
+
+
 FINAL_NORM = (
+    Mistake({"wiring": _ln_final_in_the_loop, "norm_before_head": ()}, "",
+            "the final LayerNorm is applied after every block: it stands inside the loop", "the final layer norm",
+            NORMALISED),
+    Mistake({"wiring": _ln_final_in_the_loop}, "",
+            "the final LayerNorm is applied after every block, and once more behind the last", "the final layer norm",
+            NORMALISED),
     Mistake({"norm_before_head": ()}, "", "the final LayerNorm is not applied", "the final layer norm", NORMALISED),
     Mistake({"norm_before_head": ("ln_final", "ln_final")}, "", "the final LayerNorm is applied twice",
             "the final layer norm", NORMALISED),
@@ -161,7 +173,7 @@ ATTENTION = _for_learners(
     head.OUTPUTS,
 )  # fmt: skip
 BLOCK = _for_learners(block.norms(None), head.HEADS, block.WIRING, block.activations(None), block.MLP)
-GPT2 = _for_learners(EMBEDDINGS, LOOPS, (REPEATED,), FINAL_NORM, HEAD)
+GPT2 = _for_learners(EMBEDDINGS, LOOPS, (REPEATED, head.AS_MANY_AS_BLOCKS), FINAL_NORM, HEAD)
 
 ATTENTION_DROPOUT = _drops(
     ("attn_dropout is applied to v; the course drops the pattern", {"attention_drops": ("v",)}),
@@ -176,15 +188,27 @@ ATTENTION_DROPOUT = _drops(
     ("the pattern is not dropped", {"attention_drops": ()}),
     ("attention's output is not dropped", {"output_drops": ()}),
     ("attention's output is dropped twice", {"output_drops": ("attention", "attention")}),
+    ("z, the weighted sum, is dropped in the place of output_proj's output", {"output_drops": ("z",)}),
+    ("z, the weighted sum, is dropped, too; the course drops the pattern and output_proj's output alone",
+     {"output_drops": ("z", "attention")}),
 )  # fmt: skip
 
 BLOCK_DROPOUT = _drops(
     ("linear2's output is not dropped", {"mlp_drops": ()}),
     ("linear2's output is dropped twice", {"mlp_drops": ("mlp", "mlp")}),
-    ("the activation is dropped; the course drops linear2's output", {"mlp_drops": ("activation",)}),
-    ("the activation is dropped, too; the course drops linear2's output alone", {"mlp_drops": ("activation", "mlp")}),
+    ("dropout is applied between linear1 and linear2; the course drops linear2's output",
+     {"mlp_drops": ("activation",)}),
+    ("dropout is applied between linear1 and linear2, too; the course drops linear2's output alone",
+     {"mlp_drops": ("activation", "mlp")}),
     ("the block's output is dropped; the course drops linear2's, before the residual connection",
      {"mlp_drops": ("sum",)}),
+    ("the block's output is dropped, too; the course drops linear2's alone", {"mlp_drops": ("mlp", "sum")}),
+    ("the sum with attention's output is dropped, too; the course drops linear2's output alone",
+     {"mlp_drops": ("mid", "mlp")}),
+    ("the two sums are dropped; the course drops linear2's output, before the residual connection",
+     {"mlp_drops": ("mid", "sum")}),
+    ("ln2's output is dropped; the course drops linear2's", {"mlp_drops": ("ln2",)}),
+    ("ln2's output is dropped, too; the course drops linear2's alone", {"mlp_drops": ("ln2", "mlp")}),
     ("nothing is dropped in attention", {"attention_drops": (), "output_drops": ()}),
     ("nothing is dropped", {"attention_drops": (), "output_drops": (), "mlp_drops": ()}),
 )  # fmt: skip

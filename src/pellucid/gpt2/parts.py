@@ -41,7 +41,7 @@ def pre_norm(block: PlainBlock, x: Tensor) -> Tensor:
     """GPT-2's block: LayerNorm before attention and before the MLP."""
     parts = block.parts
     read = block.norm(parts.norm_before_attention, x)
-    mid = block.record("mid", parts.add_attention(x, read, block.attention(read)))
+    mid = block.record("mid", parts.dropped("mid", parts.add_attention(x, read, block.attention(read))))
     read = block.norm(parts.norm_before_mlp, parts.mlp_reads(x, mid))
     out = block.mlp(read)
     return parts.dropped("sum", parts.add_mlp(x, mid, read, out))
@@ -188,7 +188,7 @@ class PlainBlock:
     def mlp(self, x: Tensor) -> Tensor:
         """The MLP of x [B, P, D]."""
         parts, weights, record = self.parts, self.weights, self.record
-        record("mlp<", x)
+        x = parts.dropped("ln2", record("mlp<", x))
         record("in<", x)
         pre = record("in>", parts.feed_in(x, weights))
         post = record("out<", parts.activation(pre, weights.sizes))
