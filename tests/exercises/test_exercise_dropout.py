@@ -57,7 +57,7 @@ WRONG: list[tuple[Any, str, tuple[tuple[str, str], ...], str]] = [
      "dropout is applied between linear1 and linear2, too"),
     (check_gpt2, "GPT2", ((HEAD, "self.dropout(self.ln(h)), self.token_embedding.weight"),),
      "dropout is applied before the unembedding, too"),
-    (check_block, "GPT2Block", 
+    (check_block, "GPT2Block",
      ((ATTENDED, "x = self.dropout(x + self.attn(self.ln1(x), cache))"),
       (MLP, "return self.dropout(x + self.linear2(hidden))")),
      "the two sums are dropped"),
