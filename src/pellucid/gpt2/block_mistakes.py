@@ -75,6 +75,12 @@ def _with_epsilon(epsilon: float) -> Norm:
     return lambda x, w, b, _: layer_norm(x, w, b, epsilon)
 
 
+def default_epsilon(norm: str, told: str, step: str) -> Mistake:
+    """One LayerNorm that is constructed without an epsilon."""
+    words = f"the epsilon of {told} is 1e-05, torch's default, not the one that is given"
+    return Mistake({norm: _with_epsilon(1e-5)}, "", words, step, NUMBER)
+
+
 def norms(sizes: Sizes | None) -> Iterator[Mistake]:
     """LayerNorm by another formula, everywhere or in some places; None for a learner, whatever the sizes are."""
     if sizes is None:
@@ -83,9 +89,7 @@ def norms(sizes: Sizes | None) -> Iterator[Mistake]:
             yield Mistake({"epsilon": e}, "", words, "layer norm", NUMBER)
         words = "LayerNorm's epsilon is 0, or as good as 0 (1e-12), not the one that is given"
         yield Mistake({"epsilon": 0.0}, "", words, "layer norm", NUMBER)
-        for name, told in {"ln1": "ln1", "ln2": "ln2", "ln_final": "the final LayerNorm"}.items():
-            words = f"the epsilon of {told} is 1e-05, torch's default, not the one that is given"
-            yield Mistake({name: _with_epsilon(1e-5)}, "", words, "layer norm", NUMBER)
+        yield from (default_epsilon(name, name, "layer norm") for name in ("ln1", "ln2"))
         words = "the epsilon of ln1 and ln2 is the dropout rate that is given: two arguments have changed places"
         yield Mistake(_normed(_with_epsilon(Sizes.dropout), ("ln1", "ln2")), "", words, "layer norm", ORDERED)
         for report, learner, formula in _FORMULAS:
@@ -169,12 +173,12 @@ def post_norm(block: PlainBlock, x: Tensor) -> Tensor:
 
 
 def _norm_of_output(block: PlainBlock, x: Tensor) -> Tensor:
-    x = x + block.norm(("ln1",), block.attention(x))
+    x = block.record("mid", x + block.norm(("ln1",), block.attention(x)))
     return x + block.norm(("ln2",), block.mlp(x))
 
 
 def _mlp_first(block: PlainBlock, x: Tensor) -> Tensor:
-    x = x + block.mlp(block.norm(("ln2",), x))
+    x = block.record("mid", x + block.mlp(block.norm(("ln2",), x)))
     return x + block.attention(block.norm(("ln1",), x))
 
 

@@ -109,6 +109,7 @@ def _ln_final_in_the_loop(block: PlainBlock, x: Tensor) -> Tensor:
 
 
 FINAL_NORM = (
+    block.default_epsilon("ln_final", "the final LayerNorm", "the final layer norm"),
     Mistake({"wiring": _ln_final_in_the_loop, "norm_before_head": ()}, "",
             "the final LayerNorm is applied after every block: it stands inside the loop", "the final layer norm",
             NORMALISED),
@@ -207,8 +208,6 @@ BLOCK_DROPOUT = _drops(
      {"mlp_drops": ("mid", "mlp")}),
     ("the two sums are dropped; the course drops linear2's output, before the residual connection",
      {"mlp_drops": ("mid", "sum")}),
-    ("ln2's output is dropped; the course drops linear2's", {"mlp_drops": ("ln2",)}),
-    ("ln2's output is dropped, too; the course drops linear2's alone", {"mlp_drops": ("ln2", "mlp")}),
     ("nothing is dropped in attention", {"attention_drops": (), "output_drops": ()}),
     ("nothing is dropped", {"attention_drops": (), "output_drops": (), "mlp_drops": ()}),
 )  # fmt: skip

@@ -188,7 +188,7 @@ class PlainBlock:
     def mlp(self, x: Tensor) -> Tensor:
         """The MLP of x [B, P, D]."""
         parts, weights, record = self.parts, self.weights, self.record
-        x = parts.dropped("ln2", record("mlp<", x))
+        record("mlp<", x)
         record("in<", x)
         pre = record("in>", parts.feed_in(x, weights))
         post = record("out<", parts.activation(pre, weights.sizes))
