@@ -413,7 +413,7 @@ PACKAGE: Mapping[str, str] = {
     "cross_entropy_loss": "pl.load().loss(inputs)",
     **dict.fromkeys(
         ("Embedding", "PosEmbedding", "LayerNorm", "Attention", "MLP", "TransformerBlock", "Transformer"),
-        "pellucid.gpt2, from which it can be imported",
+        "the building block of that name, from pellucid.gpt2 or the family of your model",
     ),
     "GPT2LMHeadModel": "pl.load()",
     "AutoModelForCausalLM": "pl.load()",
