@@ -25,38 +25,24 @@ from pellucid.weights import hub
 
 @dataclass(frozen=True)
 class Fields:
-    """What is known about the fields of a family's configurations.
+    """What is known about the fields of a family's configurations."""
 
-    Args:
-        model_type: What `config.json` calls the family.
-        family: What messages call it, such as "GPT-2".
-        sizes: Whole numbers that a file has to give -> the least.
-        optional_sizes: Whole numbers that may be null -> what a message says of null.
-        numbers: Fields that hold a number from 0 on -> the largest.
-        flags: Fields that hold a truth value.
-        whole: Sizes by which a configuration that somebody gives is seen to be a whole one.
-        activation: The field that names the activation function.
-        epsilon: The field that holds what norms add below the root.
-        width: The field that holds the width of the residual stream.
-        synonyms: Other spellings that transformers accepts; where both are given the synonym wins, as it does there.
-        neutral: Fields that transformers reads, or once read, and that never change what its class computes.
-        variants: What other fields make another model.
-        published: The fields of published models' configurations by their names.
-    """
-
-    model_type: str
-    family: str
-    sizes: Mapping[str, int]
-    optional_sizes: Mapping[str, str]
-    numbers: Mapping[str, float]
-    flags: tuple[str, ...]
-    whole: tuple[str, ...]
-    activation: str
-    epsilon: str
-    width: str
+    model_type: str  # what `config.json` calls the family
+    family: str  # what messages call it, such as "GPT-2"
+    sizes: Mapping[str, int]  # whole numbers that a file has to give -> the least
+    optional_sizes: Mapping[str, str]  # whole numbers that may be null -> what a message says of null
+    numbers: Mapping[str, float]  # fields that hold a number from 0 on -> the largest
+    flags: tuple[str, ...]  # fields that hold a truth value
+    whole: tuple[str, ...]  # sizes by which a configuration that somebody gives is seen to be a whole one
+    activation: str  # the field that names the activation function
+    epsilon: str  # the field that holds what norms add below the root
+    width: str  # the field that holds the width of the residual stream
+    # other spellings that transformers accepts; where both are given the synonym wins, as it does there
     synonyms: Mapping[str, str]
+    # fields that transformers reads, or once read, and that never change what its class computes
     neutral: frozenset[str]
-    variants: tuple[Variant, ...]
+    variants: tuple[Variant, ...]  # what other fields make another model
+    # the fields of published models' configurations by their names
     published: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def variant_of(self, name: str) -> Variant | None:
@@ -70,19 +56,15 @@ class JsonConfig:
     """The facts that define one model, frozen, under the names that transformers' configuration uses.
 
     A family's configuration is a frozen dataclass of this kind, with these fields among its own.
-
-    Attributes:
-        about: What is known about its fields.
-        neutral: Fields that change nothing that the model computes, kept for whoever saves it.
     """
 
-    about: ClassVar[Fields]
+    about: ClassVar[Fields]  # what is known about its fields
     initializer_range: float
     tie_word_embeddings: bool
     bos_token_id: int | None
     eos_token_id: int | tuple[int, ...] | None
     pad_token_id: int | None
-    neutral: Mapping[str, Any]
+    neutral: Mapping[str, Any]  # fields that change nothing that the model computes, kept for whoever saves it
 
     def __post_init__(self) -> None:
         about = self.about
@@ -187,9 +169,6 @@ class JsonConfig:
         Args:
             given: The fields, under transformers' names or synonyms.
             ignore: Fields to drop, although they are known to change the computation.
-
-        Raises:
-            ConfigError: An impossible, missing or unimplemented field; or one to ignore that there is not.
         """
         if not isinstance(given, Mapping):
             raise ConfigError(
@@ -322,9 +301,6 @@ class JsonConfig:
         Args:
             names: What the caller names.
             beside: Other fields of the configuration that these replace.
-
-        Raises:
-            ConfigError: A field that neither this library nor transformers knows.
         """
         about, declared = cls.about, cls.declared()
         known = {*declared, *about.synonyms, *about.neutral, *beside, "model_type"}

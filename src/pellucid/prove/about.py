@@ -22,17 +22,11 @@ from pellucid.run.model import CkptedTransformer
 
 @dataclass(frozen=True)
 class RunInputs:
-    """What both models ran.
+    """What both models ran."""
 
-    Attributes:
-        ids: The rows of token ids.
-        texts: The texts that they are of; empty where ids were given.
-        drawn: Whether the ids were drawn, because neither side came with a tokenizer.
-    """
-
-    ids: tuple[tuple[int, ...], ...] = ()
-    texts: tuple[str, ...] = ()
-    drawn: bool = False
+    ids: tuple[tuple[int, ...], ...] = ()  # the rows of token ids
+    texts: tuple[str, ...] = ()  # the texts that they are of; empty where ids were given
+    drawn: bool = False  # whether the ids were drawn, because neither side came with a tokenizer
 
     def __str__(self) -> str:
         if not self.ids:
@@ -52,17 +46,11 @@ class RunInputs:
 
 @dataclass(frozen=True)
 class Reach:
-    """What of a model's inputs the logits were compared for; nothing is known of a program on others.
+    """What of a model's inputs the logits were compared for; nothing is known of a program on others."""
 
-    Attributes:
-        ids: Of how many token ids, and how many there are.
-        positions: At how many positions, and how many there are.
-        beyond: What was compared for the others, in words; "" for nothing.
-    """
-
-    ids: tuple[int, int] = (0, 0)
-    positions: tuple[int, int] = (0, 0)
-    beyond: str = ""
+    ids: tuple[int, int] = (0, 0)  # of how many token ids, and how many there are
+    positions: tuple[int, int] = (0, 0)  # at how many positions, and how many there are
+    beyond: str = ""  # what was compared for the others, in words; "" for nothing
 
     @property
     def partial(self) -> dict[str, tuple[int, int]]:
@@ -104,20 +92,15 @@ def now() -> str:
 
 @dataclass(frozen=True)
 class About:
-    """What a report is about.
+    """What a report is about."""
 
-    Attributes:
-        a, b: What the two sides are called: the path or name that was given, else what they are.
-        inputs: What both ran.
-        versions: The versions of pellucid, Python, torch and transformers.
-        date: When it was made, in UTC.
-    """
-
+    # a, b: what the two sides are called: the path or name that was given, else what they are
     a: str = "A"
     b: str = "B"
-    inputs: RunInputs = RunInputs()
+    inputs: RunInputs = RunInputs()  # what both ran
+    # the versions of pellucid, Python, torch and transformers
     versions: Mapping[str, str] = field(default_factory=versions)
-    date: str = field(default_factory=now)
+    date: str = field(default_factory=now)  # when it was made, in UTC
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""

@@ -34,25 +34,15 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Match:
-    """One tensor of the other program.
+    """One tensor of the other program."""
 
-    Attributes:
-        name: Its name there; other names of the same memory are in `copies`.
-        group: The units that it is made from.
-        transform: How.
-        shape: Its shape.
-        comparison: How its values differ from the units'.
-        ambiguous: Other units hold the same values; neighbours decided.
-        copies: Other names of the same memory.
-    """
-
-    name: str
-    group: Group
-    transform: GroupTransform
-    shape: tuple[int, ...]
-    comparison: TensorComparison
-    ambiguous: bool = False
-    copies: tuple[str, ...] = ()
+    name: str  # its name there; other names of the same memory are in `copies`
+    group: Group  # the units that it is made from
+    transform: GroupTransform  # how
+    shape: tuple[int, ...]  # its shape
+    comparison: TensorComparison  # how its values differ from the units'
+    ambiguous: bool = False  # other units hold the same values; neighbours decided
+    copies: tuple[str, ...] = ()  # other names of the same memory
 
 
 @dataclass(frozen=True, repr=False)

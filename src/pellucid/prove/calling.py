@@ -61,9 +61,6 @@ def working_call(module: nn.Module, ids: Tensor) -> tuple[Call, str, Any]:
     """The first way to call a module that does not raise, what to know of it, and what it returned.
 
     Of a module that demands a mask, the first in which it does not see later tokens, if there is one.
-
-    Raises:
-        Exception: What the way that the signature suggests raised, where no other works either.
     """
     first: Exception | None = None
     found: tuple[Call, str, Any] | None = None
@@ -156,15 +153,11 @@ class NoLogitsError(Exception):
 
 @dataclass(frozen=True)
 class FoundLogits:
-    """Logits that a program returned.
+    """Logits that a program returned."""
 
-    Attributes:
-        values: [B, P, V]; [B, 1, V] of the last position alone; another width where the output has no logits' width.
-        remarks: How they came, in words, where that is not [B, P, V].
-    """
-
+    # [B, P, V]; [B, 1, V] of the last position alone; another width where the output has no logits' width
     values: Tensor
-    remarks: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()  # how they came, in words, where that is not [B, P, V]
 
 
 def read_answer(output: Any, rows: tuple[int, int], head: Tensor, *, headless: bool = False) -> FoundLogits:
@@ -175,9 +168,6 @@ def read_answer(output: Any, rows: tuple[int, int], head: Tensor, *, headless: b
         rows: B and P of the ids that were run.
         head: [V, D], what a hidden state of a program without a head is multiplied with.
         headless: Whether the program's class is known to have no head, so that its hidden state is what it gives.
-
-    Raises:
-        NoLogitsError: There is no tensor of numbers, or none with positions and a vocabulary.
     """
     vocabulary, width = head.shape
     if headless:

@@ -45,24 +45,14 @@ NEARLY = 1e-6
 
 @dataclass
 class Comparison:
-    """One comparison.
+    """One comparison."""
 
-    Args:
-        reference: Made of glass.
-        other: Any module.
-        ids: [B, P], what to run.
-        swapped: Whether the reference is the caller's second side.
-        tensors: What is aligned in the place of the other's state dict.
-        progress: Told of each step.
-        lengths: How many ids of each row are the caller's; all where it is empty.
-    """
-
-    reference: CkptedTransformer
-    other: nn.Module
-    ids: Tensor
-    swapped: bool = False
-    tensors: Mapping[str, Tensor] | None = None
-    progress: Progress = silently
+    reference: CkptedTransformer  # made of glass
+    other: nn.Module  # any module
+    ids: Tensor  # [B, P], what to run
+    swapped: bool = False  # whether the reference is the caller's second side
+    tensors: Mapping[str, Tensor] | None = None  # what is aligned in the place of the other's state dict
+    progress: Progress = silently  # told of each step
     notes: list[str] = field(default_factory=list)
     mixed: bool = False
     given: AsGiven | None = None
@@ -70,7 +60,7 @@ class Comparison:
     blind: bool = False
     exact: bool = True
     odd: bool = False
-    lengths: tuple[int, ...] = ()
+    lengths: tuple[int, ...] = ()  # how many ids of each row are the caller's; all where it is empty
     logits: tuple[Tensor, Tensor] | None = None
     reach: Reach | None = None
 

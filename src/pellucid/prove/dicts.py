@@ -59,11 +59,7 @@ def compare_with_dict(pair: Pair, ids: Tensor, lengths: tuple[int, ...] = ()) ->
 
 
 def compare_unrecognised(a: Side, b: Side) -> ComparisonReport:
-    """Compare a state dict with a module that was not recognised as a GPT-2: equal parameters are no proof.
-
-    Raises:
-        InputError: Both are such modules, or the state dict is of no known layout.
-    """
+    """Compare a state dict with a module that was not recognised as a GPT-2: equal parameters are no proof."""
     for tensors, module, swapped in ((a, b, False), (b, a, True)):
         if isinstance(module, torch.nn.Module) and not isinstance(tensors, torch.nn.Module):
             reference = reference_of(tensors)
@@ -78,11 +74,7 @@ def compare_unrecognised(a: Side, b: Side) -> ComparisonReport:
 
 
 def compare_dicts(a: Tensors, b: Tensors) -> ComparisonReport:
-    """Compare two state dicts.
-
-    Raises:
-        InputError: Neither is of a known layout, and they have different names.
-    """
+    """Compare two state dicts."""
     first, second = reference_of(a), reference_of(b)
     if first is not None and second is not None:
         return _by_layout((a, first), (b, second))

@@ -26,17 +26,11 @@ from pellucid.run.model import CkptedTransformer
 
 @dataclass(frozen=True)
 class Ground:
-    """What two programs are converted to.
+    """What two programs are converted to."""
 
-    Attributes:
-        mixed: Whether there is more than one dtype.
-        dtype: Both run in this one; None where each keeps its own.
-        note: What the reader should know of it.
-    """
-
-    mixed: bool = False
-    dtype: torch.dtype | None = None
-    note: str = ""
+    mixed: bool = False  # whether there is more than one dtype
+    dtype: torch.dtype | None = None  # both run in this one; None where each keeps its own
+    note: str = ""  # what the reader should know of it
 
 
 def common_ground(reference: nn.Module, other: nn.Module) -> Ground:
@@ -89,15 +83,10 @@ class DidNotRunError(Exception):
 
 @dataclass(frozen=True)
 class AsGiven:
-    """Two programs with nothing converted.
+    """Two programs with nothing converted."""
 
-    Args:
-        reference: The caller's.
-        program: The caller's other one.
-    """
-
-    reference: CkptedTransformer
-    program: Program
+    reference: CkptedTransformer  # the caller's
+    program: Program  # the caller's other one
 
     def logits(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """What the reference and the other program give, each in its own dtype.

@@ -103,20 +103,13 @@ ROUNDING = 8
 
 @dataclass(frozen=True)
 class Computed:
-    """A weight that a module computes.
+    """A weight that a module computes."""
 
-    Attributes:
-        name: Its name, as if it were a parameter.
-        value: What is computed, evaluating.
-        how: What computes it, in words.
-        stored: The tensors that it is computed from, without what the computation keeps for itself.
-        undo: From a weight to such tensors; None if the computation does not say.
-    """
-
-    name: str
-    value: Tensor
-    how: str
-    stored: tuple[Tensor, ...]
+    name: str  # its name, as if it were a parameter
+    value: Tensor  # what is computed, evaluating
+    how: str  # what computes it, in words
+    stored: tuple[Tensor, ...]  # the tensors that it is computed from, without what the computation keeps for itself
+    # from a weight to such tensors; None if the computation does not say
     undo: Callable[[Tensor], Sequence[Tensor]] | None = None
 
     def comes_from(self, weight: Tensor) -> bool:

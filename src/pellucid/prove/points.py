@@ -86,29 +86,19 @@ def _standing(schema: Schema) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class ModuleSite:
-    """Where a program shows one or more points.
+    """Where a program shows one or more points."""
 
-    Attributes:
-        module: Name of the module.
-        entering: Whether it is the module's first argument or its result.
-        points: What is shown; several where one tensor holds q, k and v.
-        width: Size of the last dimension; another one is refused.
-        axes: Axes of the last dimension of the program's tensor, such as ("part", "head", "d_head").
-        sizes: Their sizes.
-        heads: Which of the reference's heads comes at each place; None if they are in order.
-        head: Which head this is, where the program keeps heads apart, and how many there are.
-        counts: How many heads each point has, if these numbers differ.
-    """
-
-    module: str
-    entering: bool
-    points: tuple[str, ...]
-    width: int
-    axes: tuple[str, ...] = ()
-    sizes: tuple[int, ...] = ()
+    module: str  # name of the module
+    entering: bool  # whether it is the module's first argument or its result
+    points: tuple[str, ...]  # what is shown; several where one tensor holds q, k and v
+    width: int  # size of the last dimension; another one is refused
+    axes: tuple[str, ...] = ()  # axes of the last dimension of the program's tensor, such as ("part", "head", "d_head")
+    sizes: tuple[int, ...] = ()  # their sizes
+    # which of the reference's heads comes at each place; None if they are in order
     heads: tuple[int, ...] | None = None
+    # which head this is, where the program keeps heads apart, and how many there are
     head: tuple[int, int] | None = None
-    counts: tuple[int, ...] = ()
+    counts: tuple[int, ...] = ()  # how many heads each point has, if these numbers differ
 
     def read(self, value: Tensor) -> dict[str, Tensor]:
         """The program's tensor [B, P, N] -> the points' values in the checkpoints' shapes; nothing where N is another.

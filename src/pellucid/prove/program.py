@@ -29,18 +29,12 @@ Values = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Conditions:
-    """How a program is run.
+    """How a program is run."""
 
-    Attributes:
-        double: float32 that the program asks for is float64.
-        dropout: Whether dropout that evaluation does not switch off stays on.
-        seed: The seed of torch's generator, for a program that draws random numbers.
-        noise: Relative size of random errors that are put on each value of a model of ours, to see what rounding does.
-    """
-
-    double: bool = False
-    dropout: bool = True
-    seed: int = 0
+    double: bool = False  # float32 that the program asks for is float64
+    dropout: bool = True  # whether dropout that evaluation does not switch off stays on
+    seed: int = 0  # the seed of torch's generator, for a program that draws random numbers
+    # relative size of random errors that are put on each value of a model of ours, to see what rounding does
     noise: float = 0.0
 
 
@@ -102,21 +96,14 @@ class _ForcingTap:
 
 @dataclass
 class Program:
-    """A module that can be run freely or forced, or without any instrument.
+    """A module that can be run freely or forced, or without any instrument."""
 
-    Args:
-        loan: A loan of anything that maps ids [B, P] to logits.
-        sites: Where it shows what.
-        head: [V, D], what a program without a head is multiplied with.
-        remarks: What its outputs were like, in words, in the order in which it was noticed.
-        call: How it wants to be called; found at the first run.
-    """
-
-    loan: Loan
-    sites: Sequence[ModuleSite]
-    head: Tensor
+    loan: Loan  # a loan of anything that maps ids [B, P] to logits
+    sites: Sequence[ModuleSite]  # where it shows what
+    head: Tensor  # [V, D], what a program without a head is multiplied with
+    # what its outputs were like, in words, in the order in which it was noticed
     remarks: dict[str, None] = field(default_factory=dict)
-    call: Call | None = None
+    call: Call | None = None  # how it wants to be called; found at the first run
 
     def run(
         self, ids: Tensor, forced: Values | None = None, conditions: Conditions = Conditions()
@@ -221,15 +208,10 @@ class Program:
 
 @dataclass(frozen=True)
 class Unwatched:
-    """A program of which nothing but its logits is looked at, in runs without any instrument.
+    """A program of which nothing but its logits is looked at, in runs without any instrument."""
 
-    Args:
-        program: What runs.
-        gradients: Whether gradients are enabled.
-    """
-
-    program: Program
-    gradients: bool = False
+    program: Program  # what runs
+    gradients: bool = False  # whether gradients are enabled
 
     def run(
         self, ids: Tensor, forced: Values | None = None, conditions: Conditions = Conditions()

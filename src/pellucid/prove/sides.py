@@ -40,17 +40,11 @@ Side = nn.Module | Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Pair:
-    """A reference and what is compared with it.
+    """A reference and what is compared with it."""
 
-    Attributes:
-        reference: Made of glass.
-        other: A module or a state dict.
-        swapped: Whether the reference is the second side that the caller gave.
-    """
-
-    reference: CkptedTransformer
-    other: Side
-    swapped: bool = False
+    reference: CkptedTransformer  # made of glass
+    other: Side  # a module or a state dict
+    swapped: bool = False  # whether the reference is the second side that the caller gave
 
 
 @dataclass(frozen=True)
@@ -72,9 +66,6 @@ def opened(side: Any, options: LoadOptions = STORED) -> Opened:
     Args:
         side: A module, a state dict, a path or a name; what is opened already stays as it is.
         options: How to open a path or a name.
-
-    Raises:
-        InputError: Something else.
     """
     if isinstance(side, Opened):
         return side
@@ -95,11 +86,7 @@ def opened(side: Any, options: LoadOptions = STORED) -> Opened:
 
 
 def with_values(tensor: Tensor, name: str) -> Tensor:
-    """A tensor with every value in memory, a sparse or quantized one multiplied out.
-
-    Raises:
-        InputError: It cannot be, as a nested one.
-    """
+    """A tensor with every value in memory, a sparse or quantized one multiplied out."""
     if tensor.is_meta or nn.parameter.is_lazy(tensor):  # refused by `require_values`, which says more
         return tensor
     made = filled(tensor)

@@ -74,21 +74,13 @@ def partner(unit: str) -> str:
 
 @dataclass(frozen=True)
 class Maker:
-    """What makes a checkpoint from parameters.
+    """What makes a checkpoint from parameters."""
 
-    Attributes:
-        makes: The checkpoint.
-        reads: The checkpoint that is read for it; "" if that is none.
-        block: The block; -1 outside of them.
-        weight: The unit that multiplies.
-        bias: The unit that is added; "" for none.
-    """
-
-    makes: str
-    reads: str
-    block: int
-    weight: str
-    bias: str
+    makes: str  # the checkpoint
+    reads: str  # the checkpoint that is read for it; "" if that is none
+    block: int  # the block; -1 outside of them
+    weight: str  # the unit that multiplies
+    bias: str  # the unit that is added; "" for none
 
     @property
     def module(self) -> str:
@@ -125,22 +117,16 @@ def makers_of(schema: Schema) -> tuple[Maker, ...]:
 
 @dataclass(frozen=True)
 class Group:
-    """Units that another program may keep in one tensor.
+    """Units that another program may keep in one tensor."""
 
-    Attributes:
-        units: Their names; stacked along a first axis "part" where there are several kinds, and along
-            "layer" before it where they span all blocks.
-        inner: The axes of each of them.
-        head: One head of every unit, where the program keeps heads apart.
-        layers: How many blocks are stacked; 0 where the group belongs to one.
-        heads: How many heads each unit has, if these numbers differ; such units follow one another along the axis of
-            heads. () if they do not differ.
-    """
-
+    # their names; stacked along a first axis "part" where there are several kinds, and along "layer" before it where
+    # they span all blocks
     units: tuple[str, ...]
-    inner: tuple[str, ...]
-    head: int | None = None
-    layers: int = 0
+    inner: tuple[str, ...]  # the axes of each of them
+    head: int | None = None  # one head of every unit, where the program keeps heads apart
+    layers: int = 0  # how many blocks are stacked; 0 where the group belongs to one
+    # How many heads each unit has, if these numbers differ; such units follow one another along the axis of heads. ()
+    # if they do not differ.
     heads: tuple[int, ...] = ()
 
     @property
@@ -215,15 +201,10 @@ def _together(row: Sequence[str], units: Mapping[str, Tensor], axes: Mapping[str
 
 @dataclass(frozen=True)
 class GroupTransform:
-    """How a tensor is made from a group: parts and heads in another order, axes permuted, then reshaped.
+    """How a tensor is made from a group: parts and heads in another order, axes permuted, then reshaped."""
 
-    Attributes:
-        axes: The group's axes in the order in which the tensor has them.
-        heads: Which of the group's heads comes at each place; None if they are in order.
-    """
-
-    axes: tuple[str, ...]
-    heads: tuple[int, ...] | None = None
+    axes: tuple[str, ...]  # the group's axes in the order in which the tensor has them
+    heads: tuple[int, ...] | None = None  # which of the group's heads comes at each place; None if they are in order
 
     def apply(self, natural: Tensor, group: Group, shape: Sequence[int]) -> Tensor:
         """Group's natural tensor -> the other program's tensor."""

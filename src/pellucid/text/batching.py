@@ -28,21 +28,14 @@ from pellucid.text.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class Batcher:
-    """Makes batches for one model.
+    """Makes batches for one model."""
 
-    Args:
-        config: Its vocabulary and its context length.
-        tokenizer: For texts.
-        device: Where the batches go.
-        generation: What says which id fills up shorter rows; the configuration says it if None.
-        other_tokenizer: The file of a tokenizer that is not read, with what it is, if the model came with one.
-    """
-
-    config: Config
-    tokenizer: Tokenizer | None
-    device: torch.device
+    config: Config  # its vocabulary and its context length
+    tokenizer: Tokenizer | None  # for texts
+    device: torch.device  # where the batches go
+    # what says which id fills up shorter rows; the configuration says it if None
     generation: GenerationSettings | None = None
-    other_tokenizer: str = ""
+    other_tokenizer: str = ""  # the file of a tokenizer that is not read, with what it is, if the model came with one
 
     def __post_init__(self) -> None:
         given: object = self.tokenizer
@@ -257,11 +250,7 @@ def _require_batch(batch: Batch) -> None:
 
 
 def _masks_of(given: Any, rows: Table) -> Table:
-    """The mask, 0 and 1 in the shape of the ids.
-
-    Raises:
-        InputError: Another shape, other values, or a row without a token.
-    """
+    """The mask, 0 and 1 in the shape of the ids."""
     axes = getattr(given, "ndim", 0)
     try:
         masks = ids.table(given) if axes <= 2 else []

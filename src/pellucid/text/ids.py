@@ -85,11 +85,7 @@ def is_flat(inputs: object) -> bool:
 
 
 def from_mapping(inputs: Mapping[str, Any], mask: Any) -> tuple[Any, Any]:
-    """The ids and the mask of what a tokenizer returned; `mask`, where given, replaces its own.
-
-    Raises:
-        InputError: It holds no ids, or something that another library's model would compute with.
-    """
+    """The ids and the mask of what a tokenizer returned; `mask`, where given, replaces its own."""
     for key, (reason, remedy) in _ANOTHER_COMPUTATION.items():
         if inputs.get(key) is not None:
             raise InputError(f"tokenize: a mapping with {key!r}: {reason}.", code="another-computation", remedy=remedy)
@@ -115,9 +111,6 @@ def ids_of(given: Any, where: str = "") -> Table:
     Args:
         given: A tensor, an array, whole numbers in a list, or rows of these.
         where: Which row of a batch it is, for messages.
-
-    Raises:
-        InputError: Something else, or nothing.
     """
     found = table(given, where)
     for row in [found] if isinstance(found, Tensor) else found:
@@ -270,11 +263,7 @@ def _no_numbers(where: str, why: str) -> InputError:
 
 
 def require_dense(numbers: Tensor, where: str) -> None:
-    """Refuse a tensor whose numbers do not lie in memory one beside the other.
-
-    Raises:
-        ShapeError: It is sparse, nested, quantized, in another library's layout, or on the meta device.
-    """
+    """Refuse a tensor whose numbers do not lie in memory one beside the other."""
     if numbers.is_meta:
         kind, remedy = "on the meta device, which holds no numbers", "Make the ids on the model's device."
     elif numbers.is_nested:

@@ -66,11 +66,7 @@ class Tabs:
         return sum(one.nbytes for one in self._sessions.values())
 
     def run_of(self, session: Session, asked: Request) -> OneText:
-        """What a tab looks at: its last run, or with `"plain": true` the one before the edits.
-
-        Raises:
-            InputError: It made room for others, and would be told numbers of another text.
-        """
+        """What a tab looks at: its last run, or with `"plain": true` the one before the edits."""
         if session.forgotten and session.run is None:
             raise InputError(
                 f"serve: this tab's run is not kept any more; those of the last {MOST_SESSIONS} tabs are, as far as "

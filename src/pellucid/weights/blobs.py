@@ -16,11 +16,7 @@ from pellucid.weights.manifests import read_text, require_regular, unreadable
 
 
 def require_content(path: Path) -> None:
-    """See that a file of the cache holds what its name says: blobs are called by the digest of their content.
-
-    Raises:
-        WeightsError: A bit was flipped on the way or on the disk.
-    """
+    """See that a file of the cache holds what its name says: blobs are called by the digest of their content."""
     blob = path.resolve()
     if not re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", blob.name) or blob.parent.name != "blobs":
         return

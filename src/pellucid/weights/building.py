@@ -70,9 +70,6 @@ def convert(weights: Mapping[str, Tensor], dtype: torch.dtype | None, device: st
         weights: Tensors by name.
         dtype: None for the narrowest dtype that holds all of theirs.
         device: A torch device.
-
-    Raises:
-        WeightsError: A stored dtype that no model may have, or no such device.
     """
     if dtype is None:
         dtypes = sorted({tensor.dtype for tensor in weights.values()}, key=str)

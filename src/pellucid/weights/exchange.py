@@ -125,9 +125,6 @@ def save_pretrained(model: Model, folder: str | os.PathLike[str]) -> None:
     Args:
         model: The model.
         folder: Made if it does not exist.
-
-    Raises:
-        WeightsError: The folder cannot be written, or the parameters are not those of the configuration.
     """
     state = model.state_dict()
     require_numbers("save_pretrained", state.values())

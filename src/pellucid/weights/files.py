@@ -24,25 +24,16 @@ FOLDER_FILES = (*hub.WEIGHT_FILES, "ckpt.pt")
 
 @dataclass(frozen=True)
 class Stored:
-    """What was found on disk, before anyone asked what it means.
+    """What was found on disk, before anyone asked what it means."""
 
-    Args:
-        path: The weights file, or the index of the shards.
-        format: `safetensors`, `pickle` or `llm.c`.
-        tensors: Under the file's names, in the file's dtypes, mapped privately from the file.
-        config: The fields of `config.json` or of the file's own header; None if there are none.
-        model_args: nanoGPT's description of the model, where the file has it.
-        notes: What else is to be known of the reading, for the provenance.
-        how: How to get the tensors in Python, for remedies.
-    """
-
-    path: Path
-    format: str
-    tensors: dict[str, Tensor]
-    config: Mapping[str, Any] | None
-    model_args: Mapping[str, Any] | None = None
+    path: Path  # the weights file, or the index of the shards
+    format: str  # `safetensors`, `pickle` or `llm.c`
+    tensors: dict[str, Tensor]  # under the file's names, in the file's dtypes, mapped privately from the file
+    config: Mapping[str, Any] | None  # the fields of `config.json` or of the file's own header; None if there are none
+    model_args: Mapping[str, Any] | None = None  # nanoGPT's description of the model, where the file has it
+    # what else is to be known of the reading, for the provenance
     notes: Mapping[str, str] = field(default_factory=dict)
-    how: str = ""
+    how: str = ""  # how to get the tensors in Python, for remedies
 
 
 def read(path: Path, *, needs_config: bool = True) -> Stored:

@@ -80,11 +80,7 @@ def runs_as(module: nn.Module | None, classes: tuple[type[nn.Module], ...]) -> b
 
 
 def require_own_forwards(parts: Sequence[_Part]) -> None:
-    """Refuse a forward that was put in the place of transformers', in one module or in its class.
-
-    Raises:
-        WeightsError: There is one.
-    """
+    """Refuse a forward that was put in the place of transformers', in one module or in its class."""
     patched = [part.path or "the model" for part in parts if part.module is not None and _is_patched(part.module)]
     if patched:
         raise WeightsError(
@@ -97,11 +93,7 @@ def require_own_forwards(parts: Sequence[_Part]) -> None:
 
 
 def require_own_functions(direction: str, hf_model: nn.Module) -> None:
-    """Refuse functions that were put in the place of those that transformers' classes call, such as their masks.
-
-    Raises:
-        WeightsError: There are such functions.
-    """
+    """Refuse functions that were put in the place of those that transformers' classes call, such as their masks."""
     classes = {cls for module in hf_model.modules() for cls in type(module).__mro__}
     homes = {sys.modules[cls.__module__] for cls in classes if cls.__module__.startswith("transformers.models.")}
     found = sorted(name for home in homes for name in _replaced(home))
@@ -135,9 +127,6 @@ def require_no_hooks(parts: Sequence[_Part]) -> None:
     """Refuse hooks of the forward pass, which may change what it computes and would not be copied.
 
     Those by which transformers looks on are no obstacle. Hooks of the backward pass stay behind.
-
-    Raises:
-        WeightsError: There is one.
     """
     found = [
         f"{part.path or 'the model'} has the hook {_name(hook)}"
@@ -168,9 +157,6 @@ def require_own_attention(
         base: The class that makes the masks.
         attention: The class that attends.
         eager: What it attends by if it is told to be eager.
-
-    Raises:
-        WeightsError: One that somebody registered or put in the place of another; or blocks of another model.
     """
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -199,11 +185,7 @@ def require_own_attention(
 
 
 def require_dense(tensors: dict[str, Tensor]) -> None:
-    """Refuse tensors that are no plain matrices of a float dtype on one device.
-
-    Raises:
-        WeightsError: There is one.
-    """
+    """Refuse tensors that are no plain matrices of a float dtype on one device."""
     wrong = [
         f"{name} is a {type(tensor).__name__} of {tensor.dtype}, {tensor.layout}"
         for name, tensor in tensors.items()
@@ -229,11 +211,7 @@ def require_dense(tensors: dict[str, Tensor]) -> None:
 
 
 def require_plain_tensors(path: str, module: nn.Module) -> None:
-    """Refuse a weight or a bias that is no parameter: computed from others, by pruning or a norm, or taken out.
-
-    Raises:
-        WeightsError: The module has one, or lacks a bias without which its class does not run.
-    """
+    """Refuse a weight or a bias that is no parameter: computed from others, by pruning or a norm, or taken out."""
     _require_bias(path, module)
     computed = [name for name in ("weight", "bias") if name in _computed(module)]
     if not computed:

@@ -32,25 +32,15 @@ _LLMC_DTYPES = {3: torch.float32, 5: torch.bfloat16}
 
 @dataclass(frozen=True)
 class Content:
-    """What one file holds.
+    """What one file holds."""
 
-    Args:
-        format: `safetensors`, `pickle` or `llm.c`.
-        tensors: Names as the file has them, dense tensors on the CPU, in the file's dtypes.
-        config: Fields in transformers' names, where the file itself has them (llm.c).
-        model_args: nanoGPT's own description of the model, where the file has it.
-        key: Where in the file the tensors lie; "" for the whole of it.
-        beside: The keys of what lies beside them.
-        how: How to get the tensors in Python, for remedies.
-    """
-
-    format: str
-    tensors: dict[str, Tensor]
-    config: Mapping[str, Any] | None = None
-    model_args: Mapping[str, Any] | None = None
-    key: str = ""
-    beside: tuple[str, ...] = ()
-    how: str = ""
+    format: str  # `safetensors`, `pickle` or `llm.c`
+    tensors: dict[str, Tensor]  # names as the file has them, dense tensors on the CPU, in the file's dtypes
+    config: Mapping[str, Any] | None = None  # fields in transformers' names, where the file itself has them (llm.c)
+    model_args: Mapping[str, Any] | None = None  # nanoGPT's own description of the model, where the file has it
+    key: str = ""  # where in the file the tensors lie; "" for the whole of it
+    beside: tuple[str, ...] = ()  # the keys of what lies beside them
+    how: str = ""  # how to get the tensors in Python, for remedies
 
 
 def read_file(path: Path) -> Content:
@@ -110,9 +100,6 @@ def unpack(where: str, content: Any, how: str) -> Content:
         where: For messages: the file.
         content: What was saved.
         how: How to get it in Python, for remedies.
-
-    Raises:
-        WeightsError: None, several models', or tensors that are not dense.
     """
     found = find_weights(where, content)
     model_args = content.get("model_args") if isinstance(content, Mapping) and found.path else None

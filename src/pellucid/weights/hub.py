@@ -242,11 +242,7 @@ class _Repository:
         return Path(found)
 
     def _is_published(self, file: str) -> bool:
-        """Whether the hub has a file, whose content it names so that the cache keeps it inside.
-
-        Raises:
-            WeightsError: The name of the content, which becomes a path in the cache, is no digest.
-        """
+        """Whether the hub has a file, whose content it names so that the cache keeps it inside."""
         import huggingface_hub
         from huggingface_hub import errors
 

@@ -21,23 +21,15 @@ from pellucid.weights.prefixes import beside, canonical_names, endings, prefixes
 
 @dataclass(frozen=True)
 class Imported:
-    """Weights of ours, and what was found out on the way.
+    """Weights of ours, and what was found out on the way."""
 
-    Args:
-        weights: Under our stored names; the head is among them only when it is untied.
-        config: As given, but with `tie_word_embeddings` as the weights have it.
-        layout: Name of the layout that they came in.
-        remarks: What the reader should be warned of.
-        left_out: What was found beside the language model -> why the model is the same without it.
-        filled: Biases that the file has not, in any block, and that are zeros.
-    """
-
-    weights: dict[str, Tensor]
-    config: Config
-    layout: str
-    remarks: tuple[str, ...] = ()
+    weights: dict[str, Tensor]  # under our stored names; the head is among them only when it is untied
+    config: Config  # as given, but with `tie_word_embeddings` as the weights have it
+    layout: str  # name of the layout that they came in
+    remarks: tuple[str, ...] = ()  # what the reader should be warned of
+    # what was found beside the language model -> why the model is the same without it
     left_out: Mapping[str, str] = field(default_factory=dict)
-    filled: tuple[str, ...] = ()
+    filled: tuple[str, ...] = ()  # biases that the file has not, in any block, and that are zeros
 
 
 def to_ours(tensors: Mapping[str, Tensor], config: Config, how: str = "model.state_dict()") -> Imported:

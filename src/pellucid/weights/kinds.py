@@ -141,11 +141,7 @@ def _start(path: Path) -> bytes:
 
 
 def refuse_archive(path: Path) -> None:
-    """Refuse a ZIP archive that PyTorch did not write.
-
-    Raises:
-        WeightsError: It is another.
-    """
+    """Refuse a ZIP archive that PyTorch did not write."""
     if path.suffix == ".distcp":
         raise _FSDP.refused(f"{path}: one of several files")
     try:

@@ -15,17 +15,11 @@ from pellucid.families import one_of_them
 
 @dataclass(frozen=True)
 class Foreign:
-    """Tensors of another kind of model, told by their names.
+    """Tensors of another kind of model, told by their names."""
 
-    Args:
-        pattern: What the names match.
-        what: The end of the sentence "holds ...".
-        remedy: How to get what this library reads.
-    """
-
-    pattern: str
-    what: str
-    remedy: str
+    pattern: str  # what the names match
+    what: str  # the end of the sentence "holds ..."
+    remedy: str  # how to get what this library reads
 
     def has(self, name: str) -> bool:
         """Whether a tensor's name is one of these."""
@@ -141,11 +135,7 @@ def kind_of(names: Iterable[str]) -> tuple[Foreign, list[str]] | None:
 
 
 def refuse_foreign(names: Iterable[str]) -> None:
-    """Refuse weights of another kind by what they are.
-
-    Raises:
-        WeightsError: One of `KINDS`.
-    """
+    """Refuse weights of another kind by what they are."""
     found = kind_of(names)
     if found is not None:
         kind, those = found
@@ -166,9 +156,6 @@ def refuse_numbers(weights: Mapping[str, Tensor], how: str) -> None:
     Args:
         weights: Under the names given.
         how: How to get all tensors in Python, for the remedy.
-
-    Raises:
-        WeightsError: Some are.
     """
     others = {name: t.dtype for name, t in weights.items() if not t.is_floating_point() or t.dtype in _PACKED}
     said = listed([f"{name} is {dtype}" for name, dtype in others.items()], 3)
@@ -184,11 +171,7 @@ def refuse_numbers(weights: Mapping[str, Tensor], how: str) -> None:
 
 
 def refuse_empty(weights: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]]) -> None:
-    """Refuse weights without numbers, which a process of ZeRO-3 saves when the numbers lie with all of them.
-
-    Raises:
-        WeightsError: Some are empty that are not in a model of this configuration.
-    """
+    """Refuse weights without numbers, which a process of ZeRO-3 saves when the numbers lie with all of them."""
     found = [name for name, tensor in weights.items() if tensor.shape == (0,) != expected[name]]
     if found:
         raise WeightsError(

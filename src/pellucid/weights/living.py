@@ -29,46 +29,28 @@ HEAD = "lm_head"
 
 @dataclass(frozen=True)
 class LiveModule:
-    """One module that transformers' class runs.
+    """One module that transformers' class runs."""
 
-    Attributes:
-        path: Its name in the model given; "" for the model itself.
-        module: What is there, None if nothing is.
-        expected: The class that transformers puts there, or others that compute the same; empty if any may be there.
-    """
-
-    path: str
-    module: nn.Module | None
+    path: str  # its name in the model given; "" for the model itself
+    module: nn.Module | None  # what is there, None if nothing is
+    # the class that transformers puts there, or others that compute the same; empty if any may be there
     expected: tuple[type[nn.Module], ...]
 
 
 @dataclass(frozen=True)
 class Anatomy:
-    """The modules of a family in transformers.
+    """The modules of a family in transformers."""
 
-    Attributes:
-        headed: The class with a head, under `lm_head`.
-        base: The class without.
-        inner: Where the one holds the other.
-        block: The class of a block.
-        blocks: Where they are listed.
-        around: What stands around them.
-        in_block: What is in each, parents first.
-        attention: The name in a block of what attends, whose class is in `in_block`.
-        eager: What it attends by if it is told to be eager.
-        limit: The field of the model's configuration that says how many blocks run; "" if all do.
-    """
-
-    headed: type[nn.Module]
-    base: type[nn.Module]
-    inner: str
-    block: type[nn.Module]
-    blocks: str
-    around: Classes
-    in_block: Classes
-    attention: str
-    eager: Callable[..., Any]
-    limit: str = ""
+    headed: type[nn.Module]  # the class with a head, under `lm_head`
+    base: type[nn.Module]  # the class without
+    inner: str  # where the one holds the other
+    block: type[nn.Module]  # the class of a block
+    blocks: str  # where they are listed
+    around: Classes  # what stands around them
+    in_block: Classes  # what is in each, parents first
+    attention: str  # the name in a block of what attends, whose class is in `in_block`
+    eager: Callable[..., Any]  # what it attends by if it is told to be eager
+    limit: str = ""  # the field of the model's configuration that says how many blocks run; "" if all do
 
 
 @dataclass(frozen=True)
@@ -332,11 +314,7 @@ PLAIN_EMBEDDING: Mapping[str, object] = {"max_norm": None, "scale_grad_by_freq":
 
 
 def weight_and_bias(path: str, module: nn.Module, config: type[JsonConfig]) -> dict[str, Tensor]:
-    """The tensors of a module, without a bias that is None or a head's of zeros.
-
-    Raises:
-        WeightsError: A tensor that is computed from others, such as by pruning; or a head with a bias.
-    """
+    """The tensors of a module, without a bias that is None or a head's of zeros."""
     foreign.require_plain_tensors(path, module)
     weight, bias = module._parameters.get("weight"), module._parameters.get("bias")
     if weight is None:

@@ -45,27 +45,20 @@ Configuration = Config | Mapping[str, Any] | ForeignConfig | str | os.PathLike[s
 
 @dataclass(frozen=True, kw_only=True)
 class LoadOptions:
-    """How to open a model.
+    """How to open a model."""
 
-    Args:
-        device: Where its tensors go.
-        dtype: `float32`, `float16`, `bfloat16`, `float64`, a torch dtype of these, or `stored` for what the
-            file has (the widest, where it mixes several).
-        config: Instead of the file's own configuration: one of ours or of transformers', or the name of a folder or
-            `config.json` that holds one. A mapping replaces single fields of the file's own.
-        ignore_config: Fields of the configuration to drop, although they are known to change the computation.
-        attention: Passed to the model.
-        numerics: Passed to the model.
-        hub: How to reach the hub.
-    """
-
-    device: str | torch.device = "cpu"
+    device: str | torch.device = "cpu"  # where its tensors go
+    # `float32`, `float16`, `bfloat16`, `float64`, a torch dtype of these, or `stored` for what the file has (the
+    # widest, where it mixes several)
     dtype: str | torch.dtype = "float32"
+    # Instead of the file's own configuration: one of ours or of transformers', or the name of a folder or `config.json`
+    # that holds one. A mapping replaces single fields of the file's own.
     config: Configuration | None = None
+    # fields of the configuration to drop, although they are known to change the computation
     ignore_config: Collection[str] = ()
-    attention: str = "auto"
-    numerics: str = "exact"
-    hub: HubOptions = field(default_factory=HubOptions)
+    attention: str = "auto"  # passed to the model
+    numerics: str = "exact"  # passed to the model
+    hub: HubOptions = field(default_factory=HubOptions)  # how to reach the hub
 
 
 @ordinary_tensors()
@@ -148,11 +141,7 @@ def _build(
 
 
 def parse_dtype(given: str | torch.dtype) -> torch.dtype | None:
-    """A torch dtype that a model may have; None for `stored`.
-
-    Raises:
-        WeightsError: Any other.
-    """
+    """A torch dtype that a model may have; None for `stored`."""
     if given == "stored":
         return None
     found = DTYPES.get(given.removeprefix("torch.")) if isinstance(given, str) else given

@@ -20,19 +20,12 @@ LONGEST_TEXT = 2**28
 
 @dataclass(frozen=True)
 class FileKind:
-    """A kind of file that is not read.
+    """A kind of file that is not read."""
 
-    Args:
-        what: What it is, as the end of "the file is ...".
-        remedy: How to get what this library reads.
-        start: What its first bytes match.
-        name: What its name matches.
-    """
-
-    what: str
-    remedy: str
-    start: bytes = rb"(?!)"
-    name: str = "(?!)"
+    what: str  # what it is, as the end of "the file is ..."
+    remedy: str  # how to get what this library reads
+    start: bytes = rb"(?!)"  # what its first bytes match
+    name: str = "(?!)"  # what its name matches
 
     def has(self, name: str, start: bytes) -> bool:
         """Whether a file is of this kind."""
@@ -62,11 +55,7 @@ STAND_INS = (
 
 
 def is_there(path: str | os.PathLike[str]) -> bool:
-    """Whether a folder has an entry of this name, a link that leads nowhere included: opening it says what is wrong.
-
-    Raises:
-        WeightsError: The folder cannot be looked into, or no file can have this name.
-    """
+    """Whether a folder has an entry of this name, a link that leads nowhere included: opening it says what is wrong."""
     try:
         os.lstat(path)
     except (FileNotFoundError, NotADirectoryError):
@@ -154,11 +143,7 @@ class RepeatedKey(ValueError):  # noqa: N818 (it is what is wrong with a text)
 
 
 def each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The object that these keys and values are; json's `object_pairs_hook`.
-
-    Raises:
-        RepeatedKey: A key is given twice, with different values.
-    """
+    """The object that these keys and values are; json's `object_pairs_hook`."""
     found: dict[str, Any] = {}
     for key, value in pairs:
         if key in found and found[key] != value:
@@ -194,11 +179,7 @@ def read_json(path: Path, error: type[ConfigError | WeightsError], code: str) ->
 
 
 def read_index(path: Path) -> dict[str, str]:
-    """The `weight_map` of a sharded model: parameter name -> file name in the same folder, without a "./" before it.
-
-    Raises:
-        WeightsError: Not such an index, or a file name that leaves the folder.
-    """
+    """The `weight_map` of a sharded model: parameter name -> file name in the same folder, without a "./" before it."""
     weight_map = read_json(path, WeightsError, "index-not-json").get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise WeightsError(

@@ -28,17 +28,11 @@ _STATE_OF_TRAINING = ("optim", "grad", "exp_avg", "momentum", "scheduler", "scal
 
 @dataclass(frozen=True)
 class Found:
-    """The weights in what was saved.
+    """The weights in what was saved."""
 
-    Args:
-        path: The keys that lead to them.
-        tensors: Under the names that they have there.
-        beside: The keys of what stands beside them.
-    """
-
-    path: tuple[str, ...]
-    tensors: dict[str, Tensor]
-    beside: tuple[str, ...] = ()
+    path: tuple[str, ...]  # the keys that lead to them
+    tensors: dict[str, Tensor]  # under the names that they have there
+    beside: tuple[str, ...] = ()  # the keys of what stands beside them
 
 
 def find_weights(where: str, content: object) -> Found:
@@ -47,9 +41,6 @@ def find_weights(where: str, content: object) -> Found:
     Args:
         where: For messages: the file.
         content: A mapping, of mappings at will.
-
-    Raises:
-        WeightsError: No dict of tensors, the weights of several models, or adapters beside a model.
     """
     dicts = {path: tensors for path, tensors in _dicts_of(content) if tensors}
     if not dicts:

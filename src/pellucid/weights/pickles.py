@@ -43,11 +43,7 @@ _RUNS_CODE = frozenset(
 
 
 def read_pickle(path: Path) -> object:
-    """What a file of `torch.save` or `pickle.dump` holds, mapped from the file where it can be.
-
-    Raises:
-        WeightsError: Damaged, too large when inflated, or something beside tensors and plain containers in it.
-    """
+    """What a file of `torch.save` or `pickle.dump` holds, mapped from the file where it can be."""
     try:
         with path.open("rb") as file:
             start = file.read(len(_MAGIC))
@@ -91,11 +87,7 @@ def read_pickle(path: Path) -> object:
 
 
 def read_plain(path: Path) -> object:
-    """What a file of `pickle.dump` holds that consists of Python's own containers, texts and numbers.
-
-    Raises:
-        WeightsError: Another file, or one that names anything to call or to build.
-    """
+    """What a file of `pickle.dump` holds that consists of Python's own containers, texts and numbers."""
     require_regular(path)
     try:
         with path.open("rb") as file:
@@ -159,11 +151,7 @@ def _streams(file: BinaryIO, packed: bool) -> Iterator[BinaryIO]:
 
 
 def _globals(path: Path, stream: BinaryIO) -> set[str]:
-    """The names that one pickle asks for. Its tuples are counted, in arithmetic that runs none of it.
-
-    Raises:
-        WeightsError: A tuple of more leaves than any weights file has.
-    """
+    """The names that one pickle asks for. Its tuples are counted, in arithmetic that runs none of it."""
     needed: set[str] = set()
     texts = ["", ""]
     remembered: dict[int, str] = {}

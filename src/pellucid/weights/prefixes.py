@@ -29,19 +29,12 @@ _ORDINARY = ("norm.", "rotary_emb.")
 
 @dataclass(frozen=True)
 class _Words:
-    """The names of a family's weights.
+    """The names of a family's weights."""
 
-    Attributes:
-        prefix: What transformers puts in front of them where a model has a head.
-        below: The beginnings of names below the prefix.
-        weight: A weight's name with whatever stands in front of it, which is the first group.
-        known: The same of weights and buffers.
-    """
-
-    prefix: str
-    below: re.Pattern[str]
-    weight: re.Pattern[str]
-    known: re.Pattern[str]
+    prefix: str  # what transformers puts in front of them where a model has a head
+    below: re.Pattern[str]  # the beginnings of names below the prefix
+    weight: re.Pattern[str]  # a weight's name with whatever stands in front of it, which is the first group
+    known: re.Pattern[str]  # the same of weights and buffers
 
     @staticmethod
     def of(family: Family) -> _Words:

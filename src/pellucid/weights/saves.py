@@ -105,11 +105,7 @@ def write(folder: Path, weights: Sequence[tuple[str, atomic.Writer]], texts: Map
 
 
 def require_one_save(weights: Iterable[Path], config: Mapping[str, Any] | None) -> None:
-    """Refuse weights that were saved with another `config.json` than the one that is beside them.
-
-    Raises:
-        WeightsError: Both carry an id, and the ids differ.
-    """
+    """Refuse weights that were saved with another `config.json` than the one that is beside them."""
     ids = {path: metadata.get(SAVE_ID) for path in weights for metadata in [_metadata(path)]}
     known = {str(found) for found in (*ids.values(), (config or {}).get(SAVE_ID)) if found is not None}
     if len(known) > 1:
@@ -129,9 +125,6 @@ def read_whole(path: Path, read: Callable[[], T]) -> T:
     Args:
         path: The folder, or a file in it.
         read: Reads everything that belongs to the model.
-
-    Raises:
-        WeightsError: The folder cannot be read, or another process has been saving into it for a minute.
     """
     for _ in range(_TRIES):
         before = _state(path)
