@@ -122,18 +122,11 @@ BARE = {name: value for name, value in os.environ.items() if name != "PATH"} | {
 """A shell that does not find the program by its name."""
 
 
-@pytest.fixture(scope="module")
-def toured(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
-    """Where the demo ran as `make demo` calls it, by a path and into a pipe, and what came of it."""
-    folder = tmp_path_factory.mktemp("tour")
+def test_as_a_command_in_a_pipe(tmp_path: Path) -> None:
+    """As `make demo` calls it, by a path; and what it says to type runs where it was typed."""
+    folder = tmp_path
     (folder / "env").symlink_to(Path(sys.executable).parent)
-    return folder, subprocess.run(
-        ["env/pellucid", "demo"], cwd=folder, env=BARE, capture_output=True, text=True, check=False
-    )
-
-
-def test_as_a_command_in_a_pipe(toured: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
-    folder, done = toured
+    done = subprocess.run(["env/pellucid", "demo"], cwd=folder, env=BARE, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert "\x1b" not in done.stdout
     assert "equal to the last bit" in done.stdout
@@ -150,6 +143,10 @@ def test_as_a_command_in_a_pipe(toured: tuple[Path, subprocess.CompletedProcess[
     ):  # fmt: skip
         assert words in html
     assert html.count("data:image/svg+xml;base64,") == 6
+    line = next(line for line in done.stdout.splitlines() if 'run "your own text"' in line)
+    command = line.split("  ")[0]
+    assert command == 'env/pellucid run "your own text"'
+    subprocess.run(["sh", "-c", command], cwd=folder, env=BARE, check=True, capture_output=True)
 
 
 def test_the_card_is_the_shipped_one() -> None:
@@ -186,13 +183,3 @@ def test_a_page_that_cannot_be_written(cli: Any, tmp_path: Path, monkeypatch: py
 class Empty:
     def page(self) -> Page:
         return Page("empty", "", None, "", ())
-
-
-def test_what_the_tour_says_to_type_runs_where_it_was_typed(
-    toured: tuple[Path, subprocess.CompletedProcess[str]],
-) -> None:
-    folder, tour = toured
-    line = next(line for line in tour.stdout.splitlines() if 'run "your own text"' in line)
-    command = line.split("  ")[0]
-    assert command == 'env/pellucid run "your own text"'
-    subprocess.run(["sh", "-c", command], cwd=folder, env=BARE, check=True, capture_output=True)

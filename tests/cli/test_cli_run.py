@@ -211,7 +211,8 @@ def test_a_text_that_looks_like_the_name_of_a_file_that_is_not_there_is_noted(
     assert noted.exit_code == 0
     said = "note: the text is the name Story.TXT, and no such file is here; what a file holds is given by - < FILE\n"
     assert noted.stderr == said * (1 + (verb == "patch"))
-    assert call("Read story.txt").stderr == call("i.e.").stderr == call("and/or").stderr == ""
+    if verb == "run":  # all read their texts in one place
+        assert call("Read story.txt").stderr == call("i.e.").stderr == call("and/or").stderr == ""
     if verb != "patch":  # which has two texts, and one standard input
         plain = call("Lily had a red ball")
         assert (plain.exit_code, plain.stderr) == (0, "")

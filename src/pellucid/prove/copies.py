@@ -22,10 +22,12 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
+from pellucid.json_config import JsonConfig
 from pellucid.prove.alignment import Match
 from pellucid.prove.held import has_memory
 from pellucid.run.model import CkptedTransformer
 from pellucid.tensor_file import ALIGNMENT
+from pellucid.text.tokenizer import Tokenizer
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -75,8 +77,8 @@ def copied(value: Any, memo: dict[int, Any]) -> Any:
         value: An attribute.
         memo: Copies that are there, by the id of what they are of.
     """
-    if type(value) in _UNCHANGING:
-        return value
+    if type(value) in _UNCHANGING or isinstance(value, (Tokenizer, JsonConfig)):
+        return value  # a copy of a tokenizer is its whole file written and read
     if type(value) in _CONTAINERS and not value:
         return type(value)()
     if type(value) is dict and all(type(name) is str and _is_known(one, memo) for name, one in value.items()):
