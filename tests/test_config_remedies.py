@@ -23,6 +23,11 @@ CONFIG = pl.TransformerConfig
 FIELDS = json.loads((BUNDLED / "config.json").read_text(encoding="utf-8"))
 
 
+def _without_numbers(config: Any) -> pl.CkptedTransformer:
+    with torch.device("meta"):
+        return pl.CkptedTransformer(config)
+
+
 def _config(**fields: Any) -> pl.TransformerConfig:
     return CONFIG(**{**SIZES, **fields})
 
@@ -137,6 +142,8 @@ REMEDIES: dict[str, list[Case]] = {
         Case(lambda h: _config(bos_token_id=2**70), "or null", lambda h: _config(bos_token_id=None)),
         Case(lambda h: _config(bos_token_id=2**70), "below vocab_size", lambda h: _config(bos_token_id=210)),
         Case(lambda h: _config(attn_pdrop=2), "within that range", lambda h: _config(attn_pdrop=1)),
+        Case(lambda h: pl.CkptedTransformer(_config(vocab_size=10**15)), "within torch.device('meta')",
+             lambda h: _without_numbers(_config(vocab_size=10**15))),
     ],
     "config-unknown-field": [
         Case(lambda h: CONFIG.from_pretrained(h.written, n_layers=2), "'n_layer'",

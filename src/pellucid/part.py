@@ -5,6 +5,7 @@ Parameters have the field's names: what is stored fused has live views.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, cast
@@ -215,11 +216,20 @@ def given(config: Config, place: str, weights: Weights | None) -> Weights:
 def fresh_weights(schema: Schema, std: float, place: str = "") -> dict[str, Tensor]:
     """Fresh values of the stored parameters below a place, as `Parameter.initial` says, in the schema's order."""
     prefix = f"{place}." if place else ""
-    with torch.inference_mode(False), torch.no_grad():  # or the model could never be trained
-        return {
-            name: _fresh(schema.parameter(prefix + name), shape, std, len(schema.blocks))
-            for name, shape in schema.stored_below(place).items()
-        }
+    shapes = schema.stored_below(place)
+    try:
+        with torch.inference_mode(False), torch.no_grad():  # or the model could never be trained
+            return {
+                name: _fresh(schema.parameter(prefix + name), shape, std, len(schema.blocks))
+                for name, shape in shapes.items()
+            }
+    except RuntimeError as problem:  # torch's allocator has no class of its own on the processor
+        numbers = sum(map(math.prod, shapes.values()))
+        raise ConfigError(
+            f"config: {numbers:,} fresh weights cannot be had on this device: {str(problem).splitlines()[0]:.200}.",
+            code="config-out-of-range",
+            remedy="Give smaller sizes; or make the model without numbers, within torch.device('meta').",
+        ) from problem
 
 
 def _fresh(parameter: Parameter, shape: tuple[int, ...], std: float, n_layer: int) -> Tensor:

@@ -108,6 +108,10 @@ CONFIGS = [
     Bad("no heads", "config-out-of-range", config(n_head=0), C),
     Bad("negative layers", "config-out-of-range", config(n_layer=-1), C),
     Bad("no vocabulary", "config-out-of-range", config(vocab_size=0), C),
+    Bad(
+        "a vocabulary beyond any memory", "config-out-of-range",
+        lambda model, folder: pl.CkptedTransformer(model.config.replace(vocab_size=10**15)), C,
+    ),
     Bad("no positions", "config-out-of-range", config(n_positions=0), C),
     Bad("negative mlp", "config-out-of-range", config(n_inner=-2), C),
     Bad("width as text", "config-wrong-type", config(n_embd="6"), C),

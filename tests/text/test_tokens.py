@@ -498,7 +498,7 @@ def test_a_token_for_padding_alone_betrays_pads() -> None:
 @pytest.mark.parametrize(("said", "reason"), [
     ({"continuing_subword_prefix": "xxx"}, "out of range"),  # a panic of the library's
     ({"vocab": {"a": 0, "b": 1}}, "out of range"),
-    ({"vocab": {"a": 0, "b": 1, "ab": 2**31}}, "id 2147483648, expected less than 10,000,000"),
+    ({"vocab": {"a": 0, "b": 1, "ab": 2**31}}, "id 2147483648, expected a whole number below 10,000,000"),
     ({"vocab": {"a": 0, "b": 1, "ab": 2**40}}, "expected u32"),
     ({"unk_token": "NO"}, "Unk token `NO` not found"),
 ])  # fmt: skip
@@ -514,6 +514,15 @@ def test_a_tokenizer_that_cannot_be_is_an_error_of_ours(said: dict[str, Any], re
 
     with pytest.raises(pl.WeightsError, match=reason) as caught:
         read()
+    assert caught.value.code == "tokenizer-unreadable"
+
+
+@pytest.mark.parametrize("vocabulary", ["[1]", "null", '{"a": -1}', '{"a": 1.5}', '{"a": "0"}', '{"a": 99999999}'])
+def test_a_vocabulary_without_ids_says_so_in_our_words(vocabulary: str, tmp_path: Path) -> None:
+    (tmp_path / "vocab.json").write_text(vocabulary)
+    (tmp_path / "merges.txt").write_text("")
+    with pytest.raises(pl.WeightsError, match=r"vocab\.json' cannot be read: (a JSON|id ).*, expected") as caught:
+        pl.Tokenizer.from_folder(tmp_path)
     assert caught.value.code == "tokenizer-unreadable"
 
 

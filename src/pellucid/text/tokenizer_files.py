@@ -95,6 +95,8 @@ def from_vocabulary(vocab: str | Path, merges: str | Path, *, space: bool = Fals
         pairs = [_pair(line) for line in lines[: None if lines[-1] else -1] if not line.startswith("#version")]
     with library(vocab):
         ids = json.loads(read_text(vocab), object_pairs_hook=each_once)
+        if not isinstance(ids, dict):
+            raise ValueError(f"a JSON {type(ids).__name__}, expected an object of pieces and their ids")
         _require_ids(vocab, ids.values())
         backend = tokenizers.Tokenizer(tokenizers.models.BPE(ids, pairs))
     backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=space)
@@ -222,11 +224,11 @@ def _is_table(characters: Mapping[Any, Any]) -> bool:
     return len(ids) == len(characters) and all(isinstance(c, str) and len(c) == 1 for c in characters)
 
 
-def _require_ids(path: str | Path, ids: Iterable[int]) -> None:
-    """Refuse ids without a bound: to write a vocabulary, the library makes a list of all that lie between two."""
-    largest = max(ids, default=0)
-    if largest >= MOST_IDS:
-        raise unreadable(path, ValueError(f"id {largest}, expected less than {MOST_IDS:,}"))
+def _require_ids(path: str | Path, ids: Iterable[object]) -> None:
+    """Refuse what is no id, and one without a bound: to write a vocabulary, the library lists all between two."""
+    for token in ids:
+        if type(token) is not int or not 0 <= token < MOST_IDS:
+            raise unreadable(path, ValueError(f"id {shown(token)}, expected a whole number below {MOST_IDS:,}"))
 
 
 @contextmanager
