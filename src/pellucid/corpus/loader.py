@@ -42,11 +42,6 @@ class ActivationStream(Iterator[Any]):
     and writes `data.config` beside what it trained. Every mini-batch has `batch_size` rows: what is left of a pass is
     left out. Each pass has an order of its own, seeded by `seed` and its number.
 
-    Args:
-        loader: The first pass.
-        name: The checkpoint; None for `{name: tensor}` of all of them.
-        device: Where tensors go.
-
     Attributes:
         config: What is read, as JSON has it.
     """

@@ -82,12 +82,7 @@ class Corpus:
 
 
 def packed_plan(plan: CorpusPlan, lengths: Sequence[int]) -> CorpusPlan:
-    """The plan with short texts in one row, and how many rows that saves.
-
-    Args:
-        plan: How texts of these lengths are cut.
-        lengths: Tokens of each text.
-    """
+    """The plan with short texts in one row, and how many rows that saves."""
     offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
     corpus = Corpus(replace(plan, packed_rows=0), None, offsets)
     rows = texts = 0

@@ -71,7 +71,6 @@ def neuron(
     Raises:
         InputError: If there is no such neuron or text, or a value is not finite.
         UnknownNameError: If the values were not captured.
-        MissingExtraError: If matplotlib, pandas or xarray is not installed.
 
     Example:
         >>> import pellucid as pl
@@ -144,7 +143,6 @@ def tokens(
     Raises:
         ShapeError: If it has another number of axes, or there is another number of tokens.
         InputError: If a value is infinite, or there is none.
-        MissingExtraError: If matplotlib or xarray is not installed.
 
     Example:
         >>> import pellucid as pl

@@ -79,7 +79,6 @@ def normalization(
     Raises:
         InputError: If there is no such norm, a value is not finite, or no value is left.
         UnknownNameError: If what it reads or gives was not captured.
-        MissingExtraError: If matplotlib, pandas or xarray is not installed.
 
     Example:
         >>> import pellucid as pl

@@ -44,7 +44,6 @@ def circuit(circuit: Circuit, *, title: str | None = None, ax: Axes | None = Non
 
     Raises:
         InputError: If it has no parts.
-        MissingExtraError: If matplotlib or pandas is not installed.
 
     Example:
         >>> import pellucid as pl

@@ -29,7 +29,6 @@ def examples(table: Any, *, title: str | None = None, ax: Axes | None = None) ->
 
     Raises:
         ShapeError: If these are no examples of one unit, or there is none.
-        MissingExtraError: If matplotlib or xarray is not installed.
 
     Example:
         >>> import tempfile
@@ -76,7 +75,6 @@ def densities(table: Any, *, title: str | None = None, ax: Axes | None = None) -
 
     Raises:
         ShapeError: If these are no densities.
-        MissingExtraError: If matplotlib, pandas or xarray is not installed.
 
     Example:
         >>> import tempfile

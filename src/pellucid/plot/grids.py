@@ -69,7 +69,6 @@ def attention_grid(patterns: Any, *, tokens: Sequence[str] | None = None, ax: Ax
     Raises:
         ShapeError: If it has other axes, or there is another number of tokens.
         InputError: If the values are no attention weights.
-        MissingExtraError: If matplotlib or xarray is not installed.
 
     Example:
         >>> import pellucid as pl

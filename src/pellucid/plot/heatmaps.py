@@ -75,7 +75,6 @@ def attention(pattern: Any, *, tokens: Sequence[str] | None = None, ax: Axes | N
     Raises:
         ShapeError: If it has other axes, or there is another number of tokens.
         InputError: If the values are no attention weights.
-        MissingExtraError: If matplotlib or xarray is not installed.
 
     Example:
         >>> import pellucid as pl
@@ -191,7 +190,6 @@ def head_scores(scores: Any, *, ax: Axes | None = None) -> Axes:
     Raises:
         ShapeError: If it has other axes.
         InputError: If a value is infinite, or there is no score.
-        MissingExtraError: If matplotlib or xarray is not installed.
 
     Example:
         >>> import pellucid as pl

@@ -67,7 +67,6 @@ def attribution(parts: DataArray, *, most: int = 16, ax: Axes | None = None) -> 
     Raises:
         ShapeError: If it has other axes.
         InputError: If a value is missing or infinite.
-        MissingExtraError: If matplotlib, pandas or xarray is not installed.
 
     Example:
         >>> import pellucid as pl
@@ -164,7 +163,6 @@ def lens(read: Lens | DataArray, *, text: int = 0, ax: Axes | None = None) -> Ax
     Raises:
         ShapeError: If something else is given.
         InputError: There is no such text.
-        MissingExtraError: If matplotlib or xarray is not installed.
 
     Example:
         >>> import pellucid as pl

@@ -55,7 +55,6 @@ def heatmap(array: Any, *, centre: float | None = None, title: str | None = None
     Raises:
         ShapeError: If it has another number of axes.
         InputError: If a value is infinite, there is none, or the centre is no finite number.
-        MissingExtraError: If matplotlib or xarray is not installed.
 
     Example:
         >>> import pellucid as pl

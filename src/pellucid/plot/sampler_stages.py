@@ -64,7 +64,6 @@ def next_tokens(
 
     Raises:
         InputError: If these are no distributions over one vocabulary, or a number is out of range.
-        MissingExtraError: If matplotlib or pandas is not installed.
 
     Example:
         >>> import pellucid as pl

@@ -68,7 +68,6 @@ def autoregression(
     Raises:
         InputError: If it is no such fit or not by layer alone, a term is unknown, alpha is no probability, or no
             coefficient can be drawn.
-        MissingExtraError: If matplotlib or pandas is not installed.
 
     Example:
         >>> import pellucid as pl
@@ -198,7 +197,6 @@ def parameters(counted: ParameterCount | nn.Module, *, ax: Axes | None = None) -
 
     Raises:
         InputError: If something else is given, or the model has no parameters.
-        MissingExtraError: If matplotlib or pandas is not installed.
 
     Example:
         >>> import pellucid as pl

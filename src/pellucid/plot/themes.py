@@ -125,7 +125,6 @@ def theme(name: str) -> Generator[Theme, None, None]:
 
     Raises:
         InputError: If there is no such theme.
-        MissingExtraError: If matplotlib is not installed.
 
     Example:
         >>> import pellucid as pl

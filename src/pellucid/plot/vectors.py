@@ -66,7 +66,6 @@ def scatter(
     Raises:
         ShapeError: If these are no vectors, or there is another number of tokens or colours.
         InputError: If a value is infinite, no vector is left, or there is no such coordinate.
-        MissingExtraError: If matplotlib, pandas or xarray is not installed.
 
     Example:
         >>> import pellucid as pl

@@ -37,13 +37,7 @@ Tensors = Mapping[str, Tensor]
 
 
 def compare_with_dict(pair: Pair, ids: Tensor, lengths: tuple[int, ...] = ()) -> ComparisonReport:
-    """Compare a model with a state dict, which is also run where its layout is known and the model's sizes are its own.
-
-    Args:
-        pair: A reference and a state dict.
-        ids: What to run.
-        lengths: How many ids of each row are the caller's; all where it is empty.
-    """
+    """Compare a model with a state dict; it is run, too, if its layout is known and its sizes are the model's."""
     assert not isinstance(pair.other, torch.nn.Module)
     reference, tensors = pair.reference, pair.other
     runnable = reference_of(tensors, reference.config.replace(tie_word_embeddings=True))  # a head that differs unties

@@ -64,11 +64,7 @@ class Loan:
 
     @contextmanager
     def taken(self, *, double: bool = False) -> Generator[nn.Module]:
-        """The module, evaluating, for a run; afterwards it is what it was, also where the run raised.
-
-        Args:
-            double: Whether what it keeps beside parameters is float64.
-        """
+        """The module, evaluating, for a run; afterwards it is what it was, also where the run raised."""
         if is_scripted(self.module):
             made = copy.deepcopy(self.module).eval()  # a compiled program is copied whole
             yield made if self.dtype is None and not double else made.to(torch.float64 if double else self.dtype)

@@ -21,11 +21,6 @@ from pellucid.run.model import CkptedTransformer
 class Matching:
     """The tensors of both sides, and how they are matched.
 
-    Args:
-        reference: Made of glass.
-        other: Any module.
-        tensors: What is aligned in the place of the other's state dict.
-
     Attributes:
         units: The reference's parameters; of a table of positions the rows that both sides have.
         others: The other program's tensors by name.

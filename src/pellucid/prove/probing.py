@@ -22,10 +22,6 @@ from pellucid.prove.trial import MARGIN, Trial
 class Probing:
     """Runs of two programs beside a trial of them.
 
-    Args:
-        trial: On the caller's ids.
-        probes: What to run.
-
     Attributes:
         reach: What of the model's inputs was compared; known after `trials`.
         notes: What could not be run.

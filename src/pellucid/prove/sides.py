@@ -61,12 +61,7 @@ STORED = LoadOptions(dtype="stored")
 
 
 def opened(side: Any, options: LoadOptions = STORED) -> Opened:
-    """A module or a state dict, from whatever `compare` takes.
-
-    Args:
-        side: A module, a state dict, a path or a name; what is opened already stays as it is.
-        options: How to open a path or a name.
-    """
+    """A module or a state dict, from whatever `compare` takes."""
     if isinstance(side, Opened):
         return side
     if isinstance(side, nn.Module):

@@ -32,15 +32,7 @@ def verdict_of(
     may_be_identical: bool,
     rounding_explains: bool,
 ) -> Verdict:
-    """What the evidence comes to.
-
-    Args:
-        alignment: Which parameter is which.
-        rows: Checkpoints and logits.
-        divergence: Where the two first differ by more than rounding.
-        may_be_identical: Both sides have one dtype.
-        rounding_explains: Whether float64 was measured and showed that every difference is rounding.
-    """
+    """What the evidence comes to."""
     if divergence is not None:
         return "different"
     if not alignment.complete:
@@ -81,12 +73,7 @@ def rows_of_parameters(alignment: Alignment, *, swapped: bool) -> tuple[Paramete
 
 
 def notes_on(alignment: Alignment, unseen: Mapping[str, str]) -> list[str]:
-    """What the reader should know of an alignment.
-
-    Args:
-        alignment: Any.
-        unseen: Parameters of a block that no text can show, with the reason.
-    """
+    """What the reader should know of an alignment."""
     notes: list[str] = []
     if alignment.buffers:
         named = [f"{name} ({what})" for name, what in list(alignment.buffers.items())[:4]]
@@ -123,12 +110,7 @@ MOST_IN_A_BLOCK = 8
 
 
 def doubts(alignment: Alignment, units: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> tuple[str, ...]:
-    """What speaks against an alignment that was found by value, in words; nothing where the names agree with it.
-
-    Args:
-        alignment: The alignment of the tensors that equal the units.
-        units, others: What was aligned.
-    """
+    """What speaks against an alignment that was found by value, in words; nothing where the names agree with it."""
     certain = [match for match in alignment.matches if not match.ambiguous]
     return (
         *(f"names and values disagree: {found}" for found in (*_of_numbers(certain), *_of_modules(certain))),

@@ -121,10 +121,6 @@ def save_pretrained(model: Model, folder: str | os.PathLike[str]) -> None:
     Names, and the bytes of every tensor, are those of transformers' own `save_pretrained`; a tied matrix is written
     once. The folder is saved as one (`pellucid.weights.saves`): after a kill it holds the old model, the new one, or
     files of both that `load` refuses to read together.
-
-    Args:
-        model: The model.
-        folder: Made if it does not exist.
     """
     state = model.state_dict()
     require_numbers("save_pretrained", state.values())

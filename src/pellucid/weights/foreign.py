@@ -150,14 +150,7 @@ def require_no_hooks(parts: Sequence[_Part]) -> None:
 def require_own_attention(
     parts: Sequence[_Part], base: type[nn.Module], attention: type[nn.Module], eager: Callable[..., Any]
 ) -> None:
-    """Refuse an attention function that is not transformers' own, or that gets the masks of another one.
-
-    Args:
-        parts: Every module that runs.
-        base: The class that makes the masks.
-        attention: The class that attends.
-        eager: What it attends by if it is told to be eager.
-    """
+    """Refuse an attention function that is not transformers' own, or that gets the masks of another one."""
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 

@@ -94,13 +94,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def unpack(where: str, content: Any, how: str) -> Content:
-    """The weights in what was saved, wherever they lie in it, and nanoGPT's `model_args` beside them.
-
-    Args:
-        where: For messages: the file.
-        content: What was saved.
-        how: How to get it in Python, for remedies.
-    """
+    """The weights in what was saved, wherever they lie in it, and nanoGPT's `model_args` beside them."""
     found = find_weights(where, content)
     model_args = content.get("model_args") if isinstance(content, Mapping) and found.path else None
     if model_args is not None and not isinstance(model_args, Mapping):

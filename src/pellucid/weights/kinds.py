@@ -206,14 +206,7 @@ def require_whole(path: Path) -> None:
 
 
 def no_weights(folder: Path, expected: Sequence[str], others: Sequence[str], several: Sequence[str]) -> WeightsError:
-    """The error for a folder without weights that are read, with what it is.
-
-    Args:
-        folder: The folder.
-        expected: The names of weights files that are read.
-        others: What it holds.
-        several: The files in it that may be weights under another name.
-    """
+    """The error for a folder without weights that are read, with what it is."""
     shard = next((name for name in several if _SHARD.search(name)), None)
     if shard is not None:
         return NotFoundError(

@@ -151,12 +151,7 @@ _PACKED = {getattr(torch, "float4_e2m1fn_x2", None)}
 
 
 def refuse_numbers(weights: Mapping[str, Tensor], how: str) -> None:
-    """Refuse weights that are no real floating-point numbers: in eight bits and without their scales they are others.
-
-    Args:
-        weights: Under the names given.
-        how: How to get all tensors in Python, for the remedy.
-    """
+    """Refuse weights that are no floating-point numbers: in eight bits and without their scales they are others."""
     others = {name: t.dtype for name, t in weights.items() if not t.is_floating_point() or t.dtype in _PACKED}
     said = listed([f"{name} is {dtype}" for name, dtype in others.items()], 3)
     if any(dtype.itemsize == 1 and dtype != torch.bool for dtype in others.values()):

@@ -376,15 +376,7 @@ def _is_tied(head: Tensor, embedding: Tensor) -> bool:
 def shown_in(
     n_layer: int, blocks: str, before: Sequence[Shown], in_block: Sequence[Shown], norm: str
 ) -> Iterator[Shown]:
-    """Where a model without a head shows our checkpoints, in their order.
-
-    Args:
-        n_layer: How many blocks it has.
-        blocks: Where they are listed.
-        before: What shows those before the blocks.
-        in_block: What shows those of a block, by its path in it, "" for the block itself.
-        norm: The last norm.
-    """
+    """Where a model without a head shows our checkpoints, in their order."""
     yield from before
     for i in range(n_layer):
         for path, entering, names in in_block:

@@ -97,10 +97,6 @@ def _kind(mode: int) -> str:
 def read_text(path: str | os.PathLike[str], longest: int = LONGEST_TEXT) -> str:
     """The text of a regular file in UTF-8, or in UTF-16 or UTF-32 with its mark.
 
-    Args:
-        path: The file.
-        longest: Bytes; what is longer is refused before it is read.
-
     Raises:
         NotFoundError: Nothing is there.
         WeightsError: No regular file, a longer one, one that cannot be read, or one of `STAND_INS`.

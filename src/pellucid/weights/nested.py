@@ -36,12 +36,7 @@ class Found:
 
 
 def find_weights(where: str, content: object) -> Found:
-    """The one dict of tensors in what was saved that holds a model.
-
-    Args:
-        where: For messages: the file.
-        content: A mapping, of mappings at will.
-    """
+    """The one dict of tensors in what was saved that holds a model."""
     dicts = {path: tensors for path, tensors in _dicts_of(content) if tensors}
     if not dicts:
         raise WeightsError(

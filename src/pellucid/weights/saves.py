@@ -88,11 +88,6 @@ def write(folder: Path, weights: Sequence[tuple[str, atomic.Writer]], texts: Map
     What an earlier save wrote and this one does not have, such as a tokenizer, is removed if it is still as that save
     left it. Files of others stay.
 
-    Args:
-        folder: Made if it does not exist.
-        weights: File names, each with what writes it.
-        texts: What `stamp` gave.
-
     Raises:
         WeightsError: The folder cannot be written.
     """
@@ -120,12 +115,7 @@ def require_one_save(weights: Iterable[Path], config: Mapping[str, Any] | None) 
 
 
 def read_whole(path: Path, read: Callable[[], T]) -> T:
-    """Read a model while no saver exchanges its files: again if one did, and the last time with savers kept out.
-
-    Args:
-        path: The folder, or a file in it.
-        read: Reads everything that belongs to the model.
-    """
+    """Read a model while no saver exchanges its files: again if one did, and the last time with savers kept out."""
     for _ in range(_TRIES):
         before = _state(path)
         try:
