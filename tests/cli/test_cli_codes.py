@@ -58,8 +58,7 @@ NO_VERB = {
         "metric-positions metric-shape metric-tokens metric-without-gradient no-texts nothing-to-normalize path-order "
         "path-through sweep-direction sweep-over sweep-part",
     "reads others' autoencoders":
-        "sae-and-model sae-centring sae-decode-input sae-fold sae-fold-differs sae-input-scale sae-no-tokens "
-        "sae-not-in-the-stream sae-not-supported sae-place sae-width",
+        "sae-and-model sae-decode-input sae-fold sae-fold-differs sae-no-tokens",
     "draws from arrays, or opens a tokenizer, in Python":
         "colours-length not-stages of-text-positions path-not-regular text-axes tokenizer-kind vector-axes",
     "views captured values or a trace": "no-view not-a-trace view-not-repeatable",
@@ -174,6 +173,9 @@ OF_VERBS = dict.fromkeys(
      "sweep-memory": ("patch",), "texts-of-unequal-length": ("patch",),
      "lens-place": ("lens",), "lens-of-another-model": ("lens",)} | dict.fromkeys(
     ("corpus-engine", "corpus-not-shared", "ray-address", "ray-lost", "ray-machine", "ray-workers"), ("capture",)
+) | dict.fromkeys(
+    ("sae-centring", "sae-input-scale", "sae-not-in-the-stream", "sae-place", "sae-width"),
+    ("run", "attribute", "patch"),
 )  # fmt: skip
 """Codes that only these verbs reach; the others are reached by all that open a model."""
 

@@ -32,7 +32,7 @@ def rows(stdout: str) -> list[list[str]]:
 def test_json_is_what_the_model_computes(cli_json: Any, bundled: Any, run: Any) -> None:
     logits, ckpts = run
     found = cli_json("run", SENTENCE, "--top", "3")
-    assert list(found) == ["model", "text", "tokens", "ids", "pos", "next", "checkpoints", "saved"]
+    assert list(found) == ["model", "text", "tokens", "ids", "pos", "next", "checkpoints", "saved", "sae"]
     assert (found["model"], found["text"], found["saved"]) == ("bundled", SENTENCE, None)
     assert "".join(found["tokens"]) == SENTENCE
     assert found["ids"] == bundled.tokenizer.encode(SENTENCE)

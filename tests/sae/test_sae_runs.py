@@ -190,6 +190,35 @@ def test_an_interrupted_ablation_keeps_what_was_measured() -> None:
     assert seen[0].filename == __file__
 
 
+def test_patching_features_is_that_many_runs() -> None:
+    """Each entry is the metric of a run of its own, whose feature is set to what it is in the other run."""
+    model, other = samples.shared("gpt2", torch.float64), [row[::-1] for row in RAGGED]
+    sae = make(AT, WIDTH, dtype=torch.float64)
+    found = knockouts.patch(sae, model, other, RAGGED, metric=METRIC, per_text=True)
+    batch = model.tokenize(RAGGED)
+    clean = sae.features(model.run_with_ckpts(other, names=AT)[1])
+    assert len(found) > 10
+    for feature in found.feature.values.tolist():
+        edit = sae.set(feature, torch.from_numpy(clean.values[..., [feature]]).nan_to_num())
+        expected = METRIC(model.run(batch, edits=edit), batch).detach()
+        torch.testing.assert_close(torch.from_numpy(found.sel(feature=feature).values), expected, rtol=0, atol=1e-10)
+    assert float(abs(found - found.attrs["corrupted_by_text"]).max()) > 1e-3
+
+
+def test_what_patches_of_features_are_between() -> None:
+    """The other direction changes the other run; texts of other lengths have no pairs of positions."""
+    model, sae, other = samples.shared("gpt2"), make(AT, WIDTH), [row[::-1] for row in RAGGED]
+    found, back = (
+        pl.sae.patch(sae, model, other, RAGGED, metric=METRIC, features=[3, 5], direction=way)
+        for way in ("denoise", "noise")
+    )
+    assert found.feature.values.tolist() == [3, 5]
+    assert (found.attrs["unchanged"], back.attrs["unchanged"]) == (found.attrs["corrupted"], found.attrs["clean"])
+    with pytest.raises(pl.ShapeError) as caught:
+        pl.sae.patch(sae, model, [[5, 6], [3]], [[5, 6], [3, 4]], metric=METRIC)
+    assert caught.value.code == "texts-of-unequal-length"
+
+
 # Quality
 
 

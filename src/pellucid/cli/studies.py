@@ -8,16 +8,17 @@ from typing import Annotated
 
 import typer
 
-from pellucid.cli.shared.options import ModelWish, TextWish, aliases, argument, flag, option, require_choice
+from pellucid.cli.shared.options import ModelWish, TextWish, WithSae, aliases, argument, flag, option, require_choice
 
 
 @dataclass(frozen=True, kw_only=True)
-class Patch(ModelWish):
+class Patch(WithSae, ModelWish):
     """Two texts, the tokens that tell their runs apart, and what is patched."""
 
     MORE = """
     Runs both texts, puts single values of the one run into the other, each in a run of its own, and shows where that
-    moves the logit of a token that may come next, or the difference of two.
+    moves the logit of a token that may come next, or the difference of two. With --sae single features of an
+    autoencoder are put in, each at every token.
     """
 
     clean: Annotated[str, argument("CLEAN", "The text whose values are put in; - reads it from standard input.")]
@@ -48,7 +49,17 @@ class Patch(ModelWish):
     csv: Annotated[Path | None, option("FILE", "Write every patch.")] = None
 
     def __post_init__(self) -> None:
+        self.require_sae()
         require_choice("--direction", self.direction, "denoise", "noise")
+        given = {
+            "--names": self.names,
+            "--over": self.over != "layer,pos",
+            "--align": self.align,
+            "--figure": self.figure,
+        }
+        others = [name for name, value in given.items() if value]
+        if self.sae is not None and others:
+            raise typer.BadParameter(f"goes over its features: leave out {', '.join(others)}.", param_hint="--sae")
         known = ("layer", "head", "pos", "neuron")
         if len(set(self.axes)) < len(self.axes) or not set(self.axes) <= set(known):
             raise typer.BadParameter(f"{self.over!r} given, expected some of {','.join(known)}.", param_hint="--over")
@@ -71,17 +82,18 @@ class Patch(ModelWish):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Attribute(TextWish):
+class Attribute(WithSae, TextWish):
     """A text, and the logit that is written as a sum."""
 
     MORE = """
     Shows what each component of the model adds to the logit of a token that may come next, or to the difference of two,
-    the largest parts first, and their sum, which is the logit.
+    the largest parts first, and their sum, which is the logit. With --sae the parts are the features of an autoencoder
+    with its bias and its error, whose sum is what the value that it reads adds.
     """
 
     token: Annotated[str | None, option("TOKEN", "Whose logit: a text that is one token.", "the likeliest")] = None
     against: Annotated[str | None, option("TOKEN", "Take this token's logit off.")] = None
-    by: Annotated[str, option("component|head|neuron|block", "What the parts are.")] = "component"
+    by: Annotated[str | None, option("component|head|neuron|block", "What the parts are.", "component")] = None
     pos: Annotated[int, option("N", "After which token of the text; -1 is the last.")] = -1
     top: Annotated[int, option("N", "How many parts to show; --csv and --json have all.", min=1)] = 16
     figure: Annotated[Path | None, option("FILE", "Draw the parts and their sum: .svg, .pdf, .png.")] = None
@@ -89,7 +101,10 @@ class Attribute(TextWish):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_choice("--by", self.by, "component", "head", "neuron", "block")
+        self.require_sae()
+        require_choice("--by", self.by or "component", "component", "head", "neuron", "block")
+        if self.sae is not None and self.by is not None:
+            raise typer.BadParameter("the parts are its features: leave --by out.", param_hint="--sae")
 
 
 @dataclass(frozen=True, kw_only=True)

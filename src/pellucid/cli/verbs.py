@@ -22,6 +22,7 @@ from pellucid.cli.shared.options import (
     TextWish,
     Tokenizer,
     Wish,
+    WithSae,
     aliases,
     argument,
     flag,
@@ -52,12 +53,13 @@ class Demo(Wish):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run(TextWish):
+class Run(WithSae, TextWish):
     """A text to run, and what to show of it."""
 
     MORE = """
     Shows the tokens, a table of the captured checkpoints in the order in which the model computes them, and the
-    likeliest next tokens.
+    likeliest next tokens. With --sae it also shows the strongest features of an autoencoder at each token, and with
+    --feature what comes next when some of them are changed.
     """
 
     names: Annotated[
@@ -68,7 +70,10 @@ class Run(TextWish):
         ),
     ] = None  # fmt: skip
     save: Annotated[Path | None, option("FILE.safetensors", "Write the captured values.")] = None
-    top: Annotated[int, option("N", "How many next tokens to show.", min=0)] = 5
+    feature: Annotated[
+        list[str] | None, option("N=X", "Set feature N to X at every token; 0 takes it out. Repeatable.")
+    ] = None
+    top: Annotated[int, option("N", "How many next tokens, and features of a token, to show.", min=0)] = 5
     pos: Annotated[
         int | None,
         option(
@@ -78,10 +83,24 @@ class Run(TextWish):
     only_list: Annotated[bool, flag("--list", "List the names of the model's checkpoints, and run nothing.")] = False
 
     def __post_init__(self) -> None:
+        self.require_sae()
+        if self.features and self.sae is None:
+            raise typer.BadParameter("of which autoencoder? Give --sae, too.", param_hint="--feature")
         if not self.only_list:
             super().__post_init__()
-        elif self.text or self.ids or self.save:
-            raise typer.BadParameter("runs nothing: leave out TEXT, --ids and --save.", param_hint="--list")
+        elif self.text or self.ids or self.save or self.sae:
+            raise typer.BadParameter("runs nothing: leave out TEXT, --ids, --save and --sae.", param_hint="--list")
+
+    @property
+    def features(self) -> dict[int, float]:
+        """Features that are set -> what to."""
+        try:
+            return {int(number): float(value) for number, value in (one.split("=", 1) for one in self.feature or ())}
+        except ValueError as error:
+            raise typer.BadParameter(
+                f"{', '.join(self.feature or ())}: expected a feature's number and a value such as 12=3.5.",
+                param_hint="--feature",
+            ) from error
 
 
 @dataclass(frozen=True, kw_only=True)

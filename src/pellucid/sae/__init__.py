@@ -7,11 +7,11 @@ al. 2023, arXiv:2309.08600; Bricken et al. 2023, "Towards monosemanticity"). Edi
 from pellucid.dialects import name_arguments
 from pellucid.sae.autoencoder import SparseAutoencoder
 from pellucid.sae.contributions import direct
-from pellucid.sae.knockouts import ablate
+from pellucid.sae.knockouts import ablate, patch
 from pellucid.sae.quality import evaluate
 from pellucid.sae.sae_config import SaeConfig
 from pellucid.sae.sae_files import load
 
-__all__ = ["SaeConfig", "SparseAutoencoder", "ablate", "direct", "evaluate", "load"]
+__all__ = ["SaeConfig", "SparseAutoencoder", "ablate", "direct", "evaluate", "load", "patch"]
 
 name_arguments(globals())

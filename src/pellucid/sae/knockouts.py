@@ -1,4 +1,4 @@
-"""Features taken out of a run, one after another, in batches that share what does not change."""
+"""Features taken out of a run, or put in from another one, one after another, in batches that share what stays."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pellucid.patching.places import Put
 from pellucid.patching.reruns import Base, Rerun
 from pellucid.patching.roles import Columns
 from pellucid.patching.sweep_cost import require_room
-from pellucid.patching.sweeps import UNMEASURED, described
+from pellucid.patching.sweeps import UNMEASURED, Direction, Texts, described
 from pellucid.run.model import CkptedTransformer
 from pellucid.run.region import Index, entries
 from pellucid.sae.autoencoder import SparseAutoencoder
@@ -80,21 +80,108 @@ def ablate(
     room = require_room(model, batch, batch, [name], max_bytes)
     with told(UNMEASURED):
         base = Base(model, batch, metric, [name], of="the plain run", max_bytes=room)
-    value = base.values[name]
-    if sae.config.head is not None:
-        value = value[:, :, [sae.config.head]]
+    changes = -_features(sae, base.values[name])
+    values = _measured(sae, base, name, changes, features, per_text=per_text, progress=progress)
+    about = {"checkpoint": name, "plain": float(base.plain.mean()), "plain_by_text": base.plain.tolist(),
+             **described(base, f"features of {name} set to zero")}  # fmt: skip
+    return values.rename("ablate").assign_attrs(about)
+
+
+def patch(
+    sae: SparseAutoencoder,
+    model: CkptedTransformer,
+    clean: Inputs,
+    corrupted: Inputs,
+    *,
+    metric: Metric,
+    features: Index = None,
+    per_text: bool = False,
+    direction: Direction = "denoise",
+    max_bytes: int | None = None,
+    progress: bool = False,
+) -> xarray.DataArray:
+    """Put one feature after another of a clean run into a corrupted run, at every token; the error term stays.
+
+    Each entry is the metric of a run in which one feature has the activations of the other run, and everything else of
+    the value is its own. Runs share batches as those of `ablate` do.
+
+    Args:
+        sae: The autoencoder.
+        model: What runs.
+        clean: Texts whose features are put in.
+        corrupted: As many texts of the same lengths, whose runs are patched.
+        metric: What to read off each run; see `pl.metrics`.
+        features: Which features; those that differ anywhere if None.
+        per_text: Whether to keep the texts apart.
+        direction: "denoise" puts clean features into corrupted runs, "noise" corrupted ones into clean runs.
+        max_bytes: The memory that may be taken; what the machine has free if None.
+        progress: Whether to draw a bar on stderr, if that is a terminal.
+
+    Returns:
+        [feature], or [feature, batch] with `per_text`, in the metric's unit. Attributes: `clean` and `corrupted`, the
+        metric of the two plain runs. Control-C ends it with a warning; what was not measured then is NaN.
+
+    Raises:
+        InputError: Features that do not exist, texts of other lengths, or more than fits into memory.
+        NumericsError: A metric that is not finite on a plain run.
+
+    Example:
+        >>> import torch
+        >>> import pellucid as pl
+        >>> weights = {"W_enc": torch.eye(256), "b_enc": torch.zeros(256), "W_dec": torch.eye(256)}
+        >>> weights["b_dec"] = torch.zeros(256)
+        >>> sae = pl.sae.SparseAutoencoder(pl.sae.SaeConfig("blocks.2.resid_pre", "topk", k=4), weights)
+        >>> clean, corrupted = "Tom has a ball. Tom likes the", "Tom has a cat. Tom likes the"
+        >>> found = pl.sae.patch(sae, pl.load(), clean, corrupted, metric=pl.metrics.logit(" ball"))
+        >>> found.dims, found.attrs["clean"] > found.attrs["corrupted"]
+        (('feature',), True)
+    """
+    require_fitting(sae, model)
+    name = sae.place(model.schema)
+    pair = Texts.of(model, clean, corrupted, direction, None)
+    pair.require_equal_lengths("sae.patch", "Give texts of as many tokens.")
+    runs = pair.run(model, metric, [name], [name], max_bytes=max_bytes)
+    changes = _features(sae, runs.source[name]) - _features(sae, runs.base.values[name])
+    values = _measured(sae, runs.base, name, changes, features, per_text=per_text, progress=progress)
+    title = f"features of {name}, {pair.taken} into {pair.into}"
+    return values.rename("patch").assign_attrs({"checkpoint": name, "direction": direction, **runs.about(title)})
+
+
+def _features(sae: SparseAutoencoder, value: Tensor) -> Tensor:
+    """The features [B, P, F] of a checkpoint's whole value."""
     with torch.no_grad():
-        found = sae.encode(value)
-    active = (found != 0) & batch.mask.to(found.device)[..., None]
-    chosen = active.any(0).any(0).nonzero().flatten() if features is None else entries(
-        features, sae.n_features, "sae.ablate: features")  # fmt: skip
+        return sae.encode(_own(sae, value))
+
+
+def _own(sae: SparseAutoencoder, value: Tensor) -> Tensor:
+    """What the autoencoder reads of a checkpoint's whole value."""
+    return value if sae.config.head is None else value[:, :, [sae.config.head]]
+
+
+def _measured(
+    sae: SparseAutoencoder, base: Base, name: str, changes: Tensor, features: Index, *, per_text: bool, progress: bool
+) -> xarray.DataArray:
+    """The metric of each run in which one feature is changed; the base run's where nothing changes.
+
+    Args:
+        sae: The autoencoder.
+        base: The run that is changed.
+        name: The autoencoder's place.
+        changes: [B, P, F], what would be added to each feature; not at pads.
+        features: Which features are changed; those with a change anywhere if None.
+        per_text: Whether to keep the texts apart.
+        progress: Whether to draw a bar.
+    """
+    changes = changes.masked_fill(~base.batch.mask.to(changes.device)[..., None], 0.0)
+    changed = (changes != 0).any(0).any(0)
+    chosen = changed.nonzero().flatten() if features is None else entries(features, sae.n_features, "sae: features")
     values = base.plain.numpy()[None].repeat(len(chosen), 0)
-    todo = [number for number, feature in enumerate(chosen.tolist()) if bool(active[..., feature].any())]
+    todo = [number for number, feature in enumerate(chosen.tolist()) if bool(changed[feature])]
     values[todo] = np.nan
     done = 0
     try:
         with bar("runs", len(todo), wanted=progress) as advance:
-            for number, measured in _runs(sae, base, name, value, found, chosen, todo):
+            for number, measured in _runs(sae, base, name, changes, chosen, todo):
                 values[number] = measured.numpy()
                 done += 1
                 advance(1)
@@ -102,32 +189,31 @@ def ablate(
         warn(f"interrupted: {done} of {len(todo)} runs were measured, the others are NaN")
     dims, coords = [str(Axis.FEATURE)], {str(Axis.FEATURE): chosen.numpy()}
     if per_text:
-        dims, coords = [*dims, str(Axis.BATCH)], {**coords, str(Axis.BATCH): np.arange(len(batch))}
-    about = {"checkpoint": name, "plain": float(base.plain.mean()), "plain_by_text": base.plain.tolist(),
-             **described(base, f"features of {name} set to zero")}  # fmt: skip
+        dims, coords = [*dims, str(Axis.BATCH)], {**coords, str(Axis.BATCH): np.arange(len(base.batch))}
     array = need("xarray", "pellucid.sae").DataArray
-    return array(values if per_text else values.mean(1), dims=dims, coords=coords, name="ablate", attrs=about)
+    return array(values if per_text else values.mean(1), dims=dims, coords=coords)
 
 
 def _runs(
-    sae: SparseAutoencoder, base: Base, name: str, value: Tensor, found: Tensor, chosen: Tensor, todo: list[int]
+    sae: SparseAutoencoder, base: Base, name: str, changes: Tensor, chosen: Tensor, todo: list[int]
 ) -> Iterator[tuple[int, Tensor]]:
     """The number and the metric [B] of each run; as many at a time as their values fit beside a shared batch."""
     heads = None if sae.config.head is None else [sae.config.head]
+    value = _own(sae, base.values[name])
     at_once = max(1, base.sharing.max_bytes // max(1, 2 * base.values[name].nbytes))
     for first in range(0, len(todo), at_once):
         numbers, trials = todo[first : first + at_once], list[Rerun]()
         for number in numbers:
-            which = chosen[number : number + 1].to(found.device)
-            own = found[..., which]
-            rows, columns = ((own[..., 0] != 0) & base.batch.mask.to(own.device)).cpu().nonzero().unbind(1)
+            which = chosen[number : number + 1].to(changes.device)
+            change = changes[..., which]
+            rows, columns = (change[..., 0] != 0).cpu().nonzero().unbind(1)
             whole = base.values[name].clone()
             with torch.no_grad():
-                changed = value + sae.moved(value, -own, which)
+                moved = value + sae.moved(value, change, which)
             if heads is None:
-                whole = changed
+                whole = moved
             else:
-                whole[:, :, heads] = changed
+                whole[:, :, heads] = moved
             trials.append(Rerun((Put(name, whole, Columns(rows, columns, columns), heads),)))
         for place, measured in base.differing(trials):
             yield numbers[place], measured

@@ -178,6 +178,15 @@ WORDS: Mapping[str, str | tuple[str, str | Callable[[re.Match[str]], str]]] = {
         "Give fewer --num-beams, or more --max-new-tokens",
     ),
     "run empty-text": _NOTHING,
+    "sae-centring": (
+        r"Give centred=True if (.*); centred=False if (.*?)\. .*",
+        r"Give --sae-centred yes if \1; --sae-centred no if \2. The right one explains more variance.",
+    ),
+    "sae-input-scale": "Give --sae-scale X, the square root of D over the mean length of what it was trained on.",
+    "sae-not-in-the-stream": "Give an autoencoder of the residual stream, or of what is added to it.",
+    "sae-place": "Give it: --sae-at blocks.8.resid_pre, for example.",
+    "sae-not-supported": (r" If the tensors are of .*", ""),
+    "sae-width": "Give the model that the autoencoder was trained on, -m MODEL; --sae-at names another checkpoint.",
     "sampler-setting": "`pellucid generate --help` says what each option takes.",
     "texts-of-unequal-length": (
         r"Give align=.*",

@@ -141,6 +141,34 @@ class TextWish(ModelWish):
         return [beginning_of_text(model), *ids] if self.bos else ids
 
 
+@dataclass(frozen=True, kw_only=True)
+class WithSae:
+    """A wish that may look through a sparse autoencoder."""
+
+    sae: Annotated[Path | None, option("PATH", "A sparse autoencoder: its folder, or its weights file.")] = None
+    sae_at: Annotated[str | None, option("CHECKPOINT", "What it is of, if its file does not say.")] = None
+    sae_centred: Annotated[
+        str | None, option("yes|no", "Whether its model's weights were centred, if its file leaves that open.")
+    ] = None
+    sae_scale: Annotated[float | None, option("X", "What its inputs are multiplied by, if its file needs it.")] = None
+
+    def require_sae(self) -> None:
+        """See that nothing is said of an autoencoder that is not there."""
+        if self.sae_centred is not None:
+            require_choice("--sae-centred", self.sae_centred, "yes", "no")
+        given = {"--sae-at": self.sae_at, "--sae-centred": self.sae_centred, "--sae-scale": self.sae_scale}
+        others = [name for name, value in given.items() if value is not None]
+        if self.sae is None and others:
+            raise typer.BadParameter("of which autoencoder? Give --sae, or leave it out.", param_hint=others[0])
+
+    def autoencoder(self, model: "pl.CkptedTransformer") -> "pl.sae.SparseAutoencoder | None":
+        """The autoencoder, which has to fit the model; None if there is none."""
+        if self.sae is None:
+            return None
+        centred = None if self.sae_centred is None else self.sae_centred == "yes"
+        return pl.sae.load(self.sae, at=self.sae_at, centred=centred, input_scale=self.sae_scale, model=model)
+
+
 def require_one_source(what: str, texts: list[str] | None, ids: list[str] | None) -> None:
     """See that there is a text or there are ids, and not both."""
     if not texts and not ids:

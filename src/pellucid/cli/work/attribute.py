@@ -59,9 +59,15 @@ def attribute(wish: Attribute) -> None:
         if wish.token is None:
             pair.insert(0, likeliest(here, model.tokenizer, 1)[0])
         target: Any = tuple(one.id for one in pair) if len(pair) > 1 else pair[0].id
-        parts = pl.attribution.direct(ckpts, target, by=cast(By, wish.by)).isel(batch=0, pos=pos)
+        sae = wish.autoencoder(model)
+        found = (
+            pl.attribution.direct(ckpts, target, by=cast(By, wish.by or "component")) if sae is None
+            else pl.sae.direct(sae, ckpts, target)
+        )  # fmt: skip
+        parts = found.isel(batch=0, pos=pos)
     result = Attributed(
-        wish.model_name, ckpts.batch.strings[0], pos, wish.by, pair[0], pair[1] if len(pair) > 1 else None,
+        wish.model_name, ckpts.batch.strings[0], pos, str(found.attrs["by"]), pair[0],
+        pair[1] if len(pair) > 1 else None,
         float(here[pair[0].id] - (here[pair[1].id] if len(pair) > 1 else 0)), float(parts.sum()), _parts(parts),
     )  # fmt: skip
     if wish.csv is not None:
@@ -110,4 +116,5 @@ def _show(result: Attributed, top: int) -> None:
     for name, value in rows:
         grid.add(name, number(value), Text(bar(abs(value) / largest), "green" if value > 0 else "red"))
     grid.add(Text("sum", "bold"), Text(number(result.sum), "bold"), bar(abs(result.sum) / largest))
-    show(grid, Text(f"the run's own: {number(result.logit)}", style="dim"))
+    of = "of the run's own" if result.by == "feature" else "the run's own"  # an autoencoder reads one value
+    show(grid, Text(f"{of}: {number(result.logit)}", style="dim"))

@@ -52,9 +52,11 @@ def patch(wish: Patch) -> None:
         metric = pl.metrics.logit(token) if against is None else pl.metrics.logit_difference(token, against)
         align = pl.patching.align(model, *texts) if wish.align else None
     names: Any = wish.checkpoints if len(wish.checkpoints) > 1 else wish.checkpoints[0]
-    swept = pl.patching.sweep(
-        model, *texts, names, over=wish.axes, metric=metric, direction=cast(Direction, wish.direction), align=align,
-        progress=not wish.as_json,
+    how: Any = {"metric": metric, "direction": cast(Direction, wish.direction), "progress": not wish.as_json}
+    sae = wish.autoencoder(model)
+    swept = (
+        pl.patching.sweep(model, *texts, names, over=wish.axes, align=align, **how) if sae is None
+        else pl.sae.patch(sae, model, *texts, **how)
     )  # fmt: skip
     base = model.tokenize(texts[1 if wish.direction == "denoise" else 0]).strings[0]
     if wish.csv is not None:
@@ -63,7 +65,8 @@ def patch(wish: Patch) -> None:
         write_figure(wish.figure, lambda: pl.plot.heatmap(swept).get_figure())
     if wish.as_json:
         show_json(asdict(Patched(
-            model=wish.model_name, names=wish.checkpoints, direction=wish.direction, metric=swept.attrs["metric"],
+            model=wish.model_name, names=wish.checkpoints if sae is None else [sae.place(model.schema)],
+            direction=wish.direction, metric=swept.attrs["metric"],
             units=swept.attrs["units"], token=str(token), against=None if against is None else str(against),
             clean=swept.attrs["clean"], corrupted=swept.attrs["corrupted"], tokens=base,
             axes={str(dim): swept[dim].values.tolist() for dim in swept.dims}, values=swept.values.tolist(),

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
+import torch
 from rich.text import Text
 
 import pellucid as pl
 from pellucid.aliases import selected
+from pellucid.cli.shared.layout import Column, Grid
 from pellucid.cli.shared.screen import progress, show, show_json
 from pellucid.cli.shared.tables import (
     LEGEND,
@@ -17,11 +19,39 @@ from pellucid.cli.shared.tables import (
     heading,
     likeliest,
     next_tokens,
+    number,
     summarize,
     token_list,
 )
 from pellucid.cli.verbs import Run
 from pellucid.errors import visible
+
+
+@dataclass(frozen=True)
+class ActiveFeature:
+    """A feature that is active at a token."""
+
+    feature: int
+    activation: float
+
+
+@dataclass(frozen=True)
+class SeenFeatures:
+    """What an autoencoder shows of a run.
+
+    Attributes:
+        at: The checkpoint that it reads.
+        positions: The positions of the text that it read.
+        features: The strongest features at each of them.
+        edited: Features that were set -> what to.
+        next: What comes next with these; None if none was set.
+    """
+
+    at: str
+    positions: list[int]
+    features: list[list[ActiveFeature]]
+    edited: dict[int, float]
+    next: list[NextToken] | None
 
 
 @dataclass(frozen=True)
@@ -36,6 +66,7 @@ class Observed:
     next: list[NextToken]
     checkpoints: list[Summary]
     saved: str | None
+    sae: SeenFeatures | None
 
 
 def run(wish: Run) -> None:
@@ -45,13 +76,18 @@ def run(wish: Run) -> None:
     if wish.only_list:
         _list(wish, model)
         return
+    sae = wish.autoencoder(model)
     with progress("running"):
-        logits, ckpts = model.run_with_ckpts(wish.row(model, text), names=wish.names or None, pos=wish.pos)
+        row, names = wish.row(model, text), wish.names or None
+        if names and sae is not None:
+            names = [*names, sae.config.at]
+        logits, ckpts = model.run_with_ckpts(row, names=names, pos=wish.pos)
         assert logits is not None, "only a run that stops early has no logits"
         found = likeliest(logits[0, -1 if wish.pos is None else wish.pos], model.tokenizer, wish.top)
         if wish.save is not None:
             ckpts.save(wish.save)
-        observed = _observed(wish, text, ckpts, found)
+        seen = None if sae is None else _seen(wish, model, sae, row, ckpts)
+        observed = _observed(wish, text, ckpts, found, seen)
     if wish.as_json:
         show_json(asdict(observed))
     else:
@@ -66,7 +102,28 @@ def _list(wish: Run, model: pl.CkptedTransformer) -> None:
         show(*map(Text, names))
 
 
-def _observed(wish: Run, text: str | None, ckpts: pl.ActivationCkpts, found: list[NextToken]) -> Observed:
+def _seen(
+    wish: Run, model: pl.CkptedTransformer, sae: pl.sae.SparseAutoencoder, row: str | list[int],
+    ckpts: pl.ActivationCkpts,
+) -> SeenFeatures:  # fmt: skip
+    """The strongest features of the run, and what comes next when some are set."""
+    values = sae.features(ckpts).isel(batch=0)
+    largest = torch.from_numpy(values.values).topk(min(wish.top, sae.n_features))
+    features = [
+        [ActiveFeature(i, value) for i, value in zip(numbers, activations, strict=True) if value > 0]
+        for numbers, activations in zip(largest.indices.tolist(), largest.values.tolist(), strict=True)
+    ]
+    edited = wish.features
+    after = None
+    if edited:
+        logits = model.run(row, edits=[sae.set(i, value) for i, value in edited.items()])
+        after = likeliest(logits[0, -1 if wish.pos is None else wish.pos], model.tokenizer, wish.top)
+    return SeenFeatures(sae.place(model.schema), values.pos.values.tolist(), features, edited, after)
+
+
+def _observed(
+    wish: Run, text: str | None, ckpts: pl.ActivationCkpts, found: list[NextToken], seen: SeenFeatures | None
+) -> Observed:
     batch = ckpts.batch
     ids = batch.ids[0].tolist()
     pos = -1 if ckpts.pos is None else ckpts.pos
@@ -82,6 +139,7 @@ def _observed(wish: Run, text: str | None, ckpts: pl.ActivationCkpts, found: lis
         next=found,
         checkpoints=summarize(ckpts),
         saved=None if wish.save is None else str(wish.save),
+        sae=seen,
     )
 
 
@@ -91,8 +149,21 @@ def _show(observed: Observed, model: pl.CkptedTransformer) -> None:
     show(heading(tokens, first=True), token_list(observed.tokens))
     captured = f"{len(observed.checkpoints)} of {len(model.ckpt_names)} checkpoints"
     show(heading(captured), checkpoints(observed.checkpoints), LEGEND)
+    if observed.sae is not None:
+        _show_features(observed.sae, observed.tokens)
     if observed.saved is not None:
         show(Text.assemble("\nsaved to ", (observed.saved, "bold"), "; pl.ActivationCkpts.load reads it"))
     if observed.next:
         after = f"next after {observed.pos} {visible(observed.tokens[observed.pos])}"
         show(heading(after), next_tokens(observed.next))
+        if observed.sae is not None and observed.sae.next is not None:
+            settings = ", ".join(f"{i} = {value:g}" for i, value in observed.sae.edited.items())
+            show(heading(f"{after}, with feature {settings}"), next_tokens(observed.sae.next))
+
+
+def _show_features(seen: SeenFeatures, tokens: list[str]) -> None:
+    grid = Grid(Column("pos", label=True, style="cyan"), Column("token", style="bold"), "features with activations")
+    for pos, features in zip(seen.positions, seen.features, strict=True):
+        said = ", ".join(f"{one.feature}: {number(one.activation)}" for one in features)
+        grid.add(str(pos), visible(tokens[pos]), said)
+    show(heading(f"features of {seen.at}"), grid)
