@@ -112,13 +112,39 @@ def test_a_notebook_is_its_code_cells(tmp_path: Path) -> None:
     """IPython's commands do nothing, cells of other languages are left out, and `display` is there."""
     path = notebook(
         tmp_path / "mine.ipynb",
-        ["%matplotlib inline\n", "import torch\n", "!pip install nothing\n", "display(torch)"],
+        [
+            "%matplotlib inline\n",
+            "import torch\n",
+            "!pip install nothing\n",
+            "torch.argmax?\n",
+            "files = !ls\n",
+            "display(torch)",
+        ],
         "%%bash\nls | wc",
         "%%time\ndef greedy_search(logits):\n    %time\n    return int(logits.argmax())",
         "def sample_basic(logits):\n    return int(logits.argmin())",
     )
     found = {one.exercise: one for one in here(path) if one.state != "open"}
     assert {key: one.state for key, one in found.items()} == {"greedy": "right", "basic": "wrong"}
+
+
+def test_a_wrong_line_of_a_notebook_is_told_by_its_cell(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="code cell 2, line 2: SyntaxError"):
+        here(notebook(tmp_path / "mine.ipynb", "x = 1\ny = 2", "def f():\n    return (1\n"))
+
+
+def test_a_file_of_a_package_imports_its_neighbours(tmp_path: Path) -> None:
+    folder = tmp_path / "course_of_mine"
+    folder.mkdir()
+    for name, text in {
+        "__init__.py": "", "best.py": "def best(x):\n    return int(x.argmax())\n",
+        "mine.py": "from .best import best\nfrom course_of_mine.best import best as greedy_search\n"
+                   "GPT2, GPT2Block = 3, None\n",
+    }.items():  # fmt: skip
+        (folder / name).write_text(text)
+    found = {one.name: one for one in here(folder / "mine.py") if one.state != "open"}
+    assert {name: one.state for name, one in found.items()} == {"greedy_search": "right", "GPT2": "wrong"}
+    assert "int given, expected the class GPT2" in str(found["GPT2"].result)
 
 
 def test_the_starter_notebook_is_open(tmp_path: Path) -> None:

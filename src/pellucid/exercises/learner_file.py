@@ -25,8 +25,9 @@ from typing import Any
 
 from pellucid.errors import InputError, NotFoundError, printable, shown
 from pellucid.exercises.kv_cache import check_cache
+from pellucid.exercises.learner_notebook import place_in, program
 from pellucid.exercises.modules import check_attention, check_block, check_gpt2
-from pellucid.exercises.result import CheckResult, last_line
+from pellucid.exercises.result import NAMES, CheckResult, last_line
 from pellucid.exercises.sampling import CHECKS
 
 Check = Callable[..., CheckResult]
@@ -99,19 +100,28 @@ def _answer(
 ) -> Answer:
     name = next((one for one in known if one in names), None)
     needs = name if key != _CACHE else "GPT2"
-    if name is None or blank.get(name, False) or needs not in names or blank.get(str(needs), False):
+    if (
+        name is None
+        or names[name] is None
+        or blank.get(name, False)
+        or needs not in names
+        or blank.get(str(needs), False)
+    ):
         return Answer(key, name or known[0], "open")
-    if key == _CACHE:
-        result = check_cache(names["GPT2"], names[name], hint=hint)
-    else:
-        result = (_CLASSES.get(key) or CHECKS[key])[1](names[name], hint=hint)
+    try:
+        if key == _CACHE:
+            result = check_cache(names["GPT2"], names[name], hint=hint)
+        else:
+            result = (_CLASSES.get(key) or CHECKS[key])[1](names[name], hint=hint)
+    except InputError as error:  # what has the name is no class or function
+        result = CheckResult(key, passed=False, mistake=error.message, kind=NAMES).hinted(hint)
     return Answer(key, name, "right" if result else "wrong", result)
 
 
 def program_of(path: Path) -> str | bytes:
     if not path.is_file():
         raise NotFoundError(
-            f"{path}: no such file.",
+            f"{path}: {'a folder, expected a file' if path.is_dir() else 'no such file'}.",
             code="path-not-found",
             remedy="Give the file that holds your answers; exercises.starter(path) writes one to begin with.",
         )
@@ -136,7 +146,11 @@ def parsed(path: Path, source: str | bytes) -> ast.Module:
     try:
         return ast.parse(source, str(path))
     except SyntaxError as error:
-        where = f", line {error.lineno}" if error.lineno else ""
+        where = (
+            ""
+            if not error.lineno
+            else (f", line {error.lineno}" if isinstance(source, bytes) else f", {place_in(source, error.lineno)}")
+        )
         text = f": {printable((error.text or '').strip(), 200)}" if error.text else ""
         said = f"{type(error).__name__}: {error.msg}{text}"
     except ValueError as error:  # null bytes
@@ -169,14 +183,21 @@ def _is_blank(function: ast.FunctionDef) -> bool:
 @contextlib.contextmanager
 def _run(path: Path, source: str | bytes) -> Generator[dict[str, Any]]:
     """The names that a program defines; its folder can be imported from until its answers are checked."""
-    module, folder = ModuleType(path.stem), str(path.parent)
+    module, folder = ModuleType(path.stem), path.parent
     module.__file__ = str(path)
+    search, package = [str(folder)], list[str]()
+    while (folder / "__init__.py").is_file() and folder.name.isidentifier():  # relative imports mean this package
+        package.insert(0, folder.name)
+        folder = folder.parent
+    if package:
+        module.__package__ = ".".join(package)
+        search.append(str(folder))
     if isinstance(source, str):  # a notebook's: lines of it are shown, and Jupyter has one more function
         linecache.cache[str(path)] = (len(source), None, source.splitlines(keepends=True), str(path))
         vars(module)["display"] = lambda *_: None
     hidden = sys.modules.get(path.stem)
     sys.modules[path.stem] = module
-    sys.path.insert(0, folder)
+    sys.path[:0] = search
     try:
         try:
             with contextlib.redirect_stdout(io.StringIO()):
@@ -190,8 +211,9 @@ def _run(path: Path, source: str | bytes) -> Generator[dict[str, Any]]:
             ) from error
         yield dict(vars(module))
     finally:
-        with contextlib.suppress(ValueError):  # the file took it away
-            sys.path.remove(folder)
+        for one in search:
+            with contextlib.suppress(ValueError):  # the file took it away
+                sys.path.remove(one)
         if hidden is None:
             sys.modules.pop(path.stem, None)
         else:
@@ -298,36 +320,3 @@ def answer_to(asked: str, out: str, hung: str) -> None:
         except InputError as error:
             say("error", {"message": error.message, "code": error.code, "remedy": error.remedy})
         faulthandler.cancel_dump_traceback_later()
-
-
-_OF_PYTHON = frozenset({"time", "timeit", "capture", "prun", "debug"})
-"""Cell magics behind which Python follows."""
-
-_MAGIC = re.compile(r"(\s*)[%!?].*")
-
-
-def program(text: str | bytes) -> str:
-    """The code cells, one after another; IPython's own commands (`%matplotlib inline`, `!pip …`) do nothing.
-
-    Example:
-        >>> cells = [{"cell_type": "markdown", "source": "# Mine"}, {"cell_type": "code", "source": ["x = 1"]}]
-        >>> program(json.dumps({"cells": cells}))
-        '# %%\\nx = 1\\n'
-    """
-    found = json.loads(text)
-    cells = found.get("cells") if isinstance(found, dict) else None
-    if not isinstance(cells, list) or not all(isinstance(cell, dict) for cell in cells):
-        raise ValueError("a JSON object with a list of cells was expected")
-    return "".join(f"# %%\n{_python(cell)}\n" for cell in cells if cell.get("cell_type") == "code")
-
-
-def _python(cell: dict[str, Any]) -> str:
-    source = cell.get("source", "")
-    text = "".join(map(str, source)) if isinstance(source, list) else str(source)
-    try:
-        ast.parse(text)
-    except (SyntaxError, ValueError):
-        if text.startswith("%%") and re.split(r"\W", text[2:], maxsplit=1)[0] not in _OF_PYTHON:
-            return ""
-        return "\n".join(_MAGIC.sub(r"\1pass", line) if _MAGIC.fullmatch(line) else line for line in text.split("\n"))
-    return text

@@ -11,6 +11,7 @@ import html
 import io
 import linecache
 import sys
+import sysconfig
 import traceback
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
@@ -120,7 +121,11 @@ def _of(result: CheckResult, text: str | None) -> str | None:
     return text and f"{result.check}: {text}"
 
 
-_NOT_THEIRS = (str(Path(torch.__file__).parent), str(Path(__file__).parent), "<frozen ")
+_NOT_THEIRS = (
+    str(Path(torch.__file__).parent), str(Path(__file__).parent), *map(sysconfig.get_path, ("stdlib", "purelib")),
+    "<frozen ",
+)  # fmt: skip
+"""Where files begin whose lines a learner has not written."""
 _PRINTED = 5
 """Lines of what a learner's code prints that a note repeats."""
 
