@@ -169,6 +169,13 @@ def test_a_file_with_both_runs_shows_base_edited_and_difference(opened: Open, tm
     watched.page.keyboard.press("x")
     watched.page.wait_for_selector(".notice span")
     assert "pellucid serve" in watched.page.locator(".notice").inner_text()
+    # The dimension that lies farthest apart is another one in each run, and is compared with itself.
+    watched.run("location.hash = '#distributions?show=difference'")
+    watched.canvas("Outlier dimensions").focus()
+    watched.page.keyboard.press("ArrowRight")
+    assert watched.said().startswith(
+        "difference +5.0 (before 5.00); dimension 5 of blocks.0.resid_pre: mean size 10.00"
+    )
     watched.page.get_by_role("tab", name="Change it").click()
     p, q = (torch.from_numpy(numbers(run)["prediction.logits"].astype("f8")).log_softmax(-1) for run in (base, edited))
     assert columns(watched, "How far it goes")["kl"] == [pytest.approx(float((p.exp() * (p - q)).sum()))]

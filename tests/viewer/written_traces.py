@@ -87,6 +87,7 @@ def written(
     logits = random.normal(size=D_VOCAB).astype("f4") * 2
     logprobs = logits - np.log(np.exp(logits).sum())
     target = int(logits.argmax())
+    apart = [{"dimension": 3, "mean_abs": 9.5}, {"dimension": 5, "mean_abs": 5.0 * seed}][: 1 + min(seed, 1)]
     many = np.argsort(-random.normal(size=(layers + 1, count, D_VOCAB)), axis=-1)
     lens = np.sort(-random.exponential(2, size=(layers + 1, count, 10)).astype("f4"), axis=-1)[..., ::-1]
     parts = ["ckpt_embed", "ckpt_pos_embed"]
@@ -150,7 +151,7 @@ def written(
                 "of": [f"blocks.{i // 2}.ln{i % 2 + 1}" for i in range(2 * layers)] + ["ln_final"],
                 "clipped": [[1] * (2 * layers + 1)] * 2,
                 "total": [[count * D_MODEL] * (2 * layers + 1)] * 2,
-                "outliers": [[[{"dimension": 3, "mean_abs": 9.5}]] * (2 * layers + 1)] * 2,
+                "outliers": [[apart] * (2 * layers + 1)] * 2,
             },
         ),
     }

@@ -49,13 +49,15 @@ function barsBeside(options: BarOptions, before: Drawing): Drawing {
 /** Horizontal bars, one row each; negative values go to the left of a common zero. */
 export function barRows(options: BarOptions): Drawing {
   const { width, palette, bars, rowHeight = 24, mono = true } = options;
-  const labels = Math.min(width * 0.4, Math.max(24, ...bars.map((bar) => widthOf(bar.label, { size: 12.5, mono }))) + 10);
-  const texts = Math.max(...bars.map((bar) => widthOf(bar.text ?? number(bar.value), { size: 12 })), 20) + 12;
+  const textsOf = (sign: number) => Math.max(...bars.map((bar) => (bar.value < 0 === sign < 0 ? widthOf(bar.text ?? number(bar.value), { size: 12 }) : 0)), 20) + 12;
+  const [before, after] = [textsOf(-1), textsOf(1)];
   const lowest = Math.min(0, ...bars.map((bar) => Math.min(bar.value, bar.behind ?? 0)));
   const highest = options.most ?? Math.max(0, ...bars.map((bar) => Math.max(bar.value, bar.behind ?? 0)));
-  const room = width - labels - texts - (lowest < 0 ? texts : 0);
+  const texts = after + (lowest < 0 ? before : 0);
+  const labels = Math.min(width * 0.4, Math.max(70, width - texts - 30), Math.max(24, ...bars.map((bar) => widthOf(bar.label, { size: 12.5, mono }))) + 10);
+  const room = width - labels - texts;
   const perUnit = room / (highest - lowest || 1);
-  const zero = labels + (lowest < 0 ? texts - lowest * perUnit : 0);
+  const zero = labels + (lowest < 0 ? before - lowest * perUnit : 0);
   const height = bars.length * rowHeight + 4;
   const draw = (surface: Surface) => {
     bars.forEach((bar, row) => {
@@ -218,7 +220,7 @@ export function heatMap(options: HeatOptions): Drawing {
     if (cellText && cellWidth > 22 && cellHeight > 13) {
       for (let row = 0; row < rows; row++) {
         for (let column = 0; column < columns; column++) {
-          if (options.has && !options.has(row, column)) continue;
+          if (options.has?.(row, column) === false || Number.isNaN(at(row, column))) continue;
           surface.text(left + (column + 0.5) * cellWidth, head + (row + 0.5) * cellHeight, cellText(row, column), {
             size: 11.5,
             mono,

@@ -11,7 +11,7 @@ export function Missing({ what, children }: { what: string; children?: string })
     <section class="card missing">
       <p>
         <b>{children ?? `${what} is not in this file`}</b>
-        {found ? `: ${found.why}` : ""}
+        {found ? `: ${found.why.replace(/\.$/, "")}` : ""}
         {found && found.bytes > 1 ? ` (${bytes(found.bytes)})` : ""}.
       </p>
     </section>

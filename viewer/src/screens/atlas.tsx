@@ -77,7 +77,7 @@ function Map({ chart }: { chart: Chart }) {
     };
   };
   const build = (width: number, palette: Palette): Drawing => {
-    const height = Math.max(360, Math.min(HEIGHT, (width * chart.height) / chart.width + 24));
+    const height = Math.max(240, Math.min(HEIGHT, (width * chart.height) / chart.width + 24));
     if (size.peek().width !== width) size.value = { width, height };
     const now = look(width, height);
     const sx = (x: number) => (x - now.x) * now.scale;

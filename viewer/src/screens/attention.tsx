@@ -308,7 +308,7 @@ function Steps() {
             const w = (column / 2) * (Math.abs(at) / (i ? scaledReach : reach));
             surface.rect(at < 0 ? x + column / 2 - w : x + column / 2, y + 3, w, rowHeight - 6, { fill: at < 0 ? palette.warm : palette.accent, opacity: 0.32, radius: 2 });
           }
-          const text = i === 3 ? at.toFixed(column < 70 ? 2 : 3) : number(at, column < 70 ? 2 : 3);
+          const text = i === 3 ? at.toFixed(column < 70 ? 2 : 3) : column < 70 ? number(Math.round(at * 100) / 100, 2) : number(at);
           const inside = i === 3 && at > 0.55;
           surface.text(i === 3 ? (inside ? x + 6 : x + column * at + 5) : x + column - 5, middle, text, {
             size: 11.5,

@@ -376,7 +376,8 @@ function Outliers() {
         const trace = app.trace.value;
         const rows = rowsOf(trace);
         const names = normNames(trace);
-        const dimensions = [...new Set([...rows].sort((a, b) => b.mean_abs - a.mean_abs).map(({ dimension }) => dimension))].slice(0, 24);
+        // Of a difference, both runs show the dimensions of the edited one.
+        const dimensions = [...new Set([...rowsOf(app.pair.value ? app.edited.value : trace)].sort((a, b) => b.mean_abs - a.mean_abs).map(({ dimension }) => dimension))].slice(0, 24);
         const at = (row: number, column: number) => rows.find((one) => one.dimension === dimensions[row] && one.at === column)?.mean_abs ?? NaN;
         const most = Math.max(...rows.map(({ mean_abs }) => mean_abs));
         return heatMap({
@@ -389,7 +390,7 @@ function Outliers() {
           scale: sequential(0, most, palette.dark),
           rowLabels: dimensions.map(String),
           columnLabels: names.map(short),
-          cellText: (row, column) => number(at(row, column), 2),
+          cellText: (row, column) => at(row, column).toFixed(at(row, column) < 10 ? 1 : 0),
           has: (row, column) => !Number.isNaN(at(row, column)),
           legend: { title: "mean size", low: "0", high: number(most, 2) },
           read: (row, column) => `dimension ${dimensions[row]} of ${checkpoint(trace, names[column], 0)}: mean size ${number(at(row, column), 4)}`,

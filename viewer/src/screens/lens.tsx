@@ -74,7 +74,7 @@ function LensGrid() {
       title="What each layer would say"
       name={`lens-${by.value}`}
       caption="Each row reads the stream after one more block as if it were the last one. Choose a cell to follow it below."
-      narrowest={length * (length <= 64 ? 66 : 14) + 100}
+      narrowest={length * (length <= 64 ? 57 : 14) + 100}
       build={build}
       controls={
         <label>
@@ -171,7 +171,9 @@ function Rise() {
         if (count <= 16 || i % 2 === 0) surface.text(x(i), top + height + 18, i ? `${i - 1}` : "emb", { size: 11, fill: palette.muted, anchor: "middle" });
         if (Number.isNaN(power)) return;
         surface.circle(x(i), y(power), 4.5, { fill: ranks[i] === 1 ? palette.accent : palette.panel, stroke: palette.accent, width: 2 });
-        surface.text(x(i), y(power) - 12, `#${ranks[i]}`, { size: 11.5, mono: true, weight: ranks[i] === 1 ? 700 : 400, fill: palette.ink, anchor: "middle" });
+        const rank = `#${ranks[i]}`;
+        surface.rect(x(i) - 4 * rank.length, y(power) - 22, 8 * rank.length, 13, { fill: palette.panel });
+        surface.text(x(i), y(power) - 12, rank, { size: 11.5, mono: true, weight: ranks[i] === 1 ? 700 : 400, fill: palette.ink, anchor: "middle" });
       });
       surface.text(left, top + height + 34, "after layer", { size: 11, fill: palette.muted });
     };

@@ -68,7 +68,7 @@ function Ladder() {
       KIND_TITLES.forEach((title, kind) => surface.text(left + kind * (column + gap), 11, title, { size: 11.5, fill: palette.muted, fit: column }));
       for (let layer = 0; layer < trace.layers; layer++) {
         const y = head + layer * rowHeight;
-        surface.text(0, y + rowHeight / 2, `${layer}`, { size: 12, mono: true, fill: palette.muted, baseline: "middle" });
+        surface.text(7, y + rowHeight / 2, `${layer}`, { size: 12, mono: true, fill: palette.muted, baseline: "middle" });
         KINDS.forEach((kind, at) => {
           const value = norm(kind, layer, pos);
           const x = left + at * (column + gap);
@@ -238,8 +238,8 @@ function Diagram() {
           radius: 8,
         });
         const narrow = w < 84;
-        surface.text(x + (narrow ? 6 : 11), y + 17, told(point).label, { size: 12.5, mono: true, weight: 600, fill: lit ? palette.panel : palette.ink, fit: w - 12 });
-        surface.text(x + (narrow ? 6 : 11), y + 32, shape(point), { size: narrow ? 9.5 : 10.5, fill: lit ? palette.panel : palette.muted, fit: w - 10 });
+        surface.text(x + (narrow ? 6 : 11), y + 17, told(point).label, { size: w < 66 ? 10 : 12.5, mono: true, weight: 600, fill: lit ? palette.panel : palette.ink, fit: w - 8 });
+        surface.text(x + (narrow ? 6 : 11), y + 32, shape(point), { size: narrow ? 9.5 : 10.5, fill: lit ? palette.panel : palette.muted, fit: w - 7 });
       }
     };
     return {

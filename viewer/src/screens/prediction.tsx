@@ -68,7 +68,7 @@ function StageFigure({ settings, stages }: { settings: () => Settings; stages: (
           surface.rect(x, y + 3, column, rowHeight - 6, { fill: palette.faint, radius: 4 });
           const w = ((column - (column > 110 ? 58 : 0)) * p) / most;
           surface.rect(x, y + 3, Math.max(p ? 1.5 : 0, w), rowHeight - 6, { fill: palette.accent, opacity: last ? 0.75 : 0.35, radius: 4 });
-          if (column > 50) surface.text(column > 110 ? x + w + 6 : x + column - 4, y + rowHeight / 2, p ? percent(p) : "taken out", { size: 11, fill: p ? palette.ink : palette.muted, anchor: column > 110 ? "start" : "end", baseline: "middle", fit: column - 4 });
+          if (column > 50) surface.text(column > 110 ? x + w + 6 : x + column - 4, y + rowHeight / 2, p ? percent(p) : "taken out", { size: 11, fill: !p ? palette.muted : last && column <= 110 && w > column / 2 ? palette.panel : palette.ink, anchor: column > 110 ? "start" : "end", baseline: "middle", fit: column - 4 });
         });
       });
     };

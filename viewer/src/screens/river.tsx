@@ -117,7 +117,7 @@ function River() {
         if (layer >= 0 && layer % many === 0) surface.text((xs[i] + xs[i + 1]) / 2, top + height + 18, `${layer}`, { size: 11, fill: palette.muted, anchor: "middle" });
         if (i) surface.rect(xs[i] - 0.5, top + height + 2, 1, layer >= 0 ? 6 : 3, { fill: palette.line });
       });
-      surface.text(left, top + height + 34, "layers: attention, then MLP →", { size: 11, fill: palette.muted });
+      surface.text(left, top + height + 34, "layers: attention, then MLP →", { size: 11, fill: palette.muted, fit: width - left - 170 });
       surface.text(width, top + height + 34, `${minus ? "change of the logit" : "logit"} ${number(made.logit, 4)}`, { size: 12, weight: 700, fill: palette.ink, anchor: "end" });
     };
     const find = (px: number, py: number): [number, number] | null => {
@@ -165,7 +165,7 @@ function River() {
     <Figure
       title={`The river of ${quoted(target.text)}`}
       name={`river-${by.value}`}
-      caption={`How its logit at ${quoted(tokens[target.pos].text)} comes together, layer by layer. What helps flows above zero, what hinders below; the black line is the sum.`}
+      caption={`How its logit at ${quoted(tokens[target.pos].text)} comes together, layer by layer. What helps flows above zero, what hinders below; the line is the sum.`}
       build={(width, palette) => build(width, palette)}
       controls={
         <label>
