@@ -32,7 +32,7 @@ LAYERS: dict[str, int] = {
     "plot": 5, "run.model": 5, "run.cost": 5,
     "open": 6, "agreement": 6, "html": 6, "prove": 6, "ties": 6, "exercises": 6,  # these open what is given as a path
     "patching": 6, "attribution": 6, "lens": 6, "heads": 6, "circuits": 6, "sae": 6, "viewer": 7,
-    "corpus.identity": 6, "corpus.verification": 6, "corpus.store": 6, "corpus.loader": 6, "corpus.writing": 6,
+    "corpus.identity": 6, "corpus.store": 6, "corpus.loader": 6, "corpus.writing": 6,
     "corpus.simulation": 6, "corpus.activity": 6,
     "folding": 6, "compat": 7, "reproduce": 7,
     "": 7,  # the public names

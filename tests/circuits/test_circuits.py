@@ -14,7 +14,7 @@ import pellucid as pl
 import samples
 import support
 from pellucid.circuits.ablations import Ablations, Choices, EdgeTap
-from pellucid.circuits.graph import Graph
+from pellucid.circuits.circuit import Graph
 
 NODES = ["blocks.0.attn[1]", "blocks.0.mlp", "blocks.1.attn[0]", "blocks.1.mlp"]
 EDGES = [

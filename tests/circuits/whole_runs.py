@@ -10,7 +10,7 @@ from torch import Tensor
 
 import pellucid as pl
 import support
-from pellucid.circuits.graph import Graph
+from pellucid.circuits.circuit import Graph
 
 METRIC = pl.metrics.logit_difference(7, 11)
 Z, MLP_OUT = "attn.ckpt_z", "mlp.ckpt_mlp_out"

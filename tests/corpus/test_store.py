@@ -25,7 +25,7 @@ import samples
 import support
 from noticed import must_be_noticed
 from pellucid import atomic
-from pellucid.corpus import intake, objects, parts, place, plan, verification
+from pellucid.corpus import identity, intake, objects, parts, place, plan
 from pellucid.corpus import store as store_module
 from pellucid.numerics import quickest
 
@@ -651,7 +651,7 @@ MUTANTS: dict[str, tuple[Any, str, Any, Callable[[Path], None]]] = {
         test_what_is_not_there_is_made,
     ),
     "values are not compared": (
-        verification, "_same_bits", lambda plain: lambda a, b: torch.ones(len(a), dtype=torch.bool),
+        identity, "_same_bits", lambda plain: lambda a, b: torch.ones(len(a), dtype=torch.bool),
         test_a_changed_bit_is_found,
     ),
 }  # fmt: skip

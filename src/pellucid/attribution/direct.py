@@ -9,8 +9,16 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from pellucid import aliases
-from pellucid.attribution.labels import Contribution, labelled
-from pellucid.attribution.reading import LOGITS, Reading, doubles, opened, reading, require_captured
+from pellucid.attribution.reading import (
+    LOGITS,
+    Contribution,
+    Reading,
+    doubles,
+    labelled,
+    opened,
+    reading,
+    require_captured,
+)
 from pellucid.check import require_one_of
 from pellucid.errors import NumericsError, shown
 from pellucid.network import Network

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from pellucid import aliases
-from pellucid.attribution.labels import Contribution, labelled
-from pellucid.attribution.reading import LOGITS, doubles, opened, reading, require_captured
+from pellucid.attribution.reading import LOGITS, Contribution, doubles, labelled, opened, reading, require_captured
 from pellucid.errors import InputError, shown
 from pellucid.measure.labelled import find
 from pellucid.network import Network

@@ -18,8 +18,7 @@ from torch import Tensor
 
 from pellucid.axes import Axis
 from pellucid.check import require_one_of
-from pellucid.circuits.circuit import Circuit
-from pellucid.circuits.graph import EMBEDDINGS, LOGITS, MLP_OUT, PART, Graph, Z, kind_of
+from pellucid.circuits.circuit import EMBEDDINGS, LOGITS, MLP_OUT, PART, Circuit, Graph, Z, kind_of
 from pellucid.errors import InputError
 from pellucid.metrics import Metric, measured
 from pellucid.network import Run

@@ -20,9 +20,8 @@ from torch import Tensor
 
 from pellucid.check import require_whole
 from pellucid.circuits.ablations import Ablations, Choices
-from pellucid.circuits.circuit import Circuit
+from pellucid.circuits.circuit import Circuit, Graph, kind_of
 from pellucid.circuits.faithfulness import Scale
-from pellucid.circuits.graph import Graph, kind_of
 from pellucid.errors import warn
 from pellucid.interrupts import told
 from pellucid.metrics import Metric

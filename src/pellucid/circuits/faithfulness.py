@@ -13,8 +13,7 @@ from torch import Tensor
 
 from pellucid.check import as_number
 from pellucid.circuits.ablations import Ablations, Choices
-from pellucid.circuits.circuit import Circuit
-from pellucid.circuits.graph import Graph
+from pellucid.circuits.circuit import Circuit, Graph
 from pellucid.errors import InputError, shown, warn
 from pellucid.extras import need
 from pellucid.interrupts import told

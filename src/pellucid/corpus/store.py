@@ -16,13 +16,13 @@ import torch
 from numpy.typing import NDArray
 
 from pellucid.check import require_whole
+from pellucid.corpus.identity import Verification, recomputed
 from pellucid.corpus.intake import DIGESTS, NUMBERS, OFFSETS, TOKENS, Growing
 from pellucid.corpus.loader import ActivationStream, Loader
 from pellucid.corpus.objects import place_of
 from pellucid.corpus.parts import DIGEST_BYTES, LEDGER, Corpus, entry
 from pellucid.corpus.place import METADATA, StorePlace, chunk_key
 from pellucid.corpus.plan import CorpusPlan, StoredValue
-from pellucid.corpus.verification import Verification, recomputed
 from pellucid.errors import InputError, NotFoundError, UnknownNameError, nearest
 from pellucid.extras import need
 from pellucid.numerics.quickest import one_library

@@ -32,8 +32,8 @@ from pellucid.text.batching import Batcher
 from pellucid.text.tokenizer import Tokenizer
 from pellucid.weights import hub
 from pellucid.weights.importing import to_ours
+from pellucid.weights.layouts import canonical_names
 from pellucid.weights.load import LoadOptions, parse_dtype, whole_config
-from pellucid.weights.prefixes import canonical_names
 
 Side = nn.Module | Mapping[str, Tensor]
 

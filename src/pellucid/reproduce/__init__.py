@@ -16,9 +16,9 @@ from pellucid.dialects import name_arguments
 from pellucid.errors import PellucidError, PellucidWarning
 from pellucid.patching.reruns import BYTES
 from pellucid.reproduce.published import EXPERIMENTS, Experiment
-from pellucid.reproduce.report import Published as Published
-from pellucid.reproduce.report import Reproduced as Reproduced
-from pellucid.reproduce.report import Reproduction as Reproduction
+from pellucid.reproduce.published import Published as Published
+from pellucid.reproduce.published import Reproduced as Reproduced
+from pellucid.reproduce.published import Reproduction as Reproduction
 from pellucid.reproduce.study import Study
 from pellucid.run.cost import count_parameters
 from pellucid.run.cost import estimate as capture_cost

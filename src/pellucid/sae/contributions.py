@@ -8,8 +8,17 @@ import torch
 from torch import Tensor
 
 from pellucid import aliases
-from pellucid.attribution.labels import COMPONENT, Contribution, labelled
-from pellucid.attribution.reading import LOGITS, Reading, doubles, opened, reading, require_captured
+from pellucid.attribution.reading import (
+    COMPONENT,
+    LOGITS,
+    Contribution,
+    Reading,
+    doubles,
+    labelled,
+    opened,
+    reading,
+    require_captured,
+)
 from pellucid.errors import InputError, shown
 from pellucid.network import Network
 from pellucid.run.activations import ActivationCkpts

@@ -15,7 +15,7 @@ from pellucid.ties.optimizers import REBUILD
 from pellucid.ties.predict import Loss, sentence
 from pellucid.ties.standins import GENERATION, NO_TENSOR
 from pellucid.ties.subject import Subject
-from pellucid.weights.prefixes import endings
+from pellucid.weights.layouts import endings
 
 if TYPE_CHECKING:
     from pellucid.ties.audit import TieAudit

@@ -24,8 +24,7 @@ from pellucid.ties.predict import AfterReload, Loss, after_reload, size_of
 from pellucid.ties.standins import Refused, Reread, reread
 from pellucid.ties.subject import Declared, Subject
 from pellucid.weights import files
-from pellucid.weights.layouts import our_shapes
-from pellucid.weights.prefixes import canonical_names, endings, prefixed
+from pellucid.weights.layouts import canonical_names, endings, our_shapes, prefixed
 
 
 @dataclass(frozen=True)

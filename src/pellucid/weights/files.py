@@ -14,9 +14,9 @@ from pellucid.layout import EMBED, HEAD
 from pellucid.weights import hub, saves
 from pellucid.weights.formats import Content, read_file, unpack
 from pellucid.weights.kinds import no_weights, only_weights
+from pellucid.weights.layouts import endings
 from pellucid.weights.leftovers import listed
 from pellucid.weights.manifests import is_there, read_index, read_json, unreadable
-from pellucid.weights.prefixes import endings
 
 FOLDER_FILES = (*hub.WEIGHT_FILES, "ckpt.pt")
 """Where a folder keeps its weights, the best first; the last is what nanoGPT's train.py writes."""

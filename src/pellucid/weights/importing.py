@@ -14,9 +14,17 @@ from pellucid.errors import ConfigError, WeightsError
 from pellucid.families import FAMILIES, family_of
 from pellucid.layout import EMBED, HEAD, ZEROS, Layout, Place, Row, Shape
 from pellucid.schema import Schema
-from pellucid.weights.layouts import detect, our_shapes
+from pellucid.weights.layouts import (
+    beside,
+    canonical_names,
+    detect,
+    endings,
+    our_shapes,
+    prefixes_of,
+    unwrapped,
+    without_weight,
+)
 from pellucid.weights.leftovers import harmless, listed, reason_of, refuse_empty, refuse_foreign, refuse_numbers
-from pellucid.weights.prefixes import beside, canonical_names, endings, prefixes_of, unwrapped, without_weight
 
 
 @dataclass(frozen=True)

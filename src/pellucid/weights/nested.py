@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from pellucid.errors import WeightsError
+from pellucid.weights.layouts import prefixes_of
 from pellucid.weights.leftovers import ADAPTERS, kind_of, listed
 from pellucid.weights.pickles import as_tensor
-from pellucid.weights.prefixes import prefixes_of
 
 _DEEPEST, _MOST = 12, 200_000
 """Levels and entries of nested containers that are looked through; no weights file has more."""
