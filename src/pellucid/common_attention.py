@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pellucid.common_mistakes import Change, at_the_head, replaced
-from pellucid.rotary import Rotary, Turn
+from pellucid.rotary import Kept, Turn
 from pellucid.rotary_rules import RULES, Rule
 from pellucid.suspicions import FILLS, Suspicion
 
@@ -77,6 +78,17 @@ def change_of(suspicion: Suspicion) -> Change:
     return Change(suspicion.report, attention(lambda attn: _replace_mixed(attn, sees, fill, -1, scores, heads)))
 
 
+def _masked_late(attn: Any) -> None:
+    """The pattern is masked, in place of the scores, so that no row of it comes to 1."""
+
+    def mixed(right: Any, q: Tensor, k: Tensor, v: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        k, v = (part.repeat_interleave(attn.shared, 1) for part in (k, v))
+        pattern = (q @ k.mT * attn.scale).softmax(-1).tril()
+        return pattern @ v, pattern
+
+    replaced(attn, "mixed", mixed)
+
+
 MASKS = (
     Change("no causal mask", _explicit(lambda q, k: k >= q * 0)),
     Change("causal mask off by one: sees the next token", _explicit(lambda q, k: k <= q + 1)),
@@ -85,6 +97,7 @@ MASKS = (
     Change("causal mask off by one: does not see itself", _explicit(lambda q, k: k < q, -1e30)),
     Change("causal mask the wrong way round", _explicit(lambda q, k: k >= q)),
     *(Change(f"masked scores set to {c:g}", _explicit(causal, c)) for c in FILLS),
+    Change("mask after the softmax", attention(_masked_late)),
     Change("softmax over the queries", _explicit(causal, -1e30, -2)),
     Change("softmax over the heads", _explicit(causal, -1e30, 1)),
 )  # fmt: skip
@@ -211,6 +224,8 @@ TURNS = (
     Change("queries turned the other way round", _turning(_in_part(lambda x, c, s: _halves(x, c, -s)), "q")),
     Change("queries turned by the next position", _turning(_next(_halves), "q")),
     Change("keys turned by the next position", _turning(_next(_halves), "k")),
+    Change("queries and keys turned twice as far: positions count by two, or they turn twice",
+           _turning(_in_part(lambda x, c, s: _halves(x, c * c - s * s, 2 * c * s)))),
     Change("sines and cosines exchanged", _turning(_in_part(lambda x, c, s: _halves(x, s, c)))),
     Change("the rotation adds both products: a sign is missing",
            _turning(_in_part(lambda x, c, s: torch.cat([x.chunk(2, -1)[0] * c + x.chunk(2, -1)[1] * s,
@@ -220,35 +235,47 @@ TURNS = (
 BASES = (1e4, 5e5, 1e6, 1e5, 500.0, 1e3, 1e7, 2e6)
 
 
-def rotations(rule: Rule, width: int) -> Iterator[Change]:
-    """Rotations by another base, by no rope type, or of another part of each head."""
+def rotations(rule: Rule, width: int, kept: Sequence[Kept] = ()) -> Iterator[Change]:
+    """Rotations by another base, by no rope type, or of another part of each head of this width.
+
+    Those that the other program keeps, and that are not the right one, come first.
+    """
     base, kind = rule.parameters["rope_theta"], rule.parameters["rope_type"]
+    left_out = f"rope type {kind} left out"
+
+    def part(turned: int) -> str:
+        return f"{turned} entries of each head turn instead of {rule.turned}"
+
+    for other in kept:
+        turned = 2 * len(other.rates)
+        words = [f"rotary base {other.base:g} instead of {base:g}"] if other.base != float(f"{base:.4g}") else []
+        words += [part(turned)] if turned != rule.turned else []
+        yield Change(", and ".join(words) or left_out, _turning(_by(other.turn)))
     plain = {"rope_type": "default", "rope_theta": base}
-    others: list[tuple[str, Rule]] = []
-    if kind != "default":
-        others.append((f"rope type {kind} left out", rule._replace(parameters=plain)))
+    others = [(left_out, rule._replace(parameters=plain))] if kind != "default" else []
     for theta in BASES:
         if theta != base:
             parameters = {**rule.parameters, "rope_theta": theta}
             others.append((f"rotary base {theta:g} instead of {base:g}", rule._replace(parameters=parameters)))
-    for turned in sorted({width, width // 2, width // 4} - {rule.turned, 0}):
-        if turned % 2 == 0:
-            words = f"{turned} entries of each head turn instead of {rule.turned}"
-            others.append((words, rule._replace(width=turned)))
+    narrower = (rule._replace(width=turned) for turned in sorted({width, width // 2, width // 4, rule.turned // 2}))
+    others += [(part(o.turned), o) for o in narrower if o.width and o.turned != rule.turned and o.turned <= width]
     for words, other in others:
-        yield Change(words, _by_rule(other, rounded=False))
-        yield Change(words, _by_rule(other, rounded=True))
+        yield Change(words, _turning(_by(partial(_turn, other))))
 
 
-def _by_rule(rule: Rule, *, rounded: bool) -> Callable[[Any], None]:
-    """Turned by another rule, whose frequencies are computed in float32, or not."""
-    rotary = Rotary(rule)
+def _turn(rule: Rule, length: int, like: Tensor) -> Turn:
+    """Cosines and sines [1, P, K / 2] of a rule."""
+    rates, scaling = RULES[rule.parameters["rope_type"]](rule)
+    angles = torch.arange(length, device=like.device)[:, None] * rates.to(like)
+    return angles.cos()[None] * scaling, angles.sin()[None] * scaling
+
+
+def _by(turn_of: Callable[[int, Tensor], Turn]) -> Callable[[Tensor, Turn], Tensor]:
+    """Turned by other cosines and sines than a network has."""
 
     def turned(values: Tensor, _: Turn) -> Tensor:
-        own = rotary.inv_freq if rounded else RULES[rule.parameters["rope_type"]](rule)[0]
-        angles = torch.arange(values.size(2), device=values.device)[:, None] * own.to(values)
-        cos, sin = (part * rotary.attention_scaling for part in (angles.cos(), angles.sin()))
+        cos, sin = (part.unsqueeze(1) for part in turn_of(values.size(2), values))
         width = 2 * cos.size(-1)
         return torch.cat([_halves(values[..., :width], cos, sin), values[..., width:]], -1)
 
-    return _turning(turned)
+    return turned

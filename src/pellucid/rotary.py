@@ -4,8 +4,8 @@ position. `pellucid.rotary_rules` says how fast.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, cast
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -36,6 +36,7 @@ class Rotary(nn.Module):
     """
 
     inv_freq: Tensor
+    others: tuple[Kept, ...] = ()
 
     def __init__(self, rule: Rule, device: torch.device | str = "cpu") -> None:
         super().__init__()
@@ -119,6 +120,8 @@ class Tables(nn.Module):
         cos, sin: Of the angles of positions from 0 [P, K / 2].
     """
 
+    others: tuple[Kept, ...] = ()
+
     def __init__(self, cos: Tensor, sin: Tensor) -> None:
         super().__init__()
         self.cos, self.sin = cos, sin
@@ -127,6 +130,28 @@ class Tables(nn.Module):
         """Rows of the tables, for each half of a head."""
         cos, sin = (torch.cat((table, table), dim=-1)[positions].to(dtype) for table in (self.cos, self.sin))
         return cos, sin
+
+
+class Kept(NamedTuple):
+    """A rotation that another program keeps, in tables or as frequencies.
+
+    Attributes:
+        base: Its base, as far as a few digits say.
+        cos, sin: Of the angles of positions from 0, [P, K / 2], where it keeps them.
+        rates: Radians per position of each pair [K / 2].
+    """
+
+    base: float
+    rates: Tensor
+    cos: Tensor | None = None
+    sin: Tensor | None = None
+
+    def turn(self, length: int, like: Tensor) -> Turn:
+        """Cosines and sines [1, P, K / 2] of that many positions."""
+        if self.cos is not None and self.sin is not None:
+            return self.cos[None, :length].to(like), self.sin[None, :length].to(like)
+        angles = torch.arange(length, device=like.device)[:, None] * self.rates.to(like)
+        return angles.cos()[None], angles.sin()[None]
 
 
 COMPARED = 64
@@ -139,7 +164,8 @@ ALIKE = 1e-4
 def adopt(network: Network, kept: Sequence[Tensor]) -> None:
     """Give a network that is run in float64 the cosines and sines, or the frequencies, that another program keeps.
 
-    In float32 they are rounded, which is no error; a program that keeps none computes them in float64.
+    In float32 they are rounded, which is no error; a program that keeps none computes them in float64. Those of other
+    bases are kept beside them: a comparison tries whether the program turns by one of them.
 
     Args:
         network: Its own frequencies were rounded when it was made.
@@ -149,17 +175,52 @@ def adopt(network: Network, kept: Sequence[Tensor]) -> None:
     own = rotary.inv_freq
     angles = torch.arange(COMPARED, device=own.device)[:, None] * own
     cos, sin = (_found(kept, rotary.attention_scaling * part) for part in (angles.cos(), angles.sin()))
-    frequencies = (t for t in kept if t.shape == own.shape and bool(((t / own - 1).abs() < ALIKE).all()))
     if cos is not None and sin is not None:
         network.rotary = Tables(cos, sin)
     else:
-        rotary.inv_freq = next(frequencies, RULES[rule.parameters["rope_type"]](rule)[0].to(own.device))
+        frequencies = (t.flatten() for t in kept if t.numel() == own.numel() and not t.is_complex())
+        same = (t for t in frequencies if bool(((t / own - 1).abs() < ALIKE).all()))
+        rotary.inv_freq = next(same, RULES[rule.parameters["rope_type"]](rule)[0].to(own.device))
+    widths = {len(own), network.config.sizes["d_head"] // 2} - {0}
+    found = (other for pairs in widths for other in _others(kept, pairs))
+    network.rotary.others = tuple(
+        k for k in found if len(k.rates) != len(own) or not bool(((k.rates / own - 1).abs() < ALIKE).all())
+    )
 
 
 def _found(kept: Sequence[Tensor], wanted: Tensor) -> Tensor | None:
     """The first table whose rows begin as those that are wanted [P, K / 2], however its columns repeat."""
-    pairs = wanted.size(1)
+    tables = _tables(kept, wanted.size(1))
+    return next((h for h in tables if bool(((h[:COMPARED] - wanted[: len(h)]).abs() < ALIKE).all())), None)
+
+
+def _tables(kept: Sequence[Tensor], pairs: int) -> Iterator[Tensor]:
+    """What may be a table [P, K / 2] of cosines or sines: of each, one column for every pair."""
     parts = (part for t in kept for part in ((t.real, t.imag) if t.is_complex() else (t,)) if part.is_floating_point())
-    tables = (part.flatten(0, -2) for part in parts if part.dim() > 1 and part.shape[-1] in (pairs, 2 * pairs))
-    halves = (half for table in tables for half in (table[:, :pairs], table[:, :: table.size(1) // pairs]))
-    return next((h for h in halves if bool(((h[:COMPARED] - wanted[: len(h)]).abs() < ALIKE).all())), None)
+    for part in parts:
+        if part.dim() > 1 and part.shape[-1] in (pairs, 2 * pairs):
+            table = part.flatten(0, -2)
+            yield from (table[:, :pairs], table[:, :: table.size(1) // pairs])
+
+
+def _others(kept: Sequence[Tensor], pairs: int) -> Iterator[Kept]:
+    """Rotations by the powers of some base, of so many pairs; the angles at position 1 say of which."""
+    tables = [table for table in _tables(kept, pairs) if len(table) > 1]
+    cosines, sines = ([t for t in tables if bool((t[0] == first).all())] for first in (1, 0))
+    for cos, sin in zip(cosines, sines, strict=False):
+        rates = torch.atan2(sin[1].double(), cos[1].double())
+        if (base := _base(rates)) is not None:
+            yield Kept(base, rates, cos, sin)
+    for rates in (t.flatten() for t in kept if t.numel() == pairs and t.is_floating_point()):
+        if (base := _base(rates.double())) is not None:
+            yield Kept(base, rates)
+
+
+def _base(rates: Tensor) -> float | None:
+    """The base of which frequencies [K / 2] are the powers, to four digits; None if they are no powers of one."""
+    pairs, last = len(rates), float(rates[-1])
+    if pairs < 2 or not 0 < last < 1:
+        return None
+    base = last ** (-pairs / (pairs - 1))
+    powers = base ** -(torch.arange(pairs, dtype=rates.dtype, device=rates.device) / pairs)
+    return float(f"{base:.4g}") if bool(((rates / powers - 1).abs() < ALIKE).all()) else None

@@ -73,7 +73,7 @@ def mistakes(network: Network) -> Iterator[Change]:
     """The mistakes to try, for the sizes of a reference."""
     config: Any = network.config
     yield from attention.TURNS
-    yield from attention.rotations(config.rule, config.d_head)
+    yield from attention.rotations(config.rule, config.d_head, network.rotary.others)
     if config.n_head_kv < config.num_attention_heads:
         yield from attention.GROUPS
     yield from GATES

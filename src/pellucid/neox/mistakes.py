@@ -83,7 +83,7 @@ def mistakes(network: Network) -> Iterator[Change]:
     yield from common.PARALLEL if config.use_parallel_residual else common.SEQUENTIAL
     if config.rule.turned:
         yield from attention.TURNS
-    yield from attention.rotations(config.rule, config.d_head)
+    yield from attention.rotations(config.rule, config.d_head, network.rotary.others)
     yield from SPLITS
     yield from common.activations(config.hidden_act)
     yield from attention.scales(config.hidden_size)

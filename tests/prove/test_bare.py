@@ -1,0 +1,67 @@
+"""Llamas, GPT-NeoXs and GPT-2s that show nothing but their logits: right in every spelling, or wrong with its cause."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from bare import ANY, GPT2S, LLAMAS, NEOXES, ROTARY, SPELLINGS, TURNED, Bare, Stage
+
+import pellucid as pl
+import samples
+from pellucid.families import family_of
+from pellucid.prove import comparison
+
+IDS = samples.some_ids(1, 7)
+
+FIELDS: dict[str, dict[str, Any]] = {
+    "llama": {"num_hidden_layers": 1, "attention_bias": True, "mlp_bias": True},
+    "gpt_neox": {"num_hidden_layers": 1},
+    "gpt2": {"n_layer": 1},
+}
+model_of = functools.cache(lambda family: samples.glass(family, **FIELDS[family]))
+
+RIGHT = {"llama": {**SPELLINGS, **TURNED}, "gpt_neox": TURNED, "gpt2": SPELLINGS}
+WRONG = {"llama": {**LLAMAS, **ROTARY}, "gpt_neox": {**NEOXES, **ROTARY}, "gpt2": GPT2S}
+for number, words in enumerate(ANY):  # what any family may get wrong meets one of them
+    WRONG[list(WRONG)[number % 3]][words] = ANY[words]
+
+
+def in_turn(table: dict[str, dict[str, Any]]) -> Iterator[Any]:
+    """All pairs; the rotations of a NeoX, which are those of a Llama, are long but for every fourth."""
+    for family, rows in table.items():
+        for number, words in enumerate(rows):
+            twice = family == "gpt_neox" and words in {**ROTARY, **TURNED} and number % 4
+            yield pytest.param(family, words, id=f"{family}: {words}", marks=[pytest.mark.long] if twice else [])
+
+
+def compared(family: str, stages: dict[str, Stage]) -> Any:
+    return pl.compare(model_of(family), Bare(model_of(family), **stages), IDS)
+
+
+@pytest.mark.parametrize(("family", "words"), list(in_turn(RIGHT)))
+def test_a_right_one_is_not_accused(family: str, words: str) -> None:
+    report = compared(family, RIGHT[family][words])
+    assert report.verdict == "equivalent", report
+    assert not report.notes or report.notes[0].startswith("ties")
+
+
+@pytest.mark.parametrize(("family", "words"), list(in_turn(WRONG)))
+def test_a_wrong_one_is_told_by_its_cause(family: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    stages, cause = WRONG[family][words]
+    if not cause:  # of which no table knows: all of it would be searched
+        alone = replace(family_of(model_of(family).config), mistakes=None, suspects=None)
+        monkeypatch.setattr(comparison, "family_of", lambda config: alone)
+    report = compared(family, stages)
+    assert report.verdict == "different", report
+    assert cause in (report.first_divergence.cause or ""), report
+
+
+def test_mutants_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tables of another base that nobody looks at."""
+    monkeypatch.setattr("pellucid.rotary._others", lambda kept, pairs: iter(()))
+    with pytest.raises(AssertionError):
+        test_a_wrong_one_is_told_by_its_cause("llama", "base 500, tables", monkeypatch)
