@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pellucid.common_mistakes import Change, at_the_head, replaced
-from pellucid.rotary import Kept, Turn
+from pellucid.rotary import KeptRotation, Turn
 from pellucid.rotary_rules import RULES, Rule
 from pellucid.suspicions import FILLS, Suspicion
 
@@ -235,7 +235,7 @@ TURNS = (
 BASES = (1e4, 5e5, 1e6, 1e5, 500.0, 1e3, 1e7, 2e6)
 
 
-def rotations(rule: Rule, width: int, kept: Sequence[Kept] = ()) -> Iterator[Change]:
+def rotations(rule: Rule, width: int, kept: Sequence[KeptRotation] = ()) -> Iterator[Change]:
     """Rotations by another base, by no rope type, or of another part of each head of this width.
 
     Those that the other program keeps, and that are not the right one, come first.

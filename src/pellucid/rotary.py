@@ -36,7 +36,7 @@ class Rotary(nn.Module):
     """
 
     inv_freq: Tensor
-    others: tuple[Kept, ...] = ()
+    others: tuple[KeptRotation, ...] = ()
 
     def __init__(self, rule: Rule, device: torch.device | str = "cpu") -> None:
         super().__init__()
@@ -120,7 +120,7 @@ class Tables(nn.Module):
         cos, sin: Of the angles of positions from 0 [P, K / 2].
     """
 
-    others: tuple[Kept, ...] = ()
+    others: tuple[KeptRotation, ...] = ()
 
     def __init__(self, cos: Tensor, sin: Tensor) -> None:
         super().__init__()
@@ -132,7 +132,7 @@ class Tables(nn.Module):
         return cos, sin
 
 
-class Kept(NamedTuple):
+class KeptRotation(NamedTuple):
     """A rotation that another program keeps, in tables or as frequencies.
 
     Attributes:
@@ -203,17 +203,17 @@ def _tables(kept: Sequence[Tensor], pairs: int) -> Iterator[Tensor]:
             yield from (table[:, :pairs], table[:, :: table.size(1) // pairs])
 
 
-def _others(kept: Sequence[Tensor], pairs: int) -> Iterator[Kept]:
+def _others(kept: Sequence[Tensor], pairs: int) -> Iterator[KeptRotation]:
     """Rotations by the powers of some base, of so many pairs; the angles at position 1 say of which."""
     tables = [table for table in _tables(kept, pairs) if len(table) > 1]
     cosines, sines = ([t for t in tables if bool((t[0] == first).all())] for first in (1, 0))
     for cos, sin in zip(cosines, sines, strict=False):
         rates = torch.atan2(sin[1].double(), cos[1].double())
         if (base := _base(rates)) is not None:
-            yield Kept(base, rates, cos, sin)
+            yield KeptRotation(base, rates, cos, sin)
     for rates in (t.flatten() for t in kept if t.numel() == pairs and t.is_floating_point()):
         if (base := _base(rates.double())) is not None:
-            yield Kept(base, rates)
+            yield KeptRotation(base, rates)
 
 
 def _base(rates: Tensor) -> float | None:
