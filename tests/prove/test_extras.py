@@ -99,8 +99,14 @@ def by_hand(program: Any, name: str, row: int) -> float:
     return found
 
 
-@pytest.mark.parametrize("name", ["course", "monolith", "einsum", "nano"])
-@pytest.mark.parametrize("places", [48, 20])
+@pytest.mark.parametrize(
+    ("name", "places"),
+    [
+        ("course", 48), ("course", 20), ("monolith", 48), ("nano", 20),
+        *(pytest.param(*pair, marks=pytest.mark.long) for pair in (("monolith", 20), ("nano", 48), ("einsum", 48),
+                                                                  ("einsum", 20))),
+    ],
+)  # fmt: skip
 def test_longer_and_shorter_tables_of_positions(name: str, places: int, small: pl.CkptedTransformer) -> None:
     """The same model with other positions behind the last, or without its last ones."""
     table = torch.cat([small.pos_embed.W_pos.detach(), torch.randn(16, 24)])[:places]

@@ -238,7 +238,11 @@ MUTANTS: dict[str, tuple[Callable[[Patch], None], Callable[[], None]]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("check", sorted({check for _, check in MUTANTS.values()}, key=lambda check: check.__name__))
+UNBROKEN = {check for _, check in MUTANTS.values()} - {amplified_rounding_passes}
+"""That one is a part of a test in test_causes."""
+
+
+@pytest.mark.parametrize("check", sorted(UNBROKEN, key=lambda check: check.__name__))
 def test_checks_pass_unbroken(check: Callable[[], None]) -> None:
     check()
 

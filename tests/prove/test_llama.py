@@ -129,7 +129,7 @@ def test_state_dicts(pair: tuple[pl.CkptedTransformer, Any]) -> None:
 def test_constants_that_are_not_adopted_are_noticed(
     ours: pl.CkptedTransformer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(comparison, "family_of", lambda config: replace(LLAMA, adopt=None))
+    monkeypatch.setattr(comparison, "family_of", lambda config: replace(LLAMA, adopt=None, suspects=None))
     for kept in ("", "tables"):
         with pytest.raises(AssertionError):
             test_a_rewrite_is_not_accused(False, kept, ours)

@@ -506,7 +506,16 @@ MUTANTS: dict[str, tuple[Callable[[Patch], None], Callable[[], None]]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("check", sorted({check for _, check in MUTANTS.values()}, key=lambda check: check.__name__))
+ELSEWHERE = (
+    an_outer_module_hides_nothing, heads_hide_nothing, constants_keep_no_probe_away, constants_hide_nothing,
+    parts_stand_in_every_order,
+)  # fmt: skip
+"""Checks that are tests of other files, where they pass."""
+
+UNBROKEN = {check for _, check in MUTANTS.values()} - {*ELSEWHERE}
+
+
+@pytest.mark.parametrize("check", sorted(UNBROKEN, key=lambda check: check.__name__))
 def test_checks_pass_unbroken(check: Callable[[], None]) -> None:
     check()
 
