@@ -5,6 +5,9 @@ READY := .venv/.ready
 BENCH := .venv-bench/bin
 BENCH_READY := .venv-bench/.ready
 
+# Tests start many interpreters, and each compiles all it imports where none may keep what it compiled.
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: demo test tests test-all test-versions check types pages lint train viewer bench bench-quick clean
 
 demo: $(READY)
@@ -45,7 +48,7 @@ types: $(READY)
 	$(BIN)/pyright
 
 pages: $(READY)
-	$(BIN)/python -m pytest tests/test_layers.py tests/test_docs.py
+	$(BIN)/python -m pytest tests/test_layers.py tests/test_docs.py -m 'not long and not slow_page'
 
 lint: $(READY)
 	$(BIN)/ruff check .

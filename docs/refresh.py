@@ -137,7 +137,7 @@ class Page:
         return [
             f"{self.name}:{block.line}: the page says\n{block.code}but the example prints\n{printed}"
             for block, printed in self.outputs.items()
-            if block.code != printed
+            if unsigned(block.code) != unsigned(printed)
         ]
 
     def refreshed(self) -> str:
@@ -176,6 +176,11 @@ def close_figures() -> None:
 
 
 @functools.cache
+def unsigned(printed: str) -> str:
+    """An output without the signs of its zeros, which are rounding and differ from machine to machine."""
+    return re.sub(r"\s*-?(?=0\.0+(?![\d.]))", " ", printed)
+
+
 def codes() -> dict[str, list[str]]:
     """Error class -> the codes that it is raised with, read off the source."""
     found: dict[str, set[str]] = {}

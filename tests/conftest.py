@@ -34,12 +34,21 @@ def pytest_collection_finish() -> None:
 
 
 @pytest.fixture(autouse=True)
-def _seed() -> Iterator[None]:
-    """Every test starts from the same state of torch's generator, and leaves the defaults as they were."""
+def _the_process_stays_as_it_was() -> Iterator[None]:
+    """Every test starts from the same state of torch's generator, and leaves the process as it was.
+
+    A learner's file brings its folder to the path of modules, the command line a hook for errors, and a figure stays
+    open; and torch compiles one function only so often in a process, for whatever model, and then runs it as it is.
+    """
     torch.manual_seed(0)
-    grad = torch.is_grad_enabled()
+    grad, path, hook = torch.is_grad_enabled(), list(sys.path), sys.excepthook
     yield
     torch.set_grad_enabled(grad)
+    sys.path[:], sys.excepthook = path, hook
+    if "matplotlib.pyplot" in sys.modules:
+        sys.modules["matplotlib.pyplot"].close("all")
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()
 
 
 @pytest.fixture(autouse=True)
@@ -52,29 +61,6 @@ def _a_remedy_that_is_followed_was_met(request: pytest.FixtureRequest) -> Iterat
     with pytest.MonkeyPatch.context() as patch, following.codes_met(patch) as met:
         yield
     assert codes <= met, f"never met: {sorted(codes - met)}"
-
-
-@pytest.fixture(autouse=True)
-def _no_figure_outlives_its_test() -> Iterator[None]:
-    yield
-    if "matplotlib.pyplot" in sys.modules:
-        sys.modules["matplotlib.pyplot"].close("all")
-
-
-@pytest.fixture(autouse=True)
-def _the_process_stays_as_it_was() -> Iterator[None]:
-    """A learner's file brings its folder to the path of modules, and the command line a hook for errors."""
-    path, hook = list(sys.path), sys.excepthook
-    yield
-    sys.path[:], sys.excepthook = path, hook
-
-
-@pytest.fixture(autouse=True)
-def _no_compilation_outlives_its_test() -> Iterator[None]:
-    """Torch compiles one function only so often in a process, for whatever model, and then runs it as it is."""
-    yield
-    if "torch._dynamo" in sys.modules:
-        torch.compiler.reset()
 
 
 @pytest.fixture(scope="session")

@@ -37,6 +37,9 @@ WITHOUT_EXAMPLE = {
 }
 """Page -> why it has no python block that is run."""
 
+SLOW = ("attribution.md", "compare.md", "corpus.md", "measure.md", "plot.md")
+"""Pages whose examples take seconds: `make check` leaves them to `make test`."""
+
 MODULES = [
     module.name
     for module in pkgutil.walk_packages(pl.__path__, "pellucid.")
@@ -64,7 +67,7 @@ def page_of(text: str) -> refresh.Page:
 # Examples
 
 
-@pytest.mark.parametrize("name", PAGES)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow_page) if n in SLOW else n for n in PAGES])
 def test_examples_run_and_print_what_the_page_says(name: str) -> None:
     page = refresh.Page.read(PAGES[name])
     page.run()
@@ -118,6 +121,13 @@ def test_a_wrong_output_is_noticed_and_rewritten() -> None:
     assert again.text == text.replace("41", "42\nx")
     again.run()
     assert not again.wrong_outputs()
+
+
+def test_the_sign_of_a_zero_is_no_wrong_output() -> None:
+    for printed, right in (("-0.00  1.0", True), ("-0.01  1.0", False), (" 0.00 -1.0", False)):
+        page = page_of(f"```python\nprint({printed!r})\n```\n\n<!-- refresh -->\n```text\n 0.00  1.0\n```\n")
+        page.run()
+        assert bool(page.wrong_outputs()) is not right, printed
 
 
 def test_blocks_of_a_page_share_names_and_pages_do_not() -> None:
@@ -261,6 +271,7 @@ def test_the_tables_of_checkpoints_are_those_of_the_schema() -> None:
 # The figure
 
 
+@pytest.mark.slow_page
 def test_the_figure_can_be_drawn_again(tmp_path: Path) -> None:
     spec = importlib.util.spec_from_file_location("make_figure", DOCS / "figures" / "make.py")
     assert spec is not None
@@ -282,6 +293,7 @@ def measured() -> same.Measured:
     return same.measure(quick=True)
 
 
+@pytest.mark.slow_page
 def test_the_table_is_what_is_measured(measured: same.Measured) -> None:
     stated = same.rows(same.between_markers(PAGES["same_model.md"].read_text(encoding="utf-8")))
     for key, cells in measured.cells.items():
@@ -293,6 +305,7 @@ def test_the_table_is_what_is_measured(measured: same.Measured) -> None:
     assert sum(row.count("not run") for row in claims) == 1 + 2 * 3  # transformers raises; too large for a quick look
 
 
+@pytest.mark.slow_page
 def test_distances_are_what_is_measured(measured: same.Measured) -> None:
     stated = same.rows(same.between_markers(PAGES["same_model.md"].read_text(encoding="utf-8")))
     for run, cells in measured.distances.items():

@@ -36,6 +36,6 @@ def stated() -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def found() -> dict[str, Any]:
-    """The figures, computed again from the shipped files, but for the loss of the longer text, which takes long."""
+    """The figures, computed again from the shipped files, but for the losses of texts, which take long."""
     model, tokenizer = evaluate.load(FOLDER)
-    return evaluate.all_figures(model, tokenizer, TEXTS, validation=("ts_valid",))
+    return evaluate.all_figures(model, tokenizer, TEXTS, validation=())
