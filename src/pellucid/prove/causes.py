@@ -17,13 +17,13 @@ from pellucid.common_attention import change_of
 from pellucid.family import Family, Seen, Span, Suspect
 from pellucid.layout import EMBED
 from pellucid.network import Unembedding
-from pellucid.numerics.rounding import BEYOND_ROUNDING, relative_error, size_of
+from pellucid.numerics.rounding import BEYOND_ROUNDING, relative_error, same_bits, size_of
 from pellucid.prove.alignment import Alignment
 from pellucid.prove.copies import working_copy
 from pellucid.prove.points import LOGITS, block_of, with_checkpoints
 from pellucid.prove.program import DOUBLE, Conditions, Glass
 from pellucid.prove.rewritten import suspect_of
-from pellucid.prove.runs import Runs, same_bits
+from pellucid.prove.runs import Runs
 from pellucid.prove.units import kind_of, units_of
 from pellucid.run.model import CkptedTransformer
 from pellucid.schema import Schema

@@ -15,12 +15,12 @@ from torch import Tensor
 
 from pellucid.axes import POSITIONS, in_another_order
 from pellucid.layout import EMBED
-from pellucid.numerics.rounding import BEYOND_ROUNDING, not_alike, relative_error, shown_part, size_of
+from pellucid.numerics.rounding import BEYOND_ROUNDING, not_alike, relative_error, same_bits, shown_part, size_of
 from pellucid.prove.alignment import Alignment
 from pellucid.prove.causes import Cause
 from pellucid.prove.points import LOGITS, ckpt_of, in_order
 from pellucid.prove.report import Divergence, describe_difference
-from pellucid.prove.runs import Runs, same_bits
+from pellucid.prove.runs import Runs
 from pellucid.prove.units import HEAD, HEADS, N_CTX
 from pellucid.schema import Schema
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from pellucid.layout import EMBED
 from pellucid.layout import HEAD as UNEMBED
-from pellucid.numerics.rounding import BEYOND_ROUNDING, relative_error
+from pellucid.numerics.rounding import BEYOND_ROUNDING, relative_error, same_bits
 from pellucid.prove.aligning import NEAR, align
 from pellucid.prove.alignment import Alignment, Match
 from pellucid.prove.copies import is_scripted
@@ -26,7 +26,6 @@ from pellucid.prove.held import computed_in, filled, held_in, hidden_in, with_co
 from pellucid.prove.lending import Loan
 from pellucid.prove.points import LOGITS, sites_of
 from pellucid.prove.program import DOUBLE, Program, WatchedModel
-from pellucid.prove.runs import same_bits
 from pellucid.prove.units import N_CTX, kind_of, unit_axes, units_of
 from pellucid.run.model import CkptedTransformer
 from pellucid.schema import Schema

@@ -19,11 +19,10 @@ from torch import Tensor, nn
 
 from pellucid.check import attribute
 from pellucid.network import Run
-from pellucid.numerics.rounding import BEYOND_ROUNDING, size_of
+from pellucid.numerics.rounding import BEYOND_ROUNDING, same_bits, size_of
 from pellucid.prove.about import Reach
 from pellucid.prove.copies import quietly
 from pellucid.prove.program import DOUBLE, Conditions, Program
-from pellucid.prove.runs import same_bits
 from pellucid.run.model import CkptedTransformer
 
 SHORT = 3

@@ -6,10 +6,9 @@ import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 
-import torch
 from torch import Tensor
 
-from pellucid.numerics.rounding import BEYOND_ROUNDING, not_alike, relative_error, shown_part
+from pellucid.numerics.rounding import BEYOND_ROUNDING, not_alike, relative_error, same_bits, shown_part
 from pellucid.prove.points import LOGITS, ckpt_of, in_order
 from pellucid.prove.program import Conditions, Glass, Values, WatchedModel
 from pellucid.prove.report import CheckpointRow
@@ -250,10 +249,3 @@ def _row(name: str, points: list[str], single: Runs, double: Runs | None) -> Che
         fp64=worst(double, double.free) if double is not None else None,
         fp64_local=worst(double, double.forced) if double is not None else None,
     )
-
-
-def same_bits(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors are of one dtype and shape and equal in every bit: -0 is not 0, a NaN is itself."""
-    if a.dtype != b.dtype or a.shape != b.shape:
-        return False
-    return torch.equal(a.contiguous().view(torch.uint8), b.to(a.device).contiguous().view(torch.uint8))

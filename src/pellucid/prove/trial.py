@@ -13,14 +13,14 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
-from pellucid.numerics.rounding import BEYOND_ROUNDING, not_alike, relative_error, size_of
+from pellucid.numerics.rounding import BEYOND_ROUNDING, not_alike, relative_error, same_bits, size_of
 from pellucid.prove.copies import is_scripted, working_copy
 from pellucid.prove.divergences import is_before
 from pellucid.prove.ground import AsGiven, coarsest_in, step_of
 from pellucid.prove.lending import Loan
 from pellucid.prove.points import LOGITS
 from pellucid.prove.program import DOUBLE, Conditions, Glass, Program, Unwatched, WatchedModel
-from pellucid.prove.runs import Runs, same_bits
+from pellucid.prove.runs import Runs
 from pellucid.run.model import CkptedTransformer
 
 MARGIN = 16.0
