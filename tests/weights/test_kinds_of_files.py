@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import collections
 import io
 import json
 import pickle
+import re
 import struct
 import tarfile
+import types
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -226,12 +229,25 @@ def test_numpys_numbers_in_model_args_are_read(tmp_path: Path) -> None:
     assert model.config.attn_pdrop == 0.25
 
 
-@pytest.mark.parametrize("what", [np.array([{}], dtype=object), np.datetime64("2020-01-01"), np.str_("x")], ids=repr)
-def test_other_objects_of_numpys_are_refused(what: Any, tmp_path: Path) -> None:
-    torch.save({"model": hf_dict(HF), "x": what}, tmp_path / "weights.pt")
-    with pytest.raises(pl.WeightsError) as caught:
-        pl.load(tmp_path / "weights.pt", config=config_of(HF))
-    assert caught.value.code == "pickle-unsafe"
+@pytest.mark.remedy("pickle-unsafe")
+@pytest.mark.parametrize(
+    ("what", "named"),
+    [(np.array([{}], dtype=object), "a NumPy type 'O8'"), (np.datetime64("2020-01-01"), "a NumPy type 'M8'"),
+     (np.str_("x"), "a NumPy type 'U1'"), (range(3), "range"), (types.SimpleNamespace(lr=1), "types.SimpleNamespace"),
+     (collections.defaultdict(list), "collections.defaultdict"), (slice(3), "slice")],
+    ids=repr,
+)  # fmt: skip
+def test_plain_values_that_are_not_read_are_named_and_the_remedy_works(what: Any, named: str, tmp_path: Path) -> None:
+    path, config = tmp_path / "weights.pt", config_of(HF)
+    torch.save({"model": hf_dict(HF), "x": what}, path)
+    with pytest.raises(pl.WeightsError, match=f"with {re.escape(named)} beside the weights") as caught:
+        pl.load(path, config=config)
+    assert "pl.load(torch.load(path, weights_only=False), config=...)" in caught.value.remedy
+    assert same_logits(pl.load(torch.load(path, weights_only=False), config=config), HF)
+    torch.save({"model": hf_dict(HF), "x": what, "y": Runs()}, path)
+    with pytest.raises(pl.WeightsError, match="would run code") as caught:
+        pl.load(path, config=config)
+    assert "torch.load" not in caught.value.remedy
 
 
 @pytest.mark.remedy("pickle-unsafe")

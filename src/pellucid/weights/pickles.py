@@ -206,6 +206,13 @@ def _count(
 
 _GETS = ("GET", "BINGET", "LONG_BINGET")
 
+_VALUE = re.compile(
+    r"torch\.(_utils\._rebuild_\w+|\w*Storage|storage\.\w+Storage|nn\.parameter\.\w+|Size|device|bool|[a-z]+\d+\w*)"
+    r"|numpy\.(dtype|ndarray|_?core\.multiarray\.(scalar|_reconstruct))|_codecs\.encode|types\.SimpleNamespace"
+    r"|collections\.\w+|(__builtin__|builtins)\.(x?range|slice|list|dict|set|frozenset|int|float|complex|bytearray)"
+)
+"""What pickles of tensors and of plain values call, whether or not PyTorch's restricted unpickler does."""
+
 _LOWER = ("datetime.datetime", "datetime.date", "datetime.timedelta")
 """Classes of values whose names look like functions'."""
 
@@ -214,14 +221,15 @@ def _refusal(path: Path, said: str, needed: set[str]) -> WeightsError:
     found = re.search(r"GLOBAL ([\w.]+)", said)
     culprit = found[1] if found is not None else ""
     module, _, name = culprit.rpartition(".")
-    if any(re.match(r"torch\.nn\.modules\.|transformers\..*\.modeling_|pellucid\.", one) for one in needed):
+    if any(re.match(r"torch\.nn\.modules\.|transformers\..*\.modeling_|pellucid\.run\.", one) for one in needed):
         return WeightsError(
             f"{path}: a whole pickled module, whose code ({culprit or 'its classes'}) is not run here.",
             code="pickle-unsafe",
             remedy="If you trust the file, and have the classes: torch.save(torch.load(path, weights_only=False)"
             ".state_dict(), other), then pl.load(other, config=...). Or ask its author for safetensors.",
         )
-    if culprit and (name[:1].isupper() or culprit in _LOWER) and module.partition(".")[0] not in _RUNS_CODE:
+    runs = next((n for n in sorted(needed) if n.partition(".")[0] in _RUNS_CODE and not _VALUE.fullmatch(n)), "")
+    if culprit and (name[:1].isupper() or culprit in _LOWER) and not runs and culprit != "types.SimpleNamespace":
         return WeightsError(
             f"{path}: a pickle with an object of {culprit} beside the weights, whose code is not run here.",
             code="pickle-unsafe",
@@ -229,14 +237,19 @@ def _refusal(path: Path, said: str, needed: set[str]) -> WeightsError:
             f"torch.serialization.safe_globals([{culprit}]), pl.load(torch.load(path), config=...). "
             "Or ask its author for safetensors.",
         )
-    if "Unsupported operand" in said and all(re.match(r"(torch|collections)\b", one) for one in needed):
+    number, later = re.search(r"a NumPy [\w ']+", said), "Unsupported operand 149" in said  # FRAME
+    value = number[0] if number else culprit
+    are_values = all(map(_VALUE.fullmatch, needed))
+    if are_values and (value or later):
+        what = "of protocol 4 or 5" if later else f"with {value} beside the weights"
         return WeightsError(
-            f"{path}: a pickle of protocol 4 or 5, of which PyTorch's restricted reader reads none.",
+            f"{path}: a pickle {what}, which is not read.",
             code="pickle-unsafe",
-            remedy="If you trust the file, write it again: torch.save(torch.load(path, weights_only=False), other), "
-            "then pl.load(other, config=...).",
+            remedy="If you trust the file: pl.load(torch.load(path, weights_only=False), config=...). Or ask its "
+            "author for safetensors.",
         )
-    if needed:
+    if not are_values:
+        culprit = runs or culprit
         what = f"calls {culprit}" if culprit else "calls what a pickle of tensors does not"
         return WeightsError(
             f"{path}: a pickle that would run code; nothing of it was run. It {what}.",
