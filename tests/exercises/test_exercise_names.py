@@ -68,6 +68,55 @@ class Turned(nn.Module):
         return x @ self.weight + self.bias
 
 
+class AxisOfHeads(nn.Module):
+    """Matrices with an axis for heads, as HookedTransformer keeps them."""
+
+    scale = True
+
+    def __init__(self, hidden_size: int, num_heads: int, head_size: int | None = None, dropout: float = 0.1) -> None:
+        super().__init__()
+        size = head_size or hidden_size // num_heads
+        for letter in "QKV":
+            setattr(self, f"W_{letter}", nn.Parameter(torch.randn(num_heads, hidden_size, size)))
+            setattr(self, f"b_{letter}", nn.Parameter(torch.zeros(num_heads, size)))
+        self.W_O = nn.Parameter(torch.randn(num_heads, size, hidden_size))
+        self.b_O = nn.Parameter(torch.zeros(hidden_size))
+        self.attn_dropout, self.resid_dropout = nn.Dropout(dropout), nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, cache: Any = None) -> Tensor:
+        q, k, v = (
+            torch.einsum("bpd,hdk->bhpk", x, getattr(self, f"W_{letter}")) + getattr(self, f"b_{letter}")[:, None]
+            for letter in "QKV"
+        )
+        scores = q @ k.mT / (q.size(-1) ** 0.5 if self.scale else 1)
+        scores = scores.masked_fill(torch.ones_like(scores, dtype=torch.bool).triu(1), -1e4)
+        z = self.attn_dropout(scores.softmax(-1)) @ v
+        return self.resid_dropout(torch.einsum("bhpk,hkd->bpd", z, self.W_O) + self.b_O)
+
+
+class OneHead(nn.Module):
+    def __init__(self, hidden_size: int, size: int, dropout: float) -> None:
+        super().__init__()
+        self.key, self.query, self.value = (nn.Linear(hidden_size, size) for _ in range(3))
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores = self.query(x) @ self.key(x).mT * self.key.out_features**-0.5
+        scores = scores.masked_fill(torch.ones_like(scores, dtype=torch.bool).triu(1), -torch.inf)
+        return self.dropout(scores.softmax(-1)) @ self.value(x)
+
+
+class ListOfHeads(nn.Module):
+    def __init__(self, hidden_size: int, num_heads: int, head_size: int | None = None, dropout: float = 0.1) -> None:
+        super().__init__()
+        size = head_size or hidden_size // num_heads
+        self.heads = nn.ModuleList(OneHead(hidden_size, size, dropout) for _ in range(num_heads))
+        self.proj, self.dropout = nn.Linear(num_heads * size, hidden_size), nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, cache: Any = None) -> Tensor:
+        return self.dropout(self.proj(torch.cat([head(x) for head in self.heads], -1)))
+
+
 def told(result: Any) -> str:
     return "\n".join(note for note in result.notes if note.startswith("names: "))
 
@@ -83,6 +132,17 @@ def test_three_matrices_pass_in_any_order() -> None:
     result = check_attention(Three)
     assert result, result
     assert "`queries`, `keys`, `values` are together what the course calls `qkv_proj`" in told(result), result
+
+
+def test_heads_with_an_axis_or_layers_of_their_own_pass() -> None:
+    result = check_attention(AxisOfHeads)
+    assert result, result
+    assert "`W_Q`, `W_K`, `W_V` are together what the course calls `qkv_proj`" in told(result), result
+    wrong = check_attention(type("Unscaled", (AxisOfHeads,), {"scale": False}))
+    assert wrong.mistake == "the scores are not divided by sqrt(head_size)", wrong
+    result = check_attention(ListOfHeads)
+    assert result, result
+    assert "`heads.0.query`, `heads.0.key`, `heads.0.value` are together" in told(result), result
 
 
 def test_wrong_mathematics_under_other_names_is_named() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,8 +21,8 @@ STEP = "the parameters"
 MOST = 24
 """Ways to read the same shapes that are tried; four square matrices in attention have as many."""
 
-Layer = Mapping[str, str]
-"""Kind ("weight", "bias") -> the parameter's name in the module."""
+Layer = Mapping[str, tuple[str, ...]]
+"""Kind ("weight", "bias") -> the parameters in the module that hold it, one behind the other along the first axis."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,10 @@ class Naming:
         held = dict(module.named_parameters(remove_duplicate=False))
         out: dict[str, Tensor] = {}
         for name, source in self.sources.items():
-            parts = [held[part].T if source.turned else held[part] for part in source.names]
+            parts = [
+                _as_linear(held[part], source.turned) if name.endswith("weight") else held[part].flatten()
+                for part in source.names
+            ]
             out[name] = parts[0] if len(parts) == 1 else torch.cat(parts)
         return out
 
@@ -53,13 +57,14 @@ class Naming:
         for name, source in self.sources.items():
             if not name.endswith("weight"):
                 continue
-            layer, mine = name.rpartition(".")[0], [_layer(part)[0] for part in source.names]
+            layer, mine = name.rpartition(".")[0], [re.sub(r"[._]?weight$", "", part) for part in source.names]
             course, *theirs = (
                 re.sub(r"(^|(?<=\.))\d+(?=\.)", "0", part) for part in (layer, *mine)
             )  # any block is as 0
+            theirs = list(dict.fromkeys(theirs))  # heads have one each, or blocks
             if theirs != [course]:
                 listed = ", ".join(f"`{part}`" for part in theirs)
-                what = "is what the course calls" if len(mine) == 1 else "are together what the course calls"
+                what = "is what the course calls" if len(theirs) == 1 else "are together what the course calls"
                 found[f"{listed} {what} `{course}`"] = None
             elif source.turned:
                 found[f"`{course}` is kept transposed, [in, out]; the course's nn.Linear keeps [out, in]"] = None
@@ -74,8 +79,13 @@ def namings(module: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> list[Na
         wanted.setdefault(layer, {})[kind] = shape
     turned = {path for path, one in module.named_modules() if type(one).__name__ == "Conv1D"}  # transformers' layer
     held = _Held({name: tuple(p.shape) for name, p in module.named_parameters()}, turned)
-    found = _assigned(list(wanted.items()), _layers(module), held)
-    return [Naming(sources) for sources in itertools.islice(found, MOST)]
+    layers = _layers(module)
+    found = list(itertools.islice(_assigned(list(wanted.items()), layers, held), MOST))
+    if not found:  # each head may have layers of its own
+        digits = 1 + max(len(re.findall(r"\.\d+\.", name)) for name in shapes)
+        together = _by_head(layers, digits)
+        found = list(itertools.islice(_assigned(list(wanted.items()), {**layers, **together}, held), MOST))
+    return [Naming(sources) for sources in found]
 
 
 @dataclass
@@ -187,27 +197,57 @@ class _Held:
 
     def fits(self, name: str, layer: Layer, parts: Mapping[str, tuple[int, ...]], turned: bool) -> bool:
         """Whether a layer has the parts of one of the course's; a square matrix is turned if its class says so."""
-        shape = parts["weight"]
-        if len(shape) == 2 and shape[0] == shape[1] and turned != (name in self.turned):
+        shape, square = parts["weight"], len(parts["weight"]) == 2 == len(self.shapes[layer["weight"][0]]) \
+            if "weight" in layer else False  # fmt: skip
+        if square and shape[0] == shape[1] and turned != (name in self.turned):
             return False
-        return all(
-            kind in layer and self.shapes[layer[kind]] == (part[::-1] if turned and kind == "weight" else part)
-            for kind, part in parts.items()
-        )
+        return all(kind in layer and self._shape(layer[kind], kind, turned) == part for kind, part in parts.items())
+
+    def _shape(self, names: Sequence[str], kind: str, turned: bool) -> tuple[int, ...]:
+        """The shape of several parameters together, as an nn.Linear would hold them."""
+        if kind == "bias":
+            return (sum(math.prod(self.shapes[name]) for name in names),)
+        with torch.device("meta"):
+            every = [_as_linear(torch.empty(self.shapes[name]), turned).shape for name in names]
+        return (sum(shape[0] for shape in every), *every[0][1:])
+
+
+def _as_linear(weight: Tensor, turned: bool) -> Tensor:
+    """A weight as nn.Linear holds it, [out, in]; one [head, in, out] has an axis for heads among the outer or inner."""
+    if weight.dim() == 3:
+        return weight.flatten(0, 1).T if turned else weight.mT.flatten(0, 1)
+    return weight.T if turned and weight.dim() == 2 else weight
 
 
 def _layer(name: str) -> tuple[str, str]:
-    """A parameter's layer and its kind; nn.MultiheadAttention writes in_proj_weight."""
-    match = re.fullmatch(r"(.*?)[._]?(weight|bias)", name)
-    return (match[1], match[2]) if match else (name, "weight")
+    """A parameter's layer and its kind: nn.MultiheadAttention writes in_proj_weight, others W_Q and b_Q, or ln1.w."""
+    if match := re.fullmatch(r"(.*?)[._]?(weight|bias)", name):
+        return match[1], match[2]
+    if match := re.fullmatch(r"(.*\.)?([Wb])_(\w+)|(.+)\.([wb])", name):
+        kind = "bias" if "b" in (match[2], match[5]) else "weight"
+        return match[4] or f"{match[1] or ''}{match[3]}", kind
+    return name, "weight"
 
 
-def _layers(module: nn.Module) -> dict[str, dict[str, str]]:
-    found: dict[str, dict[str, str]] = {}
+def _layers(module: nn.Module) -> dict[str, dict[str, tuple[str, ...]]]:
+    found: dict[str, dict[str, tuple[str, ...]]] = {}
     for name, _ in module.named_parameters():
         layer, kind = _layer(name)
-        found.setdefault(layer, {})[kind] = name
+        found.setdefault(layer, {})[kind] = (name,)
     return found
+
+
+def _by_head(layers: Mapping[str, Layer], digits: int) -> dict[str, Layer]:
+    """Layers whose names differ in the last of so many numbers, as one: those of each head of a list."""
+    groups: dict[str, list[str]] = {}
+    for name in layers:
+        if len(re.findall(r"\.\d+\.", name)) >= digits:
+            groups.setdefault(re.sub(r"\.\d+\.(?!.*\.\d+\.)", ".*.", name), []).append(name)
+    return {
+        group: {kind: tuple(layers[name][kind][0] for name in names) for kind in layers[names[0]]}
+        for group, names in groups.items()
+        if len(names) > 1 and len({tuple(layers[name]) for name in names}) == 1
+    }
 
 
 def _assigned(
@@ -223,7 +263,9 @@ def _assigned(
     for chosen, turned in _fitting(course, parts, layers, held):
         left = {name: layer for name, layer in layers.items() if name not in chosen}
         mine = {
-            f"{course}.{kind}": Source(tuple(layers[name][kind] for name in chosen), turned and kind == "weight")
+            f"{course}.{kind}": Source(
+                tuple(part for name in chosen for part in layers[name][kind]), turned and kind == "weight"
+            )
             for kind in parts
         }
         for others in _assigned(rest, left, held):
