@@ -47,10 +47,9 @@ class Roles:
         """
         lengths = _lengths(clean), _lengths(corrupted)
         if lengths != self.lengths:
-            raise InputError(
+            raise _misfit(
                 f"align: made for texts of {_counts(self.lengths)} tokens, given texts of {_counts(lengths)}.",
-                code="align-misfit",
-                remedy="Align the very texts that are patched.",
+                "Align the very texts that are patched.",
             )
         return [_columns(clean, corrupted, *part) for part in zip(self.clean, self.corrupted, strict=True)]
 
@@ -135,10 +134,9 @@ def _given(name: str, where: Any, batches: tuple[Batch, Batch]) -> tuple[tuple[T
     for batch, side in zip(batches, sides, strict=True):
         each = side if isinstance(side, list) else [side] * len(batch)
         if len(each) != len(batch):
-            raise InputError(
+            raise _misfit(
                 f"align: {name!r} has {len(each)} places for {len(batch)} texts.",
-                code="align-misfit",
-                remedy="Give one place, or one for each text.",
+                "Give one place, or one for each text.",
             )
         found.append([_place(name, one, pieces) for one, pieces in zip(each, batch.strings, strict=True)])
     shared = [min(len(a), len(b)) for a, b in zip(*found, strict=True)]
@@ -155,26 +153,23 @@ def _place(name: str, where: Any, pieces: Sequence[str]) -> Tokens:
     number = as_whole(where)
     if number is not None:
         if not -len(pieces) <= number < len(pieces):
-            raise InputError(
+            raise _misfit(
                 f"align: {name!r} is token {number} of a text of {len(pieces)}.",
-                code="align-misfit",
-                remedy="Give a token that is there; negative numbers count from the end.",
+                "Give a token that is there; negative numbers count from the end.",
             )
         return (number % len(pieces),)
     word, occurrence = where if isinstance(where, tuple) and _is_occurrence(where) else (where, None)
     if not isinstance(word, str) or not word:
-        raise InputError(
+        raise _misfit(
             f"align: {name!r} is at {shown(where)}, expected a token's number, a word, or ('word', 1).",
-            code="align-misfit",
-            remedy="Give (where it is in the clean text, where it is in the corrupted one).",
+            "Give (where it is in the clean text, where it is in the corrupted one).",
         )
     text = "".join(pieces)
     starts = [at for at in range(len(text)) if text.startswith(word, at)]
     if not starts or (occurrence is None and len(starts) > 1) or (occurrence or 0) >= len(starts):
-        raise InputError(
+        raise _misfit(
             f"align: {name!r} is {word!r}, which occurs {len(starts)} times in {shown(text)}.",
-            code="align-misfit",
-            remedy=f"Say which occurrence is meant, from 0: ({word!r}, 0)." if starts else "Give a word of the text.",
+            f"Say which occurrence is meant, from 0: ({word!r}, 0)." if starts else "Give a word of the text.",
         )
     first = starts[occurrence or 0]
     ends = torch.tensor([0, *map(len, pieces)]).cumsum(0).tolist()
@@ -186,17 +181,15 @@ def _shared(clean: Batch, corrupted: Batch) -> tuple[tuple[str, ...], list[Any]]
     each = [_matched(a.tolist(), b.tolist()) for a, b in zip(clean.rows(), corrupted.rows(), strict=True)]
     count = min(map(len, each))
     if any(len(found) != count for found in each):
-        raise InputError(
+        raise _misfit(
             f"align: the pairs of texts share between {count} and {max(map(len, each))} tokens, so that positions have "
             "no number in common.",
-            code="align-misfit",
-            remedy="Say which parts belong together: roles={'subject': ('Mary', 'John'), 'end': -1}.",
+            "Say which parts belong together: roles={'subject': ('Mary', 'John'), 'end': -1}.",
         )
     if not count:
-        raise InputError(
+        raise _misfit(
             "align: the texts share no token.",
-            code="align-misfit",
-            remedy="Say which parts belong together: roles={'subject': ('Mary', 'John'), 'end': -1}.",
+            "Say which parts belong together: roles={'subject': ('Mary', 'John'), 'end': -1}.",
         )
     pairs = [tuple(tuple((found[i][side],) for found in each) for side in (0, 1)) for i in range(count)]
     names = tuple(f"{clean.strings[0][each[0][i][0]]!r} {i}" for i in range(count))
@@ -239,3 +232,7 @@ def _written(texts: Sequence[Tokens]) -> str:
 
 def _counts(lengths: tuple[tuple[int, ...], tuple[int, ...]]) -> str:
     return " and ".join(shown(list(side)) for side in lengths)
+
+
+def _misfit(what: str, remedy: str) -> InputError:
+    return InputError(what, code="align-misfit", remedy=remedy)

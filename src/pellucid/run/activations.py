@@ -18,11 +18,10 @@ from pellucid.dialects import CKPTS, PLACES, named_arguments, unknown_attribute
 from pellucid.errors import InputError, UnknownNameError, shown
 from pellucid.extras import need
 from pellucid.network import Network
-from pellucid.run.columns import token_labels, without_pads
 from pellucid.run.origin import Captures, Known, Origin, load_captures, model_of
 from pellucid.run.region import Index, Region, take
 from pellucid.schema import HEADS, Schema
-from pellucid.text.batch import Batch
+from pellucid.text.batch import Batch, nan_at_pads, token_labels
 
 if TYPE_CHECKING:
     import xarray
@@ -267,12 +266,12 @@ class ActivationCkpts(Mapping[str, Tensor]):
         arrays: dict[str, Any] = {}
         for name, value in self._values.items():
             if not name.startswith("blocks."):
-                arrays[name] = (self.schema.dims(name), without_pads(value, axes[name], self.batch, self.columns))
+                arrays[name] = (self.schema.dims(name), nan_at_pads(value, axes[name], self.batch, self.columns))
                 continue
             kind = name.split(".", 2)[2]
             if kind not in arrays:
                 full = self._of_blocks(kind)
-                stacked = [without_pads(self[n], axes[n], self.batch, self.columns) for n in full]
+                stacked = [nan_at_pads(self[n], axes[n], self.batch, self.columns) for n in full]
                 layers = [int(n.split(".")[1]) for n in full]
                 dims = [str(Axis.LAYER), *self.schema.dims(name)]
                 arrays[kind] = xarray.DataArray(torch.stack(stacked), dims=dims, coords={str(Axis.LAYER): layers})

@@ -209,37 +209,32 @@ def no_weights(folder: Path, expected: Sequence[str], others: Sequence[str], sev
     """The error for a folder without weights that are read, with what it is."""
     shard = next((name for name in several if _SHARD.search(name)), None)
     if shard is not None:
-        return NotFoundError(
+        return _without_weights(
             f"{folder}: shards without their index: {listed(several, 8)}.",
-            code="weights-not-found",
-            remedy=f"Put the index of the same revision beside them: {_SHARD.sub('', shard)}.index.json.",
+            f"Put the index of the same revision beside them: {_SHARD.sub('', shard)}.index.json.",
         )
     if len(several) > 1:
-        return NotFoundError(
+        return _without_weights(
             f"{folder}: several weights files, none of them under a usual name: {listed(several, 8)}.",
-            code="weights-not-found",
-            remedy=f"Give one of them, such as {str(folder / several[-1])!r}.",
+            f"Give one of them, such as {str(folder / several[-1])!r}.",
         )
     steps = {int(name.rpartition("-")[2]): name for name in others if re.fullmatch(r"checkpoint-\d+", name)}
     if steps:
-        return NotFoundError(
+        return _without_weights(
             f"{folder}: a trainer's folder, with saved models inside: {listed(list(steps.values()), 8)}.",
-            code="weights-not-found",
-            remedy=f"Give one of them; the newest is {str(folder / steps[max(steps)])!r}.",
+            f"Give one of them; the newest is {str(folder / steps[max(steps)])!r}.",
         )
     snapshots = sorted((folder / "snapshots").glob("*/"), key=lambda snapshot: snapshot.stat().st_mtime)
     if snapshots:
-        return NotFoundError(
+        return _without_weights(
             f"{folder}: what the hub's cache keeps of a repository.",
-            code="weights-not-found",
-            remedy=f"Give a snapshot; the newest is {str(snapshots[-1])!r}.",
+            f"Give a snapshot; the newest is {str(snapshots[-1])!r}.",
         )
     inner = [name for name in others if any(is_there(folder / name / file) for file in expected)]
     if inner:
-        return NotFoundError(
+        return _without_weights(
             f"{folder}: no weights, but folders with some: {listed(inner, 8)}.",
-            code="weights-not-found",
-            remedy=f"Give one of them, such as {str(folder / inner[-1])!r}.",
+            f"Give one of them, such as {str(folder / inner[-1])!r}.",
         )
     for kind, name in ((kind, name) for kind in _PARTS for name in others):
         if kind.has(name, b""):
@@ -247,11 +242,10 @@ def no_weights(folder: Path, expected: Sequence[str], others: Sequence[str], sev
     below = _files_below(folder)
     apart = sorted(filter(_may_hold_weights, below), key=lambda path: path.stat().st_mtime)
     if apart:
-        return NotFoundError(
+        return _without_weights(
             f"{folder}: no weights, but files below that may hold some: "
             f"{listed([str(path.relative_to(folder)) for path in apart], 8)}.",
-            code="weights-not-found",
-            remedy=f"Give one of them; the newest is {str(apart[-1])!r}.",
+            f"Give one of them; the newest is {str(apart[-1])!r}.",
         )
     own = [folder / name for name in others if (folder / name).is_file()]
     for path, kinds in (*((path, (*_FILES, *_PACKED)) for path in own), *((path, _FILES) for path in below)):
@@ -261,11 +255,14 @@ def no_weights(folder: Path, expected: Sequence[str], others: Sequence[str], sev
             return kind.refused(path)
     if any(_STATE.has(name, b"") for name in others):
         return _STATE.refused(folder)
-    return NotFoundError(
+    return _without_weights(
         f"{folder}: none of {', '.join(expected)}; it holds {listed(sorted(others), 8) or 'nothing'}.",
-        code="weights-not-found",
-        remedy="Give the folder that save_pretrained wrote, or the weights file itself."
+        "Give the folder that save_pretrained wrote, or the weights file itself."
         if "config.json" not in others
         else f"Put the weights of the same model beside its config.json, such as {expected[0]}; or give the weights "
         "file itself.",
     )
+
+
+def _without_weights(what: str, remedy: str) -> NotFoundError:
+    return NotFoundError(what, code="weights-not-found", remedy=remedy)

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pellucid.compat.hooked.names import get_act_name
+from pellucid.compat.hooked.names import Slice, get_act_name
 from pellucid.compat.hooked.residual_stacks import ResidualStacks
-from pellucid.compat.hooked.slices import Slice
 from pellucid.errors import InputError, UnknownNameError, nearest
 
 if TYPE_CHECKING:

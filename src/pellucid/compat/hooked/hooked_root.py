@@ -10,7 +10,7 @@ from typing import Any, Self
 from torch import Tensor, nn
 
 from pellucid.compat.hooked.hook_points import Hook, HookPoint
-from pellucid.compat.hooked.slices import Slice
+from pellucid.compat.hooked.names import Slice
 from pellucid.errors import UnknownNameError, nearest
 
 Where = str | Callable[[str], bool]
