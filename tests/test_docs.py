@@ -10,7 +10,9 @@ import importlib
 import importlib.util
 import pkgutil
 import re
+import shutil
 import socket
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -282,6 +284,16 @@ def test_the_figure_can_be_drawn_again(tmp_path: Path) -> None:
     drawn, kept = (path.read_bytes() for path in (tmp_path / "glass.png", DOCS / "figures" / "glass.png"))
     assert drawn.startswith(b"\x89PNG")
     assert drawn[16:24] == kept[16:24], "width and height in pixels"
+
+
+@pytest.mark.long
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium on this machine: apt-get install chromium")
+def test_the_picture_of_the_viewer_can_be_taken_again(tmp_path: Path) -> None:
+    script, out = DOCS / "figures" / "make_viewer.py", tmp_path / "viewer.png"
+    subprocess.run([sys.executable, str(script), "--out", str(out)], check=True)
+    taken, kept = out.read_bytes(), (DOCS / "figures" / "viewer.png").read_bytes()
+    assert taken[16:24] == kept[16:24], "width and height in pixels"
+    assert len(taken) > len(kept) / 2, "an empty page is a tenth of it"
 
 
 # What same_model.md states is measured again
