@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pellucid.dialects import named_arguments
 from pellucid.errors import shown
 from pellucid.exercises.beam_forms import (
     BEAMS,
@@ -112,7 +111,6 @@ BY_LENGTH = {
 """`Search.divides` -> how a note says it."""
 
 
-@named_arguments({})
 def check_beam_search(fn: Callable[..., Any], *, hint: int | None = None) -> CheckResult:
     """Check a `beam_search(model, input_ids, num_return_sequences, num_beams, max_new_tokens, tokenizer)`.
 

@@ -62,7 +62,6 @@ class GPTConfig:
 STARTER = Path(__file__).parent / "starter.txt"
 
 
-@named_arguments({})
 def starter(path: str | Path | None = None) -> str:
     """The file to begin with: every class and function of the course with a blank in it, and its check below.
 
@@ -95,7 +94,6 @@ def starter(path: str | Path | None = None) -> str:
     return text
 
 
-@named_arguments({})
 def config_of(reference: Any, activation_function: str = "gelu") -> GPTConfig:
     """The course's configuration of a model with the sizes of a reference, pellucid's or transformers'.
 

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pellucid.dialects import named_arguments
 from pellucid.exercises.result import CheckResult, Findings, WrongAnswerError, checked, theirs
 from pellucid.exercises.scores import as_id, given, note_changes
 from pellucid.exercises.watch import Drawn, apart
@@ -222,7 +221,6 @@ def probes() -> list[Tensor]:
     return [first, 1.5 * torch.randn(9, generator=torch.Generator().manual_seed(5))]
 
 
-@named_arguments({})
 def check_sample_basic(fn: Callable[..., Any], *, hint: int | None = None) -> CheckResult:
     """Check a `sample_basic(logits) -> int`.
 
@@ -231,7 +229,6 @@ def check_sample_basic(fn: Callable[..., Any], *, hint: int | None = None) -> Ch
     return checked("sampling", lambda found: _check(found, fn, [()], basic, BASIC, "sampling", ()), hint)
 
 
-@named_arguments({})
 def check_top_k(fn: Callable[..., Any], *, hint: int | None = None) -> CheckResult:
     """Check a `sample_top_k(logits, top_k) -> int`.
 
@@ -245,7 +242,6 @@ def check_top_k(fn: Callable[..., Any], *, hint: int | None = None) -> CheckResu
     return checked("top-k", body, hint)
 
 
-@named_arguments({})
 def check_top_p(fn: Callable[..., Any], *, hint: int | None = None) -> CheckResult:
     """Check a `sample_top_p(logits, top_p, min_tokens_to_keep=1) -> int`; both forms of the nucleus pass.
 

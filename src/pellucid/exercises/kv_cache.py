@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pellucid.dialects import named_arguments
 from pellucid.exercises.course import RIGHT, GPTConfig, gpt2
 from pellucid.exercises.learner import COARSE, EXACT, spread
 from pellucid.exercises.names import copied
@@ -80,7 +79,6 @@ WRONG: Mapping[str, Changes] = {
 """Mistakes with a cache -> what does the same in a full run: other positions, another mask, another sum."""
 
 
-@named_arguments({})
 def check_cache(
     answer: type[nn.Module] | nn.Module, make_cache: Callable[..., Any], *, hint: int | None = None
 ) -> CheckResult:

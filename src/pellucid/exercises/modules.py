@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pellucid.dialects import named_arguments
 from pellucid.exercises.beyond_numbers import (
     DROPOUT,
     check_applied,
@@ -45,7 +44,6 @@ from pellucid.gpt2.mistake import NUMBER, Mistake
 from pellucid.gpt2.mistakes import ATTENTION, ATTENTION_DROPOUT, BLOCK, BLOCK_DROPOUT, GPT2, GPT2_DROPOUT
 
 
-@named_arguments({})
 def check_attention(answer: type[nn.Module] | Callable[..., nn.Module], *, hint: int | None = None) -> CheckResult:
     """Check a `UnidirectionalAttention(hidden_size, num_heads, head_size=None, dropout=0.1)`.
 
@@ -140,7 +138,6 @@ def _check_attention_dropout(found: Findings, probe: ModuleProbe, built: Built, 
         )
 
 
-@named_arguments({})
 def check_block(answer: type[nn.Module] | Callable[..., nn.Module], *, hint: int | None = None) -> CheckResult:
     """Check a `GPT2Block(hidden_size, num_heads, dropout, layer_norm_epsilon, activation_function)`.
 
@@ -187,7 +184,6 @@ def check_block(answer: type[nn.Module] | Callable[..., nn.Module], *, hint: int
     return checked("block", body, hint)
 
 
-@named_arguments({})
 def check_gpt2(answer: type[nn.Module] | Callable[..., nn.Module], *, hint: int | None = None) -> CheckResult:
     """Check a `GPT2(config)`, which gets a `GPTConfig` with the course's fields.
 

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pellucid.dialects import named_arguments
 from pellucid.errors import InputError, PellucidError
 from pellucid.exercises.course import RIGHT, gpt2, gpt2_layers, no_reference, shapes_of, units
 from pellucid.exercises.learner import spread
@@ -42,7 +41,6 @@ EXPECTED = (" Washington", " Bush")
 TANH = ("gelu_new", "gelu_pytorch_tanh", "gelu_fast", "gelu_accurate", "gelu_python_tanh")
 
 
-@named_arguments({})
 def alignment_for(my_gpt: nn.Module, reference: Any) -> Alignment:
     """Which parameter of a learner's GPT-2, whatever it holds now, is which of the reference's.
 
@@ -91,7 +89,6 @@ def alignment_for(my_gpt: nn.Module, reference: Any) -> Alignment:
     return found
 
 
-@named_arguments({})
 def load_into(my_gpt: nn.Module, reference: Any) -> Alignment:
     """Give a learner's GPT-2 the weights of a reference, pellucid's or transformers', by `alignment_for`.
 
@@ -161,7 +158,6 @@ def _logits(output: Any) -> Any:
     return getattr(output, "logits", output)
 
 
-@named_arguments({})
 def check_pretrained(
     my_gpt: nn.Module, tokenizer: Any = None, reference: Any = None, *, hint: int | None = None
 ) -> CheckResult:

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pellucid.dialects import named_arguments
 from pellucid.exercises.beam_search import check_beam_search
 from pellucid.exercises.draws import (
     EXACT,
@@ -107,7 +106,6 @@ WRONG: Mapping[str, TokenChoice] = {
 }  # fmt: skip
 
 
-@named_arguments({})
 def check_sample_next_token(fn: Callable[..., Any], *, hint: int | None = None) -> CheckResult:
     """Check a `sample_next_token(model, input_ids, temperature, freq_penalty, top_k, top_p) -> int`.
 
@@ -180,7 +178,6 @@ CHECKS: Mapping[str, tuple[tuple[str, ...], Callable[..., CheckResult]]] = {
 """Exercise -> the names that the course gives its function, and its check."""
 
 
-@named_arguments({})
 def check_sampling(
     *answers: Any,
     exercise: str | None = None,

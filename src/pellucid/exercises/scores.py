@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from pellucid.check import as_number
-from pellucid.dialects import named_arguments
 from pellucid.errors import shown
 from pellucid.exercises.result import (
     IN_PLACE,
@@ -76,7 +75,6 @@ class Table(nn.Module):
         return self.by_token[x] + self.by_position[: x.size(1)]
 
 
-@named_arguments({})
 def check_greedy(fn: Callable[..., Any], *, hint: int | None = None) -> CheckResult:
     """Check a `greedy_search(logits) -> int`, where ties go to the smallest id.
 
@@ -120,7 +118,6 @@ def _one_of(given: Sequence[int], right: Sequence[int], wrong: Mapping[str, Sequ
     )
 
 
-@named_arguments({})
 def check_temperature(fn: Callable[..., Any], *, hint: int | None = None) -> CheckResult:
     """Check an `apply_temperature(logits, temperature) -> logits`.
 
@@ -150,7 +147,6 @@ def check_temperature(fn: Callable[..., Any], *, hint: int | None = None) -> Che
     return checked("temperature", body, hint)
 
 
-@named_arguments({})
 def check_frequency_penalty(fn: Callable[..., Any], *, hint: int | None = None) -> CheckResult:
     """Check an `apply_freq_penalty(input_ids, logits, freq_penalty) -> logits`.
 
