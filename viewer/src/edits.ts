@@ -160,6 +160,7 @@ export function selected(app: App): Omit<Edit, "how"> {
     case "river":
       return { what: "head", layer, at: head };
     case "neurons":
+      if (trace.header.features) return { what: "block", layer };
       return { what: "neuron", layer, at: neuronOf(app) };
     case "lens":
       return position(app.param<number>("row", -1).value);

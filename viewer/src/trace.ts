@@ -44,6 +44,8 @@ export type Header = {
   tokens: { id: number; text: string }[];
   vocabulary: Record<string, string>;
   schema: { points: Point[]; parameters: Parameter[] };
+  /** The features of an autoencoder, which are shown in the place of neurons. */
+  features?: { count: number; at: string; kind: Point };
   /** What makes this very run again, and (values) what binds `model`, `logits` and `ckpts`; null if it cannot be said in a line. */
   calls: { python: string | null; shell: string | null; values?: string | null };
   target: { id: number; text: string; pos: number; why: string };

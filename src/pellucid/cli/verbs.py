@@ -230,13 +230,13 @@ class Norms(ModelWish):
 
 
 @dataclass(frozen=True, kw_only=True)
-class View(TextWish):
+class View(WithSae, TextWish):
     """A text to look at, and where the page goes."""
 
     MORE = """
     Runs the text and writes one page that shows it in a browser: attention, the next token, what each block would say,
     who wrote the answer, neurons, and every checkpoint as far as it fits. The page holds all of it and asks nobody for
-    anything, so it can be sent on.
+    anything, so it can be sent on. With --sae it shows the features of an autoencoder in the place of neurons.
     """
 
     html: Annotated[Path, option("FILE", "The file to write the page to.")] = Path("pellucid-view.html")
@@ -244,14 +244,19 @@ class View(TextWish):
         str | None, option("TOKEN", "The token whose logit is explained: a text that is one token.", "the likeliest")
     ] = None
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require_sae()
+
 
 @dataclass(frozen=True, kw_only=True)
-class Serve(ModelWish):
+class Serve(WithSae, ModelWish):
     """A model to look at, and where."""
 
     MORE = """
     Serves pages that run the model: any text, edits, exact values, generation. Only browsers on this machine reach it,
-    and it asks nobody for anything. It writes its address when it is ready, and serves until Control-C.
+    and it asks nobody for anything. It writes its address when it is ready, and serves until Control-C. With --sae it
+    shows the features of an autoencoder in the place of neurons.
     """
 
     text: Annotated[str | None, option("TEXT", "The text that is shown first.", "a short story")] = None
@@ -260,6 +265,9 @@ class Serve(ModelWish):
         option("N", "The port; 0 for any free one.", "8600, or one of the next that is free", min=0, max=65535),
     ] = None
     no_open: Annotated[bool, flag("--no-open", "Open no browser.")] = False
+
+    def __post_init__(self) -> None:
+        self.require_sae()
 
 
 @dataclass(frozen=True, kw_only=True)

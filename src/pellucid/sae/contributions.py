@@ -22,6 +22,7 @@ from pellucid.attribution.reading import (
 from pellucid.errors import InputError, shown
 from pellucid.network import Network
 from pellucid.run.activations import ActivationCkpts
+from pellucid.run.region import Index, entries
 from pellucid.sae.autoencoder import SparseAutoencoder
 from pellucid.sae.splice import captured
 from pellucid.schema import STREAM
@@ -39,6 +40,7 @@ def direct(
     target: Any,
     *,
     per_unit: bool = False,
+    features: Index = None,
     at: aliases.Name = LOGITS,
     model: Network | None = None,
 ) -> xarray.DataArray:
@@ -54,11 +56,12 @@ def direct(
         ckpts: A run that captured the autoencoder's place and the last "resid_post" (or the stream before `at`).
         target: A token, a pair of tokens, a list with one for each text, or a direction; see `pl.attribution.direct`.
         per_unit: Return what a feature would add if its activation were one, and nothing but features.
+        features: Which features; those that are active anywhere in the run if None.
         at: Where the target is read; see `pl.attribution.direct`.
         model: The model that made the captured values, if they were saved or pickled since.
 
     Returns:
-        [component, batch, pos]: "feature[12]" for each feature that is active anywhere in the run, "b_dec", "mean" and
+        [component, batch, pos]: "feature[12]" for each feature, "b_dec", "mean" and
         "error"; the coordinate `index` has the features' numbers, -1 for the others. Pads are NaN.
 
     Raises:
@@ -84,10 +87,13 @@ def direct(
     own, value = sae.double_copy(), doubles(captured(sae, ckpts)[1])
     if sae.config.head is not None:
         weights = weights[:, :, [sae.config.head]]
-    features, _, error = own.split(value)
+    found, _, error = own.split(value)
     _, mean, scale = own.frame(value)
     real = ckpts.batch.mask.cpu()[:, ckpts.columns]
-    active = features[real].any(0).nonzero().flatten()
+    active = (
+        found[real].any(0).nonzero().flatten() if features is None
+        else entries(features, sae.n_features, f"{by}: features")
+    )  # fmt: skip
     if sae.config.has_heads:
         weights, error = weights.flatten(-2), error.flatten(-2)
     directions = own.W_dec[active]
@@ -97,7 +103,7 @@ def direct(
     units = (weights @ directions.T * scale).movedim(-1, 0)
     layer = int(name.split(".")[1]) if name.startswith("blocks.") else -1
     parts = [Contribution([f"feature[{i}]" for i in active.tolist()], layer,
-                          units if per_unit else units * features[..., active].movedim(-1, 0))]  # fmt: skip
+                          units if per_unit else units * found[..., active].movedim(-1, 0))]  # fmt: skip
     if not per_unit:
         rest = {"b_dec": own.b_dec * scale, "mean": mean, "error": error}
         parts += [Contribution([n], layer, (v * weights).sum(-1)[None]) for n, v in rest.items() if v is not None]

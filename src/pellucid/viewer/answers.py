@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pellucid import attribution, lens, metrics
+from pellucid.axes import Axis
 from pellucid.extras import need
 from pellucid.generate.generation import Token
 from pellucid.generate.request import generator_of
@@ -23,6 +24,7 @@ from pellucid.run.edit import Edit
 from pellucid.run.model import CkptedTransformer
 from pellucid.run.region import Region, take
 from pellucid.ties import audit_ties
+from pellucid.viewer import feature_blocks
 from pellucid.viewer.container import Trace
 from pellucid.viewer.fields import Change, Request, edits_of, entry_of, misread, place_of, sampler_of, text_of, token_of
 from pellucid.viewer.one_text import OneText, run_text
@@ -42,7 +44,9 @@ Answer = Mapping[str, Any] | Trace
 def run(tabs: Tabs, session: Session, asked: Request) -> Answer:
     """Run a text, perhaps with edits."""
     one = run_text(tabs.model, text_of(asked), _edits(tabs.model, asked))
-    trace = traced(one, asked.get("target"), SERVED)  # first: a target that is none leaves the tab where it was
+    trace = traced(
+        one, asked.get("target"), SERVED, tabs.sae
+    )  # first: a target that is none leaves the tab where it was
     session.run, session.plain = one, None
     return trace
 
@@ -55,7 +59,7 @@ def edit(tabs: Tabs, session: Session, asked: Request) -> Answer:
     before = session.plain or tabs.run_of(session, {})
     plain = run_text(tabs.model, [before.ids]) if before.edits else before
     changed = run_text(tabs.model, [before.ids], _edits(tabs.model, asked))
-    trace = traced(changed, asked.get("target"), SERVED)
+    trace = traced(changed, asked.get("target"), SERVED, tabs.sae)
 
     def judged(changed: OneText, edits: Sequence[Change]) -> dict[str, Any]:
         effect = _effect(plain, changed)
@@ -128,12 +132,15 @@ def _edits(model: CkptedTransformer, asked: Request) -> list[Edit]:
 
 def values(tabs: Tabs, session: Session, asked: Request) -> Answer:
     """The exact values of a checkpoint, or of some positions and heads of it."""
-    ckpts, name = tabs.run_of(session, asked).ckpts, asked.get("name")
+    one, name = tabs.run_of(session, asked), asked.get("name")
     if not isinstance(name, str):
         raise misread("name", name, "the name of a checkpoint")
-    value = ckpts[name]
     part = Region(asked.get("pos"), asked.get("heads"))
-    found = take(value, part.indices(name, value.shape, ckpts.schema[name].axes, strict=True))[0].float().cpu()
+    if name == feature_blocks.NAME and tabs.sae is not None:
+        value, axes = feature_blocks.values(tabs.sae, one)[None], (Axis.BATCH, Axis.POS, Axis.FEATURE)
+    else:
+        value, axes = one.ckpts[name], one.ckpts.schema[name].axes
+    found = take(value, part.indices(name, value.shape, axes, strict=True))[0].float().cpu()
     data = base64.b64encode(found.contiguous().numpy().astype("<f4").tobytes()).decode()
     return {"shape": list(found.shape), "dtype": "f32", "data": data}
 

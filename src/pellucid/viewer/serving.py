@@ -26,6 +26,7 @@ from pellucid.dialects import named_arguments
 from pellucid.errors import InputError, PellucidError
 from pellucid.extras import need
 from pellucid.run.model import CkptedTransformer
+from pellucid.sae.autoencoder import SparseAutoencoder
 from pellucid.text.batch import Inputs
 from pellucid.viewer import answers, document
 from pellucid.viewer.container import Trace
@@ -73,24 +74,17 @@ class Server:
         >>> server.stop()
     """
 
-    def __init__(self, model: CkptedTransformer, text: Inputs, sockets: list[socket.socket]) -> None:
+    def __init__(self, tabs: Tabs, sockets: list[socket.socket]) -> None:
         uvicorn = need("uvicorn", "pellucid serve")
         self.port = int(sockets[0].getsockname()[1])
         self.url = f"http://127.0.0.1:{self.port}/"
         self._token = secrets.token_urlsafe(32)
-        app = _guarded(_application(Tabs(model, text), self._token), self._token, self.port)
-        self._server = uvicorn.Server(
-            uvicorn.Config(
-                app,
-                log_config=None,
-                log_level="error",
-                access_log=False,
-                lifespan="off",
-                server_header=False,
-                ws="none",
-                timeout_graceful_shutdown=1,
-            )
-        )
+        app = _guarded(_application(tabs, self._token), self._token, self.port)
+        config = uvicorn.Config(
+            app, log_config=None, log_level="error", access_log=False, lifespan="off", server_header=False, ws="none",
+            timeout_graceful_shutdown=1,
+        )  # fmt: skip
+        self._server = uvicorn.Server(config)
         run = self._server.serve(sockets=sockets)
         self._thread = threading.Thread(target=lambda: asyncio.run(run), name="pellucid serve", daemon=True)
         self._thread.start()
@@ -112,13 +106,16 @@ class Server:
 
 
 @named_arguments()
-def serve(model: CkptedTransformer, text: Inputs = TEXT, *, port: int | None = None) -> Server:
+def serve(
+    model: CkptedTransformer, text: Inputs = TEXT, *, port: int | None = None, sae: SparseAutoencoder | None = None
+) -> Server:
     """Serve the viewer on this machine, in a thread: it returns at once, also beside a notebook's running loop.
 
     Args:
         model: What runs.
         text: What is shown first.
         port: Where; 0 for any free port, None for 8600 or one of the next that is free.
+        sae: An autoencoder, whose features the screen of neurons then shows in their place.
 
     Raises:
         InputError: The port is taken, or the text cannot be viewed.
@@ -133,7 +130,7 @@ def serve(model: CkptedTransformer, text: Inputs = TEXT, *, port: int | None = N
     need("uvicorn", "pellucid serve")
     sockets = _sockets(port)
     try:
-        return Server(model, text, sockets)
+        return Server(Tabs(model, text, sae), sockets)
     except BaseException:
         for one in sockets:
             one.close()
@@ -245,7 +242,7 @@ def _application(tabs: Tabs, token: str) -> Any:
     """The routes."""
     responses, routing = need("starlette.responses", "serve"), need("starlette.routing", "serve")
     concurrency = need("starlette.concurrency", "serve")
-    first = traced(tabs.first, None, answers.SERVED)
+    first = traced(tabs.first, None, answers.SERVED, tabs.sae)
     as_bytes, binary = responses.Response, "application/octet-stream"
 
     def said(fault: PellucidError, status: int = 400) -> Any:

@@ -9,6 +9,8 @@ from typing import Any
 
 from pellucid.errors import InputError
 from pellucid.run.model import CkptedTransformer
+from pellucid.sae.autoencoder import SparseAutoencoder
+from pellucid.sae.sae_files import require_fitting
 from pellucid.viewer.fields import Request
 from pellucid.viewer.one_text import OneText, run_text
 
@@ -43,10 +45,13 @@ class Tabs:
     Args:
         model: What runs, one request at a time.
         text: What a tab that has run nothing looks at.
+        sae: An autoencoder whose features are shown in the place of neurons.
     """
 
-    def __init__(self, model: CkptedTransformer, text: Any) -> None:
-        self.model, self.lock = model, Lock()
+    def __init__(self, model: CkptedTransformer, text: Any, sae: SparseAutoencoder | None = None) -> None:
+        if sae is not None:
+            require_fitting(sae, model)
+        self.model, self.sae, self.lock = model, sae, Lock()
         self.first = run_text(model, text)
         self._sessions: OrderedDict[str, Session] = OrderedDict()
         self._forgotten: OrderedDict[str, None] = OrderedDict()

@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,8 +21,9 @@ from pellucid.run.activations import ActivationCkpts
 from pellucid.run.edit import Edit
 from pellucid.run.model import CkptedTransformer
 from pellucid.run.origin import weights_fingerprint
+from pellucid.sae.autoencoder import SparseAutoencoder
 from pellucid.text.batch import Inputs
-from pellucid.viewer import logit_blocks, value_blocks
+from pellucid.viewer import feature_blocks, logit_blocks, value_blocks
 from pellucid.viewer.container import Trace, TraceBlock
 from pellucid.viewer.logit_blocks import Target
 from pellucid.viewer.one_text import MOST_SQUARE, OneText, of_run, run_text
@@ -43,6 +45,7 @@ def trace(
     edits: Sequence[Edit] = (),
     target: Token | None = None,
     limit: int = IN_A_PAGE,
+    sae: SparseAutoencoder | None = None,
 ) -> Trace:
     """Run a text, and make a trace of it.
 
@@ -52,6 +55,7 @@ def trace(
         edits: Changes on the way, in this order.
         target: The token whose logit is explained, an id or a text that is one token; None for the likeliest next one.
         limit: Bytes that the deflated trace may have; blocks that do not fit are left out, and the header says which.
+        sae: An autoencoder whose features the page shows in the place of neurons.
 
     Raises:
         InputError: No text or several, one that is longer than the context or too large for a view, or no such token.
@@ -64,7 +68,7 @@ def trace(
         >>> made.header["target"]["text"], made["prediction.top.ids"].data.shape
         (',', (4, 20))
     """
-    return traced(run_text(model, text, edits), target, limit)
+    return traced(run_text(model, text, edits), target, limit, sae)
 
 
 def trace_of(
@@ -96,7 +100,7 @@ def trace_of(
     return traced(of_run(ckpts, text=text, model=model), target, limit)
 
 
-def traced(one: OneText, target: Token | None, limit: int) -> Trace:
+def traced(one: OneText, target: Token | None, limit: int, sae: SparseAutoencoder | None = None) -> Trace:
     """Make a trace of a text that was run; arguments as for `trace`."""
     aim = _target(one, target)
     left_out: list[dict[str, Any]] = []
@@ -117,13 +121,14 @@ def traced(one: OneText, target: Token | None, limit: int) -> Trace:
             code="view-too-large",
             remedy="Give a shorter text.",
         )
-    for optional in _OPTIONAL:
+    for optional in (*_OPTIONAL, *(() if sae is None else _of_features(sae))):
         found, why, missing = optional.within(one, aim, limit - used)
         blocks |= found
         used += _size(found)
         if why:
             left_out.append(_left_out(optional.name, why, missing))
-    return Trace(_header(one, aim, blocks, left_out), blocks)
+    header = _header(one, aim, blocks, left_out)
+    return Trace(header if sae is None else {**header, "features": feature_blocks.header(sae, one)}, blocks)
 
 
 @dataclass(frozen=True)
@@ -171,6 +176,11 @@ _OPTIONAL = (
     _Optional("atlas", tuple(_of(value_blocks.atlas, coarse=coarse) for coarse in (False, True)), square=True),
 )
 """In the order in which they get their place: the small and the much used first."""
+
+
+def _of_features(sae: SparseAutoencoder) -> tuple[_Optional, ...]:
+    ways = tuple(_of(partial(feature_blocks.features, sae), narrow=narrow) for narrow in (False, True))
+    return _Optional("features", ways), _Optional("features.effect", (partial(feature_blocks.effects, sae),))
 
 
 def _size(blocks: Mapping[str, TraceBlock]) -> int:

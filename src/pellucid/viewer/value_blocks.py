@@ -121,7 +121,7 @@ def norms(one: OneText) -> dict[str, TraceBlock]:
     return {"norms": TraceBlock(lengths, about={"of": [kind.rpartition(".ckpt_")[2] or kind for kind in kinds]})}
 
 
-def _floats(values: Array, narrow: bool = True) -> TraceBlock:
+def floats(values: Array, narrow: bool = True) -> TraceBlock:
     """Values in half precision, or in single precision if one is too large for that."""
     fits = narrow and not (np.abs(values[np.isfinite(values)]) > np.finfo("f2").max).any()
     return TraceBlock(values.astype("<f2" if fits else "<f4"))
@@ -133,7 +133,7 @@ def neurons(one: OneText, *, coarse: bool) -> dict[str, TraceBlock]:
     found: dict[str, TraceBlock] = {}
     for name, kind in (("pre", before), ("post", "mlp.ckpt_post")):
         values = one.ckpts.stack(kind)[:, 0].float().cpu().numpy()
-        block = in_bytes(values) if coarse else _floats(values)
+        block = in_bytes(values) if coarse else floats(values)
         entries = {f"atlas.blocks.{layer}.{kind}": layer for layer in range(len(values))}
         found[f"neurons.{name}"] = TraceBlock(block.data, block.code, about={"of": kind}, entries=entries)
     return found
@@ -150,7 +150,7 @@ def atlas(one: OneText, *, coarse: bool) -> dict[str, TraceBlock]:
         values, layout = value[0].float().cpu().numpy(), ""
         if one.ckpts.schema[name].axes == ATTENTION:
             values, layout = values[:, lower[0], lower[1]], "lower"
-        block = in_bytes(values) if coarse else _floats(values)
+        block = in_bytes(values) if coarse else floats(values)
         found[f"atlas.{name}"] = TraceBlock(block.data, block.code, layout)
     return found
 

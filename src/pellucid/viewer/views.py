@@ -19,6 +19,8 @@ from pellucid.network import Network
 from pellucid.run.activations import ActivationCkpts
 from pellucid.run.edit import Edit
 from pellucid.run.model import CkptedTransformer
+from pellucid.sae.autoencoder import SparseAutoencoder
+from pellucid.sae.sae_files import require_fitting
 from pellucid.text.batch import Inputs
 from pellucid.viewer import document
 from pellucid.viewer.container import Trace
@@ -88,7 +90,12 @@ class View:
 
 @named_arguments()
 def view(
-    model: CkptedTransformer, text: Inputs, *, edits: Edit | Sequence[Edit] = (), target: Token | None = None
+    model: CkptedTransformer,
+    text: Inputs,
+    *,
+    edits: Edit | Sequence[Edit] = (),
+    target: Token | None = None,
+    sae: SparseAutoencoder | None = None,
 ) -> View:
     """Run a text and look at it: attention, the next token, the logit lens, who wrote it, neurons, every checkpoint.
 
@@ -97,6 +104,7 @@ def view(
         text: One text, or the ids of one.
         edits: Changes on the way. The page then shows the run without them, too.
         target: The token whose logit is explained, an id or a text that is one token; None for the likeliest next one.
+        sae: An autoencoder, whose features the screen of neurons then shows in their place.
 
     Raises:
         InputError: No text or several, one that is longer than the context or too large for a view, or no such token.
@@ -110,8 +118,10 @@ def view(
         >>> seen.save("page.html")
     """
     changes = [edits] if isinstance(edits, Edit) else list(edits)
-    made = trace(model, text, edits=changes, target=target)
-    return View(made, trace(model, text, target=target) if changes else None)
+    if sae is not None:
+        require_fitting(sae, model)
+    made = trace(model, text, edits=changes, target=target, sae=sae)
+    return View(made, trace(model, text, target=target, sae=sae) if changes else None)
 
 
 def view_of(

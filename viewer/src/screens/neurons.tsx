@@ -15,8 +15,15 @@ import { LayerPicker } from "./overview";
 /** Values of one checkpoint of neurons, and whether they are the run's own to the last bit. */
 type Values = { at: (pos: number, neuron: number) => number; exact: boolean };
 
-const count = (app: App): number => app.trace.value.header.model.sizes.d_mlp ?? 0;
-const layerOf = (app: App): number => Math.max(0, Math.min(app.layer.value, app.trace.value.layers - 1));
+/** What this screen alone shows in the place of neurons, as if it were one layer of them. */
+const features = (app: App) => (app.screen.value === "neurons" ? app.trace.value.header.features : undefined);
+const title = (app: App): string => (features(app) ? "Feature" : "Neuron");
+const noun = (app: App): string => title(app).toLowerCase();
+const blockOf = (app: App, what: string) => app.trace.value.block(`${noun(app)}s.${what}`);
+const layersOf = (app: App): number => (features(app) ? 1 : app.trace.value.layers);
+const count = (app: App): number => features(app)?.count ?? app.trace.value.header.model.sizes.d_mlp ?? 0;
+const layerOf = (app: App): number => Math.max(0, Math.min(app.layer.value, layersOf(app) - 1));
+const numberOf = (app: App, layer: number, neuron: number): string => (features(app) ? "" : `${layer}.`) + neuron;
 
 /** The neuron that was chosen; until then the layer's strongest at the last token. */
 export function neuronOf(app: App): number {
@@ -28,13 +35,13 @@ export function neuronOf(app: App): number {
 }
 
 /** What the neurons of a layer are made of, in the order of computation; the last is their value. */
-const kinds = (app: App, layer: number): Point[] => app.trace.value.header.schema.points.filter((point) => point.block === layer && point.axes.at(-1) === "d_mlp");
+const kinds = (app: App, layer: number): Point[] => (features(app) ? [features(app)!.kind] : app.trace.value.header.schema.points.filter((point) => point.block === layer && point.axes.at(-1) === "d_mlp"));
 
 /** The values of a checkpoint of neurons: from the trace, else asked of the server; null where neither has them. */
 function valuesOf(app: App, point: Point): Values | null {
   const trace = app.trace.value;
-  for (const name of ["neurons.pre", "neurons.post"]) {
-    const block = trace.block(name);
+  for (const what of ["pre", "post"]) {
+    const block = blockOf(app, what);
     if (block && String(block.entry.of) === point.short) return { at: (pos, neuron) => block.at(point.block!, pos, neuron), exact: block.exact };
   }
   const own = trace.block(`atlas.${point.name}`);
@@ -55,13 +62,13 @@ function series(app: App): Series[] {
 }
 
 const told = (series: Series, pos: number): string => `${series.exact ? "" : "≈ "}${number(series.values[pos])}`;
-const nameOf = (app: App): string => `${layerOf(app)}.${neuronOf(app)}`;
+const nameOf = (app: App): string => numberOf(app, layerOf(app), neuronOf(app));
 const context = (app: App, pos: number): string =>
   visible(app.trace.value.header.tokens.slice(Math.max(0, pos - 3), pos).map((token) => token.text).join("")).replace(/^∅$/, "");
 
 /** What one unit of a neuron adds to the followed token's logit; null if the trace does not say it. */
 function effectOf(app: App, layer: number, neuron: number): number | null {
-  return app.trace.value.block("neurons.effect")?.at(layer, neuron) ?? null;
+  return blockOf(app, "effect")?.at(layer, neuron) ?? null;
 }
 
 export function Find() {
@@ -69,9 +76,9 @@ export function Find() {
   const last = count(app) - 1;
   return (
     <>
-      <LayerPicker />
+      {!features(app) && <LayerPicker />}
       <label>
-        Neuron
+        {title(app)}
         <input
           type="number"
           min={0}
@@ -81,7 +88,7 @@ export function Find() {
             const wanted = Number(event.currentTarget.value);
             if (event.currentTarget.value !== "" && Number.isInteger(wanted) && wanted >= 0 && wanted <= last) app.neuron.value = wanted;
             else {
-              app.notice.value = `Neurons have numbers from 0 to ${last}.`;
+              app.notice.value = `${title(app)}s have numbers from 0 to ${last}.`;
               event.currentTarget.value = String(neuronOf(app));
             }
           }}
@@ -170,9 +177,9 @@ function Along({ found }: { found: Series[] }) {
   const rank = adds === null ? null : strongest(app, "effect", -1)?.findIndex((one) => one.layer === layerOf(app) && one.neuron === neuron);
   return (
     <Figure
-      title={`Neuron ${nameOf(app)} along the text`}
-      name={`neuron-${nameOf(app)}`}
-      caption="Bars are the neuron’s value, after the activation; hollow marks are what went into it."
+      title={`${title(app)} ${nameOf(app)} along the text`}
+      name={`${noun(app)}-${nameOf(app)}`}
+      caption={features(app) ? `Of the autoencoder of ${features(app)!.at}. Bars are the feature’s activation.` : "Bars are the neuron’s value, after the activation; hollow marks are what went into it."}
       narrowest={tokens.length * (tokens.length <= 64 ? 22 : 9) + 50}
       build={build}
       controls={<Find />}
@@ -181,8 +188,8 @@ function Along({ found }: { found: Series[] }) {
         rows: tokens.map((token, pos) => [pos, token.text, ...series(app).map(({ values }) => values[pos])]),
         note: found.every(({ exact }) => exact) ? "" : "Approximate: stored in fewer bits than the run used.",
       })}
-      python={() => `names = ${JSON.stringify(names)}\n[ckpts[name][0, :, ${neuron}] for name in names]`}
-      shell={() => keeping(app, names)}
+      python={() => (features(app) ? `sae.features(ckpts)[0, :, ${neuron}]` : `names = ${JSON.stringify(names)}\n[ckpts[name][0, :, ${neuron}] for name in names]`)}
+      shell={() => (features(app) ? null : keeping(app, names))}
     >
       {adds !== null && (
         <dl class="closing">
@@ -190,7 +197,7 @@ function Along({ found }: { found: Series[] }) {
           <dd>{told(after, target.pos)}</dd>
           <dt>{`One unit adds to the logit of ${quoted(target.text)}`}</dt>
           <dd>{number(effect!)}</dd>
-          <dt>So it adds{rank !== undefined && rank !== null && rank >= 0 ? `, as no. ${rank + 1} of ${app.trace.value.layers * count(app)}` : ""}</dt>
+          <dt>So it adds{rank !== undefined && rank !== null && rank >= 0 ? `, as no. ${rank + 1} of ${layersOf(app) * count(app)}` : ""}</dt>
           <dd>{number(adds)}</dd>
         </dl>
       )}
@@ -209,8 +216,8 @@ function Largest({ found }: { found: Series[] }) {
   return (
     <Figure
       title="Its largest tokens"
-      name={`neuron-${nameOf(app)}-tokens`}
-      caption="The tokens at which this neuron is largest, after the words that it has read by then."
+      name={`${noun(app)}-${nameOf(app)}-tokens`}
+      caption={`The tokens at which this ${noun(app)} is largest, after the words that it has read by then.`}
       build={(width, palette) => {
         const rows = order().slice(0, MOST);
         const room = width * 0.4 - 10;
@@ -230,8 +237,8 @@ function Largest({ found }: { found: Series[] }) {
         });
       }}
       table={() => ({ columns: ["pos", "token", "value"], rows: order().map(({ pos, value }) => [pos, tokens[pos].text, value]), by: ["pos"] })}
-      python={() => `ckpts["${after.point.name}"][0, :, ${neuronOf(app)}].sort(descending=True)`}
-      shell={() => keeping(app, [after.point.name])}
+      python={() => (features(app) ? `sae.features(ckpts)[0, :, ${neuronOf(app)}]` : `ckpts["${after.point.name}"][0, :, ${neuronOf(app)}].sort(descending=True)`)}
+      shell={() => (features(app) ? null : keeping(app, [after.point.name]))}
     />
   );
 }
@@ -273,7 +280,7 @@ type Strong = { layer: number; neuron: number; value: number };
 /** The values of all neurons of a layer at one token. */
 function atToken(app: App, layer: number, pos: number): ((neuron: number) => number) | null {
   const { name, short } = kinds(app, layer).at(-1)!;
-  const block = app.trace.value.block("neurons.post");
+  const block = blockOf(app, "post");
   if (block && String(block.entry.of) === short) return (neuron) => block.at(layer, pos, neuron);
   const answer = asked(app, `${name} at ${pos}`, "Asking for the neurons", (server, about) => server.values(name, { pos: [pos], ...about }));
   return answer && ((neuron) => answer.data[neuron]);
@@ -281,7 +288,8 @@ function atToken(app: App, layer: number, pos: number): ((neuron: number) => num
 
 /** Neurons by the size of their value at the chosen token, or of what they add to the logit; of one layer, or of all (-1). */
 function strongest(app: App, by: string, only: number): Strong[] | null {
-  const { layers, header } = app.trace.value;
+  const { header } = app.trace.value;
+  const layers = layersOf(app);
   const pos = by === "effect" ? header.target.pos : app.atQuery.value;
   const out: Strong[] = [];
   for (let layer = 0; layer < layers; layer++) {
@@ -297,7 +305,8 @@ const MOST_NEURONS = 20;
 
 function Strongest() {
   const app = useApp();
-  const canEffect = app.trace.value.has("neurons.effect");
+  const own = features(app);
+  const canEffect = !!blockOf(app, "effect");
   const wanted = useParam<string>("by_neurons", "value");
   const which = useParam<string>("of_neurons", "all");
   const by = canEffect ? wanted.value : "value";
@@ -307,15 +316,17 @@ function Strongest() {
   const found = strongest(app, by, only);
   const kind = kinds(app, 0).at(-1)!.short;
   const where = only < 0 ? `stack("${kind}")[:, 0, ${pos}].flatten()` : `stack("${kind}")[${only}, 0, ${pos}]`;
-  const exact = app.trace.value.block("neurons.post")?.exact ?? true;
+  const exact = blockOf(app, "post")?.exact ?? true;
   const python = () =>
-    by === "value"
+    own
+      ? `${by === "value" ? "sae.features(ckpts)[0" : `pl.sae.direct(sae, ckpts, ${target.id})[:, 0`}, ${pos}]`
+      : by === "value"
       ? `post = ckpts.${where}\npost[post.abs().topk(${MOST_NEURONS}).indices]`
       : `parts = pl.attribution.direct(ckpts, ${target.id}, by="neuron")[:, 0, ${pos}]\nparts = parts[(parts.index >= 0) & ${only < 0 ? "(parts.layer >= 0)" : `(parts.layer == ${only})`}]\nparts[abs(parts.values).argsort()[::-1][:${MOST_NEURONS}]]`;
   return (
     <Figure
-      title={by === "value" ? `The strongest neurons at ${quoted(tokens[pos].text)}` : `The neurons that add most to ${quoted(target.text)}`}
-      name={`neurons-by-${by}`}
+      title={by === "value" ? `The strongest ${noun(app)}s at ${quoted(tokens[pos].text)}` : `The ${noun(app)}s that add most to ${quoted(target.text)}`}
+      name={`${noun(app)}s-by-${by}`}
       caption={
         by === "value"
           ? "By the size of their value at the token that is chosen above. Choose one to see it along the text."
@@ -325,11 +336,11 @@ function Strongest() {
         barRows({
           width,
           palette,
-          bars: (strongest(app, by, only) ?? []).slice(0, MOST_NEURONS).map(({ layer, neuron, value }) => ({ label: `${layer}.${neuron}`, value, text: `${exact ? "" : "≈ "}${number(value)}` })),
+          bars: (strongest(app, by, only) ?? []).slice(0, MOST_NEURONS).map(({ layer, neuron, value }) => ({ label: numberOf(app, layer, neuron), value, text: `${exact ? "" : "≈ "}${number(value)}` })),
           rowHeight: 22,
-          read: (row) => `neuron ${found![row].neuron} of layer ${found![row].layer}: ${number(found![row].value, 4)}`,
+          read: (row) => `${noun(app)} ${found![row].neuron}${own ? "" : ` of layer ${found![row].layer}`}: ${number(found![row].value, 4)}`,
           choose: (row) => {
-            app.layer.value = found![row].layer;
+            if (!own) app.layer.value = found![row].layer;
             app.neuron.value = found![row].neuron;
           },
           lit: () => (found ?? []).slice(0, MOST_NEURONS).findIndex((one) => one.layer === layerOf(app) && one.neuron === neuronOf(app)),
@@ -344,18 +355,18 @@ function Strongest() {
               {canEffect && <option value="effect">what they add to {quoted(target.text)}</option>}
             </select>
           </label>
-          <label>
+          {!own && <label>
             of
             <select value={which.value} onChange={(event) => (which.value = event.currentTarget.value)}>
               <option value="all">all layers</option>
               <option value="layer">layer {layerOf(app)}</option>
             </select>
-          </label>
+          </label>}
         </>
       }
       table={() => ({ columns: ["layer", "neuron", by], rows: (strongest(app, by, only) ?? []).slice(0, 1000).map(({ layer, neuron, value }) => [layer, neuron, value]), by: ["layer", "neuron"], note: "The first 1000." })}
       python={python}
-      shell={() => (by === "effect" ? commandOf(app, "attribute", `--by neuron --pos ${pos} --top ${MOST_NEURONS}`) : commandOf(app, "run", `--names '**.${kind.split(".").at(-1)}' --pos ${pos} --save neurons.safetensors`))}
+      shell={() => (own ? null : by === "effect" ? commandOf(app, "attribute", `--by neuron --pos ${pos} --top ${MOST_NEURONS}`) : commandOf(app, "run", `--names '**.${kind.split(".").at(-1)}' --pos ${pos} --save neurons.safetensors`))}
     />
   );
 }
@@ -363,7 +374,7 @@ function Strongest() {
 export function Neurons() {
   const app = useApp();
   const trace = app.trace.value;
-  if (!trace.layers || (!trace.has("neurons.post") && !app.server)) return <Missing what="neurons" />;
+  if (!trace.layers || (!blockOf(app, "post") && !app.server)) return <Missing what={`${noun(app)}s`} />;
   const found = series(app);
   const pair = app.pair.value;
   const isThere = (values: Series[]) => values.at(-1)?.point.name === kinds(app, layerOf(app)).at(-1)?.name;
@@ -376,10 +387,10 @@ export function Neurons() {
         <Strongest />
         <div class="rows">
           <Largest found={found} />
-          <Through found={found} />
+          {found.length > 1 && <Through found={found} />}
         </div>
       </div>
-      {!trace.has("neurons.effect") && <Missing what="neurons.effect" />}
+      {!blockOf(app, "effect") && <Missing what={`${noun(app)}s.effect`} />}
     </>
   );
 }

@@ -17,7 +17,7 @@ def serve(wish: Serve) -> None:
     model = wish.open()
     text = wish.text if wish.text is not None else [[0]] if model.tokenizer is None else TEXT
     with progress("running"):
-        server = pl.serve(model, text, port=wish.port)
+        server = pl.serve(model, text, port=wish.port, sae=wish.autoencoder(model))
     try:
         if wish.port is None and server.port != PORT:
             tell(Text(f"port {PORT} is taken; this is {server.port}"))

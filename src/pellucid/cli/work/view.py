@@ -16,7 +16,7 @@ def view(wish: View) -> None:
     model = wish.open()
     target = None if wish.token is None else token_of(model, wish.token)
     with progress("running"):
-        seen = pl.view(model, wish.row(model, text), target=target)
+        seen = pl.view(model, wish.row(model, text), target=target, sae=wish.autoencoder(model))
     with progress("writing the page"):
         seen.save(wish.html)
     header = seen.trace.header
