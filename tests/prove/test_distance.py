@@ -179,10 +179,27 @@ def test_rows_that_were_added_are_counted(model: Model) -> None:
         assert one.verdict == "different"
         assert "logits: shapes" in repr(one)
         assert "without instruments" not in repr(one)
+        assert not any("unexplained" in note or "missing" in note for note in one.notes)
     assert f"{len(found.parameters)} of {len(found.parameters) + 1} parameters" in found.summary
     with torch.no_grad():
         longer.embed.W_E[0, 0] += 1
     assert any(f"{model.config.vocab_size - 1} of the first" in note for note in pl.compare(model, longer, IDS).notes)
+
+
+def test_rows_of_a_head_are_told_of_the_head(model: Model) -> None:
+    """Of both tables each, whichever way round the other program keeps them, and never one of the other."""
+    wide, body = model.config.replace(tie_word_embeddings=False), model.state_dict()
+    columns = torch.randn(model.config.n_embd, model.config.vocab_size + 4)
+    rows = torch.cat([model.embed.W_E.detach(), torch.randn(4, model.config.n_embd)])
+    apart = Model(wide).eval()
+    apart.load_state_dict({**apart.state_dict(), **body, "unembed.W_U": columns[:, :-4]})
+    longer = Model(wide.replace(vocab_size=model.config.vocab_size + 4)).eval()
+    longer.load_state_dict({**longer.state_dict(), **body, "embed.W_E": rows, "unembed.W_U": columns})
+    words = f"the first {model.config.vocab_size} rows are equal to the bit, and A has 4 rows more"
+    for other in (apart, pl.to_hf(apart)):
+        assert words in str(pl.compare(longer.state_dict(), other.state_dict()).first_divergence)
+        told = [note for note in pl.compare(longer, other, IDS).notes if "unexplained" in note or "rows" in note]
+        assert told == [f"embed.W_E: {words}", f"unembed.W_U: {words}"]
 
 
 def test_a_head_of_its_own_is_one_parameter_more(model: Model) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from pellucid.check import attribute
 from pellucid.families import family_of
+from pellucid.numerics.rounding import windows
 from pellucid.prove.about import Reach, distance_of
 from pellucid.prove.alignment import Alignment
 from pellucid.prove.calling import NoLogitsError
@@ -73,20 +74,20 @@ class Comparison:
         """Align, run, judge."""
         self.progress("aligning parameters", 0.0)
         alignment, units, others = self.matching.alignment(), self.matching.units, self.matching.others
-        first, notes = with_changes(
+        first, added = with_changes(
             first_changed(alignment, units, others), Sides(units, others, alignment, self.swapped)
         )
-        self.notes += [*self.matching.notes, *notes]
+        self.notes += [*self.matching.notes, *added.notes]
         self.progress("running both", 0.3)
         program, other = self._program(alignment), self.other
         watched = Glass(working_copy(other, program.loan.dtype)) if isinstance(other, CkptedTransformer) else program
         try:
             trial = Trial(self.reference, watched, program, self.ids, self._precise(), self.given)
         except Exception as error:  # whatever a foreign forward raises
-            self.notes += [*notes_on(alignment, self.family.unseen), self._failure(program, error)]
+            self.notes += [*notes_on(alignment, self.family.unseen, added.told), self._failure(program, error)]
             return self._finished(alignment, [], first, explained=False)
         alignment = self._without_idle(alignment, program)
-        self.notes += notes_on(alignment, self.family.unseen)
+        self.notes += notes_on(alignment, self.family.unseen, added.told)
         self.logits = trial.own
         return self._judge(alignment, trial, first)
 
@@ -209,6 +210,8 @@ class Comparison:
                 self.odd = True
                 return None, False
             return None, trial.settled and not double.blurred and (is_rounding(rows) or double.amplified)
+        if point == LOGITS and not windows(double.expected[LOGITS], double.free[LOGITS]):
+            return divergence_at(double, point, None), False  # of another shape, which no mistake gives
         double, point, cause = self._search(alignment).behind(trial.precise, double, point)
         if point is None:
             if not double.undecided:

@@ -20,7 +20,7 @@ from pellucid.prove.about import distance_of
 from pellucid.prove.aligning import align
 from pellucid.prove.alignment import Alignment, Match
 from pellucid.prove.comparison import Comparison
-from pellucid.prove.divergences import Sides, first_changed, with_changes
+from pellucid.prove.divergences import Sides, first_changed, rows_more, with_changes
 from pellucid.prove.report import ComparisonReport, Divergence, ParameterRow, describe_difference, relative_changes
 from pellucid.prove.sides import Pair, Side, reference_of, references_of, unknown
 from pellucid.prove.tensors import TensorComparison, compare_tensors, known_buffers
@@ -165,7 +165,10 @@ def _misfits(units: Tensors, others: Tensors) -> Iterator[Divergence]:
         if name not in units or name not in others:
             yield Divergence(name, "parameter", f"only the {'first' if name in units else 'second'} has it")
         elif units[name].shape != others[name].shape:
-            yield Divergence(name, "parameter", f"shapes {list(units[name].shape)} and {list(others[name].shape)}")
+            words = f"shapes {list(units[name].shape)} and {list(others[name].shape)}"
+            a, b = (side[name].T if name == UNEMBED else side[name] for side in (units, others))
+            longer = a.dim() == b.dim() == 2 and a.size(1) == b.size(1)
+            yield Divergence(name, "parameter", f"{words}: {rows_more(a, b)}" if longer else words)
 
 
 def _head_order(expected: Tensor, given: Tensor) -> tuple[int, ...] | None:
@@ -214,7 +217,7 @@ def _report(
 ) -> ComparisonReport:
     same = all(units[u].dtype == others[match.name].dtype for match in alignment.matches for u in match.group.units)
     changed = first_changed(alignment, units, others)
-    changed, notes = with_changes(changed, Sides(units, others, alignment, swapped))
+    changed, added = with_changes(changed, Sides(units, others, alignment, swapped))
     rows = rows_of_parameters(alignment, swapped=swapped)
     return ComparisonReport(
         verdict_of(alignment, (), changed, may_be_identical=same, rounding_explains=False),
@@ -223,7 +226,7 @@ def _report(
         reference.ckpt_names,
         changed,
         alignment,
-        (ALONE, note, *notes, *notes_on(alignment, family_of(reference.config).unseen)),
+        (ALONE, note, *added.notes, *notes_on(alignment, family_of(reference.config).unseen, added.told)),
         distance=distance_of(None, (), relative_changes(rows)),
     )
 

@@ -7,7 +7,7 @@ are of the other's: rounded, with rows added, in another order, a multiple.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pellucid.axes import POSITIONS, in_another_order
 from pellucid.layout import EMBED
+from pellucid.layout import HEAD as UNEMBED
 from pellucid.numerics.rounding import BEYOND_ROUNDING, not_alike, relative_error, same_bits, shown_part, size_of
 from pellucid.prove.alignment import Alignment
 from pellucid.prove.causes import Cause
@@ -57,12 +58,12 @@ class Sides:
         return ("B", "A") if self.swapped else ("A", "B")
 
 
-def with_changes(first: Divergence | None, sides: Sides) -> tuple[Divergence | None, list[str]]:
+def with_changes(first: Divergence | None, sides: Sides) -> tuple[Divergence | None, Additions]:
     """The first divergence with what B is of A as its cause, and what else the reader should know of the two."""
-    words, notes = rounding(sides), additions(sides)
+    words, added = rounding(sides), additions(sides)
     if first is None:
-        return None, [*notes, *([words] if words else [])]
-    return replace(first, cause=words or relations(sides) or first.cause), notes
+        return None, replace(added, notes=[*added.notes, *([words] if words else [])])
+    return replace(first, cause=words or relations(sides) or first.cause), added
 
 
 def rounding(sides: Sides) -> str | None:
@@ -182,20 +183,38 @@ def _of_heads(ours: Tensor, theirs: Tensor, axes: tuple[str, ...]) -> str | None
     return " and ".join(f"head {head} is {words}" for head, words in zip(changed, factors, strict=True))
 
 
-def additions(sides: Sides) -> list[str]:
-    """What one side has and the other has not, in words: rows at the end of a table, or a head."""
+@dataclass(frozen=True)
+class Additions:
+    """What one side has and the other has not.
+
+    Attributes:
+        notes: In words: rows at the end of a table, or a head.
+        told: The tensors and units of which these words tell.
+    """
+
+    notes: list[str] = field(default_factory=list)
+    told: set[str] = field(default_factory=set)
+
+
+def additions(sides: Sides) -> Additions:
+    """Rows at the end of tables, each told of the table of the other side that it is most like, and heads."""
     reference, other = sides.names
     alone = {name: sides.others[name].detach() for name in sides.alignment.unexplained if name in sides.others}
-    found = [
-        f"{unit}: {_rows(sides.units[unit], table, reference, other)}"
-        for unit in sides.alignment.missing
-        for tensor in (() if unit.startswith("blocks.") else alone.values())
-        if (table := _as_rows(tensor, sides.units[unit])) is not None
-    ]
+    found = Additions()
+    for unit in sides.alignment.missing:
+        ours = sides.units[unit].T if unit == UNEMBED else sides.units[unit]
+        near = {name: table for name, tensor in alone.items() if (table := _as_rows(tensor, ours)) is not None}
+        if unit.startswith("blocks.") or not near:
+            continue
+        name = max(near, key=lambda name: _equal_rows(ours, near[name]))
+        found.notes.append(f"{unit}: {rows_more(ours, near[name], reference, other)}")
+        found.told.update((unit, name))
+        del alone[name]
     embedding = sides.units.get(EMBED)
     for name, tensor in alone.items():
         if embedding is not None and name.startswith(HEAD_NAMES) and sorted(tensor.shape) == sorted(embedding.shape):
-            found.append(f"{other} has a head of its own, {name}, and {reference}'s head is its embedding")
+            found.notes.append(f"{other} has a head of its own, {name}, and {reference}'s head is its embedding")
+            found.told.add(name)
     return found
 
 
@@ -207,14 +226,20 @@ def _as_rows(table: Tensor, unit: Tensor) -> Tensor | None:
     """A table with as many columns as a unit [rows, columns] and another number of rows; None for anything else."""
     if table.dim() != 2 or unit.dim() != 2:
         return None
-    return table if table.size(1) == unit.size(1) and table.size(0) != unit.size(0) else None
+    ways = (way for way in (table, table.T) if way.size(1) == unit.size(1) and way.size(0) != unit.size(0))
+    return next(ways, None)
 
 
-def _rows(unit: Tensor, table: Tensor, reference: str, other: str) -> str:
+def _equal_rows(unit: Tensor, table: Tensor) -> int:
     common = min(unit.size(0), table.size(0))
     dtype = max((unit.dtype, table.dtype), key=lambda dtype: torch.finfo(dtype).eps)
-    ours, theirs = (rows[:common].to("cpu", dtype).contiguous().view(torch.uint8) for rows in (unit, table))
-    equal = int((ours == theirs).all(1).sum())
+    ours, theirs = (rows[:common].detach().to("cpu", dtype).contiguous().view(torch.uint8) for rows in (unit, table))
+    return int((ours == theirs).all(1).sum())
+
+
+def rows_more(unit: Tensor, table: Tensor, reference: str = "A", other: str = "B") -> str:
+    """What a table of another length [rows, columns] is of a unit, in words."""
+    common, equal = min(unit.size(0), table.size(0)), _equal_rows(unit, table)
     more = abs(unit.size(0) - table.size(0))
     which = "the first " if equal == common else f"{equal:,} of the first "
     longer = other if table.size(0) > unit.size(0) else reference

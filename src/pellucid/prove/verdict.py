@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from torch import Tensor
 
@@ -72,7 +72,7 @@ def rows_of_parameters(alignment: Alignment, *, swapped: bool) -> tuple[Paramete
     return tuple(rows)
 
 
-def notes_on(alignment: Alignment, unseen: Mapping[str, str]) -> list[str]:
+def notes_on(alignment: Alignment, unseen: Mapping[str, str], told: Collection[str] = ()) -> list[str]:
     """What the reader should know of an alignment."""
     notes: list[str] = []
     if alignment.buffers:
@@ -84,7 +84,7 @@ def notes_on(alignment: Alignment, unseen: Mapping[str, str]) -> list[str]:
         ("missing, and the reference has them", alignment.missing),
         ("missing, which changes nothing (zeros, ones, k's bias or the other end again)", alignment.unneeded),
     ):
-        if names:
+        if names := [name for name in names if name not in told]:
             notes.append(f"{what}: {', '.join(names[:8])}" + (f" and {len(names) - 8} more" if len(names) > 8 else ""))
     if hidden := [unit for unit in alignment.unneeded if kind_of(unit) in unseen]:
         notes.append(f"no text can show {hidden[0]} or whether it is there: {unseen[kind_of(hidden[0])]}")
