@@ -17,7 +17,7 @@ import pellucid as pl
 import support
 from pellucid.fast import compiled, decoder
 from pellucid.generate import stepper as stepping
-from pellucid.gpt2 import kernels, packed
+from pellucid.gpt2 import kernels
 
 CONFIGS: dict[str, dict[str, Any]] = {
     "tied": {},
@@ -114,7 +114,7 @@ def test_bfloat16_weights_are_read_as_they_are() -> None:
 def test_a_write_into_a_parameter_is_noticed() -> None:
     fast = fast_of(support.glass())
     before = fast.generate([[1, 2, 3]], max_new_tokens=8)
-    assert packed.prepared(fast) is packed.prepared(fast)
+    assert kernels.prepared(fast) is kernels.prepared(fast)
     with torch.no_grad():
         fast.blocks[1].attn.W_O[2].zero_()
     after = fast.generate([[1, 2, 3]], max_new_tokens=8)
@@ -138,21 +138,21 @@ def test_refresh_after_a_write_that_nobody_counts() -> None:
 def test_memory_is_stated_beforehand() -> None:
     fast = fast_of(support.glass())
     stated = pl.estimate_generation(fast, support.ragged_ids(5, 9), max_new_tokens=7, rows_each=2)
-    assert stated.prepared == packed.prepared(fast).nbytes == packed.bytes_needed(fast)
+    assert stated.prepared == kernels.prepared(fast).nbytes == kernels.bytes_needed(fast)
     assert stated.cache == pl.KeyValueCache.bytes_needed(fast.config, 4, 16)
     exact = support.glass()
     assert pl.estimate_generation(exact, [[1]]).prepared == 0
-    pages = [kept for kept in packed.prepared(fast).kept if isinstance(kept, torch.Tensor)]
+    pages = [kept for kept in kernels.prepared(fast).kept if isinstance(kept, torch.Tensor)]
     assert pages[0].numel() == stated.prepared
 
 
 def test_the_copy_goes_with_the_model() -> None:
     fast = fast_of(support.glass())
-    packed.prepared(fast)
-    count = len(packed._PREPARED)
+    kernels.prepared(fast)
+    count = len(kernels._PREPARED)
     again = copy.deepcopy(fast)
     del fast
-    assert len(packed._PREPARED) == count - 1
+    assert len(kernels._PREPARED) == count - 1
     again.generate([[1, 2]], max_new_tokens=2)
 
 
@@ -357,9 +357,9 @@ def test_vectors_that_are_too_wide_are_noticed(
 def test_a_conversion_drops_what_was_prepared() -> None:
     model = fast_of(support.glass())
     model.generate([[1, 2, 3]], max_new_tokens=2)
-    assert model in packed._PREPARED
+    assert model in kernels._PREPARED
     model.half().float()
-    assert model not in packed._PREPARED
+    assert model not in kernels._PREPARED
 
 
 def never_dropped(patch: pytest.MonkeyPatch) -> None:
@@ -367,7 +367,7 @@ def never_dropped(patch: pytest.MonkeyPatch) -> None:
 
 
 def never_outdated(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(packed, "state_of", lambda model: ())
+    patch.setattr(kernels, "state_of", lambda model: ())
 
 
 def never_forgotten(patch: pytest.MonkeyPatch) -> None:

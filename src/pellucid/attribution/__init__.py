@@ -6,10 +6,9 @@ and bias contributes to it (Elhage et al. 2021, "A mathematical framework for tr
 `sources` are exact. `gradient` and `edges` estimate what patches would do, by a few backward passes.
 """
 
-from pellucid.attribution.direct import direct
+from pellucid.attribution.direct import direct, sources
 from pellucid.attribution.edges import edges
 from pellucid.attribution.gradient import gradient
-from pellucid.attribution.sources import sources
 from pellucid.dialects import name_arguments
 
 __all__ = ["direct", "edges", "gradient", "sources"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pellucid.family import Family, InTransformers, Kernels, Recognition, later
-from pellucid.gpt2 import kernels, layouts, model, packed, schema
+from pellucid.gpt2 import kernels, layouts, model, schema
 from pellucid.gpt2.config import TransformerConfig
 
 LIVE = "pellucid.gpt2.live"
@@ -23,7 +23,7 @@ GPT2 = Family(
         shown=later(LIVE, "shown_by"),
     ),
     layouts=layouts.LAYOUTS,
-    kernels=Kernels(kernels.take, kernels.decoder, packed.bytes_needed, packed.forget),
+    kernels=Kernels(kernels.take, kernels.decoder, kernels.bytes_needed, kernels.forget),
     layout_of=layouts.detect,
     differing=layouts.differing,
     unseen={"attn.b_K": "softmax ignores q · b_K, which is the same for every key"},
