@@ -161,6 +161,19 @@ def read_flag(name: str, value: Any) -> bool:
     return value
 
 
+def field_names(given: object) -> tuple[str, ...]:
+    """The names of fields to ignore: none, one alone, or several."""
+    if given is None or isinstance(given, str):
+        return () if given is None else (given,)
+    if not isinstance(given, Iterable) or isinstance(given, (bytes, Mapping)):
+        raise ConfigError(
+            f"config: {shown(given)} given as the fields to ignore, expected their names.",
+            code="config-wrong-type",
+            remedy="Give their names in a list, such as ignore_config=['auto_map'].",
+        )
+    return tuple(map(str, given))
+
+
 def _whole(name: str, value: Any, expected: str) -> int:
     """A whole number, also where JSON has it with a point, such as 3.0."""
     whole, real = as_whole(value), as_number(value)

@@ -14,7 +14,16 @@ from functools import cached_property
 from types import MappingProxyType
 from typing import Any, ClassVar, Self, cast
 
-from pellucid.config import SAVE_ID, read_flag, read_number, read_size, read_token_id, read_token_ids, wrong_type
+from pellucid.config import (
+    SAVE_ID,
+    field_names,
+    read_flag,
+    read_number,
+    read_size,
+    read_token_id,
+    read_token_ids,
+    wrong_type,
+)
 from pellucid.config_variants import Variant
 from pellucid.dialects import CONFIG, unknown_attribute
 from pellucid.errors import ConfigError, nearest, shown
@@ -176,6 +185,7 @@ class JsonConfig:
                 code="config-wrong-type",
                 remedy="Give a dict; a transformers configuration gives one by config.to_dict().",
             )
+        ignore = field_names(ignore)
         cls._refuse_misspelt(ignore, map(str, given))
         given = {name: value for name, value in given.items() if name not in {*ignore, SAVE_ID}}
         cls._refuse_unimplemented(given)

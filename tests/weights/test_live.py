@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.nn.modules import module as torch_module
 from torch.nn.utils import parametrizations, parametrize, prune
 from transformers import GPT2Config, GPT2LMHeadModel
@@ -286,6 +287,8 @@ CARRIED: dict[str, Callable[[Any], Any]] = {
     "compiled in place": lambda hf: hf.compile(backend="eager"),
     "compiled forward": lambda hf: setattr(hf, "forward", torch.compile(hf.forward, backend="eager")),
     "compiled blocks": compiles_blocks,
+    "a block that is computed again": put("transformer.h.1", checkpoint_wrapper),
+    "a part that is computed again": put("transformer.h.0.mlp", checkpoint_wrapper),
     "transformers' own hooks": shows_its_states,
     "eager attention": lambda hf: hf.set_attn_implementation("eager"),
     "backward hooks": call("transformer.h.0", lambda m: m.register_full_backward_hook(lambda *_: None)),
@@ -365,6 +368,7 @@ REFUSED: dict[str, Refused] = {
     "subclass with a call": Refused(as_class(DoubledWhenCalled), "hf-part", "DoubledWhenCalled"),
     "head wrapped": Refused(put("lm_head", Wrapped), "hf-head", "plain Linear"),
     "head taken out": Refused(put("lm_head", lambda m: nn.Identity()), "hf-head", "plain Linear"),
+    "sharded": Refused(as_class(type("FSDPGPT2LMHeadModel", (GPT2LMHeadModel,), {})), "hf-tensors", "sharded"),
     "head quantised": Refused(put("lm_head", lambda m: Linear8bitLt(D, V)), "hf-head", "Linear8bitLt"),
     "head with a bias": Refused(put("lm_head", lambda m: nn.Linear(D, V)), "hf-head", "plain Linear"),
     "forward of a module": Refused(
@@ -547,6 +551,24 @@ def test_a_head_of_another_size_fits_once_the_remedy_was_followed() -> None:
 def test_a_compiled_model_is_read_as_what_was_compiled() -> None:
     hf = small_hf()
     assert same_logits(pl.from_hf(torch.compile(hf, backend="eager")), hf)  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.remedy("hf-tensors")
+def test_a_sharded_model_is_refused_and_gathered_by_its_remedy() -> None:
+    from torch import distributed
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+    from torch.distributed.fsdp import fully_shard
+
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        hf = fully_shard(small_hf(), mesh=distributed.init_device_mesh("cpu", (1,)))
+        with pytest.raises(pl.WeightsError, match="sharded") as caught:
+            pl.from_hf(hf)  # pyright: ignore[reportArgumentType]
+        names = {"pl": pl, "get_model_state_dict": get_model_state_dict, "StateDictOptions": StateDictOptions}
+        call = caught.value.remedy.partition("state_dict: ")[2].rstrip(".")
+        assert same_logits(eval(call, {**names, "hf_model": hf}), small_hf())
+    finally:
+        distributed.destroy_process_group()
 
 
 def test_parameters_that_were_one_are_noted() -> None:

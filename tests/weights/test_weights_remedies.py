@@ -373,6 +373,8 @@ REMEDIES: dict[str, list[Case]] = {
     "pickle-no-state-dict": [
         Case(lambda h: saved(h, [*HF.state_dict().items()]), "pl.load(dict(torch.load(path)), config=",
              lambda h: pl.load(dict(torch.load(h.folder / "weights.pt")), config=config_of(HF))),
+        Case(lambda h: pl.load({n: t.tolist() for n, t in hf_dict(HF).items()}), "by their names",
+             lambda h: pl.load({n: t.numpy() for n, t in hf_dict(HF).items()}, config=config_of(HF))),
         Case(lambda h: saved(h, [torch.zeros(3)]), "torch.save(model.state_dict(), path)",
              lambda h: saved(h, HF.state_dict()))
     ],

@@ -50,7 +50,10 @@ def from_hf(cls: ModelClass[M], hf_model: nn.Module, *, attention: str = "auto",
         ConfigError: A configuration that is not implemented.
         MissingExtraError: transformers is not installed, or cannot be imported.
     """
-    given = foreign.uncompiled(hf_model)
+    given = hf_model
+    if isinstance(given, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
+        foreign.require_gathered(given)
+        given = foreign.uncompiled(given)
     for family in FAMILIES:
         here = family.in_transformers
         transformers = need("transformers", "from_hf", here.model, here.base)

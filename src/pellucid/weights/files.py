@@ -17,6 +17,7 @@ from pellucid.weights.kinds import no_weights, only_weights
 from pellucid.weights.layouts import endings
 from pellucid.weights.leftovers import listed
 from pellucid.weights.manifests import is_there, read_index, read_json, unreadable
+from pellucid.weights.nested import IN_MEMORY
 
 FOLDER_FILES = (*hub.WEIGHT_FILES, "ckpt.pt")
 """Where a folder keeps its weights, the best first; the last is what nanoGPT's train.py writes."""
@@ -82,7 +83,7 @@ def in_memory(tensors: Mapping[str, Any]) -> Stored:
     Raises:
         WeightsError: No weights in it, or those of several models.
     """
-    content = unpack("the mapping given", tensors, "mapping")
+    content = unpack(IN_MEMORY, tensors, "mapping")
     copies = {name: tensor.to("cpu", copy=True) for name, tensor in content.tensors.items()}
     return Stored(Path("mapping"), "mapping", copies, None, content.model_args, notes_of(content), content.how)
 

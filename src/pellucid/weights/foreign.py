@@ -31,16 +31,36 @@ class _Part(Protocol):
     def module(self) -> nn.Module | None: ...
 
 
+_AROUND = {"OptimizedModule": "_orig_mod", "CheckpointWrapper": "_checkpoint_wrapped_module"}
+"""Classes that compute what the module within them does -> its name there."""
+
+
 def uncompiled(module: nn.Module) -> nn.Module:
-    """The module that `torch.compile` was given, which computes the same."""
-    while type(module).__name__ == "OptimizedModule":
-        module = module._modules["_orig_mod"] or module
+    """The module that `torch.compile` or activation checkpointing was given, which computes the same."""
+    while (inside := module._modules.get(_AROUND.get(type(module).__name__, ""))) is not None:
+        module = inside
     return module
 
 
 def plain(name: str) -> str:
-    """A parameter's name without what `torch.compile` puts into it."""
-    return name.replace("_orig_mod.", "")
+    """A parameter's name without what `torch.compile` and activation checkpointing put into it."""
+    return re.sub(rf"({'|'.join(_AROUND.values())})\.", "", name)
+
+
+def require_gathered(hf_model: nn.Module) -> None:
+    """Refuse a model whose tensors lie in parts, with all of several processes.
+
+    Raises:
+        WeightsError: It is one of FSDP's.
+    """
+    parts = [path for path, module in hf_model.named_modules() if re.match("FSDP|FullyShard", type(module).__name__)]
+    if parts:
+        raise WeightsError(
+            f"from_hf: {parts[0] or 'the model'} is sharded (FSDP), so its tensors lie in parts.",
+            code="hf-tensors",
+            remedy="Gather them with torch.distributed.checkpoint.state_dict: pl.load(get_model_state_dict(hf_model, "
+            "options=StateDictOptions(full_state_dict=True)), config=hf_model.config).",
+        )
 
 
 def more(items: Sequence[object]) -> str:

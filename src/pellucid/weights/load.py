@@ -89,6 +89,12 @@ def load(
     """
     options = options or LoadOptions()
     parse_dtype(options.dtype)  # before anything is downloaded
+    if not isinstance(options.hub, HubOptions):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ConfigError(
+            f"load: hub is {type(options.hub).__name__}, expected the options of the hub.",
+            code="config-wrong-type",
+            remedy="Pass hub=pl.HubOptions(revision='main'), with what else is wanted.",
+        )
     options = replace(options, config=whole_config(options))
     if isinstance(name, Mapping):
         return _build(cls, "a state dict in memory", files.in_memory(name), options, None)
@@ -161,9 +167,9 @@ def whole_config(options: LoadOptions) -> Config | Mapping[str, Any] | None:
     if given is None or isinstance(given, Mapping) or _is_ours(given):
         return given  # pyright: ignore[reportReturnType]
     if isinstance(given, (str, os.PathLike)):
-        return config_named(os.fspath(given), ignore=_ignored(options))
+        return config_named(os.fspath(given), ignore=options.ignore_config)
     if isinstance(given, ForeignConfig) and not isinstance(given, type):  # pyright: ignore[reportUnnecessaryIsInstance]
-        return config_of(given.to_dict(), ignore=_ignored(options))
+        return config_of(given.to_dict(), ignore=options.ignore_config)
     raise ConfigError(
         f"load: config is {type(given).__name__}, expected a TransformerConfig, a mapping of its fields, a "
         "configuration of transformers', or the path of a config.json.",
@@ -174,10 +180,6 @@ def whole_config(options: LoadOptions) -> Config | Mapping[str, Any] | None:
 
 def _is_ours(config: object) -> bool:
     return isinstance(config, tuple(family.config for family in FAMILIES))
-
-
-def _ignored(options: LoadOptions) -> Collection[str]:
-    return (options.ignore_config,) if isinstance(options.ignore_config, str) else options.ignore_config
 
 
 def _says(config: Configuration | None, field_name: str) -> bool:
@@ -196,4 +198,4 @@ def _config(stored: files.Stored, options: LoadOptions) -> Config:
             remedy="Pass config=: the number of heads, the activation and the LayerNorm epsilon cannot be read off "
             "tensors.",
         )
-    return config_of(own or {}, given, ignore=_ignored(options))
+    return config_of(own or {}, given, ignore=options.ignore_config)

@@ -19,6 +19,9 @@ from pellucid.weights.layouts import prefixes_of
 from pellucid.weights.leftovers import ADAPTERS, kind_of, listed
 from pellucid.weights.pickles import as_tensor
 
+IN_MEMORY = "the mapping given"
+"""Where weights lie that were read from no file, for messages."""
+
 _DEEPEST, _MOST = 12, 200_000
 """Levels and entries of nested containers that are looked through; no weights file has more."""
 
@@ -42,7 +45,9 @@ def find_weights(where: str, content: object) -> Found:
         raise WeightsError(
             f"{where}: holds {_kind(content)}, expected a dict of tensors.",
             code="pickle-no-state-dict",
-            remedy="Save the state dict: torch.save(model.state_dict(), path). Pairs of names and tensors make one: "
+            remedy="Give tensors or NumPy's arrays of numbers by their names, such as model.state_dict()."
+            if where == IN_MEMORY
+            else "Save the state dict: torch.save(model.state_dict(), path). Pairs of names and tensors make one: "
             "pl.load(dict(torch.load(path)), config=...).",
         )
     own = {path: tensors for path, tensors in dicts.items() if not _of_training(path)} or dicts
