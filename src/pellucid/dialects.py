@@ -450,9 +450,6 @@ def refuse_unknown(verb: str, given: Iterable[str], known: Iterable[str], elsewh
         given: The arguments' names.
         known: Those that it takes.
         elsewhere: Words of others -> what to do here.
-
-    Raises:
-        UnknownArgumentError: There are any.
     """
     known = list(known)
     for name in given:

@@ -133,16 +133,11 @@ class Tables(nn.Module):
 
 
 class KeptRotation(NamedTuple):
-    """A rotation that another program keeps, in tables or as frequencies.
+    """A rotation that another program keeps, in tables or as frequencies."""
 
-    Attributes:
-        base: Its base, as far as a few digits say.
-        cos, sin: Of the angles of positions from 0, [P, K / 2], where it keeps them.
-        rates: Radians per position of each pair [K / 2].
-    """
-
-    base: float
-    rates: Tensor
+    base: float  # its base, as far as a few digits say
+    rates: Tensor  # radians per position of each pair [K / 2]
+    # cos, sin: of the angles of positions from 0, [P, K / 2], where it keeps them
     cos: Tensor | None = None
     sin: Tensor | None = None
 

@@ -37,21 +37,13 @@ ALL_AGREES = "with this in the reference, the logits agree too"
 
 @dataclass(frozen=True)
 class Evidence:
-    """What two programs computed, in float64, and where they first differ.
+    """What two programs computed, in float64, and where they first differ."""
 
-    Attributes:
-        suspects: The mistakes to try, the likely ones first.
-        runs: What both computed.
-        point: Where they first differ.
-        agreed: The points before that, which agree.
-        wrong_blocks: The blocks that show an error of their own.
-    """
-
-    suspects: Sequence[Suspect]
-    runs: Runs
-    point: str
-    agreed: tuple[str, ...]
-    wrong_blocks: tuple[int, ...] = ()
+    suspects: Sequence[Suspect]  # the mistakes to try, the likely ones first
+    runs: Runs  # what both computed
+    point: str  # where they first differ
+    agreed: tuple[str, ...]  # the points before that, which agree
+    wrong_blocks: tuple[int, ...] = ()  # the blocks that show an error of their own
 
     @property
     def n_layer(self) -> int:
@@ -75,21 +67,13 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Cause:
-    """A confirmed mistake.
+    """A confirmed mistake."""
 
-    Attributes:
-        words: What it is.
-        extent: Where it was confirmed, in words.
-        harmless: It is rounding, or no text can show it.
-        complete: It explains the logits too.
-        suspect: The mistake itself; None of what no family knows.
-    """
-
-    words: str
-    extent: str
-    harmless: bool = False
-    complete: bool = False
-    suspect: Suspect | None = None
+    words: str  # what it is
+    extent: str  # where it was confirmed, in words
+    harmless: bool = False  # it is rounding, or no text can show it
+    complete: bool = False  # it explains the logits too
+    suspect: Suspect | None = None  # the mistake itself; None of what no family knows
 
     def values(self, runs: Runs) -> Mapping[str, Tensor]:
         """What a reference that makes it computes, by point and checkpoint."""
@@ -263,19 +247,12 @@ MOST = 3
 
 @dataclass(frozen=True)
 class CauseSearch:
-    """Looks for the cause of a difference, past what is harmless.
+    """Looks for the cause of a difference, past what is harmless."""
 
-    Args:
-        family: The reference's.
-        alignment: Which tensor is which.
-        others: The other program's tensors.
-        notes: What the reader should know; added to.
-    """
-
-    family: Family
-    alignment: Alignment
-    others: Mapping[str, Tensor]
-    notes: list[str]
+    family: Family  # the reference's
+    alignment: Alignment  # which tensor is which
+    others: Mapping[str, Tensor]  # the other program's tensors
+    notes: list[str]  # what the reader should know; added to
 
     def behind(
         self, reference: CkptedTransformer, double: Runs, point: str | None

@@ -31,19 +31,12 @@ HALVES = {torch.float16: "float16", torch.bfloat16: "bfloat16"}
 
 @dataclass(frozen=True)
 class Sides:
-    """Two sides whose parameters were aligned.
+    """Two sides whose parameters were aligned."""
 
-    Args:
-        units: The reference's.
-        others: The other program's tensors.
-        alignment: Which is which.
-        swapped: Whether the reference is B.
-    """
-
-    units: Mapping[str, Tensor]
-    others: Mapping[str, Tensor]
-    alignment: Alignment
-    swapped: bool = False
+    units: Mapping[str, Tensor]  # the reference's
+    others: Mapping[str, Tensor]  # the other program's tensors
+    alignment: Alignment  # which is which
+    swapped: bool = False  # whether the reference is B
 
     def pairs(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Each parameter of A and of B, in one arrangement and in their own dtypes."""
@@ -185,15 +178,10 @@ def _of_heads(ours: Tensor, theirs: Tensor, axes: tuple[str, ...]) -> str | None
 
 @dataclass(frozen=True)
 class Additions:
-    """What one side has and the other has not.
+    """What one side has and the other has not."""
 
-    Attributes:
-        notes: In words: rows at the end of a table, or a head.
-        told: The tensors and units of which these words tell.
-    """
-
-    notes: list[str] = field(default_factory=list)
-    told: set[str] = field(default_factory=set)
+    notes: list[str] = field(default_factory=list)  # in words: rows at the end of a table, or a head
+    told: set[str] = field(default_factory=set)  # the tensors and units of which these words tell
 
 
 def additions(sides: Sides) -> Additions:

@@ -149,18 +149,13 @@ FINEST = 16
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """What has to be kept to measure it later.
+    """What has to be kept to measure it later."""
 
-    Args:
-        reference, other: The two sides, never written to.
-        ids: What to run.
-        alignment: Which parameter is which; None if the other side's own tensors were not aligned.
-    """
-
+    # reference, other: the two sides, never written to
     reference: CkptedTransformer
     other: nn.Module
-    ids: Tensor
-    alignment: Alignment | None
+    ids: Tensor  # what to run
+    alignment: Alignment | None  # which parameter is which; None if the other side's own tensors were not aligned
 
     def measure(self) -> dict[str, float | None]:
         """Kind of parameter -> smallest relative change of one weight that is revealed; None if not even 0.1 is."""

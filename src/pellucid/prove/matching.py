@@ -19,24 +19,17 @@ from pellucid.run.model import CkptedTransformer
 
 @dataclass
 class Matching:
-    """The tensors of both sides, and how they are matched.
-
-    Attributes:
-        units: The reference's parameters; of a table of positions the rows that both sides have.
-        others: The other program's tensors by name.
-        buffers: Those of them that are no parameters.
-        computed: Those of them that are computed from others.
-        notes: What the reader should know.
-    """
+    """The tensors of both sides, and how they are matched."""
 
     reference: CkptedTransformer
     other: nn.Module
     tensors: Mapping[str, Tensor] | None = None
+    # the reference's parameters; of a table of positions the rows that both sides have
     units: dict[str, Tensor] = field(default_factory=dict)
-    others: dict[str, Tensor] = field(default_factory=dict)
-    buffers: set[str] = field(default_factory=set)
-    computed: dict[str, Computed] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
+    others: dict[str, Tensor] = field(default_factory=dict)  # the other program's tensors by name
+    buffers: set[str] = field(default_factory=set)  # those of them that are no parameters
+    computed: dict[str, Computed] = field(default_factory=dict)  # those of them that are computed from others
+    notes: list[str] = field(default_factory=list)  # what the reader should know
     unread: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:

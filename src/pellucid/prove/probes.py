@@ -160,20 +160,13 @@ class Probes:
 
 @dataclass(frozen=True)
 class Beginning:
-    """The first blocks of two programs, or what enters them: of every id, or at every position.
+    """The first blocks of two programs, or what enters them: of every id, or at every position."""
 
-    Args:
-        reference: A working copy.
-        program: The other program.
-        point: Where it shows what enters the block that no longer runs.
-        end: The number of that block.
-        rounds: Whether the program is known to round in another way, so that no run tells whether all bits are equal.
-    """
-
-    reference: CkptedTransformer
-    program: Program
-    point: str
-    end: int = 0
+    reference: CkptedTransformer  # a working copy
+    program: Program  # the other program
+    point: str  # where it shows what enters the block that no longer runs
+    end: int = 0  # the number of that block
+    # whether the program is known to round in another way, so that no run tells whether all bits are equal
     rounds: bool = False
 
     def first_wrong(self, ids: Tensor) -> Tensor | None:

@@ -20,17 +20,12 @@ from pellucid.prove.trial import MARGIN, Trial
 
 @dataclass
 class Probing:
-    """Runs of two programs beside a trial of them.
-
-    Attributes:
-        reach: What of the model's inputs was compared; known after `trials`.
-        notes: What could not be run.
-    """
+    """Runs of two programs beside a trial of them."""
 
     trial: Trial
     probes: Probes
-    reach: Reach = field(default_factory=Reach)
-    notes: list[str] = field(default_factory=list)
+    reach: Reach = field(default_factory=Reach)  # what of the model's inputs was compared; known after `trials`
+    notes: list[str] = field(default_factory=list)  # what could not be run
 
     def trials(self) -> list[Trial]:
         """Trials on the probes, without those whose logits are equal to the bit."""

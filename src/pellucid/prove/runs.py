@@ -30,33 +30,23 @@ BLURRED = 1e-5
 
 @dataclass
 class Runs:
-    """One dtype: the reference's values, and the other program's when it runs freely and when it is forced.
+    """One dtype: the reference's values, and the other program's when it runs freely and when it is forced."""
 
-    Attributes:
-        program: The other program.
-        expected: The reference's values by checkpoint, and "logits".
-        ids: What was run.
-        schema: The reference's.
-        conditions: How.
-        dropped: Points that turned out to hold something else than a checkpoint's value.
-        amplified: Whether something is off by more than rounding, although no stage alone is.
-        undecided: Points that differ, but on which nothing depends on these ids, so that their part is not known.
-        reference: What gave the expected values, to see what rounding comes to on its way through it; None if that
-            is not asked for.
-        exact: What the reference itself computes, where the expected values are those of one with other constants.
-    """
-
-    program: WatchedModel
-    expected: Values
-    ids: Tensor
-    schema: Schema
-    conditions: Conditions
+    program: WatchedModel  # the other program
+    expected: Values  # the reference's values by checkpoint, and "logits"
+    ids: Tensor  # what was run
+    schema: Schema  # the reference's
+    conditions: Conditions  # how
+    # points that turned out to hold something else than a checkpoint's value
     dropped: list[str] = field(default_factory=list)
+    # points that differ, but on which nothing depends on these ids, so that their part is not known
     undecided: list[str] = field(default_factory=list)
     held: Values | None = None
-    amplified: bool = False
+    amplified: bool = False  # whether something is off by more than rounding, although no stage alone is
+    # what gave the expected values, to see what rounding comes to on its way through it; None if that is not asked for
     reference: Glass | None = None
     rounded: dict[str, float] | None = None
+    # what the reference itself computes, where the expected values are those of one with other constants
     exact: Values | None = None
 
     @property

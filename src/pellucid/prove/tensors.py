@@ -62,9 +62,6 @@ def compare_tensors(a: Tensor, b: Tensor) -> TensorComparison:
         a: Any floating or integer tensor.
         b: The one to compare with; of another dtype, both are compared in the coarser one.
 
-    Raises:
-        ShapeError: They have different shapes.
-
     Example:
         >>> import torch
         >>> from pellucid.prove.tensors import compare_tensors

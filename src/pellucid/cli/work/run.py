@@ -37,21 +37,13 @@ class ActiveFeature:
 
 @dataclass(frozen=True)
 class SeenFeatures:
-    """What an autoencoder shows of a run.
+    """What an autoencoder shows of a run."""
 
-    Attributes:
-        at: The checkpoint that it reads.
-        positions: The positions of the text that it read.
-        features: The strongest features at each of them.
-        edited: Features that were set -> what to.
-        next: What comes next with these; None if none was set.
-    """
-
-    at: str
-    positions: list[int]
-    features: list[list[ActiveFeature]]
-    edited: dict[int, float]
-    next: list[NextToken] | None
+    at: str  # the checkpoint that it reads
+    positions: list[int]  # the positions of the text that it read
+    features: list[list[ActiveFeature]]  # the strongest features at each of them
+    edited: dict[int, float]  # features that were set -> what to
+    next: list[NextToken] | None  # what comes next with these; None if none was set
 
 
 @dataclass(frozen=True)
