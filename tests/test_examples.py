@@ -20,7 +20,18 @@ from notebooks import SCRIPTS, notebook  # noqa: E402
 OTHERS = ("build_gpt2_from_scratch", "another_model")
 """The one runs in tests/exercises; the other needs weights that a package brings, and is tried if it is installed."""
 
-QUICK = [path for path in SCRIPTS if path.stem not in OTHERS]
+FEWER = {
+    "find_a_circuit": {"(TEMPLATE, 16,": "(TEMPLATE, 4,", "64, seed=1": "4, seed=1", "template, 16,": "template, 4,",
+                       "draws=64": "draws=4", "subsets=20": "subsets=4"},
+}  # fmt: skip
+"""What takes long -> the same cells with fewer sentences and draws; `make test-all` runs them as they are."""
+
+RUNS = [
+    pytest.param(path, fewer, id=path.stem + " as it is" * (len(FEWER.get(path.stem, {})) > len(fewer)), marks=marks)
+    for path in SCRIPTS
+    if path.stem not in OTHERS
+    for fewer, marks in ([(FEWER[path.stem], []), ({}, [pytest.mark.long])] if path.stem in FEWER else [({}, [])])
+]
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
@@ -49,17 +60,22 @@ def test_a_reader_sees_what_the_cells_give(script: Path):
     assert not re.search(r"/tmp/|/home/|/root/", json.dumps([output.get("text") for output in outputs]))
 
 
-@pytest.mark.parametrize("script", QUICK, ids=lambda path: path.stem)
-def test_every_cell_runs_offline(script: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize(("script", "fewer"), RUNS)
+def test_every_cell_runs_offline(script: Path, fewer: dict[str, str], monkeypatch: pytest.MonkeyPatch):
     def refuse(*_: Any) -> None:
         raise AssertionError("the notebook opened a network connection")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     names: dict[str, Any] = {"__name__": "__main__"}
-    for cell in stored(script)["cells"]:
+    cells = stored(script)["cells"]
+    assert all(any(many in "".join(cell["source"]) for cell in cells) for many in fewer)
+    for cell in cells:
         if cell["cell_type"] == "code":
+            source = "".join(cell["source"])
+            for many, few in fewer.items():
+                source = source.replace(many, few)
             with contextlib.redirect_stdout(io.StringIO()) as printed:
-                exec(compile("".join(cell["source"]), script.name, "exec"), names)
+                exec(compile(source, script.name, "exec"), names)
             kept = any(output.get("name") == "stdout" for output in cell["outputs"])
             assert bool(printed.getvalue()) == kept, cell["source"]
 
