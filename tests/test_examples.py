@@ -23,6 +23,7 @@ OTHERS = ("build_gpt2_from_scratch", "another_model")
 FEWER = {
     "find_a_circuit": {"(TEMPLATE, 16,": "(TEMPLATE, 4,", "64, seed=1": "4, seed=1", "template, 16,": "template, 4,",
                        "draws=64": "draws=4", "subsets=20": "subsets=4"},
+    "sampling": {"(0.1, 0.4, 0.7, 1.0, 1.3, 1.6, 2.0)": "(0.1, 2.0)", "in (1, 2, 4, 8)": "in (1, 4)"},
 }  # fmt: skip
 """What takes long -> the same cells with fewer sentences and draws; `make test-all` runs them as they are."""
 
