@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from zoo import ZOO, Stranger
 
 import pellucid as pl
+import support
 
 PASSES = ("identical", "equivalent")
 TOKENS = 9
@@ -28,6 +29,12 @@ def in_turn(changes: dict[str, Change], each: int) -> Iterator[Any]:
             kept = (column - row * each) % len(ZOO) < each
             marks = [] if kept else [pytest.mark.long]
             yield pytest.param(changes[name], stranger, id=f"{name}: {stranger.name}", marks=marks)
+
+
+@pytest.fixture(scope="module")
+def glass() -> pl.CkptedTransformer:
+    """Smaller than other tests' model: each program here is compared with it."""
+    return support.glass(vocab_size=67, n_positions=32, n_embd=24, n_layer=2, n_head=3)
 
 
 @pytest.fixture(scope="module")
@@ -79,9 +86,15 @@ def test_the_program_itself_is_right(stranger: Stranger, glass: pl.CkptedTransfo
     assert (given[..., : expected.size(-1)] - expected).abs().max() < 1e-11 * expected.abs().max()
 
 
+KEYS = (None, "model", "state_dict", "model_state_dict", "module", "ema")
+PREFIXES = ("", "module.", "_orig_mod.", "model.")
+SAVED = [
+    pytest.param(key, prefix, marks=[pytest.mark.long] if key and prefix else []) for key in KEYS for prefix in PREFIXES
+]
+
+
 @pytest.mark.parametrize("stranger", [s for s in ZOO if s.opens], ids=lambda s: s.name)
-@pytest.mark.parametrize("key", [None, "model", "state_dict", "model_state_dict", "module", "ema"])
-@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "model."])
+@pytest.mark.parametrize(("key", "prefix"), SAVED)
 def test_its_weights_open(
     stranger: Stranger, key: str | None, prefix: str, glass: pl.CkptedTransformer, ids: Tensor, tmp_path: Path
 ) -> None:
