@@ -165,6 +165,14 @@ def test_what_a_program_keeps_from_one_call_to_the_next(run: Any, small: pl.Ckpt
     assert "run once more, after other runs, the program" in str(report.first_divergence), report
 
 
+@pytest.mark.parametrize("shape", [(1, 5), (3, 3)])
+def test_positions_before_rows_where_there_are_as_many(shape: tuple[int, int]) -> None:
+    """Neither a probe nor the caller's ids are taken for the other way round."""
+    square = support.glass(**{**SIZES, "vocab_size": 49, "n_positions": 7})
+    turned = Around(square, lambda logits, ids: logits.transpose(0, 1))
+    assert pl.compare(square, turned, support.some_ids(*shape, 49))
+
+
 def test_a_declared_pad_is_an_id_of_probes() -> None:
     """Ids that betray pads are refused without a mask, but not those that a comparison draws."""
     padded = support.glass(**{**SIZES, "pad_token_id": 0})

@@ -160,7 +160,13 @@ class FoundLogits:
     remarks: tuple[str, ...] = ()  # how they came, in words, where that is not [B, P, V]
 
 
-def read_answer(output: Any, rows: tuple[int, int], head: Tensor, *, headless: bool = False) -> FoundLogits:
+TURNED = "the logits came with positions before batch rows"
+"""What is remarked of a program that gives [P, B, V]; of as many rows as positions, it cannot be seen."""
+
+
+def read_answer(
+    output: Any, rows: tuple[int, int], head: Tensor, *, headless: bool = False, turned: bool = False
+) -> FoundLogits:
     """Read a program's output as logits.
 
     Args:
@@ -168,6 +174,7 @@ def read_answer(output: Any, rows: tuple[int, int], head: Tensor, *, headless: b
         rows: B and P of the ids that were run.
         head: [V, D], what a hidden state of a program without a head is multiplied with.
         headless: Whether the program's class is known to have no head, so that its hidden state is what it gives.
+        turned: Whether it is known to give positions before rows.
     """
     vocabulary, width = head.shape
     if headless:
@@ -181,7 +188,7 @@ def read_answer(output: Any, rows: tuple[int, int], head: Tensor, *, headless: b
     if found.dim() < 3 and (found.dim() == 0 or (found.shape[-1] < vocabulary and found.shape[-1] != width)):
         expected = f"logits of ids {list(rows)} are {[*rows, vocabulary]}"
         raise NoLogitsError(f"the output is {list(found.shape)}, and {expected}")
-    values, remark = _in_rows(found, rows)
+    values, remark = _in_rows(found, rows, turned=turned)
     remarks = [remark] if remark else []
     if values.shape[-1] > vocabulary and values.shape[-1] != width:
         remarks.append(f"the logits are {values.shape[-1]} wide: the vocabulary's {vocabulary} columns are compared, "
@@ -190,14 +197,14 @@ def read_answer(output: Any, rows: tuple[int, int], head: Tensor, *, headless: b
     return FoundLogits(values, tuple(remarks))
 
 
-def _in_rows(found: Tensor, rows: tuple[int, int]) -> tuple[Tensor, str]:
+def _in_rows(found: Tensor, rows: tuple[int, int], *, turned: bool) -> tuple[Tensor, str]:
     """A tensor as [B, P, N], and a word on the layout that it had."""
     b, p = rows
     outer = tuple(found.shape[:-1])
-    if outer == (b, p) or (len(outer) == 2 and outer[0] == b and outer != (p, b)):
+    if (outer == (b, p) and not (turned and b == p)) or (len(outer) == 2 and outer[0] == b and outer != (p, b)):
         return found, ""
     if outer == (p, b):
-        return found.transpose(0, 1), "the logits came with positions before batch rows"
+        return found.transpose(0, 1), TURNED
     if outer == (b * p,):
         return found.unflatten(0, (b, p)), "the logits came with batch rows and positions in one axis"
     if outer == (b,):

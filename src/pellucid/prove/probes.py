@@ -108,7 +108,7 @@ class Probes:
         """
         drawn = self.every(1, LONGEST)[0].cpu()
         begins = [token for token in (0, *self.named, *drawn.tolist()) if token not in self.pads]
-        begins = torch.tensor([begins[0], *begins[: 1 + min(len(self.named), FEW)]])
+        begins = torch.tensor([begins[0], *begins[: max(min(len(self.named), FEW) + 1, SHORT)]])
         rows = torch.cat([begins[:, None], drawn[:2].expand(len(begins), 2)], 1)[:, : self.positions].to(self.ids)
         lengths = [n for n in self.named if SHORT < n < min(self.positions, LONGEST)]
         named = [n for place, n in enumerate(lengths) if sum(lengths[: place + 1]) <= LONGEST]
@@ -133,7 +133,11 @@ class Probes:
         return products <= most and rows * length * (self.vocabulary + seen) <= VALUES
 
     def every(self, rows: int, length: int) -> Tensor:
-        """Ids in an order of their own [rows, length], from the first again if there are fewer."""
+        """Ids in an order of their own [rows, length], from the first again if there are fewer.
+
+        There is a row more where there would be as many as positions: which axis is which could not be seen.
+        """
+        rows += 1 < rows == length
         order = torch.randperm(self.vocabulary, generator=torch.Generator().manual_seed(1))
         return order[torch.arange(rows * length) % self.vocabulary].view(rows, length).to(self.ids)
 

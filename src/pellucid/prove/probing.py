@@ -48,7 +48,7 @@ class Probing:
                 LOGITS
             ]  # of their beginnings, too: no query sees later keys
             for length in lengths:
-                ids = rows[:, :length] if length == rows.size(1) else rows[:2, :length]
+                ids = rows[:, :length] if length == rows.size(1) else rows[: length + 1, :length]  # never square
                 with contextlib.suppress(Exception):  # whatever a foreign forward raises: traced ones take one length
                     if relative_error(self.trial.program.plain(ids), expected[: len(ids), :length]) > limit:
                         yield ids

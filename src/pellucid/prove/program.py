@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from pellucid.check import attribute
 from pellucid.families import FAMILIES
-from pellucid.prove.calling import Call, calls, guesses, read_answer, working_call
+from pellucid.prove.calling import TURNED, Call, calls, guesses, read_answer, working_call
 from pellucid.prove.copies import eagerly, is_scripted, quietly, seed, undisturbed
 from pellucid.prove.lending import Loan
 from pellucid.prove.points import LOGITS, ModuleSite
@@ -194,6 +194,9 @@ class Program:
         if self.call is None:
             self.call, words, output = working_call(module, ids)
             self.remarks |= {words: None} if words else {}
+            if 1 < ids.size(0) == ids.size(1):
+                with contextlib.suppress(Exception):  # whatever a foreign forward raises: it may take one shape
+                    self._logits(self.call(module, ids[:1]), ids[:1])  # which axis is which, as a remark
             return output
         return self.call(module, ids)
 
@@ -201,7 +204,8 @@ class Program:
         if isinstance(self.loan.module, CkptedTransformer):  # all of its vocabulary: it says how long that is
             return output.detach().clone()
         b, p = ids.shape
-        answer = read_answer(output, (b, p), self.head, headless=is_headless(self.loan.module))
+        turned = TURNED in self.remarks
+        answer = read_answer(output, (b, p), self.head, headless=is_headless(self.loan.module), turned=turned)
         self.remarks |= dict.fromkeys(answer.remarks)
         return answer.values.detach().clone()
 
