@@ -409,7 +409,7 @@ def test_bars_are_the_parts_and_end_in_their_sum() -> None:
     (bars,) = ax.containers
     np.testing.assert_allclose([bar.get_width() for bar in bars], table.value)
     assert [text.get_text() for text in ax.texts] == [f"{value:+.2f}" for value in table.value]
-    assert ax.get_xlabel() == "added to (' \\$5', ' a')"
+    assert ax.get_xlabel() == "added to logit ' \\$5' - logit ' a'"
     assert "others" not in " ".join(pl.plot.data(pl.plot.attribution(parts, most=30)).component)
 
 

@@ -245,7 +245,8 @@ def _legend(ax: Axes, entries: Sequence[Any], columns: int) -> Any:
 
 def place_of(array: Any) -> str:
     """Return what an array is of, as far as it knows: "layer 2, head 0 of bundled"."""
-    single = [name for name in (str(Axis.LAYER), str(Axis.HEAD)) if name in array.coords and array[name].size == 1]
+    names = (str(Axis.LAYER), str(Axis.HEAD), "layer_to", "head_to")
+    single = [name for name in names if name in array.coords and array[name].size == 1]
     where = ", ".join(f"{name} {array[name].item()}" for name in single)
     return " of ".join(filter(None, (where, model_name(array.attrs))))
 
@@ -285,11 +286,12 @@ def colour_bar(
 
     `height` is that of the axes in points, if it is known better than by their `extent`.
     """
-    part = min(1.0, BAR_AT_MOST / (height or extent(ax)[1]))
+    tall = height or extent(ax)[1]
+    part = min(1.0, BAR_AT_MOST / tall)
     beside = ax.inset_axes((after, 1 - part, 6, part), transform=in_points(ax, "x"))
     bar = ax.get_figure(root=True).colorbar(mappable, cax=beside, ticks=ticks, format=None if ticks is None else "%g")  # pyright: ignore[reportOptionalMemberAccess]
     bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue]
-    bar.set_label(label)
+    bar.set_label(wrapped([label], max(tall, 60)))  # which is as long as the bar, or it would be cut
     bar.ax.minorticks_off()
     bar.ax.tick_params(length=0, pad=3)  # a tick would read as a minus
     return bar

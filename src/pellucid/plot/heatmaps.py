@@ -216,7 +216,11 @@ def head_scores(scores: Any, *, ax: Axes | None = None) -> Axes:
         if width / columns >= ROOM_FOR_A_NUMBER and height / rows >= SMALL * 1.3:
             write_numbers(axes, look, numbers, image)
         colour_bar(axes, image, _with_units(array))
-        say_what(axes, f"{_with_units(array)} of each head", place_of(array), room=width + 40 if ax is None else None)
+        what = array.attrs.get("title") or f"{_with_units(array)} of each head"
+        about = "\n".join(
+            filter(None, (", ".join(filter(None, (str(what), place_of(array)))), array.attrs.get("metric")))
+        )
+        say_what(axes, about, room=width + 40 if ax is None else None)
         return remember(axes, array)
 
 

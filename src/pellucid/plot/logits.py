@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -105,8 +106,15 @@ def _where(parts: DataArray) -> str:
 
 
 def _target(target: Any) -> str:
-    """What the parts are added to, in which `$` begins no formula."""
-    text = str(target).replace("$", r"\$")
+    """What the parts are added to, in which `$` begins no formula: a logit, or the difference of two."""
+    try:
+        given = ast.literal_eval(str(target))
+    except (ValueError, SyntaxError):  # a direction
+        given, text = (), str(target)
+    else:
+        pair = given if isinstance(given, tuple) else (given,)
+        text = " - ".join(f"logit {one!r}" for one in pair)
+    text = text.replace("$", r"\$")
     return text if len(text) <= 40 else f"{text[:39]}…"
 
 
