@@ -15,7 +15,7 @@ import torch
 
 import pellucid as pl
 from pellucid.patching import ablation as ablating
-from pellucid.patching import paths, places, reruns, roles, sweeps
+from pellucid.patching import paths, reruns, roles, sweeps
 
 Patch = pytest.MonkeyPatch
 
@@ -72,7 +72,7 @@ def no_head_is_held(plain: Any) -> Any:
 
 
 def all_heads_are_held(plain: Any) -> Any:
-    return lambda self, name, value, senders: places.Put(name, value)
+    return lambda self, name, value, senders: roles.Put(name, value)
 
 
 def over_pads_too(plain: Any) -> Any:
@@ -103,7 +103,7 @@ MUTANTS: dict[str, tuple[Callable[[Patch], None], Callable[[], None]]] = {
     "starts a block too late": (
         wrapped(reruns.Rerun, "start", a_block_later), lambda: loop(name="resid_pre", over=("layer", "pos")),
     ),
-    "values of another text": (wrapped(places.Put, "write", other_rows), loop),
+    "values of another text": (wrapped(roles.Put, "write", other_rows), loop),
     "clean and corrupted exchanged": (wrapped(sweeps.Texts, "of", exchanged), loop),
     "the head reads a column before": (wrapped(reruns.Base, "_reader", column_before), loop),
     "stale logits": (wrapped(reruns.Base, "_whole", stale), lambda: loop(sweeping.everywhere)),

@@ -22,9 +22,8 @@ from pellucid.errors import InputError, NumericsError
 from pellucid.interrupts import told
 from pellucid.metrics import Metric
 from pellucid.patching.cells import Cells, SweepCell
-from pellucid.patching.places import Put
 from pellucid.patching.reruns import Base, Rerun
-from pellucid.patching.roles import Roles
+from pellucid.patching.roles import Put, Roles
 from pellucid.patching.sweeps import Direction, Measured, Texts, patches, results
 from pellucid.run.edit import Edit
 from pellucid.run.model import CkptedTransformer

@@ -23,8 +23,8 @@ from pellucid.errors import InputError
 from pellucid.metrics import Metric, measured
 from pellucid.network import Run
 from pellucid.patching.ablation import Ablation
-from pellucid.patching.places import Columns, Put
 from pellucid.patching.reruns import BYTES, TOKENS, Rerun
+from pellucid.patching.roles import Columns, Put
 from pellucid.patching.sweeps import Direction, Texts
 from pellucid.run.model import CkptedTransformer
 from pellucid.run.region import Index, Region

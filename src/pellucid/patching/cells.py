@@ -14,8 +14,7 @@ from pellucid import aliases
 from pellucid.axes import NEURONS, POSITIONS, Axis
 from pellucid.check import as_whole
 from pellucid.errors import InputError, ShapeError, shown
-from pellucid.patching.places import Columns, Put
-from pellucid.patching.roles import Roles, of_unequal_length
+from pellucid.patching.roles import Columns, Put, Roles, of_unequal_length
 from pellucid.run.region import Index, Region
 from pellucid.schema import Schema
 from pellucid.text.batch import Batch

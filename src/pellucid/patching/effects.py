@@ -15,9 +15,8 @@ from pellucid.check import require_whole
 from pellucid.errors import InputError, shown
 from pellucid.extras import need
 from pellucid.metrics import Metric
-from pellucid.patching.places import Put
 from pellucid.patching.reruns import Rerun
-from pellucid.patching.roles import Roles
+from pellucid.patching.roles import Put, Roles
 from pellucid.patching.sweeps import Direction, Texts, patches
 from pellucid.run.model import CkptedTransformer
 from pellucid.run.region import Index, Region

@@ -14,9 +14,8 @@ from pellucid.check import require_one_of
 from pellucid.errors import InputError, shown
 from pellucid.metrics import Metric
 from pellucid.patching.cells import Cells, SweepCell
-from pellucid.patching.places import Put
 from pellucid.patching.reruns import Rerun, block_of
-from pellucid.patching.roles import Roles
+from pellucid.patching.roles import Put, Roles
 from pellucid.patching.sweeps import Direction, PlainRuns, Texts, results
 from pellucid.run.model import CkptedTransformer
 from pellucid.run.region import Region

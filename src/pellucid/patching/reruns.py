@@ -23,7 +23,7 @@ from pellucid.errors import EditError
 from pellucid.metrics import Metric, column_of, measured, positions_of
 from pellucid.network import Columns as Choice
 from pellucid.network import Memory, Run
-from pellucid.patching.places import Put
+from pellucid.patching.roles import Put
 from pellucid.run.cache import KeyValueCache
 from pellucid.run.model import CkptedTransformer
 from pellucid.run.region import Region

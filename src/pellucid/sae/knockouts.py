@@ -15,9 +15,8 @@ from pellucid.errors import warn
 from pellucid.extras import need
 from pellucid.interrupts import told
 from pellucid.metrics import Metric
-from pellucid.patching.places import Put
 from pellucid.patching.reruns import Base, Rerun
-from pellucid.patching.roles import Columns
+from pellucid.patching.roles import Columns, Put
 from pellucid.patching.sweep_cost import require_room
 from pellucid.patching.sweeps import UNMEASURED, Direction, Texts, described
 from pellucid.run.model import CkptedTransformer

@@ -15,11 +15,9 @@ from torch import Tensor
 from pellucid.compat.hooked.activation_cache import ActivationCache
 from pellucid.compat.hooked.hook_points import HookPoint
 from pellucid.compat.hooked.hook_tap import points_of
-from pellucid.compat.hooked.hooked_generation import HookedGeneration
-from pellucid.compat.hooked.mirrors import tree
-from pellucid.compat.hooked.sampling import lm_cross_entropy_loss
-from pellucid.compat.hooked.settings import HookedTransformerConfig, described
-from pellucid.compat.hooked.sources_of_models import as_ours, fresh, opened, refuse
+from pellucid.compat.hooked.hooked_generation import HookedGeneration, lm_cross_entropy_loss
+from pellucid.compat.hooked.settings import HookedTransformerConfig, as_ours, described, fresh, opened, refuse
+from pellucid.compat.hooked.stacked_weights import tree
 from pellucid.errors import InputError, PellucidWarning, shown
 from pellucid.folding import fold
 from pellucid.run.model import CkptedTransformer
