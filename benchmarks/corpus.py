@@ -2,7 +2,9 @@
 
 The plain forward runs the same batches to the same block. The loop with `torch.save` is what one writes without a
 library: a hook on each block, a file for each batch; with nnsight the values come from a trace, and safetensors writes
-them. All write to the same disk, which a flush at the end of each sample waits for. Reading is with a cold cache:
+them. SAELens caches one checkpoint of rows of equal length, and so does pellucid beside it; it needs another version of
+TransformerLens than the other peers, and so an environment of its own. All write to the same disk, which a flush at the
+end of each sample waits for. Reading is with a cold cache:
 before each sample the system is told to forget the files, and `dd` reads the same ones.
 """
 
@@ -159,6 +161,69 @@ def writing(report: Report, options: Options, folder: Path) -> None:
             report.add(Row("bytes on disk", shape, share, against=peer, kind="memory"))
 
 
+LENGTH, AT_ONCE = 128, 16
+"""Tokens of each row that SAELens caches, and rows that run at once."""
+
+
+def cached_by_saelens(hf: Any, rows: list[list[int]], folder: Path) -> Callable[[], None]:
+    """SAELens' own store of one checkpoint, made by its runner with the very model that the others run."""
+    from datasets import Dataset
+    from sae_lens import CacheActivationsRunner, CacheActivationsRunnerConfig, cache_activations_runner
+    from sae_lens.load_model import HookedProxyLM
+
+    place, width = f"transformer.h.{BLOCKS[-1]}", int(hf.config.n_embd)
+    cache_activations_runner.load_model = lambda **about: HookedProxyLM(hf, None, hook_names=[place])
+    half = max(len(rows) // AT_ONCE // 2, 1) * AT_ONCE * LENGTH  # tokens of a shard
+    about = CacheActivationsRunnerConfig(
+        dataset_path="", model_name="", model_batch_size=AT_ONCE, hook_name=place, d_in=width, shuffle=False,
+        training_tokens=len(rows) * LENGTH, context_size=LENGTH, prepend_bos=False, streaming=False, device="cpu",
+        new_cached_activations_path=str(folder), buffer_size_gb=half * width * 4 / 1e9,
+    )  # fmt: skip
+
+    def run() -> None:
+        emptied(folder)
+        made = CacheActivationsRunner(about, override_dataset=Dataset.from_dict({"tokens": rows})).run()
+        assert len(made) == len(rows)
+        flushed(folder)
+
+    return run
+
+
+def beside_saelens(report: Report, options: Options, folder: Path) -> None:
+    """One checkpoint of rows of equal length, as SAELens caches it."""
+    import torch
+
+    hf, work = reference(options.size), "capture one residual checkpoint to disk"
+    model, name = pl.from_hf(hf), NAMES[-1]
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randint(
+        0, 50257, (2 * AT_ONCE if options.quick else 4 * AT_ONCE, LENGTH), generator=generator
+    ).tolist()
+
+    def capture() -> None:
+        shutil.rmtree(folder / "one.zarr", ignore_errors=True)
+        pl.corpus.capture(model, rows, name, folder / "one.zarr", batch_tokens=AT_ONCE * LENGTH)
+
+    try:
+        cache = cached_by_saelens(hf, rows, folder / "saelens")
+        cache()
+    except Exception as error:  # a peer's own
+        report.fail(work, "SAELens", error)
+        return
+    capture()
+    from datasets import load_from_disk
+
+    theirs = torch.tensor(load_from_disk(str(folder / "saelens"))[f"transformer.h.{BLOCKS[-1]}"][:]).flatten(0, 1)
+    ours = torch.from_numpy(pl.corpus.open(folder / "one.zarr")[name][:])
+    difference = float((theirs - ours).abs().max() / theirs.abs().max())
+    assert difference < 1e-5, f"SAELens' values are {difference:.1e} apart, which is more than rounding"
+    samples = harness.compete({"pellucid": capture, "SAELens": cache}, rounds=options.rounds(5, quick=3), at_least=0.0)
+    shape = f"{len(rows):,} x {LENGTH}"
+    report.add(Row(work, shape, samples.ratio("pellucid", "SAELens"), against="SAELens"), samples)
+    share = harness.Spread.of([size_of(folder / "one.zarr") / size_of(folder / "saelens")])
+    report.add(Row("bytes on disk of one checkpoint", shape, share, against="SAELens", kind="memory"))
+
+
 def forgotten(files: list[Path]) -> None:
     """Tell the system that nobody needs these files in its cache."""
     for path in files:
@@ -202,6 +267,7 @@ def main() -> None:
     report = Report("corpus", options)
     with tempfile.TemporaryDirectory() as folder:
         writing(report, options, Path(folder))
+        beside_saelens(report, options, Path(folder))
         reading(report, options, Path(folder))
     report.finish()
 

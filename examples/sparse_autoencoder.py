@@ -127,11 +127,12 @@ for name, logits in (("plain", plain), ("without the feature", without)):
 # %% [markdown]
 # ## In the viewer
 #
-# The run without the feature beside the plain one: where in the network what it stood for is missed. In a notebook
-# `pl.view(...)` as the last line of a cell shows the page; here it is saved as one file.
+# Its features stand on the screen of neurons, along the text; and the run without one beside the plain one shows where
+# in the network what it stood for is missed. In a notebook `pl.view(...)` as the last line of a cell shows the page;
+# here it is saved as one file.
 
 # %%
-view = pl.view(model, text, edits=[sae.zero([feature])])
+view = pl.view(model, text, edits=[sae.zero([feature])], sae=sae)
 view.save(folder / "without_a_feature.html")
 sae.save(folder / "sae")
 print(sorted(path.name for path in folder.iterdir()))
