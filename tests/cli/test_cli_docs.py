@@ -14,6 +14,7 @@ import pellucid as pl
 from pellucid.cli import VERBS
 from pellucid.cli.shared.failures import Exit
 from pellucid.cli.shared.options import ModelWish
+from pellucid.cli.work import demo
 
 TEXT = PAGE.read_text(encoding="utf-8")
 EXAMPLES = examples(TEXT)
@@ -25,7 +26,9 @@ def words(output: str) -> str:
 
 
 @pytest.mark.parametrize(("command", "shown", "exit_code"), EXAMPLES, ids=[command for command, _, _ in EXAMPLES])
-def test_examples_are_real(command: str, shown: str, exit_code: int) -> None:
+def test_examples_are_real(command: str, shown: str, exit_code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    if command == "demo":  # tests/cli/test_cli_demo.py looks at its page, which takes long
+        monkeypatch.setattr(demo, "write_page", lambda model, path: path.write_text("a page", encoding="utf-8"))
     output, code = run(command)
     assert code == exit_code
     assert words(shown) == words(output), "python tests/cli/refresh_docs.py"
