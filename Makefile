@@ -75,7 +75,10 @@ bench-quick: $(BENCH_READY)
 $(READY): pyproject.toml constraints.txt
 	@echo "Setting up .venv: about a minute, 2 GB."
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile \
+		--constraint constraints.txt --editable '.[dev]'
+	@# What pip would do on one processor; packages hold some files that are no Python.
+	@$(BIN)/python -m compileall -qq -j 0 .venv/lib || true
 	@touch $(READY)
 
 # torch first, so that no peer chooses another one.
