@@ -15,9 +15,10 @@ import pytest
 import torch
 
 import pellucid as pl
+import pellucid.gpt2  # noqa: F401  (which remedies name)
 import support
-from pellucid import dialects
-from pellucid.dialects import CKPTS, MODEL, TOKENIZER
+from pellucid import attributes, dialects
+from pellucid.attributes import CKPTS, MODEL, TOKENIZER
 
 PAGE = Path(__file__).parents[1] / "docs" / "coming_from_hookedtransformer.md"
 TABLES = {"model": MODEL, "ckpts": CKPTS, "tokenizer": TOKENIZER}
@@ -91,7 +92,7 @@ CONFIGS = (
 def test_a_configuration_answers_to_the_names_of_others(config: Any) -> None:
     """The sizes of every family under the names of every library; a family's own names are its fields."""
     model = pl.CkptedTransformer(config)
-    for name, said in dialects.CONFIG.items():
+    for name, said in attributes.CONFIG.items():
         if name not in config.declared() and not hasattr(type(config), name):
             with pytest.raises(pl.UnknownAttributeError) as caught:
                 getattr(config, name)
@@ -127,9 +128,10 @@ def test_a_misspelt_argument_is_told_the_right_one(room: str) -> None:
 
 
 PARTS = {
-    "model.blocks[3]": dialects.BLOCK, "model.blocks[1].attn": dialects.ATTENTION, "model.blocks[0].mlp": dialects.MLP,
-    "model.blocks[2].ln1": dialects.NORM, "model.ln_final": dialects.NORM, "model.pos_embed": dialects.POS_EMBED,
-    "model.unembed": dialects.UNEMBED, "pl": dialects.PACKAGE,
+    "model.blocks[3]": attributes.BLOCK, "model.blocks[1].attn": attributes.ATTENTION,
+    "model.blocks[0].mlp": attributes.MLP,
+    "model.blocks[2].ln1": attributes.NORM, "model.ln_final": attributes.NORM, "model.pos_embed": attributes.POS_EMBED,
+    "model.unembed": attributes.UNEMBED, "pl": attributes.PACKAGE,
 }  # fmt: skip
 """Parts of a model, and the package itself, as they are written -> the words that they answer."""
 
@@ -144,7 +146,7 @@ def test_a_part_of_the_model_says_what_to_use(names: dict[str, Any], part: str) 
         assert part in remedy or name in ("hook_result", "head_dim", "b_U", "bias") or part == "pl"
         if remedy == MODEL["b_U"]:
             continue
-        given = dict(names) | {"module": names["model"].blocks[0]}
+        given = dict(names) | {"module": names["model"].blocks[0], "pellucid": pl}
         for code in remedy.split(";")[0].replace("hook), or ", "hook) and ").split(" and "):
             eval(code.removesuffix(" of model.run_with_ckpts").removeprefix("edits="), given)
     with pytest.raises(AttributeError, match="no attribute 'no_such_thing'") as plain:

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pellucid import dialects
+from pellucid import attributes
 from pellucid.ckpt import name_checkpoints
 from pellucid.config import Config
 from pellucid.network import Memory
@@ -99,7 +99,7 @@ class Attending(Part):
         copies_cached: Whether exact operations also copy the keys and values that come out of a cache.
     """
 
-    elsewhere = dialects.ATTENTION
+    elsewhere = attributes.ATTENTION
 
     makes_scores: tuple[str, ...]
     copies_cached = False

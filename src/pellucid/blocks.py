@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pellucid import dialects
+from pellucid import attributes
 from pellucid.attend import Attending, Visible
 from pellucid.ckpt import name_checkpoints
 from pellucid.config import Config
@@ -27,7 +27,7 @@ from pellucid.tap import Tap
 class Norm(Part):
     """A norm over the last axis, with the epsilon of the configuration."""
 
-    elsewhere = dialects.NORM
+    elsewhere = attributes.NORM
     centres: ClassVar[bool]
     """Whether the mean is subtracted."""
 
@@ -84,7 +84,7 @@ class RMSNorm(Norm):
     """
 
     centres = False
-    elsewhere = {name: said for name, said in dialects.NORM.items() if name != "bias"} | {
+    elsewhere = {name: said for name, said in attributes.NORM.items() if name != "bias"} | {
         "variance_epsilon": "{here}.eps"
     }
 
@@ -100,7 +100,7 @@ class RMSNorm(Norm):
 class FeedForward(Part):
     """The MLP of a block: its parameters, its activation function, and its last step."""
 
-    elsewhere = dialects.MLP
+    elsewhere = attributes.MLP
     out_pdrop = 0.0
     """The rate of the dropout before `mlp_out`."""
 
@@ -135,7 +135,7 @@ class FeedForward(Part):
 class Block(Part):
     """Two norms, attention and an MLP; a family says of which kinds, and how they add to the residual stream."""
 
-    elsewhere = dialects.BLOCK
+    elsewhere = attributes.BLOCK
     made_of: ClassVar[tuple[type[Norm], type[Attending], type[FeedForward]]]
     """Classes of its norms, its attention and its MLP."""
 
@@ -175,7 +175,7 @@ class Architecture:
         positions: Puts what the network knows positions by into it, from the configuration and the weights.
         enter: What enters the first block [B, P, D], through the checkpoints before it.
         beside: What every block of a run is given beside the stream, from that stream.
-        words: Words of other libraries for what a network holds, as in `pellucid.dialects`.
+        words: Words of other libraries for what a network holds, as in `pellucid.attributes`.
     """
 
     block: type[Block]
@@ -183,7 +183,7 @@ class Architecture:
     positions: Callable[[Network, Any, Weights], None]
     enter: Callable[[Network, Run, Tap | None], Tensor]
     beside: Callable[[Network, Run, Tensor], Mapping[str, Any]] = field(default=lambda network, run, residual: {})
-    words: Mapping[str, str] = field(default_factory=lambda: dialects.MODEL)
+    words: Mapping[str, str] = field(default_factory=lambda: attributes.MODEL)
 
     def build(self, network: Network, config: Any, weights: Weights | None = None) -> None:
         """Give a network the family's modules around its stored parameters, fresh ones if None."""

@@ -14,6 +14,7 @@ from functools import cached_property
 from types import MappingProxyType
 from typing import Any, ClassVar, Self, cast
 
+from pellucid.attributes import CONFIG, unknown_attribute
 from pellucid.config import (
     SAVE_ID,
     field_names,
@@ -25,7 +26,6 @@ from pellucid.config import (
     wrong_type,
 )
 from pellucid.config_variants import Variant
-from pellucid.dialects import CONFIG, unknown_attribute
 from pellucid.errors import ConfigError, nearest, shown
 from pellucid.numerics import nonlinear
 from pellucid.schema import Schema

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pellucid import dialects
+from pellucid import attributes
 from pellucid.config import Config
 from pellucid.errors import UnknownNameError, nearest
 from pellucid.numerics.products import EXACT, Execution, Products, products_of
@@ -87,7 +87,7 @@ class Unembedding(Part):
     memory is that of a [V, D] head.
     """
 
-    elsewhere = dialects.UNEMBED
+    elsewhere = attributes.UNEMBED
 
     def __init__(self, embed: Embedding, W_U: Tensor | None, products: Products) -> None:
         super().__init__()

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
+from pellucid.attributes import unknown_attribute
 from pellucid.ckpt import Ckpt
 from pellucid.config import Config, require_schema
-from pellucid.dialects import unknown_attribute
 from pellucid.errors import ConfigError, WeightsError
 from pellucid.schema import Parameter, Schema
 
@@ -131,7 +131,7 @@ class Part(nn.Module):
     """
 
     elsewhere: ClassVar[Mapping[str, str]] = {}
-    """Other libraries' words for what it holds -> what to use here, as in `pellucid.dialects`."""
+    """Other libraries' words for what it holds -> what to use here, as in `pellucid.attributes`."""
 
     def __getattr__(self, name: str) -> Any:
         """What `nn.Module` holds under a name; not by `super()`, whose further call a small model would feel."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pellucid import dialects
+from pellucid import attributes
 from pellucid.schema import OtherNames
 
 OTHERS = OtherNames(
@@ -24,7 +24,7 @@ OTHERS = OtherNames(
         "ln_f": "ln_final.ckpt_normalized",
     },
     refused={
-        **dialects.NOT_THE_SAME,
+        **attributes.NOT_THE_SAME,
         "hook_scale": "it is the divisor sqrt(var + eps); here `ckpt_scaled` holds the quotient",
         "attn.c_attn": "its output is q, k and v side by side; ask for attn.ckpt_q, attn.ckpt_k, attn.ckpt_v",
         "attn.c_proj": "its output is taken before dropout; attn.ckpt_attn_out is what is added to the residual stream",

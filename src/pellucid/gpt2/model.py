@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from pellucid import dialects
+from pellucid import attributes
 from pellucid.attend import Visible
 from pellucid.blocks import Architecture, Block, FeedForward, LayerNorm, Whole
 from pellucid.gpt2.attention import Attention
@@ -31,7 +31,7 @@ class PosEmbedding(Part):
         weights: `W_pos`; fresh if None.
     """
 
-    elsewhere = dialects.POS_EMBED
+    elsewhere = attributes.POS_EMBED
 
     def __init__(self, config: TransformerConfig, weights: Weights | None = None) -> None:
         super().__init__()

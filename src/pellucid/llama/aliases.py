@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from pellucid import dialects
+from pellucid import attributes
 from pellucid.schema import OtherNames
 
 MODEL: Mapping[str, str] = {
-    **dialects.ROTARY_MODEL,
+    **attributes.ROTARY_MODEL,
     "model": "model.blocks, model.embed and model.ln_final",
     "b_U": "no tensor: Llama's head has no bias",
     "embed_tokens": "model.embed",
@@ -18,14 +18,14 @@ MODEL: Mapping[str, str] = {
 """Attributes of other libraries' models -> what to use here."""
 
 BLOCK: Mapping[str, str] = {
-    **dialects.BLOCK,
+    **attributes.BLOCK,
     "input_layernorm": "{here}.ln1",
     "post_attention_layernorm": "{here}.ln2",
     "self_attn": "{here}.attn",
 }
 
 ATTENTION: Mapping[str, str] = {
-    **dialects.ROTARY_ATTENTION,
+    **attributes.ROTARY_ATTENTION,
     **{f"{letter.lower()}_proj": f"{{here}}.W_{letter}" for letter in "QKVO"},
     "QK": "{here}.W_Q @ {here}.W_K.repeat_interleave({here}.shared, 0).mT, before rotation",
     "OV": "{here}.W_V.repeat_interleave({here}.shared, 0) @ {here}.W_O",
@@ -61,13 +61,13 @@ OTHERS = OtherNames(
         "norm": "ln_final.ckpt_normalized",
     },
     refused={
-        **dialects.NOT_THE_SAME,
+        **attributes.NOT_THE_SAME,
         "hook_scale": "it is the divisor sqrt(mean square + eps); here `ckpt_scaled` holds the quotient",
         "self_attn.q_proj": "its output has the heads side by side; ask for attn.ckpt_q, which is [B, P, H, K]",
         "self_attn.k_proj": "its output has the heads side by side; ask for attn.ckpt_k, which is [B, P, H, K]",
         "self_attn.v_proj": "its output has the heads side by side; ask for attn.ckpt_v, which is [B, P, H, K]",
         "mlp.act_fn": "it is a factor of mlp.ckpt_post, which is act(mlp.ckpt_gate) * mlp.ckpt_up",
-        "rotary_emb": dialects.NOT_ROTATED,
+        "rotary_emb": attributes.NOT_ROTATED,
     },
     prefix="model.",
     blocks="layers",

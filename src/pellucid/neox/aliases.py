@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from pellucid import dialects
+from pellucid import attributes
 from pellucid.schema import OtherNames
 
 MODEL: Mapping[str, str] = {
-    **dialects.ROTARY_MODEL,
+    **attributes.ROTARY_MODEL,
     "b_U": "no tensor: GPT-NeoX's head has no bias",
     "gpt_neox": "model.blocks, model.embed and model.ln_final",
     "embed_in": "model.embed",
@@ -18,7 +18,7 @@ MODEL: Mapping[str, str] = {
 """Attributes of other libraries' models -> what to use here."""
 
 BLOCK: Mapping[str, str] = {
-    **dialects.BLOCK,
+    **attributes.BLOCK,
     "input_layernorm": "{here}.ln1",
     "post_attention_layernorm": "{here}.ln2",
     "attention": "{here}.attn",
@@ -31,14 +31,14 @@ PARALLEL_BLOCK: Mapping[str, str] = {
 }
 
 ATTENTION: Mapping[str, str] = {
-    **dialects.ROTARY_ATTENTION,
+    **attributes.ROTARY_ATTENTION,
     "query_key_value": "{here}.W_QKV and {here}.b_QKV",
     "dense": "{here}.W_O and {here}.b_O",
     "head_size": "model.config.d_head",
 }
 
 MLP: Mapping[str, str] = {
-    **{name: said for name, said in dialects.MLP.items() if name.startswith("hook_")},
+    **{name: said for name, said in attributes.MLP.items() if name.startswith("hook_")},
     "dense_h_to_4h": "{here}.W_in and {here}.b_in",
     "dense_4h_to_h": "{here}.W_out and {here}.b_out",
 }
@@ -61,7 +61,7 @@ OTHERS = OtherNames(
         "final_layer_norm": "ln_final.ckpt_normalized",
     },
     refused={
-        **dialects.NOT_THE_SAME,
+        **attributes.NOT_THE_SAME,
         "hook_scale": "it is the divisor sqrt(var + eps); here `ckpt_scaled` holds the quotient",
         "hook_mlp_in": "it is a copy of what ln2 reads; ask for resid_mid, or for resid_pre if there is none",
         "attention": _OUT.format("attn.ckpt_attn_out"),
@@ -70,7 +70,7 @@ OTHERS = OtherNames(
         "mlp.dense_4h_to_h": _OUT.format("mlp.ckpt_mlp_out"),
         "attention.query_key_value": "its output is q, k and v of each head side by side; ask for attn.ckpt_q, "
         "attn.ckpt_k, attn.ckpt_v",
-        "rotary_emb": dialects.NOT_ROTATED,
+        "rotary_emb": attributes.NOT_ROTATED,
     },
     prefix="gpt_neox.",
     blocks="layers",

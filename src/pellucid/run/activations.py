@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from pellucid import aliases
+from pellucid.attributes import CKPTS, unknown_attribute
 from pellucid.axes import Axis
 from pellucid.check import require_whole
-from pellucid.dialects import CKPTS, PLACES, named_arguments, unknown_attribute
+from pellucid.dialects import PLACES, named_arguments
 from pellucid.errors import InputError, UnknownNameError, shown
 from pellucid.extras import need
 from pellucid.network import Network

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from pellucid import aliases
 from pellucid.aliases import Names
+from pellucid.attributes import MODEL
 from pellucid.check import path_of
 from pellucid.config import Config
-from pellucid.dialects import MODEL, OPENING, SAVING, named_arguments
+from pellucid.dialects import OPENING, SAVING, named_arguments
 from pellucid.errors import InputError
 from pellucid.families import family_of
 from pellucid.generate.verbs import GeneratingTransformer
