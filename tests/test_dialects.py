@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import pellucid as pl
-import pellucid.gpt2  # noqa: F401  (which remedies name)
+import pellucid.gpt2
 import support
 from pellucid import attributes, dialects
 from pellucid.attributes import CKPTS, MODEL, TOKENIZER
@@ -146,7 +146,7 @@ def test_a_part_of_the_model_says_what_to_use(names: dict[str, Any], part: str) 
         assert part in remedy or name in ("hook_result", "head_dim", "b_U", "bias") or part == "pl"
         if remedy == MODEL["b_U"]:
             continue
-        given = dict(names) | {"module": names["model"].blocks[0], "pellucid": pl}
+        given = dict(names) | {"module": names["model"].blocks[0]}
         for code in remedy.split(";")[0].replace("hook), or ", "hook) and ").split(" and "):
             eval(code.removesuffix(" of model.run_with_ckpts").removeprefix("edits="), given)
     with pytest.raises(AttributeError, match="no attribute 'no_such_thing'") as plain:
@@ -161,7 +161,7 @@ def test_arguments_by_which_others_open_a_model(verb: Any, name: str) -> None:
     with pytest.raises(pl.UnknownArgumentError) as caught:
         verb("bundled", **{name: True})
     assert isinstance(caught.value, TypeError)
-    said = re.search(r"Pass (\w+=(?:[^.,: ]|\.{3}|: )+)", caught.value.remedy)
+    said = re.search(r"Pass (\w+=(?:pl\.)?(?:[^.,: ]|\.{3}|: )+)", caught.value.remedy)
     assert (said is None) == caught.value.remedy.startswith("Leave it out")
     given = eval(f"dict({said[1]})", {"pl": pl}) if said else {}
     assert verb("bundled", **given).config.n_layer == 4

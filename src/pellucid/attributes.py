@@ -297,7 +297,7 @@ PACKAGE: Mapping[str, str] = {
     "get_output_dist": "pl.load().next_token_logits(inputs).softmax(-1)",
     "cross_entropy_loss": "pl.load().loss(inputs)",
     **{
-        name: f"pellucid.gpt2.{name}; import pellucid.gpt2 first, or the family of your model"
+        name: f"pl.gpt2.{name}; import pellucid.gpt2 first, or the family of your model"
         for name in ("Embedding", "PosEmbedding", "LayerNorm", "Attention", "MLP", "TransformerBlock", "Transformer")
     },
     "GPT2LMHeadModel": "pl.load()",
