@@ -39,14 +39,7 @@ class Reader(CapturingModel, Protocol):
 
 
 class Growing:
-    """An array on disk that is written from its first number to its last, a chunk at a time.
-
-    Args:
-        put: Writes one chunk, by its key.
-        name: The array.
-        dtype: Its numbers.
-        width: Numbers in a row; 0 for an array of one axis.
-    """
+    """An array on disk that is written from its first number to its last, a chunk at a time; width 0 is one axis."""
 
     def __init__(self, put: Put, name: str, dtype: str, width: int = 0) -> None:
         self.name, self.dtype, self.width, self.length = name, np.dtype(dtype), width, 0

@@ -134,14 +134,7 @@ def part_rows_for(row_bytes: int, rows: int, longest: int) -> int:
 
 
 def batches(plan: CorpusPlan, part: int, offsets: Sequence[int] | NDArray[Any], first: int) -> Iterator[list[TextSpan]]:
-    """The batches of a part, longest texts first, so that one that is too large fails at the beginning.
-
-    Args:
-        plan: How the corpus is cut.
-        part: The number of the part.
-        offsets: Where the texts that share its rows begin, and where the last of them ends.
-        first: The number of the first of these texts.
-    """
+    """The batches of a part, longest texts first, so that one that is too large fails at the beginning."""
     end = plan.rows_of(part).stop
     spans = [TextSpan(first + i, int(start), min(int(stop), end)) for i, (start, stop) in enumerate(pairwise(offsets))]
     spans.sort(key=lambda span: (-len(span), span.text))
@@ -154,12 +147,7 @@ def is_packed(batch: Sequence[TextSpan]) -> bool:
 
 
 def beneath(spans: Sequence[TextSpan], most: int) -> Iterator[list[TextSpan]]:
-    """Batches of texts, longest first, in which each has a row of its own, with pads before it.
-
-    Args:
-        spans: The texts, the longest first.
-        most: The most tokens of a batch, pads counted.
-    """
+    """Batches of texts, longest first, in which each has a row of its own, with pads before it."""
     batch: list[TextSpan] = []
     for span in spans:
         if batch and (len(batch) + 1) * len(batch[0]) > most:

@@ -256,13 +256,7 @@ def _by_workers(
 
 
 class PartJob:
-    """Makes parts of a store in a process of Ray's.
-
-    Args:
-        path: Where the store lies, for every computer.
-        options: What fsspec is told beside an address.
-        mark: What lies in it under `MARK`.
-    """
+    """Makes parts of a store in a process of Ray's."""
 
     def __init__(self, path: str, options: dict[str, Any] | None, mark: bytes) -> None:
         self._path, self._options, self._mark = path, options, mark

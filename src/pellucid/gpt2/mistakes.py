@@ -145,12 +145,7 @@ def heads(weights: PlainWeights) -> Iterator[Mistake]:
 
 
 def known_mistakes(weights: PlainWeights, *, several_rows: bool = True) -> Iterator[Mistake]:
-    """Every mistake that a comparison tries, for a reference's sizes; the likely ones first.
-
-    Args:
-        weights: The reference's.
-        several_rows: True if a mistake can show that mixes up the rows of a batch.
-    """
+    """Every mistake that a comparison tries, for a reference's sizes; the likely ones first."""
     sizes = weights.sizes
     sections: Iterable[Iterable[Mistake]] = (
         attention.rounded_scales(sizes), block.activations(sizes), attention.SCALES, attention.MASKS, head.TAKEN,

@@ -60,13 +60,7 @@ def logit(ckpts: ActivationCkpts, at: aliases.Name = "resid_post", *, model: Net
 def readout(
     ckpts: ActivationCkpts, at: aliases.Name, model: Network | None, by: str, translate: Translate | None = None
 ) -> Readout:
-    """Read the stream of a run; arguments and errors are those of `logit`.
-
-    Args:
-        ckpts, at, model: As there.
-        by: The function that the user called, for messages.
-        translate: What is done to the stream first; None for nothing.
-    """
+    """Read the stream of a run; arguments and errors are those of `logit`."""
     maker, _ = opened(ckpts, model, LOGITS, by)
     source = find(ckpts, at)
     point = maker.schema.around.get(source.kind) or maker.schema.in_blocks[source.kind]

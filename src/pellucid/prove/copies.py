@@ -71,12 +71,7 @@ def _is_plain(module: nn.Module) -> bool:
 
 
 def copied(value: Any, memo: dict[int, Any]) -> Any:
-    """`copy.deepcopy`, but ten times as fast for what most attributes of modules are: constants, nothing, and modules.
-
-    Args:
-        value: An attribute.
-        memo: Copies that are there, by the id of what they are of.
-    """
+    """`copy.deepcopy`, but ten times as fast for what most attributes of modules are: constants and modules."""
     if type(value) in _UNCHANGING or isinstance(value, (Tokenizer, JsonConfig)):
         return value  # a copy of a tokenizer is its whole file written and read
     if type(value) in _CONTAINERS and not value:
@@ -138,13 +133,7 @@ def writes_as_it_looks_up(module: nn.Module) -> bool:
 
 
 def own_parameters(module: nn.Module, names: Collection[str], dtype: torch.dtype | None = None) -> None:
-    """Give a working copy its own memory of these parameters, under all of their names, so that it can be written to.
-
-    Args:
-        module: A working copy.
-        names: Names of its state dict; what is no parameter has its own memory already.
-        dtype: The dtype of the new memory; None keeps it.
-    """
+    """Give a working copy its own memory of these parameters, under all of their names, so it can be written to."""
     named = dict(module.named_parameters(remove_duplicate=False))
     made = {
         id(named[name]): nn.Parameter(named[name].detach().clone().to(dtype or named[name].dtype), requires_grad=False)

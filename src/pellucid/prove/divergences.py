@@ -269,14 +269,7 @@ def divergence_at(runs: Runs, point: str, cause: Cause | None) -> Divergence:
 
 
 def not_finite_at(runs: Runs, point: str, values: tuple[Tensor, Tensor], *, wrong: bool) -> Divergence:
-    """What a report says of a point at which one side only is finite, in the program's own dtype.
-
-    Args:
-        runs: In that dtype.
-        point: The first such point.
-        values: The reference's there, and the program's.
-        wrong: Whether float64 shows an error, too, at a later point.
-    """
+    """What a report says of a point at which one side only is finite, in the program's own dtype."""
     name, given = runs.ckpt(point), values[1]
     expected = shown_part(values[0], given)
     odd = not_alike(given, expected)

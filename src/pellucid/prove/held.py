@@ -127,11 +127,7 @@ class Computed:
 
 
 def computed_in(module: nn.Module) -> dict[str, Computed]:
-    """The computed weights of a module by name.
-
-    Args:
-        module: Evaluating, and lent: the older norms write what they compute into it.
-    """
+    """The computed weights of a module by name; it is lent, because older norms write what they compute into it."""
     found: dict[str, Computed] = {}
     with torch.no_grad():
         for path, child in module.named_modules():

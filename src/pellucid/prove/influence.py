@@ -102,12 +102,6 @@ def cropped(
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], list[str]]:
     """Tables of another length, cut to the rows that both sides have.
 
-    Args:
-        units: The reference's.
-        others: The other program's tensors.
-        schema: The reference's.
-        padded: Whether its vocabulary may be longer than it says, with rows that no id reaches.
-
     Returns:
         Both sides: of longer tables the first rows, on the reference's side of those of positions alone; and notes.
     """

@@ -234,13 +234,7 @@ class _EndedError(BaseException):
 
 
 class _Recorder:
-    """Hooks that keep what each site shows, and put the reference's value in its place where there is one.
-
-    Args:
-        shape: Of the ids.
-        forced: The reference's values by point.
-        last: The point behind which the run ends; "" if it does not.
-    """
+    """Hooks that keep what each site shows, and put the reference's value in its place where there is one."""
 
     def __init__(self, shape: tuple[int, ...], forced: Values, last: str = "") -> None:
         self.shape = shape

@@ -185,12 +185,7 @@ def _wrap(value: int) -> int:
 
 
 def what_buffer(tensor: Tensor, known: bool) -> str:
-    """What a tensor is that holds no parameter, in words; an empty string where it may be one.
-
-    Args:
-        tensor: Any.
-        known: Whether the program says that it is a buffer.
-    """
+    """What a tensor is that holds no parameter, in words; an empty string where it may be one."""
     if tensor.numel() <= 1 and (known or not tensor.is_floating_point()):
         return "a single value"
     if tensor.dim() >= 2 and tensor.shape[-1] == tensor.shape[-2] and tensor.numel() == tensor.shape[-1] ** 2:

@@ -106,12 +106,7 @@ def from_mapping(inputs: Mapping[str, Any], mask: Any) -> tuple[Any, Any]:
 
 
 def ids_of(given: Any, where: str = "") -> Table:
-    """Ids [B, P] on the processor, or rows of unequal lengths; one row alone is a batch of one.
-
-    Args:
-        given: A tensor, an array, whole numbers in a list, or rows of these.
-        where: Which row of a batch it is, for messages.
-    """
+    """Ids [B, P] on the processor, or rows of unequal lengths; one row alone is a batch of one."""
     found = table(given, where)
     for row in [found] if isinstance(found, Tensor) else found:
         if row.numel() and (row.is_floating_point() or row.is_complex() or row.dtype == torch.bool):

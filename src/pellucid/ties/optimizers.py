@@ -92,14 +92,7 @@ def _without(some: Sequence[Tensor], others: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _exchange(optimizer: Optimizer, old: Sequence[Tensor], new: Sequence[Tensor], like: Tensor) -> None:
-    """Take parameters out of an optimizer's groups, and put others in.
-
-    Args:
-        optimizer: Changed in place.
-        old: What leaves, with its state.
-        new: What enters, with a copy of the state of `like` if it has its numbers.
-        like: The parameter in whose group the new ones belong; if it is in none, that of an old one.
-    """
+    """Take parameters out of an optimizer's groups, and put others in."""
     home = next((g for tensor in (like, *old) if (g := _group_of(optimizer, tensor)) is not None), None)
     for group in optimizer.param_groups:
         group["params"] = _without(group["params"], old)

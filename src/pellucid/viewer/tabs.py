@@ -40,13 +40,7 @@ class Session:
 
 
 class Tabs:
-    """The model, and what each tab ran last.
-
-    Args:
-        model: What runs, one request at a time.
-        text: What a tab that has run nothing looks at.
-        sae: An autoencoder whose features are shown in the place of neurons.
-    """
+    """The model, and what each tab ran last."""
 
     def __init__(self, model: CkptedTransformer, text: Any, sae: SparseAutoencoder | None = None) -> None:
         if sae is not None:
