@@ -1,9 +1,12 @@
-"""What a figure gives as Python makes its very numbers, on a run of the bundled model."""
+"""What a figure gives as Python, or as a command line, makes its very numbers, on a run of the bundled model."""
 
 from __future__ import annotations
 
+import csv
 import json
+import shlex
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +14,8 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from watched_page import Watched, taken
+from safetensors.torch import load_file
+from watched_page import Watched, ran, screens, taken
 from written_traces import page_of
 
 import pellucid as pl
@@ -188,3 +192,67 @@ def test_python_makes_the_numbers_of_embeddings(opened: Open, page: Path, space:
     journey = copied(watched, "The same tokens, layer by layer")
     shares = np.array([row[1:] for row in journey["rows"]])
     assert shares.ravel() == pytest.approx(flat(value_of(journey["python"], space)), rel=1e-9)
+
+
+def test_every_figure_has_a_command_line_that_makes_its_numbers(
+    opened: Open,
+    page: Path,
+    space: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    watched = opened(page)
+    commands: dict[str, dict[str, list[Any]]] = {}
+    for screen in set(screens(watched)) - {"change", "models"}:  # these need the server
+        watched.show(screen)
+        for title in watched.page.locator(".figure h2").all_inner_texts():
+            found = copied(watched, title)
+            commands.setdefault(found["shell"], found["by"])
+    monkeypatch.chdir(tmp_path)
+    for command, by in commands.items():
+        words = shlex.split(command)
+        code, said = ran(words, capsys)
+        assert code == 0, command
+        assert MADE[words[1]](words, said, by, space["ckpts"]), command
+    assert {shlex.split(command)[1] for command in commands} == set(MADE)
+
+
+def saved_alike(words: list[str], said: Any, by: dict[str, list[Any]], ckpts: pl.ActivationCkpts) -> bool:
+    found = {name: value for name, value in load_file(words[-1]).items() if name in ckpts}
+    at = [int(pos) for option, pos in pairwise(words) if option == "--pos"] or slice(None)
+    return bool(found) and all(torch.equal(value, ckpts[name][:, at]) for name, value in found.items())
+
+
+def lengths_alike(words: list[str], said: Any, by: dict[str, list[Any]], ckpts: pl.ActivationCkpts) -> bool:
+    if "--csv" not in words:
+        return len(said["layers"]) == len(set(by["layer"]))
+    with Path(words[-1]).open(encoding="utf-8") as lines:
+        return by["norm"] == pytest.approx([float(row["norm"]) for row in csv.DictReader(lines)], rel=1e-5)
+
+
+def parts_alike(words: list[str], said: Any, by: dict[str, list[Any]], ckpts: pl.ActivationCkpts) -> bool:
+    made = {part["component"]: part["value"] for part in said["parts"]}
+    if "component" in by:
+        return dict(zip(by["component"], by["adds"], strict=True)) == pytest.approx(made, rel=1e-9)
+    *_, last = by.values()  # parts that are added up: the lens's, and the river's after the last layer
+    return sum(last) == pytest.approx(sum(made.values()), rel=1e-6)
+
+
+def scores_alike(words: list[str], said: Any, by: dict[str, list[Any]], ckpts: pl.ActivationCkpts) -> bool:
+    shown = {name: by[name] for name in ("previous", "first", "duplicate")}
+    made = {name: [float("nan") if head[name] is None else head[name] for head in said["heads"]] for name in shown}
+    return all(flat(shown[name]) == pytest.approx(made[name], rel=1e-5, abs=1e-7, nan_ok=True) for name in shown)
+
+
+def choices_alike(words: list[str], said: Any, by: dict[str, list[Any]], ckpts: pl.ActivationCkpts) -> bool:
+    choice = said["layers"][-1]["top"][0]["token"]
+    last = by.get("first_choice") or by.get("token") or [choice]
+    return choice in (last[-1], last[0]) and choice == " Mary"
+
+
+MADE: dict[str, Callable[..., bool]] = {
+    "run": saved_alike, "norms": lengths_alike, "attribute": parts_alike, "heads": scores_alike, "lens": choices_alike,
+    "view": lambda words, *_: Path(words[-1]).stat().st_size > 100_000,
+}  # fmt: skip
+"""Whether what a verb made is what the figure shows."""

@@ -88,5 +88,5 @@ def test_a_cell_of_jupyterlab_draws_its_view_and_one_that_was_sent_is_in_words(b
     assert sent.page.get_by_text("Once | ·upon | ·a | ·time").is_visible()
     assert sent.page.locator(".token").count() == 0
     for one in (watched, sent):
-        one.close()
+        one.context.close()
         assert one.requests == []

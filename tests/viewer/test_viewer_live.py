@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
-from watched_page import Watched, rows_of, taken
+from watched_page import Watched, command_of, ran, rows_of, taken
 from written_traces import WORDS, numbers, page_of, written
 
 import pellucid as pl
 import support
-from pellucid.cli import main
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -99,7 +98,10 @@ def found_id(model: pl.CkptedTransformer, piece: str) -> int:
     return one
 
 
-def test_a_patch_is_made_by_its_lines_of_python_and_by_its_link(tab: Any) -> None:
+def test_a_patch_is_made_by_its_lines_of_python_and_by_its_link(
+    tab: Any, bundled: pl.CkptedTransformer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pl, "load", lambda: bundled)  # of four times that the same lines load it
     watched = tab("#attention?layer=3&head=0")
     watched.page.keyboard.press("p")
     field = watched.page.get_by_role("textbox", name="Second text")
@@ -221,44 +223,6 @@ def test_two_models_are_compared_and_the_lines_compare_them_again(
     code, report = ran(words, capsys)
     assert (code, report["verdict"]) == (1, "different")
     assert [row["fp32"] for row in report["checkpoints"]] == found["fp32"]
-
-
-def command_of(watched: Watched, title: str) -> str:
-    """What a figure's menu gives as a command line."""
-    watched.context.grant_permissions(["clipboard-read", "clipboard-write"])
-    watched.page.bring_to_front()
-    figure = watched.figure(title)
-    figure.locator("summary").click()
-    figure.get_by_role("button", name="Copy as command line").click()
-    watched.wait("document.querySelector('.notice').innerText.includes('copied')")
-    return watched.run("navigator.clipboard.readText()")
-
-
-def ran(words: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, Any]:
-    """The exit code of a command, and what it writes with --json."""
-    assert words[0] == "pellucid"
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as end:
-        main([*words[1:], "--json"])
-    assert isinstance(end.value.code, int)
-    return end.value.code, json.loads(capsys.readouterr().out)
-
-
-def test_command_lines_make_the_numbers_of_their_figures(tab: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    watched = tab("#river")
-    parts = columns(watched, "The largest parts")
-    code, found = ran(shlex.split(command_of(watched, "The largest parts")), capsys)
-    assert code == 0
-    made = {part["component"]: part["value"] for part in found["parts"]}
-    assert dict(zip(parts["component"], parts["adds"], strict=True)) == pytest.approx(made, rel=1e-9)
-    watched.page.get_by_role("tab", name="Attention").click()
-    heads = columns(watched, "All heads")
-    code, found = ran(shlex.split(command_of(watched, "All heads")), capsys)
-    assert code == 0
-    for name in ("previous", "first", "duplicate"):
-        made = [head[name] if head[name] is not None else float("nan") for head in found["heads"]]
-        shown = [float("nan") if value is None else value for value in heads[name]]
-        assert shown == pytest.approx(made, rel=1e-5, abs=1e-7, nan_ok=True)
 
 
 def test_any_token_is_followed_through_the_layers_and_split_at_a_pinned_cell(

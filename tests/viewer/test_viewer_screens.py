@@ -49,18 +49,22 @@ def test_the_answer_stays_from_the_row_on_that_is_said(opened: Open) -> None:
         assert start == 0 or first[start - 1, pos] != first[start, pos]
 
 
-@pytest.mark.parametrize("by", ["source", "head", "layer", "kind"])
-def test_the_river_closes_and_says_what_is_left(opened: Open, by: str) -> None:
-    watched = opened(state=f"#river?by={by}")
+def test_the_river_closes_and_says_what_is_left(opened: Open) -> None:
+    watched = opened(state="#river")
     found = numbers(written())
     total, logit = found["attribution.components"].sum(), found["attribution.logit"][0]
     target = int(found["prediction.logits"].argmax())
-    _, *rows = rows_of(watched, f"The river of ‘␣w{target}’")
-    assert len({row[0] for row in rows}) == len(rows)
-    assert sum(float(row[-1]) for row in rows) == pytest.approx(total, rel=1e-9)
-    # After the first block's attention the streams are the embeddings' and those heads' parts.
-    early = found["attribution.components"][:5].sum()
-    assert sum(float(row[2]) for row in rows) == pytest.approx(early, rel=1e-9)
+    seen = set[int]()
+    for by in ("source", "head", "layer", "kind"):
+        watched.page.get_by_role("combobox", name="Streams are").select_option(by)
+        _, *rows = rows_of(watched, f"The river of ‘␣w{target}’")
+        seen.add(len(rows))
+        assert len({row[0] for row in rows}) == len(rows)
+        assert sum(float(row[-1]) for row in rows) == pytest.approx(total, rel=1e-9)
+        # After the first block's attention the streams are the embeddings' and those heads' parts.
+        early = found["attribution.components"][:5].sum()
+        assert sum(float(row[2]) for row in rows) == pytest.approx(early, rel=1e-9)
+    assert len(seen) > 1
     sums = watched.page.locator(".closing dd").all_inner_texts()
     assert float(sums[0].replace("−", "-")) == pytest.approx(total, rel=1e-14)
     assert float(sums[1].replace("−", "-")) == logit
@@ -109,20 +113,26 @@ def test_the_atlas_leads_from_the_whole_model_to_one_checkpoint_and_back(opened:
     assert len(rows_of(watched, "The atlas of this run")) == 1 + 2 + 2 * 17 + 2
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {},
-        {"temperature": 0.0},
-        {"temperature": 0.6, "top_k": 7},
-        {"top_p": 0.8},
-        {"top_p": 0.0},
-        {"temperature": 1.4, "top_k": 20, "top_p": 0.35, "repetition_penalty": 1.5, "frequency_penalty": 0.3},
-    ],
-)
-def test_the_stages_are_those_of_the_sampler(opened: Open, settings: dict[str, float]) -> None:
-    watched = opened(state="#prediction?" + urlencode(settings))
+SETTINGS: list[dict[str, float]] = [
+    {"temperature": 0.0},
+    {"temperature": 0.6, "top_k": 7},
+    {"top_p": 0.8},
+    {"top_p": 0.0},
+    {"temperature": 1.4, "top_k": 20, "top_p": 0.35, "repetition_penalty": 1.5, "frequency_penalty": 0.3},
+    {},
+]
+
+
+def test_the_stages_are_those_of_the_sampler(opened: Open) -> None:
+    watched = opened(state="#prediction")
     logits = torch.from_numpy(numbers(written())["prediction.logits"].copy())
+    for settings in SETTINGS:
+        watched.run(f"location.hash = '#prediction?{urlencode(settings)}'")
+        watched.drawn()
+        stages_are_those_of(watched, settings, logits)
+
+
+def stages_are_those_of(watched: Watched, settings: dict[str, float], logits: torch.Tensor) -> None:
     expected = pl.Sampler(**settings).explain(logits, ids=range(len(WORDS)))  # type: ignore[arg-type]
     head, *rows = rows_of(watched, "Stage by stage")
     assert head == ["token", "id", *expected]

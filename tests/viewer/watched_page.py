@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+import pytest
+
+from pellucid.cli import main
+
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Locator
+    from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, Request
 
 LOCAL = ("file", "data", "blob", "about")
+
+
+_FREE: dict[Browser, list[Page]] = {}
+"""Tabs that were closed, as far as their tests know: a new one takes a quarter of the time of a test."""
 
 
 class Watched:
@@ -24,28 +33,29 @@ class Watched:
     """
 
     def __init__(self, browser: Browser, width: int, height: int, theme: str) -> None:
-        self.context = browser.new_context(
-            viewport={"width": width, "height": height},
-            color_scheme="dark" if theme == "dark" else "light",
-            reduced_motion="reduce",
-            accept_downloads=True,
-        )
-        self.page = self.context.new_page()
+        self._free = _FREE.setdefault(browser, [])
+        self.page = self._free.pop() if self._free else browser.new_context(accept_downloads=True).new_page()
+        self.context = self.page.context
+        self.page.set_viewport_size({"width": width, "height": height})
+        self.page.emulate_media(color_scheme="dark" if theme == "dark" else "light", reduced_motion="reduce")
         self.page.set_default_timeout(10_000)
         self.requests: list[str] = []
         self.faults: list[str] = []
-        self.page.on("request", lambda request: self._asked(request.url))
-        self.page.on("console", lambda said: self._told(said.type, said.text))
-        self.page.on("pageerror", lambda fault: self.faults.append(str(fault)))
+        self._heard = {"request": self._asked, "console": self._told, "pageerror": self._failed}
+        for event, hear in self._heard.items():
+            self.page.on(event, hear)  # pyright: ignore[reportArgumentType, reportCallIssue]
 
-    def _asked(self, address: str) -> None:
-        parts = urlsplit(address)
+    def _asked(self, request: Request) -> None:
+        parts = urlsplit(request.url)
         if parts.scheme not in LOCAL and parts.hostname not in ("127.0.0.1", "localhost", "::1"):
-            self.requests.append(address)
+            self.requests.append(request.url)
 
-    def _told(self, kind: str, text: str) -> None:
-        if kind in ("error", "warning"):
-            self.faults.append(text)
+    def _told(self, said: ConsoleMessage) -> None:
+        if said.type in ("error", "warning"):
+            self.faults.append(said.text)
+
+    def _failed(self, fault: Exception) -> None:
+        self.faults.append(str(fault))
 
     def go(self, address: str, until: str = "[role=tabpanel]") -> None:
         """Open an address, and wait until an element is there."""
@@ -91,7 +101,12 @@ class Watched:
         self.page.evaluate(f"(css) => {{ const sheet = new CSSStyleSheet(); sheet.replaceSync(css); {adopted} }}", css)
 
     def close(self) -> None:
-        self.context.close()
+        """Leave the page, so that another test may have the tab."""
+        self.page.goto("about:blank")
+        for event, hear in self._heard.items():
+            self.page.remove_listener(event, hear)
+        self.context.clear_permissions()
+        self._free.append(self.page)
 
 
 def screens(watched: Watched) -> list[str]:
@@ -111,3 +126,25 @@ def taken(watched: Watched, title: str, form: str) -> Path:
 def rows_of(watched: Watched, title: str) -> list[list[str]]:
     """The whole table of a figure, from its CSV."""
     return list(csv.reader(io.StringIO(taken(watched, title, "CSV").read_text(encoding="utf-8"))))
+
+
+def command_of(watched: Watched, title: str) -> str:
+    """What a figure's menu gives as a command line."""
+    watched.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    watched.page.bring_to_front()
+    watched.run("navigator.clipboard.writeText('')")
+    figure = watched.figure(title)
+    figure.locator("summary").click()
+    figure.get_by_role("button", name="Copy as command line").click()
+    watched.wait("navigator.clipboard.readText()")
+    return watched.run("navigator.clipboard.readText()")
+
+
+def ran(words: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, Any]:
+    """The exit code of a command, and what it writes with --json."""
+    assert words[0] == "pellucid"
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as end:
+        main([*words[1:], "--json"])
+    assert isinstance(end.value.code, int)
+    return end.value.code, json.loads(capsys.readouterr().out)
