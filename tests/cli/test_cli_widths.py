@@ -11,7 +11,7 @@ from rich.text import Text
 from typer.testing import CliRunner
 
 from noticed import must_be_noticed
-from pellucid.cli import app
+from pellucid.cli import VERBS, app, load_verb
 from pellucid.cli.shared import layout, screen
 from pellucid.cli.shared.layout import Column, Grid, wrapped
 
@@ -58,6 +58,14 @@ def test_nothing_is_lost_at_any_width(name: str, monkeypatch: pytest.MonkeyPatch
         assert words_of(found) | HEADS == words_of(piped) | HEADS, width
         if width >= 60:
             assert max(map(len, found.splitlines())) <= width
+
+
+@pytest.mark.parametrize("width", ["40", "60", "80"])
+def test_the_names_of_options_are_whole_in_a_verb_s_help(width: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", width)
+    for verb in VERBS:
+        named = {long for one in load_verb(verb).params for long in one.opts if long.startswith("--")}
+        assert named <= set(re.findall(r"--[\w-]+", CliRunner().invoke(app, [verb, "--help"]).stdout)), verb
 
 
 @pytest.mark.parametrize("name", ["norms", "ties"])

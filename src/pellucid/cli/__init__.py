@@ -12,6 +12,7 @@ Declarations import nothing that takes a while, torch least of all, and work is 
 from __future__ import annotations
 
 import importlib
+import shutil
 import sys
 import traceback
 import warnings
@@ -51,6 +52,9 @@ VERBS = {
     "doctor": "Check the installation and the bundled model.",
 }
 """The verbs in the order of `--help`, each with its one line."""
+
+NARROW = 80
+"""Columns below which a verb's help is a list, not a table."""
 
 _SETTINGS = {"help_option_names": ["-h", "--help"]}
 
@@ -92,6 +96,11 @@ class Verb(TyperCommand):
     def make_context(self, info_name: Any, args: list[str], parent: Any = None, **extra: Any) -> Any:
         with usage(args):
             return super().make_context(info_name, args, parent, **extra)
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        if shutil.get_terminal_size().columns < NARROW:
+            self.rich_markup_mode = None  # a table would cut the names of options
+        super().format_help(ctx, formatter)
 
     def get_params(self, ctx: Any) -> list[Any]:
         """The parameters, without the names of Python's types in the help."""
