@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 import pellucid as pl
+import samples
 import support
 from pellucid.ties import audit_ties
 from ties import cases
@@ -72,6 +73,17 @@ def test_what_is_built_with_another_setting(case: str, tmp_path: Path) -> None:
     assert not torch.equal(reloaded(model, tmp_path), model(IDS).logits)
     with pytest.raises(pl.WeightsError, match="nothing was saved"):
         pl.save_hf(model, tmp_path / "other")
+
+
+def test_rotary_frequencies_of_another_configuration(tmp_path: Path) -> None:
+    """No file holds them, and a reload computes them anew."""
+    model = samples.reference("llama", num_hidden_layers=1)
+    assert audit_ties(model).after_reload.survives is True
+    model.config.rope_parameters["rope_theta"] = 77.0
+    after = audit_ties(model).after_reload
+    assert after.survives is False
+    assert "model.rotary_emb.inv_freq" in [loss.name for loss in after.lost]
+    assert not torch.equal(reloaded(model, tmp_path), model(IDS).logits)
 
 
 @pytest.mark.parametrize("case", HARMLESS)

@@ -107,9 +107,8 @@ def cropped(
     """
     ours, theirs, notes = dict(units), dict(others), list[str]()
     tables = [unit for unit, axes in unit_axes(schema).items() if axes[0] == N_CTX]
-    taken = {tuple(tensor.shape) for tensor in units.values()}
     for name, tensor in others.items():
-        if tensor.dim() != 2 or not tensor.is_floating_point() or tuple(tensor.shape) in taken:
+        if tensor.dim() != 2 or not tensor.is_floating_point():
             continue
         for unit in (*tables, *((EMBED, UNEMBED) if padded else ())):
             if unit not in units:
@@ -117,11 +116,8 @@ def cropped(
             table = units[unit].T if unit == UNEMBED else units[unit]
             turned = tensor.shape[1] != table.shape[1]
             rows = tensor.T if turned else tensor
-            if rows.shape[1] != table.shape[1]:
-                continue
             fewest = min(len(rows), len(table))
-            one, other = table[:fewest].nan_to_num(), rows[:fewest].detach().nan_to_num()
-            if not float((other - one).norm()) <= NEAR * float(one.norm()):
+            if rows.shape[1] != table.shape[1] or len(rows) == len(table) or not _near(rows[:fewest], table[:fewest]):
                 continue
             if len(rows) > len(table):
                 theirs[name] = rows[:fewest].T if turned else rows[:fewest]
@@ -135,6 +131,19 @@ def cropped(
                 )
                 break
     return ours, theirs, notes
+
+
+SAMPLE = 64
+"""How many rows, from all of a table, say whether it is worth looking at whole."""
+
+
+def _near(rows: Tensor, table: Tensor) -> bool:
+    """Whether a table is a version of another of its shape."""
+    for step, limit in ((max(len(table) // SAMPLE, 1), 2 * NEAR), (1, NEAR)):
+        one, other = table[::step].nan_to_num(), rows[::step].detach().nan_to_num()
+        if not float((other - one).norm()) <= limit * float(one.norm()):
+            return False
+    return True
 
 
 FINEST = 16

@@ -291,7 +291,7 @@ _DESCRIBES = frozenset(
 def changed_settings(
     live: Mapping[str, nn.Module], fresh: Mapping[str, nn.Module], skip: Sequence[str] = ()
 ) -> Iterator[Loss]:
-    """Yield what modules keep beside tensors, such as an epsilon, and the class would build with another value.
+    """Yield what modules keep and no file holds, such as an epsilon or rotary frequencies, if the class builds another.
 
     `live` are a model's modules by path, `fresh` those that its class builds from the saved configuration; what is at a
     path of `skip`, or in it, is not compared.
@@ -303,6 +303,13 @@ def changed_settings(
         for name, before in _settings(module).items():
             if name in after and not _alike(before, after[name]):
                 happens = f"is {_said(before)} and comes back as {_said(after[name])}"
+                yield Loss(f"{path}.{name}" if path else name, "setting", happens)
+        for name in module._non_persistent_buffers_set & fresh[path]._buffers.keys():
+            held, built = module._buffers[name], fresh[path]._buffers[name]
+            if held is None or built is None or held.is_meta or built.is_meta:
+                continue
+            if not _equal(held, built.to(held)):  # who converts a model rounds them, too
+                happens = "is in no file, and the class builds it with other numbers"
                 yield Loss(f"{path}.{name}" if path else name, "setting", happens)
 
 
