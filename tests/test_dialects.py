@@ -112,8 +112,8 @@ def test_a_setting_that_a_tokenizer_has_not_is_not_kept(names: dict[str, Any]) -
         assert name not in vars(names["tokenizer"])
 
 
-@pytest.mark.parametrize("room", ["attribution", "circuits", "corpus", "heads", "lens", "measure", "patching", "plot",
-                                  "reproduce", "sae"])  # fmt: skip
+@pytest.mark.parametrize("room", ["attribution", "circuits", "corpus", "heads", "lens", "measure", "metrics",
+                                  "patching", "plot", "reproduce", "sae"])  # fmt: skip
 def test_a_misspelt_argument_is_told_the_right_one(room: str) -> None:
     """Every public function of every room, for each of its arguments."""
     package = importlib.import_module(f"pellucid.{room}")

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from pellucid.check import as_whole, require_whole
+from pellucid.dialects import name_arguments
 from pellucid.errors import InputError, NumericsError, ShapeError, shown
 from pellucid.text.batch import Batch
 
@@ -344,3 +345,6 @@ def _position(pos: object) -> int:
             remedy="Give pos=-1 for the last token of each text, or another position.",
         )
     return found
+
+
+name_arguments(globals())
