@@ -138,7 +138,9 @@ REMEDIES: dict[str, list[Case]] = {
             lambda h: h.model.tokenize(IDS, padding_side="left"),
         )
     ],
-    "ids-shape": [Case(lambda h: h.model([[[1]], [[2]]]), "list of rows", lambda h: h.model([[1], [2]]))],
+    "ids-shape": [
+        Case(lambda h: h.model([[[1], [2]], [[3], [4]]]), "list of rows", lambda h: h.model([[1, 2], [3, 4]]))
+    ],
     "id-out-of-range": [
         Case(lambda h: h.model([[999]]), "this model's own tokenizer", lambda h: h.told("a cat")),
         Case(lambda h: _generate(h, end_ids=[999]), "end_ids=()", lambda h: _generate(h, end_ids=())),

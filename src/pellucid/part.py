@@ -228,7 +228,7 @@ def fresh_weights(schema: Schema, std: float, place: str = "") -> dict[str, Tens
         raise ConfigError(
             f"config: {numbers:,} fresh weights cannot be had on this device: {str(problem).splitlines()[0]:.200}.",
             code="config-out-of-range",
-            remedy="Give smaller sizes; or make the model without numbers, within torch.device('meta').",
+            remedy="Give smaller sizes, or make the model without numbers: on torch's meta device.",
         ) from problem
 
 
