@@ -23,7 +23,7 @@ LAYERS: dict[str, int] = {
     "json_config": 0, "config_variants": 0, "blocks": 0, "rotary": 0, "rotary_rules": 0, "common_points": 0,
     "common_mistakes": 0, "common_attention": 0, "suspicions": 0,
     "weights.hub": 0, "weights.hub_answers": 0, "weights.blobs": 0, "weights.manifests": 0, "weights.foreign": 0,
-    "weights.living": 0,
+    "weights.living": 0, "weights.anatomy": 0,
     "gpt2": 1, "llama": 1, "neox": 1, "families": 1, "generation_settings": 1,
     "fast.compiled": 0,
     "text": 2, "weights": 2, "run.cache": 2, "fast": 2,

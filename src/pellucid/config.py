@@ -161,7 +161,7 @@ def read_flag(name: str, value: Any) -> bool:
     return value
 
 
-def field_names(given: object) -> tuple[str, ...]:
+def as_names(given: object) -> tuple[str, ...]:
     """The names of fields to ignore: none, one alone, or several."""
     if given is None or isinstance(given, str):
         return () if given is None else (given,)

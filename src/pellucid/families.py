@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import Any, overload
 
 from pellucid import aliases
-from pellucid.config import Config, field_names
+from pellucid.config import Config, as_names
 from pellucid.errors import ConfigError, UnknownNameError, shown
 from pellucid.family import Family
 from pellucid.schema import Schema
@@ -84,7 +84,7 @@ def config_of(
     Raises:
         ConfigError: A model of no family, or a configuration that its family refuses.
     """
-    ignore = field_names(ignore)
+    ignore = as_names(ignore)
     model_type = {**own, **(given or {})}.get("model_type")
     family = next((one for one in FAMILIES if one.name == model_type), None)
     if family is None and model_type is not None and "model_type" not in ignore:

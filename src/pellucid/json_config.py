@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Self, cast
 from pellucid.attributes import CONFIG, unknown_attribute
 from pellucid.config import (
     SAVE_ID,
-    field_names,
+    as_names,
     read_flag,
     read_number,
     read_size,
@@ -185,7 +185,7 @@ class JsonConfig:
                 code="config-wrong-type",
                 remedy="Give a dict; a transformers configuration gives one by config.to_dict().",
             )
-        ignore = field_names(ignore)
+        ignore = as_names(ignore)
         cls._refuse_misspelt(ignore, map(str, given))
         given = {name: value for name, value in given.items() if name not in {*ignore, SAVE_ID}}
         cls._refuse_unimplemented(given)

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from pellucid.family import Live, Shown
 from pellucid.gpt2.config import TransformerConfig
 from pellucid.weights import foreign, living
-from pellucid.weights.living import HEAD, Anatomy, Kind
+from pellucid.weights.anatomy import HEAD, Anatomy
+from pellucid.weights.living import Kind
 
 
 def read(hf_model: nn.Module) -> Live:

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from pellucid.family import Live, Shown
 from pellucid.neox.config import GPTNeoXConfig
 from pellucid.weights import living
-from pellucid.weights.living import Anatomy, Kind
+from pellucid.weights.anatomy import Anatomy
+from pellucid.weights.living import Kind
 
 
 def read(hf_model: nn.Module) -> Live:

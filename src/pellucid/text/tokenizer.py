@@ -24,7 +24,6 @@ from pellucid.weights.manifests import is_there
 UNFINISHED = "\ufffd"
 """How bytes are decoded that are no character, or not yet one."""
 
-
 _ENDS = ("<|endoftext|>", "</s>", "<eos>")
 _BEGINNINGS = ("<|endoftext|>", "<s>", "<bos>")
 _PADS = ("<pad>", "<|pad|>", "[PAD]", "<PAD>", "<|padding|>")

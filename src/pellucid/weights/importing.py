@@ -242,13 +242,8 @@ def _mismatch(
     ]
     parts = [part for part in parts if part]
     said = f"weights in the layout {layout.name!r} do not fit the configuration; {'. '.join(parts)}."
-    if len(parts) > 1:
-        return WeightsError(said, code="weights-do-not-fit", remedy=remedy)
-    if missing:
-        return WeightsError(said, code="weights-missing", remedy=remedy)
-    if unexplained:
-        return WeightsError(said, code="weights-unexplained", remedy=remedy)
-    return WeightsError(said, code="weights-misshapen", remedy=remedy)
+    only = "weights-missing" if missing else "weights-unexplained" if unexplained else "weights-misshapen"
+    return WeightsError(said, code="weights-do-not-fit" if len(parts) > 1 else only, remedy=remedy)
 
 
 def _sizes_remedy(theirs: Mapping[str, Tensor], config: Config, layout: Layout) -> str:
