@@ -5,9 +5,11 @@ Default initialisations hide bugs (zero biases, unit gains, scores near zero), s
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from importlib import metadata
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -64,6 +66,12 @@ def spread(model: nn.Module, seed: int = 0) -> nn.Module:
             drawn.normal_(mean, std, generator=generator)
             parameter.copy_(drawn)
     return model
+
+
+def few_of(values: Iterable[Any], *kept: Any) -> list[Any]:
+    """Values of a parameter, of which `make test-all` alone tries those that are not kept; several go in tuples."""
+    apart = [value if isinstance(value, tuple) else (value,) for value in values]
+    return [pytest.param(*one, marks=[] if one in kept or one[0] in kept else pytest.mark.long) for one in apart]
 
 
 def glass(

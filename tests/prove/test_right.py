@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from pellucid.prove.sides import recognised
 
 SMALL = {"vocab_size": 53, "n_positions": 64, "n_embd": 24, "n_layer": 2, "n_head": 3}
 IDS = support.some_ids(2, 7, 53)
+FRESH = ("course", "nano", "split", "per head", "einsum", "fused")
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +56,7 @@ def test_alignment_converts(name: str, small: pl.CkptedTransformer) -> None:
     assert not alignment.check(small, made).bit_equal
 
 
-@pytest.mark.parametrize("name", ["course", "nano", "split", "per head", "einsum", "fused"])
+@pytest.mark.parametrize("name", support.few_of(FRESH, "course", "per head", "einsum"))
 def test_fresh_weights_with_many_equal_values(name: str) -> None:
     """Zero biases and unit gains: which is which cannot be told from the values, and nobody is accused."""
     torch.manual_seed(3)
@@ -96,8 +98,16 @@ def reordered(model: pl.CkptedTransformer, order: str, read: str) -> torch.nn.Mo
     return made
 
 
-@pytest.mark.parametrize("order", ["qkv", "qvk", "kqv", "kvq", "vqk", "vkq"])
-@pytest.mark.parametrize("biases", [True, False])
+ORDERS = ["".join(order) for order in itertools.permutations("qkv")]
+
+
+@pytest.mark.parametrize(
+    ("order", "biases"),
+    support.few_of(
+        itertools.product(ORDERS, [True, False]),
+        *((order, True) for order in ORDERS), ("qkv", False), ("vqk", False),
+    ),
+)  # fmt: skip
 def test_parts_of_one_tensor_in_every_order(order: str, biases: bool, small: pl.CkptedTransformer) -> None:
     """Biases of zeros are the same in every order, and stand as their matrix does."""
     model = small if biases else support.glass(vocab_size=53, n_positions=32, n_embd=24, n_layer=2, n_head=3)
@@ -129,7 +139,7 @@ def test_one_token_accuses_nobody(name: str, small: pl.CkptedTransformer) -> Non
     assert not any("try a longer text" in note for note in report.notes)
 
 
-@pytest.mark.parametrize("name", RIGHTS)
+@pytest.mark.parametrize("name", support.few_of(RIGHTS, "course", "monolith", "einsum", "stacked"))
 def test_a_vocabulary_as_wide_as_the_model(name: str) -> None:
     square = support.glass(**{**SMALL, "vocab_size": 24})
     assert pl.compare(square, RIGHTS[name](square), IDS % 24), name
@@ -152,8 +162,12 @@ def test_edges(small: pl.CkptedTransformer) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "tied"), [("course", True), ("course", False), ("nano", False), ("split", True), ("torch", True)]
-)
+    ("name", "tied"),
+    support.few_of(
+        [("course", True), ("course", False), ("nano", False), ("split", True), ("torch", True)],
+        ("course", False), ("nano", False), ("torch", True),
+    ),
+)  # fmt: skip
 def test_two_modules_of_which_one_is_recognised(name: str, tied: bool, small: pl.CkptedTransformer) -> None:
     model = small if tied else support.glass(tie_word_embeddings=False, **SMALL)
     first, second = RIGHTS[name](model), RIGHTS["permuted"](model)
@@ -161,8 +175,9 @@ def test_two_modules_of_which_one_is_recognised(name: str, tied: bool, small: pl
         report = pl.compare(a, b, IDS)
         assert report, report
         assert report.alignment.complete
-    report = pl.compare(first, RIGHTS["permuted"](support.glass(seed=4, tie_word_embeddings=tied, **SMALL)), IDS)
-    assert report.verdict == "different"
+    if name in ("course", "torch"):
+        report = pl.compare(first, RIGHTS["permuted"](support.glass(seed=4, tie_word_embeddings=tied, **SMALL)), IDS)
+        assert report.verdict == "different"
 
 
 def test_a_recognised_module_with_a_mistake_in_the_other(small: pl.CkptedTransformer) -> None:
