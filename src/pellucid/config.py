@@ -132,7 +132,7 @@ def read_token_id(name: str, value: Any) -> int | None:
     return found
 
 
-def read_token_ids(name: str, values: Iterable[Any]) -> tuple[int, ...]:
+def read_tokens(name: str, values: Iterable[Any]) -> tuple[int, ...]:
     """Several token ids."""
     found = (read_token_id(name, value) for value in values)
     return tuple(token for token in found if token is not None)

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from pellucid.config import Config, read_token_id, read_token_ids
+from pellucid.config import Config, read_token_id, read_tokens
 from pellucid.errors import ConfigError, shown
 from pellucid.weights.manifests import is_there, read_json
 
@@ -137,7 +137,7 @@ class GenerationSettings:
         """
         value = self.fields.get(name)
         several = value if isinstance(value, (list, tuple)) else [value]
-        return read_token_ids(name, several)
+        return read_tokens(name, several)
 
     def without(self, *names: str) -> GenerationSettings:
         """These settings without some of the fields."""

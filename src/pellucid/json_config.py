@@ -15,16 +15,7 @@ from types import MappingProxyType
 from typing import Any, ClassVar, Self, cast
 
 from pellucid.attributes import CONFIG, unknown_attribute
-from pellucid.config import (
-    SAVE_ID,
-    as_names,
-    read_flag,
-    read_number,
-    read_size,
-    read_token_id,
-    read_token_ids,
-    wrong_type,
-)
+from pellucid.config import SAVE_ID, as_names, read_flag, read_number, read_size, read_token_id, read_tokens, wrong_type
 from pellucid.config_variants import Variant
 from pellucid.errors import ConfigError, nearest, shown
 from pellucid.numerics import nonlinear
@@ -97,7 +88,7 @@ class JsonConfig:
             self._set(name, read_token_id(name, getattr(self, name)))
         eos = self.eos_token_id
         several = isinstance(eos, (list, tuple))
-        ids = read_token_ids("eos_token_id", eos) if several else read_token_id("eos_token_id", eos)
+        ids = read_tokens("eos_token_id", eos) if several else read_token_id("eos_token_id", eos)
         self._set("eos_token_id", ids)
         self._set("neutral", MappingProxyType(dict(self.neutral)))
 

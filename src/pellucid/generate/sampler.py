@@ -93,7 +93,7 @@ class Sampler:
             value = getattr(self, f.name)
             if f.name not in _TOKENS:
                 _require(f.name, value, as_number(value) is not None and not math.isnan(value), "a number")
-        _require("temperature", self.temperature, 0 <= self.temperature < math.inf, "0 or more")
+        _require("temperature", self.temperature, 0 <= self.temperature < math.inf, "a finite number, 0 or more")
         for name in ("top_p", "min_p"):
             _require(name, getattr(self, name), 0 <= getattr(self, name) <= 1, "from 0 to 1")
         _require("typical_p", self.typical_p, 0 < self.typical_p <= 1, "above 0, up to 1")

@@ -307,8 +307,7 @@ class Tokenizer(metaclass=_Named):
         Raises:
             WeightsError: The folder cannot be written.
         """
-        writers = [(name, atomic.text_writer(text)) for name, text in self.files().items()]
-        atomic.write_folder(path_of(folder), writers)
+        atomic.write_folder(path_of(folder), [(n, atomic.text_writer(text)) for n, text in self.files().items()])
 
     def files(self) -> dict[str, str]:
         """What `save` writes: the text of each file."""
