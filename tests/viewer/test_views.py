@@ -154,9 +154,13 @@ def test_an_edited_view_shows_the_run_without_its_edits_too(model: pl.CkptedTran
     assert (len(edited.header["edits"]), plain.header["edits"]) == (1, [])
 
 
-@pytest.mark.parametrize("edits", [[], [pl.Edit.zero("blocks.2.attn.ckpt_z", heads=[1])]], ids=["plain", "edited"])
+EDITS = [pl.Edit.zero("blocks.2.attn.ckpt_z", heads=[1])]
+
+
 @pytest.mark.parametrize(
-    "text", [TEXT, 'it\'s "quoted" $HOME `x` \\n\nnext', [[5, 9, 300, 5]]], ids=["text", "quotes", "ids"]
+    ("text", "edits"),
+    [(TEXT, []), ('it\'s "quoted" $HOME `x` \\n\nnext', []), ([[5, 9, 300, 5]], []), (TEXT, EDITS)],
+    ids=["text", "quotes", "ids", "edited"],
 )
 def test_the_calls_make_the_same_run_again(
     model: pl.CkptedTransformer, text: Any, edits: list[pl.Edit], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
