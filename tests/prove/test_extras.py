@@ -156,6 +156,7 @@ def test_the_bias_of_k_cannot_be_shown(small: pl.CkptedTransformer) -> None:
     assert "no text can show blocks.0.attn.b_K" in " ".join(report.notes)
     wrong = pl.compare(small, without_key_bias(small, value=True), IDS)
     assert wrong.verdict == "different"
+    assert "no bias on v (with this in the reference, the logits agree too)" in str(wrong.first_divergence)
 
 
 def test_ties_on_both_sides_are_said(small: pl.CkptedTransformer) -> None:

@@ -84,7 +84,8 @@ class Cause:
 def confirmed_cause(evidence: Evidence) -> Cause | None:
     """The first known mistake that reproduces what was observed, and if there is one, all of it; else None.
 
-    A mistake that does so but for a constant's last digits is tried again in a reference with such a constant.
+    A mistake that does so but for a constant's last digits, or at the first point alone, is tried again in a reference
+    with such a constant.
     """
     trials = Trials(evidence)
     partial: Cause | None = None
@@ -96,7 +97,8 @@ def confirmed_cause(evidence: Evidence) -> Cause | None:
         partial = partial or cause
         nearly += [suspect] if cause is None and gap <= CONSTANT and not suspect.slight else []
     slight = [suspect for suspect in evidence.suspects if suspect.slight]
-    for suspect, constant in itertools.product(nearly if partial is None else (), slight):
+    known = nearly if partial is None or partial.suspect is None or partial.harmless else [partial.suspect]
+    for suspect, constant in itertools.product(known, slight):
         if suspect.beside is not None:
             cause, _ = trials.outcome(suspect.beside(constant))
             if cause is not None and cause.complete:
