@@ -425,6 +425,22 @@ def test_a_generation_ends_when_it_is_cancelled_or_its_reader_goes_away(client: 
     assert client.post("run", text=TEXT)[0] == 200, "the model is free again"
 
 
+def test_stopping_ends_a_generation_as_cancelling_does(
+    model: pl.CkptedTransformer, caplog: pytest.LogCaptureFixture
+) -> None:
+    started = pl.serve(model, TEXT, port=0)
+    client = Client(started.port)
+    body = json.dumps({"text": TEXT, "max_new_tokens": 240, "temperature": 1.0}).encode()
+    connection = http.client.HTTPConnection("127.0.0.1", client.port, timeout=60)
+    connection.request("POST", "/api/generate", body, {"X-Pellucid-Token": client.token})
+    answer = connection.getresponse()
+    begun = answer.readline()
+    started.stop()
+    assert events(begun + answer.read())[-1] == ("done", {"cancelled": True})
+    connection.close()
+    assert caplog.records == []
+
+
 def test_components_of_any_checkpoint(client: Client, bundled: pl.CkptedTransformer) -> None:
     text = "Lily and Tom went to the park."
     client.post("run", text=text)

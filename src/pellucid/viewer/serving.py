@@ -78,7 +78,7 @@ class Server:
         uvicorn = need("uvicorn", "pellucid serve")
         self.port = int(sockets[0].getsockname()[1])
         self.url = f"http://127.0.0.1:{self.port}/"
-        self._token = secrets.token_urlsafe(32)
+        self._tabs, self._token = tabs, secrets.token_urlsafe(32)
         app = _guarded(_application(tabs, self._token), self._token, self.port)
         config = uvicorn.Config(
             app, log_config=None, log_level="error", access_log=False, lifespan="off", server_header=False, ws="none",
@@ -101,6 +101,7 @@ class Server:
 
     def stop(self) -> None:
         """Stop, and return once the port is free."""
+        self._tabs.cancel()  # else a stream would be cut off in the middle, with a traceback
         self._server.should_exit = True
         self._thread.join()
 

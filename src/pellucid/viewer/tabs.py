@@ -60,6 +60,11 @@ class Tabs:
             self._forgotten.popitem(last=False)
         return found
 
+    def cancel(self) -> None:
+        """End every tab's generation after the token that is being made."""
+        for one in list(self._sessions.values()):
+            one.cancelled.set()
+
     @property
     def _nbytes(self) -> int:
         return sum(one.nbytes for one in self._sessions.values())
