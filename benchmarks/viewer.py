@@ -15,6 +15,7 @@ import html
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -100,7 +101,7 @@ def opened(playwright: Any, path: Path) -> tuple[float, float, float]:
     return taken, heap, frames
 
 
-def row(playwright: Any, name: str, tokens: int, folder: Path) -> str:
+def row(playwright: Any | None, name: str, tokens: int, folder: Path) -> str:
     import torch
 
     ids = torch.randint(VOCABULARY, (tokens,), generator=torch.Generator().manual_seed(tokens)).tolist()
@@ -112,6 +113,8 @@ def row(playwright: Any, name: str, tokens: int, folder: Path) -> str:
     path = folder / "page.html"
     path.write_text(page, encoding="utf-8")
     size = f"{path.stat().st_size / 1e6:.2f}"
+    if playwright is None:
+        return f"| {tokens:,} | {name} | {size} |"
     if "cdnjs.cloudflare.com" in page:
         return f"| {tokens:,} | {name} | {size} | nothing: its scripts are on other machines | | |"
     times, heaps, frames = zip(*(opened(playwright, path) for _ in range(3)), strict=True)
@@ -124,11 +127,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     parser = argparse.ArgumentParser(description="Measure pages that show attention.")
     parser.add_argument("--tokens", type=int, nargs="+", default=[16, 128, 256, 1024])
-    print("| tokens | page | MB | ms to the first figure | MB of the tab's heap | frames a second |")
-    print("| --- | --- | --- | --- | --- | --- |", flush=True)
-    with sync_playwright() as playwright, tempfile.TemporaryDirectory() as folder:
-        for tokens in parser.parse_args(arguments).tokens:
-            for name in PAGES:
+    parser.add_argument("--bytes", action="store_true", help="measure the pages alone, and open none")
+    parser.add_argument("--pages", nargs="+", default=list(PAGES), help="whose: names, or how they begin")
+    asked = parser.parse_args(arguments)
+    measured = ["MB"] if asked.bytes else ["MB", "ms to the first figure", "MB of the tab's heap", "frames a second"]
+    print(f"| tokens | page | {' | '.join(measured)} |\n| --- | --- {'| --- ' * len(measured)}|", flush=True)
+    browsers = nullcontext() if asked.bytes else sync_playwright()
+    with browsers as playwright, tempfile.TemporaryDirectory() as folder:
+        for tokens in asked.tokens:
+            for name in (one for one in PAGES if one.startswith(tuple(asked.pages))):
                 print(row(playwright, name, tokens, Path(folder)), flush=True)
 
 
