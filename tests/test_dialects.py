@@ -187,6 +187,17 @@ def test_without_a_configuration_the_error_says_how_to_make_one() -> None:
     )
 
 
+def test_a_head_under_another_library_s_name_is_not_taken_in_silence() -> None:
+    model, head = pl.load(), torch.nn.Linear(256, 4096, bias=False)
+    for name in ("lm_head", "transformer", "W_E"):
+        with pytest.raises(pl.UnknownAttributeError, match="nothing would use"):
+            setattr(model, name, torch.nn.Sequential(head))
+    with pytest.raises(pl.UnknownAttributeError) as caught:
+        model.lm_head = head
+    exec(caught.value.remedy.removeprefix("Call ").removesuffix("."), {"pl": pl, "model": model, "head": head})
+    assert torch.equal(model.unembed.W_U, head.weight.T)
+
+
 def test_some_of_what_it_says_is_the_same_number(names: dict[str, Any]) -> None:
     model, ckpts = names["model"], names["ckpts"]
     with torch.no_grad():

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pellucid import attributes
 from pellucid.config import Config
-from pellucid.errors import UnknownNameError, nearest
+from pellucid.errors import UnknownAttributeError, UnknownNameError, nearest
 from pellucid.numerics.products import EXACT, Execution, Products, products_of
 from pellucid.part import LiveView, Part, Weights
 from pellucid.schema import Schema
@@ -145,6 +145,13 @@ class Network(Part):
         self.products = products_of(execution)
 
     def __setattr__(self, name: str, value: object) -> None:
+        if isinstance(value, (nn.Module, Tensor)) and name in self.elsewhere:
+            raise UnknownAttributeError(
+                f"{type(self).__name__!r} object has no attribute {name!r}, so nothing would use what is put there.",
+                code="unknown-attribute",
+                remedy="Call pl.replace_head(model, head, tie=False)." if name == "lm_head"
+                else f"Use {self.elsewhere[name]}.",
+            )  # fmt: skip
         super().__setattr__(name, value)  # pyright: ignore[reportArgumentType]  (any attribute)
         if name == "embed" and "unembed" in self._modules:  # a new embedding is the tied head, too
             self.unembed._embed = (cast(Embedding, value),)
