@@ -115,7 +115,8 @@ def gradient(
                              "along": along, "rules": rules, **runs.about(title), "unchanged": 0.0}  # fmt: skip
     if check:
         about |= _checked(runs.base, cells, runs.source, found, require_whole("gradient: check", check), seed)
-    return Measured(cells, found, ~np.isnan(found)).labelled("gradient", about, per_text=per_text)
+    unchanged = np.zeros(found.shape[-1])
+    return Measured(cells, found, ~np.isnan(found), unchanged).labelled("gradient", about, per_text=per_text)
 
 
 class Gradients:

@@ -77,7 +77,8 @@ def sweep(
 
     Returns:
         [checkpoint, *over, batch] in the metric's unit, "checkpoint" for a list of names and "batch" with `per_text`;
-        NaN where a combination does not exist. Attributes: `clean` and `corrupted`, the metric of the two plain runs.
+        NaN where a combination does not exist. "pos" are columns of the padded batch: a text that has no token in one
+        is unchanged there, and counts so in the mean. Attributes: `clean` and `corrupted`, the metric of the two plain runs.
         Control-C ends it with a warning; what was not measured then is NaN. Before the first patch it is a
         `KeyboardInterrupt`, which says that nothing was measured.
 
@@ -109,6 +110,7 @@ class Measured:
     cells: Cells  # what was gone over
     values: NDArray[Any]  # [*cells.shape, B]; NaN where nothing was measured
     counted: NDArray[Any]  # [*cells.shape, B], true where a text was changed and measured
+    unchanged: NDArray[Any]  # [B], what is measured of a text that has not the position, so that nothing changes
 
     def labelled(self, name: str, about: Mapping[str, Any], *, per_text: bool) -> xarray.DataArray:
         """As a labelled array, over texts or for each."""
@@ -116,9 +118,8 @@ class Measured:
         if per_text:
             dims, coords = (*dims, str(Axis.BATCH)), {**coords, str(Axis.BATCH): range(values.shape[-1])}
         else:
-            count = self.counted.sum(-1)
-            total = np.where(self.counted, self.values, 0.0).sum(-1)
-            values = np.where(count > 0, total / np.maximum(count, 1), np.nan)
+            every = np.where(self.counted, self.values, self.unchanged).mean(-1)
+            values = np.where(self.counted.any(-1), every, np.nan)
         array = need("xarray", "pellucid.patching").DataArray
         return array(values, dims=dims, coords=coords, name=name, attrs=dict(about))
 
@@ -162,7 +163,7 @@ def results(
                       PellucidWarning, stacklevel=4)  # fmt: skip
     if not np.isfinite(values[counted]).all():
         warnings.warn("the metric is not finite after some of the changes", PellucidWarning, stacklevel=4)
-    return Measured(cells, values, counted)
+    return Measured(cells, values, counted, base.plain.numpy())
 
 
 def patches(cells: Cells, source: Mapping[str, Tensor]) -> list[tuple[SweepCell, Rerun]]:
