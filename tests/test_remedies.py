@@ -190,6 +190,11 @@ REMEDIES: dict[str, list[Case]] = {
         Case(lambda h: h.told(bytearray([1, 2])), "list(given)", lambda h: h.told(list(bytearray([1, 2])))),
         Case(lambda h: h.model(7), "[given]", lambda h: h.model([7])),
         Case(
+            lambda h: h.model(h.model.run_with_ckpts([1, 2])[1]),
+            ".batch",
+            lambda h: h.model(h.model.run_with_ckpts([1, 2])[1].batch),
+        ),
+        Case(
             lambda h: h.model({"input_ids": [1], "x": 1}),
             '{"input_ids": ..., "attention_mask": ...}',
             lambda h: h.model({"input_ids": [1], "attention_mask": [1]}),

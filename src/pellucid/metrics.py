@@ -9,6 +9,7 @@ measured in, for figures.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -218,6 +219,12 @@ def positions_of(metric: Metric) -> tuple[int, ...] | None:
             code="metric-kind",
             remedy="Give pl.metrics.logit_difference(' Mary', ' John'), or a function of your own.",
         )
+    if not _takes_two(metric):
+        raise InputError(
+            "metric: it is called with (logits [B, P, V], batch), which it does not take.",
+            code="metric-kind",
+            remedy="Write lambda logits, batch: ... that returns [B], one number for each text.",
+        )
     given = getattr(metric, "positions", None)
     if given is None:
         return None
@@ -229,6 +236,17 @@ def positions_of(metric: Metric) -> tuple[int, ...] | None:
             remedy="Give the metric positions = (-1,) if it reads the last token alone, or no attribute `positions`.",
         )
     return tuple(sorted(cast("set[int]", set(found))))
+
+
+def _takes_two(metric: Metric) -> bool:
+    """Whether it can be called with the logits and the batch, as far as its signature says."""
+    try:
+        inspect.signature(metric).bind(None, None)
+    except ValueError:  # what is compiled may have no signature
+        return True
+    except TypeError:
+        return False
+    return True
 
 
 def units_of(metric: Metric) -> str:

@@ -82,7 +82,11 @@ PAIRED: list[Callable[..., Any]] = [
 
 
 REMEDIES: dict[str, list[Case]] = {
-    "metric-kind": [Case(lambda h: _sweep(h, metric=3.0), "logit_difference", _sweep)],
+    "metric-kind": [
+        Case(lambda h: _sweep(h, metric=3.0), "logit_difference", _sweep),
+        Case(lambda h: _sweep(h, metric=lambda logits: logits[:, -1, 3]), "lambda logits, batch:",
+             lambda h: _sweep(h, metric=lambda logits, batch: logits[:, -1, 3])),
+    ],
     "metric-tokens": [
         Case(lambda h: metrics.logit_difference(3), "a pair for each", lambda h: metrics.logit_difference(3, 4)),
         Case(lambda h: metrics.logit_difference(["ab"]), "[(' Mary', ' John'), ...]",

@@ -124,8 +124,10 @@ def name_movers(
     occurs = (batch.ids == answers[:, None]) & batch.mask & (torch.arange(batch.ids.size(1)).to(ends) < ends)
     without = (~occurs.any(1)).nonzero()
     if len(without):
+        text = int(without[0])
+        missing = token if isinstance(token, (str, int)) else list(token)[text]
         raise InputError(
-            f"heads.name_movers: text {int(without[0])} does not hold {shown(token)} before its last token.",
+            f"heads.name_movers: text {text} does not hold {shown(missing)} before its last token.",
             code="token-not-in-the-text",
             remedy="Give a token that each text holds, or a list with one for each text; ' word' and 'word' are two.",
         )

@@ -78,8 +78,8 @@ def sweep(
     Returns:
         [checkpoint, *over, batch] in the metric's unit, "checkpoint" for a list of names and "batch" with `per_text`;
         NaN where a combination does not exist. "pos" are columns of the padded batch: a text that has no token in one
-        is unchanged there, and counts so in the mean. Attributes: `clean` and `corrupted`, the metric of the two plain runs.
-        Control-C ends it with a warning; what was not measured then is NaN. Before the first patch it is a
+        is unchanged there, and counts so in the mean. Attributes: `clean` and `corrupted`, the metric of the two plain
+        runs. Control-C ends it with a warning; what was not measured then is NaN. Before the first patch it is a
         `KeyboardInterrupt`, which says that nothing was measured.
 
     Raises:

@@ -65,6 +65,12 @@ class Batcher:
             return inputs.to(self.device)
         require_one_of("tokenize: padding_side", padding_side, ("left", "right"), code="padding-side")
         if isinstance(inputs, Mapping):
+            if isinstance(getattr(inputs, "batch", None), Batch):
+                raise InputError(
+                    "tokenize: captured values given, expected text, texts, ids or a Batch.",
+                    code="input-kind",
+                    remedy="Pass the texts that gave them, which are the captures' .batch.",
+                )
             inputs, mask = ids.from_mapping(inputs, mask)
         inputs = ids.opened(inputs)
         if isinstance(inputs, Tensor) and not has_numbers(inputs):
