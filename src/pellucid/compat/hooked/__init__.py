@@ -1,4 +1,4 @@
-"""HookedTransformer's interface over a model of pellucid's; `docs/hooked.md` says what differs."""
+"""HookedTransformer's interface over a model; `docs/coming_from_hookedtransformer.md` says what differs."""
 
 from pellucid.compat.hooked import patching as patching
 from pellucid.compat.hooked import utils as utils
