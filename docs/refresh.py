@@ -199,10 +199,16 @@ def codes() -> dict[str, list[str]]:
             defaults = helpers[name].args.kw_defaults
             classes = [a.id for a in (*named, *node.args, *defaults, helpers[name].returns) if isinstance(a, ast.Name)]
             name = next((each for each in classes if each.endswith("Error")), name)
+        given = [one for each in given for one in (_branches(each) if isinstance(each, ast.IfExp) else [each])]
         for value in (constants.get(each.id, each) if isinstance(each, ast.Name) else each for each in given):
             if name.endswith("Error") and isinstance(value, ast.Constant):
                 found.setdefault(name, set()).add(str(value.value))
     return {name: sorted(found[name]) for name in sorted(found)}
+
+
+def _branches(choice: ast.expr) -> list[ast.expr]:
+    """What a conditional expression may be."""
+    return [*_branches(choice.body), *_branches(choice.orelse)] if isinstance(choice, ast.IfExp) else [choice]
 
 
 def _code_at(function: ast.FunctionDef) -> int:

@@ -242,8 +242,12 @@ def _mismatch(
     ]
     parts = [part for part in parts if part]
     said = f"weights in the layout {layout.name!r} do not fit the configuration; {'. '.join(parts)}."
-    only = "weights-missing" if missing else "weights-unexplained" if unexplained else "weights-misshapen"
-    return WeightsError(said, code="weights-do-not-fit" if len(parts) > 1 else only, remedy=remedy)
+    return WeightsError(
+        said,
+        code="weights-do-not-fit" if len(parts) > 1 else
+        "weights-missing" if missing else "weights-unexplained" if unexplained else "weights-misshapen",
+        remedy=remedy,
+    )  # fmt: skip
 
 
 def _sizes_remedy(theirs: Mapping[str, Tensor], config: Config, layout: Layout) -> str:
