@@ -194,7 +194,7 @@ def test_a_head_under_another_library_s_name_is_not_taken_in_silence() -> None:
             setattr(model, name, torch.nn.Sequential(head))
     with pytest.raises(pl.UnknownAttributeError) as caught:
         model.lm_head = head
-    exec(caught.value.remedy.removeprefix("Call ").removesuffix("."), {"pl": pl, "model": model, "head": head})
+    exec(caught.value.remedy.removeprefix("Use ").removesuffix("."), {"pl": pl, "model": model, "head": head})
     assert torch.equal(model.unembed.W_U, head.weight.T)
 
 

@@ -146,12 +146,12 @@ class Network(Part):
 
     def __setattr__(self, name: str, value: object) -> None:
         if isinstance(value, (nn.Module, Tensor)) and name in self.elsewhere:
+            there = {**self.elsewhere, "lm_head": "pl.replace_head(model, head, tie=False)"}
             raise UnknownAttributeError(
                 f"{type(self).__name__!r} object has no attribute {name!r}, so nothing would use what is put there.",
                 code="unknown-attribute",
-                remedy="Call pl.replace_head(model, head, tie=False)." if name == "lm_head"
-                else f"Use {self.elsewhere[name]}.",
-            )  # fmt: skip
+                remedy=f"Use {there[name]}.",
+            )
         super().__setattr__(name, value)  # pyright: ignore[reportArgumentType]  (any attribute)
         if name == "embed" and "unembed" in self._modules:  # a new embedding is the tied head, too
             self.unembed._embed = (cast(Embedding, value),)
