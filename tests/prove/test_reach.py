@@ -192,7 +192,7 @@ MUTANTS: dict[str, tuple[Any, str, Any, Callable[..., Any], str]] = {
                                   "wide"),
     "no text is long": (probes.Probes, "deep", lambda self: (0, 0),
                         lambda deep: test_windows_that_begin_behind_a_probe((0, 1), deep), "deep"),
-    "no id is named": (comparison, "named_ids", lambda module, vocabulary: [],
+    "no id is named": (comparison, "named_ids", lambda *_, **__: [],
                        lambda wide: test_ids_that_the_program_names(hidden, course, wide), "wide"),
     "probes are one row, as long as the context": (probes.Probes, "mixed", lambda self: self.every(1, 16),
                                                    test_positions_that_run_on_modulo_the_context, "small"),

@@ -134,11 +134,11 @@ class Comparison:
         axes, sizes = unit_axes(self.schema), self.schema.sizes
         tables = [len(unit) for name, unit in self.matching.units.items() if axes[name][0] == N_CTX]
         weights = sum(parameter.numel() for parameter in self.reference.parameters())
-        named = named_ids(self.other, sizes["d_vocab"])
+        named, lengths = (named_ids(self.other, sizes["d_vocab"], in_code=only) for only in (False, True))
         in_blocks = sum(parameter.numel() for parameter in self.reference.blocks.parameters())
         halves = self.reference.device.type == "cpu" and self.reference.dtype.itemsize == 2
         pads = {attribute(attribute(side, "config"), "pad_token_id") for side in (self.reference, self.other)}
-        return Probes(self.ids, sizes, min([sizes[N_CTX], *tables]), weights, in_blocks, named, halves, pads)
+        return Probes(self.ids, sizes, min([sizes[N_CTX], *tables]), weights, in_blocks, named, halves, pads, lengths)
 
     def _rows(self) -> list[list[int]]:
         """The caller's ids, without what fills short rows up."""

@@ -63,6 +63,7 @@ class Probes:
         named: Ids that the program names.
         in_halves: Whether products are taken in two bytes on a processor, which for float16 hardly any does quickly.
         pads: Ids that either side declares as pads.
+        lengths: Numbers that the program's code names, which may be lengths.
 
     Attributes:
         ran: What was run, the caller's ids first.
@@ -76,6 +77,7 @@ class Probes:
     named: Sequence[int] = ()
     in_halves: bool = False
     pads: Collection[int] = ()
+    lengths: Sequence[int] = ()
 
     def __post_init__(self) -> None:
         self.ran, self.vocabulary = [self.ids], self.sizes["d_vocab"]
@@ -110,7 +112,7 @@ class Probes:
         begins = [token for token in (0, *self.named, *drawn.tolist()) if token not in self.pads]
         begins = torch.tensor([begins[0], *begins[: max(min(len(self.named), FEW) + 1, SHORT)]])
         rows = torch.cat([begins[:, None], drawn[:2].expand(len(begins), 2)], 1)[:, : self.positions].to(self.ids)
-        lengths = [n for n in self.named if SHORT < n < min(self.positions, LONGEST)]
+        lengths = [n for n in self.lengths if SHORT < n < min(self.positions, LONGEST)]
         named = [n for place, n in enumerate(lengths) if sum(lengths[: place + 1]) <= LONGEST]
         return [(rows, list(range(1, rows.size(1) + 1))), *([(self.every(1, max(named)), named)] if named else [])]
 
@@ -193,10 +195,11 @@ class Beginning:
             return given, self.reference(Run(ids, places, end=self.end))
 
 
-def named_ids(module: nn.Module, vocabulary: int) -> list[int]:
+def named_ids(module: nn.Module, vocabulary: int, *, in_code: bool = False) -> list[int]:
     """The whole numbers that a program's own code and attributes hold: it may treat ids of these numbers otherwise.
 
-    Of torch's and transformers' classes, the attributes alone are looked at, such as `padding_idx`.
+    Of torch's and transformers' classes, the attributes alone are looked at, such as `padding_idx`. With `in_code`,
+    nothing but code is.
     """
     seen: set[int] = set()
     numbers: dict[int, None] = {}
@@ -207,7 +210,8 @@ def named_ids(module: nn.Module, vocabulary: int) -> list[int]:
     for child in module.modules():
         config = attribute(child, "config")
         for value in (*vars(child).values(), *getattr(config, "__dict__", {}).values(), *child.buffers(recurse=False)):
-            numbers |= dict.fromkeys(_numbers(value, seen))
+            if not in_code or isinstance(value, (types.FunctionType, types.MethodType)):
+                numbers |= dict.fromkeys(_numbers(value, seen))
     return [number for number in numbers if 0 < number < vocabulary]
 
 
