@@ -6,6 +6,7 @@ value is not, although Python's is an `int`: `top_k=True` is a mistake, never 1.
 
 from __future__ import annotations
 
+import inspect
 import math
 import numbers
 import operator
@@ -150,3 +151,16 @@ def _float(value: numbers.Real) -> float:
         return float(value)
     except OverflowError:  # a whole number beyond 1e308
         return math.inf if operator.gt(value, 0) else -math.inf
+
+
+def takes(function: object, count: int) -> bool:
+    """Whether it can be called with so many arguments, as far as its signature says."""
+    if not callable(function):
+        return False
+    try:
+        inspect.signature(function).bind(*range(count))
+    except ValueError:  # what is compiled may have no signature
+        return True
+    except TypeError:
+        return False
+    return True

@@ -9,7 +9,6 @@ measured in, for figures.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -17,7 +16,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from pellucid.check import as_whole, require_whole
+from pellucid.check import as_whole, require_whole, takes
 from pellucid.dialects import name_arguments
 from pellucid.errors import InputError, NumericsError, ShapeError, shown
 from pellucid.text.batch import Batch
@@ -213,17 +212,12 @@ def loss() -> Metric:
 
 def positions_of(metric: Metric) -> tuple[int, ...] | None:
     """Return the positions, from the end of each text, that a metric promises to be all that it reads; None for all."""
-    if not callable(metric):
+    if not takes(metric, 2):
         raise InputError(
             f"metric: {shown(metric)} given, expected a callable (logits [B, P, V], batch) -> [B].",
             code="metric-kind",
-            remedy="Give pl.metrics.logit_difference(' Mary', ' John'), or a function of your own.",
-        )
-    if not _takes_two(metric):
-        raise InputError(
-            "metric: it is called with (logits [B, P, V], batch), which it does not take.",
-            code="metric-kind",
-            remedy="Write lambda logits, batch: ... that returns [B], one number for each text.",
+            remedy="Give pl.metrics.logit_difference(' Mary', ' John'), or a function of your own that takes both: "
+            "lambda logits, batch: ...",
         )
     given = getattr(metric, "positions", None)
     if given is None:
@@ -236,17 +230,6 @@ def positions_of(metric: Metric) -> tuple[int, ...] | None:
             remedy="Give the metric positions = (-1,) if it reads the last token alone, or no attribute `positions`.",
         )
     return tuple(sorted(cast("set[int]", set(found))))
-
-
-def _takes_two(metric: Metric) -> bool:
-    """Whether it can be called with the logits and the batch, as far as its signature says."""
-    try:
-        inspect.signature(metric).bind(None, None)
-    except ValueError:  # what is compiled may have no signature
-        return True
-    except TypeError:
-        return False
-    return True
 
 
 def units_of(metric: Metric) -> str:
