@@ -97,8 +97,9 @@ def confirmed_cause(evidence: Evidence) -> Cause | None:
         partial = partial or cause
         nearly += [suspect] if cause is None and gap <= CONSTANT and not suspect.slight else []
     slight = [suspect for suspect in evidence.suspects if suspect.slight]
-    known = nearly if partial is None or partial.suspect is None or partial.harmless else [partial.suspect]
-    for suspect, constant in itertools.product(known, slight):
+    if partial is not None:
+        nearly = [] if partial.suspect is None or partial.harmless else [partial.suspect]
+    for suspect, constant in itertools.product(nearly, slight):
         if suspect.beside is not None:
             cause, _ = trials.outcome(suspect.beside(constant))
             if cause is not None and cause.complete:
