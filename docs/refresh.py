@@ -181,14 +181,16 @@ def unsigned(printed: str) -> str:
     return re.sub(r"\s*-?(?=0\.0+(?![\d.]))", " ", printed)
 
 
+@functools.cache
 def codes() -> dict[str, list[str]]:
     """Error class -> the codes that it is raised with, read off the source."""
     found: dict[str, set[str]] = {}
     trees = [ast.parse(path.read_text(encoding="utf-8")) for path in sorted((ROOT / "src" / "pellucid").rglob("*.py"))]
     constants = {name.id: node.value for tree in trees for node in tree.body if isinstance(node, ast.Assign)
                  for name in node.targets if isinstance(name, ast.Name)}  # fmt: skip
-    helpers = {f.name: f for tree in trees for f in ast.walk(tree) if isinstance(f, ast.FunctionDef) and _code_at(f)}
-    for node in (node for tree in trees for node in ast.walk(tree)):
+    nodes = [node for tree in trees for node in ast.walk(tree)]
+    helpers = {f.name: f for f in nodes if isinstance(f, ast.FunctionDef) and _code_at(f)}
+    for node in nodes:
         if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
             continue
         name, given = node.func.id, [keyword.value for keyword in node.keywords if keyword.arg == "code"]
