@@ -9,7 +9,6 @@ from collections.abc import Iterable
 from importlib import metadata
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor, nn
 
@@ -70,6 +69,8 @@ def spread(model: nn.Module, seed: int = 0) -> nn.Module:
 
 def few_of(values: Iterable[Any], *kept: Any) -> list[Any]:
     """Values of a parameter, of which `make test-all` alone tries those that are not kept; several go in tuples."""
+    import pytest  # benchmarks read this file, too, in an environment without it
+
     apart = [value if isinstance(value, tuple) else (value,) for value in values]
     return [pytest.param(*one, marks=[] if one in kept or one[0] in kept else pytest.mark.long) for one in apart]
 

@@ -111,7 +111,7 @@ def to_hf(model: CkptedTransformer) -> PreTrainedModel:
             constants), or logits differ.
         MissingExtraError: transformers is not installed, or cannot be imported.
     """
-    model = cast(CkptedTransformer, uncompiled(model))
+    model = cast(CkptedTransformer, uncompiled(model) if isinstance(model, torch.nn.Module) else model)
     if not isinstance(model, CkptedTransformer):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise WeightsError(
             f"to_hf: given {type(model).__name__}, expected a CkptedTransformer.",

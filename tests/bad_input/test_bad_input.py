@@ -162,7 +162,7 @@ IDS_AND_TEXT = [
     Bad("ids as complex numbers", "ids-dtype", runs(torch.ones(1, 2, dtype=torch.complex64)), I),
     Bad("ids of three axes", "ids-shape", runs(torch.ones(1, 2, 3, dtype=torch.long)), I),
     Bad("ids of no axis", "ids-shape", runs(torch.tensor(3)), I),
-    Bad("lists of three axes", "ids-shape", runs([[[1, 2]], [[3, 4]]]), I),
+    Bad("lists of three axes", "ids-shape", runs([[[1], [2]], [[3], [4]]]), I),
     Bad("an empty tensor", "empty-text", runs(torch.ones(0, dtype=torch.long)), I),
     Bad("a batch of no rows", "empty-text", runs(torch.ones(0, 4, dtype=torch.long)), I),
     Bad("rows of no columns", "empty-text", runs(torch.ones(2, 0, dtype=torch.long)), I),

@@ -13,7 +13,7 @@ from matplotlib.collections import PathCollection
 
 import pellucid as pl
 from pellucid.errors import InputError, PellucidError, ShapeError
-from pellucid.plot import grids, heatmaps, inputs, layers, matrix, summaries
+from pellucid.plot import grids, growth, heatmaps, inputs, layers, matrix, summaries
 
 STORIES = ["Once upon a time there was a cat. She had a red ball.", "The end of it"]
 
@@ -540,8 +540,8 @@ def pads_counted(patch: pytest.MonkeyPatch) -> None:
 
 
 def first_token_among_the_others(patch: pytest.MonkeyPatch) -> None:
-    plain = layers._apart
-    patch.setattr(layers, "_apart", lambda where, layers: (plain(where, layers)[0], layers))
+    plain = growth._apart
+    patch.setattr(growth, "_apart", lambda where, layers: (plain(where, layers)[0], layers))
 
 
 def everything_spread(patch: pytest.MonkeyPatch) -> None:

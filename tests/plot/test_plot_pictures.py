@@ -24,6 +24,7 @@ from pellucid.plot import (
     circuit_graph,
     corpus_figures,
     grids,
+    growth,
     heatmaps,
     inputs,
     layers,
@@ -111,7 +112,7 @@ def no_band(patch: Patch) -> None:
 
 
 def first_token_among_the_others(patch: Patch) -> None:
-    patch.setattr(layers, "_apart", lambda where, layers: (None, layers))
+    patch.setattr(growth, "_apart", lambda where, layers: (None, layers))
 
 
 def means_for_largest(patch: Patch) -> None:
@@ -203,7 +204,7 @@ MUTANTS: dict[str, tuple[str, Callable[[Patch], None]]] = {
     ),
     "residual_growth: the first token among the others": ("residual_growth_12_light", first_token_among_the_others),
     "residual_growth: a linear axis": (
-        "residual_growth_48_dark", lambda patch: patch.setattr(layers, "logarithmic", lambda axes: None),
+        "residual_growth_48_dark", lambda patch: patch.setattr(growth, "logarithmic", lambda axes: None),
     ),
     "autoregression: significance inverted": ("autoregression_12_light", significance_inverted),
     "autoregression: no band": ("autoregression_48_dark", no_band),

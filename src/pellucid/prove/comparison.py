@@ -210,8 +210,10 @@ class Comparison:
                 self.odd = True
                 return None, False
             return None, trial.settled and not double.blurred and (is_rounding(rows) or double.amplified)
-        if point == LOGITS and not windows(double.expected[LOGITS], double.free[LOGITS]):
-            return divergence_at(double, point, None), False  # of another shape, which no mistake gives
+        given = double.free[LOGITS]
+        strange = given.size(-1) != self.schema.sizes["d_model"] and not windows(double.expected[LOGITS], given)
+        if point == LOGITS and strange:
+            return divergence_at(double, point, None), False  # of another shape, which only a missing head gives
         double, point, cause = self._search(alignment).behind(trial.precise, double, point)
         if point is None:
             if not double.undecided:

@@ -304,7 +304,9 @@ def changed_settings(
             if name in after and not _alike(before, after[name]):
                 happens = f"is {_said(before)} and comes back as {_said(after[name])}"
                 yield Loss(f"{path}.{name}" if path else name, "setting", happens)
-        for name in module._non_persistent_buffers_set & fresh[path]._buffers.keys():
+        # Of what no file holds, transformers computes frequencies again; other memory is what happened to lie there.
+        rotary = {name for name in module._non_persistent_buffers_set if name.endswith("inv_freq")}
+        for name in rotary & fresh[path]._buffers.keys():
             held, built = module._buffers[name], fresh[path]._buffers[name]
             if held is None or built is None or held.is_meta or built.is_meta:
                 continue
