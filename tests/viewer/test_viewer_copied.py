@@ -204,7 +204,7 @@ def test_every_figure_has_a_command_line_that_makes_its_numbers(
 ) -> None:
     watched = opened(page)
     commands: dict[str, dict[str, list[Any]]] = {}
-    for screen in set(screens(watched)) - {"change", "models"}:  # these need the server
+    for screen in sorted({*screens(watched)} - {"change", "models"}):  # these need the server
         watched.show(screen)
         for title in watched.page.locator(".figure h2").all_inner_texts():
             found = copied(watched, title)
