@@ -1,4 +1,4 @@
-"""Several short texts in one row: no text sees another, and positions begin anew in each.
+"""Several short texts in one row: no text sees another, and each begins at position 0.
 
 A text gives what it gives alone, to within rounding. In float32 on a processor the products and norms were equal to the
 bit, for they sum over a row's own numbers; two operations were not. The fused kernel of attention sums over keys in

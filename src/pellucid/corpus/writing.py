@@ -61,9 +61,9 @@ def capture(
             few are pads.
         dtype: What values are stored as: "float32", "float64", "float16" or "bfloat16".
         long_texts: "refuse" texts that are longer than the context, or "split" them into pieces of its length.
-        packing: Whether short texts share a row, as long as the longest text, in which none sees another and positions
-            begin anew in each: fewer rows, and no pads between texts of other lengths. What a text gives is what it
-            gives alone to within rounding.
+        packing: Whether short texts share a row, as long as the longest text, in which none sees another and
+            each begins at position 0: fewer rows, and no pads between texts of other lengths. What a text gives is what
+            it gives alone to within rounding.
         engine: "local" makes all parts in this process; "ray" has them made by processes of
             [Ray](https://docs.ray.io), on this computer or on many, with the same bytes.
         workers: How many processes Ray starts; None for as many as have processors.

@@ -29,7 +29,7 @@ class Ground:
     """What two programs are converted to."""
 
     mixed: bool = False  # whether there is more than one dtype
-    dtype: torch.dtype | None = None  # both run in this one; None where each keeps its own
+    dtype: torch.dtype | None = None  # both run in this one; None if each keeps its own
     note: str = ""  # what the reader should know of it
 
 

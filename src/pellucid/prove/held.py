@@ -86,7 +86,7 @@ def has_memory(tensor: Tensor) -> bool:
 
 
 def filled(tensor: Tensor) -> Tensor | None:
-    """A tensor with every value in memory, a sparse or quantized one multiplied out; None where it cannot be."""
+    """A tensor with every value in memory, a sparse or quantized one multiplied out; None if it cannot be."""
     if has_memory(tensor) and not tensor.is_quantized:
         return tensor
     try:

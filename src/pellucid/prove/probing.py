@@ -44,9 +44,8 @@ class Probing:
         observed = relative_error(self.trial.single.free[LOGITS], self.trial.single.expected[LOGITS])
         limit = min(COARSE, MARGIN * max(step_of(self.trial.plain.dtype), observed))
         for rows, lengths in self.probes.short():
-            expected = Glass(self.trial.reference).run(rows)[
-                LOGITS
-            ]  # of their beginnings, too: no query sees later keys
+            # What a row begins with has these logits, too: no query sees later keys.
+            expected = Glass(self.trial.reference).run(rows)[LOGITS]
             for length in lengths:
                 ids = rows[:, :length] if length == rows.size(1) else rows[: length + 1, :length]  # never square
                 with contextlib.suppress(Exception):  # whatever a foreign forward raises: traced ones take one length

@@ -155,21 +155,21 @@ def copying(study: Study) -> list[Value]:
 
 
 def paths_to_logits(study: Study) -> list[Value]:
-    """Of the heads whose direct path moves the logit difference most, how many are listed: downwards and upwards."""
+    """Count the listed heads among those whose direct path moves the logit difference most, down and up."""
     study.require(*MOVERS, *NEGATIVE)
     effect = _paths(study, "logits")
     return [_listed(effect, MOVERS, len(MOVERS)), _listed(-effect, NEGATIVE, len(NEGATIVE))]
 
 
 def paths_to_movers(study: Study) -> list[Value]:
-    """Of the four heads that change the logit difference most through the name movers' queries, how many are listed."""
+    """Count the listed heads among the four that change the logit difference most by the name movers' queries."""
     study.require(*MOVERS, *INHIBITION)
     queries = [("attn.ckpt_q", {"layer": layer, "head": head, "pos": -1}) for layer, head in MOVERS]
     return [_listed(_paths(study, queries), INHIBITION, len(INHIBITION))]
 
 
 def paths_to_inhibition(study: Study) -> list[Value]:
-    """Of the four heads that change it most through the S-inhibition heads' values, how many are listed."""
+    """Count the listed heads among the four that change it most by the S-inhibition heads' values."""
     study.require(*INHIBITION, *INDUCTION, *DUPLICATE)
     values = [("attn.ckpt_v", {"layer": layer, "head": head}) for layer, head in INHIBITION]
     return [_listed(_paths(study, values), (*INDUCTION, *DUPLICATE), 4)]

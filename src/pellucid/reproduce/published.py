@@ -248,4 +248,4 @@ EXPERIMENTS = (
         _edges("the same, of 200 edges by EAP-IG", 0.7449), _edges("the same, of 200 edges by EAP", 0.6563),
     ), lambda study: 2 * study.count * 40, slow=True),
 )  # fmt: skip
-"""In the order in which they are computed."""
+"""What was published, in the order in which it is computed."""
