@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import pellucid
-from pellucid.config import Config
+from pellucid.json_config import Config
 
 PACKAGE = Path(pellucid.__file__).parent
 
@@ -236,7 +236,7 @@ REGISTRATION = "families"
 """Names where the family is, in a string, so it is imported when somebody asks for it."""
 
 OF_GPT2 = {field.name for field in dataclasses.fields(pellucid.TransformerConfig)} - {
-    name for name in vars(Config) if not name.startswith("_")
+    name for name in {*vars(Config), *Config.__annotations__} if not name.startswith("_")
 }  # fmt: skip
 """Fields of GPT-2's configuration that the configurations of other families need not have."""
 

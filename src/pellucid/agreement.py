@@ -149,7 +149,7 @@ def _bare(module: nn.Module, path: str, here: InTransformers, attention: str, me
     module = uncompiled(module)
     if id(module) in memo:
         return memo[id(module)]
-    turned = here.turned(path, module)
+    turned = here.kind.turned(path, module)
     made: Any = object.__new__(Conv1D if turned else type(module))
     memo[id(module)] = made
     nn.Module.__init__(made)
@@ -159,7 +159,7 @@ def _bare(module: nn.Module, path: str, here: InTransformers, attention: str, me
         made.nf, made.nx = module.out_features, module.in_features
     if "config" in vars(made):
         made.config = _config(module.config, attention, memo)
-    tensors = {**module._parameters, **here.stored(path, module)}
+    tensors = {**module._parameters, **here.kind.tensors_of(path, module)}
     made._parameters = OrderedDict((name, None if t is None else _settled(t)) for name, t in tensors.items())
     made._buffers = OrderedDict(module._buffers)
     made._non_persistent_buffers_set = set(module._non_persistent_buffers_set)
@@ -201,7 +201,7 @@ def _first_difference(model: CkptedTransformer, hf_model: Any, here: InTransform
     """The first checkpoint at which the two differ."""
     base = hf_model.base_model if _has_head(hf_model, here) else hf_model
     theirs: dict[str, Tensor] = {}
-    for path, entering, names in here.shown(model.config):
+    for path, entering, names in here.kind.shown(model.config):
         _keep(base.get_submodule(path), theirs, names, entering=entering)
     hf_model(batch.ids)
     _, ours = model.run_with_ckpts(batch)

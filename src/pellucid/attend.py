@@ -23,7 +23,7 @@ from torch import Tensor
 
 from pellucid import attributes
 from pellucid.ckpt import name_checkpoints
-from pellucid.config import Config
+from pellucid.json_config import Config
 from pellucid.network import Memory
 from pellucid.numerics.nonlinear import may_write_into_results
 from pellucid.numerics.products import EXACT, Execution, Products, is_transformed, products_of

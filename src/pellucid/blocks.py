@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from pellucid import attributes
 from pellucid.attend import Attending, Visible
 from pellucid.ckpt import name_checkpoints
-from pellucid.config import Config
+from pellucid.json_config import Config
 from pellucid.network import Embedding, Memory, Network, Run, Unembedding
 from pellucid.numerics import nonlinear
 from pellucid.numerics.products import EXACT, Execution, Products, products_of

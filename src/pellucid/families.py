@@ -8,9 +8,10 @@ from contextlib import suppress
 from typing import Any, overload
 
 from pellucid import aliases
-from pellucid.config import Config, as_names
+from pellucid.config import as_names
 from pellucid.errors import ConfigError, UnknownNameError, shown
 from pellucid.family import Family
+from pellucid.json_config import Config
 from pellucid.schema import Schema
 from pellucid.weights import hub
 

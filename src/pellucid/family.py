@@ -3,32 +3,19 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from pellucid.blocks import Architecture
-from pellucid.json_config import JsonConfig
+from pellucid.json_config import Config
 from pellucid.layout import Layout
 from pellucid.network import Network
 from pellucid.part import Weights
 from pellucid.schema import Schema
-
-
-@dataclass(frozen=True)
-class Live:
-    """What was read off a live model of transformers."""
-
-    # Under transformers' names, as its own classes store them; the model's own memory where nothing had to be turned.
-    # The head is among them unless it is the embedding.
-    tensors: dict[str, Tensor]
-    config: Any  # what the modules are; where it differs from the model's configuration, the modules count
-    notes: dict[str, str]  # what the reader may want to know, by topic
-    # what it computes with beside its parameters and what its configuration says, under our names
-    buffers: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -38,24 +25,15 @@ class InTransformers:
     config: str  # the class of its configurations
     model: str  # the class of its models
     base: str  # the class of its models without a head
-    read: Callable[[nn.Module], Live]  # reads a live one, or refuses by name what cannot be carried over
-    # the tensors of one of its modules, by its path, as transformers' own classes store them
-    stored: Callable[[str, nn.Module], dict[str, Tensor]]
-    # where a model without a head, of a configuration, shows our checkpoints, in their order
-    shown: Callable[[Any], Iterable[Shown]]
-    # whether a module, by its path, keeps the matrix of a `Conv1D` the other way round, as a `Linear`
-    turned: Callable[[str, nn.Module], bool] = field(default=lambda path, module: False)
+    live: str  # the module whose `KIND` says how a live one is read
     # what ours computes with beside its parameters -> its name in the model with a head
     buffers: Mapping[str, str] = field(default_factory=dict)
     files: Layout | None = None  # the layout of its files, if tensors have other names there than in its modules
 
-
-class Shown(NamedTuple):
-    """Where a module of transformers shows checkpoints of ours."""
-
-    path: str  # the module, below the model without its head
-    entering: bool  # True if what enters it is meant, else what leaves it
-    names: tuple[str, ...]  # the checkpoints; several if the value holds them side by side along its last axis
+    @property
+    def kind(self) -> Any:
+        """How a live one is read, imported at its first use: `pellucid.weights.living.Kind`."""
+        return importlib.import_module(self.live).KIND
 
 
 class StepDecoder(Protocol):
@@ -175,7 +153,7 @@ class Family:
     """A kind of model; `pellucid.families` has a line for each."""
 
     name: str  # as its schema says
-    config: type[JsonConfig]  # the class of its configurations
+    config: type[Config]  # the class of its configurations
     architecture: Architecture  # the modules of its networks, and the way through them
     schema_of: Callable[[Mapping[str, int]], Schema]  # the schema of a model of which only sizes are known
     layouts: tuple[Layout, ...]  # how its weights are stored by others, transformers' first

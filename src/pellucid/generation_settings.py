@@ -13,8 +13,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from pellucid.config import Config, read_token_id, read_tokens
+from pellucid.config import read_token_id, read_tokens
 from pellucid.errors import ConfigError, shown
+from pellucid.json_config import Config
 from pellucid.weights.manifests import is_there, read_json
 
 FILE = "generation_config.json"

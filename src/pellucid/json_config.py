@@ -1,4 +1,4 @@
-"""`JsonConfig`: a configuration as Hugging Face's `config.json` has it, read before anything is run.
+"""`Config`: a configuration as Hugging Face's `config.json` has it, read before anything is run.
 
 Fields that change the computation in ways that the family does not implement are refused by name; every other field is
 kept and written back, and those that transformers' class never reads, so that they cannot change what it computes, are
@@ -52,7 +52,7 @@ class Fields:
         return next((variant for variant in self.variants if variant.has(name)), None)
 
 
-class JsonConfig:
+class Config:
     """The facts that define one model, frozen, under the names that transformers' configuration uses.
 
     A family's configuration is a frozen dataclass of this kind, with these fields among its own.
@@ -343,5 +343,5 @@ def _plain(value: Any) -> Any:
     return dict(value) if isinstance(value, Mapping) else list(value) if isinstance(value, tuple) else value
 
 
-def _from_fields(cls: type[JsonConfig], values: dict[str, Any]) -> JsonConfig:
+def _from_fields(cls: type[Config], values: dict[str, Any]) -> Config:
     return cls(**values)

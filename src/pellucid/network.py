@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pellucid import attributes
-from pellucid.config import Config
 from pellucid.errors import UnknownAttributeError, UnknownNameError, nearest
+from pellucid.json_config import Config
 from pellucid.numerics.products import EXACT, Execution, Products, products_of
 from pellucid.part import LiveView, Part, Weights
 from pellucid.schema import Schema

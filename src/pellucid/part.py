@@ -16,8 +16,9 @@ from torch.nn.modules import module as torch_module
 
 from pellucid.attributes import unknown_attribute
 from pellucid.ckpt import Ckpt
-from pellucid.config import Config, require_schema
+from pellucid.config import require_schema
 from pellucid.errors import ConfigError, WeightsError
+from pellucid.json_config import Config
 from pellucid.schema import Parameter, Schema
 
 

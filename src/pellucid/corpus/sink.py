@@ -18,9 +18,9 @@ import torch
 
 from pellucid.aliases import selected
 from pellucid.bar import bar
-from pellucid.config import Config
 from pellucid.errors import InputError, PellucidError
 from pellucid.interrupts import told
+from pellucid.json_config import Config
 from pellucid.run.activations import ActivationCkpts
 from pellucid.schema import Schema
 

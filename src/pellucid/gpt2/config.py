@@ -12,7 +12,7 @@ from pellucid.config_variants import Variant
 from pellucid.dialects import named_arguments
 from pellucid.errors import warn
 from pellucid.gpt2.schema import schema_of
-from pellucid.json_config import Fields, JsonConfig
+from pellucid.json_config import Config, Fields
 from pellucid.schema import Schema
 
 SYNONYMS = {
@@ -87,7 +87,7 @@ FIELDS = Fields(
 
 @named_arguments()
 @dataclass(frozen=True, kw_only=True)
-class TransformerConfig(JsonConfig):
+class TransformerConfig(Config):
     """What a GPT-2 is, apart from its weights.
 
     The five sizes have no default: they come with the weights. The others default to what

@@ -6,8 +6,6 @@ from pellucid.family import Family, InTransformers, Kernels, Recognition, later
 from pellucid.gpt2 import kernels, layouts, model, schema
 from pellucid.gpt2.config import TransformerConfig
 
-LIVE = "pellucid.gpt2.live"
-
 GPT2 = Family(
     name="gpt2",
     config=TransformerConfig,
@@ -17,10 +15,7 @@ GPT2 = Family(
         config="GPT2Config",
         model="GPT2LMHeadModel",
         base="GPT2Model",
-        read=later(LIVE, "read"),
-        stored=later(LIVE, "stored"),
-        turned=later(LIVE, "turned"),
-        shown=later(LIVE, "shown_by"),
+        live="pellucid.gpt2.live",
     ),
     layouts=layouts.LAYOUTS,
     kernels=Kernels(kernels.take, kernels.decoder, kernels.bytes_needed, kernels.forget),

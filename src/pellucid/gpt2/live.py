@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
-from pellucid.family import Live, Shown
 from pellucid.gpt2.config import TransformerConfig
 from pellucid.weights import foreign, living
 from pellucid.weights.anatomy import HEAD, Anatomy
-from pellucid.weights.living import Kind
-
-
-def read(hf_model: nn.Module) -> Live:
-    """Read a `GPT2LMHeadModel` or `GPT2Model`."""
-    return living.read(hf_model, KIND)
+from pellucid.weights.living import Kind, Shown
 
 
 def _anatomy() -> Anatomy:
@@ -27,6 +21,7 @@ def _anatomy() -> Anatomy:
     return Anatomy(
         headed=gpt2.GPT2LMHeadModel,
         base=gpt2.GPT2Model,
+        norm=nn.LayerNorm,
         inner="transformer",
         block=gpt2.GPT2Block,
         blocks="h",
@@ -43,7 +38,7 @@ def _anatomy() -> Anatomy:
     )  # fmt: skip
 
 
-def stored(path: str, module: nn.Module) -> dict[str, Tensor]:
+def _stored(path: str, module: nn.Module) -> dict[str, Tensor]:
     """The module's own tensors as transformers' classes store them, matrices [in, out].
 
     A `Linear` in the place of a `Conv1D` keeps its matrix the other way round. What a module leaves out is what adds
@@ -90,20 +85,7 @@ def _constants(path: str, module: nn.Module, config: TransformerConfig) -> Mappi
     }  # fmt: skip
 
 
-KIND = Kind(
-    config=TransformerConfig,
-    anatomy=_anatomy,
-    stored=stored,
-    sizes=_sizes,
-    constants=_constants,
-    activation="mlp.act",
-    embedding="wte",
-    dropouts={"embd_pdrop": ("drop",), "attn_pdrop": ("attn_dropout",), "resid_pdrop": ("resid_dropout", "dropout")},
-)
-"""How a live GPT-2 is read."""
-
-
-def turned(path: str, module: nn.Module) -> bool:
+def _turned(path: str, module: nn.Module) -> bool:
     """Whether a module keeps the matrix of a `Conv1D` the other way round."""
     return isinstance(module, nn.Linear) and path != HEAD
 
@@ -123,13 +105,18 @@ _IN_BLOCK = (
 )
 """Where a block of transformers' GPT-2 shows our checkpoints, in their order."""
 
-
-def shown_by(config: TransformerConfig) -> Iterator[Shown]:
-    """Where a model without its head shows our checkpoints, in their order."""
-    return living.shown_in(
-        config.n_layer,
-        "h",
-        (Shown("wte", False, ("ckpt_embed",)), Shown("wpe", False, ("ckpt_pos_embed",))),
-        _IN_BLOCK,
-        "ln_f",
-    )
+KIND = Kind(
+    config=TransformerConfig,
+    anatomy=_anatomy,
+    stored=_stored,
+    sizes=_sizes,
+    constants=_constants,
+    activation="mlp.act",
+    embedding="wte",
+    norm="ln_f",
+    before=(Shown("wte", False, ("ckpt_embed",)), Shown("wpe", False, ("ckpt_pos_embed",))),
+    in_block=_IN_BLOCK,
+    turned=_turned,
+    dropouts={"embd_pdrop": ("drop",), "attn_pdrop": ("attn_dropout",), "resid_pdrop": ("resid_dropout", "dropout")},
+)
+"""How a live GPT-2 is read."""

@@ -13,7 +13,7 @@ from pellucid.config import read_number
 from pellucid.config_variants import Variant
 from pellucid.dialects import named_arguments
 from pellucid.errors import ConfigError, shown
-from pellucid.json_config import Fields, JsonConfig
+from pellucid.json_config import Config, Fields
 from pellucid.llama.schema import schema_of
 from pellucid.rotary_rules import Rule, checked, gathered, rule_of, stated
 from pellucid.schema import Schema
@@ -60,7 +60,7 @@ SAID = {name: name for name in ("rope_theta", "partial_rotary_factor")}
 
 @named_arguments()
 @dataclass(frozen=True, kw_only=True)
-class LlamaConfig(JsonConfig):
+class LlamaConfig(Config):
     """What a Llama is, apart from its weights.
 
     The first five sizes have no default: they come with the weights. The others default to what transformers assumes

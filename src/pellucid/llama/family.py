@@ -7,8 +7,6 @@ from pellucid.family import Family, InTransformers, Recognition, later
 from pellucid.llama import layouts, model, schema
 from pellucid.llama.config import LlamaConfig
 
-LIVE = "pellucid.llama.live"
-
 LLAMA = Family(
     name="llama",
     config=LlamaConfig,
@@ -18,9 +16,7 @@ LLAMA = Family(
         config="LlamaConfig",
         model="LlamaForCausalLM",
         base="LlamaModel",
-        read=later(LIVE, "read"),
-        stored=later(LIVE, "stored"),
-        shown=later(LIVE, "shown_by"),
+        live="pellucid.llama.live",
         buffers={rotary.FREQUENCIES: "model.rotary_emb.inv_freq"},
     ),
     layouts=layouts.LAYOUTS,

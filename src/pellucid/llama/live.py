@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
-from pellucid.family import Live, Shown
 from pellucid.llama.config import LlamaConfig
 from pellucid.weights import living
 from pellucid.weights.anatomy import Anatomy
-from pellucid.weights.living import Kind
-
-
-def read(hf_model: nn.Module) -> Live:
-    """Read a `LlamaForCausalLM` or `LlamaModel`."""
-    return living.read(hf_model, KIND)
+from pellucid.weights.living import Kind, Shown
 
 
 def _anatomy() -> Anatomy:
@@ -26,6 +20,7 @@ def _anatomy() -> Anatomy:
     return Anatomy(
         headed=llama.LlamaForCausalLM,
         base=llama.LlamaModel,
+        norm=llama.LlamaRMSNorm,
         inner="model",
         block=llama.LlamaDecoderLayer,
         blocks="layers",
@@ -43,15 +38,6 @@ def _anatomy() -> Anatomy:
         eager=llama.eager_attention_forward,
         limit="num_hidden_layers",
     )  # fmt: skip
-
-
-def stored(path: str, module: nn.Module) -> dict[str, Tensor]:
-    """The module's own tensors."""
-    from transformers.models.llama.modeling_llama import LlamaRMSNorm
-
-    if not isinstance(module, (nn.Embedding, nn.Linear, LlamaRMSNorm)):
-        return {}
-    return living.weight_and_bias(path, module, LlamaConfig)
 
 
 def _sizes(config: LlamaConfig, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -81,19 +67,6 @@ def _constants(path: str, module: nn.Module, config: LlamaConfig) -> Mapping[str
     }  # fmt: skip
 
 
-KIND = Kind(
-    config=LlamaConfig,
-    anatomy=_anatomy,
-    stored=stored,
-    sizes=_sizes,
-    constants=_constants,
-    activation="mlp.act_fn",
-    embedding="embed_tokens",
-    buffers=living.frequencies,
-)
-"""How a live Llama is read."""
-
-
 _IN_BLOCK = (
     Shown("input_layernorm", True, ("resid_pre",)),
     Shown("input_layernorm", False, ("ln1.ckpt_normalized",)),
@@ -112,9 +85,16 @@ _IN_BLOCK = (
 )
 """Where a block of transformers' Llama shows our checkpoints, in their order."""
 
-
-def shown_by(config: LlamaConfig) -> Iterator[Shown]:
-    """Where a model without its head shows our checkpoints, in their order."""
-    return living.shown_in(
-        config.num_hidden_layers, "layers", (Shown("embed_tokens", False, ("ckpt_embed",)),), _IN_BLOCK, "norm"
-    )
+KIND = Kind(
+    config=LlamaConfig,
+    anatomy=_anatomy,
+    sizes=_sizes,
+    constants=_constants,
+    activation="mlp.act_fn",
+    embedding="embed_tokens",
+    norm="norm",
+    before=(Shown("embed_tokens", False, ("ckpt_embed",)),),
+    in_block=_IN_BLOCK,
+    buffers=living.frequencies,
+)
+"""How a live Llama is read."""

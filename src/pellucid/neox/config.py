@@ -14,7 +14,7 @@ from pellucid.config import read_size
 from pellucid.config_variants import Variant
 from pellucid.dialects import named_arguments
 from pellucid.errors import ConfigError, shown
-from pellucid.json_config import Fields, JsonConfig
+from pellucid.json_config import Config, Fields
 from pellucid.neox.schema import schema_of
 from pellucid.rotary_rules import Rule, checked, gathered, rule_of, stated
 from pellucid.schema import Schema
@@ -50,7 +50,7 @@ SAID = {"rotary_emb_base": "rope_theta", "rotary_pct": "partial_rotary_factor"}
 
 @named_arguments()
 @dataclass(frozen=True, kw_only=True)
-class GPTNeoXConfig(JsonConfig):
+class GPTNeoXConfig(Config):
     """What a GPT-NeoX is, such as a Pythia, apart from its weights.
 
     The first five sizes have no default: they come with the weights. The others default to what transformers assumes

@@ -7,8 +7,6 @@ from pellucid.family import Family, InTransformers, Recognition, later
 from pellucid.neox import layouts, model, schema
 from pellucid.neox.config import GPTNeoXConfig
 
-LIVE = "pellucid.neox.live"
-
 NEOX = Family(
     name="gpt_neox",
     config=GPTNeoXConfig,
@@ -18,9 +16,7 @@ NEOX = Family(
         config="GPTNeoXConfig",
         model="GPTNeoXForCausalLM",
         base="GPTNeoXModel",
-        read=later(LIVE, "read"),
-        stored=later(LIVE, "stored"),
-        shown=later(LIVE, "shown_by"),
+        live="pellucid.neox.live",
         buffers={rotary.FREQUENCIES: "gpt_neox.rotary_emb.inv_freq"},
         files=layouts.FILES,
     ),

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
-from pellucid.family import Live, Shown
 from pellucid.neox.config import GPTNeoXConfig
 from pellucid.weights import living
 from pellucid.weights.anatomy import Anatomy
-from pellucid.weights.living import Kind
-
-
-def read(hf_model: nn.Module) -> Live:
-    """Read a `GPTNeoXForCausalLM` or `GPTNeoXModel`."""
-    return living.read(hf_model, KIND)
+from pellucid.weights.living import Kind, Shown
 
 
 def _anatomy() -> Anatomy:
@@ -26,6 +20,7 @@ def _anatomy() -> Anatomy:
     return Anatomy(
         headed=neox.GPTNeoXForCausalLM,
         base=neox.GPTNeoXModel,
+        norm=nn.LayerNorm,
         inner="gpt_neox",
         block=neox.GPTNeoXLayer,
         blocks="layers",
@@ -42,13 +37,6 @@ def _anatomy() -> Anatomy:
         attention="attention",
         eager=neox.eager_attention_forward,
     )  # fmt: skip
-
-
-def stored(path: str, module: nn.Module) -> dict[str, Tensor]:
-    """The module's own tensors; of biases, those that attention may lack are left out if they are None."""
-    if not isinstance(module, (nn.Embedding, nn.Linear, nn.LayerNorm)):
-        return {}
-    return living.weight_and_bias(path, module, GPTNeoXConfig)
 
 
 def _sizes(config: GPTNeoXConfig, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -76,20 +64,6 @@ def _constants(path: str, module: nn.Module, config: GPTNeoXConfig) -> Mapping[s
     return {"use_parallel_residual": config.use_parallel_residual}
 
 
-KIND = Kind(
-    config=GPTNeoXConfig,
-    anatomy=_anatomy,
-    stored=stored,
-    sizes=_sizes,
-    constants=_constants,
-    activation="mlp.act",
-    embedding="embed_in",
-    dropouts={"hidden_dropout": ("emb_dropout", "post_attention_dropout", "post_mlp_dropout")},
-    buffers=living.frequencies,
-)
-"""How a live GPT-NeoX is read."""
-
-
 _IN_BLOCK = (
     Shown("input_layernorm", True, ("resid_pre",)),
     Shown("input_layernorm", False, ("ln1.ckpt_normalized",)),
@@ -103,8 +77,17 @@ _IN_BLOCK = (
 )
 """Where a block of transformers' GPT-NeoX shows our checkpoints, in their order."""
 
-
-def shown_by(config: GPTNeoXConfig) -> Iterator[Shown]:
-    """Where a model without its head shows our checkpoints, in their order."""
-    before = (Shown("embed_in", False, ("ckpt_embed",)),)
-    return living.shown_in(config.num_hidden_layers, "layers", before, _IN_BLOCK, "final_layer_norm")
+KIND = Kind(
+    config=GPTNeoXConfig,
+    anatomy=_anatomy,
+    sizes=_sizes,
+    constants=_constants,
+    activation="mlp.act",
+    embedding="embed_in",
+    norm="final_layer_norm",
+    before=(Shown("embed_in", False, ("ckpt_embed",)),),
+    in_block=_IN_BLOCK,
+    dropouts={"hidden_dropout": ("emb_dropout", "post_attention_dropout", "post_mlp_dropout")},
+    buffers=living.frequencies,
+)
+"""How a live GPT-NeoX is read."""

@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
-from pellucid.json_config import JsonConfig
+from pellucid.json_config import Config
 from pellucid.prove.alignment import Match
 from pellucid.prove.held import has_memory
 from pellucid.run.model import CkptedTransformer
@@ -72,7 +72,7 @@ def _is_plain(module: nn.Module) -> bool:
 
 def copied(value: Any, memo: dict[int, Any]) -> Any:
     """`copy.deepcopy`, but ten times as fast for what most attributes of modules are: constants and modules."""
-    if type(value) in _UNCHANGING or isinstance(value, (Tokenizer, JsonConfig)):
+    if type(value) in _UNCHANGING or isinstance(value, (Tokenizer, Config)):
         return value  # a copy of a tokenizer is its whole file written and read
     if type(value) in _CONTAINERS and not value:
         return type(value)()

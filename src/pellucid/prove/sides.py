@@ -13,10 +13,10 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from pellucid.check import attribute
-from pellucid.config import Config
 from pellucid.errors import ConfigError, InputError, MissingExtraError, PellucidError, WeightsError, shown
 from pellucid.extras import need
 from pellucid.families import FAMILIES, family_of
+from pellucid.json_config import Config
 from pellucid.layout import EMBED
 from pellucid.numerics.rounding import BEYOND_ROUNDING, relative_error
 from pellucid.open import from_hf, load, to_hf

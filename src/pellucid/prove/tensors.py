@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
-from pellucid.config import Config
 from pellucid.errors import ShapeError
+from pellucid.json_config import Config
 from pellucid.numerics.rounding import same_bits
 from pellucid.weights.layouts import buffers_among
 

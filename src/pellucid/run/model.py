@@ -14,12 +14,12 @@ from pellucid import aliases
 from pellucid.aliases import Names
 from pellucid.attributes import MODEL
 from pellucid.check import path_of
-from pellucid.config import Config
 from pellucid.dialects import OPENING, SAVING, named_arguments
 from pellucid.errors import InputError
 from pellucid.families import family_of
 from pellucid.generate.verbs import GeneratingTransformer
 from pellucid.generation_settings import GenerationSettings
+from pellucid.json_config import Config
 from pellucid.network import Run, last_column
 from pellucid.numerics.products import Execution
 from pellucid.part import Weights, has_native_hooks, state_of, submodules

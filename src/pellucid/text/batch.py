@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from pellucid.axes import POSITIONS, Axis, coordinate
-from pellucid.config import Config
+from pellucid.json_config import Config
 from pellucid.text.tokenizer import Tokenizer
 
 _MASKS: WeakIdKeyDictionary = WeakIdKeyDictionary()

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from pellucid.check import as_number
-from pellucid.config import Config
 from pellucid.errors import MissingExtraError, PellucidError
 from pellucid.extras import need
 from pellucid.families import FAMILIES, config_of
 from pellucid.family import Family
+from pellucid.json_config import Config
 from pellucid.layout import EMBED, Layout, Place
 from pellucid.ties.memory import Named
 from pellucid.ties.predict import AfterReload, Loss, after_reload, size_of

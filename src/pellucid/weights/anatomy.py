@@ -32,6 +32,7 @@ class Anatomy:
 
     headed: type[nn.Module]  # the class with a head, under `lm_head`
     base: type[nn.Module]  # the class without
+    norm: type[nn.Module]  # the class of its norms
     inner: str  # where the one holds the other
     block: type[nn.Module]  # the class of a block
     blocks: str  # where they are listed

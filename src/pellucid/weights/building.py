@@ -9,9 +9,9 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from pellucid.config import Config
 from pellucid.errors import WeightsError, warn
 from pellucid.generation_settings import GenerationSettings
+from pellucid.json_config import Config
 from pellucid.layout import HEAD
 from pellucid.numerics.products import DTYPES
 from pellucid.part import is_finite

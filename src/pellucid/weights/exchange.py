@@ -13,15 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from pellucid import generation_settings
-from pellucid.config import Config
 from pellucid.errors import WeightsError, warn
 from pellucid.extras import need
 from pellucid.families import FAMILIES, family_of
 from pellucid.generation_settings import GenerationSettings
+from pellucid.json_config import Config
 from pellucid.numerics.products import ordinary_tensors
 from pellucid.part import put_buffers, require_numbers
 from pellucid.tensor_file import write_tensors
-from pellucid.weights import foreign, saves
+from pellucid.weights import foreign, living, saves
 from pellucid.weights.building import M, Model, ModelClass, describe, separate
 from pellucid.weights.importing import to_ours
 from pellucid.weights.layouts import from_ours
@@ -58,7 +58,7 @@ def from_hf(cls: ModelClass[M], hf_model: nn.Module, *, attention: str = "auto",
         here = family.in_transformers
         transformers = need("transformers", "from_hf", here.model, here.base)
         if isinstance(given, (getattr(transformers, here.model), getattr(transformers, here.base))):
-            read = here.read(hf_model)
+            read = living.read(hf_model, here.kind)
             break
     else:
         raise foreign.wrong_class(hf_model, [family.in_transformers for family in FAMILIES])

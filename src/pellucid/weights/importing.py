@@ -9,9 +9,9 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from pellucid.config import Config
 from pellucid.errors import ConfigError, WeightsError
 from pellucid.families import FAMILIES, family_of
+from pellucid.json_config import Config
 from pellucid.layout import EMBED, HEAD, ZEROS, Layout, Place, Row, Shape
 from pellucid.schema import Schema
 from pellucid.weights.layouts import (

@@ -15,9 +15,9 @@ from functools import cache
 
 from torch import Tensor
 
-from pellucid.config import Config
 from pellucid.families import FAMILIES, family_of
 from pellucid.family import Family
+from pellucid.json_config import Config
 from pellucid.layout import HEAD, Layout, Place, Shape
 from pellucid.schema import Schema
 

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from pellucid.errors import ConfigError, WeightsError, shown
-from pellucid.family import Live, Shown
-from pellucid.json_config import JsonConfig
+from pellucid.json_config import Config
 from pellucid.part import require_numbers
 from pellucid.rotary import FREQUENCIES, Rotary
 from pellucid.weights import foreign
@@ -24,30 +23,65 @@ from pellucid.weights.anatomy import HEAD, Anatomy, LiveModule, parts_of
 
 
 @dataclass(frozen=True)
+class Live:
+    """What was read off a live model of transformers."""
+
+    # Under transformers' names, as its own classes store them; the model's own memory where nothing had to be turned.
+    # The head is among them unless it is the embedding.
+    tensors: dict[str, Tensor]
+    config: Any  # what the modules are; where it differs from the model's configuration, the modules count
+    notes: dict[str, str]  # what the reader may want to know, by topic
+    buffers: dict[str, Tensor]  # what it computes with beside its parameters and its configuration, under our names
+
+
+class Shown(NamedTuple):
+    """Where a module of transformers shows checkpoints of ours."""
+
+    path: str  # the module, below the model without its head
+    entering: bool  # True if what enters it is meant, else what leaves it
+    names: tuple[str, ...]  # the checkpoints; several if the value holds them side by side along its last axis
+
+
+@dataclass(frozen=True)
 class Kind:
-    """How a family's live models are read.
+    """How a family's live models are read."""
 
-    Attributes:
-        config: The class of its configurations.
-        anatomy: Its modules; a function, because it needs transformers.
-        stored: The tensors of a module, by its path, as transformers' own classes store them.
-        sizes: The fields of the configuration that the tensors, by their names below the base, show otherwise.
-        constants: The attributes of a module, by its path, that the configuration decides -> what they have to be.
-        activation: The name in a block of the activation function.
-        embedding: The name below the base of the token embedding.
-        dropouts: A field of the configuration -> the names of the modules whose rate it is.
-        buffers: What the model computes with beside its parameters, under our names; refuses what it cannot carry.
-    """
-
-    config: type[JsonConfig]
-    anatomy: Callable[[], Anatomy]
-    stored: Callable[[str, nn.Module], dict[str, Tensor]]
+    config: type[Config]  # the class of its configurations
+    anatomy: Callable[[], Anatomy]  # its modules; a function, because it needs transformers
+    # the fields of the configuration that the tensors, by their names below the base, show otherwise
     sizes: Callable[[Any, Mapping[str, Tensor]], dict[str, Any]]
+    # the attributes of a module, by its path, that the configuration decides -> what they have to be
     constants: Callable[[str, nn.Module, Any], Mapping[str, object]]
-    activation: str
-    embedding: str
+    activation: str  # the name in a block of the activation function
+    embedding: str  # the name below the base of the token embedding
+    norm: str  # the name below the base of the last norm
+    before: Sequence[Shown]  # where a model shows our checkpoints before its blocks, in their order
+    in_block: Sequence[Shown]  # where a block does
+    # the tensors of a module, by its path, as transformers' own classes store them; None if its modules store them so
+    stored: Callable[[str, nn.Module], dict[str, Tensor]] | None = None
+    # whether a module, by its path, keeps the matrix of a `Conv1D` the other way round, as a `Linear`
+    turned: Callable[[str, nn.Module], bool] = field(default=lambda path, module: False)
+    # a field of the configuration -> the names of the modules whose rate of dropout it is
     dropouts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    buffers: Callable[[Mapping[str, nn.Module], Any], dict[str, Tensor]] | None = None
+    # what the model computes with beside its parameters, under our names; refuses what it cannot carry
+    buffers: Callable[[Mapping[str, nn.Module], Any], dict[str, Tensor]] = field(default=lambda named, config: {})
+
+    def tensors_of(self, path: str, module: nn.Module) -> dict[str, Tensor]:
+        """The module's own tensors, as transformers' own classes store them."""
+        if self.stored is not None:
+            return self.stored(path, module)
+        holding = (nn.Embedding, nn.Linear, self.anatomy().norm)
+        return _weight_and_bias(path, module, self.config) if isinstance(module, holding) else {}
+
+    def shown(self, config: Config) -> Iterator[Shown]:
+        """Where a model without its head shows our checkpoints, in their order."""
+        yield from self.before
+        blocks = self.anatomy().blocks
+        for i in range(config.sizes["layer"]):
+            for path, entering, names in self.in_block:
+                place = f"{blocks}.{i}.{path}" if path else f"{blocks}.{i}"
+                yield Shown(place, entering, tuple(f"blocks.{i}.{name}" for name in names))
+        yield Shown(self.norm, False, ("ln_final.ckpt_normalized",))
 
 
 def read(hf_model: nn.Module, kind: Kind) -> Live:
@@ -67,7 +101,9 @@ def read(hf_model: nn.Module, kind: Kind) -> Live:
     named = {part.path: part.module for part in parts if part.module is not None}
     _require_apart(named, anatomy)
     tensors = {
-        f"{path}.{name}": tensor for path, module in named.items() for name, tensor in kind.stored(path, module).items()
+        f"{path}.{name}": tensor
+        for path, module in named.items()
+        for name, tensor in kind.tensors_of(path, module).items()
     }
     require_numbers("from_hf", tensors.values())
     foreign.require_dense(tensors)
@@ -89,8 +125,7 @@ def read(hf_model: nn.Module, kind: Kind) -> Live:
     elif not config.tie_word_embeddings:
         config = config.replace(tie_word_embeddings=True)
     config = config.replace(**_rates(kind.dropouts, named))
-    buffers = {} if kind.buffers is None else kind.buffers(named, config)
-    return Live(tensors, config, {topic: note for topic, note in notes.items() if note}, buffers)
+    return Live(tensors, config, {topic: note for topic, note in notes.items() if note}, kind.buffers(named, config))
 
 
 def _sharing(tensors: dict[str, Tensor]) -> Iterator[str]:
@@ -132,7 +167,7 @@ def _said(part: LiveModule) -> str:
     return f"{part.path} is {type(part.module).__name__}, expected {expected}"
 
 
-def wrong_head(head: object, config: type[JsonConfig]) -> WeightsError:
+def wrong_head(head: object, config: type[Config]) -> WeightsError:
     """The error for an output head that is not a matrix."""
     said = str(head).partition("(\n")[0]
     changed = foreign.remedy([head]) if isinstance(head, nn.Module) else None
@@ -178,7 +213,7 @@ def no_weight(path: str, width: str) -> WeightsError:
     )
 
 
-def _config_of(hf_model: Any, cls: type[JsonConfig]) -> Any:
+def _config_of(hf_model: Any, cls: type[Config]) -> Any:
     """The configuration of a live model; attributes that its class does not read are left out.
 
     So is what it says of quantisation, which may be over: whether the weights are quantised is seen in the modules.
@@ -242,7 +277,7 @@ PLAIN_EMBEDDING: Mapping[str, object] = {"max_norm": None, "scale_grad_by_freq":
 """The constants of an embedding; the row of its pad gets no gradient, and is looked up like any other."""
 
 
-def weight_and_bias(path: str, module: nn.Module, config: type[JsonConfig]) -> dict[str, Tensor]:
+def _weight_and_bias(path: str, module: nn.Module, config: type[Config]) -> dict[str, Tensor]:
     """The tensors of a module, without a bias that is None or a head's of zeros."""
     foreign.require_plain_tensors(path, module)
     weight, bias = module._parameters.get("weight"), module._parameters.get("bias")
@@ -300,15 +335,3 @@ def _is_tied(head: Tensor, embedding: Tensor) -> bool:
         return True
     same_place = head.data_ptr() == embedding.data_ptr()
     return same_place and (head.shape, head.stride()) == (embedding.shape, embedding.stride())
-
-
-def shown_in(
-    n_layer: int, blocks: str, before: Sequence[Shown], in_block: Sequence[Shown], norm: str
-) -> Iterator[Shown]:
-    """Where a model without a head shows our checkpoints, in their order."""
-    yield from before
-    for i in range(n_layer):
-        for path, entering, names in in_block:
-            place = f"{blocks}.{i}.{path}" if path else f"{blocks}.{i}"
-            yield Shown(place, entering, tuple(f"blocks.{i}.{name}" for name in names))
-    yield Shown(norm, False, ("ln_final.ckpt_normalized",))

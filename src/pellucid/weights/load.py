@@ -13,10 +13,10 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 
-from pellucid.config import Config
 from pellucid.errors import ConfigError, WeightsError, nearest
 from pellucid.families import FAMILIES, config_named, config_of
 from pellucid.generation_settings import GenerationSettings
+from pellucid.json_config import Config
 from pellucid.numerics.products import DTYPES, ordinary_tensors
 from pellucid.text import tokenizer_files
 from pellucid.weights import files, hub, saves

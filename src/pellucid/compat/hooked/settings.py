@@ -9,9 +9,9 @@ from typing import Any, Self, cast
 import torch
 
 from pellucid.blocks import Norm
-from pellucid.config import Config
 from pellucid.errors import ConfigError, InputError, shown
 from pellucid.families import config_of, family_of
+from pellucid.json_config import Config
 from pellucid.open import from_hf, load
 from pellucid.run.model import CkptedTransformer
 from pellucid.text.tokenizer import Tokenizer
