@@ -12,8 +12,8 @@ from torch.nn.modules import module as torch_module
 
 import pellucid as pl
 import support
-from pellucid.ckpt import Ckpt, name_checkpoints
 from pellucid.schema import select
+from pellucid.tap import Ckpt, name_checkpoints
 
 # Written out from the public contract, not from the table.
 BLOCK_0 = [

@@ -20,12 +20,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import pellucid as pl
 import support
 from pellucid import attend
-from pellucid.ckpt import Ckpt
 from pellucid.generate import stepper as stepping
-from pellucid.gpt2 import attention
+from pellucid.gpt2 import model as attention
 from pellucid.numerics import nonlinear
 from pellucid.run import taps
-from pellucid.tap import StopAfter
+from pellucid.tap import Ckpt, StopAfter
 
 B, P, D, V = 2, 20, support.SIZES["n_embd"], support.SIZES["vocab_size"]
 IDS = support.some_ids(B, P)

@@ -17,10 +17,10 @@ from pellucid.json_config import Config
 PACKAGE = Path(pellucid.__file__).parent
 
 LAYERS: dict[str, int] = {
-    "errors": 0, "axes": 0, "schema": 0, "ckpt": 0, "tap": 0, "aliases": 0, "part": 0, "_version": 0,
-    "extras": 0, "check": 0, "interrupts": 0, "atomic": 0, "tensor_file": 0, "own_file": 0, "attributes": 0,
-    "dialects": 0, "numerics": 0, "bar": 0, "config": 0, "network": 0, "family": 0, "layout": 0, "attend": 0,
-    "json_config": 0, "config_variants": 0, "blocks": 0, "rotary": 0, "rotary_rules": 0, "common_points": 0,
+    "errors": 0, "axes": 0, "schema": 0, "tap": 0, "aliases": 0, "part": 0, "_version": 0,
+    "extras": 0, "check": 0, "interrupts": 0, "atomic": 0, "own_file": 0, "attributes": 0,
+    "dialects": 0, "numerics": 0, "config": 0, "network": 0, "family": 0, "layout": 0, "attend": 0,
+    "json_config": 0, "blocks": 0, "rotary": 0, "rotary_rules": 0, "common_points": 0,
     "common_mistakes": 0, "common_attention": 0, "suspicions": 0,
     "weights.hub": 0, "weights.hub_answers": 0, "weights.blobs": 0, "weights.manifests": 0, "weights.foreign": 0,
     "weights.living": 0, "weights.anatomy": 0,
@@ -30,7 +30,7 @@ LAYERS: dict[str, int] = {
     "run": 3, "metrics": 3,
     "generate": 4, "corpus": 4, "measure": 4,
     "plot": 5, "run.model": 5, "run.cost": 5,
-    "open": 6, "agreement": 6, "html": 6, "prove": 6, "ties": 6, "exercises": 6,  # these open what is given as a path
+    "open": 6, "html": 6, "prove": 6, "ties": 6, "exercises": 6,  # these open what is given as a path
     "patching": 6, "attribution": 6, "lens": 6, "heads": 6, "circuits": 6, "sae": 6, "viewer": 7,
     "corpus.identity": 6, "corpus.store": 6, "corpus.loader": 6, "corpus.writing": 6,
     "corpus.simulation": 6, "corpus.activity": 6,
@@ -178,14 +178,14 @@ def test_every_module_is_read() -> None:
         ("run.model", "from . import errors", "relatively"),
         ("run.model", "import transformers", "at the head"),
         ("run.model", "from matplotlib import pyplot", "at the head"),
-        ("ckpt", "from pellucid.tap import Tap", "cycle: ckpt -> tap -> ckpt"),
+        ("part", "from pellucid.tap import Tap", "cycle: part -> tap -> part"),
         ("somewhere", "", "not in the table"),
         ("gpt2.attention", "from pellucid.weights import layouts", "imports upward"),
     ],
 )
 def test_the_check_notices(module: str, source: str, complaint: str) -> None:
     package = {"": "", "errors": "", "schema": "", "run.model": "", "run": "", "run.edit": "", "gpt2.attention": "",
-               "ckpt": "", "tap": "from pellucid.ckpt import Ckpt", "weights": "", "weights.layouts": ""}  # fmt: skip
+               "part": "", "tap": "from pellucid.part import Part", "weights": "", "weights.layouts": ""}  # fmt: skip
     assert violations(package) == []
     found = violations({**package, module: source})
     assert any(complaint in line for line in found), found

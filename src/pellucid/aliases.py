@@ -51,12 +51,7 @@ def several(names: Names) -> list[Name]:
 
 
 def selected(names: Names, schema: Schema) -> tuple[str, ...]:
-    """The checkpoints of a model that names, patterns and aliases select, in execution order; None selects all.
-
-    Args:
-        names: What is wanted. A name without a block means every block.
-        schema: The model's schema.
-    """
+    """The checkpoints that names select, in execution order; None selects all, a name without a block every block's."""
     if names is None:
         return schema.names
     wanted = several(names)

@@ -72,18 +72,14 @@ def write_folder(
     outdated: Callable[[], Iterable[str]] | None = None,
     named: Path | None = None,
 ) -> None:
-    """Write files that belong together into a folder.
+    """Write files that belong together into a folder, which is made if it does not exist.
 
     All are completed first, under temporary names. Then, while no other saver may rename anything in the folder, they
     take their names in the order given. When anything fails before that, nothing in the folder has changed. A symbolic
     link stays one, and what it points to is written; a pipe or a device is written into.
 
-    Args:
-        folder: Made if it does not exist.
-        writers: File names, each with what writes the file; a name may come more than once.
-        outdated: Names of files that shall not outlive this save. It is asked while no other saver is at work, and
-            they are removed just before the last file takes its name.
-        named: What an error names; the folder if None.
+    `outdated` names files that shall not outlive this save. It is asked while no other saver is at work, and they are
+    removed just before the last file takes its name. `named` is what an error names; the folder if None.
     """
     folder = path_of(folder)
     parts: list[Path] = []

@@ -22,13 +22,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pellucid import attributes
-from pellucid.ckpt import name_checkpoints
 from pellucid.json_config import Config
 from pellucid.network import Memory
 from pellucid.numerics.nonlinear import may_write_into_results
 from pellucid.numerics.products import EXACT, Execution, Products, is_transformed, products_of
 from pellucid.part import Part, Weights, is_finite, state_of
-from pellucid.tap import Tap
+from pellucid.tap import Tap, name_checkpoints
 
 _WIDEST_GROUPED = 256
 """Head widths up to which transformers leaves shared heads to the kernel."""
@@ -255,9 +254,8 @@ class Attending(Part):
     ) -> tuple[Tensor | None, Tensor | Literal["all"] | None]:
         """Pass scores and pattern through their checkpoints if anybody looks there.
 
-        Returns:
-            The pattern [B, H, Pq, Pk], None if nobody looked; and which rows of the batch must be made from it because
-            a value of theirs was replaced: [B, 1, 1, 1], "all", or None.
+        Returns the pattern [B, H, Pq, Pk], None if nobody looked; and which rows of the batch must be made from it
+        because a value of theirs was replaced: [B, 1, 1, 1], "all", or None.
         """
         scores_are_watched = self.ckpt_scores.is_watched(tap)
         if not (scores_are_watched or self.ckpt_pattern.is_watched(tap)):

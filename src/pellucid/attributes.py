@@ -312,11 +312,7 @@ PACKAGE: Mapping[str, str] = {
 def unknown_attribute(owner: str, name: str, elsewhere: Mapping[str, str], here: str = "") -> AttributeError:
     """The error for an attribute that something does not have, with what to use instead where that is known.
 
-    Args:
-        owner: Who was asked, such as "'ActivationCkpts' object".
-        name: The attribute.
-        elsewhere: Words of others -> what to use here.
-        here: How to write the owner in Python, in the place of `{here}`.
+    `owner` is who was asked, such as "'ActivationCkpts' object"; `here` is written in the place of `{here}`.
     """
     if name not in elsewhere:
         return AttributeError(f"{owner} has no attribute {name!r}")

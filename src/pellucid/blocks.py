@@ -15,13 +15,12 @@ from torch import Tensor, nn
 
 from pellucid import attributes
 from pellucid.attend import Attending, Visible
-from pellucid.ckpt import name_checkpoints
 from pellucid.json_config import Config
 from pellucid.network import Embedding, Memory, Network, Run, Unembedding
 from pellucid.numerics import nonlinear
 from pellucid.numerics.products import EXACT, Execution, Products, products_of
 from pellucid.part import Part, Weights, given, require_weights, under
-from pellucid.tap import Tap
+from pellucid.tap import Tap, name_checkpoints
 
 
 class Norm(Part):
@@ -41,13 +40,9 @@ class Norm(Part):
         raise NotImplementedError
 
     def reads(self, direction: Tensor, x: Tensor) -> Tensor:
-        """What a direction behind this norm reads of its input: forward(x) · direction = x · reads + b · direction.
+        """What a direction [..., D] reads of this norm's input x [B, P, D]: forward(x) · d = x · reads + b · d.
 
         The statistics are x's own and count as constants, so this is linear in the parts that x is a sum of.
-
-        Args:
-            direction: [..., D].
-            x: [B, P, D].
         """
         raise NotImplementedError
 
@@ -167,22 +162,17 @@ class Block(Part):
 
 @dataclass(frozen=True)
 class Architecture:
-    """The modules of a family's network, and the way through them.
+    """The modules of a family's network, and the way through them."""
 
-    Attributes:
-        block: The class of its blocks.
-        norm: The class of its last norm.
-        positions: Puts what the network knows positions by into it, from the configuration and the weights.
-        enter: What enters the first block [B, P, D], through the checkpoints before it.
-        beside: What every block of a run is given beside the stream, from that stream.
-        words: Words of other libraries for what a network holds, as in `pellucid.attributes`.
-    """
-
-    block: type[Block]
-    norm: type[Norm]
+    block: type[Block]  # the class of its blocks
+    norm: type[Norm]  # the class of its last norm
+    # puts what the network knows positions by into it, from the configuration and the weights
     positions: Callable[[Network, Any, Weights], None]
+    # what enters the first block [B, P, D], through the checkpoints before it
     enter: Callable[[Network, Run, Tap | None], Tensor]
+    # what every block of a run is given beside the stream, from that stream
     beside: Callable[[Network, Run, Tensor], Mapping[str, Any]] = field(default=lambda network, run, residual: {})
+    # words of other libraries for what a network holds, as in `pellucid.attributes`
     words: Mapping[str, str] = field(default_factory=lambda: attributes.MODEL)
 
     def build(self, network: Network, config: Any, weights: Weights | None = None) -> None:
@@ -216,14 +206,7 @@ class Architecture:
 
 
 class Whole(Network):
-    """A family's network: ids [B, P] -> logits [B, P, V].
-
-    Args:
-        config: What the model is.
-        weights: Its stored parameters by name, shaped as `config.schema.stored` says; used as they are, not copied.
-            Fresh ones if None.
-        execution: How it is run.
-    """
+    """A family's network: ids [B, P] -> logits [B, P, V]; given weights are used as they are, None makes fresh ones."""
 
     architecture: ClassVar[Architecture]
 

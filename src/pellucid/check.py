@@ -93,19 +93,7 @@ def require_whole(
     error: type[PellucidError] = InputError,
     code: str = "not-a-whole-number",
 ) -> int:
-    """Return a whole number within bounds, as Python's own.
-
-    Args:
-        name: Where it was given, such as "generate: max_new_tokens".
-        value: What was given.
-        at_least: The smallest that is allowed.
-        at_most: The largest that is allowed; None for no bound.
-        error: The class to raise.
-        code: The code to raise it with.
-
-    Raises:
-        PellucidError: Of the class given, if the value is no whole number or lies outside the bounds.
-    """
+    """Return a whole number within bounds as Python's own, or raise; `name` says where, such as "generate: top_k"."""
     found = as_whole(value)
     if found is None or found < at_least or (at_most is not None and found > at_most):
         bounds = f"of {at_least} or more" if at_most is None else f"from {at_least} to {at_most}"

@@ -43,12 +43,7 @@ EPSILONS = (1e-5, 1e-6, 1e-8, 1e-12, 1e-3, 1e-4, 1e-7, 0.0, 1e-2, 1e-1)
 
 
 def norms(formulas: Iterable[tuple[str, Formula]], epsilon: float) -> Iterator[Change]:
-    """Norms by another formula or epsilon, everywhere or in some places.
-
-    Args:
-        formulas: What a report says, and what takes the place of a norm with its parameters.
-        epsilon: The right one.
-    """
+    """Norms by another formula (what a report says, the norm's stand-in) or epsilon, everywhere or in some places."""
 
     def change(name: str, formula: Formula) -> Callable[[Any], None]:
         def changes(holder: Any) -> None:

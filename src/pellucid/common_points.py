@@ -16,14 +16,7 @@ HEAD_READS = "what the head reads: the logits are this @ W_U"
 
 
 def layer_norm(place: str, x: str, reads: str, of: str = "") -> tuple[Point, Point]:
-    """The points of a LayerNorm.
-
-    Args:
-        place: Its name, such as "ln1".
-        x: The point that it reads.
-        reads: What its output is for.
-        of: What it standardizes, in words, if that is not the point's name.
-    """
+    """The points of a LayerNorm at a place, which reads the point `x`; `of` is what it standardizes, in words."""
     equation = f"(x - mean(x)) / sqrt(var(x) + eps) over D of x = {x}"
     return (
         Point(f"{place}.ckpt_scaled", RESIDUAL, equation, f"{of or x}, standardized", "standard deviations",
@@ -44,12 +37,7 @@ def rms_norm(place: str, x: str, reads: str, of: str = "") -> tuple[Point, Point
 
 
 def projections(group: str = "h", turned: str = "") -> tuple[Point, ...]:
-    """The points of queries, keys and values.
-
-    Args:
-        group: The letter of the heads of keys and values, "g" if several queries share one.
-        turned: What is said of queries and keys that are turned afterwards, such as " before rotation".
-    """
+    """The points of queries, keys and values; `group` is "g" if several queries share keys and values."""
     of = {"q": ("queries" + turned, "h"), "k": ("keys" + turned, group), "v": ("values", group)}
     return tuple(
         Point(f"attn.ckpt_{c}", PER_HEAD, f"ln1.ckpt_normalized @ W_{c.upper()}[{at}] + b_{c.upper()}[{at}]", meaning,
@@ -120,12 +108,7 @@ def in_blocks(parameters: Iterable[Parameter], n_layer: int) -> tuple[Parameter,
 
 
 def without(points: Iterable[Point], absent: tuple[str, ...]) -> tuple[Point, ...]:
-    """Points of a model without some biases.
-
-    Args:
-        points: As they are with all of them.
-        absent: How the names of those begin that it has not, such as "attn.b_".
-    """
+    """Points of a model without the biases whose names begin so, such as "attn.b_"."""
     return tuple(_without(point, absent) for point in points)
 
 

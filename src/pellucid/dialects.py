@@ -126,14 +126,7 @@ SAMPLING: Mapping[str, str] = {
 
 
 def refuse_unknown(verb: str, given: Iterable[str], known: Iterable[str], elsewhere: Mapping[str, str]) -> None:
-    """Refuse arguments that a call does not take.
-
-    Args:
-        verb: The call, such as "loss".
-        given: The arguments' names.
-        known: Those that it takes.
-        elsewhere: Words of others -> what to do here.
-    """
+    """Refuse arguments that a call, such as "loss", does not take; `elsewhere` has others' words -> what to do."""
     known = list(known)
     for name in given:
         if name not in known:
@@ -153,11 +146,7 @@ def _for_a_near_word(name: str, elsewhere: Mapping[str, str]) -> str:
 
 
 def named_arguments(elsewhere: Mapping[str, str] = ARGUMENTS) -> Callable[[Called], Called]:
-    """Make a function, or a class when it is called, refuse arguments that it does not take and say what to use.
-
-    Args:
-        elsewhere: Words of other libraries -> what to do here.
-    """
+    """Make a function, or a class when it is called, refuse arguments that it does not take and say what to use."""
 
     def decorated(called: Called) -> Called:
         if isinstance(called, type):

@@ -17,13 +17,7 @@ _EXTRAS = {
 
 
 def need(module: str, by: str, *names: str) -> Any:
-    """Import a module of an optional package.
-
-    Args:
-        module: Its dotted name, such as "xarray" or "scipy.special".
-        by: What needs it, as the reader calls it.
-        names: What of it is used, where a package imports its parts at their first use, as transformers does.
-    """
+    """Import a module of an optional package that `by` needs, and of it names that it imports at their first use."""
     package = module.partition(".")[0]
     try:
         found = importlib.import_module(module)

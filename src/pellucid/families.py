@@ -75,16 +75,7 @@ def family_of(config: object) -> Family:
 def config_of(
     own: Mapping[str, Any], given: Mapping[str, Any] | None = None, *, ignore: Collection[str] = ()
 ) -> Config:
-    """Read a Hugging Face `config.json` of any family, already parsed.
-
-    Args:
-        own: What the file says.
-        given: Fields that count before it.
-        ignore: Fields to drop, although they are known to change the computation.
-
-    Raises:
-        ConfigError: A model of no family, or a configuration that its family refuses.
-    """
+    """Read a Hugging Face `config.json` of any family, already parsed; `given` counts before what it says."""
     ignore = as_names(ignore)
     model_type = {**own, **(given or {})}.get("model_type")
     family = next((one for one in FAMILIES if one.name == model_type), None)

@@ -44,16 +44,9 @@ class StepDecoder(Protocol):
     def step(
         self, ids: Tensor, positions: Tensor, cache: Any, names: Collection[str] = ()
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Run the next column, which the cache has room for and then holds.
+        """Run the next column, ids and positions [B], which the cache, of this `dtype`, has room for and then holds.
 
-        Args:
-            ids: [B].
-            positions: [B].
-            cache: A `KeyValueCache` in `dtype`; its mask says that the column holds tokens.
-            names: Checkpoints to give.
-
-        Returns:
-            Logits [B, V], and the captured values with one position each.
+        Returns logits [B, V], and the named values with one position each.
         """
         ...
 
@@ -136,15 +129,12 @@ def _none(*_: Any) -> Iterator[Any]:
 
 @dataclass(frozen=True)
 class Recognition:
-    """How a model is recognised that does not say what it is.
+    """How a model is recognised that does not say what it is."""
 
-    Attributes:
-        configs: Configurations that tensors in a layout fit, the plainest first; `KeyError` if tensors are missing.
-        readings: Ways to read a module whose tensors are given by name; each gives, the likeliest first, configurations
-            and stored parameters that the module may have.
-    """
-
+    # configurations that tensors in a layout fit, the plainest first; `KeyError` if tensors are missing
     configs: Callable[[Mapping[str, Tensor], Layout], Iterator[Any]]
+    # ways to read a module whose tensors are given by name; each gives, the likeliest first, configurations and stored
+    # parameters that the module may have
     readings: Callable[[nn.Module, Mapping[str, Tensor]], Iterator[Iterator[tuple[Any, Weights]]]] = _none
 
 

@@ -89,11 +89,7 @@ class GenerationSettings:
 
     @classmethod
     def from_folder(cls, folder: Path) -> GenerationSettings | None:
-        """Read a folder's `generation_config.json`; None if there is none.
-
-        Raises:
-            ConfigError: The file is not a JSON object.
-        """
+        """Read a folder's `generation_config.json`; None if there is none."""
         path = folder / FILE
         return cls(read_json(path, ConfigError, "generation-not-json")) if is_there(path) else None
 
@@ -131,11 +127,7 @@ class GenerationSettings:
         return tuple(sorted(set(self.fields) - _KNOWN - NEUTRAL))
 
     def ids(self, name: str) -> tuple[int, ...]:
-        """The token ids in a field: none, one or several.
-
-        Raises:
-            ConfigError: Something else.
-        """
+        """The token ids in a field: none, one or several."""
         value = self.fields.get(name)
         several = value if isinstance(value, (list, tuple)) else [value]
         return read_tokens(name, several)

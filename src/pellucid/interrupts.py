@@ -14,7 +14,7 @@ import signal
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 INTERRUPTED = 130
 """The exit code: 128 and the number of the signal, as shells have it."""
@@ -65,3 +65,30 @@ def told(words: str | Callable[[], str]) -> Generator[None, None, None]:
         yield
     except KeyboardInterrupt:
         raise KeyboardInterrupt(words if isinstance(words, str) else words()) from None
+
+
+@contextmanager
+def bar(what: str, total: int | None, *, wanted: bool) -> Generator[Callable[[int], None]]:
+    """Draw a bar with rate and time left on stderr, if it is wanted and that is a terminal.
+
+    Yields what is called with the number of pieces that were done since the last call.
+    """
+    from rich import progress as rich
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(stderr=True)
+    if not wanted or not console.is_terminal:
+        yield lambda count: None
+        return
+
+    class Rate(rich.ProgressColumn):
+        def render(self, task: Any) -> Text:
+            return Text("" if task.speed is None else f"{task.speed:,.1f} {what}/s")
+
+    columns = (
+        rich.TextColumn(what), rich.BarColumn(), rich.MofNCompleteColumn(), Rate(), rich.TimeRemainingColumn()
+    )  # fmt: skip
+    with rich.Progress(*columns, console=console, transient=True) as drawn:
+        task = drawn.add_task(what, total=total)
+        yield lambda count: drawn.advance(task, count)

@@ -15,8 +15,17 @@ from types import MappingProxyType
 from typing import Any, ClassVar, Self, cast
 
 from pellucid.attributes import CONFIG, unknown_attribute
-from pellucid.config import SAVE_ID, as_names, read_flag, read_number, read_size, read_token_id, read_tokens, wrong_type
-from pellucid.config_variants import Variant
+from pellucid.config import (
+    SAVE_ID,
+    Variant,
+    as_names,
+    read_flag,
+    read_number,
+    read_size,
+    read_token_id,
+    read_tokens,
+    wrong_type,
+)
 from pellucid.errors import ConfigError, nearest, shown
 from pellucid.numerics import nonlinear
 from pellucid.schema import Schema
@@ -221,13 +230,7 @@ class Config:
     def changed(cls, own: Mapping[str, Any], given: Mapping[str, Any], *, ignore: Collection[str] = ()) -> Self:
         """Read a file's configuration of which the caller gives some fields, or all.
 
-        Args:
-            own: What the file says.
-            given: What counts before it; a spelling mistake is an error here unless this is a whole configuration.
-            ignore: As in `from_dict`.
-
-        Raises:
-            ConfigError: As in `from_dict`; or a field that does not exist.
+        A spelling mistake in what is given is an error unless it is a whole configuration.
         """
         if not set(cls.about.whole) <= set(given):
             given = cls._stated(given, own)
@@ -297,12 +300,7 @@ class Config:
 
     @classmethod
     def _refuse_misspelt(cls, names: Iterable[str], beside: Iterable[str] = ()) -> None:
-        """See that every field that a caller names exists.
-
-        Args:
-            names: What the caller names.
-            beside: Other fields of the configuration that these replace.
-        """
+        """See that every field that a caller names exists, here or `beside` it in a file."""
         about, declared = cls.about, cls.declared()
         known = {*declared, *about.synonyms, *about.neutral, *beside, "model_type"}
         unknown = sorted(str(name) for name in names if name not in known and about.variant_of(str(name)) is None)

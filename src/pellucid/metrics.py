@@ -238,16 +238,9 @@ def units_of(metric: Metric) -> str:
 
 
 def measured(metric: Metric, logits: Tensor, batch: Batch, *, of: str = "") -> Tensor:
-    """Call a metric, and check what it returns.
+    """Call a metric on logits [B, P, V], and check what it returns: [B], here in float64 on the processor.
 
-    Args:
-        metric: The metric.
-        logits: [B, P, V].
-        batch: The texts that gave them.
-        of: The run that is measured, if a number that is not finite is an error; "" if it is not.
-
-    Returns:
-        [B] in float64, on the processor.
+    `of` names the run that is measured, if a number that is not finite is an error.
     """
     given = metric(logits, batch)
     fits = isinstance(given, Tensor) and given.shape == (len(batch),) and not given.is_complex()  # pyright: ignore[reportUnnecessaryIsInstance]

@@ -63,12 +63,7 @@ class Run:
 
 
 class Embedding(Part):
-    """Token ids -> rows of `W_E` [V, D].
-
-    Args:
-        config: What the model is.
-        weights: `W_E`; fresh if None.
-    """
+    """Token ids -> rows of `W_E` [V, D], which is fresh if no weights are given."""
 
     weight = LiveView("W_E", lambda _, stored: stored, "`W_E`, under the name that other libraries expect.")
 
@@ -123,26 +118,19 @@ class Unembedding(Part):
 
 
 class Network(Part):
-    """Ids [B, P] -> logits [B, P, V]; a family gives it its modules and the run through them.
-
-    Attributes:
-        embed: Token embeddings.
-        blocks: The blocks.
-        unembed: The head.
-        products: The matrix products that its modules share.
-    """
+    """Ids [B, P] -> logits [B, P, V]; a family gives it its modules and the run through them."""
 
     config: Any
     """A `Config`, and whatever else its family's has."""
-    embed: Embedding
-    blocks: nn.ModuleList
-    unembed: Unembedding
+    embed: Embedding  # token embeddings
+    blocks: nn.ModuleList  # the blocks
+    unembed: Unembedding  # the head
 
     def __init__(self, config: Config, execution: Execution = EXACT) -> None:
         super().__init__()
         self.config = config
         self.execution = execution
-        self.products = products_of(execution)
+        self.products = products_of(execution)  # the matrix products that its modules share
 
     def __setattr__(self, name: str, value: object) -> None:
         if isinstance(value, (nn.Module, Tensor)) and name in self.elsewhere:

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
 from pellucid.attributes import unknown_attribute
-from pellucid.ckpt import Ckpt
 from pellucid.config import require_schema
 from pellucid.errors import ConfigError, WeightsError
 from pellucid.json_config import Config
 from pellucid.schema import Parameter, Schema
+from pellucid.tap import Ckpt
 
 
 def submodules(root: nn.Module) -> list[nn.Module]:
@@ -152,12 +152,9 @@ class Part(nn.Module):
         return re.sub(r"\.(\d+)", r"[\1]", f"model.{name.rpartition('.')[0]}")
 
     def take(self, config: Config, place: str, weights: Weights | None) -> None:
-        """Register the parameters and checkpoints that the schema has directly below a place.
+        """Register the parameters and checkpoints that the schema has directly below a place, "" for the model itself.
 
-        Args:
-            config: The model's configuration.
-            place: The module's name in a model, such as "blocks.0.attn"; "" for the model itself.
-            weights: By their names below the place; used as they are, not copied. Fresh ones if None.
+        Weights by their names below the place are used as they are, not copied; None makes fresh ones.
         """
         weights, schema = given(config, place, weights), config.schema
         if place.startswith("blocks.") and not schema.blocks:

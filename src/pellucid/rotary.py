@@ -25,14 +25,10 @@ Turn = tuple[Tensor, Tensor]
 
 
 class Rotary(nn.Module):
-    """Positions [B, P] -> how far each pair of a head's entries is turned.
+    """Positions [B, P] -> how far each pair of a head's entries is turned, by the configuration's rule.
 
     Its frequencies are a buffer as in transformers: what changes a model's dtype afterwards (`model.to`) rounds them,
     in a model of transformers' and in its copy alike; a model that is opened in a dtype has them whole.
-
-    Args:
-        rule: What the configuration says.
-        device: Where they go.
     """
 
     inv_freq: Tensor
@@ -114,11 +110,7 @@ def _outputs(matrices: Tensor) -> Tensor:
 
 
 class Tables(nn.Module):
-    """Cosines and sines that another program keeps, in the place of `Rotary`.
-
-    Args:
-        cos, sin: Of the angles of positions from 0 [P, K / 2].
-    """
+    """Cosines and sines of positions from 0 [P, K / 2] that another program keeps, in the place of `Rotary`."""
 
     others: tuple[KeptRotation, ...] = ()
 
@@ -161,10 +153,6 @@ def adopt(network: Network, kept: Sequence[Tensor]) -> None:
 
     In float32 they are rounded, which is no error; a program that keeps none computes them in float64. Those of other
     bases are kept beside them: a comparison tries whether the program turns by one of them.
-
-    Args:
-        network: Its own frequencies were rounded when it was made.
-        kept: What the program keeps beside parameters.
     """
     rule, rotary = network.config.rule, cast(Rotary, network.rotary)
     own = rotary.inv_freq

@@ -111,10 +111,7 @@ NEEDED: dict[str, tuple[str, ...]] = {
 def gathered(given: dict[str, Any], said: Mapping[str, str], **defaults: Any) -> dict[str, Any]:
     """Fields of a configuration with `rope_parameters` in one, by transformers' rules of what counts first.
 
-    Args:
-        given: The fields; those that are gathered are taken out.
-        said: Fields beside `rope_parameters` that say one of its parts -> that part.
-        defaults: Parts that are there even if nothing says them.
+    `said` are fields beside it that say one of its parts -> that part; `defaults` are parts that are there in any case.
     """
     beside = {name: given.pop(name) for name in (_SCALING, _CONTEXT, *said) if name in given}
     parameters: Any = beside.get(_SCALING) or given.get("rope_parameters") or {}
@@ -128,12 +125,9 @@ def gathered(given: dict[str, Any], said: Mapping[str, str], **defaults: Any) ->
 
 
 def stated(given: Mapping[str, Any], own: Mapping[str, Any], said: Mapping[str, str]) -> Mapping[str, Any]:
-    """Fields that replace some of a configuration's, with what they say of rotary positions as `rope_parameters`.
+    """Fields that replace some of a configuration's own, with what they say of rotary positions as `rope_parameters`.
 
-    Args:
-        given: What a caller gives.
-        own: The configuration that they replace fields of; what they do not say of rotary positions is its.
-        said: As in `gathered`.
+    What they do not say of rotary positions is its own; `said` is as in `gathered`.
     """
     words = {name: value for name, value in given.items() if name in {*said, _SCALING}}
     if not words:
@@ -174,14 +168,7 @@ def checked(parameters: Mapping[str, Any], n_ctx: int) -> dict[str, Any]:
 
 
 def rule_of(parameters: Mapping[str, Any], n_ctx: int, d_head: int, part: Any = 1.0) -> Rule:
-    """The rule by which heads of a width are turned.
-
-    Args:
-        parameters: `rope_parameters`, checked.
-        n_ctx: Longest text.
-        d_head: The width of a head.
-        part: The part of it that is turned, from the first entry on.
-    """
+    """The rule, by checked `rope_parameters`, that turns heads of a width, or their first entries."""
     width = int(d_head * read_number("partial_rotary_factor", part, math.inf))
     rule = Rule(parameters, width, n_ctx)
     if rule.turned > d_head:

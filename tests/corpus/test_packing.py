@@ -18,7 +18,7 @@ import samples
 import support
 from noticed import must_be_noticed
 from pellucid.attend import Visible
-from pellucid.corpus import packing, parts, plan
+from pellucid.corpus import parts, plan
 
 LENGTHS = (5, 2, 7, 3, 1, 12, 2, 9, 4, 6)
 
@@ -100,7 +100,7 @@ def test_a_packed_store_is_another_one(tmp_path: Path) -> None:
 
 
 def _going_on(*given: Any) -> Any:
-    run = packing.packed(*given)
+    run = parts.packed(*given)
     return replace(run, positions=torch.arange(run.ids.size(1)).expand_as(run.ids))
 
 

@@ -13,7 +13,7 @@ import pellucid as pl
 import samples
 import support
 from pellucid import attend, blocks, neox, rotary
-from pellucid.neox import attention as neox_attention
+from pellucid.neox import model as neox_attention
 from pellucid.weights.layouts import from_ours
 from samples import SAMPLES
 

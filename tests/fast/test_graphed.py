@@ -16,7 +16,7 @@ import pellucid as pl
 import support
 from pellucid import attend
 from pellucid.fast import decoder
-from pellucid.gpt2 import attention
+from pellucid.gpt2 import model as attention
 
 LENGTHS = {"one": (6,), "padded": (9, 2, 5), "forty": (4,) * 40}
 Patch = pytest.MonkeyPatch

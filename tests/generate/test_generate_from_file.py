@@ -17,7 +17,7 @@ import pellucid as pl
 import support
 from generate import hf_generation as theirs
 from pellucid import generation_settings as settings
-from pellucid.generate import file_settings as asked
+from pellucid.generate import request as asked
 
 ENDS = [11, 40]
 VOCABULARY = support.SIZES["vocab_size"]

@@ -13,7 +13,7 @@ import torch
 
 import pellucid as pl
 import support
-from pellucid.generate import beams, generation, loop, sampler, stages, stepper, stopping
+from pellucid.generate import beams, generation, loop, sampler, stages, stepper
 from pellucid.run import cache
 from text import test_tokens as tokens
 
@@ -198,12 +198,12 @@ def nothing_hits(patch: Patch) -> None:
 
 def never_before_the_end(patch: Patch) -> None:
     reason = lambda self, new: "length" if len(new) == self.max_new_tokens else None  # noqa: E731
-    patch.setattr(stopping.Stopping, "reason", reason)
+    patch.setattr(generation.Stopping, "reason", reason)
 
 
 def within_a_token(patch: Patch) -> None:
     holds = lambda self, new: self.tokenizer.decode(new[-1:]) in self.strings  # noqa: E731
-    patch.setattr(stopping.Stopping, "_holds_a_string", holds)
+    patch.setattr(generation.Stopping, "_holds_a_string", holds)
 
 
 def nothing_stands_before(patch: Patch) -> None:

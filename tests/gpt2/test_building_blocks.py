@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 import pellucid as pl
 import support
-from pellucid.ckpt import Ckpt, name_checkpoints
 from pellucid.gpt2 import MLP, Attention, Embedding, LayerNorm, PosEmbedding, Transformer, TransformerBlock
+from pellucid.tap import Ckpt, name_checkpoints
 
 CONFIG = pl.TransformerConfig(**support.SIZES)
 PLACES = {

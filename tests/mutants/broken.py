@@ -12,9 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import pellucid as pl
-from pellucid import ckpt, network
+from pellucid import network
+from pellucid import tap as ckpt
 from pellucid.axes import Axis
-from pellucid.gpt2 import attention
+from pellucid.gpt2 import model as attention
 from pellucid.gpt2 import model as transformer
 from pellucid.numerics import nonlinear, products
 from pellucid.run import edit

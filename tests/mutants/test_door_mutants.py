@@ -114,7 +114,7 @@ MUTANTS: dict[str, tuple[Callable[[Patch], Any], Callable[[Path], None]]] = {
     "the last of two keys": (lambda patch: patch.setattr(manifests, "each_once", dict), keys_stand_once),
     "any argument": (lambda patch: patch.setattr("pellucid.dialects.refuse_unknown", nothing), arguments_are_known),
     "functions of others": (
-        lambda patch: patch.setattr("pellucid.agreement.require_own_functions", nothing),
+        lambda patch: patch.setattr("pellucid.open.require_own_functions", nothing),
         functions_are_transformers_own,
     ),
     "an interrupt that is lost": (

@@ -15,7 +15,8 @@ from torch import Tensor
 import pellucid as pl
 import support
 from noticed import must_be_noticed
-from pellucid import attend, ckpt
+from pellucid import attend
+from pellucid import tap as ckpt
 from pellucid.axes import Axis
 from pellucid.run import changes
 

@@ -249,7 +249,7 @@ def test_views_survive_copies() -> None:
 
 
 def test_a_live_view_on_the_class_is_its_description() -> None:
-    from pellucid.gpt2.attention import Attention
+    from pellucid.gpt2.model import Attention
 
     assert isinstance(Attention.W_Q, LiveView)
     assert "live view" in Attention.W_Q.__doc__

@@ -18,8 +18,7 @@ from hypothesis import strategies as st
 
 import pellucid as pl
 import support
-from pellucid.generate.generation import TextStream
-from pellucid.generate.stopping import Stopping
+from pellucid.generate.generation import Stopping, TextStream
 
 TEXTS = [
     "Hello world",

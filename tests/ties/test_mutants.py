@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from pellucid.ties import audit, audit_ties, optimizers, predict, standins, stored
+from pellucid.ties import audit, audit_ties, output_head, predict, standins, stored
 from pellucid.ties.predict import AfterReload
 from pellucid.weights.importing import same_numbers
 from ties import cases, test_audit, test_checkpoints
@@ -172,7 +172,7 @@ def test_an_optimizer_audit_that_goes_by_objects_is_caught(monkeypatch: pytest.M
     model = cases.changed("two Parameters over one storage")
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     assert audit_ties(model, optimizer=optimizer).optimizer.twice
-    monkeypatch.setattr(optimizers, "clusters", by_object)
+    monkeypatch.setattr(output_head, "clusters", by_object)
     assert not audit_ties(model, optimizer=optimizer).optimizer.twice
 
 

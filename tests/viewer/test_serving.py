@@ -26,7 +26,7 @@ from watched_page import Watched
 import pellucid as pl
 from following import Case, follow, params
 from pellucid.cli import app
-from pellucid.viewer import Trace, answers, fields, serving, tabs
+from pellucid.viewer import Trace, answers, serving, tabs
 from pellucid.viewer.tabs import MOST_SESSIONS, Session, Tabs
 
 TEXT = "Once upon a time"
@@ -242,8 +242,8 @@ def test_the_fields_of_a_request_are_those_that_are_read(
     for verb, answer in {**answers.POSTS, "generate": answers.tokens}.items():
         asked = Read(WHOLE[verb])
         answer(kept, Session(), asked)
-        assert asked.read == fields.FIELDS[verb], verb
-    assert set(WHOLE) == {*answers.POSTS, "generate"} == set(fields.FIELDS)
+        assert asked.read == tabs.FIELDS[verb], verb
+    assert set(WHOLE) == {*answers.POSTS, "generate"} == set(tabs.FIELDS)
 
 
 def test_a_run_that_cannot_be_shown_leaves_the_tab_where_it_was(client: Client) -> None:

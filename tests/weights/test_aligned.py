@@ -16,7 +16,7 @@ from transformers import GPT2LMHeadModel
 import pellucid as pl
 import support
 from noticed import must_be_noticed
-from pellucid import tensor_file
+from pellucid import own_file
 from pellucid.prove import copies
 
 ONE = torch.tensor([[7]])
@@ -117,7 +117,7 @@ def _ends_anywhere(header: dict[str, Any]) -> bytes:
 
 MUTANTS = {
     "headers end anywhere": (
-        tensor_file, "_header_bytes", _ends_anywhere,
+        own_file, "_header_bytes", _ends_anywhere,
         lambda folder: test_what_is_saved_and_loaded_is_the_same_for_one_token(support.glass(n_embd=128), folder),
     ),
     "copies lie anywhere": (

@@ -23,7 +23,7 @@ from transformers.models.gpt2 import modeling_gpt2
 from transformers.pytorch_utils import Conv1D
 
 import pellucid as pl
-from pellucid import agreement
+from pellucid import open as opening
 from pellucid.gpt2.family import GPT2
 from pellucid.weights import foreign, living
 from weights.checkpoints import ids_for, same_logits, small_hf
@@ -981,7 +981,7 @@ def test_the_run_copies_only_what_does_not_lie_where_torch_allocates() -> None:
     hf = small_hf()
     odd = torch.randn(D * 4 * D + 1)[1:].view(D, 4 * D)
     hf.transformer.h[0].mlp.c_fc.weight.data = odd
-    own = dict(agreement.bare_copy(hf, GPT2.in_transformers, "sdpa").named_parameters())
+    own = dict(opening.bare_copy(hf, GPT2.in_transformers, "sdpa").named_parameters())
     copied = [name for name, p in hf.named_parameters() if own[name].data_ptr() != p.data_ptr()]
     assert copied == ["transformer.h.0.mlp.c_fc.weight"]
     assert torch.equal(own[copied[0]], odd)

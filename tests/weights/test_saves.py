@@ -18,7 +18,7 @@ from transformers import GPT2LMHeadModel
 import pellucid as pl
 from killed import CHANGES, at_every_step, in_a_child
 from noticed import must_be_noticed
-from pellucid import atomic, tensor_file
+from pellucid import atomic, own_file
 from pellucid.weights import saves
 from test_atomic import files_of_at_most
 from weights.checkpoints import small_hf, stored_bytes
@@ -291,7 +291,7 @@ def test_the_metadata_of_no_safetensors_file_are_none(tmp_path: Path):
     ):
         (tmp_path / "file").write_bytes(content)
         with (tmp_path / "file").open("rb") as file:
-            assert tensor_file.read_metadata(file) == {}
+            assert own_file.read_metadata(file) == {}
 
 
 def test_a_save_while_a_folder_is_read_is_noticed(tmp_path: Path):

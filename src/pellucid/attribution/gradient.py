@@ -242,13 +242,9 @@ def differentiable(metric: Metric, logits: Tensor | None, batch: Batch) -> Tenso
 def gradients_of(
     value: Tensor, of: Sequence[Tensor], *, back: Tensor | None = None, again: bool = False
 ) -> list[Tensor | None]:
-    """The gradients of a value; None for what it does not depend on.
+    """The gradients of a number, or of a tensor given its gradient `back`; None for what it does not depend on.
 
-    Args:
-        value: A number, or with `back` a tensor.
-        of: What the gradients are taken of.
-        back: The gradient of something further on, of the value's shape.
-        again: Whether the graph is needed once more.
+    `again` keeps the graph for another call.
     """
     return list(torch.autograd.grad(value, list(of), back, retain_graph=again, allow_unused=True))
 

@@ -38,15 +38,11 @@ class _Ruled(torch.autograd.Function):
 
 
 class Relevance:
-    """The edits that give one run the rules of RelP, and the values to take its gradients of.
-
-    Attributes:
-        seen: Name of a checkpoint -> its value, on the path of the gradient.
-    """
+    """The edits that give one run the rules of RelP, and the values to take its gradients of."""
 
     def __init__(self, model: CkptedTransformer) -> None:
         self.model = model
-        self.seen: dict[str, Tensor] = {}
+        self.seen: dict[str, Tensor] = {}  # name of a checkpoint -> its value, on the path of the gradient
 
     def edits(self, names: Sequence[str]) -> list[Edit]:
         """The edits of a run in which these checkpoints are asked for; they come after all others."""

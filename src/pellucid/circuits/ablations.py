@@ -36,31 +36,22 @@ KINDS = (EMBEDDINGS, "heads", "mlps")
 
 @dataclass(frozen=True)
 class Choices:
-    """What an evaluation of a circuit depends on (Miller et al. 2024, arXiv:2407.08734).
+    """What an evaluation of a circuit depends on (Miller et al. 2024, arXiv:2407.08734)."""
 
-    Attributes:
-        granularity: "nodes" or "edges": what is ablated.
-        components: Which parts are: some of "embeddings", "heads", "mlps"; the others are left as they are.
-        value: What is put in their place: "resample", the value of the corrupted run; "mean", over texts and tokens of
-            the corrupted runs; "zero".
-        pos: At which columns; None for all.
-        direction: "noise": what is outside the circuit is ablated in the clean runs; "denoise": what is inside is put
-            into the corrupted runs.
-    """
-
-    granularity: str
+    granularity: str  # "nodes" or "edges": what is ablated
+    # which parts are: some of "embeddings", "heads", "mlps"; the others are left as they are
     components: tuple[str, ...]
+    # what is put in their place: "resample", the value of the corrupted run; "mean", over texts and tokens of the
+    # corrupted runs; "zero"
     value: str
-    pos: Index
+    pos: Index  # at which columns; None for all
+    # "noise": what is outside the circuit is ablated in the clean runs; "denoise": what is inside is put into the
+    # corrupted runs
     direction: Direction
 
     @classmethod
     def of(cls, granularity: Any, components: Any, value: Any, pos: Index, direction: Any) -> Choices:
-        """Read what was given.
-
-        Raises:
-            InputError: Something that cannot be chosen.
-        """
+        """Read what was given."""
         given = (components,) if isinstance(components, str) else components
         kinds = (KINDS if granularity == "edges" else KINDS[1:]) if given is None else tuple(given) or (None,)
         wanted = [

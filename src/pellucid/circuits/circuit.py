@@ -208,12 +208,7 @@ class Circuit:
 
     @staticmethod
     def checked(given: Any, graph: Graph) -> Circuit:
-        """A circuit that was given, of whose parts a model has every one.
-
-        Raises:
-            InputError: Something else, or an edge whose sender does not come before its receiver.
-            UnknownNameError: A part that the model does not have.
-        """
+        """A circuit that was given, of whose parts a model has every one, each sender before its receiver."""
         if not isinstance(given, Circuit):
             raise InputError(
                 f"circuit: {shown(given)} given, expected a circuit.",

@@ -41,14 +41,12 @@ class ActivationStream(Iterator[Any]):
     SAELens' trainers call `next` on their `data_provider`; dictionary_learning's `trainSAE` iterates over its `data`
     and writes `data.config` beside what it trained. Every mini-batch has `batch_size` rows: what is left of a pass is
     left out. Each pass has an order of its own, seeded by `seed` and its number.
-
-    Attributes:
-        config: What is read, as JSON has it.
     """
 
     def __init__(self, loader: Loader, name: str | None, device: Any) -> None:
         self._loader, self._name, self._device = loader, name, device
         self._batches, self._passes = iter(loader), 0
+        # what is read, as JSON has it
         self.config = {
             "store": str(loader.store.place), "name": name, "batch_size": loader.batch_size, "seed": loader.seed,
             "window": loader.window, "rows": loader.store.plan.rows,

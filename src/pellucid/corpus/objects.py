@@ -46,12 +46,7 @@ _ADDRESS = "Give an address such as 's3://bucket/acts.zarr', with the storage_op
 
 
 class Objects:
-    """A prefix of an object store that fsspec reads, such as "s3://bucket/acts.zarr".
-
-    Raises:
-        InputError: No such kind of address, or options that it does not take.
-        MissingExtraError: What reads such addresses is not installed.
-    """
+    """A prefix of an object store that fsspec reads, such as "s3://bucket/acts.zarr"."""
 
     def __init__(self, url: str, options: dict[str, Any]) -> None:
         fsspec = need("fsspec", "corpus")
@@ -258,12 +253,7 @@ def _is_at_work(writer: dict[str, Any]) -> bool:
 
 
 def place_of(path: Any, storage_options: dict[str, Any] | None = None) -> StorePlace:
-    """The place that a path or an address means.
-
-    Raises:
-        InputError: Options were given for a folder, or it is no address that fsspec opens.
-        WeightsError: It is no path.
-    """
+    """The place that a path or an address means; only an address takes options."""
     if isinstance(path, str) and "://" in path:
         return Objects(path, dict(storage_options or {}))
     if storage_options:

@@ -169,13 +169,7 @@ class Workers:
     def results(self, pieces: Iterable[Any], ahead: int | None = None) -> Generator[tuple[Any, Any]]:
         """Yield every piece with what was made of it, in their order; a piece is read when a process is free.
 
-        Args:
-            pieces: The work.
-            ahead: How many pieces for each process may be begun while the first one is not done; None for any number.
-
-        Raises:
-            InputError: A piece was lost several times, a process would give other bits, or Ray cannot be had.
-            PellucidError: What the job raises.
+        At most `ahead` pieces for each process are begun while the first one is not done; None for any number.
         """
         library = library_of(self._model)
         with one_library(library):
@@ -253,12 +247,7 @@ def _cause(error: Any) -> Exception:
 
 @contextmanager
 def joined(count: int | None, threads: int) -> Generator[tuple[Any, int]]:
-    """Ray, and the number of processes: a Ray that runs is joined, else one is started here and stopped at the end.
-
-    Raises:
-        InputError: Ray cannot be reached, or no computer of it has so many processors.
-        MissingExtraError: Ray is not installed.
-    """
+    """Ray, and the number of processes: a Ray that runs is joined, else one is started here and stopped at the end."""
     ray = need("ray", "engine='ray'")
     if ray.is_initialized():
         yield ray, _fitting(ray, count, threads)

@@ -17,9 +17,8 @@ from typing import Any, Protocol
 import torch
 
 from pellucid.aliases import selected
-from pellucid.bar import bar
 from pellucid.errors import InputError, PellucidError
-from pellucid.interrupts import told
+from pellucid.interrupts import bar, told
 from pellucid.json_config import Config
 from pellucid.run.activations import ActivationCkpts
 from pellucid.schema import Schema
@@ -81,12 +80,7 @@ class Sink(ABC):
 
     @abstractmethod
     def take(self, ckpts: Any, texts: range) -> None:
-        """Use the captured values of one batch.
-
-        Args:
-            ckpts: The captured values, whose rows are the texts of the batch, in order; or what `run` gave.
-            texts: The numbers of these texts in the corpus, from 0.
-        """
+        """Use the captured values of one batch, or what `run` gave; `texts` are the numbers of its rows."""
 
     @property
     def kept(self) -> str:

@@ -54,12 +54,7 @@ class Saving:
 
 
 class StateFile:
-    """The file of one stream.
-
-    Args:
-        saving: Where and how often to write.
-        identity: What must be the same when the stream is resumed, such as the model and the statistics.
-    """
+    """The file of one stream, which is resumed only if its `identity` (the model, the statistics) is the same."""
 
     def __init__(self, saving: Saving, identity: Mapping[str, Any]) -> None:
         self._saving = saving
@@ -85,11 +80,7 @@ class StateFile:
         self._texts, self._time = done.texts, time.monotonic()
 
     def load(self, read: Callable[[Arrays], None]) -> Progress:
-        """Return how far the texts were read; not at all if there is no file.
-
-        Args:
-            read: Called with the arrays of the file; it raises `ValueError` if they cannot be right.
-        """
+        """How far the texts were read; `read` gets the file's arrays, and raises `ValueError` if they are wrong."""
         path = path_of(self._saving.path)
         if not is_there(path):
             return Progress()

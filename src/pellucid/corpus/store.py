@@ -154,12 +154,7 @@ class Store(Mapping[str, Any]):
         return len(self.parts) == self.plan.parts
 
     def chunk(self, name: str, part: int) -> torch.Tensor:
-        """The rows of one part [rows, …], mapped from the disk where the store lies on one; not to be written to.
-
-        Raises:
-            UnknownNameError: No such checkpoint.
-            InputError: No such part, or it is not there yet.
-        """
+        """The rows of one part [rows, …], mapped from the disk where the store lies on one; not to be written to."""
         column = next((c for c in self.plan.columns if c.name == name), None)
         if column is None:
             self[name]  # raises

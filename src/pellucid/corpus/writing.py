@@ -12,7 +12,6 @@ from typing import Any
 
 from pellucid.aliases import Names, selected
 from pellucid.axes import Axis
-from pellucid.bar import bar
 from pellucid.check import require_one_of, require_whole
 from pellucid.corpus.identity import facts_of, require_equal
 from pellucid.corpus.intake import Intake, Reader, digest_of
@@ -24,7 +23,7 @@ from pellucid.corpus.ray_workers import Engine, Workers, library_of
 from pellucid.corpus.sink import CapturingModel
 from pellucid.corpus.store import Store, about_of, write_metadata
 from pellucid.errors import InputError
-from pellucid.interrupts import told
+from pellucid.interrupts import bar, told
 from pellucid.numerics.quickest import one_library
 from pellucid.schema import Schema
 

@@ -59,11 +59,7 @@ def check_device(found: Findings, module: nn.Module, x: Tensor) -> None:
 
 
 def check_applied(module: nn.Module, dropouts: Sequence[nn.Dropout], x: Tensor, words: str) -> Tensor:
-    """Drop everything at one place, in training, and see that it matters.
-
-    Returns:
-        The output when everything there is dropped.
-    """
+    """Drop everything at one place, in training, and see that it matters; returns the output without it."""
     every = [one for one in module.modules() if isinstance(one, nn.Dropout)]
     rates = [one.p for one in every]
     try:

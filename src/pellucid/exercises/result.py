@@ -171,13 +171,7 @@ class Findings:
 
 
 def checked(name: str, body: Callable[[Findings], None], hint: int | None = None) -> CheckResult:
-    """Run a check: passed if it ends, not passed if it says that the answer is wrong.
-
-    Args:
-        name: What is checked.
-        body: The check.
-        hint: How much a result that did not pass gives away, as for `CheckResult.hinted`.
-    """
+    """Run a check: passed if it ends, not passed if it says that the answer is wrong; see `CheckResult.hinted`."""
     if hint not in (None, 1, 2, 3):
         raise misuse(
             f"{name}: hint={shown(hint)}, expected 1, 2, 3 or None.",

@@ -14,12 +14,12 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from pellucid.ckpt import Ckpt
 from pellucid.families import family_of
 from pellucid.family import Kernels, StepDecoder
 from pellucid.network import Network, Run
 from pellucid.part import has_native_hooks, runs_as_written, state_of, submodules
 from pellucid.run.cache import KeyValueCache
+from pellucid.tap import Ckpt
 
 PATIENCE = 4
 """Steps that are run before one is recorded: recording takes as long as some of them."""
@@ -30,8 +30,7 @@ _ONE_AT_A_TIME = threading.Lock()
 class WholeCache:
     """A cache of which a step gets all columns, and into which it writes at the column that `column` holds.
 
-    Args:
-        cache: Whose memory it is; what lies in its unfilled columns is overwritten with zeros.
+    What lies in the unfilled columns of the cache given, whose memory it is, is overwritten with zeros.
     """
 
     def __init__(self, cache: KeyValueCache) -> None:
@@ -58,14 +57,10 @@ class WholeCache:
 
 
 class GraphDecoder:
-    """Runs one column after another by the operations of torch.
-
-    Attributes:
-        dtype: The dtype of the keys and values that it reads.
-    """
+    """Runs one column after another by the operations of torch."""
 
     def __init__(self, model: Network) -> None:
-        self.dtype = model.embed.W_E.dtype
+        self.dtype = model.embed.W_E.dtype  # the dtype of the keys and values that it reads
         self._model = model
         self._owners = [module for module in submodules(model) if not isinstance(module, Ckpt)]
         self._standing: _Standing | None = None
@@ -121,11 +116,8 @@ def can_record(device: torch.device) -> bool:
 def recorded(run: Callable[[], Tensor], device: torch.device) -> Callable[[], Tensor]:
     """Does what `run` does, over the same memory, by replaying its launches; gives the same tensor each time.
 
-    One at a time, as torch captures no two graphs at once.
-
-    Args:
-        run: Waits for nothing; has been called before, so that what a first call sets up is there.
-        device: Where it runs.
+    One at a time, as torch captures no two graphs at once. `run` waits for nothing, and has been called before, so that
+    what a first call sets up is there.
     """
     graph = torch.cuda.CUDAGraph()
     capture = torch.cuda.graph(graph, stream=torch.cuda.Stream(device), capture_error_mode="thread_local")

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from pellucid.check import as_number, as_python
 from pellucid.errors import InputError, shown
+from pellucid.generate.generation import Stopping
 from pellucid.generate.sampler import Context, Sampler
 from pellucid.generate.stepper import Stepper, checked, chosen_logprobs
-from pellucid.generate.stopping import Stopping
 
 NEWEST = (5, 24)
 """The newest version of transformers that we know, followed where none is installed."""

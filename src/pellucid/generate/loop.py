@@ -15,11 +15,10 @@ from torch import Tensor
 
 from pellucid.errors import EditError, InputError
 from pellucid.generate.beams import Beams, Hypotheses, Search
-from pellucid.generate.generation import GeneratedRow, Generation, TextStream, Token
+from pellucid.generate.generation import GeneratedRow, Generation, Reason, Stopping, TextStream, Token
 from pellucid.generate.request import Request, generator_of, look_at
 from pellucid.generate.sampler import Context, Sampler
 from pellucid.generate.stepper import Stepper, checked, chosen_logprobs
-from pellucid.generate.stopping import Reason, Stopping
 from pellucid.network import Network
 from pellucid.part import state_of, submodules
 from pellucid.run.activations import ActivationCkpts

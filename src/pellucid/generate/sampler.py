@@ -159,11 +159,7 @@ class Sampler:
         return [(name, stage) for name, applies, stage in candidates if applies]
 
     def process(self, logits: Tensor, context: Context) -> Tensor:
-        """Logits [B, V] in float32 after every stage.
-
-        Raises:
-            InputError: A stage leaves a text without any token.
-        """
+        """Logits [B, V] in float32 after every stage; an error if one leaves a text without any token."""
         for name, stage in self.stages(context):
             logits = stage(logits)
             if name not in _KEEPING and _is_empty(logits, context.active):

@@ -77,18 +77,13 @@ class Look:
 
 
 class Stepper:
-    """Runs a growing batch.
-
-    Attributes:
-        ids: [B, n], the text so far.
-        mask: [B, n], true at tokens.
-    """
+    """Runs a growing batch."""
 
     def __init__(self, model: Network, batch: Batch, plan: RunPlan, look: Look) -> None:
         self.model, self.plan, self.look = model, plan, look
         self.prompts = batch
-        self.ids = batch.ids.repeat_interleave(plan.repeats, 0)
-        self.mask = batch.mask.repeat_interleave(plan.repeats, 0)
+        self.ids = batch.ids.repeat_interleave(plan.repeats, 0)  # [B, n], the text so far
+        self.mask = batch.mask.repeat_interleave(plan.repeats, 0)  # [B, n], true at tokens
         self.cache: KeyValueCache | None = None
         fast = model.execution.is_fast and plan.cached and not look.edits.fired
         self.decoder = decoder(model, len(self.ids), look.names) if fast else None

@@ -13,22 +13,23 @@ from pellucid.dialects import named_arguments
 from pellucid.errors import ConfigError, shown
 from pellucid.fast.decoder import forget
 from pellucid.generate.beams import Beams
-from pellucid.generate.file_settings import Asked, asked_by, with_what_always_counts
-from pellucid.generate.generation import Generation, Token
+from pellucid.generate.generation import Generation, Stop, Token, stopping
 from pellucid.generate.loop import generate, stream
 from pellucid.generate.request import (
     ELSEWHERE,
+    Asked,
     Request,
     Seed,
+    asked_by,
     edits_of,
     left,
     names_of,
     plan_of,
     returned_of,
     sampler_of,
+    with_what_always_counts,
 )
 from pellucid.generate.sampler import Sampler
-from pellucid.generate.stopping import Stop, stopping
 from pellucid.generation_settings import GenerationSettings
 from pellucid.network import Network
 from pellucid.part import Part, require_numbers, submodules

@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pellucid.gpt2.constants import scales
 from pellucid.gpt2.formulas import Sizes, masked, rounded, visible
-from pellucid.gpt2.mistake import AXIS, FUNCTION, HIDDEN, NUMBER, Mistake
+from pellucid.gpt2.mistake import AXIS, FUNCTION, HIDDEN, NUMBER, Mistake, scales
 from pellucid.suspicions import FILLS
 
 # The scale of the scores

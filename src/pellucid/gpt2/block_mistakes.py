@@ -7,9 +7,20 @@ from collections.abc import Callable, Collection, Iterator
 import torch
 from torch import Tensor
 
-from pellucid.gpt2.constants import gelus, scales
 from pellucid.gpt2.formulas import Norm, PlainWeights, Sizes, activate, feed_out, layer_norm, rounded
-from pellucid.gpt2.mistake import ACTIVATED, ADDED, NORMALISED, NUMBER, ORDERED, OTHER_TENSOR, TWICE, UNUSED, Mistake
+from pellucid.gpt2.mistake import (
+    ACTIVATED,
+    ADDED,
+    NORMALISED,
+    NUMBER,
+    ORDERED,
+    OTHER_TENSOR,
+    TWICE,
+    UNUSED,
+    Mistake,
+    gelus,
+    scales,
+)
 from pellucid.gpt2.parts import PlainBlock
 from pellucid.numerics import nonlinear
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-from pellucid import config_variants
-from pellucid.config_variants import Variant
+from pellucid import config
+from pellucid.config import Variant
 from pellucid.dialects import named_arguments
 from pellucid.errors import warn
 from pellucid.gpt2.schema import schema_of
@@ -23,7 +23,7 @@ SYNONYMS = {
 }
 """Other spellings that transformers accepts; where both are given the synonym wins, as it does there."""
 
-NEUTRAL = config_variants.NEUTRAL | frozenset(
+NEUTRAL = config.NEUTRAL | frozenset(
     """
     summary_type summary_use_proj summary_activation summary_proj_to_labels summary_first_dropout
     summary_last_dropout n_ctx predict_special_tokens classifier_dropout hidden_dropout attention_dropout init_std
@@ -33,9 +33,9 @@ NEUTRAL = config_variants.NEUTRAL | frozenset(
 """Fields that transformers reads, or once read, and that never change what its GPT-2 computes in a forward pass."""
 
 VARIANTS = (
-    *config_variants.COMMON,
-    config_variants.PARALLEL,
-    config_variants.own_keys_alone("n_head"),
+    *config.COMMON,
+    config.PARALLEL,
+    config.own_keys_alone("n_head"),
     Variant(
         "other position embeddings than GPT-2's learned ones are not implemented",
         ("position_embedding_type",),
@@ -43,8 +43,8 @@ VARIANTS = (
         ("absolute", "learned", "learned_absolute", "learnable", "wpe"),
     ),
     Variant("rotary position embeddings are not implemented", ("rope_parameters",), r"rotary|(^|_)rope(_|$)"),
-    *config_variants.LAYER_NORM_ALONE,
-    config_variants.PLAIN_MLP_ALONE,
+    *config.LAYER_NORM_ALONE,
+    config.PLAIN_MLP_ALONE,
 )
 """Every variant of GPT-2 that a field of its configuration is known to make."""
 
@@ -154,11 +154,7 @@ class TransformerConfig(Config):
         return scale / float(block + 1) if self.scale_attn_by_inverse_layer_idx else scale
 
     def override(self, **overrides: Any) -> Self:
-        """This configuration with some fields replaced; checks them like `from_dict`.
-
-        Raises:
-            ConfigError: A field that does not exist: what a file may hold unread is a spelling mistake here.
-        """
+        """This configuration with some fields replaced; checks them like `from_dict`."""
         made = super().override(**overrides)
         if "n_ctx" in overrides and overrides["n_ctx"] != made.n_positions:
             warn(

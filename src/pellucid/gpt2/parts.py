@@ -49,75 +49,60 @@ def pre_norm(block: PlainBlock, x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Parts:
-    """The parts of a GPT-2; `dataclasses.replace` puts a mistake in the place of some of them.
+    """The parts of a GPT-2; `dataclasses.replace` puts a mistake in the place of some of them."""
 
-    Attributes:
-        tokens: From the token embeddings [B, P, D].
-        positions: The rows [P] or [B, P] of the table that are read for ids [B, P].
-        table: The table that they are read from.
-        combine: From token and position embeddings to the first residual stream.
-        norm_before_blocks: LayerNorms that are applied to it, in turn.
-        ln1, ln2, ln_final: The formula of each LayerNorm.
-        epsilon: The epsilon of every LayerNorm; None for the model's.
-        norm_before_attention, norm_before_mlp, norm_before_head: LayerNorms that are applied there, in turn.
-        project: From attention's input to q, k and v.
-        split: How q, k and v are divided into heads.
-        taken: Which of the three is used as q, which as k and which as v.
-        scale, mask, fill, pattern: From scores [B, H, Pq, Pk] to the pattern.
-        mix: From the pattern and q, k, v [B, H, P, K] to z [B, H, P, K].
-        merge: How the heads z [B, P, H, K] are put together, to [B, P, H * K].
-        out: The output projection; it is given attention's input, too.
-        feed_in, activation, feed_out: The MLP.
-        mlp_reads: What the MLP's LayerNorm reads, of the block's input and the residual stream after attention.
-        add_attention: From the block's input, attention's input and its output.
-        add_mlp: From the block's input, the residual stream after attention, the MLP's input and its output.
-        wiring: How a block puts all of this together.
-        blocks: Where replaced parts hold; None for everywhere.
-        elsewhere: What the other blocks are; None for right ones.
-        order: The blocks in the order in which they are applied, for their number.
-        ending: From the last residual stream and the position embeddings.
-        logits: From the last LayerNorm's output and the head [V, D].
-        head: The head [V, D]; None for the model's.
-        drop: Dropout; None in evaluation.
-        attention_drops, output_drops, mlp_drops, embedding_drops: Where it acts, in training.
-    """
-
-    tokens: Callable[[Tensor, Sizes], Tensor] = field(default=lambda x, sizes: x)
+    tokens: Callable[[Tensor, Sizes], Tensor] = field(default=lambda x, sizes: x)  # from the token embeddings [B, P, D]
+    # the rows [P] or [B, P] of the table that are read for ids [B, P]
     positions: Callable[[Tensor, Sizes], Tensor] = counted
-    table: str = "pos_embed.W_pos"
+    table: str = "pos_embed.W_pos"  # the table that they are read from
+    # from token and position embeddings to the first residual stream
     combine: Callable[[Tensor, Tensor], Tensor] = torch.add
-    norm_before_blocks: tuple[str, ...] = ()
+    norm_before_blocks: tuple[str, ...] = ()  # LayerNorms that are applied to it, in turn
+    # ln1, ln2, ln_final: the formula of each LayerNorm
     ln1: Norm = layer_norm
     ln2: Norm = layer_norm
     ln_final: Norm = layer_norm
-    epsilon: float | None = None
+    epsilon: float | None = None  # the epsilon of every LayerNorm; None for the model's
+    # norm_before_attention, norm_before_mlp, norm_before_head: LayerNorms that are applied there, in turn
     norm_before_attention: tuple[str, ...] = ("ln1",)
     norm_before_mlp: tuple[str, ...] = ("ln2",)
     norm_before_head: tuple[str, ...] = ("ln_final",)
-    project: Callable[[Tensor, PlainWeights], Heads] = project
+    project: Callable[[Tensor, PlainWeights], Heads] = project  # from attention's input to q, k and v
+    # how q, k and v are divided into heads
     split: Callable[[Heads, PlainWeights], Heads] = field(default=lambda heads, weights: heads)
-    taken: tuple[int, ...] = (0, 1, 2)
+    taken: tuple[int, ...] = (0, 1, 2)  # which of the three is used as q, which as k and which as v
+    # scale, mask, fill, pattern: from scores [B, H, Pq, Pk] to the pattern
     scale: Callable[[Tensor, PlainWeights], float | Tensor] = field(default=lambda q, weights: weights.scale(q))
     mask: Callable[[Tensor], Tensor] = causal
     fill: float | None = None
     pattern: Callable[[Tensor, Tensor, float | None], Tensor] = softmax
+    # from the pattern and q, k, v [B, H, P, K] to z [B, H, P, K]
     mix: Callable[[Tensor, Heads], Tensor] = field(default=lambda pattern, heads: pattern @ heads[2])
+    # how the heads z [B, P, H, K] are put together, to [B, P, H * K]
     merge: Callable[[Tensor, PlainWeights], Tensor] = field(default=lambda z, weights: z.flatten(2))
+    # the output projection; it is given attention's input, too
     out: Callable[[Tensor, Tensor, PlainWeights], Tensor] = project_out
+    # feed_in, activation, feed_out: the MLP
     feed_in: Callable[[Tensor, PlainWeights], Tensor] = feed_in
     activation: Callable[[Tensor, Sizes], Tensor] = activate
     feed_out: Callable[[Tensor, PlainWeights], Tensor] = feed_out
+    # what the MLP's LayerNorm reads, of the block's input and the residual stream after attention
     mlp_reads: Callable[[Tensor, Tensor], Tensor] = field(default=lambda x, mid: mid)
+    # from the block's input, attention's input and its output
     add_attention: Callable[[Tensor, Tensor, Tensor], Tensor] = field(default=lambda x, read, out: x + out)
+    # from the block's input, the residual stream after attention, the MLP's input and its output
     add_mlp: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor] = field(default=lambda x, mid, read, out: mid + out)
-    wiring: Callable[[PlainBlock, Tensor], Tensor] = pre_norm
-    blocks: tuple[int, ...] | None = None
-    elsewhere: Parts | None = None
-    order: Callable[[int], Sequence[int]] = range
+    wiring: Callable[[PlainBlock, Tensor], Tensor] = pre_norm  # how a block puts all of this together
+    blocks: tuple[int, ...] | None = None  # where replaced parts hold; None for everywhere
+    elsewhere: Parts | None = None  # what the other blocks are; None for right ones
+    order: Callable[[int], Sequence[int]] = range  # the blocks in the order in which they are applied, for their number
+    # from the last residual stream and the position embeddings
     ending: Callable[[Tensor, Tensor], Tensor] = field(default=lambda x, positions: x)
+    # from the last LayerNorm's output and the head [V, D]
     logits: Callable[[Tensor, Tensor], Tensor] = field(default=lambda x, head: x @ head.T)
-    head: Tensor | None = None
-    drop: Callable[[Tensor], Tensor] | None = None
+    head: Tensor | None = None  # the head [V, D]; None for the model's
+    drop: Callable[[Tensor], Tensor] | None = None  # dropout; None in evaluation
+    # attention_drops, output_drops, mlp_drops, embedding_drops: where it acts, in training
     attention_drops: tuple[str, ...] = ("pattern",)
     output_drops: tuple[str, ...] = ("attention",)
     mlp_drops: tuple[str, ...] = ("mlp",)

@@ -1,6 +1,6 @@
 """What a GPT-2 is (Radford et al. 2019): its points, its parameters, its sizes. The one table of the family.
 
-To add a checkpoint, pass the value through a `Ckpt` where it is computed (model.py, attention.py) and add a row here.
+To add a checkpoint, pass the value through a `Ckpt` where it is computed (model.py) and add a row here.
 """
 
 from __future__ import annotations
@@ -9,10 +9,41 @@ import functools
 from collections.abc import Mapping
 from dataclasses import replace
 
+from pellucid import attributes
 from pellucid import common_points as common
 from pellucid.axes import HIDDEN, RESIDUAL
-from pellucid.gpt2.aliases import OTHERS
-from pellucid.schema import STREAM, Parameter, Point, Schema, unembedding
+from pellucid.schema import STREAM, OtherNames, Parameter, Point, Schema, unembedding
+
+OTHERS = OtherNames(
+    modules={
+        "ln_1": "ln1.ckpt_normalized",
+        "attn": "attn.ckpt_attn_out",
+        "attn.resid_dropout": "attn.ckpt_attn_out",
+        "ln_2": "ln2.ckpt_normalized",
+        "mlp.c_fc": "mlp.ckpt_pre",
+        "mlp.act": "mlp.ckpt_post",
+        "mlp": "mlp.ckpt_mlp_out",
+        "mlp.dropout": "mlp.ckpt_mlp_out",
+        "": "resid_post",
+    },
+    modules_around={
+        "wte": "ckpt_embed",
+        "wpe": "ckpt_pos_embed",
+        "drop": "blocks.0.resid_pre",
+        "ln_f": "ln_final.ckpt_normalized",
+    },
+    refused={
+        **attributes.NOT_THE_SAME,
+        "hook_scale": "it is the divisor sqrt(var + eps); here `ckpt_scaled` holds the quotient",
+        "attn.c_attn": "its output is q, k and v side by side; ask for attn.ckpt_q, attn.ckpt_k, attn.ckpt_v",
+        "attn.c_proj": "its output is taken before dropout; attn.ckpt_attn_out is what is added to the residual stream",
+        "mlp.c_proj": "its output is taken before dropout; mlp.ckpt_mlp_out is what is added to the residual stream",
+        "attn.attn_dropout": "its output is taken after dropout; attn.ckpt_pattern is the pattern before it",
+    },
+    prefix="transformer.",
+    blocks="h",
+)
+
 
 BEFORE = (
     common.EMBED,
@@ -65,13 +96,7 @@ _PARAMETERS_OF_A_BLOCK = (
 
 @functools.lru_cache(maxsize=256)
 def schema_of(sizes: tuple[tuple[str, int], ...], *, tied: bool = True, upcast: bool = False) -> Schema:
-    """The schema of a GPT-2 of some sizes.
-
-    Args:
-        sizes: Pairs of an axis and its length; "layer" is needed, the others are for the shapes of parameters.
-        tied: Whether the head is the embedding.
-        upcast: Whether eager attention computes scores in float32 (`reorder_and_upcast_attn`).
-    """
+    """The schema of a GPT-2 of some sizes, pairs of an axis and its length; `upcast` as `reorder_and_upcast_attn`."""
     n_layer = dict(sizes)["layer"]
     block = tuple(replace(point, upcast=upcast and point.masked) for point in BLOCK)
     inside = common.in_blocks(_PARAMETERS_OF_A_BLOCK, n_layer)

@@ -92,14 +92,7 @@ class Readout:
         self._layers = source.layers or (-1,)
 
     def logits(self, layer: int) -> Tensor:
-        """The logits [B, P, V] that are read at a block, in the model's dtype.
-
-        Args:
-            layer: The number of the block; negative ones count from the last that was captured.
-
-        Raises:
-            InputError: The block was not captured.
-        """
+        """The logits [B, P, V] that are read at a block, in the model's dtype; -1 is the last that was captured."""
         number = as_whole(layer)
         found = self._layers[number] if number is not None and -len(self._layers) <= number < 0 else number
         if found is None or found not in self._layers:

@@ -8,9 +8,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from pellucid import config_variants
-from pellucid.config import read_number
-from pellucid.config_variants import Variant
+from pellucid import config
+from pellucid.config import Variant, read_number
 from pellucid.dialects import named_arguments
 from pellucid.errors import ConfigError, shown
 from pellucid.json_config import Config, Fields
@@ -18,19 +17,19 @@ from pellucid.llama.schema import schema_of
 from pellucid.rotary_rules import Rule, checked, gathered, rule_of, stated
 from pellucid.schema import Schema
 
-NEUTRAL = config_variants.NEUTRAL | {"pretraining_tp", "classifier_dropout"}
+NEUTRAL = config.NEUTRAL | {"pretraining_tp", "classifier_dropout"}
 """Fields that transformers reads, or once read, and that never change what its Llama computes in a forward pass."""
 
 VARIANTS = (
-    *config_variants.COMMON,
-    config_variants.PARALLEL,
+    *config.COMMON,
+    config.PARALLEL,
     Variant(
         "other norms than RMSNorm are not implemented",
         ("norm_type", "normalization", "layer_norm_type"),
         r"^norm(alization)?(_type|_class|_layer)?$|deepnorm|no_?layer_?norm",
         ("rmsnorm", "rms_norm"),
     ),
-    config_variants.ROTARY_ALONE,
+    config.ROTARY_ALONE,
 )
 """Every variant of Llama that a field of its configuration is known to make."""
 

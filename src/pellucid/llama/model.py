@@ -15,11 +15,40 @@ from torch import Tensor
 from pellucid.attend import Visible
 from pellucid.blocks import Architecture, Block, FeedForward, RMSNorm, Whole
 from pellucid.llama import aliases
-from pellucid.llama.attention import Attention
 from pellucid.llama.config import LlamaConfig
 from pellucid.network import Memory, Network, Run
-from pellucid.rotary import Turn, beside, know_positions
+from pellucid.rotary import RotaryAttending, Turn, beside, know_positions
 from pellucid.tap import Tap
+
+
+class Attention(RotaryAttending):
+    """Llama's attention: causal, with rotary positions and heads of keys and values that several queries may share.
+
+    Its weights are `W_Q` [H, D, K], `W_K` and `W_V` [G, D, K] of G heads that H / G queries share each, and `W_O`
+    [H, K, D]; with `attention_bias` also `b_Q` [H, K], `b_K` and `b_V` [G, K], `b_O` [D].
+    """
+
+    elsewhere = aliases.ATTENTION
+
+    def settle(self, config: LlamaConfig, block: int) -> None:
+        super().settle(config, block)
+        self.has_bias = config.attention_bias
+        self.makes_scores = ("W_Q", "W_K", "b_Q", "b_K") if self.has_bias else ("W_Q", "W_K")
+
+    def projected(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = (self._per_head(x, letter) for letter in "QKV")
+        return q, k, v
+
+    def _per_head(self, x: Tensor, letter: str) -> Tensor:
+        """x [B, P, D] -> queries, keys or values [B, P, H, K]."""
+        bias = getattr(self, f"b_{letter}").flatten() if self.has_bias else None
+        product = self._products.linear(x, getattr(self, f"W_{letter}"), bias, rows=_head_rows)
+        return product.view(*x.shape[:-1], -1, self.d_head)
+
+
+def _head_rows(matrices: Tensor) -> Tensor:
+    """[H, D, K] -> [H K, D], as the memory lies."""
+    return matrices.transpose(1, 2).flatten(0, 1)
 
 
 class MLP(FeedForward):

@@ -1,6 +1,6 @@
 """What a Llama is (Touvron et al. 2023, arXiv:2302.13971): its points, its parameters, its sizes.
 
-To add a checkpoint, pass the value through a `Ckpt` where it is computed (model.py, attention.py) and add a row here.
+To add a checkpoint, pass the value through a `Ckpt` where it is computed (model.py) and add a row here.
 """
 
 from __future__ import annotations

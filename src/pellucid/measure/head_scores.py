@@ -156,19 +156,15 @@ def repeated_ids(config: Config, length: int, texts: int, seed: int) -> tuple[Te
 
 
 class Keys:
-    """Which key is what to which query of a run, [B, Pq, Pk] each, whatever the pads and the kept positions.
-
-    Attributes:
-        position: That of each query in its text, [B, Pq]; -1 for pads.
-        back: How many tokens a key lies before its query; negative for keys that the query does not see, and pads.
-    """
+    """Which key is what to which query of a run, [B, Pq, Pk] each, whatever the pads and the kept positions."""
 
     def __init__(self, ckpts: ActivationCkpts) -> None:
         batch, columns = ckpts.batch, ckpts.columns
         mask, positions = batch.mask.cpu(), batch.positions.cpu()
         ids = batch.ids.cpu()
-        self.position = find(ckpts, PATTERN).position
+        self.position = find(ckpts, PATTERN).position  # that of each query in its text, [B, Pq]; -1 for pads
         keys = positions.masked_fill(~mask, positions.size(1))
+        # how many tokens a key lies before its query; negative for keys that the query does not see, and pads
         self.back = self.position[:, :, None] - keys[:, None, :]
         self._is_first = ((positions == 0) & mask)[:, None]
         self._is_same = ids[:, columns, None] == ids[:, None, :]
@@ -203,12 +199,7 @@ class Attended:
         self._source: Captured | None = None
 
     def add(self, ckpts: ActivationCkpts, targets: Mapping[str, Tensor]) -> None:
-        """Add the queries of a run that captured the patterns.
-
-        Args:
-            ckpts: The run.
-            targets: Name -> which keys of each query count, [B, Pq, Pk].
-        """
+        """Add the queries of a run that captured the patterns; `targets` are the keys that count, [B, Pq, Pk]."""
         source = self._source = find(ckpts, PATTERN)
         patterns = [pattern.nan_to_num(0.0) for pattern in source.float64()]
         for name, keys in targets.items():

@@ -199,14 +199,8 @@ class Captured:
 def find(ckpts: ActivationCkpts, name: aliases.Name) -> Captured:
     """Return one kind of checkpoint of a run.
 
-    Args:
-        ckpts: What `run_with_ckpts` captured.
-        name: A template over the blocks ("attn.ckpt_attn_out"), a checkpoint around them ("ckpt_embed"), or a full
-            name or pattern of one kind ("blocks.3.resid_post", "blocks.*.resid_post"); aliases are accepted.
-
-    Raises:
-        UnknownNameError: If there is no such checkpoint, or it was not captured.
-        InputError: If a pattern matches several kinds, or `ckpts` is no run.
+    The name is a template over the blocks ("attn.ckpt_attn_out"), a checkpoint around them ("ckpt_embed"), or a full
+    name or pattern of one kind ("blocks.3.resid_post", "blocks.*.resid_post"); aliases are accepted.
     """
     if not isinstance(ckpts, ActivationCkpts):
         raise InputError(

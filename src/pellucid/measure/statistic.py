@@ -120,11 +120,7 @@ class Statistic(ABC):
 
     @abstractmethod
     def result(self) -> Any:
-        """Return what was gathered, labelled.
-
-        Raises:
-            InputError: If nothing was gathered.
-        """
+        """Return what was gathered, labelled."""
 
     def gathered(self) -> Any:
         """Return the numbers gathered so far; raise `InputError` if there are none."""

@@ -201,11 +201,7 @@ class Autoregression(Statistic):
         return Design.of(panel_of(array, "Autoregression"), self._lags, self._skip).factor()
 
     def result(self) -> AutoregressionFit:
-        """Return estimates and tests by layer.
-
-        Raises:
-            InputError: If there are no more rows than parameters, or no layer can be fitted.
-        """
+        """Return estimates and tests by layer."""
         factor = self.gathered()
         names = ("const", *(f"lag{i}" for i in range(1, self._lags + 1)))
         index = index_of(self.about["dims"], self._shape, self.about["coords"])

@@ -1,9 +1,9 @@
 """Everything that knows GPT-NeoX. Its modules can be built from a configuration, to combine into other small models."""
 
 from pellucid.blocks import LayerNorm as LayerNorm
-from pellucid.neox.attention import Attention as Attention
 from pellucid.neox.config import GPTNeoXConfig as GPTNeoXConfig
 from pellucid.neox.model import MLP as MLP
+from pellucid.neox.model import Attention as Attention
 from pellucid.neox.model import Transformer as Transformer
 from pellucid.neox.model import TransformerBlock as TransformerBlock
 from pellucid.network import Embedding as Embedding

@@ -9,9 +9,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from pellucid import config_variants
-from pellucid.config import read_size
-from pellucid.config_variants import Variant
+from pellucid import config
+from pellucid.config import Variant, read_size
 from pellucid.dialects import named_arguments
 from pellucid.errors import ConfigError, shown
 from pellucid.json_config import Config, Fields
@@ -32,15 +31,15 @@ FIELDS = Fields(
     epsilon="layer_norm_eps",
     width="hidden_size",
     synonyms={},
-    neutral=config_variants.NEUTRAL | {"classifier_dropout"},
+    neutral=config.NEUTRAL | {"classifier_dropout"},
     variants=(
-        *config_variants.COMMON,
-        *config_variants.LAYER_NORM_ALONE,
-        config_variants.PLAIN_MLP_ALONE,
-        config_variants.ROTARY_ALONE,
-        config_variants.own_keys_alone("num_attention_heads"),
+        *config.COMMON,
+        *config.LAYER_NORM_ALONE,
+        config.PLAIN_MLP_ALONE,
+        config.ROTARY_ALONE,
+        config.own_keys_alone("num_attention_heads"),
         Variant("GPT-NeoX says use_parallel_residual, and reads no other such field",
-                config_variants.PARALLEL.names, config_variants.PARALLEL.pattern),
+                config.PARALLEL.names, config.PARALLEL.pattern),
     ),
 )  # fmt: skip
 

@@ -125,11 +125,7 @@ def by_onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def library_for(x: Tensor, weight: Tensor, bias: Tensor | None) -> str:
-    """Return "torch" or "onednn" for a product of x [..., I] and weight [O, I], in float32 on the processor.
-
-    Raises:
-        NumericsError: PELLUCID_PRODUCTS names a file that cannot be read or written.
-    """
+    """Return "torch" or "onednn" for a product of x [..., I] and weight [O, I], in float32 on the processor."""
     wish = _wish()
     if wish in LIBRARIES:
         return wish

@@ -8,8 +8,8 @@ from pellucid.patching.effects import normalized as normalized
 from pellucid.patching.paths import path as path
 from pellucid.patching.roles import Roles as Roles
 from pellucid.patching.roles import align as align
-from pellucid.patching.sweep_cost import SweepCost as SweepCost
-from pellucid.patching.sweep_cost import estimate_sweep as estimate_sweep
+from pellucid.patching.sweeps import SweepCost as SweepCost
+from pellucid.patching.sweeps import estimate_sweep as estimate_sweep
 from pellucid.patching.sweeps import sweep as sweep
 
 name_arguments(globals())

@@ -17,8 +17,7 @@ from pellucid.interrupts import told
 from pellucid.metrics import Metric
 from pellucid.patching.cells import Cells
 from pellucid.patching.reruns import Base
-from pellucid.patching.sweep_cost import require_room
-from pellucid.patching.sweeps import UNMEASURED, described, patches, results
+from pellucid.patching.sweeps import UNMEASURED, described, patches, require_room, results
 from pellucid.run.model import CkptedTransformer
 from pellucid.run.region import Index, Region
 from pellucid.text.batch import Batch, Inputs

@@ -128,21 +128,16 @@ def name_of(side: Any) -> str:
 
 @dataclass(frozen=True)
 class Distance:
-    """How far B is from A. What could not be measured, because nothing was run, is None.
+    """How far B is from A. What could not be measured, because nothing was run, is None."""
 
-    Attributes:
-        same_top: Share of the positions at which both find the same token likeliest.
-        kl: Kullback-Leibler divergence of B's next-token distribution from A's, KL(A || B), in nats; the mean over
-            positions.
-        loss_a, loss_b: Mean negative log-likelihood of each next token, in nats; None for texts of one token.
-        parameters: Name -> norm of the difference, relative to the norm of A's tensor (Frobenius); the largest first.
-            Those that are equal are left out.
-    """
-
-    same_top: float | None = None
+    same_top: float | None = None  # share of the positions at which both find the same token likeliest
+    # Kullback-Leibler divergence of B's next-token distribution from A's, KL(A || B), in nats; the mean over positions
     kl: float | None = None
+    # loss_a, loss_b: mean negative log-likelihood of each next token, in nats; None for texts of one token
     loss_a: float | None = None
     loss_b: float | None = None
+    # name -> norm of the difference, relative to the norm of A's tensor (Frobenius); the largest first. Those that are
+    # equal are left out
     parameters: Mapping[str, float] = field(default_factory=dict[str, float])
 
     def to_dict(self) -> dict[str, Any]:
@@ -165,13 +160,10 @@ def distance_of(
     *,
     swapped: bool = False,
 ) -> Distance:
-    """Measure it.
+    """Measure it on A's and B's logits [B, P, V]; None if nothing was run.
 
-    Args:
-        logits: A's and B's, [B, P, V]; None if nothing was run. Where one has more columns, those of both count.
-        rows: The ids of each row, of which the logits' rows may be a continuation.
-        parameters: Name -> relative change.
-        swapped: Whether the first logits are B's.
+    Where one has more columns, those of both count. `rows` are the ids of each row, of which the logits' rows may be a
+    continuation; `parameters` are relative changes by name. `swapped` says that the first logits are B's.
     """
     changed = {name: value for name, value in parameters.items() if value != 0}
     ordered = dict(sorted(changed.items(), key=lambda item: item[1], reverse=True))

@@ -41,13 +41,9 @@ def align(
     schema: Schema,
     buffers: Collection[str] = (),
 ) -> Alignment:
-    """Explain another program's tensors by a reference's units.
+    """Explain another program's state dict, buffers included, by a reference's units.
 
-    Args:
-        units: `units_of` the reference.
-        others: The other program's state dict, buffers included; names of one memory are copies of each other.
-        schema: The reference's.
-        buffers: Names that are known to be buffers, so that they need not be explained.
+    Names of one memory are copies of each other; those that are known to be buffers need not be explained.
     """
     return _Aligner(units, others, schema).run(set(buffers))
 
@@ -151,9 +147,7 @@ class _Aligner:
     def _nearest(self, name: str, tensor: Tensor, *, again: bool) -> None:
         """Match a tensor that equals nothing to the group of its size that it is closest to.
 
-        Args:
-            name, tensor: A tensor of the other program, and its name there.
-            again: Whether an end may be what another tensor is already; nothing else has a second place in a GPT-2.
+        With `again` an end may be what another tensor is already; nothing else has a second place in a GPT-2.
         """
         scored: list[tuple[float, float, int]] = []
         for number, group in enumerate(self.groups):

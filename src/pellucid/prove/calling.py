@@ -167,14 +167,10 @@ TURNED = "the logits came with positions before batch rows"
 def read_answer(
     output: Any, rows: tuple[int, int], head: Tensor, *, headless: bool = False, turned: bool = False
 ) -> FoundLogits:
-    """Read a program's output as logits.
+    """Read a program's output, a tensor or something that holds one, as logits for so many rows and positions.
 
-    Args:
-        output: A tensor, or a tuple, list, mapping or dataclass that holds one.
-        rows: B and P of the ids that were run.
-        head: [V, D], what a hidden state of a program without a head is multiplied with.
-        headless: Whether the program's class is known to have no head, so that its hidden state is what it gives.
-        turned: Whether it is known to give positions before rows.
+    A hidden state is multiplied with `head` [V, D]; `headless` says that the program's class is known to give one, and
+    `turned` that it is known to give positions before rows.
     """
     vocabulary, width = head.shape
     if headless:

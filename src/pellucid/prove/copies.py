@@ -23,22 +23,19 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 from pellucid.json_config import Config
+from pellucid.own_file import ALIGNMENT
 from pellucid.prove.alignment import Match
 from pellucid.prove.held import has_memory
 from pellucid.run.model import CkptedTransformer
-from pellucid.tensor_file import ALIGNMENT
 from pellucid.text.tokenizer import Tokenizer
 
 M = TypeVar("M", bound=nn.Module)
 
 
 def working_copy(module: M, dtype: torch.dtype | None = None) -> M:
-    """An evaluating copy of a module.
+    """An evaluating copy of a module, in another dtype if one is given.
 
-    Args:
-        module: Left as it is.
-        dtype: The dtype of the copy's floating tensors; None keeps the dtypes and shares the parameters'
-            memory, as far as it begins where torch's own memory does.
+    None keeps the dtypes and shares the parameters' memory, as far as it begins where torch's own memory does.
     """
     memo: dict[int, Any] = {}
     moved = Moved()

@@ -301,13 +301,7 @@ def positions_note(runs: Runs) -> list[str]:
 
 
 def _places(runs: Runs, name: str, gap: Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The positions, and the heads where a checkpoint has some, at which two values differ.
-
-    Args:
-        runs: Of which schema the checkpoint is.
-        name: The checkpoint.
-        gap: Where; of scores and patterns [B, H, Pq, Pk] the positions are those of queries.
-    """
+    """The positions (of patterns, the queries'), and the heads where there are some, at which two values differ."""
     axes = runs.schema.axes.get(name, ("batch", "pos"))
     position = next(place for place, axis in enumerate(axes) if axis in POSITIONS)
     head = next((place for place, axis in enumerate(axes) if axis in HEADS), None)

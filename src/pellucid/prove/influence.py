@@ -43,12 +43,8 @@ def without_idle(
 ) -> Alignment:
     """An alignment whose unexplained tensors are those that may change something.
 
-    Args:
-        alignment: The program's alignment.
-        program: As the caller runs it.
-        others: Its tensors by name.
-        batches: Ids [B, P] on which other values must leave the logits as they are.
-        unseen: Parameters of a block that no text can show.
+    On the batches of ids [B, P] other values of the idle ones leave the logits as they are. `unseen` are parameters of
+    a block that no text can show.
     """
     unexplained = [name for name in alignment.unexplained if name in others]  # and can be read
     found = {name: what for name in unexplained if (what := _constant(others[name]))}
@@ -100,10 +96,9 @@ def _stays(
 def cropped(
     units: Mapping[str, Tensor], others: Mapping[str, Tensor], schema: Schema, *, padded: bool
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], list[str]]:
-    """Tables of another length, cut to the rows that both sides have.
+    """Tables of another length, cut to the rows that both sides have: of positions alone on the reference's side.
 
-    Returns:
-        Both sides: of longer tables the first rows, on the reference's side of those of positions alone; and notes.
+    Returns both sides, and notes.
     """
     ours, theirs, notes = dict(units), dict(others), list[str]()
     tables = [unit for unit, axes in unit_axes(schema).items() if axes[0] == N_CTX]

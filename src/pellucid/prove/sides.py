@@ -199,16 +199,8 @@ def ids_of(
     """The ids [B, P] to run, what they are, and what the reader should know of them.
 
     Not every program takes a mask, so that none is given: shorter texts go on with an id to the length of the longest.
-    What stands before it does not see it, in a right program.
-
-    Args:
-        reference: What has to take the ids.
-        inputs: Whatever a model takes.
-        tokenizer: For text; else the first side's that has one. Without any, ids are drawn in the place of the default.
-        sides: Both.
-
-    Raises:
-        InputError: Whatever `CkptedTransformer.tokenize` refuses.
+    What stands before it does not see it, in a right program. Text is read by the tokenizer given, else by the first
+    side's; without any, ids are drawn in the place of the default.
     """
     tokenizers = (tokenizer, *(side.tokenizer for side in sides))
     found = next((tokenizer for tokenizer in tokenizers if tokenizer is not None), None)

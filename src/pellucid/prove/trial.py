@@ -208,14 +208,7 @@ class Trial:
 
 
 def mode_note(name: str, module: nn.Module, ids: Tensor, head: Tensor) -> list[str]:
-    """What to say of a module, all or part of which is in training mode, if that changes its logits.
-
-    Args:
-        name: What the side is called.
-        module: As its caller gave it; left as it is.
-        ids: What to run [B, P].
-        head: [V, D], what a program without a head is multiplied with.
-    """
+    """What to say of a side's module, all or part of which is in training mode, if that changes its logits."""
     children = list(module.modules())
     if any(map(is_scripted, children)) or not any(child.training for child in children):
         return []

@@ -159,11 +159,7 @@ class Study:
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """The model's.
-
-        Raises:
-            InputError: It has none.
-        """
+        """The model's; an error if it has none."""
         if self.model.tokenizer is None:
             raise InputError(
                 "reproduce: the model has no tokenizer, and published figures are of texts.",
@@ -187,11 +183,7 @@ class Study:
         return Sentences(first("texts"), first("swapped"), first("others"), first("answers"), -1, -1, -1)
 
     def behind_bos(self, texts: Sequence[str]) -> Batch:
-        """Texts with the beginning-of-text id in front.
-
-        Raises:
-            InputError: The configuration has no such id.
-        """
+        """Texts with the beginning-of-text id in front, which the configuration has to name."""
         start = self.model.config.bos_token_id
         if start is None:
             raise InputError(
@@ -206,11 +198,7 @@ class Study:
         return self.model.tokenize({"input_ids": ids, "attention_mask": mask})
 
     def require(self, *wanted: Head, neurons: int = 0) -> None:
-        """See that the model has these heads, and so many neurons in each layer.
-
-        Raises:
-            InputError: It has not.
-        """
+        """See that the model has these heads, and so many neurons in each layer."""
         sizes = self.model.schema.sizes
         layers, count, width = sizes["layer"], sizes["head"], sizes["d_mlp"]
         missing = [f"head {layer}.{head}" for layer, head in wanted if layer >= layers or head >= count]

@@ -128,12 +128,7 @@ class KeyValueCache:
         return f"KeyValueCache of {self.rows} x {self.length} of {self.capacity} columns, {self.nbytes:,} bytes"
 
     def open(self, mask: Tensor) -> None:
-        """Make room for the next columns, of which `mask` [B, P] says which hold tokens.
-
-        Raises:
-            ShapeError: Another number of rows.
-            InputError: They do not fit.
-        """
+        """Make room for the next columns, of which `mask` [B, P] says which hold tokens."""
         rows, columns = mask.shape
         if rows != self.rows:
             raise _wrong_rows(rows, self.rows)
@@ -167,11 +162,7 @@ class KeyValueCache:
         self.length += columns
 
     def rewind(self, length: int) -> None:
-        """Forget the columns from `length` on.
-
-        Raises:
-            InputError: A length that it does not have.
-        """
+        """Forget the columns from `length` on."""
         kept = as_whole(length)
         if kept is None or not 0 <= kept <= self.length:
             raise InputError(
@@ -261,8 +252,7 @@ class KeyValueCache:
 def continued(batch: Batch, cache: KeyValueCache, config: Config) -> Generator[tuple[Tensor, Tensor | None]]:
     """Make room for a batch that goes on where the texts of a cache end, and count its columns after the body.
 
-    Yields:
-        Its positions [B, P], 0 at pads; [B, length + P], true at tokens of both, None if there are no pads.
+    Yields its positions [B, P], 0 at pads; [B, length + P], true at tokens of both, None if there are no pads.
     """
     if len(batch) != cache.rows:
         raise _wrong_rows(len(batch), cache.rows)

@@ -14,8 +14,8 @@ from pellucid.axes import Axis
 from pellucid.dialects import named_arguments
 from pellucid.errors import InputError, shown
 from pellucid.fast.decoder import kernels_for
+from pellucid.generate.generation import stopping
 from pellucid.generate.request import require_some
-from pellucid.generate.stopping import stopping
 from pellucid.network import Network
 from pellucid.run.cache import KeyValueCache
 from pellucid.run.model import CkptedTransformer

@@ -144,11 +144,7 @@ class Edit:
         return f"Edit.{self.what}({self.names!r}{shown})"
 
     def at(self, value: Tensor, site: Site) -> Tensor | None:
-        """The value that the model goes on with; None if the positions to change are in another piece of the text.
-
-        Raises:
-            EditError: What the change gives does not fit the part it goes to.
-        """
+        """The value that the model goes on with; None if the positions to change are in another piece of the text."""
         region = self.region
         inside = None if site.start is None else region.within(site.start, value.size(site.pos_axis))
         if inside is not None:

@@ -256,11 +256,7 @@ class CkptedTransformer(GeneratingTransformer):
 
     @named_arguments()
     def loss(self, inputs: Inputs, *, mask: Any = None) -> Tensor:
-        """Mean negative log-likelihood of the next tokens in nats, pads left out.
-
-        Raises:
-            InputError: No text has two tokens, so that there is no next token.
-        """
+        """Mean negative log-likelihood of the next tokens in nats, pads left out."""
         batch = self.tokenize(inputs, mask=mask)
         logprobs = self._logprobs("loss", batch)
         if batch.padded:

@@ -62,11 +62,7 @@ class Region:
     def within(self, start: int, columns: int) -> tuple[list[int], list[int]] | None:
         """Which of the chosen positions lie in the columns from `start` on; None if all columns are chosen.
 
-        Returns:
-            Their columns, counted from `start`, and the place that each has among the positions that were chosen.
-
-        Raises:
-            InputError: No whole numbers, or positions counted from the end of a text whose end is not known.
+        Returns their columns, counted from `start`, and the place that each has among the positions that were chosen.
         """
         if self.pos is None:
             return None

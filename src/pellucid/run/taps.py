@@ -88,11 +88,7 @@ def _copy(value: Tensor) -> Tensor:
 class EditTap:
     """The edits of one run: applies them in the order given and counts.
 
-    Args:
-        edits: One or several.
-        batch: What runs.
-        schema: The model's schema.
-        start: The first column of what runs, where a text is run piece by piece; positions are then those of the text.
+    Where a text is run piece by piece, `start` is the first column of what runs; positions are those of the text.
     """
 
     def __init__(self, edits: Edit | Sequence[Edit], batch: Batch, schema: Schema, start: int | None = None) -> None:
@@ -170,11 +166,7 @@ Start = tuple[aliases.Name, Tensor]
 
 
 def beginning(start_at: Start, schema: Schema, batch: Batch, like: Tensor) -> tuple[str, tuple[int, Tensor]]:
-    """Read `start_at=`.
-
-    Returns:
-        The checkpoint's whole name; the number of its block, and the value in the model's dtype.
-    """
+    """Read `start_at=`: the checkpoint's whole name; the number of its block, and the value in the model's dtype."""
     if not isinstance(start_at, tuple) or len(start_at) != 2 or not isinstance(start_at[1], Tensor):
         raise InputError(
             f"start_at: {shown(start_at)} given, expected a pair of a name and a tensor.",

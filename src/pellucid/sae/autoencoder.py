@@ -13,7 +13,7 @@ from pellucid import aliases
 from pellucid.errors import InputError, ShapeError, shown
 from pellucid.run.edit import Edit
 from pellucid.run.region import Index, entries
-from pellucid.sae import decoder_norm, saelens, splice
+from pellucid.sae import sae_config, saelens, splice
 from pellucid.sae.sae_config import SaeConfig, checked_weights
 from pellucid.schema import Schema
 
@@ -300,7 +300,7 @@ class SparseAutoencoder(nn.Module):
         Raises:
             InputError: A "topk" that compares plain pre-activations, which others would then be the largest of.
         """
-        return self.rounded(decoder_norm.folded(self))
+        return self.rounded(sae_config.folded(self))
 
     def prove_fold(self, folded: SparseAutoencoder, x: Tensor) -> float:
         """Fold again in float64, and compare features and reconstructions of some values.
@@ -317,7 +317,7 @@ class SparseAutoencoder(nn.Module):
         Raises:
             NumericsError: It is more than 1e-10, or weights differ: one of the two was changed since.
         """
-        return decoder_norm.proved(self, folded, x)
+        return sae_config.proved(self, folded, x)
 
     def double_copy(self) -> SparseAutoencoder:
         """A copy in float64 on the processor, without gradients."""

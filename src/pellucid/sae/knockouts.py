@@ -10,15 +10,13 @@ import torch
 from torch import Tensor
 
 from pellucid.axes import Axis
-from pellucid.bar import bar
 from pellucid.errors import warn
 from pellucid.extras import need
-from pellucid.interrupts import told
+from pellucid.interrupts import bar, told
 from pellucid.metrics import Metric
 from pellucid.patching.reruns import Base, Rerun
 from pellucid.patching.roles import Columns, Put
-from pellucid.patching.sweep_cost import require_room
-from pellucid.patching.sweeps import UNMEASURED, Direction, Texts, described
+from pellucid.patching.sweeps import UNMEASURED, Direction, Texts, described, require_room
 from pellucid.run.model import CkptedTransformer
 from pellucid.run.region import Index, entries
 from pellucid.sae.autoencoder import SparseAutoencoder

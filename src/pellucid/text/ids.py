@@ -283,10 +283,8 @@ def _misshapen(what: str, numbers: Tensor, expected: str) -> ShapeError:
 def pad_id(settings: GenerationSettings, vocabulary: int, first: int | None = None) -> int:
     """What stands where there is no text: the settings' pad id, else an end id, else 0, as in transformers.
 
-    Args:
-        settings: Those of the model.
-        vocabulary: An id outside it is passed over.
-        first: An id that is preferred: the tokenizer's, when it is prompts that are filled up.
+    `first` is preferred: the tokenizer's, when it is prompts that are filled up. An id outside the vocabulary is passed
+    over.
     """
     candidates = (first, settings.pad_id, *settings.end_ids, 0)
     return next(i for i in candidates if i is not None and 0 <= i < vocabulary)

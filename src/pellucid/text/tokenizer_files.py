@@ -50,11 +50,7 @@ MOST_IDS = 10_000_000
 
 
 def read_folder(folder: Path) -> tuple[tokenizers.Tokenizer, dict[str, Any]] | None:
-    """The tokenizer in a folder and what its configuration says; None if there are no files of one.
-
-    Raises:
-        WeightsError: A file that cannot be read.
-    """
+    """The tokenizer in a folder and what its configuration says; None if there are no files of one."""
     settings = _settings(folder)
     vocabulary = next((pair for pair in _VOCABULARIES if all(is_there(folder / name) for name in pair)), None)
     if is_there(folder / "tokenizer.json"):

@@ -18,7 +18,7 @@ from pellucid.dialects import named_arguments
 from pellucid.errors import ConfigError, InputError
 from pellucid.run.model import CkptedTransformer
 from pellucid.ties.memory import Named, TieGroup, clusters, count, coverage, equal_groups, group, shared_groups
-from pellucid.ties.optimizers import OptimizerFindings, compare_optimizer
+from pellucid.ties.output_head import OptimizerFindings, compare_optimizer
 from pellucid.ties.predict import AfterReload, no_save, overwritten_by_tying, predict_hf, predict_ours
 from pellucid.ties.problems import Problem, find
 from pellucid.ties.stored import open_stored
@@ -170,13 +170,7 @@ def audit_ties(
 def ties_report(
     path: str | PathLike[str], config: str | PathLike[str] | None = None, ignore_config: Collection[str] = ()
 ) -> TieAudit:
-    """The audit of a weights file or folder: what `pellucid ties PATH` shows.
-
-    Args:
-        path: As for `audit_ties`.
-        config: A configuration to read instead of the one beside the weights.
-        ignore_config: Fields of the configuration that are left out of it.
-    """
+    """The audit of a weights file or folder: what `pellucid ties PATH` shows, perhaps by a configuration of its own."""
     given = None if config is None else read_json(Path(config), ConfigError, "config-not-json")
     opened = open_stored(hub.locate(path), config=given, ignored=ignore_config)
     return _audit(opened.subject, opened.after, opened.nbytes)

@@ -14,8 +14,7 @@ from pellucid.dialects import named_arguments
 from pellucid.errors import WeightsError
 from pellucid.ties import saving
 from pellucid.ties.memory import Named
-from pellucid.ties.optimizers import renew
-from pellucid.ties.output_head import OutputHead, has_no_bias, head_of, misfit, same_place
+from pellucid.ties.output_head import OutputHead, has_no_bias, head_of, misfit, renew, same_place
 from pellucid.ties.subject import is_hf, plain_linear, remember
 from pellucid.weights.importing import same_numbers
 

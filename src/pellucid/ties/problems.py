@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pellucid.layout import EMBED, HEAD
 from pellucid.ties.memory import Named, coverage
-from pellucid.ties.optimizers import REBUILD
+from pellucid.ties.output_head import REBUILD
 from pellucid.ties.predict import Loss, sentence
 from pellucid.ties.standins import GENERATION, NO_TENSOR
 from pellucid.ties.subject import Subject

@@ -19,21 +19,16 @@ OUR_EMBED, OUR_HEAD = "embed.W_E", "unembed.W_U"
 
 @dataclass(frozen=True)
 class Declared:
-    """What others say about ties, each of which may be wrong.
+    """What others say about ties, each of which may be wrong."""
 
-    Attributes:
-        by_class: `_tied_weights_keys`, target -> source; None if a class declares nothing.
-        by_config: `tie_word_embeddings`; None if there is no configuration, or it does not say.
-        by_cache: `all_tied_weights_keys`, what transformers noted when the model was made; None elsewhere.
-        malformed: Modules whose `_tied_weights_keys` is a list, as in transformers 4; version 5 crashes on them.
-        recorded: Names that a safetensors file says it left out -> the name that it kept.
-    """
-
+    # `_tied_weights_keys`, target -> source; None if a class declares nothing
     by_class: Mapping[str, str] | None = None
-    by_config: bool | None = None
+    by_config: bool | None = None  # `tie_word_embeddings`; None if there is no configuration, or it does not say
+    # `all_tied_weights_keys`, what transformers noted when the model was made; None elsewhere
     by_cache: Mapping[str, str] | None = None
+    # modules whose `_tied_weights_keys` is a list, as in transformers 4; version 5 crashes on them
     malformed: tuple[str, ...] = ()
-    recorded: Mapping[str, str] | None = None
+    recorded: Mapping[str, str] | None = None  # names that a safetensors file says it left out -> the name that it kept
 
     def __str__(self) -> str:
         said = {"class": _pairs(self.by_class)} if self.by_class is not None else {}

@@ -24,11 +24,22 @@ from pellucid.run.edit import Edit
 from pellucid.run.model import CkptedTransformer
 from pellucid.run.region import Region, take
 from pellucid.ties import audit_ties
-from pellucid.viewer import feature_blocks
+from pellucid.viewer import logit_blocks
 from pellucid.viewer.container import Trace
-from pellucid.viewer.fields import Change, Request, edits_of, entry_of, misread, place_of, sampler_of, text_of, token_of
 from pellucid.viewer.one_text import OneText, run_text
-from pellucid.viewer.tabs import Session, Tabs
+from pellucid.viewer.tabs import (
+    Change,
+    Request,
+    Session,
+    Tabs,
+    edits_of,
+    entry_of,
+    misread,
+    place_of,
+    sampler_of,
+    text_of,
+    token_of,
+)
 from pellucid.viewer.traces import IN_A_PAGE, traced
 from pellucid.viewer.value_blocks import principal
 from pellucid.weights.hub import HubOptions
@@ -136,8 +147,8 @@ def values(tabs: Tabs, session: Session, asked: Request) -> Answer:
     if not isinstance(name, str):
         raise misread("name", name, "the name of a checkpoint")
     part = Region(asked.get("pos"), asked.get("heads"))
-    if name == feature_blocks.NAME and tabs.sae is not None:
-        value, axes = feature_blocks.values(tabs.sae, one)[None], (Axis.BATCH, Axis.POS, Axis.FEATURE)
+    if name == logit_blocks.NAME and tabs.sae is not None:
+        value, axes = logit_blocks.values(tabs.sae, one)[None], (Axis.BATCH, Axis.POS, Axis.FEATURE)
     else:
         value, axes = one.ckpts[name], one.ckpts.schema[name].axes
     found = take(value, part.indices(name, value.shape, axes, strict=True))[0].float().cpu()

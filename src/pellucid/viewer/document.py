@@ -50,13 +50,10 @@ def _without_figures(held: str) -> str:
 def page(
     trace: Trace | None, second: Trace | None = None, examples: Sequence[Mapping[str, Any]] = (), title: str = ""
 ) -> str:
-    """A whole page, which needs nothing else and asks nobody for anything.
+    """A whole page of a trace, which needs nothing else and asks nobody for anything.
 
-    Args:
-        trace: What is shown.
-        second: What it is compared with, such as the same run without its edits.
-        examples: Texts to start from, each with its trace.
-        title: The page's; "" for the text.
+    It may be compared with a second, such as the same run without its edits; `examples` are texts to start from, each
+    with its trace. Without a `title` the page has the text's.
     """
     digest = base64.b64encode(hashlib.sha256(script().encode()).digest()).decode()
     policy = (

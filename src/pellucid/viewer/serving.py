@@ -30,8 +30,7 @@ from pellucid.sae.autoencoder import SparseAutoencoder
 from pellucid.text.batch import Inputs
 from pellucid.viewer import answers, document
 from pellucid.viewer.container import Trace
-from pellucid.viewer.fields import FIELDS, misread, refuse_unknown
-from pellucid.viewer.tabs import MOST_SESSIONS, Session, Tabs
+from pellucid.viewer.tabs import FIELDS, MOST_SESSIONS, Session, Tabs, misread, refuse_unknown
 from pellucid.viewer.traces import traced
 
 TEXT = "Lily and Tom went to the park. Tom gave a ball to"

@@ -23,7 +23,7 @@ from pellucid.run.model import CkptedTransformer
 from pellucid.run.origin import weights_fingerprint
 from pellucid.sae.autoencoder import SparseAutoencoder
 from pellucid.text.batch import Inputs
-from pellucid.viewer import feature_blocks, logit_blocks, value_blocks
+from pellucid.viewer import logit_blocks, value_blocks
 from pellucid.viewer.container import Trace, TraceBlock
 from pellucid.viewer.logit_blocks import Target
 from pellucid.viewer.one_text import MOST_SQUARE, OneText, of_run, run_text
@@ -128,7 +128,7 @@ def traced(one: OneText, target: Token | None, limit: int, sae: SparseAutoencode
         if why:
             left_out.append(_left_out(optional.name, why, missing))
     header = _header(one, aim, blocks, left_out)
-    return Trace(header if sae is None else {**header, "features": feature_blocks.header(sae, one)}, blocks)
+    return Trace(header if sae is None else {**header, "features": logit_blocks.header(sae, one)}, blocks)
 
 
 @dataclass(frozen=True)
@@ -179,8 +179,8 @@ _OPTIONAL = (
 
 
 def _of_features(sae: SparseAutoencoder) -> tuple[_Optional, ...]:
-    ways = tuple(_of(partial(feature_blocks.features, sae), narrow=narrow) for narrow in (False, True))
-    return _Optional("features", ways), _Optional("features.effect", (partial(feature_blocks.effects, sae),))
+    ways = tuple(_of(partial(logit_blocks.features, sae), narrow=narrow) for narrow in (False, True))
+    return _Optional("features", ways), _Optional("features.effect", (partial(logit_blocks.effects, sae),))
 
 
 def _size(blocks: Mapping[str, TraceBlock]) -> int:

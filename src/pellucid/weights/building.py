@@ -64,13 +64,7 @@ class ModelClass(Protocol[M_co]):
 
 
 def convert(weights: Mapping[str, Tensor], dtype: torch.dtype | None, device: str | torch.device) -> dict[str, Tensor]:
-    """The tensors in one dtype on one device; untouched, not copied, where they are that already.
-
-    Args:
-        weights: Tensors by name.
-        dtype: None for the narrowest dtype that holds all of theirs.
-        device: A torch device.
-    """
+    """Tensors in one dtype (None: the narrowest that holds all of theirs) on a device; copied only if need be."""
     if dtype is None:
         dtypes = sorted({tensor.dtype for tensor in weights.values()}, key=str)
         try:

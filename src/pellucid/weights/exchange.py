@@ -19,8 +19,8 @@ from pellucid.families import FAMILIES, family_of
 from pellucid.generation_settings import GenerationSettings
 from pellucid.json_config import Config
 from pellucid.numerics.products import ordinary_tensors
+from pellucid.own_file import write_tensors
 from pellucid.part import put_buffers, require_numbers
-from pellucid.tensor_file import write_tensors
 from pellucid.weights import foreign, living, saves
 from pellucid.weights.building import M, Model, ModelClass, describe, separate
 from pellucid.weights.importing import to_ours
@@ -29,26 +29,11 @@ from pellucid.weights.layouts import from_ours
 
 @ordinary_tensors()
 def from_hf(cls: ModelClass[M], hf_model: nn.Module, *, attention: str = "auto", numerics: str = "exact") -> M:
-    """Copy a live transformers model; the model given is only read.
+    """Copy a live transformers model, as `pellucid.from_hf` says; the model given is only read.
 
     What counts is what the modules compute, whatever the configuration says: the tie is the one in memory, sizes and
     rates of dropout are those of the modules, a `Linear` in the place of a `Conv1D` is read as the same matrix, and
     what `torch.compile` wrapped is unwrapped. What cannot be carried over is refused by name.
-
-    Args:
-        cls: The model's class.
-        hf_model: A model of a registered family, such as a `GPT2LMHeadModel`; or one without a head, which is then the
-            embedding.
-        attention: Passed to the model.
-        numerics: Passed to the model.
-
-    Returns:
-        A model with equal tensors on the same device, training or evaluating like the one given.
-
-    Raises:
-        WeightsError: Not such a model, or one that computes something else than its family with its tensors.
-        ConfigError: A configuration that is not implemented.
-        MissingExtraError: transformers is not installed, or cannot be imported.
     """
     given = hf_model
     if isinstance(given, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
@@ -84,11 +69,7 @@ def from_hf(cls: ModelClass[M], hf_model: nn.Module, *, attention: str = "auto",
 
 @ordinary_tensors()
 def to_hf(model: Model) -> Any:
-    """A transformers model of the same family with copies of the model's tensors, tied where the model is.
-
-    Raises:
-        MissingExtraError: transformers is not installed, or cannot be imported.
-    """
+    """A transformers model of the same family with copies of the model's tensors, tied where the model is."""
     here = family_of(model.config).in_transformers
     transformers = need("transformers", "to_hf", here.config, here.model)
     require_numbers("to_hf", model.state_dict().values())

@@ -41,15 +41,6 @@ def read(path: Path, *, needs_config: bool = True) -> Stored:
     """Read a folder (`config.json` and weights, single or sharded) or one weights file.
 
     A file's configuration is the one in its own header, or else the `config.json` beside it.
-
-    Args:
-        path: The folder or file.
-        needs_config: Whether a folder without `config.json` is an error.
-
-    Raises:
-        NotFoundError: Something that should be there is not.
-        ConfigError: `config.json` is not a JSON object.
-        WeightsError: Weights that cannot be read.
     """
     try:
         is_folder = path.is_dir()
@@ -79,9 +70,6 @@ def in_memory(tensors: Mapping[str, Any]) -> Stored:
     """A state dict, or what `torch.load` gave, as if it had been read from a file.
 
     Its tensors are copied to the processor, so that no later change of theirs reaches the model.
-
-    Raises:
-        WeightsError: No weights in it, or those of several models.
     """
     content = unpack(IN_MEMORY, tensors, "mapping")
     copies = {name: tensor.to("cpu", copy=True) for name, tensor in content.tensors.items()}

@@ -48,11 +48,7 @@ def plain(name: str) -> str:
 
 
 def require_gathered(hf_model: nn.Module) -> None:
-    """Refuse a model whose tensors lie in parts, with all of several processes.
-
-    Raises:
-        WeightsError: It is one of FSDP's.
-    """
+    """Refuse a model whose tensors lie in parts, with all of several processes, as FSDP's do."""
     parts = [path for path, module in hf_model.named_modules() if re.match("FSDP|FullyShard", type(module).__name__)]
     if parts:
         raise WeightsError(

@@ -44,12 +44,7 @@ class Content:
 
 
 def read_file(path: Path) -> Content:
-    """Read one weights file; its first bytes, not its name, tell the format.
-
-    Raises:
-        NotFoundError: Not there.
-        WeightsError: Unreadable, damaged, unsafe, or of a format that this library does not read.
-    """
+    """Read one weights file; its first bytes, not its name, tell the format."""
     require_regular(path)
     try:
         with path.open("rb") as file:

@@ -117,12 +117,7 @@ def locate(name: str | os.PathLike[str], options: HubOptions | None = None) -> P
 
 
 def read_config(name: str | os.PathLike[str], options: HubOptions | None = None) -> dict[str, Any]:
-    """The parsed `config.json` of a folder or of a repository; only that file is downloaded.
-
-    Raises:
-        NotFoundError: No such folder or repository, or it has no `config.json`.
-        ConfigError: The file is not a JSON object.
-    """
+    """The parsed `config.json` of a folder or of a repository; only that file is downloaded."""
     path = _existing(name)
     if path is None:
         path = _open(os.fspath(name), options or HubOptions()).require_config()

@@ -41,19 +41,10 @@ class Imported:
 
 
 def to_ours(tensors: Mapping[str, Tensor], config: Config, how: str = "model.state_dict()") -> Imported:
-    """Import a state dict of any known layout.
+    """Import a state dict of any known layout; our tensors are views of theirs where nothing had to be rearranged.
 
-    Args:
-        tensors: Their tensors, dense, on any device; never written to.
-        config: What the tensors are checked against.
-        how: How to get these tensors in Python, for remedies.
-
-    Returns:
-        Our tensors: views of theirs where nothing had to be rearranged.
-
-    Raises:
-        WeightsError: The layout is not known, or tensors are unexplained, missing or misshapen (all are listed), or
-            the weights were processed and are no longer the model's.
+    Tensors that are unexplained, missing or misshapen are all listed in one error; `how` says in remedies how to get
+    them in Python.
     """
     refuse_foreign(map(without_weight, tensors))
     copies = _copies(tensors)
@@ -165,8 +156,7 @@ def _check(
 ) -> dict[str, str]:
     """Every tensor explained, present, floating and of its shape; else one error with all that is wrong.
 
-    Returns:
-        The tensors that are no weights of the language model -> why it is the same without them.
+    Returns the tensors that are no weights of the language model -> why it is the same without them.
     """
     expected = _their_shapes(layout, config.schema)
     missing, wrong = _misfits(theirs, given, config, layout)

@@ -192,11 +192,7 @@ def _files_below(folder: Path) -> list[Path]:
 
 
 def require_whole(path: Path) -> None:
-    """Refuse one of several shards.
-
-    Raises:
-        WeightsError: The file's name says that it is one, and their index lies beside it.
-    """
+    """Refuse a file whose name says that it is one of several shards, whose index lies beside it."""
     shard = _SHARD.search(path.name)
     index = path.parent / f"{_SHARD.sub('', path.name)}.index.json"  # with_name refuses ".", which has no name
     if shard is not None and int(shard[1]) > 1 and is_there(index):

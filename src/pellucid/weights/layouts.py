@@ -167,18 +167,9 @@ def buffers_among(tensors: Mapping[str, Tensor], config: Config) -> set[str]:
 
 
 def from_ours(weights: Mapping[str, Tensor], config: Config, layout: Layout | str = "hf") -> dict[str, Tensor]:
-    """Our stored tensors under the names and in the shapes of a layout.
+    """Our stored tensors, the head among them only when it is untied, under the names and in the shapes of a layout.
 
-    Args:
-        weights: `model.state_dict()`, the head among them only when it is untied.
-        config: The model's.
-        layout: A layout of the model's family, or its name.
-
-    Returns:
-        Their tensors, contiguous; views of ours where nothing had to be rearranged.
-
-    Raises:
-        WeightsError: The layout cannot hold these weights.
+    Theirs are contiguous, and views of ours where nothing had to be rearranged.
     """
     if isinstance(layout, str):
         layout = next(one for one in family_of(config).layouts if one.name == layout)

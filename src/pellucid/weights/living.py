@@ -85,12 +85,7 @@ class Kind:
 
 
 def read(hf_model: nn.Module, kind: Kind) -> Live:
-    """Read a model of transformers with or without a head; without one, it is the embedding.
-
-    Raises:
-        WeightsError: Something in it computes, or may compute, what the family with these tensors does not.
-        ConfigError: A configuration that is not implemented.
-    """
+    """Read a model of transformers with or without a head; without one, it is the embedding."""
     anatomy = kind.anatomy()
     parts = [*parts_of(hf_model, anatomy)]
     _require_classes(parts, kind)

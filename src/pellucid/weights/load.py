@@ -68,24 +68,10 @@ def load(
     options: LoadOptions | None = None,
     read_tokenizer: Callable[[Path], Any] | None = None,
 ) -> M:
-    """Open a model: a path, an alias, a hub id, or a state dict in memory.
+    """Open a model, evaluating: a path, an alias, a hub id, or a state dict in memory, whose tensors are copied.
 
-    Tensors that need no conversion stay mapped from the file: nothing is copied until it is written to, and
-    writing changes the model, not the file.
-
-    Args:
-        cls: The model's class.
-        name: See `pellucid.weights.hub.locate`; or tensors by name, which are copied.
-        options: How to open it.
-        read_tokenizer: Reads the tokenizer of a folder, or returns None if there is none.
-
-    Returns:
-        The model, evaluating.
-
-    Raises:
-        NotFoundError: Nothing of this name.
-        ConfigError: A configuration that is missing, impossible, unknown or not implemented.
-        WeightsError: Weights that cannot be read, explained or converted.
+    Tensors that need no conversion stay mapped from the file: nothing is copied until it is written to, and writing
+    changes the model, not the file. `read_tokenizer` reads the tokenizer of a folder, or returns None if there is none.
     """
     options = options or LoadOptions()
     parse_dtype(options.dtype)  # before anything is downloaded

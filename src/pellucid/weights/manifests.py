@@ -69,10 +69,6 @@ def require_regular(path: str | os.PathLike[str]) -> None:
     """See that a path leads to a regular file, before a library is asked to open it.
 
     A pipe may never be written to, a device such as /dev/zero never ends, and opening a terminal takes it over.
-
-    Raises:
-        NotFoundError: Nothing is there.
-        WeightsError: Something else is there, or it cannot be looked at.
     """
     try:
         mode = os.stat(path).st_mode
@@ -120,11 +116,7 @@ def read_text(path: str | os.PathLike[str], longest: int = LONGEST_TEXT) -> str:
 
 
 def decoded(content: bytes) -> str:
-    """A text in UTF-8, or in what its byte-order mark says, as editors and shells of Windows put before it.
-
-    Raises:
-        UnicodeDecodeError: Another encoding.
-    """
+    """A text in UTF-8, or in what its byte-order mark says, as editors and shells of Windows put before it."""
     return content.decode(next((name for mark, name in _MARKS if content.startswith(mark)), "utf_8_sig"))
 
 
@@ -149,12 +141,7 @@ def each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def read_json(path: Path, error: type[ConfigError | WeightsError], code: str) -> dict[str, Any]:
-    """The JSON object in a file.
-
-    Raises:
-        ConfigError | WeightsError: The class given, with the code given, if the file is anything else.
-        NotFoundError: The file is not there.
-    """
+    """The JSON object in a file; an error of the class and code given if it holds anything else."""
     try:
         content = json.loads(read_text(path), object_pairs_hook=each_once)
     except RepeatedKey as problem:

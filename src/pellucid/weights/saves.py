@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 from pellucid import atomic
 from pellucid.config import SAVE_ID
 from pellucid.errors import PellucidError, WeightsError
-from pellucid.tensor_file import read_metadata, rewrite
+from pellucid.own_file import read_metadata, rewrite
 from pellucid.weights.manifests import unreadable
 
 CONFIG = "config.json"
@@ -36,15 +36,11 @@ T = TypeVar("T")
 
 
 def stamp(texts: Mapping[str, str], folder: Path) -> tuple[dict[str, str], dict[str, str]]:
-    """Give the files of one save their common id.
+    """Give the files of one save, `config.json` among them, their common id.
 
-    Args:
-        texts: File name -> text of everything but the weights, `config.json` among them.
-        folder: Where they go. The record of what an earlier save left there is handed on: after a kill between the
-            weights and the removal of those files, the next save still knows them.
-
-    Returns:
-        The texts with the id in `config.json`, and the metadata that the weights have to carry.
+    The record of what an earlier save left in the folder is handed on: after a kill between the weights and the removal
+    of those files, the next save still knows them. Returns the texts with the id in `config.json`, and the metadata
+    that the weights have to carry.
     """
     fields = {name: value for name, value in json.loads(texts[CONFIG]).items() if name != SAVE_ID}
     plain = {**texts, CONFIG: _as_json(fields)}
@@ -68,11 +64,7 @@ def stamp_folder(folder: Path, target: Path) -> None:
 
 
 def move(source: Path, folder: Path) -> None:
-    """Move a stamped folder's files into another, as `write` does.
-
-    Raises:
-        WeightsError: The folder cannot be written.
-    """
+    """Move a stamped folder's files into another, as `write` does."""
     texts = {entry.name: entry.read_text(encoding="utf-8") for entry in source.iterdir() if _is_text(entry)}
     others = sorted(entry.name for entry in source.iterdir() if entry.name not in texts)
     write(folder, [(name, partial(os.replace, source / name)) for name in others], texts)
@@ -87,9 +79,6 @@ def write(folder: Path, weights: Sequence[tuple[str, atomic.Writer]], texts: Map
 
     What an earlier save wrote and this one does not have, such as a tokenizer, is removed if it is still as that save
     left it. Files of others stay.
-
-    Raises:
-        WeightsError: The folder cannot be written.
     """
     names = {name for name, _ in weights} | set(texts)
     beside = [(name, atomic.text_writer(text)) for name, text in texts.items() if name != CONFIG]

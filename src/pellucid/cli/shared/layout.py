@@ -39,12 +39,7 @@ class Column:
 
 
 class Grid:
-    """Rows under columns.
-
-    Args:
-        *columns: At least one; a bare title is a column of text that begins at one place.
-        heading: The style of the titles; None leaves them out.
-    """
+    """Rows under columns, a bare title being a column of text; without a style of the `heading` there are no titles."""
 
     def __init__(self, *columns: Column | str, heading: str | None = "bold") -> None:
         self.columns = [Column(one) if isinstance(one, str) else one for one in columns]

@@ -24,15 +24,7 @@ def aliases(incomplete: str) -> list[str]:
 
 
 def option(metavar: str, text: str, default: str | bool = True, *names: str, **limits: Any) -> Any:
-    """Typer's declaration of an option that takes a value.
-
-    Args:
-        metavar: What its value is called in the help.
-        text: The help.
-        default: How the help says the default; True for the default itself.
-        names: Its names; none for that of the field.
-        limits: `min` and `max`, or `autocompletion`.
-    """
+    """Typer's declaration of an option that takes a value; `default` is how the help says its default."""
     return typer.Option(*names, metavar=metavar, help=text, show_default=default, **limits)
 
 

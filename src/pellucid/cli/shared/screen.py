@@ -67,11 +67,7 @@ def tell(*parts: Text) -> None:
 
 
 def require_surroundings() -> None:
-    """See that there is a standard output, and a working directory, without which torch's libraries end the process.
-
-    Raises:
-        PellucidError: The shell closed the one (`>&-`), or somebody removed the other.
-    """
+    """See that there is a standard output and a working directory, without which torch's libraries end the process."""
     if sys.stdout is None:  # pyright: ignore[reportUnnecessaryComparison]
         raise _lost("closed")
     try:
@@ -85,14 +81,7 @@ def require_surroundings() -> None:
 
 
 def require_writable(outputs: Mapping[str, Path | None]) -> None:
-    """Check that output files can be written before the command starts its work.
-
-    Args:
-        outputs: Option -> file; None if nothing was asked for.
-
-    Raises:
-        WeightsError: A folder, a place below a file, one that may not be written, or one place for two files.
-    """
+    """Check that output files (option -> file) can be written, each in its own place, before the work starts."""
     taken: dict[Path, str] = {}
     for option, path in outputs.items():
         if path is None:
@@ -157,11 +146,7 @@ def progress(what: str, *, quiet: bool = False) -> Generator[None, None, None]:
 
 @contextmanager
 def steps(what: str) -> Generator[Callable[[str, float], None], None, None]:
-    """Show on a terminal's stderr how far something is.
-
-    Yields:
-        What is to be called with each step and the share that is behind.
-    """
+    """Show progress on a terminal's stderr; yields what is called with each step and the share that is behind."""
     console = messages()
     bar = Progress(
         SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(),

@@ -10,9 +10,18 @@ from rich.text import Text
 import pellucid as pl
 from pellucid.attribution.direct import By
 from pellucid.cli.shared.layout import Column, Grid
-from pellucid.cli.shared.outputs import require_format, say_written, write_csv, write_figure
 from pellucid.cli.shared.screen import progress, show, show_json
-from pellucid.cli.shared.tables import NextToken, bar, heading, likeliest, number
+from pellucid.cli.shared.tables import (
+    NextToken,
+    bar,
+    heading,
+    likeliest,
+    number,
+    require_format,
+    say_written,
+    write_csv,
+    write_figure,
+)
 from pellucid.cli.shared.texts import position_of, token_of
 from pellucid.cli.verbs import Attribute
 from pellucid.errors import visible

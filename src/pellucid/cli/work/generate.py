@@ -16,8 +16,8 @@ from pellucid.cli.shared.screen import progress, show, show_json, write
 from pellucid.cli.shared.tables import NextToken, most_probable
 from pellucid.cli.verbs import Generate
 from pellucid.errors import InputError, visible
-from pellucid.generate.file_settings import Asked, asked_by
 from pellucid.generate.generation import TextStream
+from pellucid.generate.request import Asked, asked_by
 
 CANDIDATES = 5
 """How many tokens a stage shows."""

@@ -14,9 +14,17 @@ import pellucid as pl
 from pellucid.axes import coordinate
 from pellucid.cli.shared.layout import Column, Grid
 from pellucid.cli.shared.options import parse_ids
-from pellucid.cli.shared.outputs import panels, require_format, say_written, write_csv, write_figure
 from pellucid.cli.shared.screen import progress, show, show_json
-from pellucid.cli.shared.tables import heading, number, spark
+from pellucid.cli.shared.tables import (
+    heading,
+    number,
+    panels,
+    require_format,
+    say_written,
+    spark,
+    write_csv,
+    write_figure,
+)
 from pellucid.cli.shared.texts import read_texts, tokens_of, windows
 from pellucid.cli.verbs import Norms
 from pellucid.corpus.sink import Sink, feed

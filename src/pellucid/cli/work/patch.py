@@ -10,9 +10,8 @@ from rich.text import Text
 
 import pellucid as pl
 from pellucid.cli.shared.layout import Column, Grid
-from pellucid.cli.shared.outputs import require_format, say_written, write_csv, write_figure
 from pellucid.cli.shared.screen import progress, show, show_json
-from pellucid.cli.shared.tables import bar, heading, number
+from pellucid.cli.shared.tables import bar, heading, number, require_format, say_written, write_csv, write_figure
 from pellucid.cli.shared.texts import read_text, token_of, tokens_of
 from pellucid.cli.verbs import Patch
 from pellucid.errors import visible

@@ -101,11 +101,7 @@ class ActivationCache(ResidualStacks):
         torch.set_grad_enabled(mode)
 
     def remove_batch_dim(self) -> ActivationCache:
-        """Take the only row of each value.
-
-        Raises:
-            InputError: There are several rows.
-        """
+        """Take the only row of each value."""
         if self.has_batch_dim:
             rows = {len(value) for value in self.cache_dict.values()}
             if rows - {1}:

@@ -114,11 +114,7 @@ class HookedGeneration(HookedRootModule, StackedWeights):
         self.cfg.use_hook_mlp_in = use_hook_mlp_in
 
     def set_use_attn_in(self, use_attn_in: bool) -> None:
-        """Whether `hook_attn_in` is computed.
-
-        Raises:
-            InputError: Keys have fewer heads than queries.
-        """
+        """Whether `hook_attn_in` is computed; keys need as many heads as queries."""
         if use_attn_in and self.cfg.n_key_value_heads is not None:
             raise InputError(
                 "set_use_attn_in: keys have fewer heads than queries, so no input has one copy for each.",

@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from torch import Tensor, nn
 
-from pellucid.compat.hooked.hook_points import Hook, HookPoint
+from pellucid.compat.hooked.hook_tap import Hook, HookPoint
 from pellucid.compat.hooked.names import Slice
 from pellucid.errors import UnknownNameError, nearest
 
@@ -86,11 +86,7 @@ class HookedRootModule(nn.Module):
         return True
 
     def require_computed(self, name: str) -> None:
-        """Refuse a hook that could never fire.
-
-        Raises:
-            InputError: The value is not computed as the model is set.
-        """
+        """Refuse a hook that could never fire, because the value is not computed as the model is set."""
 
     def remove_all_hook_fns(
         self, direction: str = "both", including_permanent: bool = False, level: int | None = None

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pellucid.compat.hooked.activation_cache import ActivationCache
-from pellucid.compat.hooked.hook_points import HookPoint
+from pellucid.compat.hooked.hook_tap import HookPoint
 from pellucid.compat.hooked.names import get_act_name
 from pellucid.compat.hooked.transformer import HookedTransformer
 from pellucid.errors import InputError

@@ -87,11 +87,7 @@ class HookedTransformerConfig:
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any]) -> Self:
-        """A configuration from a dictionary of its fields.
-
-        Raises:
-            ConfigError: A field that does not exist here.
-        """
+        """A configuration from a dictionary of its fields."""
         known = {field.name for field in fields(cls)}
         unknown = [name for name in config_dict if name not in known]
         if unknown:
@@ -119,11 +115,7 @@ class HookedTransformerConfig:
         return heads + (0 if self.attn_only else self.n_layers * self.d_model * (self.d_mlp or 0) * matrices)
 
     def to_pellucid(self) -> Config:
-        """The configuration of a fresh GPT-2 of these sizes, whose head is a matrix of its own.
-
-        Raises:
-            ConfigError: A model that is not of GPT-2's form, with the fields that say so.
-        """
+        """The configuration of a fresh GPT-2 of these sizes, whose head is a matrix of its own."""
         plain = {
             "attn_only": False, "normalization_type": "LN", "positional_embedding_type": "standard",
             "attention_dir": "causal", "final_rms": False, "gated_mlp": False, "parallel_attn_mlp": False,
@@ -202,11 +194,7 @@ def opened(name: Any, hf_model: Any, device: Any, dtype: Any) -> CkptedTransform
 
 
 def as_ours(given: Any) -> Tokenizer | None:
-    """A tokenizer of ours, or one of transformers' as ours.
-
-    Raises:
-        InputError: Another kind.
-    """
+    """A tokenizer of ours, or one of transformers' as ours."""
     if given is None or isinstance(given, Tokenizer):
         return given
     backend = getattr(given, "backend_tokenizer", None)
@@ -220,11 +208,7 @@ def as_ours(given: Any) -> Tokenizer | None:
 
 
 def refuse(others: Mapping[str, Any]) -> None:
-    """Refuse keywords that would change numbers.
-
-    Raises:
-        InputError: There are any.
-    """
+    """Refuse keywords that would change numbers."""
     for name, value in others.items():
         if value not in (None, False) and not (name in _WITHOUT_EFFECT and value in (True, 1)):
             raise InputError(

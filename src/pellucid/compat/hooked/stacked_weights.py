@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pellucid.check import require_one_of
 from pellucid.compat.hooked.factored import FactoredMatrix, composition_scores
-from pellucid.compat.hooked.hook_points import HookPoint
+from pellucid.compat.hooked.hook_tap import HookPoint
 from pellucid.compat.hooked.tokens import Tokens
 from pellucid.errors import ShapeError
 
@@ -162,11 +162,7 @@ class StackedWeights(Tokens):
         return [f"L{layer}H{head}" for layer in range(self.cfg.n_layers) for head in range(self.cfg.n_heads)]
 
     def all_composition_scores(self, mode: str) -> Tensor:
-        """[L, H, L, H]: how much the later head reads of what the earlier one writes; zero unless it is later.
-
-        Args:
-            mode: "Q", "K" or "V": through which of its inputs (Elhage et al. 2021).
-        """
+        """[L, H, L, H]: how much the later head reads by its "Q", "K" or "V" of what the earlier one writes, or 0."""
         readers = {"Q": self.QK, "K": self.QK.T, "V": self.OV}
         require_one_of("all_composition_scores: mode", mode, readers, code="composition-mode")
         scores = composition_scores(self.OV, readers[mode], broadcast_dims=True)

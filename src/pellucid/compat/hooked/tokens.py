@@ -25,11 +25,7 @@ class Tokens(nn.Module):
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """The model's tokenizer.
-
-        Raises:
-            InputError: It has none.
-        """
+        """The model's tokenizer; an error if it has none."""
         if self.model.tokenizer is None:
             raise InputError(
                 "HookedTransformer: the model has no tokenizer, which a text needs.",
@@ -104,11 +100,7 @@ class Tokens(nn.Module):
         return self._pieces(input, prepend_bos)
 
     def to_single_token(self, string: str) -> int:
-        """The id of a text that is one token.
-
-        Raises:
-            InputError: It is several.
-        """
+        """The id of a text that is one token."""
         return self.tokenizer.token_id(string)
 
     def to_single_str_token(self, int_token: int) -> str:
@@ -123,11 +115,7 @@ class Tokens(nn.Module):
         prepend_bos: bool | None = None,
         padding_side: str | None = None,
     ) -> int:
-        """The first or last position of a token in a text or in ids [P] or [1, P].
-
-        Raises:
-            InputError: It does not occur.
-        """
+        """The first or last position of a token in a text or in ids [P] or [1, P]."""
         ids = self.to_tokens(input, prepend_bos) if isinstance(input, str) else _ids(input, "get_token_position")
         token = self.to_single_token(single_token) if isinstance(single_token, str) else int(single_token)
         places = (_one_row(ids, "get_token_position") == token).nonzero().flatten().tolist()

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from pellucid.compat.hooked.activation_cache import ActivationCache
-from pellucid.compat.hooked.hook_points import HookPoint
-from pellucid.compat.hooked.hook_tap import points_of
+from pellucid.compat.hooked.hook_tap import HookPoint, points_of
 from pellucid.compat.hooked.hooked_generation import HookedGeneration, lm_cross_entropy_loss
 from pellucid.compat.hooked.settings import HookedTransformerConfig, as_ours, described, fresh, opened, refuse
 from pellucid.compat.hooked.stacked_weights import tree
