@@ -5,9 +5,11 @@ Nothing here uses the library: the cases are the questions, `really` is the answ
 
 from __future__ import annotations
 
+import functools
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -253,6 +255,30 @@ def really(model: Any, folder: Path) -> tuple[bool | None, bool | None]:
         except (TypeError, RuntimeError):
             return False, tied  # it does not run as it is, the reloaded one does
         return close(before, again(ids)[0]), tied
+
+
+class Reality(NamedTuple):
+    """What saving and reloading really give."""
+
+    survives: bool | None  # the same outputs; None where saving raises
+    tied: bool | None  # head and embedding afterwards
+    nbytes: int | None  # of the tensors in the file; None where saving raises
+
+
+@functools.cache
+def reality(row: str, **fields: Any) -> Reality:
+    """What really becomes of a model after what the row says; found out once for all tests of a process."""
+    import transformers
+    from safetensors import safe_open
+
+    transformers.logging.set_verbosity(50)
+    with tempfile.TemporaryDirectory() as folder:
+        survives, tied = really(changed(row, **fields), Path(folder))
+        if survives is None:
+            return Reality(None, None, None)
+        with safe_open(Path(folder) / "model.safetensors", framework="pt") as file:
+            tensors = [file.get_tensor(name) for name in file.keys()]  # noqa: SIM118
+        return Reality(survives, tied, sum(tensor.numel() * tensor.element_size() for tensor in tensors))
 
 
 def close(a: torch.Tensor, b: torch.Tensor) -> bool:

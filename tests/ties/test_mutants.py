@@ -1,9 +1,9 @@
-"""A predictor with a mistake in it disagrees with the real thing on at least one row; the right one on none."""
+"""A predictor with a mistake in it disagrees with the real thing on a row of the table."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,21 +19,12 @@ from ties import cases, test_audit, test_checkpoints
 Mutate = Callable[[pytest.MonkeyPatch], None]
 
 
-@pytest.fixture(scope="module")
-def reality(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[bool | None, bool | None]]:
-    pytest.importorskip("transformers").logging.set_verbosity(50)
-    return {row: cases.really(cases.changed(row), tmp_path_factory.mktemp("row")) for row in (*cases.ROWS, *cases.MORE)}
-
-
-def disagreements(reality: dict[str, tuple[bool | None, bool | None]]) -> Iterator[str]:
-    for row, real in reality.items():
-        try:
-            after = audit_ties(cases.changed(row)).after_reload
-            agrees = (after.survives, after.tied_after) == real
-        except Exception:  # a mutant may crash
-            agrees = False
-        if not agrees:
-            yield row
+def is_predicted(row: str, real: tuple[bool | None, bool | None]) -> bool:
+    try:
+        after = audit_ties(cases.changed(row)).after_reload
+        return (after.survives, after.tied_after) == real
+    except Exception:  # a mutant may crash
+        return False
 
 
 def always(survives: bool | None, tied: bool | None) -> Mutate:
@@ -138,26 +129,27 @@ def lists_are_dicts(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(audit, "predict_hf", lenient)
 
 
-MUTANTS: list[Mutate] = [
-    always(True, True), always(True, False), always(False, True), always(False, False), always(None, None),
-    what_memory_says, what_the_configuration_says, code_is_not_compared, classes_instead_of_code,
-    any_sequential_is_a_linear, a_bias_has_no_effect, a_bias_always_has_an_effect, sharing_is_never_refused,
-    declarations_do_not_count, equal_tensors_stay_apart, all_tensors_are_tied, nan_equals_nan,
-    the_cache_instead_of_the_configuration, a_loss_of_a_kind_is_none("dtype"),
-    a_loss_of_a_kind_is_none("random"), lists_are_dicts,
-]  # fmt: skip
-
-
-def test_the_predictor_agrees_with_the_real_thing(reality: dict[str, tuple[bool | None, bool | None]]) -> None:
-    assert not list(disagreements(reality))
+MUTANTS: dict[Mutate, str] = {
+    always(True, True): "new Linear", always(True, False): "nothing", always(False, True): "nothing",
+    always(False, False): "nothing", always(None, None): "nothing", what_memory_says: "equal-valued clone",
+    what_the_configuration_says: "new Linear", code_is_not_compared: "a Linear that computes otherwise",
+    classes_instead_of_code: "an embedding of another class that computes the same",
+    any_sequential_is_a_linear: "Sequential with a Tanh", a_bias_has_no_effect: "Linear with a bias",
+    a_bias_always_has_an_effect: "Linear with a bias of zero",
+    sharing_is_never_refused: "head that wraps the embedding", declarations_do_not_count: "nothing",
+    equal_tensors_stay_apart: "equal-valued clone", all_tensors_are_tied: "new Linear",
+    nan_equals_nan: "an equal clone with NaN",
+    the_cache_instead_of_the_configuration: "tied, config untied", a_loss_of_a_kind_is_none("dtype"): "a wider head",
+    a_loss_of_a_kind_is_none("random"): "tied, config untied", lists_are_dicts: "keys as a list",
+}  # fmt: skip
+"""A mistake, and a row that tells it; without a mistake, `test_every_row` sees all of them predicted."""
 
 
 @pytest.mark.parametrize("mutate", MUTANTS, ids=lambda mutate: mutate.__qualname__)
-def test_a_mistaken_predictor_is_caught(
-    mutate: Mutate, reality: dict[str, tuple[bool | None, bool | None]], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_mistaken_predictor_is_caught(mutate: Mutate, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = cases.reality(MUTANTS[mutate])[:2]
     mutate(monkeypatch)
-    assert any(disagreements(reality))  # the first is enough
+    assert not is_predicted(MUTANTS[mutate], real)
 
 
 def by_object(named: Any) -> list[list[Any]]:

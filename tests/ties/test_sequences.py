@@ -57,9 +57,7 @@ STEPS: dict[str, Callable[[Any], Any]] = {
 }
 
 
-@settings(deadline=None, max_examples=40)
-@given(st.lists(st.sampled_from(sorted(STEPS)), min_size=1, max_size=5), st.booleans())
-def test_any_sequence(steps: list[str], tied: bool) -> None:
+def predicted_as_it_reloads(steps: list[str], tied: bool) -> None:
     pytest.importorskip("transformers").logging.set_verbosity(50)
     torch.manual_seed(3)
     model = cases.small(tie_word_embeddings=tied)
@@ -72,3 +70,19 @@ def test_any_sequence(steps: list[str], tied: bool) -> None:
     after = audit_ties(model).after_reload
     with tempfile.TemporaryDirectory() as folder:
         assert (after.survives, after.tied_after) == cases.really(model, Path(folder))
+
+
+sequences = given(st.lists(st.sampled_from(sorted(STEPS)), min_size=1, max_size=5), st.booleans())
+
+
+@settings(deadline=None, max_examples=12)
+@sequences
+def test_any_sequence(steps: list[str], tied: bool) -> None:
+    predicted_as_it_reloads(steps, tied)
+
+
+@pytest.mark.long
+@settings(deadline=None, max_examples=200)
+@sequences
+def test_many_sequences(steps: list[str], tied: bool) -> None:
+    predicted_as_it_reloads(steps, tied)
