@@ -499,7 +499,7 @@ def test_flipped_bytes_never_crash_or_hang_or_raise_something_foreign(kind: str,
     given = result if kind in ("safetensors", "index", "config") else path
     whole, generator = path.read_bytes(), random.Random(kind)
     errors: list[pl.PellucidError] = []
-    for _ in range(150):
+    for _ in range(60):
         path.write_bytes(flip(whole, generator))
         try:
             with torch.no_grad(), warnings.catch_warnings():
@@ -509,7 +509,7 @@ def test_flipped_bytes_never_crash_or_hang_or_raise_something_foreign(kind: str,
         except pl.PellucidError as error:
             errors.append(error)
     assert all(error.code and error.remedy for error in errors)
-    assert len(errors) > 10, "damage was noticed at least where it broke the structure"
+    assert len(errors) > 5, "damage was noticed at least where it broke the structure"
 
 
 def test_config_written_by_hand_is_read(tmp_path: Path) -> None:

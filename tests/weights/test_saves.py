@@ -75,24 +75,25 @@ def by_transformers(number: int) -> Saver:
 @pytest.mark.parametrize("old", [ONE.save_pretrained, by_transformers(1)])
 @pytest.mark.parametrize("reads", [True, False])
 def test_a_kill_at_every_step_leaves_one_model_or_says_so(old: Saver, reads: bool, tmp_path: Path):
-    new, seen = model(2, reads=reads), []
-    old(tmp_path)
-    (tmp_path / "notes.txt").write_text("mine")
-    for _ in at_every_step(lambda: new.save_pretrained(tmp_path), CHANGES):
-        seen.append(number_or_error(tmp_path))
+    new, seen, folder = model(2, reads=reads), [], tmp_path / "model"
+    old(tmp_path / "old")
+    shutil.copytree(tmp_path / "old", folder)
+    (folder / "notes.txt").write_text("mine")
+    for _ in at_every_step(lambda: new.save_pretrained(folder), CHANGES):
+        seen.append(number_or_error(folder))
         if seen[-1] is None:
-            new.save_pretrained(tmp_path)
-            assert number_in(tmp_path) == 2, "the remedy: save again"
+            new.save_pretrained(folder)
+            assert number_in(folder) == 2, "the remedy: save again"
         if seen[-1] != 1:
-            for name in {*names(tmp_path)} - {"notes.txt"}:
-                (tmp_path / name).unlink()
-            old(tmp_path)
+            for name in {*names(folder)} - {"notes.txt"}:
+                (folder / name).unlink()
+            shutil.copytree(tmp_path / "old", folder, dirs_exist_ok=True)
     assert set(seen) == {1, 2, None}
-    assert number_in(tmp_path) == 2
+    assert number_in(folder) == 2
     kept = {"config.json", "model.safetensors", "notes.txt"} | (
         {"tokenizer.json", "tokenizer_config.json"} if reads else set()
     )
-    assert kept <= set(names(tmp_path)) <= kept | {"generation_config.json"}
+    assert kept <= set(names(folder)) <= kept | {"generation_config.json"}
 
 
 @pytest.mark.remedy("saves-mixed")
@@ -212,17 +213,20 @@ def test_save_hf_is_killed_at_every_step(shards: str | None, tmp_path: Path, mon
     if shards:
         plain = GPT2LMHeadModel.save_pretrained
         monkeypatch.setattr(GPT2LMHeadModel, "save_pretrained", lambda self, at: plain(self, at, max_shard_size=shards))
-    pl.save_hf(new, tmp_path)
-    seen = [number_or_error(tmp_path)]
-    pl.save_hf(old, tmp_path)
-    for step in at_every_step(lambda: pl.save_hf(new, tmp_path), ((os, "replace"),)):
-        seen.append(number_or_error(tmp_path))
+    folder = tmp_path / "model"
+    pl.save_hf(new, folder)
+    seen = [number_or_error(folder)]
+    pl.save_hf(old, folder)
+    shutil.copytree(folder, tmp_path / "old")
+    for step in at_every_step(lambda: pl.save_hf(new, folder), ((os, "replace"),)):
+        seen.append(number_or_error(folder))
         if seen[-1] != 1:
             assert step > 1
-            pl.save_hf(old, tmp_path)
+            shutil.rmtree(folder)
+            shutil.copytree(tmp_path / "old", folder)
     assert seen[0] == 2
     assert set(seen) == {1, 2, None}
-    assert not list(tmp_path.glob(".pellucid*"))
+    assert not list(folder.glob(".pellucid*"))
 
 
 @pytest.mark.parametrize("size", [300, 3000])
