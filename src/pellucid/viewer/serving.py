@@ -8,30 +8,25 @@ this launch, which only the page knows; both are checked before a body is read. 
 from __future__ import annotations
 
 import asyncio
-import base64
 import errno
 import hmac
-import importlib.util
 import json
 import secrets
 import socket
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable, MutableMapping
+from collections.abc import Callable, MutableMapping
 from typing import Any
 
-from pellucid._version import __version__
 from pellucid.check import require_whole
 from pellucid.dialects import named_arguments
-from pellucid.errors import InputError, PellucidError
+from pellucid.errors import InputError
 from pellucid.extras import need
 from pellucid.run.model import CkptedTransformer
 from pellucid.sae.autoencoder import SparseAutoencoder
 from pellucid.text.batch import Inputs
-from pellucid.viewer import answers, document
-from pellucid.viewer.container import Trace
-from pellucid.viewer.tabs import FIELDS, MOST_SESSIONS, Session, Tabs, misread, refuse_unknown
-from pellucid.viewer.traces import traced
+from pellucid.viewer.routes import LARGEST_REQUEST, Routes
+from pellucid.viewer.tabs import Tabs
 
 TEXT = "Lily and Tom went to the park. Tom gave a ball to"
 """What is shown first, if nothing else was asked for."""
@@ -42,9 +37,6 @@ PORT = 8600
 _TRIED = 20
 _USUAL = 80
 """The port that browsers leave out of a host's name."""
-
-LARGEST_REQUEST = 1 << 18
-"""Bytes of a request."""
 
 _POLICY = (
     "default-src 'none'; script-src 'self'; connect-src 'self'; img-src data: blob:; base-uri 'none'; "
@@ -78,7 +70,7 @@ class Server:
         self.port = int(sockets[0].getsockname()[1])
         self.url = f"http://127.0.0.1:{self.port}/"
         self._tabs, self._token = tabs, secrets.token_urlsafe(32)
-        app = _guarded(_application(tabs, self._token), self._token, self.port)
+        app = _guarded(Routes(tabs, self._token).application(), self._token, self.port)
         config = uvicorn.Config(
             app, log_config=None, log_level="error", access_log=False, lifespan="off", server_header=False, ws="none",
             timeout_graceful_shutdown=1,
@@ -228,117 +220,3 @@ def _refusal(method: str, headers: dict[str, str], hosts: set[str], token: str) 
     if int(length) > LARGEST_REQUEST:
         return 413, "size", f"The request is larger than {LARGEST_REQUEST} bytes."
     return None
-
-
-_UNUSABLE = (TypeError, ValueError, OverflowError, IndexError, RuntimeError)
-"""What Python and torch say of numbers that are too large, or of another kind."""
-
-
-def _unusable(problem: BaseException) -> InputError:
-    return misread("the request", str(problem), "fields of the right kind and size")
-
-
-def _application(tabs: Tabs, token: str) -> Any:
-    """The routes."""
-    responses, routing = need("starlette.responses", "serve"), need("starlette.routing", "serve")
-    concurrency = need("starlette.concurrency", "serve")
-    first = traced(tabs.first, None, answers.SERVED, tabs.sae)
-    as_bytes, binary = responses.Response, "application/octet-stream"
-
-    def said(fault: PellucidError, status: int = 400) -> Any:
-        content = {"code": fault.code, "message": fault.message, "remedy": fault.remedy}
-        return responses.JSONResponse({"error": content}, status)
-
-    async def asked(request: Any, name: str) -> tuple[Session, dict[str, Any]]:
-        try:
-            body = json.loads(await request.body())
-        except (ValueError, RecursionError) as problem:
-            raise misread("the request", "no JSON", "a JSON object") from problem
-        if not isinstance(body, dict):
-            raise misread("the request", body, "a JSON object")
-        refuse_unknown(name, body, FIELDS[name])
-        return tabs.session(request.headers.get("x-pellucid-session", "")[:64]), body
-
-    def work(name: str, session: Session, body: dict[str, Any]) -> Any:
-        if name == "cancel":
-            return answers.cancel(tabs, session, body)
-        with tabs.lock:
-            try:
-                return answers.POSTS[name](tabs, session, body)
-            except _UNUSABLE as problem:
-                raise _unusable(problem) from problem
-
-    async def post(request: Any) -> Any:
-        name = request.path_params["name"]
-        if name not in answers.POSTS:
-            return responses.JSONResponse({"error": {"code": "path", "message": f"no /api/{name}", "remedy": ""}}, 404)
-        try:
-            session, body = await asked(request, name)
-            found = await concurrency.run_in_threadpool(work, name, session, body)
-        except PellucidError as fault:
-            return said(fault)
-        return (
-            as_bytes(found.to_bytes(), media_type=binary) if isinstance(found, Trace) else responses.JSONResponse(found)
-        )
-
-    async def generate(request: Any) -> Any:
-        try:
-            session, body = await asked(request, "generate")
-            tokens = await concurrency.run_in_threadpool(answers.tokens, tabs, session, body)
-        except PellucidError as fault:
-            return said(fault)
-        except _UNUSABLE as problem:
-            return said(_unusable(problem))
-
-        def following() -> Any:
-            with tabs.lock:
-                return next(tokens, None)
-
-        async def events() -> AsyncGenerator[str]:
-            cancelled = session.cancelled
-            try:
-                while not cancelled.is_set():
-                    token = await concurrency.run_in_threadpool(following)
-                    if token is None:
-                        break
-                    yield f"event: token\ndata: {json.dumps(answers.told(tabs.model, token))}\n\n"
-                yield f"event: done\ndata: {json.dumps({'cancelled': cancelled.is_set()})}\n\n"
-            except (PellucidError, *_UNUSABLE) as problem:
-                fault = problem if isinstance(problem, PellucidError) else _unusable(problem)
-                content = {"code": fault.code, "message": fault.message, "remedy": fault.remedy}
-                yield f"event: error\ndata: {json.dumps(content)}\n\n"
-
-        return responses.StreamingResponse(events(), media_type="text/event-stream")
-
-    async def page(_: Any) -> Any:
-        return responses.HTMLResponse(document.served(token, first))
-
-    async def script(_: Any) -> Any:
-        return as_bytes(document.script(), media_type="text/javascript")
-
-    async def info(_: Any) -> Any:
-        model = first.header["model"]
-        limits = {"tokens": model["sizes"].get("n_ctx"), "request": LARGEST_REQUEST, "sessions": MOST_SESSIONS}
-        has = importlib.util.find_spec("sklearn") is not None
-        return responses.JSONResponse({"model": model, "pellucid": __version__, "limits": limits, "tsne": has})
-
-    async def examples(_: Any) -> Any:
-        return responses.JSONResponse([{k: v for k, v in one.items() if k != "trace"} for one in document.examples()])
-
-    async def example(request: Any) -> Any:
-        content = next((o["trace"] for o in document.examples() if o["id"] == request.path_params["name"]), None)
-        if content is None:
-            return responses.JSONResponse({"error": {"code": "path", "message": "no such example", "remedy": ""}}, 404)
-        return as_bytes(base64.b64decode(content), media_type=binary)
-
-    async def readings(_: Any) -> Any:
-        return as_bytes(document.readings() or "[]", media_type="application/json")
-
-    route = routing.Route
-    return need("starlette.applications", "serve").Starlette(
-        routes=[
-            route("/", page), route("/viewer.js", script), route("/api/info", info), route("/api/examples", examples),
-            route("/api/examples/{name}", example), route("/api/readings", readings),
-            route("/api/generate", generate, methods=["POST"]), route("/api/{name}", post, methods=["POST"]),
-        ]
-    )  # fmt: skip

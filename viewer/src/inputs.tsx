@@ -1,0 +1,35 @@
+// What the screens' controls share: a choice from a list, and a box to tick.
+
+import type { Signal } from "@preact/signals";
+
+type ChoiceProps = {
+  label: string;
+  at: Signal<any>;
+  /** What can be chosen: values, or value -> what is read. */
+  of: readonly (string | number)[] | Record<string, string>;
+  /** What is chosen now, where that is not what the signal says. */
+  value?: string | number;
+};
+
+export function Choice({ label, at, of, value = at.value }: ChoiceProps) {
+  const entries = Array.isArray(of) ? of.map((one) => [one, one]) : Object.entries(of);
+  return (
+    <label>
+      {label}
+      <select value={value} onChange={({ currentTarget }) => (at.value = typeof at.value === "number" ? Number(currentTarget.value) : currentTarget.value)}>
+        {entries.map(([id, name]) => (
+          <option value={id}>{name}</option>
+        ))}
+      </select>
+    </label>
+  );
+}
+
+export function Tick({ label, at, title }: { label: string; at: Signal<boolean>; title?: string }) {
+  return (
+    <label title={title}>
+      <input type="checkbox" checked={at.value} onChange={(event) => (at.value = event.currentTarget.checked)} /> {label}
+    </label>
+  );
+}
+
