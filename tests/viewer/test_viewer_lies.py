@@ -1,9 +1,8 @@
-"""Pages whose traces lie: each is refused in a sentence, or shown on every screen; never an error, never a frozen tab."""
+"""Pages whose traces lie: each is refused in a sentence, or shown on every screen, without an error or a frozen tab."""
 
 from __future__ import annotations
 
 import base64
-import json
 import time
 import zlib
 from collections.abc import Callable
@@ -12,6 +11,8 @@ from typing import Any
 import pytest
 from watched_page import Watched
 from written_traces import packed, unpacked, written
+
+from pellucid.viewer.container import ALWAYS
 
 Open = Callable[..., Watched]
 Header = dict[str, Any]
@@ -71,6 +72,7 @@ def point(**fields: Any) -> str:
     return said_of(lambda header: header["schema"]["points"][4].update(fields))
 
 
+MAY_BE_MISSING = [name for name in unpacked(written())[0]["blocks"] if name not in ALWAYS | {"attention.pattern"}]
 GOOD = base64.b64encode(written()).decode()
 DAMAGED = "damaged or cut off"
 LIES: dict[str, tuple[str, str]] = {
@@ -91,7 +93,7 @@ LIES: dict[str, tuple[str, str]] = {
     "no tokens": (said_of(lambda h: {**h, "tokens": []}), "0 tokens"),
     "tokens that are none": (said_of(lambda h: {**h, "tokens": None}), "header.tokens is null, expected a list"),
     "a token that is text": (said_of(lambda h: {**h, "tokens": ["<b>"] * 9}), 'tokens.0 is "<b>", expected an object'),
-    "a token too many": (said_of(lambda h: h["tokens"].append({"id": 1, "text": "a"})), "expected [2,2,55]"),
+    "a token too many": (said_of(lambda h: h["tokens"].append({"id": 1, "text": "a"})), "expected [5,2,10]"),
     "a target beyond the text": (said_of(lambda h: h["target"].update(pos=9)), "its target is at 9"),
     "layers as text": (said_of(lambda h: h["model"]["sizes"].update(layer="2")), 'layer is "2", expected a number'),
     "a negative number of layers": (said_of(lambda h: h["model"]["sizes"].update(layer=-1)), "is -1"),
@@ -122,9 +124,9 @@ LIES: dict[str, tuple[str, str]] = {
     "a code of floats": (block("norms", code={"kind": "sqrt"}), "unknown code"),
     "no names": (block("norms", of=None), "norms.of is null, expected a list"),
     "too few names": (block("norms", of=["resid_pre"]), "is [5,2,9], expected [1,2,9]"),
-    "names that are numbers": (block("attribution.components", of=[1] * 12), "of.0 is 1, expected a text"),
+    "numbers for names": (block("attribution.components", of=[1] * 11), "of.0 is 1, expected a text"),
     "other names": (block("norms", of=["a", "b", "c", "d", "e"]), ""),
-    "components of layers that are not there": (block("attribution.components", of=["blocks.99.attn[7]"] * 12), ""),
+    "components of no layer": (block("attribution.components", of=["blocks.9.mlp"] * 11), "names blocks.9.mlp, but"),
     "histograms without counts outside": (block("distributions.counts", clipped=[]), "[], expected [5,5]"),
     "no shares of variance": (block("embeddings.pca", of_variance=[[0.5]] * 4), "is [1,1,1,1], expected [3,3,3,3]"),
     "a point of another length": (point(shape=[1, 10**9, 16]), "the shape of blocks.0.ln1.ckpt_normalized"),
@@ -132,6 +134,7 @@ LIES: dict[str, tuple[str, str]] = {
     "a point that every object has": (point(short="constructor", equation="\\frac{{{" * 9), ""),
     "numbers of the atlas in another shape": (block("atlas.ckpt_embed", shape=[16, 9]), "is [16,9], expected [9,16]"),
     "a scale that is none": (said_of(lambda h: h.update(attention={"scale": ["x"]})), ""),
+    "nothing that may be missing": (without(*MAY_BE_MISSING), ""),
     "no number at all": (said_of(lambda _: None, lambda data: b"\xff" * len(data)), ""),
     "infinity everywhere": (said_of(lambda _: None, lambda data: b"\x00\x00\x80\x7f" * (len(data) // 4)), ""),
     "zero everywhere": (said_of(lambda _: None, lambda data: bytes(len(data))), ""),
@@ -149,18 +152,15 @@ def test_a_trace_that_lies_is_told_or_shown_and_never_breaks_the_page(opened: Op
     watched = opened()
     pages = {name: ({"pellucid-trace": text}, expected) for name, (text, expected) in LIES.items()}
     pages |= {name: ({"pellucid-trace": GOOD, **more}, expected) for name, (more, expected) in OTHERS.items()}
+    wrong: dict[str, Any] = {}
     for name, (held, expected) in pages.items():
         begun = time.monotonic()
         said = watched.page.evaluate(_SHOWN, held)
-        assert time.monotonic() - begun < 20, name
-        assert watched.faults == [], name
-        if expected:
-            assert len(said) == 1, (name, said)
-            assert said[0].startswith("This page cannot be shown: "), name
-            assert expected in said[0], (name, said)
-            assert len(said[0]) < 400, name
-        else:
-            assert said == [], name
+        told = [s for s in said if s.startswith("This page cannot be shown: ") and expected in s and len(s) < 400]
+        if len(told) != bool(expected) or told != said or watched.faults or time.monotonic() - begun > 30:
+            wrong[name] = said, [*watched.faults], time.monotonic() - begun
+        watched.faults.clear()
+    assert wrong == {}
 
 
 @pytest.mark.long

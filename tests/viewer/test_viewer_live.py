@@ -216,9 +216,14 @@ def test_two_models_are_compared_and_the_lines_compare_them_again(
     expected = [[row[0], "yes" if row[1] else "no", *row[2:]] for row in rows]
     assert [list(row) for row in zip(*(found[key] for key in keys), strict=True)] == expected
     watched.canvas(title).focus()
-    for key in ["ArrowDown"] * 4 + ["ArrowRight"] * 3:
-        watched.page.keyboard.press(key)
+    watched.page.keyboard.press("ArrowDown")  # the cursor begins where they first differ
     assert watched.said().startswith("blocks.2.attn.ckpt_q: differs by 0.")
+    for key in ("PageUp", "Home", "ArrowRight"):
+        watched.page.keyboard.press(key)
+    assert watched.said() == "ckpt_pos_embed: equal to the bit"
+    for key in ("ArrowRight", "ArrowDown"):  # nothing follows in its line; below it is the nearest
+        watched.page.keyboard.press(key)
+    assert watched.said() == "blocks.0.resid_pre: equal to the bit"
     words = shlex.split(command_of(watched, title))
     code, report = ran(words, capsys)
     assert (code, report["verdict"]) == (1, "different")

@@ -73,11 +73,7 @@ class Watched:
     def show(self, screen: str) -> None:
         """Go to a screen, and wait until it is drawn."""
         selected = f"document.querySelector('#pellucid-tab-{screen}[aria-selected=true]') !== null"
-        for _ in range(10):  # within 120 ms of a change the page may still write the address of what was shown before
-            self.run(f"location.hash = '#{screen}'")
-            self.page.wait_for_timeout(20)
-            if self.run(selected):
-                break
+        self.run(f"location.hash = '#{screen}'")
         self.wait(selected)
         self.drawn()
 

@@ -237,15 +237,20 @@ def page_of(
     )
 
 
-def numbers(trace: bytes) -> dict[str, np.ndarray]:
-    """The blocks of a deflated trace as they are stored."""
+def unpacked(trace: bytes) -> tuple[dict[str, Any], bytes]:
+    """The header of a deflated trace, and its data."""
     raw = zlib.decompress(trace)
     size = int.from_bytes(raw[:4], "little")
-    start = -(-(4 + size) // 8) * 8
+    return json.loads(raw[4 : 4 + size]), raw[-(-(4 + size) // 8) * 8 :]
+
+
+def numbers(trace: bytes) -> dict[str, np.ndarray]:
+    """The blocks of a deflated trace as they are stored."""
+    header, data = unpacked(trace)
     kinds = {code: np.dtype(name) for name, code in TYPES.items()}
     out: dict[str, np.ndarray] = {}
-    for name, entry in json.loads(raw[4 : 4 + size])["blocks"].items():
+    for name, entry in header["blocks"].items():
         count = int(np.prod(entry["shape"]))
-        flat = np.frombuffer(raw, kinds[entry["dtype"]], count, start + entry["offset"])
+        flat = np.frombuffer(data, kinds[entry["dtype"]], count, entry["offset"])
         out[name] = flat.reshape(entry["shape"])
     return out

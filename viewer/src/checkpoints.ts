@@ -35,8 +35,8 @@ const TOLD: Record<string, Told> = {
 
 /** What is told of a checkpoint; the schema's own words if nothing more is known. */
 export function told(point: Point): Told {
-  const known = TOLD[point.short] ?? TOLD[point.name];
-  if (known) return known;
+  const known = [point.short, point.name].find((name) => Object.hasOwn(TOLD, name));
+  if (known) return TOLD[known];
   const label = point.short.split(".").at(-1)!.replace(/^ckpt_/, "");
   return { label, tex: `\\text{${point.equation.replace(/[{}\\]/g, "")}}`, line: point.meaning, reading: "" };
 }

@@ -91,7 +91,7 @@ export type Scale = {
 function scale(low: number, high: number, diverging: boolean, dark: boolean): Scale {
   const colors = table(diverging ? "diverging" : "sequential", dark);
   const span = high - low || 1;
-  const place = (value: number) => Math.max(0, Math.min(255, Math.round((255 * (value - low)) / span)));
+  const place = (value: number) => Math.max(0, Math.min(255, Math.round((255 * (value - low)) / span) || 0));
   const color = (value: number) => {
     const at = 3 * place(value);
     return `rgb(${colors[at]},${colors[at + 1]},${colors[at + 2]})`;

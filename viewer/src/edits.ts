@@ -5,7 +5,7 @@ import { neuronOf } from "./screens/neurons";
 import type { ServerError } from "./source";
 import type { App } from "./state";
 import { pythonText, quoted } from "./text";
-import { fromBase64, inflate, parseTrace, type Trace } from "./trace";
+import { traceFrom, type Trace } from "./trace";
 
 export type How = "zero" | "mean" | "patch";
 export type What = "head" | "neuron" | "block" | "position" | "checkpoint";
@@ -108,7 +108,7 @@ async function runEdits(app: App): Promise<void> {
         return app.change(null);
       }
       const answer = await server.json<{ trace: string; effects: Effects }>("/api/edit", { edits: edits.flatMap((edit, group) => requests(edit).map((one) => ({ ...one, group }))), target: base.header.target.id, control: true });
-      const edited = parseTrace(await inflate(fromBase64(answer.trace)));
+      const edited = await traceFrom(answer.trace);
       edited.header.calls.values = valuesOf(base, edits);
       edited.header.calls.shell = null;
       ran.effects.value = { ...answer.effects, edits };

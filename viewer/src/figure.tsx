@@ -5,6 +5,7 @@ import { computed, signal, useComputed, useSignal, useSignalEffect } from "@prea
 import type { ComponentChildren } from "preact";
 import { useEffect, useId, useLayoutEffect, useMemo, useRef } from "preact/hooks";
 import { DARK, LIGHT, type Palette } from "./colors";
+import { upTo } from "./lists";
 import { type App, useApp } from "./state";
 import { CanvasSurface, type Surface } from "./surface";
 import { copy, csvOf, download, pdfOf, pngOf, svgOf, tableOfBoth, type Cell, type Sheet, type Table } from "./take";
@@ -32,6 +33,8 @@ export type Grid = {
 export type Drawing = {
   width: number;
   height: number;
+  /** Pixels at the left, with the names of rows or an axis, that stay in view where the figure scrolls. */
+  stays?: number;
   draw(surface: Surface): void;
   /** What changes with the pointer; drawn above, so that hovering costs little. */
   over?(surface: Surface): void;
@@ -94,6 +97,7 @@ export function Figure(props: FigureProps) {
   const given = useMemo(() => signal(props), []);
   const asTable = useSignal(false);
   const cursor = useSignal<[number, number] | null>(null);
+  const scrolled = useSignal(0);
   const readout = useSignal("");
   useLayoutEffect(() => {
     given.value = props;
@@ -138,18 +142,39 @@ export function Figure(props: FigureProps) {
   useSignalEffect(() => {
     const now = drawing.value;
     if (!now || asTable.value) return;
+    const palette = palettes(app);
     draw(top.current, now, (surface) => {
       now.over?.(surface);
       const at = cursor.value;
       if (!at || !now.grid || at[0] >= now.grid.rows || at[1] >= now.grid.columns) return;
       const [x, y, w, h] = now.grid.box(...at);
-      const palette = palettes(app);
       surface.rect(x - 1, y - 1, w + 2, h + 2, { stroke: palette.panel, width: 4, radius: 2 });
       surface.rect(x - 1, y - 1, w + 2, h + 2, { stroke: palette.accent, width: 2, radius: 2 });
     });
+    if (!now.stays || !scrolled.value) return;
+    const context = top.current!.getContext("2d")!;
+    const strip: [number, number, number, number] = [0, 0, now.stays * (top.current!.width / now.width), top.current!.height];
+    for (const canvas of [base.current!, top.current!]) {
+      if (canvas === base.current) new CanvasSurface(context).rect(scrolled.value, 0, now.stays, now.height, { fill: palette.panel });
+      context.drawImage(canvas, ...strip, scrolled.value, 0, now.stays, now.height);
+    }
   });
+  useSignalEffect(() => {
+    // What is chosen comes into view where the figure is wider than the screen.
+    const grid = drawing.value?.grid;
+    if (grid?.start && grid.rows && grid.columns) reveal(grid.box(...grid.start()));
+  });
+  const reveal = ([x, , w]: number[]) => {
+    const scroller = frame.current!;
+    const left = drawing.peek()?.stays ?? 0;
+    if (x < scroller.scrollLeft + left || x + w > scroller.scrollLeft + scroller.clientWidth) scroller.scrollLeft = x - (scroller.clientWidth + left) / 2;
+  };
 
-  const place = (event: { offsetX: number; offsetY: number }) => drawing.value?.grid?.find(event.offsetX, event.offsetY) ?? null;
+  const place = ({ offsetX, offsetY }: { offsetX: number; offsetY: number }) => {
+    const now = drawing.value;
+    const found = scrolled.value && offsetX < scrolled.value + (now?.stays ?? 0) ? null : now?.grid?.find(offsetX, offsetY);
+    return found && now!.grid!.has?.(...found) !== false ? found : null;
+  };
   const dragging = useRef<[number, number] | null>(null);
   const moved = useRef(false);
 
@@ -201,9 +226,9 @@ export function Figure(props: FigureProps) {
     grid.hover?.([row, column]);
     readout.value = grid.read(row, column);
     app.said.value = readout.value;
-    const [x, y, w, h] = drawing.value!.grid!.box(row, column);
-    const scroller = frame.current!;
-    if (x < scroller.scrollLeft || x + w > scroller.scrollLeft + scroller.clientWidth) scroller.scrollLeft = x - scroller.clientWidth / 2;
+    const box = drawing.value!.grid!.box(row, column);
+    const [, y, , h] = box;
+    reveal(box);
     const edge = base.current!.getBoundingClientRect().top;
     if (edge + y < 0 || edge + y + h > innerHeight) scrollBy({ top: edge + y - innerHeight / 2 });
   };
@@ -229,12 +254,11 @@ export function Figure(props: FigureProps) {
       event.preventDefault();
       if (!cursor.value) return go(...at);
       const within = (value: number, size: number) => Math.max(0, Math.min(size - 1, value));
-      const next: [number, number] = [within(at[0] + by[event.key][0], grid.rows), within(at[1] + by[event.key][1], grid.columns)];
-      if (grid.has?.(...next) === false) {
-        if (event.key !== "End") return;
-        while (next[1] > 0 && !grid.has(...next)) next[1]--;
-      }
-      go(...next);
+      const [down, across] = by[event.key];
+      const [row, column] = [within(at[0] + down, grid.rows), within(at[1] + across, grid.columns)];
+      // Where no cell is, the nearest one of that row, and to the side only one that lies farther on.
+      const there = upTo(grid.columns).filter((one) => grid.has?.(row, one) !== false && (!across || (one - at[1]) * across > 0));
+      if (there.length) go(row, there.reduce((best, one) => (Math.abs(one - column) < Math.abs(best - column) ? one : best)));
     } else if ((event.key === "Enter" || event.key === " ") && cursor.value) {
       event.preventDefault();
       grid.choose?.(...at);
@@ -281,7 +305,7 @@ export function Figure(props: FigureProps) {
       {props.caption && <p class="caption">{props.caption}</p>}
       {app.pair.value && !props.ofBoth && drawing.value && !drawing.value.differ && <p class="caption">Drawn of the edited run; the table has base, edited and difference.</p>}
       {props.controls && <div class="controls">{props.controls}</div>}
-      <div class={asTable.value ? "figure-frame hidden" : "figure-frame"} ref={frame}>
+      <div class={asTable.value ? "figure-frame hidden" : "figure-frame"} ref={frame} onScroll={() => (scrolled.value = frame.current!.scrollLeft)}>
         <div class="stack">
           <canvas
             ref={base}
@@ -352,9 +376,6 @@ function TakeAway(props: TakeProps) {
   const table = () => tableOf(app, props);
   const box = useRef<HTMLDetailsElement>(null);
   const file = `pellucid-${name}`;
-  const copied = async (what: string, text: string) => {
-    app.notice.value = (await copy(text)) ? `${what} copied.` : `This frame does not allow copying. Copy it from here: ${text}`;
-  };
   const header = () => app.trace.value.header;
   const json = () => {
     const { model, versions, text, made } = header();
@@ -384,9 +405,9 @@ function TakeAway(props: TakeProps) {
   ];
   const command = app.pair.value && !props.ofBoth ? null : shell ? shell() : header().calls.shell;
   const lines = code();
-  if (lines) items.push(["Copy as Python", "", () => copied("Python", lines)]);
-  if (command) items.push(["Copy as command line", "", () => copied("Command", command)]);
-  if (app.canLink) items.push(["Copy link", "to this very state", () => copied("Link", location.href.replace(/#.*$/, "") + app.hash())]);
+  if (lines) items.push(["Copy as Python", "", () => copy(app, "Python", lines)]);
+  if (command) items.push(["Copy as command line", "", () => copy(app, "Command", command)]);
+  if (app.linked) items.push(["Copy link", "to this very state", () => copy(app, "Link", location.href.replace(/#.*$/, "") + app.hash())]);
   const close = () => {
     if (box.current) box.current.open = false;
   };

@@ -1,8 +1,10 @@
 // What the lens follows: a token's rank and probability through the layers, and the parts of its logit at a cell.
 
 import { asked } from "./asked";
+import { Choice } from "./inputs";
 import { useApp, useParam, type App } from "./state";
 import { pythonText, quoted, visible } from "./text";
+import { each } from "./lists";
 
 /** The name of a row of the lens. */
 export const rowName = (row: number): string => (row ? `after ${row - 1}` : "embeddings");
@@ -33,7 +35,7 @@ export function pathOf(app: App): Path {
   const trace = app.trace.value;
   const pos = app.atQuery.value;
   const { piece, id, by } = followed(app);
-  const rows = Array.from({ length: trace.layers + 1 }, (_, row) => row);
+  const rows = each(trace.layers + 1, (row) => row);
   const name = quoted(piece);
   if (by !== "token") {
     const [ranks, logprobs] = by === "next" ? ["lens.next_rank", "lens.next_logprob"] : ["lens.rank", "lens.target_logprob"];
@@ -43,7 +45,7 @@ export function pathOf(app: App): Path {
   const answer = asked<LensAnswer>(app, `lens ${JSON.stringify(token)}`, "Asking the lens", (server, about) => server.json("/api/lens", { token, ...about }));
   if (answer) return { name, ranks: rows.map((row) => answer.rank[row][pos] + 1), logprobs: rows.map((row) => answer.logprob[row][pos]) };
   const [ids, logprobs] = [trace.need("lens.ids"), trace.need("lens.logprobs")];
-  const listed = rows.map((row) => Array.from({ length: ids.shape[2] }, (_, i) => ids.at(row, pos, i)).indexOf(id ?? -1));
+  const listed = rows.map((row) => each(ids.shape[2], (i) => ids.at(row, pos, i)).indexOf(id ?? -1));
   return { name, ranks: listed.map((at) => (at < 0 ? NaN : at + 1)), logprobs: listed.map((at, row) => (at < 0 ? NaN : logprobs.at(row, pos, at))) };
 }
 
@@ -55,18 +57,11 @@ export function Follow() {
   const trace = app.trace.value;
   const ids = trace.need("lens.ids");
   const pos = app.atQuery.value;
-  const listed = [...new Set(Array.from({ length: ids.shape[0] * ids.shape[2] }, (_, i) => ids.at(Math.floor(i / ids.shape[2]), pos, i % ids.shape[2])))];
+  const listed = [...new Set(each(ids.shape[0] * ids.shape[2], (i) => ids.at(Math.floor(i / ids.shape[2]), pos, i % ids.shape[2])))];
   if (app.token.value >= 0 && !listed.includes(app.token.value)) listed.push(app.token.value);
   return (
     <>
-      <label>
-        Follow
-        <select value={which.value} onChange={(event) => (which.value = event.currentTarget.value)}>
-          <option value="target">{`the followed token ${quoted(trace.header.target.text)}`}</option>
-          <option value="next">the text’s own next token</option>
-          <option value="token">another token</option>
-        </select>
-      </label>
+      <Choice label="Follow" at={which} of={{ target: `the followed token ${quoted(trace.header.target.text)}`, next: "the text’s own next token", token: "another token" }} />
       {which.value === "token" && (
         <label>
           Token
@@ -110,7 +105,7 @@ export function partsAt(app: App): Parts {
   const layer = Math.max(0, row - 1);
   const last = trace.layers - 1;
   const block = trace.block("attribution.components");
-  const own = block && { of: block.entry.of!, values: Array.from({ length: block.size }, (_, i) => block.value(i)), layer: last, pos: target.pos };
+  const own = block && { of: block.entry.of!, values: each(block.size, (i) => block.value(i)), layer: last, pos: target.pos };
   if (own && (!app.server || (id === target.id && layer === last && pos === target.pos))) return own;
   const token = id ?? piece;
   const answer = asked<LensAnswer>(app, `parts ${JSON.stringify(token)} ${layer} ${pos}`, "Asking for the parts", (server, about) => server.json("/api/lens", { token, layer, pos, ...about }));

@@ -5,20 +5,20 @@ import type { Signal } from "@preact/signals";
 type ChoiceProps = {
   label: string;
   at: Signal<any>;
-  /** What can be chosen: values, or value -> what is read. */
-  of: readonly (string | number)[] | Record<string, string>;
+  /** What can be chosen: values, or value -> what is read, or what has a name. */
+  of: readonly (string | number)[] | Record<string, string | { name: string }>;
   /** What is chosen now, where that is not what the signal says. */
   value?: string | number;
 };
 
 export function Choice({ label, at, of, value = at.value }: ChoiceProps) {
-  const entries = Array.isArray(of) ? of.map((one) => [one, one]) : Object.entries(of);
+  const entries: any[] = Array.isArray(of) ? of.map((one) => [one, one]) : Object.entries(of);
   return (
     <label>
       {label}
       <select value={value} onChange={({ currentTarget }) => (at.value = typeof at.value === "number" ? Number(currentTarget.value) : currentTarget.value)}>
         {entries.map(([id, name]) => (
-          <option value={id}>{name}</option>
+          <option value={id}>{name.name ?? name}</option>
         ))}
       </select>
     </label>

@@ -1,6 +1,6 @@
 // The page: it finds its data, draws the frame, and shows one screen at a time.
 
-import { render } from "preact";
+import { Component, render, type ComponentChildren } from "preact";
 import { useEffect, useRef } from "preact/hooks";
 import { readSource, traceOf, type Example, type Source } from "./source";
 import { EditBar } from "./editbar";
@@ -168,6 +168,16 @@ function Status() {
   );
 }
 
+/** What can be shown in spite of a part that cannot. */
+class Guard extends Component<{ children: ComponentChildren }, { said?: string }> {
+  componentDidCatch(fault: unknown): void {
+    this.setState({ said: String(fault) });
+  }
+  render() {
+    return this.state.said ? <p class="fault">This cannot be shown: {this.state.said}.</p> : this.props.children;
+  }
+}
+
 function Page() {
   const app = useApp();
   const screen = SCREENS.find((one) => one.id === app.screen.value) ?? SCREENS[0];
@@ -191,7 +201,9 @@ function Page() {
           <div role="tabpanel" id="pellucid-panel" aria-labelledby={`pellucid-tab-${screen.id}`} class="screen">
             <h1>{screen.question}</h1>
             <p class="look">{screen.look}</p>
-            <screen.view key={screen.id} />
+            <Guard key={screen.id}>
+              <screen.view />
+            </Guard>
           </div>
           <footer>
             Followed token: {quoted(target.text)}, {target.why}. Everything on this page comes from this file{app.server ? " and from pellucid on this machine" : ""}; nothing is sent anywhere.

@@ -4,6 +4,22 @@ import { diverging, inkOn, type Palette, type Scale } from "./colors";
 import type { Drawing, Grid } from "./figure";
 import { widthOf, type Surface } from "./surface";
 import { number } from "./text";
+import { each } from "./lists";
+
+/** Cells in rows and columns: where each is, and which one a point is in; `loose` counts what is beside a row as its next cell. */
+export function lattice(rows: number, columns: number, [x, y]: number[], [width, height]: number[], [across, down] = [width, height], loose = false): Pick<Grid, "rows" | "columns" | "box" | "find"> {
+  return {
+    rows,
+    columns,
+    box: (row, column) => [x + column * across, y + row * down, width, height],
+    find: (px, py) => {
+      const row = Math.floor((py - y) / down);
+      let column = Math.floor((px - x) / across);
+      if (loose) column = Math.max(0, Math.min(columns - 1, column));
+      return row >= 0 && row < rows && column >= 0 && column < columns ? [row, column] : null;
+    },
+  };
+}
 
 export type Bar = {
   label: string;
@@ -83,13 +99,7 @@ export function barRows(options: BarOptions): Drawing {
     if (lowest < 0) surface.rect(zero - 0.5, 0, 1, height, { fill: palette.muted });
   };
   const grid: Grid = {
-    rows: bars.length,
-    columns: 1,
-    box: (row) => [0, row * rowHeight + 2, width, rowHeight],
-    find: (_, y) => {
-      const row = Math.floor((y - 2) / rowHeight);
-      return row >= 0 && row < bars.length ? [row, 0] : null;
-    },
+    ...lattice(bars.length, 1, [0, 2], [width, rowHeight]),
     read: (row) => options.read?.(row) ?? `${bars[row].label}: ${bars[row].text ?? number(bars[row].value)}`,
     ...(options.choose ? { choose: (row: number) => options.choose!(row) } : {}),
     hover: (where) => options.hover?.(where ? where[0] : null),
@@ -129,8 +139,8 @@ type HeatOptions = {
   has?: (row: number, column: number) => boolean;
   choose?: (row: number, column: number) => void;
   hover?: (where: [number, number] | null) => void;
+  /** The row and the column that are looked at; -1 for none. */
   lit?: () => { row: number; column: number };
-  start?: () => [number, number];
 };
 
 /** Round numbers between two, about as many as asked for. */
@@ -140,7 +150,7 @@ export function ticks(low: number, high: number, count: number): number[] {
   const power = 10 ** Math.floor(Math.log10(rough));
   const step = power * [1, 2, 5, 10].find((times) => times * power >= rough * (1 - 1e-9))!;
   const first = Math.ceil(low / step - 1e-9);
-  return Array.from({ length: Math.floor(high / step + 1e-9) - first + 1 }, (_, i) => Number(((first + i) * step).toPrecision(12)));
+  return each(Math.floor(high / step + 1e-9) - first + 1, (i) => Number(((first + i) * step).toPrecision(12)));
 }
 
 /** Every how many labels one is written, so that they do not run into each other. */
@@ -234,7 +244,6 @@ export function heatMap(options: HeatOptions): Drawing {
     }
     if (options.legend) key(surface, left, head + bodyHeight + 12, 180, width - left, scale, palette, options.legend);
   };
-  const box = (row: number, column: number): [number, number, number, number] => [left + column * cellWidth, head + row * cellHeight, cellWidth, cellHeight];
   const over = (surface: Surface) => {
     const lit = options.lit?.();
     if (!lit) return;
@@ -251,21 +260,17 @@ export function heatMap(options: HeatOptions): Drawing {
     }
   };
   const grid: Grid = {
-    rows,
-    columns,
-    box,
-    find: (x, y) => {
-      const [row, column] = [Math.floor((y - head) / cellHeight), Math.floor((x - left) / cellWidth)];
-      const inside = row >= 0 && row < rows && column >= 0 && column < columns && (options.has?.(row, column) ?? true);
-      return inside ? [row, column] : null;
-    },
+    ...lattice(rows, columns, [left, head], [cellWidth, cellHeight]),
     read: options.read,
     ...(options.has ? { has: options.has } : {}),
     ...(options.choose ? { choose: options.choose } : {}),
     ...(options.hover ? { hover: options.hover } : {}),
-    ...(options.start ? { start: options.start } : {}),
+    start: () => {
+      const { row = 0, column = 0 } = options.lit?.() ?? {};
+      return [Math.max(0, row), Math.max(0, column)];
+    },
   };
-  const made: Drawing = { width: Math.max(width, left + bodyWidth + 4), height: head + bodyHeight + foot, draw, over, grid, differ: (before) => heatBeside(options, before) };
+  const made: Drawing = { width: Math.max(width, left + bodyWidth + 4), height: head + bodyHeight + foot, stays: left - 2, draw, over, grid, differ: (before) => heatBeside(options, before) };
   heat.set(made, options);
   return made;
 }

@@ -1,37 +1,24 @@
 // A series regressed on its own past by least squares, with confidence intervals of Student's t.
 
-const COEFFICIENTS = [76.18009172947146, -86.50532032941677, 24.01409824083091, -1.231739572450155, 0.1208650973866179e-2, -0.5395239384953e-5];
+import { each } from "./lists";
 
-/** The logarithm of the gamma function (Lanczos). */
-function logGamma(x: number): number {
-  const shifted = x + 5.5 - (x + 0.5) * Math.log(x + 5.5);
-  const sum = COEFFICIENTS.reduce((before, one, i) => before + one / (x + 1 + i), 1.000000000190015);
-  return -shifted + Math.log((2.5066282746310005 * sum) / x);
-}
-
-/** The regularized incomplete beta function, by its continued fraction. */
-function beta(a: number, b: number, x: number): number {
-  if (x > (a + 1) / (a + b + 2)) return 1 - beta(b, a, 1 - x);
-  let [c, d] = [1, 1 / (1 - ((a + b) * x) / (a + 1))];
-  let sum = d;
-  for (let m = 1; m < 300; m++) {
-    for (const step of [(m * (b - m) * x) / ((a + 2 * m - 1) * (a + 2 * m)), (-(a + m) * (a + b + m) * x) / ((a + 2 * m) * (a + 2 * m + 1))]) {
-      d = 1 / (1 + step * d);
-      c = 1 + step / c;
-      sum *= c * d;
-    }
-    if (Math.abs(c * d - 1) < 1e-14) break;
-  }
-  return (Math.exp(logGamma(a + b) - logGamma(a) - logGamma(b) + a * Math.log(x) + b * Math.log(1 - x)) * sum) / a;
+/** The share of Student's distribution within t standard errors: a finite sum (Abramowitz and Stegun 26.7.3, 26.7.4). */
+function within(t: number, df: number): number {
+  const angle = Math.atan(t / Math.sqrt(df));
+  const [sine, cosine] = [Math.sin(angle), Math.cos(angle)];
+  const odd = df % 2;
+  let term = odd ? cosine : 1;
+  let sum = df > 1 ? term : 0;
+  for (let power = 2 + odd; power < df - 1; power += 2) sum += term *= (cosine ** 2 * (power - 1)) / power;
+  return odd ? (2 / Math.PI) * (angle + sine * sum) : sine * sum;
 }
 
 /** How many standard errors hold 95 % to both sides, with this many degrees of freedom. */
 export function halfWidth(df: number): number {
-  const outside = (t: number) => beta(df / 2, 0.5, df / (df + t * t));
   let [low, high] = [0, 20];
   while (high - low > 1e-12) {
     const middle = (low + high) / 2;
-    if (outside(middle) > 0.05) low = middle;
+    if (within(middle, df) < 0.95) low = middle;
     else high = middle;
   }
   return (low + high) / 2;
@@ -45,7 +32,7 @@ export const needed = (lags: number): number => 2 * lags + 3;
 /** y[t] = const + lag1 y[t-1] + …, without the first value; the lags with their 95 % intervals, NaN where nothing can be fitted. */
 export function autoregression(series: number[], lags: number): Term[] {
   const y = series.slice(1 + lags);
-  const past = Array.from({ length: lags }, (_, i) => series.slice(lags - i, series.length - 1 - i));
+  const past = each(lags, (i) => series.slice(lags - i, series.length - 1 - i));
   const mean = (values: number[]) => values.reduce((a, b) => a + b, 0) / values.length;
   const centred = (values: number[]) => {
     const middle = mean(values);

@@ -1,6 +1,6 @@
 // Where values come from: a trace inside the page, or the server that `pellucid serve` started.
 
-import { fromBase64, inflate, parseTrace, type Trace } from "./trace";
+import { fromBase64, traceFrom, type Trace } from "./trace";
 
 export type Example = { id: string; text: string; look_for: string; trace?: string };
 export type Reading = { slug: string; title: string; html: string };
@@ -61,7 +61,7 @@ export class Server {
 
   async trace(path: string, body?: unknown): Promise<Trace> {
     const response = body === undefined ? await this.answer(path, {}) : await this.post(path, body);
-    return parseTrace(await inflate(new Uint8Array(await response.arrayBuffer())));
+    return traceFrom(new Uint8Array(await response.arrayBuffer()));
   }
 
   /** The exact values of a checkpoint in this tab's last run. */
@@ -105,14 +105,18 @@ function textOf(scope: ParentNode, id: string): string | null {
 
 async function embedded(scope: ParentNode, id: string): Promise<Trace | null> {
   const text = textOf(scope, id);
-  return text ? parseTrace(await inflate(fromBase64(text))) : null;
+  return text ? traceFrom(text) : null;
 }
 
 /** Everything that the page holds in its script elements, and the server if it names one. */
 export async function readSource(scope: ParentNode): Promise<Source> {
   const json = <T>(id: string): T | null => {
     const text = textOf(scope, id);
-    return text ? (JSON.parse(text) as T) : null;
+    try {
+      return text ? (JSON.parse(text) as T) : null;
+    } catch {
+      throw new Error(`its part ${id} is no JSON text`);
+    }
   };
   const named = json<{ token: string; base: string }>("pellucid-server");
   const server = named ? new Server(named.base, named.token) : null;
@@ -126,5 +130,5 @@ export async function readSource(scope: ParentNode): Promise<Source> {
 /** The trace of an example that the page holds. */
 export async function traceOf(example: Example): Promise<Trace> {
   if (!example.trace) throw new ServerError("no-server", "this page does not hold that example", "Start the server: pellucid serve");
-  return parseTrace(await inflate(fromBase64(example.trace)));
+  return traceFrom(example.trace);
 }

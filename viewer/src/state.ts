@@ -64,13 +64,15 @@ export class App {
 
   private readonly slots = new Map<string, Slot>();
   private started = false;
+  /** What the address was when it was last read or written. */
+  private address = "";
 
   constructor(
     source: Source & { trace: Trace },
     /** The element that the view is in. */
     readonly root: HTMLElement,
     /** False in a notebook, whose address is not ours. */
-    private readonly linked: boolean,
+    readonly linked: boolean,
   ) {
     // A page may hold the two runs in either order; the one without edits is the base.
     const swapped = source.second && source.second.header.edits.length > 0 && !source.trace.header.edits.length;
@@ -88,7 +90,8 @@ export class App {
     };
     this.pair = computed(() => {
       const { run, base } = this.runs.value;
-      return base && this.showing.value === "difference" ? { base, edited: run } : null;
+      const comparable = base && base.length === run.length && base.layers === run.layers && base.heads === run.heads;
+      return comparable && this.showing.value === "difference" ? { base, edited: run } : null;
     });
     this.server = source.server;
     this.examples = source.examples;
@@ -149,25 +152,32 @@ export class App {
     addEventListener("hashchange", () => this.readHash());
     let waiting = 0;
     effect(() => {
-      const hash = this.hash();
+      void this.hash();
       clearTimeout(waiting);
-      waiting = window.setTimeout(() => {
-        if (location.hash === hash) return;
-        try {
-          history.replaceState(null, "", hash);
-        } catch {
-          location.hash = hash; // a sandboxed frame may not replace its state
-        }
-      }, 120);
+      waiting = window.setTimeout(() => this.writeHash(), 120); // browsers count how often an address changes
     });
   }
 
+  private writeHash(): void {
+    // An address that was not read yet is that of a link that was just followed, which goes before what is shown.
+    if (location.hash !== this.address) return;
+    const hash = this.hash();
+    try {
+      history.replaceState(null, "", hash);
+    } catch {
+      location.hash = hash; // a sandboxed frame may not replace its state
+    }
+    this.address = location.hash;
+  }
+
   private readHash(): void {
+    this.address = location.hash;
     const [screen, rest] = location.hash.replace(/^#/, "").split("?");
     const said = new URLSearchParams(rest ?? "");
     batch(() => {
       for (const [name, text] of said) this.pending.set(name, text);
-      for (const [name, slot] of this.slots) slot.write(name ? said.get(name) : decodeURIComponent(screen) || null);
+      // Read as a parameter, a screen whose name is cut off in the middle of a sign is an unknown one and no error.
+      for (const [name, slot] of this.slots) slot.write(name ? said.get(name) : new URLSearchParams(`at=${screen}`).get("at") || null);
     });
   }
 
@@ -183,9 +193,6 @@ export class App {
     return `#${encodeURIComponent(this.screen.value)}${rest ? "?" + rest : ""}`;
   }
 
-  get canLink(): boolean {
-    return this.linked;
-  }
 
   /** The layer and the head that are looked at, within what the model has. */
   at(): { layer: number; head: number } {

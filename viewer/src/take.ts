@@ -1,6 +1,7 @@
 // Taking things away: figures as SVG, PNG and PDF, data as CSV and JSON, and text to the clipboard.
 
 import type { Palette } from "./colors";
+import type { App } from "./state";
 import { CanvasSurface, SvgSurface, type Surface } from "./surface";
 
 export type Cell = string | number | null;
@@ -142,8 +143,12 @@ export function download(name: string, what: Blob | string, type = "text/plain;c
   setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
 }
 
-/** True if the text is on the clipboard now; a sandboxed frame may forbid it. */
-export async function copy(text: string): Promise<boolean> {
+/** Put a text on the clipboard, and say so; a sandboxed frame may forbid it. */
+export async function copy(app: App, what: string, text: string): Promise<void> {
+  app.notice.value = (await onClipboard(text)) ? `${what} copied.` : `This frame does not allow copying. Copy it from here: ${text}`;
+}
+
+async function onClipboard(text: string): Promise<boolean> {
   try {
     await navigator.clipboard.writeText(text);
     return true;

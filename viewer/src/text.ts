@@ -4,10 +4,13 @@
 export const SPACE = "␣";
 const NAMED: Record<string, string> = { " ": SPACE, "\n": "⏎", "\t": "⇥" };
 
+const LONGEST = 1000;
+
 /** A piece with its spaces and control characters made visible; what reorders or hides text becomes its number. */
 export function visible(piece: string): string {
   let out = "";
   for (const letter of piece) {
+    if (out.length > LONGEST) return out + "…"; // no piece of a vocabulary is as long
     const code = letter.codePointAt(0)!;
     if (NAMED[letter]) out += NAMED[letter];
     else if (/[\p{Cc}\p{Cf}\p{Cs}\p{Zl}\p{Zp}]/u.test(letter)) out += `⟨U+${code.toString(16).toUpperCase().padStart(4, "0")}⟩`;
@@ -35,7 +38,7 @@ export function number(value: number, digits = 3): string {
   return text.replace("-", "−").replace(/e\+?(−|-)?(\d+)/, (_, minus, power) => ` · 10${superscript((minus ? "-" : "") + power)}`);
 }
 
-const superscript = (digits: string): string => [...digits].map((digit) => (digit === "-" ? "⁻" : "⁰¹²³⁴⁵⁶⁷⁸⁹"[Number(digit)])).join("");
+export const superscript = (digits: string): string => [...digits].map((digit) => (digit === "-" ? "⁻" : "⁰¹²³⁴⁵⁶⁷⁸⁹"[Number(digit)])).join("");
 
 /** A round number, as beside an axis: no digit that says nothing. */
 export const round = (value: number, digits = 2): string => (Number.isInteger(value) && Math.abs(value) < 1e5 ? String(value).replace("-", "−") : number(Number(value.toPrecision(digits)), digits));

@@ -2,7 +2,7 @@
 
 import { useSignal, useSignalEffect } from "@preact/signals";
 import { useRef } from "preact/hooks";
-import { useApp } from "./state";
+import { useApp, type App } from "./state";
 import { visible } from "./text";
 
 /** A piece with its spaces visible but quiet. */
@@ -16,6 +16,21 @@ export function Piece({ text }: { text: string }) {
     </bdi>
   );
 }
+
+/** What figures with a column for each token share. */
+export const byToken = (app: App) => {
+  const { tokens } = app.trace.value.header;
+  return {
+    columns: tokens.length,
+    columnLabels: tokens.map((token) => visible(token.text)),
+    hover: (where: [number, number] | null) => (app.hover.value = where ? { query: where[1] } : {}),
+    choose: (_: number, pos: number) => (app.query.value = pos),
+    lit: () => ({ row: -1, column: app.atQuery.value }),
+  };
+};
+
+/** The least width of a figure with a column for each token. */
+export const roomFor = (count: number, each: number, thin: number): number => count * (count <= 64 ? each : thin) + 100;
 
 /** The tokens of the run; choosing one makes it the query. */
 export function TokenStrip() {

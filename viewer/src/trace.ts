@@ -1,5 +1,7 @@
 // Reads `pellucid-trace/1`: a header in JSON and named blocks of numbers (docs/trace.md says what each block holds).
 
+import { each } from "./lists";
+
 export type Code = { kind: "sqrt" } | { kind: "linear"; low: number; high: number };
 export type Outlier = { dimension: number; mean_abs: number };
 export type BlockEntry = {
@@ -150,7 +152,7 @@ export type Pattern = {
 export const wholePattern = (cells: number, at: (query: number, key: number) => number): Pattern => ({
   cells,
   pooled: false,
-  edges: Array.from({ length: cells + 1 }, (_, i) => i),
+  edges: each(cells + 1, (i) => i),
   at: (q, k) => (k > q ? 0 : at(q, k)),
 });
 
@@ -197,15 +199,9 @@ export class Trace {
     return block;
   }
 
-  /** Why something is not in this trace, in the trace's own words; null if nothing is said. */
-  missing(what: string): string | null {
-    const found = this.header.left_out.find((one) => what.startsWith(one.what) || one.what.startsWith(what));
-    return found ? found.why : null;
-  }
-
   /** The piece of a token id. */
   piece(id: number): string {
-    return this.header.vocabulary[String(id)] ?? `#${id}`;
+    return String(this.header.vocabulary[id] ?? `#${id}`);
   }
 
   pattern(layer: number, head: number): Pattern {
@@ -217,7 +213,7 @@ export class Trace {
     const pooled = this.need("attention.pooled");
     const cells = pooled.shape[2];
     const start = pooled.index(layer, head, 0, 0);
-    const edges = pooled.entry.code?.edges ?? Array.from({ length: cells + 1 }, (_, i) => Math.floor((i * this.length) / cells));
+    const edges = pooled.entry.code?.edges ?? each(cells + 1, (i) => Math.floor((i * this.length) / cells));
     return { cells, pooled: true, edges, at: (q, k) => pooled.value(start + q * cells + k) };
   }
 }
@@ -238,8 +234,103 @@ function read(dtype: BlockEntry["dtype"], buffer: ArrayBuffer, at: number, count
   }
 }
 
+const POINT = { name: "", short: "", axes: [""], shape: [0], unit: "", meaning: "", equation: "" };
+/** What a header says: texts where "" stands, whole numbers where 0 does, any numbers where 0.5 does; entries of a list are like its first. */
+const HEADER = {
+  model: { name: "", family: "", fingerprint: "", numerics: "", dtype: "", sizes: { layer: 0, head: 0, d_vocab: 0 } },
+  versions: { pellucid: "" },
+  made: "",
+  text: "",
+  tokens: [{ id: 0, text: "" }],
+  vocabulary: {},
+  schema: { points: [POINT], parameters: [{ name: "", shape: [0] }] },
+  calls: {},
+  target: { id: 0, text: "", pos: 0, why: "" },
+  edits: [{ name: "", how: "" }],
+  left_out: [{ what: "", why: "", bytes: 0 }],
+  blocks: {},
+};
+const OF_DISTRIBUTIONS = { clipped: [[0]], total: [[0]], outliers: [[[{ dimension: 0, mean_abs: 0.5 }]]] };
+
+/** See that a value is made like an example. */
+function like(value: any, example: any, where: string): void {
+  const isList = Array.isArray(example);
+  const kind = typeof example;
+  const right = kind === "number" ? typeof value === kind && (example || (Number.isSafeInteger(value) && value >= 0)) : kind === "string" ? typeof value === kind : value && typeof value === "object" && Array.isArray(value) === isList;
+  if (!right) throw new TraceError(`the trace's ${where} is ${JSON.stringify(value)?.slice(0, 60)}, expected ${kind === "object" ? (isList ? "a list" : "an object") : kind === "string" ? "a text" : "a number"}`);
+  if (kind === "object") for (const key of Object.keys(isList ? value : example)) like(value[key], isList ? example[0] : example[key], `${where}.${key}`);
+}
+
+/** Axes -> the blocks that have them; `of` is as long as the block's list of names, `lower` counts the keys of all queries. */
+const SHAPES: Record<string, string> = {
+  "of layer head": "attention.measures",
+  "of layer pos": "norms",
+  d_vocab: "prediction.logits",
+  "pos top": "prediction.top.ids prediction.top.logprobs",
+  "rows pos listed": "lens.ids lens.logprobs",
+  "rows pos": "lens.entropy lens.kl lens.rank lens.target_logprob lens.next_rank lens.next_logprob",
+  "layer head lower": "attention.pattern",
+  "layer head 64 64": "attention.pooled",
+  "layer pos head d_head": "attention.q",
+  "layer pos head_kv d_head": "attention.k",
+  "layer head pos": "attention.value_norm attribution.sources",
+  of: "attribution.components",
+  one: "attribution.logit",
+  "layer pos d_mlp": "neurons.pre neurons.post",
+  "layer d_mlp": "neurons.effect",
+  "one pos features": "features.post",
+  "one features": "features.effect",
+  "of pos 3": "embeddings.pca",
+  "2 norms 41": "distributions.edges",
+  "2 of 40": "distributions.counts",
+};
+/** The blocks of so many of them, the first, and one of the patterns are in every trace. */
+const ALWAYS = 6;
+const MOST_HEADS = 1 << 12;
+
+/** See that a header says what the page reads, and that its blocks have the shapes that it says. */
+function check(header: Header): void {
+  const { model, tokens, schema, target, features, blocks, calls } = header;
+  const [pos, { sizes }] = [tokens.length, model];
+  if (!pos || target.pos >= pos) throw new TraceError(`the trace has ${pos} tokens, and its target is at ${target.pos}`);
+  if (sizes.head > MOST_HEADS) throw new TraceError(`the trace has ${sizes.head} heads in a layer, expected at most ${MOST_HEADS}`);
+  Object.entries(calls).forEach(([name, call]) => call !== null && like(call, "", `calls.${name}`));
+  if (features) like(features, { count: 0, at: "", kind: POINT }, "features");
+  const named = Object.entries(SHAPES).map(([axes, names]) => [axes.split(" "), names.split(" ")]);
+  const lacks = named.slice(0, ALWAYS).flatMap(([, names]) => names).find((name) => !blocks[name]) ?? (blocks["attention.pattern"] || blocks["attention.pooled"] ? null : "attention.pattern");
+  if (lacks) throw new TraceError(`the trace holds no block ${lacks}`);
+  const known: Record<string, number> = { ...sizes, pos, lower: (pos * (pos + 1)) / 2, rows: sizes.layer + 1, top: Math.min(20, sizes.d_vocab), listed: Math.min(10, sizes.d_vocab), features: features?.count ?? 0, one: 1, norms: blocks["distributions.counts"]?.of?.length ?? 0 };
+  const has = (name: string, shape: number[], expected: number[]) => {
+    if (String(shape) !== String(expected)) throw new TraceError(`${name} is [${shape}], expected [${expected}]`);
+  };
+  for (const [axes, names] of named) {
+    for (const name of names.filter((name) => blocks[name])) {
+      const { of, shape } = blocks[name];
+      if (axes.includes("of")) like(of, [""], `${name}.of`);
+      has(`block ${name}`, shape, axes.map((axis) => (axis === "of" ? of!.length : (known[axis] ?? Number(axis)))));
+    }
+  }
+  for (const point of schema.points) {
+    has(`the shape of ${point.name}`, point.shape, point.axes.map((axis, i) => (/^(pos|query|key)$/.test(axis) ? pos : /^head/.test(axis) ? Math.min(point.shape[i], MOST_HEADS) : point.shape[i])));
+    const entry = blocks[`atlas.${point.name}`];
+    if (entry) has(`block atlas.${point.name}`, entry.shape, entry.layout === "lower" ? [point.shape[1], known.lower] : point.shape.slice(1));
+  }
+  const [counts, pca, parts] = [blocks["distributions.counts"], blocks["embeddings.pca"], blocks["attribution.components"]];
+  const beyond = parts?.of!.find((name) => Number(/^blocks\.(\d+)/.exec(name)?.[1] ?? -1) >= sizes.layer);
+  if (beyond) throw new TraceError(`attribution.components names ${beyond}, but the model has ${sizes.layer} layers`);
+  if (counts) {
+    like(counts, OF_DISTRIBUTIONS, "distributions.counts");
+    for (const list of [counts.clipped!, counts.total!, counts.outliers!]) has("a list of distributions.counts", list.map((side) => side.length), [known.norms, known.norms]);
+    if (!blocks["distributions.edges"]) throw new TraceError("the trace holds no block distributions.edges");
+  }
+  if (pca) {
+    like(pca.of_variance, [[0.5]], "embeddings.pca.of_variance");
+    has("embeddings.pca.of_variance", pca.of_variance!.map((shares) => shares.length), pca.of!.map(() => 3));
+  }
+}
+
 /** A trace from its bytes; raises TraceError with a plain sentence if they are damaged or say something untrue. */
-export function parseTrace(buffer: ArrayBuffer): Trace {
+function parseTrace(buffer: ArrayBuffer): Trace {
   const bytes = buffer.byteLength;
   if (bytes < 8) throw new TraceError(`the trace has ${bytes} bytes, expected at least 8`);
   const size = new DataView(buffer).getUint32(0, true);
@@ -253,23 +344,48 @@ export function parseTrace(buffer: ArrayBuffer): Trace {
   if (header?.format !== "pellucid-trace/1") {
     throw new TraceError(`the trace's format is ${JSON.stringify(header?.format)}, expected "pellucid-trace/1"`);
   }
+  like(header, HEADER, "header");
   const start = Math.ceil((4 + size) / 8) * 8;
-  for (const [name, entry] of Object.entries(header.blocks ?? {})) {
-    const width = WIDTH[entry.dtype];
+  for (const [name, entry] of Object.entries(header.blocks)) {
+    like(entry, { dtype: "", shape: [0], offset: 0 }, `block ${name}`);
+    const width = Object.hasOwn(WIDTH, entry.dtype) ? WIDTH[entry.dtype] : 0;
     if (!width) throw new TraceError(`block ${name} has the unknown type ${JSON.stringify(entry.dtype)}`);
-    if (!entry.shape.every((n) => Number.isInteger(n) && n >= 0)) throw new TraceError(`block ${name} has no shape`);
     const end = start + entry.offset + width * entry.shape.reduce((a, b) => a * b, 1);
-    if (!(entry.offset >= 0) || entry.offset % width || end > bytes) {
-      throw new TraceError(`block ${name} ends at byte ${end}, but the trace has ${bytes} bytes`);
-    }
+    if (entry.offset % width || end > bytes) throw new TraceError(`block ${name} ends at byte ${end}, but the trace has ${bytes} bytes`);
+    const { code } = entry;
+    if (code && (entry.dtype !== "u8" || (code.kind !== "sqrt" && !(code.kind === "linear" && Number.isFinite(code.low) && Number.isFinite(code.high))))) throw new TraceError(`block ${name} has the unknown code ${JSON.stringify(code)}`);
   }
+  check(header);
   return new Trace(header, buffer, start);
 }
 
-/** Undo zlib's deflate. */
-export async function inflate(bytes: Uint8Array<ArrayBuffer>): Promise<ArrayBuffer> {
-  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
-  return new Response(stream).arrayBuffer();
+const LARGEST = 1 << 28;
+
+/** Undo zlib's deflate, of so many bytes as a page can show. */
+async function inflate(bytes: Uint8Array<ArrayBuffer>): Promise<ArrayBuffer> {
+  const reader = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate")).getReader();
+  const parts: Uint8Array<ArrayBuffer>[] = [];
+  for (let size = 0; ; ) {
+    const { value, done } = await reader.read();
+    if (done) return new Blob(parts).arrayBuffer();
+    parts.push(value as Uint8Array<ArrayBuffer>);
+    size += value.length;
+    if (size > LARGEST) {
+      void reader.cancel();
+      throw new TraceError(`the trace has more than ${LARGEST} bytes`);
+    }
+  }
+}
+
+/** A trace from the bytes of a file, or from their base64. */
+export async function traceFrom(packed: string | Uint8Array<ArrayBuffer>): Promise<Trace> {
+  let bytes: ArrayBuffer;
+  try {
+    bytes = await inflate(typeof packed === "string" ? fromBase64(packed) : packed);
+  } catch (fault) {
+    throw fault instanceof TraceError ? fault : new TraceError("the trace is damaged or cut off: its bytes cannot be unpacked");
+  }
+  return parseTrace(bytes);
 }
 
 /** The bytes of a base64 text. */

@@ -6,6 +6,7 @@ import { indexAt, lookOf, mapOf, nameAt, valueAt, type Chart, type Tile } from "
 import { told } from "../checkpoints";
 import { inkOn, type Palette } from "../colors";
 import { Figure, type Drawing } from "../figure";
+import { Choice } from "../inputs";
 import { Missing } from "../missing";
 import { useApp, useParam, type App } from "../state";
 import { widthOf, type Surface } from "../surface";
@@ -35,7 +36,7 @@ function Map({ chart }: { chart: Chart }) {
   const app = useApp();
   const focus = useParam<string>("tile", "");
   const size = useMemo(() => signal({ width: 0, height: HEIGHT }), []);
-  const eye = useMemo(() => signal<Eye | null>(null), [chart]);
+  const eye = useMemo(() => signal<Eye | null>(null), [chart, focus.value]);
   const tileNamed = (name: string) => chart.tiles.find((tile) => tile.point.name === name) ?? null;
   // Far in, cells keep growing only in width: numbers are wider than they are high.
   const down = (scale: number) => Math.min(scale, 44 / chart.rowHeight);
@@ -63,9 +64,7 @@ function Map({ chart }: { chart: Chart }) {
     focus.value = tile?.point.name ?? "";
     eye.value = null;
   };
-  const copyName = async (name: string) => {
-    app.notice.value = (await copy(name)) ? `${name} copied.` : `This frame does not allow copying. Copy it from here: ${name}`;
-  };
+
   /** Bring a number into the middle, large enough to be read. */
   const reveal = (tile: Tile, row: number, column: number) => {
     const { width, height } = size.peek();
@@ -145,7 +144,7 @@ function Map({ chart }: { chart: Chart }) {
           find: (x, y) => (tileAt(x, y) === chosen ? cellOf(chosen, now.x + x / now.scale, now.y + y / tall) : null),
           has: (row, column) => !Number.isNaN(valueAt(chosen, row, column)) || !chosen.block,
           read: (row, column) => placed(app, chosen, row, column),
-          choose: (row, column) => void copyName(nameAt(chosen, row, column)),
+          choose: (row, column) => void copy(app, nameAt(chosen, row, column), nameAt(chosen, row, column)),
           hover: (where) => (app.hover.value = where ? { query: where[0] } : {}),
         }
       : {
@@ -205,15 +204,7 @@ function Map({ chart }: { chart: Chart }) {
       build={build}
       controls={
         <>
-          <label>
-            Checkpoint
-            <select value={focus.value} onChange={(event) => go(tileNamed(event.currentTarget.value))}>
-              <option value="">the whole model</option>
-              {chart.tiles.map((tile) => (
-                <option value={tile.point.name}>{tile.point.name}</option>
-              ))}
-            </select>
-          </label>
+          <Choice label="Checkpoint" at={focus} of={{ "": "the whole model", ...Object.fromEntries(chart.tiles.map(({ point }) => [point.name, point.name])) }} />
           <button type="button" class="plain" aria-label="Zoom in" onClick={() => zoom(size.value.width / 2, size.value.height / 2, 1.6)}>
             +
           </button>
@@ -229,7 +220,7 @@ function Map({ chart }: { chart: Chart }) {
         if (!chosen) return { columns: ["checkpoint", "axes", "shape", "meaning"], rows: chart.tiles.map(({ point }) => [point.name, point.axes.join(" "), point.shape.join("×"), point.meaning]) };
         const rows: (string | number)[][] = [];
         const tile = { ...chosen, block: app.trace.value.block(`atlas.${chosen.point.name}`), minus: null };
-        for (let row = 0; row < tile.rows; row++) {
+        for (let row = 0; tile.block && row < tile.rows; row++) {
           for (let column = 0; column < tile.columns; column++) {
             const value = valueAt(tile, row, column);
             if (!Number.isNaN(value)) rows.push([...indexAt(tile, row, column), value]);

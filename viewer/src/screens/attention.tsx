@@ -4,7 +4,9 @@ import { diverging, sequential, type Palette } from "../colors";
 import { Figure, type Drawing } from "../figure";
 import { Formula } from "../formula";
 import { patternOf, small, steps, vectors, type Step } from "../heads";
-import { heatMap } from "../marks";
+import { Choice, Tick } from "../inputs";
+import { each, upTo } from "../lists";
+import { heatMap, lattice } from "../marks";
 import { Missing } from "../missing";
 import { commandOf, useApp, useParam, type App } from "../state";
 import type { Surface } from "../surface";
@@ -27,7 +29,7 @@ function ordered(app: App, by: string): Place[] {
   const trace = app.trace.value;
   const measures = trace.need("attention.measures");
   const row = measures.entry.of!.indexOf(by);
-  const places = Array.from({ length: trace.layers * trace.heads }, (_, i): Place => {
+  const places = each(trace.layers * trace.heads, (i): Place => {
     const [layer, head] = [Math.floor(i / trace.heads), i % trace.heads];
     return { layer, head, value: row < 0 ? null : measures.at(row, layer, head) };
   });
@@ -96,14 +98,8 @@ function AllHeads() {
       over,
       differ: () => app.of(trace, () => build(width, palette, app.base.value)),
       grid: {
-        rows,
-        columns,
+        ...lattice(rows, columns, [side, head], [size, size], [size + gap, tall]),
         has: (row, column) => row * columns + column < places.length,
-        box: (row, column) => [...corner(row * columns + column), size, size],
-        find: (x, y) => {
-          const [row, column] = [Math.floor((y - head) / tall), Math.floor((x - side) / (size + gap))];
-          return row >= 0 && column >= 0 && column < columns && row * columns + column < places.length ? [row, column] : null;
-        },
         read: (row, column) => {
           const place = places[row * columns + column];
           return `layer ${place.layer}, head ${place.head}${place.value === null ? "" : `: ${says.says} ${number(place.value)}`}`;
@@ -130,15 +126,7 @@ function AllHeads() {
       build={(width, palette) => build(width, palette)}
       shell={() => commandOf(app, "heads", `--top ${app.trace.value.layers * app.trace.value.heads}`)}
       controls={
-        <label>
-          Sort by
-          <select value={sort.value} onChange={(event) => (sort.value = event.currentTarget.value)}>
-            <option value="layer">layer</option>
-            {measures.map((name) => (
-              <option value={name}>{MEASURES[name]?.name ?? name}</option>
-            ))}
-          </select>
-        </label>
+        <Choice label="Sort by" at={sort} of={{ layer: "layer", ...Object.fromEntries(measures.map((name) => [name, MEASURES[name] ?? name])) }} />
       }
       table={() => {
         const block = app.trace.value.need("attention.measures");
@@ -158,16 +146,7 @@ const cellName = (edges: number[], at: number) => (edges[at + 1] - edges[at] > 1
 
 export function HeadPicker() {
   const app = useApp();
-  return (
-    <label>
-      Head
-      <select value={app.head.value} onChange={(event) => (app.head.value = Number(event.currentTarget.value))}>
-        {Array.from({ length: app.trace.value.heads }, (_, at) => (
-          <option value={at}>{at}</option>
-        ))}
-      </select>
-    </label>
-  );
+  return <Choice label="Head" at={app.head} of={upTo(app.trace.value.heads)} />;
 }
 
 function OneHead() {
@@ -193,7 +172,7 @@ function OneHead() {
       for (let q = 0; q < n; q++) for (let k = 0; k <= q; k++) most = Math.max(most, at(q, k));
     }
     const piece = (i: number) => (pattern.pooled ? cellName(pattern.edges, i) : visible(trace.header.tokens[i].text));
-    const labels = Array.from({ length: n }, (_, i) => piece(i));
+    const labels = each(n, (i) => piece(i));
     const named = (i: number) => (pattern.pooled ? `tokens ${piece(i)}` : quoted(trace.header.tokens[i].text));
     const cellOf = (token: number) => (pattern.pooled ? pattern.edges.findIndex((edge, i) => token >= edge && token < pattern.edges[i + 1]) : token);
     return heatMap({
@@ -217,7 +196,6 @@ function OneHead() {
         app.key.value = pattern.edges[k];
       },
       lit: () => ({ row: cellOf(app.atQuery.value), column: app.atKey.value < 0 ? -1 : cellOf(app.atKey.value) }),
-      start: () => [cellOf(app.atQuery.value), 0],
     });
   };
   return (
@@ -235,10 +213,7 @@ function OneHead() {
           <LayerPicker />
           <HeadPicker />
           {norms && (
-            <label title="A token can be looked at and hand over almost nothing">
-              <input type="checkbox" checked={weighted.value} onChange={(event) => (weighted.value = event.currentTarget.checked)} />
-              weighted by the norm of the value
-            </label>
+            <Tick label="weighted by the norm of the value" at={weighted} title="A token can be looked at and hand over almost nothing" />
           )}
         </>
       }
@@ -330,13 +305,7 @@ function Steps() {
       draw,
       over,
       grid: {
-        rows: rows.length,
-        columns: 4,
-        box: (row, i) => [left + i * (column + gap), head + row * rowHeight, column, rowHeight],
-        find: (x, y) => {
-          const row = Math.floor((y - head) / rowHeight);
-          return row >= 0 && row < rows.length ? [row, Math.max(0, Math.min(3, Math.floor((x - left) / (column + gap))))] : null;
-        },
+        ...lattice(rows.length, 4, [left, head], [column, rowHeight], [column + gap, rowHeight], true),
         read: (row, i) => {
           const step = rows[row];
           const pair = `query ${quoted(run.header.tokens[app.atQuery.value].text)} → key ${quoted(run.header.tokens[step.key].text)}`;

@@ -4,10 +4,14 @@ import { diverging, type Palette } from "../colors";
 import { add, chosen, HOWS, nameOf, ranOf, serveCommand, type How, type Judged, type What } from "../edits";
 import { effectOf, sharesOf } from "../effects";
 import { Figure, type Drawing } from "../figure";
+import { rowName } from "../follow";
+import { Choice, Tick } from "../inputs";
+import { each, upTo } from "../lists";
 import { barRows, heatMap, type Bar } from "../marks";
 import { shortName } from "../river";
 import { useApp, useParam, type App } from "../state";
 import { number, percent, quoted, visible } from "../text";
+import { byToken, roomFor } from "../tokens";
 import type { Trace } from "../trace";
 import { HeadPicker } from "./attention";
 import { Find } from "./neurons";
@@ -37,32 +41,15 @@ function Form() {
     >
       <h2 id="pellucid-change">Change one thing</h2>
       <div class="controls">
-        <label>
-          What
-          <select value={what.value} onChange={(event) => (what.value = event.currentTarget.value)}>
-            {Object.entries(WHATS).map(([id, name]) => (
-              <option value={id}>{name}</option>
-            ))}
-          </select>
-        </label>
+        <Choice label="What" at={what} of={WHATS} />
         {what.value === "neuron" ? <Find /> : <LayerPicker />}
         {what.value === "head" && <HeadPicker />}
         {what.value === "position" ? (
           <span class="note">at {quoted(at)}, the chosen token</span>
         ) : (
-          <label>
-            <input type="checkbox" checked={here.value} onChange={(event) => (here.value = event.currentTarget.checked)} />
-            only at {quoted(at)}
-          </label>
+          <Tick label={`only at ${quoted(at)}`} at={here} />
         )}
-        <label>
-          How
-          <select value={how.value} onChange={(event) => (how.value = event.currentTarget.value)}>
-            {Object.entries(HOWS).map(([id, name]) => (
-              <option value={id}>{name}</option>
-            ))}
-          </select>
-        </label>
+        <Choice label="How" at={how} of={HOWS} />
         {patches && (
           <label class="other">
             Second text
@@ -75,9 +62,7 @@ function Form() {
       </div>
       <p class="note">
         On every screen: <kbd>x</kbd> sets what is selected to zero, <kbd>X</kbd> to its mean, <kbd>p</kbd> patches it from the second text, <kbd>u</kbd> takes the last edit back.{" "}
-        <label>
-          <input type="checkbox" checked={keys.value} onChange={(event) => (keys.value = event.currentTarget.checked)} /> keys are on
-        </label>
+        <Tick label="keys are on" at={keys} />
       </p>
     </form>
   );
@@ -165,7 +150,7 @@ function Arrives({ base, edited }: { base: Trace; edited: Trace }) {
   const of = (trace: Trace, row: number, pos: number) => trace.need("lens.target_logprob").at(row, pos);
   const difference = (row: number, pos: number) => of(edited, row, pos) - of(base, row, pos);
   const rows = base.layers + 1;
-  const rowName = (row: number) => (row ? `after ${row - 1}` : "embeddings");
+
   const piece = quoted(base.header.target.text);
   return (
     <Figure
@@ -173,7 +158,7 @@ function Arrives({ base, edited }: { base: Trace; edited: Trace }) {
       ofBoth
       name="change-arrives"
       caption={`What the edits add to the log-probability of ${piece} at each token if the model stopped after each block (the logit lens). What comes before an edit stays as it was.`}
-      narrowest={base.length * (base.length <= 64 ? 40 : 12) + 100}
+      narrowest={roomFor(base.length, 40, 12)}
       build={(width, palette) => {
         let reach = 1e-9;
         for (let row = 0; row < rows; row++) for (let pos = 0; pos < base.length; pos++) reach = Math.max(reach, Math.abs(difference(row, pos)));
@@ -181,23 +166,19 @@ function Arrives({ base, edited }: { base: Trace; edited: Trace }) {
           width,
           palette,
           rows,
-          columns: base.length,
+          ...byToken(app),
           rowHeight: 26,
           at: difference,
           scale: diverging(reach, palette.dark),
-          rowLabels: Array.from({ length: rows }, (_, row) => rowName(row)),
-          columnLabels: base.header.tokens.map((token) => visible(token.text)),
+          rowLabels: upTo(rows).map(rowName),
           cellText: (row, pos) => (Math.abs(difference(row, pos)) < reach / 50 ? "" : number(difference(row, pos), 2)),
           legend: { title: "nats", low: number(-reach, 2), high: number(reach, 2) },
           read: (row, pos) => `${rowName(row)}, at ${quoted(base.header.tokens[pos].text)}: ${piece} had ${percent(Math.exp(of(base, row, pos)))}, has ${percent(Math.exp(of(edited, row, pos)))}`,
-          hover: (where) => (app.hover.value = where ? { query: where[1] } : {}),
-          choose: (_, pos) => (app.query.value = pos),
-          lit: () => ({ row: -1, column: app.atQuery.value }),
         });
       }}
       table={() => ({
         columns: ["row", "pos", "token", "base", "edited", "difference"],
-        rows: Array.from({ length: rows * base.length }, (_, i) => {
+        rows: each(rows * base.length, (i) => {
           const [row, pos] = [Math.floor(i / base.length), i % base.length];
           return [rowName(row), pos, base.header.tokens[pos].text, of(base, row, pos), of(edited, row, pos), difference(row, pos)];
         }),

@@ -2,13 +2,15 @@
 
 import { sequential, type Palette } from "../colors";
 import { Figure, type Drawing } from "../figure";
-import { heatMap, ticks } from "../marks";
+import { Choice } from "../inputs";
+import { heatMap, lattice, ticks } from "../marks";
 import { Missing } from "../missing";
 import { autoregression, needed, type Term } from "../regression";
 import { commandOf, keeping, useApp, useParam, type App } from "../state";
 import { lineThrough, type Surface } from "../surface";
 import { number, percent, quoted, round } from "../text";
 import type { Trace } from "../trace";
+import { each } from "../lists";
 
 const SIDES = ["before", "after"];
 
@@ -105,13 +107,7 @@ function Ridges() {
       draw,
       over: (surface) => surface.rect(0.5, top + chosen(app, norm.value) * tall, width - 1, tall, { stroke: palette.accent, width: 1.5, radius: 4 }),
       grid: {
-        rows: names.length,
-        columns: 2,
-        box: (row, side) => [from(side), top + row * tall, room, tall],
-        find: (x, y) => {
-          const row = Math.floor((y - top) / tall);
-          return row >= 0 && row < names.length && x >= left ? [row, x < from(1) ? 0 : 1] : null;
-        },
+        ...lattice(names.length, 2, [left, top], [room, tall], [room + gap, tall], true),
         read: (row, side) => `${checkpoint(trace, names[row], side)}: ${held(all[side][row])}`,
         choose: (row) => (norm.value = names[row]),
         start: () => [chosen(app, norm.value), 0],
@@ -126,13 +122,7 @@ function Ridges() {
       caption="The values of all tokens and dimensions. Each shape is as high as any other; compare places, widths and forms. Each holds 99.5 % of its values, what lies outside is counted below."
       build={build}
       controls={
-        <label>
-          Range
-          <select value={range.value} onChange={(event) => (range.value = event.currentTarget.value)}>
-            <option value="common">one for all rows</option>
-            <option value="own">each row its own</option>
-          </select>
-        </label>
+        <Choice label="Range" at={range} of={{ common: "one for all rows", own: "each row its own" }} />
       }
       table={() => ({ columns: ["norm", "side", "low", "high", "count"], rows: normNames(app.trace.value).flatMap((norm, at) => binsOf(app.trace.value, at).map((row) => [norm, ...row])) })}
       python={() => `${HISTOGRAM}names = ${JSON.stringify(names())}\n[histogram(name) for name in names]`}
@@ -199,14 +189,7 @@ function One() {
       name={`histogram-${name}`}
       build={build}
       controls={
-        <label>
-          Norm
-          <select value={name} onChange={(event) => (norm.value = event.currentTarget.value)}>
-            {normNames(app.trace.value).map((one) => (
-              <option value={one}>{one}</option>
-            ))}
-          </select>
-        </label>
+        <Choice label="Norm" at={norm} value={name} of={normNames(app.trace.value)} />
       }
       table={() => ({ columns: ["side", "low", "high", "count"], rows: binsOf(app.trace.value, at) })}
       python={() => `${HISTOGRAM}[histogram(name) for name in ${JSON.stringify(names)}]`}
@@ -224,32 +207,20 @@ function One() {
 /** A checkpoint of the blocks whose lengths the trace holds: `attn_out` -> `attn.ckpt_attn_out`. */
 const kindOf = (trace: Trace, name: string): string => trace.header.schema.points.find((point) => point.block === 0 && point.short.replace(/^.*ckpt_/, "") === name)?.short ?? name;
 
-function useKind(): { of: string[]; kind: string; choose: (kind: string) => void } {
+/** Whose lengths are looked at, and what chooses it. */
+function useKind() {
   const app = useApp();
   const wanted = useParam<string>("norms_of", "resid_post");
   const of = app.trace.value.need("norms").entry.of!;
-  return { of, kind: of.includes(wanted.value) ? wanted.value : of.at(-1)!, choose: (kind) => (wanted.value = kind) };
-}
-
-function KindPicker({ of, kind, choose }: ReturnType<typeof useKind>) {
-  const app = useApp();
-  return (
-    <label>
-      Vectors
-      <select value={kind} onChange={(event) => choose(event.currentTarget.value)}>
-        {of.map((name) => (
-          <option value={name}>{kindOf(app.trace.value, name)}</option>
-        ))}
-      </select>
-    </label>
-  );
+  const kind = of.includes(wanted.value) ? wanted.value : of.at(-1)!;
+  return { kind, picker: <Choice label="Vectors" at={wanted} value={kind} of={Object.fromEntries(of.map((name) => [name, kindOf(app.trace.value, name)]))} /> };
 }
 
 /** The lengths [layer][pos] of one kind of vectors. */
 function lengths(trace: Trace, kind: string): number[][] {
   const block = trace.need("norms");
   const row = block.entry.of!.indexOf(kind);
-  return Array.from({ length: trace.layers }, (_, layer) => Array.from({ length: trace.length }, (_, pos) => block.at(row, layer, pos)));
+  return each(trace.layers, (layer) => each(trace.length, (pos) => block.at(row, layer, pos)));
 }
 
 function quantile(values: number[], share: number): number {
@@ -275,13 +246,19 @@ function layerAxes(width: number, layers: number, low: number, high: number, log
     for (let layer = 0; layer < layers; layer += thin) surface.text(x(layer), top + tall + 16, `${layer}`, { size: 11, fill: palette.muted, anchor: "middle" });
     surface.text(left, top + tall + 32, "layer", { size: 11, fill: palette.muted });
   };
-  return { x, y, axes, height: top + tall + 38, left, right, tall, top };
+  /** The line and the layer under a point; `values` holds those of each layer. */
+  const nearest = (values: number[][]) => (px: number, py: number): [number, number] | null => {
+    const layer = Math.floor(((px - left) / (width - left - right)) * layers);
+    if (layer < 0 || layer >= layers || py < top || py > top + tall) return null;
+    const far = values[layer].map((value) => Math.abs(y(value) - py));
+    return [Math.max(0, far.indexOf(Math.min(...far))), layer];
+  };
+  return { x, y, axes, nearest, height: top + tall + 38, right };
 }
 
 function Lengths() {
   const app = useApp();
-  const picked = useKind();
-  const { kind } = picked;
+  const { kind, picker } = useKind();
   const full = kindOf(app.trace.value, kind);
   const build = (width: number, palette: Palette): Drawing => {
     const trace = app.trace.value;
@@ -291,7 +268,7 @@ function Lengths() {
     const [low, high] = [Math.min(...all), Math.max(...all)];
     const log = low > 0 && high > 12 * low;
     const room = log ? 1.1 : 0;
-    const { x, y, axes, height, left, right, top, tall } = layerAxes(width, trace.layers, log ? low / room : Math.min(low, 0), log ? high * room : high, log);
+    const { x, y, axes, nearest, height, right } = layerAxes(width, trace.layers, log ? low / room : Math.min(low, 0), log ? high * room : high, log);
     const middle = [0.25, 0.5, 0.75].map((share) => rows.map((row) => quantile(row, share)));
     const line = (values: number[]) => lineThrough(values.map((value, layer) => [x(layer), y(value)]));
     const draw = (surface: Surface) => {
@@ -318,12 +295,7 @@ function Lengths() {
         rows: trace.length,
         columns: trace.layers,
         box: (pos, layer) => [x(layer) - 6, y(rows[layer][pos]) - 6, 12, 12],
-        find: (px, py) => {
-          const layer = Math.floor(((px - left) / (width - left - right)) * trace.layers);
-          if (layer < 0 || layer >= trace.layers || py < top || py > top + tall) return null;
-          const far = rows[layer].map((value) => Math.abs(y(value) - py));
-          return [far.indexOf(Math.min(...far)), layer];
-        },
+        find: nearest(rows),
         read: (pos, layer) => `${quoted(tokens[pos].text)}: length of blocks.${layer}.${full} ${number(rows[layer][pos])}; half of the tokens lie between ${number(middle[0][layer])} and ${number(middle[2][layer])}`,
         choose: (pos, layer) => {
           app.query.value = pos;
@@ -340,7 +312,7 @@ function Lengths() {
       name={`lengths-${kind}`}
       caption={`One line for each token, the orange one for the token that is chosen; the blue line is the median, the band holds the middle half.`}
       build={build}
-      controls={<KindPicker {...picked} />}
+      controls={picker}
       table={() => ({
         columns: ["layer", "pos", "token", "norm"],
         rows: lengths(app.trace.value, kind).flatMap((row, layer) => row.map((value, pos) => [layer, pos, app.trace.value.header.tokens[pos].text, value])),
@@ -406,8 +378,7 @@ function Outliers() {
 /** Each token's length explained by those of the tokens before it, layer by layer. */
 function Regression() {
   const app = useApp();
-  const picked = useKind();
-  const { kind } = picked;
+  const { kind, picker } = useKind();
   const wanted = useParam<number>("lags", 2);
   const full = kindOf(app.trace.value, kind);
   const lags = [1, 2, 3].includes(wanted.value) ? wanted.value : 2;
@@ -417,7 +388,7 @@ function Regression() {
     const { layers } = app.trace.value;
     const found = fits();
     const ends = found.flat().flatMap(({ low, high }) => [low, high]).filter(Number.isFinite);
-    const { x, y, axes, height, left, right, top, tall } = layerAxes(width, layers, Math.min(0, ...ends), Math.max(0, ...ends), false);
+    const { x, y, axes, nearest, height, right } = layerAxes(width, layers, Math.min(0, ...ends), Math.max(0, ...ends), false);
     const colors = [palette.accent, palette.warm, palette.series[2]];
     const draw = (surface: Surface) => {
       axes(surface, palette);
@@ -443,12 +414,7 @@ function Regression() {
         rows: lags,
         columns: layers,
         box: (lag, layer) => [x(layer) - 7, y(found[layer][lag].value) - 7, 14, 14],
-        find: (px, py) => {
-          const layer = Math.floor(((px - left) / (width - left - right)) * layers);
-          if (layer < 0 || layer >= layers || py < top || py > top + tall) return null;
-          const far = found[layer].map(({ value }) => Math.abs(y(value) - py));
-          return [Math.max(0, far.indexOf(Math.min(...far))), layer];
-        },
+        find: nearest(found.map((terms) => terms.map(({ value }) => value))),
         read: (lag, layer) => {
           const { value, low, high } = found[layer][lag];
           return Number.isNaN(value) ? `layer ${layer} cannot be fitted` : `layer ${layer}, lag ${lag + 1}: ${number(value)}, with 95 % confidence from ${number(low)} to ${number(high)}`;
@@ -474,15 +440,8 @@ function Regression() {
       build={build}
       controls={
         <>
-          <KindPicker {...picked} />
-          <label>
-            Tokens before
-            <select value={lags} onChange={(event) => (wanted.value = Number(event.currentTarget.value))}>
-              {[1, 2, 3].map((count) => (
-                <option value={count}>{count}</option>
-              ))}
-            </select>
-          </label>
+          {picker}
+          <Choice label="Tokens before" at={wanted} value={lags} of={[1, 2, 3]} />
         </>
       }
       table={() => ({ columns: ["layer", "term", "coefficient", "low", "high"], rows: fits().flatMap((terms, layer) => terms.map(({ name, value, low, high }) => [layer, name, value, low, high])) })}

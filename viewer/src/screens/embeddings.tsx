@@ -3,13 +3,15 @@
 import { asked } from "../asked";
 import { sequential, type Palette } from "../colors";
 import { Figure, type Drawing } from "../figure";
-import { key } from "../marks";
+import { Choice, Tick } from "../inputs";
+import { key, lattice } from "../marks";
 import { Missing } from "../missing";
 import { scatterPlot, type Dot } from "../scatter";
 import { keeping, useApp, useParam, type App } from "../state";
 import { widthOf, type Surface } from "../surface";
 import { number, percent, quoted, round, visible } from "../text";
 import type { Trace } from "../trace";
+import { each, upTo } from "../lists";
 
 const HEIGHT = 480;
 
@@ -35,7 +37,7 @@ function normsOf(trace: Trace, place: string): number[] | null {
   const found = /^blocks\.(\d+)\.(resid_pre|resid_post)$/.exec(place);
   const block = trace.need("norms");
   const row = found ? block.entry.of!.indexOf(found[2]) : -1;
-  return row < 0 ? null : Array.from({ length: trace.length }, (_, pos) => block.at(row, Number(found![1]), pos));
+  return row < 0 ? null : each(trace.length, (pos) => block.at(row, Number(found![1]), pos));
 }
 
 /** Principal components: from the trace, else from the server; null until they are there. */
@@ -44,7 +46,7 @@ function components(app: App, place: string): Cloud | null {
   const block = trace.need("embeddings.pca");
   const row = held(trace).indexOf(place);
   if (row < 0) return asked<Cloud>(app, `pca ${place}`, "Asking for the principal components", (server, about) => server.json("/api/pca", { name: place, ...about }));
-  const points = Array.from({ length: trace.length }, (_, pos) => [0, 1, 2].map((axis) => block.at(row, pos, axis)));
+  const points = each(trace.length, (pos) => [0, 1, 2].map((axis) => block.at(row, pos, axis)));
   return { points, shares: block.entry.of_variance![row], norms: normsOf(trace, place) };
 }
 
@@ -67,10 +69,9 @@ function shades(app: App, place: string, norms: number[] | null): Record<string,
   const trace = app.trace.value;
   const row = lensRow(trace, place);
   const where = row ? `after layer ${row - 1}` : "at the embeddings";
-  const each = (value: (pos: number) => number) => Array.from({ length: trace.length }, (_, pos) => value(pos));
-  const lens = (name: string) => each((pos) => trace.need(name).at(row, pos));
+  const lens = (name: string) => each(trace.length, (pos) => trace.need(name).at(row, pos));
   return {
-    position: { name: "position", says: "position in the text", values: each((pos) => pos) },
+    position: { name: "position", says: "position in the text", values: upTo(trace.length) },
     ...(norms ? { norm: { name: "norm", says: `length of the vector at ${place}`, values: norms } } : {}),
     entropy: { name: "entropy", says: `entropy of the lens ${where}, in bits`, values: lens("lens.entropy") },
     kl: { name: "distance to the output", says: `KL to the output ${where}, in nats`, values: lens("lens.kl") },
@@ -165,21 +166,8 @@ function Cloud() {
       build={build}
       controls={
         <>
-          <label>
-            At
-            <select value={place} onChange={(event) => (wanted.value = event.currentTarget.value)}>
-              {places(app).map((name) => (
-                <option value={name}>{name}</option>
-              ))}
-            </select>
-          </label>
-          <label>
-            Place by
-            <select value={method.value} onChange={(event) => (method.value = event.currentTarget.value)}>
-              <option value="pca">principal components</option>
-              <option value="tsne">t-SNE</option>
-            </select>
-          </label>
+          <Choice label="At" at={wanted} value={place} of={places(app)} />
+          <Choice label="Place by" at={method} of={{ pca: "principal components", tsne: "t-SNE" }} />
           {near ? (
             <>
               <label>
@@ -192,27 +180,10 @@ function Cloud() {
               </label>
             </>
           ) : (
-            <label>
-              Components
-              <select value={plane.value} onChange={(event) => (plane.value = event.currentTarget.value)}>
-                {Object.keys(PLANES).map((name) => (
-                  <option value={name}>{name}</option>
-                ))}
-              </select>
-            </label>
+            <Choice label="Components" at={plane} of={Object.keys(PLANES)} />
           )}
-          <label>
-            Colour
-            <select value={choices[shade.value] ? shade.value : "position"} onChange={(event) => (shade.value = event.currentTarget.value)}>
-              {Object.entries(choices).map(([id, { name }]) => (
-                <option value={id}>{name}</option>
-              ))}
-            </select>
-          </label>
-          <label>
-            <input type="checkbox" checked={join.value} onChange={(event) => (join.value = event.currentTarget.checked)} />
-            joined in order
-          </label>
+          <Choice label="Colour" at={shade} value={choices[shade.value] ? shade.value : "position"} of={choices} />
+          <Tick label="joined in order" at={join} />
         </>
       }
       table={table}
@@ -247,11 +218,11 @@ function Journey() {
     const corner = (i: number): [number, number] => [(i % columns) * (size + gap), Math.floor(i / columns) * tall];
     const order = sequential(0, trace.length - 1, palette.dark);
     const dots = names.map((_, row) => {
-      const seen = [0, 1].map((axis) => Array.from({ length: trace.length }, (_, pos) => block.at(row, pos, axis)));
+      const seen = [0, 1].map((axis) => each(trace.length, (pos) => block.at(row, pos, axis)));
       const [low, high] = [seen.map((values) => Math.min(...values)), seen.map((values) => Math.max(...values))];
       const reach = Math.max(high[0] - low[0], high[1] - low[1]) || 1;
       const place = (axis: number, pos: number) => size / 2 + ((axis ? -1 : 1) * (seen[axis][pos] - (low[axis] + high[axis]) / 2) * (size - 20)) / reach;
-      return Array.from({ length: trace.length }, (_, pos): [number, number] => [place(0, pos), place(1, pos)]);
+      return each(trace.length, (pos): [number, number] => [place(0, pos), place(1, pos)]);
     });
     const r = Math.max(1.5, Math.min(4, 24 / Math.sqrt(trace.length)));
     const draw = (surface: Surface) =>
@@ -277,14 +248,8 @@ function Journey() {
         });
       },
       grid: {
-        rows,
-        columns,
+        ...lattice(rows, columns, [0, 0], [size, size], [size + gap, tall]),
         has: (row, column) => row * columns + column < names.length,
-        box: (row, column) => [...corner(row * columns + column), size, size],
-        find: (x, y) => {
-          const [row, column] = [Math.floor(y / tall), Math.floor(x / (size + gap))];
-          return row >= 0 && column < columns && row * columns + column < names.length ? [row, column] : null;
-        },
         read: (row, column) => {
           const i = row * columns + column;
           return `${names[i]}: the first two components explain ${percent(shares[i][0] + shares[i][1])} of the variance`;

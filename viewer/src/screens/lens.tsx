@@ -3,11 +3,14 @@
 import { sequential, type Palette } from "../colors";
 import { Figure, type Drawing } from "../figure";
 import { added, Follow, followed, partsAt, pathOf, pinned, rowName, tokenIn } from "../follow";
+import { Choice, Tick } from "../inputs";
+import { each, upTo } from "../lists";
 import { barRows, heatMap } from "../marks";
 import { Missing } from "../missing";
 import { commandOf, useApp, useParam } from "../state";
 import { lineThrough, type Surface } from "../surface";
-import { number, percent, pythonText, quoted, shellText, visible } from "../text";
+import { number, percent, pythonText, quoted, shellText, superscript, visible } from "../text";
+import { byToken, roomFor } from "../tokens";
 import type { Trace } from "../trace";
 
 const COLOURS: Record<string, { name: string; says: string }> = {
@@ -49,23 +52,20 @@ function LensGrid() {
       width,
       palette,
       rows,
-      columns: trace.length,
+      ...byToken(app),
       rowHeight: 28,
       at: (r, p) => valueOf(trace, by.value, r, p),
       scale: sequential(0, most, palette.dark),
-      rowLabels: Array.from({ length: rows }, (_, r) => rowName(r)),
-      columnLabels: trace.header.tokens.map((token) => visible(token.text)),
+      rowLabels: upTo(rows).map(rowName),
       cellText: (r, p) => visible(said(r, p)),
       legend: { title: COLOURS[by.value]?.says ?? "", low: "0", high: number(most, 2) },
       read: (r, p) =>
         `${rowName(r)}, at ${quoted(trace.header.tokens[p].text)}: says ${quoted(said(r, p))} with ${percent(valueOf(trace, "probability", r, p))}; the next token is of rank ${trace.need("lens.next_rank").at(r, p) + 1}`,
-      hover: (where) => (app.hover.value = where ? { query: where[1] } : {}),
       choose: (r, p) => {
         row.value = r;
         app.query.value = p;
       },
       lit: () => ({ row: pinned(app, row.value), column: app.atQuery.value }),
-      start: () => [pinned(app, row.value), app.atQuery.value],
     });
   };
   const { length } = app.trace.value;
@@ -74,17 +74,10 @@ function LensGrid() {
       title="What each layer would say"
       name={`lens-${by.value}`}
       caption="Each row reads the stream after one more block as if it were the last one. Choose a cell to follow it below."
-      narrowest={length * (length <= 64 ? 57 : 14) + 100}
+      narrowest={roomFor(length, 57, 14)}
       build={build}
       controls={
-        <label>
-          Colour
-          <select value={by.value} onChange={(event) => (by.value = event.currentTarget.value)}>
-            {Object.entries(COLOURS).map(([id, { name }]) => (
-              <option value={id}>{name}</option>
-            ))}
-          </select>
-        </label>
+        <Choice label="Colour" at={by} of={COLOURS} />
       }
       table={() => {
         const trace = app.trace.value;
@@ -113,7 +106,7 @@ function Cell() {
     const trace = app.trace.value;
     const [r, p] = [pinned(app, row.value), app.atQuery.value];
     const [ids, logprobs] = [trace.need("lens.ids"), trace.need("lens.logprobs")];
-    return Array.from({ length: ids.shape[2] }, (_, i) => ({ id: ids.at(r, p, i), probability: Math.exp(logprobs.at(r, p, i)) }));
+    return each(ids.shape[2], (i) => ({ id: ids.at(r, p, i), probability: Math.exp(logprobs.at(r, p, i)) }));
   };
   const title = `${rowName(pinned(app, row.value))}, at ${quoted(app.trace.value.header.tokens[app.atQuery.value].text)}`;
   return (
@@ -160,7 +153,7 @@ function Rise() {
     const draw = (surface: Surface) => {
       for (let power = 0; power >= lowest; power -= lowest < -5 ? 2 : 1) {
         surface.rect(left, y(power), width - left - right, 1, { fill: palette.grid });
-        surface.text(left - 8, y(power), power === 0 ? "100 %" : power >= -2 ? `${10 ** (power + 2)} %` : `10${superscript(power)}`, { size: 11, fill: palette.muted, anchor: "end", baseline: "middle" });
+        surface.text(left - 8, y(power), power === 0 ? "100 %" : power >= -2 ? `${10 ** (power + 2)} %` : `10${superscript(String(power))}`, { size: 11, fill: palette.muted, anchor: "end", baseline: "middle" });
       }
       if (was.length) {
         surface.path(lineThrough(was.flatMap((power, i): [number, number][] => (Number.isNaN(power) ? [] : [[x(i), y(power)]]))), { stroke: palette.warm, width: 2, dash: [6, 4] });
@@ -216,8 +209,6 @@ function Rise() {
   );
 }
 
-const superscript = (value: number) => [...String(value)].map((sign) => (sign === "-" ? "⁻" : "⁰¹²³⁴⁵⁶⁷⁸⁹"[Number(sign)])).join("");
-
 function Adds() {
   const app = useApp();
   const heads = useParam<boolean>("heads", false);
@@ -234,10 +225,7 @@ function Adds() {
       name="lens-adds"
       caption={`Parts of its logit ${where}, in the order of the layers. They sum to the logit, ${number(total, 4)}. ${app.server ? "Choose a cell or a token above for its own parts." : "Of other cells and tokens pellucid serve shows them."}`}
       controls={
-        <label>
-          <input type="checkbox" checked={heads.value} onChange={(event) => (heads.value = event.currentTarget.checked)} />
-          each head by itself
-        </label>
+        <Tick label="each head by itself" at={heads} />
       }
       build={(width, palette) => {
         const parts = now();
@@ -271,7 +259,7 @@ function Settled() {
   const first = () => {
     const trace = app.trace.value;
     const ids = trace.need("lens.ids");
-    return Array.from({ length: trace.length }, (_, pos) => {
+    return each(trace.length, (pos) => {
       const output = ids.at(trace.layers, pos, 0);
       let row = trace.layers;
       while (row > 0 && ids.at(row - 1, pos, 0) === output) row--;
@@ -283,7 +271,7 @@ function Settled() {
       title="From where on the answer stays"
       name="lens-settled"
       caption="For each token the row from which on the first choice no longer changes. Dark cells were open for longest."
-      narrowest={app.trace.value.length * (app.trace.value.length <= 64 ? 30 : 10) + 80}
+      narrowest={roomFor(app.trace.value.length, 30, 10)}
       build={(width, palette) => {
         const trace = app.trace.value;
         const rows = first();
@@ -291,17 +279,13 @@ function Settled() {
           width,
           palette,
           rows: 1,
-          columns: trace.length,
+          ...byToken(app),
           rowHeight: 26,
           at: (_, pos) => rows[pos],
           scale: sequential(0, trace.layers, palette.dark),
           rowLabels: ["row"],
-          columnLabels: trace.header.tokens.map((token) => visible(token.text)),
           cellText: (_, pos) => (rows[pos] ? String(rows[pos] - 1) : "emb"),
           read: (_, pos) => `at ${quoted(trace.header.tokens[pos].text)} the first choice stays from “${rowName(rows[pos])}” on`,
-          hover: (where) => (app.hover.value = where ? { query: where[1] } : {}),
-          choose: (_, pos) => (app.query.value = pos),
-          lit: () => ({ row: -1, column: app.atQuery.value }),
         });
       }}
       table={() => ({ columns: ["pos", "token", "from"], rows: first().map((row, pos) => [pos, app.trace.value.header.tokens[pos].text, rowName(row)]) })}

@@ -3,6 +3,7 @@
 import { signal, type Signal } from "@preact/signals";
 import { sequential } from "../colors";
 import { Figure } from "../figure";
+import { Tick } from "../inputs";
 import { barRows, heatMap } from "../marks";
 import { useApp, useParam, type App } from "../state";
 import { number, pythonText, shellText } from "../text";
@@ -55,38 +56,35 @@ function Strip({ found }: { found: Compared }) {
   const power = (row: Checkpoint) => (errorOf(row) > 0 ? Math.log10(errorOf(row)) : SMALLEST);
   const placed = checkpoints.map((row) => {
     const [, block, short] = /^blocks\.(\d+)\.(.+)$/.exec(row.name) ?? [null, null, row.name];
-    return { row, line: block ?? (row.name.includes("embed") ? "embeddings" : "end"), short: short!.replace("ckpt_", "") };
+    return { row, line: block ? `block ${block}` : row.name.includes("embed") ? "embeddings" : "end", column: short!.replace("ckpt_", "") };
   });
+  // What lies before and after the blocks has lines and columns of its own, so that each cell stands under its name.
   const lines = [...new Set(placed.map(({ line }) => line))];
-  // The values before and after the blocks stand in the first columns of lines of their own.
-  const inLine = (line: number) => placed.filter((one) => one.line === lines[line]);
-  const isBlock = (line: number) => lines[line] !== "embeddings" && lines[line] !== "end";
-  const columns = [...new Set(placed.filter(({ line }) => /^\d+$/.test(line)).map(({ short }) => short))];
-  const at = (line: number, column: number): Checkpoint | null => (isBlock(line) ? (inLine(line).find((one) => one.short === columns[column])?.row ?? null) : (inLine(line)[column]?.row ?? null));
+  const columns = [...new Set(placed.map(({ column }) => column))];
+  const at = (line: number, column: number): Checkpoint | null => placed.find((one) => one.line === lines[line] && one.column === columns[column])?.row ?? null;
   const mark = (row: Checkpoint) => (row.bit_equal && errorOf(row) === 0 ? "=" : errorOf(row) <= ROUNDING ? "≈" : String(Math.floor(power(row))).replace("-", "−"));
   const said = (row: Checkpoint) => `${row.name}: ${row.bit_equal && errorOf(row) === 0 ? "equal to the bit" : `${errorOf(row) <= ROUNDING ? "rounding, " : ""}differs by ${number(errorOf(row))} of the largest value`}${first?.where === row.name ? "; the first that differs" : ""}`;
-  const width = Math.max(columns.length, ...lines.map((_, line) => (isBlock(line) ? 0 : inLine(line).length)));
   return (
     <Figure
       title="Every checkpoint of both"
       ofBoth
       name="models-strip"
       caption="= is equal to the bit, ≈ is rounding; a number is the power of ten of the largest difference, relative to the largest value."
-      narrowest={width * 30 + 100}
+      narrowest={columns.length * 30 + 100}
       build={(room, palette) => {
         return heatMap({
           width: room,
           palette,
           rows: lines.length,
-          columns: width,
+          columns: columns.length,
           rowHeight: 26,
           at: (line, column) => {
             const row = at(line, column);
             return row ? Math.max(SMALLEST, power(row)) : NaN;
           },
           scale: sequential(SMALLEST, 0, palette.dark),
-          rowLabels: lines.map((line) => (isBlock(lines.indexOf(line)) ? `block ${line}` : line)),
-          columnLabels: Array.from({ length: width }, (_, column) => columns[column] ?? ""),
+          rowLabels: lines,
+          columnLabels: columns,
           cellText: (line, column) => {
             const row = at(line, column);
             return row ? mark(row) : "";
@@ -95,16 +93,13 @@ function Strip({ found }: { found: Compared }) {
           has: (line, column) => at(line, column) !== null,
           read: (line, column) => said(at(line, column)!),
           lit: () => {
-            const line = lines.findIndex((_, i) => inLine(i).some(({ row }) => row.name === first?.where));
-            return { row: line, column: line < 0 ? -1 : isBlock(line) ? columns.findIndex((_, column) => at(line, column)?.name === first?.where) : -1 };
+            const found = placed.find(({ row }) => row.name === first?.where);
+            return { row: lines.indexOf(found?.line ?? ""), column: columns.indexOf(found?.column ?? "") };
           },
         });
       }}
       controls={
-        <label>
-          <input type="checkbox" checked={own.value} onChange={(event) => (own.value = event.currentTarget.checked)} />
-          only what each adds itself, given the first model’s values
-        </label>
+        <Tick label="only what each adds itself, given the first model’s values" at={own} />
       }
       table={() => ({
         columns: ["checkpoint", "equal_to_the_bit", "fp32", "fp32_own", "fp64", "fp64_own"],

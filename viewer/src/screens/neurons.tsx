@@ -3,14 +3,17 @@
 import { asked } from "../asked";
 import type { Palette } from "../colors";
 import { Figure, type Drawing } from "../figure";
+import { Choice } from "../inputs";
 import { barRows, ticks } from "../marks";
 import { Missing } from "../missing";
 import { scatterPlot } from "../scatter";
 import { commandOf, keeping, useApp, useParam, type App } from "../state";
 import { widthOf, type Surface } from "../surface";
 import { number, quoted, round, visible } from "../text";
+import { byToken, roomFor } from "../tokens";
 import type { Point } from "../trace";
 import { LayerPicker } from "./overview";
+import { each } from "../lists";
 
 /** Values of one checkpoint of neurons, and whether they are the run's own to the last bit. */
 type Values = { at: (pos: number, neuron: number) => number; exact: boolean };
@@ -57,7 +60,7 @@ function series(app: App): Series[] {
   const neuron = neuronOf(app);
   return kinds(app, layerOf(app)).flatMap((point) => {
     const found = valuesOf(app, point);
-    return found ? [{ point, values: Array.from({ length: app.trace.value.length }, (_, pos) => found.at(pos, neuron)), exact: found.exact }] : [];
+    return found ? [{ point, values: each(app.trace.value.length, (pos) => found.at(pos, neuron)), exact: found.exact }] : [];
   });
 }
 
@@ -108,7 +111,7 @@ function Along({ found }: { found: Series[] }) {
   const build = (width: number, palette: Palette): Drawing => {
     const found = series(app);
     const [before, after] = [found.slice(0, -1), found.at(-1)!];
-    const labels = tokens.map((token) => visible(token.text));
+    const { columnLabels: labels, hover, choose } = byToken(app);
     const all = found.flatMap(({ values }) => values).filter(Number.isFinite);
     const [low, high] = [Math.min(0, ...all), Math.max(0, ...all)];
     const [left, top, tall] = [44, 30, 190];
@@ -149,6 +152,7 @@ function Along({ found }: { found: Series[] }) {
     return {
       width,
       height: top + tall + foot,
+      stays: left,
       draw,
       over: (surface) => {
         const pos = app.atQuery.value;
@@ -165,8 +169,8 @@ function Along({ found }: { found: Series[] }) {
           return pos >= 0 && pos < labels.length ? [0, pos] : null;
         },
         read: (_, pos) => `at ${quoted(tokens[pos].text)}: ${found.map((one) => `${one.point.short} ${told(one, pos)}`).join(", ")}`,
-        choose: (_, pos) => (app.query.value = pos),
-        hover: (where) => (app.hover.value = where ? { query: where[1] } : {}),
+        choose,
+        hover,
         start: () => [0, app.atQuery.value],
       },
     };
@@ -180,7 +184,7 @@ function Along({ found }: { found: Series[] }) {
       title={`${title(app)} ${nameOf(app)} along the text`}
       name={`${noun(app)}-${nameOf(app)}`}
       caption={features(app) ? `Of the autoencoder of ${features(app)!.at}. Bars are the feature’s activation.` : "Bars are the neuron’s value, after the activation; hollow marks are what went into it."}
-      narrowest={tokens.length * (tokens.length <= 64 ? 22 : 9) + 50}
+      narrowest={roomFor(tokens.length, 22, 9)}
       build={build}
       controls={<Find />}
       table={() => ({
@@ -348,20 +352,8 @@ function Strongest() {
       }
       controls={
         <>
-          <label>
-            Strong by
-            <select value={by} onChange={(event) => (wanted.value = event.currentTarget.value)}>
-              <option value="value">value at the token</option>
-              {canEffect && <option value="effect">what they add to {quoted(target.text)}</option>}
-            </select>
-          </label>
-          {!own && <label>
-            of
-            <select value={which.value} onChange={(event) => (which.value = event.currentTarget.value)}>
-              <option value="all">all layers</option>
-              <option value="layer">layer {layerOf(app)}</option>
-            </select>
-          </label>}
+          <Choice label="Strong by" at={wanted} value={by} of={{ value: "value at the token", ...(canEffect ? { effect: `what they add to ${quoted(target.text)}` } : {}) }} />
+          {!own && <Choice label="of" at={which} of={{ all: "all layers", layer: `layer ${layerOf(app)}` }} />}
         </>
       }
       table={() => ({ columns: ["layer", "neuron", by], rows: (strongest(app, by, only) ?? []).slice(0, 1000).map(({ layer, neuron, value }) => [layer, neuron, value]), by: ["layer", "neuron"], note: "The first 1000." })}
@@ -374,7 +366,7 @@ function Strongest() {
 export function Neurons() {
   const app = useApp();
   const trace = app.trace.value;
-  if (!trace.layers || (!blockOf(app, "post") && !app.server)) return <Missing what={`${noun(app)}s`} />;
+  if (!trace.layers || !kinds(app, layerOf(app)).length || (!blockOf(app, "post") && !app.server)) return <Missing what={`${noun(app)}s`} />;
   const found = series(app);
   const pair = app.pair.value;
   const isThere = (values: Series[]) => values.at(-1)?.point.name === kinds(app, layerOf(app)).at(-1)?.name;

@@ -4,7 +4,9 @@ import type { Palette } from "../colors";
 import { pointsOf, told } from "../checkpoints";
 import { Figure, type Drawing } from "../figure";
 import { Formula } from "../formula";
-import { barRows } from "../marks";
+import { Choice } from "../inputs";
+import { each, upTo } from "../lists";
+import { barRows, lattice } from "../marks";
 import { useApp, useParam, type App } from "../state";
 import type { Surface } from "../surface";
 import { copy } from "../take";
@@ -18,7 +20,7 @@ function Next() {
     const trace = app.trace.value;
     const pos = app.atQuery.value;
     const [ids, logprobs] = [trace.need("prediction.top.ids"), trace.need("prediction.top.logprobs")];
-    return Array.from({ length: Math.min(8, ids.shape[1]) }, (_, i) => ({ id: ids.at(pos, i), probability: Math.exp(logprobs.at(pos, i)) }));
+    return each(Math.min(8, ids.shape[1]), (i) => ({ id: ids.at(pos, i), probability: Math.exp(logprobs.at(pos, i)) }));
   };
   return (
     <Figure
@@ -60,7 +62,7 @@ function Ladder() {
     const rowHeight = Math.max(18, Math.min(34, 340 / trace.layers));
     const [left, head, gap] = [34, 22, 14];
     const column = (width - left - 2 * gap) / 3;
-    const most = KINDS.map((kind) => Math.max(...Array.from({ length: trace.layers }, (_, layer) => norm(kind, layer, pos))));
+    const most = KINDS.map((kind) => Math.max(...each(trace.layers, (layer) => norm(kind, layer, pos))));
     // The three kinds share one unit of length, so their bars can be compared.
     const largest = Math.max(...most);
     const colors = [palette.series[0], palette.series[1], palette.ink];
@@ -88,13 +90,7 @@ function Ladder() {
         surface.rect(0, head + layer * rowHeight, width, rowHeight, { stroke: palette.accent, width: 1.5, radius: 5 });
       },
       grid: {
-        rows: trace.layers,
-        columns: 3,
-        box: (row, kind) => [left + kind * (column + gap), head + row * rowHeight, column, rowHeight],
-        find: (x, y) => {
-          const [row, kind] = [Math.floor((y - head) / rowHeight), Math.floor((x - left) / (column + gap))];
-          return row >= 0 && row < trace.layers && kind < 3 ? [row, Math.max(0, kind)] : null;
-        },
+        ...lattice(trace.layers, 3, [left, head], [column, rowHeight], [column + gap, rowHeight], true),
         read: (row, kind) => `block ${row}, ${KIND_TITLES[kind]}: length ${number(norm(KINDS[kind], row, pos), 4)} at ${quoted(trace.header.tokens[pos].text)}`,
         choose: (row) => (app.layer.value = row),
       },
@@ -110,7 +106,7 @@ function Ladder() {
         const trace = app.trace.value;
         const norms = trace.need("norms");
         const rows = norms.entry.of!.flatMap((kind, k) =>
-          Array.from({ length: trace.layers * trace.length }, (_, i) => {
+          each(trace.layers * trace.length, (i) => {
             const [layer, pos] = [Math.floor(i / trace.length), i % trace.length];
             return [kind, layer, pos, trace.header.tokens[pos].text, norms.at(k, layer, pos)];
           }),
@@ -284,17 +280,7 @@ function Diagram() {
 
 export function LayerPicker() {
   const app = useApp();
-  const layers = Array.from({ length: app.trace.value.layers }, (_, layer) => layer);
-  return (
-    <label>
-      Layer
-      <select value={app.layer.value} onChange={(event) => (app.layer.value = Number(event.currentTarget.value))}>
-        {layers.map((layer) => (
-          <option value={layer}>{layer}</option>
-        ))}
-      </select>
-    </label>
-  );
+  return <Choice label="Layer" at={app.layer} of={upTo(app.trace.value.layers)} />;
 }
 
 /** The checkpoint that is looked at, in the layer that is looked at. */
@@ -357,7 +343,7 @@ function About() {
         <dt>Python</dt>
         <dd>
           <code>{code}</code>{" "}
-          <button type="button" class="quiet" onClick={async () => (app.notice.value = (await copy(code)) ? "Name copied." : `This frame does not allow copying. Copy it from here: ${code}`)}>
+          <button type="button" class="quiet" onClick={() => copy(app, "Name", code)}>
             Copy
           </button>
         </dd>

@@ -4,6 +4,7 @@ import { computed, signal, type Signal } from "@preact/signals";
 import { useMemo } from "preact/hooks";
 import type { Palette } from "../colors";
 import { Figure, type Drawing } from "../figure";
+import { lattice } from "../marks";
 import { entropy, NEUTRAL, stagesOf, type Settings, type Stage } from "../sampling";
 import { useApp, useParam, type App } from "../state";
 import type { Surface } from "../surface";
@@ -75,15 +76,10 @@ function StageFigure({ settings, stages }: { settings: () => Settings; stages: (
     return {
       width,
       height: head + ids.length * rowHeight + 2,
+      stays: left - 4,
       draw,
       grid: {
-        rows: ids.length,
-        columns: now.length,
-        box: (row, i) => [left + i * (column + gap), head + row * rowHeight, column, rowHeight],
-        find: (x, y) => {
-          const [row, i] = [Math.floor((y - head) / rowHeight), Math.floor((x - left) / (column + gap))];
-          return row >= 0 && row < ids.length ? [row, Math.max(0, Math.min(now.length - 1, i))] : null;
-        },
+        ...lattice(ids.length, now.length, [left, head], [column, rowHeight], [column + gap, rowHeight], true),
         read: (row, i) => `${quoted(trace.piece(ids[row]))} has ${percent(now[i].probabilities[ids[row]])} ${now[i].name === "model" ? "by the model alone" : `after ${STAGE_NAMES[now[i].name]}`}`,
       },
     };

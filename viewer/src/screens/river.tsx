@@ -2,12 +2,14 @@
 
 import { diverging, type Palette } from "../colors";
 import { Figure, type Drawing } from "../figure";
-import { barRows, heatMap } from "../marks";
+import { Choice } from "../inputs";
+import { barRows, heatMap, ticks } from "../marks";
 import { Missing } from "../missing";
 import { partsOf, shortName, streams, type Streams } from "../river";
 import { commandOf, useApp, useParam, type App } from "../state";
 import type { Surface } from "../surface";
-import { number, quoted, shellText, visible } from "../text";
+import { number, quoted, round, shellText } from "../text";
+import { byToken, roomFor } from "../tokens";
 import type { Trace } from "../trace";
 
 const GROUPS: Record<string, string> = { source: "the tokens it was read from", head: "heads", layer: "layers", kind: "kinds of parts" };
@@ -91,10 +93,9 @@ function River() {
     labels.forEach((label, k) => (label.at = Math.max(label.at, k ? labels[k - 1].at + gap : top + 4)));
     for (let k = labels.length - 1; k >= 0; k--) labels[k].at = Math.min(labels[k].at, k === labels.length - 1 ? top + height : labels[k + 1].at - gap);
     const draw = (surface: Surface) => {
-      const tick = [1, 2, 5, 10, 20, 50, 100].find((step) => (highest - lowest) / step < 7) ?? 200;
-      for (let value = Math.ceil(lowest / tick) * tick; value <= highest; value += tick) {
+      for (const value of ticks(lowest, highest, 6)) {
         surface.rect(left, y(value), width - left - right, 1, { fill: value ? palette.grid : palette.muted });
-        surface.text(left - 7, y(value), String(value).replace("-", "−"), { size: 11, fill: palette.muted, anchor: "end", baseline: "middle" });
+        surface.text(left - 7, y(value), round(value), { size: 11, fill: palette.muted, anchor: "end", baseline: "middle" });
       }
       areas.forEach((area, i) => {
         for (const { lower, upper } of [area.above, area.below]) {
@@ -168,16 +169,7 @@ function River() {
       caption={`How its logit at ${quoted(tokens[target.pos].text)} comes together, layer by layer. What helps flows above zero, what hinders below; the line is the sum.`}
       build={(width, palette) => build(width, palette)}
       controls={
-        <label>
-          Streams are
-          <select value={by.value} onChange={(event) => (asked.value = event.currentTarget.value)}>
-            {Object.entries(GROUPS)
-              .filter(([id]) => id !== "source" || bySource)
-              .map(([id, name]) => (
-                <option value={id}>{name}</option>
-              ))}
-          </select>
-        </label>
+        <Choice label="Streams are" at={asked} value={by.value} of={Object.fromEntries(Object.entries(GROUPS).filter(([id]) => id !== "source" || bySource))} />
       }
       table={() => {
         const { names, sums, steps } = streams(app.trace.value, by.value);
@@ -240,12 +232,11 @@ function FromWhere() {
       width,
       palette,
       rows: heads.length,
-      columns: length,
+      ...byToken(app),
       rowHeight: 24,
       at: (row, pos) => heads[row].bySource[pos],
       scale: diverging(reach, palette.dark),
       rowLabels: heads.map((head) => `${head.layer}.${head.head}  ${number(head.total, 3)}`),
-      columnLabels: trace.header.tokens.map((token) => visible(token.text)),
       cellText: (row, pos) => (Math.abs(heads[row].bySource[pos]) < reach / 20 ? "" : number(heads[row].bySource[pos], 2)),
       legend: { title: "adds to the logit", low: number(-reach, 2), high: number(reach, 2) },
       read: (row, pos) => `head ${heads[row].layer}.${heads[row].head} adds ${number(heads[row].bySource[pos], 4)} from ${quoted(trace.header.tokens[pos].text)}`,
@@ -266,7 +257,7 @@ function FromWhere() {
       title="Which head, from which token"
       name="river-heads"
       caption={`The ${count} heads with the largest parts, and the tokens that they read them from. Choose a cell, then look at that head under “Attention”.`}
-      narrowest={length * (length <= 64 ? 34 : 10) + 110}
+      narrowest={roomFor(length, 34, 10)}
       build={build}
       table={() => ({
         columns: ["layer", "head", "source", "token", "adds"],
