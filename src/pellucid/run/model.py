@@ -21,6 +21,7 @@ from pellucid.generate.verbs import GeneratingTransformer
 from pellucid.generation_settings import GenerationSettings
 from pellucid.json_config import Config
 from pellucid.network import Run, last_column
+from pellucid.numerics.memory import LITTLE, keep_freed
 from pellucid.numerics.products import Execution
 from pellucid.part import Weights, has_native_hooks, state_of, submodules
 from pellucid.run.activations import ActivationCkpts
@@ -335,6 +336,8 @@ class CkptedTransformer(GeneratingTransformer):
             logits = self(batch, tap=Chain(taps) if len(taps) > 1 else recorder, start_at=start_at)
         edit_tap.check_fired()
         recorder.check_fired()
+        if len(wanted) * batch.ids.numel() * self.schema.sizes["d_model"] > LITTLE:
+            keep_freed()
         return logits, ActivationCkpts(
             recorder.values, batch, self.schema, part=part, fired=edit_tap.fired,
             origin=Origin(self.provenance.get("source", type(self).__name__), self, state_of(modules)),

@@ -1,0 +1,55 @@
+"""The memory of captures that were dropped serves the next ones."""
+
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pellucid.numerics import memory
+
+FAULTS = """
+import resource
+import torch
+import support
+
+model = support.glass(n_positions=512, n_embd=128, n_layer=6)
+
+
+def faults():
+    found = []
+    for _ in range(4):  # a block that was freed may be too small for the next one, which has to be aligned
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.ones(2**24)
+        found.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    return min(found)
+
+
+print(faults())
+model.run_with_ckpts(torch.zeros(1, 4, dtype=torch.long))
+print(faults())
+model.run_with_ckpts(torch.zeros(1, 512, dtype=torch.long))
+print(faults())
+"""
+"""Pages that are handed out for 64 MB which were freed before: first, after a small and after a large capture."""
+
+glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other allocators keep memory as they like")
+QUIET = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
+
+
+@glibc
+def test_what_a_large_capture_leaves_is_kept():
+    here = {**QUIET, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])}
+    done = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True, env=here)
+    first, after_little, after_much = map(int, done.stdout.split())
+    assert min(first, after_little) > 16_000
+    assert after_much < 100
+
+
+@glibc
+@pytest.mark.parametrize("name", ["MALLOC_TRIM_THRESHOLD_", "MALLOC_ARENA_MAX", "GLIBC_TUNABLES"])
+def test_whoever_told_glibc_is_left_alone(name: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv(name, "1")
+    assert memory.keep_freed.__wrapped__() == 0
