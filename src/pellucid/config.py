@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from pellucid.check import as_number, as_whole
 from pellucid.errors import ConfigError, shown
@@ -129,22 +129,34 @@ class Variant:
     harmless: tuple[Any, ...] = ()
     on: bool = False  # whether true is the plain model, and false is the variant
     equal_to: str = ""  # a field of the plain model whose value, given here, means the plain model, too
+    covers: bool = False  # whether a number of no less than the positions, or -1, means the plain model, too
+    factors: str = ""  # the names, as a pattern, for which 1 means the plain model, too
 
     def has(self, name: str) -> bool:
         """Whether a field is one of this variant's."""
         return name in self.names or bool(self.pattern and re.search(self.pattern, name))
 
-    def is_harmless(self, value: Any, given: Mapping[str, Any]) -> bool:
+    def is_harmless(self, name: str, value: Any, given: Mapping[str, Any]) -> bool:
         """Whether a field of this variant says, with this value, that the model is the plain one."""
         if value is None or isinstance(value, bool):
             return value is None or value is self.on
-        if isinstance(value, (list, tuple)):
-            return all(self.is_harmless(item, given) for item in value)
+        if isinstance(value, (list, tuple, dict)):
+            items = cast("dict[Any, Any]", value).values() if isinstance(value, dict) else cast("list[Any]", value)
+            return all(self.is_harmless(name, item, given) for item in items)
         if isinstance(value, str):
-            value = value.lower()
-        same = any(type(value) is type(plain) and value == plain for plain in ("", "none", *self.harmless))
-        return same or (bool(self.equal_to) and value == given.get(self.equal_to)) or (not self.on and not value)
+            return value.lower() in ("", "none", *self.harmless)
+        if not isinstance(value, (int, float)):
+            return not self.on and not value
+        least = max((size for size in map(given.get, _POSITIONS) if isinstance(size, int)), default=0)
+        if self.covers and (value == -1 or 0 < least <= value):
+            return True
+        one = value == 1 and bool(self.factors) and re.search(self.factors, name) is not None
+        equal = bool(self.equal_to) and value == given.get(self.equal_to)
+        return one or equal or value == self.on or value in self.harmless
 
+
+_POSITIONS = ("n_positions", "max_position_embeddings")
+"""What the families call the number of positions."""
 
 COMMON = (
     Variant("it names code of the repository's own that would replace the family's", ("auto_map", "custom_pipelines")),
@@ -162,10 +174,15 @@ COMMON = (
     Variant("blocks of different kinds are not implemented", ("per_layer_config", "block_configs", "attn_layer_idx")),
     Variant("fused modules of the file's own are not implemented", ("fusion_config",)),
     Variant("its weights lie in a file of another name", ("transformers_weights",)),
-    Variant("muP multipliers are not implemented", ("attn_mult", "mup"), r"^mup_|_mup$|use_mup|qk_dot_by_d"),
+    Variant(
+        "muP multipliers are not implemented",
+        (),
+        r"^mup(_|$)|_mup$|use_mup|qk_dot_by_d|^attn_mult$",
+        factors=r"^(?!.*att).*(scale|scaling|alpha|mult|multiplier|factor)$",
+    ),
     Variant(
         "multipliers of values on their way are not implemented",
-        ("output_mult", "width_mult", "embedding_mult", "width_scale", "logit_scale", "logits_scaling"),
+        (),
         r"^(attn|attention|emb\w*|residual|logits?|output|width|depth)_(mult|multiplier|scale|scaling|alpha)$"
         r"|^scale_(emb|logits|residual)",
         (1, 1.0),
@@ -179,11 +196,13 @@ COMMON = (
          "attention_layers", "layer_types", "layers_block_type", "kv_sharing_modes"),
         r"sliding|^(attn_|attention_|local_)?window(_size|_length)?$|local_att|block_sparse|sparse_att|attention_sink|num_sink|kv_shared",
         ("full_attention", "attention", "global", "full"),
+        covers=True,
     ),
     Variant("attention over later positions is not implemented", ("is_causal", "causal"), on=True),
     Variant("norms of queries and keys are not implemented", ("qk_norm",), r"(^|_)qk_?(layer_?)?(norm|ln)"),
     Variant("capped logits are not implemented", ("final_logit_softcapping",), r"soft_?cap|logits?_(cap|clip)"),
-    Variant("mixtures of experts are not implemented", ("num_experts",), r"(^|_)(moe|experts?)(_|$)|router"),
+    Variant("mixtures of experts are not implemented", ("num_experts",), r"(^|_)(moe|experts?)(_|$)|router",
+            factors=r"^(n|num)_(\w+_)?experts?(_per_tok(en)?)?$"),
     Variant("differential or linear attention is not implemented", ("linear_attention",),
             r"^(use_)?(diff(erential)?|linear)_att"),
     Variant("state-space layers are not implemented", ("ssm_cfg",), r"^(ssm|mamba|hyena)(_|$)"),

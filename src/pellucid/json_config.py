@@ -124,7 +124,7 @@ class Config:
     @property
     def unread(self) -> tuple[str, ...]:
         """The fields, sorted, that are kept although transformers' class never reads them."""
-        return tuple(sorted(n for n in set(self.neutral) - self.about.neutral if self.about.variant_of(n) is None))
+        return tuple(sorted(self.unread_of(self.neutral)))
 
     @property
     def sizes(self) -> Mapping[str, int]:
@@ -188,11 +188,11 @@ class Config:
         ignore = as_names(ignore)
         cls._refuse_misspelt(ignore, map(str, given))
         given = {name: value for name, value in given.items() if name not in {*ignore, SAVE_ID}}
-        cls._refuse_unimplemented(given)
-        given.pop("model_type", None)
         for synonym, name in cls.about.synonyms.items():
             if synonym in given:
                 given[name] = given.pop(synonym)
+        cls._refuse_unimplemented(given)
+        given.pop("model_type", None)
         missing = [name for name in cls.about.sizes if name not in given]
         if missing:
             hints = dict.fromkeys(nearest(name, map(str, given)) for name in missing)
@@ -289,7 +289,7 @@ class Config:
         known = {*cls.declared(), *cls.about.synonyms}
         variants = {name: cls.about.variant_of(name) for name in given if name not in known}
         found = {name: variant for name, variant in variants.items() if variant is not None}
-        return {name: found[name].reason for name in found if not found[name].is_harmless(given[name], given)}
+        return {name: found[name].reason for name in found if not found[name].is_harmless(name, given[name], given)}
 
     @classmethod
     def unread_of(cls, given: Mapping[str, Any]) -> set[str]:

@@ -104,7 +104,7 @@ UNREAD: dict[str, Any] = {
     "unsloth_version": "2026.1", "keys_to_ignore_at_inference": ["past_key_values"], "author": "someone",
     "created_date": "2021-04-28", "head_dim": 99, "intermediate_size": 5, "hidden_act": "relu", "layer_norm_eps": 3.0,
     "dropout": 0.7, "vocab_file": "a.json", "context_window": 2048, "train_batch_size": 8, "bias": False,
-    "learning_rate_multiplier": 2.0, "n_embed": 99,
+    "learning_rate_multiplier": 2.0, "n_embed": 99, "mup_scale": 1.0, "width_mult": 1,
 }  # fmt: skip
 """What files of strangers hold and transformers' GPT-2 never reads; several contradict the fields that it does."""
 
@@ -148,6 +148,7 @@ REFUSED: dict[str, tuple[Any, ...]] = {
     "n_head_kv": (1,),
     "attn_mult": (8.0, 1.0),
     "mup_width_scale": (0.1,),
+    "mup_output_alpha": (2, [1.0, 2.0]),
     "scale_qk_dot_by_d": (True,),
     "embeddings_scale": (10.0,),
     "width_mult": (2.0, True),
@@ -165,7 +166,7 @@ REFUSED: dict[str, tuple[Any, ...]] = {
     "alibi": (True,),
     "use_alibi": (True,),
     "sliding_window": (4,),
-    "window_size": (256,),
+    "window_size": (7,),
     "attention_types": ([[["global", "local"], 1]],),
     "layer_types": (["full_attention", "sliding_attention"],),
     "is_causal": (False,),
@@ -179,7 +180,7 @@ REFUSED: dict[str, tuple[Any, ...]] = {
     "qk_layernorm": (True,),
     "final_logit_softcapping": (30.0,),
     "attn_logit_softcap": (50.0,),
-    "num_experts": (8,),
+    "num_experts": (8, 2.0),
     "moe_top_k": (2,),
     "parallel_attn": (True,),
     "use_parallel_residual": (True,),
@@ -191,6 +192,10 @@ REFUSED: dict[str, tuple[Any, ...]] = {
 PLAIN: dict[str, tuple[Any, ...]] = {
     "attention_head_type": ("multihead",),
     "num_key_value_heads": (3,),
+    "mup_width_scale": (1.0, 1),
+    "mup_output_alpha": (1.0, [1, 1.0]),
+    "window_size": (8, 4096, -1, [-1, -1]),
+    "num_experts": (1,),
     "width_mult": (1.0, 1),
     "position_embedding_type": ("absolute", "learned", "Learned_Absolute"),
     "layer_types": (["full_attention", "full_attention"],),
@@ -198,7 +203,7 @@ PLAIN: dict[str, tuple[Any, ...]] = {
     "do_layer_norm_before": (True,),
     "layer_norm_bias": (True,),
     "norm_type": ("layernorm", "LayerNorm"),
-    "pruned_heads": ({},),
+    "pruned_heads": ({}, {"0": []}),
     "auto_map": ({},),
     "quantization_config": (None, {}),
     "rotary_emb_fraction": (0.0,),
@@ -221,6 +226,16 @@ def test_a_field_of_another_variant_is_refused_by_name_and_can_be_ignored(name: 
     for harmless in (*off, *PLAIN.get(name, ())):
         config = pl.TransformerConfig.from_dict({**SIZES, name: harmless})
         assert config.to_dict()[name] == harmless
+
+
+def test_a_neutral_value_is_one_beside_the_synonyms_of_sizes() -> None:
+    sizes = {"num_attention_heads": 3, "max_position_embeddings": 8}
+    given = {name: value for name, value in SIZES.items() if name not in ("n_head", "n_positions")} | sizes
+    own = {"num_key_value_heads": 3, "sliding_window": 8}
+    assert pl.TransformerConfig.from_dict({**given, **own}) == pl.TransformerConfig.from_dict(SIZES)
+    for name, value in own.items():
+        with pytest.raises(pl.ConfigError, match=name):
+            pl.TransformerConfig.from_dict({**given, name: value - 1})
 
 
 def test_every_refused_field_is_named_at_once(tmp_path: Path) -> None:
