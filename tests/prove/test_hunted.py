@@ -136,6 +136,16 @@ def from_the_third_call(state: dict[str, Any], inner: nn.Module, ids: Tensor) ->
     return inner(ids) + (state["calls"] > 2)
 
 
+def in_the_second_call_alone(state: dict[str, Any], inner: nn.Module, ids: Tensor) -> Tensor:
+    state["calls"] = state.get("calls", 0) + 1
+    return inner(ids) + (state["calls"] == 2)
+
+
+def woken_dropout(state: dict[str, Any], inner: nn.Module, ids: Tensor) -> Tensor:
+    state["awake"], awake = True, state.get("awake", False)
+    return F.dropout(inner(ids), 0.5, training=awake)
+
+
 def the_same_answer_again(state: dict[str, Any], inner: nn.Module, ids: Tensor) -> Tensor:
     return state.setdefault(str(ids.shape), inner(ids))
 
@@ -158,7 +168,15 @@ class Remembering(nn.Module):
 
 
 @pytest.mark.parametrize(
-    "run", [from_the_third_call, the_same_answer_again, as_long_as_the_first, no_longer_than_the_first]
+    "run",
+    [
+        from_the_third_call,
+        in_the_second_call_alone,
+        woken_dropout,
+        the_same_answer_again,
+        as_long_as_the_first,
+        no_longer_than_the_first,
+    ],
 )
 def test_what_a_program_keeps_from_one_call_to_the_next(run: Any, small: pl.CkptedTransformer) -> None:
     report = pl.compare(small, Remembering(small, run), IDS)
@@ -171,6 +189,19 @@ def test_positions_before_rows_where_there_are_as_many(shape: tuple[int, int]) -
     square = support.glass(**{**SIZES, "vocab_size": 49, "n_positions": 7})
     turned = Around(square, lambda logits, ids: logits.transpose(0, 1))
     assert pl.compare(square, turned, support.some_ids(*shape, 49))
+
+
+class AtOnce(nn.Module):
+    def __init__(self, model: pl.CkptedTransformer) -> None:
+        super().__init__()
+        self.inner = course(model)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return torch.vmap(lambda row: self.inner(row[None])[0])(ids)
+
+
+def test_rows_that_run_at_once_show_nothing_on_the_way(small: pl.CkptedTransformer) -> None:
+    assert pl.compare(small, AtOnce(small), IDS).verdict == "equivalent"
 
 
 def test_a_declared_pad_is_an_id_of_probes() -> None:

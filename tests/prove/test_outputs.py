@@ -42,6 +42,7 @@ class Held:
 
 LAYOUTS: dict[str, tuple[Callable[[Tensor], Any], str]] = {
     "positions first": (lambda x: x.transpose(0, 1), "positions before batch rows"),
+    "vocabulary first": (lambda x: x.transpose(1, 2), "vocabulary before positions"),
     "flat": (lambda x: x.flatten(0, 1), "batch rows and positions in one axis"),
     "padded": (lambda x: torch.cat([x, torch.full_like(x[..., :11], -torch.inf)], -1), "53 columns are compared"),
     "tuple": (lambda x: (x.mean(), x), ""),

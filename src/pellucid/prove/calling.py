@@ -184,8 +184,13 @@ def read_answer(
     if found.dim() < 3 and (found.dim() == 0 or (found.shape[-1] < vocabulary and found.shape[-1] != width)):
         expected = f"logits of ids {list(rows)} are {[*rows, vocabulary]}"
         raise NoLogitsError(f"the output is {list(found.shape)}, and {expected}")
+    if found.dim() == 3 and found.shape[1:] == (vocabulary, rows[1]) and vocabulary != rows[1]:
+        found, turned = found.transpose(1, 2), False
+        remarks = ["the logits came with the vocabulary before positions"]
+    else:
+        remarks = []
     values, remark = _in_rows(found, rows, turned=turned)
-    remarks = [remark] if remark else []
+    remarks += [remark] if remark else []
     if values.shape[-1] > vocabulary and values.shape[-1] != width:
         remarks.append(f"the logits are {values.shape[-1]} wide: the vocabulary's {vocabulary} columns are compared, "
                        "the others are padding")  # fmt: skip

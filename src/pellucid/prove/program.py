@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from pellucid.check import attribute
 from pellucid.families import FAMILIES
+from pellucid.numerics.products import is_batched
 from pellucid.prove.calling import TURNED, Call, calls, guesses, read_answer, working_call
 from pellucid.prove.copies import eagerly, is_scripted, quietly, seed, undisturbed
 from pellucid.prove.lending import Loan
@@ -263,7 +264,8 @@ class _Recorder:
 
     def _pass(self, number: int, site: ModuleSite, value: Any) -> Any:
         calls = self.seen.setdefault(number, [])
-        shown = _as_rows(value, self.shape) if isinstance(value, Tensor) else None
+        readable = isinstance(value, Tensor) and not is_batched(value)  # under vmap, all rows run at once
+        shown = _as_rows(value, self.shape) if readable else None
         own = {} if shown is None else {p: v.detach().clone() for p, v in site.read(shown).items()}
         calls.append(
             {p: v for p, v in own.items() if (p, site.head) not in self.placed}
