@@ -156,9 +156,9 @@ class Family:
     # parameters of a block that no text can show, with the reason
     unseen: Mapping[str, str] = field(default_factory=dict[str, str])
     # gives a network, before it is run in float64 beside another program, the constants as that program rounds them,
-    # which are among the tensors that it keeps beside parameters, or unrounded ones; None if the family has no
-    # constants that are kept in float32
-    adopt: Callable[[Network, Sequence[Tensor]], None] | None = None
+    # which are among the tensors that it keeps beside parameters, or unrounded ones, and returns by their id those that
+    # the program is given unrounded; None if the family has no constants that are kept in float32
+    adopt: Callable[[Network, Sequence[Tensor]], Mapping[int, Tensor]] | None = None
     recognition: Recognition | None = None  # how its models are recognised; None if they have to say what they are
     dropouts: tuple[str, ...] = ()  # the fields of its configurations that are rates of dropout
     # the mistakes that a comparison tries, for a configuration, the parameters by name (live views among them) and what

@@ -109,21 +109,6 @@ def _outputs(matrices: Tensor) -> Tensor:
     return matrices.flatten(0, 1).t()
 
 
-class Tables(nn.Module):
-    """Cosines and sines of positions from 0 [P, K / 2] that another program keeps, in the place of `Rotary`."""
-
-    others: tuple[KeptRotation, ...] = ()
-
-    def __init__(self, cos: Tensor, sin: Tensor) -> None:
-        super().__init__()
-        self.cos, self.sin = cos, sin
-
-    def forward(self, positions: Tensor, dtype: torch.dtype) -> Turn:
-        """Rows of the tables, for each half of a head."""
-        cos, sin = (torch.cat((table, table), dim=-1)[positions].to(dtype) for table in (self.cos, self.sin))
-        return cos, sin
-
-
 class KeptRotation(NamedTuple):
     """A rotation that another program keeps, in tables or as frequencies."""
 
@@ -141,40 +126,60 @@ class KeptRotation(NamedTuple):
         return angles.cos()[None], angles.sin()[None]
 
 
-COMPARED = 64
-"""Positions whose cosines and sines say whether a table is one of them."""
-
 ALIKE = 1e-4
-"""How far a table in float32 may be from them: angles of thousands are a tenth of it off."""
+"""How far frequencies that are rounded may be off, relative; those of another base are farther."""
+
+ROUNDED = 2.0**-20
+"""How far a table in float32 may be off, of 1 and the angle together: powers and products round a few times each."""
 
 
-def adopt(network: Network, kept: Sequence[Tensor]) -> None:
-    """Give a network that is run in float64 the cosines and sines, or the frequencies, that another program keeps.
+def adopt(network: Network, kept: Sequence[Tensor]) -> dict[int, Tensor]:
+    """Give a network that is run in float64 the frequencies that another program keeps, or unrounded ones.
 
-    In float32 they are rounded, which is no error; a program that keeps none computes them in float64. Those of other
-    bases are kept beside them: a comparison tries whether the program turns by one of them.
+    What is kept in float32 is rounded, which is no error. Rotations of other bases are kept beside the network's: a
+    comparison tries whether the program turns by one of them.
+
+    Returns:
+        By the `id` of what the program keeps, the same in float64 before it was rounded: tables of cosines, sines or
+        angles, which may be read from any position on, and then its frequencies.
     """
     rule, rotary = network.config.rule, cast(Rotary, network.rotary)
-    own = rotary.inv_freq
-    angles = torch.arange(COMPARED, device=own.device)[:, None] * own
-    cos, sin = (_found(kept, rotary.attention_scaling * part) for part in (angles.cos(), angles.sin()))
-    if cos is not None and sin is not None:
-        network.rotary = Tables(cos, sin)
-    else:
-        frequencies = (t.flatten() for t in kept if t.numel() == own.numel() and not t.is_complex())
-        same = (t for t in frequencies if bool(((t / own - 1).abs() < ALIKE).all()))
-        rotary.inv_freq = next(same, RULES[rule.parameters["rope_type"]](rule)[0].to(own.device))
+    own, (rates, scaling) = rotary.inv_freq, RULES[rule.parameters["rope_type"]](rule)
+    rates = rates.to(own.device)
+    tables = ((table, _unrounded(table, rates, scaling)) for table in kept)
+    exact = {id(table): made for table, made in tables if made is not None}
+    frequencies = [t for t in kept if t.numel() == own.numel() and not t.is_complex()]
+    same = [t for t in frequencies if bool(((t.flatten() / own - 1).abs() < ALIKE).all())]
+    if exact:
+        exact |= {id(t): rates.view(t.shape) for t in same}
+    rotary.inv_freq = same[0].flatten() if same and not exact else rates
     widths = {len(own), network.config.sizes["d_head"] // 2} - {0}
     found = (other for pairs in widths for other in _others(kept, pairs))
-    network.rotary.others = tuple(
+    rotary.others = tuple(
         k for k in found if len(k.rates) != len(own) or not bool(((k.rates / own - 1).abs() < ALIKE).all())
     )
+    return exact
 
 
-def _found(kept: Sequence[Tensor], wanted: Tensor) -> Tensor | None:
-    """The first table whose rows begin as those that are wanted [P, K / 2], however its columns repeat."""
-    tables = _tables(kept, wanted.size(1))
-    return next((h for h in tables if bool(((h[:COMPARED] - wanted[: len(h)]).abs() < ALIKE).all())), None)
+def _unrounded(kept: Tensor, rates: Tensor, scaling: float) -> Tensor | None:
+    """A table in float64, if it has a row per position and a column for each pair's cosine, sine or angle; else None.
+
+    Columns may stand in any order and have any signs, and the first row may be of position 0 or 1.
+    """
+    table = torch.view_as_real(kept) if kept.is_complex() else kept
+    shape, rows, pairs = table.shape, next((size for size in table.shape if size > 1), 1), len(rates)
+    if not table.is_floating_point() or not pairs or rows < 3 or table.numel() not in (rows * pairs, 2 * rows * pairs):
+        return None
+    table = table.reshape(rows, -1).double()
+    some = [1, rows // 2, rows - 1]  # which tell a column from all others
+    for first in (0, 1):
+        angles = torch.arange(first, rows + first, device=rates.device)[:, None] * rates
+        columns = torch.cat([angles.cos() * scaling, angles.sin() * scaling, angles], 1).abs()
+        which = (table[some].abs()[:, :, None] - columns[some][:, None]).abs().amax(0).argmin(1)
+        made = columns[:, which].copysign(table)
+        if bool(((made - table).abs() <= ROUNDED * (1 + angles[:, which % pairs])).all()):
+            return torch.view_as_complex(made.view(shape)) if kept.is_complex() else made.view(shape)
+    return None
 
 
 def _tables(kept: Sequence[Tensor], pairs: int) -> Iterator[Tensor]:

@@ -43,20 +43,29 @@ class Rotation(nn.Module):
         self.width, self.kept, self.wrong = width, kept, wrong
         if kept == "frequencies":
             self.register_buffer("speeds", self._speeds(torch.float32))
-        if kept == "tables":
-            angles = torch.arange(64.0)[:, None] * self._speeds(torch.float32)
+        angles = torch.arange(64.0)[:, None] * self._speeds(torch.float32)
+        if kept in ("tables", "from 2"):
             self.register_buffer("cosines", angles.cos().repeat(1, 2), persistent=False)
             self.register_buffer("sines", angles.sin().repeat(1, 2), persistent=False)
+        if kept == "angles":
+            self.angles = torch.arange(1, 65.0)[:, None] * self._speeds(torch.float32)
+        if kept == "by name":
+            self.parts = {"cos": angles.cos()[None, :, None].repeat_interleave(2, -1), "-sin": -angles.sin()}
         if kept == "complex":
-            self.turns = torch.polar(
-                torch.ones(64, width // 2), torch.arange(64.0)[:, None] * self._speeds(torch.float32)
-            )
+            self.turns = torch.polar(torch.ones(64, width // 2), angles)
 
     def _speeds(self, dtype: torch.dtype) -> Tensor:
         theta = 500.0 if self.wrong == "theta" else 1e4
         return theta ** -(torch.arange(0, self.width, 2, dtype=dtype) / self.width)
 
     def _turn(self, positions: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        if self.kept == "angles":
+            return self.angles[:positions].cos(), self.angles[:positions].sin()
+        if self.kept == "by name":
+            return self.parts["cos"][0, :positions, 0, ::2], -self.parts["-sin"][:positions]
+        if self.kept == "from 2":
+            where = slice(2, positions + 2)
+            return self.cosines[where, : self.width // 2], self.sines[where, : self.width // 2]
         if self.kept == "tables":
             return self.cosines[:positions, : self.width // 2], self.sines[:positions, : self.width // 2]
         if self.kept == "complex":

@@ -52,9 +52,23 @@ def test_transformers_class_in_other_configurations(fields: dict[str, Any]) -> N
     assert pl.compare(ours, hf, IDS).verdict == "identical"
 
 
-@pytest.mark.parametrize(("fused", "kept"), [(False, ""), (True, "frequencies"), (False, "tables"), (True, "complex")])
+@pytest.mark.parametrize(
+    ("fused", "kept"),
+    [
+        (False, ""),
+        (True, "frequencies"),
+        (False, "tables"),
+        (True, "complex"),
+        (False, "from 2"),
+        (True, "angles"),
+        (False, "by name"),
+    ],
+)
 def test_a_rewrite_is_not_accused(fused: bool, kept: str, ours: pl.CkptedTransformer) -> None:
-    """Frequencies, or cosines and sines, that are kept in float32 are rounded; nobody is accused of it."""
+    """Frequencies, or cosines and sines, that are kept in float32 are rounded; nobody is accused of it.
+
+    Positions may count from another number than 0, as rotations show no more than how far two tokens are apart.
+    """
     report = pl.compare(ours, PlainLlama(ours, fused=fused, kept=kept), IDS)
     assert report.verdict == "equivalent", report
     assert all(row.fp64 is not None and row.fp64 < 1e-10 for row in report.checkpoints), report

@@ -82,7 +82,7 @@ class Comparison:
         program, other = self._program(alignment), self.other
         watched = Glass(working_copy(other, program.loan.dtype)) if isinstance(other, CkptedTransformer) else program
         try:
-            trial = Trial(self.reference, watched, program, self.ids, self._precise(), self.given)
+            trial = Trial(self.reference, watched, program, self.ids, self._precise(program), self.given)
         except Exception as error:  # whatever a foreign forward raises
             self.notes += [*notes_on(alignment, self.family.unseen, added.told), self._failure(program, error)]
             return self._finished(alignment, [], first, explained=False)
@@ -115,14 +115,17 @@ class Comparison:
             return str(error)
         return f"the other model did not run on ids {list(self.ids.shape)}: {program.failure(self.ids, error)}"
 
-    def _precise(self) -> CkptedTransformer:
+    def _precise(self, program: Program) -> CkptedTransformer:
         """The reference for float64: a constant that the other program keeps in float32 is no error of it."""
         if self.family.adopt is None:
             return self.reference
         made, children = working_copy(self.reference), list(self.other.modules())
-        held = [value for child in children for value in (*vars(child).values(), *child.buffers(recurse=False))]
+        held = [value for child in children for value in vars(child).values()]
+        held += [one for group in held if isinstance(group, (list, tuple)) for one in group]
+        held += [one for group in held if isinstance(group, dict) for one in group.values()]
+        kept = [t for t in held if isinstance(t, Tensor) and not isinstance(t, nn.Parameter)]
         with quietly(made, double=True):
-            self.family.adopt(made, [t for t in held if isinstance(t, Tensor) and not isinstance(t, nn.Parameter)])
+            program.loan = program.loan.with_constants(self.family.adopt(made, kept))
         return made
 
     def _without_idle(self, alignment: Alignment, program: Program) -> Alignment:

@@ -28,6 +28,7 @@ class Loan:
         dtype: The dtype of the floating parameters and buffers during a run; None keeps theirs.
         replaced: Parameters by the id of the caller's in whose place they stand.
         computed: Weights that the module computes, by name: constants in a run in another dtype than the module's own.
+        constants: What stands, in a float64 run, in the place of tensors that are no parameters, by their id.
     """
 
     def __init__(
@@ -36,10 +37,11 @@ class Loan:
         dtype: torch.dtype | None = None,
         replaced: Mapping[int, nn.Parameter] | None = None,
         computed: Mapping[str, Tensor] | None = None,
+        constants: Mapping[int, Tensor] | None = None,
     ) -> None:
         self.module = module
         self.dtype = dtype
-        self.computed = dict(computed or {})
+        self.computed, self.constants = dict(computed or {}), dict(constants or {})
         moved, given = Moved(), dict(replaced or {})
         for parameter in module.parameters():
             held = moved.instead(parameter, dtype)
@@ -54,13 +56,17 @@ class Loan:
 
     def replacing(self, parameters: Mapping[int, nn.Parameter]) -> Loan:
         """The same with some parameters in the place of the caller's."""
-        return Loan(self.module, self.dtype, {**self.replaced, **parameters}, self.computed)
+        return Loan(self.module, self.dtype, {**self.replaced, **parameters}, self.computed, self.constants)
 
     def doubled(self) -> Loan:
         """The same with every parameter in float64."""
         held = {id(p): self.replaced.get(id(p), p) for p in self.module.parameters() if p.is_floating_point()}
         made = {key: _like(parameter, torch.float64) for key, parameter in held.items()}
-        return Loan(self.module, torch.float64, {**self.replaced, **made}, self.computed)
+        return Loan(self.module, torch.float64, {**self.replaced, **made}, self.computed, self.constants)
+
+    def with_constants(self, constants: Mapping[int, Tensor]) -> Loan:
+        """The same with other tensors in float64 runs in the place of some that are no parameters, by their id."""
+        return Loan(self.module, self.dtype, self.replaced, self.computed, constants)
 
     @contextmanager
     def taken(self, *, double: bool = False) -> Generator[nn.Module]:
@@ -74,6 +80,7 @@ class Loan:
         memo: dict[int, Any] = {id(child): child for child in children}
         memo |= {id(parameter): parameter for parameter in self.module.parameters()} | self.replaced
         memo |= {id(parameter): _like(memo[id(parameter)], None) for parameter in self._written()}
+        memo |= self.constants if double else {}
         try:
             lent = [(vars(child), self._lent(child, state, memo, double=double)) for child, state in kept]
             for held, state in lent:
