@@ -177,6 +177,17 @@ def test_right_gpt2s_pass() -> None:
     assert check_gpt2(batched.GPT2)
 
 
+@pytest.mark.parametrize(
+    "returned", ["({0}, [])", "{{'logits': {0}}}", "__import__('types').SimpleNamespace(logits={0}, cache=[])"]
+)
+def test_logits_beside_a_cache_or_in_an_object_pass_with_a_note(returned: str) -> None:
+    made = HEAD.removeprefix("return ")
+    result = check_gpt2(variant((HEAD, f"return {returned.format(made)}")).GPT2)
+    assert result, result
+    assert "whose logits are compared" in " ".join(result.notes)
+    assert not check_gpt2(variant((HEAD, f"return {returned.format(made + '.softmax(-1)')}")).GPT2)
+
+
 def test_embeddings_in_another_order_are_named() -> None:
     token = "        self.token_embedding = nn.Embedding(config.vocab_size, config.hidden_size)\n"
     pos = "        self.pos_embedding = nn.Embedding(config.max_position_embeddings, config.hidden_size)\n"

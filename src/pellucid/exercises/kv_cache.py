@@ -14,7 +14,16 @@ from torch import Tensor, nn
 from pellucid.exercises.course import RIGHT, GPTConfig, gpt2
 from pellucid.exercises.learner import COARSE, EXACT, spread
 from pellucid.exercises.names import copied
-from pellucid.exercises.result import RETURNS, CheckResult, Findings, WrongAnswerError, checked, misuse, theirs
+from pellucid.exercises.result import (
+    RETURNS,
+    CheckResult,
+    Findings,
+    WrongAnswerError,
+    checked,
+    logits_of,
+    misuse,
+    theirs,
+)
 from pellucid.exercises.watch import apart
 from pellucid.gpt2.formulas import Heads, Sizes, causal, softmax
 
@@ -101,7 +110,7 @@ def check_cache(
         known = getattr(getattr(model, "token_embedding", None), "num_embeddings", SIZES.vocabulary)
         ids = torch.randint(min(known, SIZES.vocabulary), (LENGTH,), generator=torch.Generator().manual_seed(9))
         with theirs("running without a cache"), torch.no_grad():
-            full = _logits(model(ids[None]))[0]
+            full = logits_of(model(ids[None]))[0]
         tolerance = EXACT if full.dtype == torch.float64 and not isinstance(answer, nn.Module) else COARSE
         try:
             cached = _stepwise(model, make_cache, ids, 1)
@@ -117,7 +126,7 @@ def check_cache(
             raise WrongAnswerError(words, wrong.step, wrong.tensor, wrong.kind, wrong.line) from wrong
         found.proved.append(f"a prompt and {LENGTH - PREFILL} single tokens behind it give the logits of the full run")
         with theirs("running without a cache"), torch.no_grad():
-            if apart(_logits(model(ids[None]))[0], full) > tolerance:
+            if apart(logits_of(model(ids[None]))[0], full) > tolerance:
                 raise WrongAnswerError("after a run with a cache, a run without one is another", "the cache", "logits")
         _check_fresh(model, make_cache, ids, cached, tolerance)
         found.proved.append("nothing is remembered outside the cache")
@@ -160,11 +169,6 @@ def _model(answer: Any) -> nn.Module:
     return double
 
 
-def _logits(output: Any) -> Any:
-    """The logits of an answer, also of one that gives a cache beside them."""
-    return output[0] if isinstance(output, tuple) else output
-
-
 def _stepwise(model: nn.Module, make_cache: Callable[..., Any], ids: Tensor, chunk: int) -> Tensor:
     """Logits of the prompt's last position and of each later one."""
     with theirs("making a cache"):
@@ -179,6 +183,7 @@ def _stepwise(model: nn.Module, make_cache: Callable[..., Any], ids: Tensor, chu
             output = model(piece[None], cache=cache)
             if isinstance(output, tuple):
                 output, cache = output
+            output = logits_of(output)
         if not isinstance(output, Tensor) or output.dim() != 3 or output.size(0) != 1:
             shape = list(getattr(output, "shape", ()))
             words = f"the output is {type(output).__name__} {shape}, expected logits [1, {len(piece)}, vocab]"
@@ -199,6 +204,7 @@ def _takes_whole_texts(
             with torch.no_grad():
                 output = model(ids[None, :end], cache=cache)
             output, cache = output if isinstance(output, tuple) else (output, cache)
+            output = logits_of(output)
             if rows and output.size(1) == end:  # the cache is not read: nothing is cut off
                 return False
             rows.append(output[0, -1:])

@@ -37,7 +37,17 @@ from pellucid.exercises.course import (
 )
 from pellucid.exercises.learner import COARSE, ModuleProbe, own
 from pellucid.exercises.names import Built
-from pellucid.exercises.result import NAMES, CheckResult, Findings, WrongAnswerError, checked, misuse
+from pellucid.exercises.result import (
+    NAMES,
+    CheckResult,
+    Findings,
+    WrongAnswerError,
+    checked,
+    logits_of,
+    misuse,
+    other_than_logits,
+    theirs,
+)
 from pellucid.exercises.watch import apart
 from pellucid.gpt2.formulas import Sizes
 from pellucid.gpt2.mistake import NUMBER, Mistake
@@ -207,6 +217,8 @@ def check_gpt2(answer: type[nn.Module] | Callable[..., nn.Module], *, hint: int 
         if isinstance(held, (nn.ModuleList, nn.Sequential)) and len(held) > sizes.layers:
             words = f"`blocks` holds {len(held)} blocks, but config.num_layers is {sizes.layers}"
             raise WrongAnswerError(words, "constructing GPT2", "blocks", NUMBER)
+        if isinstance(module, nn.Module):
+            module.register_forward_hook(_logits_alone)
         return module
 
     every = (*GPT2, *_inside("in every block", BLOCK), *_inside("in every block, attn", ATTENTION))
@@ -218,12 +230,15 @@ def check_gpt2(answer: type[nn.Module] | Callable[..., nn.Module], *, hint: int 
 
     def body(found: Findings) -> None:
         built = _check_logits(found, probe, sizes)
-        module = built.module
+        module, ids = built.module, texts(sizes)[0]
+        with theirs("running GPT2"), torch.no_grad():
+            output = module.forward(ids)
+        if not isinstance(output, Tensor):
+            found.note(other_than_logits(output))
         replace(probe, inputs=lambda s: [text(s, 1, s.positions)]).check_values(found, sizes)
         found.proved.append("the logits are GPT-2's, in float64, for 5 shapes of input up to the longest text")
         _gelu(probe, others)
         found.proved.append("the unembedding is the token embedding: no weights of its own")
-        ids = texts(sizes)[0]
         early = [m for n, m in module.named_modules() if isinstance(m, nn.Dropout) and not n.startswith("blocks")]
         require_dropout(early, "behind the embeddings")
         check_applied(module, early, ids, "behind the embeddings")
@@ -235,6 +250,11 @@ def check_gpt2(answer: type[nn.Module] | Callable[..., nn.Module], *, hint: int 
         _check_the_rest(found, probe, built, one, ids, order)
 
     return checked("gpt2", body, hint)
+
+
+def _logits_alone(module: nn.Module, given: Any, output: Any) -> Any:
+    """A hook behind a GPT2 that may return a cache beside its logits, or an object that holds them."""
+    return None if isinstance(output, Tensor) else logits_of(output)
 
 
 def _check_logits(found: Findings, probe: ModuleProbe, sizes: Sizes) -> Built:

@@ -22,7 +22,9 @@ from pellucid.exercises.result import (
     WrongAnswerError,
     checked,
     last_line,
+    logits_of,
     misuse,
+    other_than_logits,
     theirs,
 )
 from pellucid.exercises.watch import apart
@@ -139,7 +141,7 @@ def _units(model: nn.Module, config: TransformerConfig) -> dict[str, Tensor]:
     def right(naming: Naming) -> bool:
         """Whether it computes the course's logits under any activation function."""
         with torch.no_grad(), contextlib.suppress(Exception, SystemExit):  # whatever the learner's code raises
-            logits, values = _logits(copied(model).eval()(ids)), naming.read(model)
+            logits, values = logits_of(copied(model).eval()(ids)), naming.read(model)
             ways = [replace(sizes, activation=one) for one in ("gelu", "gelu_new", "relu")]
             return any(apart(logits, gpt2(ids, values, way, RIGHT)["logits"]) <= 1e-3 for way in ways)
         return False
@@ -152,10 +154,6 @@ def _units(model: nn.Module, config: TransformerConfig) -> dict[str, Tensor]:
         )
         raise WrongAnswerError(words, "the parameters", kind=NAMES)
     return {name: value.detach() for name, value in units(built.live(), sizes).items()}
-
-
-def _logits(output: Any) -> Any:
-    return getattr(output, "logits", output)
 
 
 def check_pretrained(
@@ -273,11 +271,9 @@ def _check_computed(found: Findings, model: nn.Module, reference: CkptedTransfor
     """The logits [1, P, V] of the prompt, once they and all on the way to them are the reference's."""
     with theirs("running the model"), torch.no_grad():
         output = copied(model).eval()(ids)
-    logits = _logits(output)
+    logits = logits_of(output)
     if logits is not output:
-        found.note(
-            f"it returns {type(output).__name__}, whose logits are compared; the course's GPT2 returns the logits"
-        )
+        found.note(other_than_logits(output))
     if not isinstance(logits, Tensor) or logits.shape != (*ids.shape, reference.config.vocab_size):
         shape = list(getattr(logits, "shape", ()))
         raise WrongAnswerError(f"the output is {type(logits).__name__} {shape}, expected logits", "the output")

@@ -13,13 +13,15 @@ import linecache
 import sys
 import sysconfig
 import traceback
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from pellucid.errors import InputError, PellucidError, printable, shown
 
@@ -262,3 +264,15 @@ def described(filename: str, number: int) -> str:
 def misuse(message: str, remedy: str) -> InputError:
     """The error for a check that was called with something that cannot be an answer."""
     return InputError(message, code="exercise-misuse", remedy=remedy)
+
+
+def logits_of(output: Any) -> Any:
+    """The logits of what a GPT2 returns: itself, its `logits`, or of several the first with three axes."""
+    found = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", output)
+    several = found if isinstance(found, (tuple, list)) else ()
+    return next((one for one in several if isinstance(one, Tensor) and one.dim() == 3), found)
+
+
+def other_than_logits(output: Any) -> str:
+    """What to say of a GPT2 that returns something else than its logits alone."""
+    return f"it returns {type(output).__name__}, whose logits are compared; the course's GPT2 returns the logits"
