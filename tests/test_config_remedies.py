@@ -68,6 +68,13 @@ class Program(nn.Module):
         return logits + 0 * self.more(logits).sum()
 
 
+def _around(inside: nn.Module) -> nn.Module:
+    module = nn.Module()
+    module.forward = inside.forward
+    module.inside = inside
+    return module
+
+
 def _replaced() -> pl.CkptedTransformer:
     model = support.glass()
     model.blocks[0].mlp.forward = lambda x, tap=None: x
@@ -234,6 +241,10 @@ REMEDIES: dict[str, list[Case]] = {
     # comparisons
     "compare-kind": [
         Case(lambda h: pl.compare(3, h.model), "or models or state dicts", lambda h: pl.compare(h.model, h.model)),
+        Case(lambda h: pl.compare(h.model, h.model.forward), "module.forward = function",
+             lambda h: pl.compare(h.model, _around(h.model))),
+        Case(lambda h: pl.compare(h.model, Program), "an instance of a class",
+             lambda h: pl.compare(h.model, Program())),
         Case(lambda h: pl.compare(torch.ones(2), h.model), "tensors on both sides",
              lambda h: pl.compare(torch.ones(2), torch.ones(2))),
     ],

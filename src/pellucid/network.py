@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pellucid import attributes
-from pellucid.errors import UnknownAttributeError, UnknownNameError, nearest
+from pellucid.errors import InputError, UnknownAttributeError, UnknownNameError, nearest
 from pellucid.json_config import Config
 from pellucid.numerics.products import EXACT, Execution, Products, products_of
 from pellucid.part import LiveView, Part, Weights
@@ -62,6 +62,18 @@ class Run:
         return list(enumerate(blocks))[0 if self.start is None else self.start[0] : self.end]
 
 
+def looked_up(rows: Tensor, table: Tensor, by: str, remedy: str) -> Tensor:
+    """Rows of a table; `by` and `remedy` say who asks and what to do if there is no such row."""
+    try:
+        return F.embedding(rows, table)
+    except IndexError as error:
+        raise InputError(
+            f"{by}: {int(rows.min())} to {int(rows.max())} given, expected 0 to {len(table) - 1}.",
+            code="id-out-of-range",
+            remedy=remedy,
+        ) from error
+
+
 class Embedding(Part):
     """Token ids -> rows of `W_E` [V, D], which is fresh if no weights are given."""
 
@@ -72,7 +84,7 @@ class Embedding(Part):
         self.take(config, "embed", weights)
 
     def forward(self, ids: Tensor) -> Tensor:
-        return F.embedding(ids, self.W_E)
+        return looked_up(ids, self.W_E, "embed", "Give ids of this model's own tokenizer.")
 
 
 class Unembedding(Part):

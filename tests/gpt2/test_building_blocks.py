@@ -146,3 +146,14 @@ def test_checkpoints_of_a_block_alone_take_hooks_and_taps() -> None:
     with torch.no_grad():
         attn.b_O.zero_()
         assert torch.allclose(attn(x, tap=Doubles())[0], 2 * attn(x)[0], atol=1e-6)
+
+
+@pytest.mark.remedy("id-out-of-range")
+def test_ids_for_positions_are_an_error_and_its_remedy_works() -> None:
+    ids = torch.tensor([[3, CONFIG.n_positions]])
+    for kind, wrong in ((PosEmbedding, ids), (Embedding, ids + CONFIG.vocab_size), (PosEmbedding, -ids)):
+        with pytest.raises(pl.InputError, match=f"expected 0 to {len(next(kind(CONFIG).parameters())) - 1}") as caught:
+            kind(CONFIG)(wrong)
+        assert caught.value.code == "id-out-of-range"
+    assert "torch.arange(ids.size(1)).expand_as(ids)" in caught.value.remedy
+    assert PosEmbedding(CONFIG)(torch.arange(ids.size(1)).expand_as(ids)).shape == (1, 2, CONFIG.n_embd)

@@ -18,7 +18,7 @@ from pellucid import attributes
 from pellucid.attend import Attending, Visible
 from pellucid.blocks import Architecture, Block, FeedForward, LayerNorm, Whole
 from pellucid.gpt2.config import TransformerConfig
-from pellucid.network import Memory, Network, Run
+from pellucid.network import Memory, Network, Run, looked_up
 from pellucid.part import LiveView, Part, Weights, under
 from pellucid.tap import Tap
 
@@ -92,7 +92,8 @@ class PosEmbedding(Part):
         self.take(config, "pos_embed", weights)
 
     def forward(self, positions: Tensor) -> Tensor:
-        return F.embedding(positions, self.W_pos)
+        remedy = "Give positions, not ids: torch.arange(ids.size(1)).expand_as(ids)."
+        return looked_up(positions, self.W_pos, "pos_embed", remedy)
 
 
 class MLP(FeedForward):

@@ -60,6 +60,12 @@ STORED = LoadOptions(dtype="stored")
 """How a side that is named is opened: in the dtype of its file, since another would be another model."""
 
 
+_INSTEAD_OF_A_FUNCTION = (
+    "Pass an nn.Module, whose parameters are compared, too: an instance of a class; of a function, module = "
+    "torch.nn.Module(); module.forward = function; module.inside = what holds its parameters."
+)
+
+
 def opened(side: Any, options: LoadOptions = STORED) -> Opened:
     """A module or a state dict, from whatever `compare` takes."""
     if isinstance(side, Opened):
@@ -76,7 +82,9 @@ def opened(side: Any, options: LoadOptions = STORED) -> Opened:
     raise InputError(
         f"compare: {type(side).__name__} given, expected two tensors, or two models, state dicts, paths or names.",
         code="compare-kind",
-        remedy="Pass tensors on both sides, or models or state dicts on both sides.",
+        remedy=_INSTEAD_OF_A_FUNCTION
+        if callable(side)
+        else "Pass tensors on both sides, or models or state dicts on both sides.",
     )
 
 
@@ -186,6 +194,9 @@ def unknown(a: Side, b: Side) -> InputError:
 
 
 def _glass_of(module: nn.Module) -> CkptedTransformer | None:
+    inside = attribute(module, "_orig_mod", module)
+    if not any(kind.__module__.startswith("transformers.") for kind in type(inside).__mro__):
+        return None
     eager = attribute(attribute(module, "config"), "_attn_implementation") == "eager"
     try:
         return from_hf(module, attention="eager" if eager else "auto")  # pyright: ignore[reportArgumentType]
