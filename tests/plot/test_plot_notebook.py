@@ -15,6 +15,7 @@ CELLS = [
     "ax = pl.plot.attention(pattern)",
     "with pl.plot.theme('dark'):\n    plt.subplots()",
     "figure, ax = plt.subplots()",
+    "pl.load().tokenize('<b>')",
 ]
 
 
@@ -30,8 +31,10 @@ def executed(cells: list[str]) -> list[Any]:
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::RuntimeWarning")  # of the notebook's own libraries
 def test_every_figure_is_shown_in_the_cell_that_makes_it() -> None:
-    pictures = [sum("image/png" in output.get("data", {}) for output in cell.outputs) for cell in executed(CELLS)]
-    assert pictures == [0, 1, 1, 1, 1]
+    ran = executed(CELLS)
+    pictures = [sum("image/png" in output.get("data", {}) for output in cell.outputs) for cell in ran]
+    assert pictures == [0, 1, 1, 1, 1, 0]
+    assert "&lt;" in ran[-1].outputs[0]["data"]["text/html"]
 
 
 @pytest.mark.parametrize("before", [False, True])

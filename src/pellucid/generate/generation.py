@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pellucid.check import as_python, as_whole
 from pellucid.errors import InputError, shown
+from pellucid.listing import Listed, Listing
 from pellucid.run.activations import ActivationCkpts
 from pellucid.schema import Schema
 from pellucid.text.batch import without_pads
@@ -198,7 +199,7 @@ class GeneratedRow:
 
 
 @dataclass(frozen=True, repr=False)
-class Generation:
+class Generation(Listed):
     """Generated texts, one or several for each prompt.
 
     Attributes:
@@ -265,10 +266,9 @@ class Generation:
     def __str__(self) -> str:
         return "\n\n".join(self.texts)
 
-    def __repr__(self) -> str:
-        lines = [f"Generation of {len(self)} text{'s' * (len(self) != 1)}"]
-        lines += [f"  {text!r}  ({row.stopped})" for text, row in zip(self.texts, self.rows, strict=True)]
-        return "\n".join(lines)
+    def _listing(self) -> Listing:
+        rows = [(repr(text), f"({row.stopped})") for text, row in zip(self.texts, self.rows, strict=True)]
+        return Listing(f"Generation of {len(self)} text{'s' * (len(self) != 1)}", ("text", "stopped"), rows)
 
 
 def _decoded(tokenizer: Tokenizer | None, ids: Sequence[int]) -> str:

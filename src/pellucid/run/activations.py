@@ -18,6 +18,7 @@ from pellucid.check import require_whole
 from pellucid.dialects import PLACES, named_arguments
 from pellucid.errors import InputError, UnknownNameError, shown
 from pellucid.extras import need
+from pellucid.listing import Listed, Listing
 from pellucid.network import Network
 from pellucid.run.origin import Captures, Known, Origin, load_captures, model_of
 from pellucid.run.region import Index, Region, take
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from pellucid.viewer.views import View
 
 
-class ActivationCkpts(Mapping[str, Tensor]):
+class ActivationCkpts(Listed, Mapping[str, Tensor]):
     """Captured values by checkpoint name, in execution order.
 
     Names of other libraries are accepted where they denote the same value: `ckpts["blocks.0.attn.hook_pattern"]`,
@@ -119,9 +120,10 @@ class ActivationCkpts(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self._values)
 
-    def __repr__(self) -> str:
-        shapes = "".join(f"\n  {name}  {list(value.shape)}  {value.dtype}" for name, value in self._values.items())
-        return f"ActivationCkpts of {len(self)} checkpoints, {self.nbytes:,} bytes{shapes}"
+    def _listing(self) -> Listing:
+        rows = [(name, str(list(value.shape)), str(value.dtype)) for name, value in self._values.items()]
+        title = f"ActivationCkpts of {len(self)} checkpoints, {self.nbytes:,} bytes"
+        return Listing(title, ("checkpoint", "shape", "dtype"), rows)
 
     @named_arguments(PLACES)
     def get(  # pyright: ignore[reportIncompatibleMethodOverride] (DoTLMViz's, with a mapping's default)

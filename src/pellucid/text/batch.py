@@ -12,7 +12,9 @@ from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from pellucid.axes import POSITIONS, Axis, coordinate
+from pellucid.errors import visible
 from pellucid.json_config import Config
+from pellucid.listing import Listed, Listing
 from pellucid.text.tokenizer import Tokenizer
 
 _MASKS: WeakIdKeyDictionary = WeakIdKeyDictionary()
@@ -23,8 +25,8 @@ Inputs = Any
 `Batch`. A column of pandas' counts as a list."""
 
 
-@dataclass(frozen=True, eq=False)
-class Batch:
+@dataclass(frozen=True, eq=False, repr=False)
+class Batch(Listed):
     """Texts of unequal length as one rectangle.
 
     Attributes:
@@ -39,10 +41,10 @@ class Batch:
     ids: Tensor
     mask: Tensor
     positions: Tensor
-    tokenizer: Tokenizer | None = field(default=None, repr=False)
-    labels: list[list[str]] | None = field(default=None, repr=False)
-    checked: Config | None = field(default=None, repr=False)
-    _padded: tuple[bool, int] | None = field(default=None, init=False, repr=False)  # and the writes before
+    tokenizer: Tokenizer | None = None
+    labels: list[list[str]] | None = None
+    checked: Config | None = None
+    _padded: tuple[bool, int] | None = field(default=None, init=False)  # and the writes before
 
     def __post_init__(self) -> None:
         _MASKS[self.ids] = self.mask
@@ -61,6 +63,13 @@ class Batch:
             return self.labels
         rows = [row.tolist() for row in self.rows()]
         return [[str(i) for i in row] if self.tokenizer is None else self.tokenizer.pieces(row) for row in rows]
+
+    def _listing(self) -> Listing:
+        try:
+            rows = [(_counted(len(tokens)), _joined(tokens)) for tokens in self.strings[:MOST_SHOWN]]
+        except Exception:  # of ids that cannot be read, such as those on the meta device; nothing is raised here
+            rows = []
+        return Listing(f"Batch of {len(self)} texts in {self.shape[1]} columns", ("length", "tokens"), rows)
 
     def __len__(self) -> int:
         return self.ids.size(0)
@@ -98,6 +107,19 @@ class Batch:
     def _writes(self) -> int:
         """How often the mask was written to; torch does not count that under `torch.inference_mode`."""
         return 0 if self.mask.is_inference() else self.mask._version
+
+
+MOST_SHOWN = 64
+"""How many texts, and how many tokens of each, are shown."""
+
+
+def _counted(tokens: int) -> str:
+    return f"{tokens} token{'s' * (tokens != 1)}"
+
+
+def _joined(tokens: list[str]) -> str:
+    more = len(tokens) - MOST_SHOWN
+    return "|".join(map(visible, tokens[:MOST_SHOWN])) + (f"| and {more} more" if more > 0 else "")
 
 
 def mask_beside(ids: Tensor) -> Tensor | None:
