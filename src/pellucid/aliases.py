@@ -78,29 +78,30 @@ def resolved(name: Name, schema: Schema) -> str:
         kind = wanted.removeprefix("blocks.*.")
         if kind in schema.in_blocks and "*" not in str(name):
             raise UnknownNameError(
-                f"{name!r} is a value of every block, expected the value of one.",
+                f"{shown(name)} is a value of every block, expected the value of one.",
                 code="pattern-for-a-name",
                 remedy=f'Say which block, as in "blocks.0.{kind}"; `ckpts.stack({kind!r})` gives all of them.',
             )
         raise UnknownNameError(
-            f"{name!r} is a pattern, expected one name.",
+            f"{shown(name)} is a pattern, expected one name.",
             code="pattern-for-a-name",
             remedy="`ckpts.stack` takes one value of every block; patterns select in names= of run_with_ckpts.",
         )
-    raise unknown_name(name, schema.names, nearest(str(full), schema.names))
+    raise unknown_name(name, schema.names, nearest(full, schema.names))
 
 
 def kind_and_block(name: Name, schema: Schema) -> tuple[str, str | None]:
     """(name in a block, block or "*") of a name, or (name, None) of a checkpoint outside the blocks."""
     wanted = canonical(name, schema)
-    if wanted in schema.around:
+    if isinstance(wanted, str) and wanted in schema.around:
         return wanted, None
-    _, block, kind = (*str(wanted).split(".", 2), "", "")[:3]
-    if kind in schema.in_blocks and str(wanted).startswith("blocks."):
+    text = wanted if isinstance(wanted, str) else ""
+    _, block, kind = (*text.split(".", 2), "", "")[:3]
+    if kind in schema.in_blocks and text.startswith("blocks."):
         return kind, block
-    if "*" in str(wanted):
+    if "*" in text:
         raise InputError(
-            f"{name!r} may select several kinds of checkpoint, expected one.",
+            f"{shown(name)} may select several kinds of checkpoint, expected one.",
             code="several-kinds",
             remedy="Give one kind, such as 'resid_post' or 'blocks.*.resid_post'.",
         )
@@ -185,7 +186,7 @@ def _refuse(name: str, rest: str, schema: Schema) -> None:
     reason = refused.get(rest) or refused.get(rest.rsplit(".", 1)[-1])
     if reason:
         raise UnknownNameError(
-            f"{name!r} is not the same value as any checkpoint: {reason}.",
+            f"{shown(name)} is not the same value as any checkpoint: {reason}.",
             code="alias-refused",
             remedy="Ask for the checkpoint that the reason names.",
         )

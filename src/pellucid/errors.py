@@ -27,7 +27,10 @@ import warnings
 from collections.abc import Iterable
 
 LONGEST = 4000
-"""Characters of a message or a remedy: whatever a file says, the reader sees the beginning and the end of it."""
+"""Characters of a remedy or a warning: whatever a file says, the reader sees the beginning and the end of it."""
+
+MESSAGE = 1200
+"""Characters of a message, which says what was given: a long value is no easier to find for being there whole."""
 
 
 class PellucidError(Exception):
@@ -40,7 +43,7 @@ class PellucidError(Exception):
     """
 
     def __init__(self, message: str, *, code: str, remedy: str) -> None:
-        self.message = printable(message)
+        self.message = printable(message, MESSAGE)
         self.code = code
         self.remedy = printable(remedy)
         super().__init__(self.message)
@@ -133,6 +136,10 @@ def _escaped(character: str) -> str:
     return character.encode("unicode_escape").decode("ascii")
 
 
+VALUE = 240
+"""Characters of one value that was given."""
+
+
 def visible(token: str) -> str:
     """A token with its spaces as `·` and its control characters spelled out, so that none acts on a terminal."""
     return "".join(_visible(character) for character in token)
@@ -163,10 +170,11 @@ _BRIEF = _Brief()
 
 def shown(value: object) -> str:
     """A bounded `repr` for messages, whatever a file or a caller gave: nested containers and long texts are cut."""
-    return printable(_BRIEF.repr(value))
+    return printable(_BRIEF.repr(value), VALUE)
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
+def nearest(name: object, known: Iterable[str]) -> str:
     """A sentence that suggests the known names closest to `name`, or an empty string."""
-    close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
+    text = name[:VALUE] if isinstance(name, str) else shown(name)
+    close = difflib.get_close_matches(text, list(known), n=3, cutoff=0.5)
     return f"Did you mean {', '.join(map(repr, close))}?" if close else ""

@@ -87,7 +87,7 @@ class Config:
             raise ConfigError(
                 f"config: {about.activation}={shown(activation)} is not implemented.",
                 code="config-activation",
-                remedy=f"{nearest(str(activation), nonlinear.EXACT)} Give one of {', '.join(nonlinear.EXACT)}.".strip(),
+                remedy=f"{nearest(activation, nonlinear.EXACT)} Give one of {', '.join(nonlinear.EXACT)}.".strip(),
             )
         for name, high in about.numbers.items():
             self._set(name, read_number(name, getattr(self, name), high))

@@ -301,14 +301,14 @@ def _id(token: Any, batch: Batch, what: str) -> int:
         return require_whole(f"{what}: token", token, at_most=most, code="metric-tokens")
     if batch.tokenizer is None:
         raise InputError(
-            f"{what}: {token!r} is text, but the model has no tokenizer.",
+            f"{what}: {shown(token)} is text, but the model has no tokenizer.",
             code="no-tokenizer",
             remedy="Give the token's id, or set model.tokenizer = pl.Tokenizer.from_file('tokenizer.json').",
         )
     found = batch.tokenizer.encode(token)
     if len(found) != 1:
         raise InputError(
-            f"{what}: {token!r} is {len(found)} tokens ({batch.tokenizer.pieces(found)}), expected one.",
+            f"{what}: {shown(token)} is {len(found)} tokens ({shown(batch.tokenizer.pieces(found))}), expected one.",
             code="not-one-token",
             remedy="Give one of the pieces; with its leading space, ' word', a word is often one token.",
         )

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pellucid import attributes
-from pellucid.errors import InputError, UnknownAttributeError, UnknownNameError, nearest
+from pellucid.errors import InputError, UnknownAttributeError, UnknownNameError, nearest, shown
 from pellucid.json_config import Config
 from pellucid.numerics.products import EXACT, Execution, Products, products_of
 from pellucid.part import LiveView, Part, Weights
@@ -216,16 +216,16 @@ class Network(Part):
         return (*names, "unembed.W_U") if self.unembed.tied else tuple(names)
 
     def _locate(self, name: str) -> tuple[nn.Module, str]:
-        path, _, attribute = str(name).rpartition(".")
+        path, _, attribute = (name if isinstance(name, str) else shown(name)).rpartition(".")
         with suppress(AttributeError):  # no such module
             module = self.get_submodule(path)
             tied = module is self.unembed and self.unembed.tied and attribute == "W_U"
             if tied or module._parameters.get(attribute) is not None or _shows_a_part(module, attribute):
                 return module, attribute
         raise UnknownNameError(
-            f"no such parameter: {name!r}.",
+            f"no such parameter: {shown(name)}.",
             code="unknown-parameter",
-            remedy=f"{nearest(str(name), self.parameter_names)} `model.parameter_names` lists them all.".strip(),
+            remedy=f"{nearest(name, self.parameter_names)} `model.parameter_names` lists them all.".strip(),
         )
 
 

@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Literal
 
 from pellucid.axes import LETTERS, Axes, Axis
-from pellucid.errors import UnknownNameError, nearest
+from pellucid.errors import UnknownNameError, nearest, shown
 
 STREAM = "residual-stream units"
 HEADS = (str(Axis.HEAD), "head_kv")
@@ -272,12 +272,12 @@ def select(patterns: str | Iterable[str] | None, known: Sequence[str]) -> tuple[
 
 def unknown_name(name: object, known: Iterable[str], hint: str = "") -> UnknownNameError:
     """The error for a checkpoint name or pattern that does not exist among `known`; `hint` instead of near names."""
-    what = "pattern matches no checkpoint" if "*" in str(name) else "no such checkpoint"
+    what = "pattern matches no checkpoint" if isinstance(name, str) and "*" in name else "no such checkpoint"
     known = list(known)
     last_parts = sorted({full.rsplit(".", 1)[-1].removeprefix("ckpt_") for full in known})
-    hint = hint or nearest(str(name), known) or nearest(str(name), last_parts)
+    hint = hint or nearest(name, known) or nearest(name, last_parts)
     return UnknownNameError(
-        f"{what}: {name!r}.",
+        f"{what}: {shown(name)}.",
         code="unknown-checkpoint",
         remedy=f"{hint} `model.ckpt_names` lists them all.".strip(),
     )
@@ -285,7 +285,7 @@ def unknown_name(name: object, known: Iterable[str], hint: str = "") -> UnknownN
 
 def _pattern_for(end: object, known: Sequence[str]) -> str:
     """A sentence that suggests the pattern of all names that end so, or an empty string."""
-    for pattern in (f"**.{end}", f"**.ckpt_{end}"):
+    for pattern in (f"**.{end}", f"**.ckpt_{end}") if isinstance(end, str) else ():
         if _glob(pattern, known):
             return f"Did you mean {pattern!r}?"
     return ""

@@ -19,7 +19,7 @@ from torch import Tensor
 from pellucid.axes import Axis
 from pellucid.check import require_one_of
 from pellucid.circuits.circuit import EMBEDDINGS, LOGITS, MLP_OUT, PART, Circuit, Graph, Z, kind_of
-from pellucid.errors import InputError
+from pellucid.errors import InputError, shown
 from pellucid.metrics import Metric, measured
 from pellucid.network import Run
 from pellucid.patching.ablation import Ablation
@@ -64,14 +64,15 @@ class Choices:
             require_one_of(f"circuits: {what}", one, known, code="circuit-choices")
         if direction == "denoise" and value != "resample":
             raise InputError(
-                f"circuits: direction='denoise' with value={value!r}, but only corrupted texts have runs to put into.",
+                f"circuits: direction='denoise' with value={shown(value)}, but only corrupted texts have runs "
+                "to put into.",
                 code="circuit-choices",
                 remedy="Give value='resample', or direction='noise'.",
             )
         return cls(granularity, tuple(kind for kind in KINDS if kind in kinds), value, pos, direction)
 
     def __str__(self) -> str:
-        where = "every position" if self.pos is None else f"pos={self.pos!r}"
+        where = "every position" if self.pos is None else f"pos={shown(self.pos)}"
         return (
             f"{self.value} ablation of {', '.join(self.components)} by {self.granularity} at {where}, {self.direction}"
         )

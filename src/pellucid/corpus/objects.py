@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pellucid import atomic
 from pellucid.corpus.place import METADATA, Folder, Result, StorePlace, busy
-from pellucid.errors import InputError, MissingExtraError, NotFoundError, PellucidError
+from pellucid.errors import InputError, MissingExtraError, NotFoundError, PellucidError, shown
 from pellucid.extras import need
 
 TRIES, FIRST_WAIT = 5, 0.5
@@ -59,7 +59,7 @@ class Objects:
             ) from error  # fmt: skip
         except (ValueError, TypeError) as error:
             raise InputError(
-                f"corpus: {url!r} is no address that fsspec opens: {error}.",
+                f"corpus: {shown(url)} is no address that fsspec opens: {error}.",
                 code="corpus-address",
                 remedy=_ADDRESS,
             ) from error

@@ -129,7 +129,7 @@ def _rows(path: Path, field: str) -> Iterator[str]:
 def _no_field(where: str, field: str, there: Iterable[str]) -> InputError:
     known = f"; it has {', '.join(map(shown, sorted(there)))}" if there else ""
     return InputError(
-        f"{where}: no text under {field!r}{known}.",
+        f"{where}: no text under {shown(field)}{known}.",
         code="corpus-field",
         remedy="Give the name of the texts: pl.corpus.read(path, field='content').",
     )

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pellucid.errors import shown
 from pellucid.exercises.beam_search import check_beam_search
 from pellucid.exercises.draws import (
     EXACT,
@@ -226,9 +227,9 @@ def _check(answer: Any, exercise: str | None, make_cache: Callable[..., Any] | N
         raise misuse(f"check_sampling: {type(answer).__name__} given, expected a function.", "Pass the function.")
     name = getattr(answer, "__name__", "")
     found = exercise or next((key for key, (names, _) in CHECKS.items() if name in (key, *names)), None)
-    if found is None or found not in CHECKS:
+    if not isinstance(found, str) or found not in CHECKS:
         raise misuse(
-            f"check_sampling: which exercise is {found or name!r}?",
+            f"check_sampling: which exercise is {shown(found or name)}?",
             f"Use the course's name for the function, or pass exercise=, one of {', '.join(CHECKS)}.",
         )
     return CHECKS[found][1](answer, hint=hint)

@@ -89,7 +89,7 @@ class Beams:
             )
         if self.early_stopping not in (True, False, "never"):
             raise InputError(
-                f"generate: early_stopping={self.early_stopping!r}, expected True, False or 'never'.",
+                f"generate: early_stopping={shown(self.early_stopping)}, expected True, False or 'never'.",
                 code="early-stopping",
                 remedy="Give one of these.",
             )

@@ -80,7 +80,7 @@ def stopping(
         )
     if strings and tokenizer is None:
         raise InputError(
-            f"generate: the stop string {strings[0]!r}, but this model has no tokenizer.",
+            f"generate: the stop string {shown(strings[0])}, but this model has no tokenizer.",
             code="no-tokenizer",
             remedy="Give stop ids, or set model.tokenizer.",
         )

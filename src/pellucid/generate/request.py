@@ -60,7 +60,7 @@ def plan_of(batch: Batch, stopping: Stopping, schema: Schema, *, cached: bool, o
     if columns > context and overflow == "error":
         prompt = batch.ids.size(1)
         raise InputError(
-            f"generate: a prompt of {prompt} tokens and {stopping.max_new_tokens} new ones, expected at most "
+            f"generate: a prompt of {prompt} tokens and {shown(stopping.max_new_tokens)} new ones, expected at most "
             f"{context} together (the context).",
             code="too-long",
             remedy=f"Ask for at most {context - prompt} new tokens, or pass overflow='slide', which goes on "

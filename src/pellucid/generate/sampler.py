@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from pellucid.check import as_number, as_python, as_whole
 from pellucid.dialects import SAMPLING, named_arguments
-from pellucid.errors import InputError
+from pellucid.errors import InputError, shown
 from pellucid.generate import stages
 from pellucid.generate.stages import Stage
 
@@ -89,17 +90,18 @@ class Sampler:
             object.__setattr__(self, name, given if isinstance(given, tuple) else (given,))
             whole = all((token := as_whole(one)) is not None and token >= 0 for one in getattr(self, name))
             _require(name, given, whole, "token ids")
-        for f in fields(self):
-            value = getattr(self, f.name)
-            if f.name not in _TOKENS:
-                _require(f.name, value, as_number(value) is not None and not math.isnan(value), "a number")
-        _require("temperature", self.temperature, 0 <= self.temperature < math.inf, "a finite number, 0 or more")
+        numbers: dict[str, float] = {}
+        for name in (f.name for f in fields(self) if f.name not in _TOKENS):
+            found = as_number(getattr(self, name))
+            _require(name, getattr(self, name), found is not None and not math.isnan(found), "a number")
+            numbers[name] = cast(float, found)  # a whole number beyond all floats is infinite
+        _require("temperature", self.temperature, 0 <= numbers["temperature"] < math.inf, "a finite number, 0 or more")
         for name in ("top_p", "min_p"):
-            _require(name, getattr(self, name), 0 <= getattr(self, name) <= 1, "from 0 to 1")
+            _require(name, getattr(self, name), 0 <= numbers[name] <= 1, "from 0 to 1")
         _require("typical_p", self.typical_p, 0 < self.typical_p <= 1, "above 0, up to 1")
-        _require("repetition_penalty", self.repetition_penalty, 0 < self.repetition_penalty < math.inf, "above 0")
+        _require("repetition_penalty", self.repetition_penalty, 0 < numbers["repetition_penalty"] < math.inf, "above 0")
         for name in ("frequency_penalty", "presence_penalty"):
-            _require(name, getattr(self, name), math.isfinite(getattr(self, name)), "a finite number")
+            _require(name, getattr(self, name), math.isfinite(numbers[name]), "a finite number")
         for name in ("top_k", "no_repeat_ngram_size", "min_new_tokens"):
             value = getattr(self, name)
             _require(name, value, as_whole(value) is not None and value >= 0, "a whole number, 0 or more")
@@ -238,7 +240,7 @@ def _within(name: str, tokens: tuple[int, ...], vocabulary: int) -> list[int]:
 def _require(name: str, value: object, holds: bool, expected: str) -> None:
     if not holds or isinstance(value, bool):
         raise InputError(
-            f"Sampler: {name}={value!r}, expected {expected}.",
+            f"Sampler: {name}={shown(value)}, expected {expected}.",
             code="sampler-setting",
             remedy=f"Give a {name} that is {expected}.",
         )

@@ -277,7 +277,7 @@ class AutoregressionFit:
         series = self._row(layer)
         if self.solution.problems[series]:
             raise InputError(
-                f"summary of {layer!r}: {self.solution.problems[series]}.",
+                f"summary of {shown(layer)}: {self.solution.problems[series]}.",
                 code="not-fitted",
                 remedy="Choose a layer that has a fit; fit.problems is empty there.",
             )
@@ -321,7 +321,7 @@ class AutoregressionFit:
             return {label: row for row, label in enumerate(self.index)}[layer]
         except (KeyError, TypeError):
             raise InputError(
-                f"autoregression: row {layer!r}, expected one of {list(self.index)[:8]}.",
+                f"autoregression: row {shown(layer)}, expected one of {list(self.index)[:8]}.",
                 code="no-such-row",
                 remedy=f"Give a label of ({', '.join(map(str, self.index.names))}).",
             ) from None

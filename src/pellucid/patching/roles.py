@@ -236,7 +236,7 @@ def _place(name: str, where: Any, pieces: Sequence[str]) -> Tokens:
     starts = [at for at in range(len(text)) if text.startswith(word, at)]
     if not starts or (occurrence is None and len(starts) > 1) or (occurrence or 0) >= len(starts):
         raise _misfit(
-            f"align: {name!r} is {word!r}, which occurs {len(starts)} times in {shown(text)}.",
+            f"align: {shown(name)} is {shown(word)}, which occurs {len(starts)} times in {shown(text)}.",
             f"Say which occurrence is meant, from 0: ({word!r}, 0)." if starts else "Give a word of the text.",
         )
     first = starts[occurrence or 0]

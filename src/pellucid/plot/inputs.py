@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pellucid.axes import POSITIONS, Axis, coordinate
 from pellucid.check import require_whole
-from pellucid.errors import InputError, ShapeError
+from pellucid.errors import InputError, ShapeError, shown
 from pellucid.plot.themes import xarray
 from pellucid.run.activations import ActivationCkpts
 
@@ -235,7 +235,7 @@ def _with_tokens(where: str, array: DataArray, tokens: Sequence[str] | None) -> 
         return array
     query, key = ONE_HEAD
     if isinstance(tokens, str) or len(tokens) != array.sizes[key]:
-        given = f"the string {tokens!r}" if isinstance(tokens, str) else f"{len(tokens)} tokens"
+        given = f"the string {shown(tokens)}" if isinstance(tokens, str) else f"{len(tokens)} tokens"
         raise ShapeError(
             f"{where}: {given} for {array.sizes[key]} keys of {sizes(array)}, expected one for each.",
             code="tokens-length",

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pellucid.axes import NEURONS, POSITIONS, Axes, Axis
 from pellucid.check import as_whole
-from pellucid.errors import InputError
+from pellucid.errors import InputError, shown
 from pellucid.schema import Schema
 
 Index = int | slice | Iterable[int] | None
@@ -48,7 +48,7 @@ class Region:
         if several.count(several[0]) != len(several):
             fewer, more = sorted(counts)[0], sorted(counts)[-1]
             raise InputError(
-                f"heads={self.heads!r} means other heads where there are {fewer} than where there are {more}.",
+                f"heads={shown(self.heads)} means other heads where there are {fewer} than where there are {more}.",
                 code="index-out-of-range",
                 remedy="Capture queries apart from keys and values, which have heads of their own.",
             )
@@ -101,7 +101,7 @@ class Region:
 def _require_absolute(positions: Iterable[int], given: Index) -> None:
     if any(i < 0 for i in positions):
         raise InputError(
-            f"pos={given!r}, expected whole numbers, counted from the beginning.",
+            f"pos={shown(given)}, expected whole numbers, counted from the beginning.",
             code="negative-position",
             remedy="The text grows while it is generated: count from 0.",
         )
@@ -132,7 +132,9 @@ def _require_slice(index: slice, where: str) -> None:
         index.indices(0)
     except (TypeError, ValueError) as error:
         raise InputError(
-            f"{where}={index!r}: {error}.", code="index-out-of-range", remedy="Give whole numbers; a step is not 0."
+            f"{where}={shown(index)}: {error}.",
+            code="index-out-of-range",
+            remedy="Give whole numbers; a step is not 0.",
         ) from error
 
 
@@ -143,7 +145,7 @@ def entries(index: Index, size: int, where: str) -> Tensor:
     found = list(range(size)[index]) if isinstance(index, slice) else [_whole(i, size) for i in _given(index)]
     if not found or any(not -size <= i < size for i in found):
         raise InputError(
-            f"{where}={index!r}, expected indices from 0 to {size - 1}.",
+            f"{where}={shown(index)}, expected indices from 0 to {size - 1}.",
             code="index-out-of-range",
             remedy="Choose entries that exist; negative ones count from the end.",
         )

@@ -177,7 +177,7 @@ def beginning(start_at: Start, schema: Schema, batch: Batch, like: Tensor) -> tu
     _, block, kind = (*name.split(".", 2), "", "")[:3]
     if kind != "resid_pre":
         raise InputError(
-            f"start_at: {name!r}, expected the resid_pre of a block.",
+            f"start_at: {shown(name)}, expected the resid_pre of a block.",
             code="start-at",
             remedy="Start at what enters a block; what leaves block 3 enters block 4: 'blocks.4.resid_pre'.",
         )
@@ -197,7 +197,7 @@ def unchecked_beginning(start_at: Start) -> tuple[int, Tensor]:
     parts = start_at[0].split(".") if isinstance(start_at[0], str) else []
     if len(parts) != 3 or parts[0] != "blocks" or not parts[1].isdigit() or parts[2] != "resid_pre":
         raise InputError(
-            f"start_at: {start_at[0]!r} in a compiled call, expected a name such as 'blocks.4.resid_pre'.",
+            f"start_at: {shown(start_at[0])} in a compiled call, expected a name such as 'blocks.4.resid_pre'.",
             code="start-at",
             remedy="Give start_at=('blocks.4.resid_pre', value) with a value [B, P, D].",
         )

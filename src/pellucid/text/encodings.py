@@ -68,7 +68,7 @@ def as_tensors(rows: list[list[int]], form: str) -> Any:
     """[B, P], a tensor or an array."""
     if form not in ("pt", "np"):
         raise InputError(
-            f"tokenizer: return_tensors={form!r}, expected 'pt', 'np' or None.",
+            f"tokenizer: return_tensors={shown(form)}, expected 'pt', 'np' or None.",
             code="return-tensors",
             remedy="Give 'pt' for a tensor, 'np' for an array, or nothing for lists.",
         )

@@ -92,7 +92,7 @@ def from_mapping(inputs: Mapping[str, Any], mask: Any) -> tuple[Any, Any]:
     given = {str(key) for key, value in inputs.items() if value is not None}
     if "input_ids" not in given or not given <= {"input_ids", "attention_mask", *_ANOTHER_COMPUTATION, *_IGNORED_KEYS}:
         raise InputError(
-            f"tokenize: a mapping with {sorted(given)}, expected 'input_ids' and optionally 'attention_mask'.",
+            f"tokenize: a mapping with {shown(sorted(given))}, expected 'input_ids' and optionally 'attention_mask'.",
             code="input-kind",
             remedy='Pass {"input_ids": ..., "attention_mask": ...} alone.',
         )

@@ -293,7 +293,7 @@ class Tokenizer(metaclass=_Named):
         ids = self.encode(piece)
         if len(ids) != 1:
             raise InputError(
-                f"tokenizer: {piece!r} is {len(ids)} tokens, expected one.",
+                f"tokenizer: {shown(piece)} is {len(ids)} tokens, expected one.",
                 code="not-one-token",
                 remedy="Give one token; with its leading space, ' word', it is another one than 'word'.",
             )

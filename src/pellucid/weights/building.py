@@ -9,7 +9,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from pellucid.errors import WeightsError, warn
+from pellucid.errors import WeightsError, shown, warn
 from pellucid.generation_settings import GenerationSettings
 from pellucid.json_config import Config
 from pellucid.layout import HEAD
@@ -83,7 +83,7 @@ def convert(weights: Mapping[str, Tensor], dtype: torch.dtype | None, device: st
         return separate({name: tensor.to(device=device, dtype=dtype) for name, tensor in weights.items()})
     except (RuntimeError, AssertionError, NotImplementedError, TypeError) as problem:
         raise WeightsError(
-            f"load: device={str(device)!r}: {str(problem).splitlines()[0]}",
+            f"load: device={shown(str(device))}: {str(problem).splitlines()[0]}",
             code="device-not-available",
             remedy="Pass device='cpu', or the name of a device that torch can use on this machine.",
         ) from problem

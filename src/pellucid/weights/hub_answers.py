@@ -10,7 +10,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pellucid.errors import NotFoundError, WeightsError, nearest
+from pellucid.errors import NotFoundError, WeightsError, nearest, shown
 
 if TYPE_CHECKING:
     from huggingface_hub.errors import HfHubHTTPError
@@ -179,7 +179,7 @@ def explain(problem: Exception, repository: str, file: str, revision: str | None
         )
     if isinstance(problem, errors.RevisionNotFoundError):
         return NotFoundError(
-            f"{where}: no revision {revision!r}.",
+            f"{where}: no revision {shown(revision)}.",
             code="hub-no-revision",
             remedy="Give a branch, tag or commit that exists.",
         )
@@ -239,12 +239,12 @@ def no_such_name(name: str) -> NotFoundError:
         revision = address["revision"] or "main"
         given = "" if revision == "main" else f", with hub=pl.HubOptions(revision={revision!r})"
         return NotFoundError(
-            f"{name!r}: an address, expected the id of a repository.",
+            f"{shown(name)}: an address, expected the id of a repository.",
             code="path-not-found",
             remedy=f"Give the id: {address['id']!r}{given}.",
         )
     return NotFoundError(
-        f"{name!r}: no such file or folder, and not the id of a repository.",
+        f"{shown(name)}: no such file or folder, and not the id of a repository.",
         code="path-not-found",
         remedy=f"{nearest(name, ALIASES)} Give a path, a hub id such as 'openai-community/gpt2', or one of "
         f"{', '.join(ALIASES)}.".strip(),

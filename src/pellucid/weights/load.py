@@ -13,7 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 
-from pellucid.errors import ConfigError, WeightsError, nearest
+from pellucid.errors import ConfigError, WeightsError, nearest, shown
 from pellucid.families import FAMILIES, config_named, config_of
 from pellucid.generation_settings import GenerationSettings
 from pellucid.json_config import Config
@@ -139,9 +139,9 @@ def parse_dtype(given: str | torch.dtype) -> torch.dtype | None:
     found = DTYPES.get(given.removeprefix("torch.")) if isinstance(given, str) else given
     if found not in DTYPES.values():
         raise WeightsError(
-            f"load: dtype={given!r}, expected one of {', '.join(DTYPES)}, stored.",
+            f"load: dtype={shown(given)}, expected one of {', '.join(DTYPES)}, stored.",
             code="dtype-unknown",
-            remedy=f"{nearest(str(given), [*DTYPES, 'stored'])} Give one of these; transformers' 'auto' is 'stored' "
+            remedy=f"{nearest(given, [*DTYPES, 'stored'])} Give one of these; transformers' 'auto' is 'stored' "
             "here.".strip(),
         )
     return found

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pellucid.errors import InputError, ShapeError
+from pellucid.errors import InputError, ShapeError, shown
 from pellucid.run.model import CkptedTransformer
 from pellucid.schema import Schema
 
@@ -155,7 +155,7 @@ def _lists(direction: str) -> tuple[str, ...]:
 
 def _wrong_direction(direction: str) -> InputError:
     return InputError(
-        f"hook: dir={direction!r}, expected 'fwd' or 'bwd'.",
+        f"hook: dir={shown(direction)}, expected 'fwd' or 'bwd'.",
         code="hook-direction",
         remedy="Give dir='fwd' for the value, or dir='bwd' for its gradient.",
     )

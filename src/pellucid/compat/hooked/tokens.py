@@ -121,8 +121,8 @@ class Tokens(nn.Module):
         places = (_one_row(ids, "get_token_position") == token).nonzero().flatten().tolist()
         if not places or mode not in ("first", "last"):
             raise InputError(
-                f"get_token_position: token {shown(single_token)} does not occur, or mode={mode!r} is neither 'first' "
-                "nor 'last'.",
+                f"get_token_position: token {shown(single_token)} does not occur, or mode={shown(mode)} is neither "
+                "'first' nor 'last'.",
                 code="token-not-there",
                 remedy="A token within a text begins with its space, such as ' cat'; to_str_tokens shows the tokens.",
             )
