@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pellucid as pl
-from pellucid.viewer import document, trace
+from pellucid.viewer import trace, views
 
 LIMIT = 50_000
 """Bytes of a trace: without every checkpoint, which the page gets from the server or by running the text again."""
@@ -67,4 +67,4 @@ def made() -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    Path(document.STATIC / "examples.json").write_text(json.dumps(made(), ensure_ascii=False), encoding="utf-8")
+    Path(views.STATIC / "examples.json").write_text(json.dumps(made(), ensure_ascii=False), encoding="utf-8")

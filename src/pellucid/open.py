@@ -19,8 +19,7 @@ from torch import Tensor, nn
 
 from pellucid.dialects import CONVERTING, OPENING, named_arguments
 from pellucid.errors import WeightsError, shown
-from pellucid.families import family_of
-from pellucid.family import InTransformers
+from pellucid.families import InTransformers, family_of
 from pellucid.part import has_native_hooks, is_finite, put_buffers, runs_as_written
 from pellucid.run.model import CkptedTransformer
 from pellucid.text.batch import Batch

@@ -26,7 +26,6 @@ from pellucid.prove import (
     ground,
     held,
     influence,
-    matching,
     points,
     program,
     runs,
@@ -180,8 +179,8 @@ def a_wider_head(patch: Patch) -> None:
 
 
 def the_reference_is_not_cropped(patch: Patch) -> None:
-    right = matching.cropped
-    patch.setattr(matching, "cropped", lambda units, *given, **how: (units, *right(units, *given, **how)[1:]))
+    right = influence.cropped
+    patch.setattr(influence, "cropped", lambda units, *given, **how: (units, *right(units, *given, **how)[1:]))
 
 
 def the_whole_table_is_taken_for_its_rows(patch: Patch) -> None:
@@ -209,7 +208,7 @@ MUTANTS: dict[str, tuple[Callable[[Patch], None], Callable[[], None]]] = {
     ),
     "padding is vocabulary": (a_wider_head, columns_of_padding_are_left_out),
     "longer tables stay long": (
-        patched(matching, "cropped", lambda units, others, schema, padded: (units, dict(others), [])),
+        patched(influence, "cropped", lambda units, others, schema, padded: (units, dict(others), [])),
         longer_tables_are_matched,
     ),
     "a copy of a longer table's rows is changed": (
@@ -219,11 +218,11 @@ MUTANTS: dict[str, tuple[Callable[[Patch], None], Callable[[], None]]] = {
     "rounding has no limit": (
         patched(trial.Trial, "odd_in_its_dtype", lambda self: ""), what_only_its_own_dtype_shows_is_no_pass
     ),
-    "torch knows of every weight": (patched(matching, "hidden_in", lambda module: {}), hidden_weights_are_read),
+    "torch knows of every weight": (patched(influence, "hidden_in", lambda module: {}), hidden_weights_are_read),
     "shorter tables stay short": (the_reference_is_not_cropped, shorter_tables_are_matched),
     "nothing is said of ties": (patched(comparison, "notes_on", lambda *_: []), ties_are_said),
     "names of modules say nothing": (patched(points._Finder, "named", lambda *_: iter(())), handed_values_are_shown),
-    "computed weights are parameters": (patched(matching, "computed_in", lambda module: {}),
+    "computed weights are parameters": (patched(influence, "computed_in", lambda module: {}),
                                         a_computed_weight_counts),
     "computed weights are computed again in float64": (patched(held.Computed, "comes_from", lambda *_: False),
                                                        a_computed_weight_counts),

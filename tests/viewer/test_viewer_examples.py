@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pellucid.viewer import Trace, document
+from pellucid.viewer import Trace, views
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "viewer"))
 
@@ -24,12 +24,12 @@ def decoded(examples: list[dict[str, Any]]) -> dict[str, Trace]:
 
 @functools.cache
 def shipped() -> dict[str, Trace]:
-    return decoded(document.examples())
+    return decoded(views.examples())
 
 
 def test_they_are_those_of_the_script() -> None:
     again = make_examples.made()
-    assert [{k: v for k, v in one.items() if k != "trace"} for one in document.examples()] == [
+    assert [{k: v for k, v in one.items() if k != "trace"} for one in views.examples()] == [
         {k: v for k, v in one.items() if k != "trace"} for one in again
     ]
     changing = ("made", "versions", "left_out")
@@ -43,7 +43,7 @@ def test_they_are_those_of_the_script() -> None:
         for block in set(kept) & set(run):  # on another processor the last bits may be others
             if kept[block].data.dtype.kind == "f":
                 np.testing.assert_allclose(kept[block].data, run[block].data, 2e-3, 2e-3, err_msg=f"{name} {block}")
-    assert sum(len(one["trace"]) for one in document.examples()) < 600_000
+    assert sum(len(one["trace"]) for one in views.examples()) < 600_000
 
 
 def likeliest(name: str) -> tuple[str, float]:

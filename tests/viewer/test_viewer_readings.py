@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 
 import pellucid as pl
-from pellucid.viewer import document
+from pellucid.viewer import views
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "viewer"))
 
 import make_readings  # noqa: E402
 
-READINGS = json.loads(str(document.readings()))
+READINGS = json.loads(str(views.readings()))
 
 
 class Tags(HTMLParser):

@@ -21,7 +21,7 @@ import pellucid as pl
 import support
 from following import Case, follow, params
 from pellucid.cli import app
-from pellucid.viewer import Trace, document, views
+from pellucid.viewer import Trace, views
 
 TEXT = "Lily and Tom went to the park. Tom gave a ball to"
 OF_24 = "Once upon a time there was a little girl named Lily. She liked to play with her friend Tom in the park."
@@ -69,11 +69,11 @@ def test_a_page_holds_everything_and_loads_nothing(model: pl.CkptedTransformer, 
     assert ("div", {"id": "pellucid-viewer"}) in parsed.elements
     assert set(re.findall(r"url\(([^#)]+)\)", page)) == set()
     policy = next(a["content"] for tag, a in parsed.elements if a.get("http-equiv") == "Content-Security-Policy")
-    digest = base64.b64encode(hashlib.sha256(document.script().encode()).digest()).decode()
+    digest = base64.b64encode(hashlib.sha256(views.script().encode()).digest()).decode()
     assert policy is not None
     assert policy.startswith("default-src 'none'; script-src 'sha256-" + digest)
     assert trace_in(page).header["left_out"] == []
-    assert "</script" not in document.script()
+    assert "</script" not in views.script()
 
 
 def test_what_is_hostile_is_text(model: pl.CkptedTransformer, opened: Open, tmp_path: Path) -> None:
@@ -88,9 +88,9 @@ def test_what_is_hostile_is_text(model: pl.CkptedTransformer, opened: Open, tmp_
     watched = opened(tmp_path / "page.html")
     assert watched.run("window.bad") is None
     assert watched.run("document.querySelectorAll('img').length") == 0
-    listed = document.page(seen.trace, examples=[{"id": "x", "text": HOSTILE, "look_for": HOSTILE}])
+    listed = views.page(seen.trace, examples=[{"id": "x", "text": HOSTILE, "look_for": HOSTILE}])
     assert [tag for tag, _ in Parsed(listed).elements].count("script") == 4
-    cell = document.cell(seen.trace)
+    cell = views.cell(seen.trace)
     assert [tag for tag, _ in Parsed(cell).elements].count("script") == 1
     assert "\u202e" not in cell
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pellucid.axes import POSITIONS, Axes, Axis
 from pellucid.errors import NumericsError
-from pellucid.family import StepDecoder
+from pellucid.families import StepDecoder
 from pellucid.fast.decoder import decoder
 from pellucid.network import Network
 from pellucid.part import has_native_hooks, submodules

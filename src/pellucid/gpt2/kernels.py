@@ -281,7 +281,7 @@ class Decoder:
     def step(
         self, ids: Tensor, positions: Tensor, cache: KeyValueCache, names: Collection[str] = ()
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Run the next column: see `pellucid.family.StepDecoder.step`; everything is in float32."""
+        """Run the next column: see `pellucid.families.StepDecoder.step`; everything is in float32."""
         rows, columns = len(ids), cache.length + 1
         config = self._model.config
         embed, pos_embed = self._model.embed(ids).float(), self._model.pos_embed(positions).float()

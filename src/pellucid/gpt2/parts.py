@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from pellucid.family import Span
+from pellucid.families import Span
 from pellucid.gpt2.formulas import (
     Heads,
     Norm,

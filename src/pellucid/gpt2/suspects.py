@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pellucid.axes import in_another_order
-from pellucid.family import Seen, Span, Suspect
+from pellucid.families import Seen, Span, Suspect
 from pellucid.gpt2.config import TransformerConfig
 from pellucid.gpt2.formulas import Heads, PlainWeights, Sizes, causal, softmax
 from pellucid.gpt2.mistake import Mistake

@@ -5,7 +5,7 @@ Everything is computed in float64. Pads are left out of every number, and positi
 first real token.
 """
 
-from pellucid.corpus.state_file import Saving
+from pellucid.corpus.sink import Saving
 from pellucid.dialects import name_arguments
 from pellucid.measure.autoregression import HAC, LagSelection, autoregression, select_lags
 from pellucid.measure.distributions import distribution, moments, outliers

@@ -10,8 +10,7 @@ from typing import Any
 from pellucid.aliases import selected
 from pellucid.check import require_whole
 from pellucid.corpus.ray_workers import Engine, Workers
-from pellucid.corpus.sink import Batched, CapturingModel, Progress, Sink, captured, feed
-from pellucid.corpus.state_file import Arrays, Saving, StateFile
+from pellucid.corpus.sink import Arrays, Batched, CapturingModel, Progress, Saving, Sink, StateFile, captured, feed
 from pellucid.errors import InputError, shown
 from pellucid.measure.statistic import Statistic
 from pellucid.run.origin import execution_of, weights_fingerprint

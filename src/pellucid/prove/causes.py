@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from pellucid.common_attention import change_of
-from pellucid.family import Family, Seen, Span, Suspect
+from pellucid.families import Family, Seen, Span, Suspect
 from pellucid.layout import EMBED
 from pellucid.network import Unembedding
 from pellucid.numerics.rounding import BEYOND_ROUNDING, relative_error, same_bits, size_of

@@ -18,9 +18,8 @@ from pellucid.prove.causes import CauseSearch, head_of_its_own
 from pellucid.prove.copies import quietly, with_their_values, without_units, working_copy
 from pellucid.prove.divergences import Sides, divergence_at, first_changed, not_finite_at, positions_note, with_changes
 from pellucid.prove.ground import AsGiven, DidNotRunError, common_ground, rounded_alike
-from pellucid.prove.influence import Sensitivity, without_idle
+from pellucid.prove.influence import Matching, Sensitivity, without_idle
 from pellucid.prove.lending import Loan
-from pellucid.prove.matching import Matching
 from pellucid.prove.points import LOGITS, sites_of
 from pellucid.prove.probes import Probes, named_ids
 from pellucid.prove.probing import Probing, error_words, probe_words

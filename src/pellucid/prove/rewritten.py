@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pellucid.common_mistakes import Change
-from pellucid.family import Span, Suspect
+from pellucid.families import Span, Suspect
 from pellucid.network import Run
 from pellucid.prove.copies import parameter_dtypes, quietly, working_copy
 from pellucid.prove.points import LOGITS, places_of

@@ -12,7 +12,7 @@ from pellucid._version import __version__
 from pellucid.errors import InputError, PellucidError
 from pellucid.extras import need
 from pellucid.generate.generation import Token
-from pellucid.viewer import answers, document
+from pellucid.viewer import answers, views
 from pellucid.viewer.container import Trace
 from pellucid.viewer.tabs import FIELDS, MOST_SESSIONS, Session, Tabs, misread, refuse_unknown
 from pellucid.viewer.traces import traced
@@ -52,10 +52,10 @@ class Routes:
         )  # fmt: skip
 
     async def page(self, _: Any) -> Any:
-        return self._of.HTMLResponse(document.served(self._token, self._first))
+        return self._of.HTMLResponse(views.served(self._token, self._first))
 
     async def script(self, _: Any) -> Any:
-        return self._of.Response(document.script(), media_type="text/javascript")
+        return self._of.Response(views.script(), media_type="text/javascript")
 
     async def info(self, _: Any) -> Any:
         model = self._first.header["model"]
@@ -64,17 +64,17 @@ class Routes:
         return self._of.JSONResponse({"model": model, "pellucid": __version__, "limits": limits, "tsne": has})
 
     async def examples(self, _: Any) -> Any:
-        listed = [{key: value for key, value in one.items() if key != "trace"} for one in document.examples()]
+        listed = [{key: value for key, value in one.items() if key != "trace"} for one in views.examples()]
         return self._of.JSONResponse(listed)
 
     async def example(self, request: Any) -> Any:
-        content = next((o["trace"] for o in document.examples() if o["id"] == request.path_params["name"]), None)
+        content = next((o["trace"] for o in views.examples() if o["id"] == request.path_params["name"]), None)
         if content is None:
             return self._nothing("no such example")
         return self._of.Response(base64.b64decode(content), media_type=_BINARY)
 
     async def readings(self, _: Any) -> Any:
-        return self._of.Response(document.readings() or "[]", media_type="application/json")
+        return self._of.Response(views.readings() or "[]", media_type="application/json")
 
     async def post(self, request: Any) -> Any:
         """Everything that is answered at once."""

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from pellucid.errors import WeightsError, shown
 from pellucid.weights.kinds import refuse_archive, unknown_format
+from pellucid.weights.layouts import find_weights
 from pellucid.weights.manifests import each_once, require_regular, unreadable
-from pellucid.weights.nested import find_weights
 from pellucid.weights.pickles import read_pickle
 
 LLMC_MAGIC = 20240326

@@ -16,7 +16,7 @@ from typing import Any
 
 from pellucid.dialects import named_arguments
 from pellucid.errors import ConfigError, NotFoundError, WeightsError, nearest, shown
-from pellucid.weights import blobs
+from pellucid.weights import manifests
 from pellucid.weights.hub_answers import ALIASES, again, explain, no_such_name
 from pellucid.weights.manifests import is_there, read_index, read_json, unreadable
 
@@ -233,7 +233,7 @@ class _Repository:
         # names have their own exceptions, and the transport's class changed between versions of the library.
         except Exception as problem:
             raise explain(problem, self.id, file, self.options.revision) from problem
-        blobs.require_content(Path(found))
+        manifests.require_content(Path(found))
         return Path(found)
 
     def _is_published(self, file: str) -> bool:

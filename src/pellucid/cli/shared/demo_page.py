@@ -14,7 +14,7 @@ import pellucid as pl
 from pellucid.errors import MissingExtraError
 from pellucid.extras import need
 from pellucid.html.page import InnerPage, Page, Picture, PlainTable, Section, Text
-from pellucid.viewer import document
+from pellucid.viewer import views
 
 AT = "attn.ckpt_attn_out"
 BEGINNING, LENGTH, HEADS = "Once upon a time", 120, 16
@@ -51,7 +51,7 @@ class DemoPage:
     def _look(self) -> Section:
         seen = pl.view(self.model, LOOKED_AT)
         note = "One text's run, to look at: every head, what each block would say next, and who wrote the answer."
-        return InnerPage("Look inside", seen.html(document.examples()), note)
+        return InnerPage("Look inside", seen.html(views.examples()), note)
 
 
 def write_page(model: pl.CkptedTransformer, path: Path) -> None:
