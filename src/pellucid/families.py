@@ -123,10 +123,6 @@ def later(module: str, name: str) -> Callable[..., Any]:
     return call
 
 
-def _none(*_: Any) -> Iterator[Any]:
-    return iter(())
-
-
 @dataclass(frozen=True)
 class Recognition:
     """How a model is recognised that does not say what it is."""
@@ -135,7 +131,9 @@ class Recognition:
     configs: Callable[[Mapping[str, Tensor], Layout], Iterator[Any]]
     # ways to read a module whose tensors are given by name; each gives, the likeliest first, configurations and stored
     # parameters that the module may have
-    readings: Callable[[nn.Module, Mapping[str, Tensor]], Iterator[Iterator[tuple[Any, Weights]]]] = _none
+    readings: Callable[[nn.Module, Mapping[str, Tensor]], Iterator[Iterator[tuple[Any, Weights]]]] = field(
+        default=lambda module, tensors: iter(())
+    )
 
 
 @dataclass(frozen=True, eq=False)

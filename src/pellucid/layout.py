@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -308,3 +308,17 @@ def blocks_in(names: Collection[str]) -> int:
     if count > len(names):
         raise KeyError(f"{len(names)} tensors of {count} blocks")
     return count
+
+
+def shown_sizes(theirs: Mapping[str, Tensor], layout: Layout, hidden: str, biases: Mapping[str, str]) -> dict[str, Any]:
+    """The sizes that tensors show, by the fields that transformers' configurations of today have.
+
+    `hidden` is a block's matrix with the MLP's width; `biases` are fields -> a bias that is there if they are true.
+    """
+    names = {row.ours: row.theirs[0].replace("{i}", "0") for row in (*layout.rows, layout.head)}
+    embedding, n_layer = embedded(theirs, names), blocks_in(theirs)
+    shown = {"vocab_size": embedding.shape[0], "hidden_size": embedding.shape[1], "num_hidden_layers": n_layer}
+    if n_layer:
+        shown["intermediate_size"] = theirs[names[f"blocks.{{i}}.{hidden}"]].numel() // embedding.shape[1]
+        shown |= {field: names[f"blocks.{{i}}.{bias}"] in theirs for field, bias in biases.items()}
+    return shown

@@ -27,20 +27,9 @@ from pellucid.numerics import nonlinear
 # LayerNorm
 
 
-def _unbiased(x: Tensor, w: Tensor, b: Tensor, eps: float) -> Tensor:
-    return (x - x.mean(-1, keepdim=True)) / (x.var(-1, keepdim=True) + eps).sqrt() * w + b
-
-
-def _unbiased_outside(x: Tensor, w: Tensor, b: Tensor, eps: float) -> Tensor:
-    return (x - x.mean(-1, keepdim=True)) / (x.std(-1, keepdim=True) + eps) * w + b
-
-
-def _outside(x: Tensor, w: Tensor, b: Tensor, eps: float) -> Tensor:
-    return (x - x.mean(-1, keepdim=True)) / (x.std(-1, keepdim=True, correction=0) + eps) * w + b
-
-
-def _by_variance(x: Tensor, w: Tensor, b: Tensor, eps: float) -> Tensor:
-    return (x - x.mean(-1, keepdim=True)) / (x.var(-1, keepdim=True, correction=0) + eps) * w + b
+def _divided_by(divisor: Callable[[Tensor, float], Tensor]) -> Norm:
+    """LayerNorm with a divisor made of x and epsilon in another way."""
+    return lambda x, w, b, eps: (x - x.mean(-1, keepdim=True)) / divisor(x, eps) * w + b
 
 
 def _rms(x: Tensor, w: Tensor, b: Tensor, eps: float) -> Tensor:
@@ -53,11 +42,14 @@ def _over_positions(x: Tensor, w: Tensor, b: Tensor, eps: float) -> Tensor:
 
 
 _FORMULAS: tuple[tuple[str, str, Norm], ...] = (
-    ("unbiased variance in LayerNorm", "LayerNorm divides by the unbiased standard deviation", _unbiased),
-    ("unbiased variance in LayerNorm, and epsilon outside the square root", "", _unbiased_outside),
-    ("LayerNorm epsilon outside the square root", "LayerNorm's epsilon is outside the square root", _outside),
+    ("unbiased variance in LayerNorm", "LayerNorm divides by the unbiased standard deviation",
+     _divided_by(lambda x, eps: (x.var(-1, keepdim=True) + eps).sqrt())),
+    ("unbiased variance in LayerNorm, and epsilon outside the square root", "",
+     _divided_by(lambda x, eps: x.std(-1, keepdim=True) + eps)),
+    ("LayerNorm epsilon outside the square root", "LayerNorm's epsilon is outside the square root",
+     _divided_by(lambda x, eps: x.std(-1, keepdim=True, correction=0) + eps)),
     ("LayerNorm divides by the variance", "LayerNorm divides by the variance, not by the standard deviation",
-     _by_variance),
+     _divided_by(lambda x, eps: x.var(-1, keepdim=True, correction=0) + eps)),
     ("LayerNorm without its gain and bias", "LayerNorm's gain and bias are not used",
      lambda x, w, b, eps: layer_norm(x, w * 0 + 1, b * 0, eps)),
     ("LayerNorm without its bias", "LayerNorm's bias is not used", lambda x, w, b, eps: layer_norm(x, w, b * 0, eps)),

@@ -24,9 +24,8 @@ from pellucid.layout import (
     Laid,
     Layout,
     Row,
-    blocks_in,
-    embedded,
     own_layout,
+    shown_sizes,
 )
 from pellucid.llama.config import LlamaConfig
 from pellucid.llama.schema import of_sizes
@@ -111,12 +110,5 @@ def configs(theirs: Mapping[str, Tensor], layout: Layout) -> Iterator[LlamaConfi
 
 def _shown(theirs: Mapping[str, Tensor], layout: Layout) -> dict[str, Any]:
     """What tensors show of a configuration, by its fields."""
-    names = {row.ours: row.theirs[0] for row in (*layout.rows, layout.head)}
-    embedding, n_layer = embedded(theirs, names), blocks_in(theirs)
-    shown = {"vocab_size": embedding.shape[0], "hidden_size": embedding.shape[1], "num_hidden_layers": n_layer}
-    if n_layer:
-        first = theirs[names["blocks.{i}.mlp.W_gate"].replace("{i}", "0")]
-        shown["intermediate_size"] = first.numel() // embedding.shape[1]
-    for field, row in (("attention_bias", "blocks.{i}.attn.b_Q"), ("mlp_bias", "blocks.{i}.mlp.b_gate")):
-        shown[field] = names[row].replace("{i}", "0") in theirs
-    return shown
+    biases = {"attention_bias": "attn.b_Q", "mlp_bias": "mlp.b_gate"}
+    return shown_sizes(theirs, layout, "mlp.W_gate", biases)

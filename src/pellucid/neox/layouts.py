@@ -20,9 +20,8 @@ from pellucid.layout import (
     Laid,
     Layout,
     Row,
-    blocks_in,
-    embedded,
     own_layout,
+    shown_sizes,
 )
 from pellucid.neox.config import GPTNeoXConfig
 from pellucid.neox.schema import of_sizes
@@ -105,10 +104,4 @@ def configs(theirs: Mapping[str, Tensor], layout: Layout) -> Iterator[GPTNeoXCon
 
 def _shown(theirs: Mapping[str, Tensor], layout: Layout) -> dict[str, Any]:
     """What tensors show of a configuration, by its fields."""
-    names = {row.ours: row.theirs[0] for row in (*layout.rows, layout.head)}
-    embedding, n_layer = embedded(theirs, names), blocks_in(theirs)
-    shown = {"vocab_size": embedding.shape[0], "hidden_size": embedding.shape[1], "num_hidden_layers": n_layer}
-    if n_layer:
-        shown["intermediate_size"] = theirs[names["blocks.{i}.mlp.b_in"].replace("{i}", "0")].numel()
-        shown["attention_bias"] = names["blocks.{i}.attn.b_QKV"].replace("{i}", "0") in theirs
-    return shown
+    return shown_sizes(theirs, layout, "mlp.W_in", {"attention_bias": "attn.b_QKV"})

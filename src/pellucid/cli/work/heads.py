@@ -141,13 +141,10 @@ def _strongest(rows: list[dict[str, Any]], top: int) -> Grid:
     grid = Grid(Column("head", style="cyan", label=True), *titles)
     for row in rows:
         if any(id(row) in chosen for chosen in best.values()):
-            cells = [Text(_shown(row[name]), "bold" if id(row) in best[name] else "") for name in names]
+            shown = ["" if np.isnan(row[name]) else number(row[name]) for name in names]
+            cells = [Text(one, "bold" * (id(row) in best[name])) for one, name in zip(shown, names, strict=True)]
             grid.add(f"{row['layer']}.{row['head']}", *cells)
     return grid
-
-
-def _shown(score: float) -> str:
-    return "" if np.isnan(score) else number(score)
 
 
 def _show_pairs(result: Composed) -> None:

@@ -110,7 +110,7 @@ def _rows(every: list[list[Said]], tokens: list[str]) -> Iterator[dict[str, Any]
 
 
 def _show(result: Looked) -> None:
-    names = [_name(said) for said in result.layers]
+    names = ["" if said.layer is None else str(said.layer) for said in result.layers]
     show(heading(f"next token read at {result.at}", first=True))
     grid = Grid(Column("", right=True, style="dim", label=True), Column("token", style="bold", label=True), *names)
     for pos, token in enumerate(result.tokens):
@@ -130,7 +130,3 @@ def _show(result: Looked) -> None:
         own = [] if said.probability is None else [f"{said.probability:.1%}", str(said.rank)]
         table.add(name, number(said.kl), *own, likeliest)
     show(table)
-
-
-def _name(said: Said) -> str:
-    return "" if said.layer is None else str(said.layer)
