@@ -99,8 +99,11 @@ def test_a_packed_store_is_another_one(tmp_path: Path) -> None:
         assert caught.value.code == "corpus-misfit"
 
 
+_packed = parts.packed
+
+
 def _going_on(*given: Any) -> Any:
-    run = parts.packed(*given)
+    run = _packed(*given)
     return replace(run, positions=torch.arange(run.ids.size(1)).expand_as(run.ids))
 
 
