@@ -93,7 +93,7 @@ function Strip({ found }: { found: Compared }) {
           has: (line, column) => at(line, column) !== null,
           read: (line, column) => said(at(line, column)!),
           lit: () => {
-            const found = placed.find(({ row }) => row.name === first?.where);
+            const found = placed.find(({ row }) => row.name === first?.where) ?? placed.find(({ row }) => errorOf(row) > ROUNDING);
             return { row: lines.indexOf(found?.line ?? ""), column: columns.indexOf(found?.column ?? "") };
           },
         });
