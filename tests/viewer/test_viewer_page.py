@@ -121,6 +121,26 @@ def test_a_link_that_is_followed_is_never_written_over(opened: Open) -> None:
     watched.page.get_by_role("heading", name="What happens in between?").wait_for()
 
 
+def test_what_is_chosen_is_in_view_beside_the_names_of_the_rows(opened: Open) -> None:
+    watched = opened(width=375, state="#lens")
+    scrolled = "document.querySelector('.figure-frame').scrollLeft"
+    watched.wait(f"{scrolled} > 0")  # the last token
+    figure = watched.figure("What each layer would say")
+    said = figure.locator(".readout")
+    box = figure.locator(".figure-frame").bounding_box()
+    assert box is not None
+    watched.page.mouse.move(box["x"] + box["width"] - 20, box["y"] + 60)
+    watched.wait("document.querySelector('.readout').innerText.includes('at ‘⏎’')")
+    watched.page.mouse.move(box["x"] + 20, box["y"] + 60)  # the name of a row, and below it a cell
+    assert said.inner_text() == ""
+    inked = f"""(() => {{ const canvas = document.querySelector('.figure-frame .top');
+      const {{data}} = canvas.getContext('2d').getImageData({scrolled}, 0, 60, canvas.height);
+      return data.some((level, at) => at % 4 === 0 && data[at + 3] && level < 200); }})()"""
+    assert watched.run(inked), "names are drawn where the figure was scrolled to"
+    watched.page.locator(".token").first.click()
+    watched.wait(f"{scrolled} === 0")
+
+
 def test_hostile_tokens_are_text(opened: Open, tmp_path: Path) -> None:
     path = tmp_path / "page.html"
     path.write_text(page_of(written(HOSTILE)), encoding="utf-8")

@@ -153,11 +153,13 @@ export function Figure(props: FigureProps) {
     });
     if (!now.stays || !scrolled.value) return;
     const context = top.current!.getContext("2d")!;
-    const strip: [number, number, number, number] = [0, 0, now.stays * (top.current!.width / now.width), top.current!.height];
-    for (const canvas of [base.current!, top.current!]) {
-      if (canvas === base.current) new CanvasSurface(context).rect(scrolled.value, 0, now.stays, now.height, { fill: palette.panel });
-      context.drawImage(canvas, ...strip, scrolled.value, 0, now.stays, now.height);
-    }
+    const surface = new CanvasSurface(context);
+    surface.clip(scrolled.value, 0, now.stays, now.height, () => {
+      surface.rect(scrolled.value, 0, now.stays!, now.height, { fill: palette.panel });
+      context.translate(scrolled.value, 0);
+      context.drawImage(base.current!, 0, 0, now.width, now.height);
+      now.over?.(surface);
+    });
   });
   useSignalEffect(() => {
     // What is chosen comes into view where the figure is wider than the screen.

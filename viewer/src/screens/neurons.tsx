@@ -184,7 +184,7 @@ function Along({ found }: { found: Series[] }) {
       title={`${title(app)} ${nameOf(app)} along the text`}
       name={`${noun(app)}-${nameOf(app)}`}
       caption={features(app) ? `Of the autoencoder of ${features(app)!.at}. Bars are the feature’s activation.` : "Bars are the neuron’s value, after the activation; hollow marks are what went into it."}
-      narrowest={roomFor(tokens.length, 22, 9)}
+      narrowest={roomFor(tokens.length, 22, 9) - 50}
       build={build}
       controls={<Find />}
       table={() => ({
