@@ -28,7 +28,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -115,8 +115,11 @@ class Page:
         """The python blocks that are run."""
         return [block for block in self.blocks() if block.language == "python" and not block.is_shown_only]
 
-    def run(self) -> None:
+    def run(self, after: Callable[[Block, dict[str, Any]], None] = lambda block, names: None) -> None:
         """Run the examples in one namespace, from the top, and note what refreshed outputs should be.
+
+        Args:
+            after: Called after each example, with it and with the names that it leaves.
 
         Raises:
             WrongExample: One raises, or a doctest prints something else.
@@ -130,6 +133,7 @@ class Page:
                 self.outputs[block], printed = printed, None
             elif block.language == "python" and not block.is_shown_only:
                 printed = self._run_doctest(block, names) if block.is_doctest else self._run_plain(block, names)
+                after(block, names)
         close_figures()
 
     def wrong_outputs(self) -> list[str]:

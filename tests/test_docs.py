@@ -8,7 +8,6 @@ from __future__ import annotations
 import doctest
 import importlib
 import importlib.util
-import pkgutil
 import re
 import shutil
 import socket
@@ -24,8 +23,9 @@ import pellucid as pl
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-sys.path.insert(0, str(DOCS))
+sys.path[:0] = [str(DOCS), str(DOCS / "figures")]
 
+import make_plots  # noqa: E402
 import measure_same_model as same  # noqa: E402
 import refresh  # noqa: E402
 
@@ -42,11 +42,13 @@ WITHOUT_EXAMPLE = {
 SLOW = ("attribution.md", "compare.md", "corpus.md", "measure.md", "plot.md")
 """Pages whose examples take seconds: `make check` leaves them to `make test`."""
 
-MODULES = [
-    module.name
-    for module in pkgutil.walk_packages(pl.__path__, "pellucid.")
-    if not module.name.endswith(".__main__")  # importing it runs the command line
-]
+SOURCE = Path(pl.__file__).parent
+MODULES = {
+    ".".join(part for part in path.relative_to(SOURCE.parent).with_suffix("").parts if part != "__init__"): path
+    for path in sorted(SOURCE.rglob("*.py"))
+    if path.name != "__main__.py"  # importing it runs the command line
+}
+WITH_EXAMPLES = [name for name, path in MODULES.items() if ">>> " in path.read_text(encoding="utf-8")]
 
 
 @pytest.fixture(autouse=True)
@@ -71,9 +73,16 @@ def page_of(text: str) -> refresh.Page:
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow_page) if n in SLOW else n for n in PAGES])
 def test_examples_run_and_print_what_the_page_says(name: str) -> None:
-    page = refresh.Page.read(PAGES[name])
-    page.run()
+    page, sizes = refresh.Page.read(PAGES[name]), dict[str, Any]()
+    make_plots.run(page, lambda file, figure: sizes.update({file: figure.get_size_inches()}))
     assert not page.wrong_outputs(), "\n".join([*page.wrong_outputs(), "python docs/refresh.py rewrites outputs"])
+    if PAGES[name] in make_plots.PAGES:
+        assert set(sizes) == set(re.findall(r"\]\(figures/(\S+)\)", page.text)), "each is drawn by the block above it"
+        for file, size in sizes.items():
+            kept = (PAGES[name].parent / "figures" / file).read_bytes()
+            assert [int.from_bytes(kept[at : at + 4]) for at in (16, 20)] == [int(make_plots.DOTS * s) for s in size], (
+                file
+            )
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -147,7 +156,12 @@ def test_a_block_that_is_only_shown_is_not_run() -> None:
     assert not page.examples()
 
 
-@pytest.mark.parametrize("name", MODULES)
+def test_every_module_can_be_imported() -> None:
+    for name in MODULES:
+        importlib.import_module(name)
+
+
+@pytest.mark.parametrize("name", WITH_EXAMPLES)
 def test_docstrings(name: str) -> None:
     module = importlib.import_module(name)
     tests = [test for test in doctest.DocTestFinder(exclude_empty=True).find(module) if test.examples]

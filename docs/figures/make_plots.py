@@ -13,7 +13,7 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,9 @@ sys.path.insert(0, str(FIGURES.parent))
 
 import refresh  # noqa: E402
 
+DOTS = 200
+"""Of an inch."""
+
 _PICTURE = re.compile(r"!\[[^\]]*\]\(figures/([\w.]+)\)")
 
 
@@ -35,14 +38,14 @@ def pictures_below(text: str, block: refresh.Block) -> list[str]:
     return _PICTURE.findall(until_next)
 
 
-def drawn(page: refresh.Page) -> Iterator[tuple[str, Any]]:
-    """File and figure, as the page's examples make them."""
-    names: dict[str, Any] = {"__name__": "__main__"}
-    for block in page.blocks():
-        if block.language == "python" and not block.is_doctest:
-            exec(compile(block.code, page.name, "exec"), names)
-            for file in pictures_below(page.text, block):
-                yield file, names["ax"].get_figure()
+def run(page: refresh.Page, see: Callable[[str, Any], None]) -> None:
+    """Run the examples of a page; `see` is called with the file of each picture and its figure."""
+
+    def after(block: refresh.Block, names: dict[str, Any]) -> None:
+        for file in pictures_below(page.text, block):
+            see(file, names["ax"].get_figure())
+
+    page.run(after)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -55,13 +58,15 @@ def main(arguments: list[str] | None = None) -> int:
         os.chdir(folder)  # a page saves a file
         try:
             for page in PAGES:
-                for file, figure in drawn(refresh.Page.read(page)):
-                    path = (out or page.parent / "figures") / file
-                    figure.savefig(path, dpi=200, metadata={"Software": None}, pil_kwargs={"optimize": True})
-                refresh.close_figures()
+                into = out or page.parent / "figures"
+                run(refresh.Page.read(page), lambda file, figure, into=into: save(figure, into / file))
         finally:
             os.chdir(here)
     return 0
+
+
+def save(figure: Any, path: Path) -> None:
+    figure.savefig(path, dpi=DOTS, metadata={"Software": None}, pil_kwargs={"optimize": True})
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ import pandas as pd
 import torch
 import xarray as xr
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 import pellucid as pl
 
@@ -255,18 +256,22 @@ FIGURES: dict[str, Callable[[], Axes]] = {
 """Name of the picture -> what draws it."""
 
 
-def draw(name: str, folder: Path) -> Path:
-    """Draw a figure in its theme, whatever matplotlib's settings are here, into a file of the folder."""
+def made(name: str) -> Figure:
+    """A figure in its theme, whatever matplotlib's settings are here."""
     with mpl.rc_context():
         mpl.rcdefaults()
         with pl.plot.theme(name.rsplit("_", 1)[-1]):
-            figure = FIGURES[name]().get_figure()
-        path = folder / f"{name}.png"
-        figure.savefig(path, dpi=DOTS, metadata={"Software": None}, pil_kwargs={"optimize": True})
-    return path
+            return FIGURES[name]().get_figure()
+
+
+def draw(figure: Figure, path: Path, **png: Any) -> None:
+    """Draw a figure into a file, whatever matplotlib's settings are here."""
+    with mpl.rc_context():
+        mpl.rcdefaults()
+        figure.savefig(path, dpi=DOTS, metadata={"Software": None}, pil_kwargs=png)
 
 
 if __name__ == "__main__":
     KEPT.mkdir(exist_ok=True)
     for wanted in sys.argv[1:] or FIGURES:
-        draw(wanted, KEPT)
+        draw(made(wanted), KEPT / f"{wanted}.png", optimize=True)

@@ -16,7 +16,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.cbook import is_math_text
 from matplotlib.figure import Figure
-from test_plot_layout import EVERY
 
 import pellucid as pl
 from pellucid.errors import visible
@@ -161,11 +160,6 @@ def test_a_figure_says_what_it_shows() -> None:
     }
     for title, ax in said.items():
         assert ax.get_title("left").replace("\n", " ") == title
-
-
-@pytest.mark.parametrize("name", EVERY)
-def test_every_figure_has_a_title(name: str) -> None:
-    assert EVERY[name]().get_title("left")
 
 
 def test_the_callers_title_stays() -> None:
