@@ -10,11 +10,14 @@ from pathlib import Path
 # The models of the tests are small: threads would cost more than they give, and starve each other on busy machines. For
 # programs that tests start, too: torch reads this as it is imported.
 os.environ["OMP_NUM_THREADS"] = "1"
+# Tests start many interpreters, and each compiles all it imports where none may keep what it compiled.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
-import pytest
-import torch
+import pytest  # noqa: E402
+import torch  # noqa: E402
 
-import pellucid as pl
+import pellucid as pl  # noqa: E402
 
 TESTS = Path(__file__).parent
 sys.path[:0] = [str(TESTS), str(TESTS / "conformance")]

@@ -268,7 +268,7 @@ def test_a_speed_that_cannot_be() -> None:
 def test_it_goes_on_where_it_was_killed(tmp_path: Path) -> None:
     """Before and after each of its steps on disk; the store is then that of a run that was never killed."""
     whole, begun, path = tmp_path / "whole.zarr", tmp_path / "begun.zarr", tmp_path / "a.zarr"
-    about: dict[str, Any] = {"texts": TEXTS[:4], "names": "blocks.1.resid_post"}
+    about: dict[str, Any] = {"texts": TEXTS[:2], "names": "blocks.1.resid_post"}
     captured(whole, **about)
     shutil.copytree(whole, begun)
     for name in ("ledger", "blocks.1.resid_post"):
@@ -290,7 +290,7 @@ def test_it_goes_on_where_it_was_killed(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("small_parts")
 def test_it_is_begun_whole_or_not_at_all(tmp_path: Path) -> None:
     """While texts are read, nothing is at the path; what a kill leaves beside it is removed by the next call."""
-    about: dict[str, Any] = {"texts": TEXTS[:4], "names": "blocks.1.resid_post"}
+    about: dict[str, Any] = {"texts": TEXTS[:2], "names": "blocks.1.resid_post"}
     steps = ((atomic, "put"), (atomic, "take_folder"))
     for _ in killed.at_every_step(lambda: captured(tmp_path / "a.zarr", **about), steps):
         if (tmp_path / "a.zarr").exists():
@@ -305,7 +305,7 @@ def test_it_goes_on_after_kills_at_any_moment(tmp_path: Path) -> None:
     captured(whole)
     took = time.monotonic() - begun
     generator = random.Random(0)
-    for _ in range(20):
+    for _ in range(8):
         child = killed.in_a_child(lambda: captured(path))
         time.sleep(generator.uniform(0, took))
         os.kill(child, signal.SIGKILL)
