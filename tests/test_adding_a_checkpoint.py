@@ -71,8 +71,9 @@ assert [one.meaning for one in summarize(ckpts) if one.name == name] == ["twice 
 other = support.glass()
 with torch.no_grad():
     other.blocks[1].mlp.b_in += 0.5
-assert name in {row.name for row in pl.compare(model, support.glass(), inputs=ids).checkpoints}
-assert pl.compare(model, support.glass(), inputs=ids).verdict == "identical"
+same = pl.compare(model, support.glass(), inputs=ids)
+assert name in {row.name for row in same.checkpoints}
+assert same.verdict == "identical"
 assert pl.compare(model, other, inputs=ids).first_divergence.where.startswith("blocks.1.mlp.ckpt_pre")
 
 # the page
@@ -128,10 +129,14 @@ def test_a_line_and_a_row_are_enough(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("before", "after"),
     [
-        ('Point("mlp.ckpt_pre", HIDDEN,', 'Point("mlp.ckpt_pre", RESIDUAL,'),
-        ('Point("mlp.ckpt_pre", HIDDEN,', 'Point("mlp.ckpt_first", HIDDEN,'),
+        pytest.param('Point("mlp.ckpt_pre", HIDDEN,', 'Point("mlp.ckpt_pre", RESIDUAL,', id="other axes"),
+        pytest.param(
+            'Point("mlp.ckpt_pre", HIDDEN,',
+            'Point("mlp.ckpt_first", HIDDEN,',
+            id="another name",
+            marks=pytest.mark.long,
+        ),
     ],
-    ids=["other axes", "another name"],
 )
 def test_a_compiled_step_that_does_not_fit_is_an_error(before: str, after: str, tmp_path: Path) -> None:
     edits = [("gpt2/schema.py", before, after)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -45,17 +46,17 @@ JOURNEYS: dict[str, tuple[int, Journey]] = {
     "model(batch)": (14, lambda model, batch, theirs: model(batch)),
     "capture everything": (20, lambda model, batch, theirs: model.run_with_ckpts(batch)),
     "generate three tokens": (32, lambda model, batch, theirs: model.generate(TEXT, max_new_tokens=3)),
-    "compare": (49, lambda model, batch, theirs: pl.compare(model, theirs, inputs=TEXT)),
+    "compare": (49, lambda model, batch, theirs: pl.compare(model, theirs(), inputs=TEXT)),
     "pellucid run TEXT": (57, lambda model, batch, theirs: CliRunner().invoke(app, ["run", TEXT])),
 }
-"""At most how many files, and the journey: of a model, a batch, and transformers' model with the same weights."""
+"""At most how many files, and the journey: of a model, a batch, and what makes transformers' model of its weights."""
 
 
 @pytest.mark.parametrize("name", JOURNEYS)
 def test_a_journey_leads_through_few_files(name: str) -> None:
     most, go = JOURNEYS[name]
     model = pl.load()
-    batch, theirs = model.tokenize(TEXT), pl.to_hf(model)
+    batch, theirs = model.tokenize(TEXT), functools.cache(lambda: pl.to_hf(model))
     go(model, batch, theirs)  # whatever is imported and kept at the first time
     with files_entered() as files:
         go(model, batch, theirs)

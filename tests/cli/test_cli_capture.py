@@ -39,6 +39,24 @@ def test_it_is_the_librarys(bundled: pl.CkptedTransformer, cli_json: Any, data: 
     assert said == found, "it is there already"
 
 
+def test_the_engine_and_its_workers_are_the_librarys(
+    cli_json: Any, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, int | None]] = []
+    plain = pl.corpus.capture
+
+    def capture(*given: Any, engine: str, workers: int | None, **about: Any) -> Any:
+        asked.append((engine, workers))
+        return plain(*given, **about)
+
+    monkeypatch.setattr(pl.corpus, "capture", capture)
+    given = ("capture", "--data", str(data), "--lines", *WANTED, "--out", str(tmp_path / "a.zarr"))
+    cli_json(*given, "--engine", "ray", "--workers", "3")
+    cli_json(*given)
+    assert asked == [("ray", 3), ("local", None)]
+
+
+@pytest.mark.long  # a Ray of its own; tests/corpus/test_ray_engine.py starts one for all of its tests
 def test_ray_writes_the_same(cli_json: Any, data: Path, tmp_path: Path) -> None:
     """It is started for that, and stopped."""
     ray: Any = pytest.importorskip("ray")

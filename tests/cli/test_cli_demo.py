@@ -120,18 +120,41 @@ def test_an_answer_that_looking_changes_is_1(cli: Any, cli_json: Any, monkeypatc
 
 BARE = {name: value for name, value in os.environ.items() if name != "PATH"} | {"PATH": "/usr/bin:/bin"}
 """A shell that does not find the program by its name."""
+WITHOUT_THE_PAGE = """
+from pellucid.cli.work import demo
+demo.write_page = lambda model, path: path.write_text("a page", encoding="utf-8")
+"""
+"""What a program runs before anything else, so that it writes no page: that takes seconds."""
+BEGIN = """
+import runpy, sys
+sys.argv = ["env/pellucid", "demo"]
+{}
+runpy.run_path("env/pellucid", run_name="__main__")
+"""
 
 
-def test_as_a_command_in_a_pipe(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "before", [WITHOUT_THE_PAGE, pytest.param("", marks=pytest.mark.long)], ids=["without its page", "with it"]
+)
+def test_as_a_command_in_a_pipe(before: str, cli: Any, tmp_path: Path) -> None:
     """As `make demo` calls it, by a path; and what it says to type runs where it was typed."""
-    folder = tmp_path
-    (folder / "env").symlink_to(Path(sys.executable).parent)
-    done = subprocess.run(["env/pellucid", "demo"], cwd=folder, env=BARE, capture_output=True, text=True, check=False)
+    (tmp_path / "env").symlink_to(Path(sys.executable).parent)
+    (tmp_path / "begin.py").write_text(BEGIN.format(before), encoding="utf-8")
+    command = ["env/python", "begin.py"] if before else ["env/pellucid", "demo"]
+    done = subprocess.run(command, cwd=tmp_path, env=BARE, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert "\x1b" not in done.stdout
     assert "equal to the last bit" in done.stdout
     assert done.stdout.endswith("more of it in pellucid-demo.html\n")
-    html = (folder / "pellucid-demo.html").read_text(encoding="utf-8")
+    if not before:
+        as_promised((tmp_path / "pellucid-demo.html").read_text(encoding="utf-8"))
+    line = next(line for line in done.stdout.splitlines() if 'run "your own text"' in line)
+    assert line.split("  ")[0] == 'env/pellucid run "your own text"'
+    assert cli("run", "your own text").exit_code == 0
+
+
+def as_promised(html: str) -> None:
+    """That a page holds all of the tour, and needs nothing else."""
     assert balanced(html)
     around = re.sub(r'srcdoc="[^"]*"', "", html)
     assert len(around) < len(html) - 500_000, "the view is in the page"
@@ -143,10 +166,11 @@ def test_as_a_command_in_a_pipe(tmp_path: Path) -> None:
     ):  # fmt: skip
         assert words in html
     assert html.count("data:image/svg+xml;base64,") == 6
-    line = next(line for line in done.stdout.splitlines() if 'run "your own text"' in line)
-    command = line.split("  ")[0]
-    assert command == 'env/pellucid run "your own text"'
-    subprocess.run(["sh", "-c", command], cwd=folder, env=BARE, check=True, capture_output=True)
+
+
+def test_the_page(bundled: Any, tmp_path: Path) -> None:
+    demo_page.write_page(bundled, tmp_path / "page.html")
+    as_promised((tmp_path / "page.html").read_text(encoding="utf-8"))
 
 
 def test_the_card_is_the_shipped_one() -> None:
