@@ -21,9 +21,11 @@ OTHERS = ("build_gpt2_from_scratch", "another_model")
 """The one runs in tests/exercises; the other needs weights that a package brings, and is tried if it is installed."""
 
 FEWER = {
-    "find_a_circuit": {"(TEMPLATE, 16,": "(TEMPLATE, 4,", "64, seed=1": "4, seed=1", "template, 16,": "template, 4,",
-                       "draws=64": "draws=4", "subsets=20": "subsets=4"},
-    "sampling": {"(0.1, 0.4, 0.7, 1.0, 1.3, 1.6, 2.0)": "(0.1, 2.0)", "in (1, 2, 4, 8)": "in (1, 4)"},
+    "find_a_circuit": {"(TEMPLATE, 16,": "(TEMPLATE, 2,", "64, seed=1": "2, seed=1", "template, 16,": "template, 2,",
+                       "draws=64": "draws=2", "subsets=20": "subsets=2", "\"steps\": 5": "\"steps\": 2"},
+    "sampling": {"(0.1, 0.4, 0.7, 1.0, 1.3, 1.6, 2.0)": "(0.1, 2.0)", "in (1, 2, 4, 8)": "in (1, 4)",
+                 "tokens=40": "tokens=8", "tokens=60": "tokens=12", "sequences=8": "sequences=2"},
+    "sparse_autoencoder": {"range(6)": "range(2)", "count=50": "count=10"},
 }  # fmt: skip
 """What takes long -> the same cells with fewer sentences and draws; `make test-all` runs them as they are."""
 

@@ -65,7 +65,9 @@ def imports_of(module: str, source: str) -> Iterator[Import]:
 
 def _walk(module: str, node: ast.AST, *, in_function: bool, for_types_only: bool) -> Iterator[Import]:
     for child in ast.iter_child_nodes(node):
-        function = in_function or isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
+        if isinstance(child, ast.expr):  # which holds no import
+            continue
+        function = in_function or isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef))
         typing = for_types_only or (isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test))
         if isinstance(child, ast.Import):
             for alias in child.names:
@@ -250,6 +252,8 @@ def knowledge_of_gpt2(module: str, source: str) -> list[str]:
         for at in imports_of(module, source)
         if at.imports.startswith("pellucid.gpt2")
     ]
+    if "pellucid.gpt2" not in source and "config." not in source:
+        return found
     for node in ast.walk(parsed(source)):
         if isinstance(node, ast.Constant) and str(node.value).startswith("pellucid.gpt2") and module != REGISTRATION:
             found.append(f"{module}:{node.lineno} names {node.value}")

@@ -434,7 +434,17 @@ NOTICED = (AssertionError, pl.PellucidError, pytest.fail.Exception, RuntimeWarni
 """A division by zero is noticed, too: warnings are errors."""
 
 
-@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.what)
+LONG = (
+    "runs are kept", "counts are not written down", "sums of products are not written down",
+    "short texts are not written down", "statistics are not looked at again", "Benjamini-Hochberg is Holm",
+)  # fmt: skip
+"""What a test notices that others of these notice, too, or that takes seconds: left to `make test-all`."""
+
+
+@pytest.mark.parametrize(
+    "mutant",
+    [pytest.param(m, id=m.what, marks=[pytest.mark.long] if m.what in LONG else []) for m in MUTANTS],
+)
 def test_the_check_notices(mutant: Mutant) -> None:
     with mutated(mutant.breaks), pytest.raises(NOTICED):
         mutant.check()
@@ -443,6 +453,7 @@ def test_the_check_notices(mutant: Mutant) -> None:
 CHECKS = {id(mutant.check): mutant for mutant in MUTANTS}
 
 
+@pytest.mark.long  # each is run as a test of its own file, too
 @pytest.mark.parametrize("mutant", CHECKS.values(), ids=lambda mutant: mutant.what)
 def test_the_check_passes_unbroken(mutant: Mutant) -> None:
     mutant.check()

@@ -27,7 +27,9 @@ def by_definition(given: Tensor, expected: Tensor) -> float:
     return max(gaps) / (max(sizes) or 1.0) if all(map(math.isfinite, gaps)) else INF
 
 
-PAIRS = list(itertools.product(itertools.product(VALUES, repeat=2), repeat=2))
+BESIDE = [1.0, LEAST, -INF]
+"""What stands beside each value."""
+PAIRS = list(itertools.product(itertools.product(VALUES, BESIDE), repeat=2))
 
 
 @pytest.mark.parametrize("first", VALUES)
@@ -39,10 +41,9 @@ def test_the_distance_is_the_one_that_is_defined(first: float) -> None:
 
 
 def test_what_is_finite_on_one_side_only_is_not_alike() -> None:
-    for given, expected in PAIRS:
-        g, e = torch.tensor([given]), torch.tensor([expected])
-        same = (g == e) | (g.isnan() & e.isnan()) | ((g <= LEAST / 2) & (e <= LEAST / 2))
-        assert torch.equal(not_alike(g, e), ~(g.isfinite() & e.isfinite()) & ~same), (given, expected)
+    g, e = torch.tensor(PAIRS).unbind(1)
+    same = (g == e) | (g.isnan() & e.isnan()) | ((g <= LEAST / 2) & (e <= LEAST / 2))
+    assert torch.equal(not_alike(g, e), ~(g.isfinite() & e.isfinite()) & ~same)
 
 
 def test_nothing_is_no_distance_apart() -> None:

@@ -156,7 +156,7 @@ def test_copying(study: Study) -> None:
             written = (model.blocks[layer].ln1(stream) @ attn.W_V[head] + attn.b_V[head]) @ attn.W_O[head]
             for sign in (0, 1):
                 logits = model.unembed(model.ln_final((1 - 2 * sign) * written))[0, 0]
-                copied[sign, layer, head] += answer in logits.topk(5).indices.tolist()
+                copied[sign, layer, head] += int((logits > logits[answer]).sum()) < 5
     copied /= len(each(study))
     expected = [
         np.mean([copied[0][head] for head in NAMES["movers"]]), copied[0].mean(),

@@ -55,7 +55,7 @@ TRAINING: dict[str, Callable[[Any], Any]] = {
 
 STEADY: dict[str, Callable[[Any], Any]] = {
     "tokenize": lambda m: m.tokenize(ROW).ids.tolist(),
-    "compare": lambda m: str(pl.compare(m, glass(seed=9), inputs=ROW).first_divergence),
+    "compare": lambda m: str(pl.compare(m, glass(**NO_DROPOUT), inputs=ROW).first_divergence),
     "count_parameters": lambda m: pl.count_parameters(m).unique,
     "estimate": lambda m: str(pl.estimate(m, ROW)),
     "estimate_generation": lambda m: str(pl.estimate_generation(m, ROW)),

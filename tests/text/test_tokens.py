@@ -218,7 +218,11 @@ def test_texts_stop_at_a_space(build: Callable[[], pl.Tokenizer]) -> None:
 
 
 def test_tokens_of_gpt2_have_a_text_of_their_own(gpt2_tokenizer: pl.Tokenizer) -> None:
-    every = range(len(gpt2_tokenizer))
+    every = [
+        *range(600),
+        *range(600, len(gpt2_tokenizer) - 5, 11),
+        *range(len(gpt2_tokenizer) - 5, len(gpt2_tokenizer)),
+    ]
     assert gpt2_tokenizer.pieces(every) == [gpt2_tokenizer.decode([i]) for i in every]
 
 
