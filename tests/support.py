@@ -5,7 +5,6 @@ Default initialisations hide bugs (zero biases, unit gains, scores near zero), s
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterable
 from importlib import metadata
 from typing import Any
@@ -66,23 +65,6 @@ def spread(model: nn.Module, seed: int = 0) -> nn.Module:
             drawn.normal_(mean, std, generator=generator)
             parameter.copy_(drawn)
     return model
-
-
-class Later:
-    """A module that is imported when something of it is asked for, because every process collects every test.
-
-    Args:
-        name: Its name.
-    """
-
-    def __init__(self, name: str) -> None:
-        vars(self)["_name"] = name
-
-    def __getattr__(self, attribute: str) -> Any:
-        return getattr(importlib.import_module(self._name), attribute)
-
-    def __setattr__(self, attribute: str, value: Any) -> None:
-        setattr(importlib.import_module(self._name), attribute, value)
 
 
 def few_of(values: Iterable[Any], *kept: Any) -> list[Any]:

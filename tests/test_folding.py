@@ -33,8 +33,19 @@ def only(*steps: str) -> dict[str, bool]:
     return {step: step in steps for step in STEPS}
 
 
-@pytest.mark.parametrize("steps", [STEPS, *((step,) for step in STEPS)], ids="+".join)
-@pytest.mark.parametrize("name", MODELS)
+SEPARATE = ("untied", "llama with biases")
+"""Models of which every run tries each step alone; of the others `make test-all` does."""
+
+
+@pytest.mark.parametrize(
+    ("name", "steps"),
+    [
+        pytest.param(name, steps, id=f"{name}-{'+'.join(steps)}", marks=[pytest.mark.long] if left else [])
+        for name in MODELS
+        for steps in (STEPS, *((step,) for step in STEPS))
+        for left in (steps != STEPS and name not in SEPARATE,)
+    ],
+)
 def test_every_step_leaves_the_log_probabilities(name: str, steps: tuple[str, ...]) -> None:
     model = MODELS[name](dtype=torch.float64)
     before = {key: value.clone() for key, value in model.state_dict().items()}

@@ -34,19 +34,18 @@ json.dump(found, sys.__stdout__)
 
 FIRST = """
 import torch, safetensors.torch, tokenizers
-from torch.utils._python_dispatch import TorchDispatchMode
 calls = []
-class Watch(TorchDispatchMode):
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if args and isinstance(args[0], torch.Tensor):
-            calls.append([str(func), args[0].numel(), str(args[0].dtype)])
-        return func(*args, **(kwargs or {}))
+def watched(name, plain):
+    def call(x):
+        calls.append([name, x.numel(), str(x.dtype)])
+        return plain(x)
+    return call
+torch.tanh, torch.erf = watched("tanh", torch.tanh), watched("erf", torch.erf)
 """
 
 IMPORTED = """
-with Watch():
-    import pellucid
-    pellucid.CkptedTransformer, pellucid.ActivationCkpts, pellucid.Edit, pellucid.TransformerConfig
+import pellucid
+pellucid.CkptedTransformer, pellucid.ActivationCkpts, pellucid.Edit, pellucid.TransformerConfig
 """
 
 ROOMS = "import pellucid.measure, pellucid.plot, pellucid.corpus.writing"
@@ -114,4 +113,4 @@ def test_importing_the_model_calls_what_mkl_computes_once_in_one_thread(probe: d
     """Two threads that share MKL's first call of such a function may get half of the digits."""
     for function in ("tanh", "erf"):
         for dtype in ("torch.float32", "torch.float64"):
-            assert [f"aten.{function}.default", 1, dtype] in probe["calls"]
+            assert [function, 1, dtype] in probe["calls"]

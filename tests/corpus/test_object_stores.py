@@ -11,7 +11,6 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +25,12 @@ from following import Case, follow, params
 from noticed import must_be_noticed
 from pellucid.corpus import intake, objects, plan
 
-fsspec, s3fs, moto = (support.Later(name) for name in ("fsspec", "s3fs", "moto.server"))
-pytestmark = pytest.mark.skipif(not all(map(find_spec, ("fsspec", "s3fs", "moto"))), reason="tries stores in S3")
+fsspec: Any = None
+s3fs: Any = None
+moto: Any = None
 
 NAMES = ["blocks.1.resid_post", "blocks.2.attn.ckpt_z"]
-TEXTS = support.ragged_ids(5, 2, 7, 1, 12)
+TEXTS = support.ragged_ids(5, 2, 7, 3, 1, 12, 2, 9)
 BUCKET = "glass"
 
 
@@ -38,6 +38,13 @@ BUCKET = "glass"
 def shared() -> pl.CkptedTransformer:
     """The same model for every test, which must not change it."""
     return support.glass()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _imported_here() -> None:
+    """Every process collects all tests, and one tries these."""
+    modules = {"fsspec": "fsspec", "s3fs": "s3fs", "moto": "moto.server"}
+    globals().update({name: pytest.importorskip(module) for name, module in modules.items()})
 
 
 @pytest.fixture(scope="module")

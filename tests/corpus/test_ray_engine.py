@@ -8,7 +8,6 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,12 +20,19 @@ import support
 from noticed import must_be_noticed
 from pellucid.corpus import plan, ray_workers
 
-ray, cluster_utils = support.Later("ray"), support.Later("ray.cluster_utils")
-pytestmark = pytest.mark.skipif(find_spec("ray") is None, reason="starts processes of Ray's")
+ray: Any = None
+cluster_utils: Any = None
 
 NAMES = ["blocks.1.resid_post", "blocks.0.mlp.ckpt_pre"]
 LENGTHS = (5, 2, 7, 3, 1, 12, 2, 9, 4, 6)
 TEXTS = [*support.ragged_ids(*LENGTHS), *support.ragged_ids(*LENGTHS)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _imported_here() -> None:
+    """Every process collects all tests, and one tries these."""
+    modules = {"ray": "ray", "cluster_utils": "ray.cluster_utils"}
+    globals().update({name: pytest.importorskip(module) for name, module in modules.items()})
 
 
 @pytest.fixture(scope="module")

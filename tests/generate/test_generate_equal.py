@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import itertools
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -77,9 +79,15 @@ def skip_where_pads_are_penalized() -> None:
         pytest.skip("this version penalizes pads")
 
 
-@pytest.mark.parametrize("lengths", PROMPTS.values(), ids=PROMPTS)
-@pytest.mark.parametrize("setting", SAMPLERS)
-@pytest.mark.parametrize("model", MODELS)
+def settings() -> Iterator[Any]:
+    """Every setting with and without pads; models change nothing in a setting, and `test-all` pairs them all."""
+    for model, setting, (prompt, lengths) in itertools.product(MODELS, SAMPLERS, PROMPTS.items()):
+        every_run = (model, prompt) in (("tied", "padded"), ("odd", "one")) or setting in ("greedy", "everything")
+        marks = [] if every_run else [pytest.mark.long]
+        yield pytest.param(model, setting, lengths, marks=marks, id=f"{model}-{setting}-{prompt}")
+
+
+@pytest.mark.parametrize(("model", "setting", "lengths"), [*settings()])
 def test_every_setting(model: str, setting: str, lengths: tuple[int, ...]) -> None:
     ours, hf = pair(model)
     sampler = SAMPLERS[setting]
@@ -128,7 +136,7 @@ def test_stages_are_the_processors_of_transformers(stage: str) -> None:
         assert torch.equal(ours(logits.clone(), ids), theirs_(ids, logits.clone())), seed
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", support.few_of(range(4), 0, 1))
 @pytest.mark.parametrize("setting", ["plain", "k and p", "everything"])
 def test_the_generator_is_left_where_theirs_is(setting: str, seed: int) -> None:
     ours, hf = pair("tied")
@@ -164,8 +172,15 @@ BEAMS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("ends", [(), (11,), (11, 40, 3, 90)], ids=["no end", "one end", "many ends"])
-@pytest.mark.parametrize("beams", BEAMS)
+def ended_beams() -> Iterator[Any]:
+    """All with many ends; whether an end comes at all is asked of beams that differ in when they stop alone."""
+    ends = {"no end": (), "one end": (11,), "many ends": (11, 40, 3, 90)}
+    for search, (name, ids) in itertools.product(BEAMS, ends.items()):
+        every_run = name == "many ends" or search.startswith("3 beams, penalty 1,")
+        yield pytest.param(search, ids, marks=[] if every_run else [pytest.mark.long], id=f"{search}-{name}")
+
+
+@pytest.mark.parametrize(("beams", "ends"), [*ended_beams()])
 def test_beams(beams: str, ends: tuple[int, ...]) -> None:
     ours, hf = pair("tied")
     rows = support.ragged_ids(7, 3, seed=4)
@@ -177,8 +192,13 @@ def test_beams(beams: str, ends: tuple[int, ...]) -> None:
     assert out.scores == pytest.approx(wanted.scores, rel=1e-6)  # sums of float32, some of them multiplied
 
 
-@pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("setting", ["greedy, repetition", "greedy, bigrams", "plain", "k and p", "everything"])
+@pytest.mark.parametrize(
+    ("model", "setting"),
+    support.few_of(
+        itertools.product(MODELS, ("greedy, repetition", "greedy, bigrams", "plain", "k and p", "everything")),
+        "tied", ("odd", "everything"), ("one head", "plain"),
+    ),
+)  # fmt: skip
 def test_beams_with_a_sampler(setting: str, model: str) -> None:
     ours, hf = pair(model)
     rows = support.ragged_ids(5, 8, vocab_size=ours.config.vocab_size, seed=6)
@@ -259,7 +279,7 @@ def test_penalties_that_transformers_lacks(setting: pl.Sampler, lengths: tuple[i
     same(ours.generate(rows, max_new_tokens=12, sampler=setting, seed=1, end_ids=ENDS), wanted)
 
 
-@pytest.mark.parametrize("setting", ["greedy", "k and p", "everything"])
+@pytest.mark.parametrize("setting", support.few_of(["greedy", "k and p", "everything"], "everything"))
 def test_bundled(setting: str) -> None:
     from transformers import AutoModelForCausalLM
 

@@ -269,6 +269,7 @@ def _nucleus(logits: torch.Tensor, p: float) -> torch.Tensor:
     return logits.masked_fill(out.scatter(-1, order, out), -torch.inf)
 
 
+@pytest.mark.long  # each is run as a test of its own file, too
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 def test_checks_pass_unbroken(check: Callable[[], None]) -> None:
     check()

@@ -48,8 +48,15 @@ def model(request: pytest.FixtureRequest) -> pl.CkptedTransformer:
     return MODELS[request.param]()
 
 
-@pytest.mark.parametrize("metric", [METRIC, everywhere], ids=["last", "everywhere"])
-@pytest.mark.parametrize(("name", "over"), COMMON, ids=str)
+EVERYWHERE = [COMMON[0], COMMON[2], COMMON[9]]
+"""Sweeps that are measured at every position, too."""
+
+
+@pytest.mark.parametrize(
+    ("name", "over", "metric"),
+    [(*one, METRIC) for one in COMMON] + [(*one, everywhere) for one in EVERYWHERE],
+    ids=lambda value: getattr(value, "__name__", str(value)),
+)
 def test_a_sweep_is_the_loop(model: pl.CkptedTransformer, name: str, over: tuple[str, ...], metric: Any) -> None:
     if name not in model.schema.kinds:
         pytest.skip("not a value of this family")

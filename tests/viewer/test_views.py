@@ -159,7 +159,12 @@ EDITS = [pl.Edit.zero("blocks.2.attn.ckpt_z", heads=[1])]
 
 @pytest.mark.parametrize(
     ("text", "edits"),
-    [(TEXT, []), ('it\'s "quoted" $HOME `x` \\n\nnext', []), ([[5, 9, 300, 5]], []), (TEXT, EDITS)],
+    [
+        pytest.param(TEXT, [], marks=pytest.mark.long),
+        ('it\'s "quoted" $HOME `x` \\n\nnext', []),
+        ([[5, 9, 300, 5]], []),
+        (TEXT, EDITS),
+    ],
     ids=["text", "quotes", "ids", "edited"],
 )
 def test_the_calls_make_the_same_run_again(
