@@ -27,10 +27,9 @@ import torch
 import pellucid as pl
 from pellucid import atomic, corpus
 from pellucid.measure.labelled import Captured
-from pellucid.measure.least_squares import Factor, Solution
 from pellucid.measure.series import Design
 from pellucid.measure.statistic import Statistic
-from pellucid.measure.sums import Sketch
+from pellucid.measure.sums import Factor, Sketch, Solution
 
 Patch = pytest.MonkeyPatch
 Breaks = Callable[[Patch], None]
@@ -317,13 +316,13 @@ FITTING = [
     Mutant("Benjamini-Hochberg is Holm",
            lambda patch: patch.setitem(module("fit").CORRECTIONS, "bh", module("fit").CORRECTIONS["holm"]),
            regression.test_corrections_are_statsmodels),
-    Mutant("problems are not marked", put("least_squares", "_problems", marks_nothing),
+    Mutant("problems are not marked", put("sums", "_problems", marks_nothing),
            regression.test_degenerate_layers_are_marked_and_the_others_untouched),
     Mutant("orders on their own rows", other_rows_for_each_order, regression.test_lags_are_selected_on_the_same_rows),
-    Mutant("dependent columns are believed", put("least_squares", "_EPS", 0.0),
+    Mutant("dependent columns are believed", put("sums", "_EPS", 0.0),
            lambda: solving.test_dependent_columns_are_marked(np.arange(30.0))),
     Mutant("a constant series is fitted",
-           put("least_squares", "is_constant", lambda ss, mean, n: np.zeros(np.shape(ss), bool)),
+           put("sums", "is_constant", lambda ss, mean, n: np.zeros(np.shape(ss), bool)),
            lambda: solving.test_a_constant_series_is_marked(0.1)),
 ]  # fmt: skip
 

@@ -14,8 +14,8 @@ from pellucid.errors import InputError, shown
 from pellucid.extras import need
 from pellucid.measure.fit import AutoregressionFit
 from pellucid.measure.labelled import Array
-from pellucid.measure.least_squares import NOT_FINITE, Factor, solve
 from pellucid.measure.series import Basis, Design, Panel, panel_of
+from pellucid.measure.sums import NOT_FINITE, Factor, solve
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -14,7 +14,7 @@ from pellucid.axes import POSITIONS, coordinate
 from pellucid.errors import InputError
 from pellucid.extras import need
 from pellucid.measure.labelled import Array, positions_of, require_entries
-from pellucid.measure.least_squares import Factor, Solution, centred
+from pellucid.measure.sums import Factor, Solution, centred
 
 if TYPE_CHECKING:
     import pandas as pd

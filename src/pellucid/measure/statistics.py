@@ -17,10 +17,9 @@ from pellucid.measure.distributions import QUARTILES, moments_dataset, require_s
 from pellucid.measure.fit import AutoregressionFit
 from pellucid.measure.groups import Result
 from pellucid.measure.labelled import Array
-from pellucid.measure.least_squares import Factor
 from pellucid.measure.series import Basis, Design, index_of, panel_of
 from pellucid.measure.statistic import Layout, Of, Statistic
-from pellucid.measure.sums import Comoments, Sketch, Sums, require_buckets
+from pellucid.measure.sums import Comoments, Factor, Sketch, Sums, require_buckets
 
 if TYPE_CHECKING:
     import xarray

@@ -21,9 +21,9 @@ from pellucid.json_config import Config
 from pellucid.numerics.products import is_batched
 from pellucid.text import ids
 from pellucid.text.batch import Batch, Inputs, mask_beside
-from pellucid.text.encodings import Tokenizes, no_tokenizer
 from pellucid.text.ids import Table
 from pellucid.text.tokenizer import Tokenizer
+from pellucid.text.tokenizer_files import Tokenizes, no_tokenizer
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from pellucid.check import as_whole, path_of
 from pellucid.dialects import named_arguments
 from pellucid.errors import InputError, NotFoundError, WeightsError, shown, warn
 from pellucid.text import tokenizer_files
-from pellucid.text.encodings import Encoding, as_tensors, no_text, no_tokenizer, several
 from pellucid.text.ids import listed
+from pellucid.text.tokenizer_files import Encoding, as_tensors, no_text, no_tokenizer, several
 from pellucid.weights.manifests import is_there
 
 UNFINISHED = "\ufffd"
