@@ -12,12 +12,7 @@ BEYOND_ROUNDING = 1e-10
 
 
 def relative_error(given: Tensor, expected: Tensor) -> float:
-    """Largest difference relative to the largest expected value; infinite where one is not finite and the other is.
-
-    Args:
-        given: [B, P, ...], or the part of the positions that `windows` knows.
-        expected: [B, P, ...].
-    """
+    """Largest difference [B, P, ...] relative to the largest expected value; infinite if only one of both is finite."""
     return min((_error(given, part) for part in windows(expected, given)), default=math.inf)
 
 

@@ -243,17 +243,12 @@ _CASTS = {
 
 
 class _Rewritten(TorchFunctionMode):
-    """Changes what a program asks torch for.
-
-    Args:
-        narrow: Floating dtypes that are float64 instead, in tensors and where a dtype is asked for.
-        dropout: Whether dropout stays on.
-    """
+    """Changes what a program asks torch for."""
 
     def __init__(self, narrow: frozenset[torch.dtype], *, dropout: bool) -> None:
         super().__init__()
-        self.narrow = narrow
-        self.dropout = dropout
+        self.narrow = narrow  # floating dtypes that are float64 instead, in tensors and where a dtype is asked for
+        self.dropout = dropout  # whether dropout stays on
 
     def __torch_function__(
         self,

@@ -52,8 +52,7 @@ def rounded_alike(
 ) -> CkptedTransformer:
     """Give each parameter of two programs the values that the coarser of its two dtypes has; the dtypes stay.
 
-    Returns:
-        A copy of the reference; the program's loan is changed.
+    Returns a copy of the reference; the program's loan is changed.
     """
     units = {name: reference.parameter(name).dtype for name in reference.parameter_names}
     same = [match for match in alignment.matches if match.comparison.bit_equal]
@@ -89,12 +88,7 @@ class AsGiven:
     program: Program  # the caller's other one
 
     def logits(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """What the reference and the other program give, each in its own dtype.
-
-        Raises:
-            DidNotRunError: One of them raises.
-            NoLogitsError: The other program gives something else.
-        """
+        """What the reference and the other program give, each in its own dtype; an error if one gives no logits."""
         ours = Program(Loan(self.reference), (), self.program.head)
         return _logits(ours, "the reference", ids), _logits(self.program, "the other model", ids)
 

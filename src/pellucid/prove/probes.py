@@ -54,30 +54,20 @@ AT_ONCE = 1 << 13
 class Probes:
     """The batches that a comparison runs beside the caller's.
 
-    Args:
-        ids: The caller's, [B, P].
-        sizes: The reference's, by axis.
-        positions: How many positions both sides have.
-        weights: How many weights the reference has.
-        in_blocks: How many of them are in its blocks.
-        named: Ids that the program names.
-        in_halves: Whether products are taken in two bytes on a processor, which for float16 hardly any does quickly.
-        pads: Ids that either side declares as pads.
-        lengths: Numbers that the program's code names, which may be lengths.
-
     Attributes:
         ran: What was run, the caller's ids first.
     """
 
-    ids: Tensor
-    sizes: Mapping[str, int]
-    positions: int
-    weights: int
-    in_blocks: int
-    named: Sequence[int] = ()
+    ids: Tensor  # the caller's, [B, P]
+    sizes: Mapping[str, int]  # the reference's, by axis
+    positions: int  # how many positions both sides have
+    weights: int  # how many weights the reference has
+    in_blocks: int  # how many of them are in its blocks
+    named: Sequence[int] = ()  # ids that the program names
+    # whether products are taken in two bytes on a processor, which for float16 hardly any does quickly
     in_halves: bool = False
-    pads: Collection[int] = ()
-    lengths: Sequence[int] = ()
+    pads: Collection[int] = ()  # ids that either side declares as pads
+    lengths: Sequence[int] = ()  # numbers that the program's code names, which may be lengths
 
     def __post_init__(self) -> None:
         self.ran, self.vocabulary = [self.ids], self.sizes["d_vocab"]

@@ -133,14 +133,10 @@ class Program:
     def plain(
         self, ids: Tensor, *, double: bool = False, gradients: bool = False, evaluating: bool = True, number: int = 0
     ) -> Tensor:
-        """The logits of a run without any instrument.
+        """The logits of a run on ids [B, P] without any instrument; `number` is the seed of torch's generator.
 
-        Args:
-            ids: [B, P].
-            double: Whether parameters and buffers are float64 copies.
-            gradients: Whether gradients are enabled, as they are unless a caller switches them off.
-            evaluating: Whether it evaluates; else it is in the modes in which it was given.
-            number: The seed of torch's generator.
+        With `double`, parameters and buffers are float64 copies. Unless it is `evaluating`, it is in the modes in which
+        it was given.
         """
         return self.in_a_row([ids], double=double, gradients=gradients, evaluating=evaluating, number=number)[0]
 

@@ -141,21 +141,13 @@ HEADS = f"{IOI}, figure 2; Easy-Transformer, ioi_circuit_extraction.py"
 
 @dataclass(frozen=True)
 class Experiment:
-    """Numbers that are computed together.
+    """Numbers that are computed together."""
 
-    Args:
-        name: What they are about.
-        compute: Gives them, in the order of `published`.
-        published: What was published.
-        runs: How many whole runs of one text take about as long; a backward pass counts as two.
-        slow: Whether a quick comparison leaves it out.
-    """
-
-    name: str
-    compute: Callable[[Study], Sequence[Value]]
-    published: tuple[Published, ...]
-    runs: Callable[[Study], int]
-    slow: bool = False
+    name: str  # what they are about
+    compute: Callable[[Study], Sequence[Value]]  # gives them, in the order of `published`
+    published: tuple[Published, ...]  # what was published
+    runs: Callable[[Study], int]  # how many whole runs of one text take about as long; a backward pass counts as two
+    slow: bool = False  # whether a quick comparison leaves it out
 
 
 def _once(study: Study) -> int:

@@ -141,21 +141,13 @@ Head = tuple[int, int]
 
 @dataclass(frozen=True)
 class Study:
-    """A model and the texts that it is measured on.
+    """A model and the texts that it is measured on."""
 
-    Args:
-        model: What runs, evaluating.
-        templates: How many of the templates.
-        count: Sentences of each template and order of names.
-        each: How many of them what takes hundreds of runs is measured on.
-        seed: Of all draws.
-    """
-
-    model: CkptedTransformer
-    templates: int
-    count: int
-    each: int
-    seed: int
+    model: CkptedTransformer  # what runs, evaluating
+    templates: int  # how many of the templates
+    count: int  # sentences of each template and order of names
+    each: int  # how many of them what takes hundreds of runs is measured on
+    seed: int  # of all draws
 
     @property
     def tokenizer(self) -> Tokenizer:

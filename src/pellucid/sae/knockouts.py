@@ -160,14 +160,8 @@ def _measured(
 ) -> xarray.DataArray:
     """The metric of each run in which one feature is changed; the base run's where nothing changes.
 
-    Args:
-        sae: The autoencoder.
-        base: The run that is changed.
-        name: The autoencoder's place.
-        changes: [B, P, F], what would be added to each feature; not at pads.
-        features: Which features are changed; those with a change anywhere if None.
-        per_text: Whether to keep the texts apart.
-        progress: Whether to draw a bar.
+    `changes` [B, P, F] are what would be added to each feature, not at pads; without `features`, those with a change
+    anywhere count.
     """
     changes = changes.masked_fill(~base.batch.mask.to(changes.device)[..., None], 0.0)
     changed = (changes != 0).any(0).any(0)

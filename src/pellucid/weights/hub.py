@@ -72,19 +72,9 @@ class HubOptions:
 def locate(name: str | os.PathLike[str], options: HubOptions | None = None) -> Path:
     """The folder or file on this machine that holds the model of this name.
 
-    An existing path is returned as it is. Of a repository, `config.json`, the best weights (`WEIGHT_FILES`),
-    `generation_config.json` and the tokenizer's files are downloaded, all of one commit, unless they are cached.
-
-    Args:
-        name: A path, an alias (`ALIASES`), `bundled`, or a hub id such as `openai-community/gpt2`.
-        options: How to reach the hub.
-
-    Returns:
-        The path given, or the folder of the downloaded snapshot.
-
-    Raises:
-        NotFoundError: No such path, repository or revision, or one that cannot be looked for now.
-        WeightsError: The hub refused, or the download did not complete.
+    An existing path is returned as it is. Of a repository (an alias in `ALIASES`, or an id such as
+    `openai-community/gpt2`), `config.json`, the best weights (`WEIGHT_FILES`), `generation_config.json` and the
+    tokenizer's files are downloaded, all of one commit, unless they are cached; their folder is returned.
     """
     path = _existing(name)
     if path is not None:
