@@ -36,17 +36,22 @@ KINDS = (EMBEDDINGS, "heads", "mlps")
 
 @dataclass(frozen=True)
 class Choices:
-    """What an evaluation of a circuit depends on (Miller et al. 2024, arXiv:2407.08734)."""
+    """What an evaluation of a circuit depends on (Miller et al. 2024, arXiv:2407.08734).
 
-    granularity: str  # "nodes" or "edges": what is ablated
-    # which parts are: some of "embeddings", "heads", "mlps"; the others are left as they are
+    Attributes:
+        granularity: "nodes" or "edges": what is ablated.
+        components: Which parts are: some of "embeddings", "heads", "mlps"; the others are left as they are.
+        value: What is put in their place: "resample", the value of the corrupted run; "mean", over texts and tokens of
+            the corrupted runs; "zero".
+        pos: At which columns; None for all.
+        direction: "noise": what is outside the circuit is ablated in the clean runs; "denoise": what is inside is put
+            into the corrupted runs.
+    """
+
+    granularity: str
     components: tuple[str, ...]
-    # what is put in their place: "resample", the value of the corrupted run; "mean", over texts and tokens of the
-    # corrupted runs; "zero"
     value: str
-    pos: Index  # at which columns; None for all
-    # "noise": what is outside the circuit is ablated in the clean runs; "denoise": what is inside is put into the
-    # corrupted runs
+    pos: Index
     direction: Direction
 
     @classmethod

@@ -128,16 +128,21 @@ def name_of(side: Any) -> str:
 
 @dataclass(frozen=True)
 class Distance:
-    """How far B is from A. What could not be measured, because nothing was run, is None."""
+    """How far B is from A. What could not be measured, because nothing was run, is None.
 
-    same_top: float | None = None  # share of the positions at which both find the same token likeliest
-    # Kullback-Leibler divergence of B's next-token distribution from A's, KL(A || B), in nats; the mean over positions
+    Attributes:
+        same_top: Share of the positions at which both find the same token likeliest.
+        kl: Kullback-Leibler divergence of B's next-token distribution from A's, KL(A || B), in nats; the mean over
+            positions.
+        loss_a, loss_b: Mean negative log-likelihood of each next token, in nats; None for texts of one token.
+        parameters: Name -> norm of the difference, relative to the norm of A's tensor (Frobenius); the largest first.
+            Those that are equal are left out.
+    """
+
+    same_top: float | None = None
     kl: float | None = None
-    # loss_a, loss_b: mean negative log-likelihood of each next token, in nats; None for texts of one token
     loss_a: float | None = None
     loss_b: float | None = None
-    # name -> norm of the difference, relative to the norm of A's tensor (Frobenius); the largest first. Those that are
-    # equal are left out
     parameters: Mapping[str, float] = field(default_factory=dict[str, float])
 
     def to_dict(self) -> dict[str, Any]:
