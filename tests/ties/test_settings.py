@@ -55,11 +55,11 @@ HARMLESS: dict[str, Callable[[Any], None]] = {
 }
 
 
-def reloaded(model: Any, folder: Path) -> torch.Tensor:
+def reloaded(model: Any, folder: Path, ids: torch.Tensor = IDS) -> torch.Tensor:
     model.save_pretrained(folder)
     again = type(model).from_pretrained(folder)
     again = again[0] if isinstance(again, tuple) else again
-    return again.eval()(IDS).logits
+    return again.eval()(ids).logits
 
 
 @pytest.mark.parametrize("case", CHANGED)
@@ -84,6 +84,53 @@ def test_rotary_frequencies_of_another_configuration(tmp_path: Path) -> None:
     assert after.survives is False
     assert "model.rotary_emb.inv_freq" in [loss.name for loss in after.lost]
     assert not torch.equal(reloaded(model, tmp_path), model(IDS).logits)
+
+
+ROUNDED = pytest.mark.remedy("reload-rounded")
+
+
+@pytest.mark.parametrize(
+    ("family", "dtype"),
+    [
+        pytest.param(family, dtype, marks=ROUNDED if family != "gpt2" and dtype != torch.float64 else ())
+        for family in samples.SAMPLES
+        for dtype in (torch.bfloat16, torch.float16, torch.float64)
+    ],
+)
+def test_a_change_of_dtype_rounds_frequencies(family: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    """What an audit says is what a reload gives, of a model of transformers and of ours."""
+    theirs = samples.reference(family, dtype=dtype, **({"rotary_pct": 1.0} if family == "gpt_neox" else {}))
+    ours, ids = pl.from_hf(theirs), samples.some_ids(1, 16)
+    ours.save_pretrained(tmp_path / "ours")
+    outputs = {
+        theirs: (reloaded(theirs, tmp_path / "theirs", ids), theirs(ids).logits),
+        ours: (pl.load(tmp_path / "ours", dtype="stored")(ids), ours(ids)),
+    }
+    for model, (after, before) in outputs.items():
+        audit = audit_ties(model)
+        assert audit.after_reload.survives is torch.equal(after, before)
+        assert audit.after_reload.survives is (family == "gpt2" or dtype == torch.float64)
+        if not audit.after_reload.survives:
+            with pytest.raises(pl.WeightsError, match="a change of dtype rounded these"):
+                pl.save_hf(model, tmp_path / "saved") if model is theirs else pl.untie(model, verify=True)
+            assert audit.problems[0].code == "reload-rounded"
+            exec(audit.problems[0].remedy.partition("there: ")[2].rstrip("."), {"model": model})
+            assert audit_ties(model).after_reload.survives
+    assert pl.save_hf(theirs, tmp_path / "saved").outputs
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt_neox"])
+def test_a_rotation_of_ours_that_was_changed_after_it_was_built(family: str, tmp_path: Path) -> None:
+    model, other = samples.pair(family)[0], samples.pair(family)[0]
+    assert audit_ties(model).after_reload.survives
+    model.rotary.inv_freq.mul_(0.5)
+    other.config = other.config.replace(rope_parameters={**other.config.rope_parameters, "rope_theta": 77.0})
+    for changed in (model, other):
+        assert [(loss.name, loss.code) for loss in audit_ties(changed).after_reload.lost] == [
+            ("rotary.inv_freq", "setting")
+        ]
+        changed.save_pretrained(tmp_path)
+        assert not torch.equal(pl.load(tmp_path)(IDS), changed(IDS))
 
 
 @pytest.mark.parametrize("case", HARMLESS)

@@ -43,7 +43,7 @@ class Loss:
     name: str  # in the model, or in the file
     # "replaced" (its module is of another class, or its forward is patched), "dropped" (the class has no such name),
     # "random" (not in the file), "dtype" or "overwritten" (other numbers come back), "setting" (an attribute of a
-    # module that is built with another value)
+    # module that is built with another value), "rounded" (frequencies that a change of dtype rounded)
     code: str
     happens: str  # in words, after the name
 
@@ -306,13 +306,21 @@ def changed_settings(
                 yield Loss(f"{path}.{name}" if path else name, "setting", happens)
         # Of what no file holds, transformers computes frequencies again; other memory is what happened to lie there.
         rotary = {name for name in module._non_persistent_buffers_set if name.endswith("inv_freq")}
-        for name in rotary & fresh[path]._buffers.keys():
-            held, built = module._buffers[name], fresh[path]._buffers[name]
-            if held is None or built is None or held.is_meta or built.is_meta:
-                continue
-            if not _equal(held, built.to(held)):  # who converts a model rounds them, too
-                happens = "is in no file, and the class builds it with other numbers"
-                yield Loss(f"{path}.{name}" if path else name, "setting", happens)
+        for name in sorted(rotary & fresh[path]._buffers.keys()):
+            if code := _otherwise(module._buffers[name], fresh[path]._buffers[name]):
+                happens = "is in no file, and the class builds other numbers"
+                happens += ": a change of dtype rounded these" * (code == "rounded")
+                yield Loss(f"{path}.{name}" if path else name, code, happens)
+
+
+def _otherwise(held: Tensor | None, built: Tensor | None) -> str:
+    """How frequencies differ from those that the class builds: "rounded", "setting", or "" if they do not."""
+    if held is None or built is None or held.is_meta or built.is_meta:
+        return ""
+    wide = torch.promote_types(held.dtype, built.dtype)
+    here, there, halves = held.to(wide), built.to(held.device, wide), (torch.bfloat16, torch.float16)
+    rounded = any(_equal(here, there.to(half).to(wide)) for half in halves)
+    return "" if _equal(here, there) else "rounded" if rounded else "setting"
 
 
 def _settings(module: nn.Module) -> dict[str, Any]:

@@ -89,6 +89,7 @@ def _loss(lost: Sequence[Loss], audit: TieAudit, subject: Subject) -> Problem:
         )
         return Problem(code, f"after a reload: {sentence(lost)}", remedy, names)
     place = (heads[0] if heads else "lm_head.weight").rpartition(".")[0]
+    rotary, own = names[0].rpartition(".")[0], subject.kind == "ours"
     if code == "replaced":
         remedy = _rebuild_or_replace(names, subject, place, bool(heads))
     elif code == "dropped":
@@ -98,6 +99,8 @@ def _loss(lost: Sequence[Loss], audit: TieAudit, subject: Subject) -> Problem:
             "random": "Save it together with all of the class's tensors.",
             "dtype": "Give every tensor one dtype before saving: model.to(dtype).",
             "overwritten": _KEEP_OR_TIE,
+            "rounded": "Open the model in its dtype instead of converting it, which rounds, or put a whole one there: "
+            f"model.{rotary} = type(model.{rotary})(model.config{'.rule, model.device' if own else ''}).",
             "setting": "Change the configuration first and build the model from it: type(model)(config). What no "
             "configuration says has to be set again after every reload.",
         }[code]

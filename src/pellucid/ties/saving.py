@@ -21,13 +21,15 @@ from pellucid.errors import InputError, PellucidWarning, WeightsError
 from pellucid.run.model import CkptedTransformer
 from pellucid.ties.audit import TieAudit, audit_ties
 from pellucid.ties.memory import Named, clusters
+from pellucid.ties.predict import predict_ours
 from pellucid.ties.standins import quiet
 from pellucid.ties.subject import is_hf, remember, unwrapped
 from pellucid.weights import saves
 from pellucid.weights.importing import same_numbers
 
 _GRAVE = ("save-raises", "reload-raises", "reload-replaced", "reload-dropped", "reload-random", "reload-dtype",
-          "reload-overwritten", "reload-setting", "tie-not-in-config", "equal-becomes-tied")  # fmt: skip
+          "reload-overwritten", "reload-setting", "reload-rounded", "tie-not-in-config",
+          "equal-becomes-tied")  # fmt: skip
 """Problems that keep a reload from being the same model."""
 
 _COLUMNS = 8
@@ -131,7 +133,8 @@ def reload_differs(model: nn.Module) -> str:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", PellucidWarning)  # of NaN and the like, which the model has already
             again = CkptedTransformer.from_pretrained(folder, dtype="stored", device=model.device)
-        return _different_tensors(model, again)
+        after = predict_ours(model)  # which knows what no file holds
+        return _different_tensors(model, again) or ("" if after.survives else after.reason)
 
 
 def _save_quietly(model: Any, folder: Path) -> None:

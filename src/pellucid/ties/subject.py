@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pellucid.errors import InputError
+from pellucid.rotary import Rotary
 from pellucid.run.model import CkptedTransformer
 from pellucid.ties.memory import Named
 
@@ -81,9 +82,12 @@ def plain_linear(module: nn.Module | None) -> nn.Linear | None:
 
 
 def built(model: CkptedTransformer) -> CkptedTransformer:
-    """What the configuration of a model builds, without numbers."""
+    """What the configuration of a model builds, without numbers but for those that no file holds."""
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
-        return CkptedTransformer(model.config)
+        fresh = CkptedTransformer(model.config)
+    if isinstance(fresh._modules.get("rotary"), Rotary):
+        fresh.rotary = Rotary(model.config.rule)
+    return fresh
 
 
 def remember(boxes: Iterable[dict[Any, Any]]) -> Callable[[], None]:
