@@ -51,7 +51,10 @@ def patched(
         chosen = dict(zip(over, at, strict=True))
         layer = chosen.pop("layer", "*")
         full = f"blocks.{layer}.{name}" if f"blocks.0.{name}" in model.schema else name
-        edit = pl.Edit.patch(full, values, **{**part, **{words[axis]: index for axis, index in chosen.items()}})
+        where = {**part, **{words[axis]: index for axis, index in chosen.items()}}
+        if "pos" in chosen and batch.padded:  # a pad is not patched
+            where["rows"] = batch.mask[:, chosen["pos"]].nonzero().flatten().tolist()
+        edits = [pl.Edit.patch(full, values, **where)] if where.get("rows", True) else []
         with torch.no_grad():
-            out[at] = metric(model.run(batch, edits=[edit]), batch).double().numpy()
+            out[at] = metric(model.run(batch, edits=edits), batch).double().numpy()
     return out

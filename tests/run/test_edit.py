@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 import threading
 from collections.abc import Callable
@@ -179,7 +180,7 @@ def test_rows_of_a_padded_batch_are_patched_where_both_have_tokens(glass: pl.Ckp
     _, source = glass.run_with_ckpts(support.ragged_ids(3, 6, seed=4))
     glass.run_with_ckpts(texts, edits=pl.Edit.patch(name, source, pos=-1, rows=0))
     _, turned = glass.run_with_ckpts(support.ragged_ids(6, 3, seed=4))
-    glass.run_with_ckpts(texts, edits=pl.Edit.patch(name, turned, pos=0, rows=0))
+    glass.run_with_ckpts(texts, edits=pl.Edit.patch(name, turned, pos=3, rows=0))
     with pytest.raises(pl.EditError, match="a token at the chosen column 0 where the source has a pad"):
         glass.run_with_ckpts(texts, edits=pl.Edit.patch(name, turned, pos=0, rows=1))
 
@@ -346,12 +347,12 @@ def test_mean_ablation_of_a_part(glass64: pl.CkptedTransformer) -> None:
 
     def change(value: Tensor) -> Tensor:
         out = value.clone()
-        out[:, [4, 10], 2] = mean_at(value, batch.mask)[2]
+        out[1:, [4, 10], 2] = mean_at(value, batch.mask)[2]
         return out
 
     with torch.no_grad():
         expected, _ = support.by_hand(glass64, batch.ids, {name: change}, batch.mask)
-    logits, _ = glass64.run_with_ckpts(batch, edits=[pl.Edit.mean_ablate(name, pos=[4, 10], heads=2)])
+    logits, _ = glass64.run_with_ckpts(batch, edits=[pl.Edit.mean_ablate(name, pos=[4, 10], heads=2, rows=[1, 2])])
     assert support.close(logits[batch.mask], expected[batch.mask])
 
 
@@ -622,3 +623,28 @@ def test_an_edit_that_was_pickled_does_the_same(kind: str, glass: pl.CkptedTrans
     assert torch.equal(glass.run_with_ckpts(ids, edits=[again])[0], expected)
     assert not torch.equal(glass(ids), expected)
     assert repr(again) == repr(edit)
+
+
+@pytest.mark.parametrize("make", [pl.Edit.patch, pl.Edit.mean_ablate])
+def test_a_source_is_a_run_of_the_very_model(make: Any, tmp_path: Any) -> None:
+    """Of another one with the same shapes, or of this one before it was changed, it is refused, saved or not."""
+    model, name = support.glass(), "blocks.1.resid_mid"
+    others = {"captures-of-another-model": support.glass(seed=1), "captures-of-a-changed-model": support.glass()}
+    for code, other in others.items():
+        _, source = other.run_with_ckpts(IDS, names=name)
+        with torch.no_grad():
+            other.blocks[0].mlp.b_out.add_(1.0)
+        given = [(model if "another" in code else other, source)]
+        source.save(tmp_path / "source")
+        given += [(model, pl.ActivationCkpts.load(tmp_path / "source"))] if "another" in code else []
+        for runs, its in given:
+            for call in (runs.run, runs.run_with_ckpts, runs.generate):
+                with pytest.raises(pl.InputError) as caught:
+                    call(IDS, edits=[make(name, its)])
+                assert caught.value.code == code
+    plain = model(IDS)
+    _, own = model.run_with_ckpts(IDS, names=name)
+    own.save(tmp_path / "own")
+    edits = [pl.Edit.patch(name, source) for source in (own, pl.ActivationCkpts.load(tmp_path / "own"))]
+    assert all(torch.equal(model.run(IDS, edits=edit), plain) for edit in edits)
+    assert torch.equal(copy.deepcopy(model).run(IDS, edits=edits[0]), plain)

@@ -66,7 +66,7 @@ def test_another_stream_gives_what_an_edit_gives(glass: pl.CkptedTransformer, st
 def _tap(edit: pl.Edit, glass: pl.CkptedTransformer) -> Any:
     from pellucid.run.taps import EditTap
 
-    return EditTap(edit, glass.tokenize(RAGGED), glass.schema)
+    return EditTap(edit, glass.tokenize(RAGGED), glass)
 
 
 def test_it_stops_where_it_is_told_to(glass: pl.CkptedTransformer, stream: Any) -> None:

@@ -128,7 +128,7 @@ def _explained(sampler: Sampler, step: Step, row: int) -> dict[str, Tensor]:
 
 def _started(model: Network, request: Request) -> tuple[Stepper, Iterator[Step]]:
     plan = replace(request.plan, repeats=request.returned)
-    stepper = Stepper(model, request.batch, plan, look_at(request, model.schema))
+    stepper = Stepper(model, request.batch, plan, look_at(request, model))
     generator = generator_of(request.seed, request.batch.ids.device)
     return stepper, steps(stepper, request.sampler, request.stopping, generator, request.pad_id)
 
@@ -162,7 +162,7 @@ def _searched(model: Network, request: Request, beams: Beams) -> Generation:
         )
     beams.require_enough_tokens(model.schema.sizes["d_vocab"], len(request.stopping.end_ids))
     plan = replace(request.plan, repeats=beams.width)
-    stepper = Stepper(model, request.batch, plan, look_at(request, model.schema))
+    stepper = Stepper(model, request.batch, plan, look_at(request, model))
     generator = generator_of(request.seed, request.batch.ids.device)
     found = Search(stepper, beams, request.sampler, request.stopping, generator).run()
     beams.require_found(found)

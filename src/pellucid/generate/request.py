@@ -17,6 +17,7 @@ from pellucid.generate.generation import Stop, Stopping
 from pellucid.generate.sampler import GREEDY, Sampler
 from pellucid.generate.stepper import Look, RunPlan, left_padded
 from pellucid.generation_settings import GenerationSettings
+from pellucid.network import Network
 from pellucid.run.edit import Edit
 from pellucid.run.taps import EditTap
 from pellucid.schema import Schema
@@ -99,16 +100,16 @@ def returned_of(num_return_sequences: int, num_beams: int, sampler: Sampler) -> 
     return returned
 
 
-def look_at(request: Request, schema: Schema) -> Look:
+def look_at(request: Request, model: Network) -> Look:
     """What is captured and changed in a generation."""
-    edits = EditTap(request.edits, request.batch, schema, start=0)
-    if (request.names or edits.fired) and request.plan.columns > schema.sizes["n_ctx"]:
+    edits = EditTap(request.edits, request.batch, model, start=0)
+    if (request.names or edits.fired) and request.plan.columns > model.schema.sizes["n_ctx"]:
         raise InputError(
             "generate: names= or edits= with a text that slides, in which a column has no lasting position.",
             code="look-and-slide",
             remedy="Generate within the context.",
         )
-    return Look(request.names, edits, schema)
+    return Look(request.names, edits, model.schema)
 
 
 def names_of(names: Names, schema: Schema) -> frozenset[str]:

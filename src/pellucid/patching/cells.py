@@ -15,7 +15,7 @@ from pellucid.axes import NEURONS, POSITIONS, Axis
 from pellucid.check import as_whole
 from pellucid.errors import InputError, ShapeError, shown
 from pellucid.patching.roles import Columns, Put, Roles, of_unequal_length
-from pellucid.run.region import Index, Region
+from pellucid.run.region import Index, Region, refuse_pads
 from pellucid.schema import Schema
 from pellucid.text.batch import Batch
 
@@ -174,6 +174,8 @@ class Cells:
             raise of_unequal_length("patching", base, source, remedy)
         into, taken = (_chosen_columns(part.pos, batch) for batch in (base, source))
         self._positions = into
+        if part.pos is not None:
+            refuse_pads("patching", part.pos, torch.tensor(into), base.mask)
         places = [_at(base, source, one, other) for one, other in zip(into, taken, strict=True)]
         if part.pos is not None:
             self.everywhere = _joined(places)
@@ -184,14 +186,20 @@ class Cells:
             return sorted({layer for by_layer in self.kinds.values() for layer in by_layer})
         if axis == "pos":
             return list(self._positions)
-        sizes = [self._size(name, axis) for by_layer in self.kinds.values() for name in by_layer.values()]
+        sizes = [self.size(name, axis) for by_layer in self.kinds.values() for name in by_layer.values()]
         limit = self.part.heads if axis == "head" else self.part.neurons
         return list(range(max(sizes))) if limit is None else _entries(limit, max(sizes), f"{axis}s")
 
-    def _size(self, name: str, axis: str) -> int:
+    def size(self, name: str, axis: str) -> int:
         """How many heads or neurons a checkpoint has."""
         point = self._schema[name]
-        return next(self._schema.length_of(a, point) for a in point.axes if a in _KINDS[axis])
+        if (found := next((a for a in point.axes if a in _KINDS[axis]), None)) is None:
+            raise InputError(
+                f"{name}: {axis!r} was asked for, but its axes are ({', '.join(point.axes)}).",
+                code="no-such-axis",
+                remedy="Choose a checkpoint that has that axis, or leave it out.",
+            )
+        return self._schema.length_of(found, point)
 
     def _chosen(self, axis: str, chosen: Mapping[str, int]) -> tuple[int, ...] | None:
         """The heads or neurons of a cell; None for all."""
@@ -200,12 +208,12 @@ class Cells:
         limit = self.part.heads if axis == "head" else self.part.neurons
         if limit is None:
             return None
-        sizes = [self._size(name, axis) for by_layer in self.kinds.values() for name in by_layer.values()]
+        sizes = [self.size(name, axis) for by_layer in self.kinds.values() for name in by_layer.values()]
         return tuple(_entries(limit, min(sizes), f"{axis}s"))
 
     def _has(self, name: str, heads: tuple[int, ...] | None, neurons: tuple[int, ...] | None) -> bool:
         return all(
-            entries is None or max(entries) < self._size(name, axis)
+            entries is None or max(entries) < self.size(name, axis)
             for axis, entries in (("head", heads), ("neuron", neurons))
         )
 

@@ -13,12 +13,13 @@ from functools import partial
 from torch import Tensor
 
 from pellucid.aliases import Names
+from pellucid.axes import Axis
 from pellucid.dialects import named_arguments
 from pellucid.errors import EditError
 from pellucid.run import changes
 from pellucid.run.activations import ActivationCkpts
 from pellucid.run.changes import Change, Site
-from pellucid.run.region import Index, Region, put, take
+from pellucid.run.region import Index, Region, put, refuse_pads, take
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +45,8 @@ class Edit:
     region: Region
     whole_text: bool = False
     """Whether the change depends on positions beside those that it changes."""
+    source: ActivationCkpts | None = None
+    """The run whose values it puts there."""
 
     def __post_init__(self) -> None:
         if isinstance(self.names, Iterator):  # they are read at every run
@@ -101,7 +104,7 @@ class Edit:
             changes.require_captured("mean_ablate", reference)
         region = Region(pos, heads, neurons, rows)
         change = partial(changes.averaged, reference, region)
-        return cls("mean_ablate", names, change, region, whole_text=reference is None)
+        return cls("mean_ablate", names, change, region, whole_text=reference is None, source=reference)
 
     @classmethod
     @named_arguments()
@@ -120,7 +123,7 @@ class Edit:
         """
         changes.require_captured("patch", source)
         region = Region(pos, heads, neurons, rows)
-        return cls("patch", names, partial(changes.patched, source, region), region)
+        return cls("patch", names, partial(changes.patched, source, region), region, source=source)
 
     @classmethod
     @named_arguments()
@@ -153,6 +156,8 @@ class Edit:
                 return None
             region, site = replace(region, pos=columns), replace(site, chosen=places)
         indices = region.indices(site.name, value.shape, site.axes, strict=True)
+        if region.pos is not None and site.batch.padded:
+            self._refuse_pads(site, indices[site.pos_axis])
         part = take(value, indices)
         changed = self.change(part, site)
         if not isinstance(changed, Tensor) or changed.dtype != part.dtype:
@@ -166,6 +171,13 @@ class Edit:
                 site, f"shape {list(changed.shape)} given, expected {shown} or what broadcasts to it"
             ) from error
         return put(value, indices, fitted)
+
+    def _refuse_pads(self, site: Site, columns: Tensor) -> None:
+        """Refuse columns of which one is a pad in a text that is changed."""
+        mask, axes = site.batch.mask, (Axis.BATCH, Axis.POS)
+        mask = take(mask, Region(rows=self.region.rows).indices(site.name, mask.shape, axes, strict=True))
+        columns = columns + (site.start or 0)  # of the prompts, where a text is run piece by piece
+        refuse_pads(repr(self), self.region.pos, columns[columns < mask.size(1)], mask)
 
     def _misfit(self, site: Site, what: str) -> EditError:
         return EditError(

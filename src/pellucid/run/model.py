@@ -221,7 +221,7 @@ class CkptedTransformer(GeneratingTransformer):
         """
         warn_of_dropout(self, "run")
         batch = self.tokenize(inputs, mask=mask)
-        edit_tap = EditTap(edits, batch, self.schema)
+        edit_tap = EditTap(edits, batch, self)
         tap = edit_tap if edit_tap.fired else None
         logits = self(batch, tap=tap, last_only=last_only, start_at=start_at)
         edit_tap.check_fired()
@@ -327,7 +327,7 @@ class CkptedTransformer(GeneratingTransformer):
         wanted, modules = captured(names, self.schema, first, last), submodules(self)
         part = Region(pos, heads).with_heads_of(self.schema, wanted)
         recorder = Recorder(wanted, self.schema, part, grads, copies=has_native_hooks(modules))
-        edit_tap = EditTap(edits, batch, self.schema)
+        edit_tap = EditTap(edits, batch, self)
         taps: list[Tap] = [edit_tap, recorder] if edit_tap.fired else [recorder]
         if last is not None:
             taps.append(StopAfter(last))

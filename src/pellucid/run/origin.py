@@ -98,7 +98,7 @@ def model_of(origin: Origin | Known | None, given: Network | None, by: str, sche
         other = "checkpoints"
     if other:
         raise InputError(
-            f"{by}: model= has other {other} than the model that captured these values.",
+            f"{by}: the model has other {other} than the one that captured these values.",
             code="captures-of-another-model",
             remedy="Give the model that made them, or run the texts again with this one.",
         )

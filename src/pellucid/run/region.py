@@ -152,6 +152,34 @@ def entries(index: Index, size: int, where: str) -> Tensor:
     return torch.tensor([i % size for i in found], device="cpu")
 
 
+def refuse_pads(where: str, pos: Index, columns: Tensor, mask: Tensor) -> None:
+    """Refuse chosen columns if one of them is a pad of a text that is changed.
+
+    Args:
+        where: What was asked for, for the message.
+        pos: What chose the columns.
+        columns: The columns of the batch.
+        mask: [B, P] of the texts that are changed.
+
+    Raises:
+        InputError: One of the columns is a pad, and some column was left out.
+    """
+    real = mask.cpu()
+    pads = ~real[:, columns]
+    if len(set(columns.tolist())) == real.size(1) or not bool(pads.any()):
+        return
+    text, place = (int(i) for i in pads.nonzero()[0])
+    tokens = real[text].nonzero().flatten().tolist()
+    side, end = ("right", "first") if int(columns[place]) < tokens[0] else ("left", "last")
+    raise InputError(
+        f"{where}: pos={pos!r} chooses column {int(columns[place])} of the batch, which is a pad in text {text}: "
+        f"its tokens are in columns {tokens[0]} to {tokens[-1]}.",
+        code="position-is-a-pad",
+        remedy=f"Give model.tokenize(texts, padding_side={side!r}), which counts columns from the {end} token of every "
+        "text, and a position that every text has; an edit may also go to some rows= alone.",
+    )
+
+
 def _given(index: Index) -> list[object]:
     """What an index other than a slice names; booleans stay booleans."""
     read = index.tolist() if isinstance(index, (Tensor, np.ndarray)) else index

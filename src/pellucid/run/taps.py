@@ -91,7 +91,8 @@ class EditTap:
     Where a text is run piece by piece, `start` is the first column of what runs; positions are those of the text.
     """
 
-    def __init__(self, edits: Edit | Sequence[Edit], batch: Batch, schema: Schema, start: int | None = None) -> None:
+    def __init__(self, edits: Edit | Sequence[Edit], batch: Batch, model: Network, start: int | None = None) -> None:
+        schema = model.schema
         self._axes = schema.axes
         self._batch = batch
         self._at: dict[str, list[Edit]] = {}
@@ -106,6 +107,8 @@ class EditTap:
                 )
         self.fired: dict[Edit, int] = dict.fromkeys(several, 0)
         for edit in several:
+            if edit.source is not None:
+                edit.source.made_by(model, f"Edit.{edit.what}")
             if start is not None and edit.whole_text:
                 raise EditError(
                     f"{edit!r}: it averages over a text that is not there yet.",
