@@ -18,7 +18,7 @@ import torch
 import pellucid as pl
 import pellucid.gpt2
 import support
-from pellucid import attributes, dialects
+from pellucid import attributes, dialects, verbs_of_others
 from pellucid.attributes import CKPTS, MODEL, TOKENIZER
 
 PAGE = Path(__file__).parents[1] / "docs" / "coming_from_hookedtransformer.md"
@@ -126,6 +126,21 @@ def test_a_misspelt_argument_is_told_the_right_one(room: str) -> None:
             with pytest.raises(pl.UnknownArgumentError) as caught:
                 function(**{f"{name}{name[-1]}": None})
             assert repr(name) in caught.value.remedy
+
+
+def test_a_module_says_what_to_call_for_a_verb_of_others() -> None:
+    """And the call runs as it stands, with what its arguments are called."""
+    model, given = support.glass(), {"right": 3, "wrong": 4, "metric": pl.metrics.logit_difference(3, 4)}
+    clean, corrupted = support.some_ids(1, 5), support.some_ids(1, 5, seed=1)
+    named = {"pl": pl, "model": model, "clean": clean, "corrupted": corrupted, **given}
+    named["ckpts"] = model.run_with_ckpts(clean)[1]
+    for room in ("patching", "metrics", "attribution", "lens", "heads"):
+        for name in getattr(verbs_of_others, room.upper()):
+            with pytest.raises(pl.UnknownAttributeError, match=name) as caught:
+                getattr(getattr(pl, room), name)
+            assert eval(caught.value.remedy.removeprefix("Use ").removesuffix("."), named) is not None
+        with pytest.raises(AttributeError, match="no_such_verb"):
+            getattr(pl, room).no_such_verb  # noqa: B018
 
 
 PARTS = {

@@ -9,10 +9,13 @@ import difflib
 import functools
 import inspect
 import math
-from collections.abc import Callable, Iterable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
-from pellucid.errors import UnknownArgumentError, nearest
+from torch import nn
+
+from pellucid.errors import InputError, UnknownArgumentError, nearest, shown
 
 Called = TypeVar("Called", bound=Callable[..., Any])
 
@@ -145,8 +148,45 @@ def _for_a_near_word(name: str, elsewhere: Mapping[str, str]) -> str:
     return elsewhere[close[0]] if close else ""
 
 
+def _refuse_missing(verb: str, function: Callable[..., Any], missing: Sequence[str]) -> None:
+    """Refuse a call without an argument that it needs, and say what that is, in the words of its documentation."""
+    if missing:
+        every = " and ".join(f"{name}=" for name in missing)
+        raise UnknownArgumentError(
+            f"{verb}: {every} {'is' if len(missing) == 1 else 'are'} missing.",
+            code="missing-argument",
+            remedy=" ".join(f"Give {name}={_said_of(name, function)}." for name in missing),
+        )
+
+
+def _said_of(name: str, function: Callable[..., Any]) -> str:
+    """The first sentence that a function's documentation says of an argument, after a colon; "" if it says nothing."""
+    document = inspect.getdoc(function) or ""
+    found = re.search(rf"^ +(?:\w+, )*{name}(?:, \w+)*: (.+?)(?:\.\s|\.?$(?!\n {{8}}))", document, re.M | re.S)
+    return ": " + " ".join(found[1].split()) if found else ""
+
+
+def _refuse_no_model(verb: str, name: str, given: object) -> None:
+    """Refuse what is no model of ours; what wraps one, as torch.compile does, is one."""
+    model = getattr(given, "_orig_mod", given)
+    if not any(base.__name__ == "Network" for base in type(model).__mro__):
+        kind = f"a {type(model).__name__}" if isinstance(model, nn.Module) else shown(given)
+        raise InputError(
+            f"{verb}: {name}={kind}, expected a model of pellucid's.",
+            code="not-a-model",
+            remedy="Give the model first: pl.load(), pl.from_hf(hf_model) of transformers', or what a "
+            "HookedTransformer has as .model.",
+        )
+
+
 def named_arguments(elsewhere: Mapping[str, str] = ARGUMENTS) -> Callable[[Called], Called]:
-    """Make a function, or a class when it is called, refuse arguments that it does not take and say what to use."""
+    """Make a function, or a class when it is called, refuse a call that does not fit and say what to give.
+
+    Refused are arguments that it does not take, those that are missing, and what is no model where one is expected.
+
+    Args:
+        elsewhere: Words of other libraries -> what to do here.
+    """
 
     def decorated(called: Called) -> Called:
         if isinstance(called, type):
@@ -158,10 +198,14 @@ def named_arguments(elsewhere: Mapping[str, str] = ARGUMENTS) -> Callable[[Calle
 
 
 def name_arguments(room: dict[str, Any]) -> None:
-    """Make the public functions of a package refuse arguments that they do not take: `name_arguments(globals())`."""
+    """Make the public functions of a package refuse calls that do not fit: `name_arguments(globals())`."""
     for name, value in room.items():
         if inspect.isfunction(value) and value.__module__.startswith(room["__name__"]) and not name.startswith("_"):
             room[name] = named_arguments()(value)
+
+
+_MODELS = ("CkptedTransformer", "Network")
+"""Annotations of an argument that takes a model of ours."""
 
 
 def _checked(function: Callable[..., Any], verb: str, elsewhere: Mapping[str, str]) -> Callable[..., Any]:
@@ -171,11 +215,20 @@ def _checked(function: Callable[..., Any], verb: str, elsewhere: Mapping[str, st
     by_name = [name for name, one in parameters.items() if one.kind is one.KEYWORD_ONLY]
     any_number = any(one.kind is one.VAR_POSITIONAL for one in parameters.values())
     places = math.inf if any_number else len(parameters) - len(by_name)
+    several = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
+    needed = [n for n, one in parameters.items() if one.default is one.empty and one.kind not in several]
+    by_place = [name for name in parameters if name not in by_name]
+    needed_by_place, needed_by_name = len({*needed} - {*by_name}), frozenset(needed).intersection(by_name)
+    models = [(by_place.index(n), n) for n, one in parameters.items() if one.annotation in _MODELS and n in by_place]
 
     @functools.wraps(function)
     def checked(*args: Any, **kwargs: Any) -> Any:
         if not taken.issuperset(kwargs):
             refuse_unknown(verb, kwargs, known, elsewhere)
+        if len(args) < needed_by_place or (needed_by_name and not needed_by_name.issubset(kwargs)):
+            _refuse_missing(verb, function, [n for n in needed if n not in kwargs and n not in by_place[: len(args)]])
+        for place, name in models:
+            _refuse_no_model(verb, name, args[place] if place < len(args) else kwargs.get(name))
         if len(args) > places and by_name:
             raise UnknownArgumentError(
                 f"{verb}: {len(args) - places} arguments more than it takes without a name.",

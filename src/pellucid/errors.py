@@ -72,7 +72,7 @@ class ShapeError(InputError):
 
 
 class UnknownArgumentError(InputError, TypeError):
-    """An argument that a call does not take."""
+    """An argument that a call does not take, or one that it needs and was not given."""
 
 
 class UnknownAttributeError(PellucidError, AttributeError):

@@ -1,7 +1,8 @@
 """Metrics: what is read off the logits of a run, one number for each text.
 
 A metric is any callable `(logits [B, P, V], batch) -> [B]`. Those made here read the last token of each text unless
-`pos=` says otherwise; a token is given by its id, or as a string that is exactly one token. A metric may have an
+`pos=` says otherwise; a token is given by its id, or as a string that is exactly one token; a list has one for each
+text, and a tuple is a pair. A metric may have an
 attribute `positions`, counted from the end of each text (-1 is its last token), and promises by it to read no others.
 Whoever runs the model for it may then leave the other logits out; they are NaN. An attribute `units` says what it is
 measured in, for figures.
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ from pellucid.check import as_whole, require_whole, takes
 from pellucid.dialects import name_arguments
 from pellucid.errors import InputError, NumericsError, ShapeError, shown
 from pellucid.text.batch import Batch
+from pellucid.verbs_of_others import METRICS, said_of
 
 Metric = Callable[[Tensor, Batch], Tensor]
 """Logits [B, P, V] and the batch that gave them -> one number for each text [B]."""
@@ -54,7 +56,7 @@ def logit(token: Token | Sequence[Token], *, pos: int = -1) -> Metric:
     """Return the logit of a token, as a metric.
 
     Args:
-        token: Which, or one for each text.
+        token: Which, or a list with one for each text.
         pos: Where: negative from the end of each text, else from its first token.
 
     Example:
@@ -280,6 +282,12 @@ def column_of(batch: Batch, pos: int) -> Tensor:
 
 def token_ids(tokens: Token | Sequence[Token], batch: Batch, what: str = "metric") -> Tensor:
     """Ids of tokens: [1] for one, else [B]."""
+    if isinstance(tokens, tuple):
+        raise InputError(
+            f"{what}: {shown(tokens)} is a pair, expected a token, or a list with one for each text.",
+            code="metric-tokens",
+            remedy="Give a list; the difference of a pair is pl.metrics.logit_difference(right, wrong).",
+        )
     several = not isinstance(tokens, (int, str)) and as_whole(tokens) is None
     given: list[Any] = list(cast(Any, tokens)) if several else [tokens]
     if several and len(given) != len(batch):
@@ -342,3 +350,5 @@ def _position(pos: object) -> int:
 
 
 name_arguments(globals())
+if not TYPE_CHECKING:
+    __getattr__ = said_of(__name__, METRICS)

@@ -415,6 +415,13 @@ def _cached(model: Here, **more: Any) -> ActivationCache:
 
 
 CFG: dict[str, Any] = {"n_layers": 1, "d_model": 16, "n_ctx": 8, "d_head": 8, "d_vocab": 11}
+
+
+def _patched(model: Here, tokens: Any = None, cache: Any = None, metric: Any = torch.sum) -> Any:
+    tokens = model.to_tokens("A cat sat on") if tokens is None else tokens
+    return patching.get_act_patch_resid_pre(model, tokens, _cached(model) if cache is None else cache, metric)
+
+
 REMEDIES: dict[str, list[Case]] = {
     "unknown-hook-point": [
         Case(lambda at: _hook(at, "hook_embd"), "'hook_embed'", lambda at: _hook(at, "hook_embed")),
@@ -542,6 +549,52 @@ REMEDIES: dict[str, list[Case]] = {
             ),
             "index_axis_names=('layer', 'pos')",
             lambda at: patching.get_act_patch_resid_pre(at, at.to_tokens("A cat sat on"), _cached(at), torch.sum),
+        ),
+    ],
+    "patch-arguments": [
+        Case(
+            lambda at: _patched(at, tokens="A cat sat on"),
+            "model.to_tokens(texts)",
+            lambda at: _patched(at, tokens=at.to_tokens("A cat sat on")),
+        ),
+        Case(
+            lambda at: patching.get_act_patch_resid_pre(at, _cached(at), at.to_tokens("A cat sat on"), torch.sum),
+            "model.to_tokens(texts)",
+            _patched,
+        ),
+        Case(lambda at: _patched(at, metric=3.0), "a function of the logits", _patched),
+        Case(lambda at: _patched(at, cache=_cached(at)["embed"]), "run_with_cache(clean_tokens)", _patched),
+        Case(
+            lambda at: patching.get_act_patch_resid_pre(at.model, IDS, _cached(at), torch.sum),
+            "Give the HookedTransformer first",
+            _patched,
+        ),
+        *(
+            Case(
+                lambda at, text=text: _patched(at, tokens=at.to_tokens(text)),
+                "of the same lengths",
+                _patched,
+            )
+            for text in ("A cat sat on the mat", "A cat", ["A cat sat on"] * 2)
+        ),
+    ],
+    "metric-shape": [
+        Case(
+            lambda at: _patched(at, metric=lambda logits: logits[0, -1, :2]),
+            ".mean()",
+            lambda at: _patched(at, metric=lambda logits: logits[0, -1, :2].mean()),
+        ),
+    ],
+    "unknown-argument": [
+        Case(
+            lambda at: _cached(at, name_filter="hook_embed"),
+            "'names_filter'",
+            lambda at: _cached(at, names_filter="hook_embed"),
+        ),
+        Case(
+            lambda at: at.run_with_hooks("A cat", fwd_hook=[]),
+            "'fwd_hooks'",
+            lambda at: at.run_with_hooks("A cat", fwd_hooks=[]),
         ),
     ],
     "factors-index": [

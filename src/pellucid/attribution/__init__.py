@@ -6,11 +6,16 @@ and bias contributes to it (Elhage et al. 2021, "A mathematical framework for tr
 `sources` are exact. `gradient` and `edges` estimate what patches would do, by a few backward passes.
 """
 
+from typing import TYPE_CHECKING
+
 from pellucid.attribution.direct import direct, sources
 from pellucid.attribution.edges import edges
 from pellucid.attribution.gradient import gradient
 from pellucid.dialects import name_arguments
+from pellucid.verbs_of_others import ATTRIBUTION, said_of
 
 __all__ = ["direct", "edges", "gradient", "sources"]
 
 name_arguments(globals())
+if not TYPE_CHECKING:
+    __getattr__ = said_of(__name__, ATTRIBUTION)

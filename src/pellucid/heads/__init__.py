@@ -6,11 +6,16 @@ as factors, `composition` says how much heads read of what earlier ones write, `
 back by one; `scores` and `name_movers` say to which tokens of a text heads attend and what they copy.
 """
 
+from typing import TYPE_CHECKING
+
 from pellucid.dialects import name_arguments
 from pellucid.heads.detectors import name_movers, scores
 from pellucid.heads.factored import FactoredMatrix
 from pellucid.heads.matrices import composition, ov, qk, weight_scores
+from pellucid.verbs_of_others import HEADS, said_of
 
 __all__ = ["FactoredMatrix", "composition", "name_movers", "ov", "qk", "scores", "weight_scores"]
 
 name_arguments(globals())
+if not TYPE_CHECKING:
+    __getattr__ = said_of(__name__, HEADS)

@@ -5,10 +5,15 @@ logit lens"); the tuned lens first takes it through an affine map that was train
 arXiv:2303.08112).
 """
 
+from typing import TYPE_CHECKING
+
 from pellucid.dialects import name_arguments
 from pellucid.lens.readout import Readout, logit
 from pellucid.lens.tuned import TunedLens
+from pellucid.verbs_of_others import LENS, said_of
 
 __all__ = ["Readout", "TunedLens", "logit"]
 
 name_arguments(globals())
+if not TYPE_CHECKING:
+    __getattr__ = said_of(__name__, LENS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from pellucid.compat.hooked.hook_tap import Hook, HookPoint
 from pellucid.compat.hooked.names import Slice
+from pellucid.dialects import refuse_unknown
 from pellucid.errors import UnknownNameError, nearest
 
 Where = str | Callable[[str], bool]
@@ -148,6 +150,7 @@ class HookedRootModule(nn.Module):
         A hook on a gradient is removed before any gradient comes by; use `with model.hooks(bwd_hooks=...)` for those,
         or `reset_hooks_end=False`.
         """
+        self._require_known(HookedRootModule.run_with_hooks, model_kwargs)
         with self.hooks(fwd_hooks, bwd_hooks, reset_hooks_end, clear_contexts) as hooked:
             return hooked(*model_args, **model_kwargs)
 
@@ -180,6 +183,7 @@ class HookedRootModule(nn.Module):
         Returns:
             What the run returned, and the values by name.
         """
+        self._require_known(HookedRootModule.run_with_cache, model_kwargs)
         kept, forwards, backwards = self.get_caching_hooks(
             names_filter, incl_bwd, device, remove_batch_dim, pos_slice=pos_slice
         )
@@ -240,6 +244,13 @@ class HookedRootModule(nn.Module):
     ) -> None:
         """`add_caching_hooks` for the points whose names a function chooses."""
         self.add_caching_hooks(names, incl_bwd, device, remove_batch_dim, cache)
+
+    def _require_known(self, verb: Callable[..., Any], given: dict[str, Any]) -> None:
+        """Refuse keywords that neither a verb nor a run takes."""
+        run = inspect.signature(self.forward).parameters
+        if not any(one.kind is one.VAR_KEYWORD for one in run.values()):
+            own = [name for name, one in inspect.signature(verb).parameters.items() if one.kind is one.KEYWORD_ONLY]
+            refuse_unknown(verb.__name__, given, [*own, *run], {})
 
     def _chosen(self, where: Where) -> list[HookPoint]:
         if callable(where):

@@ -16,7 +16,7 @@ from pellucid.compat.hooked.activation_cache import ActivationCache
 from pellucid.compat.hooked.hook_tap import HookPoint
 from pellucid.compat.hooked.names import get_act_name
 from pellucid.compat.hooked.transformer import HookedTransformer
-from pellucid.errors import InputError
+from pellucid.errors import InputError, ShapeError, shown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -59,6 +59,7 @@ def generic_activation_patch(
     Raises:
         InputError: Both or neither of `index_axis_names` and `index_df`.
     """
+    _require_given(model, corrupted_tokens, clean_cache, patching_metric)
     if (index_axis_names is None) == (index_df is None):
         raise InputError(
             "generic_activation_patch: give either index_axis_names or index_df.",
@@ -77,12 +78,37 @@ def generic_activation_patch(
         name = get_act_name(activation_name, index[0])
         hook = _Patch(patch_setter, index, clean_cache[name])
         measured = patching_metric(model.run_with_hooks(corrupted_tokens, fwd_hooks=[(name, hook)]))
-        numbers.append(torch.as_tensor(measured).detach().item())
+        numbers.append(_one_number(measured))
     result = torch.tensor(numbers, device=model.model.device)
     result = result if index_df is not None else result.reshape(sizes)
     if not return_index_df:
         return result
     return result, index_df if index_df is not None else make_df_from_ranges(sizes, index_axis_names or ())
+
+
+def _require_given(model: Any, tokens: Any, cache: Any, metric: Any) -> None:
+    """Refuse arguments of another kind, such as two in the wrong order."""
+    for what, given, fits, remedy in (
+        ("model", model, isinstance(model, HookedTransformer), "Give the HookedTransformer first."),
+        ("corrupted_tokens", tokens, isinstance(tokens, Tensor), "Give ids [B, P]: model.to_tokens(texts)."),
+        ("clean_cache", cache, isinstance(cache, (ActivationCache, dict)),
+         "Give the cache of model.run_with_cache(clean_tokens)."),
+        ("patching_metric", metric, callable(metric), "Give a function of the logits that returns one number."),
+    ):  # fmt: skip
+        if not fits:
+            raise InputError(f"patching: {what}={shown(given)}.", code="patch-arguments", remedy=remedy)
+
+
+def _one_number(measured: Any) -> float:
+    """What a metric returned."""
+    value = torch.as_tensor(measured).detach()
+    if value.numel() != 1:
+        raise ShapeError(
+            f"patching_metric: a tensor {list(value.shape)} returned, expected one number.",
+            code="metric-shape",
+            remedy="Return the mean over texts: metric(logits).mean().",
+        )
+    return value.item()
 
 
 def make_df_from_ranges(column_max_ranges: Sequence[int], column_names: Sequence[str]) -> pd.DataFrame:
@@ -110,6 +136,12 @@ layer_head_vector_patch_setter = _setter(None, None, 1)
 layer_head_pattern_patch_setter = _setter(None, 1)
 layer_head_pos_pattern_patch_setter = _setter(None, 1, 2)
 layer_head_dest_src_pos_pattern_patch_setter = _setter(None, 1, 2, 3)
+
+OWN = (
+    layer_pos_patch_setter, layer_pos_head_vector_patch_setter, layer_head_vector_patch_setter,
+    layer_head_pattern_patch_setter, layer_head_pos_pattern_patch_setter, layer_head_dest_src_pos_pattern_patch_setter,
+)  # fmt: skip
+"""The setters that put a position into the same one, so values of unequal lengths do not belong together."""
 
 
 def _sweep(activation_name: str, setter: Setter, *axes: str) -> Callable[..., Any]:
@@ -194,4 +226,14 @@ class _Patch:
     clean: Tensor
 
     def __call__(self, value: Tensor, hook: HookPoint) -> Tensor:
-        return self.setter(value.clone() if value.requires_grad else value, self.index, self.clean)
+        try:
+            if self.setter in OWN and self.clean.shape != value.shape:
+                raise IndexError("their positions do not belong together")
+            return self.setter(value.clone() if value.requires_grad else value, self.index, self.clean)
+        except (IndexError, RuntimeError) as problem:
+            raise ShapeError(
+                f"patching at {hook.name}, {self.index}: clean values {list(self.clean.shape)} into corrupted ones "
+                f"{list(value.shape)}: {problem}.",
+                code="patch-arguments",
+                remedy="Give a cache of as many texts, of the same lengths; pl.patching.sweep takes align= for others.",
+            ) from problem
