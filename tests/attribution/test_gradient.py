@@ -182,6 +182,15 @@ def test_frozen_models_have_gradients_at_their_values() -> None:
     np.testing.assert_allclose(frozen.values, plain.values, rtol=0, atol=1e-10)
 
 
+def test_texts_without_the_position_count_as_no_change() -> None:
+    model, rows = exact(), [support.ragged_ids(3, 6, seed=seed) for seed in (0, 50)]
+    about: dict[str, Any] = {"over": ("pos",), "metric": METRIC}
+    each = pl.attribution.gradient(model, *rows, "resid_mid", per_text=True, **about)
+    mean = pl.attribution.gradient(model, *rows, "resid_mid", **about)
+    assert np.isnan(each.values).any()
+    np.testing.assert_allclose(mean.values, np.nan_to_num(each.values).mean(-1), rtol=0, atol=1e-10)
+
+
 def test_texts_of_unequal_length_by_their_parts() -> None:
     model = exact()
     clean, corrupted = support.ragged_ids(7, 6, seed=1), support.ragged_ids(5, 6, seed=9)

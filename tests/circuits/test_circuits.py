@@ -318,6 +318,19 @@ def test_parts_from_scores() -> None:
     assert pl.circuits.Circuit(nodes=[(1, 0), "blocks.0.mlp"]).nodes == {"blocks.0.mlp": 1.0, "blocks.1.attn[0]": 1.0}
 
 
+def test_nodes_from_an_attribution() -> None:
+    """Heads and MLPs as they are, embeddings together, biases left out; the mean over texts."""
+    glass = model()
+    parts = pl.attribution.direct(glass.run_with_ckpts(two()[0])[1], 3, by="head").isel(pos=-1)
+    found = pl.circuits.Circuit(nodes=parts).nodes
+    assert list(found) == list(Graph(glass.schema).nodes)
+    mean = parts.mean("batch")
+    assert found["blocks.1.attn[0]"] == pytest.approx(float(mean.sel(component="blocks.1.attn[0]")))
+    embedded = mean.sel(component=["ckpt_embed", "ckpt_pos_embed"]).sum()
+    assert found["embeddings"] == pytest.approx(float(embedded))
+    assert len(pl.circuits.Circuit(nodes=parts.isel(batch=0)).top(2)) == 2
+
+
 def test_nodes_as_edges_and_edges_as_nodes() -> None:
     graph = Graph(model().schema)
     inside = pl.circuits.Circuit(nodes=["blocks.0.attn[1]", "blocks.1.mlp"]).as_edges(graph)

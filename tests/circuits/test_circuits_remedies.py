@@ -37,6 +37,10 @@ def _across(here: Here, **more: Any) -> Any:
     return circuits.across(here.model, Circuit(nodes=[(0, 1)]), CLEAN, CORRUPTED, metric=METRIC, **more)
 
 
+def _attributed(here: Here, by: Any = "component") -> Any:
+    return pl.attribution.direct(here.model.run_with_ckpts(CLEAN)[1], 3, by=by)
+
+
 REMEDIES: dict[str, list[Case]] = {
     "circuit-kind": [
         Case(lambda h: Circuit(), "nodes=[(5, 3), 'blocks.5.mlp']", lambda h: Circuit(nodes=[(5, 3)])),
@@ -57,6 +61,12 @@ REMEDIES: dict[str, list[Case]] = {
         Case(
             lambda h: Circuit(nodes=h.heads.mean("layer")), "'mlp.ckpt_mlp_out' over ('layer',)",
             lambda h: Circuit(nodes=h.mlps),
+        ),
+        *(
+            Case(
+                lambda h, made=made: Circuit(nodes=made(_attributed(h))), "by='head').isel(pos=-1)",
+                lambda h: Circuit(nodes=_attributed(h, by="head").isel(pos=-1)),
+            ) for made in (lambda parts: parts, lambda parts: parts.isel(pos=-1))
         ),
         Case(
             lambda h: Circuit(edges=h.heads), "pl.attribution.edges returned",

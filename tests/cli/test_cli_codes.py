@@ -33,7 +33,8 @@ NO_VERB = {
         "changed-model compare-no-values compare-unknown-both config-missing config-no-blocks config-wrong-type "
         "device-not-available generation-refused generation-wrong-type head-not-plain head-shape hf-attention "
         "hf-cannot-run hf-computed-weight hf-dropout hf-head hf-hooks hf-part hf-patched-forward hf-tensors "
-        "hf-wrong-class no-head reload-differs reload-raises save-raises save-would-lose weights-misfit",
+        "hf-wrong-class no-head not-a-model reload-differs reload-raises save-raises save-would-lose "
+        "weights-misfit",
     "takes tensors, arrays, figures or settings made in Python":
         "bandwidth component-axes corpus-no-units corpus-units heatmap-centre "
         "id-out-of-range ids-dtype mask-while-captured matrix-axes "
@@ -43,8 +44,8 @@ NO_VERB = {
         "unknown-covariance",
     "multiplies factored matrices": "factors-misfit not-square",
     "is code for HookedTransformer":
-        "hook-direction hook-not-computed hooked-config hooked-tokenizer hooked-unsupported no-beginning patch-indices "
-        "several-rows slice-without-length unknown-hook-point",
+        "hook-direction hook-not-computed hooked-config hooked-tokenizer hooked-unsupported no-beginning "
+        "patch-arguments patch-indices several-rows slice-without-length unknown-hook-point",
     "folds and centres weights": "folding-differs folding-rotated folding-without-bias",
     "attributes captured values":
         "attribution-of-some-heads attribution-target "
@@ -53,9 +54,9 @@ NO_VERB = {
     "looks at captured values, or at a file of a trace": "no-view not-a-trace of-text-positions view-not-repeatable",
     "evaluates circuits": "circuit-choices circuit-kind circuit-scores circuit-shares not-a-circuit",
     "patches, ablates, or measures one number of a run":
-        "ablate-how edit-mean-of-pattern gradient-along gradient-rules metric-kind "
+        "ablate-how baseline-of edit-mean-of-pattern gradient-along gradient-rules metric-kind "
         "metric-positions metric-shape metric-tokens metric-without-gradient no-texts nothing-to-normalize path-order "
-        "path-through sweep-direction sweep-over sweep-part",
+        "path-through position-is-a-pad sweep-direction sweep-over sweep-part",
     "reads others' autoencoders":
         "sae-and-model sae-decode-input sae-fold sae-fold-differs sae-no-tokens",
     "draws from arrays, or opens a tokenizer, in Python":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -36,16 +37,64 @@ def test_mean_is_the_loop(reference: list[list[int]] | None) -> None:
         model, ids, "mlp.ckpt_post", over=("layer", "pos"), how="mean", reference=reference, metric=METRIC,
         per_text=True,
     )  # fmt: skip
+    mean = pl.patching.ablate(
+        model, ids, "mlp.ckpt_post", over=("layer", "pos"), how="mean", reference=reference, metric=METRIC
+    )
     _, known = model.run_with_ckpts(ids if reference is None else reference)
     batch = model.tokenize(ids)
     for layer in range(3):
         for pos in range(6):
-            edit = pl.Edit.mean_ablate(f"blocks.{layer}.mlp.ckpt_post", known, pos=pos)
-            loop = METRIC(model.run(batch, edits=edit).detach(), batch)
             real = batch.mask[:, pos]
+            rows = real.nonzero().flatten().tolist()
+            edit = pl.Edit.mean_ablate(f"blocks.{layer}.mlp.ckpt_post", known, pos=pos, rows=rows)
+            loop = METRIC(model.run(batch, edits=edit).detach(), batch)
             given = torch.from_numpy(ablated.values[layer, pos])
             assert torch.allclose(given[real], loop[real], rtol=0, atol=1e-10)
             assert bool(given[~real].isnan().all())
+            assert float(mean[layer, pos]) == pytest.approx(float(loop.mean()), abs=1e-10)
+
+
+def test_the_mean_at_each_position_is_the_loop() -> None:
+    """Over the texts that have the position, counted from each one's first token."""
+    model, ids = exact(), support.ragged_ids(6, 4)
+    about: dict[str, Any] = {"over": ("layer", "pos"), "how": "mean_by_pos", "metric": METRIC, "per_text": True}
+    ablated = pl.patching.ablate(model, ids, "attn.ckpt_z", reference=REFERENCE, **about)
+    _, known = model.run_with_ckpts(REFERENCE)
+    batch, mask = model.tokenize(ids), known.batch.mask
+    for layer in range(3):
+        name = f"blocks.{layer}.attn.ckpt_z"
+        for text, length in enumerate((6, 4)):
+            for pos in range(length):
+                column = batch.shape[1] - length + pos
+                each = [known[name][row, mask[row]][pos] for row in range(len(REFERENCE)) if mask[row].sum() > pos]
+                edit = pl.Edit.replace(name, torch.stack(each).mean(0), pos=column, rows=text)
+                loop = METRIC(model.run(batch, edits=edit).detach(), batch)[text]
+                assert float(ablated[layer, column, text]) == pytest.approx(float(loop), abs=1e-10)
+
+
+def test_on_the_scale_of_an_ablation_one_is_the_plain_run() -> None:
+    """And nothing is the run without all that was gone over."""
+    model, (ids, _) = exact(), two()
+    about: dict[str, Any] = {"how": "zero", "metric": METRIC, "per_text": True}
+    ablated = pl.patching.ablate(model, ids, "attn.ckpt_z", over=("layer", "head"), heads=[0, 2], **about)
+    edit = pl.Edit.zero("blocks.*.attn.ckpt_z", heads=[0, 2])
+    gone = METRIC(model.run(ids, edits=edit).detach(), model.tokenize(ids)).numpy()
+    np.testing.assert_allclose(ablated.attrs["ablated_by_text"], gone, rtol=0, atol=1e-10)
+    plain = np.asarray(ablated.attrs["plain_by_text"])
+    np.testing.assert_allclose(pl.patching.normalized(ablated).values, (ablated.values - gone) / (plain - gone))
+
+
+def test_as_many_heads_as_were_ablated_are_drawn() -> None:
+    model, (ids, _) = exact(), two()
+    about: dict[str, Any] = {"over": (), "how": "zero", "metric": METRIC, "heads": [0, 2], "per_text": True}
+    drawn = pl.patching.ablation_baseline(model, ids, "blocks.1.attn.ckpt_z", of="heads", draws=12, **about)
+    assert drawn.dims == ("draw", "batch")
+    pairs = itertools.combinations(itertools.product(range(3), range(4)), 2)
+    edits = [[pl.Edit.zero(f"blocks.{layer}.attn.ckpt_z", heads=head) for layer, head in pair] for pair in pairs]
+    possible = np.stack([METRIC(model.run(ids, edits=pair).detach(), model.tokenize(ids)).numpy() for pair in edits])
+    for values in drawn.values:
+        assert np.abs(possible - values).max(-1).min() < 1e-10
+    assert len(np.unique(drawn.values.round(9), axis=0)) > 6
 
 
 def test_resample_takes_each_position_from_a_text_that_is_drawn() -> None:

@@ -72,6 +72,29 @@ def _infinite(logits: torch.Tensor, batch: pl.Batch) -> torch.Tensor:
     return logits[:, -1, 3] / 0
 
 
+RAGGED = support.ragged_ids(3, 5)
+
+
+def _at_a_pad(here: Here, side: Any = "left", **more: Any) -> Any:
+    texts = {name: here.model.tokenize(RAGGED, padding_side=side) for name in ("clean", "corrupted")}
+    return _sweep(here, **texts, **more)
+
+
+def _edited(here: Here, **where: Any) -> Any:
+    return here.model.run(RAGGED, edits=pl.Edit.zero("blocks.0.resid_pre", **where))
+
+
+def _evaluated(here: Here, side: Any) -> Any:
+    circuit, texts = pl.circuits.Circuit(nodes=[(0, 1)]), here.model.tokenize(RAGGED, padding_side=side)
+    about: dict[str, Any] = {"metric": METRIC, "value": "zero", "pos": 0, "subsets": 1, "random": 1}
+    return pl.circuits.evaluate(here.model, circuit, texts, texts, **about)
+
+
+def _baseline(here: Here, **more: Any) -> Any:
+    about: dict[str, Any] = {"over": (), "metric": METRIC, "draws": 2, **more}
+    return patching.baseline(here.model, ONE, OTHER, "ckpt_z", **about)
+
+
 NAMED = "Edward and Tom went home. Edward gave", "Tom and Edward went home. Tom gave"
 PAIRED: list[Callable[..., Any]] = [
     lambda *given: patching.sweep(*given, "resid_pre", over=("pos",), metric=METRIC),
@@ -95,6 +118,9 @@ REMEDIES: dict[str, list[Case]] = {
              lambda h: _metric(h, metrics.logit([1, 2]))),
         Case(lambda h: _metric(h, metrics.logit(211)), "from 0 to 210", lambda h: _metric(h, metrics.logit(210))),
         Case(lambda h: _metric(h, metrics.logit(True)), "a whole number", lambda h: _metric(h, metrics.logit(1))),
+        Case(lambda h: _metric(h, metrics.logit((1, 2))), "Give a list", lambda h: _metric(h, metrics.logit([1, 2]))),
+        Case(lambda h: pl.lens.logit(h.model.run_with_ckpts(TWO)[1]).rank((1, 2)), "logit_difference(right, wrong)",
+             lambda h: _metric(h, metrics.logit_difference(1, 2))),
     ],
     "not-one-token": [
         Case(lambda h: _told(h, metrics.logit(" ball and")), "one of the pieces",
@@ -131,6 +157,30 @@ REMEDIES: dict[str, list[Case]] = {
         Case(lambda h: patching.baseline(h.model, ONE, OTHER, "pattern", over=("layer",), metric=METRIC, draws=2),
              "last axis",
              lambda h: patching.baseline(h.model, ONE, OTHER, "ckpt_z", over=("layer",), metric=METRIC, draws=2)),
+    ],
+    "position-is-a-pad": [
+        Case(lambda h: _at_a_pad(h, pos=0), "padding_side='right'", lambda h: _at_a_pad(h, "right", pos=0)),
+        Case(lambda h: _at_a_pad(h, "right", pos=-1), "padding_side='left'", lambda h: _at_a_pad(h, pos=-1)),
+        Case(lambda h: _edited(h, pos=[1, 4]), "a position that every text has", lambda h: _edited(h, pos=[3, 4])),
+        Case(lambda h: _edited(h, pos=slice(0, 2)), "rows= alone", lambda h: _edited(h, pos=slice(0, 2), rows=1)),
+        Case(lambda h: _evaluated(h, "left"), "padding_side='right'", lambda h: _evaluated(h, "right")),
+    ],
+    "missing-argument": [
+        Case(lambda h: patching.sweep(h.model, ONE, OTHER, "resid_pre", metric=METRIC), "Give over=: What to go over",
+             lambda h: patching.sweep(h.model, ONE, OTHER, "resid_pre", metric=METRIC, over=("layer",))),
+        Case(lambda h: pl.Edit.replace("resid_pre"), "Give value=",  # pyright: ignore[reportCallIssue]
+             lambda h: pl.Edit.replace("resid_pre", 0.0)),
+    ],
+    "not-a-model": [
+        Case(lambda h: patching.sweep("a text", "another", h.told, "resid_pre", over=("layer",), metric=METRIC),
+             "Give the model first", _sweep),
+        Case(lambda h: pl.heads.ov(support.reference(), 0, 1), "pl.from_hf(hf_model)",
+             lambda h: pl.heads.ov(pl.from_hf(support.reference()), 0, 1)),
+    ],
+    "baseline-of": [
+        Case(lambda h: _baseline(h, of="layers"), "of='heads'", lambda h: _baseline(h, of="heads", heads=[1])),
+        Case(lambda h: _baseline(h, of="heads"), "heads=, or go over 'layer' or 'head'",
+             lambda h: (_baseline(h, of="heads", heads=[1, 2]), _baseline(h, of="heads", over=("layer",)))),
     ],
     "sweep-direction": [
         Case(lambda h: _sweep(h, direction="denoising"), "direction='denoise'",
@@ -184,8 +234,9 @@ REMEDIES: dict[str, list[Case]] = {
     "nothing-to-normalize": [
         Case(lambda h: patching.normalized(_sweep(h, clean=OTHER)), "in which the two runs differ",
              lambda h: patching.normalized(_sweep(h))),
-        Case(lambda h: patching.normalized(_ablate(h)), "pl.patching.sweep",
-             lambda h: patching.normalized(_sweep(h))),
+        Case(lambda h: patching.normalized(_sweep(h).drop_attrs()), "pl.patching.sweep, path or ablate",
+             lambda h: [patching.normalized(_sweep(h)), patching.normalized(_ablate(h)),
+                        patching.normalized(_path(h))]),
         Case(lambda h: patching.baseline(h.model, ONE, ONE, "resid_pre", over=(), metric=METRIC, draws=2),
              "in which the two runs differ",
              lambda h: patching.baseline(h.model, ONE, OTHER, "resid_pre", over=(), metric=METRIC, draws=2)),
@@ -200,6 +251,8 @@ REMEDIES: dict[str, list[Case]] = {
              lambda h: _path(h, senders=("attn.ckpt_z", {"layer": 0}))),
         Case(lambda h: _path(h, senders=("attn.ckpt_z", {"block": 0})), "'layer', 'head', 'pos' and 'neuron'",
              lambda h: _path(h, senders=("attn.ckpt_z", {"layer": 0}))),
+        Case(lambda h: _path(h, receivers=(2, 1)), "'attn.ckpt_q', {'layer': 5, 'head': 5}",
+             lambda h: _path(h, receivers=("attn.ckpt_q", {"layer": 2, "head": 1}))),
         Case(lambda h: _path(h, senders=[("attn.ckpt_z", {}), ("attn.ckpt_z", {})], over=("layer",)), "one sender",
              lambda h: _path(h, senders=[("attn.ckpt_z", {})], over=("layer",))),
     ],

@@ -10,6 +10,7 @@ import torch
 from loops import METRIC, everywhere, exact, two
 
 import pellucid as pl
+import support
 
 Z = "attn.ckpt_z"
 
@@ -55,6 +56,45 @@ def test_every_head_by_its_definition(receivers: list[tuple[str, int]], through:
             expected = by_definition(model, corrupted, clean, (layer, head), receivers, through=through)
             np.testing.assert_allclose(given, expected.numpy(), rtol=0, atol=1e-10)
     assert float(np.nanstd(found.values)) > 1e-4
+
+
+def test_texts_without_the_position_count_as_they_are() -> None:
+    """In the mean over texts of unequal length, a text that has no token at a column keeps its metric."""
+    model = exact()
+    clean, corrupted = (model.tokenize(support.ragged_ids(3, 6, 5, seed=seed)) for seed in (0, 50))
+    about: dict[str, Any] = {"senders": ("attn.ckpt_z", {"layer": 0, "head": 1}), "over": ("pos",), "metric": METRIC}
+    receivers: list[Any] = [("attn.ckpt_q", {"layer": 2, "head": 0}), "logits"]
+    for receiver in receivers:
+        mean, each = (
+            pl.patching.path(model, clean, corrupted, receivers=receiver, per_text=kept, **about)
+            for kept in (False, True)
+        )
+        assert np.array_equal(np.isnan(each.values), ~corrupted.mask.T.numpy())
+        kept = np.where(np.isnan(each.values), each.attrs["corrupted_by_text"], each.values)
+        np.testing.assert_allclose(mean.values, kept.mean(-1), rtol=0, atol=1e-10)
+        assert abs(float(mean[0]) - float(np.nanmean(each.values[0]))) > 1e-6
+
+
+def test_parts_are_named_as_in_circuits() -> None:
+    model, (clean, corrupted) = exact(), two()
+    names: dict[str, tuple[Any, Any]] = {
+        "a pair": ((0, 1), ("attn.ckpt_z", {"layer": 0, "head": 1})),
+        "a head": ("blocks.0.attn[1]", ("attn.ckpt_z", {"layer": 0, "heads": 1})),
+        "an MLP": (["blocks.0.mlp"], ("mlp.ckpt_mlp_out", {"layer": 0})),
+        "embeddings": ("embeddings", ("blocks.0.resid_pre", {})),
+        "several": ([(0, 1), (1, 2)], [("attn.ckpt_z", {"layer": i, "head": i + 1}) for i in (0, 1)]),
+    }
+    receivers: list[tuple[Any, Any]] = [
+        ("blocks.2.attn.q[1]", ("attn.ckpt_q", {"layer": 2, "head": 1})),
+        ("blocks.2.mlp", ("ln2.ckpt_normalized", {"layer": 2})),
+    ]
+    for short, long in names.values():
+        for name, place in receivers:
+            given = (
+                pl.patching.path(model, clean, corrupted, senders=sender, receivers=receiver, metric=METRIC)
+                for sender, receiver in ((short, name), (long, place))
+            )
+            np.testing.assert_array_equal(*(found.values for found in given))
 
 
 def test_the_direct_effect_is_the_difference_through_the_final_norm() -> None:

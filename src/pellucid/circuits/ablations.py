@@ -18,16 +18,17 @@ from torch import Tensor
 
 from pellucid.axes import Axis
 from pellucid.check import require_one_of
-from pellucid.circuits.circuit import EMBEDDINGS, LOGITS, MLP_OUT, PART, Circuit, Graph, Z, kind_of
+from pellucid.circuits.circuit import EMBEDDINGS, LOGITS, Circuit, Graph, kind_of
 from pellucid.errors import InputError, shown
 from pellucid.metrics import Metric, measured
 from pellucid.network import Run
 from pellucid.patching.ablation import Ablation
+from pellucid.patching.paths import MLP_OUT, PART, Z
 from pellucid.patching.reruns import BYTES, TOKENS, Rerun
 from pellucid.patching.roles import Columns, Put
 from pellucid.patching.sweeps import Direction, Texts
 from pellucid.run.model import CkptedTransformer
-from pellucid.run.region import Index, Region
+from pellucid.run.region import Index, Region, refuse_pads
 from pellucid.text.batch import Inputs
 
 EMBEDDED = "blocks.0.resid_pre"
@@ -124,6 +125,8 @@ class Ablations:
         whole: Iterable[Any] = self.graph.edges if choices.granularity == "edges" else self.graph.nodes
         self.universe: tuple[Any, ...] = tuple(p for p in whole if kinds[p[0] if isinstance(p, tuple) else p])
         self._columns = Region(choices.pos).indices("pos", (self._pair.base.shape[1],), (Axis.POS,), strict=True)
+        if self._columns:
+            refuse_pads("circuits", choices.pos, self._columns[0], self._pair.base.mask)
         self._known: dict[frozenset[Any], Tensor] = {}
 
     def keeping(self, kept: Sequence[Collection[Any]]) -> Tensor:

@@ -6,31 +6,18 @@ the queries, keys and values of each head, "blocks.9.attn.q[9]", what each MLP r
 
 from __future__ import annotations
 
-import re
-import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import Any
 
 from pellucid.check import as_number, as_whole, require_whole
+from pellucid.circuits.scored_parts import EMBEDDINGS, Edge, arrays_of, scored_edges, scored_nodes
 from pellucid.errors import InputError, UnknownNameError, nearest, shown
+from pellucid.patching.paths import MLP_OUT, PART
 from pellucid.schema import Schema
 
-if TYPE_CHECKING:
-    import xarray
-
-
-Edge = tuple[str, str]
-"""Sender and receiver."""
-
-EMBEDDINGS, LOGITS = "embeddings", "logits"
-Z, MLP_OUT = "attn.ckpt_z", "mlp.ckpt_mlp_out"
-
-PART = re.compile(r"blocks\.(?P<block>\d+)\.(?:attn(?:\.(?P<letter>[qkv]))?\[(?P<head>\d+)\]|mlp)")
-"""How a part of a block is called."""
+LOGITS = "logits"
 
 
 def kind_of(node: str) -> str:
@@ -124,7 +111,8 @@ class Circuit:
 
     Args:
         nodes: Parts: names, heads also as (layer, head); or their scores, as a sweep of "attn.ckpt_z" over ("layer",
-            "head") or of "mlp.ckpt_mlp_out" over ("layer",) gives them, or a list of such arrays.
+            "head") or of "mlp.ckpt_mlp_out" over ("layer",) gives them, or `pl.attribution.direct` with by="head" at
+            one position, or a list of such arrays.
         edges: Pairs (sender, receiver) of names, such as ("blocks.5.attn[3]", "blocks.9.attn.q[9]"); or their scores,
             as `pellucid.attribution.edges` gives them. With edges it is a circuit of these; nodes may be given, too.
 
@@ -163,7 +151,7 @@ class Circuit:
     @classmethod
     def of_scores(cls, scores: Any) -> Circuit:
         """The circuit of everything that was scored: edges, if the axes are sender and receiver, else nodes."""
-        arrays = _arrays(scores)
+        arrays = arrays_of(scores)
         return cls(edges=scores) if any("sender" in array.dims for array in arrays) else cls(nodes=scores)
 
     @property
@@ -248,9 +236,9 @@ def _place(part: str | Edge) -> tuple[Any, ...]:
 
 
 def _nodes(given: Any) -> dict[str, float]:
-    arrays = _arrays(given)
+    arrays = arrays_of(given)
     if arrays:
-        return dict(pair for array in arrays for pair in _scored_nodes(array))
+        return dict(pair for array in arrays for pair in scored_nodes(array))
     return {_node(one): 1.0 for one in _several(given, "nodes")}
 
 
@@ -268,9 +256,9 @@ def _node(given: Any) -> str:
 
 
 def _edges(given: Any) -> dict[Edge, float]:
-    arrays = _arrays(given)
+    arrays = arrays_of(given)
     if arrays:
-        return dict(pair for array in arrays for pair in _scored_edges(array))
+        return dict(pair for array in arrays for pair in scored_edges(array))
     found: dict[Edge, float] = {}
     for one in _several(given, "edges"):
         ends = list(one) if isinstance(one, (tuple, list)) else []
@@ -296,43 +284,3 @@ def _several(given: Any, what: str) -> list[Any]:
             remedy="Give nodes=[(5, 3), 'blocks.5.mlp'], or edges=[('blocks.5.attn[3]', 'logits')].",
         )
     return list(given)
-
-
-def _arrays(given: Any) -> list[Any]:
-    """Labelled arrays that were given; none if something else was."""
-    several = list(given) if isinstance(given, (list, tuple)) else [given]
-    xarray = sys.modules.get("xarray")  # where it was not imported, nobody has an array of its
-    found = [one for one in several if xarray is not None and isinstance(one, xarray.DataArray)]
-    return found if len(found) == len(several) else []
-
-
-def _scored_nodes(array: xarray.DataArray) -> Iterator[tuple[str, float]]:
-    """Each node of a sweep, and how far its patch moved the metric."""
-    kind = str(array.attrs.get("checkpoint", ""))
-    wanted = {Z: ("layer", "head"), MLP_OUT: ("layer",)}.get(kind)
-    if wanted is None or set(array.dims) != set(wanted):
-        raise InputError(
-            f"circuit: scores of {kind or 'no checkpoint'} over ({', '.join(map(str, array.dims))}), whose nodes are "
-            "not known.",
-            code="circuit-scores",
-            remedy="Sweep 'attn.ckpt_z' over ('layer', 'head'), or 'mlp.ckpt_mlp_out' over ('layer',).",
-        )
-    for at in np.ndindex(*array.shape):
-        place = {str(dim): int(array[dim].values[i]) for dim, i in zip(array.dims, at, strict=True)}
-        value = float(array.values[at]) - float(array.attrs.get("unchanged", 0.0))
-        if np.isfinite(value):
-            yield f"blocks.{place['layer']}." + (f"attn[{place['head']}]" if "head" in place else "mlp"), value
-
-
-def _scored_edges(array: xarray.DataArray) -> Iterator[tuple[Edge, float]]:
-    """Each edge with its score."""
-    if set(array.dims) != {"sender", "receiver"}:
-        raise InputError(
-            f"circuit: scores over ({', '.join(map(str, array.dims))}), expected (sender, receiver).",
-            code="circuit-scores",
-            remedy="Give what pl.attribution.edges returned.",
-        )
-    array = array.transpose("sender", "receiver")
-    for at in np.argwhere(np.isfinite(array.values)):
-        sender, receiver = str(array["sender"].values[at[0]]), str(array["receiver"].values[at[1]])
-        yield (sender, receiver), float(array.values[tuple(at)])

@@ -1,8 +1,11 @@
 """Change a run and see what it does: patching sweeps, ablation, paths."""
 
+from typing import TYPE_CHECKING
+
 from pellucid.dialects import name_arguments
 from pellucid.patching.ablation import ablate as ablate
-from pellucid.patching.effects import baseline as baseline
+from pellucid.patching.baselines import ablation_baseline as ablation_baseline
+from pellucid.patching.baselines import baseline as baseline
 from pellucid.patching.effects import effect_sizes as effect_sizes
 from pellucid.patching.effects import normalized as normalized
 from pellucid.patching.paths import path as path
@@ -11,5 +14,8 @@ from pellucid.patching.roles import align as align
 from pellucid.patching.sweeps import SweepCost as SweepCost
 from pellucid.patching.sweeps import estimate_sweep as estimate_sweep
 from pellucid.patching.sweeps import sweep as sweep
+from pellucid.verbs_of_others import PATCHING, said_of
 
 name_arguments(globals())
+if not TYPE_CHECKING:
+    __getattr__ = said_of(__name__, PATCHING)

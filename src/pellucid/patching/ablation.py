@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from pellucid.errors import InputError
 from pellucid.interrupts import told
 from pellucid.metrics import Metric
 from pellucid.patching.cells import Cells
-from pellucid.patching.reruns import Base
+from pellucid.patching.reruns import Base, Rerun
 from pellucid.patching.sweeps import UNMEASURED, described, patches, require_room, results
 from pellucid.run.model import CkptedTransformer
 from pellucid.run.region import Index, Region
@@ -25,7 +25,7 @@ from pellucid.text.batch import Batch, Inputs
 if TYPE_CHECKING:
     import xarray
 
-How = Literal["zero", "mean", "resample"]
+How = Literal["zero", "mean", "mean_by_pos", "resample"]
 
 
 def ablate(
@@ -52,15 +52,17 @@ def ablate(
         inputs: Whose runs are ablated.
         names: A checkpoint, or a list of them; see `sweep`.
         over: What to go over; see `sweep`.
-        how: What is put there: "zero"; "mean", over the texts and tokens of the reference; "resample", for each token
-            the value at its position in a text of the reference that is drawn at random.
+        how: What is put there: "zero"; "mean", over the texts and tokens of the reference; "mean_by_pos", for each
+            token the mean over the reference's texts at its position, counted from the first token; "resample", for
+            each token the value at its position in a text of the reference that is drawn at random.
         metric: What to read off each run.
         reference: The texts that are averaged or drawn from; the inputs themselves if None.
         seed: Of the draws.
         per_text, pos, heads, neurons, max_bytes, progress: See `sweep`.
 
     Returns:
-        [checkpoint, *over, batch] as `sweep` gives it. Attributes: `plain`, the metric of the run as it is.
+        [checkpoint, *over, batch] as `sweep` gives it. Attributes: `plain`, the metric of the run as it is, and
+        `ablated`, that of the run in which everything that was gone over is ablated at once.
 
     Raises:
         InputError: Axes that a checkpoint does not have; a mean or a draw of scores and patterns; a reference with no
@@ -76,38 +78,65 @@ def ablate(
         >>> ablated.sizes, float(ablated.max()) <= 0
         (Frozen({'layer': 4, 'head': 4}), True)
     """
-    remedy = "Give how='mean' with reference= texts, for example."
-    require_one_of("ablate: how", how, _INSTEAD, code="ablate-how", remedy=remedy)
-    batch = model.tokenize(inputs)
-    known = batch if reference is None else model.tokenize(reference)
-    cells = Cells(model.schema, names, over, batch, batch, Region(pos, heads, neurons))
-    room = require_room(model, batch, known, cells.names, max_bytes)
+    batch, part = model.tokenize(inputs), Region(pos, heads, neurons)
+    cells = Cells(model.schema, names, over, batch, batch, part)
     with told(UNMEASURED):
-        run = Base(model, batch, metric, of="the plain run", max_bytes=room)
-        values = model.run_with_ckpts(known, names=cells.names)[1]
-    put = Ablation(how, known, batch, seed)
-    axes = model.schema.axes
-    instead = {name: put.value(name, value, axes[name]) for name, value in values.items()}
-    found = results(run, cells, patches(cells, instead), progress=progress)
+        made = Ablated.of(model, batch, reference, cells.names, how, metric, seed=seed, max_bytes=max_bytes)
+        at_once = Cells(model.schema, names, (), batch, batch, part)
+        everything = Rerun(tuple(put for cell in at_once for put in cell.puts(made.instead)))
+        ((_, gone),) = made.run.differing([everything])
+    found = results(made.run, cells, patches(cells, made.instead), progress=progress)
     title = f"{', '.join(cells.kinds)} ablated by {_INSTEAD[how]}"
-    about = {"checkpoint": ", ".join(cells.kinds), "how": how, "plain": float(run.plain.mean()),
-             "plain_by_text": run.plain.tolist(), **described(run, title)}  # fmt: skip
+    about = {"checkpoint": ", ".join(cells.kinds), **made.about(title), "ablated": float(gone.mean()),
+             "ablated_by_text": gone.tolist()}  # fmt: skip
     return found.labelled("ablate", about, per_text=per_text)
 
 
-_INSTEAD: Mapping[How, str] = {"zero": "zeros", "mean": "the mean", "resample": "other texts"}
+_INSTEAD: Mapping[How, str] = {
+    "zero": "zeros", "mean": "the mean", "mean_by_pos": "the mean at each position", "resample": "other texts",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Ablated:
+    """The plain run, and what ablations put in the place of its values."""
+
+    run: Base
+    instead: Mapping[str, Tensor]  # by checkpoint
+    how: How
+
+    @classmethod
+    def of(
+        cls, model: CkptedTransformer, batch: Batch, reference: Inputs | None, names: Sequence[str], how: How,
+        metric: Metric, *, seed: int, max_bytes: int | None = None, kept: Sequence[str] = (),
+    ) -> Ablated:  # fmt: skip
+        """Run the inputs, of which some values are kept, and the reference; the inputs are it if None."""
+        remedy = "Give how='mean' with reference= texts, for example."
+        require_one_of("ablate: how", how, _INSTEAD, code="ablate-how", remedy=remedy)
+        known = batch if reference is None else model.tokenize(reference)
+        room = require_room(model, batch, known, names, max_bytes)
+        run = Base(model, batch, metric, kept, of="the plain run", max_bytes=room)
+        values = model.run_with_ckpts(known, names=list(names))[1]
+        put, axes = Ablation(how, known, batch, seed), model.schema.axes
+        return cls(run, {name: put.value(name, value, axes[name]) for name, value in values.items()}, how)
+
+    def about(self, title: str) -> dict[str, Any]:
+        """What an array of ablations says, for figures and `normalized`."""
+        return {"how": self.how, "plain": float(self.run.plain.mean()), "plain_by_text": self.run.plain.tolist(),
+                **described(self.run, title)}  # fmt: skip
 
 
 @dataclass
 class Ablation:
     """What is put in the place of a value."""
 
-    how: How  # "zero", "mean" or "resample"
+    how: How
     reference: Batch  # where the values come from
     batch: Batch  # where they go
     seed: int  # of the draws
 
     def __post_init__(self) -> None:
+        self._positions = [batch.mask.cpu().cumsum(1) - 1 for batch in (self.reference, self.batch)]
         self._drawn = self._draw() if self.how == "resample" else None
 
     def value(self, name: str, value: Tensor, axes: Sequence[Axis]) -> Tensor:
@@ -130,7 +159,28 @@ class Ablation:
             return value[rows.to(value.device), columns.to(value.device)]
         wide = value.to(torch.promote_types(value.dtype, torch.float32))
         mask = self.reference.mask.to(value.device)
+        if self.how == "mean_by_pos":
+            return self._by_position(wide[mask]).to(value.dtype)
         return wide[mask].mean(0).to(value.dtype).expand(shape)
+
+    def _by_position(self, tokens: Tensor) -> Tensor:
+        """[B, P, ...]: the mean over the texts of the reference at each position, from values [N, ...] of tokens."""
+        (theirs, own), mask = self._positions, self.reference.mask.cpu()
+        self._require_long(int(own.max()), int(theirs.max()))
+        at = theirs[mask].to(tokens.device)
+        sums = tokens.new_zeros(int(theirs.max()) + 1, *tokens.shape[1:]).index_add(0, at, tokens)
+        counts = at.bincount().reshape(-1, *[1] * (tokens.dim() - 1))
+        return (sums / counts)[own.clamp(min=0).to(tokens.device)]
+
+    def _require_long(self, position: int, last: int) -> None:
+        """Refuse a reference without a text that is as long as an input."""
+        if position > last:
+            text = int((self._positions[1] == position).any(1).nonzero()[0])
+            raise InputError(
+                f"ablate: text {text} has a token {position}, and no text of the reference has.",
+                code="reference-too-short",
+                remedy="Give reference texts that are as long as the inputs.",
+            )
 
     def _draw(self) -> tuple[Tensor, Tensor]:
         """For every column of the batch a text of the reference, drawn, and the column of the same position there."""
@@ -140,13 +190,8 @@ class Ablation:
         rows, columns = torch.zeros(self.batch.shape, dtype=torch.long), torch.zeros(self.batch.shape, dtype=torch.long)
         for text, mask in enumerate(self.batch.mask.cpu()):
             for position, column in enumerate(mask.nonzero().flatten().tolist()):
+                self._require_long(position, int(lengths.max()) - 1)
                 long = (lengths > position).nonzero().flatten()
-                if not len(long):
-                    raise InputError(
-                        f"ablate: text {text} has a token {position}, and no text of the reference has.",
-                        code="reference-too-short",
-                        remedy="Give reference texts that are as long as the inputs.",
-                    )
                 row = int(long[torch.randint(len(long), (), generator=random)])
                 rows[text, column], columns[text, column] = row, int(columns_of[row][position])
         return rows, columns

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from pellucid import aliases
 from pellucid.axes import Axis
-from pellucid.check import require_one_of
+from pellucid.check import as_whole, require_one_of
 from pellucid.errors import InputError, shown
 from pellucid.metrics import Metric
 from pellucid.patching.cells import Cells, SweepCell
@@ -30,14 +31,19 @@ Z, MLP_OUT = "attn.ckpt_z", "mlp.ckpt_mlp_out"
 PathEnd = tuple[aliases.Name, Mapping[str, Any]]
 """A checkpoint, and which part of it: {"layer": 9, "head": 9, "pos": -1, "neuron": 3}, each optional."""
 
+PART = re.compile(r"blocks\.(?P<block>\d+)\.(?:attn(?:\.(?P<letter>[qkv]))?\[(?P<head>\d+)\]|mlp)")
+"""How circuits and edges call a part of a block."""
+
+_PLURAL = {"heads": "head", "neurons": "neuron"}
+
 
 def path(
     model: CkptedTransformer,
     clean: Inputs,
     corrupted: Inputs,
     *,
-    senders: PathEnd | Sequence[PathEnd],
-    receivers: PathEnd | Sequence[PathEnd] | Literal["logits"],
+    senders: PathEnd | tuple[int, int] | str | Sequence[Any],
+    receivers: PathEnd | Literal["logits"] | str | Sequence[Any],
     metric: Metric,
     through: Literal["mlps", "none"] = "mlps",
     over: Sequence[str] = (),
@@ -58,8 +64,10 @@ def path(
         model: What runs.
         clean: Texts whose values the senders take.
         corrupted: As many texts, which are the base.
-        senders: A checkpoint and the part of it, such as ("attn.ckpt_z", {"layer": 5, "head": 5}), or a list of these.
-        receivers: The same, such as ("attn.ckpt_q", {"layer": 9, "head": 9}); "logits" for the direct effect.
+        senders: A checkpoint and the part of it, such as ("attn.ckpt_z", {"layer": 5, "head": 5}), or a list of these;
+            a head also as (layer, head), and any part by its name in circuits, "blocks.5.attn[5]" or "blocks.5.mlp".
+        receivers: The same, such as ("attn.ckpt_q", {"layer": 9, "head": 9}) or "blocks.9.attn.q[9]"; "logits" for the
+            direct effect.
         metric: What to read off the run.
         through: "mlps" lets the MLPs between recompute; "none" keeps their outputs of the base run.
         over: Axes along which to go over the one sender, such as ("layer", "head") of ("attn.ckpt_z", {}).
@@ -86,7 +94,9 @@ def path(
     remedy = "Give through='mlps' to let the MLPs between recompute, 'none' to keep their outputs."
     require_one_of("path: through", through, ("mlps", "none"), code="path-through", remedy=remedy)
     pair, schema = Texts.of(model, clean, corrupted, direction, align), model.schema
-    sent = [_cells(place, schema, pair, over) for place in _several(senders, "senders")]
+    spoken = _several(senders, "senders")
+    heard = [] if receivers == "logits" else _several(receivers, "receivers")
+    sent = [_cells(place, schema, pair, over) for place in spoken]
     if over and len(sent) > 1:
         raise InputError(
             f"path: over={shown(over)} with {len(sent)} senders, expected one.",
@@ -94,7 +104,7 @@ def path(
             remedy="Give one sender, whose other axes are gone over.",
         )
     own = Texts(pair.base, pair.base, pair.into, None)
-    got = [] if receivers == "logits" else [_cells(p, schema, own) for p in _several(receivers, "receivers")]
+    got = [_cells(place, schema, own) for place in heard]
     kept = tuple(
         f"blocks.{i}.{kind}" for i in range(len(schema.blocks)) for kind in (Z, MLP_OUT)[: 1 + (through == "none")]
     )
@@ -106,7 +116,7 @@ def path(
     trials = [(cells[0], paths.first(cells)) for cells in todo]
     found = results(runs.base, sent[0], trials, paths.measured if got else None, progress=progress)
     about = {"senders": shown(senders), "receivers": shown(receivers), "through": through, "direction": direction}
-    title = f"paths from {_written(senders)} to {_written(receivers)}, {pair.taken} into {pair.into}"
+    title = f"paths from {_written(spoken)} to {_written(heard) or 'logits'}, {pair.taken} into {pair.into}"
     return found.labelled("path", {**about, **runs.about(title)}, per_text=per_text)
 
 
@@ -194,28 +204,55 @@ class _Paths:
         return {head * group + i for head in cell.heads for i in range(group)}
 
 
-def _written(places: Any) -> str:
+def _written(places: Sequence[PathEnd]) -> str:
     """Senders or receivers as people write them: "attn.ckpt_q of layer 9, head 9"."""
-    if isinstance(places, str):
-        return places
-    each = [(str(name), ", ".join(f"{axis} {at}" for axis, at in part.items())) for name, part in _several(places, "")]
+    each = [(str(name), ", ".join(f"{axis} {at}" for axis, at in part.items())) for name, part in places]
     return " and ".join(f"{name} of {part}" if part else name for name, part in each)
 
 
 def _several(places: Any, what: str) -> list[PathEnd]:
     """One place or several, checked."""
-    one = isinstance(places, tuple) and len(places) == 2 and isinstance(places[1], Mapping)
-    given: list[Any] = [places] if one else list(places) if isinstance(places, (list, tuple)) else [places]
-    for place in given:
-        fits = isinstance(place, tuple) and len(place) == 2 and isinstance(place[1], Mapping)
-        if not fits or not set(place[1]) <= {"layer", "head", "pos", "neuron"}:
-            raise InputError(
-                f"path: {what}={shown(place)}, expected a checkpoint and the part of it that is meant.",
-                code="path-place",
-                remedy="Give ('attn.ckpt_z', {'layer': 5, 'head': 5}); 'layer', 'head', 'pos' and 'neuron' may be left "
-                "out.",
-            )
-    return given
+    is_pair = isinstance(places, tuple) and len(places) == 2
+    one = is_pair and (isinstance(places[1], Mapping) or _head(places) is not None)
+    several = isinstance(places, (list, tuple)) and not one
+    return [_place(place, what) for place in (places if several else [places])]
+
+
+def _place(given: Any, what: str) -> PathEnd:
+    """A checkpoint and the part of it, from whatever stands for them."""
+    if isinstance(given, str):
+        return _by_name(given, what)
+    if (head := _head(given)) is not None and what == "senders":
+        return Z, head
+    fits = isinstance(given, tuple) and len(given) == 2 and isinstance(given[1], Mapping)
+    part = {_PLURAL.get(str(axis), str(axis)): at for axis, at in given[1].items()} if fits else {}
+    if not fits or not set(part) <= {"layer", "head", "pos", "neuron"}:
+        kind = "z" if what == "senders" else "q"
+        raise InputError(
+            f"path: {what}={shown(given)}, expected a checkpoint and the part of it that is meant.",
+            code="path-place",
+            remedy=f"Give ('attn.ckpt_{kind}', {{'layer': 5, 'head': 5}}); 'layer', 'head', 'pos' and 'neuron' may be "
+            "left out.",
+        )
+    return given[0], part
+
+
+def _head(given: Any) -> dict[str, int] | None:
+    """What (layer, head) says; None if something else was given."""
+    numbers = [as_whole(i) for i in given] if isinstance(given, (tuple, list)) and len(given) == 2 else [None]
+    return None if None in numbers else dict(zip(("layer", "head"), numbers, strict=True))  # pyright: ignore[reportReturnType]
+
+
+def _by_name(name: str, what: str) -> PathEnd:
+    """What a name stands for: a part as circuits call it, or a checkpoint."""
+    if name == "embeddings":
+        return "blocks.0.resid_pre", {}
+    if (found := PART.fullmatch(name)) is None:
+        return name, {}
+    block = {"layer": int(found["block"])}
+    if found["head"] is None:
+        return MLP_OUT if what == "senders" else "ln2.ckpt_normalized", block
+    return f"attn.ckpt_{found['letter'] or 'z'}", {**block, "head": int(found["head"])}
 
 
 def _cells(place: PathEnd, schema: Schema, pair: Texts, over: Sequence[str] = ()) -> Cells:
