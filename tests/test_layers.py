@@ -19,8 +19,8 @@ PACKAGE = Path(pellucid.__file__).parent
 LAYERS: dict[str, int] = {
     "errors": 0, "axes": 0, "schema": 0, "tap": 0, "aliases": 0, "part": 0, "_version": 0, "listing": 0,
     "extras": 0, "check": 0, "interrupts": 0, "atomic": 0, "own_file": 0, "attributes": 0,
-    "dialects": 0, "verbs_of_others": 0, "numerics": 0, "config": 0, "network": 0, "families": 0, "layout": 0, "attend": 0,
-    "json_config": 0, "blocks": 0, "rotary": 0, "rotary_rules": 0, "common_points": 0,
+    "dialects": 0, "verbs_of_others": 0, "numerics": 0, "config": 0, "network": 0, "families": 0, "layout": 0,
+    "attend": 0, "json_config": 0, "blocks": 0, "rotary": 0, "rotary_rules": 0, "common_points": 0,
     "common_mistakes": 0, "common_attention": 0, "suspicions": 0,
     "weights.hub": 0, "weights.hub_answers": 0, "weights.manifests": 0, "weights.foreign": 0,
     "weights.living": 0, "weights.anatomy": 0,

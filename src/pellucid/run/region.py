@@ -172,7 +172,7 @@ def refuse_pads(where: str, pos: Index, columns: Tensor, mask: Tensor) -> None:
     tokens = real[text].nonzero().flatten().tolist()
     side, end = ("right", "first") if int(columns[place]) < tokens[0] else ("left", "last")
     raise InputError(
-        f"{where}: pos={pos!r} chooses column {int(columns[place])} of the batch, which is a pad in text {text}: "
+        f"{where}: pos={shown(pos)} chooses column {int(columns[place])} of the batch, which is a pad in text {text}: "
         f"its tokens are in columns {tokens[0]} to {tokens[-1]}.",
         code="position-is-a-pad",
         remedy=f"Give model.tokenize(texts, padding_side={side!r}), which counts columns from the {end} token of every "
