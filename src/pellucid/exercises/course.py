@@ -214,9 +214,8 @@ def gpt2(ids: Tensor, p: Parameters, sizes: Sizes, parts: Parts) -> Stages:
     stages: Stages = {"token embedding": values["looked up"], "pos embedding": values["pos>"]}
     stages["token + pos"] = values["embedded"]
     for place in range(len(parts.order(sizes.layers))):
-        prefix = f"blocks.{place}."
-        inside = {name.removeprefix(prefix): value for name, value in values.items() if name.startswith(prefix)}
-        stages |= {f"block {place}: {name}": value for name, value in _block_stages(inside).items()}
+        inside = _block_stages(values, f"blocks.{place}.")
+        stages |= {f"block {place}: {name}": value for name, value in inside.items()}
     return {**stages, "ln": values["read by the head"], "logits": values[LOGITS]}
 
 
@@ -260,9 +259,10 @@ def _block(p: Parameters, prefix: str, number: int, sizes: Sizes) -> dict[str, T
     }  # fmt: skip
 
 
-def _attention_stages(values: Values) -> Stages:
-    together = torch.stack([values[f"{letter} by head"] for letter in "qkv"])
-    return {"q, k, v": together, **{name: values[name] for name in ("scores", "pattern", "z")}, "output": values["O>"]}
+def _attention_stages(values: Values, prefix: str = "") -> Stages:
+    together = torch.stack([values[f"{prefix}{letter} by head"] for letter in "qkv"])
+    middle = {name: values[prefix + name] for name in ("scores", "pattern", "z")}
+    return {"q, k, v": together, **middle, "output": values[f"{prefix}O>"]}
 
 
 _OF_BLOCK = {
@@ -271,9 +271,10 @@ _OF_BLOCK = {
 }  # fmt: skip
 
 
-def _block_stages(values: Values) -> Stages:
-    attended = {f"attn {name}": value for name, value in _attention_stages(values).items()}
-    return {"ln1": values["attn<"], **attended, **{name: values[point] for name, point in _OF_BLOCK.items()}}
+def _block_stages(values: Values, prefix: str = "") -> Stages:
+    attended = {f"attn {name}": value for name, value in _attention_stages(values, prefix).items()}
+    behind = {name: values[prefix + point] for name, point in _OF_BLOCK.items()}
+    return {"ln1": values[f"{prefix}attn<"], **attended, **behind}
 
 
 Produce = Callable[[Parts], Iterator[Stages]]

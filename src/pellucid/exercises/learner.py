@@ -72,9 +72,7 @@ class ModuleProbe:
         module = built.module.eval()
         spread(module)
         named, inputs = built.parameters(), list(self.inputs(sizes))
-
-        def produce(parts: Parts) -> Iterator[Stages]:
-            return (self.stages(x, named, sizes, parts) for x in inputs)
+        produce = self._produce(named, sizes, inputs, lambda parts: parts)
 
         shapes = [list(s.values())[-1].shape for s in produce(RIGHT)]
         watch, outputs = self._run(module, inputs, shapes)
@@ -97,9 +95,7 @@ class ModuleProbe:
         module = built.module.train()
         spread(module)
         named, inputs = built.parameters(), list(self.inputs(sizes))
-
-        def produce(parts: Parts) -> Iterator[Stages]:
-            return (self.stages(x, named, sizes, training(parts, sizes)) for x in inputs)
+        produce = self._produce(named, sizes, inputs, lambda parts: training(parts, sizes))
 
         shapes = [list(s.values())[-1].shape for s in produce(RIGHT)]
         with Marked():
@@ -120,6 +116,17 @@ class ModuleProbe:
                 raise self._named(watch, mistake, produce, tolerance)
         words = "in training the output is not that of dropout at the course's places, and no known mistake gives it"
         raise WrongAnswerError(words, "dropout", kind="what is dropped, or how often, is wrong")
+
+    def _produce(
+        self, named: Parameters, sizes: Sizes, inputs: Sequence[Tensor], mode: Callable[[Parts], Parts]
+    ) -> Produce:
+        """What gives the stages of every input; those of a right one, which every mistake is held against, are kept."""
+        right = [self.stages(x, named, sizes, mode(RIGHT)) for x in inputs]
+
+        def produce(parts: Parts) -> Iterator[Stages]:
+            return iter(right) if parts is RIGHT else (self.stages(x, named, sizes, mode(parts)) for x in inputs)
+
+        return produce
 
     def _explained(
         self, watch: Watch, produce: Produce, outputs: list[Tensor], mistakes: list[Mistake], wrong: int
@@ -272,8 +279,9 @@ def first_wrong(made: Iterator[Stages], observed: Sequence[Tensor], tolerance: f
 
 def pairs(mistakes: Sequence[Mistake], one_of: Collection[Mistake] | None = None) -> Iterator[Mistake]:
     """Two mistakes at once that replace different parts, at least one of which is among some."""
+    chosen = {id(mistake) for mistake in (mistakes if one_of is None else one_of)}
     for a, b in itertools.combinations(mistakes, 2):
-        if not set(a.changes) & set(b.changes) and (one_of is None or a in one_of or b in one_of):
+        if (id(a) in chosen or id(b) in chosen) and not a.changes.keys() & b.changes.keys():
             yield together(a, b)
 
 

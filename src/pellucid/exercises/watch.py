@@ -6,6 +6,7 @@ einsum and matmul, (head, query) and (query, head) all look the same, and nothin
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -22,10 +23,11 @@ from pellucid.exercises.result import current_line, described
 
 @dataclass(frozen=True)
 class _Seen:
-    """A tensor that was computed: its numbers in ascending order, and the line of code that did it."""
+    """A tensor that was computed."""
 
-    numbers: Tensor
-    where: tuple[str, int] | None
+    numbers: Tensor  # in ascending order
+    ends: tuple[float, float]  # the first and the last of them, by which most others are told from it
+    where: tuple[str, int] | None  # the line of code that did it
 
 
 class Watch(TorchDispatchMode):
@@ -41,7 +43,8 @@ class Watch(TorchDispatchMode):
         for tensor in pytree.tree_leaves(result):
             if isinstance(tensor, Tensor) and tensor.is_floating_point() and tensor.numel() > 1:
                 self.coarse |= tensor.dtype != torch.float64
-                self._seen.append(_Seen(_in_order(tensor), current_line()))
+                numbers = _in_order(tensor)
+                self._seen.append(_Seen(numbers, _ends(numbers), current_line()))
         return result
 
     def showed(self, value: Tensor, tolerance: float) -> bool:
@@ -51,10 +54,14 @@ class Watch(TorchDispatchMode):
     def _places(self, value: Tensor, tolerance: float) -> Iterable[int]:
         """Where among all tensors those with these numbers stand, counted from 1."""
         wanted = _in_order(value)
+        ends, size = _ends(wanted), wanted.numel()
+        gap = tolerance * (max(map(abs, ends)) or 1.0) if all(map(math.isfinite, ends)) else math.inf
         return (
             number
             for number, seen in enumerate(self._seen, 1)
-            if seen.numbers.numel() == wanted.numel() and apart(seen.numbers, wanted) <= tolerance
+            if seen.numbers.numel() == size
+            and not any(abs(a - b) > gap for a, b in zip(seen.ends, ends, strict=True))
+            and apart(seen.numbers, wanted) <= tolerance
         )
 
     def line_of(self, value: Tensor, tolerance: float) -> str | None:
@@ -82,6 +89,10 @@ class Watch(TorchDispatchMode):
 
 def _in_order(tensor: Tensor) -> Tensor:
     return tensor.detach().double().flatten().sort().values
+
+
+def _ends(numbers: Tensor) -> tuple[float, float]:
+    return (float(numbers[0]), float(numbers[-1])) if numbers.numel() and not numbers.is_meta else (0.0, 0.0)
 
 
 class Undropped(TorchDispatchMode):
