@@ -91,6 +91,7 @@ class Suspect:
     is_of_logits: bool = False  # whether it needs the logits of all tokens at once
     harmless: bool = False  # whether it is rounding all the same, or no text can show it
     slight: bool = False  # whether it is rounding, so it explains no large error
+    quick: bool = False  # whether float64 takes it hardly longer than float32, so nothing is computed coarsely first
     what: Any = None  # the family's own description of the mistake, for `beside`
     # the same mistake in a model that also makes another, which is given; None if that cannot be
     beside: Callable[[Suspect], Suspect] | None = None

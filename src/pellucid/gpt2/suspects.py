@@ -6,6 +6,7 @@ those of the catalogue follow.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -30,11 +31,15 @@ PLACES = {
 }  # fmt: skip
 """Where `run_parts` records a value -> the parameter, module or block whose place that is."""
 
+QUICK = 5_000_000
+"""Multiplications of a run that take no longer in either dtype than what is around them, about a millisecond."""
+
 
 def suspects(config: TransformerConfig, tensors: Mapping[str, Tensor], seen: Seen) -> Iterator[Suspect]:
     """The mistakes that a comparison tries, made in a plain GPT-2; the likely ones first."""
     weights = PlainWeights(Sizes.of(config), tensors)
-    coarse = weights.coarsely()
+    products = seen.ids.numel() * sum(tensor.numel() for tensor in tensors.values())
+    coarse = weights if products < QUICK else weights.coarsely()
     known = known_mistakes(weights, several_rows=seen.ids.size(0) > 1)
     for mistake in (*_suggested(weights, seen), *known, *map(_mistake, measured(seen))):
         yield _suspect(mistake, weights, coarse)
@@ -66,11 +71,13 @@ def _suspect(mistake: Mistake, weights: PlainWeights, coarse: PlainWeights) -> S
         is_of_logits="logits" in mistake.changes,
         harmless=mistake.harmless,
         slight=mistake.slight,
+        quick=coarse is weights,
         what=mistake,
         beside=beside,
     )
 
 
+@functools.lru_cache(maxsize=4096)
 def _place(name: str) -> str:
     """The place at which a value is recorded under a name; "" if it is recorded for others."""
     block, _, kind = name.rpartition(".")

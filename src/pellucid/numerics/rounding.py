@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
@@ -54,16 +55,22 @@ def _plain_size(values: Tensor) -> float | None:
     """
     if not values.numel():
         return 0.0
-    low, high = values.aminmax()
-    return float(torch.maximum(-low, high)) if bool(low.isfinite() & high.isfinite() & ~_hidden(low)) else None
+    low, high = _ends(values)
+    return max(-low, high) if math.isfinite(low) and math.isfinite(high) and low > _least(values.dtype) else None
 
 
 def _size_or_nan(values: Tensor) -> float:
     """The largest magnitude, NaN if one of the values is."""
     if not values.numel():
         return 0.0
-    low, high = values.aminmax()
-    return float(torch.maximum(-low, high))
+    low, high = _ends(values)
+    return math.nan if math.isnan(low) else max(-low, high)
+
+
+def _ends(values: Tensor) -> tuple[float, float]:
+    """The least and the largest value, both NaN if one of the values is; an accelerator is waited for once."""
+    low, high = torch.stack(values.aminmax()).tolist()
+    return low, high
 
 
 def size_of(values: Tensor) -> float:
@@ -90,8 +97,13 @@ def not_alike(given: Tensor, expected: Tensor) -> Tensor:
 
 def _hidden(values: Tensor) -> Tensor:
     """Scores that a mask hides: minus infinity, or the least numbers of the dtype."""
-    least = torch.finfo(values.dtype).min
-    return values <= (least if values.dtype == torch.float16 else least / 2)  # real values come near float16's least
+    return values <= _least(values.dtype)
+
+
+@functools.cache
+def _least(dtype: torch.dtype) -> float:
+    least = torch.finfo(dtype).min
+    return least if dtype == torch.float16 else least / 2  # real values come near float16's least
 
 
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}

@@ -149,6 +149,8 @@ class Trials:
         """Whether a mistake, computed in float32, is near enough to what was observed to be computed in float64."""
         if mistake.slight and self.without > SLIGHT:
             return False
+        if mistake.quick:
+            return True
         few = span.last >= self.evidence.n_layer and self.evidence.point == LOGITS and not mistake.is_of_logits
         step = max(1, self.observed.size(-1) // FEW) if few else 1
         made = _made(mistake, self.evidence, replace(span, step=step), coarsely=True).get(self.evidence.point)

@@ -69,9 +69,9 @@ def _is_plain(module: nn.Module) -> bool:
 
 def copied(value: Any, memo: dict[int, Any]) -> Any:
     """`copy.deepcopy`, but ten times as fast for what most attributes of modules are: constants and modules."""
-    if type(value) in _UNCHANGING or isinstance(value, (Tokenizer, Config)):
+    if type(value) in UNCHANGING or isinstance(value, (Tokenizer, Config)):
         return value  # a copy of a tokenizer is its whole file written and read
-    if type(value) in _CONTAINERS and not value:
+    if type(value) in CONTAINERS and not value:
         return type(value)()
     if type(value) is dict and all(type(name) is str and _is_known(one, memo) for name, one in value.items()):
         return memo.setdefault(id(value), {name: memo.get(id(one)) for name, one in value.items()})
@@ -83,8 +83,11 @@ def _is_known(value: Any, memo: dict[int, Any]) -> bool:
     return value is None or id(value) in memo
 
 
-_UNCHANGING = (bool, int, float, str, type(None))
-_CONTAINERS = (dict, list, tuple, set, OrderedDict)
+UNCHANGING = (bool, int, float, str, type(None))
+"""Types of which a value is its own copy."""
+
+CONTAINERS = (dict, list, tuple, set, OrderedDict)
+"""Types of which an empty value is copied by making another."""
 
 
 class Moved:

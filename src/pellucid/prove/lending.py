@@ -16,7 +16,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pellucid.prove.copies import Moved, copied, is_compiled, is_scripted, writes_as_it_looks_up
+from pellucid.prove.copies import (
+    CONTAINERS,
+    UNCHANGING,
+    Moved,
+    copied,
+    is_compiled,
+    is_scripted,
+    writes_as_it_looks_up,
+)
 from pellucid.prove.held import hold
 
 
@@ -97,7 +105,10 @@ class Loan:
     def _lent(self, child: nn.Module, state: dict[str, Any], memo: dict[int, Any], *, double: bool) -> dict[str, Any]:
         """A module's state with everything copied that a run can change."""
         compiled = is_compiled(child)
-        lent = {name: value if compiled and name[:1] != "_" else _copied(value, memo) for name, value in state.items()}
+        lent = {
+            name: value if type(value) in UNCHANGING or (compiled and name[:1] != "_") else _copied(value, memo)
+            for name, value in state.items()
+        }
         dtype = torch.float64 if double else self.dtype
         if dtype is not None:
             lent = {name: _in_dtype(value, dtype) for name, value in lent.items()}
@@ -138,6 +149,8 @@ def _in_dtype(value: Any, dtype: torch.dtype) -> Any:
 
 def _copied(value: Any, memo: dict[int, Any]) -> Any:
     """A copy; the value itself where it cannot be copied, such as a lock or an open file."""
+    if type(value) in CONTAINERS and not value:  # most of a module: its hooks of every kind
+        return type(value)()
     if isinstance(value, Tensor) and not value.is_leaf:  # torch refuses to copy these
         return memo.setdefault(id(value), value.detach().clone())
     try:
