@@ -16,6 +16,7 @@ sys.dont_write_bytecode = False
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from hypothesis.internal.conjecture import providers  # noqa: E402
 
 import pellucid as pl  # noqa: E402
 
@@ -28,6 +29,10 @@ import following  # noqa: E402
 import support  # noqa: E402
 
 torch.set_num_threads(1)
+
+# Hypothesis would read every module that is loaded for constants to try, in each worker: three seconds, and other
+# examples whenever another test came before.
+providers._get_local_constants = lambda: providers._local_constants
 
 
 def pytest_collection_finish() -> None:
