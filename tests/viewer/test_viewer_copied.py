@@ -19,6 +19,7 @@ from watched_page import Watched, ran, screens, taken
 from written_traces import page_of
 
 import pellucid as pl
+import samples
 from pellucid.viewer import trace
 
 Open = Callable[..., Watched]
@@ -57,6 +58,24 @@ def value_of(code: str, space: dict[str, Any]) -> Any:
     here = dict(space)
     exec("\n".join(lines), here)
     return eval(last, here)
+
+
+def test_lines_are_right_without_a_tokenizer(opened: Open, tmp_path: Path) -> None:
+    """A token is its id then, in a family's own program."""
+    model, ids = samples.shared("llama"), samples.ragged_ids(9)
+    assert model.tokenizer is None
+    made = trace(model, ids)
+    made.header["calls"]["values"] = "import pellucid as pl\n\nmodel = pl.load()\n_ = model.run_with_ckpts(0)\n"
+    (tmp_path / "page.html").write_text(page_of(made.to_bytes()), encoding="utf-8")
+    watched = opened(tmp_path / "page.html", state="#river")
+    space = {"pl": pl, "model": model, "ckpts": model.run_with_ckpts(ids)[1]}
+    said = [copied(watched, title) for title in watched.page.locator(".figure h2").all_inner_texts()]
+    watched.show("attention")
+    assert "previous" in value_of(copied(watched, "All heads")["python"], space)
+    total = float(made["attribution.logit"].data[0])
+    assert [float(flat(value_of(one["python"], space)).sum()) for one in (said[0], said[-1])] == pytest.approx(
+        [total] * 2, rel=1e-5
+    )
 
 
 def flat(value: Any) -> np.ndarray:

@@ -359,6 +359,9 @@ function parseTrace(buffer: ArrayBuffer): Trace {
   return new Trace(header, buffer, start);
 }
 
+/** The text's ids as Python writes them, which a model without a tokenizer takes, too. */
+export const idsIn = ({ header }: Trace): string => `[[${header.tokens.map((token) => token.id).join(", ")}]]`;
+
 const LARGEST = 1 << 28;
 
 /** Undo zlib's deflate, of so many bytes as a page can show. */

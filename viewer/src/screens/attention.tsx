@@ -11,7 +11,7 @@ import { Missing } from "../missing";
 import { commandOf, useApp, useParam, type App } from "../state";
 import type { Surface } from "../surface";
 import { number, quoted, visible } from "../text";
-import type { Trace } from "../trace";
+import { idsIn, type Trace } from "../trace";
 import { LayerPicker } from "./overview";
 
 const MEASURES: Record<string, { name: string; says: string }> = {
@@ -137,7 +137,7 @@ function AllHeads() {
           note: "Shares are means over the tokens where the measure is defined; entropy is in bits.",
         };
       }}
-      python={() => `pl.heads.scores(model, ${JSON.stringify(app.trace.value.header.text)})`}
+      python={() => `pl.heads.scores(model, ${idsIn(app.trace.value)})`}
     />
   );
 }

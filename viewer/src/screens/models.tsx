@@ -7,6 +7,7 @@ import { Tick } from "../inputs";
 import { barRows, heatMap } from "../marks";
 import { useApp, useParam, type App } from "../state";
 import { number, pythonText, shellText } from "../text";
+import { idsIn } from "../trace";
 
 type Checkpoint = { name: string; bit_equal: boolean; fp32: number; fp32_local: number | null; fp64: number | null; fp64_local: number | null };
 type Report = {
@@ -36,8 +37,7 @@ const MEANS: Record<string, string> = {
 
 /** A figure's lines: the comparison, and then what it shows of it. */
 function python(app: App, other: string, lines: string): string {
-  const ids = app.trace.value.header.tokens.map((token) => token.id).join(", ");
-  return `other = pl.load(${pythonText(other)})\nreport = pl.compare(model, other, inputs=[[${ids}]])\n${lines}`;
+  return `other = pl.load(${pythonText(other)})\nreport = pl.compare(model, other, inputs=${idsIn(app.trace.value)})\n${lines}`;
 }
 
 function shell(app: App, other: string): string | null {

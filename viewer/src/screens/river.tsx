@@ -175,7 +175,7 @@ function River() {
         const { names, sums, steps } = streams(app.trace.value, by.value);
         return { columns: ["stream", ...steps], rows: names.map((name, i) => [name, ...sums[i]]), by: ["stream"], note: "Each column is what a stream has added up to and with that step." };
       }}
-      python={() => `parts = pl.attribution.direct(ckpts, ${JSON.stringify(target.text)}, by="head")[:, 0, ${target.pos}]\nparts.sum()`}
+      python={() => `parts = pl.attribution.direct(ckpts, ${target.id}, by="head")[:, 0, ${target.pos}]\nparts.sum()`}
       shell={() => partsCommand(app)}
     >
       <dl class="closing">
@@ -264,7 +264,7 @@ function FromWhere() {
         rows: headsOf(app).flatMap((head) => head.bySource.map((value, pos) => [head.layer, head.head, pos, app.trace.value.header.tokens[pos].text, value])),
         by: ["layer", "head", "source"],
       })}
-      python={() => `pl.attribution.direct(ckpts, ${JSON.stringify(app.trace.value.header.target.text)}, by="head")`}
+      python={() => `pl.attribution.direct(ckpts, ${app.trace.value.header.target.id}, by="head")`}
     />
   );
 }
@@ -300,7 +300,7 @@ function Largest() {
       }
       table={() => ({ columns: ["component", "adds"], rows: parts().map(({ name, value }) => [name, value]), by: ["component"] })}
       shell={() => partsCommand(app)}
-      python={() => `pl.attribution.direct(ckpts, ${JSON.stringify(app.trace.value.header.target.text)}, by="head")[:, 0, ${app.trace.value.header.target.pos}]`}
+      python={() => `pl.attribution.direct(ckpts, ${app.trace.value.header.target.id}, by="head")[:, 0, ${app.trace.value.header.target.pos}]`}
     />
   );
 }
