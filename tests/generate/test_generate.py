@@ -227,9 +227,9 @@ def test_captures_of_some_names(glass: pl.CkptedTransformer) -> None:
 
 EDITS = {
     "everywhere": pl.Edit.zero("blocks.1.attn.ckpt_z", heads=[2]),
-    "in the prompt": pl.Edit.zero("blocks.0.mlp.ckpt_mlp_out", pos=[1, 3]),
+    "in the prompt": pl.Edit.zero("blocks.0.mlp.ckpt_mlp_out", pos=[3, 4]),
     "in what follows": pl.Edit.scale("blocks.2.resid_post", 3.0, pos=[9, 11]),
-    "on both sides": pl.Edit.add("blocks.0.resid_mid", torch.arange(3.0)[None, :, None] * 2, pos=[2, 6, 10]),
+    "on both sides": pl.Edit.add("blocks.0.resid_mid", torch.arange(3.0)[None, :, None] * 2, pos=[4, 6, 10]),
     "from a column on": pl.Edit.add("blocks.1.resid_pre", 1.5, pos=slice(7, None)),
     "a head's pattern": pl.Edit.scale("blocks.1.attn.ckpt_pattern", 1.7, heads=[1], pos=[4, 8]),
     "keys": pl.Edit.scale("blocks.0.attn.ckpt_k", 2.0, pos=[5, 9], heads=[0]),
