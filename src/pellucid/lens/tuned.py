@@ -14,6 +14,7 @@ from torch import Tensor
 from pellucid import own_file
 from pellucid.check import as_number, path_of, require_whole
 from pellucid.corpus.sink import Progress
+from pellucid.dialects import named_arguments
 from pellucid.errors import InputError, shown
 from pellucid.interrupts import told
 from pellucid.lens.readout import Readout, divergence, readout
@@ -55,6 +56,7 @@ class TunedLens:
     about: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
+    @named_arguments()
     def fit(
         cls,
         model: CkptedTransformer,

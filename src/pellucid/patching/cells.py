@@ -15,7 +15,7 @@ from pellucid.axes import NEURONS, POSITIONS, Axis
 from pellucid.check import as_whole
 from pellucid.errors import InputError, ShapeError, shown
 from pellucid.patching.roles import Columns, Put, Roles, of_unequal_length
-from pellucid.run.region import Index, Region, refuse_pads
+from pellucid.run.region import Index, Region, entries, refuse_pads
 from pellucid.schema import Schema
 from pellucid.text.batch import Batch
 
@@ -188,7 +188,7 @@ class Cells:
             return list(self._positions)
         sizes = [self.size(name, axis) for by_layer in self.kinds.values() for name in by_layer.values()]
         limit = self.part.heads if axis == "head" else self.part.neurons
-        return list(range(max(sizes))) if limit is None else _entries(limit, max(sizes), f"{axis}s")
+        return list(range(max(sizes))) if limit is None else entries(limit, max(sizes), f"{axis}s").tolist()
 
     def size(self, name: str, axis: str) -> int:
         """How many heads or neurons a checkpoint has."""
@@ -209,7 +209,7 @@ class Cells:
         if limit is None:
             return None
         sizes = [self.size(name, axis) for by_layer in self.kinds.values() for name in by_layer.values()]
-        return tuple(_entries(limit, min(sizes), f"{axis}s"))
+        return tuple(entries(limit, min(sizes), f"{axis}s").tolist())
 
     def _has(self, name: str, heads: tuple[int, ...] | None, neurons: tuple[int, ...] | None) -> bool:
         return all(
@@ -239,10 +239,6 @@ def _require_over(over: Sequence[str]) -> tuple[str, ...]:
             remedy="Give over=('layer', 'pos'), for example; () patches each value whole.",
         )
     return given
-
-
-def _entries(index: Index, size: int, what: str) -> list[int]:
-    return Region(heads=index).indices(what, (size,), (Axis.HEAD,), strict=True)[0].tolist()
 
 
 def _is_from_the_end(pos: Index) -> bool:
