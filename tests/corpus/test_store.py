@@ -446,11 +446,26 @@ def test_something_else_is_there(tmp_path: Path) -> None:
     with pytest.raises(pl.NotFoundError):
         pl.corpus.open(tmp_path / "nothing")
     captured(tmp_path / "d.zarr")
-    about = json.loads((tmp_path / "d.zarr" / "zarr.json").read_text())
-    about["attributes"]["pellucid.corpus"]["format"] = "pellucid.corpus/99"
-    (tmp_path / "d.zarr" / "zarr.json").write_text(json.dumps(about))
-    with pytest.raises(pl.InputError, match="no store"):
-        pl.corpus.open(tmp_path / "d.zarr")
+    said = (tmp_path / "d.zarr" / "zarr.json").read_text()
+    lies: list[Callable[[Any], Any]] = [
+        lambda about: about.update(format="pellucid.corpus/99"),
+        lambda about: about.pop("plan"),
+        lambda about: about.update(plan=[]),
+        lambda about: about.update(provenance=None),
+        lambda about: about["plan"].pop("columns"),
+        lambda about: about["plan"].update(rows=10**12),
+        lambda about: about["plan"].update(rows="x"),
+        lambda about: about["plan"].update(part_rows=0),
+        lambda about: about["plan"].update(dtype="int7"),
+        lambda about: about["plan"]["columns"][0].update(name="../../x"),
+        lambda about: about["plan"]["columns"][0].update(shape=[10**9]),
+    ]
+    for lie in lies:
+        about = json.loads(said)
+        lie(about["attributes"]["pellucid.corpus"])
+        (tmp_path / "d.zarr" / "zarr.json").write_text(json.dumps(about))
+        with pytest.raises(pl.InputError, match="no store"):
+            pl.corpus.open(tmp_path / "d.zarr")
 
 
 def test_an_empty_folder_is_taken(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from pellucid.corpus.loader import ActivationStream, Loader
 from pellucid.corpus.objects import place_of
 from pellucid.corpus.parts import DIGEST_BYTES, LEDGER, Corpus, entry
 from pellucid.corpus.place import METADATA, StorePlace, chunk_key
-from pellucid.corpus.plan import CorpusPlan, StoredValue
+from pellucid.corpus.plan import ITEM_BYTES, CorpusPlan, StoredValue
 from pellucid.errors import InputError, NotFoundError, UnknownNameError, nearest
 from pellucid.extras import need
 from pellucid.numerics.quickest import one_library
@@ -95,9 +95,7 @@ class Store(Mapping[str, Any]):
     def __init__(self, place: StorePlace, about: Mapping[str, Any], model: Any = None) -> None:
         self.place = place
         self.model = model
-        fields = dict(about["plan"])
-        columns = tuple(StoredValue(c["name"], tuple(c["axes"]), tuple(c["shape"])) for c in fields.pop("columns"))
-        self.plan = CorpusPlan(columns=columns, **fields)
+        self.plan = _plan_of(about)
         self.provenance: dict[str, Any] = {"packing": False, **about["provenance"]}
         self._zarr = place.group()
 
@@ -272,16 +270,36 @@ def about_of(place: StorePlace) -> dict[str, Any] | None:
     if found is None and place.is_empty():
         return None
     try:
-        about = json.loads(found or b"{}")["attributes"][ABOUT]
-        if about["format"] == FORMAT:
+        whole = json.loads(found or b"{}")
+        about = whole["attributes"][ABOUT]
+        if about["format"] == FORMAT and _is_there(about, whole["consolidated_metadata"]["metadata"]):
             return about
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError):
         pass
     raise InputError(
         f"corpus: {str(place)!r} is no store of captured values.",
         code="not-a-corpus",
         remedy="Give a path that values were captured to; to capture new ones, a path that is free.",
     )
+
+
+def _plan_of(about: Mapping[str, Any]) -> CorpusPlan:
+    fields = dict(about["plan"])
+    columns = tuple(StoredValue(c["name"], tuple(c["axes"]), tuple(c["shape"])) for c in fields.pop("columns"))
+    return CorpusPlan(columns=columns, **fields)
+
+
+def _is_there(about: Mapping[str, Any], arrays: Mapping[str, Any]) -> bool:
+    """Whether the arrays are those of the plan, since a damaged one could name any file and any number of parts."""
+    plan = _plan_of(about)
+    shapes = {
+        name: (array["shape"], array["chunk_grid"]["configuration"]["chunk_shape"]) for name, array in arrays.items()
+    }
+    columns = all(shapes[c.name] == ([plan.rows, *c.shape], [plan.part_rows, *c.shape]) for c in plan.columns)
+    return (
+        columns and shapes[TOKENS][0] == [plan.rows] and shapes[LEDGER][0][0] == plan.parts
+        and plan.dtype in ITEM_BYTES and isinstance(about["provenance"], dict)
+    )  # fmt: skip
 
 
 def write_metadata(
