@@ -17,6 +17,7 @@ from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
 import pellucid as pl
+import support
 from pellucid.plot import canvas, summaries, themes, ticks
 
 COLUMN = 3.3
@@ -168,7 +169,11 @@ def as_drawn(figure: Figure, dots: int) -> Figure:
     return figure
 
 
-@pytest.mark.parametrize("name", MORE)
+SLOW = ("attention_grid_48x25", "normalization_48", "autoregression_5_lags", "lens_48")
+"""Large figures whose kind is read at other sizes in every run, too."""
+
+
+@pytest.mark.parametrize("name", support.few_of(MORE, *({*MORE} - {*SLOW})))
 def test_it_can_be_read(name: str) -> None:
     assert_readable(name, drawn(name))
 
