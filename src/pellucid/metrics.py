@@ -68,7 +68,7 @@ def logit(token: Token | Sequence[Token], *, pos: int = -1) -> Metric:
     """
 
     def read(logits: Tensor, batch: Batch) -> Tensor:
-        return _gather(logits, _ids(token, batch))
+        return _of(token, logits, batch)
 
     return _AtPosition(_position(pos), read, f"logit of {_words(token)}", "logits")
 
@@ -85,7 +85,7 @@ def logprob(token: Token | Sequence[Token], *, pos: int = -1) -> Metric:
     """
 
     def read(logits: Tensor, batch: Batch) -> Tensor:
-        return _gather(_wide(logits).log_softmax(-1), _ids(token, batch))
+        return _of(token, _wide(logits).log_softmax(-1), batch)
 
     return _AtPosition(_position(pos), read, f"log-probability of {_words(token)}", "nats")
 
@@ -127,7 +127,7 @@ def logit_difference(
         rights, wrongs = (list(side) for side in zip(*pairs, strict=True))
 
     def read(logits: Tensor, batch: Batch) -> Tensor:
-        return _gather(logits, _ids(rights, batch)) - _gather(logits, _ids(wrongs, batch))
+        return _of(rights, logits, batch) - _of(wrongs, logits, batch)
 
     words = _words(right, "pairs") if wrong is None else f"{_words(right)}, {_words(wrong)}"
     return _AtPosition(_position(pos), read, f"logit difference of {words}", "logits")
@@ -240,10 +240,7 @@ def units_of(metric: Metric) -> str:
 
 
 def measured(metric: Metric, logits: Tensor, batch: Batch, *, of: str = "") -> Tensor:
-    """Call a metric on logits [B, P, V], and check what it returns: [B], here in float64 on the processor.
-
-    `of` names the run that is measured, if a number that is not finite is an error.
-    """
+    """Call a metric and check what it returns, [B], here in float64; `of` names a run that has to be finite."""
     given = metric(logits, batch)
     fits = isinstance(given, Tensor) and given.shape == (len(batch),) and not given.is_complex()  # pyright: ignore[reportUnnecessaryIsInstance]
     if not fits:
@@ -299,10 +296,6 @@ def token_ids(tokens: Token | Sequence[Token], batch: Batch, what: str = "metric
     return torch.tensor([_id(token, batch, what) for token in given], device=batch.ids.device)
 
 
-def _ids(tokens: Token | Sequence[Token], batch: Batch) -> Tensor:
-    return token_ids(tokens, batch).expand(len(batch))
-
-
 def _id(token: Any, batch: Batch, what: str) -> int:
     if not isinstance(token, str):
         most = None if batch.checked is None else batch.checked.sizes["d_vocab"] - 1
@@ -329,8 +322,10 @@ def _words(tokens: Any, what: str = "tokens") -> str:
     return f"{len(tokens)} {what}" if several and len(tokens) > 2 else shown(tokens)
 
 
-def _gather(values: Tensor, ids: Tensor) -> Tensor:
-    return values.gather(-1, ids.to(values.device)[:, None]).squeeze(-1)
+def _of(tokens: Token | Sequence[Token], values: Tensor, batch: Batch) -> Tensor:
+    """What values [B, V] hold of one token of each text, [B]."""
+    ids = token_ids(tokens, batch).expand(len(batch)).to(values.device)
+    return values.gather(-1, ids[:, None]).squeeze(-1)
 
 
 def _wide(logits: Tensor) -> Tensor:
