@@ -51,7 +51,7 @@ def parameters_of(program: nn.Module) -> dict[str, Any]:
     return {"state": state, "modes": modes, "hooks": hooks}
 
 
-@pytest.mark.parametrize(("change", "stranger"), list(in_turn(RIGHT, 3)))
+@pytest.mark.parametrize(("change", "stranger"), list(in_turn(RIGHT, 2)))
 def test_a_right_program_passes(change: Change, stranger: Stranger, glass: pl.CkptedTransformer, ids: Tensor) -> None:
     program = change(stranger.filled(glass), glass)
     before = parameters_of(program)
@@ -63,7 +63,7 @@ def test_a_right_program_passes(change: Change, stranger: Stranger, glass: pl.Ck
     assert all(torch.equal(after["state"][name], value) for name, value in before["state"].items())
 
 
-@pytest.mark.parametrize(("change", "stranger"), list(in_turn(WRONG, 2)))
+@pytest.mark.parametrize(("change", "stranger"), list(in_turn(WRONG, 1)))
 def test_a_wrong_program_does_not(change: Change, stranger: Stranger, glass: pl.CkptedTransformer, ids: Tensor) -> None:
     """Whole numbers are no logits, so there is nothing to judge; everything else is a difference with a place."""
     report = pl.compare(glass, change(stranger.filled(glass), glass), inputs=ids)
