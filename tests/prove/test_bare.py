@@ -30,11 +30,15 @@ for number, words in enumerate(ANY):  # what any family may get wrong meets one 
     WRONG[list(WRONG)[number % 3]][words] = ANY[words]
 
 
+AGAIN = ("pairs interleaved, tables", "base 500, tables, twice", "base 500, tables in float64", "base 500, frequencies",
+         "the other way round, tables")  # fmt: skip
+
+
 def in_turn(table: dict[str, dict[str, Any]]) -> Iterator[Any]:
-    """All pairs; the rotations of a NeoX, which are those of a Llama, are long but for every fourth."""
+    """All pairs; long are rotations in yet another spelling, and those of a NeoX, which are those of a Llama."""
     for family, rows in table.items():
         for number, words in enumerate(rows):
-            twice = family == "gpt_neox" and words in {**ROTARY, **TURNED} and number % 4
+            twice = words in AGAIN or (family == "gpt_neox" and words in {**ROTARY, **TURNED} and number % 8)
             yield pytest.param(family, words, id=f"{family}: {words}", marks=[pytest.mark.long] if twice else [])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from llama_rights import MISTAKES, PlainLlama
 
 import llamas
 import pellucid as pl
+import support
 from pellucid.llama.family import LLAMA
 from pellucid.prove import comparison
 
@@ -88,17 +90,28 @@ CAUSES = {
 """Mistake -> what the report says of its cause."""
 
 
-@pytest.mark.parametrize("wrong", MISTAKES)
-def test_a_mistake_is_placed_and_named(wrong: str, ours: pl.CkptedTransformer) -> None:
-    for fused, only, kept in ((False, None, ""), (True, 1, "tables")):
-        report = pl.compare(ours, PlainLlama(ours, wrong, fused=fused, only=only, kept=kept), IDS)
-        assert report.verdict == "different", report
-        assert report.first_divergence is not None
-        assert report.first_divergence.where == f"blocks.{only or 0}.{MISTAKES[wrong]}"
-        named = report.first_divergence.cause or ""
-        assert CAUSES[wrong] in named, report
-        assert "the logits agree too" in named
-        assert ("in block 1 only" in named) == (only == 1)
+WAYS = {"everywhere": (False, None, ""), "in block 1": (True, 1, "tables")}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "way"),
+    support.few_of(
+        itertools.product(MISTAKES, WAYS),
+        *((wrong, "everywhere") for wrong in MISTAKES),
+        ("interleaved", "in block 1"),
+        ("gelu", "in block 1"),
+    ),
+)
+def test_a_mistake_is_placed_and_named(wrong: str, way: str, ours: pl.CkptedTransformer) -> None:
+    fused, only, kept = WAYS[way]
+    report = pl.compare(ours, PlainLlama(ours, wrong, fused=fused, only=only, kept=kept), IDS)
+    assert report.verdict == "different", report
+    assert report.first_divergence is not None
+    assert report.first_divergence.where == f"blocks.{only or 0}.{MISTAKES[wrong]}"
+    named = report.first_divergence.cause or ""
+    assert CAUSES[wrong] in named, report
+    assert "the logits agree too" in named
+    assert ("in block 1 only" in named) == (only == 1)
 
 
 def test_grouped_heads_that_differ_are_named(ours: pl.CkptedTransformer) -> None:
@@ -143,7 +156,9 @@ def test_state_dicts(pair: tuple[pl.CkptedTransformer, Any]) -> None:
 def test_constants_that_are_not_adopted_are_noticed(
     ours: pl.CkptedTransformer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(comparison, "family_of", lambda config: replace(LLAMA, adopt=None, suspects=None))
+    monkeypatch.setattr(
+        comparison, "family_of", lambda config: replace(LLAMA, adopt=None, mistakes=None, suspects=None)
+    )
     for kept in ("", "tables"):
         with pytest.raises(AssertionError):
             test_a_rewrite_is_not_accused(False, kept, ours)

@@ -59,7 +59,7 @@ def layouts(draw: Any) -> tuple[int, dict[str, tuple[Group, GroupTransform, tupl
 
 @settings(
     phases=[Phase.explicit, Phase.generate],  # shrinking takes minutes
-    max_examples=40,
+    max_examples=15,
     deadline=None,
     suppress_health_check=list(HealthCheck),
     derandomize=True,

@@ -27,7 +27,7 @@ def small() -> pl.CkptedTransformer:
     return support.glass(**SMALL)
 
 
-@pytest.mark.parametrize("name", RIGHTS)
+@pytest.mark.parametrize("name", support.few_of(RIGHTS, "course", "per head", "einsum", "torch"))
 def test_right_ones_are_not_accused(name: str, small: pl.CkptedTransformer) -> None:
     """Of a single row; of two, `test_alignment_converts` sees it."""
     is_right(pl.compare(small, RIGHTS[name](small), IDS[:1]))
@@ -66,8 +66,14 @@ def test_fresh_weights_with_many_equal_values(name: str) -> None:
     assert any(row.ambiguous for row in report.parameters)
 
 
-@pytest.mark.parametrize("name", ["course", "permuted", "torch"])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    support.few_of(
+        itertools.product(("course", "permuted", "torch"), (torch.bfloat16, torch.float16, torch.float64)),
+        *(("course", dtype) for dtype in (torch.bfloat16, torch.float16, torch.float64)), ("permuted", torch.bfloat16),
+        ("torch", torch.float16),
+    ),
+)  # fmt: skip
 def test_other_dtypes_meet_on_common_ground(name: str, dtype: torch.dtype, small: pl.CkptedTransformer) -> None:
     report = pl.compare(small, RIGHTS[name](small).to(dtype), IDS)
     assert report.verdict == "equivalent", report
@@ -105,7 +111,7 @@ ORDERS = ["".join(order) for order in itertools.permutations("qkv")]
     ("order", "biases"),
     support.few_of(
         itertools.product(ORDERS, [True, False]),
-        *((order, True) for order in ORDERS), ("qkv", False), ("vqk", False),
+        *((order, True) for order in ORDERS[2:]), ("vqk", False),
     ),
 )  # fmt: skip
 def test_parts_of_one_tensor_in_every_order(order: str, biases: bool, small: pl.CkptedTransformer) -> None:
@@ -131,7 +137,7 @@ def test_parts_that_are_read_in_another_order(small: pl.CkptedTransformer) -> No
     assert "q, k, v taken in another order: k, q, v" in (found.cause or "")
 
 
-@pytest.mark.parametrize("name", RIGHTS)
+@pytest.mark.parametrize("name", support.few_of(RIGHTS, "course", "fused", "permuted", "einsum"))
 def test_one_token_accuses_nobody(name: str, small: pl.CkptedTransformer) -> None:
     """With one key every pattern is 1, so that nothing depends on q and k: a longer probe says what they hold."""
     report = pl.compare(small, RIGHTS[name](small), IDS[:1, :1])
@@ -165,7 +171,7 @@ def test_edges(small: pl.CkptedTransformer) -> None:
     ("name", "tied"),
     support.few_of(
         [("course", True), ("course", False), ("nano", False), ("split", True), ("torch", True)],
-        ("course", False), ("nano", False), ("torch", True),
+        ("course", False), ("torch", True),
     ),
 )  # fmt: skip
 def test_two_modules_of_which_one_is_recognised(name: str, tied: bool, small: pl.CkptedTransformer) -> None:
@@ -175,7 +181,7 @@ def test_two_modules_of_which_one_is_recognised(name: str, tied: bool, small: pl
         report = pl.compare(a, b, IDS)
         assert report, report
         assert report.alignment.complete
-    if name in ("course", "torch"):
+    if name == "course":
         report = pl.compare(first, RIGHTS["permuted"](support.glass(seed=4, tie_word_embeddings=tied, **SMALL)), IDS)
         assert report.verdict == "different"
 
@@ -219,8 +225,10 @@ def test_permuted_heads_are_equivalent_and_explained(small: pl.CkptedTransformer
     assert any("another order" in note for note in report.notes)
 
 
-@pytest.mark.parametrize("headless", [False, True])
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize(
+    ("headless", "attention"),
+    support.few_of(itertools.product((False, True), ("sdpa", "eager")), (False, "sdpa"), (True, "eager")),
+)
 def test_transformers(headless: bool, attention: str) -> None:
     hf = support.reference(headless=headless, attention=attention, **SMALL)
     ours = pl.from_hf(hf, attention="eager" if attention == "eager" else "auto")

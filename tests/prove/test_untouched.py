@@ -14,7 +14,7 @@ from torch import nn
 import pellucid as pl
 import support
 
-SMALL = {"vocab_size": 53, "n_positions": 16, "n_embd": 24, "n_layer": 2, "n_head": 3}
+SMALL = {"vocab_size": 53, "n_positions": 16, "n_embd": 24, "n_layer": 1, "n_head": 3}
 IDS = support.some_ids(2, 7, 53)
 
 
@@ -93,7 +93,7 @@ def test_nothing_of_the_caller_changes(kind: str, training: bool) -> None:
     assert same(before[0], state(ours))
     assert same(before[1], state(other))
     assert (report.verdict in ("identical", "equivalent")) == (kind != "raises"), report
-    if training:
+    if training and kind in ("ours", "selfish"):
         _ = report.sensitivity
         assert same(before[1], state(other))
     handle.remove()

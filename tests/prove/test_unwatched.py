@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -174,8 +175,13 @@ class Merging(nn.Module):
         return self.inner(ids)
 
 
-@pytest.mark.parametrize("kind", [Closing, wrapped])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize(
+    ("kind", "dtype"),
+    support.few_of(
+        itertools.product((Closing, wrapped), (torch.float32, torch.bfloat16, torch.float64)),
+        (Closing, torch.float32), (Closing, torch.bfloat16), (wrapped, torch.float64),
+    ),
+)  # fmt: skip
 def test_closures_and_patched_forwards(kind: Any, dtype: torch.dtype, small: pl.CkptedTransformer) -> None:
     made, reference = kind(small).train(), support.glass(**SMALL).to(dtype)
     before = state(made)
