@@ -167,6 +167,15 @@ def test_a_body_in_pieces_cannot_be_longer_than_it_says(client: Client) -> None:
         assert connection.recv(100).split()[1] == b"411"
 
 
+def test_a_browser_that_goes_away_before_its_body_is_whole(client: Client, caplog: pytest.LogCaptureFixture) -> None:
+    for path in ("run", "generate"):
+        with socket.create_connection(("127.0.0.1", client.port), timeout=20) as connection:
+            head = f"POST /api/{path} HTTP/1.1\r\nHost: 127.0.0.1:{client.port}\r\nX-Pellucid-Token: {client.token}\r\n"
+            connection.sendall(f"{head}Content-Length: 100\r\n\r\n{{".encode())
+    assert client.post("run", text=TEXT)[0] == 200
+    assert caplog.records == []
+
+
 FIELDS: list[tuple[str, dict[str, Any], str, str]] = [
     ("lens", {}, "request-field", "a token's id or its text"),
     ("lens", {"token": [" Tom"]}, "request-field", "a token's id or its text"),

@@ -37,6 +37,7 @@ class Routes:
         self._tabs, self._token = tabs, token
         self._first = traced(tabs.first, None, answers.SERVED, tabs.sae)
         self._of = need("starlette.responses", "serve")
+        self._gone = need("starlette.requests", "serve").ClientDisconnect
         self._in_thread: Any = need("starlette.concurrency", "serve").run_in_threadpool
 
     def application(self) -> Any:
@@ -130,7 +131,7 @@ class Routes:
         """Which tab asks, and for what."""
         try:
             body = json.loads(await request.body())
-        except (ValueError, RecursionError) as problem:
+        except (ValueError, RecursionError, self._gone) as problem:
             raise misread("the request", "no JSON", "a JSON object") from problem
         if not isinstance(body, dict):
             raise misread("the request", body, "a JSON object")
