@@ -312,7 +312,7 @@ def from_hf(hf_model: PreTrainedModel, *, attention: str = "auto", numerics: str
 
 
 @named_arguments(CONVERTING)
-def to_hf(model: CkptedTransformer) -> PreTrainedModel:
+def to_hf(model: CkptedTransformer | torch.nn.Module) -> PreTrainedModel:
     """A transformers model with equal tensors, such as a `GPT2LMHeadModel`, tied where `model` is.
 
     At the end both are run once on a few ids, and are equal to the bit.
