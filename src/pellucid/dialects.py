@@ -205,7 +205,7 @@ def name_arguments(room: dict[str, Any]) -> None:
 
 
 _MODELS = ("CkptedTransformer", "Network")
-"""Annotations of an argument that takes a model of ours."""
+"""Annotations of a first argument that takes a model of ours."""
 
 
 def _checked(function: Callable[..., Any], verb: str, elsewhere: Mapping[str, str]) -> Callable[..., Any]:
@@ -219,7 +219,8 @@ def _checked(function: Callable[..., Any], verb: str, elsewhere: Mapping[str, st
     needed = [n for n, one in parameters.items() if one.default is one.empty and one.kind not in several]
     by_place = [name for name in parameters if name not in by_name]
     needed_by_place, needed_by_name = len({*needed} - {*by_name}), frozenset(needed).intersection(by_name)
-    models = [(by_place.index(n), n) for n, one in parameters.items() if one.annotation in _MODELS and n in by_place]
+    model = known[0] if known and known[0] in by_place and parameters[known[0]].annotation in _MODELS else ""
+    place = by_place.index(model) if model else 0
 
     @functools.wraps(function)
     def checked(*args: Any, **kwargs: Any) -> Any:
@@ -227,8 +228,8 @@ def _checked(function: Callable[..., Any], verb: str, elsewhere: Mapping[str, st
             refuse_unknown(verb, kwargs, known, elsewhere)
         if len(args) < needed_by_place or (needed_by_name and not needed_by_name.issubset(kwargs)):
             _refuse_missing(verb, function, [n for n in needed if n not in kwargs and n not in by_place[: len(args)]])
-        for place, name in models:
-            _refuse_no_model(verb, name, args[place] if place < len(args) else kwargs.get(name))
+        if model:
+            _refuse_no_model(verb, model, args[place] if place < len(args) else kwargs.get(model))
         if len(args) > places and by_name:
             raise UnknownArgumentError(
                 f"{verb}: {len(args) - places} arguments more than it takes without a name.",
