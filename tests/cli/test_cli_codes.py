@@ -30,7 +30,8 @@ NO_VERB = {
     "indexes what was captured, or asks for a parameter":
         "layer-name meta-device not-captured not-of-every-block unknown-parameter",
     "takes a model, modules or a configuration made in Python":
-        "changed-model compare-no-values compare-unknown-both config-missing config-no-blocks config-wrong-type "
+        "changed-model compare-kind compare-no-values compare-unknown-both config-missing config-no-blocks "
+        "config-wrong-type "
         "device-not-available generation-refused generation-wrong-type head-not-plain head-shape hf-attention "
         "hf-cannot-run hf-computed-weight hf-dropout hf-head hf-hooks hf-part hf-patched-forward hf-tensors "
         "hf-wrong-class no-head not-a-model reload-differs reload-raises save-raises save-would-lose "
