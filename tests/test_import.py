@@ -48,7 +48,12 @@ import pellucid
 pellucid.CkptedTransformer, pellucid.ActivationCkpts, pellucid.Edit, pellucid.TransformerConfig
 """
 
-ROOMS = "import pellucid.measure, pellucid.plot, pellucid.corpus.writing"
+ROOMS = """
+import pellucid.measure, pellucid.plot, pellucid.corpus.writing, pellucid.exercises
+def drawn(logits):
+    return torch.distributions.Categorical(logits=logits).sample().item()
+assert pellucid.exercises.check_sample_basic(drawn)
+"""
 
 NUMERICAL = {"matplotlib", "xarray", "statsmodels", "pandas", "scipy", "sympy"}
 HEAVY = {"ray", "zarr", "transformers", "huggingface_hub", "typer", "rich", "jinja2", "requests", "httpx", *NUMERICAL}
@@ -84,6 +89,7 @@ def test_nothing_heavy_is_imported(probe: dict[str, Any]) -> None:
     """Nor with the rooms whose functions need it: it is imported when one is called."""
     heavy = [name for name in probe["with_rooms"] if name.split(".")[0] in HEAVY]
     assert not heavy
+    assert "torch._dynamo" not in probe["with_rooms"], "torch's compiler takes a second"
 
 
 def test_few_modules_are_imported(probe: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,18 +8,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from pellucid.exercises.learner import COARSE, ModuleProbe, own
 from pellucid.exercises.names import copied, parameter
 from pellucid.exercises.result import Findings, WrongAnswerError, last_line, theirs
 from pellucid.exercises.watch import apart
 from pellucid.gpt2.formulas import Sizes
+from pellucid.numerics.dispatch import DispatchMode
 
 _MAY_MIX = ("index", "copy", "_to_copy", "embedding_renorm")
 
 
-class _OneDevice(TorchDispatchMode):
+class _OneDevice(DispatchMode):
     """Notices an operation on tensors of two devices; a single number from the CPU is allowed, as on a GPU."""
 
     def __init__(self) -> None:

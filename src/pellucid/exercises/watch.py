@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from pellucid.exercises.result import current_line, described
+from pellucid.numerics.dispatch import DispatchMode
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class _Seen:
     where: tuple[str, int] | None  # the line of code that did it
 
 
-class Watch(TorchDispatchMode):
+class Watch(DispatchMode):
     """Keeps the values of every floating tensor that is computed inside it, and the line that computed it."""
 
     def __init__(self) -> None:
@@ -95,7 +95,7 @@ def _ends(numbers: Tensor) -> tuple[float, float]:
     return (float(numbers[0]), float(numbers[-1])) if numbers.numel() and not numbers.is_meta else (0.0, 0.0)
 
 
-class Undropped(TorchDispatchMode):
+class Undropped(DispatchMode):
     """Makes every dropout the identity: a Bernoulli draw with probability p is p everywhere."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -137,7 +137,7 @@ class Marked(TorchFunctionMode):
         return marked(F.scaled_dot_product_attention(query, key, every, **arguments), rate) @ value
 
 
-class Drawn(TorchDispatchMode):
+class Drawn(DispatchMode):
     """Decides what `torch.multinomial` draws, and keeps the probabilities that it was given."""
 
     def __init__(self, index: int) -> None:

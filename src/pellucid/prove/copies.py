@@ -19,10 +19,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 from pellucid.json_config import Config
+from pellucid.numerics.dispatch import DispatchMode
 from pellucid.own_file import ALIGNMENT
 from pellucid.prove.alignment import Match
 from pellucid.prove.held import has_memory
@@ -206,7 +206,7 @@ def eagerly() -> Generator[None]:
         yield
 
 
-class _Widened(TorchDispatchMode):
+class _Widened(DispatchMode):
     """Operations that are asked for float32 give float64, and read float32 as float64."""
 
     def __torch_dispatch__(

@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from pellucid.numerics.dispatch import DispatchMode
 from pellucid.prove.alignment import Alignment
 from pellucid.prove.calling import NoLogitsError
 from pellucid.prove.copies import parameter_dtypes, with_their_values
@@ -115,7 +115,7 @@ def coarsest_in(program: Program, ids: Tensor) -> torch.dtype:
     return max([*seen.found, logits.dtype, *([torch.bfloat16] if fast else [])], key=step_of)
 
 
-class _Dtypes(TorchDispatchMode):
+class _Dtypes(DispatchMode):
     """Keeps the floating dtypes of all results."""
 
     def __init__(self) -> None:
