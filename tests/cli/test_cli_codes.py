@@ -57,7 +57,7 @@ NO_VERB = {
     "patches, ablates, or measures one number of a run":
         "ablate-how baseline-of edit-mean-of-pattern gradient-along gradient-rules metric-kind "
         "metric-positions metric-shape metric-tokens metric-without-gradient no-texts nothing-to-normalize path-order "
-        "path-through position-is-a-pad sweep-direction sweep-over sweep-part",
+        "path-through sweep-direction sweep-over sweep-part",
     "reads others' autoencoders":
         "sae-and-model sae-decode-input sae-fold sae-fold-differs sae-no-tokens",
     "draws from arrays, or opens a tokenizer, in Python":

@@ -72,24 +72,6 @@ def _infinite(logits: torch.Tensor, batch: pl.Batch) -> torch.Tensor:
     return logits[:, -1, 3] / 0
 
 
-RAGGED = support.ragged_ids(3, 5)
-
-
-def _at_a_pad(here: Here, side: Any = "left", **more: Any) -> Any:
-    texts = {name: here.model.tokenize(RAGGED, padding_side=side) for name in ("clean", "corrupted")}
-    return _sweep(here, **texts, **more)
-
-
-def _edited(here: Here, **where: Any) -> Any:
-    return here.model.run(RAGGED, edits=pl.Edit.zero("blocks.0.resid_pre", **where))
-
-
-def _evaluated(here: Here, side: Any) -> Any:
-    circuit, texts = pl.circuits.Circuit(nodes=[(0, 1)]), here.model.tokenize(RAGGED, padding_side=side)
-    about: dict[str, Any] = {"metric": METRIC, "value": "zero", "pos": 0, "subsets": 1, "random": 1}
-    return pl.circuits.evaluate(here.model, circuit, texts, texts, **about)
-
-
 def _baseline(here: Here, **more: Any) -> Any:
     about: dict[str, Any] = {"over": (), "metric": METRIC, "draws": 2, **more}
     return patching.baseline(here.model, ONE, OTHER, "ckpt_z", **about)
@@ -157,13 +139,6 @@ REMEDIES: dict[str, list[Case]] = {
         Case(lambda h: patching.baseline(h.model, ONE, OTHER, "pattern", over=("layer",), metric=METRIC, draws=2),
              "last axis",
              lambda h: patching.baseline(h.model, ONE, OTHER, "ckpt_z", over=("layer",), metric=METRIC, draws=2)),
-    ],
-    "position-is-a-pad": [
-        Case(lambda h: _at_a_pad(h, pos=0), "padding_side='right'", lambda h: _at_a_pad(h, "right", pos=0)),
-        Case(lambda h: _at_a_pad(h, "right", pos=-1), "padding_side='left'", lambda h: _at_a_pad(h, pos=-1)),
-        Case(lambda h: _edited(h, pos=[1, 4]), "a position that every text has", lambda h: _edited(h, pos=[3, 4])),
-        Case(lambda h: _edited(h, pos=slice(0, 2)), "rows= alone", lambda h: _edited(h, pos=slice(0, 2), rows=1)),
-        Case(lambda h: _evaluated(h, "left"), "padding_side='right'", lambda h: _evaluated(h, "right")),
     ],
     "missing-argument": [
         Case(lambda h: patching.sweep(h.model, ONE, OTHER, "resid_pre", metric=METRIC), "Give over=: What to go over",

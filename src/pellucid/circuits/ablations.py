@@ -28,7 +28,7 @@ from pellucid.patching.reruns import BYTES, TOKENS, Rerun
 from pellucid.patching.roles import Columns, Put
 from pellucid.patching.sweeps import Direction, Texts
 from pellucid.run.model import CkptedTransformer
-from pellucid.run.region import Index, Region, refuse_pads
+from pellucid.run.region import Index, Region, warn_of_pads
 from pellucid.text.batch import Inputs
 
 EMBEDDED = "blocks.0.resid_pre"
@@ -126,7 +126,7 @@ class Ablations:
         self.universe: tuple[Any, ...] = tuple(p for p in whole if kinds[p[0] if isinstance(p, tuple) else p])
         self._columns = Region(choices.pos).indices("pos", (self._pair.base.shape[1],), (Axis.POS,), strict=True)
         if self._columns:
-            refuse_pads("circuits", choices.pos, self._columns[0], self._pair.base.mask)
+            warn_of_pads("circuits", choices.pos, self._columns[0], self._pair.base.mask)
         self._known: dict[frozenset[Any], Tensor] = {}
 
     def keeping(self, kept: Sequence[Collection[Any]]) -> Tensor:

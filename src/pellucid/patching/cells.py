@@ -15,7 +15,7 @@ from pellucid.axes import NEURONS, POSITIONS, Axis
 from pellucid.check import as_whole
 from pellucid.errors import InputError, ShapeError, shown
 from pellucid.patching.roles import Columns, Put, Roles, of_unequal_length
-from pellucid.run.region import Index, Region, entries, refuse_pads
+from pellucid.run.region import Index, Region, entries, warn_of_pads
 from pellucid.schema import Schema
 from pellucid.text.batch import Batch
 
@@ -175,7 +175,7 @@ class Cells:
         into, taken = (_chosen_columns(part.pos, batch) for batch in (base, source))
         self._positions = into
         if part.pos is not None:
-            refuse_pads("patching", part.pos, torch.tensor(into), base.mask)
+            warn_of_pads("patching", part.pos, torch.tensor(into), base.mask)
         places = [_at(base, source, one, other) for one, other in zip(into, taken, strict=True)]
         if part.pos is not None:
             self.everywhere = _joined(places)

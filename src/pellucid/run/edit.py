@@ -19,7 +19,7 @@ from pellucid.errors import EditError
 from pellucid.run import changes
 from pellucid.run.activations import ActivationCkpts
 from pellucid.run.changes import Change, Site
-from pellucid.run.region import Index, Region, put, refuse_pads, take
+from pellucid.run.region import Index, Region, put, take, warn_of_pads
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,7 +157,7 @@ class Edit:
             region, site = replace(region, pos=columns), replace(site, chosen=places)
         indices = region.indices(site.name, value.shape, site.axes, strict=True)
         if region.pos is not None and site.batch.padded:
-            self._refuse_pads(site, indices[site.pos_axis])
+            self._warn_of_pads(site, indices[site.pos_axis])
         part = take(value, indices)
         changed = self.change(part, site)
         if not isinstance(changed, Tensor) or changed.dtype != part.dtype:
@@ -172,12 +172,12 @@ class Edit:
             ) from error
         return put(value, indices, fitted)
 
-    def _refuse_pads(self, site: Site, columns: Tensor) -> None:
-        """Refuse columns of which one is a pad in a text that is changed."""
+    def _warn_of_pads(self, site: Site, columns: Tensor) -> None:
+        """Warn of columns of which one is a pad in a text that is changed."""
         mask, axes = site.batch.mask, (Axis.BATCH, Axis.POS)
         mask = take(mask, Region(rows=self.region.rows).indices(site.name, mask.shape, axes, strict=True))
         columns = columns + (site.start or 0)  # of the prompts, where a text is run piece by piece
-        refuse_pads(repr(self), self.region.pos, columns[columns < mask.size(1)], mask)
+        warn_of_pads(repr(self), self.region.pos, columns[columns < mask.size(1)], mask)
 
     def _misfit(self, site: Site, what: str) -> EditError:
         return EditError(

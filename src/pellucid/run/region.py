@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pellucid.axes import NEURONS, POSITIONS, Axes, Axis
 from pellucid.check import as_whole
-from pellucid.errors import InputError, shown
+from pellucid.errors import InputError, shown, warn
 from pellucid.schema import Schema
 
 Index = int | slice | Iterable[int] | None
@@ -152,17 +152,14 @@ def entries(index: Index, size: int, where: str) -> Tensor:
     return torch.tensor([i % size for i in found], device="cpu")
 
 
-def refuse_pads(where: str, pos: Index, columns: Tensor, mask: Tensor) -> None:
-    """Refuse chosen columns if one of them is a pad of a text that is changed.
+def warn_of_pads(where: str, pos: Index, columns: Tensor, mask: Tensor) -> None:
+    """Warn of chosen columns if one of them is a pad of a text that is changed: there, nothing that is read changes.
 
     Args:
         where: What was asked for, for the message.
         pos: What chose the columns.
         columns: The columns of the batch.
         mask: [B, P] of the texts that are changed.
-
-    Raises:
-        InputError: One of the columns is a pad, and some column was left out.
     """
     real = mask.cpu()
     pads = ~real[:, columns]
@@ -171,12 +168,10 @@ def refuse_pads(where: str, pos: Index, columns: Tensor, mask: Tensor) -> None:
     text, place = (int(i) for i in pads.nonzero()[0])
     tokens = real[text].nonzero().flatten().tolist()
     side, end = ("right", "first") if int(columns[place]) < tokens[0] else ("left", "last")
-    raise InputError(
+    warn(
         f"{where}: pos={shown(pos)} chooses column {int(columns[place])} of the batch, which is a pad in text {text}: "
-        f"its tokens are in columns {tokens[0]} to {tokens[-1]}.",
-        code="position-is-a-pad",
-        remedy=f"Give model.tokenize(texts, padding_side={side!r}), which counts columns from the {end} token of every "
-        "text, and a position that every text has; an edit may also go to some rows= alone.",
+        f"its tokens are in columns {tokens[0]} to {tokens[-1]}. With model.tokenize(texts, padding_side={side!r}) "
+        f"columns count from the {end} token of every text; rows= chooses texts."
     )
 
 
