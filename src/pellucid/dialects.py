@@ -13,8 +13,6 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
-from torch import nn
-
 from pellucid.errors import InputError, UnknownArgumentError, nearest, shown
 
 Called = TypeVar("Called", bound=Callable[..., Any])
@@ -169,8 +167,9 @@ def _said_of(name: str, function: Callable[..., Any]) -> str:
 def _refuse_no_model(verb: str, name: str, given: object) -> None:
     """Refuse what is no model of ours; what wraps one, as torch.compile does, is one."""
     model = getattr(given, "_orig_mod", given)
-    if not any(base.__name__ == "Network" for base in type(model).__mro__):
-        kind = f"a {type(model).__name__}" if isinstance(model, nn.Module) else shown(given)
+    bases = {base.__name__ for base in type(model).__mro__}  # by their names, for `--help` does not wait for torch
+    if "Network" not in bases:
+        kind = f"a {type(model).__name__}" if "Module" in bases else shown(given)
         raise InputError(
             f"{verb}: {name}={kind}, expected a model of pellucid's.",
             code="not-a-model",

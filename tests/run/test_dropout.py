@@ -37,6 +37,9 @@ RANDOM: dict[str, Callable[[Any], Any]] = {
         m, CLEAN, CORRUPTED, senders=("attn.ckpt_z", {"layer": 0, "head": 1}), receivers="logits", metric=METRIC
     ),
     "patching.baseline": lambda m: pl.patching.baseline(m, CLEAN, CORRUPTED, "resid_pre", draws=2, **SWEEP),
+    "patching.ablation_baseline": lambda m: pl.patching.ablation_baseline(
+        m, CLEAN, "resid_pre", how="zero", draws=2, **SWEEP
+    ),
     "attribution.gradient": lambda m: pl.attribution.gradient(m, CLEAN, CORRUPTED, "resid_pre", **SWEEP),
     "attribution.edges": lambda m: pl.attribution.edges(m, CLEAN, CORRUPTED, metric=METRIC),
     "view": lambda m: pl.view(m, ROW),
