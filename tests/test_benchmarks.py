@@ -55,6 +55,7 @@ def report(tmp_path: Path) -> Any:
 # Scripts
 
 
+@pytest.mark.long
 def test_every_script_imports_without_the_peers() -> None:
     """In one fresh process, in which importing a peer fails: peers are imported where they are used.
 

@@ -21,6 +21,7 @@ from synthetic import SyntheticRows
 TEXTS = ("ts_valid", "mix_valid")
 
 
+@pytest.mark.long
 def test_figures_are_as_stated(stated: dict[str, Any], found: dict[str, Any]) -> None:
     short = {name: figure for name, figure in stated["figures"].items() if name not in TEXTS}
     assert card.disagreements(short, found) == []

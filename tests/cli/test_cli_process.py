@@ -125,6 +125,7 @@ def test_an_ignored_interruption_stays_ignored(monkeypatch: pytest.MonkeyPatch) 
         signal.signal(signal.SIGINT, before)
 
 
+@pytest.mark.long
 def test_without_docstrings() -> None:
     code, out, err = ended(started(typed("run --help"), "-OO"))
     assert (code, VERBS["run"] in out, "Shows the tokens" in out, err) == (0, True, True, "")

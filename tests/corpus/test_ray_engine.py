@@ -111,6 +111,7 @@ def test_one_of_two_processes_is_killed(cluster: Any, whole: Path, begun: Path, 
     assert (begun / "ledger" / "c.1.0.0").stat().st_mtime_ns == kept, "what is whole is not made again"
 
 
+@pytest.mark.long
 def test_packed_parts_are_those_of_one_process(cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plan, "PART_BYTES", 1)
     monkeypatch.setattr(plan, "TEXTS_IN_A_PART", 4)
@@ -122,6 +123,7 @@ def test_packed_parts_are_those_of_one_process(cluster: Any, tmp_path: Path, mon
     assert content(tmp_path / "two.zarr") == content(tmp_path / "one.zarr")
 
 
+@pytest.mark.long
 @pytest.mark.remedy("ray-lost")
 def test_a_part_that_kills_every_process(
     cluster: Any, whole: Path, begun: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

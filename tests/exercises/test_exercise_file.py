@@ -199,6 +199,7 @@ threading.Thread(target=time.sleep, args=(1000,)).start()
 """
 
 
+@pytest.mark.long
 def test_what_does_not_end_is_wrong_and_the_others_are_checked(tmp_path: Path) -> None:
     path = tmp_path / "mine.py"
     path.write_text(ENDLESS, encoding="utf-8")

@@ -115,7 +115,14 @@ WRONG_GPT2 = {
 }
 
 
-@pytest.mark.parametrize("name", [name for name, row in WRONG_GPT2.items() if row[1]])
+SLOW = "always one epsilon"
+"""No known mistake, alone or with another, explains it: all are tried."""
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.long if name == SLOW else ()) for name, row in WRONG_GPT2.items() if row[1]],
+)
 def test_wrong_gpt2s_are_named(name: str) -> None:
     change, words, tensor = WRONG_GPT2[name]
     result = check_gpt2(variant(change).GPT2)

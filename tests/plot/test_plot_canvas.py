@@ -115,7 +115,9 @@ def drawn(figure: Any) -> np.ndarray:
     return np.asarray(at.buffer_rgba()).copy()
 
 
-@pytest.mark.parametrize("name", ON_AXES)
+@pytest.mark.parametrize(
+    "name", support.few_of(ON_AXES, "heatmap", "attention_grid", "circuit", "lens", "neuron", *DEEPLY)
+)
 def test_figures_are_pickled_and_copied_with_their_numbers(name: str) -> None:
     ax = ON_AXES[name](Figure(figsize=(6, 4), layout="constrained").add_subplot())
     figure = ax.get_figure()

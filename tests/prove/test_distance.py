@@ -241,6 +241,7 @@ MUTANTS: dict[str, Any] = {
 }  # fmt: skip
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", MUTANTS)
 def test_mutants_are_noticed(name: str, model: Model) -> None:
     must_be_noticed(MUTANTS[name], model, by=[StopIteration])

@@ -246,11 +246,8 @@ def test_checks_pass_unbroken(check: Callable[[], None]) -> None:
     check()
 
 
-SLOW = ("rounding is never amplified", "computed weights are parameters")
-"""Mutants with which a comparison looks for every cause that it knows, for some 15 seconds each."""
-
-
-@pytest.mark.parametrize("name", [pytest.param(m, marks=pytest.mark.long) if m in SLOW else m for m in MUTANTS])
+@pytest.mark.long
+@pytest.mark.parametrize("name", MUTANTS)
 def test_mutants_are_noticed(name: str) -> None:
     breaks, check = MUTANTS[name]
     with pytest.MonkeyPatch.context() as patch:

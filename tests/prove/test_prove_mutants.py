@@ -521,12 +521,8 @@ def test_checks_pass_unbroken(check: Callable[[], None]) -> None:
     check()
 
 
-SLOW = ("all heads are one", "the alignment accepts anything", "nearest is not searched", "hooks read nothing",
-        "a constant stands for what is behind it")  # fmt: skip
-"""Mutants with which a comparison looks for every cause that it knows, for seconds."""
-
-
-@pytest.mark.parametrize("name", [pytest.param(m, marks=pytest.mark.long) if m in SLOW else m for m in MUTANTS])
+@pytest.mark.long
+@pytest.mark.parametrize("name", MUTANTS)
 def test_mutants_are_noticed(name: str) -> None:
     breaks, check = MUTANTS[name]
     with pytest.MonkeyPatch.context() as patch:

@@ -205,6 +205,7 @@ def said(value: Any) -> tuple[int, list[str]]:
     return count, words.split(", ")
 
 
+@pytest.mark.long
 def test_paths_to_the_logits(study: Study) -> None:
     one = Study(study.model, templates=1, count=1, each=1, seed=3)
     effect, (low, high) = effects(one, ()), measures.paths_to_logits(one)
@@ -270,6 +271,7 @@ def test_knock_outs(study: Study) -> None:
     assert measures.knocked_out(study) == pytest.approx(expected, rel=1e-9)
 
 
+@pytest.mark.long
 def test_correlations_of_estimates(gpt2_tokenizer: pl.Tokenizer) -> None:
     study = Study(model_of(gpt2_tokenizer, n_layer=1, n_embd=12), 1, count=1, each=1, seed=2)
     eights, expected = eight(), list[float]()

@@ -154,6 +154,7 @@ def test_what_does_not_fit(glass: pl.CkptedTransformer) -> None:
     assert cache.length == 60
 
 
+@pytest.mark.long
 def test_a_compiled_model_goes_on_with_a_cache(tiny: pl.CkptedTransformer):
     with torch.no_grad():
         cache, compiled = pl.KeyValueCache(tiny.config), torch.compile(tiny, backend="eager")

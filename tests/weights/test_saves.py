@@ -72,8 +72,15 @@ def by_transformers(number: int) -> Saver:
     return lambda folder: pl.to_hf(model(number)).save_pretrained(folder)
 
 
-@pytest.mark.parametrize("old", [ONE.save_pretrained, by_transformers(1)])
-@pytest.mark.parametrize("reads", [True, False])
+@pytest.mark.parametrize(
+    ("old", "reads"),
+    [
+        (ONE.save_pretrained, True),
+        (by_transformers(1), False),
+        pytest.param(ONE.save_pretrained, False, marks=pytest.mark.long),
+        pytest.param(by_transformers(1), True, marks=pytest.mark.long),
+    ],
+)
 def test_a_kill_at_every_step_leaves_one_model_or_says_so(old: Saver, reads: bool, tmp_path: Path):
     new, seen, folder = model(2, reads=reads), [], tmp_path / "model"
     old(tmp_path / "old")
@@ -207,7 +214,7 @@ def test_savers_at_the_same_time_and_a_reader_among_them(tmp_path: Path):
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("shards", [None, "32KB"])
+@pytest.mark.parametrize("shards", [pytest.param(None, marks=pytest.mark.long), "32KB"])
 def test_save_hf_is_killed_at_every_step(shards: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     old, new = pl.to_hf(ONE), pl.to_hf(model(2, reads=False))
     if shards:
