@@ -72,7 +72,9 @@ def test_the_cursor_reads_each_cell_and_stays_among_them(opened: Open) -> None:
         assert watched.said() == cell(*where)
     watched.page.keyboard.press("ArrowRight")  # a later key is no cell
     assert watched.said() == cell(3, 3)
-    assert watched.page.locator(".token.at-query, .token.at-key").all_inner_texts() == [SHOWN[3]]
+    lit = watched.page.locator(".token.at-query, .token.at-key")
+    watched.wait("document.querySelectorAll('.token.at-query, .token.at-key').length == 1")  # drawn after it is said
+    assert lit.all_inner_texts() == [SHOWN[3]]
     watched.page.keyboard.press("Enter")
     watched.wait("location.hash.includes('k=3') && location.hash.includes('q=3')")
 

@@ -124,7 +124,7 @@ def _of(result: CheckResult, text: str | None) -> str | None:
 
 
 _NOT_THEIRS = (
-    str(Path(torch.__file__).parent), str(Path(__file__).parent), *map(sysconfig.get_path, ("stdlib", "purelib")),
+    str(Path(torch.__file__).parent), str(Path(__file__).parents[1]), *map(sysconfig.get_path, ("stdlib", "purelib")),
     "<frozen ",
 )  # fmt: skip
 """Where files begin whose lines a learner has not written."""
