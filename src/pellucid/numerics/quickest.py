@@ -36,7 +36,10 @@ SMALL = 2**20
 """Multiplications in a product below which nothing is measured: oneDNN's longer call eats what it could gain."""
 
 MEASURED = 2**28
-"""Multiplications at most in a product that is measured: some 3 ms; a larger one is cut to fewer rows and outputs."""
+"""Multiplications in a product that is measured, if they can be so few: some 3 ms. A larger one is cut, rows first."""
+
+FEWEST_ROWS = 64
+"""Rows that a cut leaves: with fewer, reading the weights decides."""
 
 MOST_ROWS = 512
 """Rows from which on more of them change nothing about which library is quicker."""
@@ -161,9 +164,13 @@ def _choose(shape: Product, x: Tensor, weight: Tensor, bias: Tensor | None, file
 @torch.no_grad()
 def measured(shape: Product, x: Tensor, weight: Tensor, bias: Tensor | None) -> Choice:
     """Time both on this product, or on a part of it if it is a large one."""
-    rows = x.detach().reshape(-1, shape.inputs)[: shape.rows]
-    outputs = max(1, min(shape.outputs, MEASURED // (len(rows) * shape.inputs)))
-    weight, bias = _first(weight.detach(), outputs), None if bias is None else bias.detach()[:outputs]
+    weight, bias = weight.detach(), None if bias is None else bias.detach()
+    most = min(shape.rows, max(FEWEST_ROWS, MEASURED // (shape.inputs * shape.outputs)))
+    rows = x.detach().reshape(-1, shape.inputs)[:most]
+    outputs = shape.outputs
+    if shape.by_outputs:  # else a part would have gaps, and a copy without them lies in memory as the weight does not
+        outputs = max(1, min(outputs, MEASURED // (len(rows) * shape.inputs)))
+        weight, bias = weight[:outputs], None if bias is None else bias[:outputs]
     ways: dict[str, Callable[[], Tensor]] = {
         "torch": lambda: by_torch(rows, weight, bias),
         "onednn": lambda: by_onednn(rows, weight, bias),
@@ -182,12 +189,6 @@ def measured(shape: Product, x: Tensor, weight: Tensor, bias: Tensor | None) -> 
     library = "onednn" if best["onednn"] < CLEARLY * best["torch"] else "torch"
     done = 2 * len(rows) * shape.inputs * outputs / 1e9
     return Choice(library, {name: round(done / seconds, 1) for name, seconds in best.items()})
-
-
-def _first(weight: Tensor, outputs: int) -> Tensor:
-    """Some outputs in the same order in memory and without gaps, for which oneDNN takes a thousand times as long."""
-    part = weight[:outputs]
-    return part if part.is_contiguous() else part.t().contiguous().t()
 
 
 def machine() -> dict[str, str]:
