@@ -213,8 +213,7 @@ class Cells:
 
     def _has(self, name: str, heads: tuple[int, ...] | None, neurons: tuple[int, ...] | None) -> bool:
         return all(
-            entries is None or max(entries) < self.size(name, axis)
-            for axis, entries in (("head", heads), ("neuron", neurons))
+            some is None or max(some) < self.size(name, axis) for axis, some in (("head", heads), ("neuron", neurons))
         )
 
 

@@ -184,11 +184,10 @@ def read_answer(
     if found.dim() < 3 and (found.dim() == 0 or (found.shape[-1] < vocabulary and found.shape[-1] != width)):
         expected = f"logits of ids {list(rows)} are {[*rows, vocabulary]}"
         raise NoLogitsError(f"the output is {list(found.shape)}, and {expected}")
+    remarks: list[str] = []
     if found.dim() == 3 and found.shape[1:] == (vocabulary, rows[1]) and vocabulary != rows[1]:
         found, turned = found.transpose(1, 2), False
-        remarks = ["the logits came with the vocabulary before positions"]
-    else:
-        remarks = []
+        remarks.append("the logits came with the vocabulary before positions")
     values, remark = _in_rows(found, rows, turned=turned)
     remarks += [remark] if remark else []
     if values.shape[-1] > vocabulary and values.shape[-1] != width:

@@ -245,7 +245,7 @@ def _numbers(given: Any, where: str) -> Tensor:
 
 _TEXT = (str, bytes, bytearray, memoryview)
 _NUMBERS = (int, float, complex, np.generic, np.ndarray, Tensor, Sequence)
-"""Of what a row of numbers may consist; torch itself refuses some of it in words that a reader understands."""
+"""What a row of numbers may consist of; torch itself refuses some of it in words that a reader understands."""
 
 
 def _no_numbers(where: str, why: str) -> InputError:

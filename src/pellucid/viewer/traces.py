@@ -175,7 +175,7 @@ _OPTIONAL = (
     _Optional("neurons", tuple(_of(value_blocks.neurons, coarse=coarse) for coarse in (False, True))),
     _Optional("atlas", tuple(_of(value_blocks.atlas, coarse=coarse) for coarse in (False, True)), square=True),
 )
-"""In the order in which they get their place: the small and the much used first."""
+"""They get their place in this order: the small ones and those that are used much come first."""
 
 
 def _of_features(sae: SparseAutoencoder) -> tuple[_Optional, ...]:

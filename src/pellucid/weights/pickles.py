@@ -263,7 +263,7 @@ def _refusal(path: Path, said: str, needed: set[str]) -> WeightsError:
 
 
 class _Dtype:
-    """In the place of `numpy.dtype`: a plain number type and its byte order, nothing else."""
+    """Stands for `numpy.dtype`, and takes a plain number type and its byte order, nothing else."""
 
     def __init__(self, kind: object, align: object = False, copy: object = False) -> None:
         if not (isinstance(kind, str) and re.fullmatch(r"[<>|=]?[biuf][1248]", kind)):
@@ -275,7 +275,7 @@ class _Dtype:
 
 
 class _Array:
-    """In the place of `numpy.ndarray`: what is stored of it, as bytes."""
+    """Stands for `numpy.ndarray`, and keeps what is stored of it as bytes."""
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         _, self.shape, self.dtype, self.by_column, self.raw = state
@@ -297,14 +297,14 @@ def as_tensor(value: object) -> torch.Tensor | None:
 
 
 def _scalar(dtype: _Dtype, raw: object) -> int | float | bool:
-    """In the place of NumPy's `scalar`."""
+    """Stands for NumPy's `scalar`."""
     if not isinstance(dtype, _Dtype) or not isinstance(raw, bytes) or len(raw) != dtype.dtype.itemsize:
         raise pickle.UnpicklingError("a NumPy number that is none")
     return np.frombuffer(raw, dtype=dtype.dtype)[0].item()
 
 
 def _reconstruct(*_: object) -> _Array:
-    """In the place of NumPy's `_reconstruct`."""
+    """Stands for NumPy's `_reconstruct`."""
     return _Array()
 
 
