@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
+import functools
 from typing import Any
 
 import checks
@@ -32,19 +32,34 @@ columns = (
 )
 heads = st.none() | st.integers(-HEADS, HEADS - 1) | st.lists(st.integers(0, HEADS - 1), min_size=1, max_size=4)
 
-few = settings(max_examples=25, deadline=None, derandomize=True)
+few = settings(max_examples=12, deadline=None, derandomize=True)
 
 
-@pytest.fixture(scope="module", params=["auto", "eager", "fast", "bfloat16", "rounded products"])
+MODELS: dict[str, dict[str, Any]] = {
+    "auto": {},
+    "eager": {"attention": "eager"},
+    "fast": {"numerics": "fast"},
+    "bfloat16": {"dtype": torch.bfloat16},
+    "rounded products": {"numerics": "bfloat16"},
+}
+
+
+@functools.cache
+def made(kind: str) -> pl.CkptedTransformer:
+    return support.glass(**MODELS[kind])
+
+
+@pytest.fixture(scope="module", params=MODELS)
 def model(request: pytest.FixtureRequest) -> pl.CkptedTransformer:
-    fields: dict[str, Any] = {
-        "auto": {},
-        "eager": {"attention": "eager"},
-        "fast": {"numerics": "fast"},
-        "bfloat16": {"dtype": torch.bfloat16},
-        "rounded products": {"numerics": "bfloat16"},
-    }[request.param]
-    return support.glass(**fields)
+    """The same for every test, which leaves it as it was."""
+    return made(request.param)
+
+
+def in_turn(names: str, *others: Any) -> pytest.MarkDecorator:
+    """The first model meets all of the others, each other model the first of them; the long run tries every pair."""
+    kept = [*(("auto", *other) for other in others), *((kind, *others[0]) for kind in MODELS)]
+    pairs = [(kind, *other) for kind in MODELS for other in others]
+    return pytest.mark.parametrize(("model", *names.split()), support.few_of(pairs, *kept), indirect=["model"])
 
 
 @pytest.mark.filterwarnings("ignore:.*in training mode")  # seeded, dropout draws the same again
@@ -59,7 +74,7 @@ def test_any_look_at_anything(model: Any, names: list[str], pos: Any, heads: Any
 
 
 @pytest.mark.filterwarnings("ignore:.*in training mode")  # seeded, dropout draws the same again
-@pytest.mark.parametrize("training", [False, True])
+@in_turn("training", (False,), (True,))
 def test_looking_at_everything(model: pl.CkptedTransformer, training: bool) -> None:
     model.train(training)
     try:
@@ -93,13 +108,7 @@ def test_a_slice_selects_like_a_slice(glass: pl.CkptedTransformer) -> None:
     assert torch.equal(part["blocks.1.resid_mid"], whole["blocks.1.resid_mid"][:, -4::2])
 
 
-@pytest.mark.parametrize(
-    ("mode", "returns"),
-    support.few_of(
-        itertools.product(MODES, ["nothing", "the same tensor"]),
-        *((mode, "nothing") for mode in MODES), ("grad", "the same tensor"),
-    ),
-)  # fmt: skip
+@in_turn("mode returns", *((mode, "nothing") for mode in MODES), ("grad", "the same tensor"))
 def test_native_hooks_that_look(model: pl.CkptedTransformer, mode: str, returns: str) -> None:
     with MODES[mode]():
         plain = model(RAGGED)
@@ -129,13 +138,13 @@ def test_native_hooks_and_forward_pre_hooks_see_every_name_in_order(glass: pl.Ck
         assert tuple(seen) == NAMES
 
 
-@pytest.mark.parametrize("mode", MODES)
+@in_turn("mode", *((mode,) for mode in MODES))
 def test_what_a_hook_returns_is_what_the_model_goes_on_with(model: pl.CkptedTransformer, mode: str) -> None:
     with MODES[mode]():
         checks.hooks_go_on(model, RAGGED, AROUND_A_BLOCK)
 
 
-@pytest.mark.parametrize("mode", ["no_grad", "inference"])
+@in_turn("mode", ("no_grad",), ("inference",))
 def test_what_a_hook_writes_in_place_is_what_the_model_goes_on_with(model: pl.CkptedTransformer, mode: str) -> None:
     with MODES[mode]():
         plain = model(RAGGED)

@@ -127,7 +127,6 @@ MUTANTS: dict[str, tuple[Callable[[Patch], Any], Callable[[Path], None]]] = {
 @pytest.mark.parametrize("mutant", MUTANTS)
 def test_the_check_notices(mutant: str, tmp_path: Path) -> None:
     breaks, checked = MUTANTS[mutant]
-    checked(tmp_path)
     with pytest.MonkeyPatch.context() as patch:
         breaks(patch)
         with pytest.raises((AssertionError, pytest.fail.Exception)):
