@@ -72,6 +72,19 @@ def test_the_mean_at_each_position_is_the_loop() -> None:
                 assert float(ablated[layer, column, text]) == pytest.approx(float(loop), abs=1e-10)
 
 
+@pytest.mark.parametrize(
+    ("how", "reference", "runs"), [("zero", None, 2), ("zero", REFERENCE, 2), ("mean", None, 2), ("mean", REFERENCE, 3)]
+)
+def test_what_is_known_is_not_run_again(how: Any, reference: Any, runs: int) -> None:
+    """The plain run, a reference that is read, and one batch that holds every ablation and all of them at once."""
+    model, (ids, _) = exact(), two()
+    rows: list[int] = []
+    model.blocks[2].ln1.register_forward_pre_hook(lambda module, given: rows.append(len(given[0])))
+    pl.patching.ablate(model, ids, "attn.ckpt_z", over=("layer", "head"), how=how, reference=reference, metric=METRIC)
+    assert len(rows) == runs
+    assert rows[-1] == 2 * (12 + 1)
+
+
 def test_on_the_scale_of_an_ablation_one_is_the_plain_run() -> None:
     """And nothing is the run without all that was gone over."""
     model, (ids, _) = exact(), two()

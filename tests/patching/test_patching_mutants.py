@@ -15,7 +15,7 @@ import torch
 
 import pellucid as pl
 from pellucid.patching import ablation as ablating
-from pellucid.patching import paths, reruns, roles, sweeps
+from pellucid.patching import baselines, paths, reruns, roles, sweeps
 
 Patch = pytest.MonkeyPatch
 
@@ -68,11 +68,23 @@ def stale(plain: Any) -> Any:
 
 
 def no_head_is_held(plain: Any) -> Any:
-    return lambda self, name, value, senders: None
+    return lambda self, name, sent: None
 
 
 def all_heads_are_held(plain: Any) -> Any:
-    return lambda self, name, value, senders: roles.Put(name, value)
+    return lambda self, name, sent: roles.Put(name, self.runs.base.values[name])
+
+
+def one_alone(plain: Any) -> Any:
+    return lambda self, puts, random: list(plain(self, puts, random))[:1]
+
+
+def half_as_far(plain: Any) -> Any:
+    def put(self: Any, given: roles.Put, random: Any) -> roles.Put:
+        found = plain(self, given, random)
+        return replace(found, source=(found.source + self.base.values[given.name]) / 2)
+
+    return put
 
 
 def over_pads_too(plain: Any) -> Any:
@@ -108,7 +120,7 @@ MUTANTS: dict[str, tuple[Callable[[Patch], None], Callable[[], None]]] = {
     "the head reads a column before": (wrapped(reruns.Base, "_reader", column_before), loop),
     "stale logits": (wrapped(reruns.Base, "_whole", stale), lambda: loop(sweeping.everywhere)),
     "no head is held": (
-        wrapped(paths._Paths, "_held", no_head_is_held),
+        wrapped(paths.Paths, "_held", no_head_is_held),
         lambda: paths_.test_every_head_by_its_definition([("q", 1)], "mlps"),
     ),
     "MLPs are held, too": (
@@ -116,7 +128,14 @@ MUTANTS: dict[str, tuple[Callable[[Patch], None], Callable[[], None]]] = {
         lambda: paths_.test_every_head_by_its_definition([], "none"),
     ),
     "the head of the sender is held": (
-        wrapped(paths._Paths, "_held", all_heads_are_held), paths_.test_a_head_that_holds_a_sender_goes_on,
+        wrapped(paths.Paths, "_held", all_heads_are_held), paths_.test_a_head_that_holds_a_sender_goes_on,
+    ),
+    "only one head speaks": (
+        wrapped(baselines._Random, "_drawn", one_alone), paths_.test_as_many_others_speak_in_the_baseline,
+    ),
+    "a direction that is no longer as long": (
+        wrapped(baselines._Random, "_in_a_random_direction", half_as_far),
+        paths_.test_the_baseline_of_a_path_speaks_in_other_directions,
     ),
     "the mean of pads": (
         wrapped(ablating.Ablation, "value", over_pads_too),

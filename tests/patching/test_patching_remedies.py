@@ -154,7 +154,7 @@ REMEDIES: dict[str, list[Case]] = {
     ],
     "baseline-of": [
         Case(lambda h: _baseline(h, of="layers"), "of='heads'", lambda h: _baseline(h, of="heads", heads=[1])),
-        Case(lambda h: _baseline(h, of="heads"), "heads=, or go over 'layer' or 'head'",
+        Case(lambda h: _baseline(h, of="heads"), "fewer heads at once, or go over 'layer' or 'head'",
              lambda h: (_baseline(h, of="heads", heads=[1, 2]), _baseline(h, of="heads", over=("layer",)))),
     ],
     "sweep-direction": [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -175,3 +176,34 @@ def test_receivers_before_a_sender_keep_what_they_had() -> None:
     with_the_middle = pl.patching.path(model, clean, corrupted, receivers=[middle, last], **about)
     np.testing.assert_allclose(with_the_middle.values[1], alone.values[1], rtol=0, atol=1e-10)
     assert np.abs(with_the_middle.values[0] - alone.values[0]).max() > 1e-6
+
+
+def test_as_many_others_speak_in_the_baseline() -> None:
+    """Two heads before the receiver, whichever they are."""
+    model, (clean, corrupted) = exact(n_head=2), two(1)
+    about: dict[str, Any] = {"receivers": ("attn.ckpt_q", {"layer": 2, "head": 1}), "metric": METRIC}
+    pairs = itertools.combinations([(0, 0), (0, 1), (1, 0), (1, 1)], 2)
+    possible = [float(pl.patching.path(model, clean, corrupted, senders=list(pair), **about)) for pair in pairs]
+    drawn = pl.patching.path_baseline(model, clean, corrupted, senders=[(0, 1), (1, 0)], of="heads", draws=16, **about)
+    nearest = np.abs(np.subtract.outer(drawn.values, possible))
+    assert nearest.min(1).max() < 1e-10
+    assert len(set(nearest.argmin(1))) > 3
+
+
+def test_the_baseline_of_a_path_speaks_in_other_directions() -> None:
+    """Each is as long as what the head would say, and the other heads of its block are held."""
+    model, (clean, corrupted) = exact(), two(1)
+    name = f"blocks.0.{Z}"
+    (_, theirs), (_, own) = (model.run_with_ckpts(ids, names=name) for ids in (clean, corrupted))
+    seen: list[Any] = []
+    handle = model.get_submodule(name).register_forward_hook(lambda module, given, out: seen.append(out))
+    pl.patching.path_baseline(
+        model, clean, corrupted, senders=(0, 1), receivers="logits", metric=METRIC, through="none", draws=4
+    )
+    handle.remove()
+    change = torch.cat(seen[2:]) - own[name]  # after the two plain runs
+    said = (theirs[name] - own[name])[:, :, 1]
+    assert change.shape[0] == 4
+    assert not change[:, :, [0, 2, 3]].any()
+    torch.testing.assert_close(change[:, :, 1].norm(dim=-1), said.norm(dim=-1).expand(4, -1))
+    assert float(torch.cosine_similarity(change[:, 1:, 1], said[:, 1:], dim=-1).abs().max()) < 0.99

@@ -40,6 +40,9 @@ RANDOM: dict[str, Callable[[Any], Any]] = {
     "patching.ablation_baseline": lambda m: pl.patching.ablation_baseline(
         m, CLEAN, "resid_pre", how="zero", draws=2, **SWEEP
     ),
+    "patching.path_baseline": lambda m: pl.patching.path_baseline(
+        m, CLEAN, CORRUPTED, senders=(0, 1), receivers="logits", metric=METRIC, draws=2
+    ),
     "attribution.gradient": lambda m: pl.attribution.gradient(m, CLEAN, CORRUPTED, "resid_pre", **SWEEP),
     "attribution.edges": lambda m: pl.attribution.edges(m, CLEAN, CORRUPTED, metric=METRIC),
     "view": lambda m: pl.view(m, ROW),

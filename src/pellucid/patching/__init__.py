@@ -6,6 +6,7 @@ from pellucid.dialects import name_arguments
 from pellucid.patching.ablation import ablate as ablate
 from pellucid.patching.baselines import ablation_baseline as ablation_baseline
 from pellucid.patching.baselines import baseline as baseline
+from pellucid.patching.baselines import path_baseline as path_baseline
 from pellucid.patching.effects import effect_sizes as effect_sizes
 from pellucid.patching.effects import normalized as normalized
 from pellucid.patching.paths import path as path

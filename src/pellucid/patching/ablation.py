@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,9 +15,9 @@ from pellucid.check import require_one_of
 from pellucid.errors import InputError
 from pellucid.interrupts import told
 from pellucid.metrics import Metric
-from pellucid.patching.cells import Cells
+from pellucid.patching.cells import Cells, SweepCell
 from pellucid.patching.reruns import Base, Rerun
-from pellucid.patching.sweeps import UNMEASURED, described, patches, require_room, results
+from pellucid.patching.sweeps import UNMEASURED, Measured, described, patches, require_room, results
 from pellucid.run.model import CkptedTransformer
 from pellucid.run.region import Index, Region
 from pellucid.text.batch import Batch, Inputs
@@ -82,14 +82,38 @@ def ablate(
     cells = Cells(model.schema, names, over, batch, batch, part)
     with told(UNMEASURED):
         made = Ablated.of(model, batch, reference, cells.names, how, metric, seed=seed, max_bytes=max_bytes)
-        at_once = Cells(model.schema, names, (), batch, batch, part)
-        everything = Rerun(tuple(put for cell in at_once for put in cell.puts(made.instead)))
-        ((_, gone),) = made.run.differing([everything])
-    found = results(made.run, cells, patches(cells, made.instead), progress=progress)
+    at_once = Cells(model.schema, names, (), batch, batch, part)
+    everything = Rerun(tuple(put for cell in at_once for put in cell.puts(made.instead)))
+    gone, found = _together(made.run, cells, patches(cells, made.instead), everything, progress=progress)
     title = f"{', '.join(cells.kinds)} ablated by {_INSTEAD[how]}"
     about = {"checkpoint": ", ".join(cells.kinds), **made.about(title), "ablated": float(gone.mean()),
              "ablated_by_text": gone.tolist()}  # fmt: skip
     return found.labelled("ablate", about, per_text=per_text)
+
+
+def _together(
+    base: Base, cells: Cells, todo: Sequence[tuple[SweepCell, Rerun]], everything: Rerun, *, progress: bool
+) -> tuple[Tensor, Measured]:
+    """The metric [B] of the run in which everything is ablated at once, and the runs of every cell.
+
+    It is among them if all of them share a batch. Otherwise it comes first, so what was measured until Control-C can be
+    normalized.
+    """
+    gone = [torch.full_like(base.plain, torch.nan)]
+
+    def run(trials: Sequence[Rerun]) -> Iterator[tuple[int, Tensor]]:
+        for number, value in base.differing([*trials, everything]):
+            if number < len(trials):
+                yield number, value
+            else:
+                gone.append(value)
+
+    batches = list(base.sharing.batches([*(trial for _, trial in todo), everything]))
+    if len(batches) > 1:
+        with told(UNMEASURED):
+            gone.extend(value for _, value in base.differing([everything]))
+    found = results(base, cells, todo, run if len(batches) == 1 else None, progress=progress)
+    return gone[-1], found
 
 
 _INSTEAD: Mapping[How, str] = {
@@ -110,13 +134,13 @@ class Ablated:
         cls, model: CkptedTransformer, batch: Batch, reference: Inputs | None, names: Sequence[str], how: How,
         metric: Metric, *, seed: int, max_bytes: int | None = None, kept: Sequence[str] = (),
     ) -> Ablated:  # fmt: skip
-        """Run the inputs, of which some values are kept, and the reference; the inputs are it if None."""
+        """Run the inputs, of which some values are kept, and the reference, if it is not the inputs and is read."""
         remedy = "Give how='mean' with reference= texts, for example."
-        require_one_of("ablate: how", how, _INSTEAD, code="ablate-how", remedy=remedy)
-        known = batch if reference is None else model.tokenize(reference)
+        require_one_of("how", how, _INSTEAD, code="ablate-how", remedy=remedy)
+        known = batch if reference is None or how == "zero" else model.tokenize(reference)
         room = require_room(model, batch, known, names, max_bytes)
-        run = Base(model, batch, metric, kept, of="the plain run", max_bytes=room)
-        values = model.run_with_ckpts(known, names=list(names))[1]
+        run = Base(model, batch, metric, names if known is batch else kept, of="the plain run", max_bytes=room)
+        values = run.values if known is batch else model.run_with_ckpts(known, names=list(names))[1]
         put, axes = Ablation(how, known, batch, seed), model.schema.axes
         return cls(run, {name: put.value(name, value, axes[name]) for name, value in values.items()}, how)
 
@@ -150,7 +174,7 @@ class Ablation:
             return value.new_zeros(1).expand(shape)
         if Axis.KEY in axes:
             raise InputError(
-                f"ablate: {name} by its {self.how}, but the keys of other texts are other tokens.",
+                f"{name} by its {self.how}, but the keys of other texts are other tokens.",
                 code="edit-mean-of-pattern",
                 remedy="Ablate attn.ckpt_z instead, or the pattern with how='zero'.",
             )
@@ -177,7 +201,7 @@ class Ablation:
         if position > last:
             text = int((self._positions[1] == position).any(1).nonzero()[0])
             raise InputError(
-                f"ablate: text {text} has a token {position}, and no text of the reference has.",
+                f"text {text} has a token {position}, and no text of the reference has.",
                 code="reference-too-short",
                 remedy="Give reference texts that are as long as the inputs.",
             )

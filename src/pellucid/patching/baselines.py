@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -18,12 +19,14 @@ from pellucid.extras import need
 from pellucid.interrupts import told
 from pellucid.metrics import Metric
 from pellucid.patching.ablation import Ablated, How
-from pellucid.patching.cells import Cells, SweepCell
+from pellucid.patching.cells import Cells, size_of
+from pellucid.patching.paths import PathEnd, PathEnds, Paths, held_names
 from pellucid.patching.reruns import Base, Rerun
 from pellucid.patching.roles import Put, Roles
-from pellucid.patching.sweeps import UNMEASURED, Direction, Texts, patches
+from pellucid.patching.sweeps import UNMEASURED, Direction, Texts
 from pellucid.run.model import CkptedTransformer
 from pellucid.run.region import Index, Region
+from pellucid.schema import Schema
 from pellucid.text.batch import Inputs
 
 if TYPE_CHECKING:
@@ -83,10 +86,11 @@ def baseline(
     """
     pair = Texts.of(model, clean, corrupted, direction, align)
     cells = pair.cells(model.schema, names, over, Region(pos, heads, neurons))
-    needed = _needed(cells, model, of, names)
-    runs = pair.run(model, metric, needed, needed)
+    pool = _pool(model.schema, cells.names, of)
+    runs = pair.run(model, metric, pool, pool)
+    changes = [cell.puts(runs.source) for cell in cells]
     about = {"checkpoint": ", ".join(cells.kinds), "direction": direction, **runs.about(f"random {of}")}
-    return _Random(runs.base, cells, runs.source, of).measured(draws, seed, about, per_text=per_text)
+    return _Random(runs.base, runs.source, pool, of, changes).measured(draws, seed, about, per_text=per_text)
 
 
 def ablation_baseline(
@@ -129,57 +133,108 @@ def ablation_baseline(
     """
     batch = model.tokenize(inputs)
     cells = Cells(model.schema, names, over, batch, batch, Region(pos, heads, neurons))
-    needed = _needed(cells, model, of, names)
+    pool = _pool(model.schema, cells.names, of)
     with told(UNMEASURED):
-        made = Ablated.of(model, batch, reference, needed, how, metric, seed=seed, kept=needed)
+        made = Ablated.of(model, batch, reference, pool, how, metric, seed=seed, kept=pool)
+    changes = [cell.puts(made.instead) for cell in cells]
     about = {"checkpoint": ", ".join(cells.kinds), **made.about(f"random {of} ablated")}
-    return _Random(made.run, cells, made.instead, of).measured(draws, seed, about, per_text=per_text)
+    return _Random(made.run, made.instead, pool, of, changes).measured(draws, seed, about, per_text=per_text)
 
 
-def _needed(cells: Cells, model: CkptedTransformer, of: str, names: Any) -> tuple[str, ...]:
-    """The checkpoints that random changes are made at."""
-    require_one_of("baseline: of", of, ("directions", "heads", "neurons"), code="baseline-of")
-    schema = model.schema
+def path_baseline(
+    model: CkptedTransformer,
+    clean: Inputs,
+    corrupted: Inputs,
+    *,
+    senders: PathEnd | tuple[int, int] | str | Sequence[Any],
+    receivers: PathEnd | Literal["logits"] | str | Sequence[Any],
+    metric: Metric,
+    through: Literal["mlps", "none"] = "mlps",
+    over: Sequence[str] = (),
+    of: Drawn = "directions",
+    draws: int = 64,
+    seed: int = 0,
+    per_text: bool = False,
+    direction: Direction = "denoise",
+    align: Roles | None = None,
+) -> xarray.DataArray:
+    """Measure what senders of no meaning tell the receivers of a path.
+
+    Args:
+        model, clean, corrupted, senders, receivers, metric, through, over, direction, align: Those of `path`.
+        of, draws, seed, per_text: As for `baseline`; "heads" lets as many heads speak, drawn among those of every block
+            that come before a receiver.
+
+    Returns:
+        [draw, batch] as `baseline` gives it.
+
+    Raises:
+        InputError: As `path` and `baseline`.
+
+    Example:
+        >>> import pellucid as pl
+        >>> clean, corrupted = "Tom has a ball. Tom likes the", "Tom has a cat. Tom likes the"
+        >>> drawn = pl.patching.path_baseline(
+        ...     pl.load(), clean, corrupted, senders=(0, 2), receivers="blocks.3.attn.v[0]", of="heads", draws=8,
+        ...     metric=pl.metrics.logit_difference(" ball", " cat"))
+        >>> drawn.sizes
+        Frozen({'draw': 8})
+    """
+    pair = Texts.of(model, clean, corrupted, direction, align)
+    ends, held = PathEnds.of(model.schema, pair, senders, receivers, over), held_names(model.schema, through)
+    pool = [name for name in _pool(model.schema, ends.sent_names, of) if ends.leads(name)]
+    going = ends.going()
+    runs = pair.run(model, metric, pool, (*held, *pool))
+    changes = [tuple(put for cell in cells for put in cell.puts(runs.source)) for cells in going]
+    about = {"through": through, "direction": direction, **runs.about(f"random {of} {ends.title}")}
+    drawn = _Random(runs.base, runs.source, pool, of, changes, Paths(ends, runs, held))
+    return drawn.measured(draws, seed, about, per_text=per_text)
+
+
+def _pool(schema: Schema, names: Sequence[str], of: str) -> Sequence[str]:
+    """The checkpoints at which something random is put: these, or of all blocks those among whose parts is drawn."""
+    require_one_of("of", of, ("directions", "heads", "neurons"), code="baseline-of")
     if of == "directions":
-        if any(Axis.KEY in schema[name].axes for name in cells.names):
+        if squares := [name for name in names if Axis.KEY in schema[name].axes]:
             raise InputError(
-                f"baseline: {shown(names)} holds scores or patterns, which are no vectors of a space.",
+                f"of='directions': {squares[0]} holds scores or patterns, which are no vectors of a space.",
                 code="no-such-axis",
                 remedy="Choose checkpoints whose last axis is d_model, d_head or d_mlp, or give of='heads'.",
             )
-        return cells.names
-    kinds = {name.split(".", 2)[-1] for name in cells.names}
+        return names
+    kinds = {name.split(".", 2)[-1] for name in names}
     of_every_block = (name for name in schema.names if name.startswith("blocks.") and name.split(".", 2)[-1] in kinds)
-    return tuple(dict.fromkeys((*cells.names, *of_every_block)))
+    return list(dict.fromkeys((*names, *of_every_block)))
 
 
 @dataclass(frozen=True)
 class _Random:
     """Random changes of a base run."""
 
-    base: Base  # which keeps the values of the checkpoints that are changed
-    cells: Cells
+    base: Base  # which keeps the values of the pool
     source: Mapping[str, Tensor]  # what patches put there
+    pool: Sequence[str]  # the checkpoints that are changed, or among whose parts is drawn
     of: str
+    changes: Sequence[Sequence[Put]]  # those that random ones stand for
+    paths: Paths | None = None  # if the changes are what senders say
 
     def measured(self, draws: int, seed: int, about: Mapping[str, Any], *, per_text: bool) -> xarray.DataArray:
         """The metric after each of so many changes."""
-        draws = require_whole("baseline: draws", draws, at_least=1)
+        draws = require_whole("draws", draws, at_least=1)
         random = torch.Generator().manual_seed(seed)
-        every = patches(self.cells, self.source)
-        changing = [pair for pair in every if any(self._changes(put) for put in pair[1].puts)]
+        changing = [puts for puts in self.changes if any(map(self._changes, puts))]
         if not changing:
+            kinds = dict.fromkeys(put.name for puts in self.changes for put in puts)
             raise InputError(
-                f"baseline: the two runs have the same {', '.join(self.cells.kinds)}, so that no patch changes "
-                "anything.",
+                f"what would be put at {shown(list(kinds))} is what the run has there, so that nothing would change.",
                 code="nothing-to-normalize",
                 remedy="Choose checkpoints or texts in which the two runs differ.",
             )
         chosen = [changing[number] for number in torch.randint(len(changing), (draws,), generator=random).tolist()]
-        trials = [Rerun(tuple(self._drawn(cell, trial, random))) for cell, trial in chosen]
+        drawn = [tuple(self._drawn(puts, random)) for puts in chosen]
         found = np.full((draws, len(self.base.batch)), np.nan)
         try:
-            for number, value in self.base.differing(trials):
+            for number, value in self._runs(drawn):
                 found[number] = value.numpy()
         except KeyboardInterrupt:
             done = int((~np.isnan(found[:, 0])).sum())
@@ -189,27 +244,35 @@ class _Random:
         attrs = {**about, "of": self.of, "seed": seed}
         return array(found if per_text else found.mean(-1), dims=dims, name="baseline", attrs=attrs)
 
-    def _drawn(self, cell: SweepCell, trial: Rerun, random: torch.Generator) -> Iterator[Put]:
+    def _runs(self, drawn: Sequence[tuple[Put, ...]]) -> Iterator[tuple[int, Tensor]]:
+        if self.paths is None:
+            return self.base.differing([Rerun(puts) for puts in drawn])
+        return self.paths.measured([self.paths.first(puts) for puts in drawn])
+
+    def _drawn(self, puts: Sequence[Put], random: torch.Generator) -> Iterator[Put]:
+        """What stands for a change: other directions, or as many parts of the pool."""
         if self.of == "directions":
-            yield from (self._in_a_random_direction(put, random) for put in trial.puts)
+            yield from (self._in_a_random_direction(put, random) for put in puts)
             return
-        axis = self.of.removesuffix("s")
-        chosen = cell.heads if axis == "head" else cell.neurons
-        count = sum(self.cells.size(name, axis) if chosen is None else len(chosen) for name in cell.names)
-        pool = [(name, i) for name in self.base.values for i in range(self.cells.size(name, axis))]
-        if count >= len(pool):
+        axis, schema = self.of.removesuffix("s"), self.base.model.schema
+        pool = [(name, i) for name in self.pool for i in range(size_of(schema, name, axis))]
+        parts = [(put.heads if axis == "head" else put.neurons) for put in puts]
+        counts = [size_of(schema, put.name, axis) if some is None else len(some)
+                  for put, some in zip(puts, parts, strict=True)]  # fmt: skip
+        if sum(counts) >= len(pool):
             raise InputError(
-                f"baseline: a patch takes {count} {self.of}, which are all {len(pool)} that there are.",
+                f"of={self.of!r}: a change takes {sum(counts)} {self.of}, which are all {len(pool)} that there are.",
                 code="baseline-of",
-                remedy=f"Limit the patch by {self.of}=, or go over 'layer' or {axis!r}, so that others are left.",
+                remedy=f"Take fewer {self.of} at once, or go over 'layer' or {axis!r}, so that others are left.",
             )
-        drawn: dict[str, list[int]] = {}
-        for number in torch.randperm(len(pool), generator=random)[:count].tolist():
-            name, entry = pool[number]
-            drawn.setdefault(name, []).append(entry)
-        for name, some in drawn.items():
-            part = (some, cell.neurons) if axis == "head" else (cell.heads, some)
-            yield Put(name, self.source[name], cell.columns, *part)
+        order = iter(torch.randperm(len(pool), generator=random).tolist())
+        for put, count in zip(puts, counts, strict=True):
+            entries: dict[str, list[int]] = {}
+            for number in islice(order, count):
+                name, entry = pool[number]
+                entries.setdefault(name, []).append(entry)
+            for name, some in entries.items():
+                yield replace(put, name=name, source=self.source[name], **{self.of: some})
 
     def _changes(self, put: Put) -> bool:
         """Whether a patch puts other numbers there than the base run has."""
@@ -229,4 +292,4 @@ class _Random:
         lengths = [torch.linalg.vector_norm(one, dim=-1, keepdim=True) for one in (difference, drawn)]
         scaled = drawn * (lengths[0] / lengths[1].clamp(min=torch.finfo(torch.float64).tiny))
         columns = None if put.columns is None else put.columns.in_place
-        return Put(put.name, (base.double() + scaled).to(base.dtype), columns)
+        return replace(put, source=(base.double() + scaled).to(base.dtype), columns=columns)

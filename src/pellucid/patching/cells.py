@@ -171,11 +171,11 @@ class Cells:
             return places
         if unequal and not _is_from_the_end(part.pos):
             remedy = "Give align=pl.patching.align(model, clean, corrupted), or pos=-1 to patch the last one."
-            raise of_unequal_length("patching", base, source, remedy)
+            raise of_unequal_length(", ".join(self.kinds), base, source, remedy)
         into, taken = (_chosen_columns(part.pos, batch) for batch in (base, source))
         self._positions = into
         if part.pos is not None:
-            warn_of_pads("patching", part.pos, torch.tensor(into), base.mask)
+            warn_of_pads(", ".join(self.kinds), part.pos, torch.tensor(into), base.mask)
         places = [_at(base, source, one, other) for one, other in zip(into, taken, strict=True)]
         if part.pos is not None:
             self.everywhere = _joined(places)
@@ -186,20 +186,9 @@ class Cells:
             return sorted({layer for by_layer in self.kinds.values() for layer in by_layer})
         if axis == "pos":
             return list(self._positions)
-        sizes = [self.size(name, axis) for by_layer in self.kinds.values() for name in by_layer.values()]
+        sizes = [size_of(self._schema, name, axis) for name in self.names]
         limit = self.part.heads if axis == "head" else self.part.neurons
         return list(range(max(sizes))) if limit is None else entries(limit, max(sizes), f"{axis}s").tolist()
-
-    def size(self, name: str, axis: str) -> int:
-        """How many heads or neurons a checkpoint has."""
-        point = self._schema[name]
-        if (found := next((a for a in point.axes if a in _KINDS[axis]), None)) is None:
-            raise InputError(
-                f"{name}: {axis!r} was asked for, but its axes are ({', '.join(point.axes)}).",
-                code="no-such-axis",
-                remedy="Choose a checkpoint that has that axis, or leave it out.",
-            )
-        return self._schema.length_of(found, point)
 
     def _chosen(self, axis: str, chosen: Mapping[str, int]) -> tuple[int, ...] | None:
         """The heads or neurons of a cell; None for all."""
@@ -208,12 +197,13 @@ class Cells:
         limit = self.part.heads if axis == "head" else self.part.neurons
         if limit is None:
             return None
-        sizes = [self.size(name, axis) for by_layer in self.kinds.values() for name in by_layer.values()]
+        sizes = [size_of(self._schema, name, axis) for name in self.names]
         return tuple(entries(limit, min(sizes), f"{axis}s").tolist())
 
     def _has(self, name: str, heads: tuple[int, ...] | None, neurons: tuple[int, ...] | None) -> bool:
         return all(
-            some is None or max(some) < self.size(name, axis) for axis, some in (("head", heads), ("neuron", neurons))
+            some is None or max(some) < size_of(self._schema, name, axis)
+            for axis, some in (("head", heads), ("neuron", neurons))
         )
 
 
@@ -270,3 +260,15 @@ def _at(base: Batch, source: Batch, into: int, taken: int) -> Columns:
 def _joined(places: Sequence[Columns]) -> Columns:
     rows, into, taken = (torch.cat([getattr(place, name) for place in places]) for name in ("rows", "into", "taken"))
     return Columns(rows, into, taken)
+
+
+def size_of(schema: Schema, name: str, axis: str) -> int:
+    """How many heads or neurons a checkpoint has."""
+    point = schema[name]
+    if (found := next((a for a in point.axes if a in _KINDS[axis]), None)) is None:
+        raise InputError(
+            f"{name}: {axis!r} was asked for, but its axes are ({', '.join(point.axes)}).",
+            code="no-such-axis",
+            remedy="Choose a checkpoint that has that axis, or leave it out.",
+        )
+    return schema.length_of(found, point)

@@ -89,7 +89,7 @@ def _plain(swept: xarray.DataArray, side: str) -> Any:
     """The metric of a plain run, for each text where the array keeps them."""
     if side not in swept.attrs:
         raise InputError(
-            f"normalized: an array without the attribute {side!r}.",
+            f"an array without the attribute {side!r}, which is the metric of a plain run.",
             code="nothing-to-normalize",
             remedy="Give what pl.patching.sweep, path or ablate returned.",
         )

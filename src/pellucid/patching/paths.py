@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -91,48 +91,57 @@ def path(
         >>> direct.sizes
         Frozen({'layer': 4, 'head': 4})
     """
-    remedy = "Give through='mlps' to let the MLPs between recompute, 'none' to keep their outputs."
-    require_one_of("path: through", through, ("mlps", "none"), code="path-through", remedy=remedy)
-    pair, schema = Texts.of(model, clean, corrupted, direction, align), model.schema
-    spoken = _several(senders, "senders")
-    heard = [] if receivers == "logits" else _several(receivers, "receivers")
-    sent = [_cells(place, schema, pair, over) for place in spoken]
-    if over and len(sent) > 1:
-        raise InputError(
-            f"path: over={shown(over)} with {len(sent)} senders, expected one.",
-            code="path-place",
-            remedy="Give one sender, whose other axes are gone over.",
-        )
-    own = Texts(pair.base, pair.base, pair.into, None)
-    got = [_cells(place, schema, own) for place in heard]
-    kept = tuple(
-        f"blocks.{i}.{kind}" for i in range(len(schema.blocks)) for kind in (Z, MLP_OUT)[: 1 + (through == "none")]
-    )
-    names = tuple(dict.fromkeys(name for cells in sent for name in cells.names))
-    runs = pair.run(model, metric, names, kept, max_bytes=max_bytes)
-    paths = _Paths(runs, [next(iter(cells)) for cells in got])
-    sets = [[cell] for cell in sent[0]] if over else [[next(iter(cells)) for cells in sent]]
-    todo = [cells for cells in sets if paths.leads(cells, strict=not over)]
-    trials = [(cells[0], paths.first(cells)) for cells in todo]
-    found = results(runs.base, sent[0], trials, paths.measured if got else None, progress=progress)
+    held = held_names(model.schema, through)
+    pair = Texts.of(model, clean, corrupted, direction, align)
+    ends = PathEnds.of(model.schema, pair, senders, receivers, over)
+    going = ends.going()
+    runs = pair.run(model, metric, ends.sent_names, held, max_bytes=max_bytes)
+    paths = Paths(ends, runs, held)
+    trials = [(cells[0], paths.first(put for cell in cells for put in cell.puts(runs.source))) for cells in going]
+    found = results(runs.base, ends.sent[0], trials, paths.measured, progress=progress)
     about = {"senders": shown(senders), "receivers": shown(receivers), "through": through, "direction": direction}
-    title = f"paths from {_written(spoken)} to {_written(heard) or 'logits'}, {pair.taken} into {pair.into}"
+    title = f"paths {ends.title}, {pair.taken} into {pair.into}"
     return found.labelled("path", {**about, **runs.about(title)}, per_text=per_text)
 
 
-@dataclass(frozen=True)
-class _Paths:
-    """The two runs of each path."""
+def held_names(schema: Schema, through: str) -> tuple[str, ...]:
+    """What the first run keeps of the base run: every z, and with through="none" what MLPs write."""
+    remedy = "Give through='mlps' to let the MLPs between recompute, 'none' to keep their outputs."
+    require_one_of("through", through, ("mlps", "none"), code="path-through", remedy=remedy)
+    kinds = (Z, MLP_OUT)[: 1 + (through == "none")]
+    return tuple(f"blocks.{i}.{kind}" for i in range(len(schema.blocks)) for kind in kinds)
 
-    # the plain runs: of the base what is kept in the first, every z and perhaps MLP outputs; of the source what senders
-    # take
-    runs: PlainRuns
-    receivers: Sequence[SweepCell]  # where what was sent is put; none for the logits
+
+@dataclass(frozen=True)
+class PathEnds:
+    """What speaks and what listens."""
+
+    schema: Schema
+    sent: Sequence[Cells]  # the senders; one if it is gone over
+    receivers: Sequence[SweepCell]  # none for the logits
+    title: str
+    over: bool  # whether each cell of the one sender is a path of its own
+
+    @classmethod
+    def of(cls, schema: Schema, pair: Texts, senders: Any, receivers: Any, over: Sequence[str]) -> PathEnds:
+        """Read what was given."""
+        spoken = _several(senders, "senders")
+        heard = [] if receivers == "logits" else _several(receivers, "receivers")
+        sent = [_cells(place, schema, pair, over) for place in spoken]
+        if over and len(sent) > 1:
+            raise InputError(
+                f"over={shown(over)} with {len(sent)} senders, expected one.",
+                code="path-place",
+                remedy="Give one sender, whose other axes are gone over.",
+            )
+        own = Texts(pair.base, pair.base, pair.into, None)
+        got = [next(iter(_cells(place, schema, own))) for place in heard]
+        return cls(schema, sent, got, f"from {_written(spoken)} to {_written(heard) or 'logits'}", bool(over))
 
     @property
-    def schema(self) -> Schema:
-        """The model's."""
-        return self.runs.base.model.schema
+    def sent_names(self) -> tuple[str, ...]:
+        """The senders' checkpoints."""
+        return tuple(dict.fromkeys(name for cells in self.sent for name in cells.names))
 
     @property
     def names(self) -> list[str]:
@@ -140,68 +149,83 @@ class _Paths:
         order = self.schema.names
         return sorted({name for cell in self.receivers for name in cell.names}, key=order.index)
 
-    def leads(self, senders: Sequence[SweepCell], *, strict: bool) -> bool:
-        """Whether every sender comes before a receiver, and every receiver after a sender."""
-        if not self.receivers:
-            return True
-        sent = [name for cell in senders for name in cell.names]
+    def going(self) -> list[list[SweepCell]]:
+        """The senders of each path that leads somewhere."""
+        if self.over:
+            return [[cell] for cell in self.sent[0] if all(map(self.leads, cell.names))]
+        senders = [next(iter(cells)) for cells in self.sent]
+        self._require_order([name for cell in senders for name in cell.names])
+        return [senders]
+
+    def leads(self, name: str) -> bool:
+        """Whether a checkpoint comes before a receiver."""
+        return not self.receivers or any(self.schema.comes_before(name, other) for other in self.names)
+
+    def _require_order(self, sent: Sequence[str]) -> None:
+        """Refuse a sender that comes before no receiver, and a receiver that comes after no sender."""
         before = self.schema.comes_before
-        late = [name for name in sent if not any(before(name, other) for other in self.names)]
+        late = [name for name in sent if not self.leads(name)]
         early = [name for name in self.names if not any(before(other, name) for other in sent)]
-        if (late or early) and strict:
+        if late or early:
             words = f"{late[0]} is a sender" if late else f"{early[0]} is a receiver"
-            other = "comes before no receiver" if late else "comes after no sender"
             raise InputError(
-                f"path: {words} and {other}.",
+                f"{words} and comes {'before no receiver' if late else 'after no sender'}.",
                 code="path-order",
                 remedy="Senders come before receivers in `model.ckpt_names`; exchange them, or leave this one out.",
             )
-        return not late
 
-    def first(self, senders: Sequence[SweepCell]) -> Rerun:
+
+@dataclass(frozen=True)
+class Paths:
+    """The two runs of each path."""
+
+    ends: PathEnds
+    runs: PlainRuns  # of the base what is held in the first, of the source what senders take
+    held: Sequence[str]  # every z and perhaps MLP outputs
+
+    def first(self, sent: Iterable[Put]) -> Rerun:
         """The run in which the senders speak and no other head listens."""
-        begin = min(block_of(name, self.schema) for cell in senders for name in cell.names)
-        held = [
-            put
-            for name, value in self.runs.base.values.items()
-            if block_of(name, self.schema) >= begin and (put := self._held(name, value, senders)) is not None
-        ]
-        return Rerun((*held, *(put for cell in senders for put in cell.puts(self.runs.source))), whole=True)
+        spoken, schema = tuple(sent), self.ends.schema
+        begin = min(block_of(put.name, schema) for put in spoken)
+        kept = (self._held(name, spoken) for name in self.held if block_of(name, schema) >= begin)
+        return Rerun((*filter(None, kept), *spoken), whole=True)
 
     def measured(self, trials: Sequence[Rerun]) -> Iterator[tuple[int, Tensor]]:
         """The number and the metric [B] of each path: first runs that share a batch, then their second runs."""
         base = self.runs.base
+        if not self.ends.receivers:
+            yield from base.differing(trials)
+            return
         for numbers in base.sharing.batches(trials):
-            captured = dict(base.captured([trials[number] for number in numbers], self.names))
+            captured = dict(base.captured([trials[number] for number in numbers], self.ends.names))
             second = [self.second(captured[place]) for place in range(len(numbers))]
             yield from ((numbers[place], found) for place, found in base.differing(second))
 
     def second(self, captured: Mapping[str, Tensor]) -> Rerun:
         """The run in which the receivers have what they got; those before the senders have what they had."""
-        got = (replace(cell, names=tuple(name for name in cell.names if name in captured)) for cell in self.receivers)
+        receivers = self.ends.receivers
+        got = (replace(cell, names=tuple(name for name in cell.names if name in captured)) for cell in receivers)
         return Rerun(tuple(put for cell in got for put in cell.puts(captured)))
 
-    def _held(self, name: str, value: Tensor, senders: Sequence[SweepCell]) -> Put | None:
+    def _held(self, name: str, sent: Sequence[Put]) -> Put | None:
         """What is kept of the base run: all but the heads, or the MLP, that hold a sender."""
-        module = name.rpartition(".")[0] + "."
-        inside = [(n, cell) for cell in senders for n in cell.names if n.startswith(module)]
+        value, module = self.runs.base.values[name], name.rpartition(".")[0] + "."
+        inside = [put for put in sent if put.name.startswith(module)]
         if name.endswith(MLP_OUT):
             return None if inside else Put(name, value)
         free: set[int] = set()
-        for sender, cell in inside:
-            if Axis.HEAD in self.schema[sender].axes:
-                free |= self._heads_of(sender, cell, value.size(2))
+        for put in inside:
+            if Axis.HEAD in self.ends.schema[put.name].axes:
+                free |= self._heads_of(put, value.size(2))
         kept = [head for head in range(value.size(2)) if head not in free]
         return Put(name, value, heads=kept) if kept else None
 
-    def _heads_of(self, sender: str, cell: SweepCell, heads: int) -> set[int]:
+    def _heads_of(self, sent: Put, heads: int) -> set[int]:
         """The heads that a sender is part of: with grouped heads, all of its group."""
-        if cell.heads is None:
+        if sent.heads is None:
             return set(range(heads))
-        axis = self.schema[sender].axes.index(Axis.HEAD)
-        source = self.runs.source
-        group = heads // (source[sender].size(axis) if sender in source else heads)
-        return {head * group + i for head in cell.heads for i in range(group)}
+        group = heads // sent.source.size(self.ends.schema[sent.name].axes.index(Axis.HEAD))
+        return {head * group + i for head in sent.heads for i in range(group)}
 
 
 def _written(places: Sequence[PathEnd]) -> str:
@@ -229,7 +253,7 @@ def _place(given: Any, what: str) -> PathEnd:
     if not fits or not set(part) <= {"layer", "head", "pos", "neuron"}:
         kind = "z" if what == "senders" else "q"
         raise InputError(
-            f"path: {what}={shown(given)}, expected a checkpoint and the part of it that is meant.",
+            f"{what}={shown(given)}, expected a checkpoint and the part of it that is meant.",
             code="path-place",
             remedy=f"Give ('attn.ckpt_{kind}', {{'layer': 5, 'head': 5}}); 'layer', 'head', 'pos' and 'neuron' may be "
             "left out.",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from torch import Tensor
 from pellucid.aliases import Names
 from pellucid.axes import Axis
 from pellucid.check import require_one_of, require_whole
-from pellucid.errors import InputError, PellucidWarning
+from pellucid.errors import InputError, warn
 from pellucid.extras import need
 from pellucid.interrupts import bar, told
 from pellucid.metrics import Metric, measured, units_of
@@ -107,7 +106,7 @@ def require_room(
     single = Sharing.of(model, base, None).bytes_of(1)
     if kept + single > limit:
         raise InputError(
-            f"the sweep keeps {kept:,} bytes and needs {single:,} for one run, and {limit:,} may be taken.",
+            f"{kept:,} bytes are kept and one run needs {single:,}, but {limit:,} may be taken.",
             code="sweep-memory",
             remedy="Give fewer or shorter texts at once, or fewer checkpoints, such as those of one block.",
         )
@@ -260,10 +259,9 @@ def results(
                 done += 1
                 advance(1)
     except KeyboardInterrupt:
-        warnings.warn(f"interrupted: {done} of {len(todo)} runs were measured, the others are NaN",
-                      PellucidWarning, stacklevel=4)  # fmt: skip
+        warn(f"interrupted: {done} of {len(todo)} runs were measured, the others are NaN")
     if not np.isfinite(values[counted]).all():
-        warnings.warn("the metric is not finite after some of the changes", PellucidWarning, stacklevel=4)
+        warn("the metric is not finite after some of the changes")
     return Measured(cells, values, counted, base.plain.numpy())
 
 
