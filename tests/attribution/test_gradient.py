@@ -337,3 +337,16 @@ def test_what_does_not_come_before_is_missing() -> None:
     assert bool(missing.sel(sender="blocks.1.mlp", receiver="blocks.1.mlp"))
     assert not bool(missing.sel(sender="blocks.1.mlp", receiver="blocks.2.attn.v[3]"))
     assert int(missing.sum()) == sum((4 * (3 * 4 * (i + 1) + i)) + (3 * 4 * (i + 1) + i + 1) for i in range(3))
+
+
+@pytest.mark.parametrize("direction", ["denoise", "noise"])
+def test_a_check_of_edges_patches_them(direction: Any) -> None:
+    """Where the metric is linear, the true effect of every edge is its score."""
+    model, (clean, corrupted) = exact(n_layer=2, n_head=2), two()
+    embedded_near(model, 1e-5)
+    found = pl.attribution.edges(model, clean, corrupted, metric=METRIC, direction=direction, check=1000)
+    true, estimate = np.array(found.attrs["check_true"]), np.array(found.attrs["check_estimate"])
+    assert sorted(estimate) == sorted(found.values[~np.isnan(found.values)])
+    np.testing.assert_allclose(estimate, true, rtol=0, atol=1e-3 * np.abs(true).max())
+    some = pl.attribution.edges(model, clean, corrupted, metric=METRIC, direction=direction, check=5, seed=1)
+    assert len(some.attrs["check_true"]) == 5

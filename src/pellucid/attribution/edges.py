@@ -11,12 +11,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from pellucid.attribution.gradient import differentiable, embeddings_moved, gradients_of
+from pellucid.attribution.gradient import agreement, differentiable, embeddings_moved, gradients_of
 from pellucid.axes import RESIDUAL
 from pellucid.check import require_whole
+from pellucid.circuits.ablations import KINDS, Ablations, Choices
 from pellucid.dialects import named_arguments
 from pellucid.extras import need
 from pellucid.interrupts import told
@@ -46,6 +48,8 @@ def edges(
     metric: Metric,
     steps: int = 1,
     direction: Direction = "denoise",
+    check: int = 0,
+    seed: int = 0,
 ) -> xarray.DataArray:
     """Score every edge between two parts of a model: edge attribution patching (Syed et al. 2023, arXiv:2310.10348).
 
@@ -59,13 +63,15 @@ def edges(
         metric: What to read off each run; it must be differentiable.
         steps: Points at which the gradient is taken.
         direction: "denoise" puts clean values into corrupted runs, "noise" corrupted ones into clean runs.
+        check: How many edges to patch in fact, drawn at random, so that the estimate can state its error.
+        seed: Of that draw.
 
     Returns:
         [sender, receiver] in the metric's unit, the mean over texts: an estimate of the metric with that edge patched
         minus that of the base run. Senders are "embeddings", heads "blocks.5.attn[3]" and "blocks.5.mlp"; receivers the
         queries, keys and values of each head, "blocks.9.attn.q[9]", what each MLP reads, "blocks.9.mlp", and "logits".
         NaN if the sender does not come before the receiver. Attributes: `clean` and `corrupted`, the metric of the two
-        plain runs.
+        plain runs; with `check`, those that `gradient` has.
 
     Raises:
         ShapeError: Texts of unequal length.
@@ -79,7 +85,7 @@ def edges(
         >>> scores.sizes, scores.sel(receiver="logits").idxmax("sender").item()
         (Frozen({'sender': 21, 'receiver': 53}), 'blocks.3.attn[0]')
     """
-    steps = require_whole("edges: steps", steps, at_least=1)
+    steps, check = require_whole("edges: steps", steps, at_least=1), require_whole("edges: check", check)
     pair, schema = Texts.of(model, clean, corrupted, direction, None), model.schema
     pair.require_equal_lengths("edges", "Give texts of equal length; pl.attribution.gradient takes align= for others.")
     blocks = range(len(schema.blocks))
@@ -94,12 +100,28 @@ def edges(
         found = list(_readers(base, edits))
         heard = found if not heard else [a.plus(b) for a, b in zip(heard, found, strict=True)]
     scores = torch.stack([_scored(sender, heard, schema) for sender in senders]) / (steps * len(pair.base))
+    values, names = scores.double().cpu().numpy(), ([s.name for s in senders], [r.name for r in heard])
+    about = {"direction": direction, "steps": steps, **runs.about("edges by gradients"), "unchanged": 0.0}
+    if check:
+        defined = np.argwhere(~np.isnan(values))
+        drawn = defined[torch.randperm(len(defined), generator=torch.Generator().manual_seed(seed))[:check].numpy()]
+        patched = _patched(model, pair, metric, direction, [(names[0][i], names[1][j]) for i, j in drawn])
+        about |= agreement(patched, [float(values[i, j]) for i, j in drawn])
     array = need("xarray", "pellucid.attribution").DataArray
-    return array(
-        scores.double().cpu().numpy(), dims=("sender", "receiver"), name="edges",
-        coords={"sender": [s.name for s in senders], "receiver": [r.name for r in heard]},
-        attrs={"direction": direction, "steps": steps, **runs.about("edges by gradients"), "unchanged": 0.0},
-    )  # fmt: skip
+    coords = dict(zip(("sender", "receiver"), names, strict=True))
+    return array(values, dims=tuple(coords), name="edges", coords=coords, attrs=about)
+
+
+def _patched(
+    model: CkptedTransformer, pair: Texts, metric: Metric, direction: Direction, edges: Sequence[tuple[str, str]]
+) -> list[float]:
+    """What each edge does to the metric in a run in which it alone is patched."""
+    texts = (pair.source, pair.base) if direction == "denoise" else (pair.base, pair.source)
+    runs = Ablations(model, *texts, metric, Choices("edges", KINDS, "resample", None, direction))
+    if direction == "denoise":
+        return (runs.keeping([{edge} for edge in edges]) - runs.corrupted).mean(-1).tolist()
+    every = frozenset(runs.universe)  # what is not kept is patched
+    return (runs.keeping([every - {edge} for edge in edges]) - runs.clean).mean(-1).tolist()
 
 
 @dataclass(frozen=True)

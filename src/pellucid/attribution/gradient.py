@@ -307,11 +307,16 @@ def _checked(
     for cell, _ in todo:
         rows = true.counted[cell.at]
         pairs.append(((true.values[cell.at] - plain)[rows].mean(), found[cell.at][rows].mean()))
-    effects, estimates = (np.array(side) for side in zip(*pairs, strict=True))
-    spread = len(pairs) > 1 and effects.std() > 0 and estimates.std() > 0
+    return agreement(*zip(*pairs, strict=True))
+
+
+def agreement(effects: Sequence[float], estimates: Sequence[float]) -> dict[str, Any]:
+    """True effects and their estimates, the correlation between them, and the root of the mean square difference."""
+    true, found = np.array(effects), np.array(estimates)
+    spread = len(true) > 1 and true.std() > 0 and found.std() > 0
     return {
-        "check_true": effects.tolist(),
-        "check_estimate": estimates.tolist(),
-        "check_correlation": float(np.corrcoef(effects, estimates)[0, 1]) if spread else float("nan"),
-        "check_error": float(np.sqrt(((effects - estimates) ** 2).mean())),
+        "check_true": true.tolist(),
+        "check_estimate": found.tolist(),
+        "check_correlation": float(np.corrcoef(true, found)[0, 1]) if spread else float("nan"),
+        "check_error": float(np.sqrt(((true - found) ** 2).mean())),
     }
