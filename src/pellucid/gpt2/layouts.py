@@ -32,7 +32,6 @@ from pellucid.layout import (
     Buffer,
     Layout,
     Row,
-    Transform,
     blocks_in,
     embedded,
     matrix,
@@ -40,97 +39,52 @@ from pellucid.layout import (
 )
 from pellucid.schema import Schema
 
+_NAMES = (
+    (EMBED, "wte.weight", "wte", "token_embedding.weight"),
+    ("pos_embed.W_pos", "wpe.weight", "wpe", "pos_embedding.weight"),
+    ("blocks.{i}.ln1.w", "h.{i}.ln_1.weight", "ln1w.{i}", "blocks.{i}.ln1.weight"),
+    ("blocks.{i}.ln1.b", "h.{i}.ln_1.bias", "ln1b.{i}", "blocks.{i}.ln1.bias"),
+    ("blocks.{i}.attn.W_QKV", "h.{i}.attn.c_attn.weight", "qkvw.{i}", "blocks.{i}.attn.qkv_proj.weight"),
+    ("blocks.{i}.attn.b_QKV", "h.{i}.attn.c_attn.bias", "qkvb.{i}", "blocks.{i}.attn.qkv_proj.bias"),
+    ("blocks.{i}.attn.W_O", "h.{i}.attn.c_proj.weight", "attprojw.{i}", "blocks.{i}.attn.output_proj.weight"),
+    ("blocks.{i}.attn.b_O", "h.{i}.attn.c_proj.bias", "attprojb.{i}", "blocks.{i}.attn.output_proj.bias"),
+    ("blocks.{i}.ln2.w", "h.{i}.ln_2.weight", "ln2w.{i}", "blocks.{i}.ln2.weight"),
+    ("blocks.{i}.ln2.b", "h.{i}.ln_2.bias", "ln2b.{i}", "blocks.{i}.ln2.bias"),
+    ("blocks.{i}.mlp.W_in", "h.{i}.mlp.c_fc.weight", "fcw.{i}", "blocks.{i}.linear1.weight"),
+    ("blocks.{i}.mlp.b_in", "h.{i}.mlp.c_fc.bias", "fcb.{i}", "blocks.{i}.linear1.bias"),
+    ("blocks.{i}.mlp.W_out", "h.{i}.mlp.c_proj.weight", "fcprojw.{i}", "blocks.{i}.linear2.weight"),
+    ("blocks.{i}.mlp.b_out", "h.{i}.mlp.c_proj.bias", "fcprojb.{i}", "blocks.{i}.linear2.bias"),
+    ("ln_final.w", "ln_f.weight", "lnfw", "ln.weight"),
+    ("ln_final.b", "ln_f.bias", "lnfb", "ln.bias"),
+)
+"""Our names; OpenAI's, which transformers and nanoGPT share; llm.c's; the course's."""
 
-def _gpt2(prefix: str, weight: Transform, out: Transform, *, bias: bool = True) -> tuple[Row, ...]:
-    """OpenAI's names, which transformers and nanoGPT share; they differ in the order of the matrices' axes."""
 
-    def named(theirs: str, ours: str, transform: Transform = SAME) -> Row:
+def _rows(column: int, prefix: str = "", *, linear: bool = True, bias: bool = True) -> tuple[Row, ...]:
+    """A column of `_NAMES`; `linear` if its matrices are kept as torch's `Linear` keeps them, [out, in]."""
+    matrices = (TRANSPOSE, TRANSPOSE_MERGE_HEADS) if linear else (SAME, MERGE_HEADS)
+
+    def row(ours: str, theirs: str) -> Row:
         if not bias and theirs.endswith(".bias"):
             return Row((), ours, ZEROS)
-        return Row((f"{prefix}{theirs}",), ours, transform)
+        is_matrix = re.search(r"\.W_(QKV|O|in|out)$", ours) is not None
+        return Row((f"{prefix}{theirs}",), ours, matrices[ours.endswith("W_O")] if is_matrix else SAME)
 
-    return (
-        named("wte.weight", EMBED),
-        named("wpe.weight", "pos_embed.W_pos"),
-        named("h.{i}.ln_1.weight", "blocks.{i}.ln1.w"),
-        named("h.{i}.ln_1.bias", "blocks.{i}.ln1.b"),
-        named("h.{i}.attn.c_attn.weight", "blocks.{i}.attn.W_QKV", weight),
-        named("h.{i}.attn.c_attn.bias", "blocks.{i}.attn.b_QKV"),
-        named("h.{i}.attn.c_proj.weight", "blocks.{i}.attn.W_O", out),
-        named("h.{i}.attn.c_proj.bias", "blocks.{i}.attn.b_O"),
-        named("h.{i}.ln_2.weight", "blocks.{i}.ln2.w"),
-        named("h.{i}.ln_2.bias", "blocks.{i}.ln2.b"),
-        named("h.{i}.mlp.c_fc.weight", "blocks.{i}.mlp.W_in", weight),
-        named("h.{i}.mlp.c_fc.bias", "blocks.{i}.mlp.b_in"),
-        named("h.{i}.mlp.c_proj.weight", "blocks.{i}.mlp.W_out", weight),
-        named("h.{i}.mlp.c_proj.bias", "blocks.{i}.mlp.b_out"),
-        named("ln_f.weight", "ln_final.w"),
-        named("ln_f.bias", "ln_final.b"),
-    )
+    return tuple(row(names[0], names[column]) for names in _NAMES)
 
 
 _LM_HEAD = Row(("lm_head.weight",), HEAD, HEAD_ROWS)
-_GPT2_BUFFERS = (
+_BUFFERS = (
     # Not by the ending: attn.c_attn.bias is a weight.
     Buffer("transformer.h.{i}.attn.bias", (1, 1, "n", "n")),
     Buffer("transformer.h.{i}.attn.masked_bias", ()),
 )
 
-HF = Layout("hf", _gpt2("transformer.", SAME, MERGE_HEADS), _LM_HEAD, _GPT2_BUFFERS)
-NANOGPT = Layout("nanogpt", _gpt2("transformer.", TRANSPOSE, TRANSPOSE_MERGE_HEADS), _LM_HEAD, _GPT2_BUFFERS)
-NANOGPT_WITHOUT_BIAS = Layout(
-    "nanogpt-without-bias",
-    _gpt2("transformer.", TRANSPOSE, TRANSPOSE_MERGE_HEADS, bias=False),
-    _LM_HEAD,
-    _GPT2_BUFFERS,
-)
-
-LLMC = Layout(
-    "llm.c",
-    (
-        Row(("wte",), EMBED),
-        Row(("wpe",), "pos_embed.W_pos"),
-        Row(("ln1w.{i}",), "blocks.{i}.ln1.w"),
-        Row(("ln1b.{i}",), "blocks.{i}.ln1.b"),
-        Row(("qkvw.{i}",), "blocks.{i}.attn.W_QKV", TRANSPOSE),
-        Row(("qkvb.{i}",), "blocks.{i}.attn.b_QKV"),
-        Row(("attprojw.{i}",), "blocks.{i}.attn.W_O", TRANSPOSE_MERGE_HEADS),
-        Row(("attprojb.{i}",), "blocks.{i}.attn.b_O"),
-        Row(("ln2w.{i}",), "blocks.{i}.ln2.w"),
-        Row(("ln2b.{i}",), "blocks.{i}.ln2.b"),
-        Row(("fcw.{i}",), "blocks.{i}.mlp.W_in", TRANSPOSE),
-        Row(("fcb.{i}",), "blocks.{i}.mlp.b_in"),
-        Row(("fcprojw.{i}",), "blocks.{i}.mlp.W_out", TRANSPOSE),
-        Row(("fcprojb.{i}",), "blocks.{i}.mlp.b_out"),
-        Row(("lnfw",), "ln_final.w"),
-        Row(("lnfb",), "ln_final.b"),
-    ),
-    Row(("head",), HEAD, HEAD_ROWS),
-    head_name="lm_head.weight",
-)
-
-COURSE = Layout(
-    "course",
-    (
-        Row(("token_embedding.weight",), EMBED),
-        Row(("pos_embedding.weight",), "pos_embed.W_pos"),
-        Row(("blocks.{i}.ln1.weight",), "blocks.{i}.ln1.w"),
-        Row(("blocks.{i}.ln1.bias",), "blocks.{i}.ln1.b"),
-        Row(("blocks.{i}.attn.qkv_proj.weight",), "blocks.{i}.attn.W_QKV", TRANSPOSE),
-        Row(("blocks.{i}.attn.qkv_proj.bias",), "blocks.{i}.attn.b_QKV"),
-        Row(("blocks.{i}.attn.output_proj.weight",), "blocks.{i}.attn.W_O", TRANSPOSE_MERGE_HEADS),
-        Row(("blocks.{i}.attn.output_proj.bias",), "blocks.{i}.attn.b_O"),
-        Row(("blocks.{i}.ln2.weight",), "blocks.{i}.ln2.w"),
-        Row(("blocks.{i}.ln2.bias",), "blocks.{i}.ln2.b"),
-        Row(("blocks.{i}.linear1.weight",), "blocks.{i}.mlp.W_in", TRANSPOSE),
-        Row(("blocks.{i}.linear1.bias",), "blocks.{i}.mlp.b_in"),
-        Row(("blocks.{i}.linear2.weight",), "blocks.{i}.mlp.W_out", TRANSPOSE),
-        Row(("blocks.{i}.linear2.bias",), "blocks.{i}.mlp.b_out"),
-        Row(("ln.weight",), "ln_final.w"),
-        Row(("ln.bias",), "ln_final.b"),
-    ),
-    Row(("unembed.weight",), HEAD, HEAD_ROWS),
-)
+HF = Layout("hf", _rows(1, "transformer.", linear=False), _LM_HEAD, _BUFFERS)
+NANOGPT = Layout("nanogpt", _rows(1, "transformer."), _LM_HEAD, _BUFFERS)
+NANOGPT_WITHOUT_BIAS = Layout("nanogpt-without-bias", _rows(1, "transformer.", bias=False), _LM_HEAD, _BUFFERS)
+LLMC = Layout("llm.c", _rows(2), Row(("head",), HEAD, HEAD_ROWS), head_name="lm_head.weight")
+COURSE = Layout("course", _rows(3), Row(("unembed.weight",), HEAD, HEAD_ROWS))
 
 OWN = own_layout(of_sizes({"layer": 1}))
 
@@ -155,17 +109,16 @@ def _refuse_processed(ours: Mapping[str, Tensor]) -> None:
     biases = any(tensor.count_nonzero() for name, tensor in ours.items() if name.endswith("b_QKV"))
     if trivial and biases:
         raise _processed("its LayerNorms all have gain 1 and bias 0: they were folded into the matrices after them")
-    head = ours.get(HEAD)
-    for name, tensor, axis in ((EMBED, ours.get(EMBED), 1), (HEAD, head, 1)):
-        if tensor is not None and _is_centred(tensor, axis):
+    for name in (EMBED, HEAD):
+        if name in ours and _is_centred(ours[name]):
             raise _processed(f"{name} has mean zero along its last axis: it was centred")
 
 
-def _is_centred(tensor: Tensor, axis: int) -> bool:
-    if tensor.shape[axis] < 4:
+def _is_centred(tensor: Tensor) -> bool:
+    if tensor.shape[1] < 4:
         return False
     scale = float(tensor.float().abs().mean())
-    return scale > 0 and float(tensor.float().mean(axis).abs().max()) < 1e-5 * scale
+    return scale > 0 and float(tensor.float().mean(1).abs().max()) < 1e-5 * scale
 
 
 def _processed(reason: str) -> WeightsError:
