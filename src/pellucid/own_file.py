@@ -26,7 +26,7 @@ from torch import Tensor
 
 from pellucid import atomic
 from pellucid.check import path_of
-from pellucid.weights.manifests import require_regular, unreadable
+from pellucid.weights.manifests import reading, require_regular
 
 ALIGNMENT = 64
 """Bytes; torch's own memory begins on such boundaries, too."""
@@ -118,11 +118,8 @@ def load(path: str | Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]
     """Read what `save` wrote: its description and its mapped tensors; `ValueError` for another or a damaged file."""
     path = path_of(path)
     require_regular(path)
-    try:
-        with path.open("rb") as file:
-            metadata = read_metadata(file)
-    except OSError as problem:
-        raise unreadable(path, problem) from problem
+    with reading(path), path.open("rb") as file:
+        metadata = read_metadata(file)
     text = metadata.get(kind, "{}")
     if not isinstance(text, str):
         raise ValueError("its metadata are no texts")

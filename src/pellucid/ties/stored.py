@@ -17,13 +17,13 @@ from pellucid.errors import MissingExtraError, PellucidError
 from pellucid.extras import need
 from pellucid.families import FAMILIES, Family, config_of
 from pellucid.json_config import Config
-from pellucid.layout import EMBED, Layout, Place
+from pellucid.layout import EMBED, Layout
 from pellucid.ties.memory import Named
 from pellucid.ties.predict import AfterReload, Loss, after_reload, size_of
 from pellucid.ties.standins import Refused, Reread, reread
 from pellucid.ties.subject import Declared, Subject
 from pellucid.weights import load
-from pellucid.weights.layouts import canonical_names, endings, our_shapes, prefixed
+from pellucid.weights.layouts import canonical_names, endings, prefixed, their_shapes
 
 
 @dataclass(frozen=True)
@@ -135,16 +135,7 @@ def _architecture(config: Mapping[str, Any]) -> str:
 
 def _read_family(tensors: Mapping[str, Tensor], config: Config, hf: Layout, *, headless: bool) -> AfterReload:
     """A family, by our own table of its names: `pellucid ties` works without transformers, and without its import."""
-    ours = our_shapes(config.schema)
-    shapes = {
-        name: tuple(shape)
-        for row in [*hf.rows_of(config.schema), *([] if headless else [hf.head])]
-        for name, shape in zip(
-            row.theirs,
-            row.transform.shapes(Place(row.ours, ours[row.ours], torch.float32, config.sizes["head"])),
-            strict=True,
-        )
-    }
+    shapes = their_shapes(hf, config.schema, headless=headless)
     wrong = [
         f"{name} is {list(tensor.shape)} in the file and {list(shapes[name])} in the model"
         for name, tensor in tensors.items()

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pellucid import atomic
 from pellucid.check import path_of
 from pellucid.errors import InputError, shown
-from pellucid.weights.manifests import require_regular, unreadable
+from pellucid.weights.manifests import reading, require_regular
 
 FORMAT = "pellucid-trace/1"
 
@@ -145,10 +145,8 @@ class Trace(Mapping[str, TraceBlock]):
         """
         path = path_of(path)
         require_regular(path)
-        try:
+        with reading(path):
             content = path.read_bytes() if path.stat().st_size <= LARGEST else b""
-        except OSError as problem:
-            raise unreadable(path, problem) from problem
         return cls.from_bytes(content, str(path))
 
     @classmethod

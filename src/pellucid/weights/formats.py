@@ -22,7 +22,7 @@ from torch import Tensor
 from pellucid.errors import WeightsError, shown
 from pellucid.weights.kinds import refuse_archive, unknown_format
 from pellucid.weights.layouts import find_weights
-from pellucid.weights.manifests import each_once, require_regular, unreadable
+from pellucid.weights.manifests import each_once, reading, require_regular, unreadable
 from pellucid.weights.pickles import read_pickle
 
 LLMC_MAGIC = 20240326
@@ -46,11 +46,8 @@ class Content:
 def read_file(path: Path) -> Content:
     """Read one weights file; its first bytes, not its name, tell the format."""
     require_regular(path)
-    try:
-        with path.open("rb") as file:
-            start = file.read(12)
-    except OSError as problem:
-        raise unreadable(path, problem) from problem
+    with reading(path), path.open("rb") as file:
+        start = file.read(12)
     if len(start) < 12:
         raise WeightsError(
             f"{path}: {len(start)} bytes, too short to hold weights.",

@@ -12,7 +12,7 @@ from torch import Tensor
 from pellucid.errors import ConfigError, WeightsError
 from pellucid.families import FAMILIES, family_of
 from pellucid.json_config import Config
-from pellucid.layout import EMBED, HEAD, ZEROS, Layout, Place, Row, Shape
+from pellucid.layout import EMBED, HEAD, ZEROS, Layout, Place, Row
 from pellucid.schema import Schema
 from pellucid.weights.layouts import (
     beside,
@@ -21,6 +21,7 @@ from pellucid.weights.layouts import (
     endings,
     our_shapes,
     prefixes_of,
+    their_shapes,
     unwrapped,
     without_weight,
 )
@@ -158,7 +159,7 @@ def _check(
 
     Returns the tensors that are no weights of the language model -> why it is the same without them.
     """
-    expected = _their_shapes(layout, config.schema)
+    expected = their_shapes(layout, config.schema)
     missing, wrong = _misfits(theirs, given, config, layout)
     others = {given[n][0]: t for n, t in theirs.items() if n not in expected}
     dropped = {given[name][0]: why for name, why in layout.dropped(config.schema).items() if name in given}
@@ -181,7 +182,7 @@ def _misfits(
     theirs: Mapping[str, Tensor], given: Mapping[str, Sequence[str]], config: Config, layout: Layout
 ) -> tuple[list[str], list[str]]:
     """The weights that are not there, and what is said of those of another shape."""
-    expected = _their_shapes(layout, config.schema)
+    expected = their_shapes(layout, config.schema)
     optional = set(layout.head.theirs)
     if config.tie_word_embeddings and optional <= set(theirs):
         # A tied model may name its one matrix by either end.
@@ -207,19 +208,6 @@ def _beside_weights(
         if reason is not None:
             left_out[name] = reason
     return left_out, [name for name in others if name not in left_out]
-
-
-def _their_shapes(layout: Layout, schema: Schema) -> dict[str, Shape]:
-    ours = our_shapes(schema)
-    return {
-        name: shape
-        for row in (*layout.rows_of(schema), layout.head)
-        for name, shape in zip(
-            row.theirs,
-            row.transform.shapes(Place(row.ours, ours[row.ours], torch.float32, schema.sizes["head"])),
-            strict=True,
-        )
-    }
 
 
 def _mismatch(

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pellucid.errors import NotFoundError, WeightsError
 from pellucid.weights.leftovers import ADAPTERS, DEEPSPEED_REMEDY, MEGATRON_REMEDY, TENSORFLOW_REMEDY, listed
-from pellucid.weights.manifests import STAND_INS, FileKind, is_there, require_regular, unreadable
+from pellucid.weights.manifests import STAND_INS, FileKind, is_there, reading, require_regular
 
 _WEIGHTS = re.compile(r"\.(safetensors|bin|pt|pth|ckpt)$")
 _NO_WEIGHTS = re.compile(
@@ -133,11 +133,8 @@ def unknown_format(path: Path) -> WeightsError:
 
 def _start(path: Path) -> bytes:
     require_regular(path)
-    try:
-        with path.open("rb") as file:
-            return file.read(512)
-    except OSError as problem:
-        raise unreadable(path, problem) from problem
+    with reading(path), path.open("rb") as file:
+        return file.read(512)
 
 
 def refuse_archive(path: Path) -> None:

@@ -163,6 +163,20 @@ def our_shapes(schema: Schema) -> dict[str, Shape]:
     return {**schema.stored, HEAD: schema.shape_of(schema.parameter(HEAD))}
 
 
+def their_shapes(layout: Layout, schema: Schema, *, headless: bool = False) -> dict[str, Shape]:
+    """Return the tensors of theirs that a layout may have, and their shapes."""
+    ours = our_shapes(schema)
+    return {
+        name: shape
+        for row in (*layout.rows_of(schema), *(() if headless else (layout.head,)))
+        for name, shape in zip(
+            row.theirs,
+            row.transform.shapes(Place(row.ours, ours[row.ours], torch.float32, schema.sizes["head"])),
+            strict=True,
+        )
+    }
+
+
 def buffers_among(tensors: Mapping[str, Tensor], config: Config) -> set[str]:
     """The names, as given, of what the layout of these tensors drops; none where it is not known."""
     given = canonical_names(tensors)

@@ -30,7 +30,7 @@ from pellucid.weights.importing import to_ours
 from pellucid.weights.kinds import no_weights, only_weights, require_whole
 from pellucid.weights.layouts import IN_MEMORY, endings
 from pellucid.weights.leftovers import listed
-from pellucid.weights.manifests import is_there, read_index, read_json, unreadable
+from pellucid.weights.manifests import is_there, read_index, read_json, reading
 
 FOLDER_FILES = (*hub.WEIGHT_FILES, "ckpt.pt")
 """Where a folder keeps its weights, the best first; the last is what nanoGPT's train.py writes."""
@@ -55,10 +55,8 @@ def read(path: Path, *, needs_config: bool = True) -> Stored:
 
     A file's configuration is the one in its own header, or else the `config.json` beside it.
     """
-    try:
+    with reading(path):
         is_folder = path.is_dir()
-    except OSError as problem:
-        raise unreadable(path, problem) from problem
     weights = _best_weights(path) if is_folder else path
     config = _config_beside(weights)
     content = _read_shards(weights) if weights.name.endswith(".index.json") else read_file(weights)
@@ -106,10 +104,8 @@ def _best_weights(folder: Path) -> Path:
     for name in FOLDER_FILES:
         if is_there(folder / name):
             return folder / name
-    try:
+    with reading(folder):
         others = sorted(entry.name for entry in folder.iterdir())
-    except OSError as problem:
-        raise unreadable(folder, problem) from problem
     alone = only_weights(folder, others)
     if len(alone) == 1:
         return folder / alone[0]

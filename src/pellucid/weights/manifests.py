@@ -13,7 +13,8 @@ import json
 import os
 import re
 import stat
-from contextlib import suppress
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -106,11 +107,8 @@ def read_text(path: str | os.PathLike[str], longest: int = LONGEST_TEXT) -> str:
         UnicodeDecodeError: Another encoding (a `ValueError`, as bad JSON is).
     """
     require_regular(path)
-    try:
-        with open(path, "rb") as file:
-            content = file.read(longest + 1)  # not by its size: files of /proc say 0
-    except OSError as problem:
-        raise unreadable(Path(path), problem) from problem
+    with reading(Path(path)), open(path, "rb") as file:
+        content = file.read(longest + 1)  # not by its size: files of /proc say 0
     if len(content) > longest:
         raise WeightsError(
             f"{path}: longer than {longest} bytes.",
@@ -206,6 +204,15 @@ def unreadable(path: Path, problem: OSError | ValueError) -> WeightsError:
     )
 
 
+@contextmanager
+def reading(path: Path) -> Generator[None]:
+    """Around the reading of a file: what the operating system refuses is an error that names the file."""
+    try:
+        yield
+    except OSError as problem:
+        raise unreadable(path, problem) from problem
+
+
 _BY_CAUSE = {
     errno.ENAMETOOLONG: "Give the file a shorter name.",
     errno.ELOOP: "Put the file in the place of the link, which leads to itself.",
@@ -222,15 +229,12 @@ def require_content(path: Path) -> None:
     require_regular(blob)
     if _is_known(blob):
         return
-    try:
-        with blob.open("rb") as file:
-            if len(blob.name) == 64:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-            else:  # what git calls a file that is stored in the repository itself
-                content = file.read()
-                digest = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
-    except OSError as problem:
-        raise unreadable(blob, problem) from problem
+    with reading(blob), blob.open("rb") as file:
+        if len(blob.name) == 64:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        else:  # what git calls a file that is stored in the repository itself
+            content = file.read()
+            digest = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
     if digest != blob.name:
         raise WeightsError(
             f"{path}: its content is not what the hub has: its digest is {digest}, expected {blob.name}.",

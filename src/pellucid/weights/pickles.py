@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from pellucid.errors import WeightsError, shown
-from pellucid.weights.manifests import require_regular, unreadable
+from pellucid.weights.manifests import reading, require_regular, unreadable
 
 _MAGIC = pickle.dumps(torch.serialization.MAGIC_NUMBER, protocol=2)
 """How a file in PyTorch's older format begins."""
@@ -44,17 +44,14 @@ _RUNS_CODE = frozenset(
 
 def read_pickle(path: Path) -> object:
     """What a file of `torch.save` or `pickle.dump` holds, mapped from the file where it can be."""
-    try:
-        with path.open("rb") as file:
-            start = file.read(len(_MAGIC))
-            packed = start[:2] == b"PK"
-            file.seek(0)
-            compressed = packed and _inflates(path, file)
-            needed = {name for stream in _streams(file, packed) for name in _globals(path, stream)}
-            file.seek(-1, io.SEEK_END)
-            is_dump = start[:1] == b"\x80" and start != _MAGIC and file.read() == pickle.STOP
-    except OSError as problem:
-        raise unreadable(path, problem) from problem
+    with reading(path), path.open("rb") as file:
+        start = file.read(len(_MAGIC))
+        packed = start[:2] == b"PK"
+        file.seek(0)
+        compressed = packed and _inflates(path, file)
+        needed = {name for stream in _streams(file, packed) for name in _globals(path, stream)}
+        file.seek(-1, io.SEEK_END)
+        is_dump = start[:1] == b"\x80" and start != _MAGIC and file.read() == pickle.STOP
     if is_dump:
         runs = next((name for name in needed if name.partition(".")[0] in _RUNS_CODE), None)
         if runs is not None:

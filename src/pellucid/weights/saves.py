@@ -22,7 +22,7 @@ from pellucid import atomic
 from pellucid.config import SAVE_ID
 from pellucid.errors import PellucidError, WeightsError
 from pellucid.own_file import read_metadata, rewrite
-from pellucid.weights.manifests import unreadable
+from pellucid.weights.manifests import reading, unreadable
 
 CONFIG = "config.json"
 _BESIDE = "pellucid_files"
@@ -137,11 +137,8 @@ def _state(path: Path) -> dict[str, tuple[int, int, int]]:
 
 
 def _metadata(path: Path) -> dict[str, str]:
-    try:
-        with path.open("rb") as file:
-            return read_metadata(file)
-    except OSError as problem:  # it was there a moment ago
-        raise unreadable(path, problem) from problem
+    with reading(path), path.open("rb") as file:  # it was there a moment ago
+        return read_metadata(file)
 
 
 def _marked(folder: Path) -> list[tuple[str, atomic.Writer]]:

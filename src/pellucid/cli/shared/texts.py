@@ -11,7 +11,7 @@ from pathlib import Path
 import pellucid as pl
 from pellucid.cli.shared.screen import messages
 from pellucid.errors import InputError, NotFoundError, printable
-from pellucid.weights.manifests import decoded, require_regular, unreadable
+from pellucid.weights.manifests import decoded, reading, require_regular
 
 SUFFIXES = (".txt", ".text", ".md", ".csv", ".tsv", ".json", ".jsonl", ".log", ".tex", ".html", ".gz", ".xz")
 """Ends of names that a text without spaces has only by mistake."""
@@ -51,10 +51,8 @@ def _no_name(given: str) -> str:
 
 def _from_file(path: Path) -> str:
     require_regular(path)
-    try:
+    with reading(path):
         content = path.read_bytes()
-    except OSError as problem:
-        raise unreadable(path, problem) from problem
     return text_of(content, path)
 
 
