@@ -86,19 +86,23 @@ def no_norm(norm: Any, x: Tensor) -> Tensor:
 # The MLP
 
 
-def activations(right: str) -> Iterator[Change]:
-    """Another activation function."""
-    own = nonlinear.EXACT[right](_GRID)
-    functions = [(f"activation function {name} instead of {right}", f) for name, f in nonlinear.EXACT.items()]
-    for words, function in (*functions, ("no activation function", lambda x: x)):
-        if float((function(_GRID) - own).abs().max()) > SAME * float(own.abs().max()):
-            yield Change(words, _acting(function))
-
-
-_GRID = torch.linspace(-8, 8, 257, dtype=torch.float64)
-
 SAME = 1e-14
 """Relative difference up to which two formulas are one function: another name is no mistake."""
+
+
+def other_functions(right: str) -> Iterator[tuple[str, Callable[[Tensor], Tensor]]]:
+    """Every other activation function, after what a report says of it."""
+    grid = torch.linspace(-8, 8, 257, dtype=torch.float64)
+    own = nonlinear.EXACT[right](grid)
+    functions = [(f"activation function {name} instead of {right}", f) for name, f in nonlinear.EXACT.items()]
+    for words, function in (*functions, ("no activation function", lambda x: x)):
+        if float((function(grid) - own).abs().max()) > SAME * float(own.abs().max()):
+            yield words, function
+
+
+def activations(right: str) -> Iterator[Change]:
+    """Another activation function."""
+    return (Change(words, _acting(function)) for words, function in other_functions(right))
 
 
 def _acting(function: Callable[[Tensor], Tensor]) -> Callable[[Any], None]:

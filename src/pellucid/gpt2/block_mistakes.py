@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Iterator
 import torch
 from torch import Tensor
 
+from pellucid.common_mistakes import other_functions
 from pellucid.gpt2.formulas import Norm, PlainWeights, Sizes, activate, feed_out, layer_norm, rounded
 from pellucid.gpt2.mistake import (
     ACTIVATED,
@@ -125,18 +126,8 @@ def activations(sizes: Sizes | None) -> Iterator[Mistake]:
             if way.exact:
                 both = f"{words}, and the scale of the scores is {way.words}"
                 yield Mistake({**changes, "scale": rounded(way.value)}, both, harmless=True, slight=True)
-    own = nonlinear.EXACT[sizes.activation](_GRID)
-    for name, function in nonlinear.EXACT.items():
-        if float((function(_GRID) - own).abs().max()) > SAME * float(own.abs().max()):
-            words = f"activation function {name} instead of {sizes.activation}"
-            yield Mistake({"activation": _named(name)}, words)
-    yield Mistake({"activation": lambda x, _: x}, "no activation function")
-
-
-_GRID = torch.linspace(-8, 8, 257, dtype=torch.float64)
-
-SAME = 1e-14
-"""Relative difference up to which two formulas are one function: another name is no mistake."""
+    for words, function in other_functions(sizes.activation):
+        yield Mistake({"activation": lambda x, _, f=function: f(x)}, words)
 
 
 def _named(name: str) -> Callable[[Tensor, Sizes], Tensor]:
