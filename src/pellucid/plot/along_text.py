@@ -27,8 +27,8 @@ from pellucid.plot.canvas import (
     wrapped,
 )
 from pellucid.plot.heatmaps import colour_limits, readable
-from pellucid.plot.inputs import as_numbers, labelled, quantity, require_run, sizes, texts_of
-from pellucid.plot.themes import COLUMN, LABEL, SMALL, Theme, pandas, xarray
+from pellucid.plot.inputs import as_array, labelled, quantity, require_run, require_some, sizes, texts_of
+from pellucid.plot.themes import COLUMN, LABEL, SMALL, Theme, pandas
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -186,10 +186,8 @@ def draw_tokens(found: DataArray, ends: Sequence[bool], about: Sequence[str], ax
 
 def _one_text(given: Any, strings: Sequence[str] | None) -> DataArray:
     """The values of one text (pos), with its tokens."""
-    where, array = "plot.tokens", given
-    if not isinstance(given, xarray().DataArray):
-        numbers = as_numbers(where, given)
-        array = xarray().DataArray(numbers, dims="pos" if numbers.ndim == 1 else None)
+    where = "plot.tokens"
+    array = as_array(where, given, ("pos",))
     array = array.squeeze([dim for dim, size in array.sizes.items() if size == 1 and array.ndim > 1])
     if array.ndim != 1:
         raise ShapeError(
@@ -215,12 +213,7 @@ def _one_text(given: Any, strings: Sequence[str] | None) -> DataArray:
         )
     if "position" in found.coords:
         found = found.isel(pos=np.flatnonzero(found.position.values >= 0))
-    if not bool(found.notnull().any()):
-        raise InputError(
-            f"{where}: no numbers in {sizes(found)}, expected at least one.",
-            code="nothing-to-draw",
-            remedy="Give a text in which something was measured.",
-        )
+    require_some(where, found, "Give a text in which something was measured.")
     return found
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pellucid.axes import Axis
-from pellucid.errors import InputError, ShapeError
+from pellucid.errors import ShapeError
 from pellucid.plot.canvas import (
     BAR_AT_MOST,
     canvas,
@@ -26,14 +26,15 @@ from pellucid.plot.canvas import (
 from pellucid.plot.inputs import (
     ONE_HEAD,
     Numbers,
-    as_numbers,
+    as_array,
     labelled,
     positions_of,
     read_patterns,
+    require_some,
     sizes,
     tokens_of,
 )  # fmt: skip
-from pellucid.plot.themes import COLUMN, SMALL, Theme, luminance, xarray
+from pellucid.plot.themes import COLUMN, SMALL, Theme, luminance
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -226,10 +227,7 @@ def head_scores(scores: Any, *, ax: Axes | None = None) -> Axes:
 
 def _read_scores(scores: Any) -> DataArray:
     where = "plot.head_scores"
-    array = scores
-    if not isinstance(scores, xarray().DataArray):
-        numbers = as_numbers(where, scores)
-        array = xarray().DataArray(numbers, dims=SCORES if numbers.ndim == 2 else None, name="score")
+    array = as_array(where, scores, SCORES, "score")
     array = array.squeeze([dim for dim, size in array.sizes.items() if size == 1 and dim not in SCORES])
     if set(array.dims) != set(SCORES):
         raise ShapeError(
@@ -238,12 +236,7 @@ def _read_scores(scores: Any) -> DataArray:
             remedy="Take the mean over, or choose one entry of, each other axis: scores.mean('batch').",
         )
     array = labelled(where, array.transpose(*SCORES))
-    if not bool(array.notnull().any()):
-        raise InputError(
-            f"{where}: no numbers in {sizes(array)}, expected at least one.",
-            code="nothing-to-draw",
-            remedy="Measure a longer text.",
-        )
+    require_some(where, array, "Measure a longer text.")
     named = {dim: range(array.sizes[dim]) for dim in SCORES if dim not in array.coords}
     return array.assign_coords(named)
 

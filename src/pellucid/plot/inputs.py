@@ -158,6 +158,22 @@ def as_numbers(where: str, given: Any) -> Numbers:
         ) from error
 
 
+def as_array(where: str, given: Any, dims: tuple[str, ...], name: str | None = None) -> DataArray:
+    """Return a labelled array as it is; numbers get these axes if they have as many."""
+    if isinstance(given, xarray().DataArray):
+        return given
+    numbers = as_numbers(where, given)
+    return xarray().DataArray(numbers, dims=dims if numbers.ndim == len(dims) else None, name=name)
+
+
+def require_some(where: str, array: DataArray, remedy: str) -> None:
+    """Raise `InputError` if an array holds nothing but nan."""
+    if not bool(array.notnull().any()):
+        raise InputError(
+            f"{where}: no numbers in {sizes(array)}, expected at least one.", code="nothing-to-draw", remedy=remedy
+        )
+
+
 def read_patterns(where: str, given: Any, tokens: Sequence[str] | None, dims: tuple[str, ...]) -> DataArray:
     """Return weights with these axes, nan at keys that the causal mask hides, and with the tokens as coordinates.
 

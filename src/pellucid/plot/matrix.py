@@ -22,8 +22,8 @@ from pellucid.plot.canvas import (
     wrapped,
 )
 from pellucid.plot.heatmaps import BESIDE, ROOM_FOR_A_NUMBER, frame, write_numbers
-from pellucid.plot.inputs import as_numbers, labelled, quantity, sizes
-from pellucid.plot.themes import COLUMN, SMALL, xarray
+from pellucid.plot.inputs import as_array, labelled, quantity, require_some, sizes
+from pellucid.plot.themes import COLUMN, SMALL
 from pellucid.plot.ticks import Ticks
 
 if TYPE_CHECKING:
@@ -93,10 +93,8 @@ def heatmap(array: Any, *, centre: float | None = None, title: str | None = None
 
 
 def _read(given: Any) -> DataArray:
-    where, array = "plot.heatmap", given
-    if not isinstance(given, xarray().DataArray):
-        numbers = as_numbers(where, given)
-        array = xarray().DataArray(numbers, dims=("row", "column") if numbers.ndim == 2 else None)
+    where = "plot.heatmap"
+    array = as_array(where, given, ("row", "column"))
     if array.ndim > 2:
         array = array.squeeze([dim for dim, size in array.sizes.items() if size == 1])
     if array.ndim != 2:
@@ -106,12 +104,7 @@ def _read(given: Any) -> DataArray:
             remedy="Take the mean over, or choose one entry of, each axis but two: array.mean('batch').",
         )
     array = labelled(where, array)
-    if not bool(array.notnull().any()):
-        raise InputError(
-            f"{where}: no numbers in {sizes(array)}, expected at least one.",
-            code="nothing-to-draw",
-            remedy="Give an array in which something was measured.",
-        )
+    require_some(where, array, "Give an array in which something was measured.")
     return array
 
 

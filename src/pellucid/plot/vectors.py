@@ -19,7 +19,7 @@ from pellucid.plot.canvas import (
     remember,
     say_what,
 )
-from pellucid.plot.inputs import Numbers, as_numbers, labelled, quantity, sizes, texts_of
+from pellucid.plot.inputs import Numbers, as_array, as_numbers, labelled, quantity, sizes, texts_of
 from pellucid.plot.layers import RASTER
 from pellucid.plot.themes import COLUMN, SMALL, Theme, pandas, xarray
 
@@ -116,10 +116,8 @@ def principal_components(vectors: Numbers) -> tuple[Numbers, tuple[float, float]
 
 def _read(given: Any, strings: Sequence[str] | None) -> DataArray:
     """The vectors (vector, along), in float64, without pads, with their coordinates."""
-    where, array = "plot.scatter", given
-    if not isinstance(given, xarray().DataArray):
-        numbers = as_numbers(where, given)
-        array = xarray().DataArray(numbers, dims=("vector", "along") if numbers.ndim == 2 else None)
+    where = "plot.scatter"
+    array = as_array(where, given, ("vector", "along"))
     if array.ndim < 2:
         raise ShapeError(
             f"{where}: axes {sizes(array)}, expected vectors.",
