@@ -12,45 +12,19 @@ from pellucid import patching as patching
 from pellucid import plot as plot
 from pellucid import reproduce as reproduce
 from pellucid import sae as sae
-from pellucid.errors import (
-    ConfigError as ConfigError,
-)
-from pellucid.errors import (
-    EditError as EditError,
-)
-from pellucid.errors import (
-    InputError as InputError,
-)
-from pellucid.errors import (
-    MissingExtraError as MissingExtraError,
-)
-from pellucid.errors import (
-    NotFoundError as NotFoundError,
-)
-from pellucid.errors import (
-    NumericsError as NumericsError,
-)
-from pellucid.errors import (
-    PellucidError as PellucidError,
-)
-from pellucid.errors import (
-    PellucidWarning as PellucidWarning,
-)
-from pellucid.errors import (
-    ShapeError as ShapeError,
-)
-from pellucid.errors import (
-    UnknownArgumentError as UnknownArgumentError,
-)
-from pellucid.errors import (
-    UnknownAttributeError as UnknownAttributeError,
-)
-from pellucid.errors import (
-    UnknownNameError as UnknownNameError,
-)
-from pellucid.errors import (
-    WeightsError as WeightsError,
-)
+from pellucid.errors import ConfigError as ConfigError
+from pellucid.errors import EditError as EditError
+from pellucid.errors import InputError as InputError
+from pellucid.errors import MissingExtraError as MissingExtraError
+from pellucid.errors import NotFoundError as NotFoundError
+from pellucid.errors import NumericsError as NumericsError
+from pellucid.errors import PellucidError as PellucidError
+from pellucid.errors import PellucidWarning as PellucidWarning
+from pellucid.errors import ShapeError as ShapeError
+from pellucid.errors import UnknownArgumentError as UnknownArgumentError
+from pellucid.errors import UnknownAttributeError as UnknownAttributeError
+from pellucid.errors import UnknownNameError as UnknownNameError
+from pellucid.errors import WeightsError as WeightsError
 from pellucid.folding import Folded as Folded
 from pellucid.folding import fold as fold
 from pellucid.generate import stages as stages
@@ -82,24 +56,12 @@ from pellucid.run.model import CkptedTransformer as CkptedTransformer
 from pellucid.tap import Tap as Tap
 from pellucid.text.batch import Batch as Batch
 from pellucid.text.tokenizer import Tokenizer as Tokenizer
-from pellucid.ties import (
-    TieAudit as TieAudit,
-)
-from pellucid.ties import (
-    audit_ties as audit_ties,
-)
-from pellucid.ties import (
-    replace_head as replace_head,
-)
-from pellucid.ties import (
-    save_hf as save_hf,
-)
-from pellucid.ties import (
-    tie as tie,
-)
-from pellucid.ties import (
-    untie as untie,
-)
+from pellucid.ties import TieAudit as TieAudit
+from pellucid.ties import audit_ties as audit_ties
+from pellucid.ties import replace_head as replace_head
+from pellucid.ties import save_hf as save_hf
+from pellucid.ties import tie as tie
+from pellucid.ties import untie as untie
 from pellucid.viewer.serving import serve as serve
 from pellucid.viewer.views import save_view as save_view
 from pellucid.viewer.views import view as view

@@ -24,6 +24,7 @@ from pellucid.part import state_of, submodules
 from pellucid.run.activations import ActivationCkpts
 from pellucid.run.origin import Origin
 from pellucid.text.batch import Batch
+from pellucid.text.batching import positions_of
 
 
 @dataclass(frozen=True)
@@ -146,8 +147,7 @@ def _captured(stepper: Stepper, request: Request, new: Tensor, lengths: list[int
     columns = torch.arange(new.size(1), device=new.device)
     real = columns < torch.tensor(lengths, device=new.device)[:, None]
     mask = torch.cat([stepper.mask[:, : -new.size(1)], real], 1)
-    positions = (mask.long().cumsum(1) - 1).masked_fill(~mask, 0)
-    batch = Batch(stepper.ids, mask, positions, request.batch.tokenizer)
+    batch = Batch(stepper.ids, mask, positions_of(mask), request.batch.tokenizer)
     model = stepper.model
     origin = Origin(getattr(model, "provenance", {}).get("source", ""), model, state_of(submodules(model)))
     return ActivationCkpts(look.joined(mask.size(1)), batch, look.schema, fired=look.edits.fired, origin=origin)

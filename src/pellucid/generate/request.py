@@ -22,6 +22,7 @@ from pellucid.run.edit import Edit
 from pellucid.run.taps import EditTap
 from pellucid.schema import Schema
 from pellucid.text.batch import Batch
+from pellucid.text.batching import positions_of
 
 Seed = int | torch.Generator | None
 """What draws come from: a seed, a generator, or torch's own if None."""
@@ -49,8 +50,7 @@ def left(batch: Batch) -> Batch:
     if bool(batch.mask[:, -1].all()) and bool(batch.mask[:, 0].any()):
         return batch
     ids, mask = left_padded(list(batch.rows()))
-    positions = (mask.long().cumsum(-1) - 1).masked_fill(~mask, 0)
-    return Batch(ids, mask, positions, batch.tokenizer, None, batch.checked)
+    return Batch(ids, mask, positions_of(mask), batch.tokenizer, None, batch.checked)
 
 
 def plan_of(batch: Batch, stopping: Stopping, schema: Schema, *, cached: bool, overflow: str) -> RunPlan:

@@ -24,6 +24,7 @@ from pellucid.run.taps import EditTap, Recorder
 from pellucid.schema import Point, Schema
 from pellucid.tap import Chain, Tap
 from pellucid.text.batch import Batch
+from pellucid.text.batching import positions_of
 
 WORTH_SHARING = 8
 """Tokens that several prompts must begin with before these run once for all."""
@@ -165,8 +166,7 @@ class Stepper:
 
     def _batch(self, ids: Tensor, mask: Tensor) -> Batch:
         """Columns that the model takes as they are: they were checked when the prompts were."""
-        positions = (mask.long().cumsum(1) - 1).masked_fill(~mask, 0)
-        return Batch(ids, mask, positions, self.prompts.tokenizer, checked=self.model.config)
+        return Batch(ids, mask, positions_of(mask), self.prompts.tokenizer, checked=self.model.config)
 
     def _whole(self, new: int) -> Tensor:
         """Run the whole text, of which `new` columns are new: logits [B, V] of the last one."""

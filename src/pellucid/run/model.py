@@ -17,6 +17,7 @@ from pellucid.check import path_of
 from pellucid.dialects import OPENING, SAVING, named_arguments
 from pellucid.errors import InputError
 from pellucid.families import family_of
+from pellucid.generate.stepper import chosen_logprobs
 from pellucid.generate.verbs import GeneratingTransformer
 from pellucid.generation_settings import GenerationSettings
 from pellucid.json_config import Config
@@ -250,9 +251,7 @@ class CkptedTransformer(GeneratingTransformer):
     def _logprobs(self, verb: str, batch: Batch) -> Tensor:
         if not torch.is_grad_enabled():
             warn_of_dropout(self, verb)
-        logits = self(batch)[:, :-1]
-        logits = logits if logits.dtype == torch.float64 else logits.float()
-        chosen = logits.log_softmax(-1).gather(-1, batch.ids[:, 1:, None]).squeeze(-1)
+        chosen = chosen_logprobs(self(batch)[:, :-1], batch.ids[:, 1:])
         return chosen.masked_fill(~(batch.mask[:, 1:] & batch.mask[:, :-1]), torch.nan)
 
     @named_arguments()

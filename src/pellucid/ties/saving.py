@@ -101,11 +101,7 @@ def save_hf(hf_model: Any, folder: str | os.PathLike[str]) -> Saved:
             saves.move(beside, target)
     except (OSError, SafetensorError) as problem:  # the latter, too, may be a full disk
         reason = problem.strerror if isinstance(problem, OSError) else None
-        raise WeightsError(
-            f"{target}: cannot be written: {reason or problem}.",
-            code="path-not-writable",
-            remedy="Choose a folder that you may write, with enough free space.",
-        ) from problem
+        raise atomic.not_writable(target, reason or str(problem)) from problem
     return Saved(target, tuple(names), size, len(model.state_dict()), outputs, audit.after_reload.tied_after)
 
 
