@@ -253,8 +253,9 @@ def load(
         dtype: "float32" unless asked; "stored" keeps what the file has; else "float64", "float16", "bfloat16" or the
             torch.dtype.
         attention: "auto" fuses every layer that nobody looks inside; "eager" makes every layer explicit.
-        numerics: "exact" performs transformers' operations, equal to the bit; "fast" may fuse them; "bfloat16"
-            also multiplies by the weights in bfloat16.
+        numerics: "exact" performs transformers' operations, equal to the bit; "fast" may fuse them;
+            "packed" also keeps second copies of the weights where they save time; "bfloat16" multiplies by the weights
+            in bfloat16.
         config: What the model is, for a file that does not say: a configuration of ours or of transformers', or the
             path of a `config.json`; a mapping replaces single fields of what the file says.
         ignore_config: Fields of the configuration to drop although they are known to change the computation.

@@ -156,11 +156,12 @@ def test_speed_shows_what_a_run_takes(
     ]
     for row in speed["products"]:
         measured = row["rows"] * row["inputs"] * row["outputs"] >= 2**20
-        assert sorted(row["gflops"]) == (["onednn", "torch"] if measured else [])
+        assert sorted(row["gflops"]) == (["onednn", "packed", "torch"] if measured else [])
         values, outputs = torch.rand(row["rows"], row["inputs"]), row["outputs"]
         weight = torch.rand(outputs, row["inputs"]) if row["matrix"] == "W_U" else torch.rand(64, outputs).t()
         bias = None if row["matrix"] == "W_U" else torch.rand(outputs)
-        assert row["library"] == quickest.library_for(values, weight, bias)
+        for key, may_pack in (("library", False), ("packed", True)):
+            assert row[key] == quickest.library_for(values, weight, bias, may_pack=may_pack)
     shown = cli("doctor", "--speed").stdout
     assert "W_U 64 x 300" in shown
     assert "billions of operations a second" in shown
@@ -170,4 +171,4 @@ def test_speed_says_who_decided(cli: Any, small_matrices: None, monkeypatch: pyt
     monkeypatch.setenv("PELLUCID_PRODUCTS", "onednn")
     shown = cli("doctor", "--speed").stdout
     assert "PELLUCID_PRODUCTS=onednn" in shown
-    assert shown.count("onednn") == 2 * len(doctor.ROWS) + 2
+    assert shown.count("onednn") == 4 * len(doctor.ROWS) + 2

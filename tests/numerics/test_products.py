@@ -13,11 +13,13 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
+from weight_writes import WRITES, behind_torch, by_view, written
 
 import pellucid as pl
 import support
 from pellucid.generate.stepper import Stepper
-from pellucid.numerics import products
+from pellucid.numerics import copies, products
+from pellucid.numerics.copies import Copies
 from pellucid.numerics.products import Execution, RoundedProducts, products_of
 
 IDS = support.some_ids(2, 13)
@@ -87,38 +89,6 @@ def test_nearer_to_float64_than_a_model_in_bfloat16_is(name: str) -> None:
     assert ours > 100 * error(support.glass(**fields)(ids), truth)  # they are taken in bfloat16 indeed
 
 
-def written(model: pl.CkptedTransformer) -> None:
-    model.blocks[1].mlp.W_in.mul_(-1)
-
-
-def by_view(model: pl.CkptedTransformer) -> None:
-    model.blocks[0].attn.W_V.mul_(-1)
-
-
-def loaded(model: pl.CkptedTransformer) -> None:
-    model.load_state_dict(support.glass(seed=3).state_dict())
-
-
-def converted(model: pl.CkptedTransformer) -> None:
-    model.half().float()
-
-
-def exchanged(model: pl.CkptedTransformer) -> None:
-    model.blocks[0].attn.W_O = nn.Parameter(-model.blocks[0].attn.W_O)
-
-
-def behind_torch(model: pl.CkptedTransformer) -> None:
-    model.embed.W_E.data.mul_(-1)
-    model.refresh()
-
-
-def put_elsewhere(model: pl.CkptedTransformer) -> None:
-    model.blocks[1].mlp.W_in.data = -model.blocks[1].mlp.W_in.data
-
-
-WRITES = (written, by_view, loaded, converted, exchanged, behind_torch, put_elsewhere)
-
-
 @torch.no_grad()
 @pytest.mark.parametrize("write", WRITES)
 def test_a_copy_is_never_that_of_weights_that_were(write: Callable[[pl.CkptedTransformer], None]) -> None:
@@ -156,15 +126,14 @@ def test_a_copied_model_has_copies_of_its_own() -> None:
 
 def test_copies_are_made_once_and_only_without_gradients() -> None:
     model = rounded()
-    kept: RoundedProducts = model.products
     model(IDS).sum().backward()
-    assert not kept._copies
+    assert not model.products.kept()
     with torch.no_grad():
         model(IDS)
-        copies = {key: kept._copies[key].rounded for key in (model.embed.W_E, model.blocks[0].attn.W_O)}
+        first = model.products.kept()
         model(IDS)
-    assert len(kept._copies) == 4 * model.config.n_layer + 1
-    assert all(kept._copies[key].rounded is copy for key, copy in copies.items())
+    assert len(first) == 4 * model.config.n_layer + 1
+    assert all(kept is copy for kept, copy in zip(model.products.kept(), first, strict=True))
     assert not products_of(Execution()).__dict__
 
 
@@ -203,7 +172,7 @@ def test_generation_reads_weights_of_sixteen_bits() -> None:
     prompt = pl.estimate_generation(model, [[1, 2, 3]]).prepared - kernels
     with torch.no_grad():
         model([[1, 2, 3]])
-    assert prompt == sum(copy.rounded.nbytes for copy in model.products._copies.values())
+    assert prompt == sum(copy.made.nbytes for copy in model.products.kept())
     rows = support.ragged_ids(7, 3)
     out = model.generate(rows, max_new_tokens=8, names=None, end_ids=())
     _, whole = exact.run_with_ckpts([row.tolist() for row in out.ids])
@@ -224,12 +193,12 @@ def test_the_kernels_decode(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def _never_outdated(monkeypatch: pytest.MonkeyPatch) -> None:
-    keep = RoundedProducts._rounded
+    keep = Copies.of
 
-    def first(self: Any, stored: Tensor) -> Tensor:
-        return self.__dict__.setdefault("first", {}).setdefault(id(stored), keep(self, stored))
+    def first(self: Any, stored: Tensor, *how: Any) -> Tensor:
+        return self.__dict__.setdefault("first", {}).setdefault(id(stored), keep(self, stored, *how))
 
-    monkeypatch.setattr(RoundedProducts, "_rounded", first)
+    monkeypatch.setattr(Copies, "of", first)
 
 
 @pytest.fixture
@@ -240,13 +209,13 @@ def _kept_in_conversions(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_copy_that_is_known_by_its_place_alone_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     class Placed:
-        def __init__(self, source: Tensor, version: int, rounded: Tensor) -> None:
-            self.place, self.version, self.rounded = source.data_ptr(), version, rounded
+        def __init__(self, source: Tensor, version: int, made: Tensor) -> None:
+            self.place, self.version, self.made = source.data_ptr(), version, made
 
         def is_of(self, stored: Tensor) -> bool:
             return self.place == stored.data_ptr() and self.version == stored._version
 
-    monkeypatch.setattr(products, "_Copy", Placed)
+    monkeypatch.setattr(copies, "Copy", Placed)
     with pytest.raises(AssertionError):
         test_memory_that_a_copy_is_known_by_is_not_given_out_again()
 

@@ -1,7 +1,8 @@
-"""Products by oneDNN: near enough, where it is asked for, and never where torch must know more."""
+"""Products by oneDNN, of weights or packed copies: near enough, where asked for, never where torch must know more."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -26,13 +27,14 @@ IGNORING = pytest.mark.filterwarnings(
 )
 
 
-@pytest.fixture(autouse=True)
-def _prefers_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PELLUCID_PRODUCTS", "onednn")
-
-
 def fast(**fields: Any) -> pl.CkptedTransformer:
-    return support.glass(numerics="fast", **fields)
+    return support.glass(numerics="packed" if os.environ["PELLUCID_PRODUCTS"] == "packed" else "fast", **fields)
+
+
+@pytest.fixture(autouse=True, params=["onednn", "packed"])
+def _without_measuring(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test with the weights as they lie in memory, and with packed copies of them."""
+    monkeypatch.setenv("PELLUCID_PRODUCTS", request.param)
 
 
 def taken(run: Callable[[], Any]) -> int:
@@ -170,6 +172,7 @@ def test_torch_multiplies_where_it_must(check: Callable[[], None]) -> None:
     check()
 
 
+@pytest.mark.parametrize("_without_measuring", ["onednn"], indirect=True)
 @torch.no_grad()
 def test_a_compiled_model(monkeypatch: pytest.MonkeyPatch) -> None:
     model = fast(n_layer=1)
@@ -195,10 +198,8 @@ def test_a_wrong_derivative_is_noticed(check: Callable[[], None], monkeypatch: p
 
 
 def test_torch_multiplying_whenever_there_are_gradients_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = products._onednn_is_quicker
-    monkeypatch.setattr(
-        products, "_onednn_is_quicker", lambda *product: plain(*product) and not torch.is_grad_enabled()
-    )
+    plain = products._onednn_can
+    monkeypatch.setattr(products, "_onednn_can", lambda *product: plain(*product) and not torch.is_grad_enabled())
     with pytest.raises(AssertionError):
         looking()
 
@@ -208,7 +209,7 @@ def test_torch_multiplying_whenever_there_are_gradients_is_noticed(monkeypatch: 
 def test_a_product_by_onednn_wherever_it_can_be_asked_is_noticed(
     check: Callable[[], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(products, "_onednn_is_quicker", lambda *product: True)
+    monkeypatch.setattr(products, "_onednn_can", lambda *product: True)
     with pytest.raises((AssertionError, RuntimeError)):
         check()
 
@@ -220,11 +221,7 @@ def test_quick_products_in_exact_numerics_are_noticed(monkeypatch: pytest.Monkey
 
 
 def test_rounding_to_bfloat16_on_the_way_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = products.QuickProducts._by_rows
-    monkeypatch.setattr(
-        products.QuickProducts,
-        "_by_rows",
-        lambda self, x, *rest: plain(self, x.bfloat16().float(), *rest),
-    )
+    plain = products.by_onednn
+    monkeypatch.setattr(products, "by_onednn", lambda x, *rest: plain(x.bfloat16().float(), *rest))
     with pytest.raises(AssertionError):
         test_as_near_to_float64_as_torch_is(tied=True)

@@ -188,7 +188,7 @@ class Generate(TextWish):
     num_beams: Annotated[int | None, option("N", "Above 1, a beam search.", "1", min=1)] = None
     length_penalty: Annotated[float | None, option("X", "Of the search, for long texts.", "1")] = None
     explain: Annotated[bool, flag("--explain", "Show what each token was chosen from, stage by stage.")] = False
-    numerics: Annotated[str, option("exact|fast|bfloat16", "The last two need a C++ compiler.")] = "exact"
+    numerics: Annotated[str, option("exact|fast|packed|bfloat16", "The last three need a C++ compiler.")] = "exact"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -344,5 +344,5 @@ class Doctor(Wish):
     """
 
     speed: Annotated[
-        bool, flag("--speed", "Also time the matrix products of a GPT-2, and show what fast numerics take for each.")
+        bool, flag("--speed", "Also time the matrix products of a GPT-2, and show what fast and packed numerics take.")
     ] = False

@@ -8,7 +8,7 @@ by the mask, and writes at a column whose number lies in memory, too.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 
 import torch
@@ -89,7 +89,9 @@ class _Standing:
         reads: What has to stay as long as it is replayed, though the model may drop it.
     """
 
-    def __init__(self, model: Network, cache: KeyValueCache, state: tuple[object, ...], reads: list[object]) -> None:
+    def __init__(
+        self, model: Network, cache: KeyValueCache, state: tuple[object, ...], reads: Sequence[object]
+    ) -> None:
         self.state, self._reads = state, reads
         self._whole, self._taken = WholeCache(cache), 0
         self._ids, self._positions = (torch.zeros_like(cache.mask[:, :1], dtype=torch.long) for _ in range(2))

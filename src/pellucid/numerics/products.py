@@ -1,7 +1,7 @@
 """How the same mathematics is run: the caller's choices of attention and numerics, and products of stored matrices.
 
 Products are taken as transformers takes them, by the quickest way, or of rounded factors. Modules hand over what they
-store, so that a rounded copy can be kept beside it.
+store, so that a packed or rounded copy can be kept beside it.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.utils.weak import WeakIdKeyDictionary
+from torch import Tensor
 
 from pellucid.check import require_one_of
 from pellucid.errors import ConfigError
-from pellucid.numerics.quickest import by_onednn, library_for
+from pellucid.numerics.copies import Copies, Copy, can_keep
+from pellucid.numerics.quickest import PACKED, by_onednn, library_for, packed, packed_bytes
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
 """The dtypes that a model may have, by name."""
 
 ATTENTION = ("auto", "eager")
-NUMERICS = ("exact", "fast", "bfloat16")
+NUMERICS = ("exact", "fast", "packed", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,8 @@ class Execution:
     """
 
     attention: str = "auto"  # "auto" fuses every layer that nobody looks inside; "eager" makes every layer explicit
-    # "exact" performs the reference implementation's operations; "fast" may fuse them; "bfloat16" is fast and
+    # "exact" performs the reference implementation's operations; "fast" may fuse them; "packed" is fast and may keep a
+    # second copy of each matrix, in the order in which oneDNN reads it; "bfloat16" is fast and
     # multiplies by the weights in bfloat16
     numerics: str = "exact"
 
@@ -118,21 +119,17 @@ class Products:
 
     def linear(self, x: Tensor, stored: Tensor, bias: Tensor | None = None, *, rows: Rows = as_it_is) -> Tensor:
         """x [..., I], stored with [O, I] as its rows, bias [O] or none -> [..., O], as torch's Linear does."""
-        return self._by_rows(x, rows(stored), bias)
-
-    def _by_rows(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """x [..., I], weight [O, I], bias [O] or none -> [..., O]."""
-        return F.linear(x, weight, bias)
+        return F.linear(x, rows(stored), bias)
 
     def forget(self) -> None:
         """Drop what is kept of the matrices."""
 
-    def kept(self) -> list[object]:
+    def kept(self) -> list[Copy]:
         """What is kept of the matrices, for whoever goes on reading it after it was dropped here."""
         return []
 
     def bytes_needed(self, matrices: Iterable[Tensor]) -> int:
-        """What is kept of these matrices."""
+        """What is kept of these matrices, at most."""
         return 0
 
 
@@ -141,68 +138,104 @@ class QuickProducts(Products):
 
     def affine(self, x: Tensor, stored: Tensor, bias: Tensor) -> Tensor:
         matrix = _matrix(stored)
-        return _by_onednn(x, matrix.t(), bias) if _onednn_is_quicker(x, matrix.t(), bias) else affine(x, matrix, bias)
+        read = self._read_by_onednn(x, stored, matrix.t(), bias)
+        return affine(x, matrix, bias) if read is None else _by_onednn(x, matrix.t(), bias, read)
 
-    def _by_rows(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if _onednn_is_quicker(x, weight, bias):
-            return _by_onednn(x, weight, bias)
-        return super()._by_rows(x, weight, bias)
+    def linear(self, x: Tensor, stored: Tensor, bias: Tensor | None = None, *, rows: Rows = as_it_is) -> Tensor:
+        weight = rows(stored)
+        read = self._read_by_onednn(x, stored, weight, bias)
+        return F.linear(x, weight, bias) if read is None else _by_onednn(x, weight, bias, read)
+
+    def _read_by_onednn(self, x: Tensor, stored: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
+        """What oneDNN is to read as the weight [O, I], a view of what is stored; None if torch multiplies."""
+        return weight if _onednn_can(x, weight) and library_for(x, weight, bias) == "onednn" else None
 
 
-def _by_onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """x [..., I], weight [O, I], bias [O] or none -> [..., O]; without gradients by a shorter call."""
-    return cast(Tensor, _ByOneDNN.apply(x, weight, bias)) if torch.is_grad_enabled() else by_onednn(x, weight, bias)
+def _by_onednn(x: Tensor, weight: Tensor, bias: Tensor | None, read: Tensor) -> Tensor:
+    """x [..., I], weight [O, I], bias [O] or none -> [..., O]; without gradients by a shorter call.
+
+    `read` is the weight or its packed copy.
+    """
+    return cast(Tensor, _ByOneDNN.apply(x, weight, bias, read)) if torch.is_grad_enabled() else by_onednn(x, read, bias)
 
 
 class _ByOneDNN(torch.autograd.Function):
     """x [..., I], weight [O, I], bias [O] or none -> [..., O], with its derivatives, which torch does not know."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, read: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight)
-        return by_onednn(x, weight, bias)
+        return by_onednn(x, read, bias)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         (grad,), (x, weight) = grads, ctx.saved_tensors
-        for_x, for_weight, for_bias = ctx.needs_input_grad
+        for_x, for_weight, for_bias, _ = ctx.needs_input_grad
         each = grad.flatten(0, -2)
         return (
             grad @ weight if for_x else None,
             each.t() @ x.flatten(0, -2) if for_weight else None,
             each.sum(0) if for_bias else None,
+            None,
         )
 
 
-class RoundedProducts(QuickProducts):
+class KeepingProducts(QuickProducts):
+    """Products that keep a copy of each matrix in another form, made again when the matrix was written to."""
+
+    def __init__(self) -> None:
+        self._copies = Copies()
+
+    def __reduce__(self) -> tuple[Any, ...]:  # a copy of a model, or a pickled one, makes its own
+        return type(self), ()
+
+    def forget(self) -> None:
+        self._copies.forget()
+
+    def kept(self) -> list[Copy]:
+        return self._copies.all()
+
+
+class PackedProducts(KeepingProducts):
+    """Quick products, for which oneDNN reads a copy in an order of its own wherever that is clearly quicker.
+
+    Gradients are those of the matrix itself, which the copy equals.
+    """
+
+    def bytes_needed(self, matrices: Iterable[Tensor]) -> int:
+        return sum(packed_bytes(_matrix(m)) for m in matrices if m.dtype == torch.float32 and m.device.type == "cpu")
+
+    def _read_by_onednn(self, x: Tensor, stored: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
+        if not (_onednn_can(x, weight) and can_keep(stored)):
+            return super()._read_by_onednn(x, stored, weight, bias)
+        way = library_for(x, weight, bias, may_pack=True)
+        if way == PACKED:
+            return self._copies.of(stored, weight, packed)
+        return weight if way == "onednn" else None
+
+
+class RoundedProducts(KeepingProducts):
     """Products whose factors and results are rounded to another dtype; biases are added, and values go on, in theirs.
 
-    A rounded copy of each matrix is kept, and made again when the matrix was written to. Where gradients have to reach
-    the matrix it is rounded on the way instead, as under `torch.autocast`. A processor for which torch has no such
-    products (they would take fifty times as long) multiplies the rounded factors in float32, which holds them exactly.
+    Where gradients have to reach the matrix it is rounded on the way instead of kept, as under `torch.autocast`. A
+    processor for which torch has no such products (they would take fifty times as long) multiplies the rounded factors
+    in float32, which holds them exactly.
     """
 
     def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
         self.dtype = dtype
         self._on_cpu = torch.float32 if dtype == torch.bfloat16 and not cpu_multiplies_bfloat16() else dtype
-        self._copies: Any = WeakIdKeyDictionary()  # parameter -> _Copy
 
-    def __reduce__(self) -> tuple[Any, ...]:  # a copy of a model, or a pickled one, makes its own
+    def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.dtype,)
 
     def affine(self, x: Tensor, stored: Tensor, bias: Tensor) -> Tensor:
-        product = self._by_rows(self._factor(x), _matrix(self._rounded(stored)).t(), None)
-        return product.to(self.dtype).to(x.dtype).add_(bias)
+        return self.linear(x, stored, bias, rows=lambda rounded: _matrix(rounded).t())
 
     def linear(self, x: Tensor, stored: Tensor, bias: Tensor | None = None, *, rows: Rows = as_it_is) -> Tensor:
         product = super().linear(self._factor(x), self._rounded(stored), rows=rows).to(self.dtype).to(x.dtype)
         return product if bias is None else product.add_(bias)
-
-    def forget(self) -> None:
-        self._copies.clear()
-
-    def kept(self) -> list[object]:
-        return list(self._copies.values())
 
     def bytes_needed(self, matrices: Iterable[Tensor]) -> int:
         return sum(m.numel() * self._multiplied_in(m).itemsize for m in matrices if m.dtype != self.dtype)
@@ -215,33 +248,10 @@ class RoundedProducts(QuickProducts):
         return values.to(self.dtype).to(self._multiplied_in(values))
 
     def _rounded(self, stored: Tensor) -> Tensor:
-        if not self._can_keep(stored):
-            return self._factor(stored)
-        kept = self._copies.get(stored)
-        if kept is None or not kept.is_of(stored):
-            with torch.inference_mode(False), torch.no_grad():  # a backward pass may read it later
-                source = stored.detach()
-                kept = self._copies[stored] = _Copy(source, source._version, self._factor(source))
-        return kept.rounded
-
-    def _can_keep(self, stored: Tensor) -> bool:
-        is_traced = torch.compiler.is_compiling() or not isinstance(
-            stored, nn.Parameter
-        )  # torch.func puts others there
         is_differentiated = torch.is_grad_enabled() and stored.requires_grad
-        return not (is_traced or is_differentiated or stored.is_inference() or stored.dtype == self.dtype)
-
-
-@dataclass(frozen=True)
-class _Copy:
-    """A rounded matrix and what it was made from: while that is held, no other can take its place in memory."""
-
-    source: Tensor
-    version: int
-    rounded: Tensor
-
-    def is_of(self, stored: Tensor) -> bool:
-        return self.source.data_ptr() == stored.data_ptr() and self.version == stored._version
+        if is_differentiated or stored.dtype == self.dtype or not can_keep(stored):
+            return self._factor(stored)
+        return self._copies.of(stored, stored, self._factor)
 
 
 def _matrix(stored: Tensor) -> Tensor:
@@ -252,6 +262,8 @@ def products_of(execution: Execution) -> Products:
     """The products of a model that is run so."""
     if execution.rounds_to is not None:
         return RoundedProducts(execution.rounds_to)
+    if execution.numerics == "packed":
+        return PackedProducts()
     return QuickProducts() if execution.is_fast else Products()
 
 
@@ -260,13 +272,12 @@ def cpu_multiplies_bfloat16() -> bool:
     return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
-def _onednn_is_quicker(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    """Whether oneDNN can take the product, which torch cannot transform, and gains by it."""
+def _onednn_can(x: Tensor, weight: Tensor) -> bool:
+    """Whether oneDNN can take the product, which torch cannot transform."""
     return (
         x.device.type == weight.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
         and not (is_transformed() or torch.is_autocast_enabled("cpu"))
         and torch.backends.mkldnn.is_available()
         and (weight.is_contiguous() or weight.t().is_contiguous())
-        and library_for(x, weight, bias) == "onednn"
     )

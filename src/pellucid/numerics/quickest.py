@@ -2,11 +2,12 @@
 
 Torch asks MKL for products in float32. oneDNN, which torch brings along, takes half of the time on one processor and
 twice as much on another, and it depends on the shape. So the first product of each class of shapes is taken by both, a
-few times each, and the quicker one is kept for the process: the same shapes are rounded alike from then on. Only fast
-numerics ask here.
+few times each, and the quicker one is kept for the process: the same shapes are rounded alike from then on. Where the
+caller allows a second copy of the weights, oneDNN is also measured with the weight in the order in which it reads it
+(packed). Only fast numerics ask here.
 
-The environment variable PELLUCID_PRODUCTS says otherwise: `torch` or `onednn` to take one of them without measuring, or
-the path of a JSON file in which what was measured is kept for later processes.
+The environment variable PELLUCID_PRODUCTS says otherwise: `torch`, `onednn` or `packed` to take one of them without
+measuring, or the path of a JSON file in which what was measured is kept for later processes.
 """
 
 from __future__ import annotations
@@ -31,6 +32,12 @@ from pellucid.errors import NumericsError
 
 VARIABLE = "PELLUCID_PRODUCTS"
 LIBRARIES = ("torch", "onednn")
+PACKED = "packed"
+WAYS = (*LIBRARIES, PACKED)
+"""What may take a product: a library, or oneDNN of a packed copy of the weight, for whoever asks for copies."""
+
+PACKED_SIDE = 64
+"""Numbers that the sides of a packed matrix are filled up to whole multiples of, at most."""
 
 SMALL = 2**20
 """Multiplications in a product below which nothing is measured: oneDNN's longer call eats what it could gain."""
@@ -45,7 +52,7 @@ MOST_ROWS = 512
 """Rows from which on more of them change nothing about which library is quicker."""
 
 CLEARLY = 0.95
-"""The share of torch's time that oneDNN must stay below, so that noise alone does not choose it."""
+"""The share of the time of the way chosen before that another must stay below, so that noise alone chooses none."""
 
 ROUNDS = 3
 LONGEST = 0.1
@@ -61,10 +68,11 @@ class Product(NamedTuple):
     by_outputs: bool  # whether the numbers of one output lie side by side in memory, as torch's Linear stores them
     biased: bool  # whether a bias is added
     threads: int  # how many torch uses
+    may_pack: bool = False  # whether a packed copy of the weight may be read, too
 
 
 class Choice(NamedTuple):
-    """The library that is taken, and the billions of operations a second that each reached."""
+    """The way that is taken, one of `WAYS`, and the billions of operations a second that each reached."""
 
     library: str
     rates: dict[str, float]
@@ -90,13 +98,13 @@ def forget() -> None:
 
 
 def library_of_most(run: Callable[[], object]) -> str:
-    """The library that takes most kinds of products, those of a run among them; the wished one, if there is one."""
+    """The way that takes most kinds of products, those of a run among them; the wished one, if there is one."""
     wish = _wish()
-    if wish in LIBRARIES:
+    if wish in WAYS:
         return wish
     run()
     taken = [choice.library for choice in _chosen.values()]
-    return "onednn" if 2 * taken.count("onednn") > len(taken) else "torch"
+    return max(WAYS, key=taken.count)
 
 
 @contextmanager
@@ -123,30 +131,41 @@ def by_torch(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def by_onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """The same by oneDNN; torch has no derivative of it."""
+    """The same by oneDNN, which also takes a packed weight; torch has no derivative of it."""
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
-def library_for(x: Tensor, weight: Tensor, bias: Tensor | None) -> str:
-    """Return "torch" or "onednn" for a product of x [..., I] and weight [O, I], in float32 on the processor."""
+def packed(weight: Tensor) -> Tensor:
+    """A copy of a weight [O, I] in the order in which oneDNN reads it, for `by_onednn`."""
+    return torch.ops.mkldnn._reorder_linear_weight(weight)
+
+
+def packed_bytes(matrix: Tensor) -> int:
+    """What a packed copy of a matrix takes; both of its sides may be filled up."""
+    rows, columns = (-(-side // PACKED_SIDE) * PACKED_SIDE for side in matrix.shape)
+    return rows * columns * matrix.itemsize
+
+
+def library_for(x: Tensor, weight: Tensor, bias: Tensor | None, *, may_pack: bool = False) -> str:
+    """Return one of `WAYS` for a product of x [..., I] and weight [O, I], in float32 on the processor."""
     wish = _wish()
-    if wish in LIBRARIES:
-        return wish
+    if wish in WAYS:
+        return wish if may_pack or wish != PACKED else "onednn"
     outputs, inputs = weight.shape
     rows = x.numel() // inputs if inputs else 0
     if rows * inputs * outputs < SMALL:
         return "torch"
-    shape = shape_of(x, weight, bias)
+    shape = shape_of(x, weight, bias, may_pack=may_pack)
     choice = _chosen.get(shape) if not wish or wish in _read else None
     return (choice or _choose(shape, x, weight, bias, wish)).library
 
 
-def shape_of(x: Tensor, weight: Tensor, bias: Tensor | None) -> Product:
+def shape_of(x: Tensor, weight: Tensor, bias: Tensor | None, *, may_pack: bool = False) -> Product:
     """The class of a product of x [..., I] and weight [O, I]."""
     outputs, inputs = weight.shape
     rows = 1 << (x.numel() // inputs - 1).bit_length()
     by_outputs, threads = weight.is_contiguous(), torch.get_num_threads()
-    return Product(min(MOST_ROWS, rows), inputs, outputs, by_outputs, bias is not None, threads)
+    return Product(min(MOST_ROWS, rows), inputs, outputs, by_outputs, bias is not None, threads, may_pack)
 
 
 def _choose(shape: Product, x: Tensor, weight: Tensor, bias: Tensor | None, file: str) -> Choice:
@@ -163,7 +182,7 @@ def _choose(shape: Product, x: Tensor, weight: Tensor, bias: Tensor | None, file
 
 @torch.no_grad()
 def measured(shape: Product, x: Tensor, weight: Tensor, bias: Tensor | None) -> Choice:
-    """Time both on this product, or on a part of it if it is a large one."""
+    """Time each way on this product, or on a part of it if it is a large one."""
     weight, bias = weight.detach(), None if bias is None else bias.detach()
     most = min(shape.rows, max(FEWEST_ROWS, MEASURED // (shape.inputs * shape.outputs)))
     rows = x.detach().reshape(-1, shape.inputs)[:most]
@@ -175,6 +194,9 @@ def measured(shape: Product, x: Tensor, weight: Tensor, bias: Tensor | None) -> 
         "torch": lambda: by_torch(rows, weight, bias),
         "onednn": lambda: by_onednn(rows, weight, bias),
     }
+    if shape.may_pack:
+        copy = packed(weight)
+        ways[PACKED] = lambda: by_onednn(rows, copy, bias)
     best = dict.fromkeys(ways, float("inf"))
     for way in ways.values():
         way()  # a library prepares itself for a shape once
@@ -186,7 +208,9 @@ def measured(shape: Product, x: Tensor, weight: Tensor, bias: Tensor | None) -> 
             start = time.perf_counter()
             way()
             best[name] = min(best[name], time.perf_counter() - start)
-    library = "onednn" if best["onednn"] < CLEARLY * best["torch"] else "torch"
+    library = "torch"
+    for name in ways:
+        library = name if best[name] < CLEARLY * best[library] else library
     done = 2 * len(rows) * shape.inputs * outputs / 1e9
     return Choice(library, {name: round(done / seconds, 1) for name, seconds in best.items()})
 
@@ -211,8 +235,9 @@ def _kept(path: Path) -> dict[Product, Choice]:
         found = {Product(**row["shape"]): Choice(row["library"], dict(row["rates"])) for row in stored["products"]}
     except (OSError, ValueError, TypeError, KeyError) as problem:
         raise _unusable(path, f"cannot be read as what was measured here: {problem}") from problem
-    if unknown := {choice.library for choice in found.values()} - {*LIBRARIES}:
-        raise _unusable(path, f"names the libraries {', '.join(sorted(map(repr, unknown)))}, expected torch or onednn")
+    if unknown := {choice.library for choice in found.values()} - {*WAYS}:
+        names = ", ".join(sorted(map(repr, unknown)))
+        raise _unusable(path, f"names the libraries {names}, expected {', '.join(WAYS)}")
     return found
 
 

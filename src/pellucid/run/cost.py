@@ -84,7 +84,8 @@ class GenerationMemory:
     Attributes:
         cache: Bytes of keys and values.
         prepared: Bytes of the copies of the weights that fast numerics make once for a model: those of the kernels,
-            and with `numerics="bfloat16"` those that the prompt is multiplied by.
+            and those that the prompt is multiplied by: rounded ones with `numerics="bfloat16"`, and packed ones, if all
+            are needed, with `numerics="packed"`.
     """
 
     cache: int

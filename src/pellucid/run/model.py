@@ -47,8 +47,8 @@ class CkptedTransformer(GeneratingTransformer):
             ones, by the family's initialisation, if None.
         tokenizer: For text; ids alone work without one.
         attention: "auto" fuses every layer that nobody looks inside, "eager" makes every layer explicit.
-        numerics: "exact" performs transformers' operations, "fast" may fuse them, "bfloat16" also multiplies by the
-            weights in bfloat16.
+        numerics: "exact" performs transformers' operations, "fast" may fuse them, "packed" also keeps second
+            copies of the weights where they save time, "bfloat16" multiplies by the weights in bfloat16.
         provenance: Where the weights came from, and what was assumed on the way.
         generation: What a `generation_config.json` says; without one, what the configuration says counts.
 

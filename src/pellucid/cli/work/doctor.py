@@ -95,17 +95,18 @@ def _found() -> dict[str, Any]:
 
 
 def _speed() -> dict[str, Any]:
-    """What fast numerics take for each product of a GPT-2, as a run would find it out."""
+    """What fast and packed numerics take for each product of a GPT-2, as a run would find it out."""
     products: list[dict[str, Any]] = []
     for name, (inputs, outputs) in MATRICES.items():
         weight = torch.rand(outputs, inputs) if name == "W_U" else torch.rand(inputs, outputs).t()
         bias = None if name == "W_U" else torch.rand(outputs)
         for rows in ROWS:
-            taken = quickest.library_for(values := torch.rand(rows, inputs), weight, bias)
-            choice = quickest.choices().get(quickest.shape_of(values, weight, bias))
+            values = torch.rand(rows, inputs)
+            taken, packing = (quickest.library_for(values, weight, bias, may_pack=may) for may in (False, True))
+            choice = quickest.choices().get(quickest.shape_of(values, weight, bias, may_pack=True))
             rates = dict(choice.rates) if choice else {}
             products.append({"matrix": name, "rows": rows, "inputs": inputs, "outputs": outputs,
-                             "library": taken, "gflops": rates})  # fmt: skip
+                             "library": taken, "packed": packing, "gflops": rates})  # fmt: skip
     return {**quickest.machine(), quickest.VARIABLE: os.environ.get(quickest.VARIABLE), "products": products}
 
 
@@ -183,10 +184,12 @@ def _show(found: dict[str, Any]) -> None:
 
 def _show_speed(speed: dict[str, Any]) -> None:
     table = Grid(Column("product", label=True, style="cyan"), Column("rows", right=True),
-                 *(Column(library, right=True) for library in quickest.LIBRARIES), Column("taken"))  # fmt: skip
+                 *(Column(way, right=True) for way in quickest.WAYS),
+                 Column("fast takes"), Column("packed takes"))  # fmt: skip
     for row in speed["products"]:
-        rates = (f"{row['gflops'][library]:.0f}" if row["gflops"] else "" for library in quickest.LIBRARIES)
-        table.add(f"{row['matrix']} {row['inputs']} x {row['outputs']}", str(row["rows"]), *rates, row["library"])
+        rates = (f"{row['gflops'][way]:.0f}" if row["gflops"] else "" for way in quickest.WAYS)
+        name = f"{row['matrix']} {row['inputs']} x {row['outputs']}"
+        table.add(name, str(row["rows"]), *rates, row["library"], row["packed"])
     said = speed[quickest.VARIABLE]
     how = f"{quickest.VARIABLE}={said}" if said else "measured now, in billions of operations a second"
     where = f"{speed['processor']}, {speed['vectors']}, torch {speed['torch']}"
