@@ -2,8 +2,9 @@
 
 python tests/fuzz/corpus_kills.py --kills 1000
 
-After each kill every part that the store says is there is compared with its SHA-256; the next capture goes on with what
-is left, and a store that is whole has to have the files of one that was never killed, to the last byte.
+After each kill every part that the store says is there is compared with its SHA-256, and no part that was there before
+may be gone, or made again. The next capture goes on with what is left, and a store that is whole has to have the files
+of one that was never killed, to the last byte.
 """
 
 # ruff: noqa: T201 (a script that prints)
@@ -48,23 +49,33 @@ def files(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in there}
 
 
-def killed_once(path: Path, random: Random, took: float) -> str:
-    """What one kill of a capture, or of two at the same time, leaves."""
+def entries(path: Path) -> dict[str, int]:
+    """When each part was made."""
+    return {entry.name: entry.stat().st_mtime_ns for entry in (path / "ledger").glob("c.*")}
+
+
+def killed_once(path: Path, random: Random, took: float, found: Counter[str]) -> str:
+    """When a capture, or two at the same time, were killed; counts what is wrong with what that leaves."""
+    before = entries(path)
     children = [in_a_child(lambda: captured(path)) for _ in range(random.choice((1, 1, 2)))]
     time.sleep(random.uniform(0, took / 2))
     for child in children:
         os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
+        found["kills"] += os.WIFSIGNALED(os.waitpid(child, 0)[1])  # not of one that came to its end
+    after = entries(path)
+    found["LOST"] += len(before.keys() - after.keys())
+    found["TWICE"] += sum(after[part] != made for part, made in before.items() if part in after)
+    found["in the midst of a file"] += any(path.parent.rglob("*.part"))
     if not path.exists():
-        return "not begun"
+        return "while texts were read"
     store = pl.corpus.open(path)
     there = store.parts
     for part, digests in there.items():
         for column in store.plan.columns:
             file = path / column.name / f"c.{part}{'.0' * len(column.shape)}"
             if hashlib.sha256(file.read_bytes()).digest() != digests[column.name]:
-                return "TORN"
-    return "whole" if len(there) == store.plan.parts else "some parts"
+                found["TORN"] += 1
+    return "whole" if len(there) == store.plan.parts else "with some parts" if there else "with no part"
 
 
 def main() -> int:
@@ -77,17 +88,18 @@ def main() -> int:
         parts = captured(Path(place, "never killed")).plan.parts
         took = time.monotonic() - begun
         expected, path = files(Path(place, "never killed")), Path(place, "a.zarr")
-        for number in range(given.kills):
-            state = killed_once(path, random, took)
+        while found["kills"] < given.kills:
+            state = killed_once(path, random, took, found)
             found[state] += 1
-            if state == "whole" or number == given.kills - 1:
+            if state == "whole" or found["kills"] >= given.kills:
                 found["finished"] += 1
                 captured(path)
                 found["OTHER FILES"] += files(path) != expected
                 shutil.rmtree(path)
         left = sorted(set(os.listdir(place)) - {"never killed"})
-    print(f"{given.kills} kills of a capture of {parts} parts: {dict(found)}; left beside the store: {left}")
-    return 1 if found["TORN"] or found["OTHER FILES"] or not found["some parts"] or left else 0
+    print(f"a capture of {parts} parts, killed: {dict(found)}, torn: {found['TORN']}; left beside the store: {left}")
+    wrong = any(found[what] for what in ("TORN", "LOST", "TWICE", "OTHER FILES"))
+    return 1 if wrong or not found["with some parts"] or left else 0
 
 
 if __name__ == "__main__":
