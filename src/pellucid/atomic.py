@@ -124,7 +124,7 @@ def put(path: Path, data: bytes | memoryview) -> None:
     """
     part = _temporary(path.parent)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(exist_ok=True)  # of the store itself, if it was removed meanwhile, nothing is made again
         with part.open("wb") as file:
             file.write(data)
             file.flush()
@@ -141,6 +141,8 @@ def put(path: Path, data: bytes | memoryview) -> None:
 def take_folder(made: Path, place: Path) -> None:
     """Give a folder that was completed under a temporary name its own, where nothing or an empty folder is."""
     try:
+        for folder in (*filter(Path.is_dir, made.iterdir()), made):
+            _flush(folder)
         os.replace(made, place)
         _flush(place.parent)
     except OSError as problem:

@@ -65,6 +65,17 @@ DIGEST_BYTES = 32
 
 
 @dataclass(frozen=True)
+class HeldIds:
+    """The ids of some rows, where those of all are asked for."""
+
+    first: int  # the row of the first of them
+    ids: NDArray[Any]
+
+    def __getitem__(self, rows: slice) -> NDArray[Any]:
+        return self.ids[rows.start - self.first : rows.stop - self.first]
+
+
+@dataclass(frozen=True)
 class Corpus:
     """The tokens of a store and the plan for them."""
 
@@ -72,20 +83,28 @@ class Corpus:
     tokens: Any  # [N], the ids; any array that is sliced
     offsets: NDArray[Any]  # [T + 1], where texts begin, and where the last one ends
 
-    def batches(self, part: int) -> Iterator[list[TextSpan]]:
-        """What is run for a part."""
+    def _texts(self, part: int) -> tuple[int, int]:
+        """The first text of a part, and the one after its last."""
         rows = self.plan.rows_of(part)
         first = int(self.offsets.searchsorted(rows.start, side="right")) - 1
-        last = int(self.offsets.searchsorted(rows.stop, side="left"))
+        return first, int(self.offsets.searchsorted(rows.stop, side="left"))
+
+    def holding(self, part: int) -> Corpus:
+        """The same, with the ids of one part in memory: a chunk of them on the disk is that of many batches."""
+        first, last = self._texts(part)
+        start, stop = int(self.offsets[first]), min(int(self.offsets[last]), self.plan.rows_of(part).stop)
+        return replace(self, tokens=HeldIds(start, self.tokens[start:stop]))
+
+    def batches(self, part: int) -> Iterator[list[TextSpan]]:
+        """What is run for a part."""
+        first, last = self._texts(part)
         return batches(self.plan, part, self.offsets[first : last + 1], first)
 
     def run(
         self, model: CapturingModel, batch: Sequence[TextSpan], names: Sequence[str]
     ) -> Iterator[tuple[TextSpan, Any]]:
         """What a batch gives for each of its texts: the captured values of its own rows, by name."""
-        first = min(span.start for span in batch)
-        tokens = self.tokens[first : max(span.stop for span in batch)]  # one reading of the disk
-        ids = [tokens[span.start - first : span.stop - first].tolist() for span in batch]
+        ids = [self.tokens[span.start : span.stop].tolist() for span in batch]
         if is_packed(batch):
             values: Any = captured(model, packed(batch, ids, cast("Network", model).device), names)
             if not all(bool(value.isfinite().all()) for value in values.values()):
@@ -105,9 +124,10 @@ class Corpus:
         plan, rows = self.plan, self.plan.rows_of(part)
         dtype = getattr(torch, plan.dtype)
         chunks = {c.name: torch.zeros((plan.part_rows, *c.shape), dtype=dtype) for c in plan.columns}
-        for batch in self.batches(part):
+        held = self.holding(part)
+        for batch in held.batches(part):
             done = 0
-            for span, values in self.run(model, batch, plan.names):
+            for span, values in held.run(model, batch, plan.names):
                 first = max(span.start, rows.start)  # a text that begins in the part before
                 for name, value in values.items():
                     chunks[name][first - rows.start : span.stop - rows.start] = value[first - span.start :]
@@ -136,12 +156,11 @@ def raw(chunk: Tensor) -> memoryview:
 
 def keep(place: StorePlace, plan: CorpusPlan, part: int, chunks: dict[str, Tensor]) -> None:
     """Write a part: its chunks, then its entry."""
-    digests = b""
-    for column in plan.columns:
-        data = raw(chunks[column.name])
-        place.put(chunk_key(column.name, part, 1 + len(column.shape)), data)
-        digests += hashlib.sha256(data).digest()
-    place.put(chunk_key(LEDGER, part, 3), digests)
+    with ThreadPoolExecutor(1, thread_name_prefix="pellucid") as other:  # while the disk takes them
+        digests = other.map(lambda name: hashlib.sha256(raw(chunks[name])).digest(), plan.names)
+        for column in plan.columns:
+            place.put(chunk_key(column.name, part, 1 + len(column.shape)), raw(chunks[column.name]))
+        place.put(chunk_key(LEDGER, part, 3), b"".join(digests))
 
 
 def entry(place: StorePlace, plan: CorpusPlan, part: int) -> dict[str, bytes] | None:

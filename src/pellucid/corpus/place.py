@@ -170,7 +170,7 @@ class Folder:
                 made = stack.enter_context(atomic.temporary_folder(beside))
             except OSError as problem:
                 raise atomic.not_writable(self.path, problem.strerror or str(problem)) from problem
-            yield Folder(made)
+            yield NewFolder(made, self.path)
             atomic.take_folder(made, self.path)
 
     @contextmanager
@@ -184,6 +184,24 @@ class Folder:
                     raise unreadable(self.path, problem) from problem
                 raise busy(self) from problem
             yield
+
+
+class NewFolder(Folder):
+    """A folder that nobody reads before it is whole and takes its place."""
+
+    def __init__(self, path: Path, place: Path) -> None:
+        super().__init__(path)
+        self._place = place
+
+    def put(self, key: str, data: memoryview | bytes) -> None:
+        try:
+            (self.path / key).parent.mkdir(exist_ok=True)
+            with (self.path / key).open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as problem:
+            raise atomic.not_writable(self._place, problem.strerror or str(problem)) from problem
 
 
 def _there(ask: Callable[[], Result]) -> Result | None:
