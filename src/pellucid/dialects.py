@@ -203,7 +203,7 @@ def name_arguments(room: dict[str, Any]) -> None:
             room[name] = named_arguments()(value)
 
 
-_MODELS = ("CkptedTransformer", "Network")
+_MODELS = ("CkptedTransformer", "Network", "Reader")
 """Annotations of a first argument that takes a model of ours."""
 
 

@@ -157,6 +157,10 @@ def _nowhere(here: Any) -> Any:
 REMEDIES: dict[str, list[Case]] = {
     "corpus-unfinished": [Case(_unfinished, "Call pl.corpus.capture again", _finished)],
     "corpus-no-units": [Case(lambda h: _examples(h, []), "units=None for all", lambda h: _examples(h, None))],
+    "corpus-encode": [
+        Case(lambda h: pl.corpus.densities(h.store, NAME, encode=lambda values: encode(values).sum()),
+             "a row for each", lambda h: pl.corpus.densities(h.store, NAME, encode=encode)),
+    ],
     "corpus-units": [
         Case(lambda h: pl.plot.examples(_examples(h, [5, 2])), "table.sel(unit=5)",
              lambda h: pl.plot.examples(_examples(h, [5, 2]).sel(unit=5))),

@@ -121,6 +121,10 @@ REMEDIES: dict[str, list[Case]] = {
             lambda h: _read(h, "a.jsonl", JSONL[:9]), "Write the file again",
             lambda h: _read(h, "a.jsonl", JSONL, field="content"),
         ),
+        Case(
+            lambda h: ((h.folder / "a.zarr" / "tokens" / "c.0").write_bytes(b""), _capture(h)),
+            "a new store to another path", lambda h: _capture(h, path="b.zarr"),
+        ),
     ],
     "not-a-corpus": [
         Case(

@@ -286,6 +286,7 @@ REMEDIES: dict[str, list[Case]] = {
     "corpus-network": [Case(_unheard, "the endpoint_url in storage_options", captured)],
     "corpus-address": [
         Case(lambda options: captured(options, "s4://glass/a.zarr"), "such as 's3://bucket/acts.zarr'", captured),
+        Case(lambda options: captured(options, Path("s3://glass/a.zarr")), "as a str: 's3://glass/a.zarr'", captured),
     ],
 }  # fmt: skip
 

@@ -200,6 +200,21 @@ def test_a_changed_bit_is_found(tmp_path: Path) -> None:
     assert "(blocks.1.resid_post', 2)" in repr(found) or "'blocks.1.resid_post', 2" in repr(found)
 
 
+@pytest.mark.usefixtures("small_parts")
+@pytest.mark.parametrize("what", ["tokens", "offsets"])
+def test_other_tokens_than_were_written_are_found(what: str, tmp_path: Path) -> None:
+    """Nothing is made of them, and what was made is not taken for right."""
+    store, chunk = captured(tmp_path / "a.zarr"), tmp_path / "a.zarr" / what / "c.0"
+    (tmp_path / "a.zarr" / place.chunk_key(parts.LEDGER, 3, 3)).unlink()
+    chunk.write_bytes(chunk.read_bytes()[:-1] + b"\1")
+    before = files(tmp_path / "a.zarr")
+    assert store.verify().damaged == [(what, 0)]
+    with pytest.raises(pl.InputError, match=f"chunk 0 of '{what}' is not as it was written") as caught:
+        captured(tmp_path / "a.zarr")
+    assert caught.value.code == "corpus-damaged"
+    assert files(tmp_path / "a.zarr") == before
+
+
 def test_a_store_of_another_computation_is_found(tmp_path: Path) -> None:
     """Hooks are no part of what is known of a model, and what they change is seen."""
     model = support.glass()
@@ -291,7 +306,7 @@ def test_it_goes_on_where_it_was_killed(tmp_path: Path) -> None:
 def test_it_is_begun_whole_or_not_at_all(tmp_path: Path) -> None:
     """While texts are read, nothing is at the path; what a kill leaves beside it is removed by the next call."""
     about: dict[str, Any] = {"texts": TEXTS[:2], "names": "blocks.1.resid_post"}
-    steps = ((atomic, "put"), (atomic, "take_folder"))
+    steps = ((place.NewFolder, "put"), (atomic, "put"), (atomic, "take_folder"))
     for _ in killed.at_every_step(lambda: captured(tmp_path / "a.zarr", **about), steps):
         if (tmp_path / "a.zarr").exists():
             pl.corpus.open(tmp_path / "a.zarr")
@@ -407,6 +422,8 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "no such checkpoint": ({"names": "resid_pots"}, "unknown-checkpoint"),
     "a pattern": ({"names": "attn.ckpt_pattern"}, "corpus-axes"),
     "a dtype": ({"dtype": "int8"}, "corpus-dtype"),
+    "no name": ({"names": []}, "unknown-checkpoint"),
+    "a table": ({"texts": {"text": ["a text"]}}, "texts-kind"),
     "no batch": ({"batch_tokens": 0}, "not-a-whole-number"),
     "long texts": ({"long_texts": "cut"}, "corpus-long-texts"),
     "options of a folder": ({"storage_options": {"anon": True}}, "corpus-options"),
@@ -509,7 +526,7 @@ def test_unknown_names_and_parts_of_a_store(tmp_path: Path) -> None:
     store = captured(tmp_path / "a.zarr")
     with pytest.raises(pl.UnknownNameError, match=r"blocks\.0\.resid_pots"):
         store["blocks.0.resid_pots"]
-    with pytest.raises(pl.InputError, match="part 9"):
+    with pytest.raises(pl.InputError, match="part=9"):
         store.chunk("blocks.0.resid_post", 9)
     assert "blocks.0.resid_post" in store
     assert "tokens" not in store

@@ -5,7 +5,7 @@ Both read the store from end to end, a block of rows at a time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from pellucid.check import require_whole
 from pellucid.corpus.identity import reopened
 from pellucid.corpus.place import chunk_key
 from pellucid.corpus.store import Store
-from pellucid.errors import InputError
+from pellucid.errors import InputError, shown
 from pellucid.extras import need
 
 if TYPE_CHECKING:
@@ -192,6 +192,12 @@ def densities(
 
 def _blocks(store: Store, name: str, encode: Encode | None) -> Iterator[tuple[int, Tensor]]:
     """The first row of each block and its activations [rows, F]."""
+    if not isinstance(store, Store):
+        raise InputError(
+            f"corpus: store={shown(store)}, expected a store of captured values.",
+            code="not-a-corpus",
+            remedy="Give what pl.corpus.open(path) returns.",
+        )
     for part in range(store.plan.parts):
         chunk, first = store.chunk(name, part), store.plan.rows_of(part).start
         for start in range(0, len(chunk), ROWS_AT_ONCE):
@@ -201,7 +207,15 @@ def _blocks(store: Store, name: str, encode: Encode | None) -> Iterator[tuple[in
 @torch.no_grad()
 def _activations(values: Tensor, encode: Encode | None) -> Tensor:
     """[rows, F]."""
-    return (values.float() if encode is None else encode(values.float()).float()).reshape(len(values), -1)
+    found = values.float() if encode is None else encode(values.float())
+    if not isinstance(found, Tensor) or found.dim() < 2 or len(found) != len(values):
+        shape = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        raise InputError(
+            f"corpus: encode gave {shape} for {list(values.shape)}, expected a tensor [{len(values)}, F].",
+            code="corpus-encode",
+            remedy="Give a function of a block of rows that returns a row for each, such as encode=sae.encode.",
+        )
+    return found.float().reshape(len(values), -1)
 
 
 def _read(
@@ -227,7 +241,8 @@ def _read(
 def _units(units: Sequence[int] | None, count: int) -> list[int]:
     if units is None:
         return [*range(count)]
-    given = [require_whole("units", unit, at_most=count - 1) for unit in units]
+    several = units if isinstance(units, Iterable) else [units]
+    given = [require_whole("units", unit, at_most=count - 1) for unit in several]
     if not given:
         raise InputError(
             "corpus: units=[], expected at least one number.",
@@ -239,7 +254,8 @@ def _units(units: Sequence[int] | None, count: int) -> list[int]:
 
 def _speller(store: Store, tokenizer: Any) -> Callable[[int], str]:
     """What writes an id as a string; the id itself if nobody can."""
-    if tokenizer is None:
-        model = store.model if store.model is not None else reopened(store.provenance)
+    if tokenizer is None and store.provenance["tokenizer"]:
+        remedy = "Give what spells its tokens: tokenizer=model.tokenizer."
+        model = store.model if store.model is not None else reopened(store.provenance, remedy)
         tokenizer = model.tokenizer
     return str if tokenizer is None else lambda i: tokenizer.decode([i])

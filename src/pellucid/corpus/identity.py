@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from pellucid.check import require_whole
 from pellucid.corpus.place import chunk_key
+from pellucid.corpus.plan import CorpusPlan
 from pellucid.corpus.ray_workers import machine_of
 from pellucid.corpus.sink import CapturingModel
 from pellucid.errors import InputError, PellucidError
@@ -92,13 +94,15 @@ def require_same(stored: Mapping[str, Any], model: Any, where: str) -> None:
     require_equal(stored, now, where)
 
 
-def reopened(stored: Mapping[str, Any]) -> Any:
-    """The model that a store was made with, opened from where it came."""
+def reopened(
+    stored: Mapping[str, Any], remedy: str = "Give the model that made the store: store.verify(model=model)."
+) -> Any:
+    """The model that a store was made with, opened from where it came; `remedy` if that cannot be."""
     if not stored["model"]:
         raise InputError(
             "corpus: the model was not opened from a file, so it cannot be opened again.",
             code="corpus-model",
-            remedy="Give the model that made the store: store.verify(model=model).",
+            remedy=remedy,
         )
     try:
         return load(
@@ -108,7 +112,7 @@ def reopened(stored: Mapping[str, Any]) -> Any:
         raise InputError(
             f"corpus: the model cannot be opened as {stored.get('model')!r}, where it came from: {error}",
             code="corpus-model",
-            remedy="Give the model that made the store: store.verify(model=model).",
+            remedy=remedy,
         ) from error
 
 
@@ -149,9 +153,11 @@ def recomputed(store: Store, rows: Any, model: Any, seed: Any) -> Verification:
         )
     model = reopened(store.provenance) if model is None else model
     require_same(store.provenance, model, str(store.place))
-    held = np.concatenate([np.arange(r.start, r.stop) for r in map(plan.rows_of, there)])
-    drawn = np.sort(np.random.default_rng(require_whole("seed", seed)).choice(held, min(count, len(held)), False))
-    found = Verification(len(drawn), 0, 0, plan.parts - len(there))
+    missing = plan.parts - len(there)
+    if beside := damaged_beside(store):
+        return Verification(0, 0, 0, missing, damaged=beside)
+    drawn = _drawn(plan, [*there], count, require_whole("seed", seed))
+    found = Verification(len(drawn), 0, 0, missing)
     batches = 0
     parts = np.unique(drawn // plan.part_rows).tolist()
     for part in parts:
@@ -159,11 +165,12 @@ def recomputed(store: Store, rows: Any, model: Any, seed: Any) -> Verification:
         chunks = {name: store.chunk(name, part) for name in plan.names}
         mine = drawn[drawn // plan.part_rows == part]
         first = plan.rows_of(part).start
-        for batch in store.corpus.batches(part):
+        corpus = store.corpus.holding(part)
+        for batch in corpus.batches(part):
             if not any(((mine >= span.start) & (mine < span.stop)).any() for span in batch):
                 continue
             batches += 1
-            for span, values in store.corpus.run(model, batch, plan.names):
+            for span, values in corpus.run(model, batch, plan.names):
                 wanted = mine[(mine >= max(span.start, first)) & (mine < span.stop)]
                 for name, value in values.items() if len(wanted) else ():
                     stored = chunks[name][wanted - first]
@@ -172,11 +179,38 @@ def recomputed(store: Store, rows: Any, model: Any, seed: Any) -> Verification:
     return Verification(len(drawn), batches, len(parts), found.missing, sorted(found.unequal), found.damaged)
 
 
+def _drawn(plan: CorpusPlan, parts: list[int], count: int, seed: int) -> NDArray[Any]:
+    """Rows of some parts, in their order; only those that are drawn are in memory."""
+    total = sum(len(plan.rows_of(part)) for part in parts)
+    ranks = np.sort(np.random.default_rng(seed).choice(total, min(count, total), replace=False, shuffle=False))
+    return np.asarray(parts)[ranks // plan.part_rows] * plan.part_rows + ranks % plan.part_rows
+
+
 def _same_bits(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """[rows], whether all bytes of a row are the same."""
     flat = (x.contiguous().view(len(x), -1).view(torch.uint8) for x in (a, b))
     left, right = flat
     return (left == right).all(1)
+
+
+def damaged_beside(store: Store) -> list[tuple[str, int]]:
+    """The chunks of tokens, and of what is known of texts, that are not as they were written."""
+    wrong: list[tuple[str, int]] = []
+    for key, digest in store.written.items():
+        if hashlib.sha256(store.place.get(key) or b"").hexdigest() != digest:
+            name, _, number = key.partition("/c.")
+            wrong.append((name, int(number.split(".")[0])))
+    return wrong
+
+
+def require_undamaged(store: Store) -> None:
+    """Raise an error if what is left to make would be made of other tokens than were written."""
+    for name, number in damaged_beside(store):
+        raise InputError(
+            f"corpus: {store.place}: chunk {number} of {name!r} is not as it was written.",
+            code="corpus-damaged",
+            remedy="Write a new store to another path; the tokens of this one are lost.",
+        )
 
 
 def _damaged(store: Store, part: int, digests: dict[str, bytes]) -> list[str]:

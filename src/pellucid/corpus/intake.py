@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -46,6 +46,7 @@ class Growing:
         self._write, self._filled, self._chunks = put, 0, 0
         self.chunk = CHUNK_BYTES // (self.dtype.itemsize * max(width, 1))
         self._held = np.empty((self.chunk, width) if width else self.chunk, self.dtype)
+        self.written: dict[str, str] = {}  # the SHA-256 of each chunk, by its key
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -75,7 +76,9 @@ class Growing:
 
     def _put(self, rows: NDArray[Any]) -> None:
         key = chunk_key(self.name, self._chunks, len(self.shape))
-        self._write(key, np.ascontiguousarray(rows).tobytes())
+        data = np.ascontiguousarray(rows).tobytes()
+        self.written[key] = hashlib.sha256(data).hexdigest()
+        self._write(key, data)
         self._chunks += 1
 
 
@@ -154,16 +157,19 @@ def _about(number: int, error: PellucidError) -> PellucidError:
     remedy = error.remedy
     if error.code == "too-long":
         remedy = "Give long_texts='split' to cut it into pieces of the context's length, or leave the text out."
+    if error.code == "empty-text":
+        remedy = "Leave it out: it has no tokens, and so no rows."
     return type(error)(f"corpus, text {number}: {error.message}", code=error.code, remedy=remedy)
 
 
 def listed(texts: Iterable[Any]) -> Iterable[Any]:
     """Texts, unless a single one was given."""
-    if isinstance(texts, (str, bytes)) or not isinstance(texts, Iterable):
+    no_list = isinstance(texts, (str, bytes, Mapping)) or hasattr(texts, "columns")  # of a table, names would be read
+    if no_list or not isinstance(texts, Iterable):
         raise InputError(
             f"corpus: texts={type(texts).__name__}, expected a list or another iterable of texts.",
             code="texts-kind",
-            remedy="Put a single text into a list; pl.corpus.read(path) reads files.",
+            remedy="Put a single text into a list, give the column of a table; pl.corpus.read(path) reads files.",
         )
     return texts
 

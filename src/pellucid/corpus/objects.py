@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import secrets
 import threading
 import time
@@ -256,6 +257,12 @@ def place_of(path: Any, storage_options: dict[str, Any] | None = None) -> StoreP
     """The place that a path or an address means; only an address takes options."""
     if isinstance(path, str) and "://" in path:
         return Objects(path, dict(storage_options or {}))
+    if isinstance(path, os.PathLike) and (found := re.match(r"([\w+.-]{2,}):/(.*)", str(path))):
+        raise InputError(
+            f"corpus: {shown(path)} is the path of a folder, no address.",
+            code="corpus-address",
+            remedy=f"Give the address as a str: '{found[1]}://{found[2]}'.",
+        )
     if storage_options:
         raise InputError(
             f"corpus: storage_options given with {str(path)!r}, which is a folder.",

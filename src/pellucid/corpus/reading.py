@@ -6,7 +6,7 @@ import gzip
 import json
 import os
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +44,8 @@ def read(paths: Any, *, field: str = "text", lines: bool = False) -> Iterator[st
         >>> list(pl.corpus.read(folder))
         ['Once upon a time', 'The end']
     """
-    one = isinstance(paths, (str, os.PathLike))
-    for path in [path_of(paths)] if one else [path_of(given) for given in paths]:
+    several = isinstance(paths, Iterable) and not isinstance(paths, (str, bytes, os.PathLike))
+    for path in map(path_of, paths if several else [paths]):
         for file in _files(path):
             yield from _texts(file, field, lines=lines)
 
@@ -126,10 +126,11 @@ def _rows(path: Path, field: str) -> Iterator[str]:
                 yield text
 
 
-def _no_field(where: str, field: str, there: Iterable[str]) -> InputError:
+def _no_field(where: str, field: str, there: Collection[str]) -> InputError:
     known = f"; it has {', '.join(map(shown, sorted(there)))}" if there else ""
+    said = f"what is under {shown(field)} is no text" if field in there else f"no text under {shown(field)}{known}"
     return InputError(
-        f"{where}: no text under {shown(field)}{known}.",
+        f"{where}: {said}.",
         code="corpus-field",
         remedy="Give the name of the texts: pl.corpus.read(path, field='content').",
     )

@@ -96,6 +96,7 @@ class Store(Mapping[str, Any]):
         self.place = place
         self.model = model
         self.plan = _plan_of(about)
+        self.written: dict[str, str] = dict(about.get("written", {}))  # SHA-256 of the chunks beside the values, by key
         self.provenance: dict[str, Any] = {"packing": False, **about["provenance"]}
         self._zarr = place.group()
 
@@ -157,9 +158,10 @@ class Store(Mapping[str, Any]):
         if column is None:
             self[name]  # raises
             raise AssertionError
+        part = require_whole("part", part, at_most=self.plan.parts - 1)
         key, rows = chunk_key(name, part, 1 + len(column.shape)), self.plan.rows_of(part)
         count = self.plan.part_rows * column.width
-        if not 0 <= part < self.plan.parts or self.place.size(key) != count * self.plan.itemsize:
+        if self.place.size(key) != count * self.plan.itemsize:
             raise InputError(
                 f"corpus: part {part} is not in {self.place}.",
                 code="corpus-unfinished",
@@ -299,6 +301,7 @@ def _is_there(about: Mapping[str, Any], arrays: Mapping[str, Any]) -> bool:
     return (
         columns and shapes[TOKENS][0] == [plan.rows] and shapes[LEDGER][0][0] == plan.parts
         and plan.dtype in ITEM_BYTES and isinstance(about["provenance"], dict)
+        and isinstance(about.get("written", {}), dict)
     )  # fmt: skip
 
 
@@ -317,6 +320,7 @@ def _make_metadata(folder: str, plan: CorpusPlan, provenance: Mapping[str, Any],
     zarr = need("zarr", "corpus")
     group = zarr.create_group(folder, attributes={ABOUT: {
         "format": FORMAT, "plan": asdict(plan), "provenance": dict(provenance),
+        "written": {key: digest for array in arrays for key, digest in array.written.items()},
     }})  # fmt: skip
     dims = {DIGESTS: ("text", "byte"), OFFSETS: ("border",), NUMBERS: ("text",), TOKENS: ("row",)}
     raw: dict[str, Any] = {

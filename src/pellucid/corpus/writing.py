@@ -10,19 +10,21 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from pellucid.aliases import Names, selected
 from pellucid.axes import Axis
 from pellucid.check import require_one_of, require_whole
-from pellucid.corpus.identity import facts_of, require_equal
+from pellucid.corpus.identity import facts_of, require_equal, require_undamaged
 from pellucid.corpus.intake import Intake, Reader, digest_of
 from pellucid.corpus.objects import place_of
-from pellucid.corpus.parts import LEDGER, Keeper, keep, packed_plan
+from pellucid.corpus.parts import LEDGER, Corpus, Keeper, keep, packed_plan
 from pellucid.corpus.place import Folder, StorePlace
 from pellucid.corpus.plan import ITEM_BYTES, CorpusPlan, StoredValue, part_rows_for
 from pellucid.corpus.ray_workers import Engine, Workers, library_of
 from pellucid.corpus.sink import CapturingModel
 from pellucid.corpus.store import Store, about_of, write_metadata
-from pellucid.errors import InputError
+from pellucid.errors import InputError, UnknownNameError
 from pellucid.interrupts import bar, told
 from pellucid.numerics.quickest import one_library
 from pellucid.schema import Schema
@@ -94,8 +96,9 @@ def capture(
         with told("corpus: interrupted while the texts were read; nothing of them is kept"):
             _begin(model, texts, wanted, place)
     else:
-        now = {**facts_of(model), **wanted.facts, "texts": digest_of(texts)}
-        require_equal(_store(place, model).provenance, now, str(place))
+        found, now = _store(place, model), {**facts_of(model), **wanted.facts, "texts": digest_of(texts)}
+        require_equal(found.provenance, now, str(place))
+        require_undamaged(found)
     with place.alone():
         store = _store(place, model)
         finish(model, store, wish, path, progress=progress, options=storage_options)
@@ -122,6 +125,12 @@ class _Wanted:
         require_one_of("corpus: dtype", stored, ITEM_BYTES, code="corpus-dtype")
         require_one_of("corpus: long_texts", long_texts, ("refuse", "split"), code="corpus-long-texts")
         chosen = selected(names, model.schema)
+        if not chosen:
+            raise UnknownNameError(
+                f"corpus: names={names!r}, expected one or more.",
+                code="unknown-checkpoint",
+                remedy="Give a name or a pattern; `model.ckpt_names` lists all names.",
+            )
         columns = tuple(column_of(name, model.schema) for name in chosen)
         tokens = require_whole("batch_tokens", batch_tokens, at_least=1)
         facts = {
@@ -190,7 +199,7 @@ def estimate(
 ) -> CorpusPlan:
     """What `capture` with the same arguments would store and how long it would take; writes nothing.
 
-    The time is that of the texts' tokens at the speed of one batch, which is run twice.
+    The time is that of the texts' tokens at the speed of the first few thousand, which are run twice.
 
     Raises:
         InputError: As `capture`.
@@ -205,12 +214,13 @@ def estimate(
     intake = Intake(model, lambda key, data: None, split=long_texts == "split")
     intake.read(texts)
     found = wanted.plan(intake)
-    run = lambda: model.run_with_ckpts(intake.first, names=list(found.names), stop_at=found.names[-1])  # noqa: E731
-    run()  # the first run of a process is slower
+    offsets = np.cumsum([0, *map(len, intake.first)])
+    some = replace(found, rows=int(offsets[-1]), part_rows=int(offsets[-1]))
+    sample = Corpus(some, np.concatenate(intake.first), offsets)
+    sample.make(model, 0)  # the first run of a process is slower
     begun = time.perf_counter()
-    run()
-    each = (time.perf_counter() - begun) / sum(map(len, intake.first))
-    return replace(found, seconds=each * found.rows)
+    sample.make(model, 0)
+    return replace(found, seconds=(time.perf_counter() - begun) / some.rows * found.rows)
 
 
 MARK = f"{LEDGER}/workers"

@@ -62,8 +62,11 @@ def capture(wish: Capture) -> None:
     names = wish.names or []
     if not wish.as_json:
         with progress("reading the texts"):
-            plan = pl.corpus.estimate(model, texts(), names, **about)
-        messages().print(Text(repr(plan)), soft_wrap=True)
+            try:
+                said = repr(pl.corpus.open(wish.out)).partition("\n")[0]  # it is begun, and goes on
+            except pl.NotFoundError:
+                said = repr(pl.corpus.estimate(model, texts(), names, **about))
+        messages().print(Text(said), soft_wrap=True)
     seen = sys.stderr.isatty() and not wish.as_json
     by: dict[str, Any] = {"engine": wish.engine, "workers": wish.workers}
     with redirect_stdout(sys.stderr):  # where Ray says of processes that died
