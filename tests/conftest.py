@@ -35,6 +35,33 @@ torch.set_num_threads(1)
 providers._get_local_constants = lambda: providers._local_constants
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of parameters that are combined, try each value once; the combinations are left to `make test-all`.
+
+    Several `parametrize` of a test, and fixtures with parameters, would be tried in every combination. Where each of
+    these is a rule of its own, the test is marked `every_pair`.
+    """
+    tests: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        if hasattr(item, "callspec") and not {"long", "every_pair"} & {mark.name for mark in item.iter_markers()}:
+            tests.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    for cases in tests.values():
+        tried: set[tuple[str, int]] = set()
+        left: list[pytest.Item] = []
+        for case in cases:  # a diagonal
+            values = {*case.callspec.indices.items()}  # pyright: ignore[reportAttributeAccessIssue]
+            if values & tried:
+                left.append(case)
+            else:
+                tried |= values
+        for case in left:  # and what it leaves out
+            values = {*case.callspec.indices.items()}  # pyright: ignore[reportAttributeAccessIssue]
+            if values <= tried:
+                case.add_marker(pytest.mark.long)
+            tried |= values
+
+
 def pytest_collection_finish() -> None:
     """Set aside what stays until the end: statsmodels collects garbage in each call, and would look through it all."""
     gc.collect()
