@@ -48,20 +48,31 @@ Typed = tuple[str, list[str], list[str]]
 
 
 def typed(table: Sequence[Typed]) -> list[Any]:
-    """The commands as parameters of one test, each marked with the code that it follows."""
+    """The commands as parameters of one test, each marked with the code that it follows.
+
+    What follows a code with a verb again is left to `make test-all`.
+    """
+    verbs = [(code, wrong[0]) for code, wrong, _ in table]
     return [
-        pytest.param(*row, marks=pytest.mark.remedy(row[0]), id=f"{row[0]}-{number}")
+        pytest.param(*row, marks=_marks(row[0], verbs[number] in verbs[:number]), id=f"{row[0]}-{number}")
         for number, row in enumerate(table)
     ]
 
 
 def params(table: Mapping[str, list[Case]]) -> list[Any]:
-    """The cases as parameters of one test, each marked with the code that it follows."""
+    """The cases as parameters of one test, each marked with the code that it follows.
+
+    Every run tries the first case of a code; the other places that raise it are left to `make test-all`.
+    """
     return [
-        pytest.param(code, case, marks=pytest.mark.remedy(code), id=f"{code}-{number}")
+        pytest.param(code, case, marks=_marks(code, number > 0), id=f"{code}-{number}")
         for code, cases in table.items()
         for number, case in enumerate(cases)
     ]
+
+
+def _marks(code: str, is_long: bool) -> list[pytest.MarkDecorator]:
+    return [pytest.mark.remedy(code), *([pytest.mark.long] if is_long else [])]
 
 
 def follow(code: str, case: Case, here: Any) -> None:
