@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from watched_page import Watched, rows_of, taken
+from watched_page import Watched, content, rows_of, taken
 from written_traces import WORDS, numbers, page_of, written
 
 Open = Callable[..., Watched]
@@ -39,6 +39,8 @@ def test_a_figure_leaves_the_page_in_every_form(opened: Open) -> None:
     assert said["python"] == 'import pellucid as pl\n\nckpts["blocks.1.attn.ckpt_pattern"][0, 1]\n'
     pattern = (numbers(written())["attention.pattern"][1, 1] / 255.0) ** 2
     assert [row[-1] for row in said["rows"]] == pytest.approx(pattern.tolist(), rel=1e-6)
+    kept = taken(watched, title, "CSV").read_bytes().decode("utf-8")
+    assert kept == content(watched, title, "CSV"), "which is what tests of numbers read"
 
 
 def test_names_lines_and_links_are_copied(opened: Open) -> None:

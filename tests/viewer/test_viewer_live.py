@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
-from watched_page import Watched, command_of, ran, rows_of, taken
+from watched_page import Watched, command_of, content, ran, rows_of
 from written_traces import WORDS, numbers, page_of, written
 
 import pellucid as pl
@@ -50,7 +50,7 @@ def tab(browser: Browser, address: str) -> Iterator[Callable[..., Watched]]:
 
 
 def columns(watched: Watched, title: str) -> dict[str, list[Any]]:
-    found = json.loads(taken(watched, title, "JSON").read_text(encoding="utf-8"))
+    found = json.loads(content(watched, title, "JSON"))
     return {name: [row[i] for row in found["rows"]] for i, name in enumerate(found["columns"])} | {"": found["python"]}
 
 

@@ -10,7 +10,7 @@ from urllib.parse import urlencode
 
 import pytest
 import torch
-from watched_page import Watched, rows_of, taken
+from watched_page import Watched, content, rows_of
 from written_traces import WORDS, numbers, page_of, written
 
 import pellucid as pl
@@ -141,7 +141,7 @@ def stages_are_those_of(watched: Watched, settings: dict[str, float], logits: to
         found = torch.tensor([float(row[head.index(name)]) for row in rows])
         torch.testing.assert_close(found, probabilities[ids], rtol=1e-5, atol=1e-7)
         assert ((found == 0) == (probabilities[ids] == 0)).all()
-    said = json.loads(taken(watched, "Stage by stage", "JSON").read_text(encoding="utf-8"))["python"]
+    said = json.loads(content(watched, "Stage by stage", "JSON"))["python"]
     space: dict[str, Any] = {"logits": logits[None, None]}
     assert {name: p.tolist() for name, p in run_last(said, space).items()} == {
         name: p.tolist() for name, p in expected.items()
