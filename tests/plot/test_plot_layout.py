@@ -169,11 +169,15 @@ def as_drawn(figure: Figure, dots: int) -> Figure:
     return figure
 
 
-SLOW = ("attention_grid_48x25", "normalization_48", "autoregression_5_lags", "lens_48")
-"""Large figures whose kind is read at other sizes in every run, too."""
+READ = ("attention_2", "attention_last_query", "attention_wide", "attention_grid_1", "autoregression_1",
+        "autoregression_long_name", "head_scores_1", "circuit_edges", "circuit_nodes", "circuit_one", "heatmap_1",
+        "heatmap_names", "attribution_1", "attribution_zero", "lens_1", "next_tokens_one", "next_tokens_many",
+        "neuron_1", "scatter_1", "tokens_1", "tokens_hard", "norm_histograms_1", "parameters_long_names",
+        "residual_growth_1", "ridges_1")  # fmt: skip
+"""The smallest of each kind and what is odd, in every run; `make test-all` reads the large ones, too."""
 
 
-@pytest.mark.parametrize("name", support.few_of(MORE, *({*MORE} - {*SLOW})))
+@pytest.mark.parametrize("name", support.few_of(MORE, *READ))
 def test_it_can_be_read(name: str) -> None:
     assert_readable(name, drawn(name))
 
@@ -233,10 +237,10 @@ def legend_inside(patch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("check", "name", "breaks"),
     [
-        (overlapping, "attention_48", every_label),
+        pytest.param(overlapping, "attention_48", every_label, marks=pytest.mark.long),
         (overlapping, "norms_48_light", every_label),
-        (overlapping, "head_scores_48_light", every_label),
-        (cut_off, "attention_20_light", short_figure),
+        pytest.param(overlapping, "head_scores_48_light", every_label, marks=pytest.mark.long),
+        pytest.param(cut_off, "attention_20_light", short_figure, marks=pytest.mark.long),
         (cut_off, "parameters_light", short_figure),
         (covering, "autoregression_12_light", legend_inside),
     ],
