@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import pytest
@@ -13,6 +14,8 @@ from pellucid.aliases import canonical
 
 IDS = support.some_ids(2, 9)
 
+pair = functools.cache(support.pair)
+
 MODULES = ["ln_1", "ln_2", "attn", "attn.resid_dropout", "mlp", "mlp.c_fc", "mlp.act", "mlp.dropout", ""]
 
 
@@ -20,7 +23,7 @@ MODULES = ["ln_1", "ln_2", "attn", "attn.resid_dropout", "mlp", "mlp.c_fc", "mlp
                          + ["transformer.wte", "transformer.wpe", "transformer.drop", "transformer.ln_f"])  # fmt: skip
 def test_module_paths_denote_the_output_of_that_module(path: str) -> None:
     """What a native hook of theirs sees at the path equals what our checkpoint holds, to the bit."""
-    ours, hf = support.pair()
+    ours, hf = pair()
     seen: list[torch.Tensor] = []
     handle = hf.get_submodule(path).register_forward_hook(
         lambda m, a, out: seen.append(out[0] if isinstance(out, tuple) else out)

@@ -316,10 +316,17 @@ def test_the_picture_of_the_viewer_can_be_taken_again(tmp_path: Path) -> None:
 # What same_model.md states is measured again
 
 
-@pytest.fixture(scope="module")
-def measured() -> same.Measured:
+MEASURED = ("bundled model", "random, untied head", "random, `reorder_and_upcast_attn`")
+"""Models of the page that every run measures again; `make test-all` measures the others, too."""
+
+
+@pytest.fixture(scope="module", params=["some", pytest.param("all", marks=pytest.mark.long)])
+def measured(request: pytest.FixtureRequest) -> same.Measured:
     """The tables of same_model.md, by the quick mode of its script."""
-    return same.measure(quick=True)
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "some":
+            patch.setattr(same, "MODELS", {name: same.MODELS[name] for name in MEASURED})
+        return same.measure(quick=True)
 
 
 @pytest.mark.slow_page
@@ -329,7 +336,8 @@ def test_the_table_is_what_is_measured(measured: same.Measured) -> None:
         assert [*key, *cells] in stated
         assert set(cells) <= {"equal", "not run"}
     claims = [row for row in stated if row[1] in same.ATTENTION]
-    assert len(claims) == len(measured.cells) + 2, "only the model of GPT-2 small's size is left out of the quick mode"
+    assert len(claims) == 2 * len(same.MODELS) + 2, "the model of GPT-2 small's size is left out of the quick mode"
+    assert len(measured.cells) in (2 * len(MEASURED), 2 * len(same.MODELS))
     assert all(set(row[2:]) <= {"equal", "not run"} for row in claims)
     assert sum(row.count("not run") for row in claims) == 1 + 2 * 3  # transformers raises; too large for a quick look
 

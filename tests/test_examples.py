@@ -22,7 +22,9 @@ OTHERS = ("build_gpt2_from_scratch", "another_model")
 
 FEWER = {
     "find_a_circuit": {"(TEMPLATE, 16,": "(TEMPLATE, 2,", "64, seed=1": "2, seed=1", "template, 16,": "template, 2,",
-                       "draws=64": "draws=2", "subsets=20": "subsets=2", "\"steps\": 5": "\"steps\": 2"},
+                       "draws=64": "draws=2", "subsets=20": "subsets=2", "\"steps\": 5": "\"steps\": 2",
+                       "READERS.items()": "[*READERS.items()][:2]", "METHODS.items()": "[*METHODS.items()][::3]",
+                       "[0.02, 0.05, 0.1, 0.2]": "[0.1]", "TEMPLATES[1:]": "TEMPLATES[3:]"},
     "sampling": {"(0.1, 0.4, 0.7, 1.0, 1.3, 1.6, 2.0)": "(0.1, 2.0)", "in (1, 2, 4, 8)": "in (1, 4)",
                  "tokens=40": "tokens=8", "tokens=60": "tokens=12", "sequences=8": "sequences=2"},
     "sparse_autoencoder": {"range(6)": "range(2)", "count=50": "count=10"},

@@ -78,7 +78,7 @@ def clean(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run(sys.executable, "-m", "venv", "--without-pip", venv, cwd=venv.parent)
     python = binary(venv, "python")
     # Before the line that shows it the other packages: pip would find ours among them and install nothing.
-    install = ("-m", "pip", "--python", python, "install", "--quiet", "--no-deps", "--no-index", wheel)
+    install = ("-m", "pip", "--python", python, "install", "--quiet", "--no-compile", "--no-deps", "--no-index", wheel)
     run(sys.executable, *install, cwd=venv.parent)
     site = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=venv.parent).strip())
     shown = dict.fromkeys((sysconfig.get_path("purelib"), sysconfig.get_path("platlib")))
