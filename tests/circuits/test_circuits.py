@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import chain, combinations
+from itertools import chain, combinations, product
 from typing import Any
 
 import numpy as np
@@ -69,7 +69,7 @@ def _kind(node: str) -> str:
     return "embeddings" if node == "embeddings" else "mlps" if node.endswith("mlp") else "heads"
 
 
-@pytest.mark.parametrize("value", ["resample", "mean", "zero"])
+@pytest.mark.parametrize("value", support.few_of(["resample", "mean", "zero"], "resample"))
 def test_edges_by_whole_runs(value: str) -> None:
     glass, (clean, corrupted) = model(), two()
     found = report(glass, pl.circuits.Circuit(edges=EDGES), value=value)
@@ -92,9 +92,16 @@ def test_edges_of_some_senders(components: list[str]) -> None:
     assert found.universe == len(whole)
 
 
-@pytest.mark.parametrize("granularity", ["nodes", "edges"])
-@pytest.mark.parametrize("direction", ["noise", "denoise"])
-@pytest.mark.parametrize("pos", [None, -1, [1, 3]], ids=str)
+@pytest.mark.parametrize(
+    ("granularity", "direction", "pos"),
+    support.few_of(
+        product(("nodes", "edges"), ("noise", "denoise"), (None, -1, [1, 3])),
+        "nodes",
+        ("edges", "noise", -1),
+        ("edges", "denoise", [1, 3]),
+    ),
+    ids=str,
+)
 def test_positions_and_directions(granularity: str, direction: str, pos: Any) -> None:
     glass, (clean, corrupted) = model(), two()
     circuit = pl.circuits.Circuit(nodes=NODES) if granularity == "nodes" else pl.circuits.Circuit(edges=EDGES)

@@ -54,7 +54,7 @@ def interruptions(monkeypatch: pytest.MonkeyPatch) -> Interruptions:
     return every
 
 
-@pytest.mark.parametrize("circuit", [HEADS, EDGES], ids=["nodes", "edges"])
+@pytest.mark.parametrize("circuit", [HEADS, pytest.param(EDGES, marks=pytest.mark.long)], ids=["nodes", "edges"])
 def test_a_report_has_what_was_measured(circuit: pl.circuits.Circuit, interruptions: Interruptions) -> None:
     given: dict[str, Any] = {"metric": METRIC, "value": "resample", "subsets": 5, "random": 4, "candidates": 1}
 

@@ -19,6 +19,7 @@ import pellucid as pl
 from pellucid.cli.work import doctor
 from pellucid.numerics import quickest
 from pellucid.open import BUNDLED
+from support import few_of
 
 ROOT = Path(__file__).parents[2]
 NEEDED = ("config.json", "model.safetensors", "tokenizer.json")
@@ -81,8 +82,17 @@ def empty(path: Path) -> None:
     path.write_bytes(b"")
 
 
-@pytest.mark.parametrize("name", NEEDED)
-@pytest.mark.parametrize(("damage", "state"), [(flip, "changed"), (empty, "changed"), (Path.unlink, "missing")])
+DAMAGES = ((flip, "changed"), (empty, "changed"), (Path.unlink, "missing"))
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "state"),
+    few_of(
+        [(name, *kind) for name in NEEDED for kind in DAMAGES],
+        *((name, *DAMAGES[0]) for name in NEEDED),
+        *((NEEDED[1], *kind) for kind in DAMAGES),
+    ),
+)
 def test_damage_is_1_and_names_the_file(
     name: str, damage: Callable[[Path], None], state: str, folder: Path, cli: Any, cli_json: Any
 ) -> None:

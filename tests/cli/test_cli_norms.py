@@ -112,7 +112,7 @@ def test_csv(cli: Any, tmp_path: Path, norms: Any) -> None:
     assert [float(row["log_norm"]) for row in rows] == pytest.approx(norms.values.ravel(), rel=1e-12)
 
 
-@pytest.mark.parametrize("kind", ["svg", "png", "pdf"])
+@pytest.mark.parametrize("kind", ["svg", "png", pytest.param("pdf", marks=pytest.mark.long)])
 def test_figure(kind: str, cli: Any, tmp_path: Path) -> None:
     path = tmp_path / f"norms.{kind}"
     assert cli("norms", TEXT, "--figure", str(path)).exit_code == 0

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from hooked_calls import CALLS, Library, differs, numbers_of
 
+import support
 from pellucid.compat.hooked import HookedTransformer, patching, utils
 
 NUMBERS = json.loads((Path(__file__).parents[1] / "data" / "hooked_numbers.json").read_text(encoding="utf-8"))[
@@ -25,7 +26,15 @@ def test_every_call_has_numbers() -> None:
     assert sorted(CALLS) == sorted(NUMBERS)
 
 
-@pytest.mark.parametrize("name", CALLS)
+ALIKE = ("value ", "gradient ", "halved ")
+OF_A_KIND = [[name for name in CALLS if name.startswith(kind)] for kind in ALIKE]
+EVERY_RUN = [name for name in CALLS if not name.startswith(ALIKE)] + [
+    name for names in OF_A_KIND for name in names[::4]
+]
+"""Calls of different names, and of one call with many names every fourth."""
+
+
+@pytest.mark.parametrize("name", support.few_of(CALLS, *EVERY_RUN))
 def test_numbers(name: str, library: Library) -> None:
     found = numbers_of(CALLS[name](library))
     assert not differs(found, NUMBERS[name], relative=1e-7), (found, NUMBERS[name])

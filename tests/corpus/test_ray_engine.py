@@ -291,14 +291,15 @@ def statistics() -> list[Any]:
     ]
 
 
-def test_a_stream_gives_the_bits_of_one_process(cluster: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers", support.few_of([1, 2], 1))
+def test_a_stream_gives_the_bits_of_one_process(cluster: Any, tmp_path: Path, workers: int) -> None:
     """Also where it goes on after a text that could not be run; the error says which."""
     model, texts = support.glass(), [*TEXTS[:9], TEXTS[5], TEXTS[0]]
     alone = pl.measure.stream(model, texts, statistics(), batch_size=2)
     about: dict[str, Any] = {"batch_size": 2, "checkpoint": pl.measure.Saving(tmp_path / "state", every_texts=2)}
     wrong = [*texts[:7], [1] * 99]
     with pytest.raises(pl.InputError, match="stream, texts 6 to 7") as caught:
-        pl.measure.stream(model, wrong, statistics(), **about, engine="ray", workers=2)
+        pl.measure.stream(model, wrong, statistics(), **about, engine="ray", workers=workers)
     assert caught.value.code == "too-long"
     kept = pl.measure.stream(model, texts[:6], statistics(), batch_size=2, checkpoint=tmp_path / "six")
     assert (tmp_path / "state").read_bytes() == (tmp_path / "six").read_bytes(), "what came before it is kept"
@@ -349,5 +350,5 @@ MUTANTS: dict[str, tuple[Any, str, Any, Callable[..., None]]] = {
 @pytest.mark.parametrize("what", MUTANTS)
 def test_a_mistake_is_noticed(what: str, cluster: Any, whole: Path, begun: Path, tmp_path: Path) -> None:
     owner, name, broken, check = MUTANTS[what]
-    given = {"cluster": cluster, "whole": whole, "begun": begun, "tmp_path": tmp_path}
+    given = {"cluster": cluster, "whole": whole, "begun": begun, "tmp_path": tmp_path, "workers": 2}
     must_be_noticed((owner, name, broken, check), *(given[name] for name in inspect.signature(check).parameters))

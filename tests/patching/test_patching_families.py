@@ -51,10 +51,17 @@ def model(request: pytest.FixtureRequest) -> pl.CkptedTransformer:
 EVERYWHERE = [COMMON[0], COMMON[2], COMMON[9]]
 """Sweeps that are measured at every position, too."""
 
+SWEPT = ("attn.ckpt_z", "attn.ckpt_v", "attn.ckpt_rot_k", "attn.ckpt_pattern", "mlp.ckpt_post", "ln_final.ckpt_scaled")
+"""A value of each kind, in every run."""
+
 
 @pytest.mark.parametrize(
     ("name", "over", "metric"),
-    [(*one, METRIC) for one in COMMON] + [(*one, everywhere) for one in EVERYWHERE],
+    support.few_of(
+        [(*one, METRIC) for one in COMMON] + [(*one, everywhere) for one in EVERYWHERE],
+        *((*one, METRIC) for one in COMMON if one[0] in SWEPT),
+        (*COMMON[0], everywhere),
+    ),
     ids=lambda value: getattr(value, "__name__", str(value)),
 )
 def test_a_sweep_is_the_loop(model: pl.CkptedTransformer, name: str, over: tuple[str, ...], metric: Any) -> None:

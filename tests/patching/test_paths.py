@@ -39,8 +39,17 @@ def by_definition(
     return metric(logits.detach(), batch)
 
 
-@pytest.mark.parametrize("through", ["mlps", "none"])
-@pytest.mark.parametrize("receivers", [[], [("q", 1)], [("k", 0), ("v", 3)]], ids=["logits", "q", "k and v"])
+RECEIVERS: list[list[tuple[str, int]]] = [[], [("q", 1)], [("k", 0), ("v", 3)]]
+
+
+@pytest.mark.parametrize(
+    ("receivers", "through"),
+    support.few_of(
+        itertools.product(RECEIVERS, ("mlps", "none")),
+        ([], "none"),
+        *((receivers, "mlps") for receivers in RECEIVERS[1:]),
+    ),
+)
 def test_every_head_by_its_definition(receivers: list[tuple[str, int]], through: Any) -> None:
     model, (clean, corrupted) = exact(), two()
     places: Any = [(f"attn.ckpt_{letter}", {"layer": 2, "head": h}) for letter, h in receivers] or "logits"

@@ -151,12 +151,12 @@ def test_copying(study: Study) -> None:
     for group, i in each(study):
         stream = model.run_with_ckpts(group.texts[i])[1]["blocks.0.resid_post"][:, group.io : group.io + 1]
         answer = token(study, group.answers[i][0])
-        for layer, head in product(range(LAYERS), range(HEADS)):
-            attn = model.blocks[layer].attn
-            written = (model.blocks[layer].ln1(stream) @ attn.W_V[head] + attn.b_V[head]) @ attn.W_O[head]
+        for layer, block in enumerate(model.blocks):
+            read, attn = block.ln1(stream), block.attn
+            written = torch.cat([(read @ attn.W_V[head] + attn.b_V[head]) @ attn.W_O[head] for head in range(HEADS)])
             for sign in (0, 1):
-                logits = model.unembed(model.ln_final((1 - 2 * sign) * written))[0, 0]
-                copied[sign, layer, head] += int((logits > logits[answer]).sum()) < 5
+                logits = model.unembed(model.ln_final((1 - 2 * sign) * written))[:, 0]
+                copied[sign, layer] += ((logits > logits[:, [answer]]).sum(-1) < 5).numpy()
     copied /= len(each(study))
     expected = [
         np.mean([copied[0][head] for head in NAMES["movers"]]), copied[0].mean(),

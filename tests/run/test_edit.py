@@ -81,12 +81,18 @@ def at_scores(kind: str, name: str) -> bool:
     return name.endswith("ckpt_scores") and kind == "scale"
 
 
-@pytest.mark.parametrize(("kind", "name"), [(k, n) for k in KINDS for n in OF_BLOCK if not at_scores(k, n)])
+PAIRS = [(kind, name) for kind in KINDS for name in OF_BLOCK if not at_scores(kind, name)]
+SHAPES = ("resid_mid", "attn.ckpt_scores", "attn.ckpt_pattern", "attn.ckpt_z", "mlp.ckpt_post")
+FEW = [(kind, name) for kind, name in PAIRS if name == "ckpt_embed" or name.removeprefix("blocks.1.") in SHAPES]
+"""What every run tries of them: each kind of edit at a value of each shape."""
+
+
+@pytest.mark.parametrize(("kind", "name"), support.few_of(PAIRS, "replace by tensor", *FEW))
 def test_every_kind_at_every_checkpoint(glass64: pl.CkptedTransformer, kind: str, name: str) -> None:
     check_kind(glass64, kind, name, part_of(name))
 
 
-@pytest.mark.parametrize(("kind", "name"), [(k, n) for k in KINDS for n in OF_BLOCK if not at_scores(k, n)])
+@pytest.mark.parametrize(("kind", "name"), support.few_of(PAIRS, *FEW))
 def test_every_kind_at_positions(glass64: pl.CkptedTransformer, kind: str, name: str) -> None:
     check_kind(glass64, kind, name, part_of(name, pos=slice(2, 7)), pos=slice(2, 7))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -95,8 +96,15 @@ def test_a_centred_autoencoder_sees_what_a_model_with_centred_weights_has() -> N
 # In a run
 
 
-@pytest.mark.parametrize("at", PLACES)
-@pytest.mark.parametrize("family", samples.SAMPLES)
+EACH = support.few_of(
+    itertools.product(samples.SAMPLES, PLACES),
+    "gpt2",
+    *((family, "blocks.1.hook_mlp_out") for family in samples.SAMPLES),
+)
+"""Every place of one family, and one of each."""
+
+
+@pytest.mark.parametrize(("family", "at"), EACH)
 def test_a_run_with_an_unchanged_feature_is_the_plain_run_to_the_bit(family: str, at: str) -> None:
     model = samples.shared(family)
     plain, ckpts = model.run_with_ckpts(RAGGED, names=at)
@@ -152,8 +160,7 @@ def check_edits(family: str, at: str, sae: SparseAutoencoder) -> None:
     )
 
 
-@pytest.mark.parametrize("at", PLACES)
-@pytest.mark.parametrize("family", samples.SAMPLES)
+@pytest.mark.parametrize(("family", "at"), EACH)
 def test_edits_add_what_the_features_are_changed_by(family: str, at: str) -> None:
     width = width_of(samples.shared(family), at)
     check_edits(family, at, make(at, width, dtype=torch.float64, normalization="layer_norm"))

@@ -227,6 +227,13 @@ MORE: dict[str, Callable[[Any], None]] = {
 }
 """Beyond the table."""
 
+SOME = (
+    "nothing", "new Linear", "Linear with a bias", "Sequential(Linear)", "head that wraps the embedding",
+    "two Parameters over one storage", "tied, config untied", "new numbers, config untied",
+    "a head of another vocabulary", "an embedding that computes otherwise", "everything in bfloat16",
+)  # fmt: skip
+"""One row of each kind, for tests that repeat what `test_table.py` tries with every row."""
+
 
 def changed(row: str, **fields: Any) -> Any:
     """A small model after what the row says."""

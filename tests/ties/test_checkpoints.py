@@ -46,8 +46,15 @@ def random_head(folder: Path, cls: Any, options: dict[str, Any]) -> bool:
     return not torch.equal(*heads)
 
 
-@pytest.mark.parametrize("untied", [None, False])
-@pytest.mark.parametrize("row", [row for row in cases.ROWS if row != "head that wraps the embedding"])
+@pytest.mark.parametrize(
+    ("row", "untied"),
+    support.few_of(
+        [(row, untied) for row in cases.ROWS if row != "head that wraps the embedding" for untied in (None, False)],
+        *((row, None) for row in cases.ROWS),
+        ("nothing", False),
+        ("new Linear", False),
+    ),
+)
 def test_a_folder_is_predicted_as_it_is_read(row: str, untied: bool | None, tmp_path: Path) -> None:
     """With `tie_word_embeddings=False` on a tied checkpoint: a random head, the last row of the table."""
     model, folder = saved(row, tmp_path)

@@ -92,7 +92,12 @@ ROUNDED = pytest.mark.remedy("reload-rounded")
 @pytest.mark.parametrize(
     ("family", "dtype"),
     [
-        pytest.param(family, dtype, marks=ROUNDED if family != "gpt2" and dtype != torch.float64 else ())
+        pytest.param(
+            family,
+            dtype,
+            marks=[ROUNDED] * (family != "gpt2" and dtype != torch.float64)
+            + [pytest.mark.long] * ((family != "llama" and dtype != torch.bfloat16) or dtype == torch.float16),
+        )
         for family in samples.SAMPLES
         for dtype in (torch.bfloat16, torch.float16, torch.float64)
     ],

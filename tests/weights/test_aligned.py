@@ -48,8 +48,11 @@ def _one_thread() -> Any:
     torch.set_num_threads(threads)
 
 
-@pytest.fixture(params=[{}, {"n_embd": 12, "vocab_size": 61}, {"n_embd": 128, "tie_word_embeddings": False},
-                        {"n_embd": 20, "n_inner": 12}, {"n_layer": 0}], ids=str)  # fmt: skip
+SIZES = [{}, {"n_embd": 12, "vocab_size": 61}, {"n_embd": 128, "tie_word_embeddings": False},
+         {"n_embd": 20, "n_inner": 12}, {"n_layer": 0}]  # fmt: skip
+
+
+@pytest.fixture(params=support.few_of(SIZES, SIZES[1], SIZES[4]), ids=str)
 def glass(request: pytest.FixtureRequest) -> pl.CkptedTransformer:
     return support.glass(**request.param)
 
@@ -72,7 +75,7 @@ def test_what_is_saved_and_loaded_is_the_same_for_one_token(glass: pl.CkptedTran
     assert torch.equal(written.logprobs, read.logprobs)
 
 
-@pytest.mark.parametrize("offset", [4, 8, 40])
+@pytest.mark.parametrize("offset", support.few_of([4, 8, 40], 8))
 def test_what_is_mapped_from_elsewhere_is_what_transformers_maps(offset: int, tmp_path: Path) -> None:
     glass = support.glass(n_embd=128)
     glass.save_pretrained(tmp_path)
@@ -88,7 +91,7 @@ def test_what_is_mapped_from_elsewhere_is_what_transformers_maps(offset: int, tm
         assert torch.equal(numbers(model, LONGER), numbers(mapped, LONGER)), "and for more rows than one the file's"
 
 
-@pytest.mark.parametrize(("offset", "ids"), [(4, ONE), (8, ONE), (40, LONGER)])
+@pytest.mark.parametrize(("offset", "ids"), support.few_of([(4, ONE), (8, ONE), (40, LONGER)], 4))
 def test_compare_does_not_see_where_numbers_lie(offset: int, ids: Tensor, tmp_path: Path) -> None:
     glass = support.glass(n_embd=128, n_layer=1)
     glass.save_pretrained(tmp_path)

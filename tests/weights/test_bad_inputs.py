@@ -22,6 +22,7 @@ from torch import Tensor
 import llamas
 import pellucid as pl
 from pellucid.layout import blocks_in
+from support import few_of
 from weights.checkpoints import (
     config_of,
     hf_dict,
@@ -499,7 +500,7 @@ def test_flipped_bytes_never_crash_or_hang_or_raise_something_foreign(kind: str,
     given = result if kind in ("safetensors", "index", "config") else path
     whole, generator = path.read_bytes(), random.Random(kind)
     errors: list[pl.PellucidError] = []
-    for _ in range(60):
+    for _ in range(30):  # tests/fuzz damages many more
         path.write_bytes(flip(whole, generator))
         try:
             with torch.no_grad(), warnings.catch_warnings():
@@ -537,6 +538,7 @@ NO_MATRIX = {
     "gpt2": ("transformer.wte.weight", "transformer.wpe.weight", "transformer.h.0.mlp.c_fc.weight"),
     "llama": ("model.embed_tokens.weight", "lm_head.weight", "model.layers.0.mlp.gate_proj.weight"),
 }
+NO_SIZE = [(family, name) for family, names in NO_MATRIX.items() for name in names]
 
 
 @pytest.fixture(scope="module")
@@ -544,7 +546,7 @@ def models() -> dict[str, pl.CkptedTransformer]:
     return {"gpt2": pl.from_hf(HF), "llama": llamas.glass()}
 
 
-@pytest.mark.parametrize(("family", "name"), [(f, name) for f, names in NO_MATRIX.items() for name in names])
+@pytest.mark.parametrize(("family", "name"), few_of(NO_SIZE, NO_SIZE[0], NO_SIZE[-1]))
 def test_a_tensor_from_which_no_size_can_be_read_is_misshapen(family, name, models):
     """Remedies and comparisons read the sizes of a model off its tensors, whatever shape these have."""
     ours = models[family]
