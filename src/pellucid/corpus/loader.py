@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from pellucid.corpus.store import Store
 
 TOKENS, ROWS = "tokens", "rows"
+
+READERS = 2
+"""Chunks that are read at the same time: one waits for the disk while another is copied; four are no quicker."""
 
 
 class MiniBatch(dict[str, Tensor]):
@@ -118,31 +121,35 @@ class Loader:
         plan = self.store.plan
         together = 1 if self.window is None else -(-self.window // plan.part_rows)
         parts = generator.permutation(plan.parts) if self.shuffle else np.arange(plan.parts)
-        groups = [parts[i : i + together] for i in range(0, len(parts), together)]
-        with ThreadPoolExecutor(1, thread_name_prefix="pellucid") as reader:
-            waiting = reader.submit(self._read, groups[0])
+        groups = [parts[i : i + together].tolist() for i in range(0, len(parts), together)]
+        with ThreadPoolExecutor(READERS, thread_name_prefix="pellucid") as readers:
+            waiting = self._begun(groups[0], readers)
             for following in [*groups[1:], None]:
-                held = waiting.result()
+                held, reads = waiting
+                for read in reads:
+                    read.result()
                 if following is not None:
-                    waiting = reader.submit(self._read, following)
+                    waiting = self._begun(following, readers)
                 count = len(held[TOKENS])
                 order = torch.from_numpy(generator.permutation(count)) if self.shuffle else None
                 for start in range(0, count, self.batch_size):
                     part = slice(start, start + self.batch_size)
                     yield {name: value[part if order is None else order[part]] for name, value in held.items()}
 
-    def _read(self, parts: Any) -> dict[str, Tensor]:
+    def _begun(self, parts: list[int], readers: ThreadPoolExecutor) -> tuple[dict[str, Tensor], list[Future[None]]]:
+        """The rows of some parts, which are whole when every read is done."""
         plan = self.store.plan
-        held = {}
-        for name in plan.names:
-            chunks = [self.store.chunk(name, int(part)) for part in parts]
-            made = torch.empty((sum(map(len, chunks)), *chunks[0].shape[1:]), dtype=chunks[0].dtype)
-            torch.cat(chunks, out=made)
-            held[name] = made
-        rows = [plan.rows_of(int(part)) for part in parts]
-        tokens = [self.store.corpus.tokens[r.start : r.stop].astype(np.int64) for r in rows]
+        rows = [plan.rows_of(part) for part in parts]
+        count, dtype = sum(map(len, rows)), getattr(torch, plan.dtype)
+        tokens = np.concatenate([self.store.corpus.tokens[r.start : r.stop] for r in rows]).astype(np.int64)
         numbers = np.concatenate([np.arange(r.start, r.stop) for r in rows])
-        return {**held, TOKENS: torch.from_numpy(np.concatenate(tokens)), ROWS: torch.from_numpy(numbers)}
+        held = {TOKENS: torch.from_numpy(tokens), ROWS: torch.from_numpy(numbers)}
+        reads: list[Future[None]] = []
+        for column in plan.columns:
+            held[column.name] = torch.empty((count, *column.shape), dtype=dtype)
+            pieces = held[column.name].split([len(r) for r in rows])
+            reads += [readers.submit(self.store.read, column.name, *each) for each in zip(parts, pieces, strict=True)]
+        return held, reads
 
     def _regrouped(self, pieces: Iterator[dict[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
         """The same rows in mini-batches of `batch_size`, across the borders of windows."""

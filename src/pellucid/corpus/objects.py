@@ -126,6 +126,9 @@ class Objects:
     def chunk(self, key: str, count: int, dtype: torch.dtype) -> Tensor:
         return torch.frombuffer(bytearray(self.get(key) or b""), dtype=dtype)
 
+    def read(self, key: str, into: Tensor) -> None:
+        into.view(-1).copy_(self.chunk(key, 0, into.dtype)[: into.numel()])
+
     def rows(self, keys: Sequence[str], places: Sequence[int], width: int, count: int, dtype: torch.dtype) -> Tensor:
         size = width * dtype.itemsize
         starts = [place * size for place in places]

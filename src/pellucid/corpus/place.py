@@ -56,6 +56,10 @@ class StorePlace(Protocol):
         """Return the numbers of an object [count], mapped from the disk if it lies on one."""
         ...
 
+    def read(self, key: str, into: Tensor) -> None:
+        """Fill memory that lies in one piece with the first numbers of an object."""
+        ...
+
     def rows(self, keys: Sequence[str], places: Sequence[int], width: int, count: int, dtype: torch.dtype) -> Tensor:
         """Return some rows [k, width] of objects of `count` rows: row `places[i]` of the object `keys[i]`."""
         ...
@@ -95,6 +99,9 @@ def chunk_key(name: str, part: int, axes: int) -> str:
     return f"{name}/c.{part}{'.0' * (axes - 1)}"
 
 
+AT_ONCE = 2**20
+"""Bytes that one request reads: on two threads, 0.88 of the time of requests for whole chunks, cold."""
+
 MAPPED = 256
 """Chunks that are mapped at the same time when rows are read one by one."""
 
@@ -133,6 +140,14 @@ class Folder:
     def chunk(self, key: str, count: int, dtype: torch.dtype) -> Tensor:
         self.asked((self.path / key).open("rb").close)  # torch says only that it cannot
         return torch.from_file(str(self.path / key), shared=False, size=count, dtype=dtype)
+
+    def read(self, key: str, into: Tensor) -> None:
+        left = memoryview(into.view(-1).view(torch.uint8).numpy())
+        with self.asked(lambda: (self.path / key).open("rb", buffering=0)) as file:
+            while left and (count := self.asked(lambda left=left: file.readinto(left[:AT_ONCE]))):
+                left = left[count:]
+        if left:
+            raise unreadable(self.path / key, EOFError("it became shorter"))
 
     @cached_property
     def _mapped(self) -> Callable[[str, int, torch.dtype], Tensor]:

@@ -154,21 +154,30 @@ class Store(Mapping[str, Any]):
 
     def chunk(self, name: str, part: int) -> torch.Tensor:
         """The rows of one part [rows, …], mapped from the disk where the store lies on one; not to be written to."""
+        column, key = self._written(name, part)
+        chunk = self.place.chunk(key, self.plan.part_rows * column.width, getattr(torch, self.plan.dtype))
+        return chunk.view(-1, *column.shape)[: len(self.plan.rows_of(part))]
+
+    def read(self, name: str, part: int, into: torch.Tensor) -> None:
+        """Write the rows of one part [rows, …] into memory that lies in one piece."""
+        _, key = self._written(name, part)
+        self.place.read(key, into)
+
+    def _written(self, name: str, part: int) -> tuple[StoredValue, str]:
+        """A column and the key of one of its parts, which is there and whole."""
         column = next((c for c in self.plan.columns if c.name == name), None)
         if column is None:
             self[name]  # raises
             raise AssertionError
         part = require_whole("part", part, at_most=self.plan.parts - 1)
-        key, rows = chunk_key(name, part, 1 + len(column.shape)), self.plan.rows_of(part)
-        count = self.plan.part_rows * column.width
-        if self.place.size(key) != count * self.plan.itemsize:
+        key = chunk_key(name, part, 1 + len(column.shape))
+        if self.place.size(key) != self.plan.part_rows * column.width * self.plan.itemsize:
             raise InputError(
                 f"corpus: part {part} is not in {self.place}.",
                 code="corpus-unfinished",
                 remedy="Call pl.corpus.capture again with the same arguments: it makes what is missing.",
             )
-        chunk = self.place.chunk(key, count, getattr(torch, self.plan.dtype))
-        return chunk.view(-1, *column.shape)[: len(rows)]
+        return column, key
 
     def verify(self, rows: int = 1000, model: Any = None, *, seed: int = 0) -> Verification:
         """Run texts again and compare what is stored, to the bit.
