@@ -13,6 +13,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import groupby, pairwise
 
 import torch
@@ -156,18 +157,22 @@ class Sharing:
                 together.append(number)
             yield sorted(together, key=starts.__getitem__)
 
-    def bytes_of(self, trials: int, begin: int = 0) -> int:
-        """Bytes that a batch of so many trials takes while its largest block is run, and its head."""
+    @cached_property
+    def _numbers(self) -> int:
+        """How many numbers the values of the largest block are for each position; asked for every trial."""
         of_batch = {Axis.BATCH: 1, Axis.POS: 1, Axis.QUERY: 1, Axis.KEY: self.columns}
-        each = max(
+        return max(
             sum(
                 math.prod(of_batch.get(axis) or self.schema.length_of(axis, point) for axis in point.axes)
                 for point in block
             )
             for block in self.schema.blocks
         )
+
+    def bytes_of(self, trials: int, begin: int = 0) -> int:
+        """Bytes that a batch of so many trials takes while its largest block is run, and its head."""
         read = self.columns - begin if self.read is None else self.read
-        numbers = (self.columns - begin) * each + read * self.schema.sizes["d_vocab"]
+        numbers = (self.columns - begin) * self._numbers + read * self.schema.sizes["d_vocab"]
         return trials * self.texts * numbers * self.itemsize
 
 
