@@ -105,6 +105,21 @@ def test_a_store_that_is_not_finished(store: Any, tmp_path: Path) -> None:
     assert sum(len(batch.tokens) for batch in store.loader(4)) == store.plan.rows
 
 
+def test_a_chunk_that_is_cut_while_it_is_read(store: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its size was right when it was asked for; no row may be what memory held before."""
+    read = place.Folder.read
+
+    def cut(self: place.Folder, key: str, into: torch.Tensor) -> None:
+        path = self.path / key
+        path.write_bytes(path.read_bytes()[:-1])
+        read(self, key, into)
+
+    monkeypatch.setattr(place.Folder, "read", cut)
+    with pytest.raises(pl.WeightsError, match="became shorter") as caught:
+        list(store.loader(16, window=1))
+    assert caught.value.code == "path-unreadable"
+
+
 def test_rows_are_mixed_evenly_within_the_stated_window(store: Any) -> None:
     """Over many seeds every row of the first window comes everywhere in it: on average in the middle."""
     size = store.loader(1, window=70).window

@@ -142,12 +142,12 @@ class Folder:
         return torch.from_file(str(self.path / key), shared=False, size=count, dtype=dtype)
 
     def read(self, key: str, into: Tensor) -> None:
-        left = memoryview(into.view(-1).view(torch.uint8).numpy())
+        left = into.view(-1).view(torch.uint8).numpy().data
         with self.asked(lambda: (self.path / key).open("rb", buffering=0)) as file:
             while left and (count := self.asked(lambda left=left: file.readinto(left[:AT_ONCE]))):
                 left = left[count:]
         if left:
-            raise unreadable(self.path / key, EOFError("it became shorter"))
+            raise unreadable(self.path / key, ValueError("it became shorter meanwhile"))
 
     @cached_property
     def _mapped(self) -> Callable[[str, int, torch.dtype], Tensor]:
