@@ -20,8 +20,9 @@ def classes() -> str:
     return "\n\n".join(re.sub(r"^print\(.*\Z", "", text, flags=re.MULTILINE | re.DOTALL) for text in defining)
 
 
+@cache
 def variant(*changes: tuple[str, str]) -> SimpleNamespace:
-    """The solution with pieces of its text replaced, each of which must be there once."""
+    """The solution with pieces of its text replaced, each of which must be there once; nobody writes into it."""
     text = classes()
     for old, new in changes:
         assert text.count(old) == 1, f"{old!r} occurs {text.count(old)} times in the solution"

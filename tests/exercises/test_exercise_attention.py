@@ -138,7 +138,7 @@ def test_wrong_attention_is_named(name: str) -> None:
     assert not result
     assert words in str(result.mistake), result
     assert str(result.tensor).startswith(tensor + " ["), result
-    second = check_attention(variant(change).UnidirectionalAttention, hint=2)
+    second = result.hinted(2)
     assert (second.mistake, second.tensor, second.kind) == (None, result.tensor, result.kind)
     assert second.kind, "every mistake of the table has a kind"
 

@@ -190,10 +190,15 @@ def test_what_is_wrong_beside_the_weights_is_noted(glass: pl.CkptedTransformer) 
     assert any("does not pass either: " in note for note in wrong.notes), wrong
 
 
-def test_convert_fits_the_learner_s_state_dict(reference: pl.CkptedTransformer) -> None:
-    model = variant(TANH).GPT2(config_of(reference)).eval()
-    model.load_state_dict(alignment_for(model, reference).convert(reference))
-    assert check_pretrained(model)
+def test_convert_fits_the_learner_s_state_dict(glass: pl.CkptedTransformer) -> None:
+    model = variant(TANH).GPT2(config_of(glass)).eval()
+    model.load_state_dict(alignment_for(model, glass).convert(glass))
+    assert check_pretrained(model, Digits(), glass)
+
+
+@pytest.mark.long
+def test_without_a_reference_it_is_the_bundled_model(reference: pl.CkptedTransformer) -> None:
+    assert check_pretrained(loaded(reference, TANH))
 
 
 def _transpose(model: Any) -> None:

@@ -142,7 +142,9 @@ def inverse(x: Tensor) -> int:
     return int((x.softmax(-1).cumsum(-1) < torch.rand(())).sum().clamp(max=len(x) - 1))
 
 
-@pytest.mark.parametrize("draw", [gumbel, inverse, lambda x: Categorical(logits=x).sample()])
+@pytest.mark.parametrize(
+    "draw", [gumbel, pytest.param(inverse, marks=pytest.mark.long), lambda x: Categorical(logits=x).sample()]
+)
 def test_right_draws_pass_in_any_style(draw: Callable[[Tensor], Any]) -> None:
     assert check_sample_basic(draw)
     masked = check_top_k(lambda x, k: draw(x.masked_fill(x < x.topk(k).values[-1], -torch.inf)))
