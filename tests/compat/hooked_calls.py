@@ -6,6 +6,8 @@ ours, or TransformerLens' own, whose numbers `tests/data/hooked_numbers.json` ho
 
 from __future__ import annotations
 
+import contextlib
+import io
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -97,6 +99,18 @@ def _generated(library: Library, text: Any, **options: Any) -> Any:
     return library.model.generate(text, max_new_tokens=9, verbose=False, **options)
 
 
+def _attended(library: Library) -> Tensor:
+    cache = _cache(library, IDS)
+    return library.model.blocks[1].attn(*(cache[f"resid_{place}", 1] for place in ("pre", "mid", "post")))
+
+
+def _tested(library: Library, answer: Any, **options: Any) -> str:
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        library.utils.test_prompt("Once upon a", answer, library.model, top_k=2, **options)
+    return printed.getvalue()
+
+
 WEIGHTS = (
     "W_E",
     "W_pos",
@@ -180,6 +194,13 @@ CALLS: dict[str, Callable[[Library], Any]] = {
         for name in VALUES
         if "ln1" not in name and "scores" not in name
     },
+    "attention of three inputs": _attended,
+    "position embeddings of ids": lambda at: at.model.pos_embed(IDS),
+    "kept before a stop": lambda at: sorted(set(_cache(at, IDS, stop_at_layer=1).keys())),
+    "kept at a stop before all": lambda at: sorted(set(_cache(at, IDS, stop_at_layer=0).keys())),
+    "a prompt tested": lambda at: _tested(at, "time"),
+    "a prompt tested for two answers": lambda at: _tested(at, ["time", " little girl"]),
+    "a prompt tested in short": lambda at: _tested(at, "time ago", print_details=False),
     "positions": lambda at: _cache(at, IDS, pos_slice=-1)["blocks.1.attn.hook_z"],
     "names filter": lambda at: sorted(_cache(at, IDS, names_filter=lambda name: "hook_q" in name).keys()),
     "without batch": lambda at: _cache(at, IDS[:1], remove_batch_dim=True)["pattern", 2],

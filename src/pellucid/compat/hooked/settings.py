@@ -46,6 +46,7 @@ class HookedTransformerConfig:
     d_mlp: int | None = None
     act_fn: str | None = None
     d_vocab: int = -1
+    tokenizer_name: str | None = None
     eps: float = 1e-5
     use_attn_result: bool = False
     use_attn_scale: bool = True
@@ -151,6 +152,7 @@ def described(model: CkptedTransformer) -> HookedTransformerConfig:
         n_ctx=sizes["n_ctx"],
         d_head=sizes["d_head"],
         model_name=model.provenance.get("source", "custom"),
+        tokenizer_name=None if model.tokenizer is None else model.provenance.get("source", "custom"),
         n_heads=sizes["head"],
         d_mlp=sizes["d_mlp"],
         act_fn=config.activation,

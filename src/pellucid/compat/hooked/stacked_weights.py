@@ -79,6 +79,44 @@ class Head(Mirror):
         return logits + self.b_U if self.has_bias else logits
 
 
+class Attention(Mirror):
+    """A block's attention, which is called as there: with what queries, keys and values are made of."""
+
+    def forward(
+        self, query_input: Tensor, key_input: Tensor | None = None, value_input: Tensor | None = None
+    ) -> Tensor:
+        """[B, P, D] each, the first for those that are None -> what attention adds [B, P, D], without hooks."""
+        inputs = {"ckpt_k": key_input, "ckpt_v": value_input}
+        given = {
+            name: self.inner.projected(value)[place]
+            for place, (name, value) in enumerate(inputs.items(), 1)
+            if value is not None and value is not query_input
+        }
+        return self.inner(query_input, tap=_Replaced(given) if given else None)[0]
+
+
+class _Replaced:
+    """The tap that puts other values there."""
+
+    def __init__(self, values: Mapping[str, Tensor]) -> None:
+        self._values = values
+
+    def wants(self, name: str) -> bool:
+        return name.rpartition(".")[2] in self._values
+
+    def __call__(self, name: str, value: Tensor) -> Tensor:
+        return self._values[name.rpartition(".")[2]]
+
+
+class Positions(Mirror):
+    """Position embeddings, which are called as there: with ids."""
+
+    def forward(self, tokens: Tensor, past_kv_pos_offset: int = 0) -> Tensor:
+        """Ids [B, P] -> the rows of `W_pos` for P positions [B, P, D]."""
+        first = past_kv_pos_offset
+        return self.inner(torch.arange(first, first + tokens.size(-1), device=tokens.device).expand_as(tokens))
+
+
 def tree(model: nn.Module, names: Mapping[str, HookPoint], bias: Tensor) -> dict[str, nn.Module]:
     """The modules of HookedTransformer's tree by their names at its root."""
     root = nn.Module()
@@ -89,14 +127,15 @@ def tree(model: nn.Module, names: Mapping[str, HookPoint], bias: Tensor) -> dict
             if place not in dict(parent.named_children()):
                 inner = model.get_submodule(".".join(places[: depth + 1]))
                 blocks = isinstance(inner, nn.ModuleList)
-                made = nn.ModuleList() if blocks else Head(inner, bias) if place == "unembed" else Mirror(inner)
+                mirror = Attention if place == "attn" else Mirror
+                made = nn.ModuleList() if blocks else Head(inner, bias) if place == "unembed" else mirror(inner)
                 parent.add_module(place, made)
             parent = dict(parent.named_children())[place]
         parent.add_module(last, point)
-    for place in ("embed", "pos_embed"):
+    for place, mirror in (("embed", Mirror), ("pos_embed", Positions)):
         inner = dict(model.named_children()).get(place)
         if inner is not None:
-            root.add_module(place, Mirror(inner))
+            root.add_module(place, mirror(inner))
     return dict(root.named_children())
 
 

@@ -251,14 +251,14 @@ class HookedTransformer(HookedGeneration):
         return moved
 
     def _until(self, batch: Any, begin: Any, stop: int) -> Tensor:
-        """The stream that enters a block, without running it."""
+        """The stream that enters a block, without running it or the hooks on what enters it."""
         inner = self.cfg.n_layers
         name = f"blocks.{stop}.resid_pre" if stop < inner else f"blocks.{inner - 1}.resid_post"
-        held = _Holding(name)
-        hooks = self.hooks_tap()
-        taps: list[Tap] = [*([] if hooks is None else [hooks]), held, StopAfter(name)]
+        held, hooks = _Holding(name), self.hooks_tap()
+        hooked: list[Tap] = [] if hooks is None else [hooks]
+        ends: list[Tap] = [held, StopAfter(name)]
         with contextlib.suppress(Stopped):
-            self.model(batch, tap=Chain(taps), start_at=begin)
+            self.model(batch, tap=Chain([*ends, *hooked] if stop < inner else [*hooked, *ends]), start_at=begin)
         return held.value
 
 

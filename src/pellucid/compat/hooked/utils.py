@@ -60,35 +60,41 @@ def test_prompt(
         answer: The answer, or several whose first tokens are compared.
         model: What runs.
         prepend_space_to_answer: Whether to put a space before an answer that has none.
-        print_details: Whether to print the likeliest tokens too.
+        print_details: Whether to print more than the ranks.
         prepend_bos: Whether the prompt begins with a beginning-of-text token.
         top_k: How many likeliest tokens.
     """
     given = [answer] if isinstance(answer, str) else list(answer)
     answers = [f" {one}" if prepend_space_to_answer and not one.startswith(" ") else one for one in given]
     rows = [model.to_tokens(one, prepend_bos=False)[0].tolist() for one in answers]
-    rows = rows if len(rows) == 1 else [row[:1] for row in rows]
     before = model.to_tokens(prompt, prepend_bos)[0].tolist()
-    print("Tokenized prompt:", model.tokenizer.pieces(before))
-    print("Tokenized answer:", [model.tokenizer.pieces(row) for row in rows])
+    pieces, several = [model.tokenizer.pieces(row) for row in rows], len(rows) > 1
+    if print_details:
+        print("Tokenized prompt:", model.tokenizer.pieces(before))
+        print(f"Tokenized answer{'s' if several else ''}:", pieces if several else pieces[0])
+    rows = [row[:1] for row in rows] if several else rows
     with torch.no_grad():
         logits = model(torch.tensor([before + row for row in rows], device=model.model.device))
     ranks: list[list[tuple[str, int]]] = []
     for step in range(len(rows[0])):
         here = logits[:, len(before) + step - 1]
-        probs, order = here.softmax(-1), here.argsort(-1, descending=True)
-        found = [int((order[i] == row[step]).nonzero()) for i, row in enumerate(rows)]
-        pieces = [model.tokenizer.pieces([row[step]])[0] for row in rows]
-        ranks.append(list(zip(pieces, found, strict=True)))
-        print("Performance on answer token:")
-        for i, (piece, rank) in enumerate(ranks[-1]):
-            token = rows[i][step]
-            print(f"Rank: {rank:<8} Logit: {here[i, token]:5.2f} Prob: {probs[i, token]:6.2%} Token: |{piece}|")
-        for place in range(top_k if print_details else 0):
-            token = int(order[0, place])
-            piece = model.tokenizer.pieces([token])[0]
-            print(f"Top {place}th token. Logit: {here[0, token]:5.2f} Prob: {probs[0, token]:6.2%} Token: |{piece}|")
-    print("Ranks of the answer tokens:", ranks if len(rows) > 1 else [one[0] for one in ranks])
+        order = here.argsort(-1, descending=True)
+        ranks.append([
+            (pieces[i][step], int((order[i] == row[step]).nonzero())) for i, row in enumerate(rows)
+        ])  # fmt: skip
+        if print_details:
+            print(f"Performance on answer token{'s' if several else ''}:")
+            for i, (piece, rank) in enumerate(ranks[-1]):
+                print(f"Rank: {rank:<8} {_chance(here[i], rows[i][step])} Token: |{piece}|")
+            for place in range(top_k):
+                token = int(order[0, place])
+                print(f"Top {place}th token. {_chance(here[0], token)} Token: |{model.tokenizer.pieces([token])[0]}|")
+    print("Ranks of the answer tokens:", ranks if several else [one[0] for one in ranks])
+
+
+def _chance(logits: Tensor, token: int) -> str:
+    """A token's logit and probability, of logits [V]."""
+    return f"Logit: {logits[token]:5.2f} Prob: {logits.softmax(-1)[token]:6.2%}"
 
 
 test_prompt.__test__ = False  # pyright: ignore[reportFunctionMemberAccess]  (no test, though pytest might think so)
