@@ -153,6 +153,19 @@ def test_a_model_without_values(build: Callable[[Any], nn.Module], small: pl.Ckp
     assert pl.compare(small, model, IDS)
 
 
+def test_what_no_run_reads_needs_no_values(small: pl.CkptedTransformer) -> None:
+    for build in (course, pl.to_hf):
+        made = build(small)
+        made.register_buffer("unused", torch.empty(3, device="meta"))
+        made.register_parameter("early", nn.Parameter(torch.empty(2, 2, device="meta")))
+        plain = pl.compare(small, build(small), IDS)
+        for sides in ((small, made), (made, small), (made, build(small))):
+            report = pl.compare(*sides, IDS)
+            assert report.verdict == plain.verdict
+            assert [note for note in report.notes if "read by no run: 'early', 'unused'" in note], report.notes
+    assert plain.verdict == "identical"
+
+
 def test_tensors_without_values(small: pl.CkptedTransformer) -> None:
     theirs = {name: tensor.to("meta") for name, tensor in small.state_dict().items()}
     for a, b in ((small, theirs), (small.state_dict(), theirs), (torch.ones(2), torch.ones(2, device="meta"))):

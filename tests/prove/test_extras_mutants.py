@@ -232,7 +232,7 @@ MUTANTS: dict[str, tuple[Callable[[Patch], None], Callable[[], None]]] = {
     "everything is amplified rounding": (everything_is_amplified, a_mistake_is_named),
     "float32 refuses everything": (patched(causes.Trials, "may_reproduce", lambda *_: False), a_mistake_is_named),
     "what a probe shows is forgotten": (patched(runs.Runs, "learn", nothing), one_token_is_enough),
-    "anything has values": (patched(compare_module, "require_values", nothing), what_has_no_values_is_refused),
+    "anything has values": (patched(compare_module, "require_values", lambda *_: ()), what_has_no_values_is_refused),
     "multiples are not looked for": (patched(divergences, "relations", nothing), a_multiple_is_named),
 }  # fmt: skip
 

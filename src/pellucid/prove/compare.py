@@ -17,9 +17,10 @@ from pellucid.prove.about import About
 from pellucid.prove.comparison import Comparison, Progress, silently
 from pellucid.prove.dicts import compare_dicts, compare_unrecognised, compare_with_dict
 from pellucid.prove.report import ComparisonReport, Verdict
-from pellucid.prove.sides import DEFAULT_TEXT, ids_of, opened, pairs, require_values, with_values
+from pellucid.prove.sides import DEFAULT_TEXT, ids_of, opened, pairs
 from pellucid.prove.tensors import TensorComparison, compare_tensors
 from pellucid.prove.trial import mode_note
+from pellucid.prove.valueless import require_values, with_values
 from pellucid.text.batch import Inputs
 from pellucid.text.tokenizer import Tokenizer
 
@@ -63,7 +64,7 @@ def compare(
 
     Raises:
         InputError: Neither side can be recognised as a GPT-2, or text was given and no side has a tokenizer, or a side
-            has tensors without values: on the meta device, or in a lazy module that never ran.
+            has tensors without values that a run reads: on the meta device, or in a lazy module that never ran.
 
     Example:
         >>> import pellucid as pl
@@ -77,8 +78,9 @@ def compare(
         return compare_tensors(with_values(a, "a"), with_values(b, "b"))
     sides = opened(a), opened(b)
     first, second = (opening.side for opening in sides)
-    require_values(first)
-    require_values(second)
+    empty = [
+        f"{name}: {note}" for name, side in zip("AB", (first, second), strict=True) for note in require_values(side)
+    ]
     about = About(sides[0].name, sides[1].name)
     if not isinstance(first, nn.Module) and not isinstance(second, nn.Module):
         return replace(compare_dicts(first, second), about=about)
@@ -96,6 +98,6 @@ def compare(
             reports.append(compare_with_dict(pair, ids, lengths))
     head = todo[0].reference.embed.W_E.detach()
     modules = [(name, side) for name, side in zip("AB", (first, second), strict=True) if isinstance(side, nn.Module)]
-    notes = (*notes, *(note for name, side in modules for note in mode_note(name, side, ids, head)))
+    notes = (*empty, *notes, *(note for name, side in modules for note in mode_note(name, side, ids, head)))
     worst = max(reports, key=lambda report: _SEVERITY.index(report.verdict))
     return replace(worst, notes=(*notes, *worst.notes), about=replace(about, inputs=ran), distance=reports[0].distance)

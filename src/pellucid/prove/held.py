@@ -23,8 +23,15 @@ from pellucid.check import attribute
 def held_in(module: nn.Module) -> tuple[dict[str, Tensor], set[str]]:
     """The parameters and kept buffers of a module and those inside it, and which of the names are buffers'.
 
-    Read from the modules themselves: a `state_dict` of its own, or hooks on it, may rename, add or leave out.
+    Read from the modules themselves: a `state_dict` of its own, or hooks on it, may rename, add or leave out. What lies
+    on the meta device has no values, and is not among them: see `all_in`.
     """
+    held, buffers = all_in(module)
+    return {name: tensor for name, tensor in held.items() if not tensor.is_meta}, buffers
+
+
+def all_in(module: nn.Module) -> tuple[dict[str, Tensor], set[str]]:
+    """The same with what has no values."""
     held: dict[str, Tensor] = {}
     buffers: set[str] = set()
     for path, child in module.named_modules(remove_duplicate=False):
@@ -58,7 +65,7 @@ def _inside(value: Any, name: str, seen: set[int], deep: int) -> dict[str, Tenso
         return {}
     if isinstance(value, Tensor):
         seen.add(id(value))
-        return {name: value}
+        return {} if value.is_meta else {name: value}
     if isinstance(value, nn.Module):
         return {f"{name}.{inner}": tensor for inner, tensor in held_in(value)[0].items() if id(tensor) not in seen}
     items: Any = {}

@@ -187,7 +187,8 @@ class Program:
         return f"{where}{type(error).__name__}: {first}{guesses(self.loan.module)}"
 
     def _output(self, module: nn.Module, ids: Tensor) -> Any:
-        ids = without_pads(ids.to(next((parameter.device for parameter in module.parameters()), ids.device)))
+        places = (parameter.device for parameter in module.parameters() if not parameter.is_meta)
+        ids = without_pads(ids.to(next(places, ids.device)))
         if self.call is None:
             self.call, words, output = working_call(module, ids)
             self.remarks |= {words: None} if words else {}

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from pellucid.check import attribute
-from pellucid.errors import ConfigError, InputError, MissingExtraError, PellucidError, WeightsError, shown
+from pellucid.errors import ConfigError, InputError, MissingExtraError, PellucidError, WeightsError
 from pellucid.extras import need
 from pellucid.families import FAMILIES, family_of
 from pellucid.json_config import Config
@@ -22,10 +22,11 @@ from pellucid.numerics.rounding import BEYOND_ROUNDING, relative_error
 from pellucid.open import from_hf, load, to_hf
 from pellucid.part import Weights
 from pellucid.prove.about import SEED, RunInputs, name_of
-from pellucid.prove.held import computed_in, computes, filled, held_in, with_computed
+from pellucid.prove.held import computed_in, computes, filled, with_computed
 from pellucid.prove.lending import Loan
 from pellucid.prove.points import LOGITS
 from pellucid.prove.program import DOUBLE, Glass, Program
+from pellucid.prove.valueless import with_values
 from pellucid.run.model import CkptedTransformer
 from pellucid.text.batch import Inputs
 from pellucid.text.batching import Batcher
@@ -86,46 +87,6 @@ def opened(side: Any, options: LoadOptions = STORED) -> Opened:
         if callable(side)
         else "Pass tensors on both sides, or models or state dicts on both sides.",
     )
-
-
-def with_values(tensor: Tensor, name: str) -> Tensor:
-    """A tensor with every value in memory, a sparse or quantized one multiplied out."""
-    if tensor.is_meta or nn.parameter.is_lazy(tensor):  # refused by `require_values`, which says more
-        return tensor
-    made = filled(tensor)
-    if made is None:
-        raise InputError(
-            f"compare: {shown(name)} is a {type(tensor).__name__} whose values cannot be read one by one.",
-            code="compare-no-values",
-            remedy="Give plain tensors; of a nested one, its parts: tensor.unbind().",
-        )
-    return made
-
-
-def require_values(side: Tensor | Side) -> None:
-    """Raise `InputError` if a tensor of a side has no values: it lies on the meta device, or waits for a first run."""
-    if isinstance(side, nn.Module):
-        held = held_in(side)[0]
-    else:
-        held = {"the tensor": side} if isinstance(side, Tensor) else dict(side)
-    waiting = [name for name, tensor in held.items() if nn.parameter.is_lazy(tensor)]
-    if waiting:
-        raise InputError(
-            f"compare: {shown(waiting[0])} of {type(side).__name__} has no shape yet: a lazy module makes its "
-            "parameters at its first run.",
-            code="compare-no-values",
-            remedy="Run the model once on a batch of ids, and remove lazy modules that do not run.",
-        )
-    empty = [name for name, tensor in held.items() if tensor.is_meta]
-    if empty:
-        raise InputError(
-            f"compare: {shown(empty[0])} of {type(side).__name__} is on the meta device and has no values"
-            f" ({len(empty)} of {len(held)} tensors are).",
-            code="compare-no-values",
-            remedy="Give it values first: model.to_empty(device='cpu'), then model.load_state_dict(weights)."
-            if isinstance(side, nn.Module)
-            else "Give tensors with values, such as torch.load(file, map_location='cpu') returns.",
-        )
 
 
 def _load(name: str | Path, options: LoadOptions) -> CkptedTransformer:
@@ -197,9 +158,8 @@ def _glass_of(module: nn.Module) -> CkptedTransformer | None:
     inside = attribute(module, "_orig_mod", module)
     if not any(kind.__module__.startswith("transformers.") for kind in type(inside).__mro__):
         return None
-    eager = attribute(attribute(module, "config"), "_attn_implementation") == "eager"
     try:
-        return from_hf(module, attention="eager" if eager else "auto")  # pyright: ignore[reportArgumentType]
+        return from_hf(module)  # pyright: ignore[reportArgumentType]
     except (WeightsError, ConfigError, MissingExtraError):  # it may still be recognised by what it computes
         return None
 
@@ -294,7 +254,8 @@ def recognised(module: nn.Module) -> CkptedTransformer | None:
     """
     with Loan(module).taken() as lent:
         held, computed = dict(lent.named_parameters()), computed_in(lent)
-    readable = {name: made for name, tensor in held.items() if (made := filled(tensor)) is not None}
+    valued = {name: tensor for name, tensor in held.items() if not tensor.is_meta}
+    readable = {name: made for name, tensor in valued.items() if (made := filled(tensor)) is not None}
     tensors = {name: tensor.detach() for name, tensor in with_computed(readable, computed).items()}
     recognitions = (family.recognition for family in FAMILIES if family.recognition is not None)
     readings = (reading for recognition in recognitions for reading in recognition.readings(module, tensors))
