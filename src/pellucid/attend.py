@@ -26,7 +26,7 @@ from pellucid.json_config import Config
 from pellucid.network import Memory
 from pellucid.numerics.nonlinear import may_write_into_results
 from pellucid.numerics.products import EXACT, Execution, Products, is_transformed, products_of
-from pellucid.part import Part, Weights, is_finite, state_of
+from pellucid.part import MISREAD, Part, Weights, is_finite, require_vectors, state_of
 from pellucid.tap import Tap, name_checkpoints
 
 _WIDEST_GROUPED = 256
@@ -88,6 +88,7 @@ class Attending(Part):
     Attributes:
         n_head: Heads of queries.
         d_head: The width of a head.
+        d_model: The width of the residual stream.
         shared: How many of them share one head of keys and values.
         scale: What scores are multiplied by.
         attn_pdrop: The rate of the pattern's dropout.
@@ -119,7 +120,7 @@ class Attending(Part):
         self._finite = True
         self.take(config, "blocks.0.attn", weights)
         self._products = products or products_of(execution)
-        self.n_head, self.d_head = config.sizes["head"], config.sizes["d_head"]
+        self.n_head, self.d_head, self.d_model = (config.sizes[axis] for axis in ("head", "d_head", "d_model"))
         self.shared = self.n_head // config.sizes["head_kv"]
         self.scale = self.d_head**-0.5
         self.eager, self.exact = execution.attention == "eager", not execution.is_fast
@@ -156,7 +157,13 @@ class Attending(Part):
         """
         visible = visible or Visible()
         explicit = self.eager or self._holds_nan()
-        own_q, own_k, v = self.projected(x)
+        try:
+            _batch, _position, _width = x.shape  # of one text alone, heads and positions would be taken for each other
+            own_q, own_k, v = self.projected(x)
+        except MISREAD:
+            weight = getattr(self, self.makes_scores[0])
+            require_vectors(self, x, weight, self.d_model, ("B", "P"))
+            raise
         q, k = self.ckpt_q(own_q, tap=tap), self.ckpt_k(own_k, tap=tap)
         v = self.ckpt_v(v, tap=tap).transpose(1, 2)
         were_replaced = q is not own_q or k is not own_k

@@ -15,11 +15,12 @@ from torch import Tensor, nn
 
 from pellucid import attributes
 from pellucid.attend import Attending, Visible
+from pellucid.errors import ShapeError
 from pellucid.json_config import Config
 from pellucid.network import Embedding, Memory, Network, Run, Unembedding
 from pellucid.numerics import nonlinear
 from pellucid.numerics.products import EXACT, Execution, Products, products_of
-from pellucid.part import Part, Weights, given, require_weights, under
+from pellucid.part import MISREAD, Part, Weights, given, require_vectors, require_weights, under
 from pellucid.tap import Tap, name_checkpoints
 
 
@@ -54,13 +55,17 @@ class LayerNorm(Norm):
 
     def forward(self, x: Tensor, tap: Tap | None = None) -> Tensor:
         w, b = self.w, self.b
-        edited = self.ckpt_scaled.replacement(self._scaled(x), tap) if self.ckpt_scaled.is_watched(tap) else None
-        if edited is None:
-            normalized = F.layer_norm(x, w.shape, w, b, self.eps)
-        else:
-            normalized = edited.value * w + b
-            if edited.rows is not None:
-                normalized = torch.where(edited.rows, normalized, F.layer_norm(x, w.shape, w, b, self.eps))
+        try:
+            edited = self.ckpt_scaled.replacement(self._scaled(x), tap) if self.ckpt_scaled.is_watched(tap) else None
+            if edited is None:
+                normalized = F.layer_norm(x, w.shape, w, b, self.eps)
+            else:
+                normalized = edited.value * w + b
+                if edited.rows is not None:
+                    normalized = torch.where(edited.rows, normalized, F.layer_norm(x, w.shape, w, b, self.eps))
+        except MISREAD:
+            require_vectors(self, x, w, len(w))
+            raise
         return self.ckpt_normalized(normalized, tap=tap)
 
     def reads(self, direction: Tensor, x: Tensor) -> Tensor:
@@ -84,16 +89,19 @@ class RMSNorm(Norm):
     }
 
     def forward(self, x: Tensor, tap: Tap | None = None) -> Tensor:
+        w = self.w
+        if not isinstance(x, Tensor) or x.shape[-1:] != w.shape or not x.is_floating_point():  # pyright: ignore[reportUnnecessaryIsInstance]
+            require_vectors(self, x, w, len(w))  # torch would repeat a single number, or round to whole ones
         wide = x.to(torch.float32)
         scaled = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
-        return self.ckpt_normalized(self.w * self.ckpt_scaled(scaled.to(x.dtype), tap=tap), tap=tap)
+        return self.ckpt_normalized(w * self.ckpt_scaled(scaled.to(x.dtype), tap=tap), tap=tap)
 
     def reads(self, direction: Tensor, x: Tensor) -> Tensor:
         return self.w * direction * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps)
 
 
 class FeedForward(Part):
-    """The MLP of a block: its parameters, its activation function, and its last step."""
+    """The MLP of a block; a family says what it computes."""
 
     elsewhere = attributes.MLP
     out_pdrop = 0.0
@@ -118,13 +126,18 @@ class FeedForward(Part):
 
     def forward(self, x: Tensor, tap: Tap | None = None) -> Tensor:
         """x [B, P, D] -> mlp_out [B, P, D]."""
-        raise NotImplementedError
-
-    def _finished(self, mlp_out: Tensor, tap: Tap | None) -> Tensor:
-        """The output, through its dropout and its checkpoint."""
+        try:
+            mlp_out = self.written(x, tap)
+        except MISREAD:
+            require_vectors(self, x, self.W_in, len(self.W_in))
+            raise
         if self.training and self.out_pdrop:
             mlp_out = F.dropout(mlp_out, self.out_pdrop)
         return self.ckpt_mlp_out(mlp_out, tap=tap)
+
+    def written(self, x: Tensor, tap: Tap | None) -> Tensor:
+        """x [B, P, D] -> mlp_out [B, P, D], before its dropout and its checkpoint."""
+        raise NotImplementedError
 
 
 class Block(Part):
@@ -213,6 +226,19 @@ class Whole(Network):
     def __init__(self, config: Config, weights: Weights | None = None, execution: Execution = EXACT) -> None:
         super().__init__(config, execution)
         self.architecture.build(self, config, weights)
+
+    def forward(self, ids: Tensor, positions: Tensor | None = None) -> Tensor:
+        """Logits of ids [B, P], at the positions [B, P] given, else from 0 on."""
+        if not isinstance(ids, Tensor) or ids.dim() != 2:  # pyright: ignore[reportUnnecessaryIsInstance]
+            given = list(ids.shape) if isinstance(ids, Tensor) else type(ids).__name__  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ShapeError(
+                f"transformer: {given} given, expected ids [B, P].",
+                code="module-input",
+                remedy="Pass a matrix of ids, torch.tensor([[1, 2, 3]]); a pl.CkptedTransformer takes texts, too.",
+            )
+        if positions is None:
+            positions = torch.arange(ids.size(1), device=ids.device).expand_as(ids)
+        return self.transform(Run(ids, positions))
 
     def transform(self, run: Run, tap: Tap | None = None) -> Tensor:
         return self.architecture.transform(self, run, tap)

@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pellucid import attributes
-from pellucid.errors import InputError, UnknownAttributeError, UnknownNameError, nearest, shown
+from pellucid.errors import InputError, ShapeError, UnknownAttributeError, UnknownNameError, nearest, shown
 from pellucid.json_config import Config
 from pellucid.numerics.products import EXACT, Execution, Products, products_of
-from pellucid.part import LiveView, Part, Weights
+from pellucid.part import MISREAD, LiveView, Part, Weights, require_vectors
 from pellucid.schema import Schema
 from pellucid.tap import Tap
 
@@ -62,10 +62,27 @@ class Run:
         return list(enumerate(blocks))[0 if self.start is None else self.start[0] : self.end]
 
 
+_WHOLE = (
+    torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.uint16, torch.uint32, torch.uint64
+)  # fmt: skip
+"""Dtypes of whole numbers, of which torch looks up the first two."""
+
+
 def looked_up(rows: Tensor, table: Tensor, by: str, remedy: str) -> Tensor:
     """Rows of a table; `by` and `remedy` say who asks and what to do if there is no such row."""
     try:
         return F.embedding(rows, table)
+    except (RuntimeError, TypeError) as error:
+        if isinstance(rows, Tensor) and rows.dtype in _WHOLE:  # pyright: ignore[reportUnnecessaryIsInstance]
+            if rows.dtype not in (torch.int32, torch.int64):
+                return looked_up(rows.long(), table, by, remedy)
+            raise
+        given = rows.dtype if isinstance(rows, Tensor) else type(rows).__name__  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ShapeError(
+            f"{by}: {given} given, expected a tensor of whole numbers.",
+            code="ids-dtype",
+            remedy="Pass a tensor of ids as the tokenizer makes them, torch.as_tensor(ids).long().",
+        ) from error
     except IndexError as error:
         raise InputError(
             f"{by}: {int(rows.min())} to {int(rows.max())} given, expected 0 to {len(table) - 1}.",
@@ -124,9 +141,13 @@ class Unembedding(Part):
         return super().__getattr__(name)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.tied:
-            return self._products.linear(x, self._embed[0].W_E)
-        return self._products.linear(x, self.W_U, rows=Tensor.t)
+        try:
+            if self.tied:
+                return self._products.linear(x, self._embed[0].W_E)
+            return self._products.linear(x, self.W_U, rows=Tensor.t)
+        except MISREAD:
+            require_vectors(self, x, self._embed[0].W_E, self._embed[0].W_E.size(1))
+            raise
 
 
 class Network(Part):

@@ -16,7 +16,7 @@ from torch.nn.modules import module as torch_module
 
 from pellucid.attributes import unknown_attribute
 from pellucid.config import require_schema
-from pellucid.errors import ConfigError, WeightsError
+from pellucid.errors import ConfigError, ShapeError, WeightsError
 from pellucid.json_config import Config
 from pellucid.schema import Parameter, Schema
 from pellucid.tap import Ckpt
@@ -146,10 +146,14 @@ class Part(nn.Module):
         """Answer to these words of other libraries instead of its class's."""
         self.__dict__["elsewhere"] = elsewhere
 
-    def _here(self) -> str:
-        """How to write this part in Python, by what its first checkpoint is called."""
+    def _place(self) -> str:
+        """Where this part is in a model, by what its first checkpoint is called; "" for parts without any."""
         name = next((one.name for one in self._modules.values() if isinstance(one, Ckpt)), "")
-        return re.sub(r"\.(\d+)", r"[\1]", f"model.{name.rpartition('.')[0]}")
+        return name.rpartition(".")[0]
+
+    def _here(self) -> str:
+        """How to write this part in Python."""
+        return re.sub(r"\.(\d+)", r"[\1]", f"model.{self._place()}")
 
     def take(self, config: Config, place: str, weights: Weights | None) -> None:
         """Register the parameters and checkpoints that the schema has directly below a place, "" for the model itself.
@@ -185,6 +189,41 @@ class Part(nn.Module):
         if isinstance(view, LiveView):
             view.__set__(self, value)
         super().__setattr__(name, value)  # pyright: ignore[reportArgumentType]  (any attribute)
+
+
+MISREAD = (RuntimeError, TypeError, ValueError, AttributeError)
+"""What torch raises of values that do not fit a module; `require_vectors` then says what does not, if that is why."""
+
+
+def require_vectors(part: Part, x: object, weight: Tensor, width: int, axes: tuple[str, ...] = ("...",)) -> None:
+    """Refuse what is no tensor of vectors [..., width], in the dtype and on the device of a part's weight.
+
+    Called where torch raised, or would have computed something else, so nothing is spent on values that fit.
+    """
+    expected = f"[{', '.join(axes)}, {width}]"
+    if not isinstance(x, Tensor):
+        found, remedy = type(x).__name__, "Pass a tensor: torch.as_tensor(x)."
+    elif not x.is_floating_point():
+        found, remedy = f"{x.dtype}", "Pass values of the residual stream; ids go to embed first: model.embed(ids)."
+    elif x.dim() < 1 or x.size(-1) != width:
+        found, remedy = (
+            f"{list(x.shape)}",
+            f"Pass values whose last axis has {width} entries, such as model.embed(ids).",
+        )
+    elif axes != ("...",) and x.dim() != len(axes) + 1:
+        found, remedy = f"{list(x.shape)}", "Pass a batch of texts; of one text [P, D], x[None]."
+    elif x.device != weight.device:
+        found, remedy = f"a tensor on {x.device}", f"Bring it to the weights' device: x.to({str(weight.device)!r})."
+    elif x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
+        found, remedy = f"{x.dtype}", f"Convert it to the dtype of the weights: x.to({weight.dtype})."
+        expected += f" of {weight.dtype}"
+    else:
+        return
+    raise ShapeError(
+        f"{part._place() or type(part).__name__}: {found} given, expected {expected}.",
+        code="module-input",
+        remedy=remedy,
+    )
 
 
 def under(place: str, weights: Weights) -> dict[str, Tensor]:

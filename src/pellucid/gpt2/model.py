@@ -102,10 +102,10 @@ class MLP(FeedForward):
     def settle(self, config: TransformerConfig) -> None:
         self.out_pdrop = config.resid_pdrop
 
-    def forward(self, x: Tensor, tap: Tap | None = None) -> Tensor:
+    def written(self, x: Tensor, tap: Tap | None) -> Tensor:
         pre = self.ckpt_pre(self._products.affine(x, self.W_in, self.b_in), tap=tap)
         post = self.ckpt_post(self.act(pre), tap=tap)
-        return self._finished(self._products.affine(post, self.W_out, self.b_out), tap)
+        return self._products.affine(post, self.W_out, self.b_out)
 
 
 class TransformerBlock(Block):

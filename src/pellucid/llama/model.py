@@ -62,11 +62,11 @@ class MLP(FeedForward):
     def settle(self, config: LlamaConfig) -> None:
         self.has_bias = config.mlp_bias
 
-    def forward(self, x: Tensor, tap: Tap | None = None) -> Tensor:
+    def written(self, x: Tensor, tap: Tap | None) -> Tensor:
         gate = self.ckpt_gate(self._linear(x, "gate"), tap=tap)
         up = self.ckpt_up(self._linear(x, "in"), tap=tap)
         post = self.ckpt_post(self.act(gate) * up, tap=tap)
-        return self._finished(self._linear(post, "out"), tap)
+        return self._linear(post, "out")
 
     def _linear(self, x: Tensor, name: str) -> Tensor:
         bias = getattr(self, f"b_{name}") if self.has_bias else None

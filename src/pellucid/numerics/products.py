@@ -98,7 +98,7 @@ def is_batched(tensor: Tensor) -> bool:
 
 def affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """x [..., I], weight [I, O], bias [O] -> [..., O], by one `addmm`, as transformers' Conv1D does."""
-    return torch.addmm(bias, x.reshape(-1, weight.size(0)), weight).view(*x.shape[:-1], -1)
+    return torch.addmm(bias, x.reshape(-1, x.size(-1)), weight).view(*x.shape[:-1], -1)
 
 
 Rows = Callable[[Tensor], Tensor]
