@@ -149,7 +149,7 @@ def reference(
 def pair(family: str, *, attention: str = "sdpa", **fields: Any) -> tuple[pl.CkptedTransformer, Any]:
     """Ours and transformers' with the same weights, both running attention the same way."""
     hf = reference(family, attention=attention, **fields)
-    return pl.from_hf(hf, attention="eager" if attention == "eager" else "auto"), hf
+    return pl.from_hf(hf), hf
 
 
 def glass(

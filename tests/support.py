@@ -104,7 +104,7 @@ def reference(
 def pair(*, attention: str = "sdpa", **fields: Any) -> tuple[pl.CkptedTransformer, Any]:
     """Ours and transformers' with the same weights, both running attention the same way."""
     hf = reference(attention=attention, **fields)
-    return pl.from_hf(hf, attention="eager" if attention == "eager" else "auto"), hf
+    return pl.from_hf(hf), hf
 
 
 def some_ids(rows: int, columns: int, vocab_size: int = SIZES["vocab_size"], seed: int = 0) -> Tensor:

@@ -213,6 +213,17 @@ COMMON = (
 )  # fmt: skip
 """Variants of every family that a field of its configuration is known to make."""
 
+AT_LOADING = frozenset(("auto_map", "custom_pipelines", "quantization_config", "fusion_config", "transformers_weights"))
+"""Fields of variants that transformers reads when it opens a file, so they say nothing of a live model."""
+
+READ = AT_LOADING | frozenset(
+    """
+    add_cross_attention is_encoder_decoder text_config encoder decoder text_encoder generator per_layer_config
+    layer_types sliding_window attention_chunk_size kv_sharing_modes is_causal
+    """.split()  # noqa: SIM905 (names read better without a quote each)
+)
+"""Fields of variants that transformers reads, whatever the class: its masks, caches and configurations do."""
+
 PARALLEL = Variant(
     "parallel attention and MLP are not implemented",
     ("parallel_residual",),

@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Self, cast
 
 from pellucid.attributes import CONFIG, unknown_attribute
 from pellucid.config import (
+    READ,
     SAVE_ID,
     Variant,
     as_names,
@@ -294,9 +295,7 @@ class Config:
     @classmethod
     def unread_of(cls, given: Mapping[str, Any]) -> set[str]:
         """The names among these that transformers' class does not read."""
-        about = cls.about
-        variants = {name for variant in about.variants for name in variant.names}
-        return set(given) - {*cls.declared(), "model_type", *about.neutral, *variants, *about.synonyms}
+        return set(given) - {*cls.declared(), "model_type", *cls.about.neutral, *READ, *cls.about.synonyms}
 
     @classmethod
     def _refuse_misspelt(cls, names: Iterable[str], beside: Iterable[str] = ()) -> None:

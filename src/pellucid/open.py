@@ -293,7 +293,7 @@ def from_hf(hf_model: PreTrainedModel, *, attention: str = "auto", numerics: str
     Args:
         hf_model: A model of a registered family, such as a `GPT2LMHeadModel`; or one without a head, such as a
             `GPT2Model`, whose logits are its last hidden state times the transposed embedding.
-        attention: As for `load`.
+        attention: "auto" attends as `hf_model` does, explicitly where that does; "eager" makes every layer explicit.
         numerics: As for `load`.
 
     Raises:
@@ -315,6 +315,8 @@ def from_hf(hf_model: PreTrainedModel, *, attention: str = "auto", numerics: str
 @named_arguments(CONVERTING)
 def to_hf(model: CkptedTransformer | torch.nn.Module) -> PreTrainedModel:
     """A transformers model with equal tensors, such as a `GPT2LMHeadModel`, tied where `model` is.
+
+    It attends explicitly (`attn_implementation="eager"`) if `model` does.
 
     At the end both are run once on a few ids, and are equal to the bit.
 

@@ -40,7 +40,7 @@ def pair(**fields: Any) -> tuple[pl.CkptedTransformer, Any]:
     """Ours and transformers', on the accelerator."""
     attention = fields.pop("attention", "sdpa")
     hf = support.reference(attention=attention, **fields).to(DEVICE)
-    return pl.from_hf(hf, attention="eager" if attention == "eager" else "auto"), hf
+    return pl.from_hf(hf), hf
 
 
 def glass(**fields: Any) -> pl.CkptedTransformer:

@@ -149,7 +149,7 @@ def test_table_covers_every_activation() -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_headless(attention: str, dtype: torch.dtype) -> None:
     hf = support.reference(attention=attention, dtype=dtype, headless=True)
-    ours = pl.from_hf(hf, attention="eager" if attention == "eager" else "auto")
+    ours = pl.from_hf(hf)
     assert ours.unembed.tied
     checks.exact(ours, hf, support.some_ids(2, 11))
     batch = ours.tokenize(support.ragged_ids(3, 11, 7))

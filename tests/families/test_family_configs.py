@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 
 import pellucid as pl
+import samples
 from pellucid.families import config_of
 from samples import SAMPLES
 
@@ -41,3 +43,31 @@ def test_null_is_refused_where_it_may_mean_two_things(family: str, name: str) ->
     with pytest.raises(pl.ConfigError, match=f"{name}=None") as caught:
         config_of({**fields_of(family), name: None})
     assert caught.value.code == "config-wrong-type"
+
+
+UNREAD: dict[str, Any] = {
+    "alibi": True, "multi_query": True, "position_embedding_type": "alibi", "num_experts": 4, "qk_norm": True,
+    "rotary": True, "logits_scaling": 8.0, "norm_first": False, "auto_map": {"AutoModel": "m.M"}, "flux": 1,
+}  # fmt: skip
+"""Fields of variants, which say nothing of a live model: its class never reads them."""
+
+
+@pytest.mark.parametrize("family", SAMPLES)
+def test_what_the_class_of_a_live_model_never_reads_is_a_note(family: str) -> None:
+    hf, ids = samples.reference(family), samples.some_ids(2, 7)
+    for name, value in UNREAD.items():
+        setattr(hf.config, name, value)
+    hf.config.__class__ = type("Mine", (type(hf.config),), {"model_type": "mine"})
+    model = pl.from_hf(hf)
+    with torch.no_grad():
+        assert torch.equal(model(ids), hf(ids).logits)
+    assert {*UNREAD} - {"auto_map"} <= {*model.provenance["config_unread"].split(", ")}
+    assert not {*UNREAD} & {*model.config.to_dict()}
+    assert "config_unread" not in pl.from_hf(samples.reference(family)).provenance
+    for name, value in (("sliding_window", 4), ("is_causal", False), ("layer_types", ["sliding_attention"] * 3)):
+        setattr(hf.config, name, value)  # its masks or its cache read these
+        with pytest.raises(pl.ConfigError, match=name) as caught:
+            pl.from_hf(hf)
+        assert f"hf_model.config.{name} = None" in caught.value.remedy
+        setattr(hf.config, name, None)
+    assert pl.from_hf(hf).config == model.config

@@ -111,6 +111,25 @@ def test_operands_lie_in_memory_alike(family: str, odd: str, attention: str) -> 
         checks.laid_out_alike(ours, hf, rows)
 
 
+@pytest.mark.parametrize("attention", ATTENTION)
+@pytest.mark.parametrize("family", SAMPLES)
+def test_a_copy_attends_as_the_model_does(family: str, attention: str) -> None:
+    """Both ways, unless the caller says how; without, the logits would be a rounding apart."""
+    hf, ids = samples.reference(family, attention=attention), samples.some_ids(2, 11)
+    ours = pl.from_hf(hf)
+    back = pl.to_hf(ours)
+    with torch.no_grad():
+        logits = ours(ids)
+        assert torch.equal(logits, hf(ids).logits)
+        assert torch.equal(logits, back(ids).logits)
+        explicit = pl.from_hf(hf, attention="eager")
+        assert torch.equal(explicit(ids), logits) == (attention == "eager")
+    assert (ours.execution.attention, explicit.execution.attention) == (
+        "eager" if attention == "eager" else "auto", "eager",
+    )  # fmt: skip
+    assert [m.config._attn_implementation for m in (hf, back)] == [attention] * 2
+
+
 @pytest.mark.parametrize(
     ("family", "dtype", "attention"),
     support.few_of(

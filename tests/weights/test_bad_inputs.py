@@ -304,7 +304,7 @@ BAD: dict[str, tuple[Callable[[Path], Path], str]] = {
     "config nested too deep": (with_config_text("[" * 100_000), "config-not-json"),
     "config empty": (with_config_text(""), "config-not-json"),
     "another model_type": (with_config(model_type="mamba"), "config-model-type"),
-    "a field of another variant": (with_config(rotary_dim=4), "config-not-implemented"),
+    "a field of another variant": (with_config(rotary_emb_fraction=0.5), "config-not-implemented"),
     "code of its own": (with_config(auto_map={"AutoModel": "m.M"}), "config-not-implemented"),
     "heads that do not divide": (with_config(n_head=5), "config-heads-do-not-divide"),
     "no heads": (with_config(n_head=0), "config-out-of-range"),

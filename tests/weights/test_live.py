@@ -311,7 +311,7 @@ CARRIED: dict[str, Callable[[Any], Any]] = {
 def test_what_computes_the_same_is_carried_over(name: str) -> None:
     hf = small_hf()
     CARRIED[name](hf)
-    model = pl.from_hf(hf, attention="eager" if hf.config._attn_implementation == "eager" else "auto")
+    model = pl.from_hf(hf)
     hf.config.return_dict = True
     with torch.no_grad():
         ids = ids_for(hf)
@@ -530,7 +530,7 @@ def test_a_norm_without_gains_is_carried_over_once_the_remedy_was_followed() -> 
 @pytest.mark.remedy("config-not-implemented")
 def test_fields_that_do_not_apply_are_taken_out_as_the_remedy_says() -> None:
     hf = small_hf()
-    hf.config.mup, hf.config.num_key_value_heads = 1.0, 1
+    hf.config.mup, hf.config.sliding_window, hf.config.is_causal = 1.0, 4, False
     with pytest.raises(pl.ConfigError, match="from_hf: config: ") as caught:
         pl.from_hf(hf)
     exec(caught.value.remedy.partition(": ")[2].rstrip("."), {"hf_model": hf})

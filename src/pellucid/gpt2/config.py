@@ -27,7 +27,7 @@ NEUTRAL = config.NEUTRAL | frozenset(
     """
     summary_type summary_use_proj summary_activation summary_proj_to_labels summary_first_dropout
     summary_last_dropout n_ctx predict_special_tokens classifier_dropout hidden_dropout attention_dropout init_std
-    initializer_factor scale_attn_by_layer_idx apply_query_key_layer_scaling normalize_attention_scores
+    initializer_factor scale_attn_by_layer_idx apply_query_key_layer_scaling normalize_attention_scores rope_parameters
     """.split()  # noqa: SIM905 (names read better without a quote each)
 )
 """Fields that transformers reads, or once read, and that never change what its GPT-2 computes in a forward pass."""
@@ -42,10 +42,13 @@ VARIANTS = (
         r"^pos(ition(al|s)?)?_?(emb|enc)[a-z]*(_type|_kind)?$",
         ("absolute", "learned", "learned_absolute", "learnable", "wpe"),
     ),
-    Variant("rotary position embeddings are not implemented", ("rope_parameters",), r"rotary|(^|_)rope(_|$)"),
+    # What switches rotation on, such as flash-attention's rotary_emb_fraction. A field that only says how to rotate
+    # (rope_theta) is left unread: a model whose positions are rotated has no table of them, and is refused for that.
+    Variant("rotary position embeddings are not implemented", ("rotary",),
+            r"^((use|with|apply)_)?(rope|rotary)(_?(emb|pos)[a-z]*){0,2}$|^rotary_emb_fraction$"),
     *config.LAYER_NORM_ALONE,
     config.PLAIN_MLP_ALONE,
-)
+)  # fmt: skip
 """Every variant of GPT-2 that a field of its configuration is known to make."""
 
 PUBLISHED_SIZES = {

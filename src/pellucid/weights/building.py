@@ -13,7 +13,7 @@ from pellucid.errors import WeightsError, shown, warn
 from pellucid.generation_settings import GenerationSettings
 from pellucid.json_config import Config
 from pellucid.layout import HEAD
-from pellucid.numerics.products import DTYPES
+from pellucid.numerics.products import DTYPES, Execution
 from pellucid.part import is_finite
 from pellucid.weights.importing import Imported
 from pellucid.weights.leftovers import described, listed
@@ -26,6 +26,7 @@ class Model(Protocol):
     tokenizer: Any
     provenance: dict[str, str]
     training: bool
+    execution: Execution
 
     @property
     def generation(self) -> GenerationSettings:

@@ -33,7 +33,8 @@ def from_hf(cls: ModelClass[M], hf_model: nn.Module, *, attention: str = "auto",
 
     What counts is what the modules compute, whatever the configuration says: the tie is the one in memory, sizes and
     rates of dropout are those of the modules, a `Linear` in the place of a `Conv1D` is read as the same matrix, and
-    what `torch.compile` wrapped is unwrapped. What cannot be carried over is refused by name.
+    what `torch.compile` wrapped is unwrapped. "auto" attends as the model does. What cannot be carried over is refused
+    by name.
     """
     given = hf_model
     if isinstance(given, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
@@ -56,6 +57,8 @@ def from_hf(cls: ModelClass[M], hf_model: nn.Module, *, attention: str = "auto",
             remedy="Give the tensors the sizes of the rest of the model. An untied head gets the embedding's n rows by "
             "hf_model.config.tie_word_embeddings = False; hf_model.resize_token_embeddings(n). " + foreign.AS_IT_IS,
         ) from problem
+    if attention == "auto":
+        attention = read.attention
     source = {"source": f"transformers {type(given).__name__}", **read.notes}
     provenance = describe(imported, imported.weights, source)
     model = cls(
@@ -69,7 +72,10 @@ def from_hf(cls: ModelClass[M], hf_model: nn.Module, *, attention: str = "auto",
 
 @ordinary_tensors()
 def to_hf(model: Model) -> Any:
-    """A transformers model of the same family with copies of the model's tensors, tied where the model is."""
+    """A transformers model of the same family with copies of the model's tensors, tied where the model is.
+
+    It attends as the model does.
+    """
     here = family_of(model.config).in_transformers
     transformers = need("transformers", "to_hf", here.config, here.model)
     require_numbers("to_hf", model.state_dict().values())
@@ -94,6 +100,8 @@ def to_hf(model: Model) -> Any:
     own = dict(cast(nn.Module, model).named_buffers())
     put_buffers(hf, {theirs: _copy(own[ours]) for ours, theirs in here.buffers.items()})
     hf.generation_config = _generation_for(model.generation, hf.generation_config)
+    if model.execution.attention == "eager":
+        hf.set_attn_implementation("eager")
     return hf.train(model.training)
 
 

@@ -163,10 +163,13 @@ def require_no_hooks(parts: Sequence[_Part]) -> None:
         )
 
 
-def require_own_attention(
+def attention_of(
     parts: Sequence[_Part], base: type[nn.Module], attention: type[nn.Module], eager: Callable[..., Any]
-) -> None:
-    """Refuse an attention function that is not transformers' own, or that gets the masks of another one."""
+) -> str:
+    """How a model attends, in our words: "eager" if each of its blocks does so explicitly, else "auto".
+
+    Refuses an attention function that is not transformers' own, or that gets the masks of another one.
+    """
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -191,6 +194,8 @@ def require_own_attention(
             remedy=f"Give the block the model's configuration: hf_model.get_submodule({other[0]!r}).config = "
             "hf_model.config.",
         )
+    attends = {used[path] for path in used if isinstance(named[path], attention)}
+    return "eager" if (attends or {masked}) == {"eager"} else "auto"
 
 
 def require_dense(tensors: dict[str, Tensor]) -> None:

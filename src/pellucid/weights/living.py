@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pellucid.errors import ConfigError, WeightsError, shown
+from pellucid.config import AT_LOADING
+from pellucid.errors import ConfigError, WeightsError, printable, shown
 from pellucid.json_config import Config
 from pellucid.part import require_numbers
 from pellucid.rotary import FREQUENCIES, Rotary
@@ -32,6 +33,7 @@ class Live:
     config: Any  # what the modules are; where it differs from the model's configuration, the modules count
     notes: dict[str, str]  # what the reader may want to know, by topic
     buffers: dict[str, Tensor]  # what it computes with beside its parameters and its configuration, under our names
+    attention: str  # how it attends, in our words
 
 
 class Shown(NamedTuple):
@@ -92,7 +94,7 @@ def read(hf_model: nn.Module, kind: Kind) -> Live:
     foreign.require_own_forwards(parts)
     foreign.require_no_hooks(parts)
     attends = anatomy.in_block[anatomy.attention][0]
-    foreign.require_own_attention(parts, anatomy.base, attends, anatomy.eager)
+    attention = foreign.attention_of(parts, anatomy.base, attends, anatomy.eager)
     named = {part.path: part.module for part in parts if part.module is not None}
     _require_apart(named, anatomy)
     tensors = {
@@ -102,7 +104,7 @@ def read(hf_model: nn.Module, kind: Kind) -> Live:
     }
     require_numbers("from_hf", tensors.values())
     foreign.require_dense(tensors)
-    said = _config_of(hf_model, kind.config)
+    said, passed_over = _config_of(hf_model, kind.config)
     prefix = f"{anatomy.inner}." if anatomy.inner in named else ""
     found = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
     shown_sizes = {name: n for name, n in kind.sizes(said, found).items() if n != getattr(said, name)}
@@ -110,7 +112,7 @@ def read(hf_model: nn.Module, kind: Kind) -> Live:
     require_as_configured(named, config, kind)
     unread = [name for name, _ in hf_model.named_parameters() if foreign.plain(name) not in tensors]
     sizes = (f"{name} {size}, configured {getattr(said, name)}" for name, size in shown_sizes.items())
-    notes = {"left_out": ", ".join(unread), "untied": ", ".join(_sharing(tensors)), "sizes": ", ".join(sizes)}
+    notes = {"left_out": unread, "untied": _sharing(tensors), "sizes": sizes, "config_unread": passed_over[:100]}
     head = f"{HEAD}.weight"
     if head in tensors:
         tied = _is_tied(tensors[head], tensors[f"{prefix}{kind.embedding}.weight"])
@@ -120,7 +122,8 @@ def read(hf_model: nn.Module, kind: Kind) -> Live:
     elif not config.tie_word_embeddings:
         config = config.replace(tie_word_embeddings=True)
     config = config.replace(**_rates(kind.dropouts, named))
-    return Live(tensors, config, {topic: note for topic, note in notes.items() if note}, kind.buffers(named, config))
+    notes = {topic: note for topic, items in notes.items() if (note := printable(", ".join(items)))}
+    return Live(tensors, config, notes, kind.buffers(named, config), attention)
 
 
 def _sharing(tensors: dict[str, Tensor]) -> Iterator[str]:
@@ -208,10 +211,11 @@ def no_weight(path: str, width: str) -> WeightsError:
     )
 
 
-def _config_of(hf_model: Any, cls: type[Config]) -> Any:
-    """The configuration of a live model; attributes that its class does not read are left out.
+def _config_of(hf_model: Any, cls: type[Config]) -> tuple[Any, list[str]]:
+    """The configuration of a live model, and the attributes that its class does not read, which are left out.
 
-    So is what it says of quantisation, which may be over: whether the weights are quantised is seen in the modules.
+    So is what counts only where a file is opened, and the name of the kind: the class is seen. What it says of
+    quantisation may be over; whether the weights are quantised is seen in the modules.
     """
     from transformers import PreTrainedConfig
 
@@ -224,7 +228,8 @@ def _config_of(hf_model: Any, cls: type[Config]) -> Any:
         )
     given = hf_model.config.to_dict()
     try:
-        return cls.from_dict(given, ignore={*cls.unread_of(given), "quantization_config"} & set(given))
+        unread = cls.unread_of(given)
+        return cls.from_dict(given, ignore={*unread, *AT_LOADING, "model_type"} & set(given)), sorted(unread)
     except ConfigError as problem:
         if problem.code != "config-not-implemented":
             raise
