@@ -23,6 +23,9 @@ import pellucid as pl  # noqa: E402
 TESTS = Path(__file__).parent
 sys.path[:0] = [str(TESTS), str(TESTS / "conformance")]
 
+# Collecting the tests makes millions of objects that stay: looking through them again and again would take seconds.
+gc.disable()
+
 pytest.register_assert_rewrite("checks", "support")
 
 import following  # noqa: E402
@@ -66,6 +69,7 @@ def pytest_collection_finish() -> None:
     """Set aside what stays until the end: statsmodels collects garbage in each call, and would look through it all."""
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)
