@@ -50,16 +50,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if hasattr(item, "callspec") and not {"long", "every_pair"} & {mark.name for mark in item.iter_markers()}:
             tests.setdefault(item.nodeid.partition("[")[0], []).append(item)
     for cases in tests.values():
-        tried: set[tuple[str, int]] = set()
+        tried: set[tuple[int, str]] = set()
         left: list[pytest.Item] = []
         for case in cases:  # a diagonal
-            values = {*case.callspec.indices.items()}  # pyright: ignore[reportAttributeAccessIssue]
+            values = {*enumerate(case.callspec._idlist)}  # the name of a value of each `parametrize`
             if values & tried:
                 left.append(case)
             else:
                 tried |= values
         for case in left:  # and what it leaves out
-            values = {*case.callspec.indices.items()}  # pyright: ignore[reportAttributeAccessIssue]
+            values = {*enumerate(case.callspec._idlist)}  # the name of a value of each `parametrize`
             if values <= tried:
                 case.add_marker(pytest.mark.long)
             tried |= values
