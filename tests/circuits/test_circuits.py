@@ -317,6 +317,11 @@ def test_parts_from_scores() -> None:
         effect = float(value) - heads.attrs["corrupted"]
         assert circuit.nodes[f"blocks.{layer}.attn[{head}]"] == pytest.approx(effect, abs=1e-12)
     assert circuit.nodes["blocks.1.mlp"] == float(mlps[1])
+    told = pl.patching.path(
+        glass, clean, corrupted, senders=("z", {}), receivers="logits", over=("layer", "head"), **about
+    )
+    best = int(np.abs(told.values - told.attrs["corrupted"]).argmax())
+    assert list(pl.circuits.Circuit(nodes=told).top(1).nodes) == [f"blocks.{best // 2}.attn[{best % 2}]"]
     order = sorted(circuit.nodes, key=lambda node: -abs(circuit.nodes[node]))
     assert set(circuit.top(3).nodes) == set(order[:3])
     least = abs(circuit.nodes[order[2]])

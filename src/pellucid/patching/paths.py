@@ -100,6 +100,8 @@ def path(
     trials = [(cells[0], paths.first(put for cell in cells for put in cell.puts(runs.source))) for cells in going]
     found = results(runs.base, ends.sent[0], trials, paths.measured, progress=progress)
     about = {"senders": shown(senders), "receivers": shown(receivers), "through": through, "direction": direction}
+    if over:
+        about["checkpoint"] = ", ".join(ends.sent[0].kinds)
     title = f"paths {ends.title}, {pair.taken} into {pair.into}"
     return found.labelled("path", {**about, **runs.about(title)}, per_text=per_text)
 
