@@ -30,15 +30,19 @@ for number, words in enumerate(ANY):  # what any family may get wrong meets one 
     WRONG[list(WRONG)[number % 3]][words] = ANY[words]
 
 
-AGAIN = ("pairs interleaved, tables", "base 500, tables, twice", "base 500, tables in float64", "base 500, frequencies",
-         "the other way round, tables")  # fmt: skip
+AGAIN = (
+    "pairs interleaved, tables", "base 500, tables, twice", "base 500, tables in float64", "base 500, frequencies",
+    "the other way round, tables", "base 500, complex tables", "base 1234", "products with sigmoid", "halves exchanged",
+    "tables, twice", "tables in float64", "complex numbers of tables",
+)  # fmt: skip
 
 
 def in_turn(table: dict[str, dict[str, Any]]) -> Iterator[Any]:
-    """All pairs; long are rotations in yet another spelling, and those of a NeoX, which are those of a Llama."""
+    """All pairs; long are spellings of what another says, and what a NeoX or a GPT-2 spells as a Llama does."""
     for family, rows in table.items():
         for number, words in enumerate(rows):
-            twice = words in AGAIN or (family == "gpt_neox" and words in {**ROTARY, **TURNED} and number % 8)
+            shared = {**ROTARY, **TURNED, **SPELLINGS}
+            twice = words in AGAIN or (family != "llama" and words in shared and number % 8)
             yield pytest.param(family, words, id=f"{family}: {words}", marks=[pytest.mark.long] if twice else [])
 
 

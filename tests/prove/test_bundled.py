@@ -6,6 +6,7 @@ import pytest
 from course import course, monolith
 
 import pellucid as pl
+import support
 from pellucid.open import BUNDLED
 
 TEXT = "Once upon a time there was a cat"
@@ -23,7 +24,7 @@ def test_transformers_is_identical(bundled: pl.CkptedTransformer) -> None:
     assert pl.compare(str(BUNDLED), f"hf:{BUNDLED}", TEXT).verdict == "identical"
 
 
-@pytest.mark.parametrize("build", [course, monolith])
+@pytest.mark.parametrize("build", support.few_of([course, monolith], course))
 def test_right_ones_pass(build: type, bundled: pl.CkptedTransformer) -> None:
     report = pl.compare(bundled, build(bundled), TEXT)
     assert report, report
@@ -31,10 +32,7 @@ def test_right_ones_pass(build: type, bundled: pl.CkptedTransformer) -> None:
 
 @pytest.mark.parametrize(
     ("wrong", "says"),
-    [
-        ("eps 1e-6", "epsilon 1e-06"),
-        ("no mask", "mask"),
-    ],
+    support.few_of([("eps 1e-6", "epsilon 1e-06"), ("no mask", "mask")], "eps 1e-6"),
 )
 def test_wrong_ones_are_named(wrong: str, says: str, bundled: pl.CkptedTransformer) -> None:
     report = pl.compare(bundled, course(bundled, wrong), TEXT)

@@ -61,7 +61,7 @@ def test_names_of_known_layouts_are_believed(
     assert pl.compare(wrapped, theirs).verdict == "identical"
     assert pl.compare(own, theirs).verdict == pl.compare(theirs, own).verdict == "identical"
     pairs = alike(theirs)
-    for a, b in random.Random(layout).sample(pairs, min(len(pairs), 10)):
+    for a, b in random.Random(layout).sample(pairs, min(len(pairs), 5)):
         report = pl.compare(theirs, exchanged(theirs, a, b))
         assert (report.verdict, report.first_divergence.what) == ("different", "parameter"), (a, b)
     for name, tensor in theirs.items():
@@ -85,7 +85,7 @@ def test_names_of_unknown_layouts_have_to_agree_with_the_values(name: str, small
     theirs: Dict = RIGHTS[name](small).state_dict()
     assert pl.compare(small.state_dict(), theirs).verdict == "identical"
     pairs = alike(theirs)
-    for a, b in random.Random(name).sample(pairs, min(len(pairs), 8)):
+    for a, b in random.Random(name).sample(pairs, min(len(pairs), 4)):
         report = pl.compare(small.state_dict(), exchanged(theirs, a, b))
         assert not report, (a, b)
 
@@ -335,17 +335,18 @@ def untied(model: pl.CkptedTransformer, head: torch.Tensor) -> pl.CkptedTransfor
     return pl.CkptedTransformer(config, {**model.state_dict(), "unembed.W_U": head}).eval()
 
 
-def test_ends_that_are_untied_and_equal(small: pl.CkptedTransformer) -> None:
-    W_U = small.embed.W_E.detach().clone().T
-    equal, moved = untied(small, W_U), untied(small, W_U + 1e-3)
+def test_ends_that_are_untied_and_equal() -> None:
+    one = support.glass(**{**SMALL, "n_layer": 1})
+    W_U = one.embed.W_E.detach().clone().T
+    equal, moved = untied(one, W_U), untied(one, W_U + 1e-3)
     ids = torch.arange(8)[None]
-    for a, b, verdict in ((small, equal, "identical"), (small, moved, "different"), (equal, moved, "different")):
+    for a, b, verdict in ((one, equal, "identical"), (one, moved, "different"), (equal, moved, "different")):
         hf = pl.to_hf(b)
         held, theirs = a.state_dict(), b.state_dict()
         pairs: list[tuple[Any, Any]] = [(a, b), (b, a), (a, hf), (held, theirs), (theirs, held), (theirs, a), (b, held)]
-        for one, other in pairs:
-            assert pl.compare(one, other, ids).verdict == verdict
-    assert pl.compare(equal, RIGHTS["course"](small), ids)
+        for first, second in pairs:
+            assert pl.compare(first, second, ids).verdict == verdict
+    assert pl.compare(equal, RIGHTS["course"](one), ids)
 
 
 def test_a_module_that_is_no_gpt2_beside_a_state_dict(small: pl.CkptedTransformer) -> None:

@@ -37,7 +37,7 @@ def moved(model: Model, size: float = 0.02, only: str = "") -> Model:
 
 @pytest.fixture(scope="module", name="model")
 def _model() -> Model:
-    return support.glass()
+    return support.glass(vocab_size=53, n_positions=16, n_embd=24, n_layer=2, n_head=3)
 
 
 def test_the_distance_is_what_its_words_say(model: Model) -> None:

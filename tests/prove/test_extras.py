@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -101,12 +102,8 @@ def by_hand(program: Any, name: str, row: int) -> float:
 
 @pytest.mark.parametrize(
     ("name", "places"),
-    [
-        ("course", 48), ("course", 20), ("monolith", 48), ("nano", 20),
-        *(pytest.param(*pair, marks=pytest.mark.long) for pair in (("monolith", 20), ("nano", 48), ("einsum", 48),
-                                                                  ("einsum", 20))),
-    ],
-)  # fmt: skip
+    support.few_of(itertools.product(("course", "monolith", "nano", "einsum"), (48, 20)), ("course", 48), ("nano", 20)),
+)
 def test_longer_and_shorter_tables_of_positions(name: str, places: int, small: pl.CkptedTransformer) -> None:
     """The same model with other positions behind the last, or without its last ones."""
     table = torch.cat([small.pos_embed.W_pos.detach(), torch.randn(16, 24)])[:places]
@@ -125,7 +122,7 @@ def test_longer_and_shorter_tables_of_positions(name: str, places: int, small: p
     assert found.where == "pos_embed.W_pos"
 
 
-@pytest.mark.parametrize("name", ["course", "monolith", "einsum", "nano"])
+@pytest.mark.parametrize("name", support.few_of(["course", "monolith", "einsum", "nano"], "course", "einsum"))
 def test_a_padded_vocabulary(name: str) -> None:
     """Padded to as many ids as there are positions, so that both tables have one shape."""
     small = support.glass(**{**SMALL, "n_positions": 64})

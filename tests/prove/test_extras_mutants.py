@@ -238,9 +238,10 @@ MUTANTS: dict[str, tuple[Callable[[Patch], None], Callable[[], None]]] = {
 
 
 UNBROKEN = {check for _, check in MUTANTS.values()} - {amplified_rounding_passes}
-"""That one is a part of a test in test_causes."""
+"""That one is a part of a test in test_causes; the others are made by other files, too, where they are quick."""
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("check", sorted(UNBROKEN, key=lambda check: check.__name__))
 def test_checks_pass_unbroken(check: Callable[[], None]) -> None:
     check()

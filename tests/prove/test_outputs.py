@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -51,8 +52,13 @@ LAYOUTS: dict[str, tuple[Callable[[Tensor], Any], str]] = {
 }
 
 
-@pytest.mark.parametrize("wrong", ["", "erf gelu"])
-@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    support.few_of(
+        itertools.product(LAYOUTS, ("", "erf gelu")),
+        *((name, "") for name in LAYOUTS), ("positions first", "erf gelu"), ("nested", "erf gelu"),
+    ),
+)  # fmt: skip
 def test_layouts_are_judged(name: str, wrong: str, small: pl.CkptedTransformer) -> None:
     change, says = LAYOUTS[name]
     report = pl.compare(small, Returning(course(small, wrong), change), IDS)

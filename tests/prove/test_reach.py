@@ -87,7 +87,7 @@ def test_everything_is_run_if_that_is_affordable(small: pl.CkptedTransformer) ->
     assert not {"ids", "positions"} & report.coverage.keys()
 
 
-@pytest.mark.parametrize("build", [course, monolith])
+@pytest.mark.parametrize("build", support.few_of([course, monolith], monolith))
 def test_one_id_that_the_inputs_do_not_hold(build: Any, many: pl.CkptedTransformer) -> None:
     different(many, Around(many, shifted, build))
 
@@ -128,7 +128,7 @@ def deep(monkeypatch: pytest.MonkeyPatch) -> pl.CkptedTransformer:
     return support.glass(**{**SIZES, "n_positions": 160})
 
 
-@pytest.mark.parametrize("blocks", [(0, 1), (1,)])
+@pytest.mark.parametrize("blocks", [(0, 1), pytest.param((1,), marks=pytest.mark.long)])
 def test_windows_that_begin_behind_a_probe(blocks: tuple[int, ...], deep: pl.CkptedTransformer) -> None:
     made = with_attention(course(deep), seeing(lambda q, k: q - k < 100), blocks)
     report = different(deep, made)
@@ -153,7 +153,7 @@ def test_as_many_blocks_as_are_quick(deep: pl.CkptedTransformer, monkeypatch: py
     assert "of 2 blocks" not in str(pl.compare(deep, late, IDS).reach)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", support.few_of([torch.float16, torch.bfloat16], torch.bfloat16))
 def test_half_precision_runs_less_and_finds_a_window_all_the_same(
     dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:

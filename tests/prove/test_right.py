@@ -27,7 +27,7 @@ def small() -> pl.CkptedTransformer:
     return support.glass(**SMALL)
 
 
-@pytest.mark.parametrize("name", support.few_of(RIGHTS, "course", "per head", "einsum", "torch"))
+@pytest.mark.parametrize("name", support.few_of(RIGHTS, "course"))
 def test_right_ones_are_not_accused(name: str, small: pl.CkptedTransformer) -> None:
     """Of a single row; of two, `test_alignment_converts` sees it."""
     is_right(pl.compare(small, RIGHTS[name](small), IDS[:1]))
@@ -56,7 +56,7 @@ def test_alignment_converts(name: str, small: pl.CkptedTransformer) -> None:
     assert not alignment.check(small, made).bit_equal
 
 
-@pytest.mark.parametrize("name", support.few_of(FRESH, "course", "per head", "einsum"))
+@pytest.mark.parametrize("name", support.few_of(FRESH, "course", "per head"))
 def test_fresh_weights_with_many_equal_values(name: str) -> None:
     """Zero biases and unit gains: which is which cannot be told from the values, and nobody is accused."""
     torch.manual_seed(3)
@@ -111,7 +111,7 @@ ORDERS = ["".join(order) for order in itertools.permutations("qkv")]
     ("order", "biases"),
     support.few_of(
         itertools.product(ORDERS, [True, False]),
-        *((order, True) for order in ORDERS[2:]), ("vqk", False),
+        ("kvq", True), ("vqk", False),
     ),
 )  # fmt: skip
 def test_parts_of_one_tensor_in_every_order(order: str, biases: bool, small: pl.CkptedTransformer) -> None:
@@ -137,7 +137,7 @@ def test_parts_that_are_read_in_another_order(small: pl.CkptedTransformer) -> No
     assert "q, k, v taken in another order: k, q, v" in (found.cause or "")
 
 
-@pytest.mark.parametrize("name", support.few_of(RIGHTS, "course", "fused", "permuted", "einsum"))
+@pytest.mark.parametrize("name", support.few_of(RIGHTS, "course", "fused"))
 def test_one_token_accuses_nobody(name: str, small: pl.CkptedTransformer) -> None:
     """With one key every pattern is 1, so that nothing depends on q and k: a longer probe says what they hold."""
     report = pl.compare(small, RIGHTS[name](small), IDS[:1, :1])
@@ -145,7 +145,7 @@ def test_one_token_accuses_nobody(name: str, small: pl.CkptedTransformer) -> Non
     assert not any("try a longer text" in note for note in report.notes)
 
 
-@pytest.mark.parametrize("name", support.few_of(RIGHTS, "course", "monolith", "einsum", "stacked"))
+@pytest.mark.parametrize("name", support.few_of(RIGHTS, "course", "stacked"))
 def test_a_vocabulary_as_wide_as_the_model(name: str) -> None:
     square = support.glass(**{**SMALL, "vocab_size": 24})
     assert pl.compare(square, RIGHTS[name](square), IDS % 24), name
@@ -199,14 +199,24 @@ def test_nothing_is_recognised_in_a_wrong_one(small: pl.CkptedTransformer) -> No
     assert recognised(torch.nn.Linear(3, 3)) is None
 
 
-def test_texts_of_unequal_length(small: pl.CkptedTransformer) -> None:
-    rows = support.ragged_ids(5, 9, 2, vocab_size=53)
-    for inputs in (rows, small.tokenize(rows)):
-        for name in ("course", "split", "torch"):
-            report = pl.compare(small, RIGHTS[name](small), inputs)
-            assert report, report
-            assert "unequal length" in report.notes[0]
-    report = pl.compare(small, course(small, "mask sees next"), rows)
+ROWS = support.ragged_ids(5, 9, 2, vocab_size=53)
+
+
+@pytest.mark.parametrize(
+    ("name", "tokenized"),
+    support.few_of(
+        itertools.product(("course", "split", "torch"), (False, True)),
+        ("course", False), ("split", True), ("torch", False),
+    ),
+)  # fmt: skip
+def test_texts_of_unequal_length(name: str, tokenized: bool, small: pl.CkptedTransformer) -> None:
+    report = pl.compare(small, RIGHTS[name](small), small.tokenize(ROWS) if tokenized else ROWS)
+    assert report, report
+    assert "unequal length" in report.notes[0]
+
+
+def test_a_mistake_in_texts_of_unequal_length(small: pl.CkptedTransformer) -> None:
+    report = pl.compare(small, course(small, "mask sees next"), ROWS)
     assert "mask off by one" in str(report.first_divergence)
     assert 0 in report.first_divergence.positions
 

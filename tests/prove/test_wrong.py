@@ -77,7 +77,7 @@ SHOWN, UNSHOWN = ([(build, wrong) for wrong in MISTAKES] for build in (course, m
 """Of programs that show only their logits, more are in test_bare.py."""
 
 
-@pytest.mark.parametrize(("build", "wrong"), support.few_of([*SHOWN, *UNSHOWN], *SHOWN, *UNSHOWN[::5]))
+@pytest.mark.parametrize(("build", "wrong"), support.few_of([*SHOWN, *UNSHOWN], *SHOWN, *UNSHOWN[::20]))
 def test_mistakes_are_named(
     build: Callable[..., Any], wrong: str, small: pl.CkptedTransformer, one_block: pl.CkptedTransformer
 ) -> None:
@@ -104,7 +104,7 @@ SOME = ("erf gelu", "eps 1e-6", "no mask", "unbiased variance", "output transpos
     ("build", "wrong"),
     support.few_of(
         itertools.product((course, monolith), SOME),
-        (course, "erf gelu"), (course, "no mask"), (course, "output transposed"), (monolith, "no mask"),
+        (course, "erf gelu"), (monolith, "no mask"),
     ),
 )  # fmt: skip
 def test_a_mistake_in_one_block_is_named_there(
@@ -175,7 +175,8 @@ def one_ulp(parameter: torch.Tensor, place: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize(
     ("theirs", "place", "ours"),
-    [
+    support.few_of(
+        [
         ("token_embedding.weight", (3, 4), "embed.W_E"),
         ("blocks.1.attn.qkv_proj.weight", (WIDTH - 1, 2), "blocks.1.attn.W_Q"),
         ("blocks.1.attn.qkv_proj.weight", (WIDTH, 2), "blocks.1.attn.W_K"),
@@ -183,8 +184,10 @@ def one_ulp(parameter: torch.Tensor, place: tuple[int, ...]) -> None:
         ("blocks.0.attn.output_proj.weight", (1, 2), "blocks.0.attn.W_O"),
         ("blocks.0.linear2.bias", (5,), "blocks.0.mlp.b_out"),
         ("ln.weight", (0,), "ln_final.w"),
-    ],
-)
+        ],
+        "token_embedding.weight", "blocks.1.attn.qkv_proj.bias", "blocks.0.attn.output_proj.weight",
+    ),
+)  # fmt: skip
 def test_one_ulp_is_different_and_named(
     theirs: str, place: tuple[int, ...], ours: str, small: pl.CkptedTransformer
 ) -> None:
@@ -235,7 +238,7 @@ def test_a_head_that_is_not_tied(small: pl.CkptedTransformer) -> None:
     assert other.alignment.unexplained == ("out.weight",)
 
 
-@pytest.mark.parametrize("which", ["q", "v", "O"])
+@pytest.mark.parametrize("which", support.few_of(["q", "v", "O"], "q", "O"))
 def test_heads_permuted_in_one_place_only(which: str, small: pl.CkptedTransformer) -> None:
     made = course(small)
     for block in made.blocks:
