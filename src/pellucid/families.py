@@ -71,6 +71,8 @@ class Span:
     last: int = 1 << 30  # the last block; `n_layer` ends with the logits
     residual: Tensor | None = None  # what enters the first block, where it is not the embeddings' sum
     step: int = 1  # the logits of every so many-th token are computed; 1 for all
+    # end the last block where attention was added, if the model has such a place: nothing after it is computed
+    half: bool = False
     by_place: bool = False  # name a block's values by its place in the order of blocks instead of its own number
 
 

@@ -9,6 +9,7 @@ Values are recorded by place: "ln1<" is what enters ln1, "ln1>" what leaves it.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -190,9 +191,11 @@ def run_parts(parts: Parts, weights: PlainWeights, span: Span) -> Values:
         x = span.residual.to(weights.dtype)
     else:
         x, positions = _embeddings(parts, weights, span.ids, values)
-    for place, i in enumerate(parts.order(n_layer)[max(span.first, 0) : span.last + 1]):
+    order = parts.order(n_layer)[max(span.first, 0) : span.last + 1]
+    halved = span.half and span.last < n_layer
+    for place, i in enumerate(order):
         here = parts if parts.blocks is None or i in parts.blocks else parts.elsewhere or RIGHT
-        x, inside = run_block(here, weights.of_block(i), x)
+        x, inside = run_block(here, weights.of_block(i), x, half=halved and place == len(order) - 1)
         prefix = f"blocks.{place if span.by_place else i}."
         values |= {prefix + kind: value for kind, value in inside.items()}
     if span.last >= n_layer:
@@ -200,10 +203,22 @@ def run_parts(parts: Parts, weights: PlainWeights, span: Span) -> Values:
     return values
 
 
-def run_block(parts: Parts, weights: PlainWeights, x: Tensor) -> tuple[Tensor, Values]:
-    """What leaves a block, and the values in it by point, without the block's name."""
+class _MiddleError(Exception):
+    """Ends a run in the middle of its last block."""
+
+
+def run_block(parts: Parts, weights: PlainWeights, x: Tensor, *, half: bool = False) -> tuple[Tensor, Values]:
+    """What leaves a block, and the values in it by point, without the block's name; with `half`, those up to "mid"."""
     values: Values = {"block<": x}
-    x = values["block>"] = parts.wiring(PlainBlock(parts, weights, recorder(values)), x)
+    record = recorder(values)
+
+    def until_middle(name: str, value: Tensor) -> Tensor:
+        if name == "mid":
+            raise _MiddleError
+        return record(name, value)
+
+    with contextlib.suppress(_MiddleError):
+        x = values["block>"] = parts.wiring(PlainBlock(parts, weights, until_middle if half else record), x)
     return x, values
 
 

@@ -131,6 +131,8 @@ class Trials:
         self.observed = evidence.observed[evidence.point]
         self.without = relative_error(self.observed, evidence.expected_at(evidence.point))
         self.size = size_of(self.observed)  # what reproduces the observed values is as large
+        where = kind_of(evidence.runs.ckpt(evidence.point))
+        self.early = where == "resid_pre" or where.startswith(("ln1.", "attn."))  # before the middle of its block
 
     def outcome(self, suspect: Suspect) -> tuple[Cause | None, float]:
         """The cause that a suspect is, if it is one, and how far what it computes is from what was observed."""
@@ -138,12 +140,23 @@ class Trials:
         where = Span(evidence.runs.ids) if suspect.is_of_order else self.span
         if not self.may_reproduce(suspect, where):
             return None, math.inf
-        made = _made(suspect, evidence, where)
+        made = self._made(suspect, where)
         gap = relative_error(self.observed, made[evidence.point]) if evidence.point in made else math.inf
         if gap >= BEYOND_ROUNDING or gap >= 0.01 * self.without:
             return None, gap
         cause = _extent(suspect, evidence)
-        return cause if cause.complete or _agree(made, evidence, _until(evidence)) else None, gap
+        if cause.complete:
+            return cause, gap
+        made = _made(suspect, evidence, where) if self.early else made
+        return cause if evidence.point in made and _agree(made, evidence, _until(evidence)) else None, gap
+
+    def _made(self, suspect: Suspect, span: Span, *, coarsely: bool = False) -> Mapping[str, Tensor]:
+        """What a model with a mistake computes as far as the first point that differs, which may be half a block."""
+        if self.early:
+            made = _made(suspect, self.evidence, replace(span, half=True), coarsely=coarsely)
+            if self.evidence.point in made:
+                return made
+        return _made(suspect, self.evidence, span, coarsely=coarsely)
 
     def may_reproduce(self, mistake: Suspect, span: Span) -> bool:
         """Whether a mistake, computed in float32, is near enough to what was observed to be computed in float64."""
@@ -153,7 +166,7 @@ class Trials:
             return True
         few = span.last >= self.evidence.n_layer and self.evidence.point == LOGITS and not mistake.is_of_logits
         step = max(1, self.observed.size(-1) // FEW) if few else 1
-        made = _made(mistake, self.evidence, replace(span, step=step), coarsely=True).get(self.evidence.point)
+        made = self._made(mistake, replace(span, step=step), coarsely=True).get(self.evidence.point)
         if made is None:
             return False
         made = made.double()
