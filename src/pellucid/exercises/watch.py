@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -23,11 +24,20 @@ from pellucid.numerics.dispatch import DispatchMode
 
 @dataclass(frozen=True)
 class _Seen:
-    """A tensor that was computed."""
+    """A tensor that was computed, whose numbers are sorted only when they are asked for: not for a right answer."""
 
-    numbers: Tensor  # in ascending order
-    ends: tuple[float, float]  # the first and the last of them, by which most others are told from it
+    values: Tensor  # a copy, since later code may write into it
     where: tuple[str, int] | None  # the line of code that did it
+
+    @cached_property
+    def numbers(self) -> Tensor:
+        """In ascending order."""
+        return _in_order(self.values)
+
+    @cached_property
+    def ends(self) -> tuple[float, float]:
+        """The first and the last of them, by which most others are told from it."""
+        return _ends(self.numbers)
 
 
 class Watch(DispatchMode):
@@ -43,8 +53,7 @@ class Watch(DispatchMode):
         for tensor in pytree.tree_leaves(result):
             if isinstance(tensor, Tensor) and tensor.is_floating_point() and tensor.numel() > 1:
                 self.coarse |= tensor.dtype != torch.float64
-                numbers = _in_order(tensor)
-                self._seen.append(_Seen(numbers, _ends(numbers), current_line()))
+                self._seen.append(_Seen(tensor.detach().clone(), current_line()))
         return result
 
     def showed(self, value: Tensor, tolerance: float) -> bool:
@@ -59,7 +68,7 @@ class Watch(DispatchMode):
         return (
             number
             for number, seen in enumerate(self._seen, 1)
-            if seen.numbers.numel() == size
+            if seen.values.numel() == size
             and not any(abs(a - b) > gap for a, b in zip(seen.ends, ends, strict=True))
             and apart(seen.numbers, wanted) <= tolerance
         )
@@ -71,7 +80,7 @@ class Watch(DispatchMode):
     def line_after(self, value: Tensor | None, size: int, tolerance: float) -> str | None:
         """The first line behind the last that computed some numbers which makes a tensor of a size."""
         start = max(self._places(value, tolerance), default=0) if value is not None else 0
-        sizes = (n for n, seen in enumerate(self._seen, 1) if n > start and seen.numbers.numel() == size)
+        sizes = (n for n, seen in enumerate(self._seen, 1) if n > start and seen.values.numel() == size)
         return self._line(next(sizes, None))
 
     def _line(self, number: int | None) -> str | None:
