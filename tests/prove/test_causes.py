@@ -17,9 +17,11 @@ from torch import Tensor
 
 import pellucid as pl
 import support
+from pellucid.families import Span
 from pellucid.gpt2.family import GPT2
 from pellucid.gpt2.formulas import PlainWeights, Sizes
 from pellucid.gpt2.mistakes import known_mistakes
+from pellucid.gpt2.parts import RIGHT, run_parts
 from pellucid.prove import comparison, runs
 from pellucid.prove.units import units_of
 
@@ -332,6 +334,15 @@ def test_the_other_constants_of_gelu(one: pl.CkptedTransformer) -> None:
         report = pl.compare(model, with_activation(course(model), function), IDS)
         assert report.verdict == "equivalent", report
         assert "so that this is rounding" in " ".join(report.notes)
+
+
+def test_half_a_block_is_the_first_half_of_it(one: pl.CkptedTransformer) -> None:
+    weights = PlainWeights(Sizes.of(one.config), units_of(one))
+    span = Span(IDS, 0, 0, torch.randn(2, 7, 24))
+    whole, half = (run_parts(RIGHT, weights, replace(span, half=half)) for half in (False, True))
+    assert all(torch.equal(value, whole[name]) for name, value in half.items())
+    kinds = {name.removeprefix("blocks.0.") for name in whole.keys() - half.keys()}
+    assert kinds == {"mid", "ln2<", "ln2>", "mlp<", "in<", "in>", "out<", "out>", "mlp>", "block>"}
 
 
 def test_another_name_for_the_same_function_is_no_cause(small: pl.CkptedTransformer) -> None:
