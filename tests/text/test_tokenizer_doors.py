@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tokenizers
 import transformers
@@ -115,6 +117,80 @@ def test_what_other_libraries_made_is_told_apart(own: pl.Tokenizer, folder: Path
         with pytest.raises(pl.InputError, match=f"{type(nothing).__name__} given") as caught:
             pl.Tokenizer(nothing)  # pyright: ignore[reportArgumentType]
         assert "docs/tokens.md" in caught.value.remedy
+
+
+class Bare:
+    """Nothing but text to ids and back."""
+
+    own: pl.Tokenizer
+
+    def __init__(self, own: pl.Tokenizer) -> None:
+        self.own = own
+
+    def encode(self, text: str) -> Any:
+        return self.own.encode(text)
+
+    def decode(self, ids: Any) -> str:
+        return self.own.decode(ids)
+
+
+class Arrays(Bare):
+    def encode(self, text: str) -> Any:
+        return np.array(self.own.encode(text))
+
+
+class LikeTiktoken(Bare):
+    """Takes Python's whole numbers alone, and knows its size by another name."""
+
+    n_vocab = 4096
+
+    def decode(self, tokens: list[int], errors: str = "replace") -> str:  # pyright: ignore[reportIncompatibleMethodOverride]
+        assert {*map(type, tokens)} <= {int}
+        return self.own.decode(tokens)
+
+
+class Strict(Bare):
+    def decode(self, ids: Any) -> str:
+        if (text := self.own.decode(ids)).endswith("\ufffd"):
+            raise UnicodeDecodeError("utf-8", b"x", 0, 1, "unexpected end of data")
+        return text
+
+
+OWN: dict[str, Callable[[pl.Tokenizer, Path], Any]] = {
+    "bare": lambda own, folder: Bare(own),
+    "arrays": lambda own, folder: Arrays(own),
+    "like tiktoken": lambda own, folder: LikeTiktoken(own),
+    "strict about bytes": lambda own, folder: Strict(own),
+    "transformers'": lambda own, folder: transformers.AutoTokenizer.from_pretrained(folder),
+}
+
+
+@pytest.mark.parametrize("kind", OWN)
+def test_text_to_ids_and_back_is_all_that_a_tokenizer_has_to_do(kind: str, own: pl.Tokenizer, folder: Path) -> None:
+    model, given = pl.load(), OWN[kind](own, folder)
+    text = f"{TEXT} ☃"
+
+    def seen() -> list[Any]:
+        _, ckpts = model.run_with_ckpts(text, names="resid_post")
+        return [
+            ckpts.batch.strings, model.generate(TEXT, max_new_tokens=6, stop=[" wa"]).text,
+            "".join(token.text for token in model.stream(TEXT, max_new_tokens=3)), str(pl.lens.logit(ckpts)),
+            str(ckpts.to_xarray()),
+        ]  # fmt: skip
+
+    expected = seen()
+    model.tokenizer = given
+    assert seen() == expected
+    assert model.tokenizer is not None
+    assert model.tokenizer.own is own if isinstance(given, Bare) else model.tokenizer.pad_token is None
+    assert copy.deepcopy(model).tokenize(text).strings == expected[0]
+    assert pl.compare(pl.load(), pl.load(), inputs=TEXT, tokenizer=given)
+    if kind in ("bare", "arrays", "strict about bytes"):
+        with pytest.raises(pl.InputError, match="has no __len__") as caught:
+            len(model.tokenizer)
+        assert caught.value.code == "tokenizer-kind"
+    else:
+        assert len(model.tokenizer) == 4096
 
 
 WAYS = {

@@ -15,7 +15,8 @@ from pellucid.listing import Listed, Listing
 from pellucid.run.activations import ActivationCkpts
 from pellucid.schema import Schema
 from pellucid.text.batch import without_pads
-from pellucid.text.tokenizer import UNFINISHED, Tokenizer
+from pellucid.text.borrowed import UNFINISHED
+from pellucid.text.tokenizer import Tokenizer
 
 Stop = str | int | Iterable[str | int] | None
 """Strings and ids that end a text."""

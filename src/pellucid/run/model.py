@@ -34,11 +34,12 @@ from pellucid.run.taps import EditTap, Recorder, Start, beginning, captured, unc
 from pellucid.tap import Chain, StopAfter, Stopped, Tap
 from pellucid.text.batch import Batch, Inputs
 from pellucid.text.batching import Batcher
+from pellucid.text.borrowed import HasTokenizer
 from pellucid.text.tokenizer import Tokenizer
 from pellucid.weights import load
 
 
-class CkptedTransformer(GeneratingTransformer):
+class CkptedTransformer(HasTokenizer, GeneratingTransformer):
     """A model, such as GPT-2, in which every intermediate value passes through a named checkpoint.
 
     Args:

@@ -21,6 +21,7 @@ from pellucid.json_config import Config
 from pellucid.numerics.products import is_batched
 from pellucid.text import ids
 from pellucid.text.batch import Batch, Inputs, mask_beside
+from pellucid.text.borrowed import complete
 from pellucid.text.ids import Table
 from pellucid.text.tokenizer import Tokenizer
 from pellucid.text.tokenizer_files import Tokenizes, no_tokenizer
@@ -43,6 +44,7 @@ class Batcher:
             return
         if not isinstance(given, Tokenizes) or isinstance(given, tokenizers.Tokenizer):
             raise no_tokenizer(given, "a tokenizer")
+        object.__setattr__(self, "tokenizer", complete(given))
 
     def __call__(self, inputs: Inputs, mask: Any = None, padding_side: str = "left") -> Batch:
         """Batch whatever `Inputs` allows.

@@ -17,12 +17,10 @@ from pellucid.check import as_whole, path_of
 from pellucid.dialects import named_arguments
 from pellucid.errors import InputError, NotFoundError, WeightsError, shown, warn
 from pellucid.text import tokenizer_files
+from pellucid.text.borrowed import text_behind
 from pellucid.text.ids import listed
 from pellucid.text.tokenizer_files import Encoding, as_tensors, no_text, no_tokenizer, several
 from pellucid.weights.manifests import is_there
-
-UNFINISHED = "\ufffd"
-"""How bytes are decoded that are no character, or not yet one."""
 
 _ENDS = ("<|endoftext|>", "</s>", "<eos>")
 _BEGINNINGS = ("<|endoftext|>", "<s>", "<bos>")
@@ -226,10 +224,7 @@ class Tokenizer(metaclass=_Named):
         if skip_special_tokens:
             special = {token for token, added in self._backend.get_added_tokens_decoder().items() if added.special}
             own = [token for token in own if token not in special]
-        beginning = self._backend.decode(before, skip_special_tokens=False)
-        whole = self._backend.decode([*before, *own], skip_special_tokens=False)
-        stands_apart = beginning.endswith(UNFINISHED) or not whole.startswith(beginning)
-        return self._backend.decode(own, skip_special_tokens=False) if stands_apart else whole.removeprefix(beginning)
+        return text_behind(lambda ids: self._backend.decode(ids, skip_special_tokens=False), own, before)
 
     def batch_decode(self, rows: Iterable[Any], *, skip_special_tokens: bool = False) -> list[str]:
         """The text of each row of ids."""

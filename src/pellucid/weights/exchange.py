@@ -149,6 +149,7 @@ class SavableTokenizer(Protocol):
 
 
 def _tokenizer_files(tokenizer: object) -> Mapping[str, str]:
+    tokenizer = getattr(tokenizer, "borrowed", tokenizer)
     if isinstance(tokenizer, SavableTokenizer):
         return tokenizer.files()
     if tokenizer is not None:

@@ -1,0 +1,109 @@
+"""A tokenizer of the caller's own: the calls that labels and streams need, made of its `encode` and `decode`."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import tokenizers
+
+from pellucid.errors import InputError
+from pellucid.text.ids import listed
+from pellucid.text.tokenizer_files import Tokenizes
+
+UNFINISHED = "\ufffd"
+"""How bytes are decoded that are no character, or not yet one."""
+
+
+def text_behind(decode: Callable[[list[int]], str], own: list[int], before: list[int]) -> str:
+    """The text of ids, where `before` are ids in front of them that are not part of it.
+
+    Some tokens begin with a space that is dropped where a text begins.
+    """
+    if not before:
+        return decode(own)
+    beginning, whole = decode(before), decode([*before, *own])
+    stands_apart = beginning.endswith(UNFINISHED) or not whole.startswith(beginning)
+    return decode(own) if stands_apart else whole.removeprefix(beginning)
+
+
+def complete(tokenizer: Any) -> Any:
+    """A tokenizer with every call that a model uses; itself if it has them, or if it is none."""
+    if not isinstance(tokenizer, Tokenizes) or isinstance(tokenizer, (tokenizers.Tokenizer, Borrowed)):
+        return tokenizer
+    has_calls = hasattr(tokenizer, "pieces") and hasattr(tokenizer, "__len__")
+    return tokenizer if has_calls and "after" in _arguments(tokenizer.decode) else Borrowed(tokenizer)
+
+
+class Borrowed:
+    """A tokenizer that has `encode` and `decode`; everything else that it has is found here, too.
+
+    Args:
+        borrowed: The caller's.
+    """
+
+    def __init__(self, borrowed: Tokenizes) -> None:
+        self.borrowed = borrowed
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text, as it gives them."""
+        return listed(self.borrowed.encode(text))
+
+    def decode(self, ids: Any, *, after: Iterable[int] = (), skip_special_tokens: bool = False) -> str:
+        """The text of one id or several, where `after` are ids in front of them that are not part of it."""
+        asked = skip_special_tokens and "skip_special_tokens" in _arguments(self.borrowed.decode)
+        options: dict[str, Any] = {"skip_special_tokens": True} if asked else {}
+
+        def decoded(some: list[int]) -> str:
+            try:
+                return self.borrowed.decode(some, **options)
+            except UnicodeDecodeError:  # the bytes of a part of a character
+                return UNFINISHED
+
+        return text_behind(decoded, listed(ids), listed(after))
+
+    def pieces(self, ids: Iterable[int]) -> list[str]:
+        """Each id alone, as it is within a text, for labels."""
+        return [self.decode([i], after=[i]) for i in listed(ids)]
+
+    def __len__(self) -> int:
+        sizes = (getattr(self.borrowed, name, None) for name in ("n_vocab", "vocab_size"))
+        size = len(self.borrowed) if hasattr(self.borrowed, "__len__") else next(filter(None, sizes), None)  # pyright: ignore[reportArgumentType]
+        if not isinstance(size, int):
+            raise InputError(
+                f"tokenizer: {type(self.borrowed).__name__} has no __len__, n_vocab or vocab_size.",
+                code="tokenizer-kind",
+                remedy="Give it the calls that docs/tokens.md lists.",
+            )
+        return size
+
+    def __bool__(self) -> bool:
+        return True
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "borrowed":  # of a copy that is being made
+            raise AttributeError(name)
+        if name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            return getattr(self.borrowed, name, None)
+        return getattr(self.borrowed, name)
+
+
+class HasTokenizer:
+    """What holds a tokenizer, whose every call works, whatever the caller put there."""
+
+    @property
+    def tokenizer(self) -> Any:
+        """What reads and writes texts; what a caller's own lacks is made of its `encode` and `decode`."""
+        return self._tokenizer
+
+    @tokenizer.setter
+    def tokenizer(self, given: Any) -> None:
+        self._tokenizer = complete(given)
+
+
+def _arguments(call: Any) -> set[str]:
+    try:
+        return set(inspect.signature(call).parameters)
+    except (TypeError, ValueError):  # what is not Python has no signature
+        return set()
