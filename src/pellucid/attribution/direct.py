@@ -101,7 +101,9 @@ def direct(
     if rest is not None:
         parts.append(rest)
     real = ckpts.batch.mask.cpu()[:, ckpts.columns]
-    return labelled(parts, ckpts, place, real, by=by, target=shown(target))
+    units = {} if getattr(target, "ndim", 0) else {"units": "logits"}  # of a direction, they are the caller's
+    title = f"direct attribution by {by}"
+    return labelled(parts, ckpts, place, real, by=by, target=shown(target), title=title, **units)
 
 
 @dataclass(frozen=True)
