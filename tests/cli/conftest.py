@@ -1,5 +1,7 @@
 """How the tests of the command line run it: in this process, as one who types at a pipe."""
 
+import copy
+import functools
 import json
 from collections.abc import Callable
 from typing import Any
@@ -7,6 +9,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
+import pellucid as pl
 from pellucid.cli import app
 
 Run = Callable[..., Result]
@@ -17,6 +20,33 @@ def _plain_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither width nor colour comes from whoever runs the tests."""
     for name in ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
         monkeypatch.delenv(name, raising=False)
+
+
+AS_IT_IS: dict[str, Any] = {"dtype": "float32", "numerics": "exact", "config": None, "ignore_config": ()}
+"""How a verb opens a model of which nothing else was said."""
+
+
+@functools.cache
+def _read() -> tuple[pl.CkptedTransformer, dict[int, Any], list[int]]:
+    """The bundled model, what its copies share with it, and how often each tensor was written to."""
+    model = pl.load()
+    shared = [*model.parameters(), model.tokenizer]
+    return model, {id(one): one for one in shared}, [one._version for one in model.parameters()]
+
+
+@pytest.fixture(autouse=True)
+def _the_bundled_model_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A verb gets a model of its own around the same tensors: to read it takes longer than most of what verbs do."""
+    plain = pl.load
+    model, shared, written = _read()
+
+    def load(name: Any = None, **options: Any) -> pl.CkptedTransformer:
+        if name not in (None, "bundled") or options not in ({}, AS_IT_IS):
+            return plain(name, **options)
+        assert [one._version for one in model.parameters()] == written, "a verb has changed the model"
+        return copy.deepcopy(model, {**shared})
+
+    monkeypatch.setattr(pl, "load", load)
 
 
 @pytest.fixture
