@@ -20,11 +20,12 @@ Each error says where, what was given and what was expected; `code` is stable an
 from __future__ import annotations
 
 import difflib
+import re
 import reprlib
 import sys
 import unicodedata
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 LONGEST = 4000
 """Characters of a remedy or a warning: whatever a file says, the reader sees the beginning and the end of it."""
@@ -105,6 +106,25 @@ class MissingExtraError(PellucidError, ImportError):
 
 class PellucidWarning(UserWarning):
     """Something that is allowed but that the reader should know, such as weights that hold NaN."""
+
+
+PYTHON = re.compile(r"\w=|\bpl\.|\w\(|`\w+\.\w+`")
+"""How remedies look that are Python."""
+
+_QUOTED = re.compile(r"'[^']*'")
+"""Names of files, in which anything may stand."""
+
+Words = str | tuple[str, str | Callable[[re.Match[str]], str]]
+"""A remedy, or a pattern in the library's own remedy and what replaces it."""
+
+
+def elsewhere(remedy: str, words: Words | None) -> str:
+    """Return a remedy in the words of a place that is not Python; what can only be done in Python is said to be."""
+    if isinstance(words, str):
+        return words
+    if words is not None:
+        remedy = re.sub(words[0], words[1], remedy, flags=re.DOTALL)
+    return f"In Python: {remedy}" if PYTHON.search(_QUOTED.sub("", remedy)) else remedy
 
 
 _NOT_THE_CALLERS = frozenset({"pellucid", "torch", "contextlib"})

@@ -18,7 +18,7 @@ import pytest
 
 from following import SOURCE
 from pellucid.cli import VERBS, load_verb
-from pellucid.cli.shared.failures import PYTHON, WORDS, remedy_here
+from pellucid.cli.shared.failures import WORDS, remedy_here
 
 Site = tuple[str, str]
 """Code and remedy."""

@@ -15,8 +15,9 @@ from safetensors.torch import load_file, save_file
 import pellucid as pl
 from following import Typed, typed
 from pellucid.cli import VERBS
-from pellucid.cli.shared.failures import PYTHON, WORDS, remedy_here
+from pellucid.cli.shared.failures import WORDS, remedy_here
 from pellucid.cli.shared.texts import read_text
+from pellucid.errors import PYTHON
 from pellucid.fast import compiled
 from pellucid.open import BUNDLED
 

@@ -14,7 +14,7 @@ import torch
 
 import pellucid as pl
 from following import Typed, typed
-from pellucid.cli.shared.failures import PYTHON
+from pellucid.errors import PYTHON
 
 CLEAN, CORRUPTED = "Tom has a ball. Tom likes the", "Tom has a cat. Tom likes the"
 BALL, CAT = 903, 753

@@ -7,6 +7,8 @@ import base64
 import functools
 import http.client
 import json
+import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -26,9 +28,12 @@ from watched_page import Watched
 
 import pellucid as pl
 from following import Case, follow, params
-from pellucid.cli import app
+from pellucid.cli import app, load_verb
+from pellucid.errors import PYTHON, elsewhere
 from pellucid.viewer import Trace, answers, serving, tabs
+from pellucid.viewer.remedies import WORDS
 from pellucid.viewer.tabs import MOST_SESSIONS, Session, Tabs
+from pellucid.weights.hub import BUNDLED
 
 TEXT = "Once upon a time"
 Open = Callable[..., Watched]
@@ -476,10 +481,51 @@ def test_neighbours_and_another_model(client: Client, bundled: pl.CkptedTransfor
     again = manifold.TSNE(perplexity=3, random_state=1, init="pca").fit_transform(vectors.numpy())
     np.testing.assert_allclose(first["points"], again, rtol=1e-3, atol=1e-3)
     assert client.json("tsne", expect=400, name="blocks.1.attn.ckpt_pattern")["error"]["code"] == "request-field"
-    assert client.json("compare", expect=400, other="nowhere/at-all")["error"]["code"].startswith("hub-")
     compared = client.json("compare", other="bundled")
     assert compared["report"]["verdict"] == "identical"
     assert compared["ties"]
+
+
+PATCH = {"name": "attn.ckpt_z", "layer": 1, "how": "patch", "other": "Once"}
+ON_THE_PAGE: list[tuple[str, str, dict[str, Any], str, dict[str, Any]]] = [
+    ("hub-offline", "compare", {"other": "nowhere/at-all"}, "a folder or a file on this machine", {"other": "bundled"}),
+    ("config-needed", "compare", {"other": "alone.safetensors"}, "Put the config.json", {"other": "alone.safetensors"}),
+    ("empty-text", "run", {"text": ""}, "Write some text.", {"text": TEXT}),
+    ("no-tokenizer", "run", {"text": TEXT}, "Write token ids in its place, such as 1 2 3", {"text": "1 2 3"}),
+    ("no-tokenizer", "lens", {"token": " a"}, "Write token ids in its place, such as 1 2 3", {"token": "3"}),
+    ("too-long", "generate", {"ids": [5] * 256, "max_new_tokens": 1}, "Go back to an earlier token",
+     {"ids": [5] * 9, "max_new_tokens": 1}),
+    ("patch-of-another-length", "edit", {"edits": [PATCH]}, "at one token alone", {"edits": [{**PATCH, "pos": 0}]}),
+    ("unknown-checkpoint", "values", {"name": "nowhere"}, "The atlas lists", {"name": "blocks.3.resid_pre"}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("code", "verb", "asked", "remedy", "instead"), ON_THE_PAGE)
+def test_a_remedy_can_be_followed_on_the_page(
+    code: str, verb: str, asked: dict[str, Any], remedy: str, instead: dict[str, Any], client: Client,
+    model: pl.CkptedTransformer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(answers, "compare_models", lambda *_, **__: SimpleNamespace(to_json=lambda: "{}"))
+    shutil.copyfile(BUNDLED / "model.safetensors", "alone.safetensors")
+    if code == "no-tokenizer":
+        monkeypatch.setattr(model, "tokenizer", None)
+        client.session = code
+        client.post("run", text="1, 2 3")
+    error = client.json(verb, expect=400, **asked)["error"]
+    assert error["code"] == code
+    assert remedy in error["remedy"]
+    assert not PYTHON.search(error["remedy"])
+    if code == "config-needed":
+        shutil.copyfile(BUNDLED / "config.json", "config.json")
+    assert client.post(verb, **instead)[0] == 200
+
+
+@pytest.mark.parametrize("words", WORDS.values())
+def test_the_options_that_the_page_names_are_those_of_the_verbs(words: str | tuple[str, Any]) -> None:
+    said = elsewhere("pass ignore_config=['a'], or allow the network once", words)
+    for verb, option in re.findall(r"`pellucid (\w+)` takes (--[\w-]+)", said):
+        assert option in {long for one in load_verb(verb).params for long in one.opts}
 
 
 def has_ipv6() -> bool:

@@ -32,6 +32,7 @@ from pellucid.viewer.tabs import (
     Request,
     Session,
     Tabs,
+    as_written,
     edits_of,
     entry_of,
     misread,
@@ -54,7 +55,7 @@ Answer = Mapping[str, Any] | Trace
 
 def run(tabs: Tabs, session: Session, asked: Request) -> Answer:
     """Run a text, perhaps with edits."""
-    one = run_text(tabs.model, text_of(asked), _edits(tabs.model, asked))
+    one = run_text(tabs.model, text_of(tabs.model, asked), _edits(tabs.model, asked))
     trace = traced(
         one, asked.get("target"), SERVED, tabs.sae
     )  # first: a target that is none leaves the tab where it was
@@ -134,7 +135,7 @@ def _edits(model: CkptedTransformer, asked: Request) -> list[Edit]:
             found.append(Edit.mean_ablate(full, **where))
         elif how == "patch" and (one.get("other") or asked.get("other")):
             text = one.get("other") or asked["other"]
-            others[text] = others.get(text) or run_text(model, text)
+            others[text] = others.get(text) or run_text(model, as_written(model, text))
             found.append(Edit.patch(full, others[text].ckpts, **where))
         else:
             raise misread("edits", how, "'zero', 'mean', or 'patch' with another text as other")
@@ -159,7 +160,7 @@ def values(tabs: Tabs, session: Session, asked: Request) -> Answer:
 def read_lens(tabs: Tabs, session: Session, asked: Request) -> Answer:
     """Rank and log-probability of a token through the layers; and at one cell, what heads and MLPs add to its logit."""
     one = tabs.run_of(session, asked)
-    token = token_of(asked, "token")
+    token = token_of(tabs.model, asked, "token")
     seen = [lens.logit(one.ckpts, "blocks.0.resid_pre"), lens.logit(one.ckpts)]
     shape = (-1, one.n_tokens)
     found: dict[str, Any] = {
@@ -193,8 +194,8 @@ def _at_a_cell(one: OneText, token: Any, layer: int, pos: int) -> dict[str, Any]
 def attribute(tabs: Tabs, session: Session, asked: Request) -> Answer:
     """What each component and each source token adds to a token's logit, or to the difference of two."""
     one = tabs.run_of(session, asked)
-    pos, token = entry_of(asked, "pos", one.n_tokens), token_of(asked, "token")
-    target = token if asked.get("minus") is None else (token, token_of(asked, "minus"))
+    pos, token = entry_of(asked, "pos", one.n_tokens), token_of(tabs.model, asked, "token")
+    target = token if asked.get("minus") is None else (token, token_of(tabs.model, asked, "minus"))
     parts = attribution.direct(one.ckpts, target, by="head")
     sources = attribution.sources(one.ckpts, target).values[:, 0, pos]
     shape = (one.ckpts.n_layer, one.ckpts.schema.sizes["head"], one.n_tokens)
@@ -239,7 +240,7 @@ def tokens(tabs: Tabs, session: Session, asked: Request) -> Iterator[Token]:
     session.cancelled = Event()
     given = {"max_new_tokens": asked["max_new_tokens"]} if asked.get("max_new_tokens") is not None else {}
     seed, how = asked.get("seed", 0), sampler_of(asked)
-    return tabs.model.stream(text_of(asked), sampler=how, seed=seed, explain=True, **given)
+    return tabs.model.stream(text_of(tabs.model, asked), sampler=how, seed=seed, explain=True, **given)
 
 
 def told(model: CkptedTransformer, token: Token) -> Mapping[str, Any]:

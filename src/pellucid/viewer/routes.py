@@ -9,11 +9,12 @@ from collections.abc import AsyncGenerator, Iterator
 from typing import Any
 
 from pellucid._version import __version__
-from pellucid.errors import InputError, PellucidError
+from pellucid.errors import InputError, PellucidError, elsewhere
 from pellucid.extras import need
 from pellucid.generate.generation import Token
 from pellucid.viewer import answers, views
 from pellucid.viewer.container import Trace
+from pellucid.viewer.remedies import WORDS
 from pellucid.viewer.tabs import FIELDS, MOST_SESSIONS, Session, Tabs, misread, refuse_unknown
 from pellucid.viewer.traces import traced
 
@@ -150,7 +151,7 @@ def _event(kind: str, content: Any) -> str:
 
 
 def _content(fault: PellucidError) -> dict[str, str]:
-    return {"code": fault.code, "message": fault.message, "remedy": fault.remedy}
+    return {"code": fault.code, "message": fault.message, "remedy": elsewhere(fault.remedy, WORDS.get(fault.code))}
 
 
 def _unusable(problem: BaseException) -> InputError:

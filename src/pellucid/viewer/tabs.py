@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import OrderedDict
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -61,21 +62,29 @@ def edits_of(asked: Request) -> list[Change]:
     return value
 
 
-def text_of(asked: Request) -> Any:
+def text_of(model: CkptedTransformer, asked: Request) -> Any:
     """The text, or its ids."""
     if isinstance(asked.get("ids"), list):
         return [asked["ids"]]
     if isinstance(asked.get("text"), str):
-        return asked["text"]
+        return as_written(model, asked["text"])
     raise misread("text", asked.get("text"), "a text, or ids")
 
 
-def token_of(asked: Request, name: str) -> int | str:
+def as_written(model: CkptedTransformer, text: str) -> Any:
+    """A text as somebody wrote it: of a model without a tokenizer, ids such as `1 2 3`."""
+    if model.tokenizer is None and re.fullmatch(r"[\s,]*\d[\d\s,]*", text):
+        return [[int(one) for one in re.findall(r"\d+", text)]]
+    return text
+
+
+def token_of(model: CkptedTransformer, asked: Request, name: str) -> int | str:
     """A field that holds a token."""
     token = asked.get(name)
     if not isinstance(token, (int, str)):
         raise misread(name, token, "a token's id or its text")
-    return token
+    written = as_written(model, token) if isinstance(token, str) else token
+    return written[0][0] if isinstance(written, list) else written
 
 
 def entry_of(asked: Request, name: str, count: int) -> int:

@@ -17,7 +17,7 @@ import typer
 from rich.text import Text
 
 from pellucid.cli.shared.screen import LOST_OUTPUT, show_json, tell
-from pellucid.errors import NotFoundError, PellucidError, PellucidWarning
+from pellucid.errors import NotFoundError, PellucidError, PellucidWarning, Words, elsewhere
 
 
 class Exit(enum.IntEnum):
@@ -123,7 +123,7 @@ _NOTHING = "Give some text; to start from nothing, add --bos."
 _OF_THE_FILE = "Correct generation_config.json, or leave --sampler file out."
 _NAMES = "`pellucid run --list` lists them all, with -m for another model than the bundled one."
 
-WORDS: Mapping[str, str | tuple[str, str | Callable[[re.Match[str]], str]]] = {
+WORDS: Mapping[str, Words] = {
     "attribute empty-text": _NOTHING,
     "attribution-not-finite": "Give a model whose weights are finite.",
     "beams-vocabulary": "Give --num-beams 1.",
@@ -188,6 +188,7 @@ WORDS: Mapping[str, str | tuple[str, str | Callable[[re.Match[str]], str]]] = {
     "sae-not-supported": (r" If the tensors are of .*", ""),
     "sae-width": "Give the model that the autoencoder was trained on, -m MODEL; --sae-at names another checkpoint.",
     "sampler-setting": "`pellucid generate --help` says what each option takes.",
+    "serve no-tokenizer": "Give the tokenizer: --tokenizer tokenizer.json; or leave --text out.",
     "texts-of-unequal-length": (
         r"Give align=.*",
         "Give texts of as many tokens, or --align, which pairs the tokens that both share.",
@@ -198,21 +199,10 @@ WORDS: Mapping[str, str | tuple[str, str | Callable[[re.Match[str]], str]]] = {
 }
 """Code of an error, perhaps behind a verb -> the remedy, or a pattern in the library's remedy and what replaces it."""
 
-PYTHON = re.compile(r"\w=|\bpl\.|\w\(|`\w+\.\w+`")
-"""How remedies look that are Python."""
-
 FILE = re.compile(r"Correct the file, or set model\.generation")
 """How the remedies of a file's settings look, whose codes are those of the arguments."""
-
-_QUOTED = re.compile(r"'[^']*'")
-"""Names of files, in which anything may stand."""
 
 
 def remedy_here(code: str, remedy: str, verb: str = "") -> str:
     """Return a remedy that can be followed on the command line, at a verb."""
-    words = _OF_THE_FILE if FILE.search(remedy) else WORDS.get(f"{verb} {code}", WORDS.get(code))
-    if isinstance(words, str):
-        return words
-    if words is not None:
-        remedy = re.sub(words[0], words[1], remedy, flags=re.DOTALL)
-    return f"In Python: {remedy}" if PYTHON.search(_QUOTED.sub("", remedy)) else remedy
+    return elsewhere(remedy, _OF_THE_FILE if FILE.search(remedy) else WORDS.get(f"{verb} {code}", WORDS.get(code)))
