@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -298,6 +299,10 @@ def _opened(model: CkptedTransformer) -> tuple[str, str | None] | None:
     return f"pl.load({', '.join(given + more)})", None if others else shlex.join(shell)
 
 
+_NO_ARGUMENT = re.compile(r"^-|\0|^\S+\.\w+$")
+"""Texts that a command would take for an option, for standard input or for a file, or that no shell can pass on."""
+
+
 def _calls(one: OneText) -> dict[str, str | None]:
     """How this run is made again, in Python and on the command line; None for what cannot be said in a line."""
     opened = _opened(one.model)
@@ -314,6 +319,7 @@ def _calls(one: OneText) -> dict[str, str | None]:
         python = f"{begun}pl.view(model, {given}{more})"
         values = f"{begun}logits, ckpts = model.run_with_ckpts({given}{more})"
     if opened[1] is not None and not edits:
-        words = shlex.quote(text) if again else "--ids " + ",".join(map(str, ids))
+        typed = again and not _NO_ARGUMENT.search(text)
+        words = shlex.quote(text) if typed else "--ids " + ",".join(map(str, ids))
         shell = " ".join(part for part in ("pellucid view", words, opened[1], "--html page.html") if part)
     return {"python": python, "shell": shell, "values": values}
