@@ -57,8 +57,8 @@ function valuesOf(base: Trace, edits: Edit[]): string | null {
     return `pl.Edit.${kind}(${[pythonText(`blocks.${edit.layer}.${name}`) + source, ...where].join(", ")})`;
   };
   const calls = edits.flatMap((edit) => namesOf(edit).map((name) => call(edit, name)));
-  const before = others.length ? `others = [model.run_with_ckpts(other)[1] for other in [${others.map(pythonText).join(", ")}]]\n` : "";
-  return lines.replace(/^(logits, ckpts = .*)\)$/m, `${before}edits = [${calls.join(", ")}]\n$1, edits=edits)`);
+  const before = others.length ? `others = [model.run_with_ckpts(other)[1] for other in [${others.map((other) => (/ckpts\(\[\[/.test(lines) && /^[\d\s,]+$/.test(other) ? `[[${other.match(/\d+/g)}]]` : pythonText(other))).join(", ")}]]\n` : "";
+  return lines.replace(/^(logits, ckpts = .*)\)$/m, (_, run) => `${before}edits = [${calls.join(", ")}]\n${run}, edits=edits)`);
 }
 
 /** The edits that a link says; what cannot be read is no edit. */
@@ -190,7 +190,7 @@ export function chosen(app: App): Omit<Edit, "how"> {
 export function serveCommand(app: App): string {
   const { calls } = app.trace.value.header;
   const given = /^pellucid view ('(?:[^']|'"'"')*'|\S+)(.*) --html page\.html$/s.exec(calls.shell ?? "");
-  return given && !given[1].startsWith("--") ? `pellucid serve --text ${given[1]}${given[2]}` : "pellucid serve";
+  return !given ? "pellucid serve" : given[1] === "--ids" ? `pellucid serve${given[2].replace(/^ \S+/, "")}` : `pellucid serve --text ${given[1]}${given[2]}`;
 }
 
 /** The keys x (zero), X (mean), p (patch) and u (undo), wherever something is selected and nobody is writing. */

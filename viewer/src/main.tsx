@@ -2,7 +2,7 @@
 
 import { Component, render, type ComponentChildren } from "preact";
 import { useEffect, useRef } from "preact/hooks";
-import { readSource, traceOf, type Example, type Source } from "./source";
+import { readSource, type Example, type Source } from "./source";
 import { EditBar } from "./editbar";
 import { followEdits } from "./edits";
 import { App, AppContext, useApp } from "./state";
@@ -11,6 +11,7 @@ import { SCREENS } from "./screens";
 import style from "./style.css";
 import { quoted } from "./text";
 import { TokenStrip } from "./tokens";
+import { traceFrom } from "./trace";
 
 function Header() {
   const app = useApp();
@@ -42,7 +43,7 @@ function Prompts() {
   const { text } = app.trace.value.header;
   const current = app.examples.find((one) => one.text === text);
   // With a server it is run there, so that what is asked of the server later is about what is shown.
-  const opened = (example: Example) => (app.server ? app.server.trace("/api/run", { text: example.text }) : traceOf(example));
+  const opened = (example: Example) => (app.server ? app.server.trace("/api/run", { text: example.text }) : traceFrom(example.trace!));
   const choose = (example: Example) => app.attempt("Opening the example", async () => app.show(await opened(example)));
   const run = (form: HTMLFormElement) => {
     const wanted = String(new FormData(form).get("text") ?? "");
@@ -199,7 +200,7 @@ function Page() {
           <OpenReading />
           <EditBar />
           <div role="tabpanel" id="pellucid-panel" aria-labelledby={`pellucid-tab-${screen.id}`} class="screen">
-            <h1>{screen.question}</h1>
+            <h1 tabIndex={-1}>{screen.question}</h1>
             <p class="look">{screen.look}</p>
             <Guard key={screen.id}>
               <screen.view />
@@ -231,7 +232,7 @@ function adopt(scope: Document | ShadowRoot): void {
 function fail(root: HTMLElement, fault: unknown): void {
   const said = fault instanceof Error ? fault.message : String(fault);
   root.classList.add("pellucid");
-  render(<p class="fault">This page cannot be shown: {said}. Write it again with pellucid view.</p>, root);
+  render(<p class="fault">This page cannot be shown: {said}. Reload it, or make it again.</p>, root);
 }
 
 /** Show a view in an element; `given` replaces what the page's script elements hold. */

@@ -33,7 +33,10 @@ export function OpenReading() {
     if (!link) return;
     event.preventDefault();
     if (link.reading) app.read(link.reading);
-    else app.screen.value = link.screen!;
+    else {
+      app.screen.value = link.screen!;
+      requestAnimationFrame(() => app.root.querySelector("h1")!.focus());
+    }
   };
   return (
     <section class="card reading" aria-label={found.title} tabIndex={-1} ref={box}>

@@ -33,7 +33,7 @@ export class Server {
       response = await fetch(this.base + path, { ...init, credentials: "omit" });
     } catch (fault) {
       if (fault instanceof DOMException && fault.name === "AbortError") throw fault;
-      throw new ServerError("unreachable", "the server does not answer", "Start it again: pellucid serve");
+      throw new ServerError("unreachable", "the server does not answer", "Start it again, and open the address that it prints: pellucid serve");
     }
     if (response.ok) return response;
     const said = await response.json().catch(() => null);
@@ -127,8 +127,3 @@ export async function readSource(scope: ParentNode): Promise<Source> {
   return { trace, second, server, readings, examples };
 }
 
-/** The trace of an example that the page holds. */
-export async function traceOf(example: Example): Promise<Trace> {
-  if (!example.trace) throw new ServerError("no-server", "this page does not hold that example", "Start the server: pellucid serve");
-  return traceFrom(example.trace);
-}

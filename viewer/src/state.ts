@@ -265,7 +265,8 @@ export function useParam<T extends string | number | boolean>(name: string, init
 /** A command that makes numbers of the run that is shown; null if none does: of edited runs, or of a model that is in no file. */
 export function commandOf(app: App, verb: string, more = ""): string | null {
   const { shell } = app.trace.value.header.calls;
-  return shell && `${shell.replace(/^pellucid view/, `pellucid ${verb}`).replace(/ --html page\.html$/, "")} ${more}`.trimEnd();
+  // A token of bytes that are no character cannot be written.
+  return shell && !more.includes("\ufffd") ? `${shell.replace(/^pellucid view/, `pellucid ${verb}`).replace(/ --html page\.html$/, "")} ${more}`.trimEnd() : null;
 }
 
 /** The command that writes checkpoints of the run that is shown to a file. */

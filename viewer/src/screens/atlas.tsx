@@ -53,12 +53,14 @@ function Map({ chart }: { chart: Chart }) {
     const tile = tileNamed(focus.value);
     return tile ? onto(tile, width, height) : whole(width, height);
   };
-  const zoom = (x: number, y: number, factor: number) => {
+  /** False where it is as far out as it goes, so that the wheel then scrolls the page. */
+  const zoom = (x: number, y: number, factor: number): boolean => {
     const { width, height } = size.peek();
     const now = look(width, height);
-    const least = whole(width, height).scale * 0.8;
-    const scale = Math.max(least, Math.min(400, now.scale * factor));
+    const scale = Math.max(whole(width, height).scale, Math.min(400, now.scale * factor));
+    if (scale === now.scale) return false;
     eye.value = { scale, x: now.x + x / now.scale - x / scale, y: now.y + y / down(now.scale) - y / down(scale) };
+    return true;
   };
   const go = (tile: Tile | null) => {
     focus.value = tile?.point.name ?? "";
@@ -170,10 +172,7 @@ function Map({ chart }: { chart: Chart }) {
       draw,
       grid,
       differ: () => build(width, palette), // the chart holds the difference already
-      wheel: (x, y, by) => {
-        zoom(x, y, Math.exp(-by / 300));
-        return true;
-      },
+      wheel: (x, y, by) => zoom(x, y, Math.exp(-by / 300)),
       drag: (dx, dy) => {
         const at = look(width, height);
         eye.value = { ...at, x: at.x - dx / at.scale, y: at.y - dy / down(at.scale) };

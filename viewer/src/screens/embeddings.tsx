@@ -102,7 +102,7 @@ function Cloud() {
   const { tokens } = trace.header;
   const place = placeOf(app, wanted.value);
   const most = (trace.length - 1) / 3;
-  const perplexity = Math.max(1, Math.min(spread.value, most));
+  const perplexity = Math.max(1, Math.floor(Math.min(spread.value, most)));
   const canPlace = method.value !== "tsne" || (app.server !== null && trace.length >= 4);
   const near = method.value === "tsne" && canPlace;
   // Of the run that is shown; a figure asks for those of two runs in turn.

@@ -43,7 +43,7 @@ function python(app: App, other: string, lines: string): string {
 function shell(app: App, other: string): string | null {
   const { calls, tokens, model } = app.trace.value.header;
   if (!calls.shell) return null;
-  const name = / -m (\S+|'[^']*')/.exec(calls.shell)?.[1] ?? "bundled";
+  const name = / -m ('(?:[^']|'"'"')*'|\S+)( --dtype \w+)? --html page\.html$/.exec(calls.shell)?.[1] ?? "bundled";
   const ids = tokens.map((token) => token.id).join(",");
   return `pellucid compare ${name} ${shellText(other)} --ids ${ids} --dtype A=${model.dtype} --dtype B=float32`;
 }

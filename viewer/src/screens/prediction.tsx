@@ -152,8 +152,8 @@ function Draw({ settings }: { settings: () => Settings }) {
     );
   }
   const { server } = app;
-  const asked = () => ({ ...settings(), seed: seed.value, ...app.about(app.trace.value) });
-  const draw = () => app.attempt("Drawing a token", async () => void (drawn.value = await server.json<Drawn>("/api/sample", asked())));
+  const asked = () => ({ ...settings(), seed: seed.value });
+  const draw = () => app.attempt("Drawing a token", async () => void (drawn.value = await server.json<Drawn>("/api/sample", { ...asked(), ...app.about(app.trace.value) })));
   const go = (ids: number[]) => app.attempt("Running the model", () => runIds(app, ids));
   const generate = () =>
     app.attempt("Continuing the text", async () => {
@@ -161,8 +161,8 @@ function Draw({ settings }: { settings: () => Settings }) {
       running.value = { stop, text: "" };
       const ids = idsOf(app.trace.value);
       try {
-        for await (const { event, data } of server.events("/api/generate", { ids, max_new_tokens: 20, ...asked() }, stop.signal)) {
-          if (event === "error") throw Object.assign(new Error(data.error?.message ?? data.message), { remedy: data.error?.remedy ?? "" });
+        for await (const { event, data } of server.events("/api/generate", { ids, max_new_tokens: Math.max(1, Math.min(20, app.trace.value.header.model.sizes.n_ctx - ids.length)), ...asked() }, stop.signal)) {
+          if (event === "error") throw Object.assign(new Error(data.message), { remedy: data.remedy });
           if (event !== "token") continue;
           ids.push(data.id);
           running.value = { stop, text: running.value!.text + data.text };
