@@ -5,7 +5,7 @@ import { effectOf } from "./effects";
 import { useApp } from "./state";
 import { number, quoted } from "./text";
 
-const SIDES = { base: "Base", edited: "Edited", difference: "Difference" };
+const SIDES = ["base", "edited", "difference"];
 
 export function EditBar() {
   const app = useApp();
@@ -24,10 +24,10 @@ export function EditBar() {
     <section class="edit-bar" aria-label="Edits">
       <fieldset class="segments">
         <legend class="sr">Which run every panel shows</legend>
-        {Object.entries(SIDES).map(([id, name]) => (
+        {SIDES.map((id) => (
           <label>
             <input type="radio" name="pellucid-show" value={id} checked={app.showing.value === id} onChange={() => (app.showing.value = id)} />
-            <span>{name}</span>
+            <span>{id}</span>
           </label>
         ))}
       </fieldset>

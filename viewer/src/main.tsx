@@ -48,7 +48,11 @@ function Prompts() {
   const run = (form: HTMLFormElement) => {
     const wanted = String(new FormData(form).get("text") ?? "");
     const server = app.server!;
-    void app.attempt("Running the model", async () => app.show(await server.trace("/api/run", { text: wanted })));
+    void app.attempt("Running the model", async () => {
+      app.show(await server.trace("/api/run", { text: wanted }));
+      // The field is drawn anew; from the tokens the keys that change something work at once.
+      requestAnimationFrame(() => app.root.querySelector<HTMLElement>(".chosen")!.focus());
+    });
   };
   if (!app.server && !app.examples.length) return null;
   return (

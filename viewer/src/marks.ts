@@ -226,7 +226,7 @@ export function heatMap(options: HeatOptions): Drawing {
     rowLabels.forEach((text, row) => row % rowStep || label(text, false, row, palette.muted, 400, surface));
     columnLabels.forEach((text, column) => column % columnStep || label(text, true, column, palette.muted, 400, surface));
     if (options.columnTitle) surface.text(left, 12, options.columnTitle, { size: 11.5, fill: palette.muted });
-    if (options.rowTitle) surface.text(10, head, options.rowTitle, { size: 11.5, fill: palette.muted, turn: -90, anchor: "end", baseline: "middle" });
+    if (options.rowTitle) surface.text(10, head, options.rowTitle, { size: 11.5, fill: palette.muted, turn: -90, anchor: "end", baseline: "middle", fit: bodyHeight + foot });
     if (cellText && cellWidth > 22 && cellHeight > 13) {
       for (let row = 0; row < rows; row++) {
         for (let column = 0; column < columns; column++) {

@@ -1,7 +1,7 @@
 // The text, token by token: one tab stop, arrows move, and what is chosen lights up in every panel.
 
 import { useSignal, useSignalEffect } from "@preact/signals";
-import { useRef } from "preact/hooks";
+import { useEffect, useRef } from "preact/hooks";
 import { useApp, type App } from "./state";
 import { visible } from "./text";
 
@@ -47,6 +47,11 @@ export function TokenStrip() {
       if (at !== undefined) list.current?.children[at]?.classList.add(name);
     }
   });
+  useEffect(() => {
+    // Of many tokens the chosen one is in sight, without moving the page.
+    const box = list.current!;
+    box.scrollTop = (box.children[chosen] as HTMLElement).offsetTop - box.offsetTop - box.clientHeight / 2;
+  }, [chosen, tokens]);
   const move = (event: KeyboardEvent) => {
     const at = focus.value < 0 ? chosen : focus.value;
     const to = { ArrowLeft: at - 1, ArrowRight: at + 1, Home: 0, End: tokens.length - 1 }[event.key];

@@ -129,7 +129,7 @@ function Cloud() {
       equal: true,
       outlined: true,
       join: join.value,
-      read: (pos) => `${quoted(tokens[pos].text)} at position ${pos}: ${number(dots[pos].x)}, ${number(dots[pos].y)}; ${by.name} ${number(by.values[pos])}`,
+      read: (pos) => `${quoted(tokens[pos].text)} at position ${pos}: ${number(dots[pos].x)}, ${number(dots[pos].y)}; ${by.name} ${round(by.values[pos], 3)}`,
       choose: (pos) => (app.query.value = pos),
       hover: (pos) => (app.hover.value = pos === null ? {} : { query: pos }),
       lit: () => app.atQuery.value,

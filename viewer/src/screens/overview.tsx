@@ -200,7 +200,7 @@ function Diagram() {
   const app = useApp();
   const chosen = useParam<string>("point", "");
   const choose = (point: Point) => (chosen.value = point.name);
-  const shape = (point: Point) => point.shape.slice(1).join(" × ");
+  const shape = (point: Point, narrow: boolean) => point.shape.slice(1).join(narrow ? "×" : " × ");
   const build = (width: number, palette: Palette): Drawing => {
     const { layer } = app.at();
     const points = pointsOf(app.trace.value.header);
@@ -235,7 +235,7 @@ function Diagram() {
         });
         const narrow = w < 84;
         surface.text(x + (narrow ? 6 : 11), y + 17, told(point).label, { size: w < 66 ? 10 : 12.5, mono: true, weight: 600, fill: lit ? palette.panel : palette.ink, fit: w - 8 });
-        surface.text(x + (narrow ? 6 : 11), y + 32, shape(point), { size: narrow ? 9.5 : 10.5, fill: lit ? palette.panel : palette.muted, fit: w - 7 });
+        surface.text(x + (narrow ? 6 : 11), y + 32, shape(point, narrow), { size: narrow ? 9.5 : 10.5, fill: lit ? palette.panel : palette.muted, fit: w - 7 });
       }
     };
     return {

@@ -76,7 +76,7 @@ function River() {
     const areas = stacked(made);
     const { names, sums, steps } = made;
     const height = Math.max(300, Math.min(430, width * 0.46));
-    const [left, top, right] = [34, 14, Math.min(190, width * 0.3)];
+    const [left, top, right] = [34, 14, Math.min(190, 70 + width * 0.15)];
     const highest = Math.max(...areas.flatMap(({ above }) => above.upper), 0.01);
     const lowest = Math.min(...areas.flatMap(({ below }) => below.lower), 0);
     const y = (value: number) => top + (height * (highest - value)) / (highest - lowest);
@@ -118,7 +118,7 @@ function River() {
         if (layer >= 0 && layer % many === 0) surface.text((xs[i] + xs[i + 1]) / 2, top + height + 18, `${layer}`, { size: 11, fill: palette.muted, anchor: "middle" });
         if (i) surface.rect(xs[i] - 0.5, top + height + 2, 1, layer >= 0 ? 6 : 3, { fill: palette.line });
       });
-      surface.text(left, top + height + 34, "layers: attention, then MLP →", { size: 11, fill: palette.muted, fit: width - left - 170 });
+      surface.text(left, top + height + 34, width < 480 ? "layers →" : "layers: attention, then MLP →", { size: 11, fill: palette.muted });
       surface.text(width, top + height + 34, `${minus ? "change of the logit" : "logit"} ${number(made.logit, 4)}`, { size: 12, weight: 700, fill: palette.ink, anchor: "end" });
     };
     const find = (px: number, py: number): [number, number] | null => {
@@ -257,7 +257,7 @@ function FromWhere() {
       title="Which head, from which token"
       name="river-heads"
       caption={`The ${count} heads with the largest parts, and the tokens that they read them from. Choose a cell, then look at that head under “Attention”.`}
-      narrowest={roomFor(length, 34, 10)}
+      narrowest={roomFor(length, 42, 10)}
       build={build}
       table={() => ({
         columns: ["layer", "head", "source", "token", "adds"],
