@@ -8,7 +8,7 @@ await build({
   minify: true,
   // Long names of our own that are neither in a trace, nor in an answer, nor the browser's.
   mangleProps:
-    /^(accent|anchor|atKey|atQuery|attempt|baseline|build|caption|cells|cellText|choose|circle|color|columnLabels|columnTitle|controls|differ|diverging|draw|edited|entry|exact|examples|faint|grid|header|hover|ink|layers|legend|lit|minus|mono|muted|narrowest|need|notice|ofBoth|opacity|pair|palette|panel|paper|param|piece|point|pooled|probabilities|query|question|radius|readings|rowHeight|rowLabels|rowTitle|says|series|server|showing|table|turn|warm|weight)$/,
+    /^(accent|anchor|atKey|atQuery|attempt|baseline|build|caption|cells|cellText|choose|circle|color|columnLabels|columnTitle|controls|differ|diverging|draw|edited|entry|exact|examples|faint|grid|header|hover|ink|isWeighted|keyHeads|layers|legend|lit|masked|minus|mono|muted|narrowest|need|notice|ofBoth|opacity|pair|palette|panel|paper|param|piece|point|pooled|probabilities|product|query|question|radius|readings|rowHeight|rowLabels|rowTitle|says|scaled|series|server|showing|table|turn|warm|weight)$/,
   format: "iife",
   target: "es2022",
   jsx: "automatic",

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 Open = Callable[..., Watched]
 TEXT = "When Mary and John went to the store, John gave a drink to"
-OTHER = "When Anna and Paul went to the store, Paul gave a drink to"
+OTHER = "When Anna and Paul went to the store, Paul gave$& to"
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +67,7 @@ def test_a_key_changes_the_selected_head_and_every_panel_shows_both_runs(
     with torch.no_grad():
         plain, before = bundled.run_with_ckpts(TEXT)
         logits, after = bundled.run_with_ckpts(TEXT, edits=pl.Edit.zero("blocks.2.attn.ckpt_z", heads=1))
+    assert watched.page.get_by_role("radio", name="Edited").is_checked()
     watched.page.get_by_role("radio", name="Difference").check()
     watched.page.get_by_role("combobox", name="Layer").last.select_option("3")
     found = columns(watched, "Layer 3, head 1")
@@ -252,6 +253,8 @@ def test_any_token_is_followed_through_the_layers_and_split_at_a_pinned_cell(
     by = dict(zip(parts["part"], parts["adds"], strict=True))
     made = run_whole(parts[""])
     assert by["2 head 1"] == pytest.approx(float(made.sel(component="blocks.2.attn[1]")), abs=1e-6)
+    whole = run_whole(parts[""].strip() + ".sum() + offset.item()")
+    assert float(whole) == pytest.approx(sum(parts["adds"]), abs=1e-6)
     code, said = ran(shlex.split(command_of(watched, "How ‘␣John’ comes up")), capsys)
     assert code == 0
     assert [row["rank"] + 1 for row in said["layers"]] == path["rank"][1:]

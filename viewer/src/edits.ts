@@ -5,7 +5,7 @@ import { neuronOf } from "./screens/neurons";
 import type { ServerError } from "./source";
 import type { App } from "./state";
 import { pythonText, quoted } from "./text";
-import { traceFrom, type Trace } from "./trace";
+import { isBare, traceFrom, type Trace } from "./trace";
 
 export type How = "zero" | "mean" | "patch";
 export type What = "head" | "neuron" | "block" | "position" | "checkpoint";
@@ -57,7 +57,7 @@ function valuesOf(base: Trace, edits: Edit[]): string | null {
     return `pl.Edit.${kind}(${[pythonText(`blocks.${edit.layer}.${name}`) + source, ...where].join(", ")})`;
   };
   const calls = edits.flatMap((edit) => namesOf(edit).map((name) => call(edit, name)));
-  const before = others.length ? `others = [model.run_with_ckpts(other)[1] for other in [${others.map((other) => (/ckpts\(\[\[/.test(lines) && /^[\d\s,]+$/.test(other) ? `[[${other.match(/\d+/g)}]]` : pythonText(other))).join(", ")}]]\n` : "";
+  const before = others.length ? `others = [model.run_with_ckpts(other)[1] for other in [${others.map((other) => (isBare(base) ? `[[${other.match(/\d+/g)}]]` : pythonText(other))).join(", ")}]]\n` : "";
   return lines.replace(/^(logits, ckpts = .*)\)$/m, (_, run) => `${before}edits = [${calls.join(", ")}]\n${run}, edits=edits)`);
 }
 

@@ -5,6 +5,7 @@ import { Choice } from "./inputs";
 import { useApp, useParam, type App } from "./state";
 import { pythonText, quoted, visible } from "./text";
 import { each } from "./lists";
+import { isBare } from "./trace";
 
 /** The name of a row of the lens. */
 export const rowName = (row: number): string => (row ? `after ${row - 1}` : "embeddings");
@@ -22,7 +23,7 @@ export function followed(app: App): Followed {
   const pos = app.atQuery.value;
   const written = app.param<string>("word", "").value;
   if (by === "next" && pos + 1 < tokens.length) return { piece: tokens[pos + 1].text, id: tokens[pos + 1].id, by };
-  if (by === "token" && written) return { piece: written, id: null, by };
+  if (by === "token" && written) return { piece: written, id: isBare(trace) ? Number(written) || null : null, by };
   if (by === "token" && app.token.value >= 0) return { piece: trace.piece(app.token.value), id: app.token.value, by };
   return { piece: target.text, id: target.id, by: by === "token" ? "target" : by };
 }

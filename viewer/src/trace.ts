@@ -362,6 +362,9 @@ function parseTrace(buffer: ArrayBuffer): Trace {
 /** The text's ids as Python writes them, which a model without a tokenizer takes, too. */
 export const idsIn = ({ header }: Trace): string => `[[${header.tokens.map((token) => token.id).join(", ")}]]`;
 
+/** Whether the model has no tokenizer: its tokens are then their ids. */
+export const isBare = ({ header }: Trace): boolean => header.tokens[0].text === String(header.tokens[0].id);
+
 const LARGEST = 1 << 28;
 
 /** Undo zlib's deflate, of so many bytes as a page can show. */

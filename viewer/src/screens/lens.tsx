@@ -214,7 +214,7 @@ function Adds() {
   const heads = useParam<boolean>("heads", false);
   const { header, layers } = app.trace.value;
   const { target, tokens } = header;
-  const { layer, pos } = partsAt(app);
+  const { layer, pos, of } = partsAt(app);
   const token = app.server ? followed(app) : { piece: target.text, id: target.id, by: "target" };
   const now = () => added(partsAt(app), heads.value);
   const where = `${layer === layers - 1 ? "" : `after layer ${layer}, `}at ${quoted(tokens[pos].text)}`;
@@ -246,7 +246,7 @@ function Adds() {
         const id = token.id === null ? `model.tokenizer.encode(${pythonText(token.piece)})[0]` : String(token.id);
         if (layer === layers - 1) return `pl.attribution.direct(ckpts, ${tokenIn(token)}, by="head")[:, 0, ${pos}]`;
         const name = `"blocks.${layer}.resid_post"`;
-        return `read = model.parameter("unembed.W_U").detach().double()[:, ${id}]\ndirection = model.ln_final.reads(read, ckpts[${name}].double()).detach()\npl.attribution.direct(ckpts, direction, at=${name}, by="head")[:, 0, ${pos}]`;
+        return `read = model.parameter("unembed.W_U").detach().double()[:, ${id}]\n${of.includes("ln_final.b") ? "offset = model.ln_final.b.detach().double() @ read\n" : ""}direction = model.ln_final.reads(read, ckpts[${name}].double()).detach()\npl.attribution.direct(ckpts, direction, at=${name}, by="head")[:, 0, ${pos}]`;
       }}
       shell={() => (layer < layers - 1 ? null : commandOf(app, "attribute", `--token ${shellText(token.piece)} --pos ${pos} --by head --top 9999`))}
     />
