@@ -238,6 +238,6 @@ def test_vectors_of_any_checkpoint_and_their_map_are_asked_for(served: Any) -> N
     assert head[2:4] == ["tsne1", "tsne2"]
     assert [float(row[3]) for row in rows] == [i * 1.5 + 1 for i in range(9)]
     asked = [(post[0], post[3]) for post in Asked.posts]
-    # Nine tokens have at most a perplexity of (9 - 1) / 3.
-    mapped = [{"name": name, "perplexity": 8 / 3, "seed": seed} for seed in (0, 7)]
+    # Nine tokens have at most a perplexity of (9 - 1) / 3; the field takes whole numbers.
+    mapped = [{"name": name, "perplexity": 2, "seed": seed} for seed in (0, 7)]
     assert asked == [("/api/pca", {"name": name}), *(("/api/tsne", each) for each in mapped)]
