@@ -19,6 +19,7 @@ import pytest
 from following import SOURCE
 from pellucid.cli import VERBS, load_verb
 from pellucid.cli.shared.failures import WORDS, remedy_here
+from pellucid.errors import PYTHON
 
 Site = tuple[str, str]
 """Code and remedy."""
