@@ -93,7 +93,9 @@ def densities(table: Any, *, title: str | None = None, ax: Axes | None = None) -
         axes.stairs(counts, edges, fill=True, color=look.marks[0])
         axes.set_xlabel("activation" if name == "tokens" else "log10 of the share of tokens at which a unit is active")
         axes.set_ylabel(name)
-        axes.set_ylim(bottom=0)
+        if name == "tokens":  # most are next to nothing, and a few are looked for
+            axes.set_yscale("log")
+        axes.set_ylim(bottom=0.5 if name == "tokens" else 0)
         say_what(axes, *((title,) if title else about))
         return remember(axes, drawn)
 
