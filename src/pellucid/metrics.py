@@ -252,20 +252,20 @@ def measured(metric: Metric, logits: Tensor, batch: Batch, *, of: str = "") -> T
         )
     values = given.detach().double().cpu()
     if of and not bool(values.isfinite().all()):
-        text = int((~values.isfinite()).nonzero()[0])
+        text, finite = int((~values.isfinite()).nonzero()[0]), bool(logits[batch.mask].isfinite().all())
         raise NumericsError(
             f"metric: {float(values[text])} for text {text} of {of}, expected finite numbers.",
             code="metric-not-finite",
-            remedy="Choose a metric that is finite on the plain runs; one with `positions` gets NaN at all others.",
-        )
+            remedy="Choose a metric that is finite on the plain runs; one with `positions` gets NaN at all others."
+            if finite else "Look for weights that are NaN or infinite: model.parameter(name).isfinite().",
+        )  # fmt: skip
     return values
 
 
 def column_of(batch: Batch, pos: int) -> Tensor:
     """The column [B] of one position of each text: negative from the end of the text, else from its first token."""
     lengths = batch.mask.sum(1)
-    index = pos if pos >= 0 else lengths + pos
-    index = torch.as_tensor(index, device=lengths.device).expand_as(lengths)
+    index = torch.as_tensor(pos if pos >= 0 else lengths + pos, device=lengths.device).expand_as(lengths)
     short = (index < 0) | (index >= lengths)
     if bool(short.any()):
         text = int(short.nonzero()[0])

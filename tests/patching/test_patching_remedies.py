@@ -72,6 +72,27 @@ def _infinite(logits: torch.Tensor, batch: pl.Batch) -> torch.Tensor:
     return logits[:, -1, 3] / 0
 
 
+def _two(here: Here) -> Any:
+    return _sweep(here, clean=TWO, corrupted=TWO.flip(0), per_text=True)
+
+
+def _path_baseline(here: Here, **more: Any) -> Any:
+    about: dict[str, Any] = {"senders": ("blocks.1.attn.ckpt_z", {}), "over": ("head",), "metric": METRIC, "draws": 2}
+    return patching.path_baseline(here.model, ONE, OTHER, **about, **more)
+
+
+def _broken() -> pl.CkptedTransformer:
+    model = support.glass()
+    with torch.no_grad():
+        model.blocks[1].attn.W_O[2, 0, 0] = torch.nan
+    return model
+
+
+def _not_finite(model: pl.CkptedTransformer) -> None:
+    found = [name for name in model.parameter_names if not model.parameter(name).isfinite().all()]
+    assert found == ["blocks.1.attn.W_O"]
+
+
 def _baseline(here: Here, **more: Any) -> Any:
     about: dict[str, Any] = {"over": (), "metric": METRIC, "draws": 2, **more}
     return patching.baseline(here.model, ONE, OTHER, "ckpt_z", **about)
@@ -124,6 +145,8 @@ REMEDIES: dict[str, list[Case]] = {
     ],
     "metric-not-finite": [
         Case(lambda h: _sweep(h, metric=_infinite), "finite on the plain runs", lambda h: _sweep(h, metric=_each_text)),
+        Case(lambda h: _sweep(Here(model=_broken())), "model.parameter(name).isfinite()",
+             lambda h: _not_finite(_broken())),
     ],
     "sweep-over": [
         Case(lambda h: _sweep(h, over=("layer", "position")), "over=('layer', 'pos')",
@@ -212,13 +235,15 @@ REMEDIES: dict[str, list[Case]] = {
         Case(lambda h: patching.normalized(_sweep(h).drop_attrs()), "pl.patching.sweep, path or ablate",
              lambda h: [patching.normalized(_sweep(h)), patching.normalized(_ablate(h)),
                         patching.normalized(_path(h))]),
+        Case(lambda h: patching.effect_sizes(_two(h).drop_attrs()), "pl.patching.sweep, path or ablate",
+             lambda h: patching.effect_sizes(_two(h))),
         Case(lambda h: patching.baseline(h.model, ONE, ONE, "resid_pre", over=(), metric=METRIC, draws=2),
              "in which the two runs differ",
              lambda h: patching.baseline(h.model, ONE, OTHER, "resid_pre", over=(), metric=METRIC, draws=2)),
     ],
     "no-texts": [
         Case(lambda h: patching.effect_sizes(_sweep(h)), "per_text=True",
-             lambda h: patching.effect_sizes(_sweep(h, clean=TWO, corrupted=TWO.flip(0), per_text=True))),
+             lambda h: patching.effect_sizes(_two(h))),
     ],
     "path-through": [Case(lambda h: _path(h, through="all"), "through='mlps'", lambda h: _path(h, through="mlps"))],
     "path-place": [
@@ -235,6 +260,8 @@ REMEDIES: dict[str, list[Case]] = {
         Case(lambda h: _path(h, senders=("attn.ckpt_z", {"layer": 2}), receivers=("attn.ckpt_q", {"layer": 1})),
              "exchange them",
              lambda h: _path(h, receivers=("attn.ckpt_z", {"layer": 2}), senders=("attn.ckpt_q", {"layer": 1}))),
+        Case(lambda h: _path_baseline(h, receivers="blocks.0.attn.q[1]"), "exchange them",
+             lambda h: _path_baseline(h, receivers="blocks.2.attn.q[1]")),
     ],
 }  # fmt: skip
 

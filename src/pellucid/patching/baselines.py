@@ -183,7 +183,8 @@ def path_baseline(
     pair = Texts.of(model, clean, corrupted, direction, align)
     ends, held = PathEnds.of(model.schema, pair, senders, receivers, over), held_names(model.schema, through)
     pool = [name for name in _pool(model.schema, ends.sent_names, of) if ends.leads(name)]
-    going = ends.going()
+    if not (going := ends.going()):
+        ends.require_order(ends.sent_names)
     runs = pair.run(model, metric, pool, (*held, *pool))
     changes = [tuple(put for cell in cells for put in cell.puts(runs.source)) for cells in going]
     about = {"through": through, "direction": direction, **runs.about(f"random {of} {ends.title}")}

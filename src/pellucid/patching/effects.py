@@ -79,7 +79,7 @@ def effect_sizes(swept: xarray.DataArray) -> xarray.DataArray:
     attrs, side = swept.attrs, "plain"
     if "direction" in attrs:
         side = "corrupted" if attrs["direction"] == "denoise" else "clean"
-    effects = swept - np.asarray(attrs[f"{side}_by_text"])
+    effects = swept - _plain(swept, side)
     return (effects.mean(batch) / effects.std(batch, ddof=1)).assign_attrs(
         attrs, units="standard deviations", unchanged=0.0
     )

@@ -156,14 +156,14 @@ class PathEnds:
         if self.over:
             return [[cell] for cell in self.sent[0] if all(map(self.leads, cell.names))]
         senders = [next(iter(cells)) for cells in self.sent]
-        self._require_order([name for cell in senders for name in cell.names])
+        self.require_order([name for cell in senders for name in cell.names])
         return [senders]
 
     def leads(self, name: str) -> bool:
         """Whether a checkpoint comes before a receiver."""
         return not self.receivers or any(self.schema.comes_before(name, other) for other in self.names)
 
-    def _require_order(self, sent: Sequence[str]) -> None:
+    def require_order(self, sent: Sequence[str]) -> None:
         """Refuse a sender that comes before no receiver, and a receiver that comes after no sender."""
         before = self.schema.comes_before
         late = [name for name in sent if not self.leads(name)]
