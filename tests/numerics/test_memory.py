@@ -1,5 +1,6 @@
 """The memory of captures that were dropped serves the next ones."""
 
+import importlib
 import os
 import platform
 import subprocess
@@ -8,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+import pellucid as pl
+import support
 from pellucid.numerics import memory
 
 FAULTS = """
@@ -53,3 +56,13 @@ def test_what_a_large_capture_leaves_is_kept():
 def test_whoever_told_glibc_is_left_alone(name: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv(name, "1")
     assert memory.keep_freed.__wrapped__() == 0
+
+
+@pytest.mark.parametrize("large", [True, False])
+def test_comparing_large_models_keeps_what_is_freed(large: bool, monkeypatch: pytest.MonkeyPatch):
+    place, told = importlib.import_module("pellucid.prove.compare"), list[int]()
+    model = support.glass(n_layer=1)
+    monkeypatch.setattr(place, "keep_freed", lambda: told.append(1))
+    monkeypatch.setattr(place, "LITTLE", sum(p.numel() for p in model.parameters()) - large)
+    pl.compare(model, model, inputs=support.ROW)
+    assert bool(told) == large

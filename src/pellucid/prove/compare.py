@@ -12,6 +12,7 @@ from typing import Any, overload
 from torch import Tensor, nn
 
 from pellucid.dialects import COMPARING, named_arguments
+from pellucid.numerics.memory import LITTLE, keep_freed
 from pellucid.numerics.products import ordinary_tensors
 from pellucid.prove.about import About
 from pellucid.prove.comparison import Comparison, Progress, silently
@@ -87,6 +88,8 @@ def compare(
     todo = pairs(first, second)
     if not todo:
         return replace(compare_unrecognised(first, second), about=about)
+    if sum(parameter.numel() for parameter in todo[0].reference.parameters()) > LITTLE:
+        keep_freed()  # each run in float64 converts every weight again, into fresh memory otherwise
     ids, ran, notes = ids_of(todo[0].reference, inputs, tokenizer, sides)
     lengths = tuple(map(len, ran.ids))
     reports: list[ComparisonReport] = []
