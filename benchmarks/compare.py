@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import math
+import sys
 from functools import partial
 from typing import Any
 
@@ -20,9 +21,13 @@ from report import FLOAT32, PROCESSOR, Options, Report, Row, arguments
 
 # isort: split
 import torch
+from torch import nn
 
 import pellucid as pl
 from models import reference, some_ids
+
+sys.path.append(str(harness.HERE.parent / "tests" / "prove"))
+from course import course
 
 GB = 10**9
 XL_LIMIT = 24 * 2**30
@@ -93,6 +98,64 @@ def whole(size: str, columns: int, threads: int) -> dict[str, float]:
     return {"seconds": time.perf_counter() - begin, "bytes": resident("VmHWM")}
 
 
+class Odd(nn.Module):
+    """A layer whose results are off in a way that no list of mistakes holds."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        made = self.layer(x)
+        return made + 0.01 * made.sin()
+
+
+FOREIGN = {"right": ("identical", "equivalent"), "wrong": ("different",)}
+"""What is found of a module that others wrote, and of one whose mistake is not among the known ones."""
+
+
+def foreign(kind: str, size: str) -> tuple[Any, nn.Module]:
+    """A model of ours, and a learner's module with its weights."""
+    model = pl.from_hf(reference(size))
+    module = course(model)
+    if kind == "wrong":
+        module.blocks[len(module.blocks) // 2].linear2 = Odd(module.blocks[len(module.blocks) // 2].linear2)
+    return model, module
+
+
+def judged(kind: str, model: Any, module: nn.Module, ids: Any) -> Any:
+    """A comparison that must find what is so, and no cause where none is known."""
+    report = pl.compare(model, module, inputs=ids)
+    if report.verdict not in FOREIGN[kind] or (report.first_divergence and report.first_divergence.cause):
+        raise ResultsDifferError(f"the module that is {kind}: {report!r}")
+    return report
+
+
+def modules_of_others(report: Report, options: Options) -> None:
+    """gpt2-small against a module that a learner wrote, 16 tokens."""
+    ids = some_ids("1x16")
+    for kind, limit in (("right", 5.0), ("wrong", 10.0)):
+        work = f"compare with a learner's module that is {kind}" + ", nobody knows why" * (kind == "wrong")
+        shape = f"{options.size}, 1x16"
+        model, module = foreign(kind, options.size)
+        call = partial(judged, kind, model, module, ids)
+        samples = compete({"compare": call}, rounds=options.rounds(3, quick=1), warm_up=0)
+        row = Row(work, shape, samples.time("compare"), options.target(limit), against="", kind="seconds")
+        report.add(row, samples)
+        if not options.quick:
+            report.profile(f"{work}, {shape}", call)
+            taken = in_fresh_process("compare", "grown_by", kind, options.size, harness.THREADS)
+            note = "beyond the two models"
+            report.add(Row(work, shape, Spread.of([taken / GB]), against="", kind="GB", note=note))
+
+
+def grown_by(kind: str, size: str, threads: int) -> int:
+    """Bytes at the highest beyond the two; runs in a fresh process."""
+    torch.set_num_threads(threads)
+    model, module = foreign(kind, size)
+    return peak_bytes(partial(judged, kind, model, module, some_ids("1x16")))
+
+
 def growth(sizes: list[float], seconds: list[float]) -> float:
     """The exponent of a power law through the points: the slope of a line through their logarithms."""
     x, y = [math.log(value) for value in sizes], [math.log(value) for value in seconds]
@@ -151,6 +214,8 @@ def main() -> None:
     report = Report("compare", options)
     if options.wants("two"):
         two_models(report, options)
+    if options.wants("others"):
+        modules_of_others(report, options)
     if options.wants("growth") and not options.quick:
         growing(report, options)
     if options.wants("xl") and not options.quick:
