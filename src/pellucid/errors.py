@@ -26,6 +26,7 @@ import sys
 import unicodedata
 import warnings
 from collections.abc import Callable, Iterable
+from functools import partial
 
 LONGEST = 4000
 """Characters of a remedy or a warning: whatever a file says, the reader sees the beginning and the end of it."""
@@ -53,11 +54,7 @@ class PellucidError(Exception):
         return f"{self.message}\n  remedy: {self.remedy}  [{self.code}]"
 
     def __reduce__(self) -> tuple[object, ...]:
-        return (_rebuild, (type(self), self.message, self.code, self.remedy))
-
-
-def _rebuild(cls: type[PellucidError], message: str, code: str, remedy: str) -> PellucidError:
-    return cls(message, code=code, remedy=remedy)
+        return (partial(type(self), self.message, code=self.code, remedy=self.remedy), ())
 
 
 class ConfigError(PellucidError):

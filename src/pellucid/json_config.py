@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
-from functools import cached_property
+from functools import cached_property, partial
 from types import MappingProxyType
 from typing import Any, ClassVar, Self, cast
 
@@ -120,7 +120,7 @@ class Config:
     def __reduce__(self) -> tuple[Any, ...]:
         values = {f.name: getattr(self, f.name) for f in fields(cast(Any, self))}
         plain = {name: dict(value) if isinstance(value, Mapping) else value for name, value in values.items()}
-        return (_from_fields, (type(self), plain))
+        return (partial(type(self), **plain), ())
 
     @property
     def unread(self) -> tuple[str, ...]:
@@ -338,7 +338,3 @@ class Config:
 def _plain(value: Any) -> Any:
     """A field's value as JSON has it."""
     return dict(value) if isinstance(value, Mapping) else list(value) if isinstance(value, tuple) else value
-
-
-def _from_fields(cls: type[Config], values: dict[str, Any]) -> Config:
-    return cls(**values)

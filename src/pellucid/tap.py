@@ -109,7 +109,7 @@ class Ckpt(nn.Module):
         if value.is_inference():  # inference tensors have no version counter
             before = value.clone()
             seen = self(value, tap=tap)
-            unwritten = _same_bytes(before, value)
+            unwritten = torch.equal(before.view(torch.uint8), value.view(torch.uint8))
         else:
             version = value._version
             seen = self(value, tap=tap)
@@ -136,10 +136,6 @@ def _changed_rows(before: Tensor, after: Tensor) -> Tensor | None:
     if not rows.is_cuda and bool(rows.all()):  # an accelerator would have to be waited for
         return None
     return rows.view(-1, *[1] * (before.dim() - 1))
-
-
-def _same_bytes(one: Tensor, other: Tensor) -> bool:
-    return torch.equal(one.view(torch.uint8), other.view(torch.uint8))
 
 
 def name_checkpoints(root: nn.Module, place: str = "") -> None:

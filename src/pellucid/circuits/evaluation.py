@@ -190,7 +190,8 @@ def evaluate(
     greedy = _greedy(runs, parts, draws, candidates)
     tried = [frozenset[Any](), *sampled[: max(1, subsets // max(1, len(parts)))], frozenset(greedy.parts)]
     minimality = _minimality(runs, parts, tried)
-    random_ones = _reached(runs, _like(runs, parts, count, draws))
+    drawn = _like(runs, parts, count, draws)
+    random_ones = list(compress(drawn, runs.reached([[one] for one in drawn])))  # all, unless Control-C came
     if runs.interrupted:
         warn(f"interrupted: {completeness.count} of {len(sampled)} subsets, {len(minimality)} of {len(parts)} parts "
              f"and {len(random_ones)} of {count} random circuits were measured")  # fmt: skip
@@ -211,11 +212,6 @@ def _drawn(parts: Sequence[Any], draws: torch.Generator) -> frozenset[Any]:
     """A subset, each part in it by one half."""
     chosen = torch.rand(len(parts), generator=draws) < 0.5
     return frozenset(part for part, taken in zip(parts, chosen.tolist(), strict=True) if taken)
-
-
-def _reached(runs: Ablations, sets: Sequence[frozenset[Any]]) -> list[frozenset[Any]]:
-    """Those of these circuits that were run: all, unless Control-C came."""
-    return list(compress(sets, runs.reached([[one] for one in sets])))
 
 
 def _differences(

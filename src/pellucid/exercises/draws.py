@@ -135,10 +135,6 @@ def _cut(law: Callable[[Tensor, int], Tensor], more: int) -> Law:
     return lambda x, p, *_: law(x, max(1, _below(x, p) + more))
 
 
-def _first_ids(x: Tensor, kept_tokens: int) -> Tensor:
-    return kept(x, torch.arange(kept_tokens))
-
-
 def _unsorted_logits(x: Tensor, kept_tokens: int) -> Tensor:
     ids = _ranked(x)[:kept_tokens]
     return torch.zeros(x.shape, dtype=torch.float64).index_copy(0, ids, basic(x[:kept_tokens]))
@@ -200,7 +196,8 @@ TOP_P: Mapping[str, Law] = {
         lambda x, p, *_: basic(torch.where(nucleus(x, p) > 0, x, 0.0)),
     **{words + fewer: _cut(law, more)
        for more, fewer in ((1, ""), (0, " (and one token fewer is kept)")) for words, law in (
-           ("places among the sorted tokens are taken for ids: the tokens with the first ids are kept", _first_ids),
+           ("places among the sorted tokens are taken for ids: the tokens with the first ids are kept",
+            lambda x, count: kept(x, torch.arange(count))),
            ("the kept tokens get the first of the unsorted logits, not their own", _unsorted_logits),
            ("the sorted logits are indexed with ids, where places among the sorted are meant", _sorted_by_ids),
        )},

@@ -247,7 +247,9 @@ def _apart(path: Path, wanted: Sequence[str], hint: int | None, time_limit: floa
     last = said[-1] if said else {}
     if "error" in last:
         raise InputError(last["error"]["message"], code=last["error"]["code"], remedy=last["error"]["remedy"])
-    how = f"with {_signal(ended.returncode)}{f' ({printable(complaint, 200)})' if complaint else ''}"
+    code = ended.returncode
+    how = f"with {f'code {code}' if code >= 0 else signal.Signals(-code).name}"
+    how += f" ({printable(complaint, 200)})" if complaint else ""
     if not stuck and not last:
         raise InputError(
             f"{path}: the process that ran it ended {how} and without a result.",
@@ -269,18 +271,9 @@ def _apart(path: Path, wanted: Sequence[str], hint: int | None, time_limit: floa
         words, kind = f"it did not end within {time_limit:g} s{_where(path, stuck)}", "it does not end"
     else:
         words, kind = f"it ended the process, {how}", "it ends the process"
-    return [*given, _stopped(path, last["started"], words, kind)]
-
-
-def _signal(code: int) -> str:
-    """The exit code of a process, in words."""
-    return f"code {code}" if code >= 0 else signal.Signals(-code).name
-
-
-def _stopped(path: Path, exercise: str, words: str, kind: str) -> Answer:
-    """The wrong answer of an exercise whose check did not come to its end."""
-    name = next((one for one in EXERCISES[exercise] if one in blank_names(parsed(path, program_of(path)))), exercise)
-    return Answer(exercise, name, "wrong", CheckResult(exercise, passed=False, mistake=words, kind=kind))
+    exercise, written = last["started"], blank_names(parsed(path, program_of(path)))
+    name = next((one for one in EXERCISES[exercise] if one in written), exercise)
+    return [*given, Answer(exercise, name, "wrong", CheckResult(exercise, passed=False, mistake=words, kind=kind))]
 
 
 def _where(path: Path, stuck: str) -> str:

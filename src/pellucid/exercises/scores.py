@@ -55,9 +55,9 @@ def given(names: Sequence[str], values: Sequence[Any]) -> str:
     return f"given {', '.join(parts)}"
 
 
-def drawn_logits(size: int = 11, seed: int = 0) -> Tensor:
+def drawn_logits(seed: int = 0) -> Tensor:
     """Logits [V] without ties."""
-    return 2 * torch.randn(size, generator=torch.Generator().manual_seed(seed))
+    return 2 * torch.randn(11, generator=torch.Generator().manual_seed(seed))
 
 
 class Table(nn.Module):

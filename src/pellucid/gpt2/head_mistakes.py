@@ -243,10 +243,8 @@ def _projections() -> Iterator[Mistake]:
 PROJECTIONS = tuple(_projections())
 
 
-def _out(
-    change: Callable[[Tensor, Tensor, PlainWeights], Tensor], report: str, learner: str, kind: str = UNUSED
-) -> Mistake:
-    return Mistake({"out": change}, report, learner, "the output projection", kind)
+def _out(change: Callable[[Tensor, Tensor, PlainWeights], Tensor], report: str, learner: str) -> Mistake:
+    return Mistake({"out": change}, report, learner, "the output projection", UNUSED)
 
 
 OUTPUTS = (

@@ -40,7 +40,7 @@ def examples(table: Any, *, title: str | None = None, ax: Axes | None = None) ->
         >>> pl.plot.data(ax).sizes["pos"]
         5
     """
-    one = _of_one(table, "plot.examples", "passage")
+    one = _of_one(table)
     there = one["row"].values >= 0
     values, strings = one["passage"].values[there], one["token"].values[there]
     if not np.isfinite(values).any():
@@ -114,8 +114,9 @@ def _bars(table: Any) -> tuple[Any, Any, str, tuple[str, ...]]:
     return counts, edges, "units", about
 
 
-def _of_one(table: Any, where: str, holds: str) -> Any:
-    if not isinstance(table, xarray().Dataset) or holds not in table or "unit" not in table.coords:
+def _of_one(table: Any) -> Any:
+    where = "plot.examples"
+    if not isinstance(table, xarray().Dataset) or "passage" not in table or "unit" not in table.coords:
         raise _not_a_table(where, "pl.corpus.examples(store, name, [12])")
     one = table.squeeze("unit") if "unit" in table.dims and table.sizes["unit"] == 1 else table
     if "unit" in one.dims:

@@ -149,7 +149,8 @@ def require_no_hooks(parts: Sequence[_Part]) -> None:
         for part in parts
         if part.module is not None
         for hook in (*part.module._forward_hooks.values(), *part.module._forward_pre_hooks.values())
-        if not _only_looks(hook) and not _computes_a_tensor(hook)
+        # those of torch compute a tensor, see `require_plain_tensors`
+        if not _only_looks(hook) and not type(hook).__module__.startswith("torch.nn.utils.")
     ]
     everywhere = (*torch_module._global_forward_hooks.values(), *torch_module._global_forward_pre_hooks.values())
     found += [f"every module has the hook {_name(hook)}" for hook in everywhere if not _only_looks(hook)]
@@ -286,10 +287,6 @@ def _only_looks(hook: object) -> bool:
 
 def _module(function: object) -> str:
     return getattr(function, "__module__", None) or type(function).__module__
-
-
-def _computes_a_tensor(hook: object) -> bool:
-    return type(hook).__module__.startswith("torch.nn.utils.")  # see `require_plain_tensors`
 
 
 def remedy(modules: Iterable[nn.Module | None]) -> str | None:

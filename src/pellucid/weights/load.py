@@ -58,7 +58,8 @@ def read(path: Path, *, needs_config: bool = True) -> Stored:
     with reading(path):
         is_folder = path.is_dir()
     weights = _best_weights(path) if is_folder else path
-    config = _config_beside(weights)
+    beside = weights.parent / "config.json"
+    config = read_json(beside, ConfigError, "config-not-json") if is_there(beside) else None
     content = _read_shards(weights) if weights.name.endswith(".index.json") else read_file(weights)
     if not content.tensors:
         raise WeightsError(
@@ -110,11 +111,6 @@ def _best_weights(folder: Path) -> Path:
     if len(alone) == 1:
         return folder / alone[0]
     raise no_weights(folder, FOLDER_FILES, others, alone)
-
-
-def _config_beside(weights: Path) -> dict[str, Any] | None:
-    path = weights.parent / "config.json"
-    return read_json(path, ConfigError, "config-not-json") if is_there(path) else None
 
 
 def _read_shards(index: Path) -> Content:

@@ -210,7 +210,8 @@ def _show(result: NormTable) -> None:
     left_out = f", the first {result.skip if result.skip > 1 else ''} of each left out".replace("  ", " ")
     show(heading(f"{what}: {texts}{left_out * bool(result.skip)}", first=True), _table(result))
     if result.regression is not None:
-        show(heading(_equation(result.lags)), _coefficients(result))
+        lags = "".join(f" + lag{i} y[t-{i}]" for i in range(1, result.lags + 1))
+        show(heading(f"y[t] = const{lags}"), _coefficients(result))
         rows = "layers and heads" if _has_heads(result) else "layers"
         show(Text(f"* p < {SIGNIFICANT:g}, ** p < {SIGNIFICANT:g} corrected over {rows} (Holm 1979)", style="dim"))
 
@@ -234,11 +235,6 @@ def _table(result: NormTable) -> Grid:
         shown = map(number, (layer.mean, layer.std, layer.min, layer.max))
         grid.add(*layer.label, f"{layer.tokens:,}", *shown, spark(layer.histogram))
     return grid
-
-
-def _equation(lags: int) -> str:
-    terms = " + ".join(f"lag{i} y[t-{i}]" for i in range(1, lags + 1))
-    return f"y[t] = const + {terms}"
 
 
 def _coefficients(result: NormTable) -> Grid:
