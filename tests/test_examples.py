@@ -27,7 +27,8 @@ FEWER = {
                        "[0.02, 0.05, 0.1, 0.2]": "[0.1]", "TEMPLATES[1:]": "TEMPLATES[3:]"},
     "sampling": {"(0.1, 0.4, 0.7, 1.0, 1.3, 1.6, 2.0)": "(0.1, 2.0)", "in (1, 2, 4, 8)": "in (1, 4)",
                  "tokens=40": "tokens=8", "tokens=60": "tokens=12", "sequences=8": "sequences=2"},
-    "sparse_autoencoder": {"range(6)": "range(2)", "count=50": "count=10"},
+    "sparse_autoencoder": {"range(6)": "range(2)", "count=50": "count=10",
+                           "stories[:240], stories[240:250]": "stories[:120], stories[120:124]"},
 }  # fmt: skip
 """What takes long -> the same cells with fewer sentences and draws; `make test-all` runs them as they are."""
 

@@ -173,10 +173,11 @@ BEAMS: dict[str, dict[str, Any]] = {
 
 
 def ended_beams() -> Iterator[Any]:
-    """All with many ends; whether an end comes at all is asked of beams that differ in when they stop alone."""
+    """Each width, penalty and stop with many ends; whether an end comes at all is asked of three beams alone."""
     ends = {"no end": (), "one end": (11,), "many ends": (11, 40, 3, 90)}
     for search, (name, ids) in itertools.product(BEAMS, ends.items()):
-        every_run = name == "many ends" or search.startswith("3 beams, penalty 1,")
+        every_run = search.startswith(("3 beams, penalty 1,", "2 beams, penalty -1,", "5 beams, penalty 2,"))
+        every_run = every_run and (name == "many ends" or search.startswith("3"))
         yield pytest.param(search, ids, marks=[] if every_run else [pytest.mark.long], id=f"{search}-{name}")
 
 

@@ -325,8 +325,9 @@ def assert_constant_memory(folder: Path, count: int) -> None:
     assert many[1] - few[1] < 3 * 2 * 8 * np.log(1000) / 0.02
 
 
-def test_a_thousand_texts_take_the_memory_of_one_batch(tmp_path: Path) -> None:
-    assert_constant_memory(tmp_path, 1_000)
+@pytest.mark.parametrize("count", support.few_of([600, 1_000], 600))
+def test_many_texts_take_the_memory_of_one_batch(count: int, tmp_path: Path) -> None:
+    assert_constant_memory(tmp_path, count)
 
 
 def terminal(monkeypatch: pytest.MonkeyPatch, is_terminal: bool) -> io.StringIO:

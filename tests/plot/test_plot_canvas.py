@@ -57,7 +57,12 @@ def test_every_figure_is_drawn_here() -> None:
     assert set(ON_AXES) == set(pl.plot.__all__) - {"data", "theme"}
 
 
-@pytest.mark.parametrize("name", ON_AXES)
+GIVEN = ("attention", "attention_grid", "autoregression", "circuit", "densities", "head_scores", "heatmap", "lens",
+         "neuron", "norms", "norm_histograms", "parameters", "ridges", "tokens")  # fmt: skip
+"""Those that are quickly drawn, on every run; the others use the same axes."""
+
+
+@pytest.mark.parametrize("name", support.few_of(ON_AXES, *GIVEN))
 def test_given_axes_are_drawn_on_and_returned(name: str) -> None:
     """Also those of a mosaic in a subfigure, whose neighbours keep their places."""
     _, inner = Figure(figsize=(6, 4)).subfigures(1, 2)

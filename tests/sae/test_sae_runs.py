@@ -149,10 +149,10 @@ def check_ablation(at: str = AT, **fields: Any) -> None:
     "fields",
     [
         {},
-        {"normalization": "layer_norm"},
+        pytest.param({"normalization": "layer_norm"}, marks=pytest.mark.long),
         {"activation": "topk", "rescaled": True},
-        {"at": "blocks.2.hook_mlp_out"},
-        {"at": "blocks.0.attn.hook_z"},
+        pytest.param({"at": "blocks.2.hook_mlp_out"}, marks=pytest.mark.long),
+        pytest.param({"at": "blocks.0.attn.hook_z"}, marks=pytest.mark.long),
         {"at": "blocks.0.attn.hook_z", "head": 1, "width": 12},
     ],
     ids=str,
