@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor, nn
 from transformers.models.gpt_neox import modeling_gpt_neox
 
@@ -15,6 +17,8 @@ import pellucid as pl
 import samples
 import support
 from pellucid import common_mistakes
+from pellucid.families import Span
+from pellucid.llama.mistakes import mistakes
 from pellucid.prove import causes, rewritten
 
 IDS = samples.some_ids(2, 7)
@@ -166,6 +170,17 @@ def test_what_nobody_knows_has_no_cause() -> None:
     for ours, right in (pair("llama", 1), pair("gpt_neox", 1)):
         odd = each(lambda layer: layer.mlp.register_forward_hook(lambda module, given, out: out * 1.0625) and None)
         assert cause(ours, right, odd) == ""
+
+
+def test_each_mistake_finds_the_reference_as_it_was(llamas: Any) -> None:
+    ours = llamas[0]
+    scratch, span = rewritten.Scratch(ours), Span(IDS)
+    for change in mistakes(ours):
+        with contextlib.suppress(RuntimeError):  # impossible in these sizes
+            rewritten.suspect_of(change, scratch).run(span, True)
+    with scratch.taken() as made, torch.no_grad():
+        assert torch.equal(made(IDS), ours(IDS))
+        assert not any(module._forward_pre_hooks for module in made.modules())
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from pellucid.prove.alignment import Alignment
 from pellucid.prove.copies import working_copy
 from pellucid.prove.points import LOGITS, block_of, with_checkpoints
 from pellucid.prove.program import DOUBLE, Conditions, Glass
-from pellucid.prove.rewritten import suspect_of
+from pellucid.prove.rewritten import Scratch, suspect_of
 from pellucid.prove.runs import Runs
 from pellucid.prove.units import kind_of, units_of
 from pellucid.run.model import CkptedTransformer
@@ -332,7 +332,8 @@ class CauseSearch:
         else:
             assert family.mistakes is not None
             changes = (*map(change_of, suggested(seen)), *family.mistakes(reference), *map(change_of, measured(seen)))
-            suspects = [suspect_of(change, reference) for change in changes]
+            scratch = Scratch(reference)
+            suspects = [suspect_of(change, scratch) for change in changes]
         agreed = tuple(p for p in before if not double.is_wrong(double.free, p))
         wrong = {block_of(double.ckpt(p)) for p in points if double.is_wrong(double.forced, p)} - {-1}
         return Evidence(suspects, double, point, agreed, tuple(sorted(wrong)))

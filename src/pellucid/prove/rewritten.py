@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -18,25 +20,55 @@ from pellucid.prove.units import makers_of
 from pellucid.run.model import CkptedTransformer
 
 
-def suspect_of(change: Change, reference: CkptedTransformer, blocks: tuple[int, ...] | None = None) -> Suspect:
+class Scratch:
+    """A copy of a reference in which one mistake after another is made; each finds it as it was.
+
+    Mistakes replace attributes and modules, and write into nothing else: what a module holds is put back afterwards.
+    """
+
+    def __init__(self, reference: CkptedTransformer) -> None:
+        self.reference = reference
+        self._made = working_copy(reference)
+        self._kept = [(vars(child), _copied(vars(child))) for child in self._made.modules()]
+
+    @contextmanager
+    def taken(self) -> Generator[CkptedTransformer]:
+        """The copy, for one mistake."""
+        try:
+            yield self._made
+        finally:
+            for held, state in self._kept:
+                held.clear()
+                held.update(_copied(state))
+
+
+def _copied(state: Mapping[str, Any]) -> dict[str, Any]:
+    """What a module holds, its containers as copies."""
+    return {name: value.copy() if type(value) in CONTAINERS else value for name, value in state.items()}
+
+
+CONTAINERS = (dict, OrderedDict, list, set)
+
+
+def suspect_of(change: Change, scratch: Scratch, blocks: tuple[int, ...] | None = None) -> Suspect:
     """A model with a mistake in it, in these blocks alone or, with None, everywhere."""
-    n_layer = len(reference.schema.blocks)
+    n_layer = len(scratch.reference.schema.blocks)
     places = range(n_layer) if blocks is None else blocks
 
     def run(span: Span, coarsely: bool) -> dict[str, Tensor]:
-        made = working_copy(reference)
-        entered = _watched(made)  # before blocks change places
-        if change.network is not None and blocks is None:
-            change.network(made)
-        if change.block is not None:
-            for i in places:
-                change.block(made.blocks[i])
-        double = not coarsely or parameter_dtypes(made) != {torch.float32}
-        return _values(made, entered, span, double=double)
+        with scratch.taken() as made:
+            entered = _watched(made)  # before blocks change places
+            if change.network is not None and blocks is None:
+                change.network(made)
+            if change.block is not None:
+                for i in places:
+                    change.block(made.blocks[i])
+            double = not coarsely or parameter_dtypes(made) != {torch.float32}
+            return _values(made, entered, span, double=double)
 
     def only_in(chosen: tuple[int, ...]) -> Suspect:
         words = f"{change.report}, in block{'s' * (len(chosen) > 1)} {', '.join(map(str, chosen))} only"
-        return suspect_of(replace(change, report=words), reference, chosen)
+        return suspect_of(replace(change, report=words), scratch, chosen)
 
     begins = {"embeddings": -1, "blocks": 0, "end": n_layer}[change.begins]
     return Suspect(
