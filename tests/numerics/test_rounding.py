@@ -56,6 +56,11 @@ def test_of_positions_that_are_left_out_nothing_is_said() -> None:
     assert relative_error(whole[:, -1:], whole) == 0
     assert relative_error(whole[:, :-1], whole) == 0
     assert relative_error(whole[:, :1], whole) > 0
+    assert relative_error(whole[:, -1:, 0], whole[..., 0]) == 0, "a number for each position, such as a loss"
+
+
+def test_beside_nothing_but_zeros_the_distance_is_the_difference_itself() -> None:
+    assert relative_error(torch.tensor([[0.25, 0.0]]), torch.zeros(1, 2)) == 0.25
 
 
 @pytest.mark.parametrize(

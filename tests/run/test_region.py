@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,8 @@ from hypothesis import strategies as st
 import pellucid as pl
 from pellucid.axes import ATTENTION, HIDDEN, PER_HEAD, RESIDUAL
 from pellucid.gpt2.schema import of_sizes
-from pellucid.run.region import Region, put, take
+from pellucid.llama.schema import of_sizes as of_llama
+from pellucid.run.region import Region, put, take, warn_of_pads
 
 SHAPES = {RESIDUAL: (2, 5, 6), PER_HEAD: (2, 5, 3, 4), ATTENTION: (2, 3, 5, 5), HIDDEN: (2, 5, 7)}
 AXES_OF = {"pos": {RESIDUAL: 1, PER_HEAD: 1, ATTENTION: 2, HIDDEN: 1}, "heads": {PER_HEAD: 2, ATTENTION: 1},
@@ -148,6 +150,32 @@ def test_heads_by_their_numbers() -> None:
     with pytest.raises(pl.InputError, match=r"heads=5, expected indices from 0 to 4\.") as caught:
         Region(heads=5).with_heads_of(of_five, [])
     assert caught.value.code == "index-out-of-range"
+
+
+def test_heads_from_an_end_where_keys_have_fewer() -> None:
+    schema = of_llama({"layer": 1, "head": 6, "head_kv": 2})
+    queries, keys = "blocks.0.attn.ckpt_q", "blocks.0.attn.ckpt_k"
+    assert Region(heads=-1).with_heads_of(schema, [keys]) == Region(heads=[1])
+    with pytest.raises(pl.InputError, match=r"heads=-1 means other heads where there are 2 than where there are 6\."):
+        Region(heads=-1).with_heads_of(schema, [queries, keys])
+
+
+@pytest.mark.parametrize(
+    ("pos", "warned"),
+    [
+        ([0, 3], r"pos=\[0, 3\] chooses column 0 of .* pad in text 1: .* columns 2 to 4\. .*'right'.*the first token"),
+        ([2, 3], None),
+        (slice(None), None),
+    ],
+    ids=repr,
+)
+def test_a_pad_among_the_columns_is_told_unless_all_are_meant(
+    pos: Any, warned: str | None, recwarn: pytest.WarningsRecorder
+) -> None:
+    mask = torch.tensor([[1, 1, 1, 1, 1], [0, 0, 1, 1, 1]]).bool()
+    warn_of_pads("here", pos, Region(pos=pos).columns(5), mask)
+    said = [str(one.message) for one in recwarn]
+    assert [re.search(warned, one) is not None for one in said] == [True] if warned else not said
 
 
 @pytest.mark.parametrize(
