@@ -213,7 +213,8 @@ def _checked(function: Callable[..., Any], verb: str, elsewhere: Mapping[str, st
     taken = frozenset(known)
     by_name = [name for name, one in parameters.items() if one.kind is one.KEYWORD_ONLY]
     any_number = any(one.kind is one.VAR_POSITIONAL for one in parameters.values())
-    places = math.inf if any_number else len(parameters) - len(by_name)
+    any_name = any(one.kind is one.VAR_KEYWORD for one in parameters.values())
+    places = math.inf if any_number else len(parameters) - len(by_name) - any_name
     several = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
     needed = [n for n, one in parameters.items() if one.default is one.empty and one.kind not in several]
     by_place = [name for name in parameters if name not in by_name]
@@ -223,7 +224,7 @@ def _checked(function: Callable[..., Any], verb: str, elsewhere: Mapping[str, st
 
     @functools.wraps(function)
     def checked(*args: Any, **kwargs: Any) -> Any:
-        if not taken.issuperset(kwargs):
+        if not (any_name or taken.issuperset(kwargs)):
             refuse_unknown(verb, kwargs, known, elsewhere)
         if len(args) < needed_by_place or (needed_by_name and not needed_by_name.issubset(kwargs)):
             _refuse_missing(verb, function, [n for n in needed if n not in kwargs and n not in by_place[: len(args)]])

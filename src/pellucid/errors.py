@@ -135,6 +135,10 @@ def warn(message: str) -> None:
     warnings.warn(printable(message), PellucidWarning, stacklevel=level)
 
 
+MOST_PRINTED = 1_000_000
+"""Characters of a whole result: its parts are cut where they are made."""
+
+
 def printable(text: str, longest: int = LONGEST) -> str:
     """A text that is safe to show: control and direction characters are escaped, and a long middle is left out.
 

@@ -27,6 +27,7 @@ from pellucid.config import (
     read_tokens,
     wrong_type,
 )
+from pellucid.dialects import named_arguments
 from pellucid.errors import ConfigError, nearest, shown
 from pellucid.numerics import nonlinear
 from pellucid.schema import Schema
@@ -239,6 +240,7 @@ class Config:
         return cls.from_dict({**own, **given}, ignore=ignore)
 
     @classmethod
+    @named_arguments()
     def from_pretrained(cls, name: str, *, ignore_config: Collection[str] = (), **overrides: Any) -> Self:
         """The configuration of a published model, with some fields replaced.
 

@@ -174,6 +174,27 @@ def test_tensors_without_values(small: pl.CkptedTransformer) -> None:
         assert "map_location='cpu'" in (caught.value.remedy or "")
 
 
+def test_memory_that_begins_elsewhere_says_nothing_else(small: pl.CkptedTransformer) -> None:
+    """A run has copies of what a file is mapped to at an odd address; what is changed on trial has to reach them."""
+    made = pl.to_hf(small)
+    made.lm_head.weight = nn.Parameter(made.lm_head.weight.detach() + 0.1)
+    aligned = copy.deepcopy(made)
+    for parameter in made.parameters():
+        parameter.data = torch.cat([torch.zeros(1), parameter.data.flatten()])[1:].view(parameter.shape)
+    reports = [pl.compare(small, model, IDS) for model in (made, aligned)]
+    notes, sensitivities = ([getattr(report, name) for report in reports] for name in ("notes", "sensitivity"))
+    assert notes[0] == notes[1]
+    assert not any("without effect" in note for note in notes[0])
+    assert sensitivities[0] == sensitivities[1]
+    assert any(sensitivities[0].values())
+
+
+def test_names_of_strangers_print_no_control_characters(small: pl.CkptedTransformer) -> None:
+    stranger = {**small.state_dict(), "\x1b]0;title\x07": torch.ones(2)}
+    for said in (repr(pl.compare(small.state_dict(), stranger)), repr(pl.audit_ties(stranger))):
+        assert all(character.isprintable() or character == "\n" for character in said)
+
+
 def test_a_lazy_module(small: pl.CkptedTransformer) -> None:
     made = course(small)
     made.blocks[0].linear1 = nn.LazyLinear(96)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -194,7 +195,10 @@ class ModuleProbe:
     def _checked_output(self, output: Any, shape: torch.Size) -> Tensor:
         step = f"the output of {self.name}"
         if not isinstance(output, Tensor):
-            raise WrongAnswerError(f"forward returns {type(output).__name__}, expected a tensor", step, kind=RETURNS)
+            way = ": torch.as_tensor(result) makes one of it" if isinstance(output, (np.ndarray, list)) else ""
+            raise WrongAnswerError(
+                f"forward returns {type(output).__name__}, expected a tensor{way}", step, kind=RETURNS
+            )
         if output.shape != shape:
             words = f"forward returns shape {list(output.shape)}, expected {list(shape)}"
             raise WrongAnswerError(words, step, "output", RETURNS)

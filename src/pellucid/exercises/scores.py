@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -41,7 +41,9 @@ def as_id(value: Any, step: str) -> int:
 
 def _shown(value: Any) -> str:
     if isinstance(value, (Tensor, np.ndarray)) and value.ndim:
-        return f"{'a tensor' if isinstance(value, Tensor) else 'an array'} {list(value.shape)}"
+        return f"{'a tensor' if isinstance(value, Tensor) else 'a NumPy array'} {list(value.shape)}"
+    if isinstance(value, (list, tuple)) and len(cast("Sequence[Any]", value)) > 1:
+        return f"a {type(value).__name__} of {len(cast('Sequence[Any]', value))}"
     return f"{type(value).__name__} {shown(value)}"
 
 
@@ -233,6 +235,8 @@ def _check_formula(
         expected = right(*probe).shape
         if not isinstance(value, Tensor) or value.shape != expected:
             words = f"it returns {_shown(value)}, expected a tensor {list(expected)}"
+            if isinstance(value, (np.ndarray, list, tuple)):
+                words += ": torch.as_tensor(result) makes one of it"
             raise WrongAnswerError(words, step, "the result", RETURNS)
         outputs.append(value.clone())
         note_changes(found, step, names, parts, probe)

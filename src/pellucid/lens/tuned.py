@@ -149,6 +149,7 @@ class TunedLens:
         return {"matrices": self.matrices, "offsets": self.offsets, "losses": self.losses}
 
     @classmethod
+    @named_arguments()
     def load(cls, path: str | Path) -> TunedLens:
         """Read a file that `save` or `fit` wrote.
 

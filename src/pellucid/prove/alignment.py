@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from pellucid import atomic
 from pellucid.check import as_number, as_whole, path_of
+from pellucid.dialects import named_arguments
 from pellucid.errors import WeightsError, shown
 from pellucid.network import Network
 from pellucid.prove.tensors import TensorComparison, compare_tensors
@@ -148,6 +149,7 @@ class Alignment:
         atomic.write_text(path, self.to_json())
 
     @classmethod
+    @named_arguments()
     def load(cls, path: str | Path) -> Alignment:
         """Read what `save` wrote.
 

@@ -178,6 +178,7 @@ def read_answer(
         hidden = hidden if isinstance(hidden, Tensor) else _chosen(output, (width,))
         return FoundLogits(nn.functional.linear(hidden, head.to(hidden)))
     found = _chosen(output, (vocabulary, width))
+    found = found if found.layout == torch.strided else found.to_dense()
     if not found.is_floating_point():
         kind = "complex numbers" if found.is_complex() else "whole numbers"
         raise NoLogitsError(f"the output is {kind} ({found.dtype} {list(found.shape)}), not logits")

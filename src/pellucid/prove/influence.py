@@ -22,7 +22,7 @@ from pellucid.numerics.rounding import BEYOND_ROUNDING, relative_error, same_bit
 from pellucid.prove.aligning import NEAR, align
 from pellucid.prove.alignment import Alignment, Match
 from pellucid.prove.copies import is_scripted
-from pellucid.prove.held import Computed, computed_in, filled, held_in, hidden_in, with_computed
+from pellucid.prove.held import Computed, all_in, computed_in, filled, held_in, hidden_in, with_computed
 from pellucid.prove.lending import Loan
 from pellucid.prove.points import LOGITS, sites_of
 from pellucid.prove.program import DOUBLE, Program, WatchedModel
@@ -88,7 +88,8 @@ def _stays(
 ) -> bool:
     """Whether the logits are the same to the bit with other values in these tensors."""
     generator = torch.Generator().manual_seed(0)
-    drawn = {id(others[n]): (1 + torch.randn(others[n].shape, generator=generator)).to(others[n]) for n in names}
+    own = {**others, **all_in(program.loan.module)[0]}  # a loan may put others in their place
+    drawn = {id(own[n]): (1 + torch.randn(others[n].shape, generator=generator)).to(others[n]) for n in names}
     changed = {key: nn.Parameter(value, requires_grad=False) for key, value in drawn.items()}
     other = replace(program, loan=program.loan.replacing(changed))
     return all(same_bits(other.plain(ids), logits) for ids, logits in zip(batches, expected, strict=True))
@@ -168,7 +169,8 @@ class Sensitivity:
         tensors = with_computed(readable, computed)
         alignment = self.alignment or align(units_of(self.reference), tensors, self.reference.schema)
         kinds = self._one_of_each_kind(alignment)
-        places = {match.name: id(held.get(match.name, tensors[match.name])) for match, _ in kinds.values()}
+        lent = {**tensors, **held, **all_in(self.other)[0]}  # a loan may put others in the place of the caller's
+        places = {match.name: id(lent[match.name]) for match, _ in kinds.values()}
         own = {places[name]: _double(tensors[name]) for name in places}  # to be written to
         sites = sites_of(alignment, self.other, self.reference.schema)
         constants = {name: own.get(id(tensors[name]), tensors[name]) for name in computed}

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any, Literal, Protocol, cast
 
+from pellucid.errors import MOST_PRINTED, printable
 from pellucid.html.page import Page
 from pellucid.prove.about import About, Distance, Reach, RunInputs
 from pellucid.prove.alignment import Alignment
@@ -211,7 +212,7 @@ class ComparisonReport:
                 "shown by both: "
                 + (", ".join(_coverage_words(self.coverage, self.reach.partial)) or "the logits alone")
             )
-        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+        return printable("\n".join([*lines, *(f"note: {note}" for note in self.notes)]), MOST_PRINTED)
 
     def to_markdown(self) -> str:
         """A summary that can be pasted into a pull request: what moved most comes first."""

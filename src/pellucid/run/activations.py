@@ -328,6 +328,7 @@ class ActivationCkpts(Listed, Mapping[str, Tensor]):
         held.save(path)
 
     @classmethod
+    @named_arguments()
     def load(cls, path: str | Path) -> ActivationCkpts:
         """Read a file that `save` wrote.
 

@@ -98,7 +98,11 @@ class CkptedTransformer(HasTokenizer, GeneratingTransformer):
         ignore_config: Collection[str] = (),
         hub: load.HubOptions | None = None,
     ) -> CkptedTransformer:
-        """Open a model: an alias, a hub id, a folder or a file. `pellucid.load` says what each argument means."""
+        """Open a model; `pellucid.load` says what each argument means.
+
+        Args:
+            model_name: An alias, a hub id, a folder or a file.
+        """
         options = load.LoadOptions(
             device=device, dtype=dtype, attention=attention, numerics=numerics, config=config,
             ignore_config=ignore_config, hub=hub or load.HubOptions(),

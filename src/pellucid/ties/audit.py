@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pellucid.dialects import named_arguments
-from pellucid.errors import ConfigError, InputError
+from pellucid.errors import MOST_PRINTED, ConfigError, InputError, printable
 from pellucid.run.model import CkptedTransformer
 from pellucid.ties.memory import Named, TieGroup, clusters, count, coverage, equal_groups, group, shared_groups
 from pellucid.ties.output_head import OptimizerFindings, compare_optimizer
@@ -64,7 +64,7 @@ class TieAudit:
     problems: tuple[Problem, ...] = ()
 
     def __repr__(self) -> str:
-        return "\n".join(self._lines())
+        return printable("\n".join(self._lines()), MOST_PRINTED)
 
     def _lines(self) -> Iterator[str]:
         yield f"ties of {self.what}"

@@ -194,6 +194,12 @@ def configuration(path: Path, ignored: Collection[str]) -> "pl.TransformerConfig
 
 def read_tokenizer(path: Path) -> "pl.Tokenizer":
     """The tokenizer in a file, or in a folder."""
+    if not path.exists():
+        raise NotFoundError(
+            f"--tokenizer {path}: no such file or folder.",
+            code="path-not-found",
+            remedy="Give the path of a tokenizer.json, or of a folder that holds one.",
+        )
     found = pl.Tokenizer.from_folder(path) if path.is_dir() else pl.Tokenizer.from_file(path)
     if found is None:
         raise NotFoundError(

@@ -17,6 +17,7 @@ from pellucid.compat.hooked.hook_tap import HookPoint, points_of
 from pellucid.compat.hooked.hooked_generation import HookedGeneration, lm_cross_entropy_loss
 from pellucid.compat.hooked.settings import HookedTransformerConfig, as_ours, described, fresh, opened, refuse
 from pellucid.compat.hooked.stacked_weights import tree
+from pellucid.dialects import named_arguments
 from pellucid.errors import InputError, PellucidWarning, shown
 from pellucid.folding import fold
 from pellucid.run.model import CkptedTransformer
@@ -73,6 +74,7 @@ class HookedTransformer(HookedGeneration):
             self.add_module(name, module)
 
     @classmethod
+    @named_arguments()
     def from_pretrained(
         cls,
         model_name: Any,
@@ -140,6 +142,7 @@ class HookedTransformer(HookedGeneration):
         return hooked
 
     @classmethod
+    @named_arguments()
     def from_pretrained_no_processing(cls, model_name: Any, **options: Any) -> Self:
         """Open a model with its weights as they are. Options as for `from_pretrained`."""
         return cls.from_pretrained(model_name, fold_ln=False, **options)
