@@ -248,6 +248,7 @@ CALLS: dict[str, Callable[[Library], Any]] = {
             ("mlp_out", 0),
         )
     ],
+    "gelu_new": lambda at: at.utils.gelu_new(torch.linspace(-3, 3, 13, dtype=torch.float64)),
     "accuracy": lambda at: at.utils.lm_accuracy(at.model(IDS), IDS),
 }
 

@@ -12,10 +12,11 @@ from pellucid.compat.hooked.factored import FactoredMatrix, composition_scores
 from pellucid.compat.hooked.hooked_generation import lm_accuracy, lm_cross_entropy_loss, sample_logits
 from pellucid.compat.hooked.names import Slice, get_act_name
 from pellucid.compat.hooked.transformer import HookedTransformer
+from pellucid.numerics.nonlinear import gelu_new
 
 __all__ = [
-    "FactoredMatrix", "Slice", "composition_scores", "get_act_name", "get_corner", "get_device", "lm_accuracy",
-    "lm_cross_entropy_loss", "remove_batch_dim", "sample_logits", "test_prompt", "to_numpy", "transpose",
+    "FactoredMatrix", "Slice", "composition_scores", "gelu_new", "get_act_name", "get_corner", "get_device",
+    "lm_accuracy", "lm_cross_entropy_loss", "remove_batch_dim", "sample_logits", "test_prompt", "to_numpy", "transpose",
 ]  # fmt: skip
 
 
