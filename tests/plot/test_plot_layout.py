@@ -43,6 +43,15 @@ def long_name() -> Any:
     return SimpleNamespace(**{key: table.rename(columns=name) for key, table in vars(fit).items()})
 
 
+def odd_tokens() -> Any:
+    """One head of a model with a long name, over tokens that no font, line or label expects."""
+    tokens = ["W" * 80, "\\n", " $x$", "\\x00", "中", "\\u202eb", "", "שלום", "\\t"]
+    model = support.glass()
+    model.provenance["source"] = "transformers GPT2LMHeadModel"
+    found = model.run_with_ckpts([[1] * 9])[1].to_xarray()["attn.ckpt_pattern"].sel(batch=0, layer=1, head=0)
+    return found.assign_coords(query_token=("query", tokens), key_token=("key", tokens))
+
+
 LONG_NAMES = pl.ParameterCount(
     unique=1000, by_name=1500, bytes=4000, components={"a_component_with_a_very_long_name": 600, "b": 400},
     tied={"a_component_with_a_very_long_name": 0, "b": 500},
@@ -53,6 +62,7 @@ MORE: dict[str, Callable[[], Axes]] = {
     "attention_2": lambda: pl.plot.attention(pictures.patterns(1, 1, 2)[0, 0], tokens=pictures.tokens(2)),
     "attention_48": lambda: pl.plot.attention(pictures.patterns(1, 1, 48)[0, 0], tokens=pictures.tokens(48)),
     "attention_last_query": lambda: pl.plot.attention(pictures.patterns(1, 1, 9)[0, 0, -1:], tokens=pictures.tokens(9)),
+    "attention_odd": lambda: pl.plot.attention(odd_tokens()),
     "attention_wide": on_wide_axes,
     "attention_grid_1": lambda: pl.plot.attention_grid(pictures.patterns(1, 1, 1), tokens=pictures.tokens(1)),
     "attention_grid_1x12": lambda: pl.plot.attention_grid(pictures.patterns(1, 12, 10)[0], tokens=pictures.tokens(10)),
@@ -67,6 +77,7 @@ MORE: dict[str, Callable[[], Axes]] = {
     "circuit_one": lambda: pl.plot.circuit(pl.circuits.Circuit(nodes=["embeddings"])),
     "heatmap_1": lambda: pl.plot.heatmap([[0.5]]),
     "heatmap_effects": lambda: pl.plot.heatmap(pictures.effects(4, 30)),
+    "heatmap_odd": lambda: pl.plot.heatmap(odd_tokens().fillna(0.0)),
     "heatmap_names": lambda: pl.plot.heatmap(pictures.edges(21, 53)),
     "attribution_1": lambda: pl.plot.attribution(pictures.parts(1)),
     "attribution_loss": lambda: pl.plot.attribution(-abs(pictures.parts(9))),
@@ -169,7 +180,8 @@ def as_drawn(figure: Figure, dots: int) -> Figure:
     return figure
 
 
-READ = ("attention_2", "attention_last_query", "attention_wide", "attention_grid_1", "autoregression_1",
+READ = ("attention_2", "attention_last_query", "attention_odd", "attention_wide", "attention_grid_1", "heatmap_odd",
+        "autoregression_1",
         "autoregression_long_name", "head_scores_1", "circuit_edges", "circuit_nodes", "circuit_one", "heatmap_1",
         "heatmap_names", "attribution_1", "attribution_zero", "lens_1", "next_tokens_one", "next_tokens_many",
         "neuron_1", "scatter_1", "tokens_1", "tokens_hard", "norm_histograms_1", "parameters_long_names",
@@ -180,6 +192,10 @@ READ = ("attention_2", "attention_last_query", "attention_wide", "attention_grid
 @pytest.mark.parametrize("name", support.few_of(MORE, *READ))
 def test_it_can_be_read(name: str) -> None:
     assert_readable(name, drawn(name))
+
+
+def test_a_label_takes_the_room_that_it_is_drawn_in() -> None:
+    assert float(EVERY["heatmap_odd"]().get_figure(root=True).get_size_inches()[1]) < 4.5
 
 
 def assert_readable(name: str, figure: Figure) -> None:

@@ -45,6 +45,9 @@ if TYPE_CHECKING:
 BAR = 56.0
 """Points: what the colour bar and the names of the axes take of the width of attention patterns."""
 
+NAME = 16.0
+"""Points of these that are left of the pattern, and so of its title."""
+
 BESIDE, BELOW = 70.0, 32.0
 """Points that the bar and the labels of a figure of scores take of its width and height."""
 
@@ -107,7 +110,7 @@ def attention(pattern: Any, *, tokens: Sequence[str] | None = None, ax: Axes | N
             side_of.set_label_text(dim)
         frame(axes, look.soft)
         weights_bar(axes, image, height)
-        say_what(axes, *about, room=side[0] + BAR if ax is None else None)
+        say_what(axes, *about, room=side[0] + BAR - NAME if ax is None else None)
         return remember(axes, array)
 
 
@@ -122,7 +125,7 @@ def _size_of_one(array: DataArray, about: Sequence[str]) -> tuple[Size, Size]:
     left, below = (longest(map(label_of, tokens_of(array, dim) or ())) or 18 for dim in ONE_HEAD)
     width = min(72 * COLUMN - left - BAR, max(90, 45 * columns))
     height = width * rows / columns if _is_square(array) else float(np.clip(12 * rows, 30, width))
-    title = SMALL * 1.3 * (wrapped(about, width + BAR).count("\n") + 1)
+    title = SMALL * 1.3 * (wrapped(about, width + BAR - NAME).count("\n") + 1)
     return ((width + left + BAR) / 72, (height + below + 22 + title) / 72), (width, height)
 
 

@@ -13,6 +13,7 @@ from pellucid.plot.canvas import (
     canvas,
     colour_bar,
     extent,
+    label_of,
     longest,
     place_of,
     put_numbers,
@@ -125,7 +126,7 @@ def _labels(array: DataArray, dim: str) -> tuple[list[str], bool]:
     """What the entries along an axis are called, and whether that is words, whose room has to be known."""
     tokens = coordinate(dim, "token")
     if tokens in array.coords:
-        return [str(token) for token in array[tokens].values], True
+        return [label_of(str(token)) for token in array[tokens].values], True
     entries = array[dim].values.tolist() if dim in array.coords else list(range(array.sizes[dim]))
     return [str(entry) for entry in entries], any(isinstance(entry, str) for entry in entries)
 
