@@ -102,7 +102,7 @@ def served(browser: Browser) -> Iterator[Any]:
     """Tabs of a page that a stand-in serves; at the end nothing was asked of any other machine."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), Asked)
     server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
     Asked.posts.clear()
     tabs: list[Watched] = []
