@@ -54,8 +54,11 @@ def test_kinds() -> None:
     }
     assert groups["a", "b"].addresses == (parameter.data_ptr(),) * 2
     assert groups["a", "b"].nbytes == 48
-    (overlapping,) = shared_groups(clusters([Named("a", MEMORY[:12]), Named("b", MEMORY[6:])]))
-    assert (overlapping.kind, overlapping.nbytes) == ("overlapping", 96)
+    for a, b, nbytes in (
+        (MEMORY[:12], MEMORY[6:], 96), (MEMORY[:12], MEMORY[6:18], 72), (MEMORY[:7:6], MEMORY[:7:3], 12),
+    ):  # fmt: skip
+        (overlapping,) = shared_groups(clusters([Named("a", a), Named("b", b)]))
+        assert (overlapping.kind, overlapping.nbytes) == ("overlapping", nbytes)
 
 
 def test_equal_is_not_shared() -> None:

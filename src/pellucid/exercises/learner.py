@@ -21,7 +21,7 @@ from pellucid.exercises.course import (
     shapes_of,
     training,
 )
-from pellucid.exercises.names import Built, Naming, copied
+from pellucid.exercises.names import Built, Naming, copied, in_float64
 from pellucid.exercises.result import IN_PLACE, NUMBERS, RETURNS, Findings, WrongAnswerError, theirs
 from pellucid.exercises.watch import Marked, Undropped, Watch, apart
 from pellucid.gpt2.formulas import Sizes
@@ -168,12 +168,7 @@ class ModuleProbe:
 
     def _run(self, module: nn.Module, inputs: list[Tensor], shapes: list[torch.Size]) -> tuple[Watch, list[Tensor]]:
         """Outputs in float64 where the module runs so, and everything computed for the first input."""
-        runs = copied(module).double()
-        try:
-            with torch.no_grad():
-                runs(inputs[0].clone())
-        except (Exception, SystemExit):  # written for float32 only; a real mistake is raised again below
-            runs = module
+        runs = in_float64(module, inputs[0].clone())
         watch, outputs = Watch(), []
         for x, shape in zip(inputs, shapes, strict=True):
             given = x.clone() if runs is not module else own(module, x).clone()

@@ -188,6 +188,17 @@ def copied(module: nn.Module) -> nn.Module:
         return copy.deepcopy(module)
 
 
+def in_float64(module: nn.Module, x: Tensor) -> nn.Module:
+    """A copy in float64 if it runs there; else the module itself, written for float32, which raises a real mistake."""
+    double = copied(module).double()
+    try:
+        with torch.no_grad():
+            double(x)
+    except (Exception, SystemExit):
+        return module
+    return double
+
+
 @dataclass(frozen=True)
 class _Held:
     """What is known of a module's parameters: their shapes, and the layers that keep [in, out]."""
