@@ -171,10 +171,10 @@ class Part(nn.Module):
         require_weights(schema, place, weights)
         for name in schema.stored_below(place):
             if "." not in name:
-                self.register_parameter(name, nn.Parameter(weights[name]))
+                self._parameters[name] = nn.Parameter(weights[name])  # `register_parameter` asks for what is not there
         for name in schema.names_below(place):
             if "." not in name:
-                self.add_module(name, Ckpt(f"{place}.{name}" if place else name))
+                self._modules[name] = Ckpt(f"{place}.{name}" if place else name)
 
     def look_again(self) -> None:
         """Forget what is known of the parameters' numbers."""
