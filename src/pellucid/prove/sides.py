@@ -264,6 +264,7 @@ def recognised(module: nn.Module) -> CkptedTransformer | None:
 
 def _tried(module: nn.Module, reading: Iterator[tuple[Any, Weights]]) -> CkptedTransformer | None:
     observed, best, distance = None, None, CLOSE
+    built: list[CkptedTransformer] = []  # one of each configuration: many proposals differ in their weights alone
     for config, weights in reading:
         fewest = min(config.sizes["d_vocab"], config.sizes["n_ctx"])
         ids = (torch.arange(min(PROBE, fewest))[None] * 7 + 3) % fewest
@@ -272,13 +273,24 @@ def _tried(module: nn.Module, reading: Iterator[tuple[Any, Weights]]) -> CkptedT
                 observed = Program(Loan(module), (), weights[EMBED]).run(ids, None, DOUBLE)[LOGITS]
             except Exception:  # whatever a foreign forward raises
                 return None
-        model = CkptedTransformer(config, weights).eval()
+        model = next((model for model in built if model.config == config), None)
+        if model is None:
+            model = CkptedTransformer(config, weights).eval()
+            built.append(model)
+        _put(model, weights)
         with torch.no_grad():
             if relative_error(observed, model(ids).double()) > FAR:
                 continue
         error = relative_error(observed, Glass(model).run(ids, None, DOUBLE)[LOGITS])
-        if error < distance:
-            best, distance = model, error
         if error < BEYOND_ROUNDING:
-            break
-    return best
+            return model
+        if error < distance:
+            best, distance = (config, weights), error
+    return None if best is None else CkptedTransformer(*best).eval()
+
+
+def _put(model: CkptedTransformer, weights: Weights) -> None:
+    """Give a model these tensors as its parameters."""
+    for name, tensor in weights.items():
+        place, _, own = name.rpartition(".")
+        model.get_submodule(place)._parameters[own] = nn.Parameter(tensor)
