@@ -20,6 +20,7 @@ from pellucid.patching.reruns import Base, Rerun
 from pellucid.patching.sweeps import UNMEASURED, Measured, described, patches, require_room, results
 from pellucid.run.model import CkptedTransformer
 from pellucid.run.region import Index, Region
+from pellucid.run.taps import warn_of_dropout
 from pellucid.text.batch import Batch, Inputs
 
 if TYPE_CHECKING:
@@ -139,6 +140,8 @@ class Ablated:
         require_one_of("how", how, _INSTEAD, code="ablate-how", remedy=remedy)
         known = batch if reference is None or how == "zero" else model.tokenize(reference)
         room = require_room(model, batch, known, names, max_bytes)
+        if known is batch:  # no run of a reference says so
+            warn_of_dropout(model, "ablation")
         run = Base(model, batch, metric, names if known is batch else kept, of="the plain run", max_bytes=room)
         values = run.values if known is batch else model.run_with_ckpts(known, names=list(names))[1]
         put, axes = Ablation(how, known, batch, seed), model.schema.axes

@@ -19,6 +19,7 @@ from pellucid.patching.roles import Columns, Put
 from pellucid.patching.sweeps import UNMEASURED, Direction, Texts, described, require_room
 from pellucid.run.model import CkptedTransformer
 from pellucid.run.region import Index, entries
+from pellucid.run.taps import warn_of_dropout
 from pellucid.sae.autoencoder import SparseAutoencoder
 from pellucid.sae.sae_files import require_fitting
 from pellucid.text.batch import Inputs
@@ -75,6 +76,7 @@ def ablate(
     require_fitting(sae, model)
     batch, name = model.tokenize(inputs), sae.place(model.schema)
     room = require_room(model, batch, batch, [name], max_bytes)
+    warn_of_dropout(model, "sae.ablate")
     with told(UNMEASURED):
         base = Base(model, batch, metric, [name], of="the plain run", max_bytes=room)
     changes = -_features(sae, base.values[name])
