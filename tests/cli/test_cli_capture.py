@@ -163,6 +163,16 @@ def test_exit_codes(
     assert not (tmp_path / "out.zarr").exists()
 
 
+@pytest.mark.remedy("empty-text")
+def test_an_empty_text(cli: Any, cli_json: Any, data: Path, tmp_path: Path) -> None:
+    empty, out = tmp_path / "empty.txt", (*WANTED, "--out", str(tmp_path / "a.zarr"))
+    empty.touch()
+    result = cli("capture", "--data", str(data), "--data", str(empty), *out)
+    assert "text 1" in result.stderr
+    assert "Leave the empty file or line out" in result.stderr
+    assert cli_json("capture", "--data", str(data), *out)["texts"] == 1
+
+
 @pytest.mark.remedy("corpus-field")
 def test_the_field_of_the_texts(cli: Any, cli_json: Any, tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"content": "Once upon a time"}\n')

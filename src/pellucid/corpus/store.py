@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -318,16 +316,15 @@ def write_metadata(
     place: StorePlace, plan: CorpusPlan, provenance: Mapping[str, Any], arrays: Sequence[Growing]
 ) -> None:
     """Write what Zarr and `open` read, the description of the whole last: with it the store is there."""
-    with tempfile.TemporaryDirectory() as made:
-        _make_metadata(made, plan, provenance, arrays)
-        names = [*(array.name for array in arrays), *plan.names, LEDGER]
-        for key in (*(f"{name}/{METADATA}" for name in names), METADATA):
-            place.put(key, Path(made, key).read_bytes())
+    made: dict[str, Any] = {}
+    _make_metadata(need("zarr.storage", "corpus").MemoryStore(made), plan, provenance, arrays)
+    for key in sorted(made, key=METADATA.__eq__):
+        place.put(key, made[key].to_bytes())
 
 
-def _make_metadata(folder: str, plan: CorpusPlan, provenance: Mapping[str, Any], arrays: Sequence[Growing]) -> None:
+def _make_metadata(where: Any, plan: CorpusPlan, provenance: Mapping[str, Any], arrays: Sequence[Growing]) -> None:
     zarr = need("zarr", "corpus")
-    group = zarr.create_group(folder, attributes={ABOUT: {
+    group = zarr.create_group(where, attributes={ABOUT: {
         "format": FORMAT, "plan": asdict(plan), "provenance": dict(provenance),
         "written": {key: digest for array in arrays for key, digest in array.written.items()},
     }})  # fmt: skip
@@ -355,4 +352,4 @@ def _make_metadata(folder: str, plan: CorpusPlan, provenance: Mapping[str, Any],
     )  # fmt: skip
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Consolidated metadata")  # no part of the format yet; readers warn without it
-        zarr.consolidate_metadata(folder)
+        zarr.consolidate_metadata(where)

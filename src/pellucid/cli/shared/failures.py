@@ -134,6 +134,7 @@ WORDS: Mapping[str, Words] = {
     "config-not-implemented": (r"pass ignore_config=\[(.*?)\]", _ignored),
     "compiler-failed": (r"or use numerics='exact'", "or give --numerics exact"),
     "capture corpus-field": "Give the name of the texts by --field.",
+    "capture empty-text": "Leave the empty file or line out: it has no tokens, and so no rows.",
     "corpus-engine": ("Give engine='ray', too, or leave workers out", "Give --engine ray, too, or leave --workers out"),
     "corpus-not-shared": "Give a folder that all computers of Ray share, or --engine local.",
     "corpus-misfit": (r".+", _of_a_store),
