@@ -9,7 +9,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor
 
-from pellucid.check import as_python, as_whole, require_whole
+from pellucid.check import as_python, as_whole
 from pellucid.errors import InputError, shown
 from pellucid.listing import Listed, Listing
 from pellucid.run.activations import ActivationCkpts
@@ -65,7 +65,13 @@ def stopping(
     end_ids: int | Iterable[int],
 ) -> Stopping:
     """Check what ends a text."""
-    most = require_whole("generate: max_new_tokens", max_new_tokens, code="max-new-tokens")
+    most = as_whole(max_new_tokens)
+    if most is None or most < 0:
+        raise InputError(
+            f"generate: max_new_tokens={shown(max_new_tokens)}, expected a whole number, 0 or more.",
+            code="max-new-tokens",
+            remedy="Give the number of tokens to generate; 0 gives the prompt back.",
+        )
     given = _several(stop)
     strings = tuple(item for item in given if isinstance(item, str))
     ids = tuple(item for item in given if not isinstance(item, str))
