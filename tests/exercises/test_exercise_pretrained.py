@@ -16,6 +16,7 @@ from exercise_solution import variant
 from torch import nn
 
 import pellucid as pl
+import support
 from pellucid.exercises import alignment_for, check_pretrained, config_of, load_into
 
 TANH = ("nn.GELU()", "nn.GELU(approximate='tanh')")
@@ -164,7 +165,7 @@ WITHOUT_THE_WEIGHTS = [
 ]
 
 
-@pytest.mark.parametrize(("spoil", "words"), WITHOUT_THE_WEIGHTS, ids=["fresh", "scaled", "bfloat16", "another"])
+@pytest.mark.parametrize(("spoil", "words"), support.few_of(WITHOUT_THE_WEIGHTS, _fresh, _round))
 def test_other_weights_do_not_pass_and_nothing_is_proved_of_a_copy(
     glass: pl.CkptedTransformer, spoil: Any, words: str
 ) -> None:

@@ -178,7 +178,7 @@ def test_one_compilation_serves_every_length() -> None:
     model = support.glass(n_layer=1)
     with torch.no_grad():
         compiled = torch.compile(model, backend="eager", fullgraph=True)
-        for columns in (5, 7, 9, 1, 2):
+        for columns in (5, 7, 1):
             ids = support.some_ids(2, columns)
             assert torch.equal(compiled(ids), model(ids)), columns
 

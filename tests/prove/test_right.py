@@ -41,7 +41,9 @@ def is_right(report: pl.ComparisonReport) -> None:
     assert all(row.fp64 is not None and row.fp64 < 1e-6 for row in report.checkpoints), report
 
 
-@pytest.mark.parametrize("name", RIGHTS)
+@pytest.mark.parametrize(
+    "name", support.few_of(RIGHTS, "course", "split", "per head", "einsum", "fused", "permuted", "stacked")
+)
 def test_alignment_converts(name: str, small: pl.CkptedTransformer) -> None:
     """The alignment, kept as JSON, turns another model's weights into the foreign layout."""
     made = RIGHTS[name](small)
@@ -301,7 +303,7 @@ def test_sensitivity_finds_small_errors(small: pl.CkptedTransformer) -> None:
     assert all(torch.equal(before[name], tensor) for name, tensor in hf.state_dict().items())
 
 
-@pytest.mark.parametrize("tokens", [1, 7])
+@pytest.mark.parametrize("tokens", [pytest.param(1, marks=pytest.mark.long), 7])
 def test_one_part_of_a_fused_module_that_holds_something_else(tokens: int, small: pl.CkptedTransformer) -> None:
     """The module of q, k and v gives three times q, which the scale of the scores takes back, or does not."""
 
