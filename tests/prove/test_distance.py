@@ -245,3 +245,15 @@ MUTANTS: dict[str, Any] = {
 @pytest.mark.parametrize("name", MUTANTS)
 def test_mutants_are_noticed(name: str, model: Model) -> None:
     must_be_noticed(MUTANTS[name], model, by=[StopIteration])
+
+
+def test_other_values_in_a_table_are_no_longer_table() -> None:
+    """Both tables differ throughout and have the same width: neither is a part of the other."""
+    one = support.glass(vocab_size=53, n_positions=16, n_embd=24, n_layer=1, n_head=3)
+    two = copy.deepcopy(one)
+    with torch.no_grad():
+        two.embed.W_E.add_(1.0)
+        two.pos_embed.W_pos.add_(1.0)
+    found = pl.compare(one, two, support.some_ids(1, 6, 53))
+    assert found.verdict == "different"
+    assert not any("rows more" in note for note in found.notes), found.notes

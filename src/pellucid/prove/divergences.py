@@ -188,16 +188,19 @@ def additions(sides: Sides) -> Additions:
     """Rows at the end of tables, each told of the table of the other side that it is most like, and heads."""
     reference, other = sides.names
     alone = {name: sides.others[name].detach() for name in sides.alignment.unexplained if name in sides.others}
+    # a tensor in the shape of a parameter that is missing is that one with other values, and no longer table
+    shapes = {tuple(sorted(sides.units[unit].shape)) for unit in sides.alignment.missing}
+    tables = {name: tensor for name, tensor in alone.items() if tuple(sorted(tensor.shape)) not in shapes}
     found = Additions()
     for unit in sides.alignment.missing:
         ours = sides.units[unit].T if unit == UNEMBED else sides.units[unit]
-        near = {name: table for name, tensor in alone.items() if (table := _as_rows(tensor, ours)) is not None}
+        near = {name: table for name, tensor in tables.items() if (table := _as_rows(tensor, ours)) is not None}
         if unit.startswith("blocks.") or not near:
             continue
         name = max(near, key=lambda name: _equal_rows(ours, near[name]))
         found.notes.append(f"{unit}: {rows_more(ours, near[name], reference, other)}")
         found.told.update((unit, name))
-        del alone[name]
+        del alone[name], tables[name]
     embedding = sides.units.get(EMBED)
     for name, tensor in alone.items():
         if embedding is not None and name.startswith(HEAD_NAMES) and sorted(tensor.shape) == sorted(embedding.shape):
