@@ -320,15 +320,16 @@ class CkptedTransformer(HasTokenizer, GeneratingTransformer):
                 code="grads-of-a-part",
                 remedy="Capture the whole value and select from its .grad.",
             )
+        modules = submodules(self)
         if not grads:
-            warn_of_dropout(self, "run_with_ckpts")
+            warn_of_dropout(self, "run_with_ckpts", modules)
         batch = self.tokenize(inputs, mask=mask)
         last = None if stop_at is None else aliases.resolved(stop_at, self.schema)
         first = None
         if start_at is not None:
             first, (_, value) = beginning(start_at, self.schema, batch, self.embed.W_E)
             start_at = (first, value)  # already where the model is
-        wanted, modules = captured(names, self.schema, first, last), submodules(self)
+        wanted = captured(names, self.schema, first, last)
         part = Region(pos, heads).with_heads_of(self.schema, wanted)
         recorder = Recorder(wanted, self.schema, part, grads, copies=has_native_hooks(modules))
         edit_tap = EditTap(edits, batch, self)

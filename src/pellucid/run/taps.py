@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pellucid import aliases
 from pellucid.aliases import Names, selected, several
@@ -150,13 +150,16 @@ def _selected(edit: Edit, schema: Schema) -> tuple[str, ...]:
     return chosen
 
 
-def warn_of_dropout(model: Network, verb: str) -> None:
+def warn_of_dropout(model: Network, verb: str, modules: Iterable[nn.Module] | None = None) -> None:
     """Warn that what a verb returns is random, if the model trains and dropout acts.
 
-    Training is not warned of: it calls the model, or a verb whose values gradients flow back from.
+    Training is not warned of: it calls the model, or a verb whose values gradients flow back from. `modules` are
+    the model's, where the caller has them.
     """
     rates = {name: getattr(model.config, name) for name in family_of(model.config).dropouts}
-    if any(rates.values()) and any(isinstance(m, Part) and m.training for m in submodules(model)):
+    if not any(rates.values()):
+        return
+    if any(module.training for module in modules or submodules(model) if isinstance(module, Part)):
         named = ", ".join(f"{name}={rate:g}" for name, rate in rates.items() if rate)
         warn(
             f"{verb}: the model is in training mode, where dropout ({named}) makes every run another one. "

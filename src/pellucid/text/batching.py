@@ -196,9 +196,10 @@ class Batcher:
             if bool(mask.all()):
                 return
             raise _pads_without_mask("they are the ids of a batch that has pads", "Pass the batch itself", rows)
-        settings = self._settings()
-        ends = [*self.config.end_ids[:1], *settings.end_ids[:1], getattr(self.tokenizer, "eos_token_id", None)]
-        text = {self.config.bos_token_id, *self.config.end_ids, *settings.end_ids, *ends}
+        settings, of_config = self._settings(), self.config.end_ids
+        of_settings = settings.end_ids
+        ends = [*of_config[:1], *of_settings[:1], getattr(self.tokenizer, "eos_token_id", None)]
+        text = {self.config.bos_token_id, *of_config, *of_settings, *ends}
         declared = [self.config.pad_token_id, settings.pad_id, getattr(self.tokenizer, "pad_token_id", None)]
         if found := ids.first_row_with(rows, [pad for pad in declared if pad is not None and pad not in text]):
             row, pad = found

@@ -55,7 +55,7 @@ class _AsArray(Protocol):
 
 def opened(inputs: Any) -> Any:
     """What a container of another library holds: numbers as an array, texts and other objects in a list."""
-    if isinstance(inputs, _AsArray) and not isinstance(inputs, (str, Tensor)):
+    if not isinstance(inputs, (str, Tensor)) and isinstance(inputs, _AsArray):  # which takes long to find out
         if np.ma.is_masked(inputs):
             raise InputError(
                 "ids: an array of which some entries are masked, expected numbers alone.",
