@@ -163,7 +163,7 @@ MUTANTS = [
         Mutant(
             f"what comes back at {at} is dropped",
             broken.drops_what_comes_back(at),
-            on_glass(checks.hooks_go_on, IDS, [f"blocks.1.{at}"]),
+            on_glass(checks.hooks_go_on, IDS, [f"blocks.1.{at}"], n_layer=2),
         )
         for at in support.schema(1).in_blocks
     ),
