@@ -238,11 +238,12 @@ def same(first: Trace, second: Trace, *, but: tuple[str, ...] = ()) -> None:
             assert first[name].data.tobytes() == second[name].data.tobytes(), name
 
 
-@pytest.mark.parametrize(
-    "part",
-    [{"names": "resid_post"}, {"names": "attn.ckpt_q", "heads": [1]}, {"pos": [-1]}, {"names": "attn.ckpt_scores"}, {}],
-    ids=str,
-)
+PARTS: list[dict[str, Any]] = [
+    {"names": "attn.ckpt_q", "heads": [1]}, {"pos": [-1]}, {"names": "resid_post"}, {"names": "attn.ckpt_scores"}, {},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("part", support.few_of(PARTS, *PARTS[:2]), ids=str)
 def test_what_was_not_captured_is_captured_anew(glass: pl.CkptedTransformer, part: dict[str, Any]) -> None:
     same(trace_of(glass.run_with_ckpts(IDS, **part)[1]), trace(glass, IDS))
 
