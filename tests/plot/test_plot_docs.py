@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from types import ModuleType
 
-import matplotlib as mpl
+import matplotlib.pyplot as plt
 import plot_pictures as pictures
 import pytest
 
@@ -42,7 +42,7 @@ def test_the_figures_can_be_drawn_again(
     assert make_plots.main(["--out", str(tmp_path / "out")]) == 0
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["a.png"]
     assert (tmp_path / "out" / "a.png").read_bytes().startswith(b"\x89PNG")
-    assert mpl.pyplot.get_fignums() == []
+    assert plt.get_fignums() == []
 
 
 def test_no_picture_is_left_over(make_plots: ModuleType) -> None:
