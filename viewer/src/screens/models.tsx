@@ -211,7 +211,7 @@ export function Models() {
             The other model
             <input name="model" required value={other.value} autocomplete="off" spellcheck={false} placeholder="a folder, a file, an alias or a hub id on this machine" onInput={(event) => (other.value = event.currentTarget.value)} />
           </label>
-          <button type="submit" class="primary" disabled={app.busy.value !== ""}>
+          <button type="submit" class="primary">
             Compare
           </button>
         </div>
