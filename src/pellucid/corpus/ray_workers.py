@@ -146,7 +146,8 @@ class _Task:
         raise InputError(
             f"ray: {what}, {self.losses} times, at last: {why}",
             code="ray-lost",
-            remedy="Most often memory is short: give fewer workers, or use engine='local'. What is whole is kept.",
+            remedy="Most often memory is short, or a computer has another pellucid: give fewer workers, or use "
+            "engine='local'. What is whole is kept.",
         ) from why
 
 

@@ -170,7 +170,8 @@ WORDS: Mapping[str, Words] = {
     "pad-without-mask": "Give the ids without what fills them up.",
     "pattern-for-a-name": (r"`ckpts\.stack.*", _NAMES),
     "ray-address": "Unset RAY_ADDRESS to work on this computer alone, start Ray there, or give --engine local.",
-    "ray-lost": "Most often memory is short: give fewer --workers, or --engine local. What is whole is kept.",
+    "ray-lost": "Most often memory is short, or a computer has another pellucid: give fewer --workers, or "
+    "--engine local. What is whole is kept.",
     "ray-machine": "Use computers of one kind with one version of torch, or --engine local.",
     "ray-workers": "Set OMP_NUM_THREADS to fewer threads before a folder is begun, or give --engine local.",
     "reproduce no-bos": "Give a configuration that has one: --config config.json, with a bos_token_id.",
