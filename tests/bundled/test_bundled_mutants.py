@@ -33,6 +33,7 @@ def silence_values(model: PreTrainedModel, layer: int, head: int) -> None:
         attention.bias[columns] = 0
 
 
+@pytest.mark.long
 def test_without_its_induction_heads_the_model_no_longer_copies(model: PreTrainedModel, stated: dict[str, Any]) -> None:
     for layer, head in stated["figures"]["induction"]["heads"]:
         silence_values(model, layer, head)

@@ -29,6 +29,7 @@ def executed(cells: list[str]) -> list[Any]:
     return made.cells
 
 
+@pytest.mark.long  # tests/plot/test_plot_canvas.py asks in every run whether a notebook is taken for one
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::RuntimeWarning")  # of the notebook's own libraries
 def test_every_figure_is_shown_in_the_cell_that_makes_it() -> None:
     ran = executed(CELLS)
