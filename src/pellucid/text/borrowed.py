@@ -8,7 +8,7 @@ from typing import Any
 
 import tokenizers
 
-from pellucid.errors import InputError
+from pellucid.errors import InputError, shown
 from pellucid.text.ids import listed
 from pellucid.text.tokenizer_files import Tokenizes
 
@@ -26,6 +26,18 @@ def text_behind(decode: Callable[[list[int]], str], own: list[int], before: list
     beginning, whole = decode(before), decode([*before, *own])
     stands_apart = beginning.endswith(UNFINISHED) or not whole.startswith(beginning)
     return decode(own) if stands_apart else whole.removeprefix(beginning)
+
+
+def one_token(tokenizer: Tokenizes, piece: str) -> int:
+    """The id of a text that is exactly one token."""
+    ids = tokenizer.encode(piece)
+    if len(ids) != 1:
+        raise InputError(
+            f"tokenizer: {shown(piece)} is {len(ids)} tokens, expected one.",
+            code="not-one-token",
+            remedy="Give one token; with its leading space, ' word', it is another one than 'word'.",
+        )
+    return ids[0]
 
 
 def complete(tokenizer: Any) -> Any:
@@ -66,6 +78,10 @@ class Borrowed:
     def pieces(self, ids: Iterable[int]) -> list[str]:
         """Each id alone, as it is within a text, for labels."""
         return [self.decode([i], after=[i]) for i in listed(ids)]
+
+    def token_id(self, piece: str) -> int:
+        """The id of a text that is exactly one token."""
+        return one_token(self, piece)
 
     def __len__(self) -> int:
         sizes = (getattr(self.borrowed, name, None) for name in ("n_vocab", "vocab_size"))

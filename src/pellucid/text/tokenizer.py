@@ -17,7 +17,7 @@ from pellucid.check import as_whole, path_of
 from pellucid.dialects import named_arguments
 from pellucid.errors import InputError, NotFoundError, WeightsError, shown, warn
 from pellucid.text import tokenizer_files
-from pellucid.text.borrowed import text_behind
+from pellucid.text.borrowed import one_token, text_behind
 from pellucid.text.ids import listed
 from pellucid.text.tokenizer_files import Encoding, as_tensors, no_text, no_tokenizer, several
 from pellucid.weights.manifests import is_there
@@ -289,14 +289,7 @@ class Tokenizer(metaclass=_Named):
         Raises:
             InputError: It is none or several.
         """
-        ids = self.encode(piece)
-        if len(ids) != 1:
-            raise InputError(
-                f"tokenizer: {shown(piece)} is {len(ids)} tokens, expected one.",
-                code="not-one-token",
-                remedy="Give one token; with its leading space, ' word', it is another one than 'word'.",
-            )
-        return ids[0]
+        return one_token(self, piece)
 
     @named_arguments()
     def save(self, folder: str | Path) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Self, cast
 
+import tokenizers
 import torch
 
 from pellucid.blocks import Norm
@@ -14,7 +15,9 @@ from pellucid.families import config_of, family_of
 from pellucid.json_config import Config
 from pellucid.open import from_hf, load
 from pellucid.run.model import CkptedTransformer
+from pellucid.text.borrowed import complete
 from pellucid.text.tokenizer import Tokenizer
+from pellucid.text.tokenizer_files import Tokenizes
 
 
 @dataclass
@@ -195,14 +198,16 @@ def opened(name: Any, hf_model: Any, device: Any, dtype: Any) -> CkptedTransform
     return load(name, device="cpu" if device is None else device, dtype=dtype)
 
 
-def as_ours(given: Any) -> Tokenizer | None:
-    """A tokenizer of ours, or one of transformers' as ours."""
+def as_ours(given: Any) -> Any:
+    """A tokenizer of ours, one of transformers' or of the tokenizers library as ours, or one of the caller's own."""
     if given is None or isinstance(given, Tokenizer):
         return given
-    backend = getattr(given, "backend_tokenizer", None)
+    backend = given if isinstance(given, tokenizers.Tokenizer) else getattr(given, "backend_tokenizer", None)
+    if backend is None and isinstance(cast(object, given), Tokenizes):
+        return complete(given)
     if backend is None:
         raise InputError(
-            f"tokenizer: {type(given).__name__} given, expected pl.Tokenizer or a fast tokenizer of transformers'.",
+            f"tokenizer: {type(given).__name__} given, expected pl.Tokenizer or an object with encode and decode.",
             code="hooked-tokenizer",
             remedy="Open it with pl.Tokenizer.from_folder(folder), or with transformers.AutoTokenizer.",
         )
