@@ -316,24 +316,17 @@ def write_metadata(
     place: StorePlace, plan: CorpusPlan, provenance: Mapping[str, Any], arrays: Sequence[Growing]
 ) -> None:
     """Write what Zarr and `open` read, the description of the whole last: with it the store is there."""
-    made: dict[str, Any] = {}
-    _make_metadata(need("zarr.storage", "corpus").MemoryStore(made), plan, provenance, arrays)
-    for key in sorted(made, key=METADATA.__eq__):
-        place.put(key, made[key].to_bytes())
-
-
-def _make_metadata(where: Any, plan: CorpusPlan, provenance: Mapping[str, Any], arrays: Sequence[Growing]) -> None:
-    zarr = need("zarr", "corpus")
+    zarr, made = need("zarr", "corpus"), dict[str, Any]()
+    where = need("zarr.storage", "corpus").MemoryStore(made)
     group = zarr.create_group(where, attributes={ABOUT: {
         "format": FORMAT, "plan": asdict(plan), "provenance": dict(provenance),
         "written": {key: digest for array in arrays for key, digest in array.written.items()},
     }})  # fmt: skip
     dims = {DIGESTS: ("text", "byte"), OFFSETS: ("border",), NUMBERS: ("text",), TOKENS: ("row",)}
     raw: dict[str, Any] = {
-        "compressors": None,
-        "filters": None,
+        "compressors": None, "filters": None,
         "chunk_key_encoding": {"name": "default", "separator": "."},
-    }
+    }  # fmt: skip
     for array in arrays:
         group.create_array(
             array.name, shape=array.shape, chunks=(array.chunk, *array.shape[1:]), dtype=array.dtype,
@@ -353,3 +346,5 @@ def _make_metadata(where: Any, plan: CorpusPlan, provenance: Mapping[str, Any], 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Consolidated metadata")  # no part of the format yet; readers warn without it
         zarr.consolidate_metadata(where)
+    for key in sorted(made, key=METADATA.__eq__):
+        place.put(key, made[key].to_bytes())
