@@ -6,7 +6,6 @@ The numbers are the model's own: nothing is folded or centred unless asked for.
 from __future__ import annotations
 
 import contextlib
-import warnings
 from typing import Any, Literal, Self
 
 import torch
@@ -18,7 +17,7 @@ from pellucid.compat.hooked.hooked_generation import HookedGeneration, lm_cross_
 from pellucid.compat.hooked.settings import HookedTransformerConfig, as_ours, described, fresh, opened, refuse
 from pellucid.compat.hooked.stacked_weights import tree
 from pellucid.dialects import named_arguments
-from pellucid.errors import InputError, PellucidWarning, shown
+from pellucid.errors import InputError, shown, warn
 from pellucid.folding import fold
 from pellucid.run.model import CkptedTransformer
 from pellucid.tap import Chain, StopAfter, Stopped, Tap
@@ -119,13 +118,11 @@ class HookedTransformer(HookedGeneration):
                  "center_unembed": center_unembed, "fold_value_biases": fold_value_biases,
                  "refactor_factored_attn_matrices": refactor_factored_attn_matrices}  # fmt: skip
         if all(value is None for value in asked.values()):
-            warnings.warn(
+            warn(
                 "HookedTransformer.from_pretrained: the weights are left as they are; HookedTransformer itself folds "
                 "and centres them by default, and some of its values differ then. Pass fold_ln=True, "
                 "center_writing_weights=True, center_unembed=True and fold_value_biases=True for that, or call "
-                "from_pretrained_no_processing.",
-                PellucidWarning,
-                stacklevel=2,
+                "from_pretrained_no_processing."
             )
         refuse(others)
         model = opened(model_name, hf_model, device, dtype)
