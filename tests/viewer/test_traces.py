@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import math
+import shutil
 import zlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,7 @@ import samples
 import support
 from pellucid.viewer import Trace, trace, trace_of
 from pellucid.viewer.container import ALWAYS
+from pellucid.weights.hub import BUNDLED
 
 IDS = [[5, 9, 5, 17, 9, 5, 30]]
 KINDS = [("gpt2", {}), ("llama", {}), ("gpt_neox", {}), ("gpt_neox", {"use_parallel_residual": False})]
@@ -393,6 +396,23 @@ def test_the_target_is_a_token_or_its_text() -> None:
         "values": "import pellucid as pl\n\nmodel = pl.load()\n"
         "logits, ckpts = model.run_with_ckpts('Once upon a time')",
     }
+
+
+def test_calls_make_the_run_again_or_are_none(bundled: pl.CkptedTransformer, tmp_path: Path) -> None:
+    """A command takes "-5" for an option; what was given to a model beside its file is in no line."""
+    for text in ("-5 degrees", "notes.txt"):
+        calls = trace(bundled, text).header["calls"]
+        assert calls["shell"].startswith("pellucid view --ids ")
+        assert repr(text) in calls["python"]
+    shutil.copyfile(BUNDLED / "model.safetensors", tmp_path / "model.safetensors")
+    given = pl.load(tmp_path, config=BUNDLED / "config.json")
+    assert set(trace(given, [[1, 2]]).header["calls"].values()) == {None}
+    shutil.copyfile(BUNDLED / "config.json", tmp_path / "config.json")
+    bare = pl.load(tmp_path)
+    bare.tokenizer = bundled.tokenizer
+    calls = trace(bare, "Once upon").header["calls"]
+    assert calls["shell"].startswith("pellucid view --ids ")
+    assert "run_with_ckpts([[" in calls["values"]
 
 
 @pytest.mark.parametrize(

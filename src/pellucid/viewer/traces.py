@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -287,7 +288,8 @@ def _name(model: CkptedTransformer) -> str:
 
 def _opened(model: CkptedTransformer) -> tuple[str, str | None] | None:
     """How a model is opened, in Python and on the command line; None if that cannot be said."""
-    if "file" not in model.provenance or model.provenance.get("format") == "mapping":
+    from_a_file = "file" in model.provenance and model.provenance.get("format") != "mapping"
+    if not from_a_file or "config" in model.provenance:
         return None
     name, dtype = _name(model), str(model.dtype).removeprefix("torch.")
     how = {"dtype": (dtype, "float32"), "numerics": (model.execution.numerics, "exact"),
@@ -303,6 +305,12 @@ _NO_ARGUMENT = re.compile(r"^-|\0|^\S+\.\w+$")
 """Texts that a command would take for an option, for standard input or for a file, or that no shell can pass on."""
 
 
+def _has_tokenizer(source: Path) -> bool:
+    """Whether opening a model brings a tokenizer; else it was given to it, and ids say what was run."""
+    folder = source if source.is_dir() else source.parent
+    return any((folder / name).exists() for name in ("tokenizer.json", "vocab.json"))
+
+
 def _calls(one: OneText) -> dict[str, str | None]:
     """How this run is made again, in Python and on the command line; None for what cannot be said in a line."""
     opened = _opened(one.model)
@@ -310,7 +318,8 @@ def _calls(one: OneText) -> dict[str, str | None]:
         return {"python": None, "shell": None, "values": None}
     edits = [_python_of(edit) for edit in one.edits]
     text, ids = _text(one.model, one.ids), one.ids
-    again = one.model.tokenizer is not None and one.model.tokenizer.encode(text) == ids
+    tokenizer = one.model.tokenizer if _has_tokenizer(Path(one.model.provenance["source"])) else None
+    again = tokenizer is not None and tokenizer.encode(text) == ids
     given = repr(text) if again else f"[{ids}]"
     python = values = shell = None
     if all(edits):
