@@ -56,7 +56,7 @@ NO_VERB = {
     "looks at captured values, or at a file of a trace": "no-view not-a-trace of-text-positions view-not-repeatable",
     "evaluates circuits": "circuit-choices circuit-kind circuit-scores circuit-shares not-a-circuit",
     "patches, ablates, or measures one number of a run":
-        "ablate-how baseline-of edit-mean-of-pattern gradient-along gradient-rules metric-kind "
+        "ablate-how edit-mean-of-pattern gradient-along gradient-rules metric-kind "
         "metric-positions metric-shape metric-tokens metric-without-gradient no-texts nothing-to-normalize path-order "
         "path-through sweep-direction sweep-over sweep-part",
     "reads others' autoencoders":

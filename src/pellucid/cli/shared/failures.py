@@ -158,6 +158,7 @@ WORDS: Mapping[str, Words] = {
     "lens-of-another-model": "Give a lens that was fitted to this model, or leave --tuned out.",
     "lens-place": "Give --at resid_pre, resid_mid or resid_post, or what is added to them: --at attn.ckpt_attn_out.",
     "log-of-zero": "Add --linear, which measures the norms themselves.",
+    "metric-not-finite": (r"Look for weights.*", "Give a model whose weights are finite."),
     "no-compiler": (r"or use numerics='exact'", "or give --numerics exact"),
     "no-tokenizer": "Give the tokenizer: --tokenizer tokenizer.json; or token ids in the text's place: --ids 1,2,3.",
     "norms not-fitted": "Give other texts, or --lags 0, which shows the norms alone.",
