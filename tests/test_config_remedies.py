@@ -179,8 +179,8 @@ REMEDIES: dict[str, list[Case]] = {
              lambda h: pl.load(config={**FIELDS, "model_type": "gpt9"}, ignore_config=["model_type"]))
     ],
     "config-not-implemented": [
-        Case(lambda h: pl.load(config={**FIELDS, "rotary_dim": 4}), "ignore_config=['rotary_dim']",
-             lambda h: pl.load(config={**FIELDS, "rotary_dim": 4}, ignore_config=["rotary_dim"]))
+        Case(lambda h: pl.load(config={**FIELDS, "alibi": True}), "ignore_config=['alibi']",
+             lambda h: pl.load(config={**FIELDS, "alibi": True}, ignore_config=["alibi"]))
     ],
     "config-not-json": [
         Case(lambda h: _folder(h, "a", "{'n_embd': 12}"), "write the file again",
