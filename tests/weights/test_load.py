@@ -347,7 +347,7 @@ def test_ignored_fields(tmp_path: Path) -> None:
     save_folder(tmp_path, hf_dict(hf), hf, multi_query=True)
     assert same_logits(pl.load(tmp_path, ignore_config=["multi_query"]), hf)
     assert same_logits(pl.load(tmp_path, ignore_config="multi_query"), hf)
-    assert same_logits(pl.load(tmp_path, ignore_config=["multi_query", "rotary_dim"]), hf)
+    assert same_logits(pl.load(tmp_path, ignore_config=["multi_query", "rotary_emb_fraction"]), hf)
     with pytest.raises(pl.ConfigError, match="no field 'multi_qery'") as caught:
         pl.load(tmp_path, ignore_config=["multi_query", "multi_qery"])
     assert caught.value.code == "config-unknown-field"
