@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ import tokenizers
 import transformers
 
 import pellucid as pl
+import support
 from pellucid.compat.hooked import HookedTransformer
 
 TEXT = "Once upon a time"
@@ -204,6 +206,19 @@ WAYS = {
     "from_buffer": ("pl.Tokenizer(tokenizers.Tokenizer.from_buffer(content))",),
 }
 """Class methods of other libraries -> the expressions that the error gives instead."""
+
+
+def test_a_tokenizer_of_transformers_is_called_and_set_up_as_before(folder: Path) -> None:
+    """What a model makes of it is no other tokenizer."""
+    theirs, model = transformers.AutoTokenizer.from_pretrained(folder), support.glass()
+    model.tokenizer = theirs
+    assert model.tokenizer("Once", return_tensors="pt")["input_ids"].tolist() == [theirs.encode("Once")]
+    model.tokenizer.padding_side, model.tokenizer.pad_token = "left", theirs.eos_token
+    assert (theirs.padding_side, theirs.pad_token_id) == ("left", theirs.eos_token_id)
+    assert model.tokenizer.pad_token_id == theirs.eos_token_id
+    copied = copy.deepcopy(model).tokenizer
+    assert copied.pieces(theirs.encode("Once")) == model.tokenizer.pieces(theirs.encode("Once"))
+    assert pickle.loads(pickle.dumps(model.tokenizer)).encode("Once") == theirs.encode("Once")
 
 
 @pytest.mark.parametrize("name", WAYS)

@@ -49,7 +49,7 @@ def complete(tokenizer: Any) -> Any:
 
 
 class Borrowed:
-    """A tokenizer that has `encode` and `decode`; everything else that it has is found here, too.
+    """A tokenizer that has `encode` and `decode`; everything else that it has is found, called and set here, too.
 
     Args:
         borrowed: The caller's.
@@ -97,8 +97,20 @@ class Borrowed:
     def __bool__(self) -> bool:
         return True
 
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        return self.borrowed(*args, **options)  # pyright: ignore[reportCallIssue]
+
+    def __contains__(self, token: object) -> bool:
+        return token in self.borrowed  # pyright: ignore[reportOperatorIssue]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "borrowed":
+            super().__setattr__(name, value)
+        else:
+            setattr(self.borrowed, name, value)
+
     def __getattr__(self, name: str) -> Any:
-        if name == "borrowed":  # of a copy that is being made
+        if name == "borrowed" or name.startswith("__"):  # a copy that is being made asks for itself
             raise AttributeError(name)
         if name in ("bos_token_id", "eos_token_id", "pad_token_id"):
             return getattr(self.borrowed, name, None)
