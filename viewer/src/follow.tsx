@@ -23,7 +23,7 @@ export function followed(app: App): Followed {
   const pos = app.atQuery.value;
   const written = app.param<string>("word", "").value;
   if (by === "next" && pos + 1 < tokens.length) return { piece: tokens[pos + 1].text, id: tokens[pos + 1].id, by };
-  if (by === "token" && written) return { piece: written, id: isBare(trace) ? Number(written) || null : null, by };
+  if (by === "token" && written) return { piece: written, id: isBare(trace) && +written >= 0 ? +written : null, by };
   if (by === "token" && app.token.value >= 0) return { piece: trace.piece(app.token.value), id: app.token.value, by };
   return { piece: target.text, id: target.id, by: by === "token" ? "target" : by };
 }

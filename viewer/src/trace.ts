@@ -363,7 +363,7 @@ function parseTrace(buffer: ArrayBuffer): Trace {
 export const idsIn = ({ header }: Trace): string => `[[${header.tokens.map((token) => token.id).join(", ")}]]`;
 
 /** Whether the model has no tokenizer: its tokens are then their ids. */
-export const isBare = ({ header }: Trace): boolean => header.tokens[0].text === String(header.tokens[0].id);
+export const isBare = ({ header }: Trace): boolean => header.tokens.every(({ text, id }) => text === String(id));
 
 const LARGEST = 1 << 28;
 

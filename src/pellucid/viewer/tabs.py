@@ -84,7 +84,11 @@ def token_of(model: CkptedTransformer, asked: Request, name: str) -> int | str:
     if not isinstance(token, (int, str)):
         raise misread(name, token, "a token's id or its text")
     written = as_written(model, token) if isinstance(token, str) else token
-    return written[0][0] if isinstance(written, list) else written
+    if not isinstance(written, list):
+        return written
+    if len(written[0]) != 1:
+        raise misread(name, token, "one token's id")
+    return written[0][0]
 
 
 def entry_of(asked: Request, name: str, count: int) -> int:

@@ -308,7 +308,7 @@ _NO_ARGUMENT = re.compile(r"^-|\0|^\S+\.\w+$")
 def _has_tokenizer(source: Path) -> bool:
     """Whether opening a model brings a tokenizer; else it was given to it, and ids say what was run."""
     folder = source if source.is_dir() else source.parent
-    return any((folder / name).exists() for name in ("tokenizer.json", "vocab.json"))
+    return any((folder / name).exists() for name in ("tokenizer.json", "vocab.json", "meta.pkl"))
 
 
 def _calls(one: OneText) -> dict[str, str | None]:
