@@ -108,8 +108,8 @@ class PellucidWarning(UserWarning):
 PYTHON = re.compile(r"\w=|\bpl\.|\w\(|`\w+\.\w+`")
 """How remedies look that are Python."""
 
-_QUOTED = re.compile(r"'[^']*'")
-"""Names of files, in which anything may stand."""
+_QUOTED = re.compile(r"(?<!\w)'[^']*'(?!\w)")
+"""Names of files, in which anything may stand; an apostrophe within or behind a word quotes nothing."""
 
 Words = str | tuple[str, str | Callable[[re.Match[str]], str]]
 """A remedy, or a pattern in the library's own remedy and what replaces it."""
