@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from pellucid import atomic
 from pellucid.corpus.place import METADATA, Folder, Result, StorePlace, busy
 from pellucid.errors import InputError, MissingExtraError, NotFoundError, PellucidError, shown
 from pellucid.extras import need
+from pellucid.weights.manifests import unreadable
 
 TRIES, FIRST_WAIT = 5, 0.5
 """How often an object store is asked, and the seconds before the second time; each wait is twice the one before."""
@@ -127,7 +129,10 @@ class Objects:
         return torch.frombuffer(bytearray(self.get(key) or b""), dtype=dtype)
 
     def read(self, key: str, into: Tensor) -> None:
-        into.view(-1).copy_(self.chunk(key, 0, into.dtype)[: into.numel()])
+        data = self.get(key) or b""
+        if len(data) < into.nbytes:
+            raise unreadable(Path(key), ValueError("it became shorter meanwhile"))
+        into.view(-1).copy_(torch.frombuffer(bytearray(data), dtype=into.dtype)[: into.numel()])
 
     def rows(self, keys: Sequence[str], places: Sequence[int], width: int, count: int, dtype: torch.dtype) -> Tensor:
         size = width * dtype.itemsize
