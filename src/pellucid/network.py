@@ -146,7 +146,7 @@ class Unembedding(Part):
                 return self._products.linear(x, self._embed[0].W_E)
             return self._products.linear(x, self.W_U, rows=Tensor.t)
         except MISREAD:
-            require_vectors(self, x, self._embed[0].W_E, self._embed[0].W_E.size(1))
+            require_vectors(self, x, self.weight, self.weight.size(1))
             raise
 
 

@@ -171,7 +171,7 @@ class Part(nn.Module):
         require_weights(schema, place, weights)
         for name in schema.stored_below(place):
             if "." not in name:
-                self._parameters[name] = nn.Parameter(weights[name])  # `register_parameter` asks for what is not there
+                self._parameters[name] = nn.Parameter(weights[name])  # not registered, which asks for what is not there
         for name in schema.names_below(place):
             if "." not in name:
                 self._modules[name] = Ckpt(f"{place}.{name}" if place else name)
@@ -195,6 +195,10 @@ MISREAD = (RuntimeError, TypeError, ValueError, AttributeError)
 """What torch raises of values that do not fit a module; `require_vectors` then says what does not, if that is why."""
 
 
+def _is_autocast(device: str) -> bool:
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
 def require_vectors(part: Part, x: object, weight: Tensor, width: int, axes: tuple[str, ...] = ("...",)) -> None:
     """Refuse what is no tensor of vectors [..., width], in the dtype and on the device of a part's weight.
 
@@ -214,7 +218,7 @@ def require_vectors(part: Part, x: object, weight: Tensor, width: int, axes: tup
         found, remedy = f"{list(x.shape)}", "Pass a batch of texts; of one text [P, D], x[None]."
     elif x.device != weight.device:
         found, remedy = f"a tensor on {x.device}", f"Bring it to the weights' device: x.to({str(weight.device)!r})."
-    elif x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
+    elif x.dtype != weight.dtype and not _is_autocast(x.device.type):
         found, remedy = f"{x.dtype}", f"Convert it to the dtype of the weights: x.to({weight.dtype})."
         expected += f" of {weight.dtype}"
     else:

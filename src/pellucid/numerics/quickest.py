@@ -103,7 +103,7 @@ def library_of_most(run: Callable[[], object]) -> str:
     if wish in WAYS:
         return wish
     run()
-    taken = [choice.library for choice in _chosen.values()]
+    taken = [choice.library for choice in choices().values()]
     return max(WAYS, key=taken.count)
 
 
