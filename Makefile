@@ -20,8 +20,8 @@ test: lint
 tests: $(READY)
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
-# The tests, and what takes longer: every pair of a stranger's program and what people do to it, twenty thousand damaged
-# files, savers that are killed five hundred times, and captures that are killed a thousand times.
+# The tests, and what takes longer: every combination of parameters (tests/conftest.py), every pair of a stranger's
+# program and what people do to it, twenty thousand damaged files, savers that are killed five hundred times, and captures that are killed a thousand times.
 test-all: test
 	$(BIN)/python -m pytest -m long --numprocesses auto --maxprocesses 4 --dist worksteal
 	$(BIN)/python tests/fuzz/campaign.py --files 20000
@@ -38,7 +38,7 @@ test-transformers-%:
 	grep -v '^transformers==' constraints.txt > $(VERSIONS_AT)/$*/constraints.txt
 	$(VERSIONS_AT)/$*/bin/python -m pip install --quiet --disable-pip-version-check \
 		--constraint $(VERSIONS_AT)/$*/constraints.txt transformers==$* --editable '.[dev]'
-	$(VERSIONS_AT)/$*/bin/python -m pytest -q tests/conformance tests/run tests/generate tests/weights tests/ties
+	$(VERSIONS_AT)/$*/bin/python -m pytest -q -m "" tests/conformance tests/run tests/generate tests/weights tests/ties
 
 # Types and pages are checked at the same time: each takes one processor.
 check: lint

@@ -4,6 +4,7 @@ import gc
 import gzip
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -50,19 +51,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if hasattr(item, "callspec") and not {"long", "every_pair"} & {mark.name for mark in item.iter_markers()}:
             tests.setdefault(item.nodeid.partition("[")[0], []).append(item)
     for cases in tests.values():
-        tried: set[tuple[int, str]] = set()
-        left: list[pytest.Item] = []
-        for case in cases:  # a diagonal
-            values = {*enumerate(case.callspec._idlist)}  # the name of a value of each `parametrize`
-            if values & tried:
-                left.append(case)
-            else:
-                tried |= values
-        for case in left:  # and what it leaves out
-            values = {*enumerate(case.callspec._idlist)}  # the name of a value of each `parametrize`
-            if values <= tried:
-                case.add_marker(pytest.mark.long)
-            tried |= values
+        values = {case: (*enumerate(case.callspec._idlist),) for case in cases}  # a name for each `parametrize`
+        tried: Counter[tuple[int, str]] = Counter()
+        while new := [case for case in values if not all(tried[value] for value in values[case])]:
+            # beside a value that is new, those that were tried least, so that a short list meets a long one evenly
+            tried.update(values.pop(min(new, key=lambda case: sum(tried[value] for value in values[case]))))
+        for case in values:
+            case.add_marker(pytest.mark.long)
 
 
 def pytest_collection_finish() -> None:

@@ -291,7 +291,7 @@ def statistics() -> list[Any]:
     ]
 
 
-@pytest.mark.parametrize("workers", support.few_of([1, 2], 1))
+@pytest.mark.parametrize("workers", support.few_of([1, 2], 2))
 def test_a_stream_gives_the_bits_of_one_process(cluster: Any, tmp_path: Path, workers: int) -> None:
     """Also where it goes on after a text that could not be run; the error says which."""
     model, texts = support.glass(), [*TEXTS[:9], TEXTS[5], TEXTS[0]]

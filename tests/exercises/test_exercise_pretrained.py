@@ -197,7 +197,6 @@ def test_convert_fits_the_learner_s_state_dict(glass: pl.CkptedTransformer) -> N
     assert check_pretrained(model, Digits(), glass)
 
 
-@pytest.mark.long
 def test_without_a_reference_it_is_the_bundled_model(reference: pl.CkptedTransformer) -> None:
     assert check_pretrained(loaded(reference, TANH))
 

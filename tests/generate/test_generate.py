@@ -192,6 +192,7 @@ def test_gradients_are_not_switched_off_for_the_caller(glass: pl.CkptedTransform
 # Inside
 
 
+@pytest.mark.every_pair
 @pytest.mark.parametrize("cached", [True, False])
 @pytest.mark.parametrize("lengths", [(5,), (3, 9, 6)])
 def test_captures_equal_one_run_over_the_text(

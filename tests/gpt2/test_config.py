@@ -116,6 +116,7 @@ def test_whole_numbers_of_every_kind_are_read(three: Any) -> None:
     assert json.loads(config.to_json())["n_head"] == 3
 
 
+@pytest.mark.every_pair
 @pytest.mark.parametrize("value", [10**30, 2**63, -1, 0, float("nan"), float("inf"), "3", True, None, [3], 2.5])
 @pytest.mark.parametrize("name", SIZES)
 def test_every_size_is_bounded(name: str, value: Any) -> None:

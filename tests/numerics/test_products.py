@@ -34,7 +34,7 @@ UNIT = 2.0**-8
 
 @pytest.fixture(autouse=True, params=[True, False], ids=["by bfloat16", "by float32"])
 def multiplies(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
-    """Every test on a processor with products in bfloat16 and on one without."""
+    """Every test, or a case of it, on a processor with products in bfloat16 and on one without."""
     monkeypatch.setattr(products, "cpu_multiplies_bfloat16", lambda: request.param)
     return request.param
 

@@ -31,6 +31,9 @@ def fast(**fields: Any) -> pl.CkptedTransformer:
     return support.glass(numerics="packed" if os.environ["PELLUCID_PRODUCTS"] == "packed" else "fast", **fields)
 
 
+pytestmark = pytest.mark.every_pair
+
+
 @pytest.fixture(autouse=True, params=["onednn", "packed"])
 def _without_measuring(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every test with the weights as they lie in memory, and with packed copies of them."""

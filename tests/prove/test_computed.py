@@ -162,7 +162,9 @@ def test_what_no_run_reads_needs_no_values(small: pl.CkptedTransformer) -> None:
         for sides in ((small, made), (made, small), (made, build(small))):
             report = pl.compare(*sides, IDS)
             assert report.verdict == plain.verdict
-            assert [note for note in report.notes if "read by no run: 'early', 'unused'" in note], report.notes
+            assert [note for note in report.notes if "not read in a run of two ids: ['early', 'unused']" in note], (
+                report.notes
+            )
     assert plain.verdict == "identical"
 
 

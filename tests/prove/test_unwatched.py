@@ -111,7 +111,7 @@ def test_traced_programs(small: pl.CkptedTransformer, recwarn: pytest.WarningsRe
     assert not pl.compare(small, wrong, IDS)
 
 
-@pytest.mark.parametrize(("wrong", "verdict"), support.few_of([("", "equivalent"), ("eps 1e-6", "different")], ""))
+@pytest.mark.parametrize(("wrong", "verdict"), [("", "equivalent"), ("eps 1e-6", "different")])
 def test_compiled_programs(wrong: str, verdict: str) -> None:
     model = support.glass(**{**SMALL, "n_layer": 1})
     compiled = torch.compile(course(model, wrong), backend="eager")

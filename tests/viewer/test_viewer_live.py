@@ -54,6 +54,16 @@ def columns(watched: Watched, title: str) -> dict[str, list[Any]]:
     return {name: [row[i] for row in found["rows"]] for i, name in enumerate(found["columns"])} | {"": found["python"]}
 
 
+def answered(watched: Watched, title: str, name: str) -> dict[str, list[Any]]:
+    """The columns of a figure that the server has to be asked for, once it has answered."""
+    for _ in range(200):
+        found = columns(watched, title)
+        if found[name][-1] is not None:
+            return found
+        watched.page.wait_for_timeout(50)
+    raise AssertionError(f"{title}: no answer came")
+
+
 def test_a_key_changes_the_selected_head_and_every_panel_shows_both_runs(
     tab: Any, bundled: pl.CkptedTransformer
 ) -> None:
@@ -239,14 +249,13 @@ def test_any_token_is_followed_through_the_layers_and_split_at_a_pinned_cell(
     watched.page.get_by_role("textbox", name="or as written").fill(" John")
     watched.page.keyboard.press("Enter")
     watched.page.wait_for_selector("text=How ‘␣John’ comes up")
-    watched.wait("!document.querySelector('.notice').innerText.includes('Asking')")
-    path = columns(watched, "How ‘␣John’ comes up")
+    path = answered(watched, "How ‘␣John’ comes up", "rank")
     _, ckpts = bundled.run_with_ckpts(TEXT)
     read = pl.lens.logit(ckpts)
     assert path["rank"][1:] == (read.rank(" John").values[:, 0, 12] + 1).tolist()
     assert path["logprob"][1:] == pytest.approx(read.logprobs(" John").values[:, 0, 12].tolist(), abs=1e-5)
     assert run_whole(path[""]).values[:, 0, 12].tolist() == [rank - 1 for rank in path["rank"][1:]]
-    parts = columns(watched, "What attention and the MLPs add to ‘␣John’")
+    parts = answered(watched, "What attention and the MLPs add to ‘␣John’", "adds")
     with torch.no_grad():
         logits = bundled.unembed(bundled.ln_final(ckpts["blocks.2.resid_post"]))[0, 12]
     assert sum(parts["adds"]) == pytest.approx(float(logits[found_id(bundled, " John")]), abs=1e-4)

@@ -189,7 +189,7 @@ def test_a_text_that_is_too_short_for_a_regression_is_told_so(opened: Open, tmp_
     assert len(rows_of(watched, "How long the vectors are")) == 1 + 2 * 6
 
 
-@pytest.mark.parametrize("family", ["llama", pytest.param("gpt_neox", marks=pytest.mark.long)])
+@pytest.mark.parametrize("family", [pytest.param("llama", marks=pytest.mark.long), "gpt_neox"])
 def test_every_family_is_drawn_on_every_screen(opened: Open, tmp_path: Path, family: str) -> None:
     made = trace(samples.glass(family), [[5, 9, 5, 17, 9, 5, 30, 2, 8, 11, 5, 9]])
     path = tmp_path / "page.html"
