@@ -293,7 +293,8 @@ def from_hf(hf_model: PreTrainedModel, *, attention: str = "auto", numerics: str
     Args:
         hf_model: A model of a registered family, such as a `GPT2LMHeadModel`; or one without a head, such as a
             `GPT2Model`, whose logits are its last hidden state times the transposed embedding.
-        attention: "auto" attends as `hf_model` does, explicitly where that does; "eager" makes every layer explicit.
+        attention: "auto" attends as `hf_model` does, explicitly where that does;
+            `hf_model.set_attn_implementation("sdpa")` changes that. "eager" makes every layer explicit.
         numerics: As for `load`.
 
     Raises:

@@ -196,7 +196,7 @@ def _blocks(store: Store, name: str, encode: Encode | None) -> Iterator[tuple[in
         raise InputError(
             f"corpus: store={shown(store)}, expected a store of captured values.",
             code="not-a-corpus",
-            remedy="Open it first; a path alone is not read.",
+            remedy="Pass a store that was opened, not its path.",
         )
     for part in range(store.plan.parts):
         chunk, first = store.chunk(name, part), store.plan.rows_of(part).start

@@ -182,7 +182,8 @@ class Store(Mapping[str, Any]):
 
         Args:
             rows: How many rows to draw, uniformly among those that are there; all if there are fewer. Each costs the
-                run of its batch. Of the parts that they lie in, every chunk's SHA-256 is compared, too.
+                run of its batch. Of the parts that they lie in, every chunk's SHA-256 is compared, too, and
+                those of all tokens: 4 bytes a token are read.
             model: What made the store. If None, it is the one that `capture` was given, or it is opened as `provenance`
                 says: the bundled model, a folder or a hub id.
             seed: Which rows are drawn.

@@ -24,7 +24,7 @@ from pellucid.corpus.plan import ITEM_BYTES, CorpusPlan, StoredValue, part_rows_
 from pellucid.corpus.ray_workers import Engine, Workers, library_of
 from pellucid.corpus.sink import CapturingModel
 from pellucid.corpus.store import Store, about_of, write_metadata
-from pellucid.errors import InputError, UnknownNameError
+from pellucid.errors import InputError, UnknownNameError, shown
 from pellucid.interrupts import bar, told
 from pellucid.numerics.quickest import one_library
 from pellucid.schema import Schema
@@ -127,7 +127,7 @@ class _Wanted:
         chosen = selected(names, model.schema)
         if not chosen:
             raise UnknownNameError(
-                f"corpus: names={names!r}, expected one or more.",
+                f"corpus: names={shown(names)}, expected one or more.",
                 code="unknown-checkpoint",
                 remedy="Give a name or a pattern; `model.ckpt_names` lists all names.",
             )

@@ -208,7 +208,7 @@ class _MiddleError(Exception):
 
 
 def run_block(parts: Parts, weights: PlainWeights, x: Tensor, *, half: bool = False) -> tuple[Tensor, Values]:
-    """What leaves a block, and the values in it by point, without the block's name; with `half`, those up to "mid"."""
+    """What leaves a block, and the values in it by point, without the block's name; with `half`, those before "mid"."""
     values: Values = {"block<": x}
     record = recorder(values)
 

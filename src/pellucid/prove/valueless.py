@@ -49,7 +49,7 @@ def require_values(side: Tensor | nn.Module | Mapping[str, Tensor]) -> tuple[str
     if not empty:
         return ()
     if isinstance(side, nn.Module) and len(empty) < len(held) and _runs_without_them(side):
-        return (f"on the meta device, where nothing has values, and read by no run: {', '.join(map(shown, empty))}",)
+        return (f"on the meta device, where nothing has values, and not read in a run of two ids: {shown(empty)}",)
     raise InputError(
         f"compare: {shown(empty[0])} of {type(side).__name__} is on the meta device and has no values"
         f" ({len(empty)} of {len(held)} tensors are).",

@@ -240,7 +240,7 @@ def _build(
         "stored_dtype": dtype_names(imported.weights),
     }
     if options.config is not None or options.ignore_config:
-        provenance["config"] = "another than the file's own"
+        provenance["config"] = "given by the caller, or fields of the file's own left out"
     if stored.model_args is not None and not _says(options.config, "activation_function"):
         provenance["activation_function"] = "gelu (erf) assumed: nanoGPT does not record it; pass config= otherwise"
     weights = convert(imported.weights, parse_dtype(options.dtype), options.device)
