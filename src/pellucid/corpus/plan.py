@@ -21,10 +21,6 @@ from numpy.typing import NDArray
 PART_BYTES = 256 * 2**20
 """Bytes of a part, all names together; two of them are in memory, one that is filled and one that is written."""
 
-PARTS, SMALL_PART = 4, 32 * 2**20
-"""A small corpus has so many parts, if none is then of fewer bytes: one is written while the next is run, and several
-workers have something to do."""
-
 TEXTS_IN_A_PART = 16
 """A part has at least the rows of so many of the longest texts, so that running one twice costs little."""
 
@@ -132,8 +128,7 @@ def lasting(seconds: float) -> str:
 
 def part_rows_for(row_bytes: int, rows: int, longest: int) -> int:
     """Rows of a part, for rows of so many bytes; parts are about equal, so that the last one wastes little."""
-    size = min(PART_BYTES, max(rows * row_bytes // PARTS, SMALL_PART))
-    most = min(rows, max(size // row_bytes, TEXTS_IN_A_PART * longest))
+    most = min(rows, max(PART_BYTES // row_bytes, TEXTS_IN_A_PART * longest))
     parts = -(-rows // most)
     return -(-rows // parts)
 
