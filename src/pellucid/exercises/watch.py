@@ -31,7 +31,7 @@ class _Seen:
 
     @cached_property
     def numbers(self) -> Tensor:
-        """In ascending order."""
+        """The values in ascending order."""
         return _in_order(self.values)
 
     @cached_property

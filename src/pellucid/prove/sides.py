@@ -277,7 +277,8 @@ def _tried(module: nn.Module, reading: Iterator[tuple[Any, Weights]]) -> CkptedT
         if model is None:
             model = CkptedTransformer(config, weights).eval()
             built.append(model)
-        _put(model, weights)
+        else:
+            _put(model, weights)
         with torch.no_grad():
             if relative_error(observed, model(ids).double()) > FAR:
                 continue
